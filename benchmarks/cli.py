@@ -4,40 +4,40 @@ from __future__ import annotations
 
 import sys
 
-from clips.commandline.commands import Command, run_commands
+from clips.commandline.commands import Command, dispatch
 
 COMMANDS = {
-    "run": Command(help="evaluate one model on a list of benchmarks", target="benchmarks.run:run"),
+    "run": Command(help="evaluate one model on a list of benchmarks", target="benchmarks.run_benchmarks:run_benchmarks"),
     "run encoder": Command(
         help="evaluate one encoder directory, during its training or after",
-        target="benchmarks.one_model:run_encoder",
+        target="benchmarks.run_single:run_encoder",
         positional=("directory",),
     ),
     "run llava": Command(
-        help="evaluate one LLaVA directory", target="benchmarks.one_model:run_llava", positional=("directory",)
+        help="evaluate one LLaVA directory", target="benchmarks.run_single:run_llava", positional=("directory",)
     ),
     "look": Command(
         help="a picture, bright where an encoder finds it similar to a phrase",
-        target="benchmarks.encoders.look:look",
+        target="benchmarks.encoders.similarity_map_command:run_similarity_map",
         positional=("encoder",),
     ),
-    "list": Command(help="the benchmarks that are known by name", target="benchmarks.listing:list_benchmarks"),
+    "list": Command(help="the benchmarks that are known by name", target="benchmarks.list_command:run_list"),
     "prepare": Command(
         help="write local data in the layout that lmms-eval's tasks read",
-        target="benchmarks.prepare:prepare",
+        target="benchmarks.prepare_data:run_prepare",
         positional=("what",),
     ),
     "fetch": Command(
         help="bring the data of MLLM benchmarks from the hub, for a machine without network",
-        target="benchmarks.mllm.fetch:fetch",
+        target="benchmarks.mllm.download:run_download",
         positional=("tasks",),
     ),
     "score": Command(
-        help="score answers that were made elsewhere, without a model", target="benchmarks.mllm.elsewhere:score_answers"
+        help="score answers that were made elsewhere, without a model", target="benchmarks.mllm.score_answers:run_score"
     ),
     "study run": Command(
         help="run what is missing of a study, then report it",
-        target="benchmarks.reported_study:run_study",
+        target="benchmarks.study_with_report:run_study_with_report",
         positional=("study",),
     ),
     "study plan": Command(
@@ -52,64 +52,64 @@ COMMANDS = {
     ),
     "study rerun": Command(
         help="make chosen steps of a study again, and what depends on them",
-        target="benchmarks.reported_study:rerun",
+        target="benchmarks.study_with_report:rerun_study_with_report",
         positional=("study",),
     ),
     "study accept": Command(
         help="take a study's outputs as they are, although something has changed",
-        target="benchmarks.study.upkeep:accept_outputs",
+        target="benchmarks.study.rerun_clean:accept_outputs",
         positional=("study",),
         rest="steps",
     ),
     "study clean": Command(
         help="remove a study's trash and what no step of it makes",
-        target="benchmarks.study.upkeep:clean",
+        target="benchmarks.study.rerun_clean:run_clean",
         positional=("study",),
     ),
     "report": Command(
         help="one page and tables from a study or a directory of results",
-        target="benchmarks.report.command:report",
+        target="benchmarks.report.command:run_report",
         positional=("directory",),
     ),
     "card": Command(
         help="write what was measured into a model's card",
-        target="benchmarks.publishing.card:card",
+        target="benchmarks.publishing.model_card:run_card",
         positional=("directory",),
     ),
     "publish": Command(
         help="push an encoder, a LLaVA or results to the Hugging Face hub",
-        target="benchmarks.publishing.publish:publish",
+        target="benchmarks.publishing.publish:run_publish",
         positional=("directory",),
     ),
     "diff": Command(
         help="in words, what differs between two results",
-        target="benchmarks.trust.diff:diff",
+        target="benchmarks.analysis.diff_command:run_diff",
         positional=("first", "second"),
     ),
     "provenance": Command(
         help="from a number back to the data: what it rests on, and whether that is still so",
-        target="benchmarks.trust.provenance:provenance",
+        target="benchmarks.analysis.provenance:run_provenance",
         positional=("result",),
     ),
     "compare": Command(
         help="two rows beside each other, with intervals and tests",
-        target="benchmarks.trust.compare:compare",
+        target="benchmarks.analysis.compare_command:compare",
         positional=("first", "second"),
     ),
-    "verify": Command(help="check the harness against what is known", target="benchmarks.trust.verify:verify"),
+    "verify": Command(help="check the harness against what is known", target="benchmarks.analysis.verify:run_verify"),
     "overlap": Command(
         help="which pictures of a benchmark are in the training data",
-        target="benchmarks.trust.overlap:overlap",
+        target="benchmarks.analysis.contamination:run_contamination",
     ),
     "schema": Command(
-        help="JSON Schemas of all configs, for editors that complete YAML", target="benchmarks.schemas:write_schemas"
+        help="JSON Schemas of all configs, for editors that complete YAML", target="benchmarks.schema_command:write_schemas"
     ),
 }
 
 
 def main() -> int:
     """Run the command that the command line names and return its exit status."""
-    return run_commands("clips-bench", "Evaluate encoders and LLaVAs, and compare them in one report.", COMMANDS)
+    return dispatch("clips-bench", "Evaluate encoders and LLaVAs, and compare them in one report.", COMMANDS)
 
 
 if __name__ == "__main__":

@@ -6,16 +6,16 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from benchmarks.encoders.prompts import check_templates
+from benchmarks.encoders.zero_shot_classifier import check_templates
 from benchmarks.results import check_name
 from clips.core.identity import RUN_ONLY
-from clips.errors import UserError, suggest
+from clips.errors import UserError, unknown_name_error
 
-COMMON = ("name", "data", "uses", "limit")
+COMMON_FIELDS = ("name", "data", "uses", "limit")
 """The settings that every benchmark takes."""
 
-Needs = Literal["encoder", "tower", "llava"]
-MODEL_FIELDS: dict[Needs, str] = {"encoder": "encoder", "tower": "encoder", "llava": "llava"}
+RequiredModel = Literal["encoder", "tower", "llava"]
+MODEL_FIELDS: dict[RequiredModel, str] = {"encoder": "encoder", "tower": "encoder", "llava": "llava"}
 """What a benchmark needs → the field of ``RunConfig`` that names it."""
 Likelihood = Literal["sum", "mean", "gain"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -100,7 +100,7 @@ class BenchmarkConfig:
         if self.templates is not None:
             check_templates(self.templates, "benchmarks.templates")
         if self.likelihood not in get_args(Likelihood):
-            raise suggest(self.likelihood, get_args(Likelihood), "benchmarks.likelihood")
+            raise unknown_name_error(self.likelihood, get_args(Likelihood), "benchmarks.likelihood")
         for field in ("captions_per_image", "limit", "max_new_tokens"):
             value = getattr(self, field)
             if value is not None and value < 1:

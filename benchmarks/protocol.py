@@ -19,10 +19,10 @@ from typing import Any
 
 from clips.core.identity import digest, version_of
 
-INPUT = "input_"
+INPUT_PREFIX = "input_"
 FULL_SIZE = "full_size"
 """Items of the data where only a part of them was used; how many were used is another entry."""
-CODE = version_of("clips-bench run")
+CODE_VERSION = version_of("clips-bench run")
 """Version of the numbers that evaluations compute; with another, results and what models gave are made again."""
 
 Entries = dict[str, str | int | float | bool | None]
@@ -46,18 +46,18 @@ def fingerprint(protocol: Protocol, *, across: Sequence[str] = ()) -> str:
     return digest(kept)
 
 
-def ranked_by(protocol: Protocol) -> str:
+def ranking_key(protocol: Protocol) -> str:
     """What is equal where results are ranked together: the fingerprint without what the model decides, and without
     the split's name and the size of the rest of the data where the hash of the data is stated, which says what the
     data are whatever they are called."""
-    return fingerprint(protocol, across=(INPUT, "split", FULL_SIZE) if protocol.get("data_hash") else (INPUT,))
+    return fingerprint(protocol, across=(INPUT_PREFIX, "split", FULL_SIZE) if protocol.get("data_hash") else (INPUT_PREFIX,))
 
 
 def _left_out(name: str, across: Sequence[str]) -> bool:
     return any(name == other or (other.endswith("_") and name.startswith(other)) for other in across)
 
 
-def differences(first: Protocol, second: Protocol) -> list[str]:
+def describe_differences(first: Protocol, second: Protocol) -> list[str]:
     """In words, what keeps two results from being ranked together; empty where nothing does."""
     lines = []
     for name in dict.fromkeys([*first, *second]):
@@ -67,7 +67,7 @@ def differences(first: Protocol, second: Protocol) -> list[str]:
             continue
         parts = _parts(mine), _parts(other)
         if parts[0] and parts[1]:
-            lines += [f"{title}, {line}" for line in differences(*parts)]
+            lines += [f"{title}, {line}" for line in describe_differences(*parts)]
         else:
             lines.append(f"{title}: {_word(mine)} against {_word(other)}")
     return lines

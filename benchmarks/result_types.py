@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from clips.core.artifact import versions
+from clips.core.artifact import library_versions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,7 +110,7 @@ class Result:
     fingerprint: str = ""
     items: str | None = None
     seconds: float = 0.0
-    versions: Mapping[str, str] = field(default_factory=versions)
+    versions: Mapping[str, str] = field(default_factory=library_versions)
     created: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
     git: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""

@@ -25,11 +25,11 @@ from benchmarks.result_types import SHOWN_COLUMNS as SHOWN_COLUMNS
 from benchmarks.result_types import Metric as Metric
 from benchmarks.result_types import columns_of as columns_of
 from benchmarks.validation import check_fields, check_items
-from clips.core.artifact import lexical, whole_file, write_file
+from clips.core.artifact import lexical_abspath, atomic_output_path, atomic_write
 from clips.errors import UserError
-from clips.jsontext import parse_json
-from clips.plain import plain
-from clips.secrets import without_secrets
+from clips.jsontext import safe_json_loads
+from clips.serialization import to_plain
+from clips.redaction import redact
 from clips.typed_data import from_plain
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ def check_name(name: str, what: str) -> None:
         raise UserError(f"{what}: expected up to 200 letters, digits, '.', '_' and '-', got '{name:.250}'")
 
 
-def study_above(result: Path) -> Path:
+def enclosing_study(result: Path) -> Path:
     """The directory that ``results/ROW/BENCHMARK.json`` lies in, a study's where there is one; ``..`` is no folder."""
-    return list(lexical(result).parents)[:3][-1]
+    return list(lexical_abspath(result).parents)[:3][-1]
 
 
 def result_path(results: str | Path, row: str, benchmark: str) -> Path:
@@ -55,7 +55,7 @@ def result_path(results: str | Path, row: str, benchmark: str) -> Path:
     return Path(results) / row / f"{benchmark}.json"
 
 
-def refuse_newer(results: str | Path, row: str, benchmark: str) -> None:
+def check_not_newer(results: str | Path, row: str, benchmark: str) -> None:
     """Raise NewerResultError where a newer version's result stands in the place of one that is to be written."""
     try:
         read_fields(result_path(results, row, benchmark))
@@ -72,17 +72,17 @@ def write_result(results: str | Path, result: Result, items: pd.DataFrame | None
     if items is not None:
         _write_items(table, items)
         result = dataclasses.replace(result, items=table.name)
-    content = {name: value for name, value in _finite(without_secrets(plain(result))).items() if name != "path"}
+    content = {name: value for name, value in _finite(redact(to_plain(result))).items() if name != "path"}
     if result.status == "ok":
         content["fingerprint"] = fingerprint(content["protocol"])  # of what is written, from which secrets are gone
-    write_file(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    atomic_write(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     if items is None:
         table.unlink(missing_ok=True)
     return path
 
 
 def _write_items(table: Path, items: pd.DataFrame) -> None:
-    with whole_file(table) as partial:
+    with atomic_output_path(table) as partial:
         items.to_parquet(partial, index=False)
 
 
@@ -112,7 +112,7 @@ def read_fields(path: str | Path) -> Result:
     """As `read_result`, but its items are not read."""
     file = Path(path)
     try:
-        content = parse_json(file.read_text(encoding="utf-8"))
+        content = safe_json_loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{file}: no such result file") from None
     except OSError as error:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from benchmarks.catalogue import BENCHMARKS
-from benchmarks.listing import KNOWN
+from benchmarks.registry import BENCHMARKS
+from benchmarks.list_command import KNOWN_DATASETS
 from benchmarks.protocol import FULL_SIZE
 from benchmarks.results import Metric, Result
 
@@ -74,7 +74,7 @@ def _published(result: Result) -> int:
     entry = BENCHMARKS.get(name if task.startswith(_TASK) else format)
     if entry is not None:
         return entry.items or 0
-    known = {_plain(known.name): known.items for sets in KNOWN.values() for known in sets}
+    known = {_plain(known.name): known.items for sets in KNOWN_DATASETS.values() for known in sets}
     return known.get(_plain(result.benchmark), 0) if result.kind in {"retrieval", "classification"} else 0
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.formulas import FORMULAS, Columns
+from benchmarks.aggregation import AGGREGATIONS, Columns
 from benchmarks.noise import ALPHA as LEVEL
 from benchmarks.noise import Scores, TrainingNoise, difference_estimate, metric_estimate, p_values
 
@@ -25,7 +25,7 @@ _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class Interval:
+class ConfidenceInterval:
     """A 95 % interval and how it was made (``"wilson"``, ``"student"`` or ``"none"``)."""
 
     low: float | None
@@ -34,7 +34,7 @@ class Interval:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class PairedDifference:
     """Model A minus model B on the same items.
 
     Args:
@@ -55,7 +55,7 @@ class Difference:
     smallest: float
 
 
-def wilson(successes: float, n: float, quantile: float = _Z95) -> tuple[float, float]:
+def wilson_interval(successes: float, n: float, quantile: float = _Z95) -> tuple[float, float]:
     """Wilson's score interval of a proportion, at 95 % unless ``quantile`` differs; (0, 1) where n is 0."""
     from scipy import stats
     from statsmodels.stats.proportion import proportion_confint
@@ -66,9 +66,9 @@ def wilson(successes: float, n: float, quantile: float = _Z95) -> tuple[float, f
     return 0.0 if successes == 0 else float(low), 1.0 if successes == n else float(high)
 
 
-def evaluate(formula: str, columns: Columns, names: Sequence[str]) -> float:
+def aggregate(formula: str, columns: Columns, names: Sequence[str]) -> float:
     """The value of a formula with every item counted once; NaN where it has no items to speak of."""
-    return FORMULAS[formula].value(columns, names)
+    return AGGREGATIONS[formula].value(columns, names)
 
 
 def image_scores(
@@ -94,7 +94,7 @@ def image_scores(
     """
     _, owner = np.unique(np.asarray(clusters), return_inverse=True)
     count = int(owner.max()) + 1 if len(owner) else 0
-    metric = FORMULAS[formula]
+    metric = AGGREGATIONS[formula]
     influence = np.stack([np.bincount(owner, metric.influence(columns, names), count) for columns in tables])
     enters = np.any([np.bincount(owner, metric.enters(columns, names), count) > 0 for columns in tables], axis=0)
     bounded = metric.bounded and (metric.counts or all(_within(columns, names, most) for columns in tables))
@@ -114,9 +114,9 @@ def _within(columns: Columns, names: Sequence[str], most: float) -> bool:
     return all(bool(np.all(np.isnan(values) | ((values >= 0) & (values <= most)))) for values in numbers)
 
 
-def interval(
+def confidence_interval(
     formula: str, columns: Columns, names: Sequence[str], clusters: Sequence[Any], *, most: float = 1.0
-) -> Interval:
+) -> ConfidenceInterval:
     """95 % interval of a metric whose items come in clusters (several questions about one image), over images alone.
 
     Args:
@@ -129,7 +129,7 @@ def interval(
     return scores_interval(image_scores(formula, [columns], names, clusters, most=most), TrainingNoise())
 
 
-def scores_interval(scores: Scores, noise: TrainingNoise) -> Interval:
+def scores_interval(scores: Scores, noise: TrainingNoise) -> ConfidenceInterval:
     """95 % interval of a metric, a mean over the model's seeds.
 
     A metric between 0 and 1 has Wilson's interval, its sample size the *effective* number of items: so many independent
@@ -138,10 +138,10 @@ def scores_interval(scores: Scores, noise: TrainingNoise) -> Interval:
     a proportion of 0 or 1 of so many images.
     """
     if scores.enters.sum() == 0 or math.isnan(scores.value) or (noise.without_spread and scores.trained):
-        return Interval(low=None, high=None, method="none")
+        return ConfidenceInterval(low=None, high=None, method="none")
     found = metric_estimate(scores, noise)
     if found.training_variance and found.clusters < 2:  # nothing is known of the images
-        return Interval(low=None, high=None, method="none")
+        return ConfidenceInterval(low=None, high=None, method="none")
     if scores.largest is not None:
         # Wilson's interval knows how skewed and heavy-tailed a proportion is: no degrees of freedom for that again
         found = dataclasses.replace(found, image_degrees=max(1.0, found.clusters - 1.0))
@@ -149,19 +149,19 @@ def scores_interval(scores: Scores, noise: TrainingNoise) -> Interval:
         error = found.standard_error / scores.largest
         if error and share * (1 - share) > _ROUNDING:
             size, quantile = share * (1 - share) / error**2, min(_LARGEST_QUANTILE, found.quantile(1 - LEVEL))
-            low, high = wilson(share * size, size, quantile)
+            low, high = wilson_interval(share * size, size, quantile)
         elif share * (1 - share) <= _ROUNDING:
-            low, high = wilson(round(share) * found.clusters, found.clusters)
+            low, high = wilson_interval(round(share) * found.clusters, found.clusters)
         else:
-            return Interval(low=None, high=None, method="none")
-        return Interval(low=low * scores.largest, high=high * scores.largest, method="wilson")
+            return ConfidenceInterval(low=None, high=None, method="none")
+        return ConfidenceInterval(low=low * scores.largest, high=high * scores.largest, method="wilson")
     if not found.standard_error:
-        return Interval(low=None, high=None, method="none")
+        return ConfidenceInterval(low=None, high=None, method="none")
     low, high = found.interval()
-    return Interval(low=low, high=high, method="student")
+    return ConfidenceInterval(low=low, high=high, method="student")
 
 
-def compare(first: Scores, second: Scores, noise: TrainingNoise) -> Difference:
+def compare(first: Scores, second: Scores, noise: TrainingNoise) -> PairedDifference:
     """The metric of one model minus that of another on the same items, in the metric's unit.
 
     Where the models answer alike the difference of two proportions has Tango's score interval (Statistics in Medicine
@@ -177,7 +177,7 @@ def compare(first: Scores, second: Scores, noise: TrainingNoise) -> Difference:
         low, high = min(low, 0.0), max(high, 0.0)  # Tango's, of fewer than six images
     if largest is not None:
         low, high = max(low, -largest), min(high, largest)
-    return Difference(
+    return PairedDifference(
         value=estimate.value,
         low=low,
         high=high,
@@ -195,13 +195,13 @@ def _tango(difference: float, n: int) -> tuple[float, float]:
     step = round(difference)
     if abs(difference - step) > _ROUNDING:
         return math.nan, math.nan
-    low, high = wilson(abs(step) * n, n)
+    low, high = wilson_interval(abs(step) * n, n)
     if step == 0:
         return -high, high
     return (2 * low - 1, 1.0) if step > 0 else (-1.0, 1 - 2 * low)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm_correction(p_values: Sequence[float]) -> list[float]:
     """p-values corrected for many comparisons (Holm's step-down), in the order given."""
     from statsmodels.stats.multitest import multipletests
 

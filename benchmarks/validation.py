@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.protocol import fingerprint
 from benchmarks.result_types import ITEM_COLUMNS, Metric, Result, columns_of
-from clips.errors import UserError, reason_of
-from clips.secrets import HIDDEN
+from clips.errors import UserError, error_reason
+from clips.redaction import REDACTED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,7 @@ _OF_WIDTH = 0.02  # of an interval: how far a value that its scorer rounds may l
 _SCORERS_ROUNDING = 1e-5  # MMMU's scorer rounds its ratios
 _POINTS_ROUNDING = 0.1  # LLaVA-Bench's scorer rounds its ratios of points
 _LARGEST = 1e100  # of a number; NaN is not below it either
-_SHORTENED = (HIDDEN, "…/")  # secrets, and absolute paths in published results: the protocol is not as it was hashed
+_SHORTENED = (REDACTED, "…/")  # secrets, and absolute paths in published results: the protocol is not as it was hashed
 
 
 def check_fields(result: Result, file: Path) -> None:
@@ -75,11 +75,11 @@ def _is_shortened(protocol: Mapping[str, Any]) -> bool:
 
 
 def _wrong_metric(metric: Metric) -> Iterator[str]:
-    from benchmarks.formulas import FORMULAS
+    from benchmarks.aggregation import AGGREGATIONS
 
     if metric.formula is not None:
-        if metric.formula not in FORMULAS:
-            yield f"formula: expected one of {', '.join(FORMULAS)}, got '{metric.formula:.40}'"
+        if metric.formula not in AGGREGATIONS:
+            yield f"formula: expected one of {', '.join(AGGREGATIONS)}, got '{metric.formula:.40}'"
         if not metric.columns:
             yield f"columns: expected those that the formula '{metric.formula}' takes, got none"
     if metric.n < 0 or not 0 <= metric.clusters <= metric.n:
@@ -109,7 +109,7 @@ def _wrong_items(result: Result, table: Path) -> Iterator[str]:
         needed = {"item", "image", *(name for metric in result.metrics.values() for name in metric.columns)}
         items = pd.read_parquet(table, columns=sorted(needed))
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise UserError(f"{table}: not a readable parquet file ({reason_of(error)})") from None
+        raise UserError(f"{table}: not a readable parquet file ({error_reason(error)})") from None
     for name in ("item", "image"):
         if items[name].isna().any():
             yield f"{table.name}: {name}: expected a name in each line, got none in {int(items[name].isna().sum())}"
@@ -151,7 +151,7 @@ def _holds(kind: pyarrow.DataType, what: str) -> bool:
 
 
 def _wrong_value(metric: Metric, items: pd.DataFrame) -> Iterator[str]:
-    from benchmarks.formulas import FORMULAS
+    from benchmarks.aggregation import AGGREGATIONS
 
     if metric.formula is None:
         if metric.n > len(items):
@@ -163,9 +163,9 @@ def _wrong_value(metric: Metric, items: pd.DataFrame) -> Iterator[str]:
             yield f"{field}: expected {expected}, as its items have, got {getattr(metric, field)}"
     try:
         columns = columns_of(items, metric.columns)
-        value = FORMULAS[metric.formula].value(columns, metric.columns)
+        value = AGGREGATIONS[metric.formula].value(columns, metric.columns)
     except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
-        yield f"columns: expected those of the formula '{metric.formula}', got others ({reason_of(error)})"
+        yield f"columns: expected those of the formula '{metric.formula}', got others ({error_reason(error)})"
         return
     rounded = _POINTS_ROUNDING if metric.formula == "ratio" and metric.scale < _PER_CENT else _SCORERS_ROUNDING
     if not math.isclose(metric.value, value, rel_tol=_SCORERS_ROUNDING, abs_tol=rounded):

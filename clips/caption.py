@@ -10,12 +10,12 @@ import base64
 import dataclasses
 from pathlib import Path
 
-from clips.core.artifact import say, write_file
+from clips.core.artifact import log_info, atomic_write
 from clips.data.images import BadImageError, decode_image
-from clips.errors import UserError, reason_of
+from clips.errors import UserError, error_reason
 from clips.model.tokenizer import ClipsTokenizer
-from clips.references import check_captioner
-from clips.visible import shown, visible
+from clips.model_refs import check_captioner
+from clips.sanitize import jinja_finalize, strip_control_chars
 
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -54,7 +54,7 @@ class CaptionConfig:
             raise UserError(f"beams: expected 1 or more, got {self.beams}")
 
 
-def caption(config: CaptionConfig) -> None:
+def run_caption(config: CaptionConfig) -> None:
     """Carry out ``config``."""
     content = _read(config.image)
     check_captioner(Path(config.encoder))
@@ -75,7 +75,7 @@ def caption(config: CaptionConfig) -> None:
         if captioner.text_projection is not None:
             text_tokens = towers.encode_text(encoder.model, encoder.tokenizer([config.web]))[1]
         said = ClipsTokenizer().decode(generate(captioner, image_tokens, text_tokens, beams=config.beams))
-    print(visible(said))
+    print(strip_control_chars(said))
     if config.page:
         _write_page(config, content, said)
 
@@ -84,14 +84,14 @@ def _read(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: expected a picture ({reason_of(error)})") from None
+        raise UserError(f"{path}: expected a picture ({error_reason(error)})") from None
 
 
 def _write_page(config: CaptionConfig, content: bytes, said: str) -> None:
     import jinja2
 
     assert config.page is not None
-    page = jinja2.Environment(autoescape=True, finalize=shown).from_string(_PAGE)
+    page = jinja2.Environment(autoescape=True, finalize=jinja_finalize).from_string(_PAGE)
     picture = base64.b64encode(content).decode()
-    write_file(Path(config.page), page.render(caption=said, picture=picture, web=config.web, encoder=config.encoder))
-    say(f"page: {config.page}")
+    atomic_write(Path(config.page), page.render(caption=said, picture=picture, web=config.web, encoder=config.encoder))
+    log_info(f"page: {config.page}")

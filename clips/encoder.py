@@ -13,25 +13,25 @@ from typing import Any
 
 import torch
 
-from clips.commandline.lean_imports import without_wandb
-from clips.core.artifact import read_manifest, write_file
-from clips.errors import UserError, reason_of
-from clips.jsontext import parse_json
-from clips.method.model import ClipsModel
-from clips.model.captioner import Captioner, CaptionerShape
-from clips.model.tokenizer import shortened
-from clips.references import CAPTIONER_CONFIG, CAPTIONER_WEIGHTS, CONFIG, WEIGHTS, check_captioner
+from clips.commandline.import_guards import without_wandb
+from clips.core.artifact import read_manifest, atomic_write
+from clips.errors import UserError, error_reason
+from clips.jsontext import safe_json_loads
+from clips.method.clips_model import ClipsModel
+from clips.model.captioner import Captioner, CaptionerDims
+from clips.model.tokenizer import truncate_text
+from clips.model_refs import CAPTIONER_CONFIG, CAPTIONER_WEIGHTS, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, check_captioner
 
 
 def write_encoder(model: ClipsModel, directory: Path) -> None:
     """Write towers, tokenizer, preprocessing and, where there is one, the captioner into ``directory``."""
     config = {"model_cfg": model.model_cfg, "preprocess_cfg": model.preprocess_cfg}
-    write_file(directory / CONFIG, json.dumps(config, indent=2) + "\n")
-    _write_weights(model.clip, directory / WEIGHTS)
+    atomic_write(directory / OPEN_CLIP_CONFIG, json.dumps(config, indent=2) + "\n")
+    _write_weights(model.clip, directory / OPEN_CLIP_WEIGHTS)
     model.tokenizer.save(directory)
     if model.captioner is not None:
         shape = dataclasses.asdict(model.captioner.config)
-        write_file(directory / CAPTIONER_CONFIG, json.dumps(shape, indent=2) + "\n")
+        atomic_write(directory / CAPTIONER_CONFIG, json.dumps(shape, indent=2) + "\n")
         _write_weights(model.captioner, directory / CAPTIONER_WEIGHTS)
 
 
@@ -42,7 +42,7 @@ def _write_weights(module: torch.nn.Module, path: Path) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoder:
+class LoadedEncoder:
     """A loaded encoder directory.
 
     Args:
@@ -58,7 +58,7 @@ class Encoder:
     config: dict[str, Any]
 
 
-def load_encoder(directory: str | Path) -> Encoder:
+def load_encoder(directory: str | Path) -> LoadedEncoder:
     """Load an encoder directory, ours or any other of open_clip's hub layout.
 
     Raises:
@@ -66,7 +66,7 @@ def load_encoder(directory: str | Path) -> Encoder:
     """
     directory = Path(directory)
     config = _read_config(directory)
-    weights = directory / WEIGHTS
+    weights = directory / OPEN_CLIP_WEIGHTS
     if not weights.is_file():
         raise UserError(f"{weights}: missing; expected the encoder's weights")
     with without_wandb():
@@ -76,8 +76,8 @@ def load_encoder(directory: str | Path) -> Encoder:
         model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{directory}")
         tokenizer = open_clip.get_tokenizer(f"local-dir:{directory}")
     except Exception as error:  # open_clip raises what its parts raise: torch, safetensors, transformers
-        raise UserError(f"{directory}: open_clip cannot load this encoder ({reason_of(error)})") from None
-    return Encoder(model.eval(), preprocess, _Shortening(tokenizer), config)
+        raise UserError(f"{directory}: open_clip cannot load this encoder ({error_reason(error)})") from None
+    return LoadedEncoder(model.eval(), preprocess, _Shortening(tokenizer), config)
 
 
 class _Shortening:
@@ -87,7 +87,7 @@ class _Shortening:
         self._own = tokenizer
 
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
-        return self._own([shortened(text, self._own.context_length) for text in texts])
+        return self._own([truncate_text(text, self._own.context_length) for text in texts])
 
     def __getattr__(self, name: str) -> Any:
         if name == "_own":  # a copy that has nothing yet
@@ -106,20 +106,20 @@ def load_captioner(directory: str | Path) -> Captioner:
     directory = Path(directory)
     check_captioner(directory)
     try:
-        shape = parse_json((directory / CAPTIONER_CONFIG).read_text(encoding="utf-8"))
-        captioner = Captioner(CaptionerShape(**shape))
+        shape = safe_json_loads((directory / CAPTIONER_CONFIG).read_text(encoding="utf-8"))
+        captioner = Captioner(CaptionerDims(**shape))
         captioner.load_state_dict(load_file(directory / CAPTIONER_WEIGHTS))
     except Exception as error:  # JSON, safetensors and torch each raise their own
-        raise UserError(f"{directory}: its captioner cannot be loaded ({reason_of(error)})") from None
+        raise UserError(f"{directory}: its captioner cannot be loaded ({error_reason(error)})") from None
     return captioner.eval()
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory; expected an encoder directory")
-    path = directory / CONFIG
+    path = directory / OPEN_CLIP_CONFIG
     try:
-        config = parse_json(path.read_text(encoding="utf-8"))
+        config = safe_json_loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: missing; expected an encoder directory of open_clip's hub layout") from None
     except ValueError as error:

@@ -16,12 +16,12 @@ class UserError(Exception):
     """
 
 
-def reason_of(error: Exception) -> str:
+def error_reason(error: Exception) -> str:
     """What a library complains of, as a part of one line; the kind of error where it says nothing."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def suggest(name: str, choices: Iterable[str], what: str) -> UserError:
+def unknown_name_error(name: str, choices: Iterable[str], what: str) -> UserError:
     """The error for an unknown ``name``: says what the choices are and which of them is near.
 
     Args:

@@ -11,23 +11,23 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clips.core.artifact import MANIFEST, artifact_directory, say, write_manifest
-from clips.errors import UserError, reason_of, suggest
-from clips.interchange.exporting import EXPORTS, export_as
-from clips.jsontext import parse_json
+from clips.core.artifact import MANIFEST, atomic_artifact_dir, log_info, write_manifest
+from clips.errors import UserError, error_reason, unknown_name_error
+from clips.interchange.exporting import EXPORT_FORMATS, export_encoder
+from clips.jsontext import safe_json_loads
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig
-from clips.modelcard import write_model_card
-from clips.references import CONFIG
-from clips.training.rundir import read_run_config
-from clips.training.runlog import METRICS
-from clips.training.stages import stages_so_far
-from clips.training.standing import CONFIG as RUN_CONFIG
-from clips.training.standing import LOOP, checkpoints, read_loop
+from clips.model_card import write_model_card
+from clips.model_refs import OPEN_CLIP_CONFIG
+from clips.training.run_dir import read_run_config
+from clips.training.run_logger import METRICS_FILE
+from clips.training.stages import completed_stages
+from clips.training.train_state import CONFIG_FILE as RUN_CONFIG
+from clips.training.train_state import TRAIN_STATE_FILE, list_checkpoints, read_train_state
 from clips.typed_data import from_plain
 
 if TYPE_CHECKING:
-    from clips.method.model import ClipsModel
+    from clips.method.clips_model import ClipsModel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,33 +50,33 @@ class ExportConfig:
     licence: str | None = None
 
     def __post_init__(self) -> None:
-        if self.format not in ("open_clip", *EXPORTS):
-            raise suggest(self.format, ("open_clip", *EXPORTS), "format")
+        if self.format not in ("open_clip", *EXPORT_FORMATS):
+            raise unknown_name_error(self.format, ("open_clip", *EXPORT_FORMATS), "format")
 
 
-def export(config: ExportConfig) -> None:
+def run_export(config: ExportConfig) -> None:
     """Carry out ``config``."""
     if config.format == "open_clip":
         _export_checkpoint(config)
-    elif (Path(config.run) / CONFIG).is_file():
-        export_as(config.run, config.output, format=config.format, licence=config.licence)
+    elif (Path(config.run) / OPEN_CLIP_CONFIG).is_file():
+        export_encoder(config.run, config.output, format=config.format, licence=config.licence)
     else:
         with tempfile.TemporaryDirectory() as folder:  # the checkpoint becomes an encoder directory for a moment
             encoder = str(Path(folder) / "encoder")
             _export_checkpoint(dataclasses.replace(config, output=encoder))
-            export_as(encoder, config.output, format=config.format, licence=config.licence)
+            export_encoder(encoder, config.output, format=config.format, licence=config.licence)
 
 
 def _export_checkpoint(config: ExportConfig) -> None:
     checkpoint = _find_checkpoint(Path(config.run))
-    recorded, loop = read_run_config(checkpoint), read_loop(checkpoint)
+    recorded, loop = read_run_config(checkpoint), read_train_state(checkpoint)
     if Path(config.output).exists():
         raise UserError(f"{config.output}: exists already; choose another output or remove it")
     from clips.encoder import write_encoder
 
     model = _rebuild(recorded, checkpoint)
     done: dict[str, Any] = {"steps": loop.step, "samples_seen": loop.samples_seen, "seconds": loop.seconds}
-    with artifact_directory(config.output, kind="encoder") as partial:
+    with atomic_artifact_dir(config.output, kind="encoder") as partial:
         write_encoder(model, partial)
         manifest = write_manifest(
             partial,
@@ -85,21 +85,21 @@ def _export_checkpoint(config: ExportConfig) -> None:
             seed=recorded["seed"],
             data={"sources": loop.sources},
             parents={"checkpoint": checkpoint},
-            stages=stages_so_far(recorded, done, model.image_size),
+            stages=completed_stages(recorded, done, model.image_size),
             **done,
             last=_last_validation(checkpoint, loop.step),
             licence=config.licence or recorded.get("licence"),
         )
         write_model_card(partial, manifest)
-    say(f"{config.output}: encoder after {loop.step} steps")
+    log_info(f"{config.output}: encoder after {loop.step} steps")
 
 
 def _find_checkpoint(path: Path) -> Path:
     if not path.is_dir():
         raise UserError(f"{path}: no such directory")
-    if (path / LOOP).is_file():
+    if (path / TRAIN_STATE_FILE).is_file():
         return path
-    if found := checkpoints(path):
+    if found := list_checkpoints(path):
         return found[-1]
     if (path / MANIFEST).is_file():
         raise UserError(f"{path}: the training is finished and this is already the encoder directory")
@@ -109,8 +109,8 @@ def _find_checkpoint(path: Path) -> Path:
 def _last_validation(checkpoint: Path, step: int) -> dict[str, Any]:
     """The last entry of the run's metrics.jsonl up to ``step`` that validation is in; none where there is none."""
     for folder in checkpoint.resolve().parents[:2]:
-        if (folder / METRICS).is_file():
-            entries = [parse_json(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+        if (folder / METRICS_FILE).is_file():
+            entries = [safe_json_loads(line) for line in (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
             validated = [entry for entry in entries if entry["step"] <= step and any("val_" in name for name in entry)]
             return validated[-1] if validated else {}
     return {}
@@ -123,12 +123,12 @@ def _rebuild(recorded: dict[str, Any], checkpoint: Path) -> ClipsModel:
         model_config = from_plain(ModelConfig, recorded["model"], what=f"{where}: model")
         recipe = from_plain(RecipeConfig, recorded["recipe"], what=f"{where}: recipe")
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{where}: expected the config of a training run ({reason_of(error)})") from None
-    from clips.method.model import build_model
-    from clips.training.checkpoint import load_exported
+        raise UserError(f"{where}: expected the config of a training run ({error_reason(error)})") from None
+    from clips.method.clips_model import build_model
+    from clips.training.checkpoint import load_export_weights
 
     # The checkpoint holds every weight: what training began with need not be there any more.
     bare = dataclasses.replace(model_config, pretrained_trunk=None, pretrained=None)
     model = build_model(bare, recipe, seed)
-    load_exported(checkpoint, model)
+    load_export_weights(checkpoint, model)
     return model

@@ -9,7 +9,7 @@ from typing import Any
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # how a part of a surrogate pair may be written
 
 
-def parse_json(content: str | bytes) -> Any:
+def safe_json_loads(content: str | bytes) -> Any:
     """The value that ``content`` states.
 
     Half of a surrogate pair, as programs leave it that cut a text within an emoji, becomes a question mark: nothing

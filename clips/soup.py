@@ -12,11 +12,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clips.core.artifact import RECORDS, artifact_directory, say, write_manifest
-from clips.errors import UserError, reason_of
-from clips.jsontext import parse_json
-from clips.modelcard import recorded_licence, write_card
-from clips.references import CAPTIONER_CONFIG, CAPTIONER_WEIGHTS, CONFIG, WEIGHTS
+from clips.core.artifact import HASH_EXCLUDED_FILES, atomic_artifact_dir, log_info, write_manifest
+from clips.errors import UserError, error_reason
+from clips.jsontext import safe_json_loads
+from clips.model_card import license_from_manifest, write_card
+from clips.model_refs import CAPTIONER_CONFIG, CAPTIONER_WEIGHTS, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,35 +41,35 @@ class SoupConfig:
             raise UserError(f"encoders: expected two or more directories, got {len(self.encoders)}")
 
 
-def soup(config: SoupConfig) -> None:
+def run_soup(config: SoupConfig) -> None:
     """Carry out ``config``."""
     folders = [Path(path) for path in config.encoders]
     settings = [_read_settings(folder) for folder in folders]
     for folder, found in zip(folders, settings, strict=True):
         if found != settings[0]:
-            raise UserError(f"{folder / CONFIG}: expected the settings of {folders[0]}, which differ")
-    with artifact_directory(config.output, kind="encoder") as partial:
+            raise UserError(f"{folder / OPEN_CLIP_CONFIG}: expected the settings of {folders[0]}, which differ")
+    with atomic_artifact_dir(config.output, kind="encoder") as partial:
         for path in folders[0].iterdir():
-            if path.suffix in _KEPT and path.name not in RECORDS:
+            if path.suffix in _KEPT and path.name not in HASH_EXCLUDED_FILES:
                 shutil.copyfile(path, partial / path.name)
-        _average([folder / WEIGHTS for folder in folders], partial / WEIGHTS)
+        _average([folder / OPEN_CLIP_WEIGHTS for folder in folders], partial / OPEN_CLIP_WEIGHTS)
         if all((folder / CAPTIONER_WEIGHTS).is_file() for folder in folders):
             _average([folder / CAPTIONER_WEIGHTS for folder in folders], partial / CAPTIONER_WEIGHTS)
         else:
             (partial / CAPTIONER_CONFIG).unlink(missing_ok=True)
         parents = {f"{number} {folder.name}": folder for number, folder in enumerate(folders)}
-        found = {recorded_licence(folder) for folder in folders}
+        found = {license_from_manifest(folder) for folder in folders}
         licence = found.pop() if len(found) == 1 else "unknown"
         write_manifest(partial, kind="encoder", config=config, parents=parents, licence=licence)
         write_card(partial, "soup", config=config, licence=licence, cfg=settings[0]["model_cfg"])
-    say(f"{config.output}: the mean of {len(folders)} encoders")
+    log_info(f"{config.output}: the mean of {len(folders)} encoders")
 
 
 def _read_settings(folder: Path) -> Any:
     try:
-        return parse_json((folder / CONFIG).read_text(encoding="utf-8"))
+        return safe_json_loads((folder / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: expected an encoder directory with {CONFIG} ({reason_of(error)})") from None
+        raise UserError(f"{folder}: expected an encoder directory with {OPEN_CLIP_CONFIG} ({error_reason(error)})") from None
 
 
 def _average(files: list[Path], output: Path) -> None:
@@ -93,7 +93,7 @@ def _average(files: list[Path], output: Path) -> None:
         except UserError:
             raise
         except Exception as error:  # safetensors raises its own errors, torch its own for other shapes
-            raise UserError(f"{path}: cannot be averaged ({reason_of(error)})") from None
+            raise UserError(f"{path}: cannot be averaged ({error_reason(error)})") from None
     save_file(
         {
             name: (value / len(files)).float() if value.dtype == torch.float64 else value

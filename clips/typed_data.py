@@ -15,8 +15,8 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from clips.errors import UserError, reason_of
-from clips.plain import plain
+from clips.errors import UserError, error_reason
+from clips.serialization import to_plain
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -55,10 +55,10 @@ def _as_json(kind: type, values: Any) -> tuple[dict[str, Any], str]:
     if not isinstance(values, Mapping):
         raise UserError(f"expected a mapping of field names to values, got {values!r:.80}")
     try:
-        content = _over_defaults(kind, plain(values))
+        content = _over_defaults(kind, to_plain(values))
         return content, json.dumps(content)
     except (TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"expected plain values ({reason_of(error)})") from None
+        raise UserError(f"expected plain values ({error_reason(error)})") from None
 
 
 def _over_defaults(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def _over_default(default: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         value, name = getattr(default, field.name), field.name
         if name not in given:
             own = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-            merged |= {name: plain(value)} if value != own else {}
+            merged |= {name: to_plain(value)} if value != own else {}
         elif is_config(type(value)) and isinstance(given[name], Mapping):
             merged[name] = _over_default(value, given[name])
     return merged

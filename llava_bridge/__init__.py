@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from llava_bridge.model.registration import register_on_import
+from llava_bridge.model.auto_registration import register_on_import
 
 if TYPE_CHECKING:
-    from llava_bridge.asking.inference import answer, answer_batches, answer_conversations, load_llava
-    from llava_bridge.asking.likelihood import likelihoods
+    from llava_bridge.inference.generate import answer, iter_answer_batches, answer_conversations, load_llava
+    from llava_bridge.inference.loglikelihood import loglikelihoods
 
-__all__ = ["answer", "answer_batches", "answer_conversations", "likelihoods", "load_llava"]
+__all__ = ["answer", "iter_answer_batches", "answer_conversations", "loglikelihoods", "load_llava"]
 
 register_on_import()
 
@@ -22,7 +22,7 @@ register_on_import()
 def __getattr__(name: str) -> Any:
     """Import the public functions when they are first asked for: they need torch and transformers."""
     if name in __all__:
-        from llava_bridge.asking import inference, likelihood
+        from llava_bridge.inference import generate, loglikelihood
 
-        return getattr(likelihood if name == "likelihoods" else inference, name)
+        return getattr(loglikelihood if name == "loglikelihoods" else generate, name)
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
-from clips.commandline.commands import Command, run_commands
+from clips.commandline.commands import Command, dispatch
 
 ABOUT = """Plug a vision encoder into an LLM, train the LLaVA under DeepSpeed, and talk to it."""
 
 COMMANDS = {
-    "train": Command(help="train a LLaVA (or first its LLM) by stages", target="llava_bridge.training.train:train"),
+    "train": Command(help="train a LLaVA (or first its LLM) by stages", target="llava_bridge.training.train:run_train"),
     "convert": Command(
         help="LLaVAs between their first authors' layout and that of transformers",
-        target="llava_bridge.layouts.convert:convert",
+        target="llava_bridge.conversion.convert_command:run_convert",
         positional=("source",),
     ),
     "swap": Command(
         help="another encoder in a LLaVA, with a new projector to train",
-        target="llava_bridge.layouts.swap:swap",
+        target="llava_bridge.conversion.swap_encoder:run_swap",
         positional=("llava",),
     ),
     "data inspect": Command(
         help="show samples as the LLM sees them, what is learnt of them, and what cannot be used",
-        target="llava_bridge.data.inspection:inspect",
+        target="llava_bridge.data.inspect_command:run_inspect",
         positional=("path",),
     ),
     "chat": Command(
-        help="talk to a LLaVA about a picture", target="llava_bridge.asking.console:chat", positional=("directory",)
+        help="talk to a LLaVA about a picture", target="llava_bridge.inference.chat_command:run_chat", positional=("directory",)
     ),
     "describe": Command(
         help="ask a LLaVA the same about many pictures",
-        target="llava_bridge.asking.describe:describe",
+        target="llava_bridge.inference.describe_command:run_describe",
         positional=("directory",),
         rest="images",
     ),
     "serve": Command(
         help="serve a LLaVA by OpenAI's chat API, with a page to talk to it",
-        target="llava_bridge.serving.command:serve",
+        target="llava_bridge.serving.command:run_serve",
         positional=("directory",),
     ),
 }
@@ -42,4 +42,4 @@ COMMANDS = {
 
 def main() -> int:
     """Run the command that ``sys.argv`` names; returns the exit status."""
-    return run_commands("llava-bridge", ABOUT, COMMANDS)
+    return dispatch("llava-bridge", ABOUT, COMMANDS)

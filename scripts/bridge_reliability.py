@@ -46,7 +46,7 @@ def make_world(work: Path, rng: random.Random) -> None:
     """Pictures with talk, one in a hundred broken, and a small LLM with its tokenizer."""
     import torch
 
-    from llava_bridge.model.llm import SmallLlamaConfig, new_llama, train_tokenizer
+    from llava_bridge.model.small_llama import SmallLlamaConfig, new_llama, train_tokenizer
 
     (work / "data").mkdir(parents=True, exist_ok=True)
     rows = []

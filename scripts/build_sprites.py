@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from clips.scenes.colours import hue, nearest_colour_name
+from clips.scenes.colors import hue, nearest_color_name
 
 HAND_ORDERED = 72
 CELL = 64
@@ -73,7 +73,7 @@ def dominant_colour(sprite: Image.Image) -> tuple[str | None, list[int]]:
     """The one colour name that covers most of the sprite, or None, and the mean RGB of its opaque pixels."""
     pixels = np.asarray(sprite).reshape(-1, 4)
     opaque = pixels[pixels[:, 3] > 128][:, :3]
-    names, counts = np.unique([nearest_colour_name(*(int(v) for v in pixel)) for pixel in opaque], return_counts=True)
+    names, counts = np.unique([nearest_color_name(*(int(v) for v in pixel)) for pixel in opaque], return_counts=True)
     best = int(counts.argmax())
     clear = counts[best] / counts.sum() >= DOMINANT_SHARE
     return (str(names[best]) if clear else None), [round(float(v)) for v in opaque.mean(axis=0)]

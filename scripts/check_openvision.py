@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from clips.encoder import load_encoder
-from clips.interchange.importing import ImportConfig, import_encoder
+from clips.interchange.importing import ImportConfig, run_import
 from clips.model.tokenizer import ClipsTokenizer
 
 TEXTS = ("A cow stands in the back of a truck.", "two keys", "Best key soccer ball 2010, " * 12)
@@ -55,7 +55,7 @@ def compare(args: argparse.Namespace, architecture: str, folder: Path) -> dict[s
     files = [f"--{name}={folder / name}.npz" for name in ("inputs", "parameters", "features")]
     options = [f"--openvision={args.openvision}", f"--size={args.size}", f"--patch={args.patch}", *files]
     subprocess.run([args.jax_python, str(script), *options], check=True, stdout=sys.stderr)
-    import_encoder(
+    run_import(
         ImportConfig(path=str(folder / "parameters.npz"), output=str(folder / "encoder"), architecture=architecture)
     )
     model = load_encoder(str(folder / "encoder")).model.eval()

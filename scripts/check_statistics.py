@@ -24,7 +24,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.noise import Scores, TrainingNoise, difference_estimate, p_values, training_noise
-from benchmarks.statistics import LEVEL, compare, holm, image_scores, scores_interval
+from benchmarks.statistics import LEVEL, compare, holm_correction, image_scores, scores_interval
 
 Generator = np.random.Generator
 Kind = Literal["share", "F1", "MME", "CIDEr", "rare CIDEr", "median"]
@@ -187,7 +187,7 @@ def simulate(world: World, trials: int) -> Found:
                 scores.append(interval.low is not None and interval.low <= column.truth <= interval.high)
                 between = compare(models[0], models[-1], noise)
                 differences.append(not (between.low > 0 or between.high < 0))
-        alarms += min(holm(p_values(found))) < LEVEL
+        alarms += min(holm_correction(p_values(found))) < LEVEL
     return Found(float(np.mean(scores)), float(np.mean(differences)), alarms / trials)
 
 
@@ -208,11 +208,11 @@ def found_differences(world: World, trials: int, gain: float) -> tuple[float, fl
             for models in tables
             for first, second in itertools.combinations(range(world.models), 2)
         ]
-        corrected = holm(p_values([estimate for _, estimate in pairs]))
+        corrected = holm_correction(p_values([estimate for _, estimate in pairs]))
         mine += [p < LEVEL for (first, _), p in zip(pairs, corrected, strict=True) if first == 0]
         differences = [other.values - models[0].values for models in tables for other in models[1:]]
         alone = [float(stats.ttest_1samp(values, 0).pvalue) for values in differences]
-        students += [p < LEVEL for p in holm(alone)]
+        students += [p < LEVEL for p in holm_correction(alone)]
     return float(np.mean(mine)), float(np.mean(students))
 
 

@@ -95,22 +95,22 @@ def prepare(args: argparse.Namespace, folder: Path) -> Any:
     """Write weights and data of both sides to ``folder``; the config of our training."""
     import torch
 
-    from llava_bridge.data import DataConfig
-    from llava_bridge.layouts.convert import ConvertConfig, convert
-    from llava_bridge.training.config import LaunchConfig, StageConfig, TrainConfig
+    from llava_bridge.data import ConversationSourceConfig
+    from llava_bridge.conversion.convert_command import ConvertConfig, run_convert
+    from llava_bridge.training.config import LaunchConfig, StageConfig, LlavaTrainConfig
 
     torch.manual_seed(args.seed)
     write_parts(Path(args.llm), folder)
-    convert(ConvertConfig(source=str(folder / "projector"), llm=str(folder / "llm"), output=str(folder / "start")))
+    run_convert(ConvertConfig(source=str(folder / "projector"), llm=str(folder / "llm"), output=str(folder / "start")))
     common = {"steps": args.steps, "global_batch_size": args.batch, "micro_batch_size": args.micro_batch}
     images = str(Path(args.images or Path(args.data).parent).resolve())
     stages = {}
     for name, rows in zip(STAGES, write_data(args, folder), strict=True):
-        data = [DataConfig(path=str(rows), images=images, missing_images="refuse")]
+        data = [ConversationSourceConfig(path=str(rows), images=images, missing_images="refuse")]
         stages[name] = StageConfig(data=data, learning_rate=getattr(args, f"{name}_lr"), **common)
     stages["align"] = dataclasses.replace(stages["align"], chat_template="plain", image_fit="crop")
     stages["instruct"] = dataclasses.replace(stages["instruct"], group_by_modality_length=True)
-    return TrainConfig(
+    return LlavaTrainConfig(
         output=str(folder / "ours"),
         llava=str(folder / "start"),
         launch=LaunchConfig(processes=1),
@@ -145,7 +145,7 @@ def train_both(args: argparse.Namespace, folder: Path) -> tuple[dict[str, list[f
 
 def train_ours(config: Any, folder: Path) -> dict[str, list[float]]:
     """The losses of `llava-bridge train` by stage."""
-    from clips.plain import to_yaml
+    from clips.serialization import to_yaml
 
     (folder / "ours.yaml").write_text(to_yaml(config))
     _run([sys.executable, "-m", "llava_bridge", "train", "--config", str(folder / "ours.yaml")])
@@ -207,12 +207,12 @@ def their_options(config: Any, name: str, folder: Path) -> dict[str, Any]:
 
 def our_order(config: Any, name: str, folder: Path) -> list[int]:
     """Which samples our training takes, in its order."""
-    from llava_bridge.training.setup import set_up
+    from llava_bridge.training.setup import setup_stage
     from llava_bridge.training.trainer import order_of
 
     stage = config.stage(name)
     alone = config if name == "align" else dataclasses.replace(config, stages=[name])
-    dataset = set_up(alone, name, folder).dataset
+    dataset = setup_stage(alone, name, folder).dataset
     return list(order_of(dataset, stage, stage.steps, config.seed, stage.micro_batch_size or stage.global_batch_size))
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import mean, median, quantiles
 from typing import Any
 
-from clips.method.captions import count_tokens, sentences
+from clips.method.caption_strategies import num_tokens, sentences
 
 _PLACES = 6
 _WORD = re.compile(r"[a-z]+")
@@ -70,7 +70,7 @@ class Place:
     def add(self, sentence: str, known: set[str], earlier: set[str]) -> None:
         """Count a sentence beside what people mention and what the sentences before it named."""
         named = objects_in(sentence)
-        self.lengths.append(count_tokens(sentence))
+        self.lengths.append(num_tokens(sentence))
         self.names_known.append(bool(named & known))
         self.newly_mentioned.append(len((named - earlier) & known) / len(known))
         self.named += len(named - earlier)
@@ -111,7 +111,7 @@ def main() -> None:
     photos = [json.loads(line) for line in parser.parse_args().file.read_text(encoding="utf-8").splitlines()]
     captions = [caption for photo in photos for caption in texts(photo)]
     print(f"{len(captions)} long captions of {len(photos)} photos")
-    print("tokens:   ", spread([count_tokens(caption) for caption in captions]))
+    print("tokens:   ", spread([num_tokens(caption) for caption in captions]))
     print("sentences:", spread([len(sentences(caption)) for caption in captions]))
     described = [photo for photo in photos if photo["human_captions"]]
     places, together = by_place(described)

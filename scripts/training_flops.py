@@ -20,29 +20,29 @@ from pathlib import Path
 from benchmarks.study.commands import current_keys
 from benchmarks.study.engine import run_steps
 from benchmarks.study.locks import locked
-from benchmarks.study.plan import Plan, make_plan
-from benchmarks.study.reading import read_study
+from benchmarks.study.build_steps import StudyPlan, build_plan
+from benchmarks.study.parser import read_study
 from benchmarks.study.steps import Step
 from clips.commandline.parsing import parse_config
-from clips.data.loader import batches
-from clips.errors import UserError, suggest
+from clips.data.loader import iterate_batches
+from clips.errors import UserError, unknown_name_error
 from clips.method import recipes
-from clips.method.model import build_model
-from clips.plain import to_yaml
+from clips.method.clips_model import build_model
+from clips.serialization import to_yaml
 from clips.planning.profilers import FlopCounter
-from clips.training.config import TrainConfig
+from clips.training.config import EncoderTrainConfig
 from clips.training.stages import stage_configs
-from clips.training.start import open_data
+from clips.training.setup import open_train_dataset
 
 _BATCHES = 2
 
 
-def flops_of_sample(config: TrainConfig) -> float:
+def flops_of_sample(config: EncoderTrainConfig) -> float:
     """FLOPs of one sample in a training step of ``config``, over the first batches that it would be trained on."""
-    data = open_data(config)
-    model, recipe = build_model(config.model, config.recipe, config.seed), recipes.build(config.recipe)
+    data = open_train_dataset(config)
+    model, recipe = build_model(config.model, config.recipe, config.seed), recipes.build_recipe(config.recipe)
     found = 0.0
-    for batch in batches(data, first_step=0, last_step=_BATCHES):
+    for batch in iterate_batches(data, first_step=0, last_step=_BATCHES):
         del batch["bad"]
         batch["image"] = batch["image"] / 255
         with FlopCounter() as counter:
@@ -51,12 +51,12 @@ def flops_of_sample(config: TrainConfig) -> float:
     return found / _BATCHES / config.global_batch_size
 
 
-def stages_of(step: Step) -> list[TrainConfig]:
+def stages_of(step: Step) -> list[EncoderTrainConfig]:
     """The config of each stage of a training step of a study, the weights before it left out."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.yaml"
         file.write_text(to_yaml(step.config), encoding="utf-8")
-        config = parse_config(TrainConfig, ["--config", str(file)], prog="training_flops")
+        config = parse_config(EncoderTrainConfig, ["--config", str(file)], prog="training_flops")
     assert config is not None
     stages = stage_configs(config)
     if any(stage.steps is None for stage in stages):
@@ -68,7 +68,7 @@ def stages_of(step: Step) -> list[TrainConfig]:
     ]
 
 
-def make_data(plan: Plan) -> None:
+def make_data(plan: StudyPlan) -> None:
     """Run the study's data steps that have not run."""
     steps = [step for step in plan.steps if step.kind == "data"]
     directory = plan.study.directory
@@ -87,8 +87,8 @@ def main() -> None:
     arguments = parser.parse_args()
     study = read_study(arguments.study)
     if arguments.like not in study.encoders:
-        raise suggest(arguments.like, study.encoders, "encoder")
-    plan = make_plan(study)
+        raise unknown_name_error(arguments.like, study.encoders, "encoder")
+    plan = build_plan(study)
     make_data(plan)
     world, dot, _ = arguments.like.partition(".")
     names = [name for name in study.encoders if not dot or name.startswith(world + dot)]

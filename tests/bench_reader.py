@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from benchmarks.config import BenchmarkConfig, RunConfig
-from benchmarks.encoders import embed
+from benchmarks.encoders import embedding
 from benchmarks.results import Result, read_result, result_path
-from benchmarks.run import run
+from benchmarks.run_benchmarks import run_benchmarks
 
 
 class Reader:
@@ -56,7 +56,7 @@ def evaluate(
 ) -> Result:
     """The result of a `Reader` on a benchmark."""
     reader = Reader(pictures, context)
-    encoder = embed.DualEncoder(
+    encoder = embedding.DualEncoder(
         model=reader,
         preprocess=lambda image: torch.from_numpy(np.array(image)),
         tokenizer=reader.tokenizer,
@@ -64,7 +64,7 @@ def evaluate(
         device="cpu",
         precision="uint8",
     )
-    monkeypatch.setattr(embed, "load_dual_encoder", lambda *_: encoder)
+    monkeypatch.setattr(embedding, "load_dual_encoder", lambda *_: encoder)
     (folder / "encoder").mkdir(exist_ok=True)
     config = RunConfig(
         row=row,
@@ -73,7 +73,7 @@ def evaluate(
         benchmarks=[benchmark],
         again=True,
     )
-    run(config)
+    run_benchmarks(config)
     return read_result(result_path(config.results, row, benchmark.name))
 
 

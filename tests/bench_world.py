@@ -110,7 +110,7 @@ def write_hub(root: Path, pictures: int = 6) -> Path:
         gqa / "testdev_balanced_images/testdev-00000-of-00001.parquet",
         {"id": [str(number) for number in numbers], "image": [picture(number) for number in numbers]},
     )
-    from benchmarks.prepare import GQA_README
+    from benchmarks.prepare_data import GQA_README
 
     (gqa / "README.md").write_text(GQA_README)
     write_parquet(
@@ -194,7 +194,7 @@ def write_llava(directory: Path, seed: int = 0) -> Path:
         PreTrainedTokenizerFast,
     )
 
-    from llava_bridge.chat import template_for
+    from llava_bridge.conversation import resolve_chat_template
 
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -214,7 +214,7 @@ def write_llava(directory: Path, seed: int = 0) -> Path:
         padding_side="left",
         extra_special_tokens={"image_token": "<image>"},
     )
-    template = template_for(None, "vicuna")
+    template = resolve_chat_template(None, "vicuna")
     vision = CLIPVisionConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
     )

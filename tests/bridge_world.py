@@ -46,7 +46,7 @@ TEXTS = [f"The shape is {colour}. USER: What colour is it? ASSISTANT: {colour}" 
 def open_clip_model(model_cfg: dict[str, Any], seed: int = 0) -> Any:
     import torch
 
-    from clips.commandline.lean_imports import without_wandb
+    from clips.commandline.import_guards import without_wandb
 
     with without_wandb():
         from open_clip.model import CLIP, CustomTextCLIP
@@ -79,7 +79,7 @@ def make_llm(directory: Path, context: int = 128, *, width: int = 32, tied: bool
     """A tiny untrained Llama; ``tied``: its output layer has the weights of its embedding."""
     import torch
 
-    from llava_bridge.model.llm import SmallLlamaConfig, new_llama, train_tokenizer
+    from llava_bridge.model.small_llama import SmallLlamaConfig, new_llama, train_tokenizer
 
     config = SmallLlamaConfig(vocab_size=320, hidden_size=width, layers=2, heads=2, context=context)
     tokenizer = train_tokenizer(TEXTS, config)
@@ -95,9 +95,9 @@ def make_llm(directory: Path, context: int = 128, *, width: int = 32, tied: bool
 
 def make_llava(directory: Path, encoder: Path, llm: Path, **parts: Any) -> Path:
     """An untrained LLaVA around the two."""
-    from llava_bridge.model.assembly import Assembly, assemble
+    from llava_bridge.model.build import LlavaParts, build_llava
 
-    for part in assemble(Assembly(encoder=str(encoder), llm=str(llm), **parts)):
+    for part in build_llava(LlavaParts(encoder=str(encoder), llm=str(llm), **parts)):
         part.save_pretrained(directory)
     return directory
 
@@ -149,18 +149,18 @@ def make_album(directory: Path) -> Path:
 
 def config_file(directory: Path, name: str, talk: Path, **fields: Any) -> Path:
     """A tiny run of all stages; ``fields`` of TrainConfig override it."""
-    from clips.plain import to_yaml
-    from llava_bridge.data import DataConfig
-    from llava_bridge.model.llm import SmallLlamaConfig
-    from llava_bridge.training.config import StageConfig, TrainConfig
+    from clips.serialization import to_yaml
+    from llava_bridge.data import ConversationSourceConfig
+    from llava_bridge.model.small_llama import SmallLlamaConfig
+    from llava_bridge.training.config import StageConfig, LlavaTrainConfig
 
-    data = [DataConfig(path=str(talk / "talk.json"))]
+    data = [ConversationSourceConfig(path=str(talk / "talk.json"))]
     settings: dict[str, Any] = {
         "output": str(directory / name),
         "stages": ["pretrain", "align", "instruct"],
         "new_llm": SmallLlamaConfig(vocab_size=320, hidden_size=32, layers=2, heads=2, context=96),
         "pretrain": StageConfig(
-            data=[DataConfig(path=str(talk / "text.jsonl"), format="text")], steps=4, global_batch_size=4, max_length=32
+            data=[ConversationSourceConfig(path=str(talk / "text.jsonl"), format="text")], steps=4, global_batch_size=4, max_length=32
         ),
         "align": StageConfig(data=data, steps=4, global_batch_size=4),
         "instruct": StageConfig(data=data, steps=6, global_batch_size=4, learning_rate=1e-3),
@@ -168,7 +168,7 @@ def config_file(directory: Path, name: str, talk: Path, **fields: Any) -> Path:
         "logging_steps": 1,
     }
     path = directory / f"{name}.yaml"
-    path.write_text(to_yaml(TrainConfig(**{**settings, **fields})))
+    path.write_text(to_yaml(LlavaTrainConfig(**{**settings, **fields})))
     return path
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from clips.commandline.parsing import parse_config
-from clips.train import TrainConfig
+from clips.train import EncoderTrainConfig
 
 COLOURS = ["red", "green", "blue", "yellow", "white", "black", "purple"]
 
@@ -82,10 +82,10 @@ def config_text(data: Path, output: Path, /, **fields: Any) -> str:
     )
 
 
-def train_config(data: Path, output: Path, /, **fields: Any) -> TrainConfig:
+def train_config(data: Path, output: Path, /, **fields: Any) -> EncoderTrainConfig:
     path = output.with_suffix(".json")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(config_text(data, output, **fields))
-    config = parse_config(TrainConfig, ["--config", str(path)], prog="test")
+    config = parse_config(EncoderTrainConfig, ["--config", str(path)], prog="test")
     assert config is not None
     return config

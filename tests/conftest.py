@@ -58,8 +58,8 @@ def _modules_are_not_garbage() -> None:
 def _no_processes_left() -> Iterator[None]:
     """A test that begins a training by hand leaves no process group behind."""
     yield
-    if "clips.parallel.processes" in sys.modules:
-        sys.modules["clips.parallel.processes"].end_processes()
+    if "clips.parallel.distributed" in sys.modules:
+        sys.modules["clips.parallel.distributed"].end_processes()
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from test_bench_layouts_known import LONG, _xm3600, _xtd10
 
 from benchmarks.study.steps import Step
 from clips.core.artifact import write_manifest
-from clips.scenes.make import ScenesConfig, make_scenes
+from clips.scenes.generate import ScenesConfig, generate_scenes
 
 PICTURES = 20
 LLAVA = """\
@@ -180,19 +180,19 @@ def _models(root: Path) -> None:
 
 def _demo(output: Path, root: Path) -> None:
     """The demo's directory as a finished run of it looks, with parts of the world in the place of what it trains."""
-    from benchmarks.study import commands, state
-    from benchmarks.study.record import write_study_record
+    from benchmarks.study import commands, step_state
+    from benchmarks.study.study_record import write_study_record
 
     study = ROOT / "scripts" / "studies" / "demo.yaml"
-    keyed = commands.resolve(commands.StudyConfig(study=str(study), output=str(output), check=False))
+    keyed = commands.resolve_study(commands.StudyConfig(study=str(study), output=str(output), check=False))
     write_study_record(output, commands.study_record(keyed, str(study)))
     for step in keyed.plan.steps:
         for path in step.outputs:
             _made(step, path, root)
         key = keyed.keys[step.name]
         words = {"kind": step.kind, "command": " ".join(step.command), "outputs": key.outputs, "started": 1.0}
-        state.write_record(output, state.StepRecord(name=step.name, key=key.key, outcome="done", seconds=9.0, **words))
-        assert state.is_done(step, key, output), step.name
+        step_state.write_record(output, step_state.StepRecord(name=step.name, key=key.key, outcome="done", seconds=9.0, **words))
+        assert step_state.is_done(step, key, output), step.name
     for day in ("monday", "friday"):
         copy_tree(output, output.with_name(day))
     for name, skill in (("mine", 0.4), ("theirs", 0.6)):
@@ -202,7 +202,7 @@ def _demo(output: Path, root: Path) -> None:
 def _made(step: Step, path: Path, root: Path) -> None:
     """One output of one step of the demo."""
     if step.kind == "data":
-        make_scenes(ScenesConfig(output=str(path), split=step.config["split"], size=8, kinds=8))
+        generate_scenes(ScenesConfig(output=str(path), split=step.config["split"], size=8, kinds=8))
     elif step.kind == "evaluation":
         skill = {"untrained": 0.1, "clip": 0.4, "clips": 0.7}[path.parent.name.split("-")[0]]
         rows = [path.parents[2] / kind / path.parent.name for kind in ("encoders", "llava")]

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from clips.commandline.parsing import parse_config
-from llava_bridge.model.vision import EncoderVisionModel
-from llava_bridge.training.config import TrainConfig
-from llava_bridge.training.train import train
+from llava_bridge.model.modeling_vision import EncoderVisionModel
+from llava_bridge.training.config import LlavaTrainConfig
+from llava_bridge.training.train import run_train
 
 compute = EncoderVisionModel._computed
 kept: list[tuple[torch.dtype, list[torch.Tensor]]] = []
@@ -30,7 +30,7 @@ if __name__ == "__main__":
     EncoderVisionModel._computed = computed  # type: ignore[method-assign]
     for path in sys.argv[1:]:
         kept.clear()
-        config = parse_config(TrainConfig, ["--config", path], prog="driver")
+        config = parse_config(LlavaTrainConfig, ["--config", path], prog="driver")
         assert config is not None
-        train(config)
+        run_train(config)
         torch.save(kept, f"{path}.encoder{os.environ['RANK']}")

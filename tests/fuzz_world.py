@@ -18,8 +18,8 @@ from PIL import Image
 import benchmarks.cli
 import clips.cli
 import llava_bridge.cli
-from clips.commandline.commands import Command, run_commands
-from clips.visible import visible
+from clips.commandline.commands import Command, dispatch
+from clips.sanitize import strip_control_chars
 
 PROGRAMS = {
     "clips": ("", clips.cli.COMMANDS),
@@ -48,7 +48,7 @@ def run(program: str, words: list[str], commands: Mapping[str, Command] | None =
     about, own = PROGRAMS[program]
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = run_commands(program, about, commands or own, words)
+        status = dispatch(program, about, commands or own, words)
     return Ended(status, out.getvalue(), err.getvalue())
 
 
@@ -76,7 +76,7 @@ def check_end(ended: Ended, program: str, *culprits: str, alone: bool = False) -
         assert ended.line().startswith(program), ended.err
         assert len(ended.line()) > len(program) + 5, ended.err
         assert not alone or len(ended.err.strip().splitlines()) == 1, ended.err
-        assert not culprits or any(culprit and visible(culprit) in ended.line() for culprit in culprits), (
+        assert not culprits or any(culprit and strip_control_chars(culprit) in ended.line() for culprit in culprits), (
             f"names none of {culprits}: {ended.line()}"
         )
 

@@ -247,7 +247,7 @@ def tables(world: World, data: st.DataObject) -> None:
 def conversations(world: World, data: st.DataObject) -> None:
     """LLaVA's JSON and Karpathy's with one part changed, or damaged."""
     from clips.errors import UserError
-    from llava_bridge.data import DataConfig
+    from llava_bridge.data import ConversationSourceConfig
     from llava_bridge.data.sources import read_samples
 
     place = world.fresh()
@@ -265,7 +265,7 @@ def conversations(world: World, data: st.DataObject) -> None:
     text = "".join(json.dumps(row) + "\n" for row in content) if lines else json.dumps(content)
     path = place / "talk.json"
     path.write_bytes(data.draw(damaged(text.encode())) if data.draw(st.booleans()) else text.encode())
-    config = DataConfig(path=str(path), format=source, images=str(world.folder / "images"))
+    config = ConversationSourceConfig(path=str(path), format=source, images=str(world.folder / "images"))
     samples, refused = attempt(lambda: read_samples(config), UserError)
     if refused is not None:
         assert "talk.json" in str(refused), refused
@@ -291,7 +291,7 @@ def captions(world: World, data: st.DataObject) -> None:
     """Any caption can be shortened and tokenised."""
     import numpy as np
 
-    from clips.method.captions import STRATEGIES
+    from clips.method.caption_strategies import STRATEGIES
     from clips.model.tokenizer import ClipsTokenizer
 
     text = data.draw(CAPTIONS)
@@ -305,7 +305,7 @@ def captions(world: World, data: st.DataObject) -> None:
 
 def requests(world: World, data: st.DataObject) -> None:
     """A request for a chat completion, changed or damaged, is understood or refused."""
-    from llava_bridge.serving.asked import RequestError, read_request
+    from llava_bridge.serving.request import RequestError, parse_request
 
     parts = [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
     messages = [
@@ -318,7 +318,7 @@ def requests(world: World, data: st.DataObject) -> None:
     )[0]
     body = json.dumps(content).encode()
     body = data.draw(damaged(body)) if data.draw(st.booleans()) else body
-    asked, refused = attempt(lambda: read_request(body, 7), RequestError)
+    asked, refused = attempt(lambda: parse_request(body, 7), RequestError)
     if asked is None:
         str(refused).encode()
         assert len(str(refused).splitlines()) == 1, refused

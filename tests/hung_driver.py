@@ -12,8 +12,8 @@ from typing import Any
 
 from clips.commandline.parsing import parse_config
 from llava_bridge.training import launch
-from llava_bridge.training.config import TrainConfig
-from llava_bridge.training.train import train
+from llava_bridge.training.config import LlavaTrainConfig
+from llava_bridge.training.train import run_train
 
 STAND_IN = "--launch"
 
@@ -44,6 +44,6 @@ elif __name__ == "__main__":
     if "RANK" in os.environ:
         hang(step)
     launch._deepspeed = lambda: [sys.executable, "-u", __file__, STAND_IN]  # type: ignore[assignment]
-    config = parse_config(TrainConfig, sys.argv[2:], prog="driver")
+    config = parse_config(LlavaTrainConfig, sys.argv[2:], prog="driver")
     assert config is not None
-    train(config)
+    run_train(config)

@@ -12,8 +12,8 @@ from typing import Any
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
 from clips.commandline.parsing import parse_config
-from llava_bridge.training.config import TrainConfig
-from llava_bridge.training.train import train
+from llava_bridge.training.config import LlavaTrainConfig
+from llava_bridge.training.train import run_train
 from llava_bridge.training.trainer import StageTrainer
 
 # A step's samples, T of text and P with a picture: of two processes the first has the first two, or every other one.
@@ -51,6 +51,6 @@ if __name__ == "__main__":
     StageTrainer._get_train_sampler = mixed_order  # type: ignore[method-assign,assignment]
     StageTrainer.training_step = training_step  # type: ignore[method-assign]
     for path in sys.argv[1:]:
-        config = parse_config(TrainConfig, ["--config", path], prog="driver")
+        config = parse_config(LlavaTrainConfig, ["--config", path], prog="driver")
         assert config is not None
-        train(config)
+        run_train(config)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from benchmarks.outcome import Blind, MetricSpec, measure
+from benchmarks.evaluation import ChanceLevels, MetricSpec, compute_metric
 from benchmarks.protocol import fingerprint
 from benchmarks.results import Result, write_result
 from clips.core.artifact import directory_hash
@@ -82,7 +82,7 @@ def put_result(
     protocol: dict[str, str | int] | None = None,
     primary: tuple[str, ...] | None = None,
     model: Path | None = None,
-    blind: Blind | None = None,
+    blind: ChanceLevels | None = None,
     digest: str = "0123456789abcdef" * 4,
 ) -> Path:
     """Write one result as the harness would, of a made-up ``model`` unless there is one; a benchmark of another name
@@ -99,7 +99,7 @@ def put_result(
         status="ok",
         model=measured,
         metrics={
-            name: measure(items, spec, blind=blind or {})
+            name: compute_metric(items, spec, blind=blind or {})
             for name, spec in METRICS.get(benchmark, METRICS["gqa"]).items()
         },
         primary=primary or PRIMARY.get(benchmark, PRIMARY["gqa"]),

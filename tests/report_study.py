@@ -11,8 +11,8 @@ from report_material import METRICS, items_table, put_result
 from study_material import SMALL
 
 from benchmarks.study import commands
-from benchmarks.study.record import write_study_record
-from benchmarks.study.state import StepRecord, write_record
+from benchmarks.study.study_record import write_study_record
+from benchmarks.study.step_state import StepRecord, write_record
 
 
 def make_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -24,7 +24,7 @@ def make_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     content["benchmarks"] = {name: {"data": "$data/test"} for name in METRICS}
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(content), encoding="utf-8")
-    keyed = commands.resolve(commands.StudyConfig(study=str(file)))
+    keyed = commands.resolve_study(commands.StudyConfig(study=str(file)))
     write_study_record(output, commands.study_record(keyed, str(file)))
     for number, step in enumerate(keyed.plan.steps):
         failed = step.name.startswith("llava-net")

@@ -16,10 +16,10 @@ import torch
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 
 from clips.commandline.parsing import parse_config
-from clips.parallel.base import whole
-from clips.parallel.processes import end_processes
-from clips.train import TrainConfig
-from clips.training.start import open_data, start_run
+from clips.parallel.ddp import whole
+from clips.parallel.distributed import end_processes
+from clips.train import EncoderTrainConfig
+from clips.training.setup import open_train_dataset, setup_run
 
 RECORD_FILES = {"loop.json", "config.yaml"}
 _opens: collections.Counter[str] = collections.Counter()
@@ -61,9 +61,9 @@ def resume(config_file: str) -> None:
     """Resume a run; writes counts and hashes of this process beside its config."""
     _opens.clear()
     _bytes.clear()
-    config = parse_config(TrainConfig, ["--config", config_file], prog="driver")
+    config = parse_config(EncoderTrainConfig, ["--config", config_file], prog="driver")
     assert config is not None
-    run = start_run(config, open_data(config))
+    run = setup_run(config, open_train_dataset(config))
     found = {"opens": dict(_opens), "bytes": dict(_bytes), "step": run.loop.step, "invalid": run.loop.bad.count}
     parallel = run.parallel
     moments = {name: value for name, value in parallel.moments().items() if not name.endswith(".step")}

@@ -14,45 +14,45 @@ from typing import Any
 
 from clips import train as training
 from clips.commandline.parsing import parse_config
-from clips.commandline.stopping import stop_requests
+from clips.commandline.signals import graceful_shutdown
 from clips.core.artifact import file_hash
-from clips.parallel.processes import end_processes
-from clips.train import TrainConfig, read_batches, train_stage, training_step
+from clips.parallel.distributed import end_processes
+from clips.train import EncoderTrainConfig, read_batches, train_stage, train_step
 from clips.training import checkpoint as checkpointing
 
 
 def run(plan: list[dict[str, Any]]) -> None:
     for entry in plan:
-        config = parse_config(TrainConfig, ["--config", entry["config"]], prog="driver")
+        config = parse_config(EncoderTrainConfig, ["--config", entry["config"]], prog="driver")
         assert config is not None
-        training.training_step = stop_at(entry["stop"]) if entry["stop"] else training_step
+        training.train_step = stop_at(entry["stop"]) if entry["stop"] else train_step
         if "preempt" in entry:
-            training.training_step = preempt_at(entry["preempt"])
+            training.train_step = preempt_at(entry["preempt"])
             checkpointing.file_hash = slow_hash
         if "hang" in entry:
             training.read_batches = hang_at(**entry["hang"])
-        with contextlib.suppress(InterruptedError), stop_requests() as stop:
+        with contextlib.suppress(InterruptedError), graceful_shutdown() as stop:
             train_stage(config, stop)
     end_processes()
 
 
 def stop_at(step: int) -> Any:
-    def stopping(run: training.Run, batch: dict[str, Any]) -> dict[str, float]:
+    def stopping(run: training.TrainRun, batch: dict[str, Any]) -> dict[str, float]:
         if run.loop.step == step:
             raise InterruptedError
-        return training_step(run, batch)
+        return train_step(run, batch)
 
     return stopping
 
 
 def preempt_at(step: int) -> Any:
-    def preempted(run: training.Run, batch: dict[str, Any]) -> dict[str, float]:
+    def preempted(run: training.TrainRun, batch: dict[str, Any]) -> dict[str, float]:
         if run.loop.step == step:  # SLURM sends it to all: readers, trainings, and torchrun, which sends it on
             os.killpg(os.getpgid(0), signal.SIGTERM)
             if run.processes.is_main:
                 os.kill(os.getppid(), signal.SIGTERM)
             time.sleep(2)
-        return training_step(run, batch)
+        return train_step(run, batch)
 
     return preempted
 
@@ -63,7 +63,7 @@ def slow_hash(path: Path) -> str:
 
 
 def hang_at(rank: int, step: int, *, frozen: bool = False) -> Any:
-    def hanging(run: training.Run) -> Iterator[dict[str, Any]]:
+    def hanging(run: training.TrainRun) -> Iterator[dict[str, Any]]:
         for number, batch in enumerate(read_batches(run)):
             if number == step and run.processes.rank == rank:
                 time.sleep(4)  # until the others have heard of it

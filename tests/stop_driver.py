@@ -12,20 +12,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from clips.commandline.parsing import parse_config
-from llava_bridge.training.config import TrainConfig
-from llava_bridge.training.progress import Progress
-from llava_bridge.training.train import train
+from llava_bridge.training.config import LlavaTrainConfig
+from llava_bridge.training.progress import StageProgress
+from llava_bridge.training.train import run_train
 
-config = parse_config(TrainConfig, ["--config", sys.argv[1]], prog="driver")
+config = parse_config(LlavaTrainConfig, ["--config", sys.argv[1]], prog="driver")
 assert config is not None
-log = Progress.log
+log = StageProgress.log
 
 
-def log_and_stop(self: Progress, step: int, logs: Mapping[str, Any]) -> None:
+def log_and_stop(self: StageProgress, step: int, logs: Mapping[str, Any]) -> None:
     log(self, step, logs)
     if step == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-Progress.log = log_and_stop  # type: ignore[method-assign]
-train(config)
+StageProgress.log = log_and_stop  # type: ignore[method-assign]
+run_train(config)

@@ -16,7 +16,7 @@ from benchmarks.study import commands, engine, job
 from benchmarks.study.engine import Summary, run_steps
 from benchmarks.study.job import PLAN, JobRun, read_plan
 from benchmarks.study.locks import locked
-from benchmarks.study.state import StepKey
+from benchmarks.study.step_state import StepKey
 from benchmarks.study.steps import Step
 
 FAKE = Path(__file__).with_name("fake_step.py")
@@ -39,8 +39,8 @@ def in_process(output: Path, flags: Sequence[str], show: Callable[[], None], *, 
 
 def use_fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have studies run the fake program in this process, and take any command for known."""
-    monkeypatch.setattr(engine, "executable", fake_program)
-    monkeypatch.setattr(job, "executable", fake_program)
+    monkeypatch.setattr(engine, "resolve_executable", fake_program)
+    monkeypatch.setattr(job, "resolve_executable", fake_program)
     monkeypatch.setattr(engine, "run_engine", in_process)
     monkeypatch.setattr(commands, "check_command", lambda words: None)
     monkeypatch.setattr(commands, "command_version", lambda words: 1)

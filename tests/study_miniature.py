@@ -59,9 +59,9 @@ def save_vision_model(name: str, directory: Path) -> None:
     """A random model of the class that the hub's model ``name`` has, with its preprocessor."""
     from transformers import AutoConfig, AutoModel
 
-    from llava_bridge.planning.sizes import known
+    from llava_bridge.planning.model_sizes import known_configs
 
-    kind = known()[name]["model_type"]
+    kind = known_configs()[name]["model_type"]
     config = AutoConfig.for_model(kind, **SMALL, image_size=32, patch_size=8)
     AutoModel.from_config(config).save_pretrained(directory)
     processor = {"image_processor_type": "CLIPImageProcessor", "crop_size": {"height": 32, "width": 32}}

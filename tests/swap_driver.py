@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 
 from clips.commandline.parsing import parse_config
-from llava_bridge.training.config import TrainConfig
-from llava_bridge.training.train import train
+from llava_bridge.training.config import LlavaTrainConfig
+from llava_bridge.training.train import run_train
 
 for path in sys.argv[1:]:
-    config = parse_config(TrainConfig, ["--config", path], prog="driver")
+    config = parse_config(LlavaTrainConfig, ["--config", path], prog="driver")
     assert config is not None
-    train(config)
+    run_train(config)

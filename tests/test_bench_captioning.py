@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.mllm import captioning
-from benchmarks.mllm.captioning import caption_scorers, ptb_tokens
-from benchmarks.mllm.metrics import _bleu_columns, caption_metrics
-from benchmarks.outcome import measure
-from benchmarks.statistics import evaluate
+from benchmarks.mllm import caption_metrics as captioning
+from benchmarks.mllm.caption_metrics import patched_caption_scorers, ptb_tokenize
+from benchmarks.mllm.task_metrics import _bleu_columns, caption_metrics
+from benchmarks.evaluation import compute_metric
+from benchmarks.statistics import aggregate
 
 SHARED = Path(__file__).resolve().parents[1] / "../shared"
 HAND = [
@@ -28,7 +28,7 @@ HAND = [
 ]
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")
-needs_java = pytest.mark.skipif(not captioning.java_works(), reason="there is no java here")
+needs_java = pytest.mark.skipif(not captioning.is_java_available(), reason="there is no java here")
 
 
 def _bare(lines: list[str]) -> list[str]:
@@ -44,7 +44,7 @@ def test_tokens_equal_the_upstream_tokenizer_s():
 
     captions = {number: [{"caption": text}] for number, text in enumerate(HAND)}
     upstream = PTBTokenizer().tokenize(captions)
-    with caption_scorers():
+    with patched_caption_scorers():
         ours = PTBTokenizer().tokenize(captions)
     assert ours == upstream
 
@@ -54,7 +54,7 @@ def test_odd_line_breaks_do_not_shift_captions():
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     texts = ["one\rtwo", "three\u2028four\x0bfive", "six\n", "seven"]
-    with caption_scorers():
+    with patched_caption_scorers():
         found = PTBTokenizer().tokenize({number: [{"caption": text}] for number, text in enumerate(texts)})
     assert [found[number] for number in range(4)] == [["one two"], ["three four five"], ["six"], ["seven"]]
 
@@ -65,7 +65,7 @@ def test_the_imitation_agrees_on_real_captions():
     if not file.is_file():
         pytest.skip("../shared is not here")
     captions = [text for row in json.loads(file.read_text())[:400] for text in row["caption"]]
-    java = _bare(ptb_tokens(captions))
+    java = _bare(ptb_tokenize(captions))
     imitated = _bare([captioning._python_tokens(text) for text in captions])
     differing = [pair for pair in zip(java, imitated, strict=True) if pair[0] != pair[1]]
     assert len(differing) <= len(captions) / 500, differing[:5]
@@ -91,7 +91,7 @@ def test_picture_scores_add_up_to_the_corpus_s(monkeypatch):
     sentence = lambda: " ".join(generator.choice(words, generator.integers(4, 9)))  # noqa: E731
     gts = {number: [sentence() for _ in range(5)] for number in range(20)}
     res = {number: [gts[number][0] if number % 3 else sentence()] for number in gts}
-    with caption_scorers() as scores, contextlib.redirect_stdout(io.StringIO()):
+    with patched_caption_scorers() as scores, contextlib.redirect_stdout(io.StringIO()):
         bleu, _ = Bleu(4).compute_score(gts, res)
         cider, _ = Cider().compute_score(gts, res)
         rouge, _ = Rouge().compute_score(gts, res)
@@ -101,7 +101,7 @@ def test_picture_scores_add_up_to_the_corpus_s(monkeypatch):
     names = [f"bleu_{what}{n}" for what in ("matched", "possible") for n in range(1, 5)]
     columns = {name: counts[:, place] for place, name in enumerate([*names, "length", "reference_length"])}
     for n in range(1, 5):
-        assert evaluate("bleu", columns, _bleu_columns(n)) == pytest.approx(bleu[n - 1])
+        assert aggregate("bleu", columns, _bleu_columns(n)) == pytest.approx(bleu[n - 1])
     assert bleu[3] > 0.3
 
 
@@ -110,7 +110,7 @@ def test_patches_are_gone_afterwards():
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     before = (Meteor.__init__, Meteor.compute_score, PTBTokenizer.tokenize)
-    with caption_scorers():
+    with patched_caption_scorers():
         assert Meteor.__init__ is not before[0]
         Meteor()  # starts no Java program
     assert (Meteor.__init__, Meteor.compute_score, PTBTokenizer.tokenize) == before
@@ -119,6 +119,6 @@ def test_patches_are_gone_afterwards():
 def test_cider_is_no_share_of_which_nought_would_have_an_interval():
     names = [str(number) for number in range(6)]
     items = pd.DataFrame({"item": names, "image": names, "cider": np.zeros(6), "rouge": np.zeros(6)})
-    found = {name: measure(items, caption_metrics()[name]) for name in ("CIDEr", "ROUGE_L")}
+    found = {name: compute_metric(items, caption_metrics()[name]) for name in ("CIDEr", "ROUGE_L")}
     assert (found["CIDEr"].value, found["CIDEr"].low, found["CIDEr"].high) == (0, None, None)
     assert found["ROUGE_L"].high == pytest.approx(0.39, abs=0.001)

@@ -11,9 +11,9 @@ from huggingface_hub import ModelCard
 from report_material import items_table, put_failure, put_result
 from report_study import make_study
 
-from benchmarks.publishing.card import CardConfig, card
-from benchmarks.trust.compare import CompareConfig, comparison
-from benchmarks.trust.diff import DiffConfig, diff
+from benchmarks.publishing.model_card import CardConfig, run_card
+from benchmarks.analysis.compare_command import CompareConfig, build_comparison
+from benchmarks.analysis.diff_command import DiffConfig, run_diff
 from clips.core.artifact import directory_hash, write_manifest
 from clips.errors import UserError
 
@@ -46,7 +46,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def fill(model: Path, **changes: Any) -> ModelCard:
-    card(CardConfig(directory=str(model), results=str(model.parent / "results"), **changes))
+    run_card(CardConfig(directory=str(model), results=str(model.parent / "results"), **changes))
     return ModelCard.load(model / "README.md")
 
 
@@ -99,7 +99,7 @@ def test_results_of_other_models_are_refused(model: Path, tmp_path: Path) -> Non
     other = make_model(tmp_path / "other")
     (other / "model.safetensors").write_bytes(b"others")
     with pytest.raises(UserError, match=r"^results: none of the 2 results in .+ is of .+other"):
-        card(CardConfig(directory=str(other), results=str(tmp_path / "results")))
+        run_card(CardConfig(directory=str(other), results=str(tmp_path / "results")))
     assert not (other / "README.md").exists()
 
 
@@ -113,7 +113,7 @@ def test_what_is_out_of_date_in_its_study_is_left_out_or_refused(
     put_own(study / "results", model, "gqa")  # in a row that the study does not have
     config = CardConfig(directory=str(model), results=str(study))
     edit(study / "steps/evaluate-llava-clip-tiny-s0/step.json", key="of an older study")
-    card(config)
+    run_card(config)
     said, text = capsys.readouterr().err, ModelCard.load(model / "README.md").text
     assert "with pope, retrieval\n" in said or "with retrieval, pope\n" in said
     assert "left out: pope: out of date (not run since the study or its code changed)\n" in said
@@ -121,19 +121,19 @@ def test_what_is_out_of_date_in_its_study_is_left_out_or_refused(
     assert "- gqa: out of date (no row of the study has it any more)" in text
     assert text.count("| pope | accuracy |") == 1
     old = str(study / "results/clip-tiny-s0")
-    diff(DiffConfig(first=old, second=str(study / "results/clips-tiny-s0"), benchmark="pope"))
+    run_diff(DiffConfig(first=old, second=str(study / "results/clips-tiny-s0"), benchmark="pope"))
     assert "A is out of date: not run since the study or its code changed.\n" in capsys.readouterr().out
     with monkeypatch.context() as inside:
         inside.chdir(study / "results/clips-tiny-s0")
-        diff(DiffConfig(first="../clip-tiny-s0", second=".", benchmark="pope"))
+        run_diff(DiffConfig(first="../clip-tiny-s0", second=".", benchmark="pope"))
     assert "A is out of date: not run since the study or its code changed.\n" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"^first: .+ no result is up to date \(clip-tiny-s0 on gqa: not run since"):
-        comparison(CompareConfig(first=old, second=str(study / "results/clips-tiny-s0")))
+        build_comparison(CompareConfig(first=old, second=str(study / "results/clips-tiny-s0")))
     (model / "README.md").unlink()
     for name in ("encoder-clip-s0", "llava-clips-tiny-s0"):
         edit(study / f"steps/evaluate-{name}/step.json", key="of an older study")
     with pytest.raises(
         UserError, match=r"^results: .+ nothing of .+model is up to date: .*pope: out of date \(not run"
     ):
-        card(config)
+        run_card(config)
     assert not (model / "README.md").exists()

@@ -16,13 +16,13 @@ from bench_reader import write_pictures
 
 from benchmarks.compositional.scoring import _guessed
 from benchmarks.data.caption_sets import load_caption_set
-from benchmarks.encoders.classification import by_frequency, guessed
-from benchmarks.encoders.recall import ranks
-from benchmarks.encoders.retrieval import METRICS, hits, items_of
-from benchmarks.encoders.retrieval import guessed as guessed_ranks
-from benchmarks.mllm.blind import ALWAYS_YES
-from benchmarks.mllm.metrics import READERS
-from benchmarks.outcome import MetricSpec, measure
+from benchmarks.encoders.classification import majority_class_hits, chance_hits
+from benchmarks.encoders.recall import compute_ranks
+from benchmarks.encoders.retrieval import METRICS, hit_columns, items_of
+from benchmarks.encoders.retrieval import chance_ranks as guessed_ranks
+from benchmarks.mllm.chance_levels import ALWAYS_YES
+from benchmarks.mllm.task_metrics import TASK_METRICS
+from benchmarks.evaluation import MetricSpec, compute_metric
 from benchmarks.results import CHANCE
 from clips.data.formats import DatasetSpec
 
@@ -38,9 +38,9 @@ def test_recall_by_chance_counts_pictures_and_all_their_captions(tmp_path):
     captions = load_caption_set(DatasetSpec(path=str(tmp_path / "set.jsonl")))
     texts, pictures = sum(captions_of), len(captions_of)
     vectors = torch.nn.functional.normalize(torch.randn(texts, 8, generator=torch.Generator().manual_seed(0)), dim=1)
-    items = items_of(captions, ranks(vectors[:pictures], vectors, captions.pairs), with_thumbnails=False)
-    blind = {CHANCE: hits(guessed_ranks(captions))}
-    found = {name: measure(items, spec, blind=blind).blind[CHANCE] for name, spec in METRICS.items()}
+    items = items_of(captions, compute_ranks(vectors[:pictures], vectors, captions.pairs), with_thumbnails=False)
+    blind = {CHANCE: hit_columns(guessed_ranks(captions))}
+    found = {name: compute_metric(items, spec, blind=blind).blind[CHANCE] for name, spec in METRICS.items()}
 
     def missed(right: int, answers: int, k: int) -> float:
         return comb(answers - right, k) / comb(answers, k)
@@ -54,10 +54,10 @@ def test_recall_by_chance_counts_pictures_and_all_their_captions(tmp_path):
 
 def test_classes_by_lot_and_the_commonest():
     found: Any = SimpleNamespace(targets=np.array([2, 2, 2, 0, 1, 6]), classes=list("abcdefgh"))
-    assert guessed(found)["acc1"] == pytest.approx([1 / 8] * 6)
-    assert guessed(found)["acc5"] == pytest.approx([5 / 8] * 6)
-    assert by_frequency(found)["acc1"].tolist() == [1, 1, 1, 0, 0, 0]
-    assert by_frequency(found)["acc5"].tolist() == [1, 1, 1, 1, 1, 1]
+    assert chance_hits(found)["acc1"] == pytest.approx([1 / 8] * 6)
+    assert chance_hits(found)["acc5"] == pytest.approx([5 / 8] * 6)
+    assert majority_class_hits(found)["acc1"].tolist() == [1, 1, 1, 0, 0, 0]
+    assert majority_class_hits(found)["acc5"].tolist() == [1, 1, 1, 1, 1, 1]
 
 
 def test_pairs_of_captions_by_chance():
@@ -74,12 +74,12 @@ def test_pairs_of_captions_by_chance():
 
 
 def _measured(task: str, samples: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    reader = READERS[task]
+    reader = TASK_METRICS[task]
     items = pd.DataFrame({**reader.columns(samples, None), "category": "a"})  # type: ignore[arg-type]
     items = items.assign(item=items.index.astype(str), image=items.index.astype(str))
     blind = reader.blind(samples)
     specs: dict[str, MetricSpec] = {**reader.metrics, **reader.extra}
-    return {name: dict(measure(items, specs[name], blind=blind).blind) for name in specs}
+    return {name: dict(compute_metric(items, specs[name], blind=blind).blind) for name in specs}
 
 
 def test_yes_and_no_by_a_coin_and_by_always_saying_yes():
@@ -107,14 +107,14 @@ def test_points_of_pairs_are_those_of_every_toss_of_coins():
 
     asked = [("one", "Yes"), ("one", "No"), ("two", "Yes"), ("two", "Yes"), ("alone", "No")]
     every = [
-        READERS["mme"].columns([sample(*each, right) for each, right in zip(asked, toss, strict=True)], None)  # type: ignore[arg-type]
+        TASK_METRICS["mme"].columns([sample(*each, right) for each, right in zip(asked, toss, strict=True)], None)  # type: ignore[arg-type]
         for toss in itertools.product((False, True), repeat=len(asked))
     ]
     expected = np.mean([columns["points"] for columns in every], axis=0)
     samples = [sample(*each, right=True) for each in asked]
-    assert READERS["mme"].blind(samples)[CHANCE]["points"] == pytest.approx(expected, nan_ok=True)
+    assert TASK_METRICS["mme"].blind(samples)[CHANCE]["points"] == pytest.approx(expected, nan_ok=True)
     assert expected == pytest.approx([75, np.nan, 75, np.nan, 50], nan_ok=True)
-    assert READERS["mme"].blind(samples)[ALWAYS_YES]["points"] == pytest.approx(
+    assert TASK_METRICS["mme"].blind(samples)[ALWAYS_YES]["points"] == pytest.approx(
         [50, np.nan, 200, np.nan, 0], nan_ok=True
     )
     assert _measured("mme", samples)["mme_total"] == pytest.approx({CHANCE: 200 / 3, ALWAYS_YES: 250 / 3})
@@ -157,7 +157,7 @@ def _option_sample(task: str, doc: dict[str, Any]) -> dict[str, Any]:
 )
 def test_options_are_counted_question_by_question(task, docs, expected):
     found = _measured(task, [_option_sample(task, doc) for doc in docs])
-    assert found[READERS[task].primary[0]] == pytest.approx({CHANCE: expected})
+    assert found[TASK_METRICS[task].primary[0]] == pytest.approx({CHANCE: expected})
 
 
 def test_free_answers_have_no_chance():

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from benchmarks.config import BenchmarkConfig, RunConfig
-from benchmarks.data.class_sets import load_class_set
-from benchmarks.encoders import embed
-from benchmarks.encoders.classification import placed
-from benchmarks.encoders.prompts import class_vectors, prompts
-from benchmarks.formulas import FORMULAS
+from benchmarks.data.classification_sets import load_classification_set
+from benchmarks.encoders import embedding
+from benchmarks.encoders.classification import class_ranks
+from benchmarks.encoders.zero_shot_classifier import class_embeddings, class_prompts
+from benchmarks.aggregation import AGGREGATIONS
 from benchmarks.results import ITEM_COLUMNS, Result, read_items, read_result, result_path
-from benchmarks.run import run
-from benchmarks.statistics import evaluate
+from benchmarks.run_benchmarks import run_benchmarks
+from benchmarks.statistics import aggregate
 from clips.errors import UserError
 
 
@@ -28,12 +28,12 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "encoder").mkdir()
 
     def ask(encoder: classes.Colourist, data: Path, **settings) -> Result:
-        monkeypatch.setattr(embed, "load_dual_encoder", lambda *_: encoder.as_encoder())
+        monkeypatch.setattr(embedding, "load_dual_encoder", lambda *_: encoder.as_encoder())
         benchmark = BenchmarkConfig(**{"name": "colours", "uses": "classification", "data": str(data)} | settings)
         config = RunConfig(
             row="row", results=str(tmp_path / "results"), encoder=str(tmp_path / "encoder"), benchmarks=[benchmark]
         )
-        run(config)
+        run_benchmarks(config)
         return read_result(result_path(config.results, "row", "colours"))
 
     return ask
@@ -55,7 +55,7 @@ def test_accuracy_and_mean_per_class_recall_by_hand(tmp_path, ask):
     assert items["thumbnail"].notna().all()
     for metric in result.metrics.values():
         columns = {name: items[name].to_numpy() for name in metric.columns}
-        assert evaluate(metric.formula, columns, metric.columns) == pytest.approx(metric.value)
+        assert aggregate(metric.formula, columns, metric.columns) == pytest.approx(metric.value)
 
 
 def test_a_constant_model_scores_chance(tmp_path, ask):
@@ -70,7 +70,7 @@ def test_top_five_against_sorting(monkeypatch):
     generator = np.random.default_rng(0)
     scores, targets = generator.normal(size=(40, 9)), generator.integers(0, 9, 40)
     scores[0] = 1.0  # all alike: any five of nine
-    ranks = placed(iter([scores[:17], scores[17:]]), targets)
+    ranks = class_ranks(iter([scores[:17], scores[17:]]), targets)
     order = np.argsort(-scores, axis=1)
     for k in (1, 5):
         expected = (order[:, :k] == targets[:, None]).any(axis=1).astype(float)
@@ -85,7 +85,7 @@ def test_class_vectors_are_open_clips(monkeypatch):
     text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
     model = bridge_world.open_clip_model({**bridge_world.VIT, "text_cfg": text})
     tokenizer = open_clip.SimpleTokenizer()
-    encoder = embed.DualEncoder(
+    encoder = embedding.DualEncoder(
         model=model, preprocess=None, tokenizer=tokenizer, how={}, device="cpu", precision="float32"
     )
     names = ["tench", "great white shark", "cock"]
@@ -94,9 +94,9 @@ def test_class_vectors_are_open_clips(monkeypatch):
         (("a {c}.", "no {} here"), ["a {}.", "no {} here"]),
     ):
         expected = open_clip.build_zero_shot_classifier(model, tokenizer, names, theirs).T
-        found = class_vectors(lambda texts: embed.embed_texts(encoder, texts, 4), ours, names)
+        found = class_embeddings(lambda texts: embedding.embed_texts(encoder, texts, 4), ours, names)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    assert len(prompts("openai_imagenet", "x")) == 80
+    assert len(class_prompts("openai_imagenet", "x")) == 80
 
 
 def test_templates_are_those_asked_for_and_stated(tmp_path, ask):
@@ -115,25 +115,25 @@ def test_the_same_pictures_in_every_layout(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     datasets.disable_progress_bars()
     table = classes.table()
-    wds = load_class_set(str(classes.write_wds(tmp_path / "wds")))
+    wds = load_classification_set(str(classes.write_wds(tmp_path / "wds")))
     table.save_to_disk(tmp_path / "saved")
     datasets.DatasetDict({"test": table}).save_to_disk(tmp_path / "dict")
     (tmp_path / "parquet/data").mkdir(parents=True)
     table.to_parquet(tmp_path / "parquet/data/test-00000-of-00001.parquet")
     for layout, split in (("saved", "taken whole"), ("dict", "test"), ("parquet", "test")):
-        found = load_class_set(str(tmp_path / layout))
+        found = load_classification_set(str(tmp_path / layout))
         assert found.split == split
         assert list(found.classes) == list(wds.classes)
         assert found.targets.tolist() == [number % 4 for number in range(12)]
         assert found.open(5).tobytes() == world.picture(5).tobytes()
     with pytest.raises(UserError, match=r"parquet: .*split \"train\""):
-        load_class_set(str(tmp_path / "parquet"), split="train")
-    folders = load_class_set(str(classes.write_folders(tmp_path / "folders")))
+        load_classification_set(str(tmp_path / "parquet"), split="train")
+    folders = load_classification_set(str(classes.write_folders(tmp_path / "folders")))
     assert folders.classes == [f"a {name} thing" for name in sorted(classes.CLASSES)]
     assert folders.open(0).tobytes() == world.picture(10).tobytes()  # a blue one, 10.png before 2.png
     (tmp_path / "folders/classnames.txt").write_text("B\nG\nR\nW\n")
-    assert load_class_set(str(tmp_path / "folders")).classes == ["B", "G", "R", "W"]
-    few = load_class_set(str(tmp_path / "folders"), limit=4)
+    assert load_classification_set(str(tmp_path / "folders")).classes == ["B", "G", "R", "W"]
+    few = load_classification_set(str(tmp_path / "folders"), limit=4)
     assert few.targets.tolist() == [0, 1, 2, 3]  # spread over all, not the first class alone
     assert few.open(3).tobytes() == folders.open(11).tobytes()
 
@@ -198,5 +198,5 @@ def test_mean_of_group_means_against_a_loop():
     found = []
     for row in weights > 0:
         drawn = {name: column[row] for name, column in columns.items()}
-        found.append(FORMULAS["mean_of_group_means"].value(drawn, ("value", "group")))
+        found.append(AGGREGATIONS["mean_of_group_means"].value(drawn, ("value", "group")))
     np.testing.assert_allclose(found, expected)

@@ -11,7 +11,7 @@ import pytest
 from report_material import items_table, put_result, put_results
 from report_study import make_study
 
-from benchmarks.trust.compare import WRITERS, CompareConfig, Comparison, compare, comparison
+from benchmarks.analysis.compare_command import WRITERS, CompareConfig, Comparison, compare, build_comparison
 from clips.errors import UserError
 
 
@@ -30,7 +30,7 @@ def edit(path: Path, **changes: Any) -> None:
 
 
 def both(first: Path, second: Path, **changes: Any) -> Comparison:
-    return comparison(CompareConfig(first=str(first), second=str(second), **changes))
+    return build_comparison(CompareConfig(first=str(first), second=str(second), **changes))
 
 
 def test_a_copy_is_unchanged(studies: tuple[Path, Path]) -> None:
@@ -99,7 +99,7 @@ def test_it_is_written_as_what_its_name_says(
     compare(config)
     said, page = capsys.readouterr().out, (tmp_path / "x.html").read_text(encoding="utf-8")
     assert "beyond noise moved one on" in said
-    found = comparison(config)
+    found = build_comparison(config)
     texts = {suffix: write(found) for suffix, write in WRITERS.items()}
     assert texts[".html"] == page
     for text in (said, *texts.values()):

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.compositional import asked, likelihood, similarity
+from benchmarks.compositional import multiple_choice, loglikelihood, similarity
 from benchmarks.config import BenchmarkConfig, RunConfig
 from benchmarks.data.pair_sets import load_pair_set
-from benchmarks.encoders import vectors
-from benchmarks.encoders.embed import DualEncoder
-from benchmarks.kept import KeptAnswers, Unkept
-from benchmarks.models import Row
+from benchmarks.encoders import cached_embeddings
+from benchmarks.encoders.embedding import DualEncoder
+from benchmarks.output_cache import AnswerCache, NoCache
+from benchmarks.eval_model import EvalModel
 from clips.errors import UserError
-from llava_bridge.asking.likelihood import Likelihood
+from llava_bridge.inference.loglikelihood import LogLikelihood
 
 
 def _images(root: Path, names: list[str]) -> None:
@@ -141,7 +141,7 @@ def test_a_picture_under_one_name_or_two_is_not_taken_for_its_neighbour(tmp_path
     import bridge_world
 
     from benchmarks.results import read_items, read_result, result_path
-    from benchmarks.run import run
+    from benchmarks.run_benchmarks import run_benchmarks
 
     vit = {**bridge_world.VIT, "text_cfg": {**bridge_world.VIT["text_cfg"], "context_length": 77, "vocab_size": 49408}}
     bridge_world.make_encoder(tmp_path / "encoder", vit)
@@ -160,7 +160,7 @@ def test_a_picture_under_one_name_or_two_is_not_taken_for_its_neighbour(tmp_path
         benchmarks = [BenchmarkConfig(name=name, uses="choice", data=str(tmp_path / f"{name}.jsonl")) for name in names]
         config = RunConfig(row="row", results=str(tmp_path / results), encoder=str(tmp_path / "encoder"),
                            benchmarks=benchmarks)  # fmt: skip
-        run(config)
+        run_benchmarks(config)
         margins.append(read_items(read_result(result_path(tmp_path / results, "row", "once")))["margin"].tolist())
     assert margins[0] == pytest.approx(margins[1], abs=1e-5)
     assert margins[0][0] != pytest.approx(margins[0][2], abs=1e-4)
@@ -235,7 +235,7 @@ def _number(image: Image.Image) -> int:
 def _row(batch_size: int = 3, **parts: Any) -> Any:
     config = RunConfig(row="row", results="unused", encoder="e", benchmarks=[BenchmarkConfig(name="choice", data="d")],
                        batch_size=batch_size)  # fmt: skip
-    row = Row(config)
+    row = EvalModel(config)
     for name, value in parts.items():
         row.__dict__[name] = value
     return row
@@ -249,13 +249,13 @@ def _llava(monkeypatch: pytest.MonkeyPatch, value: Any) -> Any:
             value(None if image is None else _number(image), prompt, text)
             for image, prompt, text in zip(images, prompts, texts, strict=True)
         ]
-        return [Likelihood(total=each, tokens=len(text.split()), greedy=False)
+        return [LogLikelihood(total=each, tokens=len(text.split()), greedy=False)
                 for each, text in zip(found, texts, strict=True)]  # fmt: skip
 
-    monkeypatch.setattr("llava_bridge.asking.likelihood.likelihoods", likelihoods)
-    monkeypatch.setattr(likelihood, "llava_protocol", lambda *_: {})
-    monkeypatch.setattr(asked, "llava_protocol", lambda *_: {})
-    return _row(llava=(SimpleNamespace(), SimpleNamespace()), kept_answers=lambda *_: KeptAnswers(None))
+    monkeypatch.setattr("llava_bridge.inference.loglikelihood.loglikelihoods", likelihoods)
+    monkeypatch.setattr(loglikelihood, "llava_protocol", lambda *_: {})
+    monkeypatch.setattr(multiple_choice, "llava_protocol", lambda *_: {})
+    return _row(llava=(SimpleNamespace(), SimpleNamespace()), kept_answers=lambda *_: AnswerCache(None))
 
 
 def _config(data: Path, way: str = "", **settings: Any) -> BenchmarkConfig:
@@ -274,7 +274,7 @@ def _knows(number: int | None, prompt: str, text: str) -> float:
 
 
 def test_winoground_by_similarity_and_by_likelihood_agree(tmp_path, monkeypatch):
-    monkeypatch.setattr(vectors, "_kept", lambda *_, **__: Unkept())
+    monkeypatch.setattr(cached_embeddings, "_kept", lambda *_, **__: NoCache())
     import torch
 
     data = _winoground(tmp_path)
@@ -291,7 +291,7 @@ def test_winoground_by_similarity_and_by_likelihood_agree(tmp_path, monkeypatch)
         precision="float32",
     )
     seen = similarity.evaluate(_row(encoder=encoder), _config(data))
-    likely = likelihood.evaluate(_llava(monkeypatch, _knows), _config(data, "_likelihood"))
+    likely = loglikelihood.evaluate(_llava(monkeypatch, _knows), _config(data, "_likelihood"))
     # case 0 is won; in case 1 both pictures prefer the first caption, and each caption finds both pictures alike
     for outcome in (seen, likely):
         assert _values(outcome) == pytest.approx(
@@ -325,7 +325,7 @@ def test_aros_first_number_is_its_authors_mean_over_kinds(tmp_path, monkeypatch)
     data.write_text(json.dumps(rows))
     monkeypatch.setattr(f"{__name__}._number", lambda image: 0)
     row = _llava(monkeypatch, lambda number, prompt, text: float(text == "a on b"))
-    outcome = likelihood.evaluate(row, BenchmarkConfig(name="aro_relation_likelihood", data=str(data)))
+    outcome = loglikelihood.evaluate(row, BenchmarkConfig(name="aro_relation_likelihood", data=str(data)))
     assert outcome.primary == ("accuracy_of_kinds",)
     assert _values(outcome)["accuracy_of_kinds"] == pytest.approx((1 + 0) / 2)
     assert _values(outcome)["accuracy"] == pytest.approx(3 / 5)
@@ -342,7 +342,7 @@ def test_likelihood_by_length_and_without_the_picture(tmp_path, monkeypatch):
 
     row, data = _llava(monkeypatch, value), tmp_path / "pairs.jsonl"
     found = {
-        how: likelihood.evaluate(
+        how: loglikelihood.evaluate(
             row, BenchmarkConfig(name="choice_likelihood", data=str(data), likelihood=how, prompt="Say it.")
         )
         for how in ("sum", "mean", "gain")
@@ -361,7 +361,7 @@ def test_asked_in_words_a_liking_for_a_letter_does_not_count(tmp_path, monkeypat
         knows = 0.0 if number in (2, 3) else 1.0  # of case 1 it knows nothing
         return (knows if (letter == "A") == right_is_a else 0.0) + (5.0 if letter == "A" else 0.0)
 
-    outcome = asked.evaluate(_llava(monkeypatch, likes_a), _config(data, "_asked"))
+    outcome = multiple_choice.evaluate(_llava(monkeypatch, likes_a), _config(data, "_asked"))
     assert _values(outcome) == pytest.approx(
         {
             "text_score": (1 + 1 / 4) / 2,
@@ -373,13 +373,13 @@ def test_asked_in_words_a_liking_for_a_letter_does_not_count(tmp_path, monkeypat
     )
     assert set(outcome.absent) == {"image_score", "group_score"}
     with pytest.raises(UserError, match=r"benchmarks\.prompt: expected \{a\} and \{b\} where the captions go, got 'Eh"):
-        asked.evaluate(_llava(monkeypatch, likes_a), _config(data, "_asked", prompt="Eh?"))
+        multiple_choice.evaluate(_llava(monkeypatch, likes_a), _config(data, "_asked", prompt="Eh?"))
 
 
 def test_a_score_that_is_no_number_is_refused(tmp_path, monkeypatch):
     row = _llava(monkeypatch, lambda number, *_: np.nan if number == 3 else 0.0)
     with pytest.raises(UserError, match=r": 1: the model gives a score that is not finite"):
-        likelihood.evaluate(row, _config(_winoground(tmp_path), "_likelihood"))
+        loglikelihood.evaluate(row, _config(_winoground(tmp_path), "_likelihood"))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -387,11 +387,11 @@ def test_a_score_that_is_no_number_is_refused(tmp_path, monkeypatch):
 def test_a_real_llava(places, tmp_path, way):
     """An untrained one: the numbers are those of its own likelihoods, and stated is what they depend on."""
     from benchmarks.results import read_items, read_result, result_path
-    from benchmarks.run import run
+    from benchmarks.run_benchmarks import run_benchmarks
 
     benchmark = BenchmarkConfig(name=f"sugarcrepe{way}", data=str(_sugarcrepe(tmp_path / "data")))
     model = str(places / "llava")
-    run(RunConfig(row="row", results=str(tmp_path / "results"), llava=model, benchmarks=[benchmark], batch_size=2))
+    run_benchmarks(RunConfig(row="row", results=str(tmp_path / "results"), llava=model, benchmarks=[benchmark], batch_size=2))
     result = read_result(result_path(tmp_path / "results", "row", benchmark.name))
     assert result.metrics["accuracy"].n == 3
     assert {"prompt", "score", "data_hash", "precision", "input_template", "ties"} <= set(result.protocol)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.compositional.scoring import wins
+from benchmarks.compositional.scoring import win_probabilities
 
 
 def _naive(scores: np.ndarray) -> tuple[bool, bool, bool]:
@@ -21,8 +21,8 @@ def test_winoground_by_its_definition():
     seen = set()
     for _ in range(200):
         scores = generator.normal(size=(2, 2))
-        assert wins(scores) == _naive(scores)
-        seen.add(wins(scores))
+        assert win_probabilities(scores) == _naive(scores)
+        seen.add(win_probabilities(scores))
     assert len(seen) == 4  # none, text alone, image alone, all three
 
 
@@ -41,17 +41,17 @@ def test_ties_are_drawn_orders(scores):
     generator = np.random.default_rng(1)
     scores = np.array(scores, float)
     drawn = np.mean([_naive(scores + 1e-9 * generator.normal(size=(2, 2))) for _ in range(4000)], axis=0)
-    np.testing.assert_allclose(wins(scores), drawn, atol=0.03)
+    np.testing.assert_allclose(win_probabilities(scores), drawn, atol=0.03)
 
 
 def test_what_tells_nothing_apart_scores_chance():
-    assert wins(np.ones((2, 2))) == pytest.approx((1 / 4, 1 / 4, 1 / 6))
-    assert wins(np.ones((1, 2)))[0] == pytest.approx(1 / 2)
-    assert wins(np.ones((1, 5)))[0] == pytest.approx(1 / 5)
+    assert win_probabilities(np.ones((2, 2))) == pytest.approx((1 / 4, 1 / 4, 1 / 6))
+    assert win_probabilities(np.ones((1, 2)))[0] == pytest.approx(1 / 2)
+    assert win_probabilities(np.ones((1, 5)))[0] == pytest.approx(1 / 5)
 
 
 def test_one_picture():
-    assert wins(np.array([[0.3, 0.2, 0.1]]))[0] == 1
-    assert wins(np.array([[0.3, 0.2, 0.4]]))[0] == 0
-    assert wins(np.array([[0.3, 0.3, 0.1]]))[0] == 0.5
-    assert np.isnan(wins(np.array([[0.3, 0.3]]))[1:]).all()
+    assert win_probabilities(np.array([[0.3, 0.2, 0.1]]))[0] == 1
+    assert win_probabilities(np.array([[0.3, 0.2, 0.4]]))[0] == 0
+    assert win_probabilities(np.array([[0.3, 0.3, 0.1]]))[0] == 0.5
+    assert np.isnan(win_probabilities(np.array([[0.3, 0.3]]))[1:]).all()

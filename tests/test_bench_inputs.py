@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 
 from benchmarks.data.caption_sets import load_caption_set
-from benchmarks.data.class_sets import load_class_set, say_skipped
-from benchmarks.kept import KeptAnswers
+from benchmarks.data.classification_sets import load_classification_set, say_skipped
+from benchmarks.output_cache import AnswerCache
 from clips.data.formats import DatasetSpec
 from clips.data.images import FORMATS, IMAGE_SUFFIXES
 from clips.data.sources import BadSampleError, SourceConfig, open_source
 from clips.errors import UserError
-from llava_bridge.pictures import SUFFIXES
+from llava_bridge.image_paths import SUFFIXES
 
 CAFE = "Un café noir"
 LATIN = CAFE.encode("latin-1")
@@ -98,7 +98,7 @@ def test_a_kept_answer_that_was_damaged_is_asked_again(tmp_path: Path) -> None:
     """Before: it counted with a replacement character in it."""
     lines = [json.dumps(["1", CAFE], ensure_ascii=False).encode(), b'["2", "' + LATIN + b'"]', b'["3", "caf\xc3']
     (tmp_path / "0.jsonl").write_bytes(b"\n".join(lines))
-    assert KeptAnswers(tmp_path).known == {"1": CAFE}
+    assert AnswerCache(tmp_path).known == {"1": CAFE}
 
 
 def test_the_suffixes_of_pictures_are_those_of_the_formats_that_are_decoded() -> None:
@@ -113,11 +113,11 @@ def test_pictures_of_every_kind_are_read_from_folders_shards_and_lists(tmp_path:
     for number, name in enumerate(("red", "blue")):
         save(tmp_path / f"classes/{name}/0.png", number)
         other = save(tmp_path / f"classes/{name}/1{suffix.upper()}", number)
-    assert len(load_class_set(str(tmp_path / "classes")).pictures) == 4
+    assert len(load_classification_set(str(tmp_path / "classes")).pictures) == 4
     members = {"0.png": world.png(world.picture(0)), "0.cls": b"0", f"1{suffix}": other.read_bytes(), "1.cls": b"1"}
     shard(tmp_path / "shards/0.tar", **members)
     (tmp_path / "shards/classnames.txt").write_text("red\nblue\n")
-    assert len(load_class_set(str(tmp_path / "shards")).pictures) == 2
+    assert len(load_classification_set(str(tmp_path / "shards")).pictures) == 2
     shard(tmp_path / "captions/0.tar", **{f"1{suffix}": other.read_bytes(), "1.txt": b"one"})
     assert load(tmp_path / "captions") == [["one"]]
     (tmp_path / "list.txt").write_text(f"classes/blue/1{suffix.upper()},one\n")
@@ -132,7 +132,7 @@ def test_hidden_files_and_directories_are_no_classes_and_no_pictures(tmp_path: P
         save(tmp_path / name / "0.png", number)
     save(tmp_path / ".ipynb_checkpoints" / "0-checkpoint.png")
     (tmp_path / "red/._0.png").write_bytes(b"\0\5\x16\7")
-    found = load_class_set(str(tmp_path))
+    found = load_classification_set(str(tmp_path))
     assert (found.classes, found.pictures) == (["blue", "red"], ["blue/0.png", "red/0.png"])
     assert found.skipped == {}
 
@@ -143,12 +143,12 @@ def test_files_that_are_no_pictures_are_counted(tmp_path: Path) -> None:
         for other in ("1.heic", "2.HEIC", "notes.txt", "noend"):
             (tmp_path / name / other).write_bytes(b"")
         save(tmp_path / name / "more/3.png")
-    found = load_class_set(str(tmp_path))
+    found = load_classification_set(str(tmp_path))
     assert found.skipped == {".heic": 4, ".txt": 2, "files without a suffix": 2, "directories": 2}
     members = {"0.png": b"", "0.cls": b"0", "1.heic": b"", "1.cls": b"0"}
     shard(tmp_path / "shards/0.tar", **members)
     (tmp_path / "shards/classnames.txt").write_text("red\n")
-    assert load_class_set(str(tmp_path / "shards")).skipped == {".heic": 1}
+    assert load_classification_set(str(tmp_path / "shards")).skipped == {".heic": 1}
 
 
 def test_pictures_beside_the_class_folders_are_counted(tmp_path: Path, capsys) -> None:
@@ -159,7 +159,7 @@ def test_pictures_beside_the_class_folders_are_counted(tmp_path: Path, capsys) -
         save(tmp_path / "test" / name, number)
     for name in ("3.heic", "classnames.txt", ".DS_Store"):
         (tmp_path / "test" / name).write_text("blue\nred\n")
-    found = load_class_set(str(tmp_path))
+    found = load_classification_set(str(tmp_path))
     assert found.pictures == ["blue/0.png", "red/0.png"]
     assert found.skipped == {".png beside the class folders": 2, ".heic beside the class folders": 1}
     say_skipped(found)
@@ -171,7 +171,7 @@ def test_a_class_of_unreadable_files_alone_is_refused_with_what_it_holds(tmp_pat
     (tmp_path / "blue").mkdir()
     (tmp_path / "blue/0.heic").write_bytes(b"")
     with pytest.raises(UserError, match=r"blue: expected the images of a class, found none \(1 \.heic\)$"):
-        load_class_set(str(tmp_path))
+        load_classification_set(str(tmp_path))
 
 
 def test_an_image_id_that_comes_twice_in_coco_is_refused(tmp_path: Path) -> None:

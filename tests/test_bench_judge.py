@@ -15,9 +15,9 @@ import bench_world as world
 import pytest
 
 from benchmarks.config import BenchmarkConfig, RunConfig
-from benchmarks.report.command import ReportConfig, report
+from benchmarks.report.command import ReportConfig, run_report
 from benchmarks.results import Result, read_items, read_result, result_path
-from benchmarks.run import run
+from benchmarks.run_benchmarks import run_benchmarks
 
 QUESTIONS = 4
 
@@ -139,12 +139,12 @@ def no_judge_around(monkeypatch: pytest.MonkeyPatch) -> None:
         for place, prompt in enumerate(prompts):
             yield {place: f"It is {prompt.split('There are several')[0].split()[-1]}"}
 
-    monkeypatch.setattr("llava_bridge.asking.inference.answer_batches", answer_batches)
+    monkeypatch.setattr("llava_bridge.inference.generate.iter_answer_batches", answer_batches)
 
 
 def _run(places: Path, results: Path, name: str = "mmvet", row: str = "row", **settings: Any) -> Result:
     benchmark = BenchmarkConfig(name=name, data=str(places / "hub"), **settings)
-    run(RunConfig(row=row, results=str(results), llava=str(places / "llava"), benchmarks=[benchmark]))
+    run_benchmarks(RunConfig(row=row, results=str(results), llava=str(places / "llava"), benchmarks=[benchmark]))
     return read_result(result_path(results, row, name))
 
 
@@ -201,7 +201,7 @@ def test_without_a_judge_the_answers_stay_and_no_mark_is_made_up(places, tmp_pat
     assert items["prediction"].tolist() == [f"It is {number}?" for number in range(QUESTIONS)]
     assert items["score"].isna().all()
     assert "no judge" in capsys.readouterr().err
-    report(ReportConfig(directory=str(tmp_path)))
+    run_report(ReportConfig(directory=str(tmp_path)))
     table = (tmp_path / "report/table.md").read_text()
     assert "| row | no judge |" in table
     assert "row on mmvet: no judge: " in table

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import kept as module
-from benchmarks.encoders import vectors
-from benchmarks.kept import KeptAnswers, KeptVectors, Unkept, key_of
-from benchmarks.sharing import of_first
+from benchmarks import output_cache as module
+from benchmarks.encoders import cached_embeddings
+from benchmarks.output_cache import AnswerCache, EmbeddingCache, NoCache, cache_key
+from benchmarks.distributed import run_on_main
 from clips.core.cache import Cache, tensor_cache
 from clips.errors import UserError
-from clips.parallel.processes import Processes
+from clips.parallel.distributed import DistributedContext
 
 BATCHES = [[4, 0], [1, 3], [2]]
 
@@ -41,8 +41,8 @@ class Tower:
 EXPECTED = torch.tensor([[float(item), 1.0] for item in range(5)])
 
 
-def kept(folder: Path, **changes) -> KeptVectors:
-    return KeptVectors(**{"folder": folder, "key": "k", **changes})
+def kept(folder: Path, **changes) -> EmbeddingCache:
+    return EmbeddingCache(**{"folder": folder, "key": "k", **changes})
 
 
 def whole(folder: Path, key: str = "k") -> Path:
@@ -50,7 +50,7 @@ def whole(folder: Path, key: str = "k") -> Path:
 
 
 def test_vectors_come_in_the_order_of_the_items(tmp_path):
-    for store in (Unkept(), kept(tmp_path)):
+    for store in (NoCache(), kept(tmp_path)):
         torch.testing.assert_close(store.collect(BATCHES, Tower()), EXPECTED)
 
 
@@ -81,9 +81,9 @@ def test_again_makes_them_again(tmp_path):
 
 
 def test_other_code_finds_nothing(monkeypatch):
-    before = key_of(model="a")
-    monkeypatch.setattr(module, "CODE", module.CODE + 1)
-    assert key_of(model="a") != before
+    before = cache_key(model="a")
+    monkeypatch.setattr(module, "CODE_VERSION", module.CODE_VERSION + 1)
+    assert cache_key(model="a") != before
 
 
 # ------------------------------------------------------------------------------- two processes, played by threads
@@ -92,7 +92,7 @@ HERE = threading.local()
 
 
 @pytest.fixture
-def two(monkeypatch) -> Callable[[Callable[[Processes], Any]], list[Any]]:
+def two(monkeypatch) -> Callable[[Callable[[DistributedContext], Any]], list[Any]]:
     """Does work as two processes would, each in a thread; what they find, or what they raise."""
     meeting, values = threading.Barrier(2, timeout=10), [None, None]
 
@@ -106,11 +106,11 @@ def two(monkeypatch) -> Callable[[Callable[[Processes], Any]], list[Any]]:
     def one(work, rank):
         HERE.rank = rank
         try:
-            return work(Processes(rank=rank, count=2))
+            return work(DistributedContext(rank=rank, count=2))
         except Exception as error:
             return error
 
-    monkeypatch.setattr("clips.parallel.processes.gather_objects", gather)
+    monkeypatch.setattr("clips.parallel.distributed.all_gather_objects", gather)
     with ThreadPoolExecutor(2) as pool:
         yield lambda work: list(pool.map(lambda rank: one(work, rank), range(2)))
 
@@ -141,10 +141,10 @@ def test_two_processes_agree_on_what_is_there_although_another_run_just_finishes
 
 
 def test_two_processes_know_the_same_answers_although_another_run_just_writes_some(two, tmp_path, monkeypatch):
-    KeptAnswers(tmp_path / "k").add({"1": "a dog"})
+    AnswerCache(tmp_path / "k").add({"1": "a dog"})
     lines = module._lines
     monkeypatch.setattr(module, "_lines", lambda path: [*lines(path), *([("2", "a cat")] if HERE.rank else [])])
-    first, second = two(lambda processes: KeptAnswers(tmp_path / "k", processes).known)
+    first, second = two(lambda processes: AnswerCache(tmp_path / "k", processes).known)
     assert first == second == {"1": "a dog"}
 
 
@@ -152,7 +152,7 @@ def test_a_mistake_that_the_first_process_meets_is_told_by_both(two):
     def find():
         raise UserError("no such file")
 
-    found = two(lambda processes: of_first(processes, find))
+    found = two(lambda processes: run_on_main(processes, find))
     assert [(type(error), str(error)) for error in found] == [(UserError, "no such file")] * 2
 
 
@@ -161,44 +161,44 @@ def test_vectors_are_those_of_a_model_on_a_device_with_its_libraries(tmp_path, m
     row = SimpleNamespace(
         model=lambda part: {"hash": f"of the {part}"},
         config=SimpleNamespace(results=str(tmp_path), again=False),
-        processes=Processes(),
+        processes=DistributedContext(),
     )
 
     def key(part: str = "tower", **content: str) -> str:
-        return vectors._kept(row, encoder, part, **content or {"pictures": "a"}).key
+        return cached_embeddings._kept(row, encoder, part, **content or {"pictures": "a"}).key
 
     keys = [key(), key(part="encoder"), key(pictures="b"), key(texts="a")]
     encoder.device = "cuda"
     keys.append(key())
     encoder.device = "cpu"
     assert key() == keys[0]
-    monkeypatch.setattr(vectors, "versions", lambda: {"timm": "another"})
+    monkeypatch.setattr(cached_embeddings, "library_versions", lambda: {"timm": "another"})
     keys.append(key())
     assert len(set(keys)) == len(keys)
 
 
 def test_answers_are_there_as_soon_as_they_are_added(tmp_path):
-    answers = KeptAnswers(tmp_path / "k")
+    answers = AnswerCache(tmp_path / "k")
     answers.add({"1": "a dog", "2": "eine\nZeile, \u2028 und „mehr“"})
     answers.add({"3": ""})
     assert (
-        KeptAnswers(tmp_path / "k").known
+        AnswerCache(tmp_path / "k").known
         == answers.known
         == {"1": "a dog", "2": "eine\nZeile, \u2028 und „mehr“", "3": ""}
     )
-    assert KeptAnswers(tmp_path / "k", again=True).known == {}
-    assert KeptAnswers(tmp_path / "k").known == {}
+    assert AnswerCache(tmp_path / "k", again=True).known == {}
+    assert AnswerCache(tmp_path / "k").known == {}
 
 
 @pytest.mark.parametrize("cut", range(1, 18))
 def test_a_line_that_a_crash_cut_short_is_asked_again_and_costs_no_other(tmp_path, cut):
-    answers = KeptAnswers(tmp_path / "k")
+    answers = AnswerCache(tmp_path / "k")
     answers.add({"1": "a dog"})
     answers.add({"2": "a cat"})
     (file,) = (tmp_path / "k").iterdir()
     file.write_bytes(file.read_bytes()[:-cut])
-    later = KeptAnswers(tmp_path / "k")
+    later = AnswerCache(tmp_path / "k")
     assert later.known["1"] == "a dog"
     assert later.known.get("2", "a cat") == "a cat"
     later.add({"3": "a bird"})
-    assert KeptAnswers(tmp_path / "k").known | {"2": "a cat"} == {"1": "a dog", "2": "a cat", "3": "a bird"}
+    assert AnswerCache(tmp_path / "k").known | {"2": "a cat"} == {"1": "a dog", "2": "a cat", "3": "a bird"}

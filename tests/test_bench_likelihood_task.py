@@ -9,9 +9,9 @@ import pytest
 
 from benchmarks.config import BenchmarkConfig, RunConfig
 from benchmarks.results import read_items, read_result, result_path
-from benchmarks.run import run
+from benchmarks.run_benchmarks import run_benchmarks
 from clips.errors import UserError
-from llava_bridge import likelihoods, load_llava
+from llava_bridge import loglikelihoods, load_llava
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore::SyntaxWarning"
@@ -42,13 +42,13 @@ def _write_seed(root: Path) -> Path:
 def test_the_likeliest_choice_is_the_answer(places, tmp_path):
     llava = places / "llava"
     task = BenchmarkConfig(name="seedbench_ppl", data=str(_write_seed(tmp_path / "hub")))
-    run(RunConfig(row="row", results=str(tmp_path / "results"), llava=str(llava), benchmarks=[task], batch_size=3))
+    run_benchmarks(RunConfig(row="row", results=str(tmp_path / "results"), llava=str(llava), benchmarks=[task], batch_size=3))
     result = read_result(result_path(tmp_path / "results", "row", "seedbench_ppl"))
     model, processor = load_llava(llava, "cpu")
     right = []
     for number in range(PICTURES):
         asked = ["What is it? Answer :"] * len(CHOICES)
-        found = likelihoods(model, processor, [world.picture(number)] * len(CHOICES), asked, CHOICES)
+        found = loglikelihoods(model, processor, [world.picture(number)] * len(CHOICES), asked, CHOICES)
         means = [each.total / each.tokens for each in found]
         right.append(float(means.index(max(means)) == number))
     assert 0 < sum(right) < PICTURES  # it prefers one and the same, by which the sign would show
@@ -57,14 +57,14 @@ def test_the_likeliest_choice_is_the_answer(places, tmp_path):
 
 
 def test_what_is_not_offered(places):
-    from benchmarks.mllm.tasks import go_offline
+    from benchmarks.mllm.offline_tasks import go_offline
 
     go_offline()
     from lmms_eval.api.instance import Instance
 
-    from benchmarks.mllm.answering import LlavaBridge
+    from benchmarks.mllm.llava_model import LlavaBridgeModel
 
     metadata = {"task": "t", "doc_id": 0, "repeats": 1}
     alone = Instance(request_type="loglikelihood", arguments=("", "red"), idx=0, task_name="t", metadata=metadata)
     with pytest.raises(UserError, match=r"^t: asks for likelihoods without a question"):
-        LlavaBridge(loaded=load_llava(places / "llava", "cpu")).loglikelihood([alone])
+        LlavaBridgeModel(loaded=load_llava(places / "llava", "cpu")).loglikelihood([alone])

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from benchmarks.config import BenchmarkConfig, RunConfig
-from benchmarks.encoders import embed, linear_probe
-from benchmarks.encoders.linear_probe import STRENGTHS, choose_strength, held_out
-from benchmarks.models import Row
+from benchmarks.encoders import embedding, linear_probe
+from benchmarks.encoders.linear_probe import C_VALUES, select_c, validation_mask
+from benchmarks.eval_model import EvalModel
 from benchmarks.results import Result, read_items, read_result, result_path
-from benchmarks.run import run
+from benchmarks.run_benchmarks import run_benchmarks
 from clips.errors import UserError
 
 
@@ -26,7 +26,7 @@ def _data(root: Path, *, train: int = 40) -> Path:
 def _run(tmp_path: Path, encoder: str, data: Path, **settings) -> Result:
     benchmark = BenchmarkConfig(**{"name": "probe", "uses": "linear_probe", "data": str(data)} | settings)
     config = RunConfig(row="row", results=str(tmp_path / "results"), encoder=encoder, benchmarks=[benchmark])
-    run(config)
+    run_benchmarks(config)
     return read_result(result_path(config.results, "row", "probe"))
 
 
@@ -35,7 +35,7 @@ def encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A directory that loads as an encoder whose red looks green."""
     (tmp_path / "encoder").mkdir()
     seen = classes.Colourist({"red": "green"}).as_encoder()
-    monkeypatch.setattr(embed, "load_dual_encoder", lambda *_: seen)
+    monkeypatch.setattr(embedding, "load_dual_encoder", lambda *_: seen)
     return str(tmp_path / "encoder")
 
 
@@ -44,7 +44,7 @@ def test_it_learns_what_can_be_learnt(tmp_path, encoder):
     # red and green look alike and are equally frequent in train: their scores tie
     assert result.metrics["acc1"].value == pytest.approx(3 / 4)
     assert result.metrics["mean_per_class_recall"].value == pytest.approx(3 / 4)
-    assert result.metrics["C"].value in STRENGTHS
+    assert result.metrics["C"].value in C_VALUES
     assert result.metrics["C"].low is None
     assert (result.protocol["pictures"], result.protocol["train_pictures"]) == (12, 40)
     items = read_items(result)
@@ -54,13 +54,13 @@ def test_it_learns_what_can_be_learnt(tmp_path, encoder):
 
 def test_what_is_asked_in_the_end_has_learnt_from_all_of_train(tmp_path, encoder, monkeypatch):
     learnt = []
-    original = linear_probe.fit
+    original = linear_probe.fit_classifier
 
     def fit(features, *others):
         learnt.append(len(features))
         return original(features, *others)
 
-    monkeypatch.setattr(linear_probe, "fit", fit)
+    monkeypatch.setattr(linear_probe, "fit_classifier", fit)
     _run(tmp_path, encoder, _data(tmp_path / "data"))
     assert set(learnt[:-1]) == {32}  # two of ten of each class held out
     assert learnt[-1] == 40
@@ -90,20 +90,20 @@ def test_the_search_finds_the_best_of_all_where_there_is_one_peak(monkeypatch, p
 
     def fit(features, targets, strength):
         asked.append(strength)
-        return Peaked(int(np.flatnonzero(strength == STRENGTHS)[0]))
+        return Peaked(int(np.flatnonzero(strength == C_VALUES)[0]))
 
-    monkeypatch.setattr(linear_probe, "fit", fit)
+    monkeypatch.setattr(linear_probe, "fit_classifier", fit)
     targets = np.zeros(500, int)
     targets[:4] = 1  # too few for any to be held out
-    assert choose_strength(np.zeros((500, 2)), targets) == STRENGTHS[peak]
+    assert select_c(np.zeros((500, 2)), targets) == C_VALUES[peak]
     assert len(asked) == len(set(asked)) < 20
 
 
 def test_one_in_five_of_each_class_is_held_out():
     targets = np.array([0] * 20 + [1] * 9 + [2] * 4)
-    held = held_out(targets)
+    held = validation_mask(targets)
     assert [int(held[targets == number].sum()) for number in range(3)] == [4, 1, 0]
-    assert held.tolist() == held_out(targets).tolist()
+    assert held.tolist() == validation_mask(targets).tolist()
 
 
 @pytest.mark.parametrize(
@@ -141,12 +141,12 @@ def test_the_class_token_is_the_embedding_where_there_is_one(tmp_path):
 
     tower = original_world.write_tower(original_world.Parts(), tmp_path / "clip")
     config = {"results": "unused", "benchmarks": [BenchmarkConfig(name="linear_probe", data="d")]}
-    row = Row(RunConfig(row="row", encoder=f"transformers:{tower}", **config))
+    row = EvalModel(RunConfig(row="row", encoder=f"transformers:{tower}", **config))
     picture = original_world.picture()
     pixels = row.tower.preprocess(picture)[None]
     states = list(row.tower.model.tower.states(pixels, row.tower.model.tower.depth))
     expected = torch.nn.functional.normalize(states[-1][:, 0], dim=-1)
-    torch.testing.assert_close(embed.embed_images(row.tower, lambda _: picture, ["one"], 1), expected)
+    torch.testing.assert_close(embedding.embed_images(row.tower, lambda _: picture, ["one"], 1), expected)
     own = row.model("tower")["hash"]
-    assert own != Row(RunConfig(row="row", encoder="timm:resnet10t@random", **config)).model("tower")["hash"]
+    assert own != EvalModel(RunConfig(row="row", encoder="timm:resnet10t@random", **config)).model("tower")["hash"]
     assert len(own) == len(hashlib.sha256().hexdigest())

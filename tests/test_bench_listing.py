@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.catalogue import BENCHMARKS
-from benchmarks.listing import KNOWN, ListConfig, list_benchmarks
+from benchmarks.registry import BENCHMARKS
+from benchmarks.list_command import KNOWN_DATASETS, ListConfig, run_list
 
 
 def test_items_size_and_licence_stand_beside_each_benchmark(capsys):
-    list_benchmarks(ListConfig())
+    run_list(ListConfig())
     lines = {line.split("  ")[0] or line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
     assert BENCHMARKS.keys() <= lines.keys()
     assert lines["mmvet"].split() == [
@@ -23,8 +23,8 @@ def test_items_size_and_licence_stand_beside_each_benchmark(capsys):
 
 
 def test_data_are_listed_below_benchmarks_that_take_anybodys():
-    assert KNOWN.keys() <= BENCHMARKS.keys()
-    assert all(BENCHMARKS[name].items is None for name in KNOWN)
+    assert KNOWN_DATASETS.keys() <= BENCHMARKS.keys()
+    assert all(BENCHMARKS[name].items is None for name in KNOWN_DATASETS)
 
 
 def test_no_library_of_models_is_waited_for():
@@ -37,5 +37,5 @@ def test_no_library_of_models_is_waited_for():
 def test_the_protocols_tell_the_same_numbers_of_items():
     told = (Path(__file__).parents[1] / "docs" / "protocols.md").read_text(encoding="utf-8")
     items = {name: entry.items for name, entry in BENCHMARKS.items() if entry.items}
-    items |= {known.name: known.items for sets in KNOWN.values() for known in sets}
+    items |= {known.name: known.items for sets in KNOWN_DATASETS.values() for known in sets}
     assert {name: count for name, count in items.items() if f"{count:,}" not in told} == {}

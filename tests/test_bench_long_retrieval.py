@@ -12,9 +12,9 @@ import pytest
 from bench_reader import evaluate, write_pictures
 
 from benchmarks.config import BenchmarkConfig
-from benchmarks.encoders.long_retrieval import first_words
+from benchmarks.encoders.long_retrieval import truncate_words
 from benchmarks.results import read_items
-from benchmarks.statistics import evaluate as formula
+from benchmarks.statistics import aggregate as formula
 from clips.errors import UserError
 
 PICTURES = 4
@@ -98,7 +98,7 @@ def test_every_metric_follows_from_the_items(tmp_path, monkeypatch, long):
     [("one  two\nthree", 2, "one two"), ("one  two\nthree", 3, "one  two\nthree"), ("one ", 8, "one ")],
 )
 def test_a_text_that_is_short_enough_stays_as_it_is(text, words, cut):
-    assert first_words(text, words) == cut
+    assert truncate_words(text, words) == cut
 
 
 @pytest.mark.parametrize("words", [(), (8, 4), (4, 4), (0, 4)])

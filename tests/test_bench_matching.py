@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.mllm.answers import Answer, read_answers
-from benchmarks.mllm.elsewhere import refuse_contradictions
+from benchmarks.mllm.score_answers import refuse_contradictions
 from benchmarks.mllm.matching import match
 from clips.errors import UserError
 

@@ -18,8 +18,8 @@ from PIL import Image
 
 from benchmarks.config import BenchmarkConfig, RunConfig
 from benchmarks.results import ITEM_COLUMNS, Result, read_items, read_result, result_path
-from benchmarks.run import run
-from benchmarks.statistics import evaluate
+from benchmarks.run_benchmarks import run_benchmarks
+from benchmarks.statistics import aggregate
 from clips.errors import UserError
 
 TASKS = ("pope", "mme", "gqa", "textvqa_val", "nocaps_val")
@@ -49,7 +49,7 @@ def _config(places: Path, results: Path, *benchmarks: BenchmarkConfig, **changes
 
 def _run(places: Path, results: Path, *benchmarks: BenchmarkConfig, **changes) -> dict[str, Result]:
     config = _config(places, results, *benchmarks, **changes)
-    run(config)
+    run_benchmarks(config)
     return {each.name: read_result(result_path(results, "row", each.name)) for each in benchmarks}
 
 
@@ -74,7 +74,7 @@ def _answering(monkeypatch: pytest.MonkeyPatch, reply) -> None:
         for place, (shown, prompt) in enumerate(zip(images, prompts, strict=True)):
             yield {place: reply(numbers[shown[0].tobytes()], prompt)}
 
-    monkeypatch.setattr("llava_bridge.asking.inference.answer_batches", answer_batches)
+    monkeypatch.setattr("llava_bridge.inference.generate.iter_answer_batches", answer_batches)
 
 
 def _knows_all(number: int, prompt: str) -> str:
@@ -137,7 +137,7 @@ def test_items_protocol_and_intervals(places, tmp_path, monkeypatch):
         assert Image.open(io.BytesIO(items["thumbnail"].iloc[0])).size == (64, 64)
         for name, metric in result.metrics.items():
             columns = {column: items[column].to_numpy() for column in metric.columns}
-            assert evaluate(metric.formula, columns, metric.columns) == pytest.approx(metric.value), name
+            assert aggregate(metric.formula, columns, metric.columns) == pytest.approx(metric.value), name
             if metric.low is None:  # no image differs from another by more than the metric lets through
                 assert metric.interval == "none", (task, name)
                 continue
@@ -219,24 +219,24 @@ def test_equal_to_lmms_eval_s_own_command(places, tmp_path):
 
 @pytest.mark.parametrize("beside_java", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_without_java_only_meteor_is_missing(places, tmp_path, monkeypatch, beside_java):
-    from benchmarks.mllm import captioning
+    from benchmarks.mllm import caption_metrics
 
     _answering(monkeypatch, _knows_all)
     (task,) = _all(places, "nocaps_val", without=())
-    if beside_java and captioning.java_works():
+    if beside_java and caption_metrics.is_java_available():
         with_java = _run(places, tmp_path / "with", task)["nocaps_val"]
         assert 0.9 < with_java.metrics["nocaps_METEOR"].value <= 1.0
     monkeypatch.setenv("PATH", str(tmp_path))
-    captioning.java_works.cache_clear()
+    caption_metrics.is_java_available.cache_clear()
     try:
         found = _run(places, tmp_path / "without", task)["nocaps_val"]
     finally:
         monkeypatch.undo()
-        captioning.java_works.cache_clear()
+        caption_metrics.is_java_available.cache_clear()
     assert found.absent == {"nocaps_METEOR": "it is a Java program and there is no java here"}
     assert found.metrics["nocaps_CIDEr"].value > 3
     assert "imitated" in found.protocol["caption_tokenizer"]
-    if beside_java and captioning.java_works():
+    if beside_java and caption_metrics.is_java_available():
         assert found.metrics["nocaps_CIDEr"].value == pytest.approx(with_java.metrics["nocaps_CIDEr"].value)
         assert found.fingerprint != with_java.fingerprint
 

@@ -11,10 +11,10 @@ import pytest
 
 from benchmarks.cli import COMMANDS
 from benchmarks.results import read_result
-from clips.commandline.commands import run_commands
-from clips.export import ExportConfig, export
+from clips.commandline.commands import dispatch
+from clips.export import ExportConfig, run_export
 from clips.train import train
-from clips.training.standing import checkpoints
+from clips.training.train_state import list_checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -26,20 +26,20 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def bench(*words: str) -> int:
-    return run_commands("clips-bench", "", COMMANDS, ["run", *words])
+    return dispatch("clips-bench", "", COMMANDS, ["run", *words])
 
 
 def test_during_training_its_latest_checkpoint_is_taken(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     world.write_shards(tmp_path / "shards", 4)
-    latest = checkpoints(trained)[-1]
+    latest = list_checkpoints(trained)[-1]
     going_on = tmp_path / "going-on"
     shutil.copytree(latest, going_on / latest.relative_to(trained))
     words = ("encoder", str(going_on), "--results", "r", "--benchmarks", "[{name: retrieval, data: shards}]")
     assert bench(*words) == 0
     (row,) = (path.parent.name for path in (tmp_path / "r").glob("*/retrieval.json"))
     assert row == "going-on-step-2"
-    export(ExportConfig(run=str(latest), output="exported"))
+    run_export(ExportConfig(run=str(latest), output="exported"))
     assert bench("encoder", "exported", "--results", "r2", "--benchmarks", "[{name: retrieval, data: shards}]") == 0
     ours, exported = (read_result(tmp_path / name / "retrieval.json") for name in (f"r/{row}", "r2/exported"))
     assert ours.metrics == exported.metrics
@@ -51,7 +51,7 @@ def test_during_training_its_latest_checkpoint_is_taken(trained, tmp_path, monke
 def test_another_training_of_the_same_name_and_steps_is_another_model(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = world.write_shards(tmp_path / "shards", 4)
-    latest = checkpoints(trained)[-1]
+    latest = list_checkpoints(trained)[-1]
     shutil.copytree(latest, tmp_path / "one/small" / latest.relative_to(trained))
     shards = clips_world.write_shards(tmp_path / "train")
     config = clips_world.train_config(shards, tmp_path / "trained", steps=3, keep_after_training=True, seed=7)

@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
-from benchmarks.trust.likeness import BITS, NEAR, look_at, near_pairs
-from benchmarks.trust.overlap import OverlapConfig, benchmark_pictures, find_overlap, overlap
+from benchmarks.analysis.perceptual_hash import BITS, MAX_HAMMING_DISTANCE, hash_image, near_pairs
+from benchmarks.analysis.contamination import ContaminationConfig, benchmark_images, find_duplicates, run_contamination
 from clips.data.sources.base import SourceConfig
 
 
@@ -31,7 +31,7 @@ def encoded(picture: Image.Image, kind: str = "PNG", **more: int) -> bytes:
 
 
 def unlike(first: Image.Image, second: Image.Image) -> int:
-    one, other = (look_at(picture.convert("RGB")).bits[None] for picture in (first, second))
+    one, other = (hash_image(picture.convert("RGB")).bits[None] for picture in (first, second))
     ((_, _, bits),) = near_pairs(one, other, BITS)
     return bits
 
@@ -54,12 +54,12 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_file_is_the_same_picture(change):
-    assert all(unlike(texture(number), CHANGES[change](texture(number))) <= NEAR for number in range(10))
+    assert all(unlike(texture(number), CHANGES[change](texture(number))) <= MAX_HAMMING_DISTANCE for number in range(10))
 
 
 def test_unlike_pictures_are_far_apart():
-    hashes = np.array([look_at(texture(number)).bits for number in range(60)])
-    pairs = [pair for pair in near_pairs(hashes, hashes, NEAR) if pair[0] != pair[1]]
+    hashes = np.array([hash_image(texture(number)).bits for number in range(60)])
+    pairs = [pair for pair in near_pairs(hashes, hashes, MAX_HAMMING_DISTANCE) if pair[0] != pair[1]]
     assert pairs == []
 
 
@@ -67,15 +67,15 @@ def test_unlike_pictures_are_far_apart():
 def test_real_photos(change, shared):
     files = sorted((shared / "data/flickr8k/images").iterdir())[:120]
     photos = [Image.open(file).convert("RGB") for file in files]
-    hashes = np.array([look_at(photo).bits for photo in photos])
-    changed = np.array([look_at(CHANGES[change](photo).convert("RGB")).bits for photo in photos])
-    pairs = [(row, column) for row, column, _ in near_pairs(hashes, changed, NEAR)]
+    hashes = np.array([hash_image(photo).bits for photo in photos])
+    changed = np.array([hash_image(CHANGES[change](photo).convert("RGB")).bits for photo in photos])
+    pairs = [(row, column) for row, column, _ in near_pairs(hashes, changed, MAX_HAMMING_DISTANCE)]
     assert {row for row, column in pairs if row != column} == set()
     assert len(pairs) >= 0.97 * len(photos)
 
 
 def test_blocks_find_what_a_loop_finds(monkeypatch):
-    monkeypatch.setattr("benchmarks.trust.likeness._AT_ONCE", 50)
+    monkeypatch.setattr("benchmarks.analysis.perceptual_hash._AT_ONCE", 50)
     generator = np.random.default_rng(0)
     first, second = (generator.integers(0, 2**63, (count, 4), dtype=np.uint64) for count in (23, 17))
     naive = [
@@ -91,7 +91,7 @@ def test_blocks_find_what_a_loop_finds(monkeypatch):
 def test_exact_and_near_are_told_apart_and_counted_by_picture_of_the_benchmark():
     picture = encoded(texture(1))
     small = encoded(CHANGES["halved"](texture(2)))
-    found = find_overlap(
+    found = find_duplicates(
         [("a", picture), ("again", encoded(texture(1), "BMP")), ("b", small), ("c", encoded(texture(3))), ("d", b"no")],
         [("x", picture), ("y", encoded(texture(2))), ("z", encoded(texture(4)))],
     )
@@ -106,7 +106,7 @@ def test_exact_and_near_are_told_apart_and_counted_by_picture_of_the_benchmark()
 
 def test_pictures_of_one_colour_are_alike_only_when_equal():
     grey, black = (encoded(Image.new("RGB", (64, 64), colour)) for colour in ("grey", "black"))
-    found = find_overlap([("grey", grey)], [("grey too", grey), ("black", black)])
+    found = find_duplicates([("grey", grey)], [("grey too", grey), ("black", black)])
     assert [(pair.benchmark, pair.exact) for pair in found.pairs] == [("grey too", True)]
 
 
@@ -124,7 +124,7 @@ def test_the_command_reads_sources_of_training_and_writes_the_pairs(tmp_path, ca
     shards = world.write_shards(tmp_path / "shards", 4)
     for name in ("pairs.csv", "pairs.json"):
         output = str(tmp_path / name)
-        overlap(OverlapConfig(training=[source], benchmark=str(shards), output=output))
+        run_contamination(ContaminationConfig(training=[source], benchmark=str(shards), output=output))
     said = capsys.readouterr().out
     assert "training    3 pictures" in said
     assert "near        1 (25.00%) more differ" in said
@@ -136,13 +136,13 @@ def test_the_command_reads_sources_of_training_and_writes_the_pairs(tmp_path, ca
 
 def test_pictures_come_from_every_layout_of_a_benchmark(tmp_path):
     hub = world.write_hub(tmp_path / "hub", 3)
-    pope = [*benchmark_pictures(str(hub / world.HUB / "POPE"))]
+    pope = [*benchmark_images(str(hub / world.HUB / "POPE"))]
     assert [name for name, _ in pope][:2] == [f"test-00000-of-00001.parquet row {row} image" for row in (0, 1)]
     assert len(pope) == 6
-    assert len([*benchmark_pictures(str(hub))]) > 12  # all tasks below a data root
+    assert len([*benchmark_images(str(hub))]) > 12  # all tasks below a data root
     world.picture(0).save(tmp_path / "0.png")
     (tmp_path / "set.jsonl").write_text(json.dumps({"image": "0.png", "captions": ["x"]}))
-    assert [name for name, _ in benchmark_pictures(str(tmp_path / "set.jsonl"))] == ["0.png"]
+    assert [name for name, _ in benchmark_images(str(tmp_path / "set.jsonl"))] == ["0.png"]
     world.write_shards(tmp_path / "wds/test", 2, shards=1)
     (tmp_path / "wds/test/shard-00000.parquet").write_bytes(b"of img2dataset, no pictures in it")
     (tmp_path / "urban/caption").mkdir(parents=True)
@@ -150,10 +150,10 @@ def test_pictures_come_from_every_layout_of_a_benchmark(tmp_path):
     (tmp_path / "urban/image").mkdir()
     world.picture(0).save(tmp_path / "urban/image/7.jpg")
     for folder, names in (("wds", ["000000000.png", "000000001.png"]), ("urban", ["7.jpg"])):
-        assert [Path(name).name for name, _ in benchmark_pictures(str(tmp_path / folder))] == names
+        assert [Path(name).name for name, _ in benchmark_images(str(tmp_path / folder))] == names
     (tmp_path / "set.jsonl").write_text(json.dumps({"image": "0.png", "captions": {"de": ["x"]}}))
-    assert [name for name, _ in benchmark_pictures(str(tmp_path / "set.jsonl"), language="de")] == ["0.png"]
+    assert [name for name, _ in benchmark_images(str(tmp_path / "set.jsonl"), language="de")] == ["0.png"]
     for write in (classes.write_wds, classes.write_folders):  # pictures with classes, not captions
-        found = dict(benchmark_pictures(str(write(tmp_path / write.__name__, 8))))
+        found = dict(benchmark_images(str(write(tmp_path / write.__name__, 8))))
         assert len(found) == 8
         assert world.png(world.picture(0)) in found.values()

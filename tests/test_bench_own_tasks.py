@@ -10,10 +10,10 @@ import bench_world as world
 import pytest
 
 from benchmarks.config import BenchmarkConfig, RunConfig
-from benchmarks.mllm.elsewhere import ScoreConfig, score_answers
-from benchmarks.mllm.evaluate import data_hash
+from benchmarks.mllm.score_answers import ScoreConfig, run_score
+from benchmarks.mllm.evaluate_task import data_hash
 from benchmarks.results import Result, read_items, read_result, result_path
-from benchmarks.run import run
+from benchmarks.run_benchmarks import run_benchmarks
 from clips.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings(
@@ -81,7 +81,7 @@ def _score(data: Path, task: str, **more: Any) -> Result:
     rows = [{"doc_id": number, "answer": text} for number, text in enumerate(said)]
     answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
     results = data.parent / "results"
-    score_answers(
+    run_score(
         ScoreConfig(
             task=task, answers=str(answers), data=str(data), results=str(results), row="m", name="street", **more
         )
@@ -107,11 +107,11 @@ def test_a_file_a_folder_and_a_task_in_a_folder_are_one_task(data, tasks, capsys
 def test_a_llava_is_asked_it(places, data, tasks, tmp_path):
     benchmark = BenchmarkConfig(name="signs", uses=str(tasks), data=str(data))
     config = RunConfig(row="mine", results=str(tmp_path / "r"), llava=str(places / "llava"), benchmarks=[benchmark])
-    run(config)
+    run_benchmarks(config)
     found = read_result(result_path(tmp_path / "r", "mine", "signs"))
     assert found.status == "ok"
     assert found.metrics["right"].n == QUESTIONS
-    run(config)
+    run_benchmarks(config)
     assert read_result(result_path(tmp_path / "r", "mine", "signs")).created == found.created  # done already
     (tasks / "utils.py").write_text(UTILS.replace('doc["question"]', '"Look. " + doc["question"]'))
     assert data_hash(benchmark) != found.protocol["data_hash"]  # another question: not done

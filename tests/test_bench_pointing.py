@@ -1,4 +1,4 @@
-"""``pointing`` and ``clips-bench look``: places of towers by identities, maps by pictures whose answer is known."""
+"""``pointing_hit`` and ``clips-bench look``: places of towers by identities, maps by pictures whose answer is known."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from PIL import Image, ImageDraw
 from torch.nn.functional import adaptive_avg_pool2d, gelu, linear
 
 from benchmarks.config import BenchmarkConfig, RunConfig
-from benchmarks.data.phrases import phrase_set_of
-from benchmarks.encoders import embed
-from benchmarks.encoders.look import LookConfig, look
-from benchmarks.encoders.places import place_vectors
-from benchmarks.encoders.pointing import area, pointing
-from benchmarks.encoders.seen import Seen
+from benchmarks.data.phrase_boxes import load_benchmark_phrases
+from benchmarks.encoders import embedding
+from benchmarks.encoders.similarity_map_command import SimilarityMapConfig, run_similarity_map
+from benchmarks.encoders.patch_embeddings import patch_embeddings
+from benchmarks.encoders.pointing import pointing_auc, pointing_hit
+from benchmarks.encoders.map_overlay import VisibleRegion
 from benchmarks.report.gallery.similarity_maps import similarity_maps
-from benchmarks.report.model import build_report
-from benchmarks.report.page import render_page
-from benchmarks.report.source import read_source
+from benchmarks.report.report import build_report
+from benchmarks.report.html_page import render_page
+from benchmarks.report.load_results import read_source
 from benchmarks.results import Result, read_items, read_result, result_path
-from benchmarks.run import run
+from benchmarks.run_benchmarks import run_benchmarks
 from clips.errors import UserError
 from clips.model.towers import build_towers
 
@@ -52,7 +52,7 @@ def towers(**vision: object):
 def test_where_the_mean_of_places_is_taken_it_is_the_pictures_vector(vision):
     model = towers(**vision)
     pixels = torch.randn(2, 3, vision["image_size"], vision["image_size"])
-    places = place_vectors(model, pixels)
+    places = patch_embeddings(model, pixels)
     assert places.shape[-1] == 12
     assert places.shape[1] * places.shape[2] > 1
     torch.testing.assert_close(places.mean(dim=(1, 2)), model.encode_image(pixels), rtol=1e-4, atol=1e-5)
@@ -67,7 +67,7 @@ def test_a_resnets_places_are_what_its_attention_pools():
     pixels = torch.randn(2, 3, 64, 64)
     features = model.visual.forward_intermediates(pixels, indices=1)["image_intermediates"][0]
     whole = pool.c_proj(pool.v_proj(features.mean(dim=(2, 3)) + pool.positional_embedding[0]))
-    places = place_vectors(model, pixels)
+    places = patch_embeddings(model, pixels)
     assert places.shape == (2, 2, 2, 12)
     values = torch.cat([whole[:, None], places.flatten(1, 2)], dim=1)
     torch.testing.assert_close(values.mean(dim=1), model.encode_image(pixels), rtol=1e-4, atol=1e-5)
@@ -84,17 +84,17 @@ def test_a_class_tokens_places_take_the_value_path_of_the_last_block():
     hidden = linear(last.ln_2(x), last.mlp.c_fc.weight, last.mlp.c_fc.bias)
     x = x + linear(gelu(hidden), last.mlp.c_proj.weight, last.mlp.c_proj.bias)
     expected = visual.ln_post(x) @ visual.proj
-    torch.testing.assert_close(place_vectors(model, pixels).flatten(1, 2), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(patch_embeddings(model, pixels).flatten(1, 2), expected, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
 def test_attention_pooling_has_places_and_an_unknown_tower_is_refused():
     model = towers(**VIT, attentional_pool=True, attn_pooler_queries=3, attn_pooler_heads=2)
-    places = place_vectors(model, torch.randn(2, 3, 32, 32))
+    places = patch_embeddings(model, torch.randn(2, 3, 32, 32))
     assert places.shape == (2, 4, 4, 12)
     assert places.isfinite().all()
     with pytest.raises(UserError, match="place by place"):
-        place_vectors(SimpleNamespace(visual=torch.nn.Identity()), torch.randn(1, 3, 8, 8))
+        patch_embeddings(SimpleNamespace(visual=torch.nn.Identity()), torch.randn(1, 3, 8, 8))
 
 
 class ColourTower:
@@ -132,7 +132,7 @@ def use(monkeypatch, tmp_path):
     """Put a tower in the place of the encoder."""
 
     def put(tower: ColourTower) -> Path:
-        encoder = embed.DualEncoder(
+        encoder = embedding.DualEncoder(
             model=tower,
             preprocess=_preprocess,
             tokenizer=lambda texts: torch.tensor([[list(COLOURS).index(text)] for text in texts]),
@@ -140,7 +140,7 @@ def use(monkeypatch, tmp_path):
             device="cpu",
             precision="float32",
         )
-        monkeypatch.setattr(embed, "load_dual_encoder", lambda *_: encoder)
+        monkeypatch.setattr(embedding, "load_dual_encoder", lambda *_: encoder)
         (tmp_path / "encoder").mkdir(exist_ok=True)
         (tmp_path / "encoder" / "colour").write_text(str(tower.side))
         return tmp_path / "encoder"
@@ -168,7 +168,7 @@ def phrases(tmp_path) -> Path:
 def evaluate(data: Path, encoder: Path, row: str = "row", **settings: object) -> Result:
     benchmark = BenchmarkConfig(name="pointing", data=str(data), **settings)
     results = encoder.parent / "results"
-    run(RunConfig(row=row, results=str(results), encoder=str(encoder), benchmarks=[benchmark]))
+    run_benchmarks(RunConfig(row=row, results=str(results), encoder=str(encoder), benchmarks=[benchmark]))
     return read_result(result_path(results, row, "pointing"))
 
 
@@ -219,18 +219,18 @@ def test_the_page_shows_the_maps_row_beside_row(phrases, use):
 
 def test_points_and_areas_by_hand():
     found = np.array([[1.0, 2.0], [3.0, 3.0]])
-    assert pointing(found, np.array([[False, False], [True, False]])) == 0.5  # two places are equally similar
-    assert pointing(found, np.array([[True, True], [False, False]])) == 0.0
-    assert area(found, np.array([[False, False], [True, True]])) == 1.0
-    assert area(found, np.array([[False, True], [False, True]])) == pytest.approx((1 + 0 + 1 + 0.5) / 4)
-    assert np.isnan(area(found, np.ones((2, 2), bool)))
+    assert pointing_hit(found, np.array([[False, False], [True, False]])) == 0.5  # two places are equally similar
+    assert pointing_hit(found, np.array([[True, True], [False, False]])) == 0.0
+    assert pointing_auc(found, np.array([[False, False], [True, True]])) == 1.0
+    assert pointing_auc(found, np.array([[False, True], [False, True]])) == pytest.approx((1 + 0 + 1 + 0.5) / 4)
+    assert np.isnan(pointing_auc(found, np.ones((2, 2), bool)))
 
 
 def test_what_a_model_sees_of_a_wide_picture():
-    assert Seen.of({"input_resize": "squash"}, 200, 100) == Seen(0, 0, 1, 1)
-    assert Seen.of({"input_resize": "shortest"}, 200, 100) == Seen(0.25, 0, 0.75, 1)
-    assert Seen.of({"input_resize": "longest"}, 200, 100) == Seen(0, -0.5, 1, 1.5)
-    inside = Seen(0.25, 0, 0.75, 1).inside((0.3, 0.0, 0.4, 0.3), 2, 2)  # middles at 0.375 and 0.625, 0.25 and 0.75
+    assert VisibleRegion.of({"input_resize": "squash"}, 200, 100) == VisibleRegion(0, 0, 1, 1)
+    assert VisibleRegion.of({"input_resize": "shortest"}, 200, 100) == VisibleRegion(0.25, 0, 0.75, 1)
+    assert VisibleRegion.of({"input_resize": "longest"}, 200, 100) == VisibleRegion(0, -0.5, 1, 1.5)
+    inside = VisibleRegion(0.25, 0, 0.75, 1).inside((0.3, 0.0, 0.4, 0.3), 2, 2)  # middles at 0.375 and 0.625, 0.25 and 0.75
     assert inside.tolist() == [[True, False], [False, False]]
 
 
@@ -248,7 +248,7 @@ def test_scenes_ask_for_what_one_phrase_tells_apart(tmp_path):
         for number, each in enumerate(scenes)
     }
     clips_world.write_shard(tmp_path / "scenes" / "shard-00000.tar", samples)
-    found = phrase_set_of(BenchmarkConfig(name="pointing", data=str(tmp_path / "scenes")))
+    found = load_benchmark_phrases(BenchmarkConfig(name="pointing", data=str(tmp_path / "scenes")))
     assert [phrase.text for phrase in found.phrases] == ["red car", "blue car", "dog"]
     assert found.phrases[0].within(64, 64) == (0.25, 0.5, 0.5, 0.75)
     assert found.open(found.images[0]).size == (40, 32)
@@ -274,7 +274,7 @@ def test_look_writes_a_picture_that_is_bright_where_the_phrase_is(phrases, use, 
     output = phrases.parent / "map.png"
     picture = phrases.parent / "0.png"
     settings = {"encoder": str(use(ColourTower())), "image": str(picture), "output": str(output)}
-    look(LookConfig(phrase="red", **settings))
+    run_similarity_map(SimilarityMapConfig(phrase="red", **settings))
     left, top = line["box"][:2]
     said = capsys.readouterr().err + capsys.readouterr().out
     assert f"brightest {(left + 8) / 1.28:.0f} % from the left" in said
@@ -283,8 +283,8 @@ def test_look_writes_a_picture_that_is_bright_where_the_phrase_is(phrases, use, 
     assert shown[top + 8, left + 8, 0] > 240  # where it is as bright as it was
     assert shown.max(axis=(0, 1))[1] < 200  # the green square is dark
     with pytest.raises(UserError, match=r"image: gone\.png: expected a picture \(No such file"):
-        look(LookConfig(phrase="red", **settings | {"image": "gone.png"}))
+        run_similarity_map(SimilarityMapConfig(phrase="red", **settings | {"image": "gone.png"}))
     with pytest.raises(UserError, match=r"output: expected a name that ends in \.png"):
-        LookConfig(phrase="red", **settings | {"output": "map.jpg"})
+        SimilarityMapConfig(phrase="red", **settings | {"output": "map.jpg"})
     with pytest.raises(UserError, match="phrase: expected some words"):
-        LookConfig(phrase=" ", **settings)
+        SimilarityMapConfig(phrase=" ", **settings)

@@ -11,14 +11,14 @@ import clips_world
 import pytest
 
 from benchmarks.cli import COMMANDS
-from benchmarks.study.state import StepRecord, write_record
-from clips.commandline.commands import run_commands
+from benchmarks.study.step_state import StepRecord, write_record
+from clips.commandline.commands import dispatch
 from clips.core.artifact import MANIFEST, directory_hash
 from clips.train import train
 
 
 def bench(*words: str) -> int:
-    return run_commands("clips-bench", "", COMMANDS, words)
+    return dispatch("clips-bench", "", COMMANDS, words)
 
 
 @pytest.fixture(scope="module")

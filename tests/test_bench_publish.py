@@ -15,10 +15,10 @@ from repo_server import Hub
 from report_material import items_table, put_result
 from report_study import make_study
 
-from benchmarks.publishing import layout
-from benchmarks.publishing.publish import PublishConfig, publish
-from benchmarks.publishing.scrubbing import without_machine_paths
-from clips.core.artifact import write_file, write_manifest
+from benchmarks.publishing import upload_files
+from benchmarks.publishing.publish import PublishConfig, run_publish
+from benchmarks.publishing.redaction import shorten_local_paths
+from clips.core.artifact import atomic_write, write_manifest
 from clips.errors import UserError
 
 TOKEN = "hf_" + "a1B2" * 9
@@ -59,7 +59,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def push(directory: Path, **changes: Any) -> None:
-    publish(PublishConfig(directory=str(directory), to="org/mine", **changes))
+    run_publish(PublishConfig(directory=str(directory), to="org/mine", **changes))
 
 
 def test_a_dry_run_lists_everything_and_asks_nobody(
@@ -111,7 +111,7 @@ def test_a_public_repository_is_not_taken_for_a_private_one(hub: type[Hub], mode
 
 def test_a_refusal_of_the_hub_is_one_line_without_the_token(hub: type[Hub], model: Path) -> None:
     with pytest.raises(UserError, match=r"^to: org/refused: the hub refuses") as caught:
-        publish(PublishConfig(directory=str(model), to="org/refused"))
+        run_publish(PublishConfig(directory=str(model), to="org/refused"))
     assert "\n" not in str(caught.value)
     assert TOKEN not in str(caught.value)
 
@@ -175,13 +175,13 @@ def test_results_go_without_the_benchmarks_pictures(
 
 def test_what_left_a_study_does_not_go_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = make_study(tmp_path, monkeypatch)
-    monkeypatch.setattr(layout, "_refuse_unfinished", lambda *_: None)  # one branch of it has failed
+    monkeypatch.setattr(upload_files, "_refuse_unfinished", lambda *_: None)  # one branch of it has failed
     put_result(study / "results", "former", "gqa", items_table(0.5, benchmark="gqa"))
     for name in ("table.csv", "table_wide.csv", "notes.txt"):
-        write_file(study / "report" / name, "x")
+        atomic_write(study / "report" / name, "x")
     for step in ("former", "encoder-clip-s0"):
-        write_file(study / "steps" / step / "config.yaml", "a: 1\n")
-    files = layout.shipment(study, pictures=True).files
+        atomic_write(study / "steps" / step / "config.yaml", "a: 1\n")
+    files = upload_files.plan_upload(study, pictures=True).files
     assert "results/clip-s0/retrieval.json" in files
     assert "results/clip-s0/retrieval.items.parquet" in files
     assert "steps/encoder-clip-s0/config.yaml" in files
@@ -207,7 +207,7 @@ def test_an_unfinished_study_stays(hub: type[Hub], tmp_path: Path, monkeypatch: 
     ],
 )
 def test_paths_of_the_machine_are_shortened_and_nothing_else(text: str, left: str | None) -> None:
-    assert without_machine_paths(text) == ((left, 1) if left else (text, 0))
+    assert shorten_local_paths(text) == ((left, 1) if left else (text, 0))
 
 
 @pytest.mark.parametrize("name", ["mine", "../x"])

@@ -9,12 +9,12 @@ import pytest
 from report_material import put_results
 from rich.console import Console
 
-from benchmarks.published.rows import published_rows, select_rows
-from benchmarks.report.command import ReportConfig, report
-from benchmarks.report.formats import FORMATS
-from benchmarks.report.model import Report, build_report
-from benchmarks.report.published import REMARK
-from benchmarks.report.terminal import print_table
+from benchmarks.reference_results.load import load_reference_results, select_reference_results
+from benchmarks.report.command import ReportConfig, run_report
+from benchmarks.report.formats import REPORT_FORMATS
+from benchmarks.report.report import Report, build_report
+from benchmarks.report.reference_table import REFERENCE_NOTE
+from benchmarks.report.terminal_table import print_report
 from benchmarks.study.schema import Study
 from clips.errors import UserError
 
@@ -33,7 +33,7 @@ def shown(built: Report) -> dict[str, list[str]]:
 
 
 def test_every_row_has_a_source_and_a_name_of_its_own():
-    rows = published_rows()
+    rows = load_reference_results()
     assert len({(row.set, row.name) for row in rows}) == len(rows)
     assert {row.set for row in rows} == {"clips", "openvision", "siglip2", "pe", "llava", "llava_more", "openclip"}
     assert all(row.source and row.values for row in rows)
@@ -44,14 +44,14 @@ def test_values_are_those_of_the_sources(shared):
     """Read once more from where they were copied."""
     with (shared / "reference/mllm.csv").open() as stream:
         printed = [line for line in csv.DictReader(stream) if line["source"].startswith("CLIPS") and line["gqa"]]
-    found = {row.name: row.values for row in select_rows(PAIR)}
+    found = {row.name: row.values for row in select_reference_results(PAIR)}
     assert [float(line["gqa"]) for line in printed] == [values["gqa/exact_match"] for values in found.values()]
     assert [float(line["mme_perception"]) for line in printed] == [
         values["mme/mme_perception_score"] for values in found.values()
     ]
     with (shared / "reference/openclip_retrieval_results.csv").open() as stream:
         for line in csv.DictReader(stream):
-            (row,) = select_rows([f"openclip:{line['name']}/{line['pretrained']}"])
+            (row,) = select_reference_results([f"openclip:{line['name']}/{line['pretrained']}"])
             assert row.values["coco/t2i_r1"] == pytest.approx(100 * float(line["MSCOCO image retr. R@1"]))
             assert row.values["flickr30k/i2t_r10"] == pytest.approx(100 * float(line["Flickr text retr. R@10"]))
 
@@ -63,14 +63,14 @@ def test_they_stand_apart_in_every_format(results):
     assert built.published.columns == ("gqa/exact_match", "pope/pope_f1_score")  # of the report's benchmarks
     assert shown(built) == {BASE: ["57.5", "83.8"], "CLIPS ViT-L/14 + Llama-3": ["60.3", "86.7"]}
     for name in ("html", "markdown", "latex"):
-        text = FORMATS[name].render(built)
+        text = REPORT_FORMATS[name].render(built)
         assert "CLIPS ViT-L/14 + Llama-3 (published, clips)" in text
-        assert REMARK in text
+        assert REFERENCE_NOTE in text
         assert "arXiv 2411.16828" in text
-        assert "published" not in FORMATS[name].render(plain)
-    (first, second) = csv.DictReader(io.StringIO(FORMATS["published"].render(built)))
+        assert "published" not in REPORT_FORMATS[name].render(plain)
+    (first, second) = csv.DictReader(io.StringIO(REPORT_FORMATS["published"].render(built)))
     assert (first["model"], float(second["gqa/exact_match"])) == (BASE, 60.3)
-    assert FORMATS["published"].render(plain) == ""
+    assert REPORT_FORMATS["published"].render(plain) == ""
 
 
 def test_differences_are_those_of_the_paper(results):
@@ -103,14 +103,14 @@ def test_a_baseline_that_is_not_among_those_shown_is_refused(results):
 
 
 def test_the_command_takes_names_with_commas(results, capsys):
-    report(ReportConfig(directory=str(results), published="clips:*Llama*, llava", formats=("published",)))
+    run_report(ReportConfig(directory=str(results), published="clips:*Llama*, llava", formats=("published",)))
     written = (results / "report/published.csv").read_text()
     assert written.count("LLaVA MODEL_ZOO.md") == 2
     assert "Published numbers are shown as printed" in " ".join(capsys.readouterr().out.split())
 
 
 def test_recall_grows_with_its_cut_in_every_row():
-    for row in published_rows():
+    for row in load_reference_results():
         for name in ("coco", "flickr30k"):
             for direction in ("i2t", "t2i"):
                 found = [row.values.get(f"{name}/{direction}_r{cut}") for cut in (1, 5, 10)]
@@ -120,7 +120,7 @@ def test_recall_grows_with_its_cut_in_every_row():
 
 def test_many_rows_are_legible_in_a_terminal_of_80_characters(results):
     written = io.StringIO()
-    print_table(build_report(results, published=["clips"]), Console(file=written, width=80, highlight=False))
+    print_report(build_report(results, published=["clips"]), Console(file=written, width=80, highlight=False))
     lines = written.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     assert (
@@ -129,7 +129,7 @@ def test_many_rows_are_legible_in_a_terminal_of_80_characters(results):
     text = [line for line in lines if "CLIPS ViT-L/14 + Llama-3 (published, clips)" in line]
     assert any("60.3" in line and "86.7" in line for line in text)
     written = io.StringIO()
-    print_table(build_report(results, published=["openclip"]), Console(file=written, width=80, highlight=False))
+    print_report(build_report(results, published=["openclip"]), Console(file=written, width=80, highlight=False))
     lines = written.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     assert sum("ViT-B-32/openai (published, openclip)" in line for line in lines) > 1  # in several tables, whole

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from benchmarks.encoders import recall
-from benchmarks.encoders.recall import Ranks, ranks
+from benchmarks.encoders.recall import RetrievalRanks, compute_ranks
 
 
-def _from_similarity(similarity: np.ndarray, owner: list[int]) -> tuple[Ranks, Ranks]:
+def _from_similarity(similarity: np.ndarray, owner: list[int]) -> tuple[RetrievalRanks, RetrievalRanks]:
     """Ranks for a given (pictures, captions) matrix, through embeddings that produce it."""
     images = torch.eye(len(similarity), dtype=torch.float64)
-    return ranks(images, torch.as_tensor(similarity.T, dtype=torch.float64), _pairs(owner))
+    return compute_ranks(images, torch.as_tensor(similarity.T, dtype=torch.float64), _pairs(owner))
 
 
 def _pairs(owner: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -44,7 +44,7 @@ def test_by_hand():
 
 def test_ties_count_their_expected_hit():
     """Ten answers, three more similar, four tied of which two are right."""
-    found = Ranks(np.array([3]), np.array([4]), np.array([2]), np.array([0]))
+    found = RetrievalRanks(np.array([3]), np.array([4]), np.array([2]), np.array([0]))
     orders = list(permutations([True, True, False, False]))
     for k in (1, 3, 4, 5, 6, 7, 10):
         expected = np.mean([any(order[: max(0, k - 3)]) for order in orders])
@@ -56,7 +56,7 @@ def test_a_constant_model_scores_chance():
     n, per = 40, 5
     images = torch.nn.functional.normalize(torch.ones(n, 7), dim=1)
     captions = torch.nn.functional.normalize(torch.ones(n * per, 7), dim=1)
-    to_captions, to_images = ranks(images, captions, _pairs(np.repeat(np.arange(n), per)))
+    to_captions, to_images = compute_ranks(images, captions, _pairs(np.repeat(np.arange(n), per)))
     for k in (1, 5, 10):
         assert to_images.hit(k).mean() == pytest.approx(k / n)
         miss = np.prod([(n * per - per - i) / (n * per - i) for i in range(k)])
@@ -81,7 +81,7 @@ def test_agrees_with_clip_benchmark_and_with_a_naive_loop(seed, monkeypatch):
     captions = torch.nn.functional.normalize(
         images[owner] + 0.8 * torch.randn(len(owner), 16, generator=generator), dim=1
     )
-    to_captions, to_images = ranks(images, captions, _pairs(owner))
+    to_captions, to_images = compute_ranks(images, captions, _pairs(owner))
     similarity = images @ captions.T
     belongs = torch.as_tensor(owner)[None, :] == torch.arange(30)[:, None]
     for k in (1, 5, 10):
@@ -101,8 +101,8 @@ def test_permuting_pictures_permutes_ranks():
     owner = np.repeat(np.arange(12), 2)
     order = torch.randperm(12, generator=generator).numpy()
     place = np.argsort(order)
-    before, _ = ranks(images, captions, _pairs(owner))
-    after, _ = ranks(images[order], captions, _pairs(place[owner]))
+    before, _ = compute_ranks(images, captions, _pairs(owner))
+    after, _ = compute_ranks(images[order], captions, _pairs(place[owner]))
     np.testing.assert_array_equal(after.expected(), before.expected()[order])
 
 
@@ -110,14 +110,14 @@ def test_a_caption_with_several_pictures_is_right_with_any_of_them():
     similarity = np.array([[0.9, 0.3], [0.8, 0.1], [0.5, 0.7]])
     pairs = np.array([[0, 1], [1, 0], [2, 0], [2, 1]])  # caption 0 tells of pictures 1 and 2, caption 1 of 0 and 2
     images, captions = torch.eye(3, dtype=torch.float64), torch.as_tensor(similarity.T)
-    to_captions, to_images = ranks(images, captions, pairs)
+    to_captions, to_images = compute_ranks(images, captions, pairs)
     assert to_images.expected().tolist() == [2, 1]
     assert to_captions.expected().tolist() == [2, 1, 1]
 
 
 def test_a_query_without_a_right_answer_is_refused():
     with pytest.raises(ValueError, match="query 1 has no right answer"):
-        ranks(torch.eye(2), torch.eye(2), np.array([[0, 0], [0, 1]]))
+        compute_ranks(torch.eye(2), torch.eye(2), np.array([[0, 0], [0, 1]]))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -128,7 +128,7 @@ def test_a_gpu_gives_the_same_ranks():
     noise = torch.randn(len(owner), 64, generator=generator)
     captions = torch.nn.functional.normalize(images[owner] + 0.3 * noise, dim=1)
     for ours, theirs in zip(
-        ranks(images, captions, _pairs(owner)), ranks(images.cuda(), captions.cuda(), _pairs(owner)), strict=True
+        compute_ranks(images, captions, _pairs(owner)), compute_ranks(images.cuda(), captions.cuda(), _pairs(owner)), strict=True
     ):
         # sums in another order move a similarity by up to 1e-6: whoever stands that near may change places
         assert (ours.expected() != theirs.expected()).mean() < 0.01

@@ -10,13 +10,13 @@ import torch
 
 from benchmarks.config import BenchmarkConfig, RunConfig
 from benchmarks.report.gallery.caption_examples import captioned
-from benchmarks.report.source import Gap, read_source
+from benchmarks.report.load_results import MissingValue, read_source
 from benchmarks.results import Result, read_items, read_result, result_path
-from benchmarks.run import run
+from benchmarks.run_benchmarks import run_benchmarks
 from clips import caption
 from clips.errors import UserError
 from clips.model import generation
-from clips.model.captioner import Captioner, CaptionerShape
+from clips.model.captioner import Captioner, CaptionerDims
 from clips.model.tokenizer import ClipsTokenizer
 from clips.train import train
 
@@ -36,14 +36,14 @@ def places(tmp_path_factory) -> Path:
 
 def evaluate(places: Path, results: Path, row: str = "clips", **settings: object) -> Result:
     benchmark = BenchmarkConfig(name="recaption", data=str(places / "test"), **settings)
-    run(RunConfig(row=row, results=str(results), encoder=str(places / row), benchmarks=[benchmark]))
+    run_benchmarks(RunConfig(row=row, results=str(results), encoder=str(places / row), benchmarks=[benchmark]))
     return read_result(result_path(results, row, "recaption"))
 
 
 def _saying(monkeypatch, texts: list[str]) -> None:
     """The captioner says these, one after the other."""
     rest = iter(ClipsTokenizer().encode_target(texts, 40).tolist())
-    monkeypatch.setattr(generation, "generate_each", lambda _, images, __: [next(rest) for _ in images])
+    monkeypatch.setattr(generation, "generate_batch", lambda _, images, __: [next(rest) for _ in images])
 
 
 def test_a_captioner_that_says_it_all_and_one_that_always_says_the_same(places, tmp_path, monkeypatch):
@@ -76,7 +76,7 @@ def test_it_writes_what_clips_caption_writes(places, tmp_path, capsys):
         picture = tmp_path / "photo.png"
         picture.write_bytes(clips_world.picture(int(row.Index)))
         capsys.readouterr()
-        caption.caption(caption.CaptionConfig(image=str(picture), encoder=str(places / "clips"), web=row.given))
+        caption.run_caption(caption.CaptionConfig(image=str(picture), encoder=str(places / "clips"), web=row.given))
         assert row.prediction == capsys.readouterr().out.strip()
         assert row.prediction
 
@@ -84,13 +84,13 @@ def test_it_writes_what_clips_caption_writes(places, tmp_path, capsys):
 @pytest.mark.parametrize("forced", [False, True])
 def test_many_captions_are_those_of_one_after_the_other(forced):
     torch.manual_seed(2)
-    shape = CaptionerShape(image_width=6, text_width=4, width=16, layers=1, heads=2, length=7, vocabulary=40)
-    captioner = Captioner(CaptionerShape(**{**vars(shape), "teacher_forced": forced})).eval()
+    shape = CaptionerDims(image_width=6, text_width=4, width=16, layers=1, heads=2, length=7, vocabulary=40)
+    captioner = Captioner(CaptionerDims(**{**vars(shape), "teacher_forced": forced})).eval()
     images, texts = torch.randn(3, 5, 6), torch.randn(3, 3, 4)
     with torch.no_grad():
         captioner.blocks[0].out.weight *= 50  # so that the pictures count beside the words
         one_by_one = [generation.generate(captioner, images[n : n + 1], texts[n : n + 1]) for n in range(3)]
-        assert generation.generate_each(captioner, images, texts) == one_by_one
+        assert generation.generate_batch(captioner, images, texts) == one_by_one
     assert len({tuple(each) for each in one_by_one}) > 1
 
 
@@ -98,7 +98,7 @@ def test_without_a_captioner_there_is_no_number_and_a_reason(places, tmp_path):
     result = evaluate(places, tmp_path, "clip")
     assert (result.status, dict(result.metrics)) == ("ok", {})
     gap = read_source(tmp_path).outcomes["clip", "recaption"]
-    assert isinstance(gap, Gap)
+    assert isinstance(gap, MissingValue)
     assert (gap.kind, gap.reason) == ("not applicable", "this encoder has no captioner (its recipe trains none)")
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.config import BenchmarkConfig, RunConfig
-from benchmarks.protocol import differences, fingerprint
+from benchmarks.protocol import describe_differences, fingerprint
 from benchmarks.results import (
     ITEM_COLUMNS,
     Metric,
@@ -26,7 +26,7 @@ from benchmarks.results import (
     result_path,
     write_result,
 )
-from benchmarks.run import run
+from benchmarks.run_benchmarks import run_benchmarks
 from clips.errors import UserError
 
 
@@ -156,7 +156,7 @@ def test_a_result_of_a_newer_version_is_never_replaced(tmp_path):
     path.write_text('{"schema": 99}')
     config = BenchmarkConfig(name="retrieval", data=str(shards))
     with pytest.raises(UserError, match=r"retrieval\.json: written by a newer version"):
-        run(RunConfig(row="row", results=str(tmp_path / "results"), encoder=str(shards), benchmarks=[config]))
+        run_benchmarks(RunConfig(row="row", results=str(tmp_path / "results"), encoder=str(shards), benchmarks=[config]))
     assert path.read_text() == '{"schema": 99}'
 
 
@@ -194,19 +194,19 @@ def test_fingerprint_depends_on_every_entry_and_not_on_their_order():
 def test_differences_in_words():
     first = {"questions": 5, "prompt": "Say yes.", "same": 1}
     second = {"questions": 6, "same": 1, "precision": "float32"}
-    assert differences(first, second) == [
+    assert describe_differences(first, second) == [
         "questions: 5 against 6",
         'prompt: "Say yes." against not stated',
         'precision: not stated against "float32"',
     ]
-    assert differences(first, first) == []
+    assert describe_differences(first, first) == []
     decoding = {"decoding": json.dumps({"max_new_tokens": 16, "until": ["\n"]})}
     other = {"decoding": json.dumps({"max_new_tokens": 128, "until": ["\n"]})}
-    assert differences(decoding, other) == ["decoding, max new tokens: 16 against 128"]
-    assert differences(decoding, {"decoding": "made elsewhere"}) == [
+    assert describe_differences(decoding, other) == ["decoding, max new tokens: 16 against 128"]
+    assert describe_differences(decoding, {"decoding": "made elsewhere"}) == [
         'decoding: max new tokens 16, until ["\\n"] against "made elsewhere"'
     ]
-    assert differences({"data_hash": "a" * 64}, {"data_hash": "b" * 64}) == [
+    assert describe_differences({"data_hash": "a" * 64}, {"data_hash": "b" * 64}) == [
         f'data hash: "{"a" * 12}…" against "{"b" * 12}…"'
     ]
 
@@ -238,4 +238,4 @@ def test_a_setting_that_the_benchmark_does_not_take_is_refused(tmp_path):
     shards = world.write_shards(tmp_path / "shards", 2)
     config = BenchmarkConfig(name="retrieval", data=str(shards), max_new_tokens=3)
     with pytest.raises(UserError, match=r"^benchmarks\[1\]\.max_new_tokens: 'retrieval' takes no such setting \(it ta"):
-        run(RunConfig(row="row", results=str(tmp_path), encoder=str(shards), benchmarks=[config]))
+        run_benchmarks(RunConfig(row="row", results=str(tmp_path), encoder=str(shards), benchmarks=[config]))

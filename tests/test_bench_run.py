@@ -16,10 +16,10 @@ from PIL import Image
 
 from benchmarks.config import BenchmarkConfig, RunConfig
 from benchmarks.data.caption_sets import load_caption_set
-from benchmarks.encoders import embed
+from benchmarks.encoders import embedding
 from benchmarks.results import ITEM_COLUMNS, read_items, read_result, result_path
-from benchmarks.run import run
-from benchmarks.statistics import evaluate
+from benchmarks.run_benchmarks import run_benchmarks
+from benchmarks.statistics import aggregate
 from clips.data.formats import DatasetSpec
 from clips.errors import UserError
 
@@ -54,12 +54,12 @@ class Oracle:
     def tokenizer(self, texts: list[str]) -> torch.Tensor:
         return torch.tensor([[self.texts.get(text, PICTURES)] for text in texts])
 
-    def as_encoder(self) -> embed.DualEncoder:
-        return embed.DualEncoder(
+    def as_encoder(self) -> embedding.DualEncoder:
+        return embedding.DualEncoder(
             model=self,
             preprocess=lambda image: torch.from_numpy(np.array(image)),
             tokenizer=self.tokenizer,
-            how=embed._how(self, "unused"),
+            how=embedding._how(self, "unused"),
             device="cpu",
             precision="uint8",
         )
@@ -77,7 +77,7 @@ def use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     (tmp_path / "encoder" / "weights").write_text("1")
 
     def use(oracle: Oracle) -> str:
-        monkeypatch.setattr(embed, "load_dual_encoder", lambda *_: oracle.as_encoder())
+        monkeypatch.setattr(embedding, "load_dual_encoder", lambda *_: oracle.as_encoder())
         return str(tmp_path / "encoder")
 
     return use
@@ -87,7 +87,7 @@ def _run(tmp_path: Path, encoder: str, *benchmarks: BenchmarkConfig, **changes):
     config = RunConfig(
         row="row", results=str(tmp_path / "results"), encoder=encoder, benchmarks=list(benchmarks), **changes
     )
-    run(config)
+    run_benchmarks(config)
     return [read_result(result_path(config.results, "row", benchmark.name)) for benchmark in benchmarks]
 
 
@@ -120,7 +120,7 @@ def test_items_carry_what_the_metrics_and_the_report_need(tmp_path, shards, use)
     assert items["item"].is_unique
     for metric in result.metrics.values():
         columns = {name: items[name].to_numpy() for name in metric.columns}
-        assert evaluate(metric.formula, columns, metric.columns) == pytest.approx(metric.value)
+        assert aggregate(metric.formula, columns, metric.columns) == pytest.approx(metric.value)
     asked = items[items["direction"] == "t2i"].set_index("question")
     assert asked.loc[world.captions(5)[0], "prediction"] == asked.loc[world.captions(5)[0], "target"]
     pictures = items[items["direction"] == "i2t"]
@@ -159,7 +159,7 @@ def test_a_second_run_skips_until_model_data_or_settings_change(tmp_path, shards
     assert created() == first
     assert "done already" in capsys.readouterr().err
     Path(encoder, "weights").write_text("2")  # another model
-    from benchmarks.models import _model_hash
+    from benchmarks.eval_model import _model_hash
 
     _model_hash.cache_clear()  # a new process would read the directory anew
     second = created()
@@ -203,7 +203,7 @@ def test_a_mistake_in_the_config_is_told_at_once_and_leaves_no_trace(tmp_path, m
     benchmark |= {name: changes.pop(name) for name in ("data", "images") if name in changes}
     row = {"row": "row", "results": "results", "encoder": use(Oracle()), **changes}
     with pytest.raises(UserError, match=said):
-        run(RunConfig(**row, benchmarks=[BenchmarkConfig(**benchmark)]))
+        run_benchmarks(RunConfig(**row, benchmarks=[BenchmarkConfig(**benchmark)]))
     assert not Path("results").exists()
 
 

@@ -10,9 +10,9 @@ import bench_world as world
 import pytest
 
 from benchmarks.config import BenchmarkConfig, RunConfig
-from benchmarks.mllm.elsewhere import ScoreConfig, score_answers
+from benchmarks.mllm.score_answers import ScoreConfig, run_score
 from benchmarks.results import Result, read_items, read_result, result_path
-from benchmarks.run import run
+from benchmarks.run_benchmarks import run_benchmarks
 from clips.errors import UserError
 
 PICTURES = 4
@@ -36,7 +36,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> str:
 def _score(hub: Path, folder: Path, task: str, rows: list[dict[str, Any]], **more: Any) -> Result:
     answers = _write(folder / "answers.jsonl", rows)
     config = ScoreConfig(task=task, answers=answers, data=str(hub), results=str(folder / "r"), row="them", **more)
-    score_answers(config)
+    run_score(config)
     return read_result(result_path(folder / "r", "them", more.get("name", task)))
 
 
@@ -66,7 +66,7 @@ def test_our_own_format_and_the_result_is_like_any_other(hub, tmp_path):
 def test_lmms_evals_samples_give_what_the_run_gave(places, hub, tmp_path):
     """The answers of a real model, scored a second time without it."""
     benchmark = BenchmarkConfig(name="gqa", data=str(hub), max_new_tokens=4)
-    run(RunConfig(row="ours", results=str(tmp_path / "r"), llava=str(places / "llava"), benchmarks=[benchmark]))
+    run_benchmarks(RunConfig(row="ours", results=str(tmp_path / "r"), llava=str(places / "llava"), benchmarks=[benchmark]))
     ours = read_result(result_path(tmp_path / "r", "ours", "gqa"))
     items = read_items(ours)
     rows = [
@@ -83,18 +83,18 @@ def _samples(hub: Path, folder: Path, task_name: str, answers: list[str]) -> lis
     """What lmms-eval's own writer makes of answers: the lines of its ``*_samples_*.jsonl``."""
     import datetime
 
-    from benchmarks.catalogue import find
-    from benchmarks.mllm.judge import judge_of
-    from benchmarks.mllm.scoring import Recorded, score
-    from benchmarks.mllm.tasks import data_root, go_offline, load_task
+    from benchmarks.registry import get_benchmark
+    from benchmarks.mllm.judge import make_judge
+    from benchmarks.mllm.scoring import RecordedAnswersModel, run_and_score
+    from benchmarks.mllm.offline_tasks import data_root, go_offline, load_task
 
     go_offline()
     from lmms_eval.loggers import EvaluationTracker
 
-    entry = find(task_name)
+    entry = get_benchmark(task_name)
     task = load_task(entry.task, entry.folder, data_root(str(hub)))
-    judge = judge_of(BenchmarkConfig(name=task_name, data=str(hub)), entry.task, str(folder))
-    scored = score(Recorded(dict(enumerate(answers))), task, entry, {}, judge=judge)
+    judge = make_judge(BenchmarkConfig(name=task_name, data=str(hub)), entry.task, str(folder))
+    scored = run_and_score(RecordedAnswersModel(dict(enumerate(answers))), task, entry, {}, judge=judge)
     tracker = EvaluationTracker(output_path=str(folder))
     tracker.general_config_tracker.model_name_sanitized = "theirs"
     tracker.date_id = datetime.date(2024, 1, 1).isoformat()
@@ -182,7 +182,7 @@ def test_llavas_answers_to_pope_take_their_pictures_from_its_questions(tmp_path)
 
 def test_answers_to_other_questions_are_neither_ranked_nor_paired(hub, tmp_path):
     """Two files with four answers each, to the first and to the last questions of the data."""
-    from benchmarks.trust.compare import compared
+    from benchmarks.analysis.compare_command import comparison_lines
 
     rows = [{"doc_id": number, "answer": answer} for number, (_, answer) in enumerate(_pope())]
     first, last = (
@@ -193,7 +193,7 @@ def test_answers_to_other_questions_are_neither_ranked_nor_paired(hub, tmp_path)
     assert read_items(last)["item"].tolist() == ["4", "5", "6", "7"]
     assert read_items(last)["prediction"].tolist() == [row["answer"] for row in rows[4:]]
     assert first.fingerprint != last.fingerprint
-    _, (line, *_) = compared([({"pope": first}, {"pope": last})])
+    _, (line, *_) = comparison_lines([({"pope": first}, {"pope": last})])
     assert line.verdict == "not comparable"
     whole = _score(hub, tmp_path, "pope", rows, partial=True)
     assert "answered" not in whole.protocol

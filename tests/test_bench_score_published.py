@@ -11,7 +11,7 @@ import published_answers as published
 import pytest
 
 from benchmarks.mllm.answers import Answer
-from benchmarks.mllm.elsewhere import ScoreConfig, score_answers
+from benchmarks.mllm.score_answers import ScoreConfig, run_score
 from benchmarks.mllm.matching import match
 from benchmarks.results import Result, read_items, read_result, result_path
 from clips.errors import UserError
@@ -42,7 +42,7 @@ def _write(path: Path, lines: str) -> str:
 
 def _score(hub: Path, folder: Path, task: str, lines: str, **more: Any) -> Result:
     answers = _write(folder / "answers.jsonl", lines)
-    score_answers(ScoreConfig(task=task, answers=answers, data=str(hub), results=str(folder / "r"), row="them", **more))
+    run_score(ScoreConfig(task=task, answers=answers, data=str(hub), results=str(folder / "r"), row="them", **more))
     return read_result(result_path(folder / "r", "them", task))
 
 

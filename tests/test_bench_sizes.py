@@ -14,12 +14,12 @@ from fuzz_world import run
 from report_material import items_table, put_result
 
 from benchmarks.config import BenchmarkConfig
-from benchmarks.data.class_sets import load_class_set
+from benchmarks.data.classification_sets import load_classification_set
 from benchmarks.data.pair_sets import load_pair_set
-from benchmarks.data.phrases import phrase_set_of
-from benchmarks.protocol import ranked_by
-from benchmarks.report.formats import FORMATS
-from benchmarks.report.model import build_report
+from benchmarks.data.phrase_boxes import load_benchmark_phrases
+from benchmarks.protocol import ranking_key
+from benchmarks.report.formats import REPORT_FORMATS
+from benchmarks.report.report import build_report
 from benchmarks.results import Result, read_result
 from benchmarks.sizes import full_size, n_words, part_words
 
@@ -71,11 +71,11 @@ def test_every_format_says_n_and_of_how_many(tmp_path: Path) -> None:
         result(tmp_path, "gqa", row)
     built = build_report(tmp_path)
     for name in ("html", "markdown", "latex"):
-        text = FORMATS[name].render(built)
+        text = REPORT_FORMATS[name].render(built)
         assert "120 of 9,000" in text, name
         assert "Measured on a part of the benchmark: pope: 120 of 9,000 questions (clip, clips)." in text, name
-    assert "| n | 120 | 120 of 9,000 |" in re.sub(" +", " ", FORMATS["markdown"].render(built))
-    lines = pd.read_csv(io.StringIO(FORMATS["csv"].render(built))).fillna({"n_full": 0})
+    assert "| n | 120 | 120 of 9,000 |" in re.sub(" +", " ", REPORT_FORMATS["markdown"].render(built))
+    lines = pd.read_csv(io.StringIO(REPORT_FORMATS["csv"].render(built))).fillna({"n_full": 0})
     assert {*zip(lines["benchmark"], lines["n"], lines["n_full"], strict=True)} == {
         ("pope", 120, 9000),
         ("gqa", 120, 0),
@@ -89,7 +89,7 @@ def test_every_format_says_n_and_of_how_many(tmp_path: Path) -> None:
 def test_rows_with_unlike_many_items_are_told(tmp_path: Path) -> None:
     for row, count in (("clip", 120), ("clips", 100)):
         result(tmp_path, "pope", row, count, task=TASK, questions=9000, items=9000)
-    assert "| n | 100 to 120 |" in re.sub(" +", " ", FORMATS["markdown"].render(build_report(tmp_path)))
+    assert "| n | 100 to 120 |" in re.sub(" +", " ", REPORT_FORMATS["markdown"].render(build_report(tmp_path)))
 
 
 def test_limit_is_stated_with_the_size_of_the_data(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -111,13 +111,13 @@ def test_limit_is_stated_with_the_size_of_the_data(tmp_path: Path, monkeypatch, 
     assert "T→I R@1 100.0, I→T R@1 100.0, mean R@1 100.0 (4 of 6 images)" in said
     assert said.count(" images)") == 1
     older = {name: value for name, value in kinds["4"].protocol.items() if name != "full_size"}
-    assert ranked_by(kinds["4"].protocol) == ranked_by(older)
+    assert ranking_key(kinds["4"].protocol) == ranking_key(older)
 
 
 def test_every_kind_of_data_knows_its_full_size(tmp_path: Path) -> None:
     for number, name in enumerate(("red", "blue")):
         write_pictures(tmp_path / "classes" / name, 3 + number)
-    assert load_class_set(str(tmp_path / "classes"), limit=2).available == 7
+    assert load_classification_set(str(tmp_path / "classes"), limit=2).available == 7
     pairs = [json.dumps({"image": f"{n}.png", "caption": "a", "negative": "b"}) for n in range(5)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(pairs))
     found = load_pair_set(str(tmp_path / "pairs.jsonl"), "jsonl", limit=2)
@@ -125,16 +125,16 @@ def test_every_kind_of_data_knows_its_full_size(tmp_path: Path) -> None:
     phrases = [json.dumps({"image": f"{n // 2}.png", "phrase": "a", "box": [0, 0, 1, 1]}) for n in range(6)]
     (tmp_path / "phrases.jsonl").write_text("\n".join(phrases))
     config = BenchmarkConfig(name="pointing", data=str(tmp_path / "phrases.jsonl"), limit=2)
-    seen = phrase_set_of(config)
+    seen = load_benchmark_phrases(config)
     assert (len(seen.images), seen.available) == (2, 3)
 
 
 def test_a_limit_of_questions_is_stated(places: Path, tmp_path: Path) -> None:
-    from benchmarks.mllm.elsewhere import ScoreConfig, score_answers
+    from benchmarks.mllm.score_answers import ScoreConfig, run_score
 
     answers = [json.dumps({"doc_id": number, "answer": "red"}) for number in range(4)]
     (tmp_path / "answers.jsonl").write_text("\n".join(answers))
-    score_answers(
+    run_score(
         ScoreConfig(
             task="textvqa_val",
             answers=str(tmp_path / "answers.jsonl"),

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.formulas import FORMULAS
+from benchmarks.aggregation import AGGREGATIONS
 from benchmarks.noise import TrainingNoise
-from benchmarks.statistics import Difference, Interval, compare, evaluate, holm, image_scores, interval, wilson
+from benchmarks.statistics import PairedDifference, ConfidenceInterval, compare, aggregate, holm_correction, image_scores, confidence_interval, wilson_interval
 
 
-def paired_difference(formula, first, second, names, clusters) -> Difference:
+def paired_difference(formula, first, second, names, clusters) -> PairedDifference:
     """Of two models that were evaluated once, over images alone."""
     scores = [image_scores(formula, [columns], names, clusters) for columns in (first, second)]
     return compare(*scores, TrainingNoise())
@@ -21,11 +21,11 @@ def paired_difference(formula, first, second, names, clusters) -> Difference:
 
 def test_wilson_matches_published_values():
     # Newcombe 1998, table I: 81/263 and 1/29
-    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    assert wilson(1, 29) == pytest.approx((0.0061, 0.1718), abs=1e-4)
-    assert wilson(0, 20)[0] == 0.0
-    assert wilson(20, 20)[1] == 1.0
-    assert wilson(0, 0) == (0.0, 1.0)
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert wilson_interval(1, 29) == pytest.approx((0.0061, 0.1718), abs=1e-4)
+    assert wilson_interval(0, 20)[0] == 0.0
+    assert wilson_interval(20, 20)[1] == 1.0
+    assert wilson_interval(0, 0) == (0.0, 1.0)
 
 
 def _random_columns(generator: np.random.Generator, n: int) -> dict[str, np.ndarray]:
@@ -51,16 +51,16 @@ FORMULA_ARGUMENTS = {
 }
 
 
-@pytest.mark.parametrize("formula", sorted({*FORMULAS} - {"median"}))
+@pytest.mark.parametrize("formula", sorted({*AGGREGATIONS} - {"median"}))
 def test_influence_is_the_derivative_by_an_items_weight(formula):
     """Repeating an item changes the metric as its influence says, the less of it that is repeated the more exactly."""
     generator = np.random.default_rng(3)
     columns, names, copies = _random_columns(generator, 40), FORMULA_ARGUMENTS[formula], 2000
     many = {name: np.repeat(values, copies) for name, values in columns.items()}
-    influence = FORMULAS[formula].influence(columns, names)
+    influence = AGGREGATIONS[formula].influence(columns, names)
     for item in range(0, 40, 3):
         more = {name: np.append(many[name], np.repeat(values[item], 20)) for name, values in columns.items()}
-        change = evaluate(formula, more, names) - evaluate(formula, many, names)
+        change = aggregate(formula, more, names) - aggregate(formula, many, names)
         assert change == pytest.approx(influence[item] * 20 / copies, rel=0.02, abs=1e-7)
     assert influence.sum() == pytest.approx(0, abs=1e-7)  # the metric is the same if all weights are doubled
 
@@ -68,7 +68,7 @@ def test_influence_is_the_derivative_by_an_items_weight(formula):
 def test_influence_of_the_median_gives_its_standard_error():
     """Of 4,000 normal values the median has the standard error 1.2533 / sqrt(4000)."""
     values = {"x": np.random.default_rng(0).normal(size=4000)}
-    influence = FORMULAS["median"].influence(values, ("x",))
+    influence = AGGREGATIONS["median"].influence(values, ("x",))
     assert math.sqrt((influence**2).sum()) == pytest.approx(1.2533 / math.sqrt(4000), rel=0.1)
 
 
@@ -80,41 +80,41 @@ def test_formulas_by_hand():
         "said": np.array([1.0, 1.0, 0.0, 0.0]),
         "is": np.array([1.0, 0.0, 1.0, 0.0]),
     }
-    assert evaluate("mean", columns, ("x",)) == pytest.approx(2 / 3)
-    assert evaluate("mean", columns, ("x", "y")) == pytest.approx((2 / 3 + 2 / 3) / 2)
-    assert evaluate("sum_of_group_means", columns, ("x", "group")) == pytest.approx(0.5 + 1.0)
-    assert evaluate("mean_of_group_means", columns, ("x", "group")) == pytest.approx((0.5 + 1.0) / 2)
-    assert np.isnan(evaluate("mean_of_group_means", columns | {"group": np.array([None] * 4)}, ("x", "group")))
-    assert evaluate("f1", columns, ("said", "is")) == pytest.approx(0.5)
-    assert evaluate("median", {"x": np.array([np.nan, 1.0, 2.0, np.nan])}, ("x",)) == 1.5
-    assert evaluate("median", {"x": np.array([4.0, 1.0, 3.0, 2.0])}, ("x",)) == 2.5
-    assert evaluate("ratio", {"a": np.zeros(2), "b": np.zeros(2)}, ("a", "b")) == 0.0
+    assert aggregate("mean", columns, ("x",)) == pytest.approx(2 / 3)
+    assert aggregate("mean", columns, ("x", "y")) == pytest.approx((2 / 3 + 2 / 3) / 2)
+    assert aggregate("sum_of_group_means", columns, ("x", "group")) == pytest.approx(0.5 + 1.0)
+    assert aggregate("mean_of_group_means", columns, ("x", "group")) == pytest.approx((0.5 + 1.0) / 2)
+    assert np.isnan(aggregate("mean_of_group_means", columns | {"group": np.array([None] * 4)}, ("x", "group")))
+    assert aggregate("f1", columns, ("said", "is")) == pytest.approx(0.5)
+    assert aggregate("median", {"x": np.array([np.nan, 1.0, 2.0, np.nan])}, ("x",)) == 1.5
+    assert aggregate("median", {"x": np.array([4.0, 1.0, 3.0, 2.0])}, ("x",)) == 2.5
+    assert aggregate("ratio", {"a": np.zeros(2), "b": np.zeros(2)}, ("a", "b")) == 0.0
 
 
 def test_an_interval_of_scores_is_students_over_images():
     """Of symmetric scores Hall's correction leaves Student's interval, whose degrees of freedom the kurtosis gives."""
     values = np.tile([-1.0, 1.0], 50)
-    found = interval("mean_of_scores", {"x": values}, ("x",), np.arange(100))
+    found = confidence_interval("mean_of_scores", {"x": values}, ("x",), np.arange(100))
     assert (found.low, found.high) == pytest.approx(stats.t.interval(0.95, 99, 0, stats.sem(values)), rel=1e-4)
     assert found.method == "student"
-    skewed = interval("mean_of_scores", {"x": np.where(np.arange(100) < 5, 20.0, 0.0)}, ("x",), np.arange(100))
+    skewed = confidence_interval("mean_of_scores", {"x": np.where(np.arange(100) < 5, 20.0, 0.0)}, ("x",), np.arange(100))
     assert skewed.high - 1 > 1.5 * (1 - skewed.low)  # more of the same may come, and not less
 
 
 def test_clusters_widen_the_interval_and_single_items_get_wilson():
     columns = {"x": np.repeat([0.0, 1.0], 50)}
-    clustered = interval("mean", columns, ("x",), np.repeat(np.arange(10), 10))
-    alone = interval("mean", columns, ("x",), np.arange(100))
+    clustered = confidence_interval("mean", columns, ("x",), np.repeat(np.arange(10), 10))
+    alone = confidence_interval("mean", columns, ("x",), np.arange(100))
     assert alone.method == "wilson"
-    assert (alone.low, alone.high) == pytest.approx(wilson(50, 100), abs=0.003)  # but for 99 degrees of freedom
+    assert (alone.low, alone.high) == pytest.approx(wilson_interval(50, 100), abs=0.003)  # but for 99 degrees of freedom
     assert clustered.high - clustered.low > 2 * (alone.high - alone.low)
 
 
 @pytest.mark.parametrize(("formula", "names"), [("mean", ("x",)), ("f1", ("x", "y")), ("ratio", ("x", "y"))])
 def test_all_wrong_is_not_certain(formula, names):
     columns = {"x": np.zeros(40), "y": np.ones(40)}
-    found = interval(formula, columns, names, np.repeat(np.arange(20), 2))
-    assert (found.low, found.high) == pytest.approx(wilson(0, 20))
+    found = confidence_interval(formula, columns, names, np.repeat(np.arange(20), 2))
+    assert (found.low, found.high) == pytest.approx(wilson_interval(0, 20))
     assert found.method == "wilson"
 
 
@@ -131,7 +131,7 @@ def test_items_that_do_not_enter_a_metric_say_nothing_of_it(formula, names):
         rows.append({"x": values, "g": groups})
     cut = [{name: column[few] for name, column in row.items()} for row in rows]
     pictures = np.arange(512)
-    assert interval(formula, rows[0], names, pictures) == interval(formula, cut[0], names, pictures[few])
+    assert confidence_interval(formula, rows[0], names, pictures) == confidence_interval(formula, cut[0], names, pictures[few])
     assert paired_difference(formula, *rows, names, pictures) == paired_difference(formula, *cut, names, pictures[few])
 
 
@@ -143,8 +143,8 @@ def test_points_of_a_hundred_are_a_share_of_a_hundred(share):
         ("ratio", {"x": right.astype(float), "y": one}, ("x", "y")),
     ):
         points = columns | {"x": 100 * columns["x"]}
-        found = interval(formula, points, names, np.arange(40), most=100.0)
-        expected = interval(formula, columns, names, np.arange(40))
+        found = confidence_interval(formula, points, names, np.arange(40), most=100.0)
+        expected = confidence_interval(formula, columns, names, np.arange(40))
         assert (found.low, found.high) == pytest.approx((100 * expected.low, 100 * expected.high))
         assert found.method == expected.method
 
@@ -158,8 +158,8 @@ def test_paired_difference_sees_what_separate_intervals_hide():
     found = paired_difference("mean", first, second, ("x",), clusters)
     assert found.p_value < 0.01
     assert found.value == pytest.approx(first["x"].mean() - second["x"].mean())
-    low = interval("mean", first, ("x",), clusters).low
-    high = interval("mean", second, ("x",), clusters).high
+    low = confidence_interval("mean", first, ("x",), clusters).low
+    high = confidence_interval("mean", second, ("x",), clusters).high
     assert low < high  # the intervals of the two rows overlap
     back = paired_difference("mean", second, first, ("x",), clusters)
     assert back.value == pytest.approx(-found.value)
@@ -204,7 +204,7 @@ def test_shares_that_all_differ_alike_have_the_score_interval(n):
 )
 def test_items_that_all_agree_give_no_interval(formula, columns):
     size = len(columns["x"])
-    assert interval(formula, columns, tuple(columns), np.arange(size)) == Interval(low=None, high=None, method="none")
+    assert confidence_interval(formula, columns, tuple(columns), np.arange(size)) == ConfidenceInterval(low=None, high=None, method="none")
     found = paired_difference(formula, columns, {**columns, "x": columns["x"] + 0.1}, tuple(columns), np.arange(size))
     assert np.isnan([found.low, found.high, found.smallest]).all()
 
@@ -220,15 +220,15 @@ def test_an_interval_leaves_out_zero_just_where_the_test_rejects():
 
 
 def test_holm_by_hand():
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
-    assert holm([]) == []
+    assert holm_correction([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm_correction([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm_correction([]) == []
 
 
 def test_thumbnails_are_of_few_pictures_spread_evenly_and_once_each():
     from PIL import Image
 
-    from benchmarks.outcome import thumbnails
+    from benchmarks.evaluation import thumbnails
 
     opened = []
 

@@ -12,12 +12,12 @@ from typing import Any
 import bench_world as world
 import pytest
 
-from benchmarks.catalogue import BENCHMARKS, find
+from benchmarks.registry import BENCHMARKS, get_benchmark
 from benchmarks.config import BenchmarkConfig, LmmsModel, RunConfig
-from benchmarks.mllm.metrics import generic_reader
-from benchmarks.mllm.tasks import configuration, data_set, task_folders, task_groups
+from benchmarks.mllm.task_metrics import default_task_metrics
+from benchmarks.mllm.offline_tasks import dataset_config_name, dataset_name, task_folders, task_groups
 from benchmarks.results import Result, read_items, read_result, result_path
-from benchmarks.run import run
+from benchmarks.run_benchmarks import run_benchmarks
 from clips.errors import UserError
 
 PICTURES = 6
@@ -44,7 +44,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         for place in range(len(prompts)):
             yield {place: said.pop(0) if len(said) > 1 else said[0]}
 
-    monkeypatch.setattr("llava_bridge.asking.inference.answer_batches", answer_batches)
+    monkeypatch.setattr("llava_bridge.inference.generate.iter_answer_batches", answer_batches)
     return said
 
 
@@ -52,15 +52,15 @@ def _run(
     llava: Path, root: Path, name: str, columns: dict[str, list[Any]] | None = None, split: str = "test"
 ) -> Result:
     if columns is not None:
-        entry = find(name)
-        folder = configuration(entry.task) or "data"
+        entry = get_benchmark(name)
+        folder = dataset_config_name(entry.task) or "data"
         world.write_parquet(root / "hub" / entry.dataset / folder / f"{split}-00000-of-00001.parquet", columns)
         if folder != "data":
             card = {"configs": [{"config_name": folder, "data_files": [{"split": split, "path": f"{folder}/*"}]}]}
             (root / "hub" / entry.dataset / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n")
     (root / "hub").mkdir(exist_ok=True)
     benchmark = BenchmarkConfig(name=name, data=str(root / "hub"))
-    run(RunConfig(row="row", results=str(root / "results"), llava=str(llava), benchmarks=[benchmark]))
+    run_benchmarks(RunConfig(row="row", results=str(root / "results"), llava=str(llava), benchmarks=[benchmark]))
     return read_result(result_path(root / "results", "row", name))
 
 
@@ -185,7 +185,7 @@ def test_no_point_in_six_questions_is_not_certainly_none_in_a_thousand(llava, tm
 
 def test_hallucinations_are_better_few():
     samples = [{"amber_chair": 0.5, "amber_cover": 1.0, "unstated": 1.0}]
-    reader = generic_reader(samples, samples[0], {"amber_chair": False, "amber_cover": True, "unstated": None})
+    reader = default_task_metrics(samples, samples[0], {"amber_chair": False, "amber_cover": True, "unstated": None})
     assert {name: spec.higher_is_better for name, spec in reader.metrics.items()} == {
         "amber_chair": False,
         "amber_cover": True,
@@ -207,27 +207,27 @@ def test_what_is_better_low_is_shown_as_it_is(numbers, higher, scale, shown):
     """Two rows of one benchmark were 40 and 0.6 errors, as the first had none above 1."""
     samples = [{"errors": number} for number in numbers]
     mean = sum(numbers) / len(numbers)
-    assert generic_reader(samples, {"errors": mean}, {"errors": higher}, scale).metrics["errors"].scale == shown
+    assert default_task_metrics(samples, {"errors": mean}, {"errors": higher}, scale).metrics["errors"].scale == shown
 
 
 def test_pictures_of_the_same_pixels_in_other_colours_are_two():
-    from benchmarks.mllm.answering import picture_name
+    from benchmarks.mllm.llava_model import image_hash_name
 
     shape = world.picture(0).convert("L").convert("P")
     red, blue = shape.copy(), shape.copy()
     red.putpalette([255, 0, 0] * 256)
     blue.putpalette([0, 0, 255] * 256)
     assert red.tobytes() == blue.tobytes()
-    assert picture_name(red) != picture_name(blue)
-    assert picture_name(red) == picture_name(red.convert("RGB"))
+    assert image_hash_name(red) != image_hash_name(blue)
+    assert image_hash_name(red) == image_hash_name(red.convert("RGB"))
 
 
 def test_the_data_are_read_for_their_hash_once_and_again_when_they_change(llava, tmp_path, answers, monkeypatch):
-    from benchmarks.mllm import evaluate
+    from benchmarks.mllm import evaluate_task
 
     hashed = []
-    compute = evaluate.directory_hash
-    monkeypatch.setattr(evaluate, "directory_hash", lambda *args, **more: hashed.append(1) or compute(*args, **more))
+    compute = evaluate_task.directory_hash
+    monkeypatch.setattr(evaluate_task, "directory_hash", lambda *args, **more: hashed.append(1) or compute(*args, **more))
     answers += ["A"]
     columns = {"question": ["Which?"] * 6, "answer": ["A"] * 6, "image": _images()}
     first = _run(llava, tmp_path, "realworldqa", columns)
@@ -243,7 +243,7 @@ def test_answers_that_were_kept_have_their_pictures(llava, tmp_path, answers):
     first = _run(llava, tmp_path, "realworldqa", columns)
     answers[:] = ["not asked again"]
     benchmark = BenchmarkConfig(name="again", uses="realworldqa", data=str(tmp_path / "hub"))
-    run(RunConfig(row="row", results=str(tmp_path / "results"), llava=str(llava), benchmarks=[benchmark]))
+    run_benchmarks(RunConfig(row="row", results=str(tmp_path / "results"), llava=str(llava), benchmarks=[benchmark]))
     again = read_result(result_path(tmp_path / "results", "row", "again"))
     assert again.metrics == first.metrics
     assert again.metrics["exact_match"].clusters == 3
@@ -252,17 +252,17 @@ def test_answers_that_were_kept_have_their_pictures(llava, tmp_path, answers):
 
 def test_groups_name_their_members():
     with pytest.raises(UserError, match=r"'mmmu' is a group of lmms-eval's; name its members: mmmu_val, mmmu_test$"):
-        find("mmmu")
+        get_benchmark("mmmu")
     assert task_groups()["refcoco_bbox_rec"] == tuple(f"refcoco_bbox_rec_{split}" for split in
                                                       ("test", "testA", "testB", "val"))  # fmt: skip
     assert task_groups()["scienceqa_full"] == ("scienceqa", "scienceqa_img")
     with pytest.raises(UserError, match="unknown benchmark 'mmmu_vall'; did you mean 'mmmu_val'"):
-        find("mmmu_vall")
+        get_benchmark("mmmu_vall")
 
 
 def test_the_catalogue_names_the_data_sets_that_the_definitions_name():
     entries = {name: entry for name, entry in BENCHMARKS.items() if entry.kind == "mllm"}
-    assert {name: entry.dataset for name, entry in entries.items()} == {name: data_set(name) for name in entries}
+    assert {name: entry.dataset for name, entry in entries.items()} == {name: dataset_name(name) for name in entries}
     assert {name: entry.folder for name, entry in entries.items()} == {name: task_folders()[name] for name in entries}
 
 
@@ -319,7 +319,7 @@ def test_a_model_of_lmms_evals_own_is_a_row(name, llava, tmp_path, monkeypatch):
     device = "device=cpu" if name == "llava_bridge" else "device=cpu,device_map=cpu,dtype=float32"
     other = LmmsModel(model=name, args=f"pretrained={llava},{device}")
     for row, model in (("ours", {"llava": str(llava)}), ("theirs", {"lmms": other})):
-        run(RunConfig(row=row, results=str(tmp_path / "results"), benchmarks=[benchmark], device="cpu", **model))
+        run_benchmarks(RunConfig(row=row, results=str(tmp_path / "results"), benchmarks=[benchmark], device="cpu", **model))
     ours, theirs = (read_result(result_path(tmp_path / "results", row, "pope")) for row in ("ours", "theirs"))
     assert theirs.metrics == ours.metrics
     columns = ["item", "image", "question", "prediction", "score"]
@@ -327,4 +327,4 @@ def test_a_model_of_lmms_evals_own_is_a_row(name, llava, tmp_path, monkeypatch):
     assert theirs.protocol["input_model"] == f"lmms-eval's {name}"
     assert theirs.model["hash"] != ours.model["hash"]
     with pytest.raises(UserError, match=r"unknown model of lmms-eval's .*'llava_hff'; did you mean 'llava_hf'"):
-        run(RunConfig(row="x", results="x", benchmarks=[benchmark], lmms=LmmsModel(model="llava_hff")))
+        run_benchmarks(RunConfig(row="x", results="x", benchmarks=[benchmark], lmms=LmmsModel(model="llava_hff")))

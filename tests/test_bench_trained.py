@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from report_material import items_table, put_result
 
-from benchmarks.report.model import build_report
-from benchmarks.report.remarks import remarks
+from benchmarks.report.report import build_report
+from benchmarks.report.notes import table_notes
 from benchmarks.results import read_result
-from benchmarks.study.state import StepRecord, step_directory, write_record
-from benchmarks.trained import Setting, Training, apart, read_training, training_of, weighs
-from benchmarks.trust.compare import CompareConfig, compare, comparison
-from benchmarks.trust.diff import DiffConfig, diff
-from benchmarks.trust.provenance import trace
+from benchmarks.study.step_state import StepRecord, step_directory, write_record
+from benchmarks.training_settings import TrainingSetting, TrainingSettings, diff_training, read_training, training_of_result, is_confounder
+from benchmarks.analysis.compare_command import CompareConfig, compare, build_comparison
+from benchmarks.analysis.diff_command import DiffConfig, run_diff
+from benchmarks.analysis.provenance import trace
 from clips.core.artifact import directory_hash, write_manifest
 
 
@@ -90,7 +90,7 @@ def put_row(results: Path, model: Path | str, benchmark: str = "gqa", digest: st
 
 
 def told(first: Path, second: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
-    diff(DiffConfig(first=str(first), second=str(second)))
+    run_diff(DiffConfig(first=str(first), second=str(second)))
     return capsys.readouterr().out.splitlines()
 
 
@@ -126,16 +126,16 @@ def test_an_unfair_comparison_is_warned_of(changes, warned, tmp_path, capsys):
 
 def test_the_same_data_elsewhere_are_the_same(tmp_path):
     first, second = put_encoder(tmp_path / "here" / "one"), put_encoder(tmp_path / "there" / "two")
-    assert apart(read_training(first), read_training(second)).differing == ()
+    assert diff_training(read_training(first), read_training(second)).differing == ()
     other = put_encoder(tmp_path / "here" / "three", data="")  # of data without a hash the path decides
-    assert apart(read_training(first), read_training(other)).differing == ()
-    assert len(apart(read_training(second), read_training(other)).uneven) == 1
+    assert diff_training(read_training(first), read_training(other)).differing == ()
+    assert len(diff_training(read_training(second), read_training(other)).uneven) == 1
 
 
 def test_of_a_llava_its_encoder_is_told_too_and_no_stage_that_did_not_run(tmp_path):
     first = put_llava(tmp_path / "one", put_encoder(tmp_path / "eyes"))
     second = put_llava(tmp_path / "two", put_encoder(tmp_path / "other", steps=60), lr=2e-3, seed=3)
-    found = apart(read_training(first), read_training(second))
+    found = diff_training(read_training(first), read_training(second))
     assert [line.partition(":")[0] for line in found.differing] == [
         "encoder", "seed", "align.learning_rate", "encoder.steps", "encoder.samples",
     ]  # fmt: skip
@@ -151,11 +151,11 @@ def test_what_training_began_with_is_weighed_by_how_it_was_trained(tmp_path):
     first, second, third = (
         read_training(put_encoder(tmp_path / f"from{number}", begun_with=other)) for number, other in enumerate(others)
     )
-    assert "model.pretrained.seed: 0 against 1" in apart(first, second).differing
-    assert apart(first, second).uneven == ()
-    assert apart(first, third).uneven[0] == "model.pretrained.steps 6 against 60"
+    assert "model.pretrained.seed: 0 against 1" in diff_training(first, second).differing
+    assert diff_training(first, second).uneven == ()
+    assert diff_training(first, third).uneven[0] == "model.pretrained.steps 6 against 60"
     (others[0] / "manifest.json").unlink()
-    assert apart(read_training(tmp_path / "from0"), second).uneven == (
+    assert diff_training(read_training(tmp_path / "from0"), second).uneven == (
         f"model.pretrained {others[0]} ({directory_hash(others[0])[:12]}) "
         f"against {others[1]} ({directory_hash(others[1])[:12]})",
     )
@@ -172,8 +172,8 @@ def test_models_that_were_averaged_are_weighed_by_how_they_were_trained(tmp_path
         return made
 
     first, alike, longer = soup("first"), soup("alike"), soup("longer", steps=60)
-    assert apart(read_training(first), read_training(alike)).uneven == ()
-    assert apart(read_training(first), read_training(longer)).uneven == (
+    assert diff_training(read_training(first), read_training(alike)).uneven == ()
+    assert diff_training(read_training(first), read_training(longer)).uneven == (
         "model.0.steps 6 against 60", "model.0.samples 48 against 480",
         "model.1.steps 6 against 60", "model.1.samples 48 against 480",
     )  # fmt: skip
@@ -183,7 +183,7 @@ def test_another_llm_is_unfair(tmp_path):
     first, second = (put_llava(tmp_path / name, "timm:net") for name in ("one", "two"))
     manifest = second / "manifest.json"
     manifest.write_text(manifest.read_text().replace("c" * 40, "b" * 40))
-    found = apart(read_training(first), read_training(second))
+    found = diff_training(read_training(first), read_training(second))
     assert found.uneven == ("llm org/llm (cccccccccccc) against org/llm (bbbbbbbbbbbb)",)
     assert found.unknown[0] == "Not known of A: how its encoder was trained (timm:net is no directory on this machine)."
 
@@ -227,10 +227,10 @@ def test_what_is_said_of_an_encoder_is_said_whole_and_of_the_place_that_was_look
 )
 def test_a_part_of_the_same_data_is_other_data(name, unfair):
     one, two = (
-        Training(settings={name: Setting(text=text, weighs=weighs(name)), "seed": Setting(text="0")})
+        TrainingSettings(settings={name: TrainingSetting(text=text, weighs=is_confounder(name)), "seed": TrainingSetting(text="0")})
         for text in ("not set", "100")
     )
-    assert bool(apart(one, two).uneven) is unfair
+    assert bool(diff_training(one, two).uneven) is unfair
 
 
 def test_a_study_that_was_moved_is_read_where_it_is(tmp_path, monkeypatch):
@@ -242,10 +242,10 @@ def test_a_study_that_was_moved_is_read_where_it_is(tmp_path, monkeypatch):
     put_encoder(Path("runs/demo/encoders/eyes"), steps=60)  # another in the old place
     for folder in (Path("/"), tmp_path):
         monkeypatch.chdir(folder)
-        settings = training_of(read_result(tmp_path / "moved/results/one/gqa.json")).settings
+        settings = training_of_result(read_result(tmp_path / "moved/results/one/gqa.json")).settings
         assert settings["align.steps"].text == settings["encoder.steps"].text == "6"
     monkeypatch.chdir(tmp_path / "moved/results/one")
-    assert training_of(read_result(Path("../one/gqa.json"))).settings == settings
+    assert training_of_result(read_result(Path("../one/gqa.json"))).settings == settings
     for folder in (tmp_path / "moved/results", tmp_path):
         monkeypatch.chdir(folder)
         (model,) = trace(read_result(tmp_path / "moved/results/one/gqa.json")).made_from
@@ -263,7 +263,7 @@ def test_a_model_that_is_gone_is_told_by_its_step(tmp_path):
     write_record(tmp_path / "study", record)
     config = step_directory(tmp_path / "study", "encoder-one") / "config.yaml"
     config.write_text("{data: {sources: [{path: x/data}]}, global_batch_size: 16, output: y}", encoding="utf-8")
-    found = training_of(read_result(tmp_path / "study/results/one/gqa.json"))
+    found = training_of_result(read_result(tmp_path / "study/results/one/gqa.json"))
     assert {name: each.text for name, each in found.settings.items()} == {
         "global_batch_size": "16", "data": "x/data",  # the seed was left to the default, which is not stated
     }  # fmt: skip
@@ -275,7 +275,7 @@ def test_a_comparison_tells_it_once_for_all_benchmarks(tmp_path, capsys):
         for benchmark in ("gqa", "pope"):
             put_row(tmp_path / "results", model, benchmark)
     paths = {"first": str(tmp_path / "results/one"), "second": str(tmp_path / "results/other")}
-    assert comparison(CompareConfig(**paths)).trained() == [
+    assert build_comparison(CompareConfig(**paths)).trained() == [
         "one against other on gqa and pope: trained (A against B): steps 6 against 60; samples 48 against 480; the "
         "other 9 settings are the same, 1 more stated of one alone.",
         "one against other on gqa and pope: Not trained alike: steps 6 against 60; samples 48 against 480. A "
@@ -296,7 +296,7 @@ def test_a_report_names_rows_that_had_more_training(tmp_path):
         put_row(tmp_path / "results", encoder, "retrieval")
         put_row(tmp_path / "results", put_llava(tmp_path / "llava" / name, encoder))
     report = build_report(tmp_path / "results", baseline="one")
-    notes = remarks(report.source, report.table, report.table)
+    notes = table_notes(report.source, report.table, report.table)
     assert (
         "more and much were not trained like one: encoder.steps 60 against 6; encoder.samples 480 against 48. A "
         "difference between the numbers may come of that."

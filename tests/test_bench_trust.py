@@ -10,18 +10,18 @@ import pytest
 from report_material import items_table, put_failure, put_result, put_results
 
 from benchmarks.cli import COMMANDS
-from benchmarks.protocol import ranked_by
-from benchmarks.report.source import read_source
+from benchmarks.protocol import ranking_key
+from benchmarks.report.load_results import read_source
 from benchmarks.results import read_result
-from benchmarks.trust.compare import CompareConfig, compare, compared, comparison
-from benchmarks.trust.diff import DiffConfig, diff
-from benchmarks.trust.rows import find_rows
-from clips.commandline.commands import run_commands
+from benchmarks.analysis.compare_command import CompareConfig, compare, comparison_lines, build_comparison
+from benchmarks.analysis.diff_command import DiffConfig, run_diff
+from benchmarks.analysis.find_results import find_results_by_row
+from clips.commandline.commands import dispatch
 from clips.errors import UserError
 
 
 def told(capsys: pytest.CaptureFixture[str], first: object, second: object, benchmark: str | None = None) -> str:
-    diff(DiffConfig(first=str(first), second=str(second), benchmark=benchmark))
+    run_diff(DiffConfig(first=str(first), second=str(second), benchmark=benchmark))
     return capsys.readouterr().out
 
 
@@ -61,7 +61,7 @@ def test_what_a_split_is_called_does_not_matter_where_the_data_are_the_same(tmp_
     groups = source.protocol_groups(source.results("gqa"))
     assert groups["old"] == groups["new"] != groups["other"]
     nameless = [{"split": name, "scorer": "x"} for name in ("test", "taken whole")]
-    assert len({ranked_by(protocol) for protocol in nameless}) == 2  # nothing else says what the data are
+    assert len({ranking_key(protocol) for protocol in nameless}) == 2  # nothing else says what the data are
 
 
 def test_a_model_that_only_takes_its_input_otherwise_is_ranked(tmp_path, capsys):
@@ -90,25 +90,25 @@ def test_what_names_no_result_is_refused(tmp_path):
         (tmp_path / "none.json", None, "no such result file"),
     ):
         with pytest.raises(UserError, match=message):
-            diff(DiffConfig(first=str(first), second=str(tmp_path / "clip"), benchmark=benchmark))
+            run_diff(DiffConfig(first=str(first), second=str(tmp_path / "clip"), benchmark=benchmark))
     newer = tmp_path / "clip/gqa.json"
     newer.write_text('{"schema": 99}')
     with pytest.raises(UserError, match="newer version"):
-        diff(DiffConfig(first=str(newer), second=str(newer)))
+        run_diff(DiffConfig(first=str(newer), second=str(newer)))
 
 
 def test_the_commands_end_well_and_with_status_2_on_a_mistake(tmp_path, capsys):
     put_results(tmp_path)
     row = str(tmp_path / "clip")
-    assert run_commands("clips-bench", "", COMMANDS, ["diff", row, row, "--benchmark", "pope"]) == 0
-    assert run_commands("clips-bench", "", COMMANDS, ["compare", row, str(tmp_path / "clips")]) == 0
-    assert run_commands("clips-bench", "", COMMANDS, ["compare", row, str(tmp_path / "nowhere")]) == 2
+    assert dispatch("clips-bench", "", COMMANDS, ["diff", row, row, "--benchmark", "pope"]) == 0
+    assert dispatch("clips-bench", "", COMMANDS, ["compare", row, str(tmp_path / "clips")]) == 0
+    assert dispatch("clips-bench", "", COMMANDS, ["compare", row, str(tmp_path / "nowhere")]) == 2
     assert "second: " in capsys.readouterr().err
 
 
 def lines_of(results, first: str, second: str, **more):  # type: ignore[no-untyped-def]
-    rows = [find_rows(str(results / name), "first")[name] for name in (first, second)]
-    _, lines = compared([tuple(rows)], **more)
+    rows = [find_results_by_row(str(results / name), "first")[name] for name in (first, second)]
+    _, lines = comparison_lines([tuple(rows)], **more)
     return {(line.benchmark, line.first.column.metric): line for line in lines}
 
 
@@ -143,7 +143,7 @@ def test_all_lines_are_corrected_together(tmp_path):
     assert set(few) < set(many)
     assert many["pope", "yes"].verdict in {"they differ", "not told apart"}
     paths = {"first": str(tmp_path / "clip"), "second": str(tmp_path / "clips")}
-    (single,) = comparison(CompareConfig(**paths, benchmarks=("gqa",))).lines
+    (single,) = build_comparison(CompareConfig(**paths, benchmarks=("gqa",))).lines
     assert single.first.delta.p_adjusted == single.first.delta.p_value
     deltas = [line.first.delta for line in many.values()]
     assert all(delta.p_adjusted >= delta.p_value for delta in deltas)
@@ -213,7 +213,7 @@ def test_what_has_no_numbers_is_named(tmp_path, capsys):
 
 def test_a_row_that_only_failed_is_found(tmp_path):
     put_failure(tmp_path, "clips", "gqa", "no picture")
-    assert find_rows(str(tmp_path / "clips"), "first")["clips"]["gqa"].reason == "no picture"
+    assert find_results_by_row(str(tmp_path / "clips"), "first")["clips"]["gqa"].reason == "no picture"
 
 
 def test_names_are_whole_in_a_narrow_terminal(tmp_path, capsys, monkeypatch):

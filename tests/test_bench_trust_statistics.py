@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from benchmarks.noise import Scores, TrainingNoise, difference_estimate, metric_estimate, p_values, training_noise
-from benchmarks.statistics import compare, holm, image_scores, interval, scores_interval, wilson
+from benchmarks.statistics import compare, holm_correction, image_scores, confidence_interval, scores_interval, wilson_interval
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def test_many_tests_on_few_answers_that_differ_raise_no_alarm():
             second = np.where(np.arange(40) < 8, 1 - first, 0.0)
             pair = (answers(first, trained=False), answers(second, trained=False))
             estimates.append(difference_estimate(*pair, TrainingNoise()))
-        alarms += min(holm(p_values(estimates))) < 0.05
+        alarms += min(holm_correction(p_values(estimates))) < 0.05
     assert alarms <= 1
 
 
@@ -242,6 +242,6 @@ def test_images_and_seeds_find_many_times_what_t_tests_over_seeds_find(simulatio
 def test_a_share_in_clusters_counts_as_many_items_as_it_is_worth():
     """Ten questions about each picture, all right or all wrong, are worth one."""
     values = np.repeat((np.arange(400) % 4 == 0).astype(float), 10)
-    found = interval("mean", {"x": values}, ("x",), np.repeat(np.arange(400), 10))
-    assert (found.low, found.high) == pytest.approx(wilson(100, 400), abs=0.002)
+    found = confidence_interval("mean", {"x": values}, ("x",), np.repeat(np.arange(400), 10))
+    assert (found.low, found.high) == pytest.approx(wilson_interval(100, 400), abs=0.002)
     assert found.method == "wilson"

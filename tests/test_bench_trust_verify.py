@@ -13,14 +13,14 @@ import torch
 from report_material import items_table, put_results
 
 from benchmarks import statistics
-from benchmarks.encoders.recall import Ranks
-from benchmarks.mllm import metrics
-from benchmarks.outcome import MetricSpec, measure
-from benchmarks.published.rows import select_rows
+from benchmarks.encoders.recall import RetrievalRanks
+from benchmarks.mllm import task_metrics
+from benchmarks.evaluation import MetricSpec, compute_metric
+from benchmarks.reference_results.load import select_reference_results
 from benchmarks.results import Result, write_result
-from benchmarks.trust import check_published, check_scorers
-from benchmarks.trust.checking import VerifyConfig
-from benchmarks.trust.verify import find, verify
+from benchmarks.analysis import check_reference_results, check_scorers
+from benchmarks.analysis.check_base import VerifyConfig
+from benchmarks.analysis.verify import run_check, run_verify
 from clips.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings(
@@ -32,12 +32,12 @@ ALONE = ("recall", "ties", "pope", "mme", "vqa", "exact_match", "captions", "tes
 
 @pytest.mark.parametrize("name", ALONE)
 def test_what_needs_nothing_is_ok(name):
-    finding = find(name, VerifyConfig())
+    finding = run_check(name, VerifyConfig())
     assert (finding.outcome, bool(finding.detail)) == ("ok", True), finding
 
 
 def test_what_is_missing_is_skipped_and_said(capsys):
-    verify(VerifyConfig(only=("lmms_eval", "rerun", "tests")))
+    run_verify(VerifyConfig(only=("lmms_eval", "rerun", "tests")))
     said = " ".join(capsys.readouterr().out.split())
     assert "needs --llava DIR and --data DIR" in said
     assert said.endswith("1 ok, 2 skipped")
@@ -50,11 +50,11 @@ def wrong(*_args, **_more):
 @pytest.mark.parametrize(
     ("name", "owner", "attribute", "broken"),
     [
-        ("recall", Ranks, "hit", lambda self, k: (self.above < k + 1).astype(float)),  # one place too generous
-        ("ties", Ranks, "hit", lambda self, k: (self.above < k).astype(float)),  # ties count for the model
-        ("mme", statistics, "FORMULAS", dict.fromkeys(statistics.FORMULAS, wrong)),
-        ("vqa", statistics, "FORMULAS", dict.fromkeys(statistics.FORMULAS, wrong)),
-        ("captions", statistics, "FORMULAS", dict.fromkeys(statistics.FORMULAS, wrong)),
+        ("recall", RetrievalRanks, "hit", lambda self, k: (self.above < k + 1).astype(float)),  # one place too generous
+        ("ties", RetrievalRanks, "hit", lambda self, k: (self.above < k).astype(float)),  # ties count for the model
+        ("mme", statistics, "FORMULAS", dict.fromkeys(statistics.AGGREGATIONS, wrong)),
+        ("vqa", statistics, "FORMULAS", dict.fromkeys(statistics.AGGREGATIONS, wrong)),
+        ("captions", statistics, "FORMULAS", dict.fromkeys(statistics.AGGREGATIONS, wrong)),
         ("tests", check_scorers, "holm", lambda values: values),
         ("tests", check_scorers, "wilson", lambda successes, n: (successes / n, successes / n)),
     ],
@@ -62,23 +62,23 @@ def wrong(*_args, **_more):
 def test_a_broken_harness_is_found(name, owner, attribute, broken, monkeypatch, capsys):
     monkeypatch.setattr(owner, attribute, broken)
     with pytest.raises(SystemExit) as stop:
-        verify(VerifyConfig(only=(name,)))
+        run_verify(VerifyConfig(only=(name,)))
     assert stop.value.code == 1
     assert "1 failed" in capsys.readouterr().out
 
 
 def test_a_reader_that_takes_all_answers_for_right_is_found(monkeypatch):
-    monkeypatch.setitem(metrics.READERS, "pope", dataclasses.replace(metrics.READERS["pope"], columns=_all_right))
-    finding = find("pope", VerifyConfig())
+    monkeypatch.setitem(task_metrics.TASK_METRICS, "pope", dataclasses.replace(task_metrics.TASK_METRICS["pope"], columns=_all_right))
+    finding = run_check("pope", VerifyConfig())
     assert (finding.outcome, finding.detail) == ("failed", "pope_accuracy from the items: expected 0.6, found 1")
 
 
 @pytest.mark.parametrize("name", ["averages", "recalls"])
 def test_a_slip_in_a_published_table_is_found(name, monkeypatch):
-    (row,) = select_rows(["openclip:ViT-B-32/openai"])
+    (row,) = select_reference_results(["openclip:ViT-B-32/openai"])
     slip = dataclasses.replace(row, values={**row.values, "coco/i2t_r1": 90.01})
-    monkeypatch.setattr(check_published, "published_rows", lambda: (slip,))
-    assert find(name, VerifyConfig()).outcome == "failed"
+    monkeypatch.setattr(check_reference_results, "load_reference_results", lambda: (slip,))
+    assert run_check(name, VerifyConfig()).outcome == "failed"
 
 
 def _all_right(samples, _scores):
@@ -87,7 +87,7 @@ def _all_right(samples, _scores):
 
 def test_a_check_that_breaks_down_is_a_failure(monkeypatch):
     monkeypatch.setattr(check_scorers, "_scorers", lambda folder: types.SimpleNamespace())
-    finding = find("mme", VerifyConfig())
+    finding = run_check("mme", VerifyConfig())
     assert finding.outcome == "failed"
     assert "AttributeError" in finding.detail
 
@@ -105,12 +105,12 @@ def test_clip_benchmark_is_asked_where_it_is_installed(shift, outcome, monkeypat
     for name in ("clip_benchmark", "clip_benchmark.metrics"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    assert find("clip_benchmark", VerifyConfig()).outcome == outcome
+    assert run_check("clip_benchmark", VerifyConfig()).outcome == outcome
 
 
 def test_clip_benchmark_that_is_not_installed_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "clip_benchmark", None)
-    finding = find("clip_benchmark", VerifyConfig())
+    finding = run_check("clip_benchmark", VerifyConfig())
     assert finding.outcome == "skipped"
     assert "pip install" in finding.detail
 
@@ -119,22 +119,22 @@ def write_rerun(folder, share: float, benchmark: str = "coco_karpathy"):
     items = items_table(0.5, benchmark="retrieval", count=400)
     items["hit"] = (np.arange(400) < round(share * 400)).astype(float)
     spec = MetricSpec(label="T→I R@1", columns=("hit",))
-    found = {"t2i_r1": measure(items, spec)}
+    found = {"t2i_r1": compute_metric(items, spec)}
     result = Result(row="vit", benchmark=benchmark, kind="retrieval", status="ok", model={}, metrics=found)
     write_result(folder, result, items)
     return str(folder / "vit")
 
 
 def test_a_re_run_lies_within_its_interval_or_fails(tmp_path):
-    (row,) = select_rows(["openclip:ViT-B-32/openai"])
+    (row,) = select_reference_results(["openclip:ViT-B-32/openai"])
     printed = row.values["coco/t2i_r1"] / 100
     published = "ViT-B-32/openai"
-    near = find("rerun", VerifyConfig(results=write_rerun(tmp_path / "a", printed + 0.01), published=published))
+    near = run_check("rerun", VerifyConfig(results=write_rerun(tmp_path / "a", printed + 0.01), published=published))
     assert near.outcome == "ok"
     assert f"printed {100 * printed:.1f}" in near.detail
-    far = find("rerun", VerifyConfig(results=write_rerun(tmp_path / "b", printed + 0.3), published=published))
+    far = run_check("rerun", VerifyConfig(results=write_rerun(tmp_path / "b", printed + 0.3), published=published))
     assert (far.outcome, far.detail[:16]) == ("failed", "1 of 1 outside: ")
-    other = find("rerun", VerifyConfig(results=write_rerun(tmp_path / "c", printed, "dogs"), published=published))
+    other = run_check("rerun", VerifyConfig(results=write_rerun(tmp_path / "c", printed, "dogs"), published=published))
     assert other.outcome == "skipped"
 
 
@@ -143,7 +143,7 @@ def test_lmms_eval_beside_the_harness(tmp_path):
     world.write_hub(tmp_path / "hub", 3)
     world.write_llava(tmp_path / "llava")
     config = VerifyConfig(llava=str(tmp_path / "llava"), data=str(tmp_path / "hub"), tasks=("pope", "gqa"), limit=4)
-    finding = find("lmms_eval", config)
+    finding = run_check("lmms_eval", config)
     assert finding.outcome == "ok", finding
     pope, gqa = finding.detail.split("; ")
     assert pope.startswith("pope: 4 answers equal, and so pope_f1_score, pope_accuracy, ")
@@ -162,5 +162,5 @@ def test_lmms_eval_beside_the_harness(tmp_path):
 def test_what_is_not_there_is_refused_before_anything_is_checked(asked, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(put_results(tmp_path))
     with pytest.raises(UserError, match=said):
-        verify(VerifyConfig(**asked))
+        run_verify(VerifyConfig(**asked))
     assert capsys.readouterr().out == ""

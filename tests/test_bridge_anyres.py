@@ -13,14 +13,14 @@ from PIL import Image
 
 from clips.errors import UserError
 from llava_bridge import answer
-from llava_bridge.chat import SampleError
-from llava_bridge.data import DataConfig, read_samples
-from llava_bridge.data.batches import Collator, Conversations
-from llava_bridge.model.anyres import check_pinpoints, most_tokens, pinpoints_for, pixels_of_token, tokens_of_picture
-from llava_bridge.model.assembly import Assembly, assemble, make_chat
-from llava_bridge.projectors import PROJECTORS, ProjectorConfig, Shape
-from llava_bridge.training.objective import Objective
-from llava_bridge.training.setup import parts_of
+from llava_bridge.conversation import InvalidConversationError
+from llava_bridge.data import ConversationSourceConfig, read_samples
+from llava_bridge.data.collator import ConversationCollator, ConversationDataset
+from llava_bridge.model.anyres import check_pinpoints, max_image_tokens, resolve_pinpoints, effective_patch_size, num_image_tokens
+from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder
+from llava_bridge.projectors import PROJECTORS, ProjectorConfig, ProjectorShape
+from llava_bridge.training.loss import LlavaLoss
+from llava_bridge.training.setup import split_parts
 
 GRIDS = {"mlp2x_gelu": 4, "mlp3x_gelu": 4, "linear": 4, "pixel_shuffle": 2, "pool": 2, "c_abstractor": 2}
 SIZES = (*bridge_world.SHAPES, (97, 33), (32, 32), (1, 400), (400, 1), (30, 300))
@@ -39,7 +39,7 @@ def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def llava(bridge_encoder: Path, llm: str) -> tuple[Any, Any]:
-    model, processor = assemble(Assembly(encoder=str(bridge_encoder), llm=llm, image_fit="anyres", seed=3))
+    model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=llm, image_fit="anyres", seed=3))
     for parameter in model.parameters():  # untrained layers of norm 1 hide mistakes
         torch.nn.init.normal_(parameter, std=0.2) if parameter.ndim > 1 else None
     return model, processor
@@ -49,12 +49,12 @@ def noise(*sizes: tuple[int, int]) -> list[Image.Image]:
     return [Image.effect_noise(size, 60).convert("RGB") for size in sizes]
 
 
-def conversations(llava: tuple[Any, Any], album: Path, length: int = 400) -> Conversations:
-    return Conversations(read_samples(DataConfig(path=str(album / "talk.json"))), make_chat(*llava), length)
+def conversations(llava: tuple[Any, Any], album: Path, length: int = 400) -> ConversationDataset:
+    return ConversationDataset(read_samples(ConversationSourceConfig(path=str(album / "talk.json"))), make_conversation_encoder(*llava), length)
 
 
 def batch_of(items: list[dict[str, Any]], processor: Any, room: int | None = None) -> dict[str, torch.Tensor]:
-    batch = Collator(processor.image_processor, processor.tokenizer.pad_token_id, room)(items)
+    batch = ConversationCollator(processor.image_processor, processor.tokenizer.pad_token_id, room)(items)
     batch.pop("skipped")
     return batch
 
@@ -69,15 +69,15 @@ def learnt(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", quick_of(GRIDS, "mlp2x_gelu", "pixel_shuffle"))
 def test_a_picture_has_as_many_tokens_as_features(name: str, bridge_encoder: Path, llm: str) -> None:
     projector = ProjectorConfig(name=name, tokens=4)
-    model, processor = assemble(Assembly(encoder=str(bridge_encoder), llm=llm, image_fit="anyres", projector=projector))
+    model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=llm, image_fit="anyres", projector=projector))
     pictures = noise(*SIZES)
     features = model.get_image_features(**processor.image_processor(pictures, return_tensors="pt")).pooler_output
-    counted = [tokens_of_picture(processor, picture) for picture in pictures]
+    counted = [num_image_tokens(processor, picture) for picture in pictures]
     assert [len(one) for one in features] == counted
-    assert make_chat(model, processor).tokens_of(pictures) == counted
+    assert make_conversation_encoder(model, processor).tokens_of(pictures) == counted
     assert len(set(counted)) > 4
     grid = GRIDS[name]
-    assert max(counted) == most_tokens(processor) == grid**2 + 2 * grid * (2 * grid + 1)
+    assert max(counted) == max_image_tokens(processor) == grid**2 + 2 * grid * (2 * grid + 1)
     for picture, count in zip(pictures, counted, strict=True):  # transformers' own way to ask
         inputs = processor(images=picture, text="<image>\nWhat?", return_tensors="pt")
         assert int((inputs["input_ids"] == model.config.image_token_index).sum()) == count
@@ -128,7 +128,7 @@ def test_the_loss_and_its_gradients_are_those_of_transformers(llava: tuple[Any, 
     assert batch["pixel_values"].shape == (6, 5, 3, 32, 32)
     assert batch["image_sizes"].tolist() == [[24, 40], [40, 24], [64, 64], [30, 200], [24, 40], [64, 64]]
     model.requires_grad_(True)
-    loss = Objective(model)(**batch)["loss"]
+    loss = LlavaLoss(model)(**batch)["loss"]
     theirs = model(**batch).loss
     assert loss.item() == pytest.approx(theirs.item(), abs=1e-5)
     ours, wanted = learnt(model, loss), learnt(model, theirs)
@@ -139,7 +139,7 @@ def test_the_loss_and_its_gradients_are_those_of_transformers(llava: tuple[Any, 
 
 
 def test_the_token_at_the_ends_of_rows_is_a_part_of_the_projector(llava: tuple[Any, Any]) -> None:
-    parts, model = parts_of(llava[0]), llava[0]
+    parts, model = split_parts(llava[0]), llava[0]
     owned = [{id(weight) for weight in part.parameters()} for part in parts.values()]
     assert id(model.model.image_newline) in {id(weight) for weight in parts["projector"].parameters()}
     assert set.union(*owned) == {id(weight) for weight in model.parameters()}
@@ -153,15 +153,15 @@ def test_no_picture_is_cut(llava: tuple[Any, Any], album: Path) -> None:
     assert data.sizes()[4] > data.sizes()[0] > data.sizes()[5]
     short = conversations(llava, album, 80)
     assert short.encode(short.samples[0])["input_ids"].count(short.chat.image_id) == 44
-    with pytest.raises(SampleError, match="its pictures do not fit into 80 tokens"):
+    with pytest.raises(InvalidConversationError, match="its pictures do not fit into 80 tokens"):
         short.encode(short.samples[2])
 
 
 def test_pinpoints() -> None:
-    assert pinpoints_for(336, None) == [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
-    assert pinpoints_for(16, [(32, 16)]) == [[32, 16]]
+    assert resolve_pinpoints(336, None) == [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+    assert resolve_pinpoints(16, [(32, 16)]) == [[32, 16]]
     with pytest.raises(UserError, match=r"image_grid_pinpoints: expected multiples of 32, .* got \[32, 48\]"):
-        pinpoints_for(32, [[32, 64], [32, 48]])
+        resolve_pinpoints(32, [[32, 64], [32, 48]])
     check_pinpoints("anyres", [[32, 64]])
     check_pinpoints("pad", None)
     for wrong in ([], [[32]], [[0, 32]]):
@@ -172,8 +172,8 @@ def test_pinpoints() -> None:
 
 
 def test_one_pinpoint_of_ones_own(bridge_encoder: Path, llm: str) -> None:
-    model, processor = assemble(
-        Assembly(encoder=str(bridge_encoder), llm=llm, image_fit="anyres", image_grid_pinpoints=[[64, 128]])
+    model, processor = build_llava(
+        LlavaParts(encoder=str(bridge_encoder), llm=llm, image_fit="anyres", image_grid_pinpoints=[[64, 128]])
     )
     (picture,) = noise((100, 100))
     assert processor.image_processor(picture, return_tensors="pt")["pixel_values"].shape == (1, 9, 3, 32, 32)
@@ -189,11 +189,11 @@ def test_what_has_no_places_is_refused(bridge_encoder: Path, llm: str) -> None:
     ]
     for fields, message in refused:
         with pytest.raises(UserError, match=f"^{message}"):
-            assemble(Assembly(**{"encoder": str(bridge_encoder), "llm": llm, "image_fit": "anyres", **fields}))
+            build_llava(LlavaParts(**{"encoder": str(bridge_encoder), "llm": llm, "image_fit": "anyres", **fields}))
     with pytest.raises(UserError, match=r"^features: expected patch with image_fit anyres, got cls_patch"):
-        pixels_of_token(ProjectorConfig(), Shape(patches=16, width=8, llm=8, extra=1), 32)
+        effective_patch_size(ProjectorConfig(), ProjectorShape(patches=16, width=8, llm=8, extra=1), 32)
     coarse = ProjectorConfig(name="c_abstractor", tokens=49)
     with pytest.raises(
         UserError, match=r"^image_size: 7 × 7 tokens for a tile of 32 pixels .* expected a multiple of 7"
     ):
-        pixels_of_token(coarse, Shape(patches=64, width=8, llm=8), 32)
+        effective_patch_size(coarse, ProjectorShape(patches=64, width=8, llm=8), 32)

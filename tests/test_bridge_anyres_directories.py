@@ -15,17 +15,17 @@ from PIL import Image
 
 from clips.errors import UserError
 from llava_bridge import answer, load_llava
-from llava_bridge.data import DataConfig
-from llava_bridge.data.inspection import InspectConfig, inspect
-from llava_bridge.layouts.convert import ConvertConfig, convert
-from llava_bridge.layouts.swap import SwapConfig, swap
-from llava_bridge.model.anyres import tokens_of_picture
-from llava_bridge.model.assembly import Assembly, assemble, load_llm, make_chat, make_stock
-from llava_bridge.model.existing import take_up
-from llava_bridge.model.vision import EncoderVisionModel
+from llava_bridge.data import ConversationSourceConfig
+from llava_bridge.data.inspect_command import InspectConversationsConfig, run_inspect
+from llava_bridge.conversion.convert_command import ConvertConfig, run_convert
+from llava_bridge.conversion.swap_encoder import SwapConfig, run_swap
+from llava_bridge.model.anyres import num_image_tokens
+from llava_bridge.model.build import LlavaParts, build_llava, load_llm, make_conversation_encoder, convert_tower_to_transformers
+from llava_bridge.model.load_llava import load_for_training
+from llava_bridge.model.modeling_vision import EncoderVisionModel
 from llava_bridge.projectors import ProjectorConfig
-from llava_bridge.training.config import StageConfig, TrainConfig
-from llava_bridge.training.setup import set_up
+from llava_bridge.training.config import StageConfig, LlavaTrainConfig
+from llava_bridge.training.setup import setup_stage
 
 SMALL = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
 SMALL |= {"image_size": 32, "patch_size": 8}
@@ -60,8 +60,8 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def stock(tmp_path_factory: pytest.TempPathFactory, encoders: dict[str, str], llm: str) -> Path:
     """Of a CLIP and the small LLM; it needs nothing of ours."""
     directory = tmp_path_factory.mktemp("next") / "stock"
-    model, processor = assemble(Assembly(encoder=encoders["clip"], llm=llm, image_fit="anyres"))
-    assert make_stock(model)
+    model, processor = build_llava(LlavaParts(encoder=encoders["clip"], llm=llm, image_fit="anyres"))
+    assert convert_tower_to_transformers(model)
     for part in (model, processor):
         part.save_pretrained(directory)
     return directory
@@ -73,7 +73,7 @@ def picture(width: int = 50, height: int = 30) -> Image.Image:
 
 
 def logits(model: Any, processor: Any) -> torch.Tensor:
-    text = make_chat(model, processor).prompt([{"role": "user", "content": "<image>\nWhat?"}], [picture()])
+    text = make_conversation_encoder(model, processor).prompt([{"role": "user", "content": "<image>\nWhat?"}], [picture()])
     ids = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         return model(input_ids=ids, **processor.image_processor(picture(), return_tensors="pt")).logits
@@ -81,24 +81,24 @@ def logits(model: Any, processor: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", [*TOWERS, "timm", "trunk"])
 def test_towers_of_all_kinds(name: str, encoders: dict[str, str], llm: str) -> None:
-    model, processor = assemble(Assembly(encoder=encoders[name], llm=llm, image_fit="anyres"))
+    model, processor = build_llava(LlavaParts(encoder=encoders[name], llm=llm, image_fit="anyres"))
     has_token = model.config.vision_config.class_token
     assert model.config.vision_feature_select_strategy == ("default" if has_token else "full")
     pictures = [picture(), picture(31, 90), picture(80, 80)]
     features = model.get_image_features(**processor.image_processor(pictures, return_tensors="pt")).pooler_output
-    assert [len(one) for one in features] == [tokens_of_picture(processor, one) for one in pictures]
+    assert [len(one) for one in features] == [num_image_tokens(processor, one) for one in pictures]
     before = logits(model, processor)
-    assert make_stock(model) == (name in TOWERS)
+    assert convert_tower_to_transformers(model) == (name in TOWERS)
     torch.testing.assert_close(logits(model, processor), before, atol=1e-5, rtol=1e-5)
 
 
 def test_a_tower_whose_config_states_another_size_stays_ours(encoders: dict[str, str], llm: str) -> None:
     """DINOv2 takes pictures of any size, whatever its config says; but transformers would join tiles of that size."""
     parts = {"encoder": encoders["dinov2"], "llm": llm, "image_size": 48}
-    square, _ = assemble(Assembly(**parts))
-    assert make_stock(square)
-    model, processor = assemble(Assembly(**parts, image_fit="anyres"))
-    assert not make_stock(model)
+    square, _ = build_llava(LlavaParts(**parts))
+    assert convert_tower_to_transformers(square)
+    model, processor = build_llava(LlavaParts(**parts, image_fit="anyres"))
+    assert not convert_tower_to_transformers(model)
     assert logits(model, processor).isfinite().all()
 
 
@@ -135,8 +135,8 @@ def test_one_with_a_projector_of_ours_loads_after_the_import(
     name: str, encoders: dict[str, str], llm: str, tmp_path: Path
 ) -> None:
     projector = ProjectorConfig(name=name)
-    model, processor = assemble(Assembly(encoder=encoders["clip"], llm=llm, image_fit="anyres", projector=projector))
-    assert make_stock(model) == (name == "linear")
+    model, processor = build_llava(LlavaParts(encoder=encoders["clip"], llm=llm, image_fit="anyres", projector=projector))
+    assert convert_tower_to_transformers(model) == (name == "linear")
     for part in (model, processor):
         part.save_pretrained(tmp_path / "saved")
     code = (
@@ -161,12 +161,12 @@ def test_taken_up_it_computes_the_same_behind_a_tower_of_ours(stock: Path, tmp_p
     for part in (theirs, processor):
         part.save_pretrained(tmp_path / "hub")
     torch.testing.assert_close(logits(*load_llava(tmp_path / "hub", device="cpu")), wanted)
-    model, own = take_up(str(tmp_path / "hub"), "auto")
+    model, own = load_for_training(str(tmp_path / "hub"), "auto")
     assert isinstance(model.model.vision_tower, EncoderVisionModel)
     assert not any(weight.requires_grad for weight in model.model.vision_tower.parameters())
     assert model.config.image_seq_length == 16
     torch.testing.assert_close(logits(model, own), wanted, atol=1e-6, rtol=1e-6)
-    assert make_stock(model)
+    assert convert_tower_to_transformers(model)
     assert model.state_dict().keys() == theirs.state_dict().keys()
 
 
@@ -176,7 +176,7 @@ def test_a_processor_that_makes_other_tiles_is_refused(stock: Path, tmp_path: Pa
     for part in (model, processor):
         part.save_pretrained(tmp_path / "other")
     with pytest.raises(UserError, match=r"^llava: .*other: expected the image_grid_pinpoints of its processor"):
-        take_up(str(tmp_path / "other"), "auto")
+        load_for_training(str(tmp_path / "other"), "auto")
 
 
 def test_its_llm_and_swaps(stock: Path, bridge_encoder: Path, llm: str, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_its_llm_and_swaps(stock: Path, bridge_encoder: Path, llm: str, tmp_path
     assert torch.equal(load_llm(str(stock))(tokens).logits, load_llm(llm)(tokens).logits)
     for fit, kind in (("anyres", "LlavaNext"), ("squash", "Llava")):
         output = str(tmp_path / fit)
-        swap(SwapConfig(llava=str(stock), encoder=str(bridge_encoder), output=output, image_fit=fit))  # type: ignore[arg-type]
+        run_swap(SwapConfig(llava=str(stock), encoder=str(bridge_encoder), output=output, image_fit=fit))  # type: ignore[arg-type]
         model, processor = load_llava(output, device="cpu")
         assert type(model).__name__ == f"{kind}ForConditionalGeneration"
         assert len(answer(model, processor, [picture()], ["What?"], max_new_tokens=2)) == 1
@@ -192,19 +192,19 @@ def test_its_llm_and_swaps(stock: Path, bridge_encoder: Path, llm: str, tmp_path
 
 def test_it_goes_to_the_original_layout_and_back(stock: Path, tmp_path: Path) -> None:
     """Its own template comes back with its tokenizer."""
-    convert(ConvertConfig(source=str(stock), output=str(tmp_path / "original"), format="original"))
-    convert(ConvertConfig(source=str(tmp_path / "original"), output=str(tmp_path / "again")))
+    run_convert(ConvertConfig(source=str(stock), output=str(tmp_path / "original"), format="original"))
+    run_convert(ConvertConfig(source=str(tmp_path / "original"), output=str(tmp_path / "again")))
     assert torch.equal(*(logits(*load_llava(folder, device="cpu")) for folder in (stock, tmp_path / "again")))
     with pytest.raises(UserError, match="in transformers' layout already"):
-        convert(ConvertConfig(source=str(stock), output=str(tmp_path / "hf")))
+        run_convert(ConvertConfig(source=str(stock), output=str(tmp_path / "hf")))
 
 
 def test_settings_that_do_not_go_together(stock: Path, bridge_talk: Path, tmp_path: Path) -> None:
-    data = [DataConfig(path=str(bridge_talk / "talk.json"))]
+    data = [ConversationSourceConfig(path=str(bridge_talk / "talk.json"))]
 
-    def config(align: dict[str, Any] | None = None, **fields: Any) -> TrainConfig:
+    def config(align: dict[str, Any] | None = None, **fields: Any) -> LlavaTrainConfig:
         stages = {"align": StageConfig(data=data, **(align or {})), "instruct": StageConfig(data=data)}
-        return TrainConfig(output=str(tmp_path / "out"), **stages, **fields)
+        return LlavaTrainConfig(output=str(tmp_path / "out"), **stages, **fields)
 
     new: dict[str, Any] = {"encoder": "timm:x", "llm": "x"}
     config(**new, image_fit="anyres", image_grid_pinpoints=[[32, 64]])
@@ -215,25 +215,25 @@ def test_settings_that_do_not_go_together(stock: Path, bridge_talk: Path, tmp_pa
     with pytest.raises(UserError, match=r"^image_fit: expected none beside llava"):
         config(llava=str(stock), image_fit="anyres")
     with pytest.raises(UserError, match=r"^align\.image_fit: expected null, since .*stock has tiles in all stages"):
-        set_up(config({"image_fit": "squash"}, llava=str(stock)), "align", tmp_path)
+        setup_stage(config({"image_fit": "squash"}, llava=str(stock)), "align", tmp_path)
 
 
 def test_the_longest_sequence_has_room_for_the_largest_picture(stock: Path, bridge_talk: Path, tmp_path: Path) -> None:
-    stage = StageConfig(data=[DataConfig(path=str(bridge_talk / "talk.json"))])
-    setup = set_up(TrainConfig(output="x", llava=str(stock), stages=["align"], align=stage), "align", tmp_path)
+    stage = StageConfig(data=[ConversationSourceConfig(path=str(bridge_talk / "talk.json"))])
+    setup = setup_stage(LlavaTrainConfig(output="x", llava=str(stock), stages=["align"], align=stage), "align", tmp_path)
     assert setup.dataset.max_length == 400  # type: ignore[union-attr]
     model, processor = load_llava(stock, device="cpu")
     model.config.text_config.max_position_embeddings = 8192
     for part in (model, processor):
         part.save_pretrained(tmp_path / "long")
-    long = TrainConfig(output="x", llava=str(tmp_path / "long"), stages=["align"], align=stage)
-    assert set_up(long, "align", tmp_path).dataset.max_length == 2048 + 88  # type: ignore[union-attr]
+    long = LlavaTrainConfig(output="x", llava=str(tmp_path / "long"), stages=["align"], align=stage)
+    assert setup_stage(long, "align", tmp_path).dataset.max_length == 2048 + 88  # type: ignore[union-attr]
 
 
 def test_results_say_which_tiles(stock: Path) -> None:
-    from benchmarks.mllm.evaluate import input_of
+    from benchmarks.mllm.evaluate_task import input_settings
 
-    said = input_of(load_llava(stock, device="cpu")[1])
+    said = input_settings(load_llava(stock, device="cpu")[1])
     assert said["input_resize"] == "anyres 32x64 64x32 64x64 96x32 32x96"
     assert said["input_resolution"] == 32
 
@@ -243,15 +243,15 @@ def test_inspection_counts_the_tokens_of_each_picture(
 ) -> None:
     album = bridge_world.make_album(tmp_path / "album")
     fields: dict[str, Any] = {"path": str(album / "talk.json"), "llm": llm, "image_tokens": 16, "max_length": 400}
-    inspect(InspectConfig(**fields, image_fit="anyres", image_size=32, shown=5))
+    run_inspect(InspectConversationsConfig(**fields, image_fit="anyres", image_size=32, shown=5))
     printed = capsys.readouterr().out
     assert re.findall(r"<image> × (\d+)", printed) == ["44", "46", "88", "42", "44", "88"]
     assert "0 invalid" in printed
     with pytest.raises(
         UserError, match=r"^image_tokens: expected a square number whose root divides a tile of 336 pixels, got 15"
     ):
-        InspectConfig(**{**fields, "image_tokens": 15}, image_fit="anyres")
+        InspectConversationsConfig(**{**fields, "image_tokens": 15}, image_fit="anyres")
     rows = json.loads((album / "talk.json").read_text())
     (album / "talk.json").write_text(json.dumps(rows[:4]))
-    inspect(InspectConfig(**{**fields, "max_length": 90}, image_fit="anyres", image_size=32, shown=0))
+    run_inspect(InspectConversationsConfig(**{**fields, "max_length": 90}, image_fit="anyres", image_size=32, shown=0))
     assert "invalid     1 × its pictures do not fit into 90 tokens (talk.json 2)" in capsys.readouterr().out

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from llava_bridge import answer, load_llava
-from llava_bridge.data import DataConfig
+from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.training.config import LaunchConfig, LoraConfig, StageConfig
 
 pytestmark = pytest.mark.slow
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(folder: Path, encoder: Path, name: str, file: str, stage: dict[str, Any], **fields: Any) -> Path:
     settings = {
-        "data": [DataConfig(path=str(folder / "album" / file))],
+        "data": [ConversationSourceConfig(path=str(folder / "album" / file))],
         "steps": 3,
         "global_batch_size": 4,
         "learning_rate": 1e-2,

@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from clips.errors import UserError
 from llava_bridge import answer, load_llava
-from llava_bridge.model.assembly import Assembly, assemble, load_llm, load_tokenizer
+from llava_bridge.model.build import LlavaParts, build_llava, load_llm, load_tokenizer
 
 
 @pytest.fixture(scope="module")
 def llava(bridge_encoder: Path, bridge_llm: Path) -> tuple[Any, Any]:
-    return assemble(Assembly(encoder=str(bridge_encoder), llm=str(bridge_llm)))
+    return build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_llm)))
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_tied_embeddings_stay_tied(bridge_encoder: Path, bridge_llm: Path, tmp_p
     llm.config.tie_word_embeddings = True
     llm.lm_head.weight = llm.get_input_embeddings().weight
     llm.save_pretrained(tmp_path / "tied")
-    model, _ = assemble(Assembly(encoder=str(bridge_encoder), llm=str(tmp_path / "tied")))
+    model, _ = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(tmp_path / "tied")))
     assert model.lm_head.weight is model.get_input_embeddings().weight
     assert torch.equal(model.lm_head.weight, llm.get_input_embeddings().weight)
 
@@ -117,17 +117,17 @@ print(type(model).__name__, type(model.model.vision_tower).__name__)
 
 
 def test_feature_layers(bridge_encoder: Path, bridge_llm: Path) -> None:
-    model, _ = assemble(Assembly(encoder="timm:tiny_vit_5m_224@random", llm=str(bridge_llm), image_size=64))
+    model, _ = build_llava(LlavaParts(encoder="timm:tiny_vit_5m_224@random", llm=str(bridge_llm), image_size=64))
     assert (model.config.vision_feature_layer, model.config.image_seq_length) == (-1, 4)
     with pytest.raises(UserError, match="only -1, the last feature map, got -2"):
-        assemble(Assembly(encoder="timm:tiny_vit_5m_224@random", llm=str(bridge_llm), image_size=64, feature_layer=-2))
+        build_llava(LlavaParts(encoder="timm:tiny_vit_5m_224@random", llm=str(bridge_llm), image_size=64, feature_layer=-2))
     with pytest.raises(UserError, match="feature_layer: this encoder has -4 to 3, got 7"):
-        assemble(Assembly(encoder=str(bridge_encoder), llm=str(bridge_llm), feature_layer=7))
+        build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_llm), feature_layer=7))
 
 
 def test_an_llm_without_picture_and_padding_tokens_gets_them(shared: Path, bridge_encoder: Path) -> None:
     llm = str(shared / "models/stories15M")
-    model, processor = assemble(Assembly(encoder=str(bridge_encoder), llm=llm))
+    model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=llm))
     assert len(processor.tokenizer) == model.get_input_embeddings().num_embeddings == 32002
     assert model.config.text_config.vocab_size == 32002
     old = load_llm(llm).get_input_embeddings().weight

@@ -10,9 +10,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from clips.errors import UserError
-from llava_bridge.chat import IGNORED, TEMPLATES, Chat, SampleError, template_for
-from llava_bridge.data.batches import Conversations
-from llava_bridge.templates import NEVER_END
+from llava_bridge.conversation import IGNORE_INDEX, CHAT_TEMPLATES, ConversationEncoder, InvalidConversationError, resolve_chat_template
+from llava_bridge.data.collator import ConversationDataset
+from llava_bridge.chat_templates import TEMPLATES_WITHOUT_EOT
 
 CHATML = (
     "{% for message in messages %}{{ '<s>' + message['role'] + '\n' + message['content'] | trim + '</s>\n' }}"
@@ -31,12 +31,12 @@ def tokenizer(bridge_llm: Path) -> Any:
     return AutoTokenizer.from_pretrained(bridge_llm)
 
 
-def split(chat: Chat, messages: list[dict[str, Any]], length: int = 200) -> tuple[str, list[str]]:
+def split(chat: ConversationEncoder, messages: list[dict[str, Any]], length: int = 200) -> tuple[str, list[str]]:
     """The whole text, and the runs of learnt tokens as text."""
     encoded = chat.encode(messages, length)
     runs: list[list[int]] = [[]]
     for token, label in zip(encoded.input_ids, encoded.labels, strict=True):
-        if label == IGNORED:
+        if label == IGNORE_INDEX:
             runs.append([])
         else:
             assert label == token
@@ -46,7 +46,7 @@ def split(chat: Chat, messages: list[dict[str, Any]], length: int = 200) -> tupl
 
 
 def test_vicuna_learns_answers_and_their_end_tokens(tokenizer: Any) -> None:
-    chat = Chat(tokenizer, template_for(None, "auto"), 3)
+    chat = ConversationEncoder(tokenizer, resolve_chat_template(None, "auto"), 3)
     text, learnt = split(chat, TALK)
     assert text == "<s>USER: <image><image><image>\nWhat colour is it? ASSISTANT: red</s>USER: Sure? ASSISTANT: yes</s>"
     assert [run.strip() for run in learnt] == ["red</s>", "yes</s>"]
@@ -54,7 +54,7 @@ def test_vicuna_learns_answers_and_their_end_tokens(tokenizer: Any) -> None:
 
 
 def test_an_llms_own_template_learns_answers_and_their_end_tokens(tokenizer: Any) -> None:
-    chat = Chat(tokenizer, template_for(CHATML, "auto"), 1)
+    chat = ConversationEncoder(tokenizer, resolve_chat_template(CHATML, "auto"), 1)
     text, learnt = split(chat, [{"role": "system", "content": "Be brief."}, *TALK])
     assert text == (
         "<s>system\nBe brief.</s>\n<s>user\n<image>\nWhat colour is it?</s>\n<s>assistant\nred</s>\n"
@@ -68,9 +68,9 @@ def test_the_real_llama_tokenizer(shared: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(shared / "models/stories15M")
     tokenizer.add_tokens([AddedToken("<image>", special=True, normalized=False)], special_tokens=True)
-    chat = Chat(tokenizer, template_for(None, "vicuna"), 2)
+    chat = ConversationEncoder(tokenizer, resolve_chat_template(None, "vicuna"), 2)
     encoded = chat.encode(TALK, 100)
-    learnt = [token for token in encoded.labels if token != IGNORED]
+    learnt = [token for token in encoded.labels if token != IGNORE_INDEX]
     assert tokenizer.convert_ids_to_tokens(learnt) == ["▁red", "</s>", "▁yes", "</s>"]
     assert encoded.input_ids[0] == tokenizer.bos_token_id
     assert encoded.input_ids.count(tokenizer.bos_token_id) == 1
@@ -78,12 +78,12 @@ def test_the_real_llama_tokenizer(shared: Path) -> None:
 
 @pytest.mark.parametrize("own", [None, CHATML])
 def test_what_is_asked_is_what_was_trained(own: str | None, tokenizer: Any) -> None:
-    chat = Chat(tokenizer, template_for(own, "auto"), 2)
+    chat = ConversationEncoder(tokenizer, resolve_chat_template(own, "auto"), 2)
     prompt = tokenizer(chat.prompt(TALK[:3]), add_special_tokens=False)["input_ids"]
     whole = chat.encode(TALK, 200)
     assert whole.input_ids[: len(prompt)] == prompt
-    assert whole.labels[len(prompt)] != IGNORED
-    assert all(label == IGNORED for label in whole.labels[len(prompt) - 3 : len(prompt)])
+    assert whole.labels[len(prompt)] != IGNORE_INDEX
+    assert all(label == IGNORE_INDEX for label in whole.labels[len(prompt) - 3 : len(prompt)])
 
 
 ENDS = {
@@ -166,21 +166,21 @@ def families(bridge_llm: Path) -> dict[str, Any]:
     from tokenizers import AddedToken
 
     found = {}
-    for name in TEMPLATES:
+    for name in CHAT_TEMPLATES:
         found[name] = AutoTokenizer.from_pretrained(bridge_llm)
         marks = (*MARKS.get(name, ()), *([ENDS[name]] if name in ENDS else []))
         found[name].add_tokens([AddedToken(mark, special=True, normalized=False) for mark in marks])
     return found
 
 
-@pytest.mark.parametrize("name", [name for name in TEMPLATES if name not in NEVER_END])
+@pytest.mark.parametrize("name", [name for name in CHAT_TEMPLATES if name not in TEMPLATES_WITHOUT_EOT])
 def test_what_is_written_and_learnt_by_hand(name: str, families: dict[str, Any]) -> None:
-    chat = Chat(families[name], template_for(None, name), 1)
+    chat = ConversationEncoder(families[name], resolve_chat_template(None, name), 1)
     encoded = chat.encode(TALK, 400)
     text, learnt = "", False
     for token, label in zip(encoded.input_ids, encoded.labels, strict=True):
         piece = chat.tokenizer.decode([token])
-        if learnt != (label != IGNORED) or (learnt and text.endswith(chat.end_token)):
+        if learnt != (label != IGNORE_INDEX) or (learnt and text.endswith(chat.end_token)):
             space = piece[: len(piece) - len(piece.lstrip())] if not learnt else ""  # part of an answer's first token
             text, piece = text + space + "»«"[not learnt], piece[len(space) :]
             learnt = not learnt
@@ -246,7 +246,7 @@ QWEN3 = r"""
 
 def test_a_template_that_asks_otherwise_than_it_trains_is_refused(families: dict[str, Any]) -> None:
     """Qwen 3's: of several answers the last alone stands behind an empty thought, as each does that is asked for."""
-    chat = Chat(families["chatml"], template_for(QWEN3, "auto"), 1)
+    chat = ConversationEncoder(families["chatml"], resolve_chat_template(QWEN3, "auto"), 1)
     assert split(chat, TALK)[0] == (
         "<|im_start|>user\n<image>\nWhat colour is it?<|im_end|>\n<|im_start|>assistant\nred<|im_end|>\n"
         "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nyes<|im_end|>\n"
@@ -258,13 +258,13 @@ def test_a_template_that_asks_otherwise_than_it_trains_is_refused(families: dict
         "such as chatml for Qwen 3"
     )
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
-        Conversations([], chat, 200)
+        ConversationDataset([], chat, 200)
 
 
 @pytest.mark.parametrize("own", [QWEN3, None])
 def test_qwen_3_without_thoughts_asks_as_it_trains(own: str | None, families: dict[str, Any]) -> None:
-    chat = Chat(families["chatml"], template_for(own, "chatml"), 1)
-    Conversations([], chat, 200)
+    chat = ConversationEncoder(families["chatml"], resolve_chat_template(own, "chatml"), 1)
+    ConversationDataset([], chat, 200)
     text, learnt = split(chat, TALK)
     assert "think" not in text
     assert learnt == ["red<|im_end|>", "yes<|im_end|>"]
@@ -272,53 +272,53 @@ def test_qwen_3_without_thoughts_asks_as_it_trains(own: str | None, families: di
         assert text.startswith(chat.prompt(TALK[:turns]) + ["red", "yes"][turns // 2])
 
 
-@pytest.mark.parametrize("name", sorted(TEMPLATES))
+@pytest.mark.parametrize("name", sorted(CHAT_TEMPLATES))
 def test_shipped_templates_ask_as_they_train(name: str, families: dict[str, Any]) -> None:
     tokenizer = families.get(name, families["chatml"])
-    Chat(tokenizer, template_for(None, name), 1, must_end=name not in NEVER_END).check_prompts()
+    ConversationEncoder(tokenizer, resolve_chat_template(None, name), 1, must_end=name not in TEMPLATES_WITHOUT_EOT).check_prompts()
 
 
 def test_what_a_template_does_with_a_system_turn_is_looked_at_too(tokenizer: Any) -> None:
     other = "{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% if messages[0]['role'] == 'system' %}{{ 'Well, ' }}"
     own = CHATML.replace("{% if add_generation_prompt %}{{ '<s>assistant\n' }}", other + "{% endif %}")
     with pytest.raises(UserError, match=r"assistant\\n', but asks for one behind '.*assistant\\nWell, '"):
-        Chat(tokenizer, own, 1).check_prompts()
+        ConversationEncoder(tokenizer, own, 1).check_prompts()
 
 
 def test_content_as_text_and_as_parts_render_alike(tokenizer: Any) -> None:
     parts = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What colour is it?"}]}]
     for own in (None, CHATML):
-        chat = Chat(tokenizer, template_for(own, "auto"), 2)
+        chat = ConversationEncoder(tokenizer, resolve_chat_template(own, "auto"), 2)
         assert chat.prompt(parts) == chat.prompt(TALK[:1])
 
 
 def test_long_samples_are_cut_on_the_right_but_never_in_a_picture(tokenizer: Any) -> None:
-    chat = Chat(tokenizer, TEMPLATES["vicuna"], 8)
+    chat = ConversationEncoder(tokenizer, CHAT_TEMPLATES["vicuna"], 8)
     whole = chat.encode(TALK, 200)
-    first = next(index for index, label in enumerate(whole.labels) if label != IGNORED)
+    first = next(index for index, label in enumerate(whole.labels) if label != IGNORE_INDEX)
     cut = chat.encode(TALK, first + 1)
     assert cut.input_ids == whole.input_ids[: first + 1]
-    assert cut.labels[-1] != IGNORED
-    with pytest.raises(SampleError, match="no answer"):
+    assert cut.labels[-1] != IGNORE_INDEX
+    with pytest.raises(InvalidConversationError, match="no answer"):
         chat.encode(TALK, first)
-    with pytest.raises(SampleError, match="pictures do not fit"):
+    with pytest.raises(InvalidConversationError, match="pictures do not fit"):
         chat.encode(TALK, whole.input_ids.index(chat.image_id) + 7)
 
 
 def test_answers_that_repeat_the_question_are_still_told_apart(tokenizer: Any) -> None:
-    chat = Chat(tokenizer, TEMPLATES["vicuna"], 1)
+    chat = ConversationEncoder(tokenizer, CHAT_TEMPLATES["vicuna"], 1)
     _, learnt = split(chat, [{"role": "user", "content": "yes yes"}, {"role": "assistant", "content": "yes"}])
     assert [run.strip() for run in learnt] == ["yes</s>"]
 
 
 def test_bad_templates_are_refused(tokenizer: Any) -> None:
     with pytest.raises(UserError, match="no special token follows an answer"):
-        Chat(tokenizer, "{% for m in messages %}{{ m['content'] + '\n' }}{% endfor %}", 1)
+        ConversationEncoder(tokenizer, "{% for m in messages %}{{ m['content'] + '\n' }}{% endfor %}", 1)
     with pytest.raises(UserError, match="did you mean 'vicuna'"):
-        template_for(None, "vicunia")
+        resolve_chat_template(None, "vicunia")
     with pytest.raises(UserError, match="generation prompt is not"):
-        Chat(tokenizer, CHATML.replace("<s>assistant", "<s>assistant <think>"), 1)
-    twice = Chat(tokenizer, TEMPLATES["vicuna"], 1)
+        ConversationEncoder(tokenizer, CHATML.replace("<s>assistant", "<s>assistant <think>"), 1)
+    twice = ConversationEncoder(tokenizer, CHAT_TEMPLATES["vicuna"], 1)
     twice.template = "{% for m in messages %}{{ m['content'] + m['content'] + '</s>' }}{% endfor %}"
     with pytest.raises(UserError, match="every answer once"):
         twice.encode(TALK, 200)
@@ -326,7 +326,7 @@ def test_bad_templates_are_refused(tokenizer: Any) -> None:
 
 def test_plain_is_a_picture_and_its_caption(tokenizer: Any) -> None:
     """LLaVA's first stage: no roles, no question; the caption is learnt with the line's end."""
-    chat = Chat(tokenizer, template_for(None, "plain"), 2, must_end=False)
+    chat = ConversationEncoder(tokenizer, resolve_chat_template(None, "plain"), 2, must_end=False)
     text, learnt = split(chat, TALK[:2])
     assert text == "<s><image><image>red\n"
     assert learnt == ["red\n"]
@@ -335,7 +335,7 @@ def test_plain_is_a_picture_and_its_caption(tokenizer: Any) -> None:
     with pytest.raises(Exception, match="plain: expected a picture and its caption"):
         chat.encode(TALK, 100)
     with pytest.raises(UserError, match="no special token follows an answer"):
-        Chat(tokenizer, template_for(None, "plain"), 2)
+        ConversationEncoder(tokenizer, resolve_chat_template(None, "plain"), 2)
 
 
 def test_a_template_that_tells_the_day_tells_the_same_one_always(tokenizer: Any) -> None:
@@ -345,10 +345,10 @@ def test_a_template_that_tells_the_day_tells_the_same_one_always(tokenizer: Any)
         "{%- for message in messages %}{{ message['role'] + ': ' + message['content'] + eos_token }}{%- endfor %}"
         "{%- if add_generation_prompt %}{{ 'assistant: ' }}{%- endif %}"
     )
-    template = template_for(own, "auto")
-    text = Chat(tokenizer, template, image_tokens=2).prompt([{"role": "user", "content": "What?"}])
+    template = resolve_chat_template(own, "auto")
+    text = ConversationEncoder(tokenizer, template, image_tokens=2).prompt([{"role": "user", "content": "What?"}])
     assert "Today: 26 Jul 2024" in text
-    assert template_for(template, "auto") == template
+    assert resolve_chat_template(template, "auto") == template
 
 
 @pytest.mark.parametrize("trim", [False, True])
@@ -365,7 +365,7 @@ def test_blanks_in_answers_are_learnt_whatever_the_offsets_say(trim: bool) -> No
     bytes_.train_from_iterator([said] * 50, trainer)
     bytes_.post_processor = processors.ByteLevel(trim_offsets=trim)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytes_, **names)
-    chat = Chat(tokenizer, template_for(None, "vicuna"), 3)
+    chat = ConversationEncoder(tokenizer, resolve_chat_template(None, "vicuna"), 3)
     talk = [{"role": "user", "content": "<image>\nq"}, {"role": "assistant", "content": said}]
     encoded = chat.encode([*talk, *talk], 500)
     assert tokenizer.decode([label for label in encoded.labels if label != -100]) == f" {said}</s>" * 2

@@ -17,11 +17,11 @@ import pytest
 from PIL import Image
 
 from clips.errors import UserError
-from clips.visible import visible
+from clips.sanitize import strip_control_chars
 from llava_bridge import cli, load_llava
-from llava_bridge.asking import console, inference
-from llava_bridge.asking import reply as replying
-from llava_bridge.asking.console import ChatConfig, chat
+from llava_bridge.inference import chat_command, generate
+from llava_bridge.inference import streaming as replying
+from llava_bridge.inference.chat_command import ChatConfig, run_chat
 
 
 @pytest.fixture
@@ -44,41 +44,41 @@ def test_the_talk_so_far_is_remembered(
     llava: Path, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     typed(monkeypatch, "What colour?\nSure?\n\nnever asked\n")
-    chat(ChatConfig(directory=str(llava), image=picture, max_new_tokens=5))
+    run_chat(ChatConfig(directory=str(llava), image=picture, max_new_tokens=5))
     model, processor = load_llava(llava)
     talk: list[dict[str, Any]] = []
     answers = []
     for question in ("<image>\nWhat colour?", "Sure?"):
         talk.append({"role": "user", "content": question})
         pictures = [[Image.open(picture)]]
-        answers += inference.answer_conversations(model, processor, pictures, [talk], max_new_tokens=5)
+        answers += generate.answer_conversations(model, processor, pictures, [talk], max_new_tokens=5)
         talk.append({"role": "assistant", "content": answers[-1]})
-    assert capsys.readouterr().out == "".join(f"{visible(text)}\n" for text in answers)
+    assert capsys.readouterr().out == "".join(f"{strip_control_chars(text)}\n" for text in answers)
 
 
 def test_a_slip_does_not_end_the_talk(
     llava: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     typed(monkeypatch, f"an <image> that is not there\n{'much too long ' * 100}\nWhat?\n")
-    chat(ChatConfig(directory=str(llava), max_new_tokens=5))
+    run_chat(ChatConfig(directory=str(llava), max_new_tokens=5))
     captured = capsys.readouterr()
     first, second = captured.err.splitlines()
     assert first == "a prompt has 0 pictures but not as many <image> marks"
     assert "expected fewer than the LLM's context of 128" in second
     model, processor = load_llava(llava)
-    (answer,) = inference.answer(model, processor, [None], ["What?"], max_new_tokens=5)
-    assert captured.out == f"{visible(answer)}\n"
+    (answer,) = generate.answer(model, processor, [None], ["What?"], max_new_tokens=5)
+    assert captured.out == f"{strip_control_chars(answer)}\n"
 
 
 def test_what_is_not_utf_8_is_told_and_the_next_question_answered(
     llava: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     typed(monkeypatch, "Welche Größe?\n".encode("latin-1") + b"What?\n")
-    chat(ChatConfig(directory=str(llava), max_new_tokens=5))
+    run_chat(ChatConfig(directory=str(llava), max_new_tokens=5))
     captured = capsys.readouterr()
     assert captured.err == "the question: expected UTF-8, got the byte 0xf6 in b'Welche Gr\\xf6\\xdfe?\\n'\n"
-    (answer,) = inference.answer(*load_llava(llava), [None], ["What?"], max_new_tokens=5)
-    assert captured.out == f"{visible(answer)}\n"
+    (answer,) = generate.answer(*load_llava(llava), [None], ["What?"], max_new_tokens=5)
+    assert captured.out == f"{strip_control_chars(answer)}\n"
 
 
 def test_ctrl_c_ends_an_answer_and_at_the_prompt_the_talk(
@@ -96,13 +96,13 @@ def test_ctrl_c_ends_an_answer_and_at_the_prompt_the_talk(
             raise KeyboardInterrupt
         return "What?"
 
-    monkeypatch.setattr(replying, "reply", reply)
-    monkeypatch.setattr(console, "_ask", ask)
-    chat(ChatConfig(directory=str(llava)))
+    monkeypatch.setattr(replying, "stream_answer", reply)
+    monkeypatch.setattr(chat_command, "_ask", ask)
+    run_chat(ChatConfig(directory=str(llava)))
     assert capsys.readouterr().out == "It is a\nIt is a\n"
     assert [message["content"] for message in seen[1]] == ["What?", "It is a", "What?"]
     with pytest.raises(KeyboardInterrupt):  # a single question: the command is interrupted
-        chat(ChatConfig(directory=str(llava), prompt="What?"))
+        run_chat(ChatConfig(directory=str(llava), prompt="What?"))
 
 
 def test_a_bad_picture_is_one_line_before_anything_is_loaded(
@@ -114,7 +114,7 @@ def test_a_bad_picture_is_one_line_before_anything_is_loaded(
         assert cli.main() == 2
         assert capsys.readouterr().err == f"llava-bridge: {Path(tmp_path / name)}: {what}\n"
     with pytest.raises(UserError, match="no such directory"):
-        chat(ChatConfig(directory=str(tmp_path / "nowhere")))
+        run_chat(ChatConfig(directory=str(tmp_path / "nowhere")))
 
 
 @pytest.mark.slow

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from llava_bridge import load_llava
-from llava_bridge.layouts.convert import ConvertConfig, convert
-from llava_bridge.model import assembly
-from llava_bridge.model.assembly import Assembly, assemble, make_chat, make_stock
-from llava_bridge.model.existing import take_up
+from llava_bridge.conversion.convert_command import ConvertConfig, run_convert
+from llava_bridge.model import build
+from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder, convert_tower_to_transformers
+from llava_bridge.model.load_llava import load_for_training
 
 QUESTION = "What's AB?"
 V1 = (
@@ -42,14 +42,14 @@ def tower(parts: world.Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def converted(parts: world.Parts, tower: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("converted")
     world.write_original(parts, folder / "original", str(tower))
-    convert(ConvertConfig(source=str(folder / "original"), output=str(folder / "hf")))
+    run_convert(ConvertConfig(source=str(folder / "original"), output=str(folder / "hf")))
     return folder / "hf"
 
 
 def converted_logits(directory: Path, prompt: str | None = None) -> tuple[list[int], Tensor, Tensor]:
     """Tokens without the picture's, the logits at each place, and the pixels, for one question about a picture."""
     model, processor = load_llava(directory, device="cpu")
-    chat = make_chat(model, processor)
+    chat = make_conversation_encoder(model, processor)
     text = prompt or chat.prompt([{"role": "user", "content": f"<image>\n{QUESTION}"}])
     ids = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
     pixels = processor.image_processor(world.picture(), return_tensors="pt")["pixel_values"]
@@ -77,7 +77,7 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_same_tokens_and_logits_as_by_hand(case: str, parts: world.Parts, tower: Path, tmp_path: Path) -> None:
     world.write_original(parts, tmp_path / "original", str(tower), **CASES[case])
-    convert(ConvertConfig(source=str(tmp_path / "original"), output=str(tmp_path / "hf")))
+    run_convert(ConvertConfig(source=str(tmp_path / "original"), output=str(tmp_path / "hf")))
     texts = parts.ids(V1)
     tokens, logits, pixels = converted_logits(tmp_path / "hf")
     assert tokens == texts[0] + texts[1]
@@ -95,14 +95,14 @@ def test_other_llms_and_projectors(kind: str, projector: str, tmp_path: Path) ->
     parts = world.Parts(kind, projector)
     tower = world.write_tower(parts, tmp_path / "clip", pickled=True)
     world.write_original(parts, tmp_path / "original", str(tower), mm_projector_type=projector)
-    convert(ConvertConfig(source=str(tmp_path / "original"), output=str(tmp_path / "hf")))
+    run_convert(ConvertConfig(source=str(tmp_path / "original"), output=str(tmp_path / "hf")))
     prompt = f"[INST] <image>\n{QUESTION} [/INST]" if kind == "mistral" else V1
     texts = parts.ids(prompt)
     tokens, logits, pixels = converted_logits(tmp_path / "hf")
     assert tokens == texts[0] + texts[1]
     expected = parts.logits(texts, pixels)
     torch.testing.assert_close(logits[:, : expected.shape[1]], expected, atol=1e-5, rtol=1e-5)
-    convert(ConvertConfig(source=str(tmp_path / "hf"), output=str(tmp_path / "back"), format="original"))
+    run_convert(ConvertConfig(source=str(tmp_path / "hf"), output=str(tmp_path / "back"), format="original"))
     assert json.loads((tmp_path / "back" / "config.json").read_text())["mm_projector_type"] == projector
     for name, value in world.projector_weights(parts).items():
         assert torch.equal(tensors(tmp_path / "back")[name], value)
@@ -116,7 +116,7 @@ def test_pictures_are_padded_or_cropped_as_the_original_does(
     assert (pixels[0, :, 0, 0].abs() < 0.02).all()  # the mean colour
     tower = world.write_tower(parts, tmp_path / "clip")
     world.write_original(parts, tmp_path / "original", str(tower), image_aspect_ratio="square")
-    convert(ConvertConfig(source=str(tmp_path / "original"), output=str(tmp_path / "hf")))
+    run_convert(ConvertConfig(source=str(tmp_path / "original"), output=str(tmp_path / "hf")))
     from transformers import CLIPImageProcessor
 
     cropped = CLIPImageProcessor(**world.preprocessing())(world.picture(), return_tensors="pt")["pixel_values"]
@@ -139,7 +139,7 @@ def test_picture_and_padding_tokens_are_new_ones_that_are_never_said(parts: worl
 def test_a_template_with_several_turns(parts: world.Parts, converted: Path) -> None:
     model, processor = load_llava(converted, device="cpu")
     talk = [("user", "<image>\nA?"), ("assistant", "AB"), ("user", "Why?")]
-    text = make_chat(model, processor).prompt([{"role": role, "content": said} for role, said in talk])
+    text = make_conversation_encoder(model, processor).prompt([{"role": role, "content": said} for role, said in talk])
     assert text.replace("<image>" * 16, "<image>").replace("<s> ", "<s>").replace("<image> ", "<image>") == (
         f"<s>{V1.partition('USER')[0]}USER: <image>\nA? ASSISTANT: AB</s>USER: Why? ASSISTANT:"
     )
@@ -149,7 +149,7 @@ def test_captions_of_a_first_stage_are_the_originals_tokens(parts: world.Parts, 
     """There a caption is tokenized by itself, so with SentencePiece's blank before it, and the begin token has none."""
     model, processor = load_llava(converted, device="cpu")
     talk = [{"role": "user", "content": "<image>\nWhat?"}, {"role": "assistant", "content": "AB why?"}]
-    encoded = make_chat(model, processor, "plain").encode(talk, 100)
+    encoded = make_conversation_encoder(model, processor, "plain").encode(talk, 100)
     begin, caption = parts.ids("<image>AB why?\n")
     assert encoded.input_ids == [*begin, *[model.config.image_token_index] * 16, *caption]
     assert encoded.labels == [-100] * 17 + caption
@@ -158,11 +158,11 @@ def test_captions_of_a_first_stage_are_the_originals_tokens(parts: world.Parts, 
 def test_a_template_named_for_a_converted_llava_writes_its_blanks(converted: Path) -> None:
     own = load_llava(converted, device="cpu")[1].chat_template
     assert "<image> " in own
-    assert take_up(str(converted), "vicuna_v1")[1].chat_template == own
+    assert load_for_training(str(converted), "vicuna_v1")[1].chat_template == own
     tower = "timm:test_vit@random"
     for template in ("auto", "vicuna_v1"):
-        parts = assembly.Assembly(encoder=tower, llm=str(converted), chat_template=template)
-        assert assembly.assemble(parts)[1].chat_template == own
+        parts = build.LlavaParts(encoder=tower, llm=str(converted), chat_template=template)
+        assert build.build_llava(parts)[1].chat_template == own
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -172,7 +172,7 @@ def test_weights_keep_their_precision_bit_for_bit(dtype: torch.dtype, tmp_path: 
         part.to(dtype)
     tower = world.write_tower(parts, tmp_path / "clip")
     world.write_original(parts, tmp_path / "original", str(tower))
-    convert(ConvertConfig(source=str(tmp_path / "original"), output=str(tmp_path / "hf")))
+    run_convert(ConvertConfig(source=str(tmp_path / "original"), output=str(tmp_path / "hf")))
     found = tensors(tmp_path / "hf")
     assert {value.dtype for value in found.values()} == {dtype}
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
@@ -183,10 +183,10 @@ def test_weights_keep_their_precision_bit_for_bit(dtype: torch.dtype, tmp_path: 
 
 
 def test_there_and_back_is_the_identity(converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    convert(ConvertConfig(source=str(converted), output=str(tmp_path / "original"), format="original"))
+    run_convert(ConvertConfig(source=str(converted), output=str(tmp_path / "original"), format="original"))
     assert "has no tokenizer.model: the original code needs" in capsys.readouterr().err
     moved = (tmp_path / "original").rename(tmp_path / "moved")  # the tower is found beside the rest
-    convert(ConvertConfig(source=str(moved), output=str(tmp_path / "again")))
+    run_convert(ConvertConfig(source=str(moved), output=str(tmp_path / "again")))
     before, after = tensors(converted), tensors(tmp_path / "again")
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
@@ -209,7 +209,7 @@ def test_the_original_layout_is_the_one_that_its_code_reads(
 ) -> None:
     shutil.copytree(converted, tmp_path / "hf")
     (tmp_path / "hf" / "tokenizer.model").write_bytes(b"sentencepiece")
-    convert(ConvertConfig(source=str(tmp_path / "hf"), output=str(tmp_path / "original"), format="original"))
+    run_convert(ConvertConfig(source=str(tmp_path / "hf"), output=str(tmp_path / "original"), format="original"))
     config = json.loads((tmp_path / "original" / "config.json").read_text())
     expected = {
         **world.STATED,
@@ -241,7 +241,7 @@ def test_a_tower_among_the_weights_comes_before_the_one_that_is_named(
         weights[f"model.vision_tower.vision_tower.vision_model.{name}"] = value + 0.5
     weights["model.vision_tower.vision_tower.vision_model.embeddings.position_ids"] = torch.arange(17)[None]
     torch.save(weights, file)
-    convert(ConvertConfig(source=str(tmp_path / "original"), output=str(tmp_path / "hf")))
+    run_convert(ConvertConfig(source=str(tmp_path / "original"), output=str(tmp_path / "hf")))
     found = tensors(tmp_path / "hf")
     for name, value in parts.tower.state_dict().items():
         assert torch.equal(found[f"vision_tower.{name}"], value + 0.5), name
@@ -257,7 +257,7 @@ def test_a_projector_alone(beside: bool, parts: world.Parts, tower: Path, conver
         source, options = tmp_path / "pretrain", {"llm": str(tmp_path / "llm")}
         world.write_config(parts, source, str(tower), image_aspect_ratio="square")
     torch.save(world.projector_weights(parts), source / "mm_projector.bin")
-    convert(ConvertConfig(source=str(source), output=str(tmp_path / "hf"), **options))
+    run_convert(ConvertConfig(source=str(source), output=str(tmp_path / "hf"), **options))
     before, after = tensors(converted), tensors(tmp_path / "hf")
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
@@ -265,12 +265,12 @@ def test_a_projector_alone(beside: bool, parts: world.Parts, tower: Path, conver
 def test_a_llava_of_ours_becomes_an_original_one(parts: world.Parts, tower: Path, tmp_path: Path) -> None:
     parts.llm.save_pretrained(tmp_path / "llm")
     parts.tokenizer.save_pretrained(tmp_path / "llm")
-    model, processor = assemble(Assembly(encoder=f"transformers:{tower}", llm=str(tmp_path / "llm")))
-    assert make_stock(model)
+    model, processor = build_llava(LlavaParts(encoder=f"transformers:{tower}", llm=str(tmp_path / "llm")))
+    assert convert_tower_to_transformers(model)
     for part in (model, processor):
         part.save_pretrained(tmp_path / "ours")
-    convert(ConvertConfig(source=str(tmp_path / "ours"), output=str(tmp_path / "original"), format="original"))
-    convert(ConvertConfig(source=str(tmp_path / "original"), output=str(tmp_path / "again")))
+    run_convert(ConvertConfig(source=str(tmp_path / "ours"), output=str(tmp_path / "original"), format="original"))
+    run_convert(ConvertConfig(source=str(tmp_path / "original"), output=str(tmp_path / "again")))
     before, after = converted_logits(tmp_path / "ours"), converted_logits(tmp_path / "again")
     assert before[0] == after[0]
     for mine, theirs in zip(before[1:], after[1:], strict=True):
@@ -280,13 +280,13 @@ def test_a_llava_of_ours_becomes_an_original_one(parts: world.Parts, tower: Path
 def test_a_real_llama_goes_there_and_back_with_its_slow_tokenizer(shared: Path, tower: Path, tmp_path: Path) -> None:
     """Which the original code reads, with the picture's token among it."""
     llm = shared / "models" / "stories15M"
-    model, processor = assemble(Assembly(encoder=f"transformers:{tower}", llm=str(llm)))
-    make_stock(model)
+    model, processor = build_llava(LlavaParts(encoder=f"transformers:{tower}", llm=str(llm)))
+    convert_tower_to_transformers(model)
     for part in (model, processor):
         part.save_pretrained(tmp_path / "ours")
     source, original, again = (str(tmp_path / name) for name in ("ours", "original", "again"))
-    convert(ConvertConfig(source=source, output=original, format="original", llm=str(llm)))
-    convert(ConvertConfig(source=original, output=again))
+    run_convert(ConvertConfig(source=source, output=original, format="original", llm=str(llm)))
+    run_convert(ConvertConfig(source=original, output=again))
     for directory in (original, again):
         assert (Path(directory) / "tokenizer.model").read_bytes() == (llm / "tokenizer.model").read_bytes()
     stated = json.loads((Path(original) / "tokenizer_config.json").read_text())
@@ -306,7 +306,7 @@ def test_a_slow_tokenizer_alone_will_do(shared: Path, tmp_path: Path) -> None:
     llm = shared / "models" / "stories15M"
     shutil.copytree(llm, tmp_path / "llm")
     (tmp_path / "llm" / "tokenizer.json").unlink()
-    fast, slow = (assembly.read_tokenizer(str(directory)) for directory in (llm, tmp_path / "llm"))
+    fast, slow = (build.read_tokenizer(str(directory)) for directory in (llm, tmp_path / "llm"))
     assert fast(V1)["input_ids"] == slow(V1)["input_ids"]
 
 
@@ -320,7 +320,7 @@ def test_a_siglip_tower_has_neither_class_token_nor_crop(aspect: str, parts: wor
     theirs = SiglipImageProcessor(size={"height": 32, "width": 32})
     theirs.save_pretrained(tmp_path / "tower")
     world.write_original(parts, tmp_path / "original", str(tmp_path / "tower"), image_aspect_ratio=aspect)
-    convert(ConvertConfig(source=str(tmp_path / "original"), output=str(tmp_path / "hf")))
+    run_convert(ConvertConfig(source=str(tmp_path / "original"), output=str(tmp_path / "hf")))
     assert load_llava(tmp_path / "hf", device="cpu")[0].config.image_seq_length == 16
     pixels = converted_logits(tmp_path / "hf")[2]
     squashed = theirs(world.picture(), return_tensors="pt")["pixel_values"]

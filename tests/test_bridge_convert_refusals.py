@@ -14,8 +14,8 @@ import torch
 
 from clips.errors import UserError
 from llava_bridge.cli import main
-from llava_bridge.layouts.convert import ConvertConfig, convert
-from llava_bridge.model.assembly import Assembly, assemble
+from llava_bridge.conversion.convert_command import ConvertConfig, run_convert
+from llava_bridge.model.build import LlavaParts, build_llava
 from llava_bridge.projectors import ProjectorConfig
 
 
@@ -38,7 +38,7 @@ def refused(source: Path, match: str, **options: Any) -> None:
     """The conversion ends in one line and writes nothing."""
     output = source.parent / "output"
     with pytest.raises(UserError, match=match) as caught:
-        convert(ConvertConfig(source=str(source), output=str(output), **options))
+        run_convert(ConvertConfig(source=str(source), output=str(output), **options))
     assert "\n" not in str(caught.value)
     assert not output.exists()
     assert not list(source.parent.glob(".output*"))
@@ -156,16 +156,16 @@ def saved(model: Any, processor: Any, directory: Path) -> Path:
 
 
 def test_what_is_ours_alone_stays_ours(bridge_encoder: Path, bridge_llm: Path, tower: Path, tmp_path: Path) -> None:
-    own_tower = saved(*assemble(Assembly(encoder=str(bridge_encoder), llm=str(bridge_llm))), tmp_path / "tower")
+    own_tower = saved(*build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_llm))), tmp_path / "tower")
     refused(own_tower, "has no class for this tower .open_clip.; expected CLIP's", format="original")
     refused(own_tower, r"already, and loads after `import llava_bridge`: its tower \(open_clip\) is none that")
     clip = f"transformers:{tower}"
     perceiver = ProjectorConfig(name="perceiver", tokens=4, heads=4)
-    parts = Assembly(encoder=clip, llm=str(bridge_llm), projector=perceiver)
-    refused(saved(*assemble(parts), tmp_path / "perceiver"), "has no projector such as perceiver", format="original")
-    layers = Assembly(encoder=clip, llm=str(bridge_llm), feature_layer=[-2, -1])
+    parts = LlavaParts(encoder=clip, llm=str(bridge_llm), projector=perceiver)
+    refused(saved(*build_llava(parts), tmp_path / "perceiver"), "has no projector such as perceiver", format="original")
+    layers = LlavaParts(encoder=clip, llm=str(bridge_llm), feature_layer=[-2, -1])
     match = r"reads one feature layer; this one reads \[-2, -1\]"
-    refused(saved(*assemble(layers), tmp_path / "layers"), match, format="original")
+    refused(saved(*build_llava(layers), tmp_path / "layers"), match, format="original")
 
 
 def test_nothing_is_done_twice_or_over_something_else(

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from clips.errors import UserError
 from llava_bridge import answer, load_llava
-from llava_bridge.layouts.convert import ConvertConfig, convert
-from llava_bridge.model.assembly import make_chat
-from llava_bridge.model.existing import take_up
+from llava_bridge.conversion.convert_command import ConvertConfig, run_convert
+from llava_bridge.model.build import make_conversation_encoder
+from llava_bridge.model.load_llava import load_for_training
 
 QUESTION = "What's AB?"
 SIDE, GRID = world.SIZE, world.SIZE // world.PATCH
@@ -55,7 +55,7 @@ def original(parts: world.Parts, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def converted(original: Path) -> Path:
-    convert(ConvertConfig(source=str(original), output=str(original.parent / "hf")))
+    run_convert(ConvertConfig(source=str(original), output=str(original.parent / "hf")))
     return original.parent / "hf"
 
 
@@ -115,7 +115,7 @@ def expected_logits(parts: world.Parts, texts: list[list[int]], size: tuple[int,
 def ask(directory: Path, shown: Image.Image) -> tuple[str, Tensor, Tensor]:
     """The prompt, the logits at each of its tokens, and the pixels."""
     model, processor = load_llava(directory, device="cpu")
-    text = make_chat(model, processor).prompt([{"role": "user", "content": f"<image>\n{QUESTION}"}], [shown])
+    text = make_conversation_encoder(model, processor).prompt([{"role": "user", "content": f"<image>\n{QUESTION}"}], [shown])
     ids = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
     made = processor.image_processor(shown, return_tensors="pt")
     with torch.no_grad():
@@ -147,19 +147,19 @@ def test_it_is_transformers_own_llava_next(converted: Path) -> None:
         "multi_modal_projector",
         "vision_tower",
     }
-    model, _ = take_up(str(converted), "auto")  # and it can be trained further
+    model, _ = load_for_training(str(converted), "auto")  # and it can be trained further
     assert torch.equal(model.model.image_newline, NEWLINE)
 
 
 def test_pinpoints_may_be_written_as_python_writes_them(original: Path, tmp_path: Path) -> None:
     """So LLaVA's training writes what its command line said."""
     source = varied(original, {"image_grid_pinpoints": "[(64, 32), (32, 96)]"}, tmp_path / "other")
-    convert(ConvertConfig(source=str(source), output=str(tmp_path / "hf")))
+    run_convert(ConvertConfig(source=str(source), output=str(tmp_path / "hf")))
     assert load_llava(tmp_path / "hf", "cpu")[1].image_processor.image_grid_pinpoints == [[32, 64], [96, 32]]
 
 
 def test_there_and_back_is_the_identity(original: Path, converted: Path, tmp_path: Path) -> None:
-    convert(ConvertConfig(source=str(converted), output=str(tmp_path / "back"), format="original"))
+    run_convert(ConvertConfig(source=str(converted), output=str(tmp_path / "back"), format="original"))
     stated, before = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "back", original))
     for name in ("image_aspect_ratio", "mm_patch_merge_type", "image_grid_pinpoints", "mm_vision_select_layer"):
         assert stated[name] == before[name], name
@@ -171,7 +171,7 @@ def test_there_and_back_is_the_identity(original: Path, converted: Path, tmp_pat
         assert torch.equal(weights[name][: len(known[name])], known[name]), name
     left_out = {name for name in known if "vision_tower" not in name} - weights.keys()
     assert left_out == {"model.layers.0.self_attn.rotary_emb.inv_freq"}
-    convert(ConvertConfig(source=str(tmp_path / "back"), output=str(tmp_path / "again")))
+    run_convert(ConvertConfig(source=str(tmp_path / "back"), output=str(tmp_path / "again")))
     for size in SHAPES[:2]:
         for mine, theirs in zip(ask(converted, picture(*size)), ask(tmp_path / "again", picture(*size)), strict=True):
             assert mine == theirs if isinstance(mine, str) else torch.equal(mine, theirs)
@@ -209,7 +209,7 @@ def refuse(source: Path, fields: dict[str, Any], match: str, folder: Path) -> No
     """With these fields in its config the checkpoint is refused in one line, and nothing is written."""
     other = varied(source, fields, folder / f"not {match[:20]}")
     with pytest.raises(UserError, match=match) as caught:
-        convert(ConvertConfig(source=str(other), output=str(folder / "output")))
+        run_convert(ConvertConfig(source=str(other), output=str(folder / "output")))
     assert "\n" not in str(caught.value)
     assert not (folder / "output").exists()
 
@@ -236,5 +236,5 @@ def test_a_llava_with_tiles_whose_processor_makes_none_has_no_original(converted
             images["image_processor_type"] = "CLIPImageProcessor"
             path.write_text(json.dumps(stated))
     with pytest.raises(UserError, match="a LLaVA-NeXT whose processor makes no tiles"):
-        convert(ConvertConfig(source=str(tmp_path / "hf"), output=str(tmp_path / "original"), format="original"))
+        run_convert(ConvertConfig(source=str(tmp_path / "hf"), output=str(tmp_path / "original"), format="original"))
     assert not (tmp_path / "original").exists()

@@ -19,12 +19,12 @@ from clips.data.formats.conversations import is_held_out
 from clips.data.lazy_images import FileImage
 from clips.errors import UserError
 from clips.typed_data import from_plain
-from llava_bridge.chat import Chat, template_for
-from llava_bridge.data import DataConfig, read_samples, read_texts
-from llava_bridge.data.batches import Collator, Conversations, PackedText, needed_logits
-from llava_bridge.data.inspection import InspectConfig, inspect
-from llava_bridge.data.order import GroupedOrder, RandomOrder
-from llava_bridge.training.config import TrainConfig
+from llava_bridge.conversation import ConversationEncoder, resolve_chat_template
+from llava_bridge.data import ConversationSourceConfig, read_samples, read_texts
+from llava_bridge.data.collator import ConversationCollator, ConversationDataset, PackedTextDataset, supervised_positions
+from llava_bridge.data.inspect_command import InspectConversationsConfig, run_inspect
+from llava_bridge.data.sampler import LengthGroupedSampler, RandomOrder
+from llava_bridge.training.config import LlavaTrainConfig
 from llava_bridge.training.trainer import order_of
 
 
@@ -34,7 +34,7 @@ def write(path: Path, rows: Any) -> str:
 
 
 def test_llava_json(bridge_talk: Path) -> None:
-    samples = read_samples(DataConfig(path=str(bridge_talk / "talk.json"), limit=3))
+    samples = read_samples(ConversationSourceConfig(path=str(bridge_talk / "talk.json"), limit=3))
     assert [sample.images for sample in samples] == [[FileImage(bridge_talk, f"{n}.png")] for n in range(3)]
     assert samples[1].turns[:2] == [Turn("user", "<image>\nWhat colour is it?"), Turn("assistant", "green")]
 
@@ -44,7 +44,7 @@ def test_a_single_picture_of_llava_json_stands_before_the_text(tmp_path: Path) -
     said = ["What?\n<image>", "<image>", "Look at <image> here.", "Now <image> and <image>?"]
     talk = [[{"from": "human", "value": value}, {"from": "gpt", "value": "a <image>"}] for value in said]
     rows = [{"image": ["a.png"] * value.count("<image>"), "conversations": talk[n]} for n, value in enumerate(said)]
-    samples = read_samples(DataConfig(path=write(tmp_path / "talk.json", rows)))
+    samples = read_samples(ConversationSourceConfig(path=write(tmp_path / "talk.json", rows)))
     expected = ["<image>\nWhat?", "<image>", "<image>\nLook at  here.", "Now <image> and <image>?"]
     assert [sample.turns[0].content for sample in samples] == expected
     assert {sample.turns[1].content for sample in samples} == {"a <image>"}
@@ -57,13 +57,13 @@ def test_karpathy_captions(tmp_path: Path) -> None:
         for split in ("train", "val")
     ]
     write(tmp_path / "dataset_x.json", {"images": rows})
-    one = read_samples(DataConfig(format="karpathy", path=str(tmp_path)))
+    one = read_samples(ConversationSourceConfig(format="karpathy", path=str(tmp_path)))
     picture = FileImage(tmp_path / "images", "train.jpg")
     assert [(sample.images, sample.turns[1].content) for sample in one] == [([picture], "a dog .")]
-    every = read_samples(DataConfig(format="karpathy", path=str(tmp_path), split="val", per_image=None))
+    every = read_samples(ConversationSourceConfig(format="karpathy", path=str(tmp_path), split="val", per_image=None))
     assert [sample.turns[1].content for sample in every] == ["a dog .", "the dog"]
     with pytest.raises(UserError, match="did you mean 'train'"):
-        read_samples(DataConfig(format="karpathy", path=str(tmp_path), split="trian"))
+        read_samples(ConversationSourceConfig(format="karpathy", path=str(tmp_path), split="trian"))
 
 
 def test_cocoqa_holds_back_whole_photos(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_cocoqa_holds_back_whole_photos(tmp_path: Path) -> None:
     rows = [{"image": f"{n % 50}.jpg", "question": f"what {n}", "answer": "cat"} for n in range(100)]
     write(tmp_path / "questions.jsonl", rows)
     train, held = (
-        read_samples(DataConfig(format="cocoqa", path=str(tmp_path), split=split)) for split in ("train", "held_out")
+        read_samples(ConversationSourceConfig(format="cocoqa", path=str(tmp_path), split=split)) for split in ("train", "held_out")
     )
     photos = {sample.name for sample in train}
     assert photos.isdisjoint(sample.name for sample in held)
@@ -90,7 +90,7 @@ def test_the_rule_for_holding_back_never_changes() -> None:
 def test_bad_sources_are_refused_in_one_line(tmp_path: Path, bridge_talk: Path) -> None:
     def refuse(match: str, **fields: Any) -> None:
         with pytest.raises(UserError, match=match):
-            read_samples(DataConfig(**fields))
+            read_samples(ConversationSourceConfig(**fields))
 
     refuse("no such file", path=str(tmp_path / "none.json"))
     refuse("did you mean 'llava'", format="lava", path=str(tmp_path))
@@ -103,22 +103,22 @@ def test_bad_sources_are_refused_in_one_line(tmp_path: Path, bridge_talk: Path) 
     (tmp_path / "broken.json").write_text("[")
     refuse("not valid JSON", path=str(tmp_path / "broken.json"))
     with pytest.raises(UserError, match='line 2: expected an object with a "text"'):
-        read_texts(DataConfig(format="text", path=write(tmp_path / "t.jsonl", [{"text": "a"}, {"txt": "b"}])))
+        read_texts(ConversationSourceConfig(format="text", path=write(tmp_path / "t.jsonl", [{"text": "a"}, {"txt": "b"}])))
     with pytest.raises(UserError, match="expected format 'text'"):
-        read_texts(DataConfig(path=str(bridge_talk / "talk.json")))
+        read_texts(ConversationSourceConfig(path=str(bridge_talk / "talk.json")))
 
 
 @pytest.fixture(scope="module")
-def chat(bridge_llm: Path) -> Chat:
-    return Chat(AutoTokenizer.from_pretrained(bridge_llm), template_for(None, "vicuna"), 4)
+def chat(bridge_llm: Path) -> ConversationEncoder:
+    return ConversationEncoder(AutoTokenizer.from_pretrained(bridge_llm), resolve_chat_template(None, "vicuna"), 4)
 
 
-def test_unusable_samples_are_replaced_and_named(bridge_talk: Path, tmp_path: Path, chat: Chat) -> None:
+def test_unusable_samples_are_replaced_and_named(bridge_talk: Path, tmp_path: Path, chat: ConversationEncoder) -> None:
     rows = json.loads((bridge_talk / "talk.json").read_text())[:4]
     rows[1]["image"] = "missing.png"
     rows[2]["image"] = None
     path = write(tmp_path / "talk.json", rows)
-    data = Conversations(read_samples(DataConfig(path=path, images=str(bridge_talk))), chat, 100)
+    data = ConversationDataset(read_samples(ConversationSourceConfig(path=path, images=str(bridge_talk))), chat, 100)
     assert data[0]["skipped"] == []
     item = data[1]
     assert item["input_ids"] == data[3]["input_ids"]
@@ -127,29 +127,29 @@ def test_unusable_samples_are_replaced_and_named(bridge_talk: Path, tmp_path: Pa
     assert "missing.png" in why_first
     assert "0 pictures but 1 <image>" in why_second
     with pytest.raises(UserError, match="none of 4 samples can be used"):
-        Conversations(data.samples, chat, 5)[0]
+        ConversationDataset(data.samples, chat, 5)[0]
 
 
 @pytest.mark.parametrize("answer", ["", " \n"])
 def test_an_empty_answer_is_a_fault_of_its_sample(
-    answer: str, bridge_talk: Path, tmp_path: Path, chat: Chat, bridge_llm: Path, capsys: pytest.CaptureFixture[str]
+    answer: str, bridge_talk: Path, tmp_path: Path, chat: ConversationEncoder, bridge_llm: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Else its end token alone would be learnt, as the answer to what was asked."""
     rows = json.loads((bridge_talk / "talk.json").read_text())[:3]
     rows[0]["conversations"][3]["value"] = answer  # the second; the first one is not
     path = write(tmp_path / "talk.json", rows)
-    data = Conversations(read_samples(DataConfig(path=path, images=str(bridge_talk))), chat, 100)
+    data = ConversationDataset(read_samples(ConversationSourceConfig(path=path, images=str(bridge_talk))), chat, 100)
     item = data[0]
     assert item["skipped"] == [(0, "talk.json 0", "an answer is empty")]
     assert item["input_ids"] == data[1]["input_ids"]
-    inspect(InspectConfig(path=path, images=str(bridge_talk), llm=str(bridge_llm), image_tokens=4, shown=0))
+    run_inspect(InspectConversationsConfig(path=path, images=str(bridge_talk), llm=str(bridge_llm), image_tokens=4, shown=0))
     assert "invalid     1 × an answer is empty (talk.json 0)" in capsys.readouterr().out
 
 
 def test_whatever_is_wrong_with_a_sample_it_is_skipped(bridge_talk: Path, tmp_path: Path, bridge_llm: Path) -> None:
     strict = "{% if messages|length > 3 %}{{ raise_exception('roles must alternate') }}{% endif %}"
     tokenizer = AutoTokenizer.from_pretrained(bridge_llm)
-    chat = Chat(tokenizer, strict + template_for(None, "vicuna"), 4)
+    chat = ConversationEncoder(tokenizer, strict + resolve_chat_template(None, "vicuna"), 4)
     (tmp_path / "afile").write_text("no folder")
     shutil.copy(bridge_talk / "0.png", tmp_path)
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "red"}]
@@ -160,12 +160,12 @@ def test_whatever_is_wrong_with_a_sample_it_is_skipped(bridge_talk: Path, tmp_pa
         {"id": "nul", "image": "\0.png", "conversations": turns},
         {"id": "good", "image": "0.png", "conversations": turns},
     ]
-    data = Conversations(read_samples(DataConfig(path=write(tmp_path / "talk.json", rows))), chat, 100)
+    data = ConversationDataset(read_samples(ConversationSourceConfig(path=write(tmp_path / "talk.json", rows))), chat, 100)
     skipped = {name: reason for _, name, reason in data[0]["skipped"]}
     assert [name.split()[1] for name in skipped] == ["long", "empty", "lost", "nul"]
     assert "roles must alternate" in skipped["talk.json long"]
     with pytest.raises(UserError, match=r"chat_template: .*always wrong"):
-        Chat(tokenizer, "{{ raise_exception('always wrong') }}", 4)
+        ConversationEncoder(tokenizer, "{{ raise_exception('always wrong') }}", 4)
 
 
 @pytest.mark.parametrize(
@@ -189,10 +189,10 @@ def test_malformed_rows_are_refused_in_one_line(source: str, rows: Any, match: s
     (tmp_path / "images").mkdir()
     path = write(tmp_path / ("rows.jsonl" if source == "cocoqa" else "rows.json"), rows)
     with pytest.raises(UserError, match=match):
-        read_samples(DataConfig(format=source, path=path))
+        read_samples(ConversationSourceConfig(format=source, path=path))
 
 
-def test_pictures_of_every_kind(tmp_path: Path, chat: Chat) -> None:
+def test_pictures_of_every_kind(tmp_path: Path, chat: ConversationEncoder) -> None:
     """1 × 1, very long, CMYK, animated, turned by EXIF, see-through, 16 bits: right, or skipped with a reason."""
     red, blue = (255, 0, 0), (0, 0, 255)
     Image.new("RGB", (1, 1), red).save(tmp_path / "dot.png")
@@ -211,7 +211,7 @@ def test_pictures_of_every_kind(tmp_path: Path, chat: Chat) -> None:
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "red"}]
     names = ("dot.png", "long.png", "cmyk.jpg", "moves.gif", "turned.jpg", "glass.png")
     rows = [{"id": name, "image": name, "conversations": turns} for name in (*names, "deep.png", "torn.png")]
-    data = Conversations(read_samples(DataConfig(path=write(tmp_path / "talk.json", rows))), chat, 100)
+    data = ConversationDataset(read_samples(ConversationSourceConfig(path=write(tmp_path / "talk.json", rows))), chat, 100)
     items = [data[index] for index in range(8)]
     assert [len(item["skipped"]) for item in items] == [0] * 6 + [2, 1]
     (_, deep, why_deep), (_, torn, _) = items[6]["skipped"]
@@ -220,7 +220,7 @@ def test_pictures_of_every_kind(tmp_path: Path, chat: Chat) -> None:
     processor = CLIPImageProcessor(
         size={"height": 16, "width": 16}, do_center_crop=False, image_mean=[0, 0, 0], image_std=[1, 1, 1]
     )
-    pixels = Collator(processor, 0)(items[:6])["pixel_values"]
+    pixels = ConversationCollator(processor, 0)(items[:6])["pixel_values"]
     assert pixels.shape == (6, 3, 16, 16)
     shown = {name: picture.mean((1, 2)).tolist() for name, picture in zip(names, pixels, strict=True)}
     for name in ("dot.png", "long.png", "cmyk.jpg", "moves.gif"):
@@ -233,7 +233,7 @@ def test_pictures_of_every_kind(tmp_path: Path, chat: Chat) -> None:
 
 def test_a_system_turn_is_read(tmp_path: Path) -> None:
     turns = [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "?"}, {"from": "gpt", "value": "no"}]
-    (sample,) = read_samples(DataConfig(path=write(tmp_path / "talk.json", [{"conversations": turns}])))
+    (sample,) = read_samples(ConversationSourceConfig(path=write(tmp_path / "talk.json", [{"conversations": turns}])))
     assert [turn.role for turn in sample.turns] == ["system", "user", "assistant"]
 
 
@@ -242,11 +242,11 @@ class TwoPixels:
         return {"pixel_values": torch.zeros(len(pictures), 3, 2, 2)}
 
 
-def test_batches(bridge_talk: Path, chat: Chat) -> None:
-    data = Conversations(read_samples(DataConfig(path=str(bridge_talk / "talk.json"))), chat, 100)
+def test_batches(bridge_talk: Path, chat: ConversationEncoder) -> None:
+    data = ConversationDataset(read_samples(ConversationSourceConfig(path=str(bridge_talk / "talk.json"))), chat, 100)
     items = [data[0], data[2]]
     assert len(items[0]["input_ids"]) != len(items[1]["input_ids"])
-    batch = Collator(TwoPixels(), pad=0)(items)
+    batch = ConversationCollator(TwoPixels(), pad=0)(items)
     for row, item in enumerate(items):
         length = len(item["input_ids"])
         assert batch["input_ids"][row, :length].tolist() == item["input_ids"]
@@ -257,21 +257,21 @@ def test_batches(bridge_talk: Path, chat: Chat) -> None:
 
 def test_needed_logits_by_hand() -> None:
     labels = torch.tensor([[-100, -100, 7, 8, -100], [-100, -100, -100, 9, 5]])
-    needed = needed_logits(labels)
+    needed = supervised_positions(labels)
     assert needed["logits_to_keep"].tolist() == [1, 2, 3]
     assert needed["shift_labels"].tolist() == [[7, 8, -100], [-100, 9, 5]]
 
 
-def test_packed_text_loses_nothing_between_its_blocks(chat: Chat) -> None:
+def test_packed_text_loses_nothing_between_its_blocks(chat: ConversationEncoder) -> None:
     texts = ["red red", "green", "blue and yellow", "is it?"]
-    data = PackedText(texts, chat.tokenizer, 4, seed=1)
+    data = PackedTextDataset(texts, chat.tokenizer, 4, seed=1)
     text = chat.tokenizer.decode(data.blocks.flatten().tolist())
     pieces = [piece.removesuffix("</s>") for piece in text.split("<s>")[1:]]
     assert sorted([*pieces[:-1], next(t for t in texts if t.startswith(pieces[-1]))]) == sorted(texts)
     assert data[0]["labels"] is data[0]["input_ids"] or torch.equal(data[0]["labels"], data[0]["input_ids"])
-    assert len(PackedText(texts * 10, chat.tokenizer, 4, seed=1, enough=3)) == 3
+    assert len(PackedTextDataset(texts * 10, chat.tokenizer, 4, seed=1, enough=3)) == 3
     with pytest.raises(UserError, match="not one block of 1000"):
-        PackedText(texts, chat.tokenizer, 1000, seed=0)
+        PackedTextDataset(texts, chat.tokenizer, 1000, seed=0)
 
 
 LLAVAS = {  # what get_modality_length_grouped_indices of LLaVA's llava_trainer.py gives after torch.manual_seed(5)
@@ -291,7 +291,7 @@ LLAVAS = {  # what get_modality_length_grouped_indices of LLaVA's llava_trainer.
 @pytest.mark.parametrize(("micro", "world", "texts"), [(2, 4, True), (4, 2, False)])
 def test_the_order_is_llavas_index_for_index(micro: int, world: int, texts: bool) -> None:
     sizes = [(n % 4 > 0 or not texts, (7 * n) % 31 + 1) for n in range(46)]
-    order = GroupedOrder(sizes, batch_size=micro * world, total=46, seed=5, micro_batches=world)
+    order = LengthGroupedSampler(sizes, batch_size=micro * world, total=46, seed=5, micro_batches=world)
     assert list(order) == [int(index) for index in LLAVAS[micro, world].split()]
 
 
@@ -303,7 +303,7 @@ def steps_of(order: Iterable[int], batch_size: int) -> list[list[int]]:
 def test_which_samples_make_a_step_does_not_depend_on_their_lengths_or_the_processes() -> None:
     shows = [n % 5 > 0 for n in range(207)]
     orders = [
-        GroupedOrder([(shown, length(n)) for n, shown in enumerate(shows)], 20, 440, 3, *parts)
+        LengthGroupedSampler([(shown, length(n)) for n, shown in enumerate(shows)], 20, 440, 3, *parts)
         for length in (lambda n: 1, lambda n: n + 1, lambda n: (7 * n) % 31)
         for parts in ((), (2,), (4,), (20,))
     ]
@@ -313,7 +313,7 @@ def test_which_samples_make_a_step_does_not_depend_on_their_lengths_or_the_proce
 def test_answers_of_few_tokens_weigh_in_the_mean_gradient_about_what_their_tokens_do() -> None:
     short, long = 3, 60
     learnt = [short if n % 10 else long for n in range(4000)]  # 31 % of the tokens are those of short answers
-    order = GroupedOrder([(True, 300 + tokens) for tokens in learnt], batch_size=40, total=4000, seed=0)
+    order = LengthGroupedSampler([(True, 300 + tokens) for tokens in learnt], batch_size=40, total=4000, seed=0)
     weights = []
     for step in steps_of(order, 40):
         tokens = [learnt[index] for index in step]
@@ -328,7 +328,7 @@ def test_epochs_are_whole_and_a_function_of_the_seed(kind: str) -> None:
     def order(total: int, seed: int) -> list[int]:
         if kind == "random":
             return list(RandomOrder(len(sizes), total, seed))
-        return list(GroupedOrder(sizes, 20, total, seed, 4))
+        return list(LengthGroupedSampler(sizes, 20, total, seed, 4))
 
     found = order(330, 5)
     epochs = [found[start : start + 110] for start in range(0, 330, 110)]
@@ -336,14 +336,14 @@ def test_epochs_are_whole_and_a_function_of_the_seed(kind: str) -> None:
     assert epochs[0] != epochs[1]
     assert order(330, 5) == found != order(330, 6)
     assert order(47, 5) == found[:47]
-    assert len(RandomOrder(110, 47, 5)) == len(GroupedOrder(sizes, 20, 47, 5)) == 47
-    few = list(GroupedOrder(sizes[:3], 20, 47, 5))  # fewer than a step has
+    assert len(RandomOrder(110, 47, 5)) == len(LengthGroupedSampler(sizes, 20, 47, 5)) == 47
+    few = list(LengthGroupedSampler(sizes[:3], 20, 47, 5))  # fewer than a step has
     assert sorted(few[:3]) == sorted(few[3:6]) == [0, 1, 2]
 
 
 def test_a_step_has_pictures_or_none() -> None:
     sizes = [(n % 3 > 0, (7 * n) % 100) for n in range(335)]
-    kinds = [{sizes[n][0] for n in step} for step in steps_of(GroupedOrder(sizes, 10, 670, seed=5), 10)]
+    kinds = [{sizes[n][0] for n in step} for step in steps_of(LengthGroupedSampler(sizes, 10, 670, seed=5), 10)]
     assert [len(kind) for kind in kinds[:32]] == [1] * 32  # then the last of both kinds, and the next epoch's first
     assert kinds[:32].count({False}) == 11
     shown = [max(kind) for kind in kinds[:32]]
@@ -351,13 +351,13 @@ def test_a_step_has_pictures_or_none() -> None:
     assert sum(len(kind) == 2 for kind in kinds) <= 6
 
 
-def test_each_stage_has_llavas_order_by_default(chat: Chat, bridge_talk: Path) -> None:
+def test_each_stage_has_llavas_order_by_default(chat: ConversationEncoder, bridge_talk: Path) -> None:
     source = [{"path": str(bridge_talk / "talk.json")}]
     given = {"output": "o", "encoder": "e", "llm": "l", "align": {"data": source}, "instruct": {"data": source}}
-    config = from_plain(TrainConfig, given, what="config")
+    config = from_plain(LlavaTrainConfig, given, what="config")
     assert (config.align.learning_rate, config.instruct.learning_rate) == (1e-3, 2e-5)  # each stage's own default
-    data = Conversations(read_samples(config.align.data[0]), chat, 200)
+    data = ConversationDataset(read_samples(config.align.data[0]), chat, 200)
     assert isinstance(order_of(data, config.align, 3, 0, 4), RandomOrder)
     order = order_of(data, config.instruct, 3, 0, 16)
-    assert isinstance(order, GroupedOrder)
+    assert isinstance(order, LengthGroupedSampler)
     assert (order.micro_batches, order.batch_size, len(order)) == (8, 128, 384)

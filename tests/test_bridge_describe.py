@@ -13,9 +13,9 @@ from PIL import Image
 
 from clips.errors import UserError
 from llava_bridge import cli
-from llava_bridge.asking import inference
-from llava_bridge.asking.describe import DescribeConfig, describe
-from llava_bridge.pictures import find_pictures, open_picture
+from llava_bridge.inference import generate
+from llava_bridge.inference.describe_command import DescribeConfig, run_describe
+from llava_bridge.image_paths import find_images, open_picture
 
 
 @pytest.fixture
@@ -49,20 +49,20 @@ def test_files_folders_shards_and_globs(photos: Path, tmp_path: Path) -> None:
         for name in ("e.png", "a.jpg", "notes.txt"):
             tar.add(photos / name, name)
     all_of_them = sorted([*GOOD, "broken.png", "empty.jpg"])
-    assert find_pictures([str(photos)]) == [f"{photos}/{name}" for name in all_of_them]
-    assert find_pictures([f"{photos}/*.jpg"]) == [f"{photos}/a.jpg", f"{photos}/empty.jpg"]
-    assert find_pictures([f"{photos}/**/*.JPG", f"{photos}/more"]) == [
+    assert find_images([str(photos)]) == [f"{photos}/{name}" for name in all_of_them]
+    assert find_images([f"{photos}/*.jpg"]) == [f"{photos}/a.jpg", f"{photos}/empty.jpg"]
+    assert find_images([f"{photos}/**/*.JPG", f"{photos}/more"]) == [
         f"{photos}/more/c.JPG",
         f"{photos}/more/d [1].webp",
     ]
-    assert find_pictures([f"{photos}/more/d [1].webp"] * 2) == [f"{photos}/more/d [1].webp"]
-    assert find_pictures([f"{tmp_path}/s.tar"]) == [f"{tmp_path}/s.tar/a.jpg", f"{tmp_path}/s.tar/e.png"]
-    assert find_pictures([f"{photos}/notes.txt"]) == [f"{photos}/notes.txt"]  # who names a file means it
+    assert find_images([f"{photos}/more/d [1].webp"] * 2) == [f"{photos}/more/d [1].webp"]
+    assert find_images([f"{tmp_path}/s.tar"]) == [f"{tmp_path}/s.tar/a.jpg", f"{tmp_path}/s.tar/e.png"]
+    assert find_images([f"{photos}/notes.txt"]) == [f"{photos}/notes.txt"]  # who names a file means it
     assert open_picture(f"{tmp_path}/s.tar/e.png").getpixel((0, 0)) == (255, 255, 255)
     (tmp_path / "nothing").mkdir()
     for word, what in (("nothing", "no pictures in it"), ("none.png", "no such file"), ("*.gif", "no such file")):
         with pytest.raises(UserError, match=f"^images: .*{what}; expected pictures, folders"):
-            find_pictures([f"{tmp_path}/{word}"])
+            find_images([f"{tmp_path}/{word}"])
 
 
 def test_every_picture_has_its_own_answer(
@@ -73,9 +73,9 @@ def test_every_picture_has_its_own_answer(
                                      "--batch_size", "2", "--max_new_tokens", "5"])  # fmt: skip
     assert cli.main() == 0
     captured = capsys.readouterr()
-    model, processor = inference.load_llava(llava)
+    model, processor = generate.load_llava(llava)
     assert lines(captured.out) == [
-        {"image": f"{photos}/{name}", "text": inference.answer(
+        {"image": f"{photos}/{name}", "text": generate.answer(
             model, processor, [open_picture(f"{photos}/{name}")], ["What colour?"], max_new_tokens=5)[0]}
         for name in GOOD
     ]  # fmt: skip
@@ -87,7 +87,7 @@ def test_every_picture_has_its_own_answer(
 def spied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of the batches that are asked from now on."""
     sizes: list[int] = []
-    real = inference.answer
+    real = generate.answer
 
     def answer(model: Any, processor: Any, images: Any, prompts: Any, **settings: Any) -> list[str]:
         sizes.append(len(images))
@@ -95,7 +95,7 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             raise KeyboardInterrupt
         return real(model, processor, images, prompts, **settings)
 
-    monkeypatch.setattr(inference, "answer", answer)
+    monkeypatch.setattr(generate, "answer", answer)
     return sizes
 
 
@@ -108,16 +108,16 @@ def test_the_same_command_goes_on(
     )
     sizes = spied(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        describe(config)
+        run_describe(config)
     assert [Path(line["image"]).name for line in lines(output.read_text())] == ["a.jpg", "b.png"]
     with output.open("a") as stream:
         stream.write('{"image": "half a l')
-    describe(config)
+    run_describe(config)
     assert [line["image"] for line in lines(output.read_text())] == [f"{photos}/{name}" for name in GOOD]
     assert sizes == [2, 2, 2, 1]
     assert "2 of 7 pictures are described already" in capsys.readouterr().err
     before = output.read_bytes()
-    describe(config)  # tries the unusable ones once more
+    run_describe(config)  # tries the unusable ones once more
     assert output.read_bytes() == before
     assert f"{output}: 5 of 7 pictures described" in capsys.readouterr().err
 
@@ -125,19 +125,19 @@ def test_the_same_command_goes_on(
 def test_answers_of_another_prompt_or_model_are_not_mixed(llava: Path, photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     settings = {"images": [str(photos / "a.jpg")], "output": str(output), "max_new_tokens": 2}
-    describe(DescribeConfig(directory=str(llava), **settings))
+    run_describe(DescribeConfig(directory=str(llava), **settings))
     before = output.read_bytes()
     with pytest.raises(UserError, match=r"^output: .* holds another run: prompt is 'Describe this picture.' there"):
-        describe(DescribeConfig(directory=str(llava), **settings, prompt="Why?"))
+        run_describe(DescribeConfig(directory=str(llava), **settings, prompt="Why?"))
     other = tmp_path / "other"
     shutil.copytree(llava, other)
     (other / "generation_config.json").write_text("{}")
     with pytest.raises(UserError, match=r"holds another run: inputs\.model is"):
-        describe(DescribeConfig(directory=str(other), **settings))
+        run_describe(DescribeConfig(directory=str(other), **settings))
     assert output.read_bytes() == before
     (tmp_path / "out.jsonl.run.json").unlink()
     with pytest.raises(UserError, match=r"out\.jsonl is in the way"):
-        describe(DescribeConfig(directory=str(llava), **settings))
+        run_describe(DescribeConfig(directory=str(llava), **settings))
     assert output.read_bytes() == before
 
 

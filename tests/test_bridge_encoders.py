@@ -20,13 +20,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from clips.errors import UserError
-from llava_bridge.asking.inference import answer, load_llava
-from llava_bridge.encoders import SOURCES, load_encoder
-from llava_bridge.encoders.files import check_encoder
-from llava_bridge.encoders.spec import members, parse_spec
+from llava_bridge.inference.generate import answer, load_llava
+from llava_bridge.encoders import ENCODER_SOURCES, load_encoder
+from llava_bridge.encoders.checks import check_encoder_files
+from llava_bridge.encoders.spec import split_encoders, parse_spec
 from llava_bridge.encoders.timm_source import TimmVit
-from llava_bridge.model.assembly import Assembly, assemble, make_stock
-from llava_bridge.model.vision import vision_model
+from llava_bridge.model.build import LlavaParts, build_llava, convert_tower_to_transformers
+from llava_bridge.model.modeling_vision import build_vision_model
 from llava_bridge.projectors import ProjectorConfig
 
 SMALL = {
@@ -136,7 +136,7 @@ def theirs(name: str, directory: str, batch: torch.Tensor, **options: Any) -> li
 
 def test_every_source_is_tested(specs: dict[str, str]) -> None:
     assert set(specs) == set(SPECS)
-    assert {parse_spec(specs[name])[0] for name in SPECS} == set(SOURCES)
+    assert {parse_spec(specs[name])[0] for name in SPECS} == set(ENCODER_SOURCES)
 
 
 @pytest.mark.parametrize("size", [160, 64])
@@ -147,7 +147,7 @@ def test_features_equal_timms_own(size: int, specs: dict[str, str]) -> None:
     with torch.no_grad():
         last = trunk.forward_features(batch)[:, 1:]
         inner = trunk.get_intermediate_layers(batch, n=len(trunk.blocks))
-    found = states(vision_model(load_encoder(specs["timm_trained"], size)), batch)
+    found = states(build_vision_model(load_encoder(specs["timm_trained"], size)), batch)
     assert len(found) == 1 + len(trunk.blocks)
     for one, expected in zip(found[1:], [*inner[:-1], last], strict=True):
         torch.testing.assert_close(one, expected, atol=1e-5, rtol=1e-5)
@@ -177,7 +177,7 @@ def test_hidden_states_of_timms_vits_are_what_their_blocks_give(name: str) -> No
 
 @pytest.mark.parametrize("name", ["timm_trained", "open_clip", "siglip"])
 def test_activations_are_computed_again_with_the_same_gradients(name: str, specs: dict[str, str]) -> None:
-    model = vision_model(load_encoder(specs[name], own_size(name))).requires_grad_(True).train()
+    model = build_vision_model(load_encoder(specs[name], own_size(name))).requires_grad_(True).train()
     ends = (".blocks.0", ".resblocks.0", ".layers.0")
     first = next(module for path, module in model.named_modules() if path.endswith(ends))
     calls: list[int] = []
@@ -200,7 +200,7 @@ def test_hidden_states_equal_open_clips_own(size: int, specs: dict[str, str]) ->
     with torch.no_grad():
         visual = model.visual.forward_intermediates(batch, output_fmt="NLC", output_extra_tokens=True)
     extra, patches = visual["image_intermediates_prefix"], visual["image_intermediates"]
-    found = states(vision_model(load_encoder(specs["open_clip"], size)), batch)
+    found = states(build_vision_model(load_encoder(specs["open_clip"], size)), batch)
     assert len(found) == 1 + len(patches) == 4
     for one, prefix, rest in zip(found[1:], extra, patches, strict=True):
         torch.testing.assert_close(one, torch.cat([prefix, rest], dim=1), atol=1e-5, rtol=1e-5)
@@ -209,7 +209,7 @@ def test_hidden_states_equal_open_clips_own(size: int, specs: dict[str, str]) ->
 @pytest.mark.parametrize("name", CONFIGS)
 def test_hidden_states_equal_transformers_own(name: str, specs: dict[str, str]) -> None:
     encoder = load_encoder(specs[name])
-    model = vision_model(encoder)
+    model = build_vision_model(encoder)
     ours, expected = states(model, pixels(name)), theirs(name, specs[name], pixels(name))
     assert len(ours) == len(expected) == 4
     for one, other in zip(ours, expected, strict=True):
@@ -221,7 +221,7 @@ def test_hidden_states_equal_transformers_own(name: str, specs: dict[str, str]) 
 
 @pytest.mark.parametrize("name", SPECS)
 def test_pictures_are_not_mixed(name: str, specs: dict[str, str]) -> None:
-    model, batch = vision_model(load_encoder(specs[name], own_size(name))), pixels(name)
+    model, batch = build_vision_model(load_encoder(specs[name], own_size(name))), pixels(name)
     for one, other in zip(states(model, batch), states(model, batch[[2, 0, 1]]), strict=True):
         torch.testing.assert_close(one[[2, 0, 1]], other, atol=1e-5, rtol=1e-4)
         assert not torch.allclose(one[0], one[1])
@@ -229,7 +229,7 @@ def test_pictures_are_not_mixed(name: str, specs: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("name", quick_of(SPECS, "clip", "open_clip", "timm", "trunk", "channels"))
 def test_saved_and_loaded_it_is_the_same(name: str, specs: dict[str, str], tmp_path: Path) -> None:
-    model = vision_model(load_encoder(specs[name], own_size(name)))
+    model = build_vision_model(load_encoder(specs[name], own_size(name)))
     model.save_pretrained(tmp_path)
     again = transformers.AutoModel.from_pretrained(tmp_path).eval()
     for one, other in zip(states(model, pixels(name)), states(again, pixels(name)), strict=True):
@@ -245,7 +245,7 @@ def test_another_picture_size(name: str, specs: dict[str, str]) -> None:
         with pytest.raises(UserError, match=r"image_size: .* is no ViT, whose pictures alone"):
             load_encoder(specs[name], size)
         return
-    model = vision_model(load_encoder(specs[name], size))
+    model = build_vision_model(load_encoder(specs[name], size))
     grid = model.config.image_size // model.config.patch_size
     assert (model.config.image_size, states(model, pixels(name, size))[-1].shape[1]) == (
         size,
@@ -263,7 +263,7 @@ def test_another_picture_size(name: str, specs: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("name", quick_of(SPECS, "clip", "open_clip", "timm", "trunk", "channels"))
 def test_gradients_reach_all_that_the_feature_layer_needs(name: str, specs: dict[str, str]) -> None:
-    model = vision_model(load_encoder(specs[name], own_size(name)))
+    model = build_vision_model(load_encoder(specs[name], own_size(name)))
     model.requires_grad_(True).train()
     model(pixels(name), output_hidden_states=True).hidden_states[-1].square().mean().backward()
     heads = ("head", "post_layernorm", "layernorm", "rms_norm", "norm.", "attnpool", "ln_post", "proj", "mask_token")
@@ -278,14 +278,14 @@ def test_gradients_reach_all_that_the_feature_layer_needs(name: str, specs: dict
 def test_several_encoders_give_what_each_gives_alone(name: str, specs: dict[str, str]) -> None:
     size = 64
     encoder = load_encoder(specs[name], size)
-    (joined,) = states(vision_model(encoder), pixels(name, size))
+    (joined,) = states(build_vision_model(encoder), pixels(name, size))
     mean, std = torch.tensor(encoder.pixels.mean)[:, None, None], torch.tensor(encoder.pixels.std)[:, None, None]
     alone = []
-    for member in members(specs[name]):
+    for member in split_encoders(specs[name]):
         one = load_encoder(member, size)
         own = pixels(name, size) * std + mean  # the picture's own values
         own = (own - torch.tensor(one.pixels.mean)[:, None, None]) / torch.tensor(one.pixels.std)[:, None, None]
-        model = vision_model(one)
+        model = build_vision_model(one)
         layer = model.tower.default_layer
         alone.append(states(model, own)[layer][:, int(model.config.class_token) :])
     first = alone[0].shape[2]
@@ -305,7 +305,7 @@ def test_several_encoders_give_what_each_gives_alone(name: str, specs: dict[str,
 def test_a_llava_of_several_encoders_is_saved_and_asked(
     name: str, specs: dict[str, str], bridge_llm: Path, tmp_path: Path
 ) -> None:
-    model, processor = assemble(Assembly(encoder=specs[name], llm=str(bridge_llm)))
+    model, processor = build_llava(LlavaParts(encoder=specs[name], llm=str(bridge_llm)))
     assert model.config.image_seq_length == {"channels": 16, "interleave": 32}[name]
     picture = Image.effect_noise((50, 40), 60).convert("RGB")
     expected = answer(model, processor, [picture], ["What?"], max_new_tokens=5)
@@ -313,16 +313,16 @@ def test_a_llava_of_several_encoders_is_saved_and_asked(
     processor.save_pretrained(tmp_path)
     again, processor = load_llava(tmp_path)
     assert answer(again, processor, [picture], ["What?"], max_new_tokens=5) == expected
-    check_encoder(specs[name])
+    check_encoder_files(specs[name])
     if name == "interleave":
-        pool = Assembly(encoder=specs[name], llm=str(bridge_llm), projector=ProjectorConfig(name="pool"))
+        pool = LlavaParts(encoder=specs[name], llm=str(bridge_llm), projector=ProjectorConfig(name="pool"))
         with pytest.raises(UserError, match=r"projector\.name: expected one that needs no grid"):
-            assemble(pool)
+            build_llava(pool)
 
 
 def test_of_several_encoders_each_gives_the_one_layer(specs: dict[str, str], bridge_llm: Path, tmp_path: Path) -> None:
     def features(spec: str, layer: Any) -> torch.Tensor:
-        model, _ = assemble(Assembly(encoder=spec, llm=str(bridge_llm), feature_layer=layer))
+        model, _ = build_llava(LlavaParts(encoder=spec, llm=str(bridge_llm), feature_layer=layer))
         model.save_pretrained(tmp_path)
         again = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path)
         state = states(again.model.vision_tower, pixels("dinov2"))[again.config.vision_feature_layer]
@@ -330,19 +330,19 @@ def test_of_several_encoders_each_gives_the_one_layer(specs: dict[str, str], bri
 
     both = f"several:{specs['dinov2']} + {specs['siglip2']}"  # of one mean and std
     for layer in (-1, -3, 1):
-        expected = torch.cat([features(spec, layer) for spec in members(both)], dim=2)
+        expected = torch.cat([features(spec, layer) for spec in split_encoders(both)], dim=2)
         torch.testing.assert_close(features(both, layer), expected, atol=1e-4, rtol=1e-4)
     assert torch.equal(features(both, None), features(both, -2))
     with pytest.raises(UserError, match=r"^feature_layer: expected one for all of several encoders, got \[-2, -3\]"):
-        assemble(Assembly(encoder=both, llm=str(bridge_llm), feature_layer=[-2, -3]))
+        build_llava(LlavaParts(encoder=both, llm=str(bridge_llm), feature_layer=[-2, -3]))
     with pytest.raises(UserError, match=r"^feature_layer: encoder 3 of several has only -1, the last feature map, got"):
-        assemble(Assembly(encoder=specs["channels"], llm=str(bridge_llm), feature_layer=-2))
+        build_llava(LlavaParts(encoder=specs["channels"], llm=str(bridge_llm), feature_layer=-2))
 
 
 @pytest.mark.parametrize("spec", ["several:one", "several:interleave:a+", "several:a+several:b+c"])
 def test_several_are_two_or_more(spec: str) -> None:
     with pytest.raises(UserError, match=r"encoder: expected several:A \+ B with two or more encoders"):
-        check_encoder(spec)
+        check_encoder_files(spec)
 
 
 def logits_in_a_fresh_process(directory: Path) -> float:
@@ -364,10 +364,10 @@ print(model(input_ids=ids, pixel_values=torch.ones(1, 3, 32, 32)).logits.double(
 def test_a_llava_with_a_tower_of_transformers_needs_no_import_of_ours(
     name: str, specs: dict[str, str], bridge_llm: Path, tmp_path: Path
 ) -> None:
-    model, processor = assemble(Assembly(encoder=specs[name], llm=str(bridge_llm)))
+    model, processor = build_llava(LlavaParts(encoder=specs[name], llm=str(bridge_llm)))
     picture = Image.effect_noise((50, 40), 60).convert("RGB")
     expected = answer(model, processor, [picture], ["What?"], max_new_tokens=5)
-    assert make_stock(model) is (name in STOCK)
+    assert convert_tower_to_transformers(model) is (name in STOCK)
     assert answer(model, processor, [picture], ["What?"], max_new_tokens=5) == expected
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -384,7 +384,7 @@ def test_whole_clips_and_unfit_models(specs: dict[str, str], tmp_path: Path) -> 
     text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     whole = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=SMALL))
     save(whole, tmp_path / "whole")
-    model = vision_model(load_encoder(f"transformers:{tmp_path / 'whole'}"))
+    model = build_vision_model(load_encoder(f"transformers:{tmp_path / 'whole'}"))
     expected = whole.vision_model(pixels("clip"), output_hidden_states=True).hidden_states
     torch.testing.assert_close(states(model, pixels("clip"))[-2], expected[-2].detach(), atol=1e-5, rtol=0)
     transformers.ResNetConfig().save_pretrained(tmp_path / "resnet")

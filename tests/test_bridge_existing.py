@@ -17,16 +17,16 @@ from PIL import Image
 from clips.errors import UserError
 from llava_bridge import answer, load_llava
 from llava_bridge.cli import main
-from llava_bridge.data import DataConfig
-from llava_bridge.layouts.convert import ConvertConfig, convert
-from llava_bridge.layouts.swap import SwapConfig, swap
-from llava_bridge.model.assembly import Assembly, assemble, load_llm, make_chat, make_stock
-from llava_bridge.model.existing import take_up
-from llava_bridge.model.vision import EncoderVisionModel
+from llava_bridge.data import ConversationSourceConfig
+from llava_bridge.conversion.convert_command import ConvertConfig, run_convert
+from llava_bridge.conversion.swap_encoder import SwapConfig, run_swap
+from llava_bridge.model.build import LlavaParts, build_llava, load_llm, make_conversation_encoder, convert_tower_to_transformers
+from llava_bridge.model.load_llava import load_for_training
+from llava_bridge.model.modeling_vision import EncoderVisionModel
 from llava_bridge.projectors import ProjectorConfig
-from llava_bridge.training.config import StageConfig, TrainConfig
-from llava_bridge.training.inputs import parents
-from llava_bridge.training.workspace import check_inputs
+from llava_bridge.training.config import StageConfig, LlavaTrainConfig
+from llava_bridge.training.run_identity import parent_artifacts
+from llava_bridge.training.work_dir import check_inputs
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def llava(tmp_path_factory: pytest.TempPathFactory, bridge_llm: Path) -> Path:
     """Of a CLIP and the small LLM; it needs nothing of ours."""
     folder = tmp_path_factory.mktemp("existing")
     tower = world.write_tower(world.Parts(), folder / "clip")
-    model, processor = assemble(Assembly(encoder=f"transformers:{tower}", llm=str(bridge_llm)))
-    assert make_stock(model)
+    model, processor = build_llava(LlavaParts(encoder=f"transformers:{tower}", llm=str(bridge_llm)))
+    assert convert_tower_to_transformers(model)
     for part in (model, processor):
         part.save_pretrained(folder / "llava")
     return folder / "llava"
@@ -46,7 +46,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An original checkpoint in transformers' layout; its pictures are padded."""
     folder, parts = tmp_path_factory.mktemp("original"), world.Parts()
     world.write_original(parts, folder / "original", str(world.write_tower(parts, folder / "clip")))
-    convert(ConvertConfig(source=str(folder / "original"), output=str(folder / "hf")))
+    run_convert(ConvertConfig(source=str(folder / "original"), output=str(folder / "hf")))
     return folder / "hf"
 
 
@@ -61,18 +61,18 @@ def test_the_llm_of_a_llava(llava: Path, bridge_llm: Path) -> None:
 def test_taken_up_it_computes_the_same_behind_a_tower_of_ours(which: str, request: pytest.FixtureRequest) -> None:
     directory = request.getfixturevalue(which)
     stock, processor = load_llava(directory, device="cpu")
-    model, own = take_up(str(directory), "auto")
+    model, own = load_for_training(str(directory), "auto")
     assert isinstance(model.model.vision_tower, EncoderVisionModel)
     assert not any(weight.requires_grad for weight in model.model.vision_tower.parameters())
     assert own.chat_template == processor.chat_template
-    text = make_chat(model, own).prompt([{"role": "user", "content": "<image>\nWhat?"}])
+    text = make_conversation_encoder(model, own).prompt([{"role": "user", "content": "<image>\nWhat?"}])
     ids = own.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
     pixels = own.image_processor(world.picture(), return_tensors="pt")["pixel_values"]
     assert torch.equal(pixels, processor.image_processor(world.picture(), return_tensors="pt")["pixel_values"])
     with torch.no_grad():
         mine, theirs = (one(input_ids=ids, pixel_values=pixels).logits for one in (model, stock))
     torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-6)
-    assert make_stock(model)
+    assert convert_tower_to_transformers(model)
     assert model.state_dict().keys() == stock.state_dict().keys()
 
 
@@ -89,10 +89,10 @@ def test_a_template_that_cannot_be_learnt_from_needs_another(llava: Path, tmp_pa
     for part in (model, processor):
         part.save_pretrained(tmp_path / "hub")
     with pytest.raises(UserError, match=r"chat_template: .*; of .*hub\. Name another, such as vicuna_v1"):
-        take_up(str(tmp_path / "hub"), "auto")
-    model, own = take_up(str(tmp_path / "hub"), "vicuna_v1")
+        load_for_training(str(tmp_path / "hub"), "auto")
+    model, own = load_for_training(str(tmp_path / "hub"), "vicuna_v1")
     assert model.config.image_seq_length == 16
-    text = make_chat(model, own).prompt([{"role": "user", "content": "<image>\nWhat?"}])
+    text = make_conversation_encoder(model, own).prompt([{"role": "user", "content": "<image>\nWhat?"}])
     assert text.endswith(f"USER: {'<image>' * 16}\nWhat? ASSISTANT:")
 
 
@@ -126,9 +126,9 @@ def test_a_swap_keeps_all_but_encoder_and_projector(
 
 def test_a_swap_is_what_train_begins_with(llava: Path, bridge_encoder: Path, tmp_path: Path) -> None:
     """`encoder: NEW` and `llm: LLAVA` are the same start as the swapped directory, weight for weight."""
-    swap(SwapConfig(llava=str(llava), encoder=str(bridge_encoder), output=str(tmp_path / "swapped"), seed=3))
-    swapped, _ = take_up(str(tmp_path / "swapped"), "auto")
-    assembled, _ = assemble(Assembly(encoder=str(bridge_encoder), llm=str(llava), seed=3))
+    run_swap(SwapConfig(llava=str(llava), encoder=str(bridge_encoder), output=str(tmp_path / "swapped"), seed=3))
+    swapped, _ = load_for_training(str(tmp_path / "swapped"), "auto")
+    assembled, _ = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(llava), seed=3))
     expected = assembled.state_dict()
     assert swapped.state_dict().keys() == expected.keys()
     assert all(torch.equal(value, expected[name]) for name, value in swapped.state_dict().items())
@@ -140,7 +140,7 @@ def test_a_swap_keeps_the_precision_of_the_llm_and_the_bits_of_the_encoder(llava
         part.save_pretrained(tmp_path / "half")
     tower = world.write_tower(world.Parts(), tmp_path / "clip")
     output = str(tmp_path / "swapped")
-    swap(SwapConfig(llava=str(tmp_path / "half"), encoder=f"transformers:{tower}", output=output))
+    run_swap(SwapConfig(llava=str(tmp_path / "half"), encoder=f"transformers:{tower}", output=output))
     from safetensors.torch import load_file
 
     weights = load_file(tmp_path / "swapped" / "model.safetensors")
@@ -148,21 +148,21 @@ def test_a_swap_keeps_the_precision_of_the_llm_and_the_bits_of_the_encoder(llava
     assert {value.dtype for name, value in weights.items() if "vision" in name or "proj" in name.split(".")[0]} == {
         torch.float32
     }
-    again, _ = take_up(output, "auto")
+    again, _ = load_for_training(output, "auto")
     for name, value in world.Parts().tower.state_dict().items():
         assert torch.equal(again.model.vision_tower.state_dict()[f"tower.model.{name}"], value), name
 
 
-def config(llava: Path, talk: Path, output: Path, **fields: Any) -> TrainConfig:
-    data = [DataConfig(path=str(talk / "talk.json"))]
+def config(llava: Path, talk: Path, output: Path, **fields: Any) -> LlavaTrainConfig:
+    data = [ConversationSourceConfig(path=str(talk / "talk.json"))]
     stage = StageConfig(data=data, steps=2, global_batch_size=2, max_length=128)
-    return TrainConfig(output=str(output), llava=str(llava), align=stage, instruct=stage, **fields)
+    return LlavaTrainConfig(output=str(output), llava=str(llava), align=stage, instruct=stage, **fields)
 
 
 def test_settings_beside_a_llava_are_checked(llava: Path, bridge_talk: Path, tmp_path: Path) -> None:
     made = config(llava, bridge_talk, tmp_path / "out")
     check_inputs(made)
-    assert parents(made) == {"llava": str(llava)}
+    assert parent_artifacts(made) == {"llava": str(llava)}
     for name, value in {
         "encoder": "timm:x",
         "llm": "x",
@@ -187,8 +187,8 @@ def test_settings_beside_a_llava_are_checked(llava: Path, bridge_talk: Path, tmp
 def test_swapped_aligned_and_converted_instructed(
     llava: Path, converted: Path, bridge_encoder: Path, bridge_talk: Path, tmp_path: Path
 ) -> None:
-    swap(SwapConfig(llava=str(llava), encoder=str(bridge_encoder), output=str(tmp_path / "swapped")))
-    data = [DataConfig(path=str(bridge_talk / "talk.json"))]
+    run_swap(SwapConfig(llava=str(llava), encoder=str(bridge_encoder), output=str(tmp_path / "swapped")))
+    data = [ConversationSourceConfig(path=str(bridge_talk / "talk.json"))]
     fields: dict[str, Any] = {
         "align": StageConfig(data=data, steps=3, global_batch_size=4, max_length=128),
         "instruct": StageConfig(data=data, steps=3, global_batch_size=4, max_length=512, learning_rate=1e-3),

@@ -12,13 +12,13 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from clips.errors import UserError
-from llava_bridge.data import DataConfig
-from llava_bridge.encoders.contract import Pixels
-from llava_bridge.model.assembly import Assembly, assemble
-from llava_bridge.model.fitting import FITS, Fit, image_processor, refitted
-from llava_bridge.training.config import StageConfig, TrainConfig
+from llava_bridge.data import ConversationSourceConfig
+from llava_bridge.encoders.base import ImagePreprocess
+from llava_bridge.model.build import LlavaParts, build_llava
+from llava_bridge.model.image_processing import ASPECT_RATIO_MODES, Fit, make_image_processor, with_aspect_ratio
+from llava_bridge.training.config import StageConfig, LlavaTrainConfig
 
-PIXELS = Pixels(size=8, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0), interpolation="bicubic")
+PIXELS = ImagePreprocess(size=8, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0), interpolation="bicubic")
 MEAN = (127, 63, 0)  # whole numbers of a byte, as LLaVA rounds them
 
 
@@ -37,10 +37,10 @@ def shown(processor: Any, picture: Image.Image) -> torch.Tensor:
 
 def test_pad_keeps_the_shape_between_bars_of_the_mean_colour() -> None:
     for size in ((32, 16), (16, 32)):
-        pixels = shown(image_processor(PIXELS, "pad"), halves(*size))
+        pixels = shown(make_image_processor(PIXELS, "pad"), halves(*size))
         square = Image.new("RGB", (32, 32), MEAN)
         square.paste(halves(*size), ((32 - size[0]) // 2, (32 - size[1]) // 2))
-        assert torch.equal(pixels, shown(image_processor(PIXELS, "squash"), square))
+        assert torch.equal(pixels, shown(make_image_processor(PIXELS, "squash"), square))
         pixels = pixels if size == (32, 16) else pixels.transpose(1, 2)
         bar = torch.tensor(MEAN)[:, None, None] / 255
         assert torch.allclose(pixels[:, [0, 7]], bar, atol=0.02)
@@ -50,21 +50,21 @@ def test_pad_keeps_the_shape_between_bars_of_the_mean_colour() -> None:
 
 def test_squash_fills_the_square_and_crop_cuts_the_sides_off() -> None:
     picture = halves(32, 16)
-    squashed, cropped = (shown(image_processor(PIXELS, fit), picture) for fit in ("squash", "crop"))
+    squashed, cropped = (shown(make_image_processor(PIXELS, fit), picture) for fit in ("squash", "crop"))
     for pixels in (squashed, cropped):
         assert torch.allclose(pixels[:, :, :3], torch.ones(()), atol=0.03)
         assert torch.allclose(pixels[:, :, 5:], torch.zeros(()), atol=0.03)
     marked = picture.copy()
     marked.paste((255, 0, 0), (0, 0, 6, 16))  # within what is cut off
-    assert torch.allclose(shown(image_processor(PIXELS, "crop"), marked), cropped, atol=1e-3)
-    assert not torch.allclose(shown(image_processor(PIXELS, "squash"), marked), squashed, atol=0.1)
+    assert torch.allclose(shown(make_image_processor(PIXELS, "crop"), marked), cropped, atol=1e-3)
+    assert not torch.allclose(shown(make_image_processor(PIXELS, "squash"), marked), squashed, atol=0.1)
 
 
-@pytest.mark.parametrize("fit", list(FITS))
+@pytest.mark.parametrize("fit", list(ASPECT_RATIO_MODES))
 def test_a_saved_llava_prepares_pictures_as_in_training(
     fit: Fit, bridge_encoder: Path, bridge_llm: Path, tmp_path: Path
 ) -> None:
-    model, processor = assemble(Assembly(encoder=str(bridge_encoder), llm=str(bridge_llm), image_fit=fit))
+    model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_llm), image_fit=fit))
     processor.save_pretrained(tmp_path)
     again = AutoProcessor.from_pretrained(tmp_path)
     picture = halves(48, 20)
@@ -74,24 +74,24 @@ def test_a_saved_llava_prepares_pictures_as_in_training(
     whole = again(images=[picture], text="<image>\nWhat?", return_tensors="pt")  # transformers' own way to ask
     assert torch.equal(whole["pixel_values"], wanted)
     assert int((whole["input_ids"] == model.config.image_token_index).sum()) == model.config.image_seq_length
-    for other in FITS:
-        made = refitted(again.image_processor, other)([picture], return_tensors="pt")["pixel_values"]
+    for other in ASPECT_RATIO_MODES:
+        made = with_aspect_ratio(again.image_processor, other)([picture], return_tensors="pt")["pixel_values"]
         assert torch.equal(made, wanted) == (other == fit)
 
 
 def test_results_say_how_pictures_became_squares() -> None:
-    from benchmarks.mllm.evaluate import _resize
+    from benchmarks.mllm.evaluate_task import _resize
 
-    said = {fit: _resize(image_processor(PIXELS, fit)) for fit in FITS}
+    said = {fit: _resize(make_image_processor(PIXELS, fit)) for fit in ASPECT_RATIO_MODES}
     assert said == {"squash": "squash", "pad": "pad", "crop": "shortest side, centre crop"}
 
 
 def test_only_align_before_instruct_has_ways_of_its_own() -> None:
-    data = [DataConfig(path="x")]
+    data = [ConversationSourceConfig(path="x")]
 
-    def config(stages: list[Any], **own: Any) -> TrainConfig:
+    def config(stages: list[Any], **own: Any) -> LlavaTrainConfig:
         made = {name: StageConfig(data=data, **own.get(name, {})) for name in ("pretrain", "align", "instruct")}
-        return TrainConfig(output="x", encoder="x", llm="x", stages=stages, **made)
+        return LlavaTrainConfig(output="x", encoder="x", llm="x", stages=stages, **made)
 
     own = {"chat_template": "plain", "image_fit": "crop"}
     config(["align", "instruct"], align=own)

@@ -13,15 +13,15 @@ import torch
 from safetensors.torch import load_file
 from test_bridge_fsdp import config
 
-from llava_bridge.data import DataConfig
+from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.encoders import load_encoder
-from llava_bridge.model.assembly import Assembly, assemble
-from llava_bridge.model.vision import vision_model
+from llava_bridge.model.build import LlavaParts, build_llava
+from llava_bridge.model.modeling_vision import build_vision_model
 from llava_bridge.training.config import StageConfig
-from llava_bridge.training.objective import Objective
-from llava_bridge.training.setup import parts_of
+from llava_bridge.training.loss import LlavaLoss
+from llava_bridge.training.setup import split_parts
 from llava_bridge.training.trainer import frozen_encoder_apart, recompute_layers
-from llava_bridge.training.weights import frozen_fits_bf16
+from llava_bridge.training.sharded_weights import frozen_fits_bf16
 
 
 @pytest.mark.slow
@@ -35,7 +35,7 @@ def test_a_frozen_llm_is_bit_for_bit_as_it_was_after_bf16(
     llm.save_pretrained(tmp_path / "llm")
     AutoTokenizer.from_pretrained(bridge_llm).save_pretrained(tmp_path / "llm")
     stage = StageConfig(
-        data=[DataConfig(path=str(bridge_talk / "talk.json"))],
+        data=[ConversationSourceConfig(path=str(bridge_talk / "talk.json"))],
         steps=2,
         global_batch_size=4,
         learning_rate=1e-2,
@@ -77,14 +77,14 @@ def test_batch_norms_that_learn_are_not_shown_the_blank(
     kind: str, recomputed: bool, tmp_path: Path, bridge_llm: Path
 ) -> None:
     bridge_world.make_encoder(tmp_path / "trunk", getattr(bridge_world, kind))
-    model, _ = assemble(Assembly(encoder=str(tmp_path / "trunk"), llm=str(bridge_llm)))
+    model, _ = build_llava(LlavaParts(encoder=str(tmp_path / "trunk"), llm=str(bridge_llm)))
     model.requires_grad_(True).train()
     if recomputed:
         recompute_layers(model)
     before = {name: value.clone() for name, value in model.model.vision_tower.named_buffers()}
     assert any(name.endswith("running_mean") for name in before)
     text = torch.tensor([[1, 40, 41, 42]])
-    Objective(model)(input_ids=text, labels=text, attention_mask=torch.ones_like(text))["loss"].backward()
+    LlavaLoss(model)(input_ids=text, labels=text, attention_mask=torch.ones_like(text))["loss"].backward()
     assert all(torch.equal(value, before[name]) for name, value in model.model.vision_tower.named_buffers())
     assert all(module.training for module in model.model.vision_tower.modules())
     assert all(weight.grad is not None for weight in model.model.multi_modal_projector.parameters())
@@ -93,8 +93,8 @@ def test_batch_norms_that_learn_are_not_shown_the_blank(
 def test_an_encoder_that_is_put_apart_is_called_and_comes_back_to_its_place(
     bridge_encoder: Path, bridge_llm: Path
 ) -> None:
-    model, _ = assemble(Assembly(encoder=str(bridge_encoder), llm=str(bridge_llm)))
-    setup: Any = SimpleNamespace(model=model, parts=parts_of(model))
+    model, _ = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_llm)))
+    setup: Any = SimpleNamespace(model=model, parts=split_parts(model))
     names = list(model.state_dict())
     pixels = torch.zeros(1, 3, 32, 32)
     before = torch.cat(tuple(model.get_image_features(pixels).pooler_output))
@@ -113,7 +113,7 @@ def test_an_encoder_that_is_put_apart_is_called_and_comes_back_to_its_place(
 
 def kept(spec: str, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Features that come through the cache, and those without."""
-    tower: Any = vision_model(load_encoder(spec, None), None).requires_grad_(False)
+    tower: Any = build_vision_model(load_encoder(spec, None), None).requires_grad_(False)
     plain = tower(pixels, output_hidden_states=[-1]).hidden_states[-1]
     tower.keep_outputs(-1)
     return tower(pixels, output_hidden_states=[-1]).hidden_states[-1], plain

@@ -13,7 +13,7 @@ from bridge_world import losses
 from safetensors.torch import load_file
 
 from clips.errors import UserError
-from llava_bridge.data import DataConfig
+from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.training.config import LaunchConfig, LoraConfig, StageConfig
 
 EVERY = ["vision", "projector", "llm"]
@@ -42,7 +42,7 @@ WITHIN = {
 def config(directory: Path, name: str, world: tuple[Path, Path, Path], way: str, **fields: Any) -> Path:
     """A run of six steps; ``name`` says what its stage trains."""
     encoder, llm, talk = world
-    data = [DataConfig(path=str(talk / "talk.json"))]
+    data = [ConversationSourceConfig(path=str(talk / "talk.json"))]
     settings = {
         "data": data,
         "steps": 6,
@@ -91,7 +91,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, world: tuple[Path, Path, Path
         paths.append(str(config(directory / way, "stages", world, way, stages=["pretrain", "align", "instruct"])))
         if way == "fsdp":
             kept = StageConfig(
-                data=[DataConfig(path=str(talk / "talk.json"))],
+                data=[ConversationSourceConfig(path=str(talk / "talk.json"))],
                 steps=6,
                 global_batch_size=4,
                 learning_rate=1e-3,

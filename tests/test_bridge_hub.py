@@ -15,26 +15,26 @@ from bridge_world import config_file
 from original_world import Parts, picture, write_original, write_tower
 
 from benchmarks.config import BenchmarkConfig, RunConfig
-from benchmarks.models import Row
+from benchmarks.eval_model import EvalModel
 from clips.commandline.parsing import parse_config
 from clips.core.artifact import directory_hash, read_manifest
 from clips.errors import UserError
-from clips.references import hub_directory
-from llava_bridge.asking.console import ChatConfig, chat
-from llava_bridge.asking.describe import DescribeConfig, describe
-from llava_bridge.asking.inference import load_llava
-from llava_bridge.data.inspection import InspectConfig, inspect
+from clips.model_refs import download_from_hub
+from llava_bridge.inference.chat_command import ChatConfig, run_chat
+from llava_bridge.inference.describe_command import DescribeConfig, run_describe
+from llava_bridge.inference.generate import load_llava
+from llava_bridge.data.inspect_command import InspectConversationsConfig, run_inspect
 from llava_bridge.encoders import load_encoder
-from llava_bridge.encoders.files import check_encoder
-from llava_bridge.layouts.convert import ConvertConfig, convert
-from llava_bridge.layouts.swap import SwapConfig, swap
-from llava_bridge.model.assembly import load_llm, load_tokenizer
-from llava_bridge.model.existing import take_up
-from llava_bridge.model.parts import check_llava, check_llm
-from llava_bridge.serving.command import ServeConfig, serve
-from llava_bridge.training.config import TrainConfig
-from llava_bridge.training.inputs import run_identity
-from llava_bridge.training.workspace import check_inputs
+from llava_bridge.encoders.checks import check_encoder_files
+from llava_bridge.conversion.convert_command import ConvertConfig, run_convert
+from llava_bridge.conversion.swap_encoder import SwapConfig, run_swap
+from llava_bridge.model.build import load_llm, load_tokenizer
+from llava_bridge.model.load_llava import load_for_training
+from llava_bridge.model.checks import check_llava_dir, check_llm_dir
+from llava_bridge.serving.command import ServeConfig, run_serve
+from llava_bridge.training.config import LlavaTrainConfig
+from llava_bridge.training.run_identity import run_identity
+from llava_bridge.training.work_dir import check_inputs
 
 COMMIT, OLDER = "a" * 40, "b" * 40
 
@@ -53,9 +53,9 @@ def hub(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
-    hub_directory.cache_clear()
+    download_from_hub.cache_clear()
     yield cache
-    hub_directory.cache_clear()
+    download_from_hub.cache_clear()
 
 
 def put(cache: Path, name: str, directory: Path, commit: str, branch: str) -> None:
@@ -78,8 +78,8 @@ def test_a_name_gives_what_its_directory_gives(hub: Path, bridge_encoder: Path, 
     assert same(eyes.weights, expected.weights)
     assert (eyes.pixels, eyes.architecture) == (expected.pixels, expected.architecture)
     assert len(load_encoder("several:hf-hub:org/eyes + timm:test_vit@random", 64).architecture["towers"]) == 2
-    model, processor = take_up("org/llava", "auto")
-    again, _ = take_up(str(hub.parent / "llava"), "auto")
+    model, processor = load_for_training("org/llava", "auto")
+    again, _ = load_for_training(str(hub.parent / "llava"), "auto")
     assert same(model, again)
     assert processor.chat_template
     assert same(load_llm("org/llava"), load_llm(str(hub.parent / "llava")))
@@ -89,28 +89,28 @@ def test_a_name_gives_what_its_directory_gives(hub: Path, bridge_encoder: Path, 
 def test_a_directory_of_that_name_comes_first(hub: Path) -> None:
     Path("org/llm").mkdir(parents=True)
     with pytest.raises(UserError, match=r"^llm: org/llm has no config\.json"):
-        check_llm("org/llm")
+        check_llm_dir("org/llm")
 
 
 def test_revisions(hub: Path) -> None:
-    check_llm("org/llm@main")
-    check_llm(f"org/llm@{COMMIT}")
+    check_llm_dir("org/llm@main")
+    check_llm_dir(f"org/llm@{COMMIT}")
     with pytest.raises(UserError, match=r"^llm: org/llm@old has no weights"):
-        check_llm("org/llm@old")
+        check_llm_dir("org/llm@old")
 
 
 @pytest.mark.parametrize(
     ("check", "name", "message"),
     [
-        (check_llm, "org/none", r"llm: org/none is not a directory; org/none: cannot be had from the hub \(.+\)"),
-        (check_llava, "org/llm", r"llava: org/llm is no LLaVA in transformers' layout"),
-        (check_llm, "org/eyes", r"llm: org/eyes has no config\.json"),
-        (check_encoder, "transformers:org/none", r"encoder: org/none is not a directory; org/none: cannot be had"),
-        (check_encoder, "transformers:org/eyes", r"encoder: org/eyes has no config\.json"),
+        (check_llm_dir, "org/none", r"llm: org/none is not a directory; org/none: cannot be had from the hub \(.+\)"),
+        (check_llava_dir, "org/llm", r"llava: org/llm is no LLaVA in transformers' layout"),
+        (check_llm_dir, "org/eyes", r"llm: org/eyes has no config\.json"),
+        (check_encoder_files, "transformers:org/none", r"encoder: org/none is not a directory; org/none: cannot be had"),
+        (check_encoder_files, "transformers:org/eyes", r"encoder: org/eyes has no config\.json"),
         (load_llava, "org/none", r"llava: org/none is not a directory; org/none: cannot be had from the hub \(.+\)"),
-        (check_encoder, "hf-hub:org/none", r"encoder: org/none: cannot be had from the hub \(.+\)"),
-        (check_encoder, "hf-hub:org/llm", r"encoder: hf-hub:org/llm is no directory of open_clip's; try transformers:"),
-        (check_encoder, "org/eyes", r"encoder: org/eyes is not a directory \(expected .*hf-hub:ORG/NAME"),
+        (check_encoder_files, "hf-hub:org/none", r"encoder: org/none: cannot be had from the hub \(.+\)"),
+        (check_encoder_files, "hf-hub:org/llm", r"encoder: hf-hub:org/llm is no directory of open_clip's; try transformers:"),
+        (check_encoder_files, "org/eyes", r"encoder: org/eyes is not a directory \(expected .*hf-hub:ORG/NAME"),
     ],
 )
 def test_what_is_not_there_takes_one_line(hub: Path, check: Any, name: str, message: str) -> None:
@@ -131,9 +131,9 @@ def test_only_what_is_read_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_pat
     (tmp_path / "model.safetensors").touch()  # so that nothing else is asked for
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    hub_directory.cache_clear()
-    assert hub_directory("org/llm@v2", "llm") == tmp_path
-    hub_directory.cache_clear()
+    download_from_hub.cache_clear()
+    assert download_from_hub("org/llm@v2", "llm") == tmp_path
+    download_from_hub.cache_clear()
     assert (asked.pop("name"), asked.pop("revision")) == ("org/llm", "v2")
     wanted = {"config.json", "tokenizer.model", "chat_template.jinja", "merges.txt", "model-00001-of-00002.safetensors"}
     others = {"pytorch_model.bin", "consolidated.safetensors", "README.md", "flax_model.msgpack"}
@@ -148,12 +148,12 @@ def test_pickles_are_asked_for_where_there_is_nothing_else(monkeypatch: pytest.M
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    hub_directory.cache_clear()
-    hub_directory("org/older", "source")
+    download_from_hub.cache_clear()
+    download_from_hub("org/older", "source")
     assert ["pytorch_model*.bin" in patterns for patterns in asked] == [False, True]
     (tmp_path / "model.safetensors").touch()
-    hub_directory("org/newer", "source")
-    hub_directory.cache_clear()
+    download_from_hub("org/newer", "source")
+    download_from_hub.cache_clear()
     assert len(asked) == 3
 
 
@@ -161,7 +161,7 @@ def test_pickles_are_asked_for_where_there_is_nothing_else(monkeypatch: pytest.M
 def test_a_run_keeps_names_and_commits(encoder: str, hub: Path, bridge_talk: Path, tmp_path: Path) -> None:
     put(hub, "tower", write_tower(Parts(), tmp_path / "clip", pickled=True), COMMIT, "main")
     path = config_file(tmp_path, "run", bridge_talk, encoder=encoder, llm="org/llm", stages=["align"])
-    config = parse_config(TrainConfig, ["--config", str(path)], prog="test").among(1)
+    config = parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test").among(1)
     check_inputs(config)
     found = run_identity(config)
     assert (found["encoder"], found["llm"]) == (encoder, "org/llm")
@@ -171,13 +171,13 @@ def test_a_run_keeps_names_and_commits(encoder: str, hub: Path, bridge_talk: Pat
 
 
 def test_a_llava_of_the_hub_takes_another_encoder(hub: Path, bridge_talk: Path, tmp_path: Path, capsys: Any) -> None:
-    swap(SwapConfig(llava="org/llava", encoder="hf-hub:org/eyes", output=str(tmp_path / "swapped")))
-    check_llava(str(tmp_path / "swapped"))
+    run_swap(SwapConfig(llava="org/llava", encoder="hf-hub:org/eyes", output=str(tmp_path / "swapped")))
+    check_llava_dir(str(tmp_path / "swapped"))
     assert same(load_llm(str(tmp_path / "swapped")), load_llm("org/llava"))
     manifest = read_manifest(tmp_path / "swapped")
     assert manifest["data"] == {"encoder": COMMIT}
     assert Path(manifest["parents"]["llava"]["path"]).name == COMMIT
-    inspect(InspectConfig(path=str(bridge_talk / "talk.json"), llm="org/llm", image_tokens=16))
+    run_inspect(InspectConversationsConfig(path=str(bridge_talk / "talk.json"), llm="org/llm", image_tokens=16))
     assert "What colour is it?" in capsys.readouterr().out
 
 
@@ -185,14 +185,14 @@ def test_a_llava_of_the_hub_is_asked(hub: Path, tmp_path: Path, capsys: Any, mon
     picture().save(tmp_path / "picture.png")
     said = []
     for directory in (str(tmp_path / "llava"), "org/llava", "hf-hub:org/llava"):
-        chat(ChatConfig(directory=directory, image="picture.png", prompt="What?", max_new_tokens=5))
-        describe(DescribeConfig(directory=directory, images=["picture.png"], output="out.jsonl", max_new_tokens=5))
+        run_chat(ChatConfig(directory=directory, image="picture.png", prompt="What?", max_new_tokens=5))
+        run_describe(DescribeConfig(directory=directory, images=["picture.png"], output="out.jsonl", max_new_tokens=5))
         said.append(capsys.readouterr().out)
     assert said[0] == said[1] == said[2]
     assert len(Path("out.jsonl").read_text().splitlines()) == 1  # for describe, too, the three are one LLaVA
     served: list[Any] = []
     monkeypatch.setattr("uvicorn.Server.run", lambda _, sockets: served.append(sockets))
-    serve(ServeConfig(directory="org/llava", port=0))
+    run_serve(ServeConfig(directory="org/llava", port=0))
     assert len(served) == 1
 
 
@@ -200,8 +200,8 @@ def test_an_original_llava_of_the_hub_is_converted(hub: Path, tmp_path: Path) ->
     parts = Parts()
     put(hub, "tower", write_tower(parts, tmp_path / "clip"), COMMIT, "main")
     put(hub, "original", write_original(parts, tmp_path / "original", "org/tower"), COMMIT, "main")
-    convert(ConvertConfig(source="org/original", output="named"))
-    convert(ConvertConfig(source=str(tmp_path / "original"), output="local", vision_tower=str(tmp_path / "clip")))
+    run_convert(ConvertConfig(source="org/original", output="named"))
+    run_convert(ConvertConfig(source=str(tmp_path / "original"), output="local", vision_tower=str(tmp_path / "clip")))
     assert same(load_llava("named")[0], load_llava("local")[0])
     manifest = read_manifest(Path("named"))
     assert manifest["config"]["source"] == "org/original"
@@ -213,12 +213,12 @@ def test_an_original_llava_of_the_hub_is_converted(hub: Path, tmp_path: Path) ->
 
 def test_models_of_the_hub_are_evaluated(hub: Path, bridge_encoder: Path, tmp_path: Path) -> None:
     benchmarks = [BenchmarkConfig(name="retrieval", data="data")]
-    row = Row(RunConfig(row="r", results="r", benchmarks=benchmarks, encoder="hf-hub:org/eyes", llava="org/llava"))
+    row = EvalModel(RunConfig(row="r", results="r", benchmarks=benchmarks, encoder="hf-hub:org/eyes", llava="org/llava"))
     for needs, name, local in (("encoder", "eyes", bridge_encoder), ("llava", "llava", tmp_path / "llava")):
         assert row.path(needs) == str(hub / f"models--org--{name}/snapshots/{COMMIT}")  # type: ignore[arg-type]
         assert row.model(needs)["hash"] == directory_hash(local)  # type: ignore[arg-type]
     assert row.model("llava")["path"] == "org/llava"
-    assert same(row.encoder.model, Row(dataclasses.replace(row.config, encoder=str(bridge_encoder))).encoder.model)
-    missing = Row(dataclasses.replace(row.config, llava="org/none"))
+    assert same(row.encoder.model, EvalModel(dataclasses.replace(row.config, encoder=str(bridge_encoder))).encoder.model)
+    missing = EvalModel(dataclasses.replace(row.config, llava="org/none"))
     with pytest.raises(UserError, match=r"^llava: org/none is not a directory; org/none: cannot be had from the hub"):
         missing.path("llava")

@@ -17,7 +17,7 @@ import bridge_world
 import pytest
 
 from clips.parallel.watchdog import EXIT_HUNG
-from llava_bridge.data import DataConfig
+from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.training import hung
 from llava_bridge.training.config import LaunchConfig, StageConfig
 from llava_bridge.training.hung import HungWatch
@@ -27,7 +27,7 @@ from llava_bridge.training.hung import HungWatch
 def test_sigterm_ends_processes_that_wait_in_a_collective(
     tmp_path: Path, bridge_encoder: Path, bridge_llm: Path, bridge_talk: Path
 ) -> None:
-    stage = StageConfig(data=[DataConfig(path=str(bridge_talk / "talk.json"))], steps=50, global_batch_size=4)
+    stage = StageConfig(data=[ConversationSourceConfig(path=str(bridge_talk / "talk.json"))], steps=50, global_batch_size=4)
     fields: dict[str, Any] = {"stages": ["instruct"], "encoder": str(bridge_encoder), "llm": str(bridge_llm)}
     launch = LaunchConfig(processes=2, deepspeed="zero3")
     path = bridge_world.config_file(tmp_path, "run", bridge_talk, instruct=stage, launch=launch, **fields)

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from clips.errors import UserError
-from llava_bridge.data.inspection import InspectConfig, inspect
+from llava_bridge.data.inspect_command import InspectConversationsConfig, run_inspect
 
 
 def test_samples_are_printed_as_the_llm_sees_them(
     bridge_talk: Path, bridge_llm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "page.html"
-    inspect(
-        InspectConfig(
+    run_inspect(
+        InspectConversationsConfig(
             path=str(bridge_talk / "talk.json"), llm=str(bridge_llm), image_tokens=4, shown=2, page=str(page), scan=8
         )
     )
@@ -42,7 +42,7 @@ def test_what_cannot_be_used_is_counted_and_named(
     rows[2]["conversations"][1]["value"] = "red " * 200
     path = tmp_path / "talk.json"
     path.write_text(json.dumps(rows))
-    inspect(InspectConfig(path=str(path), images=str(bridge_talk), llm=str(bridge_llm), image_tokens=4, max_length=60))
+    run_inspect(InspectConversationsConfig(path=str(path), images=str(bridge_talk), llm=str(bridge_llm), image_tokens=4, max_length=60))
     printed = capsys.readouterr().out
     assert re.search(r"invalid     2 × no such picture .*\(talk\.json 0, talk\.json 3\)\n", printed)
     assert "invalid     1 × no answer within 60 tokens (talk.json 1)" in printed
@@ -52,10 +52,10 @@ def test_what_cannot_be_used_is_counted_and_named(
 
 def test_fields_are_checked(bridge_llm: Path) -> None:
     with pytest.raises(UserError, match="image_tokens: expected 1 or more, got 0"):
-        InspectConfig(path="x", llm=str(bridge_llm), image_tokens=0)
+        InspectConversationsConfig(path="x", llm=str(bridge_llm), image_tokens=0)
     with pytest.raises(
         UserError, match="image_tokens: expected a square number whose root divides a tile of 336 pixels"
     ):
-        InspectConfig(path="x", llm=str(bridge_llm), image_fit="anyres", image_tokens=400)
+        InspectConversationsConfig(path="x", llm=str(bridge_llm), image_fit="anyres", image_tokens=400)
     with pytest.raises(UserError, match="no such file"):
-        inspect(InspectConfig(path="gone.json", llm=str(bridge_llm)))
+        run_inspect(InspectConversationsConfig(path="gone.json", llm=str(bridge_llm)))

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from clips.errors import UserError
-from llava_bridge import likelihoods, load_llava
-from llava_bridge.asking import likelihood
-from llava_bridge.chat import IMAGE
+from llava_bridge import loglikelihoods, load_llava
+from llava_bridge.inference import loglikelihood
+from llava_bridge.conversation import IMAGE
 
 TEXTS = ["red", "A green square number 1.", "blue on grey, 3", "there is", "yes"]
 PROMPTS = ["What is it?", "Describe the picture.", "What?", "Say something long about what you see here.", "Is it?"]
@@ -90,7 +90,7 @@ def test_batches_are_one_by_one(kind: str, end: bool, side: str, request: pytest
     model, processor = request.getfixturevalue(kind)
     processor.tokenizer.padding_side = side
     for batch in (2, 5):
-        found = likelihoods(model, processor, pictures(), PROMPTS, TEXTS, batch, end=end)
+        found = loglikelihoods(model, processor, pictures(), PROMPTS, TEXTS, batch, end=end)
         for each, images, prompt, text in zip(found, pictures(), PROMPTS, TEXTS, strict=True):
             total, tokens, greedy = naive(model, processor, images, prompt, text, end=end)
             assert each.total == pytest.approx(total, abs=2e-4)
@@ -100,12 +100,12 @@ def test_batches_are_one_by_one(kind: str, end: bool, side: str, request: pytest
 def test_the_end_is_one_token_more(stock: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = stock
     picture = bench_world.picture(0)
-    (short,) = likelihoods(model, processor, [picture], ["What is it?"], ["red"], end=False)
-    (whole,) = likelihoods(model, processor, [picture], ["What is it?"], ["red"])
+    (short,) = loglikelihoods(model, processor, [picture], ["What is it?"], ["red"], end=False)
+    (whole,) = loglikelihoods(model, processor, [picture], ["What is it?"], ["red"])
     assert whole.tokens == short.tokens + 1
     assert whole.total < short.total < 0
-    monkeypatch.setattr(likelihood, "_ROWS_AT_ONCE", 1)
-    assert likelihoods(model, processor, [picture], ["What is it?"], ["red"])[0].total == pytest.approx(whole.total)
+    monkeypatch.setattr(loglikelihood, "_ROWS_AT_ONCE", 1)
+    assert loglikelihoods(model, processor, [picture], ["What is it?"], ["red"])[0].total == pytest.approx(whole.total)
 
 
 def test_what_greedy_decoding_would_say_is_greedy(stock: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,23 +117,23 @@ def test_what_greedy_decoding_would_say_is_greedy(stock: tuple[Any, Any], monkey
     biased.weight.data.copy_(model.lm_head.weight)
     biased.bias.data.zero_()[favourite[0]] = 50
     monkeypatch.setitem(model._modules, "lm_head", biased)
-    found = likelihoods(model, processor, [None, None], ["Hm?", "Hm?"], ["red", "blue"], end=False)
+    found = loglikelihoods(model, processor, [None, None], ["Hm?", "Hm?"], ["red", "blue"], end=False)
     assert [each.greedy for each in found] == [True, False]
     assert found[0].total == pytest.approx(0, abs=1e-6)
-    assert not likelihoods(model, processor, [None], ["Hm?"], ["red"])[0].greedy  # it would go on, not end
+    assert not loglikelihoods(model, processor, [None], ["Hm?"], ["red"])[0].greedy  # it would go on, not end
 
 
 def test_a_word_is_its_own_token_behind_a_prompt(real_words: tuple[Any, Any]) -> None:
     """Tokenized by itself or joined to the prompt, "dog" would be other tokens; a story's next word is likely."""
     model, processor = real_words
-    sense, none = likelihoods(model, processor, [None] * 2, ["Once upon a"] * 2, ["dog", "god"], end=False)
+    sense, none = loglikelihoods(model, processor, [None] * 2, ["Once upon a"] * 2, ["dog", "god"], end=False)
     assert (sense.tokens, none.tokens) == (1, 1)
     assert sense.total > none.total
 
 
 def test_white_space_around_a_continuation_changes_nothing(stock: tuple[Any, Any]) -> None:
     model, processor = stock
-    plain, spaced = likelihoods(model, processor, [None] * 2, ["Hm?"] * 2, ["yes", "  yes\n"])
+    plain, spaced = loglikelihoods(model, processor, [None] * 2, ["Hm?"] * 2, ["yes", "  yes\n"])
     assert spaced.total == pytest.approx(plain.total, abs=1e-5)
     assert spaced.tokens == plain.tokens
 
@@ -142,9 +142,9 @@ def test_what_cannot_be_scored_is_refused(stock: tuple[Any, Any], monkeypatch: p
     model, processor = stock
     for text in ("", "  "):
         with pytest.raises(UserError, match="expected a text to score, got"):
-            likelihoods(model, processor, [None], ["Hm?"], [text])
+            loglikelihoods(model, processor, [None], ["Hm?"], [text])
     with pytest.raises(UserError, match="a prompt has 0 pictures but not as many <image> marks"):
-        likelihoods(model, processor, [None], ["Hm?"], ["an <image> in it"])
+        loglikelihoods(model, processor, [None], ["Hm?"], ["an <image> in it"])
     monkeypatch.setattr(model.config.get_text_config(), "max_position_embeddings", 20)
     with pytest.raises(UserError, match="pictures included; expected at most the LLM's context of 20 "):
-        likelihoods(model, processor, [bench_world.picture(0)], ["Hm?"], ["yes"])
+        loglikelihoods(model, processor, [bench_world.picture(0)], ["Hm?"], ["yes"])

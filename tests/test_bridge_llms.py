@@ -14,9 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from clips.errors import UserError
 from llava_bridge import answer, load_llava
-from llava_bridge.model.assembly import Assembly, assemble, load_llm
-from llava_bridge.model.output_layer import output_layer
-from llava_bridge.training.objective import Objective
+from llava_bridge.model.build import LlavaParts, build_llava, load_llm
+from llava_bridge.model.lm_head import extract_lm_head
+from llava_bridge.training.loss import LlavaLoss
 
 KINDS: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 8, "tie_word_embeddings": True},
@@ -80,7 +80,7 @@ def test_logits_are_the_llms_own_also_when_saved_and_taken_out(
     llm = make(kind, tokenizer, tmp_path / "llm")
     words = len(tokenizer)
     own = logits(llm, words)
-    model, processor = assemble(Assembly(encoder=str(bridge_encoder), llm=str(tmp_path / "llm")))
+    model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(tmp_path / "llm")))
     torch.testing.assert_close(logits(model, words), own, atol=1e-5, rtol=1e-5)
     for part in (model, processor):
         part.save_pretrained(tmp_path / "llava")
@@ -93,7 +93,7 @@ def test_a_cap_is_left_out_and_said(
     tokenizer: Any, tmp_path: Path, bridge_encoder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     llm = make("gemma2", tokenizer, tmp_path / "llm", head_dim=8, final_logit_softcapping=5.0)
-    model, _ = assemble(Assembly(encoder=str(bridge_encoder), llm=str(tmp_path / "llm")))
+    model, _ = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(tmp_path / "llm")))
     assert "llm: gemma2 caps its logits, which LLaVAs do not: greedy answers are the same" in capsys.readouterr().err
     own, ours = logits(llm, len(tokenizer)), logits(model, len(tokenizer))
     torch.testing.assert_close(5 * torch.tanh(ours / 5), own, atol=1e-5, rtol=1e-5)
@@ -117,13 +117,13 @@ def test_an_llm_that_does_anything_else_is_refused(kind: str, more: Any, tokeniz
 
     llm.forward = doing_more
     with pytest.raises(UserError, match=f"llm: {kind} does more for its logits than an output layer"):
-        output_layer(llm)
+        extract_lm_head(llm)
 
 
 def test_an_llm_without_keys_and_values_is_refused(tokenizer: Any, tmp_path: Path, bridge_encoder: Path) -> None:
     make("mamba", tokenizer, tmp_path / "llm", state_size=8)
     with pytest.raises(UserError, match=r"^llm: mamba remembers no keys and values, which transformers' LLaVA asks of"):
-        assemble(Assembly(encoder=str(bridge_encoder), llm=str(tmp_path / "llm")))
+        build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(tmp_path / "llm")))
 
 
 def test_an_llm_that_reads_tokens_beside_embeddings_is_refused(
@@ -133,7 +133,7 @@ def test_an_llm_that_reads_tokens_beside_embeddings_is_refused(
     more = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": len(tokenizer)}
     make("gemma4_text", tokenizer, tmp_path / "llm", **more)
     with pytest.raises(UserError, match=r"^llm: gemma4_text reads its tokens beside their embeddings, and images in a"):
-        assemble(Assembly(encoder=str(bridge_encoder), llm=str(tmp_path / "llm")))
+        build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(tmp_path / "llm")))
 
 
 def test_a_hybrid_of_states_and_attention_trains_and_answers(
@@ -141,7 +141,7 @@ def test_a_hybrid_of_states_and_attention_trains_and_answers(
 ) -> None:
     """Granite 4's: answers in a batch, and those that share an image, are those given one by one."""
     make("granitemoehybrid", tokenizer, tmp_path / "llm")
-    model, processor = assemble(Assembly(encoder=str(bridge_encoder), llm=str(tmp_path / "llm")))
+    model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(tmp_path / "llm")))
     red, blue = Image.new("RGB", (40, 24), "red"), Image.new("RGB", (24, 40), "blue")
     shown, asked = [red, blue, red, None], ["What?", "What colour is it, please?", "Is it a circle?", "Who?"]
     together = answer(model, processor, shown, asked, max_new_tokens=6)
@@ -151,7 +151,7 @@ def test_a_hybrid_of_states_and_attention_trains_and_answers(
     tokens = torch.cat([torch.full((1, model.config.image_seq_length), model.config.image_token_index), TOKENS], 1)
     model.requires_grad_(True)
     batch = {"input_ids": tokens, "labels": torch.where(tokens > 29, -100, tokens)}
-    loss = Objective(model)(**batch, pixel_values=torch.ones(1, 3, 32, 32))["loss"]
+    loss = LlavaLoss(model)(**batch, pixel_values=torch.ones(1, 3, 32, 32))["loss"]
     loss.backward()
     assert loss.isfinite()
     learning = [name for name, weight in model.named_parameters() if weight.grad is not None and weight.grad.any()]

@@ -11,7 +11,7 @@ import original_world as world
 import pytest
 
 from llava_bridge import answer, load_llava
-from llava_bridge.model.assembly import Assembly, assemble, make_stock
+from llava_bridge.model.build import LlavaParts, build_llava, convert_tower_to_transformers
 
 QUESTIONS = ["What is it?", "Is there a red thing in the picture? Answer yes or no."]
 
@@ -21,8 +21,8 @@ def test_the_harness_own_model_answers_the_same(
     image_fit: Any, tmp_path: Path, bridge_llm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tower = world.write_tower(world.Parts(), tmp_path / "clip")
-    model, processor = assemble(Assembly(encoder=f"transformers:{tower}", llm=str(bridge_llm), image_fit=image_fit))
-    assert make_stock(model)
+    model, processor = build_llava(LlavaParts(encoder=f"transformers:{tower}", llm=str(bridge_llm), image_fit=image_fit))
+    assert convert_tower_to_transformers(model)
     for part in (model, processor):
         part.save_pretrained(tmp_path / "llava")
     picture = world.picture()

@@ -13,7 +13,7 @@ from bridge_world import losses
 from mixed_driver import STEPS
 from safetensors.torch import load_file
 
-from llava_bridge.data import DataConfig
+from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.training.config import LaunchConfig, LoraConfig, StageConfig
 from llava_bridge.training.launch import deepspeed_config
 
@@ -71,7 +71,7 @@ def launch(directory: Path, way: str) -> LaunchConfig:
 
 def run_file(directory: Path, kind: str, way: str, parts: tuple[Path, Path, Path]) -> Path:
     encoder, llm, album = parts
-    data = [DataConfig(path=str(album / "talk.json"))]
+    data = [ConversationSourceConfig(path=str(album / "talk.json"))]
     stage = StageConfig(
         data=data, steps=len(STEPS), global_batch_size=4, learning_rate=1e-3, warmup_ratio=0.0, **KINDS[kind]
     )

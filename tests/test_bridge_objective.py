@@ -15,12 +15,12 @@ from test_clips_losses import Largest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from clips.errors import UserError
-from llava_bridge.data import DataConfig, read_samples
-from llava_bridge.data.batches import Collator, Conversations, TextCollator, pack
-from llava_bridge.model.assembly import Assembly, assemble, make_chat
+from llava_bridge.data import ConversationSourceConfig, read_samples
+from llava_bridge.data.collator import ConversationCollator, ConversationDataset, TextCollator, pack_lengths
+from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder
 from llava_bridge.training.config import StageConfig
-from llava_bridge.training.objective import Objective, summed_loss
-from llava_bridge.training.setup import _room, keeps_samples_apart
+from llava_bridge.training.loss import LlavaLoss, chunked_cross_entropy
+from llava_bridge.training.setup import _room, supports_packing
 from llava_bridge.training.trainer import recompute_layers
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -38,16 +38,16 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def parts(bridge_encoder: Path, bridge_llm: Path, bridge_talk: Path) -> tuple[Any, Any, list[dict[str, Any]]]:
     """A LLaVA, its processor, and samples of several lengths: with a picture, with two, with none."""
-    model, processor = assemble(Assembly(encoder=str(bridge_encoder), llm=str(bridge_llm), seed=3))
-    samples = read_samples(DataConfig(path=str(bridge_talk / "talk.json")))
-    items = [Conversations(samples, make_chat(model, processor), 128)[index] for index in range(5)]
+    model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_llm), seed=3))
+    samples = read_samples(ConversationSourceConfig(path=str(bridge_talk / "talk.json")))
+    items = [ConversationDataset(samples, make_conversation_encoder(model, processor), 128)[index] for index in range(5)]
     for parameter in model.parameters():  # untrained layers of norm 1 hide mistakes
         torch.nn.init.normal_(parameter, std=0.2) if parameter.ndim > 1 else None
     return model, processor, items
 
 
 def batch_of(items: list[dict[str, Any]], processor: Any, room: int | None = None) -> dict[str, torch.Tensor]:
-    batch = Collator(processor.image_processor, processor.tokenizer.pad_token_id, room)(items)
+    batch = ConversationCollator(processor.image_processor, processor.tokenizer.pad_token_id, room)(items)
     batch.pop("skipped")
     return batch
 
@@ -56,7 +56,7 @@ def learnt(model: Any, batch: dict[str, torch.Tensor]) -> tuple[float, dict[str,
     """The loss, and the gradients of projector and LLM."""
     model.zero_grad()
     model.requires_grad_(True)
-    loss = Objective(model)(**batch)["loss"]
+    loss = LlavaLoss(model)(**batch)["loss"]
     loss.backward()
     named = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
     return loss.item(), named
@@ -79,9 +79,9 @@ def test_the_loss_and_its_gradients_are_those_of_transformers(parts: tuple[Any, 
 def test_a_loss_over_all_processes_tokens_is_the_sum_by_their_number(parts: tuple[Any, Any, Any]) -> None:
     model, processor, items = parts
     batch = batch_of(items, processor)
-    own = Objective(model)(**batch)["loss"]
+    own = LlavaLoss(model)(**batch)["loss"]
     count = int((batch["labels"] != -100).sum())
-    shared = Objective(model)(**batch, num_items_in_batch=torch.tensor(3 * count))["loss"]
+    shared = LlavaLoss(model)(**batch, num_items_in_batch=torch.tensor(3 * count))["loss"]
     torch.testing.assert_close(3 * shared, own)
 
 
@@ -100,9 +100,9 @@ def test_a_batch_without_pictures_lets_the_projector_learn_nothing_but_be_asked(
 def test_text_alone_and_pictures_go_through_the_modules_in_the_same_order(
     fit: str, recomputed: bool, bridge_encoder: Path, bridge_llm: Path, bridge_talk: Path
 ) -> None:
-    model, processor = assemble(Assembly(encoder=str(bridge_encoder), llm=str(bridge_llm), image_fit=fit))  # type: ignore[arg-type]
-    samples = read_samples(DataConfig(path=str(bridge_talk / "talk.json")))
-    shown = Conversations(samples, make_chat(model, processor), 512)[0]
+    model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_llm), image_fit=fit))  # type: ignore[arg-type]
+    samples = read_samples(ConversationSourceConfig(path=str(bridge_talk / "talk.json")))
+    shown = ConversationDataset(samples, make_conversation_encoder(model, processor), 512)[0]
     text = {"input_ids": [1, 40, 41, 42], "labels": [-100, -100, 41, 42], "pictures": [], "skipped": []}
     model.requires_grad_(True).train()
     if recomputed:
@@ -122,7 +122,7 @@ def test_text_alone_and_pictures_go_through_the_modules_in_the_same_order(
 @pytest.mark.parametrize("room", [60, 128, 10_000])  # a row each, three rows, one
 def test_packed_samples_have_the_losses_of_padded_ones(parts: tuple[Any, Any, Any], room: int) -> None:
     model, processor, items = parts
-    assert keeps_samples_apart(model)
+    assert supports_packing(model)
     padded, packed = batch_of(items, processor), batch_of(items, processor, room)
     assert len(packed["input_ids"]) == {60: 5, 128: 3, 10_000: 1}[room]
     one, other = learnt(model, padded), learnt(model, packed)
@@ -133,7 +133,7 @@ def test_packed_samples_have_the_losses_of_padded_ones(parts: tuple[Any, Any, An
         alone = [
             item if i == index else {**item, "labels": [-100] * len(item["labels"])} for i, item in enumerate(items)
         ]
-        losses = [Objective(model)(**batch_of(alone, processor, limit))["loss"].item() for limit in (None, room)]
+        losses = [LlavaLoss(model)(**batch_of(alone, processor, limit))["loss"].item() for limit in (None, room)]
         assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
@@ -149,8 +149,8 @@ def test_packing_keeps_samples_apart_in_llms_of_many_kinds(kind: str) -> None:
         {"input_ids": (ids := dice.integers(3, 64, length).tolist()), "labels": ids, "pictures": [], "skipped": []}
         for length in (30, 7, 19, 24, 3)
     ]
-    packed = Collator(None, 0, 50)(items)
-    rows = pack([len(item["input_ids"]) for item in items], 50)
+    packed = ConversationCollator(None, 0, 50)(items)
+    rows = pack_lengths([len(item["input_ids"]) for item in items], 50)
     with torch.no_grad():
         hidden = llm.base_model(
             input_ids=packed["input_ids"], position_ids=packed["position_ids"], use_cache=False
@@ -201,11 +201,11 @@ def test_the_trial_of_packing_does_not_ask_flash_attention() -> None:
 
 
 def test_packing_by_hand() -> None:
-    assert pack([5, 9, 2, 4, 12], 10) == [[4], [1], [0], [3, 2]]
-    assert pack([5, 5, 5, 5], 12) == [[0, 2], [1, 3]]  # even, not 12 and 8
-    assert pack([3], 2) == [[0]]
+    assert pack_lengths([5, 9, 2, 4, 12], 10) == [[4], [1], [0], [3, 2]]
+    assert pack_lengths([5, 5, 5, 5], 12) == [[0, 2], [1, 3]]  # even, not 12 and 8
+    assert pack_lengths([3], 2) == [[0]]
     lengths = np.random.default_rng(0).integers(1, 60, 500).tolist()
-    rows = pack(lengths, 64)
+    rows = pack_lengths(lengths, 64)
     assert sorted(index for row in rows for index in row) == list(range(500))
     assert max(sum(lengths[index] for index in row) for row in rows) <= 64
     fullest = max(sum(lengths[index] for index in row) for row in rows)
@@ -220,7 +220,7 @@ def test_a_packed_batch_by_hand() -> None:
     def names(pictures: list[str], return_tensors: str) -> dict[str, Any]:
         return {"pixel_values": pictures}
 
-    batch = Collator(names, 0, 5)([second, first, third])
+    batch = ConversationCollator(names, 0, 5)([second, first, third])
     assert batch["input_ids"].tolist() == [[4, 4, 4, 4, 0], [5, 6, 7, 8, 9]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0], [0, 1, 2, 0, 1]]
     assert batch["labels"].tolist() == [[-100, -100, -100, 4, -100], [-100, -100, 7, -100, 9]]
@@ -235,12 +235,12 @@ def test_an_output_layer_with_a_bias_and_one_in_bf16() -> None:
     hidden, labels = torch.randn(7, 8, requires_grad=True), torch.arange(7)
     head = torch.nn.Linear(8, 11)
     wanted = torch.nn.functional.cross_entropy(head(hidden), labels, reduction="sum")
-    torch.testing.assert_close(summed_loss(hidden, head, labels), wanted)
-    one = torch.autograd.grad(summed_loss(hidden, head, labels), [hidden, head.weight, head.bias])
+    torch.testing.assert_close(chunked_cross_entropy(hidden, head, labels), wanted)
+    one = torch.autograd.grad(chunked_cross_entropy(hidden, head, labels), [hidden, head.weight, head.bias])
     for got, want in zip(one, torch.autograd.grad(wanted, [hidden, head.weight, head.bias]), strict=True):
         torch.testing.assert_close(got, want)
     half = torch.nn.Linear(8, 11, bias=False).bfloat16()
-    loss = summed_loss(hidden.bfloat16(), half, labels)
+    loss = chunked_cross_entropy(hidden.bfloat16(), half, labels)
     assert loss.dtype == torch.float32
     (gradient,) = torch.autograd.grad(loss, [half.weight])
     assert gradient.dtype == torch.bfloat16
@@ -253,5 +253,5 @@ def test_the_logits_never_exist_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden = torch.randn(200, 4, requires_grad=True)
     head = torch.nn.Linear(4, 1000, bias=False)
     with Largest() as seen:
-        summed_loss(hidden, head, torch.arange(200)).backward()
+        chunked_cross_entropy(hidden, head, torch.arange(200)).backward()
     assert seen.numbers <= 10_000 < 200 * 1000

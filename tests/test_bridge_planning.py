@@ -6,9 +6,9 @@ import pytest
 
 from clips.commandline.parsing import parse_config
 from llava_bridge.planning.plan import llava_cost, sizes_of, stage_cost
-from llava_bridge.planning.sizes import dual_tower_size, known, llm_size, new_llm_size, projector_size, vision_size
+from llava_bridge.planning.model_sizes import dual_tower_size, known_configs, llm_size, new_llm_size, projector_size, vision_size
 from llava_bridge.projectors import ProjectorConfig
-from llava_bridge.training.config import TrainConfig
+from llava_bridge.training.config import LlavaTrainConfig
 
 CLIP = "transformers:openai/clip-vit-large-patch14-336"
 VICUNA = "lmsys/vicuna-7b-v1.5"
@@ -41,7 +41,7 @@ def test_a_projector_and_two_towers_at_once():
 
 
 def test_the_small_llama_is_as_large_as_the_one_that_is_made():
-    from llava_bridge.model.llm import SmallLlamaConfig, new_llama, train_tokenizer
+    from llava_bridge.model.small_llama import SmallLlamaConfig, new_llama, train_tokenizer
 
     config = SmallLlamaConfig(vocab_size=300, hidden_size=16, layers=1, heads=2, context=64)
     tokenizer = train_tokenizer(["a cat and a dog"] * 20, config)
@@ -50,10 +50,10 @@ def test_the_small_llama_is_as_large_as_the_one_that_is_made():
     assert new_llm_size(config).parameters == made + rows
 
 
-def recipe(**flags: object) -> TrainConfig:
+def recipe(**flags: object) -> LlavaTrainConfig:
     words = ["--align.steps", "2181", "--instruct.steps", "5198", "--llm", VICUNA]
     words += [word for name, value in flags.items() for word in (f"--{name.replace('__', '.')}", str(value))]
-    config = parse_config(TrainConfig, ["--config", "scripts/configs/llava/llava-1.5-vicuna-7b.yaml", *words], prog="")
+    config = parse_config(LlavaTrainConfig, ["--config", "scripts/configs/llava/llava-1.5-vicuna-7b.yaml", *words], prog="")
     assert config is not None
     return config
 
@@ -81,9 +81,9 @@ def test_memory_follows_how_states_are_cut_up_and_what_learns():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(known()))
+@pytest.mark.parametrize("name", sorted(known_configs()))
 def test_every_known_name_has_a_size(name):
-    config = known()[name]
+    config = known_configs()[name]
     if "architecture" in config:
         assert vision_size(f"hf-hub:{name}").tokens == (config["image_size"] // 14) ** 2
     elif config["model_type"] == "llama":

@@ -12,7 +12,7 @@ import torch
 from bridge_world import losses
 from safetensors.torch import load_file
 
-from llava_bridge.data import DataConfig
+from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.training.config import LaunchConfig, LoraConfig, StageConfig
 
 WAYS = {
@@ -51,7 +51,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, bridge_
         paths = []
         for kind, fields in STAGES.items():
             source = ("text.jsonl", "text") if kind == "pretrain" else ("talk.json", "conversations")
-            data = [DataConfig(path=str(talk / source[0]), source=source[1])]  # type: ignore[arg-type]
+            data = [ConversationSourceConfig(path=str(talk / source[0]), source=source[1])]  # type: ignore[arg-type]
             name = kind if kind in {"align", "pretrain"} else "instruct"
             stage = StageConfig(data=data, **SMALL_STEPS, **fields)
             path = bridge_world.config_file(

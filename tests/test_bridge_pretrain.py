@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from clips.errors import UserError
-from llava_bridge.chat import IGNORED, Chat, template_for
-from llava_bridge.data import DataConfig
-from llava_bridge.model.llm import SmallLlamaConfig, new_llama, train_tokenizer
-from llava_bridge.training.config import StageConfig, TrainConfig
-from llava_bridge.training.setup import set_up
+from llava_bridge.conversation import IGNORE_INDEX, ConversationEncoder, resolve_chat_template
+from llava_bridge.data import ConversationSourceConfig
+from llava_bridge.model.small_llama import SmallLlamaConfig, new_llama, train_tokenizer
+from llava_bridge.training.config import StageConfig, LlavaTrainConfig
+from llava_bridge.training.setup import setup_stage
 
 SAID = [("human", "a dog, a cat\nIs there a dog?"), ("gpt", "yes"), ("human", "Is there a cow?"), ("gpt", "no")]
 
@@ -22,11 +22,11 @@ SAID = [("human", "a dog, a cat\nIs there a dog?"), ("gpt", "yes"), ("human", "I
 def setup_of(folder: Path, llm: Path, *entries: dict[str, Any], text: bool = False) -> Any:
     (folder / "talk.json").write_text(json.dumps(entries))
     (folder / "text.jsonl").write_text('{"text": "a dog"}\n')
-    data = [DataConfig(path=str(folder / "talk.json"))]
-    data += [DataConfig(path=str(folder / "text.jsonl"), format="text")] if text else []
+    data = [ConversationSourceConfig(path=str(folder / "talk.json"))]
+    data += [ConversationSourceConfig(path=str(folder / "text.jsonl"), format="text")] if text else []
     stage = StageConfig(data=data, steps=1, global_batch_size=1)
-    config = TrainConfig(output=str(folder / "out"), stages=["pretrain"], llm=str(llm), pretrain=stage)
-    return set_up(config, "pretrain", folder)
+    config = LlavaTrainConfig(output=str(folder / "out"), stages=["pretrain"], llm=str(llm), pretrain=stage)
+    return setup_stage(config, "pretrain", folder)
 
 
 def talk(**fields: str) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def talk(**fields: str) -> dict[str, Any]:
 def test_only_the_answers_are_learnt(tmp_path: Path, bridge_llm: Path) -> None:
     setup = setup_of(tmp_path, bridge_llm, talk())
     batch = setup.collator([setup.dataset[0]])
-    learnt = batch["labels"][batch["labels"] != IGNORED]
+    learnt = batch["labels"][batch["labels"] != IGNORE_INDEX]
     assert setup.processor.decode(learnt).split() == ["yes</s>", "no</s>"]
     assert "pixel_values" not in batch
 
@@ -50,11 +50,11 @@ def test_pictures_and_mixtures_are_refused(tmp_path: Path, bridge_llm: Path) -> 
 
 def test_one_token_begins_each_turn() -> None:
     tokenizer = train_tokenizer(["is there a dog yes no"] * 9, SmallLlamaConfig(vocab_size=300))
-    chat = Chat(tokenizer, template_for(None, "turns"), 0)
+    chat = ConversationEncoder(tokenizer, resolve_chat_template(None, "turns"), 0)
     encoded = chat.encode([{"role": "user", "content": "a dog"}, {"role": "assistant", "content": "yes"}], 99)
     tokens = tokenizer.convert_ids_to_tokens(encoded.input_ids)
     assert (tokens[:2], tokens.count("<|assistant|>"), tokens[-1]) == (["<s>", "<|user|>"], 1, "</s>")
-    assert tokenizer.decode([label for label in encoded.labels if label != IGNORED]).strip() == "yes</s>"
+    assert tokenizer.decode([label for label in encoded.labels if label != IGNORE_INDEX]).strip() == "yes</s>"
 
 
 def test_initial_weights_have_the_stated_spread() -> None:

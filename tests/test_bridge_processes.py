@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from llava_bridge.training import processes, trainer
+from llava_bridge.training import distributed, trainer
 from llava_bridge.training.config import LoraConfig, StageConfig
 
 
@@ -21,7 +21,7 @@ def test_each_process_takes_the_gpu_of_its_own_number(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", asked.append)
     monkeypatch.setattr(deepspeed, "init_distributed", lambda dist_backend, **_: asked.append(dist_backend))
-    processes.init_processes()
+    distributed.init_process_group()
     assert asked == [3, "nccl"]  # the device first, or all would join with the first GPU
 
 
@@ -38,8 +38,8 @@ def test_adapters_begin_with_the_seed_whatever_was_drawn_before(
     def choose_what_learns(*_: Any) -> None:
         raise Begun(torch.rand(1).item())
 
-    monkeypatch.setattr(trainer, "set_up", set_up)
-    monkeypatch.setattr(trainer, "choose_what_learns", choose_what_learns)
+    monkeypatch.setattr(trainer, "setup_stage", set_up)
+    monkeypatch.setattr(trainer, "set_trainable_parts", choose_what_learns)
     stage = StageConfig(lora=LoraConfig())
     config: Any = SimpleNamespace(seed=5, precision="fp32", stage=lambda _: stage)
     with pytest.raises(Begun) as begun:

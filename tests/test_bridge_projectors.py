@@ -14,12 +14,12 @@ from families import quick_of
 from PIL import Image
 
 from clips.errors import UserError
-from llava_bridge.asking.inference import answer, load_llava
-from llava_bridge.model.assembly import Assembly, assemble, make_chat
-from llava_bridge.model.llava import BridgeLlavaForConditionalGeneration
-from llava_bridge.projectors import PROJECTORS, ProjectorConfig, Shape, build, tokens_of
+from llava_bridge.inference.generate import answer, load_llava
+from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder
+from llava_bridge.model.modeling_llava import BridgeLlavaForConditionalGeneration
+from llava_bridge.projectors import PROJECTORS, ProjectorConfig, ProjectorShape, build_projector, num_output_tokens
 
-SHAPE = Shape(patches=16, width=32, llm=24)
+SHAPE = ProjectorShape(patches=16, width=32, llm=24)
 SMALL: dict[str, dict[str, Any]] = {
     "mlp2x_gelu": {},
     "mlp3x_gelu": {},
@@ -44,12 +44,12 @@ def test_every_projector_is_tested() -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_the_stated_number_of_tokens_comes_and_pictures_are_not_mixed(name: str) -> None:
     torch.manual_seed(0)
-    module = build(config(name), SHAPE).eval()
+    module = build_projector(config(name), SHAPE).eval()
     features = torch.randn(3, 16, 32)
     with torch.no_grad():
         found, turned = module(features), module(features[[2, 0, 1]])
     assert found.shape == (3, TOKENS[name], 24)
-    assert tokens_of(config(name), SHAPE) == TOKENS[name]
+    assert num_output_tokens(config(name), SHAPE) == TOKENS[name]
     torch.testing.assert_close(found[[2, 0, 1]], turned, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(found[0], found[1])
 
@@ -57,7 +57,7 @@ def test_the_stated_number_of_tokens_comes_and_pictures_are_not_mixed(name: str)
 @pytest.mark.parametrize("name", SMALL)
 def test_gradients_reach_all_of_it(name: str) -> None:
     torch.manual_seed(0)
-    module = build(config(name), SHAPE)
+    module = build_projector(config(name), SHAPE)
     (module(torch.randn(2, 16, 32)) * torch.randn(2, TOKENS[name], 24)).sum().backward()
     assert all(value.grad is not None and value.grad.abs().sum() > 0 for value in module.parameters())
 
@@ -67,7 +67,7 @@ def test_neighbours_by_hand() -> None:
 
     grid = torch.arange(16.0).reshape(1, 16, 1)  # rows 0–3, 4–7, 8–11, 12–15
     assert _neighbours(grid, 2)[0, :, :, 0].tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
-    pool = build(ProjectorConfig(name="pool", factor=4), Shape(patches=16, width=1, llm=1))
+    pool = build_projector(ProjectorConfig(name="pool", factor=4), ProjectorShape(patches=16, width=1, llm=1))
     linear = torch.nn.Identity()
     pool.mlp = linear  # type: ignore[assignment]
     assert pool(grid).item() == 7.5
@@ -81,17 +81,17 @@ def test_neighbours_by_hand() -> None:
         ({"name": "c_abstractor", "tokens": 8}, SHAPE, r"projector\.tokens: expected a square number up to 16"),
         ({"name": "c_abstractor", "tokens": 25}, SHAPE, r"projector\.tokens: expected a square number up to 16"),
         ({"name": "perceiver", "heads": 5}, SHAPE, r"projector\.heads: expected a divisor of 32"),
-        ({"name": "pool"}, Shape(patches=16, width=32, llm=24, extra=1), "features: expected patch"),
+        ({"name": "pool"}, ProjectorShape(patches=16, width=32, llm=24, extra=1), "features: expected patch"),
         ({"depth": 0}, SHAPE, r"projector\.depth: expected 1 or more, got 0"),
     ],
 )
-def test_what_does_not_fit_is_refused(fields: dict[str, Any], shape: Shape, message: str) -> None:
+def test_what_does_not_fit_is_refused(fields: dict[str, Any], shape: ProjectorShape, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        build(ProjectorConfig(**fields), shape)
+        build_projector(ProjectorConfig(**fields), shape)
 
 
 def small_llava(encoder: Path, llm: Path, name: str, **fields: Any) -> tuple[Any, Any]:
-    return assemble(Assembly(encoder=str(encoder), llm=str(llm), projector=config(name), **fields))
+    return build_llava(LlavaParts(encoder=str(encoder), llm=str(llm), projector=config(name), **fields))
 
 
 @pytest.mark.parametrize("name", quick_of(SMALL, "mlp2x_gelu", "perceiver"))
@@ -100,7 +100,7 @@ def test_a_llava_with_it_is_saved_and_loaded(name: str, bridge_encoder: Path, br
     picture = Image.effect_noise((50, 40), 60).convert("RGB")
     ids = processor(images=picture, text="<image> What?")["input_ids"]
     assert sum(token == model.config.image_token_id for token in ids[0]) == TOKENS[name]
-    assert make_chat(model, processor).image_tokens == TOKENS[name]
+    assert make_conversation_encoder(model, processor).image_tokens == TOKENS[name]
     expected = answer(model, processor, [picture], ["What?"], max_new_tokens=5)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -155,10 +155,10 @@ def test_several_feature_layers_and_the_class_token(bridge_encoder: Path, bridge
     assert type(stock).__name__ == "LlavaForConditionalGeneration"
     assert stock.model.multi_modal_projector.linear_1.in_features == 64
     with pytest.raises(UserError, match="has no class token, got cls_patch"):
-        assemble(Assembly(encoder="timm:test_vit@random", llm=str(bridge_llm), features="cls_patch", image_size=64))
+        build_llava(LlavaParts(encoder="timm:test_vit@random", llm=str(bridge_llm), features="cls_patch", image_size=64))
 
 
 def test_states_of_unlike_shape_are_not_put_side_by_side(bridge_llm: Path, tmp_path: Path) -> None:
     bridge_world.make_encoder(tmp_path / "resnet", bridge_world.RESNET)
     with pytest.raises(UserError, match="differ in grid or width; expected one of them"):
-        assemble(Assembly(encoder=str(tmp_path / "resnet"), llm=str(bridge_llm), feature_layer=[-1, -2]))
+        build_llava(LlavaParts(encoder=str(tmp_path / "resnet"), llm=str(bridge_llm), feature_layer=[-1, -2]))

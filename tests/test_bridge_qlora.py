@@ -17,8 +17,8 @@ from bridge_world import launched, losses
 from safetensors.torch import load_file
 
 from clips.errors import UserError
-from llava_bridge.data import DataConfig
-from llava_bridge.training.config import LaunchConfig, LoraConfig, StageConfig, TrainConfig
+from llava_bridge.data import ConversationSourceConfig
+from llava_bridge.training.config import LaunchConfig, LoraConfig, StageConfig, LlavaTrainConfig
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="no bitsandbytes (the extra qlora)"
@@ -40,7 +40,7 @@ def fields(bridge_encoder: Path, bridge_talk: Path, llm: Path) -> dict[str, Any]
 
 
 def stage(talk: Path, **changes: Any) -> StageConfig:
-    data = [DataConfig(path=str(talk / "talk.json"))]
+    data = [ConversationSourceConfig(path=str(talk / "talk.json"))]
     lora = LoraConfig(**LORA | changes.pop("lora", {}))
     return StageConfig(
         **{"data": data, "steps": 6, "global_batch_size": 4, "learning_rate": 1e-2, "warmup_ratio": 0.0, "lora": lora}
@@ -118,7 +118,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, bridge_talk: Path, fields: d
 
 @needs_bitsandbytes
 def test_numbers_are_counted_two_to_a_byte_and_odd_widths_stay_whole(llm: Path) -> None:
-    from llava_bridge.training.quantising import numbers_in, quantise
+    from llava_bridge.training.quantization import numel_unpacked, quantize
 
     class Llava(torch.nn.Module):
         def __init__(self, width: int) -> None:
@@ -127,30 +127,30 @@ def test_numbers_are_counted_two_to_a_byte_and_odd_widths_stay_whole(llm: Path) 
             self.model.language_model = torch.nn.Sequential(torch.nn.Linear(width, 64), torch.nn.Linear(96, 8))
 
     llava = Llava(128)
-    quantise(llava, "nf4", torch.float32)
+    quantize(llava, "nf4", torch.float32)
     small, odd = llava.model.language_model
-    assert (small.weight.dtype, small.weight.numel(), numbers_in(small.weight)) == (torch.uint8, 64 * 64, 128 * 64)
+    assert (small.weight.dtype, small.weight.numel(), numel_unpacked(small.weight)) == (torch.uint8, 64 * 64, 128 * 64)
     assert type(odd) is torch.nn.Linear
     llava.load_state_dict(llava.state_dict())
     with pytest.raises(UserError, match="a multiple of 64"):
-        quantise(Llava(32), "nf4", torch.float32)
+        quantize(Llava(32), "nf4", torch.float32)
 
 
-def config(fields: dict[str, Any], talk: Path, **changes: Any) -> TrainConfig:
-    return TrainConfig(output="run", instruct=stage(talk), **fields, **changes)
+def config(fields: dict[str, Any], talk: Path, **changes: Any) -> LlavaTrainConfig:
+    return LlavaTrainConfig(output="run", instruct=stage(talk), **fields, **changes)
 
 
 def test_refusals(fields: dict[str, Any], bridge_talk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llava_bridge.training import workspace
+    from llava_bridge.training import work_dir
 
     with pytest.raises(UserError, match=r"lora.quantise: expected none without llm among lora.parts"):
         LoraConfig(parts=["vision"], quantise="nf4")
-    monkeypatch.setattr(workspace.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(work_dir.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"^instruct.lora.quantise: expected bitsandbytes .*clips-suite\[qlora\]"):
-        workspace.check_inputs(config(fields, bridge_talk))
-    monkeypatch.setattr(workspace.importlib.util, "find_spec", lambda name: object())
+        work_dir.check_inputs(config(fields, bridge_talk))
+    monkeypatch.setattr(work_dir.importlib.util, "find_spec", lambda name: object())
     with pytest.raises(UserError, match=r"launch.deepspeed: expected zero2 with instruct.lora.quantise"):
-        workspace.check_inputs(config(fields, bridge_talk, launch=LaunchConfig(deepspeed="zero3")))
+        work_dir.check_inputs(config(fields, bridge_talk, launch=LaunchConfig(deepspeed="zero3")))
     with pytest.raises(UserError, match=r"launch.parallel: expected deepspeed with instruct.lora.quantise"):
-        workspace.check_inputs(config(fields, bridge_talk, launch=LaunchConfig(parallel="fsdp")))
-    workspace.check_inputs(config(fields, bridge_talk))
+        work_dir.check_inputs(config(fields, bridge_talk, launch=LaunchConfig(parallel="fsdp")))
+    work_dir.check_inputs(config(fields, bridge_talk))

@@ -17,10 +17,10 @@ import pytest
 import yaml
 
 from clips.commandline.parsing import parse_config
-from clips.plain import to_yaml
-from llava_bridge.data import DataConfig
+from clips.serialization import to_yaml
+from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.projectors import ProjectorConfig
-from llava_bridge.training.config import StageConfig, TrainConfig
+from llava_bridge.training.config import StageConfig, LlavaTrainConfig
 
 FOLDER = Path(__file__).resolve().parents[1] / "scripts" / "configs" / "llava"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -42,8 +42,8 @@ def long_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return bridge_world.make_llm(tmp_path_factory.mktemp("recipes") / "llm", context=400)
 
 
-def recipe(path: Path) -> TrainConfig:
-    config: TrainConfig = parse_config(TrainConfig, ["--config", str(path)], prog="llava-bridge train", positional=())
+def recipe(path: Path) -> LlavaTrainConfig:
+    config: LlavaTrainConfig = parse_config(LlavaTrainConfig, ["--config", str(path)], prog="llava-bridge train", positional=())
     return config
 
 
@@ -85,14 +85,14 @@ def test_every_setting_says_where_it_is_from(path: Path) -> None:
             assert "  # " in line, line
 
 
-def miniature(tmp_path: Path, encoder: Path, llm: Path, talk: Path) -> TrainConfig:
+def miniature(tmp_path: Path, encoder: Path, llm: Path, talk: Path) -> LlavaTrainConfig:
     """LLaVA-1.5's recipe with tiny parts, few samples, and no GPU: every other setting is the file's own."""
     large = recipe(FOLDER / "llava-1.5-vicuna-7b.yaml")
     rows = json.loads((talk / "talk.json").read_text())
     captions = [{**row, "conversations": row["conversations"][:2]} for row in rows]
     (tmp_path / "captions.json").write_text(json.dumps(captions))
     tiny = {"global_batch_size": 4, "micro_batch_size": 2, "steps": 3, "max_length": 300}
-    align = DataConfig(path=str(tmp_path / "captions.json"), images=str(talk), missing_images="refuse", weight=0.5)
+    align = ConversationSourceConfig(path=str(tmp_path / "captions.json"), images=str(talk), missing_images="refuse", weight=0.5)
     return dataclasses.replace(
         large,
         output=str(tmp_path / "llava"),
@@ -107,7 +107,7 @@ def miniature(tmp_path: Path, encoder: Path, llm: Path, talk: Path) -> TrainConf
     )
 
 
-def mixture(tmp_path: Path, talk: Path) -> list[DataConfig]:
+def mixture(tmp_path: Path, talk: Path) -> list[ConversationSourceConfig]:
     """The same talk as LLaVA's JSON, in a table with its pictures, and in a shard."""
     rows = json.loads((talk / "talk.json").read_text())
     table = [
@@ -123,13 +123,13 @@ def mixture(tmp_path: Path, talk: Path) -> list[DataConfig]:
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
     return [
-        DataConfig(path=str(talk / "talk.json"), images=str(talk), missing_images="refuse"),
-        DataConfig(path=str(tmp_path / "talk.parquet"), format="conversations", weight=1.5),
-        DataConfig(path=str(tmp_path / "talk.tar"), format="webdataset", weight=0.25),
+        ConversationSourceConfig(path=str(talk / "talk.json"), images=str(talk), missing_images="refuse"),
+        ConversationSourceConfig(path=str(tmp_path / "talk.parquet"), format="conversations", weight=1.5),
+        ConversationSourceConfig(path=str(tmp_path / "talk.tar"), format="webdataset", weight=0.25),
     ]
 
 
-def train(config: TrainConfig, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+def train(config: LlavaTrainConfig, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     (tmp_path / "llava.yaml").write_text(to_yaml(config))
     return bridge_world.run_python(
         "-m", "llava_bridge", "train", "--config", str(tmp_path / "llava.yaml"), XDG_CACHE_HOME=str(tmp_path / "cache")
@@ -139,9 +139,9 @@ def train(config: TrainConfig, tmp_path: Path) -> subprocess.CompletedProcess[st
 def test_the_first_stage_learns_plain_captions_of_cropped_pictures(
     tmp_path: Path, bridge_encoder: Path, long_llm: Path, bridge_talk: Path
 ) -> None:
-    from llava_bridge.training.setup import set_up
+    from llava_bridge.training.setup import setup_stage
 
-    setup = set_up(miniature(tmp_path, bridge_encoder, long_llm, bridge_talk), "align", tmp_path)
+    setup = setup_stage(miniature(tmp_path, bridge_encoder, long_llm, bridge_talk), "align", tmp_path)
     item: Any = setup.dataset[0]
     assert setup.processor.tokenizer.decode(item["input_ids"]) in {
         f"<s>{'<image>' * 16}{colour}\n" for colour in bridge_world.COLOURS

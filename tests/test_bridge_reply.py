@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from llava_bridge.asking.inference import answer, load_llava, with_images
-from llava_bridge.asking.reply import ContextError, Decoding, Reply, context_of, reply
+from llava_bridge.inference.generate import answer, load_llava, prepend_image_tokens
+from llava_bridge.inference.streaming import ContextLengthError, GenerationParams, StreamedAnswer, context_length, stream_answer
 
 PICTURE = Image.new("RGB", (30, 20), "red")
 TALK = [{"role": "user", "content": "<image>\nWhat colour is it?"}]
@@ -37,7 +37,7 @@ def forced(monkeypatch: pytest.MonkeyPatch, llava: tuple[Any, Any], text: str) -
 
 def test_the_pieces_are_the_answer(llava: tuple[Any, Any]) -> None:
     pieces: list[str] = []
-    told = reply(*llava, [PICTURE], TALK, Decoding(max_new_tokens=12), on_text=pieces.append)
+    told = stream_answer(*llava, [PICTURE], TALK, GenerationParams(max_new_tokens=12), on_text=pieces.append)
     (whole,) = answer(*llava, [PICTURE], ["What colour is it?"], max_new_tokens=12)
     assert "".join(pieces) == told.text == whole
     assert len(pieces) > 1
@@ -51,7 +51,7 @@ def test_the_pieces_are_the_answer(llava: tuple[Any, Any]) -> None:
 def test_an_answer_that_ends_by_itself(llava: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = forced(monkeypatch, llava, "a red shape é  colour")
     pieces: list[str] = []
-    told = reply(*llava, [PICTURE], TALK, on_text=pieces.append)
+    told = stream_answer(*llava, [PICTURE], TALK, on_text=pieces.append)
     assert told.text == "a red shape é  colour" == "".join(pieces)
     assert (told.new_tokens, told.finish) == (len(tokens), "stop")
     assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
@@ -65,7 +65,7 @@ def test_an_answer_that_ends_by_itself(llava: tuple[Any, Any], monkeypatch: pyte
 def test_stop_texts(llava: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, stop: list[str], text: str) -> None:
     tokens = forced(monkeypatch, llava, "a red shape colour")
     pieces: list[str] = []
-    told = reply(*llava, [PICTURE], TALK, Decoding(stop=stop), on_text=pieces.append)
+    told = stream_answer(*llava, [PICTURE], TALK, GenerationParams(stop=stop), on_text=pieces.append)
     assert "".join(pieces) == told.text == text
     assert told.finish == "stop"
     assert (told.new_tokens == len(tokens)) is (text == "a red shape colour")
@@ -73,13 +73,13 @@ def test_stop_texts(llava: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, sto
 
 def test_nobody_wants_the_rest(llava: tuple[Any, Any]) -> None:
     asked = iter([False, False, True])
-    told = reply(*llava, [PICTURE], TALK, cancelled=lambda: next(asked))
+    told = stream_answer(*llava, [PICTURE], TALK, cancelled=lambda: next(asked))
     assert (told.new_tokens, told.finish) == (3, "cancelled")
 
 
 def test_drawn_answers_depend_on_the_seed_alone(llava: tuple[Any, Any]) -> None:
-    def drawn(**settings: Any) -> Reply:
-        return reply(*llava, [PICTURE], TALK, Decoding(max_new_tokens=12, **settings))
+    def drawn(**settings: Any) -> StreamedAnswer:
+        return stream_answer(*llava, [PICTURE], TALK, GenerationParams(max_new_tokens=12, **settings))
 
     greedy = drawn()
     assert drawn(temperature=0) == greedy
@@ -89,10 +89,10 @@ def test_drawn_answers_depend_on_the_seed_alone(llava: tuple[Any, Any]) -> None:
 
 
 def test_the_context_is_the_limit(llava: tuple[Any, Any]) -> None:
-    context = context_of(llava[0])
+    context = context_length(llava[0])
     assert context == 128
-    told = reply(*llava, [PICTURE], TALK, Decoding(max_new_tokens=1000))
+    told = stream_answer(*llava, [PICTURE], TALK, GenerationParams(max_new_tokens=1000))
     assert told.prompt_tokens + told.new_tokens <= context
-    long = [{"role": "user", "content": with_images("word " * context, [PICTURE])}]
-    with pytest.raises(ContextError, match="expected fewer than the LLM's context of 128"):
-        reply(*llava, [PICTURE], long)
+    long = [{"role": "user", "content": prepend_image_tokens("word " * context, [PICTURE])}]
+    with pytest.raises(ContextLengthError, match="expected fewer than the LLM's context of 128"):
+        stream_answer(*llava, [PICTURE], long)

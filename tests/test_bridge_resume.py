@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from test_bridge_fsdp import config, losses, torchrun
 
 from clips.errors import UserError
-from llava_bridge.data import DataConfig
+from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.training import launch as launching
-from llava_bridge.training.checkpoints import is_of_others, make_universal
+from llava_bridge.training.checkpoints import needs_universal_conversion, convert_to_universal
 from llava_bridge.training.config import LaunchConfig, LoraConfig, StageConfig
 
 
@@ -33,9 +33,9 @@ def test_a_checkpoint_knows_for_how_many_it_is(tmp_path: Path, monkeypatch: pyte
     place = checkpoint(tmp_path, "mp_rank_00_model_states.pt")
     for processes, others in (("2", False), ("1", True)):
         monkeypatch.setenv("WORLD_SIZE", processes)
-        assert is_of_others(place) == others
+        assert needs_universal_conversion(place) == others
     (place / "shards").mkdir()  # FSDP's
-    assert not is_of_others(place)
+    assert not needs_universal_conversion(place)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_what_cannot_be_made_one_for_any_number_is_refused_and_kept(
     monkeypatch.setenv("WORLD_SIZE", "1")
     message = f"launch.processes: expected 2, as when {place} was written, got 1, {why}; or remove {tmp_path}, and"
     with pytest.raises(UserError, match=message):
-        make_universal(place)
+        convert_to_universal(place)
     assert (place / "global_step4" / part).is_file()
 
 
@@ -86,7 +86,7 @@ def test_two_processes_that_were_stopped_learn_bit_for_bit_the_same(
 ) -> None:
     world = bridge_encoder, bridge_llm, bridge_talk
     (tmp_path / "whole").mkdir()
-    data = [DataConfig(path=str(bridge_talk / "talk.json"))]
+    data = [ConversationSourceConfig(path=str(bridge_talk / "talk.json"))]
     stage = StageConfig(data=data, steps=6, global_batch_size=4, learning_rate=1e-3, warmup_ratio=0.0, lora=lora)
     fields: dict[str, Any] = {"launch": LaunchConfig(deepspeed=way), "instruct": stage}
     path = config(tmp_path, "plain", world, "deepspeed", save_steps=0, **fields)

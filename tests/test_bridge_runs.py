@@ -17,14 +17,14 @@ from clips.commandline.parsing import parse_config
 from clips.errors import UserError
 from llava_bridge.cli import main
 from llava_bridge.training import launch as launching
-from llava_bridge.training.config import TrainConfig
+from llava_bridge.training.config import LlavaTrainConfig
 
 
 @pytest.mark.parametrize("manifest", [None, "{}", '{"kind": "encoder", "hash": "1", "config": {}}', "[", "\xff"])
 def test_an_output_of_someone_else_is_not_replaced(
     manifest: str | None, tmp_path: Path, bridge_talk: Path, bridge_encoder: Path
 ) -> None:
-    from llava_bridge.training.train import train
+    from llava_bridge.training.train import run_train
 
     path = config_file(tmp_path, "mine", bridge_talk, encoder=str(bridge_encoder))
     (tmp_path / "mine").mkdir()
@@ -32,7 +32,7 @@ def test_an_output_of_someone_else_is_not_replaced(
     if manifest is not None:
         (tmp_path / "mine" / "manifest.json").write_text(manifest, encoding="latin-1")
     with pytest.raises(UserError, match="not empty, and not an artifact of kind 'llava'"):
-        train(parse_config(TrainConfig, ["--config", str(path)], prog="test"))
+        run_train(parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test"))
     assert (tmp_path / "mine" / "thesis.txt").exists()
     assert not list(tmp_path.glob(".*"))
 
@@ -48,10 +48,10 @@ def test_a_finished_run_is_left_as_it_is(
     tmp_path: Path, bridge_talk: Path, bridge_encoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     from clips.core.artifact import write_manifest
-    from llava_bridge.training.inputs import run_identity
+    from llava_bridge.training.run_identity import run_identity
 
     path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
-    config = parse_config(TrainConfig, ["--config", str(path)], prog="test").among(1)
+    config = parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test").among(1)
     (tmp_path / "one").mkdir()
     write_manifest(tmp_path / "one", kind="llava", config=config, identity=run_identity(config))
     for free in ([], ["--logging_steps", "3", "--num_workers", "1", "--save_steps", "9", "--launch.processes", "2"]):
@@ -71,11 +71,11 @@ def test_a_finished_run_removes_its_own_work_directory_and_no_other_runs(
     tmp_path: Path, bridge_talk: Path, bridge_encoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     from clips.core.artifact import write_manifest
-    from llava_bridge.training.inputs import run_identity
+    from llava_bridge.training.run_identity import run_identity
     from llava_bridge.training.stages import _prepare
 
     path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
-    config = parse_config(TrainConfig, ["--config", str(path)], prog="test").among(1)
+    config = parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test").among(1)
     (tmp_path / "one").mkdir()
     write_manifest(tmp_path / "one", kind="llava", config=config, identity=run_identity(config))
     work = tmp_path / ".one.work"
@@ -98,7 +98,7 @@ def test_an_unfinished_run_with_other_settings_is_refused_and_kept(
     from llava_bridge.training.stages import _prepare
 
     path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
-    config = parse_config(TrainConfig, ["--config", str(path)], prog="test")
+    config = parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test")
     work = tmp_path / "work"
     (work / "align/tokenizer").mkdir(parents=True)
     _prepare(work, config)
@@ -123,7 +123,7 @@ def test_an_earlier_request_to_stop_does_not_stop_processes_that_another_launche
     from llava_bridge.training.stages import _prepare
 
     path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
-    config = parse_config(TrainConfig, ["--config", str(path)], prog="test")
+    config = parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test")
     stop = tmp_path / "stop"
     stop.write_text("15")
     monkeypatch.setenv(launching._COMMAND_PID, "1")
@@ -137,18 +137,18 @@ def test_an_earlier_request_to_stop_does_not_stop_processes_that_another_launche
 def test_a_work_directory_belongs_to_one_run_and_goes_unless_it_helps_the_next(
     tmp_path: Path, bridge_talk: Path, bridge_encoder: Path
 ) -> None:
-    from llava_bridge.training.workspace import held_work_directory
+    from llava_bridge.training.work_dir import lock_work_dir
 
     path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
-    config, work = parse_config(TrainConfig, ["--config", str(path)], prog="test"), tmp_path / ".one.work"
-    with held_work_directory(config):
-        with pytest.raises(UserError, match=r"output: another run is writing .*one"), held_work_directory(config):
+    config, work = parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test"), tmp_path / ".one.work"
+    with lock_work_dir(config):
+        with pytest.raises(UserError, match=r"output: another run is writing .*one"), lock_work_dir(config):
             pass
         assert work.is_dir()
     assert not work.exists()
 
     def fail(leaving: str) -> None:
-        with held_work_directory(config):
+        with lock_work_dir(config):
             (work / "align" / leaving).mkdir(parents=True)
             raise UserError("align: wrong")
 
@@ -170,24 +170,24 @@ def test_features_are_not_kept_where_processes_must_call_the_encoder_together(
 def test_a_file_system_without_locks_will_do(
     tmp_path: Path, bridge_talk: Path, bridge_encoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    from llava_bridge.training import workspace
+    from llava_bridge.training import work_dir
 
     def flock(*_: Any) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
-    monkeypatch.setattr(workspace.fcntl, "flock", flock)
-    with workspace.held_work_directory(parse_config(TrainConfig, ["--config", str(path)], prog="test")):
+    monkeypatch.setattr(work_dir.fcntl, "flock", flock)
+    with work_dir.lock_work_dir(parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test")):
         assert "no locks here (No locks available); see to it that no other run writes" in capsys.readouterr().err
 
 
 def test_an_output_that_one_machine_alone_sees_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from clips.parallel import processes
+    from clips.parallel import distributed
     from llava_bridge.training.stages import _check_shared
 
     (tmp_path / "run.json").touch()
     _check_shared(tmp_path)
-    monkeypatch.setattr(processes, "gather_objects", lambda sees: [sees, False])
+    monkeypatch.setattr(distributed, "all_gather_objects", lambda sees: [sees, False])
     with pytest.raises(UserError, match=r"output: expected a place that all machines share, but the process of rank 1"):
         _check_shared(tmp_path)
 
@@ -196,7 +196,7 @@ def test_the_number_of_processes_is_what_a_launcher_has_started(
     tmp_path: Path, bridge_talk: Path, bridge_encoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
-    config = parse_config(TrainConfig, ["--config", str(path)], prog="test")
+    config = parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test")
     assert config.among(4).launch.processes == 4
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "3"}.items():
         monkeypatch.setenv(name, value)

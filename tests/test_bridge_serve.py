@@ -23,9 +23,9 @@ from PIL import Image
 
 from clips.errors import UserError
 from llava_bridge import cli
-from llava_bridge.asking import inference
+from llava_bridge.inference import generate
 from llava_bridge.serving import command, worker
-from llava_bridge.serving.command import ServeConfig, serve
+from llava_bridge.serving.command import ServeConfig, run_serve
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
@@ -44,7 +44,7 @@ def asked(text: str = "What colour is it?", url: str | None = None) -> list[Any]
 
 @pytest.fixture(scope="module")
 def llava(bridge_llava: Path) -> tuple[Any, Any]:
-    return inference.load_llava(bridge_llava)
+    return generate.load_llava(bridge_llava)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def address(llava: tuple[Any, Any]) -> Iterator[str]:
 
     from llava_bridge.serving.app import Server
 
-    app = Server(worker.Worker(*llava), "tiny", max_new_tokens=7).app(["127.0.0.1"])
+    app = Server(worker.GenerationWorker(*llava), "tiny", max_new_tokens=7).app(["127.0.0.1"])
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -83,7 +83,7 @@ def test_the_model_is_listed(client: openai.OpenAI) -> None:
 
 def test_an_answer_is_that_of_the_bridge(client: openai.OpenAI, llava: tuple[Any, Any]) -> None:
     made = complete(client, max_tokens=9)
-    (expected,) = inference.answer(*llava, [Image.new("RGB", (40, 24), "red")], ["What colour is it?"], 9)
+    (expected,) = generate.answer(*llava, [Image.new("RGB", (40, 24), "red")], ["What colour is it?"], 9)
     assert made.choices[0].message.content == expected
     assert made.choices[0].finish_reason == "length"
     assert made.usage.completion_tokens == 9
@@ -106,7 +106,7 @@ def test_a_whole_talk_with_two_pictures(client: openai.OpenAI, llava: tuple[Any,
         {"role": "assistant", "content": "red"},
         {"role": "user", "content": "<image>\nSecond?"},
     ]
-    (expected,) = inference.answer_conversations(*llava, pictures, [flat], max_new_tokens=7)
+    (expected,) = generate.answer_conversations(*llava, pictures, [flat], max_new_tokens=7)
     assert complete(client, talk).choices[0].message.content == expected
 
 
@@ -136,7 +136,7 @@ def test_words_are_never_an_image(client: openai.OpenAI, llava: tuple[Any, Any],
     said = ["No < image>.", f"{shows}What does < image> mean?", "An < image>.", "What does < image> mean?"]
     roles = ("system", "user", "assistant", "user")
     flat = [{"role": role, "content": words} for role, words in zip(roles, said, strict=True)]
-    (expected,) = inference.answer_conversations(*llava, [[picture] * shown], [flat], max_new_tokens=7)
+    (expected,) = generate.answer_conversations(*llava, [[picture] * shown], [flat], max_new_tokens=7)
     assert made.choices[0].message.content == expected
     tokenizer = llava[1].tokenizer
     assert tokenizer.convert_tokens_to_ids("<image>") not in tokenizer("< image>")["input_ids"]
@@ -201,7 +201,7 @@ def test_mistakes_of_another_kind(address: str, client: openai.OpenAI, monkeypat
     assert httpx.get(url).json()["error"]["message"] == "Method Not Allowed"
     assert httpx.get(f"{address}/v1/nothing").status_code == 404
     assert httpx.get(f"{address}/v1/models", headers={"host": "rebound.example"}).status_code == 400
-    monkeypatch.setattr("llava_bridge.serving.app.MOST_BYTES", 100)
+    monkeypatch.setattr("llava_bridge.serving.app.MAX_REQUEST_BYTES", 100)
     with pytest.raises(openai.APIStatusError, match="at most") as caught:
         complete(client)
     assert caught.value.status_code == 413
@@ -341,13 +341,13 @@ def test_the_command_complains_in_one_line(
     taken = f"llava-bridge: host, port: cannot listen at 127.0.0.1:{port} (Address already in use); expected a free"
     assert capsys.readouterr().err.startswith(taken)
     with pytest.raises(UserError, match="no such directory"):
-        serve(ServeConfig(directory="nowhere", port=0))
+        run_serve(ServeConfig(directory="nowhere", port=0))
     with pytest.raises(UserError, match="port: expected 0 to 65535"):
         ServeConfig(directory="d", port=70000)
     monkeypatch.delitem(sys.modules, "llava_bridge.serving.app")
     monkeypatch.setitem(sys.modules, "starlette.applications", None)
     with pytest.raises(UserError, match=r"^serve needs starlette\S*: pip install 'clips-suite\[serve\]'$"):
-        serve(ServeConfig(directory=str(tmp_path)))
+        run_serve(ServeConfig(directory=str(tmp_path)))
 
 
 def test_nothing_is_downloaded_before_the_port_is_had(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,10 +359,10 @@ def test_nothing_is_downloaded_before_the_port_is_had(address: str, monkeypatch:
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     with pytest.raises(UserError, match="cannot listen at"):
-        serve(ServeConfig(directory="org/llava", port=int(address.rpartition(":")[2])))
+        run_serve(ServeConfig(directory="org/llava", port=int(address.rpartition(":")[2])))
     assert asked == []
     with pytest.raises(UserError, match="org/llava is not a directory; org/llava: cannot be had from the hub"):
-        serve(ServeConfig(directory="org/llava", port=0))
+        run_serve(ServeConfig(directory="org/llava", port=0))
     assert asked == ["org/llava"]
 
 

@@ -17,7 +17,7 @@ import pytest
 from colours import contrast
 from test_report_page import Loads
 
-from llava_bridge.asking.reply import Decoding, Prompt, Reply
+from llava_bridge.inference.streaming import GenerationParams, Prompt, StreamedAnswer
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
@@ -61,22 +61,22 @@ class Site:
     """A server whose model is played by ``self.replies``, and whose page runs a script that reports."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-        self.asked: list[tuple[list[Any], list[Any], Decoding]] = []
+        self.asked: list[tuple[list[Any], list[Any], GenerationParams]] = []
         self.reports: queue.Queue[Any] = queue.Queue()
         self.page, self.folder = folder / "page.html", folder
         self.cancelled = threading.Event()
         monkeypatch.setattr(worker, "prompt", self.prompt)
         monkeypatch.setattr(worker, "replies", self.replies)
-        monkeypatch.setattr(serving, "PAGE", self.page)
+        monkeypatch.setattr(serving, "PAGE_FILE", self.page)
 
     def prompt(
-        self, model: Any, processor: Any, pictures: Any, messages: Any, decoding: Decoding, **told: Any
+        self, model: Any, processor: Any, pictures: Any, messages: Any, decoding: GenerationParams, **told: Any
     ) -> Prompt:
         """Keep what is asked for, as the model has neither tokenizer nor context."""
         self.asked.append((pictures, messages, decoding))
         return Prompt(ids=[0], pictures=pictures, decoding=decoding, most=1, **told)
 
-    def replies(self, model: Any, processor: Any, prompts: list[Prompt]) -> list[Reply]:
+    def replies(self, model: Any, processor: Any, prompts: list[Prompt]) -> list[StreamedAnswer]:
         """Say the color of the last picture, and on and on of what is endless."""
         (prompt,), question = prompts, self.asked[-1][1][-1]["content"]
         if "fail" in question:
@@ -88,7 +88,7 @@ class Site:
             while not prompt.cancelled():
                 time.sleep(0.01)
             self.cancelled.set()
-        return [Reply(text=text, prompt_tokens=5, new_tokens=len(text), finish="stop")]
+        return [StreamedAnswer(text=text, prompt_tokens=5, new_tokens=len(text), finish="stop")]
 
     def browse(self, script: str, *flags: str) -> Any:
         """What ``script`` returns in a browser that has opened the page."""
@@ -126,7 +126,7 @@ def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Site]:
         site.reports.put(json.loads(await request.body()))
         return Response()
 
-    app = serving.Server(worker.Worker(None, None), "a-llava", max_new_tokens=7).app(["127.0.0.1"])
+    app = serving.Server(worker.GenerationWorker(None, None), "a-llava", max_new_tokens=7).app(["127.0.0.1"])
     app.routes.append(Route("/report", report, methods=["POST"]))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, daemon=True)

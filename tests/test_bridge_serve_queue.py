@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from llava_bridge.asking.reply import Decoding, Prompt, Reply
+from llava_bridge.inference.streaming import GenerationParams, Prompt, StreamedAnswer
 from llava_bridge.serving import worker
-from llava_bridge.serving.asked import Asked
+from llava_bridge.serving.request import ChatRequest
 
 SECONDS = 0.3
 """That a batch takes, of any size."""
@@ -23,22 +23,22 @@ def busy(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """A batch is being answered; the worker's queue is its own, the model only takes its time."""
     began = threading.Event()
 
-    def ready(model: Any, processor: Any, pictures: Any, messages: Any, decoding: Decoding, **told: Any) -> Prompt:
+    def ready(model: Any, processor: Any, pictures: Any, messages: Any, decoding: GenerationParams, **told: Any) -> Prompt:
         return Prompt(ids=[0], pictures=pictures, decoding=decoding, most=1, **told)
 
-    def replies(model: Any, processor: Any, prompts: list[Prompt]) -> list[Reply]:
+    def replies(model: Any, processor: Any, prompts: list[Prompt]) -> list[StreamedAnswer]:
         began.set()
         time.sleep(SECONDS)
-        return [Reply(text="", prompt_tokens=1, new_tokens=1, finish="stop") for _ in prompts]
+        return [StreamedAnswer(text="", prompt_tokens=1, new_tokens=1, finish="stop") for _ in prompts]
 
     monkeypatch.setattr(worker, "prompt", ready)
     monkeypatch.setattr(worker, "replies", replies)
     return began
 
 
-async def answered(served: worker.Worker, temperature: float | None) -> None:
-    decoding = Decoding(temperature=temperature)
-    asked = Asked(model=None, messages=[], pictures=[], decoding=decoding, stream=False, usage=False)
+async def answered(served: worker.GenerationWorker, temperature: float | None) -> None:
+    decoding = GenerationParams(temperature=temperature)
+    asked = ChatRequest(model=None, messages=[], pictures=[], decoding=decoding, stream=False, usage=False)
     async for _ in served.write(asked):
         pass
 
@@ -57,7 +57,7 @@ async def answered(served: worker.Worker, temperature: float | None) -> None:
 def test_how_long_to_wait_fits_the_queue(
     temperatures: list[float | None], samples: bool, batches: int, busy: threading.Event
 ) -> None:
-    served = worker.Worker(SimpleNamespace(generation_config=SimpleNamespace(do_sample=samples)), None)
+    served = worker.GenerationWorker(SimpleNamespace(generation_config=SimpleNamespace(do_sample=samples)), None)
 
     async def told_and_taken() -> tuple[float, float]:
         await answered(served, 0.0)  # from which it knows how long a batch takes
@@ -78,7 +78,7 @@ def test_how_long_to_wait_fits_the_queue(
 
 
 def test_nobody_waits_for_a_batch_that_is_over(busy: threading.Event) -> None:
-    served = worker.Worker(SimpleNamespace(generation_config=SimpleNamespace(do_sample=False)), None)
+    served = worker.GenerationWorker(SimpleNamespace(generation_config=SimpleNamespace(do_sample=False)), None)
     asyncio.run(answered(served, 0.0))
     served._thread.submit(int).result()  # what the worker does after it has told
     assert served.seconds_to_wait() == 0
@@ -86,7 +86,7 @@ def test_nobody_waits_for_a_batch_that_is_over(busy: threading.Event) -> None:
 
 
 def test_requests_whose_clients_have_gone_are_not_waited_for(busy: threading.Event) -> None:
-    served = worker.Worker(SimpleNamespace(generation_config=SimpleNamespace(do_sample=True)), None)
+    served = worker.GenerationWorker(SimpleNamespace(generation_config=SimpleNamespace(do_sample=True)), None)
 
     async def told() -> float:
         await answered(served, None)

@@ -13,8 +13,8 @@ from test_bridge_llms import KINDS, make
 from transformers import AutoTokenizer
 
 from llava_bridge import answer
-from llava_bridge.asking import inference
-from llava_bridge.model.assembly import Assembly, assemble
+from llava_bridge.inference import generate
+from llava_bridge.model.build import LlavaParts, build_llava
 
 QUESTIONS = ["What is it?", "Is there a red thing in the picture? Answer yes or no.", "Where?", "Tell a long story."]
 SHARED = ["qwen3", "llama", "granite", "cohere", "gpt2", "opt", "gpt_neox"]
@@ -31,7 +31,7 @@ def pictures(count: int, size: tuple[int, int] = (40, 30)) -> list[Image.Image]:
 def llava(bridge_llm: Path, bridge_encoder: Path, tmp_path: Path) -> Any:
     def build(kind: str, **more: Any) -> tuple[Any, Any]:
         make(kind, AutoTokenizer.from_pretrained(bridge_llm), tmp_path / "llm")
-        model, processor = assemble(Assembly(encoder=str(bridge_encoder), llm=str(tmp_path / "llm"), **more))
+        model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(tmp_path / "llm"), **more))
         for weight in model.model.multi_modal_projector.parameters():
             torch.nn.init.normal_(weight, std=0.5)  # so that the picture counts
         return model.eval(), processor
@@ -99,13 +99,13 @@ def test_tiles(llava: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = [*pictures(1, (40, 30)) * 2, *pictures(1, (90, 30)) * 3]  # of unlike numbers of tokens
     asked = QUESTIONS + QUESTIONS[:1]
     prefixes = []
-    original = inference.ComputedPrefixes
+    original = generate.PrefixCache
 
     def computed(*args: Any) -> Any:
         prefixes.append(original(*args))
         return prefixes[-1]
 
-    monkeypatch.setattr(inference, "ComputedPrefixes", computed)
+    monkeypatch.setattr(generate, "PrefixCache", computed)
     together = ask(built, shown, asked)
     monkeypatch.undo()
     assert [len(each.ids) for each in prefixes] == [2]

@@ -19,10 +19,10 @@ from PIL import Image
 from clips.core.identity import difference
 from clips.data.formats.base import Conversation
 from clips.errors import UserError
-from llava_bridge.data import DataConfig, read_samples, read_texts
+from llava_bridge.data import ConversationSourceConfig, read_samples, read_texts
 from llava_bridge.data.sources import refuse_missing, weighted
-from llava_bridge.training.config import StageConfig, TrainConfig
-from llava_bridge.training.inputs import describe_data, run_identity
+from llava_bridge.training.config import StageConfig, LlavaTrainConfig
+from llava_bridge.training.run_identity import describe_data, run_identity
 
 RGB = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 TALKS: list[tuple[list[str], list[tuple[str, str]]]] = [
@@ -71,46 +71,46 @@ def write_files(folder: Path) -> None:
         (folder / f"{colour}.png").write_bytes(png(colour))
 
 
-def json_lines(folder: Path) -> DataConfig:
+def json_lines(folder: Path) -> ConversationSourceConfig:
     write_files(folder)
     found = rows("conversations", as_values, lambda colour: f"{colour}.png")
     found[2].pop("images")
     (folder / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
-    return DataConfig(format="conversations", path=str(folder / "talk.jsonl"))
+    return ConversationSourceConfig(format="conversations", path=str(folder / "talk.jsonl"))
 
 
-def llava_json(folder: Path) -> DataConfig:
+def llava_json(folder: Path) -> ConversationSourceConfig:
     write_files(folder)
     found = [
         {"conversations": as_values(turns), "image": [f"{colour}.png" for colour in colours] or None}
         for colours, turns in [*TALKS[:3], (TALKS[3][0], EXPECTED[3])]  # LLaVA's form has a mark for each picture
     ]
     (folder / "talk.json").write_text(json.dumps(found))
-    return DataConfig(path=str(folder / "talk.json"))
+    return ConversationSourceConfig(path=str(folder / "talk.json"))
 
 
-def parquet_of_structs(folder: Path) -> DataConfig:
+def parquet_of_structs(folder: Path) -> ConversationSourceConfig:
     found = rows("messages", as_parts, lambda colour: {"bytes": png(colour), "path": f"{colour}.png"})
     pq.write_table(pa.Table.from_pylist(found), folder / "talk.parquet", row_group_size=2)
-    return DataConfig(format="conversations", path=str(folder / "talk.parquet"))
+    return ConversationSourceConfig(format="conversations", path=str(folder / "talk.parquet"))
 
 
-def parquet_of_bytes(folder: Path) -> DataConfig:
+def parquet_of_bytes(folder: Path) -> ConversationSourceConfig:
     found = rows("conversations", as_values, png)
     pq.write_table(pa.Table.from_pylist(found[:2]), folder / "talk-0.parquet")
     pq.write_table(pa.Table.from_pylist(found[2:]), folder / "talk-1.parquet")
-    return DataConfig(format="conversations", path=str(folder / "talk-{0..1}.parquet"))
+    return ConversationSourceConfig(format="conversations", path=str(folder / "talk-{0..1}.parquet"))
 
 
-def parquet_of_paths(folder: Path) -> DataConfig:
+def parquet_of_paths(folder: Path) -> ConversationSourceConfig:
     (folder / "pictures").mkdir()
     write_files(folder / "pictures")
     found = rows("messages", as_content, lambda colour: f"{colour}.png")
     pq.write_table(pa.Table.from_pylist(found), folder / "talk.parquet")
-    return DataConfig(format="conversations", path=str(folder / "talk.parquet"), images=str(folder / "pictures"))
+    return ConversationSourceConfig(format="conversations", path=str(folder / "talk.parquet"), images=str(folder / "pictures"))
 
 
-def saved_dataset(folder: Path) -> DataConfig:
+def saved_dataset(folder: Path) -> ConversationSourceConfig:
     import datasets
 
     found = rows("messages", as_parts, lambda colour: Image.new("RGB", (6, 4), RGB[colour]))
@@ -120,18 +120,18 @@ def saved_dataset(folder: Path) -> DataConfig:
     turned(str(folder / "other"))
     splits = datasets.DatasetDict({"train": whole, "test": whole.select([0])})
     splits.save_to_disk(str(folder / "set"))
-    return DataConfig(format="conversations", path=str(folder / "set"))
+    return ConversationSourceConfig(format="conversations", path=str(folder / "set"))
 
 
-def hub_layout(folder: Path) -> DataConfig:
+def hub_layout(folder: Path) -> ConversationSourceConfig:
     (folder / "hub" / "data").mkdir(parents=True)
     found = pa.Table.from_pylist(rows("messages", as_content, lambda colour: {"bytes": png(colour), "path": None}))
     for split, table in {"train": found, "test": found.slice(0, 1)}.items():
         pq.write_table(table, folder / "hub" / "data" / f"{split}-00000-of-00001.parquet")
-    return DataConfig(format="conversations", path=str(folder / "hub"))
+    return ConversationSourceConfig(format="conversations", path=str(folder / "hub"))
 
 
-def shards(folder: Path) -> DataConfig:
+def shards(folder: Path) -> ConversationSourceConfig:
     (folder / "shards").mkdir()
     for shard, some in enumerate((TALKS[:1], TALKS[1:])):
         with tarfile.open(folder / "shards" / f"{shard}.tar", "w") as tar:
@@ -144,7 +144,7 @@ def shards(folder: Path) -> DataConfig:
                     member = tarfile.TarInfo(f"{number:03d}.{extension}")
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
-    return DataConfig(format="webdataset", path=str(folder / "shards"))
+    return ConversationSourceConfig(format="webdataset", path=str(folder / "shards"))
 
 
 def colour_of(picture: Any) -> str:
@@ -171,7 +171,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=lambda make: make.__name__,
 )
-def test_every_form_gives_the_same_samples(make: Callable[[Path], DataConfig], tmp_path: Path) -> None:
+def test_every_form_gives_the_same_samples(make: Callable[[Path], ConversationSourceConfig], tmp_path: Path) -> None:
     samples = read_samples(make(tmp_path))
     assert [[(turn.role, turn.content) for turn in sample.turns] for sample in samples] == EXPECTED
     again: list[Conversation] = pickle.loads(pickle.dumps(samples))  # as processes that load data get them
@@ -186,7 +186,7 @@ def test_one_picture_a_row_in_a_column_of_its_own(tmp_path: Path) -> None:
         {"conversations": as_values([("user", "1 + 1?"), ("assistant", "2")]), "image": None},
     ]
     pq.write_table(pa.Table.from_pylist(found), tmp_path / "talk.parquet")
-    samples = read_samples(DataConfig(format="conversations", path=str(tmp_path / "talk.parquet")))
+    samples = read_samples(ConversationSourceConfig(format="conversations", path=str(tmp_path / "talk.parquet")))
     assert [[colour_of(picture) for picture in sample.images] for sample in samples] == [["red"], []]
 
 
@@ -194,10 +194,10 @@ def test_a_split_is_chosen(tmp_path: Path) -> None:
     for make, where in ((saved_dataset, "set"), (hub_layout, "hub")):
         make(tmp_path)
         config = {"format": "conversations", "path": str(tmp_path / where)}
-        assert len(read_samples(DataConfig(split="test", **config))) == 1
+        assert len(read_samples(ConversationSourceConfig(split="test", **config))) == 1
         with pytest.raises(UserError, match="did you mean 'test'"):
-            read_samples(DataConfig(split="tset", **config))
-    other = read_samples(DataConfig(format="conversations", path=str(tmp_path / "other")))
+            read_samples(ConversationSourceConfig(split="tset", **config))
+    other = read_samples(ConversationSourceConfig(format="conversations", path=str(tmp_path / "other")))
     assert [[colour_of(picture) for picture in sample.images] for sample in other] == [
         colours for colours, _ in reversed(TALKS)
     ]
@@ -209,7 +209,7 @@ def test_pictures_of_a_table_are_read_by_the_row_group(tmp_path: Path) -> None:
     found = [{"messages": as_content(TALKS[2][1]), "images": [{"bytes": one, "path": None}]} for one in noise]
     pq.write_table(pa.Table.from_pylist(found), tmp_path / "talk.parquet", row_group_size=2)
     before = pa.total_allocated_bytes()
-    samples = read_samples(DataConfig(format="conversations", path=str(tmp_path / "talk.parquet")))
+    samples = read_samples(ConversationSourceConfig(format="conversations", path=str(tmp_path / "talk.parquet")))
     assert len(samples) == 8
     assert pa.total_allocated_bytes() - before < len(noise[0])
     cache = tmp_path / "cache" / "clips" / "rows"
@@ -236,7 +236,7 @@ def test_pictures_of_a_table_are_read_by_the_row_group(tmp_path: Path) -> None:
 def test_malformed_rows_are_refused_in_one_line(row: Any, match: str, tmp_path: Path) -> None:
     (tmp_path / "talk.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(UserError, match=match) as caught:
-        read_samples(DataConfig(format="conversations", path=str(tmp_path / "talk.jsonl")))
+        read_samples(ConversationSourceConfig(format="conversations", path=str(tmp_path / "talk.jsonl")))
     assert "talk.jsonl" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -244,7 +244,7 @@ def test_malformed_rows_are_refused_in_one_line(row: Any, match: str, tmp_path: 
 def test_bad_files_are_refused_in_one_line(tmp_path: Path) -> None:
     def refuse(match: str, path: str, **fields: Any) -> None:
         with pytest.raises(UserError, match=match):
-            read_samples(DataConfig(path=str(tmp_path / path), **{"format": "conversations", **fields}))
+            read_samples(ConversationSourceConfig(path=str(tmp_path / path), **{"format": "conversations", **fields}))
 
     (tmp_path / "talk.csv").write_text("a,b\n")
     refuse(r"talk.csv: expected a file that ends in \.parquet, \.jsonl, \.json", "talk.csv")
@@ -260,7 +260,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path: Path) -> None:
         tar.addfile(tarfile.TarInfo("000.txt"), io.BytesIO(b""))
     refuse("000: expected 000.json with what is said, found txt", "lone.tar", format="webdataset")
     with pytest.raises(UserError, match="expected files of this machine"):
-        read_samples(DataConfig(format="webdataset", path="s3://bucket/{00..11}.tar"))
+        read_samples(ConversationSourceConfig(format="webdataset", path="s3://bucket/{00..11}.tar"))
 
 
 def test_what_a_source_is_known_by(tmp_path: Path) -> None:
@@ -287,8 +287,8 @@ def test_how_a_source_is_read_makes_no_other_run_of_it_and_its_content_does(brid
     path.write_bytes((bridge_talk / "text.jsonl").read_bytes())
 
     def known(**fields: Any) -> dict[str, Any]:
-        data = [DataConfig(path=str(path), format="text", **fields)]
-        return run_identity(TrainConfig(output="x", stages=["pretrain"], pretrain=StageConfig(data=data)))
+        data = [ConversationSourceConfig(path=str(path), format="text", **fields)]
+        return run_identity(LlavaTrainConfig(output="x", stages=["pretrain"], pretrain=StageConfig(data=data)))
 
     before = known()
     assert known(missing_images="refuse", cache_gb=1.0) == before
@@ -302,7 +302,7 @@ def test_an_answer_before_the_first_question_is_left_out(tmp_path: Path) -> None
     said = [("system", "Be short."), ("gpt", "so it was"), ("human", "Was it?"), ("gpt", "It was.")]
     talk = [{"from": speaker, "value": words} for speaker, words in said]
     (tmp_path / "talk.json").write_text(json.dumps([{"id": 1, "conversations": talk}]))
-    (sample,) = read_samples(DataConfig(path=str(tmp_path / "talk.json")))
+    (sample,) = read_samples(ConversationSourceConfig(path=str(tmp_path / "talk.json")))
     assert [turn.content for turn in sample.turns] == ["Be short.", "Was it?", "It was."]
 
 
@@ -321,16 +321,16 @@ def test_weights_repeat_and_thin() -> None:
 
 def test_a_source_has_a_weight(bridge_talk: Path) -> None:
     path = str(bridge_talk / "talk.json")
-    assert len(read_samples(DataConfig(path=path, weight=1.5))) == 24
-    assert len(read_samples(DataConfig(path=path, weight=0.5, limit=8))) == 4
-    assert len(read_texts(DataConfig(path=str(bridge_talk / "text.jsonl"), format="text", weight=0.25))) == 8
-    drawn = [[sample.name for sample in read_samples(DataConfig(path=path, weight=0.5), seed)] for seed in (0, 0, 1)]
+    assert len(read_samples(ConversationSourceConfig(path=path, weight=1.5))) == 24
+    assert len(read_samples(ConversationSourceConfig(path=path, weight=0.5, limit=8))) == 4
+    assert len(read_texts(ConversationSourceConfig(path=str(bridge_talk / "text.jsonl"), format="text", weight=0.25))) == 8
+    drawn = [[sample.name for sample in read_samples(ConversationSourceConfig(path=path, weight=0.5), seed)] for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     with pytest.raises(UserError, match=r"data.weight: 0.01 of the 16 samples of .* is none"):
-        read_samples(DataConfig(path=path, weight=0.01))
+        read_samples(ConversationSourceConfig(path=path, weight=0.01))
     for weight in (0, -1, float("inf"), float("nan")):
         with pytest.raises(UserError, match=r"data\.weight: expected more than 0"):
-            DataConfig(path=path, weight=weight)
+            ConversationSourceConfig(path=path, weight=weight)
 
 
 def test_missing_pictures_are_named_and_counted(bridge_talk: Path, tmp_path: Path) -> None:
@@ -343,7 +343,7 @@ def test_missing_pictures_are_named_and_counted(bridge_talk: Path, tmp_path: Pat
     for number in (1, 2, 4, *range(6, 16)):
         (tmp_path / f"{number}.png").write_bytes((bridge_talk / f"{number}.png").read_bytes())
     (tmp_path / "talk.json").write_text(json.dumps(found))
-    samples = read_samples(DataConfig(path=str(tmp_path / "talk.json"), weight=2))
+    samples = read_samples(ConversationSourceConfig(path=str(tmp_path / "talk.json"), weight=2))
     with pytest.raises(UserError, match=r"3 of 17 images of talk are missing; the first: .*gone.png"):
         refuse_missing(samples, "talk", print)
     refuse_missing([samples[0], samples[1]], "talk", print)

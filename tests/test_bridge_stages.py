@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llava_bridge.data import DataConfig
+from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.training import launch as launching
 from llava_bridge.training.config import LaunchConfig, LoraConfig, StageConfig
 
@@ -28,7 +28,7 @@ LORA: dict[str, Any] = {"rank": 4, "alpha": 8, "dropout": 0.0}
 def config(directory: Path, name: str, world: tuple[Path, Path, Path], stage: dict[str, Any], **fields: Any) -> Path:
     """A run of a single stage, instruct, on a finished encoder and LLM."""
     encoder, llm, talk = world
-    data = [DataConfig(path=str(talk / "talk.json"))]
+    data = [ConversationSourceConfig(path=str(talk / "talk.json"))]
     settings = {"data": data, "steps": 3, "global_batch_size": 4, "learning_rate": 1e-2, "warmup_ratio": 0.0} | stage
     fields = {"stages": ["instruct"], "encoder": str(encoder), "llm": str(llm)} | fields
     return bridge_world.config_file(directory, name, talk, instruct=StageConfig(**settings), **fields)

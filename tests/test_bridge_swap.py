@@ -16,8 +16,8 @@ from PIL import Image
 
 from clips.train import train as train_encoder
 from llava_bridge import answer, load_llava
-from llava_bridge.chat import template_for
-from llava_bridge.data import DataConfig
+from llava_bridge.conversation import resolve_chat_template
+from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.projectors import ProjectorConfig
 from llava_bridge.training.config import StageConfig
 
@@ -46,7 +46,7 @@ def make_llm(directory: Path, name: str) -> None:
     """Random weights in the shapes of the family, its tokens for the ends of turns, its template."""
     from tokenizers import AddedToken
 
-    from llava_bridge.model.llm import SmallLlamaConfig, train_tokenizer
+    from llava_bridge.model.small_llama import SmallLlamaConfig, train_tokenizer
 
     tokenizer = train_tokenizer(bridge_world.TEXTS, SmallLlamaConfig(vocab_size=320))
     marks = ("<|im_start|>", "<|im_end|>") if name == "qwen2" else ("<|start_header_id|>", "<|end_header_id|>")
@@ -55,7 +55,7 @@ def make_llm(directory: Path, name: str) -> None:
     tokenizer.eos_token = end
     if name == "qwen2":
         tokenizer.bos_token = None
-    tokenizer.chat_template = QWEN_TEMPLATE if name == "qwen2" else template_for(None, "llama_3")
+    tokenizer.chat_template = QWEN_TEMPLATE if name == "qwen2" else resolve_chat_template(None, "llama_3")
     torch.manual_seed(0)
     sizes = {**TINY, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
     config = (
@@ -105,7 +105,7 @@ def trained(
 ) -> Path:
     """A LLaVA of each pair."""
     folder = tmp_path_factory.mktemp("swap")
-    data = [DataConfig(path=str(bridge_talk / "talk.json"))]
+    data = [ConversationSourceConfig(path=str(bridge_talk / "talk.json"))]
     configs = []
     for encoder in ENCODERS:
         for llm in LLMS:

@@ -257,26 +257,26 @@ with hand_over_errors():
 
 def test_frozen_parts_are_told_from_trained_ones_by_their_bits() -> None:
     from llava_bridge.training.config import StageConfig
-    from llava_bridge.training.setup import Setup
-    from llava_bridge.training.trainer import choose_what_learns
-    from llava_bridge.training.weights import fingerprint, frozen_values
+    from llava_bridge.training.setup import StageSetup
+    from llava_bridge.training.trainer import set_trainable_parts
+    from llava_bridge.training.sharded_weights import tensors_hash, frozen_tensors
 
     model: Any = torch.nn.ModuleDict({name: torch.nn.BatchNorm1d(2) for name in ("vision", "projector", "llm")})
-    setup: Any = Setup(model, None, dict(model.items()), None, None)  # type: ignore[arg-type]
+    setup: Any = StageSetup(model, None, dict(model.items()), None, None)  # type: ignore[arg-type]
 
     def learning(stage: StageConfig, name: str) -> set[str]:
-        choose_what_learns(setup, stage, name)
+        set_trainable_parts(setup, stage, name)
         return {part for part, module in model.items() if module.weight.requires_grad}
 
     assert learning(StageConfig(), "align") == {"projector"}
     assert learning(StageConfig(), "instruct") == {"projector", "llm"}
     assert learning(StageConfig(trains=["vision", "llm"]), "instruct") == {"vision", "llm"}
-    assert not frozen_values(model["vision"])  # its statistics move with it
+    assert not frozen_tensors(model["vision"])  # its statistics move with it
     projector = model["projector"]
-    before = fingerprint(frozen_values(projector))
-    assert before == fingerprint(frozen_values(projector))
+    before = tensors_hash(frozen_tensors(projector))
+    assert before == tensors_hash(frozen_tensors(projector))
     projector.running_mean[0] = torch.nextafter(torch.tensor(0.0), torch.tensor(1.0))
-    assert fingerprint(frozen_values(projector)) != before
+    assert tensors_hash(frozen_tensors(projector)) != before
 
 
 def stage_trainer(max_invalid_ratio: float = 0.5) -> Any:
@@ -292,9 +292,9 @@ def stage_trainer(max_invalid_ratio: float = 0.5) -> Any:
 
 def stage_callback(tmp_path: Path) -> Any:
     from llava_bridge.training.callback import StageCallback
-    from llava_bridge.training.progress import Progress
+    from llava_bridge.training.progress import StageProgress
 
-    progress = Progress("align", 4, tmp_path / "metrics.jsonl", 0.0)
+    progress = StageProgress("align", 4, tmp_path / "metrics.jsonl", 0.0)
     nobody = SimpleNamespace(of_any_process=lambda: 0, asked=lambda: False)
     return StageCallback(progress, stage_trainer().gather_invalid, {}, 320, nobody, lambda: None)  # type: ignore[arg-type]
 
@@ -315,10 +315,10 @@ def test_too_many_bad_samples_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> N
 def test_bad_samples_are_counted_over_all_processes_and_attempts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clips.parallel import processes
+    from clips.parallel import distributed
     from llava_bridge.training import checkpoints
 
-    monkeypatch.setattr(processes, "gather_objects", lambda own: [own, [(1, "b", "of rank 1")]])
+    monkeypatch.setattr(distributed, "all_gather_objects", lambda own: [own, [(1, "b", "of rank 1")]])
     monkeypatch.setattr(checkpoints, "barrier", lambda: None)
     trainer = stage_trainer(0.7)
     trainer._judge(trainer.invalid.add([(0, "a", "of rank 0")]))
@@ -330,8 +330,8 @@ def test_bad_samples_are_counted_over_all_processes_and_attempts(
     (tmp_path / "checkpoint-12").mkdir()  # its writing was interrupted
     start = checkpoints.last_checkpoint(tmp_path)
     assert start == tmp_path / "checkpoint-10"
-    assert (checkpoints.seconds_before(start), checkpoints.seconds_before(None)) == (15.0, 0.0)
-    trainer.invalid = checkpoints.bad_before(start)
+    assert (checkpoints.load_elapsed_seconds(start), checkpoints.load_elapsed_seconds(None)) == (15.0, 0.0)
+    trainer.invalid = checkpoints.load_invalid_samples(start)
     with pytest.raises(UserError, match="align: 3 of 3 samples are invalid"):
         trainer._judge(trainer.invalid.add([(1, "b", "met before"), (7, "c", "after resuming")]))
     assert not (tmp_path / "checkpoint-12").exists()
@@ -357,14 +357,14 @@ def test_a_loss_that_is_not_finite_stops_the_step_and_names_it(monkeypatch: pyte
 
 
 def test_a_first_loss_that_is_odd_is_told() -> None:
-    from llava_bridge.training.callback import odd_first_loss
+    from llava_bridge.training.callback import first_loss_warning
 
-    assert odd_first_loss(math.log(32_000) + 0.9, 32_000) is None
-    assert odd_first_loss(0.05, 32_000) is None
-    wrong = odd_first_loss(12.0, 32_000)
+    assert first_loss_warning(math.log(32_000) + 0.9, 32_000) is None
+    assert first_loss_warning(0.05, 32_000) is None
+    wrong = first_loss_warning(12.0, 32_000)
     assert wrong is not None
     assert wrong.startswith("the first loss, 12.0, is above 10.4, that of guessing among 32,000 tokens")
-    easy = odd_first_loss(0.001, 32_000)
+    easy = first_loss_warning(0.001, 32_000)
     assert easy is not None
     assert easy.startswith("the first loss is 0.0010, as if the answers were known")
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from clips.errors import UserError
 from llava_bridge.encoders import load_encoder
-from llava_bridge.model.vision import EncoderVisionModel, vision_model
+from llava_bridge.model.modeling_vision import EncoderVisionModel, build_vision_model
 
 
 def pixels(count: int, size: int) -> torch.Tensor:
@@ -22,7 +22,7 @@ def pixels(count: int, size: int) -> torch.Tensor:
 
 def test_trunk_of_an_open_clip_directory_gives_its_last_feature_map(tmp_path: Path) -> None:
     theirs = bridge_world.make_encoder(tmp_path / "encoder", bridge_world.TRUNK)
-    ours = vision_model(load_encoder(str(tmp_path / "encoder")))
+    ours = build_vision_model(load_encoder(str(tmp_path / "encoder")))
     batch = pixels(2, 64)
     with torch.no_grad():
         features = theirs.visual.trunk.forward_features(batch)  # (B, D, G, G)
@@ -34,7 +34,7 @@ def test_trunk_of_an_open_clip_directory_gives_its_last_feature_map(tmp_path: Pa
 
 def test_states_of_a_resnet_are_its_stages_and_the_config_states_the_one_in_use(tmp_path: Path) -> None:
     theirs = bridge_world.make_encoder(tmp_path / "encoder", bridge_world.RESNET).visual
-    ours = vision_model(load_encoder(str(tmp_path / "encoder")))
+    ours = build_vision_model(load_encoder(str(tmp_path / "encoder")))
     batch = pixels(2, 64)
     with torch.no_grad():
         maps = theirs.forward_intermediates(batch)["image_intermediates"]  # (B, D, G, G) each
@@ -49,14 +49,14 @@ def test_states_of_a_resnet_are_its_stages_and_the_config_states_the_one_in_use(
     for state, features in zip(states, maps, strict=True):
         assert torch.allclose(state, features.flatten(2).transpose(1, 2), atol=1e-5)
     assert (ours.config.class_token, ours.config.hidden_size, ours.config.patch_size) == (False, 128, 16)
-    last = vision_model(load_encoder(str(tmp_path / "encoder")), layer=-1).config
+    last = build_vision_model(load_encoder(str(tmp_path / "encoder")), layer=-1).config
     assert (last.hidden_size, last.patch_size) == (256, 32)
     with pytest.raises(UserError, match="feature_layer: this encoder has -5 to 4, got -6"):
-        vision_model(load_encoder(str(tmp_path / "encoder")), layer=-6)
+        build_vision_model(load_encoder(str(tmp_path / "encoder")), layer=-6)
 
 
 def test_only_the_layers_that_are_asked_for_are_computed(bridge_encoder: Path) -> None:
-    model = vision_model(load_encoder(str(bridge_encoder)))
+    model = build_vision_model(load_encoder(str(bridge_encoder)))
     ran: list[int] = []
     for index, block in enumerate(model.tower.visual.transformer.resblocks):
         block.register_forward_hook(lambda *_, index=index: ran.append(index))
@@ -68,7 +68,7 @@ def test_only_the_layers_that_are_asked_for_are_computed(bridge_encoder: Path) -
 
 
 def test_frozen_tower_ignores_training_mode() -> None:
-    model = vision_model(load_encoder("timm:efficientnet_lite0@random", 64))
+    model = build_vision_model(load_encoder("timm:efficientnet_lite0@random", 64))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.train()
     model(pixels(2, 64))
@@ -81,7 +81,7 @@ def test_frozen_tower_ignores_training_mode() -> None:
 
 @pytest.mark.parametrize("spec", ["vit", "timm:efficientnet_lite0@random"])
 def test_float32_tower_computes_in_the_precision_of_its_pixels(spec: str, bridge_encoder: Path) -> None:
-    model = vision_model(load_encoder(str(bridge_encoder) if spec == "vit" else spec, None if spec == "vit" else 64))
+    model = build_vision_model(load_encoder(str(bridge_encoder) if spec == "vit" else spec, None if spec == "vit" else 64))
     batch = pixels(2, model.config.image_size)
     exact = model(batch).last_hidden_state
     half = model(batch.bfloat16()).last_hidden_state
@@ -92,7 +92,7 @@ def test_float32_tower_computes_in_the_precision_of_its_pixels(spec: str, bridge
 
 def test_half_precision_weights_are_read_into_float32(shared: Path) -> None:
     path = shared / "models/tiny_vit_5m_224/timm_tiny_vit_5m_224_headless.safetensors"
-    model = vision_model(load_encoder(f"timm:tiny_vit_5m_224@{path}"))
+    model = build_vision_model(load_encoder(f"timm:tiny_vit_5m_224@{path}"))
     stored = load_file(path)["patch_embed.conv1.conv.weight"]
     assert stored.dtype == torch.float16
     assert model.dtype == torch.float32
@@ -123,7 +123,7 @@ def test_odd_encoder_configs_are_refused_in_one_line(
     path = tmp_path / "odd" / "open_clip_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
     with pytest.raises(UserError, match=match):
-        vision_model(load_encoder(str(tmp_path / "odd")))
+        build_vision_model(load_encoder(str(tmp_path / "odd")))
 
 
 def test_bad_encoders_are_refused_in_one_line(bridge_encoder: Path, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_bad_encoders_are_refused_in_one_line(bridge_encoder: Path, tmp_path: Pa
     del weights["visual.conv1.weight"]
     save_file(weights, broken / "open_clip_model.safetensors")
     with pytest.raises(UserError, match=r"not of this architecture \(lacks 'visual.conv1.weight'\)"):
-        vision_model(load_encoder(str(broken)))
+        build_vision_model(load_encoder(str(broken)))
     (broken / "open_clip_config.json").write_text("{")
     with pytest.raises(UserError, match=r"open_clip_config\.json"):
         load_encoder(str(broken))
@@ -155,7 +155,7 @@ def test_kept_features_are_right_found_again_and_of_these_weights_and_layers(
     batch, computed = pixels(3, 32), []
 
     def tower(layers: int | list[int], shift: float = 0.0) -> EncoderVisionModel:
-        model = vision_model(load_encoder(str(bridge_encoder)))
+        model = build_vision_model(load_encoder(str(bridge_encoder)))
         next(model.parameters()).data.add_(shift)
         model.keep_outputs(layers)
         states = model.tower.states
@@ -165,7 +165,7 @@ def test_kept_features_are_right_found_again_and_of_these_weights_and_layers(
     def seen(model: EncoderVisionModel, layers: int | list[int]) -> list[torch.Tensor]:
         return [state for state in model(batch, output_hidden_states=layers).hidden_states if state is not None]
 
-    plain = vision_model(load_encoder(str(bridge_encoder)))
+    plain = build_vision_model(load_encoder(str(bridge_encoder)))
     for _ in range(2):
         for layers in (-2, [-2, 1]):
             for own, wanted in zip(seen(tower(layers), layers), seen(plain, layers), strict=True):

@@ -10,32 +10,32 @@ import torch
 from safetensors.torch import save_file
 
 from clips.core.artifact import (
-    added_files,
-    artifact_directory,
+    atomic_update_dir,
+    atomic_artifact_dir,
     directory_hash,
     file_hash,
     is_finished,
     read_manifest,
-    whole_file,
-    write_file,
+    atomic_output_path,
+    atomic_write,
     write_manifest,
 )
-from clips.errors import UserError, suggest
+from clips.errors import UserError, unknown_name_error
 
 
 def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path):
     target = tmp_path / "a" / "thing"
-    with contextlib.suppress(RuntimeError), artifact_directory(target) as partial:
+    with contextlib.suppress(RuntimeError), atomic_artifact_dir(target) as partial:
         (partial / "half").write_text("x")
         assert not target.exists()
         raise RuntimeError
     assert not target.exists()
     for content in ("first", "second"):
-        with artifact_directory(target) as partial:
+        with atomic_artifact_dir(target) as partial:
             (partial / content).write_text(content)
             write_manifest(partial, kind="scenes", config={})
     assert sorted(path.name for path in target.iterdir()) == ["manifest.json", "second"]
-    with pytest.raises(KeyboardInterrupt), artifact_directory(target):
+    with pytest.raises(KeyboardInterrupt), atomic_artifact_dir(target):
         raise KeyboardInterrupt
     assert sorted(path.name for path in target.parent.rglob("*")) == ["manifest.json", "second", "thing"]
 
@@ -46,9 +46,9 @@ def test_only_an_earlier_artifact_of_the_same_kind_is_replaced(tmp_path: Path, m
     if manifest is not None:
         (tmp_path / "manifest.json").write_text(manifest)
     refused = pytest.raises(UserError, match="not empty, and not an artifact of kind 'scenes'")
-    with refused, artifact_directory(tmp_path, kind="scenes"):
+    with refused, atomic_artifact_dir(tmp_path, kind="scenes"):
         pytest.fail("refused too late")
-    with pytest.raises(UserError, match="not empty, and not an artifact"), artifact_directory(tmp_path) as partial:
+    with pytest.raises(UserError, match="not empty, and not an artifact"), atomic_artifact_dir(tmp_path) as partial:
         write_manifest(partial, kind="scenes", config={})
     assert (tmp_path / "thesis.txt").read_text() == "precious"
     assert [path.name for path in tmp_path.parent.glob(f".{tmp_path.name}*")] == []
@@ -59,7 +59,7 @@ def test_trained_weights_are_not_replaced_by_another_command(tmp_path: Path, sta
     target = make(tmp_path / "encoder", weights="weeks")
     write_manifest(target, kind="encoder", config={}, stages=stages)
     refused = pytest.raises(UserError, match="encoder: holds trained weights; choose another directory or remove")
-    with refused, artifact_directory(target, kind="encoder"):
+    with refused, atomic_artifact_dir(target, kind="encoder"):
         pytest.fail("refused too late")
     assert (target / "weights").read_text() == "weeks"
 
@@ -76,15 +76,15 @@ def test_files_have_the_permissions_of_the_umask_whatever_a_library_gave_them(tm
     def write(path: Path) -> None:
         save_file({"a": torch.zeros(2)}, path)
 
-    with artifact_directory(tmp_path / "encoder") as partial:
+    with atomic_artifact_dir(tmp_path / "encoder") as partial:
         write(partial / "weights.safetensors")
         (partial / "below").mkdir()
         write(partial / "below/more.safetensors")
         (partial / "tool.sh").touch(mode=0o700)
         write_manifest(partial, kind="encoder", config={})
-    with added_files(tmp_path / "encoder") as partial:
+    with atomic_update_dir(tmp_path / "encoder") as partial:
         write(partial / "added.safetensors")
-    with whole_file(tmp_path / "features.safetensors") as file:
+    with atomic_output_path(tmp_path / "features.safetensors") as file:
         write(file)
     found = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.rglob("*") if path.is_file()}
     assert found.pop("tool.sh") == oct(0o700)
@@ -99,7 +99,7 @@ def test_the_current_directory_and_those_above_it_are_not_replaced(
     here = tmp_path / "a" / "b"
     here.mkdir(parents=True)
     monkeypatch.chdir(here)
-    with pytest.raises(UserError, match="expected a directory to write"), artifact_directory(path):
+    with pytest.raises(UserError, match="expected a directory to write"), atomic_artifact_dir(path):
         pass
     assert here.is_dir()
 
@@ -116,11 +116,11 @@ def test_an_earlier_artifact_is_there_until_the_new_one_is(tmp_path: Path, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", fail_in_between)
-        with pytest.raises(UserError, match="thing: cannot write here"), artifact_directory(target):
+        with pytest.raises(UserError, match="thing: cannot write here"), atomic_artifact_dir(target):
             pass
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["manifest.json", "old", "thing"]
     target.replace(tmp_path / ".thing.replaced")  # as after a kill -9 at that point
-    with contextlib.suppress(RuntimeError), artifact_directory(target):
+    with contextlib.suppress(RuntimeError), atomic_artifact_dir(target):
         raise RuntimeError
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["manifest.json", "old", "thing"]
 
@@ -128,33 +128,33 @@ def test_an_earlier_artifact_is_there_until_the_new_one_is(tmp_path: Path, monke
 @pytest.mark.parametrize("name", ["n" * 300, "file/below", "/proc/nothing"])
 def test_a_place_that_cannot_be_written_is_told_with_its_reason(tmp_path: Path, name: str):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match=r"cannot write here \(.+\)"), artifact_directory(tmp_path / name):
+    with pytest.raises(UserError, match=r"cannot write here \(.+\)"), atomic_artifact_dir(tmp_path / name):
         pass
     with pytest.raises(UserError, match=r"cannot write here \(.+\)"):
-        write_file(tmp_path / name / "a.txt", "x")
-    with pytest.raises(UserError, match="file: a file is in the way"), artifact_directory(tmp_path / "file"):
+        atomic_write(tmp_path / name / "a.txt", "x")
+    with pytest.raises(UserError, match="file: a file is in the way"), atomic_artifact_dir(tmp_path / "file"):
         pass
     assert (tmp_path / "file").read_text() == "x"
 
 
 def test_added_files_join_what_is_there_manifest_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    write_file(tmp_path / "metrics.jsonl", "{}")
-    with contextlib.suppress(RuntimeError), added_files(tmp_path) as partial:
-        write_file(partial / "weights", "w")
+    atomic_write(tmp_path / "metrics.jsonl", "{}")
+    with contextlib.suppress(RuntimeError), atomic_update_dir(tmp_path) as partial:
+        atomic_write(partial / "weights", "w")
         raise RuntimeError
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
     moved: list[str] = []
     replace = Path.replace
     monkeypatch.setattr(Path, "replace", lambda path, to: (moved.append(path.name), replace(path, to))[1])
-    with added_files(tmp_path) as partial:
+    with atomic_update_dir(tmp_path) as partial:
         for name in ("manifest.json", "weights", "a"):
-            write_file(partial / name, "w")
+            atomic_write(partial / name, "w")
     assert moved[-1] == "manifest.json"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "manifest.json", "metrics.jsonl", "weights"]
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    write_file(tmp_path / "x" / "a.txt", "old")
+    atomic_write(tmp_path / "x" / "a.txt", "old")
 
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
@@ -162,14 +162,14 @@ def test_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", fail)
         with pytest.raises(OSError, match="No space"):
-            write_file(tmp_path / "x" / "a.txt", "new")
+            atomic_write(tmp_path / "x" / "a.txt", "new")
     assert (tmp_path / "x" / "a.txt").read_text() == "old"
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["a.txt"]
 
 
 def make(folder: Path, **files: str) -> Path:
     for name, content in files.items():
-        write_file(folder / name.replace("__", "/"), content)
+        atomic_write(folder / name.replace("__", "/"), content)
     return folder
 
 
@@ -180,9 +180,9 @@ def test_the_hash_is_of_names_and_contents_not_of_records(tmp_path: Path):
     assert directory_hash(make(tmp_path / "d", weights="1", sub__c="2")) != base
     records = make(tmp_path / "a")
     for name in ("manifest.json", "README.md", "metrics.jsonl", "summary.json", "config.yaml", ".checkpoints/x"):
-        write_file(records / name, "{}")
+        atomic_write(records / name, "{}")
     assert directory_hash(records, recorded=False) == base
-    write_file(records / "sub" / "README.md", "data, not a record")
+    atomic_write(records / "sub" / "README.md", "data, not a record")
     assert directory_hash(records, recorded=False) != base
 
 
@@ -239,7 +239,7 @@ def test_the_recorded_hash_holds_while_size_and_time_do(tmp_path: Path, monkeypa
 )
 def test_a_broken_manifest_is_named(tmp_path: Path, content: str | None, message: str):
     if content is not None:
-        write_file(tmp_path / "manifest.json", content)
+        atomic_write(tmp_path / "manifest.json", content)
     with pytest.raises(UserError, match=message):
         read_manifest(tmp_path)
     with pytest.raises(UserError, match="no such directory"):
@@ -249,9 +249,9 @@ def test_a_broken_manifest_is_named(tmp_path: Path, content: str | None, message
 
 
 def test_an_unknown_name_is_answered_with_the_near_one():
-    assert str(suggest("clps", ["clip", "clips"], "recipe")) == (
+    assert str(unknown_name_error("clps", ["clip", "clips"], "recipe")) == (
         "unknown recipe 'clps'; did you mean 'clips'? (known: clip, clips)"
     )
-    assert "did you mean" not in str(suggest("zebra", ["clip", "clips"], "recipe"))
+    assert "did you mean" not in str(unknown_name_error("zebra", ["clip", "clips"], "recipe"))
     many = [f"model-{number}" for number in range(100)]
-    assert str(suggest("modle-7", many, "model")).endswith(" and 95 more)")
+    assert str(unknown_name_error("modle-7", many, "model")).endswith(" and 95 more)")

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from clips.data.sources import SourceConfig, open_source
-from clips.data.survey import IndexConfig, index
+from clips.data.inspect_command import IndexShardsConfig, run_index
 from clips.errors import UserError
 from clips.train import train
 
@@ -71,7 +71,7 @@ def test_training_from_a_bucket_is_training_from_a_disk(bucket: str, tmp_path: P
     cache = {"cache": str(tmp_path / "cache")}
     with pytest.raises(UserError, match=r"s3://recap/train/sizes\.json: no such file; .* `clips data index"):
         open_source(SourceConfig(path=bucket, **cache))
-    index(IndexConfig(path=bucket, output=str(tmp_path / "sizes.json"), **cache))
+    run_index(IndexShardsConfig(path=bucket, output=str(tmp_path / "sizes.json"), **cache))
     assert list(json.loads((tmp_path / "sizes.json").read_text()).values()) == [9, 7, 5]
     sources = {
         "bucket": {"path": bucket, "sizes": str(tmp_path / "sizes.json"), **cache},

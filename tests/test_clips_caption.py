@@ -9,14 +9,14 @@ import clips_world
 import pytest
 import torch
 
-from clips.caption import CaptionConfig, caption
+from clips.caption import CaptionConfig, run_caption
 from clips.errors import UserError
-from clips.model.captioner import Captioner, CaptionerShape
+from clips.model.captioner import Captioner, CaptionerDims
 from clips.model.generation import generate
 from clips.model.tokenizer import BOS, EOS, PAD
 from clips.train import train
 
-SHAPE = CaptionerShape(image_width=6, text_width=4, width=16, layers=1, heads=2, length=7, vocabulary=40)
+SHAPE = CaptionerDims(image_width=6, text_width=4, width=16, layers=1, heads=2, length=7, vocabulary=40)
 
 
 def captioner(**fields: object) -> Captioner:
@@ -81,13 +81,13 @@ def test_the_command_prints_words_and_writes_a_page(tmp_path: Path, capsys: pyte
     capsys.readouterr()
     for name in ("clips", "coca"):
         files = {"image": str(tmp_path / "photo.png"), "page": str(tmp_path / "p.html")}
-        caption(CaptionConfig(encoder=str(tmp_path / name), web="<b>", **files))
+        run_caption(CaptionConfig(encoder=str(tmp_path / name), web="<b>", **files))
         said = capsys.readouterr().out.strip()
         html = (tmp_path / "p.html").read_text(encoding="utf-8")
         assert "base64" in html
         assert "&lt;b&gt;" in html
         assert isinstance(said, str)
     with pytest.raises(UserError, match="a recipe with a captioner"):
-        caption(CaptionConfig(image=str(tmp_path / "photo.png"), encoder=str(tmp_path / "clip")))
+        run_caption(CaptionConfig(image=str(tmp_path / "photo.png"), encoder=str(tmp_path / "clip")))
     with pytest.raises(UserError, match=r"gone\.png: expected a picture"):
-        caption(CaptionConfig(image="gone.png", encoder=str(tmp_path / "clips")))
+        run_caption(CaptionConfig(image="gone.png", encoder=str(tmp_path / "clips")))

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from clips.model.captioner import Captioner, CaptionerShape, combination_mask, shifted
+from clips.model.captioner import Captioner, CaptionerDims, combination_mask, shift_labels
 
-SHAPE = CaptionerShape(image_width=12, text_width=8, width=16, layers=2, heads=2, length=6, vocabulary=50)
+SHAPE = CaptionerDims(image_width=12, text_width=8, width=16, layers=2, heads=2, length=6, vocabulary=50)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_logits_are_the_authors(shared):
 
 
 def authors_shape(stored):
-    return CaptionerShape(
+    return CaptionerDims(
         image_width=stored["image_tokens"].shape[2],
         text_width=stored["web_tokens"].shape[2],
         width=stored["param/learnable_tokens"].shape[1],
@@ -114,8 +114,8 @@ def test_leaving_out_later_tokens_changes_nothing(captioner, tokens):
 
 def test_loss_is_the_cross_entropy_of_the_logits_at_the_shifted_targets(captioner, tokens):
     target = torch.tensor([[1, 7, 8, 9, 2, 0], [1, 5, 2, 0, 0, 0], [1, 2, 0, 0, 0, 0], [1, 3, 4, 2, 0, 0]])
-    assert shifted(target)[0].tolist() == [7, 8, 9, 2, 0, 0]
-    counted = shifted(target) != 0
+    assert shift_labels(target)[0].tolist() == [7, 8, 9, 2, 0, 0]
+    counted = shift_labels(target) != 0
     expected = 0.0
     log_p = captioner.logits(*tokens).log_softmax(dim=-1)
     for sample, row in enumerate(target.tolist()):
@@ -132,12 +132,12 @@ def test_decoding_in_groups_of_like_length_gives_the_loss_and_gradients_of_all_a
     captioner = Captioner(dataclasses.replace(SHAPE, teacher_forced=teacher_forced))
     lengths = [index * 5 % 7 for index in range(40)]  # 0 to 6 tokens of 6, in no order
     target = torch.tensor([[1 + place if place < length else 0 for place in range(6)] for length in lengths])
-    counted = (shifted(target) != 0) & (torch.arange(6) != 1)
+    counted = (shift_labels(target) != 0) & (torch.arange(6) != 1)
     image = torch.randn(40, 5, 12, requires_grad=True)
     text = torch.randn(40, 3, 8, requires_grad=True)
     wanted = [image, text, *captioner.parameters()]
     log_p = captioner.logits(image, text, target if teacher_forced else None).log_softmax(dim=-1)
-    plain = -log_p.gather(2, shifted(target)[..., None])[..., 0][counted].sum()
+    plain = -log_p.gather(2, shift_labels(target)[..., None])[..., 0][counted].sum()
     ours = captioner(image, text, target, counted)
     torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-5)
     gradients = [torch.autograd.grad(loss, wanted) for loss in (ours, plain)]

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from clips.method.captions import STRATEGIES, sentences
+from clips.method.caption_strategies import STRATEGIES, sentences
 
 CAPTION = "A dog runs... It's big! \n The ball, red and round, flies. No end"
 

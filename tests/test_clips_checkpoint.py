@@ -11,12 +11,12 @@ import torch
 from clips.core.identity import RUN_ONLY, Identity, identity
 from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError
-from clips.parallel.processes import Processes, start_processes
-from clips.plain import to_yaml
+from clips.parallel.distributed import DistributedContext, start_processes
+from clips.serialization import to_yaml
 from clips.training import checkpoint as checkpointing
-from clips.training.checkpoint import Checkpointer, load_tensors, verify
-from clips.training.rundir import changes, is_trained, read_run_config, record_run
-from clips.training.standing import CHECKPOINTS, LoopState, checkpoints, read_loop, remove_checkpoints
+from clips.training.checkpoint import Checkpointer, load_tensors, verify_checkpoint
+from clips.training.run_dir import resume_changes, is_trained, read_run_config, create_run_dir
+from clips.training.train_state import CHECKPOINTS_DIR, TrainState, list_checkpoints, read_train_state, remove_checkpoints
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,15 +63,15 @@ def invalid_samples() -> InvalidSamples:
 
 def save(output: Path, step: int, keep: int = 2, run: Identity | None = None) -> Path:
     start_processes()
-    loop = LoopState(step=step, samples_seen=4 * step, seconds=1.5, bad=invalid_samples(), norms=[0.25])
+    loop = TrainState(step=step, samples_seen=4 * step, seconds=1.5, bad=invalid_samples(), norms=[0.25])
     loop.identity = run or {}
-    with Checkpointer(output, Processes(), keep=keep) as checkpointer:
+    with Checkpointer(output, DistributedContext(), keep=keep) as checkpointer:
         checkpointer.save(tensors(*trained(step)), loop, RunConfig(output=str(output)))
-    return checkpoints(output)[-1]
+    return list_checkpoints(output)[-1]
 
 
 def restore(checkpoint: Path) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    verify(checkpoint)
+    verify_checkpoint(checkpoint)
     model, optimizer = trained(1)
     load_tensors(checkpoint, model.state_dict(), "model.")
     state = {name: value for name, value in tensors(model, optimizer).items() if name.startswith("optimizer.")}
@@ -81,7 +81,7 @@ def restore(checkpoint: Path) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
 
 def test_a_run_goes_on_bit_for_bit(tmp_path: Path):
     checkpoint = save(tmp_path, 3)
-    assert read_loop(checkpoint) == LoopState(step=3, samples_seen=12, seconds=1.5, bad=invalid_samples(), norms=[0.25])
+    assert read_train_state(checkpoint) == TrainState(step=3, samples_seen=12, seconds=1.5, bad=invalid_samples(), norms=[0.25])
     model, optimizer = restore(checkpoint)
     for step in (3, 4):
         one_step(model, optimizer, step)
@@ -99,27 +99,27 @@ def test_what_training_does_while_it_is_written_is_not_in_it(tmp_path: Path, mon
         real(*args)
 
     monkeypatch.setattr(checkpointing, "_save_tensors", slow)
-    with Checkpointer(tmp_path, Processes(), keep=2) as checkpointer:
-        checkpointer.save(tensors(model, optimizer), LoopState(step=3), RunConfig(output="x"))
+    with Checkpointer(tmp_path, DistributedContext(), keep=2) as checkpointer:
+        checkpointer.save(tensors(model, optimizer), TrainState(step=3), RunConfig(output="x"))
         one_step(model, optimizer, 3)  # save has returned before anything is written
-        assert checkpoints(tmp_path) == []
+        assert list_checkpoints(tmp_path) == []
         moved.set()
-    found, _ = restore(checkpoints(tmp_path)[0])
+    found, _ = restore(list_checkpoints(tmp_path)[0])
     assert all(torch.equal(value, trained(3)[0].state_dict()[name]) for name, value in found.state_dict().items())
 
 
 def test_without_a_checkpoint_there_is_none(tmp_path: Path):
-    assert checkpoints(tmp_path) == []
+    assert list_checkpoints(tmp_path) == []
 
 
 def test_the_latest_are_kept(tmp_path: Path):
     for step in (2, 9, 5):
         save(tmp_path, step)
-    kept = checkpoints(tmp_path)
-    assert [read_loop(path).step for path in kept] == [5, 9]
+    kept = list_checkpoints(tmp_path)
+    assert [read_train_state(path).step for path in kept] == [5, 9]
     assert read_run_config(kept[-1])["output"] == str(tmp_path)
     remove_checkpoints(tmp_path)
-    assert checkpoints(tmp_path) == []
+    assert list_checkpoints(tmp_path) == []
 
 
 def test_a_crash_while_saving_leaves_the_checkpoints_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -129,16 +129,16 @@ def test_a_crash_while_saving_leaves_the_checkpoints_before(tmp_path: Path, monk
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("clips.training.checkpoint.write_file", fail)
+        patch.setattr("clips.training.checkpoint.atomic_write", fail)
         with pytest.raises(OSError, match="No space"):
             save(tmp_path, 2)
-    assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["step-00000001"]
+    assert [path.name for path in (tmp_path / CHECKPOINTS_DIR).iterdir()] == ["step-00000001"]
     # what a kill -9 leaves behind is not taken for a checkpoint, and goes with the next one
-    (tmp_path / CHECKPOINTS / ".step-00000002.partial").mkdir()
-    (tmp_path / CHECKPOINTS / ".step-00000002.partial" / "loop.json").write_text('{"step": 2}')
-    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000001"]
+    (tmp_path / CHECKPOINTS_DIR / ".step-00000002.partial").mkdir()
+    (tmp_path / CHECKPOINTS_DIR / ".step-00000002.partial" / "loop.json").write_text('{"step": 2}')
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000001"]
     save(tmp_path, 3)
-    assert sorted(path.name for path in (tmp_path / CHECKPOINTS).iterdir()) == ["step-00000001", "step-00000003"]
+    assert sorted(path.name for path in (tmp_path / CHECKPOINTS_DIR).iterdir()) == ["step-00000001", "step-00000003"]
 
 
 def test_a_disk_that_fills_up_under_the_tensors_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -148,7 +148,7 @@ def test_a_disk_that_fills_up_under_the_tensors_is_told(tmp_path: Path, monkeypa
     monkeypatch.setattr("torch.distributed.checkpoint.HuggingFaceStorageWriter.write_data", full)
     with pytest.raises(OSError, match="No space"):
         save(tmp_path, 1)
-    assert list((tmp_path / CHECKPOINTS).iterdir()) == []
+    assert list((tmp_path / CHECKPOINTS_DIR).iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "absent"])
@@ -165,7 +165,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path, kind: str, dama
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
     with pytest.raises(UserError, match=rf"step-00000001/{path.name}: .*; remove this checkpoint to go on without it"):
-        verify(checkpoint)
+        verify_checkpoint(checkpoint)
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path):
@@ -181,7 +181,7 @@ def known(config: RunConfig, **inputs: str) -> Identity:
 
 def begun(config: RunConfig, step: int = 0, **inputs: str) -> Identity:
     """A run that was stopped before its first checkpoint, or at one."""
-    record_run(config, known(config, **inputs))
+    create_run_dir(config, known(config, **inputs))
     if step:
         save(Path(config.output), step, run=known(config, **inputs))
     return known(config, **inputs)
@@ -204,7 +204,7 @@ def test_a_run_keeps_to_its_settings_and_inputs_once_there_is_something_to_lose(
         is_trained(config, known(config, trunk="b"))
     allowed = dataclasses.replace(config, rate=0.2, may_change=("rate",))
     assert is_trained(allowed, known(allowed)) is False
-    assert changes(allowed, known(allowed)) == ["rate 0.1 → 0.2"]
+    assert resume_changes(allowed, known(allowed)) == ["rate 0.1 → 0.2"]
 
 
 def test_a_place_that_cannot_hold_a_run_is_named(tmp_path: Path):
@@ -229,4 +229,4 @@ def test_a_broken_record_of_a_checkpoint_is_named(tmp_path: Path, content: str):
     checkpoint = save(tmp_path, 1)
     (checkpoint / "loop.json").write_text(content, encoding="latin-1")
     with pytest.raises(UserError, match=r"step-00000001/loop\.json: broken \(.*\); remove this checkpoint"):
-        read_loop(checkpoint)
+        read_train_state(checkpoint)

@@ -9,11 +9,11 @@ import clips_world
 import pytest
 
 from clips.cli import COMMANDS
-from clips.commandline.commands import config_type, run_commands
+from clips.commandline.commands import config_class_of, dispatch
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert run_commands("clips", "", COMMANDS, arguments) == 2
+    assert dispatch("clips", "", COMMANDS, arguments) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     return lines[0]
@@ -21,15 +21,15 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_has_a_documented_config(name: str, capsys: pytest.CaptureFixture[str]):
-    from clips.commandline.helptext import field_help
+    from clips.commandline.help_text import field_help
     from clips.typed_data import field_types
 
     config = COMMANDS[name].config_class()
-    assert config is config_type(COMMANDS[name].function())
+    assert config is config_class_of(COMMANDS[name].function())
     told = dict(field_help(config))
     fields = [field for field, _ in field_types(config) if "[]" not in field]
     assert [field for field in fields if field not in told] == []
-    assert run_commands("clips", "", COMMANDS, [*name.split(), "--help"]) == 0
+    assert dispatch("clips", "", COMMANDS, [*name.split(), "--help"]) == 0
     assert f"usage: clips {name}" in capsys.readouterr().out
 
 
@@ -58,7 +58,7 @@ def test_an_output_that_cannot_be_written_is_one_line(
     Path("c.json").write_text(clips_world.config_text(Path("data"), Path("x"), steps=0))
     capsys.readouterr()
     for arguments in (["scenes", "--size", "3"], ["train", "--config", "c.json"]):
-        assert run_commands("clips", "", COMMANDS, [*arguments, "--output", output]) == 2
+        assert dispatch("clips", "", COMMANDS, [*arguments, "--output", output]) == 2
         last = capsys.readouterr().err.splitlines()[-1]
         assert output in last
         assert re.search(r"cannot write here \(.+\)|file is in the way|expected a directory to write|exists and", last)

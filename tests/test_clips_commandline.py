@@ -11,10 +11,10 @@ from typing import Literal
 
 import pytest
 
-from clips.commandline.commands import Command, run_commands
+from clips.commandline.commands import Command, dispatch
 from clips.commandline.parsing import parse_config
 from clips.errors import UserError
-from clips.plain import plain, to_yaml
+from clips.serialization import to_plain, to_yaml
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ COMMANDS = {
 
 
 def run(*arguments: str) -> int:
-    return run_commands("tool", "About.", COMMANDS, arguments)
+    return dispatch("tool", "About.", COMMANDS, arguments)
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -180,7 +180,7 @@ def test_a_config_survives_yaml(tmp_path: Path):
     config = JobConfig(place="é: #", items=(ItemConfig(path="a"),), names={"b": 2}, part=PartConfig(rate=1e-5))
     (tmp_path / "c.yaml").write_text(to_yaml(config), encoding="utf-8")
     assert parse_config(JobConfig, ["--config", str(tmp_path / "c.yaml")], prog="x") == config
-    assert plain({"path": Path("a"), 1: (2, 3)}) == {"path": "a", "1": [2, 3]}
+    assert to_plain({"path": Path("a"), 1: (2, 3)}) == {"path": "a", "1": [2, 3]}
 
 
 def test_later_config_files_are_laid_over_earlier_ones(tmp_path: Path):

@@ -12,9 +12,9 @@ import torch
 
 from clips.data import decode_image, open_image
 from clips.data.config import AugmentConfig, DataConfig
-from clips.data.loader import TrainingData, batches
+from clips.data.loader import TrainDataset, iterate_batches
 from clips.data.sources import BadSampleError, SourceConfig, open_source
-from clips.data.tars import index_tar
+from clips.data.tar_index import index_tar
 from clips.errors import UserError
 
 
@@ -27,16 +27,16 @@ def prepare(web: str, synthetic: str, rng: np.random.Generator) -> dict[str, tor
     return {"web": torch.tensor([int(web.split()[-1])]), "draw": torch.tensor(rng.integers(1 << 30))}
 
 
-def training_data(path: Path, batch_size: int = 1, **fields: object) -> TrainingData:
+def training_data(path: Path, batch_size: int = 1, **fields: object) -> TrainDataset:
     config = DataConfig(sources=(SourceConfig(path=str(path)),), **fields)
-    return TrainingData(config, size=16, seed=3, batch_size=batch_size, prepare=prepare)
+    return TrainDataset(config, size=16, seed=3, batch_size=batch_size, prepare=prepare)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_batches_go_on_exactly_from_any_step_with_any_number_of_workers(shards: Path, workers: int):
-    whole = list(batches(training_data(shards, 5), first_step=0, last_step=8))
-    rest = list(batches(training_data(shards, 5, num_workers=workers), first_step=5, last_step=8))
+    whole = list(iterate_batches(training_data(shards, 5), first_step=0, last_step=8))
+    rest = list(iterate_batches(training_data(shards, 5, num_workers=workers), first_step=5, last_step=8))
     assert len(whole) == 8
     assert len(rest) == 3
     for expected, got in zip(whole[5:], rest, strict=True):
@@ -58,8 +58,8 @@ def test_crops_and_draws_differ_between_epochs_and_samples(shards: Path):
 def test_workers_write_no_batch_over_another(shards: Path):
     """Their memory is used again and again; what was given out stays until the next is asked for."""
     steps = {"first_step": 0, "last_step": 40}
-    alone = list(batches(training_data(shards, 3), **steps))
-    together = batches(training_data(shards, 3, num_workers=2), **steps)
+    alone = list(iterate_batches(training_data(shards, 3), **steps))
+    together = iterate_batches(training_data(shards, 3, num_workers=2), **steps)
     for number, one in enumerate(alone):
         other = next(together)
         if number % 8 == 0:
@@ -71,7 +71,7 @@ def test_workers_write_no_batch_over_another(shards: Path):
 def test_an_abandoned_stream_ends_its_thread(shards: Path):
     import threading
 
-    stream = batches(training_data(shards, 4), first_step=0, last_step=100)
+    stream = iterate_batches(training_data(shards, 4), first_step=0, last_step=100)
     next(stream)
     stream.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("data")]
@@ -87,14 +87,14 @@ def test_bad_samples_are_replaced_by_the_next_good_one_and_named(tmp_path: Path)
     samples["000000004"]["json"] = b"{broken"
     samples["000000005"]["png"] = samples["000000005"]["png"][:400]
     data = training_data(clips_world.write_shard(tmp_path / "a.tar", samples).parent, 6)
-    batch = next(batches(data, first_step=0, last_step=1))
+    batch = next(iterate_batches(data, first_step=0, last_step=1))
     order = [data.order.at(position).index for position in range(6)]
     found = batch["web"][:, 0].tolist()
     assert all(
         index == expected if expected in (0, 3) else index in (0, 3)
         for index, expected in zip(found, order, strict=True)
     )
-    again = next(batches(data, first_step=0, last_step=1))
+    again = next(iterate_batches(data, first_step=0, last_step=1))
     assert torch.equal(again["web"], batch["web"])
     assert {name: reason for _, name, reason in batch["bad"]} == {
         "a.tar/000000001": "undecodable picture",
@@ -109,7 +109,7 @@ def test_a_bad_first_sample_is_one_bad_sample(tmp_path: Path, first: bytes):
     samples = {f"{index:09d}": clips_world.sample(index) for index in range(3)}
     samples["000000000"]["json"] = first
     data = training_data(clips_world.write_shard(tmp_path / "a.tar", samples), 3)
-    batch = next(batches(data, first_step=0, last_step=1))
+    batch = next(iterate_batches(data, first_step=0, last_step=1))
     assert {name for _, name, _ in batch["bad"]} == {"a.tar/000000000"}
 
 
@@ -120,7 +120,7 @@ def test_nothing_but_bad_samples_stops(tmp_path: Path, workers: int):
     data = training_data(clips_world.write_shard(tmp_path / "a.tar", samples), num_workers=workers)
     line = r"^data\.sources: 3 samples in a row cannot be used; a\.tar/\d*: undecodable picture$"
     with pytest.raises(UserError, match=line):
-        next(batches(data, first_step=0, last_step=1))
+        next(iterate_batches(data, first_step=0, last_step=1))
 
 
 @pytest.mark.parametrize("there", [pytest.param(1500, marks=pytest.mark.slow), 20, 0])
@@ -150,7 +150,7 @@ def test_a_missing_shard_counts_for_no_more_than_it_is(tmp_path: Path):
     missing = int(data.order.at(0).index) // 64
     (folder / f"shard-{missing:05d}.tar").write_bytes(b"no tar at all")
     data = training_data(folder, 16, shuffle_window=16)
-    steps = [next(batches(data, first_step=step, last_step=step + 1)) for step in range(64)]
+    steps = [next(iterate_batches(data, first_step=step, last_step=step + 1)) for step in range(64)]
     bad = [entry for batch in steps for entry in batch["bad"]]
     assert len(bad) == len(set(bad)) == 64  # each once, none for having been tried in another's place
     assert all(len(batch["bad"]) <= 2 for batch in steps)

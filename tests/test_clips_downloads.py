@@ -19,8 +19,8 @@ import torch
 
 from clips.data.config import DataConfig
 from clips.data.download_process import DownloadProcess
-from clips.data.files import ShardCache, UnreachableError
-from clips.data.loader import TrainingData, batches
+from clips.data.remote_files import ShardCache, UnreachableError
+from clips.data.loader import TrainDataset, iterate_batches
 from clips.data.sources import SourceConfig
 from clips.errors import UserError
 
@@ -29,7 +29,7 @@ def number_of(web: str, synthetic: str, rng: np.random.Generator) -> dict[str, t
     return {"number": torch.tensor(int(web.split()[-1]))}
 
 
-def noted(folder: Path, workers: int) -> TrainingData:
+def noted(folder: Path, workers: int) -> TrainDataset:
     """Four shards that a command copies; it notes the process that started it. A window holds two of them."""
     clips_world.write_shards(folder / "remote", sizes=(8, 8, 8, 8))
     sizes = {f"shard-{number:05d}.tar": 8 for number in range(4)}
@@ -37,7 +37,7 @@ def noted(folder: Path, workers: int) -> TrainingData:
     path = f"pipe:echo $PPID >> {folder}/log; cat {folder}/remote/shard-{{00000..00003}}.tar"
     source = SourceConfig(path=path, sizes=str(folder / "sizes.json"), cache=str(folder / "cache"))
     config = DataConfig(sources=(source,), shuffle_window=2, num_workers=workers)
-    data = TrainingData(config, size=8, seed=2, batch_size=4, prepare=number_of)
+    data = TrainDataset(config, size=8, seed=2, batch_size=4, prepare=number_of)
     (folder / "log").write_text("")  # opening tried the first shard, before training
     return data
 
@@ -51,7 +51,7 @@ def test_the_training_process_downloads_nothing(
     if local_rank:  # which fetches nothing ahead; its readers copy what nobody else has
         monkeypatch.setenv("LOCAL_RANK", local_rank)
     data = noted(tmp_path, workers)
-    found = list(batches(data, first_step=0, last_step=8))
+    found = list(iterate_batches(data, first_step=0, last_step=8))
     assert sorted(torch.cat([batch["number"] for batch in found]).tolist()) == list(range(32))
     copied_by = (tmp_path / "log").read_text().split()
     assert len(copied_by) >= 3
@@ -85,7 +85,7 @@ def pids(log: Path) -> list[int]:
 
 def test_a_kill_of_the_training_ends_its_downloads_and_leaves_no_file(tmp_path: Path):
     log, cache = tmp_path / "log", tmp_path / "cache"
-    code = "import sys; from pathlib import Path; from clips.data.files import ShardCache"
+    code = "import sys; from pathlib import Path; from clips.data.remote_files import ShardCache"
     code += "; from clips.data.download_process import DownloadProcess; cache = ShardCache(Path(sys.argv[1]), 1e9)"
     code += "; cache.downloads = DownloadProcess(); cache.path(sys.argv[2])"
     address = f"pipe:echo $PPID >> {log}; head -c 1000000 /dev/zero; exec sleep 600"
@@ -134,7 +134,7 @@ def test_a_kill_of_the_downloading_process_costs_a_retry(tmp_path: Path):
 
 
 def test_what_is_wrong_with_a_download_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("clips.data.files.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("clips.data.remote_files.time.sleep", lambda seconds: None)
     cache = ShardCache(tmp_path / "cache", 1e9)
     cache.downloads = DownloadProcess()
     try:

@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from clips.core.artifact import directory_hash
 from clips.encoder import load_encoder, read_encoder_manifest, write_encoder
 from clips.errors import UserError
-from clips.export import ExportConfig, export
-from clips.method.model import ModelConfig, build_model
+from clips.export import ExportConfig, run_export
+from clips.method.clips_model import ModelConfig, build_model
 from clips.method.recipes import RecipeConfig
-from clips.model.captioner import Captioner, CaptionerShape
+from clips.model.captioner import Captioner, CaptionerDims
 from clips.train import train
-from clips.training.standing import checkpoints
+from clips.training.train_state import list_checkpoints
 
 TEXTS = ["A red square.", "two dogs, running!", ""]
 
@@ -75,15 +75,15 @@ def test_a_trained_run_loads_with_its_preprocessing_tokens_and_captioner(run: Pa
     assert encoder.preprocess(grey).shape == (3, 16, 16)
     assert encoder.preprocess(grey)[:, 8, 8].tolist() == pytest.approx(expected, abs=1e-5)
     assert encoder.tokenizer(TEXTS).shape == (3, 12)
-    captioner = Captioner(CaptionerShape(**json.loads((run / "captioner_config.json").read_text())))
+    captioner = Captioner(CaptionerDims(**json.loads((run / "captioner_config.json").read_text())))
     captioner.load_state_dict(load_file(run / "captioner.safetensors"))
 
 
 def test_a_checkpoint_becomes_an_encoder_directory(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    latest = checkpoints(run)[-1]
+    latest = list_checkpoints(run)[-1]
     for number, source in enumerate((run, latest)):
         output = tmp_path / str(number)
-        export(ExportConfig(run=str(source), output=str(output)))
+        run_export(ExportConfig(run=str(source), output=str(output)))
         held = clips_world.tensors_of(latest)
         exported = load_file(output / "open_clip_model.safetensors")
         assert exported
@@ -95,7 +95,7 @@ def test_a_checkpoint_becomes_an_encoder_directory(run: Path, tmp_path: Path, ca
         assert manifest["parents"]["checkpoint"]["path"] == str(latest)
     assert "encoder after 2 steps" in capsys.readouterr().err
     with pytest.raises(UserError, match="exists already"):
-        export(ExportConfig(run=str(run), output=str(tmp_path / "0")))
+        run_export(ExportConfig(run=str(run), output=str(tmp_path / "0")))
 
 
 def test_nothing_to_export_is_told(run: Path, tmp_path: Path):
@@ -107,7 +107,7 @@ def test_nothing_to_export_is_told(run: Path, tmp_path: Path):
         (finished, "already the encoder directory"),
     ):
         with pytest.raises(UserError, match=message):
-            export(ExportConfig(run=str(source), output=str(tmp_path / "out")))
+            run_export(ExportConfig(run=str(source), output=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
 
 
@@ -124,10 +124,10 @@ def test_nothing_to_export_is_told(run: Path, tmp_path: Path):
 )
 def test_a_checkpoint_with_a_broken_record_is_named(run: Path, tmp_path: Path, name: str, content: str, message: str):
     copy = tmp_path / "checkpoint"
-    shutil.copytree(checkpoints(run)[-1], copy)
+    shutil.copytree(list_checkpoints(run)[-1], copy)
     (copy / name).write_text(content)
     with pytest.raises(UserError, match=message):
-        export(ExportConfig(run=str(copy), output=str(tmp_path / "out")))
+        run_export(ExportConfig(run=str(copy), output=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
 
 
@@ -173,5 +173,5 @@ def test_the_pretrained_trunk_need_not_be_there_for_an_export(run: Path, tmp_pat
         config = yaml.safe_load(record.read_text())
         config["model"]["pretrained_trunk"] = "/gone.safetensors"
         record.write_text(yaml.safe_dump(config))
-    export(ExportConfig(run=str(moved), output=str(tmp_path / "out")))
+    run_export(ExportConfig(run=str(moved), output=str(tmp_path / "out")))
     assert load_file(tmp_path / "out" / "open_clip_model.safetensors")

@@ -14,14 +14,14 @@ from safetensors.torch import load_file
 from clips.core.artifact import directory_hash, read_manifest
 from clips.encoder import load_encoder, write_encoder
 from clips.errors import UserError
-from clips.export import ExportConfig, export
-from clips.interchange.hf_dual import register
-from clips.interchange.importing import ImportConfig, import_encoder
-from clips.method.model import ModelConfig, build_model
+from clips.export import ExportConfig, run_export
+from clips.interchange.hf_dual import register_siglip_text
+from clips.interchange.importing import ImportConfig, run_import
+from clips.method.clips_model import ModelConfig, build_model
 from clips.method.recipes import RecipeConfig
-from clips.soup import SoupConfig, soup
+from clips.soup import SoupConfig, run_soup
 from clips.train import train
-from clips.training.standing import checkpoints
+from clips.training.train_state import list_checkpoints
 
 NO_WARNING = "ignore:builtin type .* has no __module__:DeprecationWarning"
 pytestmark = pytest.mark.filterwarnings(NO_WARNING)
@@ -50,12 +50,12 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first = {**world.VIT, "vision_cfg": {**world.VIT["vision_cfg"], "pool_type": "avg", "no_ln_pre": True}}
     world.open_clip_directory(folder / "normed first", first)
     world.hf_siglip(folder / "hf_siglip")
-    import_encoder(ImportConfig(path=str(folder / "hf_siglip"), output=str(folder / "siglip")))
+    run_import(ImportConfig(path=str(folder / "hf_siglip"), output=str(folder / "siglip")))
     return folder
 
 
 def exported(encoders: Path, name: str, form: Any, output: Path) -> Any:
-    export(ExportConfig(run=str(encoders / name), output=str(output), format=form))
+    run_export(ExportConfig(run=str(encoders / name), output=str(output), format=form))
     return load_encoder(encoders / name)
 
 
@@ -113,7 +113,7 @@ def test_hf_clip_and_back(encoders: Path, tmp_path: Path, name: str):
         assert row[: len(ids)].tolist() == ids
         assert not row[len(ids) :].any()
 
-    import_encoder(ImportConfig(path=str(tmp_path / "hf"), output=str(tmp_path / "back")))
+    run_import(ImportConfig(path=str(tmp_path / "hf"), output=str(tmp_path / "back")))
     once, twice = (load_file(folder / "open_clip_model.safetensors") for folder in (encoders / name, tmp_path / "back"))
     assert {key.removeprefix("text.") for key in once} == set(twice)
     assert all(torch.equal(value, twice[key.removeprefix("text.")]) for key, value in once.items())
@@ -136,7 +136,7 @@ def test_hf_dual(encoders: Path, tmp_path: Path, name: str):
     from transformers import VisionTextDualEncoderModel
 
     encoder = exported(encoders, name, "hf_dual", tmp_path / "hf")
-    register()
+    register_siglip_text()
     assert_same(encoder, VisionTextDualEncoderModel.from_pretrained(tmp_path / "hf").eval())
 
 
@@ -190,15 +190,15 @@ def test_a_sigmoid_training_loads_in_stock_open_clip(tmp_path: Path):
         cosines = model.encode_image(pixels, normalize=True) @ model.encode_text(tokens, normalize=True).t()
         torch.testing.assert_close(logits, model.logit_scale.exp() * cosines + stored["logit_bias"])
 
-    export(ExportConfig(run=str(checkpoints(run)[-1]), output=str(tmp_path / "tower"), format="timm"))  # mid-training
-    held = clips_world.tensors_of(checkpoints(run)[-1])
+    run_export(ExportConfig(run=str(list_checkpoints(run)[-1]), output=str(tmp_path / "tower"), format="timm"))  # mid-training
+    held = clips_world.tensors_of(list_checkpoints(run)[-1])
     tower = load_file(tmp_path / "tower" / "model.safetensors")
     assert torch.equal(tower["head.weight"], held["model.clip.visual.proj"].t())
 
 
 def test_manifest_and_card(encoders: Path, tmp_path: Path):
     output = tmp_path / "out"
-    export(ExportConfig(run=str(encoders / "clips"), output=str(output), format="hf_dual", licence="apache-2.0"))
+    run_export(ExportConfig(run=str(encoders / "clips"), output=str(output), format="hf_dual", licence="apache-2.0"))
     manifest = read_manifest(output)
     assert manifest["kind"] == "hf_dual"
     assert manifest["largest_difference"] < 1e-5
@@ -208,7 +208,7 @@ def test_manifest_and_card(encoders: Path, tmp_path: Path):
     for fact in ("the text tower SigLIP's", "AutoModel.register", 'tokenizer_mode="clips"'):
         assert fact in card, fact
     for form in ("timm", "hf_clip"):
-        export(ExportConfig(run=str(encoders / "clip"), output=str(tmp_path / form), format=form))
+        run_export(ExportConfig(run=str(encoders / "clip"), output=str(tmp_path / form), format=form))
         assert "tokenizer_mode" not in (tmp_path / form / "README.md").read_text()
         assert (tmp_path / form / "README.md").read_text().startswith("---\nlicense: unknown\n")
 
@@ -226,20 +226,20 @@ def test_a_card_has_results_and_what_the_data_was(tmp_path: Path, capsys: pytest
         shares = [100 * manifest["last"][f"val_{kind}_{way}_r1"] for way in ("i2t", "t2i")]
         assert f"| {kind} | {shares[0]:.1f} | {shares[1]:.1f} |" in card
 
-    export(ExportConfig(run=str(checkpoints(run)[-1]), output=str(tmp_path / "earlier"), licence="mit"))
+    run_export(ExportConfig(run=str(list_checkpoints(run)[-1]), output=str(tmp_path / "earlier"), licence="mit"))
     assert read_manifest(tmp_path / "earlier")["last"]["step"] == 2
     card = (tmp_path / "earlier" / "README.md").read_text()
     assert "R@1 at step 2:" in card
     assert "The weights: mit." in card
     assert "21 samples, hash `" in card
-    export(ExportConfig(run=str(checkpoints(run)[-1]), output=str(tmp_path / "again")))
+    run_export(ExportConfig(run=str(list_checkpoints(run)[-1]), output=str(tmp_path / "again")))
     assert (tmp_path / "again" / "README.md").read_text().startswith("---\nlicense: cc-by-4.0\n")
-    export(ExportConfig(run=str(run), output=str(tmp_path / "tower"), format="timm"))
+    run_export(ExportConfig(run=str(run), output=str(tmp_path / "tower"), format="timm"))
     assert "without the captioner, for which timm has no place" in capsys.readouterr().err
 
 
 def test_soup_of_imported_encoders_keeps_their_tokenizer(encoders: Path, tmp_path: Path):
-    soup(SoupConfig(encoders=(str(encoders / "siglip"), str(encoders / "siglip")), output=str(tmp_path / "soup")))
+    run_soup(SoupConfig(encoders=(str(encoders / "siglip"), str(encoders / "siglip")), output=str(tmp_path / "soup")))
     one, mean = load_encoder(encoders / "siglip"), load_encoder(tmp_path / "soup")
     assert torch.equal(one.tokenizer(world.TEXTS), mean.tokenizer(world.TEXTS))
     for key, value in one.model.state_dict().items():

@@ -19,14 +19,14 @@ import pytest
 import torch
 from serving import Quiet, address, serve
 
-from clips.data import files
+from clips.data import remote_files
 from clips.data.config import DataConfig
-from clips.data.fetching import Fetcher
-from clips.data.files import ShardCache, UnreachableError
-from clips.data.loader import TrainingData, batches
-from clips.data.order import Order
-from clips.data.shardindex import index_shard, load_index
-from clips.data.sources import BadSampleError, SourceConfig, blocks_of, open_source
+from clips.data.prefetch import ShardPrefetcher
+from clips.data.remote_files import ShardCache, UnreachableError
+from clips.data.loader import TrainDataset, iterate_batches
+from clips.data.sampler import SampleOrder
+from clips.data.shard_index import index_shard, load_index
+from clips.data.sources import BadSampleError, SourceConfig, shard_lengths, open_source
 from clips.errors import UserError
 
 
@@ -84,7 +84,7 @@ def test_the_cache_makes_room(tmp_path: Path):
 
 
 def test_what_is_wrong_afar_is_one_line(server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("clips.data.files.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("clips.data.remote_files.time.sleep", lambda seconds: None)
     cache = {"cache": str(tmp_path / "cache")}
     with pytest.raises(UserError, match=r"shard-00003\.tar"):
         open_source(SourceConfig(path=address(server, "shard-{00000..00003}.tar"), **cache))
@@ -110,7 +110,7 @@ def test_a_shard_that_has_less_than_counted_gives_bad_samples(tmp_path: Path):
 def test_processes_copy_a_shard_once(tmp_path: Path):
     (tmp_path / "shard.tar").write_bytes(b"x")
     address = f"pipe:echo copied >> {tmp_path}/log; sleep 0.5; cat {tmp_path}/shard.tar"
-    code = "import sys; from pathlib import Path; from clips.data.files import ShardCache"
+    code = "import sys; from pathlib import Path; from clips.data.remote_files import ShardCache"
     code += "; print(ShardCache(Path(sys.argv[1]), 100).path(sys.argv[2]).read_text())"
     command = [sys.executable, "-c", code, str(tmp_path / "cache"), address]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -118,14 +118,14 @@ def test_processes_copy_a_shard_once(tmp_path: Path):
     assert (tmp_path / "log").read_text().split() == ["copied"]
 
 
-def afar(folder: Path, cache: Path, **fields: object) -> TrainingData:
+def afar(folder: Path, cache: Path, **fields: object) -> TrainDataset:
     """Four shards of 20 samples behind addresses, of which a window holds one; shard 0 comes late in the order."""
     if not folder.exists():
         clips_world.write_shards(folder, sizes=(20, 20, 20, 20))
     path = f"file://{folder}/shard-{{00000..00003}}.tar"
     (folder / "sizes.json").write_text(json.dumps({f"shard-{number:05d}.tar": 20 for number in range(4)}))
     source = SourceConfig(path=path, cache=str(cache), sizes=str(folder / "sizes.json"), **fields)
-    found = TrainingData(
+    found = TrainDataset(
         DataConfig(sources=(source,), shuffle_window=1), size=8, seed=2, batch_size=2, prepare=number_of
     )
     assert 0 not in found.order.blocks_near(0, 40)[0] + found.order.blocks_near(0, 40)[1]
@@ -147,16 +147,16 @@ def copied(cache: Path, blocks: set[int], seconds: float) -> bool:
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_the_next_windows_shards_are_copied_while_this_one_is_read(tmp_path: Path, monkeypatch, workers: int):
     data = afar(tmp_path / "afar", tmp_path / "cache")
-    data = TrainingData(
+    data = TrainDataset(
         dataclasses.replace(data.config, num_workers=workers), size=8, seed=2, batch_size=2, prepare=number_of
     )
     now, later = data.order.blocks_near(0, 40)
-    steps = batches(data, first_step=0, last_step=40)
+    steps = iterate_batches(data, first_step=0, last_step=40)
     next(steps)
     assert copied(tmp_path / "cache", {0, *now, *later}, seconds=20)
     assert len(list(steps)) == 39
     monkeypatch.setenv("LOCAL_RANK", "1")  # another process of the machine copies for this one
-    steps = batches(afar(tmp_path / "afar", tmp_path / "other"), first_step=0, last_step=40)
+    steps = iterate_batches(afar(tmp_path / "afar", tmp_path / "other"), first_step=0, last_step=40)
     next(steps)
     assert not copied(tmp_path / "other", {*later}, seconds=1)
 
@@ -166,7 +166,7 @@ def test_no_window_is_copied_that_will_not_be_read(tmp_path: Path):
     now, _ = data.order.blocks_near(0, 5)
     assert data.order.blocks_near(0, 10) == (now, [])
     assert data.order.blocks_near(0, 11) == (now, [data.order.at(20).index // 20])
-    assert len(list(batches(data, first_step=0, last_step=10))) == 10
+    assert len(list(iterate_batches(data, first_step=0, last_step=10))) == 10
     assert copies(tmp_path / "cache") == {0, *now}
 
 
@@ -175,7 +175,7 @@ def test_a_folder_with_room_for_one_window_does_not_lose_it(tmp_path: Path, caps
     size = (tmp_path / "afar" / "shard-00000.tar").stat().st_size
     data = afar(tmp_path / "afar", tmp_path / "small", cache_gb=1.5 * size / 1e9)
     now, later = data.order.blocks_near(0, 40)
-    steps = batches(data, first_step=0, last_step=40)
+    steps = iterate_batches(data, first_step=0, last_step=40)
     next(steps)
     assert copied(tmp_path / "small", {*now}, seconds=20)
     assert not copied(tmp_path / "small", {*later}, seconds=1)
@@ -193,8 +193,8 @@ def test_a_machine_copies_only_its_share(tmp_path: Path, monkeypatch: pytest.Mon
         path = f"file://{folder}/shard-{{00000..00015}}.tar"
         source = SourceConfig(path=path, cache=str(tmp_path / f"cache-{rank}"))
         config = DataConfig(sources=(source,), shuffle_window=8)
-        data = TrainingData(config, size=8, seed=0, batch_size=8, prepare=number_of)
-        found = list(batches(data, first_step=0, last_step=8, rank=rank, world_size=2))
+        data = TrainDataset(config, size=8, seed=0, batch_size=8, prepare=number_of)
+        found = list(iterate_batches(data, first_step=0, last_step=8, rank=rank, world_size=2))
         seen.append(torch.cat([batch["number"] for batch in found]).tolist())
         assert len(copies(tmp_path / f"cache-{rank}") - {0}) <= 8  # the first is opened by all
     assert sorted(seen[0] + seen[1]) == list(range(64))
@@ -212,15 +212,15 @@ def many(tmp_path: Path, count: int = 18) -> SourceConfig:
 
 
 def test_reading_that_is_quicker_than_copying_does_not_stop_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    source, fetch = open_source(many(tmp_path, 36)), files._fetch
+    source, fetch = open_source(many(tmp_path, 36)), remote_files._fetch
 
     def slow(address: str, partial: Path) -> None:
         time.sleep(0.05)
         fetch(address, partial)
 
-    monkeypatch.setattr(files, "_fetch", slow)
-    order = Order([blocks_of(source)], seed=0, window=12, batch_size=24)
-    fetcher = Fetcher(order, [source], last=3)
+    monkeypatch.setattr(remote_files, "_fetch", slow)
+    order = SampleOrder([shard_lengths(source)], seed=0, window=12, batch_size=24)
+    fetcher = ShardPrefetcher(order, [source], last=3)
     try:
         for window in range(3):  # the next one's copies have hardly begun
             now, _ = order.blocks_near(window, 3)
@@ -234,9 +234,9 @@ class Outage:
     """An address that fails so many times, or for ever; time passes at once."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.failures, self.pauses, self.fetch = 0.0, [], files._fetch
-        monkeypatch.setattr(files, "_fetch", self)
-        monkeypatch.setattr(files.time, "sleep", self.pauses.append)
+        self.failures, self.pauses, self.fetch = 0.0, [], remote_files._fetch
+        monkeypatch.setattr(remote_files, "_fetch", self)
+        monkeypatch.setattr(remote_files.time, "sleep", self.pauses.append)
 
     def __call__(self, address: str, partial: Path) -> None:
         self.failures -= 1
@@ -327,7 +327,7 @@ def test_without_a_place_for_indexes_every_reader_makes_its_own(tmp_path: Path):
 def test_a_full_disk_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     outage = Outage(monkeypatch)
     source = open_source(many(tmp_path))
-    monkeypatch.setattr(files, "_fetch", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(remote_files, "_fetch", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space left"):
         source.read(20, rng())
     assert outage.pauses == []
@@ -381,7 +381,7 @@ def test_names_that_are_not_utf8_are_names(tmp_path: Path):
 
 def test_bytes_that_the_disk_does_not_give_are_a_bad_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     source = open_source(SourceConfig(path=str(clips_world.write_shards(tmp_path / "data", sizes=(2,)))))
-    monkeypatch.setattr("clips.data.tars.os.pread", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    monkeypatch.setattr("clips.data.tar_index.os.pread", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
     with pytest.raises(BadSampleError, match="Input/output error"):
         source.read(0, rng())
 

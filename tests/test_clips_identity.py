@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from clips.core.identity import RUN_ONLY, VERSIONS, difference, digest, identity, result_settings, run_only_fields
-from clips.plain import plain
-from clips.training.config import TrainConfig as EncoderTrainConfig
-from llava_bridge.asking.describe import DescribeConfig
-from llava_bridge.training.config import TrainConfig as LlavaTrainConfig
+from clips.serialization import to_plain
+from clips.training.config import EncoderTrainConfig as EncoderTrainConfig
+from llava_bridge.inference.describe_command import DescribeConfig
+from llava_bridge.training.config import LlavaTrainConfig as LlavaTrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ def test_marked_fields_are_found_below_configs_and_lists_of_them():
 
 def test_only_what_decides_is_left_of_a_config():
     config = Config(data=Nested(sources=(Source(path="a"), Source(path="b")), one=Source(path="c"), num_workers=3))
-    settings = result_settings(plain(config), Config)
+    settings = result_settings(to_plain(config), Config)
     sources = [{"path": "a"}, {"path": "b"}]
     assert settings == {"data.sources": sources, "data.one.path": "c", "data.sides": [1, 2], "rate": 1.0}
 

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from clips.cli import COMMANDS
-from clips.commandline.commands import run_commands
+from clips.commandline.commands import dispatch
 from clips.core.artifact import directory_hash
 from clips.encoder import load_encoder, read_encoder_manifest
 from clips.errors import UserError
-from clips.interchange.importing import ImportConfig, import_encoder
-from clips.model.tokenizer import ClipsTokenizer, text_config
+from clips.interchange.importing import ImportConfig, run_import
+from clips.model.tokenizer import ClipsTokenizer, tokenizer_text_cfg
 
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__:DeprecationWarning")
 CLIPS_CFG = {  # as the released configs state it, at a tiny size
@@ -56,7 +56,7 @@ def _siglip_tower() -> None:
 
 
 def imported(source: Path, output: Path, **fields: Any) -> Any:
-    import_encoder(ImportConfig(path=str(source), output=str(output), **fields))
+    run_import(ImportConfig(path=str(source), output=str(output), **fields))
     return load_encoder(output)
 
 
@@ -200,7 +200,7 @@ def test_released_clips_gets_its_tokenizer(tmp_path: Path):
 
 
 def test_training_and_bridge_read_an_imported_encoder(tmp_path: Path):
-    from clips.model.warmstart import load_pretrained
+    from clips.model.pretrained import load_pretrained
     from llava_bridge.encoders import build_tower
     from llava_bridge.encoders import load_encoder as load_for_bridge
 
@@ -217,7 +217,7 @@ def test_training_and_bridge_read_an_imported_encoder(tmp_path: Path):
 
     torch.manual_seed(7)
     other = type(encoder.model)(**encoder.config["model_cfg"])
-    said = load_pretrained(other, None, str(tmp_path / "encoder"), text_config(12))
+    said = load_pretrained(other, None, str(tmp_path / "encoder"), tokenizer_text_cfg(12))
     assert said == [f"the text tower of {tmp_path / 'encoder'} reads other tokens; a new one begins"]
     assert all(
         torch.equal(value, other.visual.state_dict()[k]) for k, value in encoder.model.visual.state_dict().items()
@@ -225,7 +225,7 @@ def test_training_and_bridge_read_an_imported_encoder(tmp_path: Path):
 
 
 def test_an_imported_encoder_embeds_for_the_benchmarks(tmp_path: Path):
-    from benchmarks.encoders.embed import embed_images, embed_texts, load_dual_encoder
+    from benchmarks.encoders.embedding import embed_images, embed_texts, load_dual_encoder
 
     theirs = world.hf_siglip(tmp_path / "hf")
     imported(tmp_path / "hf", tmp_path / "encoder")
@@ -317,10 +317,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], small_a
         (["--format", "gguf"], "unknown format 'gguf' (known: hf_clip"),
         (["--tolerance", "0"], "tolerance: expected a number above 0"),
     ):
-        assert run_commands("clips", "", COMMANDS, [*run, *extra]) == 2
+        assert dispatch("clips", "", COMMANDS, [*run, *extra]) == 2
         told = capsys.readouterr().err.strip().splitlines()[-1]
         assert complaint in told
         assert not output.exists()
-    assert run_commands("clips", "", COMMANDS, [*run, "--architecture", small_architecture]) == 0
+    assert dispatch("clips", "", COMMANDS, [*run, "--architecture", small_architecture]) == 0
     assert "encoder imported from open_clip" in capsys.readouterr().err
     assert load_encoder(output)

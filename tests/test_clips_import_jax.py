@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from clips.encoder import load_encoder
-from clips.interchange.importing import ImportConfig, import_encoder
+from clips.interchange.importing import ImportConfig, run_import
 from clips.model.architectures import ModelConfig, model_cfg
-from clips.model.positions import authors_positions
+from clips.model.pos_embed import openvision_sincos_pos_embed
 from clips.model.tokenizer import ClipsTokenizer
 from clips.model.towers import build_towers
 
@@ -67,12 +67,12 @@ def tiny_clips(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """A CLIPS architecture of two layers."""
     from clips.model import architectures
 
-    cfg = json.loads((architectures.CONFIGS / "clips-tiny.json").read_text())
+    cfg = json.loads((architectures.CONFIG_DIR / "clips-tiny.json").read_text())
     cfg["vision_cfg"] |= {"image_size": 32, "width": 64, "layers": 2, "head_width": 16}
     cfg["text_cfg"] |= {"layers": 2, "width": 64}
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "clips-two.json").write_text(json.dumps(cfg))
-    monkeypatch.setattr(architectures, "CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr(architectures, "CONFIG_DIR", tmp_path / "configs")
     return "clips-two"
 
 
@@ -81,11 +81,11 @@ def tiny_clips(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
 def test_the_authors_jax_parameters(tmp_path: Path, tiny_clips: str, heads: int | None, prefix: str):
     model = world.shaken(build_towers(model_cfg(ModelConfig(architecture=tiny_clips, context_length=12))))
     with torch.no_grad():
-        model.visual.positional_embedding.copy_(authors_positions(2, 64))
+        model.visual.positional_embedding.copy_(openvision_sincos_pos_embed(2, 64))
     params = flax_parameters(model.state_dict(), heads)
     np.savez(tmp_path / "checkpoint.npz", **{f"{prefix}{name}": value for name, value in params.items()})
     source, output = str(tmp_path / "checkpoint.npz"), str(tmp_path / "encoder")
-    import_encoder(ImportConfig(path=source, output=output, architecture=tiny_clips))
+    run_import(ImportConfig(path=source, output=output, architecture=tiny_clips))
     encoder = load_encoder(output)
     assert all(torch.equal(value, encoder.model.state_dict()[key]) for key, value in model.state_dict().items())
     assert encoder.config["model_cfg"]["text_cfg"]["context_length"] == 12
@@ -94,7 +94,7 @@ def test_the_authors_jax_parameters(tmp_path: Path, tiny_clips: str, heads: int 
 
 
 def test_the_authors_positions_by_hand():
-    table = authors_positions(3, 16)
+    table = openvision_sincos_pos_embed(3, 16)
     assert table.shape == (10, 16)
     assert not table[0].any()
     angles = [2 / 10_000 ** (k / 3) for k in range(4)]  # column 2, row 1: the last but three

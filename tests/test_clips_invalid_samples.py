@@ -19,15 +19,15 @@ import torch
 from clips import train as training
 from clips.data.config import DataConfig
 from clips.data.invalid_samples import MAX_NAMES, MAX_REASONS, OTHER_REASONS, InvalidSamples, restored
-from clips.data.loader import TrainingData
+from clips.data.loader import TrainDataset
 from clips.data.sources import SourceConfig
 from clips.errors import UserError
 from clips.model.tokenizer import EOS
-from clips.parallel.processes import Processes, start_processes
+from clips.parallel.distributed import DistributedContext, start_processes
 from clips.train import train
 from clips.training.checkpoint import Checkpointer
-from clips.training.standing import LOOP, LoopState, checkpoints, read_loop
-from clips.training.start import open_data
+from clips.training.train_state import TRAIN_STATE_FILE, TrainState, list_checkpoints, read_train_state
+from clips.training.setup import open_train_dataset
 
 CAPTIONS = json.dumps({"web_caption": "a dog", "synthetic_caption": "A dog on grass."}).encode()
 REASONS = ("undecodable picture", "no caption 'web_caption'", "missing picture")
@@ -38,10 +38,10 @@ def met(indexes: list[int]) -> list[tuple[int, str, str]]:
     return [(index, f"{index // 10_000:05d}.tar/{index:09d}", REASONS[index % 3]) for index in indexes]
 
 
-def run_of(samples: int, loop: LoopState, max_invalid_ratio: float) -> Any:
+def run_of(samples: int, loop: TrainState, max_invalid_ratio: float) -> Any:
     data = SimpleNamespace(max_invalid_ratio=max_invalid_ratio)
     config = SimpleNamespace(data=data)
-    return SimpleNamespace(loop=loop, data=range(samples), config=config, processes=Processes())
+    return SimpleNamespace(loop=loop, data=range(samples), config=config, processes=DistributedContext())
 
 
 def stream(run: Any, batches: list[list[tuple[int, str, str]]]) -> Iterator[dict[str, Any]]:
@@ -59,7 +59,7 @@ class NoClock:
 def test_a_checkpoint_of_a_hundred_thousand_invalid_samples_is_small(tmp_path: Path):
     """Names alone would take 5 MB."""
     start_processes()
-    run = run_of(2_000_000, LoopState(step=7), 1.0)
+    run = run_of(2_000_000, TrainState(step=7), 1.0)
     indexes = random.Random(0).sample(range(2_000_000), 100_000)
     watchdog: Any = SimpleNamespace(at=lambda *_: None)
     batches = stream(run, [met(indexes[start : start + 1000]) for start in range(0, 100_000, 1000)])
@@ -67,11 +67,11 @@ def test_a_checkpoint_of_a_hundred_thousand_invalid_samples_is_small(tmp_path: P
     for _ in range(100):
         training.next_batch(run, batches, clock, watchdog)
     run.loop.bad.gather()
-    with Checkpointer(tmp_path, Processes(), keep=1) as checkpointer:
+    with Checkpointer(tmp_path, DistributedContext(), keep=1) as checkpointer:
         checkpointer.save({"model.x": torch.zeros(1)}, run.loop, {})
-    (kept,) = checkpoints(tmp_path)
-    assert (kept / LOOP).stat().st_size < 500_000
-    resumed = read_loop(kept).bad
+    (kept,) = list_checkpoints(tmp_path)
+    assert (kept / TRAIN_STATE_FILE).stat().st_size < 500_000
+    resumed = read_train_state(kept).bad
     assert resumed == run.loop.bad
     report = resumed.report()
     assert (report["count"], sum(report["by_reason"].values())) == (100_000, 100_000)
@@ -82,11 +82,11 @@ def test_a_checkpoint_of_a_hundred_thousand_invalid_samples_is_small(tmp_path: P
 
 def test_the_limit_is_exact_beyond_the_names_and_over_a_resume(tmp_path: Path):
     """300 of 1,000 samples are allowed; the 301st different one stops the run, however often the others come."""
-    run = run_of(1000, LoopState(samples_seen=1000), 0.3)
+    run = run_of(1000, TrainState(samples_seen=1000), 0.3)
     run.loop.bad.add(met(list(range(0, 600, 2))))  # 300
     training.check_invalid_samples(run)
-    (tmp_path / LOOP).write_text(training_text(run.loop))
-    again = run_of(1000, read_loop(tmp_path), 0.3)
+    (tmp_path / TRAIN_STATE_FILE).write_text(training_text(run.loop))
+    again = run_of(1000, read_train_state(tmp_path), 0.3)
     again.loop.samples_seen = 5000
     again.loop.bad.add(met(list(range(0, 600, 2))))  # the next epochs meet the same
     training.check_invalid_samples(again)
@@ -96,8 +96,8 @@ def test_the_limit_is_exact_beyond_the_names_and_over_a_resume(tmp_path: Path):
         training.check_invalid_samples(again)
 
 
-def training_text(loop: LoopState) -> str:
-    from clips.training.standing import loop_text
+def training_text(loop: TrainState) -> str:
+    from clips.training.train_state import loop_text
 
     return loop_text(loop)
 
@@ -132,7 +132,7 @@ def test_samples_of_two_sources_that_have_one_name_are_both_told(tmp_path: Path)
                     member.size = len(data)
                     shard.addfile(member, io.BytesIO(data))
     sources = tuple(SourceConfig(path=str(tmp_path / source)) for source in "ab")
-    data = TrainingData(DataConfig(sources=sources), size=32, seed=0, batch_size=2, prepare=None)
+    data = TrainDataset(DataConfig(sources=sources), size=32, seed=0, batch_size=2, prepare=None)
     found = InvalidSamples()
     found.add((index, data.sources.name(index), REASONS[index % 3]) for index in (0, 1, 2, 3, 5))
     told = found.report()
@@ -148,9 +148,9 @@ def test_samples_of_two_sources_that_have_one_name_are_both_told(tmp_path: Path)
 
 @pytest.mark.parametrize("broken", [{"count": 1}, {"count": 1, "by_reason": {}, "named": [], "bits": "eJw="}, [1]])
 def test_a_broken_record_is_named(tmp_path: Path, broken: Any):
-    (tmp_path / LOOP).write_text(json.dumps({"step": 3, "bad": broken}))
+    (tmp_path / TRAIN_STATE_FILE).write_text(json.dumps({"step": 3, "bad": broken}))
     with pytest.raises(UserError, match=r"loop\.json: broken"):
-        read_loop(tmp_path)
+        read_train_state(tmp_path)
 
 
 def test_stored_and_restored_are_equal():
@@ -181,7 +181,7 @@ def test_a_stage_of_the_bridge_names_the_first_and_counts_all(tmp_path: Path, ca
     (tmp_path / "checkpoint-4").mkdir()
     checkpoints.mark_complete(tmp_path / "checkpoint-4", first.invalid, 1.0)
     assert sum(path.stat().st_size for path in (tmp_path / "checkpoint-4").iterdir()) < 50_000
-    again = trainer(checkpoints.bad_before(tmp_path / "checkpoint-4"))
+    again = trainer(checkpoints.load_invalid_samples(tmp_path / "checkpoint-4"))
     again._judge(again.invalid.add(met([17, 49_999])))
     with pytest.raises(UserError, match="align: 50001 of 100000 samples are invalid"):
         again._judge(again.invalid.add(met([50_000])))
@@ -204,7 +204,7 @@ def test_bad_samples_are_skipped_counted_and_told(tmp_path: Path, capsys: pytest
     output = tmp_path / "run"
     config = clips_world.train_config(data, output, save_steps=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "training_step", scale_driver.stop_at(4))
+        patch.setattr(training, "train_step", scale_driver.stop_at(4))
         with pytest.raises(InterruptedError):
             train(config)
     train(config)
@@ -230,7 +230,7 @@ def test_empty_alt_texts_do_not_end_a_run(tmp_path: Path, recipe: str):
     strict = {"sources": [{"path": str(tmp_path / "data")}], "max_invalid_ratio": 0.0}
     fields = {"data": strict, "recipe": {"name": recipe, "caption_weight": 0}, "steps": 5}
     config = clips_world.train_config(tmp_path / "data", tmp_path / "run", **fields)
-    data = open_data(config)
+    data = open_train_dataset(config)
     rows = [data[position] for position in range(20)]
     text = "mixed" if recipe == "recap" else "web"
     empty = sum(row[text][1].item() == EOS for row in rows)  # begin, end: as the authors' code has it
@@ -250,7 +250,7 @@ def test_too_many_bad_samples_stop_the_run(tmp_path: Path):
 
 def test_the_ratio_of_invalid_samples_counts_the_batch_that_they_came_in():
     run = SimpleNamespace(
-        loop=LoopState(samples_seen=4000),
+        loop=TrainState(samples_seen=4000),
         data=range(10_000),
         config=SimpleNamespace(data=SimpleNamespace(max_invalid_ratio=0.01)),
     )

@@ -8,9 +8,9 @@ import torch
 from clips.data.config import AugmentConfig, DataConfig
 from clips.data.sources import SourceConfig
 from clips.errors import UserError
-from clips.model import architectures, kept_outputs, towers
+from clips.model import architectures, feature_cache, towers
 from clips.model.architectures import ModelConfig
-from clips.training.config import TrainConfig
+from clips.training.config import EncoderTrainConfig
 
 CONFIG = ModelConfig(architecture="clips-tinyvit", image_size=64, lock_image=True, keep_trunk_outputs=True)
 
@@ -18,7 +18,7 @@ CONFIG = ModelConfig(architecture="clips-tinyvit", image_size=64, lock_image=Tru
 def built(seed, config=CONFIG):
     torch.manual_seed(seed)
     model = towers.build_towers(architectures.model_cfg(config))
-    towers.lock(model, config)
+    towers.lock_towers(model, config)
     return model
 
 
@@ -32,13 +32,13 @@ def cache(tmp_path, monkeypatch):
 def computed(monkeypatch):
     """How many pictures were computed in each call that computed any."""
     counts = []
-    run = kept_outputs.KeptOutputs._run
+    run = feature_cache.FeatureCache._run
 
     def counted(self, image):
         counts.append(len(image))
         return run(self, image)
 
-    monkeypatch.setattr(kept_outputs.KeptOutputs, "_run", counted)
+    monkeypatch.setattr(feature_cache.FeatureCache, "_run", counted)
     return counts
 
 
@@ -72,9 +72,9 @@ def test_another_trunk_or_precision_or_picture_is_computed_anew(cache, computed)
 def test_pictures_that_vary_are_refused():
     sources = (SourceConfig(path="x"),)
     same = DataConfig(sources=sources, augment=AugmentConfig(min_area=1.0))
-    assert TrainConfig(output="o", model=CONFIG, data=same, steps=1)
+    assert EncoderTrainConfig(output="o", model=CONFIG, data=same, steps=1)
     with pytest.raises(UserError, match=r"keep_trunk_outputs: expected pictures that never change"):
-        TrainConfig(output="o", model=CONFIG, data=DataConfig(sources=sources), steps=1)
+        EncoderTrainConfig(output="o", model=CONFIG, data=DataConfig(sources=sources), steps=1)
 
 
 def test_only_a_frozen_timm_trunk_has_outputs_to_keep():

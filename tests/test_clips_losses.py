@@ -172,10 +172,10 @@ def _arrays(shared):
 
 def batch_of(count):
     """Captions of unlike length, so that the processes' numbers of counted tokens differ."""
-    from clips.method.recipes import RecipeConfig, build
+    from clips.method.recipes import RecipeConfig, build_recipe
     from clips.model.tokenizer import ClipsTokenizer
 
-    recipe, tokenizer = build(RecipeConfig(captioner=small_captioner())), ClipsTokenizer(12)
+    recipe, tokenizer = build_recipe(RecipeConfig(captioner=small_captioner())), ClipsTokenizer(12)
     rng = np.random.default_rng(0)
     samples = [
         recipe.prepare(f"photo {i}", "a red car. two dogs! " * (1 + 3 * i // count), rng, tokenizer)
@@ -195,7 +195,7 @@ GLOBAL = ("loss", "contrastive_loss", "caption_loss")
 
 
 def small_model(kind):
-    from clips.method.model import ModelConfig, build_model
+    from clips.method.clips_model import ModelConfig, build_model
     from clips.method.recipes import RecipeConfig
 
     recipe = RecipeConfig(loss=kind, captioner=small_captioner())

@@ -10,11 +10,11 @@ from families import quick_of
 from torch import nn
 from torch.utils.data import default_collate
 
-from clips.method.model import ModelConfig, build_model
-from clips.method.optim import OptimConfig, build_optimizer
-from clips.method.recipes import RecipeConfig, build
+from clips.method.clips_model import ModelConfig, build_model
+from clips.method.optimizer import OptimizerConfig, build_optimizer
+from clips.method.recipes import RecipeConfig, build_recipe
 from clips.model import towers
-from clips.model.architectures import CONFIGS, read_config_file
+from clips.model.architectures import CONFIG_DIR, read_config_file
 from clips.model.config import CaptionerConfig
 from clips.model.tokenizer import ClipsTokenizer
 
@@ -194,7 +194,7 @@ def test_a_token_that_never_occurs_keeps_its_row(name: str):
     recipe_config = RecipeConfig(name=name, captioner=CAPTIONER)
     model = build_model(ModelConfig(architecture="clips-tiny", image_size=32, context_length=12), recipe_config, 0)
     batch = batch_of(model)
-    optimizer = build_optimizer(model, OptimConfig(learning_rate=0.1), model.no_decay_names())
+    optimizer = build_optimizer(model, OptimizerConfig(learning_rate=0.1), model.no_decay_names())
     before = {key: value.clone() for key, value in model.state_dict().items()}
     for _ in range(3):
         model.recipe.losses(model(batch), batch)["loss"].backward()
@@ -236,7 +236,7 @@ def test_our_vits_begin_as_the_authors_do(model):
 
 
 def test_other_architectures_begin_as_their_library_has_them(tmp_path):
-    ours = read_config_file(CONFIGS / "clips-tiny.json")
+    ours = read_config_file(CONFIG_DIR / "clips-tiny.json")
     (tmp_path / "mine.json").write_text(json.dumps(ours))
     config = ModelConfig(architecture=str(tmp_path / "mine.json"))
     found = build_model(config, RecipeConfig(name="clip"), 0)
@@ -248,7 +248,7 @@ def test_a_trunk_feeds_the_captioner():
     recipe_config = RecipeConfig(captioner=CAPTIONER)
     model = build_model(config, recipe_config, 0)
     batch = batch_of(model)
-    losses = build(recipe_config).losses(model(batch), batch)
+    losses = build_recipe(recipe_config).losses(model(batch), batch)
     losses["loss"].backward()
     assert model.captioner.image_projection.weight.grad.abs().max() > 0
     assert losses["caption_loss"].item() == pytest.approx(math.log(32_000), abs=1.5)

@@ -11,30 +11,30 @@ import pytest
 import torch
 
 from clips.errors import UserError
-from clips.method.model import build_model
-from clips.method.optim import OptimConfig, build_optimizer, learning_rate_at
-from clips.model.precision import choose_precision
+from clips.method.clips_model import build_model
+from clips.method.optimizer import OptimizerConfig, build_optimizer, cosine_lr
+from clips.model.precision import resolve_precision
 
 
 def test_the_rate_climbs_then_follows_a_cosine_to_zero():
-    config = OptimConfig(learning_rate=1.0, warmup_ratio=0.1)
-    rates = [learning_rate_at(step, 100, config, 4) for step in range(101)]
+    config = OptimizerConfig(learning_rate=1.0, warmup_ratio=0.1)
+    rates = [cosine_lr(step, 100, config, 4) for step in range(101)]
     assert rates[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
     assert rates[10] == 1.0
     assert rates[55] == pytest.approx(0.5)
     assert rates[100] == pytest.approx(0.0)
-    assert learning_rate_at(0, 1, OptimConfig(learning_rate=1.0), 4) == 1.0
+    assert cosine_lr(0, 1, OptimizerConfig(learning_rate=1.0), 4) == 1.0
 
 
 def test_rate_and_warmup_by_samples_are_the_authors():
-    config = OptimConfig(base_learning_rate=8e-6, warmup_samples=40 * 1_281_167)
+    config = OptimizerConfig(base_learning_rate=8e-6, warmup_samples=40 * 1_281_167)
     batch, steps = 32_768, 390_625  # of 12.8 billion samples
     assert config.peak_rate(batch) == pytest.approx(1.024e-3)
     assert config.warmup_steps(steps, batch) == 1564
-    rates = [learning_rate_at(step, steps, config, batch) for step in (781, 1563, 1564, steps)]
+    rates = [cosine_lr(step, steps, config, batch) for step in (781, 1563, 1564, steps)]
     assert rates == pytest.approx([0.512e-3, 1.024e-3, 1.024e-3, 0.0])
-    assert OptimConfig(base_learning_rate=8e-6).peak_rate(1024) == pytest.approx(3.2e-5)
-    neither = OptimConfig().resolved()
+    assert OptimizerConfig(base_learning_rate=8e-6).peak_rate(1024) == pytest.approx(3.2e-5)
+    neither = OptimizerConfig().resolved()
     assert (neither.learning_rate, neither.warmup_ratio, neither.base_learning_rate) == (1e-3, 0.05, None)
 
 
@@ -53,11 +53,11 @@ def test_weight_decay_spares_what_it_should(tmp_path: Path):
 
 def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch):
     cpu = torch.device("cpu")
-    assert choose_precision("bf16", cpu) == ("bf16", "as configured")
+    assert resolve_precision("bf16", cpu) == ("bf16", "as configured")
     for supported, expected in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda answer=supported: answer, raising=False)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
-        assert choose_precision("auto", cpu)[0] == expected
+        assert resolve_precision("auto", cpu)[0] == expected
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from clips.data.order import Order, positions_of_step
+from clips.data.sampler import SampleOrder, step_positions
 
 
-def epochs_of(order: Order, count: int) -> list[list[int]]:
+def epochs_of(order: SampleOrder, count: int) -> list[list[int]]:
     size = len(order)
     return [[order.at(position).index for position in range(size * e, size * e + size)] for e in range(count)]
 
@@ -20,11 +20,11 @@ def epochs_of(order: Order, count: int) -> list[list[int]]:
 @pytest.mark.parametrize("window", [None, 1, 2, 5, 9])
 def test_an_epoch_holds_every_sample_once_in_another_order_each_time(window: int | None, batch_size: int):
     blocks = [[7, 1, 4, 3], [3, 6]]  # 24 samples are whole steps
-    epochs = epochs_of(Order(blocks, seed=5, window=window, batch_size=batch_size), 3)
+    epochs = epochs_of(SampleOrder(blocks, seed=5, window=window, batch_size=batch_size), 3)
     assert all(sorted(epoch) == list(range(24)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
-    assert epochs[0] != epochs_of(Order(blocks, seed=6, window=window, batch_size=batch_size), 1)[0]
-    assert {Order(blocks, seed=5, window=window).at(position).epoch for position in (0, 23)} == {0}
+    assert epochs[0] != epochs_of(SampleOrder(blocks, seed=6, window=window, batch_size=batch_size), 1)[0]
+    assert {SampleOrder(blocks, seed=5, window=window).at(position).epoch for position in (0, 23)} == {0}
 
 
 MIXED = [[90] * 50, [60] * 70]
@@ -34,7 +34,7 @@ MIXED = [[90] * 50, [60] * 70]
 @pytest.mark.parametrize("machines", [1, 2, 3, 8])
 def test_a_machine_needs_only_its_share_of_a_windows_shards(blocks, weights, machines: int):
     window, steps = 20, 40
-    order = Order(blocks, weights, seed=4, window=window, batch_size=48)
+    order = SampleOrder(blocks, weights, seed=4, window=window, batch_size=48)
     ends = np.cumsum([size for source in blocks for size in source])
     for rank in range(machines):
         for step in range(steps):
@@ -42,13 +42,13 @@ def test_a_machine_needs_only_its_share_of_a_windows_shards(blocks, weights, mac
             asked_for = {*now, *later}
             share = window / machines * (1 if weights else 1.5)  # of one sequence some shards are the smaller ones
             assert max(len(now), len(later)) <= (len(weights or [1])) * (share + 3)
-            positions = positions_of_step(step, batch_size=48, rank=rank, world_size=machines)
+            positions = step_positions(step, batch_size=48, rank=rank, world_size=machines)
             read = {int(np.searchsorted(ends, order.at(p).index, side="right")) for p in positions}
             assert read <= asked_for
 
 
 def test_lanes_of_a_mixture_keep_to_its_weights_and_go_through_each_source():
-    order = Order([[10] * 16, [10] * 12], [3.0, 1.0], seed=2, window=4, batch_size=16)
+    order = SampleOrder([[10] * 16, [10] * 12], [3.0, 1.0], seed=2, window=4, batch_size=16)
     places = [order.at(position) for position in range(16 * 1000)]
     counts = [sum(place.index < 160 for place in places[start : start + 1000]) for start in range(0, 16_000, 1000)]
     assert all(abs(count - 750) <= 10 for count in counts)
@@ -59,14 +59,14 @@ def test_lanes_of_a_mixture_keep_to_its_weights_and_go_through_each_source():
 
 
 def test_a_lane_is_shuffled_anew_in_every_epoch():
-    order = Order([[40] * 4], seed=0, window=2, batch_size=4)
+    order = SampleOrder([[40] * 4], seed=0, window=2, batch_size=4)
     lane = [[order.at(160 * epoch + 4 * step).index for step in range(20)] for epoch in range(2)]
     assert lane[0] != sorted(lane[0])
     assert sorted(lane[0]) != sorted(lane[1])
 
 
 def test_a_window_reads_few_shards_at_a_time():
-    order = Order([[10] * 20], seed=0, window=4)
+    order = SampleOrder([[10] * 20], seed=0, window=4)
     shards = [{order.at(position).index // 10 for position in range(start, start + 40)} for start in range(0, 200, 40)]
     assert [len(window) for window in shards] == [4] * 5
     assert set().union(*shards) == set(range(20))
@@ -76,7 +76,7 @@ def test_a_window_reads_few_shards_at_a_time():
 
 @pytest.mark.parametrize(("blocks", "weights"), [([[3] * 7, [2] * 4], None), ([[3] * 7, [2] * 4], [1.0, 2.0])])
 def test_the_blocks_near_a_position_are_those_read_there_and_next(blocks, weights):
-    order = Order(blocks, weights, seed=4, window=2)
+    order = SampleOrder(blocks, weights, seed=4, window=2)
     ends = np.cumsum([size for source in blocks for size in source])
     read = [int(np.searchsorted(ends, order.at(position).index, side="right")) for position in range(3000)]
     for position in (0, 20, 40) if weights is None else (0, 1000, 2000):
@@ -92,7 +92,7 @@ def test_the_blocks_near_a_position_are_those_read_there_and_next(blocks, weight
 
 
 def test_a_mixture_keeps_to_its_weights_and_goes_through_each_source():
-    order = Order([[30], [500], [7]], [3.0, 1.0, 1.0], seed=1)
+    order = SampleOrder([[30], [500], [7]], [3.0, 1.0, 1.0], seed=1)
     places = [order.at(position) for position in range(2000)]
     sources = [0 if place.index < 30 else 1 if place.index < 530 else 2 for place in places]
     for cycle in (sources[:1000], sources[1000:]):
@@ -102,36 +102,36 @@ def test_a_mixture_keeps_to_its_weights_and_goes_through_each_source():
         part = small[7 * epoch : 7 * epoch + 7]
         assert sorted(place.index for place in part) == list(range(530, 537))
         assert {place.epoch for place in part} == {epoch}
-    again = Order([[30], [500], [7]], [3.0, 1.0, 1.0], seed=1)
+    again = SampleOrder([[30], [500], [7]], [3.0, 1.0, 1.0], seed=1)
     assert again.at(1777) == places[1777]  # without having been through those before
 
 
-def counts_of(order: Order, sizes: list[int], positions: range) -> list[int]:
+def counts_of(order: SampleOrder, sizes: list[int], positions: range) -> list[int]:
     ends = np.cumsum(sizes)
     sources = [int(np.searchsorted(ends, order.at(position).index, side="right")) for position in positions]
     return [sources.count(number) for number in range(len(sizes))]
 
 
 def test_weights_that_do_not_divide_a_cycle_are_kept_in_the_long_run():
-    order = Order([[1]] * 3, [1, 1, 1], seed=0)
+    order = SampleOrder([[1]] * 3, [1, 1, 1], seed=0)
     assert counts_of(order, [1] * 3, range(3000)) == [1000] * 3
     assert sorted(counts_of(order, [1] * 3, range(1000))) == [333, 333, 334]
 
 
 def test_a_share_of_less_than_a_sample_in_a_thousand_is_not_raised():
-    order = Order([[20_000], [20_000]], [1.0, 9999.0], seed=0)
+    order = SampleOrder([[20_000], [20_000]], [1.0, 9999.0], seed=0)
     assert counts_of(order, [20_000] * 2, range(20_000)) == [2, 19_998]
     assert counts_of(order, [20_000] * 2, range(20_000, 40_000)) == [2, 19_998]
-    again = Order([[20_000], [20_000]], [1.0, 9999.0], seed=0)
+    again = SampleOrder([[20_000], [20_000]], [1.0, 9999.0], seed=0)
     assert again.at(19_999) == order.at(19_999)  # without having been through those before
-    assert counts_of(Order([[1], [1]], [1, 1e6], seed=0), [1, 1], range(1000)) == [0, 1000]
+    assert counts_of(SampleOrder([[1], [1]], [1, 1e6], seed=0), [1, 1], range(1000)) == [0, 1000]
 
 
 @pytest.mark.parametrize("batch_size", [1, 64])
 def test_each_of_many_weights_is_kept(batch_size: int):
     weights = [5e-4, 0.02, 0.3, 3e-3, 0.25, 0.4265]
     sizes = [50] * 6
-    order = Order([[10] * 5] * 6, weights, seed=3, window=2 if batch_size > 1 else None, batch_size=batch_size)
+    order = SampleOrder([[10] * 5] * 6, weights, seed=3, window=2 if batch_size > 1 else None, batch_size=batch_size)
     positions = 1000 * max(4, batch_size)
     for count, weight in zip(counts_of(order, sizes, range(positions)), weights, strict=True):
         assert count == pytest.approx(weight * positions, abs=2)
@@ -143,7 +143,7 @@ def test_each_of_many_weights_is_kept(batch_size: int):
 
 
 def test_readers_get_the_order_as_it_is():
-    order = Order([[9] * 3, [4] * 5], [0.1, 0.7], seed=3, window=2, batch_size=8)
+    order = SampleOrder([[9] * 3, [4] * 5], [0.1, 0.7], seed=3, window=2, batch_size=8)
     order.at(5)
     sent = pickle.loads(pickle.dumps(order))
     assert [sent.at(position) for position in range(3000)] == [order.at(position) for position in range(3000)]
@@ -152,5 +152,5 @@ def test_readers_get_the_order_as_it_is():
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_a_step_reads_the_same_samples_at_any_world_size(world_size: int):
     for step in (0, 1, 7):
-        parts = [positions_of_step(step, batch_size=8, rank=r, world_size=world_size) for r in range(world_size)]
+        parts = [step_positions(step, batch_size=8, rank=r, world_size=world_size) for r in range(world_size)]
         assert [position for part in parts for position in part] == list(range(8 * step, 8 * step + 8))

@@ -16,7 +16,7 @@ from clips.errors import UserError
 from clips.model import architectures, towers
 from clips.model.architectures import ModelConfig
 from clips.train import train
-from clips.training.standing import checkpoints
+from clips.training.train_state import list_checkpoints
 
 PATCHES = 16
 
@@ -65,7 +65,7 @@ def test_a_resumed_training_drops_the_same_patches(tmp_path: Path):
     train(config)
     again = tmp_path / "again"
     shutil.copytree(tmp_path / "run" / ".checkpoints", again / ".checkpoints")
-    shutil.rmtree(checkpoints(again)[-1])
+    shutil.rmtree(list_checkpoints(again)[-1])
     shutil.copy(tmp_path / "run" / "config.yaml", again)
     torch.manual_seed(1)  # as another process, which has drawn other numbers before
     train(dataclasses.replace(config, output=str(again)))

@@ -14,15 +14,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from clips.cli import COMMANDS
-from clips.commandline.commands import run_commands
+from clips.commandline.commands import dispatch
 from clips.commandline.parsing import parse_config
 from clips.errors import UserError
-from clips.method.model import ClipsModel, build_model
+from clips.method.clips_model import ClipsModel, build_model
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig
 from clips.planning import Cost, dry_run
-from clips.planning.command import plan
-from clips.planning.config import PlanConfig
+from clips.planning.command import run_plan
+from clips.planning.config import TrainPlanConfig
 from clips.planning.dry_run import (
     BATCH_DIVISOR,
     StepProfile,
@@ -35,13 +35,13 @@ from clips.planning.dry_run import (
 )
 from clips.planning.hardware import GPUS, find_gpu
 from clips.planning.memory import PARALLELS, Layout, MemoryModel, largest
-from clips.planning.plan import StagePlan, bandwidth, plan_stages, resolve_mfu, training_cost
+from clips.planning.plan import StagePlan, ring_bandwidth, plan_stages, resolve_mfu, training_cost
 from clips.planning.profilers import FlopCounter, MemoryTrace
 from clips.planning.tables import speeds
-from clips.training.config import TrainConfig
+from clips.training.config import EncoderTrainConfig
 from clips.training.stages import stage_configs
-from clips.training.start import open_data, start_run
-from clips.training.validate import Validation
+from clips.training.setup import open_train_dataset, setup_run
+from clips.training.validation import RetrievalValidation
 
 MODEL = ModelConfig(architecture="clips-tiny", image_size=16, context_length=12)
 RECIPE = RecipeConfig(name="clips")
@@ -165,8 +165,8 @@ def write_config(folder: Path, **fields: Any) -> Path:
     return path
 
 
-def read_config(path: Path) -> TrainConfig:
-    config = parse_config(TrainConfig, ["--config", str(path)], prog="test")
+def read_config(path: Path) -> EncoderTrainConfig:
+    config = parse_config(EncoderTrainConfig, ["--config", str(path)], prog="test")
     assert config is not None
     return config
 
@@ -174,7 +174,7 @@ def read_config(path: Path) -> TrainConfig:
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> list[StagePlan]:
     training = read_config(write_config(tmp_path_factory.mktemp("plan"), average=0.999))
-    return plan_stages(PlanConfig(training="", gpu="l4"), training)
+    return plan_stages(TrainPlanConfig(training="", gpu="l4"), training)
 
 
 def test_twice_the_gpus_half_the_hours(stages: list[StagePlan]):
@@ -193,7 +193,7 @@ def test_twice_the_gpus_half_the_hours(stages: list[StagePlan]):
 
 
 def test_the_cost_of_a_training_is_that_of_its_stages(stages: list[StagePlan], tmp_path: Path):
-    training, config = read_config(write_config(tmp_path, average=0.999)), PlanConfig(training="", gpu="l4")
+    training, config = read_config(write_config(tmp_path, average=0.999)), TrainPlanConfig(training="", gpu="l4")
     cost, disk_alone = training_cost(config, training), training_cost(config, training, timed=False)
     assert cost.seconds == pytest.approx(3600 * sum(speed.hours for speed in speeds(stages, 8)))
     assert cost.gpu_hours == pytest.approx(8 * cost.seconds / 3600)
@@ -264,14 +264,14 @@ def test_the_shipped_schedule_is_the_papers():
 def test_the_command_prints_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = write_config(tmp_path, stages=[], samples=10_000)
     data = ["--pictures", "1000000", "--bytes_per_picture", "40000"]
-    assert run_commands("clips", "", COMMANDS, ["plan", str(path), "--gpu", "l4", *data]) == 0
+    assert dispatch("clips", "", COMMANDS, ["plan", str(path), "--gpu", "l4", *data]) == 0
     shown = capsys.readouterr().out
     assert "training data: 40.0 GB" in shown
     assert "Stage 1 of 1: 16 pixels, 8 × l4" in shown
     assert "extrapolated" in shown
     assert "tensors within 10 %; a CPU process held up to 23 % more" in " ".join(shown.split())
     assert max(map(len, shown.splitlines())) <= 80
-    (stage,) = plan_stages(PlanConfig(training="", gpu="l4"), read_config(path))
+    (stage,) = plan_stages(TrainPlanConfig(training="", gpu="l4"), read_config(path))
     memory = stage.memory(stage.layout(8), local=16, at_once=16)
     rows = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in shown.splitlines() if "│" in line}
     assert rows["optimizer state"] == f"{memory['optimizer'] / 1e9:.1f}"
@@ -283,11 +283,11 @@ def test_the_command_prints_every_figure(tmp_path: Path, capsys: pytest.CaptureF
 def test_a_measured_mfu_is_taken(tmp_path: Path):
     log = tmp_path / "metrics.jsonl"
     log.write_text("".join(json.dumps({"step": step, "mfu": mfu}) + "\n" for step, mfu in enumerate((0.1, 0.31, 0.33))))
-    assert resolve_mfu(PlanConfig(training="", mfu=0.2, measured=str(log))) == 0.31
-    assert resolve_mfu(PlanConfig(training="", mfu=0.2)) == 0.2
+    assert resolve_mfu(TrainPlanConfig(training="", mfu=0.2, measured=str(log))) == 0.31
+    assert resolve_mfu(TrainPlanConfig(training="", mfu=0.2)) == 0.2
     log.write_text('{"step": 1}\n')
     with pytest.raises(UserError, match="has no mfu"):
-        resolve_mfu(PlanConfig(training="", measured=str(log)))
+        resolve_mfu(TrainPlanConfig(training="", measured=str(log)))
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_a_measured_mfu_is_taken(tmp_path: Path):
 def test_mistakes_are_one_line(tmp_path: Path, fields: dict[str, Any], options: dict[str, Any], message: str):
     path = write_config(tmp_path, **fields)
     with pytest.raises(UserError, match=message):
-        plan(PlanConfig(**{"training": str(path), "gpu": "l4", **options}))
+        run_plan(TrainPlanConfig(**{"training": str(path), "gpu": "l4", **options}))
 
 
 def test_gpus():
@@ -319,14 +319,14 @@ def test_gpus():
     }
     assert {name: find_gpu(name) for name in names} == {name: GPUS[kind] for name, kind in names.items()}
     assert find_gpu("NVIDIA H100 PCIe") is None  # slower than what the table has
-    assert bandwidth(GPUS["h200"], 8) == 450e9
-    assert bandwidth(GPUS["h200"], 64) == 400e9
+    assert ring_bandwidth(GPUS["h200"], 8) == 450e9
+    assert ring_bandwidth(GPUS["h200"], 64) == 400e9
 
 
 # ---------------------------------------------------------------- validation
 
 
-def validating(data: Path, output: Path, samples: int, **fields: Any) -> TrainConfig:
+def validating(data: Path, output: Path, samples: int, **fields: Any) -> EncoderTrainConfig:
     validation = {"source": {"path": str(data)}, "samples": samples, "batch_size": 8}
     return clips_world.train_config(data, output, validation=validation, **fields)
 
@@ -334,10 +334,10 @@ def validating(data: Path, output: Path, samples: int, **fields: Any) -> TrainCo
 def test_a_profile_validation_holds_what_a_real_one_holds(tmp_path: Path):
     """The same with many samples, of which the similarities take most, and with few, of which activations do."""
     data = clips_world.write_shards(tmp_path / "data", sizes=(60,))
-    run = start_run(config := validating(data, tmp_path / "run", 60), open_data(config))
+    run = setup_run(config := validating(data, tmp_path / "run", 60), open_train_dataset(config))
     for samples in (8, 60):
         chosen = dataclasses.replace(config.validation, samples=samples)
-        validation = Validation(chosen, run)
+        validation = RetrievalValidation(chosen, run)
         with MemoryTrace(run.encoder) as trace:
             validation.measure(run.encoder)
         measured = max(map(sum, trace.timeline))

@@ -7,7 +7,7 @@ import io
 import pytest
 
 from clips.commandline import progress
-from clips.commandline.progress import Progress, track
+from clips.commandline.progress import Progress, progress_iter
 
 
 class Terminal(io.StringIO):
@@ -59,4 +59,4 @@ def test_a_terminal_gets_a_bar():
 
 
 def test_items_pass_through():
-    assert list(track(["a", "b"], "reading")) == ["a", "b"]
+    assert list(progress_iter(["a", "b"], "reading")) == ["a", "b"]

@@ -19,16 +19,16 @@ import numpy as np
 import pytest
 
 from clips.cli import COMMANDS
-from clips.commandline.commands import run_commands
+from clips.commandline.commands import dispatch
 from clips.data import decode_image
 from clips.data.sources import SourceConfig, open_source
 from clips.errors import UserError
-from clips.recaption.cleaning import clean, fitting
+from clips.recaption.cleaning import clean_caption, filter_captions
 from clips.recaption.config import RecaptionConfig
-from clips.recaption.describer import Describer, Said
-from clips.recaption.plan import Shard, cut_shards, make_groups, make_windows
-from clips.recaption.run import _begin, recaption
-from clips.recaption.shards import WORK, OpenShard
+from clips.recaption.caption_model import CaptionModel, GeneratedCaption
+from clips.recaption.work_split import OutputShard, split_into_shards, group_shards, split_into_windows
+from clips.recaption.run import _begin, run_recaption
+from clips.recaption.shard_writers import WORK_DIR, ShardWriter
 
 PROMPT = "{web}. What colour is it?"
 
@@ -36,10 +36,10 @@ PROMPT = "{web}. What colour is it?"
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, bridge_llm: Path) -> Path:
     """A LLaVA that the bridge put together."""
-    from llava_bridge.model.assembly import Assembly, assemble
+    from llava_bridge.model.build import LlavaParts, build_llava
 
     directory = tmp_path_factory.mktemp("recaption") / "llava"
-    model, processor = assemble(Assembly(encoder=str(bridge_encoder), llm=str(bridge_llm)))
+    model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_llm)))
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
     return directory
@@ -75,7 +75,7 @@ def test_captions_are_those_of_each_picture_alone_and_all_else_is_kept(settings:
     from llava_bridge import answer, load_llava
 
     config = settings()
-    recaption(config)
+    run_recaption(config)
     written = open_source(SourceConfig(path=config.output, synthetic="re_caption"))
     before = open_source(SourceConfig(path=str(shards)))
     assert written.blocks == before.blocks == [9, 7, 5]  # type: ignore[attr-defined]
@@ -95,8 +95,8 @@ def test_captions_are_those_of_each_picture_alone_and_all_else_is_kept(settings:
 
 
 def test_processes_of_one_number_on_two_machines_write_to_two_files(settings: Settings):
-    (Path(settings().output) / WORK).mkdir(parents=True)
-    one, other = (OpenShard(0, settings()) for _ in range(2))
+    (Path(settings().output) / WORK_DIR).mkdir(parents=True)
+    one, other = (ShardWriter(0, settings()) for _ in range(2))
     assert one.partial != other.partial
     one.abandon()
     assert other.partial.exists()
@@ -107,7 +107,7 @@ def test_the_result_is_described_and_clips_trains_on_it(settings: Settings, llav
     from clips.train import train
 
     config = settings()
-    recaption(config)
+    run_recaption(config)
     output = Path(config.output)
     manifest = json.loads((output / "manifest.json").read_text())
     assert manifest["kind"] == "captions"
@@ -136,14 +136,14 @@ def test_batches_are_full_across_shards_and_bad_pictures(
     for number, part in enumerate((items[:9], items[9:16], items[16:])):
         clips_world.write_shard(tmp_path / "bad" / f"{number}.tar", dict(part))
     sizes: list[int] = []
-    describe = Describer.describe
+    describe = CaptionModel.describe
 
-    def counted(self: Describer, pictures: Any, prompts: Any, seed: int) -> Any:
+    def counted(self: CaptionModel, pictures: Any, prompts: Any, seed: int) -> Any:
         sizes.append(len(pictures))
         return describe(self, pictures, prompts, seed)
 
-    monkeypatch.setattr(Describer, "describe", counted)
-    recaption(settings(path=str(tmp_path / "bad")))
+    monkeypatch.setattr(CaptionModel, "describe", counted)
+    run_recaption(settings(path=str(tmp_path / "bad")))
     assert sizes == [4, 4, 4, 4, 3]
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["captions"]["dropped"] == {"undecodable picture": 1, "broken JSON": 1}
@@ -151,7 +151,7 @@ def test_batches_are_full_across_shards_and_bad_pictures(
     with pytest.raises(
         UserError, match=r"00000\.tar: 1 of 9 samples are invalid, more than max_invalid_ratio \(0\.1\)"
     ):
-        recaption(settings(path=str(tmp_path / "bad"), output=str(tmp_path / "strict"), max_invalid_ratio=0.1))
+        run_recaption(settings(path=str(tmp_path / "bad"), output=str(tmp_path / "strict"), max_invalid_ratio=0.1))
     assert not list((tmp_path / "strict").rglob("*.tar*"))
 
 
@@ -160,26 +160,26 @@ def test_interrupted_it_goes_on_and_writes_the_same(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ):
     drawn = functools.partial(settings, temperature=1.0)
-    recaption(drawn(output=str(tmp_path / "whole")))
-    describe, calls = Describer.describe, 0
+    run_recaption(drawn(output=str(tmp_path / "whole")))
+    describe, calls = CaptionModel.describe, 0
 
-    def interrupted(self: Describer, pictures: Any, prompts: Any, seed: int) -> Any:
+    def interrupted(self: CaptionModel, pictures: Any, prompts: Any, seed: int) -> Any:
         nonlocal calls
         calls += 1
         if calls > after:
             raise KeyboardInterrupt
         return describe(self, pictures, prompts, seed)
 
-    monkeypatch.setattr("clips.recaption.plan._BATCHES_OF_WINDOW", 1)
-    recaption(drawn(output=str(tmp_path / "small windows")))
-    monkeypatch.setattr(Describer, "describe", interrupted)
+    monkeypatch.setattr("clips.recaption.work_split._BATCHES_OF_WINDOW", 1)
+    run_recaption(drawn(output=str(tmp_path / "small windows")))
+    monkeypatch.setattr(CaptionModel, "describe", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        recaption(drawn())
+        run_recaption(drawn())
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")}
     assert len(done) == {1: 0, 3: 1, 5: 2}[after]
     assert not list((tmp_path / "out" / ".work").glob("*.partial"))
-    monkeypatch.setattr(Describer, "describe", describe)
-    recaption(drawn())
+    monkeypatch.setattr(CaptionModel, "describe", describe)
+    run_recaption(drawn())
     assert content(tmp_path / "out") == content(tmp_path / "small windows")
     assert {path: path.stat().st_mtime_ns for path in done} == done
     assert len(content(tmp_path / "whole")) == 3
@@ -187,12 +187,12 @@ def test_interrupted_it_goes_on_and_writes_the_same(
 
 def test_done_is_done_and_other_settings_are_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys):
     config = settings(max_new_tokens=2)
-    recaption(config)
-    monkeypatch.setattr(Describer, "__init__", lambda *arguments: pytest.fail("the model is loaded again"))
-    recaption(config)
+    run_recaption(config)
+    monkeypatch.setattr(CaptionModel, "__init__", lambda *arguments: pytest.fail("the model is loaded again"))
+    run_recaption(config)
     assert "done before" in capsys.readouterr().err
     with pytest.raises(UserError, match="max_new_tokens is 2 there and 3 now"):
-        recaption(settings(max_new_tokens=3))
+        run_recaption(settings(max_new_tokens=3))
     begun = settings(output=f"{config.output}-begun")
     Path(begun.output, ".work").mkdir(parents=True)  # as by a process that began at the same time
     assert _begin(begun, 21)
@@ -200,7 +200,7 @@ def test_done_is_done_and_other_settings_are_refused(settings: Settings, monkeyp
         _begin(settings(output=begun.output, max_new_tokens=3), 21)
     Path(config.output, "manifest.json").unlink()
     with pytest.raises(UserError, match="not empty, and not an artifact"):
-        recaption(config)
+        run_recaption(config)
 
 
 def test_several_drawn_captions_as_a_table(settings: Settings, tmp_path: Path):
@@ -212,7 +212,7 @@ def test_several_drawn_captions_as_a_table(settings: Settings, tmp_path: Path):
         rows.append({"url": f"{index}.png", "org_caption": f"thing {index}", "score": index})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     table = {"format": "table", "path": str(tmp_path / "rows.jsonl"), "images": str(frame_folder), "web": "org_caption"}
-    recaption(settings(**table, write="parquet", captions=3, temperature=1.5, shard_size=4))
+    run_recaption(settings(**table, write="parquet", captions=3, temperature=1.5, shard_size=4))
     assert sorted(path.name for path in (tmp_path / "out").glob("0*")) == ["00000.parquet", "00001.parquet"]
     back = open_source(SourceConfig(**{**table, "path": str(tmp_path / "out"), "synthetic": "re_caption"}))
     assert len(back) == 6
@@ -220,7 +220,7 @@ def test_several_drawn_captions_as_a_table(settings: Settings, tmp_path: Path):
     assert len(drawn) == 3
     assert back.read(4, np.random.default_rng(0)).image == clips_world.picture(4)
     assert back.read(4, np.random.default_rng(0)).web == "thing 4"
-    recaption(settings(**table, output=str(tmp_path / "tar")))
+    run_recaption(settings(**table, output=str(tmp_path / "tar")))
     record = open_source(SourceConfig(path=str(tmp_path / "tar"), web="org_caption", synthetic=None)).record(5)
     assert record.fields.items() >= rows[5].items()
 
@@ -228,15 +228,15 @@ def test_several_drawn_captions_as_a_table(settings: Settings, tmp_path: Path):
 def test_a_model_of_another_family_without_a_chat_template(settings: Settings, tmp_path: Path):
     from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
-    from clips.model.tokenizer import VOCABULARY
+    from clips.model.tokenizer import VOCAB_FILE
 
     small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     text = {"encoder_hidden_size": 32, "vocab_size": 30522, "bos_token_id": 101, "sep_token_id": 102, "pad_token_id": 0}
     config = BlipConfig(text_config=small | text, vision_config=small | {"image_size": 32, "patch_size": 8})
     BlipForConditionalGeneration(config).save_pretrained(tmp_path / "blip")
     pictures = BlipImageProcessor(size={"height": 32, "width": 32})
-    BlipProcessor(pictures, BertTokenizer(str(VOCABULARY))).save_pretrained(tmp_path / "blip")
-    recaption(settings(model=str(tmp_path / "blip"), prompt="a picture of", max_new_tokens=3))
+    BlipProcessor(pictures, BertTokenizer(str(VOCAB_FILE))).save_pretrained(tmp_path / "blip")
+    run_recaption(settings(model=str(tmp_path / "blip"), prompt="a picture of", max_new_tokens=3))
     found = captions_of(tmp_path / "out")
     assert len(found) == 21
     assert all(text.startswith("a picture of ") and len(text.split()) <= 6 for text in found)  # BLIP goes on from it
@@ -246,11 +246,11 @@ def test_a_model_of_another_family_without_a_chat_template(settings: Settings, t
 
 
 def test_shards_keep_to_the_sources_own_and_groups_to_whole_batches():
-    assert cut_shards([5, 3], 4) == [Shard(0, 0, 4), Shard(1, 4, 5), Shard(2, 5, 8)]
-    shards = cut_shards([100] * 10, 1000)
-    groups = make_groups(shards, 4)  # 64 batches are 256 samples
+    assert split_into_shards([5, 3], 4) == [OutputShard(0, 0, 4), OutputShard(1, 4, 5), OutputShard(2, 5, 8)]
+    shards = split_into_shards([100] * 10, 1000)
+    groups = group_shards(shards, 4)  # 64 batches are 256 samples
     assert [[shard.number for shard in group] for group in groups] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
-    windows = make_windows(groups[1], 4)
+    windows = split_into_windows(groups[1], 4)
     assert windows[0] == range(300, 332)
     assert windows[-1] == range(588, 600)
     assert [index for window in windows for index in window] == list(range(300, 600))
@@ -282,17 +282,17 @@ def test_the_work_is_shared_by_part_and_rank(settings: Settings, monkeypatch: py
     ],
 )
 def test_an_unfinished_last_sentence_is_dropped(text: str, ended: bool, kept: str):
-    assert clean(Said(text, 9, ended), whole_sentences=True) == kept
-    assert clean(Said(text, 9, ended), whole_sentences=False) == " ".join(text.split())
+    assert clean_caption(GeneratedCaption(text, 9, ended), whole_sentences=True) == kept
+    assert clean_caption(GeneratedCaption(text, 9, ended), whole_sentences=False) == " ".join(text.split())
 
 
 def test_captions_that_do_not_fit_are_dropped(settings: Settings):
     config = settings(min_words=2, max_words=4)
-    said = [Said(text, 1, ended=True) for text in ("one", "one two", "one two", "a b c d", "a b c d e", "")]
-    assert fitting(said, config)[0] == ["one two", "a b c d"]
-    assert fitting(said[:1], config) == ([], "caption too short")
-    assert fitting(said[4:], config) == ([], "caption too long")
-    assert fitting(said[5:], config) == ([], "no caption written")
+    said = [GeneratedCaption(text, 1, ended=True) for text in ("one", "one two", "one two", "a b c d", "a b c d e", "")]
+    assert filter_captions(said, config)[0] == ["one two", "a b c d"]
+    assert filter_captions(said[:1], config) == ([], "caption too short")
+    assert filter_captions(said[4:], config) == ([], "caption too long")
+    assert filter_captions(said[5:], config) == ([], "no caption written")
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_captions_that_do_not_fit_are_dropped(settings: Settings):
 )
 def test_mistakes_are_one_line(settings: Settings, fields: dict[str, Any], message: str):
     with pytest.raises(UserError, match=message) as raised:
-        recaption(settings(**fields))
+        run_recaption(settings(**fields))
     assert "\n" not in str(raised.value)
 
 
@@ -341,7 +341,7 @@ def test_a_llava_that_the_bridge_trained_in_processes_that_are_killed(
     assert "this part is done" in second.stderr
     rest = bridge_world.run_python(*options, str(tmp_path / "shared"))  # whatever is missing, in one process
     assert rest.returncode == 0, rest.stderr
-    assert run_commands("clips", "", COMMANDS, [*options[2:], str(tmp_path / "alone")]) == 0
+    assert dispatch("clips", "", COMMANDS, [*options[2:], str(tmp_path / "alone")]) == 0
     assert content(tmp_path / "shared") == content(tmp_path / "alone")
     assert len(content(tmp_path / "alone")) == 5
     assert len(captions_of(tmp_path / "alone")) == 170

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import default_collate
 
 from clips.errors import UserError
-from clips.method.recipes import RecipeConfig, build, cosine_gap
+from clips.method.recipes import RecipeConfig, build_recipe, cosine_margin
 from clips.model.config import CaptionerConfig
 from clips.model.tokenizer import ClipsTokenizer
 
@@ -15,7 +15,7 @@ TOKENIZER = ClipsTokenizer(16)
 
 
 def prepare(config, web=WEB, synthetic=SYNTHETIC, seed=0):
-    return build(config).prepare(web, synthetic, np.random.default_rng(seed), TOKENIZER)
+    return build_recipe(config).prepare(web, synthetic, np.random.default_rng(seed), TOKENIZER)
 
 
 def test_clip_reads_the_web_caption_alone():
@@ -114,7 +114,7 @@ def test_samples_are_deterministic_and_stack():
 
 
 def test_no_caption_weight_no_captioner():
-    recipe = build(RecipeConfig(caption_weight=0.0))
+    recipe = build_recipe(RecipeConfig(caption_weight=0.0))
     assert recipe.captioning is None
     assert set(prepare(recipe.config)) == {"web", "partial"}
 
@@ -123,11 +123,11 @@ def test_total_is_the_weighted_sum():
     features = torch.eye(3)
     outputs = {"image": features, "web": features, "partial": features.roll(1, 0), "logit_scale": torch.tensor(2.0)}
     outputs |= {"caption_loss_sum": torch.tensor(10.0, requires_grad=True), "caption_tokens": torch.tensor(4)}
-    losses = build(RecipeConfig(contrastive_weight=0.5, caption_weight=3.0)).losses(outputs, {})
+    losses = build_recipe(RecipeConfig(contrastive_weight=0.5, caption_weight=3.0)).losses(outputs, {})
     assert losses["caption_loss"].item() == 2.5
     expected = 0.5 * losses["contrastive_loss"].item() + 3 * 2.5
     assert losses["loss"].item() == pytest.approx(expected)
-    web_only = build(RecipeConfig(name="clip")).losses(outputs, {})["contrastive_loss"]
+    web_only = build_recipe(RecipeConfig(name="clip")).losses(outputs, {})["contrastive_loss"]
     assert losses["contrastive_loss"].item() > web_only.item()  # the partial captions are mismatched
     assert [name for name, value in losses.items() if value.requires_grad] == ["loss"]
 
@@ -138,8 +138,8 @@ def test_the_cosine_gap_by_hand():
     cosines = image @ text.t()
     own = cosines.diagonal().mean()
     others = (cosines.sum() - cosines.diagonal().sum()) / 6
-    assert cosine_gap(image, text).item() == pytest.approx((own - others).item())
-    assert cosine_gap(image[:1], text[:1]).item() == 0
+    assert cosine_margin(image, text).item() == pytest.approx((own - others).item())
+    assert cosine_margin(image[:1], text[:1]).item() == 0
 
 
 @pytest.mark.parametrize(

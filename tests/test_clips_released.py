@@ -7,7 +7,7 @@ import torch
 from families import quick_of
 
 from clips.errors import UserError
-from clips.interchange.source import named_configs, released_name
+from clips.interchange.imported_encoder import configs_for_architecture, parse_released_name
 from clips.model import architectures, towers
 from clips.model.architectures import ModelConfig
 
@@ -56,8 +56,8 @@ def test_sizes_and_parameters_are_the_published_ones(name: str):
 def test_the_released_name_gives_what_the_released_config_states(name: str):
     family, patch, sizes = RELEASED[name]
     for size in sizes:
-        cfg, preprocess = named_configs(f"openvision-vit-{family}-patch{patch}-{size}", {})
-        assert released_name(f"openvision-vit-{family}-patch{patch}-{size}") == (name, size)
+        cfg, preprocess = configs_for_architecture(f"openvision-vit-{family}-patch{patch}-{size}", {})
+        assert parse_released_name(f"openvision-vit-{family}-patch{patch}-{size}") == (name, size)
         assert (cfg["vision_cfg"]["image_size"], preprocess["size"]) == (size, [size, size])
         stated = {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True, "norm_kwargs": {"eps": 1e-6}}
         assert cfg["vision_cfg"].items() >= stated.items()
@@ -75,21 +75,21 @@ def test_the_released_name_gives_what_the_released_config_states(name: str):
 
 
 def test_names_of_the_paper_and_sizes_from_the_weights():
-    assert released_name("ViT-L-14-CLIPS-336") == ("clips-l-14", 336)
-    assert released_name("ViT-H-14-CLIPS-224") == ("clips-h-14", 224)
-    assert released_name("ViT-L-14") == ("ViT-L-14", None)
+    assert parse_released_name("ViT-L-14-CLIPS-336") == ("clips-l-14", 336)
+    assert parse_released_name("ViT-H-14-CLIPS-224") == ("clips-h-14", 224)
+    assert parse_released_name("ViT-L-14") == ("ViT-L-14", None)
     weights = {
         "visual.positional_embedding": torch.empty(1 + 24**2, 1024, device="meta"),
         "positional_embedding": torch.empty(64, 768, device="meta"),
     }
-    cfg, preprocess = named_configs("clips-l-14", weights)
+    cfg, preprocess = configs_for_architecture("clips-l-14", weights)
     assert (cfg["vision_cfg"]["image_size"], cfg["text_cfg"]["context_length"]) == (336, 64)
     assert preprocess["size"] == [336, 336]
     with pytest.raises(UserError, match=r"unknown architecture 'clips-m-14'; did you mean"):
-        named_configs("clips-m-14", {})
+        configs_for_architecture("clips-m-14", {})
 
 
-@pytest.mark.parametrize("name", sorted(set(architectures.architectures()) - {*RELEASED, "clips-l-16"}))
+@pytest.mark.parametrize("name", sorted(set(architectures.list_architectures()) - {*RELEASED, "clips-l-16"}))
 def test_the_small_architectures_build(name: str):
     with torch.device("meta"):
         model = towers.build_towers(architectures.model_cfg(ModelConfig(architecture=name)))

@@ -17,7 +17,7 @@ from test_clips_scale import torchrun
 
 from clips import train as training
 from clips.train import train
-from clips.training.standing import checkpoints
+from clips.training.train_state import list_checkpoints
 
 WAYS = ("ddp", "fsdp", "zero2", "zero3")
 
@@ -28,7 +28,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("one")
     data = clips_world.write_shards(folder / "data")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "training_step", stop_at(4))
+        patch.setattr(training, "train_step", stop_at(4))
         with pytest.raises(InterruptedError):
             train(clips_world.train_config(data, folder / "run", average=0.5))
     return {"data": data, "run": folder / "run"}
@@ -51,7 +51,7 @@ def resumed(stopped: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
 
 def stored(run: Path) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
-    for file in checkpoints(run)[-1].glob("*.safetensors"):
+    for file in list_checkpoints(run)[-1].glob("*.safetensors"):
         found |= load_file(file)
     return found
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from clips.training.runlog import Clock, RunLog
-from clips.training.standing import LoopState
+from clips.training.run_logger import ThroughputTimer, RunLogger
+from clips.training.train_state import TrainState
 
 
 def entry(step: int) -> dict[str, Any]:
@@ -19,10 +19,10 @@ def entry(step: int) -> dict[str, Any]:
 
 
 def test_the_log_speaks_plain_lines_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    with RunLog(tmp_path, step=0, steps=10) as log:
+    with RunLogger(tmp_path, step=0, steps=10) as log:
         log.write(entry(5))
     assert capsys.readouterr().err == "step 5/10 · loss 1.500 · 8 samples/s · 0:02 left\n"
-    with RunLog(tmp_path / "nothing", step=0, steps=10, quiet=True) as log:
+    with RunLogger(tmp_path / "nothing", step=0, steps=10, quiet=True) as log:
         log.write(entry(1))
         log.advance()
     assert capsys.readouterr().err == ""
@@ -34,7 +34,7 @@ def test_the_log_shows_a_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.M
             return True
 
     monkeypatch.setattr(sys, "stderr", Terminal())
-    with RunLog(tmp_path, step=0, steps=10) as log:
+    with RunLogger(tmp_path, step=0, steps=10) as log:
         log.advance()
         log.write(entry(1))
     shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
@@ -43,8 +43,8 @@ def test_the_log_shows_a_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_clock_tells_waiting_from_working():
-    loop = LoopState(seconds=100.0, samples_seen=50)
-    with Clock(loop) as clock:
+    loop = TrainState(seconds=100.0, samples_seen=50)
+    with ThroughputTimer(loop) as clock:
         with clock.waiting():
             time.sleep(0.03)
         time.sleep(0.01)

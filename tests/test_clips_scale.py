@@ -20,11 +20,11 @@ from scale_driver import stop_at
 
 from clips import train as training
 from clips.errors import UserError
-from clips.method.model import build_model
-from clips.parallel.base import DataParallel, layers_of
-from clips.parallel.processes import Processes
+from clips.method.clips_model import build_model
+from clips.parallel.ddp import DDPStrategy, repeated_layers
+from clips.parallel.distributed import DistributedContext
 from clips.train import train
-from clips.training.standing import checkpoints
+from clips.training.train_state import list_checkpoints
 
 WEIGHTS = ("open_clip_model.safetensors", "captioner.safetensors")
 FIELDS: dict[str, Any] = {
@@ -124,7 +124,7 @@ def one(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict[str, Path]
     folder = tmp_path_factory.mktemp("one")
     train(clips_world.train_config(data, folder / "whole", **fields(data)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "training_step", stop_at(4))
+        patch.setattr(training, "train_step", stop_at(4))
         with pytest.raises(InterruptedError):
             train(clips_world.train_config(data, folder / "stopped", **fields(data)))
     train(clips_world.train_config(data, folder / "causal", **fields(data, **CAUSAL)))
@@ -222,7 +222,7 @@ def test_a_run_of_one_process_goes_on_in_two(one: dict[str, Path], two: Path, wa
 def test_a_run_of_two_processes_goes_on_in_one(data: Path, one: dict[str, Path], two: Path, tmp_path: Path, way: str):
     output = tmp_path / way
     shutil.copytree(two / "stopped" / way, output)
-    assert [path.name for path in checkpoints(output)] == ["step-00000002", "step-00000004"]
+    assert [path.name for path in list_checkpoints(output)] == ["step-00000002", "step-00000004"]
     train(clips_world.train_config(data, output, **fields(data)))
     assert_same_training(output, one["whole"])
 
@@ -263,7 +263,7 @@ def test_preempted_processes_wait_for_the_checkpoint(data: Path, tmp_path: Path)
     assert process.wait(200) != 0
     log = (tmp_path / "log").read_text()
     assert "stopped and saved after step 3; the same command goes on from there" in log, log
-    assert [path.name for path in checkpoints(output)] == ["step-00000003"]
+    assert [path.name for path in list_checkpoints(output)] == ["step-00000003"]
 
 
 # ---- in one process
@@ -274,8 +274,8 @@ def test_processes_share_the_writing_of_what_all_hold(data: Path, tmp_path: Path
     encoder = build_model(config.model, config.recipe, 0)
     shares = []
     for rank in range(3):
-        parallel = DataParallel(encoder, config.optim, Processes(rank=0, count=1))
-        parallel.processes = Processes(rank=rank, count=3)
+        parallel = DDPStrategy(encoder, config.optim, DistributedContext(rank=0, count=1))
+        parallel.processes = DistributedContext(rank=rank, count=3)
         shares.append(parallel.own(parallel.weights()))
     assert sorted(name for share in shares for name in share) == sorted(encoder.state_dict())
     bytes_of = [sum(value.nbytes for value in share.values()) for share in shares]
@@ -285,11 +285,11 @@ def test_processes_share_the_writing_of_what_all_hold(data: Path, tmp_path: Path
 def test_layers_are_what_is_repeated(data: Path, tmp_path: Path):
     config = clips_world.train_config(data, tmp_path / "x", recipe={"captioner": {"length": 12, "layers": 2}})
     model = build_model(config.model, config.recipe, 0)
-    counted = [type(layer).__name__ for layer in layers_of(model)]
+    counted = [type(layer).__name__ for layer in repeated_layers(model)]
     vision, text = model.clip.visual.transformer.layers, model.clip.transformer.layers
     assert counted == ["ResidualAttentionBlock"] * (vision + text) + ["Block"] * 2
     pretrained = dataclasses.replace(config.model, architecture="clips-tinyvit", image_size=32)
-    names = {type(layer).__name__ for layer in layers_of(build_model(pretrained, config.recipe, 0).clip.visual)}
+    names = {type(layer).__name__ for layer in repeated_layers(build_model(pretrained, config.recipe, 0).clip.visual)}
     assert "TinyVitBlock" in names
 
 

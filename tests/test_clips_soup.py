@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from clips.encoder import load_captioner, load_encoder, read_encoder_manifest
 from clips.errors import UserError
-from clips.modelcard import write_card
-from clips.soup import SoupConfig, soup
+from clips.model_card import write_card
+from clips.soup import SoupConfig, run_soup
 from clips.train import train
 
 
@@ -28,7 +28,7 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_the_weights_are_the_mean(encoders: list[Path], tmp_path: Path):
-    soup(SoupConfig(encoders=tuple(map(str, encoders[:2])), output=str(tmp_path / "soup")))
+    run_soup(SoupConfig(encoders=tuple(map(str, encoders[:2])), output=str(tmp_path / "soup")))
     for name in ("open_clip_model.safetensors", "captioner.safetensors"):
         one, two, mean = (load_file(folder / name) for folder in (*encoders[:2], tmp_path / "soup"))
         for key, value in mean.items():
@@ -43,7 +43,7 @@ def test_the_weights_are_the_mean(encoders: list[Path], tmp_path: Path):
 
 
 def test_without_a_captioner_in_all_there_is_none(encoders: list[Path], tmp_path: Path):
-    soup(SoupConfig(encoders=tuple(map(str, encoders)), output=str(tmp_path / "soup")))
+    run_soup(SoupConfig(encoders=tuple(map(str, encoders)), output=str(tmp_path / "soup")))
     assert not list((tmp_path / "soup").glob("captioner*"))
     assert "license: unknown" in (tmp_path / "soup" / "README.md").read_text()  # they do not agree
 
@@ -52,7 +52,7 @@ def test_what_does_not_mix_is_told(encoders: list[Path], tmp_path: Path):
     with pytest.raises(UserError, match="two or more"):
         SoupConfig(encoders=("a",), output="b")
     with pytest.raises(UserError, match="expected an encoder directory"):
-        soup(SoupConfig(encoders=(str(encoders[0]), str(tmp_path)), output=str(tmp_path / "soup")))
+        run_soup(SoupConfig(encoders=(str(encoders[0]), str(tmp_path)), output=str(tmp_path / "soup")))
     assert not (tmp_path / "soup").exists()
 
 

@@ -18,9 +18,9 @@ import torch
 from serving import Quiet, address, serve
 
 from clips.data.config import DataConfig
-from clips.data.files import expand
-from clips.data.loader import TrainingData, batches
-from clips.data.sources import BadSampleError, Record, SourceConfig, blocks_of, open_source
+from clips.data.remote_files import expand_brace_ranges
+from clips.data.loader import TrainDataset, iterate_batches
+from clips.data.sources import BadSampleError, Record, SourceConfig, shard_lengths, open_source
 from clips.errors import UserError
 
 COUNT = 6
@@ -220,7 +220,7 @@ def test_a_data_set_in_the_hubs_layout_is_streamed(tmp_path: Path):
     copied = open_source(SourceConfig(**{**fields, "stream": False}))
     source = open_source(SourceConfig(**fields))
     assert len(source) == len(copied) == 23
-    assert blocks_of(source) == [5, 5, 3, 5, 5]
+    assert shard_lengths(source) == [5, 5, 3, 5, 5]
     assert not list((tmp_path / "cache").glob("*.arrow"))  # nothing is copied before it is needed
     for index in range(23):
         assert source.read(index, rng()) == copied.read(index, rng())
@@ -273,8 +273,8 @@ def test_from_afar_only_what_is_needed_is_fetched(parquet_server, tmp_path: Path
     footer, group = parquet_server.seen[before:]
     assert (footer, group < 20_000) == (65_536, True)  # the three rows have 60,000 bytes more in another column
     config = DataConfig(sources=(SourceConfig(**fields),), shuffle_window=2, num_workers=2)
-    data = TrainingData(config, size=8, seed=0, batch_size=4, prepare=number_of)
-    found = [batch["number"] for batch in batches(data, first_step=0, last_step=6)]
+    data = TrainDataset(config, size=8, seed=0, batch_size=4, prepare=number_of)
+    found = [batch["number"] for batch in iterate_batches(data, first_step=0, last_step=6)]
     assert sorted(torch.cat(found)[:23].tolist()) == list(range(23))
     kept = [file.stat().st_size for file in cache.glob("*.arrow")]
     assert max(kept) < sum(kept) <= limit
@@ -365,9 +365,9 @@ def test_several_synthetic_captions_of_shards(tmp_path: Path):
 
 
 def test_ranges_of_names():
-    assert expand("a/{8..11}.tar") == ["a/8.tar", "a/9.tar", "a/10.tar", "a/11.tar"]
-    assert expand("{00..01}/{1..2}") == ["00/1", "00/2", "01/1", "01/2"]
-    assert expand("plain.tar") == ["plain.tar"]
+    assert expand_brace_ranges("a/{8..11}.tar") == ["a/8.tar", "a/9.tar", "a/10.tar", "a/11.tar"]
+    assert expand_brace_ranges("{00..01}/{1..2}") == ["00/1", "00/2", "01/1", "01/2"]
+    assert expand_brace_ranges("plain.tar") == ["plain.tar"]
 
 
 def test_sources_are_mixed_by_weight(tmp_path: Path, pictures: Path):
@@ -383,7 +383,7 @@ def test_sources_are_mixed_by_weight(tmp_path: Path, pictures: Path):
     def prepare(web: str, synthetic: str, rng: np.random.Generator) -> dict[str, object]:
         return {"web": web}
 
-    data = TrainingData(DataConfig(sources=sources), size=16, seed=0, batch_size=1, prepare=prepare)  # type: ignore[arg-type]
+    data = TrainDataset(DataConfig(sources=sources), size=16, seed=0, batch_size=1, prepare=prepare)  # type: ignore[arg-type]
     web = [data[position]["web"] for position in range(200)]
     assert sum(text.startswith("photo ") for text in web) == pytest.approx(50, abs=15)
     with pytest.raises(UserError, match="expected a weight for each source or for none"):

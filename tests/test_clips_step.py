@@ -20,18 +20,18 @@ import torch
 from safetensors.torch import load_file
 
 from clips import train as training
-from clips.commandline.stopping import stop_requests
-from clips.data.loader import batches
+from clips.commandline.signals import graceful_shutdown
+from clips.data.loader import iterate_batches
 from clips.errors import UserError
-from clips.method.optim import OptimConfig, learning_rate_at
-from clips.parallel.base import DataParallel
-from clips.parallel.processes import Processes
-from clips.train import exported, to_device, train
-from clips.training.runlog import RunLog
-from clips.training.spikes import stands_out
-from clips.training.standing import LoopState, checkpoints
-from clips.training.start import open_data, start_run
-from clips.training.step import gradients, training_step
+from clips.method.optimizer import OptimizerConfig, cosine_lr
+from clips.parallel.ddp import DDPStrategy
+from clips.parallel.distributed import DistributedContext
+from clips.train import export_model, prepare_batch, train
+from clips.training.run_logger import RunLogger
+from clips.training.grad_spikes import is_grad_spike
+from clips.training.train_state import TrainState, list_checkpoints
+from clips.training.setup import open_train_dataset, setup_run
+from clips.training.train_step import compute_gradients, train_step
 
 
 @pytest.fixture
@@ -48,12 +48,12 @@ def listening():
 def gradient_of(data: Path, output: Path, **fields: object) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """Losses of the first batch of seven, and the gradient by each parameter."""
     config = clips_world.train_config(data, output, global_batch_size=7, **fields)
-    run = start_run(config, open_data(config))
+    run = setup_run(config, open_train_dataset(config))
     run.model.train()
-    batch = next(batches(run.data, first_step=0, last_step=1))
+    batch = next(iterate_batches(run.data, first_step=0, last_step=1))
     batch.pop("bad")
     torch.manual_seed(0)
-    losses, _ = gradients(run, to_device(batch, run))
+    losses, _ = compute_gradients(run, prepare_batch(batch, run))
     found = {name: value.grad for name, value in run.encoder.named_parameters() if value.grad is not None}
     return {name: float(value.detach()) for name, value in losses.items()}, found
 
@@ -85,10 +85,10 @@ def test_both_passes_draw_the_same_random_numbers(tmp_path: Path, monkeypatch: p
         seen.append(torch.rand(3))
         return real(run, part)
 
-    from clips.training import step
+    from clips.training import train_step
 
-    real = step.forward
-    monkeypatch.setattr(step, "forward", forward)
+    real = train_step.forward
+    monkeypatch.setattr(train_step, "forward", forward)
     gradient_of(data, tmp_path / "run", micro_batch_size=3)
     first, second = seen[:3], seen[3:]
     assert len(second) == 3
@@ -101,13 +101,13 @@ def test_an_average_of_the_weights_is_exported_and_resumed(tmp_path: Path):
     config = clips_world.train_config(data, tmp_path / "run", average=0.5, keep_after_training=True)
     train(config)
     exported = load_file(tmp_path / "run" / "open_clip_model.safetensors")
-    held = [clips_world.tensors_of(path) for path in checkpoints(tmp_path / "run")]
+    held = [clips_world.tensors_of(path) for path in list_checkpoints(tmp_path / "run")]
     name = "visual.conv1.weight"
     assert not torch.equal(exported[name], held[-1][f"model.clip.{name}"])
 
     again = tmp_path / "again"
     shutil.copytree(tmp_path / "run" / ".checkpoints", again / ".checkpoints")
-    shutil.rmtree(checkpoints(again)[-1])
+    shutil.rmtree(list_checkpoints(again)[-1])
     shutil.copy(tmp_path / "run" / "config.yaml", again)
     train(dataclasses.replace(config, output=str(again)))
     resumed = load_file(again / "open_clip_model.safetensors")
@@ -117,17 +117,17 @@ def test_an_average_of_the_weights_is_exported_and_resumed(tmp_path: Path):
 def test_the_average_is_the_exponential_one(tmp_path: Path):
     data = clips_world.write_shards(tmp_path / "data")
     config = clips_world.train_config(data, tmp_path / "run", average=0.75)
-    run = start_run(config, open_data(config))
+    run = setup_run(config, open_train_dataset(config))
     run.model.train()
-    stream = batches(run.data, first_step=0, last_step=3)
+    stream = iterate_batches(run.data, first_step=0, last_step=3)
     expected = None
     for batch in stream:
         batch.pop("bad")
-        training_step(run, to_device(batch, run))
+        train_step(run, prepare_batch(batch, run))
         now = run.encoder.clip.text_projection.detach().clone()
         expected = now if expected is None else 0.75 * expected + 0.25 * now
         run.loop.step += 1
-    torch.testing.assert_close(exported(run).clip.text_projection, expected)
+    torch.testing.assert_close(export_model(run).clip.text_projection, expected)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -176,7 +176,7 @@ class Broken:
 
 
 def test_a_tracker_that_fails_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    log = RunLog(tmp_path, step=0, steps=2, trackers=[Broken()])
+    log = RunLogger(tmp_path, step=0, steps=2, trackers=[Broken()])
     with log:
         for step in (1, 2):
             log.write({"step": step, "loss": 1.0, "samples_per_second": 1.0, "samples_seen": step})
@@ -194,7 +194,7 @@ def test_asked_to_stop_it_saves_and_goes_on_exactly(
     data = clips_world.write_shards(tmp_path / "data")
     train(clips_world.train_config(data, tmp_path / "whole", save_steps=100))
 
-    real = training.training_step
+    real = training.train_step
 
     def step_and_signal(run, batch):  # type: ignore[no-untyped-def]
         values = real(run, batch)
@@ -203,13 +203,13 @@ def test_asked_to_stop_it_saves_and_goes_on_exactly(
         return values
 
     config = clips_world.train_config(data, tmp_path / "stopped", save_steps=100)
-    monkeypatch.setattr(training, "training_step", step_and_signal)
+    monkeypatch.setattr(training, "train_step", step_and_signal)
     with pytest.raises(SystemExit) as stop:
         train(config)
     assert stop.value.code == status
     assert "stopped and saved after step 3" in capsys.readouterr().err
-    assert [path.name for path in checkpoints(tmp_path / "stopped")] == ["step-00000003"]
-    monkeypatch.setattr(training, "training_step", real)
+    assert [path.name for path in list_checkpoints(tmp_path / "stopped")] == ["step-00000003"]
+    monkeypatch.setattr(training, "train_step", real)
     train(config)
     whole, stopped = (load_file(tmp_path / name / "open_clip_model.safetensors") for name in ("whole", "stopped"))
     assert all(torch.equal(value, stopped[name]) for name, value in whole.items())
@@ -218,7 +218,7 @@ def test_asked_to_stop_it_saves_and_goes_on_exactly(
 
 @pytest.mark.usefixtures("listening")
 def test_a_second_ctrl_c_ends_at_once_but_not_the_launchers_echo(monkeypatch: pytest.MonkeyPatch):
-    with stop_requests() as stop:
+    with graceful_shutdown() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.of_any_process(torch.device("cpu")) == signal.SIGINT
@@ -230,7 +230,7 @@ def test_a_second_ctrl_c_ends_at_once_but_not_the_launchers_echo(monkeypatch: py
 
 @pytest.mark.usefixtures("listening")
 def test_sigterm_is_one_request_however_often_it_comes(monkeypatch: pytest.MonkeyPatch):
-    with stop_requests() as stop:
+    with graceful_shutdown() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         monkeypatch.setattr(time, "monotonic", lambda: float("inf"))
         os.kill(os.getpid(), signal.SIGTERM)
@@ -266,14 +266,14 @@ class FakeModel(torch.nn.Module):
 def fake_run(losses: list[float], **optim: Any) -> Any:
     model = FakeModel()
     config = SimpleNamespace(
-        micro_batch_size=None, global_batch_size=4, optim=OptimConfig(learning_rate=0.1, warmup_ratio=0, **optim)
+        micro_batch_size=None, global_batch_size=4, optim=OptimizerConfig(learning_rate=0.1, warmup_ratio=0, **optim)
     )
     return SimpleNamespace(
         model=model,
         recipe=FakeRecipe(losses),
-        parallel=DataParallel(model, config.optim, Processes()),  # type: ignore[arg-type]
-        processes=Processes(),
-        loop=LoopState(step=7),
+        parallel=DDPStrategy(model, config.optim, DistributedContext()),  # type: ignore[arg-type]
+        processes=DistributedContext(),
+        loop=TrainState(step=7),
         average=None,
         steps=10,
         config=config,
@@ -284,12 +284,12 @@ def fake_run(losses: list[float], **optim: Any) -> Any:
 @pytest.mark.parametrize(("factor", "x"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1e30, 1e30)])
 def test_a_non_finite_loss_or_gradient_stops_before_the_optimizer_moves(factor: float, x: float):
     run = fake_run([1.0, factor])
-    training_step(run, {"x": torch.ones(2)})
+    train_step(run, {"x": torch.ones(2)})
     before, moments = run.model.weight.clone(), run.parallel.optimizer.state_dict()["state"][0]["exp_avg"].clone()
     assert not torch.equal(before, torch.ones(2))
     run.loop.step = 8
     with pytest.raises(UserError, match=r"^step 9: .*(loss|grad_norm) is (nan|inf)"):
-        training_step(run, {"x": torch.full((2,), x)})
+        train_step(run, {"x": torch.full((2,), x)})
     assert torch.equal(run.model.weight, before)
     assert torch.equal(run.parallel.optimizer.state_dict()["state"][0]["exp_avg"], moments)
 
@@ -298,11 +298,11 @@ def test_a_step_reports_and_clips_the_gradient():
     run = fake_run([1.0], max_grad_norm=0.5)
     seen: list[torch.Tensor] = []
     run.parallel.optimizer.register_step_pre_hook(lambda *_: seen.append(run.model.weight.grad.clone()))
-    values = training_step(run, {"x": torch.tensor([3.0, 4.0])})
+    values = train_step(run, {"x": torch.tensor([3.0, 4.0])})
     assert values["loss"] == 7.0
     assert values["grad_norm"] == 5.0
     assert values["logit_scale"] == 10.0
-    assert values["lr"] == learning_rate_at(7, 10, run.config.optim, run.config.global_batch_size)
+    assert values["lr"] == cosine_lr(7, 10, run.config.optim, run.config.global_batch_size)
     assert torch.allclose(seen[0], torch.tensor([0.3, 0.4]), atol=1e-6)
     assert run.model.clamped
     assert run.model.weight.grad is None
@@ -310,11 +310,11 @@ def test_a_step_reports_and_clips_the_gradient():
 
 def test_pictures_are_normalised_by_the_towers_mean_and_std():
     run = SimpleNamespace(
-        processes=Processes(),
+        processes=DistributedContext(),
         mean=torch.tensor([0.5, 0.0, 0.0])[:, None, None],
         std=torch.tensor([0.5, 1.0, 2.0])[:, None, None],
     )
-    image = to_device({"image": torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)}, run)["image"]
+    image = prepare_batch({"image": torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)}, run)["image"]
     assert image[0, :, 0, 0].tolist() == [1.0, 1.0, 0.5]
 
 
@@ -324,31 +324,31 @@ def test_pictures_are_normalised_by_the_towers_mean_and_std():
 def test_a_gradient_that_stands_out_is_not_followed():
     run = fake_run([1.0] * 40, skip_spikes=5.0)
     for _ in range(20):
-        training_step(run, {"x": torch.ones(2)})
+        train_step(run, {"x": torch.ones(2)})
     before = run.model.weight.clone()
-    values = training_step(run, {"x": torch.full((2,), 6.0)})
+    values = train_step(run, {"x": torch.full((2,), 6.0)})
     assert values["lr"] == 0.0
     assert torch.equal(run.model.weight, before)
     assert run.model.weight.grad is None
     assert (run.loop.skipped, run.loop.spikes_in_a_row) == (1, 1)
-    assert training_step(run, {"x": torch.full((2,), 4.0)})["lr"] > 0
+    assert train_step(run, {"x": torch.full((2,), 4.0)})["lr"] > 0
     assert not torch.equal(run.model.weight, before)
     assert (run.loop.skipped, run.loop.spikes_in_a_row) == (1, 0)
 
 
 def test_norms_that_stand_out_leave_the_usual_as_it_is_and_ten_in_a_row_end_the_run():
-    loop = LoopState(step=50)
-    assert not any(stands_out(loop, norm, 3.0) for norm in [100.0, *[1.0] * 19])  # nothing is usual yet
+    loop = TrainState(step=50)
+    assert not any(is_grad_spike(loop, norm, 3.0) for norm in [100.0, *[1.0] * 19])  # nothing is usual yet
     for _ in range(9):
-        assert stands_out(loop, 3.01, 3.0)
-    assert not stands_out(loop, 3.0, 3.0)
+        assert is_grad_spike(loop, 3.01, 3.0)
+    assert not is_grad_spike(loop, 3.0, 3.0)
     assert loop.norms == [100.0, *[1.0] * 19, 3.0]
     for _ in range(9):
-        assert stands_out(loop, 9.0, 3.0)
+        assert is_grad_spike(loop, 9.0, 3.0)
     with pytest.raises(
         UserError, match=r"step 51: for 10 steps the gradient's norm was more than 3 times the usual 1 "
     ):
-        stands_out(loop, 9.0, 3.0)
+        is_grad_spike(loop, 9.0, 3.0)
     for _ in range(200):
-        stands_out(loop, 1.0, 3.0)
+        is_grad_spike(loop, 1.0, 3.0)
     assert len(loop.norms) == 100

@@ -13,16 +13,16 @@ import torch
 
 from clips.encoder import load_encoder
 from clips.errors import UserError
-from clips.interchange.importing import ImportConfig, import_encoder
-from clips.method.model import build_model
+from clips.interchange.importing import ImportConfig, run_import
+from clips.method.clips_model import build_model
 from clips.method.recipes import RecipeConfig
 from clips.model import architectures, towers
 from clips.model.architectures import ModelConfig
-from clips.model.tokenizer import EMBEDDING_ROWS, EOS
+from clips.model.tokenizer import VOCAB_SIZE, EOS
 from clips.planning.dry_run import full_length_texts
 from clips.train import train
 from clips.training.stages import stage_configs
-from clips.training.start import check_stages
+from clips.training.setup import check_stages
 
 LENGTH = 24
 
@@ -31,7 +31,7 @@ LENGTH = 24
 def stock(tmp_path: Path) -> Path:
     """An encoder directory imported from a transformers CLIP with words of its own."""
     world.hf_clip(tmp_path / "hf", text={"max_position_embeddings": LENGTH})
-    import_encoder(ImportConfig(path=str(tmp_path / "hf"), output=str(tmp_path / "stock")))
+    run_import(ImportConfig(path=str(tmp_path / "hf"), output=str(tmp_path / "stock")))
     return tmp_path / "stock"
 
 
@@ -44,9 +44,9 @@ def test_training_begins_with_an_encoders_own_text_tower_and_words(stock: Path):
     assert model.preprocess_cfg["mean"] == theirs.config["preprocess_cfg"]["mean"]
     with torch.no_grad():
         torch.testing.assert_close(towers.encode_image(model.clip, pixels)[0], theirs.model.encode_image(pixels))
-        torch.testing.assert_close(towers.text_features(model.clip, rows), theirs.model.encode_text(rows))
+        torch.testing.assert_close(towers.encode_text_features(model.clip, rows), theirs.model.encode_text(rows))
     assert model.captioner is not None
-    assert model.captioner.config.vocabulary == EMBEDDING_ROWS  # it speaks this method's words all the same
+    assert model.captioner.config.vocabulary == VOCAB_SIZE  # it speaks this method's words all the same
 
 
 def test_long_clip_stretches_the_positions_of_a_stock_text_tower(stock: Path):

@@ -9,12 +9,12 @@ import clips_world
 import pytest
 
 from clips.cli import COMMANDS
-from clips.commandline.commands import run_commands
+from clips.commandline.commands import dispatch
 from clips.data.inspect_page import histogram
-from clips.data.shardindex import ShardIndex, index_shard
+from clips.data.shard_index import ShardIndex, index_shard
 from clips.data.sources import SourceConfig, open_source
 from clips.data.sources.base import TRAINING_FORMATS
-from clips.data.survey import IndexConfig, InspectConfig, index, inspect, survey
+from clips.data.inspect_command import IndexShardsConfig, InspectDatasetConfig, run_index, run_inspect, collect_stats
 from clips.errors import UserError
 
 
@@ -30,7 +30,7 @@ def shards(tmp_path: Path) -> Path:
 
 def test_inspect_counts_measures_and_shows(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     page = tmp_path / "page.html"
-    inspect(InspectConfig(path=str(shards), page=str(page), shown=8))
+    run_inspect(InspectDatasetConfig(path=str(shards), page=str(page), shown=8))
     told = capsys.readouterr().out
     assert "8 in the source, 8 read, 2 invalid" in told
     assert "1 × no picture (shard.tar/000000002)" in told
@@ -43,8 +43,8 @@ def test_inspect_counts_measures_and_shows(shards: Path, tmp_path: Path, capsys:
 
 
 def test_lengths_are_in_wordpiece_tokens(shards: Path):
-    config = InspectConfig(path=str(shards))
-    found = survey(open_source(config), config)
+    config = InspectDatasetConfig(path=str(shards))
+    found = collect_stats(open_source(config), config)
     assert found.tokens["web"] == [3] * 6  # "red thing 0"
     assert set(found.sentences) == {3}
     assert set(found.sentence_tokens) == {3, 5, 4}  # "A red square", "It lies on a table", "There are 3 dots"
@@ -69,9 +69,9 @@ def test_formats_of_sentences_need_no_names_of_captions(form: str, tmp_path: Pat
     path = tmp_path / "captions.json"
     path.write_text(json.dumps(content), encoding="utf-8")
     arguments = ["data", "inspect", str(path), "--format", form, "--page", str(tmp_path / "page.html")]
-    assert run_commands("clips", "", COMMANDS, arguments) == 0
+    assert dispatch("clips", "", COMMANDS, arguments) == 0
     assert "median 2 (5 % below 2, 5 % above 2) sentences in a synthetic caption" in capsys.readouterr().out
-    assert run_commands("clips", "", COMMANDS, [*arguments, "--synthetic", "null"]) == 0  # none, not the default
+    assert dispatch("clips", "", COMMANDS, [*arguments, "--synthetic", "null"]) == 0  # none, not the default
     assert "synthetic   none" in capsys.readouterr().out
 
 
@@ -97,7 +97,7 @@ def test_synthetic_captions_are_named_by_one_column_or_several(
     (tmp_path / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
     arguments = ["data", "inspect", str(tmp_path / "rows.jsonl"), "--format", "capsfusion"]
     arguments += ["--page", str(tmp_path / "page.html"), *(["--synthetic", synthetic] if synthetic else [])]
-    assert run_commands("clips", "", COMMANDS, arguments) == 0
+    assert dispatch("clips", "", COMMANDS, arguments) == 0
     assert expected in capsys.readouterr().out
 
 
@@ -121,13 +121,13 @@ def test_where_captions_are_is_resolved_by_the_format():
     columns = {name: found.pop(name) for name in ("webdataset", "table", "datasets")}
     assert set(columns.values()) == {("web_caption", "synthetic_caption")}
     assert set(found.values()) == {("drawn_sentence", "other_sentences")}
-    assert InspectConfig(path="x", format="coco", web="first_sentence", synthetic=None).synthetic is None
+    assert InspectDatasetConfig(path="x", format="coco", web="first_sentence", synthetic=None).synthetic is None
 
 
 def test_some_samples_stand_for_many(tmp_path: Path):
     folder = clips_world.write_shards(tmp_path / "data", sizes=(40,))
-    config = InspectConfig(path=str(folder), scan=5, shown=2)
-    found = survey(open_source(config), config)
+    config = InspectDatasetConfig(path=str(folder), scan=5, shown=2)
+    found = collect_stats(open_source(config), config)
     assert (found.samples, found.scanned, len(found.examples)) == (40, 5, 2)
     assert found.examples[-1].name.endswith("000000039")
 
@@ -135,7 +135,7 @@ def test_some_samples_stand_for_many(tmp_path: Path):
 def test_captions_cannot_leave_their_place_on_the_page(tmp_path: Path):
     samples = {"0": {**clips_world.sample(0), "json": b'{"web_caption": "<script>alert(1)</script>\\u001b]0;x"}'}}
     folder = clips_world.write_shard(tmp_path / "data" / "a.tar", samples).parent
-    inspect(InspectConfig(path=str(folder), synthetic=None, page=str(tmp_path / "page.html")))
+    run_inspect(InspectDatasetConfig(path=str(folder), synthetic=None, page=str(tmp_path / "page.html")))
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "&lt;script&gt;alert(1)&lt;/script&gt;\N{REPLACEMENT CHARACTER}]0;x" in page
     assert "<script>" not in page
@@ -152,22 +152,22 @@ def test_histograms_count_everything_once():
 
 def test_index_writes_what_training_reads(tmp_path: Path):
     folder = clips_world.write_shards(tmp_path / "data", sizes=(4, 2))
-    index(IndexConfig(path=str(folder)))
+    run_index(IndexShardsConfig(path=str(folder)))
     sizes = json.loads((folder / "sizes.json").read_text(encoding="utf-8"))
     assert sizes == {"shard-00000.tar": 4, "shard-00001.tar": 2}
     assert len(open_source(SourceConfig(path=str(folder)))) == 6
     assert [path.name for path in folder.iterdir() if path.suffix not in {".tar", ".json"}] == []
     with pytest.raises(UserError, match="output: expected a file to write"):
-        index(IndexConfig(path="s3://bucket/{0..3}.tar"))
+        run_index(IndexShardsConfig(path="s3://bucket/{0..3}.tar"))
 
 
 def test_counting_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = clips_world.write_shards(tmp_path / "data", sizes=(4, 2, 3))
-    config = IndexConfig(path=str(folder))
+    config = IndexShardsConfig(path=str(folder))
     whole = (folder / "shard-00001.tar").read_bytes()
     (folder / "shard-00001.tar").write_bytes(b"no tar")
     with pytest.raises(UserError, match=r"shard-00001\.tar"):
-        index(config)
+        run_index(config)
     assert not (folder / "sizes.json").exists()
     with (folder / "sizes.json.partial").open("a") as record:  # the computer stopped here
         record.write('["shard-000')
@@ -178,8 +178,8 @@ def test_counting_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: 
         counted.append(shard.name)
         return index_shard(shard)
 
-    monkeypatch.setattr("clips.data.survey.index_shard", counting)
-    index(config)
+    monkeypatch.setattr("clips.data.inspect_command.index_shard", counting)
+    run_index(config)
     assert sorted(counted) == ["shard-00001.tar", "shard-00002.tar"]
     assert json.loads((folder / "sizes.json").read_text()) == dict(
         zip((f"shard-{number:05d}.tar" for number in range(3)), (4, 2, 3), strict=True)
@@ -188,20 +188,20 @@ def test_counting_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: 
 
 def test_a_look_from_afar_copies_few_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = clips_world.write_shards(tmp_path / "data", sizes=(1,) * 40)
-    index(IndexConfig(path=str(folder)))
+    run_index(IndexShardsConfig(path=str(folder)))
     afar = {"path": f"file://{folder}/shard-{{00000..00039}}.tar", "cache": str(tmp_path / "cache")}
-    config = InspectConfig(**afar, scan=30, page=str(tmp_path / "page.html"))
-    assert survey(open_source(config), config).scanned == 16
+    config = InspectDatasetConfig(**afar, scan=30, page=str(tmp_path / "page.html"))
+    assert collect_stats(open_source(config), config).scanned == 16
     assert len(list((tmp_path / "cache").glob("*.tar"))) == 16
     assert "only 16 of 40 shards are looked at" in capsys.readouterr().err
 
 
 def test_a_source_of_which_nothing_can_be_used_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "t.csv").write_text("image,caption\na.jpg,a dog\nb.jpg,a cat\n")
-    config = InspectConfig(
+    config = InspectDatasetConfig(
         path=str(tmp_path / "t.csv"), format="table", web="caption", synthetic=None, page=str(tmp_path / "page.html")
     )
     with pytest.raises(UserError, match=r"t\.csv: none of 2 samples can be used"):
-        inspect(config)
+        run_inspect(config)
     assert "2 × missing picture" in capsys.readouterr().out
     assert not (tmp_path / "page.html").exists()

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from clips.core.artifact import read_manifest
 from clips.errors import UserError
-from clips.export import ExportConfig, export
+from clips.export import ExportConfig, run_export
 from clips.model import architectures, towers
 from clips.model.architectures import ModelConfig
 from clips.train import train
-from clips.training.standing import checkpoints
+from clips.training.train_state import list_checkpoints
 
 NAME = "test_vit"  # timm's own for tests: 160 pixels, 0.4 M parameters
 
@@ -56,7 +56,7 @@ def test_pictures_are_as_timm_says_unless_the_config_does():
     assert vision_of("timm:convnext_atto", image_size=96)["image_size"] == 96
     with pytest.raises(UserError, match=r"model\.image_size: expected 160, at which alone open_clip loads this trunk"):
         vision_of(f"timm:{NAME}", image_size=96)
-    told = architectures.preprocess_of(ModelConfig(architecture="timm:vit_tiny_patch16_224.augreg_in21k"))
+    told = architectures.resolve_preprocess_cfg(ModelConfig(architecture="timm:vit_tiny_patch16_224.augreg_in21k"))
     assert (told["mean"], told["size"], told["interpolation"]) == ([0.5] * 3, [224, 224], "bicubic")
 
 
@@ -148,7 +148,7 @@ def test_a_file_trains_goes_on_and_is_exported(tmp_path: Path):
     train(config)
     loads_in_stock_open_clip(run, 64, 24)
     assert read_manifest(run)["parents"]["architecture"]["path"] == str(path)
-    export(ExportConfig(run=str(checkpoints(run)[-1]), output=str(tmp_path / "out")))
+    run_export(ExportConfig(run=str(list_checkpoints(run)[-1]), output=str(tmp_path / "out")))
     loads_in_stock_open_clip(tmp_path / "out", 64, 24)
     write_config(path, embed_dim=16)
     with pytest.raises(UserError, match=r"holds another run: inputs\.architecture"):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clips.model.tokenizer import ClipsTokenizer, clean, text_config, wordpiece
+from clips.model.tokenizer import ClipsTokenizer, clean_text, tokenizer_text_cfg, wordpiece
 
 AWKWARD = [
     "",
@@ -34,7 +34,7 @@ def stock(tmp_path_factory):
     """Stock open_clip's tokenizer, made from the files that ours writes."""
     open_clip = pytest.importorskip("open_clip")
     folder = tmp_path_factory.mktemp("encoder")
-    config = {"model_cfg": {"embed_dim": 8, "vision_cfg": {}, "text_cfg": text_config(24)}}
+    config = {"model_cfg": {"embed_dim": 8, "vision_cfg": {}, "text_cfg": tokenizer_text_cfg(24)}}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     ClipsTokenizer(24).save(folder)
     return open_clip.get_tokenizer(f"local-dir:{folder}")
@@ -80,7 +80,7 @@ def test_equal_to_stock_open_clip_on_real_captions(stock, shared):
 @settings(deadline=None, max_examples=100)
 @given(text=st.text(max_size=40) | st.text(alphabet=" .,'aBΣς́ſ[CLS]#日\u2028\x1c\xad", max_size=30))
 def test_word_by_word_is_the_whole_text(text):
-    whole = wordpiece().encode(clean(text), add_special_tokens=False).ids
+    whole = wordpiece().encode(clean_text(text), add_special_tokens=False).ids
     assert ClipsTokenizer().encode_target(text, 200)[0].tolist()[: len(whole) + 2] == [1, *whole, 2]
 
 
@@ -89,7 +89,7 @@ def test_word_by_word_is_the_whole_text(text):
 def test_cleaning_is_open_clips(text):
     from open_clip.tokenizer import get_clean_fn
 
-    assert clean(text) == get_clean_fn("whitespace")(text)
+    assert clean_text(text) == get_clean_fn("whitespace")(text)
 
 
 def test_decode_gives_the_words_back():

@@ -97,7 +97,7 @@ def test_the_short_way_to_text_features_has_their_values_and_gradients(attention
     text = ClipsTokenizer(12)(["word " * (index * 7 % 12) for index in range(40)])
     weight = torch.randn(40, 128, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     found = []
-    for features in (towers.text_features(model, text), model.encode_text(text)):
+    for features in (towers.encode_text_features(model, text), model.encode_text(text)):
         (features * weight).sum().backward()
         gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
         found.append({"features": features.detach(), **gradients})
@@ -113,20 +113,20 @@ def test_the_short_way_to_text_features_has_their_values_and_gradients(attention
 def test_the_short_way_to_text_features_computes_less(attention):
     model, text = with_text(attention), ClipsTokenizer(12)(["car"] * 32 + ["a long caption of many words"] * 16)
     work = {}
-    for encode in (towers.text_features, towers.encode_text):
+    for encode in (towers.encode_text_features, towers.encode_text):
         with FlopCounterMode(display=False) as counter:
             encode(model, text)
         work[encode] = counter.get_total_flops()
-    assert work[towers.text_features] < {"all": 0.9, "causal": 0.7}[attention] * work[towers.encode_text]
+    assert work[towers.encode_text_features] < {"all": 0.9, "causal": 0.7}[attention] * work[towers.encode_text]
 
 
 def test_what_stands_behind_the_end_token_of_a_causal_text_does_not_count():
     model, text = with_text("causal"), ClipsTokenizer(12)(["a red car", "two brown dogs run"])
     changed = text.clone()
     changed[0, 6:], changed[1, 7:] = 2000, 2000
-    torch.testing.assert_close(towers.text_features(model, changed), towers.text_features(model, text))
+    torch.testing.assert_close(towers.encode_text_features(model, changed), towers.encode_text_features(model, text))
     changed[0, 3] = 2000  # "car"
-    assert (towers.text_features(model, changed) - towers.text_features(model, text))[0].abs().max() > 1e-3
+    assert (towers.encode_text_features(model, changed) - towers.encode_text_features(model, text))[0].abs().max() > 1e-3
 
 
 def test_a_text_tower_of_another_kind_takes_the_long_way():
@@ -135,7 +135,7 @@ def test_a_text_tower_of_another_kind_takes_the_long_way():
     cfg["text_cfg"]["qk_norm"] = True  # blocks of open_clip's other kind
     model = towers.build_towers(cfg).eval()
     text = ClipsTokenizer(12)(["a red car", "two brown dogs run"])
-    torch.testing.assert_close(towers.text_features(model, text), model.encode_text(text))
+    torch.testing.assert_close(towers.encode_text_features(model, text), model.encode_text(text))
 
 
 def test_timm_trunk(trunked):

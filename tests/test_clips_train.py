@@ -20,15 +20,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.report.cost import Training, encoder_flops
+from benchmarks.report.cost_figures import TrainingRuns, encoder_flops
 from clips import train as training
 from clips.core.artifact import directory_hash, write_manifest
 from clips.errors import UserError
-from clips.method.model import ModelConfig, build_model
+from clips.method.clips_model import ModelConfig, build_model
 from clips.method.recipes import RecipeConfig
-from clips.train import train, training_step
-from clips.training import start as beginning
-from clips.training.standing import CHECKPOINTS, checkpoints
+from clips.train import train, train_step
+from clips.training import setup as beginning
+from clips.training.train_state import CHECKPOINTS_DIR, list_checkpoints
 
 WEIGHTS = ("open_clip_model.safetensors", "captioner.safetensors")
 
@@ -84,7 +84,7 @@ def test_a_run_leaves_an_encoder_directory_with_its_records(whole: Path, data: P
     assert {"loss", "contrastive_loss", "caption_loss", "lr", "logit_scale", "grad_norm", "time"} <= entries[0].keys()
     assert all(entry["flops_per_sample"] > 0 for entry in entries)
     by_entry = sum(8 * entry["flops_per_sample"] for entry in entries)
-    assert encoder_flops(Training(encoder=whole)) == pytest.approx(by_entry)
+    assert encoder_flops(TrainingRuns(encoder=whole)) == pytest.approx(by_entry)
     assert "mfu" not in entries[-1]  # a CPU's peak is not known
     assert entries[0]["loss"] == pytest.approx(
         entries[0]["contrastive_loss"] + 2 * entries[0]["caption_loss"], rel=1e-5
@@ -114,7 +114,7 @@ def test_an_entry_has_the_means_of_its_steps_also_in_a_resumed_run(whole: Path, 
         }
     config = clips_world.train_config(data, tmp_path / "resumed", logging_steps=5, save_steps=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "training_step", stop_at(4))
+        patch.setattr(training, "train_step", stop_at(4))
         with pytest.raises(InterruptedError):
             train(config)
     train(config)
@@ -138,7 +138,7 @@ def test_flops_are_the_mean_of_batches_and_go_on_from_those_before(tmp_path: Pat
         config = clips_world.train_config(tmp_path / "data", tmp_path / name, recipe=recipe, **fields)
         with pytest.MonkeyPatch.context() as patch:
             if stop:
-                patch.setattr(training, "training_step", stop_at(stop))
+                patch.setattr(training, "train_step", stop_at(stop))
             with pytest.raises(InterruptedError) if stop else contextlib.nullcontext():
                 train(config)
         if stop:
@@ -173,7 +173,7 @@ def test_a_finished_run_is_left_alone_and_another_config_refused(
 def test_an_unfinished_run_may_change_what_it_is_told_it_may(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(training, "training_step", stop_at(4))
+    monkeypatch.setattr(training, "train_step", stop_at(4))
     with pytest.raises(InterruptedError):
         train(clips_world.train_config(data, tmp_path / "run"))
     monkeypatch.undo()
@@ -183,7 +183,7 @@ def test_an_unfinished_run_may_change_what_it_is_told_it_may(
     for interrupted in (True, False):  # before it has come to another checkpoint
         with pytest.MonkeyPatch.context() as patch:
             if interrupted:
-                patch.setattr(training, "training_step", stop_at(4))
+                patch.setattr(training, "train_step", stop_at(4))
             with pytest.raises(InterruptedError) if interrupted else contextlib.nullcontext():
                 train(clips_world.train_config(data, tmp_path / "run", **slower, may_change=["optim.learning_rate"]))
         if interrupted:  # what it did not come to keep is no run to go on with
@@ -242,7 +242,7 @@ def test_the_trunk_is_a_parent_and_must_stay_the_same(data: Path, tmp_path: Path
         for name, steps in (("started", 3), ("finished", 0))
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "training_step", stop_at(2))
+        patch.setattr(training, "train_step", stop_at(2))
         with pytest.raises(InterruptedError):
             train(started)
     train(finished)
@@ -289,11 +289,11 @@ def test_killed_in_mid_run_and_resumed_is_the_same_run(whole: Path, data: Path, 
     config = clips_world.train_config(data, output, save_steps=1)
     process = start(tmp_path / "log", "clips.cli", "train", "--config", str(output.with_suffix(".json")))
     deadline = time.monotonic() + 200
-    while len(checkpoints(output)) < 2 and process.poll() is None and time.monotonic() < deadline:
+    while len(list_checkpoints(output)) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
-    assert (output / CHECKPOINTS).is_dir()
+    assert (output / CHECKPOINTS_DIR).is_dir()
     assert not (output / "manifest.json").exists()
     with (output / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 99, "loss": 1}\n{"st')  # logged after the last checkpoint; torn
@@ -302,7 +302,7 @@ def test_killed_in_mid_run_and_resumed_is_the_same_run(whole: Path, data: Path, 
     assert all(torch.equal(value, expected[name]) for name, value in weights(output).items())
     assert [entry["step"] for entry in metrics(output)] == [2, 4, steps]
     assert [entry["loss"] for entry in metrics(output)] == [entry["loss"] for entry in metrics(whole)]
-    assert not (output / CHECKPOINTS).exists()
+    assert not (output / CHECKPOINTS_DIR).exists()
 
 
 def test_the_batch_is_divided_evenly_or_not_at_all(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -312,10 +312,10 @@ def test_the_batch_is_divided_evenly_or_not_at_all(data: Path, tmp_path: Path, m
 
 
 def stop_at(step: int) -> Any:
-    def stopping(run: training.Run, batch: dict[str, torch.Tensor]) -> dict[str, float]:
+    def stopping(run: training.TrainRun, batch: dict[str, torch.Tensor]) -> dict[str, float]:
         if run.loop.step == step:
             raise InterruptedError
-        return training_step(run, batch)
+        return train_step(run, batch)
 
     return stopping
 
@@ -332,15 +332,15 @@ def test_a_full_disk_in_mid_run_is_told_and_the_run_goes_on_later(whole: Path, d
         pytest.skip("needs the right to mount a small disk")
     try:
         from clips.cli import COMMANDS
-        from clips.commandline.commands import run_commands
+        from clips.commandline.commands import dispatch
 
         clips_world.train_config(data, disk / "run")
         (disk / "ballast").write_bytes(bytes(120 << 20))
         arguments = ["train", "--config", str(disk / "run.json")]
-        assert run_commands("clips", "", COMMANDS, arguments) == 2
+        assert dispatch("clips", "", COMMANDS, arguments) == 2
         assert not (disk / "run" / "manifest.json").exists()
         (disk / "ballast").unlink()
-        assert run_commands("clips", "", COMMANDS, arguments) == 0
+        assert dispatch("clips", "", COMMANDS, arguments) == 0
         expected = weights(whole)
         assert all(torch.equal(value, expected[name]) for name, value in weights(disk / "run").items())
     finally:

@@ -13,10 +13,10 @@ import torch
 from test_clips_scale import torchrun
 
 from clips.errors import UserError
-from clips.method.captions import sentences
-from clips.train import TrainConfig, open_data, start_run, train
-from clips.training import validate
-from clips.training.validate import CAPTIONS, IMAGE, Validation, hits
+from clips.method.caption_strategies import sentences
+from clips.train import EncoderTrainConfig, open_train_dataset, setup_run, train
+from clips.training import validation as validate
+from clips.training.validation import CAPTIONS, IMAGE, RetrievalValidation, hits
 
 
 def test_recall_by_hand_ties_counted_in_part():
@@ -59,7 +59,7 @@ def test_validation_leaves_no_trace_in_training(tmp_path: Path):
 @pytest.mark.parametrize("recipe", ["clip", "clipa"])
 def test_partial_captions_are_a_sentence_whatever_the_recipe(tmp_path: Path, recipe: str):
     config = validated(tmp_path, recipe={"name": recipe})
-    (batch,) = Validation(config.validation, start_run(config, open_data(config))).batches
+    (batch,) = RetrievalValidation(config.validation, setup_run(config, open_train_dataset(config))).batches
     for part, whole in zip(batch.texts["partial"], batch.texts["whole"], strict=True):
         assert part in sentences(whole)
         assert len(sentences(whole)) > 1
@@ -67,8 +67,8 @@ def test_partial_captions_are_a_sentence_whatever_the_recipe(tmp_path: Path, rec
 
 def test_matching_features_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     config = validated(tmp_path)
-    run = start_run(config, open_data(config))
-    found = Validation(config.validation, run)
+    run = setup_run(config, open_train_dataset(config))
+    found = RetrievalValidation(config.validation, run)
     (batch,) = found.batches
     assert batch.texts["whole"][1] == clips_world.captions(1)["synthetic_caption"]
     assert batch.texts["partial"][1].rstrip(".") in clips_world.captions(1)["synthetic_caption"]
@@ -94,8 +94,8 @@ def test_invalid_samples_are_left_out_of_the_batch_that_they_are_in(tmp_path: Pa
     samples["000000002"]["png"] = b"x"
     clips_world.write_shard(tmp_path / "held_out" / "shard-00000.tar", samples)
     config = dataclasses.replace(config, validation=dataclasses.replace(config.validation, samples=6, batch_size=2))
-    run = start_run(config, open_data(config))
-    found = Validation(config.validation, run)
+    run = setup_run(config, open_train_dataset(config))
+    found = RetrievalValidation(config.validation, run)
     assert [batch.numbers.tolist() for batch in found.batches] == [[0, 1], [3], [4, 5]]
     assert found.valid.tolist() == [True, True, False, True, True, True]
     recalls = set(found.measure(run.encoder).values())
@@ -115,7 +115,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def shared(data: Path, output: Path, **fields: Any) -> TrainConfig:
+def shared(data: Path, output: Path, **fields: Any) -> EncoderTrainConfig:
     """23 samples in batches of 3, one of them invalid."""
     validation = {"source": {"path": str(data)}, "samples": 23, "batch_size": 3}
     return clips_world.train_config(data, output, validation=validation, **fields)
@@ -148,8 +148,8 @@ def test_processes_share_the_encoding_and_measure_what_one_measures(
     data: Path, tmp_path: Path, two: dict[str, list[dict[str, Any]]], way: str
 ):
     config = shared(data, tmp_path / "one")
-    run = start_run(config, open_data(config))
-    expected = Validation(config.validation, run).measure(run.encoder)
+    run = setup_run(config, open_train_dataset(config))
+    expected = RetrievalValidation(config.validation, run).measure(run.encoder)
     assert [found["metrics"] for found in two[way]] == [expected, expected]
     assert [found["encoded"] for found in two[way]] == [{"image": 12, "text": 36}, {"image": 10, "text": 30}]
     assert len(set(expected.values())) > 1

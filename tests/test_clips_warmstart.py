@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 
 from clips.encoder import write_encoder
 from clips.errors import UserError
-from clips.method.model import ClipsModel, ModelConfig, build_model
+from clips.method.clips_model import ClipsModel, ModelConfig, build_model
 from clips.method.recipes import RecipeConfig
-from clips.model.architectures import NORMALISATIONS
+from clips.model.architectures import NORMALIZATIONS
 from clips.model.config import CaptionerConfig
-from clips.model.positions import authors_positions, stretch_positions
+from clips.model.pos_embed import openvision_sincos_pos_embed, stretch_text_pos_embed
 from clips.train import train
 
 RECIPE = RecipeConfig(captioner=CaptionerConfig(length=12, layers=1))
@@ -87,10 +87,10 @@ def test_released_positions_are_those_of_the_new_grid_by_their_own_formula(tmp_p
 
     released = sines(image_size=32)
     with torch.no_grad():
-        released.clip.visual.positional_embedding.copy_(authors_positions(2, 128))
+        released.clip.visual.positional_embedding.copy_(openvision_sincos_pos_embed(2, 128))
     write_encoder(released, tmp_path)
     grown = sines(image_size=64, pretrained=str(tmp_path)).clip.visual.positional_embedding
-    assert torch.equal(grown, authors_positions(4, 128))
+    assert torch.equal(grown, openvision_sincos_pos_embed(4, 128))
     assert not torch.allclose(grown, sines(image_size=64).clip.visual.positional_embedding, atol=1e-2)
 
 
@@ -109,7 +109,7 @@ def stock_clip(directory: Path, text_cfg: dict | None = None, **options: object)
         {name: value.contiguous() for name, value in clip.state_dict().items()},
         directory / "open_clip_model.safetensors",
     )
-    mean, std = NORMALISATIONS["openai"]
+    mean, std = NORMALIZATIONS["openai"]
     (directory / "open_clip_config.json").write_text(
         json.dumps({"model_cfg": cfg, "preprocess_cfg": {"mean": mean, "std": std}})
     )
@@ -124,7 +124,7 @@ def test_of_an_encoder_with_other_tokens_the_image_tower_is_taken(tmp_path: Path
     new = model(normalisation="openai", image_size=96, context_length=12)
     assert torch.equal(begun.clip.token_embedding.weight, new.clip.token_embedding.weight)
     assert torch.equal(begun.captioner.learnable_tokens, new.captioner.learnable_tokens)
-    assert begun.preprocess_cfg["mean"] == NORMALISATIONS["openai"][0]
+    assert begun.preprocess_cfg["mean"] == NORMALIZATIONS["openai"][0]
     said = capsys.readouterr().err
     assert "picture positions interpolated from 5 to 10" in said
     assert f"the text tower of {tmp_path} reads other tokens; a new one begins" in said
@@ -188,7 +188,7 @@ def test_positions_of_a_resnets_pooling_follow_the_size(tmp_path: Path, before: 
 
 def test_long_clip_keeps_the_first_positions():
     table = torch.randn(77, 4, generator=torch.Generator().manual_seed(0))
-    longer = stretch_positions(table, 248, 20)
+    longer = stretch_text_pos_embed(table, 248, 20)
     assert longer.shape == (248, 4)
     assert torch.equal(longer[:20], table[:20])
     torch.testing.assert_close(longer[20], table[20])
@@ -199,7 +199,7 @@ def test_long_clip_keeps_the_first_positions():
         expected = table[lower] + (at - lower) * (table[lower + 1] - table[lower])
         torch.testing.assert_close(longer[place], expected, atol=1e-4, rtol=0)
     with pytest.raises(UserError, match="expected more than the 20 positions"):
-        stretch_positions(table, 16, 20)
+        stretch_text_pos_embed(table, 16, 20)
 
 
 def test_what_does_not_fit_is_named(trained: Path, tmp_path: Path):

@@ -15,9 +15,9 @@ from test_clips_scale import torchrun
 
 from clips import train as training
 from clips.errors import UserError
-from clips.parallel.watchdog import EXIT_HUNG, blame
+from clips.parallel.watchdog import EXIT_HUNG, describe_stalled
 from clips.train import train
-from clips.training.standing import checkpoints, read_loop
+from clips.training.train_state import list_checkpoints, read_train_state
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +31,15 @@ def place(step: int, doing: str, who: str) -> dict[str, Any]:
 
 def test_the_one_that_the_others_wait_for_is_named():
     still = {0: place(6, "computing", "rank 0"), 1: place(6, "waiting for data", "rank 1 (host b, process 7)")}
-    assert blame(still, 2, 60) == (
+    assert describe_stalled(still, 2, 60) == (
         "rank 1 (host b, process 7) has stood still for 60 s (waiting for data, step 7; scale.patience) "
         "and the others wait for it; ended"
     )
     still[1] = place(5, "saving", "rank 1")
-    assert blame(still, 2, 60).startswith("rank 1 has stood still for 60 s (saving, step 6;")
+    assert describe_stalled(still, 2, 60).startswith("rank 1 has stood still for 60 s (saving, step 6;")
     still[1] = place(6, "computing", "rank 1")
-    assert blame(still, 2, 60).startswith("all 2 processes have stood still for 60 s (computing, step 7;")
-    assert blame({3: place(2, "computing", "rank 3")}, 9, 60).startswith("rank 3 has stood still")
+    assert describe_stalled(still, 2, 60).startswith("all 2 processes have stood still for 60 s (computing, step 7;")
+    assert describe_stalled({3: place(2, "computing", "rank 3")}, 9, 60).startswith("rank 3 has stood still")
 
 
 @pytest.mark.slow
@@ -59,14 +59,14 @@ def test_a_process_that_hangs_is_named_and_the_training_ends(data: Path, tmp_pat
     blamed = rf"rank {rank} \(host .*, process \d+\) has stood still for 6 s \(waiting for data, step 4; "
     assert re.search(blamed, log), log
     assert f"exitcode  : {EXIT_HUNG}" in log
-    assert checkpoints(output)[-1].name == "step-00000003"
+    assert list_checkpoints(output)[-1].name == "step-00000003"
 
 
 def test_a_reader_that_dies_ends_the_training_with_one_line(data: Path, tmp_path: Path):
     config = clips_world.train_config(data, tmp_path / "run", steps=200, save_steps=1)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, num_workers=1))
     with pytest.MonkeyPatch.context() as patch:
-        real = training.training_step
+        real = training.train_step
 
         def kill_the_reader(run: Any, batch: Any) -> dict[str, float]:
             if run.loop.step == 3:
@@ -74,9 +74,9 @@ def test_a_reader_that_dies_ends_the_training_with_one_line(data: Path, tmp_path
                     child.kill()
             return real(run, batch)
 
-        patch.setattr(training, "training_step", kill_the_reader)
+        patch.setattr(training, "train_step", kill_the_reader)
         with pytest.raises(
             UserError, match=r"data\.num_workers: a process that reads data died \(.*\), as it does for want"
         ):
             train(config)
-    assert read_loop(checkpoints(tmp_path / "run")[-1]).step >= 3
+    assert read_train_state(list_checkpoints(tmp_path / "run")[-1]).step >= 3

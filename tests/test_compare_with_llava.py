@@ -55,13 +55,13 @@ def test_the_status_says_whether_the_curves_agree(
 
 
 def test_their_training_is_told_what_ours_is(script: Any, tmp_path: Path) -> None:
-    from llava_bridge.data import DataConfig
-    from llava_bridge.training.config import StageConfig, TrainConfig
+    from llava_bridge.data import ConversationSourceConfig
+    from llava_bridge.training.config import StageConfig, LlavaTrainConfig
 
     stage = StageConfig(
-        data=[DataConfig(path="a.json", images="photos")], global_batch_size=4, micro_batch_size=2, learning_rate=3e-4
+        data=[ConversationSourceConfig(path="a.json", images="photos")], global_batch_size=4, micro_batch_size=2, learning_rate=3e-4
     )
-    config = TrainConfig(output="run", llava="start", align=stage, instruct=stage, seed=5)
+    config = LlavaTrainConfig(output="run", llava="start", align=stage, instruct=stage, seed=5)
     first, second = (script.their_options(config, name, tmp_path) for name in script.STAGES)
     for options in (first, second):
         assert (options["per_device_train_batch_size"], options["gradient_accumulation_steps"]) == (2, 2)

@@ -13,7 +13,7 @@ from docs_blocks import PROGRAMS, ROOT, Shell, blocks, commands, pages, shell, s
 from docs_rules import RULES, SWAPS, rule_for
 from docs_world import write_configs
 
-from benchmarks.study.reading import study_from
+from benchmarks.study.parser import parse_study
 from clips.commandline.parsing import parse_config
 from clips.errors import UserError
 from clips.typed_data import field_types, from_plain
@@ -118,7 +118,7 @@ def test_configs_build(block: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def build(what: str, content: dict[str, Any]) -> None:
     if what == "a study":
-        study_from(content)
+        parse_study(content)
         return
     program, name = what.split()
     if what == "clips train" and not content.keys() & {"steps", "samples", "epochs", "stages"}:

@@ -40,7 +40,7 @@ USES = {
         assert tokens_of(config, shape) == 1
         assert build(config, shape)(torch.randn(3, 16, 32)).shape == (3, 1, 24)
     """,
-    "benchmarks/catalogue.py": """
+    "benchmarks/registry.py": """
         from pathlib import Path
         import bench_world
         from benchmarks.cli import COMMANDS
@@ -57,8 +57,8 @@ USES = {
     "benchmarks/report/sections.py": """
         from pathlib import Path
         import report_material
-        from benchmarks.report.model import build_report
-        from benchmarks.report.page import render_page
+        from benchmarks.report.report import build_report
+        from benchmarks.report.html_page import render_page
         page = render_page(build_report(report_material.put_results(Path("results"))))
         assert "How it was measured" in page and "<dt>clips</dt>" in page
     """,

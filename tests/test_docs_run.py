@@ -21,7 +21,7 @@ from docs_blocks import ROOT, Block, Shell, blocks, commands, pages, shell
 from docs_rules import SWAPS, Rule, rule_for
 from docs_world import copy_tree
 
-from clips.commandline.commands import run_commands
+from clips.commandline.commands import dispatch
 
 RUN = [page for page in pages() if any(block.language in {"sh", "python"} for block in blocks(page))]
 _PORT = "8000"
@@ -92,7 +92,7 @@ class Reader:
             ended = subprocess.run(command, capture_output=True, text=True, input=rule.typed, timeout=600, check=False)
             assert ended.returncode == 0, f"{one}\n{ended.stdout[-2000:]}\n{ended.stderr[-3000:]}"
         else:
-            status = run_commands(words[0], "", commands(words[0]), words[1:])
+            status = dispatch(words[0], "", commands(words[0]), words[1:])
             assert status == 0, f"{one}: ended with status {status}"
 
 

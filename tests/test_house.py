@@ -12,7 +12,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
 from clips import cli, train
-from clips.training import step
+from clips.training import train_step
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("clips", "llava_bridge", "benchmarks")
@@ -75,7 +75,7 @@ def test_the_training_step_is_three_hops_from_the_command():
         if isinstance(node.func, ast.Name)
     }
     assert "training_step" in called
-    assert train.training_step is step.training_step
+    assert train.train_step is train_step.train_step
 
 
 def test_the_drawing_of_the_rooms_is_of_the_code():

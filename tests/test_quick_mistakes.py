@@ -11,7 +11,7 @@ import pytest
 from bench_world import picture
 from clips_world import config_text
 
-from clips.references import CONFIG, WEIGHTS
+from clips.model_refs import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 
 PROGRAM = """
 import contextlib, importlib, io, json, sys
@@ -77,8 +77,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "train.yaml").write_text(config_text(Path("shards"), Path("out"), steps=1))
     picture(0).save(folder / "photo.png")
     (folder / "encoder").mkdir()
-    (folder / "encoder" / CONFIG).write_text("{}")
-    (folder / "encoder" / WEIGHTS).write_bytes(b"")
+    (folder / "encoder" / OPEN_CLIP_CONFIG).write_text("{}")
+    (folder / "encoder" / OPEN_CLIP_WEIGHTS).write_bytes(b"")
     return folder
 
 

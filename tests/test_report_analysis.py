@@ -15,25 +15,25 @@ from report_material import SKILLS, items_table, put_result, put_results
 from scipy import stats
 
 from benchmarks.mllm.items import items_table as answered
-from benchmarks.publishing.card import facts
+from benchmarks.publishing.model_card import training_facts
 from benchmarks.report.categories import category_figures, category_tables
-from benchmarks.report.cost import (
+from benchmarks.report.cost_figures import (
     COSTS,
-    Training,
+    TrainingRuns,
     cost_figures,
     cost_points,
     encoder_flops,
-    samples_seen,
+    images_seen,
     training_hours,
 )
-from benchmarks.report.drawing import inline_svg
+from benchmarks.report.figure_export import render_inline_svg
 from benchmarks.report.figure import FigureSet
-from benchmarks.report.forest import forest_plots
-from benchmarks.report.model import Report, build_report
-from benchmarks.report.relation import correlation, relations_of, retrieval_against_mllm
-from benchmarks.report.source import read_source
-from benchmarks.study.record import RowRecord
-from benchmarks.wording import short_name
+from benchmarks.report.forest_plots import forest_plots
+from benchmarks.report.report import Report, build_report
+from benchmarks.report.correlation import correlation, correlated_pairs, correlation_figures
+from benchmarks.report.load_results import read_source
+from benchmarks.study.study_record import RowRecord
+from benchmarks.formatting import shorten_name
 
 FOUR = SKILLS | {"best": 0.9}
 
@@ -103,14 +103,14 @@ def test_four_rows_in_perfect_order_are_not_taken_for_certainty():
 
 
 def test_retrieval_is_set_against_every_mllm_benchmark(report):
-    found = retrieval_against_mllm(report)
+    found = correlation_figures(report)
     assert [figure.name for figure in found.figures] == ["relation-retrieval-gqa", "relation-retrieval-pope"]
     assert [line[0] for line in found.rows] == [
         "retrieval T→I R@1 and gqa exact match",
         "retrieval T→I R@1 and pope accuracy",
     ]
     x, y = (next(c for c in report.table.columns if c.benchmark == name) for name in ("retrieval", "pope"))
-    (relation,) = relations_of(report, x, y)
+    (relation,) = correlated_pairs(report, x, y)
     assert relation.spearman.value == 1
     assert found.rows[1][1:4] == ("4", "1.00", f"−{abs(relation.spearman.low):.2f} to 1.00")
     assert float(found.rows[1][4]) == pytest.approx(2 * 2 / 24, abs=1e-3)  # two tests, corrected
@@ -118,13 +118,13 @@ def test_retrieval_is_set_against_every_mllm_benchmark(report):
 
 def test_three_rows_are_points_without_a_correlation_and_the_page_says_so(tmp_path):
     results = put_results(tmp_path / "results")
-    found = retrieval_against_mllm(build_report(results))
+    found = correlation_figures(build_report(results))
     assert [figure.title for figure in found.figures] == ["gqa exact match", "pope accuracy"]
     assert {row[0] for row in found.figures[0].rows} == {"untrained", "clip", "clips"}
     assert found.rows == found.remarks == ()
     assert "3 rows have both a retrieval and an MLLM score. A correlation takes 4 rows" in found.lead
     shutil.rmtree(results / "untrained")
-    found = retrieval_against_mllm(build_report(results))
+    found = correlation_figures(build_report(results))
     assert found.figures == ()
     assert "2 rows have both" in found.lead
 
@@ -132,16 +132,16 @@ def test_three_rows_are_points_without_a_correlation_and_the_page_says_so(tmp_pa
 def test_rows_of_two_llms_or_recipes_and_cells_measured_otherwise_are_not_mixed(report):
     rows = tuple(dataclasses.replace(row, llm="a" if row.name == "clip" else "b") for row in report.table.rows)
     mixed = dataclasses.replace(report, table=dataclasses.replace(report.table, rows=rows))
-    found = retrieval_against_mllm(mixed)
+    found = correlation_figures(mixed)
     assert [len(figure.rows) for figure in found.figures] == [3, 3]
     assert found.rows == ()
     rows = tuple(dataclasses.replace(row, recipe="r" if row.name == "clip" else "s") for row in report.table.rows)
     mixed = dataclasses.replace(report, table=dataclasses.replace(report.table, rows=rows))
-    found = retrieval_against_mllm(mixed)
+    found = correlation_figures(mixed)
     assert [len(figure.rows) for figure in found.figures] == [3, 3]
     assert found.rows == ()
     rows = tuple(dataclasses.replace(row, llm="big", recipe="r") for row in report.table.rows)
-    named = retrieval_against_mllm(dataclasses.replace(report, table=dataclasses.replace(report.table, rows=rows)))
+    named = correlation_figures(dataclasses.replace(report, table=dataclasses.replace(report.table, rows=rows)))
     assert named.figures[0].name == "relation-retrieval-gqa-big-r"
     assert named.figures[0].title.endswith(", big, r")
     put_result(
@@ -151,7 +151,7 @@ def test_rows_of_two_llms_or_recipes_and_cells_measured_otherwise_are_not_mixed(
         items_table(0.45, benchmark="pope", seed=1),
         protocol={"prompt": "other"},
     )
-    again = retrieval_against_mllm(build_report(report.source.directory))
+    again = correlation_figures(build_report(report.source.directory))
     assert [(figure.name, len(figure.rows)) for figure in again.figures] == [
         ("relation-retrieval-gqa", 4),
         ("relation-retrieval-pope", 3),
@@ -168,10 +168,10 @@ def write_training(directory: Path, **manifest: object) -> Path:
 def test_what_a_score_cost_is_read_from_its_trainings(tmp_path):
     encoder = write_training(tmp_path / "e", samples_seen=3000, seconds=1800, processes=2)
     llava = write_training(tmp_path / "l", seconds=5400)
-    assert training_hours(Training(encoder=encoder)) == 0.5
-    assert training_hours(Training(encoder=encoder, others=(llava,))) == 2.0
-    assert training_hours(Training(encoder=encoder, others=(tmp_path / "gone",))) is None
-    assert encoder_flops(Training(encoder=encoder)) is None
+    assert training_hours(TrainingRuns(encoder=encoder)) == 0.5
+    assert training_hours(TrainingRuns(encoder=encoder, others=(llava,))) == 2.0
+    assert training_hours(TrainingRuns(encoder=encoder, others=(tmp_path / "gone",))) is None
+    assert encoder_flops(TrainingRuns(encoder=encoder)) is None
     lines = [  # 100 GFLOPs a sample, then 400 of larger pictures; a line stands twice after a resumption
         {"samples_seen": 1000, "tflops": 5.0, "samples_per_second": 100.0},
         {"samples_seen": 2000, "tflops": 10.0, "samples_per_second": 200.0},
@@ -180,10 +180,10 @@ def test_what_a_score_cost_is_read_from_its_trainings(tmp_path):
         {"samples_seen": 3000, "loss": 1.0},
     ]
     (encoder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    assert encoder_flops(Training(encoder=encoder)) == pytest.approx(2000 * 1e11 + 1000 * 4e11)
+    assert encoder_flops(TrainingRuns(encoder=encoder)) == pytest.approx(2000 * 1e11 + 1000 * 4e11)
     lines = [{"samples_seen": 1000, "flops_per_sample": 3e9}, lines[1] | {"flops_per_sample": 5e9}]
     (encoder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    assert encoder_flops(Training(encoder=encoder)) == pytest.approx(1000 * 3e9 + 1000 * 5e9)
+    assert encoder_flops(TrainingRuns(encoder=encoder)) == pytest.approx(1000 * 3e9 + 1000 * 5e9)
 
 
 def test_the_cost_of_an_encoder_is_that_of_all_its_stages(tmp_path):
@@ -193,15 +193,15 @@ def test_the_cost_of_an_encoder_is_that_of_all_its_stages(tmp_path):
     stages = [first, {"steps": 1, "samples_seen": 1000, "seconds": 1800}]
     encoder = write_training(tmp_path / "e", samples_seen=1000, seconds=1800, stages=stages)
     (encoder / "metrics.jsonl").write_text(json.dumps(line), encoding="utf-8")
-    training = Training(encoder=encoder)
-    assert samples_seen(training) == 10_000
+    training = TrainingRuns(encoder=encoder)
+    assert images_seen(training) == 10_000
     assert training_hours(training) == 1.5
     assert encoder_flops(training) is None  # the first stage is not there any more
     earlier = write_training(tmp_path / "e.stages" / "1", processes=2)
     (earlier / "metrics.jsonl").write_text(json.dumps(line | {"samples_seen": 9000}), encoding="utf-8")
     assert encoder_flops(training) == pytest.approx(1000 * 5e10 + 9000 * 1e11)
-    assert facts({"kind": "encoder", "stages": stages, "seconds": 1800}, {})["training time"] == "1 h 30 min"
-    assert facts({"kind": "encoder", "seconds": 1800}, {})["training time"] == "30 min 00 s"
+    assert training_facts({"kind": "encoder", "stages": stages, "seconds": 1800}, {})["training time"] == "1 h 30 min"
+    assert training_facts({"kind": "encoder", "seconds": 1800}, {})["training time"] == "30 min 00 s"
 
 
 def test_the_pareto_front_is_of_rows_that_nothing_cheaper_beats(report, tmp_path):
@@ -314,9 +314,9 @@ def test_gqas_kind_is_the_structure_of_the_question_and_others_their_own():
 def test_figures_of_many_rows_have_no_colors_to_name_and_short_names(tmp_path):
     long = "openvision-vit-large-patch14-recap-sub-caption-{}"
     report = build_report(put_results(tmp_path, {long.format(n): 0.1 + 0.05 * n for n in range(13)}))
-    figure = only(retrieval_against_mllm(report), "relation-retrieval-pope")
+    figure = only(correlation_figures(report), "relation-retrieval-pope")
     assert figure.legend == ()
     assert len(figure.rows) == 13
-    assert "var(--series" not in inline_svg(figure)
-    assert short_name(long.format(12)) == "openvision-vi…ub-caption-12"
-    assert short_name("clip") == "clip"
+    assert "var(--series" not in render_inline_svg(figure)
+    assert shorten_name(long.format(12)) == "openvision-vi…ub-caption-12"
+    assert shorten_name("clip") == "clip"

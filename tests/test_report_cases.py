@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from report_material import items_table, put_failure, put_result, put_results
 
-from benchmarks.report.answer import answer, sentence
-from benchmarks.report.model import Report, build_report
-from benchmarks.report.page import note_of, render_page
-from benchmarks.report.remarks import PAGE
-from benchmarks.report.table import Delta
+from benchmarks.report.summary import headline, row_summary
+from benchmarks.report.report import Report, build_report
+from benchmarks.report.html_page import note_for_cell, render_page
+from benchmarks.report.notes import PAGE
+from benchmarks.report.table import BaselineDifference
 
 VOID = {"meta", "link", "br", "img", "input", "col", "path", "use", "rect", "circle", "line"}
 
@@ -115,7 +115,7 @@ def test_a_cell_without_a_number_links_to_the_note_that_says_why(tmp_path):
     report = build_report(tmp_path / "results")
     notes = report.below(PAGE)
     for cell in report.table.cells.values():
-        place = note_of(cell, notes)
+        place = note_for_cell(cell, notes)
         if cell.gap or cell.group:
             assert cell.row in notes[place]
             assert cell.column.benchmark in notes[place]
@@ -136,7 +136,7 @@ def test_the_answer_counts_measures_where_there_are_too_many_to_name(tmp_path):
     for number in range(9):
         for row, skill in (("clip", 0.2), ("clips", 0.9)):
             put_result(tmp_path, row, f"gqa{number}", items_table(skill, benchmark="gqa", seed=number))
-    said = answer(build_report(tmp_path, baseline="clip").table)
+    said = headline(build_report(tmp_path, baseline="clip").table)
     assert said.endswith("on gqa1 exact match, and also on 7 other measures.")
 
 
@@ -148,12 +148,12 @@ def test_an_interval_that_reaches_over_zero_is_told_as_it_is(tmp_path, ends: tup
     put_results(tmp_path, {"clip": 0.4, "clips": 0.6})
     table = build_report(tmp_path, baseline="clip").table
     value = 4.0 if ends[1] > 1 else -4.0
-    delta = Delta(baseline="clip", value=value, low=ends[0], high=ends[1], p_value=0.01, p_adjusted=0.01, smallest=1.0)
+    delta = BaselineDifference(baseline="clip", value=value, low=ends[0], high=ends[1], p_value=0.01, p_adjusted=0.01, smallest=1.0)
     cells = {
         place: dataclasses.replace(cell, delta=delta if place[0] == "clips" else None)
         for place, cell in table.cells.items()
     }
-    told = sentence(dataclasses.replace(table, cells=cells), "clips")
+    told = row_summary(dataclasses.replace(table, cells=cells), "clips")
     assert said in told
     assert "[−0.3, 8.0]" in told
 

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from report_material import items_table, put_result
 
-from benchmarks.report.formats import FORMATS
-from benchmarks.report.model import Report, build_report
+from benchmarks.report.formats import REPORT_FORMATS
+from benchmarks.report.report import Report, build_report
 
 COUNT = 120
 
@@ -28,7 +28,7 @@ def report(folder: Path, skills: dict[str, float], chance: float = 0.02, yes: fl
 
 
 def rendered(built: Report, name: str) -> str:
-    (text,) = FORMATS[name].files(built).values()
+    (text,) = REPORT_FORMATS[name].files(built).values()
     return re.sub(" +", " ", str(text)) if name == "markdown" else str(text)
 
 

@@ -13,13 +13,13 @@ import pandas as pd
 import pytest
 from report_material import put_failure, put_results
 
-from benchmarks.report.formats import FORMATS, latex
+from benchmarks.report.formats import REPORT_FORMATS, latex
 from benchmarks.report.formats.latex import latex_text
-from benchmarks.report.model import Report, build_report
-from benchmarks.report.selection import Selection
+from benchmarks.report.report import Report, build_report
+from benchmarks.report.row_selection import Selection
 from benchmarks.report.tidy import COLUMNS
-from clips.commandline.commands import Command, run_commands
-from clips.core.artifact import say
+from clips.commandline.commands import Command, dispatch
+from clips.core.artifact import log_info
 from clips.errors import UserError
 
 NASTY = r"a&b % $c$ #d _e_ {f} ~g ^h \input{/etc/passwd} <i> |j| ünïß Łódź α→β −3 Привет 中文 😀" + "\x1b[31m\u202e\x07"
@@ -58,7 +58,7 @@ def nasty(tmp_path: Path) -> Report:
 def test_the_latex_table_compiles(nasty: Report, tmp_path: Path) -> None:
     if not subprocess.run(["kpsewhich", "booktabs.sty"], capture_output=True).stdout:
         pytest.skip("needs booktabs")
-    said = compiled(FORMATS["latex"].render(nasty), tmp_path)
+    said = compiled(REPORT_FORMATS["latex"].render(nasty), tmp_path)
     assert "undefined" not in said.casefold()
 
 
@@ -100,7 +100,7 @@ def test_text_is_what_latex_prints(text: str, latex: str) -> None:
 
 
 def test_nothing_in_the_latex_table_is_a_command_of_others(nasty: Report) -> None:
-    text = FORMATS["latex"].render(nasty)
+    text = REPORT_FORMATS["latex"].render(nasty)
     assert "\\input" not in "\n".join(line for line in text.splitlines() if not line.startswith("%"))
     assert not {"\x1b", "\x07", "\u202e"} & set(text)
     assert r"$-$1\,222.2" in text
@@ -108,7 +108,7 @@ def test_nothing_in_the_latex_table_is_a_command_of_others(nasty: Report) -> Non
 
 def test_benchmarks_stand_above_their_metrics(tmp_path: Path) -> None:
     put_results(tmp_path)
-    lines = FORMATS["latex"].render(build_report(tmp_path)).splitlines()
+    lines = REPORT_FORMATS["latex"].render(build_report(tmp_path)).splitlines()
     top = lines.index("\\toprule")
     assert lines[top + 1 : top + 4] == [
         r" & gqa & pope & \multicolumn{2}{c}{retrieval} \\",
@@ -118,7 +118,7 @@ def test_benchmarks_stand_above_their_metrics(tmp_path: Path) -> None:
 
 
 def test_the_tidy_table_has_a_line_for_each_model_and_metric(nasty: Report) -> None:
-    frame = pd.read_csv(io.StringIO(FORMATS["csv"].render(nasty)))
+    frame = pd.read_csv(io.StringIO(REPORT_FORMATS["csv"].render(nasty)))
     assert set(frame) == {*COLUMNS}
     assert len(frame) == 12
     assert set(frame["value"].isna() == frame["missing"].notna()) == {True}
@@ -128,10 +128,10 @@ def test_the_tidy_table_has_a_line_for_each_model_and_metric(nasty: Report) -> N
 
 
 def test_messages_reach_a_terminal_without_commands_to_it(capsys: pytest.CaptureFixture[str]) -> None:
-    say("made \x1b]0;title\x07 of \u202ename")
+    log_info("made \x1b]0;title\x07 of \u202ename")
     nasty = str(Path("/nowhere") / "\x1b[31mred\x07")
-    command = Command(help="", target="benchmarks.report.command:report", positional=("directory",))
-    assert run_commands("clips-bench", "", {"report": command}, ["report", nasty]) == 2
+    command = Command(help="", target="benchmarks.report.command:run_report", positional=("directory",))
+    assert dispatch("clips-bench", "", {"report": command}, ["report", nasty]) == 2
     said = capsys.readouterr().err
     assert "[31mred" in said
     assert "title" in said

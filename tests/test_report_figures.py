@@ -14,13 +14,13 @@ from colours import contrast
 from matplotlib import figure as drawn
 from report_study import make_study
 
-from benchmarks.report import drawing, palette
-from benchmarks.report.curves import Curve, plot_curves
-from benchmarks.report.drawing import drawn_on_sheet, inline_svg, pdf, standalone_svg
-from benchmarks.report.figure import Figure, Key, Label, file_name, plot_points
-from benchmarks.report.formats import FORMATS
-from benchmarks.report.model import build_report
-from benchmarks.report.palette import light_inks
+from benchmarks.report import figure_export, palette
+from benchmarks.report.learning_curves import Curve, draw_curves
+from benchmarks.report.figure_export import draw_figure, render_inline_svg, render_pdf, render_svg
+from benchmarks.report.figure import Figure, LegendEntry, PointLabel, safe_file_name, plot_points
+from benchmarks.report.formats import REPORT_FORMATS
+from benchmarks.report.report import build_report
+from benchmarks.report.palette import light_palette
 from benchmarks.report.sections import report_figures
 from benchmarks.report.table import Cell, Column
 
@@ -29,16 +29,16 @@ FIGURE = Figure(
     name="curve",
     title="Loss <b>",
     alt='falls "fast" & <i>',
-    plot=lambda axes, inks: plot_curves([CURVE], axes, inks),
+    plot=lambda axes, inks: draw_curves([CURVE], axes, inks),
     x_label="a <b> & $c$ \u202e",
-    legend=(Key(color=1, label="row <x>"),),
+    legend=(LegendEntry(color=1, label="row <x>"),),
     heads=("row", "loss"),
     rows=(("clip", "1"),),
 )
 
 
 def test_a_figure_of_the_page_takes_its_colors_and_escapes_all_text():
-    svg = inline_svg(FIGURE)
+    svg = render_inline_svg(FIGURE)
     assert svg.startswith('<svg viewBox="')
     assert 'aria-label="falls &quot;fast&quot; &amp; &lt;i&gt;"' in svg
     assert "var(--series-1)" in svg
@@ -46,32 +46,32 @@ def test_a_figure_of_the_page_takes_its_colors_and_escapes_all_text():
     assert not re.search(r"#0a0b\w\w", svg)
     assert "a &lt;b&gt; &amp; $c$ \ufffd" in svg
     assert "http" not in svg
-    assert svg == inline_svg(FIGURE)
+    assert svg == render_inline_svg(FIGURE)
     ElementTree.fromstring(svg)
 
 
 def test_ids_are_kept_where_they_are_used_only():
-    svg = inline_svg(FIGURE)
+    svg = render_inline_svg(FIGURE)
     ids = re.findall(r'\sid="([^"]+)"', svg)
     assert ids
     assert {*ids} == {*re.findall(r'(?:href="|url\()#([\w.-]+)', svg)}
-    other = inline_svg(dataclasses.replace(FIGURE, name="other"))
+    other = render_inline_svg(dataclasses.replace(FIGURE, name="other"))
     assert not {*ids} & {*re.findall(r'\sid="([^"]+)"', other)}
 
 
 def test_a_figure_as_a_file_is_complete_in_itself():
-    svg = standalone_svg(FIGURE)
+    svg = render_svg(FIGURE)
     root = ElementTree.fromstring(svg)
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert [child.text for child in root[:2]] == ["Loss <b>", 'falls "fast" & <i>']
     assert "var(--" not in svg
-    assert light_inks().series(1) in svg
+    assert light_palette().series(1) in svg
     assert "row &lt;x&gt;" in svg  # the legend
-    assert pdf(FIGURE).startswith(b"%PDF")
+    assert render_pdf(FIGURE).startswith(b"%PDF")
 
 
 def test_names_of_figures_are_fit_for_files():
-    assert file_name("forest", "../../etc", "a b/c|<d>") == "forest-etc-a-b-c-d"
+    assert safe_file_name("forest", "../../etc", "a b/c|<d>") == "forest-etc-a-b-c-d"
 
 
 def test_every_figure_of_the_page_can_be_had_by_name(tmp_path, monkeypatch):
@@ -79,7 +79,7 @@ def test_every_figure_of_the_page_can_be_had_by_name(tmp_path, monkeypatch):
     found = report_figures(report)
     assert {"curves-encoder-contrastive-loss", "curves-llava-align"} <= {*found}
     for suffix, begin in (("svg", b"<svg"), ("pdf", b"%PDF")):
-        files = FORMATS[suffix].files(report)
+        files = REPORT_FORMATS[suffix].files(report)
         assert [*files] == [f"figures/{name}.{suffix}" for name in found]
         for content in files.values():
             assert (content.encode() if isinstance(content, str) else content).startswith(begin)
@@ -90,7 +90,7 @@ def test_every_figure_of_the_page_can_be_had_by_name(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_colors_have_the_contrast_of_wcag_aa(scheme):
-    style = (Path(drawing.__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
+    style = (Path(figure_export.__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
     pairs = re.findall(r"--([\w-]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\)", style)
     colors = {name: ends[scheme] for name, *ends in pairs}
     for ground in ("paper", "sheet", "tint"):
@@ -115,8 +115,8 @@ def _crowded() -> Figure:
         plot=plot,
         x_label="x",
         y_label="y",
-        legend=tuple(Key(color=place, label=f"{place + 1} a row") for place in range(12)),
-        labels=tuple(Label(x=x, y=y, text=str(place + 1)) for place, (x, y) in enumerate(points)),
+        legend=tuple(LegendEntry(color=place, label=f"{place + 1} a row") for place in range(12)),
+        labels=tuple(PointLabel(x=x, y=y, text=str(place + 1)) for place, (x, y) in enumerate(points)),
         heads=("row",),
         rows=(),
     )
@@ -124,7 +124,7 @@ def _crowded() -> Figure:
 
 @pytest.mark.parametrize("legend", [False, True])
 def test_no_label_lies_on_another_or_on_a_point(legend):
-    sheet = drawn_on_sheet(_crowded(), light_inks(), legend=legend)
+    sheet = draw_figure(_crowded(), light_palette(), legend=legend)
     sheet.draw_without_rendering()
     (axes,) = sheet.axes
     boxes = [text.get_window_extent() for text in axes.texts if text.get_text()]

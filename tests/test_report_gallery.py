@@ -16,19 +16,19 @@ from PIL import Image
 from report_material import items_table, picture, put_result, put_results
 
 from benchmarks.data.caption_sets import load_caption_set
-from benchmarks.encoders.found import with_found
-from benchmarks.encoders.recall import ranks
+from benchmarks.encoders.top_results import with_top_results
+from benchmarks.encoders.recall import compute_ranks
 from benchmarks.encoders.retrieval import items_of
-from benchmarks.lots import by_lot
+from benchmarks.item_sampling import hash_order
 from benchmarks.report.gallery import thumbnails
-from benchmarks.report.gallery.answer_examples import choose_items, galleries
+from benchmarks.report.gallery.answer_examples import select_items, answer_galleries
 from benchmarks.report.gallery.caption_examples import captioned
 from benchmarks.report.gallery.cards import Card, Gallery, fitted
-from benchmarks.report.gallery.retrieval_examples import retrieved, spread
-from benchmarks.report.gallery.thumbnails import Album, that_fit
-from benchmarks.report.model import build_report
-from benchmarks.report.page import render_page
-from benchmarks.report.source import few_rows, read_source
+from benchmarks.report.gallery.retrieval_examples import retrieval_galleries, spread_by_difficulty
+from benchmarks.report.gallery.thumbnails import ImageDeduplicator, take_within_budget
+from benchmarks.report.report import build_report
+from benchmarks.report.html_page import render_page
+from benchmarks.report.load_results import limit_rows, read_source
 from clips.data.formats import DatasetSpec
 
 HOSTILE = (
@@ -56,27 +56,27 @@ class Tags(HTMLParser):
 
 def test_the_lot_is_the_same_whatever_else_there_is():
     names = [f"item {number}" for number in range(50)]
-    order = by_lot(names)
+    order = hash_order(names)
     assert order != names
     assert sorted(order) == sorted(names)
-    assert by_lot(reversed(names)) == order
-    assert by_lot(names[:25]) == [name for name in order if name in names[:25]]
+    assert hash_order(reversed(names)) == order
+    assert hash_order(names[:25]) == [name for name in order if name in names[:25]]
 
 
 def test_examples_are_those_on_which_rows_differ_dealt_over_who_is_right():
     names = ["a1", "a2", "a3", "b1", "none", "both"]
     scores = pd.DataFrame({"a": [1, 1, 1, 0, 0, 1.0], "b": [0, 0, 0, 1, 0, 1.0]}, index=names)
-    first, second, third = by_lot(["a1", "a2", "a3"])
+    first, second, third = hash_order(["a1", "a2", "a3"])
     images = {name: name for name in names}
-    assert choose_items(scores, images, most=4) == [first, "b1", "none", "both"]
-    assert choose_items(scores.iloc[::-1], images, most=6) == [first, "b1", second, third, "none", "both"]
-    assert choose_items(scores, images | {"b1": first}, most=3) == [first, "none", "both"]
+    assert select_items(scores, images, most=4) == [first, "b1", "none", "both"]
+    assert select_items(scores.iloc[::-1], images, most=6) == [first, "b1", second, third, "none", "both"]
+    assert select_items(scores, images | {"b1": first}, most=3) == [first, "none", "both"]
 
 
 def test_row_against_row_shows_both_ways_in_equal_numbers(tmp_path):
     put_results(tmp_path, {"clip": 0.45, "clips": 0.62})
-    source = few_rows(read_source(tmp_path, baseline="clip"))
-    for gallery in galleries(source):
+    source = limit_rows(read_source(tmp_path, baseline="clip"))
+    for gallery in answer_galleries(source):
         tables = {
             row: pd.read_parquet(tmp_path / row / f"{gallery.benchmark}.items.parquet") for row in ("clip", "clips")
         }
@@ -95,7 +95,7 @@ def test_row_against_row_shows_both_ways_in_equal_numbers(tmp_path):
 def test_rows_measured_unlike_are_no_pair(tmp_path):
     for row, prompt in (("clip", "a"), ("clips", "b")):
         put_result(tmp_path, row, "gqa", items_table(0.5, benchmark="gqa"), protocol={"prompt": prompt})
-    (gallery,) = galleries(read_source(tmp_path, baseline="clip"))
+    (gallery,) = answer_galleries(read_source(tmp_path, baseline="clip"))
     assert gallery.pairs == ()
 
 
@@ -103,7 +103,7 @@ def test_where_few_pictures_are_kept_examples_are_of_those(tmp_path):
     items = items_table(0.5, benchmark="gqa")
     kept = items["image"].isin(sorted(set(items["image"]))[-3:])
     put_result(tmp_path, "clip", "gqa", items.assign(thumbnail=items["thumbnail"].where(kept, None)))
-    (gallery,) = galleries(read_source(tmp_path))
+    (gallery,) = answer_galleries(read_source(tmp_path))
     assert len(gallery.cards) == 3
     assert all(example.picture is not None for example in gallery.cards)
     assert gallery.items == len(items)
@@ -113,7 +113,7 @@ def test_graded_items_show_their_score_and_others_right_or_wrong(tmp_path):
     items = items_table(0.5, benchmark="gqa").assign(target="yes | indeed | sure")
     put_result(tmp_path, "clip", "gqa", items)
     put_result(tmp_path, "clip", "pope", items.assign(score=items["score"] * 0.5))
-    found = galleries(read_source(tmp_path))
+    found = answer_galleries(read_source(tmp_path))
     assert {gallery.disagreements for gallery in found} == {None}  # a single row disagrees with nobody
     shown = {gallery.benchmark: gallery.cards for gallery in found}
     assert {(answer.right, answer.score) for example in shown["gqa"] for answer in example.answers} == {
@@ -134,8 +134,8 @@ def captions(tmp_path):
 
 
 def _items(captions, images, texts):
-    items = items_of(captions, ranks(images, texts, captions.pairs), with_thumbnails=False)
-    return with_found(items, captions, images, texts, most=4)
+    items = items_of(captions, compute_ranks(images, texts, captions.pairs), with_thumbnails=False)
+    return with_top_results(items, captions, images, texts, most=4)
 
 
 def test_queries_keep_what_they_find_with_its_pictures(captions):
@@ -165,8 +165,8 @@ def test_queries_keep_what_they_find_with_its_pictures(captions):
 
 def test_queries_are_spread_from_easy_to_hard():
     table = pd.DataFrame({"direction": "t2i", "t2i_rank": np.arange(1.0, 10)}, index=[f"q{n}" for n in range(1, 10)])
-    assert spread(by_lot(table.index), {"clip": table}, 3) == ["q1", "q5", "q9"]
-    assert spread(["q2", "q1"], {"clip": table}, 3) == ["q1", "q2"]
+    assert spread_by_difficulty(hash_order(table.index), {"clip": table}, 3) == ["q1", "q5", "q9"]
+    assert spread_by_difficulty(["q2", "q1"], {"clip": table}, 3) == ["q1", "q2"]
 
 
 def _retrieval(tmp_path, row, found, **columns):
@@ -179,7 +179,7 @@ def test_the_page_marks_the_right_answer_in_words_and_keeps_each_picture_once(tm
     answers = [{"answer": f"picture-{n}", "similarity": 0.5 - n / 10, "right": n == 2} for n in range(5)]
     for row in ("clip", "clips"):
         _retrieval(tmp_path, row, json.dumps(answers))
-    (shown,) = retrieved(read_source(tmp_path))
+    (shown,) = retrieval_galleries(read_source(tmp_path))
     assert shown.items == 10
     assert [(each.score, each.right) for each in shown.cards[0].found[0].answers] == [
         ("0.50", False), ("0.40", False), ("0.30", True), ("0.20", False), ("0.10", False)]  # fmt: skip
@@ -195,7 +195,7 @@ def test_the_page_marks_the_right_answer_in_words_and_keeps_each_picture_once(tm
 @pytest.mark.parametrize("found", ["no JSON", "[1, 2]", '[{"similarity": "a"}]'])
 def test_answers_that_cannot_be_read_are_left_out(tmp_path, found):
     _retrieval(tmp_path, "clip", found)
-    assert all(not each.answers for shown in retrieved(read_source(tmp_path)) for q in shown.cards for each in q.found)
+    assert all(not each.answers for shown in retrieval_galleries(read_source(tmp_path)) for q in shown.cards for each in q.found)
 
 
 def test_captions_stand_beside_their_references(tmp_path):
@@ -236,7 +236,7 @@ def test_no_text_of_others_harms_the_page(tmp_path):
 
 
 def test_only_small_jpegs_become_pictures():
-    assert thumbnails.picture(picture(1), "a").width == 96
+    assert thumbnails.make_thumbnail(picture(1), "a").width == 96
     stream = io.BytesIO()
     Image.new("RGB", (2000, 2)).save(stream, "JPEG")
     for content in (
@@ -246,27 +246,27 @@ def test_only_small_jpegs_become_pictures():
         stream.getvalue(),
         None,
     ):
-        assert thumbnails.picture(content, "a") is None
-    shown = thumbnails.picture(picture(1), '"><script>')
-    assert '"&gt;&lt;script&gt;"' not in Album().tag(shown)
-    assert 'aria-label="&#34;&gt;&lt;script&gt;"' in Album().tag(shown)
+        assert thumbnails.make_thumbnail(content, "a") is None
+    shown = thumbnails.make_thumbnail(picture(1), '"><script>')
+    assert '"&gt;&lt;script&gt;"' not in ImageDeduplicator().tag(shown)
+    assert 'aria-label="&#34;&gt;&lt;script&gt;"' in ImageDeduplicator().tag(shown)
 
 
 def test_pictures_stay_within_their_share_of_the_page(tmp_path, monkeypatch):
-    one, two = (Card(picture=thumbnails.picture(picture(number), "a")) for number in (1, 2))
+    one, two = (Card(picture=thumbnails.make_thumbnail(picture(number), "a")) for number in (1, 2))
     sizes = [len(card.picture.content) for card in (one, two)]
     room = sum(sizes) * 4 // 3
-    assert that_fit([one, one, two, one], room) == ((one, one, two, one), 0)
-    assert that_fit([one, one, two, one], room - 10) == ((one, one), 2)
+    assert take_within_budget([one, one, two, one], room) == ((one, one, two, one), 0)
+    assert take_within_budget([one, one, two, one], room - 10) == ((one, one), 2)
     gallery = Gallery(benchmark="captions", cards=(two, two), items=9)
-    monkeypatch.setattr(thumbnails, "SECTION_BYTES", 2 * sizes[1] * 4 // 3)
+    monkeypatch.setattr(thumbnails, "MAX_SECTION_BYTES", 2 * sizes[1] * 4 // 3)
     first, second = fitted([gallery, None, gallery])
     assert (len(first.cards), first.left_out, second.left_out) == (2, 0, 0)
-    monkeypatch.setattr(thumbnails, "SECTION_BYTES", 2 * sizes[1])
+    monkeypatch.setattr(thumbnails, "MAX_SECTION_BYTES", 2 * sizes[1])
     assert [(each.cards, each.left_out) for each in fitted([gallery, gallery])] == [((), 2)] * 2
     put_results(tmp_path)
     before = len(render_page(build_report(tmp_path)))
-    monkeypatch.setattr("benchmarks.report.gallery.answer_examples.SECTION_BYTES", 30_000)
+    monkeypatch.setattr("benchmarks.report.gallery.answer_examples.MAX_SECTION_BYTES", 30_000)
     page = render_page(build_report(tmp_path))
     assert len(page) < before
     assert "examples left out for the size of the page" in page

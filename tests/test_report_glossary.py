@@ -10,9 +10,9 @@ import pytest
 from report_material import items_table, put_result
 from report_study import make_study
 
-from benchmarks.report.glossary import WORDS, Glossary
-from benchmarks.report.model import build_report
-from benchmarks.report.page import render_page
+from benchmarks.report.glossary import GLOSSARY, Glossary
+from benchmarks.report.report import build_report
+from benchmarks.report.html_page import render_page
 
 
 def explained(page: str) -> set[str]:
@@ -67,8 +67,8 @@ def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def test_all_words_of_statistics_on_a_page_are_explained_there(page):
     text = visible_text(page)
-    used = {word.id for word in WORDS if re.search(word.pattern, text)}
+    used = {word.id for word in GLOSSARY if re.search(word.pattern, text)}
     assert {"interval", "p"} <= used
     assert used <= explained(page)
     assert {*re.findall(r'href="#word-([\w-]+)"', page)} <= explained(page)
-    assert explained(page) < {word.id for word in WORDS}  # and no others
+    assert explained(page) < {word.id for word in GLOSSARY}  # and no others

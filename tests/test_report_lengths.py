@@ -10,10 +10,10 @@ import pytest
 from bench_reader import evaluate, write_pictures
 
 from benchmarks.config import BenchmarkConfig
-from benchmarks.encoders.long_retrieval import suffix
+from benchmarks.encoders.long_retrieval import metric_suffix
 from benchmarks.report.caption_length_figures import length_curves, length_figures
-from benchmarks.report.model import build_report
-from benchmarks.report.page import render_page
+from benchmarks.report.report import build_report
+from benchmarks.report.html_page import render_page
 
 PICTURES = 4
 
@@ -38,7 +38,7 @@ def test_a_curve_for_each_row_and_direction(results):
     assert [figure.title for figure in drawn.figures] == ["docci: T→I R@1", "docci: I→T R@1"]
     assert drawn.figures[0].heads == ("words", "4", "8", "16", "whole", "cut off")
     labels = ("4", "8", "16", "whole")
-    metrics = {label: "t2i_r1" if label == "whole" else f"t2i_r1{suffix(int(label))}" for label in labels}
+    metrics = {label: "t2i_r1" if label == "whole" else f"t2i_r1{metric_suffix(int(label))}" for label in labels}
     curves = {curve.name: curve for curve in length_curves(report.details, "docci", metrics)}
     values = {name: {label: cell.value for label, cell in curve.points.items()} for name, curve in curves.items()}
     found = [100 * share for share in ((1 + 3 / 4) / 4, (2 + 2 / 4) / 4, (3 + 1 / 4) / 4, 1)]

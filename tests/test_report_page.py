@@ -13,14 +13,14 @@ import pytest
 from report_material import put_results
 from report_study import make_study
 
-from benchmarks.report.command import ReportConfig, report
-from benchmarks.report.model import build_report
-from benchmarks.report.page import render_page
-from benchmarks.report.reproduce import reproduction
+from benchmarks.report.command import ReportConfig, run_report
+from benchmarks.report.report import build_report
+from benchmarks.report.html_page import render_page
+from benchmarks.report.reproduce import reproduction_info
 from benchmarks.report.sections import SECTIONS
-from benchmarks.report.source import NO_RECORDS, Gap, read_source
-from benchmarks.report.timing import step_timing, without_pauses
-from benchmarks.study.state import StepRecord
+from benchmarks.report.load_results import NO_STEP_RECORDS_NOTE, MissingValue, read_source
+from benchmarks.report.step_timing import build_timeline, compress_idle_time
+from benchmarks.study.step_state import StepRecord
 from clips.errors import UserError
 
 
@@ -53,10 +53,10 @@ def test_a_studys_page_has_every_section(study):
 def test_a_failed_step_explains_the_cells_behind_it(study):
     outcomes = read_source(study).outcomes
     gap = outcomes["net", "pope"]
-    assert isinstance(gap, Gap)
+    assert isinstance(gap, MissingValue)
     assert gap.kind == "failed"
     assert gap.reason == "step llava-net-tiny-s0 failed: these weights are not of this architecture"
-    assert outcomes["net", "retrieval"] == Gap(kind="not applicable", reason="no text tower")
+    assert outcomes["net", "retrieval"] == MissingValue(kind="not applicable", reason="no text tower")
 
 
 def test_results_of_another_key_are_not_shown(study):
@@ -64,7 +64,7 @@ def test_results_of_another_key_are_not_shown(study):
     content = json.loads(path.read_text(encoding="utf-8")) | {"key": "of an older study"}
     path.write_text(json.dumps(content), encoding="utf-8")
     gap = read_source(study).outcomes["clips", "pope"]
-    assert isinstance(gap, Gap)
+    assert isinstance(gap, MissingValue)
     assert gap.reason == "not run since the study or its code changed"
 
 
@@ -73,12 +73,12 @@ def test_results_without_records_of_their_steps_are_shown_as_they_lie(study):
     shutil.rmtree(study / "steps")
     report = build_report(study)
     assert {place for place, cell in report.table.cells.items() if cell.value is not None} == before
-    assert NO_RECORDS in report.remarks
+    assert NO_STEP_RECORDS_NOTE in report.remarks
     for file in (study / "results").rglob("*.json"):
         file.unlink()
     bare = build_report(study)
     assert {cell.gap.reason for cell in bare.table.cells.values() if cell.gap.kind == "missing"} == {"not run yet"}
-    assert NO_RECORDS not in bare.remarks
+    assert NO_STEP_RECORDS_NOTE not in bare.remarks
 
 
 def test_a_result_without_the_record_of_its_step_is_not_said_never_to_have_run(study):
@@ -92,9 +92,9 @@ def test_a_broken_result_of_a_study_fails_its_cell_only(study):
     (study / "results" / "clips-tiny-s0" / "pope.json").write_text("{", encoding="utf-8")
     outcomes = read_source(study).outcomes
     gap = outcomes["clips", "pope"]
-    assert isinstance(gap, Gap)
+    assert isinstance(gap, MissingValue)
     assert "pope.json: not a result file" in gap.reason
-    assert not isinstance(outcomes["clip", "pope"], Gap)
+    assert not isinstance(outcomes["clip", "pope"], MissingValue)
 
 
 def test_the_baseline_of_the_study_is_used_and_can_be_overridden(study):
@@ -103,7 +103,7 @@ def test_the_baseline_of_the_study_is_used_and_can_be_overridden(study):
 
 
 def test_the_command_writes_every_format_and_says_where(study, capsys):
-    report(ReportConfig(directory=str(study)))
+    run_report(ReportConfig(directory=str(study)))
     written = {path.name for path in (study / "report").iterdir()}
     assert written == {"index.html", "table.csv", "table_wide.csv", "table.md", "table.tex", "figures"}
     assert (study / "report" / "index.html").stat().st_size < 15e6
@@ -114,20 +114,20 @@ def test_the_command_writes_every_format_and_says_where(study, capsys):
     assert "bold" not in captured.out
     assert "▲" in (study / "report" / "index.html").read_text(encoding="utf-8")
     with pytest.raises(UserError, match="unknown format 'htm'; did you mean 'html'"):
-        report(ReportConfig(directory=str(study), formats=("htm",)))
+        run_report(ReportConfig(directory=str(study), formats=("htm",)))
 
 
 def test_a_report_against_another_baseline_stands_beside_the_studys(study, capsys):
-    report(ReportConfig(directory=str(study), formats=("markdown",)))
+    run_report(ReportConfig(directory=str(study), formats=("markdown",)))
     before = (study / "report" / "table.md").read_text(encoding="utf-8")
-    report(ReportConfig(directory=str(study), formats=("markdown",), baseline="clips"))
+    run_report(ReportConfig(directory=str(study), formats=("markdown",), baseline="clips"))
     assert (study / "report" / "table.md").read_text(encoding="utf-8") == before
     beside = (study / "report-against-clips" / "table.md").read_text(encoding="utf-8")
     assert "clip loses to clips" in beside
     said = capsys.readouterr()
     assert "clip loses to clips" in " ".join(said.out.split())
     assert "report-against-clips/table.md" in said.err
-    report(ReportConfig(directory=str(study), formats="markdown, csv", columns="pope"))
+    run_report(ReportConfig(directory=str(study), formats="markdown, csv", columns="pope"))
     assert {path.name for path in (study / "report-chosen").iterdir()} == {"table.md", "table.csv"}
     assert "gqa" not in (study / "report-chosen/table.md").read_text(encoding="utf-8")
 
@@ -136,7 +136,7 @@ def test_a_report_that_cannot_be_written_is_one_line(study, tmp_path):
     (tmp_path / "a-file").write_text("mine", encoding="utf-8")
     for place in (tmp_path / "a-file", Path("/proc/nowhere")):
         with pytest.raises(UserError, match=f"^{place}: cannot write here"):
-            report(ReportConfig(directory=str(study), output=str(place)))
+            run_report(ReportConfig(directory=str(study), output=str(place)))
 
 
 class Loads(HTMLParser):
@@ -172,7 +172,7 @@ def test_the_page_loads_nothing(study):
 
 
 def test_pauses_between_runs_are_cut():
-    starts, end = without_pauses([(100.0, 110.0), (105.0, 120.0), (5000.0, 5010.0), (9000.0, 9001.0)])
+    starts, end = compress_idle_time([(100.0, 110.0), (105.0, 120.0), (5000.0, 5010.0), (9000.0, 9001.0)])
     assert starts == [0.0, 5.0, 20.0, 30.0]
     assert end == 31.0
 
@@ -181,7 +181,7 @@ def test_a_step_that_went_on_is_drawn_before_what_waited_for_it():
     parent = StepRecord(name="data", kind="data", command="", key="", outcome="done", started=0.0, seconds=100.0)
     went_on = dataclasses.replace(parent, name="encoder", started=90_000.0, seconds=300.0, earlier=200.0)
     child = dataclasses.replace(parent, name="llava", started=90_100.0, seconds=100.0)
-    timing = step_timing([parent, went_on, child])
+    timing = build_timeline([parent, went_on, child])
     assert timing is not None
     assert [(bar.left, bar.width) for bar in timing.bars] == [(0, 20), (20, 60), (80, 20)]
     assert timing.wall == timing.work == "8 min 20 s"
@@ -193,7 +193,7 @@ def test_commits_that_made_the_results_are_counted(tmp_path):
     for number, file in enumerate(files):
         git = {"commit": "a" * 40, "dirty": True} if number == 0 else {"commit": "b" * 40, "dirty": False}
         file.write_text(json.dumps(json.loads(file.read_text()) | {"git": git}))
-    facts = reproduction(build_report(results).source).facts
+    facts = reproduction_info(build_report(results).source).facts
     rest, whole = len(files) - 1, len(files)
     assert facts["evaluated by commit"] == (
         f"{'b' * 12} ({rest} of {whole} results), {'a' * 12} (changed) (1 of {whole} results)"

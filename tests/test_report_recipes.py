@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from report_material import items_table, put_result
 
-from benchmarks.report.model import build_report
-from benchmarks.report.selection import Selection
-from benchmarks.report.settings import setting_panels
+from benchmarks.report.report import build_report
+from benchmarks.report.row_selection import Selection
+from benchmarks.report.sweep_figures import sweep_panels
 from benchmarks.study import commands
-from benchmarks.study.record import StudyRecord, write_study_record
-from benchmarks.study.state import StepRecord, write_record
+from benchmarks.study.study_record import StudyRecord, write_study_record
+from benchmarks.study.step_state import StepRecord, write_record
 
 STUDY = """
 name: small
@@ -36,7 +36,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file.write_text(f"{STUDY}output: {output}\n", encoding="utf-8")
     monkeypatch.setattr(commands, "check_command", lambda words: None)
     monkeypatch.setattr(commands, "command_version", lambda words: 1)
-    keyed = commands.resolve(commands.StudyConfig(study=str(file)))
+    keyed = commands.resolve_study(commands.StudyConfig(study=str(file)))
     record: StudyRecord = commands.study_record(keyed, str(file))
     write_study_record(output, record)
     for step in keyed.plan.steps:
@@ -54,7 +54,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_figure_against_a_setting_has_a_curve_for_each_recipe(study: Path) -> None:
-    (panel,) = setting_panels(build_report(study))
+    (panel,) = sweep_panels(build_report(study))
     found = {curve.name: {x: cell.value for x, cell in curve.points.items()} for curve in panel.curves}
     assert found == {
         "part, short": {8.0: pytest.approx(22.5), 16.0: pytest.approx(42.5)},
@@ -70,7 +70,7 @@ def test_points_that_were_measured_otherwise_are_on_no_curve(study: Path) -> Non
     cells = dict(built.table.cells)
     cells[place] = dataclasses.replace(cells[place], group=1, unlike=("prompt: other",))
     mixed = dataclasses.replace(built, table=dataclasses.replace(built.table, cells=cells))
-    (panel,) = setting_panels(mixed)
+    (panel,) = sweep_panels(mixed)
     assert [list(curve.points) for curve in panel.curves] == [[8.0, 16.0], [8.0]]
 
 

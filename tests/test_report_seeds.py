@@ -11,14 +11,14 @@ import pytest
 from report_material import items_table, put_result
 from scipy import stats
 
-from benchmarks.report.formats import FORMATS
-from benchmarks.report.model import build_report
-from benchmarks.report.page import render_page
-from benchmarks.report.sections import contents, report_figures
-from benchmarks.report.source import few_rows
+from benchmarks.report.formats import REPORT_FORMATS
+from benchmarks.report.report import build_report
+from benchmarks.report.html_page import render_page
+from benchmarks.report.sections import built_sections, report_figures
+from benchmarks.report.load_results import limit_rows
 from benchmarks.study import commands
-from benchmarks.study.record import read_study_record, write_study_record
-from benchmarks.study.state import StepRecord, write_record
+from benchmarks.study.study_record import read_study_record, write_study_record
+from benchmarks.study.step_state import StepRecord, write_record
 
 SHARES = {
     "pretrained": (0.1, 0.1, 0.1),
@@ -49,7 +49,7 @@ def study(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(commands, "check_command", lambda words: None)
         patch.setattr(commands, "command_version", lambda words: 1)
-        keyed = commands.resolve(commands.StudyConfig(study=str(file)))
+        keyed = commands.resolve_study(commands.StudyConfig(study=str(file)))
         write_study_record(output, commands.study_record(keyed, str(file)))
     for step in keyed.plan.steps:
         record = StepRecord(
@@ -99,12 +99,12 @@ def test_the_table_shows_means_with_both_kinds_of_noise(study):
 
 def test_both_kinds_of_noise_and_every_seed_are_in_the_csv(study):
     built = build_report(study)
-    lines = {line["model"]: line for line in rows_of(FORMATS["seeds"].render(built))}
+    lines = {line["model"]: line for line in rows_of(REPORT_FORMATS["seeds"].render(built))}
     assert float(lines["whole"]["seed 2"]) == pytest.approx(30)
     assert float(lines["whole"]["value"]) == pytest.approx(25)
     assert lines["whole"]["num_seeds"] == "3"
     assert float(lines["whole"]["image_ci_half_width"]) > 5
-    assert len(rows_of(FORMATS["csv"].render(built))) == 4
+    assert len(rows_of(REPORT_FORMATS["csv"].render(built))) == 4
 
 
 def test_a_model_that_was_evaluated_once_has_one_number(study, tmp_path):
@@ -114,7 +114,7 @@ def test_a_model_that_was_evaluated_once_has_one_number(study, tmp_path):
     for seed in (1, 2):
         file = copied / "results" / f"pretrained-s{seed}" / "retrieval.json"
         file.write_text(file.read_text().replace(f"pretrained {seed}", "pretrained 0"))
-    lines = {line["model"]: line for line in rows_of(FORMATS["seeds"].render(build_report(copied)))}
+    lines = {line["model"]: line for line in rows_of(REPORT_FORMATS["seeds"].render(build_report(copied)))}
     assert (lines["pretrained"]["num_seeds"], lines["pretrained"]["seed 1"], lines["whole"]["num_seeds"]) == (
         "1",
         "",
@@ -137,7 +137,7 @@ def test_the_result_of_another_row_is_no_number_of_a_cell(study, tmp_path):
 
 def test_a_figure_has_a_curve_for_each_strategy_and_a_level_for_what_stands_beside(study):
     built = build_report(study)
-    lines = rows_of(FORMATS["settings"].render(built))
+    lines = rows_of(REPORT_FORMATS["settings"].render(built))
     assert [(line["curve"], line["tokens"], float(line["value"])) for line in lines] == [
         ("block", "8.0", pytest.approx(55)),
         ("block", "16.0", pytest.approx(36)),
@@ -161,13 +161,13 @@ def test_a_figure_has_a_curve_for_each_strategy_and_a_level_for_what_stands_besi
 
 def test_figures_survive_the_record_and_galleries_look_at_the_first_seed(study):
     assert read_study_record(study).figures[0].beside == ("whole",)
-    rows = few_rows(build_report(study).source).rows
+    rows = limit_rows(build_report(study).source).rows
     assert [(row.encoder, row.seed) for row in rows] == [(name, 0) for name in SHARES]
 
 
 def test_figures_of_several_seeds_are_of_the_means(study):
     built = build_report(study)
-    shown = {section.id: content for section, content in contents(built)}
+    shown = {section.id: content for section, content in built_sections(built)}
     forest = {figure.name: figure for figure in shown["forest"].figures}["forest-retrieval-t2i-r1"]
     assert [row[0] for row in forest.rows] == ["part.block.8", "part.block.16", "pretrained"]
     assert forest.rows[0][1] == "+30.0"

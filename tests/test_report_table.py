@@ -11,15 +11,15 @@ import pandas as pd
 import pytest
 from report_material import SKILLS, items_table, put_failure, put_result, put_results
 
-from benchmarks.catalogue import BENCHMARKS
+from benchmarks.registry import BENCHMARKS
 from benchmarks.item_scores import ItemScores
 from benchmarks.noise import TrainingNoise
 from benchmarks.report.cell_text import margin
-from benchmarks.report.formats import FORMATS
-from benchmarks.report.model import Report, build_report
+from benchmarks.report.formats import REPORT_FORMATS
+from benchmarks.report.report import Report, build_report
 from benchmarks.report.table import Cell, Column
-from benchmarks.statistics import compare, wilson
-from benchmarks.wording import number
+from benchmarks.statistics import compare, wilson_interval
+from benchmarks.formatting import format_number
 from clips.errors import UserError
 
 
@@ -35,7 +35,7 @@ def cell(report: Report, row: str, benchmark: str = "gqa"):  # type: ignore[no-u
 
 def lines_of(report: Report) -> pd.DataFrame:
     """``table.csv``, by model and benchmark; of retrieval the first metric."""
-    lines = pd.read_csv(io.StringIO(FORMATS["csv"].render(report)))
+    lines = pd.read_csv(io.StringIO(REPORT_FORMATS["csv"].render(report)))
     return lines.drop_duplicates(["model", "benchmark"]).set_index(["model", "benchmark"]).sort_index()
 
 
@@ -107,8 +107,8 @@ def test_the_models_own_resolution_is_part_of_the_model_and_said(tmp_path):
 def test_a_baseline_is_a_row_that_others_are_compared_with(tmp_path):
     put_results(tmp_path)
     tag = '<span class="tag">baseline</span>'
-    assert tag not in FORMATS["html"].render(build_report(tmp_path))
-    assert FORMATS["html"].render(build_report(tmp_path, baseline="clip")).count(tag) == 1
+    assert tag not in REPORT_FORMATS["html"].render(build_report(tmp_path))
+    assert REPORT_FORMATS["html"].render(build_report(tmp_path, baseline="clip")).count(tag) == 1
 
 
 def test_lower_is_better_and_neither_is_better_are_respected(tmp_path):
@@ -163,16 +163,16 @@ def test_what_could_have_been_shown_stands_beside_what_was(tmp_path):
     assert (line.baseline, line.min_detectable) == ("clip", pytest.approx(delta.smallest))
     larger = max(delta.smallest, cell(report, "untrained").delta.smallest)
     said = next(remark for remark in report.remarks if remark.startswith("The smallest difference"))
-    assert f"{number(larger, 1)} on gqa exact match" in said
+    assert f"{format_number(larger, 1)} on gqa exact match" in said
 
 
 def test_rows_that_agree_in_every_item_are_no_more_certain_than_their_number(tmp_path):
     for row in ("one", "two"):
         put_result(tmp_path, row, "gqa", items_table(0.5, benchmark="gqa", count=12))
     report = build_report(tmp_path, baseline="one")
-    delta, share = cell(report, "two").delta, 100 * wilson(0, 6)[1]  # of six pictures
+    delta, share = cell(report, "two").delta, 100 * wilson_interval(0, 6)[1]  # of six pictures
     assert (delta.value, delta.low, delta.high) == pytest.approx((0, -share, share))
-    assert f"{-share:+.1f} to {share:+.1f}".replace("-", "−") in FORMATS["html"].render(report)
+    assert f"{-share:+.1f} to {share:+.1f}".replace("-", "−") in REPORT_FORMATS["html"].render(report)
 
 
 def test_where_no_interval_can_be_given_the_page_says_so(tmp_path):
@@ -220,7 +220,7 @@ def test_the_answer_says_what_the_tests_say(tmp_path):
 def test_all_formats_print_the_same_numbers(tmp_path):
     put_results(tmp_path)
     report = build_report(tmp_path, baseline="clip")
-    lines, wide = lines_of(report), pd.read_csv(io.StringIO(FORMATS["wide"].render(report))).set_index("model")
+    lines, wide = lines_of(report), pd.read_csv(io.StringIO(REPORT_FORMATS["wide"].render(report))).set_index("model")
     assert [*wide.index] == [row.name for row in report.table.rows]
     for row, benchmark in lines.index:
         found = cell(report, row, benchmark)
@@ -235,10 +235,10 @@ def test_all_formats_print_the_same_numbers(tmp_path):
         assert {name: wide.loc[row, f"{benchmark}/{metric} {name}"] for name in numbers} == numbers
         assert line.isna()["delta"] == (delta is None)
         assert line.mark == found.mark or (pd.isna(line.mark) and not found.mark)
-        shown = number(found.value, 1)
+        shown = format_number(found.value, 1)
         marked = {"html": shown, "markdown": f"**{shown}**", "latex": rf"\textbf{{{shown}}}"}
         for name, best in marked.items():
-            assert (best if found.mark == "best" else shown) in FORMATS[name].render(report)
+            assert (best if found.mark == "best" else shown) in REPORT_FORMATS[name].render(report)
 
 
 NASTY = '<script>alert(1)</script> | a_b & 50% $x$ {y} \\input{z} "q" `c` \x1b[31m\u202e'
@@ -254,16 +254,16 @@ def test_what_others_wrote_is_escaped_in_every_format(tmp_path):
     built = build_report(tmp_path, baseline="clip")
     report = dataclasses.replace(built, source=dataclasses.replace(built.source, title=NASTY, question=NASTY))
 
-    page = FORMATS["html"].render(report)
+    page = REPORT_FORMATS["html"].render(report)
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)" in page
     assert not {"\x1b", "\u202e"} & set(page)
 
-    markdown = FORMATS["markdown"].render(report)
+    markdown = REPORT_FORMATS["markdown"].render(report)
     assert "<script>" not in markdown
     assert {line.count("|") - line.count("\\|") for line in markdown.splitlines() if line.startswith("|")} == {3}
 
-    latex = "\n".join(line for line in FORMATS["latex"].render(report).splitlines() if not line.startswith("%"))
+    latex = "\n".join(line for line in REPORT_FORMATS["latex"].render(report).splitlines() if not line.startswith("%"))
     assert "\\input" not in latex
 
 
@@ -275,8 +275,8 @@ def test_a_row_named_like_a_formula_is_text_in_a_spreadsheet(tmp_path):
         ("=cmd()", *key[1:]): dataclasses.replace(value, row="=cmd()") for key, value in report.table.cells.items()
     }
     changed = dataclasses.replace(report, table=dataclasses.replace(report.table, rows=(row,), cells=cells))
-    assert "\n'=cmd()," in FORMATS["csv"].render(changed)
-    assert "\n'=cmd()," in FORMATS["wide"].render(changed)
+    assert "\n'=cmd()," in REPORT_FORMATS["csv"].render(changed)
+    assert "\n'=cmd()," in REPORT_FORMATS["wide"].render(changed)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_a_row_named_like_a_formula_is_text_in_a_spreadsheet(tmp_path):
     ],
 )
 def test_numbers_read_well(value, places, sign, text):
-    assert number(value, places, sign=sign) == text
+    assert format_number(value, places, sign=sign) == text
 
 
 @pytest.mark.parametrize(

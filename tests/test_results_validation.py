@@ -11,10 +11,10 @@ import pytest
 from fuzz_world import Ended, run
 from report_material import items_table, put_result, put_results
 
-from benchmarks.report.formats import FORMATS
-from benchmarks.report.model import build_report
+from benchmarks.report.formats import REPORT_FORMATS
+from benchmarks.report.report import build_report
 from benchmarks.results import read_result, result_path, write_result
-from benchmarks.trust.rows import find_rows
+from benchmarks.analysis.find_results import find_results_by_row
 from clips.errors import UserError
 
 
@@ -135,7 +135,7 @@ def test_an_invalid_file_is_a_cell_of_the_report(results: Path, fields: dict[str
     assert all(cell.value is not None for place, cell in cells.items() if place != ("clip", "pope"))
     assert any(remark.startswith("clip on pope: invalid: clip/pope.json: ") for remark in built.remarks)
     for name in ("html", "markdown", "latex", "csv", "wide"):
-        assert "invalid: clip/pope.json" in FORMATS[name].render(built).replace(r"\_", "_"), name
+        assert "invalid: clip/pope.json" in REPORT_FORMATS[name].render(built).replace(r"\_", "_"), name
 
 
 def test_numbers_of_another_scale_do_not_stand_in_one_column(results: Path) -> None:
@@ -180,7 +180,7 @@ def test_several_files_compare_and_card_refuse_an_invalid_one(results: Path) -> 
         assert ended.status != 0
         assert "Traceback" not in ended.err
     with pytest.raises(UserError, match=r"clip/pope\.json: metrics\.accuracy\.value"):
-        find_rows(str(results), "results")
+        find_results_by_row(str(results), "results")
 
 
 def test_two_results_of_one_cell_are_refused(results: Path) -> None:
@@ -200,7 +200,7 @@ def test_two_results_of_one_cell_are_refused(results: Path) -> None:
             assert f"{other}: expected one result of 'clips' on 'gqa', but {mine} is of it too" in ended.line()
             assert len(ended.err.strip().splitlines()) == 1
     with pytest.raises(UserError, match="is of it too; remove one"):
-        find_rows(str(results), "results")
+        find_results_by_row(str(results), "results")
 
 
 def test_two_files_of_a_rows_directory_that_name_one_benchmark_are_refused(results: Path) -> None:
@@ -209,7 +209,7 @@ def test_two_files_of_a_rows_directory_that_name_one_benchmark_are_refused(resul
     with pytest.raises(
         UserError, match=r"gqa2\.json: expected one result of 'clip' on 'gqa', but .*gqa\.json is of it"
     ):
-        find_rows(str(results / "clip"), "first")
+        find_results_by_row(str(results / "clip"), "first")
 
 
 def test_an_unreadable_file_in_the_place_of_another_result_is_refused(results: Path) -> None:

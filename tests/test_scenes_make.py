@@ -11,27 +11,27 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from clips.commandline.commands import Command, run_commands
+from clips.commandline.commands import Command, dispatch
 from clips.core.artifact import directory_hash, read_manifest
 from clips.errors import UserError
-from clips.scenes import BenchmarkSizes, ScenesConfig, make_scenes
+from clips.scenes import BenchmarkRows, ScenesConfig, generate_scenes
 from clips.scenes.questions import ONE_SENTENCE, SHORT_ANSWER
 
 TRAIN = {"size": 25, "shard_size": 10, "image_size": 48}
-SIZES = BenchmarkSizes(pope=36, mme=60, gqa=30, textvqa=10, nocaps=12)
+SIZES = BenchmarkRows(pope=36, mme=60, gqa=30, textvqa=10, nocaps=12)
 
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("scenes") / "train"
-    make_scenes(ScenesConfig(output=str(out), **TRAIN))
+    generate_scenes(ScenesConfig(output=str(out), **TRAIN))
     return out
 
 
 @pytest.fixture(scope="module")
 def benchmarked(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("scenes") / "test"
-    make_scenes(ScenesConfig(output=str(out), split="test", size=120, image_size=48, format="webp", benchmarks=SIZES))
+    generate_scenes(ScenesConfig(output=str(out), split="test", size=120, image_size=48, format="webp", benchmarks=SIZES))
     return out
 
 
@@ -70,7 +70,7 @@ def test_llava_files_point_to_the_pictures(train):
 
 
 def test_two_runs_write_the_same_bytes(train, tmp_path):
-    make_scenes(ScenesConfig(output=str(tmp_path / "again"), **TRAIN))
+    generate_scenes(ScenesConfig(output=str(tmp_path / "again"), **TRAIN))
     assert directory_hash(tmp_path / "again", recorded=False) == directory_hash(train, recorded=False)
     manifest = read_manifest(train)
     assert manifest["kind"] == "scenes"
@@ -108,8 +108,8 @@ def test_manifest_counts_the_rows(benchmarked):
 
 
 def test_a_benchmark_can_be_left_out(tmp_path):
-    sizes = BenchmarkSizes(pope=6, mme=0, gqa=0, textvqa=0, nocaps=0)
-    make_scenes(ScenesConfig(output=str(tmp_path / "s"), split="test", size=3, benchmarks=sizes))
+    sizes = BenchmarkRows(pope=6, mme=0, gqa=0, textvqa=0, nocaps=0)
+    generate_scenes(ScenesConfig(output=str(tmp_path / "s"), split="test", size=3, benchmarks=sizes))
     assert [path.name for path in (tmp_path / "s/hub/lmms-lab-encoder").iterdir()] == ["POPE"]
 
 
@@ -175,21 +175,21 @@ def test_prompts_are_those_of_lmms_eval():
 def test_only_scenes_are_replaced(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(UserError, match="not empty, and not an artifact of kind 'scenes'"):
-        make_scenes(ScenesConfig(output=str(tmp_path), size=3))
+        generate_scenes(ScenesConfig(output=str(tmp_path), size=3))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     for size in (3, 4):
-        make_scenes(ScenesConfig(output=str(tmp_path / "s"), size=size))
+        generate_scenes(ScenesConfig(output=str(tmp_path / "s"), size=size))
         assert read_manifest(tmp_path / "s")["config"]["size"] == size
 
 
 def test_the_command_reads_yaml_and_rejects_mistakes(tmp_path, capsys):
-    commands = {"scenes": Command(help="…", target="clips.scenes.make:make_scenes")}
+    commands = {"scenes": Command(help="…", target="clips.scenes.generate:generate_scenes")}
     config = tmp_path / "scenes.yaml"
     config.write_text(f"output: {tmp_path / 'out'}\nsize: 3\nformat: jpg\nbenchmarks: {{pope: 6}}\n")
-    assert run_commands("clips", "", commands, ["scenes", "--config", str(config)]) == 0
+    assert dispatch("clips", "", commands, ["scenes", "--config", str(config)]) == 0
     with tarfile.open(tmp_path / "out/shard-00000.tar") as tar:
         assert "000000002.jpg" in tar.getnames()
-    assert run_commands("clips", "", commands, ["scenes", "--config", str(config), "--kindz", "9"]) == 2
+    assert dispatch("clips", "", commands, ["scenes", "--config", str(config), "--kindz", "9"]) == 2
     assert "did you mean 'kinds'" in capsys.readouterr().err
 
 
@@ -209,15 +209,15 @@ def test_a_failed_run_leaves_nothing(tmp_path, monkeypatch):
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("clips.scenes.make.encoded", fail)
+    monkeypatch.setattr("clips.scenes.generate.encode_image", fail)
     with pytest.raises(OSError, match="No space"):
-        make_scenes(ScenesConfig(output=str(tmp_path / "s"), size=3))
+        generate_scenes(ScenesConfig(output=str(tmp_path / "s"), size=3))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("name", "least"), [("pope", 6), ("mme", 2)])
 def test_fewer_rows_than_belong_together_are_refused_and_not_left_out_in_silence(name, least):
-    assert getattr(BenchmarkSizes(**{name: 0}), name) == 0
-    assert getattr(BenchmarkSizes(**{name: least}), name) == least
+    assert getattr(BenchmarkRows(**{name: 0}), name) == 0
+    assert getattr(BenchmarkRows(**{name: least}), name) == least
     with pytest.raises(UserError, match=f"benchmarks.{name}: expected 0 or at least {least}, got {least - 1}"):
-        BenchmarkSizes(**{name: least - 1})
+        BenchmarkRows(**{name: least - 1})

@@ -9,21 +9,21 @@ from collections import Counter
 import pytest
 
 from clips.errors import UserError
-from clips.scenes.captions import captions_of
-from clips.scenes.colours import PAINTS
-from clips.scenes.dice import Dice
-from clips.scenes.llava import align_record, instruct_record, text_record
-from clips.scenes.mllmtext import MllmWriter
-from clips.scenes.phrases import a, describe, group_relation, listed, relation
-from clips.scenes.questions import ONE_SENTENCE, SHORT_ANSWER, open_questions, pairs, word_questions
-from clips.scenes.world import World
+from clips.scenes.captions import make_captions
+from clips.scenes.colors import OBJECT_COLORS
+from clips.scenes.rng import DeterministicRng
+from clips.scenes.llava_data import make_align_record, make_instruct_record, make_text_record
+from clips.scenes.mllm_captions import MllmCaptionStyle
+from clips.scenes.phrases import with_article, describe_scene, group_relation, join_with_and, relation
+from clips.scenes.questions import ONE_SENTENCE, SHORT_ANSWER, open_questions, yes_no_pairs, sign_questions
+from clips.scenes.world import SceneGenerator
 
 COUNT = 400
 
 
 @pytest.fixture(scope="module")
-def world() -> World:
-    return World()
+def world() -> SceneGenerator:
+    return SceneGenerator()
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def scenes(world):
     return [world.scene("test", index) for index in range(COUNT)]
 
 
-def names_in(text: str, world: World) -> set[str]:
+def names_in(text: str, world: SceneGenerator) -> set[str]:
     """The kinds named in a text, longest names first so that "soccer ball" is not also a "ball"."""
     found, rest = set(), text.lower()
     for kind in sorted(world.inhabitants, key=lambda kind: -len(kind.name)):
@@ -45,7 +45,7 @@ def names_in(text: str, world: World) -> set[str]:
 def test_long_captions_have_three_to_seven_sentences_and_the_first_names_everything(world, scenes):
     lengths = Counter()
     for scene in scenes:
-        caption = captions_of(world, scene).synthetic_caption
+        caption = make_captions(world, scene).synthetic_caption
         sentences = re.findall(r"[^.]+\.", caption)
         lengths[len(sentences)] += 1
         assert all(sentence.strip()[0].isupper() for sentence in sentences)
@@ -58,10 +58,10 @@ def test_long_captions_are_mostly_right_and_sometimes_wrong(world, scenes):
     """A paint said right before a thing is the thing's, but for the slips."""
     right = wrong = 0
     for scene in scenes:
-        caption = captions_of(world, scene).synthetic_caption
+        caption = make_captions(world, scene).synthetic_caption
         for thing in scene.objects:
             if thing.painted:
-                said = re.findall(rf"\b({'|'.join(PAINTS)}) {re.escape(thing.kind)}s?\b", caption)
+                said = re.findall(rf"\b({'|'.join(OBJECT_COLORS)}) {re.escape(thing.kind)}s?\b", caption)
                 right += sum(colour == thing.colour for colour in said)
                 wrong += sum(colour != thing.colour for colour in said)
     assert wrong > 0
@@ -72,7 +72,7 @@ def test_five_human_captions_name_only_what_is_there(world, scenes):
     everything = total = 0
     for scene in scenes:
         there = {thing.kind for thing in scene.objects}
-        captions = captions_of(world, scene).captions
+        captions = make_captions(world, scene).captions
         assert len(captions) == 5
         for caption in captions:
             named = names_in(caption, world)
@@ -84,7 +84,7 @@ def test_five_human_captions_name_only_what_is_there(world, scenes):
 
 
 def test_human_captions_tell_scenes_apart(world, scenes):
-    captions = Counter(caption for scene in scenes for caption in set(captions_of(world, scene).captions))
+    captions = Counter(caption for scene in scenes for caption in set(make_captions(world, scene).captions))
     assert sum(count for count in captions.values() if count > 1) / sum(captions.values()) < 0.02
 
 
@@ -92,7 +92,7 @@ def test_web_captions_are_short_partial_and_noisy(world, scenes):
     about = Counter()
     for scene in scenes:
         there = {thing.kind for thing in scene.objects}
-        caption = captions_of(world, scene).web_caption
+        caption = make_captions(world, scene).web_caption
         named = names_in(caption, world)
         about["right" if named & there else "wrong" if named else "nothing"] += 1
         about["partial"] += bool(named & there) and named & there != there
@@ -125,8 +125,8 @@ def test_pairs_are_true_and_false(world, scenes):
     """Every answer is recomputed from the ground truth by reading the question's words."""
     checked = Counter()
     for number, scene in enumerate(scenes):
-        described = describe(world, scene)
-        for pair in pairs(described, Dice(number)):
+        described = describe_scene(world, scene)
+        for pair in yes_no_pairs(described, DeterministicRng(number)):
             for text, answer in ((pair.yes, True), (pair.no, False)):
                 truth = _judge(text, described)
                 if truth is not None:
@@ -166,7 +166,7 @@ def _judge(text: str, described) -> bool | None:
 def test_open_questions_have_one_word_answers_from_the_truth(world, scenes):
     families = Counter()
     for number, scene in enumerate(scenes):
-        for question in open_questions(describe(world, scene), Dice(number)):
+        for question in open_questions(describe_scene(world, scene), DeterministicRng(number)):
             assert " " not in question.answer
             families[question.text.split()[0] + question.text.split()[1]] += 1
             if match := re.match(r"What color (?:is|are) the (.+)\?", question.text):
@@ -176,20 +176,20 @@ def test_open_questions_have_one_word_answers_from_the_truth(world, scenes):
                 assert question.answer == ["", "one", "two", "three", "four", "five"][len(scene.objects)]
             if match := re.match(r"What is (to the left of|to the right of|above|below) the (.+)\?", question.text):
                 where = match[1].replace("to the ", "").replace(" of", "")
-                assert (question.answer, where, match[2]) in _truths(describe(world, scene))
+                assert (question.answer, where, match[2]) in _truths(describe_scene(world, scene))
     assert len(families) >= 5
 
 
 def test_word_questions_are_about_the_sign(world, scenes):
     for scene in scenes:
-        answers = {question.answer for question in word_questions(describe(world, scene))}
+        answers = {question.answer for question in sign_questions(describe_scene(world, scene))}
         assert answers == ({scene.sign.word.lower()} if scene.sign else set())
 
 
 def test_instructions_are_balanced_and_well_formed(world, scenes):
     answers, existence, alone, choices = Counter(), Counter(), 0, 0
     for scene in scenes:
-        turns = instruct_record(world, scene, "k", "shard-00000.tar/k.png", 7)["conversations"]
+        turns = make_instruct_record(world, scene, "k", "shard-00000.tar/k.png", 7)["conversations"]
         asked, given = turns[0::2], turns[1::2]
         assert [turn["from"] for turn in turns] == ["human", "gpt"] * (len(turns) // 2)
         assert asked[0]["value"].startswith("<image>\n")
@@ -227,8 +227,8 @@ def _check_choice(question: dict[str, str], answer: dict[str, str], scene) -> bo
 
 def test_alignment_asks_which_thing_is_there_and_ends_with_the_summary(world, scenes):
     for scene in scenes[:50]:
-        long = captions_of(world, scene).synthetic_caption
-        record = align_record(world, scene, long, "000000000", "shard-00000.tar/000000000.png")
+        long = make_captions(world, scene).synthetic_caption
+        record = make_align_record(world, scene, long, "000000000", "shard-00000.tar/000000000.png")
         assert record["image"] == "shard-00000.tar/000000000.png"
         turns = record["conversations"]
         assert turns[0]["value"].startswith("<image>\n")
@@ -240,8 +240,8 @@ def test_alignment_asks_which_thing_is_there_and_ends_with_the_summary(world, sc
 def test_text_tells_the_picture_in_words_and_answers_from_them(world, scenes):
     families = Counter()
     for scene in scenes:
-        long = captions_of(world, scene).synthetic_caption
-        turns = text_record(world, scene, long, "000000000", 7)["conversations"]
+        long = make_captions(world, scene).synthetic_caption
+        turns = make_text_record(world, scene, long, "000000000", 7)["conversations"]
         words, kinds = turns[0]["value"].partition("\n")[0], {thing.kind for thing in scene.objects}
         assert names_in(words, world) == kinds
         turns[0]["value"] = turns[0]["value"].partition("\n")[2]
@@ -263,11 +263,11 @@ def test_text_tells_the_picture_in_words_and_answers_from_them(world, scenes):
 
 
 def test_articles_and_lists():
-    assert [a(word) for word in ("owl", "dog", "unicorn", "hourglass", "umbrella")] == [
+    assert [with_article(word) for word in ("owl", "dog", "unicorn", "hourglass", "umbrella")] == [
         "an owl", "a dog", "a unicorn", "an hourglass", "an umbrella",
     ]  # fmt: skip
-    assert listed(["x"]) == "x"
-    assert listed(["x", "y", "z"]) == "x, y and z"
+    assert join_with_and(["x"]) == "x"
+    assert join_with_and(["x", "y", "z"]) == "x, y and z"
 
 
 def test_captions_like_a_models_begin_with_the_summary_and_get_ever_less_reliable(world, scenes):
@@ -275,7 +275,7 @@ def test_captions_like_a_models_begin_with_the_summary_and_get_ever_less_reliabl
     new, again, absent, lengths = Counter(), Counter(), Counter(), Counter()
     for scene in scenes:
         there = {thing.kind for thing in scene.objects}
-        sentences = re.findall(r"[^.]+\.", captions_of(world, scene, MllmWriter()).synthetic_caption)
+        sentences = re.findall(r"[^.]+\.", make_captions(world, scene, MllmCaptionStyle()).synthetic_caption)
         lengths[len(sentences)] += 1
         named: set[str] = set()
         for place, sentence in enumerate(sentences):
@@ -298,11 +298,11 @@ def test_captions_like_a_models_begin_with_the_summary_and_get_ever_less_reliabl
 
 def test_a_model_that_is_never_wrong_names_nothing_that_is_not_there(world, scenes):
     for scene in scenes[:100]:
-        caption = captions_of(world, scene, MllmWriter(wrong=0.0)).synthetic_caption
+        caption = make_captions(world, scene, MllmCaptionStyle(wrong=0.0)).synthetic_caption
         assert names_in(caption, world) <= {thing.kind for thing in scene.objects}
 
 
 @pytest.mark.parametrize(("fields", "complaint"), [({"details": 1}, "mllm.details"), ({"wrong": 0.6}, "mllm.wrong")])
 def test_a_writer_out_of_range_is_refused(fields, complaint):
     with pytest.raises(UserError, match=complaint):
-        MllmWriter(**fields)
+        MllmCaptionStyle(**fields)

@@ -15,20 +15,20 @@ import numpy as np
 import pytest
 
 from clips.errors import UserError
-from clips.scenes.backgrounds import catalogue
-from clips.scenes.colours import PAINTS, hue, nearest_colour_name
-from clips.scenes.dice import Dice
+from clips.scenes.backgrounds import all_backgrounds
+from clips.scenes.colors import OBJECT_COLORS, hue, nearest_color_name
+from clips.scenes.rng import DeterministicRng
 from clips.scenes.render import render
-from clips.scenes.split import belongs_to_test, belongs_to_training, pair_held_out, setting_held_out
+from clips.scenes.heldout_split import is_test_scene, is_train_scene, is_pair_heldout, is_background_heldout
 from clips.scenes.sprites import Sprites, _hues
-from clips.scenes.world import SIDE, Scene, World, place_of
+from clips.scenes.world import CANVAS_SIZE, Scene, SceneGenerator, location_of
 
 TRAIN, TEST = 3000, 1500
 
 
 @pytest.fixture(scope="module")
-def world() -> World:
-    return World()
+def world() -> SceneGenerator:
+    return SceneGenerator()
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +45,12 @@ def kinds_of(scene: Scene) -> frozenset[str]:
     return frozenset(thing.kind for thing in scene.objects)
 
 
-def truth_hash(world: World) -> str:
+def truth_hash(world: SceneGenerator) -> str:
     scenes = [world.scene(split, index).to_json() for split in ("train", "test") for index in range(200)]
     return hashlib.sha256(json.dumps(scenes).encode()).hexdigest()
 
 
-def picture_hash(world: World, size: int) -> str:
+def picture_hash(world: SceneGenerator, size: int) -> str:
     digest = hashlib.sha256()
     for split, index in itertools.product(("train", "test"), range(60)):
         digest.update(np.asarray(render(world, world.scene(split, index), size)).tobytes())
@@ -59,13 +59,13 @@ def picture_hash(world: World, size: int) -> str:
 
 def test_ground_truth_is_pinned(world):
     assert truth_hash(world) == "8c4e5d85ac6288fd55bc856b2ea4432ddc3905a47dd5cdaaef269bbe2308fb6b"
-    assert truth_hash(World(kinds=466, seed=7)) == "bd2bf59be8cbd699ed24f28dd339db55e47bb41056a0af38382921423655eaed"
+    assert truth_hash(SceneGenerator(kinds=466, seed=7)) == "bd2bf59be8cbd699ed24f28dd339db55e47bb41056a0af38382921423655eaed"
 
 
 def test_pictures_are_pinned(world):
     assert picture_hash(world, 64) == "bb4dceaf039e38f0d0c5c0effa80ce1a59b9492afe152bd539daca51218e4985"
     assert (
-        picture_hash(World(kinds=466, seed=7), 100)
+        picture_hash(SceneGenerator(kinds=466, seed=7), 100)
         == "fe7110c83306f42be648d409bc844f169fd4c6efd689b5d3ebaccc69f77d68b1"
     )
 
@@ -81,25 +81,25 @@ def test_another_process_with_another_hash_seed_draws_the_same(world):
 
 def test_scenes_depend_on_seed_split_and_index(world):
     there = world.scene("train", 3).to_json()
-    assert there == World().scene("train", 3).to_json()
+    assert there == SceneGenerator().scene("train", 3).to_json()
     assert there != world.scene("train", 4).to_json()
     assert there != world.scene("test", 3).to_json()
-    assert there != World(seed=1).scene("train", 3).to_json()
+    assert there != SceneGenerator(seed=1).scene("train", 3).to_json()
 
 
 def test_test_combinations_never_occur_in_training(train, test):
     for scene in train:
         names = sorted(kinds_of(scene))
-        assert not any(pair_held_out(a, b) for a, b in itertools.combinations(names, 2)), names
-        assert not any(setting_held_out(name, scene.background) for name in names), names
-        assert belongs_to_training(names, scene.background)
+        assert not any(is_pair_heldout(a, b) for a, b in itertools.combinations(names, 2)), names
+        assert not any(is_background_heldout(name, scene.background) for name in names), names
+        assert is_train_scene(names, scene.background)
     for scene in test:
         names = sorted(kinds_of(scene))
         if len(names) == 1:
-            assert setting_held_out(names[0], scene.background)
+            assert is_background_heldout(names[0], scene.background)
         else:
-            assert any(pair_held_out(a, b) for a, b in itertools.combinations(names, 2)), names
-        assert belongs_to_test(names, scene.background)
+            assert any(is_pair_heldout(a, b) for a, b in itertools.combinations(names, 2)), names
+        assert is_test_scene(names, scene.background)
     trained_sets = {kinds_of(scene) for scene in train if len(kinds_of(scene)) > 1}
     trained_settings = {(kind, scene.background) for scene in train for kind in kinds_of(scene)}
     assert not trained_sets & {kinds_of(scene) for scene in test}
@@ -110,10 +110,10 @@ def test_test_combinations_never_occur_in_training(train, test):
 
 def test_the_rule_holds_out_a_fifth_and_does_not_depend_on_order():
     names = [kind.name for kind in Sprites.load("twemoji").kinds[:60]]
-    held = [pair_held_out(a, b) for a, b in itertools.combinations(names, 2)]
+    held = [is_pair_heldout(a, b) for a, b in itertools.combinations(names, 2)]
     assert 0.15 < sum(held) / len(held) < 0.25
-    assert all(pair_held_out(a, b) == pair_held_out(b, a) for a, b in itertools.combinations(names, 2))
-    settings = [setting_held_out(name, background.name) for name in names for background in catalogue()]
+    assert all(is_pair_heldout(a, b) == is_pair_heldout(b, a) for a, b in itertools.combinations(names, 2))
+    settings = [is_background_heldout(name, background.name) for name in names for background in all_backgrounds()]
     assert 0.15 < sum(settings) / len(settings) < 0.25
 
 
@@ -121,19 +121,19 @@ def test_every_kind_and_background_occurs_in_training(world, train):
     seen = Counter(kind for scene in train for kind in kinds_of(scene))
     assert set(seen) == {kind.name for kind in world.inhabitants}
     assert min(seen.values()) > TRAIN / 200
-    assert {scene.background for scene in train} == {background.name for background in catalogue()}
+    assert {scene.background for scene in train} == {background.name for background in all_backgrounds()}
     alone = {next(iter(kinds_of(scene))) for scene in train if len(kinds_of(scene)) == 1}
     assert len(alone) == world.kinds
 
 
 @pytest.mark.parametrize("kinds", [8, 12, 466])
 def test_any_number_of_kinds_makes_a_world(kinds):
-    world = World(kinds=kinds)
+    world = SceneGenerator(kinds=kinds)
     known = {kind.name for kind in world.inhabitants}
     for split, index in itertools.product(("train", "test"), range(100)):
         scene = world.scene(split, index)
         assert kinds_of(scene) <= known
-        assert (belongs_to_test if split == "test" else belongs_to_training)(kinds_of(scene), scene.background)
+        assert (is_test_scene if split == "test" else is_train_scene)(kinds_of(scene), scene.background)
 
 
 def test_scenes_are_varied_and_things_lie_inside_and_apart(train):
@@ -148,8 +148,8 @@ def test_scenes_are_varied_and_things_lie_inside_and_apart(train):
         for x, y, width, height in boxes:
             assert x >= 0
             assert y >= 0
-            assert x + width <= SIDE
-            assert y + height <= SIDE
+            assert x + width <= CANVAS_SIZE
+            assert y + height <= CANVAS_SIZE
         for a, b in itertools.combinations(boxes, 2):
             across = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
             down = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
@@ -164,14 +164,14 @@ def test_objects_of_one_kind_look_alike_and_colours_are_known(world, train):
         for thing in scene.objects:
             kind = world.sprites.by_name[thing.kind]
             assert thing.painted == (kind.paint_hue is not None)
-            assert thing.colour in PAINTS if thing.painted else thing.colour == kind.colour
+            assert thing.colour in OBJECT_COLORS if thing.painted else thing.colour == kind.colour
 
 
 def test_place_names():
-    assert place_of((0, 0, 300, 300)) == "top left"
-    assert place_of((400, 400, 200, 200)) == "centre"
-    assert place_of((700, 400, 300, 200)) == "right"
-    assert place_of((400, 700, 200, 300)) == "bottom"
+    assert location_of((0, 0, 300, 300)) == "top left"
+    assert location_of((400, 400, 200, 200)) == "centre"
+    assert location_of((700, 400, 300, 200)) == "right"
+    assert location_of((400, 700, 200, 300)) == "bottom"
 
 
 def test_a_picture_shows_its_things_where_the_truth_says(world):
@@ -192,13 +192,13 @@ def test_paint_gives_the_colour_that_the_truth_names(world):
     for kind in world.sprites.kinds:
         if kind.paint_hue is None:
             continue
-        for paint in PAINTS:
+        for paint in OBJECT_COLORS:
             before = np.asarray(world.sprites.sprite(kind, None, 64)).astype(int)
             after = np.asarray(world.sprites.sprite(kind, paint, 64)).astype(int)
             assert (before[..., 3] == after[..., 3]).all()
             changed = after[(np.abs(before - after).sum(axis=-1) > 20) & (after[..., 3] > 200)]
             if len(changed) > 100:
-                names = Counter(nearest_colour_name(*(int(v) for v in pixel[:3])) for pixel in changed)
+                names = Counter(nearest_color_name(*(int(v) for v in pixel[:3])) for pixel in changed)
                 right += names.most_common(1)[0][0] == paint
                 total += 1
     assert total > 300
@@ -210,7 +210,7 @@ def test_colour_names():
              "brown": (193, 105, 79), "white": (245, 248, 250), "black": (41, 47, 51), "grey": (136, 153, 166),
              "purple": (146, 102, 204), "pink": (244, 171, 186), "orange": (244, 144, 12)}  # fmt: skip
     for name, rgb in named.items():
-        assert nearest_colour_name(*rgb) == name
+        assert nearest_color_name(*rgb) == name
     pixels = np.random.default_rng(0).integers(0, 256, (10, 10, 3))
     high = pixels.max(axis=-1)
     found = _hues(pixels, high, high - pixels.min(axis=-1))
@@ -231,20 +231,20 @@ def test_names_are_unambiguous():
 
 def test_large_signs_carry_the_chosen_words_and_fit_the_picture():
     for words in (12, 40):  # some of the forty are too long to be as high as the others
-        world = World(max_objects=2, signs=1000, sign_size="large", sign_words=words)
+        world = SceneGenerator(max_objects=2, signs=1000, sign_size="large", sign_words=words)
         signs = [scene.sign for scene in (world.scene("train", index) for index in range(900)) if scene.sign]
         assert len(signs) > 100
         assert {sign.word for sign in signs} == set(world.words)
         assert len(world.words) == words
         for left, top, width, height in (sign.box for sign in signs):
             assert min(left, top) >= 0
-            assert max(left + width, top + height) <= SIDE
+            assert max(left + width, top + height) <= CANVAS_SIZE
             assert height >= 224
 
 
 def test_dice_are_even_and_repeatable():
-    dice = Dice("x", 1)
-    assert [Dice("x", 1).below(10**9) for _ in range(2)] == [dice.below(10**9)] * 2
+    dice = DeterministicRng("x", 1)
+    assert [DeterministicRng("x", 1).below(10**9) for _ in range(2)] == [dice.below(10**9)] * 2
     rolls = Counter(dice.between(1, 6) for _ in range(12_000))
     assert set(rolls) == {1, 2, 3, 4, 5, 6}
     assert all(1800 < count < 2200 for count in rolls.values())
@@ -266,4 +266,4 @@ def test_dice_are_even_and_repeatable():
 )
 def test_bad_worlds(fields, complaint):
     with pytest.raises(UserError, match=complaint):
-        World(**fields)
+        SceneGenerator(**fields)

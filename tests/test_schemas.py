@@ -17,10 +17,10 @@ from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
 from benchmarks.results import Result, write_result
-from benchmarks.schemas import SchemaConfig, schemas, write_schemas
-from benchmarks.study.programs import find_command
-from benchmarks.study.record import StepPlan, StudyRecord, write_study_record
-from clips.commandline.helptext import item_help
+from benchmarks.schema_command import SchemaConfig, schemas, write_schemas
+from benchmarks.study.launchers import find_command
+from benchmarks.study.study_record import StepPlan, StudyRecord, write_study_record
+from clips.commandline.help_text import list_item_help
 from clips.core.artifact import write_manifest
 from clips.errors import UserError
 from clips.method.recipes import RECIPES
@@ -100,7 +100,7 @@ def test_fields_say_what_they_mean_and_which_choices_there_are():
 def test_help_that_a_help_text_points_to_is_there(words):
     kind = find_command(words).config_class()
     named = set(re.findall(r"--([\w.]+)\.help", json.dumps(made()[f"{'-'.join(words)}.json"])))
-    assert all(item_help(kind, [f"--{name}.help"]) for name in named), named
+    assert all(list_item_help(kind, [f"--{name}.help"]) for name in named), named
     assert words[0] != "clips" or named == {"data.sources"}
 
 

@@ -15,13 +15,13 @@ import pytest
 from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image, ImageFile
 
-from benchmarks.study.reading import read_study
+from benchmarks.study.parser import read_study
 from clips import cli, encoder
-from clips.data import tars
+from clips.data import tar_index
 from clips.data.images import BadImageError, decode_image
 from clips.data.sources import BadSampleError, SourceConfig, open_source
 from clips.errors import UserError
-from clips.jsontext import parse_json
+from clips.jsontext import safe_json_loads
 from clips.model import tokenizer
 
 
@@ -86,7 +86,7 @@ def test_a_member_of_a_tar_larger_than_any_picture_is_a_bad_sample(
             tar.addfile(member, io.BytesIO(content))
     source = open_source(SourceConfig(path=str(tmp_path), synthetic=None))
     assert len(source.read(0, np.random.default_rng()).image) > 9000
-    monkeypatch.setattr(tars, "MOST_BYTES", 9000)
+    monkeypatch.setattr(tar_index, "MAX_MEMBER_BYTES", 9000)
     with pytest.raises(BadSampleError, match="unreadable"):
         source.read(0, np.random.default_rng())
 
@@ -98,7 +98,7 @@ def test_a_packed_tar_is_refused(tmp_path: Path) -> None:
             member.size = 2**20
             tar.addfile(member, io.BytesIO(bytes(member.size)))
         with pytest.raises(UserError, match="uncompressed tar"):
-            tars.index_tar(tmp_path / f"{kind}.tar")
+            tar_index.index_tar(tmp_path / f"{kind}.tar")
 
 
 @pytest.mark.parametrize("size", [-512, -1])
@@ -110,20 +110,20 @@ def test_a_tar_whose_member_has_a_negative_size_is_refused(tmp_path: Path, size:
     header[148:156] = b"%06o\0 " % sum(header)
     (tmp_path / "0.tar").write_bytes(bytes(header) + bytes(1024))
     with pytest.raises(UserError, match="negative size"):
-        tars.index_tar(tmp_path / "0.tar")
+        tar_index.index_tar(tmp_path / "0.tar")
 
 
 def test_a_text_of_a_megabyte_is_cut_before_it_is_tokenised(monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at: list[int] = []
-    monkeypatch.setattr(tokenizer, "clean", lambda text: looked_at.append(len(text)) or text)
+    monkeypatch.setattr(tokenizer, "clean_text", lambda text: looked_at.append(len(text)) or text)
     rows = tokenizer.ClipsTokenizer()(["a red car. " * 100_000, "ä" * 2**20, " " * 2**20 + "car", "a car"])
-    assert max(looked_at) <= 80 * tokenizer.CHARACTERS_A_TOKEN
+    assert max(looked_at) <= 80 * tokenizer.MAX_CHARS_PER_TOKEN
     assert (rows[2, 1], rows[2, 2]) == (tokenizer.ClipsTokenizer()(["car"])[0, 1], tokenizer.EOS)
 
 
 def test_cutting_changes_no_tokens() -> None:
     long = "a red car near 3 trees, " * 2000
-    assert len(tokenizer.shortened(long, 77)) == 77 * tokenizer.CHARACTERS_A_TOKEN
+    assert len(tokenizer.truncate_text(long, 77)) == 77 * tokenizer.MAX_CHARS_PER_TOKEN
     stock = SimpleTokenizer()
     assert (encoder._Shortening(stock)([long, "a car"]) == stock([long, "a car"])).all()
     ours = tokenizer.ClipsTokenizer()
@@ -139,13 +139,13 @@ def test_words_without_end_are_not_remembered() -> None:
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, "9" * 5000, b"\xff", "{", ""])
 def test_what_is_no_json_is_one_kind_of_error(content: str | bytes) -> None:
     with pytest.raises(ValueError, match=r".+"):
-        parse_json(content)
+        safe_json_loads(content)
 
 
 def test_half_characters_become_question_marks() -> None:
-    assert parse_json(r'{"a \ud83d b": ["\ude00", "\ud83d\ude00", "ü"]}') == {"a ? b": ["?", "😀", "ü"]}
-    assert parse_json(json.dumps("😀")) == "😀"
-    assert parse_json("\ufeff[1]".encode()) == [1]
+    assert safe_json_loads(r'{"a \ud83d b": ["\ude00", "\ud83d\ude00", "ü"]}') == {"a ? b": ["?", "😀", "ü"]}
+    assert safe_json_loads(json.dumps("😀")) == "😀"
+    assert safe_json_loads("\ufeff[1]".encode()) == [1]
 
 
 BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(

@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 from serving import Quiet, address, serve
 
-from clips.data import named
+from clips.data import untrusted_files
 from clips.data.images import open_image
 from clips.data.lazy_images import ImageColumn, TableImage, image_bytes
 from clips.data.sources import BadSampleError, SourceConfig, open_source
-from clips.data.tars import index_tar
+from clips.data.tar_index import index_tar
 from clips.errors import UserError
 
 PICTURE = clips_world.picture(1)
@@ -121,7 +121,7 @@ def test_a_table_reaches_nothing_of_the_own_network(
     assert image_bytes(address(server, "moved"), folder, own_network=True) == PICTURE
     with pytest.raises(BadSampleError, match="missing picture"):
         image_bytes(address(server, "a.png").replace("127.0.0.1", "nowhere.invalid"), folder)
-    monkeypatch.setattr(named, "MOST_BYTES", 2**20)
+    monkeypatch.setattr(untrusted_files, "MAX_BYTES", 2**20)
     with pytest.raises(BadSampleError, match="more than 1 MB"):
         image_bytes(address(server, "endless"), folder, own_network=True)
 
@@ -131,11 +131,11 @@ def test_a_table_reaches_nothing_of_the_own_network(
 )
 def test_private_addresses_are_known(host: str) -> None:
     with pytest.raises(OSError, match="private network"):
-        named._outside_socket((2, 1, 6, "", (host, 80)))
+        untrusted_files._outside_socket((2, 1, 6, "", (host, 80)))
 
 
 def test_public_addresses_pass() -> None:
-    named._outside_socket((2, 1, 6, "", ("93.184.216.34", 80))).close()
+    untrusted_files._outside_socket((2, 1, 6, "", ("93.184.216.34", 80))).close()
 
 
 def in_table(folder: Path, cell: object) -> bytes:

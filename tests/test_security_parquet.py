@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.trust.overlap import benchmark_pictures
+from benchmarks.analysis.contamination import benchmark_images
 from clips.data.formats import DatasetSpec, read_dataset
 from clips.data.sources import BadSampleError, SourceConfig, open_source
-from clips.data.unpacking import check_unpacked, unpacked
+from clips.data.parquet_limits import check_decompressed_size, iter_record_batches
 from clips.errors import UserError
-from llava_bridge.data import DataConfig, read_samples
+from llava_bridge.data import ConversationSourceConfig, read_samples
 
 MB = 1 << 20
 REFUSED = r"bomb\.parquet: unpacks to more than \d+ MB, that is 256 MB and 100 times its size"
@@ -68,10 +68,10 @@ READERS = {
     "clips": lambda file: of_clips(file, format="table"),
     "clips, a folder of the hub": lambda file: of_clips(file.parent, format="datasets", split="train"),
     "clips, a part of a split": lambda file: of_clips(file.parent, format="datasets", split="train[:3]"),
-    "the bridge": lambda file: list(read_samples(DataConfig(path=str(file), format="conversations"), 0)),
+    "the bridge": lambda file: list(read_samples(ConversationSourceConfig(path=str(file), format="conversations"), 0)),
     "a benchmark": lambda file: read_dataset(DatasetSpec(path=str(file.parent), split="train"), "classes"),
     "a benchmark's table": lambda file: list(read_dataset(DatasetSpec(path=str(file)), "captions").records),
-    "overlap": lambda file: list(benchmark_pictures(str(file))),
+    "overlap": lambda file: list(benchmark_images(str(file))),
 }
 
 
@@ -103,11 +103,11 @@ def test_one_row_may_not_be_larger_than_a_member_of_a_tar(tmp_path: Path) -> Non
     padding = pa.array(np.random.default_rng(0).bytes(MB) for _ in range(2))
     padded = write(tmp_path / "padded.parquet", texts=row, noise=padding)
     with pytest.raises(UserError, match=r"wide\.parquet: unpacks to more than"):
-        list(unpacked(file.name, str(file), columns=["texts"]))
+        list(iter_record_batches(file.name, str(file), columns=["texts"]))
     with pytest.raises(UserError, match=r"padded\.parquet: a row unpacks to 30. MB, expected at most 256"):
-        list(unpacked(padded.name, str(padded), columns=["texts", "noise"]))
+        list(iter_record_batches(padded.name, str(padded), columns=["texts", "noise"]))
     with pytest.raises(UserError, match=r"padded\.parquet: a row unpacks to 30. MB"):
-        check_unpacked([str(padded)])
+        check_decompressed_size([str(padded)])
 
 
 @pytest.mark.parametrize("options", [
@@ -133,23 +133,23 @@ def test_rows_are_what_pyarrow_reads(options: dict[str, Any], tmp_path: Path) ->
     })  # fmt: skip
     path = tmp_path / "rows.parquet"
     pq.write_table(table, path, **options)
-    found = pa.Table.from_batches(list(unpacked("rows", str(path), columns=table.column_names)))
+    found = pa.Table.from_batches(list(iter_record_batches("rows", str(path), columns=table.column_names)))
     assert found.to_pylist() == table.to_pylist()
     last = pq.ParquetFile(path).num_row_groups - 1
-    found = pa.Table.from_batches(list(unpacked("rows", str(path), columns=["talk.list.element.value"], group=last)))
+    found = pa.Table.from_batches(list(iter_record_batches("rows", str(path), columns=["talk.list.element.value"], group=last)))
     expected = pq.ParquetFile(path).read_row_group(last, columns=["talk.list.element.value"])
     assert found.to_pylist() == expected.to_pylist()
 
 
 def test_a_file_that_has_passed_is_not_read_again_until_it_changes(tmp_path: Path, allocated: Any, monkeypatch) -> None:
-    from clips.data import unpacking
+    from clips.data import parquet_limits
 
     file, read = write(tmp_path / "rows.parquet", text=["a"]), []
-    once = unpacking.unpacked
-    monkeypatch.setattr(unpacking, "unpacked", lambda *args, **named: read.append(args[0]) or once(*args, **named))
+    once = parquet_limits.iter_record_batches
+    monkeypatch.setattr(parquet_limits, "iter_record_batches", lambda *args, **named: read.append(args[0]) or once(*args, **named))
     for _ in range(2):
-        check_unpacked([str(file)])
+        check_decompressed_size([str(file)])
         assert read == [str(file)]
     write(file, text=["ab"])
-    check_unpacked([str(file)])
+    check_decompressed_size([str(file)])
     assert len(read) == 2

@@ -13,13 +13,13 @@ import report_material
 from benchmarks import cli as bench
 from benchmarks.results import Result, read_items, read_result, write_result
 from clips import cli
-from clips.core.artifact import read_manifest, say, write_manifest
+from clips.core.artifact import read_manifest, log_info, write_manifest
 from clips.core.identity import Identity, identity
 from clips.errors import UserError
-from clips.secrets import HIDDEN, alike, without_secrets
+from clips.redaction import REDACTED, equal_up_to_redaction, redact
 from clips.train import train
-from clips.training.config import TrainConfig
-from clips.training.rundir import is_trained, record_run
+from clips.training.config import EncoderTrainConfig
+from clips.training.run_dir import is_trained, create_run_dir
 
 PLANTED = "Zq9wXkT2vB7nLm4R"
 
@@ -50,12 +50,12 @@ PLANTED = "Zq9wXkT2vB7nLm4R"
     ],
 )
 def test_what_looks_like_a_secret_is_taken_out(text: str) -> None:
-    told = without_secrets({"a": [text]})["a"][0]
-    assert without_secrets({text: 1}) == {told: 1}
+    told = redact({"a": [text]})["a"][0]
+    assert redact({text: 1}) == {told: 1}
     assert PLANTED not in told
     assert "AKIA" not in told
-    assert HIDDEN in told
-    assert without_secrets(told) == told
+    assert REDACTED in told
+    assert redact(told) == told
 
 
 @pytest.mark.parametrize(
@@ -74,29 +74,29 @@ def test_what_looks_like_a_secret_is_taken_out(text: str) -> None:
     ],
 )
 def test_what_is_none_stays(text: str) -> None:
-    assert without_secrets(text) == text
-    assert without_secrets({"n": 3, "x": None, "y": (1.5, True)}) == {"n": 3, "x": None, "y": [1.5, True]}
+    assert redact(text) == text
+    assert redact({"n": 3, "x": None, "y": (1.5, True)}) == {"n": 3, "x": None, "y": [1.5, True]}
 
 
 @pytest.mark.timeout(60)  # what grows with the square of the length takes many minutes
 @pytest.mark.parametrize("text", ["://" + ":" * 500_000, "x-" * 250_000, "?" + "a_" * 250_000])
 def test_a_hostile_text_ends(text: str) -> None:
-    assert without_secrets(text) == text
+    assert redact(text) == text
 
 
 def test_values_of_the_environment_are_taken_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", PLANTED)
     monkeypatch.setenv("WANDB_API_KEY", "short")
     monkeypatch.setenv("MY_KEY", str(tmp_path))  # where something lies is no secret
-    assert without_secrets(f"{tmp_path}/shards") == f"{tmp_path}/shards"
-    assert without_secrets(f"curl {PLANTED} short") == f"curl {HIDDEN} short"
+    assert redact(f"{tmp_path}/shards") == f"{tmp_path}/shards"
+    assert redact(f"curl {PLANTED} short") == f"curl {REDACTED} short"
 
 
 @pytest.mark.parametrize("where", ["there", "here"])
 def test_a_run_is_known_again_where_the_environment_knows_other_secrets(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def config(path: str) -> TrainConfig:
+    def config(path: str) -> EncoderTrainConfig:
         return clips_world.train_config(tmp_path, tmp_path / "out", data={"sources": [{"path": path}]})
 
     def known(path: str) -> Identity:
@@ -107,7 +107,7 @@ def test_a_run_is_known_again_where_the_environment_knows_other_secrets(
         if masked:
             context.setenv("MY_KEY", PLANTED)
         run = known(same)
-        record_run(config(same), run)
+        create_run_dir(config(same), run)
         write_manifest(tmp_path / "out", kind="encoder", config=config(same), identity=run)
     if not masked:
         monkeypatch.setenv("MY_KEY", PLANTED)
@@ -138,8 +138,8 @@ def test_a_run_is_known_again_where_the_environment_knows_other_secrets(
     ],
 )
 def test_what_is_masked_stands_for_any_secret(one: Any, other: Any, expected: bool) -> None:
-    assert alike(one, other) == expected
-    assert alike(other, one) == expected
+    assert equal_up_to_redaction(one, other) == expected
+    assert equal_up_to_redaction(other, one) == expected
 
 
 @pytest.mark.slow
@@ -163,7 +163,7 @@ def test_a_training_leaves_none_behind(
     (tmp_path / "out.json").unlink()
     train(config)
     manifest = read_manifest(tmp_path / "out")
-    assert HIDDEN in manifest["config"]["data"]["sources"][0]["path"]
+    assert REDACTED in manifest["config"]["data"]["sources"][0]["path"]
     assert list((tmp_path / "out").rglob("config.yaml"))
     train(config)  # nothing to do: it is the same run
     _check_no_secret(tmp_path, capsys)
@@ -181,7 +181,7 @@ def test_results_and_reports_hold_none(
         write_result(results, result, read_items(found))
     monkeypatch.setattr("sys.argv", ["clips-bench", "report", str(results)])
     assert bench.main() == 0
-    assert HIDDEN in (results / "clip" / "pope.json").read_text()
+    assert REDACTED in (results / "clip" / "pope.json").read_text()
     _check_no_secret(tmp_path, capsys)
 
 
@@ -191,10 +191,10 @@ def test_complaints_and_logs_hold_none(
     words = ["clips", "data", "inspect", f"https://me:{PLANTED}@127.0.0.1:1/a.tar?sig={PLANTED}"]
     monkeypatch.setattr("sys.argv", words)
     assert cli.main() == 2
-    say(f"reading https://me:{PLANTED}@host")
+    log_info(f"reading https://me:{PLANTED}@host")
     told = capsys.readouterr().err
     assert PLANTED not in told
-    assert told.count(HIDDEN) >= 2
+    assert told.count(REDACTED) >= 2
 
 
 def _check_no_secret(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

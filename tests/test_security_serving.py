@@ -15,9 +15,9 @@ from PIL import Image
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
-from llava_bridge.asking.reply import Reply
+from llava_bridge.inference.streaming import StreamedAnswer
 from llava_bridge.serving import app as serving
-from llava_bridge.serving import asked, command, guard
+from llava_bridge.serving import request as asked, command, middleware
 from llava_bridge.serving.command import ServeConfig
 
 CHAT = "/v1/chat/completions"
@@ -36,7 +36,7 @@ class Played:
         await self.going.wait()
         if asked.messages[-1]["content"] == "fail":
             raise RuntimeError("/root/secret/path.py does not work")
-        yield Reply(text="yes", prompt_tokens=3, new_tokens=1, finish="stop")
+        yield StreamedAnswer(text="yes", prompt_tokens=3, new_tokens=1, finish="stop")
 
     def seconds_to_wait(self) -> float:
         return 6.2
@@ -135,7 +135,7 @@ def test_its_own_page_links_and_programs_are_answered() -> None:
 @pytest.mark.parametrize("path", ["/", "/v1/models", "/v1/nothing", "/../../etc/passwd", "/v1/models/..%2f..%2fetc"])
 def test_every_answer_says_what_a_browser_may_not_do(path: str) -> None:
     answer = ask(path=path, method="GET")
-    for name, value in guard._HEADERS.items():
+    for name, value in middleware._HEADERS.items():
         assert answer.headers[name] == value
     assert "server" not in answer.headers
     if path == "/":
@@ -193,7 +193,7 @@ def test_pictures_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_body_must_come_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "PATIENCE", 0.05)
+    monkeypatch.setattr(serving, "REQUEST_TIMEOUT", 0.05)
 
     async def slowly() -> AsyncIterator[bytes]:
         yield b"{"
@@ -210,7 +210,7 @@ def test_a_body_must_come_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_only_so_many_wait_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "MOST_AT_ONCE", 2)
+    monkeypatch.setattr(middleware, "MAX_CONCURRENT_REQUESTS", 2)
 
     async def asking() -> tuple[list[int], httpx.Response, httpx.Response]:
         worker = Played()
@@ -234,11 +234,11 @@ def test_only_so_many_wait_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_client_may_not_ask_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "MOST_A_MINUTE", 3)
-    monkeypatch.setattr(guard, "_CLIENTS_KNOWN", 2)
+    monkeypatch.setattr(middleware, "MAX_REQUESTS_PER_MINUTE", 3)
+    monkeypatch.setattr(middleware, "_CLIENTS_KNOWN", 2)
     now = 100.0
-    monkeypatch.setattr(guard.time, "monotonic", lambda: now)
-    watch = guard.Guard(lambda *_: None, ["*"], lambda: 1.0)  # type: ignore[arg-type, return-value]
+    monkeypatch.setattr(middleware.time, "monotonic", lambda: now)
+    watch = middleware.RequestGuardMiddleware(lambda *_: None, ["*"], lambda: 1.0)  # type: ignore[arg-type, return-value]
 
     def early(client: str) -> float:
         return watch._too_early({"client": (client, 1)})

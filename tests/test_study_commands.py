@@ -14,14 +14,14 @@ import yaml
 from study_engine import use_fakes
 from study_material import SMALL
 
-from benchmarks.reported_study import run_study
+from benchmarks.study_with_report import run_study_with_report
 from benchmarks.study import commands
-from benchmarks.study.check import check_configs, check_files, first_problem
-from benchmarks.study.commands import PlanConfig, StatusConfig, StudyConfig, plan_study, study_status
-from benchmarks.study.plan import make_plan
-from benchmarks.study.programs import check_command
-from benchmarks.study.reading import study_from
-from benchmarks.study.record import read_study_record
+from benchmarks.study.preflight import check_configs, check_input_files, first_config_error
+from benchmarks.study.commands import StudyPlanConfig, StatusConfig, StudyConfig, plan_study, study_status
+from benchmarks.study.build_steps import build_plan
+from benchmarks.study.launchers import check_command
+from benchmarks.study.parser import parse_study
+from benchmarks.study.study_record import read_study_record
 from benchmarks.study.status import step_state
 from benchmarks.study.steps import Step
 from clips.errors import UserError
@@ -42,14 +42,14 @@ def write_study(folder: Path, **fields: Any) -> StudyConfig:
 
 
 def states(config: StudyConfig) -> dict[str, str]:
-    keyed = commands.resolve(config)
+    keyed = commands.resolve_study(config)
     return {step.name: step_state(step, keyed.keys[step.name], keyed.output) for step in keyed.plan.steps}
 
 
 def test_a_study_runs_ends_with_its_report_and_is_then_done(tmp_path, capsys):
     config = write_study(tmp_path)
     assert set(states(config).values()) == {"new"}
-    run_study(config)
+    run_study_with_report(config)
     assert set(states(config).values()) == {"done"}
     assert (tmp_path / "out" / "report" / "index.html").is_file()
     captured = capsys.readouterr()
@@ -57,13 +57,13 @@ def test_a_study_runs_ends_with_its_report_and_is_then_done(tmp_path, capsys):
     assert "encoder-clip-s0: done" in captured.err
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "steps").rglob("*")}
-    run_study(config)
+    run_study_with_report(config)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "steps").rglob("*")} == before
     assert "done before" in capsys.readouterr().err
 
 
 def test_one_changed_line_runs_only_what_depends_on_it(tmp_path):
-    run_study(write_study(tmp_path))
+    run_study_with_report(write_study(tmp_path))
     encoders = {**SMALL["encoders"], "clips": {"optim": {"lr": 4}}}
     found = states(write_study(tmp_path, encoders=encoders))
     assert {name for name, state in found.items() if state.startswith("changed")} == {
@@ -75,13 +75,13 @@ def test_one_changed_line_runs_only_what_depends_on_it(tmp_path):
 
 
 def test_plan_and_status_tell_what_changed(tmp_path, capsys):
-    run_study(write_study(tmp_path))
+    run_study_with_report(write_study(tmp_path))
     capsys.readouterr()
     encoders = {**SMALL["encoders"], "clips": {"optim": {"lr": 4}}}
     config = write_study(tmp_path, encoders=encoders)
     for show in (
         lambda config: study_status(StatusConfig(study=config.study)),
-        lambda config: plan_study(PlanConfig(study=config.study, estimates=False, check=False)),
+        lambda config: plan_study(StudyPlanConfig(study=config.study, estimates=False, check=False)),
     ):
         show(config)
         lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
@@ -100,14 +100,14 @@ def test_the_record_has_the_study_that_ran_not_the_file_as_it_was_edited_meanwhi
         return run_locked(*args)
 
     monkeypatch.setattr(commands, "_run_locked", edited)
-    run_study(config)
+    run_study_with_report(config)
     assert read_study_record(tmp_path / "out").text == text
 
 
 def test_a_failed_branch_is_reported_and_the_exit_status_is_1(tmp_path, capsys):
     encoders = {**SMALL["encoders"], "clips": {"fail": "loss is nan"}}
     with pytest.raises(SystemExit) as stop:
-        run_study(write_study(tmp_path, encoders=encoders))
+        run_study_with_report(write_study(tmp_path, encoders=encoders))
     assert stop.value.code == 1
     captured = capsys.readouterr()
     assert "loss is nan" in captured.err
@@ -120,7 +120,7 @@ def test_a_failed_branch_is_reported_and_the_exit_status_is_1(tmp_path, capsys):
 def test_a_failed_benchmark_is_a_gap_with_its_reason_beside_the_numbers_of_the_others(tmp_path, capsys):
     benchmarks = {**SMALL["benchmarks"], "gqa": {"split": "broken parquet"}}
     with pytest.raises(SystemExit):
-        run_study(write_study(tmp_path, benchmarks=benchmarks))
+        run_study_with_report(write_study(tmp_path, benchmarks=benchmarks))
     assert "evaluate-llava-clip-tiny-s0" in capsys.readouterr().err
     table = (tmp_path / "out" / "report" / "table.md").read_text(encoding="utf-8")
     row = next(line for line in table.splitlines() if line.split("|")[1:2] and line.split("|")[1].strip() == "clip")
@@ -133,7 +133,7 @@ def test_each_missing_file_is_named_before_anything_starts(tmp_path, capsys):
     encoders = {**SMALL["encoders"], "clips": "$shared/clips", "net": f"timm:net@{tmp_path}/none.safetensors"}
     config = write_study(tmp_path, encoders=encoders, paths={"shared": str(tmp_path / "gone")})
     checked = dataclasses.replace(config, check=True)
-    for command in (run_study, lambda config: plan_study(PlanConfig(**vars(config)))):
+    for command in (run_study_with_report, lambda config: plan_study(StudyPlanConfig(**vars(config)))):
         with pytest.raises(UserError, match=r"^small: files that no step makes are missing: 2$"):
             command(checked)
         named = [line for line in capsys.readouterr().err.splitlines() if "no such file" in line]
@@ -146,18 +146,18 @@ def test_each_missing_file_is_named_before_anything_starts(tmp_path, capsys):
 
 
 def test_a_moved_study_is_still_done(tmp_path):
-    run_study(write_study(tmp_path))
+    run_study_with_report(write_study(tmp_path))
     (tmp_path / "out").rename(tmp_path / "moved")
     assert set(states(dataclasses.replace(write_study(tmp_path), output=str(tmp_path / "moved"))).values()) == {"done"}
     assert set(states(write_study(tmp_path)).values()) == {"new"}
 
 
 def test_what_a_step_makes_and_what_is_no_path_are_not_missing(tmp_path):
-    study = study_from({**SMALL, "output": str(tmp_path), "paths": {"shared": "gone"}})
+    study = parse_study({**SMALL, "output": str(tmp_path), "paths": {"shared": "gone"}})
     script = Step(name="mine", kind="data", command=("python", "mine.py"), config={}, outputs=())
-    check_files([dataclasses.replace(script, needs=(Path("https://a/b"), tmp_path / "data" / "x"))], study)
+    check_input_files([dataclasses.replace(script, needs=(Path("https://a/b"), tmp_path / "data" / "x"))], study)
     with pytest.raises(UserError, match="missing: 1"):
-        check_files([dataclasses.replace(script, needs=(Path("gone/photos"),))], study)
+        check_input_files([dataclasses.replace(script, needs=(Path("gone/photos"),))], study)
 
 
 @pytest.mark.parametrize("place", ["a-file", "a-file/below", "/proc/nowhere", "x" * 300])
@@ -166,14 +166,14 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, pla
     Path("a-file").write_text("mine", encoding="utf-8")
     config = write_study(tmp_path)
     with pytest.raises(UserError, match=f"^{place}: cannot write here"):
-        run_study(dataclasses.replace(config, output=place))
+        run_study_with_report(dataclasses.replace(config, output=place))
     assert Path("a-file").read_text(encoding="utf-8") == "mine"
 
 
 def test_a_row_that_left_the_study_leaves_the_report(tmp_path):
-    run_study(write_study(tmp_path))
+    run_study_with_report(write_study(tmp_path))
     without = {name: entry for name, entry in SMALL["encoders"].items() if name != "clips"}
-    run_study(write_study(tmp_path, encoders=without))
+    run_study_with_report(write_study(tmp_path, encoders=without))
     table = (tmp_path / "out" / "report" / "table.md").read_text(encoding="utf-8")
     assert "| clip |" in table
     assert "| clips |" not in table
@@ -182,11 +182,11 @@ def test_a_row_that_left_the_study_leaves_the_report(tmp_path):
 
 def test_plan_and_status_say_what_would_run_and_what_ran(tmp_path, capsys):
     config = write_study(tmp_path)
-    plan_study(PlanConfig(**vars(config), estimates=False))
+    plan_study(StudyPlanConfig(**vars(config), estimates=False))
     planned = capsys.readouterr().out
     assert "13 of 13 steps would run" in planned
     assert "rows: clip, clips, net" in planned
-    run_study(config)
+    run_study_with_report(config)
     capsys.readouterr()
     study_status(StatusConfig(study=config.study))
     assert "13 of 13 done" in capsys.readouterr().out
@@ -203,7 +203,7 @@ def test_the_command_line_overrides_output_jobs_and_paths(tmp_path):
 def test_some_encoders_and_other_seeds_by_the_command_line(tmp_path):
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(SMALL), encoding="utf-8")
     file = str(tmp_path / "study.yaml")
-    plan = make_plan(StudyConfig(study=file, seeds=(7, 8), only=("clip*",)).read())
+    plan = build_plan(StudyConfig(study=file, seeds=(7, 8), only=("clip*",)).read())
     assert sorted({row.encoder for row in plan.rows}) == ["clip", "clips"]
     assert {row.seed for row in plan.rows} == {7, 8}
     assert not [step for step in plan.steps if "net" in step.name]
@@ -213,10 +213,10 @@ def test_some_encoders_and_other_seeds_by_the_command_line(tmp_path):
 
 def test_a_typo_in_a_steps_config_is_told_before_anything_runs():
     content = {**SMALL, "data": {"train": {"sise": 10}, "test": {}}}
-    steps = [step for step in make_plan(study_from(content)).steps if step.kind == "data"]
+    steps = [step for step in build_plan(parse_study(content)).steps if step.kind == "data"]
     with pytest.raises(UserError, match=r"^step data-train: .*unknown key 'sise'; did you mean 'size'"):
         check_configs(steps)
-    assert first_problem([("data-test", ["clips", "scenes"], {"output": "x", "split": "test"})]) is None
+    assert first_config_error([("data-test", ["clips", "scenes"], {"output": "x", "split": "test"})]) is None
 
 
 def test_unknown_programs_and_commands_are_refused():
@@ -250,5 +250,5 @@ def test_a_runner_that_waited_runs_the_study_as_it_is_then(tmp_path, monkeypatch
         return held(*args, **options)
 
     monkeypatch.setattr(commands, "locked", edited_meanwhile)
-    run_study(config)
+    run_study_with_report(config)
     assert states(config)["encoder-late-s0"] == "done"

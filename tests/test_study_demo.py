@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks.study.shipped import study_file
+from benchmarks.study.shipped import resolve_study_file
 from clips.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -42,19 +42,19 @@ def without_sizes(study: dict[str, Any]) -> dict[str, Any]:
 def test_the_shipped_miniature_is_the_demo_but_for_its_sizes():
     demo, mini = (
         without_sizes(yaml.safe_load(file.read_text(encoding="utf-8")))
-        for file in (ROOT / "scripts" / "studies" / "demo.yaml", Path(study_file("mini")))
+        for file in (ROOT / "scripts" / "studies" / "demo.yaml", Path(resolve_study_file("mini")))
     )
     assert mini == demo
 
 
 def test_a_name_that_is_no_study_is_refused_and_a_file_goes_before_a_shipped_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert study_file("mini") == str(ROOT / "benchmarks" / "studies" / "mini.yaml")
+    assert resolve_study_file("mini") == str(ROOT / "benchmarks" / "studies" / "mini.yaml")
     with pytest.raises(UserError, match="'mni'; did you mean 'mini'"):
-        study_file("mni")
-    assert study_file("no/such/mini") == "no/such/mini"  # whose reader says that it is missing
+        resolve_study_file("mni")
+    assert resolve_study_file("no/such/mini") == "no/such/mini"  # whose reader says that it is missing
     Path("mini").write_text("", encoding="utf-8")
-    assert study_file("mini") == "mini"
+    assert resolve_study_file("mini") == "mini"
 
 
 @pytest.fixture(scope="module")

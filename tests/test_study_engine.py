@@ -17,7 +17,7 @@ from study_engine import FAKE, make, run, visits
 from benchmarks.study.executors import GpusConfig
 from benchmarks.study.locks import locked
 from benchmarks.study.resources import Resources
-from benchmarks.study.state import read_record
+from benchmarks.study.step_state import read_record
 from clips.errors import UserError
 
 pytest.importorskip("snakemake", reason="the engine of studies is not installed")

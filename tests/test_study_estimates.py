@@ -10,34 +10,34 @@ import yaml
 from study_material import SMALL
 
 from benchmarks.study import commands
-from benchmarks.study.commands import PlanConfig, plan_study
-from benchmarks.study.estimate import Estimate, in_all
-from benchmarks.study.estimates import estimate_steps
+from benchmarks.study.commands import StudyPlanConfig, plan_study
+from benchmarks.study.estimate import CostEstimate, total_cost
+from benchmarks.study.estimate_steps import estimate_steps
 from benchmarks.study.executors import GpusConfig, LocalConfig, SlurmConfig
-from benchmarks.study.plan import Plan, make_plan
-from benchmarks.study.reading import study_from
-from benchmarks.study.resources import Resources, resources_of
-from benchmarks.study.state import StepRecord, write_record
+from benchmarks.study.build_steps import StudyPlan, build_plan
+from benchmarks.study.parser import parse_study
+from benchmarks.study.resources import Resources, resolve_resources
+from benchmarks.study.step_state import StepRecord, write_record
 from benchmarks.study.steps import Step, time_left
-from benchmarks.study.worked_out import worked_out
-from clips.core.artifact import write_file
+from benchmarks.study.analytic_estimates import analytic_estimate
+from clips.core.artifact import atomic_write
 from clips.errors import UserError
-from clips.plain import to_yaml
+from clips.serialization import to_yaml
 
 ENCODER = {"global_batch_size": 10, "optim": {}}
 
 
-def planned(output: Path, **fields: object) -> Plan:
+def planned(output: Path, **fields: object) -> StudyPlan:
     encoders = {"clip": {**ENCODER, "steps": 100}, "longer": {**ENCODER, "steps": 300}, "other": {"recipe": "clips"}}
-    return make_plan(study_from({**SMALL, "output": str(output), "encoders": encoders, **fields}))
+    return build_plan(parse_study({**SMALL, "output": str(output), "encoders": encoders, **fields}))
 
 
-def estimated(plan: Plan, gpu: str | None = None) -> dict[str, Estimate]:
-    given = {step.name: resources_of({}, step) for step in plan.steps}
+def estimated(plan: StudyPlan, gpu: str | None = None) -> dict[str, CostEstimate]:
+    given = {step.name: resolve_resources({}, step) for step in plan.steps}
     return estimate_steps(plan.steps, plan.study.directory, resources=given, gpu=gpu)
 
 
-def ran(plan: Plan, name: str, seconds: float, **fields: object) -> None:
+def ran(plan: StudyPlan, name: str, seconds: float, **fields: object) -> None:
     """Note a run of a step, with a file of a thousand bytes for its output."""
     step = next(step for step in plan.steps if step.name == name)
     record = StepRecord(name=name, kind=step.kind, command="", key="old", outcome="done", started=0.0, seconds=seconds)
@@ -54,7 +54,7 @@ def test_a_step_is_estimated_by_its_last_run_or_by_like_ones(tmp_path):
     assert (own.seconds, own.memory, own.disk, own.basis) == (50.0, 2.0 * 2**20, 1000.0, "its last run")
     assert (longer.seconds, longer.memory, longer.disk) == (150.0, 2.0 * 2**20, 1000.0)  # three times the samples
     assert longer.basis == "the last runs of 1 like steps, by samples"
-    assert found["data-train"] == Estimate(basis="has not run yet")
+    assert found["data-train"] == CostEstimate(basis="has not run yet")
     assert found["encoder-other-s0"].seconds is None  # another recipe
 
 
@@ -63,12 +63,12 @@ def test_a_step_that_was_changed_since_is_estimated_by_what_it_was(tmp_path):
     plan = planned(tmp_path)
     ran(plan, "encoder-clip-s0", 50.0)
     config = next(step.config for step in plan.steps if step.name == "encoder-clip-s0")
-    write_file(tmp_path / "steps/encoder-clip-s0/config.yaml", to_yaml({**config, "steps": 10}))
+    atomic_write(tmp_path / "steps/encoder-clip-s0/config.yaml", to_yaml({**config, "steps": 10}))
     found = estimated(plan)
     assert found["encoder-clip-s0"].seconds == 500.0
     assert found["encoder-clip-s0"].basis == "the last runs of 1 like steps, by samples"
     assert found["encoder-longer-s0"].seconds == 1500.0
-    write_file(tmp_path / "steps/encoder-clip-s0/config.yaml", to_yaml({**config, "recipe": "clips"}))
+    atomic_write(tmp_path / "steps/encoder-clip-s0/config.yaml", to_yaml({**config, "recipe": "clips"}))
     found = estimated(plan)
     assert found["encoder-clip-s0"].seconds is None  # another recipe tells nothing
 
@@ -79,7 +79,7 @@ def test_an_evaluation_of_pictures_in_tiles_reads_all_of_them():
         benchmarks = {"benchmarks": [{"name": "pope"}]}
         step = Step(name="evaluate-llava-a", kind="evaluation", command=("clips-bench", "run"), config=benchmarks,
                     outputs=(Path("out"),), parents=("llava-a",))  # fmt: skip
-        return worked_out(step, {"llava-a": llava}, Resources(gpus=1), "h200").seconds or 0.0
+        return analytic_estimate(step, {"llava-a": llava}, Resources(gpus=1), "h200").seconds or 0.0
 
     assert 4 < asked(image_fit="anyres") / asked() < 6
 
@@ -95,8 +95,8 @@ CLIP = "hf-hub:timm/vit_base_patch32_clip_224.openai"
 
 
 def test_an_evaluation_of_an_encoder_reads_pictures_and_texts_of_published_sets():
-    def asked(*benchmarks: dict[str, object]) -> Estimate:
-        return worked_out(encoder_evaluation(CLIP, *benchmarks), {}, Resources(gpus=1), "h200")
+    def asked(*benchmarks: dict[str, object]) -> CostEstimate:
+        return analytic_estimate(encoder_evaluation(CLIP, *benchmarks), {}, Resources(gpus=1), "h200")
 
     whole = asked(COCO, IMAGENET)
     assert "55,000 pictures and 105,000 texts" in whole.basis
@@ -110,9 +110,9 @@ def test_an_evaluation_of_an_encoder_reads_pictures_and_texts_of_published_sets(
 )
 def test_benchmarks_of_unknown_length_are_named_and_the_others_counted(unlike):
     unknown = {**COCO, **unlike}
-    alone = worked_out(encoder_evaluation(CLIP, unknown), {}, Resources(gpus=1), "h200")
+    alone = analytic_estimate(encoder_evaluation(CLIP, unknown), {}, Resources(gpus=1), "h200")
     assert (alone.seconds, alone.basis) == (None, f"length unknown, left out: {unknown['name']}")
-    both = worked_out(encoder_evaluation(CLIP, unknown, IMAGENET), {}, Resources(gpus=1), "h200")
+    both = analytic_estimate(encoder_evaluation(CLIP, unknown, IMAGENET), {}, Resources(gpus=1), "h200")
     assert both.seconds
     assert both.basis.endswith(f"; length unknown, left out: {unknown['name']}")
 
@@ -128,7 +128,7 @@ def test_benchmarks_of_unknown_length_are_named_and_the_others_counted(unlike):
 )
 @pytest.mark.parametrize("gpu", [None, "h200"])
 def test_a_mistyped_name_of_an_encoder_that_is_evaluated_is_told(encoder, told, gpu):
-    assert worked_out(encoder_evaluation(encoder, COCO), {}, Resources(), gpu) == Estimate(basis=told)
+    assert analytic_estimate(encoder_evaluation(encoder, COCO), {}, Resources(), gpu) == CostEstimate(basis=told)
 
 
 def test_a_mistyped_name_is_told_beside_the_runs_of_like_steps(tmp_path):
@@ -160,12 +160,12 @@ def test_a_failed_run_tells_nothing(tmp_path):
 
 def test_the_sum_names_what_is_unknown_and_what_cannot_be_shared():
     known = {
-        "long": Estimate(basis="", seconds=100.0, memory=1e9, disk=1e6, most=5e6, gpu_hours=2.0),
-        "short": Estimate(basis="", seconds=20.0, memory=2e9, disk=1e6, gpu_hours=1.0),
-        "dark": Estimate(basis=""),
+        "long": CostEstimate(basis="", seconds=100.0, memory=1e9, disk=1e6, most=5e6, gpu_hours=2.0),
+        "short": CostEstimate(basis="", seconds=20.0, memory=2e9, disk=1e6, gpu_hours=1.0),
+        "dark": CostEstimate(basis=""),
     }
     steps = [bare(name) for name in known]
-    text = in_all(known, steps, {name: {"jobs": 0.25} for name in known})
+    text = total_cost(known, steps, {name: {"jobs": 0.25} for name in known})
     for part in (
         "about 2 min 00 s of steps",
         "side by side not less than 1 min 40 s",  # the longest step
@@ -175,8 +175,8 @@ def test_the_sum_names_what_is_unknown_and_what_cannot_be_shared():
         "the time of 1 steps is unknown",
     ):
         assert part in text
-    assert "side by side" not in in_all(known, steps, {name: {"jobs": 1.0} for name in known})
-    assert in_all({"dark": Estimate(basis="")}, steps, {"dark": {"jobs": 1.0}}) == "in all: time unknown"
+    assert "side by side" not in total_cost(known, steps, {name: {"jobs": 1.0} for name in known})
+    assert total_cost({"dark": CostEstimate(basis="")}, steps, {"dark": {"jobs": 1.0}}) == "in all: time unknown"
 
 
 def bare(name: str, *parents: str) -> Step:
@@ -212,22 +212,22 @@ def llava_step(**config: object) -> Step:
 
 
 def test_a_llava_of_known_parts_is_worked_out_and_one_of_unknown_parts_says_so():
-    one = worked_out(llava_step(), {}, Resources(gpus=1), "h200")
-    eight = worked_out(llava_step(), {}, Resources(gpus=4, nodes=2), "h200")
+    one = analytic_estimate(llava_step(), {}, Resources(gpus=1), "h200")
+    eight = analytic_estimate(llava_step(), {}, Resources(gpus=4, nodes=2), "h200")
     assert one.gpu_hours == eight.gpu_hours
     assert one.seconds == pytest.approx(8 * eight.seconds)
     assert one.memory > eight.memory
     assert "576 tokens a picture" in one.basis
-    cpu = worked_out(llava_step(), {}, Resources(), None)
+    cpu = analytic_estimate(llava_step(), {}, Resources(), None)
     assert (cpu.seconds, cpu.disk) == (None, one.disk)
     assert "no GPU is named" in cpu.basis
     for field, name in (("encoder", "transformers:nobody/knows"), ("llm", "nobody/knows")):
-        unknown = worked_out(llava_step(**{field: name}), {}, Resources(), "h200")
-        assert unknown == Estimate(basis="nobody knows the size of nobody/knows (no copy of it is here)")
-    endless = worked_out(llava_step(align={"data": [{"path": "not/here.json"}]}), {}, Resources(), "h200")
+        unknown = analytic_estimate(llava_step(**{field: name}), {}, Resources(), "h200")
+        assert unknown == CostEstimate(basis="nobody knows the size of nobody/knows (no copy of it is here)")
+    endless = analytic_estimate(llava_step(align={"data": [{"path": "not/here.json"}]}), {}, Resources(), "h200")
     assert endless.gpu_hours is None
     assert "the data of align are not here" in endless.basis
-    assert worked_out(llava_step(projector={"name": "perceiver", "heads": 7}), {}, Resources(), None).basis.startswith(
+    assert analytic_estimate(llava_step(projector={"name": "perceiver", "heads": 7}), {}, Resources(), None).basis.startswith(
         "projector.heads: expected a divisor of 1024"
     )
 
@@ -237,15 +237,15 @@ def test_the_plan_prints_estimates_and_names_of_the_hub_that_may_change(tmp_path
     monkeypatch.setattr(commands, "command_version", lambda words: 1)
     content = {**SMALL, "output": str(tmp_path / "out"), "llms": {"a": "org/a", "b": "org/b@v1"}}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    plan = make_plan(study_from(content))
+    plan = build_plan(parse_study(content))
     ran(plan, "data-train", 65.0)
-    plan_study(PlanConfig(study=str(tmp_path / "study.yaml"), check=False, only=("net",)))
+    plan_study(StudyPlanConfig(study=str(tmp_path / "study.yaml"), check=False, only=("net",)))
     printed = capsys.readouterr().out
     assert "about 1 min 05 s, memory unknown, 1 kB disk (its last run)" in printed
     assert "from the hub org/a (not pinned: add @REVISION)" in printed
     assert "from the hub org/b@v1\n" in printed
     assert "in all about 1 min 05 s of steps" in printed
-    plan_study(PlanConfig(study=str(tmp_path / "study.yaml"), check=False, estimates=False))
+    plan_study(StudyPlanConfig(study=str(tmp_path / "study.yaml"), check=False, estimates=False))
     assert "in all" not in capsys.readouterr().out
 
 
@@ -258,9 +258,9 @@ def test_a_config_that_its_command_will_refuse_breaks_no_plan(tmp_path, capsys):
     encoders = {"clip": {**ENCODER, "steps": 100}, "longer": {**ENCODER, "steps": "six"}}
     plan = planned(tmp_path, encoders=encoders)
     ran(plan, "encoder-clip-s0", 50.0)
-    assert estimated(plan)["encoder-longer-s0"] == Estimate(basis="its config has values of the wrong kind")
+    assert estimated(plan)["encoder-longer-s0"] == CostEstimate(basis="its config has values of the wrong kind")
     file = tmp_path / "study.yaml"
-    write_file(file, yaml.safe_dump({**SMALL, "output": str(tmp_path), "encoders": encoders}))
+    atomic_write(file, yaml.safe_dump({**SMALL, "output": str(tmp_path), "encoders": encoders}))
     with pytest.raises(UserError, match=r"^step encoder-clip-s0: clips train: "):
-        plan_study(PlanConfig(study=str(file)))
+        plan_study(StudyPlanConfig(study=str(file)))
     assert "its config has values of the wrong kind" in capsys.readouterr().out

@@ -17,9 +17,9 @@ from benchmarks.study.executors import GpusConfig, KubernetesConfig, LocalConfig
 from benchmarks.study.gpus import gpu_environment, take_gpus, visible_gpus
 from benchmarks.study.job import rendezvous
 from benchmarks.study.locks import locked
-from benchmarks.study.programs import launched
-from benchmarks.study.reading import study_from
-from benchmarks.study.resources import Resources, check_patterns, resources_of
+from benchmarks.study.launchers import launch_command
+from benchmarks.study.parser import parse_study
+from benchmarks.study.resources import Resources, check_patterns, resolve_resources
 from benchmarks.study.steps import Step
 from clips.errors import UserError
 
@@ -129,21 +129,21 @@ TRAIN, LLAVA, RUN = ("clips", "train"), ("llava-bridge", "train"), ("clips-bench
     ],
 )
 def test_a_step_is_started_under_the_launcher_that_it_needs(words, resources, expected):
-    assert " ".join(launched(words, Path("c"), resources)) == expected
+    assert " ".join(launch_command(words, Path("c"), resources)) == expected
 
 
 def test_a_command_that_nobody_can_share_is_refused():
     with pytest.raises(UserError, match="'clips scenes' runs in one process; got processes: 2"):
-        launched(("clips", "scenes"), Path("c"), Resources(processes=2))
+        launch_command(("clips", "scenes"), Path("c"), Resources(processes=2))
 
 
 def test_resources_of_a_kind_are_overlaid_by_those_of_a_name():
     asked = {"llava-huge*": {"processes": 8}, "llava": {"processes": 2, "hours": 3.5}, "data": {"cpus": 2}}
-    assert resources_of(asked, step("llava-huge-s0", "llava")) == Resources(processes=8, gpus=8, hours=3.5)
-    assert resources_of(asked, step("llava-a", "llava")) == Resources(processes=2, gpus=2, hours=3.5)
-    assert resources_of(asked, step("data-train", "data")) == Resources(cpus=2)
+    assert resolve_resources(asked, step("llava-huge-s0", "llava")) == Resources(processes=8, gpus=8, hours=3.5)
+    assert resolve_resources(asked, step("llava-a", "llava")) == Resources(processes=2, gpus=2, hours=3.5)
+    assert resolve_resources(asked, step("data-train", "data")) == Resources(cpus=2)
     own = step("llm-tiny", "llm", launch={"processes": 4})
-    assert resources_of(asked, own).processes == 4
+    assert resolve_resources(asked, own).processes == 4
     with pytest.raises(UserError, match="did you mean 'encoder-clip-s0'"):
         check_patterns({"encoder-clp-s0": {}}, [step("encoder-clip-s0")])
 
@@ -183,14 +183,14 @@ def test_resources_of_a_kind_are_overlaid_by_those_of_a_name():
 )
 def test_a_wrong_executor_or_resource_is_told_with_its_field(fields, message):
     with pytest.raises(UserError) as refused:
-        study_from({**SMALL, **fields})
+        parse_study({**SMALL, **fields})
     assert message in str(refused.value)
 
 
 def test_an_executor_is_named_alone_or_with_its_settings():
     assert executor_config("gpus") == GpusConfig()
     assert executor_config({"name": "gpus", "devices": ["1"]}) == GpusConfig(devices=("1",))
-    assert study_from(SMALL).executor == LocalConfig()
+    assert parse_study(SMALL).executor == LocalConfig()
 
 
 HOLDER = """
@@ -214,7 +214,7 @@ def test_a_second_runner_waits_where_it_is_asked_to(tmp_path, monkeypatch):
         assert first.stdout.readline() == b"held\n"
         with pytest.raises(UserError, match="wait for it with --wait true"), locked(tmp_path):
             pass
-        monkeypatch.setattr(locks, "say", lambda line: (said.append(line), first.stdin.close()))  # type: ignore[union-attr]
+        monkeypatch.setattr(locks, "log_info", lambda line: (said.append(line), first.stdin.close()))  # type: ignore[union-attr]
         with locked(tmp_path, wait=True):
             assert (tmp_path / "released").exists()
     who = f"another runner (process {first.pid}) or a step it left behind"
@@ -251,7 +251,7 @@ def test_torchrun_on_several_nodes_is_told_by_the_environment_where_to_meet(tmp_
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     for name, value in {"SLURM_JOB_ID": "1234567", "SLURM_JOB_NODELIST": "n[7-8]", "SLURM_PROCID": "1"}.items():
         monkeypatch.setenv(name, value)
-    words = launched(TRAIN, Path("c"), Resources(processes=8, nodes=2))
+    words = launch_command(TRAIN, Path("c"), Resources(processes=8, nodes=2))
     for name, value in rendezvous().items():
         monkeypatch.setenv(name, value)
     parsed = get_args_parser().parse_args(list(words[1:]))

@@ -10,20 +10,20 @@ from pathlib import Path
 import pytest
 from study_miniature import STUDIES, full, miniature, small_encoder
 
-from benchmarks.study.check import first_problem
-from benchmarks.study.estimates import estimate_steps
-from benchmarks.study.plan import Plan, make_plan
-from benchmarks.study.reading import read_study
-from benchmarks.study.resources import resources_of
-from clips.plain import plain
+from benchmarks.study.preflight import first_config_error
+from benchmarks.study.estimate_steps import estimate_steps
+from benchmarks.study.build_steps import StudyPlan, build_plan
+from benchmarks.study.parser import read_study
+from benchmarks.study.resources import resolve_resources
+from clips.serialization import to_plain
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("paper_retrieval", "paper_llava", "encoder_zoo")
 EIGHT = {"mme", "mmmu_val", "mmvet", "gqa", "chartqa", "pope", "nocaps_val", "textvqa_val"}  # as the paper prints
 
 
-def planned(name: str) -> Plan:
-    return make_plan(read_study(STUDIES / f"{name}.yaml"))
+def planned(name: str) -> StudyPlan:
+    return build_plan(read_study(STUDIES / f"{name}.yaml"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -31,8 +31,8 @@ def test_every_step_is_one_that_its_command_accepts(name):
     plan = planned(name)
     unlike = {(step.kind, step.name.rpartition(".")[2]): step for step in plan.steps if step.kind != "evaluation"}
     unlike |= {(step.kind, ""): step for step in plan.steps if step.kind == "evaluation"}
-    asked = [(step.name, list(step.command), plain(step.config)) for step in unlike.values()]
-    assert first_problem(asked) is None
+    asked = [(step.name, list(step.command), to_plain(step.config)) for step in unlike.values()]
+    assert first_config_error(asked) is None
     assert all(row.cells for row in plan.rows)
 
 
@@ -56,7 +56,7 @@ def test_the_llava_study_has_the_papers_columns_and_the_zoo_ten_encoders():
 
 def test_a_llava_is_worked_out_without_a_network():
     plan = planned("paper_llava")
-    given = {step.name: resources_of(plan.study.resources, step) for step in plan.steps}
+    given = {step.name: resolve_resources(plan.study.resources, step) for step in plan.steps}
     steps = [step for step in plan.steps if "-clip-" in step.name]
     found = estimate_steps(steps, Path("nowhere"), resources=given, gpu=plan.study.gpu)
     training = found["llava-clip-llama3-s0"]
@@ -72,7 +72,7 @@ def test_a_llava_is_worked_out_without_a_network():
 @pytest.mark.parametrize("name", ["paper_retrieval", "encoder_zoo"])
 def test_every_training_is_worked_out_without_a_network(name):
     plan = planned(name)
-    given = {step.name: resources_of(plan.study.resources, step) for step in plan.steps}
+    given = {step.name: resolve_resources(plan.study.resources, step) for step in plan.steps}
     found = estimate_steps(plan.steps, Path("nowhere"), resources=given, gpu=plan.study.gpu)
     for step in plan.steps:
         if step.kind != "evaluation":
@@ -99,7 +99,7 @@ def test_the_study_runs_in_miniature(name, tmp_path):
     (tmp_path / "out" / "report" / "index.html").stat()
     asked = EIGHT if name != "paper_retrieval" else {"coco", "flickr30k", "imagenet1k"}
     rows = planned(name).rows
-    made = make_plan(read_study(file)).rows
+    made = build_plan(read_study(file)).rows
     assert [row.name for row in made] == [row.name for row in rows]
     for row in made:
         assert set(row.cells) == asked

@@ -9,11 +9,11 @@ import pytest
 from study_material import SMALL
 from test_study_keys import keys
 
-from benchmarks.study.check import check_files
-from benchmarks.study.plan import make_plan
-from benchmarks.study.reading import study_from
-from benchmarks.study.references import pieces
-from benchmarks.study.state import outside_state
+from benchmarks.study.preflight import check_input_files
+from benchmarks.study.build_steps import build_plan
+from benchmarks.study.parser import parse_study
+from benchmarks.study.path_refs import split_refs
+from benchmarks.study.step_state import external_files_state
 from benchmarks.study.steps import Step
 from clips.errors import UserError
 
@@ -21,11 +21,11 @@ LLAVA = "llava-net-tiny-s0"
 
 
 def study(**fields: object):  # type: ignore[no-untyped-def]
-    return study_from({**SMALL, "baseline": None, **fields})
+    return parse_study({**SMALL, "baseline": None, **fields})
 
 
 def named(study, name: str) -> Step:  # type: ignore[no-untyped-def]
-    return next(step for step in make_plan(study).steps if step.name == name)
+    return next(step for step in build_plan(study).steps if step.name == name)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def named(study, name: str) -> Step:  # type: ignore[no-untyped-def]
     ],
 )
 def test_a_text_is_cut_into_its_references_and_what_stands_between_them(text, field, references):
-    found = pieces(text, field)
+    found = split_refs(text, field)
     assert [piece.reference for piece in found] == references
     assert "".join(piece.before + piece.reference for piece in found) == text
 
@@ -56,7 +56,7 @@ def test_a_text_is_cut_into_its_references_and_what_stands_between_them(text, fi
 def test_a_name_on_the_hub_is_no_missing_file(fields, hub):
     found = named(study(**fields), LLAVA if "llms" not in fields else "llava-net-tiny-s0")
     assert (found.hub, found.needs) == ((hub,), ())
-    check_files([found], study(**fields))
+    check_input_files([found], study(**fields))
 
 
 def test_a_data_set_of_the_hub_and_shards_afar_are_no_missing_files():
@@ -85,12 +85,12 @@ def test_each_file_of_a_range_counts_and_must_be_there(tmp_path):
     data = {"path": str(tmp_path / "{00..02}.tar")}
     ranged = study(encoders={"clip": {"data": data}})
     before = keys(ranged)["encoder-clip-s0"]
-    check_files([named(ranged, "encoder-clip-s0")], ranged)
+    check_input_files([named(ranged, "encoder-clip-s0")], ranged)
     (tmp_path / "01.tar").write_text("two!", encoding="utf-8")
     assert keys(ranged)["encoder-clip-s0"] != before
     (tmp_path / "02.tar").unlink()
     with pytest.raises(UserError, match="missing: 1"):
-        check_files([named(ranged, "encoder-clip-s0")], ranged)
+        check_input_files([named(ranged, "encoder-clip-s0")], ranged)
 
 
 def test_a_model_called_by_one_word_counts(tmp_path, monkeypatch):
@@ -129,14 +129,14 @@ def test_files_count_by_their_times_beside_a_manifest_and_behind_links(tmp_path)
     (inside / "manifest.json").write_text("{}", encoding="utf-8")
     (inside / "linked").symlink_to(behind)
     (behind / "circle").symlink_to(inside)
-    states = [outside_state(inside)]
+    states = [external_files_state(inside)]
     for number, folder in enumerate((inside, behind)):
         os.utime(folder / "weights", ns=(number, number))
-        states.append(outside_state(inside))
+        states.append(external_files_state(inside))
     (inside / "linked").unlink()
-    states.append(outside_state(inside))
+    states.append(external_files_state(inside))
     assert len(set(states)) == 4
-    assert outside_state(inside) == states[-1]
+    assert external_files_state(inside) == states[-1]
 
 
 def test_a_study_may_be_moved_and_called_by_another_path():

@@ -7,20 +7,20 @@ from pathlib import Path
 import pytest
 from study_material import SMALL
 
-from benchmarks.study.check import first_problem
-from benchmarks.study.plan import Plan, make_plan
-from benchmarks.study.reading import study_from
-from benchmarks.study.record import NO_ENCODER, NO_LLAVA, NOT_ASKED
+from benchmarks.study.preflight import first_config_error
+from benchmarks.study.build_steps import StudyPlan, build_plan
+from benchmarks.study.parser import parse_study
+from benchmarks.study.study_record import EXISTING_LLAVA_NO_ENCODER, NO_LLAVA, EXCLUDED_FROM_BENCHMARK
 from benchmarks.study.steps import Step
 from clips.errors import UserError
-from clips.plain import plain
+from clips.serialization import to_plain
 
 
-def planned(**fields: object) -> Plan:
-    return make_plan(study_from({**SMALL, **fields}))
+def planned(**fields: object) -> StudyPlan:
+    return build_plan(parse_study({**SMALL, **fields}))
 
 
-def step(plan: Plan, name: str) -> Step:
+def step(plan: StudyPlan, name: str) -> Step:
     return next(step for step in plan.steps if step.name == name)
 
 
@@ -103,7 +103,7 @@ def test_llavas_that_are_there_already_are_rows_which_answer_questions():
     assert list(rows) == [*SMALL["encoders"], *LLAVAS]
     for name in LLAVAS:
         assert list(rows[name].cells) == ["pope"]
-        assert rows[name].not_applicable == {"retrieval": NO_ENCODER}
+        assert rows[name].not_applicable == {"retrieval": EXISTING_LLAVA_NO_ENCODER}
         assert (rows[name].llm, rows[name].seed, rows[name].baseline) == (None, None, "clip")
     made = step(plan, "evaluate-llava-ours")
     assert (made.config["llava"], made.config["precision"], made.config["again"]) == ("afar/llava", "float32", True)
@@ -112,7 +112,7 @@ def test_llavas_that_are_there_already_are_rows_which_answer_questions():
     assert other.config["lmms"]["args"] == "pretrained=afar/theirs,device_map=cpu"
     assert other.needs == (Path("afar/theirs"),)
     asked = [one for one in plan.steps if one.name in {"evaluate-llava-theirs", made.name, other.name}]
-    assert first_problem([(one.name, list(one.command), plain(one.config)) for one in asked]) is None
+    assert first_config_error([(one.name, list(one.command), to_plain(one.config)) for one in asked]) is None
 
 
 def test_a_study_may_have_existing_llavas_alone_and_one_of_them_for_its_baseline():
@@ -123,10 +123,10 @@ def test_a_study_may_have_existing_llavas_alone_and_one_of_them_for_its_baseline
     chosen = {"retrieval": {"data": "d"}, "pope": {"encoders": ["theirs"]}}
     beside = planned(llms={}, llavas={"theirs": "a/b"}, benchmarks=chosen, baseline="theirs")
     assert {row.name: dict(row.not_applicable) for row in beside.rows} == {
-        "clip": {"pope": NOT_ASKED},
-        "clips": {"pope": NOT_ASKED},
-        "net": {"pope": NOT_ASKED, "retrieval": "no text tower"},
-        "theirs": {"retrieval": NO_ENCODER},
+        "clip": {"pope": EXCLUDED_FROM_BENCHMARK},
+        "clips": {"pope": EXCLUDED_FROM_BENCHMARK},
+        "net": {"pope": EXCLUDED_FROM_BENCHMARK, "retrieval": "no text tower"},
+        "theirs": {"retrieval": EXISTING_LLAVA_NO_ENCODER},
     }
     assert all(row.baseline == "theirs" for row in beside.rows[:-1])
 

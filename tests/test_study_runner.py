@@ -14,9 +14,9 @@ from study_engine import FAKE, in_process, keys_of, make, run, visits
 from benchmarks.study import engine, job
 from benchmarks.study.job import JobRun
 from benchmarks.study.locks import acquire, is_at_work, locked
-from benchmarks.study.state import StepKey, read_record, write_record
+from benchmarks.study.step_state import StepKey, read_record, write_record
 from benchmarks.study.status import step_state
-from benchmarks.study.steps import Step, in_order
+from benchmarks.study.steps import Step, topological_order
 from benchmarks.study.trash import move_outputs
 from clips.errors import UserError
 
@@ -28,11 +28,11 @@ def _engine(monkeypatch):
 
 def test_parents_come_first_and_circles_are_refused(tmp_path):
     steps = [make(tmp_path, "child", "parent"), make(tmp_path, "parent")]
-    assert [step.name for step in in_order(steps)] == ["parent", "child"]
+    assert [step.name for step in topological_order(steps)] == ["parent", "child"]
     with pytest.raises(ValueError, match="wait for each other"):
-        in_order([make(tmp_path, "a", "b"), make(tmp_path, "b", "a")])
+        topological_order([make(tmp_path, "a", "b"), make(tmp_path, "b", "a")])
     with pytest.raises(ValueError, match="nothing makes"):
-        in_order([make(tmp_path, "a", "ghost")])
+        topological_order([make(tmp_path, "a", "ghost")])
 
 
 def test_everything_runs_once_and_then_is_skipped_in_no_time(tmp_path):
@@ -192,7 +192,7 @@ def test_a_new_column_leaves_the_other_results_in_place(tmp_path):
 
 @pytest.mark.parametrize(("jobs", "asked", "threads"), [(2, None, "4"), (16, None, "1"), (2, 3, "3")])
 def test_a_step_gets_an_equal_share_of_the_cores_or_what_the_study_says(tmp_path, monkeypatch, jobs, asked, threads):
-    monkeypatch.setattr(engine, "cores", lambda: 8)
+    monkeypatch.setattr(engine, "available_cores", lambda: 8)
     script = tmp_path / "threads.py"
     script.write_text(
         f"import os, pathlib; pathlib.Path('{tmp_path}/made').write_text(os.environ['OMP_NUM_THREADS'])",

@@ -8,13 +8,13 @@ import pytest
 import yaml
 from study_material import SMALL
 
-from benchmarks.study.check import first_problem
-from benchmarks.study.grid import merged
-from benchmarks.study.plan import make_plan
-from benchmarks.study.reading import read_study, study_from
-from benchmarks.study.record import NOT_ASKED
+from benchmarks.study.preflight import first_config_error
+from benchmarks.study.sweep import deep_merge
+from benchmarks.study.build_steps import build_plan
+from benchmarks.study.parser import read_study, parse_study
+from benchmarks.study.study_record import EXCLUDED_FROM_BENCHMARK
 from clips.errors import UserError
-from clips.plain import plain
+from clips.serialization import to_plain
 
 STUDIES = Path(__file__).parents[1] / "scripts" / "studies"
 
@@ -28,13 +28,13 @@ def step(plan, name):  # type: ignore[no-untyped-def]
 
 
 def test_overrides_are_laid_over_the_defaults_key_by_key():
-    config = step(make_plan(study_from(SMALL)), "encoder-clips-s0").config
+    config = step(build_plan(parse_study(SMALL)), "encoder-clips-s0").config
     assert config["optim"] == {"lr": 3, "warmup": 2}
-    assert merged({"a": [1], "b": {"c": 1}}, {"a": [2], "b": {"d": 2}}) == {"a": [2], "b": {"c": 1, "d": 2}}
+    assert deep_merge({"a": [1], "b": {"c": 1}}, {"a": [2], "b": {"d": 2}}) == {"a": [2], "b": {"c": 1, "d": 2}}
 
 
 def test_steps_depend_on_what_their_configs_refer_to():
-    plan = make_plan(study_from(SMALL))
+    plan = build_plan(parse_study(SMALL))
     assert step(plan, "encoder-clip-s0").parents == ("data-train",)
     assert step(plan, "encoder-clip-s0").config["data"]["path"] == "runs/small/data/train"
     assert set(step(plan, "llava-clip-tiny-s0").parents) == {"encoder-clip-s0", "llm-tiny"}
@@ -43,7 +43,7 @@ def test_steps_depend_on_what_their_configs_refer_to():
 
 
 def test_a_row_without_text_tower_has_no_retrieval_and_says_so():
-    rows = {row.name: row for row in make_plan(study_from(SMALL)).rows}
+    rows = {row.name: row for row in build_plan(parse_study(SMALL)).rows}
     assert rows["net"].not_applicable == {"retrieval": "no text tower"}
     assert "retrieval" not in rows["net"].cells
     assert rows["clips"].baseline == "clip"
@@ -59,7 +59,7 @@ def test_rows_are_encoders_times_llms_times_seeds_and_exceptions_apply():
             {"encoder": "clip", "llava": {"align": {"steps": 9}}},
         ],
     )
-    plan = make_plan(study_from(study))
+    plan = build_plan(parse_study(study))
     assert len(plan.rows) == 3 * 2 * 2 - 2
     assert "clips + big (seed 1)" in {row.name for row in plan.rows}
     assert step(plan, "llava-clip-big-s1").config["align"] == {"steps": 9}
@@ -69,10 +69,10 @@ def test_rows_are_encoders_times_llms_times_seeds_and_exceptions_apply():
 
 
 def test_paths_outside_the_study_are_one_entry():
-    study = study_from(changed(paths={"shared": "elsewhere"}, llms={"llama": "$shared/models/llama"}))
-    assert step(make_plan(study), "llava-clip-llama-s0").config["llm"] == "elsewhere/models/llama"
+    study = parse_study(changed(paths={"shared": "elsewhere"}, llms={"llama": "$shared/models/llama"}))
+    assert step(build_plan(study), "llava-clip-llama-s0").config["llm"] == "elsewhere/models/llama"
     with pytest.raises(UserError, match="a folder of the study's own"):
-        study_from(changed(paths={"data": "elsewhere"}))
+        parse_study(changed(paths={"data": "elsewhere"}))
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_paths_outside_the_study_are_one_entry():
 )
 def test_a_wrong_study_is_refused_naming_the_field(fields, message):
     with pytest.raises(UserError, match=message):
-        make_plan(study_from(changed(**fields)))
+        build_plan(parse_study(changed(**fields)))
 
 
 def test_a_key_that_stands_twice_is_refused(tmp_path):
@@ -149,7 +149,7 @@ GRID = {
 
 
 def test_one_entry_makes_an_encoder_of_every_combination():
-    plan = make_plan(study_from(changed(encoders={"clip": {"recipe": {}}, "part": GRID})))
+    plan = build_plan(parse_study(changed(encoders={"clip": {"recipe": {}}, "part": GRID})))
     names = ["part.truncate.8", "part.truncate.16", "part.block.8", "part.block.16"]
     assert [row.name for row in plan.rows] == ["clip", *names]
     config = step(plan, "encoder-part.block.16-s0").config
@@ -162,11 +162,11 @@ def test_one_entry_makes_an_encoder_of_every_combination():
 
 def test_a_benchmark_can_be_for_some_encoders_only():
     benchmarks = {"retrieval": {"data": "$data/test", "encoders": ["part"]}, "pope": {"encoders": ["clip"]}}
-    plan = make_plan(study_from(changed(encoders={"clip": {"recipe": {}}, "part": GRID}, benchmarks=benchmarks)))
+    plan = build_plan(parse_study(changed(encoders={"clip": {"recipe": {}}, "part": GRID}, benchmarks=benchmarks)))
     rows = {row.name: row for row in plan.rows}
     assert list(rows["clip"].cells) == ["pope"]
     assert list(rows["part.block.8"].cells) == ["retrieval"]
-    assert rows["part.block.8"].not_applicable == {"pope": NOT_ASKED}
+    assert rows["part.block.8"].not_applicable == {"pope": EXCLUDED_FROM_BENCHMARK}
     evaluation = step(plan, "evaluate-encoder-part.block.8-s0").config["benchmarks"]
     assert [(entry["name"], "encoders" in entry) for entry in evaluation] == [("retrieval", False)]
     assert "evaluate-encoder-clip-s0" not in {one.name for one in plan.steps}
@@ -174,16 +174,16 @@ def test_a_benchmark_can_be_for_some_encoders_only():
 
 def test_rows_can_have_baselines_of_their_own():
     encoders = {"clip": {"recipe": {}}, "other": {}, "part": GRID}
-    plan = make_plan(study_from(changed(encoders=encoders, baseline={"part.*.8": "other", "part": "clip"})))
+    plan = build_plan(parse_study(changed(encoders=encoders, baseline={"part.*.8": "other", "part": "clip"})))
     baselines = {row.name: row.baseline for row in plan.rows}
     assert baselines["part.block.16"] == "clip"
     assert baselines["part.block.8"] == baselines["part.truncate.8"] == "other"  # the first that fits
     assert baselines["clip"] is None
     for wrong, message in (({"part": "clap"}, "did you mean 'clip'"), ({"prt": "clip"}, "did you mean 'part'")):
         with pytest.raises(UserError, match=message):
-            study_from(changed(encoders=encoders, baseline=wrong))
+            parse_study(changed(encoders=encoders, baseline=wrong))
     with pytest.raises(UserError, match="baseline: expected a string or a mapping of names"):
-        study_from(changed(encoders=encoders, baseline={"part": 3}))
+        parse_study(changed(encoders=encoders, baseline={"part": 3}))
 
 
 @pytest.mark.parametrize(
@@ -210,23 +210,23 @@ def test_a_wrong_grid_or_figure_is_refused_naming_the_field(fields, message):
     content = changed(encoders={"clip": {"recipe": {}}, "part": GRID}, llms={}, benchmarks={"retrieval": {"data": "d"}})
     content["baseline"] = None if "encoders" in fields else "clip"
     with pytest.raises(UserError, match=message):
-        make_plan(study_from({**content, **fields}))
+        build_plan(parse_study({**content, **fields}))
 
 
 @pytest.mark.parametrize("name", ["demo", "photos"])
 def test_the_shipped_studies_have_a_plan(name):
-    plan = make_plan(read_study(STUDIES / f"{name}.yaml"))
+    plan = build_plan(read_study(STUDIES / f"{name}.yaml"))
     assert {"untrained", "clip", "clips"} <= {row.name for row in plan.rows}
     assert all(row.cells for row in plan.rows)
 
 
 @pytest.mark.parametrize("name", ["inverse_effect", "ablation"])
 def test_the_studies_of_the_papers_claims_have_a_plan_that_their_commands_accept(name):
-    plan = make_plan(read_study(STUDIES / f"{name}.yaml"))
+    plan = build_plan(read_study(STUDIES / f"{name}.yaml"))
     assert plan.study.seeds == (1, 2, 3)
     assert all(row.cells for row in plan.rows)
     first = [one for one in plan.steps if not one.name.endswith(("-s1", "-s2"))]
-    assert first_problem([(one.name, list(one.command), plain(one.config)) for one in first]) is None
+    assert first_config_error([(one.name, list(one.command), to_plain(one.config)) for one in first]) is None
     compared = {row.encoder for row in plan.rows if row.baseline}
     baselines = {row.baseline.partition(" ")[0] for row in plan.rows if row.baseline}
     assert compared | baselines == {row.encoder for row in plan.rows}
@@ -236,7 +236,7 @@ def test_swapping_an_encoder_is_one_changed_line():
     lines = (STUDIES / "demo.yaml").read_text(encoding="utf-8").splitlines()
     place = next(i for i, line in enumerate(lines) if line.startswith("  untrained:"))
     lines[place] = '  untrained: "timm:efficientnet_lite0"'
-    plan = make_plan(study_from(yaml.safe_load("\n".join(lines))))
+    plan = build_plan(parse_study(yaml.safe_load("\n".join(lines))))
     assert step(plan, "llava-untrained-tiny-s0").config["encoder"] == "timm:efficientnet_lite0"
 
 
@@ -246,10 +246,10 @@ def test_a_probe_is_asked_of_every_encoder_and_templates_may_be_a_list():
         "linear_probe": {"data": "d"},
         "classification": {"data": "d", "templates": ["a {}"]},
     }
-    plan = make_plan(study_from(changed(benchmarks=benchmarks, llms={})))
+    plan = build_plan(parse_study(changed(benchmarks=benchmarks, llms={})))
     rows = {row.name: row for row in plan.rows}
     assert list(rows["net"].cells) == ["linear_probe"]
     assert rows["net"].not_applicable == dict.fromkeys(("retrieval", "classification"), "no text tower")
     assert set(rows["clips"].cells) == set(benchmarks)
     with pytest.raises(UserError, match=r"benchmarks\.classification: templates: expected a string or a list"):
-        make_plan(study_from(changed(benchmarks={"classification": {"data": "d", "templates": [1]}}, llms={})))
+        build_plan(parse_study(changed(benchmarks={"classification": {"data": "d", "templates": [1]}}, llms={})))

@@ -16,7 +16,7 @@ from study_engine import make, run, visits
 
 from benchmarks.study.executors import SlurmConfig
 from benchmarks.study.resources import Resources
-from benchmarks.study.state import StepRecord, read_record
+from benchmarks.study.step_state import StepRecord, read_record
 
 pytest.importorskip("snakemake_executor_plugin_slurm", reason="the extra 'slurm' is not installed")
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from benchmarks.study import commands
 from benchmarks.study.commands import StatusConfig, StudyConfig, follow, study_status
 from benchmarks.study.locks import acquire
-from benchmarks.study.state import LOG, read_record, step_directory, write_record
+from benchmarks.study.step_state import LOG_FILE, read_record, step_directory, write_record
 from benchmarks.study.status import StepStatus, StudyWatch, _progress
 from clips.errors import UserError
 
@@ -35,7 +35,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     write_record(
         found, dataclasses.replace(record, outcome="running", started=time.time() - 70, log_tail=(), seconds=0.0)
     )
-    (step_directory(found, STEP) / LOG).write_text("align: step 10/50  loss 3.1\nevil \x1b[31m\x07 line\n")
+    (step_directory(found, STEP) / LOG_FILE).write_text("align: step 10/50  loss 3.1\nevil \x1b[31m\x07 line\n")
     lock = acquire(step_directory(found, STEP) / ".lock")
     assert lock is not None
     yield found
@@ -43,7 +43,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def watch(study: Path) -> StudyWatch:
-    return commands.resolve(StudyConfig(study=str(study.parent / "study.yaml"))).watch()
+    return commands.resolve_study(StudyConfig(study=str(study.parent / "study.yaml"))).watch()
 
 
 def seen(study: Path, name: str = STEP) -> StepStatus:
@@ -114,7 +114,7 @@ def test_a_terminal_is_redrawn_until_nothing_runs(study: Path) -> None:
     def wait() -> None:
         screens.append(drawn())
         if len(screens) == 1:
-            (step_directory(study, STEP) / LOG).write_text("instruct: step 1/100  loss 1.25\n")
+            (step_directory(study, STEP) / LOG_FILE).write_text("instruct: step 1/100  loss 1.25\n")
         else:
             (study / ".lock").write_text("\n")  # the runner is gone
             record = read_record(study, STEP)

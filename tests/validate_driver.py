@@ -11,17 +11,17 @@ from typing import Any
 from clips.commandline.parsing import parse_config
 from clips.errors import UserError
 from clips.model import towers
-from clips.parallel.processes import end_processes
-from clips.train import TrainConfig, exported
-from clips.training import validate
-from clips.training.start import open_data, start_run
+from clips.parallel.distributed import end_processes
+from clips.train import EncoderTrainConfig, export_model
+from clips.training import validation as validate
+from clips.training.setup import open_train_dataset, setup_run
 
 _encoded: collections.Counter[str] = collections.Counter()
 
 
 def count_encoding() -> None:
     """Count the pictures and texts that this process encodes."""
-    image, text = towers.encode_image, towers.text_features
+    image, text = towers.encode_image, towers.encode_text_features
 
     def encode_image(clip: Any, pixels: Any) -> Any:
         _encoded["image"] += len(pixels)
@@ -31,18 +31,18 @@ def count_encoding() -> None:
         _encoded["text"] += len(tokens)
         return text(clip, tokens)
 
-    towers.encode_image, towers.text_features = encode_image, text_features  # type: ignore[assignment]
+    towers.encode_image, towers.encode_text_features = encode_image, text_features  # type: ignore[assignment]
 
 
 def measure(config_file: str, broken_on: int | None) -> None:
     """Validate a run's model; writes beside its config."""
-    config = parse_config(TrainConfig, ["--config", config_file], prog="driver")
+    config = parse_config(EncoderTrainConfig, ["--config", config_file], prog="driver")
     assert config is not None
-    run = start_run(config, open_data(config))
+    run = setup_run(config, open_train_dataset(config))
     if run.processes.rank == broken_on:
         validate.open_source = refuse  # type: ignore[assignment]
-    validation = validate.Validation(config.validation, run)
-    encoder = exported(run, everywhere=True)
+    validation = validate.RetrievalValidation(config.validation, run)
+    encoder = export_model(run, everywhere=True)
     assert encoder is not None
     _encoded.clear()  # making a model encodes too
     found = {"metrics": validation.measure(encoder), "encoded": dict(_encoded)}

@@ -4,7 +4,7 @@ Letters: P pictures of a case (one, or two in Winoground), C captions of it; cap
 
 A case with one picture is won if its caption has the highest score (accuracy). Two have Winoground's three scores:
 text, each picture gives its own caption the highest; image, each caption is given the highest by its own picture;
-group, both. Scores within ``TIE`` of each other are taken to come in random order and the expected win is counted, so
+group, both. Scores within ``TIE_TOLERANCE`` of each other are taken to come in random order and the expected win is counted, so
 that a model that cannot tell anything apart scores chance: 1 / C, or 25, 25 and 16.7 per cent for two pictures.
 """
 
@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.catalogue import find
+from benchmarks.registry import get_benchmark
 from benchmarks.data.pair_sets import PairSet, load_pair_set
-from benchmarks.encoders.recall import TIE
-from benchmarks.outcome import MetricSpec, Outcome, measure, thumbnails
+from benchmarks.encoders.recall import TIE_TOLERANCE
+from benchmarks.evaluation import MetricSpec, Evaluation, compute_metric, thumbnails
 from benchmarks.protocol import Entries, full_size_entry
 from benchmarks.results import CHANCE
 from clips.data.formats.base import ImageRegion, Pair
@@ -35,24 +35,24 @@ _MOST_KINDS = 20  # with a metric of their own; ARO has hundreds, whose mean is 
 _GROUPS = {"image_score": "image", "group_score": "group"}
 
 
-def load(config: BenchmarkConfig) -> PairSet:
+def load_pairs(config: BenchmarkConfig) -> PairSet:
     """The data of a compositional benchmark."""
-    return load_pair_set(config.data, find(config.entry).format, images=config.images, limit=config.limit)
+    return load_pair_set(config.data, get_benchmark(config.entry).format, images=config.images, limit=config.limit)
 
 
 def data_hash(config: BenchmarkConfig) -> str:
     """SHA-256 of the captions and pictures."""
-    return load(config).hash
+    return load_pairs(config).hash
 
 
-def outcome(
+def compute_evaluation(
     pairs: PairSet,
     scores: Sequence[np.ndarray],
     protocol: Entries,
     *,
     uncompared: str = "",
     extra: Mapping[str, tuple[MetricSpec, Sequence[float]]] | None = None,
-) -> Outcome:
+) -> Evaluation:
     """Metrics and items.
 
     Args:
@@ -78,8 +78,8 @@ def outcome(
         specs[name] = spec
     blind = {CHANCE: _guessed(pairs)}
     first = "accuracy_of_kinds" if pairs.by_kinds and "accuracy_of_kinds" in specs else "accuracy"
-    return Outcome(
-        metrics={name: measure(items, spec, blind=blind) for name, spec in specs.items() if name not in absent},
+    return Evaluation(
+        metrics={name: compute_metric(items, spec, blind=blind) for name, spec in specs.items() if name not in absent},
         primary=tuple(name for name in (first, "text_score", *_GROUPS) if name in specs and name not in absent),
         absent=absent,
         protocol=protocol,
@@ -87,27 +87,27 @@ def outcome(
     )
 
 
-def data_protocol(pairs: PairSet, config: BenchmarkConfig) -> Entries:
+def data_settings(pairs: PairSet, config: BenchmarkConfig) -> Entries:
     """Entries about the data and the way from scores to metrics."""
     return {
         "benchmark": config.name,
         "data_hash": pairs.hash,
-        "format": find(config.entry).format,
+        "format": get_benchmark(config.entry).format,
         "cases": len(pairs.cases),
-        "ties": f"expected value over random order of scores within {TIE}",
+        "ties": f"expected value over random order of scores within {TIE_TOLERANCE}",
         "scorer": "benchmarks.compositional 1",
         **full_size_entry(len(pairs.cases), pairs.available),
     }
 
 
-def wins(scores: np.ndarray) -> tuple[float, float, float]:
+def win_probabilities(scores: np.ndarray) -> tuple[float, float, float]:
     """Probability of the text, image and group win from scores (P, C), ties in random order; without P > 1 the latter
     two say nothing."""
     if len(scores) == 1:
-        text = 0.0 if (scores[0] > scores[0, 0] + TIE).any() else 1.0 / (np.abs(scores[0] - scores[0, 0]) <= TIE).sum()
+        text = 0.0 if (scores[0] > scores[0, 0] + TIE_TOLERANCE).any() else 1.0 / (np.abs(scores[0] - scores[0, 0]) <= TIE_TOLERANCE).sum()
         return text, np.nan, np.nan
     apart = np.abs(scores[:, :, None, None] - scores).reshape(scores.size, scores.size) + np.eye(scores.size)
-    orders = list(permutations(range(scores.size))) if (apart <= TIE).any() else [tuple(range(scores.size))]
+    orders = list(permutations(range(scores.size))) if (apart <= TIE_TOLERANCE).any() else [tuple(range(scores.size))]
     found = np.array([_won(scores, np.reshape(order, scores.shape)) for order in orders], float)
     text, image = found.T
     return float(text.mean()), float(image.mean()), float((text * image).mean())
@@ -118,7 +118,7 @@ def _won(scores: np.ndarray, order: np.ndarray) -> tuple[bool, bool]:
 
     def beats(one: tuple[int, int], other: tuple[int, int]) -> bool:
         apart = scores[one] - scores[other]
-        return bool(order[one] > order[other] if abs(apart) <= TIE else apart > 0)
+        return bool(order[one] > order[other] if abs(apart) <= TIE_TOLERANCE else apart > 0)
 
     pictures, captions = scores.shape
     text = all(beats((i, i), (i, j)) for i in range(pictures) for j in range(captions) if j != i)
@@ -129,7 +129,7 @@ def _won(scores: np.ndarray, order: np.ndarray) -> tuple[bool, bool]:
 def _guessed(pairs: PairSet) -> dict[str, np.ndarray]:
     """The columns of hits, were all scores alike."""
     shapes = [(len(case.pictures), len(case.captions)) for case in pairs.cases]
-    of_shape = {shape: wins(np.zeros(shape)) for shape in set(shapes)}
+    of_shape = {shape: win_probabilities(np.zeros(shape)) for shape in set(shapes)}
     text, image, both = np.array([of_shape[shape] for shape in shapes]).T
     kinds = np.array([case.kind for case in pairs.cases])
     parts = {f"score_{kind}": np.where(kinds == kind, text, np.nan) for kind in _kinds(pairs)}
@@ -162,7 +162,7 @@ def _items(pairs: PairSet, scores: Sequence[np.ndarray], *, compared: bool) -> p
     import pandas as pd
 
     cases = pairs.cases
-    won = np.array([wins(each) for each in scores])
+    won = np.array([win_probabilities(each) for each in scores])
     shown = [case.pictures[0] for case in cases]
     small = thumbnails(
         [" ".join(map(_name, case.pictures)) for case in cases], lambda index: _side_by_side(pairs, cases[index])
@@ -195,7 +195,7 @@ def _name(picture: ImageRegion) -> str:
 
 def _said(case: Pair, scores: np.ndarray) -> str:
     """The caption that each picture gives the highest score; of tied ones the first."""
-    return _numbered([case.captions[int(np.argmax(row > row.max() - TIE))] for row in scores])
+    return _numbered([case.captions[int(np.argmax(row > row.max() - TIE_TOLERANCE))] for row in scores])
 
 
 def _numbered(texts: Sequence[str]) -> str:

@@ -4,34 +4,34 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from benchmarks.compositional.scoring import data_protocol, load, outcome
-from benchmarks.outcome import Outcome
+from benchmarks.compositional.scoring import data_settings, load_pairs, compute_evaluation
+from benchmarks.evaluation import Evaluation
 
 if TYPE_CHECKING:
     from benchmarks.config import BenchmarkConfig
-    from benchmarks.models import Row
+    from benchmarks.eval_model import EvalModel
 
 
-def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
+def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """How often a row's encoder finds the right caption the most similar."""
-    from benchmarks.encoders.embed import computed_by
-    from benchmarks.encoders.vectors import image_vectors, text_vectors
+    from benchmarks.encoders.embedding import encoder_settings
+    from benchmarks.encoders.cached_embeddings import image_embeddings, text_embeddings
 
-    pairs = load(config)
+    pairs = load_pairs(config)
     pictures = {picture: number for number, picture in enumerate(pairs.pictures)}
     texts = {
         text: number for number, text in enumerate(dict.fromkeys(t for case in pairs.cases for t in case.captions))
     }
     names = [picture.reference for picture in pictures]
-    seen = image_vectors(row, lambda index: pairs.open(pairs.pictures[index]), names, pairs.pictures_hash)
-    read = text_vectors(row, list(texts))
+    seen = image_embeddings(row, lambda index: pairs.open(pairs.pictures[index]), names, pairs.pictures_hash)
+    read = text_embeddings(row, list(texts))
     scores = [
         (seen[[pictures[picture] for picture in case.pictures]] @ read[[texts[text] for text in case.captions]].T)
         .cpu()
         .numpy()
         for case in pairs.cases
     ]
-    return outcome(
+    return compute_evaluation(
         pairs,
         scores,
         {
@@ -39,7 +39,7 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
             "caption_text": "as given, casing and punctuation kept; no prompt around it",
             "similarity": "cosine",
         }
-        | data_protocol(pairs, config)
+        | data_settings(pairs, config)
         | row.encoder.how
-        | computed_by(row.encoder),
+        | encoder_settings(row.encoder),
     )

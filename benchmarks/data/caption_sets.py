@@ -111,10 +111,10 @@ def load_caption_set(source: DatasetSpec, *, captions_per_image: int = 5, limit:
     Raises:
         UserError: missing or malformed, an empty split, a picture without captions.
     """
-    return _load(source, captions_per_image, limit, stamp(Path(source.path)))
+    return _load(source, captions_per_image, limit, file_stamps(Path(source.path)))
 
 
-def caption_set_of(config: BenchmarkConfig, *, language: str | None = None) -> CaptionSet:
+def load_benchmark_captions(config: BenchmarkConfig, *, language: str | None = None) -> CaptionSet:
     """The data set of a benchmark, or of one of its languages. Raises what `load_caption_set` does."""
     source = DatasetSpec(
         path=config.data,
@@ -129,7 +129,7 @@ def caption_set_of(config: BenchmarkConfig, *, language: str | None = None) -> C
     return load_caption_set(source, captions_per_image=config.captions_per_image, limit=config.limit)
 
 
-def stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
+def file_stamps(path: Path) -> tuple[tuple[str, int, int], ...]:
     """Name, size and time of all files there, by which a change is noticed."""
     files = path.rglob("*") if path.is_dir() else [path] if path.exists() else []
     facts = ((str(file), file.stat()) for file in files if file.is_file())

@@ -15,7 +15,7 @@ from benchmarks.data.aro_relations import SYMMETRIC
 from clips.data.formats import DatasetSpec, read_dataset
 from clips.data.formats.base import ImageRegion, Pair
 from clips.errors import UserError
-from clips.jsontext import parse_json
+from clips.jsontext import safe_json_loads
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -68,7 +68,7 @@ class PairSet:
         """SHA-256 of the captions, kinds and pictures, the same wherever they lie and however they are called."""
         digest = hashlib.sha256()
         for case in self.cases:
-            shown = [parse_json(self.contents[picture]) for picture in case.pictures]
+            shown = [safe_json_loads(self.contents[picture]) for picture in case.pictures]
             digest.update(json.dumps([case.kind, case.captions, shown], ensure_ascii=False).encode())
         return digest.hexdigest()
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.data.class_sets import TEMPLATES, ClassSet, load_class_set, say_skipped
-from benchmarks.encoders.prompts import class_vectors, prompts
-from benchmarks.encoders.recall import TIE, Ranks
-from benchmarks.outcome import MetricSpec, Outcome, measure, thumbnails
+from benchmarks.data.classification_sets import TEMPLATES_FILE, ClassificationSet, load_classification_set, say_skipped
+from benchmarks.encoders.zero_shot_classifier import class_embeddings, class_prompts
+from benchmarks.encoders.recall import TIE_TOLERANCE, RetrievalRanks
+from benchmarks.evaluation import MetricSpec, Evaluation, compute_metric, thumbnails
 from benchmarks.protocol import Entries, full_size_entry
 from benchmarks.results import CHANCE, Metric
 from clips.errors import UserError
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     import torch
 
     from benchmarks.config import BenchmarkConfig
-    from benchmarks.models import Row
+    from benchmarks.eval_model import EvalModel
 
 PRIMARY = ("acc1",)
 CUTS = (1, 5)
-COMMONEST = "commonest class"
+MAJORITY_CLASS = "commonest class"
 METRICS: dict[str, MetricSpec] = {
     **{f"acc{k}": MetricSpec(label=f"acc@{k}", columns=(f"acc{k}",)) for k in CUTS},
     "mean_per_class_recall": MetricSpec(
@@ -36,44 +36,44 @@ METRICS: dict[str, MetricSpec] = {
 _CELLS_AT_ONCE = 16_000_000
 
 
-def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
+def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Compute accuracy at 1 and 5 and mean per-class recall of a model's encoder."""
-    from benchmarks.encoders.embed import computed_by
-    from benchmarks.encoders.vectors import image_vectors, text_vectors
+    from benchmarks.encoders.embedding import encoder_settings
+    from benchmarks.encoders.cached_embeddings import image_embeddings, text_embeddings
 
-    found = load_class_set(config.data, split=config.split, limit=config.limit)
+    found = load_classification_set(config.data, split=config.split, limit=config.limit)
     say_skipped(found)
     templates = _templates(found, config)
-    classes = class_vectors(functools.partial(text_vectors, row), templates, found.classes)
-    pictures = image_vectors(row, found.open, found.pictures, found.hash)
-    items = items_table(found, placed(similarities(pictures, classes), found.targets))
-    return Outcome(
+    classes = class_embeddings(functools.partial(text_embeddings, row), templates, found.classes)
+    pictures = image_embeddings(row, found.open, found.pictures, found.hash)
+    items = items_table(found, class_ranks(iter_similarities(pictures, classes), found.targets))
+    return Evaluation(
         metrics=metrics(items, found),
         primary=PRIMARY,
-        absent=absent(found),
+        absent=undefined_metrics(found),
         protocol={"task": "zero-shot classification"}
-        | data_protocol(found, config)
+        | data_settings(found, config)
         | {
-            "prompt": " | ".join(prompts(templates, "{}")),
+            "prompt": " | ".join(class_prompts(templates, "{}")),
             "class_names": found.named_by,
             "class_embedding": "mean of the prompts' unit vectors, made a unit vector",
             "similarity": "cosine",
-            "ties": f"expected value over random order of classes within {TIE}",
+            "ties": f"expected value over random order of classes within {TIE_TOLERANCE}",
             "scorer": "benchmarks.classification 1",
         }
         | row.encoder.how
-        | computed_by(row.encoder),
+        | encoder_settings(row.encoder),
         items=items,
     )
 
 
 def data_hash(config: BenchmarkConfig) -> str:
     """Return the SHA-256 of the images, their classes and the templates."""
-    found = load_class_set(config.data, split=config.split, limit=config.limit)
+    found = load_classification_set(config.data, split=config.split, limit=config.limit)
     return hashlib.sha256(f"{found.hash} {_templates(found, config)}".encode()).hexdigest()
 
 
-def data_protocol(found: ClassSet, config: BenchmarkConfig) -> Entries:
+def data_settings(found: ClassificationSet, config: BenchmarkConfig) -> Entries:
     """Return protocol entries about the test data."""
     return {
         "benchmark": config.name,
@@ -85,48 +85,48 @@ def data_protocol(found: ClassSet, config: BenchmarkConfig) -> Entries:
     }
 
 
-def metrics(items: pd.DataFrame, found: ClassSet) -> dict[str, Metric]:
+def metrics(items: pd.DataFrame, found: ClassificationSet) -> dict[str, Metric]:
     """Return the metrics that are meaningful for this number of classes."""
-    blind = {CHANCE: guessed(found), COMMONEST: by_frequency(found)}
-    return {name: measure(items, spec, blind=blind) for name, spec in METRICS.items() if name not in absent(found)}
+    blind = {CHANCE: chance_hits(found), MAJORITY_CLASS: majority_class_hits(found)}
+    return {name: compute_metric(items, spec, blind=blind) for name, spec in METRICS.items() if name not in undefined_metrics(found)}
 
 
-def guessed(found: ClassSet) -> dict[str, np.ndarray]:
+def chance_hits(found: ClassificationSet) -> dict[str, np.ndarray]:
     """Return the hits of random classes."""
     none, ones = np.zeros(len(found.targets), int), np.ones(len(found.targets), int)
-    ranks = Ranks(above=none, tied=len(found.classes) * ones, right=ones, first=none)
+    ranks = RetrievalRanks(above=none, tied=len(found.classes) * ones, right=ones, first=none)
     return {f"acc{k}": ranks.hit(k) for k in CUTS}
 
 
-def by_frequency(found: ClassSet) -> dict[str, np.ndarray]:
+def majority_class_hits(found: ClassificationSet) -> dict[str, np.ndarray]:
     """Return the hits of the majority classes, the most frequent first."""
     common = np.argsort(-np.bincount(found.targets, minlength=len(found.classes)), kind="stable")
     place = np.argsort(common)[found.targets]
     return {f"acc{k}": (place < k).astype(float) for k in CUTS}
 
 
-def absent(found: ClassSet) -> Mapping[str, str]:
+def undefined_metrics(found: ClassificationSet) -> Mapping[str, str]:
     """Return the omitted metrics, and why."""
     few = len(found.classes) <= CUTS[-1]
     return {f"acc{CUTS[-1]}": f"there are only {len(found.classes)} classes"} if few else {}
 
 
-def _templates(found: ClassSet, config: BenchmarkConfig) -> str | Sequence[str]:
+def _templates(found: ClassificationSet, config: BenchmarkConfig) -> str | Sequence[str]:
     templates = config.templates or found.templates
     if not templates:
         raise UserError(
-            f"{config.data}: expected {TEMPLATES} beside it, or 'templates:' openai_imagenet, simple or a list of texts"
+            f"{config.data}: expected {TEMPLATES_FILE} beside it, or 'templates:' openai_imagenet, simple or a list of texts"
         )
     return templates
 
 
-def similarities(pictures: torch.Tensor, classes: torch.Tensor) -> Iterator[np.ndarray]:
+def iter_similarities(pictures: torch.Tensor, classes: torch.Tensor) -> Iterator[np.ndarray]:
     """Yield blocks (n, C) of the similarity of (N, D) images to (C, D) classes."""
     for block in pictures.split(max(1, _CELLS_AT_ONCE // len(classes))):
         yield (block @ classes.T).cpu().numpy()
 
 
-def placed(scores: Iterator[np.ndarray], targets: np.ndarray) -> Ranks:
+def class_ranks(scores: Iterator[np.ndarray], targets: np.ndarray) -> RetrievalRanks:
     """Return the rank of each image's class.
 
     Args:
@@ -136,14 +136,14 @@ def placed(scores: Iterator[np.ndarray], targets: np.ndarray) -> Ranks:
     parts, start = [], 0
     for block in scores:
         right = np.take_along_axis(block, targets[start : start + len(block), None], axis=1)
-        tied = (np.abs(block - right) <= TIE).sum(axis=1)
-        parts.append(((block > right + TIE).sum(axis=1), tied, block.argmax(axis=1)))
+        tied = (np.abs(block - right) <= TIE_TOLERANCE).sum(axis=1)
+        parts.append(((block > right + TIE_TOLERANCE).sum(axis=1), tied, block.argmax(axis=1)))
         start += len(block)
     above, tied, first = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Ranks(above=above, tied=tied, right=np.ones_like(tied), first=first)
+    return RetrievalRanks(above=above, tied=tied, right=np.ones_like(tied), first=first)
 
 
-def items_table(found: ClassSet, ranks: Ranks) -> pd.DataFrame:
+def items_table(found: ClassificationSet, ranks: RetrievalRanks) -> pd.DataFrame:
     """Build one item per image; its ``category`` is index and name of its class, because names may repeat."""
     import pandas as pd
 

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.data.class_sets import ClassSet, load_class_set, say_skipped
-from benchmarks.encoders.classification import PRIMARY, absent, data_protocol, items_table, metrics, placed
-from benchmarks.encoders.recall import TIE
-from benchmarks.outcome import MetricSpec, Outcome, measure
-from clips.core.artifact import say
+from benchmarks.data.classification_sets import ClassificationSet, load_classification_set, say_skipped
+from benchmarks.encoders.classification import PRIMARY, undefined_metrics, data_settings, items_table, metrics, class_ranks
+from benchmarks.encoders.recall import TIE_TOLERANCE
+from benchmarks.evaluation import MetricSpec, Evaluation, compute_metric
+from clips.core.artifact import log_info
 from clips.errors import UserError
 
 if TYPE_CHECKING:
     from benchmarks.config import BenchmarkConfig
-    from benchmarks.models import Row
+    from benchmarks.eval_model import EvalModel
 
-STRENGTHS = np.logspace(-6, 6, 97)
+C_VALUES = np.logspace(-6, 6, 97)
 """Values of C, the inverse of the regularization strength: eight per decade."""
 _HELD_OUT = 5  # ratio of held-out images, one in this number per class
 _STEPS = 1000
@@ -32,27 +32,27 @@ _CHOSEN = MetricSpec(label="C", formula=None, scale=1.0, higher_is_better=None)
 _NEVER = -1e9  # log probability of a class that train does not contain
 
 
-def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
+def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Compute the test accuracy of a classifier trained on the train split, and the selected C."""
     from importlib.metadata import version
 
-    from benchmarks.encoders.embed import computed_by
-    from benchmarks.encoders.vectors import image_vectors
+    from benchmarks.encoders.embedding import encoder_settings
+    from benchmarks.encoders.cached_embeddings import image_embeddings
 
     train, test = _load(config)
     for found in (train, test):
         say_skipped(found)
-    learnt = image_vectors(row, train.open, train.pictures, train.hash).cpu().numpy()
-    asked = image_vectors(row, test.open, test.pictures, test.hash).cpu().numpy()
-    strength = choose_strength(learnt, train.targets)
-    scores = _scores(fit(learnt, train.targets, strength, config.name), asked, len(test.classes))
-    items = items_table(test, placed(iter([scores]), test.targets))
-    return Outcome(
-        metrics=metrics(items, test) | {"C": measure(items, _CHOSEN, strength)},
+    learnt = image_embeddings(row, train.open, train.pictures, train.hash).cpu().numpy()
+    asked = image_embeddings(row, test.open, test.pictures, test.hash).cpu().numpy()
+    strength = select_c(learnt, train.targets)
+    scores = _scores(fit_classifier(learnt, train.targets, strength, config.name), asked, len(test.classes))
+    items = items_table(test, class_ranks(iter([scores]), test.targets))
+    return Evaluation(
+        metrics=metrics(items, test) | {"C": compute_metric(items, _CHOSEN, strength)},
         primary=PRIMARY,
-        absent=absent(test),
+        absent=undefined_metrics(test),
         protocol={"task": "linear probe"}
-        | data_protocol(test, config)
+        | data_settings(test, config)
         | {
             "train_hash": train.hash,
             "train_split": config.train_split,
@@ -61,12 +61,12 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
             "classifier": f"logistic regression, L2, L-BFGS, at most {_STEPS} steps",
             "chosen_C": f"best of 1e-6 to 1e6, 8 a decade, by halving steps, on 1 in {_HELD_OUT} pictures of "
             "train; then learnt again from all of train",
-            "ties": f"expected value over random order of classes within {TIE}",
+            "ties": f"expected value over random order of classes within {TIE_TOLERANCE}",
             "scorer": "benchmarks.linear_probe 1",
             "scikit-learn": version("scikit-learn"),
         }
         | row.tower.how
-        | computed_by(row.tower),
+        | encoder_settings(row.tower),
         items=items,
     )
 
@@ -78,19 +78,19 @@ def data_hash(config: BenchmarkConfig) -> str:
     return hashlib.sha256("".join(found.hash for found in _load(config)).encode()).hexdigest()
 
 
-def _load(config: BenchmarkConfig) -> tuple[ClassSet, ClassSet]:
+def _load(config: BenchmarkConfig) -> tuple[ClassificationSet, ClassificationSet]:
     """Return train and test; ``limit`` applies only to the test images."""
     if config.split == config.train_split:
         raise UserError(f"benchmarks.train_split: expected another than 'split', got '{config.split}' for both")
-    train = load_class_set(config.data, split=config.train_split)
-    test = load_class_set(config.data, split=config.split, limit=config.limit)
+    train = load_classification_set(config.data, split=config.train_split)
+    test = load_classification_set(config.data, split=config.split, limit=config.limit)
     if list(train.classes) != list(test.classes):
         raise UserError(f"{config.data}: '{config.train_split}' and '{config.split}' have other classes")
     return train, test
 
 
-def choose_strength(features: np.ndarray, targets: np.ndarray) -> float:
-    """Return the C of :data:`STRENGTHS` with the best held-out accuracy; the smallest of equal ones.
+def select_c(features: np.ndarray, targets: np.ndarray) -> float:
+    """Return the C of :data:`C_VALUES` with the best held-out accuracy; the smallest of equal ones.
 
     Args:
         features: (N, D).
@@ -99,28 +99,28 @@ def choose_strength(features: np.ndarray, targets: np.ndarray) -> float:
     Raises:
         UserError: too few images to hold any out, or a single class.
     """
-    held = held_out(targets)
+    held = validation_mask(targets)
     if not held.any() or len(np.unique(targets[~held])) < 2:
         raise UserError(f"linear probe: expected two classes and {_HELD_OUT} pictures of one of them to learn from")
     known: dict[int, float] = {}
 
     def accuracy(place: int) -> float:
         if place not in known:
-            model = fit(features[~held], targets[~held], STRENGTHS[place])
+            model = fit_classifier(features[~held], targets[~held], C_VALUES[place])
             known[place] = float((model.predict(features[held]) == targets[held]).mean())
         return known[place]
 
-    last = len(STRENGTHS) - 1
+    last = len(C_VALUES) - 1
     places, step = range(0, last + 1, 16), 16
     while True:
         best = max(places, key=lambda place: (accuracy(place), -place))
         if step == 1:
-            return float(STRENGTHS[best])
+            return float(C_VALUES[best])
         step //= 2
         places = range(max(0, best - step), min(last, best + step) + 1, step)
 
 
-def held_out(targets: np.ndarray) -> np.ndarray:
+def validation_mask(targets: np.ndarray) -> np.ndarray:
     """Return (N,) whether an image is held out: one in five of each class, sampled with a fixed seed."""
     order = np.random.default_rng(0).permutation(len(targets))
     held = np.zeros(len(targets), bool)
@@ -129,7 +129,7 @@ def held_out(targets: np.ndarray) -> np.ndarray:
     return held
 
 
-def fit(features: np.ndarray, targets: np.ndarray, strength: float, name: str = "") -> Any:
+def fit_classifier(features: np.ndarray, targets: np.ndarray, strength: float, name: str = "") -> Any:
     """Fit the classifier to (N, D) features and (N,) targets; report early stopping if ``name`` is given."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -138,7 +138,7 @@ def fit(features: np.ndarray, targets: np.ndarray, strength: float, name: str = 
         warnings.simplefilter("ignore", ConvergenceWarning)
         model = LogisticRegression(C=strength, solver="lbfgs", max_iter=_STEPS, random_state=0).fit(features, targets)
     if name and model.n_iter_.max() >= _STEPS:
-        say(f"{name}: the classifier was stopped after {_STEPS} steps, as CLIP's are, before it had settled")
+        log_info(f"{name}: the classifier was stopped after {_STEPS} steps, as CLIP's are, before it had settled")
     return model
 
 

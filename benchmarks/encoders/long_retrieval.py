@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.data.caption_sets import CaptionSet, caption_set_of
-from benchmarks.encoders.found import with_found
-from benchmarks.encoders.recall import ranks
-from benchmarks.encoders.retrieval import ARROWS, METRICS, PRIMARY, guessed, hits, items_of, protocol_of, recalls
-from benchmarks.outcome import MetricSpec, Outcome, measure
+from benchmarks.data.caption_sets import CaptionSet, load_benchmark_captions
+from benchmarks.encoders.top_results import with_top_results
+from benchmarks.encoders.recall import compute_ranks
+from benchmarks.encoders.retrieval import DIRECTION_LABELS, METRICS, PRIMARY, chance_ranks, hit_columns, items_of, retrieval_protocol, recall_metrics
+from benchmarks.evaluation import MetricSpec, Evaluation, compute_metric
 from benchmarks.protocol import Entries
 from benchmarks.results import CHANCE
 
@@ -26,59 +26,59 @@ if TYPE_CHECKING:
     import torch
 
     from benchmarks.config import BenchmarkConfig
-    from benchmarks.models import Row
+    from benchmarks.eval_model import EvalModel
 
-CURVE = "words_kept"
+WORD_LIMIT_PREFIX = "words_kept"
 """The protocol entry that lists the points of the curve, ``"8, 16, 32"``."""
 
 
-def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
+def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Compute recalls with full captions and with their first words, and R@1 per length bin."""
-    from benchmarks.encoders.embed import computed_by
-    from benchmarks.encoders.vectors import image_vectors, text_vectors
+    from benchmarks.encoders.embedding import encoder_settings
+    from benchmarks.encoders.cached_embeddings import image_embeddings, text_embeddings
 
-    captions = caption_set_of(config)
+    captions = load_benchmark_captions(config)
     versions = {"": list(captions.texts)} | {
-        suffix(words): [first_words(text, words) for text in captions.texts] for words in config.words
+        metric_suffix(words): [truncate_words(text, words) for text in captions.texts] for words in config.words
     }
     different = list(dict.fromkeys(text for texts in versions.values() for text in texts))
     place = {text: number for number, text in enumerate(different)}
-    images = image_vectors(row, captions.open, captions.images, captions.pictures_hash)
-    vectors = text_vectors(row, different)
+    images = image_embeddings(row, captions.open, captions.images, captions.pictures_hash)
+    vectors = text_embeddings(row, different)
     found = {
-        name: ranks(images, vectors[[place[text] for text in texts]], captions.pairs, row.processes)
+        name: compute_ranks(images, vectors[[place[text] for text in texts]], captions.pairs, row.processes)
         for name, texts in versions.items()
     }
     whole = vectors[[place[text] for text in captions.texts]]
-    items = with_found(items_of(captions, found[""]), captions, images, whole)
+    items = with_top_results(items_of(captions, found[""]), captions, images, whole)
     cut_off = _cut_off(captions.texts, row.encoder.tokenizer)
     columns = {"cut_off": np.concatenate([np.full(len(captions.images), np.nan), cut_off])}
     for name in versions:
-        columns |= hits(found[name], name) if name else {}
+        columns |= hit_columns(found[name], name) if name else {}
     items = items.assign(**columns, **_by_length(items, captions, config.words))
     by_chance: dict[str, np.ndarray] = {}
     for name in versions:
-        by_chance |= hits(guessed(captions), name)
+        by_chance |= hit_columns(chance_ranks(captions), name)
     by_chance |= _by_length(by_chance, captions, config.words)
     specs = _specs(config.words, items)
-    return Outcome(
-        metrics={name: measure(items, spec, blind={CHANCE: by_chance}) for name, spec in specs.items()},
+    return Evaluation(
+        metrics={name: compute_metric(items, spec, blind={CHANCE: by_chance}) for name, spec in specs.items()},
         primary=PRIMARY,
-        protocol=protocol_of(captions, config)
+        protocol=retrieval_protocol(captions, config)
         | _protocol(captions, config)
         | row.encoder.how
         | {"input_context_length": int(row.encoder.tokenizer([""]).shape[1])}
-        | computed_by(row.encoder),
+        | encoder_settings(row.encoder),
         items=items,
     )
 
 
-def suffix(words: int) -> str:
+def metric_suffix(words: int) -> str:
     """Return the suffix of the metric names and item columns of a truncation."""
     return f"_w{words}"
 
 
-def first_words(text: str, words: int) -> str:
+def truncate_words(text: str, words: int) -> str:
     """Return the first ``words`` words with single spaces; a text that is short enough is unchanged."""
     found = text.split()
     return " ".join(found[:words]) if len(found) > words else text
@@ -115,7 +115,7 @@ def _by_length(
     columns = {}
     for name, (low, high) in _bins(words).items():
         inside = (of_items >= low) & (of_items <= high)
-        for direction in ARROWS:
+        for direction in DIRECTION_LABELS:
             values = np.where(inside, items[f"{direction}_r1"], np.nan)
             if not np.isnan(values).all():
                 columns[f"{direction}_r1{name}"] = values
@@ -125,10 +125,10 @@ def _by_length(
 def _specs(words: Sequence[int], items: pd.DataFrame) -> dict[str, MetricSpec]:
     specs = dict(METRICS)
     for count in words:
-        specs |= recalls(suffix(count), f", first {count} words")
+        specs |= recall_metrics(metric_suffix(count), f", first {count} words")
     for name, (low, high) in _bins(words).items():
         span = f"{low} to {high}" if np.isfinite(high) else f"{low} or more"
-        for direction, arrow in ARROWS.items():
+        for direction, arrow in DIRECTION_LABELS.items():
             if f"{direction}_r1{name}" in items:
                 specs[f"{direction}_r1{name}"] = MetricSpec(
                     label=f"{arrow} R@1, captions of {span} words", columns=(f"{direction}_r1{name}",)
@@ -143,7 +143,7 @@ def _protocol(captions: CaptionSet, config: BenchmarkConfig) -> Entries:
     lengths = [len(text.split()) for text in captions.texts]
     return {
         "task": "zero-shot retrieval by long captions, whole and cut to their first words, both directions",
-        CURVE: ", ".join(map(str, config.words)),
+        WORD_LIMIT_PREFIX: ", ".join(map(str, config.words)),
         "words": "what stands between white space; a cut caption has single spaces",
         "mean_words": round(float(np.mean(lengths)), 1),
         "scorer": "benchmarks.long_retrieval 1",

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from benchmarks.data.caption_sets import CaptionSet, caption_set_of
-from benchmarks.encoders.recall import CUTS, ranks
-from benchmarks.encoders.retrieval import ARROWS, PRIMARY, captions_per_picture, guessed, hits, items_of, protocol_of
-from benchmarks.outcome import MetricSpec, Outcome, measure
+from benchmarks.data.caption_sets import CaptionSet, load_benchmark_captions
+from benchmarks.encoders.recall import RECALL_KS, compute_ranks
+from benchmarks.encoders.retrieval import DIRECTION_LABELS, PRIMARY, captions_per_image_range, chance_ranks, hit_columns, items_of, retrieval_protocol
+from benchmarks.evaluation import MetricSpec, Evaluation, compute_metric
 from benchmarks.protocol import Entries
 from benchmarks.results import CHANCE
 from clips.errors import UserError
@@ -21,28 +21,28 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from benchmarks.config import BenchmarkConfig
-    from benchmarks.models import Row
+    from benchmarks.eval_model import EvalModel
 
 
-def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
+def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Compute recall at 1, 5 and 10 in each language, and the means over them."""
-    from benchmarks.encoders.embed import computed_by
-    from benchmarks.encoders.vectors import image_vectors, text_vectors
+    from benchmarks.encoders.embedding import encoder_settings
+    from benchmarks.encoders.cached_embeddings import image_embeddings, text_embeddings
 
     sets = _sets(config)
     first = next(iter(sets.values()))
-    images = image_vectors(row, first.open, first.images, first.pictures_hash)
+    images = image_embeddings(row, first.open, first.images, first.pictures_hash)
     tables = {}
     for language, captions in sets.items():
-        found = ranks(images, text_vectors(row, captions.texts), captions.pairs, row.processes)
+        found = compute_ranks(images, text_embeddings(row, captions.texts), captions.pairs, row.processes)
         tables[language] = items_of(captions, found, with_thumbnails=captions is first).set_index("item")
     items = _join(tables)
-    by_chance = _join({name: table.assign(**hits(guessed(sets[name]))) for name, table in tables.items()})
+    by_chance = _join({name: table.assign(**hit_columns(chance_ranks(sets[name]))) for name, table in tables.items()})
     blind = {CHANCE: {name: by_chance[name].to_numpy() for name in _columns(list(sets), *_hit_columns())}}
-    return Outcome(
-        metrics={name: measure(items, spec, blind=blind) for name, spec in _specs(list(sets)).items()},
+    return Evaluation(
+        metrics={name: compute_metric(items, spec, blind=blind) for name, spec in _specs(list(sets)).items()},
         primary=PRIMARY,
-        protocol=_protocol(sets, config) | row.encoder.how | computed_by(row.encoder),
+        protocol=_protocol(sets, config) | row.encoder.how | encoder_settings(row.encoder),
         items=items,
     )
 
@@ -56,7 +56,7 @@ def _sets(config: BenchmarkConfig) -> dict[str, CaptionSet]:
     """Map language to its captions, of the same images in the same order."""
     if not config.languages:
         raise UserError(f"benchmarks.languages: expected at least one (benchmark '{config.name}')")
-    sets = {language: caption_set_of(config, language=language) for language in config.languages}
+    sets = {language: load_benchmark_captions(config, language=language) for language in config.languages}
     first, *others = sets
     for language in others:
         if list(sets[language].images) != list(sets[first].images):
@@ -84,7 +84,7 @@ def _join(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def _hit_columns() -> list[str]:
-    return [f"{direction}_r{k}" for direction in ARROWS for k in CUTS]
+    return [f"{direction}_r{k}" for direction in DIRECTION_LABELS for k in RECALL_KS]
 
 
 def _columns(languages: list[str], *names: str) -> tuple[str, ...]:
@@ -95,8 +95,8 @@ def _specs(languages: list[str]) -> dict[str, MetricSpec]:
     """Return the means over languages, then every language's R@1."""
     means = {
         f"{direction}_r{k}": MetricSpec(label=f"{arrow} R@{k}", columns=_columns(languages, f"{direction}_r{k}"))
-        for direction, arrow in ARROWS.items()
-        for k in CUTS
+        for direction, arrow in DIRECTION_LABELS.items()
+        for k in RECALL_KS
     }
     means["mean_r1"] = MetricSpec(label="mean R@1", columns=_columns(languages, "i2t_r1", "t2i_r1"))
     means["mean_recall"] = MetricSpec(label="mean recall", columns=_columns(languages, *_hit_columns()))
@@ -104,21 +104,21 @@ def _specs(languages: list[str]) -> dict[str, MetricSpec]:
         f"{direction}_r{k}_{language}": MetricSpec(
             label=f"{arrow} R@{k}, {language}", columns=(f"{direction}_r{k}_{language}",)
         )
-        for direction, arrow in ARROWS.items()
-        for k in CUTS
+        for direction, arrow in DIRECTION_LABELS.items()
+        for k in RECALL_KS
         for language in languages
     }
 
 
 def _protocol(sets: dict[str, CaptionSet], config: BenchmarkConfig) -> Entries:
     languages = list(sets)
-    stated = protocol_of(sets[languages[0]], config)
+    stated = retrieval_protocol(sets[languages[0]], config)
     return stated | {
         "task": "zero-shot retrieval in several languages, both directions",
         "data_hash": _hash(sets),
         "captions": sum(len(captions.texts) for captions in sets.values()),
         "captions_per_picture": ", ".join(
-            f"{language} {captions_per_picture(captions)}" for language, captions in sets.items()
+            f"{language} {captions_per_image_range(captions)}" for language, captions in sets.items()
         ),
         "languages": ", ".join(languages),
         "mean": "of the languages' recalls, each with the same weight",

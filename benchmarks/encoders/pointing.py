@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.data.phrases import Box, Phrase, PhraseSet, phrase_set_of
-from benchmarks.encoders.seen import RASTER, Seen, fine, overlay
-from benchmarks.lots import by_lot, of_different_pictures
-from benchmarks.outcome import MOST_THUMBNAILS, MetricSpec, Outcome, measure, thumbnail
+from benchmarks.data.phrase_boxes import Box, Phrase, PhraseSet, load_benchmark_phrases
+from benchmarks.encoders.map_overlay import MAP_SIZE, VisibleRegion, upsample_map, overlay_map
+from benchmarks.item_sampling import hash_order, first_per_image
+from benchmarks.evaluation import MAX_THUMBNAILS, MetricSpec, Evaluation, compute_metric, thumbnail
 from benchmarks.protocol import full_size_entry
 from benchmarks.results import CHANCE
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     import torch
 
     from benchmarks.config import BenchmarkConfig
-    from benchmarks.models import Row
+    from benchmarks.eval_model import EvalModel
 
-SHOWN = 24  # phrases, each of another image, whose maps are stored
+NUM_SAVED_MAPS = 24  # phrases, each of another image, whose maps are stored
 TIE = 1e-6
 METRICS = {
     "pointing": MetricSpec(label="hits", columns=("hit",)),
@@ -37,19 +37,19 @@ METRICS = {
 PRIMARY = ("pointing", "auc")
 
 
-def evaluate(row: Row, config: BenchmarkConfig) -> Outcome | None:
+def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
     """Compute hits and areas of a model's encoder. The first of several processes computes the maps."""
-    from benchmarks.encoders.embed import computed_by
-    from benchmarks.encoders.vectors import text_vectors
+    from benchmarks.encoders.embedding import encoder_settings
+    from benchmarks.encoders.cached_embeddings import text_embeddings
 
-    data = phrase_set_of(config)
-    texts = text_vectors(row, [phrase.text for phrase in data.phrases])
+    data = load_benchmark_phrases(config)
+    texts = text_embeddings(row, [phrase.text for phrase in data.phrases])
     if not row.processes.is_main:
         return None
     items, places = _items(row, data, texts)
     blind = {CHANCE: _guessed(items)}
-    return Outcome(
-        metrics={name: measure(items, spec, blind=blind) for name, spec in METRICS.items()},
+    return Evaluation(
+        metrics={name: compute_metric(items, spec, blind=blind) for name, spec in METRICS.items()},
         primary=PRIMARY,
         protocol={
             "task": "pointing by the similarity of a phrase with each place of a picture",
@@ -60,12 +60,12 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome | None:
             **full_size_entry(len(data.images), data.available),
             "map": "cosine; each place goes through the pooling alone (MaskCLIP's value path)",
             "point": f"the middle of the most similar place, the expected value over those within {TIE} of it",
-            "area": f"over {RASTER} x {RASTER} points of what the model sees, bilinear between the middles of places",
+            "area": f"over {MAP_SIZE} x {MAP_SIZE} points of what the model sees, bilinear between the middles of places",
             "phrase_text": "as given; no prompt around it",
             "scorer": "benchmarks.pointing 1",
             **row.encoder.how,
             "input_places": places,
-            **computed_by(row.encoder),
+            **encoder_settings(row.encoder),
         },
         items=items,
     )
@@ -73,40 +73,40 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome | None:
 
 def data_hash(config: BenchmarkConfig) -> str:
     """Return the SHA-256 of images, phrases and boxes."""
-    return phrase_set_of(config).hash
+    return load_benchmark_phrases(config).hash
 
 
-def _items(row: Row, data: PhraseSet, texts: torch.Tensor) -> tuple[pd.DataFrame, str]:
+def _items(row: EvalModel, data: PhraseSet, texts: torch.Tensor) -> tuple[pd.DataFrame, str]:
     """Return the items, and the patch grid of an image, ``"7 x 7"``."""
     import pandas as pd
     import torch
 
-    from benchmarks.encoders.places import place_vectors, similarity_maps
-    from clips.commandline.progress import track
+    from benchmarks.encoders.patch_embeddings import patch_embeddings, similarity_maps
+    from clips.commandline.progress import progress_iter
 
     encoder = row.encoder
     any_phrase = torch.nn.functional.normalize(texts.mean(dim=0, keepdim=True), dim=-1)
     names = [f"{phrase.image}#{number}" for number, phrase in enumerate(data.phrases)]
     pictures = {name: phrase.image for name, phrase in zip(names, data.phrases, strict=True)}
-    drawn = set(of_different_pictures(by_lot(names), pictures, SHOWN))
-    kept = {pictures[name] for name in drawn} | set(by_lot(data.images)[:MOST_THUMBNAILS])
+    drawn = set(first_per_image(hash_order(names), pictures, NUM_SAVED_MAPS))
+    kept = {pictures[name] for name in drawn} | set(hash_order(data.images)[:MAX_THUMBNAILS])
     asked: dict[str, list[int]] = {}
     for number, phrase in enumerate(data.phrases):
         asked.setdefault(phrase.image, []).append(number)
     rows: list[dict[str, Any]] = []
     grid = ""
     with torch.inference_mode():
-        for image in track(list(data.images), "looking at pictures"):
+        for image in progress_iter(list(data.images), "looking at pictures"):
             picture, numbers = data.open(image), asked[image]
             pixels = encoder.preprocess(picture)[None].to(encoder.device, getattr(torch, encoder.precision))
-            places = place_vectors(encoder.model, pixels)[0]
+            places = patch_embeddings(encoder.model, pixels)[0]
             grid = f"{places.shape[0]} x {places.shape[1]}"
             maps = similarity_maps(places, torch.cat([texts[numbers], any_phrase]))
-            seen = Seen.of(encoder.how, *picture.size)
+            seen = VisibleRegion.of(encoder.how, *picture.size)
             for place, number in enumerate(numbers):
                 phrase = data.phrases[number]
                 box = phrase.within(*picture.size)
-                drawing = overlay(picture, fine(maps[place]), seen, box) if names[number] in drawn else None
+                drawing = overlay_map(picture, upsample_map(maps[place]), seen, box) if names[number] in drawn else None
                 rows.append(
                     {
                         "item": names[number],
@@ -123,14 +123,14 @@ def _guessed(items: pd.DataFrame) -> dict[str, np.ndarray]:
     return {"hit": items["chance"].to_numpy(), "auc": items["auc"].where(items["auc"].isna(), 0.5).to_numpy()}
 
 
-def _item(phrase: Phrase, box: Box, found: torch.Tensor, any_phrase: torch.Tensor, seen: Seen) -> dict[str, Any]:
+def _item(phrase: Phrase, box: Box, found: torch.Tensor, any_phrase: torch.Tensor, seen: VisibleRegion) -> dict[str, Any]:
     """Return the columns of one phrase; ``found`` and ``any_phrase`` are (h, w) maps."""
     inside = seen.inside(box, *found.shape)
-    points = seen.inside(box, RASTER, RASTER)
+    points = seen.inside(box, MAP_SIZE, MAP_SIZE)
     row, column = divmod(int(found.argmax()), found.shape[1])
     x, y = (side[place] for side, place in zip(seen.middles(*found.shape), (column, row), strict=True))
     left, top, right, bottom = (round(100 * side) for side in box)
-    hit = pointing(found.cpu().numpy(), inside)
+    hit = pointing_hit(found.cpu().numpy(), inside)
     return {
         "image": phrase.image,
         "direction": "",
@@ -140,14 +140,14 @@ def _item(phrase: Phrase, box: Box, found: torch.Tensor, any_phrase: torch.Tenso
         "target": f"{left} to {right} % from the left, {top} to {bottom} % from the top",
         "score": hit,
         "hit": hit,
-        "auc": area(fine(found), points),
+        "auc": pointing_auc(upsample_map(found), points),
         "chance": float(inside.mean()),
-        "hit_any": pointing(any_phrase.cpu().numpy(), inside),
-        "auc_any": area(fine(any_phrase), points),
+        "hit_any": pointing_hit(any_phrase.cpu().numpy(), inside),
+        "auc_any": pointing_auc(upsample_map(any_phrase), points),
     }
 
 
-def pointing(found: np.ndarray, inside: np.ndarray) -> float:
+def pointing_hit(found: np.ndarray, inside: np.ndarray) -> float:
     """Return the ratio of the most similar patches, within ``TIE`` of the first, whose center is in the box.
 
     Args:
@@ -157,7 +157,7 @@ def pointing(found: np.ndarray, inside: np.ndarray) -> float:
     return float(inside[found >= found.max() - TIE].mean())
 
 
-def area(found: np.ndarray, inside: np.ndarray) -> float:
+def pointing_auc(found: np.ndarray, inside: np.ndarray) -> float:
     """Return the probability that a point inside is higher than one outside, ties counting half; NaN if undefined.
 
     Args:

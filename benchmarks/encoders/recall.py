@@ -3,7 +3,7 @@
 Letters: N pictures, M captions, D width, P right pairs of a picture and a caption.
 
 Recall at K is CLIP_benchmark's: the share of queries with a right answer among the K most similar ones; for a
-picture any of its captions is right. Answers as similar as the right one (within ``TIE``) are taken to come in
+picture any of its captions is right. Answers as similar as the right one (within ``TIE_TOLERANCE``) are taken to come in
 random order and the expected hit is counted, so that a model that cannot tell anything apart scores chance.
 
 Every tile of similarities serves both directions. How similar the best right answer of each query is, is known before
@@ -23,16 +23,16 @@ from clips.commandline.progress import Progress
 if TYPE_CHECKING:
     import torch
 
-    from clips.parallel.processes import Processes
+    from clips.parallel.distributed import DistributedContext
 
-TIE = 1e-6
-CUTS = (1, 5, 10)
+TIE_TOLERANCE = 1e-6
+RECALL_KS = (1, 5, 10)
 _TILE = (512, 2048)  # pictures × captions: 4 MB of similarities, which a core's cache holds; GPUs take larger ones
 _GPU_TILE = (8192, 32768)
 
 
 @dataclass(frozen=True)
-class Ranks:
+class RetrievalRanks:
     """Where the right answers stand for each of Q queries.
 
     Args:
@@ -62,9 +62,9 @@ class Ranks:
         return self.above + (self.tied + 1) / (self.right + 1)
 
 
-def ranks(
-    images: torch.Tensor, captions: torch.Tensor, pairs: np.ndarray, processes: Processes | None = None
-) -> tuple[Ranks, Ranks]:
+def compute_ranks(
+    images: torch.Tensor, captions: torch.Tensor, pairs: np.ndarray, processes: DistributedContext | None = None
+) -> tuple[RetrievalRanks, RetrievalRanks]:
     """Ranks of picture → caption and of caption → picture queries.
 
     Args:
@@ -161,7 +161,7 @@ class _Queries:
         if not bool(best.isfinite().all()):
             raise ValueError(f"query {int(best.isfinite().logical_not().nonzero()[0])} has no right answer")
         none = torch.zeros(count, dtype=torch.int64, device=device)
-        right = none.scatter_add(0, asked, (alike >= best[asked] - TIE).long())
+        right = none.scatter_add(0, asked, (alike >= best[asked] - TIE_TOLERANCE).long())
         return _Queries(best, right, none.clone(), none.clone(), lowest.clone(), none.clone())
 
     def count(self, similarity: torch.Tensor, mine: slice, start: int) -> None:
@@ -175,8 +175,8 @@ class _Queries:
         import torch
 
         best = self.best[mine, None]
-        self.above[mine] += _count(similarity > best + TIE)
-        self.reached[mine] += _count(similarity >= best - TIE)
+        self.above[mine] += _count(similarity > best + TIE_TOLERANCE)
+        self.reached[mine] += _count(similarity >= best - TIE_TOLERANCE)
         highest, place = similarity.max(dim=1)
         better = highest > self.highest[mine]
         self.highest[mine] = torch.where(better, highest, self.highest[mine])
@@ -195,12 +195,12 @@ class _Queries:
         self.first = torch.where(self.highest == highest, self.first, none)
         dist.all_reduce(self.first, dist.ReduceOp.MIN)
 
-    def ranks(self) -> Ranks:
+    def ranks(self) -> RetrievalRanks:
         """The ranks when all tiles are counted."""
         import torch
 
         tied = torch.maximum(self.reached - self.above, self.right)  # rounding may lose the right one itself
-        return Ranks(*(found.cpu().numpy() for found in (self.above, tied, self.right, self.first)))
+        return RetrievalRanks(*(found.cpu().numpy() for found in (self.above, tied, self.right, self.first)))
 
 
 def _count(found: torch.Tensor) -> torch.Tensor:

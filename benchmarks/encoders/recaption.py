@@ -16,21 +16,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.data.caption_sets import stamp
-from benchmarks.mllm.captioning import score_captions, tokenizer_name
-from benchmarks.mllm.metrics import caption_columns, caption_metrics
-from benchmarks.outcome import MetricSpec, Outcome, measure, thumbnails
+from benchmarks.data.caption_sets import file_stamps
+from benchmarks.mllm.caption_metrics import score_captions, tokenizer_name
+from benchmarks.mllm.task_metrics import caption_columns, caption_metrics
+from benchmarks.evaluation import MetricSpec, Evaluation, compute_metric, thumbnails
 from benchmarks.protocol import full_size_entry
-from clips.commandline.progress import track
+from clips.commandline.progress import progress_iter
 from clips.errors import UserError
-from clips.references import CAPTIONER_WEIGHTS
+from clips.model_refs import CAPTIONER_WEIGHTS
 
 if TYPE_CHECKING:
     import pandas as pd
     from PIL.Image import Image
 
     from benchmarks.config import BenchmarkConfig
-    from benchmarks.models import Row
+    from benchmarks.eval_model import EvalModel
     from clips.data.sources import Source, SourceConfig
 
 METRICS = caption_metrics() | {
@@ -46,7 +46,7 @@ NO_CAPTIONER = "this encoder has no captioner (its recipe trains none)"
 
 
 @dataclass(frozen=True)
-class Recaptions:
+class RecaptionSet:
     """Samples of a training source that have a picture and a synthetic caption.
 
     Args:
@@ -77,11 +77,11 @@ class Recaptions:
             raise UserError(f"picture {self.names[index]}: {error}") from None
 
 
-def evaluate(row: Row, config: BenchmarkConfig) -> Outcome | None:
+def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
     """Compute CIDEr, BLEU and ROUGE-L of the captioner's captions. The first of several processes does it all."""
     if not row.processes.is_main:
         return None
-    from benchmarks.encoders.embed import computed_by
+    from benchmarks.encoders.embedding import encoder_settings
 
     samples = _samples(config)
     stated = {
@@ -96,15 +96,15 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome | None:
         "scorer": f"pycocoevalcap {version('pycocoevalcap')}",
         "caption_tokenizer": tokenizer_name(),
         **row.encoder.how,
-        **computed_by(row.encoder),
+        **encoder_settings(row.encoder),
     }
     written = _written(row, samples)
     if written is None:
         absent = dict.fromkeys(METRICS, NO_CAPTIONER)
-        return Outcome(metrics={}, primary=PRIMARY, absent=absent, protocol=stated, items=_items(samples, None))
+        return Evaluation(metrics={}, primary=PRIMARY, absent=absent, protocol=stated, items=_items(samples, None))
     items = _items(samples, written)
-    return Outcome(
-        metrics={name: measure(items, spec) for name, spec in METRICS.items()},
+    return Evaluation(
+        metrics={name: compute_metric(items, spec) for name, spec in METRICS.items()},
         primary=PRIMARY,
         protocol=stated,
         items=items,
@@ -116,7 +116,7 @@ def data_hash(config: BenchmarkConfig) -> str:
     return _samples(config).hash
 
 
-def _samples(config: BenchmarkConfig) -> Recaptions:
+def _samples(config: BenchmarkConfig) -> RecaptionSet:
     from clips.data.sources import SourceConfig
 
     source = SourceConfig(
@@ -128,11 +128,11 @@ def _samples(config: BenchmarkConfig) -> Recaptions:
         subset=config.subset,
         images=config.images,
     )
-    return _read(source, config.limit, stamp(Path(config.data)))
+    return _read(source, config.limit, file_stamps(Path(config.data)))
 
 
 @functools.lru_cache(maxsize=2)
-def _read(config: SourceConfig, limit: int | None, _stamp: object) -> Recaptions:
+def _read(config: SourceConfig, limit: int | None, _stamp: object) -> RecaptionSet:
     from clips.data.sources import BadSampleError, open_source
 
     source = open_source(config)
@@ -157,7 +157,7 @@ def _read(config: SourceConfig, limit: int | None, _stamp: object) -> Recaptions
     if not numbers:
         raise UserError(f"{config.path}: expected samples with a synthetic caption under '{config.synthetic}'")
     names = [source.name(number) for number in numbers]
-    return Recaptions(source, numbers, names, web, synthetic, left_out, digest.hexdigest())
+    return RecaptionSet(source, numbers, names, web, synthetic, left_out, digest.hexdigest())
 
 
 def _drawer(number: int) -> np.random.Generator:
@@ -165,10 +165,10 @@ def _drawer(number: int) -> np.random.Generator:
     return np.random.default_rng([0, number])
 
 
-def _written(row: Row, samples: Recaptions) -> list[str] | None:
+def _written(row: EvalModel, samples: RecaptionSet) -> list[str] | None:
     """Return the captioner's captions; None if there is no captioner."""
     from clips.encoder import load_captioner
-    from clips.model.generation import generate_each
+    from clips.model.generation import generate_batch
     from clips.model.tokenizer import ClipsTokenizer
 
     directory = row.path("encoder")
@@ -183,14 +183,14 @@ def _written(row: Row, samples: Recaptions) -> list[str] | None:
     dtype = getattr(torch, encoder.precision)
     found = []
     with torch.inference_mode():
-        for batch in track(list(_batches(len(samples.numbers), row.config.batch_size)), "writing captions"):
+        for batch in progress_iter(list(_batches(len(samples.numbers), row.config.batch_size)), "writing captions"):
             pixels = torch.stack([encoder.preprocess(samples.open(index)) for index in batch])
             image = towers.encode_image(encoder.model, pixels.to(encoder.device, dtype))[1].float()
             text = None
             if captioner.text_projection is not None:
                 tokens = encoder.tokenizer([samples.web[index] for index in batch]).to(encoder.device)
                 text = towers.encode_text(encoder.model, tokens)[1].float()
-            found += [words.decode(tokens) for tokens in generate_each(captioner, image, text)]
+            found += [words.decode(tokens) for tokens in generate_batch(captioner, image, text)]
     return found
 
 
@@ -198,7 +198,7 @@ def _batches(count: int, size: int) -> Iterator[range]:
     return (range(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def _items(samples: Recaptions, written: Sequence[str] | None) -> pd.DataFrame:
+def _items(samples: RecaptionSet, written: Sequence[str] | None) -> pd.DataFrame:
     import pandas as pd
 
     names, count = list(samples.names), len(samples.names)

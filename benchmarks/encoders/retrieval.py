@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.data.caption_sets import CaptionSet, caption_set_of
-from benchmarks.encoders.found import with_found
-from benchmarks.encoders.recall import CUTS, TIE, Ranks, ranks
-from benchmarks.outcome import MetricSpec, Outcome, measure, thumbnails
+from benchmarks.data.caption_sets import CaptionSet, load_benchmark_captions
+from benchmarks.encoders.top_results import with_top_results
+from benchmarks.encoders.recall import RECALL_KS, TIE_TOLERANCE, RetrievalRanks, compute_ranks
+from benchmarks.evaluation import MetricSpec, Evaluation, compute_metric, thumbnails
 from benchmarks.protocol import Entries, full_size_entry
 from benchmarks.results import CHANCE
 
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from benchmarks.config import BenchmarkConfig
-    from benchmarks.models import Row
+    from benchmarks.eval_model import EvalModel
 
-ARROWS = {"t2i": "T→I", "i2t": "I→T"}
-_RECALLS = tuple(f"{direction}_r{k}" for direction in ("i2t", "t2i") for k in CUTS)
+DIRECTION_LABELS = {"t2i": "T→I", "i2t": "I→T"}
+_RECALLS = tuple(f"{direction}_r{k}" for direction in ("i2t", "t2i") for k in RECALL_KS)
 PRIMARY = ("t2i_r1", "i2t_r1", "mean_r1")
 
 
-def recalls(suffix: str = "", label: str = "") -> dict[str, MetricSpec]:
+def recall_metrics(suffix: str = "", label: str = "") -> dict[str, MetricSpec]:
     """Return recall at 1, 5 and 10 both ways, and mean R@1, of the item columns whose names end in ``suffix``."""
     single = {
         f"{direction}_r{k}{suffix}": MetricSpec(label=f"{arrow} R@{k}{label}", columns=(f"{direction}_r{k}{suffix}",))
-        for direction, arrow in ARROWS.items()
-        for k in CUTS
+        for direction, arrow in DIRECTION_LABELS.items()
+        for k in RECALL_KS
     }
     both = (f"i2t_r1{suffix}", f"t2i_r1{suffix}")
     return single | {f"mean_r1{suffix}": MetricSpec(label=f"mean R@1{label}", columns=both)}
 
 
 METRICS: dict[str, MetricSpec] = {
-    **recalls(),
+    **recall_metrics(),
     "mean_recall": MetricSpec(label="mean recall", columns=_RECALLS),
     **{
         f"{direction}_median_rank": MetricSpec(
@@ -47,35 +47,35 @@ METRICS: dict[str, MetricSpec] = {
             scale=1.0,
             higher_is_better=False,
         )
-        for direction, arrow in ARROWS.items()
+        for direction, arrow in DIRECTION_LABELS.items()
     },
 }
 
 
-def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
+def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Compute recall at 1, 5 and 10, median rank and means, of a model's encoder."""
-    from benchmarks.encoders.embed import computed_by
-    from benchmarks.encoders.vectors import image_vectors, text_vectors
+    from benchmarks.encoders.embedding import encoder_settings
+    from benchmarks.encoders.cached_embeddings import image_embeddings, text_embeddings
 
-    captions = caption_set_of(config)
-    images = image_vectors(row, captions.open, captions.images, captions.pictures_hash)
-    texts = text_vectors(row, captions.texts)
-    items = items_of(captions, ranks(images, texts, captions.pairs, row.processes))
-    blind = {CHANCE: hits(guessed(captions))}
-    return Outcome(
-        metrics={name: measure(items, spec, blind=blind) for name, spec in METRICS.items()},
+    captions = load_benchmark_captions(config)
+    images = image_embeddings(row, captions.open, captions.images, captions.pictures_hash)
+    texts = text_embeddings(row, captions.texts)
+    items = items_of(captions, compute_ranks(images, texts, captions.pairs, row.processes))
+    blind = {CHANCE: hit_columns(chance_ranks(captions))}
+    return Evaluation(
+        metrics={name: compute_metric(items, spec, blind=blind) for name, spec in METRICS.items()},
         primary=PRIMARY,
-        protocol=protocol_of(captions, config) | row.encoder.how | computed_by(row.encoder),
-        items=with_found(items, captions, images, texts),
+        protocol=retrieval_protocol(captions, config) | row.encoder.how | encoder_settings(row.encoder),
+        items=with_top_results(items, captions, images, texts),
     )
 
 
 def data_hash(config: BenchmarkConfig) -> str:
     """Return the SHA-256 of the images and captions."""
-    return caption_set_of(config).hash
+    return load_benchmark_captions(config).hash
 
 
-def protocol_of(captions: CaptionSet, config: BenchmarkConfig) -> Entries:
+def retrieval_protocol(captions: CaptionSet, config: BenchmarkConfig) -> Entries:
     """Protocol of a retrieval result: every setting, except the model, that affects recall."""
     stated: Entries = {
         "task": "zero-shot retrieval, both directions",
@@ -84,11 +84,11 @@ def protocol_of(captions: CaptionSet, config: BenchmarkConfig) -> Entries:
         "split": captions.split,
         "pictures": len(captions.images),
         "captions": len(captions.texts),
-        "captions_per_picture": captions_per_picture(captions),
+        "captions_per_picture": captions_per_image_range(captions),
         "caption_text": "as given, casing and punctuation kept; no prompt around it",
         "similarity": "cosine",
         "hit": "any right answer among the first K",
-        "ties": f"expected value over random order of answers within {TIE}",
+        "ties": f"expected value over random order of answers within {TIE_TOLERANCE}",
         "scorer": "benchmarks.retrieval 1",
         **full_size_entry(len(captions.images), captions.available),
     }
@@ -99,7 +99,7 @@ def protocol_of(captions: CaptionSet, config: BenchmarkConfig) -> Entries:
     return stated
 
 
-def captions_per_picture(captions: CaptionSet) -> str:
+def captions_per_image_range(captions: CaptionSet) -> str:
     """``"5"``, or ``"5 to 7"``."""
     return _span([len(group) for group in captions.captions])
 
@@ -108,7 +108,7 @@ def _span(counts: Sequence[int]) -> str:
     return str(min(counts)) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
-def items_of(captions: CaptionSet, found: tuple[Ranks, Ranks], *, with_thumbnails: bool = True) -> pd.DataFrame:
+def items_of(captions: CaptionSet, found: tuple[RetrievalRanks, RetrievalRanks], *, with_thumbnails: bool = True) -> pd.DataFrame:
     """A row a picture, then a row a caption, each with its ranks and hits.
 
     Args:
@@ -151,28 +151,28 @@ def items_of(captions: CaptionSet, found: tuple[Ranks, Ranks], *, with_thumbnail
         }
     )
     items = pd.concat([by_picture, by_caption], ignore_index=True)
-    return items.assign(**hits(found))
+    return items.assign(**hit_columns(found))
 
 
-def hits(found: tuple[Ranks, Ranks], suffix: str = "") -> dict[str, np.ndarray]:
+def hit_columns(found: tuple[RetrievalRanks, RetrievalRanks], suffix: str = "") -> dict[str, np.ndarray]:
     """Item columns of ranks and hits: pictures' first, then captions', NaN for the other direction."""
     to_captions, to_images = found
     pictures, texts = np.full(len(to_captions.above), np.nan), np.full(len(to_images.above), np.nan)
     columns = {}
     for direction, rank in (("i2t", to_captions), ("t2i", to_images)):
-        for name, values in {"rank": rank.expected(), **{f"r{k}": rank.hit(k) for k in CUTS}}.items():
+        for name, values in {"rank": rank.expected(), **{f"r{k}": rank.hit(k) for k in RECALL_KS}}.items():
             parts = (values, texts) if direction == "i2t" else (pictures, values)
             columns[f"{direction}_{name}{suffix}"] = np.concatenate(parts)
     return columns
 
 
-def guessed(captions: CaptionSet) -> tuple[Ranks, Ranks]:
+def chance_ranks(captions: CaptionSet) -> tuple[RetrievalRanks, RetrievalRanks]:
     """Return the ranks of both directions for a model whose similarities are all equal."""
     sides = []
     for side, answers in enumerate((len(captions.texts), len(captions.images))):
         right = np.bincount(captions.pairs[:, side])
         none = np.zeros_like(right)
-        sides.append(Ranks(above=none, tied=np.full_like(right, answers), right=right, first=none))
+        sides.append(RetrievalRanks(above=none, tied=np.full_like(right, answers), right=right, first=none))
     return sides[0], sides[1]
 
 

@@ -1,10 +1,10 @@
 """A judge: another model that marks answers, asked at any OpenAI-compatible address, and remembered.
 
 lmms-eval's scorers ask a judge in three ways: through their own ``llm_judge`` providers (MM-Vet, LLaVA-Bench), with
-the openai client, or by ``requests.post`` (MMBench, HallusionBench). Inside ``judging(judge)`` all three come here.
+the openai client, or by ``requests.post`` (MMBench, HallusionBench). Inside ``patched_judge(judge)`` all three come here.
 Left to themselves they try again for more than a minute a question and then count an answer without a mark as wrong,
 so that a judge that cannot be reached looks like a bad model. Here a judge that fails ends the scoring at once
-(``NoJudge``), and the metric is absent.
+(``JudgeUnavailable``), and the metric is absent.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from clips.core.identity import digest
 if TYPE_CHECKING:
     from benchmarks.config import BenchmarkConfig
 
-OPENAI = "https://api.openai.com/v1"
+OPENAI_URL = "https://api.openai.com/v1"
 NO_JUDGE = "no judge"
 _PATIENCE = (5.0, 120.0)  # seconds to be connected, and to be answered
 _BUSY = {429, 500, 502, 503, 529}  # such an answer is asked for again, after these seconds
@@ -34,12 +34,12 @@ _WAITS = (1.0, 4.0)
 _WARMER = (0.0, 0.5, 1.0, 1.5)  # added to the temperature when the judge did not give a mark, as MM-Vet's scorer does
 
 
-class NoJudge(BaseException):
+class JudgeUnavailable(BaseException):
     """The judge gives no marks; the text says why. No ``Exception``: it must pass every handler in the scorers."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mark:
+class ReplyFormat:
     """What a scorer can read.
 
     Args:
@@ -69,7 +69,7 @@ class Judge:
     model: str | None
     key: str
     cache: Cache[Any]
-    mark: Mark
+    mark: ReplyFormat
     names: set[str] = field(default_factory=set)
     asked: int = 0
 
@@ -96,7 +96,7 @@ class Judge:
                 asked = str(request["model"])
                 self.names.add(asked if model in {"", asked} else f"{asked} ({model})")
                 return reply, model or asked
-        raise NoJudge(f"'{request['model']}' answers {reply[:60]!r} where {self.mark.expected} is expected")
+        raise JudgeUnavailable(f"'{request['model']}' answers {reply[:60]!r} where {self.mark.expected} is expected")
 
     def _remembered(self, request: Mapping[str, Any], new: dict[str, Any]) -> tuple[str, str]:
         """(reply, model); what was not known goes to ``new``, key → entry."""
@@ -109,8 +109,8 @@ class Judge:
         return reply, model
 
     def _post(self, request: Mapping[str, Any]) -> tuple[str, str]:
-        if not self.key and self.url.rstrip("/") == OPENAI:
-            raise NoJudge("no key: set OPENAI_API_KEY, or judge_url to an address that wants none")
+        if not self.key and self.url.rstrip("/") == OPENAI_URL:
+            raise JudgeUnavailable("no key: set OPENAI_API_KEY, or judge_url to an address that wants none")
         import requests
 
         url = self.url.rstrip("/")
@@ -122,18 +122,18 @@ class Judge:
                 with requests.Session() as session:
                     answer = session.post(address, json=dict(request), headers=headers, timeout=_PATIENCE)
             except requests.RequestException as error:
-                raise NoJudge(f"{self.url} cannot be reached ({_kind(error)})") from None
+                raise JudgeUnavailable(f"{self.url} cannot be reached ({_kind(error)})") from None
             if answer.status_code not in _BUSY or wait is None:
                 break
             time.sleep(wait)
         if answer.status_code != 200:
             said = " ".join(answer.text.split())[:120] or answer.reason or "no more"
-            raise NoJudge(f"{self.url} answers {answer.status_code} ({said})")
+            raise JudgeUnavailable(f"{self.url} answers {answer.status_code} ({said})")
         try:
             found = answer.json()
             return str(found["choices"][0]["message"]["content"] or "").strip(), str(found.get("model") or "")
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-            raise NoJudge(f"{self.url} does not answer as OpenAI's chat API does") from None
+            raise JudgeUnavailable(f"{self.url} does not answer as OpenAI's chat API does") from None
 
 
 def _kind(error: Exception) -> str:
@@ -141,17 +141,17 @@ def _kind(error: Exception) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower().removesuffix(" error")
 
 
-def judge_of(config: BenchmarkConfig, task: str, results: str | Path) -> Judge:
+def make_judge(config: BenchmarkConfig, task: str, results: str | Path) -> Judge:
     """The judge that a benchmark's settings, or else lmms-eval's environment variables, name.
 
     Replies are kept below ``results`` in ``.judge``, which all rows share.
     """
     return Judge(
-        url=config.judge_url or os.environ.get("OPENAI_API_URL") or OPENAI,
+        url=config.judge_url or os.environ.get("OPENAI_API_URL") or OPENAI_URL,
         model=config.judge_model or os.environ.get("MODEL_VERSION") or None,
         key=os.environ.get(config.judge_key_env, ""),
         cache=json_cache(Path(results).absolute() / ".judge"),
-        mark=MARKS.get(task, _ANYTHING),
+        mark=REPLY_FORMATS.get(task, _ANYTHING),
     )
 
 
@@ -161,7 +161,7 @@ def scorer_environment() -> contextlib.AbstractContextManager[Any]:
 
 
 @contextlib.contextmanager
-def judging(judge: Judge) -> Iterator[None]:
+def patched_judge(judge: Judge) -> Iterator[None]:
     """Within the block, whatever a scorer asks a judge is asked of this one."""
     import openai.resources.chat.completions
     import requests
@@ -230,12 +230,12 @@ def _more_numbers(reply: str) -> bool:
     return len(numbers) >= 2 and numbers[0] > 0 and numbers[1] >= 0
 
 
-_ANYTHING = Mark(expected="a text", readable=bool)
-MARKS: dict[str, Mark] = {
-    "mmvet": Mark(expected="a number from 0 to 1", readable=_share),
-    "llava_bench_coco": Mark(expected="two numbers on the first line", readable=_two_numbers),
-    "llava_in_the_wild": Mark(expected="two numbers on the first line", readable=_more_numbers),
-    "hallusion_bench_image": Mark(
+_ANYTHING = ReplyFormat(expected="a text", readable=bool)
+REPLY_FORMATS: dict[str, ReplyFormat] = {
+    "mmvet": ReplyFormat(expected="a number from 0 to 1", readable=_share),
+    "llava_bench_coco": ReplyFormat(expected="two numbers on the first line", readable=_two_numbers),
+    "llava_in_the_wild": ReplyFormat(expected="two numbers on the first line", readable=_more_numbers),
+    "hallusion_bench_image": ReplyFormat(
         expected="correct, incorrect or unclear",
         readable=lambda reply: any(word in reply.lower() for word in ("correct", "unclear")),
     ),

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.mllm.tasks import definition, included, task_name
+from benchmarks.mllm.offline_tasks import definition, included, task_name
 from clips.core.artifact import file_hash
-from clips.errors import UserError, suggest
+from clips.errors import UserError, unknown_name_error
 
 
 def own_task(uses: str) -> tuple[str, Path] | None:
@@ -41,7 +41,7 @@ def own_task(uses: str) -> tuple[str, Path] | None:
         raise UserError(f"uses: {uses}: no such file or folder (expected a task of lmms-eval's layout)")
     tasks = _tasks(path.parent)
     if path.name not in tasks:
-        raise suggest(path.name, tasks, f"task in {path.parent}")
+        raise unknown_name_error(path.name, tasks, f"task in {path.parent}")
     return path.name, tasks[path.name]
 
 

@@ -14,17 +14,17 @@ from unittest import mock
 
 from lmms_eval.api.model import lmms
 
-from benchmarks.mllm.captioning import PictureScores, caption_scorers
-from benchmarks.mllm.judge import NO_JUDGE, Judge, NoJudge, judging
-from benchmarks.mllm.tasks import manager, quiet, reason
-from benchmarks.registry import Benchmark
+from benchmarks.mllm.caption_metrics import ImageCaptionScores, patched_caption_scorers
+from benchmarks.mllm.judge import NO_JUDGE, Judge, JudgeUnavailable, patched_judge
+from benchmarks.mllm.offline_tasks import manager, suppress_output, error_reason
+from benchmarks.benchmark import Benchmark
 from clips.errors import UserError
 
 _LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
+class TaskScores:
     """What lmms-eval makes of a model's answers.
 
     Args:
@@ -36,11 +36,11 @@ class Scored:
 
     samples: Sequence[Mapping[str, Any]]
     values: Mapping[str, float]
-    captions: PictureScores
+    captions: ImageCaptionScores
     no_judge: str = ""
 
 
-class Recorded(lmms):
+class RecordedAnswersModel(lmms):
     """A model whose answers are known: question number → answer."""
 
     is_simple = True
@@ -62,9 +62,9 @@ class Recorded(lmms):
         raise UserError("this task asks in several rounds, of which one answer tells nothing")
 
 
-def score(
+def run_and_score(
     model: Any, task: Any, entry: Benchmark, settings: Mapping[str, Any], *, judge: Judge, limit: int | None = None
-) -> Scored:
+) -> TaskScores:
     """Ask and score.
 
     A judge that fails costs the marks, never the answers: they are all in ``samples``.
@@ -84,11 +84,11 @@ def score(
     no_judge = ""
     try:
         results, captions = _lmms_eval(model, task, entry, settings, judge, limit)
-    except NoJudge as why:
+    except JudgeUnavailable as why:
         no_judge = f"{NO_JUDGE}: {why}"
         answers = {instance.doc_id: instance.resps[0] for instance in task.instances}
         task.process_results = _unscored
-        results, captions = _lmms_eval(Recorded(answers), task, entry, settings, judge, limit)
+        results, captions = _lmms_eval(RecordedAnswersModel(answers), task, entry, settings, judge, limit)
     first: dict[int, Mapping[str, Any]] = {}
     for sample in results["samples"][entry.task]:  # a task may read every answer in several ways: the first counts
         first.setdefault(sample["doc_id"], sample)
@@ -96,11 +96,11 @@ def score(
     if samples and not any(map(_answer, samples)):
         raise UserError(f"the model answers nothing: all {len(samples)} answers are empty")
     values = {} if no_judge else _values(results["results"][entry.task], task)
-    return Scored(samples=samples, values=values, captions=captions, no_judge=no_judge)
+    return TaskScores(samples=samples, values=values, captions=captions, no_judge=no_judge)
 
 
-def only_answer(model: Any, task: Any, entry: Benchmark, settings: Mapping[str, Any], *, limit: int | None) -> None:
-    """Ask and leave the scoring to another process; as :func:`score`."""
+def run_only(model: Any, task: Any, entry: Benchmark, settings: Mapping[str, Any], *, limit: int | None) -> None:
+    """Ask and leave the scoring to another process; as :func:`run_and_score`."""
     _name_failures(task)
     task.process_results = _unscored
     _lmms_eval(model, task, entry, settings, None, limit)
@@ -112,7 +112,7 @@ def _unscored(doc: Mapping[str, Any], results: Any, full_docs: Any = None) -> di
 
 def _lmms_eval(
     model: Any, task: Any, entry: Benchmark, settings: Mapping[str, Any], judge: Judge | None, limit: int | None
-) -> tuple[dict[str, Any], PictureScores]:
+) -> tuple[dict[str, Any], ImageCaptionScores]:
     """lmms-eval's own evaluation of one task, and what each picture adds to the caption metrics."""
     from lmms_eval.evaluator import simple_evaluate
 
@@ -120,10 +120,10 @@ def _lmms_eval(
         tempfile.TemporaryDirectory() as folder,
         _readable(task),
         contextlib.chdir(folder),  # some scorers leave files where they stand
-        quiet(),
-        judging(judge) if judge else contextlib.nullcontext(),
+        suppress_output(),
+        patched_judge(judge) if judge else contextlib.nullcontext(),
         _seemingly_alone(),
-        caption_scorers() as scores,
+        patched_caption_scorers() as scores,
     ):
         results = simple_evaluate(
             model=model,
@@ -193,7 +193,7 @@ def _about(what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{what} ({reason(error)})") from None
+        raise UserError(f"{what} ({error_reason(error)})") from None
 
 
 def _name(doc: Mapping[str, Any]) -> str:

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.publishing.layout import Shipment, shipment
-from benchmarks.publishing.scrubbing import (
-    is_text,
-    refuse_machine_paths,
-    refuse_secrets,
-    without_machine_paths,
+from benchmarks.publishing.upload_files import UploadPlan, plan_upload
+from benchmarks.publishing.redaction import (
+    is_text_file,
+    check_no_local_paths,
+    check_no_secrets,
+    shorten_local_paths,
 )
-from benchmarks.wording import visible
-from clips.core.artifact import say
-from clips.errors import UserError, reason_of
+from benchmarks.formatting import strip_control_chars
+from clips.core.artifact import log_info
+from clips.errors import UserError, error_reason
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -54,7 +54,7 @@ class PublishConfig:
             raise UserError(f"to: expected ORG/NAME, got '{self.to}'")
 
 
-def publish(config: PublishConfig) -> None:
+def run_publish(config: PublishConfig) -> None:
     """List what goes, then push it in one commit.
 
     Raises:
@@ -62,26 +62,26 @@ def publish(config: PublishConfig) -> None:
             private one is asked for, or the hub refuses.
     """
     directory = Path(config.directory)
-    found = shipment(directory, pictures=config.pictures)
+    found = plan_upload(directory, pictures=config.pictures)
     for name, path in found.files.items():
-        refuse_secrets(name, path)
+        check_no_secrets(name, path)
         if name not in found.records:
-            refuse_machine_paths(name, path)
+            check_no_local_paths(name, path)
     with tempfile.TemporaryDirectory(prefix="clips-publish-") as staging:
-        shortened = stage(found, Path(staging))
+        shortened = stage_files(found, Path(staging))
         _tell(config, found, shortened)
         if not config.dry_run:
             _push(config, found, Path(staging))
 
 
-def stage(found: Shipment, staging: Path) -> dict[str, int]:
+def stage_files(found: UploadPlan, staging: Path) -> dict[str, int]:
     """Lay out what goes: links to the files, and records reworded. Returns how many paths were shortened in which."""
     shortened: dict[str, int] = {}
     for name, path in found.files.items():
         target = staging / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        if name in found.records and is_text(path):
-            text, count = without_machine_paths(path.read_text(encoding="utf-8"))
+        if name in found.records and is_text_file(path):
+            text, count = shorten_local_paths(path.read_text(encoding="utf-8"))
             target.write_text(text, encoding="utf-8")
             shortened |= {name: count} if count else {}
         else:
@@ -89,7 +89,7 @@ def stage(found: Shipment, staging: Path) -> dict[str, int]:
     return shortened
 
 
-def _tell(config: PublishConfig, found: Shipment, shortened: dict[str, int]) -> None:
+def _tell(config: PublishConfig, found: UploadPlan, shortened: dict[str, int]) -> None:
     """What goes, to standard output."""
     sizes = {name: path.stat().st_size for name, path in found.files.items()}
     kind = {"model": "models", "dataset": "data sets"}[found.repo_type]
@@ -104,7 +104,7 @@ def _tell(config: PublishConfig, found: Shipment, shortened: dict[str, int]) -> 
     if "README.md" not in found.files and found.repo_type == "model":
         lines.append("no README.md: `clips-bench card` writes one")
     for line in lines:
-        print(visible(line))
+        print(strip_control_chars(line))
 
 
 def _size(count: int) -> str:
@@ -116,7 +116,7 @@ def _size(count: int) -> str:
     return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
-def _push(config: PublishConfig, found: Shipment, staging: Path) -> None:
+def _push(config: PublishConfig, found: UploadPlan, staging: Path) -> None:
     from huggingface_hub import HfApi
 
     api = HfApi()
@@ -129,8 +129,8 @@ def _push(config: PublishConfig, found: Shipment, staging: Path) -> None:
     except UserError:
         raise
     except Exception as error:  # the hub's, the network's and the file system's own
-        raise UserError(f"to: {config.to}: the hub refuses ({_TOKEN.sub('hf_…', reason_of(error))})") from None
-    say(f"published: {done.commit_url}")
+        raise UserError(f"to: {config.to}: the hub refuses ({_TOKEN.sub('hf_…', error_reason(error))})") from None
+    log_info(f"published: {done.commit_url}")
 
 
 def _refuse_public(api: HfApi, config: PublishConfig, repo_type: str) -> None:

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.encoders.long_retrieval import CURVE, suffix
-from benchmarks.encoders.retrieval import ARROWS
+from benchmarks.encoders.long_retrieval import WORD_LIMIT_PREFIX, metric_suffix
+from benchmarks.encoders.retrieval import DIRECTION_LABELS
 from benchmarks.report.cell_text import score
-from benchmarks.report.figure import Figure, FigureSet, Key, file_name, plot_points
-from benchmarks.report.model import Report
-from benchmarks.report.palette import SERIES_COLORS, Inks
+from benchmarks.report.figure import Figure, FigureSet, LegendEntry, safe_file_name, plot_points
+from benchmarks.report.report import Report
+from benchmarks.report.palette import SERIES_COLORS, Palette
 from benchmarks.report.table import Cell, Table
-from benchmarks.wording import number
+from benchmarks.formatting import format_number
 
 _WHOLE = "whole"
 
@@ -44,25 +44,25 @@ def length_figures(report: Report) -> FigureSet | None:
     """A figure for each direction of the benchmarks that have such a curve; None where none has."""
     figures: list[Figure] = []
     for benchmark in report.source.benchmarks:
-        listed = [str(result.protocol.get(CURVE, "")) for result in report.source.results(benchmark).values()]
+        listed = [str(result.protocol.get(WORD_LIMIT_PREFIX, "")) for result in report.source.results(benchmark).values()]
         words = sorted({int(number) for numbers in listed if numbers for number in numbers.split(", ")})
         if words:
-            figures += [_figure(report.details, benchmark, direction, words) for direction in ARROWS]
+            figures += [_figure(report.details, benchmark, direction, words) for direction in DIRECTION_LABELS]
     return FigureSet(lead=_LEAD, figures=tuple(figures)) if figures else None
 
 
 def _figure(table: Table, benchmark: str, direction: str, words: Sequence[int]) -> Figure:
-    metrics = {str(count): f"{direction}_r1{suffix(count)}" for count in words} | {_WHOLE: f"{direction}_r1"}
+    metrics = {str(count): f"{direction}_r1{metric_suffix(count)}" for count in words} | {_WHOLE: f"{direction}_r1"}
     curves = length_curves(table, benchmark, metrics)
-    title = f"{benchmark}: {ARROWS[direction]} R@1"
+    title = f"{benchmark}: {DIRECTION_LABELS[direction]} R@1"
     return Figure(
-        name=file_name("lengths", benchmark, direction),
+        name=safe_file_name("lengths", benchmark, direction),
         title=title,
         alt=f"Line chart of {title} against the words kept of each caption, a line each for {len(curves)} rows.",
         plot=lambda axes, inks: _plot(curves, tuple(metrics), axes, inks),
         x_label="words kept of each caption",
         y_label="R@1",
-        legend=tuple(Key(color=curve.color, label=_with_cut(curve)) for curve in curves),
+        legend=tuple(LegendEntry(color=curve.color, label=_with_cut(curve)) for curve in curves),
         heads=("words", *metrics, "cut off"),
         rows=tuple(_line(curve, tuple(metrics)) for curve in curves),
     )
@@ -73,7 +73,7 @@ def _with_cut(curve: LengthCurve) -> str:
 
 
 def _cut(curve: LengthCurve) -> str:
-    return f"{number(curve.cut_off.value, 0)} %" if curve.cut_off and curve.cut_off.value is not None else "—"
+    return f"{format_number(curve.cut_off.value, 0)} %" if curve.cut_off and curve.cut_off.value is not None else "—"
 
 
 def _line(curve: LengthCurve, labels: Sequence[str]) -> tuple[str, ...]:
@@ -103,7 +103,7 @@ def length_curves(table: Table, benchmark: str, metrics: Mapping[str, str]) -> l
     return curves
 
 
-def _plot(curves: Sequence[LengthCurve], labels: Sequence[str], axes: Any, inks: Inks) -> None:
+def _plot(curves: Sequence[LengthCurve], labels: Sequence[str], axes: Any, inks: Palette) -> None:
     places = {label: place for place, label in enumerate(labels)}
     for curve in curves:
         color, style = inks.series(curve.color), ":" if curve.unlike else "-"

@@ -17,19 +17,19 @@ import pandas as pd
 from benchmarks import statistics
 from benchmarks.item_scores import ItemScores
 from benchmarks.report.cell_text import column_title, decimals, score
-from benchmarks.report.figure import Figure, FigureSet, Key, file_name
-from benchmarks.report.forest import direction
-from benchmarks.report.model import Report
-from benchmarks.report.palette import SERIES_COLORS, Inks
-from benchmarks.report.seeds import has_seeds, over_seeds, with_intervals
-from benchmarks.report.significance import Evidence, with_comparisons
-from benchmarks.report.source import ReportSource, few_rows
+from benchmarks.report.figure import Figure, FigureSet, LegendEntry, safe_file_name
+from benchmarks.report.forest_plots import effect_direction
+from benchmarks.report.report import Report
+from benchmarks.report.palette import SERIES_COLORS, Palette
+from benchmarks.report.seed_aggregation import has_seeds, aggregate_seeds, with_intervals
+from benchmarks.report.significance import Evidence, add_significance
+from benchmarks.report.load_results import ReportSource, limit_rows
 from benchmarks.report.table import Cell, Column, Table
 from benchmarks.results import Result, columns_of
-from benchmarks.study.record import RowRecord
-from benchmarks.wording import listed, number, short_name
+from benchmarks.study.study_record import RowRecord
+from benchmarks.formatting import join_with_and, format_number, shorten_name
 
-MOST_KINDS = 24
+MAX_CATEGORIES = 24
 _SIGNS = {"better": "▲", "worse": "▼", "not shown": "≈"}
 _LEAD = (
     "The first measure of each benchmark on the items of one kind alone, with 95 % intervals. Triangles differ from "
@@ -48,7 +48,7 @@ def category_figures(report: Report) -> FigureSet | None:
 
 def category_tables(source: ReportSource) -> list[Table]:
     """For each benchmark with kinds of items: rows × kinds, with differences to the baseline corrected together."""
-    looked_at = {row.but_for_seed for row in few_rows(source).rows}
+    looked_at = {row.but_for_seed for row in limit_rows(source).rows}
     few = dataclasses.replace(source, rows=tuple(row for row in source.rows if row.but_for_seed in looked_at))
     items = ItemScores()
     tables = [table for name in source.benchmarks if (table := _by_kind(few, name, items)) is not None]
@@ -60,10 +60,10 @@ def category_tables(source: ReportSource) -> list[Table]:
 
     evidence = Evidence(few, place, items)
     if has_seeds(few):
-        tables = [over_seeds(table, evidence) for table in tables]
+        tables = [aggregate_seeds(table, evidence) for table in tables]
     else:
         tables = [with_intervals(table, evidence) for table in tables]
-    return with_comparisons(tables, evidence, ranked=False)
+    return add_significance(tables, evidence, ranked=False)
 
 
 def _first_metrics(source: ReportSource, benchmark: str) -> dict[str, str]:
@@ -78,7 +78,7 @@ def _by_kind(source: ReportSource, benchmark: str, items: ItemScores) -> Table |
     results, metrics = source.results(benchmark), _first_metrics(source, benchmark)
     tables = {row: table for row in metrics if (table := items.items(results[row])) is not None}
     kinds = sorted({str(kind) for table in tables.values() for kind in table["category"].dropna()} - {""})
-    if not 2 <= len(kinds) <= MOST_KINDS:
+    if not 2 <= len(kinds) <= MAX_CATEGORIES:
         return None
     first = next(results[row].metrics[metric] for row, metric in metrics.items())
     columns = tuple(
@@ -114,7 +114,7 @@ def _cell(
     metric, kept = results[row.name].metrics[metrics[row.name]], items[items["category"] == column.metric]
     if kept.empty or metric.formula is None:
         return empty
-    value = statistics.evaluate(metric.formula, columns_of(kept, metric.columns), metric.columns)
+    value = statistics.aggregate(metric.formula, columns_of(kept, metric.columns), metric.columns)
     return empty if math.isnan(value) else dataclasses.replace(empty, value=value * column.scale, n=len(kept))
 
 
@@ -128,20 +128,20 @@ def _figure(table: Table, places: dict[str, int]) -> Figure:
     first = table.columns[0]
     title = column_title(dataclasses.replace(first, metric=""))
     shown = [
-        f"{cell.row} {direction(cell, cell.delta)} on {cell.column.metric}"
+        f"{cell.row} {effect_direction(cell, cell.delta)} on {cell.column.metric}"
         for column in table.columns
         for cell in table.column_cells(column)
         if cell.delta and cell.delta.significant
     ]
     items = {column.metric: max(cell.n for cell in table.column_cells(column)) for column in table.columns}
     return Figure(
-        name=file_name("kinds", first.benchmark),
+        name=safe_file_name("kinds", first.benchmark),
         title=title,
         alt=f"{title} of {len(table.rows)} rows on {len(table.columns)} kinds of items, with intervals; "
-        + (f"shown to differ from the baseline: {listed(shown)}." if shown else "no row was shown to differ."),
+        + (f"shown to differ from the baseline: {join_with_and(shown)}." if shown else "no row was shown to differ."),
         plot=lambda axes, inks: _plot(table, places, axes, inks),
         x_label=first.label,
-        legend=tuple(Key(color=places.get(row.name, 0), label=row.name) for row in table.rows),
+        legend=tuple(LegendEntry(color=places.get(row.name, 0), label=row.name) for row in table.rows),
         heads=("kind", "items", *(row.name for row in table.rows)),
         rows=tuple(
             (column.metric, str(items[column.metric]), *map(_said, table.column_cells(column)))
@@ -156,11 +156,11 @@ def _said(cell: Cell) -> str:
     said = score(cell)
     if cell.delta is None:
         return said
-    sign = _SIGNS[direction(cell, cell.delta)]
-    return f"{said} ({sign} {number(cell.delta.value, decimals(cell.column), sign=True)})"
+    sign = _SIGNS[effect_direction(cell, cell.delta)]
+    return f"{said} ({sign} {format_number(cell.delta.value, decimals(cell.column), sign=True)})"
 
 
-def _plot(table: Table, places: dict[str, int], axes: Any, inks: Inks) -> None:
+def _plot(table: Table, places: dict[str, int], axes: Any, inks: Palette) -> None:
     step = 0.72 / max(1, len(table.rows))
     for above, column in enumerate(table.columns):
         for number_, cell in enumerate(table.column_cells(column)):
@@ -170,9 +170,9 @@ def _plot(table: Table, places: dict[str, int], axes: Any, inks: Inks) -> None:
             color = inks.series(places.get(cell.row, 0))
             if cell.low is not None:
                 axes.hlines(y, cell.low, cell.high, color=color, linewidth=1.3, alpha=0.7)
-            kind = direction(cell, cell.delta) if cell.delta else "not shown"
+            kind = effect_direction(cell, cell.delta) if cell.delta else "not shown"
             axes.plot(cell.value, y, {"better": "^", "worse": "v", "not shown": "o"}[kind], color=color, markersize=4.5)
-    names = [short_name(column.metric.replace("_", " ")) for column in table.columns]
+    names = [shorten_name(column.metric.replace("_", " ")) for column in table.columns]
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.report.table import Cell, Column
-from benchmarks.wording import enough, number
+from benchmarks.formatting import decimals_needed, format_number
 
 _LOPSIDED = 0.25  # of an interval's width: how much longer one side may be before both are told
 _LONGEST_REASON = 60
@@ -32,21 +32,21 @@ def margin(cell: Cell) -> str:
     places, above, below = decimals(cell.column), cell.high - cell.value, cell.value - cell.low
     if abs(above - below) <= _LOPSIDED * (above + below):
         half = (above + below) / 2
-        return f"±{number(half, enough(half, places))}"
-    return f"+{number(above, enough(above, places))}/\N{MINUS SIGN}{number(below, enough(below, places))}"
+        return f"±{format_number(half, decimals_needed(half, places))}"
+    return f"+{format_number(above, decimals_needed(above, places))}/\N{MINUS SIGN}{format_number(below, decimals_needed(below, places))}"
 
 
 def score(cell: Cell) -> str:
     """A cell's value with its interval."""
-    return f"{number(cell.value, decimals(cell.column))} {margin(cell)}".rstrip()
+    return f"{format_number(cell.value, decimals(cell.column))} {margin(cell)}".rstrip()
 
 
 def ends(cell: Cell) -> str:
     """The 95 % interval by its ends, ``51.0 – 57.6``; empty without one."""
     if cell.low is None or cell.high is None:
         return ""
-    places = enough(cell.high - cell.low, decimals(cell.column))
-    return f"{number(cell.low, places)} – {number(cell.high, places)}"
+    places = decimals_needed(cell.high - cell.low, decimals(cell.column))
+    return f"{format_number(cell.low, places)} – {format_number(cell.high, places)}"
 
 
 def group_sign(cell: Cell) -> str:

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from clips.core.artifact import say, writable_directory, write_file
-from clips.errors import suggest
+from clips.core.artifact import log_info, writable_directory, atomic_write
+from clips.errors import unknown_name_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,7 @@ class ReportConfig:
 
     Args:
         directory: a study's output, or a directory with ``<row>/<benchmark>.json``.
-        output: where the report goes; where not given ``report`` inside the directory, with a baseline
+        output: where the report goes; where not given ``run_report`` inside the directory, with a baseline
             ``report-against-ROW``, with rows or columns ``report-chosen``, so that the study's own stays.
         baseline: the row that the others are compared with; as the study says where not given.
         published: rows that others have printed, shown apart: SET or SET:ROW, ``clips`` or ``openclip:ViT-B-32/openai``
@@ -38,7 +38,7 @@ class ReportConfig:
     formats: tuple[str, ...] | str = ()
 
 
-def report(config: ReportConfig) -> None:
+def run_report(config: ReportConfig) -> None:
     """Write the report's files and print the table and their place.
 
     Raises:
@@ -47,16 +47,16 @@ def report(config: ReportConfig) -> None:
     """
     from rich.console import Console
 
-    from benchmarks.report.formats import FORMATS
-    from benchmarks.report.model import build_report
-    from benchmarks.report.selection import Selection
-    from benchmarks.report.source import Gap
-    from benchmarks.report.terminal import print_table
+    from benchmarks.report.formats import REPORT_FORMATS
+    from benchmarks.report.report import build_report
+    from benchmarks.report.row_selection import Selection
+    from benchmarks.report.load_results import MissingValue
+    from benchmarks.report.terminal_table import print_report
 
     formats = _names(config.formats)
     for name in formats:
-        if name not in FORMATS:
-            raise suggest(name, FORMATS, "format")
+        if name not in REPORT_FORMATS:
+            raise unknown_name_error(name, REPORT_FORMATS, "format")
     selection = Selection(rows=_names(config.rows), columns=_names(config.columns))
     built = build_report(
         config.directory, baseline=config.baseline, published=_names(config.published), selection=selection
@@ -64,18 +64,18 @@ def report(config: ReportConfig) -> None:
     output = writable_directory(config.output or Path(config.directory) / _folder(config))
     contents = {
         output / name: content
-        for chosen in formats or FORMATS
-        for name, content in FORMATS[chosen].files(built).items()
+        for chosen in formats or REPORT_FORMATS
+        for name, content in REPORT_FORMATS[chosen].files(built).items()
         if content
     }
     for path, content in contents.items():
-        write_file(path, content)
-    print_table(built, Console(highlight=False))
+        atomic_write(path, content)
+    print_report(built, Console(highlight=False))
     for (row, benchmark), outcome in built.source.outcomes.items():
-        if isinstance(outcome, Gap) and outcome.kind == "invalid":
-            say(f"warning: {row} on {benchmark}: {outcome.reason}")
+        if isinstance(outcome, MissingValue) and outcome.kind == "invalid":
+            log_info(f"warning: {row} on {benchmark}: {outcome.reason}")
     written = [*contents]
-    say(f"report: {', '.join(map(str, written if formats else written[:1]))}")
+    log_info(f"report: {', '.join(map(str, written if formats else written[:1]))}")
 
 
 def _names(given: tuple[str, ...] | str) -> tuple[str, ...]:

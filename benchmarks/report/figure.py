@@ -7,22 +7,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.report.palette import Inks
+from benchmarks.report.palette import Palette
 from benchmarks.report.table import Cell
 
-MOST_NAMES = 12
+MAX_POINT_LABELS = 12
 """How many points of a figure are told apart, by color and number."""
 
-Plot = Callable[[Any, Inks], None]
+Plot = Callable[[Any, Palette], None]
 
 
-def file_name(*parts: str) -> str:
+def safe_file_name(*parts: str) -> str:
     """Parts of a figure's name, which may come from files of others, joined to what is fit for a file."""
     return "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-.") for part in parts if part)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Key:
+class LegendEntry:
     """An entry of a figure's legend: the place of its color among the series, and what has that color."""
 
     color: int
@@ -30,7 +30,7 @@ class Key:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Label:
+class PointLabel:
     """What stands beside a point, where there is room: its data coordinates and the text."""
 
     x: float
@@ -38,12 +38,12 @@ class Label:
     text: str
 
 
-def numbered(points: Sequence[tuple[int, str, float, float]]) -> tuple[tuple[Key, ...], tuple[Label, ...]]:
+def number_points(points: Sequence[tuple[int, str, float, float]]) -> tuple[tuple[LegendEntry, ...], tuple[PointLabel, ...]]:
     """Legend and labels of points (place of the color, name, x, y): numbers, told in the legend; of many none."""
-    if len(points) > MOST_NAMES:
+    if len(points) > MAX_POINT_LABELS:
         return (), ()
-    keys = tuple(Key(color=place, label=f"{place + 1} {name}") for place, name, _, _ in sorted(points))
-    return keys, tuple(Label(x=x, y=y, text=str(place + 1)) for place, _, x, y in points)
+    keys = tuple(LegendEntry(color=place, label=f"{place + 1} {name}") for place, name, _, _ in sorted(points))
+    return keys, tuple(PointLabel(x=x, y=y, text=str(place + 1)) for place, _, x, y in points)
 
 
 def plot_points(axes: Any, points: Sequence[tuple[float, Cell]], color: str, style: str = "-") -> None:
@@ -80,8 +80,8 @@ class Figure:
     plot: Plot
     x_label: str
     y_label: str = ""
-    legend: tuple[Key, ...] = ()
-    labels: tuple[Label, ...] = ()
+    legend: tuple[LegendEntry, ...] = ()
+    labels: tuple[PointLabel, ...] = ()
     heads: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     height: float = 2.7

@@ -13,11 +13,11 @@ from typing import Any
 
 import yaml
 
-from clips.visible import shown
+from clips.sanitize import jinja_finalize
 
 
 @dataclass(frozen=True)
-class Word:
+class GlossaryEntry:
     """A word and what it means.
 
     Args:
@@ -35,23 +35,23 @@ class Word:
     linked: bool = True
 
 
-WORDS: tuple[Word, ...] = tuple(
-    Word(**entry) for entry in yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+GLOSSARY: tuple[GlossaryEntry, ...] = tuple(
+    GlossaryEntry(**entry) for entry in yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 )
-_ANY = re.compile("|".join(f"(?P<w{place}>{word.pattern})" for place, word in enumerate(WORDS)))
+_ANY = re.compile("|".join(f"(?P<w{place}>{word.pattern})" for place, word in enumerate(GLOSSARY)))
 
 
 class Glossary:
     """Links words, and remembers which."""
 
     def __init__(self) -> None:
-        self._used: set[Word] = set()
+        self._used: set[GlossaryEntry] = set()
 
     def link(self, text: str) -> Any:
         """A text as markup, the first of each word in it being a link to its meaning."""
         from markupsafe import Markup, escape
 
-        clean, parts, linked, end = str(shown(text)), [], set(), 0
+        clean, parts, linked, end = str(jinja_finalize(text)), [], set(), 0
         for word, found in _words(clean):
             if word not in linked and word.linked:
                 parts += [escape(clean[end : found.start()]), _LINK.format(id=word.id, text=escape(found[0]))]
@@ -66,18 +66,18 @@ class Glossary:
         return ""
 
     @property
-    def used(self) -> list[Word]:
+    def used(self) -> list[GlossaryEntry]:
         """What is to be explained: the words that were used, and those that explain them."""
         known = 0
         while known < len(self._used):
             known = len(self._used)
-            self.look_up(" ".join(word.meaning for word in WORDS if word in self._used))
-        return [word for word in WORDS if word in self._used]
+            self.look_up(" ".join(word.meaning for word in GLOSSARY if word in self._used))
+        return [word for word in GLOSSARY if word in self._used]
 
 
 _LINK = '<a class="word" href="#word-{id}">{text}</a>'
 
 
-def _words(text: str) -> Iterator[tuple[Word, re.Match[str]]]:
+def _words(text: str) -> Iterator[tuple[GlossaryEntry, re.Match[str]]]:
     for found in _ANY.finditer(text):
-        yield WORDS[int((found.lastgroup or "")[1:])], found
+        yield GLOSSARY[int((found.lastgroup or "")[1:])], found

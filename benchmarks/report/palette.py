@@ -10,11 +10,11 @@ from pathlib import Path
 
 SERIES_COLORS = 8
 _STYLE = Path(__file__).parent / "templates" / "style.css"
-NAMES = ("ink", "ink-soft", "line", "sheet", "gain", "loss", *(f"series-{place}" for place in range(SERIES_COLORS)))
+COLOR_NAMES = ("ink", "ink-soft", "line", "sheet", "gain", "loss", *(f"series-{place}" for place in range(SERIES_COLORS)))
 
 
 @dataclass(frozen=True)
-class Inks:
+class Palette:
     """Name of a color in ``style.css`` → what to give to matplotlib for it."""
 
     colors: Mapping[str, str]
@@ -27,11 +27,11 @@ class Inks:
         return self.colors[f"series-{place % SERIES_COLORS}"]
 
 
-STAND_INS = Inks({name: f"#0a0b{number:02x}" for number, name in enumerate(NAMES)})
+PLACEHOLDER_PALETTE = Palette({name: f"#0a0b{number:02x}" for number, name in enumerate(COLOR_NAMES)})
 
 
 @functools.cache
-def light_inks() -> Inks:
+def light_palette() -> Palette:
     """The colors of the page in its light scheme."""
     found = dict(re.findall(r"--([\w-]+): light-dark\((#[0-9a-f]{6}),", _STYLE.read_text(encoding="utf-8")))
-    return Inks({name: found[name] for name in NAMES})
+    return Palette({name: found[name] for name in COLOR_NAMES})

@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from benchmarks.report.source import ReportSource
+from benchmarks.report.load_results import ReportSource
 from benchmarks.results import Result
-from benchmarks.wording import commit
+from benchmarks.formatting import commit_text
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class MeasuredCell:
     """One model on one benchmark: hashes of the model and of the protocol."""
 
     row: str
@@ -42,16 +42,16 @@ class Reproduction:
     text: str
     facts: Mapping[str, str]
     protocols: Mapping[str, Mapping[str, str]]
-    measured: tuple[Measured, ...]
+    measured: tuple[MeasuredCell, ...]
 
 
-def reproduction(source: ReportSource) -> Reproduction:
+def reproduction_info(source: ReportSource) -> Reproduction:
     """Collect it from the study's record and from the results."""
     study = source.study
     results = [(name, row, result) for name in source.benchmarks for row, result in source.results(name).items()]
     versions = dict(study.versions) if study else dict(results[0][2].versions) if results else {}
     state = study.git if study else {}
-    git = {"commit": commit(state)} if state else {}
+    git = {"commit": commit_text(state)} if state else {}
     git |= _evaluated_by(result for *_, result in results)
     return Reproduction(
         command=f"clips-bench study run {study.file}" if study else "",
@@ -61,7 +61,7 @@ def reproduction(source: ReportSource) -> Reproduction:
         facts={name: str(value) for name, value in {**(study.machine if study else {}), **git, **versions}.items()},
         protocols=_protocols(source),
         measured=tuple(
-            Measured(
+            MeasuredCell(
                 row=row,
                 benchmark=benchmark,
                 model=result.model.get("path", ""),
@@ -75,7 +75,7 @@ def reproduction(source: ReportSource) -> Reproduction:
 
 def _evaluated_by(results: Iterable[Result]) -> dict[str, str]:
     """The commits that made the results, each with how many: a study whose code has changed has results of several."""
-    made = Counter(commit(result.git) for result in results if result.git.get("commit"))
+    made = Counter(commit_text(result.git) for result in results if result.git.get("commit"))
     told = ", ".join(f"{code} ({count} of {made.total()} results)" for code, count in made.most_common())
     return {"evaluated by commit": told} if made else {}
 

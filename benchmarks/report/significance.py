@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 from benchmarks.item_scores import ItemScores, comparable
 from benchmarks.noise import Estimate, Scores, TrainingNoise, difference_estimate, p_values, training_noise
-from benchmarks.report.source import ReportSource
-from benchmarks.report.table import SIGNIFICANCE, Cell, Delta, Mark, Table
+from benchmarks.report.load_results import ReportSource
+from benchmarks.report.table import ALPHA, Cell, BaselineDifference, RankMark, Table
 from benchmarks.results import Result
-from benchmarks.statistics import compare, holm
+from benchmarks.statistics import compare, holm_correction
 
 Group = list[Cell]
 _Key = tuple[str, str, frozenset[str]]
@@ -82,7 +82,7 @@ def pool_training_noise(table: Table, evidence: Evidence) -> None:
             evidence.learn_noise([cell for cell in numbers if cell.group == group])
 
 
-def with_comparisons(
+def add_significance(
     tables: Sequence[Table],
     evidence: Evidence,
     *,
@@ -97,11 +97,11 @@ def with_comparisons(
         ranked: whether each pair of models is tested and the best are marked.
         untested: pairs of a cell and its baseline's that are not tested.
     """
-    tests = Tests(tables, evidence, ranked=ranked, untested=untested)
+    tests = PairedTests(tables, evidence, ranked=ranked, untested=untested)
     return [_compared(table, tests, ranked=ranked) for table in tables]
 
 
-def _compared(table: Table, tests: Tests, *, ranked: bool) -> Table:
+def _compared(table: Table, tests: PairedTests, *, ranked: bool) -> Table:
     cells = dict(table.cells)
     for cell, base in _against_baseline(table):
         cells[_place(cell)] = dataclasses.replace(cell, delta=tests.delta(cell, base))
@@ -111,7 +111,7 @@ def _compared(table: Table, tests: Tests, *, ranked: bool) -> Table:
     return dataclasses.replace(table, cells=cells, comparisons=len(tests), refused=tests.refused(table))
 
 
-class Tests:
+class PairedTests:
     """Every test that the marks and differences of some tables need, Holm-corrected as one family."""
 
     def __init__(
@@ -128,7 +128,7 @@ class Tests:
             key = _key(first, second)
             if key not in self._estimates and key not in self._refused:
                 self._add(key, *sorted((first, second), key=lambda cell: cell.row))
-        corrected = holm(p_values([*self._estimates.values()]).tolist())
+        corrected = holm_correction(p_values([*self._estimates.values()]).tolist())
         self._p_adjusted = dict(zip(self._estimates, corrected, strict=True))
 
     def _add(self, key: _Key, first: Cell, second: Cell) -> None:
@@ -148,7 +148,7 @@ class Tests:
         """Corrected p-value of "no difference"; 1 where no test is possible."""
         return self._p_adjusted.get(_key(first, second), 1.0)
 
-    def delta(self, cell: Cell, base: Cell) -> Delta | None:
+    def delta(self, cell: Cell, base: Cell) -> BaselineDifference | None:
         """``cell`` minus ``base``, scaled as shown; None where no test is possible."""
         key = _key(cell, base)
         mine, other = self._evidence.scores(cell), self._evidence.scores(base)
@@ -156,7 +156,7 @@ class Tests:
             return None
         noise = self._evidence.training_noise(cell)
         found, scale = compare(mine, other, noise), cell.column.scale
-        return Delta(
+        return BaselineDifference(
             baseline=base.row,
             value=found.value * scale,
             low=found.low * scale,
@@ -203,9 +203,9 @@ def _ranked_groups(table: Table) -> Iterator[Group]:
             )
 
 
-def _marks(group: Group, tests: Tests) -> list[tuple[Cell, Mark]]:
+def _marks(group: Group, tests: PairedTests) -> list[tuple[Cell, RankMark]]:
     top, *others = group
-    near = [other for other in others if tests.p_adjusted(top, other) >= SIGNIFICANCE]
+    near = [other for other in others if tests.p_adjusted(top, other) >= ALPHA]
     if len(near) == len(others):
         return []  # also where the top is alone
     return [(cell, "tied") for cell in (top, *near)] if near else [(top, "best")]

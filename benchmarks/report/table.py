@@ -17,11 +17,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from benchmarks.report.source import Gap
-from benchmarks.study.record import RowRecord
+from benchmarks.report.load_results import MissingValue
+from benchmarks.study.study_record import RowRecord
 
-SIGNIFICANCE = 0.05
-Mark = Literal["best", "tied", ""]
+ALPHA = 0.05
+RankMark = Literal["best", "tied", ""]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Column:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Delta:
+class BaselineDifference:
     """Difference to the baseline row, scaled as shown.
 
     Args:
@@ -73,7 +73,7 @@ class Delta:
     @property
     def significant(self) -> bool:
         """Whether a difference was shown, given how many were looked at."""
-        return self.p_adjusted < SIGNIFICANCE
+        return self.p_adjusted < ALPHA
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,11 +104,11 @@ class Cell:
     low: float | None = None
     high: float | None = None
     n: int = 0
-    delta: Delta | None = None
-    mark: Mark = ""
+    delta: BaselineDifference | None = None
+    mark: RankMark = ""
     group: int = 0
     unlike: tuple[str, ...] = ()
-    gap: Gap | None = None
+    gap: MissingValue | None = None
     seed: int | None = None
     by_seed: Mapping[int | None, float] = field(default_factory=dict)
     members: tuple[str, ...] = ()

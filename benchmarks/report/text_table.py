@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.report.cell_text import column_head
-from benchmarks.report.chance import chance_words, has_chance
-from benchmarks.report.model import Report
+from benchmarks.report.chance_level import chance_text, has_chance_level
+from benchmarks.report.report import Report
 from benchmarks.report.table import Cell, Column
-from benchmarks.wording import number
+from benchmarks.formatting import format_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,12 +31,12 @@ def main_table(
     """
     import pandas as pd
 
-    table, none = report.table, number(None, 0)
+    table, none = report.table, format_number(None, 0)
     lines = [[cell(table.cell(row, column)) for column in table.columns] for row in table.rows]
     names = [row.name for row in table.rows]
-    if has_chance(table):
+    if has_chance_level(table):
         names.append("chance")
-        lines.append([chance(column) if chance else text(chance_words(column) or none) for column in table.columns])
+        lines.append([chance(column) if chance else text(chance_text(column) or none) for column in table.columns])
     names.append("n")
     lines.append([text(report.n_words(column) or none) for column in table.columns])
     heads = [text(column_head(column)) for column in table.columns]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.report.table import Cell, Table
 from benchmarks.results import CHANCE
-from benchmarks.wording import finite
+from benchmarks.formatting import finite_or_none
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,12 +80,12 @@ def _line(cell: Cell, full_size: int | None) -> dict[str, object]:
             {
                 "baseline": delta.baseline,
                 "delta": delta.value,
-                "delta_ci_low": finite(delta.low),
-                "delta_ci_high": finite(delta.high),
+                "delta_ci_low": finite_or_none(delta.low),
+                "delta_ci_high": finite_or_none(delta.high),
                 "p_value": delta.p_value,
                 "p_adjusted": delta.p_adjusted,
                 "significant": delta.significant,
-                "min_detectable": finite(delta.smallest),
+                "min_detectable": finite_or_none(delta.smallest),
             }
             if delta
             else {}

@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.study.locks import locked
-from benchmarks.study.plan import Plan, make_plan
-from benchmarks.study.programs import check_command, command_version, launched
-from benchmarks.study.reading import read_study
-from benchmarks.study.record import RECORD_FILE, StepPlan, StudyRecord, write_study_record
-from benchmarks.study.resources import Resources, check_patterns, resources_of
+from benchmarks.study.build_steps import StudyPlan, build_plan
+from benchmarks.study.launchers import check_command, command_version, launch_command
+from benchmarks.study.parser import read_study
+from benchmarks.study.study_record import RECORD_FILE, StepPlan, StudyRecord, write_study_record
+from benchmarks.study.resources import Resources, check_patterns, resolve_resources
 from benchmarks.study.schema import Study
-from benchmarks.study.shipped import study_file
-from benchmarks.study.state import CONFIG, StepKey, is_done, step_directory, step_keys
+from benchmarks.study.shipped import resolve_study_file
+from benchmarks.study.step_state import CONFIG_FILE, StepKey, is_done, step_directory, step_keys
 from benchmarks.study.status import Progress, StudyWatch, step_state
 from benchmarks.study.trash import Replacement, check_costly, replaced_in_all, replacements, trash_words
-from clips.core.artifact import git_state, say, versions
-from clips.errors import UserError, suggest
+from clips.core.artifact import git_state, log_info, library_versions
+from clips.errors import UserError, unknown_name_error
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,17 +69,17 @@ class StudyConfig:
     @property
     def file(self) -> str:
         """The study file; UserError where ``study`` is no file's nor a shipped study's name."""
-        return study_file(self.study)
+        return resolve_study_file(self.study)
 
     def read(self) -> Study:
         """The study with the command line's changes."""
         study = read_study(self.file)
         for name in self.paths:
             if name not in study.paths:
-                raise suggest(name, study.paths, "name in 'paths'")
+                raise unknown_name_error(name, study.paths, "name in 'paths'")
         unknown = [name for name in self.only if not any(study.means(name, model) for model in study.models)]
         if unknown:
-            raise suggest(unknown[0], study.models, "encoder in 'only'")
+            raise unknown_name_error(unknown[0], study.models, "encoder in 'only'")
         return dataclasses.replace(
             study,
             seeds=self.seeds or study.seeds,
@@ -92,17 +92,17 @@ class StudyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeyedPlan:
+class ResolvedStudy:
     """A plan with the key of each step, and the text of the study file that it was read from."""
 
-    plan: Plan
+    plan: StudyPlan
     keys: dict[str, StepKey]
     text: str
 
     @property
     def resources(self) -> dict[str, Resources]:
         """What each step is given."""
-        return {step.name: resources_of(self.plan.study.resources, step) for step in self.plan.steps}
+        return {step.name: resolve_resources(self.plan.study.resources, step) for step in self.plan.steps}
 
     @property
     def shares(self) -> dict[str, Share]:
@@ -128,27 +128,27 @@ class KeyedPlan:
         return StudyWatch(self.plan.steps, self.keys, self.output, self.shares)
 
 
-def resolve(config: StudyConfig) -> KeyedPlan:
+def resolve_study(config: StudyConfig) -> ResolvedStudy:
     """Read a study and work out its steps and their keys.
 
     Raises:
         UserError: what is wrong with the study file.
     """
-    plan = make_plan(config.read())
+    plan = build_plan(config.read())
     text = Path(config.file).read_text(encoding="utf-8")  # now: while the study runs it may be edited for the next run
     check_patterns(plan.study.resources, plan.steps)
     for step in plan.steps:
         check_command(step.command)
-        launched(step.command, Path(), resources_of(plan.study.resources, step))
-    return KeyedPlan(plan=plan, keys=current_keys(plan), text=text)
+        launch_command(step.command, Path(), resolve_resources(plan.study.resources, step))
+    return ResolvedStudy(plan=plan, keys=current_keys(plan), text=text)
 
 
-def current_keys(plan: Plan) -> dict[str, StepKey]:
+def current_keys(plan: StudyPlan) -> dict[str, StepKey]:
     """The keys of a plan's steps, with the files outside as they are now."""
     return step_keys(plan.steps, plan.study.directory, version=command_version)
 
 
-def run_study(config: StudyConfig, *, report: Callable[[Path], None]) -> None:
+def run_study_steps(config: StudyConfig, *, report: Callable[[Path], None]) -> None:
     """Run what is missing, then report it, before another runner may begin. Exit status 1 where a step failed.
 
     Args:
@@ -158,33 +158,33 @@ def run_study(config: StudyConfig, *, report: Callable[[Path], None]) -> None:
     Raises:
         UserError: the study cannot be run, or would make again what took long; then nothing has been started.
     """
-    from benchmarks.study.check import check_configs, check_files
-    from benchmarks.wording import duration
+    from benchmarks.study.preflight import check_configs, check_input_files
+    from benchmarks.formatting import format_duration
 
-    keyed = resolve(config)
+    keyed = resolve_study(config)
     keyed.refuse_costly(config)
     study, steps, output = keyed.plan.study, keyed.plan.steps, keyed.output
     missing = [step for step in steps if not is_done(step, keyed.keys[step.name], output)]
-    say(f"{study.name}: {len(steps)} steps, {len(steps) - len(missing)} done before; output in {output}")
+    log_info(f"{study.name}: {len(steps)} steps, {len(steps) - len(missing)} done before; output in {output}")
     if config.check and missing:
-        check_files(missing, study)
+        check_input_files(missing, study)
         check_configs(missing)
     begun = time.monotonic()
     with locked(output, wait=config.wait):
         if config.wait:  # the study or its code may have changed meanwhile
-            keyed = resolve(config)
+            keyed = resolve_study(config)
             keyed.refuse_costly(config)
         summary = _run_locked(keyed, config)
         report(output)
     if missing:
-        say(f"{study.name}: {duration(time.monotonic() - begun)} in all{trash_words(output)}")
+        log_info(f"{study.name}: {format_duration(time.monotonic() - begun)} in all{trash_words(output)}")
     if not summary.complete:
         names = ", ".join(summary.failed)
-        say(f"{study.name}: failed: {names}; the logs are {output}/steps/<step>/log.txt. Run it again to go on.")
+        log_info(f"{study.name}: failed: {names}; the logs are {output}/steps/<step>/log.txt. Run it again to go on.")
         sys.exit(1)
 
 
-def _run_locked(keyed: KeyedPlan, config: StudyConfig) -> Summary:
+def _run_locked(keyed: ResolvedStudy, config: StudyConfig) -> Summary:
     """Run what is missing, with a record of the study before, for those who look on, and after."""
     from rich.console import Console
 
@@ -209,7 +209,7 @@ def _run_locked(keyed: KeyedPlan, config: StudyConfig) -> Summary:
     return summary
 
 
-def study_record(keyed: KeyedPlan, file: str) -> StudyRecord:
+def study_record(keyed: ResolvedStudy, file: str) -> StudyRecord:
     """What ``study.json`` says about a plan."""
     from benchmarks.study.machine import describe_machine
 
@@ -218,7 +218,7 @@ def study_record(keyed: KeyedPlan, file: str) -> StudyRecord:
         step.name: StepPlan(
             kind=step.kind,
             command=" ".join(
-                launched(step.command, step_directory(keyed.output, step.name) / CONFIG, keyed.resources[step.name])
+                launch_command(step.command, step_directory(keyed.output, step.name) / CONFIG_FILE, keyed.resources[step.name])
             ),
             key=keyed.keys[step.name].key,
             parents=step.parents,
@@ -239,13 +239,13 @@ def study_record(keyed: KeyedPlan, file: str) -> StudyRecord:
         steps=steps,
         figures=study.figures,
         machine=describe_machine(),
-        versions=versions(),
+        versions=library_versions(),
         git=git_state(),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanConfig(StudyConfig):
+class StudyPlanConfig(StudyConfig):
     """Look at a study before it runs: its steps, which of them are done, and what the others will take.
 
     Args:
@@ -272,7 +272,7 @@ class PlanConfig(StudyConfig):
         return dataclasses.replace(study, gpu=self.gpu or study.gpu)
 
 
-def plan_study(config: PlanConfig) -> None:
+def plan_study(config: StudyPlanConfig) -> None:
     """Print the steps of a study, what each depends on, what would run, and what that will take.
 
     Raises:
@@ -281,11 +281,11 @@ def plan_study(config: PlanConfig) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from benchmarks.study.check import check_configs, check_files
-    from benchmarks.study.estimate import in_all
-    from benchmarks.study.estimates import estimate_steps
+    from benchmarks.study.preflight import check_configs, check_input_files
+    from benchmarks.study.estimate import total_cost
+    from benchmarks.study.estimate_steps import estimate_steps
 
-    keyed = resolve(config)
+    keyed = resolve_study(config)
     study = keyed.plan.study
     states = {step.name: step_state(step, keyed.keys[step.name], keyed.output) for step in keyed.plan.steps}
     would_run = [step for step in keyed.plan.steps if states[step.name] != "done"]
@@ -313,11 +313,11 @@ def plan_study(config: PlanConfig) -> None:
     console.print(Text(f"{len(would_run)} of {len(keyed.plan.steps)} steps would run"))
     if would_run and estimates:
         known = {step.name: estimates[step.name] for step in would_run}
-        console.print(Text(in_all(known, keyed.plan.steps, keyed.shares)), soft_wrap=True)
+        console.print(Text(total_cost(known, keyed.plan.steps, keyed.shares)), soft_wrap=True)
     if replaced:
         console.print(Text(replaced_in_all([*replaced.values()], study.confirm_hours)), soft_wrap=True)
     if config.check:
-        check_files(would_run, study)
+        check_input_files(would_run, study)
         check_configs(would_run)
 
 
@@ -359,7 +359,7 @@ def study_status(config: StatusConfig) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
-    watch = resolve(config).watch()
+    watch = resolve_study(config).watch()
     seen = watch.look()
     if not config.follow or not console.is_terminal:
         console.print(watch.view(seen, console.width))

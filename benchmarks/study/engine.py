@@ -27,11 +27,11 @@ from benchmarks.study.executors import ExecutorConfig, GpusConfig, LocalConfig, 
 from benchmarks.study.gpus import visible_gpus
 from benchmarks.study.job import Job, RunPlan, write_plan
 from benchmarks.study.locks import is_at_work, left_behind
-from benchmarks.study.machine import cores
-from benchmarks.study.programs import executable, launched
+from benchmarks.study.machine import available_cores
+from benchmarks.study.launchers import resolve_executable, launch_command
 from benchmarks.study.resources import Resources
-from benchmarks.study.state import CONFIG, StepKey, is_done, log_tail, read_record, step_directory, write_record
-from benchmarks.study.steps import Step, in_order
+from benchmarks.study.step_state import CONFIG_FILE, StepKey, is_done, log_tail, read_record, step_directory, write_record
+from benchmarks.study.steps import Step, topological_order
 from clips.errors import UserError
 
 WORKFLOW = Path(__file__).with_name("workflow.smk")
@@ -85,13 +85,13 @@ def run_steps(
     executor = executor or LocalConfig()
     given = {step.name: (resources or {}).get(step.name, Resources()) for step in steps}
     executor.check(given)
-    ordered = in_order(steps)
+    ordered = topological_order(steps)
     present = [step.name for step in ordered if is_done(step, keys[step.name], output)]
     missing = [step for step in ordered if step.name not in present]
     if not missing:
         return Summary(present=tuple(present), done=(), failed=(), blocked=())
     for step in missing:
-        executable(launched(step.command, step_directory(output, step.name) / CONFIG, given[step.name]))
+        resolve_executable(launch_command(step.command, step_directory(output, step.name) / CONFIG_FILE, given[step.name]))
     if isinstance(executor, SlurmConfig):
         _cancel_pending(executor.job_prefix(output))
     for name in left_behind(output, jobs=True):
@@ -127,7 +127,7 @@ def write_jobs(
         directory = step_directory(output, step.name)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / ".done").unlink(missing_ok=True)
-        share = 1 if executor.remote else max(1, cores() // (width * given.processes))
+        share = 1 if executor.remote else max(1, available_cores() // (width * given.processes))
         command = shlex.join([sys.executable, "-m", "benchmarks.study.job", str(path), step.name])
         spread = f"srun --nodes={given.nodes} --ntasks={given.nodes} --kill-on-bad-exit " if given.nodes > 1 else ""
         planned[step.name] = Job(

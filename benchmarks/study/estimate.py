@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from benchmarks.study.steps import Share, Step, time_left
-from benchmarks.wording import duration
+from benchmarks.formatting import format_duration
 
 _GB = 1e9
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Estimate:
+class CostEstimate:
     """What one step takes; None where that is not known.
 
     Args:
@@ -34,16 +34,16 @@ class Estimate:
     def words(self) -> str:
         """The estimate in a line."""
         parts = [
-            f"about {duration(self.seconds)}" if self.seconds is not None else "time unknown",
+            f"about {format_duration(self.seconds)}" if self.seconds is not None else "time unknown",
             f"{self.gpu_hours:,.3g} GPU hours" if self.gpu_hours is not None else "",
-            f"{size(self.memory)} memory" if self.memory is not None else "memory unknown",
-            f"{size(self.disk)} disk" if self.disk is not None else "",
-            f"up to {size(self.most)} with checkpoints" if self.most is not None else "",
+            f"{format_bytes(self.memory)} memory" if self.memory is not None else "memory unknown",
+            f"{format_bytes(self.disk)} disk" if self.disk is not None else "",
+            f"up to {format_bytes(self.most)} with checkpoints" if self.most is not None else "",
         ]
         return f"{', '.join(part for part in parts if part)} ({self.basis})"
 
 
-def in_all(estimates: Mapping[str, Estimate], steps: Sequence[Step], shares: Mapping[str, Share]) -> str:
+def total_cost(estimates: Mapping[str, CostEstimate], steps: Sequence[Step], shares: Mapping[str, Share]) -> str:
     """The sum in a line; what is not known is counted.
 
     Args:
@@ -58,18 +58,18 @@ def in_all(estimates: Mapping[str, Estimate], steps: Sequence[Step], shares: Map
     hours = [one.gpu_hours for one in known if one.gpu_hours is not None]
     kept = [one.disk for one in known if one.disk is not None]
     more = max([one.most - (one.disk or 0) for one in known if one.most is not None], default=0.0)
-    parts = [f"in all about {duration(sum(seconds))} of steps" if seconds else "in all: time unknown"]
+    parts = [f"in all about {format_duration(sum(seconds))} of steps" if seconds else "in all: time unknown"]
     if least < 0.99 * sum(seconds):  # not by rounding alone
-        parts.append(f"side by side not less than {duration(least)}")
+        parts.append(f"side by side not less than {format_duration(least)}")
     parts += [f"{sum(hours):,.3g} GPU hours"] if hours else []
-    parts += [f"at most {size(max(memory))} memory at once in a step"] if memory else []
-    parts += [f"{size(sum(kept))} disk"] if kept else []
-    parts += [f"and {size(more)} for checkpoints"] if more > 0 else []
+    parts += [f"at most {format_bytes(max(memory))} memory at once in a step"] if memory else []
+    parts += [f"{format_bytes(sum(kept))} disk"] if kept else []
+    parts += [f"and {format_bytes(more)} for checkpoints"] if more > 0 else []
     lacking = len(known) - len(seconds)
     return ", ".join(parts) + (f"; the time of {lacking} steps is unknown" if lacking and seconds else "")
 
 
-def size(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Bytes in words."""
     for unit, name in ((1e12, "TB"), (_GB, "GB"), (1e6, "MB")):
         if count >= unit:

@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.study.gpus import visible_gpus
 from benchmarks.study.resources import Resources
 from benchmarks.study.steps import Share
-from clips.errors import UserError, suggest
+from clips.errors import UserError, unknown_name_error
 from clips.typed_data import from_plain
 
 _SIGNAL_SECONDS = 300  # before the end of its time a step is told to save, as by scripts/slurm/train.sbatch
@@ -335,6 +335,6 @@ def executor_config(content: Any) -> ExecutorConfig:
         raise UserError(f"executor: expected one of {', '.join(EXECUTORS)}, or a mapping with its name, got "
                         f"{content!r:.80}")  # fmt: skip
     if settings["name"] not in EXECUTORS:
-        raise suggest(settings["name"], EXECUTORS, "executor")
+        raise unknown_name_error(settings["name"], EXECUTORS, "executor")
     own = {key: value for key, value in settings.items() if key != "name"}
     return from_plain(EXECUTORS[settings["name"]], own, what="executor")

@@ -26,11 +26,11 @@ from benchmarks.study.children import end_group, start_child, stop_child
 from benchmarks.study.gpus import gpu_environment, take_gpus
 from benchmarks.study.locks import LOCK, acquire
 from benchmarks.study.machine import describe_machine
-from benchmarks.study.programs import executable, launched
+from benchmarks.study.launchers import resolve_executable, launch_command
 from benchmarks.study.resources import Resources
-from benchmarks.study.state import (
-    CONFIG,
-    LOG,
+from benchmarks.study.step_state import (
+    CONFIG_FILE,
+    LOG_FILE,
     StepKey,
     StepRecord,
     is_done,
@@ -41,9 +41,9 @@ from benchmarks.study.state import (
 )
 from benchmarks.study.steps import Step
 from benchmarks.study.trash import move_outputs
-from clips.core.artifact import git_state, versions, write_file
+from clips.core.artifact import git_state, library_versions, atomic_write
 from clips.errors import UserError
-from clips.plain import plain, to_yaml
+from clips.serialization import to_plain, to_yaml
 
 PLAN = ".plan.json"
 NOTE_SECONDS = 30.0
@@ -103,7 +103,7 @@ class RunPlan:
 def write_plan(plan: RunPlan) -> Path:
     """Write it to the study's directory."""
     path = Path(plan.output, PLAN).resolve()
-    write_file(path, json.dumps(plain(plan)))
+    atomic_write(path, json.dumps(to_plain(plan)))
     return path
 
 
@@ -192,13 +192,13 @@ class JobRun:
         goes_on = before is not None and before.key == key.key and before.outcome != "done"
         if not goes_on:
             move_outputs(self.output, self.step, key, before)
-            (self.directory / LOG).unlink(missing_ok=True)
-        write_file(self.directory / CONFIG, to_yaml(self.step.config))
+            (self.directory / LOG_FILE).unlink(missing_ok=True)
+        atomic_write(self.directory / CONFIG_FILE, to_yaml(self.step.config))
         made = [path.relative_to(self.output) for path in self.step.outputs if path.is_relative_to(self.output)]
         record = StepRecord(
             name=self.name,
             kind=self.step.kind,
-            command=" ".join(launched(self.step.command, self.directory / CONFIG, self.job.resources)),
+            command=" ".join(launch_command(self.step.command, self.directory / CONFIG_FILE, self.job.resources)),
             key=key.key,
             outcome="running",
             started=time.time(),
@@ -211,14 +211,14 @@ class JobRun:
             job=(os.environ.get("SLURM_JOB_ID") or socket.gethostname()) if self.job.is_remote else "",
             machine=describe_machine(),
             git=git_state(),
-            versions=versions(),
+            versions=library_versions(),
             accepted=before.accepted if goes_on and before else (),
         )
         write_record(self.output, record)
         return record
 
     def _run_command(self, record: StepRecord, environment: Mapping[str, str], locks: Sequence[int]) -> bool:
-        with (self.directory / LOG).open("ab") as log:
+        with (self.directory / LOG_FILE).open("ab") as log:
             process = start_child(self._words(), log, {**self._environment(), **environment}, locks=locks)
             status, peak_mb = self._wait(process, record)
         seconds = record.seconds + time.time() - record.started
@@ -232,7 +232,7 @@ class JobRun:
         return is_done
 
     def _words(self) -> list[str]:
-        return executable(launched(self.step.command, self.directory / CONFIG, self.job.resources))
+        return resolve_executable(launch_command(self.step.command, self.directory / CONFIG_FILE, self.job.resources))
 
     def _environment(self) -> dict[str, str]:
         """The environment of the command: its threads, no prompts, and where the processes of several nodes meet."""
@@ -272,7 +272,7 @@ class JobRun:
             if not self.is_wanted():
                 return False
             time.sleep(_POLL_SECONDS)
-        with (self.directory / f"node-{os.environ['SLURM_PROCID']}.{LOG}").open("ab") as log:
+        with (self.directory / f"node-{os.environ['SLURM_PROCID']}.{LOG_FILE}").open("ab") as log:
             process = start_child(self._words(), log, self._environment())
             while process.poll() is None:
                 if not self.is_wanted():
@@ -305,7 +305,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         done = run.run() if is_first else run.follow_first_node()
     except UserError as error:
-        with (step_directory(run.output, name) / LOG).open("a", encoding="utf-8") as log:
+        with (step_directory(run.output, name) / LOG_FILE).open("a", encoding="utf-8") as log:
             log.write(f"{error}\n")
         done = False
     return 0 if done else 1

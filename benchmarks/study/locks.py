@@ -9,8 +9,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.study.state import read_record, step_directory
-from clips.core.artifact import say, writable_directory
+from benchmarks.study.step_state import read_record, step_directory
+from clips.core.artifact import log_info, writable_directory
 from clips.errors import UserError
 
 LOCK = ".lock"
@@ -73,7 +73,7 @@ def locked(output: Path, *, wait: bool = False) -> Iterator[None]:
                 os.close(descriptor)
             raise UserError(f"{who}; end it, or wait for it with --wait true")
         if not told:
-            say(f"{who}; waiting")
+            log_info(f"{who}; waiting")
         told = True
         time.sleep(_POLL_SECONDS)
         descriptor = acquire(path) if descriptor is None else descriptor

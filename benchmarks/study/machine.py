@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 
-def cores() -> int:
+def available_cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -18,7 +18,7 @@ def describe_machine() -> dict[str, str]:
     found = {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
-        "cores": str(cores()),
+        "cores": str(available_cores()),
         "memory": _memory(),
         "accelerators": _accelerators(),
     }

@@ -16,11 +16,11 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from benchmarks.study.grid import Settings
+from benchmarks.study.sweep import Settings
 from benchmarks.study.steps import Step, StepKind
-from clips.errors import UserError, suggest
+from clips.errors import UserError, unknown_name_error
 
-KINDS: tuple[str, ...] = typing.get_args(StepKind)
+STEP_KINDS: tuple[str, ...] = typing.get_args(StepKind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Resources:
     Args:
         processes: on each node, started under the launcher that the step's command needs.
         nodes: machines that share the step; more than one under SLURM only.
-        gpus: on each node, for executors that hand out GPUs (gpus, slurm). ``resources_of`` gives one for each process
+        gpus: on each node, for executors that hand out GPUs (gpus, slurm). ``resolve_resources`` gives one for each process
             where the study says nothing, and none to steps of the kind ``data``.
         cpus: cores for each process; as the study's ``threads`` says where not given.
         memory_gb: on each node. Asked of SLURM; elsewhere nobody holds a step to it.
@@ -55,7 +55,7 @@ class Resources:
             raise UserError(f"gpus: expected 0 or more, got {self.gpus}")
 
 
-def resources_of(asked: Mapping[str, Settings], step: Step) -> Resources:
+def resolve_resources(asked: Mapping[str, Settings], step: Step) -> Resources:
     """What a step is given: its kind's, over these every pattern's that fits its name, in their order.
 
     Args:
@@ -67,7 +67,7 @@ def resources_of(asked: Mapping[str, Settings], step: Step) -> Resources:
     settings: dict[str, typing.Any] = {"processes": own} if isinstance(own, int) else {}
     settings |= asked.get(step.kind, {})
     for pattern, over in asked.items():
-        if pattern not in KINDS and fnmatch.fnmatchcase(step.name, pattern):
+        if pattern not in STEP_KINDS and fnmatch.fnmatchcase(step.name, pattern):
             settings |= over
     settings = {name: value for name, value in settings.items() if value is not None}
     return Resources(**{"gpus": 0 if step.kind == "data" else settings.get("processes", 1), **settings})
@@ -81,5 +81,5 @@ def check_patterns(asked: Mapping[str, Settings], steps: Iterable[Step]) -> None
     """
     names = [step.name for step in steps]
     for pattern in asked:
-        if pattern not in KINDS and not fnmatch.filter(names, pattern):
-            raise suggest(pattern, [*KINDS, *names], "kind or step in 'resources'")
+        if pattern not in STEP_KINDS and not fnmatch.filter(names, pattern):
+            raise unknown_name_error(pattern, [*STEP_KINDS, *names], "kind or step in 'resources'")

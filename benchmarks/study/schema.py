@@ -35,11 +35,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.published.rows import select_rows
+from benchmarks.reference_results.load import select_reference_results
 from benchmarks.study.executors import ExecutorConfig, LocalConfig
-from benchmarks.study.grid import FigureSpec, Settings, Varied
+from benchmarks.study.sweep import FigureSpec, Settings, SweepPoint
 from benchmarks.study.resources import Resources
-from clips.errors import UserError, suggest
+from clips.errors import UserError, unknown_name_error
 from clips.planning.hardware import GPUS
 from clips.typed_data import from_plain
 
@@ -163,7 +163,7 @@ class Study:
     figures: tuple[FigureSpec, ...] = ()
     published: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
-    varied: Mapping[str, Varied] = field(default_factory=dict)
+    varied: Mapping[str, SweepPoint] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for what in ("paths", "data", "encoders", "llms", "recipes", "llavas"):
@@ -178,16 +178,16 @@ class Study:
             raise UserError("recipes: expected none without 'llms', for they say how LLaVAs are trained")
         for name in self.encoders.keys() & self.llavas.keys():
             raise UserError(f"llavas.{name}: an encoder has this name already; choose another")
-        select_rows(self.published)
+        select_reference_results(self.published)
         if not self.benchmarks:
             raise UserError("benchmarks: expected at least one")
         for name in [self.baseline] if isinstance(self.baseline, str) else (self.baseline or {}).values():
             if name not in self.models:
-                raise suggest(name, self.models, "encoder in 'baseline'")
+                raise unknown_name_error(name, self.models, "encoder in 'baseline'")
         for name in self.baseline if isinstance(self.baseline, Mapping) else ():
             self._check_encoder(name, "baseline")
         if self.gpu is not None and self.gpu not in GPUS:
-            raise suggest(self.gpu, GPUS, "kind of GPU")
+            raise unknown_name_error(self.gpu, GPUS, "kind of GPU")
         if self.jobs < 1:
             raise UserError(f"jobs: expected at least 1, got {self.jobs}")
         if self.threads is not None and self.threads < 1:
@@ -204,7 +204,7 @@ class Study:
             for what, known in (("llm", self.llms), ("recipe", self.recipes)):
                 name = getattr(override, what)
                 if name is not None and not fnmatch.filter(known, name):
-                    raise suggest(name, known, f"{what} in 'overrides'")
+                    raise unknown_name_error(name, known, f"{what} in 'overrides'")
         for name, settings in self.benchmarks.items():
             asked = settings.get("encoders") or []
             if not isinstance(asked, list) or not all(isinstance(each, str) for each in asked):
@@ -218,16 +218,16 @@ class Study:
         """Refuse what means none of some models, of all where not given."""
         known = self.models if among is None else among
         if not any(self.means(name, model) for model in known):
-            raise suggest(name, [*known, *self.entries], f"encoder in '{where}'")
+            raise unknown_name_error(name, [*known, *self.entries], f"encoder in '{where}'")
 
     def _check_figure(self, figure: FigureSpec, where: str) -> None:
         if figure.benchmark not in self.benchmarks:
-            raise suggest(figure.benchmark, self.benchmarks, f"benchmark in '{where}.benchmark'")
+            raise unknown_name_error(figure.benchmark, self.benchmarks, f"benchmark in '{where}.benchmark'")
         if figure.encoders not in self.entries:
-            raise suggest(figure.encoders, self.entries, f"entry with 'vary' in '{where}.encoders'")
+            raise unknown_name_error(figure.encoders, self.entries, f"entry with 'vary' in '{where}.encoders'")
         settings = next(varied.settings for varied in self.varied.values() if varied.entry == figure.encoders)
         if figure.x not in settings:
-            raise suggest(figure.x, settings, f"setting in '{where}.x'")
+            raise unknown_name_error(figure.x, settings, f"setting in '{where}.x'")
         if isinstance(settings[figure.x], str):
             raise UserError(f"{where}.x: expected a setting whose values are numbers, got '{figure.x}'")
         for name in figure.beside:

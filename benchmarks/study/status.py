@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.study.locks import is_at_work, runner_lives
-from benchmarks.study.state import StepKey, StepRecord, is_done, log_tail, read_record
+from benchmarks.study.step_state import StepKey, StepRecord, is_done, log_tail, read_record
 from benchmarks.study.steps import Share, Step, time_left
-from benchmarks.wording import duration, visible
+from benchmarks.formatting import format_duration, strip_control_chars
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -146,11 +146,11 @@ class StudyWatch:
             if status.record is not None and status.state == "running":
                 line += f" ({status.record.command})"
             elif status.record is not None and status.state != "cannot run":
-                line += f" after {duration(status.seconds)}"
+                line += f" after {format_duration(status.seconds)}"
             said.append(line)
             if status.record is not None and status.state == "failed":
                 said += [f"{status.name} failed: {status.record.command}"]
-                said += [f"    {visible(text)}" for text in status.record.log_tail]
+                said += [f"    {strip_control_chars(text)}" for text in status.record.log_tail]
         return said
 
     def view(self, seen: Sequence[StepStatus], width: int) -> Group:
@@ -175,7 +175,7 @@ class StudyWatch:
         parts: list[Table | Text] = [table, Text(self._summary(seen), style="bold")]
         for status in seen:
             if status.last and status.state != "done":
-                parts.append(Text(f"{status.name}: {visible(status.last, 160)}", style="dim"))
+                parts.append(Text(f"{status.name}: {strip_control_chars(status.last, 160)}", style="dim"))
         return Group(*parts)
 
     def _summary(self, seen: Sequence[StepStatus]) -> str:
@@ -185,7 +185,7 @@ class StudyWatch:
         parts += [f"{failed} failed"] if failed else []
         if any(status.state in {"waiting", "running"} for status in seen):
             left = self.left(seen)
-            parts += [f"about {duration(left)} left"] if left else []
+            parts += [f"about {format_duration(left)} left"] if left else []
         elif len(seen) > sum(status.state == "done" for status in seen):
             parts.append("nothing is running")
         return ", ".join(parts)
@@ -237,8 +237,8 @@ def _row(status: StepStatus) -> dict[str, str]:
         "step": status.name,
         "state": status.state,
         "progress": status.progress,
-        "time": duration(status.seconds) if status.seconds else "",
-        "left": duration(status.left) if status.left and status.state == "running" else "",
+        "time": format_duration(status.seconds) if status.seconds else "",
+        "left": format_duration(status.left) if status.left and status.state == "running" else "",
         "memory": f"{peak / 1024:.1f} GB" if peak else "",
     }
 

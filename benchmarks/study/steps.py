@@ -14,7 +14,7 @@ Share = Mapping[str, float]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Part:
+class OutputSpec:
     """What one output of a step depends on, where a step has several that can be kept one by one.
 
     Args:
@@ -56,7 +56,7 @@ class Step:
     parents: tuple[str, ...] = ()
     needs: tuple[Path, ...] = ()
     hub: tuple[str, ...] = ()
-    parts: tuple[Part, ...] = ()
+    parts: tuple[OutputSpec, ...] = ()
 
     def problems(self) -> list[str]:
         """What is wrong with the outputs, a line each: missing ones, and result files that record a failure."""
@@ -79,7 +79,7 @@ def _failure(path: Path) -> list[str]:
     return []
 
 
-def in_order(steps: Iterable[Step]) -> list[Step]:
+def topological_order(steps: Iterable[Step]) -> list[Step]:
     """The steps, parents before children, otherwise in the order given.
 
     Raises:
@@ -111,7 +111,7 @@ def time_left(steps: Sequence[Step], rests: Mapping[str, float], shares: Mapping
         shares: how much of the executor each takes meanwhile, see ``ExecutorConfig.shares``.
     """
     ends: dict[str, float] = {}
-    for step in in_order(steps):
+    for step in topological_order(steps):
         ends[step.name] = rests.get(step.name, 0.0) + max((ends[parent] for parent in step.parents), default=0.0)
     busy: dict[str, float] = {}
     for name, rest in rests.items():

@@ -25,24 +25,24 @@ from typing import Any
 import yaml
 
 from benchmarks.study.locks import is_at_work
-from benchmarks.study.state import (
-    CONFIG,
-    LOG,
+from benchmarks.study.step_state import (
+    CONFIG_FILE,
+    LOG_FILE,
     RECORD,
     StepKey,
     StepRecord,
     is_done,
     read_record,
-    stages_beside,
+    stage_directories,
     step_directory,
     write_record,
 )
-from benchmarks.study.steps import Step, in_order
-from benchmarks.wording import duration
-from clips.core.artifact import MANIFEST, UNIQUE, writing
+from benchmarks.study.steps import Step, topological_order
+from benchmarks.formatting import format_duration
+from clips.core.artifact import MANIFEST, UUID_PATTERN, write_errors_as_user_errors
 from clips.errors import UserError
-from clips.plain import leaves, plain
-from clips.secrets import without_secrets
+from clips.serialization import flatten, to_plain
+from clips.redaction import redact
 
 TRASH = "trash"
 
@@ -79,9 +79,9 @@ def move(output: Path, name: str, paths: Sequence[Path]) -> Path:
     Returns:
         the new directory.
     """
-    with writing(output / TRASH):
+    with write_errors_as_user_errors(output / TRASH):
         target = _new_directory(output / TRASH, name)
-        for file in (step_directory(output, name) / each for each in (RECORD, CONFIG, LOG)):
+        for file in (step_directory(output, name) / each for each in (RECORD, CONFIG_FILE, LOG_FILE)):
             if file.is_file():
                 _place(target, output, file).write_bytes(file.read_bytes())
         for path in paths:
@@ -124,7 +124,7 @@ def replaced_paths(step: Step, key: StepKey, before: StepRecord | None) -> list[
     for path in step.outputs:
         if not _stays(path, key, before):
             items = [path.with_name(f"{path.stem}.items.parquet")] if path.suffix == ".json" else []
-            found += [path, *items, stages_beside(path), *_left_behind(path)]
+            found += [path, *items, stage_directories(path), *_left_behind(path)]
     return [path for path in found if os.path.lexists(path)]
 
 
@@ -141,7 +141,7 @@ def _stays(path: Path, key: StepKey, before: StepRecord | None) -> bool:
 
 def _left_behind(path: Path) -> Iterator[Path]:
     """What an interrupted command kept beside an output ``a``; that of an output ``a.b`` is not touched."""
-    names = re.compile(rf"\.{re.escape(path.name)}\.(?:replaced|work|(?:{UNIQUE}\.)?partial)")
+    names = re.compile(rf"\.{re.escape(path.name)}\.(?:replaced|work|(?:{UUID_PATTERN}\.)?partial)")
     with contextlib.suppress(OSError):  # no such directory, or no such name is possible
         yield from [beside for beside in path.parent.iterdir() if names.fullmatch(beside.name)]
 
@@ -179,7 +179,7 @@ class Replacement:
     def words(self, output: Path) -> str:
         """For ``study plan``: what would be made again and what would go to the trash."""
         names = ", ".join(os.path.relpath(path, output) for path in self.paths) or "nothing"
-        took = f"took {duration(self.seconds)}" if self.seconds else "its time is not recorded"
+        took = f"took {format_duration(self.seconds)}" if self.seconds else "its time is not recorded"
         return f"made again ({self.reason}; {took}); to the trash: {names} ({self.size / 1e6:,.1f} MB)"
 
 
@@ -243,7 +243,7 @@ def _stated_seconds(path: Path) -> float:
 def replaced_in_all(found: Sequence[Replacement], hours: float) -> str:
     """A line about everything that a run would make again, and whether it needs ``--yes``."""
     costly = sum(each.seconds > 3600 * hours for each in found)
-    asks = f"; --yes is needed, since {costly} took more than {duration(3600 * hours)}" if costly else ""
+    asks = f"; --yes is needed, since {costly} took more than {format_duration(3600 * hours)}" if costly else ""
     return f"{len(found)} made again, {sum(each.size for each in found) / 1e6:,.1f} MB to the trash{asks}"
 
 
@@ -269,10 +269,10 @@ def check_costly(found: Sequence[Replacement], *, hours: float, study: str) -> N
     costly = [each for each in found if each.seconds > 3600 * hours]
     if not costly:
         return
-    steps = ", ".join(f"{each.name} (took {duration(each.seconds)}; {each.reason})" for each in costly)
+    steps = ", ".join(f"{each.name} (took {format_duration(each.seconds)}; {each.reason})" for each in costly)
     there = any(each.paths for each in costly)
     keep = f", `clips-bench study accept {study} [STEP ...]` keeps the outputs as they are" if there else ""
-    took = duration(3600 * hours)
+    took = format_duration(3600 * hours)
     raise UserError(f"would make again what took more than {took}: {steps}; --yes does it (into the trash first){keep}")
 
 
@@ -300,7 +300,7 @@ def accept(steps: Sequence[Step], keys: Mapping[str, StepKey], output: Path, *, 
     current: set[str] = set()
     accepted: list[StepRecord] = []
     told: list[str] = []
-    for step in in_order(steps):
+    for step in topological_order(steps):
         key, before = keys[step.name], read_record(output, step.name)
         if before is not None and before.key == key.key:
             current.add(step.name)
@@ -339,7 +339,7 @@ def _not_acceptable(step: Step, before: StepRecord | None, current: Collection[s
 
 def _made_by(step: Step) -> Iterator[Path]:
     for path in step.outputs:
-        yield from (path, stages_beside(path), *_left_behind(path))
+        yield from (path, stage_directories(path), *_left_behind(path))
 
 
 def _found(step: Step, output: Path) -> StepRecord:
@@ -373,10 +373,10 @@ def _accepted(step: Step, key: StepKey, before: StepRecord, output: Path) -> Ste
 def _differing(step: Step, output: Path) -> dict[str, list[Any]]:
     """Settings that the outputs were made with and that are otherwise now: dotted name → [then, now]."""
     try:
-        then = yaml.safe_load((step_directory(output, step.name) / CONFIG).read_text(encoding="utf-8"))
+        then = yaml.safe_load((step_directory(output, step.name) / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
-    there, here = (dict(leaves(without_secrets(plain(config)))) for config in (then, step.config))
+    there, here = (dict(flatten(redact(to_plain(config)))) for config in (then, step.config))
     names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
     return {name: [there.get(name), here.get(name)] for name in names}
 

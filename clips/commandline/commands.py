@@ -26,9 +26,9 @@ from typing import Any
 
 from clips.commandline.parsing import parse_config
 from clips.errors import UserError
-from clips.imported import imported
-from clips.secrets import without_secrets
-from clips.visible import visible
+from clips.lazy_import import import_from_string
+from clips.redaction import redact
+from clips.sanitize import strip_control_chars
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -59,14 +59,14 @@ class Command:
 
     def function(self) -> Any:
         """The function that ``target`` names; imports its module."""
-        return imported(self.target)
+        return import_from_string(self.target)
 
     def config_class(self) -> type:
         """The dataclass that the function takes."""
-        return config_type(self.function()) if self.config is None else imported(self.config)
+        return config_class_of(self.function()) if self.config is None else import_from_string(self.config)
 
 
-def run_commands(program: str, about: str, commands: Mapping[str, Command], argv: Sequence[str] | None = None) -> int:
+def dispatch(program: str, about: str, commands: Mapping[str, Command], argv: Sequence[str] | None = None) -> int:
     """Dispatch ``argv`` to one of ``commands`` and return the exit status (2 for the user's mistakes)."""
     given = [word for word in (sys.argv[1:] if argv is None else argv) if not _LAUNCHER_FLAG.fullmatch(word)]
     try:
@@ -140,15 +140,15 @@ def _overview(program: str, about: str, commands: Mapping[str, Command]) -> str:
     return "\n".join(lines)
 
 
-def config_type(function: Any) -> type:
+def config_class_of(function: Any) -> type:
     """The dataclass that the only parameter of ``function`` is annotated with."""
     (parameter,) = inspect.signature(function).parameters
     return typing.get_type_hints(function)[parameter]
 
 
 def _complain(program: str, message: str) -> int:
-    line = visible(
-        without_secrets(" ".join((message if message.startswith(program) else f"{program}: {message}").splitlines()))
+    line = strip_control_chars(
+        redact(" ".join((message if message.startswith(program) else f"{program}: {message}").splitlines()))
     )
     sys.stderr.write(line + "\n")  # at one go: under a launcher others write there too
     if file := os.environ.get(_LAUNCHER_FILE):  # torchrun's last lines, behind its own traceback, are then ours

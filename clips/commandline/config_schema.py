@@ -14,11 +14,11 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
-from clips.commandline.helptext import field_help, summary
-from clips.imported import imported
+from clips.commandline.help_text import field_help, docstring_summary
+from clips.lazy_import import import_from_string
 from clips.typed_data import adapter
 
-DIALECT = "https://json-schema.org/draft/2020-12/schema"
+JSON_SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 class _Generator(GenerateJsonSchema):
@@ -38,12 +38,12 @@ class _Generator(GenerateJsonSchema):
         for declared in dataclasses.fields(schema["cls"]):
             _add_choices(made["properties"].get(declared.name, {}), declared.metadata)
         made.pop("title", None)
-        return made | {"description": summary(schema["cls"])}
+        return made | {"description": docstring_summary(schema["cls"])}
 
 
 def _add_choices(field: dict[str, Any], metadata: Mapping[str, Any]) -> None:
     for key in metadata.keys() & {"choices", "known"}:
-        entries = imported(metadata[key])
+        entries = import_from_string(metadata[key])
         names = sorted(entries() if callable(entries) else entries)
         if key == "known":
             field["examples"] = names
@@ -61,10 +61,10 @@ def config_schema(config_class: type, title: str) -> dict[str, Any]:
         title: what the file is, for people.
     """
     made = adapter(config_class).json_schema(schema_generator=_Generator)
-    return {"$schema": DIALECT, "title": title, **made}
+    return {"$schema": JSON_SCHEMA_DIALECT, "title": title, **made}
 
 
-def partial_schemas(config_classes: Mapping[str, type]) -> tuple[dict[str, Any], dict[str, Any]]:
+def optional_field_schemas(config_classes: Mapping[str, type]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The schemas of settings that are laid over others, in which no field is therefore required.
 
     Args:

@@ -9,9 +9,9 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from clips.commandline.helptext import help_text, item_help
+from clips.commandline.help_text import help_text, list_item_help
 from clips.errors import UserError
-from clips.plain import plain, to_yaml
+from clips.serialization import to_plain, to_yaml
 from clips.typed_data import from_plain, is_config, options_of
 from clips.yaml_files import parse_yaml, read_yaml
 
@@ -38,7 +38,7 @@ def parse_config(
     Raises:
         UserError: an unknown key (with the near miss), a wrong type, a missing field or file.
     """
-    if (printed := item_help(config_class, arguments)) is not None:
+    if (printed := list_item_help(config_class, arguments)) is not None:
         print(printed)
         return None
     if {"-h", "--help"} & set(arguments):
@@ -50,7 +50,7 @@ def parse_config(
         raise UserError(f"{prog}: {error}") from None
     config: Any = from_plain(config_class, values, what=prog)
     if print_only:
-        print(to_yaml(plain(config)), end="")
+        print(to_yaml(to_plain(config)), end="")
     return None if print_only else config
 
 

@@ -68,7 +68,7 @@ class Progress:
         return " · ".join(f"{count / passed:,.1f}{f' {name}' if name else ''}/s" for name, count in counts.items())
 
 
-def track(items: Collection[Item], what: str) -> Iterator[Item]:
+def progress_iter(items: Collection[Item], what: str) -> Iterator[Item]:
     """Each of ``items``, with the progress of going through them."""
     with Progress(what, len(items)) as progress:
         for item in items:

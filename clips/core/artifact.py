@@ -27,32 +27,32 @@ from typing import Any
 
 from clips.core.identity import Identity, refuse_other_run
 from clips.errors import UserError
-from clips.jsontext import parse_json
-from clips.plain import plain
-from clips.secrets import without_secrets
-from clips.visible import visible
+from clips.jsontext import safe_json_loads
+from clips.serialization import to_plain
+from clips.redaction import redact
+from clips.sanitize import strip_control_chars
 
 MANIFEST = "manifest.json"
-UNIQUE = "[0-9a-f]{32}"
+UUID_PATTERN = "[0-9a-f]{32}"
 """What `partial_beside` makes names of, as a pattern."""
-STAGES = ".stages"
+STAGES_DIR = ".stages"
 """Behind an encoder's name: the directory with what the earlier stages of its training left."""
 # How an artifact came to be, told for people and reports: not part of what it is, so not of its hash.
-RECORDS = frozenset({MANIFEST, "README.md", "config.yaml", "metrics.jsonl", "summary.json"})
+HASH_EXCLUDED_FILES = frozenset({MANIFEST, "README.md", "config.yaml", "metrics.jsonl", "summary.json"})
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _LIBRARIES = ("torch", "transformers", "deepspeed", "open_clip_torch", "timm", "lmms-eval", "datasets", "peft")
 
 
 @contextlib.contextmanager
-def artifact_directory(path: str | Path, *, kind: str | None = None) -> Iterator[Path]:
+def atomic_artifact_dir(path: str | Path, *, kind: str | None = None) -> Iterator[Path]:
     """A fresh directory beside ``path`` that takes its place when the block ends well, and vanishes when it fails.
 
     Args:
         path: the directory to write; only an earlier artifact is replaced, and none that was trained.
         kind: what that may be, so that anything else is refused before the work; by default, what is written now.
     """
-    with writing(path):
-        check_replaceable(path, kind)
+    with write_errors_as_user_errors(path):
+        check_overwritable(path, kind)
         target = Path(path).resolve()
         partial, replaced = (target.with_name(f".{target.name}.{end}") for end in ("partial", "replaced"))
         _settle(target, replaced)
@@ -60,8 +60,8 @@ def artifact_directory(path: str | Path, *, kind: str | None = None) -> Iterator
         partial.mkdir(parents=True)
     try:
         yield partial
-        with writing(path):
-            check_replaceable(path, kind or _kind(partial))
+        with write_errors_as_user_errors(path):
+            check_overwritable(path, kind or _kind(partial))
             open_to_umask(partial)
             if target.is_dir():
                 target.replace(replaced)
@@ -90,7 +90,7 @@ def open_to_umask(root: Path) -> None:
 @functools.cache
 def _usual_mode(directory: Path) -> int:
     """The permissions of a new file; the umask itself cannot be read without setting it for all threads."""
-    probe = partial_beside(directory / "umask")
+    probe = temp_path_for(directory / "umask")
     os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         return stat.S_IMODE(probe.stat().st_mode)
@@ -106,7 +106,7 @@ def _settle(target: Path, replaced: Path) -> None:
         replaced.replace(target)
 
 
-def check_replaceable(path: str | Path, kind: str | None = None, *, trained: bool = False) -> None:
+def check_overwritable(path: str | Path, kind: str | None = None, *, trained: bool = False) -> None:
     """Refuse a place where an artifact would destroy anything but an earlier one.
 
     Args:
@@ -150,10 +150,10 @@ def is_finished(output: str | Path, kind: str, run: Identity, *, work: Path | No
     Raises:
         UserError: the directory holds something else, or the work of another run; what differs is named.
     """
-    with writing(output):
+    with write_errors_as_user_errors(output):
         finished = (Path(output) / MANIFEST).is_file()
         try:
-            check_replaceable(output, kind, trained=True)
+            check_overwritable(output, kind, trained=True)
         except UserError:
             if finished or work is None or not work.exists():  # another process may have begun just now
                 raise
@@ -164,38 +164,38 @@ def is_finished(output: str | Path, kind: str, run: Identity, *, work: Path | No
 
 
 @contextlib.contextmanager
-def added_files(directory: str | Path) -> Iterator[Path]:
+def atomic_update_dir(directory: str | Path) -> Iterator[Path]:
     """A fresh directory whose files move into ``directory`` when the block ends well, the manifest last."""
     target = Path(directory)
-    with artifact_directory(target / ".added") as partial:
+    with atomic_artifact_dir(target / ".added") as partial:
         yield partial
-    with writing(directory):
+    with write_errors_as_user_errors(directory):
         for path in sorted((target / ".added").iterdir(), key=lambda path: path.name == MANIFEST):
             path.replace(target / path.name)
         (target / ".added").rmdir()
 
 
-def lexical(path: Path) -> Path:
+def lexical_abspath(path: Path) -> Path:
     """A path from the root, without ``..``, by its words alone: links are not followed."""
     return Path(os.path.normpath(path.absolute()))
 
 
-def partial_beside(path: Path) -> Path:
+def temp_path_for(path: Path) -> Path:
     """A hidden name for ``path`` while it is written, which no other process takes, on this machine or another."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
 
 
-def write_file(path: str | Path, content: str | bytes) -> None:
+def atomic_write(path: str | Path, content: str | bytes) -> None:
     """Write ``content``, a text as UTF-8, so that a crash leaves either the old file or the new one, never a part."""
-    with whole_file(Path(path)) as partial:
+    with atomic_output_path(Path(path)) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_output_path(path: Path) -> Iterator[Path]:
     """A name beside ``path`` to write to, whose file takes the place of ``path`` when the block ends well."""
-    partial = partial_beside(path)
-    with writing(path):
+    partial = temp_path_for(path)
+    with write_errors_as_user_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield partial
@@ -212,14 +212,14 @@ def writable_directory(path: str | Path) -> Path:
         UserError: it cannot be made or written.
     """
     directory = Path(path)
-    with writing(path):
+    with write_errors_as_user_errors(path):
         directory.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=directory).close()  # the sure test: permissions say nothing of /proc
     return directory
 
 
 @contextlib.contextmanager
-def writing(path: str | Path) -> Iterator[None]:
+def write_errors_as_user_errors(path: str | Path) -> Iterator[None]:
     """Tell the user in one line why the system does not let this block write at ``path``.
 
     A full disk passes: the command itself tells of that, whoever meets it.
@@ -259,7 +259,7 @@ def write_manifest(
         details: anything else worth keeping, for instance ``samples_seen`` or ``seconds``.
     """
     files = _describe_files(directory, known=known or {})
-    told = without_secrets({"config": plain(config), "data": plain(data or {}), **plain(details)})
+    told = redact({"config": to_plain(config), "data": to_plain(data or {}), **to_plain(details)})
     manifest = {
         "kind": kind,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -267,17 +267,17 @@ def write_manifest(
         "seed": seed,
         "data": told.pop("data"),
         "parents": {
-            name: {"path": without_secrets(str(path)), "hash": directory_hash(path)}
+            name: {"path": redact(str(path)), "hash": directory_hash(path)}
             for name, path in (parents or {}).items()
         },
         **told,
         **({} if identity is None else {"identity": identity}),
-        "versions": versions(),
+        "versions": library_versions(),
         "git": git_state(),
         "hash": _digest(files),
         "files": files,
     }
-    write_file(directory / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    atomic_write(directory / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     return manifest
 
 
@@ -291,7 +291,7 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     if not Path(directory).is_dir():
         raise UserError(f"{directory}: no such directory")
     try:
-        manifest = parse_json(path.read_text(encoding="utf-8"))
+        manifest = safe_json_loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: missing; the directory was not written by this suite, or not completely") from None
     except (ValueError, OSError) as error:
@@ -324,7 +324,7 @@ def _describe_files(root: Path, *, known: Mapping[str, Any]) -> dict[str, dict[s
     described = {}
     for path in [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file()):
         name = path.relative_to(root).as_posix() if path != root else path.name
-        if name in RECORDS or any(part.startswith(".") for part in Path(name).parts):
+        if name in HASH_EXCLUDED_FILES or any(part.startswith(".") for part in Path(name).parts):
             continue
         status, before = path.stat(), known.get(name)
         stamp: dict[str, Any] = {"size": status.st_size, "modified_ns": status.st_mtime_ns}
@@ -345,7 +345,7 @@ def file_hash(path: str | Path) -> str:
 
 
 @functools.cache
-def versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     """Versions of Python and of the libraries that results depend on."""
     found = {"python": platform.python_version(), "clips-suite": _version("clips-suite")}
     return found | {name: _version(name) for name in _LIBRARIES}
@@ -371,6 +371,6 @@ def git_state() -> dict[str, Any]:
         return {}
 
 
-def say(message: str) -> None:
+def log_info(message: str) -> None:
     """One plain line to standard error: what a command is doing, for people and log files alike."""
-    print(visible(without_secrets(message)), file=sys.stderr, flush=True)
+    print(strip_control_chars(redact(message)), file=sys.stderr, flush=True)

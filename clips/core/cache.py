@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from filelock import FileLock
 
-from clips.core.artifact import whole_file, writable_directory
+from clips.core.artifact import atomic_output_path, writable_directory
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +58,7 @@ class Cache(Generic[Value]):
 
     def put(self, key: str, value: Value) -> None:
         """Write an entry whole. UserError where the system does not allow it."""
-        with whole_file(self.path(key)) as partial:
+        with atomic_output_path(self.path(key)) as partial:
             self.write(partial, value)
 
     def get_or_compute(self, key: str, compute: Callable[[], Value]) -> Value:

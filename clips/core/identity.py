@@ -20,9 +20,9 @@ from types import MappingProxyType
 from typing import Any
 
 from clips.errors import UserError
-from clips.jsontext import parse_json
-from clips.plain import leaves, plain
-from clips.secrets import alike, without_secrets
+from clips.jsontext import safe_json_loads
+from clips.serialization import flatten, to_plain
+from clips.redaction import equal_up_to_redaction, redact
 
 RUN_ONLY: Mapping[str, Any] = MappingProxyType({"run_only": True})
 """The metadata of a field that the result does not depend on."""
@@ -49,8 +49,8 @@ def identity(command: str, config: Any, inputs: Mapping[str, Any] | None = None)
         inputs: what the run reads: name → hash of the content.
     """
     read = {f"{_INPUTS}{name}": content for name, content in (inputs or {}).items()}
-    found = result_settings(plain(config), type(config)) | read
-    return without_secrets(found) | {"version": version_of(command)}
+    found = result_settings(to_plain(config), type(config)) | read
+    return redact(found) | {"version": version_of(command)}
 
 
 def version_of(command: str) -> int:
@@ -69,11 +69,11 @@ def differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     ``***`` in place of a secret stands for any value: environments know different secrets. An input that one side does
     not have is no difference: what a run began with need not exist any more.
     """
-    there = without_secrets(there)  # by today's rules and environment
+    there = redact(there)  # by today's rules and environment
     return [
         name
         for name in sorted(there.keys() | here.keys())
-        if not alike(there.get(name), here.get(name))
+        if not equal_up_to_redaction(there.get(name), here.get(name))
         if not (name.startswith(_INPUTS) and (name in there) != (name in here))
     ]
 
@@ -118,7 +118,7 @@ def read_run(path: Path) -> Identity | None:
         UserError: the file cannot be read.
     """
     try:
-        found = parse_json(path.read_text(encoding="utf-8"))
+        found = safe_json_loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, OSError) as error:
@@ -164,12 +164,12 @@ def result_settings(values: Mapping[str, Any], config_class: type) -> dict[str, 
     """Dotted names and values of the settings that the result depends on.
 
     Args:
-        values: a config as plain data (`clips.plain.plain`), of today or as it was recorded.
+        values: a config as plain data (`clips.serialization.to_plain`), of today or as it was recorded.
         config_class: whose fields are marked.
     """
     run_only = run_only_fields(config_class)
     return {
-        name: _without(value, f"{name}[].", run_only) for name, value in leaves(values) if not is_below(name, run_only)
+        name: _without(value, f"{name}[].", run_only) for name, value in flatten(values) if not is_below(name, run_only)
     }
 
 

@@ -16,7 +16,7 @@ _OF_STRENGTH, _HUE_OF_STRENGTH = 0.8, 0.2  # of color_jitter: brightness, contra
 _SAME = list(range(256))
 
 
-def decoding_size(size: int, config: AugmentConfig) -> int:
+def min_decode_size(size: int, config: AugmentConfig) -> int:
     """The least picture side to decode so that the smallest crop still has about ``size`` pixels a side."""
     return math.ceil(size / math.sqrt(config.min_area))
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
-from clips.errors import UserError, reason_of
+from clips.errors import UserError, error_reason
 
 Download = Callable[[Path], None]
 _MAX_DOWNLOADS = 16  # at a time; those who wait for them are fewer
@@ -140,4 +140,4 @@ def serve(fd: int) -> None:
 def _sendable(error: Exception) -> Exception:
     """``error``, or an OSError of the same words where its class may not survive being sent."""
     known = isinstance(error, UserError) or type(error).__module__ == "builtins"
-    return error if known else OSError(reason_of(error))
+    return error if known else OSError(error_reason(error))

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from PIL import Image, ImageFile, ImageOps
 
-from clips.data.tars import TarIndex, index_tar
+from clips.data.tar_index import TarIndex, index_tar
 from clips.errors import UserError
 
 MAX_PIXELS = 100_000_000
-MAX_ASPECT = 200
+MAX_ASPECT_RATIO = 200
 """The longer side of a picture over the shorter: one of 1 × 100,000 pixels would take 34 GB where encoders scale the
 shorter side to their size before they crop."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
@@ -49,7 +49,7 @@ def decode_image(content: bytes, *, at_least: int | None = None) -> Image.Image:
             image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
                 raise BadImageError("picture too large")
-            if max(image.size) > MAX_ASPECT * min(image.size):
+            if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
                 raise BadImageError("picture too long and narrow")
             if at_least is not None:
                 image.draft("RGB", (at_least, at_least))
@@ -96,12 +96,12 @@ def open_image(root: str | Path, reference: str) -> Image.Image:
         UserError: the reference leaves ``root``, or there is no such file or member, or it is not a picture.
     """
     try:
-        return decode_image(read_reference(root, reference))
+        return decode_image(read_image_bytes(root, reference))
     except BadImageError as error:
         raise UserError(f"{Path(root) / reference}: {error}") from None
 
 
-def read_reference(root: str | Path, reference: str) -> bytes:
+def read_image_bytes(root: str | Path, reference: str) -> bytes:
     """The bytes behind an image reference (see `open_image`)."""
     if ".." in Path(reference).parts or Path(reference).is_absolute():
         raise UserError(f"'{reference}': expected a path inside {root}")
@@ -116,7 +116,7 @@ def read_reference(root: str | Path, reference: str) -> bytes:
         raise UserError(f"{Path(root) / reference}: no such picture") from None
 
 
-def has_reference(root: str | Path, reference: str) -> bool:
+def image_exists(root: str | Path, reference: str) -> bool:
     """Whether there is something behind an image reference (see `open_image`); it is not read."""
     if ".." in Path(reference).parts or Path(reference).is_absolute():
         return False

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clips.core.artifact import say, write_file
+from clips.core.artifact import log_info, atomic_write
 from clips.data.invalid_samples import InvalidSamples
-from clips.visible import shown
+from clips.sanitize import jinja_finalize
 
 _THUMBNAIL = 320  # pixels
 _BARS = 24
@@ -91,7 +91,7 @@ def write_page(
     import jinja2
 
     template = Path(__file__).with_name("inspect_page.html.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=shown)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=jinja_finalize)
     page = environment.from_string(template).render(
         title=title,
         lines=list(lines),
@@ -99,5 +99,5 @@ def write_page(
         invalid=list(invalid.summary(_NAMES_ON_PAGE)),
         charts={name: bars for name, values in (charts or {}).items() if (bars := histogram(values))},
     )
-    write_file(Path(output), page)
-    say(f"page: {output}")
+    atomic_write(Path(output), page)
+    log_info(f"page: {output}")

@@ -51,9 +51,9 @@ class InvalidSamples:
 
     def gather(self) -> list[Invalid]:
         """Add what the other processes have met; returns those that were not known. All processes call it together."""
-        from clips.parallel.processes import gather_objects  # imports torch
+        from clips.parallel.distributed import all_gather_objects  # imports torch
 
-        new = [entry for met in gather_objects(self.unshared) for entry in self._include(met)]
+        new = [entry for met in all_gather_objects(self.unshared) for entry in self._include(met)]
         self.unshared = []
         return new
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from PIL import Image
 
-from clips.data.images import BadImageError, BadSampleError, decode_image, has_reference, read_reference
-from clips.data.named import NotAllowedError, read_named
-from clips.data.tars import read_span
+from clips.data.images import BadImageError, BadSampleError, decode_image, image_exists, read_image_bytes
+from clips.data.untrusted_files import ForbiddenReferenceError, read_untrusted
+from clips.data.tar_index import read_byte_range
 from clips.errors import UserError
 
 
@@ -59,7 +59,7 @@ class FileImage(LazyImage):
     def read(self) -> bytes:
         """See `LazyImage`."""
         try:
-            return read_reference(self.root, self.reference)
+            return read_image_bytes(self.root, self.reference)
         except UserError as error:
             if ".tar/" in self.reference:
                 raise
@@ -67,7 +67,7 @@ class FileImage(LazyImage):
 
     def exists(self) -> bool:
         """See `LazyImage`."""
-        return has_reference(self.root, self.reference)
+        return image_exists(self.root, self.reference)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class TarImage(LazyImage):
     def read(self) -> bytes:
         """See `LazyImage`."""
         try:
-            return read_span(self.shard, self.offset, self.size)
+            return read_byte_range(self.shard, self.offset, self.size)
         except OSError as error:
             raise UserError(f"{self}: {error}") from None
 
@@ -156,7 +156,7 @@ def image_bytes(found: Any, folder: str | Path, *, own_network: bool = False, se
 
     Args:
         found: the value.
-        folder: where paths start, and which they may not leave; see `clips.data.named`.
+        folder: where paths start, and which they may not leave; see `clips.data.untrusted_files`.
         own_network: whether an address may lead to this machine or a private network.
         settings: whether a refusal names the setting of a data source that would allow it.
 
@@ -172,8 +172,8 @@ def image_bytes(found: Any, folder: str | Path, *, own_network: bool = False, se
     if not isinstance(found, str) or not found:
         raise BadSampleError("no picture")
     try:
-        return read_named(found, folders, own_network=own_network)
-    except NotAllowedError as error:
+        return read_untrusted(found, folders, own_network=own_network)
+    except ForbiddenReferenceError as error:
         allowed_by = f" (data source's '{error.setting}')" if settings and error.setting else ""
         raise BadSampleError(f"picture refused: {error}{allowed_by}") from None
     except (OSError, ValueError, ImportError):

@@ -16,25 +16,25 @@ import numpy as np
 import torch
 
 from clips.core.artifact import MANIFEST
-from clips.data.augment import augment, decoding_size
+from clips.data.augment import augment, min_decode_size
 from clips.data.config import DataConfig
-from clips.data.fetching import fetching
+from clips.data.prefetch import start_prefetcher
 from clips.data.images import BadImageError, decode_image
 from clips.data.invalid_samples import Invalid
-from clips.data.order import Order, Place, positions_of_step
-from clips.data.sources import BadSampleError, Sample, Source, blocks_of, open_source
-from clips.errors import UserError, reason_of
+from clips.data.sampler import SampleOrder, SamplePosition, step_positions
+from clips.data.sources import BadSampleError, Sample, Source, shard_lengths, open_source
+from clips.errors import UserError, error_reason
 
 _READ_AHEAD = 3  # batches
 _APART = ("bad", "image")  # of a sample, what is not simply stacked
 _NEAR = 256  # places: most of them lie in the same shards
-_REPLACEMENT = 3  # a stream of random numbers, beside those of clips.data.order
+_REPLACEMENT = 3  # a stream of random numbers, beside those of clips.data.sampler
 _TOGETHER = 32  # samples: more would only take more memory
 
 Prepare = Callable[[str, str, np.random.Generator], dict[str, torch.Tensor]]
 
 
-class Sources:
+class ConcatSource:
     """Several sources as one sequence."""
 
     def __init__(self, sources: list[Source]) -> None:
@@ -59,16 +59,16 @@ class Sources:
         return source.name(place)
 
 
-class TrainingData(torch.utils.data.Dataset):
-    """Training samples by their position in the endless stream of `clips.data.order`."""
+class TrainDataset(torch.utils.data.Dataset):
+    """Training samples by their position in the endless stream of `clips.data.sampler`."""
 
     def __init__(self, config: DataConfig, *, size: int, seed: int, batch_size: int, prepare: Prepare) -> None:
         self.config, self.size, self.seed, self.prepare = config, size, seed, prepare
         self.parts = [open_source(source) for source in config.sources]
-        self.sources = Sources(self.parts)
+        self.sources = ConcatSource(self.parts)
         weights = [source.weight for source in config.sources if source.weight is not None]
-        blocks = [blocks_of(part) for part in self.parts]
-        self.order = Order(blocks, weights or None, seed=seed, window=config.shuffle_window, batch_size=batch_size)
+        blocks = [shard_lengths(part) for part in self.parts]
+        self.order = SampleOrder(blocks, weights or None, seed=seed, window=config.shuffle_window, batch_size=batch_size)
         self.cache: dict[int, Any] | None = {} if config.cache_images else None
 
     def __len__(self) -> int:
@@ -127,10 +127,10 @@ class TrainingData(torch.utils.data.Dataset):
                 bad.append((place.index, self.sources.name(place.index), str(error)))
         raise UserError(f"data.sources: {len(bad)} samples in a row cannot be used; {bad[0][1]}: {bad[0][2]}")
 
-    def _image(self, place: Place, sample: Sample, rng: np.random.Generator) -> torch.Tensor:
+    def _image(self, place: SamplePosition, sample: Sample, rng: np.random.Generator) -> torch.Tensor:
         image = self.cache.get(place.index) if self.cache is not None else None
         if image is None:
-            image = decode_image(sample.image, at_least=decoding_size(self.size, self.config.augment))
+            image = decode_image(sample.image, at_least=min_decode_size(self.size, self.config.augment))
             if self.cache is not None:
                 self.cache[place.index] = image
         return augment(image, self.size, self.config.augment, rng)
@@ -148,7 +148,7 @@ class TrainingData(torch.utils.data.Dataset):
         return [source.describe() for source in self.parts]
 
 
-def _places_ahead(count: int, order: Order, rng: np.random.Generator) -> Iterator[int]:
+def _places_ahead(count: int, order: SampleOrder, rng: np.random.Generator) -> Iterator[int]:
     """How far on in a stream of ``count`` samples a replacement is looked for.
 
     In the shards that this machine has, then in those of the same window, then anywhere.
@@ -184,19 +184,19 @@ def collate(samples: list[dict[str, Any]], pictures: torch.Tensor | None = None)
     return {**stacked, "bad": [entry for sample in samples for entry in sample["bad"]]}
 
 
-def batches(
-    data: TrainingData, *, first_step: int, last_step: int, rank: int = 0, world_size: int = 1
+def iterate_batches(
+    data: TrainDataset, *, first_step: int, last_step: int, rank: int = 0, world_size: int = 1
 ) -> Iterator[dict[str, Any]]:
     """This process's part of the global batches of steps ``first_step`` … ``last_step - 1``, in order.
 
     The pictures of a batch may lie in memory that is used again when the next batch is asked for.
     """
     plan = [
-        positions_of_step(step, batch_size=data.order.batch_size, rank=rank, world_size=world_size)
+        step_positions(step, batch_size=data.order.batch_size, rank=rank, world_size=world_size)
         for step in range(first_step, last_step)
     ]
     found = _from_workers(_SharedBatches(data, plan)) if data.config.num_workers and plan else _read_ahead(data, plan)
-    with contextlib.closing(found), fetching(data.order, data.parts, last_step, rank, world_size) as fetcher:
+    with contextlib.closing(found), start_prefetcher(data.order, data.parts, last_step, rank, world_size) as fetcher:
         for step in range(first_step, last_step):  # the readers' processes are there before the fetcher's threads
             if fetcher:
                 fetcher.reach(step)
@@ -210,7 +210,7 @@ class _SharedBatches(torch.utils.data.Dataset):
     time than filling them. The loader never has as many batches under way as there are slots.
     """
 
-    def __init__(self, data: TrainingData, plan: list[range]) -> None:
+    def __init__(self, data: TrainDataset, plan: list[range]) -> None:
         self.data, self.plan = data, plan
         slots = data.config.num_workers * _READ_AHEAD + 1
         shape = (slots, len(plan[0]), data.size, data.size, 3)
@@ -219,7 +219,7 @@ class _SharedBatches(torch.utils.data.Dataset):
         except RuntimeError as error:
             raise UserError(
                 f"data.num_workers: {data.config.num_workers} expect {math.prod(shape) / 1e9:.2g} GB of shared memory "
-                f"in each process ({reason_of(error)}); docker has --shm-size, "
+                f"in each process ({error_reason(error)}); docker has --shm-size, "
                 "Kubernetes an emptyDir with medium: Memory"
             ) from None
 
@@ -265,7 +265,7 @@ def _as_it_is(batch: Any) -> Any:
 
 
 @contextlib.contextmanager
-def told_of_dead_workers() -> Iterator[None]:
+def worker_death_as_user_error() -> Iterator[None]:
     """Say in one line that a worker died; torch raises it wherever the process happens to be."""
     try:
         yield
@@ -273,7 +273,7 @@ def told_of_dead_workers() -> Iterator[None]:
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(
-            f"data.num_workers: a process that reads data died ({reason_of(error)}), as it does for want of memory; "
+            f"data.num_workers: a process that reads data died ({error_reason(error)}), as it does for want of memory; "
             "the same command goes on from the last checkpoint"
         ) from None
 
@@ -297,7 +297,7 @@ def _end_stuck_workers() -> None:
             child.kill()
 
 
-def _read_ahead(data: TrainingData, plan: list[range]) -> Generator[dict[str, Any]]:
+def _read_ahead(data: TrainDataset, plan: list[range]) -> Generator[dict[str, Any]]:
     def load(positions: range) -> dict[str, Any]:
         return collate(data.__getitems__(positions))
 

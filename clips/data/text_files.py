@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clips.errors import UserError
-from clips.jsontext import parse_json
+from clips.jsontext import safe_json_loads
 
 
 def read_json(path: Path) -> Any:
@@ -17,7 +17,7 @@ def read_json(path: Path) -> Any:
         UserError: it is missing, or not JSON.
     """
     try:
-        return parse_json(_content(path))
+        return safe_json_loads(_content(path))
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
 
@@ -48,7 +48,7 @@ def read_json_lines(
 def parse_object(content: bytes, where: str) -> dict[str, Any]:
     """The JSON object in ``content``; UserError with ``where`` if it is none."""
     try:
-        value = parse_json(content)
+        value = safe_json_loads(content)
     except ValueError as error:
         raise UserError(f"{where}: not valid JSON ({error})") from None
     if not isinstance(value, dict):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from clips.core.artifact import artifact_directory, say, write_manifest
+from clips.core.artifact import atomic_artifact_dir, log_info, write_manifest
 from clips.errors import UserError
-from clips.modelcard import recorded_licence, write_card
-from clips.references import CAPTIONER_WEIGHTS
+from clips.model_card import license_from_manifest, write_card
+from clips.model_refs import CAPTIONER_WEIGHTS
 
-EXPORTS: dict[str, str] = {  # modules with write(encoder, directory) -> features
+EXPORT_FORMATS: dict[str, str] = {  # modules with write(encoder, directory) -> features
     "hf_clip": "clips.interchange.hf_clip",
     "hf_dual": "clips.interchange.hf_dual",
     "hf_siglip": "clips.interchange.hf_siglip",
@@ -19,23 +19,23 @@ EXPORTS: dict[str, str] = {  # modules with write(encoder, directory) -> feature
 _TOLERANCE = 1e-5  # of unit features; a larger difference means that the conversion is wrong
 
 
-def export_as(encoder_directory: str | Path, output: str, *, format: str, licence: str | None = None) -> None:
-    """Write the encoder in ``encoder_directory`` to ``output`` in the format ``format``, an entry of ``EXPORTS``.
+def export_encoder(encoder_directory: str | Path, output: str, *, format: str, licence: str | None = None) -> None:
+    """Write the encoder in ``encoder_directory`` to ``output`` in the format ``format``, an entry of ``EXPORT_FORMATS``.
 
     Raises:
         UserError: the other library cannot compute this encoder, or the features would differ.
     """
     from clips.encoder import load_encoder
-    from clips.interchange.parity import largest_difference
-    from clips.model.loading import quiet
+    from clips.interchange.parity import max_feature_difference
+    from clips.model.loading import silence_transformers
 
     source = Path(encoder_directory)
     encoder = load_encoder(source)
-    licence = licence or recorded_licence(source)
-    with artifact_directory(output, kind=format) as partial:
-        with quiet():
-            features = importlib.import_module(EXPORTS[format]).write(encoder, partial)
-            difference = largest_difference(encoder, features)
+    licence = licence or license_from_manifest(source)
+    with atomic_artifact_dir(output, kind=format) as partial:
+        with silence_transformers():
+            features = importlib.import_module(EXPORT_FORMATS[format]).write(encoder, partial)
+            difference = max_feature_difference(encoder, features)
         if not difference <= _TOLERANCE:
             raise UserError(f"{format}: features would differ by {difference:.1e}; use another format")
         manifest = write_manifest(
@@ -48,5 +48,5 @@ def export_as(encoder_directory: str | Path, output: str, *, format: str, licenc
         )
         write_card(partial, format, manifest=manifest, licence=licence, cfg=encoder.config["model_cfg"])
     if (source / CAPTIONER_WEIGHTS).is_file():
-        say(f"{output}: without the captioner, for which {format} has no place")
-    say(f"{output}: {format}, features differ from the encoder's by {difference:.1e} at most")
+        log_info(f"{output}: without the captioner, for which {format} has no place")
+    log_info(f"{output}: {format}, features differ from the encoder's by {difference:.1e} at most")

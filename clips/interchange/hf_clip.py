@@ -7,22 +7,22 @@ from typing import Any
 
 import torch
 
-from clips.encoder import Encoder
+from clips.encoder import LoadedEncoder
 from clips.errors import UserError
-from clips.interchange import transformers_files as files
-from clips.interchange.source import OPENAI_PREPROCESS, Features, Found, no_tokenizer, stated_licence, tower_shapes
-from clips.interchange.tensors import (
+from clips.interchange import hf_files as files
+from clips.interchange.imported_encoder import OPENAI_PREPROCESS, Features, ImportedEncoder, no_tokenizer, license_from_card, tower_shapes
+from clips.interchange.weight_mapping import (
     OPEN_CLIP,
     TRANSFORMERS,
-    Link,
-    link,
-    link_blocks,
-    link_both,
+    WeightLink,
+    weight_link,
+    block_links,
+    weight_bias_links,
     shapes_of,
-    to_ours,
-    to_theirs,
+    to_open_clip,
+    from_open_clip,
 )
-from clips.interchange.towers import blocks_of, pool_type, same_norm, text_prefix, text_tower
+from clips.interchange.tower_config import transformer_spec, pool_type, norm_eps_matches, text_prefix, text_tower
 
 _OPENAI_WORDS = 49408  # entries of OpenAI's vocabulary, which ships with open_clip
 _HUB_TOKENIZER = "openai/clip-vit-large-patch14"  # where open_clip finds a Hub copy of the vocabulary
@@ -30,33 +30,33 @@ _BY_LARGEST = 2  # with this eos_token_id transformers reads the largest token, 
 _WANTED = "hf_clip: transformers' CLIPModel"
 
 
-def links(vision_layers: int, text_layers: int, text: str = "") -> list[Link]:
+def weight_links(vision_layers: int, text_layers: int, text: str = "") -> list[WeightLink]:
     """Names of a model's tensors; ``text`` is the prefix of open_clip's text tower names."""
     return [
-        link("visual.class_embedding", "vision_model.embeddings.class_embedding"),
-        link("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight"),
-        link("visual.positional_embedding", "vision_model.embeddings.position_embedding.weight"),
-        *link_both("visual.ln_pre.{}", "vision_model.pre_layrnorm.{}"),
-        *link_both("visual.ln_post.{}", "vision_model.post_layernorm.{}"),
-        link("visual.proj", "visual_projection.weight", transposed=True),
-        *link_blocks(
+        weight_link("visual.class_embedding", "vision_model.embeddings.class_embedding"),
+        weight_link("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight"),
+        weight_link("visual.positional_embedding", "vision_model.embeddings.position_embedding.weight"),
+        *weight_bias_links("visual.ln_pre.{}", "vision_model.pre_layrnorm.{}"),
+        *weight_bias_links("visual.ln_post.{}", "vision_model.post_layernorm.{}"),
+        weight_link("visual.proj", "visual_projection.weight", transposed=True),
+        *block_links(
             ("visual.transformer.resblocks.{}.", OPEN_CLIP),
             ("vision_model.encoder.layers.{}.", TRANSFORMERS),
             vision_layers,
         ),
-        *text_links(text_layers, text),
-        link(f"{text}text_projection", "text_projection.weight", transposed=True),
-        link("logit_scale", "logit_scale"),
+        *text_weight_links(text_layers, text),
+        weight_link(f"{text}text_projection", "text_projection.weight", transposed=True),
+        weight_link("logit_scale", "logit_scale"),
     ]
 
 
-def text_links(layers: int, text: str) -> list[Link]:
+def text_weight_links(layers: int, text: str) -> list[WeightLink]:
     """Names of a text tower's tensors without its projection; CLIP and SigLIP share them."""
     return [
-        link(f"{text}token_embedding.weight", "text_model.embeddings.token_embedding.weight"),
-        link(f"{text}positional_embedding", "text_model.embeddings.position_embedding.weight"),
-        *link_both(f"{text}ln_final.{{}}", "text_model.final_layer_norm.{}"),
-        *link_blocks(
+        weight_link(f"{text}token_embedding.weight", "text_model.embeddings.token_embedding.weight"),
+        weight_link(f"{text}positional_embedding", "text_model.embeddings.position_embedding.weight"),
+        *weight_bias_links(f"{text}ln_final.{{}}", "text_model.final_layer_norm.{}"),
+        *block_links(
             (f"{text}transformer.resblocks.{{}}.", OPEN_CLIP), ("text_model.encoder.layers.{}.", TRANSFORMERS), layers
         ),
     ]
@@ -65,12 +65,12 @@ def text_links(layers: int, text: str) -> list[Link]:
 # ---------------------------------------------------------------- read
 
 
-def recognises(path: Path) -> bool:
+def is_supported(path: Path) -> bool:
     """Whether this is a directory of a ``CLIPModel``."""
     return path.is_dir() and files.model_type(path) == "clip"
 
 
-def read(path: Path, architecture: str | None) -> Found:
+def load(path: Path, architecture: str | None) -> ImportedEncoder:
     """See `clips.interchange.importing`; the directory's own config states the architecture."""
     from transformers import CLIPModel
 
@@ -84,14 +84,14 @@ def read(path: Path, architecture: str | None) -> Found:
     elif cfg["text_cfg"]["vocab_size"] != _OPENAI_WORDS:
         raise UserError(f"{path}: expected a tokenizer (tokenizer.json), for its words are not OpenAI's")
     size = cfg["vision_cfg"]["image_size"]
-    named = links(cfg["vision_cfg"]["layers"], cfg["text_cfg"]["layers"])
-    return Found(
+    named = weight_links(cfg["vision_cfg"]["layers"], cfg["text_cfg"]["layers"])
+    return ImportedEncoder(
         model_cfg=cfg,
         preprocess_cfg=files.read_preprocessing(path, size, OPENAI_PREPROCESS),
-        weights=to_ours(model.state_dict(), named, tower_shapes(cfg, path)),
+        weights=to_open_clip(model.state_dict(), named, tower_shapes(cfg, path)),
         write_tokenizer=(lambda directory: files.save_tokenizer(path, directory)) if own_words else no_tokenizer,
-        features=features_of(model),
-        licence=stated_licence(path),
+        features=feature_functions(model),
+        licence=license_from_card(path),
         where=path,
     )
 
@@ -128,7 +128,7 @@ def _model_cfg(config: Any, where: Path) -> dict[str, Any]:
     }
 
 
-def features_of(model: Any) -> Features:
+def feature_functions(model: Any) -> Features:
     """Image and text features of a two-tower model of transformers, not normalized."""
 
     def features(pixels: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -142,7 +142,7 @@ def features_of(model: Any) -> Features:
 # ---------------------------------------------------------------- write
 
 
-def write(encoder: Encoder, directory: Path) -> Features:
+def export(encoder: LoadedEncoder, directory: Path) -> Features:
     """See `clips.interchange.exporting`.
 
     Raises:
@@ -156,18 +156,18 @@ def write(encoder: Encoder, directory: Path) -> Features:
     config = CLIPConfig(
         projection_dim=model.visual.proj.shape[1],
         vision_config=_vision_config(model.visual),
-        text_config=text_config(model),
+        text_config=clip_text_config(model),
         logit_scale_init_value=model.logit_scale.item(),
     )
     theirs = CLIPModel(config).eval()
-    named = links(
+    named = weight_links(
         len(model.visual.transformer.resblocks), len(text_tower(model).transformer.resblocks), text_prefix(model)
     )
-    theirs.load_state_dict(to_theirs(model.state_dict(), named, shapes_of(theirs)))
+    theirs.load_state_dict(from_open_clip(model.state_dict(), named, shapes_of(theirs)))
     theirs.save_pretrained(directory)
     files.write_preprocessing(encoder.config["preprocess_cfg"], directory)
     files.write_tokenizer(encoder.tokenizer, directory)
-    return features_of(theirs)
+    return feature_functions(theirs)
 
 
 def _check_vision(visual: Any) -> None:
@@ -200,8 +200,8 @@ def _check_text(model: Any) -> None:
 
 
 def _vision_config(visual: Any) -> dict[str, Any]:
-    blocks = blocks_of(visual, "image", _WANTED)
-    if not (same_norm(visual.ln_pre, blocks) and same_norm(visual.ln_post, blocks)):
+    blocks = transformer_spec(visual, "image", _WANTED)
+    if not (norm_eps_matches(visual.ln_pre, blocks) and norm_eps_matches(visual.ln_post, blocks)):
         raise UserError(f"{_WANTED} has one epsilon for all norms; use timm")
     return {
         "hidden_size": blocks.width,
@@ -216,10 +216,10 @@ def _vision_config(visual: Any) -> dict[str, Any]:
     }
 
 
-def text_config(model: Any) -> dict[str, Any]:
+def clip_text_config(model: Any) -> dict[str, Any]:
     """Return the entries of a ``CLIPTextConfig`` equivalent to a model's text tower."""
     text = text_tower(model)
-    blocks = blocks_of(text, "text", _WANTED)
+    blocks = transformer_spec(text, "text", _WANTED)
     words, length = text.token_embedding.num_embeddings, text.positional_embedding.shape[0]
     by_largest = words - 1 if words == _OPENAI_WORDS else _BY_LARGEST
     end = (

@@ -13,26 +13,26 @@ from typing import Any
 
 import torch
 
-from clips.encoder import Encoder
+from clips.encoder import LoadedEncoder
 from clips.errors import UserError
 from clips.interchange import hf_clip, timm_tower
-from clips.interchange import transformers_files as files
+from clips.interchange import hf_files as files
 from clips.interchange.hf_siglip import siglip_text_config
-from clips.interchange.source import Features
-from clips.interchange.tensors import Weights, link, shapes_of, to_theirs
-from clips.interchange.towers import blocks_of, pool_type, text_prefix, text_tower
+from clips.interchange.imported_encoder import Features
+from clips.interchange.weight_mapping import Weights, weight_link, shapes_of, from_open_clip
+from clips.interchange.tower_config import transformer_spec, pool_type, text_prefix, text_tower
 
 _WANTED = "hf_dual: transformers' VisionTextDualEncoderModel"
 
 
-def register() -> None:
+def register_siglip_text() -> None:
     """Register SigLIP's text tower with transformers' ``AutoModel``."""
     from transformers import AutoModel, SiglipTextConfig, SiglipTextModel
 
     AutoModel.register(SiglipTextConfig, SiglipTextModel, exist_ok=True)
 
 
-def write(encoder: Encoder, directory: Path) -> Features:
+def export(encoder: LoadedEncoder, directory: Path) -> Features:
     """See `clips.interchange.exporting`.
 
     Raises:
@@ -40,10 +40,10 @@ def write(encoder: Encoder, directory: Path) -> Features:
     """
     from transformers import VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
-    register()
+    register_siglip_text()
     model = encoder.model
     _check(model)
-    tower = timm_tower.tower_of(encoder)
+    tower = timm_tower.build_timm_tower(encoder)
     classifier = tower.get_classifier()
     if not isinstance(classifier, torch.nn.Linear) or (classifier.bias is not None and classifier.bias.any()):
         raise UserError(f"{_WANTED} projects pictures without a bias, this image tower otherwise; use timm")
@@ -57,7 +57,7 @@ def write(encoder: Encoder, directory: Path) -> Features:
     theirs.save_pretrained(directory)
     files.write_preprocessing(encoder.config["preprocess_cfg"], directory)
     files.write_tokenizer(encoder.tokenizer, directory)
-    return hf_clip.features_of(theirs)
+    return hf_clip.feature_functions(theirs)
 
 
 def _check(model: Any) -> None:
@@ -76,12 +76,12 @@ def _check(model: Any) -> None:
 
 
 def _clip_text_config(model: Any) -> dict[str, Any]:
-    return {"model_type": "clip_text_model"} | hf_clip.text_config(model)
+    return {"model_type": "clip_text_model"} | hf_clip.clip_text_config(model)
 
 
 def _siglip_text_config(model: Any) -> dict[str, Any]:
     text = text_tower(model)
-    own = siglip_text_config(text, blocks_of(text, "text", _WANTED))
+    own = siglip_text_config(text, transformer_spec(text, "text", _WANTED))
     return {"model_type": "siglip_text_model"} | own
 
 
@@ -98,7 +98,7 @@ def _text_config(model: Any) -> dict[str, Any]:
     return _TEXT_TOWERS[masked, pool_type(model)](model)
 
 
-def _vision_config(encoder: Encoder, tower: Any) -> dict[str, Any]:
+def _vision_config(encoder: LoadedEncoder, tower: Any) -> dict[str, Any]:
     """Return the entries of a ``TimmWrapperConfig``, with the width that the dual encoder needs."""
     from open_clip.transformer import VisionTransformer
 
@@ -126,11 +126,11 @@ def _weights(model: Any, tower: Any, classifier: torch.nn.Linear, theirs: Any) -
     image = {name: value for name, value in tower.state_dict().items() if not name.startswith(f"{head}.")}
     ours = {name: value for name, value in model.state_dict().items() if not name.startswith("visual.")}
     named = [
-        *hf_clip.text_links(len(text_tower(model).transformer.resblocks), text),
-        link(f"{text}text_projection", "text_projection.weight", transposed=True),
-        link("logit_scale", "logit_scale"),
+        *hf_clip.text_weight_links(len(text_tower(model).transformer.resblocks), text),
+        weight_link(f"{text}text_projection", "text_projection.weight", transposed=True),
+        weight_link("logit_scale", "logit_scale"),
     ]
-    weights = to_theirs(ours, named, shapes)
+    weights = from_open_clip(ours, named, shapes)
     if "text_model.head.weight" in shapes:  # SigLIP's own projection becomes the identity
         weights["text_model.head.weight"] = torch.eye(shapes["text_model.head.weight"][0])
         weights["text_model.head.bias"] = torch.zeros(shapes["text_model.head.bias"])

@@ -11,24 +11,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from clips.encoder import Encoder
+from clips.encoder import LoadedEncoder
 from clips.errors import UserError
-from clips.interchange import transformers_files as files
-from clips.interchange.hf_clip import features_of, text_links
-from clips.interchange.source import Features, Found, stated_licence, tower_shapes
-from clips.interchange.tensors import (
+from clips.interchange import hf_files as files
+from clips.interchange.hf_clip import feature_functions, text_weight_links
+from clips.interchange.imported_encoder import Features, ImportedEncoder, license_from_card, tower_shapes
+from clips.interchange.weight_mapping import (
     TIMM,
     TRANSFORMERS,
-    Link,
-    link,
-    link_blocks,
-    link_both,
+    WeightLink,
+    weight_link,
+    block_links,
+    weight_bias_links,
     shapes_of,
-    to_ours,
-    to_theirs,
+    to_open_clip,
+    from_open_clip,
 )
-from clips.interchange.timm_tower import activation_of
-from clips.interchange.towers import blocks_of, pool_type
+from clips.interchange.timm_tower import activation_name
+from clips.interchange.tower_config import transformer_spec, pool_type
 
 _PREPROCESS = {
     "mode": "RGB",
@@ -46,59 +46,59 @@ _GEMMA_WORDS = 256_000
 _WANTED = "hf_siglip: transformers' SiglipModel"
 
 
-def links(vision_layers: int, text_layers: int) -> list[Link]:
+def weight_links(vision_layers: int, text_layers: int) -> list[WeightLink]:
     """Names of a model's tensors."""
     pool, head = "visual.trunk.attn_pool.", "vision_model.head."
     attention = [
-        Link((f"{pool}q.{kind}", f"{pool}kv.{kind}"), (f"{head}attention.in_proj_{kind}",))
+        WeightLink((f"{pool}q.{kind}", f"{pool}kv.{kind}"), (f"{head}attention.in_proj_{kind}",))
         for kind in ("weight", "bias")
     ]
     return [
-        *link_both("visual.trunk.patch_embed.proj.{}", "vision_model.embeddings.patch_embedding.{}"),
-        link("visual.trunk.pos_embed", "vision_model.embeddings.position_embedding.weight"),
-        *link_both("visual.trunk.norm.{}", "vision_model.post_layernorm.{}"),
-        link(f"{pool}latent", f"{head}probe"),
+        *weight_bias_links("visual.trunk.patch_embed.proj.{}", "vision_model.embeddings.patch_embedding.{}"),
+        weight_link("visual.trunk.pos_embed", "vision_model.embeddings.position_embedding.weight"),
+        *weight_bias_links("visual.trunk.norm.{}", "vision_model.post_layernorm.{}"),
+        weight_link(f"{pool}latent", f"{head}probe"),
         *attention,
-        *link_both(f"{pool}proj.{{}}", f"{head}attention.out_proj.{{}}"),
-        *link_both(f"{pool}norm.{{}}", f"{head}layernorm.{{}}"),
-        *link_both(f"{pool}mlp.fc1.{{}}", f"{head}mlp.fc1.{{}}"),
-        *link_both(f"{pool}mlp.fc2.{{}}", f"{head}mlp.fc2.{{}}"),
-        *link_blocks(
+        *weight_bias_links(f"{pool}proj.{{}}", f"{head}attention.out_proj.{{}}"),
+        *weight_bias_links(f"{pool}norm.{{}}", f"{head}layernorm.{{}}"),
+        *weight_bias_links(f"{pool}mlp.fc1.{{}}", f"{head}mlp.fc1.{{}}"),
+        *weight_bias_links(f"{pool}mlp.fc2.{{}}", f"{head}mlp.fc2.{{}}"),
+        *block_links(
             ("visual.trunk.blocks.{}.", TIMM), ("vision_model.encoder.layers.{}.", TRANSFORMERS), vision_layers
         ),
-        *text_links(text_layers, "text."),
-        *link_both("text.text_projection.{}", "text_model.head.{}"),
-        link("logit_scale", "logit_scale"),
-        link("logit_bias", "logit_bias"),
+        *text_weight_links(text_layers, "text."),
+        *weight_bias_links("text.text_projection.{}", "text_model.head.{}"),
+        weight_link("logit_scale", "logit_scale"),
+        weight_link("logit_bias", "logit_bias"),
     ]
 
 
 # ---------------------------------------------------------------- read
 
 
-def recognises(path: Path) -> bool:
+def is_supported(path: Path) -> bool:
     """Whether this is a directory of a ``SiglipModel``."""
     return path.is_dir() and files.model_type(path) == "siglip"
 
 
-def read(path: Path, architecture: str | None) -> Found:
+def load(path: Path, architecture: str | None) -> ImportedEncoder:
     """See `clips.interchange.importing`; ``architecture`` names timm's image tower if several match."""
     from transformers import SiglipModel
 
     model = files.from_pretrained(SiglipModel, path)
     cfg = _model_cfg(model.config, architecture, path)
     size = cfg["vision_cfg"]["image_size"]
-    named = links(model.config.vision_config.num_hidden_layers, cfg["text_cfg"]["layers"])
+    named = weight_links(model.config.vision_config.num_hidden_layers, cfg["text_cfg"]["layers"])
     if not files.has_tokenizer(path):
         raise UserError(f"{path}: expected a tokenizer (tokenizer.json or spiece.model) beside the weights")
-    return Found(
+    return ImportedEncoder(
         model_cfg=cfg,
         preprocess_cfg=files.read_preprocessing(path, size, _PREPROCESS),
-        weights=to_ours(model.state_dict(), named, tower_shapes(cfg, path)),
+        weights=to_open_clip(model.state_dict(), named, tower_shapes(cfg, path)),
         write_tokenizer=lambda directory: files.save_tokenizer(path, directory),
-        features=features_of(model),
+        features=feature_functions(model),
         approximation=_approximation(cfg["vision_cfg"]["timm_model_name"], model.config.vision_config.hidden_act),
-        licence=stated_licence(path),
+        licence=license_from_card(path),
         where=path,
     )
 
@@ -157,7 +157,7 @@ def _timm_name(vision: Any, where: Path) -> str:
             vision.intermediate_size,
             vision.num_attention_heads,
         ):
-            fitting.append((activation_of(trunk.blocks[0].mlp.act) != vision.hidden_act, name))
+            fitting.append((activation_name(trunk.blocks[0].mlp.act) != vision.hidden_act, name))
     if not fitting:
         raise UserError(
             f"{where}: timm has no SigLIP tower of width {vision.hidden_size}, {vision.num_hidden_layers} layers and "
@@ -171,14 +171,14 @@ def _approximation(name: str, activation: str) -> str | None:
 
     with torch.device("meta"):
         trunk: Any = timm.create_model(name, num_classes=0)
-    own = activation_of(trunk.blocks[0].mlp.act)
+    own = activation_name(trunk.blocks[0].mlp.act)
     return None if own == activation else f"timm's {name} computes {own}, the source {activation}"
 
 
 # ---------------------------------------------------------------- write
 
 
-def write(encoder: Encoder, directory: Path) -> Features:
+def export(encoder: LoadedEncoder, directory: Path) -> Features:
     """See `clips.interchange.exporting`.
 
     Raises:
@@ -189,8 +189,8 @@ def write(encoder: Encoder, directory: Path) -> Features:
     model = encoder.model
     _check(model)
     trunk, text = model.visual.trunk, model.text
-    activation = activation_of(trunk.blocks[0].mlp.act)
-    blocks = blocks_of(text, "text", _WANTED)
+    activation = activation_name(trunk.blocks[0].mlp.act)
+    blocks = transformer_spec(text, "text", _WANTED)
     config = SiglipConfig(
         vision_config={
             "hidden_size": trunk.embed_dim,
@@ -205,12 +205,12 @@ def write(encoder: Encoder, directory: Path) -> Features:
         text_config=siglip_text_config(text, blocks) | {"projection_size": text.text_projection.out_features},
     )
     theirs = SiglipModel(config).eval()
-    named = links(len(trunk.blocks), blocks.layers)
-    theirs.load_state_dict(to_theirs(model.state_dict(), named, shapes_of(theirs)))
+    named = weight_links(len(trunk.blocks), blocks.layers)
+    theirs.load_state_dict(from_open_clip(model.state_dict(), named, shapes_of(theirs)))
     theirs.save_pretrained(directory)
     files.write_preprocessing(encoder.config["preprocess_cfg"], directory)
     files.write_tokenizer(encoder.tokenizer, directory)
-    return features_of(theirs)
+    return feature_functions(theirs)
 
 
 def siglip_text_config(text: Any, blocks: Any) -> dict[str, Any]:

@@ -15,18 +15,18 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clips.core.artifact import artifact_directory, check_replaceable, say, write_file, write_manifest
-from clips.errors import UserError, suggest
-from clips.modelcard import write_card
-from clips.references import CONFIG, WEIGHTS
+from clips.core.artifact import atomic_artifact_dir, check_overwritable, log_info, atomic_write, write_manifest
+from clips.errors import UserError, unknown_name_error
+from clips.model_card import write_card
+from clips.model_refs import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 
 if TYPE_CHECKING:
-    from clips.interchange.source import Found
+    from clips.interchange.imported_encoder import ImportedEncoder
 
-IMPORTS: dict[str, str] = {  # modules with recognises(path) and read(path, architecture)
+IMPORT_FORMATS: dict[str, str] = {  # modules with recognises(path) and read(path, architecture)
     "hf_clip": "clips.interchange.hf_clip",
     "hf_siglip": "clips.interchange.hf_siglip",
-    "open_clip": "clips.interchange.open_clip_files",
+    "open_clip": "clips.interchange.open_clip_format",
     "openvision_jax": "clips.interchange.openvision_jax",
 }
 
@@ -56,28 +56,28 @@ class ImportConfig:
     tolerance: float = 1e-5
 
     def __post_init__(self) -> None:
-        if self.format is not None and self.format not in IMPORTS:
-            raise suggest(self.format, IMPORTS, "format")
+        if self.format is not None and self.format not in IMPORT_FORMATS:
+            raise unknown_name_error(self.format, IMPORT_FORMATS, "format")
         if not self.tolerance > 0:
             raise UserError(f"tolerance: expected a number above 0, got {self.tolerance}")
 
 
-def import_encoder(config: ImportConfig) -> None:
+def run_import(config: ImportConfig) -> None:
     """Run ``clips import``."""
     path = Path(config.path)
     if not path.exists():
         raise UserError(f"{path}: no such file or directory")
-    check_replaceable(config.output, "encoder")
+    check_overwritable(config.output, "encoder")
     if Path(config.output).resolve() == path.resolve():
         raise UserError(f"output: expected another directory than {path}, which is read")
-    from clips.interchange.source import tower_shapes
-    from clips.interchange.tensors import fitted
+    from clips.interchange.imported_encoder import tower_shapes
+    from clips.interchange.weight_mapping import conform
 
     name = config.format or _recognised(path)
-    found: Found = importlib.import_module(IMPORTS[name]).read(path, config.architecture)
-    weights = fitted(found.weights, tower_shapes(found.model_cfg, path), found.where)
+    found: ImportedEncoder = importlib.import_module(IMPORT_FORMATS[name]).read(path, config.architecture)
+    weights = conform(found.weights, tower_shapes(found.model_cfg, path), found.where)
     licence = config.licence or found.licence or "unknown"
-    with artifact_directory(config.output, kind="encoder") as partial:
+    with atomic_artifact_dir(config.output, kind="encoder") as partial:
         _write(found, weights, partial)
         difference = _checked(partial, found, config)
         manifest = write_manifest(
@@ -92,39 +92,39 @@ def import_encoder(config: ImportConfig) -> None:
         )
         write_card(partial, "imported", manifest=manifest, licence=licence, config=config, cfg=found.model_cfg)
     parity = "" if difference is None else f", features differ from the source's by {difference:.1e} at most"
-    say(f"{config.output}: encoder imported from {name}{parity}")
+    log_info(f"{config.output}: encoder imported from {name}{parity}")
 
 
 def _recognised(path: Path) -> str:
-    for name, module in IMPORTS.items():
+    for name, module in IMPORT_FORMATS.items():
         if importlib.import_module(module).recognises(path):
             return name
     if path.is_dir():
-        from clips.interchange.transformers_files import model_type
+        from clips.interchange.hf_files import model_type
 
-        what = f"its config.json is of a '{model_type(path)}'" if model_type(path) else f"no {CONFIG}, no config.json"
+        what = f"its config.json is of a '{model_type(path)}'" if model_type(path) else f"no {OPEN_CLIP_CONFIG}, no config.json"
         raise UserError(f"{path}: {what}; expected open_clip's hub layout, or transformers' CLIPModel or SiglipModel")
     raise UserError(f"{path}: expected a checkpoint that ends in .safetensors, .bin, .pt, .pth, .ckpt or .npz")
 
 
-def _write(found: Found, weights: dict[str, Any], directory: Path) -> None:
+def _write(found: ImportedEncoder, weights: dict[str, Any], directory: Path) -> None:
     from safetensors.torch import save_file
 
     config = {"model_cfg": found.model_cfg, "preprocess_cfg": found.preprocess_cfg}
-    write_file(directory / CONFIG, json.dumps(config, indent=2) + "\n")
-    save_file(weights, directory / WEIGHTS)
+    atomic_write(directory / OPEN_CLIP_CONFIG, json.dumps(config, indent=2) + "\n")
+    save_file(weights, directory / OPEN_CLIP_WEIGHTS)
     found.write_tokenizer(directory)
 
 
-def _checked(partial: Path, found: Found, config: ImportConfig) -> float | None:
+def _checked(partial: Path, found: ImportedEncoder, config: ImportConfig) -> float | None:
     """Return the difference between the features of the new encoder and the source; None if it cannot be computed."""
     from clips.encoder import load_encoder
-    from clips.interchange.parity import largest_difference
+    from clips.interchange.parity import max_feature_difference
 
     encoder = load_encoder(partial)
     if found.features is None:
         return None
-    difference = largest_difference(encoder, found.features)
+    difference = max_feature_difference(encoder, found.features)
     if not difference <= config.tolerance:
         why = f" ({found.approximation})" if found.approximation else ""
         raise UserError(

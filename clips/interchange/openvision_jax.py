@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clips.errors import UserError, reason_of
-from clips.interchange.source import Found, named_configs, tower_shapes
-from clips.interchange.tensors import OPEN_CLIP, BlockNames, Weights, link, link_blocks, link_both, to_ours
-from clips.model.positions import authors_positions
+from clips.errors import UserError, error_reason
+from clips.interchange.imported_encoder import ImportedEncoder, configs_for_architecture, tower_shapes
+from clips.interchange.weight_mapping import OPEN_CLIP, BlockNames, Weights, weight_link, block_links, weight_bias_links, to_open_clip
+from clips.model.pos_embed import openvision_sincos_pos_embed
 from clips.model.tokenizer import ClipsTokenizer
 
 _ATTENTION = "MultiHeadDotProductAttention_0"
@@ -32,45 +32,45 @@ _FLAX = BlockNames(
 _DECODER = "txt_decoder/"
 
 
-def recognises(path: Path) -> bool:
+def is_supported(path: Path) -> bool:
     """Whether this is a ``.npz`` file."""
     return path.is_file() and path.suffix == ".npz"
 
 
-def read(path: Path, architecture: str | None) -> Found:
+def read(path: Path, architecture: str | None) -> ImportedEncoder:
     """See `clips.interchange.importing`."""
     if architecture is None:
         raise UserError(f"{path}: a file of weights does not say what it is of; give its --architecture")
     stored = _as_torch(_read_parameters(path))
     table = stored.get("txt.pos_embedding", torch.empty(1, 0, 0))[0]
-    cfg, preprocess = named_configs(architecture, {"positional_embedding": table})
+    cfg, preprocess = configs_for_architecture(architecture, {"positional_embedding": table})
     vision, text = cfg["vision_cfg"], cfg["text_cfg"]
     if "img.pos_embedding" not in stored:
-        stored["img.pos_embedding"] = authors_positions(vision["image_size"] // vision["patch_size"], vision["width"])
+        stored["img.pos_embedding"] = openvision_sincos_pos_embed(vision["image_size"] // vision["patch_size"], vision["width"])
     links = [
-        link("visual.positional_embedding", "img.pos_embedding"),
-        link("visual.class_embedding", "img.cls"),
-        link("visual.conv1.weight", "img.embedding.weight"),
-        *link_both("visual.ln_post.{}", "img.encoder_norm.{}"),
-        link("visual.proj", "img.head.weight", transposed=True),
-        *link_blocks(
+        weight_link("visual.positional_embedding", "img.pos_embedding"),
+        weight_link("visual.class_embedding", "img.cls"),
+        weight_link("visual.conv1.weight", "img.embedding.weight"),
+        *weight_bias_links("visual.ln_post.{}", "img.encoder_norm.{}"),
+        weight_link("visual.proj", "img.head.weight", transposed=True),
+        *block_links(
             ("visual.transformer.resblocks.{}.", OPEN_CLIP),
             ("img.Transformer.encoderblock_{}.", _FLAX),
             vision["layers"],
         ),
-        link("positional_embedding", "txt.pos_embedding"),
-        link("token_embedding.weight", "txt.Embed_0.embedding"),
-        *link_both("ln_final.{}", "txt.encoder_norm.{}"),
-        link("text_projection", "txt.head.weight", transposed=True),
-        *link_blocks(
+        weight_link("positional_embedding", "txt.pos_embedding"),
+        weight_link("token_embedding.weight", "txt.Embed_0.embedding"),
+        *weight_bias_links("ln_final.{}", "txt.encoder_norm.{}"),
+        weight_link("text_projection", "txt.head.weight", transposed=True),
+        *block_links(
             ("transformer.resblocks.{}.", OPEN_CLIP), ("txt.Transformer.encoderblock_{}.", _FLAX), text["layers"]
         ),
-        link("logit_scale", "t"),
+        weight_link("logit_scale", "t"),
     ]
-    return Found(
+    return ImportedEncoder(
         model_cfg=cfg,
         preprocess_cfg=preprocess,
-        weights=to_ours(stored, links, tower_shapes(cfg, path)),
+        weights=to_open_clip(stored, links, tower_shapes(cfg, path)),
         write_tokenizer=ClipsTokenizer(text["context_length"]).save,
         where=path,
     )
@@ -81,7 +81,7 @@ def _read_parameters(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             stored = {name: file[name] for name in file.files}
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable .npz of arrays ({reason_of(error)})") from None
+        raise UserError(f"{path}: not a readable .npz of arrays ({error_reason(error)})") from None
     for prefix in ("params/", "opt/target/"):
         inner = {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
         stored = inner or stored

@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from clips.interchange.source import Features
+from clips.interchange.imported_encoder import Features
 
 _TEXTS = ["a photo of a cat", "Two red buses stand beside a tree, and a dog runs across the street.", ""]
 
 
 @torch.no_grad()
-def largest_difference(encoder: Any, features: Features) -> float:
+def max_feature_difference(encoder: Any, features: Features) -> float:
     """Return the largest difference between the unit features of an encoder and those of ``features``.
 
     Args:
-        encoder: an `clips.encoder.Encoder`; images are noise of its size, texts pass through its tokenizer.
+        encoder: an `clips.encoder.LoadedEncoder`; images are noise of its size, texts pass through its tokenizer.
         features: the other side.
     """
     noise = torch.Generator().manual_seed(0)

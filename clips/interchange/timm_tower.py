@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from clips.encoder import Encoder
+from clips.encoder import LoadedEncoder
 from clips.errors import UserError
-from clips.interchange.source import Features
-from clips.interchange.tensors import OPEN_CLIP, TIMM, Link, link, link_blocks, link_both, shapes_of, to_theirs
-from clips.interchange.towers import Blocks, blocks_of, same_norm
-from clips.interchange.transformers_files import mlp_ratio
+from clips.interchange.imported_encoder import Features
+from clips.interchange.weight_mapping import OPEN_CLIP, TIMM, WeightLink, weight_link, block_links, weight_bias_links, shapes_of, from_open_clip
+from clips.interchange.tower_config import TransformerSpec, transformer_spec, norm_eps_matches
+from clips.interchange.hf_files import mlp_ratio
 
 # timm models whose arguments are all configurable except the epsilon of the norms: one for each epsilon
 _BASES = {1e-6: "vit_base_patch16_224", 1e-5: "vit_base_patch16_clip_224"}
@@ -24,7 +24,7 @@ _ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh":
 _WANTED = "timm's VisionTransformer"
 
 
-def write(encoder: Encoder, directory: Path) -> Features:
+def export(encoder: LoadedEncoder, directory: Path) -> Features:
     """See `clips.interchange.exporting`; the returned features are those of images only.
 
     Raises:
@@ -32,7 +32,7 @@ def write(encoder: Encoder, directory: Path) -> Features:
     """
     import timm
 
-    tower = tower_of(encoder)
+    tower = build_timm_tower(encoder)
     timm.models.save_for_hf(tower, str(directory), safe_serialization=True)
 
     def features(pixels: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,7 +41,7 @@ def write(encoder: Encoder, directory: Path) -> Features:
     return features
 
 
-def tower_of(encoder: Encoder) -> Any:
+def build_timm_tower(encoder: LoadedEncoder) -> Any:
     """Return the image tower as a timm model in evaluation mode, with its projection as the classifier."""
     from open_clip.transformer import VisionTransformer
 
@@ -55,20 +55,20 @@ def tower_of(encoder: Encoder) -> Any:
 
 def vit_arguments(visual: Any) -> tuple[str, dict[str, Any]]:
     """Return timm's name and arguments of a model equivalent to an open_clip ViT, up to the projection."""
-    blocks = blocks_of(visual, "image", _WANTED)
+    blocks = transformer_spec(visual, "image", _WANTED)
     has_norm_before = not isinstance(visual.ln_pre, nn.Identity)
     for unfit, why in (
         (visual.attn_pool is not None or visual.pool_type not in ("avg", "tok"), "has no such pooling"),
         (blocks.eps not in _BASES, f"knows the epsilons {', '.join(map(str, _BASES))}, not {blocks.eps}"),
-        (not same_norm(visual.ln_post, blocks), "has one epsilon for all norms"),
-        (has_norm_before and not same_norm(visual.ln_pre, blocks), "has one epsilon for all norms"),
+        (not norm_eps_matches(visual.ln_post, blocks), "has one epsilon for all norms"),
+        (has_norm_before and not norm_eps_matches(visual.ln_pre, blocks), "has one epsilon for all norms"),
     ):
         if unfit:
             raise UserError(f"{_WANTED} {why}")
     return _BASES[blocks.eps], _arguments(visual, blocks, has_norm_before)
 
 
-def _arguments(visual: Any, blocks: Blocks, has_norm_before: bool) -> dict[str, Any]:
+def _arguments(visual: Any, blocks: TransformerSpec, has_norm_before: bool) -> dict[str, Any]:
     return {
         "img_size": visual.image_size[0],
         "patch_size": visual.patch_size[0],
@@ -84,16 +84,16 @@ def _arguments(visual: Any, blocks: Blocks, has_norm_before: bool) -> dict[str, 
     }
 
 
-def vit_links(layers: int, *, norm_after_pool: bool) -> list[Link]:
+def vit_links(layers: int, *, norm_after_pool: bool) -> list[WeightLink]:
     """Names of a ViT's tensors; timm's patch bias, if any, is zero."""
     return [
-        link("visual.class_embedding", "cls_token"),
-        link("visual.positional_embedding", "pos_embed"),
-        link("visual.conv1.weight", "patch_embed.proj.weight"),
-        *link_both("visual.ln_pre.{}", "norm_pre.{}"),
-        *link_both("visual.ln_post.{}", "fc_norm.{}" if norm_after_pool else "norm.{}"),
-        *link_blocks(("visual.transformer.resblocks.{}.", OPEN_CLIP), ("blocks.{}.", TIMM), layers),
-        link("visual.proj", "head.weight", transposed=True),
+        weight_link("visual.class_embedding", "cls_token"),
+        weight_link("visual.positional_embedding", "pos_embed"),
+        weight_link("visual.conv1.weight", "patch_embed.proj.weight"),
+        *weight_bias_links("visual.ln_pre.{}", "norm_pre.{}"),
+        *weight_bias_links("visual.ln_post.{}", "fc_norm.{}" if norm_after_pool else "norm.{}"),
+        *block_links(("visual.transformer.resblocks.{}.", OPEN_CLIP), ("blocks.{}.", TIMM), layers),
+        weight_link("visual.proj", "head.weight", transposed=True),
     ]
 
 
@@ -108,7 +108,7 @@ def _vit(visual: Any, preprocess: dict[str, Any]) -> Any:
     shapes = shapes_of(tower)
     named = vit_links(arguments["depth"], norm_after_pool=arguments["fc_norm"])
     ours = {f"visual.{key}": value for key, value in visual.state_dict().items()}
-    weights = to_theirs(ours, named, shapes)
+    weights = from_open_clip(ours, named, shapes)
     for bias in ("patch_embed.proj.bias", "head.bias"):
         if bias in shapes:
             weights[bias] = torch.zeros(shapes[bias])
@@ -151,7 +151,7 @@ def timm_preprocessing(preprocess: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def activation_of(act: nn.Module) -> str | None:
+def activation_name(act: nn.Module) -> str | None:
     """Return transformers' name of a timm activation module; None if there is none."""
     from timm.layers import GELUTanh, QuickGELU
 

@@ -1,6 +1,6 @@
 """Recipes: the captions that a sample yields, the losses that they enter, and the captioner's target.
 
-A recipe is one entry of ``RECIPES`` and combines named parts: the texts that are contrasted with the image (``TEXTS``),
+A recipe is one entry of ``RECIPES`` and combines named parts: the texts that are contrasted with the image (``POSITIVES``),
 a contrastive loss (``clips.model.config.CONTRASTIVE_LOSSES``) and a captioner. A config can override the settings of
 the recipe, so an ablation is a config.
 """
@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from clips.errors import UserError, suggest
-from clips.method.captions import STRATEGIES, sentences
+from clips.errors import UserError, unknown_name_error
+from clips.method.caption_strategies import STRATEGIES, sentences
 from clips.model.config import CONTRASTIVE_LOSSES, CaptionerConfig
 from clips.model.tokenizer import PAD, ClipsTokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from clips.model.text_tokens import TextTokenizer
+    from clips.model.text_tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +49,10 @@ class RecipeConfig:
     """
 
     name: str = field(default="clips", metadata={"choices": "clips.method.recipes:RECIPES"})
-    texts: tuple[str, ...] | None = field(default=None, metadata={"choices": "clips.method.recipes:TEXTS"})
+    texts: tuple[str, ...] | None = field(default=None, metadata={"choices": "clips.method.recipes:POSITIVES"})
     loss: str = field(default="softmax", metadata={"choices": "clips.model.config:CONTRASTIVE_LOSSES"})
-    strategy: str | None = field(default=None, metadata={"choices": "clips.method.captions:STRATEGIES"})
-    web_strategy: str | None = field(default=None, metadata={"choices": "clips.method.captions:STRATEGIES"})
+    strategy: str | None = field(default=None, metadata={"choices": "clips.method.caption_strategies:STRATEGIES"})
+    web_strategy: str | None = field(default=None, metadata={"choices": "clips.method.caption_strategies:STRATEGIES"})
     target_tokens: int = 32
     web_share: float | None = None
     contrastive_weight: float = 1.0
@@ -65,11 +65,11 @@ class RecipeConfig:
             (self.loss, CONTRASTIVE_LOSSES, "contrastive loss"),
             (self.strategy, STRATEGIES, "caption strategy"),
             (self.web_strategy, STRATEGIES, "caption strategy"),
-            *((text, TEXTS, "text of a recipe") for text in self.texts or ()),
+            *((text, POSITIVES, "text of a recipe") for text in self.texts or ()),
         ]
         for name, known, what in names:
             if name is not None and name not in known:
-                raise suggest(name, known, what)
+                raise unknown_name_error(name, known, what)
         if self.texts is not None and len(set(self.texts)) != max(1, len(self.texts)):
             raise UserError(f"recipe.texts: expected one or more different texts, got {list(self.texts)}")
         if self.target_tokens < 1:
@@ -82,7 +82,7 @@ class RecipeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Captioning:
+class CaptionerTask:
     """The captioner of a recipe.
 
     Args:
@@ -104,7 +104,7 @@ class RecipeSpec:
     strategy: str = "full"
     web_strategy: str = "full"
     web_share: float = 0.8
-    captioning: Captioning | None = None
+    captioning: CaptionerTask | None = None
 
 
 RECIPES: dict[str, RecipeSpec] = {
@@ -112,49 +112,49 @@ RECIPES: dict[str, RecipeSpec] = {
     "recap": RecipeSpec(texts=("mixed",)),
     "veclip": RecipeSpec(texts=("mixed",), web_share=0.5),
     "clipa": RecipeSpec(texts=("mixed",), strategy="block", web_strategy="block"),
-    "coca": RecipeSpec(texts=("mixed",), captioning=Captioning(predicts="contrasted", teacher_forced=True)),
-    "clips": RecipeSpec(texts=("web", "partial"), strategy="sub_caption", captioning=Captioning(reads="web")),
+    "coca": RecipeSpec(texts=("mixed",), captioning=CaptionerTask(predicts="contrasted", teacher_forced=True)),
+    "clips": RecipeSpec(texts=("web", "partial"), strategy="sub_caption", captioning=CaptionerTask(reads="web")),
 }
 
 
 @dataclass(frozen=True)
-class Captions:
+class CaptionPair:
     """The captions of one sample; a missing one is "", but not both."""
 
     web: str
     synthetic: str
 
 
-def web(captions: Captions, rng: np.random.Generator, recipe: Recipe) -> str:
+def web_text(captions: CaptionPair, rng: np.random.Generator, recipe: Recipe) -> str:
     """Return the web caption, shortened by ``web_strategy``; full if the result is empty. An empty one is valid [C]."""
     return STRATEGIES[recipe.spec.web_strategy](captions.web, rng, recipe.config.target_tokens) or captions.web
 
 
-def partial(captions: Captions, rng: np.random.Generator, recipe: Recipe) -> str:
+def partial_text(captions: CaptionPair, rng: np.random.Generator, recipe: Recipe) -> str:
     """Return the synthetic caption, shortened by ``strategy``; the full web caption if there is none [C]."""
     if not sentences(captions.synthetic):
-        return whole_synthetic(captions)
+        return full_synthetic_text(captions)
     return STRATEGIES[recipe.spec.strategy](captions.synthetic, rng, recipe.config.target_tokens)
 
 
-def mixed(captions: Captions, rng: np.random.Generator, recipe: Recipe) -> str:
+def mixed_text(captions: CaptionPair, rng: np.random.Generator, recipe: Recipe) -> str:
     """Return the web caption with probability ``web_share``, else the synthetic one; if one is empty, the other.
 
     Source: [P], VeCLIP, Recap-DataComp.
     """
     chooses_web = rng.random() < recipe.spec.web_share
-    return (web if chooses_web and captions.web else partial)(captions, rng, recipe)
+    return (web_text if chooses_web and captions.web else partial_text)(captions, rng, recipe)
 
 
-def whole_synthetic(captions: Captions) -> str:
+def full_synthetic_text(captions: CaptionPair) -> str:
     """Return the synthetic caption, or the web caption if there is none [C]."""
     return captions.synthetic if sentences(captions.synthetic) or not captions.web else captions.web
 
 
-TEXTS: dict[str, Callable[[Captions, np.random.Generator, Recipe], str]] = {
-    "web": web,
-    "partial": partial,
-    "mixed": mixed,
+POSITIVES: dict[str, Callable[[CaptionPair, np.random.Generator, Recipe], str]] = {
+    "web": web_text,
+    "partial": partial_text,
+    "mixed": mixed_text,
 }
 """Name in the batch → function that samples the text from a sample's captions."""
 _WORDS = ClipsTokenizer()
@@ -174,7 +174,7 @@ class Recipe:
         return replace(RECIPES[self.config.name], **{name: value for name, value in given.items() if value is not None})
 
     @property
-    def captioning(self) -> Captioning | None:
+    def captioning(self) -> CaptionerTask | None:
         """The captioner; None if none is trained."""
         return self.spec.captioning if self.config.caption_weight > 0 else None
 
@@ -204,12 +204,12 @@ class Recipe:
             For each encoded text its (L,) tokens; with a captioner also "target" (T,) tokens and "target_mask" (T,)
             bool, True where a label (the target shifted by one) counts.
         """
-        captions = Captions(web, synthetic)
-        drawn = {name: TEXTS[name](captions, rng, self) for name in self.encoded}
+        captions = CaptionPair(web, synthetic)
+        drawn = {name: POSITIVES[name](captions, rng, self) for name in self.encoded}
         sample = dict(zip(drawn, tokenizer(list(drawn.values())), strict=True))
         if self.captioning is not None:
             contrasted = drawn[self.spec.texts[0]]
-            text = whole_synthetic(captions) if self.captioning.predicts == "synthetic" else contrasted
+            text = full_synthetic_text(captions) if self.captioning.predicts == "synthetic" else contrasted
             target = _WORDS.encode_target(text, self.config.captioner.length)[0]
             sample |= {"target": target, "target_mask": _counted(target, rng, self.config.captioner.positions)}
         return sample
@@ -229,26 +229,26 @@ class Recipe:
         if self.captioning is not None:
             parts["caption_loss"] = caption_loss(outputs["caption_loss_sum"], outputs["caption_tokens"])
             loss = loss + self.config.caption_weight * parts["caption_loss"]
-        parts["cosine_gap"] = cosine_gap(outputs["image"].detach(), texts[0].detach())
+        parts["cosine_gap"] = cosine_margin(outputs["image"].detach(), texts[0].detach())
         return {"loss": loss} | {name: part.detach() for name, part in parts.items()}
 
 
-def cosine_gap(image: Tensor, text: Tensor) -> Tensor:
+def cosine_margin(image: Tensor, text: Tensor) -> Tensor:
     """Return the mean cosine () of matching rows of ``image`` and ``text`` (B, E) minus the others'; 0 for one row."""
     count = len(image)
     matching, all_pairs = (image * text).sum(), image.sum(0) @ text.sum(0)
     return matching / count - (all_pairs - matching) / max(1, count * (count - 1)) if count > 1 else matching * 0
 
 
-def build(config: RecipeConfig) -> Recipe:
+def build_recipe(config: RecipeConfig) -> Recipe:
     """Return the recipe of ``config``."""
     return Recipe(config)
 
 
 def _counted(target: Tensor, rng: np.random.Generator, positions: int | None) -> Tensor:
-    from clips.model.captioner import shifted
+    from clips.model.captioner import shift_labels
 
-    counted = shifted(target) != PAD
+    counted = shift_labels(target) != PAD
     places = counted.nonzero()[:, 0].numpy()
     if positions is not None and len(places) > positions:
         counted = counted.new_zeros(counted.shape)

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from clips.commandline.lean_imports import without_wandb
-from clips.errors import UserError, reason_of, suggest
-from clips.jsontext import parse_json
-from clips.model.tokenizer import EOS, text_config
-from clips.references import CONFIG, HUB, TIMM, described, encoder_directory, is_config_file
+from clips.commandline.import_guards import without_wandb
+from clips.errors import UserError, error_reason, unknown_name_error
+from clips.jsontext import safe_json_loads
+from clips.model.tokenizer import EOS, tokenizer_text_cfg
+from clips.model_refs import OPEN_CLIP_CONFIG, HF_HUB_PREFIX, TIMM_PREFIX, read_encoder_config, resolve_encoder_dir, is_config_file
 
-FIELD = "model.architecture"
-CONFIGS = Path(__file__).parent / "configs"
+CONFIG_FIELD = "model.architecture"
+CONFIG_DIR = Path(__file__).parent / "configs"
 _TEXT_CONVENTIONS = {
     "proj_bias": False,
     "act_kwargs": {"approximate": "tanh"},
@@ -36,7 +36,7 @@ _CLIPS_PREPROCESS = {
     "resize_mode": "squash",
     "fill_color": 0,
 }
-NORMALISATIONS: dict[str, tuple[list[float], list[float]]] = {
+NORMALIZATIONS: dict[str, tuple[list[float], list[float]]] = {
     "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
     "openai": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
     "half": ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
@@ -79,7 +79,7 @@ class ModelConfig:
         unlocked_text_groups: number of its last layer groups that stay trainable.
     """
 
-    architecture: str = field(default="clips-tiny", metadata={"known": "clips.model.architectures:architectures"})
+    architecture: str = field(default="clips-tiny", metadata={"known": "clips.model.architectures:list_architectures"})
     context_length: int | None = None
     image_size: int | None = None
     pretrained_trunk: str | None = None
@@ -95,7 +95,7 @@ class ModelConfig:
     unlocked_text_groups: int = 0
 
     def __post_init__(self) -> None:
-        if is_reference(self.architecture) and self.text_attention != "all":
+        if is_encoder_ref(self.architecture) and self.text_attention != "all":
             raise UserError("model.text_attention: expected none with an encoder's own towers")
         if self.pretrained and self.pretrained_trunk:
             raise UserError("model.pretrained_trunk: expected none beside model.pretrained, which has its own trunk")
@@ -113,9 +113,9 @@ class ModelConfig:
             raise UserError(f"model.image_size: expected a number of pixels, got {self.image_size}")
 
 
-def architectures() -> list[str]:
+def list_architectures() -> list[str]:
     """Names of the architectures that ship with this package."""
-    return sorted(path.stem for path in CONFIGS.glob("*.json"))
+    return sorted(path.stem for path in CONFIG_DIR.glob("*.json"))
 
 
 def model_cfg(config: ModelConfig) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def model_cfg(config: ModelConfig) -> dict[str, Any]:
     Raises:
         UserError: the architecture is unknown, or its text tower cannot read the CLIPS tokens.
     """
-    if is_reference(config.architecture):
+    if is_encoder_ref(config.architecture):
         return _as_it_is(config)
     cfg = _named(config.architecture)
     text = cfg["text_cfg"]
@@ -133,7 +133,7 @@ def model_cfg(config: ModelConfig) -> dict[str, Any]:
             f"model.architecture: expected a text tower that can be trained from scratch, but that of "
             f"'{config.architecture}' is {text['hf_model_name']}, with its own tokens{_other_texts(cfg)}"
         )
-    default = text_config()["context_length"]
+    default = tokenizer_text_cfg()["context_length"]
     stated = default if _is_open_clips(config.architecture) else text.get("context_length", default)
     length = config.context_length or stated
     kept = {key: text[key] for key in ("width", "heads", "layers", "mlp_ratio", "ls_init_value") if key in text}
@@ -142,24 +142,24 @@ def model_cfg(config: ModelConfig) -> dict[str, Any]:
     return {
         "embed_dim": cfg["embed_dim"],
         "vision_cfg": _vision_cfg(config, cfg["vision_cfg"]),
-        "text_cfg": kept | text_config(length) | conventions | _TEXT_ATTENTION[config.text_attention],
+        "text_cfg": kept | tokenizer_text_cfg(length) | conventions | _TEXT_ATTENTION[config.text_attention],
         **({"quick_gelu": True} if quick_gelu else {}),
         "nonscalar_logit_scale": True,  # [C]; and DeepSpeed cannot broadcast a 0-dim parameter
     }
 
 
-def is_reference(architecture: str) -> bool:
+def is_encoder_ref(architecture: str) -> bool:
     """Whether it is an encoder directory rather than a name or a file."""
-    if architecture.startswith(TIMM) or is_config_file(architecture):
+    if architecture.startswith(TIMM_PREFIX) or is_config_file(architecture):
         return False
-    return architecture.startswith(HUB) or "/" in architecture or Path(architecture, CONFIG).is_file()
+    return architecture.startswith(HF_HUB_PREFIX) or "/" in architecture or Path(architecture, OPEN_CLIP_CONFIG).is_file()
 
 
 def _as_it_is(config: ModelConfig) -> dict[str, Any]:
     """Return the ``model_cfg`` of an encoder directory, with the sizes of ``config``."""
-    cfg = described(encoder_directory(config.architecture, FIELD)).get("model_cfg")
+    cfg = read_encoder_config(resolve_encoder_dir(config.architecture, CONFIG_FIELD)).get("model_cfg")
     if cfg is None or "hf_model_name" in cfg["text_cfg"]:
-        raise UserError(f"{FIELD}: {config.architecture}: expected {CONFIG} with a text tower of open_clip's own")
+        raise UserError(f"{CONFIG_FIELD}: {config.architecture}: expected {OPEN_CLIP_CONFIG} with a text tower of open_clip's own")
     length = {} if config.context_length is None else {"context_length": config.context_length}
     kept = {name: value for name, value in cfg.items() if not name.startswith("init_logit_")}
     return kept | {
@@ -205,11 +205,11 @@ def preprocess_cfg(cfg: dict[str, Any], normalisation: str | None = None) -> dic
 
     Args:
         cfg: the ``model_cfg``.
-        normalisation: an entry of ``NORMALISATIONS``; None for the tower's own.
+        normalisation: an entry of ``NORMALIZATIONS``; None for the tower's own.
     """
     vision = cfg["vision_cfg"]
     size = vision.get("image_size", 224)
-    mean, std = NORMALISATIONS[normalisation or "imagenet"]
+    mean, std = NORMALIZATIONS[normalisation or "imagenet"]
     sides = [size, size] if isinstance(size, int) else list(size)
     chosen = {"size": sides, "mean": mean, "std": std} | _CLIPS_PREPROCESS
     if vision.get("timm_model_name"):
@@ -220,25 +220,25 @@ def preprocess_cfg(cfg: dict[str, Any], normalisation: str | None = None) -> dic
     return chosen
 
 
-def preprocess_of(config: ModelConfig) -> dict[str, Any]:
+def resolve_preprocess_cfg(config: ModelConfig) -> dict[str, Any]:
     """Return the ``preprocess_cfg`` of the towers of ``config``; unset fields are those of the encoder, if given."""
     chosen = preprocess_cfg(model_cfg(config), config.normalisation)
-    if config.normalisation is None and is_reference(config.architecture):
-        told = described(encoder_directory(config.architecture, FIELD)).get("preprocess_cfg", {})
+    if config.normalisation is None and is_encoder_ref(config.architecture):
+        told = read_encoder_config(resolve_encoder_dir(config.architecture, CONFIG_FIELD)).get("preprocess_cfg", {})
         chosen |= {name: told[name] for name in ("mean", "std") if name in told}
     return chosen
 
 
 def _is_open_clips(architecture: str) -> bool:
     """Whether it is an open_clip name, whose texts have CLIP's length instead of this method's."""
-    return not (architecture in architectures() or architecture.startswith(TIMM) or is_config_file(architecture))
+    return not (architecture in list_architectures() or architecture.startswith(TIMM_PREFIX) or is_config_file(architecture))
 
 
 def _named(architecture: str) -> dict[str, Any]:
-    if architecture in architectures():
-        return read_config_file(CONFIGS / f"{architecture}.json")
-    if architecture.startswith(TIMM):
-        return _beside_clips_text(architecture.removeprefix(TIMM))
+    if architecture in list_architectures():
+        return read_config_file(CONFIG_DIR / f"{architecture}.json")
+    if architecture.startswith(TIMM_PREFIX):
+        return _beside_clips_text(architecture.removeprefix(TIMM_PREFIX))
     if is_config_file(architecture):
         return read_config_file(Path(architecture))
     with without_wandb():
@@ -246,7 +246,7 @@ def _named(architecture: str) -> dict[str, Any]:
 
     cfg = open_clip.get_model_config(architecture)
     if cfg is None:
-        raise suggest(architecture, [*architectures(), *open_clip.list_models()], "model.architecture")
+        raise unknown_name_error(architecture, [*list_architectures(), *open_clip.list_models()], "model.architecture")
     return cfg
 
 
@@ -257,14 +257,14 @@ def read_config_file(path: Path) -> dict[str, Any]:
         UserError: the file is missing, or in another format.
     """
     try:
-        cfg = parse_json(path.read_text(encoding="utf-8"))
+        cfg = safe_json_loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{FIELD}: {path}: cannot be read as JSON ({reason_of(error)})") from None
+        raise UserError(f"{CONFIG_FIELD}: {path}: cannot be read as JSON ({error_reason(error)})") from None
     parts = [cfg.get(name) for name in ("embed_dim", "vision_cfg", "text_cfg")] if isinstance(cfg, dict) else []
     if [type(part) for part in parts] != [int, dict, dict]:
-        raise UserError(f"{FIELD}: {path}: expected open_clip's model config: {{embed_dim, vision_cfg, text_cfg}}")
+        raise UserError(f"{CONFIG_FIELD}: {path}: expected open_clip's model config: {{embed_dim, vision_cfg, text_cfg}}")
     if not isinstance(cfg["vision_cfg"].get("image_size", 0), int):
-        raise UserError(f"{FIELD}: {path}: expected vision_cfg.image_size, pixels of a square's side")
+        raise UserError(f"{CONFIG_FIELD}: {path}: expected vision_cfg.image_size, pixels of a square's side")
     return dict(cfg)
 
 
@@ -282,21 +282,21 @@ def _beside_clips_text(name: str) -> dict[str, Any]:
 
     try:
         if not timm.is_model(name):
-            raise suggest(f"{TIMM}{name}", [f"{TIMM}{known}" for known in timm.list_models()], FIELD)
+            raise unknown_name_error(f"{TIMM_PREFIX}{name}", [f"{TIMM_PREFIX}{known}" for known in timm.list_models()], CONFIG_FIELD)
         pretrained = _timm_cfg(name)
         size = 224 if pretrained is None else int(pretrained.input_size[-1])
         with torch.device("meta"), torch.no_grad():
             trunk: Any = timm.create_model(name, num_classes=0)
             features: Any = trunk.eval().forward_features(torch.zeros(1, 3, size, size))
     except RuntimeError as error:  # including an unknown weights tag
-        raise UserError(f"{FIELD}: {TIMM}{name}: timm cannot build it ({reason_of(error)})") from None
+        raise UserError(f"{CONFIG_FIELD}: {TIMM_PREFIX}{name}: timm cannot build it ({error_reason(error)})") from None
     if not isinstance(features, torch.Tensor):
-        raise UserError(f"{FIELD}: {TIMM}{name}: expected a model with one set of features, not several")
+        raise UserError(f"{CONFIG_FIELD}: {TIMM_PREFIX}{name}: expected a model with one set of features, not several")
     own_head = getattr(trunk, "head_hidden_size", trunk.num_features) != trunk.num_features
     # open_clip's projection fits trunks that end with their pooling; a head with its own layers is kept, and its
     # classifier is the projection
     pool, projection = ("avg", "") if own_head else ("", "linear")
-    beside = read_config_file(CONFIGS / "clips-b-16.json")
+    beside = read_config_file(CONFIG_DIR / "clips-b-16.json")
     vision = {"timm_model_name": name, "timm_model_pretrained": False, "timm_pool": pool, "timm_proj": projection}
     return beside | {"vision_cfg": vision | {"image_size": size}}
 

@@ -17,15 +17,15 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
 from clips.errors import UserError
-from clips.model.lengths import groups_by_length
+from clips.model.length_grouping import group_by_length
 from clips.model.losses import linear_cross_entropy
-from clips.model.tokenizer import EMBEDDING_ROWS
+from clips.model.tokenizer import VOCAB_SIZE
 
 _EPSILON = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionerShape:
+class CaptionerDims:
     """Everything that a captioner's weights depend on; ``captioner_config.json`` holds it.
 
     Args:
@@ -45,7 +45,7 @@ class CaptionerShape:
     layers: int
     heads: int
     length: int
-    vocabulary: int = EMBEDDING_ROWS
+    vocabulary: int = VOCAB_SIZE
     teacher_forced: bool = False
 
     def __post_init__(self) -> None:
@@ -124,7 +124,7 @@ class CaptionHead(nn.Module):
 class Captioner(nn.Module):
     """Image tokens and web-caption tokens to hidden states of the synthetic caption's tokens."""
 
-    def __init__(self, shape: CaptionerShape) -> None:
+    def __init__(self, shape: CaptionerDims) -> None:
         super().__init__()
         self.config = shape
         self.image_projection = _projection(shape.image_width, shape.width)
@@ -148,7 +148,7 @@ class Captioner(nn.Module):
             counted: (B, T) bool, the counted labels; label *i* is target token *i* + 1.
         """
         places = torch.arange(1, counted.shape[1] + 1, device=counted.device)
-        order, sizes, longest = groups_by_length((counted * places).amax(dim=1).clamp(min=1))
+        order, sizes, longest = group_by_length((counted * places).amax(dim=1).clamp(min=1))
         groups = list(zip(order.split(sizes), longest, strict=True))
         chosen = [counted[rows, :length].flatten().nonzero()[:, 0] for rows, length in groups]
         hidden, labels = [], []
@@ -156,7 +156,7 @@ class Captioner(nn.Module):
             image, wanted = image_tokens.index_select(0, rows), target[rows]
             text = None if text_tokens is None else text_tokens.index_select(0, rows)
             hidden.append(self.decode(image, text, length, wanted).flatten(0, 1).index_select(0, kept))
-            labels.append(shifted(wanted)[:, :length].flatten()[kept])
+            labels.append(shift_labels(wanted)[:, :length].flatten()[kept])
         return self.head(torch.cat(hidden), torch.cat(labels))
 
     def logits(self, image_tokens: Tensor, text_tokens: Tensor | None, target: Tensor | None = None) -> Tensor:
@@ -196,6 +196,6 @@ def _projection(inputs: int, width: int) -> nn.Linear:
     return linear
 
 
-def shifted(target: Tensor) -> Tensor:
+def shift_labels(target: Tensor) -> Tensor:
     """Return labels (…, T) of target rows (…, T): without the begin token, with a pad appended."""
     return F.pad(target[..., 1:], (0, 1))

@@ -51,7 +51,7 @@ def generate(captioner: Captioner, image_tokens: Tensor, text_tokens: Tensor | N
     return _until_end(best_of[0][1:])
 
 
-def generate_each(captioner: Captioner, image_tokens: Tensor, text_tokens: Tensor | None) -> list[list[int]]:
+def generate_batch(captioner: Captioner, image_tokens: Tensor, text_tokens: Tensor | None) -> list[list[int]]:
     """Return the result of `generate` for each of B images, with one beam.
 
     Args:

@@ -12,7 +12,7 @@ from clips.errors import UserError
 
 
 @contextlib.contextmanager
-def refusing(what: str) -> Iterator[None]:
+def library_errors_as_user_errors(what: str) -> Iterator[None]:
     """Convert any exception in the block to one line: ``what``, then the reason in brackets.
 
     Raises:
@@ -43,7 +43,7 @@ def load_pretrained(kind: Any, directory: Path | None, what: str, **options: Any
     """
     pickled = directory is not None and any(directory.glob("*.bin")) and not any(directory.glob("*.safetensors"))
     safely: dict[str, Any] = {"use_safetensors": not pickled, "weights_only": True}
-    with refusing(f"{what} cannot be loaded"), quiet():
+    with library_errors_as_user_errors(f"{what} cannot be loaded"), silence_transformers():
         model, found = kind.from_pretrained(
             directory, output_loading_info=True, ignore_mismatched_sizes=True, **safely, **options
         )
@@ -59,7 +59,7 @@ def load_pretrained(kind: Any, directory: Path | None, what: str, **options: Any
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silence_transformers() -> Iterator[None]:
     """Suppress transformers' warnings, such as its table of missing weights; the suite reports these itself."""
     from transformers.utils import logging
 

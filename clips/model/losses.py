@@ -30,10 +30,10 @@ def softmax_loss(image: Tensor, texts: Sequence[Tensor], scale: Tensor, bias: Te
         scale: () or (1,), the factor that multiplies the cosines.
         bias: unused; a softmax is invariant to it.
     """
-    images, own = gather(image), _own_rows(image)
+    images, own = gather_features(image), _own_rows(image)
     halves = []
     for text in texts:
-        halves.append(linear_cross_entropy(scale * image, gather(text), own))
+        halves.append(linear_cross_entropy(scale * image, gather_features(text), own))
         halves.append(linear_cross_entropy(scale * text, images, own))
     return torch.stack(halves).mean() / len(image)
 
@@ -44,9 +44,9 @@ def supcon_loss(image: Tensor, texts: Sequence[Tensor], scale: Tensor, bias: Ten
     Source: L_out of SupCon (arXiv 2004.11362, equation 2) from image to text; a text has one image. With one type of
     text it equals `softmax_loss`, whose arguments it takes.
     """
-    images, own = gather(image), _own_rows(image)
+    images, own = gather_features(image), _own_rows(image)
     matches = torch.stack([(scale * image * text).sum() for text in texts])
-    everything = torch.cat([gather(text) for text in texts])
+    everything = torch.cat([gather_features(text) for text in texts])
     to_texts = linear_cross_entropy(scale * image, everything, own) + matches[0] - matches.mean()
     to_images = torch.stack([linear_cross_entropy(scale * text, images, own) for text in texts]).mean()
     return (to_texts + to_images) / (2 * len(image))
@@ -59,7 +59,7 @@ def sigmoid_loss(image: Tensor, texts: Sequence[Tensor], scale: Tensor, bias: Te
     """
     own = _own_rows(image)
     shift = image.new_zeros(()) if bias is None else bias
-    sums = [_PairwiseSigmoid.apply(scale * image, gather(text), shift, own) for text in texts]
+    sums = [_PairwiseSigmoid.apply(scale * image, gather_features(text), shift, own) for text in texts]
     return torch.stack(sums).mean() / len(image)
 
 
@@ -93,7 +93,7 @@ def contrastive_loss(
 
 def _own_rows(local: Tensor) -> Tensor:
     """Return the positions of this process's rows among the gathered ones, (B,)."""
-    return process_rank() * len(local) + torch.arange(len(local), device=local.device)
+    return rank() * len(local) + torch.arange(len(local), device=local.device)
 
 
 def caption_loss(summed: Tensor, counted: Tensor) -> Tensor:
@@ -104,9 +104,9 @@ def caption_loss(summed: Tensor, counted: Tensor) -> Tensor:
         counted: () their number.
     """
     total = counted.detach().float().clone()
-    if process_count() > 1:
+    if world_size() > 1:
         dist.all_reduce(total)
-    return summed * process_count() / total.clamp(min=1.0)
+    return summed * world_size() / total.clamp(min=1.0)
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -199,15 +199,15 @@ class _PairwiseSigmoid(torch.autograd.Function):
         return hidden_grad * grads[0], weight_grad * grads[0], bias_grad * grads[0], None
 
 
-def gather(features: Tensor) -> Tensor:
+def gather_features(features: Tensor) -> Tensor:
     """Return the rows of all processes in rank order, (G, E); gradients flow back to their processes."""
-    return features if process_count() == 1 else _Gather.apply(features)
+    return features if world_size() == 1 else _Gather.apply(features)
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local: Tensor) -> Tensor:
-        everyone = local.new_empty((process_count() * len(local), *local.shape[1:]))
+        everyone = local.new_empty((world_size() * len(local), *local.shape[1:]))
         dist.all_gather_into_tensor(everyone, local.contiguous())
         return everyone
 
@@ -215,14 +215,14 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         summed = grads[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(summed)
-        return summed.chunk(process_count())[process_rank()]
+        return summed.chunk(world_size())[rank()]
 
 
-def process_count() -> int:
+def world_size() -> int:
     """Return the number of training processes; 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def process_rank() -> int:
+def rank() -> int:
     """Return this process's rank; 0 without torch.distributed."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0

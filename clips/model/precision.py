@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from clips.model.config import Precision
 
 
-def choose_precision(wanted: Precision, device: torch.device) -> tuple[Literal["fp32", "bf16"], str]:
+def resolve_precision(wanted: Precision, device: torch.device) -> tuple[Literal["fp32", "bf16"], str]:
     """Return the precision and the reason. ``auto`` selects bf16 if the hardware multiplies it faster than float32.
 
     The criterion is the machine's instruction set, not a timing: two runs of one comparison must not differ in it.
@@ -34,7 +34,7 @@ def _cpu_multiplies_bf16() -> bool:
 
 
 @contextlib.contextmanager
-def quick_attention(device: torch.device, precision: Literal["fp32", "bf16"]) -> Iterator[None]:
+def fast_sdpa_backend(device: torch.device, precision: Literal["fp32", "bf16"]) -> Iterator[None]:
     """Use attention by plain matrix products where training is faster with them: in bf16 on a CPU.
 
     The backward pass of the fused kernel takes three to ten times as long there at the lengths of small towers. Forward

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PAD, BOS, EOS, UNKNOWN, CLASS = 0, 1, 2, 100, 101
-EMBEDDING_ROWS = 32_000  # rows of the embedding table and of the caption head; the vocabulary fills 30,522 of them
+VOCAB_SIZE = 32_000  # rows of the embedding table and of the caption head; the vocabulary fills 30,522 of them
 CONTEXT_LENGTH = 80
-VOCABULARY = Path(__file__).parent / "vocab" / "vocab.txt"
+VOCAB_FILE = Path(__file__).parent / "vocab" / "vocab.txt"
 _SPECIAL = {"pad": "[PAD]", "bos": "[unused0]", "eos": "[unused1]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"}
 _SPECIAL["mask"] = "[MASK]"
 _WORDS_KEPT = 1 << 16  # words whose tokens a process caches: most words of a caption are frequent
 _LONGEST_WORD = 100  # of cached words; otherwise a process would cache texts without spaces, of any length
-CHARACTERS_A_TOKEN = 50
+MAX_CHARS_PER_TOKEN = 50
 """More characters than any token has, see `shortened`."""
 
 
@@ -75,7 +75,7 @@ class ClipsTokenizer:
             "split_special_tokens": True,
         } | {f"{name}_token": token for name, token in _SPECIAL.items()}
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        (folder / "vocab.txt").write_bytes(VOCABULARY.read_bytes())
+        (folder / "vocab.txt").write_bytes(VOCAB_FILE.read_bytes())
 
     def _rows(self, texts: str | Sequence[str], length: int, last: int | None = None) -> Tensor:
         import torch  # not needed by code that only counts tokens
@@ -94,7 +94,7 @@ class ClipsTokenizer:
 def _first_ids(text: str, count: int) -> list[int]:
     """Return the first ``count`` tokens of ``text``, without special ones."""
     ids: list[int] = []
-    for word in clean(shortened(text, count)).split(" "):
+    for word in clean_text(truncate_text(text, count)).split(" "):
         ids += _ids_of(word) if len(word) <= _LONGEST_WORD else wordpiece().encode(word, add_special_tokens=False).ids
         if len(ids) >= count:
             break
@@ -107,11 +107,11 @@ def _ids_of(word: str) -> tuple[int, ...]:
     return tuple(wordpiece().encode(word, add_special_tokens=False).ids)
 
 
-def text_config(context_length: int = CONTEXT_LENGTH) -> dict[str, Any]:
+def tokenizer_text_cfg(context_length: int = CONTEXT_LENGTH) -> dict[str, Any]:
     """Return the entries of an open_clip ``text_cfg`` that select this tokenizer."""
     return {
         "context_length": context_length,
-        "vocab_size": EMBEDDING_ROWS,
+        "vocab_size": VOCAB_SIZE,
         "hf_tokenizer_name": "bert-base-uncased",
         "tokenizer_mode": "clips",
     }
@@ -120,7 +120,7 @@ def text_config(context_length: int = CONTEXT_LENGTH) -> dict[str, Any]:
 @cache
 def wordpiece() -> Tokenizer:
     """Return BERT's lower-casing WordPiece tokenizer over the shipped vocabulary, with this method's special tokens."""
-    tokenizer = Tokenizer(models.WordPiece.from_file(str(VOCABULARY), unk_token=_SPECIAL["unk"]))
+    tokenizer = Tokenizer(models.WordPiece.from_file(str(VOCAB_FILE), unk_token=_SPECIAL["unk"]))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(cleanup=True)
@@ -129,16 +129,16 @@ def wordpiece() -> Tokenizer:
     return tokenizer
 
 
-def shortened(text: str, tokens: int) -> str:
+def truncate_text(text: str, tokens: int) -> str:
     """Return the part of a very long text that can contain its first ``tokens`` tokens; other texts unchanged.
 
     Unmodified tokenizers process all of it first: one word of a megabyte takes BPE hours.
     """
-    most = CHARACTERS_A_TOKEN * tokens
+    most = MAX_CHARS_PER_TOKEN * tokens
     return text if len(text) <= most else " ".join(text.split())[:most]
 
 
-def clean(text: str) -> str:
+def clean_text(text: str) -> str:
     """Return ``text`` with broken encoding fixed, HTML entities resolved and white space collapsed, as open_clip."""
     if not (text.isascii() and text.replace("\n", " ").isprintable() and "&" not in text):  # ASCII needs no fix
         import ftfy

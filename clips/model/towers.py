@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clips.commandline.lean_imports import without_wandb
-from clips.errors import UserError, reason_of
+from clips.commandline.import_guards import without_wandb
+from clips.errors import UserError, error_reason
 from clips.model.architectures import ModelConfig, preprocess_cfg
-from clips.model.kept_outputs import keep_outputs
-from clips.model.lengths import groups_by_length
+from clips.model.feature_cache import enable_feature_cache
+from clips.model.length_grouping import group_by_length
 
 Towers = Any  # an open_clip model: CLIP or CustomTextCLIP
 _CLASSIFIERS = ("head.fc.", "head.", "classifier.", "fc.")
@@ -30,7 +30,7 @@ def build_towers(cfg: dict[str, Any]) -> Towers:
     try:
         towers = kind(**options)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        raise UserError(f"model.architecture: open_clip cannot build it ({reason_of(error)})") from None
+        raise UserError(f"model.architecture: open_clip cannot build it ({error_reason(error)})") from None
     set_model_preprocess_cfg(towers, preprocess_cfg(cfg))
     _try_picture(towers, preprocess_cfg(cfg)["size"])
     return towers
@@ -42,7 +42,7 @@ def _try_picture(towers: Towers, size: list[int]) -> None:
     try:
         encode_image(towers.eval(), torch.zeros(1, 3, *size, device=next(towers.parameters()).device))
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise UserError(f"model.image_size: {size[0]} does not fit this image tower ({reason_of(error)})") from None
+        raise UserError(f"model.image_size: {size[0]} does not fit this image tower ({error_reason(error)})") from None
     finally:
         towers.train()
 
@@ -70,7 +70,7 @@ def load_trunk(towers: Towers, path: str | Path) -> None:
     trunk.load_state_dict({name: value for name, value in weights.items() if name in wanted}, strict=False)
 
 
-def lock(towers: Towers, config: ModelConfig) -> None:
+def lock_towers(towers: Towers, config: ModelConfig) -> None:
     """Freeze the parts selected by ``config``, by open_clip's own groups of layers.
 
     Raises:
@@ -88,7 +88,7 @@ def lock(towers: Towers, config: ModelConfig) -> None:
     if config.keep_trunk_outputs:
         if not hasattr(towers.visual, "trunk"):
             raise UserError("model.keep_trunk_outputs: expected an architecture whose image tower is a timm model")
-        keep_outputs(towers.visual.trunk)
+        enable_feature_cache(towers.visual.trunk)
 
 
 def encode_image(towers: Towers, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,7 +120,7 @@ def encode_text(towers: Towers, text: Tensor) -> tuple[Tensor, Tensor]:
     return outputs["text_features"], outputs["text_intermediates"][0][:, :-1]
 
 
-def text_features(towers: Towers, text: Tensor) -> Tensor:
+def encode_text_features(towers: Towers, text: Tensor) -> Tensor:
     """Return text features (B, E) as `encode_text`, without the work that only its tokens need.
 
     With a causal mask nothing after a text's end token counts: sequences are truncated there, in groups of similar
@@ -144,7 +144,7 @@ def text_features(towers: Towers, text: Tensor) -> Tensor:
     return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
 
 
-def end_token(towers: Towers) -> int | None:
+def eot_token_id(towers: Towers) -> int | None:
     """Return the token at whose position a text's feature is; None for the last position."""
     tower = towers.text if hasattr(towers, "text") else towers
     pool = _pooling(towers)
@@ -157,7 +157,7 @@ def _ends(towers: Towers, text: Tensor) -> Tensor:
     """Return the position (B,) of each text's end token."""
     if _pooling(towers) == "argmax":
         return text.argmax(dim=1)
-    return torch.as_tensor(text == end_token(towers)).int().argmax(dim=1)
+    return torch.as_tensor(text == eot_token_id(towers)).int().argmax(dim=1)
 
 
 def _pooling(towers: Towers) -> str:
@@ -166,7 +166,7 @@ def _pooling(towers: Towers) -> str:
 
 def _at_end_tokens(tower: Any, text: Tensor, ends: Tensor) -> Tensor:
     """Return the last layer (B, width) at the positions ``ends`` (B,) of end tokens, computed only up to there."""
-    order, sizes, longest = groups_by_length(ends + 1)
+    order, sizes, longest = group_by_length(ends + 1)
     found = []
     for rows, end, length in zip(text[order].split(sizes), ends[order].split(sizes), longest, strict=True):
         x = tower.token_embedding(rows[:, :length]) + tower.positional_embedding[:length]

@@ -9,12 +9,12 @@ from clips.errors import UserError
 
 Parallel = Literal["ddp", "fsdp", "zero1", "zero2", "zero3"]
 
-REDUCE_BUCKET = 100_000_000
+ZERO_REDUCE_BUCKET_SIZE = 100_000_000
 """Numbers in the buffer that ZeRO packs gradients into, held as a whole; DeepSpeed's default is five times as many."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ScaleConfig:
+class DistributedConfig:
     """How the work is spread, and what is traded for memory. The result is the same but for rounding.
 
     Args:

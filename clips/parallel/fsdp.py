@@ -12,13 +12,13 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from clips.parallel.base import DataParallel, layers_of
-from clips.parallel.processes import Processes
+from clips.parallel.ddp import DDPStrategy, repeated_layers
+from clips.parallel.distributed import DistributedContext
 
 
 def shard_model(
     model: nn.Module,
-    processes: Processes,
+    processes: DistributedContext,
     *,
     bf16: bool = False,
     exact: Sequence[nn.Module] = (),
@@ -39,7 +39,7 @@ def shard_model(
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
     ignored = {weight for module in unsharded for weight in module.to(processes.device).parameters()}
     all_unsharded, all_exact = ({inner for one in some for inner in one.modules()} for some in (unsharded, exact))
-    for module in [*layers_of(model), *exact]:
+    for module in [*repeated_layers(model), *exact]:
         if module not in all_unsharded:
             own = MixedPrecisionPolicy(cast_forward_inputs=False) if module in all_exact else policy
             fully_shard(module, mesh=mesh, mp_policy=own)
@@ -47,7 +47,7 @@ def shard_model(
     return model
 
 
-class FullySharded(DataParallel):
+class FSDPStrategy(DDPStrategy):
     """Parameters, gradients and optimizer state in shards. Arguments as `DataParallel`."""
 
     shards_weights = True

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from clips.core.artifact import say
-from clips.parallel.processes import Processes, describe_process, gather_objects
+from clips.core.artifact import log_info
+from clips.parallel.distributed import DistributedContext, describe_process, all_gather_objects
 
 EXIT_HUNG = 70
 """Exit status of a training that a watchdog ended (EX_SOFTWARE of sysexits.h)."""
@@ -30,13 +30,13 @@ class Watchdog:
         patience: seconds that a process may stand still.
     """
 
-    def __init__(self, processes: Processes, patience: float) -> None:
+    def __init__(self, processes: DistributedContext, patience: float) -> None:
         self.processes, self.patience = processes, patience
         self._place: dict[str, Any] = {"step": 0, "doing": _ORDER[0], "moves": 0, "who": describe_process()}
         self._beats = 0  # of the thread, which goes on where the training waits for another process
         self._store = self._shared_store() if processes.count > 1 else None
         self._tell()
-        self._main: dict[str, Any] = gather_objects(self._place)[0]  # from here on everyone's place is there
+        self._main: dict[str, Any] = all_gather_objects(self._place)[0]  # from here on everyone's place is there
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -44,7 +44,7 @@ class Watchdog:
         host, wait = os.environ.get("MASTER_ADDR", "127.0.0.1"), datetime.timedelta(seconds=2 * self.patience)
         options: dict[str, Any] = {"wait_for_workers": False, "timeout": wait}
         store = dist.TCPStore(host, 0, is_master=True, **options) if self.processes.is_main else None
-        port = gather_objects(store.port if store else None)[0]
+        port = all_gather_objects(store.port if store else None)[0]
         return store or dist.TCPStore(host, port, is_master=False, **options)
 
     def __enter__(self) -> Watchdog:
@@ -80,11 +80,11 @@ class Watchdog:
                 standing = {
                     rank: places[rank] for rank, seconds in still.items() if seconds > self.patience - 2 * pause
                 }
-                self._end(blame(standing, self.processes.count, self.patience))
+                self._end(describe_stalled(standing, self.processes.count, self.patience))
 
     def _end(self, why: str) -> None:
         if not self._ended.is_set():
-            say(why)
+            log_info(why)
             os._exit(EXIT_HUNG)
 
     def _tell(self) -> None:
@@ -103,7 +103,7 @@ class Watchdog:
         self._tell()
         if self._store is None:
             return {self.processes.rank: dict(self._place)}
-        unanswered = blame({0: self._main}, self.processes.count, self.patience)
+        unanswered = describe_stalled({0: self._main}, self.processes.count, self.patience)
         timer = threading.Timer(self.patience, self._end, [unanswered])  # the store's own time limit may not end
         timer.daemon = True
         timer.start()
@@ -116,7 +116,7 @@ class Watchdog:
         return found
 
 
-def blame(still: dict[int, dict[str, Any]], count: int, patience: float) -> str:
+def describe_stalled(still: dict[int, dict[str, Any]], count: int, patience: float) -> str:
     """One line that names those of the processes standing still that the others wait for.
 
     Args:

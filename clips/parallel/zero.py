@@ -1,4 +1,4 @@
-"""Training under DeepSpeed's ZeRO: an entry of `clips.parallel.ways.PARALLELISMS` for each stage."""
+"""Training under DeepSpeed's ZeRO: an entry of `clips.parallel.strategies.STRATEGIES` for each stage."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from deepspeed import utils
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from clips.method.model import LARGEST_LOGIT_SCALE, ClipsModel
-from clips.method.optim import OptimConfig, build_optimizer
-from clips.parallel.base import MOMENTS, DataParallel
-from clips.parallel.config import REDUCE_BUCKET
-from clips.parallel.processes import Processes
+from clips.method.clips_model import MAX_LOGIT_SCALE, ClipsModel
+from clips.method.optimizer import OptimizerConfig, build_optimizer
+from clips.parallel.ddp import ADAM_STATE_NAMES, DDPStrategy
+from clips.parallel.config import ZERO_REDUCE_BUCKET_SIZE
+from clips.parallel.distributed import DistributedContext
 
 
-class Zero(DataParallel):
+class ZeroStrategy(DDPStrategy):
     """The optimizer's state in shards (stage 1), and the gradients (stage 2).
 
     Args:
@@ -32,7 +32,7 @@ class Zero(DataParallel):
         stage: of ZeRO.
     """
 
-    def __init__(self, encoder: ClipsModel, optim: OptimConfig, processes: Processes, *, stage: int) -> None:
+    def __init__(self, encoder: ClipsModel, optim: OptimizerConfig, processes: DistributedContext, *, stage: int) -> None:
         self.encoder, self.processes = encoder, processes
         self.model: Any
         os.environ.setdefault("LOCAL_RANK", "0")  # without a launcher; DeepSpeed insists on it
@@ -43,7 +43,7 @@ class Zero(DataParallel):
         settings = {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_clipping": optim.max_grad_norm or 0.0,
-            "zero_optimization": {"stage": stage, "reduce_bucket_size": REDUCE_BUCKET},
+            "zero_optimization": {"stage": stage, "reduce_bucket_size": ZERO_REDUCE_BUCKET_SIZE},
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
         }
@@ -73,7 +73,7 @@ class Zero(DataParallel):
         self.model.step()
         scale = self.encoder.clip.logit_scale
         value = utils.safe_get_full_fp32_param(scale)
-        allowed = value.clamp(0.0, LARGEST_LOGIT_SCALE)
+        allowed = value.clamp(0.0, MAX_LOGIT_SCALE)
         if scale.requires_grad and not torch.equal(allowed, value):
             self._set(scale, allowed)
         self.share_buffers()
@@ -106,7 +106,7 @@ class Zero(DataParallel):
 
     def _state_of(self, flat: Tensor) -> dict[str, Tensor]:
         state = self.inner.state[flat]
-        for moment in MOMENTS:
+        for moment in ADAM_STATE_NAMES:
             state.setdefault(moment, torch.zeros_like(flat))
         state.setdefault("step", torch.zeros((), device=flat.device))
         return state
@@ -120,7 +120,7 @@ class Zero(DataParallel):
         found: dict[str, Tensor] = {}
         for name, parameter in self.encoder.named_parameters():
             if parameter.requires_grad:
-                for moment in MOMENTS:
+                for moment in ADAM_STATE_NAMES:
                     gathered = utils.safe_get_full_optimizer_state(parameter, moment)
                     if self._is_mine(f"{name}.{moment}"):
                         found[f"{name}.{moment}"] = gathered.cpu()
@@ -134,7 +134,7 @@ class Zero(DataParallel):
         for name, parameter in self.encoder.named_parameters():
             if parameter.requires_grad:
                 shape = getattr(parameter, "ds_shape", parameter.shape)
-                found |= {f"{name}.{moment}": torch.zeros(shape) for moment in MOMENTS}
+                found |= {f"{name}.{moment}": torch.zeros(shape) for moment in ADAM_STATE_NAMES}
                 found[f"{name}.step"] = torch.zeros(())
         return found
 
@@ -143,19 +143,19 @@ class Zero(DataParallel):
         self._make_state()
         for name, parameter in self.encoder.named_parameters():
             if f"{name}.step" in moments:
-                for moment in MOMENTS:
+                for moment in ADAM_STATE_NAMES:
                     self._set(parameter, moments[f"{name}.{moment}"].to(parameter.device), moment)
         steps = [value for name, value in moments.items() if name.endswith(".step")]
         for state in self.inner.state.values():
             state["step"].copy_(torch.stack(steps).max())  # ZeRO counts for all parameters together
 
 
-class Zero3(Zero):
+class Zero3Strategy(ZeroStrategy):
     """Parameters, gradients and the optimizer's state in shards (stage 3). Arguments as `Zero`."""
 
     shards_weights = True
 
-    def __init__(self, encoder: ClipsModel, optim: OptimConfig, processes: Processes) -> None:
+    def __init__(self, encoder: ClipsModel, optim: OptimizerConfig, processes: DistributedContext) -> None:
         super().__init__(encoder, optim, processes, stage=3)
 
     def _set(self, parameter: Any, value: Tensor, moment: str | None = None) -> None:

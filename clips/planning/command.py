@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from clips.commandline.parsing import parse_config
-from clips.planning.config import PlanConfig
-from clips.training.config import TrainConfig
+from clips.planning.config import TrainPlanConfig
+from clips.training.config import EncoderTrainConfig
 
 
-def plan(config: PlanConfig) -> None:
+def run_plan(config: TrainPlanConfig) -> None:
     """Print memory, time, GPUs and storage of a training.
 
     Raises:
         UserError: the training's file is missing or invalid, or its batch cannot be divided by the GPUs.
     """
-    training = parse_config(TrainConfig, ["--config", config.training], prog=config.training)
+    training = parse_config(EncoderTrainConfig, ["--config", config.training], prog=config.training)
     assert training is not None
     from clips.planning.tables import print_plan  # imports torch
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from clips.errors import UserError, suggest
+from clips.errors import UserError, unknown_name_error
 from clips.planning.hardware import GPUS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlanConfig:
+class TrainPlanConfig:
     """Print what a training will need, stage by stage: memory of a GPU by part, time, GPU hours, storage.
 
     Args:
@@ -42,7 +42,7 @@ class PlanConfig:
 
     def __post_init__(self) -> None:
         if self.gpu not in GPUS:
-            raise suggest(self.gpu, GPUS, "type of GPU")
+            raise unknown_name_error(self.gpu, GPUS, "type of GPU")
         if not 0 < self.mfu <= 1:
             raise UserError(f"mfu: expected a ratio above 0, up to 1, got {self.mfu}")
         if (self.pictures is None) != (self.bytes_per_picture is None):

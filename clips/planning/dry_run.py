@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F  # noqa: N812
 
-from clips.method.model import ClipsModel, build_model
+from clips.method.clips_model import ClipsModel, build_model
 from clips.method.recipes import RecipeConfig
 from clips.model import losses
 from clips.model.architectures import ModelConfig, model_cfg
-from clips.model.precision import quick_attention
+from clips.model.precision import fast_sdpa_backend
 from clips.model.tokenizer import EOS
-from clips.model.towers import end_token
+from clips.model.towers import eot_token_id
 from clips.planning.profilers import FlopCounter, MemoryTrace
-from clips.training import validate
+from clips.training import validation
 from clips.training.config import ValidationConfig
 
 Device = Literal["cpu", "cuda"]
@@ -97,7 +97,7 @@ def _from_meta(model: nn.Module) -> None:
 def fake_batch(
     model: ClipsModel, samples: int, caption_tokens: int | None = None, texts: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """A batch as `clips.training.step.to_device` returns it: texts without padding, images without content.
+    """A batch as `clips.training.train_step.prepare_batch` returns it: texts without padding, images without content.
 
     Args:
         model: of `fake_model`.
@@ -121,7 +121,7 @@ def fake_batch(
 def full_length_texts(model: ClipsModel, samples: int) -> Tensor:
     """Token rows (samples, context length) without padding."""
     rows = torch.full((samples, model.context_length), EOS + 1)
-    if (end := end_token(model.clip)) is not None:
+    if (end := eot_token_id(model.clip)) is not None:
         rows[:, -1] = end
     return rows
 
@@ -151,7 +151,7 @@ def profile_step(
     model.zero_grad()
     model.checkpoint_activations(enable=checkpointing)
     trace = MemoryTrace(model, divisor=math.gcd(samples, BATCH_DIVISOR))
-    attention = quick_attention(torch.device(device), "bf16" if bf16 else "fp32")
+    attention = fast_sdpa_backend(torch.device(device), "bf16" if bf16 else "fp32")
     with _young_garbage(), _kernels_of(device), attention, trace, FlopCounter() as counter:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             outputs = model(batch)
@@ -198,7 +198,7 @@ def contrastive_flops(model: ClipsModel, samples: int, processes: int) -> float:
 def profile_validation(
     model: ClipsModel, config: ValidationConfig, *, device: Device = "cuda", bf16: bool
 ) -> dict[str, float]:
-    """Bytes of `clips.training.validate.Validation`: "features" of all samples, and what a batch adds at its peak.
+    """Bytes of `clips.training.validation.RetrievalValidation`: "features" of all samples, and what a batch adds at its peak.
 
     Args:
         model: of `fake_model`.
@@ -208,20 +208,20 @@ def profile_validation(
     """
     samples, size = min(config.samples, config.batch_size), model.image_size
     model.eval()
-    tokens = dict.fromkeys(validate.CAPTIONS, full_length_texts(model, samples))
+    tokens = dict.fromkeys(validation.CAPTIONS, full_length_texts(model, samples))
     with torch.no_grad(), _kernels_of(device):
         with MemoryTrace(model) as encoding:
             with _mode_of(model):
                 mean = torch.empty(3, 1, 1)
-                pixels = validate.normalized(torch.empty(samples, 3, size, size, dtype=torch.uint8), mean, mean)
+                pixels = validation.normalized(torch.empty(samples, 3, size, size, dtype=torch.uint8), mean, mean)
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                encoded = validate.encode(model, pixels, tokens)
+                encoded = validation.encode(model, pixels, tokens)
             del pixels, encoded
         with _mode_of(model), MemoryTrace(model) as keeping:
-            features = validate.empty_features(model, config.samples, torch.device("cpu"))
+            features = validation.empty_features(model, config.samples, torch.device("cpu"))
         with _mode_of(model), MemoryTrace(model) as ranking:
             query, own = features["web"][:samples], torch.zeros(samples, dtype=torch.long)
-            validate.hits(query.clone(), features[validate.IMAGE], own)
+            validation.hits(query.clone(), features[validation.IMAGE], own)
     return {
         "features": float(keeping.peak),
         "similarities and activations": float(max(encoding.peak, ranking.peak)),
@@ -231,13 +231,13 @@ def profile_validation(
 @contextlib.contextmanager
 def _fake_processes(count: int) -> Iterator[None]:
     """`clips.model.losses` as if there were ``count`` processes, which send nothing."""
-    before = losses.process_count, losses.process_rank, losses.dist
+    before = losses.world_size, losses.rank, losses.dist
     silent: Any = types.SimpleNamespace(all_gather_into_tensor=_nothing, all_reduce=_nothing)
-    losses.process_count, losses.process_rank, losses.dist = (lambda: count), (lambda: 0), silent
+    losses.world_size, losses.rank, losses.dist = (lambda: count), (lambda: 0), silent
     try:
         yield
     finally:
-        losses.process_count, losses.process_rank, losses.dist = before
+        losses.world_size, losses.rank, losses.dist = before
 
 
 def _nothing(*arguments: Any, **named: Any) -> None:

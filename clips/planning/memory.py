@@ -14,8 +14,8 @@ from typing import get_args
 
 import numpy as np
 
-from clips.parallel.base import layers_of
-from clips.parallel.config import REDUCE_BUCKET, Parallel
+from clips.parallel.ddp import repeated_layers
+from clips.parallel.config import ZERO_REDUCE_BUCKET_SIZE, Parallel
 from clips.planning.dry_run import (
     BATCH_DIVISOR,
     Device,
@@ -26,7 +26,7 @@ from clips.planning.dry_run import (
     profile_step,
     profile_validation,
 )
-from clips.training.config import TrainConfig
+from clips.training.config import EncoderTrainConfig
 
 PARALLELS: tuple[Parallel, ...] = get_args(Parallel)
 SHARDED: dict[Parallel, frozenset[str]] = {
@@ -54,7 +54,7 @@ class Layout:
     """How the work is distributed.
 
     Args:
-        parallel: see `clips.parallel.config.ScaleConfig`.
+        parallel: see `clips.parallel.config.DistributedConfig`.
         count: processes, one a GPU.
         checkpointing: activation checkpointing.
     """
@@ -75,7 +75,7 @@ class MemoryModel:
     """
 
     def __init__(
-        self, config: TrainConfig, *, device: Device = "cuda", bf16: bool = True, caption_tokens: int | None = None
+        self, config: EncoderTrainConfig, *, device: Device = "cuda", bf16: bool = True, caption_tokens: int | None = None
     ) -> None:
         self.config = config
         self.model = fake_model(config.model, config.recipe)
@@ -167,12 +167,12 @@ class MemoryModel:
         if layout.parallel == "ddp":
             return self.trained * _FLOAT32 if layout.count > 1 else 0
         if layout.parallel == "fsdp":  # this layer, the next, and a gradient
-            layers = [sum(value.numel() for value in layer.parameters()) for layer in layers_of(self.model)] or [0]
+            layers = [sum(value.numel() for value in layer.parameters()) for layer in repeated_layers(self.model)] or [0]
             return (self.parameters - sum(layers) + 3 * max(layers)) * _FLOAT32 if layout.count > 1 else 0
         if layout.parallel != "zero3":
-            return REDUCE_BUCKET * _FLOAT32
+            return ZERO_REDUCE_BUCKET_SIZE * _FLOAT32
         gathered = min(_ZERO3_LIVE, self.parameters) + min(_ZERO3_PREFETCH, self.parameters)
-        return (REDUCE_BUCKET + gathered) * _FLOAT32
+        return (ZERO_REDUCE_BUCKET_SIZE + gathered) * _FLOAT32
 
     def _contrast(self, local: int, count: int) -> float:
         """Bytes of the contrastive loss; linear between and beyond powers of two, which saves dry runs."""

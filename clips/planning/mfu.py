@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from clips.core.artifact import say
-from clips.errors import reason_of
+from clips.core.artifact import log_info
+from clips.errors import error_reason
 from clips.planning.hardware import find_gpu
-from clips.training.config import TrainConfig
+from clips.training.config import EncoderTrainConfig
 
 _COUNTED = 8  # batches
 
@@ -30,7 +30,7 @@ class MfuMeter:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: EncoderTrainConfig,
         *,
         device: torch.device,
         precision: Literal["fp32", "bf16"],
@@ -56,7 +56,7 @@ class MfuMeter:
             try:
                 self.counted.append(flops_per_sample(self.config, batch, self.processes))
             except Exception as error:  # of another torch's internals; no training should end for this
-                say(f"FLOPs: cannot be counted ({reason_of(error)})")
+                log_info(f"FLOPs: cannot be counted ({error_reason(error)})")
                 self._failed = True
         if self._failed:
             return {}
@@ -68,7 +68,7 @@ class MfuMeter:
         return counted | {"mfu": rate / self.peak, "tflops": rate / 1e12}
 
 
-def flops_per_sample(config: TrainConfig, batch: Mapping[str, Tensor], processes: int) -> float:
+def flops_per_sample(config: EncoderTrainConfig, batch: Mapping[str, Tensor], processes: int) -> float:
     """FLOPs of a sample's forward and backward pass, its share of the global contrastive loss included.
 
     Recomputation to save memory is not counted; products of padding count where the model makes them.

@@ -12,26 +12,26 @@ import statistics
 from pathlib import Path
 from typing import Literal
 
-from clips.data.files import is_remote
+from clips.data.remote_files import is_remote
 from clips.data.sources import open_source
 from clips.errors import UserError
-from clips.jsontext import parse_json
+from clips.jsontext import safe_json_loads
 from clips.planning import Cost
-from clips.planning.config import PlanConfig
+from clips.planning.config import TrainPlanConfig
 from clips.planning.hardware import GPUS, Gpu
 from clips.planning.memory import SHARDED, Layout, MemoryModel, Parts, largest
-from clips.training.config import TrainConfig
+from clips.training.config import EncoderTrainConfig
 from clips.training.stages import stage_configs
 
 _GB = 1e9
 
 
-def plan_stages(config: PlanConfig, training: TrainConfig) -> list[StagePlan]:
+def plan_stages(config: TrainPlanConfig, training: EncoderTrainConfig) -> list[StagePlan]:
     """The stages of ``training``, each with its dry steps."""
     return [StagePlan(config, stage) for stage in stage_configs(training)]
 
 
-def training_cost(config: PlanConfig, training: TrainConfig, *, timed: bool = True) -> Cost:
+def training_cost(config: TrainPlanConfig, training: EncoderTrainConfig, *, timed: bool = True) -> Cost:
     """The cost of a training as it is configured.
 
     Args:
@@ -70,13 +70,13 @@ def training_cost(config: PlanConfig, training: TrainConfig, *, timed: bool = Tr
     )
 
 
-def resolve_mfu(config: PlanConfig) -> float:
+def resolve_mfu(config: TrainPlanConfig) -> float:
     """The utilization to assume: the measured one if there is a measurement."""
     if config.measured is None:
         return config.mfu
     path = Path(config.measured)
     try:
-        entries = [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        entries = [safe_json_loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         values = [float(entry["mfu"]) for entry in entries if "mfu" in entry]
     except (OSError, ValueError, TypeError, KeyError):
         raise UserError(f"measured: {path}: expected the metrics.jsonl of a training") from None
@@ -112,7 +112,7 @@ class StagePlan:
         stage: of the stage's training.
     """
 
-    def __init__(self, config: PlanConfig, stage: TrainConfig) -> None:
+    def __init__(self, config: TrainPlanConfig, stage: EncoderTrainConfig) -> None:
         self.config, self.stage, self.gpu, self.mfu = config, stage, GPUS[config.gpu], resolve_mfu(config)
         self.precision: Literal["bf16", "fp32"] = "fp32" if stage.precision == "fp32" else "bf16"
         self.model = MemoryModel(stage, bf16=self.precision == "bf16", caption_tokens=config.caption_tokens)
@@ -164,7 +164,7 @@ class StagePlan:
             return None
         flops = self.model.computed_flops(layout, in_parts=at_once < local)
         computing = local * flops / (self.gpu.peak(self.precision) * self.mfu)
-        gradients, features = (sent / bandwidth(self.gpu, layout.count) for sent in self._sent(layout, local))
+        gradients, features = (sent / ring_bandwidth(self.gpu, layout.count) for sent in self._sent(layout, local))
         step = max(computing, gradients) + features  # gradients travel while others are computed, features cannot
         return Speed(
             at_once=at_once,
@@ -193,12 +193,12 @@ class StagePlan:
         return {"encoder": weights, "checkpoints": checkpoint * (self.stage.keep_checkpoints + 1)}
 
 
-def bandwidth(gpu: Gpu, count: int) -> float:
+def ring_bandwidth(gpu: Gpu, count: int) -> float:
     """Bytes a second that each GPU of a ring over ``count`` GPUs sends, nodes with all their network cards."""
     return gpu.link if count <= gpu.per_machine else min(gpu.link, gpu.network * gpu.per_machine)
 
 
-def _steps(stage: TrainConfig) -> int:
+def _steps(stage: EncoderTrainConfig) -> int:
     if stage.steps is not None:
         return stage.steps
     samples = float(stage.samples or 0)
@@ -209,7 +209,7 @@ def _steps(stage: TrainConfig) -> int:
     return math.ceil(samples / stage.global_batch_size)
 
 
-def data_bytes(config: PlanConfig, training: TrainConfig) -> float | None:
+def data_bytes(config: TrainPlanConfig, training: EncoderTrainConfig) -> float | None:
     """Bytes of the training data, as stated or where all of it is local."""
     if config.pictures is not None and config.bytes_per_picture is not None:
         return config.pictures * config.bytes_per_picture

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.table import Table
 
-from clips.core.artifact import say
-from clips.planning.config import PlanConfig
+from clips.core.artifact import log_info
+from clips.planning.config import TrainPlanConfig
 from clips.planning.memory import PARALLELS
 from clips.planning.plan import Speed, StagePlan, data_bytes, plan_stages
-from clips.training.config import TrainConfig
-from clips.training.start import learns_statistics
+from clips.training.config import EncoderTrainConfig
+from clips.training.setup import has_trainable_batchnorm
 
 _COUNTS = (8, 16, 32, 64, 128, 256, 512)
 _PARTS = {
@@ -32,11 +32,11 @@ _PARTS = {
 """Part of `clips.planning.plan.StagePlan.memory` → its name in the table."""
 
 
-def print_plan(config: PlanConfig, training: TrainConfig) -> None:
+def print_plan(config: TrainPlanConfig, training: EncoderTrainConfig) -> None:
     """Print what each stage and the whole training take."""
     console, stages = Console(), plan_stages(config, training)
     for number, stage in enumerate(stages, 1):
-        say(f"{config.training}: stage {number} of {len(stages)} in a dry run …")
+        log_info(f"{config.training}: stage {number} of {len(stages)} in a dry run …")
         facts, memory = _facts(stage), _memory(stage)
         size = stage.model.model.image_size
         title = f"Stage {number} of {len(stages)}: {size} pixels, {config.count} × {config.gpu}"
@@ -77,7 +77,7 @@ def _needs_parts(stages: list[StagePlan], count: int) -> bool:
     return any(
         0 < stage.at_once(stage.layout(count)) < stage.local(count)
         and stage.stage.micro_batch_size is None
-        and not learns_statistics(stage.model.model)
+        and not has_trainable_batchnorm(stage.model.model)
         for stage in stages
     )
 
@@ -134,7 +134,7 @@ def _memory(plan: StagePlan) -> Table:
     return table
 
 
-def _times(config: PlanConfig, stages: list[StagePlan], clusters: dict[int, list[Speed] | str]) -> Table:
+def _times(config: TrainPlanConfig, stages: list[StagePlan], clusters: dict[int, list[Speed] | str]) -> Table:
     table = Table(title=f"The whole training on {config.gpu}s, as configured", title_justify="left")
     _add_columns(table, ["GPUs", "days", "GPU hours", *_headers(stages, "samples/s")])
     for count, found in clusters.items():
@@ -173,7 +173,7 @@ def _gb(size: float) -> str:
     return f"{size / 1e9:,.1f}" if size >= 0.05e9 else f"{size / 1e9:.2g}"
 
 
-def _basis(config: PlanConfig, mfu: float) -> Iterator[str]:
+def _basis(config: TrainPlanConfig, mfu: float) -> Iterator[str]:
     """The assumptions behind the numbers, for readers."""
     yield (
         "Counted on the model itself: parameters, FLOPs, and the tensors of a step, texts without padding. "

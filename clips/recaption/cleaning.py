@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 from clips.recaption.config import RecaptionConfig
 
 if TYPE_CHECKING:
-    from clips.recaption.describer import Said
+    from clips.recaption.caption_model import GeneratedCaption
 
 _LAST_END = re.compile(r"[.!?][\"'”’)\]]*(?=\s)(?!.*[.!?][\"'”’)\]]*\s)", re.DOTALL)
 
 
-def fitting(said: Sequence[Said], config: RecaptionConfig) -> tuple[list[str], str]:
+def filter_captions(said: Sequence[GeneratedCaption], config: RecaptionConfig) -> tuple[list[str], str]:
     """The captions that fit, cleaned, and why there are none of them."""
     kept, reason = list[str](), "no caption written"
     for one in said:
-        text = clean(one, whole_sentences=config.whole_sentences)
+        text = clean_caption(one, whole_sentences=config.whole_sentences)
         words = len(text.split())
         if not words:
             continue
@@ -31,7 +31,7 @@ def fitting(said: Sequence[Said], config: RecaptionConfig) -> tuple[list[str], s
     return kept, reason
 
 
-def clean(said: Said, *, whole_sentences: bool) -> str:
+def clean_caption(said: GeneratedCaption, *, whole_sentences: bool) -> str:
     """White space collapsed; the unfinished last sentence of a cut text dropped, where a whole one stands before it."""
     text = " ".join(said.text.split())
     if whole_sentences and not said.ended and (end := _LAST_END.search(f"{text} ")):

@@ -11,7 +11,7 @@ from clips.core.identity import RUN_ONLY
 from clips.data.sources import SourceConfig
 from clips.errors import UserError
 
-WEB = "{web}"
+WEB_CAPTION_PLACEHOLDER = "{web}"
 _PART = re.compile(r"(\d+)/(\d+)")
 
 

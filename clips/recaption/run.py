@@ -20,24 +20,24 @@ import numpy as np
 from PIL import Image
 
 from clips.commandline.progress import Progress
-from clips.core.artifact import is_finished, say, write_file
+from clips.core.artifact import is_finished, log_info, atomic_write
 from clips.core.identity import RUN, identity, read_run, refuse_other_run, run_text
 from clips.data.images import BadImageError, decode_image
-from clips.data.sources import BadSampleError, Sample, Source, blocks_of, open_source
-from clips.recaption.cleaning import fitting
-from clips.recaption.config import WEB, RecaptionConfig
-from clips.recaption.finish import complete, note_model
-from clips.recaption.plan import Shard, cut_shards, make_groups, make_windows, overlaps
-from clips.recaption.shards import WORK, Captioned, OpenShard, shard_name
+from clips.data.sources import BadSampleError, Sample, Source, shard_lengths, open_source
+from clips.recaption.cleaning import filter_captions
+from clips.recaption.config import WEB_CAPTION_PLACEHOLDER, RecaptionConfig
+from clips.recaption.finalize import finalize_dataset, save_model_record
+from clips.recaption.work_split import OutputShard, split_into_shards, group_shards, split_into_windows, overlaps
+from clips.recaption.shard_writers import WORK_DIR, CaptionedSample, ShardWriter, shard_name
 
 if TYPE_CHECKING:
-    from clips.recaption.describer import Describer, Said
+    from clips.recaption.caption_model import CaptionModel, GeneratedCaption
 
 KIND = "captions"
 
 
 @dataclasses.dataclass(frozen=True)
-class Read:
+class LoadedSample:
     """A usable sample of the source, its picture ready for the model."""
 
     index: int
@@ -45,30 +45,30 @@ class Read:
     picture: Image.Image
 
 
-def recaption(config: RecaptionConfig) -> None:
+def run_recaption(config: RecaptionConfig) -> None:
     """Carry out ``config``."""
     source = open_source(config)
-    shards = cut_shards(blocks_of(source), config.shard_size)
+    shards = split_into_shards(shard_lengths(source), config.shard_size)
     if not _begin(config, len(source)):
-        say(f"{config.output}: done before")
+        log_info(f"{config.output}: done before")
         return
     number, count = config.share()
-    groups = make_groups(shards, config.batch_size)[number::count]
+    groups = group_shards(shards, config.batch_size)[number::count]
     missing = [shard for group in groups for shard in group if not _is_done(shard, config)]
     if missing:
-        from clips.recaption.describer import Describer
+        from clips.recaption.caption_model import CaptionModel
 
-        found = Describer(config)
-        note_model(config, found)
+        found = CaptionModel(config)
+        save_model_record(config, found)
         with Progress("captioning", sum(shard.stop - shard.start for shard in missing), "samples") as progress:
             for group in groups:
                 if any(not _is_done(shard, config) for shard in group):
                     _caption_group(group, source, found, config, progress)
     left = sum(not _is_done(shard, config) for shard in shards)
     if left:
-        say(f"{config.output}: this part is done; {left} of {len(shards)} shards are other processes' or missing")
+        log_info(f"{config.output}: this part is done; {left} of {len(shards)} shards are other processes' or missing")
     else:
-        complete(config, source, [shard_name(shard.number, config) for shard in shards])
+        finalize_dataset(config, source, [shard_name(shard.number, config) for shard in shards])
 
 
 def _begin(config: RecaptionConfig, samples: int) -> bool:
@@ -77,38 +77,38 @@ def _begin(config: RecaptionConfig, samples: int) -> bool:
     Raises:
         UserError: it holds something else, or captions that were written with other settings.
     """
-    work, run = Path(config.output) / WORK, identity("clips recaption", config, {"samples": samples})
+    work, run = Path(config.output) / WORK_DIR, identity("clips recaption", config, {"samples": samples})
     if is_finished(config.output, KIND, run, work=work):
         return False
     before = read_run(work / RUN)
     if before is None:
-        write_file(work / RUN, run_text(run))
+        atomic_write(work / RUN, run_text(run))
     else:
         refuse_other_run(config.output, before, run)
     return True
 
 
-def _is_done(shard: Shard, config: RecaptionConfig) -> bool:
+def _is_done(shard: OutputShard, config: RecaptionConfig) -> bool:
     return (Path(config.output) / shard_name(shard.number, config)).is_file()
 
 
 def _caption_group(
-    group: Sequence[Shard], source: Source, describer: Describer, config: RecaptionConfig, progress: Progress
+    group: Sequence[OutputShard], source: Source, describer: CaptionModel, config: RecaptionConfig, progress: Progress
 ) -> None:
     """Write the missing shards of a group; a window that they share with finished ones is captioned once more."""
     missing = [shard for shard in group if not _is_done(shard, config)]
     windows = [
-        window for window in make_windows(group, config.batch_size) if any(overlaps(window, shard) for shard in missing)
+        window for window in split_into_windows(group, config.batch_size) if any(overlaps(window, shard) for shard in missing)
     ]
     waiting = list(missing)
-    opened: OpenShard | None = None
+    opened: ShardWriter | None = None
     try:
         for window, samples in _read_ahead(windows, source, config):
             written = _caption_window(window, samples, describer, config)
             for index in window:
                 if not waiting or index < waiting[0].start:
                     continue
-                opened = opened or OpenShard(waiting[0].number, config)
+                opened = opened or ShardWriter(waiting[0].number, config)
                 said = written.get(index, [])
                 if reason := _add(opened, samples[index], said, source, config):
                     opened.dropped.add([(index - waiting[0].start, source.name(index), reason)])
@@ -122,19 +122,19 @@ def _caption_group(
             opened.abandon()
 
 
-def _report(shard: OpenShard, progress: Progress) -> None:
+def _report(shard: ShardWriter, progress: Progress) -> None:
     """Tell of a finished shard and what was dropped from it."""
     dropped = f"; {shard.dropped.reasons()}" if shard.dropped.count else ""
-    say(f"{shard.target.name}: {shard.written:,} captions{dropped} · {progress.rates()}")
+    log_info(f"{shard.target.name}: {shard.written:,} captions{dropped} · {progress.rates()}")
 
 
 def _read_ahead(
     windows: Sequence[range], source: Source, config: RecaptionConfig
-) -> Iterator[tuple[range, dict[int, Read | str]]]:
+) -> Iterator[tuple[range, dict[int, LoadedSample | str]]]:
     """Each window with its samples, or why they cannot be used; the next one is read meanwhile."""
     with concurrent.futures.ThreadPoolExecutor(config.readers, thread_name_prefix="reader") as readers:
 
-        def submit(window: range) -> list[concurrent.futures.Future[Read | str]]:
+        def submit(window: range) -> list[concurrent.futures.Future[LoadedSample | str]]:
             return [readers.submit(_read, source, index, config) for index in window]
 
         try:
@@ -147,24 +147,24 @@ def _read_ahead(
             readers.shutdown(wait=True, cancel_futures=True)
 
 
-def _read(source: Source, index: int, config: RecaptionConfig) -> Read | str:
+def _read(source: Source, index: int, config: RecaptionConfig) -> LoadedSample | str:
     try:
         sample = source.read(index, np.random.default_rng([config.seed, index]))
         picture = decode_image(sample.image, at_least=config.max_side)
     except (BadSampleError, BadImageError) as error:
         return str(error)
     picture.thumbnail((config.max_side, config.max_side))
-    return Read(index, sample, picture)
+    return LoadedSample(index, sample, picture)
 
 
 def _caption_window(
-    window: range, samples: dict[int, Read | str], describer: Describer, config: RecaptionConfig
-) -> dict[int, list[Said]]:
+    window: range, samples: dict[int, LoadedSample | str], describer: CaptionModel, config: RecaptionConfig
+) -> dict[int, list[GeneratedCaption]]:
     """What the model says of the usable samples, by their index; batches of prompts of like length."""
-    usable = [sample for sample in samples.values() if isinstance(sample, Read)]
-    prompts = {found.index: describer.prompt(config.prompt.replace(WEB, found.sample.web)) for found in usable}
+    usable = [sample for sample in samples.values() if isinstance(sample, LoadedSample)]
+    prompts = {found.index: describer.prompt(config.prompt.replace(WEB_CAPTION_PLACEHOLDER, found.sample.web)) for found in usable}
     usable.sort(key=lambda found: len(prompts[found.index]))  # stable: equals stay in their order
-    said: dict[int, list[Said]] = {}
+    said: dict[int, list[GeneratedCaption]] = {}
     for start in range(0, len(usable), config.batch_size):
         batch = usable[start : start + config.batch_size]
         seed = int(np.random.SeedSequence([config.seed, window.start, start]).generate_state(1)[0])
@@ -175,18 +175,18 @@ def _caption_window(
     return said
 
 
-def _add(shard: OpenShard, read: Read | str, said: list[Said], source: Source, config: RecaptionConfig) -> str:
+def _add(shard: ShardWriter, read: LoadedSample | str, said: list[GeneratedCaption], source: Source, config: RecaptionConfig) -> str:
     """Append a sample; returns why it has no caption instead, else nothing."""
     if isinstance(read, str):
         return read
-    captions, reason = fitting(said, config)
+    captions, reason = filter_captions(said, config)
     if captions:
-        captioned = Captioned(source.record(read.index), read.sample.image, read.sample.web, captions)
+        captioned = CaptionedSample(source.record(read.index), read.sample.image, read.sample.web, captions)
         shard.add(captioned, sum(one.tokens for one in said))
     return "" if captions else reason
 
 
-def _finish(opened: OpenShard, shard: Shard, config: RecaptionConfig) -> None:
+def _finish(opened: ShardWriter, shard: OutputShard, config: RecaptionConfig) -> None:
     """Complete a shard, unless too much of it was dropped."""
     opened.dropped.check(str(opened.target), "max_invalid_ratio", config.max_invalid_ratio, shard.stop - shard.start)
     opened.finish()

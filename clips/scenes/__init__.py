@@ -4,24 +4,24 @@ A scene consists of objects (real emoji sprites) on a background, some scenes ha
 questions follow from the ground truth of a scene. Test scenes are combinations that never occur in training.
 """
 
-from clips.scenes.captions import Captions, captions_of
-from clips.scenes.hub import BenchmarkSizes
-from clips.scenes.make import ScenesConfig, make_scenes
+from clips.scenes.captions import SceneCaptions, make_captions
+from clips.scenes.benchmark_data import BenchmarkRows
+from clips.scenes.generate import ScenesConfig, generate_scenes
 from clips.scenes.render import render
-from clips.scenes.split import belongs_to_test, belongs_to_training
-from clips.scenes.world import Scene, SceneObject, Sign, World
+from clips.scenes.heldout_split import is_test_scene, is_train_scene
+from clips.scenes.world import Scene, SceneObject, TextSign, SceneGenerator
 
 __all__ = [
-    "BenchmarkSizes",
-    "Captions",
+    "BenchmarkRows",
+    "SceneCaptions",
     "Scene",
     "SceneObject",
     "ScenesConfig",
-    "Sign",
-    "World",
-    "belongs_to_test",
-    "belongs_to_training",
-    "captions_of",
-    "make_scenes",
+    "TextSign",
+    "SceneGenerator",
+    "is_test_scene",
+    "is_train_scene",
+    "make_captions",
+    "generate_scenes",
     "render",
 ]

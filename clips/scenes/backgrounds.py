@@ -11,13 +11,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from clips.scenes.colours import Rgb
-from clips.scenes.dice import Dice, noise
+from clips.scenes.colors import Rgb
+from clips.scenes.rng import DeterministicRng, random_bytes
 
 Pixels = np.ndarray
-Painter = Callable[[int, Dice], Pixels]
+Painter = Callable[[int, DeterministicRng], Pixels]
 
-WALLS: dict[str, Rgb] = {
+PLAIN_COLORS: dict[str, Rgb] = {
     "white": (244, 244, 240),
     "grey": (158, 160, 164),
     "black": (36, 36, 40),
@@ -75,14 +75,14 @@ def _two_tone(mask: Pixels, size: int, first: Rgb, second: Rgb) -> Pixels:
 
 
 def _plain(colour: Rgb) -> Painter:
-    def paint(size: int, dice: Dice) -> Pixels:
+    def paint(size: int, dice: DeterministicRng) -> Pixels:
         return np.broadcast_to(_rgb(colour) + dice.between(-8, 8), (size, size, 3)).copy()
 
     return paint
 
 
 def _gradient(first: Rgb, second: Rgb) -> Painter:
-    def paint(size: int, dice: Dice) -> Pixels:
+    def paint(size: int, dice: DeterministicRng) -> Pixels:
         rows, columns = _grid(size)
         ramp = [rows + 0 * columns, columns + 0 * rows, (rows + columns) // 2][dice.below(3)]
         if dice.chance(500):
@@ -93,7 +93,7 @@ def _gradient(first: Rgb, second: Rgb) -> Painter:
 
 
 def _stripes(first: Rgb, second: Rgb) -> Painter:
-    def paint(size: int, dice: Dice) -> Pixels:
+    def paint(size: int, dice: DeterministicRng) -> Pixels:
         rows, columns = _grid(size)
         across = [rows + 0 * columns, columns + 0 * rows, (rows + columns) * 3 // 4][dice.below(3)]
         return _two_tone((across + dice.below(256)) // 128 % 2 == 0, size, first, second)
@@ -102,7 +102,7 @@ def _stripes(first: Rgb, second: Rgb) -> Painter:
 
 
 def _checks(first: Rgb, second: Rgb) -> Painter:
-    def paint(size: int, dice: Dice) -> Pixels:
+    def paint(size: int, dice: DeterministicRng) -> Pixels:
         rows, columns = _grid(size)
         side = dice.choice((128, 171, 256))
         return _two_tone((rows // side + columns // side) % 2 == 0, size, first, second)
@@ -111,7 +111,7 @@ def _checks(first: Rgb, second: Rgb) -> Painter:
 
 
 def _dots(first: Rgb, second: Rgb) -> Painter:
-    def paint(size: int, dice: Dice) -> Pixels:
+    def paint(size: int, dice: DeterministicRng) -> Pixels:
         rows, columns = _grid(size)
         step, shift = dice.choice((171, 205, 256)), dice.below(128)
         y, x = (rows + shift) % step - step // 2, (columns + shift) % step - step // 2
@@ -121,15 +121,15 @@ def _dots(first: Rgb, second: Rgb) -> Painter:
 
 
 def _texture(colour: Rgb, depth: int) -> Painter:
-    def paint(size: int, dice: Dice) -> Pixels:
+    def paint(size: int, dice: DeterministicRng) -> Pixels:
         return _rgb(colour) + _grain(size, dice, depth)
 
     return paint
 
 
-def _grain(size: int, dice: Dice, depth: int) -> Pixels:
+def _grain(size: int, dice: DeterministicRng, depth: int) -> Pixels:
     """Return gray noise of ± depth, in grains of 1/64 of the image size, (S, S, 1)."""
-    grains = np.frombuffer(noise(64 * 64, dice.below(1 << 30)), dtype=np.uint8).astype(np.int32).reshape(64, 64)
+    grains = np.frombuffer(random_bytes(64 * 64, dice.below(1 << 30)), dtype=np.uint8).astype(np.int32).reshape(64, 64)
     at = np.arange(size) * 64 // size
     return ((grains[at[:, None], at[None, :]] - 128) * depth // 128)[..., None]
 
@@ -137,7 +137,7 @@ def _grain(size: int, dice: Dice, depth: int) -> Pixels:
 def _land(sky: Rgb, ground: Rgb, *, sky_end: Rgb | None = None, grain: int = 10, stars: bool = False) -> Painter:
     """Paint sky above ground: a horizon at a random height, a gradient in the sky, grain on the ground."""
 
-    def paint(size: int, dice: Dice) -> Pixels:
+    def paint(size: int, dice: DeterministicRng) -> Pixels:
         rows, columns = _grid(size)
         horizon = dice.between(460, 660)
         light = _rgb(sky) + (_rgb(sky_end or sky) - _rgb(sky)) * rows[..., None] // horizon
@@ -153,7 +153,7 @@ def _land(sky: Rgb, ground: Rgb, *, sky_end: Rgb | None = None, grain: int = 10,
 
 
 def _bricks(brick: Rgb, mortar: Rgb) -> Painter:
-    def paint(size: int, dice: Dice) -> Pixels:
+    def paint(size: int, dice: DeterministicRng) -> Pixels:
         rows, columns = _grid(size)
         course = rows // 128
         seams = (rows % 128 < 20) | ((columns + course % 2 * 128) % 256 < 20)
@@ -163,7 +163,7 @@ def _bricks(brick: Rgb, mortar: Rgb) -> Painter:
 
 
 def _planks(light: Rgb, dark: Rgb) -> Painter:
-    def paint(size: int, dice: Dice) -> Pixels:
+    def paint(size: int, dice: DeterministicRng) -> Pixels:
         rows, columns = _grid(size)
         seams = (rows % 205 < 20) | ((columns + rows // 205 * 397) % 1024 < 18)
         return _two_tone(seams, size, dark, light) + _grain(size, dice, 7)
@@ -262,15 +262,15 @@ _PATTERN: dict[str, tuple[Callable[[Rgb, Rgb], Painter], str, str]] = {
 
 
 @functools.cache
-def catalogue() -> tuple[Background, ...]:
+def all_backgrounds() -> tuple[Background, ...]:
     """All backgrounds, in a fixed order."""
     return (*_plain_ones(), *_patterned_ones(), *_textured_ones(), *_landscapes())
 
 
 @functools.cache
-def background_named(name: str) -> Background:
+def find_background(name: str) -> Background:
     """Return the background with this name."""
-    return next(background for background in catalogue() if background.name == name)
+    return next(background for background in all_backgrounds() if background.name == name)
 
 
 def _plain_ones() -> list[Background]:
@@ -284,7 +284,7 @@ def _plain_ones() -> list[Background]:
             colours=(rgb,),
             paint=_plain(rgb),
         )
-        for colour, rgb in WALLS.items()
+        for colour, rgb in PLAIN_COLORS.items()
     ]
 
 
@@ -301,8 +301,8 @@ def _patterned_ones() -> list[Background]:
                     description=description.format(a=a, b=b),
                     style=style,
                     colour=None,
-                    colours=(WALLS[a], WALLS[b]),
-                    paint=build(WALLS[a], WALLS[b]),
+                    colours=(PLAIN_COLORS[a], PLAIN_COLORS[b]),
+                    paint=build(PLAIN_COLORS[a], PLAIN_COLORS[b]),
                 )
             )
     return made
@@ -316,8 +316,8 @@ def _textured_ones() -> list[Background]:
             description=f"a rough {colour} surface with a grainy texture",
             style="texture",
             colour=colour,
-            colours=(WALLS[colour],),
-            paint=_texture(WALLS[colour], 26),
+            colours=(PLAIN_COLORS[colour],),
+            paint=_texture(PLAIN_COLORS[colour], 26),
         )
         for colour in ("grey", "brown", "green", "blue", "pink", "white")
     ]
@@ -342,7 +342,7 @@ def _a(phrase: str) -> str:
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
-def paint_background(background: Background, size: int, dice: Dice) -> Pixels:
+def paint_background(background: Background, size: int, dice: DeterministicRng) -> Pixels:
     """Return the background as an (S, S, 3) array of bytes; each dice give another variant of it."""
     pixels = background.paint(size, dice)
     return np.clip(pixels * dice.between(940, 1060) // 1000, 0, 255).astype(np.uint8)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from clips.scenes.dice import Dice
-from clips.scenes.longtext import complete_caption, sized
-from clips.scenes.mllmtext import MllmWriter, mllm_caption
-from clips.scenes.phrases import PLACES, RELATIONS, Described, Group, describe, group_relation, listed
-from clips.scenes.webtext import web_caption
-from clips.scenes.world import Scene, World
+from clips.scenes.rng import DeterministicRng
+from clips.scenes.long_captions import faithful_caption, noun_with_size
+from clips.scenes.mllm_captions import MllmCaptionStyle, mllm_caption
+from clips.scenes.phrases import LOCATION_PHRASES, RELATIONS, SceneDescription, ObjectGroup, describe_scene, group_relation, join_with_and
+from clips.scenes.web_captions import web_caption
+from clips.scenes.world import Scene, SceneGenerator
 
-HUMAN_CAPTIONS = 5
+NUM_HUMAN_CAPTIONS = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Captions:
+class SceneCaptions:
     """All texts about a scene.
 
     Args:
@@ -30,68 +30,68 @@ class Captions:
     captions: list[str]
 
 
-def captions_of(world: World, scene: Scene, model: MllmWriter | None = None) -> Captions:
+def make_captions(world: SceneGenerator, scene: Scene, model: MllmCaptionStyle | None = None) -> SceneCaptions:
     """Return the captions of a scene; the long one complete and true, or as ``model`` writes it."""
-    described = describe(world, scene)
+    described = describe_scene(world, scene)
     key = (scene.seed, scene.split, scene.index)
-    return Captions(
-        web_caption=web_caption(described, Dice("web caption", *key)),
+    return SceneCaptions(
+        web_caption=web_caption(described, DeterministicRng("web caption", *key)),
         synthetic_caption=(
-            complete_caption(described, Dice("synthetic caption", *key))
+            faithful_caption(described, DeterministicRng("synthetic caption", *key))
             if model is None
-            else mllm_caption(described, Dice("mllm caption", *key), model)
+            else mllm_caption(described, DeterministicRng("mllm caption", *key), model)
         ),
-        captions=human_captions(described, Dice("human captions", *key)),
+        captions=human_captions(described, DeterministicRng("human captions", *key)),
     )
 
 
-def human_captions(described: Described, dice: Dice) -> list[str]:
+def human_captions(described: SceneDescription, dice: DeterministicRng) -> list[str]:
     """Return five captions as different people write them: short, partial, each in its own style."""
-    styles: list[Callable[[Described, Dice], str]] = [_everything, _everything, _placed, _bare, _partial]
+    styles: list[Callable[[SceneDescription, DeterministicRng], str]] = [_everything, _everything, _placed, _bare, _partial]
     if any(found for _, _, found in _pairs(described)):
         styles.append(_related)
     if described.scene.sign:
         styles.append(_with_sign)
-    return [_handwritten(style(described, dice), dice) for style in dice.sample(styles, HUMAN_CAPTIONS)]
+    return [_handwritten(style(described, dice), dice) for style in dice.sample(styles, NUM_HUMAN_CAPTIONS)]
 
 
-def plain_caption(described: Described, dice: Dice) -> str:
+def plain_caption(described: SceneDescription, dice: DeterministicRng) -> str:
     """Return one plain sentence that names everything: a good answer to a request for a caption."""
     return _everything(described, dice)
 
 
-def in_words(described: Described, dice: Dice) -> str:
+def terse_description(described: SceneDescription, dice: DeterministicRng) -> str:
     """Name the content of the image in as few words as possible."""
     things = [group.some(colour=True) for group in dice.shuffled(described.groups)]
     if described.scene.sign:
         things.append(f'a sign with the word "{described.scene.sign.word.lower()}"')
-    return f"{listed(things)} {described.background.where}"
+    return f"{join_with_and(things)} {described.background.where}"
 
 
-def _handwritten(words: str, dice: Dice) -> str:
+def _handwritten(words: str, dice: DeterministicRng) -> str:
     words = words[0].upper() + words[1:] if dice.chance(350) else words
     return words + "." if dice.chance(300) else words
 
 
-def _everything(described: Described, dice: Dice) -> str:
+def _everything(described: SceneDescription, dice: DeterministicRng) -> str:
     with_size = dice.chance(350)
     things = [
-        sized(group, dice) if with_size else group.some(colour=dice.chance(650))
+        noun_with_size(group, dice) if with_size else group.some(colour=dice.chance(650))
         for group in dice.shuffled(described.groups)
     ]
-    return f"{listed(things)} {described.background.where}"
+    return f"{join_with_and(things)} {described.background.where}"
 
 
-def _placed(described: Described, dice: Dice) -> str:
+def _placed(described: SceneDescription, dice: DeterministicRng) -> str:
     parts = [
-        f"{group.some(colour=dice.chance(400))} {PLACES[group.place][0]}" if group.count == 1 else group.some()
+        f"{group.some(colour=dice.chance(400))} {LOCATION_PHRASES[group.place][0]}" if group.count == 1 else group.some()
         for group in dice.shuffled(described.groups)[:3]
     ]
-    return listed(parts)
+    return join_with_and(parts)
 
 
-def _bare(described: Described, dice: Dice) -> str:
-    things = listed([group.some() for group in dice.shuffled(described.groups)])
+def _bare(described: SceneDescription, dice: DeterministicRng) -> str:
+    things = join_with_and([group.some() for group in dice.shuffled(described.groups)])
     return (
         dice.choice(("a picture of {}", "there is {}", "{} next to each other", "an image with {}")).format(things)
         if len(described.groups) > 1
@@ -101,14 +101,14 @@ def _bare(described: Described, dice: Dice) -> str:
     )
 
 
-def _partial(described: Described, dice: Dice) -> str:
+def _partial(described: SceneDescription, dice: DeterministicRng) -> str:
     things = [group.some(colour=True) for group in dice.shuffled(described.groups)[:2]]
     if dice.chance(500):
-        return f"{described.background.description} with {listed(things)}"
-    return f"{listed(things)} {described.background.where}"
+        return f"{described.background.description} with {join_with_and(things)}"
+    return f"{join_with_and(things)} {described.background.where}"
 
 
-def _pairs(described: Described) -> list[tuple[Group, Group, str | None]]:
+def _pairs(described: SceneDescription) -> list[tuple[ObjectGroup, ObjectGroup, str | None]]:
     return [
         (first, second, group_relation(first, second))
         for first in described.groups
@@ -117,15 +117,15 @@ def _pairs(described: Described) -> list[tuple[Group, Group, str | None]]:
     ]
 
 
-def _related(described: Described, dice: Dice) -> str:
+def _related(described: SceneDescription, dice: DeterministicRng) -> str:
     first, second, found = dice.choice([pair for pair in _pairs(described) if pair[2]])
     assert found is not None
     clear = {"left": "left of", "right": "right of"}.get(found, RELATIONS[found])
-    return f"{sized(first, dice)} {clear} {second.some(colour=True)}"
+    return f"{noun_with_size(first, dice)} {clear} {second.some(colour=True)}"
 
 
-def _with_sign(described: Described, dice: Dice) -> str:
+def _with_sign(described: SceneDescription, dice: DeterministicRng) -> str:
     assert described.scene.sign is not None
     word = described.scene.sign.word
-    things = listed([group.some(colour=dice.chance(400)) for group in described.groups[:3]])
+    things = join_with_and([group.some(colour=dice.chance(400)) for group in described.groups[:3]])
     return dice.choice((f"a sign that says {word.lower()} and {things}", f'{things} and a "{word}" sign'))

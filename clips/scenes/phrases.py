@@ -6,16 +6,16 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-from clips.scenes.backgrounds import Background, background_named
-from clips.scenes.sprites import Kind
-from clips.scenes.world import Box, Scene, World, centre
+from clips.scenes.backgrounds import Background, find_background
+from clips.scenes.sprites import ObjectClass
+from clips.scenes.world import Box, Scene, SceneGenerator, box_center
 
 NUMBERS = ("no", "one", "two", "three", "four", "five")
 _SAID_WITH_A = ("uni", "use", "eu")
 _SAID_WITH_AN = ("hour",)
 _NEAR, _FAR = 160, 3
 
-PLACES = {
+LOCATION_PHRASES = {
     "top left": ("in the top left corner", "at the upper left"),
     "top": ("at the top", "in the upper part of the image"),
     "top right": ("in the top right corner", "at the upper right"),
@@ -31,7 +31,7 @@ OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Group:
+class ObjectGroup:
     """The objects of one class in a scene; they share color and size.
 
     Args:
@@ -41,7 +41,7 @@ class Group:
         place: the position of the first.
     """
 
-    kind: Kind
+    kind: ObjectClass
     colour: str | None
     painted: bool
     size: str
@@ -71,7 +71,7 @@ class Group:
     def some(self, *, size: str = "", colour: bool = False) -> str:
         """An indefinite noun phrase: "a small red car", "two cats"."""
         words = self.adjectives(size=size, colour=colour)
-        return a(words) if self.count == 1 else f"{NUMBERS[self.count]} {words}"
+        return with_article(words) if self.count == 1 else f"{NUMBERS[self.count]} {words}"
 
     def the(self, *, colour: bool = False) -> str:
         """A definite noun phrase: "the red car", "the two cats"."""
@@ -80,12 +80,12 @@ class Group:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Described:
+class SceneDescription:
     """A scene with the data needed to describe it."""
 
-    world: World
+    world: SceneGenerator
     scene: Scene
-    groups: tuple[Group, ...]
+    groups: tuple[ObjectGroup, ...]
     background: Background
 
     @functools.cached_property
@@ -94,14 +94,14 @@ class Described:
         return {group.kind.name for group in self.groups}
 
 
-def describe(world: World, scene: Scene) -> Described:
+def describe_scene(world: SceneGenerator, scene: Scene) -> SceneDescription:
     """Group a scene's objects by class, in the order in which the classes were sampled."""
     names = list(dict.fromkeys(thing.kind for thing in scene.objects))
     groups = []
     for name in names:
         things = [thing for thing in scene.objects if thing.kind == name]
         groups.append(
-            Group(
+            ObjectGroup(
                 kind=world.sprites.by_name[name],
                 colour=things[0].colour,
                 painted=things[0].painted,
@@ -110,31 +110,31 @@ def describe(world: World, scene: Scene) -> Described:
                 place=things[0].place,
             )
         )
-    return Described(world=world, scene=scene, groups=tuple(groups), background=background_named(scene.background))
+    return SceneDescription(world=world, scene=scene, groups=tuple(groups), background=find_background(scene.background))
 
 
-def a(words: str) -> str:
+def with_article(words: str) -> str:
     """``words`` with the indefinite article."""
     start = words.lower()
     vowel = start[0] in "aeiou" and not start.startswith(_SAID_WITH_A)
     return f"{'an' if vowel or start.startswith(_SAID_WITH_AN) else 'a'} {words}"
 
 
-def listed(parts: Sequence[str], *, joiner: str = "and") -> str:
+def join_with_and(parts: Sequence[str], *, joiner: str = "and") -> str:
     """ "x", "x and y", "x, y and z"."""
     if len(parts) < 2:
         return "".join(parts)
     return f"{', '.join(parts[:-1])} {joiner} {parts[-1]}"
 
 
-def sentence(words: str) -> str:
+def capitalize_sentence(words: str) -> str:
     """``words`` with a capital and a full stop."""
     return words[0].upper() + words[1:] + "."
 
 
 def relation(first: Box, second: Box) -> str | None:
     """Return the relation of ``first`` to ``second`` if it is clear: left, right, above, below; else None."""
-    (x1, y1), (x2, y2) = centre(first), centre(second)
+    (x1, y1), (x2, y2) = box_center(first), box_center(second)
     dx, dy = x1 - x2, y1 - y2
     if abs(dx) >= _NEAR and 2 * abs(dx) >= _FAR * abs(dy):
         return "left" if dx < 0 else "right"
@@ -143,6 +143,6 @@ def relation(first: Box, second: Box) -> str | None:
     return None
 
 
-def group_relation(first: Group, second: Group) -> str | None:
+def group_relation(first: ObjectGroup, second: ObjectGroup) -> str | None:
     """As ``relation``, for classes that occur once each."""
     return relation(first.boxes[0], second.boxes[0]) if first.count == second.count == 1 else None

@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from clips.scenes.backgrounds import catalogue
-from clips.scenes.colours import PAINTS
-from clips.scenes.dice import Dice
-from clips.scenes.phrases import NUMBERS, OPPOSITE, RELATIONS, Described, Group, a, group_relation
-from clips.scenes.sprites import Kind
-from clips.scenes.world import MOST_OBJECTS, centre
+from clips.scenes.backgrounds import all_backgrounds
+from clips.scenes.colors import OBJECT_COLORS
+from clips.scenes.rng import DeterministicRng
+from clips.scenes.phrases import NUMBERS, OPPOSITE, RELATIONS, SceneDescription, ObjectGroup, with_article, group_relation
+from clips.scenes.sprites import ObjectClass
+from clips.scenes.world import MAX_OBJECTS, box_center
 
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 """The instruction that lmms-eval appends to the questions of POPE, MME, GQA and TextVQA."""
@@ -36,7 +36,7 @@ _CATEGORY_QUESTIONS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Pair:
+class YesNoPair:
     """A fact as a question with the answer yes, and as one with no. ``category`` is MME's."""
 
     category: str
@@ -52,34 +52,34 @@ class Question:
     answer: str
 
 
-def existence_question(kind: Kind) -> str:
+def existence_question(kind: ObjectClass) -> str:
     """POPE's question."""
-    return f"Is there {a(kind.name)} in the image?"
+    return f"Is there {with_article(kind.name)} in the image?"
 
 
-def absent_kinds(described: Described) -> list[Kind]:
+def absent_classes(described: SceneDescription) -> list[ObjectClass]:
     """Return the classes that are not in the image."""
     present = described.kinds
     return [kind for kind in described.world.inhabitants if kind.name not in present]
 
 
-def pairs(described: Described, dice: Dice) -> list[Pair]:
+def yes_no_pairs(described: SceneDescription, dice: DeterministicRng) -> list[YesNoPair]:
     """Return all MME-like pairs of the scene, one or a few per category, in random order."""
     makers = (_existence, _count, _position, _relations, _colour, _background, _sign, _commonsense)
     return dice.shuffled([pair for maker in makers for pair in maker(described, dice)])
 
 
-def _existence(described: Described, dice: Dice) -> Iterator[Pair]:
-    absent = absent_kinds(described)
+def _existence(described: SceneDescription, dice: DeterministicRng) -> Iterator[YesNoPair]:
+    absent = absent_classes(described)
     for group in described.groups:
-        there = f"Is there {a(group.kind.name)} in this image?"
-        yield Pair(category="existence", yes=there, no=f"Is there {a(dice.choice(absent).name)} in this image?")
+        there = f"Is there {with_article(group.kind.name)} in this image?"
+        yield YesNoPair(category="existence", yes=there, no=f"Is there {with_article(dice.choice(absent).name)} in this image?")
 
 
-def _count(described: Described, dice: Dice) -> Iterator[Pair]:
+def _count(described: SceneDescription, dice: DeterministicRng) -> Iterator[YesNoPair]:
     total = len(described.scene.objects)
     other = _another_number(total, dice)
-    yield Pair(
+    yield YesNoPair(
         category="count",
         yes=f"{_are_there(total)} {NUMBERS[total]} {_objects(total)} in this image?",
         no=f"{_are_there(other)} {NUMBERS[other]} {_objects(other)} in this image?",
@@ -87,15 +87,15 @@ def _count(described: Described, dice: Dice) -> Iterator[Pair]:
     for group in described.groups:
         if group.count > 1:
             wrong = 5 - group.count  # two to three
-            yield Pair(
+            yield YesNoPair(
                 category="count",
                 yes=f"Are there {NUMBERS[group.count]} {group.kind.plural} in this image?",
                 no=f"Are there {NUMBERS[wrong]} {group.kind.plural} in this image?",
             )
 
 
-def _another_number(number: int, dice: Dice) -> int:
-    return dice.choice([n for n in (number - 2, number - 1, number + 1, number + 2) if 1 <= n <= MOST_OBJECTS])
+def _another_number(number: int, dice: DeterministicRng) -> int:
+    return dice.choice([n for n in (number - 2, number - 1, number + 1, number + 2) if 1 <= n <= MAX_OBJECTS])
 
 
 def _are_there(number: int) -> str:
@@ -106,76 +106,76 @@ def _objects(number: int) -> str:
     return "object" if number == 1 else "objects"
 
 
-def _position(described: Described, dice: Dice) -> Iterator[Pair]:
+def _position(described: SceneDescription, dice: DeterministicRng) -> Iterator[YesNoPair]:
     for group in described.groups:
         side = _side(group)
         if side:
             text = f"Is {group.the()} on the {{}} side of this image?"
-            yield Pair(category="position", yes=text.format(side), no=text.format(OPPOSITE[side]))
+            yield YesNoPair(category="position", yes=text.format(side), no=text.format(OPPOSITE[side]))
 
 
-def _side(group: Group) -> str | None:
+def _side(group: ObjectGroup) -> str | None:
     """Return left or right, for a single object that is clearly off center."""
-    offset = centre(group.boxes[0])[0] - 512
+    offset = box_center(group.boxes[0])[0] - 512
     if group.count > 1 or abs(offset) < _OFF_CENTRE:
         return None
     return "left" if offset < 0 else "right"
 
 
-def _relations(described: Described, dice: Dice) -> Iterator[Pair]:
+def _relations(described: SceneDescription, dice: DeterministicRng) -> Iterator[YesNoPair]:
     for first in described.groups:
         for second in described.groups:
             found = group_relation(first, second) if first is not second else None
             if found:
                 text = f"Is {first.the()} {{}} {second.the()}?"
-                yield Pair(
+                yield YesNoPair(
                     category="position",
                     yes=text.format(RELATIONS[found]),
                     no=text.format(RELATIONS[OPPOSITE[found]]),
                 )
 
 
-def _colour(described: Described, dice: Dice) -> Iterator[Pair]:
+def _colour(described: SceneDescription, dice: DeterministicRng) -> Iterator[YesNoPair]:
     for group in described.groups:
         if group.painted and group.count == 1:
-            wrong = dice.choice([colour for colour in PAINTS if colour != group.colour])
+            wrong = dice.choice([colour for colour in OBJECT_COLORS if colour != group.colour])
             text = dice.choice((f"Is {group.the()} {{}}?", f"Is the color of {group.the()} {{}}?"))
-            yield Pair(category="color", yes=text.format(group.colour), no=text.format(wrong))
+            yield YesNoPair(category="color", yes=text.format(group.colour), no=text.format(wrong))
 
 
-def _background(described: Described, dice: Dice) -> Iterator[Pair]:
+def _background(described: SceneDescription, dice: DeterministicRng) -> Iterator[YesNoPair]:
     own = described.background
-    others = [other for other in catalogue() if other.style == own.style and other.name != own.name]
+    others = [other for other in all_backgrounds() if other.style == own.style and other.name != own.name]
     if own.style == "plain":
         text = "Is the background of this image {}?"
-        yield Pair(category="scene", yes=text.format(own.colour), no=text.format(dice.choice(others).colour))
+        yield YesNoPair(category="scene", yes=text.format(own.colour), no=text.format(dice.choice(others).colour))
     elif own.style == "landscape":
         text = "Does this image show {}?"
-        yield Pair(category="scene", yes=text.format(own.description), no=text.format(dice.choice(others).description))
+        yield YesNoPair(category="scene", yes=text.format(own.description), no=text.format(dice.choice(others).description))
 
 
-def _sign(described: Described, dice: Dice) -> Iterator[Pair]:
+def _sign(described: SceneDescription, dice: DeterministicRng) -> Iterator[YesNoPair]:
     if described.scene.sign:
         word = described.scene.sign.word
         wrong = dice.choice([other for other in described.world.words if other != word])
         text = 'Is the word on the sign "{}"?'
-        yield Pair(category="OCR", yes=text.format(word.lower()), no=text.format(wrong.lower()))
+        yield YesNoPair(category="OCR", yes=text.format(word.lower()), no=text.format(wrong.lower()))
 
 
-def _commonsense(described: Described, dice: Dice) -> Iterator[Pair]:
+def _commonsense(described: SceneDescription, dice: DeterministicRng) -> Iterator[YesNoPair]:
     there = {group.kind.category for group in described.groups}
     possible = {kind.category for kind in described.world.inhabitants}
     present = [name for name in _CATEGORY_QUESTIONS if name in there]
     missing = [name for name in _CATEGORY_QUESTIONS if name in possible - there]
     if present and missing:
-        yield Pair(
+        yield YesNoPair(
             category="commonsense_reasoning",
             yes=_CATEGORY_QUESTIONS[dice.choice(present)][0],
             no=_CATEGORY_QUESTIONS[dice.choice(missing)][0],
         )
 
 
-def open_questions(described: Described, dice: Dice) -> list[Question]:
+def open_questions(described: SceneDescription, dice: DeterministicRng) -> list[Question]:
     """Return all questions with a one-word answer other than yes and no, in random order."""
     makers = (_ask_colour, _ask_count, _ask_side, _ask_neighbour, _ask_category, _ask_background)
     found = [question for maker in makers for question in maker(described)]
@@ -185,36 +185,36 @@ def open_questions(described: Described, dice: Dice) -> list[Question]:
     return dice.shuffled(found)
 
 
-def told_questions(described: Described) -> list[Question]:
+def caption_answerable_questions(described: SceneDescription) -> list[Question]:
     """Return the open questions that a caption with all names and colors answers, including the sign's words."""
-    makers = (_ask_colour, _ask_count, _ask_category, _ask_background, word_questions)
+    makers = (_ask_colour, _ask_count, _ask_category, _ask_background, sign_questions)
     return [question for maker in makers for question in maker(described)]
 
 
-def _ask_colour(described: Described) -> Iterator[Question]:
+def _ask_colour(described: SceneDescription) -> Iterator[Question]:
     for group in described.groups:
         if group.painted and group.colour:
             verb = "is" if group.count == 1 else "are"
             yield Question(text=f"What color {verb} the {group.noun}?", answer=group.colour)
 
 
-def _ask_count(described: Described) -> Iterator[Question]:
+def _ask_count(described: SceneDescription) -> Iterator[Question]:
     for group in described.groups:
         if group.count > 1:
             yield Question(text=f"How many {group.kind.plural} are there?", answer=NUMBERS[group.count])
 
 
-def _ask_side(described: Described) -> Iterator[Question]:
+def _ask_side(described: SceneDescription) -> Iterator[Question]:
     for group in described.groups:
         side = _side(group)
         if side:
             yield Question(text=f"On which side of the image is {group.the()}, left or right?", answer=side)
 
 
-def _ask_neighbour(described: Described) -> Iterator[Question]:
+def _ask_neighbour(described: SceneDescription) -> Iterator[Question]:
     """Ask for the object on one side of another, if exactly one class is there and its name is one word."""
     for anchor in described.groups:
-        found: dict[str, list[Group]] = {}
+        found: dict[str, list[ObjectGroup]] = {}
         for other in described.groups:
             where = group_relation(other, anchor) if other is not anchor else None
             if where:
@@ -224,20 +224,20 @@ def _ask_neighbour(described: Described) -> Iterator[Question]:
                 yield Question(text=f"What is {RELATIONS[where]} {anchor.the()}?", answer=groups[0].noun)
 
 
-def _ask_category(described: Described) -> Iterator[Question]:
+def _ask_category(described: SceneDescription) -> Iterator[Question]:
     for category, (_, text) in _CATEGORY_QUESTIONS.items():
         members = [group for group in described.groups if group.kind.category == category]
         if len(members) == 1 and members[0].count == 1 and " " not in members[0].noun:
             yield Question(text=text, answer=members[0].noun)
 
 
-def _ask_background(described: Described) -> Iterator[Question]:
+def _ask_background(described: SceneDescription) -> Iterator[Question]:
     colour = described.background.colour
     if colour and " " not in colour:
         yield Question(text="What is the color of the background?", answer=colour)
 
 
-def word_questions(described: Described) -> list[Question]:
+def sign_questions(described: SceneDescription) -> list[Question]:
     """Ask about the sign, if there is one; answers in lower case, as TextVQA's annotators give them."""
     if described.scene.sign is None:
         return []

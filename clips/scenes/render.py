@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from PIL import Image
 
-from clips.scenes.backgrounds import background_named, paint_background
-from clips.scenes.dice import Dice
-from clips.scenes.world import SIDE, Scene, Sign, World
+from clips.scenes.backgrounds import find_background, paint_background
+from clips.scenes.rng import DeterministicRng
+from clips.scenes.world import CANVAS_SIZE, Scene, TextSign, SceneGenerator
 
 _PAPER, _INK, _FRAME = (252, 252, 248), (24, 24, 30), (90, 90, 98)
 
 
-def render(world: World, scene: Scene, image_size: int) -> Image.Image:
+def render(world: SceneGenerator, scene: Scene, image_size: int) -> Image.Image:
     """Render a scene, RGB, ``image_size`` × ``image_size``; the same bytes on every machine."""
-    dice = Dice("picture", scene.seed, scene.split, scene.index)
-    background = background_named(scene.background)
+    dice = DeterministicRng("picture", scene.seed, scene.split, scene.index)
+    background = find_background(scene.background)
     picture = Image.fromarray(paint_background(background, image_size, dice), "RGB")
     for thing in scene.objects:
         kind = world.sprites.by_name[thing.kind]
@@ -27,10 +27,10 @@ def render(world: World, scene: Scene, image_size: int) -> Image.Image:
 
 
 def _pixels(length: int, image_size: int) -> int:
-    return (length * image_size + SIDE // 2) // SIDE
+    return (length * image_size + CANVAS_SIZE // 2) // CANVAS_SIZE
 
 
-def _draw_sign(picture: Image.Image, world: World, sign: Sign) -> None:
+def _draw_sign(picture: Image.Image, world: SceneGenerator, sign: TextSign) -> None:
     left, top, width, height = (_pixels(length, picture.width) for length in sign.box)
     edge = max(1, picture.width // 64)
     picture.paste(_FRAME, (left, top, left + width, top + height))

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from clips.errors import UserError, suggest
-from clips.scenes.colours import PAINTS, Rgb
+from clips.errors import UserError, unknown_name_error
+from clips.scenes.colors import OBJECT_COLORS, Rgb
 
-HANDS: dict[str, str] = {"twemoji": "twemoji"}
+SPRITE_SETS: dict[str, str] = {"twemoji": "twemoji"}
 """Sprite set → the stem of its sheet and index in ``data/``."""
 
 _HUE_REACH = 32
@@ -23,7 +23,7 @@ _RESAMPLING = Image.Resampling.BICUBIC  # polynomial weights: no libm, so the sa
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Kind:
+class ObjectClass:
     """An object class.
 
     Args:
@@ -51,19 +51,19 @@ class Sprites:
     """A sheet of one sprite set. ``Sprites.load`` caches one per process."""
 
     def __init__(self, hand: str) -> None:
-        if hand not in HANDS:
-            raise suggest(hand, HANDS, "hand")
+        if hand not in SPRITE_SETS:
+            raise unknown_name_error(hand, SPRITE_SETS, "hand")
         data = importlib.resources.files("clips.scenes") / "data"
-        index: dict[str, Any] = json.loads((data / f"{HANDS[hand]}.json").read_text(encoding="utf-8"))
+        index: dict[str, Any] = json.loads((data / f"{SPRITE_SETS[hand]}.json").read_text(encoding="utf-8"))
         self.cell: int = index["cell"]
         self._columns: int = index["columns"]
         self._letters: dict[str, list[int]] = index["letters"]
-        with (data / f"{HANDS[hand]}.webp").open("rb") as stream:
+        with (data / f"{SPRITE_SETS[hand]}.webp").open("rb") as stream:
             self._sheet = Image.open(stream).convert("RGBA")
         with (data / "letters.png").open("rb") as stream:
             self._alphabet = Image.open(stream).convert("L")
         self.kinds = tuple(
-            Kind(
+            ObjectClass(
                 number=number,
                 name=entry["name"],
                 plural=entry["plural"],
@@ -89,7 +89,7 @@ class Sprites:
         """
         return Sprites(hand)
 
-    def sprite(self, kind: Kind, paint: str | None, side: int) -> Image.Image:
+    def sprite(self, kind: ObjectClass, paint: str | None, side: int) -> Image.Image:
         """Return the sprite as RGBA of ``side`` × ``side`` pixels, in its own colors or painted."""
         key = (kind.number, paint, side)
         if key not in self._sized:
@@ -97,7 +97,7 @@ class Sprites:
             left, top = column * self.cell, row * self.cell
             image = self._sheet.crop((left, top, left + self.cell, top + self.cell))
             if paint is not None:
-                image = painted(image, kind, PAINTS[paint])
+                image = recolor(image, kind, OBJECT_COLORS[paint])
             self._sized[key] = image.resize((side, side), _RESAMPLING)
         return self._sized[key]
 
@@ -117,7 +117,7 @@ class Sprites:
         return self._words[key]
 
 
-def painted(sprite: Image.Image, kind: Kind, paint: Rgb) -> Image.Image:
+def recolor(sprite: Image.Image, kind: ObjectClass, paint: Rgb) -> Image.Image:
     """Repaint the pixels of ``sprite`` near the class's main hue; shades stay dark and tints stay pale."""
     if kind.paint_hue is None:
         raise UserError(f"{kind.name}: expected a kind that can be painted")

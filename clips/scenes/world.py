@@ -11,16 +11,16 @@ import itertools
 from typing import Any, Literal
 
 from clips.errors import UserError
-from clips.scenes.backgrounds import Background, catalogue
-from clips.scenes.colours import PAINTS, Rgb
-from clips.scenes.dice import Dice
-from clips.scenes.split import belongs_to_test, belongs_to_training, pair_held_out
-from clips.scenes.sprites import Kind, Sprites
+from clips.scenes.backgrounds import Background, all_backgrounds
+from clips.scenes.colors import OBJECT_COLORS, Rgb
+from clips.scenes.rng import DeterministicRng
+from clips.scenes.heldout_split import is_test_scene, is_train_scene, is_pair_heldout
+from clips.scenes.sprites import ObjectClass, Sprites
 from clips.scenes.words import SIGN_WORDS
 
-SIDE = 1024
+CANVAS_SIZE = 1024
 SPLITS = ("train", "test")
-MOST_OBJECTS = 5
+MAX_OBJECTS = 5
 _HOW_MANY = (20, 32, 26, 13, 9)
 _REPEATED = 150
 _SIZES = {"small": (304, 336), "large": (448, 480, 512)}
@@ -56,11 +56,11 @@ class SceneObject:
     @property
     def place(self) -> str:
         """Return the ninth of the image that contains the center: "top left", "top", …, "centre"."""
-        return place_of(self.box)
+        return location_of(self.box)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sign:
+class TextSign:
     """A white sign with a word in capitals. ``box`` as in SceneObject."""
 
     word: str
@@ -69,7 +69,7 @@ class Sign:
     @property
     def place(self) -> str:
         """As SceneObject.place."""
-        return place_of(self.box)
+        return location_of(self.box)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class Scene:
     index: int
     background: str
     objects: tuple[SceneObject, ...]
-    sign: Sign | None
+    sign: TextSign | None
 
     def to_json(self) -> dict[str, Any]:
         """Return the record that is stored with the image."""
@@ -104,21 +104,21 @@ class Scene:
         }
 
 
-def centre(box: Box) -> tuple[int, int]:
+def box_center(box: Box) -> tuple[int, int]:
     """Return the center of a box, (x, y)."""
     return box[0] + box[2] // 2, box[1] + box[3] // 2
 
 
-def place_of(box: Box) -> str:
+def location_of(box: Box) -> str:
     """Return the name of the ninth of the image that contains the center of ``box``."""
-    x, y = centre(box)
+    x, y = box_center(box)
     column = "left" if x < 384 else "right" if x >= 640 else ""
     row = "top" if y < 384 else "bottom" if y >= 640 else ""
     return f"{row} {column}".strip() or "centre"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class World:
+class SceneGenerator:
     """Everything that a scene depends on except its split and index.
 
     Args:
@@ -132,7 +132,7 @@ class World:
     """
 
     kinds: int = 60
-    max_objects: int = MOST_OBJECTS
+    max_objects: int = MAX_OBJECTS
     signs: int = 150
     sign_size: SignSize = "small"
     sign_words: int = len(SIGN_WORDS)
@@ -148,8 +148,8 @@ class World:
         known = len(Sprites.load(self.hand).kinds)
         if not 8 <= self.kinds <= known:
             raise UserError(f"kinds: expected 8 to {known}, got {self.kinds}")
-        if not 1 <= self.max_objects <= MOST_OBJECTS:
-            raise UserError(f"max_objects: expected 1 to {MOST_OBJECTS}, got {self.max_objects}")
+        if not 1 <= self.max_objects <= MAX_OBJECTS:
+            raise UserError(f"max_objects: expected 1 to {MAX_OBJECTS}, got {self.max_objects}")
         if not 0 <= self.signs <= 1000:
             raise UserError(f"signs: expected 0 to 1000 per mille, got {self.signs}")
         if not 2 <= self.sign_words <= len(SIGN_WORDS):
@@ -166,20 +166,20 @@ class World:
         return SIGN_WORDS[: self.sign_words]
 
     @property
-    def inhabitants(self) -> tuple[Kind, ...]:
+    def inhabitants(self) -> tuple[ObjectClass, ...]:
         """The object classes."""
         return self.sprites.kinds[: self.kinds]
 
     def scene(self, split: Split, index: int) -> Scene:
         """Return the scene ``index`` of ``split``. Test scenes are combinations that no training scene has."""
         for attempt in itertools.count():
-            dice = Dice("scene", self.seed, split, index, attempt)
+            dice = DeterministicRng("scene", self.seed, split, index, attempt)
             scene = self._attempt(split, index, dice)
             if scene is not None:
                 return scene
         raise AssertionError("unreachable")
 
-    def _attempt(self, split: Split, index: int, dice: Dice) -> Scene | None:
+    def _attempt(self, split: Split, index: int, dice: DeterministicRng) -> Scene | None:
         counts = range(1, self.max_objects + 1)
         count = dice.weighted(counts, _HOW_MANY[: self.max_objects])
         kinds = self._choose_kinds(split, count, dice)
@@ -204,26 +204,26 @@ class World:
         sign = self._hang_sign([thing.box for thing in objects], dice) if dice.chance(self.signs) else None
         return Scene(seed=self.seed, split=split, index=index, background=background.name, objects=objects, sign=sign)
 
-    def _hang_sign(self, taken: list[Box], dice: Dice) -> Sign | None:
+    def _hang_sign(self, taken: list[Box], dice: DeterministicRng) -> TextSign | None:
         """Return a sign if there is room for it, else None."""
         word = dice.choice(self.words)
         width, height = _sign_sides(word, _SIGN_HEIGHTS[self.sign_size])
         for _ in range(_TRIES):
-            box = (dice.between(8, SIDE - width - 8), dice.between(8, SIDE - height - 8), width, height)
+            box = (dice.between(8, CANVAS_SIZE - width - 8), dice.between(8, CANVAS_SIZE - height - 8), width, height)
             if all(_apart(box, other) for other in taken):
-                return Sign(word=word, box=box)
+                return TextSign(word=word, box=box)
         return None
 
-    def _choose_kinds(self, split: Split, count: int, dice: Dice) -> list[Kind]:
+    def _choose_kinds(self, split: Split, count: int, dice: DeterministicRng) -> list[ObjectClass]:
         """Return ``count`` classes; one of them may be repeated."""
         repeats = dice.between(1, min(count - 1, 2)) if count > 1 and dice.chance(_REPEATED) else 0
         different = count - repeats
-        chosen: list[Kind] = []
+        chosen: list[ObjectClass] = []
         if split == "test" and different > 1:
-            chosen = [self.inhabitants[number] for number in dice.choice(held_out_pairs(self.hand, self.kinds))]
+            chosen = [self.inhabitants[number] for number in dice.choice(heldout_pairs(self.hand, self.kinds))]
         while len(chosen) < different:
             kind = dice.choice(self.inhabitants)
-            barred = split == "train" and any(pair_held_out(kind.name, other.name) for other in chosen)
+            barred = split == "train" and any(is_pair_heldout(kind.name, other.name) for other in chosen)
             if kind not in chosen and not barred:
                 chosen.append(kind)
             elif barred and dice.chance(50):  # with few classes, none may be compatible with all of these
@@ -231,9 +231,9 @@ class World:
         chosen = dice.shuffled(chosen)
         return [chosen[0]] * repeats + chosen
 
-    def _choose_background(self, split: Split, kinds: list[Kind], dice: Dice) -> Background | None:
+    def _choose_background(self, split: Split, kinds: list[ObjectClass], dice: DeterministicRng) -> Background | None:
         names = [kind.name for kind in kinds]
-        belongs = belongs_to_training if split == "train" else belongs_to_test
+        belongs = is_train_scene if split == "train" else is_test_scene
         for _ in range(_TRIES):
             background = _any_background(dice)
             if belongs(names, background.name) and all(
@@ -243,10 +243,10 @@ class World:
         return None
 
     def _dress(
-        self, kinds: list[Kind], background: Background, dice: Dice
-    ) -> list[tuple[Kind, str | None, Literal["small", "large"]]]:
+        self, kinds: list[ObjectClass], background: Background, dice: DeterministicRng
+    ) -> list[tuple[ObjectClass, str | None, Literal["small", "large"]]]:
         """Give each object a paint (if paintable) and a size; objects of one class get the same."""
-        paints = [name for name, rgb in PAINTS.items() if _visible(rgb, background)] or list(PAINTS)
+        paints = [name for name, rgb in OBJECT_COLORS.items() if _visible(rgb, background)] or list(OBJECT_COLORS)
         crowd = len(kinds)
         large = {1: 750, 2: 500, 3: 300, 4: 120, 5: 50}[crowd]
         looks: dict[str, tuple[str | None, Literal["small", "large"]]] = {}
@@ -257,21 +257,21 @@ class World:
         return [(kind, *looks[kind.name]) for kind in kinds]
 
 
-def _side(size: str, dice: Dice) -> int:
+def _side(size: str, dice: DeterministicRng) -> int:
     return dice.choice(_SIZES[size])
 
 
 _STYLES = {"plain": 34, "gradient": 10, "stripes": 8, "checks": 5, "dots": 6, "texture": 9, "landscape": 28}
 
 
-def _any_background(dice: Dice) -> Background:
+def _any_background(dice: DeterministicRng) -> Background:
     style = dice.weighted(tuple(_STYLES), tuple(_STYLES.values()))
     return dice.choice(_backgrounds_of(style))
 
 
 @functools.cache
 def _backgrounds_of(style: str) -> tuple[Background, ...]:
-    return tuple(background for background in catalogue() if background.style == style)
+    return tuple(background for background in all_backgrounds() if background.style == style)
 
 
 def _visible(rgb: Rgb, background: Background) -> bool:
@@ -280,18 +280,18 @@ def _visible(rgb: Rgb, background: Background) -> bool:
 
 
 @functools.cache
-def held_out_pairs(hand: str, kinds: int) -> tuple[tuple[int, int], ...]:
+def heldout_pairs(hand: str, kinds: int) -> tuple[tuple[int, int], ...]:
     """Return the held-out pairs of classes (by index) among the first ``kinds``."""
     names = [kind.name for kind in Sprites.load(hand).kinds[:kinds]]
-    return tuple((a, b) for a, b in itertools.combinations(range(kinds), 2) if pair_held_out(names[a], names[b]))
+    return tuple((a, b) for a, b in itertools.combinations(range(kinds), 2) if is_pair_heldout(names[a], names[b]))
 
 
-def _place(sides: list[int], dice: Dice) -> list[Box] | None:
+def _place(sides: list[int], dice: DeterministicRng) -> list[Box] | None:
     """Return random boxes with little overlap; None if there was no room."""
     boxes: list[Box] = []
     for side in sides:
         for _ in range(_TRIES):
-            box = (dice.between(8, SIDE - side - 8), dice.between(8, SIDE - side - 8), side, side)
+            box = (dice.between(8, CANVAS_SIZE - side - 8), dice.between(8, CANVAS_SIZE - side - 8), side, side)
             if all(_apart(box, other) for other in boxes):
                 boxes.append(box)
                 break
@@ -302,7 +302,7 @@ def _place(sides: list[int], dice: Dice) -> list[Box] | None:
 
 def _apart(first: Box, second: Box) -> bool:
     """Whether two boxes overlap by less than an eighth of their mean side, in one direction at least."""
-    (x1, y1), (x2, y2) = centre(first), centre(second)
+    (x1, y1), (x2, y2) = box_center(first), box_center(second)
     wide, high = first[2] + second[2], first[3] + second[3]
     return 16 * abs(x1 - x2) > 7 * wide or 16 * abs(y1 - y2) > 7 * high
 
@@ -310,5 +310,5 @@ def _apart(first: Box, second: Box) -> bool:
 def _sign_sides(word: str, height: int) -> tuple[int, int]:
     """Return width and height of a sign; a long word lowers the height of a large one."""
     width = (136 * len(word) + 40) * height // 224
-    most = SIDE - 16
+    most = CANVAS_SIZE - 16
     return (width, height) if width <= most else (most, height * most // width)

@@ -27,13 +27,13 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
-from clips.core.artifact import file_hash, write_file, writing
-from clips.errors import UserError, reason_of
-from clips.jsontext import parse_json
-from clips.parallel.processes import Processes, all_or_none, from_main, machine_group
-from clips.plain import plain, to_yaml
-from clips.secrets import without_secrets
-from clips.training.standing import CHECKPOINTS, CONFIG, LOOP, LoopState, checkpoints, loop_text
+from clips.core.artifact import file_hash, atomic_write, write_errors_as_user_errors
+from clips.errors import UserError, error_reason
+from clips.jsontext import safe_json_loads
+from clips.parallel.distributed import DistributedContext, all_or_none, from_main, machine_group
+from clips.serialization import to_plain, to_yaml
+from clips.redaction import redact
+from clips.training.train_state import CHECKPOINTS_DIR, CONFIG_FILE, TRAIN_STATE_FILE, TrainState, list_checkpoints, loop_text
 
 _HASHES = "hashes.json"
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}  # of directories, by file systems that know no such thing
@@ -50,14 +50,14 @@ class Checkpointer:
         keep: how many checkpoints stay.
     """
 
-    def __init__(self, output: str | Path, processes: Processes, *, keep: int) -> None:
-        self.folder, self.processes, self.keep = Path(output) / CHECKPOINTS, processes, keep
+    def __init__(self, output: str | Path, processes: DistributedContext, *, keep: int) -> None:
+        self.folder, self.processes, self.keep = Path(output) / CHECKPOINTS_DIR, processes, keep
         # A group of its own: what the training exchanges meanwhile must not get in between.
         self._group = dist.new_group(backend="gloo", timeout=_LONGEST_WRITING)
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: concurrent.futures.Future[None] | None = None
 
-    def save(self, tensors: Mapping[str, Tensor], loop: LoopState, config: Any) -> None:
+    def save(self, tensors: Mapping[str, Tensor], loop: TrainState, config: Any) -> None:
         """Begin to write a checkpoint; returns once the tensors are copied.
 
         Args:
@@ -73,7 +73,7 @@ class Checkpointer:
         partial = checkpoint.with_name(f".{checkpoint.name}.partial")
         from_main(lambda: self._make(partial))
         copied = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
-        config_text = to_yaml(without_secrets(plain(config)))
+        config_text = to_yaml(redact(to_plain(config)))
         self._writing = self._thread.submit(self._write, partial, checkpoint, copied, config_text, copy.deepcopy(loop))
 
     def poll(self) -> None:
@@ -97,28 +97,28 @@ class Checkpointer:
             self.wait()
 
     def _make(self, partial: Path) -> None:
-        with writing(partial):
+        with write_errors_as_user_errors(partial):
             for leftover in self.folder.glob(".step-*.partial"):
                 shutil.rmtree(leftover)
             partial.mkdir(parents=True)
 
     def _write(
-        self, partial: Path, checkpoint: Path, tensors: dict[str, Tensor], config_text: str, loop: LoopState
+        self, partial: Path, checkpoint: Path, tensors: dict[str, Tensor], config_text: str, loop: TrainState
     ) -> None:
         try:
             _save_tensors(partial, tensors, self._group)
             if self.processes.is_main:
-                for name, text in {CONFIG: config_text, LOOP: loop_text(loop)}.items():
-                    write_file(partial / name, text)
-                kept = [path for path in sorted(partial.iterdir()) if path.name != CONFIG]  # people may edit that
+                for name, text in {CONFIG_FILE: config_text, TRAIN_STATE_FILE: loop_text(loop)}.items():
+                    atomic_write(partial / name, text)
+                kept = [path for path in sorted(partial.iterdir()) if path.name != CONFIG_FILE]  # people may edit that
                 hashes = {path.name: file_hash(path) for path in kept}
-                write_file(partial / _HASHES, json.dumps(hashes, indent=2) + "\n")
+                atomic_write(partial / _HASHES, json.dumps(hashes, indent=2) + "\n")
                 for path in (*partial.iterdir(), partial):  # on the disk before it has the name of a whole one
                     _sync(path)
                 shutil.rmtree(checkpoint, ignore_errors=True)
                 partial.replace(checkpoint)
                 _sync(self.folder)
-                for old in checkpoints(self.folder.parent)[: -self.keep]:
+                for old in list_checkpoints(self.folder.parent)[: -self.keep]:
                     shutil.rmtree(old.rename(old.with_name(f".{old.name}.partial")))  # never half a checkpoint
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
@@ -151,14 +151,14 @@ def _cause(error: dcp.CheckpointException) -> BaseException:
     return next((cause for cause in causes if isinstance(cause, OSError | UserError)), error)
 
 
-def verify(checkpoint: Path) -> None:
+def verify_checkpoint(checkpoint: Path) -> None:
     """Refuse a checkpoint of which a file is missing or has other content than was written; UserError names it."""
     advice = "remove this checkpoint to go on without it"
     path = checkpoint / _HASHES
     try:
-        hashes = dict(parse_json(path.read_text(encoding="utf-8")))
+        hashes = dict(safe_json_loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, OSError) as error:
-        raise UserError(f"{path}: broken ({reason_of(error)}); {advice}") from None
+        raise UserError(f"{path}: broken ({error_reason(error)}); {advice}") from None
     for name, recorded in hashes.items():
         if not (checkpoint / name).is_file():
             raise UserError(f"{checkpoint / name}: missing; {advice}")
@@ -166,12 +166,12 @@ def verify(checkpoint: Path) -> None:
             raise UserError(f"{checkpoint / name}: damaged, it is not what was written; {advice}")
 
 
-def verify_together(checkpoint: Path) -> None:
+def verify_checkpoint_distributed(checkpoint: Path) -> None:
     """`verify` by the main process; all processes raise what it finds."""
-    from_main(lambda: verify(checkpoint))
+    from_main(lambda: verify_checkpoint(checkpoint))
 
 
-def stored_names(checkpoint: Path) -> set[str]:
+def tensor_names(checkpoint: Path) -> set[str]:
     """Names of a checkpoint's tensors, which the main process reads. All processes of a training call it together."""
     return from_main(lambda: set(_Reader(checkpoint).read_metadata().state_dict_metadata))
 
@@ -265,8 +265,8 @@ def _take(value: Tensor, filled: Tensor) -> None:
         value.copy_(filled)
 
 
-def load_exported(checkpoint: Path, model: torch.nn.Module) -> None:
+def load_export_weights(checkpoint: Path, model: torch.nn.Module) -> None:
     """Put what a checkpoint would export into ``model``: its average of the weights, where it keeps one."""
-    verify(checkpoint)
-    kept = "average." if any(name.startswith("average.") for name in stored_names(checkpoint)) else "model."
+    verify_checkpoint(checkpoint)
+    kept = "average." if any(name.startswith("average.") for name in tensor_names(checkpoint)) else "model."
     load_tensors(checkpoint, model.state_dict(), kept)

@@ -10,11 +10,11 @@ from clips.core.identity import RUN_ONLY
 from clips.data.config import DataConfig
 from clips.data.sources import SourceConfig
 from clips.errors import UserError
-from clips.method.optim import OptimConfig
+from clips.method.optimizer import OptimizerConfig
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig
 from clips.model.config import Precision
-from clips.parallel.config import ScaleConfig
+from clips.parallel.config import DistributedConfig
 
 _MAY_CHANGE = ("optim.", "precision")  # what else a run is cannot change without it being another run
 
@@ -42,7 +42,7 @@ class ValidationConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class EncoderTrainConfig:
     """Train an encoder on pictures with captions, or go on with an interrupted training.
 
     Args:
@@ -81,14 +81,14 @@ class TrainConfig:
     data: DataConfig
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     recipe: RecipeConfig = dataclasses.field(default_factory=RecipeConfig)
-    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    optim: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig, metadata=RUN_ONLY)
     steps: int | None = None
     samples: int | None = None
     epochs: float | None = None
     global_batch_size: int = 128
     micro_batch_size: int | None = dataclasses.field(default=None, metadata=RUN_ONLY)
-    scale: ScaleConfig = dataclasses.field(default_factory=ScaleConfig, metadata=RUN_ONLY)
+    scale: DistributedConfig = dataclasses.field(default_factory=DistributedConfig, metadata=RUN_ONLY)
     average: float | None = None
     seed: int = 0
     precision: Precision = "auto"

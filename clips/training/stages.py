@@ -11,17 +11,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clips.core.artifact import MANIFEST, STAGES, read_manifest
+from clips.core.artifact import MANIFEST, STAGES_DIR, read_manifest
 from clips.errors import UserError
-from clips.method.optim import EITHER
-from clips.plain import plain
-from clips.training.config import TrainConfig
+from clips.method.optimizer import EITHER
+from clips.serialization import to_plain
+from clips.training.config import EncoderTrainConfig
 from clips.typed_data import from_plain
 
 _LENGTHS = ("steps", "samples", "epochs")
 
 
-def stage_configs(config: TrainConfig) -> list[TrainConfig]:
+def stage_configs(config: EncoderTrainConfig) -> list[EncoderTrainConfig]:
     """The config of each stage, in order: ``config`` itself where it has no stages.
 
     A stage's fields are laid over the config's. All but the last write into ``OUTPUT.stages/N``. The order of the
@@ -32,21 +32,21 @@ def stage_configs(config: TrainConfig) -> list[TrainConfig]:
     """
     if not config.stages:
         return [config]
-    found: list[TrainConfig] = []
+    found: list[EncoderTrainConfig] = []
     for number, fields in enumerate(config.stages, 1):
         last = number == len(config.stages)
-        values = plain(config) | {"stages": []}
+        values = to_plain(config) | {"stages": []}
         if any(name in fields for name in _LENGTHS):
             values |= dict.fromkeys(_LENGTHS)
         for pair in EITHER:
             if any(name in _optim_fields(fields) for name in pair):
                 values["optim"] |= dict.fromkeys(pair)
         _lay_over(values, fields, f"stages[{number}]")
-        values["output"] = config.output if last else f"{config.output}{STAGES}/{number}"
+        values["output"] = config.output if last else f"{config.output}{STAGES_DIR}/{number}"
         values["seed"] = config.seed + number - 1
         if found:
             values["model"] |= {"pretrained": found[-1].output, "pretrained_trunk": None}
-        found.append(from_plain(TrainConfig, values, what=f"stages[{number}]"))
+        found.append(from_plain(EncoderTrainConfig, values, what=f"stages[{number}]"))
     return found
 
 
@@ -57,7 +57,7 @@ def _optim_fields(fields: Mapping[str, Any]) -> set[str]:
     return dotted | (set(nested) if isinstance(nested, Mapping) else set())
 
 
-def stages_so_far(config: Mapping[str, Any], loop: Mapping[str, Any], image_size: int) -> list[dict[str, Any]]:
+def completed_stages(config: Mapping[str, Any], loop: Mapping[str, Any], image_size: int) -> list[dict[str, Any]]:
     """What each stage of a training has done, for its manifest; the last is the one that ``config`` is of.
 
     Args:
@@ -78,7 +78,7 @@ def stages_so_far(config: Mapping[str, Any], loop: Mapping[str, Any], image_size
 def _folder(output: str) -> Path:
     """Where the stages of a training are whose last, or another of whose stages, writes into ``output``."""
     parent = Path(output).parent
-    return parent if parent.name.endswith(STAGES) else Path(f"{output}{STAGES}")
+    return parent if parent.name.endswith(STAGES_DIR) else Path(f"{output}{STAGES_DIR}")
 
 
 def _lay_over(values: dict[str, Any], fields: Mapping[str, Any], what: str) -> None:

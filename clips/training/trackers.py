@@ -9,15 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from clips.core.artifact import write_file
+from clips.core.artifact import atomic_write
 from clips.errors import UserError
-from clips.plain import leaves
-from clips.secrets import without_secrets
+from clips.serialization import flatten
+from clips.redaction import redact
 
 _WANDB_RUN = ".wandb-run"  # beside metrics.jsonl: the run that a training which goes on belongs to
 
 
-class Tracker(Protocol):
+class MetricsTracker(Protocol):
     """One run's numbers, somewhere."""
 
     def log(self, entry: Mapping[str, Any], step: int) -> None:
@@ -27,7 +27,7 @@ class Tracker(Protocol):
         """Write what is not written yet."""
 
 
-class TensorBoard:
+class TensorBoardTracker:
     """Files in ``directory``/tensorboard."""
 
     def __init__(self, directory: Path, config: Mapping[str, Any]) -> None:
@@ -48,7 +48,7 @@ class TensorBoard:
         self.writer.close()
 
 
-class WeightsAndBiases:
+class WandbTracker:
     """A run of the project "clips", or of WANDB_PROJECT; a training that goes on goes on in the same one."""
 
     def __init__(self, directory: Path, config: Mapping[str, Any]) -> None:
@@ -56,7 +56,7 @@ class WeightsAndBiases:
 
         kept = directory / _WANDB_RUN
         name = kept.read_text(encoding="utf-8").strip() if kept.is_file() else uuid.uuid4().hex[:8]
-        write_file(kept, name + "\n")
+        atomic_write(kept, name + "\n")
         project = os.environ.get("WANDB_PROJECT", "clips")
         self.run = wandb.init(project=project, name=directory.name, id=name, resume="allow", config=dict(config))
 
@@ -69,13 +69,13 @@ class WeightsAndBiases:
         self.run.finish()
 
 
-TRACKERS: dict[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {
-    "tensorboard": TensorBoard,
-    "wandb": WeightsAndBiases,
+TRACKERS: dict[str, Callable[[Path, Mapping[str, Any]], MetricsTracker]] = {
+    "tensorboard": TensorBoardTracker,
+    "wandb": WandbTracker,
 }
 
 
-def open_trackers(names: Sequence[str], directory: str | Path, config: Mapping[str, Any]) -> list[Tracker]:
+def open_trackers(names: Sequence[str], directory: str | Path, config: Mapping[str, Any]) -> list[MetricsTracker]:
     """Trackers by name, told the run's config.
 
     Args:
@@ -88,7 +88,7 @@ def open_trackers(names: Sequence[str], directory: str | Path, config: Mapping[s
     """
     shown: dict[str, Any] = {
         name: value if isinstance(value, bool | int | float | str) else str(value)
-        for name, value in leaves(without_secrets(config))
+        for name, value in flatten(redact(config))
     }
     for name in names:
         try:

@@ -1,6 +1,6 @@
 """Conversations about images, from files to batches."""
 
-from llava_bridge.data.samples import DataConfig
+from llava_bridge.data.samples import ConversationSourceConfig
 from llava_bridge.data.sources import read_samples, read_texts
 
-__all__ = ["DataConfig", "read_samples", "read_texts"]
+__all__ = ["ConversationSourceConfig", "read_samples", "read_texts"]

@@ -8,7 +8,7 @@ from typing import Literal
 
 from clips.core.identity import RUN_ONLY
 from clips.data.formats import FORMATS
-from clips.errors import UserError, suggest
+from clips.errors import UserError, unknown_name_error
 
 TEXT = "text"
 """The format of JSON lines with "text", which only the pretrain stage reads."""
@@ -17,7 +17,7 @@ READ_FORMATS = (TEXT, *(name for name, entry in FORMATS.items() if entry.convers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class ConversationSourceConfig:
     """One data source.
 
     Args:
@@ -51,7 +51,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.format not in READ_FORMATS:
-            raise suggest(self.format, READ_FORMATS, "data.format")
+            raise unknown_name_error(self.format, READ_FORMATS, "data.format")
         for name in ("per_image", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -14,7 +14,7 @@ from clips.data.formats import FORMATS, DatasetSpec, read_dataset
 from clips.data.formats.base import IMAGE, Conversation, Turn, texts_of
 from clips.data.text_files import read_json_lines
 from clips.errors import UserError
-from llava_bridge.data.samples import TEXT, DataConfig
+from llava_bridge.data.samples import TEXT, ConversationSourceConfig
 
 CAPTION_PROMPT = "Provide a one-sentence caption for the provided image."
 """What captions answer; also the words of lmms-eval's captioning tasks."""
@@ -23,7 +23,7 @@ _SECONDS_BETWEEN_LINES = 20.0
 Item = TypeVar("Item")
 
 
-def read_samples(config: DataConfig, seed: int = 0) -> list[Conversation]:
+def read_samples(config: ConversationSourceConfig, seed: int = 0) -> list[Conversation]:
     """The conversations of one source, as often as an epoch has them.
 
     Args:
@@ -58,7 +58,7 @@ def _captions(spec: DatasetSpec, per_image: int | None) -> Iterator[Conversation
             yield Conversation(name, [image], [Turn("user", f"{IMAGE}\n{CAPTION_PROMPT}"), Turn("assistant", caption)])
 
 
-def read_texts(config: DataConfig, seed: int = 0) -> list[str]:
+def read_texts(config: ConversationSourceConfig, seed: int = 0) -> list[str]:
     """The texts of a ``text`` source: JSON lines, each with a "text". As often as an epoch has them.
 
     Raises:
@@ -76,7 +76,7 @@ def read_texts(config: DataConfig, seed: int = 0) -> list[str]:
     return _weighted(texts, config, seed)
 
 
-def _weighted(items: list[Item], config: DataConfig, seed: int) -> list[Item]:
+def _weighted(items: list[Item], config: ConversationSourceConfig, seed: int) -> list[Item]:
     found = weighted(items, config.weight, seed)
     if not found:
         raise UserError(f"data.weight: {config.weight} of the {len(items)} samples of {config.path} is none of them")

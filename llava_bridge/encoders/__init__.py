@@ -22,16 +22,16 @@ import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from clips.errors import UserError, suggest
-from llava_bridge.encoders.spec import SOURCES, parse_spec
+from clips.errors import UserError, unknown_name_error
+from llava_bridge.encoders.spec import ENCODER_SOURCES, parse_spec
 
 if TYPE_CHECKING:
-    from llava_bridge.encoders.contract import Encoder, VisionTower
+    from llava_bridge.encoders.base import VisionEncoder, VisionTower
 
-__all__ = ["SOURCES", "build_tower", "load_encoder", "parse_spec"]
+__all__ = ["ENCODER_SOURCES", "build_tower", "load_encoder", "parse_spec"]
 
 
-def load_encoder(spec: str, image_size: int | None = None) -> Encoder:
+def load_encoder(spec: str, image_size: int | None = None) -> VisionEncoder:
     """Load the encoder ``spec``.
 
     Args:
@@ -44,11 +44,11 @@ def load_encoder(spec: str, image_size: int | None = None) -> Encoder:
     if image_size is not None and image_size < 1:
         raise UserError(f"image_size: expected at least 1, got {image_size}")
     source, reference = parse_spec(spec)
-    return importlib.import_module(SOURCES[source]).load(reference, image_size)
+    return importlib.import_module(ENCODER_SOURCES[source]).load(reference, image_size)
 
 
 def build_tower(source: str, architecture: Mapping[str, Any]) -> VisionTower:
     """Build the empty tower of ``source`` with this architecture, initialized as its library does."""
-    if source not in SOURCES:
-        raise suggest(source, SOURCES, "encoder source")
-    return importlib.import_module(SOURCES[source]).build(architecture)
+    if source not in ENCODER_SOURCES:
+        raise unknown_name_error(source, ENCODER_SOURCES, "encoder source")
+    return importlib.import_module(ENCODER_SOURCES[source]).build(architecture)

@@ -12,15 +12,15 @@ from typing import Any
 
 from torch import Tensor
 
-from clips.commandline.lean_imports import without_wandb
+from clips.commandline.import_guards import without_wandb
 from clips.errors import UserError
-from clips.jsontext import parse_json
-from clips.model.loading import refusing
-from clips.model.positions import on_grid, sines_on_grid
-from clips.references import CONFIG, WEIGHTS
+from clips.jsontext import safe_json_loads
+from clips.model.loading import library_errors_as_user_errors
+from clips.model.pos_embed import resize_pos_embed, resize_sincos_pos_embed
+from clips.model_refs import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 from llava_bridge.encoders import timm_source
-from llava_bridge.encoders.contract import Encoder, Pixels, VisionTower
-from llava_bridge.encoders.files import check_encoder, open_clip_directory
+from llava_bridge.encoders.base import VisionEncoder, ImagePreprocess, VisionTower
+from llava_bridge.encoders.checks import check_encoder_files, resolve_open_clip_dir
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _POSITIONS = "positional_embedding"
@@ -68,7 +68,7 @@ class OpenClipResNet(VisionTower):
             yield features.flatten(2).transpose(1, 2).contiguous()
 
 
-def build(architecture: Mapping[str, Any]) -> VisionTower:
+def build_tower(architecture: Mapping[str, Any]) -> VisionTower:
     """Build the ViT or ResNet of ``embed_dim``, ``vision_cfg`` and ``quick_gelu``."""
     with without_wandb():
         from open_clip.model import _build_vision_tower
@@ -81,30 +81,30 @@ def build(architecture: Mapping[str, Any]) -> VisionTower:
         return OpenClipVit(visual)
     if isinstance(visual, ModifiedResNet):
         return OpenClipResNet(visual)
-    raise UserError(f"{CONFIG}: vision_cfg describes a {type(visual).__name__}, expected a ViT or ResNet")
+    raise UserError(f"{OPEN_CLIP_CONFIG}: vision_cfg describes a {type(visual).__name__}, expected a ViT or ResNet")
 
 
-def load(reference: str, image_size: int | None) -> Encoder:
+def load_encoder(reference: str, image_size: int | None) -> VisionEncoder:
     """Read the image tower of an encoder directory.
 
     Raises:
         UserError: config or weights are missing or do not match; ``image_size`` differs from the tower's own.
     """
-    check_encoder(reference)
-    directory = open_clip_directory(reference)
+    check_encoder_files(reference)
+    directory = resolve_open_clip_dir(reference)
     config = _read_config(directory)
     model, vision = config["model_cfg"], config["model_cfg"]["vision_cfg"]
-    own = _pixels(directory / CONFIG, vision, config.get("preprocess_cfg") or {})
+    own = _pixels(directory / OPEN_CLIP_CONFIG, vision, config.get("preprocess_cfg") or {})
     pixels = own if image_size is None else dataclasses.replace(own, size=image_size)
     weights = _visual_weights(directory)
     if vision.get("timm_model_name"):
         trunk = {name.removeprefix("trunk."): value for name, value in weights.items() if name.startswith("trunk.")}
-        return timm_source.encoder(vision["timm_model_name"], trunk, pixels, where=str(directory))
+        return timm_source.make_encoder(vision["timm_model_name"], trunk, pixels, where=str(directory))
     architecture = {key: model[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in model}
     if pixels != own:
         architecture["vision_cfg"] = {**vision, "image_size": _other_size(vision, pixels.size, directory)}
         _fit_positions(weights, vision, pixels.size)
-    return Encoder(
+    return VisionEncoder(
         source="open_clip",
         architecture=architecture,
         weights={f"visual.{name}": value for name, value in weights.items()},
@@ -126,24 +126,24 @@ def _fit_positions(weights: dict[str, Tensor], vision: Mapping[str, Any], size: 
     """Interpolate learned positions to the grid of another image size, compute fixed ones for it."""
     if (table := weights.get(_POSITIONS)) is not None:
         patches = (size // vision["patch_size"]) ** 2
-        fixed = sines_on_grid(table, patches) if vision.get("pos_embed_type") == "sin_cos_2d" else None
-        weights[_POSITIONS] = on_grid(table, patches, prefix=1) if fixed is None else fixed
+        fixed = resize_sincos_pos_embed(table, patches) if vision.get("pos_embed_type") == "sin_cos_2d" else None
+        weights[_POSITIONS] = resize_pos_embed(table, patches, prefix=1) if fixed is None else fixed
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
-    path = directory / CONFIG
-    with refusing(f"{path}: expected open_clip's model_cfg with embed_dim and vision_cfg"):
-        config = parse_json(path.read_text(encoding="utf-8"))
+    path = directory / OPEN_CLIP_CONFIG
+    with library_errors_as_user_errors(f"{path}: expected open_clip's model_cfg with embed_dim and vision_cfg"):
+        config = safe_json_loads(path.read_text(encoding="utf-8"))
         if not isinstance(config["model_cfg"]["embed_dim"], int):
             raise TypeError("embed_dim is no whole number")
         config["model_cfg"]["vision_cfg"].keys()
         return config
 
 
-def _pixels(path: Path, vision: Mapping[str, Any], preprocess: Mapping[str, Any]) -> Pixels:
+def _pixels(path: Path, vision: Mapping[str, Any], preprocess: Mapping[str, Any]) -> ImagePreprocess:
     """Return the tower's own preprocessing, as the config in ``path`` states it."""
-    with refusing(f"{path}: expected sizes, mean and std of three channels and an interpolation in preprocess_cfg"):
-        pixels = Pixels(
+    with library_errors_as_user_errors(f"{path}: expected sizes, mean and std of three channels and an interpolation in preprocess_cfg"):
+        pixels = ImagePreprocess(
             size=_side(preprocess.get("size") or vision.get("image_size", 224)),
             mean=_channels(preprocess.get("mean") or OPENAI_MEAN),
             std=_channels(preprocess.get("std") or OPENAI_STD),
@@ -164,8 +164,8 @@ def _channels(values: Any) -> tuple[float, float, float]:
 def _visual_weights(directory: Path) -> dict[str, Tensor]:
     from safetensors import safe_open
 
-    path = directory / WEIGHTS
-    with refusing(f"encoder: {path} is not a readable safetensors file"), safe_open(path, framework="pt") as file:
+    path = directory / OPEN_CLIP_WEIGHTS
+    with library_errors_as_user_errors(f"encoder: {path} is not a readable safetensors file"), safe_open(path, framework="pt") as file:
         names = [name for name in file.keys() if name.startswith("visual.")]  # noqa: SIM118
         return {name.removeprefix("visual."): file.get_tensor(name) for name in names}
 
@@ -173,5 +173,5 @@ def _visual_weights(directory: Path) -> dict[str, Tensor]:
 def _side(size: Any) -> int:
     sides = [size, size] if isinstance(size, int) else list(size)
     if sides[0] != sides[-1]:
-        raise UserError(f"{CONFIG}: expected square pictures, got image size {sides}")
+        raise UserError(f"{OPEN_CLIP_CONFIG}: expected square pictures, got image size {sides}")
     return int(sides[0])

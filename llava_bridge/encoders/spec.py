@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clips.errors import UserError, suggest
-from clips.references import HUB
+from clips.errors import UserError, unknown_name_error
+from clips.model_refs import HF_HUB_PREFIX
 
-SOURCES: dict[str, str] = {
+ENCODER_SOURCES: dict[str, str] = {
     "open_clip": "llava_bridge.encoders.open_clip_source",
     "timm": "llava_bridge.encoders.timm_source",
     "transformers": "llava_bridge.encoders.transformers_source",
-    "several": "llava_bridge.encoders.several",
+    "several": "llava_bridge.encoders.multi_encoder",
 }
 """Source → the module that reads it, with ``load(reference, image_size)`` and ``build(architecture)``."""
 
@@ -23,14 +23,14 @@ def parse_spec(spec: str) -> tuple[str, str]:
         UserError: an unknown source.
     """
     source, colon, reference = spec.partition(":")
-    if not colon or "/" in source or spec.startswith(HUB):
+    if not colon or "/" in source or spec.startswith(HF_HUB_PREFIX):
         return "open_clip", spec
-    if source not in SOURCES:
-        raise suggest(source, SOURCES, "encoder source")
+    if source not in ENCODER_SOURCES:
+        raise unknown_name_error(source, ENCODER_SOURCES, "encoder source")
     return source, reference
 
 
-def members(spec: str) -> list[str]:
+def split_encoders(spec: str) -> list[str]:
     """Return the encoders of ``several:A + B`` or ``several:interleave:A + B``; any other spec is its only member.
 
     Raises:
@@ -45,15 +45,15 @@ def members(spec: str) -> list[str]:
     return listed
 
 
-def way_of(spec: str) -> str:
+def fusion_mode(spec: str) -> str:
     """Return how the features of several encoders are joined: ``channels`` or ``interleave``."""
     return "interleave" if parse_spec(spec)[1].startswith("interleave:") else "channels"
 
 
-def paths_of(spec: str) -> dict[str, str]:
+def local_paths(spec: str) -> dict[str, str]:
     """Return ``{"encoder": path}`` of a spec's local directory or file, ``encoder_1`` … for several."""
     found = {}
-    encoders = members(spec)
+    encoders = split_encoders(spec)
     for number, encoder in enumerate(encoders, 1):
         source, reference = parse_spec(encoder)
         path = reference.partition("@")[2] if source == "timm" else reference

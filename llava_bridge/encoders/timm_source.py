@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clips.commandline.lean_imports import without_wandb
+from clips.commandline.import_guards import without_wandb
 from clips.errors import UserError
-from clips.model.loading import refusing
-from clips.model.positions import on_trunks_grid
-from llava_bridge.encoders.contract import Encoder, Pixels, VisionTower
+from clips.model.loading import library_errors_as_user_errors
+from clips.model.pos_embed import resize_timm_pos_embed
+from llava_bridge.encoders.base import VisionEncoder, ImagePreprocess, VisionTower
 
 _HEADS = ("classifier.", "head.fc.", "fc.", "head.l.", "head_dist.")
 _POSITIONS = "trunk.pos_embed"
@@ -79,7 +79,7 @@ class TimmVit(VisionTower):
         yield from [entering[0][:, prefix:], *outputs][: deepest + 1]
 
 
-def build(architecture: Mapping[str, Any]) -> VisionTower:
+def build_tower(architecture: Mapping[str, Any]) -> VisionTower:
     """Build the timm trunk ``name``."""
     with without_wandb():
         from timm.models.eva import Eva
@@ -100,7 +100,7 @@ def _trunk(architecture: Mapping[str, Any]) -> Any:
     return timm.create_model(name, pretrained=False, num_classes=0, **options)
 
 
-def load(reference: str, image_size: int | None) -> Encoder:
+def load_encoder(reference: str, image_size: int | None) -> VisionEncoder:
     """Read ``NAME``, ``NAME@weights.safetensors`` or ``NAME@random``.
 
     Raises:
@@ -112,20 +112,20 @@ def load(reference: str, image_size: int | None) -> Encoder:
     if not timm.is_model(name):
         raise _unknown(name)
     settings = timm.get_pretrained_cfg(name)
-    pixels = Pixels(
+    pixels = ImagePreprocess(
         size=settings.input_size[-1] if image_size is None else image_size,
         mean=tuple(settings.mean),
         std=tuple(settings.std),
         interpolation="bicubic" if settings.interpolation == "bicubic" else "bilinear",
     )
     if origin == "random":
-        return encoder(name, None, pixels, where=None)
+        return make_encoder(name, None, pixels, where=None)
     if origin:
-        return encoder(name, _read(Path(origin)), pixels, where=origin)
-    return encoder(name, _pretrained(name), pixels, where=None)
+        return make_encoder(name, _read(Path(origin)), pixels, where=origin)
+    return make_encoder(name, _pretrained(name), pixels, where=None)
 
 
-def encoder(name: str, weights: Mapping[str, Tensor] | None, pixels: Pixels, *, where: str | None) -> Encoder:
+def make_encoder(name: str, weights: Mapping[str, Tensor] | None, pixels: ImagePreprocess, *, where: str | None) -> VisionEncoder:
     """Return the encoder for timm model ``name``; classifier weights among ``weights`` are dropped."""
     timm = _timm()
 
@@ -138,8 +138,8 @@ def encoder(name: str, weights: Mapping[str, Tensor] | None, pixels: Pixels, *, 
     if weights is not None:
         kept = {f"trunk.{key}": value for key, value in weights.items() if not key.startswith(_heads(settings))}
         if fixed and _POSITIONS in kept:
-            kept[_POSITIONS] = on_trunks_grid(kept[_POSITIONS], _empty_trunk(architecture, where or f"timm:{name}"))
-    return Encoder(
+            kept[_POSITIONS] = resize_timm_pos_embed(kept[_POSITIONS], _empty_trunk(architecture, where or f"timm:{name}"))
+    return VisionEncoder(
         source="timm",
         architecture=architecture,
         weights=kept,
@@ -157,7 +157,7 @@ def _heads(settings: Any) -> tuple[str, ...]:
 def _empty_trunk(architecture: Mapping[str, Any], where: str) -> Any:
     """Build the trunk without memory for its weights, to read its number of positions."""
     size = architecture["image_size"]
-    with refusing(f"image_size: {where} cannot take pictures of {size} px"), torch.device("meta"):
+    with library_errors_as_user_errors(f"image_size: {where} cannot take pictures of {size} px"), torch.device("meta"):
         return _trunk(architecture)
 
 
@@ -174,7 +174,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
     if not path.is_file():
         raise UserError(f"{path}: no such file (expected safetensors weights, or @random)")
-    with refusing(f"encoder: {path} is not a readable safetensors file"):
+    with library_errors_as_user_errors(f"encoder: {path} is not a readable safetensors file"):
         return load_file(path)
 
 

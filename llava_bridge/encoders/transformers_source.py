@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from clips.errors import UserError
-from clips.model.loading import load_pretrained, refusing
-from clips.model.positions import on_grid
-from llava_bridge.encoders.contract import Encoder, Pixels, VisionTower
-from llava_bridge.encoders.files import check_encoder, vision_directory
+from clips.model.loading import load_pretrained, library_errors_as_user_errors
+from clips.model.pos_embed import resize_pos_embed
+from llava_bridge.encoders.base import VisionEncoder, ImagePreprocess, VisionTower
+from llava_bridge.encoders.checks import check_encoder_files, resolve_vision_dir
 
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's constants
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Family:
+class ModelFamily:
     """A type of vision model.
 
     Args:
@@ -62,18 +62,18 @@ def _registers(config: Any) -> int:
 
 
 _TABLE = "embeddings.position_embedding.weight"
-FAMILIES: dict[str, Family] = {
-    "clip_vision_model": Family(model="CLIPVisionModel", prefix=lambda _: 1, positions=_TABLE, call=_plainly),
-    "siglip_vision_model": Family(model="SiglipVisionModel", prefix=lambda _: 0, positions=_TABLE, call=_plainly),
-    "siglip2_vision_model": Family(
+FAMILIES: dict[str, ModelFamily] = {
+    "clip_vision_model": ModelFamily(model="CLIPVisionModel", prefix=lambda _: 1, positions=_TABLE, call=_plainly),
+    "siglip_vision_model": ModelFamily(model="SiglipVisionModel", prefix=lambda _: 0, positions=_TABLE, call=_plainly),
+    "siglip2_vision_model": ModelFamily(
         model="Siglip2VisionModel", prefix=lambda _: 0, positions=None, call=_as_patches, stock=False
     ),
-    "aimv2_vision_model": Family(model="Aimv2VisionModel", prefix=lambda _: 0, positions=_TABLE, call=_plainly),
-    "dinov2": Family(model="Dinov2Model", prefix=lambda _: 1, positions=None, call=_plainly),
-    "dinov2_with_registers": Family(
+    "aimv2_vision_model": ModelFamily(model="Aimv2VisionModel", prefix=lambda _: 0, positions=_TABLE, call=_plainly),
+    "dinov2": ModelFamily(model="Dinov2Model", prefix=lambda _: 1, positions=None, call=_plainly),
+    "dinov2_with_registers": ModelFamily(
         model="Dinov2WithRegistersModel", prefix=_registers, positions=None, call=_plainly, stock=False
     ),
-    "dinov3_vit": Family(model="DINOv3ViTModel", prefix=_registers, positions=None, call=_plainly, stock=False),
+    "dinov3_vit": ModelFamily(model="DINOv3ViTModel", prefix=_registers, positions=None, call=_plainly, stock=False),
 }
 """``model_type`` of the vision config → how to use its model."""
 
@@ -105,12 +105,12 @@ class TransformersTower(VisionTower):
         return self.model if self.family.stock else None
 
 
-def build(architecture: Mapping[str, Any]) -> VisionTower:
+def build_tower(architecture: Mapping[str, Any]) -> VisionTower:
     """Build the model of the stored vision config."""
     return TransformersTower(architecture)
 
 
-def load(reference: str, image_size: int | None) -> Encoder:
+def load_encoder(reference: str, image_size: int | None) -> VisionEncoder:
     """Read a directory in the transformers format, or a model of the Hub by its repo id.
 
     Raises:
@@ -118,9 +118,9 @@ def load(reference: str, image_size: int | None) -> Encoder:
     """
     from transformers import AutoConfig
 
-    check_encoder(f"transformers:{reference}")
-    directory = vision_directory(reference)
-    with refusing(f"encoder: {reference}: expected a directory in transformers' layout"):
+    check_encoder_files(f"transformers:{reference}")
+    directory = resolve_vision_dir(reference)
+    with library_errors_as_user_errors(f"encoder: {reference}: expected a directory in transformers' layout"):
         whole = AutoConfig.from_pretrained(directory)
     config = getattr(whole, "vision_config", whole)
     family = FAMILIES.get(config.model_type)
@@ -139,8 +139,8 @@ def load(reference: str, image_size: int | None) -> Encoder:
         config = _with_size(config, pixels.size)
         patches = (pixels.size // config.patch_size) ** 2
         table = weights[family.positions]
-        weights[family.positions] = on_grid(table, patches, family.prefix(config), antialias=False)
-    return Encoder(
+        weights[family.positions] = resize_pos_embed(table, patches, family.prefix(config), antialias=False)
+    return VisionEncoder(
         source="transformers",
         architecture={"config": config.to_dict()},
         weights={f"model.{name}": value for name, value in weights.items()},
@@ -165,23 +165,23 @@ def _config_of(architecture: Mapping[str, Any]) -> Any:
     return AutoConfig.for_model(kind, **values)
 
 
-def _class_of(family: Family) -> Any:
+def _class_of(family: ModelFamily) -> Any:
     import transformers
 
     return getattr(transformers, family.model)
 
 
-def _pixels(directory: Path, config: Any) -> Pixels:
+def _pixels(directory: Path, config: Any) -> ImagePreprocess:
     """Return the preprocessing of the checkpoint, with the image size after cropping."""
     from transformers import AutoImageProcessor
 
-    with refusing(f"encoder: {directory}: expected a preprocessor_config.json that says how pictures are normalised"):
+    with library_errors_as_user_errors(f"encoder: {directory}: expected a preprocessor_config.json that says how pictures are normalised"):
         found = AutoImageProcessor.from_pretrained(directory)
         own = (
-            side_of(found) or getattr(config, "image_size", None) or config.patch_size * math.isqrt(config.num_patches)
+            image_size_of(found) or getattr(config, "image_size", None) or config.patch_size * math.isqrt(config.num_patches)
         )
         red, green, blue = found.image_mean
-        return Pixels(
+        return ImagePreprocess(
             size=int(own),
             mean=(red, green, blue),
             std=tuple(found.image_std),
@@ -189,7 +189,7 @@ def _pixels(directory: Path, config: Any) -> Pixels:
         )
 
 
-def side_of(processor: Any) -> int | None:
+def image_size_of(processor: Any) -> int | None:
     """Return the size of the square that an image processor produces; None if it does not state one.
 
     Raises:

@@ -17,16 +17,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from clips.errors import UserError
-from llava_bridge.projectors import ProjectorConfig, Shape, keeps_places, tokens_of
+from llava_bridge.projectors import ProjectorConfig, ProjectorShape, preserves_grid, num_output_tokens
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from llava_bridge.encoders.contract import Pixels
+    from llava_bridge.encoders.base import ImagePreprocess
 
 ImageFit = Literal["squash", "pad", "crop", "anyres"]
 """How images become squares; with ``anyres`` several of each."""
-SHAPES = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
+DEFAULT_TILE_GRIDS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
 """LLaVA-NeXT's pinpoints: rows and columns of tiles."""
 
 
@@ -43,14 +43,14 @@ def check_pinpoints(fit: str, pinpoints: Sequence[Sequence[int]] | None) -> None
         )
 
 
-def pinpoints_for(side: int, wanted: Sequence[Sequence[int]] | None) -> list[list[int]]:
+def resolve_pinpoints(side: int, wanted: Sequence[Sequence[int]] | None) -> list[list[int]]:
     """Return the pinpoints (height, width) in pixels: ``wanted``, or LLaVA-NeXT's.
 
     Raises:
         UserError: they are not multiples of tiles of ``side`` pixels.
     """
     if wanted is None:
-        return [[rows * side, columns * side] for rows, columns in SHAPES]
+        return [[rows * side, columns * side] for rows, columns in DEFAULT_TILE_GRIDS]
     found = [list(pair) for pair in wanted]
     if wrong := next((pair for pair in found if any(length % side for length in pair)), None):
         raise UserError(
@@ -59,7 +59,7 @@ def pinpoints_for(side: int, wanted: Sequence[Sequence[int]] | None) -> list[lis
     return found
 
 
-def pixels_of_token(projector: ProjectorConfig, shape: Shape, side: int) -> int:
+def effective_patch_size(projector: ProjectorConfig, shape: ProjectorShape, side: int) -> int:
     """Return the size in pixels of one token in a tile of ``side`` pixels; an incomplete remainder is ignored.
 
     Raises:
@@ -69,12 +69,12 @@ def pixels_of_token(projector: ProjectorConfig, shape: Shape, side: int) -> int:
         raise UserError("features: expected patch with image_fit anyres, got cls_patch")
     if shape.in_turn > 1:
         raise UserError("encoder: expected one token for each place with image_fit anyres, got several:interleave")
-    if not keeps_places(projector):
+    if not preserves_grid(projector):
         raise UserError(
             f"projector.name: expected one whose tokens keep their places with image_fit anyres, got {projector.name}"
         )
-    grid = math.isqrt(tokens_of(projector, shape))
-    if not joins(side, grid):
+    grid = math.isqrt(num_output_tokens(projector, shape))
+    if not is_unpad_compatible(side, grid):
         raise UserError(
             f"image_size: {grid} × {grid} tokens for a tile of {side} pixels cannot be told to transformers; "
             f"expected a multiple of {grid}"
@@ -82,45 +82,45 @@ def pixels_of_token(projector: ProjectorConfig, shape: Shape, side: int) -> int:
     return side // grid
 
 
-def joins(side: int, grid: int) -> bool:
+def is_unpad_compatible(side: int, grid: int) -> bool:
     """Whether transformers, given the pixels of a token, computes ``grid`` × ``grid`` for a tile of ``side`` pixels."""
     return grid <= side and side // (side // grid) == grid
 
 
-def tile_maker(pixels: Pixels, pinpoints: list[list[int]]) -> Any:
+def make_anyres_processor(pixels: ImagePreprocess, pinpoints: list[list[int]]) -> Any:
     """Return transformers' image processor that makes base image and tiles, and returns the image sizes."""
     from transformers import LlavaNextImageProcessor
 
-    from llava_bridge.model.fitting import RESAMPLE
+    from llava_bridge.model.image_processing import PIL_RESAMPLING
 
     square = {"height": pixels.size, "width": pixels.size}
     return LlavaNextImageProcessor(
         size=square,
         crop_size=square,
         do_center_crop=False,
-        resample=RESAMPLE[pixels.interpolation],
+        resample=PIL_RESAMPLING[pixels.interpolation],
         image_mean=list(pixels.mean),
         image_std=list(pixels.std),
         image_grid_pinpoints=pinpoints,
     )
 
 
-def makes_tiles(image_processor: Any) -> bool:
+def is_anyres_processor(image_processor: Any) -> bool:
     """Whether an image processor makes tiles, so that the number of tokens depends on the image."""
     return getattr(image_processor, "image_grid_pinpoints", None) is not None
 
 
-def tokens_of_picture(processor: Any, picture: Image.Image) -> int:
+def num_image_tokens(processor: Any, picture: Image.Image) -> int:
     """Return the number of tokens of an image, by transformers' own ``LlavaNextProcessor``."""
-    return tokens_of_size(processor, picture.height, picture.width)
+    return num_image_tokens_for_size(processor, picture.height, picture.width)
 
 
-def tokens_of_size(processor: Any, height: int, width: int) -> int:
-    """As :func:`tokens_of_picture`, for an image of the given size in pixels."""
+def num_image_tokens_for_size(processor: Any, height: int, width: int) -> int:
+    """As :func:`num_image_tokens`, for an image of the given size in pixels."""
     (tokens,) = processor._get_num_multimodal_tokens([(height, width)])["num_image_tokens"]
     return int(tokens)
 
 
-def most_tokens(processor: Any) -> int:
+def max_image_tokens(processor: Any) -> int:
     """Return the maximum number of tokens of an image: one in the shape of a pinpoint, without padding."""
-    return max(tokens_of_size(processor, *pair) for pair in processor.image_processor.image_grid_pinpoints)
+    return max(num_image_tokens_for_size(processor, *pair) for pair in processor.image_processor.image_grid_pinpoints)

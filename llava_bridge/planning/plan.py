@@ -13,16 +13,16 @@ from pathlib import Path
 from clips.planning import Cost
 from clips.planning.hardware import GPUS
 from llava_bridge.data.sources import read_samples, read_texts
-from llava_bridge.planning.sizes import LlmSize, VisionSize, llm_size, new_llm_size, projector_size, vision_size
-from llava_bridge.training.config import StageConfig, TrainConfig
+from llava_bridge.planning.model_sizes import LlmSize, VisionSize, llm_size, new_llm_size, projector_size, vision_size
+from llava_bridge.training.config import StageConfig, LlavaTrainConfig
 
-MFU = 0.27
+ASSUMED_MFU = 0.27
 """Assumed ratio of model FLOP/s to the GPUs' peak, from what the README of github.com/haotian-liu/LLaVA states.
 
 LLaVA-1.5-7B took about 3.5 hours to align and 10 hours to tune on 8 A100: counted as here, 30 % and 25 %.
 """
-TEXT_TOKENS = {"align": 32, "instruct": 256}
-"""Tokens of a sample's text in LLaVA-1.5's data: assumed, and part of what ``MFU`` rests on."""
+ASSUMED_TEXT_TOKENS = {"align": 32, "instruct": 256}
+"""Tokens of a sample's text in LLaVA-1.5's data: assumed, and part of what ``ASSUMED_MFU`` rests on."""
 _RESERVE = 2e9  # bytes for context, libraries, NCCL: as clips.planning.plan allows
 _ACTIVATIONS = 34  # bytes a token, layer and unit of width, in half precision (arXiv 2205.05198, table 2)
 MAX_TILES = 5  # with tiles: an overview and the four of LLaVA-NeXT's largest
@@ -71,7 +71,7 @@ class Sizes:
         return {"vision": vision, "projector": self.projector, "llm": self.llm.parameters}
 
 
-def sizes_of(config: TrainConfig, *, vision: VisionSize | None = None, llm: LlmSize | None = None) -> Sizes:
+def sizes_of(config: LlavaTrainConfig, *, vision: VisionSize | None = None, llm: LlmSize | None = None) -> Sizes:
     """The sizes of the LLaVA of ``config``; see `llava_cost`."""
     llm = llm or (new_llm_size(config.new_llm) if config.llm is None else llm_size(config.llm))
     tiles = MAX_TILES if config.image_fit == "anyres" else 1
@@ -83,7 +83,7 @@ def sizes_of(config: TrainConfig, *, vision: VisionSize | None = None, llm: LlmS
 
 
 def llava_cost(
-    config: TrainConfig,
+    config: LlavaTrainConfig,
     *,
     gpu: str | None,
     count: int = 1,
@@ -118,23 +118,23 @@ def llava_cost(
         return dataclasses.replace(
             cost, basis=f"disk worked out; the data of {', '.join(unknown)} are not here; steps would tell"
         )
-    rate = GPUS[gpu].peak("fp32" if config.precision == "fp32" else "bf16") * MFU
+    rate = GPUS[gpu].peak("fp32" if config.precision == "fp32" else "bf16") * ASSUMED_MFU
     work = sum(
         (stage.steps or 0) * config.stage(name).global_batch_size * stage.flops for name, stage in stages.items()
     )
     return dataclasses.replace(
         cost,
-        basis=f"worked out for {count} × {gpu} at {MFU:.0%} of its peak, {sizes.tokens} tokens a picture",
+        basis=f"worked out for {count} × {gpu} at {ASSUMED_MFU:.0%} of its peak, {sizes.tokens} tokens a picture",
         seconds=work / rate / count,
         gpu_hours=work / rate / 3600,
     )
 
 
-def stage_cost(config: TrainConfig, name: str, sizes: Sizes, count: int) -> StageCost:
+def stage_cost(config: LlavaTrainConfig, name: str, sizes: Sizes, count: int) -> StageCost:
     """The cost of the stage ``name`` on ``count`` GPUs."""
     stage, llm, parameters = config.stage(name), sizes.llm, sizes.parameters
     learning = stage.trained(name)
-    length = (stage.max_length or 0) if name == "pretrain" else sizes.tokens + TEXT_TOKENS[name]
+    length = (stage.max_length or 0) if name == "pretrain" else sizes.tokens + ASSUMED_TEXT_TOKENS[name]
     length = min(length, stage.max_length or length)
     flops = llm.forward_flops(length) * (3 if "llm" in learning and stage.lora is None else 2)
     if sizes.vision is not None and name != "pretrain":
@@ -158,7 +158,7 @@ def stage_cost(config: TrainConfig, name: str, sizes: Sizes, count: int) -> Stag
     )
 
 
-def _states(config: TrainConfig, weights: int, learned: int, count: int, *, half: bool) -> float:
+def _states(config: LlavaTrainConfig, weights: int, learned: int, count: int, *, half: bool) -> float:
     """Bytes of weights, gradients and optimizer state on one GPU, sharded as ZeRO does (arXiv 1910.02054).
 
     In bf16 the optimizer keeps float32 weights and two numbers of each that learns, 12 bytes.

@@ -12,9 +12,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from clips.errors import UserError, suggest
+from clips.errors import UserError, unknown_name_error
 
-DEFAULT = "mlp2x_gelu"
+DEFAULT_PROJECTOR = "mlp2x_gelu"
 """LLaVA-1.5's, which transformers' own LLaVA has: a LLaVA with it needs no class of this suite."""
 _MLP = re.compile(r"mlp([1-9]\d?)x_gelu")
 
@@ -34,7 +34,7 @@ class ProjectorConfig:
         heads: of perceiver.
     """
 
-    name: str = dataclasses.field(default=DEFAULT, metadata={"known": "llava_bridge.projectors:PROJECTORS"})
+    name: str = dataclasses.field(default=DEFAULT_PROJECTOR, metadata={"known": "llava_bridge.projectors:PROJECTORS"})
     factor: int = 2
     tokens: int = 144
     depth: int = 3
@@ -49,7 +49,7 @@ class ProjectorConfig:
     @property
     def is_stock(self) -> bool:
         """Whether it is transformers' own."""
-        return self.name == DEFAULT
+        return self.name == DEFAULT_PROJECTOR
 
     @property
     def mlp_depth(self) -> int:
@@ -60,7 +60,7 @@ class ProjectorConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
+class ProjectorShape:
     """Input and output of a projector: ``patches`` features of ``width``, and an LLM of width ``llm``.
 
     ``extra`` features, the class token's, precede those of the patches. With interleaved tokens of several encoders,
@@ -79,7 +79,7 @@ class Shape:
         return math.isqrt(self.patches)
 
 
-def tokens_of(config: ProjectorConfig, shape: Shape) -> int:
+def num_output_tokens(config: ProjectorConfig, shape: ProjectorShape) -> int:
     """Return the number of tokens per image.
 
     Raises:
@@ -88,9 +88,9 @@ def tokens_of(config: ProjectorConfig, shape: Shape) -> int:
     return _entry(config).tokens(config, shape)
 
 
-def build(config: ProjectorConfig, shape: Shape) -> Any:
+def build_projector(config: ProjectorConfig, shape: ProjectorShape) -> Any:
     """Build a new projector, a torch module; seed torch before."""
-    tokens_of(config, shape)  # rejects what does not fit
+    num_output_tokens(config, shape)  # rejects what does not fit
     modules = importlib.import_module("llava_bridge.projectors.modules")
     return getattr(modules, _entry(config).module)(config, shape)
 
@@ -98,11 +98,11 @@ def build(config: ProjectorConfig, shape: Shape) -> Any:
 # ---------------------------------------------------------------- number of tokens
 
 
-def _one_each(config: ProjectorConfig, shape: Shape) -> int:
+def _one_each(config: ProjectorConfig, shape: ProjectorShape) -> int:
     return shape.extra + shape.patches
 
 
-def _by_factor(config: ProjectorConfig, shape: Shape) -> int:
+def _by_factor(config: ProjectorConfig, shape: ProjectorShape) -> int:
     _refuse_all_but_grids(config, shape)
     if shape.grid % config.factor:
         raise UserError(
@@ -111,7 +111,7 @@ def _by_factor(config: ProjectorConfig, shape: Shape) -> int:
     return (shape.grid // config.factor) ** 2
 
 
-def _square(config: ProjectorConfig, shape: Shape) -> int:
+def _square(config: ProjectorConfig, shape: ProjectorShape) -> int:
     _refuse_all_but_grids(config, shape)
     if math.isqrt(config.tokens) ** 2 != config.tokens or config.tokens > shape.patches:
         raise UserError(
@@ -121,7 +121,7 @@ def _square(config: ProjectorConfig, shape: Shape) -> int:
     return config.tokens
 
 
-def _asked_for(config: ProjectorConfig, shape: Shape) -> int:
+def _asked_for(config: ProjectorConfig, shape: ProjectorShape) -> int:
     if shape.width % config.heads:
         raise UserError(
             f"projector.heads: expected a divisor of {shape.width}, the encoder's width, got {config.heads}"
@@ -129,7 +129,7 @@ def _asked_for(config: ProjectorConfig, shape: Shape) -> int:
     return config.tokens
 
 
-def _refuse_all_but_grids(config: ProjectorConfig, shape: Shape) -> None:
+def _refuse_all_but_grids(config: ProjectorConfig, shape: ProjectorShape) -> None:
     if shape.in_turn > 1:
         raise UserError(
             f"projector.name: expected one that needs no grid, for the tokens stand in turn; got {config.name}"
@@ -138,7 +138,7 @@ def _refuse_all_but_grids(config: ProjectorConfig, shape: Shape) -> None:
         raise UserError(f"features: expected patch, which alone {config.name} takes, got cls_patch")
 
 
-def keeps_places(config: ProjectorConfig) -> bool:
+def preserves_grid(config: ProjectorConfig) -> bool:
     """Whether its tokens form a square grid, row by row."""
     return _entry(config).keeps_places
 
@@ -146,12 +146,12 @@ def keeps_places(config: ProjectorConfig) -> bool:
 @dataclasses.dataclass(frozen=True)
 class _Projector:
     module: str
-    tokens: Callable[[ProjectorConfig, Shape], int]
+    tokens: Callable[[ProjectorConfig, ProjectorShape], int]
     keeps_places: bool = True
 
 
 PROJECTORS: dict[str, _Projector] = {
-    DEFAULT: _Projector("Mlp", _one_each),
+    DEFAULT_PROJECTOR: _Projector("Mlp", _one_each),
     "linear": _Projector("Linear", _one_each),
     "pixel_shuffle": _Projector("PixelShuffle", _by_factor),
     "pool": _Projector("Pool", _by_factor),
@@ -163,7 +163,7 @@ mlpNx_gelu for any N."""
 
 
 def _entry(config: ProjectorConfig) -> _Projector:
-    name = DEFAULT if _MLP.fullmatch(config.name) else config.name
+    name = DEFAULT_PROJECTOR if _MLP.fullmatch(config.name) else config.name
     if name not in PROJECTORS:
-        raise suggest(name, PROJECTORS, "projector")
+        raise unknown_name_error(name, PROJECTORS, "projector")
     return PROJECTORS[name]

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llava_bridge.projectors import ProjectorConfig, Shape
+from llava_bridge.projectors import ProjectorConfig, ProjectorShape
 
 
-def mlp(depth: int, width: int, llm: int) -> nn.Sequential:
+def make_mlp(depth: int, width: int, llm: int) -> nn.Sequential:
     """``depth`` linear layers with GELU between them."""
     layers: list[nn.Module] = [nn.Linear(width, llm)]
     for _ in range(depth - 1):
@@ -26,14 +26,14 @@ def mlp(depth: int, width: int, llm: int) -> nn.Sequential:
 class Mlp(nn.Sequential):
     """Each feature separately through the number of linear layers in the name."""
 
-    def __init__(self, config: ProjectorConfig, shape: Shape) -> None:
-        super().__init__(*mlp(config.mlp_depth, shape.width, shape.llm))
+    def __init__(self, config: ProjectorConfig, shape: ProjectorShape) -> None:
+        super().__init__(*make_mlp(config.mlp_depth, shape.width, shape.llm))
 
 
 class Linear(nn.Linear):
     """Each feature separately, as in the first LLaVA (arXiv 2304.08485)."""
 
-    def __init__(self, config: ProjectorConfig, shape: Shape) -> None:
+    def __init__(self, config: ProjectorConfig, shape: ProjectorShape) -> None:
         super().__init__(shape.width, shape.llm)
 
 
@@ -43,12 +43,12 @@ class PixelShuffle(nn.Module):
     Source: InternVL 1.5 (arXiv 2404.16821, section 3.1), ``mlp1`` of its reference code.
     """
 
-    def __init__(self, config: ProjectorConfig, shape: Shape) -> None:
+    def __init__(self, config: ProjectorConfig, shape: ProjectorShape) -> None:
         super().__init__()
         self.factor = config.factor
         width = shape.width * self.factor**2
         self.norm = nn.LayerNorm(width)
-        self.mlp = mlp(2, width, shape.llm)
+        self.mlp = make_mlp(2, width, shape.llm)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, G², D) to (B, (G / factor)², W)."""
@@ -58,10 +58,10 @@ class PixelShuffle(nn.Module):
 class Pool(nn.Module):
     """The mean of neighboring features, through LLaVA's MLP."""
 
-    def __init__(self, config: ProjectorConfig, shape: Shape) -> None:
+    def __init__(self, config: ProjectorConfig, shape: ProjectorShape) -> None:
         super().__init__()
         self.factor = config.factor
-        self.mlp = mlp(2, shape.width, shape.llm)
+        self.mlp = make_mlp(2, shape.width, shape.llm)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, G², D) to (B, (G / factor)², W)."""
@@ -82,7 +82,7 @@ class CAbstractor(nn.Module):
     average pooling, learned positions at the input.
     """
 
-    def __init__(self, config: ProjectorConfig, shape: Shape) -> None:
+    def __init__(self, config: ProjectorConfig, shape: ProjectorShape) -> None:
         super().__init__()
         from timm.layers import LayerNormAct2d
         from timm.models.regnet import RegStage
@@ -98,7 +98,7 @@ class CAbstractor(nn.Module):
 
         self.before, self.after = stage(), stage()
         self.pool = nn.AdaptiveAvgPool2d(self.side)
-        self.mlp = mlp(2, shape.width, shape.llm)
+        self.mlp = make_mlp(2, shape.width, shape.llm)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, G², D) to (B, M, W)."""
@@ -113,7 +113,7 @@ class Perceiver(nn.Module):
     Source: Flamingo (arXiv 2204.14198, section 3.1.1): keys and values are features and queries together.
     """
 
-    def __init__(self, config: ProjectorConfig, shape: Shape) -> None:
+    def __init__(self, config: ProjectorConfig, shape: ProjectorShape) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.randn(config.tokens, shape.width) * 0.02)
         self.layers = nn.ModuleList(PerceiverLayer(shape.width, config.heads) for _ in range(config.depth))

@@ -24,18 +24,18 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from clips.core.artifact import say
+from clips.core.artifact import log_info
 from clips.errors import UserError
-from llava_bridge.asking.reply import ContextError, Reply
-from llava_bridge.serving.asked import RequestError, read_request
-from llava_bridge.serving.guard import Guard
-from llava_bridge.serving.worker import Worker
+from llava_bridge.inference.streaming import ContextLengthError, StreamedAnswer
+from llava_bridge.serving.request import RequestError, parse_request
+from llava_bridge.serving.middleware import RequestGuardMiddleware
+from llava_bridge.serving.worker import GenerationWorker
 
-MOST_BYTES = 64 * 2**20
+MAX_REQUEST_BYTES = 64 * 2**20
 """Maximum request size; a photo of 20 megapixels has about 10 MB, 14 in base64."""
-PATIENCE = 120.0
+REQUEST_TIMEOUT = 120.0
 """Seconds within which a request must arrive."""
-PAGE = Path(__file__).with_name("page.html")
+PAGE_FILE = Path(__file__).with_name("page.html")
 T = TypeVar("T")
 
 
@@ -49,7 +49,7 @@ class Server:
         greeting: lines to print when it is ready.
     """
 
-    def __init__(self, worker: Worker, name: str, max_new_tokens: int, greeting: Sequence[str] = ()) -> None:
+    def __init__(self, worker: GenerationWorker, name: str, max_new_tokens: int, greeting: Sequence[str] = ()) -> None:
         self.worker, self.name, self.max_new_tokens, self.greeting = worker, name, max_new_tokens, greeting
         self.started = int(time.time())
 
@@ -66,19 +66,19 @@ class Server:
             Route("/v1/chat/completions", self.complete, methods=["POST"]),
         ]
         faults: Any = {RequestError: _fault, UserError: _fault, HTTPException: _fault, Exception: _fault}
-        middleware = [Middleware(Guard, hosts=hosts, seconds_to_wait=self.worker.seconds_to_wait)]
+        middleware = [Middleware(RequestGuardMiddleware, hosts=hosts, seconds_to_wait=self.worker.seconds_to_wait)]
         return Starlette(routes=routes, exception_handlers=faults, middleware=middleware, lifespan=self._lifespan)
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         for line in self.greeting:
-            say(line)
+            log_info(line)
         yield
         self.worker.close()
 
     async def page(self, request: Request) -> Response:
         """``GET /``: the page, which may run its own script and connect only to this server."""
-        html = PAGE.read_text(encoding="utf-8")
+        html = PAGE_FILE.read_text(encoding="utf-8")
         return HTMLResponse(html, headers={"Content-Security-Policy": _policy(html)})
 
     async def models(self, request: Request) -> Response:
@@ -93,7 +93,7 @@ class Server:
     async def complete(self, request: Request) -> Response:
         """``POST /v1/chat/completions``."""
         body = await _body(request)
-        asked = await asyncio.to_thread(read_request, body, self.max_new_tokens)
+        asked = await asyncio.to_thread(parse_request, body, self.max_new_tokens)
         self._check_model(asked.model)
         began, pieces = time.monotonic(), self.worker.write(asked)
         if asked.stream:
@@ -124,15 +124,15 @@ async def _body(request: Request) -> bytes:
         raise RequestError(f"content-type: expected application/json, got '{kind}'", status=415)
     body, size = bytearray(), 0
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(REQUEST_TIMEOUT):
             async for chunk in request.stream():  # to its end, because clients listen only then
                 size += len(chunk)
-                if size <= MOST_BYTES:
+                if size <= MAX_REQUEST_BYTES:
                     body += chunk
     except TimeoutError:
-        raise RequestError(f"the body: expected it within {PATIENCE:g} seconds", status=408) from None
-    if size > MOST_BYTES:
-        raise RequestError(f"the body: expected at most {MOST_BYTES // 2**20} MB, got {size / 2**20:.1f}", status=413)
+        raise RequestError(f"the body: expected it within {REQUEST_TIMEOUT:g} seconds", status=408) from None
+    if size > MAX_REQUEST_BYTES:
+        raise RequestError(f"the body: expected at most {MAX_REQUEST_BYTES // 2**20} MB, got {size / 2**20:.1f}", status=413)
     return bytes(body)
 
 
@@ -146,7 +146,7 @@ async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
     try:
         await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            say("a client went away before its answer")
+            log_info("a client went away before its answer")
             raise HTTPException(499, "the client has gone")
         return working.result()
     finally:
@@ -159,18 +159,18 @@ async def _gone(request: Request) -> None:
         pass
 
 
-async def _last(pieces: AsyncGenerator[str | Reply, None]) -> Reply:
+async def _last(pieces: AsyncGenerator[str | StreamedAnswer, None]) -> StreamedAnswer:
     async with contextlib.aclosing(pieces):
         async for piece in pieces:
-            if isinstance(piece, Reply):
+            if isinstance(piece, StreamedAnswer):
                 return piece
     raise AssertionError("a worker's last word is the whole")
 
 
 async def _events(
     answer: dict[str, Any],
-    first: str | Reply,
-    pieces: AsyncGenerator[str | Reply, None],
+    first: str | StreamedAnswer,
+    pieces: AsyncGenerator[str | StreamedAnswer, None],
     *,
     usage: bool,
     began: float,
@@ -188,7 +188,7 @@ async def _events(
         async with contextlib.aclosing(pieces):
             yield event({"role": "assistant", "content": ""})
             async for piece in _with_first(first, pieces):
-                if isinstance(piece, Reply):
+                if isinstance(piece, StreamedAnswer):
                     _log(piece, began)
                     yield event({}, finish=piece.finish)
                     if usage:
@@ -202,24 +202,24 @@ async def _events(
         ended = True
     finally:
         if not ended:
-            say("a client went away during its answer")
+            log_info("a client went away during its answer")
 
 
 async def _with_first(first: T, others: AsyncIterator[T]) -> AsyncIterator[T]:
     yield first
-    if not isinstance(first, Reply):
+    if not isinstance(first, StreamedAnswer):
         async for other in others:
             yield other
 
 
-def _usage(reply: Reply) -> dict[str, int]:
+def _usage(reply: StreamedAnswer) -> dict[str, int]:
     total = reply.prompt_tokens + reply.new_tokens
     return {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.new_tokens, "total_tokens": total}
 
 
-def _log(reply: Reply, began: float) -> None:
+def _log(reply: StreamedAnswer, began: float) -> None:
     seconds = time.monotonic() - began
-    say(f"answered: {reply.prompt_tokens} + {reply.new_tokens} tokens, {reply.finish}, {seconds:.1f} s")
+    log_info(f"answered: {reply.prompt_tokens} + {reply.new_tokens} tokens, {reply.finish}, {seconds:.1f} s")
 
 
 def _new_id() -> str:
@@ -239,7 +239,7 @@ def _told(error: Exception) -> tuple[int, dict[str, Any]]:
         message, param, code, status = str(error), error.param, error.code, error.status
     elif isinstance(error, UserError):
         message, status = str(error), 400
-        param, code = "messages", "context_length_exceeded" if isinstance(error, ContextError) else None
+        param, code = "messages", "context_length_exceeded" if isinstance(error, ContextLengthError) else None
     elif isinstance(error, HTTPException):
         message, status = error.detail, error.status_code
     kind = "server_error" if status >= 500 else "invalid_request_error"

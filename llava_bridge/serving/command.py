@@ -12,8 +12,8 @@ import socket
 from pathlib import Path
 
 from clips.errors import UserError
-from clips.references import is_on_hub
-from llava_bridge.asking.directory import llava_directory
+from clips.model_refs import is_on_hub
+from llava_bridge.inference.directory import resolve_llava_dir
 
 _CONNECTIONS = 256
 
@@ -45,14 +45,14 @@ class ServeConfig:
             raise UserError(f"max_new_tokens: expected at least 1, got {self.max_new_tokens}")
 
 
-def serve(config: ServeConfig) -> None:
+def run_serve(config: ServeConfig) -> None:
     """Answer requests until interrupted.
 
     Raises:
-        UserError: no such LLaVA; the address is in use or not local; the extra ``serve`` is not installed.
+        UserError: no such LLaVA; the address is in use or not local; the extra ``run_serve`` is not installed.
     """
     if not is_on_hub(config.directory):  # downloads start once nothing else can fail
-        llava_directory(config.directory)  # reported before torch is imported
+        resolve_llava_dir(config.directory)  # reported before torch is imported
     try:
         import uvicorn
 
@@ -62,10 +62,10 @@ def serve(config: ServeConfig) -> None:
             raise
         raise UserError(f"serve needs {error.name}: pip install 'clips-suite[serve]'") from None
     with _listening(config) as listener:
-        from llava_bridge.asking.inference import load_llava
-        from llava_bridge.serving.worker import Worker
+        from llava_bridge.inference.generate import load_llava
+        from llava_bridge.serving.worker import GenerationWorker
 
-        worker = Worker(*load_llava(config.directory))
+        worker = GenerationWorker(*load_llava(config.directory))
         name = Path(config.directory).resolve().name
         server = Server(worker, name, config.max_new_tokens, _greeting(config, name, listener))
         settings = uvicorn.Config(

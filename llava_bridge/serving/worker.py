@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from clips.errors import UserError
-from llava_bridge.asking.reply import Prompt, Reply, draws, prompt, replies
-from llava_bridge.serving.asked import Asked, RequestError
+from llava_bridge.inference.streaming import Prompt, StreamedAnswer, draws, prompt, replies
+from llava_bridge.serving.request import ChatRequest, RequestError
 
 MOST_TOGETHER = 16
 """Maximum requests per batch."""
@@ -26,8 +26,8 @@ MOST_TOGETHER = 16
 class _Waiting:
     """A request and the receiver of its answer."""
 
-    asked: Asked
-    tell: Callable[[str | Reply | Exception], None]
+    asked: ChatRequest
+    tell: Callable[[str | StreamedAnswer | Exception], None]
     gone: threading.Event = dataclasses.field(default_factory=threading.Event)
     told: bool = False
 
@@ -36,11 +36,11 @@ class _Waiting:
         self.tell(piece)
 
 
-class Worker:
+class GenerationWorker:
     """Answers requests in order of arrival; waiting ones without sampling are batched.
 
     Args:
-        model: from :func:`~llava_bridge.asking.inference.load_llava`.
+        model: from :func:`~llava_bridge.inference.generate.load_llava`.
         processor: from the same.
     """
 
@@ -52,18 +52,18 @@ class Worker:
         self._writing = False
         self._seconds = 1.0  # that the last batch took
 
-    async def write(self, asked: Asked) -> AsyncGenerator[str | Reply, None]:
+    async def write(self, asked: ChatRequest) -> AsyncGenerator[str | StreamedAnswer, None]:
         """Yield the pieces of an answer as they are generated, then the full answer.
 
         Closing or cancelling the generator ends generation after the next token, or before the first.
 
         Raises:
-            UserError: the request does not suit the model; see :func:`~llava_bridge.asking.reply.reply`.
+            UserError: the request does not suit the model; see :func:`~llava_bridge.inference.streaming.stream_answer`.
             RequestError: generation failed.
         """
-        loop, written = asyncio.get_running_loop(), asyncio.Queue[str | Reply | Exception]()
+        loop, written = asyncio.get_running_loop(), asyncio.Queue[str | StreamedAnswer | Exception]()
 
-        def tell(item: str | Reply | Exception) -> None:
+        def tell(item: str | StreamedAnswer | Exception) -> None:
             with contextlib.suppress(RuntimeError):  # the server has stopped in the meantime
                 loop.call_soon_threadsafe(written.put_nowait, item)
 
@@ -77,7 +77,7 @@ class Worker:
                 if isinstance(item, Exception):
                     raise item
                 yield item
-                if isinstance(item, Reply):
+                if isinstance(item, StreamedAnswer):
                     return
         finally:
             waiting.gone.set()

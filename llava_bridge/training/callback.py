@@ -14,9 +14,9 @@ from clips.data.invalid_samples import InvalidSamples
 from llava_bridge.training.checkpoints import mark_complete
 from llava_bridge.training.config import Part
 from llava_bridge.training.hung import HungWatch
-from llava_bridge.training.launch import StopAsked, command_is_gone, is_main_process, report
-from llava_bridge.training.progress import Progress
-from llava_bridge.training.weights import fingerprint, frozen_values
+from llava_bridge.training.launch import DistributedStopRequest, is_parent_dead, is_main_process, log_rank0
+from llava_bridge.training.progress import StageProgress
+from llava_bridge.training.sharded_weights import tensors_hash, frozen_tensors
 
 _TOO_EASY = 0.02  # loss of a first step
 
@@ -35,11 +35,11 @@ class StageCallback(TrainerCallback):
 
     def __init__(
         self,
-        progress: Progress,
+        progress: StageProgress,
         gather_invalid: Callable[[], InvalidSamples],
         parts: Mapping[Part, nn.Module],
         vocabulary: int,
-        stop: StopAsked,
+        stop: DistributedStopRequest,
         begin: Callable[[], None],
     ) -> None:
         self.progress = progress
@@ -64,7 +64,7 @@ class StageCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Save and stop if somebody asks for it."""
-        if command_is_gone():
+        if is_parent_dead():
             raise SystemExit("the command that started this training is gone")
         if self.stopped_by == 0 and (number := self.stop.of_any_process()):
             self.stopped_by = number
@@ -75,8 +75,8 @@ class StageCallback(TrainerCallback):
         """Write the step down, and say if the first one's loss is odd."""
         if is_main_process() and logs and "loss" in logs:
             self.progress.log(state.global_step, logs)
-            if state.global_step == 1 and (odd := odd_first_loss(logs["loss"], self.vocabulary)):
-                report(f"{self.progress.stage}: {odd}")
+            if state.global_step == 1 and (odd := first_loss_warning(logs["loss"], self.vocabulary)):
+                log_rank0(f"{self.progress.stage}: {odd}")
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Mark the checkpoint as whole."""
@@ -94,10 +94,10 @@ class StageCallback(TrainerCallback):
                 raise AssertionError(f"the frozen weights of the part '{name}' have changed")
 
     def _fingerprints(self) -> dict[str, str]:
-        return {name: fingerprint(frozen_values(module)) for name, module in self.parts.items()}
+        return {name: tensors_hash(frozen_tensors(module)) for name, module in self.parts.items()}
 
 
-def odd_first_loss(loss: float, vocabulary: int) -> str | None:
+def first_loss_warning(loss: float, vocabulary: int) -> str | None:
     """What the loss of the first step says against the data or the LLM, None where it is as it should be."""
     guessing = math.log(vocabulary)
     if loss > guessing + 1:

@@ -9,12 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from clips.core.artifact import write_file
+from clips.core.artifact import atomic_write
 from clips.data.invalid_samples import InvalidSamples, restored
 from clips.errors import UserError
-from llava_bridge.training.launch import is_main_process, report
-from llava_bridge.training.processes import barrier
-from llava_bridge.training.workspace import COMPLETE, SHARDS
+from llava_bridge.training.launch import is_main_process, log_rank0
+from llava_bridge.training.distributed import barrier
+from llava_bridge.training.work_dir import COMPLETE_MARKER, SHARDS_DIR
 
 _UNIVERSAL = "latest_universal"  # by that name DeepSpeed looks for it
 
@@ -28,12 +28,12 @@ def mark_complete(checkpoint: Path, bad: InvalidSamples, seconds: float) -> None
         seconds: that the stage has taken.
     """
     mark = {"processes": os.environ["WORLD_SIZE"], "bad": bad.stored(), "seconds": seconds}
-    write_file(checkpoint / COMPLETE, json.dumps(mark, ensure_ascii=False))
+    atomic_write(checkpoint / COMPLETE_MARKER, json.dumps(mark, ensure_ascii=False))
 
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written completely; what was not is removed."""
-    whole = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
+    whole = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE_MARKER}")]
     newest = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
     barrier()  # all have looked before anything goes
     for other in set(folder.glob("checkpoint-*")) - set(whole):
@@ -43,15 +43,15 @@ def last_checkpoint(folder: Path) -> Path | None:
     return newest
 
 
-def is_of_others(checkpoint: Path) -> bool:
+def needs_universal_conversion(checkpoint: Path) -> bool:
     """Whether another number of processes wrote ``checkpoint``, and each of them a part that these cannot read.
 
     DeepSpeed cuts the optimizer's state into one part for each process; FSDP's shards are for any number of them.
     """
-    return not (checkpoint / SHARDS).is_dir() and _writers(checkpoint) != os.environ["WORLD_SIZE"]
+    return not (checkpoint / SHARDS_DIR).is_dir() and _writers(checkpoint) != os.environ["WORLD_SIZE"]
 
 
-def make_universal(checkpoint: Path) -> None:
+def convert_to_universal(checkpoint: Path) -> None:
     """Lay a form of a DeepSpeed checkpoint beside it that any number of processes reads; called in every process.
 
     DeepSpeed's own converter, as https://www.deepspeed.ai/tutorials/universal-checkpointing describes it.
@@ -62,7 +62,7 @@ def make_universal(checkpoint: Path) -> None:
     if any(checkpoint.glob("*/zero_pp_rank_*_model_states.pt")):
         raise _refusal(checkpoint, "since it is ZeRO-3's")
     if is_main_process() and not (checkpoint / _UNIVERSAL).is_file():
-        report(f"making {checkpoint} one for any number of processes: {_writers(checkpoint)} have written it")
+        log_rank0(f"making {checkpoint} one for any number of processes: {_writers(checkpoint)} have written it")
         before = (checkpoint / "latest").read_text(encoding="utf-8")
         after = f"{before}_universal"
         shutil.rmtree(checkpoint / after, ignore_errors=True)
@@ -72,7 +72,7 @@ def make_universal(checkpoint: Path) -> None:
         if done.returncode != 0:
             why = done.stderr.strip().rpartition("\n")[2]
             raise _refusal(checkpoint, f"as DeepSpeed cannot convert it ({why})")
-        write_file(checkpoint / _UNIVERSAL, after)
+        atomic_write(checkpoint / _UNIVERSAL, after)
     barrier()
 
 
@@ -84,17 +84,17 @@ def _refusal(checkpoint: Path, why: str) -> UserError:
 
 
 def _writers(checkpoint: Path) -> str:
-    return json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))["processes"]
+    return json.loads((checkpoint / COMPLETE_MARKER).read_text(encoding="utf-8"))["processes"]
 
 
-def bad_before(checkpoint: Path | None) -> InvalidSamples:
+def load_invalid_samples(checkpoint: Path | None) -> InvalidSamples:
     """The invalid samples that were met before ``checkpoint``."""
     if checkpoint is None:
         return InvalidSamples()
-    return restored(json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))["bad"])
+    return restored(json.loads((checkpoint / COMPLETE_MARKER).read_text(encoding="utf-8"))["bad"])
 
 
-def seconds_before(checkpoint: Path | None) -> float:
+def load_elapsed_seconds(checkpoint: Path | None) -> float:
     """What the stage had taken before ``checkpoint``; 0 where an older version wrote that."""
-    known = {} if checkpoint is None else json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))
+    known = {} if checkpoint is None else json.loads((checkpoint / COMPLETE_MARKER).read_text(encoding="utf-8"))
     return float(known.get("seconds", 0.0))

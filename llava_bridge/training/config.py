@@ -7,17 +7,17 @@ import math
 from typing import Literal
 
 from clips.core.identity import RUN_ONLY
-from clips.errors import UserError, suggest
-from llava_bridge.data.samples import DataConfig
+from clips.errors import UserError, unknown_name_error
+from llava_bridge.data.samples import ConversationSourceConfig
 from llava_bridge.model.anyres import ImageFit, check_pinpoints
-from llava_bridge.model.llm import SmallLlamaConfig
+from llava_bridge.model.small_llama import SmallLlamaConfig
 from llava_bridge.projectors import ProjectorConfig
 
-STAGES = ("pretrain", "align", "instruct")
+STAGE_NAMES = ("pretrain", "align", "instruct")
 """In the order in which they can follow each other."""
 Part = Literal["vision", "projector", "llm"]
 Parallel = Literal["deepspeed", "fsdp"]
-TRAINS: dict[str, tuple[Part, ...]] = {
+DEFAULT_TUNABLE_PARTS: dict[str, tuple[Part, ...]] = {
     "pretrain": ("llm",),
     "align": ("projector",),
     "instruct": ("projector", "llm"),
@@ -100,7 +100,7 @@ class StageConfig:
         activation_checkpointing: keep each layer's input only and compute its activations again in the backward pass.
     """
 
-    data: list[DataConfig] = dataclasses.field(default_factory=list)
+    data: list[ConversationSourceConfig] = dataclasses.field(default_factory=list)
     epochs: float = 1.0
     steps: int | None = None
     global_batch_size: int = 32
@@ -124,7 +124,7 @@ class StageConfig:
 
     def trained(self, name: str) -> tuple[Part, ...]:
         """The parts that learn in the stage ``name``, those with adapters among them."""
-        chosen = TRAINS[name] if self.trains is None else tuple(self.trains)
+        chosen = DEFAULT_TUNABLE_PARTS[name] if self.trains is None else tuple(self.trains)
         adapted = () if self.lora is None else tuple(part for part in self.lora.parts if part not in chosen)
         return (*chosen, *adapted)
 
@@ -156,7 +156,7 @@ class StageConfig:
             )
 
     def _check_parts(self, name: str) -> None:
-        known = TRAINS[name] if name == "pretrain" else ("vision", "projector", "llm")
+        known = DEFAULT_TUNABLE_PARTS[name] if name == "pretrain" else ("vision", "projector", "llm")
         if self.trains is not None and (
             not self.trains or not set(self.trains) <= set(known) or len(set(self.trains)) != len(self.trains)
         ):
@@ -194,7 +194,7 @@ class LaunchConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class LlavaTrainConfig:
     """Train a LLaVA (from encoder and LLM, or further), or first the LLM itself, under the DeepSpeed launcher.
 
     The published recipe is ``align`` (the projector learns captions) and then ``instruct`` (projector and LLM
@@ -253,7 +253,7 @@ class TrainConfig:
     image_fit: ImageFit = "squash"
     image_grid_pinpoints: list[list[int]] | None = None
     projector: ProjectorConfig = dataclasses.field(default_factory=ProjectorConfig)
-    chat_template: str = dataclasses.field(default="auto", metadata={"known": "llava_bridge.templates:TEMPLATES"})
+    chat_template: str = dataclasses.field(default="auto", metadata={"known": "llava_bridge.chat_templates:CHAT_TEMPLATES"})
     attn_implementation: str | None = None
     new_llm: SmallLlamaConfig = dataclasses.field(default_factory=SmallLlamaConfig)
     pretrain: StageConfig = dataclasses.field(
@@ -294,13 +294,13 @@ class TrainConfig:
 
     def _check_stages(self) -> None:
         if not self.stages:
-            raise UserError(f"stages: expected some of {', '.join(STAGES)}")
+            raise UserError(f"stages: expected some of {', '.join(STAGE_NAMES)}")
         for name in self.stages:
-            if name not in STAGES:
-                raise suggest(name, STAGES, "stage")
-        order = [STAGES.index(name) for name in self.stages]
+            if name not in STAGE_NAMES:
+                raise unknown_name_error(name, STAGE_NAMES, "stage")
+        order = [STAGE_NAMES.index(name) for name in self.stages]
         if order != sorted(set(order)):
-            raise UserError(f"stages: expected each once and in the order {', '.join(STAGES)}, got {list(self.stages)}")
+            raise UserError(f"stages: expected each once and in the order {', '.join(STAGE_NAMES)}, got {list(self.stages)}")
 
     def _check_own_ways(self) -> None:
         """What a LLaVA is asked with is what its last stage was trained with; only stages before may differ."""
@@ -327,7 +327,7 @@ class TrainConfig:
             if getattr(self, name) != unset.get(name):
                 raise UserError(f"{name}: expected none beside llava, which brings its own; see `llava-bridge swap`")
 
-    def among(self, processes: int) -> TrainConfig:
+    def among(self, processes: int) -> LlavaTrainConfig:
         """The same run, its work shared by as many processes as a launcher has started.
 
         Raises:

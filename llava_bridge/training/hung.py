@@ -6,7 +6,7 @@ import threading
 import time
 
 from clips.parallel.watchdog import EXIT_HUNG
-from llava_bridge.training.launch import StopAsked, end_hung, is_main_process
+from llava_bridge.training.launch import DistributedStopRequest, end_hung, is_main_process
 
 _PAUSE = 1.0
 _LEAST = 30.0
@@ -24,7 +24,7 @@ class HungWatch:
         stage: its name.
     """
 
-    def __init__(self, stop: StopAsked, stage: str) -> None:
+    def __init__(self, stop: DistributedStopRequest, stage: str) -> None:
         self.stop = stop
         self.stage = stage
         self._longest = 0.0

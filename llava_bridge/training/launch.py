@@ -20,15 +20,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from clips.commandline.stopping import StopRequest, exit_status, stop_requests
-from clips.core.artifact import say
+from clips.commandline.signals import StopRequest, exit_status_for_signal, graceful_shutdown
+from clips.core.artifact import log_info
 from clips.errors import UserError
-from clips.secrets import without_secrets
-from clips.visible import visible
+from clips.redaction import redact
+from clips.sanitize import strip_control_chars
 
 _COMMAND_PID = "LLAVA_BRIDGE_COMMAND_PID"
 _REPORT, _MISTAKE, _STATUS = "\x1e", "\x1f", "\x1d"  # begin the lines that a process prints for the command
-STOP = "stop"
+STOP_FILE = "stop"
 """The file in a work directory by which the command asks its processes to stop."""
 _TAIL = 25
 _ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
@@ -36,7 +36,7 @@ _ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE":
 _DISK_FULL = ("No space left on device", "Disk quota exceeded", "unexpected pos", "PytorchStreamWriter failed")
 
 
-def launched_processes() -> int | None:
+def launcher_world_size() -> int | None:
     """How many processes the distributed launcher (deepspeed, torchrun) has started; None if none started this one."""
     launched = {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys()
     return int(os.environ["WORLD_SIZE"]) if launched else None
@@ -47,7 +47,7 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def answers_for_run() -> bool:
+def is_reporting_process() -> bool:
     """Whether this process is the command itself, or rank 0 of processes that someone else's launcher started."""
     return is_main_process() and _COMMAND_PID not in os.environ
 
@@ -82,14 +82,14 @@ def launch(arguments: Sequence[str], processes: int, log: Path, lock: int | None
     ended_as = None
     with (
         log.open("a", encoding="utf-8") as file,
-        _stops_passed_on(log.with_name(STOP)),
+        _stops_passed_on(log.with_name(STOP_FILE)),
         _group(command, environment, lock) as process,
     ):
         assert process.stdout is not None
         for line in process.stdout:
             file.write(line.lstrip(_REPORT + _MISTAKE + _STATUS))
             if line.startswith(_REPORT):
-                say(line[1:].rstrip("\n"))
+                log_info(line[1:].rstrip("\n"))
             elif line.startswith(_STATUS):
                 ended_as = int(line[1:])
             elif line.startswith(_MISTAKE):
@@ -102,8 +102,8 @@ def launch(arguments: Sequence[str], processes: int, log: Path, lock: int | None
     if ended_as is not None:
         raise SystemExit(ended_as)
     if status:
-        say("".join(tail).rstrip("\n"))
-        say(f"llava-bridge: a training process ended with status {status}; its whole log: {log}")
+        log_info("".join(tail).rstrip("\n"))
+        log_info(f"llava-bridge: a training process ended with status {status}; its whole log: {log}")
         raise SystemExit(1)
 
 
@@ -132,11 +132,11 @@ def _stops_passed_on(file: Path) -> Iterator[None]:
         partial.write_text(str(number))
         partial.replace(file)  # who finds it finds the number in it
 
-    with stop_requests(heard):
+    with graceful_shutdown(heard):
         yield
 
 
-class StopAsked:
+class DistributedStopRequest:
     """Whether anybody wants this training to stop: a signal to any of its processes, or to the command.
 
     Args:
@@ -146,7 +146,7 @@ class StopAsked:
 
     def __init__(self, request: StopRequest, work: Path) -> None:
         self.request = request
-        self.file = work / STOP
+        self.file = work / STOP_FILE
 
     def asked(self) -> bool:
         """Whether this process knows of such a wish."""
@@ -162,15 +162,15 @@ class StopAsked:
         return self.request.of_any_process(device)
 
 
-def end_stopped(number: int) -> NoReturn:
+def exit_after_stop(number: int) -> NoReturn:
     """End this process, and the command that started it, after a stop by the signal ``number``."""
-    _tell_status(exit_status(number))
-    raise SystemExit(exit_status(number))
+    _tell_status(exit_status_for_signal(number))
+    raise SystemExit(exit_status_for_signal(number))
 
 
 def end_hung(status: int, why: str) -> NoReturn:
     """End this process, and the command that started it, from a thread, as the main one waits for ever."""
-    report(why)
+    log_rank0(why)
     _tell_status(status)
     os._exit(status)
 
@@ -197,23 +197,23 @@ def deepspeed_config(name: str) -> dict[str, Any]:
         raise UserError(f"launch.deepspeed: {path} is not valid JSON ({error})") from None
 
 
-def report(line: str) -> None:
+def log_rank0(line: str) -> None:
     """One line from rank 0 to whoever runs the command."""
     if not is_main_process():
         return
     if _COMMAND_PID in os.environ:
         _tell_command(_REPORT, line)
     else:
-        say(line)
+        log_info(line)
 
 
 def _tell_command(mark: str, line: str) -> None:
     """A line for the command that started this process, which knows it by its mark."""
-    print(mark + visible(without_secrets(line)), file=sys.stderr, flush=True)
+    print(mark + strip_control_chars(redact(line)), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
-def hand_over_errors() -> Iterator[None]:
+def forward_user_errors() -> Iterator[None]:
     """Tell a user's mistake, as which a full disk counts, to the command that started this process; then let it pass.
 
     Raises:
@@ -238,7 +238,7 @@ def _disk_full(error: Exception) -> UserError | None:
     return UserError(f"{where}: the disk is full; free some space and run the same command again")
 
 
-def command_is_gone() -> bool:
+def is_parent_dead() -> bool:
     """Whether the command that started this process has died (then nobody wants the result any more)."""
     pid = os.environ.get(_COMMAND_PID)
     if pid is None:

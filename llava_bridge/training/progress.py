@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llava_bridge.training.launch import is_main_process, report
+from llava_bridge.training.launch import is_main_process, log_rank0
 
-SECONDS_BETWEEN_LINES = 5.0
+LOG_INTERVAL_SECONDS = 5.0
 
 
-class Progress:
+class StageProgress:
     """Follows one stage.
 
     Args:
@@ -65,10 +65,10 @@ class Progress:
         }
         with self.metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        if now - self._said >= SECONDS_BETWEEN_LINES or step == self._total:
+        if now - self._said >= LOG_INTERVAL_SECONDS or step == self._total:
             self._said = now
             left = (self._total - step) * self.batch_size / rate
-            report(
+            log_rank0(
                 f"{self.stage}: step {step}/{self._total}  loss {self.last_loss:.4f}  {rate:.0f} samples/s  "
                 f"{int(left) // 60}:{int(left) % 60:02d} left"
             )

@@ -15,37 +15,37 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokeniz
 
 from clips.data.formats.base import Conversation
 from clips.errors import UserError
-from clips.model.loading import refusing
-from llava_bridge.chat import Chat, template_for
+from clips.model.loading import library_errors_as_user_errors
+from llava_bridge.conversation import ConversationEncoder, resolve_chat_template
 from llava_bridge.data import read_samples, read_texts
-from llava_bridge.data.batches import Collator, Conversations, PackedText, TextCollator
-from llava_bridge.model.anyres import makes_tiles, most_tokens
-from llava_bridge.model.assembly import Assembly, add_tokens, assemble, load_llm, load_tokenizer, make_chat
-from llava_bridge.model.existing import take_up
-from llava_bridge.model.fitting import refitted
-from llava_bridge.model.llava import ProjectorPart
-from llava_bridge.model.llm import new_llama, train_tokenizer
-from llava_bridge.training.config import Part, StageConfig, TrainConfig
+from llava_bridge.data.collator import ConversationCollator, ConversationDataset, PackedTextDataset, TextCollator
+from llava_bridge.model.anyres import is_anyres_processor, max_image_tokens
+from llava_bridge.model.build import LlavaParts, add_tokens, build_llava, load_llm, load_tokenizer, make_conversation_encoder
+from llava_bridge.model.load_llava import load_for_training
+from llava_bridge.model.image_processing import with_aspect_ratio
+from llava_bridge.model.modeling_llava import MultimodalConnector
+from llava_bridge.model.small_llama import new_llama, train_tokenizer
+from llava_bridge.training.config import Part, StageConfig, LlavaTrainConfig
 from llava_bridge.training.launch import is_main_process
-from llava_bridge.training.processes import barrier
-from llava_bridge.training.workspace import start_directory
+from llava_bridge.training.distributed import barrier
+from llava_bridge.training.work_dir import stage_start_dir
 
 _LONGEST = 2048
 
 
 @dataclasses.dataclass
-class Setup:
+class StageSetup:
     """A stage's model (in float32), what is saved beside it, its parts by name, its data, and how these are mixed."""
 
     model: Any
     processor: Any
     parts: dict[Part, nn.Module]
-    dataset: PackedText | Conversations
+    dataset: PackedTextDataset | ConversationDataset
     collator: Any
     mixture: Sequence[str] = ()
 
 
-def set_up(config: TrainConfig, name: str, work: Path) -> Setup:
+def setup_stage(config: LlavaTrainConfig, name: str, work: Path) -> StageSetup:
     """Load or build what stage ``name`` starts with; called in every process.
 
     Raises:
@@ -54,7 +54,7 @@ def set_up(config: TrainConfig, name: str, work: Path) -> Setup:
     return _text(config, work) if name == "pretrain" else _llava(config, name, work)
 
 
-def _text(config: TrainConfig, work: Path) -> Setup:
+def _text(config: LlavaTrainConfig, work: Path) -> StageSetup:
     stage = config.pretrain
     spoken = [data.format != "text" for data in stage.data]
     if any(spoken) != all(spoken):
@@ -67,7 +67,7 @@ def _text(config: TrainConfig, work: Path) -> Setup:
     if config.llm:
         tokenizer, model = load_tokenizer(config.llm), load_llm(config.llm)
         add_tokens(tokenizer, model)
-        tokenizer.chat_template = template_for(tokenizer.chat_template, config.chat_template)
+        tokenizer.chat_template = resolve_chat_template(tokenizer.chat_template, config.chat_template)
     else:
         folder = work / "pretrain" / "tokenizer"
         if is_main_process() and not folder.is_dir():
@@ -81,34 +81,34 @@ def _text(config: TrainConfig, work: Path) -> Setup:
         model = new_llama(config.new_llm, tokenizer)
     length = _max_length(model.config, "pretrain", stage.max_length)
     if samples:
-        chat = Chat(tokenizer, tokenizer.chat_template, image_tokens=0)
-        return Setup(
+        chat = ConversationEncoder(tokenizer, tokenizer.chat_template, image_tokens=0)
+        return StageSetup(
             model,
             tokenizer,
             {"llm": model},
-            Conversations(samples, chat, length),
+            ConversationDataset(samples, chat, length),
             TextCollator(tokenizer.pad_token_id),
             mixture,
         )
     enough = None if stage.steps is None else stage.steps * stage.global_batch_size
-    dataset = PackedText(texts, tokenizer, length, seed=config.seed, enough=enough)
-    return Setup(model, tokenizer, {"llm": model}, dataset, default_data_collator)
+    dataset = PackedTextDataset(texts, tokenizer, length, seed=config.seed, enough=enough)
+    return StageSetup(model, tokenizer, {"llm": model}, dataset, default_data_collator)
 
 
-def _llava(config: TrainConfig, name: str, work: Path) -> Setup:
+def _llava(config: LlavaTrainConfig, name: str, work: Path) -> StageSetup:
     stage = config.stage(name)
     samples, mixture = _samples(stage, config.seed)
-    before = start_directory(config, name, work)
+    before = stage_start_dir(config, name, work)
     model: Any
     if before is not None and before.parent.name == "align":
         model = AutoModelForImageTextToText.from_pretrained(before, dtype=torch.float32)
         processor = AutoProcessor.from_pretrained(before)
     elif config.llava is not None:
-        model, processor = take_up(config.llava, config.chat_template)
+        model, processor = load_for_training(config.llava, config.chat_template)
     else:
         assert config.encoder is not None
-        model, processor = assemble(
-            Assembly(
+        model, processor = build_llava(
+            LlavaParts(
                 encoder=config.encoder,
                 llm=str(before or config.llm),
                 image_size=config.image_size,
@@ -122,22 +122,22 @@ def _llava(config: TrainConfig, name: str, work: Path) -> Setup:
             )
         )
     if config.attn_implementation is not None:
-        with refusing(f"attn_implementation: {config.attn_implementation} does not serve this LLM here"):
+        with library_errors_as_user_errors(f"attn_implementation: {config.attn_implementation} does not serve this LLM here"):
             model.model.language_model.set_attn_implementation(config.attn_implementation)
     images, longest = processor.image_processor, _LONGEST
-    if makes_tiles(images):
-        longest += most_tokens(processor)
+    if is_anyres_processor(images):
+        longest += max_image_tokens(processor)
         if stage.image_fit is not None:
             raise UserError(f"{name}.image_fit: expected null, since {config.llava} has tiles in all stages")
     elif stage.image_fit is not None:
-        images = refitted(images, stage.image_fit)
+        images = with_aspect_ratio(images, stage.image_fit)
     length = _max_length(model.config.text_config, name, stage.max_length, longest)
-    return Setup(
+    return StageSetup(
         model,
         processor,
-        parts_of(model),
-        Conversations(samples, make_chat(model, processor, stage.chat_template), length),
-        Collator(images, processor.tokenizer.pad_token_id, _room(model, length, name, stage)),
+        split_parts(model),
+        ConversationDataset(samples, make_conversation_encoder(model, processor, stage.chat_template), length),
+        ConversationCollator(images, processor.tokenizer.pad_token_id, _room(model, length, name, stage)),
         mixture,
     )
 
@@ -161,7 +161,7 @@ def _room(model: Any, length: int, name: str, stage: StageConfig) -> int | None:
     """
     if not stage.packing:
         return None
-    if not keeps_samples_apart(model):
+    if not supports_packing(model):
         kind = model.config.text_config.model_type
         raise UserError(f"{name}.packing: expected false, since this LLM ({kind}) mixes samples that share a row")
     flash = str(model.config.text_config._attn_implementation).startswith("flash")
@@ -169,7 +169,7 @@ def _room(model: Any, length: int, name: str, stage: StageConfig) -> int | None:
 
 
 @torch.no_grad()
-def keeps_samples_apart(model: Any) -> bool:
+def supports_packing(model: Any) -> bool:
     """Whether what a LLaVA makes of a sample is the same alone and behind another one in a packed row."""
     llm, count = model.model.language_model, 6
     tokens = torch.arange(1, 2 * count + 1, device=llm.device)[None]
@@ -187,11 +187,11 @@ def keeps_samples_apart(model: Any) -> bool:
     return torch.allclose(packed[:, count:], alone, atol=1e-4, rtol=1e-3)
 
 
-def parts_of(model: Any) -> dict[Part, nn.Module]:
+def split_parts(model: Any) -> dict[Part, nn.Module]:
     """The parts of a LLaVA that train or are frozen as one."""
     return {
         "vision": model.model.vision_tower,
-        "projector": ProjectorPart(model),
+        "projector": MultimodalConnector(model),
         "llm": nn.ModuleList([model.model.language_model, model.lm_head]),
     }
 

@@ -13,58 +13,58 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from clips.commandline.stopping import stop_requests
-from clips.core.artifact import artifact_directory, write_file, write_manifest
+from clips.commandline.signals import graceful_shutdown
+from clips.core.artifact import atomic_artifact_dir, atomic_write, write_manifest
 from clips.core.identity import RUN, difference, read_run, refuse_other_run, run_text
 from clips.errors import UserError
-from clips.jsontext import parse_json
+from clips.jsontext import safe_json_loads
 from llava_bridge.data import read_samples
 from llava_bridge.data.sources import refuse_missing
-from llava_bridge.training.config import TrainConfig
-from llava_bridge.training.inputs import data_of, kind_of, parents, run_identity
-from llava_bridge.training.launch import STOP, StopAsked, answers_for_run, is_main_process, report
-from llava_bridge.training.workspace import has_progress, work_directory
+from llava_bridge.training.config import LlavaTrainConfig
+from llava_bridge.training.run_identity import data_manifest, artifact_kind, parent_artifacts, run_identity
+from llava_bridge.training.launch import STOP_FILE, DistributedStopRequest, is_reporting_process, is_main_process, log_rank0
+from llava_bridge.training.work_dir import has_progress, work_dir
 
 
-def run_stages(config: TrainConfig) -> None:
+def run_stages(config: LlavaTrainConfig) -> None:
     """Run what is missing of the stages and write the output directory; called in every process."""
-    from llava_bridge.training import processes
+    from llava_bridge.training import distributed
 
-    processes.init_processes()
-    work = work_directory(config)
+    distributed.init_process_group()
+    work = work_dir(config)
     if is_main_process():
         _prepare(work, config)
-    processes.barrier()
+    distributed.barrier()
     _check_shared(work)
-    with stop_requests() as request:
-        _run_missing(config, work, StopAsked(request, work))
+    with graceful_shutdown() as request:
+        _run_missing(config, work, DistributedStopRequest(request, work))
     if is_main_process():
         _write_output(config, work)
-    processes.barrier()
+    distributed.barrier()
 
 
 def _check_shared(work: Path) -> None:
     """Raise UserError if not every process sees what the main one has written."""
-    from clips.parallel.processes import gather_objects  # imports torch
+    from clips.parallel.distributed import all_gather_objects  # imports torch
 
-    for rank, sees in enumerate(gather_objects((work / RUN).is_file())):
+    for rank, sees in enumerate(all_gather_objects((work / RUN).is_file())):
         if not sees:
             raise UserError(
                 f"output: expected a place that all machines share, but the process of rank {rank} does not see {work}"
             )
 
 
-def _run_missing(config: TrainConfig, work: Path, stop: StopAsked) -> None:
+def _run_missing(config: LlavaTrainConfig, work: Path, stop: DistributedStopRequest) -> None:
     from llava_bridge.training import trainer
 
     for name in config.stages:
         if (work / name / "model").is_dir():
-            report(f"{name}: done before")
+            log_rank0(f"{name}: done before")
         else:
             trainer.train_stage(config, name, work, stop)
 
 
-def _prepare(work: Path, config: TrainConfig) -> None:
+def _prepare(work: Path, config: LlavaTrainConfig) -> None:
     """Keep the state of an interrupted run if it is this one; remove that of another one which never got far.
 
     Raises:
@@ -72,51 +72,51 @@ def _prepare(work: Path, config: TrainConfig) -> None:
     """
     for data in (data for name in config.stages for data in config.stage(name).data):
         if data.missing_images == "refuse" and data.format != "text":
-            report(f"looking for all pictures of {data.path}")
-            refuse_missing(read_samples(data, config.seed), data.path, report)
-    if answers_for_run():  # else the command has looked after it
-        (work / STOP).unlink(missing_ok=True)
+            log_rank0(f"looking for all pictures of {data.path}")
+            refuse_missing(read_samples(data, config.seed), data.path, log_rank0)
+    if is_reporting_process():  # else the command has looked after it
+        (work / STOP_FILE).unlink(missing_ok=True)
     run, before = run_identity(config), read_run(work / RUN)
     if has_progress(work):
         refuse_other_run(work, before or {}, run)
     if before is not None and difference(before, run) is None:
-        report(f"going on with the unfinished run in {work}")
+        log_rank0(f"going on with the unfinished run in {work}")
         return
     for entry in work.iterdir():
-        if entry.name not in {"lock", "log.txt", "config.yaml", STOP}:
+        if entry.name not in {"lock", "log.txt", "config.yaml", STOP_FILE}:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    write_file(work / RUN, run_text(run))
+    atomic_write(work / RUN, run_text(run))
 
 
-def remove_leftover(config: TrainConfig) -> None:
+def remove_leftover(config: LlavaTrainConfig) -> None:
     """Remove the work directory of a finished run; one with the progress of another run stays, and is named."""
-    work = work_directory(config)
+    work = work_dir(config)
     if has_progress(work) and difference(read_run(work / RUN) or {}, run_identity(config)):
-        report(f"{work} holds an unfinished run with other settings; remove it if it is not wanted")
+        log_rank0(f"{work} holds an unfinished run with other settings; remove it if it is not wanted")
         return
     shutil.rmtree(work, ignore_errors=True)
 
 
-def _write_output(config: TrainConfig, work: Path) -> None:
+def _write_output(config: LlavaTrainConfig, work: Path) -> None:
     last = config.stages[-1]
-    summaries = {name: parse_json((work / name / "model" / "stage.json").read_text()) for name in config.stages}
-    with artifact_directory(config.output, kind=kind_of(config)) as directory:
+    summaries = {name: safe_json_loads((work / name / "model" / "stage.json").read_text()) for name in config.stages}
+    with atomic_artifact_dir(config.output, kind=artifact_kind(config)) as directory:
         shutil.copytree(work / last / "model", directory, dirs_exist_ok=True)
         (directory / "stage.json").unlink()
         shutil.copyfile(work / "metrics.jsonl", directory / "metrics.jsonl")
         write_manifest(
             directory,
-            kind=kind_of(config),
+            kind=artifact_kind(config),
             config=config,
             seed=config.seed,
-            data=data_of(config),
-            parents=parents(config),
+            data=data_manifest(config),
+            parents=parent_artifacts(config),
             identity=run_identity(config),
             stages=summaries,
             seconds=round(sum(summary["seconds"] for summary in summaries.values()), 1),
         )
     for name, summary in summaries.items():
         skipped = f", {summary['skipped']} samples could not be used" if summary["skipped"] else ""
-        report(
+        log_rank0(
             f"{name}: {summary['steps']} steps, final loss {summary['loss']:.4f}, {summary['seconds']:.0f} s{skipped}"
         )

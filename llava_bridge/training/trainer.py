@@ -25,27 +25,27 @@ from transformers.trainer_callback import PrinterCallback
 
 from clips.data.invalid_samples import Invalid, InvalidSamples
 from clips.errors import UserError
-from clips.model.precision import choose_precision
+from clips.model.precision import resolve_precision
 from clips.parallel.fsdp import shard_model
-from clips.parallel.processes import start_processes
-from llava_bridge.data.order import GroupedOrder, RandomOrder
-from llava_bridge.model.vision import EncoderVisionModel
-from llava_bridge.training.adapters import adapt
+from clips.parallel.distributed import start_processes
+from llava_bridge.data.sampler import LengthGroupedSampler, RandomOrder
+from llava_bridge.model.modeling_vision import EncoderVisionModel
+from llava_bridge.training.lora import add_lora
 from llava_bridge.training.callback import StageCallback
-from llava_bridge.training.checkpoints import bad_before, is_of_others, last_checkpoint, make_universal, seconds_before
-from llava_bridge.training.config import Parallel, Part, StageConfig, TrainConfig
-from llava_bridge.training.fsdp import ShardedTrainer
-from llava_bridge.training.launch import StopAsked, deepspeed_config, end_stopped, report
-from llava_bridge.training.objective import Objective
-from llava_bridge.training.progress import Progress
-from llava_bridge.training.quantising import numbers_in, quantise
-from llava_bridge.training.saving import save_stage
-from llava_bridge.training.setup import Setup, parts_of, set_up
-from llava_bridge.training.weights import finer_than_bf16, frozen_fits_bf16, set_masters
-from llava_bridge.training.workspace import CHECKPOINTS
+from llava_bridge.training.checkpoints import load_invalid_samples, needs_universal_conversion, last_checkpoint, convert_to_universal, load_elapsed_seconds
+from llava_bridge.training.config import Parallel, Part, StageConfig, LlavaTrainConfig
+from llava_bridge.training.fsdp_trainer import ShardedTrainer
+from llava_bridge.training.launch import DistributedStopRequest, deepspeed_config, exit_after_stop, log_rank0
+from llava_bridge.training.loss import LlavaLoss
+from llava_bridge.training.progress import StageProgress
+from llava_bridge.training.quantization import numel_unpacked, quantize
+from llava_bridge.training.save_model import save_stage_model
+from llava_bridge.training.setup import StageSetup, split_parts, setup_stage
+from llava_bridge.training.sharded_weights import finer_than_bf16, frozen_fits_bf16, set_masters
+from llava_bridge.training.work_dir import CHECKPOINTS_DIR
 
 
-def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> None:
+def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: DistributedStopRequest) -> None:
     """Run stage ``name`` and leave its model in ``work/name/model``; called in every process.
 
     Raises:
@@ -54,23 +54,23 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
     """
     started = time.monotonic()
     stage, folder = config.stage(name), work / name
-    setup = set_up(config, name, work)
+    setup = setup_stage(config, name, work)
     torch.manual_seed(config.seed)  # of adapters, whatever the stages before have drawn
     half = precision(config) == "bf16"
-    choose_what_learns(setup, stage, name, torch.bfloat16 if half else torch.float32)
+    set_trainable_parts(setup, stage, name, torch.bfloat16 if half else torch.float32)
     if stage.keep_features:
-        keep_features(setup)
+        enable_feature_cache(setup)
     if stage.activation_checkpointing:
         recompute_layers(setup.model)
-    steps = total_steps(len(setup.dataset), stage)
+    steps = num_training_steps(len(setup.dataset), stage)
     _announce(setup, config, name, steps)
     parts = [module for part, module in setup.parts.items() if part != "vision"]  # the encoder keeps its own precision
     rounded = half and not all(frozen_fits_bf16(module) for module in parts)
-    start = last_checkpoint(folder / CHECKPOINTS)
-    progress = Progress(name, stage.global_batch_size, work / "metrics.jsonl", started - seconds_before(start))
-    if reshaped := start is not None and is_of_others(start):
-        make_universal(start)
-    args = training_arguments(config, stage, steps, folder / CHECKPOINTS, universal=reshaped)
+    start = last_checkpoint(folder / CHECKPOINTS_DIR)
+    progress = StageProgress(name, stage.global_batch_size, work / "metrics.jsonl", started - load_elapsed_seconds(start))
+    if reshaped := start is not None and needs_universal_conversion(start):
+        convert_to_universal(start)
+    args = training_arguments(config, stage, steps, folder / CHECKPOINTS_DIR, universal=reshaped)
     sharded = config.launch.parallel == "fsdp"
     model = _to_train(setup, half=half, sharded=sharded, some_call_encoder=stage.keep_features)
     masters = finer_than_bf16(setup.model) if half and not sharded else {}
@@ -79,7 +79,7 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
         stage_name=name,
         parts=setup.parts,
         order=order_of(setup.dataset, stage, steps, config.seed, args.per_device_train_batch_size),
-        invalid=bad_before(start),
+        invalid=load_invalid_samples(start),
         max_invalid_ratio=config.max_invalid_ratio,
         model=model,
         args=args,
@@ -95,30 +95,30 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
     with contextlib.nullcontext() if sharded else frozen_encoder_apart(setup):
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
     if callback.stopped_by:
-        report(f"{name}: stopped after step {trainer.state.global_step}; the same command goes on")
-        end_stopped(callback.stopped_by)
+        log_rank0(f"{name}: stopped after step {trainer.state.global_step}; the same command goes on")
+        exit_after_stop(callback.stopped_by)
     unset_hf_deepspeed_config()  # under ZeRO-3 transformers would load every further model in parts
     summary = _summary(trainer, stage, progress)
     last = name == config.stages[-1]
-    again = functools.partial(set_up, config, name, work)
-    save_stage(setup, folder, summary, lora=stage.lora, again=again, rounded=rounded, half=half, last=last)
+    again = functools.partial(setup_stage, config, name, work)
+    save_stage_model(setup, folder, summary, lora=stage.lora, again=again, rounded=rounded, half=half, last=last)
     _free(trainer, setup)
 
 
-def _to_train(setup: Setup, *, half: bool, sharded: bool, some_call_encoder: bool) -> nn.Module:
+def _to_train(setup: StageSetup, *, half: bool, sharded: bool, some_call_encoder: bool) -> nn.Module:
     """The model with its loss, in shards if they are FSDP's."""
-    model: nn.Module = Objective(setup.model) if "vision" in setup.parts else setup.model
+    model: nn.Module = LlavaLoss(setup.model) if "vision" in setup.parts else setup.model
     if not sharded:
         return model
     towers = [part for part in setup.parts.values() if isinstance(part, EncoderVisionModel)]
     unsharded = towers if some_call_encoder else []  # only those who miss a picture call it
     model = shard_model(model, start_processes(), bf16=half, exact=towers, unsharded=unsharded)
     if "vision" in setup.parts:
-        setup.parts.update(parts_of(setup.model))  # a weight beside modules is another one now
+        setup.parts.update(split_parts(setup.model))  # a weight beside modules is another one now
     return model
 
 
-def choose_what_learns(setup: Setup, stage: StageConfig, name: str, compute: torch.dtype = torch.float32) -> None:
+def set_trainable_parts(setup: StageSetup, stage: StageConfig, name: str, compute: torch.dtype = torch.float32) -> None:
     """Let gradients reach the parts that train, or their adapters, and nothing else.
 
     Args:
@@ -130,8 +130,8 @@ def choose_what_learns(setup: Setup, stage: StageConfig, name: str, compute: tor
     setup.model.requires_grad_(False)
     if stage.lora is not None:
         if stage.lora.quantise is not None:
-            quantise(setup.model, stage.lora.quantise, compute)
-        adapt(setup.model, stage.lora)
+            quantize(setup.model, stage.lora.quantise, compute)
+        add_lora(setup.model, stage.lora)
     adapted = () if stage.lora is None else stage.lora.parts
     for part in stage.trained(name):
         if part not in adapted:
@@ -144,7 +144,7 @@ def recompute_layers(model: Any) -> None:
     getattr(model, named, model.gradient_checkpointing_enable)()
 
 
-def keep_features(setup: Setup) -> None:
+def enable_feature_cache(setup: StageSetup) -> None:
     """Let the frozen encoder look its features up.
 
     Raises:
@@ -157,7 +157,7 @@ def keep_features(setup: Setup) -> None:
 
 
 @contextlib.contextmanager
-def frozen_encoder_apart(setup: Setup) -> Iterator[None]:
+def frozen_encoder_apart(setup: StageSetup) -> Iterator[None]:
     """Meanwhile DeepSpeed does not find a frozen encoder in the model, which has and calls it as before.
 
     DeepSpeed would round its weights to bf16, and under ZeRO-3 cut them. So every process has the whole of it in the
@@ -179,21 +179,21 @@ def frozen_encoder_apart(setup: Setup) -> Iterator[None]:
         model._modules.update({name: model._modules.pop(name, tower) for name in before})  # in the order that it had
 
 
-def _announce(setup: Setup, config: TrainConfig, name: str, steps: int) -> None:
+def _announce(setup: StageSetup, config: LlavaTrainConfig, name: str, steps: int) -> None:
     stage = config.stage(name)
     for line in setup.mixture:
-        report(f"{name}: {line}")
+        log_rank0(f"{name}: {line}")
     for part, module in setup.parts.items():
-        count = sum(numbers_in(weight) for weight in module.parameters())
+        count = sum(numel_unpacked(weight) for weight in module.parameters())
         learns = sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
         if learns in (0, count):
-            report(f"{name}: {part} {'trains' if learns else 'frozen'}, {count:,} parameters")
+            log_rank0(f"{name}: {part} {'trains' if learns else 'frozen'}, {count:,} parameters")
         else:
-            report(f"{name}: {part} trains {learns:,} parameters of adapters beside {count - learns:,} frozen ones")
-    report(f"{name}: {len(setup.dataset):,} samples, {steps} steps of {stage.global_batch_size}, {precision(config)}")
+            log_rank0(f"{name}: {part} trains {learns:,} parameters of adapters beside {count - learns:,} frozen ones")
+    log_rank0(f"{name}: {len(setup.dataset):,} samples, {steps} steps of {stage.global_batch_size}, {precision(config)}")
 
 
-def total_steps(samples: int, stage: StageConfig) -> int:
+def num_training_steps(samples: int, stage: StageConfig) -> int:
     """Optimizer steps of a stage; a batch may end one epoch and begin the next."""
     return stage.steps or max(1, math.ceil(stage.epochs * samples / stage.global_batch_size))
 
@@ -203,14 +203,14 @@ def order_of(dataset: Any, stage: StageConfig, steps: int, seed: int, micro_batc
     total = steps * stage.global_batch_size
     if not stage.group_by_modality_length:
         return RandomOrder(len(dataset), total, seed)
-    return GroupedOrder(
+    return LengthGroupedSampler(
         dataset.sizes(), stage.global_batch_size, total, seed, stage.global_batch_size // micro_batch_size
     )
 
 
-def precision(config: TrainConfig) -> Literal["fp32", "bf16"]:
+def precision(config: LlavaTrainConfig) -> Literal["fp32", "bf16"]:
     """What to compute in on this machine."""
-    return choose_precision(config.precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))[0]
+    return resolve_precision(config.precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))[0]
 
 
 class StageTrainer(Trainer):
@@ -252,7 +252,7 @@ class StageTrainer(Trainer):
             whole: Any = self.model if model is None else model
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, whole)
             decays = set(self.get_decay_parameter_names(whole))
-            self.optimizer = kind(parameter_groups(whole, self.parts, self.stage, decays), **options)
+            self.optimizer = kind(optimizer_param_groups(whole, self.parts, self.stage, decays), **options)
         return self.optimizer
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -282,7 +282,7 @@ class StageTrainer(Trainer):
     def _judge(self, new: list[Invalid]) -> None:
         """Report ``new`` invalid samples, and stop the stage at too many."""
         for line in self.invalid.lines(new):
-            report(f"{self.stage_name}: {line}")
+            log_rank0(f"{self.stage_name}: {line}")
         self.invalid.check(self.stage_name, "max_invalid_ratio", self.max_invalid_ratio, len(self.train_dataset))  # type: ignore[arg-type]
 
 
@@ -300,7 +300,7 @@ def _begin_worker(begin: Callable[[int], None] | None, number: int) -> None:
         begin(number)
 
 
-def parameter_groups(
+def optimizer_param_groups(
     model: nn.Module, parts: Mapping[Part, nn.Module], stage: StageConfig, decays: set[str]
 ) -> list[dict[str, Any]]:
     """The weights that learn, by part and by whether they decay, with their peak learning rates."""
@@ -319,7 +319,7 @@ def parameter_groups(
 
 
 def training_arguments(
-    config: TrainConfig, stage: StageConfig, steps: int, folder: Path, *, universal: bool = False
+    config: LlavaTrainConfig, stage: StageConfig, steps: int, folder: Path, *, universal: bool = False
 ) -> TrainingArguments:
     """What HF's Trainer is told of a stage of so many ``steps``, with its checkpoints in ``folder``.
 
@@ -358,7 +358,7 @@ def training_arguments(
     )
 
 
-def _summary(trainer: StageTrainer, stage: StageConfig, progress: Progress) -> dict[str, Any]:
+def _summary(trainer: StageTrainer, stage: StageConfig, progress: StageProgress) -> dict[str, Any]:
     return {
         "steps": trainer.state.global_step,
         "samples_seen": trainer.state.global_step * stage.global_batch_size,
@@ -368,7 +368,7 @@ def _summary(trainer: StageTrainer, stage: StageConfig, progress: Progress) -> d
     }
 
 
-def _free(trainer: StageTrainer, setup: Setup) -> None:
+def _free(trainer: StageTrainer, setup: StageSetup) -> None:
     """Let go of the DeepSpeed engine and the model before the next stage makes its own."""
     engine: Any = trainer.deepspeed
     if engine is not None:

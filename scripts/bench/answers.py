@@ -53,7 +53,7 @@ def arguments() -> argparse.Namespace:
 
 
 def compared(directory: Path, args: argparse.Namespace) -> str:
-    from benchmarks.mllm.answering import LlavaBridge, load_for_evaluation
+    from benchmarks.mllm.llava_model import LlavaBridgeModel, load_for_evaluation
 
     with no_videos(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         from lmms_eval.models.simple.llava_hf import LlavaHf
@@ -63,9 +63,9 @@ def compared(directory: Path, args: argparse.Namespace) -> str:
     shown = photos(args)
     models = {
         "llava_hf": (theirs, requests(shown, args)),
-        "ours, one at a time": (LlavaBridge(loaded=loaded, batch_size=1), requests(unlike(shown), args)),
-        "ours, in batches": (LlavaBridge(loaded=loaded, batch_size=args.batch), requests(unlike(shown), args)),
-        "ours": (LlavaBridge(loaded=loaded, batch_size=args.batch), requests(shown, args)),
+        "ours, one at a time": (LlavaBridgeModel(loaded=loaded, batch_size=1), requests(unlike(shown), args)),
+        "ours, in batches": (LlavaBridgeModel(loaded=loaded, batch_size=args.batch), requests(unlike(shown), args)),
+        "ours": (LlavaBridgeModel(loaded=loaded, batch_size=args.batch), requests(shown, args)),
     }
     answers: dict[str, list[str]] = {}
 
@@ -158,7 +158,7 @@ def small_llava(args: argparse.Namespace, directory: Path) -> Path:
     """A stock LLaVA: CLIP's tower with random weights before a real small Llama."""
     from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
-    from llava_bridge.model.assembly import Assembly, assemble, make_stock
+    from llava_bridge.model.build import LlavaParts, build_llava, convert_tower_to_transformers
 
     layers, width, size = args.tower
     torch.manual_seed(0)
@@ -174,8 +174,8 @@ def small_llava(args: argparse.Namespace, directory: Path) -> Path:
     CLIPVisionModel(config).save_pretrained(tower)
     CLIPImageProcessor(size={"height": size, "width": size}, crop_size=size).save_pretrained(tower)
     llm = str(Path(args.shared) / "models/stories15M")
-    model, processor = assemble(Assembly(encoder=f"transformers:{tower}", llm=llm))
-    if not make_stock(model):
+    model, processor = build_llava(LlavaParts(encoder=f"transformers:{tower}", llm=llm))
+    if not convert_tower_to_transformers(model):
         raise SystemExit("this LLaVA cannot be written in transformers' own layout")
     for part in (model, processor):
         part.save_pretrained(directory)

@@ -21,9 +21,9 @@ from mfu import matrix_product
 from torch import Tensor
 
 from llava_bridge.encoders import load_encoder
-from llava_bridge.model.llava import AnyLlava, empty_llava, new_projector
-from llava_bridge.model.vision import feature_layer, vision_model
-from llava_bridge.training.objective import Objective
+from llava_bridge.model.modeling_llava import AnyLlava, empty_llava, new_projector
+from llava_bridge.model.modeling_vision import resolve_feature_layer, build_vision_model
+from llava_bridge.training.loss import LlavaLoss
 
 PICTURE = 5  # a token of the vocabulary that stands for a picture
 
@@ -74,7 +74,7 @@ def llava(args: argparse.Namespace) -> AnyLlava:
 
     torch.manual_seed(0)
     encoder = load_encoder(args.encoder, None)
-    vision = vision_model(encoder, None)
+    vision = build_vision_model(encoder, None)
     text = Qwen2Config(
         hidden_size=args.hidden,
         num_hidden_layers=args.layers,
@@ -90,7 +90,7 @@ def llava(args: argparse.Namespace) -> AnyLlava:
         image_token_index=PICTURE,
         image_seq_length=(vision.config.image_size // vision.config.patch_size) ** 2,
         vision_feature_select_strategy="default" if vision.config.class_token else "full",
-        vision_feature_layer=feature_layer(vision.tower, None),
+        vision_feature_layer=resolve_feature_layer(vision.tower, None),
     )
     model, llm = empty_llava(config), Qwen2ForCausalLM(text)
     model.model.vision_tower = vision
@@ -113,7 +113,7 @@ def one_step(model: Any, args: argparse.Namespace) -> Callable[[], object]:
     batch: dict[str, Tensor] = {"input_ids": ids, "labels": ids.masked_fill(ids == PICTURE, -100)}
     batch["attention_mask"] = torch.ones_like(ids)
     batch["pixel_values"] = torch.randn(args.batch * args.pictures, 3, size, size, device=args.device, dtype=kind)
-    objective = Objective(model)
+    objective = LlavaLoss(model)
     learns = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(learns, lr=1e-5, fused=args.device == "cuda")
 

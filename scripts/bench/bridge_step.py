@@ -37,12 +37,12 @@ from measure import add_common, machine, speed_up, spread, table, take_turns
 from torch.utils.data import DataLoader, Subset
 from transformers import TrainerCallback
 
-from llava_bridge.data import DataConfig, read_samples
-from llava_bridge.data.batches import Collator, Conversations
-from llava_bridge.data.order import GroupedOrder
-from llava_bridge.model.assembly import Assembly, assemble, make_chat
-from llava_bridge.training.config import StageConfig, TrainConfig
-from llava_bridge.training.objective import Objective
+from llava_bridge.data import ConversationSourceConfig, read_samples
+from llava_bridge.data.collator import ConversationCollator, ConversationDataset
+from llava_bridge.data.sampler import LengthGroupedSampler
+from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder
+from llava_bridge.training.config import StageConfig, LlavaTrainConfig
+from llava_bridge.training.loss import LlavaLoss
 
 
 def main() -> None:
@@ -106,13 +106,13 @@ def sample(picture: str | None, turns: Sequence[str]) -> dict[str, Any]:
     return {"conversations": talk} | ({"image": picture} if picture else {})
 
 
-def parts(args: argparse.Namespace, mix: Path) -> tuple[Any, Any, Conversations]:
+def parts(args: argparse.Namespace, mix: Path) -> tuple[Any, Any, ConversationDataset]:
     encoder = Path(args.shared) / "models/tiny_vit_5m_224/timm_tiny_vit_5m_224_headless.safetensors"
     llm = args.llm or str(Path(args.shared) / "models/stories15M")
-    model, processor = assemble(Assembly(encoder=f"timm:tiny_vit_5m_224@{encoder}", llm=llm))
+    model, processor = build_llava(LlavaParts(encoder=f"timm:tiny_vit_5m_224@{encoder}", llm=llm))
     model.requires_grad_(True).model.vision_tower.requires_grad_(False)
-    data = Conversations(
-        read_samples(DataConfig(path=str(mix), images=args.shared)), make_chat(model, processor), args.room
+    data = ConversationDataset(
+        read_samples(ConversationSourceConfig(path=str(mix), images=args.shared)), make_conversation_encoder(model, processor), args.room
     )
     return model.to(args.device).train(), processor, data
 
@@ -127,10 +127,10 @@ def quantiles(lengths: list[int]) -> str:
 # ---------------------------------------------------------------- packing
 
 
-def packing_table(args: argparse.Namespace, model: Any, processor: Any, data: Conversations) -> str:
-    items, objective = [data[index] for index in range(len(data))], Objective(model)
+def packing_table(args: argparse.Namespace, model: Any, processor: Any, data: ConversationDataset) -> str:
+    items, objective = [data[index] for index in range(len(data))], LlavaLoss(model)
     sizes = data.sizes()
-    grouped = list(GroupedOrder(sizes, 8 * args.micro_batch, len(items), seed=0, micro_batches=8))
+    grouped = list(LengthGroupedSampler(sizes, 8 * args.micro_batch, len(items), seed=0, micro_batches=8))
     shuffled = random.Random(1).sample(range(len(items)), len(items))
     sides: dict[str, Callable[[], object]] = {}
     places: dict[str, int] = {}
@@ -139,7 +139,7 @@ def packing_table(args: argparse.Namespace, model: Any, processor: Any, data: Co
         ("padded, LLaVA's order", grouped, None),
         ("packed", grouped, args.room),
     ):
-        collate = Collator(processor.image_processor, processor.tokenizer.pad_token_id, room)
+        collate = ConversationCollator(processor.image_processor, processor.tokenizer.pad_token_id, room)
         chosen = [order[first : first + args.micro_batch] for first in range(0, len(order), args.micro_batch)]
         batches = [moved(collate([items[index] for index in batch]), args.device) for batch in chosen]
         places[name] = sum(batch["input_ids"].numel() for batch in batches)
@@ -164,7 +164,7 @@ def moved(batch: dict[str, Any], device: str) -> dict[str, Any]:
     return {name: value.to(device) for name, value in batch.items()}
 
 
-def step(objective: Objective, batch: dict[str, Any]) -> None:
+def step(objective: LlavaLoss, batch: dict[str, Any]) -> None:
     objective.zero_grad()
     objective(**batch)["loss"].backward()
 
@@ -186,13 +186,13 @@ class Clock(TrainerCallback):
 
 
 def overhead_table(
-    args: argparse.Namespace, model: Any, processor: Any, data: Conversations, mix: Path, folder: Path
+    args: argparse.Namespace, model: Any, processor: Any, data: ConversationDataset, mix: Path, folder: Path
 ) -> str:
-    from llava_bridge.training import processes
+    from llava_bridge.training import distributed
 
     launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29541"}
     os.environ.update(launched)
-    processes.init_processes()
+    distributed.init_process_group()
     sides = {
         "the bridge": functools.partial(bridge_steps, mix=mix, folder=folder),
         "bare loop, transformers' loss": functools.partial(bare_steps, own_loss=False),
@@ -213,31 +213,31 @@ def overhead_table(
 
 
 def bridge_steps(
-    args: argparse.Namespace, model: Any, processor: Any, data: Conversations, *, mix: Path, folder: Path
+    args: argparse.Namespace, model: Any, processor: Any, data: ConversationDataset, *, mix: Path, folder: Path
 ) -> list[float]:
     """Seconds of each step but the first two."""
     from clips.data.invalid_samples import InvalidSamples
-    from llava_bridge.training.setup import parts_of
+    from llava_bridge.training.setup import split_parts
     from llava_bridge.training.trainer import StageTrainer, training_arguments
 
     stage = StageConfig(
-        data=[DataConfig(path=str(mix))], steps=args.steps, global_batch_size=args.micro_batch, learning_rate=1e-6
+        data=[ConversationSourceConfig(path=str(mix))], steps=args.steps, global_batch_size=args.micro_batch, learning_rate=1e-6
     )
-    config = TrainConfig(
+    config = LlavaTrainConfig(
         output=str(folder / "x"), stages=["instruct"], encoder="e", llm="l", instruct=stage, precision="fp32"
     )
     clock = Clock()
     trainer = StageTrainer(
         stage=stage,
         stage_name="instruct",
-        parts=parts_of(model),
-        order=GroupedOrder(data.sizes(), args.micro_batch, args.steps * args.micro_batch, 0),
+        parts=split_parts(model),
+        order=LengthGroupedSampler(data.sizes(), args.micro_batch, args.steps * args.micro_batch, 0),
         invalid=InvalidSamples(),
         max_invalid_ratio=1.0,
-        model=Objective(model),
+        model=LlavaLoss(model),
         args=training_arguments(config, stage, args.steps, folder / "checkpoints"),
         train_dataset=data,
-        data_collator=Collator(processor.image_processor, processor.tokenizer.pad_token_id),
+        data_collator=ConversationCollator(processor.image_processor, processor.tokenizer.pad_token_id),
         callbacks=[clock],
     )
     trainer.train()
@@ -246,14 +246,14 @@ def bridge_steps(
 
 
 def bare_steps(
-    args: argparse.Namespace, model: Any, processor: Any, data: Conversations, *, own_loss: bool
+    args: argparse.Namespace, model: Any, processor: Any, data: ConversationDataset, *, own_loss: bool
 ) -> list[float]:
     """The same of a loop of AdamW and nothing else, with the loss of the bridge's own objective or transformers'."""
-    order = list(GroupedOrder(data.sizes(), args.micro_batch, args.steps * args.micro_batch, 0))
-    collate = Collator(processor.image_processor, processor.tokenizer.pad_token_id)
+    order = list(LengthGroupedSampler(data.sizes(), args.micro_batch, args.steps * args.micro_batch, 0))
+    collate = ConversationCollator(processor.image_processor, processor.tokenizer.pad_token_id)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=1e-6, weight_decay=0.0)
-    learner: Any = Objective(model) if own_loss else model
+    learner: Any = LlavaLoss(model) if own_loss else model
     ends = [time.perf_counter()]
     for batch in DataLoader(Subset(data, order), batch_size=args.micro_batch, collate_fn=collate):
         learner(**moved(batch, args.device))["loss"].backward()
@@ -279,7 +279,7 @@ def memory_sides(args: argparse.Namespace) -> tuple[dict[str, Callable[[], torch
     model.model.vision_tower.requires_grad_(False)
     tokens = torch.randint(100, 1000, (4, 256), device=args.device)
     batch = {"input_ids": tokens, "labels": tokens, "attention_mask": torch.ones_like(tokens)}
-    objective = Objective(model)
+    objective = LlavaLoss(model)
     return {"transformers": lambda: model(**batch).loss, "bridge": lambda: objective(**batch)["loss"]}, tokens.numel()
 
 

@@ -24,12 +24,12 @@ from measure import add_common, machine, spread, table
 from clips.method.recipes import RECIPES, RecipeConfig
 from clips.model.architectures import ModelConfig
 from clips.model.config import CaptionerConfig
-from clips.parallel.config import ScaleConfig
-from clips.parallel.processes import end_processes, gather_objects, start_processes, wait_for_main_process
-from clips.parallel.ways import PARALLELISMS
-from clips.train import checkpoint
+from clips.parallel.config import DistributedConfig
+from clips.parallel.distributed import end_processes, all_gather_objects, start_processes, wait_for_main_process
+from clips.parallel.strategies import STRATEGIES
+from clips.train import save_checkpoint
 from clips.training.checkpoint import Checkpointer
-from clips.training.step import Run, training_step
+from clips.training.train_step import TrainRun, train_step
 
 
 def main() -> None:
@@ -47,9 +47,9 @@ def main() -> None:
         texts,
         args.device,
         processes,
-        ScaleConfig(parallel=args.parallel),
+        DistributedConfig(parallel=args.parallel),
     )
-    folder = Path(gather_objects(tempfile.mkdtemp(dir=args.folder) if processes.is_main else None)[0])
+    folder = Path(all_gather_objects(tempfile.mkdtemp(dir=args.folder) if processes.is_main else None)[0])
     try:
         lost, waited, size, step = trial(run, batch, folder, args)
         wait_for_main_process()
@@ -70,14 +70,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--recipe", default="clip", choices=list(RECIPES))
     parser.add_argument("--positions", type=int, help="places of a caption that the captioner learns from")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
-    parser.add_argument("--parallel", default="ddp", choices=list(PARALLELISMS), help="in processes under torchrun")
+    parser.add_argument("--parallel", default="ddp", choices=list(STRATEGIES), help="in processes under torchrun")
     parser.add_argument("--steps", type=int, default=8, help="of a round")
     parser.add_argument("--folder", help="a directory on the disk in question")
     add_common(parser)
     return parser.parse_args()
 
 
-def trial(run: Run, batch: dict[str, Any], folder: Path, args: argparse.Namespace) -> tuple[Any, Any, int, float]:
+def trial(run: TrainRun, batch: dict[str, Any], folder: Path, args: argparse.Namespace) -> tuple[Any, Any, int, float]:
     """Steps lost, steps waited for, bytes of a checkpoint, seconds of a step."""
     seconds: dict[str, list[float]] = {"with": [], "without": []}
     waits = []
@@ -87,10 +87,10 @@ def trial(run: Run, batch: dict[str, Any], folder: Path, args: argparse.Namespac
                 measure.synchronise()
                 start = time.perf_counter()
                 if side == "with":
-                    checkpoint(run, checkpointer)
+                    save_checkpoint(run, checkpointer)
                     wait = time.perf_counter() - start
                 for _ in range(args.steps):
-                    training_step(run, batch)
+                    train_step(run, batch)
                 measure.synchronise()
                 if number >= 0:
                     seconds[side].append(time.perf_counter() - start)

@@ -21,10 +21,10 @@ from bridge_step import moved, write_mix
 from measure import add_common, machine, seconds_of, speed_up, spread, take_turns
 from torch.utils.data import DataLoader, Subset
 
-from llava_bridge.data import DataConfig, read_samples
-from llava_bridge.data.batches import Collator, Conversations
-from llava_bridge.model.assembly import Assembly, assemble, make_chat
-from llava_bridge.training.objective import Objective
+from llava_bridge.data import ConversationSourceConfig, read_samples
+from llava_bridge.data.collator import ConversationCollator, ConversationDataset
+from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder
+from llava_bridge.training.loss import LlavaLoss
 
 
 def main() -> None:
@@ -50,11 +50,11 @@ def arguments() -> argparse.Namespace:
 
 def kept_line(args: argparse.Namespace, mix: Path) -> str:
     llm = args.llm or str(Path(args.shared) / "models/stories15M")
-    model, processor = assemble(Assembly(encoder=args.encoder, llm=llm))
+    model, processor = build_llava(LlavaParts(encoder=args.encoder, llm=llm))
     model.to(args.device).train().requires_grad_(False)
     model.model.multi_modal_projector.requires_grad_(True)
-    samples = read_samples(DataConfig(path=str(mix), images=args.shared))
-    data = Conversations(samples, make_chat(model, processor), 1024)
+    samples = read_samples(ConversationSourceConfig(path=str(mix), images=args.shared))
+    data = ConversationDataset(samples, make_conversation_encoder(model, processor), 1024)
     shown = [index for index, sample in enumerate(samples) if sample.images]
     shown = shown[: len(shown) // args.micro_batch * args.micro_batch]
     tower = model.model.vision_tower
@@ -77,11 +77,11 @@ def kept_line(args: argparse.Namespace, mix: Path) -> str:
     )
 
 
-def steps(args: argparse.Namespace, model: Any, processor: Any, data: Conversations, shown: Sequence[int]) -> None:
+def steps(args: argparse.Namespace, model: Any, processor: Any, data: ConversationDataset, shown: Sequence[int]) -> None:
     """One pass over these samples."""
-    objective = Objective(model)
+    objective = LlavaLoss(model)
     optimizer = torch.optim.AdamW(model.model.multi_modal_projector.parameters(), lr=1e-6)
-    collate = Collator(processor.image_processor, processor.tokenizer.pad_token_id)
+    collate = ConversationCollator(processor.image_processor, processor.tokenizer.pad_token_id)
     for batch in DataLoader(Subset(data, shown), batch_size=args.micro_batch, collate_fn=collate):
         objective(**moved(batch, args.device))["loss"].backward()
         optimizer.step()

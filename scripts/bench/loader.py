@@ -36,12 +36,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from clips.data.augment import augment, decoding_size
+from clips.data.augment import augment, min_decode_size
 from clips.data.config import AugmentConfig, DataConfig
-from clips.data.loader import TrainingData, batches
+from clips.data.loader import TrainDataset, iterate_batches
 from clips.data.sources import SourceConfig
-from clips.data.tars import index_tar
-from clips.method.recipes import RecipeConfig, build
+from clips.data.tar_index import index_tar
+from clips.method.recipes import RecipeConfig, build_recipe
 from clips.model.tokenizer import ClipsTokenizer
 
 SIZE = 224
@@ -152,7 +152,7 @@ class Bare:
 
 def _bare(pipe: Connection, photos: list[bytes], config: AugmentConfig, seed: int) -> None:
     torch.set_num_threads(1)
-    rng, least = np.random.default_rng(seed), decoding_size(SIZE, config)
+    rng, least = np.random.default_rng(seed), min_decode_size(SIZE, config)
     order = itertools.cycle(rng.permutation(len(photos)))
     while True:
         for _ in range(pipe.recv()):
@@ -178,15 +178,15 @@ class Loader:
 
 
 def clips_loader(folder: Path, config: AugmentConfig, arguments: argparse.Namespace) -> Iterator[Any]:
-    recipe, tokenizer = build(RecipeConfig(name="clips")), ClipsTokenizer()
-    data = TrainingData(
+    recipe, tokenizer = build_recipe(RecipeConfig(name="clips")), ClipsTokenizer()
+    data = TrainDataset(
         DataConfig(sources=(SourceConfig(path=str(folder)),), augment=config, num_workers=arguments.workers),
         size=SIZE,
         seed=0,
         batch_size=arguments.batch_size,
         prepare=functools.partial(recipe.prepare, tokenizer=tokenizer),
     )
-    return batches(data, first_step=0, last_step=100_000)
+    return iterate_batches(data, first_step=0, last_step=100_000)
 
 
 def webdataset_loader(folder: Path, config: AugmentConfig, arguments: argparse.Namespace) -> Iterator[Any]:

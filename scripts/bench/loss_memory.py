@@ -26,7 +26,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.profiler import ProfilerActivity, profile
 
 from clips.model import losses
-from clips.model.tokenizer import EMBEDDING_ROWS
+from clips.model.tokenizer import VOCAB_SIZE
 
 MIB = 2**20
 Loss = Callable[..., Tensor]
@@ -61,8 +61,8 @@ def caption_table(args: argparse.Namespace) -> str:
     for width in args.widths:
         count = args.samples * args.tokens
         hidden = torch.randn(count, width, device=args.device).requires_grad_()
-        weight = (torch.randn(EMBEDDING_ROWS, width, device=args.device) * width**-0.5).requires_grad_()
-        labels = torch.randint(EMBEDDING_ROWS, (count,), device=args.device)
+        weight = (torch.randn(VOCAB_SIZE, width, device=args.device) * width**-0.5).requires_grad_()
+        labels = torch.randint(VOCAB_SIZE, (count,), device=args.device)
         rows += compare(caption_losses(args), (hidden, weight), labels, args, [str(width)])
     return table(head, rows)
 

@@ -20,16 +20,16 @@ from torch import Tensor
 
 from clips.data.config import DataConfig
 from clips.data.sources import SourceConfig
-from clips.method.model import ClipsModel, build_model
+from clips.method.clips_model import ClipsModel, build_model
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig
 from clips.model.tokenizer import ClipsTokenizer
-from clips.parallel.config import ScaleConfig
-from clips.parallel.processes import Processes
-from clips.parallel.ways import spread as spread_model
-from clips.training.config import TrainConfig
-from clips.training.standing import LoopState
-from clips.training.step import Run
+from clips.parallel.config import DistributedConfig
+from clips.parallel.distributed import DistributedContext
+from clips.parallel.strategies import build_strategy as spread_model
+from clips.training.config import EncoderTrainConfig
+from clips.training.train_state import TrainState
+from clips.training.train_step import TrainRun
 
 # ---------------------------------------------------------------- time
 
@@ -157,10 +157,10 @@ def start(
     precision: str,
     texts: list[list[str]],
     device: str,
-    processes: Processes | None = None,
-    scale: ScaleConfig | None = None,
-) -> tuple[Run, dict[str, Tensor]]:
-    """What `clips.training.step.training_step` needs: a new model with its optimizer, and a batch.
+    processes: DistributedContext | None = None,
+    scale: DistributedConfig | None = None,
+) -> tuple[TrainRun, dict[str, Tensor]]:
+    """What `clips.training.train_step.train_step` needs: a new model with its optimizer, and a batch.
 
     Args:
         model_config: the towers.
@@ -172,23 +172,23 @@ def start(
         scale: how they share the model; None means that each has all of it.
     """
     encoder = build_model(model_config, recipe_config, seed=0)
-    config = TrainConfig(
+    config = EncoderTrainConfig(
         output="",
         data=DataConfig(sources=(SourceConfig(path="none"),)),
         model=model_config,
         recipe=recipe_config,
         steps=10**6,
     )
-    processes = processes or Processes(device=torch.device(device))
-    parallel = spread_model(encoder.to(processes.device).train(), scale or ScaleConfig(), config.optim, processes)
-    run = Run(
+    processes = processes or DistributedContext(device=torch.device(device))
+    parallel = spread_model(encoder.to(processes.device).train(), scale or DistributedConfig(), config.optim, processes)
+    run = TrainRun(
         config=config,
         data=None,  # type: ignore[arg-type]
         recipe=encoder.recipe,
         processes=processes,
         parallel=parallel,
         average=None,
-        loop=LoopState(),
+        loop=TrainState(),
         steps=10**6,
         precision="fp32" if precision == "fp32" else "bf16",
         mean=torch.zeros(3, 1, 1, device=device),

@@ -26,8 +26,8 @@ from measure import add_common, flops, machine, spread, table, take_turns
 from clips.method.recipes import RECIPES, RecipeConfig
 from clips.model.architectures import ModelConfig
 from clips.model.config import CaptionerConfig
-from clips.parallel.config import ScaleConfig
-from clips.training.step import training_step
+from clips.parallel.config import DistributedConfig
+from clips.training.train_step import train_step
 
 SECONDS_OF_PRODUCTS = 1.0
 COUNTED = 8  # samples
@@ -89,9 +89,9 @@ def our_step(args: argparse.Namespace, recipe: str, precision: str) -> Callable[
     model = ModelConfig(architecture=args.architecture, image_size=args.image_size)
     texts = [measure.captions(args.captions, field, args.batch) for field in (args.web, args.synthetic)]
     recipe_config = RecipeConfig(name=recipe, captioner=CaptionerConfig())
-    scale = ScaleConfig(compile=args.compile, activation_checkpointing=args.checkpointing)
+    scale = DistributedConfig(compile=args.compile, activation_checkpointing=args.checkpointing)
     run, batch = measure.start(model, recipe_config, precision, texts, args.device, scale=scale)
-    return lambda: training_step(run, batch)
+    return lambda: train_step(run, batch)
 
 
 def matrix_product(args: argparse.Namespace, precision: str) -> tuple[Callable[[], object], int]:

@@ -28,12 +28,12 @@ from torch.profiler import ProfilerActivity, profile
 from clips.data.config import DataConfig
 from clips.data.sources import SourceConfig
 from clips.model.architectures import ModelConfig
-from clips.parallel.config import Parallel, ScaleConfig
+from clips.parallel.config import Parallel, DistributedConfig
 from clips.planning.dry_run import fake_batch, fake_model
 from clips.planning.memory import Layout, MemoryModel
-from clips.training.config import TrainConfig
-from clips.training.start import start_run
-from clips.training.step import Run, training_step
+from clips.training.config import EncoderTrainConfig
+from clips.training.setup import setup_run
+from clips.training.train_step import TrainRun, train_step
 
 CASES = ["clips-s-16:8", "clips-s-16:32", "clips-s-16:32:8", "clips-b-16:4", "clips-b-16:8"]
 MIB = 2**20
@@ -85,10 +85,10 @@ def measure(name: str, case: str, parallel: Parallel, processes: int) -> float:
     return float(found[0]["bytes"])
 
 
-def training(case: str, parallel: Parallel, output: str) -> TrainConfig:
+def training(case: str, parallel: Parallel, output: str) -> EncoderTrainConfig:
     """The config of a case."""
     architecture, *sizes = case.split(":")
-    return TrainConfig(
+    return EncoderTrainConfig(
         output=output,
         data=DataConfig(sources=(SourceConfig(path="none"),)),
         model=ModelConfig(architecture=architecture),
@@ -96,7 +96,7 @@ def training(case: str, parallel: Parallel, output: str) -> TrainConfig:
         global_batch_size=int(sizes[0]),
         micro_batch_size=int(sizes[1]) if len(sizes) > 1 else None,
         precision="fp32",
-        scale=ScaleConfig(parallel=parallel),
+        scale=DistributedConfig(parallel=parallel),
     )
 
 
@@ -112,13 +112,13 @@ def measured_here(arguments: argparse.Namespace) -> None:
         print(json.dumps({"bytes": bytes_held}), flush=True)
 
 
-def tensor_bytes(config: TrainConfig, texts: dict[str, Any], pictures: tuple[int, ...]) -> int:
+def tensor_bytes(config: EncoderTrainConfig, texts: dict[str, Any], pictures: tuple[int, ...]) -> int:
     """The most that torch's allocator had given out at once during the second step, by its own events."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         run, batch = started(config, texts, pictures)
-        training_step(run, batch)
+        train_step(run, batch)
         with torch.profiler.record_function("second step"):
-            training_step(run, batch)
+            train_step(run, batch)
     events = profiled.profiler.kineto_results.events()  # type: ignore[union-attr]
     begun = next(event.start_ns() for event in events if event.name() == "second step")
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
@@ -126,22 +126,22 @@ def tensor_bytes(config: TrainConfig, texts: dict[str, Any], pictures: tuple[int
     return int(held[np.array([instant for instant, _ in changes]) >= begun].max())
 
 
-def resident_bytes(config: TrainConfig, texts: dict[str, Any], pictures: tuple[int, ...]) -> int:
+def resident_bytes(config: EncoderTrainConfig, texts: dict[str, Any], pictures: tuple[int, ...]) -> int:
     """Growth of this process's resident memory to its peak in the second step."""
     before = resident("VmRSS")
     run, batch = started(config, texts, pictures)
-    training_step(run, batch)
+    train_step(run, batch)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew (man 5 proc)
-    training_step(run, batch)
+    train_step(run, batch)
     return resident("VmHWM") - before
 
 
 MEASURES = {"tensors": tensor_bytes, "resident": resident_bytes}
 
 
-def started(config: TrainConfig, texts: dict[str, Any], pictures: tuple[int, ...]) -> tuple[Run, dict[str, Any]]:
+def started(config: EncoderTrainConfig, texts: dict[str, Any], pictures: tuple[int, ...]) -> tuple[TrainRun, dict[str, Any]]:
     """A training before its first step, and a batch without padding."""
-    run = start_run(config, cast(Any, range(100_000)))
+    run = setup_run(config, cast(Any, range(100_000)))
     run.model.train()
     return run, {**{name: value.clone() for name, value in texts.items()}, "image": torch.randn(pictures)}
 

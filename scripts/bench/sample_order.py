@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from measure import table
 
-from llava_bridge.data import DataConfig, read_samples
-from llava_bridge.data.order import GroupedOrder, RandomOrder
+from llava_bridge.data import ConversationSourceConfig, read_samples
+from llava_bridge.data.sampler import LengthGroupedSampler, RandomOrder
 
 # kind: samples in thousands, shows an image, turns, tokens of an answer, of a question, few tokens
 Mix = dict[str, tuple[int, bool, float, float, int, bool]]
@@ -74,7 +74,7 @@ def main() -> None:
     parts, total = args.batch_size // args.micro_batch, len(sizes) // args.batch_size * args.batch_size
     orders: dict[str, Iterable[int]] = {
         "random": RandomOrder(len(sizes), total, args.seed),
-        "LLaVA's group_by_modality_length": GroupedOrder(pairs, args.batch_size, total, args.seed, parts),
+        "LLaVA's group_by_modality_length": LengthGroupedSampler(pairs, args.batch_size, total, args.seed, parts),
         "32 steps by length": sorted_together(pairs, args.batch_size, total, args.seed),
     }
     head = ["order", "few tokens' share", "computed ÷ real", "by the longest micro-batch"]
@@ -110,17 +110,17 @@ def drawn(mix: Mix, seed: int) -> list[Size]:
 
 
 def of_file(args: argparse.Namespace) -> list[Size]:
-    from llava_bridge.chat import IGNORED, Chat, template_for
-    from llava_bridge.model.assembly import name_tokens, read_tokenizer
+    from llava_bridge.conversation import IGNORE_INDEX, ConversationEncoder, resolve_chat_template
+    from llava_bridge.model.build import name_tokens, read_tokenizer
 
     tokenizer = read_tokenizer(args.llm)
     name_tokens(tokenizer)
-    chat = Chat(tokenizer, template_for(tokenizer.chat_template, "auto"), args.image_tokens)
+    chat = ConversationEncoder(tokenizer, resolve_chat_template(tokenizer.chat_template, "auto"), args.image_tokens)
     found = []
-    for sample in read_samples(DataConfig(path=str(Path(args.data)))):
+    for sample in read_samples(ConversationSourceConfig(path=str(Path(args.data)))):
         messages = [{"role": turn.role, "content": turn.content} for turn in sample.turns]
         encoded = chat.encode(messages, _LONGEST)
-        learnt = sum(label != IGNORED for label in encoded.labels)
+        learnt = sum(label != IGNORE_INDEX for label in encoded.labels)
         found.append(
             Size(shows=bool(sample.images), tokens=len(encoded.input_ids), learnt=learnt, few=learnt <= args.few)
         )

@@ -4,7 +4,7 @@
     python scripts/bench/step_vs_open_clip.py --device cuda --architecture clips-l-14 --batch 512 --rounds 30
 
 Theirs is ``open_clip_train.train.train_one_epoch`` itself, on a loader of one batch, with the optimizer, loss and
-autocast that its ``main`` makes by default; ours is ``clips.training.step.training_step``. For ``clip`` both train a
+autocast that its ``main`` makes by default; ours is ``clips.training.train_step.train_step``. For ``clip`` both train a
 copy of one open_clip model. For ``coca`` each trains its own decoder over the same towers' shapes, of the same width,
 depth and heads: open_clip's decoder has self- and cross-attention blocks after a causal text tower, ours one block each
 over picture and text. Parameters and operations of both are printed. Without ``--captions`` every text fills its row.
@@ -23,12 +23,12 @@ import torch
 from measure import add_common, flops, machine, parameters, speed_up, spread, table, take_turns
 from torch import Tensor
 
-from clips.method.model import ClipsModel
+from clips.method.clips_model import ClipsModel
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig
 from clips.model.config import CaptionerConfig
 from clips.model.tokenizer import PAD
-from clips.training.step import training_step
+from clips.training.train_step import train_step
 
 Sides = dict[str, Callable[[], dict[str, float]]]
 HEAD = [
@@ -89,7 +89,7 @@ def make_sides(args: argparse.Namespace, recipe: str, attention: str, precision:
     theirs = copy.deepcopy(run.encoder.clip) if recipe == "clip" else open_clips_coca(run.encoder).to(args.device)
     counts = {name: f"{parameters(model) / 1e6:.1f} M" for name, model in (("ours", run.encoder), ("theirs", theirs))}
     sides: Sides = {
-        "ours": lambda: training_step(run, batch),
+        "ours": lambda: train_step(run, batch),
         "theirs": open_clips_step(theirs, precision, batch, args.device),
     }
     return sides, counts

@@ -31,8 +31,8 @@ from torch import Tensor
 
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig
-from clips.model.captioner import shifted
-from clips.training.step import training_step
+from clips.model.captioner import shift_labels
+from clips.training.train_step import train_step
 
 HEAD = ["texts", "precision", "threads", "batch", "ours / s", "OpenVision / s", "times as fast"]
 
@@ -76,7 +76,7 @@ def row(args: argparse.Namespace, captions: str | None, precision: str) -> list[
         print(f"parameters: ours {parameters(run.encoder) / 1e6:.1f} M, theirs {theirs.parameters / 1e6:.1f} M")
 
         def our_seconds() -> float:
-            return measure.seconds_of(lambda: training_step(run, batch), args.clock)
+            return measure.seconds_of(lambda: train_step(run, batch), args.clock)
 
         for _ in range(2):  # jax may compile twice
             theirs.seconds(args.clock), our_seconds()
@@ -98,7 +98,7 @@ def write_batch(batch: dict[str, Tensor], path: Path) -> Path:
         image=batch["image"].permute(0, 2, 3, 1).numpy(),
         labels1=batch["web"].numpy().astype(np.int32),
         labels2=batch["partial"].numpy().astype(np.int32),
-        targets=shifted(batch["target"]).numpy().astype(np.int32),
+        targets=shift_labels(batch["target"]).numpy().astype(np.int32),
         counted=batch["target_mask"].numpy().astype(np.float32),
     )
     return path

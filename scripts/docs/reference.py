@@ -20,8 +20,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from clips.commandline.commands import Command
-from clips.commandline.helptext import field_help, item_classes
-from clips.plain import plain
+from clips.commandline.help_text import field_help, list_item_classes
+from clips.serialization import to_plain
 from clips.typed_data import describe_type, field_types
 
 ROOT = Path(__file__).parents[2]
@@ -119,7 +119,7 @@ def command_lines(program: str, name: str, command: Command) -> Iterator[str]:
     top = [field for field in kinds if "[]" not in field]
     yield from table(top, kinds, texts, defaults)
     lists: dict[type, list[str]] = {}
-    for listed, kind in item_classes(config):
+    for listed, kind in list_item_classes(config):
         lists.setdefault(kind, []).append(f"`{listed}`")
     for kind, names in lists.items():
         texts, defaults = dict(field_help(kind)), dict(default_values(kind))
@@ -179,7 +179,7 @@ def values_of(made: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 def shown(value: Any) -> str:
     """A default as YAML has it."""
-    return f"`{json.dumps(plain(value), ensure_ascii=False)}`".replace("|", "\\|")
+    return f"`{json.dumps(to_plain(value), ensure_ascii=False)}`".replace("|", "\\|")
 
 
 def imported(package: str) -> str:

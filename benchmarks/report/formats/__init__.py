@@ -1,4 +1,4 @@
-"""The formats of a report, a file each; one entry each in ``FORMATS``.
+"""The formats of a report, a file each; one entry each in ``REPORT_FORMATS``.
 
 Names and reasons come from files that others wrote: every format escapes them.
 """
@@ -9,23 +9,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from benchmarks.report.drawing import pdf, standalone_svg
+from benchmarks.report.figure_export import render_pdf, render_svg
 from benchmarks.report.figure import Figure
 from benchmarks.report.formats.csv_tables import (
     render_csv,
-    render_published,
+    render_reference_csv,
     render_seeds,
-    render_settings,
+    render_sweep_csv,
     render_wide,
 )
 from benchmarks.report.formats.latex import render_latex
 from benchmarks.report.formats.markdown import render_markdown
-from benchmarks.report.model import Report
-from benchmarks.report.page import render_page
+from benchmarks.report.report import Report
+from benchmarks.report.html_page import render_page
 from benchmarks.report.sections import report_figures
 
 
-class Format(Protocol):
+class ReportFormat(Protocol):
     """What a report is written as."""
 
     def files(self, report: Report) -> Mapping[str, str | bytes]:
@@ -56,15 +56,15 @@ class FigureFiles:
         return {f"figures/{name}{self.suffix}": self.draw(figure) for name, figure in report_figures(report).items()}
 
 
-FORMATS: dict[str, Format] = {
+REPORT_FORMATS: dict[str, ReportFormat] = {
     "html": OneFile(file="index.html", render=render_page),
     "csv": OneFile(file="table.csv", render=render_csv),
-    "published": OneFile(file="published.csv", render=render_published),
+    "published": OneFile(file="published.csv", render=render_reference_csv),
     "wide": OneFile(file="table_wide.csv", render=render_wide),
     "seeds": OneFile(file="seeds.csv", render=render_seeds),
-    "settings": OneFile(file="settings.csv", render=render_settings),
+    "settings": OneFile(file="settings.csv", render=render_sweep_csv),
     "markdown": OneFile(file="table.md", render=render_markdown),
     "latex": OneFile(file="table.tex", render=render_latex),
-    "svg": FigureFiles(suffix=".svg", draw=standalone_svg),
-    "pdf": FigureFiles(suffix=".pdf", draw=pdf),
+    "svg": FigureFiles(suffix=".svg", draw=render_svg),
+    "render_pdf": FigureFiles(suffix=".pdf", draw=render_pdf),
 }

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from benchmarks.report.model import Report
-from benchmarks.report.settings import setting_panels
+from benchmarks.report.report import Report
+from benchmarks.report.sweep_figures import sweep_panels
 from benchmarks.report.tidy import cell_fields, tidy, wide
-from benchmarks.wording import visible
+from benchmarks.formatting import strip_control_chars
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +33,7 @@ def tidy_table(report: Report) -> pd.DataFrame:
     )
 
 
-def render_published(report: Report) -> str:
+def render_reference_csv(report: Report) -> str:
     """One line a published row, values as printed, and differences to the baseline if it is one of them."""
     table = report.published
     if table is None:
@@ -68,7 +68,7 @@ def render_seeds(report: Report) -> str:
     )
 
 
-def render_settings(report: Report) -> str:
+def render_sweep_csv(report: Report) -> str:
     """One line for each point of the figures of scores against settings, with the curve's slope; empty without any."""
     return _lines(
         {
@@ -82,7 +82,7 @@ def render_settings(report: Report) -> str:
             "slope_ci_low": curve.slope.low if curve.slope else None,
             "slope_ci_high": curve.slope.high if curve.slope else None,
         }
-        for panel in setting_panels(report)
+        for panel in sweep_panels(report)
         for curve in panel.curves
         for value, cell in curve.cells
     )
@@ -103,5 +103,5 @@ def _safe_cell(value: object) -> object:
     """A value; of a text one that a spreadsheet will not take for a formula, nor a terminal for a command."""
     if not isinstance(value, str):
         return value
-    clean = visible(value)
+    clean = strip_control_chars(value)
     return f"'{clean}" if value[:1] in {"=", "+", "-", "@", "\t", "\r"} else clean

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.report.cell_text import decimals, gap_words, group_sign, margin
-from benchmarks.report.chance import chance_parts
-from benchmarks.report.model import Report
-from benchmarks.report.published import REMARK
-from benchmarks.report.remarks import LATEX
+from benchmarks.report.chance_level import trivial_baselines
+from benchmarks.report.report import Report
+from benchmarks.report.reference_table import REFERENCE_NOTE
+from benchmarks.report.notes import LATEX
 from benchmarks.report.table import Cell, Column
 from benchmarks.report.text_table import latex_table, main_table
 from benchmarks.results import CHANCE
-from benchmarks.wording import number, visible
+from benchmarks.formatting import format_number, strip_control_chars
 
 _NEEDS = r"% \usepackage{booktabs,graphicx}; names with accents: \usepackage[T1]{fontenc}"
 # a table that is wider than the column is made narrower, others stay as they are
@@ -35,7 +35,7 @@ def render_latex(report: Report) -> str:
     if report.published:
         sources = [_comment(source) for source in report.published.sources()]
         rows = report.published.text().map(latex_text).rename(latex_text).rename(latex_text, axis=1)
-        parts += [*_float(latex_text(REMARK), f"tab:{name}-published", latex_table(rows)), *sources]
+        parts += [*_float(latex_text(REFERENCE_NOTE), f"tab:{name}-published", latex_table(rows)), *sources]
     return "\n".join([_NEEDS, *parts]) + "\n"
 
 
@@ -68,7 +68,7 @@ def _rows(report: Report) -> list[str]:
 
 def _chance(column: Column) -> str:
     """Chance, and below it what gives more."""
-    lines = [text if way == CHANCE else f"{way} {text}" for way, text in chance_parts(column).items()]
+    lines = [text if way == CHANCE else f"{way} {text}" for way, text in trivial_baselines(column).items()]
     first, *others = map(latex_text, lines or ["—"])
     small = "".join(rf"\\{{\scriptsize {other}}}" for other in others)
     return rf"\shortstack[r]{{{first}{small}}}" if others else first
@@ -83,7 +83,7 @@ def _head(column: Column) -> str:
 def _cell(cell: Cell) -> str:
     if cell.value is None:
         return latex_text(gap_words(cell))
-    value = latex_text(number(cell.value, decimals(cell.column)))
+    value = latex_text(format_number(cell.value, decimals(cell.column)))
     marked = {"best": rf"\textbf{{{value}}}", "tied": rf"\underline{{{value}}}", "": value}[cell.mark]
     return marked + _margin(margin(cell)) + latex_text(group_sign(cell))
 
@@ -97,12 +97,12 @@ def _margin(text: str) -> str:
 
 
 def _comment(text: str) -> str:
-    return "% " + visible(_one_line(text))
+    return "% " + strip_control_chars(_one_line(text))
 
 
 def latex_text(text: str) -> str:
     """Text that pdflatex prints as it is, on one line."""
-    return _encoder().unicode_to_latex(visible(_one_line(text)))
+    return _encoder().unicode_to_latex(strip_control_chars(_one_line(text)))
 
 
 def _one_line(text: str) -> str:

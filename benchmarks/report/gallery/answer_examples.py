@@ -9,22 +9,22 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.lots import by_lot, of_different_pictures
-from benchmarks.protocol import ranked_by
+from benchmarks.item_sampling import hash_order, first_per_image
+from benchmarks.protocol import ranking_key
 from benchmarks.report.gallery.cards import Answer, Card, Gallery, first_of, tables_of
-from benchmarks.report.gallery.thumbnails import SECTION_BYTES, Picture, pictures_of, that_fit
-from benchmarks.report.source import ReportSource
+from benchmarks.report.gallery.thumbnails import MAX_SECTION_BYTES, Thumbnail, thumbnails_of, take_within_budget
+from benchmarks.report.load_results import ReportSource
 from benchmarks.results import Result
-from benchmarks.wording import visible
+from benchmarks.formatting import strip_control_chars
 
-MOST_PER_BENCHMARK = 6
-MOST_EACH_WAY = 3
+MAX_PER_BENCHMARK = 6
+MAX_PER_DIRECTION = 3
 _LONGEST_TEXT = 280
-SHOWN = "the left picture"
+LEFT_IMAGE = "the left picture"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
+class RowPair:
     """Two rows on the items on which they differ.
 
     Args:
@@ -54,14 +54,14 @@ class Examples(Gallery):
         graded: whether items have scores rather than right and wrong.
     """
 
-    pairs: tuple[Pair, ...]
+    pairs: tuple[RowPair, ...]
     disagreements: int | None
     graded: bool
 
 
-def galleries(source: ReportSource) -> list[Examples]:
+def answer_galleries(source: ReportSource) -> list[Examples]:
     """A gallery for every benchmark whose items were kept."""
-    found = (_gallery(source, name, SECTION_BYTES // len(source.benchmarks)) for name in source.benchmarks)
+    found = (_gallery(source, name, MAX_SECTION_BYTES // len(source.benchmarks)) for name in source.benchmarks)
     return [gallery for gallery in found if gallery is not None and gallery.cards]
 
 
@@ -81,7 +81,7 @@ class _Items:
     tables: Mapping[str, pd.DataFrame]
     scores: pd.DataFrame
     images: Mapping[Any, str]
-    pictures: Mapping[str, Picture]
+    pictures: Mapping[str, Thumbnail]
     graded: bool
     scale: float
 
@@ -94,7 +94,7 @@ class _Items:
         images = {name: str(image) for name, image in first_of(tables)["image"].items()}
         graded = not scores.isin([0.0, 1.0]).where(scores.notna(), True).all(axis=None)
         scale = next((each.metrics[each.primary[0]].scale for each in results.values() if each.primary), 1.0)
-        return _Items(tables, scores, images, pictures_of(tables.values()), bool(graded), scale)
+        return _Items(tables, scores, images, thumbnails_of(tables.values()), bool(graded), scale)
 
     def seen(self, names: Sequence[Any]) -> list[Any]:
         """Those of some items whose pictures can be shown, of many pictures not all being kept; else all of them."""
@@ -106,8 +106,8 @@ class _Items:
         finds_pictures = str(first["direction"]) == "t2i"
         return Card(
             picture=self.pictures.get(str(first["image"])),
-            question=visible(str(first["question"]), _LONGEST_TEXT),
-            notes=(("expected", SHOWN if finds_pictures else _target(str(first["target"]))),),
+            question=strip_control_chars(str(first["question"]), _LONGEST_TEXT),
+            notes=(("expected", LEFT_IMAGE if finds_pictures else _target(str(first["target"]))),),
             answers=tuple(
                 _answer(row, entry, self.pictures if finds_pictures else {}, self.scale if self.graded else None)
                 for row, entry in there.items()
@@ -120,8 +120,8 @@ def _gallery(source: ReportSource, benchmark: str, budget: int) -> Examples | No
     items = _Items.of(results)
     if items is None:
         return None
-    chosen = choose_items(items.scores.loc[items.seen(items.scores.index)], items.images)
-    examples, left_out = that_fit([items.example(item, list(items.tables)) for item in chosen], budget // 2)
+    chosen = select_items(items.scores.loc[items.seen(items.scores.index)], items.images)
+    examples, left_out = take_within_budget([items.example(item, list(items.tables)) for item in chosen], budget // 2)
     named = [pair for pair in _pairs(source, results) if set(pair) <= items.tables.keys()]
     pairs = [_pair(items, first, second, budget // 2 // len(named)) for first, second in named]
     return Examples(
@@ -141,20 +141,20 @@ def _pairs(source: ReportSource, results: Mapping[str, Result]) -> Iterator[tupl
     for row in measured:
         other = row.baseline or (None if any(each.baseline for each in source.rows) else measured[0].name)
         if other is not None and other in results and other != row.name:
-            alike = {ranked_by(results[name].protocol) for name in (other, row.name)}
+            alike = {ranking_key(results[name].protocol) for name in (other, row.name)}
             if len(alike) == 1:
                 yield other, row.name
 
 
-def _pair(items: _Items, first: str, second: str, budget: int) -> Pair:
+def _pair(items: _Items, first: str, second: str, budget: int) -> RowPair:
     """Examples both ways, drawn by lot, as many of each where there are any of each."""
     apart = items.scores[second] - items.scores[first]
     better = {second: apart.index[apart > 1e-9], first: apart.index[apart < -1e-9]}
-    drawn = [of_different_pictures(by_lot(items.seen(names)), items.images, MOST_EACH_WAY) for names in better.values()]
-    most = min(map(len, drawn)) or MOST_EACH_WAY
+    drawn = [first_per_image(hash_order(items.seen(names)), items.images, MAX_PER_DIRECTION) for names in better.values()]
+    most = min(map(len, drawn)) or MAX_PER_DIRECTION
     turns = [names[turn] for turn in range(most) for names in drawn if turn < len(names)]
-    examples, left_out = that_fit([items.example(item, (second, first)) for item in turns], budget)
-    return Pair(
+    examples, left_out = take_within_budget([items.example(item, (second, first)) for item in turns], budget)
+    return RowPair(
         first=first,
         second=second,
         first_better=len(better[first]),
@@ -168,7 +168,7 @@ def _disagree(scores: pd.DataFrame) -> pd.Series:
     return scores.max(axis=1) - scores.min(axis=1) > 1e-9
 
 
-def choose_items(scores: pd.DataFrame, images: Mapping[Any, str], most: int = MOST_PER_BENCHMARK) -> list[Any]:
+def select_items(scores: pd.DataFrame, images: Mapping[Any, str], most: int = MAX_PER_BENCHMARK) -> list[Any]:
     """Item names to show: at most ``most``, each of another picture, the same for the same input.
 
     Disagreements come first, dealt in turn over *who* is right, so that no row's luck fills the page; then an item
@@ -179,7 +179,7 @@ def choose_items(scores: pd.DataFrame, images: Mapping[Any, str], most: int = MO
         images: item → picture.
         most: how many.
     """
-    scores = scores.loc[by_lot(scores.index)]
+    scores = scores.loc[hash_order(scores.index)]
     apart = _disagree(scores)
     alike = scores[~apart].mean(axis=1)
     worst, best = (list(alike[alike == end].index) for end in (alike.min(), alike.max()))
@@ -187,7 +187,7 @@ def choose_items(scores: pd.DataFrame, images: Mapping[Any, str], most: int = MO
     chosen: list[Any] = []
     ends = min(most, bool(worst) + bool(best))
     for candidates, room in ((disputed, most - ends), (worst, 1), (best, 1), (disputed, most), ([*worst, *best], 4)):
-        chosen = of_different_pictures([*chosen, *candidates], images, min(most, len(chosen) + room))
+        chosen = first_per_image([*chosen, *candidates], images, min(most, len(chosen) + room))
     return chosen
 
 
@@ -205,16 +205,16 @@ def _target(text: str) -> str:
     """The first of the expected answers, and how many others there are."""
     first, *others = dict.fromkeys(text.split(" | "))
     more = f" (or {len(others)} others)" if len(others) > 1 else f" (or {others[0]})" if others else ""
-    return visible(first, _LONGEST_TEXT) + visible(more, _LONGEST_TEXT)
+    return strip_control_chars(first, _LONGEST_TEXT) + strip_control_chars(more, _LONGEST_TEXT)
 
 
-def _answer(row: str, item: pd.Series, pictures: Mapping[str, Picture], scale: float | None) -> Answer:
+def _answer(row: str, item: pd.Series, pictures: Mapping[str, Thumbnail], scale: float | None) -> Answer:
     score = float(item["score"]) if item["score"] is not None else math.nan
     known = not math.isnan(score)
     found = pictures.get(str(item["prediction"]))
     return Answer(
         row=row,
-        text="" if found else visible(str(item["prediction"]), _LONGEST_TEXT),
+        text="" if found else strip_control_chars(str(item["prediction"]), _LONGEST_TEXT),
         picture=found,
         right=score > 0 if known and scale is None else None,
         score=f"{round(score * scale, 1):.3g}" if known and scale is not None else "",

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from benchmarks.lots import by_lot, of_different_pictures
+from benchmarks.item_sampling import hash_order, first_per_image
 from benchmarks.report.gallery.cards import LONGEST_TEXT, Answer, Card, Gallery, first_of, fitted, tables_of
-from benchmarks.report.gallery.thumbnails import Picture, pictures_of
-from benchmarks.report.source import ReportSource
+from benchmarks.report.gallery.thumbnails import Thumbnail, thumbnails_of
+from benchmarks.report.load_results import ReportSource
 from benchmarks.results import Result
-from benchmarks.wording import visible
+from benchmarks.formatting import strip_control_chars
 
 MOST_PER_BENCHMARK = 6
 REFERENCES = 3
@@ -29,28 +29,28 @@ def _gallery(benchmark: str, results: Mapping[str, Result]) -> Gallery | None:
     tables = tables_of(results, lambda result, _: any(MEASURE in metric.label for metric in result.metrics.values()))
     if not tables:
         return None
-    first, pictures = first_of(tables), pictures_of(tables.values())
+    first, pictures = first_of(tables), thumbnails_of(tables.values())
     images = {name: str(image) for name, image in first["image"].items()}
     seen = [name for name in first.index if images[name] in pictures] or list(first.index)
-    chosen = of_different_pictures(by_lot(seen), images, MOST_PER_BENCHMARK)
+    chosen = first_per_image(hash_order(seen), images, MOST_PER_BENCHMARK)
     cards = tuple(_card(name, tables, pictures) for name in chosen)
     return Gallery(benchmark=benchmark, cards=cards, items=len(first))
 
 
-def _card(name: str, tables: Mapping[str, pd.DataFrame], pictures: Mapping[str, Picture]) -> Card:
+def _card(name: str, tables: Mapping[str, pd.DataFrame], pictures: Mapping[str, Thumbnail]) -> Card:
     first = first_of(tables).loc[name]
     references = list(dict.fromkeys(str(first["target"]).split(" | ")))
     more = len(references) - REFERENCES
-    given = visible(str(first["given"]), LONGEST_TEXT) if first.get("given") else ""
+    given = strip_control_chars(str(first["given"]), LONGEST_TEXT) if first.get("given") else ""
     return Card(
         picture=pictures.get(str(first["image"])),
         notes=(
             *([("read", given)] if given else []),
             *([("", f"{more} more {'reference' if more == 1 else 'references'}")] if more > 0 else []),
         ),
-        references=tuple(visible(text, LONGEST_TEXT) for text in references[:REFERENCES]),
+        references=tuple(strip_control_chars(text, LONGEST_TEXT) for text in references[:REFERENCES]),
         answers=tuple(
-            Answer(row=row, text=visible(str(table.loc[name]["prediction"]), LONGEST_TEXT), score=_score(table, name))
+            Answer(row=row, text=strip_control_chars(str(table.loc[name]["prediction"]), LONGEST_TEXT), score=_score(table, name))
             for row, table in tables.items()
             if name in table.index
         ),

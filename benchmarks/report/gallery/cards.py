@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.report.gallery import thumbnails
-from benchmarks.report.gallery.thumbnails import Picture, that_fit
+from benchmarks.report.gallery.thumbnails import Thumbnail, take_within_budget
 from benchmarks.results import Result, read_items
 
 LONGEST_TEXT = 600  # characters of a caption or a reference; other texts are cut sooner
@@ -30,7 +30,7 @@ class Answer:
 
     row: str = ""
     text: str = ""
-    picture: Picture | None = None
+    picture: Thumbnail | None = None
     right: bool | None = None
     score: str = ""
 
@@ -47,13 +47,13 @@ class Card:
         answers: of the rows.
     """
 
-    picture: Picture | None
+    picture: Thumbnail | None
     question: str = ""
     notes: tuple[tuple[str, str], ...] = ()
     references: tuple[str, ...] = ()
     answers: tuple[Answer, ...] = ()
 
-    def pictures(self) -> list[Picture | None]:
+    def pictures(self) -> list[Thumbnail | None]:
         """All pictures of the card."""
         return [self.picture, *(answer.picture for answer in self.answers)]
 
@@ -82,5 +82,5 @@ def first_of(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 def fitted(galleries: Iterable[Gallery | None]) -> list[Gallery]:
     """Galleries of one section that together keep to ``SECTION_BYTES``, equal shares for all."""
     found: Sequence[Gallery] = [gallery for gallery in galleries if gallery is not None]
-    fitting = [(each, that_fit(each.cards, thumbnails.SECTION_BYTES // len(found))) for each in found]
+    fitting = [(each, take_within_budget(each.cards, thumbnails.MAX_SECTION_BYTES // len(found))) for each in found]
     return [dataclasses.replace(each, cards=cards, left_out=left_out) for each, (cards, left_out) in fitting]

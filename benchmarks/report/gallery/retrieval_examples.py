@@ -10,20 +10,20 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.lots import by_lot
+from benchmarks.item_sampling import hash_order
 from benchmarks.report.gallery.cards import Answer, Gallery, first_of, fitted, tables_of
-from benchmarks.report.gallery.thumbnails import Picture, pictures_of
-from benchmarks.report.source import ReportSource
+from benchmarks.report.gallery.thumbnails import Thumbnail, thumbnails_of
+from benchmarks.report.load_results import ReportSource
 from benchmarks.results import Result
-from benchmarks.wording import number, visible
+from benchmarks.formatting import format_number, strip_control_chars
 
-QUERIES = {"t2i": 5, "i2t": 3}
+QUERIES_SHOWN = {"t2i": 5, "i2t": 3}
 _LONGEST_TEXT = 280
 _LONGEST_CAPTION = 140
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class RowResults:
     """What one row found: its answers, the most similar first, and where the first right one stands."""
 
     row: str
@@ -32,7 +32,7 @@ class Found:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Query:
+class RetrievalQuery:
     """A caption that looks for its picture, or a picture that looks for its captions.
 
     Args:
@@ -43,16 +43,16 @@ class Query:
     """
 
     direction: str
-    picture: Picture | None
+    picture: Thumbnail | None
     text: str
-    found: tuple[Found, ...]
+    found: tuple[RowResults, ...]
 
-    def pictures(self) -> list[Picture | None]:
+    def pictures(self) -> list[Thumbnail | None]:
         """All pictures of the query and its answers."""
         return [self.picture, *(answer.picture for found in self.found for answer in found.answers)]
 
 
-def retrieved(source: ReportSource) -> list[Gallery]:
+def retrieval_galleries(source: ReportSource) -> list[Gallery]:
     """One for every retrieval whose answers were kept; its items are the queries that were drawn."""
     return fitted(_gallery(name, source.results(name)) for name in source.benchmarks)
 
@@ -61,9 +61,9 @@ def _gallery(benchmark: str, results: Mapping[str, Result]) -> Gallery | None:
     tables = tables_of(results, lambda _, table: "found" in table)
     if not tables:
         return None
-    pictures = pictures_of(tables.values())
-    drawn = {direction: _drawn(tables.values(), direction) for direction in QUERIES}
-    chosen = [name for direction, names in drawn.items() for name in spread(names, tables, QUERIES[direction])]
+    pictures = thumbnails_of(tables.values())
+    drawn = {direction: _drawn(tables.values(), direction) for direction in QUERIES_SHOWN}
+    chosen = [name for direction, names in drawn.items() for name in spread_by_difficulty(names, tables, QUERIES_SHOWN[direction])]
     cards = tuple(_query(name, tables, pictures) for name in chosen)
     return Gallery(benchmark=benchmark, cards=cards, items=sum(map(len, drawn.values())))
 
@@ -71,10 +71,10 @@ def _gallery(benchmark: str, results: Mapping[str, Result]) -> Gallery | None:
 def _drawn(tables: Iterable[pd.DataFrame], direction: str) -> list[str]:
     """The queries of one direction that every row kept the answers to."""
     kept = [set(table.index[(table["direction"] == direction) & table["found"].notna()]) for table in tables]
-    return by_lot(set.intersection(*kept))
+    return hash_order(set.intersection(*kept))
 
 
-def spread(names: list[str], tables: Mapping[str, pd.DataFrame], most: int) -> list[str]:
+def spread_by_difficulty(names: list[str], tables: Mapping[str, pd.DataFrame], most: int) -> list[str]:
     """Some of the queries, evenly spread from the easiest to the hardest.
 
     How hard one is, the ranks of its right answer say: their geometric mean over the rows, in which one row that finds
@@ -94,28 +94,28 @@ def _rank(item: pd.Series) -> float:
     return float(item.get(f"{item['direction']}_rank", math.nan))
 
 
-def _query(name: str, tables: Mapping[str, pd.DataFrame], pictures: Mapping[str, Picture]) -> Query:
+def _query(name: str, tables: Mapping[str, pd.DataFrame], pictures: Mapping[str, Thumbnail]) -> RetrievalQuery:
     first = first_of(tables).loc[name]
     caption = str(first["question"]) if first["direction"] == "t2i" else str(first["target"]).split(" | ")[0]
-    return Query(
+    return RetrievalQuery(
         direction=str(first["direction"]),
         picture=pictures.get(str(first["image"])),
-        text=visible(caption, _LONGEST_TEXT),
+        text=strip_control_chars(caption, _LONGEST_TEXT),
         found=tuple(
-            Found(row=row, answers=tuple(_answers(table.loc[name], pictures)), rank=_rank_words(table.loc[name]))
+            RowResults(row=row, answers=tuple(_answers(table.loc[name], pictures)), rank=_rank_words(table.loc[name]))
             for row, table in tables.items()
         ),
     )
 
 
-def _answers(item: pd.Series, pictures: Mapping[str, Picture]) -> Iterable[Answer]:
+def _answers(item: pd.Series, pictures: Mapping[str, Thumbnail]) -> Iterable[Answer]:
     for found in _read(item["found"]):
         answer = str(found.get("answer"))
         picture = pictures.get(answer) if item["direction"] == "t2i" else None
         yield Answer(
             picture=picture,
-            text="" if picture else visible(answer, _LONGEST_CAPTION),
-            score=number(found["similarity"], 2),
+            text="" if picture else strip_control_chars(answer, _LONGEST_CAPTION),
+            score=format_number(found["similarity"], 2),
             right=found.get("right") is True,
         )
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from benchmarks.lots import by_lot
+from benchmarks.item_sampling import hash_order
 from benchmarks.report.gallery.cards import Answer, Card, Gallery, first_of, fitted, tables_of
-from benchmarks.report.gallery.thumbnails import Picture, picture, pictures_of
-from benchmarks.report.source import ReportSource
+from benchmarks.report.gallery.thumbnails import Thumbnail, make_thumbnail, thumbnails_of
+from benchmarks.report.load_results import ReportSource
 from benchmarks.results import Result
-from benchmarks.wording import visible
+from benchmarks.formatting import strip_control_chars
 
 MOST_PER_BENCHMARK = 8
 _LONGEST_PHRASE = 140
@@ -28,17 +28,17 @@ def _gallery(benchmark: str, results: Mapping[str, Result]) -> Gallery | None:
     if not tables:
         return None
     kept = set.intersection(*(set(table.index[table["map"].notna()]) for table in tables.values()))
-    pictures = pictures_of(tables.values())
-    cards = tuple(_card(name, tables, pictures) for name in by_lot(kept)[:MOST_PER_BENCHMARK])
+    pictures = thumbnails_of(tables.values())
+    cards = tuple(_card(name, tables, pictures) for name in hash_order(kept)[:MOST_PER_BENCHMARK])
     return Gallery(benchmark=benchmark, cards=cards, items=len(first_of(tables)))
 
 
-def _card(name: str, tables: Mapping[str, pd.DataFrame], pictures: Mapping[str, Picture]) -> Card:
+def _card(name: str, tables: Mapping[str, pd.DataFrame], pictures: Mapping[str, Thumbnail]) -> Card:
     first = first_of(tables).loc[name]
-    phrase = visible(str(first["question"]), _LONGEST_PHRASE)
+    phrase = strip_control_chars(str(first["question"]), _LONGEST_PHRASE)
     answers = []
     for row, table in tables.items():
-        found = picture(table.loc[name]["map"], f"map for {phrase}")
+        found = make_thumbnail(table.loc[name]["map"], f"map for {phrase}")
         right, words = _HITS.get(table.loc[name]["score"], (None, ""))
         if found is not None:
             answers.append(Answer(row=row, picture=found, right=right, score=words))

@@ -13,9 +13,9 @@ from typing import Protocol, TypeVar
 import pandas as pd
 from markupsafe import Markup
 
-from benchmarks.wording import visible
+from benchmarks.formatting import strip_control_chars
 
-SECTION_BYTES = 2_000_000
+MAX_SECTION_BYTES = 2_000_000
 """What the pictures of one gallery may take of the page, which is to stay below 15 MB."""
 
 _JPEG, _LARGEST_THUMBNAIL = b"\xff\xd8\xff", 100_000
@@ -24,14 +24,14 @@ _LONGEST_NAME = 80
 
 
 class _HasPictures(Protocol):
-    def pictures(self) -> Iterable[Picture | None]: ...
+    def pictures(self) -> Iterable[Thumbnail | None]: ...
 
 
 _Card = TypeVar("_Card", bound=_HasPictures)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class Thumbnail:
     """A thumbnail, and the words that stand for it where it cannot be seen.
 
     Args:
@@ -52,7 +52,7 @@ class Picture:
         return "picture-" + hashlib.sha256(self.content).hexdigest()[:16]
 
 
-def picture(content: object, alt: str) -> Picture | None:
+def make_thumbnail(content: object, alt: str) -> Thumbnail | None:
     """A kept thumbnail; None for anything but a small JPEG, which is all that the evaluation writes."""
     from PIL import Image, UnidentifiedImageError
 
@@ -64,26 +64,26 @@ def picture(content: object, alt: str) -> Picture | None:
         return None
     if max(width, height) > _LARGEST_SIDE:
         return None
-    return Picture(content=content, width=width, height=height, alt=visible(alt, _LONGEST_NAME))
+    return Thumbnail(content=content, width=width, height=height, alt=strip_control_chars(alt, _LONGEST_NAME))
 
 
-def pictures_of(tables: Iterable[pd.DataFrame]) -> dict[str, Picture]:
+def thumbnails_of(tables: Iterable[pd.DataFrame]) -> dict[str, Thumbnail]:
     """Reference → thumbnail, of all pictures that some row kept."""
-    found: dict[str, Picture] = {}
+    found: dict[str, Thumbnail] = {}
     for table in tables:
         for image, thumbnail in zip(table["image"], table["thumbnail"], strict=True):
-            if str(image) not in found and (known := picture(thumbnail, f"picture {image}")) is not None:
+            if str(image) not in found and (known := make_thumbnail(thumbnail, f"picture {image}")) is not None:
                 found[str(image)] = known
     return found
 
 
-class Album:
+class ImageDeduplicator:
     """Writes pictures into one page: where one comes again, the page refers to its first place."""
 
     def __init__(self) -> None:
         self._written: set[str] = set()
 
-    def tag(self, shown: Picture, words: str = "") -> Markup:
+    def tag(self, shown: Thumbnail, words: str = "") -> Markup:
         """The picture as SVG, for that alone can be referred to; ``words`` stand before its own alternative text."""
         first = shown.id not in self._written
         self._written.add(shown.id)
@@ -104,7 +104,7 @@ def data_uri(content: bytes) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(content).decode()
 
 
-def that_fit(cards: Sequence[_Card], most: int) -> tuple[tuple[_Card, ...], int]:
+def take_within_budget(cards: Sequence[_Card], most: int) -> tuple[tuple[_Card, ...], int]:
     """The first cards whose different pictures take no more than ``most`` bytes in the page, and how many are left out.
 
     Args:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from clips.data.files import is_remote
+from clips.data.remote_files import is_remote
 from clips.data.formats.base import (
     Captioned,
     Classified,
@@ -21,8 +21,8 @@ from clips.data.formats.base import (
     Location,
     Pair,
 )
-from clips.errors import UserError, suggest
-from clips.imported import imported
+from clips.errors import UserError, unknown_name_error
+from clips.lazy_import import import_from_string
 
 __all__ = ["FORMATS", "Dataset", "DatasetSpec", "Format", "Kind", "formats_of", "read_dataset"]
 
@@ -76,7 +76,7 @@ FORMATS: dict[str, Format] = {
         conversations="tar_shards:read_conversations",
         classes="tar_shards:read_classes",
         takes=("split",),
-        source="clips.data.sources.webdataset:WebDataset",
+        source="clips.data.sources.webdataset:WebDatasetSource",
         **_COLUMNS,
     ),
     "docci": Format(
@@ -121,7 +121,7 @@ FORMATS: dict[str, Format] = {
         captions="rows:read_datasets",
         classes="classes:read_datasets",
         takes=("split", "subset", "image_column", "caption_columns"),
-        source="clips.data.sources.tables:HubDataset",
+        source="clips.data.sources.tables:DatasetsSource",
         **_COLUMNS,
     ),
     "sharegpt4v": Format(
@@ -182,12 +182,12 @@ FORMATS: dict[str, Format] = {
         fits="rows:is_table",
         captions="rows:read_table",
         takes=("images", "image_column", "caption_columns"),
-        source="clips.data.sources.tables:Table",
+        source="clips.data.sources.tables:TableSource",
         **_COLUMNS,
     ),
     "capsfusion": Format(
         about="a table with the columns of CapsFusion-120M",
-        source="clips.data.sources.tables:Table",
+        source="clips.data.sources.tables:TableSource",
         web="laion_2b",
         synthetic=("laion_coco", "capsfusion"),
     ),
@@ -236,7 +236,7 @@ def read_dataset(spec: DatasetSpec, kind: Kind) -> Dataset[Any]:
     """
     name = spec.format or detect(spec, kind)
     if name not in formats_of(kind):
-        raise suggest(name, formats_of(kind), f"format of {kind}")
+        raise unknown_name_error(name, formats_of(kind), f"format of {kind}")
     taken = {"path", "format", *FORMATS[name].takes}
     for field in dataclasses.fields(spec):
         if field.name not in taken and getattr(spec, field.name) != field.default:
@@ -264,4 +264,4 @@ def detect(spec: DatasetSpec, kind: Kind) -> str:
 
 
 def _function(reference: str) -> Any:
-    return imported(f"clips.data.formats.{reference}")
+    return import_from_string(f"clips.data.formats.{reference}")

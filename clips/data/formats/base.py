@@ -11,7 +11,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from clips.data.lazy_images import FileImage, LazyImage
 from clips.data.text_files import parse_object, read_json
-from clips.errors import UserError, suggest
+from clips.errors import UserError, unknown_name_error
 
 ALL = "all"
 """As a split: every one that there is."""
@@ -210,7 +210,7 @@ class Location:
                 taken = True
                 yield record
         if not taken and seen:
-            raise suggest(wanted, seen, f"split of {self.path}")
+            raise unknown_name_error(wanted, seen, f"split of {self.path}")
 
     def language(self, available: Iterable[str]) -> str:
         """The language that was asked for. Raises UserError where none was, or it is not among those available."""
@@ -219,7 +219,7 @@ class Location:
             listed = ", ".join(itertools.islice(sorted(known), 60))
             raise UserError(f"language: expected one of those of {self.path} ({listed}), got none")
         if self.asked.language not in known:
-            raise suggest(self.asked.language, known, f"language of {self.path}")
+            raise unknown_name_error(self.asked.language, known, f"language of {self.path}")
         return self.asked.language
 
 

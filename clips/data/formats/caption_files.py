@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clips.data.formats.base import Captioned, Dataset, Location, captioned
-from clips.data.images import IMAGE_SUFFIXES, has_reference
+from clips.data.images import IMAGE_SUFFIXES, image_exists
 from clips.data.lazy_images import FileImage
 from clips.data.text_files import check_keys, read_json, read_json_lines, read_text_lines
 from clips.errors import UserError
@@ -46,7 +46,7 @@ def _karpathy(path: Path, content: Any, root: Path) -> Iterator[tuple[str, Capti
         for number, row in enumerate(rows):
             check_keys(row, f"{path} image {number}", texts=("filename", "split"), others=("sentences",))
             folder, file = row.get("filepath", ""), row["filename"]
-            name = file if not folder or has_reference(root, file) else f"{folder}/{file}"
+            name = file if not folder or image_exists(root, file) else f"{folder}/{file}"
             yield row["split"], captioned(root, name.removeprefix("/"), [each["raw"] for each in row["sentences"]])
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: expected Karpathy's format; an image lacks {error}") from None

@@ -13,24 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from clips.core.cache import cache_directory
-from clips.data.files import ShardCache, expand, is_remote
+from clips.data.remote_files import ShardCache, expand_brace_ranges, is_remote
 from clips.data.formats.base import IMAGE, Conversation, Dataset, Location, Turn
 from clips.data.formats.rows import files_of_splits, is_saved, open_rows
 from clips.data.formats.turns import (
     CONVERSATION_KEYS,
-    EXPECTED,
+    EXPECTED_FORMAT,
     IMAGE_KEYS,
-    from_first_question,
+    drop_before_first_user_turn,
     place_image_first,
     place_images,
-    read_turns,
+    parse_messages,
     text,
 )
 from clips.data.lazy_images import FileImage, ImageColumn, LazyImage, TableImage
 from clips.data.text_files import read_json, read_json_lines
-from clips.data.unpacking import unpacked
-from clips.errors import UserError, suggest
-from clips.model.loading import refusing
+from clips.data.parquet_limits import iter_record_batches
+from clips.errors import UserError, unknown_name_error
+from clips.model.loading import library_errors_as_user_errors
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 """Follows a question with a one-word answer; also the words of lmms-eval's question tasks."""
@@ -63,11 +63,11 @@ def read_llava(found: Location) -> Dataset[Conversation]:
 
     def records() -> Iterator[Conversation]:
         for number, row in enumerate(rows):
-            with refusing(
+            with library_errors_as_user_errors(
                 f"{path} sample {number}: expected conversations with from (human, gpt or system) and value, "
                 "and image as a reference or a list of them"
             ):
-                turns = place_image_first(from_first_question(read_turns(row["conversations"])))
+                turns = place_image_first(drop_before_first_user_turn(parse_messages(row["conversations"])))
                 image = row.get("image")
                 references = [] if image is None else [image] if isinstance(image, str) else image
                 images = [FileImage(root, text(one)) for one in references]
@@ -86,7 +86,7 @@ def read_cocoqa(found: Location) -> Dataset[Conversation]:
         "all": lambda photo: True,
     }
     if split not in rules:
-        raise suggest(split, rules, "split of cocoqa")
+        raise unknown_name_error(split, rules, "split of cocoqa")
     photos: dict[str, list[Turn]] = {}
     for _, row in read_json_lines(path, texts=("image", "question", "answer")):
         if rules[split](row["image"]):
@@ -124,10 +124,10 @@ def _files(found: Location) -> list[Path]:
     path = found.path
     if not path.is_dir():
         return local_files(found.asked.path)
-    with refusing(f"{path}: expected a directory of datasets, or of {', '.join(_SUFFIXES)} files"):
+    with library_errors_as_user_errors(f"{path}: expected a directory of datasets, or of {', '.join(_SUFFIXES)} files"):
         splits = files_of_splits(str(path.resolve()))
     if found.asked.split not in splits:
-        raise suggest(found.asked.split, splits, f"split of {path}")
+        raise unknown_name_error(found.asked.split, splits, f"split of {path}")
     return [Path(file) for file in splits[found.asked.split]]
 
 
@@ -139,7 +139,7 @@ def local_files(path: str) -> list[Path]:
     """
     if is_remote(path):
         raise UserError(f"{path}: expected files of this machine; copy them here first")
-    files = [Path(one) for one in expand(path)]
+    files = [Path(one) for one in expand_brace_ranges(path)]
     for one in files:
         if not one.exists():
             raise UserError(f"{one}: no such file or directory")
@@ -151,7 +151,7 @@ def _json(file: Path, root: Path) -> Iterator[Conversation]:
     if isinstance(rows, dict):
         raise UserError(f"{file}: expected a list of rows, got an object")
     for number, row in enumerate(rows):
-        with refusing(f"{file} row {number}: expected an object whose images are paths"):
+        with library_errors_as_user_errors(f"{file} row {number}: expected an object whose images are paths"):
             said, column = _columns(dict(row), f"{file} row {number}")
             images = [FileImage(root, _path(one)) for one in _as_list(row.get(column))]
         yield _conversation(str(file), f"{file.name} row {number}", row[said], images)
@@ -162,7 +162,7 @@ def _parquet(file: Path, root: Path, cache_gb: float) -> Iterator[Conversation]:
 
     from clips.data.sources.parquet import ParquetRows
 
-    with refusing(f"{file}: cannot be read as parquet"):
+    with library_errors_as_user_errors(f"{file}: cannot be read as parquet"):
         reader = pyarrow.parquet.ParquetFile(file)
         names = reader.schema_arrow.names
     said, column = _columns(names, str(file))
@@ -173,8 +173,8 @@ def _parquet(file: Path, root: Path, cache_gb: float) -> Iterator[Conversation]:
         leaves = [leaf.path for leaf in map(reader.schema.column, range(len(reader.schema)))]
         paths = [leaf for leaf in leaves if leaf.startswith(f"{column}.") and leaf.endswith(".path")]
         wanted += paths or [column]  # of images with paths those tell how many there are: no need to read any
-    with refusing(f"{file}: cannot be read as parquet"):
-        batches = unpacked(str(file), file, columns=wanted, footer=reader.metadata)
+    with library_errors_as_user_errors(f"{file}: cannot be read as parquet"):
+        batches = iter_record_batches(str(file), file, columns=wanted, footer=reader.metadata)
         yield from _of_batches(batches, said, kept, file.name, str(file))
 
 
@@ -219,8 +219,8 @@ def _of_batches(
 
 
 def _conversation(where: str, name: str, said: Any, images: list[Any]) -> Conversation:
-    with refusing(f"{where}: {name}: expected {EXPECTED}"):
-        turns = read_turns(said)
+    with library_errors_as_user_errors(f"{where}: {name}: expected {EXPECTED_FORMAT}"):
+        turns = parse_messages(said)
     return Conversation(name, images, place_images(turns, len(images)))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from clips.data.formats.base import Dataset, ImageRegion, Location, Pair
 from clips.data.formats.rows import holds_rows, open_rows
-from clips.data.images import has_reference
+from clips.data.images import image_exists
 from clips.data.lazy_images import FileImage, ImageColumn, TableImage
 from clips.data.text_files import read_json, read_json_lines
 from clips.errors import UserError
@@ -89,7 +89,7 @@ def read_valse(found: Location) -> Dataset[Pair]:
                 if chosen < 2:
                     continue
             image, within = text("image_file"), f"{row.get('dataset', '')}/{row['image_file']}"
-            image = within if not has_reference(root, image) and has_reference(root, within) else image
+            image = within if not image_exists(root, image) and image_exists(root, within) else image
             yield _pair(f"{file.stem}/{name}", file.stem, root, image, (text("caption"), text("foil")))
 
     return Dataset(records=pairs())

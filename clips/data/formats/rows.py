@@ -15,9 +15,9 @@ from typing import Any
 
 from clips.data.formats.base import WHOLE, Captioned, Dataset, Location, captioned
 from clips.data.lazy_images import ImageColumn, TableImage
-from clips.data.unpacking import check_unpacked, unpacked
-from clips.errors import UserError, reason_of, suggest
-from clips.model.loading import refusing
+from clips.data.parquet_limits import check_decompressed_size, iter_record_batches
+from clips.errors import UserError, error_reason, unknown_name_error
+from clips.model.loading import library_errors_as_user_errors
 
 _CAPTIONS = ("captions", "caption", "sentences", "texts", "text", "raw")
 _NUMBERED = re.compile(r"captions?_?\d+")
@@ -60,10 +60,10 @@ def open_rows(path: str, subset: str | None, split: str) -> Any:
             rows = datasets.load_from_disk(path)
             if not isinstance(rows, datasets.Dataset):
                 if split not in rows:
-                    raise suggest(split, rows, f"split of {path}")
+                    raise unknown_name_error(split, rows, f"split of {path}")
                 rows = rows[split]
         else:
-            check_unpacked(_parquet_of_split(path, subset, split))
+            check_decompressed_size(_parquet_of_split(path, subset, split))
             rows = datasets.load_dataset(path, subset, split=split)
     return undecoded(rows)
 
@@ -106,7 +106,7 @@ def one_line_errors(path: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{path}: cannot be read as a data set ({reason_of(error)})") from None
+        raise UserError(f"{path}: cannot be read as a data set ({error_reason(error)})") from None
     finally:
         if shown:
             datasets.enable_progress_bars()
@@ -138,7 +138,7 @@ def _caption_columns(found: Location, columns: Sequence[str]) -> list[str]:
     for field, names in (("image_column", (asked.image_column,)), ("caption_columns", asked.caption_columns)):
         for name in names:
             if name not in columns:
-                raise suggest(name, columns, f"column for {field} in {asked.path}")
+                raise unknown_name_error(name, columns, f"column for {field} in {asked.path}")
     if asked.caption_columns:
         return list(asked.caption_columns)
     numbered = [name for name in columns if _NUMBERED.fullmatch(name)]
@@ -187,7 +187,7 @@ def _named(
 
 def _opened(path: Path) -> tuple[list[str], Callable[[Sequence[str]], Iterator[Mapping[str, Any]]]]:
     """The columns of a table, and the function of some of them that yields its rows."""
-    with refusing(f"{path}: cannot be read as a table"):
+    with library_errors_as_user_errors(f"{path}: cannot be read as a table"):
         if path.suffix == ".parquet":
             import pyarrow.parquet
 
@@ -198,8 +198,8 @@ def _opened(path: Path) -> tuple[list[str], Callable[[Sequence[str]], Iterator[M
 
 
 def _of_parquet(path: Path, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-    with refusing(f"{path}: cannot be read as a table"):
-        for batch in unpacked(str(path), path, columns=columns):
+    with library_errors_as_user_errors(f"{path}: cannot be read as a table"):
+        for batch in iter_record_batches(str(path), path, columns=columns):
             yield from batch.to_pylist()
 
 
@@ -212,4 +212,4 @@ def _of_text(path: Path, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
                     raise UserError(f"{path} line {reader.line_num}: expected {len(columns)} cells, as the head has")
                 yield row
         except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{path} line {reader.reader.line_num}: cannot be read ({reason_of(error)})") from None
+            raise UserError(f"{path} line {reader.reader.line_num}: cannot be read ({error_reason(error)})") from None

@@ -13,17 +13,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from clips.data.files import expand, is_remote
+from clips.data.remote_files import expand_brace_ranges, is_remote
 from clips.data.formats.base import WHOLE, Captioned, Classified, Conversation, Dataset, Location
-from clips.data.formats.turns import CONVERSATION_KEYS, EXPECTED, place_images, read_turns
+from clips.data.formats.turns import CONVERSATION_KEYS, EXPECTED_FORMAT, place_images, parse_messages
 from clips.data.images import IMAGE_SUFFIXES
 from clips.data.lazy_images import TarImage
-from clips.data.shardindex import index_shard
-from clips.data.tars import TarIndex, index_tar, read_span
+from clips.data.shard_index import index_shard
+from clips.data.tar_index import TarIndex, index_tar, read_byte_range
 from clips.data.text_files import parse_object, text_lines
 from clips.errors import UserError
-from clips.jsontext import parse_json
-from clips.model.loading import refusing
+from clips.jsontext import safe_json_loads
+from clips.model.loading import library_errors_as_user_errors
 
 _BESIDE = {"cls", "json", "txt", "key"}  # what WebDataset's writers put beside an image
 _OTHER_FORMATS = {".json": "karpathy or coco"} | dict.fromkeys((".csv", ".tsv", ".jsonl", ".parquet"), "table")
@@ -36,7 +36,7 @@ def list_shards(path: str) -> list[str]:
     Raises:
         UserError: there are none.
     """
-    found = expand(path)
+    found = expand_brace_ranges(path)
     if is_remote(path):
         return found
     if len(found) == 1 and Path(path).is_dir():
@@ -146,9 +146,9 @@ def _conversations(shard: Path) -> Iterator[Conversation]:
         where = f"{shard}/{key}"
         if "json" not in files:
             raise UserError(f"{where}: expected {key}.json with what is said, found {', '.join(files)}")
-        with refusing(f"{where}.json: expected an object with {EXPECTED}"):
-            row = parse_json(read_span(shard, *files["json"]))
-            turns = read_turns(row[next(name for name in CONVERSATION_KEYS if name in row)])
+        with library_errors_as_user_errors(f"{where}.json: expected an object with {EXPECTED_FORMAT}"):
+            row = safe_json_loads(read_byte_range(shard, *files["json"]))
+            turns = parse_messages(row[next(name for name in CONVERSATION_KEYS if name in row)])
         names = sorted((name for name in files if f".{name.rpartition('.')[2]}" in IMAGE_SUFFIXES), key=_by_numbers)
         images = [TarImage(shard.parent, shard, f"{key}.{name}", *files[name]) for name in names]
         yield Conversation(f"{shard.name}/{key}", images, place_images(turns, len(images)))

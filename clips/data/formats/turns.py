@@ -12,7 +12,7 @@ CONVERSATION_KEYS = ("messages", "conversations")
 """The names under which data sets keep a conversation."""
 IMAGE_KEYS = ("images", "image")
 """The names under which they keep its images."""
-EXPECTED = (
+EXPECTED_FORMAT = (
     "messages or conversations of from (human, gpt or system) and value, or of role (user, assistant or system) and "
     "content, which is text or a list of parts of type text or image"
 )
@@ -33,7 +33,7 @@ def text(value: Any) -> str:
     return value
 
 
-def read_turns(talk: Any) -> list[Turn]:
+def parse_messages(talk: Any) -> list[Turn]:
     """The turns of a conversation in either form: from and value (LLaVA's) or role and content (transformers').
 
     Args:
@@ -67,7 +67,7 @@ def _flat(parts: Sequence[Mapping[str, Any]]) -> str:
     return "".join(pieces)
 
 
-def from_first_question(turns: list[Turn]) -> list[Turn]:
+def drop_before_first_user_turn(turns: list[Turn]) -> list[Turn]:
     """Without what is said before the user says anything; a system's word stays.
 
     LLaVA's training leaves such a first turn out (``preprocess_v1`` in ``train.py``): ShareGPT's conversations are cut

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from clips.data.formats import FORMATS
 from clips.data.images import BadSampleError
-from clips.data.sources.base import Afar, Record, Sample, Source, SourceConfig, blocks_of
+from clips.data.sources.base import RemoteSource, Record, Sample, Source, SourceConfig, shard_lengths
 from clips.errors import UserError
-from clips.imported import imported
+from clips.lazy_import import import_from_string
 
 __all__ = [
-    "Afar",
+    "RemoteSource",
     "BadSampleError",
     "Record",
     "Sample",
     "Source",
     "SourceConfig",
-    "blocks_of",
+    "shard_lengths",
     "open_source",
 ]
 
@@ -27,7 +27,7 @@ def open_source(config: SourceConfig) -> Source:
         UserError: a file is missing or broken, or all of the first samples lack what ``config`` names.
     """
     reader = FORMATS[config.format].source or "clips.data.sources.listed:ListedCaptions"
-    source: Source = imported(reader)(config)
+    source: Source = import_from_string(reader)(config)
     if not len(source):
         raise UserError(f"{config.path}: no samples")
     return source

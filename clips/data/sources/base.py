@@ -11,10 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from clips.core.identity import RUN_ONLY
-from clips.data.files import ShardCache
+from clips.data.remote_files import ShardCache
 from clips.data.formats import FORMATS
 from clips.data.images import BadSampleError
-from clips.errors import UserError, suggest
+from clips.errors import UserError, unknown_name_error
 
 AUTO = "auto"
 """Of a config's ``web`` and ``synthetic``: where the format has its captions, see `clips.data.formats.Format`."""
@@ -86,7 +86,7 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         if self.format not in TRAINING_FORMATS:
-            raise suggest(self.format, TRAINING_FORMATS, "format of a data source")
+            raise unknown_name_error(self.format, TRAINING_FORMATS, "format of a data source")
         for name in ("web", "synthetic"):
             if getattr(self, name) == AUTO:
                 object.__setattr__(self, name, getattr(FORMATS[self.format], name))
@@ -128,7 +128,7 @@ class Record:
 
 
 class Source(Protocol):
-    """A sequence of samples by index: which of them comes when is `clips.data.order`'s matter."""
+    """A sequence of samples by index: which of them comes when is `clips.data.sampler`'s matter."""
 
     def __len__(self) -> int:
         """The number of samples, bad ones included."""
@@ -146,7 +146,7 @@ class Source(Protocol):
         """What the manifest says of the source: its path, size and hash."""
 
 
-class Afar(Protocol):
+class RemoteSource(Protocol):
     """A source some of whose blocks (shards, row groups) are copied to this machine before they are read."""
 
     @property
@@ -161,12 +161,12 @@ class Afar(Protocol):
         """The local copy of ``block``, made if it is not here already. Raises UserError."""
 
 
-def blocks_of(source: Source) -> list[int]:
+def shard_lengths(source: Source) -> list[int]:
     """How many samples lie together in each shard; where a format has no shards, all are one."""
     return list(getattr(source, "blocks", None) or [len(source)])
 
 
-def drawn(found: Any, wanted: str, rng: np.random.Generator) -> str:
+def sample_caption(found: Any, wanted: str, rng: np.random.Generator) -> str:
     """One caption, "" where it is empty: ``found`` is a text, a list of which one is drawn, or None.
 
     Raises:
@@ -181,7 +181,7 @@ def drawn(found: Any, wanted: str, rng: np.random.Generator) -> str:
     return found.strip()
 
 
-def one_of(captions: Sequence[str], rng: np.random.Generator) -> str:
+def choose_nonempty(captions: Sequence[str], rng: np.random.Generator) -> str:
     """One of those that are not empty, each equally likely; "" where there is none."""
     there = [caption for caption in captions if caption]
     return there[rng.integers(len(there))] if len(there) > 1 else "".join(there)

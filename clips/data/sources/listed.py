@@ -13,7 +13,7 @@ from clips.data.formats.base import texts_of
 from clips.data.images import BadSampleError
 from clips.data.lazy_images import FileImage, image_bytes
 from clips.data.sources.base import Record, Sample, SourceConfig
-from clips.errors import UserError, suggest
+from clips.errors import UserError, unknown_name_error
 
 WEB = ("drawn_sentence", "first_sentence")
 SYNTHETIC = ("other_sentences", "all_sentences")
@@ -26,10 +26,10 @@ class ListedCaptions:
     def __init__(self, config: SourceConfig) -> None:
         self.config = config
         if config.web not in WEB:
-            raise suggest(config.web, WEB, f"'web' of a {config.format} data source")
+            raise unknown_name_error(config.web, WEB, f"'web' of a {config.format} data source")
         for name in config.synthetics:
             if name not in SYNTHETIC:
-                raise suggest(name, SYNTHETIC, f"'synthetic' of a {config.format} data source")
+                raise unknown_name_error(name, SYNTHETIC, f"'synthetic' of a {config.format} data source")
         if len(config.synthetics) > 1:
             raise UserError(f"'synthetic' of a {config.format} data source: expected one of {', '.join(SYNTHETIC)}")
         given = {"split": config.split, "images": config.images}

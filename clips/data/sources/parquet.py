@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from clips.core.artifact import write_file
-from clips.data.files import ShardCache, UnreachableError, is_remote
+from clips.core.artifact import atomic_write
+from clips.data.remote_files import ShardCache, UnreachableError, is_remote
 from clips.data.images import BadSampleError
-from clips.data.unpacking import unpacked
-from clips.errors import UserError, reason_of
+from clips.data.parquet_limits import iter_record_batches
+from clips.errors import UserError, error_reason
 
 _FOOTERS_AT_ONCE = 16
 _BROKEN = ("deserializ", "thrift", "corrupt", "decompress", "malformed", "magic bytes")  # in Arrow's messages
@@ -110,7 +110,7 @@ class ParquetRows:
 
         footer = self._footer_of(file)
         with _open(file) as stream:
-            parts = unpacked(file, stream, columns=self.column_names, group=group, footer=footer)
+            parts = iter_record_batches(file, stream, columns=self.column_names, group=group, footer=footer)
             try:
                 first = next(parts, None)
                 if first is None:
@@ -120,7 +120,7 @@ class ParquetRows:
                         writer.write_batch(part)
             except (pa.ArrowException, OSError) as error:  # an OSError for the network's faults and the file's
                 if any(sign in str(error).lower() for sign in _BROKEN):
-                    raise UserError(f"{file}: row group {group} is broken ({reason_of(error)})") from None
+                    raise UserError(f"{file}: row group {group} is broken ({error_reason(error)})") from None
                 raise
 
     @staticmethod
@@ -147,7 +147,7 @@ def _row_groups(files: Sequence[str], cache: ShardCache) -> list[tuple[int, int,
     except (OSError, ValueError):
         with concurrent.futures.ThreadPoolExecutor(_FOOTERS_AT_ONCE) as executor:
             counts = list(executor.map(_rows_of_groups, files))
-        write_file(kept, json.dumps(counts))
+        atomic_write(kept, json.dumps(counts))
     return [(file, group, rows) for file, found in enumerate(counts) for group, rows in enumerate(found) if rows]
 
 

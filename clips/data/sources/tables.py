@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from clips.data.files import ShardCache, expand, is_remote
+from clips.data.remote_files import ShardCache, expand_brace_ranges, is_remote
 from clips.data.formats.rows import files_of_splits, is_saved, one_line_errors, open_rows, undecoded
 from clips.data.images import BadSampleError
 from clips.data.lazy_images import image_bytes
-from clips.data.sources.base import Record, Sample, SourceConfig, drawn, one_of
+from clips.data.sources.base import Record, Sample, SourceConfig, sample_caption, choose_nonempty
 from clips.data.sources.parquet import ParquetRows
-from clips.data.unpacking import check_unpacked
-from clips.errors import UserError, suggest
+from clips.data.parquet_limits import check_decompressed_size
+from clips.errors import UserError, unknown_name_error
 
 _READERS: dict[str, tuple[str, dict[str, Any]]] = {
     "csv": ("csv", {}),
@@ -28,7 +28,7 @@ _PICTURE_COLUMNS = ("image", "jpg", "png", "image_path", "file_name", "path", "u
 _BLOCK = 10_000
 
 
-class HubDataset:
+class DatasetsSource:
     """A data set of the Hugging Face hub, a directory in the hub's layout or of ``save_to_disk``, by random access.
 
     As ``datasets`` reads it, or, where the config says ``stream``, its parquet files where they are.
@@ -43,7 +43,7 @@ class HubDataset:
         wanted = [("image", self.picture), ("web", config.web), *(("synthetic", name) for name in config.synthetics)]
         for field, column in wanted:
             if column not in found:
-                raise UserError(f"{config.path}: {suggest(column, found, f'column for data source field {field}')}")
+                raise UserError(f"{config.path}: {unknown_name_error(column, found, f'column for data source field {field}')}")
         self.whole_rows = self.rows
         self.rows = self.whole_rows.select_columns(list(dict.fromkeys(column for _, column in wanted)))
         self.folder = config.images or self.folder_of_pictures()
@@ -54,7 +54,7 @@ class HubDataset:
             return open_rows(self.config.path, self.config.subset, self.config.split)
         files = files_of_splits(self.config.path, self.config.subset)
         if self.config.split not in files:
-            raise suggest(self.config.split, files, f"split of {self.config.path}")
+            raise unknown_name_error(self.config.split, files, f"split of {self.config.path}")
         return self.streamed(files[self.config.split])
 
     def streamed(self, files: Sequence[str]) -> ParquetRows:
@@ -101,8 +101,8 @@ class HubDataset:
     def read(self, index: int, rng: np.random.Generator) -> Sample:
         """See `Source`."""
         row = self.rows[index]
-        web = drawn(row[self.config.web], self.config.web, rng)
-        synthetic = one_of([drawn(row[name], name, rng) for name in self.config.synthetics], rng)
+        web = sample_caption(row[self.config.web], self.config.web, rng)
+        synthetic = choose_nonempty([sample_caption(row[name], name, rng) for name in self.config.synthetics], rng)
         if not web and not synthetic:
             raise BadSampleError(f"no caption '{self.config.web}'")
         image = image_bytes(row[self.picture], self.folder, own_network=self.config.own_network)
@@ -128,7 +128,7 @@ class HubDataset:
         }
 
 
-class Table(HubDataset):
+class TableSource(DatasetsSource):
     """CSV, TSV, JSON lines or parquet files.
 
     Recap-DataComp-1B's parquet has columns url, org_caption, re_caption; CapsFusion-120M's has image_url, laion_2b
@@ -151,7 +151,7 @@ class Table(HubDataset):
         if kind not in _READERS:
             raise UserError(f"{self.files[0]}: expected a file that ends in {', '.join(_READERS)}")
         if kind == "parquet":
-            check_unpacked(file for file in self.files if not is_remote(file))
+            check_decompressed_size(file for file in self.files if not is_remote(file))
         reader, options = _READERS[kind]
         return undecoded(datasets.load_dataset(reader, data_files=self.files, split="train", **options))
 
@@ -174,7 +174,7 @@ def _picture_column(path: str, columns: Sequence[str]) -> str:
 
 def _table_files(path: str) -> list[str]:
     if is_remote(path):
-        return expand(path)
+        return expand_brace_ranges(path)
     if Path(path).is_dir():
         found = sorted(str(file) for kind in _READERS for file in Path(path).glob(f"*.{kind}"))
         if not found:
@@ -182,7 +182,7 @@ def _table_files(path: str) -> list[str]:
         if len({Path(file).suffix for file in found}) > 1:
             raise UserError(f"{path}: expected tables of one kind, found {found[0]} and {found[-1]}")
         return found
-    files = expand(path)
+    files = expand_brace_ranges(path)
     for file in files:
         if not Path(file).is_file():
             raise UserError(f"{file}: no such file or directory")

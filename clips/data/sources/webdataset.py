@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from clips.core.artifact import MANIFEST, directory_hash, say
-from clips.data.files import ShardCache, UnreachableError, is_remote, read_file
+from clips.core.artifact import MANIFEST, directory_hash, log_info
+from clips.data.remote_files import ShardCache, UnreachableError, is_remote, read_file
 from clips.data.formats.tar_shards import list_shards
 from clips.data.images import IMAGE_SUFFIXES, BadSampleError
-from clips.data.shardindex import UNREADABLE_INDEX, ShardIndex, Spans, index_shard, load_index
-from clips.data.sources.base import Record, Sample, SourceConfig, drawn, one_of
-from clips.data.tars import read_span
-from clips.errors import UserError, reason_of, suggest
-from clips.jsontext import parse_json
+from clips.data.shard_index import INDEX_READ_ERRORS, ShardIndex, Spans, index_shard, load_index
+from clips.data.sources.base import Record, Sample, SourceConfig, sample_caption, choose_nonempty
+from clips.data.tar_index import read_byte_range
+from clips.errors import UserError, error_reason, unknown_name_error
+from clips.jsontext import safe_json_loads
 
-SIZES = "sizes.json"
+SIZES_FILE = "sizes.json"
 """Beside the shards: {shard's name: samples in it}, as webdataset and open_clip have it."""
 _TRIED_SAMPLES = 20  # before training, for the keys that they have
 _IMAGE_EXTENSIONS = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
@@ -32,7 +32,7 @@ _UNREADABLE_SHARE = 0.02  # of the shards may be so when they are counted; more 
 ReadSpan = Callable[[tuple[int, int]], bytes]
 
 
-class WebDataset:
+class WebDatasetSource:
     """Tar shards; where their sizes are known beforehand (`SIZES`), a shard is not opened until it is needed."""
 
     def __init__(self, config: SourceConfig) -> None:
@@ -87,7 +87,7 @@ class WebDataset:
                 self.unreadable[number] = str(error)
                 if number == 0 or len(self.unreadable) > _UNREADABLE_SHARE * len(self.shards):
                     raise
-                say(f"{error}; none of its samples is used")
+                log_info(f"{error}; none of its samples is used")
                 sizes.append(0)
         return sizes
 
@@ -115,7 +115,7 @@ class WebDataset:
         shard, place = self._locate(index)
         samples = self._samples_of(shard)
         if place >= len(samples):
-            raise BadSampleError(f"missing, though {SIZES} counts it")
+            raise BadSampleError(f"missing, though {SIZES_FILE} counts it")
         spans = samples.files(place)
         image = next((spans[extension] for extension in _IMAGE_EXTENSIONS if extension in spans), None)
         if image is None:
@@ -123,7 +123,7 @@ class WebDataset:
         read = functools.partial(self._bytes, shard)
         captions = _captions(spans, read)
         web = self._caption(self.config.web, captions, spans, read, rng)
-        synthetic = one_of([self._caption(name, captions, spans, read, rng) for name in self.config.synthetics], rng)
+        synthetic = choose_nonempty([self._caption(name, captions, spans, read, rng) for name in self.config.synthetics], rng)
         if not web and not synthetic:
             raise BadSampleError(f"no caption '{self.config.web}'")
         return Sample(read(image), web, synthetic)
@@ -131,11 +131,11 @@ class WebDataset:
     def _bytes(self, shard: int, span: tuple[int, int]) -> bytes:
         for _ in range(2):  # another process may have made room in between
             try:
-                return read_span(self.cache.path(self.shards[shard]), *span)
+                return read_byte_range(self.cache.path(self.shards[shard]), *span)
             except FileNotFoundError:
                 continue
             except OSError as error:
-                raise BadSampleError(f"unreadable ({reason_of(error)})") from None
+                raise BadSampleError(f"unreadable ({error_reason(error)})") from None
         raise BadSampleError("gone while it was read")
 
     def record(self, index: int) -> Record:
@@ -154,7 +154,7 @@ class WebDataset:
     def _read_index(self, shard: int) -> ShardIndex:
         """Of many shards it is kept on disk, since every reader of the machine needs those of nearly all."""
         if self.many:
-            with contextlib.suppress(*UNREADABLE_INDEX):  # or no place to keep it: then every reader makes its own
+            with contextlib.suppress(*INDEX_READ_ERRORS):  # or no place to keep it: then every reader makes its own
                 return load_index(self._index_file(shard))
         return index_shard(self.cache.path(self.shards[shard]))
 
@@ -172,10 +172,10 @@ class WebDataset:
     ) -> str:
         """The caption under ``wanted``, "" where it is empty or missing."""
         if not wanted.startswith("."):
-            return drawn(captions.get(wanted), wanted, rng)
+            return sample_caption(captions.get(wanted), wanted, rng)
         span = spans.get(wanted[1:])
         try:
-            return drawn(read(span).decode("utf-8") if span else None, wanted, rng)
+            return sample_caption(read(span).decode("utf-8") if span else None, wanted, rng)
         except UnicodeDecodeError as error:
             raise BadSampleError(f"{wanted} is not UTF-8 text ({error.reason})") from None
 
@@ -199,7 +199,7 @@ class WebDataset:
             elif "json" not in extensions:
                 raise UserError(f"{what} key '{wanted}' in a .json file; none")
             elif keys and wanted not in keys:
-                raise UserError(f"{self.config.path}: {suggest(wanted, keys, f'key for data source field {field}')}")
+                raise UserError(f"{self.config.path}: {unknown_name_error(wanted, keys, f'key for data source field {field}')}")
 
     def describe(self) -> dict[str, Any]:
         """See `Source`."""
@@ -224,10 +224,10 @@ def _known_sizes(path: str | None, shards: list[str]) -> list[int] | None:
     Raises:
         UserError: it lacks a shard, or it is missing although it was named or the shards are not here.
     """
-    file = path or f"{shards[0].rpartition('/')[0] or '.'}/{SIZES}"
+    file = path or f"{shards[0].rpartition('/')[0] or '.'}/{SIZES_FILE}"
     may_count = path is None and not is_remote(shards[0])
     try:
-        sizes = parse_json(read_file(file))
+        sizes = safe_json_loads(read_file(file))
         return [int(sizes[_file_name(shard)]) for shard in shards]
     except KeyError as error:
         if may_count:
@@ -236,13 +236,13 @@ def _known_sizes(path: str | None, shards: list[str]) -> list[int] | None:
             f"{file}: expected the number of samples in {error.args[0]}; `clips data index` counts them"
         ) from None
     except ImportError as error:
-        raise UserError(f"{file}: cannot be read ({reason_of(error)})") from None
+        raise UserError(f"{file}: cannot be read ({error_reason(error)})") from None
     except OSError as error:
         if may_count:
             return None
         missing = isinstance(error, FileNotFoundError)
         raise UserError(
-            f"{file}: {'no such file' if missing else f'cannot be read ({reason_of(error)})'}; shards from afar need "
+            f"{file}: {'no such file' if missing else f'cannot be read ({error_reason(error)})'}; shards from afar need "
             "this count of their samples: `clips data index SHARDS --output sizes.json` writes it, data source's "
             "'sizes' names it where it does not lie beside them"
         ) from None
@@ -254,7 +254,7 @@ def _captions(spans: Spans, read: ReadSpan) -> dict[str, Any]:
     if "json" not in spans:
         return {}
     try:
-        captions = parse_json(read(spans["json"]))
+        captions = safe_json_loads(read(spans["json"]))
     except (ValueError, RecursionError):
         raise BadSampleError("broken JSON") from None
     if not isinstance(captions, dict):

@@ -1,0 +1,282 @@
+"""``clips-bench overlap``: which pictures of a benchmark are in the training data, as they are or nearly so."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.data.caption_sets import load_caption_set
+from benchmarks.data.classification_sets import load_classification_set
+from benchmarks.analysis.perceptual_hash import BITS, MAX_HAMMING_DISTANCE, ImageHash, hash_image, near_pairs
+from benchmarks.formatting import format_duration
+from clips.core.artifact import log_info, atomic_write
+from clips.data.formats import DatasetSpec
+from clips.data.formats.base import Location
+from clips.data.formats.tar_shards import is_webdataset
+from clips.data.sources.base import SourceConfig
+from clips.data.parquet_limits import iter_record_batches
+from clips.errors import UserError
+from clips.serialization import to_plain
+
+_THREADS = 2
+_BLOCK = 4096  # training pictures compared at once
+_SAID_EVERY = 60  # seconds
+
+Named = tuple[str, bytes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContaminationConfig:
+    """Find pictures of a benchmark in training data: pixel for pixel, or nearly so by a perceptual hash.
+
+    Args:
+        training: the sources, as ``data.sources`` in ``clips train``.
+        benchmark: its data as ``clips-bench run`` takes them for retrieval or classification; or a directory (or one
+            file) of parquet with pictures, as lmms-eval's tasks have.
+        split: of data that have any, parquet excepted.
+        images: folder of the pictures, where it is not beside the captions.
+        language: of a benchmark in several languages, whose pictures are those of any of them.
+        within: unlike bits, of 256, up to which two pictures are taken for one.
+        output: the pairs, .csv or .json.
+    """
+
+    training: list[SourceConfig]
+    benchmark: str
+    split: str = "test"
+    images: str | None = None
+    language: str | None = None
+    within: int = MAX_HAMMING_DISTANCE
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.training:
+            raise UserError("training: expected at least one source")
+        if not 0 <= self.within < BITS // 2:
+            raise UserError(f"within: expected 0 to {BITS // 2 - 1} unlike bits, got {self.within}")
+        if self.output is not None and Path(self.output).suffix not in {".csv", ".json"}:
+            raise UserError(f"output: expected a name that ends in .csv or .json, got '{self.output}'")
+
+
+@dataclass(frozen=True)
+class DuplicatePair:
+    """A training picture and a picture of the benchmark that are one.
+
+    Args:
+        training: the training picture's name.
+        benchmark: the benchmark's.
+        unlike_bits: of their hashes, out of 256.
+        exact: whether all pixels are equal.
+    """
+
+    training: str
+    benchmark: str
+    unlike_bits: int
+    exact: bool
+
+
+@dataclass
+class ContaminationResult:
+    """What was found; counts are of pictures."""
+
+    training: int = 0
+    benchmark: int = 0
+    unreadable: list[str] = field(default_factory=list)
+    pairs: list[DuplicatePair] = field(default_factory=list)
+
+    @property
+    def exact(self) -> int:
+        """The benchmark's pictures that are in the training data pixel for pixel."""
+        return len({pair.benchmark for pair in self.pairs if pair.exact})
+
+    @property
+    def near(self) -> int:
+        """Those that are nearly so, and not exactly."""
+        return len({pair.benchmark for pair in self.pairs}) - self.exact
+
+
+def run_contamination(config: ContaminationConfig) -> None:
+    """Print counts and shares, and write the pairs where ``output`` says so.
+
+    Raises:
+        UserError: data that are missing or malformed, a benchmark without pictures.
+    """
+    from clips.data.sources import open_source
+
+    started = time.perf_counter()
+    sources = [open_source(source) for source in config.training]
+    pictures = benchmark_images(config.benchmark, split=config.split, images=config.images, language=config.language)
+    training = itertools.chain.from_iterable(_training_pictures(source) for source in sources)
+    found = find_duplicates(training, pictures, within=config.within)
+    if not found.benchmark:
+        raise UserError(f"benchmark: {config.benchmark}: holds no picture")
+    for line in format_result(found, config.within):
+        print(line)
+    if config.output:
+        lines = [to_plain(pair) for pair in found.pairs]
+        atomic_write(config.output, _json(found, lines) if config.output.endswith(".json") else _csv(lines))
+        log_info(f"pairs: {config.output}")
+    log_info(f"took {format_duration(time.perf_counter() - started)}")
+
+
+def find_duplicates(training: Iterable[Named], benchmark: Iterable[Named], *, within: int = MAX_HAMMING_DISTANCE) -> ContaminationResult:
+    """Compare every training picture with every one of the benchmark.
+
+    Args:
+        training: (name, encoded picture); a picture that cannot be read comes with no bytes.
+        benchmark: likewise; of these 64 bytes each are kept, of the training pictures nothing.
+        within: unlike bits up to which two pictures are one.
+    """
+    found = ContaminationResult()
+    known = [each for block in _looks(benchmark, found) for each in block]
+    found.benchmark = len(known)
+    by_pixels: dict[bytes, list[str]] = {}
+    for name, look in known:
+        by_pixels.setdefault(look.pixels, []).append(name)
+    names, hashes = _hashes(known)
+    said = time.monotonic()
+    for block in _looks(training, found):
+        found.training += len(block)
+        exact = {(mine, name) for mine, look in block for name in by_pixels.get(look.pixels, ())}
+        found.pairs += [DuplicatePair(*pair, 0, True) for pair in sorted(exact)]
+        mine, theirs = _hashes(block)
+        near = [(mine[row], names[column], unlike) for row, column, unlike in near_pairs(theirs, hashes, within)]
+        found.pairs += [DuplicatePair(*pair, False) for pair in near if pair[:2] not in exact]
+        if time.monotonic() - said > _SAID_EVERY:
+            log_info(f"{found.training:,} training pictures, {len(found.pairs):,} pairs")
+            said = time.monotonic()
+    return found
+
+
+def _looks(pictures: Iterable[Named], found: ContaminationResult) -> Iterator[list[tuple[str, ImageHash]]]:
+    """Blocks of the pictures that can be read, decoded on threads; the others are noted."""
+    rest = iter(pictures)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        while block := list(itertools.islice(rest, _BLOCK)):
+            looks = pool.map(_look, (content for _, content in block))
+            seen = [(name, look) for (name, _), look in zip(block, looks, strict=True)]
+            found.unreadable += [name for name, look in seen if look is None]
+            yield [(name, look) for name, look in seen if look is not None]
+
+
+def _look(content: bytes) -> ImageHash | None:
+    from clips.data.images import BadImageError, decode_image
+
+    try:
+        return hash_image(decode_image(content))
+    except BadImageError:
+        return None
+
+
+def _hashes(looks: Sequence[tuple[str, ImageHash]]) -> tuple[list[str], np.ndarray]:
+    """Names and (N, 4) hashes of the pictures that have one."""
+    there = [(name, look.bits) for name, look in looks if look.bits is not None]
+    return [name for name, _ in there], np.array([bits for _, bits in there], np.uint64).reshape(-1, BITS // 64)
+
+
+def _training_pictures(source: Any) -> Iterator[Named]:
+    """(name, encoded picture) of a source; no bytes where training would skip the sample."""
+    from clips.data.sources import BadSampleError
+
+    for index in range(len(source)):
+        try:
+            yield source.name(index), source.read(index, np.random.default_rng(index)).image
+        except BadSampleError:
+            yield source.name(index), b""
+
+
+def benchmark_images(
+    data: str, *, split: str = "test", images: str | None = None, language: str | None = None
+) -> Iterator[Named]:
+    """(name, encoded picture) of a benchmark's data, see `OverlapConfig`.
+
+    Raises:
+        UserError: missing or malformed.
+    """
+    path = Path(data)
+    spec = DatasetSpec(path=data, split=split, images=images, language=language)
+    if path.suffix == ".parquet" or (
+        path.is_dir() and not is_webdataset(Location(spec)) and next(path.rglob("*.parquet"), None)
+    ):
+        yield from _from_parquet(path)
+        return
+    try:
+        captions = load_caption_set(spec)
+    except UserError as error:
+        if not path.is_dir():
+            raise
+        yield from _from_classes(data, split, error)
+        return
+    for image in captions.files:
+        yield image.name, image.read()
+
+
+def _from_classes(data: str, split: str, otherwise: UserError) -> Iterator[Named]:
+    """The pictures of a classification data set; raises ``otherwise`` where it is none."""
+    try:
+        found = load_classification_set(data, split=split)
+    except UserError:
+        raise otherwise from None
+    for name, image in zip(found.pictures, found.files, strict=True):
+        yield name, image.read()
+
+
+def _from_parquet(path: Path) -> Iterator[Named]:
+    """The pictures of all columns that hold such, as ``datasets`` stores them: {bytes, path}."""
+    import pyarrow
+    from pyarrow import parquet
+
+    for file in [path] if path.is_file() else sorted(path.rglob("*.parquet")):
+        try:
+            table = parquet.ParquetFile(file)
+            columns = [field.name for field in table.schema_arrow if _holds_pictures(field.type)]
+            row = 0
+            for batch in iter_record_batches(str(file), file, columns=columns, footer=table.metadata) if columns else ():
+                for values in batch.to_pylist():
+                    for name, value in values.items():
+                        if value and value["bytes"]:
+                            yield f"{file.name} row {row} {name}", value["bytes"]
+                    row += 1
+        except (OSError, pyarrow.ArrowException) as error:
+            raise UserError(f"benchmark: {file}: not a readable parquet file ({error})") from None
+
+
+def _holds_pictures(kind: Any) -> bool:
+    import pyarrow
+
+    return pyarrow.types.is_struct(kind) and "bytes" in {field.name for field in kind}
+
+
+def format_result(found: ContaminationResult, within: int) -> Iterator[str]:
+    """What was found, in lines of text."""
+    yield f"training    {found.training:,} pictures"
+    yield f"benchmark   {found.benchmark:,} pictures"
+    if found.unreadable:
+        yield f"unreadable  {len(found.unreadable):,}, which were left out, for instance {found.unreadable[0]}"
+    yield f"exact       {_share(found.exact, found)} of the benchmark are training pictures, pixel for pixel"
+    yield f"near        {_share(found.near, found)} more differ from one in at most {within} of {BITS} bits"
+
+
+def _share(count: int, found: ContaminationResult) -> str:
+    return f"{count:,} ({count / found.benchmark:.2%})"
+
+
+def _json(found: ContaminationResult, lines: list[dict[str, Any]]) -> str:
+    counts = {name: getattr(found, name) for name in ("training", "benchmark", "exact", "near")}
+    content = counts | {"unreadable": found.unreadable, "pairs": lines}
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def _csv(lines: list[dict[str, Any]]) -> str:
+    import pandas as pd
+
+    names = [each.name for each in dataclasses.fields(DuplicatePair)]
+    return pd.DataFrame(lines, columns=names).to_csv(index=False, lineterminator="\n")

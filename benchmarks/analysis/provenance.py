@@ -1,0 +1,204 @@
+"""``clips-bench provenance RESULT``: from a number back to the shards, and whether what it rests on is still there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import Result, enclosing_study
+from benchmarks.study.step_state import find_producer
+from benchmarks.study.trash import acceptance
+from benchmarks.training_settings import relocate, mapping
+from benchmarks.analysis.find_results import find_result
+from benchmarks.formatting import strip_control_chars
+from clips.core.artifact import MANIFEST, directory_hash, read_manifest
+from clips.errors import UserError
+
+_SHOWN = 12  # digits of a hash
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProvenanceConfig:
+    """Say where a number comes from: data, model, and what that was made from, back to the training data.
+
+    Args:
+        result: a result file, or a directory: of a row, of results with one row, of an encoder, a LLaVA or data.
+        benchmark: whose result, where the directory has several.
+        check: hash what is there again and say what has changed since.
+    """
+
+    result: str
+    benchmark: str | None = None
+    check: bool = True
+
+
+@dataclass(frozen=True)
+class ProvenanceNode:
+    """One thing that a number rests on.
+
+    Args:
+        title: what it is, in a line.
+        facts: more lines about it.
+        made_from: what it rests on in turn.
+    """
+
+    title: str
+    facts: Sequence[str] = ()
+    made_from: Sequence[ProvenanceNode] = ()
+
+
+def run_provenance(config: ProvenanceConfig) -> None:
+    """Print the tree.
+
+    Raises:
+        UserError: a file that is missing, is no result, or was written by a newer version; a manifest that cannot be
+            read.
+    """
+    if (Path(config.result) / MANIFEST).is_file():
+        node = trace_directory(Path(config.result), check=config.check)
+    else:
+        node = trace(find_result(config.result, config.benchmark, "result"), check=config.check)
+    for line in lines(node):
+        print(strip_control_chars(line))
+
+
+def trace_directory(made: Path, *, check: bool = True) -> ProvenanceNode:
+    """The tree below an encoder, a LLaVA or data, by its manifest.
+
+    Raises:
+        UserError: its manifest cannot be read.
+    """
+    path = made.absolute()
+    described = {"path": str(path), "hash": str(read_manifest(path).get("hash", ""))}
+    return _artifact("directory", described, path.parent.parent, check=check)
+
+
+def trace(result: Result, *, check: bool = True) -> ProvenanceNode:
+    """The tree below a result."""
+    protocol = result.protocol
+    facts = [
+        f"evaluated {result.created} in {result.seconds:.0f} s{_code(result.git)}",
+        *([f"by: {result.command}"] if result.command else []),
+        *(_step(Path(result.path)) if result.path else []),
+        f"data: {_short(str(protocol.get('data_hash', '')))}, split {protocol.get('split', 'not stated')}",
+        f"protocol: {_short(result.fingerprint)}; `clips-bench diff` compares it with another's",
+    ]
+    numbers = ", ".join(
+        f"{metric.label} {metric.value * metric.scale:.1f}"
+        for metric in (result.metrics[name] for name in result.primary if name in result.metrics)
+    )
+    title = f"{result.row} on {result.benchmark}: {numbers or result.reason or 'no metric'}  ({result.path})"
+    study = enclosing_study(result.path) if result.path else Path.cwd()
+    return ProvenanceNode(title, facts, [_artifact("model", result.model, study, check=check)])
+
+
+def _artifact(
+    name: str, described: Mapping[str, str], study: Path, *, check: bool, seen: frozenset[str] = frozenset()
+) -> ProvenanceNode:
+    """What lies at a path, and what its manifest says that it was made from."""
+    digest = str(described.get("hash") or "")
+    path = str(described.get("path", "")) and str(relocate(str(described["path"]), study, digest))
+    title = f"{name}: {path} ({_short(str(described.get('hash', '')))})"
+    directory = Path(path)
+    if not path or not directory.exists():
+        return ProvenanceNode(f"{title}, not on this machine")
+    if check and described.get("hash") not in {None, "", directory_hash(directory)}:
+        return ProvenanceNode(f"{title}, CHANGED since: now {_short(directory_hash(directory))}")
+    if not (directory / MANIFEST).is_file() or path in seen:
+        return ProvenanceNode(f"{title}, not made by this suite" if directory.is_dir() else title)
+    try:
+        manifest = read_manifest(directory)
+    except UserError as error:
+        return ProvenanceNode(f"{title}, {error}")
+    parents = [
+        _artifact(parent, each, study, check=check, seen=seen | {path})
+        for parent, each in mapping(manifest.get("parents")).items()
+        if isinstance(each, Mapping)
+    ]
+    return ProvenanceNode(
+        title,
+        [*_about(manifest), *_step(directory)],
+        [*parents, *_sources(mapping(manifest.get("data")), study, check=check)],
+    )
+
+
+def _about(manifest: Mapping[str, Any]) -> Iterator[str]:
+    made = f"made {manifest.get('created', '')}{_code(mapping(manifest.get('git')))}"
+    seed = manifest.get("seed")
+    yield made + (f", seed {seed}" if seed is not None else "")
+    amounts = {
+        "steps": manifest.get("steps"),
+        "samples": manifest.get("samples_seen"),
+        "s": manifest.get("seconds"),
+        "processes": manifest.get("processes"),
+    }
+    known = [f"{value:,.0f} {unit}" for unit, value in amounts.items() if isinstance(value, int | float)]
+    where = [str(manifest[name]) for name in ("device", "precision") if manifest.get(name)]
+    if known or where:
+        yield ", ".join([*known, *where])
+    versions = mapping(manifest.get("versions"))
+    wanted = [f"{name} {versions[name]}" for name in ("torch", "transformers", "open_clip_torch") if name in versions]
+    if wanted:
+        yield ", ".join(wanted)
+
+
+def _step(made: Path) -> Iterator[str]:
+    """What the study's runner noted of the step that made it: command, time, memory, and on what machine."""
+    found = find_producer(made)
+    if found is None:
+        return
+    record = found[1]
+    spent = [f"{record.seconds:,.0f} s"]
+    if record.peak_memory_mb:
+        spent.append(f"at most {record.peak_memory_mb / 1024:.1f} GiB in one process")
+    yield f"step {record.name}: {', '.join(spent)}{_code(record.git)}"
+    yield from (f"step {record.name} {acceptance(entry)}" for entry in record.accepted)
+    yield f"step's command: {record.command}"
+    if record.machine:
+        yield f"step's machine: {', '.join(f'{name} {value}' for name, value in record.machine.items())}"
+
+
+def _sources(data: Mapping[str, Any], study: Path, *, check: bool) -> Iterator[ProvenanceNode]:
+    """What was read that is no artifact: files and shards, by the paths and hashes that are recorded."""
+    for name, described in data.items():
+        for each in described if isinstance(described, list) else [described]:
+            if isinstance(each, Mapping) and "path" in each:
+                yield _source(name, each, study, check=check)
+
+
+def _source(name: str, described: Mapping[str, Any], study: Path, *, check: bool) -> ProvenanceNode:
+    path = relocate(str(described["path"]), study)
+    facts = [f"{key} {value}" for key, value in described.items() if isinstance(value, int | str)]
+    rest = [fact for fact in facts if not fact.startswith(("path ", "hash ", "directory_hash "))]
+    said = f"{name}: {path}" + (f" ({_short(str(described['hash']))})" if described.get("hash") else "")
+    if not path.exists():
+        return ProvenanceNode(f"{said}, not on this machine", [", ".join(rest)] if rest else [])
+    if path.is_file() and (path.parent / MANIFEST).is_file():
+        whole = {"path": str(path.parent), "hash": str(described.get("directory_hash", ""))}
+        return ProvenanceNode(said, [", ".join(rest)] if rest else [], [_artifact("part of", whole, study, check=check)])
+    if path.is_dir() and (path / MANIFEST).is_file():
+        node = _artifact(name, {"path": str(path)}, study, check=check)
+        return ProvenanceNode(said, [*([", ".join(rest)] if rest else []), *node.facts], node.made_from)
+    return ProvenanceNode(said, [", ".join(rest)] if rest else [])
+
+
+def lines(node: ProvenanceNode, depth: int = 0) -> Iterator[str]:
+    """The tree as text, what something rests on indented below it."""
+    indent = "    " * depth
+    yield f"{indent}{node.title}"
+    for fact in node.facts:
+        yield f"{indent}  · {fact}"
+    for each in node.made_from:
+        yield from lines(each, depth + 1)
+
+
+def _code(git: Mapping[str, Any]) -> str:
+    commit = str(git.get("commit") or "")
+    changed = " and changes that were not committed" if git.get("dirty") else ""
+    return f", code {commit[:_SHOWN]}{changed}" if commit else ""
+
+
+def _short(digest: str) -> str:
+    return digest[:_SHOWN] if digest else "no hash"

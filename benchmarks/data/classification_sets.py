@@ -1,0 +1,146 @@
+"""Images with one class each, from the formats in which classification benchmarks come."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from clips.core.artifact import log_info
+from clips.data.formats import DatasetSpec, read_dataset
+from clips.data.formats.base import Classified
+from clips.data.formats.classes import CLASS_NAMES, listed
+from clips.data.lazy_images import LazyImage
+from clips.data.text_files import read_text_lines
+from clips.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+TEMPLATES_FILE = "zeroshot_classification_templates.txt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationSet:
+    """Pictures and their classes.
+
+    Args:
+        source: the directory that was read.
+        files: (N,) the images.
+        pictures: (N,) their names, all different.
+        targets: (N,) index of each picture's class.
+        classes: (C,) names of the classes.
+        named_by: where those names are from, in words.
+        templates: texts with ``{}`` or ``{c}`` for the class, from the file beside the data; empty where there is none.
+        split: which split that is; ``formats.base.WHOLE`` where there are none.
+        available: pictures that there are without ``limit``.
+        skipped: kind of file → how many are left out: no pictures, or in no class's folder.
+    """
+
+    source: str
+    files: Sequence[LazyImage]
+    pictures: Sequence[str]
+    targets: np.ndarray
+    classes: Sequence[str]
+    named_by: str
+    templates: Sequence[str]
+    split: str
+    available: int
+    skipped: Mapping[str, int] = field(default_factory=dict)
+
+    def open(self, index: int) -> Image:
+        """Picture ``index`` as RGB."""
+        return self.files[index].open()
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """SHA-256 over class names, classes and picture contents, the same whatever format they came in."""
+        digest = hashlib.sha256(json.dumps(list(self.classes), ensure_ascii=False).encode())
+        for image, target in zip(self.files, self.targets, strict=True):
+            digest.update(f"{hashlib.sha256(image.read()).hexdigest()} {target}\n".encode())
+        return digest.hexdigest()
+
+
+def load_classification_set(data: str, *, split: str = "test", limit: int | None = None) -> ClassificationSet:
+    """Read a classification data set.
+
+    Args:
+        data: a directory that holds, in a folder for each split or, for ``test``, itself: WebDataset shards with
+            ``.cls`` (CLIP_benchmark's layout), or a folder of pictures for each class; or a data set of Hugging Face's
+            on disk. ``classnames.txt`` beside it, one line a class, goes before any other names.
+        split: the folder, or the split of the data set.
+        limit: so many pictures, evenly spread over all.
+
+    Raises:
+        UserError: missing or malformed, a class beyond the names, without ``limit`` a class that has no picture.
+    """
+    root = Path(data)
+    if not root.is_dir():
+        raise UserError(f"{data}: expected a directory (WebDataset shards, class folders or parquet files)")
+    folder = root / split if (root / split).is_dir() else root
+    found = read_dataset(DatasetSpec(path=data, split=split), "classes")
+    records = list(found.records)
+    lines = _lines(root, folder, CLASS_NAMES)
+    classes = lines or found.classes
+    _check(records, found.classes, classes, folder, complete=limit is None)
+    count = len(records)
+    kept = [
+        records[index] for index in np.unique(np.linspace(0, count - 1, min(limit or count, count)).round().astype(int))
+    ]
+    return ClassificationSet(
+        source=str(folder),
+        files=[record.image for record in kept],
+        pictures=[record.name for record in kept],
+        targets=np.array([record.target for record in kept]),
+        classes=classes,
+        named_by=CLASS_NAMES if lines else found.named_by,
+        templates=_lines(root, folder, TEMPLATES_FILE),
+        split=found.split,
+        available=count,
+        skipped=found.skipped,
+    )
+
+
+def _lines(root: Path, folder: Path, name: str) -> list[str]:
+    """The lines of a text file beside the data, in their order; none where there is no such file."""
+    path = next((place / name for place in (root, folder, folder.parent) if (place / name).is_file()), None)
+    if path is None:
+        return []
+    lines = read_text_lines(path)
+    lines = lines if lines[-1] else lines[:-1]
+    empty = next((number for number, line in enumerate(lines, 1) if not line.strip()), None)
+    if empty is not None or not lines:
+        raise UserError(f"{path} line {empty or 1}: expected a text, got an empty line")
+    return [line.strip() for line in lines]
+
+
+def _check(
+    records: Sequence[Classified], names: Sequence[str], classes: Sequence[str], folder: Path, *, complete: bool
+) -> None:
+    if not records:
+        raise UserError(f"{folder}: holds no picture with a class")
+    if not classes:
+        raise UserError(f"{folder}: expected {CLASS_NAMES} beside it, one line a class")
+    for record in records:
+        if not 0 <= record.target < len(classes):
+            raise UserError(
+                f"{folder}/{record.name}: is of class {record.target}, but there are {len(classes)} class names"
+            )
+    if names and len(names) != len(classes):
+        raise UserError(f"{folder}: has {len(names)} classes, but {CLASS_NAMES} has {len(classes)} lines")
+    missing = sorted(set(range(len(classes))) - {record.target for record in records})
+    if missing and complete:
+        more = f" (nor of {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise UserError(f"{folder}: holds no picture of class {missing[0]}, '{classes[missing[0]]}'{more}")
+
+
+def say_skipped(found: ClassificationSet) -> None:
+    """Say what lies among the pictures and is not used; nothing where everything is."""
+    if found.skipped:
+        log_info(f"{found.source}: skipped {listed(found.skipped)}: neither of a class nor of a kind that is read")

@@ -1,0 +1,62 @@
+"""The prompts of a class, and the vector built from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from clips.errors import UserError, unknown_name_error
+
+if TYPE_CHECKING:
+    import torch
+
+
+TEMPLATE_SETS = {"openai_imagenet": "OPENAI_IMAGENET_TEMPLATES", "simple": "SIMPLE_IMAGENET_TEMPLATES"}
+"""Name in a config → open_clip's list: CLIP's 80 for ImageNet, and the seven that its authors found equally good."""
+_PLACES = ("{}", "{c}")
+
+
+def check_templates(templates: str | Sequence[str], field: str) -> None:
+    """Reject values that are neither a name in :data:`TEMPLATE_SETS` nor texts with a slot for the class.
+
+    Raises:
+        UserError: naming ``field``.
+    """
+    if isinstance(templates, str) and templates not in TEMPLATE_SETS:
+        raise unknown_name_error(templates, TEMPLATE_SETS, f"set of {field}, or a list of texts,")
+    for template in [] if isinstance(templates, str) else templates:
+        if not any(place in template for place in _PLACES):
+            raise UserError(f"{field}: expected {{}} where the class goes, got '{template:.80}'")
+    if not templates:
+        raise UserError(f"{field}: expected at least one text")
+
+
+def class_prompts(templates: str | Sequence[str], name: str) -> list[str]:
+    """Return the prompts of the class ``name``."""
+    if isinstance(templates, str):
+        from clips.commandline.import_guards import without_wandb
+
+        with without_wandb():
+            import open_clip
+        return [template(name) for template in getattr(open_clip, TEMPLATE_SETS[templates])]
+    return [template.replace("{c}", name).replace("{}", name) for template in templates]
+
+
+def class_embeddings(
+    vectors_of: Callable[[Sequence[str]], torch.Tensor], templates: str | Sequence[str], classes: Sequence[str]
+) -> torch.Tensor:
+    """(C, D) unit vectors of the classes: of each class's texts the unit vectors' mean, made a unit vector again.
+
+    Source: open_clip's ``build_zero_shot_classifier``.
+
+    Args:
+        vectors_of: texts → their unit vectors.
+        templates: as of :func:`class_prompts`.
+        classes: (C,) names.
+    """
+    import torch
+
+    texts = [class_prompts(templates, name) for name in classes]
+    features = vectors_of([text for group in texts for text in group])
+    means = features.reshape(len(classes), len(texts[0]), -1).mean(dim=1)
+    return torch.nn.functional.normalize(means, dim=-1)

@@ -1,0 +1,196 @@
+"""Caption scorers as lmms-eval calls them: the same numbers, faster, picture by picture, and without Java if need be.
+
+lmms-eval's NoCaps scorer starts two Java programs for each of its seven metrics. Inside ``patched_caption_scorers()`` every
+caption is tokenised once by the same Java program, METEOR's starts only for METEOR, and the scores that
+pycocoevalcap computes for each picture are kept. Without Java the captions are tokenised here (``_python_tokens``,
+which the protocol states); METEOR cannot be had then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+JAVA_METRICS = ("nocaps_METEOR",)
+_LINE_BREAKS = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+_BRACKETS = {"(": " -lrb- ", ")": " -rrb- ", "[": " -lsb- ", "]": " -rsb- ", "{": " -lcb- ", "}": " -rcb- "}
+
+
+@dataclass
+class ImageCaptionScores:
+    """What each picture contributes, by its id.
+
+    Args:
+        cider: CIDEr of the picture; the corpus's is their mean.
+        rouge: ROUGE-L of the picture; the corpus's is their mean.
+        bleu: n-gram counts of the picture: matched 1–4, possible 1–4, length, reference length.
+    """
+
+    cider: dict[int, float] = field(default_factory=dict)
+    rouge: dict[int, float] = field(default_factory=dict)
+    bleu: dict[int, list[float]] = field(default_factory=dict)
+
+
+@functools.cache
+def is_java_available() -> bool:
+    """Whether there is a Java that runs."""
+    java = shutil.which("java")
+    if java is None:
+        return False
+    return subprocess.run([java, "-version"], capture_output=True, check=False).returncode == 0
+
+
+def tokenizer_name() -> str:
+    """Which tokenizer the captions go through, for the protocol."""
+    return "PTBTokenizer (Stanford, Java)" if is_java_available() else "PTBTokenizer imitated in Python (no Java)"
+
+
+@contextlib.contextmanager
+def patched_caption_scorers() -> Iterator[ImageCaptionScores]:
+    """Within the block, pycocoevalcap works as the module describes; yields what it finds for each picture."""
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.meteor.meteor import Meteor
+    from pycocoevalcap.rouge.rouge import Rouge
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    scores = ImageCaptionScores()
+    with contextlib.ExitStack() as stack:
+        for owner, name, replacement in (
+            (PTBTokenizer, "tokenize", _tokenizing({})),
+            (Meteor, "__init__", _idle),
+            (Meteor, "compute_score", _started(Meteor.__init__, Meteor.compute_score)),
+            (Cider, "compute_score", _keeping(Cider.compute_score, scores.cider)),
+            (Rouge, "compute_score", _keeping(Rouge.compute_score, scores.rouge)),
+            (Bleu, "compute_score", _counting(Bleu.compute_score, scores.bleu)),
+            (BleuScorer, "compute_score", _exposing(BleuScorer.compute_score)),
+        ):
+            stack.enter_context(mock.patch.object(owner, name, replacement))
+        yield scores
+
+
+def score_captions(references: Sequence[Sequence[str]], captions: Sequence[str]) -> ImageCaptionScores:
+    """CIDEr, ROUGE-L and BLEU of captions, by their numbers.
+
+    Args:
+        references: of each picture.
+        captions: one of each picture.
+    """
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    with patched_caption_scorers() as scores:
+        tokenizer = PTBTokenizer()
+        expected = tokenizer.tokenize({n: [{"caption": text} for text in group] for n, group in enumerate(references)})
+        written = tokenizer.tokenize({n: [{"caption": text}] for n, text in enumerate(captions)})
+        for scorer in (Cider(), Rouge(), Bleu(4)):
+            scorer.compute_score(expected, written)
+    return scores
+
+
+def _tokenizing(known: dict[str, str]) -> Any:
+    from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
+
+    def tokenize(self: Any, captions_for_image: dict[Any, list[dict[str, str]]]) -> dict[Any, list[str]]:
+        lines = {key: [caption["caption"] for caption in captions] for key, captions in captions_for_image.items()}
+        new = list(dict.fromkeys(line for group in lines.values() for line in group if line not in known))
+        for line, tokens in zip(new, ptb_tokenize(new), strict=True):
+            known[line] = " ".join(token for token in tokens.rstrip().split(" ") if token not in PUNCTUATIONS)
+        return {key: [known[line] for line in group] for key, group in lines.items()}
+
+    return tokenize
+
+
+def ptb_tokenize(lines: Sequence[str]) -> list[str]:
+    """Each line lower-cased and split into Penn Treebank tokens joined by spaces, punctuation still there."""
+    if not lines:
+        return []
+    whole = [_LINE_BREAKS.sub(" ", line) for line in lines]
+    return _java_tokens(whole) if is_java_available() else [_python_tokens(line) for line in whole]
+
+
+def _java_tokens(lines: Sequence[str]) -> list[str]:
+    from pycocoevalcap.tokenizer import ptbtokenizer
+
+    jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "captions.txt"
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        command = ["java", "-Dfile.encoding=UTF-8", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
+        done = subprocess.run(
+            [*command, "-preserveLines", "-lowerCase", str(file)], capture_output=True, check=True, encoding="utf-8"
+        )
+    found = done.stdout.split("\n")
+    if len(found) < len(lines):
+        raise RuntimeError(f"the caption tokenizer gave {len(found)} lines for {len(lines)} captions")
+    return found[: len(lines)]
+
+
+def _python_tokens(line: str) -> str:
+    """NLTK's Treebank rules with Stanford's habits where captions meet them: brackets, full stops inside a line."""
+    from nltk.tokenize import NLTKWordTokenizer
+
+    text = re.sub(r"(?<![.A-Z\d])\.(?=\s|$)", " .", re.sub(r"\.{2,}", " ... ", line))
+    tokens = " ".join(NLTKWordTokenizer().tokenize(text)).lower()
+    return re.sub(r"[()\[\]{}]", lambda bracket: _BRACKETS[bracket[0]], tokens).replace("  ", " ").strip()
+
+
+def _idle(self: Any) -> None:
+    """METEOR without its Java program, until it is asked for a score."""
+    stream = SimpleNamespace(close=lambda: None)
+    self.lock = threading.Lock()
+    self.meteor_p = SimpleNamespace(stdin=stream, kill=lambda: None, wait=lambda: None)
+
+
+def _started(start: Any, compute: Any) -> Any:
+    def compute_score(self: Any, gts: Any, res: Any) -> tuple[float, list[float]]:
+        start(self)
+        return compute(self, gts, res)
+
+    return compute_score
+
+
+def _keeping(compute: Any, kept: dict[int, float]) -> Any:
+    def compute_score(self: Any, gts: Any, res: Any) -> Any:
+        score, scores = compute(self, gts, res)
+        kept.update(zip(map(int, gts), map(float, scores), strict=True))
+        return score, scores
+
+    return compute_score
+
+
+def _counting(compute: Any, kept: dict[int, list[float]]) -> Any:
+    def compute_score(self: Any, gts: Any, res: Any, verbose: int = 0) -> Any:
+        _exposed.clear()
+        result = compute(self, gts, res, verbose)
+        kept.update(zip(map(int, gts), _exposed, strict=True))
+        return result
+
+    return compute_score
+
+
+_exposed: list[list[float]] = []  # the counts of the corpus that BLEU scored last, in its order
+
+
+def _exposing(compute: Any) -> Any:
+    def compute_score(self: Any, option: Any = None, verbose: int = 0) -> Any:
+        for counts in self.ctest:
+            length = self._single_reflen(counts["reflen"], option, counts["testlen"])
+            _exposed.append([*counts["correct"], *counts["guess"], counts["testlen"], length])
+        return compute(self, option, verbose)
+
+    return compute_score

@@ -1,0 +1,247 @@
+"""``clips-bench card DIR --results PATH``: the README.md of an encoder or a LLaVA, with what was measured in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.report.cell_text import decimals
+from benchmarks.report.notes import SYNTHETIC_DATA_NOTE
+from benchmarks.report.load_results import stale_results
+from benchmarks.results import Metric, Result
+from benchmarks.sizes import n_words
+from benchmarks.study.study_record import RECORD_FILE, read_study_record
+from benchmarks.training_settings import read_training
+from benchmarks.analysis.diff_command import column_of
+from benchmarks.analysis.find_results import find_results_by_row
+from benchmarks.formatting import commit_text, format_duration, format_number
+from clips.core.artifact import directory_hash, read_manifest, log_info, atomic_write
+from clips.data.formats.base import WHOLE
+from clips.errors import UserError, error_reason
+from clips.model_card import MODEL_CARD
+from clips.sanitize import escape_markdown
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCard
+
+_BEGIN, _END = "<!-- clips-bench: evaluation -->", "<!-- clips-bench: end of evaluation -->"
+_TASKS = {
+    "retrieval": "zero-shot-retrieval",
+    "classification": "zero-shot-image-classification",
+    "choice": "image-text-matching",
+    "mllm": "image-text-to-text",
+}
+_NOT_STATED = "not stated"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardConfig:
+    """Write what was measured into a model's card, README.md: a table for people, ``model-index`` for the hub.
+
+    Only results of this very model are taken, by its hash, and of a study's only those that are up to date. What else
+    the card says stays; a model without a card gets one from its manifest.
+
+    Args:
+        directory: the encoder or LLaVA.
+        results: a study's output, a directory of results, or a row's directory.
+        name: of the model, in the card's title and metadata; the directory's where not given.
+    """
+
+    directory: str
+    results: str
+    name: str | None = None
+
+
+def run_card(config: CardConfig) -> None:
+    """Write the card.
+
+    Raises:
+        UserError: no model there or not a finished one, no results of it or none that is up to date, or a card that
+            cannot be read.
+    """
+    directory = Path(config.directory)
+    manifest = read_manifest(directory)
+    if "hash" not in manifest or "kind" not in manifest:
+        raise UserError(f"{directory}: expected an encoder or a LLaVA with a manifest of this suite")
+    model = directory_hash(directory)
+    everything = [result for row in find_results_by_row(config.results, "results").values() for result in row.values()]
+    own = [result for result in everything if result.model.get("hash") == model]
+    if not own:
+        raise UserError(
+            f"results: none of the {len(everything)} results in {config.results} is of {directory} ({model[:12]})"
+        )
+    old = stale_results(own)
+    left_out = [f"{each.benchmark}: out of date ({old[each.path]})" for each in own if each.path in old]
+    own = [result for result in own if result.path not in old]
+    if not own:
+        raise UserError(f"results: {config.results}: nothing of {directory} is up to date: {'; '.join(left_out)}")
+    name = config.name or directory.resolve().name
+    notes = [SYNTHETIC_DATA_NOTE] if _of_scenes(Path(config.results)) else []
+    filled = add_evaluation_section(_card(directory, manifest, name), own, name, notes, left_out)
+    atomic_write(directory / MODEL_CARD, str(filled))
+    log_info(f"card: {directory / MODEL_CARD}, with {', '.join(result.benchmark for result in own)}")
+    for line in left_out:
+        log_info(f"left out: {line}")
+
+
+def _of_scenes(directory: Path) -> bool:
+    """Whether a study there drew its own data."""
+    if not (directory / RECORD_FILE).is_file():
+        return False
+    return any(step.command.startswith("clips scenes") for step in read_study_record(directory).steps.values())
+
+
+def add_evaluation_section(
+    existing: ModelCard,
+    results: Sequence[Result],
+    name: str,
+    notes: Sequence[str] = (),
+    left_out: Sequence[str] = (),
+) -> ModelCard:
+    """The card with its part on evaluation, and its metadata, made from ``results``.
+
+    Args:
+        existing: the card as it is.
+        results: of this model.
+        name: of the model, in the metadata.
+        notes: what a reader of the numbers must know.
+        left_out: in words, results that were not taken, and why.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    entries = [entry for result in results for entry in eval_results(result)]
+    data = existing.data
+    assert isinstance(data, ModelCardData)  # ModelCard's own, whatever it annotates
+    data.model_name, data.eval_results = name, entries or None
+    section = _render(
+        "results.md.jinja",
+        begin=_BEGIN,
+        end=_END,
+        results=[result for result in results if result.metrics],
+        missing=[*_missing(results), *left_out],
+        notes=notes,
+        shown=lambda result: [*_shown(result).values()],
+        value=_value,
+        n_words=n_words,
+    ).strip()
+    text = re.sub(f"\n*{_BEGIN}.*?{_END}\n*", "\n\n", existing.text, flags=re.DOTALL).strip()
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n\n{section}\n")
+
+
+def eval_results(result: Result) -> list[EvalResult]:
+    """A result's main metrics as the hub's ``model-index`` has them, values scaled as shown."""
+    from huggingface_hub import EvalResult
+
+    split = result.protocol.get("split")
+    return [
+        EvalResult(
+            task_type=_TASKS.get(result.kind, result.kind),
+            dataset_type=result.benchmark,
+            dataset_name=result.benchmark,
+            dataset_split=str(split) if split not in {None, WHOLE} else None,
+            dataset_args={"data_hash": str(result.protocol.get("data_hash", _NOT_STATED))},
+            metric_type=metric_name,
+            metric_name=metric.label,
+            metric_value=round(metric.value * metric.scale, 4),
+            metric_args={
+                "interval_95": [None if end is None else round(end * metric.scale, 4) for end in _ends(metric)],
+                "items": metric.n,
+                "protocol": result.fingerprint,
+            },
+        )
+        for metric_name, metric in _shown(result).items()
+    ]
+
+
+def _shown(result: Result) -> dict[str, Metric]:
+    """The metrics of the main table."""
+    return {name: result.metrics[name] for name in result.primary if name in result.metrics}
+
+
+def _ends(metric: Metric) -> tuple[float | None, float | None]:
+    return metric.low, metric.high
+
+
+def _value(metric: Metric) -> str:
+    places = decimals(column_of("", "", metric))
+    low, high = (None if end is None else format_number(end * metric.scale, places) for end in _ends(metric))
+    interval = "no interval" if low is None or high is None else f"{low}, {high}"
+    return f"{format_number(metric.value * metric.scale, places)} [{interval}]"
+
+
+def _missing(results: Sequence[Result]) -> Iterator[str]:
+    """In words, which numbers are not there, and why."""
+    for result in results:
+        if result.status == "failed":
+            yield f"{result.benchmark}: failed ({result.reason or 'no reason was recorded'})"
+        for name, reason in result.absent.items():
+            yield f"{result.benchmark}, {name}: {reason}"
+
+
+def _card(directory: Path, manifest: Mapping[str, Any], name: str) -> ModelCard:
+    """The model's card; one made from the manifest where there is none."""
+    from huggingface_hub import ModelCard
+
+    path = directory / MODEL_CARD
+    try:
+        return ModelCard.load(path) if path.is_file() else ModelCard(_new_card(directory, manifest, name))
+    except Exception as error:  # YAML's, the hub's own checks and the file system's
+        raise UserError(f"{path}: not a model card that the hub would read ({error_reason(error)})") from None
+
+
+def _new_card(directory: Path, manifest: Mapping[str, Any], name: str) -> str:
+    import yaml
+
+    kind = manifest["kind"]
+    metadata = {"license": str(manifest.get("licence") or "unknown")}
+    if kind == "llava":
+        metadata |= {"library_name": "transformers", "pipeline_tag": "image-text-to-text"}
+    body = _render("model.md.jinja", title=name, kind=kind, facts=training_facts(manifest, read_training(directory).main))
+    return f"---\n{yaml.safe_dump(metadata)}---\n{body}"
+
+
+def training_facts(manifest: Mapping[str, Any], training: Mapping[str, str]) -> dict[str, str]:
+    """How a model came to be, as its manifest tells; what that does not tell is said to be not stated.
+
+    Args:
+        manifest: the model's.
+        training: the main settings of its training, in words.
+    """
+    stages = manifest.get("stages") or {}
+    of_llava = stages if isinstance(stages, Mapping) else {}
+    losses = {f"{name}, loss at its end": stage.get("loss") for name, stage in of_llava.items()}
+    git = manifest.get("git") or {}
+    seconds = _seconds(manifest, [*of_llava.values()] if of_llava else [*stages])
+    return {
+        **({} if any(name.endswith("data") for name in training) else {"data": _NOT_STATED}),
+        "seed": _NOT_STATED,
+        **training,
+        **{name: f"{loss:.3f}" for name, loss in losses.items() if isinstance(loss, int | float)},
+        "training time": format_duration(seconds) if isinstance(seconds, int | float) else _NOT_STATED,
+        "licence of the weights": str(manifest.get("licence") or _NOT_STATED),
+        "suite": commit_text(git) or _NOT_STATED,
+    }
+
+
+def _seconds(manifest: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -> Any:
+    """Of all stages together; an encoder's manifest states those of the last one."""
+    seconds = [stage.get("seconds") for stage in stages]
+    counted = [each for each in seconds if isinstance(each, int | float)]
+    return sum(counted) if counted and len(counted) == len(seconds) else manifest.get("seconds")
+
+
+def _render(template: str, **values: Any) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,  # it is Markdown, which `text` escapes
+    )
+    environment.filters["text"] = escape_markdown
+    return environment.get_template(template).render(values)

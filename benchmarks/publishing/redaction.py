@@ -1,0 +1,66 @@
+"""What must not go out: secrets, and paths of the machine that something was made on."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from clips.errors import UserError
+
+_TEXT = {".json", ".jsonl", ".yaml", ".yml", ".md", ".txt", ".csv", ".tex", ".jinja", ".html", ".svg"}
+_MOST = 32 * 2**20  # bytes of a text that is looked through; larger ones are data
+SECRET_PATTERNS: dict[str, re.Pattern[str]] = {
+    "a token of the Hugging Face hub": re.compile(r"\bhf_[A-Za-z0-9]{30,}\b"),
+    "a key of OpenAI's kind": re.compile(r"\bsk-[A-Za-z0-9_-]{20,}\b"),
+    "an AWS access key": re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
+    "an AWS secret key": re.compile(r"(?i)aws_secret_access_key\W{1,5}[A-Za-z0-9/+]{40}"),
+    "a GitHub token": re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{40,})"),
+    "a Google key": re.compile(r"\bAIza[0-9A-Za-z_-]{35}\b"),
+    "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
+    "a password in an address": re.compile(r"[a-z][a-z0-9+.-]*://[^\s/@:\"']+:[^\s/@\"']+@"),
+    "a named secret": re.compile(
+        r"(?i)\b(?:hf_token|wandb_api_key|openai_api_key|api_key|password)\b[\"']?\s*[:=]\s*[\"']?[A-Za-z0-9_./+-]{8,}"
+    ),
+}
+_PATH = re.compile(
+    r"(?<![\w.:/~…<])~?(?:/[\w@+.=,%-]+){2,}/?|(?<=file:)//+[\w@+.=,/%-]+|\b[A-Za-z]:(?:\\+[\w@+.=, -]+){2,}"
+)
+_IS_PATH = re.compile(r"(?:~|[A-Za-z]:)?[/\\][\w@+.=,%-]+[/\\]\S*")
+_NAMES = re.compile(r'"(?:_name_or_path|name_or_path|model_path)"\s*:\s*"([^"]*)"')
+
+
+def is_text_file(path: Path) -> bool:
+    """Whether a file is looked through."""
+    return path.suffix in _TEXT and path.stat().st_size <= _MOST
+
+
+def check_no_secrets(name: str, path: Path) -> None:
+    """Look for secrets in one file.
+
+    Raises:
+        UserError: there is one; it names the file, the line and the kind, and never the secret.
+    """
+    if not is_text_file(path):
+        return
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        for what, pattern in SECRET_PATTERNS.items():
+            if pattern.search(line):
+                raise UserError(f"{name}: line {number} holds {what}; remove it (and revoke it) first")
+
+
+def check_no_local_paths(name: str, path: Path) -> None:
+    """Refuse a file that is part of the model, and so cannot be reworded, where it names a directory of this machine.
+
+    Raises:
+        UserError: it does.
+    """
+    if path.suffix != ".json" or not is_text_file(path):
+        return
+    for found in _NAMES.findall(path.read_text(encoding="utf-8", errors="replace")):
+        if _IS_PATH.fullmatch(found):
+            raise UserError(f"{name}: names the directory {found} of this machine; remove that entry first")
+
+
+def shorten_local_paths(text: str) -> tuple[str, int]:
+    """A record's text with only the last part of each absolute path left, and how many paths were shortened."""
+    return _PATH.subn(lambda found: "…/" + re.split(r"[/\\]+", found[0].rstrip("/\\"))[-1], text)

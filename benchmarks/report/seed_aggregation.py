@@ -1,0 +1,95 @@
+"""Several seeds of a model made one row: means over the seeds, with intervals over images and training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from benchmarks.report.significance import Evidence, pool_training_noise
+from benchmarks.report.load_results import ReportSource
+from benchmarks.report.table import Cell, Table
+from benchmarks.statistics import scores_interval
+from benchmarks.study.study_record import RowRecord
+
+
+def has_seeds(source: ReportSource) -> bool:
+    """Whether some model was trained with more than one seed."""
+    return len(groups(source.rows)) < len(source.rows)
+
+
+def groups(rows: Sequence[RowRecord]) -> list[tuple[RowRecord, ...]]:
+    """The rows that differ in their seed alone, together, in the order of the first of them."""
+    found: dict[tuple[str | None, ...] | str, list[RowRecord]] = {}
+    for row in rows:
+        found.setdefault(row.name if row.seed is None else row.but_for_seed, []).append(row)
+    return [tuple(group) for group in found.values()]
+
+
+def aggregate_seeds(table: Table, evidence: Evidence) -> Table:
+    """A table of one row for all seeds of a model, in the order of the first seed's rows."""
+    members = groups(table.rows)
+    named = {row.name: row for row in table.rows}
+    rows = tuple(_summary_row(group, named) for group in members)
+    cells = {
+        (row.name, column.benchmark, column.metric): _mean_cell(row.name, [table.cell(one, column) for one in group])
+        for row, group in zip(rows, members, strict=True)
+        for column in table.columns
+    }
+    summary = Table(
+        rows=rows, columns=table.columns, cells=cells, comparisons=0, seeds=max(len(group) for group in members)
+    )
+    pool_training_noise(summary, evidence)
+    unknown = tuple(
+        column
+        for column in table.columns
+        if any(cell.low is not None for cell in table.column_cells(column))
+        and not any(evidence.training_noise(cell).degrees for cell in summary.column_cells(column))
+    )
+    return with_intervals(dataclasses.replace(summary, images_only=unknown), evidence)
+
+
+def with_intervals(table: Table, evidence: Evidence) -> Table:
+    """The table with 95 % intervals computed from items, over images and, where known, training."""
+    cells = {place: _with_interval(cell, evidence) for place, cell in table.cells.items()}
+    return dataclasses.replace(table, cells=cells)
+
+
+def _summary_row(group: tuple[RowRecord, ...], named: Mapping[str, RowRecord]) -> RowRecord:
+    first = next((row for row in group if row.baseline), group[0])
+    baseline = first.baseline and _without_seed(first.baseline, named.get(first.baseline, first))
+    first = group[0]
+    return dataclasses.replace(first, name=_without_seed(first.name, first), seed=None, baseline=baseline)
+
+
+def _without_seed(name: str, row: RowRecord) -> str:
+    return name.removesuffix(f" (seed {row.seed})")
+
+
+def _mean_cell(row: str, cells: list[Cell]) -> Cell:
+    group = min((cell.group for cell in cells if cell.value is not None), default=0)
+    numbers = [cell for cell in cells if cell.value is not None and cell.group == group]
+    if not numbers:
+        return dataclasses.replace(cells[0], row=row)
+    values = {cell.seed: cell.value for cell in numbers if cell.value is not None}
+    halves = [(cell.high - cell.low) / 2 for cell in numbers if cell.low is not None and cell.high is not None]
+    return dataclasses.replace(
+        numbers[0],
+        row=row,
+        value=fmean(values.values()),
+        low=None,
+        high=None,
+        by_seed=values,
+        members=tuple(cell.row for cell in numbers),
+        sampling=fmean(halves) if halves else None,
+    )
+
+
+def _with_interval(cell: Cell, evidence: Evidence) -> Cell:
+    scores = evidence.scores(cell)
+    if scores is None:
+        return cell
+    found = scores_interval(scores, evidence.training_noise(cell))
+    low, high = (None if end is None else end * cell.column.scale for end in (found.low, found.high))
+    once = dict([*cell.by_seed.items()][: scores.num_seeds])  # a model that was evaluated once has one number
+    return dataclasses.replace(cell, low=low, high=high, by_seed=once)

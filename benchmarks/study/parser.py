@@ -1,0 +1,52 @@
+"""How a study file is read: its dataclasses are checked by `clips.typed_data`, entries with ``vary`` are expanded."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study.executors import executor_config
+from benchmarks.study.sweep import expand_sweeps
+from benchmarks.study.schema import Study
+from clips.errors import UserError
+from clips.serialization import to_plain
+from clips.typed_data import from_plain
+from clips.yaml_files import read_yaml
+
+_ENTRIES = ("data", "encoders", "llms", "recipes", "llavas", "benchmarks", "resources")
+
+
+def read_study(path: str | Path) -> Study:
+    """Read and check a study file.
+
+    Raises:
+        UserError: naming file and field, with the near miss of an unknown key.
+    """
+    content = read_yaml(path)
+    try:
+        return parse_study(content)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def parse_study(content: Any) -> Study:
+    """Build a study from the content of its file.
+
+    Raises:
+        UserError: naming the field.
+    """
+    if not isinstance(content, dict):
+        raise UserError(f"expected a mapping with name, encoders, benchmarks, …, got {content!r:.80}")
+    fields = {name: value for name, value in to_plain(content).items() if value is not None}
+    if "varied" in fields:  # a field of ``Study`` that nobody writes
+        raise UserError("unknown key 'varied'; did you mean 'vary' in an entry?")
+    for name in _ENTRIES:
+        if isinstance(fields.get(name), dict):  # an empty entry stands for "the defaults"
+            fields[name] = {key: {} if entry is None else entry for key, entry in fields[name].items()}
+    for name in ("encoders", "llms", "recipes"):
+        if isinstance(fields.get(name), dict):
+            fields[name], varied = expand_sweeps(fields[name], name)
+            fields |= {"varied": varied} if name == "encoders" else {}
+    executor = executor_config(fields.pop("executor", "local"))
+    return dataclasses.replace(from_plain(Study, fields), executor=executor)

@@ -1,0 +1,27 @@
+"""``clips-bench study run`` and ``rerun_study_with_report``: where a study meets its report, of which its steps know nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.study import commands, rerun_clean
+
+
+def run_study_with_report(config: commands.StudyConfig) -> None:
+    """Run what is missing, then write the report and print its table. Exit status 1 where a step failed."""
+    commands.run_study_steps(config, report=_report)
+
+
+def rerun_study_with_report(config: rerun_clean.RerunConfig) -> None:
+    """Forget that the steps were done, then run the study and report it.
+
+    Raises:
+        UserError: a name that no step has, or another runner works in this directory.
+    """
+    rerun_clean.rerun_steps(config, report=_report)
+
+
+def _report(output: Path) -> None:
+    from benchmarks.report.command import ReportConfig, run_report
+
+    run_report(ReportConfig(directory=str(output)))

@@ -1,0 +1,86 @@
+"""What ``--help`` says of a config: the docstrings of its dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import re
+import textwrap
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from clips.serialization import to_plain
+from clips.typed_data import describe_type, field_types, is_config, options_of
+
+_SPECIAL = (
+    ("--config FILE", "a YAML file of these fields; later files and flags override it."),
+    ("--print_config", "print the config, defaults included, and exit."),
+    ("-h, --help", "print this help and exit."),
+)
+
+
+def help_text(config_class: type, prog: str, positional: Sequence[str], rest: str | None) -> str:
+    """The answer to ``--help``: usage, what the command does, and each field with its meaning, type and default."""
+    words = "".join(f" {name.upper()}" for name in positional) + (f" {rest.upper()} …" if rest else "")
+    lines = [f"usage: {prog}{words} [--config FILE] [--FIELD VALUE ...]", "", docstring_summary(config_class), ""]
+    for flag, text in _SPECIAL:
+        lines += [f"  {flag}", f"      {text}"]
+    return "\n".join([*lines, *_field_lines(config_class, "--")])
+
+
+def list_item_help(config_class: type, arguments: Sequence[str]) -> str | None:
+    """The answer to ``--LIST.help``: what an item of that list consists of; None where nobody asks."""
+    for name, kind in list_item_classes(config_class):
+        if f"--{name}.help" in arguments:
+            return "\n".join([f"Each item of {name} is a mapping. {docstring_summary(kind)}", "", *_field_lines(kind, "")])
+    return None
+
+
+def _field_lines(config_class: type, prefix: str) -> Iterator[str]:
+    """Each field on a line, below it what it means; those of nested configs follow under a heading."""
+    texts, hints = dict(field_help(config_class)), typing.get_type_hints(config_class)
+    nested = []
+    for field in dataclasses.fields(config_class):
+        inner = next((option for option in options_of(hints[field.name]) if is_config(option)), None)
+        if inner is not None:
+            nested.append((field, inner))
+        if inner is None or inner is not hints[field.name]:
+            text = f"{texts.get(field.name, '')} ({describe_type(hints[field.name])}; {_default(field)})"
+            listed = any(name == field.name for name, _ in list_item_classes(config_class))
+            yield f"  {prefix}{field.name}" + (f"  (an item: {prefix}{field.name}.help)" if listed and prefix else "")
+            yield from textwrap.wrap(text, 90, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    for field, inner in nested:
+        yield from ("", f"{prefix}{field.name}: {texts.get(field.name, '')}")
+        yield from _field_lines(inner, f"{prefix}{field.name}.")
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return "required" if made is dataclasses.MISSING else f"default: {json.dumps(to_plain(made), ensure_ascii=False)}"
+
+
+def list_item_classes(config_class: type) -> Iterator[tuple[str, type]]:
+    """The lists of configs among the fields: dotted name and the class of the items."""
+    for name, kind in field_types(config_class):
+        if typing.get_origin(kind) in {list, tuple} and "[]" not in name:
+            yield from ((name, inner) for inner in typing.get_args(kind) if is_config(inner))
+
+
+def docstring_summary(config_class: type) -> str:
+    """The first paragraph of a docstring, on one line."""
+    return " ".join((inspect.getdoc(config_class) or "").split("\n\n")[0].split())
+
+
+def field_help(config_class: type, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted names of the fields, each with what the docstring says of it; inherited fields come first."""
+    for kind in reversed(config_class.__mro__):
+        _, _, arguments = (inspect.cleandoc(kind.__doc__ or "")).partition("Args:\n")
+        found = re.finditer(r"^    (\w+): (.*(?:\n {8,}.*)*)", arguments, re.MULTILINE)
+        if is_config(kind):
+            yield from ((prefix + match[1], " ".join(match[2].split())) for match in found)
+    for name, hint in typing.get_type_hints(config_class).items():
+        for kind in options_of(hint):
+            if is_config(kind):
+                yield from field_help(kind, f"{prefix}{name}.")

@@ -1,0 +1,113 @@
+"""open_clip's files: directories in its Hub format, training checkpoints, bare state dicts.
+
+Published CLIPS and OpenVision weights have the same format. Their configs were written for the authors' fork of
+open_clip, which derived the tokenizer from the model's name; here the config states it (``tokenizer_mode``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from clips.errors import UserError, error_reason
+from clips.interchange.imported_encoder import ImportedEncoder, configs_for_architecture, no_tokenizer, license_from_card, default_preprocess
+from clips.interchange.weight_mapping import Weights, read_weights
+from clips.jsontext import safe_json_loads
+from clips.model.text_tokenizer import copy_tokenizer_files
+from clips.model.tokenizer import ClipsTokenizer, tokenizer_text_cfg
+from clips.model_refs import CAPTIONER_WEIGHTS, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
+
+_WEIGHTS = (OPEN_CLIP_WEIGHTS, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+_TOKENIZER = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
+_TEXT_PARTS = ("text_projection", "positional_embedding", "token_embedding", "transformer.", "ln_final", "cls_emb")
+
+
+def is_supported(path: Path) -> bool:
+    """Whether this is a directory in open_clip's Hub format, or a single weights file."""
+    return (path / OPEN_CLIP_CONFIG).is_file() if path.is_dir() else path.suffix in _ENDINGS
+
+
+def load(path: Path, architecture: str | None) -> ImportedEncoder:
+    """See `clips.interchange.importing`."""
+    where = _weights_in(path) if path.is_dir() else path
+    recorded = _read_config(path / OPEN_CLIP_CONFIG) if path.is_dir() else None
+    weights = read_weights(where)
+    if recorded is not None and architecture is None:
+        cfg = recorded["model_cfg"]
+        preprocess = recorded.get("preprocess_cfg") or default_preprocess(cfg)
+    elif architecture is not None:
+        cfg, preprocess = configs_for_architecture(architecture, weights)
+    else:
+        raise UserError(f"{path}: a file of weights does not say what it is of; give its --architecture")
+    return ImportedEncoder(
+        model_cfg=_tokenizer_stated(cfg),
+        preprocess_cfg=preprocess,
+        weights=_text_placed(weights, bool(cfg.get("custom_text"))),
+        write_tokenizer=_tokenizer_of(path, _tokenizer_stated(cfg)["text_cfg"]),
+        licence=license_from_card(path),
+        where=where,
+    )
+
+
+def _weights_in(folder: Path) -> Path:
+    named = [folder / name for name in _WEIGHTS]
+    others = sorted(path for path in folder.iterdir() if path.suffix in _ENDINGS)
+    found = [path for path in [*named, *others] if path.is_file() and path.name != CAPTIONER_WEIGHTS]
+    if not found:
+        raise UserError(f"{folder}: no weights in it; expected {_WEIGHTS[0]} or {_WEIGHTS[-1]}")
+    return found[0]
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = safe_json_loads(path.read_text(encoding="utf-8"))
+        config["model_cfg"]["vision_cfg"].keys()
+        config["model_cfg"]["text_cfg"].keys()
+        return config
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: expected open_clip's model_cfg with both towers ({error_reason(error)})") from None
+
+
+def _tokenizer_stated(cfg: dict[str, Any]) -> dict[str, Any]:
+    """Return ``cfg`` with an explicit CLIPS tokenization where the authors' fork of open_clip derives it from the name.
+
+    It is the only text tower with BERT's vocabulary, without a causal mask, and with the feature at the last position.
+    """
+    text = cfg["text_cfg"]
+    if (
+        str(text.get("hf_tokenizer_name", "")).endswith("bert-base-uncased")
+        and text.get("no_causal_mask")
+        and text.get("pool_type") == "last"
+        and not text.get("tokenizer_mode")
+    ):
+        plain = {key: value for key, value in text.items() if key != "tokenizer_kwargs"}
+        return cfg | {"text_cfg": plain | tokenizer_text_cfg(text.get("context_length", 77))}
+    return cfg
+
+
+def _tokenizer_of(path: Path, text: dict[str, Any]) -> Callable[[Path], None]:
+    if text.get("tokenizer_mode") == "clips":
+        return ClipsTokenizer(text["context_length"]).save
+    if not text.get("hf_tokenizer_name"):
+        return no_tokenizer
+    if path.is_dir() and any((path / name).is_file() for name in _TOKENIZER):
+        return lambda directory: copy_tokenizer_files(path, directory)
+    return lambda directory: _fetch_tokenizer(str(text["hf_tokenizer_name"]), directory)
+
+
+def _fetch_tokenizer(name: str, directory: Path) -> None:
+    from transformers import AutoTokenizer
+
+    try:
+        AutoTokenizer.from_pretrained(name).save_pretrained(directory)
+    except Exception as error:  # the Hub's, the network's and the tokenizer's own
+        raise UserError(f"tokenizer {name}: cannot be had from the hub ({error_reason(error)})") from None
+
+
+def _text_placed(weights: Weights, custom_text: bool) -> Weights:
+    """Return ``weights`` with the text tower's names at the prefix of this architecture, ``text.`` or none."""
+    if custom_text:
+        return {f"text.{name}" if name.startswith(_TEXT_PARTS) else name: value for name, value in weights.items()}
+    return {name.removeprefix("text."): value for name, value in weights.items()}

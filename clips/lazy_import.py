@@ -1,0 +1,12 @@
+"""What a registry names as text, so that nothing is imported before it is used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+def import_from_string(reference: str) -> Any:
+    """What ``module:name`` names; imports the module."""
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,87 @@
+"""Caption strategies, which shorten a caption for the contrastive loss: one function each, selected by name.
+
+A strategy maps (caption, random generator, number of tokens to keep) to a shorter caption and depends on nothing else:
+the same generator state gives the same text. A *token* here is a word or a punctuation mark, as BERT splits a text
+before it looks words up. Source: [P] compares truncate, random, block and sub-caption; [C] defines sub-caption;
+sub_captions extends it to a number of tokens, which [P]'s comparison over lengths needs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+Strategy = Callable[[str, np.random.Generator, int], str]
+
+_SENTENCE_END = re.compile(r"[.!]+")
+_TOKEN = re.compile(r"\w+|[^\w\s]")
+
+
+def sentences(caption: str) -> list[str]:
+    """Return the pieces of ``caption`` between runs of ``.`` or ``!``, without empty ones."""
+    return [piece.strip() for piece in _SENTENCE_END.split(caption) if piece.strip()]
+
+
+def num_tokens(caption: str) -> int:
+    """Count the tokens of a caption."""
+    return len(_TOKEN.findall(caption))
+
+
+def sub_caption(caption: str, rng: np.random.Generator, target_tokens: int) -> str:
+    """Return one sentence of any length, each equally likely; empty if the caption has none."""
+    pieces = sentences(caption)
+    return pieces[rng.integers(len(pieces))] if pieces else ""
+
+
+def sub_captions(caption: str, rng: np.random.Generator, target_tokens: int) -> str:
+    """Return whole sentences in order, sampled until the next would exceed ``target_tokens``; at least one."""
+    pieces = sentences(caption)
+    kept: list[int] = []
+    room = target_tokens
+    for index in rng.permutation(len(pieces)):
+        room -= num_tokens(pieces[index])
+        if kept and room < 0:
+            break
+        kept.append(int(index))
+    return ". ".join(pieces[index] for index in sorted(kept))
+
+
+def block(caption: str, rng: np.random.Generator, target_tokens: int) -> str:
+    """Return ``target_tokens`` consecutive tokens from a random position, each equally likely."""
+    tokens = list(_TOKEN.finditer(caption))
+    if len(tokens) <= target_tokens:
+        return caption
+    first = int(rng.integers(len(tokens) - target_tokens + 1))
+    return caption[tokens[first].start() : tokens[first + target_tokens - 1].end()]
+
+
+def random_tokens(caption: str, rng: np.random.Generator, target_tokens: int) -> str:
+    """Return ``target_tokens`` tokens sampled at random, in order."""
+    tokens = _TOKEN.findall(caption)
+    if len(tokens) <= target_tokens:
+        return caption
+    kept = np.sort(rng.choice(len(tokens), target_tokens, replace=False))
+    return " ".join(tokens[index] for index in kept)
+
+
+def truncate(caption: str, rng: np.random.Generator, target_tokens: int) -> str:
+    """Return the first ``target_tokens`` tokens."""
+    tokens = list(_TOKEN.finditer(caption))
+    return caption if len(tokens) <= target_tokens else caption[: tokens[target_tokens - 1].end()]
+
+
+def full_caption(caption: str, rng: np.random.Generator, target_tokens: int) -> str:
+    """Return the full caption."""
+    return caption
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "sub_caption": sub_caption,
+    "sub_captions": sub_captions,
+    "block": block,
+    "random": random_tokens,
+    "truncate": truncate,
+    "full": full_caption,
+}

@@ -1,0 +1,200 @@
+"""The trained model: open_clip towers and, if the recipe has one, the captioner, in a single forward call.
+
+    model = build_model(ModelConfig(architecture="clips-tiny"), RecipeConfig(name="clips"), seed=0)
+    losses = recipes.build(recipe_config).losses(model(batch), batch)
+
+All parameters are used inside ``ClipsModel.forward``, so that DDP or DeepSpeed can wrap it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from clips.core.artifact import log_info
+from clips.method import recipes
+from clips.method.recipes import Recipe, RecipeConfig
+from clips.model import architectures, towers
+from clips.model.architectures import ModelConfig
+from clips.model.captioner import Captioner, CaptionerDims
+from clips.model.initialization import initialize_as_the_authors
+from clips.model.text_tokenizer import TextTokenizer, build_text_tokenizer
+from clips.model.tokenizer import VOCAB_SIZE
+from clips.model.pretrained import check_pretrained_compatible, load_pretrained
+
+MAX_LOGIT_SCALE = math.log(100.0)
+"""Upper bound of the logit scale, as CLIP's: a higher one makes the softmax brittle."""
+_SIGMOID_START = {"init_logit_scale": math.log(10.0), "init_logit_bias": -10.0}  # as SigLIP
+
+
+class ClipsModel(nn.Module):
+    """Towers and captioner.
+
+    Args:
+        clip: an open_clip model; its state dict is exported.
+        captioner: the decoder, or None.
+        recipe: defines the texts of a batch and the one that the captioner reads.
+        model_cfg: the open_clip configuration that ``clip`` was built from.
+        preprocess_cfg: open_clip's preprocessing of the images.
+        tokenizer: texts to token sequences for the text tower.
+    """
+
+    def __init__(
+        self,
+        clip: towers.Towers,
+        captioner: Captioner | None,
+        recipe: Recipe,
+        model_cfg: dict[str, Any],
+        preprocess_cfg: dict[str, Any],
+        tokenizer: TextTokenizer,
+    ) -> None:
+        super().__init__()
+        self.clip: towers.Towers = clip
+        self.captioner = captioner
+        self.recipe = recipe
+        self.model_cfg = model_cfg
+        self.preprocess_cfg = preprocess_cfg
+        self.tokenizer = tokenizer
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of a text sequence."""
+        return int(self.model_cfg["text_cfg"]["context_length"])
+
+    @property
+    def image_size(self) -> int:
+        """Image size in pixels."""
+        return int(self.preprocess_cfg["size"][0])
+
+    def forward(self, batch: Mapping[str, Tensor], *, bf16: bool = False) -> dict[str, Tensor]:
+        """Encode a batch.
+
+        Args:
+            batch: "image" (B, 3, H, W); each text of the recipe (B, L) tokens; with a captioner "target" (B, T) tokens
+                and "target_mask" (B, T) bool.
+            bf16: activations in bfloat16 by autocast; entered here, because DeepSpeed's engine exits one around it.
+
+        Returns:
+            "image" and each text: (B, E) float32 features of unit length; "logit_scale" (): the factor that multiplies
+            the cosines; with a sigmoid loss "logit_bias" (): added to the logits; with a captioner "caption_loss_sum"
+            () and "caption_tokens" (), the sum-reduced cross-entropy over the counted target tokens and their number.
+        """
+        autocast = torch.autocast(batch["image"].device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
+        with autocast:
+            return self._encode(batch)
+
+    def _encode(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        image, image_tokens = towers.encode_image(self.clip, batch["image"])
+        texts, read = self._encode_texts(batch)
+        # No output is a view of another tensor, because FSDP attaches hooks to them.
+        features = {"image": image, **texts}
+        outputs = {name: F.normalize(value.float(), dim=-1) for name, value in features.items()}
+        outputs["logit_scale"] = self.clip.logit_scale.float().exp().sum()
+        if self.clip.logit_bias is not None:
+            outputs["logit_bias"] = self.clip.logit_bias.float().sum()
+        if self.captioner is not None:
+            outputs["caption_loss_sum"] = self.captioner(image_tokens, read, batch["target"], batch["target_mask"])
+            outputs["caption_tokens"] = batch["target_mask"].sum()
+        return outputs
+
+    def _encode_texts(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Return features of the recipe's texts by name, and the tokens of the one that the captioner reads."""
+        features, tokens, reads = {}, None, self.recipe.reads
+        if reads is not None:
+            features[reads], tokens = towers.encode_text(self.clip, batch[reads])
+        others = [name for name in self.recipe.encoded if name != reads]
+        if others:
+            found = towers.encode_text_features(self.clip, torch.cat([batch[name] for name in others]))
+            features |= zip(others, found.chunk(len(others)), strict=True)
+        return features, tokens
+
+    def train(self, mode: bool = True) -> ClipsModel:
+        """As every module's; but the batch norms of frozen layers keep their trained statistics."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(
+                value.requires_grad for value in module.parameters()
+            ):
+                module.eval()
+        return self
+
+    def checkpoint_activations(self, *, enable: bool = True) -> None:
+        """Enable activation checkpointing: keep each layer's input, recompute its activations in the backward pass."""
+        self.clip.set_grad_checkpointing(enable)
+        if self.captioner is not None:
+            self.captioner.checkpoints_activations = enable
+
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Clamp the logit scale to [1, 100]; call after each optimizer step."""
+        self.clip.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)
+
+    def no_decay_names(self) -> set[str]:
+        """Return the names of the parameters without weight decay: all that are not matrices of products [C].
+
+        open_clip's own list lacks the token embeddings, and all of timm's trunks.
+        """
+        tables = {f"{name}.weight" for name, module in self.named_modules() if isinstance(module, nn.Embedding)}
+        return {name for name, value in self.named_parameters() if name in tables or not _multiplies(name, value)}
+
+
+def _multiplies(name: str, value: Tensor) -> bool:
+    """Whether a parameter is a matrix of a product, by its name: all names of open_clip and timm follow this."""
+    own = name.rpartition(".")[2]
+    return value.ndim > 1 and ("weight" in own or "proj" in own)
+
+
+def build_model(config: ModelConfig, recipe_config: RecipeConfig, seed: int) -> ClipsModel:
+    """Build a model; towers depend only on ``config`` and ``seed``, so recipes start from equal weights.
+
+    Raises:
+        UserError: an unknown architecture, sizes that do not fit together, trunk weights that do not match.
+    """
+    recipe = recipes.build_recipe(recipe_config)
+    cfg = architectures.model_cfg(config) | (_SIGMOID_START if recipe_config.loss == "sigmoid" else {})
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        clip = towers.build_towers(cfg)
+        if config.architecture in architectures.list_architectures():
+            initialize_as_the_authors(clip)
+        if config.pretrained_trunk is not None:
+            towers.load_trunk(clip, config.pretrained_trunk)
+        captioner = None if recipe.captioning is None else Captioner(captioner_shape(clip, cfg, recipe))
+    preprocess = architectures.resolve_preprocess_cfg(config)
+    if config.pretrained is not None:
+        check_pretrained_compatible(cfg, preprocess, config.pretrained)
+        lines = load_pretrained(
+            clip,
+            captioner,
+            config.pretrained,
+            cfg["text_cfg"],
+            stretch=config.text_positions,
+            needs_text=config.lock_text,
+        )
+        for line in lines:
+            log_info(f"model.pretrained: {line}")
+    towers.lock_towers(clip, config)
+    return ClipsModel(clip, captioner, recipe, cfg, preprocess, build_text_tokenizer(config))
+
+
+def captioner_shape(clip: towers.Towers, cfg: dict[str, Any], recipe: Recipe) -> CaptionerDims:
+    """Return the captioner's resolved size: unset fields are those of the text tower."""
+    image_width, text_width = towers.token_widths(clip)
+    text, wanted, does = cfg["text_cfg"], recipe.config.captioner, recipe.captioning
+    assert does is not None
+    return CaptionerDims(
+        image_width=image_width,
+        text_width=None if does.reads is None else text_width,
+        width=wanted.width or text["width"],
+        layers=wanted.layers or text["layers"],
+        heads=wanted.heads or text["heads"],
+        length=wanted.length,
+        vocabulary=VOCAB_SIZE,
+        teacher_forced=does.teacher_forced if wanted.teacher_forced is None else wanted.teacher_forced,
+    )

@@ -1,0 +1,120 @@
+"""AdamW with warm-up and cosine decay, as CLIPS trains."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+from clips.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+EITHER = {("learning_rate", "base_learning_rate"): 1e-3, ("warmup_ratio", "warmup_samples"): 0.05}
+"""Fields that exclude each other → the first one's value if neither is set."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The optimizer.
+
+    Args:
+        learning_rate: at the end of warm-up; 1e-3 if neither it nor ``base_learning_rate`` is given.
+        base_learning_rate: the same for 256 samples: times global_batch_size / 256 it is the learning rate. The
+            authors' ``base_lr``: 8e-6, and 4e-7 and 1e-7 in the later stages.
+        warmup_ratio: the ratio of the run with linear warm-up from 0; cosine decay to 0 follows. 0.05 if neither it
+            nor ``warmup_samples`` is given.
+        warmup_samples: the same in samples, rounded to whole steps.
+        betas: Adam's decay rates for the gradient and its square.
+        weight_decay: on the matrices of products; not on norms, biases, embeddings, positions or the temperature [C].
+        max_grad_norm: maximum gradient norm; null does not clip.
+        skip_spikes: skip a step whose gradient norm exceeds this multiple of the median of the last hundred, and stop
+            after ten such steps in a row; null skips none.
+    """
+
+    learning_rate: float | None = None
+    base_learning_rate: float | None = None
+    warmup_ratio: float | None = None
+    warmup_samples: int | None = None
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.2
+    max_grad_norm: float | None = None
+    skip_spikes: float | None = None
+
+    def __post_init__(self) -> None:
+        for one, other in EITHER:
+            if getattr(self, one) is not None and getattr(self, other) is not None:
+                raise UserError(f"optim.{one}, optim.{other}: expected one of them, got both")
+        for name in ("learning_rate", "base_learning_rate"):
+            if (rate := getattr(self, name)) is not None and rate <= 0:
+                raise UserError(f"optim.{name}: expected a number above 0, got {rate}")
+        if self.warmup_ratio is not None and not 0 <= self.warmup_ratio < 1:
+            raise UserError(f"optim.warmup_ratio: expected a share from 0 to below 1, got {self.warmup_ratio}")
+        if self.warmup_samples is not None and self.warmup_samples < 0:
+            raise UserError(f"optim.warmup_samples: expected 0 or more, got {self.warmup_samples}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optim.betas: expected two numbers from 0 to below 1, got {list(self.betas)}")
+        if self.weight_decay < 0:
+            raise UserError(f"optim.weight_decay: expected 0 or more, got {self.weight_decay}")
+        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
+            raise UserError(f"optim.max_grad_norm: expected a number above 0 or null, got {self.max_grad_norm}")
+        if self.skip_spikes is not None and self.skip_spikes <= 1:
+            raise UserError(f"optim.skip_spikes: expected a number above 1 or null, got {self.skip_spikes}")
+
+    def resolved(self) -> OptimizerConfig:
+        """Return the same with defaults filled in, as it is recorded."""
+        missing = [pair for pair in EITHER if all(getattr(self, name) is None for name in pair)]
+        defaults: dict[str, Any] = {pair[0]: EITHER[pair] for pair in missing}
+        return dataclasses.replace(self, **defaults)
+
+    def peak_rate(self, batch_size: int) -> float:
+        """Return the learning rate at the end of warm-up, for steps of ``batch_size`` samples."""
+        if self.base_learning_rate is not None:
+            return self.base_learning_rate * batch_size / 256
+        return float(self.resolved().learning_rate or 0.0)
+
+    def warmup_steps(self, steps: int, batch_size: int) -> int:
+        """Return the number of warm-up steps of a run of ``steps`` of ``batch_size`` samples.
+
+        Raises:
+            UserError: the run is not longer than its warm-up in samples.
+        """
+        if self.warmup_samples is None:
+            return round((self.resolved().warmup_ratio or 0.0) * steps)
+        found = round(self.warmup_samples / batch_size)
+        if found >= max(1, steps):
+            raise UserError(
+                f"optim.warmup_samples: expected fewer than the {steps * batch_size} samples of the training, "
+                f"got {self.warmup_samples}"
+            )
+        return found
+
+
+def build_optimizer(
+    model: torch.nn.Module, config: OptimizerConfig, no_decay: Collection[str] = ()
+) -> torch.optim.Optimizer:
+    """Return AdamW over the trainable parameters of ``model``, without decay for ``no_decay``.
+
+    Set its learning rate before each step, see `learning_rate_at`.
+    """
+    import torch
+
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    decayed = [parameter for name, parameter in trainable if name not in no_decay]
+    kept = [parameter for name, parameter in trainable if name in no_decay]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=config.learning_rate or 0.0, betas=config.betas, fused=True
+    )
+
+
+def cosine_lr(step: int, steps: int, config: OptimizerConfig, batch_size: int) -> float:
+    """Return the learning rate of step ``step`` (from 0) of ``steps``: linear warm-up, then cosine to 0 [C]."""
+    peak, warmup_steps = config.peak_rate(batch_size), config.warmup_steps(steps, batch_size)
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return peak * 0.5 * (1 + math.cos(math.pi * progress))

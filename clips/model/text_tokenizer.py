@@ -1,0 +1,91 @@
+"""The text tower's tokenizer: this method's own, or that of an encoder whose towers are trained unchanged.
+
+tokenize = text_tokenizer(ModelConfig(architecture="imported/clip"))
+tokenize(["a red car"])  # (1, context length)
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from clips.commandline.import_guards import without_wandb
+from clips.core.artifact import HASH_EXCLUDED_FILES
+from clips.errors import UserError, error_reason
+from clips.model import architectures
+from clips.model.architectures import CONFIG_FIELD, ModelConfig
+from clips.model.tokenizer import ClipsTokenizer, truncate_text
+from clips.model_refs import CAPTIONER_CONFIG, OPEN_CLIP_CONFIG, resolve_encoder_dir
+
+_ENDINGS = (".json", ".txt", ".model")
+
+
+class TextTokenizer(Protocol):
+    """Map texts to the token sequences of a text tower."""
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        """Rows (n, context length) int64."""
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Write the files from which open_clip recreates it."""
+        ...
+
+
+class OpenClipTokenizer:
+    """The tokenizer of another encoder, as open_clip loads it from the encoder's directory.
+
+    Args:
+        directory: the encoder.
+        context_length: length of a sequence.
+
+    Raises:
+        UserError: the directory's tokenizer cannot be loaded.
+    """
+
+    def __init__(self, directory: Path, context_length: int) -> None:
+        self.directory, self.context_length = directory, context_length
+        with without_wandb():
+            import open_clip
+
+        try:
+            self._tokenize: Any = open_clip.get_tokenizer(f"local-dir:{directory}", context_length=context_length)
+        except Exception as error:  # transformers passes on the exceptions of its parts
+            raise UserError(f"{CONFIG_FIELD}: {directory}: its tokenizer cannot be loaded ({error_reason(error)})") from None
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Rows (n, context length) int64."""
+        return self._tokenize([truncate_text(text, self.context_length) for text in texts])
+
+    def save(self, directory: Path) -> None:
+        """Copy the tokenizer's files."""
+        copy_tokenizer_files(self.directory, directory)
+
+
+def build_text_tokenizer(config: ModelConfig) -> TextTokenizer:
+    """Return the tokenizer of the towers in ``config``.
+
+    Raises:
+        UserError: the config is wrong, or another encoder's tokenizer cannot be loaded.
+    """
+    length = int(architectures.model_cfg(config)["text_cfg"]["context_length"])
+    if not architectures.is_encoder_ref(config.architecture):
+        return ClipsTokenizer(length)
+    return _stock(config.architecture, length)
+
+
+@functools.cache
+def _stock(reference: str, context_length: int) -> OpenClipTokenizer:
+    return OpenClipTokenizer(resolve_encoder_dir(reference, CONFIG_FIELD), context_length)
+
+
+def copy_tokenizer_files(source: Path, directory: Path) -> None:
+    """Copy the small files of ``source`` that may belong to a tokenizer, without config and artifact records."""
+    for path in sorted(source.iterdir()):
+        if path.suffix in _ENDINGS and path.name not in {*HASH_EXCLUDED_FILES, OPEN_CLIP_CONFIG, "config.json", CAPTIONER_CONFIG}:
+            shutil.copyfile(path, directory / path.name)

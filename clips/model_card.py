@@ -1,0 +1,74 @@
+"""Model cards: README.md of an artifact, which says in words what its manifest says. One template a kind, in cards/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from clips.core.artifact import MANIFEST, read_manifest, atomic_write
+from clips.jsontext import safe_json_loads
+from clips.method.recipes import RECIPES
+from clips.model_refs import CAPTIONER_WEIGHTS, OPEN_CLIP_CONFIG
+from clips.sanitize import escape_markdown
+
+MODEL_CARD = "README.md"
+CARD_TEMPLATES_DIR = Path(__file__).parent / "cards"
+_RESULT = "val_"  # what validation's entries in metrics.jsonl begin with
+
+
+def write_card(directory: Path, template: str, **facts: Any) -> None:
+    """Write README.md from ``cards/<template>.md``; a fact that the template asks for and nobody gives is an error."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(CARD_TEMPLATES_DIR), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"text": escape_markdown, "yaml": _yaml_text}  # a licence may be a stranger's words
+    atomic_write(directory / MODEL_CARD, environment.get_template(f"{template}.md").render(facts))
+
+
+def _yaml_text(text: str) -> str:
+    """Text as a value in the card's head, on one line."""
+    import yaml
+
+    return yaml.safe_dump(" ".join(text.split()), allow_unicode=True, width=10**6).splitlines()[0]
+
+
+def write_model_card(directory: Path, manifest: dict[str, Any]) -> None:
+    """The card of a trained encoder.
+
+    Args:
+        directory: the encoder's, its config written.
+        manifest: of the training; its ``last`` entry of metrics may hold validation's results, its ``data`` what the
+            sources say of themselves.
+    """
+    config = manifest["config"]
+    recipe = config["recipe"]
+    write_card(
+        directory,
+        "trained",
+        manifest=manifest,
+        config=config,
+        model_cfg=safe_json_loads((directory / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))["model_cfg"],
+        strategy=recipe["strategy"] or RECIPES[recipe["name"]].strategy,
+        captioner=(directory / CAPTIONER_WEIGHTS).is_file(),
+        licence=manifest.get("licence") or "unknown",
+        described=manifest["data"].get("sources", []),
+        stages=manifest["stages"],
+        results=validation_recalls(manifest.get("last") or {}),
+    )
+
+
+def license_from_manifest(directory: Path) -> str:
+    """What the manifest of an artifact says of its licence, "unknown" where it says nothing."""
+    return str(read_manifest(directory).get("licence") or "unknown") if (directory / MANIFEST).is_file() else "unknown"
+
+
+def validation_recalls(entry: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Validation's R@1 in an entry of metrics.jsonl: kind of caption → direction (i2t, t2i) → share of hits."""
+    found: dict[str, dict[str, float]] = {}
+    for name, value in entry.items():
+        if name.startswith(_RESULT):
+            kind, direction, _ = name.removeprefix(_RESULT).rsplit("_", 2)
+            found.setdefault(kind, {})[direction] = value
+    return found

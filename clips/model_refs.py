@@ -1,0 +1,114 @@
+"""Directories by reference: a path, or a name on the hub, ``ORG/NAME`` or ``ORG/NAME@REVISION``."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+from typing import Any
+
+from clips.errors import UserError, error_reason
+from clips.jsontext import safe_json_loads
+
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
+CAPTIONER_CONFIG = "captioner_config.json"
+CAPTIONER_WEIGHTS = "captioner.safetensors"
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
+HF_HUB_PREFIX = "hf-hub:"
+TIMM_PREFIX = "timm:"
+_WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+_PICKLES = ["pytorch_model*.bin", "mm_projector.bin"]
+_TWICE = ["consolidated*"]  # the same weights once more, in their authors' layout
+
+
+def is_config_file(reference: str) -> bool:
+    """Whether it is a file of open_clip's model configs rather than a name or a directory."""
+    return reference.endswith(".json")
+
+
+@functools.cache  # the hub is asked once
+def download_from_hub(name: str, field: str) -> Path:
+    """Where the hub's cache holds a repository's config, tokenizer and weights; what is not there is downloaded.
+
+    Weights are safetensors, or PyTorch's older files where there are none (read with ``weights_only``).
+    Without a network the copy that is there already is taken. The directory's own name is the commit.
+
+    Args:
+        name: ``ORG/NAME``, or ``ORG/NAME@REVISION`` for a branch, tag or commit.
+        field: of the config, for the error.
+
+    Raises:
+        UserError: no such repository, no right to read it, or no network and no copy.
+    """
+    directory = _download(name, field, _WANTED)
+    if not any(directory.glob("*.safetensors")):
+        return _download(name, field, [*_WANTED, *_PICKLES])
+    return directory
+
+
+def _download(name: str, field: str, wanted: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = name.partition("@")
+    try:
+        found = snapshot_download(repository, revision=revision or None, allow_patterns=wanted, ignore_patterns=_TWICE)
+    except Exception as error:  # the hub's, the network's and the file system's own
+        raise UserError(f"{field}: {name}: cannot be had from the hub ({error_reason(error)})") from None
+    return Path(found)
+
+
+def resolve_encoder_dir(reference: str, field: str) -> Path:
+    """The directory of an encoder.
+
+    Args:
+        reference: the directory, or ``hf-hub:NAME``, as of :func:`download_from_hub`.
+        field: of the config, for the error.
+
+    Raises:
+        UserError: no such encoder.
+    """
+    if not reference.startswith(HF_HUB_PREFIX):
+        if not (Path(reference) / OPEN_CLIP_WEIGHTS).is_file():
+            raise UserError(f"{field}: {reference}: expected an encoder directory with {OPEN_CLIP_WEIGHTS}")
+        return Path(reference)
+    return download_from_hub(reference.removeprefix(HF_HUB_PREFIX), field)
+
+
+def read_encoder_config(directory: Path) -> dict[str, Any]:
+    """What an encoder directory says of itself; empty where it says nothing."""
+    file = directory / OPEN_CLIP_CONFIG
+    return dict(safe_json_loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+
+def is_on_hub(reference: str) -> bool:
+    """Whether a model is meant by its name on the hub: ``hf-hub:ORG/NAME``, or ``ORG/NAME``, no directory here."""
+    return reference.startswith(HF_HUB_PREFIX) or (bool(_HUB_NAME.fullmatch(reference)) and not Path(reference).exists())
+
+
+def resolve_model_dir(reference: str, field: str) -> Path:
+    """Where a model in transformers' layout, or a LLaVA in another, lies: the directory itself, or the hub's copy.
+
+    Args:
+        reference: a directory; or ``ORG/NAME`` on the hub, also ``ORG/NAME@REVISION``, also behind ``hf-hub:``.
+        field: of the config, for the error.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if not is_on_hub(reference):
+        return Path(reference)
+    try:
+        return download_from_hub(reference.removeprefix(HF_HUB_PREFIX), field)
+    except UserError as error:
+        if reference.startswith(HF_HUB_PREFIX):
+            raise
+        raise UserError(f"{field}: {reference} is not a directory; {str(error).removeprefix(f'{field}: ')}") from None
+
+
+def check_captioner(directory: Path) -> None:
+    """Raises UserError where an encoder directory has no captioner, or is none."""
+    if not (directory / CAPTIONER_WEIGHTS).is_file():
+        raise UserError(
+            f"{directory}: expected an encoder directory with {CAPTIONER_WEIGHTS} (a recipe with a captioner)"
+        )

@@ -1,0 +1,119 @@
+"""Any image-text model of transformers, asked about pictures in batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from clips.core.artifact import directory_hash
+from clips.errors import UserError, error_reason
+from clips.model.loading import load_pretrained, library_errors_as_user_errors
+from clips.recaption.config import RecaptionConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratedCaption:
+    """What the model wrote about a picture: its words, how many tokens, and whether it came to an end by itself."""
+
+    text: str
+    tokens: int
+    ended: bool
+
+
+class CaptionModel:
+    """A model with its processor, on this process's device.
+
+    Raises:
+        UserError: a module of ``imports`` is missing, the model cannot be loaded, or weights of it are missing.
+    """
+
+    def __init__(self, config: RecaptionConfig) -> None:
+        self.config = config
+        for name in config.imports:
+            try:
+                importlib.import_module(name)
+            except ImportError as error:
+                raise UserError(f"imports: cannot import '{name}' ({error_reason(error)})") from None
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+        half = config.precision == "bf16" or (
+            config.precision == "auto" and device != "cpu" and torch.cuda.is_bf16_supported()
+        )
+        dtype = torch.bfloat16 if half else torch.float32
+        what = f"model: {config.model}"
+        loaded = load_pretrained(AutoModelForImageTextToText, Path(config.model), what, dtype=dtype)
+        self.model = loaded.to(device).eval()
+        with library_errors_as_user_errors(f"{what}: its processor cannot be loaded"):
+            self.processor = AutoProcessor.from_pretrained(config.model)
+            self.tokenizer = self.processor.tokenizer
+            # What is written stands at the end of a row, so prompts end at the same place.
+            self.tokenizer.padding_side = "left"
+            if self.tokenizer.pad_token_id is None:
+                self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.model.generation_config.pad_token_id = self.tokenizer.pad_token_id
+        self.ends = _end_tokens(self.model.generation_config.eos_token_id, self.tokenizer.eos_token_id)
+
+    def prompt(self, text: str) -> str:
+        """``text`` after one picture, in the model's own template."""
+        if getattr(self.processor, "chat_template", None) is None:
+            return text
+        content = [{"type": "image"}, {"type": "text", "text": text}]
+        return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+    @torch.inference_mode()
+    def describe(self, pictures: Sequence[Image.Image], prompts: Sequence[str], seed: int) -> list[list[GeneratedCaption]]:
+        """What the model says of each picture, ``config.captions`` times.
+
+        Args:
+            pictures: RGB.
+            prompts: one a picture, from `prompt`.
+            seed: of what is drawn: the same batch says the same again.
+        """
+        begins = str(self.tokenizer.bos_token or "")
+        inputs = self.processor(
+            text=list(prompts),
+            images=[[picture] for picture in pictures],
+            padding=True,
+            return_tensors="pt",
+            add_special_tokens=not (begins and prompts[0].startswith(begins)),
+        ).to(self.model.device, self.model.dtype)
+        torch.manual_seed(seed)
+        made = self.model.generate(**inputs, **self._decoding())
+        given = inputs["input_ids"]
+        repeated = given.repeat_interleave(self.config.captions, dim=0)
+        if made.shape[1] >= given.shape[1] and torch.equal(made[:, : given.shape[1]], repeated):
+            made = made[:, given.shape[1] :]  # decoders repeat the prompt, encoder-decoders do not
+        said = [self._read(row) for row in made.tolist()]
+        count = self.config.captions
+        return [said[start : start + count] for start in range(0, len(said), count)]
+
+    def _decoding(self) -> dict[str, Any]:
+        common = {"max_new_tokens": self.config.max_new_tokens, "num_return_sequences": self.config.captions}
+        if not self.config.temperature:
+            return {**common, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        drawn = {"do_sample": True, "temperature": self.config.temperature, "top_p": self.config.top_p, "top_k": 0}
+        return {**common, **drawn}
+
+    def _read(self, row: list[int]) -> GeneratedCaption:
+        end = next((place for place, token in enumerate(row) if token in self.ends), len(row))
+        text = self.tokenizer.decode(row[:end], skip_special_tokens=True)
+        return GeneratedCaption(text, min(end + 1, len(row)), ended=end < len(row))
+
+    def identity(self) -> dict[str, Any]:
+        """What the manifest says of the model: its hash, or its commit on the hub."""
+        found: dict[str, Any] = {"path": self.config.model, "class": type(self.model).__name__}
+        if Path(self.config.model).is_dir():
+            return found | {"hash": directory_hash(self.config.model)}
+        return found | {"commit": getattr(self.model.config, "_commit_hash", None)}
+
+
+def _end_tokens(*found: int | Sequence[int] | None) -> set[int]:
+    return {token for ends in found if ends is not None for token in ([ends] if isinstance(ends, int) else ends)}

@@ -1,0 +1,158 @@
+"""Shards of captioned samples, each written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from clips.core.artifact import file_hash, temp_path_for, atomic_write, write_errors_as_user_errors
+from clips.data.invalid_samples import InvalidSamples
+from clips.data.sources import Record
+from clips.recaption.config import RecaptionConfig
+
+WORK_DIR = ".work"
+"""In the output, until it is complete: counts of finished shards, and unfinished ones."""
+_EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionedSample:
+    """A sample with its new captions; ``picture`` is still encoded."""
+
+    record: Record
+    picture: bytes
+    web: str
+    captions: list[str]
+
+
+class Writer(Protocol):
+    """A file of captioned samples."""
+
+    def add(self, sample: CaptionedSample) -> None:
+        """Append a sample."""
+
+    def close(self) -> None:
+        """Complete the file."""
+
+
+class TarWriter:
+    """WebDataset's layout: picture, JSON with the caption, and the other files of the sample."""
+
+    def __init__(self, path: Path, config: RecaptionConfig) -> None:
+        self.config = config
+        self.tar = tarfile.open(path, "w")  # noqa: SIM115
+
+    def add(self, sample: CaptionedSample) -> None:
+        """See `Writer`."""
+        kind, picture = _known_kind(sample.picture)
+        fields = sample.record.fields | {self.config.caption: _one_or_list(sample.captions, self.config)}
+        files = {kind: picture, **sample.record.files}
+        files["json"] = json.dumps(fields, ensure_ascii=False, default=str).encode()
+        for extension, content in files.items():
+            member = tarfile.TarInfo(f"{sample.record.key}.{extension}")
+            member.size = len(content)
+            self.tar.addfile(member, io.BytesIO(content))
+
+    def close(self) -> None:
+        """See `Writer`."""
+        self.tar.close()
+
+
+class ParquetWriter:
+    """Rows of key, image, web caption and caption: to train from where the pictures are, or to join by key."""
+
+    def __init__(self, path: Path, config: RecaptionConfig) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet
+
+        self.config, self.rows = config, list[dict[str, Any]]()
+        caption = pa.string() if config.captions == 1 else pa.list_(pa.string())
+        self.web = config.web.lstrip(".")
+        kinds = {"key": pa.string(), "image": pa.string(), self.web: pa.string(), config.caption: caption}
+        self.schema = pa.schema(list(kinds.items()))
+        self.file = pyarrow.parquet.ParquetWriter(path, self.schema)
+
+    def add(self, sample: CaptionedSample) -> None:
+        """See `Writer`."""
+        said = _one_or_list(sample.captions, self.config)
+        record = sample.record
+        self.rows.append(
+            {"key": record.key, "image": record.reference, self.web: sample.web, self.config.caption: said}
+        )
+
+    def close(self) -> None:
+        """See `Writer`."""
+        import pyarrow as pa
+
+        self.file.write_table(pa.Table.from_pylist(self.rows, schema=self.schema))
+        self.file.close()
+
+
+_WRITERS: dict[str, type[TarWriter] | type[ParquetWriter]] = {"tar": TarWriter, "parquet": ParquetWriter}
+
+
+def shard_name(number: int, config: RecaptionConfig) -> str:
+    """The name of a finished shard's file."""
+    return f"{number:05d}.{config.write}"
+
+
+class ShardWriter:
+    """A shard that is being written; it appears under its name when it is complete.
+
+    Args:
+        number: of the shard.
+        config: says where and in which format.
+    """
+
+    def __init__(self, number: int, config: RecaptionConfig) -> None:
+        self.target = Path(config.output) / shard_name(number, config)
+        work = Path(config.output) / WORK_DIR
+        self.partial = temp_path_for(work / self.target.name)
+        self.counts = work / f"{self.target.name}.json"
+        with write_errors_as_user_errors(self.target):
+            self.writer: Writer = _WRITERS[config.write](self.partial, config)
+        self.written, self.tokens, self.dropped = 0, 0, InvalidSamples()
+
+    def add(self, sample: CaptionedSample, tokens: int) -> None:
+        """Append a sample, for which the model wrote ``tokens`` tokens."""
+        with write_errors_as_user_errors(self.target):
+            self.writer.add(sample)
+        self.written, self.tokens = self.written + 1, self.tokens + tokens
+
+    def finish(self) -> None:
+        """Complete the shard, its counts first."""
+        with write_errors_as_user_errors(self.target):
+            self.writer.close()
+            status = self.partial.stat()
+        stamp = {"size": status.st_size, "modified_ns": status.st_mtime_ns, "hash": file_hash(self.partial)}
+        counts = {"written": self.written, "tokens": self.tokens, "dropped": self.dropped.by_reason, "file": stamp}
+        atomic_write(self.counts, json.dumps(counts))
+        with write_errors_as_user_errors(self.target):
+            self.partial.replace(self.target)
+
+    def abandon(self) -> None:
+        """Leave nothing of it."""
+        with contextlib.suppress(Exception):  # whatever was wrong before has been told
+            self.writer.close()
+        self.partial.unlink(missing_ok=True)
+
+
+def _one_or_list(captions: list[str], config: RecaptionConfig) -> str | list[str]:
+    return captions if config.captions > 1 else captions[0]
+
+
+def _known_kind(picture: bytes) -> tuple[str, bytes]:
+    """File extension and bytes; what readers of WebDataset do not look for becomes PNG."""
+    with Image.open(io.BytesIO(picture)) as image:
+        if image.format in _EXTENSIONS:
+            return _EXTENSIONS[image.format], picture
+        stream = io.BytesIO()
+        image.convert("RGBA" if "transparency" in image.info else "RGB").save(stream, "PNG")
+        return "png", stream.getvalue()

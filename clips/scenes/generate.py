@@ -1,0 +1,183 @@
+"""Write a directory of scenes: WebDataset shards, LLaVA's training files, text, and benchmarks for a test split.
+
+clips scenes --output runs/scenes/train --size 9000
+clips scenes --output runs/scenes/test --split test --size 400
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import json
+import tarfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from clips.commandline.progress import progress_iter
+from clips.core.artifact import atomic_artifact_dir, log_info, atomic_write, write_manifest
+from clips.errors import UserError
+from clips.scenes.captions import SceneCaptions, make_captions
+from clips.scenes.benchmark_data import BenchmarkRows, TestImage, write_benchmarks
+from clips.scenes.llava_data import make_align_record, make_instruct_record, make_text_record
+from clips.scenes.mllm_captions import MllmCaptionStyle
+from clips.scenes.phrases import describe_scene
+from clips.scenes.render import render
+from clips.scenes.words import SIGN_WORDS
+from clips.scenes.world import Scene, SignSize, Split, SceneGenerator
+
+_ENCODING: dict[str, dict[str, Any]] = {
+    "png": {"format": "PNG", "compress_level": 3},
+    "jpg": {"format": "JPEG", "quality": 92, "subsampling": 0},
+    "webp": {"format": "WEBP", "lossless": True, "method": 0},
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScenesConfig:
+    """The scenes to generate.
+
+    Args:
+        output: the directory to write.
+        split: train or test; test scenes are combinations of objects that no training scene has.
+        size: number of scenes.
+        kinds: number of object classes, 8 or more.
+        max_objects: maximum number of objects in one scene, 1 to 5.
+        signs: ratio of scenes with a written word, 0 to 1; lower if there is no room for a sign.
+        sign_size: small, or large: legible in images of 64 pixels.
+        sign_words: number of different words on signs, 2 or more.
+        image_size: size of the square images in pixels.
+        seed: another seed gives other scenes.
+        hand: sprite set.
+        format: png and webp are lossless, jpg is not.
+        mllm: write the long captions as multimodal models do, a summary and then details of decreasing importance, some
+            of them wrong; null writes complete and true ones.
+        questions_per_picture: maximum number of questions in an instruction conversation.
+        shard_size: scenes per shard.
+        benchmarks: rows of each benchmark of a test split.
+    """
+
+    output: str
+    split: Literal["train", "test"] = "train"
+    size: int = 9000
+    kinds: int = 60
+    max_objects: int = 5
+    signs: float = 0.15
+    sign_size: SignSize = "small"
+    sign_words: int = len(SIGN_WORDS)
+    image_size: int = 64
+    seed: int = 0
+    hand: Literal["twemoji"] = "twemoji"
+    format: Literal["png", "jpg", "webp"] = "png"
+    mllm: MllmCaptionStyle | None = None
+    questions_per_picture: int = 7
+    shard_size: int = 1000
+    benchmarks: BenchmarkRows = dataclasses.field(default_factory=BenchmarkRows)
+
+    def __post_init__(self) -> None:
+        """Check the fields.
+
+        Raises:
+            UserError: a field out of its range.
+        """
+        for name, low, high in (
+            ("size", 1, 10**9 - 1),
+            ("image_size", 32, 4096),
+            ("seed", 0, 2**63 - 1),
+            ("questions_per_picture", 1, 20),
+            ("shard_size", 1, 100_000),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise UserError(f"{name}: expected {low} to {high}, got {getattr(self, name)}")
+        if not 0 <= self.signs <= 1:
+            raise UserError(f"signs: expected 0 to 1, got {self.signs}")
+        self.world()
+
+    def world(self) -> SceneGenerator:
+        """Return the generator of the scenes."""
+        return SceneGenerator(
+            kinds=self.kinds,
+            max_objects=self.max_objects,
+            signs=round(1000 * self.signs),
+            sign_size=self.sign_size,
+            sign_words=self.sign_words,
+            seed=self.seed,
+            hand=self.hand,
+        )
+
+
+def generate_scenes(config: ScenesConfig) -> None:
+    """Write ``config.output`` atomically.
+
+    Raises:
+        UserError: the directory cannot be written.
+    """
+    world, began = config.world(), time.monotonic()
+    with atomic_artifact_dir(config.output, kind="scenes") as folder:
+        _write_split(folder, world, config)
+        rows = _write_benchmarks(folder, world, config) if config.split == "test" else {}
+        write_manifest(folder, kind="scenes", config=config, seed=config.seed, scenes=config.size, benchmarks=rows)
+    seconds = time.monotonic() - began
+    log_info(f"{config.output}: {config.size} {config.split} scenes in {seconds:.1f} s ({config.size / seconds:.0f}/s)")
+
+
+def _write_split(folder: Path, world: SceneGenerator, config: ScenesConfig) -> None:
+    records: dict[str, list[dict[str, Any]]] = {"align": [], "instruct": [], "text": []}
+    turns = config.questions_per_picture
+    for number, start in enumerate(progress_iter(range(0, config.size, config.shard_size), "making scenes")):
+        shard = f"shard-{number:05d}.tar"
+        with tarfile.open(folder / shard, "w") as tar:
+            for index in range(start, min(start + config.shard_size, config.size)):
+                scene, key = world.scene(config.split, index), f"{index:09d}"
+                image, captions = f"{key}.{config.format}", make_captions(world, scene, config.mllm)
+                _add(tar, image, encode_image(world, scene, config.image_size, config.format))
+                _add(tar, f"{key}.json", _sidecar(scene, captions))
+                long = captions.synthetic_caption
+                records["align"].append(make_align_record(world, scene, long, key, f"{shard}/{image}"))
+                records["instruct"].append(make_instruct_record(world, scene, key, f"{shard}/{image}", turns))
+                records["text"].append(make_text_record(world, scene, long, key, turns))
+    for name, entries in records.items():
+        atomic_write(folder / f"llava_{name}.json", json.dumps(entries))
+
+
+def encode_image(world: SceneGenerator, scene: Scene, image_size: int, form: str) -> bytes:
+    """Return the image of a scene as the bytes of an image file."""
+    buffer = io.BytesIO()
+    picture: Image.Image = render(world, scene, image_size)
+    picture.save(buffer, **_ENCODING[form])
+    return buffer.getvalue()
+
+
+def _sidecar(scene: Scene, captions: SceneCaptions) -> bytes:
+    return json.dumps({**dataclasses.asdict(captions), "scene": scene.to_json()}, ensure_ascii=False).encode()
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def _write_benchmarks(folder: Path, world: SceneGenerator, config: ScenesConfig) -> dict[str, int]:
+    rows = write_benchmarks(folder / "hub", list(_pictures(world, config)), config.benchmarks)
+    for name, found in rows.items():
+        wanted = getattr(config.benchmarks, name)
+        if found < wanted - (wanted % 6 if name == "pope" else wanted % 2 if name == "mme" else 0):
+            log_info(f"benchmarks.{name}: {found} rows instead of {wanted}; more scenes (size) would yield more")
+    return rows
+
+
+def _pictures(world: SceneGenerator, config: ScenesConfig) -> Iterable[TestImage]:
+    split: Split = config.split
+    for index in range(config.size):
+        scene, key = world.scene(split, index), f"{index:09d}"
+        yield TestImage(
+            key=key,
+            name=f"{key}.{config.format}",
+            described=describe_scene(world, scene),
+            image=functools.partial(encode_image, world, scene, config.image_size, config.format),
+        )

@@ -1,0 +1,138 @@
+"""Long synthetic captions that are complete and nearly always true."""
+
+from __future__ import annotations
+
+from clips.scenes.colors import OBJECT_COLORS
+from clips.scenes.rng import DeterministicRng
+from clips.scenes.phrases import (
+    NUMBERS,
+    LOCATION_PHRASES,
+    RELATIONS,
+    SceneDescription,
+    ObjectGroup,
+    with_article,
+    group_relation,
+    join_with_and,
+    capitalize_sentence,
+)
+
+_SLIP = 40  # per mille of later sentences that contain an error
+_INVENTION = 30  # per mille of long captions that name an absent object
+_SIZE_WORDS = {"small": ("small", "small", "little", "tiny"), "large": ("large", "large", "big")}
+
+
+def faithful_caption(described: SceneDescription, dice: DeterministicRng) -> str:
+    """Return three to seven sentences as a multimodal model writes them.
+
+    The first names everything. The later ones give attributes, positions and relations, the words on a sign and the
+    background, and sometimes a wrong color or position or an absent object.
+    """
+    groups = dice.shuffled(described.groups)
+    sentences = [summary(described, groups, dice), *_details(groups, dice)]
+    if described.scene.sign:
+        sentences.append(sign_sentence(described, dice))
+    sentences.append(background_sentence(described, dice))
+    if len(sentences) < 7 and dice.chance(_INVENTION):
+        absent = [kind for kind in described.world.inhabitants if kind.name not in described.kinds]
+        sentences.append(capitalize_sentence(f"there is also {with_article(dice.choice(absent).name)} in the background"))
+    elif len(sentences) < 5 and dice.chance(250):
+        sentences.append(generic_sentence(groups, dice))
+    return " ".join(sentences)
+
+
+def noun_with_size(group: ObjectGroup, dice: DeterministicRng, *, colour: bool = True) -> str:
+    """Return an object with a word for its size: "a tiny red car"."""
+    return group.some(size=dice.choice(_SIZE_WORDS[group.size]), colour=colour)
+
+
+def summary(described: SceneDescription, groups: list[ObjectGroup], dice: DeterministicRng) -> str:
+    """Return the first sentence of a long caption: ``groups`` and their positions."""
+    things = join_with_and([noun_with_size(group, dice) if dice.chance(600) else group.some(colour=True) for group in groups])
+    is_are = "are" if len(groups) > 1 or groups[0].count > 1 else "is"
+    pattern = dice.choice(
+        (
+            "the image features {things} {where}",
+            "the image shows {things} {where}",
+            "this picture shows {things} {where}",
+            "in this image, there {is_are} {things} {where}",
+            "the scene depicts {things} {where}",
+            "{things} can be seen {where}",
+        )
+    )
+    return capitalize_sentence(pattern.format(things=things, where=described.background.where, is_are=is_are))
+
+
+def _details(groups: list[ObjectGroup], dice: DeterministicRng) -> list[str]:
+    """Describe position and appearance of each object; four or five objects share sentences in pairs."""
+    clauses = [object_clause(group, groups, dice) for group in groups]
+    if len(clauses) < 4:
+        return [capitalize_sentence(words) for words in clauses]
+    pairs = [clauses[at : at + 2] for at in range(0, len(clauses), 2)]
+    return [capitalize_sentence(", while ".join(pair)) for pair in pairs]
+
+
+def object_clause(group: ObjectGroup, groups: list[ObjectGroup], dice: DeterministicRng, *, slips: int = _SLIP) -> str:
+    """Describe position and appearance of an object, wrong in ``slips`` per mille of the cases."""
+    slip = dice.chance(slips)
+    place = dice.choice(sorted(LOCATION_PHRASES)) if slip and dice.chance(500) else group.place
+    colour = dice.choice(list(OBJECT_COLORS)) if slip and place == group.place else group.colour
+    if group.count > 1:
+        looks = f"{group.size} and {colour}" if colour else group.size
+        return dice.choice((f"{group.the()} are {looks}", f"all {NUMBERS[group.count]} {group.noun} are {looks}"))
+    others = [(other, group_relation(group, other)) for other in groups if other is not group]
+    related = [(other, found) for other, found in others if found]
+    where = dice.choice(LOCATION_PHRASES[place])
+    if related and dice.chance(700):
+        other, found = dice.choice(related)
+        where = dice.choice((f"{where}, {RELATIONS[found]} {other.the(colour=dice.chance(300))}",
+                             f"{RELATIONS[found]} {other.the(colour=dice.chance(300))}"))  # fmt: skip
+    shade = f"{colour} " if colour and colour not in group.kind.name else ""
+    verb = dice.choice(("is", "is located", "is positioned", "is placed", "can be seen"))
+    if dice.chance(300):
+        return f"the {shade}{group.noun}, which is {group.size}, {verb} {where}"
+    return f"the {shade}{group.noun} {verb} {where}"
+
+
+def sign_sentence(described: SceneDescription, dice: DeterministicRng) -> str:
+    """Describe the written word and its position."""
+    assert described.scene.sign is not None
+    where = dice.choice(LOCATION_PHRASES[described.scene.sign.place])
+    pattern = dice.choice(
+        (
+            'there is a white sign with the word "{word}" on it {where}',
+            'a sign {where} reads "{word}"',
+            'the word "{word}" is written on a white sign {where}',
+        )
+    )
+    return capitalize_sentence(pattern.format(word=described.scene.sign.word, where=where))
+
+
+def background_sentence(described: SceneDescription, dice: DeterministicRng) -> str:
+    """Describe the background."""
+    description, colour = described.background.description, described.background.colour
+    pattern = dice.choice(
+        (
+            f"the background is plain {colour}"
+            if described.background.style == "plain"
+            else "the background shows {description}",
+            "behind {everything} is {description}",
+            "the scene is set against {description}",
+            "the objects stand out from {description}",
+        )
+    )
+    everything = join_with_and([group.the() for group in described.groups])
+    return capitalize_sentence(pattern.format(description=description, everything=everything))
+
+
+def generic_sentence(groups: list[ObjectGroup], dice: DeterministicRng) -> str:
+    """Describe the image in words that fit any image."""
+    things = join_with_and([group.the() for group in groups])
+    is_are = "are" if len(groups) > 1 or groups[0].count > 1 else "is"
+    pattern = dice.choice(
+        (
+            "overall, {things} {is_are} the main focus of the image",
+            "the arrangement of {things} gives the picture a playful look",
+            "the picture is simple and draws attention to {things}",
+        )
+    )
+    return capitalize_sentence(pattern.format(things=things, is_are=is_are))

@@ -1,0 +1,113 @@
+"""Long captions with the errors of multimodal models: a summary, then details of decreasing importance.
+
+Measured on captions that models wrote about COCO (``scripts/measure_long_captions.py``, docs/evidence.md): five
+sentences, three to seven; the first names two thirds of the objects that humans mention. Later ones add almost none of
+them, but repeat them: four in five of the second sentences, three in five of the fifth. An increasing part of a
+sentence's new objects is mentioned by no human: 8 % in the first, 45 % in the second, 90 % in the fifth, as many as in
+a caption of another photo. These data do not show how many of those are wrong and how many only unimportant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from clips.errors import UserError
+from clips.scenes.rng import DeterministicRng
+from clips.scenes.long_captions import object_clause, background_sentence, sign_sentence, summary
+from clips.scenes.phrases import LOCATION_PHRASES, SceneDescription, ObjectGroup, with_article, capitalize_sentence
+
+_ALSO_IN_SUMMARY = 500  # per mille of the objects other than the most important one
+_NAMES_A_THING = 500  # per mille of the sentences that add nothing new
+_VAGUE = (
+    "the scene has a cheerful and lively atmosphere, as if it was meant to make people smile",
+    "the arrangement of the elements creates a sense of balance and harmony in the picture",
+    "the contrast between the foreground and the background makes the scene visually appealing",
+    "there are no people in the scene, and nothing else of note can be seen around it",
+    "the colors are bright and well chosen, adding to the overall appeal of the picture",
+    "the various elements are placed close to each other, suggesting that they belong together",
+)
+_VAGUE_ABOUT = (
+    "the presence of {thing} conveys a playful mood and invites the viewer to look more closely",
+    "the composition is simple, which draws the viewer's attention to {thing}",
+    "it is likely that {thing} was drawn as a decoration or as an illustration for a story",
+    "the image captures {thing} in a moment that is both ordinary and charming",
+    "overall, {thing} can be considered the main focus of the scene, standing out from the rest",
+    "the placement of {thing} suggests that the picture is part of a larger set of images",
+)
+_WRONG = (
+    "there is also {one} {where}, partly hidden",
+    "in addition, {one} and {two} can be seen in the background",
+    "{one} is visible {where}, adding to the scene",
+    "nearby, there are {two} and what appears to be {one}",
+)
+_WRONG_ABOUT = (
+    "next to {thing} there is also {one}, partly hidden",
+    "in addition to {thing}, {one} and {two} can be seen in the background",
+    "{thing} is accompanied by {one}, adding to the scene",
+    "behind {thing} there are {two} and what appears to be {one}",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MllmCaptionStyle:
+    """The style of a multimodal model's captions.
+
+    Args:
+        details: mean number of sentences after the summary, 2 to 8; a caption has up to two more or fewer.
+        wrong: ratio of these sentences that name an absent object, or a wrong color or position; more probable in later
+            sentences, 0 to 0.5.
+    """
+
+    details: int = 4
+    wrong: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.details <= 8:
+            raise UserError(f"mllm.details: expected 2 to 8, got {self.details}")
+        if not 0 <= self.wrong <= 0.5:
+            raise UserError(f"mllm.wrong: expected a share from 0 to 0.5, got {self.wrong}")
+
+
+def mllm_caption(described: SceneDescription, dice: DeterministicRng, writer: MllmCaptionStyle) -> str:
+    """Return a summary of the important content, then details, later ones less important and more often wrong."""
+    groups = sorted(described.groups, key=lambda group: (group.size != "large", -group.count))
+    main = [group for number, group in enumerate(groups) if not number or dice.chance(_ALSO_IN_SUMMARY)]
+    count = max(1, dice.between(writer.details - 2, writer.details + 2))
+    true = _true_details(described, groups, dice)
+    sentences = [summary(described, main, dice)]
+    for number in range(count):
+        if dice.chance(round(2000 * writer.wrong * (number + 1) / (count + 1))):
+            sentences.append(_wrong(described, groups, dice))
+        else:
+            sentences.append(true.pop(0) if true else _vague(groups, dice))
+    return " ".join(sentences)
+
+
+def _true_details(described: SceneDescription, groups: list[ObjectGroup], dice: DeterministicRng) -> list[str]:
+    """Return the true facts, the most important first, with vague sentences in between."""
+    found = [capitalize_sentence(object_clause(group, groups, dice, slips=0)) for group in groups]
+    if described.scene.sign:
+        found.append(sign_sentence(described, dice))
+    found.append(background_sentence(described, dice))
+    for number in range(1, len(found)):
+        if dice.chance(300):
+            found.insert(number, _vague(groups, dice))
+    return found
+
+
+def _vague(groups: list[ObjectGroup], dice: DeterministicRng) -> str:
+    """Return a sentence that fits any image, usually about an object of this one, which it names again."""
+    if dice.chance(_NAMES_A_THING):
+        return capitalize_sentence(dice.choice(_VAGUE_ABOUT).format(thing=dice.choice(groups).the()))
+    return capitalize_sentence(dice.choice(_VAGUE))
+
+
+def _wrong(described: SceneDescription, groups: list[ObjectGroup], dice: DeterministicRng) -> str:
+    """Return a sentence with a wrong color or position, or about absent objects."""
+    if dice.chance(300):
+        return capitalize_sentence(object_clause(dice.choice(groups), groups, dice, slips=1000))
+    absent = [kind.name for kind in described.world.inhabitants if kind.name not in described.kinds]
+    one, two = (with_article(name) for name in dice.sample(absent, 2))
+    where = dice.choice(LOCATION_PHRASES[dice.choice(sorted(LOCATION_PHRASES))])
+    pattern = dice.choice(_WRONG_ABOUT if dice.chance(_NAMES_A_THING) else _WRONG)
+    return capitalize_sentence(pattern.format(one=one, two=two, where=where, thing=dice.choice(groups).the()))

@@ -1,0 +1,59 @@
+"""A training run's directory: what it records of itself, and when another run may go on in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from clips.core.artifact import is_finished, atomic_write
+from clips.core.identity import RUN, Identity, differing, is_below, refuse_other_run, run_text
+from clips.errors import UserError
+from clips.serialization import to_plain, to_yaml
+from clips.redaction import redact
+from clips.training.train_state import CHECKPOINTS_DIR, CONFIG_FILE, list_checkpoints, read_train_state
+
+
+def is_trained(config: Any, run: Identity) -> bool:
+    """Whether the run is already finished in ``config.output``; False also where it can be resumed from a checkpoint.
+
+    Raises:
+        UserError: the directory holds something else, or the work of another config or from other inputs.
+    """
+    output = Path(config.output)
+    if is_finished(output, "encoder", run, work=output / CHECKPOINTS_DIR / RUN):
+        return True
+    for checkpoint in list_checkpoints(output)[-1:]:  # before the first there is nothing to lose
+        refuse_other_run(output, read_train_state(checkpoint).identity, run, may_change=config.may_change)
+    return False
+
+
+def create_run_dir(config: Any, run: Identity) -> None:
+    """Create a run's directory with its identity and config; UserError where that cannot be."""
+    atomic_write(Path(config.output) / CHECKPOINTS_DIR / RUN, run_text(run))
+    atomic_write(Path(config.output) / CONFIG_FILE, to_yaml(redact(to_plain(config))))
+
+
+def read_run_config(directory: str | Path) -> dict[str, Any]:
+    """The config of the run or checkpoint in ``directory`` as plain data; UserError where there is none."""
+    path = Path(directory) / CONFIG_FILE
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; expected the output of `clips train` or one of its checkpoints") from None
+    except (yaml.YAMLError, ValueError, OSError, RecursionError):
+        raise UserError(f"{path}: not valid YAML") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: expected the config of a training run, a mapping of field names to values")
+    return config
+
+
+def resume_changes(config: Any, run: Identity) -> list[str]:
+    """The settings that ``config.may_change`` allows to differ and that do, since the latest checkpoint; in words."""
+    there = read_train_state(list_checkpoints(config.output)[-1]).identity
+    return [
+        f"{name} {there.get(name)} → {run.get(name)}"
+        for name in differing(there, run)
+        if is_below(name, config.may_change)
+    ]

@@ -1,0 +1,311 @@
+"""Chat templates, and which tokens of a rendered conversation are learnt.
+
+The supervised tokens are derived from the template itself: a conversation is rendered once with a mark in
+place of every answer, so that whatever the template writes around an answer is known exactly. Learnt are
+the answer's tokens and the end token that follows it, nothing else: exactly what the model must write by
+itself after the prompt.
+
+A message is ``{"role": "user" | "assistant" | "system", "content": text}``; ``<image>`` in the text is where
+a picture goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+from PIL import Image
+
+from clips.data.formats.base import IMAGE as IMAGE
+from clips.errors import UserError, unknown_name_error
+from clips.model.loading import library_errors_as_user_errors
+from llava_bridge.chat_templates import BOS, FIXED_DATE, PLAIN_WITH_SPACE, CHAT_TEMPLATES
+
+IGNORE_INDEX = -100
+"""The label of a token that is not learnt (PyTorch's and transformers' convention)."""
+
+# Written before any template: content given as a list of parts (transformers' multimodal form) becomes text, and
+# Qwen 3 is told not to think, which no data here teach it.
+_FLATTEN = (
+    "{%- set enable_thinking = false -%}"
+    "{%- set flat = namespace(messages=[]) -%}"
+    "{%- for message in messages -%}"
+    "{%- set joined = namespace(text='') -%}"
+    "{%- if message['content'] is string -%}{%- set joined.text = message['content'] -%}"
+    "{%- else -%}{%- for part in message['content'] -%}"
+    "{%- if part['type'] == 'image' -%}{%- set joined.text = joined.text + '<image>\\n' -%}"
+    "{%- elif part['type'] == 'text' -%}{%- set joined.text = joined.text + part['text'] -%}{%- endif -%}"
+    "{%- endfor -%}{%- endif -%}"
+    "{%- set flat.messages = flat.messages + [{'role': message['role'], 'content': joined.text}] -%}"
+    "{%- endfor -%}"
+    "{%- set messages = flat.messages -%}"
+)
+
+# Llama 3.2's template and SmolLM 3's tell the LLM what day it is: a sample, and an answer, would be another tomorrow.
+_A_DAY = "{%- macro strftime_now(format) -%}" + FIXED_DATE + "{%- endmacro -%}"
+
+_BLANKS = (
+    "{%- set flat = namespace(messages=[]) -%}"
+    "{%- for message in messages -%}"
+    "{%- set content = message['content'] | replace('<image>', '<image> ') -%}"
+    "{%- set flat.messages = flat.messages + [{'role': message['role'], 'content': content}] -%}"
+    "{%- endfor -%}"
+    "{%- set messages = flat.messages -%}"
+)
+
+_PHOTO = (640, 480)
+_CONTEXT = 22  # characters that messages show before where texts differ: <|im_start|>assistant
+_MARK = "\ue000{}\ue001"
+_MARKS = re.compile("\ue000(\\d+)\ue001")
+Message = Mapping[str, Any]
+
+
+class InvalidConversationError(Exception):
+    """One sample cannot be used; training counts it and goes on without it."""
+
+
+def resolve_chat_template(own: str | None, choice: str) -> str:
+    """The chat template of a LLaVA, which accepts content as text and as a list of parts.
+
+    Args:
+        own: the tokenizer's own template, None if it has none.
+        choice: ``auto`` (the LLM's own if it has one, else ``vicuna``) or a name in :data:`CHAT_TEMPLATES`.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    if choice == "auto":
+        body = own or CHAT_TEMPLATES["vicuna"]
+    elif choice in CHAT_TEMPLATES:
+        body = CHAT_TEMPLATES[choice]
+    else:
+        raise unknown_name_error(choice, {"auto", *CHAT_TEMPLATES}, "chat template")
+    if is_wrapped_template(body):
+        return body
+    return _FLATTEN + (_A_DAY if "strftime_now" in body else "") + body
+
+
+def resolve_chat_template_with_spaces(own: str | None, choice: str, tokenizer: Any) -> str:
+    """As :func:`resolve_chat_template`, with the blanks of :func:`add_sentencepiece_spaces` where ``own`` has them."""
+    template = resolve_chat_template(own, choice)
+    return add_sentencepiece_spaces(template, tokenizer) if own is not None and _BLANKS in own else template
+
+
+def is_wrapped_template(template: str | None) -> bool:
+    """Whether ``template`` is one that :func:`resolve_chat_template` made."""
+    return template is not None and template.startswith(_FLATTEN)
+
+
+def add_sentencepiece_spaces(template: str, tokenizer: Any) -> str:
+    """The template with which a conversation becomes the tokens that the original LLaVA makes of it.
+
+    The original tokenizes what stands before and behind a picture by itself, and so SentencePiece puts its blank (▁)
+    before each. transformers' Llama tokenizer puts one before the whole text alone, not behind the begin token or a
+    picture: so the template writes it there. Other tokenizers' templates stay as they are.
+
+    Source: ``tokenizer_image_token`` in haotian-liu/LLaVA's ``mm_utils.py``.
+
+    Args:
+        template: from :func:`resolve_chat_template`.
+        tokenizer: knows ``<image>``.
+    """
+
+    def tokens(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    needed = tokens(f"{IMAGE}\nx")[1:] != tokens("\nx") == tokens(f"{IMAGE} \nx")[1:]
+    if not needed or _BLANKS in template:
+        return template
+    if template == _FLATTEN + CHAT_TEMPLATES["plain"]:  # a text without anything before the picture, not even a blank
+        return _FLATTEN + PLAIN_WITH_SPACE
+    begin = BOS.replace("bos_token if", "bos_token + ' ' if")
+    return template.replace(_FLATTEN, _FLATTEN + _BLANKS, 1).replace(BOS, begin, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedConversation:
+    """A conversation as tokens: ``labels`` equal ``input_ids`` where learnt, and are -100 elsewhere."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+class ConversationEncoder:
+    """Turns conversations into tokens for one tokenizer and template.
+
+    Args:
+        tokenizer: a fast transformers tokenizer that knows ``<image>`` as one token.
+        template: from :func:`resolve_chat_template`.
+        image_tokens: how many tokens a picture takes; where that depends on the picture, a function that tells it.
+        must_end: refuse a template that writes no special token after an answer, since it would never end. Else what
+            such a template writes there is learnt in its place.
+
+    Raises:
+        UserError: the template fails, or never ends an answer though it must.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: str,
+        image_tokens: int | Callable[[Image.Image], int],
+        *,
+        must_end: bool = True,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.template = template
+        self.image_tokens = image_tokens
+        self.image_id: int = tokenizer.convert_tokens_to_ids(IMAGE)
+        added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}  # Phi's <|end|>, say
+        special = sorted((added | set(tokenizer.all_special_tokens)) - {IMAGE}, key=len, reverse=True)
+        self._end = re.compile(r"\s*(" + "|".join(map(re.escape, special)) + ")") if special else re.compile("$^")
+        with library_errors_as_user_errors("chat_template: it cannot render a question and its answer"):
+            self.end_token, self._lead = self._find_borders(must_end)
+
+    def tokens_of(self, pictures: Sequence[Image.Image]) -> list[int]:
+        """How many tokens each of the pictures takes."""
+        if isinstance(self.image_tokens, int):
+            return [self.image_tokens] * len(pictures)
+        return [self.image_tokens(picture) for picture in pictures]
+
+    @functools.cached_property
+    def usual_tokens(self) -> int:
+        """How many tokens a picture takes, more or less: exact, or those of a photo."""
+        return self.tokens_of([Image.new("1", _PHOTO)])[0]
+
+    def prompt(self, messages: Sequence[Message], pictures: Sequence[Image.Image] = ()) -> str:
+        """The text up to where the next answer begins, each ``<image>`` repeated for all of its tokens.
+
+        Args:
+            messages: the last one is the user's.
+            pictures: those of the messages, in order; not needed where all take equally many tokens.
+        """
+        return _expand(self._render(messages, add_generation_prompt=True), self._counts(pictures))
+
+    def encode(self, messages: Sequence[Message], max_length: int, pictures: Sequence[Image.Image] = ()) -> EncodedConversation:
+        """The tokens of a conversation, cut on the right to ``max_length``, and which of them are learnt.
+
+        Args:
+            messages: the conversation.
+            max_length: in tokens, those of pictures included.
+            pictures: see :meth:`prompt`.
+
+        Raises:
+            SampleError: there is no answer; the cut would fall into a picture or before the first answer token.
+        """
+        text, spans = self._text_and_answers(messages, self._counts(pictures))
+        tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = tokens["input_ids"], _with_blanks_placed(text, tokens["offset_mapping"])
+        labels = _labels(ids, list(offsets), spans)
+        if len(ids) > max_length:
+            if self.image_id in ids[max_length:]:
+                raise InvalidConversationError(f"its pictures do not fit into {max_length} tokens")
+            ids, labels = ids[:max_length], labels[:max_length]
+        if all(label == IGNORE_INDEX for label in labels):
+            raise InvalidConversationError(f"no answer within {max_length} tokens")
+        return EncodedConversation(ids, labels)
+
+    def check_prompts(self) -> None:
+        """Look whether each answer is trained behind the very prompt that it is asked for with.
+
+        Templates of LLMs that think may write something before the last answer alone, as Qwen 3's does.
+
+        Raises:
+            UserError: some answer is not, with a turn of the system or without.
+        """
+        talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ""}] * 3
+        for beginning in ([], [{"role": "system", "content": "!"}]):
+            with contextlib.suppress(TemplateError):  # it takes no system, or one answer alone: each sample is told so
+                self._check_prompts_of([*beginning, *talk])
+
+    def _check_prompts_of(self, messages: Sequence[Message]) -> None:
+        places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+        marked = [{**message, "content": message["content"] or _MARK.format(0)} for message in messages]
+        pieces = _MARKS.split(self._render(marked))[::2]
+        for number, place in enumerate(places):
+            trained = _MARK.format(0).join(pieces[: number + 1])
+            asked = self._render(marked[:place], add_generation_prompt=True) + self._lead
+            if trained != asked:
+                pairs = zip(trained, asked, strict=False)
+                start = max(0, sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)) - _CONTEXT)
+                raise UserError(
+                    f"chat_template: it trains an answer behind {trained[start:]!r}, but asks for one behind "
+                    f"{asked[start:]!r}; expected a template that writes the same both times, such as chatml for Qwen 3"
+                )
+
+    def _counts(self, pictures: Sequence[Image.Image]) -> Iterator[int]:
+        """How many tokens each ``<image>`` stands for, one after the other."""
+        if isinstance(self.image_tokens, int):
+            return itertools.repeat(self.image_tokens)
+        return iter(self.tokens_of(pictures))
+
+    def _text_and_answers(
+        self, messages: Sequence[Message], counts: Iterator[int]
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """The rendered text and the character span of each answer with its end token."""
+        answers = [str(message["content"]).strip() for message in messages if message["role"] == "assistant"]
+        number = iter(range(len(answers)))
+        marked = [
+            {**message, "content": _MARK.format(next(number))} if message["role"] == "assistant" else message
+            for message in messages
+        ]
+        pieces = _MARKS.split(self._render(marked))
+        if pieces[1::2] != [str(index) for index in range(len(answers))]:
+            raise UserError("chat_template: it does not write every answer once and in order")
+        text, spans = _expand(pieces[0], counts), []
+        for answer, after in zip(answers, pieces[2::2], strict=True):
+            end = self._end.match(after)
+            spans.append((len(text) - len(self._lead), len(text) + len(answer) + (end.end() if end else 0)))
+            text += answer + _expand(after, counts)
+        return text, spans
+
+    def _find_borders(self, must_end: bool) -> tuple[str, str]:
+        """The end token after an answer, and the space before it that the prompt does not hold (often one blank)."""
+        question = {"role": "user", "content": "?"}
+        asked = self._render([question], add_generation_prompt=True)
+        before, _, after = _MARKS.split(self._render([question, {"role": "assistant", "content": _MARK.format(0)}]))
+        if not must_end and not self._end.match(after):
+            self._end = re.compile(f"({re.escape(after)})")
+        end = self._end.match(after)
+        if end is None:
+            raise UserError("chat_template: no special token follows an answer; expected one, such as </s>")
+        lead = before.removeprefix(asked)
+        if not before.startswith(asked) or lead.strip():
+            raise UserError("chat_template: its generation prompt is not what it writes before an answer")
+        return end[1], lead
+
+    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+        return self.tokenizer.apply_chat_template(
+            list(messages),
+            chat_template=self.template,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+        )
+
+
+def _expand(text: str, counts: Iterator[int]) -> str:
+    """Each ``<image>`` as often as its count says; one without a count stays as it is."""
+    return re.sub(IMAGE, lambda mark: mark[0] * next(counts, 1), text)
+
+
+def _labels(ids: Sequence[int], offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
+    """Keep the ids of tokens that overlap one of the ``spans`` (both in order of place)."""
+    labels, waiting = [], list(reversed(spans))
+    for token, (start, end) in zip(ids, offsets, strict=True):
+        while waiting and waiting[-1][1] <= start:
+            waiting.pop()
+        inside = bool(waiting) and end > waiting[-1][0] and end > start
+        labels.append(token if inside else IGNORE_INDEX)
+    return labels
+
+
+def _with_blanks_placed(text: str, offsets: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Tokenizers that leave blanks out of their offsets (``trim_offsets``) say of blanks alone only where they end."""
+    for start, end in offsets:
+        yield (end - 1 if start == end and text[end - 1 : end].isspace() else start), end

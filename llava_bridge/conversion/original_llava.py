@@ -1,0 +1,296 @@
+"""LLaVA in the layout of its first authors: what their ``config.json`` says, and how they name weights.
+
+Source: haotian-liu/LLaVA, ``llava_arch.py`` and both ``builder.py`` below ``llava/model``; ``mm_utils.py`` for tiles.
+Their LLM is ``model.*`` and ``lm_head.*``, the projector ``model.mm_projector.*``; the tower is named by
+``mm_vision_tower`` and, in some checkpoints, among the weights as ``model.vision_tower.vision_tower.*``. LLaVA-1.6
+(LLaVA-NeXT) also has ``model.image_newline``, the token at the end of a row of tiles; its pinpoints are widths and
+heights, where transformers has heights and widths.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from clips.core.artifact import log_info
+from clips.errors import UserError
+from clips.interchange.weight_mapping import read_weights
+from clips.jsontext import safe_json_loads
+from llava_bridge.model.anyres import is_anyres_processor
+from llava_bridge.model.checks import is_original_llava, read_config
+
+LLM_TYPES = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llama": "llama", "mistral": "mistral"}
+"""``model_type`` of the config → the LLM's in transformers. The last two are LLMs beside which a projector lies."""
+MODEL_TYPES = {"llama": "llava_llama", "mistral": "llava_mistral"}
+ARCHITECTURES = {"llama": "LlavaLlamaForCausalLM", "mistral": "LlavaMistralForCausalLM"}
+PROJECTOR_FILE = "mm_projector.bin"
+_PROJECTOR, _TOWER, _NEWLINE = "mm_projector.", "model.vision_tower.vision_tower.", "model.image_newline"
+# Only there to be computed again; older versions of the libraries saved them.
+_COMPUTED = re.compile(r"rotary_emb\.inv_freq$|(^|\.)position_ids$")
+# What transformers writes of any model.
+_GENERAL = {"chunk_size_feed_forward", "id2label", "is_encoder_decoder", "label2id", "output_attentions"}
+_GENERAL |= {"output_hidden_states", "problem_type", "return_dict", "_name_or_path", "dtype", "rope_parameters"}
+# Settings that make of LLaVA what transformers' LLaVA does not compute, and the values with which they do not.
+_ELSEWHERE: dict[str, tuple[Any, ...]] = {
+    "image_aspect_ratio": ("pad", "square", "anyres"),
+    "mm_use_im_start_end": (False,),
+    "s2": (False,),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OriginalCheckpoint:
+    """An original checkpoint.
+
+    Args:
+        config: its ``config.json``.
+        llm: the LLM's weights by transformers' names.
+        projector: the projector's, by their names within it.
+        projector_name: its entry among our projectors.
+        tower: the tower's, by transformers' names; none where the checkpoint leaves them to ``mm_vision_tower``.
+        newline: (D,), what ends a row of tiles; None for a LLaVA without tiles.
+    """
+
+    config: Mapping[str, Any]
+    llm: Mapping[str, Tensor]
+    projector: Mapping[str, Tensor]
+    projector_name: str
+    tower: Mapping[str, Tensor]
+    newline: Tensor | None
+
+    @property
+    def pinpoints(self) -> list[list[int]] | None:
+        """Heights and widths in pixels that pictures are fitted into before they are cut; None without tiles."""
+        return _turned(_pinpoints(self.config) or []) if is_anyres(self.config) else None
+
+
+def is_anyres(config: Mapping[str, Any]) -> bool:
+    """Whether an original ``config.json`` is one of LLaVA-1.6, whose pictures are cut into tiles."""
+    return bool(config.get("image_aspect_ratio") == "anyres")
+
+
+def _turned(pinpoints: Sequence[Sequence[int]]) -> list[list[int]]:
+    return [[second, first] for first, second in pinpoints]
+
+
+def read_original(source: Path, llm: str | None) -> OriginalCheckpoint:
+    """Read a checkpoint: a directory with all weights, or with a projector alone beside which ``llm`` is given.
+
+    Raises:
+        UserError: files are missing or would run code; it is another kind of LLaVA.
+    """
+    config = read_config(source)
+    if not is_original_llava(source):
+        raise UserError(f"{source}: expected a LLaVA: mm_vision_tower in config.json, or {PROJECTOR_FILE}")
+    _check(config, source)
+    weights = _read_directory(source)
+    if not any(_PROJECTOR in name for name in weights) and (source / PROJECTOR_FILE).is_file():
+        weights |= read_weights(source / PROJECTOR_FILE)
+    projector = {name.rpartition(_PROJECTOR)[2]: value for name, value in weights.items() if _PROJECTOR in name}
+    tower = {
+        name.removeprefix(_TOWER).removeprefix("vision_model."): value
+        for name, value in weights.items()
+        if name.startswith(_TOWER)
+    }
+    newline = weights.pop(_NEWLINE, None)
+    if (newline is None) == is_anyres(config):
+        what = f"no {_NEWLINE} in it, which LLaVA's tiles need" if newline is None else f"{_NEWLINE}, but no anyres"
+        raise UserError(f"{source}: {what}")
+    own = {name: value for name, value in weights.items() if _PROJECTOR not in name and not name.startswith(_TOWER)}
+    if unknown := sorted(name for name in own if not name.startswith(("model.layers.", *_LLM_ENDS))):
+        raise UserError(f"{source}: '{unknown[0]}' has no place in transformers' LLaVA")
+    if bool(llm) == any(name.startswith("model.layers.") for name in own):
+        what = "has an LLM of its own; expected no" if llm else "has no weights of an LLM; expected its directory as"
+        raise UserError(f"llm: {source} {what} --llm")
+    return OriginalCheckpoint(
+        config=config,
+        llm=_read_directory(Path(llm)) if llm else own,
+        projector=projector,
+        projector_name=_projector_name(projector, source, config.get("mm_projector_type")),
+        tower={name: value for name, value in tower.items() if not _COMPUTED.search(name)},
+        newline=newline,
+    )
+
+
+_LLM_ENDS = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+
+
+def _check(config: Mapping[str, Any], source: Path) -> None:
+    """Refuse what transformers' LLaVA does not compute."""
+    if (source / "adapter_config.json").is_file():
+        raise UserError(f"{source}: a LoRA adapter; expected a whole model (LLaVA's merge_lora_weights.py makes one)")
+    kind = config.get("model_type")
+    if kind not in LLM_TYPES:
+        raise UserError(f"{source}: model_type: expected one of {', '.join(LLM_TYPES)}, got {kind}")
+    for field, values in _ELSEWHERE.items():
+        value = config.get(field)
+        if value is not None and value not in values:
+            expected = " or ".join(map(str, values))
+            raise UserError(f"{source}: {field}: transformers' LLaVA knows only {expected}, got {value}")
+    tiles = is_anyres(config)
+    merge, wanted = config.get("mm_patch_merge_type", "flat"), "spatial_unpad" if tiles else "flat"
+    if merge != wanted:
+        beside = f"with image_aspect_ratio {config.get('image_aspect_ratio')}"
+        raise UserError(f"{source}: mm_patch_merge_type: transformers' LLaVA knows only {wanted} {beside}, got {merge}")
+    if tiles and not _pinpoints(config):
+        given = config.get("image_grid_pinpoints")
+        raise UserError(f"{source}: image_grid_pinpoints: expected pairs of width and height, got {given}")
+
+
+def _pinpoints(config: Mapping[str, Any]) -> list[list[int]] | None:
+    """The pairs of width and height, which may be written as Python writes them; None where there are none."""
+    given: Any = config.get("image_grid_pinpoints")
+    with contextlib.suppress(ValueError, SyntaxError, TypeError):
+        pairs = [list(pair) for pair in (ast.literal_eval(given) if isinstance(given, str) else given)]
+        if all(len(pair) == 2 and all(isinstance(length, int) for length in pair) for pair in pairs):
+            return pairs
+    return None
+
+
+def _read_directory(directory: Path) -> dict[str, Tensor]:
+    """All weights of a directory, safetensors before pickles; none where there are no files of weights."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = directory / f"{name}.index.json"
+        if index.is_file():
+            files = sorted(set(safe_json_loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        elif (directory / name).is_file():
+            files = [name]
+        else:
+            continue
+        weights: dict[str, Tensor] = {}
+        for file in files:
+            if not (directory / file).is_file():
+                raise UserError(f"{directory / file}: no such file, although {index.name} names it")
+            log_info(f"reading {directory / file}")
+            weights |= read_weights(directory / file)
+        return {name: value for name, value in weights.items() if not _COMPUTED.search(name)}
+    return {}
+
+
+def _projector_name(weights: Mapping[str, Tensor], source: Path, stated: str | None) -> str:
+    """Which of our projectors has weights of these names."""
+    if weights.keys() == {"weight", "bias"}:
+        return "linear"
+    layers = len(weights) // 2
+    if layers and weights.keys() == {f"{2 * layer}.{name}" for layer in range(layers) for name in ("weight", "bias")}:
+        return f"mlp{layers}x_gelu"
+    if not weights:
+        raise UserError(f"{source}: no weights of a projector (mm_projector) in it")
+    raise UserError(f"{source}: mm_projector_type: expected linear or mlpNx_gelu, got {stated}")
+
+
+def llm_config(config: Mapping[str, Any]) -> Any:
+    """The LLM's config in transformers, of the entries of an original ``config.json`` that it knows.
+
+    Raises:
+        UserError: they do not make one.
+    """
+    from transformers import AutoConfig
+
+    from clips.model.loading import library_errors_as_user_errors
+
+    kind = LLM_TYPES[config["model_type"]]
+    left_out = {"model_type", "architectures", "transformers_version", "dtype"}
+    known = AutoConfig.for_model(kind).to_dict().keys() - left_out
+    own = {key: config[key] for key in config.keys() & known}
+    if "rope_parameters" not in own:
+        scaling = dict(config.get("rope_scaling") or {"type": "default"})
+        kind_of_rope = scaling.pop("type", None) or scaling.pop("rope_type")
+        own["rope_parameters"] = {"rope_theta": config.get("rope_theta", 10000.0), "rope_type": kind_of_rope, **scaling}
+    with library_errors_as_user_errors("config.json does not describe an LLM"):
+        return AutoConfig.for_model(kind, **own)
+
+
+def original_config(model: Any, processor: Any, tower: str) -> dict[str, Any]:
+    """The original ``config.json`` of a LLaVA, with the names that LLaVA's own version of transformers knows.
+
+    Args:
+        model: a LLaVA in transformers.
+        processor: its processor.
+        tower: where the tower's directory is.
+
+    Raises:
+        UserError: the original does not compute what this LLaVA does.
+    """
+    text, vision = model.config.text_config, model.config.vision_config
+    if text.model_type not in MODEL_TYPES:
+        raise UserError(f"the original LLaVA has no class for this LLM ({text.model_type}); expected llama or mistral")
+    if vision.model_type != "clip_vision_model":
+        raise UserError(f"the original LLaVA has no class for this tower ({vision.model_type}); expected CLIP's")
+    layer = model.config.vision_feature_layer
+    if not isinstance(layer, int):
+        raise UserError(f"the original LLaVA reads one feature layer; this one reads {list(layer)}")
+    rope = dict(text.rope_parameters or {})
+    scaling = {"type": rope.pop("rope_type", "default"), **{k: v for k, v in rope.items() if k != "rope_theta"}}
+    dtype = str(model.dtype).removeprefix("torch.")
+    own = {key: value for key, value in text.to_dict().items() if key not in _GENERAL}
+    return {
+        **own,
+        "architectures": [ARCHITECTURES[text.model_type]],
+        "model_type": MODEL_TYPES[text.model_type],
+        "torch_dtype": dtype,
+        "rope_theta": rope.get("rope_theta", 10000.0),
+        "rope_scaling": None if scaling["type"] == "default" else scaling,
+        "use_mm_proj": True,
+        "mm_vision_tower": tower,
+        "mm_projector_type": projector_type(model),
+        "mm_hidden_size": vision.hidden_size,
+        "mm_vision_select_layer": layer,
+        "mm_vision_select_feature": (
+            "patch" if model.config.vision_feature_select_strategy == "default" else "cls_patch"
+        ),
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+        **_fit(processor.image_processor),
+    }
+
+
+def _fit(images: Any) -> dict[str, Any]:
+    """How the original is told what an image processor does with a picture's shape."""
+    if is_anyres_processor(images):
+        return {
+            "image_aspect_ratio": "anyres",
+            "image_grid_pinpoints": _turned(images.image_grid_pinpoints),
+            "mm_patch_merge_type": "spatial_unpad",
+        }
+    aspect = "pad" if getattr(images, "do_pad", None) else "square"
+    return {"image_aspect_ratio": aspect, "mm_patch_merge_type": "flat"}
+
+
+def projector_type(model: Any) -> str:
+    """``mm_projector_type`` of a LLaVA.
+
+    Raises:
+        UserError: the original has none that computes the same.
+    """
+    ours = getattr(model.config, "projector", None)
+    name = ours["name"] if ours else "mlp2x_gelu"
+    if name != "linear" and not re.fullmatch(r"mlp\d+x_gelu", name):
+        raise UserError(f"the original LLaVA has no projector such as {name}; expected linear or mlpNx_gelu")
+    if not ours and (model.config.projector_hidden_act != "gelu" or not model.config.multimodal_projector_bias):
+        raise UserError("the original LLaVA's projector has GELU and biases; this one has not")
+    return name
+
+
+def original_weights(model: Any) -> dict[str, Tensor]:
+    """LLM and projector of a LLaVA by their original names, and what ends a row of tiles."""
+    whole = model.model
+    weights = {f"model.{name}": value for name, value in whole.language_model.state_dict().items()}
+    if not model.config.tie_word_embeddings:
+        weights["lm_head.weight"] = model.lm_head.weight
+    if hasattr(whole, "image_newline"):
+        weights[_NEWLINE] = whole.image_newline.data
+    names = hf_projector_names(whole.multi_modal_projector.state_dict())
+    return {**weights, **{f"model.{_PROJECTOR}{name}": value for name, value in names.items()}}
+
+
+def hf_projector_names(projector: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A projector's weights by their original names, where they have those of transformers' LLaVA."""
+    return {name.replace("linear_1.", "0.").replace("linear_2.", "2."): value for name, value in projector.items()}

@@ -1,0 +1,190 @@
+"""``llava-bridge describe``: what a LLaVA says of many pictures, as JSON lines.
+
+llava-bridge describe runs/mine-llava photos/ --output described.jsonl
+llava-bridge describe runs/mine-llava photos/*.jpg --prompt "Is there a dog in the picture?" | head
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TextIO
+
+from PIL import Image
+
+from clips.commandline.progress import Progress
+from clips.core.artifact import directory_hash, log_info, atomic_write, write_errors_as_user_errors
+from clips.core.identity import RUN, RUN_ONLY, identity, read_run, refuse_other_run, run_text
+from clips.data.invalid_samples import InvalidSamples
+from clips.errors import UserError
+from clips.jsontext import safe_json_loads
+from clips.model_refs import resolve_model_dir
+from llava_bridge.inference.directory import resolve_llava_dir
+from llava_bridge.image_paths import find_images, open_picture
+
+_READERS = 4  # threads that decode pictures ahead
+Batch = list[tuple[str, Image.Image]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DescribeConfig:
+    """Ask a LLaVA the same about many pictures; one line ``{"image": …, "text": …}`` each.
+
+    Args:
+        directory: the LLaVA directory, or ``ORG/NAME`` on the hub.
+        images: picture files, pictures in shards (``shard.tar/000000003.png``), folders, shards and globs.
+        prompt: what it is asked about each picture.
+        output: the file of JSON lines to write; the same command goes on with the pictures that it lacks. Without it
+            lines are printed.
+        batch_size: pictures at once.
+        max_new_tokens: an answer is cut there.
+    """
+
+    directory: str = dataclasses.field(metadata=RUN_ONLY)  # the hash of what it holds counts
+    images: list[str] = dataclasses.field(metadata=RUN_ONLY)
+    prompt: str = "Describe this picture."
+    output: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
+    batch_size: int = dataclasses.field(default=16, metadata=RUN_ONLY)
+    max_new_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not self.images:
+            raise UserError("images: expected pictures, folders, shards (.tar) or globs")
+        if not self.prompt.strip():
+            raise UserError("prompt: expected a question or an instruction")
+
+
+def run_describe(config: DescribeConfig) -> None:
+    """Carry out ``config``: a line for each picture that can be read; the others are named at the end.
+
+    Raises:
+        UserError: no such pictures or LLaVA, an output of another prompt or model, or not one picture can be read.
+    """
+    names = find_images(config.images)
+    resolve_llava_dir(config.directory)  # told before torch is imported
+    output = _Output(config) if config.output else None
+    done = output.pictures() if output else set()
+    missing = [name for name in names if name not in done]
+    already = len(names) - len(missing)
+    if already:
+        log_info(f"{already:,} of {len(names):,} pictures are described already")
+    invalid = InvalidSamples()
+    if missing:
+        _ask(config, missing, output, invalid)
+    for line in invalid.summary():
+        log_info(line)
+    described = len(names) - invalid.count
+    if not described:
+        raise UserError(f"images: none of the {len(names):,} pictures can be read")
+    if output:
+        log_info(f"{config.output}: {described:,} of {len(names):,} pictures described")
+
+
+def _ask(config: DescribeConfig, names: Sequence[str], output: _Output | None, invalid: InvalidSamples) -> None:
+    """Write a line for each of the images; those that cannot be read go to ``invalid``."""
+    from llava_bridge.inference.generate import answer, load_llava
+
+    model, processor = load_llava(config.directory)
+    described = 0
+    with (
+        output.adding() if output else contextlib.nullcontext(sys.stdout) as lines,
+        Progress("describing", len(names), "images") as progress,
+    ):
+        for batch in _batches(names, config.batch_size, invalid):
+            pictures = [picture for _, picture in batch]
+            prompts = [config.prompt] * len(batch)
+            texts = answer(model, processor, pictures, prompts, max_new_tokens=config.max_new_tokens)
+            for (name, _), text in zip(batch, texts, strict=True):
+                lines.write(json.dumps({"image": name, "text": text}, ensure_ascii=False) + "\n")
+            lines.flush()
+            described += len(batch)
+            progress.advance(described + invalid.count - progress.done)
+
+
+class _Output:
+    """The file of answers, and the one beside it with the identity of the run that made them."""
+
+    def __init__(self, config: DescribeConfig) -> None:
+        self.path = Path(config.output or "")
+        self.record = self.path.with_name(f"{self.path.name}.{RUN}")
+        model = directory_hash(resolve_model_dir(config.directory, "llava"))
+        self.run = identity("llava-bridge describe", config, {"model": model})
+
+    def pictures(self) -> set[str]:
+        """The pictures that are described already.
+
+        Raises:
+            UserError: the file is something else, or was made by another model or prompt.
+        """
+        if not self.path.exists():
+            return set()
+        before = read_run(self.record)
+        if before is None:
+            line = f"output: {self.path} is in the way and not of this command, or {self.record.name} beside it is lost"
+            raise UserError(f"{line}; choose another output")
+        refuse_other_run(self.path, before, self.run)
+        try:
+            return {safe_json_loads(line)["image"] for line in self._whole_lines().splitlines()}
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(f"output: {self.path} is no output of this command; choose another") from None
+
+    @contextlib.contextmanager
+    def adding(self) -> Iterator[TextIO]:
+        """The file open for more lines; one that a killed run left unfinished is taken away."""
+        with write_errors_as_user_errors(self.path):
+            if self.path.exists():
+                os.truncate(self.path, len(self._whole_lines()))
+            else:
+                atomic_write(self.record, run_text(self.run))
+            stream = self.path.open("a", encoding="utf-8")
+        with stream:
+            yield stream
+
+    def _whole_lines(self) -> bytes:
+        content = self.path.read_bytes()
+        return content[: content.rfind(b"\n") + 1]
+
+
+def _batches(names: Sequence[str], size: int, invalid: InvalidSamples) -> Iterator[Batch]:
+    """Full batches of those images that can be read; the others go to ``invalid``."""
+    batch: Batch = []
+    for index, (name, picture) in enumerate(_read_ahead(names, 2 * size)):
+        if isinstance(picture, UserError):
+            invalid.add([(index, name, str(picture).removeprefix(f"{name}: "))])
+            continue
+        batch.append((name, picture))
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _read_ahead(names: Iterable[str], count: int) -> Iterator[tuple[str, Image.Image | UserError]]:
+    """Each name with its picture, or with what is wrong with it; up to ``count`` are decoded ahead of need."""
+    left = iter(names)
+    with ThreadPoolExecutor(_READERS) as pool:
+        waiting = deque((name, pool.submit(_try_to_open, name)) for name in itertools.islice(left, count))
+        while waiting:
+            name, picture = waiting.popleft()
+            if (further := next(left, None)) is not None:
+                waiting.append((further, pool.submit(_try_to_open, further)))
+            yield name, picture.result()
+
+
+def _try_to_open(name: str) -> Image.Image | UserError:
+    try:
+        return open_picture(name)
+    except UserError as error:
+        return error

@@ -1,0 +1,23 @@
+"""Where the LLaVA that is asked lies; without torch, so that a wrong name is told at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clips.errors import UserError
+from clips.model_refs import resolve_model_dir
+
+
+def resolve_llava_dir(reference: str | Path) -> Path:
+    """A LLaVA directory, or the hub's copy of one that is named, see `clips.model_refs.resolve_model_dir`.
+
+    Raises:
+        UserError: it is no LLaVA directory, or has no weights.
+    """
+    path = resolve_model_dir(str(reference), "llava")
+    if not (path / "config.json").is_file():
+        what = "no config.json in it" if path.is_dir() else "no such directory"
+        raise UserError(f"{path}: {what}; expected a LLaVA directory")
+    if not any(path.glob("*.safetensors")):
+        raise UserError(f"{path}: no weights here (expected *.safetensors)")
+    return path

@@ -1,0 +1,148 @@
+"""How likely a LLaVA finds a text as the answer to a prompt.
+
+>>> likelihoods(model, processor, [picture] * 2, ["Describe it."] * 2, ["A dog.", "A cat."])
+
+Legend: B texts at once, T places, N scored tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clips.errors import UserError
+from clips.model.loading import library_errors_as_user_errors
+from llava_bridge.inference.generate import Pictures, to_image_list, preprocess_images, prepend_image_tokens
+from llava_bridge.inference.streaming import context_length
+from llava_bridge.conversation import IGNORE_INDEX, IMAGE, ConversationEncoder, EncodedConversation
+
+_ROWS_AT_ONCE = 512  # of logits, which are V wide and in float32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogLikelihood:
+    """What a LLaVA makes of one continuation.
+
+    Args:
+        total: its natural log-likelihood, summed over its tokens.
+        tokens: how many these are.
+        greedy: whether each of them is the likeliest one at its place: the greedy answer, but for ties.
+    """
+
+    total: float
+    tokens: int
+    greedy: bool
+
+
+@torch.inference_mode()
+def loglikelihoods(
+    model: Any,
+    processor: Any,
+    images: Sequence[Pictures],
+    prompts: Sequence[str],
+    continuations: Sequence[str],
+    batch_size: int = 32,
+    *,
+    end: bool = True,
+) -> list[LogLikelihood]:
+    """The log-likelihood of each continuation as the answer to its prompt, in batches of like length.
+
+    Prompt and continuation are rendered by the chat template and become tokens as one text, as in training; scored are
+    the tokens of the continuation. White space around it is left out, for the template writes its own.
+
+    Args:
+        model: from :func:`~llava_bridge.inference.generate.load_llava`.
+        processor: from the same.
+        images: for each prompt one picture, several, or None.
+        prompts: what the user says. Pictures come before the text unless it says ``<image>`` itself.
+        continuations: the answers to score.
+        batch_size: how many texts run at once.
+        end: score also the token that ends the answer: then it is the whole answer that is likely, not its beginning.
+
+    Returns:
+        In the order of the prompts.
+
+    Raises:
+        UserError: a continuation that has no token, or is longer with its prompt than the LLM's context.
+    """
+    from llava_bridge.model.build import make_conversation_encoder
+
+    chat = make_conversation_encoder(model, processor)
+    pictures = [to_image_list(image) for image in images]
+    rows = [
+        _encode(chat, prompt, own, continuation, context_length(model), end=end)
+        for prompt, own, continuation in zip(prompts, pictures, continuations, strict=True)
+    ]
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
+    found: dict[int, LogLikelihood] = {}
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        shown = [picture for index in batch for picture in pictures[index]]
+        scored = _score(model, [rows[index] for index in batch], preprocess_images(shown, processor, model))
+        found.update(zip(batch, scored, strict=True))
+    return [found[index] for index in range(len(rows))]
+
+
+def _encode(
+    chat: ConversationEncoder, prompt: str, pictures: Sequence[Image.Image], continuation: str, context: int, *, end: bool
+) -> EncodedConversation:
+    """The tokens of prompt and continuation; labelled are those to score."""
+    said = prepend_image_tokens(prompt, pictures)
+    messages = [{"role": "user", "content": said}, {"role": "assistant", "content": continuation}]
+    if not continuation.strip():
+        raise UserError(f"expected a text to score, got {continuation!r}")
+    with library_errors_as_user_errors("this prompt and its continuation do not suit the LLM's chat template"):
+        encoded = chat.encode(messages, 2**31, pictures)
+    ids, labels = encoded.input_ids, list(encoded.labels)
+    if ids.count(chat.image_id) != sum(chat.tokens_of(pictures)):
+        raise UserError(f"a prompt has {len(pictures)} pictures but not as many {IMAGE} marks")
+    last = max(place for place, label in enumerate(labels) if label != IGNORE_INDEX)
+    if not end and labels[last] == chat.tokenizer.convert_tokens_to_ids(chat.end_token):
+        labels[last] = IGNORE_INDEX
+    if len(ids) > context:
+        raise UserError(
+            f"prompt and continuation have {len(ids)} tokens, pictures included; expected at most the LLM's context of "
+            f"{context} ('{continuation:.40}')"
+        )
+    return EncodedConversation(ids, labels)
+
+
+def _score(model: Any, rows: Sequence[EncodedConversation], pixels: dict[str, Tensor]) -> list[LogLikelihood]:
+    """One forward pass. Rows are padded on the right, where no token sees the padding and all keep their places."""
+    length = max(len(row.input_ids) for row in rows)
+    ids = torch.full((len(rows), length), rows[0].input_ids[-1])  # no picture's token, whatever else
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORE_INDEX)
+    for number, row in enumerate(rows):
+        size = len(row.input_ids)
+        ids[number, :size], labels[number, :size] = torch.tensor(row.input_ids), torch.tensor(row.labels)
+        mask[number, :size] = 1
+    device = model.device
+    hidden = model.model(
+        input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False, **pixels
+    ).last_hidden_state
+    following = labels[:, 1:].to(device)
+    owner, place = (following != IGNORE_INDEX).nonzero(as_tuple=True)
+    logs, likeliest = _logs(hidden[owner, place], model.lm_head, following[owner, place])
+    owner = owner.cpu()
+    totals = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, owner, logs)
+    misses = torch.zeros(len(rows)).index_add_(0, owner, (~likeliest).float())
+    tokens = torch.bincount(owner, minlength=len(rows))
+    return [
+        LogLikelihood(total=total, tokens=count, greedy=missed == 0)
+        for total, count, missed in zip(totals.tolist(), tokens.tolist(), misses.tolist(), strict=True)
+    ]
+
+
+def _logs(hidden: Tensor, head: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(N,) log-likelihoods of ``labels`` and whether they are the likeliest tokens, from hidden states (N, D)."""
+    logs, likeliest = [], []
+    for states, wanted in zip(hidden.split(_ROWS_AT_ONCE), labels.split(_ROWS_AT_ONCE), strict=True):
+        logits = head(states).float()
+        logs.append(logits.gather(1, wanted[:, None])[:, 0].double() - logits.logsumexp(dim=1).double())
+        likeliest.append(logits.argmax(dim=1) == wanted)
+    return torch.cat(logs).cpu(), torch.cat(likeliest).cpu()

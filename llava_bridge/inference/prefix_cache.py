@@ -1,0 +1,113 @@
+"""Several questions about one picture: the picture, and the prompt up to its end, go through the model once.
+
+The keys and values of that prefix are computed for one row per picture, copied to one row per question, and the rest of
+each prompt goes on from there. A row is then ``[padding, prefix, padding, question]``; the attention mask leaves the
+padding out, and positions are counted without it, so that every token sees what it would see alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+Pictures = Sequence[Image.Image]
+_SPARE = 4  # of prompts that share prefixes a batch takes less memory: a quarter of it goes to computing more of these
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What some prompts begin with.
+
+    Args:
+        ids: its tokens, up to the last picture's last one.
+        pictures: in them.
+        rows: the prompts that begin so.
+    """
+
+    ids: list[int]
+    pictures: Pictures
+    rows: list[int]
+
+
+def find_shared_prefixes(ids: Sequence[Sequence[int]], pictures: Sequence[Pictures], image_id: int) -> list[Prefix]:
+    """The prefixes that at least two of the prompts have in common.
+
+    Args:
+        ids: each prompt's tokens.
+        pictures: each prompt's pictures; the same objects are the same pictures.
+        image_id: the token whose places pictures take.
+    """
+    found: dict[Any, Prefix] = {}
+    for row, (tokens, shown) in enumerate(zip(ids, pictures, strict=True)):
+        end = _end_of_pictures(tokens, image_id)
+        if 0 < end < len(tokens):
+            key = (tuple(map(id, shown)), tuple(tokens[:end]))
+            found.setdefault(key, Prefix(list(tokens[:end]), shown, [])).rows.append(row)
+    return [prefix for prefix in found.values() if len(prefix.rows) > 1]
+
+
+def _end_of_pictures(tokens: Sequence[int], image_id: int) -> int:
+    return max((place + 1 for place, token in enumerate(tokens) if token == image_id), default=0)
+
+
+def batch_prefixes(prefixes: Sequence[Prefix], batch_size: int) -> Iterator[list[Prefix]]:
+    """Prefixes to compute together, those of like length: enough for a batch of prompts, and for the tower's sake more.
+
+    Args:
+        prefixes: all of them.
+        batch_size: prompts that are answered at once; no more prefixes than that are held.
+    """
+    batch: list[Prefix] = []
+    for prefix in sorted(prefixes, key=lambda each: len(each.ids)):
+        batch.append(prefix)
+        enough = sum(len(each.rows) for each in batch) >= batch_size and len(batch) >= batch_size // _SPARE
+        if enough or len(batch) == batch_size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+class PrefixCache:
+    """The keys and values of some prefixes.
+
+    Args:
+        model: a LLaVA.
+        inputs: what it reads of the prefixes, padded on the left: ``input_ids`` and ``attention_mask`` (P, L), pixels.
+    """
+
+    def __init__(self, model: Any, inputs: dict[str, Tensor]) -> None:
+        self.ids, self.mask = inputs["input_ids"], inputs["attention_mask"]
+        positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)
+        self.cache = model(**inputs, position_ids=positions, use_cache=True, logits_to_keep=1).past_key_values
+
+    @property
+    def can_be_shared(self) -> bool:
+        """Whether the cache is only keys and values of every token: not so with state-space layers or windows."""
+        from transformers import DynamicCache
+        from transformers.cache_utils import DynamicLayer
+
+        return type(self.cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in self.cache.layers)
+
+    def inputs_for(self, rows: Sequence[int], rest: dict[str, Tensor]) -> dict[str, Any]:
+        """What ``model.generate`` reads.
+
+        Args:
+            rows: (B,) which prefix each prompt begins with.
+            rest: ``input_ids`` and ``attention_mask`` (B, R) of what follows, padded on the left.
+        """
+        chosen = torch.tensor(rows, device=self.ids.device)
+        cache = copy.copy(self.cache)
+        cache.layers = [copy.copy(layer) for layer in self.cache.layers]  # selecting replaces tensors, not contents
+        cache.batch_select_indices(chosen)
+        return {
+            "input_ids": torch.cat([self.ids[chosen], rest["input_ids"]], dim=1),
+            "attention_mask": torch.cat([self.mask[chosen], rest["attention_mask"]], dim=1),
+            "past_key_values": cache,
+        }

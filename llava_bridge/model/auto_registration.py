@@ -1,0 +1,91 @@
+"""Register this suite's models with transformers when, and only if, its Auto classes are imported.
+
+``import llava_bridge`` must register the configs of its tower and LLaVA, but importing transformers takes many seconds,
+which commands such as ``llava-bridge --help`` should not spend. So the configs are registered when the modules that
+they need have been imported, and the models when one of their configs is created for the first time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+AUTO_CONFIG_MODULE = "transformers.models.auto.configuration_auto"
+AUTO_MODEL_MODULE = "transformers.models.auto.modeling_auto"
+LLAVA_CONFIG_MODULE = "transformers.models.llava.configuration_llava"
+"""The configs need the first module; the second must not be partially imported at that time."""
+
+
+def register_on_import() -> None:
+    """Register the configs now if ``AutoConfig`` is already imported, else when it is."""
+    if AUTO_CONFIG_MODULE in sys.modules:
+        register_configs()
+    elif not any(isinstance(finder, _Waiter) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Waiter())
+
+
+def register_configs() -> None:
+    """Register the configs with transformers' ``AutoConfig``; further calls do nothing."""
+    from transformers import AutoConfig
+
+    from llava_bridge.model.configuration_llava import (
+        BridgeLlavaConfig,
+        BridgeLlavaNextConfig,
+        EncoderVisionConfig,
+        on_first_instantiation,
+    )
+
+    on_first_instantiation(_register_models)
+    for config in (EncoderVisionConfig, BridgeLlavaConfig, BridgeLlavaNextConfig):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+
+
+def _register_models() -> None:
+    """Register the models with transformers' Auto classes."""
+    from transformers import AutoModel, AutoModelForImageTextToText
+
+    from llava_bridge.model.modeling_llava import BridgeLlavaForConditionalGeneration, BridgeLlavaNextForConditionalGeneration
+    from llava_bridge.model.configuration_llava import EncoderVisionConfig
+    from llava_bridge.model.modeling_vision import EncoderVisionModel
+
+    AutoModel.register(EncoderVisionConfig, EncoderVisionModel, exist_ok=True)
+    for llava in (BridgeLlavaForConditionalGeneration, BridgeLlavaNextForConditionalGeneration):
+        AutoModelForImageTextToText.register(llava.config_class, llava, exist_ok=True)
+
+
+class _Waiter(importlib.abc.MetaPathFinder):
+    """Observes the import of the awaited modules."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name not in (AUTO_CONFIG_MODULE, AUTO_MODEL_MODULE, LLAVA_CONFIG_MODULE) or name in self.seen:
+            return None
+        self.seen.add(name)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _ThenRegister(spec.loader)
+        return spec
+
+
+class _ThenRegister(importlib.abc.Loader):
+    def __init__(self, loader: importlib.abc.Loader) -> None:
+        self.loader = loader
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.loader.exec_module(module)
+        if module.__name__ == LLAVA_CONFIG_MODULE:
+            register_configs()
+        elif LLAVA_CONFIG_MODULE not in sys.modules and (module.__name__ == AUTO_MODEL_MODULE or AUTO_MODEL_MODULE not in sys.modules):
+            importlib.import_module(LLAVA_CONFIG_MODULE)  # a module in sys.modules is currently importing this one

@@ -1,0 +1,305 @@
+"""Build a transformers LLaVA with its processor from an encoder and an LLM.
+
+The default projector is LLaVA-1.5's ``mlp2x_gelu`` (two linear layers with GELU between), initialized as PyTorch
+initializes linear layers, like the original LLaVA.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    LlavaNextProcessor,
+    LlavaProcessor,
+)
+
+from clips.errors import UserError
+from clips.model.loading import load_pretrained, silence_transformers, library_errors_as_user_errors
+from clips.model_refs import resolve_model_dir
+from llava_bridge.conversation import IMAGE, ConversationEncoder, resolve_chat_template_with_spaces
+from llava_bridge.encoders import load_encoder
+from llava_bridge.encoders.base import VisionEncoder, ImagePreprocess
+from llava_bridge.encoders.multi_encoder import with_feature_layer
+from llava_bridge.model.anyres import (
+    ImageFit,
+    is_anyres_processor,
+    resolve_pinpoints,
+    effective_patch_size,
+    make_anyres_processor,
+    num_image_tokens,
+)
+from llava_bridge.model.image_processing import make_image_processor
+from llava_bridge.model.modeling_llava import AnyConfig, AnyLlava, config_kind, empty_llava, new_image_newline, new_projector
+from llava_bridge.model.lm_head import extract_lm_head, neutralize_logit_scaling
+from llava_bridge.model.checks import check_llm_dir, is_llava
+from llava_bridge.model.modeling_vision import EncoderVisionModel, resolve_feature_layer, build_vision_model
+from llava_bridge.projectors import ProjectorConfig, ProjectorShape, num_output_tokens
+from llava_bridge.chat_templates import TEMPLATES_WITHOUT_EOT
+
+PAD_TOKEN = "<pad>"
+AnyProcessor = LlavaProcessor | LlavaNextProcessor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LlavaParts:
+    """The parts of a LLaVA.
+
+    Args:
+        encoder: see :mod:`llava_bridge.encoders`.
+        llm: a directory with a transformers causal LM and its tokenizer, or a LLaVA directory, whose LLM is used; or
+            the Hub repo id of either.
+        image_size: image size in pixels; None is the encoder's own.
+        feature_layer: the hidden state of the encoder that the LLM sees (-1 is the last), or several, concatenated;
+            None is the encoder's default: -2 for ViTs and CLIP's ResNets, -1 (the last feature map) for timm's others.
+            Each of several encoders uses this one, or its own default.
+        features: ``patch``, or ``cls_patch`` with the class token before them.
+        projector: maps them to tokens of the LLM.
+        image_fit: how images become squares: ``squash``, ``pad`` or ``crop``; or ``anyres``, by tiles.
+        image_grid_pinpoints: with ``anyres``, the heights and widths that images are resized into; None is
+            LLaVA-NeXT's, for the encoder's size.
+        chat_template: ``auto`` (the LLM's own, else ``vicuna``) or a template's name.
+        seed: for the projector and for an encoder without weights.
+    """
+
+    encoder: str
+    llm: str
+    image_size: int | None = None
+    feature_layer: int | Sequence[int] | None = None
+    features: Literal["patch", "cls_patch"] = "patch"
+    projector: ProjectorConfig = dataclasses.field(default_factory=ProjectorConfig)
+    image_fit: ImageFit = "squash"
+    image_grid_pinpoints: Sequence[Sequence[int]] | None = None
+    chat_template: str = dataclasses.field(default="auto", metadata={"known": "llava_bridge.chat_templates:CHAT_TEMPLATES"})
+    seed: int = 0
+
+
+def build_llava(parts: LlavaParts) -> tuple[AnyLlava, AnyProcessor]:
+    """Build the untrained LLaVA in float32, its encoder frozen.
+
+    Raises:
+        UserError: an encoder or LLM is missing, incomplete or incompatible.
+    """
+    torch.manual_seed(parts.seed)
+    return build_llava_from_parts(parts, load_encoder(parts.encoder, parts.image_size), load_tokenizer(parts.llm), load_llm(parts.llm))
+
+
+def build_llava_from_parts(parts: LlavaParts, encoder: VisionEncoder, tokenizer: Any, llm: Any) -> tuple[AnyLlava, AnyProcessor]:
+    """Build the LLaVA of loaded parts; missing special tokens are added to tokenizer and LLM.
+
+    Raises:
+        UserError: they are incompatible.
+    """
+    wanted = parts.feature_layer
+    if encoder.source == "several":
+        encoder, wanted = with_feature_layer(encoder, wanted), None
+    vision = build_vision_model(encoder, wanted)
+    add_tokens(tokenizer, llm)
+    layers = resolve_feature_layer(vision.tower, wanted)
+    whole = parts.features == "cls_patch"
+    if whole and not vision.config.class_token:
+        raise UserError(f"features: expected patch, as {parts.encoder} has no class token, got cls_patch")
+    shape = ProjectorShape(
+        patches=(vision.config.image_size // vision.config.patch_size) ** 2 * vision.config.tokens_of_a_place,
+        width=vision.config.hidden_size * (len(layers) if isinstance(layers, list) else 1),
+        llm=llm.config.hidden_size,
+        extra=int(whole),
+        in_turn=vision.config.tokens_of_a_place,
+    )
+    own: dict[str, Any] = {}
+    stock, tiles = parts.projector.is_stock, parts.image_fit == "anyres"
+    if not stock:
+        own |= {"projector": dataclasses.asdict(parts.projector), "projector_shape": vars(shape)}
+    if tiles:
+        vision.config.patch_size = effective_patch_size(parts.projector, shape, encoder.pixels.size)
+        own["image_grid_pinpoints"] = resolve_pinpoints(encoder.pixels.size, parts.image_grid_pinpoints)
+    head = extract_lm_head(llm)
+    config = config_kind(tiles=tiles, stock=stock)(
+        vision_config=vision.config,
+        text_config=llm.config,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_seq_length=num_output_tokens(parts.projector, shape),
+        projector_hidden_act="gelu",
+        vision_feature_select_strategy="default" if vision.config.class_token and not whole else "full",
+        vision_feature_layer=layers,
+        tie_word_embeddings=llm.config.tie_word_embeddings,
+        **own,
+    )
+    model = _join(config, vision, llm, head)
+    processor = make_processor(tokenizer, encoder.pixels, config, parts)
+    set_generation_config(model, processor)
+    return model, processor
+
+
+def _join(config: AnyConfig, vision: EncoderVisionModel, llm: Any, head: nn.Module) -> AnyLlava:
+    """Build a LLaVA around existing parts; only the projector and the token that ends rows of tiles are new."""
+    model = empty_llava(config)
+    model.model.vision_tower = vision
+    model.model.multi_modal_projector = new_projector(config)
+    if hasattr(model.model, "image_newline"):
+        model.model.image_newline = new_image_newline(llm.config.hidden_size)
+    model.model.language_model = llm.base_model
+    model.lm_head = head
+    return model.eval()
+
+
+def convert_tower_to_transformers(model: AnyLlava) -> bool:
+    """Replace the tower by transformers' own vision model, if there is one; return whether it was possible.
+
+    The LLaVA then loads without any import of this package.
+    """
+    tower = model.model.vision_tower
+    theirs = tower.tower.stock() if isinstance(tower, EncoderVisionModel) else None
+    if theirs is None or (hasattr(model.model, "image_newline") and not _joins_alike(theirs.config, tower.config)):
+        return False
+    stock = tower.stock()
+    model.model.vision_tower = stock
+    model.config.vision_config = stock.config
+    return True
+
+
+def _joins_alike(one: Any, other: Any) -> bool:
+    """Whether transformers joins tiles equally by two tower configs: DINOv2's states the size of its training."""
+    return (one.image_size, one.image_size // one.patch_size) == (
+        other.image_size,
+        other.image_size // other.patch_size,
+    )
+
+
+def make_processor(tokenizer: Any, pixels: ImagePreprocess, config: AnyConfig, parts: LlavaParts) -> AnyProcessor:
+    """Build the processor: image preprocessing, tokenizer, chat template, tokens per image."""
+    if parts.image_fit == "anyres":
+        images = make_anyres_processor(pixels, resolve_pinpoints(pixels.size, parts.image_grid_pinpoints))
+    else:
+        images = make_image_processor(pixels, parts.image_fit)
+    return build_processor(
+        images,
+        tokenizer,
+        pixels.size,
+        config.image_seq_length,
+        resolve_chat_template_with_spaces(tokenizer.chat_template, parts.chat_template, tokenizer),
+    )
+
+
+def build_processor(images: Any, tokenizer: Any, size: int, tokens: int, template: str) -> AnyProcessor:
+    """Build the processor for images, or tiles, of ``size`` pixels that become ``tokens`` tokens.
+
+    transformers' processor computes the number of an image's tokens from the patch size. It gets one patch as large as
+    the image and the remaining tokens as additional ones, so the number is correct for any projector. For tiles, which
+    are joined, it needs the real grid.
+    """
+    tokenizer.chat_template = template
+    tokenizer.padding_side = "left"
+    tiles = is_anyres_processor(images)
+    kind: Any = LlavaNextProcessor if tiles else LlavaProcessor
+    return kind(
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=size // math.isqrt(tokens) if tiles else size,
+        vision_feature_select_strategy="full",
+        chat_template=template,
+        num_additional_image_tokens=0 if tiles else tokens - 1,
+    )
+
+
+def make_conversation_encoder(model: AnyLlava, processor: AnyProcessor, template: str | None = None) -> ConversationEncoder:
+    """Return the :class:`ConversationEncoder` of a LLaVA, with its own chat template or with the named one."""
+    own = str(processor.chat_template)
+    chosen = own if template is None else resolve_chat_template_with_spaces(own, template, processor.tokenizer)
+    tokens: Any = model.config.image_seq_length
+    if is_anyres_processor(processor.image_processor):
+        tokens = functools.partial(num_image_tokens, processor)
+    return ConversationEncoder(processor.tokenizer, chosen, tokens, must_end=template not in TEMPLATES_WITHOUT_EOT)
+
+
+def set_generation_config(model: AnyLlava, processor: AnyProcessor) -> None:
+    """Set greedy decoding that stops at the template's EOS token.
+
+    Raises:
+        UserError: the template's generation prompt differs from its training format, see :meth:`ConversationEncoder.check_prompts`.
+    """
+    tokenizer, chat = processor.tokenizer, make_conversation_encoder(model, processor)
+    chat.check_prompts()  # now, and not after a stage with its own template
+    end = tokenizer.convert_tokens_to_ids(chat.end_token)
+    generation = model.generation_config
+    generation.do_sample = False
+    generation.temperature = generation.top_p = generation.top_k = None
+    generation.bos_token_id = tokenizer.bos_token_id
+    generation.pad_token_id = tokenizer.pad_token_id
+    generation.eos_token_id = sorted({end, tokenizer.eos_token_id} - {None})
+
+
+def load_tokenizer(llm: str) -> Any:
+    """Load the tokenizer of an LLM directory.
+
+    Raises:
+        UserError: no directory, no tokenizer in it, or not a fast one (only fast ones map characters to tokens).
+    """
+    check_llm_dir(llm)
+    return read_tokenizer(llm)
+
+
+def read_tokenizer(llm: str) -> Any:
+    """As :func:`load_tokenizer`, regardless of the directory's other files."""
+    directory = resolve_model_dir(llm, "llm")
+    what = f"llm: the tokenizer of {llm} cannot be read"
+    if not (directory / "tokenizer.json").is_file() and (directory / "tokenizer.model").is_file():
+        what += "; tokenizer.model takes a protobuf that suits the installed sentencepiece (0.2.1 suits any)"
+    with library_errors_as_user_errors(what), silence_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+    if not tokenizer.is_fast:
+        raise UserError(f"llm: {llm} has a slow tokenizer; expected tokenizer.json (the fast form)")
+    if tokenizer.eos_token is None:
+        raise UserError(f"llm: the tokenizer of {llm} has no end-of-text token (eos_token)")
+    return tokenizer
+
+
+def load_llm(llm: str) -> Any:
+    """Load the causal LM of a directory, or that of a LLaVA, in float32.
+
+    Raises:
+        UserError: transformers cannot load it, or some of its weights are missing.
+    """
+    check_llm_dir(llm)
+    directory = resolve_model_dir(llm, "llm")
+    if not is_llava(directory):
+        return load_pretrained(AutoModelForCausalLM, directory, f"llm: {llm}", dtype=torch.float32)
+    llava = load_pretrained(AutoModelForImageTextToText, directory, f"llm: {llm}", dtype=torch.float32)
+    neutralize_logit_scaling(llava.config.text_config)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(llava.config.text_config)
+    setattr(model, model.base_model_prefix, llava.model.language_model)
+    model.set_output_embeddings(llava.lm_head)
+    return model.eval()
+
+
+def add_tokens(tokenizer: Any, llm: Any) -> None:
+    """Ensure an image token and a padding token, and an LLM embedding for each."""
+    name_tokens(tokenizer)
+    if len(tokenizer) > llm.get_input_embeddings().num_embeddings:
+        with silence_transformers():
+            llm.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+    llm.config.pad_token_id = tokenizer.pad_token_id
+
+
+def name_tokens(tokenizer: Any) -> None:
+    """Ensure an image token and a padding token in the vocabulary."""
+    add_image_token(tokenizer)
+    if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+
+
+def add_image_token(tokenizer: Any) -> None:
+    """Ensure an image token."""
+    from tokenizers import AddedToken
+
+    if IMAGE not in tokenizer.get_vocab():
+        tokenizer.add_tokens([AddedToken(IMAGE, special=True, normalized=False)], special_tokens=True)

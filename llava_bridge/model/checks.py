@@ -1,0 +1,77 @@
+"""Fast checks of LLaVAs and LLMs, before heavy imports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from clips.errors import UserError
+from clips.jsontext import safe_json_loads
+from clips.model_refs import resolve_model_dir
+
+_LLAVAS = ("llava", "llava_bridge", "llava_next", "llava_next_bridge")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def is_llava(directory: str | Path) -> bool:
+    """Whether ``directory`` holds a LLaVA in the transformers format, unmodified or with parts of this suite."""
+    config = read_config(directory)
+    return config.get("model_type") in _LLAVAS and "text_config" in config
+
+
+def is_original_llava(directory: str | Path) -> bool:
+    """Whether ``directory`` holds a LLaVA in its authors' original format, or a projector of one."""
+    stated = "mm_vision_tower" in read_config(directory) or "mm_hidden_size" in read_config(directory)
+    return stated or (Path(directory) / "mm_projector.bin").is_file()
+
+
+def read_config(directory: str | Path) -> dict[str, Any]:
+    """Read the ``config.json`` of a model's directory; empty if there is none.
+
+    Raises:
+        UserError: it is not JSON.
+    """
+    path = Path(directory) / "config.json"
+    if not path.is_file():
+        return {}
+    try:
+        config = safe_json_loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    return config if isinstance(config, dict) else {}
+
+
+def check_llava_dir(llava: str) -> None:
+    """Raise UserError unless ``llava`` is a LLaVA in the transformers format, with tokenizer and weights.
+
+    Args:
+        llava: as in :func:`resolve_model_dir`.
+    """
+    directory = resolve_model_dir(llava, "llava")
+    if not directory.is_dir():
+        raise UserError(f"llava: {llava} is not a directory")
+    if not is_llava(directory):
+        hint = "; `llava-bridge convert` makes one of it" if is_original_llava(directory) else ""
+        raise UserError(f"llava: {llava} is no LLaVA in transformers' layout{hint}")
+    _check_model(llava, directory, "llava", "LLaVA")
+
+
+def check_llm_dir(llm: str) -> None:
+    """Raise UserError unless ``llm`` has config, tokenizer and weights.
+
+    Args:
+        llm: as in :func:`resolve_model_dir`. It may be a LLaVA in the transformers format, whose LLM is used.
+    """
+    directory = resolve_model_dir(llm, "llm")
+    if "mm_vision_tower" in read_config(directory):
+        raise UserError(f"llm: {llm} is a LLaVA in the original layout; give what `llava-bridge convert` makes of it")
+    _check_model(llm, directory, "llm", "causal LM")
+
+
+def _check_model(name: str, directory: Path, field: str, kind: str) -> None:
+    if not (directory / "config.json").is_file():
+        raise UserError(f"{field}: {name} has no config.json (expected a directory with a transformers {kind})")
+    if not any((directory / file).is_file() for file in _TOKENIZERS):
+        raise UserError(f"{field}: {name} has no tokenizer (expected tokenizer.json beside config.json)")
+    if not any([*directory.glob("*.safetensors"), *directory.glob("pytorch_model*.bin")]):
+        raise UserError(f"{field}: {name} has no weights (expected *.safetensors, or pytorch_model*.bin)")
