@@ -13,7 +13,7 @@ test-long: ## the long tests: trainings in several processes, killed and resumed
 	@bash scripts/test.sh -m slow
 lint:     ## style, types and the one-way rule between the packages
 	@bash scripts/lint.sh
-audit:    ## licences and known vulnerabilities of all that the suite needs; asks OSV (network)
+audit:    ## licenses and known vulnerabilities of all that the suite needs; asks OSV (network)
 	@bash scripts/audit.sh
 docs:     ## the documentation as a site, in build/site
 	@bash scripts/docs.sh

@@ -38,7 +38,7 @@ class Benchmark:
         judged: MLLM: its scorer asks a judge, another model (``benchmarks.mllm.judge``).
         without_skill: one sentence for below the table: what a model gets that does not look at the picture.
         items: how many questions, or pictures, the published set has; None where it is whatever the user brings.
-        licence: of the published set, as its source states it.
+        license: of the published set, as its source states it.
         size: of the published set on disk, roughly; empty where it is not known.
     """
 
@@ -58,7 +58,7 @@ class Benchmark:
     judged: bool = False
     without_skill: str = ""
     items: int | None = None
-    licence: str = ""
+    license: str = ""
     size: str = ""
 
     def run(self, row: EvalModel, config: BenchmarkConfig) -> Evaluation | None:

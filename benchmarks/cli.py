@@ -7,7 +7,9 @@ import sys
 from clips.commandline.commands import Command, dispatch
 
 COMMANDS = {
-    "run": Command(help="evaluate one model on a list of benchmarks", target="benchmarks.run_benchmarks:run_benchmarks"),
+    "run": Command(
+        help="evaluate one model on a list of benchmarks", target="benchmarks.run_benchmarks:run_benchmarks"
+    ),
     "run encoder": Command(
         help="evaluate one encoder directory, during its training or after",
         target="benchmarks.run_single:run_encoder",
@@ -102,7 +104,8 @@ COMMANDS = {
         target="benchmarks.analysis.contamination:run_contamination",
     ),
     "schema": Command(
-        help="JSON Schemas of all configs, for editors that complete YAML", target="benchmarks.schema_command:write_schemas"
+        help="JSON Schemas of all configs, for editors that complete YAML",
+        target="benchmarks.schema_command:write_schemas",
     ),
 }
 

@@ -13,7 +13,7 @@ from clips.core.identity import digest
 from clips.errors import UserError
 from clips.model_refs import resolve_model_dir
 from llava_bridge.encoders.checks import check_encoder_files, encoder_commits, resolve_open_clip_dir
-from llava_bridge.encoders.spec import parse_spec, local_paths
+from llava_bridge.encoders.spec import local_paths, parse_spec
 
 if TYPE_CHECKING:
     from benchmarks.encoders.embedding import DualEncoder

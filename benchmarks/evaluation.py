@@ -87,7 +87,9 @@ def compute_metric(
         if value is None:
             value = computed
         if math.isclose(computed, value, rel_tol=_TOLERANCE, abs_tol=max(_TOLERANCE, spec.rounded)):
-            interval = statistics.confidence_interval(formula, columns, names, items["image"].to_numpy(), most=spec.most)
+            interval = statistics.confidence_interval(
+                formula, columns, names, items["image"].to_numpy(), most=spec.most
+            )
         else:
             formula = None
     if value is None:

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.distributed import init_distributed, run_on_all, run_on_main
 from benchmarks.protocol import CODE_VERSION
-from benchmarks.distributed import init_distributed, run_on_main, run_on_all
 from clips.core.artifact import write_errors_as_user_errors
 from clips.core.cache import Cache, tensor_cache
 from clips.core.identity import digest

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data.caption_sets import load_caption_set
-from clips.core.artifact import atomic_artifact_dir, log_info, atomic_write, write_manifest
+from clips.core.artifact import atomic_artifact_dir, atomic_write, log_info, write_manifest
 from clips.data.formats import DatasetSpec
 from clips.data.formats.conversations import is_held_out
 from clips.data.lazy_images import FileImage, LazyImage

@@ -50,7 +50,9 @@ def ranking_key(protocol: Protocol) -> str:
     """What is equal where results are ranked together: the fingerprint without what the model decides, and without
     the split's name and the size of the rest of the data where the hash of the data is stated, which says what the
     data are whatever they are called."""
-    return fingerprint(protocol, across=(INPUT_PREFIX, "split", FULL_SIZE) if protocol.get("data_hash") else (INPUT_PREFIX,))
+    return fingerprint(
+        protocol, across=(INPUT_PREFIX, "split", FULL_SIZE) if protocol.get("data_hash") else (INPUT_PREFIX,)
+    )
 
 
 def _left_out(name: str, across: Sequence[str]) -> bool:

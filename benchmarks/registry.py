@@ -6,8 +6,8 @@ import dataclasses
 import difflib
 from typing import Any
 
-from benchmarks.config import RequiredModel
 from benchmarks.benchmark import Benchmark
+from benchmarks.config import RequiredModel
 from clips.errors import UserError
 
 
@@ -94,7 +94,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "linear_probe": Benchmark(
         kind="classification",
-        about="logistic regression on an image tower's features, learnt from a train split",
+        about="logistic regression on an image tower's features, learned from a train split",
         needs="tower",
         evaluate="benchmarks.encoders.linear_probe:evaluate",
         data_hash="benchmarks.encoders.linear_probe:data_hash",
@@ -126,37 +126,37 @@ BENCHMARKS: dict[str, Benchmark] = {
         "sugarcrepe",
         "a caption or one with something added, replaced or swapped (SugarCrepe)",
         items=7511,
-        licence="MIT",
+        license="MIT",
     ),
     **compositional_benchmarks(
         "aro_relation",
         "aro_relation",
         "what is related to what: 'A on B' or 'B on A' (ARO, VG-Relation)",
         items=23937,
-        licence="MIT",
+        license="MIT",
     ),
     **compositional_benchmarks(
         "aro_attribution",
         "aro_attribution",
         "which thing has which attribute (ARO, VG-Attribution)",
         items=28700,  # its authors print it rounded
-        licence="MIT",
+        license="MIT",
     ),
     **compositional_benchmarks(
         "valse",
         "valse",
         "a caption or a foil: existence, number, relation, action, reference (VALSE)",
-        licence="as its sources",
+        license="as its sources",
     ),
     **compositional_benchmarks(
         "winoground",
         "winoground",
         "two pictures and two captions of the same words (Winoground)",
         items=400,
-        licence="its own terms, for research",
+        license="its own terms, for research",
     ),
     # Numbers of items are those of the split that the task takes, sizes those of the files that it reads, where the
-    # hub's pages show them; licences are what the sources state, and cover the questions: most pictures are other
+    # hub's pages show them; licenses are what the sources state, and cover the questions: most pictures are other
     # people's (docs/protocols.md).
     "pope": lmms_benchmark(
         "is an object in the picture: yes or no",
@@ -165,7 +165,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "lmms-lab-encoder/POPE",
         size="255 MB",
         items=9000,
-        licence="MIT",
+        license="MIT",
     ),
     "mme": lmms_benchmark(
         "yes-no questions in pairs, fourteen abilities",
@@ -174,7 +174,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "lmms-lab-encoder/MME",
         size="865 MB",
         items=2374,
-        licence="for research",
+        license="for research",
     ),
     "gqa": lmms_benchmark(
         "one-word answers about objects, attributes, relations",
@@ -184,7 +184,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         also=("testdev_balanced_images",),
         size="66 MB",
         items=12578,
-        licence="MIT (hub's card)",
+        license="MIT (hub's card)",
     ),
     "textvqa_val": lmms_benchmark(
         "reading text in pictures",
@@ -194,7 +194,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         max_new_tokens=32,
         size="920 MB",
         items=5000,
-        licence="CC BY 4.0",
+        license="CC BY 4.0",
     ),
     "nocaps_val": lmms_benchmark(
         "captions against ten human ones",
@@ -203,7 +203,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "lmms-lab-encoder/NoCaps",
         size="1.4 GB",
         items=4500,
-        licence="CC BY 2.0",
+        license="CC BY 2.0",
     ),
     "mmmu_val": lmms_benchmark(
         "college exam questions in thirty subjects, most with four options",
@@ -213,7 +213,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         without_skill="Answers that its scorer cannot read are guessed by it.",
         size="341 MB",
         items=900,
-        licence="Apache-2.0",
+        license="Apache-2.0",
     ),
     "chartqa": lmms_benchmark(
         "questions about charts; numbers may be off by 5 %",
@@ -222,7 +222,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "lmms-lab-encoder/ChartQA",
         size="73 MB",
         items=2500,
-        licence="GPL-3.0",
+        license="GPL-3.0",
     ),
     "mmvet": lmms_benchmark(
         "open questions that need several abilities, marked by a judge",
@@ -232,7 +232,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         judged=True,
         size="67 MB",
         items=218,
-        licence="CC BY-NC 4.0",
+        license="CC BY-NC 4.0",
     ),
     "llava_in_the_wild": lmms_benchmark(
         "open questions about 24 pictures, answers compared with GPT-4's by a judge (LLaVA-Bench)",
@@ -241,7 +241,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "lmms-lab-encoder/llava-bench-in-the-wild",
         judged=True,
         items=60,
-        licence="Apache-2.0",
+        license="Apache-2.0",
     ),
     "llava_bench_coco": lmms_benchmark(
         "open questions about 30 COCO pictures, answers compared with GPT-4's by a judge (LLaVA-Bench)",
@@ -250,7 +250,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "lmms-lab-encoder/llava-bench-coco",
         judged=True,
         items=90,
-        licence="Apache-2.0",
+        license="Apache-2.0",
     ),
     "ocrbench": lmms_benchmark(
         "reading text of ten kinds, points of 1,000",
@@ -258,7 +258,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "ocrbench",
         "echo840/OCRBench",
         items=1000,
-        licence="MIT",
+        license="MIT",
     ),
     "scienceqa_img": lmms_benchmark(
         "school science questions with a picture, two to five options",
@@ -266,7 +266,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "scienceqa",
         "lmms-lab-encoder/ScienceQA",
         items=2017,
-        licence="CC BY-NC-SA 4.0",
+        license="CC BY-NC-SA 4.0",
     ),
     "seedbench": lmms_benchmark(
         "multiple choice about pictures and frames of videos (SEED-Bench)",
@@ -275,7 +275,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "lmms-lab-encoder/SEED-Bench",
         max_new_tokens=16,
         items=17990,
-        licence="CC BY-NC 4.0",
+        license="CC BY-NC 4.0",
     ),
     "mmbench_en_dev": lmms_benchmark(
         "multiple choice in twenty abilities, asked with the options in every order (a judge reads unclear answers)",
@@ -285,7 +285,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         judged=True,
         size="97 MB",
         items=4329,
-        licence="CC BY 4.0",
+        license="CC BY 4.0",
     ),
     "ai2d": lmms_benchmark(
         "multiple choice about diagrams of school science",
@@ -294,7 +294,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "lmms-lab-encoder/ai2d",
         size="140 MB",
         items=3088,
-        licence="CC BY-SA",
+        license="CC BY-SA",
     ),
     "docvqa_val": lmms_benchmark(
         "reading scanned documents",
@@ -303,7 +303,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "lmms-lab-encoder/DocVQA",
         size="5.0 GB",
         items=5349,
-        licence="of its challenge (registration)",
+        license="of its challenge (registration)",
     ),
     "infovqa_val": lmms_benchmark(
         "reading infographics",
@@ -312,7 +312,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "lmms-lab-encoder/DocVQA",
         size="3.7 GB",
         items=2801,
-        licence="of its challenge (registration)",
+        license="of its challenge (registration)",
     ),
     "refcoco_bbox_rec_val": lmms_benchmark(
         "where in the picture is what the expression says: a box as text",
@@ -322,7 +322,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         max_new_tokens=64,
         size="1.1 GB",
         items=8811,
-        licence="Apache-2.0",
+        license="Apache-2.0",
     ),
     "vqav2_val": lmms_benchmark(
         "short answers to open questions about COCO pictures",
@@ -330,7 +330,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "vqav2",
         "lmms-lab-encoder/VQAv2",
         items=214354,
-        licence="CC BY 4.0",
+        license="CC BY 4.0",
     ),
     "mmstar": lmms_benchmark(
         "multiple choice that cannot be answered without the picture, six abilities",
@@ -339,7 +339,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "Lin-Chen/MMStar",
         size="42 MB",
         items=1500,
-        licence="as its sources",
+        license="as its sources",
     ),
     "realworldqa": lmms_benchmark(
         "where things are in photographs, many from cars",
@@ -348,7 +348,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "lmms-lab-encoder/RealWorldQA",
         size="678 MB",
         items=765,
-        licence="CC BY-ND 4.0",
+        license="CC BY-ND 4.0",
     ),
     "hallusion_bench_image": lmms_benchmark(
         "yes-no questions on pictures and their edited copies, answers read by a judge (HallusionBench)",
@@ -358,7 +358,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         judged=True,
         size="147 MB",
         items=951,
-        licence="BSD-3-Clause",
+        license="BSD-3-Clause",
     ),
 }
 
@@ -371,8 +371,8 @@ def get_benchmark(name: str) -> Benchmark:
     """
     if name in BENCHMARKS:
         return BENCHMARKS[name]
-    from benchmarks.mllm.own_tasks import own_task
     from benchmarks.mllm.offline_tasks import dataset_name, task_folders, task_groups
+    from benchmarks.mllm.own_tasks import own_task
 
     tasks = task_folders()
     if name in tasks:
@@ -382,7 +382,9 @@ def get_benchmark(name: str) -> Benchmark:
     if own := own_task(name):
         task, path = own
         folder = str(path.parent.resolve())
-        entry = lmms_benchmark(f"the task {task} of {path}", task, folder, dataset_name(task, path), own=str(path.resolve()))
+        entry = lmms_benchmark(
+            f"the task {task} of {path}", task, folder, dataset_name(task, path), own=str(path.resolve())
+        )
         return _unlisted(entry)
     near = difflib.get_close_matches(name, {**BENCHMARKS, **tasks}, n=3, cutoff=0.6)
     hint = f"; did you mean {' or '.join(repr(each) for each in near)}?" if near else ""

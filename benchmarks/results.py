@@ -25,11 +25,11 @@ from benchmarks.result_types import SHOWN_COLUMNS as SHOWN_COLUMNS
 from benchmarks.result_types import Metric as Metric
 from benchmarks.result_types import columns_of as columns_of
 from benchmarks.validation import check_fields, check_items
-from clips.core.artifact import lexical_abspath, atomic_output_path, atomic_write
+from clips.core.artifact import atomic_output_path, atomic_write, lexical_abspath
 from clips.errors import UserError
 from clips.jsontext import safe_json_loads
-from clips.serialization import to_plain
 from clips.redaction import redact
+from clips.serialization import to_plain
 from clips.typed_data import from_plain
 
 if TYPE_CHECKING:

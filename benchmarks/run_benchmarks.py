@@ -16,17 +16,17 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from benchmarks.registry import get_benchmark
+from benchmarks.benchmark import Benchmark
 from benchmarks.config import COMMON_FIELDS, BenchmarkConfig, RunConfig
-from benchmarks.mllm.judge import NO_JUDGE, make_judge
+from benchmarks.distributed import run_on_all, run_on_main
 from benchmarks.eval_model import EvalModel
 from benchmarks.evaluation import Evaluation
+from benchmarks.mllm.judge import NO_JUDGE, make_judge
 from benchmarks.protocol import fingerprint
-from benchmarks.benchmark import Benchmark
-from benchmarks.results import SCHEMA, Result, read_result, check_not_newer, result_path, write_result
-from benchmarks.distributed import run_on_main, run_on_all
+from benchmarks.registry import get_benchmark
+from benchmarks.results import SCHEMA, Result, check_not_newer, read_result, result_path, write_result
 from benchmarks.sizes import part_words
-from clips.core.artifact import git_state, log_info, library_versions, writable_directory
+from clips.core.artifact import git_state, library_versions, log_info, writable_directory
 from clips.core.identity import digest, identity, is_below
 from clips.errors import UserError
 

@@ -19,7 +19,7 @@ from benchmarks.study.json_schema import study_schema
 from benchmarks.study.launchers import CLI_ENTRY_POINTS, commands_of
 from benchmarks.study.study_record import StudyRecord
 from clips.commandline.config_schema import config_schema
-from clips.core.artifact import log_info, writable_directory, atomic_write
+from clips.core.artifact import atomic_write, log_info, writable_directory
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from benchmarks.registry import BENCHMARKS
 from benchmarks.list_command import KNOWN_DATASETS
 from benchmarks.protocol import FULL_SIZE
+from benchmarks.registry import BENCHMARKS
 from benchmarks.results import Metric, Result
 
 _COUNTS = {"questions": "questions", "cases": "cases", "pictures": "images"}  # protocol entry → unit

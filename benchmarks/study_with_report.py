@@ -1,4 +1,5 @@
-"""``clips-bench study run`` and ``rerun_study_with_report``: where a study meets its report, of which its steps know nothing."""
+"""``clips-bench study run`` and ``rerun_study_with_report``: where a study meets its report, of which its steps know
+nothing."""
 
 from __future__ import annotations
 

@@ -257,7 +257,9 @@ def _read(manifest: Mapping[str, Any], study: Path, seen: frozenset[str]) -> Tra
     if amounts:
         settings = {name: each for name, each in settings.items() if name.rpartition(".")[2] not in _AMOUNTS}
     settings |= amounts
-    settings |= {name: TrainingSetting(text=_word(manifest[name])) for name in ("seed", "precision") if name in manifest}
+    settings |= {
+        name: TrainingSetting(text=_word(manifest[name])) for name in ("seed", "precision") if name in manifest
+    }
     sources = _sources(mapping(manifest.get("data")), config)
     settings |= {name: _named(each) for name, each in sources.items()}
     for name, commit in mapping(manifest.get("data")).items():  # of what came from the hub

@@ -10,7 +10,7 @@ import base64
 import dataclasses
 from pathlib import Path
 
-from clips.core.artifact import log_info, atomic_write
+from clips.core.artifact import atomic_write, log_info
 from clips.data.images import BadImageError, decode_image
 from clips.errors import UserError, error_reason
 from clips.model.tokenizer import ClipsTokenizer

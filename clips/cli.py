@@ -17,7 +17,9 @@ COMMANDS = {
         positional=("path",),
     ),
     "data index": Command(
-        help="count the samples of tar shards once and for all", target="clips.data.inspect_command:run_index", positional=("path",)
+        help="count the samples of tar shards once and for all",
+        target="clips.data.inspect_command:run_index",
+        positional=("path",),
     ),
     "recaption": Command(
         help="write synthetic captions for a data set with any image-text model",

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from clips.commandline.import_guards import without_wandb
-from clips.core.artifact import read_manifest, atomic_write
+from clips.core.artifact import atomic_write, read_manifest
 from clips.errors import UserError, error_reason
 from clips.jsontext import safe_json_loads
 from clips.method.clips_model import ClipsModel

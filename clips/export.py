@@ -41,13 +41,13 @@ class ExportConfig:
         format: open_clip (the encoder directory), hf_clip (transformers' CLIPModel), hf_siglip (its SiglipModel),
             hf_dual (its VisionTextDualEncoderModel) or timm (the image tower alone). A format that cannot compute
             what the encoder does says why.
-        licence: of the weights, for the model card.
+        license: of the weights, for the model card.
     """
 
     run: str
     output: str
     format: str = "open_clip"
-    licence: str | None = None
+    license: str | None = None
 
     def __post_init__(self) -> None:
         if self.format not in ("open_clip", *EXPORT_FORMATS):
@@ -59,12 +59,12 @@ def run_export(config: ExportConfig) -> None:
     if config.format == "open_clip":
         _export_checkpoint(config)
     elif (Path(config.run) / OPEN_CLIP_CONFIG).is_file():
-        export_encoder(config.run, config.output, format=config.format, licence=config.licence)
+        export_encoder(config.run, config.output, format=config.format, license=config.license)
     else:
         with tempfile.TemporaryDirectory() as folder:  # the checkpoint becomes an encoder directory for a moment
             encoder = str(Path(folder) / "encoder")
             _export_checkpoint(dataclasses.replace(config, output=encoder))
-            export_encoder(encoder, config.output, format=config.format, licence=config.licence)
+            export_encoder(encoder, config.output, format=config.format, license=config.license)
 
 
 def _export_checkpoint(config: ExportConfig) -> None:
@@ -88,7 +88,7 @@ def _export_checkpoint(config: ExportConfig) -> None:
             stages=completed_stages(recorded, done, model.image_size),
             **done,
             last=_last_validation(checkpoint, loop.step),
-            licence=config.licence or recorded.get("licence"),
+            license=config.license or recorded.get("license"),
         )
         write_model_card(partial, manifest)
     log_info(f"{config.output}: encoder after {loop.step} steps")
@@ -110,7 +110,9 @@ def _last_validation(checkpoint: Path, step: int) -> dict[str, Any]:
     """The last entry of the run's metrics.jsonl up to ``step`` that validation is in; none where there is none."""
     for folder in checkpoint.resolve().parents[:2]:
         if (folder / METRICS_FILE).is_file():
-            entries = [safe_json_loads(line) for line in (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
+            entries = [
+                safe_json_loads(line) for line in (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+            ]
             validated = [entry for entry in entries if entry["step"] <= step and any("val_" in name for name in entry)]
             return validated[-1] if validated else {}
     return {}

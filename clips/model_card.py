@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from clips.core.artifact import MANIFEST, read_manifest, atomic_write
+from clips.core.artifact import MANIFEST, atomic_write, read_manifest
 from clips.jsontext import safe_json_loads
 from clips.method.recipes import RECIPES
 from clips.model_refs import CAPTIONER_WEIGHTS, OPEN_CLIP_CONFIG
@@ -21,9 +21,12 @@ def write_card(directory: Path, template: str, **facts: Any) -> None:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(CARD_TEMPLATES_DIR), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(CARD_TEMPLATES_DIR),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters |= {"text": escape_markdown, "yaml": _yaml_text}  # a licence may be a stranger's words
+    environment.filters |= {"text": escape_markdown, "yaml": _yaml_text}  # a license may be a stranger's words
     atomic_write(directory / MODEL_CARD, environment.get_template(f"{template}.md").render(facts))
 
 
@@ -52,7 +55,7 @@ def write_model_card(directory: Path, manifest: dict[str, Any]) -> None:
         model_cfg=safe_json_loads((directory / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))["model_cfg"],
         strategy=recipe["strategy"] or RECIPES[recipe["name"]].strategy,
         captioner=(directory / CAPTIONER_WEIGHTS).is_file(),
-        licence=manifest.get("licence") or "unknown",
+        license=manifest.get("license") or "unknown",
         described=manifest["data"].get("sources", []),
         stages=manifest["stages"],
         results=validation_recalls(manifest.get("last") or {}),
@@ -60,8 +63,8 @@ def write_model_card(directory: Path, manifest: dict[str, Any]) -> None:
 
 
 def license_from_manifest(directory: Path) -> str:
-    """What the manifest of an artifact says of its licence, "unknown" where it says nothing."""
-    return str(read_manifest(directory).get("licence") or "unknown") if (directory / MANIFEST).is_file() else "unknown"
+    """What the manifest of an artifact says of its license, "unknown" where it says nothing."""
+    return str(read_manifest(directory).get("license") or "unknown") if (directory / MANIFEST).is_file() else "unknown"
 
 
 def validation_recalls(entry: dict[str, Any]) -> dict[str, dict[str, float]]:

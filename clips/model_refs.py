@@ -83,7 +83,9 @@ def read_encoder_config(directory: Path) -> dict[str, Any]:
 
 def is_on_hub(reference: str) -> bool:
     """Whether a model is meant by its name on the hub: ``hf-hub:ORG/NAME``, or ``ORG/NAME``, no directory here."""
-    return reference.startswith(HF_HUB_PREFIX) or (bool(_HUB_NAME.fullmatch(reference)) and not Path(reference).exists())
+    return reference.startswith(HF_HUB_PREFIX) or (
+        bool(_HUB_NAME.fullmatch(reference)) and not Path(reference).exists()
+    )
 
 
 def resolve_model_dir(reference: str, field: str) -> Path:

@@ -59,9 +59,9 @@ def run_soup(config: SoupConfig) -> None:
             (partial / CAPTIONER_CONFIG).unlink(missing_ok=True)
         parents = {f"{number} {folder.name}": folder for number, folder in enumerate(folders)}
         found = {license_from_manifest(folder) for folder in folders}
-        licence = found.pop() if len(found) == 1 else "unknown"
-        write_manifest(partial, kind="encoder", config=config, parents=parents, licence=licence)
-        write_card(partial, "soup", config=config, licence=licence, cfg=settings[0]["model_cfg"])
+        license = found.pop() if len(found) == 1 else "unknown"
+        write_manifest(partial, kind="encoder", config=config, parents=parents, license=license)
+        write_card(partial, "soup", config=config, license=license, cfg=settings[0]["model_cfg"])
     log_info(f"{config.output}: the mean of {len(folders)} encoders")
 
 
@@ -69,7 +69,9 @@ def _read_settings(folder: Path) -> Any:
     try:
         return safe_json_loads((folder / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: expected an encoder directory with {OPEN_CLIP_CONFIG} ({error_reason(error)})") from None
+        raise UserError(
+            f"{folder}: expected an encoder directory with {OPEN_CLIP_CONFIG} ({error_reason(error)})"
+        ) from None
 
 
 def _average(files: list[Path], output: Path) -> None:

@@ -18,26 +18,32 @@ import torch
 import torch.distributed as dist
 
 from clips.commandline.signals import StopRequest, exit_status_for_signal, graceful_shutdown
-from clips.core.artifact import atomic_update_dir, directory_hash, log_info, atomic_write, write_manifest
+from clips.core.artifact import atomic_update_dir, atomic_write, directory_hash, log_info, write_manifest
 from clips.core.identity import identity as identity_of
 from clips.data.loader import iterate_batches, worker_death_as_user_error
 from clips.encoder import write_encoder
 from clips.method.clips_model import ClipsModel
 from clips.model_card import write_model_card
 from clips.parallel.ddp import whole
-from clips.parallel.distributed import end_processes, all_reduce_mean, wait_for_main_process
+from clips.parallel.distributed import all_reduce_mean, end_processes, wait_for_main_process
 from clips.parallel.watchdog import Watchdog
-from clips.serialization import to_plain
 from clips.planning.mfu import MfuMeter
+from clips.serialization import to_plain
 from clips.training.checkpoint import Checkpointer
 from clips.training.config import EncoderTrainConfig
-from clips.training.run_dir import resume_changes, is_trained, create_run_dir
-from clips.training.run_logger import ThroughputTimer, RunLogger
-from clips.training.stages import stage_configs, completed_stages
-from clips.training.train_state import remove_checkpoints
-from clips.training.setup import build_model_without_pretrained, check_stages, open_train_dataset, parent_artifacts, setup_run
-from clips.training.train_step import TrainRun, prepare_batch, train_step
+from clips.training.run_dir import create_run_dir, is_trained, resume_changes
+from clips.training.run_logger import RunLogger, ThroughputTimer
+from clips.training.setup import (
+    build_model_without_pretrained,
+    check_stages,
+    open_train_dataset,
+    parent_artifacts,
+    setup_run,
+)
+from clips.training.stages import completed_stages, stage_configs
 from clips.training.trackers import open_trackers
+from clips.training.train_state import remove_checkpoints
+from clips.training.train_step import TrainRun, prepare_batch, train_step
 from clips.training.validation import RetrievalValidation
 
 SUMMARY_FILE = "summary.json"
@@ -160,7 +166,9 @@ def read_batches(run: TrainRun) -> Iterator[dict[str, Any]]:
     )
 
 
-def next_batch(run: TrainRun, stream: Iterator[dict[str, Any]], clock: ThroughputTimer, watchdog: Watchdog) -> dict[str, Any]:
+def next_batch(
+    run: TrainRun, stream: Iterator[dict[str, Any]], clock: ThroughputTimer, watchdog: Watchdog
+) -> dict[str, Any]:
     """Wait for a batch; its invalid samples are counted."""
     watchdog.at(run.loop.step, "waiting for data")
     with clock.waiting():
@@ -197,7 +205,9 @@ def validate(run: TrainRun, validation: RetrievalValidation, watchdog: Watchdog)
 def log_stopped(run: TrainRun) -> None:
     """Tell the user that nothing is lost."""
     if run.processes.is_main:
-        log_info(f"{run.config.output}: stopped and saved after step {run.loop.step}; the same command goes on from there")
+        log_info(
+            f"{run.config.output}: stopped and saved after step {run.loop.step}; the same command goes on from there"
+        )
 
 
 def _seed_step(seed: int, step: int, rank: int) -> None:
@@ -303,7 +313,7 @@ def finalize_run(run: TrainRun, encoder: ClipsModel, summary: dict[str, Any]) ->
             seed=config.seed,
             data={"sources": run.loop.sources},
             parents=parent_artifacts(config, run.data),
-            licence=config.licence,
+            license=config.license,
             identity=run.loop.identity,
             stages=completed_stages(to_plain(config), summary, encoder.image_size),
             **summary,

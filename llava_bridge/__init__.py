@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from llava_bridge.model.auto_registration import register_on_import
 
 if TYPE_CHECKING:
-    from llava_bridge.inference.generate import answer, iter_answer_batches, answer_conversations, load_llava
+    from llava_bridge.inference.generate import answer, answer_conversations, iter_answer_batches, load_llava
     from llava_bridge.inference.loglikelihood import loglikelihoods
 
-__all__ = ["answer", "iter_answer_batches", "answer_conversations", "loglikelihoods", "load_llava"]
+__all__ = ["answer", "answer_conversations", "iter_answer_batches", "load_llava", "loglikelihoods"]
 
 register_on_import()
 

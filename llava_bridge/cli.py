@@ -19,12 +19,14 @@ COMMANDS = {
         positional=("llava",),
     ),
     "data inspect": Command(
-        help="show samples as the LLM sees them, what is learnt of them, and what cannot be used",
+        help="show samples as the LLM sees them, what is learned of them, and what cannot be used",
         target="llava_bridge.data.inspect_command:run_inspect",
         positional=("path",),
     ),
     "chat": Command(
-        help="talk to a LLaVA about a picture", target="llava_bridge.inference.chat_command:run_chat", positional=("directory",)
+        help="talk to a LLaVA about a picture",
+        target="llava_bridge.inference.chat_command:run_chat",
+        positional=("directory",),
     ),
     "describe": Command(
         help="ask a LLaVA the same about many pictures",

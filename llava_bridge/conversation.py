@@ -1,7 +1,7 @@
-"""Chat templates, and which tokens of a rendered conversation are learnt.
+"""Chat templates, and which tokens of a rendered conversation are learned.
 
 The supervised tokens are derived from the template itself: a conversation is rendered once with a mark in
-place of every answer, so that whatever the template writes around an answer is known exactly. Learnt are
+place of every answer, so that whatever the template writes around an answer is known exactly. Learned are
 the answer's tokens and the end token that follows it, nothing else: exactly what the model must write by
 itself after the prompt.
 
@@ -25,10 +25,10 @@ from PIL import Image
 from clips.data.formats.base import IMAGE as IMAGE
 from clips.errors import UserError, unknown_name_error
 from clips.model.loading import library_errors_as_user_errors
-from llava_bridge.chat_templates import BOS, FIXED_DATE, PLAIN_WITH_SPACE, CHAT_TEMPLATES
+from llava_bridge.chat_templates import BOS, CHAT_TEMPLATES, FIXED_DATE, PLAIN_WITH_SPACE
 
 IGNORE_INDEX = -100
-"""The label of a token that is not learnt (PyTorch's and transformers' convention)."""
+"""The label of a token that is not learned (PyTorch's and transformers' convention)."""
 
 # Written before any template: content given as a list of parts (transformers' multimodal form) becomes text, and
 # Qwen 3 is told not to think, which no data here teach it.
@@ -130,7 +130,7 @@ def add_sentencepiece_spaces(template: str, tokenizer: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedConversation:
-    """A conversation as tokens: ``labels`` equal ``input_ids`` where learnt, and are -100 elsewhere."""
+    """A conversation as tokens: ``labels`` equal ``input_ids`` where learned, and are -100 elsewhere."""
 
     input_ids: list[int]
     labels: list[int]
@@ -144,7 +144,7 @@ class ConversationEncoder:
         template: from :func:`resolve_chat_template`.
         image_tokens: how many tokens a picture takes; where that depends on the picture, a function that tells it.
         must_end: refuse a template that writes no special token after an answer, since it would never end. Else what
-            such a template writes there is learnt in its place.
+            such a template writes there is learned in its place.
 
     Raises:
         UserError: the template fails, or never ends an answer though it must.
@@ -188,8 +188,10 @@ class ConversationEncoder:
         """
         return _expand(self._render(messages, add_generation_prompt=True), self._counts(pictures))
 
-    def encode(self, messages: Sequence[Message], max_length: int, pictures: Sequence[Image.Image] = ()) -> EncodedConversation:
-        """The tokens of a conversation, cut on the right to ``max_length``, and which of them are learnt.
+    def encode(
+        self, messages: Sequence[Message], max_length: int, pictures: Sequence[Image.Image] = ()
+    ) -> EncodedConversation:
+        """The tokens of a conversation, cut on the right to ``max_length``, and which of them are learned.
 
         Args:
             messages: the conversation.

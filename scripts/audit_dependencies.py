@@ -1,9 +1,9 @@
-"""Licences and known vulnerabilities of all that the suite needs: dependencies, theirs, and extras.
+"""Licenses and known vulnerabilities of all that the suite needs: dependencies, theirs, and extras.
 
     python scripts/audit_dependencies.py                      # or: make audit
-    python scripts/audit_dependencies.py --only licences      # without network
+    python scripts/audit_dependencies.py --only licenses      # without network
 
-Licences are what the installed packages state of themselves. Vulnerabilities are asked of OSV (https://osv.dev) by
+Licenses are what the installed packages state of themselves. Vulnerabilities are asked of OSV (https://osv.dev) by
 pip-audit: names and versions go there, nothing else. Exit status 1 where something is flagged, 2 where the service
 cannot be asked.
 """
@@ -34,11 +34,11 @@ KINDS = {
     "strong copyleft": r"(?<!l)gpl|(?<!lesser )general public|affero|sspl|eupl",
     "proprietary": r"proprietary|nvidia|commercial",
 }
-"""Kind → what its licences' names contain, mildest first; of several that fit the strictest counts."""
+"""Kind → what its licenses' names contain, mildest first; of several that fit the strictest counts."""
 ALLOWED = {"permissive", "weak copyleft"}  # weak copyleft asks nothing of those who only import the library
 REVIEWED = {
-    "nvidia-*": "NVIDIA's licences: free of charge to use, not open source; torch's CUDA wheels need them",
-    "cuda-*": "NVIDIA's licences: free of charge to use, not open source; torch's CUDA wheels need them",
+    "nvidia-*": "NVIDIA's licenses: free of charge to use, not open source; torch's CUDA wheels need them",
+    "cuda-*": "NVIDIA's licenses: free of charge to use, not open source; torch's CUDA wheels need them",
     "math-verify": "Apache-2.0 (LICENSE of github.com/huggingface/Math-Verify)",
     "sentencepiece": "Apache-2.0 (LICENSE of github.com/google/sentencepiece)",
     "hf-transfer": "Apache-2.0 (the LICENSE that it brings)",
@@ -48,7 +48,7 @@ REVIEWED = {
     "docutils": "public domain and BSD; only its mode for Emacs is GPL (the COPYING that it brings)",
     "pycocoevalcap": "BSD-2-Clause (github.com/salaniz/pycocoevalcap); brings programs in Java, see docs/installing.md",
 }
-"""Packages whose licence was looked at by a person: what it is, or why it may be there."""
+"""Packages whose license was looked at by a person: what it is, or why it may be there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,27 +56,27 @@ class Package:
     """An installed package.
 
     Args:
-        name: normalised.
+        name: normalized.
         version: installed.
         needed_by: the package that asks for it, the first one found.
-        licence: as it states it; empty where it does not.
+        license: as it states it; empty where it does not.
     """
 
     name: str
     version: str
     needed_by: str
-    licence: str
+    license: str
 
     @property
     def kind(self) -> str:
         """``permissive``, ``weak copyleft``, ``strong copyleft``, ``proprietary``, ``unknown`` or ``unstated``.
 
-        Of a licence made of parts (``MPL-2.0 AND MIT``) the strictest; where there is a choice (``OR``) the mildest.
+        Of a license made of parts (``MPL-2.0 AND MIT``) the strictest; where there is a choice (``OR``) the mildest.
         """
-        if not self.licence:
+        if not self.license:
             return "unstated"
         strictness = [*KINDS, "unknown"]
-        parts = [re.split(r"\s+OR\s+", part) for part in re.split(r"\s+AND\s+|;", self.licence)]
+        parts = [re.split(r"\s+OR\s+", part) for part in re.split(r"\s+AND\s+|;", self.license)]
         kinds = [min((_kind_of(choice) for choice in choices), key=strictness.index) for choices in parts]
         return max(kinds, key=strictness.index)
 
@@ -87,12 +87,12 @@ class Package:
 
     @property
     def flagged(self) -> bool:
-        """Whether its licence is neither of an allowed kind nor reviewed."""
+        """Whether its license is neither of an allowed kind nor reviewed."""
         return self.kind not in ALLOWED and not self.reviewed
 
 
-def _kind_of(licence: str) -> str:
-    fitting = [kind for kind, pattern in KINDS.items() if re.search(pattern, licence, re.IGNORECASE)]
+def _kind_of(license: str) -> str:
+    fitting = [kind for kind, pattern in KINDS.items() if re.search(pattern, license, re.IGNORECASE)]
     return fitting[-1] if fitting else "unknown"
 
 
@@ -113,7 +113,7 @@ def needed(requirements: Iterable[str], by: str) -> tuple[list[Package], list[st
             missing.add(name)
             continue
         package = Package(
-            name=name, version=distribution.version, needed_by=asking, licence=_stated(distribution.metadata)
+            name=name, version=distribution.version, needed_by=asking, license=_stated(distribution.metadata)
         )
         found.setdefault(name, package)
         for text in distribution.requires or ():
@@ -124,7 +124,7 @@ def needed(requirements: Iterable[str], by: str) -> tuple[list[Package], list[st
 
 
 def _stated(metadata: importlib.metadata.PackageMetadata) -> str:
-    """The licence that a package states: SPDX where it can, else its classifiers, else the field of before both."""
+    """The license that a package states: SPDX where it can, else its classifiers, else the field of before both."""
     fields = metadata.json
     classifiers = [text.rpartition(" :: ")[2] for text in fields.get("classifier", ()) if text.startswith("License ::")]
     field = str(fields.get("license", "")).strip()
@@ -164,12 +164,12 @@ def vulnerabilities(packages: Iterable[Package], service: str | None) -> list[tu
     raise ConnectionError(f"the vulnerability service cannot be asked ({last.strip()[:200]})")
 
 
-def print_licences(packages: Iterable[Package]) -> None:
+def print_licenses(packages: Iterable[Package]) -> None:
     """A table of all packages, flagged ones marked, and the kinds counted."""
     packages, kinds = list(packages), dict.fromkeys([*KINDS, "unknown", "unstated"], 0)
     for package in packages:
         kinds[package.kind] += 1
-        told = package.reviewed or package.licence or "not stated"
+        told = package.reviewed or package.license or "not stated"
         mark = "FLAGGED " if package.flagged else ""
         print(f"{package.name:<32} {package.version:<16} {package.kind:<15} {mark}{told}  (for {package.needed_by})")
     print(f"{len(packages)} packages: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count))
@@ -178,7 +178,7 @@ def print_licences(packages: Iterable[Package]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Print what was found; the exit status is 1 where something is flagged, 2 where the service cannot be asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["licences", "vulnerabilities"], help="one of both")
+    parser.add_argument("--only", choices=["licenses", "vulnerabilities"], help="one of both")
     parser.add_argument("--extras", default="tracking,serve,qlora,verify,remote", help="which, with commas between")
     parser.add_argument("--service", help="another address that answers as OSV's query does")
     given = parser.parse_args(arguments)
@@ -187,9 +187,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"not installed, so not looked at: {', '.join(missing)}", file=sys.stderr)
     flagged = False
     if given.only != "vulnerabilities":
-        print_licences(packages)
+        print_licenses(packages)
         flagged = any(package.flagged for package in packages)
-    if given.only != "licences":
+    if given.only != "licenses":
         try:
             known = vulnerabilities(packages, given.service)
         except ConnectionError as error:

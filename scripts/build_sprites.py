@@ -69,8 +69,8 @@ def regular_plural(name: str) -> str:
     return name + "s"
 
 
-def dominant_colour(sprite: Image.Image) -> tuple[str | None, list[int]]:
-    """The one colour name that covers most of the sprite, or None, and the mean RGB of its opaque pixels."""
+def dominant_color(sprite: Image.Image) -> tuple[str | None, list[int]]:
+    """The one color name that covers most of the sprite, or None, and the mean RGB of its opaque pixels."""
     pixels = np.asarray(sprite).reshape(-1, 4)
     opaque = pixels[pixels[:, 3] > 128][:, :3]
     names, counts = np.unique([nearest_color_name(*(int(v) for v in pixel)) for pixel in opaque], return_counts=True)
@@ -80,7 +80,7 @@ def dominant_colour(sprite: Image.Image) -> tuple[str | None, list[int]]:
 
 
 def main_hue(sprite: Image.Image) -> int:
-    """The hue, in degrees, around which most of the sprite's colourful pixels lie: what paint replaces."""
+    """The hue, in degrees, around which most of the sprite's colorful pixels lie: what paint replaces."""
     weights = np.zeros(360, dtype=np.int64)
     for red, green, blue, alpha in np.asarray(sprite).reshape(-1, 4).tolist():
         chroma = max(red, green, blue) - min(red, green, blue)
@@ -125,13 +125,13 @@ def main(emoji: Path, cldr: Path) -> None:
         if sprite.size != (CELL, CELL):
             raise SystemExit(f"{image}: expected {CELL} × {CELL} pixels, got {sprite.size}")
         sheet.paste(sprite, ((number % COLUMNS) * CELL, number // COLUMNS * CELL))
-        colour, mean = dominant_colour(sprite)
+        color, mean = dominant_color(sprite)
         kinds.append(
             {
                 "name": row["name"],
                 "plural": row["plural"] or regular_plural(row["name"]),
                 "category": row["category"],
-                "colour": colour,
+                "color": color,
                 "paint_hue": main_hue(sprite) if row["paint"] else None,
                 "mean_rgb": mean,
                 "keywords": [word for word in keywords if word.lower() != row["name"].lower()],

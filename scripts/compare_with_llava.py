@@ -95,9 +95,9 @@ def prepare(args: argparse.Namespace, folder: Path) -> Any:
     """Write weights and data of both sides to ``folder``; the config of our training."""
     import torch
 
-    from llava_bridge.data import ConversationSourceConfig
     from llava_bridge.conversion.convert_command import ConvertConfig, run_convert
-    from llava_bridge.training.config import LaunchConfig, StageConfig, LlavaTrainConfig
+    from llava_bridge.data import ConversationSourceConfig
+    from llava_bridge.training.config import LaunchConfig, LlavaTrainConfig, StageConfig
 
     torch.manual_seed(args.seed)
     write_parts(Path(args.llm), folder)

@@ -27,11 +27,11 @@ COMPUTE = "_compute"
 
 def draw_panel(axes: Any, title: str, recipes: dict[str, list[float]]) -> None:
     for place, (name, values) in enumerate(recipes.items()):
-        colour = "#777777" if name.endswith(COMPUTE) else "#0072b2"
+        color = "#777777" if name.endswith(COMPUTE) else "#0072b2"
         mean, interval = fmean(values), t_interval(values)
         low, high = interval or (mean, mean)
-        axes.errorbar(place, mean, [[mean - low], [high - mean]], color=colour, marker="o", ms=4, capsize=2)
-        axes.plot([place + 0.18] * len(values), values, ".", color=colour, ms=2.5, alpha=0.6)
+        axes.errorbar(place, mean, [[mean - low], [high - mean]], color=color, marker="o", ms=4, capsize=2)
+        axes.plot([place + 0.18] * len(values), values, ".", color=color, ms=2.5, alpha=0.6)
     names = [name.replace("_positive", "\npositive").replace(COMPUTE, "\nequal\ncompute") for name in recipes]
     axes.set_xticks(range(len(names)), names, fontsize=6)
     axes.set_xlim(-0.5, len(names) - 0.4)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 METRIC = "t2i_r1"
-COLOURS = {"truncate": "#0072b2", "random": "#d55e00", "block": "#009e73", "sub_captions": "#cc79a7"}
+COLORS = {"truncate": "#0072b2", "random": "#d55e00", "block": "#009e73", "sub_captions": "#cc79a7"}
 _REST = "#555555"
 
 
@@ -53,9 +53,7 @@ def draw_panel(axes: Any, title: str, curves: Curves) -> None:
             continue
         x = [(point.tokens or 0) * 1.04 ** (number - 1.5) for point in points]  # bars side by side
         errors = [[p.value - p.low for p in points], [p.high - p.value for p in points]]
-        axes.errorbar(
-            x, [p.value for p in points], errors, color=COLOURS.get(name, _REST), marker="o", ms=3, label=name
-        )
+        axes.errorbar(x, [p.value for p in points], errors, color=COLORS.get(name, _REST), marker="o", ms=3, label=name)
     axes.set_xscale("log", base=2)
     ticks = sorted({point.tokens for points in curves.values() for point in points if point.tokens})
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])

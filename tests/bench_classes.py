@@ -1,4 +1,4 @@
-"""Classes of colours for the tests of classification and probes: pictures in every layout, and an encoder that sees."""
+"""Classes of colors for the tests of classification and probes: pictures in every layout, and an encoder that sees."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 
 from benchmarks.encoders.embedding import DualEncoder
 
-CLASSES = tuple(world.COLOURS)
+CLASSES = tuple(world.COLORS)
 
 
-class Colourist:
-    """Sees the colour of a square and reads it in a text; what it cannot find is alike for all.
+class Colorist:
+    """Sees the color of a square and reads it in a text; what it cannot find is alike for all.
 
     Args:
-        seen_as: colour → the colour that it takes it for.
+        seen_as: color → the color that it takes it for.
         blind: has one and the same vector for everything.
     """
 
@@ -35,7 +35,7 @@ class Colourist:
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
         found = []
         for each in pixels.permute(0, 2, 3, 1).reshape(len(pixels), -1, 3).int().numpy():
-            name = next((name for name, value in world.COLOURS.items() if (each == value).all(axis=1).any()), None)
+            name = next((name for name, value in world.COLORS.items() if (each == value).all(axis=1).any()), None)
             found.append(self._vector(self.seen_as.get(name, name)))
         return torch.stack(found)
 
@@ -86,7 +86,7 @@ def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 def write_folders(root: Path, count: int = 12, *, split: str = "test") -> Path:
     """A folder for each class; their order is that of the alphabet."""
     for number in numbers(count):
-        folder = root / split / f"a_{world.colour(number)}_thing"
+        folder = root / split / f"a_{world.color(number)}_thing"
         folder.mkdir(parents=True, exist_ok=True)
         world.picture(number).save(folder / f"{number}.png")
     return root

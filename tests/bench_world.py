@@ -11,25 +11,25 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 60, 220), "white": (250, 250, 250)}
+COLORS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 60, 220), "white": (250, 250, 250)}
 HUB = "lmms-lab-encoder"
 
 
 def picture(number: int, size: int = 64) -> Image.Image:
-    """A square of one colour at a place that depends on ``number``, on noise of its own."""
+    """A square of one color at a place that depends on ``number``, on noise of its own."""
     generator = np.random.default_rng(number)
     pixels = generator.integers(90, 130, (size, size, 3), dtype=np.uint8)
     left, top = generator.integers(0, size // 2, 2)
-    pixels[top : top + size // 2, left : left + size // 2] = list(COLOURS.values())[number % len(COLOURS)]
+    pixels[top : top + size // 2, left : left + size // 2] = list(COLORS.values())[number % len(COLORS)]
     return Image.fromarray(pixels)
 
 
-def colour(number: int) -> str:
-    return list(COLOURS)[number % len(COLOURS)]
+def color(number: int) -> str:
+    return list(COLORS)[number % len(COLORS)]
 
 
 def captions(number: int) -> list[str]:
-    name = colour(number)
+    name = color(number)
     return [
         f"A {name} square number {number}.",
         f"There is a {name} thing, {number} of many.",
@@ -73,7 +73,7 @@ def write_hub(root: Path, pictures: int = 6) -> Path:
     numbers = range(pictures)
     pairs = [(number, answer) for number in numbers for answer in ("yes", "no")]
     images = [picture(number) for number, _ in pairs]
-    other = [colour(number if answer == "yes" else number + 1) for number, answer in pairs]
+    other = [color(number if answer == "yes" else number + 1) for number, answer in pairs]
     asked = [f"Is there a {name} square in the picture?" for name in other]
     answers = [answer for _, answer in pairs]
     write_parquet(
@@ -102,8 +102,8 @@ def write_hub(root: Path, pictures: int = 6) -> Path:
         {
             "id": [str(index) for index in range(pictures)],
             "imageId": [str(number) for number in numbers],
-            "question": ["What colour is the square?"] * pictures,
-            "answer": [colour(number) for number in numbers],
+            "question": ["What color is the square?"] * pictures,
+            "answer": [color(number) for number in numbers],
         },
     )
     write_parquet(
@@ -118,7 +118,7 @@ def write_hub(root: Path, pictures: int = 6) -> Path:
         {
             "question_id": list(numbers),
             "question": ["what does the square say?"] * pictures,
-            "answers": [[colour(number)] * 7 + ["nothing"] * 3 for number in numbers],
+            "answers": [[color(number)] * 7 + ["nothing"] * 3 for number in numbers],
             "image": [picture(number) for number in numbers],
         },
     )
@@ -135,8 +135,8 @@ def write_hub(root: Path, pictures: int = 6) -> Path:
         root / HUB / "ChartQA/data/test-00000-of-00001.parquet",
         {
             "type": ["human_test" if number % 2 else "augmented_test" for number in numbers],
-            "question": ["What colour is the square?"] * pictures,
-            "answer": [colour(number) for number in numbers],
+            "question": ["What color is the square?"] * pictures,
+            "answer": [color(number) for number in numbers],
             "image": [picture(number) for number in numbers],
         },
     )
@@ -147,15 +147,15 @@ def write_mmmu(root: Path, pictures: int) -> None:
     """MMMU's validation set: a question with options about each picture, and an open one."""
     numbers = [number for number in range(pictures) for _ in "mo"]
     kinds = ["multiple-choice", "open"] * pictures
-    options = [str(list(COLOURS)) if kind == "multiple-choice" else "[]" for kind in kinds]
-    letters = ["ABCD"[number % len(COLOURS)] for number in numbers]
+    options = [str(list(COLORS)) if kind == "multiple-choice" else "[]" for kind in kinds]
+    letters = ["ABCD"[number % len(COLORS)] for number in numbers]
     write_parquet(
         root / HUB / "MMMU/data/validation-00000-of-00001.parquet",
         {
             "id": [f"validation_{('Art', 'Math')[index % 2]}_{index}" for index in range(len(numbers))],
-            "question": ["<image 1> What colour is the square?"] * len(numbers),
+            "question": ["<image 1> What color is the square?"] * len(numbers),
             "options": options,
-            "answer": [letter if kind != "open" else colour(number)
+            "answer": [letter if kind != "open" else color(number)
                        for letter, kind, number in zip(letters, kinds, numbers, strict=True)],
             "question_type": kinds,
             "image_1": [picture(number) for number in numbers],

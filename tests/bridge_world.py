@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-COLOURS = ("red", "green", "blue", "yellow")
+COLORS = ("red", "green", "blue", "yellow")
 VIT = {
     "embed_dim": 16,
     "vision_cfg": {
@@ -40,7 +40,7 @@ SMALL_LLM = {
     "max_position_embeddings": 256,
 }
 """Of a transformers config, whose other fields depend on the kind."""
-TEXTS = [f"The shape is {colour}. USER: What colour is it? ASSISTANT: {colour}" for colour in COLOURS] * 8
+TEXTS = [f"The shape is {color}. USER: What color is it? ASSISTANT: {color}" for color in COLORS] * 8
 
 
 def open_clip_model(model_cfg: dict[str, Any], seed: int = 0) -> Any:
@@ -103,15 +103,15 @@ def make_llava(directory: Path, encoder: Path, llm: Path, **parts: Any) -> Path:
 
 
 def make_talk(directory: Path, samples: int = 16) -> Path:
-    """Pictures of one colour and a conversation about each, in LLaVA's form, and the same as text."""
+    """Pictures of one color and a conversation about each, in LLaVA's form, and the same as text."""
     directory.mkdir(parents=True)
     rows = []
     for number in range(samples):
-        colour = COLOURS[number % len(COLOURS)]
-        Image.new("RGB", (40, 24), colour).save(directory / f"{number}.png")
+        color = COLORS[number % len(COLORS)]
+        Image.new("RGB", (40, 24), color).save(directory / f"{number}.png")
         talk = [
-            ("human", "<image>\nWhat colour is it?"),
-            ("gpt", colour),
+            ("human", "<image>\nWhat color is it?"),
+            ("gpt", color),
             ("human", "Sure?"),
             ("gpt", "yes" * (number % 3 + 1)),
         ]
@@ -137,8 +137,8 @@ def make_album(directory: Path) -> Path:
             "id": str(number),
             "image": [f"{one}.png" for one in pictures],
             "conversations": [
-                {"from": "human", "value": "<image>\n" * len(pictures) + "What colour is it?"},
-                {"from": "gpt", "value": COLOURS[number % len(COLOURS)]},
+                {"from": "human", "value": "<image>\n" * len(pictures) + "What color is it?"},
+                {"from": "gpt", "value": COLORS[number % len(COLORS)]},
             ],
         }
         for number, pictures in enumerate(shown)
@@ -152,7 +152,7 @@ def config_file(directory: Path, name: str, talk: Path, **fields: Any) -> Path:
     from clips.serialization import to_yaml
     from llava_bridge.data import ConversationSourceConfig
     from llava_bridge.model.small_llama import SmallLlamaConfig
-    from llava_bridge.training.config import StageConfig, LlavaTrainConfig
+    from llava_bridge.training.config import LlavaTrainConfig, StageConfig
 
     data = [ConversationSourceConfig(path=str(talk / "talk.json"))]
     settings: dict[str, Any] = {
@@ -160,7 +160,10 @@ def config_file(directory: Path, name: str, talk: Path, **fields: Any) -> Path:
         "stages": ["pretrain", "align", "instruct"],
         "new_llm": SmallLlamaConfig(vocab_size=320, hidden_size=32, layers=2, heads=2, context=96),
         "pretrain": StageConfig(
-            data=[ConversationSourceConfig(path=str(talk / "text.jsonl"), format="text")], steps=4, global_batch_size=4, max_length=32
+            data=[ConversationSourceConfig(path=str(talk / "text.jsonl"), format="text")],
+            steps=4,
+            global_batch_size=4,
+            max_length=32,
         ),
         "align": StageConfig(data=data, steps=4, global_batch_size=4),
         "instruct": StageConfig(data=data, steps=6, global_batch_size=4, learning_rate=1e-3),

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from clips.commandline.parsing import parse_config
 from clips.train import EncoderTrainConfig
 
-COLOURS = ["red", "green", "blue", "yellow", "white", "black", "purple"]
+COLORS = ["red", "green", "blue", "yellow", "white", "black", "purple"]
 
 
 def picture(index: int, size: tuple[int, int] = (40, 32), kind: str = "png") -> bytes:
@@ -28,10 +28,10 @@ def picture(index: int, size: tuple[int, int] = (40, 32), kind: str = "png") -> 
 
 
 def captions(index: int) -> dict[str, Any]:
-    colour = COLOURS[index % len(COLOURS)]
+    color = COLORS[index % len(COLORS)]
     return {
-        "web_caption": f"{colour} thing {index}",
-        "synthetic_caption": f"A {colour} square. It lies on a table. There are {index} dots.",
+        "web_caption": f"{color} thing {index}",
+        "synthetic_caption": f"A {color} square. It lies on a table. There are {index} dots.",
         "captions": [f"sentence {number} of {index}" for number in range(5)],
     }
 

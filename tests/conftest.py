@@ -101,7 +101,7 @@ def bridge_llava(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path,
 
 @pytest.fixture(scope="session")
 def bridge_talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of one colour with conversations (talk.json) and text (text.jsonl)."""
+    """Pictures of one color with conversations (talk.json) and text (text.jsonl)."""
     import bridge_world
 
     return bridge_world.make_talk(tmp_path_factory.mktemp("bridge") / "talk")

@@ -288,7 +288,7 @@ def pictures(world: World, data: st.DataObject) -> None:
 
 
 def captions(world: World, data: st.DataObject) -> None:
-    """Any caption can be shortened and tokenised."""
+    """Any caption can be shortened and tokenized."""
     import numpy as np
 
     from clips.method.caption_strategies import STRATEGIES

@@ -71,7 +71,7 @@ class Parts:
                 weight.data += torch.randn_like(weight) * 0.05
 
     def pixels(self, picture: Image.Image) -> Tensor:
-        """(1, 3, 32, 32): a square of the mean colour around the picture, resized, normalised."""
+        """(1, 3, 32, 32): a square of the mean color around the picture, resized, normalized."""
         from transformers import CLIPImageProcessor
 
         side = max(picture.size)

@@ -11,8 +11,8 @@ from report_material import METRICS, items_table, put_result
 from study_material import SMALL
 
 from benchmarks.study import commands
-from benchmarks.study.study_record import write_study_record
 from benchmarks.study.step_state import StepRecord, write_record
+from benchmarks.study.study_record import write_study_record
 
 
 def make_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

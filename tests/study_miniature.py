@@ -95,8 +95,8 @@ def write_mmvet(hub: Path) -> None:
     columns = {
         "question_id": ["v1_0", "v1_1"],
         "image": [bench_world.picture(0), bench_world.picture(1)],
-        "question": ["What colour is it?"] * 2,
-        "answer": [bench_world.colour(0), bench_world.colour(1)],
+        "question": ["What color is it?"] * 2,
+        "answer": [bench_world.color(0), bench_world.color(1)],
         "image_source": ["VQAv2"] * 2,
         "capability": [["rec"]] * 2,
     }

@@ -1,4 +1,4 @@
-"""The audit of dependencies: what it calls a licence, what it follows, and what it does without its service."""
+"""The audit of dependencies: what it calls a license, what it follows, and what it does without its service."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def service() -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("licence", "kind"),
+    ("license", "kind"),
     [
         ("Apache-2.0", "permissive"),
         ("BSD License; Apache Software License", "permissive"),
@@ -80,14 +80,14 @@ def service() -> Iterator[str]:
         ("", "unstated"),
     ],
 )
-def test_licences_are_of_a_kind(audit, licence, kind):
-    package = audit.Package(name="some", version="1", needed_by="us", licence=licence)
+def test_licenses_are_of_a_kind(audit, license, kind):
+    package = audit.Package(name="some", version="1", needed_by="us", license=license)
     assert package.kind == kind
     assert package.flagged == (kind not in {"permissive", "weak copyleft"})
 
 
 def test_what_a_person_has_reviewed_is_not_flagged(audit):
-    package = audit.Package(name="nvidia-cublas", version="1", needed_by="torch", licence="Proprietary")
+    package = audit.Package(name="nvidia-cublas", version="1", needed_by="torch", license="Proprietary")
     assert package.kind == "proprietary"
     assert not package.flagged
 
@@ -102,8 +102,8 @@ def test_dependencies_of_dependencies_and_of_their_extras_are_followed(audit):
     assert missing == ["no-such-package-anywhere"]
 
 
-def test_the_dependencies_of_the_project_have_licences_that_it_may_use(audit, capsys):
-    assert audit.main(["--only", "licences"]) == 0
+def test_the_dependencies_of_the_project_have_licenses_that_it_may_use(audit, capsys):
+    assert audit.main(["--only", "licenses"]) == 0
     printed = capsys.readouterr().out
     assert "FLAGGED" not in printed
     assert "transformers" in printed

@@ -11,9 +11,9 @@ from huggingface_hub import ModelCard
 from report_material import items_table, put_failure, put_result
 from report_study import make_study
 
-from benchmarks.publishing.model_card import CardConfig, run_card
 from benchmarks.analysis.compare_command import CompareConfig, build_comparison
 from benchmarks.analysis.diff_command import DiffConfig, run_diff
+from benchmarks.publishing.model_card import CardConfig, run_card
 from clips.core.artifact import directory_hash, write_manifest
 from clips.errors import UserError
 
@@ -39,7 +39,7 @@ def put_own(results: Path, model: Path, benchmark: str, **changes: Any) -> None:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    found = make_model(tmp_path / "model", licence="mit", stages={"align": {"steps": 5, "samples_seen": 40, "loss": 2}})
+    found = make_model(tmp_path / "model", license="mit", stages={"align": {"steps": 5, "samples_seen": 40, "loss": 2}})
     put_own(tmp_path / "results", found, "pope")
     put_own(tmp_path / "results", found, "gqa", absent={"meteor": f"no Java {NASTY}"})
     return found

@@ -16,13 +16,13 @@ from bench_reader import write_pictures
 
 from benchmarks.compositional.scoring import _guessed
 from benchmarks.data.caption_sets import load_caption_set
-from benchmarks.encoders.classification import majority_class_hits, chance_hits
+from benchmarks.encoders.classification import chance_hits, majority_class_hits
 from benchmarks.encoders.recall import compute_ranks
 from benchmarks.encoders.retrieval import METRICS, hit_columns, items_of
 from benchmarks.encoders.retrieval import chance_ranks as guessed_ranks
+from benchmarks.evaluation import MetricSpec, compute_metric
 from benchmarks.mllm.chance_levels import ALWAYS_YES
 from benchmarks.mllm.task_metrics import TASK_METRICS
-from benchmarks.evaluation import MetricSpec, compute_metric
 from benchmarks.results import CHANCE
 from clips.data.formats import DatasetSpec
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.aggregation import AGGREGATIONS
 from benchmarks.config import BenchmarkConfig, RunConfig
 from benchmarks.data.classification_sets import load_classification_set
 from benchmarks.encoders import embedding
 from benchmarks.encoders.classification import class_ranks
 from benchmarks.encoders.zero_shot_classifier import class_embeddings, class_prompts
-from benchmarks.aggregation import AGGREGATIONS
 from benchmarks.results import ITEM_COLUMNS, Result, read_items, read_result, result_path
 from benchmarks.run_benchmarks import run_benchmarks
 from benchmarks.statistics import aggregate
@@ -24,24 +24,24 @@ from clips.errors import UserError
 
 @pytest.fixture
 def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Evaluate a colourist; returns the result."""
+    """Evaluate a colorist; returns the result."""
     (tmp_path / "encoder").mkdir()
 
-    def ask(encoder: classes.Colourist, data: Path, **settings) -> Result:
+    def ask(encoder: classes.Colorist, data: Path, **settings) -> Result:
         monkeypatch.setattr(embedding, "load_dual_encoder", lambda *_: encoder.as_encoder())
-        benchmark = BenchmarkConfig(**{"name": "colours", "uses": "classification", "data": str(data)} | settings)
+        benchmark = BenchmarkConfig(**{"name": "colors", "uses": "classification", "data": str(data)} | settings)
         config = RunConfig(
             row="row", results=str(tmp_path / "results"), encoder=str(tmp_path / "encoder"), benchmarks=[benchmark]
         )
         run_benchmarks(config)
-        return read_result(result_path(config.results, "row", "colours"))
+        return read_result(result_path(config.results, "row", "colors"))
 
     return ask
 
 
 def test_accuracy_and_mean_per_class_recall_by_hand(tmp_path, ask):
     data = classes.write_wds(tmp_path / "data", 10)  # three red, three green, two blue, two white
-    result = ask(classes.Colourist({"red": "green"}), data)
+    result = ask(classes.Colorist({"red": "green"}), data)
     assert result.metrics["acc1"].value == pytest.approx(7 / 10)
     assert result.metrics["mean_per_class_recall"].value == pytest.approx(3 / 4)
     assert result.metrics["acc1"].low < 0.7 < result.metrics["acc1"].high
@@ -59,7 +59,7 @@ def test_accuracy_and_mean_per_class_recall_by_hand(tmp_path, ask):
 
 
 def test_a_constant_model_scores_chance(tmp_path, ask):
-    result = ask(classes.Colourist(blind=True), classes.write_wds(tmp_path / "data"))
+    result = ask(classes.Colorist(blind=True), classes.write_wds(tmp_path / "data"))
     assert {name: metric.value for name, metric in result.metrics.items()} == {
         "acc1": pytest.approx(1 / 4),
         "mean_per_class_recall": pytest.approx(1 / 4),
@@ -101,9 +101,9 @@ def test_class_vectors_are_open_clips(monkeypatch):
 
 def test_templates_are_those_asked_for_and_stated(tmp_path, ask):
     data = classes.write_wds(tmp_path / "data")
-    beside = ask(classes.Colourist(), data)
+    beside = ask(classes.Colorist(), data)
     assert beside.protocol["prompt"] == "a {} square. | there is a {} thing"
-    given = ask(classes.Colourist(), data, templates=("{} paint",))
+    given = ask(classes.Colorist(), data, templates=("{} paint",))
     assert given.protocol["prompt"] == "{} paint"
     assert given.fingerprint != beside.fingerprint
     assert given.key != beside.key
@@ -162,7 +162,7 @@ def test_a_fault_in_the_data_is_one_line(tmp_path, ask, breakage, said):
     data = classes.write_wds(tmp_path / "data")
     breakage(data)
     with pytest.raises(UserError, match=said) as error:
-        ask(classes.Colourist(), data)
+        ask(classes.Colorist(), data)
     assert len(str(error.value).splitlines()) == 1
 
 

@@ -11,7 +11,7 @@ import pytest
 from report_material import items_table, put_result, put_results
 from report_study import make_study
 
-from benchmarks.analysis.compare_command import WRITERS, CompareConfig, Comparison, compare, build_comparison
+from benchmarks.analysis.compare_command import WRITERS, CompareConfig, Comparison, build_comparison, compare
 from clips.errors import UserError
 
 

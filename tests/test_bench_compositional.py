@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.compositional import multiple_choice, loglikelihood, similarity
+from benchmarks.compositional import loglikelihood, multiple_choice, similarity
 from benchmarks.config import BenchmarkConfig, RunConfig
 from benchmarks.data.pair_sets import load_pair_set
 from benchmarks.encoders import cached_embeddings
 from benchmarks.encoders.embedding import DualEncoder
-from benchmarks.output_cache import AnswerCache, NoCache
 from benchmarks.eval_model import EvalModel
+from benchmarks.output_cache import AnswerCache, NoCache
 from clips.errors import UserError
 from llava_bridge.inference.loglikelihood import LogLikelihood
 
@@ -66,7 +66,7 @@ def _valse(root: Path) -> Path:
 
 
 def _winoground(root: Path) -> Path:
-    """Two cases, of the colours 0 and 1, and 2 and 3."""
+    """Two cases, of the colors 0 and 1, and 2 and 3."""
     root.mkdir(parents=True, exist_ok=True)
     lines = []
     for case in range(2):
@@ -75,7 +75,7 @@ def _winoground(root: Path) -> Path:
             number = 2 * case + side
             (root / "images").mkdir(exist_ok=True)
             world.picture(number).save(root / f"images/ex_{case}_img_{side}.png")
-            row |= {f"image_{side}": f"ex_{case}_img_{side}", f"caption_{side}": f"a {world.colour(number)} square"}
+            row |= {f"image_{side}": f"ex_{case}_img_{side}", f"caption_{side}": f"a {world.color(number)} square"}
         lines.append(json.dumps(row))
     (root / "examples.jsonl").write_text("\n".join(lines))
     return root
@@ -136,7 +136,7 @@ def test_winoground_as_files_and_as_the_hubs_parquet(tmp_path, monkeypatch):
     assert hub.open(hub.cases[1].pictures[1]).tobytes() == world.picture(3).tobytes()
 
 
-def test_a_picture_under_one_name_or_two_is_not_taken_for_its_neighbour(tmp_path):
+def test_a_picture_under_one_name_or_two_is_not_taken_for_its_neighbor(tmp_path):
     """Vectors are kept by what pictures show: a set with a copy of a file has one more, though its hash is the same."""
     import bridge_world
 
@@ -267,9 +267,9 @@ def _values(outcome: Any) -> dict[str, float]:
 
 
 def _knows(number: int | None, prompt: str, text: str) -> float:
-    """Finds its own colour likely, but for picture 3, which it takes for picture 2; long texts are less likely."""
+    """Finds its own color likely, but for picture 3, which it takes for picture 2; long texts are less likely."""
     seen = 2 if number == 3 else number
-    fits = seen is not None and world.colour(seen) in text
+    fits = seen is not None and world.color(seen) in text
     return 3.0 * fits - 0.1 * len(text.split())
 
 
@@ -278,7 +278,7 @@ def test_winoground_by_similarity_and_by_likelihood_agree(tmp_path, monkeypatch)
     import torch
 
     data = _winoground(tmp_path)
-    numbers = {f"a {world.colour(number)} square": number for number in range(4)}
+    numbers = {f"a {world.color(number)} square": number for number in range(4)}
     encoder = DualEncoder(
         model=SimpleNamespace(
             encode_image=lambda pixels: torch.eye(4)[[min(int(each[0, 0, 0]), 2) for each in pixels]],
@@ -357,7 +357,7 @@ def test_asked_in_words_a_liking_for_a_letter_does_not_count(tmp_path, monkeypat
 
     def likes_a(number, prompt, letter):
         first = prompt.split("A. ")[1].split("\n")[0]
-        right_is_a = world.colour(number) in first
+        right_is_a = world.color(number) in first
         knows = 0.0 if number in (2, 3) else 1.0  # of case 1 it knows nothing
         return (knows if (letter == "A") == right_is_a else 0.0) + (5.0 if letter == "A" else 0.0)
 
@@ -391,7 +391,9 @@ def test_a_real_llava(places, tmp_path, way):
 
     benchmark = BenchmarkConfig(name=f"sugarcrepe{way}", data=str(_sugarcrepe(tmp_path / "data")))
     model = str(places / "llava")
-    run_benchmarks(RunConfig(row="row", results=str(tmp_path / "results"), llava=model, benchmarks=[benchmark], batch_size=2))
+    run_benchmarks(
+        RunConfig(row="row", results=str(tmp_path / "results"), llava=model, benchmarks=[benchmark], batch_size=2)
+    )
     result = read_result(result_path(tmp_path / "results", "row", benchmark.name))
     assert result.metrics["accuracy"].n == 3
     assert {"prompt", "score", "data_hash", "precision", "input_template", "ties"} <= set(result.protocol)

@@ -72,8 +72,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
         root / "hub" / world.HUB / "MMVet/data/test-00000-of-00001.parquet",
         {
             "question_id": [f"v1_{number}" for number in range(QUESTIONS)],
-            "question": [f"What colour is square {number}?" for number in range(QUESTIONS)],
-            "answer": [world.colour(number) for number in range(QUESTIONS)],
+            "question": [f"What color is square {number}?" for number in range(QUESTIONS)],
+            "answer": [world.color(number) for number in range(QUESTIONS)],
             "capability": ["rec", "ocr", "rec,ocr", "know"],
             "image": pictures,
         },

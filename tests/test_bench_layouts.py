@@ -1,4 +1,4 @@
-"""Layouts of pictures with captions: each recognised by what lies there, each fault told in a line."""
+"""Layouts of pictures with captions: each recognized by what lies there, each fault told in a line."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ LAYOUT_OF: dict[str, list[Callable[[Path], Path]]] = {
 
 
 @pytest.mark.parametrize(("name", "write"), [(name, write) for name, writers in LAYOUT_OF.items() for write in writers])
-def test_layouts_of_the_same_data_are_recognised_and_have_the_same_hash(tmp_path, name, write):
+def test_layouts_of_the_same_data_are_recognized_and_have_the_same_hash(tmp_path, name, write):
     path = write(tmp_path)
     assert detect(DatasetSpec(path=str(path)), "captions") == name
     found = _load(path)

@@ -11,7 +11,7 @@ from benchmarks.config import BenchmarkConfig, RunConfig
 from benchmarks.results import read_items, read_result, result_path
 from benchmarks.run_benchmarks import run_benchmarks
 from clips.errors import UserError
-from llava_bridge import loglikelihoods, load_llava
+from llava_bridge import load_llava, loglikelihoods
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore::SyntaxWarning"
@@ -42,7 +42,9 @@ def _write_seed(root: Path) -> Path:
 def test_the_likeliest_choice_is_the_answer(places, tmp_path):
     llava = places / "llava"
     task = BenchmarkConfig(name="seedbench_ppl", data=str(_write_seed(tmp_path / "hub")))
-    run_benchmarks(RunConfig(row="row", results=str(tmp_path / "results"), llava=str(llava), benchmarks=[task], batch_size=3))
+    run_benchmarks(
+        RunConfig(row="row", results=str(tmp_path / "results"), llava=str(llava), benchmarks=[task], batch_size=3)
+    )
     result = read_result(result_path(tmp_path / "results", "row", "seedbench_ppl"))
     model, processor = load_llava(llava, "cpu")
     right = []

@@ -34,12 +34,12 @@ def _run(tmp_path: Path, encoder: str, data: Path, **settings) -> Result:
 def encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A directory that loads as an encoder whose red looks green."""
     (tmp_path / "encoder").mkdir()
-    seen = classes.Colourist({"red": "green"}).as_encoder()
+    seen = classes.Colorist({"red": "green"}).as_encoder()
     monkeypatch.setattr(embedding, "load_dual_encoder", lambda *_: seen)
     return str(tmp_path / "encoder")
 
 
-def test_it_learns_what_can_be_learnt(tmp_path, encoder):
+def test_it_learns_what_can_be_learned(tmp_path, encoder):
     result = _run(tmp_path, encoder, _data(tmp_path / "data"))
     # red and green look alike and are equally frequent in train: their scores tie
     assert result.metrics["acc1"].value == pytest.approx(3 / 4)
@@ -52,18 +52,18 @@ def test_it_learns_what_can_be_learnt(tmp_path, encoder):
     assert (items.loc[blue, "prediction"] == items.loc[blue, "target"]).all()
 
 
-def test_what_is_asked_in_the_end_has_learnt_from_all_of_train(tmp_path, encoder, monkeypatch):
-    learnt = []
+def test_what_is_asked_in_the_end_has_learned_from_all_of_train(tmp_path, encoder, monkeypatch):
+    learned = []
     original = linear_probe.fit_classifier
 
     def fit(features, *others):
-        learnt.append(len(features))
+        learned.append(len(features))
         return original(features, *others)
 
     monkeypatch.setattr(linear_probe, "fit_classifier", fit)
     _run(tmp_path, encoder, _data(tmp_path / "data"))
-    assert set(learnt[:-1]) == {32}  # two of ten of each class held out
-    assert learnt[-1] == 40
+    assert set(learned[:-1]) == {32}  # two of ten of each class held out
+    assert learned[-1] == 40
 
 
 def test_another_train_split_is_another_protocol(tmp_path, encoder):

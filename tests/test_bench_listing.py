@@ -6,11 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.registry import BENCHMARKS
 from benchmarks.list_command import KNOWN_DATASETS, ListConfig, run_list
+from benchmarks.registry import BENCHMARKS
 
 
-def test_items_size_and_licence_stand_beside_each_benchmark(capsys):
+def test_items_size_and_license_stand_beside_each_benchmark(capsys):
     run_list(ListConfig())
     lines = {line.split("  ")[0] or line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
     assert BENCHMARKS.keys() <= lines.keys()

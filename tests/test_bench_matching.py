@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from benchmarks.mllm.answers import Answer, read_answers
-from benchmarks.mllm.score_answers import refuse_contradictions
 from benchmarks.mllm.matching import match
+from benchmarks.mllm.score_answers import refuse_contradictions
 from clips.errors import UserError
 
 
@@ -92,7 +92,7 @@ QUERY = SimpleNamespace(doc_to_target=lambda doc: doc["answer"], doc_to_text=lam
 
 
 def test_input_is_compared_whatever_the_column_of_questions_is_called():
-    docs = [{"query": f"Is it {colour}?", "answer": "yes"} for colour in ("red", "blue", "green")]
+    docs = [{"query": f"Is it {color}?", "answer": "yes"} for color in ("red", "blue", "green")]
     right = [Answer(text="x", number=n, target="yes", input=QUERY.doc_to_text(doc)) for n, doc in enumerate(docs)]
     refuse_contradictions(dict(enumerate(right)), docs, QUERY, "f")
     with pytest.raises(UserError, match=r"2 of 3 answers .* question 0: input 'Is it blue\? Answer.', in the data 'Is"):

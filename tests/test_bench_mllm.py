@@ -79,8 +79,8 @@ def _answering(monkeypatch: pytest.MonkeyPatch, reply) -> None:
 
 def _knows_all(number: int, prompt: str) -> str:
     if "Is there" in prompt:
-        return "Yes" if world.colour(number) in prompt else "No"
-    return world.captions(number)[0] if "caption" in prompt else world.colour(number)
+        return "Yes" if world.color(number) in prompt else "No"
+    return world.captions(number)[0] if "caption" in prompt else world.color(number)
 
 
 def test_right_answers_get_full_marks(places, tmp_path, monkeypatch):
@@ -115,11 +115,11 @@ def test_half_right_answers_by_hand(places, tmp_path, monkeypatch):
     assert (pope["pope_accuracy"].n, pope["pope_accuracy"].clusters) == (12, 6)
     # in every pair one answer is right: 50 points for accuracy, none for both, in each of two categories
     assert found["mme"].metrics["mme_perception_score"].value == 100.0
-    red = sum(world.colour(number) == "red" for number in range(PICTURES))
+    red = sum(world.color(number) == "red" for number in range(PICTURES))
     assert found["gqa"].metrics["exact_match"].value == pytest.approx(red / PICTURES)
     assert found["textvqa_val"].metrics["exact_match"].value == pytest.approx(red / PICTURES)
     expected = read_items(found["textvqa_val"])["target"]
-    assert [answers.split(" | ")[0] for answers in expected] == [world.colour(number) for number in range(PICTURES)]
+    assert [answers.split(" | ")[0] for answers in expected] == [world.color(number) for number in range(PICTURES)]
     captions = read_items(found["nocaps_val"]).set_index("image")
     assert captions["cider"].min() == 0.0
     assert found["nocaps_val"].metrics["nocaps_CIDEr"].value == pytest.approx(captions["cider"].mean())
@@ -155,7 +155,7 @@ def test_items_protocol_and_intervals(places, tmp_path, monkeypatch):
     )
     assert pope["score"].tolist() == [0.0, 0.0] + [1.0] * 10  # and the pair of picture 0 in the categories
     assert pope["category"].unique().tolist() == ["random", "popular"]
-    assert read_items(found["gqa"])["target"].tolist() == [world.colour(number) for number in range(PICTURES)]
+    assert read_items(found["gqa"])["target"].tolist() == [world.color(number) for number in range(PICTURES)]
 
 
 def test_the_same_task_over_two_roots_sees_each_root_s_own_data(places, tmp_path, monkeypatch):

@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
-from benchmarks.analysis.perceptual_hash import BITS, MAX_HAMMING_DISTANCE, hash_image, near_pairs
 from benchmarks.analysis.contamination import ContaminationConfig, benchmark_images, find_duplicates, run_contamination
+from benchmarks.analysis.perceptual_hash import BITS, MAX_HAMMING_DISTANCE, hash_image, near_pairs
 from clips.data.sources.base import SourceConfig
 
 
@@ -54,7 +54,9 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_file_is_the_same_picture(change):
-    assert all(unlike(texture(number), CHANGES[change](texture(number))) <= MAX_HAMMING_DISTANCE for number in range(10))
+    assert all(
+        unlike(texture(number), CHANGES[change](texture(number))) <= MAX_HAMMING_DISTANCE for number in range(10)
+    )
 
 
 def test_unlike_pictures_are_far_apart():
@@ -104,8 +106,8 @@ def test_exact_and_near_are_told_apart_and_counted_by_picture_of_the_benchmark()
     assert found.unreadable == ["d"]
 
 
-def test_pictures_of_one_colour_are_alike_only_when_equal():
-    grey, black = (encoded(Image.new("RGB", (64, 64), colour)) for colour in ("grey", "black"))
+def test_pictures_of_one_color_are_alike_only_when_equal():
+    grey, black = (encoded(Image.new("RGB", (64, 64), color)) for color in ("grey", "black"))
     found = find_duplicates([("grey", grey)], [("grey too", grey), ("black", black)])
     assert [(pair.benchmark, pair.exact) for pair in found.pairs] == [("grey too", True)]
 

@@ -10,8 +10,8 @@ import bench_world as world
 import pytest
 
 from benchmarks.config import BenchmarkConfig, RunConfig
-from benchmarks.mllm.score_answers import ScoreConfig, run_score
 from benchmarks.mllm.evaluate_task import data_hash
+from benchmarks.mllm.score_answers import ScoreConfig, run_score
 from benchmarks.results import Result, read_items, read_result, result_path
 from benchmarks.run_benchmarks import run_benchmarks
 from clips.errors import UserError

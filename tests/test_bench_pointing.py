@@ -16,14 +16,14 @@ from torch.nn.functional import adaptive_avg_pool2d, gelu, linear
 from benchmarks.config import BenchmarkConfig, RunConfig
 from benchmarks.data.phrase_boxes import load_benchmark_phrases
 from benchmarks.encoders import embedding
-from benchmarks.encoders.similarity_map_command import SimilarityMapConfig, run_similarity_map
+from benchmarks.encoders.map_overlay import VisibleRegion
 from benchmarks.encoders.patch_embeddings import patch_embeddings
 from benchmarks.encoders.pointing import pointing_auc, pointing_hit
-from benchmarks.encoders.map_overlay import VisibleRegion
+from benchmarks.encoders.similarity_map_command import SimilarityMapConfig, run_similarity_map
 from benchmarks.report.gallery.similarity_maps import similarity_maps
-from benchmarks.report.report import build_report
 from benchmarks.report.html_page import render_page
 from benchmarks.report.load_results import read_source
+from benchmarks.report.report import build_report
 from benchmarks.results import Result, read_items, read_result, result_path
 from benchmarks.run_benchmarks import run_benchmarks
 from clips.errors import UserError
@@ -31,7 +31,7 @@ from clips.model.towers import build_towers
 
 TEXT = {"width": 16, "heads": 2, "layers": 1, "context_length": 8, "vocab_size": 50}
 VIT = {"image_size": 32, "patch_size": 8, "width": 16, "layers": 2, "head_width": 8}
-COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
 
 def towers(**vision: object):
@@ -97,8 +97,8 @@ def test_attention_pooling_has_places_and_an_unknown_tower_is_refused():
         patch_embeddings(SimpleNamespace(visual=torch.nn.Identity()), torch.randn(1, 3, 8, 8))
 
 
-class ColourTower:
-    """Sees the mean colour of each of ``side`` × ``side`` places and understands the names of colours."""
+class ColorTower:
+    """Sees the mean color of each of ``side`` × ``side`` places and understands the names of colors."""
 
     def __init__(self, side: int = 4) -> None:
         self.visual, self.trunk, self.side = self, self, side
@@ -131,18 +131,18 @@ def _preprocess(image: Image.Image) -> torch.Tensor:
 def use(monkeypatch, tmp_path):
     """Put a tower in the place of the encoder."""
 
-    def put(tower: ColourTower) -> Path:
+    def put(tower: ColorTower) -> Path:
         encoder = embedding.DualEncoder(
             model=tower,
             preprocess=_preprocess,
-            tokenizer=lambda texts: torch.tensor([[list(COLOURS).index(text)] for text in texts]),
+            tokenizer=lambda texts: torch.tensor([[list(COLORS).index(text)] for text in texts]),
             how={"input_resolution": 64, "input_resize": "shortest", "input_interpolation": "box"},
             device="cpu",
             precision="float32",
         )
         monkeypatch.setattr(embedding, "load_dual_encoder", lambda *_: encoder)
         (tmp_path / "encoder").mkdir(exist_ok=True)
-        (tmp_path / "encoder" / "colour").write_text(str(tower.side))
+        (tmp_path / "encoder" / "color").write_text(str(tower.side))
         return tmp_path / "encoder"
 
     return put
@@ -150,15 +150,15 @@ def use(monkeypatch, tmp_path):
 
 @pytest.fixture
 def phrases(tmp_path) -> Path:
-    """Eight pictures of 128×64 with a square of each colour in the middle 64×64, each in a cell of its own."""
+    """Eight pictures of 128×64 with a square of each color in the middle 64×64, each in a cell of its own."""
     generator = np.random.default_rng(0)
     lines = []
     for number in range(8):
         image = Image.new("RGB", (128, 64))
-        for cell, (name, colour) in zip(generator.permutation(16)[:3], COLOURS.items(), strict=True):
+        for cell, (name, color) in zip(generator.permutation(16)[:3], COLORS.items(), strict=True):
             row, column = divmod(int(cell), 4)
             left, top = 32 + 16 * column, 16 * row
-            ImageDraw.Draw(image).rectangle((left, top, left + 15, top + 15), fill=colour)
+            ImageDraw.Draw(image).rectangle((left, top, left + 15, top + 15), fill=color)
             lines.append({"image": f"{number}.png", "phrase": name, "box": [left, top, 16, 16]})
         image.save(tmp_path / f"{number}.png")
     (tmp_path / "phrases.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -172,8 +172,8 @@ def evaluate(data: Path, encoder: Path, row: str = "row", **settings: object) ->
     return read_result(result_path(results, row, "pointing"))
 
 
-def test_a_tower_that_sees_colours_points_at_them(phrases, use):
-    result = evaluate(phrases, use(ColourTower()))
+def test_a_tower_that_sees_colors_points_at_them(phrases, use):
+    result = evaluate(phrases, use(ColorTower()))
     values = {name: metric.value for name, metric in result.metrics.items()}
     assert values["pointing"] == 1.0
     assert values["auc"] > 0.9
@@ -187,7 +187,7 @@ def test_a_tower_that_sees_colours_points_at_them(phrases, use):
     assert items["map"].notna().sum() == 8  # one of each picture
     assert items["thumbnail"].notna().sum() == 8
 
-    whole = evaluate(phrases, use(ColourTower(side=1)), "blind")  # it has one place, which it must point at
+    whole = evaluate(phrases, use(ColorTower(side=1)), "blind")  # it has one place, which it must point at
     assert whole.metrics["pointing"].value == whole.metrics["chance"].value
     assert whole.metrics["auc"].value == 0.5
 
@@ -198,7 +198,7 @@ def test_a_measure_that_has_no_value_is_absent_and_the_others_are_told(phrases, 
     with Image.open(phrases.parent / line["image"]) as picture:
         line["box"] = [0, 0, *picture.size]
     phrases.write_text(json.dumps(line) + "\n", encoding="utf-8")
-    result = evaluate(phrases, use(ColourTower()))
+    result = evaluate(phrases, use(ColorTower()))
     assert result.metrics["pointing"].value == 1.0
     assert "auc" not in result.metrics
     assert result.absent["auc"] == "no item has a value"
@@ -206,7 +206,7 @@ def test_a_measure_that_has_no_value_is_absent_and_the_others_are_told(phrases, 
 
 def test_the_page_shows_the_maps_row_beside_row(phrases, use):
     for row, side in (("fine", 4), ("coarse", 2)):
-        evaluate(phrases, use(ColourTower(side)), row)
+        evaluate(phrases, use(ColorTower(side)), row)
     results = phrases.parent / "results"
     (shown,) = similarity_maps(read_source(results))
     assert (len(shown.cards), shown.items) == (8, 24)
@@ -230,13 +230,15 @@ def test_what_a_model_sees_of_a_wide_picture():
     assert VisibleRegion.of({"input_resize": "squash"}, 200, 100) == VisibleRegion(0, 0, 1, 1)
     assert VisibleRegion.of({"input_resize": "shortest"}, 200, 100) == VisibleRegion(0.25, 0, 0.75, 1)
     assert VisibleRegion.of({"input_resize": "longest"}, 200, 100) == VisibleRegion(0, -0.5, 1, 1.5)
-    inside = VisibleRegion(0.25, 0, 0.75, 1).inside((0.3, 0.0, 0.4, 0.3), 2, 2)  # middles at 0.375 and 0.625, 0.25 and 0.75
+    inside = VisibleRegion(0.25, 0, 0.75, 1).inside(
+        (0.3, 0.0, 0.4, 0.3), 2, 2
+    )  # middles at 0.375 and 0.625, 0.25 and 0.75
     assert inside.tolist() == [[True, False], [False, False]]
 
 
 def test_scenes_ask_for_what_one_phrase_tells_apart(tmp_path):
-    def thing(kind: str, colour: str | None) -> dict[str, object]:
-        return {"kind": kind, "colour": colour, "box": [256, 512, 256, 256]}
+    def thing(kind: str, color: str | None) -> dict[str, object]:
+        return {"kind": kind, "color": color, "box": [256, 512, 256, 256]}
 
     scenes = [
         [thing("car", "red"), thing("car", "blue"), thing("dog", None)],
@@ -266,14 +268,14 @@ def test_scenes_ask_for_what_one_phrase_tells_apart(tmp_path):
 def test_a_broken_line_is_named(phrases, use, line, message):
     phrases.write_text(json.dumps(line))
     with pytest.raises(UserError, match=message):
-        evaluate(phrases, use(ColourTower()))
+        evaluate(phrases, use(ColorTower()))
 
 
 def test_look_writes_a_picture_that_is_bright_where_the_phrase_is(phrases, use, capsys):
     line = json.loads(phrases.read_text().splitlines()[0])
     output = phrases.parent / "map.png"
     picture = phrases.parent / "0.png"
-    settings = {"encoder": str(use(ColourTower())), "image": str(picture), "output": str(output)}
+    settings = {"encoder": str(use(ColorTower())), "image": str(picture), "output": str(output)}
     run_similarity_map(SimilarityMapConfig(phrase="red", **settings))
     left, top = line["box"][:2]
     said = capsys.readouterr().err + capsys.readouterr().out

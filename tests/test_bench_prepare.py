@@ -27,7 +27,7 @@ def _cocoqa(folder: Path, photos: int = 20) -> Path:
     for number in range(photos):
         world.picture(number).save(folder / "images" / f"{number}.png")
         rows += [
-            {"image": f"{number}.png", "question": f"what colour, {k}", "answer": world.colour(number), "type": "color"}
+            {"image": f"{number}.png", "question": f"what color, {k}", "answer": world.color(number), "type": "color"}
             for k in range(2)
         ]
     (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -66,7 +66,9 @@ def test_cocoqa_holds_exactly_the_held_back_photos(tmp_path):
 
 
 def test_flickr8k_keeps_every_caption(tmp_path):
-    run_prepare(PrepareConfig(what="flickr8k", source=str(_flickr8k(tmp_path / "in")), output=str(tmp_path / "o"), limit=3))
+    run_prepare(
+        PrepareConfig(what="flickr8k", source=str(_flickr8k(tmp_path / "in")), output=str(tmp_path / "o"), limit=3)
+    )
     rows = _read(tmp_path / "o" / world.HUB / "NoCaps/data/validation-00000-of-00001.parquet")
     assert [row["annotations_captions"] for row in rows] == [world.captions(number) for number in range(3)]
     assert [row["image_id"] for row in rows] == [0, 1, 2]
@@ -132,7 +134,9 @@ def test_lmms_eval_reads_what_was_written(tmp_path):
     from benchmarks.mllm.offline_tasks import load_task
 
     run_prepare(PrepareConfig(what="cocoqa", source=str(_cocoqa(tmp_path / "q")), output=str(tmp_path / "questions")))
-    run_prepare(PrepareConfig(what="karpathy", source=str(_flickr8k(tmp_path / "c")), output=str(tmp_path / "captions")))
+    run_prepare(
+        PrepareConfig(what="karpathy", source=str(_flickr8k(tmp_path / "c")), output=str(tmp_path / "captions"))
+    )
     gqa = load_task("gqa", "gqa", tmp_path / "questions")
     assert gqa.eval_docs[0]["image"].size == (64, 64)
     assert gqa.eval_docs[0]["type"] == "color"

@@ -42,19 +42,19 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A small LLaVA with a parent that states a licence and a config that names directories of this machine."""
+    """A small LLaVA with a parent that states a license and a config that names directories of this machine."""
     parent, found = tmp_path / "parent", tmp_path / "model"
     for directory in (parent, found):
         directory.mkdir()
         (directory / "model.safetensors").write_bytes(b"\0weights")
-    write_manifest(parent, kind="encoder", config={}, licence="apache-2.0")
+    write_manifest(parent, kind="encoder", config={}, license="apache-2.0")
     (found / "config.json").write_text('{"model_type": "llava"}')
     (found / "config.yaml").write_text("output: /home/somebody/runs/mine\n")
     (found / ".wandb-run").write_text("abc")
     (found / "tensorboard").mkdir()
     (found / "tensorboard/events").write_bytes(b"x")
     config = {"encoder": "/home/somebody/encoders/eyes", "url": "https://host.org/a/b"}
-    write_manifest(found, kind="llava", config=config, parents={"encoder": parent}, licence="mit")
+    write_manifest(found, kind="llava", config=config, parents={"encoder": parent}, license="mit")
     return found
 
 
@@ -72,8 +72,8 @@ def test_a_dry_run_lists_everything_and_asks_nobody(
     assert "8 B  model.safetensors" in said
     assert "manifest.json  (" in said
     assert "left out: .wandb-run, tensorboard" in said
-    assert "licence: mit" in said
-    assert f"made from encoder {model.parent / 'parent'}: licence apache-2.0" in said
+    assert "license: mit" in said
+    assert f"made from encoder {model.parent / 'parent'}: license apache-2.0" in said
     assert "`clips-bench card` writes one" in said
 
 

@@ -128,7 +128,9 @@ def test_a_gpu_gives_the_same_ranks():
     noise = torch.randn(len(owner), 64, generator=generator)
     captions = torch.nn.functional.normalize(images[owner] + 0.3 * noise, dim=1)
     for ours, theirs in zip(
-        compute_ranks(images, captions, _pairs(owner)), compute_ranks(images.cuda(), captions.cuda(), _pairs(owner)), strict=True
+        compute_ranks(images, captions, _pairs(owner)),
+        compute_ranks(images.cuda(), captions.cuda(), _pairs(owner)),
+        strict=True,
     ):
         # sums in another order move a similarity by up to 1e-6: whoever stands that near may change places
         assert (ours.expected() != theirs.expected()).mean() < 0.01

@@ -156,7 +156,9 @@ def test_a_result_of_a_newer_version_is_never_replaced(tmp_path):
     path.write_text('{"schema": 99}')
     config = BenchmarkConfig(name="retrieval", data=str(shards))
     with pytest.raises(UserError, match=r"retrieval\.json: written by a newer version"):
-        run_benchmarks(RunConfig(row="row", results=str(tmp_path / "results"), encoder=str(shards), benchmarks=[config]))
+        run_benchmarks(
+            RunConfig(row="row", results=str(tmp_path / "results"), encoder=str(shards), benchmarks=[config])
+        )
     assert path.read_text() == '{"schema": 99}'
 
 

@@ -27,7 +27,7 @@ PICTURES = 12
 
 
 class Oracle:
-    """Knows which caption belongs to which picture; the pictures in ``blind`` get the vector of their neighbour."""
+    """Knows which caption belongs to which picture; the pictures in ``blind`` get the vector of their neighbor."""
 
     def __init__(self, blind: tuple[int, ...] = (), broken: int | None = None) -> None:
         self.visual = self
@@ -273,7 +273,7 @@ def test_a_stock_open_clip_directory(tmp_path, shards):
         "[CLS]",
         "[SEP]",
         "[MASK]",
-        *world.COLOURS,
+        *world.COLORS,
         *("a", "square", "number", "there", "is"),
     ]
     (directory / "vocab.txt").write_text("\n".join([*words, ".", ",", *map(str, range(20))]))

@@ -43,7 +43,7 @@ def _score(hub: Path, folder: Path, task: str, rows: list[dict[str, Any]], **mor
 def _pope() -> list[tuple[str, str]]:
     """(question, right answer) as ``write_hub`` asks them."""
     pairs = [(number, answer) for number in range(PICTURES) for answer in ("yes", "no")]
-    names = [world.colour(number if answer == "yes" else number + 1) for number, answer in pairs]
+    names = [world.color(number if answer == "yes" else number + 1) for number, answer in pairs]
     return [
         (f"Is there a {name} square in the picture?", answer) for name, (_, answer) in zip(names, pairs, strict=True)
     ]
@@ -66,7 +66,9 @@ def test_our_own_format_and_the_result_is_like_any_other(hub, tmp_path):
 def test_lmms_evals_samples_give_what_the_run_gave(places, hub, tmp_path):
     """The answers of a real model, scored a second time without it."""
     benchmark = BenchmarkConfig(name="gqa", data=str(hub), max_new_tokens=4)
-    run_benchmarks(RunConfig(row="ours", results=str(tmp_path / "r"), llava=str(places / "llava"), benchmarks=[benchmark]))
+    run_benchmarks(
+        RunConfig(row="ours", results=str(tmp_path / "r"), llava=str(places / "llava"), benchmarks=[benchmark])
+    )
     ours = read_result(result_path(tmp_path / "r", "ours", "gqa"))
     items = read_items(ours)
     rows = [
@@ -83,10 +85,10 @@ def _samples(hub: Path, folder: Path, task_name: str, answers: list[str]) -> lis
     """What lmms-eval's own writer makes of answers: the lines of its ``*_samples_*.jsonl``."""
     import datetime
 
-    from benchmarks.registry import get_benchmark
     from benchmarks.mllm.judge import make_judge
-    from benchmarks.mllm.scoring import RecordedAnswersModel, run_and_score
     from benchmarks.mllm.offline_tasks import data_root, go_offline, load_task
+    from benchmarks.mllm.scoring import RecordedAnswersModel, run_and_score
+    from benchmarks.registry import get_benchmark
 
     go_offline()
     from lmms_eval.loggers import EvaluationTracker
@@ -137,7 +139,7 @@ def test_samples_whose_rows_contradict_the_data(hub, tmp_path):
 def test_llavas_ids_of_gqa(hub, tmp_path):
     """GQA's ids are the questions'; MME's, POPE's and TextVQA's files are tested by lines of their own."""
     gqa = [
-        {"question_id": str(number), "prompt": f"What colour is the square?{SHORT}", "text": world.colour(number)}
+        {"question_id": str(number), "prompt": f"What color is the square?{SHORT}", "text": world.color(number)}
         for number in range(PICTURES)
     ]
     assert _score(hub, tmp_path, "gqa", gqa).metrics["exact_match"].value == 1.0

@@ -11,8 +11,8 @@ import published_answers as published
 import pytest
 
 from benchmarks.mllm.answers import Answer
-from benchmarks.mllm.score_answers import ScoreConfig, run_score
 from benchmarks.mllm.matching import match
+from benchmarks.mllm.score_answers import ScoreConfig, run_score
 from benchmarks.results import Result, read_items, read_result, result_path
 from clips.errors import UserError
 

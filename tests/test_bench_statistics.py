@@ -10,7 +10,16 @@ from scipy import stats
 
 from benchmarks.aggregation import AGGREGATIONS
 from benchmarks.noise import TrainingNoise
-from benchmarks.statistics import PairedDifference, ConfidenceInterval, compare, aggregate, holm_correction, image_scores, confidence_interval, wilson_interval
+from benchmarks.statistics import (
+    ConfidenceInterval,
+    PairedDifference,
+    aggregate,
+    compare,
+    confidence_interval,
+    holm_correction,
+    image_scores,
+    wilson_interval,
+)
 
 
 def paired_difference(formula, first, second, names, clusters) -> PairedDifference:
@@ -97,7 +106,9 @@ def test_an_interval_of_scores_is_students_over_images():
     found = confidence_interval("mean_of_scores", {"x": values}, ("x",), np.arange(100))
     assert (found.low, found.high) == pytest.approx(stats.t.interval(0.95, 99, 0, stats.sem(values)), rel=1e-4)
     assert found.method == "student"
-    skewed = confidence_interval("mean_of_scores", {"x": np.where(np.arange(100) < 5, 20.0, 0.0)}, ("x",), np.arange(100))
+    skewed = confidence_interval(
+        "mean_of_scores", {"x": np.where(np.arange(100) < 5, 20.0, 0.0)}, ("x",), np.arange(100)
+    )
     assert skewed.high - 1 > 1.5 * (1 - skewed.low)  # more of the same may come, and not less
 
 
@@ -106,7 +117,9 @@ def test_clusters_widen_the_interval_and_single_items_get_wilson():
     clustered = confidence_interval("mean", columns, ("x",), np.repeat(np.arange(10), 10))
     alone = confidence_interval("mean", columns, ("x",), np.arange(100))
     assert alone.method == "wilson"
-    assert (alone.low, alone.high) == pytest.approx(wilson_interval(50, 100), abs=0.003)  # but for 99 degrees of freedom
+    assert (alone.low, alone.high) == pytest.approx(
+        wilson_interval(50, 100), abs=0.003
+    )  # but for 99 degrees of freedom
     assert clustered.high - clustered.low > 2 * (alone.high - alone.low)
 
 
@@ -131,7 +144,9 @@ def test_items_that_do_not_enter_a_metric_say_nothing_of_it(formula, names):
         rows.append({"x": values, "g": groups})
     cut = [{name: column[few] for name, column in row.items()} for row in rows]
     pictures = np.arange(512)
-    assert confidence_interval(formula, rows[0], names, pictures) == confidence_interval(formula, cut[0], names, pictures[few])
+    assert confidence_interval(formula, rows[0], names, pictures) == confidence_interval(
+        formula, cut[0], names, pictures[few]
+    )
     assert paired_difference(formula, *rows, names, pictures) == paired_difference(formula, *cut, names, pictures[few])
 
 
@@ -204,7 +219,9 @@ def test_shares_that_all_differ_alike_have_the_score_interval(n):
 )
 def test_items_that_all_agree_give_no_interval(formula, columns):
     size = len(columns["x"])
-    assert confidence_interval(formula, columns, tuple(columns), np.arange(size)) == ConfidenceInterval(low=None, high=None, method="none")
+    assert confidence_interval(formula, columns, tuple(columns), np.arange(size)) == ConfidenceInterval(
+        low=None, high=None, method="none"
+    )
     found = paired_difference(formula, columns, {**columns, "x": columns["x"] + 0.1}, tuple(columns), np.arange(size))
     assert np.isnan([found.low, found.high, found.smallest]).all()
 

@@ -12,10 +12,10 @@ from typing import Any
 import bench_world as world
 import pytest
 
-from benchmarks.registry import BENCHMARKS, get_benchmark
 from benchmarks.config import BenchmarkConfig, LmmsModel, RunConfig
-from benchmarks.mllm.task_metrics import default_task_metrics
 from benchmarks.mllm.offline_tasks import dataset_config_name, dataset_name, task_folders, task_groups
+from benchmarks.mllm.task_metrics import default_task_metrics
+from benchmarks.registry import BENCHMARKS, get_benchmark
 from benchmarks.results import Result, read_items, read_result, result_path
 from benchmarks.run_benchmarks import run_benchmarks
 from clips.errors import UserError
@@ -210,7 +210,7 @@ def test_what_is_better_low_is_shown_as_it_is(numbers, higher, scale, shown):
     assert default_task_metrics(samples, {"errors": mean}, {"errors": higher}, scale).metrics["errors"].scale == shown
 
 
-def test_pictures_of_the_same_pixels_in_other_colours_are_two():
+def test_pictures_of_the_same_pixels_in_other_colors_are_two():
     from benchmarks.mllm.llava_model import image_hash_name
 
     shape = world.picture(0).convert("L").convert("P")
@@ -227,7 +227,9 @@ def test_the_data_are_read_for_their_hash_once_and_again_when_they_change(llava,
 
     hashed = []
     compute = evaluate_task.directory_hash
-    monkeypatch.setattr(evaluate_task, "directory_hash", lambda *args, **more: hashed.append(1) or compute(*args, **more))
+    monkeypatch.setattr(
+        evaluate_task, "directory_hash", lambda *args, **more: hashed.append(1) or compute(*args, **more)
+    )
     answers += ["A"]
     columns = {"question": ["Which?"] * 6, "answer": ["A"] * 6, "image": _images()}
     first = _run(llava, tmp_path, "realworldqa", columns)
@@ -319,7 +321,9 @@ def test_a_model_of_lmms_evals_own_is_a_row(name, llava, tmp_path, monkeypatch):
     device = "device=cpu" if name == "llava_bridge" else "device=cpu,device_map=cpu,dtype=float32"
     other = LmmsModel(model=name, args=f"pretrained={llava},{device}")
     for row, model in (("ours", {"llava": str(llava)}), ("theirs", {"lmms": other})):
-        run_benchmarks(RunConfig(row=row, results=str(tmp_path / "results"), benchmarks=[benchmark], device="cpu", **model))
+        run_benchmarks(
+            RunConfig(row=row, results=str(tmp_path / "results"), benchmarks=[benchmark], device="cpu", **model)
+        )
     ours, theirs = (read_result(result_path(tmp_path / "results", row, "pope")) for row in ("ours", "theirs"))
     assert theirs.metrics == ours.metrics
     columns = ["item", "image", "question", "prediction", "score"]

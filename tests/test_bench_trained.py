@@ -10,14 +10,21 @@ from typing import Any
 import pytest
 from report_material import items_table, put_result
 
-from benchmarks.report.report import build_report
-from benchmarks.report.notes import table_notes
-from benchmarks.results import read_result
-from benchmarks.study.step_state import StepRecord, step_directory, write_record
-from benchmarks.training_settings import TrainingSetting, TrainingSettings, diff_training, read_training, training_of_result, is_confounder
-from benchmarks.analysis.compare_command import CompareConfig, compare, build_comparison
+from benchmarks.analysis.compare_command import CompareConfig, build_comparison, compare
 from benchmarks.analysis.diff_command import DiffConfig, run_diff
 from benchmarks.analysis.provenance import trace
+from benchmarks.report.notes import table_notes
+from benchmarks.report.report import build_report
+from benchmarks.results import read_result
+from benchmarks.study.step_state import StepRecord, step_directory, write_record
+from benchmarks.training_settings import (
+    TrainingSetting,
+    TrainingSettings,
+    diff_training,
+    is_confounder,
+    read_training,
+    training_of_result,
+)
 from clips.core.artifact import directory_hash, write_manifest
 
 
@@ -227,7 +234,9 @@ def test_what_is_said_of_an_encoder_is_said_whole_and_of_the_place_that_was_look
 )
 def test_a_part_of_the_same_data_is_other_data(name, unfair):
     one, two = (
-        TrainingSettings(settings={name: TrainingSetting(text=text, weighs=is_confounder(name)), "seed": TrainingSetting(text="0")})
+        TrainingSettings(
+            settings={name: TrainingSetting(text=text, weighs=is_confounder(name)), "seed": TrainingSetting(text="0")}
+        )
         for text in ("not set", "100")
     )
     assert bool(diff_training(one, two).uneven) is unfair

@@ -13,7 +13,14 @@ import pytest
 from scipy import stats
 
 from benchmarks.noise import Scores, TrainingNoise, difference_estimate, metric_estimate, p_values, training_noise
-from benchmarks.statistics import compare, holm_correction, image_scores, confidence_interval, scores_interval, wilson_interval
+from benchmarks.statistics import (
+    compare,
+    confidence_interval,
+    holm_correction,
+    image_scores,
+    scores_interval,
+    wilson_interval,
+)
 
 
 @pytest.fixture(scope="module")

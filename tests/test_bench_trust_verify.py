@@ -13,14 +13,14 @@ import torch
 from report_material import items_table, put_results
 
 from benchmarks import statistics
-from benchmarks.encoders.recall import RetrievalRanks
-from benchmarks.mllm import task_metrics
-from benchmarks.evaluation import MetricSpec, compute_metric
-from benchmarks.reference_results.load import select_reference_results
-from benchmarks.results import Result, write_result
 from benchmarks.analysis import check_reference_results, check_scorers
 from benchmarks.analysis.check_base import VerifyConfig
 from benchmarks.analysis.verify import run_check, run_verify
+from benchmarks.encoders.recall import RetrievalRanks
+from benchmarks.evaluation import MetricSpec, compute_metric
+from benchmarks.mllm import task_metrics
+from benchmarks.reference_results.load import select_reference_results
+from benchmarks.results import Result, write_result
 from clips.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings(
@@ -68,7 +68,9 @@ def test_a_broken_harness_is_found(name, owner, attribute, broken, monkeypatch, 
 
 
 def test_a_reader_that_takes_all_answers_for_right_is_found(monkeypatch):
-    monkeypatch.setitem(task_metrics.TASK_METRICS, "pope", dataclasses.replace(task_metrics.TASK_METRICS["pope"], columns=_all_right))
+    monkeypatch.setitem(
+        task_metrics.TASK_METRICS, "pope", dataclasses.replace(task_metrics.TASK_METRICS["pope"], columns=_all_right)
+    )
     finding = run_check("pope", VerifyConfig())
     assert (finding.outcome, finding.detail) == ("failed", "pope_accuracy from the items: expected 0.6, found 1")
 

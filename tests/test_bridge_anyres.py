@@ -16,7 +16,13 @@ from llava_bridge import answer
 from llava_bridge.conversation import InvalidConversationError
 from llava_bridge.data import ConversationSourceConfig, read_samples
 from llava_bridge.data.collator import ConversationCollator, ConversationDataset
-from llava_bridge.model.anyres import check_pinpoints, max_image_tokens, resolve_pinpoints, effective_patch_size, num_image_tokens
+from llava_bridge.model.anyres import (
+    check_pinpoints,
+    effective_patch_size,
+    max_image_tokens,
+    num_image_tokens,
+    resolve_pinpoints,
+)
 from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder
 from llava_bridge.projectors import PROJECTORS, ProjectorConfig, ProjectorShape
 from llava_bridge.training.loss import LlavaLoss
@@ -50,7 +56,9 @@ def noise(*sizes: tuple[int, int]) -> list[Image.Image]:
 
 
 def conversations(llava: tuple[Any, Any], album: Path, length: int = 400) -> ConversationDataset:
-    return ConversationDataset(read_samples(ConversationSourceConfig(path=str(album / "talk.json"))), make_conversation_encoder(*llava), length)
+    return ConversationDataset(
+        read_samples(ConversationSourceConfig(path=str(album / "talk.json"))), make_conversation_encoder(*llava), length
+    )
 
 
 def batch_of(items: list[dict[str, Any]], processor: Any, room: int | None = None) -> dict[str, torch.Tensor]:
@@ -59,7 +67,7 @@ def batch_of(items: list[dict[str, Any]], processor: Any, room: int | None = Non
     return batch
 
 
-def learnt(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+def learned(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     loss.backward()
     found = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
     model.zero_grad()
@@ -69,7 +77,9 @@ def learnt(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", quick_of(GRIDS, "mlp2x_gelu", "pixel_shuffle"))
 def test_a_picture_has_as_many_tokens_as_features(name: str, bridge_encoder: Path, llm: str) -> None:
     projector = ProjectorConfig(name=name, tokens=4)
-    model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=llm, image_fit="anyres", projector=projector))
+    model, processor = build_llava(
+        LlavaParts(encoder=str(bridge_encoder), llm=llm, image_fit="anyres", projector=projector)
+    )
     pictures = noise(*SIZES)
     features = model.get_image_features(**processor.image_processor(pictures, return_tensors="pt")).pooler_output
     counted = [num_image_tokens(processor, picture) for picture in pictures]
@@ -131,7 +141,7 @@ def test_the_loss_and_its_gradients_are_those_of_transformers(llava: tuple[Any, 
     loss = LlavaLoss(model)(**batch)["loss"]
     theirs = model(**batch).loss
     assert loss.item() == pytest.approx(theirs.item(), abs=1e-5)
-    ours, wanted = learnt(model, loss), learnt(model, theirs)
+    ours, wanted = learned(model, loss), learned(model, theirs)
     assert ours.keys() == wanted.keys()
     assert ours["model.image_newline"].any()
     for name, value in wanted.items():

@@ -15,16 +15,22 @@ from PIL import Image
 
 from clips.errors import UserError
 from llava_bridge import answer, load_llava
-from llava_bridge.data import ConversationSourceConfig
-from llava_bridge.data.inspect_command import InspectConversationsConfig, run_inspect
 from llava_bridge.conversion.convert_command import ConvertConfig, run_convert
 from llava_bridge.conversion.swap_encoder import SwapConfig, run_swap
+from llava_bridge.data import ConversationSourceConfig
+from llava_bridge.data.inspect_command import InspectConversationsConfig, run_inspect
 from llava_bridge.model.anyres import num_image_tokens
-from llava_bridge.model.build import LlavaParts, build_llava, load_llm, make_conversation_encoder, convert_tower_to_transformers
+from llava_bridge.model.build import (
+    LlavaParts,
+    build_llava,
+    convert_tower_to_transformers,
+    load_llm,
+    make_conversation_encoder,
+)
 from llava_bridge.model.load_llava import load_for_training
 from llava_bridge.model.modeling_vision import EncoderVisionModel
 from llava_bridge.projectors import ProjectorConfig
-from llava_bridge.training.config import StageConfig, LlavaTrainConfig
+from llava_bridge.training.config import LlavaTrainConfig, StageConfig
 from llava_bridge.training.setup import setup_stage
 
 SMALL = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
@@ -73,7 +79,9 @@ def picture(width: int = 50, height: int = 30) -> Image.Image:
 
 
 def logits(model: Any, processor: Any) -> torch.Tensor:
-    text = make_conversation_encoder(model, processor).prompt([{"role": "user", "content": "<image>\nWhat?"}], [picture()])
+    text = make_conversation_encoder(model, processor).prompt(
+        [{"role": "user", "content": "<image>\nWhat?"}], [picture()]
+    )
     ids = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         return model(input_ids=ids, **processor.image_processor(picture(), return_tensors="pt")).logits
@@ -135,7 +143,9 @@ def test_one_with_a_projector_of_ours_loads_after_the_import(
     name: str, encoders: dict[str, str], llm: str, tmp_path: Path
 ) -> None:
     projector = ProjectorConfig(name=name)
-    model, processor = build_llava(LlavaParts(encoder=encoders["clip"], llm=llm, image_fit="anyres", projector=projector))
+    model, processor = build_llava(
+        LlavaParts(encoder=encoders["clip"], llm=llm, image_fit="anyres", projector=projector)
+    )
     assert convert_tower_to_transformers(model) == (name == "linear")
     for part in (model, processor):
         part.save_pretrained(tmp_path / "saved")
@@ -220,7 +230,9 @@ def test_settings_that_do_not_go_together(stock: Path, bridge_talk: Path, tmp_pa
 
 def test_the_longest_sequence_has_room_for_the_largest_picture(stock: Path, bridge_talk: Path, tmp_path: Path) -> None:
     stage = StageConfig(data=[ConversationSourceConfig(path=str(bridge_talk / "talk.json"))])
-    setup = setup_stage(LlavaTrainConfig(output="x", llava=str(stock), stages=["align"], align=stage), "align", tmp_path)
+    setup = setup_stage(
+        LlavaTrainConfig(output="x", llava=str(stock), stages=["align"], align=stage), "align", tmp_path
+    )
     assert setup.dataset.max_length == 400  # type: ignore[union-attr]
     model, processor = load_llava(stock, device="cpu")
     model.config.text_config.max_position_embeddings = 8192

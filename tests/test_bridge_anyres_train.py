@@ -114,7 +114,7 @@ def test_the_trained_one_is_asked(runs: Path) -> None:
     model, processor = load_llava(runs / "both", device="cpu")
     pictures: list[Any] = [Image.effect_noise(size, 60).convert("RGB") for size in bridge_world.SHAPES]
     asked = [*pictures, None, pictures[:2]]
-    prompts = ["What colour is it?"] * len(asked)
+    prompts = ["What color is it?"] * len(asked)
     together = answer(model, processor, asked, prompts, max_new_tokens=5, batch_size=6)
     assert together == [answer(model, processor, [one], prompts[:1], max_new_tokens=5)[0] for one in asked]
 

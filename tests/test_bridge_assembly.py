@@ -71,7 +71,7 @@ def test_stock_processor_and_model_agree_on_the_number_of_picture_tokens(llava: 
 def test_answers_in_batches_equal_answers_alone(saved: Path) -> None:
     model, processor = load_llava(saved)
     images: list[Any] = [*pictures(3), None]
-    prompts = ["What?", "Is there a very long question about colours here?", "Red or green?", "No picture: what?"]
+    prompts = ["What?", "Is there a very long question about colors here?", "Red or green?", "No picture: what?"]
     together = answer(model, processor, images, prompts, max_new_tokens=6, batch_size=4)
     alone = [
         answer(model, processor, [image], [prompt], max_new_tokens=6)[0]
@@ -120,7 +120,9 @@ def test_feature_layers(bridge_encoder: Path, bridge_llm: Path) -> None:
     model, _ = build_llava(LlavaParts(encoder="timm:tiny_vit_5m_224@random", llm=str(bridge_llm), image_size=64))
     assert (model.config.vision_feature_layer, model.config.image_seq_length) == (-1, 4)
     with pytest.raises(UserError, match="only -1, the last feature map, got -2"):
-        build_llava(LlavaParts(encoder="timm:tiny_vit_5m_224@random", llm=str(bridge_llm), image_size=64, feature_layer=-2))
+        build_llava(
+            LlavaParts(encoder="timm:tiny_vit_5m_224@random", llm=str(bridge_llm), image_size=64, feature_layer=-2)
+        )
     with pytest.raises(UserError, match="feature_layer: this encoder has -4 to 3, got 7"):
         build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_llm), feature_layer=7))
 

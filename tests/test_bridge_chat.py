@@ -1,4 +1,4 @@
-"""Which tokens are learnt: hand-written masks for templates, cuts, refusals."""
+"""Which tokens are learned: hand-written masks for templates, cuts, refusals."""
 
 from __future__ import annotations
 
@@ -10,16 +10,22 @@ import pytest
 from transformers import AutoTokenizer
 
 from clips.errors import UserError
-from llava_bridge.conversation import IGNORE_INDEX, CHAT_TEMPLATES, ConversationEncoder, InvalidConversationError, resolve_chat_template
-from llava_bridge.data.collator import ConversationDataset
 from llava_bridge.chat_templates import TEMPLATES_WITHOUT_EOT
+from llava_bridge.conversation import (
+    CHAT_TEMPLATES,
+    IGNORE_INDEX,
+    ConversationEncoder,
+    InvalidConversationError,
+    resolve_chat_template,
+)
+from llava_bridge.data.collator import ConversationDataset
 
 CHATML = (
     "{% for message in messages %}{{ '<s>' + message['role'] + '\n' + message['content'] | trim + '</s>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
 )
 TALK = [
-    {"role": "user", "content": "<image>\nWhat colour is it?"},
+    {"role": "user", "content": "<image>\nWhat color is it?"},
     {"role": "assistant", "content": "red"},
     {"role": "user", "content": "Sure?"},
     {"role": "assistant", "content": " yes "},
@@ -32,7 +38,7 @@ def tokenizer(bridge_llm: Path) -> Any:
 
 
 def split(chat: ConversationEncoder, messages: list[dict[str, Any]], length: int = 200) -> tuple[str, list[str]]:
-    """The whole text, and the runs of learnt tokens as text."""
+    """The whole text, and the runs of learned tokens as text."""
     encoded = chat.encode(messages, length)
     runs: list[list[int]] = [[]]
     for token, label in zip(encoded.input_ids, encoded.labels, strict=True):
@@ -47,20 +53,20 @@ def split(chat: ConversationEncoder, messages: list[dict[str, Any]], length: int
 
 def test_vicuna_learns_answers_and_their_end_tokens(tokenizer: Any) -> None:
     chat = ConversationEncoder(tokenizer, resolve_chat_template(None, "auto"), 3)
-    text, learnt = split(chat, TALK)
-    assert text == "<s>USER: <image><image><image>\nWhat colour is it? ASSISTANT: red</s>USER: Sure? ASSISTANT: yes</s>"
-    assert [run.strip() for run in learnt] == ["red</s>", "yes</s>"]
+    text, learned = split(chat, TALK)
+    assert text == "<s>USER: <image><image><image>\nWhat color is it? ASSISTANT: red</s>USER: Sure? ASSISTANT: yes</s>"
+    assert [run.strip() for run in learned] == ["red</s>", "yes</s>"]
     assert chat.end_token == "</s>"
 
 
 def test_an_llms_own_template_learns_answers_and_their_end_tokens(tokenizer: Any) -> None:
     chat = ConversationEncoder(tokenizer, resolve_chat_template(CHATML, "auto"), 1)
-    text, learnt = split(chat, [{"role": "system", "content": "Be brief."}, *TALK])
+    text, learned = split(chat, [{"role": "system", "content": "Be brief."}, *TALK])
     assert text == (
-        "<s>system\nBe brief.</s>\n<s>user\n<image>\nWhat colour is it?</s>\n<s>assistant\nred</s>\n"
+        "<s>system\nBe brief.</s>\n<s>user\n<image>\nWhat color is it?</s>\n<s>assistant\nred</s>\n"
         "<s>user\nSure?</s>\n<s>assistant\nyes</s>\n"
     )
-    assert learnt == ["red</s>", "yes</s>"]
+    assert learned == ["red</s>", "yes</s>"]
 
 
 def test_the_real_llama_tokenizer(shared: Path) -> None:
@@ -70,8 +76,8 @@ def test_the_real_llama_tokenizer(shared: Path) -> None:
     tokenizer.add_tokens([AddedToken("<image>", special=True, normalized=False)], special_tokens=True)
     chat = ConversationEncoder(tokenizer, resolve_chat_template(None, "vicuna"), 2)
     encoded = chat.encode(TALK, 100)
-    learnt = [token for token in encoded.labels if token != IGNORE_INDEX]
-    assert tokenizer.convert_ids_to_tokens(learnt) == ["▁red", "</s>", "▁yes", "</s>"]
+    learned = [token for token in encoded.labels if token != IGNORE_INDEX]
+    assert tokenizer.convert_ids_to_tokens(learned) == ["▁red", "</s>", "▁yes", "</s>"]
     assert encoded.input_ids[0] == tokenizer.bos_token_id
     assert encoded.input_ids.count(tokenizer.bos_token_id) == 1
 
@@ -105,13 +111,13 @@ PREAMBLE = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions. "
 )
-WRITTEN = {  # the whole of TALK, written by hand; what is learnt stands between guillemets
-    "vicuna": "<s>USER: <image>\nWhat colour is it? ASSISTANT: «red</s>»USER: Sure? ASSISTANT: «yes</s>»",
-    "vicuna_v1": f"<s>{PREAMBLE}USER: <image>\nWhat colour is it? ASSISTANT: «red</s>»USER: Sure? ASSISTANT: «yes</s>»",
-    "turns": "<s><|user|> <image>\nWhat colour is it?<|assistant|> «red</s>»<|user|> Sure?<|assistant|> «yes</s>»",
-    "llama_2": "<s>[INST] <image>\nWhat colour is it? [/INST] «red </s>»<s>[INST] Sure? [/INST] «yes </s>»",
+WRITTEN = {  # the whole of TALK, written by hand; what is learned stands between guillemets
+    "vicuna": "<s>USER: <image>\nWhat color is it? ASSISTANT: «red</s>»USER: Sure? ASSISTANT: «yes</s>»",
+    "vicuna_v1": f"<s>{PREAMBLE}USER: <image>\nWhat color is it? ASSISTANT: «red</s>»USER: Sure? ASSISTANT: «yes</s>»",
+    "turns": "<s><|user|> <image>\nWhat color is it?<|assistant|> «red</s>»<|user|> Sure?<|assistant|> «yes</s>»",
+    "llama_2": "<s>[INST] <image>\nWhat color is it? [/INST] «red </s>»<s>[INST] Sure? [/INST] «yes </s>»",
     "llama_3": (
-        "<s><|start_header_id|>user<|end_header_id|>\n\n<image>\nWhat colour is it?<|eot_id|>"
+        "<s><|start_header_id|>user<|end_header_id|>\n\n<image>\nWhat color is it?<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n«red<|eot_id|>»"
         "<|start_header_id|>user<|end_header_id|>\n\nSure?<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n«yes<|eot_id|>»"
@@ -119,27 +125,26 @@ WRITTEN = {  # the whole of TALK, written by hand; what is learnt stands between
     "llama_3_1": (
         "<s><|start_header_id|>system<|end_header_id|>\n\n"
         "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n<|eot_id|>"
-        "<|start_header_id|>user<|end_header_id|>\n\n<image>\nWhat colour is it?<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\n<image>\nWhat color is it?<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n«red<|eot_id|>»"
         "<|start_header_id|>user<|end_header_id|>\n\nSure?<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n«yes<|eot_id|>»"
     ),
     "chatml": (
-        "<|im_start|>user\n<image>\nWhat colour is it?<|im_end|>\n<|im_start|>assistant\n«red<|im_end|>»\n"
+        "<|im_start|>user\n<image>\nWhat color is it?<|im_end|>\n<|im_start|>assistant\n«red<|im_end|>»\n"
         "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n«yes<|im_end|>»\n"
     ),
-    "mistral": "<s>[INST] <image>\nWhat colour is it? [/INST] «red</s>»[INST] Sure? [/INST] «yes</s>»",
+    "mistral": "<s>[INST] <image>\nWhat color is it? [/INST] «red</s>»[INST] Sure? [/INST] «yes</s>»",
     "gemma": (
-        "<s><start_of_turn>user\n<image>\nWhat colour is it?<end_of_turn>\n<start_of_turn>model\n«red<end_of_turn>»\n"
+        "<s><start_of_turn>user\n<image>\nWhat color is it?<end_of_turn>\n<start_of_turn>model\n«red<end_of_turn>»\n"
         "<start_of_turn>user\nSure?<end_of_turn>\n<start_of_turn>model\n«yes<end_of_turn>»\n"
     ),
     "phi_3": (
-        "<s><|user|>\n<image>\nWhat colour is it?<|end|>\n<|assistant|>\n«red<|end|>»\n"
+        "<s><|user|>\n<image>\nWhat color is it?<|end|>\n<|assistant|>\n«red<|end|>»\n"
         "<|user|>\nSure?<|end|>\n<|assistant|>\n«yes<|end|>»\n"
     ),
     "tulu": (
-        "<s><|user|>\n<image>\nWhat colour is it?\n<|assistant|>\n«red</s>»\n"
-        "<|user|>\nSure?\n<|assistant|>\n«yes</s>»\n"
+        "<s><|user|>\n<image>\nWhat color is it?\n<|assistant|>\n«red</s>»\n<|user|>\nSure?\n<|assistant|>\n«yes</s>»\n"
     ),
 }
 WITH_SYSTEM = {  # how it begins when the system says "Be brief."
@@ -174,18 +179,18 @@ def families(bridge_llm: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", [name for name in CHAT_TEMPLATES if name not in TEMPLATES_WITHOUT_EOT])
-def test_what_is_written_and_learnt_by_hand(name: str, families: dict[str, Any]) -> None:
+def test_what_is_written_and_learned_by_hand(name: str, families: dict[str, Any]) -> None:
     chat = ConversationEncoder(families[name], resolve_chat_template(None, name), 1)
     encoded = chat.encode(TALK, 400)
-    text, learnt = "", False
+    text, learned = "", False
     for token, label in zip(encoded.input_ids, encoded.labels, strict=True):
         piece = chat.tokenizer.decode([token])
-        if learnt != (label != IGNORE_INDEX) or (learnt and text.endswith(chat.end_token)):
-            space = piece[: len(piece) - len(piece.lstrip())] if not learnt else ""  # part of an answer's first token
-            text, piece = text + space + "»«"[not learnt], piece[len(space) :]
-            learnt = not learnt
+        if learned != (label != IGNORE_INDEX) or (learned and text.endswith(chat.end_token)):
+            space = piece[: len(piece) - len(piece.lstrip())] if not learned else ""  # part of an answer's first token
+            text, piece = text + space + "»«"[not learned], piece[len(space) :]
+            learned = not learned
         text += piece
-    assert text + "»" * learnt == WRITTEN[name]
+    assert text + "»" * learned == WRITTEN[name]
     assert chat.end_token == ENDS.get(name, "</s>")
     prompt = chat.prompt(TALK[:1])
     assert WRITTEN[name].replace("«", "").replace("»", "").startswith(prompt)
@@ -248,7 +253,7 @@ def test_a_template_that_asks_otherwise_than_it_trains_is_refused(families: dict
     """Qwen 3's: of several answers the last alone stands behind an empty thought, as each does that is asked for."""
     chat = ConversationEncoder(families["chatml"], resolve_chat_template(QWEN3, "auto"), 1)
     assert split(chat, TALK)[0] == (
-        "<|im_start|>user\n<image>\nWhat colour is it?<|im_end|>\n<|im_start|>assistant\nred<|im_end|>\n"
+        "<|im_start|>user\n<image>\nWhat color is it?<|im_end|>\n<|im_start|>assistant\nred<|im_end|>\n"
         "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nyes<|im_end|>\n"
     )
     assert chat.prompt(TALK[:1]).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
@@ -265,9 +270,9 @@ def test_a_template_that_asks_otherwise_than_it_trains_is_refused(families: dict
 def test_qwen_3_without_thoughts_asks_as_it_trains(own: str | None, families: dict[str, Any]) -> None:
     chat = ConversationEncoder(families["chatml"], resolve_chat_template(own, "chatml"), 1)
     ConversationDataset([], chat, 200)
-    text, learnt = split(chat, TALK)
+    text, learned = split(chat, TALK)
     assert "think" not in text
-    assert learnt == ["red<|im_end|>", "yes<|im_end|>"]
+    assert learned == ["red<|im_end|>", "yes<|im_end|>"]
     for turns in (1, 3):
         assert text.startswith(chat.prompt(TALK[:turns]) + ["red", "yes"][turns // 2])
 
@@ -275,7 +280,9 @@ def test_qwen_3_without_thoughts_asks_as_it_trains(own: str | None, families: di
 @pytest.mark.parametrize("name", sorted(CHAT_TEMPLATES))
 def test_shipped_templates_ask_as_they_train(name: str, families: dict[str, Any]) -> None:
     tokenizer = families.get(name, families["chatml"])
-    ConversationEncoder(tokenizer, resolve_chat_template(None, name), 1, must_end=name not in TEMPLATES_WITHOUT_EOT).check_prompts()
+    ConversationEncoder(
+        tokenizer, resolve_chat_template(None, name), 1, must_end=name not in TEMPLATES_WITHOUT_EOT
+    ).check_prompts()
 
 
 def test_what_a_template_does_with_a_system_turn_is_looked_at_too(tokenizer: Any) -> None:
@@ -286,7 +293,7 @@ def test_what_a_template_does_with_a_system_turn_is_looked_at_too(tokenizer: Any
 
 
 def test_content_as_text_and_as_parts_render_alike(tokenizer: Any) -> None:
-    parts = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What colour is it?"}]}]
+    parts = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What color is it?"}]}]
     for own in (None, CHATML):
         chat = ConversationEncoder(tokenizer, resolve_chat_template(own, "auto"), 2)
         assert chat.prompt(parts) == chat.prompt(TALK[:1])
@@ -307,8 +314,8 @@ def test_long_samples_are_cut_on_the_right_but_never_in_a_picture(tokenizer: Any
 
 def test_answers_that_repeat_the_question_are_still_told_apart(tokenizer: Any) -> None:
     chat = ConversationEncoder(tokenizer, CHAT_TEMPLATES["vicuna"], 1)
-    _, learnt = split(chat, [{"role": "user", "content": "yes yes"}, {"role": "assistant", "content": "yes"}])
-    assert [run.strip() for run in learnt] == ["yes</s>"]
+    _, learned = split(chat, [{"role": "user", "content": "yes yes"}, {"role": "assistant", "content": "yes"}])
+    assert [run.strip() for run in learned] == ["yes</s>"]
 
 
 def test_bad_templates_are_refused(tokenizer: Any) -> None:
@@ -325,11 +332,11 @@ def test_bad_templates_are_refused(tokenizer: Any) -> None:
 
 
 def test_plain_is_a_picture_and_its_caption(tokenizer: Any) -> None:
-    """LLaVA's first stage: no roles, no question; the caption is learnt with the line's end."""
+    """LLaVA's first stage: no roles, no question; the caption is learned with the line's end."""
     chat = ConversationEncoder(tokenizer, resolve_chat_template(None, "plain"), 2, must_end=False)
-    text, learnt = split(chat, TALK[:2])
+    text, learned = split(chat, TALK[:2])
     assert text == "<s><image><image>red\n"
-    assert learnt == ["red\n"]
+    assert learned == ["red\n"]
     two = [{"role": "user", "content": "Compare <image> with <image>."}, TALK[1]]
     assert split(chat, two)[0] == "<s><image><image><image><image>red\n"
     with pytest.raises(Exception, match="plain: expected a picture and its caption"):
@@ -352,7 +359,7 @@ def test_a_template_that_tells_the_day_tells_the_same_one_always(tokenizer: Any)
 
 
 @pytest.mark.parametrize("trim", [False, True])
-def test_blanks_in_answers_are_learnt_whatever_the_offsets_say(trim: bool) -> None:
+def test_blanks_in_answers_are_learned_whatever_the_offsets_say(trim: bool) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 

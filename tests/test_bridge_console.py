@@ -43,12 +43,12 @@ def typed(monkeypatch: pytest.MonkeyPatch, text: str | bytes) -> None:
 def test_the_talk_so_far_is_remembered(
     llava: Path, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    typed(monkeypatch, "What colour?\nSure?\n\nnever asked\n")
+    typed(monkeypatch, "What color?\nSure?\n\nnever asked\n")
     run_chat(ChatConfig(directory=str(llava), image=picture, max_new_tokens=5))
     model, processor = load_llava(llava)
     talk: list[dict[str, Any]] = []
     answers = []
-    for question in ("<image>\nWhat colour?", "Sure?"):
+    for question in ("<image>\nWhat color?", "Sure?"):
         talk.append({"role": "user", "content": question})
         pictures = [[Image.open(picture)]]
         answers += generate.answer_conversations(model, processor, pictures, [talk], max_new_tokens=5)

@@ -17,7 +17,7 @@ from torch import Tensor
 from llava_bridge import load_llava
 from llava_bridge.conversion.convert_command import ConvertConfig, run_convert
 from llava_bridge.model import build
-from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder, convert_tower_to_transformers
+from llava_bridge.model.build import LlavaParts, build_llava, convert_tower_to_transformers, make_conversation_encoder
 from llava_bridge.model.load_llava import load_for_training
 
 QUESTION = "What's AB?"
@@ -113,7 +113,7 @@ def test_pictures_are_padded_or_cropped_as_the_original_does(
 ) -> None:
     _, _, pixels = converted_logits(converted)
     torch.testing.assert_close(pixels, parts.pixels(world.picture()), atol=0.02, rtol=0)
-    assert (pixels[0, :, 0, 0].abs() < 0.02).all()  # the mean colour
+    assert (pixels[0, :, 0, 0].abs() < 0.02).all()  # the mean color
     tower = world.write_tower(parts, tmp_path / "clip")
     world.write_original(parts, tmp_path / "original", str(tower), image_aspect_ratio="square")
     run_convert(ConvertConfig(source=str(tmp_path / "original"), output=str(tmp_path / "hf")))

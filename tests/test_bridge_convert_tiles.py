@@ -115,7 +115,9 @@ def expected_logits(parts: world.Parts, texts: list[list[int]], size: tuple[int,
 def ask(directory: Path, shown: Image.Image) -> tuple[str, Tensor, Tensor]:
     """The prompt, the logits at each of its tokens, and the pixels."""
     model, processor = load_llava(directory, device="cpu")
-    text = make_conversation_encoder(model, processor).prompt([{"role": "user", "content": f"<image>\n{QUESTION}"}], [shown])
+    text = make_conversation_encoder(model, processor).prompt(
+        [{"role": "user", "content": f"<image>\n{QUESTION}"}], [shown]
+    )
     ids = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
     made = processor.image_processor(shown, return_tensors="pt")
     with torch.no_grad():

@@ -21,7 +21,12 @@ from clips.errors import UserError
 from clips.typed_data import from_plain
 from llava_bridge.conversation import ConversationEncoder, resolve_chat_template
 from llava_bridge.data import ConversationSourceConfig, read_samples, read_texts
-from llava_bridge.data.collator import ConversationCollator, ConversationDataset, PackedTextDataset, supervised_positions
+from llava_bridge.data.collator import (
+    ConversationCollator,
+    ConversationDataset,
+    PackedTextDataset,
+    supervised_positions,
+)
 from llava_bridge.data.inspect_command import InspectConversationsConfig, run_inspect
 from llava_bridge.data.sampler import LengthGroupedSampler, RandomOrder
 from llava_bridge.training.config import LlavaTrainConfig
@@ -36,7 +41,7 @@ def write(path: Path, rows: Any) -> str:
 def test_llava_json(bridge_talk: Path) -> None:
     samples = read_samples(ConversationSourceConfig(path=str(bridge_talk / "talk.json"), limit=3))
     assert [sample.images for sample in samples] == [[FileImage(bridge_talk, f"{n}.png")] for n in range(3)]
-    assert samples[1].turns[:2] == [Turn("user", "<image>\nWhat colour is it?"), Turn("assistant", "green")]
+    assert samples[1].turns[:2] == [Turn("user", "<image>\nWhat color is it?"), Turn("assistant", "green")]
 
 
 def test_a_single_picture_of_llava_json_stands_before_the_text(tmp_path: Path) -> None:
@@ -71,7 +76,8 @@ def test_cocoqa_holds_back_whole_photos(tmp_path: Path) -> None:
     rows = [{"image": f"{n % 50}.jpg", "question": f"what {n}", "answer": "cat"} for n in range(100)]
     write(tmp_path / "questions.jsonl", rows)
     train, held = (
-        read_samples(ConversationSourceConfig(format="cocoqa", path=str(tmp_path), split=split)) for split in ("train", "held_out")
+        read_samples(ConversationSourceConfig(format="cocoqa", path=str(tmp_path), split=split))
+        for split in ("train", "held_out")
     )
     photos = {sample.name for sample in train}
     assert photos.isdisjoint(sample.name for sample in held)
@@ -103,7 +109,9 @@ def test_bad_sources_are_refused_in_one_line(tmp_path: Path, bridge_talk: Path) 
     (tmp_path / "broken.json").write_text("[")
     refuse("not valid JSON", path=str(tmp_path / "broken.json"))
     with pytest.raises(UserError, match='line 2: expected an object with a "text"'):
-        read_texts(ConversationSourceConfig(format="text", path=write(tmp_path / "t.jsonl", [{"text": "a"}, {"txt": "b"}])))
+        read_texts(
+            ConversationSourceConfig(format="text", path=write(tmp_path / "t.jsonl", [{"text": "a"}, {"txt": "b"}]))
+        )
     with pytest.raises(UserError, match="expected format 'text'"):
         read_texts(ConversationSourceConfig(path=str(bridge_talk / "talk.json")))
 
@@ -132,9 +140,14 @@ def test_unusable_samples_are_replaced_and_named(bridge_talk: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("answer", ["", " \n"])
 def test_an_empty_answer_is_a_fault_of_its_sample(
-    answer: str, bridge_talk: Path, tmp_path: Path, chat: ConversationEncoder, bridge_llm: Path, capsys: pytest.CaptureFixture[str]
+    answer: str,
+    bridge_talk: Path,
+    tmp_path: Path,
+    chat: ConversationEncoder,
+    bridge_llm: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Else its end token alone would be learnt, as the answer to what was asked."""
+    """Else its end token alone would be learned, as the answer to what was asked."""
     rows = json.loads((bridge_talk / "talk.json").read_text())[:3]
     rows[0]["conversations"][3]["value"] = answer  # the second; the first one is not
     path = write(tmp_path / "talk.json", rows)
@@ -142,7 +155,9 @@ def test_an_empty_answer_is_a_fault_of_its_sample(
     item = data[0]
     assert item["skipped"] == [(0, "talk.json 0", "an answer is empty")]
     assert item["input_ids"] == data[1]["input_ids"]
-    run_inspect(InspectConversationsConfig(path=path, images=str(bridge_talk), llm=str(bridge_llm), image_tokens=4, shown=0))
+    run_inspect(
+        InspectConversationsConfig(path=path, images=str(bridge_talk), llm=str(bridge_llm), image_tokens=4, shown=0)
+    )
     assert "invalid     1 × an answer is empty (talk.json 0)" in capsys.readouterr().out
 
 
@@ -160,7 +175,9 @@ def test_whatever_is_wrong_with_a_sample_it_is_skipped(bridge_talk: Path, tmp_pa
         {"id": "nul", "image": "\0.png", "conversations": turns},
         {"id": "good", "image": "0.png", "conversations": turns},
     ]
-    data = ConversationDataset(read_samples(ConversationSourceConfig(path=write(tmp_path / "talk.json", rows))), chat, 100)
+    data = ConversationDataset(
+        read_samples(ConversationSourceConfig(path=write(tmp_path / "talk.json", rows))), chat, 100
+    )
     skipped = {name: reason for _, name, reason in data[0]["skipped"]}
     assert [name.split()[1] for name in skipped] == ["long", "empty", "lost", "nul"]
     assert "roles must alternate" in skipped["talk.json long"]
@@ -198,7 +215,7 @@ def test_pictures_of_every_kind(tmp_path: Path, chat: ConversationEncoder) -> No
     Image.new("RGB", (1, 1), red).save(tmp_path / "dot.png")
     Image.new("RGB", (2_000, 10), red).save(tmp_path / "long.png")
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg", quality=95)
-    frames = [Image.new("RGB", (8, 8), colour) for colour in (red, blue)]
+    frames = [Image.new("RGB", (8, 8), color) for color in (red, blue)]
     frames[0].save(tmp_path / "moves.gif", save_all=True, append_images=frames[1:])
     half = Image.new("RGB", (8, 4), red)
     half.paste(blue, (4, 0, 8, 4))  # blue on the right, which EXIF turns to the bottom
@@ -211,7 +228,9 @@ def test_pictures_of_every_kind(tmp_path: Path, chat: ConversationEncoder) -> No
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "red"}]
     names = ("dot.png", "long.png", "cmyk.jpg", "moves.gif", "turned.jpg", "glass.png")
     rows = [{"id": name, "image": name, "conversations": turns} for name in (*names, "deep.png", "torn.png")]
-    data = ConversationDataset(read_samples(ConversationSourceConfig(path=write(tmp_path / "talk.json", rows))), chat, 100)
+    data = ConversationDataset(
+        read_samples(ConversationSourceConfig(path=write(tmp_path / "talk.json", rows))), chat, 100
+    )
     items = [data[index] for index in range(8)]
     assert [len(item["skipped"]) for item in items] == [0] * 6 + [2, 1]
     (_, deep, why_deep), (_, torn, _) = items[6]["skipped"]
@@ -312,11 +331,11 @@ def test_which_samples_make_a_step_does_not_depend_on_their_lengths_or_the_proce
 
 def test_answers_of_few_tokens_weigh_in_the_mean_gradient_about_what_their_tokens_do() -> None:
     short, long = 3, 60
-    learnt = [short if n % 10 else long for n in range(4000)]  # 31 % of the tokens are those of short answers
-    order = LengthGroupedSampler([(True, 300 + tokens) for tokens in learnt], batch_size=40, total=4000, seed=0)
+    learned = [short if n % 10 else long for n in range(4000)]  # 31 % of the tokens are those of short answers
+    order = LengthGroupedSampler([(True, 300 + tokens) for tokens in learned], batch_size=40, total=4000, seed=0)
     weights = []
     for step in steps_of(order, 40):
-        tokens = [learnt[index] for index in step]
+        tokens = [learned[index] for index in step]
         weights.append(sum(count for count in tokens if count == short) / sum(tokens))
     assert 0.29 < sum(weights) / len(weights) < 0.37
 

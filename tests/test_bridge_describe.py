@@ -13,9 +13,9 @@ from PIL import Image
 
 from clips.errors import UserError
 from llava_bridge import cli
+from llava_bridge.image_paths import find_images, open_picture
 from llava_bridge.inference import generate
 from llava_bridge.inference.describe_command import DescribeConfig, run_describe
-from llava_bridge.image_paths import find_images, open_picture
 
 
 @pytest.fixture
@@ -69,14 +69,14 @@ def test_every_picture_has_its_own_answer(
     llava: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = spied(monkeypatch)
-    monkeypatch.setattr("sys.argv", ["llava-bridge", "describe", str(llava), str(photos), "--prompt", "What colour?",
+    monkeypatch.setattr("sys.argv", ["llava-bridge", "describe", str(llava), str(photos), "--prompt", "What color?",
                                      "--batch_size", "2", "--max_new_tokens", "5"])  # fmt: skip
     assert cli.main() == 0
     captured = capsys.readouterr()
     model, processor = generate.load_llava(llava)
     assert lines(captured.out) == [
         {"image": f"{photos}/{name}", "text": generate.answer(
-            model, processor, [open_picture(f"{photos}/{name}")], ["What colour?"], max_new_tokens=5)[0]}
+            model, processor, [open_picture(f"{photos}/{name}")], ["What color?"], max_new_tokens=5)[0]}
         for name in GOOD
     ]  # fmt: skip
     assert sizes[:3] == [2, 2, 1]  # what cannot be read leaves no gaps

@@ -20,11 +20,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from clips.errors import UserError
-from llava_bridge.inference.generate import answer, load_llava
 from llava_bridge.encoders import ENCODER_SOURCES, load_encoder
 from llava_bridge.encoders.checks import check_encoder_files
-from llava_bridge.encoders.spec import split_encoders, parse_spec
+from llava_bridge.encoders.spec import parse_spec, split_encoders
 from llava_bridge.encoders.timm_source import TimmVit
+from llava_bridge.inference.generate import answer, load_llava
 from llava_bridge.model.build import LlavaParts, build_llava, convert_tower_to_transformers
 from llava_bridge.model.modeling_vision import build_vision_model
 from llava_bridge.projectors import ProjectorConfig
@@ -63,9 +63,9 @@ def specs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         torch.manual_seed(number)
         save(transformers.AutoModel.from_config(config()), folder / name)
         found[name] = f"transformers:{folder / name}"
-    learnt = {**bridge_world.VIT, "vision_cfg": {**bridge_world.VIT["vision_cfg"], "pos_embed_type": "learnable"}}
+    learned = {**bridge_world.VIT, "vision_cfg": {**bridge_world.VIT["vision_cfg"], "pos_embed_type": "learnable"}}
     directories = {
-        "open_clip": learnt,
+        "open_clip": learned,
         "open_clip_sines": bridge_world.VIT,
         "resnet": bridge_world.RESNET,
         "trunk": bridge_world.TRUNK,

@@ -17,14 +17,20 @@ from PIL import Image
 from clips.errors import UserError
 from llava_bridge import answer, load_llava
 from llava_bridge.cli import main
-from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.conversion.convert_command import ConvertConfig, run_convert
 from llava_bridge.conversion.swap_encoder import SwapConfig, run_swap
-from llava_bridge.model.build import LlavaParts, build_llava, load_llm, make_conversation_encoder, convert_tower_to_transformers
+from llava_bridge.data import ConversationSourceConfig
+from llava_bridge.model.build import (
+    LlavaParts,
+    build_llava,
+    convert_tower_to_transformers,
+    load_llm,
+    make_conversation_encoder,
+)
 from llava_bridge.model.load_llava import load_for_training
 from llava_bridge.model.modeling_vision import EncoderVisionModel
 from llava_bridge.projectors import ProjectorConfig
-from llava_bridge.training.config import StageConfig, LlavaTrainConfig
+from llava_bridge.training.config import LlavaTrainConfig, StageConfig
 from llava_bridge.training.run_identity import parent_artifacts
 from llava_bridge.training.work_dir import check_inputs
 
@@ -76,7 +82,7 @@ def test_taken_up_it_computes_the_same_behind_a_tower_of_ours(which: str, reques
     assert model.state_dict().keys() == stock.state_dict().keys()
 
 
-def test_a_template_that_cannot_be_learnt_from_needs_another(llava: Path, tmp_path: Path) -> None:
+def test_a_template_that_cannot_be_learned_from_needs_another(llava: Path, tmp_path: Path) -> None:
     """As those of the hub's LLaVAs: no token ends an answer, and text must come in parts."""
     template = (
         "{% for message in messages %}{{ message['role'].upper() + ': ' }}"

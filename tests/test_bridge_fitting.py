@@ -16,7 +16,7 @@ from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.encoders.base import ImagePreprocess
 from llava_bridge.model.build import LlavaParts, build_llava
 from llava_bridge.model.image_processing import ASPECT_RATIO_MODES, Fit, make_image_processor, with_aspect_ratio
-from llava_bridge.training.config import StageConfig, LlavaTrainConfig
+from llava_bridge.training.config import LlavaTrainConfig, StageConfig
 
 PIXELS = ImagePreprocess(size=8, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0), interpolation="bicubic")
 MEAN = (127, 63, 0)  # whole numbers of a byte, as LLaVA rounds them
@@ -30,12 +30,12 @@ def halves(width: int, height: int) -> Image.Image:
 
 
 def shown(processor: Any, picture: Image.Image) -> torch.Tensor:
-    """Pixels (3, S, S), not normalised."""
+    """Pixels (3, S, S), not normalized."""
     pixels = processor([picture], return_tensors="pt")["pixel_values"][0]
     return pixels * torch.tensor(PIXELS.std)[:, None, None] + torch.tensor(PIXELS.mean)[:, None, None]
 
 
-def test_pad_keeps_the_shape_between_bars_of_the_mean_colour() -> None:
+def test_pad_keeps_the_shape_between_bars_of_the_mean_color() -> None:
     for size in ((32, 16), (16, 32)):
         pixels = shown(make_image_processor(PIXELS, "pad"), halves(*size))
         square = Image.new("RGB", (32, 32), MEAN)
@@ -83,7 +83,7 @@ def test_results_say_how_pictures_became_squares() -> None:
     from benchmarks.mllm.evaluate_task import _resize
 
     said = {fit: _resize(make_image_processor(PIXELS, fit)) for fit in ASPECT_RATIO_MODES}
-    assert said == {"squash": "squash", "pad": "pad", "crop": "shortest side, centre crop"}
+    assert said == {"squash": "squash", "pad": "pad", "crop": "shortest side, center crop"}
 
 
 def test_only_align_before_instruct_has_ways_of_its_own() -> None:

@@ -62,7 +62,7 @@ def torchrun(driver: str, *arguments: str, **environment: str) -> subprocess.Com
 
 
 def assert_equal(one: Path, other: Path, atol: float) -> None:
-    """The same model, within ``atol``, learnt by the same losses."""
+    """The same model, within ``atol``, learned by the same losses."""
     assert losses(one) == pytest.approx(losses(other), abs=atol)
     ours, theirs = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
     assert ours.keys() == theirs.keys()
@@ -111,7 +111,7 @@ def test_two_processes_learn_what_they_do_under_zero_2(name: str, runs: Path) ->
 
 
 @pytest.mark.slow
-def test_what_is_learnt_moves(runs: Path) -> None:
+def test_what_is_learned_moves(runs: Path) -> None:
     for name in STAGES:
         assert losses(runs / "fsdp" / name)[-1] < losses(runs / "fsdp" / name)[0]
     assert losses(runs / "fsdp" / "half") != pytest.approx(losses(runs / "fsdp" / "parts"), abs=1e-5)

@@ -20,17 +20,17 @@ from clips.commandline.parsing import parse_config
 from clips.core.artifact import directory_hash, read_manifest
 from clips.errors import UserError
 from clips.model_refs import download_from_hub
-from llava_bridge.inference.chat_command import ChatConfig, run_chat
-from llava_bridge.inference.describe_command import DescribeConfig, run_describe
-from llava_bridge.inference.generate import load_llava
+from llava_bridge.conversion.convert_command import ConvertConfig, run_convert
+from llava_bridge.conversion.swap_encoder import SwapConfig, run_swap
 from llava_bridge.data.inspect_command import InspectConversationsConfig, run_inspect
 from llava_bridge.encoders import load_encoder
 from llava_bridge.encoders.checks import check_encoder_files
-from llava_bridge.conversion.convert_command import ConvertConfig, run_convert
-from llava_bridge.conversion.swap_encoder import SwapConfig, run_swap
+from llava_bridge.inference.chat_command import ChatConfig, run_chat
+from llava_bridge.inference.describe_command import DescribeConfig, run_describe
+from llava_bridge.inference.generate import load_llava
 from llava_bridge.model.build import load_llm, load_tokenizer
-from llava_bridge.model.load_llava import load_for_training
 from llava_bridge.model.checks import check_llava_dir, check_llm_dir
+from llava_bridge.model.load_llava import load_for_training
 from llava_bridge.serving.command import ServeConfig, run_serve
 from llava_bridge.training.config import LlavaTrainConfig
 from llava_bridge.training.run_identity import run_identity
@@ -105,11 +105,19 @@ def test_revisions(hub: Path) -> None:
         (check_llm_dir, "org/none", r"llm: org/none is not a directory; org/none: cannot be had from the hub \(.+\)"),
         (check_llava_dir, "org/llm", r"llava: org/llm is no LLaVA in transformers' layout"),
         (check_llm_dir, "org/eyes", r"llm: org/eyes has no config\.json"),
-        (check_encoder_files, "transformers:org/none", r"encoder: org/none is not a directory; org/none: cannot be had"),
+        (
+            check_encoder_files,
+            "transformers:org/none",
+            r"encoder: org/none is not a directory; org/none: cannot be had",
+        ),
         (check_encoder_files, "transformers:org/eyes", r"encoder: org/eyes has no config\.json"),
         (load_llava, "org/none", r"llava: org/none is not a directory; org/none: cannot be had from the hub \(.+\)"),
         (check_encoder_files, "hf-hub:org/none", r"encoder: org/none: cannot be had from the hub \(.+\)"),
-        (check_encoder_files, "hf-hub:org/llm", r"encoder: hf-hub:org/llm is no directory of open_clip's; try transformers:"),
+        (
+            check_encoder_files,
+            "hf-hub:org/llm",
+            r"encoder: hf-hub:org/llm is no directory of open_clip's; try transformers:",
+        ),
         (check_encoder_files, "org/eyes", r"encoder: org/eyes is not a directory \(expected .*hf-hub:ORG/NAME"),
     ],
 )
@@ -178,7 +186,7 @@ def test_a_llava_of_the_hub_takes_another_encoder(hub: Path, bridge_talk: Path, 
     assert manifest["data"] == {"encoder": COMMIT}
     assert Path(manifest["parents"]["llava"]["path"]).name == COMMIT
     run_inspect(InspectConversationsConfig(path=str(bridge_talk / "talk.json"), llm="org/llm", image_tokens=16))
-    assert "What colour is it?" in capsys.readouterr().out
+    assert "What color is it?" in capsys.readouterr().out
 
 
 def test_a_llava_of_the_hub_is_asked(hub: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,12 +221,16 @@ def test_an_original_llava_of_the_hub_is_converted(hub: Path, tmp_path: Path) ->
 
 def test_models_of_the_hub_are_evaluated(hub: Path, bridge_encoder: Path, tmp_path: Path) -> None:
     benchmarks = [BenchmarkConfig(name="retrieval", data="data")]
-    row = EvalModel(RunConfig(row="r", results="r", benchmarks=benchmarks, encoder="hf-hub:org/eyes", llava="org/llava"))
+    row = EvalModel(
+        RunConfig(row="r", results="r", benchmarks=benchmarks, encoder="hf-hub:org/eyes", llava="org/llava")
+    )
     for needs, name, local in (("encoder", "eyes", bridge_encoder), ("llava", "llava", tmp_path / "llava")):
         assert row.path(needs) == str(hub / f"models--org--{name}/snapshots/{COMMIT}")  # type: ignore[arg-type]
         assert row.model(needs)["hash"] == directory_hash(local)  # type: ignore[arg-type]
     assert row.model("llava")["path"] == "org/llava"
-    assert same(row.encoder.model, EvalModel(dataclasses.replace(row.config, encoder=str(bridge_encoder))).encoder.model)
+    assert same(
+        row.encoder.model, EvalModel(dataclasses.replace(row.config, encoder=str(bridge_encoder))).encoder.model
+    )
     missing = EvalModel(dataclasses.replace(row.config, llava="org/none"))
     with pytest.raises(UserError, match=r"^llava: org/none is not a directory; org/none: cannot be had from the hub"):
         missing.path("llava")

@@ -22,7 +22,7 @@ def test_samples_are_printed_as_the_llm_sees_them(
         )
     )
     printed = capsys.readouterr().out
-    assert re.search(r"<image> × 4\nWhat colour is it\?<\|assistant\|>« red</s>»<\|user\|> Sure\?", printed)
+    assert re.search(r"<image> × 4\nWhat color is it\?<\|assistant\|>« red</s>»<\|user\|> Sure\?", printed)
     assert "16 in the source, 8 read, 0 invalid" in printed
     assert "images      8 with 1" in printed
     supervised = re.search(r"supervised  (\d+\.\d)% of them", printed)
@@ -42,7 +42,11 @@ def test_what_cannot_be_used_is_counted_and_named(
     rows[2]["conversations"][1]["value"] = "red " * 200
     path = tmp_path / "talk.json"
     path.write_text(json.dumps(rows))
-    run_inspect(InspectConversationsConfig(path=str(path), images=str(bridge_talk), llm=str(bridge_llm), image_tokens=4, max_length=60))
+    run_inspect(
+        InspectConversationsConfig(
+            path=str(path), images=str(bridge_talk), llm=str(bridge_llm), image_tokens=4, max_length=60
+        )
+    )
     printed = capsys.readouterr().out
     assert re.search(r"invalid     2 × no such picture .*\(talk\.json 0, talk\.json 3\)\n", printed)
     assert "invalid     1 × no answer within 60 tokens (talk.json 1)" in printed

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from clips.errors import UserError
-from llava_bridge import loglikelihoods, load_llava
-from llava_bridge.inference import loglikelihood
+from llava_bridge import load_llava, loglikelihoods
 from llava_bridge.conversation import IMAGE
+from llava_bridge.inference import loglikelihood
 
 TEXTS = ["red", "A green square number 1.", "blue on grey, 3", "there is", "yes"]
 PROMPTS = ["What is it?", "Describe the picture.", "What?", "Say something long about what you see here.", "Is it?"]
@@ -109,13 +109,13 @@ def test_the_end_is_one_token_more(stock: tuple[Any, Any], monkeypatch: pytest.M
 
 
 def test_what_greedy_decoding_would_say_is_greedy(stock: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model whose favourite token is one that an answer consists of."""
+    """A model whose favorite token is one that an answer consists of."""
     model, processor = stock
-    favourite = processor.tokenizer(" red", add_special_tokens=False)["input_ids"]
-    assert len(favourite) == 1
+    favorite = processor.tokenizer(" red", add_special_tokens=False)["input_ids"]
+    assert len(favorite) == 1
     biased = torch.nn.Linear(model.lm_head.in_features, model.lm_head.out_features)
     biased.weight.data.copy_(model.lm_head.weight)
-    biased.bias.data.zero_()[favourite[0]] = 50
+    biased.bias.data.zero_()[favorite[0]] = 50
     monkeypatch.setitem(model._modules, "lm_head", biased)
     found = loglikelihoods(model, processor, [None, None], ["Hm?", "Hm?"], ["red", "blue"], end=False)
     assert [each.greedy for each in found] == [True, False]

@@ -143,7 +143,7 @@ def test_a_hybrid_of_states_and_attention_trains_and_answers(
     make("granitemoehybrid", tokenizer, tmp_path / "llm")
     model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(tmp_path / "llm")))
     red, blue = Image.new("RGB", (40, 24), "red"), Image.new("RGB", (24, 40), "blue")
-    shown, asked = [red, blue, red, None], ["What?", "What colour is it, please?", "Is it a circle?", "Who?"]
+    shown, asked = [red, blue, red, None], ["What?", "What color is it, please?", "Is it a circle?", "Who?"]
     together = answer(model, processor, shown, asked, max_new_tokens=6)
     alone = [answer(model, processor, [image], [text], 6)[0] for image, text in zip(shown, asked, strict=True)]
     assert together == alone

@@ -21,7 +21,9 @@ def test_the_harness_own_model_answers_the_same(
     image_fit: Any, tmp_path: Path, bridge_llm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tower = world.write_tower(world.Parts(), tmp_path / "clip")
-    model, processor = build_llava(LlavaParts(encoder=f"transformers:{tower}", llm=str(bridge_llm), image_fit=image_fit))
+    model, processor = build_llava(
+        LlavaParts(encoder=f"transformers:{tower}", llm=str(bridge_llm), image_fit=image_fit)
+    )
     assert convert_tower_to_transformers(model)
     for part in (model, processor):
         part.save_pretrained(tmp_path / "llava")
@@ -41,13 +43,13 @@ def llava_hf(directory: Path, picture: Any, monkeypatch: pytest.MonkeyPatch) -> 
     from lmms_eval.models.simple.llava_hf import LlavaHf
 
     model = LlavaHf(str(directory), device="cpu", device_map="cpu", dtype="float32")
-    model.task_dict = {"colours": {"test": [{"question": question} for question in QUESTIONS]}}
+    model.task_dict = {"colors": {"test": [{"question": question} for question in QUESTIONS]}}
     requests = [
         Instance(
             request_type="generate_until",
-            arguments=(question, {"max_new_tokens": 8}, lambda _: [picture], number, "colours", "test"),
+            arguments=(question, {"max_new_tokens": 8}, lambda _: [picture], number, "colors", "test"),
             idx=0,
-            metadata={"task": "colours", "doc_id": number, "repeats": 1},
+            metadata={"task": "colors", "doc_id": number, "repeats": 1},
         )
         for number, question in enumerate(QUESTIONS)
     ]

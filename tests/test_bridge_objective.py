@@ -40,7 +40,9 @@ def parts(bridge_encoder: Path, bridge_llm: Path, bridge_talk: Path) -> tuple[An
     """A LLaVA, its processor, and samples of several lengths: with a picture, with two, with none."""
     model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_llm), seed=3))
     samples = read_samples(ConversationSourceConfig(path=str(bridge_talk / "talk.json")))
-    items = [ConversationDataset(samples, make_conversation_encoder(model, processor), 128)[index] for index in range(5)]
+    items = [
+        ConversationDataset(samples, make_conversation_encoder(model, processor), 128)[index] for index in range(5)
+    ]
     for parameter in model.parameters():  # untrained layers of norm 1 hide mistakes
         torch.nn.init.normal_(parameter, std=0.2) if parameter.ndim > 1 else None
     return model, processor, items
@@ -52,7 +54,7 @@ def batch_of(items: list[dict[str, Any]], processor: Any, room: int | None = Non
     return batch
 
 
-def learnt(model: Any, batch: dict[str, torch.Tensor]) -> tuple[float, dict[str, torch.Tensor]]:
+def learned(model: Any, batch: dict[str, torch.Tensor]) -> tuple[float, dict[str, torch.Tensor]]:
     """The loss, and the gradients of projector and LLM."""
     model.zero_grad()
     model.requires_grad_(True)
@@ -65,7 +67,7 @@ def learnt(model: Any, batch: dict[str, torch.Tensor]) -> tuple[float, dict[str,
 def test_the_loss_and_its_gradients_are_those_of_transformers(parts: tuple[Any, Any, Any]) -> None:
     model, processor, items = parts
     batch = batch_of(items, processor)
-    loss, gradients = learnt(model, batch)
+    loss, gradients = learned(model, batch)
     model.zero_grad()
     whole = model(**batch).loss
     whole.backward()
@@ -88,7 +90,7 @@ def test_a_loss_over_all_processes_tokens_is_the_sum_by_their_number(parts: tupl
 def test_a_batch_without_pictures_lets_the_projector_learn_nothing_but_be_asked(parts: tuple[Any, Any, Any]) -> None:
     model, processor, _ = parts
     text = {"input_ids": [1, 40, 41, 42], "labels": [-100, -100, 41, 42], "pictures": [], "skipped": []}
-    _, gradients = learnt(model, batch_of([text, text], processor))
+    _, gradients = learned(model, batch_of([text, text], processor))
     projector = {name: value for name, value in gradients.items() if "multi_modal_projector" in name}
     assert len(projector) == 4
     assert not any(value.any() for value in projector.values())
@@ -112,7 +114,7 @@ def test_text_alone_and_pictures_go_through_the_modules_in_the_same_order(
         module.register_forward_pre_hook(lambda *_, name=name: order.append(name))
     found = []
     for items in ([shown], [text]):
-        learnt(model, batch_of(items, processor))
+        learned(model, batch_of(items, processor))
         found.append(order.copy())
         order.clear()
     assert found[1] == found[0]
@@ -125,11 +127,11 @@ def test_packed_samples_have_the_losses_of_padded_ones(parts: tuple[Any, Any, An
     assert supports_packing(model)
     padded, packed = batch_of(items, processor), batch_of(items, processor, room)
     assert len(packed["input_ids"]) == {60: 5, 128: 3, 10_000: 1}[room]
-    one, other = learnt(model, padded), learnt(model, packed)
+    one, other = learned(model, padded), learned(model, packed)
     assert one[0] == pytest.approx(other[0], abs=1e-5)
     for name, value in one[1].items():
         torch.testing.assert_close(other[1][name], value, atol=1e-5, rtol=1e-4, msg=name)
-    for index in range(len(items)):  # each sample by itself: as if only it were learnt
+    for index in range(len(items)):  # each sample by itself: as if only it were learned
         alone = [
             item if i == index else {**item, "labels": [-100] * len(item["labels"])} for i, item in enumerate(items)
         ]

@@ -5,8 +5,15 @@ from __future__ import annotations
 import pytest
 
 from clips.commandline.parsing import parse_config
+from llava_bridge.planning.model_sizes import (
+    dual_tower_size,
+    known_configs,
+    llm_size,
+    new_llm_size,
+    projector_size,
+    vision_size,
+)
 from llava_bridge.planning.plan import llava_cost, sizes_of, stage_cost
-from llava_bridge.planning.model_sizes import dual_tower_size, known_configs, llm_size, new_llm_size, projector_size, vision_size
 from llava_bridge.projectors import ProjectorConfig
 from llava_bridge.training.config import LlavaTrainConfig
 
@@ -53,7 +60,9 @@ def test_the_small_llama_is_as_large_as_the_one_that_is_made():
 def recipe(**flags: object) -> LlavaTrainConfig:
     words = ["--align.steps", "2181", "--instruct.steps", "5198", "--llm", VICUNA]
     words += [word for name, value in flags.items() for word in (f"--{name.replace('__', '.')}", str(value))]
-    config = parse_config(LlavaTrainConfig, ["--config", "scripts/configs/llava/llava-1.5-vicuna-7b.yaml", *words], prog="")
+    config = parse_config(
+        LlavaTrainConfig, ["--config", "scripts/configs/llava/llava-1.5-vicuna-7b.yaml", *words], prog=""
+    )
     assert config is not None
     return config
 

@@ -13,7 +13,7 @@ from clips.errors import UserError
 from llava_bridge.conversation import IGNORE_INDEX, ConversationEncoder, resolve_chat_template
 from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.model.small_llama import SmallLlamaConfig, new_llama, train_tokenizer
-from llava_bridge.training.config import StageConfig, LlavaTrainConfig
+from llava_bridge.training.config import LlavaTrainConfig, StageConfig
 from llava_bridge.training.setup import setup_stage
 
 SAID = [("human", "a dog, a cat\nIs there a dog?"), ("gpt", "yes"), ("human", "Is there a cow?"), ("gpt", "no")]
@@ -33,11 +33,11 @@ def talk(**fields: str) -> dict[str, Any]:
     return {"id": "1", "conversations": [{"from": who, "value": text} for who, text in SAID], **fields}
 
 
-def test_only_the_answers_are_learnt(tmp_path: Path, bridge_llm: Path) -> None:
+def test_only_the_answers_are_learned(tmp_path: Path, bridge_llm: Path) -> None:
     setup = setup_of(tmp_path, bridge_llm, talk())
     batch = setup.collator([setup.dataset[0]])
-    learnt = batch["labels"][batch["labels"] != IGNORE_INDEX]
-    assert setup.processor.decode(learnt).split() == ["yes</s>", "no</s>"]
+    learned = batch["labels"][batch["labels"] != IGNORE_INDEX]
+    assert setup.processor.decode(learned).split() == ["yes</s>", "no</s>"]
     assert "pixel_values" not in batch
 
 

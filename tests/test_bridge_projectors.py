@@ -62,11 +62,11 @@ def test_gradients_reach_all_of_it(name: str) -> None:
     assert all(value.grad is not None and value.grad.abs().sum() > 0 for value in module.parameters())
 
 
-def test_neighbours_by_hand() -> None:
-    from llava_bridge.projectors.modules import _neighbours
+def test_neighbors_by_hand() -> None:
+    from llava_bridge.projectors.modules import _neighbors
 
     grid = torch.arange(16.0).reshape(1, 16, 1)  # rows 0–3, 4–7, 8–11, 12–15
-    assert _neighbours(grid, 2)[0, :, :, 0].tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+    assert _neighbors(grid, 2)[0, :, :, 0].tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
     pool = build_projector(ProjectorConfig(name="pool", factor=4), ProjectorShape(patches=16, width=1, llm=1))
     linear = torch.nn.Identity()
     pool.mlp = linear  # type: ignore[assignment]
@@ -155,7 +155,9 @@ def test_several_feature_layers_and_the_class_token(bridge_encoder: Path, bridge
     assert type(stock).__name__ == "LlavaForConditionalGeneration"
     assert stock.model.multi_modal_projector.linear_1.in_features == 64
     with pytest.raises(UserError, match="has no class token, got cls_patch"):
-        build_llava(LlavaParts(encoder="timm:test_vit@random", llm=str(bridge_llm), features="cls_patch", image_size=64))
+        build_llava(
+            LlavaParts(encoder="timm:test_vit@random", llm=str(bridge_llm), features="cls_patch", image_size=64)
+        )
 
 
 def test_states_of_unlike_shape_are_not_put_side_by_side(bridge_llm: Path, tmp_path: Path) -> None:

@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 
 from clips.errors import UserError
 from llava_bridge.data import ConversationSourceConfig
-from llava_bridge.training.config import LaunchConfig, LoraConfig, StageConfig, LlavaTrainConfig
+from llava_bridge.training.config import LaunchConfig, LlavaTrainConfig, LoraConfig, StageConfig
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="no bitsandbytes (the extra qlora)"
 )
-LORA: dict[str, Any] = {"rank": 4, "alpha": 8, "dropout": 0.0, "quantise": "nf4"}
+LORA: dict[str, Any] = {"rank": 4, "alpha": 8, "dropout": 0.0, "quantize": "nf4"}
 
 
 @pytest.fixture(scope="module")
@@ -143,14 +143,14 @@ def config(fields: dict[str, Any], talk: Path, **changes: Any) -> LlavaTrainConf
 def test_refusals(fields: dict[str, Any], bridge_talk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llava_bridge.training import work_dir
 
-    with pytest.raises(UserError, match=r"lora.quantise: expected none without llm among lora.parts"):
-        LoraConfig(parts=["vision"], quantise="nf4")
+    with pytest.raises(UserError, match=r"lora.quantize: expected none without llm among lora.parts"):
+        LoraConfig(parts=["vision"], quantize="nf4")
     monkeypatch.setattr(work_dir.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"^instruct.lora.quantise: expected bitsandbytes .*clips-suite\[qlora\]"):
+    with pytest.raises(UserError, match=r"^instruct.lora.quantize: expected bitsandbytes .*clips-suite\[qlora\]"):
         work_dir.check_inputs(config(fields, bridge_talk))
     monkeypatch.setattr(work_dir.importlib.util, "find_spec", lambda name: object())
-    with pytest.raises(UserError, match=r"launch.deepspeed: expected zero2 with instruct.lora.quantise"):
+    with pytest.raises(UserError, match=r"launch.deepspeed: expected zero2 with instruct.lora.quantize"):
         work_dir.check_inputs(config(fields, bridge_talk, launch=LaunchConfig(deepspeed="zero3")))
-    with pytest.raises(UserError, match=r"launch.parallel: expected deepspeed with instruct.lora.quantise"):
+    with pytest.raises(UserError, match=r"launch.parallel: expected deepspeed with instruct.lora.quantize"):
         work_dir.check_inputs(config(fields, bridge_talk, launch=LaunchConfig(parallel="fsdp")))
     work_dir.check_inputs(config(fields, bridge_talk))

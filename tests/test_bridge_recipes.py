@@ -20,7 +20,7 @@ from clips.commandline.parsing import parse_config
 from clips.serialization import to_yaml
 from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.projectors import ProjectorConfig
-from llava_bridge.training.config import StageConfig, LlavaTrainConfig
+from llava_bridge.training.config import LlavaTrainConfig, StageConfig
 
 FOLDER = Path(__file__).resolve().parents[1] / "scripts" / "configs" / "llava"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -43,7 +43,9 @@ def long_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(path: Path) -> LlavaTrainConfig:
-    config: LlavaTrainConfig = parse_config(LlavaTrainConfig, ["--config", str(path)], prog="llava-bridge train", positional=())
+    config: LlavaTrainConfig = parse_config(
+        LlavaTrainConfig, ["--config", str(path)], prog="llava-bridge train", positional=()
+    )
     return config
 
 
@@ -92,7 +94,9 @@ def miniature(tmp_path: Path, encoder: Path, llm: Path, talk: Path) -> LlavaTrai
     captions = [{**row, "conversations": row["conversations"][:2]} for row in rows]
     (tmp_path / "captions.json").write_text(json.dumps(captions))
     tiny = {"global_batch_size": 4, "micro_batch_size": 2, "steps": 3, "max_length": 300}
-    align = ConversationSourceConfig(path=str(tmp_path / "captions.json"), images=str(talk), missing_images="refuse", weight=0.5)
+    align = ConversationSourceConfig(
+        path=str(tmp_path / "captions.json"), images=str(talk), missing_images="refuse", weight=0.5
+    )
     return dataclasses.replace(
         large,
         output=str(tmp_path / "llava"),
@@ -144,7 +148,7 @@ def test_the_first_stage_learns_plain_captions_of_cropped_pictures(
     setup = setup_stage(miniature(tmp_path, bridge_encoder, long_llm, bridge_talk), "align", tmp_path)
     item: Any = setup.dataset[0]
     assert setup.processor.tokenizer.decode(item["input_ids"]) in {
-        f"<s>{'<image>' * 16}{colour}\n" for colour in bridge_world.COLOURS
+        f"<s>{'<image>' * 16}{color}\n" for color in bridge_world.COLORS
     }
     assert setup.collator.image_processor.do_center_crop
     assert setup.processor.image_processor.do_pad  # which the LLaVA keeps

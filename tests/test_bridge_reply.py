@@ -10,10 +10,16 @@ import torch
 from PIL import Image
 
 from llava_bridge.inference.generate import answer, load_llava, prepend_image_tokens
-from llava_bridge.inference.streaming import ContextLengthError, GenerationParams, StreamedAnswer, context_length, stream_answer
+from llava_bridge.inference.streaming import (
+    ContextLengthError,
+    GenerationParams,
+    StreamedAnswer,
+    context_length,
+    stream_answer,
+)
 
 PICTURE = Image.new("RGB", (30, 20), "red")
-TALK = [{"role": "user", "content": "<image>\nWhat colour is it?"}]
+TALK = [{"role": "user", "content": "<image>\nWhat color is it?"}]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +44,7 @@ def forced(monkeypatch: pytest.MonkeyPatch, llava: tuple[Any, Any], text: str) -
 def test_the_pieces_are_the_answer(llava: tuple[Any, Any]) -> None:
     pieces: list[str] = []
     told = stream_answer(*llava, [PICTURE], TALK, GenerationParams(max_new_tokens=12), on_text=pieces.append)
-    (whole,) = answer(*llava, [PICTURE], ["What colour is it?"], max_new_tokens=12)
+    (whole,) = answer(*llava, [PICTURE], ["What color is it?"], max_new_tokens=12)
     assert "".join(pieces) == told.text == whole
     assert len(pieces) > 1
     assert all(pieces)
@@ -49,10 +55,10 @@ def test_the_pieces_are_the_answer(llava: tuple[Any, Any]) -> None:
 
 
 def test_an_answer_that_ends_by_itself(llava: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = forced(monkeypatch, llava, "a red shape é  colour")
+    tokens = forced(monkeypatch, llava, "a red shape é  color")
     pieces: list[str] = []
     told = stream_answer(*llava, [PICTURE], TALK, on_text=pieces.append)
-    assert told.text == "a red shape é  colour" == "".join(pieces)
+    assert told.text == "a red shape é  color" == "".join(pieces)
     assert (told.new_tokens, told.finish) == (len(tokens), "stop")
     assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
     assert not any(piece.endswith(" ") for piece in pieces)  # it might be the last
@@ -60,15 +66,15 @@ def test_an_answer_that_ends_by_itself(llava: tuple[Any, Any], monkeypatch: pyte
 
 @pytest.mark.parametrize(
     ("stop", "text"),
-    [(["shape"], "a red"), ([" red", "zzz"], "a"), (["colours"], "a red shape colour"), ([""], "a red shape colour")],
+    [(["shape"], "a red"), ([" red", "zzz"], "a"), (["colors"], "a red shape color"), ([""], "a red shape color")],
 )
 def test_stop_texts(llava: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, stop: list[str], text: str) -> None:
-    tokens = forced(monkeypatch, llava, "a red shape colour")
+    tokens = forced(monkeypatch, llava, "a red shape color")
     pieces: list[str] = []
     told = stream_answer(*llava, [PICTURE], TALK, GenerationParams(stop=stop), on_text=pieces.append)
     assert "".join(pieces) == told.text == text
     assert told.finish == "stop"
-    assert (told.new_tokens == len(tokens)) is (text == "a red shape colour")
+    assert (told.new_tokens == len(tokens)) is (text == "a red shape color")
 
 
 def test_nobody_wants_the_rest(llava: tuple[Any, Any]) -> None:

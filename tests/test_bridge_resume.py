@@ -15,7 +15,7 @@ from test_bridge_fsdp import config, losses, torchrun
 from clips.errors import UserError
 from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.training import launch as launching
-from llava_bridge.training.checkpoints import needs_universal_conversion, convert_to_universal
+from llava_bridge.training.checkpoints import convert_to_universal, needs_universal_conversion
 from llava_bridge.training.config import LaunchConfig, LoraConfig, StageConfig
 
 

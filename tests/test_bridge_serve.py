@@ -31,13 +31,13 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 
 
-def data_url(colour: str = "red", kind: str = "PNG") -> str:
+def data_url(color: str = "red", kind: str = "PNG") -> str:
     stream = io.BytesIO()
-    Image.new("RGB", (40, 24), colour).save(stream, kind)
+    Image.new("RGB", (40, 24), color).save(stream, kind)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def asked(text: str = "What colour is it?", url: str | None = None) -> list[Any]:
+def asked(text: str = "What color is it?", url: str | None = None) -> list[Any]:
     picture = {"type": "image_url", "image_url": {"url": url or data_url()}}
     return [{"role": "user", "content": [{"type": "text", "text": text}, picture]}]
 
@@ -83,7 +83,7 @@ def test_the_model_is_listed(client: openai.OpenAI) -> None:
 
 def test_an_answer_is_that_of_the_bridge(client: openai.OpenAI, llava: tuple[Any, Any]) -> None:
     made = complete(client, max_tokens=9)
-    (expected,) = generate.answer(*llava, [Image.new("RGB", (40, 24), "red")], ["What colour is it?"], 9)
+    (expected,) = generate.answer(*llava, [Image.new("RGB", (40, 24), "red")], ["What color is it?"], 9)
     assert made.choices[0].message.content == expected
     assert made.choices[0].finish_reason == "length"
     assert made.usage.completion_tokens == 9
@@ -99,7 +99,7 @@ def test_a_whole_talk_with_two_pictures(client: openai.OpenAI, llava: tuple[Any,
         {"role": "assistant", "content": "red"},
         *asked("Second?", data_url("blue", "WEBP")),
     ]
-    pictures = [[Image.new("RGB", (40, 24), colour) for colour in ("red", "blue")]]
+    pictures = [[Image.new("RGB", (40, 24), color) for color in ("red", "blue")]]
     flat = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "<image>\nFirst?"},
@@ -251,13 +251,13 @@ def batches(monkeypatch: pytest.MonkeyPatch, most: int = 100) -> list[int]:
 
 
 QUESTIONS: list[dict[str, Any]] = [
-    {"messages": asked("What colour is it?"), "max_tokens": 9},
+    {"messages": asked("What color is it?"), "max_tokens": 9},
     {"messages": asked("And a longer question, please?", data_url("blue")), "max_tokens": 4, "stream": True},
     {"messages": [{"role": "user", "content": "Nothing to see?"}], "max_tokens": 12},
     {"messages": asked("?", data_url("green")), "max_tokens": 9, "temperature": 0},
     {"messages": asked("?", data_url("green")), "max_tokens": 9, "temperature": 1.5, "seed": 3},
     {"messages": [{"role": "user", "content": "word " * 300}]},
-    {"messages": asked("What colour is it?"), "max_tokens": 9, "stop": ["e", "o"]},
+    {"messages": asked("What color is it?"), "max_tokens": 9, "stop": ["e", "o"]},
 ]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from colours import contrast
+from colors import contrast
 from test_report_page import Loads
 
 from llava_bridge.inference.streaming import GenerationParams, Prompt, StreamedAnswer
@@ -34,11 +34,11 @@ async function until(what) {
   for (let i = 0; i < 500 && !what(); i++) await sleep(20);
   if (!what()) throw new Error(`never: ${what}`);
 }
-async function picture(colour) {
+async function picture(color) {
   const canvas = new OffscreenCanvas(40, 24), pen = canvas.getContext("2d");
-  pen.fillStyle = colour;
+  pen.fillStyle = color;
   pen.fillRect(0, 0, 40, 24);
-  return new File([await canvas.convertToBlob()], `${colour}.png`, {type: "image/png"});
+  return new File([await canvas.convertToBlob()], `${color}.png`, {type: "image/png"});
 }
 function drop(file) {
   const data = new DataTransfer();
@@ -150,15 +150,15 @@ def test_the_page_loads_nothing() -> None:
 
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
-def test_colours_have_the_contrast_of_wcag_aa(scheme: int) -> None:
+def test_colors_have_the_contrast_of_wcag_aa(scheme: int) -> None:
     page = Path(serving.__file__).with_name("page.html").read_text(encoding="utf-8")
     block = re.findall(r":root \{(.*?)\}", page, re.DOTALL)[scheme]
-    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block))
+    colors = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block))
     for ground in ("paper", "sheet"):
         for text in ("ink", "ink-soft", "fault"):
-            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
-    assert contrast(colours["on-accent"], colours["accent"]) >= 4.5
-    assert contrast(colours["accent"], colours["paper"]) >= 3
+            assert contrast(colors[text], colors[ground]) >= 4.5, (text, ground)
+    assert contrast(colors["on-accent"], colors["accent"]) >= 4.5
+    assert contrast(colors["accent"], colors["paper"]) >= 3
 
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium in the path")

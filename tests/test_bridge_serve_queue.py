@@ -23,7 +23,9 @@ def busy(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """A batch is being answered; the worker's queue is its own, the model only takes its time."""
     began = threading.Event()
 
-    def ready(model: Any, processor: Any, pictures: Any, messages: Any, decoding: GenerationParams, **told: Any) -> Prompt:
+    def ready(
+        model: Any, processor: Any, pictures: Any, messages: Any, decoding: GenerationParams, **told: Any
+    ) -> Prompt:
         return Prompt(ids=[0], pictures=pictures, decoding=decoding, most=1, **told)
 
     def replies(model: Any, processor: Any, prompts: list[Prompt]) -> list[StreamedAnswer]:

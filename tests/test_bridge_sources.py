@@ -21,24 +21,24 @@ from clips.data.formats.base import Conversation
 from clips.errors import UserError
 from llava_bridge.data import ConversationSourceConfig, read_samples, read_texts
 from llava_bridge.data.sources import refuse_missing, weighted
-from llava_bridge.training.config import StageConfig, LlavaTrainConfig
+from llava_bridge.training.config import LlavaTrainConfig, StageConfig
 from llava_bridge.training.run_identity import describe_data, run_identity
 
 RGB = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 TALKS: list[tuple[list[str], list[tuple[str, str]]]] = [
     (["red", "green"], [("user", "First <image>\nthen <image>\nwhich?"), ("assistant", "both")]),
-    (["blue"], [("system", "Be brief."), ("user", "<image>\nColour?"), ("assistant", "blue")]),
+    (["blue"], [("system", "Be brief."), ("user", "<image>\nColor?"), ("assistant", "blue")]),
     ([], [("user", "What is 1 + 1?"), ("assistant", "2"), ("user", "Sure?"), ("assistant", "yes")]),
     (["green", "red"], [("user", "No marks."), ("assistant", "so they come first")]),
 ]
-"""Pictures by their colours, and who says what."""
+"""Pictures by their colors, and who says what."""
 EXPECTED = [*(turns for _, turns in TALKS[:3]), [("user", f"{'<image>' + chr(10)}" * 2 + "No marks."), TALKS[3][1][1]]]
 FROM = {"user": "human", "assistant": "gpt", "system": "system"}
 
 
-def png(colour: str) -> bytes:
+def png(color: str) -> bytes:
     stream = io.BytesIO()
-    Image.new("RGB", (6, 4), RGB[colour]).save(stream, "PNG")
+    Image.new("RGB", (6, 4), RGB[color]).save(stream, "PNG")
     return stream.getvalue()
 
 
@@ -63,17 +63,17 @@ def as_parts(turns: list[tuple[str, str]]) -> list[dict[str, Any]]:
 
 
 def rows(talk: str, form: Callable[..., Any], picture: Callable[[str], Any]) -> list[dict[str, Any]]:
-    return [{talk: form(turns), "images": [picture(colour) for colour in colours]} for colours, turns in TALKS]
+    return [{talk: form(turns), "images": [picture(color) for color in colors]} for colors, turns in TALKS]
 
 
 def write_files(folder: Path) -> None:
-    for colour in RGB:
-        (folder / f"{colour}.png").write_bytes(png(colour))
+    for color in RGB:
+        (folder / f"{color}.png").write_bytes(png(color))
 
 
 def json_lines(folder: Path) -> ConversationSourceConfig:
     write_files(folder)
-    found = rows("conversations", as_values, lambda colour: f"{colour}.png")
+    found = rows("conversations", as_values, lambda color: f"{color}.png")
     found[2].pop("images")
     (folder / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
     return ConversationSourceConfig(format="conversations", path=str(folder / "talk.jsonl"))
@@ -82,15 +82,15 @@ def json_lines(folder: Path) -> ConversationSourceConfig:
 def llava_json(folder: Path) -> ConversationSourceConfig:
     write_files(folder)
     found = [
-        {"conversations": as_values(turns), "image": [f"{colour}.png" for colour in colours] or None}
-        for colours, turns in [*TALKS[:3], (TALKS[3][0], EXPECTED[3])]  # LLaVA's form has a mark for each picture
+        {"conversations": as_values(turns), "image": [f"{color}.png" for color in colors] or None}
+        for colors, turns in [*TALKS[:3], (TALKS[3][0], EXPECTED[3])]  # LLaVA's form has a mark for each picture
     ]
     (folder / "talk.json").write_text(json.dumps(found))
     return ConversationSourceConfig(path=str(folder / "talk.json"))
 
 
 def parquet_of_structs(folder: Path) -> ConversationSourceConfig:
-    found = rows("messages", as_parts, lambda colour: {"bytes": png(colour), "path": f"{colour}.png"})
+    found = rows("messages", as_parts, lambda color: {"bytes": png(color), "path": f"{color}.png"})
     pq.write_table(pa.Table.from_pylist(found), folder / "talk.parquet", row_group_size=2)
     return ConversationSourceConfig(format="conversations", path=str(folder / "talk.parquet"))
 
@@ -105,15 +105,17 @@ def parquet_of_bytes(folder: Path) -> ConversationSourceConfig:
 def parquet_of_paths(folder: Path) -> ConversationSourceConfig:
     (folder / "pictures").mkdir()
     write_files(folder / "pictures")
-    found = rows("messages", as_content, lambda colour: f"{colour}.png")
+    found = rows("messages", as_content, lambda color: f"{color}.png")
     pq.write_table(pa.Table.from_pylist(found), folder / "talk.parquet")
-    return ConversationSourceConfig(format="conversations", path=str(folder / "talk.parquet"), images=str(folder / "pictures"))
+    return ConversationSourceConfig(
+        format="conversations", path=str(folder / "talk.parquet"), images=str(folder / "pictures")
+    )
 
 
 def saved_dataset(folder: Path) -> ConversationSourceConfig:
     import datasets
 
-    found = rows("messages", as_parts, lambda colour: Image.new("RGB", (6, 4), RGB[colour]))
+    found = rows("messages", as_parts, lambda color: Image.new("RGB", (6, 4), RGB[color]))
     columns = {name: [row[name] for row in found] for name in found[0]}
     whole = datasets.Dataset.from_dict(columns).cast_column("images", datasets.List(datasets.Image()))
     turned = whole.select([3, 2, 1, 0]).save_to_disk  # with indices, which are resolved when it is saved
@@ -125,7 +127,7 @@ def saved_dataset(folder: Path) -> ConversationSourceConfig:
 
 def hub_layout(folder: Path) -> ConversationSourceConfig:
     (folder / "hub" / "data").mkdir(parents=True)
-    found = pa.Table.from_pylist(rows("messages", as_content, lambda colour: {"bytes": png(colour), "path": None}))
+    found = pa.Table.from_pylist(rows("messages", as_content, lambda color: {"bytes": png(color), "path": None}))
     for split, table in {"train": found, "test": found.slice(0, 1)}.items():
         pq.write_table(table, folder / "hub" / "data" / f"{split}-00000-of-00001.parquet")
     return ConversationSourceConfig(format="conversations", path=str(folder / "hub"))
@@ -135,11 +137,9 @@ def shards(folder: Path) -> ConversationSourceConfig:
     (folder / "shards").mkdir()
     for shard, some in enumerate((TALKS[:1], TALKS[1:])):
         with tarfile.open(folder / "shards" / f"{shard}.tar", "w") as tar:
-            for number, (colours, turns) in enumerate(some):
+            for number, (colors, turns) in enumerate(some):
                 files = {"json": json.dumps({"messages": as_parts(turns)}).encode()}
-                files |= {
-                    f"{place + 9}.png": png(colour) for place, colour in enumerate(colours)
-                }  # 9.png before 10.png
+                files |= {f"{place + 9}.png": png(color) for place, color in enumerate(colors)}  # 9.png before 10.png
                 for extension, content in files.items():
                     member = tarfile.TarInfo(f"{number:03d}.{extension}")
                     member.size = len(content)
@@ -147,7 +147,7 @@ def shards(folder: Path) -> ConversationSourceConfig:
     return ConversationSourceConfig(format="webdataset", path=str(folder / "shards"))
 
 
-def colour_of(picture: Any) -> str:
+def color_of(picture: Any) -> str:
     value = picture.open().getpixel((2, 2))
     return next(name for name, rgb in RGB.items() if rgb == value)
 
@@ -176,18 +176,18 @@ def test_every_form_gives_the_same_samples(make: Callable[[Path], ConversationSo
     assert [[(turn.role, turn.content) for turn in sample.turns] for sample in samples] == EXPECTED
     again: list[Conversation] = pickle.loads(pickle.dumps(samples))  # as processes that load data get them
     for some in (samples, again):
-        assert [[colour_of(picture) for picture in sample.images] for sample in some] == [talk[0] for talk in TALKS]
+        assert [[color_of(picture) for picture in sample.images] for sample in some] == [talk[0] for talk in TALKS]
     assert len({sample.name for sample in samples}) == 4
 
 
 def test_one_picture_a_row_in_a_column_of_its_own(tmp_path: Path) -> None:
     found = [
-        {"conversations": as_values([("user", "<image>\nColour?"), ("assistant", "red")]), "image": png("red")},
+        {"conversations": as_values([("user", "<image>\nColor?"), ("assistant", "red")]), "image": png("red")},
         {"conversations": as_values([("user", "1 + 1?"), ("assistant", "2")]), "image": None},
     ]
     pq.write_table(pa.Table.from_pylist(found), tmp_path / "talk.parquet")
     samples = read_samples(ConversationSourceConfig(format="conversations", path=str(tmp_path / "talk.parquet")))
-    assert [[colour_of(picture) for picture in sample.images] for sample in samples] == [["red"], []]
+    assert [[color_of(picture) for picture in sample.images] for sample in samples] == [["red"], []]
 
 
 def test_a_split_is_chosen(tmp_path: Path) -> None:
@@ -198,8 +198,8 @@ def test_a_split_is_chosen(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="did you mean 'test'"):
             read_samples(ConversationSourceConfig(split="tset", **config))
     other = read_samples(ConversationSourceConfig(format="conversations", path=str(tmp_path / "other")))
-    assert [[colour_of(picture) for picture in sample.images] for sample in other] == [
-        colours for colours, _ in reversed(TALKS)
+    assert [[color_of(picture) for picture in sample.images] for sample in other] == [
+        colors for colors, _ in reversed(TALKS)
     ]
 
 
@@ -323,8 +323,13 @@ def test_a_source_has_a_weight(bridge_talk: Path) -> None:
     path = str(bridge_talk / "talk.json")
     assert len(read_samples(ConversationSourceConfig(path=path, weight=1.5))) == 24
     assert len(read_samples(ConversationSourceConfig(path=path, weight=0.5, limit=8))) == 4
-    assert len(read_texts(ConversationSourceConfig(path=str(bridge_talk / "text.jsonl"), format="text", weight=0.25))) == 8
-    drawn = [[sample.name for sample in read_samples(ConversationSourceConfig(path=path, weight=0.5), seed)] for seed in (0, 0, 1)]
+    assert (
+        len(read_texts(ConversationSourceConfig(path=str(bridge_talk / "text.jsonl"), format="text", weight=0.25))) == 8
+    )
+    drawn = [
+        [sample.name for sample in read_samples(ConversationSourceConfig(path=path, weight=0.5), seed)]
+        for seed in (0, 0, 1)
+    ]
     assert drawn[0] == drawn[1] != drawn[2]
     with pytest.raises(UserError, match=r"data.weight: 0.01 of the 16 samples of .* is none"):
         read_samples(ConversationSourceConfig(path=path, weight=0.01))

@@ -117,7 +117,7 @@ def test_features_that_are_kept_are_those_that_are_computed(runs: Path) -> None:
     assert losses(runs / "kept") == losses(runs / "plain")
     assert losses(runs / "found") == pytest.approx(losses(runs / "plain"), abs=1e-4)
     kept = [path for path in (runs / "cache" / "clips" / "features").rglob("*") if path.is_file()]
-    assert len(kept) == len(bridge_world.COLOURS)  # all pictures of one colour have the same pixels
+    assert len(kept) == len(bridge_world.COLORS)  # all pictures of one color have the same pixels
 
 
 def test_adapters_are_merged_into_the_weights_and_only_where_they_are(runs: Path) -> None:
@@ -137,13 +137,13 @@ def test_adapters_that_are_not_merged_lie_beside_the_model(runs: Path) -> None:
 
     assert moved(runs, "dora") == {"projector"}
     model, processor = load_llava(runs / "dora")
-    plain = answer(model, processor, [None], ["What colour is it?"], max_new_tokens=4)
+    plain = answer(model, processor, [None], ["What color is it?"], max_new_tokens=4)
     again, _ = load_llava(runs / "dora", adapter=False)
     adapted = peft.PeftModel.from_pretrained(again, runs / "dora" / "adapter").merge_and_unload()
     names = dict(adapted.named_parameters())
     for name, value in model.named_parameters():
         torch.testing.assert_close(value, names[name], msg=name)
-    assert answer(adapted, processor, [None], ["What colour is it?"], max_new_tokens=4) == plain
+    assert answer(adapted, processor, [None], ["What color is it?"], max_new_tokens=4) == plain
     assert any("vision_tower" in name for name in load_file(runs / "dora" / "adapter" / "adapter_model.safetensors"))
 
 

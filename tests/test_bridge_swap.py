@@ -136,7 +136,7 @@ def test_any_encoder_with_any_llm(encoder: str, llm: str, trained: Path, llms: d
     assert all(math.isfinite(row["loss"]) for row in logged)
     model, processor = load_llava(directory)
     picture = Image.effect_noise((60, 40), 80).convert("RGB")
-    said = answer(model, processor, [picture, picture], ["What colour is it?", "Sure?"], max_new_tokens=4, batch_size=2)
+    said = answer(model, processor, [picture, picture], ["What color is it?", "Sure?"], max_new_tokens=4, batch_size=2)
     assert len(said) == 2
     untrained = transformers.AutoModelForCausalLM.from_pretrained(llms[llm]).state_dict()
     now = model.state_dict()

@@ -258,8 +258,8 @@ with hand_over_errors():
 def test_frozen_parts_are_told_from_trained_ones_by_their_bits() -> None:
     from llava_bridge.training.config import StageConfig
     from llava_bridge.training.setup import StageSetup
+    from llava_bridge.training.sharded_weights import frozen_tensors, tensors_hash
     from llava_bridge.training.trainer import set_trainable_parts
-    from llava_bridge.training.sharded_weights import tensors_hash, frozen_tensors
 
     model: Any = torch.nn.ModuleDict({name: torch.nn.BatchNorm1d(2) for name in ("vision", "projector", "llm")})
     setup: Any = StageSetup(model, None, dict(model.items()), None, None)  # type: ignore[arg-type]

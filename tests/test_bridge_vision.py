@@ -81,7 +81,9 @@ def test_frozen_tower_ignores_training_mode() -> None:
 
 @pytest.mark.parametrize("spec", ["vit", "timm:efficientnet_lite0@random"])
 def test_float32_tower_computes_in_the_precision_of_its_pixels(spec: str, bridge_encoder: Path) -> None:
-    model = build_vision_model(load_encoder(str(bridge_encoder) if spec == "vit" else spec, None if spec == "vit" else 64))
+    model = build_vision_model(
+        load_encoder(str(bridge_encoder) if spec == "vit" else spec, None if spec == "vit" else 64)
+    )
     batch = pixels(2, model.config.image_size)
     exact = model(batch).last_hidden_state
     half = model(batch.bfloat16()).last_hidden_state

@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import save_file
 
 from clips.core.artifact import (
-    atomic_update_dir,
     atomic_artifact_dir,
+    atomic_output_path,
+    atomic_update_dir,
+    atomic_write,
     directory_hash,
     file_hash,
     is_finished,
     read_manifest,
-    atomic_output_path,
-    atomic_write,
     write_manifest,
 )
 from clips.errors import UserError, unknown_name_error

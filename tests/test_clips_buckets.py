@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clips.data.sources import SourceConfig, open_source
 from clips.data.inspect_command import IndexShardsConfig, run_index
+from clips.data.sources import SourceConfig, open_source
 from clips.errors import UserError
 from clips.train import train
 

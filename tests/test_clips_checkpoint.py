@@ -15,8 +15,14 @@ from clips.parallel.distributed import DistributedContext, start_processes
 from clips.serialization import to_yaml
 from clips.training import checkpoint as checkpointing
 from clips.training.checkpoint import Checkpointer, load_tensors, verify_checkpoint
-from clips.training.run_dir import resume_changes, is_trained, read_run_config, create_run_dir
-from clips.training.train_state import CHECKPOINTS_DIR, TrainState, list_checkpoints, read_train_state, remove_checkpoints
+from clips.training.run_dir import create_run_dir, is_trained, read_run_config, resume_changes
+from clips.training.train_state import (
+    CHECKPOINTS_DIR,
+    TrainState,
+    list_checkpoints,
+    read_train_state,
+    remove_checkpoints,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +87,9 @@ def restore(checkpoint: Path) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
 
 def test_a_run_goes_on_bit_for_bit(tmp_path: Path):
     checkpoint = save(tmp_path, 3)
-    assert read_train_state(checkpoint) == TrainState(step=3, samples_seen=12, seconds=1.5, bad=invalid_samples(), norms=[0.25])
+    assert read_train_state(checkpoint) == TrainState(
+        step=3, samples_seen=12, seconds=1.5, bad=invalid_samples(), norms=[0.25]
+    )
     model, optimizer = restore(checkpoint)
     for step in (3, 4):
         one_step(model, optimizer, step)

@@ -19,8 +19,8 @@ import torch
 
 from clips.data.config import DataConfig
 from clips.data.download_process import DownloadProcess
-from clips.data.remote_files import ShardCache, UnreachableError
 from clips.data.loader import TrainDataset, iterate_batches
+from clips.data.remote_files import ShardCache, UnreachableError
 from clips.data.sources import SourceConfig
 from clips.errors import UserError
 

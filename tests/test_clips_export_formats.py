@@ -190,7 +190,9 @@ def test_a_sigmoid_training_loads_in_stock_open_clip(tmp_path: Path):
         cosines = model.encode_image(pixels, normalize=True) @ model.encode_text(tokens, normalize=True).t()
         torch.testing.assert_close(logits, model.logit_scale.exp() * cosines + stored["logit_bias"])
 
-    run_export(ExportConfig(run=str(list_checkpoints(run)[-1]), output=str(tmp_path / "tower"), format="timm"))  # mid-training
+    run_export(
+        ExportConfig(run=str(list_checkpoints(run)[-1]), output=str(tmp_path / "tower"), format="timm")
+    )  # mid-training
     held = clips_world.tensors_of(list_checkpoints(run)[-1])
     tower = load_file(tmp_path / "tower" / "model.safetensors")
     assert torch.equal(tower["head.weight"], held["model.clip.visual.proj"].t())
@@ -198,7 +200,7 @@ def test_a_sigmoid_training_loads_in_stock_open_clip(tmp_path: Path):
 
 def test_manifest_and_card(encoders: Path, tmp_path: Path):
     output = tmp_path / "out"
-    run_export(ExportConfig(run=str(encoders / "clips"), output=str(output), format="hf_dual", licence="apache-2.0"))
+    run_export(ExportConfig(run=str(encoders / "clips"), output=str(output), format="hf_dual", license="apache-2.0"))
     manifest = read_manifest(output)
     assert manifest["kind"] == "hf_dual"
     assert manifest["largest_difference"] < 1e-5
@@ -217,7 +219,7 @@ def test_a_card_has_results_and_what_the_data_was(tmp_path: Path, capsys: pytest
     data, held_out = clips_world.write_shards(tmp_path / "train"), clips_world.write_shards(tmp_path / "test", (5,))
     validation = {"source": {"path": str(held_out)}, "every": 2}
     run = tmp_path / "run"
-    fields = {"validation": validation, "licence": "cc-by-4.0"}
+    fields = {"validation": validation, "license": "cc-by-4.0"}
     train(clips_world.train_config(data, run, steps=4, keep_after_training=True, **fields))
     card, manifest = (run / "README.md").read_text(), read_manifest(run)
     assert card.startswith("---\nlicense: cc-by-4.0\n")
@@ -226,7 +228,7 @@ def test_a_card_has_results_and_what_the_data_was(tmp_path: Path, capsys: pytest
         shares = [100 * manifest["last"][f"val_{kind}_{way}_r1"] for way in ("i2t", "t2i")]
         assert f"| {kind} | {shares[0]:.1f} | {shares[1]:.1f} |" in card
 
-    run_export(ExportConfig(run=str(list_checkpoints(run)[-1]), output=str(tmp_path / "earlier"), licence="mit"))
+    run_export(ExportConfig(run=str(list_checkpoints(run)[-1]), output=str(tmp_path / "earlier"), license="mit"))
     assert read_manifest(tmp_path / "earlier")["last"]["step"] == 2
     card = (tmp_path / "earlier" / "README.md").read_text()
     assert "R@1 at step 2:" in card

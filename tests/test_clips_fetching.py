@@ -21,12 +21,12 @@ from serving import Quiet, address, serve
 
 from clips.data import remote_files
 from clips.data.config import DataConfig
+from clips.data.loader import TrainDataset, iterate_batches
 from clips.data.prefetch import ShardPrefetcher
 from clips.data.remote_files import ShardCache, UnreachableError
-from clips.data.loader import TrainDataset, iterate_batches
 from clips.data.sampler import SampleOrder
 from clips.data.shard_index import index_shard, load_index
-from clips.data.sources import BadSampleError, SourceConfig, shard_lengths, open_source
+from clips.data.sources import BadSampleError, SourceConfig, open_source, shard_lengths
 from clips.errors import UserError
 
 
@@ -327,7 +327,9 @@ def test_without_a_place_for_indexes_every_reader_makes_its_own(tmp_path: Path):
 def test_a_full_disk_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     outage = Outage(monkeypatch)
     source = open_source(many(tmp_path))
-    monkeypatch.setattr(remote_files, "_fetch", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        remote_files, "_fetch", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(OSError, match="No space left"):
         source.read(20, rng())
     assert outage.pauses == []
@@ -381,7 +383,9 @@ def test_names_that_are_not_utf8_are_names(tmp_path: Path):
 
 def test_bytes_that_the_disk_does_not_give_are_a_bad_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     source = open_source(SourceConfig(path=str(clips_world.write_shards(tmp_path / "data", sizes=(2,)))))
-    monkeypatch.setattr("clips.data.tar_index.os.pread", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    monkeypatch.setattr(
+        "clips.data.tar_index.os.pread", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error"))
+    )
     with pytest.raises(BadSampleError, match="Input/output error"):
         source.read(0, rng())
 

@@ -76,7 +76,7 @@ def test_what_the_trainings_may_go_on_with():
         "micro_batch_size",
         "scale",
         "validation",
-        "licence",
+        "license",
         "data.num_workers",
         "data.cache_images",
     }

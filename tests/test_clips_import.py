@@ -98,7 +98,7 @@ def test_hf_clip_brings_its_words_and_its_pixels(tmp_path: Path):
     from transformers import AutoImageProcessor, AutoTokenizer
 
     world.hf_clip(tmp_path / "hf")
-    encoder = imported(tmp_path / "hf", tmp_path / "encoder", licence="mit")
+    encoder = imported(tmp_path / "hf", tmp_path / "encoder", license="mit")
     theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
     padded = theirs(world.TEXTS, padding="max_length", max_length=10, truncation=True, return_tensors="pt").input_ids
     assert torch.equal(encoder.tokenizer(world.TEXTS), padded)
@@ -107,7 +107,7 @@ def test_hf_clip_brings_its_words_and_its_pixels(tmp_path: Path):
     pixels = AutoImageProcessor.from_pretrained(tmp_path / "hf")(picture, return_tensors="pt").pixel_values[0]
     torch.testing.assert_close(encoder.preprocess(picture), pixels, atol=1e-5, rtol=0)
     assert encoder.config["preprocess_cfg"]["resize_mode"] == "shortest"
-    assert read_encoder_manifest(tmp_path / "encoder")["licence"] == "mit"
+    assert read_encoder_manifest(tmp_path / "encoder")["license"] == "mit"
     assert "license: mit" in (tmp_path / "encoder" / "README.md").read_text()
 
 
@@ -186,7 +186,7 @@ def test_a_hub_directory_whose_weights_are_a_pickle_of_tensors(tmp_path: Path, c
     with torch.no_grad():
         assert torch.equal(encoder.model.encode_text(tokens), model.encode_text(tokens))
     assert encoder.config["preprocess_cfg"] == world.PREPROCESS
-    assert read_encoder_manifest(tmp_path / "encoder")["licence"] == "apache-2.0"
+    assert read_encoder_manifest(tmp_path / "encoder")["license"] == "apache-2.0"
 
 
 def test_released_clips_gets_its_tokenizer(tmp_path: Path):
@@ -230,7 +230,7 @@ def test_an_imported_encoder_embeds_for_the_benchmarks(tmp_path: Path):
     theirs = world.hf_siglip(tmp_path / "hf")
     imported(tmp_path / "hf", tmp_path / "encoder")
     dual = load_dual_encoder(str(tmp_path / "encoder"), "cpu", "float32")
-    pictures = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
+    pictures = [Image.new("RGB", (40, 30), color) for color in ("red", "blue")]
     images, texts = embed_images(dual, pictures.__getitem__, ["r", "b"], 2), embed_texts(dual, ["a red square"], 2)
     with torch.no_grad():
         expected = theirs.get_text_features(input_ids=dual.tokenizer(["a red square"])).pooler_output

@@ -26,8 +26,8 @@ from clips.model.tokenizer import EOS
 from clips.parallel.distributed import DistributedContext, start_processes
 from clips.train import train
 from clips.training.checkpoint import Checkpointer
-from clips.training.train_state import TRAIN_STATE_FILE, TrainState, list_checkpoints, read_train_state
 from clips.training.setup import open_train_dataset
+from clips.training.train_state import TRAIN_STATE_FILE, TrainState, list_checkpoints, read_train_state
 
 CAPTIONS = json.dumps({"web_caption": "a dog", "synthetic_caption": "A dog on grass."}).encode()
 REASONS = ("undecodable picture", "no caption 'web_caption'", "missing picture")

@@ -51,8 +51,8 @@ def naive_supcon(image, texts, scale, bias):
     count, total = len(image), 0.0
     for i in range(count):
         scores = [[scale * float(image[i] @ text[j]) for j in range(count)] for text in texts]
-        normaliser = math.log(sum(math.exp(score) for row in scores for score in row))
-        total += sum(normaliser - row[i] for row in scores) / len(texts)
+        normalizer = math.log(sum(math.exp(score) for row in scores for score in row))
+        total += sum(normalizer - row[i] for row in scores) / len(texts)
         for text in texts:
             backward = [scale * float(image[j] @ text[i]) for j in range(count)]
             total += (math.log(sum(map(math.exp, backward))) - backward[i]) / len(texts)

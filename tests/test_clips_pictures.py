@@ -34,7 +34,7 @@ def test_pictures_of_all_sorts_become_upright_rgb():
     exif = rotated.getexif()
     exif[0x0112] = 6
     assert decode_image(encode(rotated, "jpeg", exif=exif)).size == (4, 8)
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
     assert decode_image(encode(frames[0], "gif", save_all=True, append_images=frames[1:])).getpixel((0, 0))[0] > 200
 
 
@@ -77,7 +77,7 @@ def test_crops_keep_to_their_area_and_squash_to_the_square():
     assert torch.equal(whole, augment(ramp, 16, AugmentConfig(min_area=1), np.random.default_rng(1)))
 
 
-def test_colours_change_only_when_asked():
+def test_colors_change_only_when_asked():
     image = Image.new("RGB", (8, 8), (200, 100, 50))
     draws = [
         augment(image, 8, AugmentConfig(color_jitter=0.4, gray_scale_prob=0.2), np.random.default_rng(s))
@@ -113,7 +113,7 @@ def authors_jitter(pixels: np.ndarray, strength: float, rng: np.random.Generator
     return 255 * x
 
 
-def test_colours_jitter_as_the_authors_do():
+def test_colors_jitter_as_the_authors_do():
     smooth = np.random.default_rng(0).integers(30, 230, (3, 3, 3)).astype(np.uint8)
     image = Image.fromarray(smooth).resize((12, 12), Image.Resampling.BICUBIC)
     moved = []

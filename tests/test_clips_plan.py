@@ -35,12 +35,12 @@ from clips.planning.dry_run import (
 )
 from clips.planning.hardware import GPUS, find_gpu
 from clips.planning.memory import PARALLELS, Layout, MemoryModel, largest
-from clips.planning.plan import StagePlan, ring_bandwidth, plan_stages, resolve_mfu, training_cost
+from clips.planning.plan import StagePlan, plan_stages, resolve_mfu, ring_bandwidth, training_cost
 from clips.planning.profilers import FlopCounter, MemoryTrace
 from clips.planning.tables import speeds
 from clips.training.config import EncoderTrainConfig
-from clips.training.stages import stage_configs
 from clips.training.setup import open_train_dataset, setup_run
+from clips.training.stages import stage_configs
 from clips.training.validation import RetrievalValidation
 
 MODEL = ModelConfig(architecture="clips-tiny", image_size=16, context_length=12)

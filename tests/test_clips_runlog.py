@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from clips.training.run_logger import ThroughputTimer, RunLogger
+from clips.training.run_logger import RunLogger, ThroughputTimer
 from clips.training.train_state import TrainState
 
 

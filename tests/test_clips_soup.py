@@ -22,8 +22,8 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     data = clips_world.write_shards(folder / "data")
     for seed, name in enumerate(("clips", "clips", "clip")):
         recipe = {"name": name, "captioner": {"length": 12, "layers": 1}}
-        licence = "mit" if name == "clips" else None
-        train(clips_world.train_config(data, folder / str(seed), steps=2, seed=seed, recipe=recipe, licence=licence))
+        license = "mit" if name == "clips" else None
+        train(clips_world.train_config(data, folder / str(seed), steps=2, seed=seed, recipe=recipe, license=license))
     return [folder / str(seed) for seed in range(3)]
 
 
@@ -56,11 +56,11 @@ def test_what_does_not_mix_is_told(encoders: list[Path], tmp_path: Path):
     assert not (tmp_path / "soup").exists()
 
 
-def test_a_strangers_licence_is_no_markup_in_the_card(tmp_path: Path):
-    licence = "mit\nbase_model: theirs\n---\n<script>alert(1)</script> [x](javascript:y) \x1b]0;z\x07"
+def test_a_strangers_license_is_no_markup_in_the_card(tmp_path: Path):
+    license = "mit\nbase_model: theirs\n---\n<script>alert(1)</script> [x](javascript:y) \x1b]0;z\x07"
     text = {"context_length": 12}
     cfg = {"vision_cfg": {"image_size": 32}, "embed_dim": 8, "text_cfg": text}
-    write_card(tmp_path, "soup", config=SoupConfig(encoders=("a", "b"), output="c"), licence=licence, cfg=cfg)
+    write_card(tmp_path, "soup", config=SoupConfig(encoders=("a", "b"), output="c"), license=license, cfg=cfg)
     card = (tmp_path / "README.md").read_text()
     head = yaml.safe_load(card.split("\n---\n")[0])
     assert head["license"].startswith("mit base_model: theirs --- ")

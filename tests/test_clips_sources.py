@@ -18,9 +18,9 @@ import torch
 from serving import Quiet, address, serve
 
 from clips.data.config import DataConfig
-from clips.data.remote_files import expand_brace_ranges
 from clips.data.loader import TrainDataset, iterate_batches
-from clips.data.sources import BadSampleError, Record, SourceConfig, shard_lengths, open_source
+from clips.data.remote_files import expand_brace_ranges
+from clips.data.sources import BadSampleError, Record, SourceConfig, open_source, shard_lengths
 from clips.errors import UserError
 
 COUNT = 6

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from clips.encoder import load_encoder
 from clips.errors import UserError
 from clips.train import train
-from clips.training.stages import stage_configs
 from clips.training.setup import check_stages
+from clips.training.stages import stage_configs
 
 STAGES = (
     {"model.image_size": 16, "steps": 2, "optim.learning_rate": 1e-3},

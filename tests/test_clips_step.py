@@ -27,10 +27,10 @@ from clips.method.optimizer import OptimizerConfig, cosine_lr
 from clips.parallel.ddp import DDPStrategy
 from clips.parallel.distributed import DistributedContext
 from clips.train import export_model, prepare_batch, train
-from clips.training.run_logger import RunLogger
 from clips.training.grad_spikes import is_grad_spike
-from clips.training.train_state import TrainState, list_checkpoints
+from clips.training.run_logger import RunLogger
 from clips.training.setup import open_train_dataset, setup_run
+from clips.training.train_state import TrainState, list_checkpoints
 from clips.training.train_step import compute_gradients, train_step
 
 
@@ -308,7 +308,7 @@ def test_a_step_reports_and_clips_the_gradient():
     assert run.model.weight.grad is None
 
 
-def test_pictures_are_normalised_by_the_towers_mean_and_std():
+def test_pictures_are_normalized_by_the_towers_mean_and_std():
     run = SimpleNamespace(
         processes=DistributedContext(),
         mean=torch.tensor([0.5, 0.0, 0.0])[:, None, None],

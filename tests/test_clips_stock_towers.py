@@ -18,11 +18,11 @@ from clips.method.clips_model import build_model
 from clips.method.recipes import RecipeConfig
 from clips.model import architectures, towers
 from clips.model.architectures import ModelConfig
-from clips.model.tokenizer import VOCAB_SIZE, EOS
+from clips.model.tokenizer import EOS, VOCAB_SIZE
 from clips.planning.dry_run import full_length_texts
 from clips.train import train
-from clips.training.stages import stage_configs
 from clips.training.setup import check_stages
+from clips.training.stages import stage_configs
 
 LENGTH = 24
 

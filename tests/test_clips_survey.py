@@ -10,11 +10,11 @@ import pytest
 
 from clips.cli import COMMANDS
 from clips.commandline.commands import dispatch
+from clips.data.inspect_command import IndexShardsConfig, InspectDatasetConfig, collect_stats, run_index, run_inspect
 from clips.data.inspect_page import histogram
 from clips.data.shard_index import ShardIndex, index_shard
 from clips.data.sources import SourceConfig, open_source
 from clips.data.sources.base import TRAINING_FORMATS
-from clips.data.inspect_command import IndexShardsConfig, InspectDatasetConfig, run_index, run_inspect, collect_stats
 from clips.errors import UserError
 
 

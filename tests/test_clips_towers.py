@@ -126,7 +126,9 @@ def test_what_stands_behind_the_end_token_of_a_causal_text_does_not_count():
     changed[0, 6:], changed[1, 7:] = 2000, 2000
     torch.testing.assert_close(towers.encode_text_features(model, changed), towers.encode_text_features(model, text))
     changed[0, 3] = 2000  # "car"
-    assert (towers.encode_text_features(model, changed) - towers.encode_text_features(model, text))[0].abs().max() > 1e-3
+    assert (towers.encode_text_features(model, changed) - towers.encode_text_features(model, text))[
+        0
+    ].abs().max() > 1e-3
 
 
 def test_a_text_tower_of_another_kind_takes_the_long_way():

@@ -28,7 +28,7 @@ def model(**fields: object) -> ClipsModel:
 
 @pytest.fixture(scope="module", autouse=True)
 def _small(monkeymodule: pytest.MonkeyPatch) -> None:
-    """A small ViT with learnt positions under a public name."""
+    """A small ViT with learned positions under a public name."""
     import open_clip
 
     towers = {
@@ -95,7 +95,7 @@ def test_released_positions_are_those_of_the_new_grid_by_their_own_formula(tmp_p
 
 
 def stock_clip(directory: Path, text_cfg: dict | None = None, **options: object) -> None:
-    """An encoder as open_clip's users have it: its own tokens, OpenAI's normalisation."""
+    """An encoder as open_clip's users have it: its own tokens, OpenAI's normalization."""
     import json
 
     import open_clip
@@ -117,27 +117,27 @@ def stock_clip(directory: Path, text_cfg: dict | None = None, **options: object)
 
 def test_of_an_encoder_with_other_tokens_the_image_tower_is_taken(tmp_path: Path, capsys):
     stock_clip(tmp_path)
-    begun = model(pretrained=str(tmp_path), normalisation="openai", image_size=96)
+    begun = model(pretrained=str(tmp_path), normalization="openai", image_size=96)
     old = load_file(tmp_path / "open_clip_model.safetensors")
     assert torch.equal(begun.clip.visual.conv1.weight, old["visual.conv1.weight"])
     assert begun.clip.visual.positional_embedding.shape == (10, 64)
-    new = model(normalisation="openai", image_size=96, context_length=12)
+    new = model(normalization="openai", image_size=96, context_length=12)
     assert torch.equal(begun.clip.token_embedding.weight, new.clip.token_embedding.weight)
     assert torch.equal(begun.captioner.learnable_tokens, new.captioner.learnable_tokens)
     assert begun.preprocess_cfg["mean"] == NORMALIZATIONS["openai"][0]
     said = capsys.readouterr().err
     assert "picture positions interpolated from 5 to 10" in said
     assert f"the text tower of {tmp_path} reads other tokens; a new one begins" in said
-    with pytest.raises(UserError, match=r"^model\.normalisation: expected openai, with which .* was trained$"):
+    with pytest.raises(UserError, match=r"^model\.normalization: expected openai, with which .* was trained$"):
         model(pretrained=str(tmp_path))
     with pytest.raises(UserError, match=r"^model\.lock_text: expected false, or model.architecture: .* reads other"):
-        model(pretrained=str(tmp_path), normalisation="openai", lock_text=True)
+        model(pretrained=str(tmp_path), normalization="openai", lock_text=True)
 
 
 @pytest.mark.parametrize("rows", [49408, 32000])
 def test_tokens_are_told_apart_by_more_than_their_number(tmp_path: Path, rows: int):
     stock_clip(tmp_path, text_cfg={"vocab_size": rows})  # SigLIP's vocabulary has as many words as this method's
-    begun = model(pretrained=str(tmp_path), normalisation="openai")
+    begun = model(pretrained=str(tmp_path), normalization="openai")
     old = load_file(tmp_path / "open_clip_model.safetensors")
     assert torch.equal(begun.clip.visual.conv1.weight, old["visual.conv1.weight"])
     assert not torch.equal(begun.clip.token_embedding.weight[:9], old["token_embedding.weight"][:9])
@@ -146,7 +146,7 @@ def test_tokens_are_told_apart_by_more_than_their_number(tmp_path: Path, rows: i
 def test_an_encoder_with_quick_gelu_goes_on_with_it(tmp_path: Path):
     stock_clip(tmp_path, quick_gelu=True)
     with pytest.raises(UserError, match=r"^model\.architecture: expected one with -quickgelu, as .* was trained$"):
-        model(pretrained=str(tmp_path), normalisation="openai")
+        model(pretrained=str(tmp_path), normalization="openai")
 
 
 def test_positions_of_a_timm_vit_follow_the_size_of_another_architecture(tmp_path: Path, monkeypatch):
@@ -193,7 +193,7 @@ def test_long_clip_keeps_the_first_positions():
     assert torch.equal(longer[:20], table[:20])
     torch.testing.assert_close(longer[20], table[20])
     torch.testing.assert_close(longer[-1], table[-1])
-    for place in range(20, 248):  # by hand: 57 rows spread evenly over 228 places, neighbours weighted by distance
+    for place in range(20, 248):  # by hand: 57 rows spread evenly over 228 places, neighbors weighted by distance
         at = 20 + (place - 20) * 56 / 227
         lower = min(int(at), 75)
         expected = table[lower] + (at - lower) * (table[lower + 1] - table[lower])

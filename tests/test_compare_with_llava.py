@@ -56,10 +56,13 @@ def test_the_status_says_whether_the_curves_agree(
 
 def test_their_training_is_told_what_ours_is(script: Any, tmp_path: Path) -> None:
     from llava_bridge.data import ConversationSourceConfig
-    from llava_bridge.training.config import StageConfig, LlavaTrainConfig
+    from llava_bridge.training.config import LlavaTrainConfig, StageConfig
 
     stage = StageConfig(
-        data=[ConversationSourceConfig(path="a.json", images="photos")], global_batch_size=4, micro_batch_size=2, learning_rate=3e-4
+        data=[ConversationSourceConfig(path="a.json", images="photos")],
+        global_batch_size=4,
+        micro_batch_size=2,
+        learning_rate=3e-4,
     )
     config = LlavaTrainConfig(output="run", llava="start", align=stage, instruct=stage, seed=5)
     first, second = (script.their_options(config, name, tmp_path) for name in script.STAGES)
@@ -67,4 +70,4 @@ def test_their_training_is_told_what_ours_is(script: Any, tmp_path: Path) -> Non
         assert (options["per_device_train_batch_size"], options["gradient_accumulation_steps"]) == (2, 2)
         assert (options["learning_rate"], options["warmup_ratio"], options["seed"]) == (3e-4, 0.03, 5)
     assert first["pretrain_mm_mlp_adapter"] == tmp_path / "projector" / "mm_projector.bin"
-    assert second["pretrain_mm_mlp_adapter"] == first["output_dir"] / "mm_projector.bin"  # what its first stage learnt
+    assert second["pretrain_mm_mlp_adapter"] == first["output_dir"] / "mm_projector.bin"  # what its first stage learned

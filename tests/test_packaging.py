@@ -64,9 +64,9 @@ def source_files(*folders: str) -> set[str]:
 def test_the_wheel_holds_the_packages_whole_and_nothing_else(built):
     with zipfile.ZipFile(built[1]) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
-        licences = {name.rpartition("/")[2] for name in wheel.namelist() if "/licenses/" in name}
+        licenses = {name.rpartition("/")[2] for name in wheel.namelist() if "/licenses/" in name}
     assert names == source_files(*PACKAGES)
-    assert licences == {"LICENSE", "NOTICE"}
+    assert licenses == {"LICENSE", "NOTICE"}
     assert built[1].stat().st_size < 5e6
 
 

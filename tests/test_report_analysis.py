@@ -14,9 +14,11 @@ import pytest
 from report_material import SKILLS, items_table, put_result, put_results
 from scipy import stats
 
+from benchmarks.formatting import shorten_name
 from benchmarks.mllm.items import items_table as answered
 from benchmarks.publishing.model_card import training_facts
 from benchmarks.report.categories import category_figures, category_tables
+from benchmarks.report.correlation import correlated_pairs, correlation, correlation_figures
 from benchmarks.report.cost_figures import (
     COSTS,
     TrainingRuns,
@@ -26,14 +28,12 @@ from benchmarks.report.cost_figures import (
     images_seen,
     training_hours,
 )
-from benchmarks.report.figure_export import render_inline_svg
 from benchmarks.report.figure import FigureSet
+from benchmarks.report.figure_export import render_inline_svg
 from benchmarks.report.forest_plots import forest_plots
-from benchmarks.report.report import Report, build_report
-from benchmarks.report.correlation import correlation, correlated_pairs, correlation_figures
 from benchmarks.report.load_results import read_source
+from benchmarks.report.report import Report, build_report
 from benchmarks.study.study_record import RowRecord
-from benchmarks.formatting import shorten_name
 
 FOUR = SKILLS | {"best": 0.9}
 

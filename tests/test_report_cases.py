@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from report_material import items_table, put_failure, put_result, put_results
 
-from benchmarks.report.summary import headline, row_summary
-from benchmarks.report.report import Report, build_report
 from benchmarks.report.html_page import note_for_cell, render_page
 from benchmarks.report.notes import PAGE
+from benchmarks.report.report import Report, build_report
+from benchmarks.report.summary import headline, row_summary
 from benchmarks.report.table import BaselineDifference
 
 VOID = {"meta", "link", "br", "img", "input", "col", "path", "use", "rect", "circle", "line"}
@@ -148,7 +148,9 @@ def test_an_interval_that_reaches_over_zero_is_told_as_it_is(tmp_path, ends: tup
     put_results(tmp_path, {"clip": 0.4, "clips": 0.6})
     table = build_report(tmp_path, baseline="clip").table
     value = 4.0 if ends[1] > 1 else -4.0
-    delta = BaselineDifference(baseline="clip", value=value, low=ends[0], high=ends[1], p_value=0.01, p_adjusted=0.01, smallest=1.0)
+    delta = BaselineDifference(
+        baseline="clip", value=value, low=ends[0], high=ends[1], p_value=0.01, p_adjusted=0.01, smallest=1.0
+    )
     cells = {
         place: dataclasses.replace(cell, delta=delta if place[0] == "clips" else None)
         for place, cell in table.cells.items()

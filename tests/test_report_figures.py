@@ -10,17 +10,17 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from colours import contrast
+from colors import contrast
 from matplotlib import figure as drawn
 from report_study import make_study
 
 from benchmarks.report import figure_export, palette
-from benchmarks.report.learning_curves import Curve, draw_curves
+from benchmarks.report.figure import Figure, LegendEntry, PointLabel, plot_points, safe_file_name
 from benchmarks.report.figure_export import draw_figure, render_inline_svg, render_pdf, render_svg
-from benchmarks.report.figure import Figure, LegendEntry, PointLabel, safe_file_name, plot_points
 from benchmarks.report.formats import REPORT_FORMATS
-from benchmarks.report.report import build_report
+from benchmarks.report.learning_curves import Curve, draw_curves
 from benchmarks.report.palette import light_palette
+from benchmarks.report.report import build_report
 from benchmarks.report.sections import report_figures
 from benchmarks.report.table import Cell, Column
 

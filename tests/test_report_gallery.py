@@ -16,19 +16,19 @@ from PIL import Image
 from report_material import items_table, picture, put_result, put_results
 
 from benchmarks.data.caption_sets import load_caption_set
-from benchmarks.encoders.top_results import with_top_results
 from benchmarks.encoders.recall import compute_ranks
 from benchmarks.encoders.retrieval import items_of
+from benchmarks.encoders.top_results import with_top_results
 from benchmarks.item_sampling import hash_order
 from benchmarks.report.gallery import thumbnails
-from benchmarks.report.gallery.answer_examples import select_items, answer_galleries
+from benchmarks.report.gallery.answer_examples import answer_galleries, select_items
 from benchmarks.report.gallery.caption_examples import captioned
 from benchmarks.report.gallery.cards import Card, Gallery, fitted
 from benchmarks.report.gallery.retrieval_examples import retrieval_galleries, spread_by_difficulty
 from benchmarks.report.gallery.thumbnails import ImageDeduplicator, take_within_budget
-from benchmarks.report.report import build_report
 from benchmarks.report.html_page import render_page
 from benchmarks.report.load_results import limit_rows, read_source
+from benchmarks.report.report import build_report
 from clips.data.formats import DatasetSpec
 
 HOSTILE = (
@@ -141,7 +141,7 @@ def _items(captions, images, texts):
 def test_queries_keep_what_they_find_with_its_pictures(captions):
     images = torch.eye(30)
     texts = images[captions.first_owner]
-    blind = texts.roll(2, dims=0)  # each caption finds the next picture's neighbour before its own
+    blind = texts.roll(2, dims=0)  # each caption finds the next picture's neighbor before its own
     perfect, wrong = _items(captions, images, texts), _items(captions, images, blind)
     kept = perfect["found"].notna()
     assert kept.tolist() == wrong["found"].notna().tolist()  # the lot does not depend on the row
@@ -195,7 +195,12 @@ def test_the_page_marks_the_right_answer_in_words_and_keeps_each_picture_once(tm
 @pytest.mark.parametrize("found", ["no JSON", "[1, 2]", '[{"similarity": "a"}]'])
 def test_answers_that_cannot_be_read_are_left_out(tmp_path, found):
     _retrieval(tmp_path, "clip", found)
-    assert all(not each.answers for shown in retrieval_galleries(read_source(tmp_path)) for q in shown.cards for each in q.found)
+    assert all(
+        not each.answers
+        for shown in retrieval_galleries(read_source(tmp_path))
+        for q in shown.cards
+        for each in q.found
+    )
 
 
 def test_captions_stand_beside_their_references(tmp_path):

@@ -11,8 +11,8 @@ from report_material import items_table, put_result
 from report_study import make_study
 
 from benchmarks.report.glossary import GLOSSARY, Glossary
-from benchmarks.report.report import build_report
 from benchmarks.report.html_page import render_page
+from benchmarks.report.report import build_report
 
 
 def explained(page: str) -> set[str]:

@@ -12,8 +12,8 @@ from bench_reader import evaluate, write_pictures
 from benchmarks.config import BenchmarkConfig
 from benchmarks.encoders.long_retrieval import metric_suffix
 from benchmarks.report.caption_length_figures import length_curves, length_figures
-from benchmarks.report.report import build_report
 from benchmarks.report.html_page import render_page
+from benchmarks.report.report import build_report
 
 PICTURES = 4
 

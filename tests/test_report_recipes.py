@@ -12,8 +12,8 @@ from benchmarks.report.report import build_report
 from benchmarks.report.row_selection import Selection
 from benchmarks.report.sweep_figures import sweep_panels
 from benchmarks.study import commands
-from benchmarks.study.study_record import StudyRecord, write_study_record
 from benchmarks.study.step_state import StepRecord, write_record
+from benchmarks.study.study_record import StudyRecord, write_study_record
 
 STUDY = """
 name: small

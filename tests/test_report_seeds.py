@@ -12,13 +12,13 @@ from report_material import items_table, put_result
 from scipy import stats
 
 from benchmarks.report.formats import REPORT_FORMATS
-from benchmarks.report.report import build_report
 from benchmarks.report.html_page import render_page
-from benchmarks.report.sections import built_sections, report_figures
 from benchmarks.report.load_results import limit_rows
+from benchmarks.report.report import build_report
+from benchmarks.report.sections import built_sections, report_figures
 from benchmarks.study import commands
-from benchmarks.study.study_record import read_study_record, write_study_record
 from benchmarks.study.step_state import StepRecord, write_record
+from benchmarks.study.study_record import read_study_record, write_study_record
 
 SHARES = {
     "pretrained": (0.1, 0.1, 0.1),

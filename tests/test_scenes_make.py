@@ -31,7 +31,9 @@ def train(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def benchmarked(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("scenes") / "test"
-    generate_scenes(ScenesConfig(output=str(out), split="test", size=120, image_size=48, format="webp", benchmarks=SIZES))
+    generate_scenes(
+        ScenesConfig(output=str(out), split="test", size=120, image_size=48, format="webp", benchmarks=SIZES)
+    )
     return out
 
 

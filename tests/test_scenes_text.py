@@ -11,11 +11,11 @@ import pytest
 from clips.errors import UserError
 from clips.scenes.captions import make_captions
 from clips.scenes.colors import OBJECT_COLORS
-from clips.scenes.rng import DeterministicRng
 from clips.scenes.llava_data import make_align_record, make_instruct_record, make_text_record
 from clips.scenes.mllm_captions import MllmCaptionStyle
-from clips.scenes.phrases import with_article, describe_scene, group_relation, join_with_and, relation
-from clips.scenes.questions import ONE_SENTENCE, SHORT_ANSWER, open_questions, yes_no_pairs, sign_questions
+from clips.scenes.phrases import describe_scene, group_relation, join_with_and, relation, with_article
+from clips.scenes.questions import ONE_SENTENCE, SHORT_ANSWER, open_questions, sign_questions, yes_no_pairs
+from clips.scenes.rng import DeterministicRng
 from clips.scenes.world import SceneGenerator
 
 COUNT = 400
@@ -62,8 +62,8 @@ def test_long_captions_are_mostly_right_and_sometimes_wrong(world, scenes):
         for thing in scene.objects:
             if thing.painted:
                 said = re.findall(rf"\b({'|'.join(OBJECT_COLORS)}) {re.escape(thing.kind)}s?\b", caption)
-                right += sum(colour == thing.colour for colour in said)
-                wrong += sum(colour != thing.colour for colour in said)
+                right += sum(color == thing.color for color in said)
+                wrong += sum(color != thing.color for color in said)
     assert wrong > 0
     assert wrong / right < 0.05
 
@@ -159,7 +159,7 @@ def _judge(text: str, described) -> bool | None:
         return match[1] == described.background.description
     if match := re.match(r"Is (?:the color of )?the (.+) (\w+)$", words):
         (thing,) = [thing for thing in scene.objects if thing.kind == match[1]]
-        return thing.colour == match[2]
+        return thing.color == match[2]
     return None
 
 
@@ -170,7 +170,7 @@ def test_open_questions_have_one_word_answers_from_the_truth(world, scenes):
             assert " " not in question.answer
             families[question.text.split()[0] + question.text.split()[1]] += 1
             if match := re.match(r"What color (?:is|are) the (.+)\?", question.text):
-                assert {t.colour for t in scene.objects if world.sprites.by_name[t.kind].name == match[1]
+                assert {t.color for t in scene.objects if world.sprites.by_name[t.kind].name == match[1]
                         or world.sprites.by_name[t.kind].plural == match[1]} == {question.answer}  # fmt: skip
             if question.text.startswith("How many objects"):
                 assert question.answer == ["", "one", "two", "three", "four", "five"][len(scene.objects)]

@@ -17,9 +17,9 @@ import pytest
 from clips.errors import UserError
 from clips.scenes.backgrounds import all_backgrounds
 from clips.scenes.colors import OBJECT_COLORS, hue, nearest_color_name
-from clips.scenes.rng import DeterministicRng
+from clips.scenes.heldout_split import is_background_heldout, is_pair_heldout, is_test_scene, is_train_scene
 from clips.scenes.render import render
-from clips.scenes.heldout_split import is_test_scene, is_train_scene, is_pair_heldout, is_background_heldout
+from clips.scenes.rng import DeterministicRng
 from clips.scenes.sprites import Sprites, _hues
 from clips.scenes.world import CANVAS_SIZE, Scene, SceneGenerator, location_of
 
@@ -59,7 +59,10 @@ def picture_hash(world: SceneGenerator, size: int) -> str:
 
 def test_ground_truth_is_pinned(world):
     assert truth_hash(world) == "8c4e5d85ac6288fd55bc856b2ea4432ddc3905a47dd5cdaaef269bbe2308fb6b"
-    assert truth_hash(SceneGenerator(kinds=466, seed=7)) == "bd2bf59be8cbd699ed24f28dd339db55e47bb41056a0af38382921423655eaed"
+    assert (
+        truth_hash(SceneGenerator(kinds=466, seed=7))
+        == "bd2bf59be8cbd699ed24f28dd339db55e47bb41056a0af38382921423655eaed"
+    )
 
 
 def test_pictures_are_pinned(world):
@@ -157,19 +160,19 @@ def test_scenes_are_varied_and_things_lie_inside_and_apart(train):
                 assert min(across / (a[2] + b[2]), down / (a[3] + b[3])) < 1 / 15
 
 
-def test_objects_of_one_kind_look_alike_and_colours_are_known(world, train):
+def test_objects_of_one_kind_look_alike_and_colors_are_known(world, train):
     for scene in train[:500]:
         for kind in kinds_of(scene):
-            assert len({(t.colour, t.size) for t in scene.objects if t.kind == kind}) == 1
+            assert len({(t.color, t.size) for t in scene.objects if t.kind == kind}) == 1
         for thing in scene.objects:
             kind = world.sprites.by_name[thing.kind]
             assert thing.painted == (kind.paint_hue is not None)
-            assert thing.colour in OBJECT_COLORS if thing.painted else thing.colour == kind.colour
+            assert thing.color in OBJECT_COLORS if thing.painted else thing.color == kind.color
 
 
 def test_place_names():
     assert location_of((0, 0, 300, 300)) == "top left"
-    assert location_of((400, 400, 200, 200)) == "centre"
+    assert location_of((400, 400, 200, 200)) == "center"
     assert location_of((700, 400, 300, 200)) == "right"
     assert location_of((400, 700, 200, 300)) == "bottom"
 
@@ -187,7 +190,7 @@ def test_a_picture_shows_its_things_where_the_truth_says(world):
         assert (changed <= np.array([y + height, x + width]) + 1).all()
 
 
-def test_paint_gives_the_colour_that_the_truth_names(world):
+def test_paint_gives_the_color_that_the_truth_names(world):
     right = total = 0
     for kind in world.sprites.kinds:
         if kind.paint_hue is None:
@@ -205,7 +208,7 @@ def test_paint_gives_the_colour_that_the_truth_names(world):
     assert right / total > 0.9
 
 
-def test_colour_names():
+def test_color_names():
     named = {"red": (221, 46, 68), "blue": (85, 172, 238), "green": (119, 178, 85), "yellow": (255, 204, 77),
              "brown": (193, 105, 79), "white": (245, 248, 250), "black": (41, 47, 51), "grey": (136, 153, 166),
              "purple": (146, 102, 204), "pink": (244, 171, 186), "orange": (244, 144, 12)}  # fmt: skip

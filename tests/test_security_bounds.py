@@ -113,7 +113,7 @@ def test_a_tar_whose_member_has_a_negative_size_is_refused(tmp_path: Path, size:
         tar_index.index_tar(tmp_path / "0.tar")
 
 
-def test_a_text_of_a_megabyte_is_cut_before_it_is_tokenised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_of_a_megabyte_is_cut_before_it_is_tokenized(monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at: list[int] = []
     monkeypatch.setattr(tokenizer, "clean_text", lambda text: looked_at.append(len(text)) or text)
     rows = tokenizer.ClipsTokenizer()(["a red car. " * 100_000, "ä" * 2**20, " " * 2**20 + "car", "a car"])

@@ -14,8 +14,8 @@ import pytest
 
 from benchmarks.analysis.contamination import benchmark_images
 from clips.data.formats import DatasetSpec, read_dataset
-from clips.data.sources import BadSampleError, SourceConfig, open_source
 from clips.data.parquet_limits import check_decompressed_size, iter_record_batches
+from clips.data.sources import BadSampleError, SourceConfig, open_source
 from clips.errors import UserError
 from llava_bridge.data import ConversationSourceConfig, read_samples
 
@@ -136,7 +136,9 @@ def test_rows_are_what_pyarrow_reads(options: dict[str, Any], tmp_path: Path) ->
     found = pa.Table.from_batches(list(iter_record_batches("rows", str(path), columns=table.column_names)))
     assert found.to_pylist() == table.to_pylist()
     last = pq.ParquetFile(path).num_row_groups - 1
-    found = pa.Table.from_batches(list(iter_record_batches("rows", str(path), columns=["talk.list.element.value"], group=last)))
+    found = pa.Table.from_batches(
+        list(iter_record_batches("rows", str(path), columns=["talk.list.element.value"], group=last))
+    )
     expected = pq.ParquetFile(path).read_row_group(last, columns=["talk.list.element.value"])
     assert found.to_pylist() == expected.to_pylist()
 
@@ -146,7 +148,9 @@ def test_a_file_that_has_passed_is_not_read_again_until_it_changes(tmp_path: Pat
 
     file, read = write(tmp_path / "rows.parquet", text=["a"]), []
     once = parquet_limits.iter_record_batches
-    monkeypatch.setattr(parquet_limits, "iter_record_batches", lambda *args, **named: read.append(args[0]) or once(*args, **named))
+    monkeypatch.setattr(
+        parquet_limits, "iter_record_batches", lambda *args, **named: read.append(args[0]) or once(*args, **named)
+    )
     for _ in range(2):
         check_decompressed_size([str(file)])
         assert read == [str(file)]

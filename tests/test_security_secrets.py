@@ -13,13 +13,13 @@ import report_material
 from benchmarks import cli as bench
 from benchmarks.results import Result, read_items, read_result, write_result
 from clips import cli
-from clips.core.artifact import read_manifest, log_info, write_manifest
+from clips.core.artifact import log_info, read_manifest, write_manifest
 from clips.core.identity import Identity, identity
 from clips.errors import UserError
 from clips.redaction import REDACTED, equal_up_to_redaction, redact
 from clips.train import train
 from clips.training.config import EncoderTrainConfig
-from clips.training.run_dir import is_trained, create_run_dir
+from clips.training.run_dir import create_run_dir, is_trained
 
 PLANTED = "Zq9wXkT2vB7nLm4R"
 

@@ -17,7 +17,8 @@ pytest.importorskip("uvicorn")
 
 from llava_bridge.inference.streaming import StreamedAnswer
 from llava_bridge.serving import app as serving
-from llava_bridge.serving import request as asked, command, middleware
+from llava_bridge.serving import command, middleware
+from llava_bridge.serving import request as asked
 from llava_bridge.serving.command import ServeConfig
 
 CHAT = "/v1/chat/completions"

@@ -75,7 +75,9 @@ def test_deepspeed_reads_the_example_of_its_hosts() -> None:
 def test_two_nodes_train_one_llava(
     way: str, tmp_path: Path, bridge_encoder: Path, bridge_llm: Path, bridge_talk: Path
 ) -> None:
-    stage = StageConfig(data=[ConversationSourceConfig(path=str(bridge_talk / "talk.json"))], steps=2, global_batch_size=4)
+    stage = StageConfig(
+        data=[ConversationSourceConfig(path=str(bridge_talk / "talk.json"))], steps=2, global_batch_size=4
+    )
     path = bridge_world.config_file(
         tmp_path,
         "run",

@@ -14,16 +14,16 @@ import yaml
 from study_engine import use_fakes
 from study_material import SMALL
 
-from benchmarks.study_with_report import run_study_with_report
 from benchmarks.study import commands
-from benchmarks.study.preflight import check_configs, check_input_files, first_config_error
-from benchmarks.study.commands import StudyPlanConfig, StatusConfig, StudyConfig, plan_study, study_status
 from benchmarks.study.build_steps import build_plan
+from benchmarks.study.commands import StatusConfig, StudyConfig, StudyPlanConfig, plan_study, study_status
 from benchmarks.study.launchers import check_command
 from benchmarks.study.parser import parse_study
-from benchmarks.study.study_record import read_study_record
+from benchmarks.study.preflight import check_configs, check_input_files, first_config_error
 from benchmarks.study.status import step_state
 from benchmarks.study.steps import Step
+from benchmarks.study.study_record import read_study_record
+from benchmarks.study_with_report import run_study_with_report
 from clips.errors import UserError
 
 ROOT = Path(__file__).parents[1]

@@ -10,16 +10,16 @@ import yaml
 from study_material import SMALL
 
 from benchmarks.study import commands
+from benchmarks.study.analytic_estimates import analytic_estimate
+from benchmarks.study.build_steps import StudyPlan, build_plan
 from benchmarks.study.commands import StudyPlanConfig, plan_study
 from benchmarks.study.estimate import CostEstimate, total_cost
 from benchmarks.study.estimate_steps import estimate_steps
 from benchmarks.study.executors import GpusConfig, LocalConfig, SlurmConfig
-from benchmarks.study.build_steps import StudyPlan, build_plan
 from benchmarks.study.parser import parse_study
 from benchmarks.study.resources import Resources, resolve_resources
 from benchmarks.study.step_state import StepRecord, write_record
 from benchmarks.study.steps import Step, time_left
-from benchmarks.study.analytic_estimates import analytic_estimate
 from clips.core.artifact import atomic_write
 from clips.errors import UserError
 from clips.serialization import to_yaml
@@ -227,9 +227,9 @@ def test_a_llava_of_known_parts_is_worked_out_and_one_of_unknown_parts_says_so()
     endless = analytic_estimate(llava_step(align={"data": [{"path": "not/here.json"}]}), {}, Resources(), "h200")
     assert endless.gpu_hours is None
     assert "the data of align are not here" in endless.basis
-    assert analytic_estimate(llava_step(projector={"name": "perceiver", "heads": 7}), {}, Resources(), None).basis.startswith(
-        "projector.heads: expected a divisor of 1024"
-    )
+    assert analytic_estimate(
+        llava_step(projector={"name": "perceiver", "heads": 7}), {}, Resources(), None
+    ).basis.startswith("projector.heads: expected a divisor of 1024")
 
 
 def test_the_plan_prints_estimates_and_names_of_the_hub_that_may_change(tmp_path, monkeypatch, capsys):

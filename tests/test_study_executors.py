@@ -16,8 +16,8 @@ from benchmarks.study.children import start_child, stop_child
 from benchmarks.study.executors import GpusConfig, KubernetesConfig, LocalConfig, SlurmConfig, executor_config
 from benchmarks.study.gpus import gpu_environment, take_gpus, visible_gpus
 from benchmarks.study.job import rendezvous
-from benchmarks.study.locks import locked
 from benchmarks.study.launchers import launch_command
+from benchmarks.study.locks import locked
 from benchmarks.study.parser import parse_study
 from benchmarks.study.resources import Resources, check_patterns, resolve_resources
 from benchmarks.study.steps import Step

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from study_miniature import STUDIES, full, miniature, small_encoder
 
-from benchmarks.study.preflight import first_config_error
-from benchmarks.study.estimate_steps import estimate_steps
 from benchmarks.study.build_steps import StudyPlan, build_plan
+from benchmarks.study.estimate_steps import estimate_steps
 from benchmarks.study.parser import read_study
+from benchmarks.study.preflight import first_config_error
 from benchmarks.study.resources import resolve_resources
 from clips.serialization import to_plain
 

@@ -9,10 +9,10 @@ import pytest
 from study_material import SMALL
 from test_study_keys import keys
 
-from benchmarks.study.preflight import check_input_files
 from benchmarks.study.build_steps import build_plan
 from benchmarks.study.parser import parse_study
 from benchmarks.study.path_refs import split_refs
+from benchmarks.study.preflight import check_input_files
 from benchmarks.study.step_state import external_files_state
 from benchmarks.study.steps import Step
 from clips.errors import UserError

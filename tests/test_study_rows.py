@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from study_material import SMALL
 
-from benchmarks.study.preflight import first_config_error
 from benchmarks.study.build_steps import StudyPlan, build_plan
 from benchmarks.study.parser import parse_study
-from benchmarks.study.study_record import EXISTING_LLAVA_NO_ENCODER, NO_LLAVA, EXCLUDED_FROM_BENCHMARK
+from benchmarks.study.preflight import first_config_error
 from benchmarks.study.steps import Step
+from benchmarks.study.study_record import EXCLUDED_FROM_BENCHMARK, EXISTING_LLAVA_NO_ENCODER, NO_LLAVA
 from clips.errors import UserError
 from clips.serialization import to_plain
 

@@ -14,8 +14,8 @@ from study_engine import FAKE, in_process, keys_of, make, run, visits
 from benchmarks.study import engine, job
 from benchmarks.study.job import JobRun
 from benchmarks.study.locks import acquire, is_at_work, locked
-from benchmarks.study.step_state import StepKey, read_record, write_record
 from benchmarks.study.status import step_state
+from benchmarks.study.step_state import StepKey, read_record, write_record
 from benchmarks.study.steps import Step, topological_order
 from benchmarks.study.trash import move_outputs
 from clips.errors import UserError

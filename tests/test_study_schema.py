@@ -8,11 +8,11 @@ import pytest
 import yaml
 from study_material import SMALL
 
-from benchmarks.study.preflight import first_config_error
-from benchmarks.study.sweep import deep_merge
 from benchmarks.study.build_steps import build_plan
-from benchmarks.study.parser import read_study, parse_study
+from benchmarks.study.parser import parse_study, read_study
+from benchmarks.study.preflight import first_config_error
 from benchmarks.study.study_record import EXCLUDED_FROM_BENCHMARK
+from benchmarks.study.sweep import deep_merge
 from clips.errors import UserError
 from clips.serialization import to_plain
 

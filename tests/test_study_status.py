@@ -18,8 +18,8 @@ from rich.console import Console
 from benchmarks.study import commands
 from benchmarks.study.commands import StatusConfig, StudyConfig, follow, study_status
 from benchmarks.study.locks import acquire
-from benchmarks.study.step_state import LOG_FILE, read_record, step_directory, write_record
 from benchmarks.study.status import StepStatus, StudyWatch, _progress
+from benchmarks.study.step_state import LOG_FILE, read_record, step_directory, write_record
 from clips.errors import UserError
 
 STEP = "llava-net-tiny-s0"

@@ -17,13 +17,13 @@ import pytest
 from study_material import SMALL
 from test_study_commands import _fakes, states, write_study  # noqa: F401  (the fixture counts)
 
-from benchmarks.study_with_report import rerun_study_with_report, run_study_with_report
-from benchmarks.study import trash
-from benchmarks.study.commands import StudyPlanConfig, StudyConfig, plan_study
-from benchmarks.study.locks import acquire, locked
-from benchmarks.study.step_state import read_record, write_record
-from benchmarks.study.rerun_clean import AcceptConfig, CleanConfig, RerunConfig, accept_outputs, run_clean
 from benchmarks.analysis.provenance import ProvenanceConfig, run_provenance
+from benchmarks.study import trash
+from benchmarks.study.commands import StudyConfig, StudyPlanConfig, plan_study
+from benchmarks.study.locks import acquire, locked
+from benchmarks.study.rerun_clean import AcceptConfig, CleanConfig, RerunConfig, accept_outputs, run_clean
+from benchmarks.study.step_state import read_record, write_record
+from benchmarks.study_with_report import rerun_study_with_report, run_study_with_report
 from clips.errors import UserError
 
 OTHER = {**SMALL["encoders"], "clips": {"optim": {"lr": 4}}}
@@ -126,7 +126,9 @@ def test_what_goes_on_and_what_is_new_needs_no_yes(tmp_path):
     write_record(tmp_path / "out", dataclasses.replace(record, outcome="interrupted", seconds=1e6))
     spend(tmp_path, "evaluate-llava-clips-tiny-s0", 1e6)
     more = {**SMALL["benchmarks"], "gqa": None}
-    run_study_with_report(write_study(tmp_path, benchmarks=more, encoders={**SMALL["encoders"], "late": {"recipe": "clip"}}))
+    run_study_with_report(
+        write_study(tmp_path, benchmarks=more, encoders={**SMALL["encoders"], "late": {"recipe": "clip"}})
+    )
     assert read_record(tmp_path / "out", "encoder-clips-s0").seconds > 1e6
     assert not (tmp_path / "out/trash").exists()
 

@@ -10,11 +10,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.analysis.check_base import CheckFailedError, CheckSkippedError, VerifyConfig, expect_close
 from benchmarks.config import BenchmarkConfig, RunConfig
 from benchmarks.mllm.offline_tasks import data_root
 from benchmarks.results import read_items, read_result, result_path
 from benchmarks.run_benchmarks import run_benchmarks
-from benchmarks.analysis.check_base import CheckFailedError, CheckSkippedError, VerifyConfig, expect_close
 
 _NEW_TOKENS = 16  # an answer's cap on both sides: tasks that state none have another default in each
 
@@ -30,7 +30,9 @@ def check_lmms_eval(config: VerifyConfig) -> str:
             BenchmarkConfig(name=task, data=config.data, limit=config.limit, max_new_tokens=_NEW_TOKENS)
             for task in config.tasks
         ]
-        run_benchmarks(RunConfig(row="row", results=str(folder / "ours"), llava=config.llava, benchmarks=benchmarks, device="cpu"))
+        run_benchmarks(
+            RunConfig(row="row", results=str(folder / "ours"), llava=config.llava, benchmarks=benchmarks, device="cpu")
+        )
         return "; ".join(_compare(task, folder, direct) for task in config.tasks)
 
 

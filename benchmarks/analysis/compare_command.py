@@ -6,22 +6,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.analysis.comparison import Comparison, ComparisonLine, abbreviate_names
+from benchmarks.analysis.comparison_side import ComparisonSide, describe_run_differences, read_side
+from benchmarks.formatting import join_with_and, strip_control_chars
 from benchmarks.protocol import INPUT_PREFIX, describe_differences, ranking_key
 from benchmarks.report.build_table import build_results_table
 from benchmarks.report.formats.csv_tables import csv_text
 from benchmarks.report.formats.markdown import markdown_frame, markdown_list
 from benchmarks.report.html_page import render_comparison
-from benchmarks.report.significance import Evidence, add_significance
 from benchmarks.report.load_results import MissingValue, ReportSource
+from benchmarks.report.significance import Evidence, add_significance
 from benchmarks.report.table import Cell, Table
 from benchmarks.report.terminal_table import print_frame
 from benchmarks.results import Result
 from benchmarks.study.study_record import RowRecord
 from benchmarks.training_settings import TrainingDiff, diff_training, training_of_result
-from benchmarks.analysis.comparison import Comparison, ComparisonLine, abbreviate_names
-from benchmarks.analysis.comparison_side import ComparisonSide, read_side, describe_run_differences
-from benchmarks.formatting import join_with_and, strip_control_chars
-from clips.core.artifact import log_info, atomic_write
+from clips.core.artifact import atomic_write, log_info
 from clips.errors import UserError, unknown_name_error
 from clips.sanitize import escape_markdown
 
@@ -113,7 +113,9 @@ def _paired(first: Mapping[str, Row], second: Mapping[str, Row]) -> list[tuple[R
     return [(first[name], second[name]) for name in common]
 
 
-def comparison_lines(pairs: Sequence[tuple[Row, Row]], *, all_metrics: bool = False) -> tuple[Table, list[ComparisonLine]]:
+def comparison_lines(
+    pairs: Sequence[tuple[Row, Row]], *, all_metrics: bool = False
+) -> tuple[Table, list[ComparisonLine]]:
     """A report's table of both rows of each pair, A's compared with B's, and a line a metric that both have.
 
     What the same model has reached twice is not tested: there is nothing to test.
@@ -138,7 +140,9 @@ def _source(pairs: Sequence[tuple[Row, Row]]) -> ReportSource:
             for benchmark in benchmarks:
                 result = row.get(benchmark)
                 numbers = result is not None and bool(result.metrics)
-                outcomes[name, benchmark] = result if numbers and result else MissingValue(kind="missing", reason=_why(result))
+                outcomes[name, benchmark] = (
+                    result if numbers and result else MissingValue(kind="missing", reason=_why(result))
+                )
     return ReportSource(
         title="", question="", notes=(), rows=tuple(rows), benchmarks=benchmarks, outcomes=outcomes, steps=(),
         study=None, directory=Path(),

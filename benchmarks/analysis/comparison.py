@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from benchmarks.analysis.comparison_side import ComparisonSide
+from benchmarks.formatting import decimals_needed, difference_ci_text, format_number, join_with_and
 from benchmarks.report.cell_text import column_head, decimals
 from benchmarks.report.table import Cell, Table
 from benchmarks.report.tidy import tidy
 from benchmarks.training_settings import TrainingDiff
-from benchmarks.analysis.comparison_side import ComparisonSide
-from benchmarks.formatting import decimals_needed, join_with_and, format_number, difference_ci_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,7 +74,14 @@ class ComparisonLine:
         if delta is None:
             return [*values, "" if self.unlike else gain, "", "", "", self.verdict]
         smallest = format_number(delta.smallest, decimals_needed(delta.smallest, places))
-        return [*values, gain, difference_ci_text(delta.low, delta.high, places), f"{delta.p_adjusted:.2g}", smallest, self.verdict]
+        return [
+            *values,
+            gain,
+            difference_ci_text(delta.low, delta.high, places),
+            f"{delta.p_adjusted:.2g}",
+            smallest,
+            self.verdict,
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +175,8 @@ class Comparison:
                 for sentence in line.training.warnings if last else line.training.sentences:
                     told.setdefault(sentence, {}).setdefault(line.pair, []).append(line.benchmark)
         return [
-            f"{abbreviate_names(f'{rows} on {join_with_and(benchmarks)}' for rows, benchmarks in where.items())}: {sentence}"
+            f"{abbreviate_names(f'{rows} on {join_with_and(benchmarks)}' for rows, benchmarks in where.items())}: "
+            f"{sentence}"
             for sentence, where in told.items()
         ]
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.report.load_results import MissingValue, ReportSource, stale_results, read_source
+from benchmarks.analysis.find_results import find_results_by_row
+from benchmarks.formatting import commit_text
+from benchmarks.report.load_results import MissingValue, ReportSource, read_source, stale_results
 from benchmarks.results import Result
 from benchmarks.sizes import parts
 from benchmarks.study.study_record import EXCLUDED_FROM_BENCHMARK, RECORD_FILE
-from benchmarks.analysis.find_results import find_results_by_row
-from benchmarks.formatting import commit_text
 from clips.errors import UserError
 
 _LISTED = 4  # of what differs; more say less
@@ -65,7 +65,11 @@ def _of_study(source: ReportSource, path: str, field: str) -> ComparisonSide:
     for (row, benchmark), outcome in source.outcomes.items():
         if isinstance(outcome, Result):
             rows.setdefault(row, {})[benchmark] = dataclasses.replace(outcome, row=row)
-        elif isinstance(outcome, MissingValue) and outcome.kind != "not applicable" and outcome.reason != EXCLUDED_FROM_BENCHMARK:
+        elif (
+            isinstance(outcome, MissingValue)
+            and outcome.kind != "not applicable"
+            and outcome.reason != EXCLUDED_FROM_BENCHMARK
+        ):
             gaps.append(f"{row} on {benchmark}: {outcome.kind}: {outcome.reason}")
     study = source.study
     assert study is not None

@@ -14,16 +14,16 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.analysis.perceptual_hash import BITS, MAX_HAMMING_DISTANCE, ImageHash, hash_image, near_pairs
 from benchmarks.data.caption_sets import load_caption_set
 from benchmarks.data.classification_sets import load_classification_set
-from benchmarks.analysis.perceptual_hash import BITS, MAX_HAMMING_DISTANCE, ImageHash, hash_image, near_pairs
 from benchmarks.formatting import format_duration
-from clips.core.artifact import log_info, atomic_write
+from clips.core.artifact import atomic_write, log_info
 from clips.data.formats import DatasetSpec
 from clips.data.formats.base import Location
 from clips.data.formats.tar_shards import is_webdataset
-from clips.data.sources.base import SourceConfig
 from clips.data.parquet_limits import iter_record_batches
+from clips.data.sources.base import SourceConfig
 from clips.errors import UserError
 from clips.serialization import to_plain
 
@@ -127,7 +127,9 @@ def run_contamination(config: ContaminationConfig) -> None:
     log_info(f"took {format_duration(time.perf_counter() - started)}")
 
 
-def find_duplicates(training: Iterable[Named], benchmark: Iterable[Named], *, within: int = MAX_HAMMING_DISTANCE) -> ContaminationResult:
+def find_duplicates(
+    training: Iterable[Named], benchmark: Iterable[Named], *, within: int = MAX_HAMMING_DISTANCE
+) -> ContaminationResult:
     """Compare every training picture with every one of the benchmark.
 
     Args:
@@ -239,7 +241,9 @@ def _from_parquet(path: Path) -> Iterator[Named]:
             table = parquet.ParquetFile(file)
             columns = [field.name for field in table.schema_arrow if _holds_pictures(field.type)]
             row = 0
-            for batch in iter_record_batches(str(file), file, columns=columns, footer=table.metadata) if columns else ():
+            for batch in (
+                iter_record_batches(str(file), file, columns=columns, footer=table.metadata) if columns else ()
+            ):
                 for values in batch.to_pylist():
                     for name, value in values.items():
                         if value and value["bytes"]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from benchmarks.analysis.find_results import find_result
+from benchmarks.formatting import format_number, strip_control_chars
 from benchmarks.protocol import INPUT_PREFIX, Protocol, describe_differences, ranking_key
 from benchmarks.report.cell_text import decimals
 from benchmarks.report.load_results import stale_results
 from benchmarks.report.table import Column
 from benchmarks.results import Metric, Result
 from benchmarks.training_settings import diff_training, training_of_result
-from benchmarks.analysis.find_results import find_result
-from benchmarks.formatting import format_number, strip_control_chars
 
 
 @dataclass(frozen=True, kw_only=True)

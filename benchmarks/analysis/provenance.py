@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.analysis.find_results import find_result
+from benchmarks.formatting import strip_control_chars
 from benchmarks.results import Result, enclosing_study
 from benchmarks.study.step_state import find_producer
 from benchmarks.study.trash import acceptance
-from benchmarks.training_settings import relocate, mapping
-from benchmarks.analysis.find_results import find_result
-from benchmarks.formatting import strip_control_chars
+from benchmarks.training_settings import mapping, relocate
 from clips.core.artifact import MANIFEST, directory_hash, read_manifest
 from clips.errors import UserError
 
@@ -177,7 +177,9 @@ def _source(name: str, described: Mapping[str, Any], study: Path, *, check: bool
         return ProvenanceNode(f"{said}, not on this machine", [", ".join(rest)] if rest else [])
     if path.is_file() and (path.parent / MANIFEST).is_file():
         whole = {"path": str(path.parent), "hash": str(described.get("directory_hash", ""))}
-        return ProvenanceNode(said, [", ".join(rest)] if rest else [], [_artifact("part of", whole, study, check=check)])
+        return ProvenanceNode(
+            said, [", ".join(rest)] if rest else [], [_artifact("part of", whole, study, check=check)]
+        )
     if path.is_dir() and (path / MANIFEST).is_file():
         node = _artifact(name, {"path": str(path)}, study, check=check)
         return ProvenanceNode(said, [*([", ".join(rest)] if rest else []), *node.facts], node.made_from)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.registry import get_benchmark as find_benchmark
-from benchmarks.mllm.offline_tasks import data_root
-from benchmarks.reference_results.load import select_reference_results
-from benchmarks.analysis import check_lmms, check_reference_results, check_recall, check_scorers
+from benchmarks.analysis import check_lmms, check_recall, check_reference_results, check_scorers
 from benchmarks.analysis.check_base import Check, CheckFailedError, CheckSkippedError, VerifyConfig
 from benchmarks.analysis.find_results import find_results_by_row
 from benchmarks.formatting import strip_control_chars
+from benchmarks.mllm.offline_tasks import data_root
+from benchmarks.reference_results.load import select_reference_results
+from benchmarks.registry import get_benchmark as find_benchmark
 from clips.errors import UserError, unknown_name_error
 
 CHECKS: dict[str, Check] = {
@@ -90,7 +90,9 @@ def _print(findings: Sequence[CheckResult]) -> None:
         table.add_column(head)
     for finding in findings:
         about = CHECKS[finding.name].about
-        table.add_row(about, Text(finding.outcome, style=styles[finding.outcome]), Text(strip_control_chars(finding.detail)))
+        table.add_row(
+            about, Text(finding.outcome, style=styles[finding.outcome]), Text(strip_control_chars(finding.detail))
+        )
     console = Console(highlight=False)
     console.print(table)
     counts = {kind: sum(finding.outcome == kind for finding in findings) for kind in styles}

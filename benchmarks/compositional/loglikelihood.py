@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.compositional.scoring import data_settings, load_pairs, compute_evaluation
+from benchmarks.compositional.scoring import compute_evaluation, data_settings, load_pairs
 from benchmarks.data.pair_sets import PairSet
-from benchmarks.output_cache import cache_key
-from benchmarks.evaluation import Evaluation
-from benchmarks.protocol import Entries
 from benchmarks.distributed import run_on_all
+from benchmarks.evaluation import Evaluation
+from benchmarks.output_cache import cache_key
+from benchmarks.protocol import Entries
 from clips.commandline.progress import progress_iter
 from clips.core.artifact import library_versions
 from clips.data.formats.base import ImageRegion

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.compositional.loglikelihood import llava_protocol, score_texts
-from benchmarks.compositional.scoring import data_settings, load_pairs, compute_evaluation
-from benchmarks.evaluation import MetricSpec, Evaluation
+from benchmarks.compositional.scoring import compute_evaluation, data_settings, load_pairs
+from benchmarks.evaluation import Evaluation, MetricSpec
 from clips.data.formats.base import Pair
 from clips.errors import UserError
 

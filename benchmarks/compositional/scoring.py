@@ -4,7 +4,8 @@ Letters: P pictures of a case (one, or two in Winoground), C captions of it; cap
 
 A case with one picture is won if its caption has the highest score (accuracy). Two have Winoground's three scores:
 text, each picture gives its own caption the highest; image, each caption is given the highest by its own picture;
-group, both. Scores within ``TIE_TOLERANCE`` of each other are taken to come in random order and the expected win is counted, so
+group, both. Scores within ``TIE_TOLERANCE`` of each other are taken to come in random order and the expected win is
+counted, so
 that a model that cannot tell anything apart scores chance: 1 / C, or 25, 25 and 16.7 per cent for two pictures.
 """
 
@@ -16,11 +17,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.registry import get_benchmark
 from benchmarks.data.pair_sets import PairSet, load_pair_set
 from benchmarks.encoders.recall import TIE_TOLERANCE
-from benchmarks.evaluation import MetricSpec, Evaluation, compute_metric, thumbnails
+from benchmarks.evaluation import Evaluation, MetricSpec, compute_metric, thumbnails
 from benchmarks.protocol import Entries, full_size_entry
+from benchmarks.registry import get_benchmark
 from benchmarks.results import CHANCE
 from clips.data.formats.base import ImageRegion, Pair
 from clips.errors import UserError
@@ -104,7 +105,11 @@ def win_probabilities(scores: np.ndarray) -> tuple[float, float, float]:
     """Probability of the text, image and group win from scores (P, C), ties in random order; without P > 1 the latter
     two say nothing."""
     if len(scores) == 1:
-        text = 0.0 if (scores[0] > scores[0, 0] + TIE_TOLERANCE).any() else 1.0 / (np.abs(scores[0] - scores[0, 0]) <= TIE_TOLERANCE).sum()
+        text = (
+            0.0
+            if (scores[0] > scores[0, 0] + TIE_TOLERANCE).any()
+            else 1.0 / (np.abs(scores[0] - scores[0, 0]) <= TIE_TOLERANCE).sum()
+        )
         return text, np.nan, np.nan
     apart = np.abs(scores[:, :, None, None] - scores).reshape(scores.size, scores.size) + np.eye(scores.size)
     orders = list(permutations(range(scores.size))) if (apart <= TIE_TOLERANCE).any() else [tuple(range(scores.size))]

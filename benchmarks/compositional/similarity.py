@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from benchmarks.compositional.scoring import data_settings, load_pairs, compute_evaluation
+from benchmarks.compositional.scoring import compute_evaluation, data_settings, load_pairs
 from benchmarks.evaluation import Evaluation
 
 if TYPE_CHECKING:
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """How often a row's encoder finds the right caption the most similar."""
-    from benchmarks.encoders.embedding import encoder_settings
     from benchmarks.encoders.cached_embeddings import image_embeddings, text_embeddings
+    from benchmarks.encoders.embedding import encoder_settings
 
     pairs = load_pairs(config)
     pictures = {picture: number for number, picture in enumerate(pairs.pictures)}

@@ -1,6 +1,6 @@
 """Relations of ARO's VG-Relation that its authors leave out of their mean: which of two things comes first says little.
 
-Source: the list ``symmetric`` in the notebook of github.com/mertyg/vision-language-models-are-bows (MIT licence).
+Source: the list ``symmetric`` in the notebook of github.com/mertyg/vision-language-models-are-bows (MIT license).
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _of_scenes(root: Path) -> Iterator[Phrase]:
-    """The things of each scene that one phrase tells from all others there: colour, where it has one, and kind."""
+    """The things of each scene that one phrase tells from all others there: color, where it has one, and kind."""
     from clips.data.tar_index import index_tar
 
     for shard in sorted(root.glob("*.tar")):
@@ -139,7 +139,7 @@ def _of_scenes(root: Path) -> Iterator[Phrase]:
                 continue
             scene = parse_object(index.read(member), f"{shard}/{member}").get("scene")
             things = scene.get("objects", []) if isinstance(scene, dict) else []
-            texts = [" ".join(filter(None, (thing.get("colour"), thing["kind"]))) for thing in things]
+            texts = [" ".join(filter(None, (thing.get("color"), thing["kind"]))) for thing in things]
             told = Counter(word for thing, text in zip(things, texts, strict=True) for word in {text, thing["kind"]})
             for thing, text in zip(things, texts, strict=True):
                 if told[text] == 1:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.encoders.embedding import DualEncoder, encoder_settings, embed_images, embed_texts
+from benchmarks.encoders.embedding import DualEncoder, embed_images, embed_texts, encoder_settings
 from benchmarks.output_cache import CACHE_DIR, EmbeddingCache, cache_key
 from clips.core.artifact import library_versions
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from benchmarks.eval_model import EvalModel
 
 
-def image_embeddings(row: EvalModel, opener: Callable[[int], Image], names: Sequence[str], content: str) -> torch.Tensor:
+def image_embeddings(
+    row: EvalModel, opener: Callable[[int], Image], names: Sequence[str], content: str
+) -> torch.Tensor:
     """Return (N, D) unit vectors of images by the model's image tower, on its device.
 
     Args:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.data.classification_sets import TEMPLATES_FILE, ClassificationSet, load_classification_set, say_skipped
-from benchmarks.encoders.zero_shot_classifier import class_embeddings, class_prompts
 from benchmarks.encoders.recall import TIE_TOLERANCE, RetrievalRanks
-from benchmarks.evaluation import MetricSpec, Evaluation, compute_metric, thumbnails
+from benchmarks.encoders.zero_shot_classifier import class_embeddings, class_prompts
+from benchmarks.evaluation import Evaluation, MetricSpec, compute_metric, thumbnails
 from benchmarks.protocol import Entries, full_size_entry
 from benchmarks.results import CHANCE, Metric
 from clips.errors import UserError
@@ -38,8 +38,8 @@ _CELLS_AT_ONCE = 16_000_000
 
 def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Compute accuracy at 1 and 5 and mean per-class recall of a model's encoder."""
-    from benchmarks.encoders.embedding import encoder_settings
     from benchmarks.encoders.cached_embeddings import image_embeddings, text_embeddings
+    from benchmarks.encoders.embedding import encoder_settings
 
     found = load_classification_set(config.data, split=config.split, limit=config.limit)
     say_skipped(found)
@@ -88,7 +88,11 @@ def data_settings(found: ClassificationSet, config: BenchmarkConfig) -> Entries:
 def metrics(items: pd.DataFrame, found: ClassificationSet) -> dict[str, Metric]:
     """Return the metrics that are meaningful for this number of classes."""
     blind = {CHANCE: chance_hits(found), MAJORITY_CLASS: majority_class_hits(found)}
-    return {name: compute_metric(items, spec, blind=blind) for name, spec in METRICS.items() if name not in undefined_metrics(found)}
+    return {
+        name: compute_metric(items, spec, blind=blind)
+        for name, spec in METRICS.items()
+        if name not in undefined_metrics(found)
+    }
 
 
 def chance_hits(found: ClassificationSet) -> dict[str, np.ndarray]:
@@ -115,7 +119,8 @@ def _templates(found: ClassificationSet, config: BenchmarkConfig) -> str | Seque
     templates = config.templates or found.templates
     if not templates:
         raise UserError(
-            f"{config.data}: expected {TEMPLATES_FILE} beside it, or 'templates:' openai_imagenet, simple or a list of texts"
+            f"{config.data}: expected {TEMPLATES_FILE} beside it, or 'templates:' openai_imagenet, simple or a "
+            f"list of texts"
         )
     return templates
 

@@ -84,7 +84,9 @@ def _how(model: Any, path: str) -> Entries:
     """Return resolution, resize and interpolation, from open_clip's own record."""
     settings = getattr(model.visual, "preprocess_cfg", None)
     if not settings:
-        settings = safe_json_loads((Path(path) / OPEN_CLIP_CONFIG).read_text(encoding="utf-8")).get("preprocess_cfg", {})
+        settings = safe_json_loads((Path(path) / OPEN_CLIP_CONFIG).read_text(encoding="utf-8")).get(
+            "preprocess_cfg", {}
+        )
     size = settings.get("size") or model.visual.image_size
     return {
         "input_resolution": max(size) if isinstance(size, list | tuple) else int(size),
@@ -119,7 +121,9 @@ def embed_images(
 
     def compute(batches: Batches) -> Iterator[torch.Tensor]:
         with torch.inference_mode(), ThreadPoolExecutor(_DECODERS) as pool:
-            for batch, pixels in zip(progress_iter(batches, "embedding pictures"), _ahead(pool, prepare, batches), strict=True):
+            for batch, pixels in zip(
+                progress_iter(batches, "embedding pictures"), _ahead(pool, prepare, batches), strict=True
+            ):
                 features = _unit(encoder.model.encode_image(_place(encoder, torch.stack(pixels))))
                 yield _finite(features, [names[index] for index in batch], "picture")
 

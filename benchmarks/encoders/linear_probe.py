@@ -14,9 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.data.classification_sets import ClassificationSet, load_classification_set, say_skipped
-from benchmarks.encoders.classification import PRIMARY, undefined_metrics, data_settings, items_table, metrics, class_ranks
+from benchmarks.encoders.classification import (
+    PRIMARY,
+    class_ranks,
+    data_settings,
+    items_table,
+    metrics,
+    undefined_metrics,
+)
 from benchmarks.encoders.recall import TIE_TOLERANCE
-from benchmarks.evaluation import MetricSpec, Evaluation, compute_metric
+from benchmarks.evaluation import Evaluation, MetricSpec, compute_metric
 from clips.core.artifact import log_info
 from clips.errors import UserError
 
@@ -36,16 +43,16 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Compute the test accuracy of a classifier trained on the train split, and the selected C."""
     from importlib.metadata import version
 
-    from benchmarks.encoders.embedding import encoder_settings
     from benchmarks.encoders.cached_embeddings import image_embeddings
+    from benchmarks.encoders.embedding import encoder_settings
 
     train, test = _load(config)
     for found in (train, test):
         say_skipped(found)
-    learnt = image_embeddings(row, train.open, train.pictures, train.hash).cpu().numpy()
+    learned = image_embeddings(row, train.open, train.pictures, train.hash).cpu().numpy()
     asked = image_embeddings(row, test.open, test.pictures, test.hash).cpu().numpy()
-    strength = select_c(learnt, train.targets)
-    scores = _scores(fit_classifier(learnt, train.targets, strength, config.name), asked, len(test.classes))
+    strength = select_c(learned, train.targets)
+    scores = _scores(fit_classifier(learned, train.targets, strength, config.name), asked, len(test.classes))
     items = items_table(test, class_ranks(iter([scores]), test.targets))
     return Evaluation(
         metrics=metrics(items, test) | {"C": compute_metric(items, _CHOSEN, strength)},
@@ -60,7 +67,7 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
             "features": "unit vectors of the image embedding",
             "classifier": f"logistic regression, L2, L-BFGS, at most {_STEPS} steps",
             "chosen_C": f"best of 1e-6 to 1e6, 8 a decade, by halving steps, on 1 in {_HELD_OUT} pictures of "
-            "train; then learnt again from all of train",
+            "train; then learned again from all of train",
             "ties": f"expected value over random order of classes within {TIE_TOLERANCE}",
             "scorer": "benchmarks.linear_probe 1",
             "scikit-learn": version("scikit-learn"),

@@ -14,10 +14,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.data.caption_sets import CaptionSet, load_benchmark_captions
-from benchmarks.encoders.top_results import with_top_results
 from benchmarks.encoders.recall import compute_ranks
-from benchmarks.encoders.retrieval import DIRECTION_LABELS, METRICS, PRIMARY, chance_ranks, hit_columns, items_of, retrieval_protocol, recall_metrics
-from benchmarks.evaluation import MetricSpec, Evaluation, compute_metric
+from benchmarks.encoders.retrieval import (
+    DIRECTION_LABELS,
+    METRICS,
+    PRIMARY,
+    chance_ranks,
+    hit_columns,
+    items_of,
+    recall_metrics,
+    retrieval_protocol,
+)
+from benchmarks.encoders.top_results import with_top_results
+from benchmarks.evaluation import Evaluation, MetricSpec, compute_metric
 from benchmarks.protocol import Entries
 from benchmarks.results import CHANCE
 
@@ -34,8 +43,8 @@ WORD_LIMIT_PREFIX = "words_kept"
 
 def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Compute recalls with full captions and with their first words, and R@1 per length bin."""
-    from benchmarks.encoders.embedding import encoder_settings
     from benchmarks.encoders.cached_embeddings import image_embeddings, text_embeddings
+    from benchmarks.encoders.embedding import encoder_settings
 
     captions = load_benchmark_captions(config)
     versions = {"": list(captions.texts)} | {

@@ -60,7 +60,9 @@ def upsample_map(found: Tensor) -> np.ndarray:
     return interpolate(found[None, None].float(), size=(MAP_SIZE, MAP_SIZE), mode="bilinear")[0, 0].cpu().numpy()
 
 
-def overlay_map(image: Image, found: np.ndarray, seen: VisibleRegion, box: tuple[float, float, float, float] | None = None) -> Image:
+def overlay_map(
+    image: Image, found: np.ndarray, seen: VisibleRegion, box: tuple[float, float, float, float] | None = None
+) -> Image:
     """The picture, darker the less similar a place is: from the least similar place of this picture to the most.
 
     Args:

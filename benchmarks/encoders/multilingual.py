@@ -11,8 +11,16 @@ from typing import TYPE_CHECKING
 
 from benchmarks.data.caption_sets import CaptionSet, load_benchmark_captions
 from benchmarks.encoders.recall import RECALL_KS, compute_ranks
-from benchmarks.encoders.retrieval import DIRECTION_LABELS, PRIMARY, captions_per_image_range, chance_ranks, hit_columns, items_of, retrieval_protocol
-from benchmarks.evaluation import MetricSpec, Evaluation, compute_metric
+from benchmarks.encoders.retrieval import (
+    DIRECTION_LABELS,
+    PRIMARY,
+    captions_per_image_range,
+    chance_ranks,
+    hit_columns,
+    items_of,
+    retrieval_protocol,
+)
+from benchmarks.evaluation import Evaluation, MetricSpec, compute_metric
 from benchmarks.protocol import Entries
 from benchmarks.results import CHANCE
 from clips.errors import UserError
@@ -26,8 +34,8 @@ if TYPE_CHECKING:
 
 def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Compute recall at 1, 5 and 10 in each language, and the means over them."""
-    from benchmarks.encoders.embedding import encoder_settings
     from benchmarks.encoders.cached_embeddings import image_embeddings, text_embeddings
+    from benchmarks.encoders.embedding import encoder_settings
 
     sets = _sets(config)
     first = next(iter(sets.values()))

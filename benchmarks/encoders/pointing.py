@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.data.phrase_boxes import Box, Phrase, PhraseSet, load_benchmark_phrases
-from benchmarks.encoders.map_overlay import MAP_SIZE, VisibleRegion, upsample_map, overlay_map
-from benchmarks.item_sampling import hash_order, first_per_image
-from benchmarks.evaluation import MAX_THUMBNAILS, MetricSpec, Evaluation, compute_metric, thumbnail
+from benchmarks.encoders.map_overlay import MAP_SIZE, VisibleRegion, overlay_map, upsample_map
+from benchmarks.evaluation import MAX_THUMBNAILS, Evaluation, MetricSpec, compute_metric, thumbnail
+from benchmarks.item_sampling import first_per_image, hash_order
 from benchmarks.protocol import full_size_entry
 from benchmarks.results import CHANCE
 
@@ -39,8 +39,8 @@ PRIMARY = ("pointing", "auc")
 
 def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
     """Compute hits and areas of a model's encoder. The first of several processes computes the maps."""
-    from benchmarks.encoders.embedding import encoder_settings
     from benchmarks.encoders.cached_embeddings import text_embeddings
+    from benchmarks.encoders.embedding import encoder_settings
 
     data = load_benchmark_phrases(config)
     texts = text_embeddings(row, [phrase.text for phrase in data.phrases])
@@ -60,7 +60,8 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
             **full_size_entry(len(data.images), data.available),
             "map": "cosine; each place goes through the pooling alone (MaskCLIP's value path)",
             "point": f"the middle of the most similar place, the expected value over those within {TIE} of it",
-            "area": f"over {MAP_SIZE} x {MAP_SIZE} points of what the model sees, bilinear between the middles of places",
+            "area": f"over {MAP_SIZE} x {MAP_SIZE} points of what the model sees, bilinear between the middles "
+            f"of places",
             "phrase_text": "as given; no prompt around it",
             "scorer": "benchmarks.pointing 1",
             **row.encoder.how,
@@ -123,7 +124,9 @@ def _guessed(items: pd.DataFrame) -> dict[str, np.ndarray]:
     return {"hit": items["chance"].to_numpy(), "auc": items["auc"].where(items["auc"].isna(), 0.5).to_numpy()}
 
 
-def _item(phrase: Phrase, box: Box, found: torch.Tensor, any_phrase: torch.Tensor, seen: VisibleRegion) -> dict[str, Any]:
+def _item(
+    phrase: Phrase, box: Box, found: torch.Tensor, any_phrase: torch.Tensor, seen: VisibleRegion
+) -> dict[str, Any]:
     """Return the columns of one phrase; ``found`` and ``any_phrase`` are (h, w) maps."""
     inside = seen.inside(box, *found.shape)
     points = seen.inside(box, MAP_SIZE, MAP_SIZE)

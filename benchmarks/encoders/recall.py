@@ -3,8 +3,8 @@
 Letters: N pictures, M captions, D width, P right pairs of a picture and a caption.
 
 Recall at K is CLIP_benchmark's: the share of queries with a right answer among the K most similar ones; for a
-picture any of its captions is right. Answers as similar as the right one (within ``TIE_TOLERANCE``) are taken to come in
-random order and the expected hit is counted, so that a model that cannot tell anything apart scores chance.
+picture any of its captions is right. Answers as similar as the right one (within ``TIE_TOLERANCE``) are taken to come
+in random order and the expected hit is counted, so that a model that cannot tell anything apart scores chance.
 
 Every tile of similarities serves both directions. How similar the best right answer of each query is, is known before
 the first tile, so that a tile only has to be counted: what in it lies above that, and what is tied with it.

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.data.caption_sets import file_stamps
+from benchmarks.evaluation import Evaluation, MetricSpec, compute_metric, thumbnails
 from benchmarks.mllm.caption_metrics import score_captions, tokenizer_name
 from benchmarks.mllm.task_metrics import caption_columns, caption_metrics
-from benchmarks.evaluation import MetricSpec, Evaluation, compute_metric, thumbnails
 from benchmarks.protocol import full_size_entry
 from clips.commandline.progress import progress_iter
 from clips.errors import UserError

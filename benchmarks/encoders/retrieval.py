@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.data.caption_sets import CaptionSet, load_benchmark_captions
-from benchmarks.encoders.top_results import with_top_results
 from benchmarks.encoders.recall import RECALL_KS, TIE_TOLERANCE, RetrievalRanks, compute_ranks
-from benchmarks.evaluation import MetricSpec, Evaluation, compute_metric, thumbnails
+from benchmarks.encoders.top_results import with_top_results
+from benchmarks.evaluation import Evaluation, MetricSpec, compute_metric, thumbnails
 from benchmarks.protocol import Entries, full_size_entry
 from benchmarks.results import CHANCE
 
@@ -54,8 +54,8 @@ METRICS: dict[str, MetricSpec] = {
 
 def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Compute recall at 1, 5 and 10, median rank and means, of a model's encoder."""
-    from benchmarks.encoders.embedding import encoder_settings
     from benchmarks.encoders.cached_embeddings import image_embeddings, text_embeddings
+    from benchmarks.encoders.embedding import encoder_settings
 
     captions = load_benchmark_captions(config)
     images = image_embeddings(row, captions.open, captions.images, captions.pictures_hash)
@@ -108,7 +108,9 @@ def _span(counts: Sequence[int]) -> str:
     return str(min(counts)) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
-def items_of(captions: CaptionSet, found: tuple[RetrievalRanks, RetrievalRanks], *, with_thumbnails: bool = True) -> pd.DataFrame:
+def items_of(
+    captions: CaptionSet, found: tuple[RetrievalRanks, RetrievalRanks], *, with_thumbnails: bool = True
+) -> pd.DataFrame:
     """A row a picture, then a row a caption, each with its ranks and hits.
 
     Args:

@@ -9,7 +9,7 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-from clips.core.artifact import log_info, atomic_write
+from clips.core.artifact import atomic_write, log_info
 from clips.errors import UserError
 
 _LARGEST = 1024
@@ -55,8 +55,8 @@ def run_similarity_map(config: SimilarityMapConfig) -> None:
     import torch
 
     from benchmarks.encoders.embedding import embed_texts, load_dual_encoder
+    from benchmarks.encoders.map_overlay import VisibleRegion, overlay_map, upsample_map
     from benchmarks.encoders.patch_embeddings import patch_embeddings, similarity_maps
-    from benchmarks.encoders.map_overlay import VisibleRegion, upsample_map, overlay_map
     from llava_bridge.encoders.checks import resolve_open_clip_dir
 
     encoder = load_dual_encoder(str(resolve_open_clip_dir(config.encoder)), "cpu", "auto")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.data.caption_sets import CaptionSet
-from benchmarks.item_sampling import hash_order, first_per_image
 from benchmarks.evaluation import thumbnail
+from benchmarks.item_sampling import first_per_image, hash_order
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +24,12 @@ _LONGEST_CAPTION = 1000
 
 
 def with_top_results(
-    items: pd.DataFrame, captions: CaptionSet, images: torch.Tensor, texts: torch.Tensor, *, most: int = QUERIES_PER_DIRECTION
+    items: pd.DataFrame,
+    captions: CaptionSet,
+    images: torch.Tensor,
+    texts: torch.Tensor,
+    *,
+    most: int = QUERIES_PER_DIRECTION,
 ) -> pd.DataFrame:
     """Add a column ``found`` and the thumbnails of all images in it to the items of a retrieval.
 

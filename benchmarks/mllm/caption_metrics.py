@@ -1,8 +1,8 @@
 """Caption scorers as lmms-eval calls them: the same numbers, faster, picture by picture, and without Java if need be.
 
-lmms-eval's NoCaps scorer starts two Java programs for each of its seven metrics. Inside ``patched_caption_scorers()`` every
-caption is tokenised once by the same Java program, METEOR's starts only for METEOR, and the scores that
-pycocoevalcap computes for each picture are kept. Without Java the captions are tokenised here (``_python_tokens``,
+lmms-eval's NoCaps scorer starts two Java programs for each of its seven metrics. Inside ``patched_caption_scorers()``
+every caption is tokenized once by the same Java program, METEOR's starts only for METEOR, and the scores that
+pycocoevalcap computes for each picture are kept. Without Java the captions are tokenized here (``_python_tokens``,
 which the protocol states); METEOR cannot be had then.
 """
 

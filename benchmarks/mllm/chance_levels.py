@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.mllm.items import Sample
 from benchmarks.evaluation import ChanceLevels
+from benchmarks.mllm.items import Sample
 from benchmarks.results import CHANCE
 
 ALWAYS_YES = "always yes"
@@ -28,7 +28,9 @@ def no_chance_level(samples: Sequence[Sample]) -> ChanceLevels:
     return {}
 
 
-def chance_over_options(count: Callable[[Mapping[str, Any]], int], *columns: str) -> Callable[[Sequence[Sample]], ChanceLevels]:
+def chance_over_options(
+    count: Callable[[Mapping[str, Any]], int], *columns: str
+) -> Callable[[Sequence[Sample]], ChanceLevels]:
     """Guesses among the options of each question.
 
     Args:

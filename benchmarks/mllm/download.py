@@ -19,10 +19,10 @@ from typing import Any
 
 import yaml
 
-from benchmarks.registry import get_benchmark
+from benchmarks.benchmark import Benchmark
 from benchmarks.mllm.download_record import changed_files, read_record, write_record
 from benchmarks.mllm.offline_tasks import dataset_config_name
-from benchmarks.benchmark import Benchmark
+from benchmarks.registry import get_benchmark
 from clips.core.artifact import file_hash, log_info, write_errors_as_user_errors
 from clips.errors import UserError, error_reason
 
@@ -104,7 +104,9 @@ def _download(name: str, revision: str, folder: Path, files: Sequence[str]) -> P
             name, repo_type="dataset", revision=revision, local_dir=folder, allow_patterns=list(map(_literal, files))
         )
     except Exception as error:
-        raise UserError(f"{name}: cannot be had from the hub ({error_reason(error)}); the same command goes on") from None
+        raise UserError(
+            f"{name}: cannot be had from the hub ({error_reason(error)}); the same command goes on"
+        ) from None
     return folder
 
 

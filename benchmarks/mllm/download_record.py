@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from clips.core.artifact import file_hash, atomic_write
+from clips.core.artifact import atomic_write, file_hash
 from clips.errors import UserError
 from clips.jsontext import safe_json_loads
 

@@ -10,20 +10,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.registry import get_benchmark
+from benchmarks.benchmark import Benchmark
 from benchmarks.data.caption_sets import file_stamps
+from benchmarks.evaluation import ChanceLevels, Evaluation, compute_metric
 from benchmarks.mllm.caption_metrics import JAVA_METRICS, is_java_available, tokenizer_name
 from benchmarks.mllm.download_record import DOWNLOAD_RECORD, check_downloaded
 from benchmarks.mllm.items import items_table
 from benchmarks.mllm.judge import Judge, make_judge
-from benchmarks.mllm.task_metrics import TASK_METRICS, TaskMetrics, default_task_metrics
 from benchmarks.mllm.lmms_models import model_settings
+from benchmarks.mllm.offline_tasks import data_root, go_offline, load_task, select_questions
 from benchmarks.mllm.own_tasks import definition_hash
 from benchmarks.mllm.task_images import first_images
-from benchmarks.mllm.offline_tasks import data_root, go_offline, select_questions, load_task
-from benchmarks.evaluation import ChanceLevels, Evaluation, compute_metric
+from benchmarks.mllm.task_metrics import TASK_METRICS, TaskMetrics, default_task_metrics
 from benchmarks.protocol import Entries, full_size_entry
-from benchmarks.benchmark import Benchmark
+from benchmarks.registry import get_benchmark
 from benchmarks.results import Metric
 from clips.core.artifact import directory_hash, library_versions
 from clips.errors import UserError, unknown_name_error
@@ -64,7 +64,9 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
     return evaluate_task(model, config, row.config.results, about)
 
 
-def evaluate_task(model: Any, config: BenchmarkConfig, results: str, about: Entries, only: Sequence[int] = ()) -> Evaluation:
+def evaluate_task(
+    model: Any, config: BenchmarkConfig, results: str, about: Entries, only: Sequence[int] = ()
+) -> Evaluation:
     """What a model of lmms-eval's gets on one task.
 
     Args:
@@ -143,7 +145,9 @@ def data_hash(config: BenchmarkConfig) -> str:
     root = data_root(config.data)
     dataset = root / get_benchmark(config.entry).dataset
     if not dataset.is_dir():
-        raise UserError(f"{root}: expected the data of {config.entry} in {get_benchmark(config.entry).dataset}/ below it")
+        raise UserError(
+            f"{root}: expected the data of {config.entry} in {get_benchmark(config.entry).dataset}/ below it"
+        )
     content = _checked_hash(root, dataset, (*file_stamps(dataset), *file_stamps(root / DOWNLOAD_RECORD)))
     own = get_benchmark(config.entry).own
     return hashlib.sha256(f"{content} {definition_hash(Path(own))}".encode()).hexdigest() if own else content
@@ -239,7 +243,7 @@ def _resize(images: Any) -> str:
     if pinpoints := getattr(images, "image_grid_pinpoints", None):
         return "anyres " + " ".join(f"{height}x{width}" for height, width in pinpoints)
     if getattr(images, "do_center_crop", False):
-        return "shortest side, centre crop"
+        return "shortest side, center crop"
     if getattr(images, "do_pad", False):
         return "pad"
     return "squash" if "height" in dict(images.size) else "other"

@@ -1,7 +1,8 @@
 """A judge: another model that marks answers, asked at any OpenAI-compatible address, and remembered.
 
 lmms-eval's scorers ask a judge in three ways: through their own ``llm_judge`` providers (MM-Vet, LLaVA-Bench), with
-the openai client, or by ``requests.post`` (MMBench, HallusionBench). Inside ``patched_judge(judge)`` all three come here.
+the openai client, or by ``requests.post`` (MMBench, HallusionBench). Inside ``patched_judge(judge)`` all three come
+here.
 Left to themselves they try again for more than a minute a question and then count an answer without a mark as wrong,
 so that a judge that cannot be reached looks like a bad model. Here a judge that fails ends the scoring at once
 (``JudgeUnavailable``), and the metric is absent.

@@ -10,12 +10,12 @@ from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from PIL.Image import Image
 
-from benchmarks.output_cache import AnswerCache
+from benchmarks.distributed import run_on_all
+from benchmarks.evaluation import MAX_THUMBNAILS, thumbnail
+from benchmarks.mllm.offline_tasks import unsuppressed_stderr
 from benchmarks.mllm.question_sharding import local_questions
 from benchmarks.mllm.task_images import QuestionImage, image_hash_name
-from benchmarks.mllm.offline_tasks import unsuppressed_stderr
-from benchmarks.evaluation import MAX_THUMBNAILS, thumbnail
-from benchmarks.distributed import run_on_all
+from benchmarks.output_cache import AnswerCache
 from clips.commandline.progress import Progress
 from clips.core.identity import digest
 from clips.errors import UserError

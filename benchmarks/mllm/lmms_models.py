@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.mllm.offline_tasks import go_offline, suppress_output, error_reason
+from benchmarks.mllm.offline_tasks import error_reason, go_offline, suppress_output
 from benchmarks.protocol import Entries
 from clips.errors import UserError, unknown_name_error
 

@@ -5,4 +5,6 @@ python -m lmms_eval --model llava_bridge --model_args pretrained=DIR --tasks pop
 
 from lmms_eval.models.registry_v2 import ModelManifest
 
-MODEL_MANIFEST = ModelManifest(model_id="llava_bridge", simple_class_path="benchmarks.mllm.llava_model.LlavaBridgeModel")
+MODEL_MANIFEST = ModelManifest(
+    model_id="llava_bridge", simple_class_path="benchmarks.mllm.llava_model.LlavaBridgeModel"
+)

@@ -254,7 +254,9 @@ def load_task(name: str, folder: str, root: Path, *, own: str = "", simple: bool
         raise
     except Exception as error:
         found = find_broken_parquet(root / dataset)
-        raise UserError(f"{found or root / dataset}: cannot be read as the data of {name} ({error_reason(error)})") from None
+        raise UserError(
+            f"{found or root / dataset}: cannot be read as the data of {name} ({error_reason(error)})"
+        ) from None
 
 
 def find_broken_parquet(dataset: Path) -> Path | None:

@@ -13,13 +13,13 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
-from benchmarks.registry import get_benchmark
 from benchmarks.config import BenchmarkConfig
 from benchmarks.mllm.answers import Answer, read_answers
 from benchmarks.mllm.evaluate_task import data_hash, evaluate_task
 from benchmarks.mllm.matching import Match, loosest, match
 from benchmarks.mllm.offline_tasks import data_root, go_offline, load_task
 from benchmarks.protocol import Entries, fingerprint
+from benchmarks.registry import get_benchmark
 from benchmarks.results import Result, check_name, check_not_newer, write_result
 from clips.core.artifact import file_hash, log_info, writable_directory
 from clips.errors import UserError

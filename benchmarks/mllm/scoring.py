@@ -14,10 +14,10 @@ from unittest import mock
 
 from lmms_eval.api.model import lmms
 
+from benchmarks.benchmark import Benchmark
 from benchmarks.mllm.caption_metrics import ImageCaptionScores, patched_caption_scorers
 from benchmarks.mllm.judge import NO_JUDGE, Judge, JudgeUnavailable, patched_judge
-from benchmarks.mllm.offline_tasks import manager, suppress_output, error_reason
-from benchmarks.benchmark import Benchmark
+from benchmarks.mllm.offline_tasks import error_reason, manager, suppress_output
 from clips.errors import UserError
 
 _LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_RANK")

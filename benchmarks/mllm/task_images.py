@@ -27,7 +27,7 @@ class QuestionImage:
 
 def image_hash_name(picture: Image) -> str:
     """A name made of a picture's pixels as a model sees them: the same wherever it comes from."""
-    rgb = picture.convert("RGB")  # the bytes of a picture with a palette do not tell its colours
+    rgb = picture.convert("RGB")  # the bytes of a picture with a palette do not tell its colors
     content = f"{rgb.mode}{rgb.size}".encode() + rgb.tobytes()
     return hashlib.sha256(content).hexdigest()[:16]
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.evaluation import ChanceLevels, MetricSpec
 from benchmarks.mllm import chance_levels
 from benchmarks.mllm.caption_metrics import ImageCaptionScores
 from benchmarks.mllm.items import Sample
-from benchmarks.evaluation import ChanceLevels, MetricSpec
 from benchmarks.results import CHANCE
 
 _ORDERS = (1, 2, 3, 4)
@@ -40,7 +40,7 @@ class TaskMetrics:
     primary: tuple[str, ...]
     score: str
     extra: Mapping[str, MetricSpec]
-    blind: Callable[[Sequence[Sample]], ChanceLevels] = chance_levels.nothing
+    blind: Callable[[Sequence[Sample]], ChanceLevels] = chance_levels.no_chance_level
 
 
 def _pope(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
@@ -57,7 +57,9 @@ def _pope(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]
 
 
 def _mme(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
-    return chance_levels.mme_columns(samples, np.array([chance_levels.mme_answer(sample)["score"] for sample in samples], float))
+    return chance_levels.mme_columns(
+        samples, np.array([chance_levels.mme_answer(sample)["score"] for sample in samples], float)
+    )
 
 
 def _exact_match(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
@@ -110,7 +112,9 @@ def _seed(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]
 
 def _seed_blind(samples: Sequence[Sample]) -> ChanceLevels:
     """Guesses, for each kind of question NaN outside it."""
-    guessed = chance_levels.chance_over_options(chance_levels.count_seedbench_options, "correct")(samples)[CHANCE]["correct"]
+    guessed = chance_levels.chance_over_options(chance_levels.count_seedbench_options, "correct")(samples)[CHANCE][
+        "correct"
+    ]
     parts = {
         f"on_{kind}s": np.where([f"seed_{kind}" in sample for sample in samples], guessed, np.nan)
         for kind in ("image", "video")
@@ -213,7 +217,9 @@ TASK_METRICS: dict[str, TaskMetrics] = {
             extra={},
             primary=("exact_match",),
             score="correct",
-            blind=chance_levels.chance_over_options(chance_levels.count_listed_options(options), "correct") if options else chance_levels.no_chance_level,
+            blind=chance_levels.chance_over_options(chance_levels.count_listed_options(options), "correct")
+            if options
+            else chance_levels.no_chance_level,
         )
         for task, options in {
             "gqa": "",

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.analysis.diff_command import column_of
+from benchmarks.analysis.find_results import find_results_by_row
+from benchmarks.formatting import commit_text, format_duration, format_number
 from benchmarks.report.cell_text import decimals
-from benchmarks.report.notes import SYNTHETIC_DATA_NOTE
 from benchmarks.report.load_results import stale_results
+from benchmarks.report.notes import SYNTHETIC_DATA_NOTE
 from benchmarks.results import Metric, Result
 from benchmarks.sizes import n_words
 from benchmarks.study.study_record import RECORD_FILE, read_study_record
 from benchmarks.training_settings import read_training
-from benchmarks.analysis.diff_command import column_of
-from benchmarks.analysis.find_results import find_results_by_row
-from benchmarks.formatting import commit_text, format_duration, format_number
-from clips.core.artifact import directory_hash, read_manifest, log_info, atomic_write
+from clips.core.artifact import atomic_write, directory_hash, log_info, read_manifest
 from clips.data.formats.base import WHOLE
 from clips.errors import UserError, error_reason
 from clips.model_card import MODEL_CARD
@@ -196,10 +196,12 @@ def _new_card(directory: Path, manifest: Mapping[str, Any], name: str) -> str:
     import yaml
 
     kind = manifest["kind"]
-    metadata = {"license": str(manifest.get("licence") or "unknown")}
+    metadata = {"license": str(manifest.get("license") or "unknown")}
     if kind == "llava":
         metadata |= {"library_name": "transformers", "pipeline_tag": "image-text-to-text"}
-    body = _render("model.md.jinja", title=name, kind=kind, facts=training_facts(manifest, read_training(directory).main))
+    body = _render(
+        "model.md.jinja", title=name, kind=kind, facts=training_facts(manifest, read_training(directory).main)
+    )
     return f"---\n{yaml.safe_dump(metadata)}---\n{body}"
 
 
@@ -221,7 +223,7 @@ def training_facts(manifest: Mapping[str, Any], training: Mapping[str, str]) -> 
         **training,
         **{name: f"{loss:.3f}" for name, loss in losses.items() if isinstance(loss, int | float)},
         "training time": format_duration(seconds) if isinstance(seconds, int | float) else _NOT_STATED,
-        "licence of the weights": str(manifest.get("licence") or _NOT_STATED),
+        "license of the weights": str(manifest.get("license") or _NOT_STATED),
         "suite": commit_text(git) or _NOT_STATED,
     }
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.publishing.upload_files import UploadPlan, plan_upload
+from benchmarks.formatting import strip_control_chars
 from benchmarks.publishing.redaction import (
-    is_text_file,
     check_no_local_paths,
     check_no_secrets,
+    is_text_file,
     shorten_local_paths,
 )
-from benchmarks.formatting import strip_control_chars
+from benchmarks.publishing.upload_files import UploadPlan, plan_upload
 from clips.core.artifact import log_info
 from clips.errors import UserError, error_reason
 
@@ -39,7 +39,7 @@ class PublishConfig:
         private: who may see it where it is made.
         pictures: of results, also push the items tables and the page, which show the benchmarks' own pictures.
         message: of the commit.
-        dry_run: only list what would go, with sizes and licences; nothing is sent and no network needed.
+        dry_run: only list what would go, with sizes and licenses; nothing is sent and no network needed.
     """
 
     directory: str
@@ -99,8 +99,8 @@ def _tell(config: PublishConfig, found: UploadPlan, shortened: dict[str, int]) -
         lines.append(f"  {_size(size):>10}  {name}{paths}")
     lines.append(f"  {_size(sum(sizes.values())):>10}  in {len(sizes)} files")
     lines += [f"left out: {', '.join(found.left_out)}"] if found.left_out else []
-    lines.append(f"licence: {found.licence}")
-    lines += [f"made from {name}: licence {licence}" for name, licence in found.parents.items()]
+    lines.append(f"license: {found.license}")
+    lines += [f"made from {name}: license {license}" for name, license in found.parents.items()]
     if "README.md" not in found.files and found.repo_type == "model":
         lines.append("no README.md: `clips-bench card` writes one")
     for line in lines:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import Result, read_results
-from benchmarks.study.study_record import RECORD_FILE, StudyRecord, read_study_record
 from benchmarks.study.step_state import CONFIG_FILE, RECORD, read_record, step_directory
-from clips.core.artifact import MANIFEST, HASH_EXCLUDED_FILES, file_hash, read_manifest
+from benchmarks.study.study_record import RECORD_FILE, StudyRecord, read_study_record
+from clips.core.artifact import HASH_EXCLUDED_FILES, MANIFEST, file_hash, read_manifest
 from clips.errors import UserError
 
 _LEFT_BEHIND = {"tensorboard", "checkpoints"}  # a training's own, which no one needs to use the model
@@ -27,15 +27,15 @@ class UploadPlan:
         files: name in the repository → file here.
         records: those of them that are told, not used, so that their wording may change.
         left_out: what is there and does not go.
-        licence: of what goes.
-        parents: what it was made from → its licence.
+        license: of what goes.
+        parents: what it was made from → its license.
     """
 
     repo_type: str
     files: dict[str, Path]
     records: frozenset[str]
     left_out: tuple[str, ...]
-    licence: str
+    license: str
     parents: dict[str, str]
 
 
@@ -79,9 +79,9 @@ def _artifact(directory: Path) -> UploadPlan:
         files=files,
         records=HASH_EXCLUDED_FILES & files.keys(),
         left_out=tuple(sorted({name.split("/")[0] for name in behind})),
-        licence=str(manifest.get("licence") or _UNKNOWN),
+        license=str(manifest.get("license") or _UNKNOWN),
         parents={
-            f"{name} {parent.get('path')}": _licence(Path(str(parent.get("path")))) for name, parent in parents.items()
+            f"{name} {parent.get('path')}": _license(Path(str(parent.get("path")))) for name, parent in parents.items()
         },
     )
 
@@ -102,10 +102,10 @@ def _more(names: list[str]) -> str:
     return f", nor are {len(names) - 1} more" if len(names) > 1 else ""
 
 
-def _licence(parent: Path) -> str:
+def _license(parent: Path) -> str:
     """What a parent's manifest states; it may be elsewhere by now."""
     try:
-        return str(read_manifest(parent).get("licence") or _UNKNOWN)
+        return str(read_manifest(parent).get("license") or _UNKNOWN)
     except UserError:
         return f"{_UNKNOWN} (not here)"
 
@@ -132,7 +132,7 @@ def _results(directory: Path, pictures: bool) -> UploadPlan:
         files=files | (dict(zip(names, shown, strict=True)) if pictures else {}),
         records=frozenset(files) - {path.relative_to(directory).as_posix() for path in report if path.suffix == ".pdf"},
         left_out=() if pictures else _summed_up(names),
-        licence=_UNKNOWN,
+        license=_UNKNOWN,
         parents={},
     )
 

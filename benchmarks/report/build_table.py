@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from benchmarks.protocol import describe_differences
-from benchmarks.report.seed_aggregation import has_seeds, aggregate_seeds, with_intervals
-from benchmarks.report.significance import Evidence, add_significance
 from benchmarks.report.load_results import MissingValue, ReportSource, missing_reason
+from benchmarks.report.seed_aggregation import aggregate_seeds, has_seeds, with_intervals
+from benchmarks.report.significance import Evidence, add_significance
 from benchmarks.report.table import Cell, Column, Table
 from benchmarks.results import Metric, Result
 from benchmarks.study.study_record import EXCLUDED_FROM_BENCHMARK, RowRecord
@@ -51,7 +51,9 @@ def build_results_table(
 def _is_asked(source: ReportSource, benchmark: str) -> bool:
     """Whether any row is measured on a benchmark; some of a study's are for rows that a filter has left out."""
     outcomes = [source.outcomes[row.name, benchmark] for row in source.rows]
-    return not all(isinstance(outcome, MissingValue) and outcome.reason == EXCLUDED_FROM_BENCHMARK for outcome in outcomes)
+    return not all(
+        isinstance(outcome, MissingValue) and outcome.reason == EXCLUDED_FROM_BENCHMARK for outcome in outcomes
+    )
 
 
 def _columns(

@@ -8,12 +8,12 @@ from typing import Any
 
 from benchmarks.encoders.long_retrieval import WORD_LIMIT_PREFIX, metric_suffix
 from benchmarks.encoders.retrieval import DIRECTION_LABELS
-from benchmarks.report.cell_text import score
-from benchmarks.report.figure import Figure, FigureSet, LegendEntry, safe_file_name, plot_points
-from benchmarks.report.report import Report
-from benchmarks.report.palette import SERIES_COLORS, Palette
-from benchmarks.report.table import Cell, Table
 from benchmarks.formatting import format_number
+from benchmarks.report.cell_text import score
+from benchmarks.report.figure import Figure, FigureSet, LegendEntry, plot_points, safe_file_name
+from benchmarks.report.palette import SERIES_COLORS, Palette
+from benchmarks.report.report import Report
+from benchmarks.report.table import Cell, Table
 
 _WHOLE = "whole"
 
@@ -44,7 +44,9 @@ def length_figures(report: Report) -> FigureSet | None:
     """A figure for each direction of the benchmarks that have such a curve; None where none has."""
     figures: list[Figure] = []
     for benchmark in report.source.benchmarks:
-        listed = [str(result.protocol.get(WORD_LIMIT_PREFIX, "")) for result in report.source.results(benchmark).values()]
+        listed = [
+            str(result.protocol.get(WORD_LIMIT_PREFIX, "")) for result in report.source.results(benchmark).values()
+        ]
         words = sorted({int(number) for numbers in listed if numbers for number in numbers.split(", ")})
         if words:
             figures += [_figure(report.details, benchmark, direction, words) for direction in DIRECTION_LABELS]

@@ -15,19 +15,19 @@ from typing import Any
 import pandas as pd
 
 from benchmarks import statistics
+from benchmarks.formatting import format_number, join_with_and, shorten_name
 from benchmarks.item_scores import ItemScores
 from benchmarks.report.cell_text import column_title, decimals, score
 from benchmarks.report.figure import Figure, FigureSet, LegendEntry, safe_file_name
 from benchmarks.report.forest_plots import effect_direction
-from benchmarks.report.report import Report
-from benchmarks.report.palette import SERIES_COLORS, Palette
-from benchmarks.report.seed_aggregation import has_seeds, aggregate_seeds, with_intervals
-from benchmarks.report.significance import Evidence, add_significance
 from benchmarks.report.load_results import ReportSource, limit_rows
+from benchmarks.report.palette import SERIES_COLORS, Palette
+from benchmarks.report.report import Report
+from benchmarks.report.seed_aggregation import aggregate_seeds, has_seeds, with_intervals
+from benchmarks.report.significance import Evidence, add_significance
 from benchmarks.report.table import Cell, Column, Table
 from benchmarks.results import Result, columns_of
 from benchmarks.study.study_record import RowRecord
-from benchmarks.formatting import join_with_and, format_number, shorten_name
 
 MAX_CATEGORIES = 24
 _SIGNS = {"better": "▲", "worse": "▼", "not shown": "≈"}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.report.table import Cell, Column
 from benchmarks.formatting import decimals_needed, format_number
+from benchmarks.report.table import Cell, Column
 
 _LOPSIDED = 0.25  # of an interval's width: how much longer one side may be before both are told
 _LONGEST_REASON = 60
@@ -33,7 +33,8 @@ def margin(cell: Cell) -> str:
     if abs(above - below) <= _LOPSIDED * (above + below):
         half = (above + below) / 2
         return f"±{format_number(half, decimals_needed(half, places))}"
-    return f"+{format_number(above, decimals_needed(above, places))}/\N{MINUS SIGN}{format_number(below, decimals_needed(below, places))}"
+    up, down = (format_number(end, decimals_needed(end, places)) for end in (above, below))
+    return f"+{up}/\N{MINUS SIGN}{down}"
 
 
 def score(cell: Cell) -> str:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from benchmarks.formatting import decimals_needed, format_number, join_or_count, join_with_and
 from benchmarks.report.cell_text import column_title, decimals
 from benchmarks.report.table import Cell, Column, Table
 from benchmarks.results import CHANCE
-from benchmarks.formatting import join_or_count, decimals_needed, join_with_and, format_number
 
 
 def has_chance_level(table: Table) -> bool:
@@ -77,7 +77,9 @@ def chance_notes(table: Table) -> list[str]:
             if is_above_chance(cell) is False:
                 lost.setdefault(cell.row, []).append(_measure(column))
     ways = list(dict.fromkeys(way for column in table.columns for way in trivial_baselines(column)))
-    beside = f", beside it {join_with_and([way for way in ways if way != CHANCE])} where that gives more" if ways[1:] else ""
+    beside = (
+        f", beside it {join_with_and([way for way in ways if way != CHANCE])} where that gives more" if ways[1:] else ""
+    )
     alike: dict[tuple[str, ...], list[str]] = {}
     for row, names in lost.items():
         alike.setdefault(tuple(names), []).append(row)

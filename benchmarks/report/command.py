@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from clips.core.artifact import log_info, writable_directory, atomic_write
+from clips.core.artifact import atomic_write, log_info, writable_directory
 from clips.errors import unknown_name_error
 
 
@@ -48,9 +48,9 @@ def run_report(config: ReportConfig) -> None:
     from rich.console import Console
 
     from benchmarks.report.formats import REPORT_FORMATS
+    from benchmarks.report.load_results import MissingValue
     from benchmarks.report.report import build_report
     from benchmarks.report.row_selection import Selection
-    from benchmarks.report.load_results import MissingValue
     from benchmarks.report.terminal_table import print_report
 
     formats = _names(config.formats)

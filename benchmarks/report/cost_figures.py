@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.formatting import join_with_and
 from benchmarks.report.cell_text import column_head, column_title, score
-from benchmarks.report.figure import MAX_POINT_LABELS, Figure, FigureSet, safe_file_name, number_points
-from benchmarks.report.report import Report
-from benchmarks.report.palette import Palette
+from benchmarks.report.figure import MAX_POINT_LABELS, Figure, FigureSet, number_points, safe_file_name
 from benchmarks.report.load_results import read_metrics
+from benchmarks.report.palette import Palette
+from benchmarks.report.report import Report
 from benchmarks.report.table import Cell, Column
 from benchmarks.study.study_record import RowRecord
-from benchmarks.formatting import join_with_and
 from clips.core.artifact import STAGES_DIR, read_manifest
 from clips.errors import UserError
 
@@ -185,7 +185,9 @@ def _training(directory: Path, row: RowRecord, column: Column, report: Report) -
 
 def _figure(cost: CostAxis, column: Column, points: Sequence[CostPoint]) -> Figure:
     front = [point.cell.row for point in points if point.front]
-    legend, labels = number_points([(point.color, point.cell.row, point.cost, point.cell.value or 0.0) for point in points])
+    legend, labels = number_points(
+        [(point.color, point.cell.row, point.cost, point.cell.value or 0.0) for point in points]
+    )
     return Figure(
         name=safe_file_name("cost", cost.name, column.benchmark, column.metric),
         title=f"{column_head(column)} against {cost.title}",

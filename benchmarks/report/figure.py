@@ -38,7 +38,9 @@ class PointLabel:
     text: str
 
 
-def number_points(points: Sequence[tuple[int, str, float, float]]) -> tuple[tuple[LegendEntry, ...], tuple[PointLabel, ...]]:
+def number_points(
+    points: Sequence[tuple[int, str, float, float]],
+) -> tuple[tuple[LegendEntry, ...], tuple[PointLabel, ...]]:
     """Legend and labels of points (place of the color, name, x, y): numbers, told in the legend; of many none."""
     if len(points) > MAX_POINT_LABELS:
         return (), ()

@@ -26,15 +26,15 @@ from benchmarks.report.cell_text import (
     margin,
     short_gap,
 )
-from benchmarks.report.chance_level import trivial_baselines, chance_text, has_chance_level
-from benchmarks.report.figure_export import render_inline_svg
+from benchmarks.report.chance_level import chance_text, has_chance_level, trivial_baselines
 from benchmarks.report.figure import FigureSet
+from benchmarks.report.figure_export import render_inline_svg
 from benchmarks.report.gallery.thumbnails import ImageDeduplicator
 from benchmarks.report.glossary import Glossary
-from benchmarks.report.report import Report
+from benchmarks.report.notes import PAGE
 from benchmarks.report.palette import SERIES_COLORS
 from benchmarks.report.reference_table import REFERENCE_NOTE
-from benchmarks.report.notes import PAGE
+from benchmarks.report.report import Report
 from benchmarks.report.sections import built_sections
 from benchmarks.report.table import Cell, Column, Table
 from clips.sanitize import jinja_finalize
@@ -96,7 +96,15 @@ def _environment(glossary: Glossary) -> jinja2.Environment:
         lstrip_blocks=True,
         finalize=jinja_finalize,
     )
-    words = (*(formatting.format_number, formatting.decimals_needed, formatting.difference_ci_text), decimals, column_head, margin, ends, short_gap, gap_words)
+    words = (
+        *(formatting.format_number, formatting.decimals_needed, formatting.difference_ci_text),
+        decimals,
+        column_head,
+        margin,
+        ends,
+        short_gap,
+        gap_words,
+    )
     environment.globals.update({function.__name__: function for function in words})
     script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
     environment.globals.update(

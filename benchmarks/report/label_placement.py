@@ -18,7 +18,9 @@ _SIZE = 7.5
 Place = tuple[float, float]
 
 
-def place_labels(points: Sequence[Place], sizes: Sequence[Place], within: tuple[float, float, float, float]) -> list[Place]:
+def place_labels(
+    points: Sequence[Place], sizes: Sequence[Place], within: tuple[float, float, float, float]
+) -> list[Place]:
     """The middle of each point's label: the first free place around it, nearer ones first.
 
     Args:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.formatting import format_number, join_with_and
 from benchmarks.report.figure import Figure, FigureSet, LegendEntry, safe_file_name
-from benchmarks.report.palette import SERIES_COLORS, Palette
 from benchmarks.report.load_results import ReportSource, read_metrics
-from benchmarks.formatting import join_with_and, format_number
+from benchmarks.report.palette import SERIES_COLORS, Palette
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,11 @@ def _figure(kind: PanelSpec, curves: Sequence[Curve]) -> Figure:
         legend=tuple(LegendEntry(color=curve.color, label=curve.name) for curve in curves),
         heads=("row", kind.x_label, "first loss", "last loss", "lowest"),
         rows=tuple(
-            (curve.name, format_number(curve.x[-1], 0), *(format_number(y, 2) for y in (curve.y[0], curve.y[-1], min(curve.y))))
+            (
+                curve.name,
+                format_number(curve.x[-1], 0),
+                *(format_number(y, 2) for y in (curve.y[0], curve.y[-1], min(curve.y))),
+            )
             for curve in curves
         ),
     )

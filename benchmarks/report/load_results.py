@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 from benchmarks.mllm.judge import NO_JUDGE
 from benchmarks.protocol import ranking_key
-from benchmarks.results import Result, has_items, read_result, refuse_twice, result_files, enclosing_study
-from benchmarks.study.study_record import RECORD_FILE, RowRecord, StudyRecord, read_study_record
+from benchmarks.results import Result, enclosing_study, has_items, read_result, refuse_twice, result_files
 from benchmarks.study.step_state import StepRecord, read_record
+from benchmarks.study.study_record import RECORD_FILE, RowRecord, StudyRecord, read_study_record
 from benchmarks.study.trash import acceptance
 from clips.core.artifact import lexical_abspath
 from clips.errors import UserError, unknown_name_error
@@ -131,7 +131,9 @@ def _out_of_date(source: ReportSource, results: Iterable[Result]) -> Iterator[tu
         found = told.get(lexical_abspath(result.path))
         if found is None:
             yield result.path, "no row of the study has it any more"
-        elif isinstance(found, MissingValue) and (found.kind == "missing" or (found.kind == "failed" and result.status == "ok")):
+        elif isinstance(found, MissingValue) and (
+            found.kind == "missing" or (found.kind == "failed" and result.status == "ok")
+        ):
             yield result.path, found.reason
 
 
@@ -244,7 +246,11 @@ def _result_or_gap(result: Result) -> Result | MissingValue:
 def missing_reason(reason: str) -> MissingValue:
     """Why a metric is absent; a missing judge, which could yet come, is told in the cell itself."""
     head, _, rest = reason.partition(": ")
-    return MissingValue(kind="no judge", reason=rest) if head == NO_JUDGE else MissingValue(kind="not applicable", reason=reason)
+    return (
+        MissingValue(kind="no judge", reason=rest)
+        if head == NO_JUDGE
+        else MissingValue(kind="not applicable", reason=reason)
+    )
 
 
 def _plain_source(root: Path) -> ReportSource:
@@ -257,7 +263,9 @@ def _plain_source(root: Path) -> ReportSource:
     names = list(dict.fromkeys(row for row, _, _ in found))
     benchmarks = tuple(dict.fromkeys(benchmark for _, benchmark, _ in found))
     outcomes: dict[tuple[str, str], Result | MissingValue] = {
-        (name, benchmark): MissingValue(kind="missing", reason="no result file") for name in names for benchmark in benchmarks
+        (name, benchmark): MissingValue(kind="missing", reason="no result file")
+        for name in names
+        for benchmark in benchmarks
     }
     for row, benchmark, outcome in found:
         outcomes[row, benchmark] = _result_or_gap(outcome) if isinstance(outcome, Result) else outcome

@@ -5,6 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from benchmarks.formatting import (
+    MAX_TEXT_CHARS,
+    decimals_needed,
+    format_number,
+    join_or_count,
+    join_row_names,
+    join_with_and,
+    strip_control_chars,
+)
 from benchmarks.protocol import INPUT_PREFIX
 from benchmarks.report.cell_text import column_title, decimals
 from benchmarks.report.chance_level import chance_notes
@@ -14,7 +23,6 @@ from benchmarks.results import Result
 from benchmarks.sizes import parts
 from benchmarks.study.study_record import EXCLUDED_FROM_BENCHMARK
 from benchmarks.training_settings import CONFOUNDED_WARNING, TrainingSettings, diff_training, training_of_result
-from benchmarks.formatting import MAX_TEXT_CHARS, join_or_count, decimals_needed, join_with_and, format_number, join_row_names, strip_control_chars
 
 SYNTHETIC_DATA_NOTE = (
     "The pictures are scenes drawn by this suite: a means to run and to test every part of it, never a claim about "
@@ -117,7 +125,8 @@ def _about_bare_numbers(table: Table) -> list[str]:
     if bare:
         where = dict.fromkeys(f"{cell.row} on {column_title(cell.column)}" for cell in bare)
         return [
-            f"No interval: {join_or_count([*where], 'numbers')}. Where all items came out alike, or only a scorer's total is "
+            f"No interval: {join_or_count([*where], 'numbers')}. Where all items came out alike, or only a "
+            f"scorer's total is "
             "known, nothing tells how far the number is to be trusted."
         ]
     return []
@@ -161,7 +170,9 @@ def _about_skill(source: ReportSource) -> list[str]:
     said = {
         name: {result.without_skill for result in source.results(name).values()} - {""} for name in source.benchmarks
     }
-    return [f"{name}: {strip_control_chars(text, MAX_TEXT_CHARS)}" for name, texts in said.items() for text in sorted(texts)]
+    return [
+        f"{name}: {strip_control_chars(text, MAX_TEXT_CHARS)}" for name, texts in said.items() for text in sorted(texts)
+    ]
 
 
 def _about_training(source: ReportSource) -> list[str]:
@@ -242,7 +253,9 @@ def _about_inputs(source: ReportSource) -> list[str]:
     lines = []
     for benchmark in source.benchmarks:
         results = source.results(benchmark)
-        names = sorted({name for result in results.values() for name in result.protocol if name.startswith(INPUT_PREFIX)})
+        names = sorted(
+            {name for result in results.values() for name in result.protocol if name.startswith(INPUT_PREFIX)}
+        )
         for name in names:
             values = {row: result.protocol.get(name, "not stated") for row, result in results.items()}
             if len(set(map(str, values.values()))) > 1:

@@ -10,7 +10,15 @@ from pathlib import Path
 
 SERIES_COLORS = 8
 _STYLE = Path(__file__).parent / "templates" / "style.css"
-COLOR_NAMES = ("ink", "ink-soft", "line", "sheet", "gain", "loss", *(f"series-{place}" for place in range(SERIES_COLORS)))
+COLOR_NAMES = (
+    "ink",
+    "ink-soft",
+    "line",
+    "sheet",
+    "gain",
+    "loss",
+    *(f"series-{place}" for place in range(SERIES_COLORS)),
+)
 
 
 @dataclass(frozen=True)

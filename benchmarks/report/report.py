@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.report.summary import headline, row_summaries
 from benchmarks.report.build_table import build_results_table
-from benchmarks.report.reference_table import ReferenceTable, is_reference_row, build_reference_table
+from benchmarks.report.load_results import ReportSource, read_source
 from benchmarks.report.notes import MarkLegend, mark_legend, table_notes
+from benchmarks.report.reference_table import ReferenceTable, build_reference_table, is_reference_row
 from benchmarks.report.row_selection import Selection, select_benchmarks, select_columns
 from benchmarks.report.significance import Evidence
-from benchmarks.report.load_results import ReportSource, read_source
+from benchmarks.report.summary import headline, row_summaries
 from benchmarks.report.table import Column, Table
 from benchmarks.sizes import full_size, n_words
 
@@ -92,9 +92,16 @@ def build_report(
     source = selection.of_source(everything)
     places = selection.places(source)
     evidence = Evidence(source)
-    whole, single = build_results_table(source, evidence, also=places), build_results_table(source, evidence, also=places, by_seed=True)
+    whole, single = (
+        build_results_table(source, evidence, also=places),
+        build_results_table(source, evidence, also=places, by_seed=True),
+    )
     details = build_results_table(source, evidence, primary_only=False)
-    source, by_row, table = select_benchmarks(source, places), select_columns(single, places), select_columns(whole, places)
+    source, by_row, table = (
+        select_benchmarks(source, places),
+        select_columns(single, places),
+        select_columns(whole, places),
+    )
     shown = published or (source.study.published if source.study else ())
     rows = {row.but_for_seed if whole.seeds else row.name for row in everything.rows}
     left_out = selection.remark(whole, table, len(rows))

@@ -119,4 +119,6 @@ def _places(name: str, source: ReportSource) -> list[_Place]:
             return [(benchmark, known)]
     if not labels:
         raise UserError(f"columns: {benchmark} has no number in any row, so no metric '{metric}'")
-    raise unknown_name_error(metric, list(dict.fromkeys([*labels, *labels.values()])), f"metric of {benchmark} in 'columns'")
+    raise unknown_name_error(
+        metric, list(dict.fromkeys([*labels, *labels.values()])), f"metric of {benchmark} in 'columns'"
+    )

@@ -9,20 +9,20 @@ from typing import Any
 
 from benchmarks.report.caption_length_figures import length_figures
 from benchmarks.report.categories import category_figures
+from benchmarks.report.correlation import correlation_figures
 from benchmarks.report.cost_figures import cost_figures
-from benchmarks.report.learning_curves import learning_curves
 from benchmarks.report.figure import Figure, FigureSet
 from benchmarks.report.forest_plots import forest_plots
 from benchmarks.report.gallery.answer_examples import answer_galleries
 from benchmarks.report.gallery.caption_examples import captioned
 from benchmarks.report.gallery.retrieval_examples import retrieval_galleries
 from benchmarks.report.gallery.similarity_maps import similarity_maps
-from benchmarks.report.report import Report
-from benchmarks.report.correlation import correlation_figures
-from benchmarks.report.reproduce import reproduction_info
-from benchmarks.report.sweep_figures import sweep_figures
+from benchmarks.report.learning_curves import learning_curves
 from benchmarks.report.load_results import limit_rows
+from benchmarks.report.report import Report
+from benchmarks.report.reproduce import reproduction_info
 from benchmarks.report.step_timing import build_timeline
+from benchmarks.report.sweep_figures import sweep_figures
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from benchmarks.report.significance import Evidence, pool_training_noise
 from benchmarks.report.load_results import ReportSource
+from benchmarks.report.significance import Evidence, pool_training_noise
 from benchmarks.report.table import Cell, Table
 from benchmarks.statistics import scores_interval
 from benchmarks.study.study_record import RowRecord

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from benchmarks.item_scores import ItemScores, comparable
 from benchmarks.noise import Estimate, Scores, TrainingNoise, difference_estimate, p_values, training_noise
 from benchmarks.report.load_results import ReportSource
-from benchmarks.report.table import ALPHA, Cell, BaselineDifference, RankMark, Table
+from benchmarks.report.table import ALPHA, BaselineDifference, Cell, RankMark, Table
 from benchmarks.results import Result
 from benchmarks.statistics import compare, holm_correction
 

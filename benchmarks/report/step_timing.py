@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.study.step_state import StepRecord
 from benchmarks.formatting import format_duration
+from benchmarks.study.step_state import StepRecord
 
 _LONGEST_PAUSE = 30.0
 
@@ -57,7 +57,9 @@ def build_timeline(records: Sequence[StepRecord]) -> Timeline | None:
         )
         for record, start in zip(records, starts, strict=True)
     )
-    return Timeline(bars=bars, wall=format_duration(end), work=format_duration(sum(record.seconds for record in records)))
+    return Timeline(
+        bars=bars, wall=format_duration(end), work=format_duration(sum(record.seconds for record in records))
+    )
 
 
 def compress_idle_time(spans: Sequence[tuple[float, float]]) -> tuple[list[float], float]:

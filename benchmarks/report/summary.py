@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from benchmarks.formatting import format_number, join_or_count, join_with_and
 from benchmarks.report.cell_text import column_title, decimals
 from benchmarks.report.chance_level import no_row_above_chance
 from benchmarks.report.table import Cell, Table
-from benchmarks.formatting import join_or_count, join_with_and, format_number
 
 _WITH_SIZE = 2
 
@@ -25,7 +25,9 @@ def _comparison(table: Table) -> str:
         leader = max(compared, key=lambda name: _gains(table, name))
         behind = [name for name in compared if _gains(table, name)[0] < 0]
         return (
-            row_summary(table, leader) if _wins(table, leader) or not behind or len(compared) == 1 else _none_beats(behind)
+            row_summary(table, leader)
+            if _wins(table, leader) or not behind or len(compared) == 1
+            else _none_beats(behind)
         )
     if not any(cell.value is not None for cell in table.cells.values()):
         return "There is no number yet; the table says why."

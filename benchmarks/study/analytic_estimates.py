@@ -77,7 +77,9 @@ def _evaluation(step: Step, steps: Mapping[str, Step], count: int, gpu: str | No
     sizes = sizes_of(config, vision=_made_vision(trained, steps), llm=_made_llm(trained, steps))
     if sizes.vision is None:
         return UNKNOWN_ESTIMATE
-    asked = [(get_benchmark(each.get("uses") or each["name"]).items, each.get("limit")) for each in step.config["benchmarks"]]
+    asked = [
+        (get_benchmark(each.get("uses") or each["name"]).items, each.get("limit")) for each in step.config["benchmarks"]
+    ]
     items = sum(min(limit or total, total) for total, limit in asked if total)
     flops = sizes.tiles * sizes.vision.flops + sizes.llm.forward_flops(sizes.tokens + ASSUMED_TEXT_TOKENS["align"])
     seconds = items * flops / (GPUS[gpu].peak("bf16") * ASSUMED_MFU * count)
@@ -95,8 +97,8 @@ def _encoder_evaluation(step: Step, steps: Mapping[str, Step], count: int, gpu: 
     """Of an encoder the least: that its towers read pictures and texts. Decoding pictures and scoring come on top."""
     from benchmarks.study.benchmark_sizes import benchmark_size
     from clips.planning.hardware import GPUS
-    from llava_bridge.planning.plan import ASSUMED_MFU
     from llava_bridge.planning.model_sizes import dual_tower_size
+    from llava_bridge.planning.plan import ASSUMED_MFU
 
     pair = dual_tower_size(_made_cfg(step, steps) or step.config["encoder"])  # a name is looked up
     if gpu is None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.registry import get_benchmark
 from benchmarks.config import BenchmarkConfig
 from benchmarks.encoders.zero_shot_classifier import class_prompts
 from benchmarks.list_command import KNOWN_DATASETS
+from benchmarks.registry import get_benchmark
 
 
 def benchmark_size(settings: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -36,7 +36,9 @@ def _texts(settings: Mapping[str, Any], listed: int, pictures: int, kind: str) -
     if kind == "retrieval":
         return min(listed, pictures * settings.get("captions_per_image", BenchmarkConfig.captions_per_image))
     templates = settings.get("templates")
-    return None if templates is None else listed * len(class_prompts(templates, ""))  # else those in the file beside the data
+    return (
+        None if templates is None else listed * len(class_prompts(templates, ""))
+    )  # else those in the file beside the data
 
 
 def _plain(name: str) -> str:

@@ -9,13 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.registry import get_benchmark
 from benchmarks.config import MODEL_FIELDS, BenchmarkConfig, RequiredModel, RunConfig
-from benchmarks.study.sweep import Settings, deep_merge
-from benchmarks.study.study_record import EXISTING_LLAVA_NO_ENCODER, NO_LLAVA, EXCLUDED_FROM_BENCHMARK, CellRecord, RowRecord
-from benchmarks.study.path_refs import PATH_PREFIX, hub_name, map_strings, external_file, split_refs
+from benchmarks.registry import get_benchmark
+from benchmarks.study.path_refs import PATH_PREFIX, external_file, hub_name, map_strings, split_refs
 from benchmarks.study.schema import Combination, Study
 from benchmarks.study.steps import OutputSpec, Step, StepKind
+from benchmarks.study.study_record import (
+    EXCLUDED_FROM_BENCHMARK,
+    EXISTING_LLAVA_NO_ENCODER,
+    NO_LLAVA,
+    CellRecord,
+    RowRecord,
+)
+from benchmarks.study.sweep import Settings, deep_merge
 from clips.data.remote_files import is_remote
 from clips.errors import UserError, unknown_name_error
 from clips.model_refs import OPEN_CLIP_CONFIG
@@ -311,7 +317,9 @@ def _existing_row(maker: _Maker, columns: Mapping[str, _Column], name: str) -> R
     _check_existing(settings, f"llavas.{name}")
     asked = [column for column in columns if study.asks(column, name)]
     mine = [column for column in asked if columns[column].needs == "llava"]
-    apart = dict.fromkeys(asked, EXISTING_LLAVA_NO_ENCODER) | dict.fromkeys(columns.keys() - set(asked), EXCLUDED_FROM_BENCHMARK)
+    apart = dict.fromkeys(asked, EXISTING_LLAVA_NO_ENCODER) | dict.fromkeys(
+        columns.keys() - set(asked), EXCLUDED_FROM_BENCHMARK
+    )
     baseline = study.baseline_of(name)
     if baseline in study.encoders:  # the one row that it has, where it has one
         labels = [study.label(row) for row in study.combinations() if row.encoder == baseline]

@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.study.locks import locked
 from benchmarks.study.build_steps import StudyPlan, build_plan
 from benchmarks.study.launchers import check_command, command_version, launch_command
+from benchmarks.study.locks import locked
 from benchmarks.study.parser import read_study
-from benchmarks.study.study_record import RECORD_FILE, StepPlan, StudyRecord, write_study_record
 from benchmarks.study.resources import Resources, check_patterns, resolve_resources
 from benchmarks.study.schema import Study
 from benchmarks.study.shipped import resolve_study_file
-from benchmarks.study.step_state import CONFIG_FILE, StepKey, is_done, step_directory, step_keys
 from benchmarks.study.status import Progress, StudyWatch, step_state
+from benchmarks.study.step_state import CONFIG_FILE, StepKey, is_done, step_directory, step_keys
+from benchmarks.study.study_record import RECORD_FILE, StepPlan, StudyRecord, write_study_record
 from benchmarks.study.trash import Replacement, check_costly, replaced_in_all, replacements, trash_words
-from clips.core.artifact import git_state, log_info, library_versions
+from clips.core.artifact import git_state, library_versions, log_info
 from clips.errors import UserError, unknown_name_error
 
 if TYPE_CHECKING:
@@ -158,8 +158,8 @@ def run_study_steps(config: StudyConfig, *, report: Callable[[Path], None]) -> N
     Raises:
         UserError: the study cannot be run, or would make again what took long; then nothing has been started.
     """
-    from benchmarks.study.preflight import check_configs, check_input_files
     from benchmarks.formatting import format_duration
+    from benchmarks.study.preflight import check_configs, check_input_files
 
     keyed = resolve_study(config)
     keyed.refuse_costly(config)
@@ -218,7 +218,9 @@ def study_record(keyed: ResolvedStudy, file: str) -> StudyRecord:
         step.name: StepPlan(
             kind=step.kind,
             command=" ".join(
-                launch_command(step.command, step_directory(keyed.output, step.name) / CONFIG_FILE, keyed.resources[step.name])
+                launch_command(
+                    step.command, step_directory(keyed.output, step.name) / CONFIG_FILE, keyed.resources[step.name]
+                )
             ),
             key=keyed.keys[step.name].key,
             parents=step.parents,
@@ -281,9 +283,9 @@ def plan_study(config: StudyPlanConfig) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from benchmarks.study.preflight import check_configs, check_input_files
     from benchmarks.study.estimate import total_cost
     from benchmarks.study.estimate_steps import estimate_steps
+    from benchmarks.study.preflight import check_configs, check_input_files
 
     keyed = resolve_study(config)
     study = keyed.plan.study

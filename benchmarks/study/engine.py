@@ -26,11 +26,19 @@ from benchmarks.study.children import start_child
 from benchmarks.study.executors import ExecutorConfig, GpusConfig, LocalConfig, SlurmConfig
 from benchmarks.study.gpus import visible_gpus
 from benchmarks.study.job import Job, RunPlan, write_plan
+from benchmarks.study.launchers import launch_command, resolve_executable
 from benchmarks.study.locks import is_at_work, left_behind
 from benchmarks.study.machine import available_cores
-from benchmarks.study.launchers import resolve_executable, launch_command
 from benchmarks.study.resources import Resources
-from benchmarks.study.step_state import CONFIG_FILE, StepKey, is_done, log_tail, read_record, step_directory, write_record
+from benchmarks.study.step_state import (
+    CONFIG_FILE,
+    StepKey,
+    is_done,
+    log_tail,
+    read_record,
+    step_directory,
+    write_record,
+)
 from benchmarks.study.steps import Step, topological_order
 from clips.errors import UserError
 
@@ -91,7 +99,9 @@ def run_steps(
     if not missing:
         return Summary(present=tuple(present), done=(), failed=(), blocked=())
     for step in missing:
-        resolve_executable(launch_command(step.command, step_directory(output, step.name) / CONFIG_FILE, given[step.name]))
+        resolve_executable(
+            launch_command(step.command, step_directory(output, step.name) / CONFIG_FILE, given[step.name])
+        )
     if isinstance(executor, SlurmConfig):
         _cancel_pending(executor.job_prefix(output))
     for name in left_behind(output, jobs=True):

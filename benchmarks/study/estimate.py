@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from benchmarks.study.steps import Share, Step, time_left
 from benchmarks.formatting import format_duration
+from benchmarks.study.steps import Share, Step, time_left
 
 _GB = 1e9
 

@@ -12,12 +12,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.formatting import format_duration
+from benchmarks.study.analytic_estimates import UNKNOWN_ESTIMATE, analytic_estimate
 from benchmarks.study.estimate import CostEstimate
 from benchmarks.study.resources import Resources
 from benchmarks.study.step_state import CONFIG_FILE, StepRecord, read_record, step_directory
 from benchmarks.study.steps import Step
-from benchmarks.study.analytic_estimates import UNKNOWN_ESTIMATE, analytic_estimate
-from benchmarks.formatting import format_duration
 
 
 def estimate_steps(
@@ -42,7 +42,12 @@ def estimate_steps(
         before, record = ran.get(step.name, (None, None))
         like = [each for each in ran.values() if similarity_key(each[0]) == similarity_key(step)]
         try:
-            if before and record and training_samples(before) == training_samples(step) and similarity_key(before) == similarity_key(step):
+            if (
+                before
+                and record
+                and training_samples(before) == training_samples(step)
+                and similarity_key(before) == similarity_key(step)
+            ):
                 found[step.name] = _of_record(step, record, resources[step.name])
             elif like and gpu is None:
                 found[step.name] = _in_doubt(step, by_name, _of_like(like, step))
@@ -131,6 +136,9 @@ def _on_disk(step: Step) -> float | None:
 
 def _in_doubt(step: Step, steps: Mapping[str, Step], found: CostEstimate) -> CostEstimate:
     """An estimate that also tells of an evaluation whose encoder no library here knows by its name."""
-    if step.kind != "evaluation" or (looked_up := analytic_estimate(step, steps, Resources(), None)) == UNKNOWN_ESTIMATE:
+    if (
+        step.kind != "evaluation"
+        or (looked_up := analytic_estimate(step, steps, Resources(), None)) == UNKNOWN_ESTIMATE
+    ):
         return found
     return dataclasses.replace(found, basis=f"{found.basis}; {looked_up.basis}")

@@ -24,9 +24,9 @@ from typing import Any
 
 from benchmarks.study.children import end_group, start_child, stop_child
 from benchmarks.study.gpus import gpu_environment, take_gpus
+from benchmarks.study.launchers import launch_command, resolve_executable
 from benchmarks.study.locks import LOCK, acquire
 from benchmarks.study.machine import describe_machine
-from benchmarks.study.launchers import resolve_executable, launch_command
 from benchmarks.study.resources import Resources
 from benchmarks.study.step_state import (
     CONFIG_FILE,
@@ -41,7 +41,7 @@ from benchmarks.study.step_state import (
 )
 from benchmarks.study.steps import Step
 from benchmarks.study.trash import move_outputs
-from clips.core.artifact import git_state, library_versions, atomic_write
+from clips.core.artifact import atomic_write, git_state, library_versions
 from clips.errors import UserError
 from clips.serialization import to_plain, to_yaml
 

@@ -5,12 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.config import BenchmarkConfig
+from benchmarks.study.build_steps import (
+    DEFAULT_DATA_COMMAND,
+    EVALUATE,
+    ROW_EVALUATION_FIELDS,
+    TRAIN_ENCODER,
+    TRAIN_LLAVA,
+)
 from benchmarks.study.executors import EXECUTORS
-from benchmarks.study.sweep import SWEEP
-from benchmarks.study.build_steps import EVALUATE, DEFAULT_DATA_COMMAND, ROW_EVALUATION_FIELDS, TRAIN_ENCODER, TRAIN_LLAVA
 from benchmarks.study.launchers import find_command
 from benchmarks.study.resources import Resources
 from benchmarks.study.schema import Study
+from benchmarks.study.sweep import SWEEP
 from clips.commandline.config_schema import config_schema, optional_field_schemas
 
 _VARY = {
@@ -56,7 +62,8 @@ def study_schema() -> dict[str, Any]:
 def _settings() -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings that a study file holds, by the field of ``Defaults`` or ``Study`` that they stand in."""
     encoder, llava, evaluation, data = (
-        find_command(words).config_class() for words in (TRAIN_ENCODER, TRAIN_LLAVA, EVALUATE, tuple(DEFAULT_DATA_COMMAND.split()))
+        find_command(words).config_class()
+        for words in (TRAIN_ENCODER, TRAIN_LLAVA, EVALUATE, tuple(DEFAULT_DATA_COMMAND.split()))
     )
     kinds = {"encoder": encoder, "llm": llava, "llava": llava, "benchmark": BenchmarkConfig, "evaluation": evaluation}
     settings, defs = optional_field_schemas({**kinds, "data": data, "resources": Resources, **EXECUTORS})

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.study.executors import executor_config
-from benchmarks.study.sweep import expand_sweeps
 from benchmarks.study.schema import Study
+from benchmarks.study.sweep import expand_sweeps
 from clips.errors import UserError
 from clips.serialization import to_plain
 from clips.typed_data import from_plain

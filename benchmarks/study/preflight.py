@@ -61,7 +61,9 @@ def check_configs(steps: Iterable[Step]) -> None:
     Raises:
         UserError: the first config that its command would refuse: which step, and why.
     """
-    asked = [[step.name, list(step.command), to_plain(step.config)] for step in steps if step.command[0] != PYTHON_SCRIPT]
+    asked = [
+        [step.name, list(step.command), to_plain(step.config)] for step in steps if step.command[0] != PYTHON_SCRIPT
+    ]
     if not asked:
         return
     child = subprocess.run(

@@ -16,8 +16,8 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from benchmarks.study.sweep import Settings
 from benchmarks.study.steps import Step, StepKind
+from benchmarks.study.sweep import Settings
 from clips.errors import UserError, unknown_name_error
 
 STEP_KINDS: tuple[str, ...] = typing.get_args(StepKind)
@@ -30,7 +30,8 @@ class Resources:
     Args:
         processes: on each node, started under the launcher that the step's command needs.
         nodes: machines that share the step; more than one under SLURM only.
-        gpus: on each node, for executors that hand out GPUs (gpus, slurm). ``resolve_resources`` gives one for each process
+        gpus: on each node, for executors that hand out GPUs (gpus, slurm). ``resolve_resources`` gives one for each
+        process
             where the study says nothing, and none to steps of the kind ``data``.
         cpus: cores for each process; as the study's ``threads`` says where not given.
         memory_gb: on each node. Asked of SLURM; elsewhere nobody holds a step to it.

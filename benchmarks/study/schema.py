@@ -37,8 +37,8 @@ from pathlib import Path
 
 from benchmarks.reference_results.load import select_reference_results
 from benchmarks.study.executors import ExecutorConfig, LocalConfig
-from benchmarks.study.sweep import FigureSpec, Settings, SweepPoint
 from benchmarks.study.resources import Resources
+from benchmarks.study.sweep import FigureSpec, Settings, SweepPoint
 from clips.errors import UserError, unknown_name_error
 from clips.planning.hardware import GPUS
 from clips.typed_data import from_plain

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from benchmarks.study.path_refs import PATH_PREFIX, map_strings, split_refs
 from benchmarks.study.steps import OutputSpec, Step, topological_order
-from clips.core.artifact import STAGES_DIR, lexical_abspath, atomic_write
+from clips.core.artifact import STAGES_DIR, atomic_write, lexical_abspath
 from clips.data.remote_files import expand_brace_ranges
 from clips.serialization import to_plain
 

@@ -38,7 +38,7 @@ class Step:
 
     Args:
         name: unique in the study; also the directory under ``steps/``. For instance ``encoder-clips``.
-        kind: what is made; steps of one kind take similar time and are drawn in one colour.
+        kind: what is made; steps of one kind take similar time and are drawn in one color.
         command: the words before ``--config``, for instance ``("clips", "train")``.
         config: the whole content of the step's config file.
         outputs: what exists when the step has succeeded, directories or result files; nothing else writes them.

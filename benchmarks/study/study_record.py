@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study.sweep import FigureSpec
 from benchmarks.study.steps import Share
+from benchmarks.study.sweep import FigureSpec
 from clips.core.artifact import atomic_write
 from clips.errors import UserError
-from clips.serialization import to_plain
 from clips.redaction import redact
+from clips.serialization import to_plain
 
 RECORD_FILE = "study.json"
 EXCLUDED_FROM_BENCHMARK = "this benchmark is for other rows"

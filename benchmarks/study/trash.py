@@ -24,6 +24,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks.formatting import format_duration
 from benchmarks.study.locks import is_at_work
 from benchmarks.study.step_state import (
     CONFIG_FILE,
@@ -38,11 +39,10 @@ from benchmarks.study.step_state import (
     write_record,
 )
 from benchmarks.study.steps import Step, topological_order
-from benchmarks.formatting import format_duration
 from clips.core.artifact import MANIFEST, UUID_PATTERN, write_errors_as_user_errors
 from clips.errors import UserError
-from clips.serialization import flatten, to_plain
 from clips.redaction import redact
+from clips.serialization import flatten, to_plain
 
 TRASH = "trash"
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
-from clips.commandline.help_text import field_help, docstring_summary
+from clips.commandline.help_text import docstring_summary, field_help
 from clips.lazy_import import import_from_string
 from clips.typed_data import adapter
 

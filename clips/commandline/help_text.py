@@ -34,7 +34,9 @@ def list_item_help(config_class: type, arguments: Sequence[str]) -> str | None:
     """The answer to ``--LIST.help``: what an item of that list consists of; None where nobody asks."""
     for name, kind in list_item_classes(config_class):
         if f"--{name}.help" in arguments:
-            return "\n".join([f"Each item of {name} is a mapping. {docstring_summary(kind)}", "", *_field_lines(kind, "")])
+            return "\n".join(
+                [f"Each item of {name} is a mapping. {docstring_summary(kind)}", "", *_field_lines(kind, "")]
+            )
     return None
 
 

@@ -28,9 +28,9 @@ from typing import Any
 from clips.core.identity import Identity, refuse_other_run
 from clips.errors import UserError
 from clips.jsontext import safe_json_loads
-from clips.serialization import to_plain
 from clips.redaction import redact
 from clips.sanitize import strip_control_chars
+from clips.serialization import to_plain
 
 MANIFEST = "manifest.json"
 UUID_PATTERN = "[0-9a-f]{32}"
@@ -267,8 +267,7 @@ def write_manifest(
         "seed": seed,
         "data": told.pop("data"),
         "parents": {
-            name: {"path": redact(str(path)), "hash": directory_hash(path)}
-            for name, path in (parents or {}).items()
+            name: {"path": redact(str(path)), "hash": directory_hash(path)} for name, path in (parents or {}).items()
         },
         **told,
         **({} if identity is None else {"identity": identity}),

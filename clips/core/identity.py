@@ -21,8 +21,8 @@ from typing import Any
 
 from clips.errors import UserError
 from clips.jsontext import safe_json_loads
-from clips.serialization import flatten, to_plain
 from clips.redaction import equal_up_to_redaction, redact
+from clips.serialization import flatten, to_plain
 
 RUN_ONLY: Mapping[str, Any] = MappingProxyType({"run_only": True})
 """The metadata of a field that the result does not depend on."""

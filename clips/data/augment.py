@@ -1,4 +1,4 @@
-"""Random crops and colours for training pictures."""
+"""Random crops and colors for training pictures."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class AugmentConfig:
         color_jitter: strength of SimCLR's color jitter, in four pictures of five: brightness, contrast and saturation
             change by up to 0.8 times this share, the hue by up to 0.2 times this share of its circle. The authors' 0.4
             is ±0.32 and ±0.08.
-        gray_scale_prob: the share of pictures that lose their colour; the authors' is 0.2.
+        gray_scale_prob: the share of pictures that lose their color; the authors' is 0.2.
         flip: mirror half of the pictures; wrong where captions say left and right.
     """
 

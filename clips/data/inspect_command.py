@@ -19,14 +19,14 @@ import numpy as np
 from PIL import Image
 
 from clips.commandline.progress import progress_iter
-from clips.core.artifact import log_info, atomic_write, write_errors_as_user_errors
-from clips.data.remote_files import ShardCache, is_remote
+from clips.core.artifact import atomic_write, log_info, write_errors_as_user_errors
 from clips.data.formats.tar_shards import list_shards
 from clips.data.images import BadImageError, decode_image
 from clips.data.inspect_page import Example, Span, evenly, thumbnail, write_page
 from clips.data.invalid_samples import InvalidSamples
+from clips.data.remote_files import ShardCache, is_remote
 from clips.data.shard_index import index_shard
-from clips.data.sources import BadSampleError, Sample, Source, SourceConfig, shard_lengths, open_source
+from clips.data.sources import BadSampleError, Sample, Source, SourceConfig, open_source, shard_lengths
 from clips.data.sources.webdataset import SIZES_FILE
 from clips.errors import UserError
 from clips.method.caption_strategies import sentences
@@ -228,7 +228,9 @@ def run_index(config: IndexShardsConfig) -> None:
     """Carry out ``config``; what an interrupted call has counted is not counted again."""
     shards = list_shards(config.path)
     if config.output is None and is_remote(config.path):
-        raise UserError(f"output: expected a file to write, since {config.path} is not here; then upload it as {SIZES_FILE}")
+        raise UserError(
+            f"output: expected a file to write, since {config.path} is not here; then upload it as {SIZES_FILE}"
+        )
     cache = ShardCache(Path(config.cache).expanduser(), config.cache_gb * 1e9)
     output = Path(config.output) if config.output else Path(shards[0]).parent / SIZES_FILE
     begun = output.with_name(f"{output.name}.partial")

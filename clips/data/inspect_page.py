@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clips.core.artifact import log_info, atomic_write
+from clips.core.artifact import atomic_write, log_info
 from clips.data.invalid_samples import InvalidSamples
 from clips.sanitize import jinja_finalize
 

@@ -10,8 +10,8 @@ from typing import Any
 from PIL import Image
 
 from clips.data.images import BadImageError, BadSampleError, decode_image, image_exists, read_image_bytes
-from clips.data.untrusted_files import ForbiddenReferenceError, read_untrusted
 from clips.data.tar_index import read_byte_range
+from clips.data.untrusted_files import ForbiddenReferenceError, read_untrusted
 from clips.errors import UserError
 
 

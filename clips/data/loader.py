@@ -18,11 +18,11 @@ import torch
 from clips.core.artifact import MANIFEST
 from clips.data.augment import augment, min_decode_size
 from clips.data.config import DataConfig
-from clips.data.prefetch import start_prefetcher
 from clips.data.images import BadImageError, decode_image
 from clips.data.invalid_samples import Invalid
+from clips.data.prefetch import start_prefetcher
 from clips.data.sampler import SampleOrder, SamplePosition, step_positions
-from clips.data.sources import BadSampleError, Sample, Source, shard_lengths, open_source
+from clips.data.sources import BadSampleError, Sample, Source, open_source, shard_lengths
 from clips.errors import UserError, error_reason
 
 _READ_AHEAD = 3  # batches
@@ -68,7 +68,9 @@ class TrainDataset(torch.utils.data.Dataset):
         self.sources = ConcatSource(self.parts)
         weights = [source.weight for source in config.sources if source.weight is not None]
         blocks = [shard_lengths(part) for part in self.parts]
-        self.order = SampleOrder(blocks, weights or None, seed=seed, window=config.shuffle_window, batch_size=batch_size)
+        self.order = SampleOrder(
+            blocks, weights or None, seed=seed, window=config.shuffle_window, batch_size=batch_size
+        )
         self.cache: dict[int, Any] | None = {} if config.cache_images else None
 
     def __len__(self) -> int:

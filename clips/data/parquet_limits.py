@@ -103,7 +103,9 @@ def _check_file(file: str) -> None:
 
     try:
         footer = pyarrow.parquet.read_metadata(file)
-        for _ in iter_record_batches(file, file, columns=footer.schema.to_arrow_schema().names, footer=footer, whole=False):
+        for _ in iter_record_batches(
+            file, file, columns=footer.schema.to_arrow_schema().names, footer=footer, whole=False
+        ):
             pass
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file}: not a whole parquet file ({error_reason(error)})") from None

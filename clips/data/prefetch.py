@@ -38,7 +38,9 @@ class ShardPrefetcher:
         share: the part of each batch that this machine reads: from which of its positions to which, 0 … 1.
     """
 
-    def __init__(self, order: SampleOrder, sources: Sequence[Source], last: int, share: tuple[float, float] = (0, 1)) -> None:
+    def __init__(
+        self, order: SampleOrder, sources: Sequence[Source], last: int, share: tuple[float, float] = (0, 1)
+    ) -> None:
         self.order, self.sources, self.last, self.share = order, [_afar(source) for source in sources], last, share
         self.blocks = [len(shard_lengths(source)) for source in sources]
         self.ends = np.cumsum(self.blocks)
@@ -78,7 +80,9 @@ class ShardPrefetcher:
             block, needed_now = wanted
             number = self._source_of(block)
             with contextlib.suppress(UserError, FileNotFoundError):  # the reader tries again, and tells
-                path = cast(RemoteSource, self.sources[number]).fetch(block - int(self.ends[number]) + self.blocks[number])
+                path = cast(RemoteSource, self.sources[number]).fetch(
+                    block - int(self.ends[number]) + self.blocks[number]
+                )
                 self._note(block, path.stat().st_size)
             with self._state:
                 self._copying -= needed_now

@@ -41,7 +41,7 @@ class SampleOrder:
     commonest gets what is left. Lanes round at different places, so that all together keep to the weights as well.
 
     Args:
-        blocks: for each source, the numbers of samples in its blocks (shards): neighbours on disk.
+        blocks: for each source, the numbers of samples in its blocks (shards): neighbors on disk.
         weights: for each source, its share of the positions, relative to the others; None for one sequence.
         seed: another one gives another order.
         window: blocks that are shuffled together; None shuffles all samples of an epoch, which takes 8 bytes each.
@@ -258,7 +258,7 @@ class _Mixture:
         *rarer, last = sorted(range(len(weights)), key=weights.__getitem__)
         rest = sum(weights, Fraction(0))
         for number, source in enumerate(rarer, 1):
-            stride = int(0.618 * number % 1 * self.lanes) | 1  # each time other lanes round up, and not neighbours
+            stride = int(0.618 * number % 1 * self.lanes) | 1  # each time other lanes round up, and not neighbors
             phases = [2 * (lane * stride % self.lanes) + 1 for lane in range(self.lanes)]  # of 2 · lanes
             part, whole = (weights[source] / rest).as_integer_ratio()
             taken = [

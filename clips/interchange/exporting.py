@@ -19,8 +19,9 @@ EXPORT_FORMATS: dict[str, str] = {  # modules with write(encoder, directory) -> 
 _TOLERANCE = 1e-5  # of unit features; a larger difference means that the conversion is wrong
 
 
-def export_encoder(encoder_directory: str | Path, output: str, *, format: str, licence: str | None = None) -> None:
-    """Write the encoder in ``encoder_directory`` to ``output`` in the format ``format``, an entry of ``EXPORT_FORMATS``.
+def export_encoder(encoder_directory: str | Path, output: str, *, format: str, license: str | None = None) -> None:
+    """Write the encoder in ``encoder_directory`` to ``output`` in the format ``format``, an entry of
+    ``EXPORT_FORMATS``.
 
     Raises:
         UserError: the other library cannot compute this encoder, or the features would differ.
@@ -31,7 +32,7 @@ def export_encoder(encoder_directory: str | Path, output: str, *, format: str, l
 
     source = Path(encoder_directory)
     encoder = load_encoder(source)
-    licence = licence or license_from_manifest(source)
+    license = license or license_from_manifest(source)
     with atomic_artifact_dir(output, kind=format) as partial:
         with silence_transformers():
             features = importlib.import_module(EXPORT_FORMATS[format]).write(encoder, partial)
@@ -43,10 +44,10 @@ def export_encoder(encoder_directory: str | Path, output: str, *, format: str, l
             kind=format,
             config={"encoder": str(source), "output": output, "format": format},
             parents={"encoder": source},
-            licence=licence,
+            license=license,
             largest_difference=difference,
         )
-        write_card(partial, format, manifest=manifest, licence=licence, cfg=encoder.config["model_cfg"])
+        write_card(partial, format, manifest=manifest, license=license, cfg=encoder.config["model_cfg"])
     if (source / CAPTIONER_WEIGHTS).is_file():
         log_info(f"{output}: without the captioner, for which {format} has no place")
     log_info(f"{output}: {format}, features differ from the encoder's by {difference:.1e} at most")

@@ -10,19 +10,26 @@ import torch
 from clips.encoder import LoadedEncoder
 from clips.errors import UserError
 from clips.interchange import hf_files as files
-from clips.interchange.imported_encoder import OPENAI_PREPROCESS, Features, ImportedEncoder, no_tokenizer, license_from_card, tower_shapes
+from clips.interchange.imported_encoder import (
+    OPENAI_PREPROCESS,
+    Features,
+    ImportedEncoder,
+    license_from_card,
+    no_tokenizer,
+    tower_shapes,
+)
+from clips.interchange.tower_config import norm_eps_matches, pool_type, text_prefix, text_tower, transformer_spec
 from clips.interchange.weight_mapping import (
     OPEN_CLIP,
     TRANSFORMERS,
     WeightLink,
-    weight_link,
     block_links,
-    weight_bias_links,
+    from_open_clip,
     shapes_of,
     to_open_clip,
-    from_open_clip,
+    weight_bias_links,
+    weight_link,
 )
-from clips.interchange.tower_config import transformer_spec, pool_type, norm_eps_matches, text_prefix, text_tower
 
 _OPENAI_WORDS = 49408  # entries of OpenAI's vocabulary, which ships with open_clip
 _HUB_TOKENIZER = "openai/clip-vit-large-patch14"  # where open_clip finds a Hub copy of the vocabulary
@@ -91,7 +98,7 @@ def load(path: Path, architecture: str | None) -> ImportedEncoder:
         weights=to_open_clip(model.state_dict(), named, tower_shapes(cfg, path)),
         write_tokenizer=(lambda directory: files.save_tokenizer(path, directory)) if own_words else no_tokenizer,
         features=feature_functions(model),
-        licence=license_from_card(path),
+        license=license_from_card(path),
         where=path,
     )
 

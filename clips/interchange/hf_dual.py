@@ -19,8 +19,8 @@ from clips.interchange import hf_clip, timm_tower
 from clips.interchange import hf_files as files
 from clips.interchange.hf_siglip import siglip_text_config
 from clips.interchange.imported_encoder import Features
-from clips.interchange.weight_mapping import Weights, weight_link, shapes_of, from_open_clip
-from clips.interchange.tower_config import transformer_spec, pool_type, text_prefix, text_tower
+from clips.interchange.tower_config import pool_type, text_prefix, text_tower, transformer_spec
+from clips.interchange.weight_mapping import Weights, from_open_clip, shapes_of, weight_link
 
 _WANTED = "hf_dual: transformers' VisionTextDualEncoderModel"
 

@@ -16,19 +16,19 @@ from clips.errors import UserError
 from clips.interchange import hf_files as files
 from clips.interchange.hf_clip import feature_functions, text_weight_links
 from clips.interchange.imported_encoder import Features, ImportedEncoder, license_from_card, tower_shapes
+from clips.interchange.timm_tower import activation_name
+from clips.interchange.tower_config import pool_type, transformer_spec
 from clips.interchange.weight_mapping import (
     TIMM,
     TRANSFORMERS,
     WeightLink,
-    weight_link,
     block_links,
-    weight_bias_links,
+    from_open_clip,
     shapes_of,
     to_open_clip,
-    from_open_clip,
+    weight_bias_links,
+    weight_link,
 )
-from clips.interchange.timm_tower import activation_name
-from clips.interchange.tower_config import transformer_spec, pool_type
 
 _PREPROCESS = {
     "mode": "RGB",
@@ -98,7 +98,7 @@ def load(path: Path, architecture: str | None) -> ImportedEncoder:
         write_tokenizer=lambda directory: files.save_tokenizer(path, directory),
         features=feature_functions(model),
         approximation=_approximation(cfg["vision_cfg"]["timm_model_name"], model.config.vision_config.hidden_act),
-        licence=license_from_card(path),
+        license=license_from_card(path),
         where=path,
     )
 

@@ -44,7 +44,7 @@ class ImportedEncoder:
         write_tokenizer: writes the tokenizer's files into a directory.
         features: the source's own image and text features of pixels and tokens, if its library is installed.
         approximation: a known small difference of open_clip's towers, as text.
-        licence: the license that the source states.
+        license: the license that the source states.
         where: the file or directory of the weights, for messages.
     """
 
@@ -54,7 +54,7 @@ class ImportedEncoder:
     write_tokenizer: Callable[[Path], None]
     features: Features | None = None
     approximation: str | None = None
-    licence: str | None = None
+    license: str | None = None
     where: Path = field(default_factory=Path)
 
 

@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clips.core.artifact import atomic_artifact_dir, check_overwritable, log_info, atomic_write, write_manifest
+from clips.core.artifact import atomic_artifact_dir, atomic_write, check_overwritable, log_info, write_manifest
 from clips.errors import UserError, unknown_name_error
 from clips.model_card import write_card
 from clips.model_refs import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
@@ -23,7 +23,7 @@ from clips.model_refs import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 if TYPE_CHECKING:
     from clips.interchange.imported_encoder import ImportedEncoder
 
-IMPORT_FORMATS: dict[str, str] = {  # modules with recognises(path) and read(path, architecture)
+IMPORT_FORMATS: dict[str, str] = {  # modules with recognizes(path) and read(path, architecture)
     "hf_clip": "clips.interchange.hf_clip",
     "hf_siglip": "clips.interchange.hf_siglip",
     "open_clip": "clips.interchange.open_clip_format",
@@ -43,7 +43,7 @@ class ImportConfig:
         architecture: architecture of a weights file: a CLIPS architecture, an open_clip name, or a published one
             (openvision-vit-large-patch14-224, ViT-L-14-CLIPS-336). For a SiglipModel, timm's name of its image tower.
         format: open_clip, hf_clip, hf_siglip or openvision_jax; detected from the content if not given.
-        licence: license of the weights; the one in the source's model card if not given.
+        license: license of the weights; the one in the source's model card if not given.
         tolerance: largest accepted difference of unit features from the source's, if its own library is installed. Some
             SigLIP towers need more, because timm computes GELU where the source approximates it.
     """
@@ -52,7 +52,7 @@ class ImportConfig:
     output: str
     architecture: str | None = None
     format: str | None = None
-    licence: str | None = None
+    license: str | None = None
     tolerance: float = 1e-5
 
     def __post_init__(self) -> None:
@@ -73,10 +73,10 @@ def run_import(config: ImportConfig) -> None:
     from clips.interchange.imported_encoder import tower_shapes
     from clips.interchange.weight_mapping import conform
 
-    name = config.format or _recognised(path)
+    name = config.format or _recognized(path)
     found: ImportedEncoder = importlib.import_module(IMPORT_FORMATS[name]).read(path, config.architecture)
     weights = conform(found.weights, tower_shapes(found.model_cfg, path), found.where)
-    licence = config.licence or found.licence or "unknown"
+    license = config.license or found.license or "unknown"
     with atomic_artifact_dir(config.output, kind="encoder") as partial:
         _write(found, weights, partial)
         difference = _checked(partial, found, config)
@@ -87,22 +87,26 @@ def run_import(config: ImportConfig) -> None:
             parents={"source": path},
             format=name,
             architecture=config.architecture,
-            licence=licence,
+            license=license,
             largest_difference=difference,
         )
-        write_card(partial, "imported", manifest=manifest, licence=licence, config=config, cfg=found.model_cfg)
+        write_card(partial, "imported", manifest=manifest, license=license, config=config, cfg=found.model_cfg)
     parity = "" if difference is None else f", features differ from the source's by {difference:.1e} at most"
     log_info(f"{config.output}: encoder imported from {name}{parity}")
 
 
-def _recognised(path: Path) -> str:
+def _recognized(path: Path) -> str:
     for name, module in IMPORT_FORMATS.items():
-        if importlib.import_module(module).recognises(path):
+        if importlib.import_module(module).recognizes(path):
             return name
     if path.is_dir():
         from clips.interchange.hf_files import model_type
 
-        what = f"its config.json is of a '{model_type(path)}'" if model_type(path) else f"no {OPEN_CLIP_CONFIG}, no config.json"
+        what = (
+            f"its config.json is of a '{model_type(path)}'"
+            if model_type(path)
+            else f"no {OPEN_CLIP_CONFIG}, no config.json"
+        )
         raise UserError(f"{path}: {what}; expected open_clip's hub layout, or transformers' CLIPModel or SiglipModel")
     raise UserError(f"{path}: expected a checkpoint that ends in .safetensors, .bin, .pt, .pth, .ckpt or .npz")
 

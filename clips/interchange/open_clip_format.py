@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from clips.errors import UserError, error_reason
-from clips.interchange.imported_encoder import ImportedEncoder, configs_for_architecture, no_tokenizer, license_from_card, default_preprocess
+from clips.interchange.imported_encoder import (
+    ImportedEncoder,
+    configs_for_architecture,
+    default_preprocess,
+    license_from_card,
+    no_tokenizer,
+)
 from clips.interchange.weight_mapping import Weights, read_weights
 from clips.jsontext import safe_json_loads
 from clips.model.text_tokenizer import copy_tokenizer_files
@@ -46,7 +52,7 @@ def load(path: Path, architecture: str | None) -> ImportedEncoder:
         preprocess_cfg=preprocess,
         weights=_text_placed(weights, bool(cfg.get("custom_text"))),
         write_tokenizer=_tokenizer_of(path, _tokenizer_stated(cfg)["text_cfg"]),
-        licence=license_from_card(path),
+        license=license_from_card(path),
         where=where,
     )
 

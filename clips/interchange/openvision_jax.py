@@ -16,7 +16,15 @@ from torch import Tensor
 
 from clips.errors import UserError, error_reason
 from clips.interchange.imported_encoder import ImportedEncoder, configs_for_architecture, tower_shapes
-from clips.interchange.weight_mapping import OPEN_CLIP, BlockNames, Weights, weight_link, block_links, weight_bias_links, to_open_clip
+from clips.interchange.weight_mapping import (
+    OPEN_CLIP,
+    BlockNames,
+    Weights,
+    block_links,
+    to_open_clip,
+    weight_bias_links,
+    weight_link,
+)
 from clips.model.pos_embed import openvision_sincos_pos_embed
 from clips.model.tokenizer import ClipsTokenizer
 
@@ -46,7 +54,9 @@ def read(path: Path, architecture: str | None) -> ImportedEncoder:
     cfg, preprocess = configs_for_architecture(architecture, {"positional_embedding": table})
     vision, text = cfg["vision_cfg"], cfg["text_cfg"]
     if "img.pos_embedding" not in stored:
-        stored["img.pos_embedding"] = openvision_sincos_pos_embed(vision["image_size"] // vision["patch_size"], vision["width"])
+        stored["img.pos_embedding"] = openvision_sincos_pos_embed(
+            vision["image_size"] // vision["patch_size"], vision["width"]
+        )
     links = [
         weight_link("visual.positional_embedding", "img.pos_embedding"),
         weight_link("visual.class_embedding", "img.cls"),

@@ -13,10 +13,19 @@ from torch import nn
 
 from clips.encoder import LoadedEncoder
 from clips.errors import UserError
-from clips.interchange.imported_encoder import Features
-from clips.interchange.weight_mapping import OPEN_CLIP, TIMM, WeightLink, weight_link, block_links, weight_bias_links, shapes_of, from_open_clip
-from clips.interchange.tower_config import TransformerSpec, transformer_spec, norm_eps_matches
 from clips.interchange.hf_files import mlp_ratio
+from clips.interchange.imported_encoder import Features
+from clips.interchange.tower_config import TransformerSpec, norm_eps_matches, transformer_spec
+from clips.interchange.weight_mapping import (
+    OPEN_CLIP,
+    TIMM,
+    WeightLink,
+    block_links,
+    from_open_clip,
+    shapes_of,
+    weight_bias_links,
+    weight_link,
+)
 
 # timm models whose arguments are all configurable except the epsilon of the norms: one for each epsilon
 _BASES = {1e-6: "vit_base_patch16_224", 1e-5: "vit_base_patch16_clip_224"}

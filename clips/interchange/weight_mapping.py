@@ -80,12 +80,16 @@ def block_links(ours: tuple[str, BlockNames], theirs: tuple[str, BlockNames], la
     return links
 
 
-def to_open_clip(weights: Mapping[str, Tensor], links: Iterable[WeightLink], shapes: Mapping[str, torch.Size]) -> Weights:
+def to_open_clip(
+    weights: Mapping[str, Tensor], links: Iterable[WeightLink], shapes: Mapping[str, torch.Size]
+) -> Weights:
     """Return tensors under open_clip's names; an unmapped tensor keeps its name, and `fitted` rejects it."""
     return _moved(weights, [(link.theirs, link.ours, link.transposed) for link in links], shapes)
 
 
-def from_open_clip(weights: Mapping[str, Tensor], links: Iterable[WeightLink], shapes: Mapping[str, torch.Size]) -> Weights:
+def from_open_clip(
+    weights: Mapping[str, Tensor], links: Iterable[WeightLink], shapes: Mapping[str, torch.Size]
+) -> Weights:
     """Tensors under the other format's names; as `to_ours`."""
     return _moved(weights, [(link.ours, link.theirs, link.transposed) for link in links], shapes)
 

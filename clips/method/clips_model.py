@@ -24,9 +24,9 @@ from clips.model import architectures, towers
 from clips.model.architectures import ModelConfig
 from clips.model.captioner import Captioner, CaptionerDims
 from clips.model.initialization import initialize_as_the_authors
+from clips.model.pretrained import check_pretrained_compatible, load_pretrained
 from clips.model.text_tokenizer import TextTokenizer, build_text_tokenizer
 from clips.model.tokenizer import VOCAB_SIZE
-from clips.model.pretrained import check_pretrained_compatible, load_pretrained
 
 MAX_LOGIT_SCALE = math.log(100.0)
 """Upper bound of the logit scale, as CLIP's: a higher one makes the softmax brittle."""

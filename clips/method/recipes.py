@@ -1,6 +1,7 @@
 """Recipes: the captions that a sample yields, the losses that they enter, and the captioner's target.
 
-A recipe is one entry of ``RECIPES`` and combines named parts: the texts that are contrasted with the image (``POSITIVES``),
+A recipe is one entry of ``RECIPES`` and combines named parts: the texts that are contrasted with the image
+(``POSITIVES``),
 a contrastive loss (``clips.model.config.CONTRASTIVE_LOSSES``) and a captioner. A config can override the settings of
 the recipe, so an ablation is a config.
 """

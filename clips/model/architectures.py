@@ -17,7 +17,14 @@ from clips.commandline.import_guards import without_wandb
 from clips.errors import UserError, error_reason, unknown_name_error
 from clips.jsontext import safe_json_loads
 from clips.model.tokenizer import EOS, tokenizer_text_cfg
-from clips.model_refs import OPEN_CLIP_CONFIG, HF_HUB_PREFIX, TIMM_PREFIX, read_encoder_config, resolve_encoder_dir, is_config_file
+from clips.model_refs import (
+    HF_HUB_PREFIX,
+    OPEN_CLIP_CONFIG,
+    TIMM_PREFIX,
+    is_config_file,
+    read_encoder_config,
+    resolve_encoder_dir,
+)
 
 CONFIG_FIELD = "model.architecture"
 CONFIG_DIR = Path(__file__).parent / "configs"
@@ -63,7 +70,7 @@ class ModelConfig:
             positions are interpolated to other sizes and lengths, a captioner of the same shape is loaded, too. From an
             encoder with other tokens, such as OpenAI's (`clips import`), only the image tower is loaded, unless it is
             also the ``architecture``.
-        normalisation: of pixels: imagenet, openai (as CLIP) or half (as SigLIP); null is that of the encoder given as
+        normalization: of pixels: imagenet, openai (as CLIP) or half (as SigLIP); null is that of the encoder given as
             ``architecture``, or a timm trunk's own, else imagenet.
         text_positions: interpolation of its text positions: linear, or long_clip, which keeps the first 20 and
             interpolates the rest, as Long-CLIP does for full long captions.
@@ -84,7 +91,7 @@ class ModelConfig:
     image_size: int | None = None
     pretrained_trunk: str | None = None
     pretrained: str | None = None
-    normalisation: Literal["imagenet", "openai", "half"] | None = None
+    normalization: Literal["imagenet", "openai", "half"] | None = None
     text_positions: Literal["linear", "long_clip"] = "linear"
     text_attention: Literal["all", "causal"] = "all"
     patch_dropout: float = 0.0
@@ -152,14 +159,18 @@ def is_encoder_ref(architecture: str) -> bool:
     """Whether it is an encoder directory rather than a name or a file."""
     if architecture.startswith(TIMM_PREFIX) or is_config_file(architecture):
         return False
-    return architecture.startswith(HF_HUB_PREFIX) or "/" in architecture or Path(architecture, OPEN_CLIP_CONFIG).is_file()
+    return (
+        architecture.startswith(HF_HUB_PREFIX) or "/" in architecture or Path(architecture, OPEN_CLIP_CONFIG).is_file()
+    )
 
 
 def _as_it_is(config: ModelConfig) -> dict[str, Any]:
     """Return the ``model_cfg`` of an encoder directory, with the sizes of ``config``."""
     cfg = read_encoder_config(resolve_encoder_dir(config.architecture, CONFIG_FIELD)).get("model_cfg")
     if cfg is None or "hf_model_name" in cfg["text_cfg"]:
-        raise UserError(f"{CONFIG_FIELD}: {config.architecture}: expected {OPEN_CLIP_CONFIG} with a text tower of open_clip's own")
+        raise UserError(
+            f"{CONFIG_FIELD}: {config.architecture}: expected {OPEN_CLIP_CONFIG} with a text tower of open_clip's own"
+        )
     length = {} if config.context_length is None else {"context_length": config.context_length}
     kept = {name: value for name, value in cfg.items() if not name.startswith("init_logit_")}
     return kept | {
@@ -200,30 +211,30 @@ def _other_texts(cfg: dict[str, Any]) -> str:
     return ""
 
 
-def preprocess_cfg(cfg: dict[str, Any], normalisation: str | None = None) -> dict[str, Any]:
+def preprocess_cfg(cfg: dict[str, Any], normalization: str | None = None) -> dict[str, Any]:
     """Return the open_clip ``preprocess_cfg`` for a ``model_cfg``: squash to the square.
 
     Args:
         cfg: the ``model_cfg``.
-        normalisation: an entry of ``NORMALIZATIONS``; None for the tower's own.
+        normalization: an entry of ``NORMALIZATIONS``; None for the tower's own.
     """
     vision = cfg["vision_cfg"]
     size = vision.get("image_size", 224)
-    mean, std = NORMALIZATIONS[normalisation or "imagenet"]
+    mean, std = NORMALIZATIONS[normalization or "imagenet"]
     sides = [size, size] if isinstance(size, int) else list(size)
     chosen = {"size": sides, "mean": mean, "std": std} | _CLIPS_PREPROCESS
     if vision.get("timm_model_name"):
         found = _timm_cfg(vision["timm_model_name"])
         if found is not None:
-            own = {} if normalisation else {"mean": list(found.mean), "std": list(found.std)}
+            own = {} if normalization else {"mean": list(found.mean), "std": list(found.std)}
             chosen |= own | {"interpolation": found.interpolation}
     return chosen
 
 
 def resolve_preprocess_cfg(config: ModelConfig) -> dict[str, Any]:
     """Return the ``preprocess_cfg`` of the towers of ``config``; unset fields are those of the encoder, if given."""
-    chosen = preprocess_cfg(model_cfg(config), config.normalisation)
-    if config.normalisation is None and is_encoder_ref(config.architecture):
+    chosen = preprocess_cfg(model_cfg(config), config.normalization)
+    if config.normalization is None and is_encoder_ref(config.architecture):
         told = read_encoder_config(resolve_encoder_dir(config.architecture, CONFIG_FIELD)).get("preprocess_cfg", {})
         chosen |= {name: told[name] for name in ("mean", "std") if name in told}
     return chosen
@@ -231,7 +242,9 @@ def resolve_preprocess_cfg(config: ModelConfig) -> dict[str, Any]:
 
 def _is_open_clips(architecture: str) -> bool:
     """Whether it is an open_clip name, whose texts have CLIP's length instead of this method's."""
-    return not (architecture in list_architectures() or architecture.startswith(TIMM_PREFIX) or is_config_file(architecture))
+    return not (
+        architecture in list_architectures() or architecture.startswith(TIMM_PREFIX) or is_config_file(architecture)
+    )
 
 
 def _named(architecture: str) -> dict[str, Any]:
@@ -262,7 +275,9 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise UserError(f"{CONFIG_FIELD}: {path}: cannot be read as JSON ({error_reason(error)})") from None
     parts = [cfg.get(name) for name in ("embed_dim", "vision_cfg", "text_cfg")] if isinstance(cfg, dict) else []
     if [type(part) for part in parts] != [int, dict, dict]:
-        raise UserError(f"{CONFIG_FIELD}: {path}: expected open_clip's model config: {{embed_dim, vision_cfg, text_cfg}}")
+        raise UserError(
+            f"{CONFIG_FIELD}: {path}: expected open_clip's model config: {{embed_dim, vision_cfg, text_cfg}}"
+        )
     if not isinstance(cfg["vision_cfg"].get("image_size", 0), int):
         raise UserError(f"{CONFIG_FIELD}: {path}: expected vision_cfg.image_size, pixels of a square's side")
     return dict(cfg)
@@ -282,7 +297,9 @@ def _beside_clips_text(name: str) -> dict[str, Any]:
 
     try:
         if not timm.is_model(name):
-            raise unknown_name_error(f"{TIMM_PREFIX}{name}", [f"{TIMM_PREFIX}{known}" for known in timm.list_models()], CONFIG_FIELD)
+            raise unknown_name_error(
+                f"{TIMM_PREFIX}{name}", [f"{TIMM_PREFIX}{known}" for known in timm.list_models()], CONFIG_FIELD
+            )
         pretrained = _timm_cfg(name)
         size = 224 if pretrained is None else int(pretrained.input_size[-1])
         with torch.device("meta"), torch.no_grad():

@@ -139,11 +139,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             largest = logits.amax(dim=1, keepdim=True)
             own = logits.gather(1, label)
             powers = logits.sub_(largest).exp_()
-            normaliser = powers.sum(dim=1, keepdim=True)
-            total += (largest + normaliser.log() - own).sum()
+            normalizer = powers.sum(dim=1, keepdim=True)
+            total += (largest + normalizer.log() - own).sum()
             if not (want_hidden or want_weight):
                 continue
-            error = powers.div_(normaliser)  # softmax, then minus one at the label
+            error = powers.div_(normalizer)  # softmax, then minus one at the label
             error = error.scatter_add_(1, label, error.new_full(label.shape, -1.0)).to(dtype)
             del logits, powers  # otherwise they stay in memory next to the products and the next chunk's
             if hidden_grad is not None:

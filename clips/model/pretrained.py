@@ -11,9 +11,20 @@ from clips.errors import UserError, error_reason
 from clips.jsontext import safe_json_loads
 from clips.model.architectures import NORMALIZATIONS
 from clips.model.captioner import Captioner
-from clips.model.pos_embed import resize_pos_embed, resize_timm_pos_embed, resize_sincos_pos_embed, stretch_text_pos_embed
+from clips.model.pos_embed import (
+    resize_pos_embed,
+    resize_sincos_pos_embed,
+    resize_timm_pos_embed,
+    stretch_text_pos_embed,
+)
 from clips.model.towers import Towers
-from clips.model_refs import CAPTIONER_CONFIG, CAPTIONER_WEIGHTS, OPEN_CLIP_WEIGHTS, read_encoder_config, resolve_encoder_dir
+from clips.model_refs import (
+    CAPTIONER_CONFIG,
+    CAPTIONER_WEIGHTS,
+    OPEN_CLIP_WEIGHTS,
+    read_encoder_config,
+    resolve_encoder_dir,
+)
 
 _FIELD = "model.pretrained"
 _TOKENS = ("vocab_size", "hf_tokenizer_name", "tokenizer_mode")
@@ -88,7 +99,7 @@ def check_pretrained_compatible(cfg: dict[str, Any], preprocess: dict[str, Any],
     theirs = told.get("preprocess_cfg", {})
     for name, (mean, std) in NORMALIZATIONS.items():
         if (theirs.get("mean"), theirs.get("std")) == (mean, std) != (preprocess["mean"], preprocess["std"]):
-            raise UserError(f"model.normalisation: expected {name}, with which {reference} was trained")
+            raise UserError(f"model.normalization: expected {name}, with which {reference} was trained")
     quick = bool(told.get("model_cfg", {}).get("quick_gelu"))
     if told and quick != bool(cfg.get("quick_gelu")):
         kind = "with" if quick else "without"

@@ -56,7 +56,9 @@ class OpenClipTokenizer:
         try:
             self._tokenize: Any = open_clip.get_tokenizer(f"local-dir:{directory}", context_length=context_length)
         except Exception as error:  # transformers passes on the exceptions of its parts
-            raise UserError(f"{CONFIG_FIELD}: {directory}: its tokenizer cannot be loaded ({error_reason(error)})") from None
+            raise UserError(
+                f"{CONFIG_FIELD}: {directory}: its tokenizer cannot be loaded ({error_reason(error)})"
+            ) from None
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Rows (n, context length) int64."""
@@ -87,5 +89,10 @@ def _stock(reference: str, context_length: int) -> OpenClipTokenizer:
 def copy_tokenizer_files(source: Path, directory: Path) -> None:
     """Copy the small files of ``source`` that may belong to a tokenizer, without config and artifact records."""
     for path in sorted(source.iterdir()):
-        if path.suffix in _ENDINGS and path.name not in {*HASH_EXCLUDED_FILES, OPEN_CLIP_CONFIG, "config.json", CAPTIONER_CONFIG}:
+        if path.suffix in _ENDINGS and path.name not in {
+            *HASH_EXCLUDED_FILES,
+            OPEN_CLIP_CONFIG,
+            "config.json",
+            CAPTIONER_CONFIG,
+        }:
             shutil.copyfile(path, directory / path.name)

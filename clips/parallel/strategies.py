@@ -12,16 +12,18 @@ from collections.abc import Callable
 
 from clips.method.clips_model import ClipsModel
 from clips.method.optimizer import OptimizerConfig
+from clips.parallel.config import DistributedConfig, Parallel
 from clips.parallel.ddp import DDPStrategy, repeated_layers
-from clips.parallel.config import Parallel, DistributedConfig
-from clips.parallel.fsdp import FSDPStrategy
 from clips.parallel.distributed import DistributedContext
+from clips.parallel.fsdp import FSDPStrategy
 
 
 def _zero(encoder: ClipsModel, optim: OptimizerConfig, processes: DistributedContext, *, stage: int) -> DDPStrategy:
-    from clips.parallel.zero import ZeroStrategy, Zero3Strategy  # takes seconds to import
+    from clips.parallel.zero import Zero3Strategy, ZeroStrategy  # takes seconds to import
 
-    return Zero3Strategy(encoder, optim, processes) if stage == 3 else ZeroStrategy(encoder, optim, processes, stage=stage)
+    return (
+        Zero3Strategy(encoder, optim, processes) if stage == 3 else ZeroStrategy(encoder, optim, processes, stage=stage)
+    )
 
 
 STRATEGIES: dict[Parallel, Callable[[ClipsModel, OptimizerConfig, DistributedContext], DDPStrategy]] = {
@@ -33,7 +35,9 @@ STRATEGIES: dict[Parallel, Callable[[ClipsModel, OptimizerConfig, DistributedCon
 }
 
 
-def build_strategy(encoder: ClipsModel, scale: DistributedConfig, optim: OptimizerConfig, processes: DistributedContext) -> DDPStrategy:
+def build_strategy(
+    encoder: ClipsModel, scale: DistributedConfig, optim: OptimizerConfig, processes: DistributedContext
+) -> DDPStrategy:
     """Make ``encoder``, with its weights in it, a model that many processes train; it is changed in place."""
     if scale.activation_checkpointing:
         encoder.checkpoint_activations()

@@ -13,7 +13,7 @@ from typing import Any
 import torch.distributed as dist
 
 from clips.core.artifact import log_info
-from clips.parallel.distributed import DistributedContext, describe_process, all_gather_objects
+from clips.parallel.distributed import DistributedContext, all_gather_objects, describe_process
 
 EXIT_HUNG = 70
 """Exit status of a training that a watchdog ended (EX_SOFTWARE of sysexits.h)."""

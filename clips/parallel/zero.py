@@ -17,8 +17,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from clips.method.clips_model import MAX_LOGIT_SCALE, ClipsModel
 from clips.method.optimizer import OptimizerConfig, build_optimizer
-from clips.parallel.ddp import ADAM_STATE_NAMES, DDPStrategy
 from clips.parallel.config import ZERO_REDUCE_BUCKET_SIZE
+from clips.parallel.ddp import ADAM_STATE_NAMES, DDPStrategy
 from clips.parallel.distributed import DistributedContext
 
 
@@ -32,7 +32,9 @@ class ZeroStrategy(DDPStrategy):
         stage: of ZeRO.
     """
 
-    def __init__(self, encoder: ClipsModel, optim: OptimizerConfig, processes: DistributedContext, *, stage: int) -> None:
+    def __init__(
+        self, encoder: ClipsModel, optim: OptimizerConfig, processes: DistributedContext, *, stage: int
+    ) -> None:
         self.encoder, self.processes = encoder, processes
         self.model: Any
         os.environ.setdefault("LOCAL_RANK", "0")  # without a launcher; DeepSpeed insists on it

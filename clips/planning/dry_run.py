@@ -198,7 +198,8 @@ def contrastive_flops(model: ClipsModel, samples: int, processes: int) -> float:
 def profile_validation(
     model: ClipsModel, config: ValidationConfig, *, device: Device = "cuda", bf16: bool
 ) -> dict[str, float]:
-    """Bytes of `clips.training.validation.RetrievalValidation`: "features" of all samples, and what a batch adds at its peak.
+    """Bytes of `clips.training.validation.RetrievalValidation`: "features" of all samples, and what a batch adds at
+    its peak.
 
     Args:
         model: of `fake_model`.

@@ -14,8 +14,8 @@ from typing import get_args
 
 import numpy as np
 
-from clips.parallel.ddp import repeated_layers
 from clips.parallel.config import ZERO_REDUCE_BUCKET_SIZE, Parallel
+from clips.parallel.ddp import repeated_layers
 from clips.planning.dry_run import (
     BATCH_DIVISOR,
     Device,
@@ -75,7 +75,12 @@ class MemoryModel:
     """
 
     def __init__(
-        self, config: EncoderTrainConfig, *, device: Device = "cuda", bf16: bool = True, caption_tokens: int | None = None
+        self,
+        config: EncoderTrainConfig,
+        *,
+        device: Device = "cuda",
+        bf16: bool = True,
+        caption_tokens: int | None = None,
     ) -> None:
         self.config = config
         self.model = fake_model(config.model, config.recipe)
@@ -167,7 +172,9 @@ class MemoryModel:
         if layout.parallel == "ddp":
             return self.trained * _FLOAT32 if layout.count > 1 else 0
         if layout.parallel == "fsdp":  # this layer, the next, and a gradient
-            layers = [sum(value.numel() for value in layer.parameters()) for layer in repeated_layers(self.model)] or [0]
+            layers = [sum(value.numel() for value in layer.parameters()) for layer in repeated_layers(self.model)] or [
+                0
+            ]
             return (self.parameters - sum(layers) + 3 * max(layers)) * _FLOAT32 if layout.count > 1 else 0
         if layout.parallel != "zero3":
             return ZERO_REDUCE_BUCKET_SIZE * _FLOAT32

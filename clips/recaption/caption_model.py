@@ -14,7 +14,7 @@ from PIL import Image
 
 from clips.core.artifact import directory_hash
 from clips.errors import UserError, error_reason
-from clips.model.loading import load_pretrained, library_errors_as_user_errors
+from clips.model.loading import library_errors_as_user_errors, load_pretrained
 from clips.recaption.config import RecaptionConfig
 
 
@@ -69,7 +69,9 @@ class CaptionModel:
         return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
     @torch.inference_mode()
-    def describe(self, pictures: Sequence[Image.Image], prompts: Sequence[str], seed: int) -> list[list[GeneratedCaption]]:
+    def describe(
+        self, pictures: Sequence[Image.Image], prompts: Sequence[str], seed: int
+    ) -> list[list[GeneratedCaption]]:
         """What the model says of each picture, ``config.captions`` times.
 
         Args:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clips.core.artifact import MANIFEST, log_info, library_versions, atomic_write, write_manifest
+from clips.core.artifact import MANIFEST, atomic_write, library_versions, log_info, write_manifest
 from clips.core.identity import RUN
 from clips.data.sources import Source
 from clips.data.sources.webdataset import SIZES_FILE
@@ -89,7 +89,9 @@ def dataset_card(config: RecaptionConfig, totals: Mapping[str, Any], model: Mapp
     """README.md of the data set."""
     drawn = f"drawn at temperature {config.temperature:g}, top p {config.top_p:g}" if config.temperature else "greedy"
     dropped = "".join(f"- {count:,} × {reason}\n" for reason, count in totals["dropped"].items()) or "- none\n"
-    used = "".join(f"- {name} {version}\n" for name, version in library_versions().items() if version != "not installed")
+    used = "".join(
+        f"- {name} {version}\n" for name, version in library_versions().items() if version != "not installed"
+    )
     quoted = config.prompt.replace("\n", "\n> ")
     return f"""---
 task_categories:

@@ -20,15 +20,15 @@ import numpy as np
 from PIL import Image
 
 from clips.commandline.progress import Progress
-from clips.core.artifact import is_finished, log_info, atomic_write
+from clips.core.artifact import atomic_write, is_finished, log_info
 from clips.core.identity import RUN, identity, read_run, refuse_other_run, run_text
 from clips.data.images import BadImageError, decode_image
-from clips.data.sources import BadSampleError, Sample, Source, shard_lengths, open_source
+from clips.data.sources import BadSampleError, Sample, Source, open_source, shard_lengths
 from clips.recaption.cleaning import filter_captions
 from clips.recaption.config import WEB_CAPTION_PLACEHOLDER, RecaptionConfig
 from clips.recaption.finalize import finalize_dataset, save_model_record
-from clips.recaption.work_split import OutputShard, split_into_shards, group_shards, split_into_windows, overlaps
 from clips.recaption.shard_writers import WORK_DIR, CaptionedSample, ShardWriter, shard_name
+from clips.recaption.work_split import OutputShard, group_shards, overlaps, split_into_shards, split_into_windows
 
 if TYPE_CHECKING:
     from clips.recaption.caption_model import CaptionModel, GeneratedCaption
@@ -98,7 +98,9 @@ def _caption_group(
     """Write the missing shards of a group; a window that they share with finished ones is captioned once more."""
     missing = [shard for shard in group if not _is_done(shard, config)]
     windows = [
-        window for window in split_into_windows(group, config.batch_size) if any(overlaps(window, shard) for shard in missing)
+        window
+        for window in split_into_windows(group, config.batch_size)
+        if any(overlaps(window, shard) for shard in missing)
     ]
     waiting = list(missing)
     opened: ShardWriter | None = None
@@ -162,7 +164,10 @@ def _caption_window(
 ) -> dict[int, list[GeneratedCaption]]:
     """What the model says of the usable samples, by their index; batches of prompts of like length."""
     usable = [sample for sample in samples.values() if isinstance(sample, LoadedSample)]
-    prompts = {found.index: describer.prompt(config.prompt.replace(WEB_CAPTION_PLACEHOLDER, found.sample.web)) for found in usable}
+    prompts = {
+        found.index: describer.prompt(config.prompt.replace(WEB_CAPTION_PLACEHOLDER, found.sample.web))
+        for found in usable
+    }
     usable.sort(key=lambda found: len(prompts[found.index]))  # stable: equals stay in their order
     said: dict[int, list[GeneratedCaption]] = {}
     for start in range(0, len(usable), config.batch_size):
@@ -175,7 +180,9 @@ def _caption_window(
     return said
 
 
-def _add(shard: ShardWriter, read: LoadedSample | str, said: list[GeneratedCaption], source: Source, config: RecaptionConfig) -> str:
+def _add(
+    shard: ShardWriter, read: LoadedSample | str, said: list[GeneratedCaption], source: Source, config: RecaptionConfig
+) -> str:
     """Append a sample; returns why it has no caption instead, else nothing."""
     if isinstance(read, str):
         return read

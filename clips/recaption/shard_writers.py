@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from clips.core.artifact import file_hash, temp_path_for, atomic_write, write_errors_as_user_errors
+from clips.core.artifact import atomic_write, file_hash, temp_path_for, write_errors_as_user_errors
 from clips.data.invalid_samples import InvalidSamples
 from clips.data.sources import Record
 from clips.recaption.config import RecaptionConfig

@@ -3,7 +3,7 @@
 So every batch holds the same pictures however many processes share the work and wherever it was interrupted, and the
 captions are the same.
 
-A *shard* is what is written whole or not at all. Neighbouring shards make a *group*, the piece of work that a process
+A *shard* is what is written whole or not at all. Neighboring shards make a *group*, the piece of work that a process
 takes. A group is read in *windows* across the borders of its shards; the captions of a window are written in batches
 of like prompts, all of them full but the last.
 """
@@ -38,7 +38,7 @@ def split_into_shards(blocks: Sequence[int], size: int) -> list[OutputShard]:
 
 
 def group_shards(shards: Sequence[OutputShard], batch_size: int) -> list[list[OutputShard]]:
-    """Neighbouring shards, together at least 64 batches large, but for the last group."""
+    """Neighboring shards, together at least 64 batches large, but for the last group."""
     groups: list[list[OutputShard]] = []
     for shard in shards:
         if groups and shard.start - groups[-1][0].start < _BATCHES_OF_GROUP * batch_size:

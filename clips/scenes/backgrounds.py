@@ -33,7 +33,7 @@ PLAIN_COLORS: dict[str, Rgb] = {
     "pink": (248, 188, 206),
     "brown": (140, 98, 66),
 }
-"""The colours of plain and patterned backgrounds."""
+"""The colors of plain and patterned backgrounds."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,8 +45,8 @@ class Background:
         where: a phrase that follows a noun: "on a plain blue background", "on a sandy beach".
         description: a noun phrase with its article: "a plain blue background".
         style: plain, gradient, stripes, checks, dots, texture or landscape.
-        colour: the single color name of a plain or textured background, else None.
-        colours: RGB of its main areas; a visible object differs from them.
+        color: the single color name of a plain or textured background, else None.
+        colors: RGB of its main areas; a visible object differs from them.
         paint: paints it.
     """
 
@@ -54,13 +54,13 @@ class Background:
     where: str
     description: str
     style: str
-    colour: str | None
-    colours: tuple[Rgb, ...]
+    color: str | None
+    colors: tuple[Rgb, ...]
     paint: Painter
 
 
-def _rgb(colour: Rgb) -> Pixels:
-    return np.asarray(colour, dtype=np.int32)
+def _rgb(color: Rgb) -> Pixels:
+    return np.asarray(color, dtype=np.int32)
 
 
 def _grid(size: int) -> tuple[Pixels, Pixels]:
@@ -74,9 +74,9 @@ def _two_tone(mask: Pixels, size: int, first: Rgb, second: Rgb) -> Pixels:
     return np.where(chosen, _rgb(first), _rgb(second))
 
 
-def _plain(colour: Rgb) -> Painter:
+def _plain(color: Rgb) -> Painter:
     def paint(size: int, dice: DeterministicRng) -> Pixels:
-        return np.broadcast_to(_rgb(colour) + dice.between(-8, 8), (size, size, 3)).copy()
+        return np.broadcast_to(_rgb(color) + dice.between(-8, 8), (size, size, 3)).copy()
 
     return paint
 
@@ -120,9 +120,9 @@ def _dots(first: Rgb, second: Rgb) -> Painter:
     return paint
 
 
-def _texture(colour: Rgb, depth: int) -> Painter:
+def _texture(color: Rgb, depth: int) -> Painter:
     def paint(size: int, dice: DeterministicRng) -> Pixels:
-        return _rgb(colour) + _grain(size, dice, depth)
+        return _rgb(color) + _grain(size, dice, depth)
 
     return paint
 
@@ -276,15 +276,15 @@ def find_background(name: str) -> Background:
 def _plain_ones() -> list[Background]:
     return [
         Background(
-            name=f"{colour} background",
-            where=f"on {_a(colour)} background",
-            description=f"a plain {colour} background",
+            name=f"{color} background",
+            where=f"on {_a(color)} background",
+            description=f"a plain {color} background",
             style="plain",
-            colour=colour,
-            colours=(rgb,),
+            color=color,
+            colors=(rgb,),
             paint=_plain(rgb),
         )
-        for colour, rgb in PLAIN_COLORS.items()
+        for color, rgb in PLAIN_COLORS.items()
     ]
 
 
@@ -300,8 +300,8 @@ def _patterned_ones() -> list[Background]:
                     where=f"on {_a(short)}" if style == "gradient" else f"on {short}",
                     description=description.format(a=a, b=b),
                     style=style,
-                    colour=None,
-                    colours=(PLAIN_COLORS[a], PLAIN_COLORS[b]),
+                    color=None,
+                    colors=(PLAIN_COLORS[a], PLAIN_COLORS[b]),
                     paint=build(PLAIN_COLORS[a], PLAIN_COLORS[b]),
                 )
             )
@@ -311,15 +311,15 @@ def _patterned_ones() -> list[Background]:
 def _textured_ones() -> list[Background]:
     return [
         Background(
-            name=f"rough {colour} surface",
-            where=f"on a rough {colour} surface",
-            description=f"a rough {colour} surface with a grainy texture",
+            name=f"rough {color} surface",
+            where=f"on a rough {color} surface",
+            description=f"a rough {color} surface with a grainy texture",
             style="texture",
-            colour=colour,
-            colours=(PLAIN_COLORS[colour],),
-            paint=_texture(PLAIN_COLORS[colour], 26),
+            color=color,
+            colors=(PLAIN_COLORS[color],),
+            paint=_texture(PLAIN_COLORS[color], 26),
         )
-        for colour in ("grey", "brown", "green", "blue", "pink", "white")
+        for color in ("grey", "brown", "green", "blue", "pink", "white")
     ]
 
 
@@ -330,11 +330,11 @@ def _landscapes() -> list[Background]:
             where=where,
             description=description,
             style="landscape",
-            colour=None,
-            colours=colours,
+            color=None,
+            colors=colors,
             paint=paint,
         )
-        for name, where, description, colours, paint in _LANDSCAPES
+        for name, where, description, colors, paint in _LANDSCAPES
     ]
 
 

@@ -16,9 +16,9 @@ from typing import Any
 from clips.core.artifact import atomic_write
 from clips.errors import UserError
 from clips.scenes.captions import make_captions
-from clips.scenes.rng import DeterministicRng
 from clips.scenes.phrases import SceneDescription
-from clips.scenes.questions import absent_classes, existence_question, open_questions, yes_no_pairs, sign_questions
+from clips.scenes.questions import absent_classes, existence_question, open_questions, sign_questions, yes_no_pairs
+from clips.scenes.rng import DeterministicRng
 from clips.scenes.sprites import ObjectClass
 from clips.scenes.world import SceneGenerator
 
@@ -153,7 +153,11 @@ def _statistics(pictures: Sequence[TestImage]) -> tuple[Counter[str], dict[str, 
 
 
 def _absent(
-    described: SceneDescription, category: str, frequency: Counter[str], together: Mapping[str, Counter[str]], dice: DeterministicRng
+    described: SceneDescription,
+    category: str,
+    frequency: Counter[str],
+    together: Mapping[str, Counter[str]],
+    dice: DeterministicRng,
 ) -> ObjectClass:
     absent = absent_classes(described)
     if category == "popular":

@@ -5,10 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from clips.scenes.rng import DeterministicRng
 from clips.scenes.long_captions import faithful_caption, noun_with_size
 from clips.scenes.mllm_captions import MllmCaptionStyle, mllm_caption
-from clips.scenes.phrases import LOCATION_PHRASES, RELATIONS, SceneDescription, ObjectGroup, describe_scene, group_relation, join_with_and
+from clips.scenes.phrases import (
+    LOCATION_PHRASES,
+    RELATIONS,
+    ObjectGroup,
+    SceneDescription,
+    describe_scene,
+    group_relation,
+    join_with_and,
+)
+from clips.scenes.rng import DeterministicRng
 from clips.scenes.web_captions import web_caption
 from clips.scenes.world import Scene, SceneGenerator
 
@@ -47,7 +55,13 @@ def make_captions(world: SceneGenerator, scene: Scene, model: MllmCaptionStyle |
 
 def human_captions(described: SceneDescription, dice: DeterministicRng) -> list[str]:
     """Return five captions as different people write them: short, partial, each in its own style."""
-    styles: list[Callable[[SceneDescription, DeterministicRng], str]] = [_everything, _everything, _placed, _bare, _partial]
+    styles: list[Callable[[SceneDescription, DeterministicRng], str]] = [
+        _everything,
+        _everything,
+        _placed,
+        _bare,
+        _partial,
+    ]
     if any(found for _, _, found in _pairs(described)):
         styles.append(_related)
     if described.scene.sign:
@@ -62,7 +76,7 @@ def plain_caption(described: SceneDescription, dice: DeterministicRng) -> str:
 
 def terse_description(described: SceneDescription, dice: DeterministicRng) -> str:
     """Name the content of the image in as few words as possible."""
-    things = [group.some(colour=True) for group in dice.shuffled(described.groups)]
+    things = [group.some(color=True) for group in dice.shuffled(described.groups)]
     if described.scene.sign:
         things.append(f'a sign with the word "{described.scene.sign.word.lower()}"')
     return f"{join_with_and(things)} {described.background.where}"
@@ -76,7 +90,7 @@ def _handwritten(words: str, dice: DeterministicRng) -> str:
 def _everything(described: SceneDescription, dice: DeterministicRng) -> str:
     with_size = dice.chance(350)
     things = [
-        noun_with_size(group, dice) if with_size else group.some(colour=dice.chance(650))
+        noun_with_size(group, dice) if with_size else group.some(color=dice.chance(650))
         for group in dice.shuffled(described.groups)
     ]
     return f"{join_with_and(things)} {described.background.where}"
@@ -84,7 +98,7 @@ def _everything(described: SceneDescription, dice: DeterministicRng) -> str:
 
 def _placed(described: SceneDescription, dice: DeterministicRng) -> str:
     parts = [
-        f"{group.some(colour=dice.chance(400))} {LOCATION_PHRASES[group.place][0]}" if group.count == 1 else group.some()
+        f"{group.some(color=dice.chance(400))} {LOCATION_PHRASES[group.place][0]}" if group.count == 1 else group.some()
         for group in dice.shuffled(described.groups)[:3]
     ]
     return join_with_and(parts)
@@ -102,7 +116,7 @@ def _bare(described: SceneDescription, dice: DeterministicRng) -> str:
 
 
 def _partial(described: SceneDescription, dice: DeterministicRng) -> str:
-    things = [group.some(colour=True) for group in dice.shuffled(described.groups)[:2]]
+    things = [group.some(color=True) for group in dice.shuffled(described.groups)[:2]]
     if dice.chance(500):
         return f"{described.background.description} with {join_with_and(things)}"
     return f"{join_with_and(things)} {described.background.where}"
@@ -121,11 +135,11 @@ def _related(described: SceneDescription, dice: DeterministicRng) -> str:
     first, second, found = dice.choice([pair for pair in _pairs(described) if pair[2]])
     assert found is not None
     clear = {"left": "left of", "right": "right of"}.get(found, RELATIONS[found])
-    return f"{noun_with_size(first, dice)} {clear} {second.some(colour=True)}"
+    return f"{noun_with_size(first, dice)} {clear} {second.some(color=True)}"
 
 
 def _with_sign(described: SceneDescription, dice: DeterministicRng) -> str:
     assert described.scene.sign is not None
     word = described.scene.sign.word
-    things = join_with_and([group.some(colour=dice.chance(400)) for group in described.groups[:3]])
+    things = join_with_and([group.some(color=dice.chance(400)) for group in described.groups[:3]])
     return dice.choice((f"a sign that says {word.lower()} and {things}", f'{things} and a "{word}" sign'))

@@ -19,16 +19,16 @@ from typing import Any, Literal
 from PIL import Image
 
 from clips.commandline.progress import progress_iter
-from clips.core.artifact import atomic_artifact_dir, log_info, atomic_write, write_manifest
+from clips.core.artifact import atomic_artifact_dir, atomic_write, log_info, write_manifest
 from clips.errors import UserError
-from clips.scenes.captions import SceneCaptions, make_captions
 from clips.scenes.benchmark_data import BenchmarkRows, TestImage, write_benchmarks
+from clips.scenes.captions import SceneCaptions, make_captions
 from clips.scenes.llava_data import make_align_record, make_instruct_record, make_text_record
 from clips.scenes.mllm_captions import MllmCaptionStyle
 from clips.scenes.phrases import describe_scene
 from clips.scenes.render import render
 from clips.scenes.words import SIGN_WORDS
-from clips.scenes.world import Scene, SignSize, Split, SceneGenerator
+from clips.scenes.world import Scene, SceneGenerator, SignSize, Split
 
 _ENCODING: dict[str, dict[str, Any]] = {
     "png": {"format": "PNG", "compress_level": 3},

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from clips.scenes.captions import terse_description, plain_caption
-from clips.scenes.rng import DeterministicRng
-from clips.scenes.phrases import SceneDescription, ObjectGroup, with_article, describe_scene
+from clips.scenes.captions import plain_caption, terse_description
+from clips.scenes.phrases import ObjectGroup, SceneDescription, describe_scene, with_article
 from clips.scenes.questions import (
     ONE_SENTENCE,
     SHORT_ANSWER,
-    YesNoPair,
     Question,
+    YesNoPair,
     absent_classes,
+    caption_answerable_questions,
     existence_question,
     open_questions,
-    yes_no_pairs,
-    caption_answerable_questions,
     sign_questions,
+    yes_no_pairs,
 )
+from clips.scenes.rng import DeterministicRng
 from clips.scenes.sprites import ObjectClass
 from clips.scenes.world import Scene, SceneGenerator
 
@@ -96,7 +96,9 @@ def _text_question(described: SceneDescription, dice: DeterministicRng) -> Quest
     if told and dice.chance(_TOLD):
         return dice.choice(told)
     kind, answer = _presence(described, described.groups, 0, dice)
-    return Question(text=f"{with_article(kind.name)}?" if dice.chance(_TERSE) else existence_question(kind), answer=answer)
+    return Question(
+        text=f"{with_article(kind.name)}?" if dice.chance(_TERSE) else existence_question(kind), answer=answer
+    )
 
 
 def _conversation(picture: str, questions: Sequence[Question]) -> list[tuple[str, str]]:
@@ -138,13 +140,17 @@ def instruct_questions(described: SceneDescription, count: int, dice: Determinis
     return ordered
 
 
-def _existence(described: SceneDescription, present: Sequence[ObjectGroup], dice: DeterministicRng) -> tuple[ObjectClass, Question]:
+def _existence(
+    described: SceneDescription, present: Sequence[ObjectGroup], dice: DeterministicRng
+) -> tuple[ObjectClass, Question]:
     """Return POPE's question with its object class; half of the absent classes are similar to present ones."""
     kind, answer = _presence(described, present, 500, dice)
     return kind, Question(text=existence_question(kind), answer=answer)
 
 
-def _presence(described: SceneDescription, present: Sequence[ObjectGroup], alike: int, dice: DeterministicRng) -> tuple[ObjectClass, str]:
+def _presence(
+    described: SceneDescription, present: Sequence[ObjectGroup], alike: int, dice: DeterministicRng
+) -> tuple[ObjectClass, str]:
     """Return one of ``present`` with yes, or an absent class with no.
 
     ``alike`` per mille of the absent ones are of a category that is present, as in POPE's adversarial questions.
@@ -157,7 +163,9 @@ def _presence(described: SceneDescription, present: Sequence[ObjectGroup], alike
     return dice.choice(near if near and dice.chance(alike) else absent), "no"
 
 
-def _choice(described: SceneDescription, present: Sequence[ObjectGroup], dice: DeterministicRng) -> tuple[ObjectClass, Question]:
+def _choice(
+    described: SceneDescription, present: Sequence[ObjectGroup], dice: DeterministicRng
+) -> tuple[ObjectClass, Question]:
     """Ask which of two objects is present, as GQA's questions of type "choose" do; with the present one."""
     there, absent = dice.choice(present).kind, dice.choice(absent_classes(described))
     text = " or ".join(with_article(kind.name) for kind in dice.shuffled([there, absent]))

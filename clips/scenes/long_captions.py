@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from clips.scenes.colors import OBJECT_COLORS
-from clips.scenes.rng import DeterministicRng
 from clips.scenes.phrases import (
-    NUMBERS,
     LOCATION_PHRASES,
+    NUMBERS,
     RELATIONS,
-    SceneDescription,
     ObjectGroup,
-    with_article,
+    SceneDescription,
+    capitalize_sentence,
     group_relation,
     join_with_and,
-    capitalize_sentence,
+    with_article,
 )
+from clips.scenes.rng import DeterministicRng
 
 _SLIP = 40  # per mille of later sentences that contain an error
 _INVENTION = 30  # per mille of long captions that name an absent object
@@ -34,20 +34,24 @@ def faithful_caption(described: SceneDescription, dice: DeterministicRng) -> str
     sentences.append(background_sentence(described, dice))
     if len(sentences) < 7 and dice.chance(_INVENTION):
         absent = [kind for kind in described.world.inhabitants if kind.name not in described.kinds]
-        sentences.append(capitalize_sentence(f"there is also {with_article(dice.choice(absent).name)} in the background"))
+        sentences.append(
+            capitalize_sentence(f"there is also {with_article(dice.choice(absent).name)} in the background")
+        )
     elif len(sentences) < 5 and dice.chance(250):
         sentences.append(generic_sentence(groups, dice))
     return " ".join(sentences)
 
 
-def noun_with_size(group: ObjectGroup, dice: DeterministicRng, *, colour: bool = True) -> str:
+def noun_with_size(group: ObjectGroup, dice: DeterministicRng, *, color: bool = True) -> str:
     """Return an object with a word for its size: "a tiny red car"."""
-    return group.some(size=dice.choice(_SIZE_WORDS[group.size]), colour=colour)
+    return group.some(size=dice.choice(_SIZE_WORDS[group.size]), color=color)
 
 
 def summary(described: SceneDescription, groups: list[ObjectGroup], dice: DeterministicRng) -> str:
     """Return the first sentence of a long caption: ``groups`` and their positions."""
-    things = join_with_and([noun_with_size(group, dice) if dice.chance(600) else group.some(colour=True) for group in groups])
+    things = join_with_and(
+        [noun_with_size(group, dice) if dice.chance(600) else group.some(color=True) for group in groups]
+    )
     is_are = "are" if len(groups) > 1 or groups[0].count > 1 else "is"
     pattern = dice.choice(
         (
@@ -75,18 +79,18 @@ def object_clause(group: ObjectGroup, groups: list[ObjectGroup], dice: Determini
     """Describe position and appearance of an object, wrong in ``slips`` per mille of the cases."""
     slip = dice.chance(slips)
     place = dice.choice(sorted(LOCATION_PHRASES)) if slip and dice.chance(500) else group.place
-    colour = dice.choice(list(OBJECT_COLORS)) if slip and place == group.place else group.colour
+    color = dice.choice(list(OBJECT_COLORS)) if slip and place == group.place else group.color
     if group.count > 1:
-        looks = f"{group.size} and {colour}" if colour else group.size
+        looks = f"{group.size} and {color}" if color else group.size
         return dice.choice((f"{group.the()} are {looks}", f"all {NUMBERS[group.count]} {group.noun} are {looks}"))
     others = [(other, group_relation(group, other)) for other in groups if other is not group]
     related = [(other, found) for other, found in others if found]
     where = dice.choice(LOCATION_PHRASES[place])
     if related and dice.chance(700):
         other, found = dice.choice(related)
-        where = dice.choice((f"{where}, {RELATIONS[found]} {other.the(colour=dice.chance(300))}",
-                             f"{RELATIONS[found]} {other.the(colour=dice.chance(300))}"))  # fmt: skip
-    shade = f"{colour} " if colour and colour not in group.kind.name else ""
+        where = dice.choice((f"{where}, {RELATIONS[found]} {other.the(color=dice.chance(300))}",
+                             f"{RELATIONS[found]} {other.the(color=dice.chance(300))}"))  # fmt: skip
+    shade = f"{color} " if color and color not in group.kind.name else ""
     verb = dice.choice(("is", "is located", "is positioned", "is placed", "can be seen"))
     if dice.chance(300):
         return f"the {shade}{group.noun}, which is {group.size}, {verb} {where}"
@@ -109,10 +113,10 @@ def sign_sentence(described: SceneDescription, dice: DeterministicRng) -> str:
 
 def background_sentence(described: SceneDescription, dice: DeterministicRng) -> str:
     """Describe the background."""
-    description, colour = described.background.description, described.background.colour
+    description, color = described.background.description, described.background.color
     pattern = dice.choice(
         (
-            f"the background is plain {colour}"
+            f"the background is plain {color}"
             if described.background.style == "plain"
             else "the background shows {description}",
             "behind {everything} is {description}",

@@ -20,7 +20,7 @@ LOCATION_PHRASES = {
     "top": ("at the top", "in the upper part of the image"),
     "top right": ("in the top right corner", "at the upper right"),
     "left": ("on the left", "on the left side"),
-    "centre": ("in the middle", "in the center"),
+    "center": ("in the middle", "in the center"),
     "right": ("on the right", "on the right side"),
     "bottom left": ("in the bottom left corner", "at the lower left"),
     "bottom": ("at the bottom", "in the lower part of the image"),
@@ -36,13 +36,13 @@ class ObjectGroup:
 
     Args:
         kind: their class.
-        colour, painted, size: as in SceneObject.
+        color, painted, size: as in SceneObject.
         boxes: their positions, one box each.
         place: the position of the first.
     """
 
     kind: ObjectClass
-    colour: str | None
+    color: str | None
     painted: bool
     size: str
     boxes: tuple[Box, ...]
@@ -63,19 +63,19 @@ class ObjectGroup:
         """Return the verb that agrees."""
         return "is" if self.count == 1 else "are"
 
-    def adjectives(self, *, size: str = "", colour: bool = False) -> str:
+    def adjectives(self, *, size: str = "", color: bool = False) -> str:
         """Size word and color, followed by the noun."""
-        shade = self.colour if colour and self.colour and self.colour not in self.kind.name else ""
+        shade = self.color if color and self.color and self.color not in self.kind.name else ""
         return " ".join(word for word in (size, shade, self.noun) if word)
 
-    def some(self, *, size: str = "", colour: bool = False) -> str:
+    def some(self, *, size: str = "", color: bool = False) -> str:
         """An indefinite noun phrase: "a small red car", "two cats"."""
-        words = self.adjectives(size=size, colour=colour)
+        words = self.adjectives(size=size, color=color)
         return with_article(words) if self.count == 1 else f"{NUMBERS[self.count]} {words}"
 
-    def the(self, *, colour: bool = False) -> str:
+    def the(self, *, color: bool = False) -> str:
         """A definite noun phrase: "the red car", "the two cats"."""
-        words = self.adjectives(colour=colour)
+        words = self.adjectives(color=color)
         return f"the {words}" if self.count == 1 else f"the {NUMBERS[self.count]} {words}"
 
 
@@ -103,14 +103,16 @@ def describe_scene(world: SceneGenerator, scene: Scene) -> SceneDescription:
         groups.append(
             ObjectGroup(
                 kind=world.sprites.by_name[name],
-                colour=things[0].colour,
+                color=things[0].color,
                 painted=things[0].painted,
                 size=things[0].size,
                 boxes=tuple(thing.box for thing in things),
                 place=things[0].place,
             )
         )
-    return SceneDescription(world=world, scene=scene, groups=tuple(groups), background=find_background(scene.background))
+    return SceneDescription(
+        world=world, scene=scene, groups=tuple(groups), background=find_background(scene.background)
+    )
 
 
 def with_article(words: str) -> str:

@@ -11,8 +11,16 @@ from collections.abc import Iterator
 
 from clips.scenes.backgrounds import all_backgrounds
 from clips.scenes.colors import OBJECT_COLORS
+from clips.scenes.phrases import (
+    NUMBERS,
+    OPPOSITE,
+    RELATIONS,
+    ObjectGroup,
+    SceneDescription,
+    group_relation,
+    with_article,
+)
 from clips.scenes.rng import DeterministicRng
-from clips.scenes.phrases import NUMBERS, OPPOSITE, RELATIONS, SceneDescription, ObjectGroup, with_article, group_relation
 from clips.scenes.sprites import ObjectClass
 from clips.scenes.world import MAX_OBJECTS, box_center
 
@@ -65,7 +73,7 @@ def absent_classes(described: SceneDescription) -> list[ObjectClass]:
 
 def yes_no_pairs(described: SceneDescription, dice: DeterministicRng) -> list[YesNoPair]:
     """Return all MME-like pairs of the scene, one or a few per category, in random order."""
-    makers = (_existence, _count, _position, _relations, _colour, _background, _sign, _commonsense)
+    makers = (_existence, _count, _position, _relations, _color, _background, _sign, _commonsense)
     return dice.shuffled([pair for maker in makers for pair in maker(described, dice)])
 
 
@@ -73,7 +81,9 @@ def _existence(described: SceneDescription, dice: DeterministicRng) -> Iterator[
     absent = absent_classes(described)
     for group in described.groups:
         there = f"Is there {with_article(group.kind.name)} in this image?"
-        yield YesNoPair(category="existence", yes=there, no=f"Is there {with_article(dice.choice(absent).name)} in this image?")
+        yield YesNoPair(
+            category="existence", yes=there, no=f"Is there {with_article(dice.choice(absent).name)} in this image?"
+        )
 
 
 def _count(described: SceneDescription, dice: DeterministicRng) -> Iterator[YesNoPair]:
@@ -135,12 +145,12 @@ def _relations(described: SceneDescription, dice: DeterministicRng) -> Iterator[
                 )
 
 
-def _colour(described: SceneDescription, dice: DeterministicRng) -> Iterator[YesNoPair]:
+def _color(described: SceneDescription, dice: DeterministicRng) -> Iterator[YesNoPair]:
     for group in described.groups:
         if group.painted and group.count == 1:
-            wrong = dice.choice([colour for colour in OBJECT_COLORS if colour != group.colour])
+            wrong = dice.choice([color for color in OBJECT_COLORS if color != group.color])
             text = dice.choice((f"Is {group.the()} {{}}?", f"Is the color of {group.the()} {{}}?"))
-            yield YesNoPair(category="color", yes=text.format(group.colour), no=text.format(wrong))
+            yield YesNoPair(category="color", yes=text.format(group.color), no=text.format(wrong))
 
 
 def _background(described: SceneDescription, dice: DeterministicRng) -> Iterator[YesNoPair]:
@@ -148,10 +158,12 @@ def _background(described: SceneDescription, dice: DeterministicRng) -> Iterator
     others = [other for other in all_backgrounds() if other.style == own.style and other.name != own.name]
     if own.style == "plain":
         text = "Is the background of this image {}?"
-        yield YesNoPair(category="scene", yes=text.format(own.colour), no=text.format(dice.choice(others).colour))
+        yield YesNoPair(category="scene", yes=text.format(own.color), no=text.format(dice.choice(others).color))
     elif own.style == "landscape":
         text = "Does this image show {}?"
-        yield YesNoPair(category="scene", yes=text.format(own.description), no=text.format(dice.choice(others).description))
+        yield YesNoPair(
+            category="scene", yes=text.format(own.description), no=text.format(dice.choice(others).description)
+        )
 
 
 def _sign(described: SceneDescription, dice: DeterministicRng) -> Iterator[YesNoPair]:
@@ -177,7 +189,7 @@ def _commonsense(described: SceneDescription, dice: DeterministicRng) -> Iterato
 
 def open_questions(described: SceneDescription, dice: DeterministicRng) -> list[Question]:
     """Return all questions with a one-word answer other than yes and no, in random order."""
-    makers = (_ask_colour, _ask_count, _ask_side, _ask_neighbour, _ask_category, _ask_background)
+    makers = (_ask_color, _ask_count, _ask_side, _ask_neighbor, _ask_category, _ask_background)
     found = [question for maker in makers for question in maker(described)]
     if not found or dice.chance(_ASK_TOTAL):
         total = NUMBERS[len(described.scene.objects)]
@@ -187,15 +199,15 @@ def open_questions(described: SceneDescription, dice: DeterministicRng) -> list[
 
 def caption_answerable_questions(described: SceneDescription) -> list[Question]:
     """Return the open questions that a caption with all names and colors answers, including the sign's words."""
-    makers = (_ask_colour, _ask_count, _ask_category, _ask_background, sign_questions)
+    makers = (_ask_color, _ask_count, _ask_category, _ask_background, sign_questions)
     return [question for maker in makers for question in maker(described)]
 
 
-def _ask_colour(described: SceneDescription) -> Iterator[Question]:
+def _ask_color(described: SceneDescription) -> Iterator[Question]:
     for group in described.groups:
-        if group.painted and group.colour:
+        if group.painted and group.color:
             verb = "is" if group.count == 1 else "are"
-            yield Question(text=f"What color {verb} the {group.noun}?", answer=group.colour)
+            yield Question(text=f"What color {verb} the {group.noun}?", answer=group.color)
 
 
 def _ask_count(described: SceneDescription) -> Iterator[Question]:
@@ -211,7 +223,7 @@ def _ask_side(described: SceneDescription) -> Iterator[Question]:
             yield Question(text=f"On which side of the image is {group.the()}, left or right?", answer=side)
 
 
-def _ask_neighbour(described: SceneDescription) -> Iterator[Question]:
+def _ask_neighbor(described: SceneDescription) -> Iterator[Question]:
     """Ask for the object on one side of another, if exactly one class is there and its name is one word."""
     for anchor in described.groups:
         found: dict[str, list[ObjectGroup]] = {}
@@ -232,9 +244,9 @@ def _ask_category(described: SceneDescription) -> Iterator[Question]:
 
 
 def _ask_background(described: SceneDescription) -> Iterator[Question]:
-    colour = described.background.colour
-    if colour and " " not in colour:
-        yield Question(text="What is the color of the background?", answer=colour)
+    color = described.background.color
+    if color and " " not in color:
+        yield Question(text="What is the color of the background?", answer=color)
 
 
 def sign_questions(described: SceneDescription) -> list[Question]:

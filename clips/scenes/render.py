@@ -6,7 +6,7 @@ from PIL import Image
 
 from clips.scenes.backgrounds import find_background, paint_background
 from clips.scenes.rng import DeterministicRng
-from clips.scenes.world import CANVAS_SIZE, Scene, TextSign, SceneGenerator
+from clips.scenes.world import CANVAS_SIZE, Scene, SceneGenerator, TextSign
 
 _PAPER, _INK, _FRAME = (252, 252, 248), (24, 24, 30), (90, 90, 98)
 
@@ -19,7 +19,7 @@ def render(world: SceneGenerator, scene: Scene, image_size: int) -> Image.Image:
     for thing in scene.objects:
         kind = world.sprites.by_name[thing.kind]
         left, top, side, _ = (_pixels(length, image_size) for length in thing.box)
-        sprite = world.sprites.sprite(kind, thing.colour if thing.painted else None, max(side, 1))
+        sprite = world.sprites.sprite(kind, thing.color if thing.painted else None, max(side, 1))
         picture.paste(sprite, (left, top), sprite)
     if scene.sign:
         _draw_sign(picture, world, scene.sign)

@@ -1,7 +1,7 @@
 """Random choices that are the same in every process, on every machine, with every library version.
 
-Each ``DeterministicRng`` reads an endless stream of 64-bit numbers, SHAKE-256 of its key. It does not use Python's ``hash``,
-``random`` or numpy's generators, whose streams may change.
+Each ``DeterministicRng`` reads an endless stream of 64-bit numbers, SHAKE-256 of its key. It does not use Python's
+``hash``, ``random`` or numpy's generators, whose streams may change.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ SPRITE_SETS: dict[str, str] = {"twemoji": "twemoji"}
 """Sprite set → the stem of its sheet and index in ``data/``."""
 
 _HUE_REACH = 32
-_COLOURFUL = 50
+_COLORFUL = 50
 _RESAMPLING = Image.Resampling.BICUBIC  # polynomial weights: no libm, so the same on every machine
 
 
@@ -31,7 +31,7 @@ class ObjectClass:
         name: its name, a singular noun phrase.
         plural: its plural.
         category: animal, food, vehicle, …
-        colour: the dominant basic color of the sprite, measured from its pixels; None if there is none.
+        color: the dominant basic color of the sprite, measured from its pixels; None if there is none.
         paint_hue: for objects that may have any color, the hue (degrees) that paint replaces; else None.
         mean_rgb: mean color of the sprite as drawn.
         keywords: CLDR's English keywords.
@@ -41,7 +41,7 @@ class ObjectClass:
     name: str
     plural: str
     category: str
-    colour: str | None
+    color: str | None
     paint_hue: int | None
     mean_rgb: Rgb
     keywords: tuple[str, ...]
@@ -68,7 +68,7 @@ class Sprites:
                 name=entry["name"],
                 plural=entry["plural"],
                 category=entry["category"],
-                colour=entry["colour"],
+                color=entry["color"],
                 paint_hue=entry["paint_hue"],
                 mean_rgb=tuple(entry["mean_rgb"]),
                 keywords=tuple(entry["keywords"]),
@@ -126,7 +126,7 @@ def recolor(sprite: Image.Image, kind: ObjectClass, paint: Rgb) -> Image.Image:
     high, low = rgb.max(axis=-1), rgb.min(axis=-1)
     chroma = high - low
     distance = np.abs((_hues(rgb, high, chroma) - kind.paint_hue + 180) % 360 - 180)
-    chosen = (distance <= _HUE_REACH) & (chroma > _COLOURFUL)
+    chosen = (distance <= _HUE_REACH) & (chroma > _COLORFUL)
     strongest = max(int(high[chosen].max()), 1) if chosen.any() else 1
     shade = np.asarray(paint, dtype=np.int32) * (high[..., None] + strongest) // (2 * strongest)
     wash = np.maximum(low[..., None] - 60, 0) * (255 - np.asarray(paint, dtype=np.int32)) // 510
@@ -135,7 +135,7 @@ def recolor(sprite: Image.Image, kind: ObjectClass, paint: Rgb) -> Image.Image:
 
 
 def _hues(rgb: np.ndarray, high: np.ndarray, chroma: np.ndarray) -> np.ndarray:
-    """Return the hue in whole degrees, (H, W); as ``colours.hue`` for one pixel."""
+    """Return the hue in whole degrees, (H, W); as ``colors.hue`` for one pixel."""
     red, green, blue = (rgb[..., channel] for channel in range(3))
     safe = np.maximum(chroma, 1)
     of_red = (60 * (green - blue) // safe) % 360

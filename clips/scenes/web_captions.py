@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from clips.scenes.phrases import ObjectGroup, SceneDescription, join_with_and
 from clips.scenes.rng import DeterministicRng
-from clips.scenes.phrases import SceneDescription, ObjectGroup, join_with_and
 
 _STYLES = ("one", "two", "all", "keywords", "sign", "junk", "wrong")
 _WEIGHTS = (20, 34, 22, 8, 4, 8, 4)
@@ -65,7 +65,7 @@ def web_caption(described: SceneDescription, dice: DeterministicRng) -> str:
 
 
 def _named(group: ObjectGroup, dice: DeterministicRng) -> str:
-    words = group.adjectives(colour=dice.chance(350))
+    words = group.adjectives(color=dice.chance(350))
     return words.title() if dice.chance(150) else words
 
 

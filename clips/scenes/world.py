@@ -13,8 +13,8 @@ from typing import Any, Literal
 from clips.errors import UserError
 from clips.scenes.backgrounds import Background, all_backgrounds
 from clips.scenes.colors import OBJECT_COLORS, Rgb
+from clips.scenes.heldout_split import is_pair_heldout, is_test_scene, is_train_scene
 from clips.scenes.rng import DeterministicRng
-from clips.scenes.heldout_split import is_test_scene, is_train_scene, is_pair_heldout
 from clips.scenes.sprites import ObjectClass, Sprites
 from clips.scenes.words import SIGN_WORDS
 
@@ -40,7 +40,7 @@ class SceneObject:
     Args:
         kind: name of its class.
         category: category of its class.
-        colour: its paint, or the clear color of its class, or None.
+        color: its paint, or the clear color of its class, or None.
         painted: whether the color is paint, which differs from scene to scene.
         size: "small" or "large".
         box: left, top, width, height in 1/1024 of the image size.
@@ -48,14 +48,14 @@ class SceneObject:
 
     kind: str
     category: str
-    colour: str | None
+    color: str | None
     painted: bool
     size: Literal["small", "large"]
     box: Box
 
     @property
     def place(self) -> str:
-        """Return the ninth of the image that contains the center: "top left", "top", …, "centre"."""
+        """Return the ninth of the image that contains the center: "top left", "top", …, "center"."""
         return location_of(self.box)
 
 
@@ -91,7 +91,7 @@ class Scene:
                 {
                     "kind": thing.kind,
                     "category": thing.category,
-                    "colour": thing.colour,
+                    "color": thing.color,
                     "size": thing.size,
                     "place": thing.place,
                     "box": list(thing.box),
@@ -114,7 +114,7 @@ def location_of(box: Box) -> str:
     x, y = box_center(box)
     column = "left" if x < 384 else "right" if x >= 640 else ""
     row = "top" if y < 384 else "bottom" if y >= 640 else ""
-    return f"{row} {column}".strip() or "centre"
+    return f"{row} {column}".strip() or "center"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -194,7 +194,7 @@ class SceneGenerator:
             SceneObject(
                 kind=kind.name,
                 category=kind.category,
-                colour=paint or kind.colour,
+                color=paint or kind.color,
                 painted=paint is not None,
                 size=size,
                 box=box,
@@ -276,7 +276,7 @@ def _backgrounds_of(style: str) -> tuple[Background, ...]:
 
 def _visible(rgb: Rgb, background: Background) -> bool:
     """Whether an object of this mean color is visible against every area of the background."""
-    return all(sum(abs(a - b) for a, b in zip(rgb, area, strict=True)) > _CONTRAST for area in background.colours)
+    return all(sum(abs(a - b) for a, b in zip(rgb, area, strict=True)) > _CONTRAST for area in background.colors)
 
 
 @functools.cache

@@ -27,13 +27,20 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
-from clips.core.artifact import file_hash, atomic_write, write_errors_as_user_errors
+from clips.core.artifact import atomic_write, file_hash, write_errors_as_user_errors
 from clips.errors import UserError, error_reason
 from clips.jsontext import safe_json_loads
 from clips.parallel.distributed import DistributedContext, all_or_none, from_main, machine_group
-from clips.serialization import to_plain, to_yaml
 from clips.redaction import redact
-from clips.training.train_state import CHECKPOINTS_DIR, CONFIG_FILE, TRAIN_STATE_FILE, TrainState, list_checkpoints, loop_text
+from clips.serialization import to_plain, to_yaml
+from clips.training.train_state import (
+    CHECKPOINTS_DIR,
+    CONFIG_FILE,
+    TRAIN_STATE_FILE,
+    TrainState,
+    list_checkpoints,
+    loop_text,
+)
 
 _HASHES = "hashes.json"
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}  # of directories, by file systems that know no such thing

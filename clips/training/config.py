@@ -69,7 +69,7 @@ class EncoderTrainConfig:
         save_steps: steps between checkpoints.
         keep_checkpoints: how many checkpoints are kept.
         keep_after_training: leave the checkpoints in place when the training is done.
-        licence: of the weights, for the model card, such as apache-2.0.
+        license: of the weights, for the model card, such as apache-2.0.
         may_change: fields in which an unfinished run may go on with other values than it had, such as
             optim.learning_rate after it diverged; what changed, and at which step, stands in the manifest.
         stages: trainings one after the other, each a mapping of the fields in which it differs from the above
@@ -97,7 +97,7 @@ class EncoderTrainConfig:
     save_steps: int = dataclasses.field(default=500, metadata=RUN_ONLY)
     keep_checkpoints: int = dataclasses.field(default=2, metadata=RUN_ONLY)
     keep_after_training: bool = dataclasses.field(default=False, metadata=RUN_ONLY)
-    licence: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
+    license: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
     may_change: tuple[str, ...] = dataclasses.field(default=(), metadata=RUN_ONLY)
     stages: tuple[dict[str, Any], ...] = ()
 

@@ -1,4 +1,4 @@
-"""A running average of a model's weights (EMA), which generalises better than the weights of the last step."""
+"""A running average of a model's weights (EMA), which generalizes better than the weights of the last step."""
 
 from __future__ import annotations
 

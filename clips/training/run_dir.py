@@ -7,11 +7,11 @@ from typing import Any
 
 import yaml
 
-from clips.core.artifact import is_finished, atomic_write
+from clips.core.artifact import atomic_write, is_finished
 from clips.core.identity import RUN, Identity, differing, is_below, refuse_other_run, run_text
 from clips.errors import UserError
-from clips.serialization import to_plain, to_yaml
 from clips.redaction import redact
+from clips.serialization import to_plain, to_yaml
 from clips.training.train_state import CHECKPOINTS_DIR, CONFIG_FILE, list_checkpoints, read_train_state
 
 

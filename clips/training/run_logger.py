@@ -15,10 +15,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from clips.core.artifact import log_info, atomic_write, write_errors_as_user_errors
+from clips.core.artifact import atomic_write, log_info, write_errors_as_user_errors
 from clips.errors import error_reason
-from clips.training.train_state import TrainState
 from clips.training.trackers import MetricsTracker
+from clips.training.train_state import TrainState
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -35,7 +35,13 @@ class RunLogger:
     """
 
     def __init__(
-        self, directory: str | Path, *, step: int, steps: int, quiet: bool = False, trackers: Sequence[MetricsTracker] = ()
+        self,
+        directory: str | Path,
+        *,
+        step: int,
+        steps: int,
+        quiet: bool = False,
+        trackers: Sequence[MetricsTracker] = (),
     ) -> None:
         self.path = Path(directory) / METRICS_FILE
         self.step, self.steps, self.quiet, self.trackers = step, steps, quiet, list(trackers)

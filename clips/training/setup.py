@@ -21,13 +21,13 @@ from clips.method.clips_model import ClipsModel, build_model
 from clips.model import architectures
 from clips.model.precision import resolve_precision
 from clips.model.text_tokenizer import build_text_tokenizer
+from clips.model_refs import is_config_file
 from clips.parallel.ddp import DDPStrategy
 from clips.parallel.distributed import from_main, start_processes
 from clips.parallel.strategies import build_strategy
-from clips.model_refs import is_config_file
-from clips.training.ema import ModelEma
 from clips.training.checkpoint import load_tensors, tensor_names, verify_checkpoint_distributed
 from clips.training.config import EncoderTrainConfig
+from clips.training.ema import ModelEma
 from clips.training.train_state import TrainState, list_checkpoints, read_train_state
 from clips.training.train_step import TrainRun
 
@@ -35,7 +35,9 @@ from clips.training.train_step import TrainRun
 def open_train_dataset(config: EncoderTrainConfig) -> TrainDataset:
     """The training data, opened first: what is wrong with it is told before anything heavy is loaded."""
     cfg = architectures.model_cfg(config.model)
-    prepare = functools.partial(recipes.build_recipe(config.recipe).prepare, tokenizer=build_text_tokenizer(config.model))
+    prepare = functools.partial(
+        recipes.build_recipe(config.recipe).prepare, tokenizer=build_text_tokenizer(config.model)
+    )
     if config.validation.source is not None and os.environ.get("RANK", "0") == "0":
         open_source(config.validation.source)
     size = int(architectures.preprocess_cfg(cfg)["size"][0])
@@ -132,7 +134,9 @@ def _announce(run: TrainRun, reason: str) -> None:
     if run.loop.step:
         log_info(f"going on from step {run.loop.step}")
     if run.recipe.needs_synthetic and not any(source.synthetics for source in config.data.sources):
-        log_info(f"data.sources: none has synthetic captions; recipe {config.recipe.name} takes web captions in their place")
+        log_info(
+            f"data.sources: none has synthetic captions; recipe {config.recipe.name} takes web captions in their place"
+        )
     if config.global_batch_size > len(run.data):
         batch = f"{config.global_batch_size} of {len(run.data)} samples"
         log_info(f"global_batch_size: {batch}: an image comes several times in a step")

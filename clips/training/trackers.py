@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from clips.core.artifact import atomic_write
 from clips.errors import UserError
-from clips.serialization import flatten
 from clips.redaction import redact
+from clips.serialization import flatten
 
 _WANDB_RUN = ".wandb-run"  # beside metrics.jsonl: the run that a training which goes on belongs to
 

@@ -17,8 +17,8 @@ from clips.method.recipes import Recipe
 from clips.model.precision import fast_sdpa_backend
 from clips.parallel.ddp import DDPStrategy
 from clips.parallel.distributed import DistributedContext
-from clips.training.ema import ModelEma
 from clips.training.config import EncoderTrainConfig
+from clips.training.ema import ModelEma
 from clips.training.grad_spikes import is_grad_spike
 from clips.training.train_state import TrainState
 
@@ -36,7 +36,7 @@ class TrainRun:
         loop: where the run stands.
         steps: where it ends.
         precision: what it computes in.
-        mean: channel means of normalised pictures, (3, 1, 1); ``std`` likewise.
+        mean: channel means of normalized pictures, (3, 1, 1); ``std`` likewise.
     """
 
     config: EncoderTrainConfig
@@ -94,7 +94,7 @@ def train_step(run: TrainRun, batch: dict[str, torch.Tensor]) -> dict[str, float
 
 
 def prepare_batch(batch: dict[str, torch.Tensor], run: TrainRun) -> dict[str, torch.Tensor]:
-    """The batch where the model is, its pictures normalised: "image" uint8 becomes float, its channels last in memory.
+    """The batch where the model is, its pictures normalized: "image" uint8 becomes float, its channels last in memory.
 
     Convolutions take the layout of their input, and are quickest in this one; ViTs do not mind.
     """

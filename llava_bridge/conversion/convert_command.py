@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from clips.core.artifact import atomic_artifact_dir, check_overwritable, log_info, atomic_write, write_manifest
+from clips.core.artifact import atomic_artifact_dir, atomic_write, check_overwritable, log_info, write_manifest
 from clips.errors import UserError
 from clips.jsontext import safe_json_loads
 from clips.model_refs import resolve_model_dir
@@ -147,16 +147,18 @@ def _tower_of(config: ConvertConfig, stated: Mapping[str, Any]) -> str:
 def _assembled(config: ConvertConfig, original: Any, tower: str) -> tuple[Any, Any]:
     import torch
 
-    from llava_bridge.conversation import is_wrapped_template, add_sentencepiece_spaces
+    from llava_bridge.conversation import add_sentencepiece_spaces, is_wrapped_template
+    from llava_bridge.conversion.original_llava import LLM_TYPES, hf_projector_names
     from llava_bridge.encoders import load_encoder
     from llava_bridge.encoders.base import load_weights
-    from llava_bridge.conversion.original_llava import LLM_TYPES, hf_projector_names
     from llava_bridge.model.build import LlavaParts, build_llava_from_parts, read_tokenizer
     from llava_bridge.projectors import ProjectorConfig
 
     tokenizer = read_tokenizer(config.llm or config.source)
     template = config.chat_template
-    trained_with = template == "auto" and is_wrapped_template(tokenizer.chat_template)  # a LLaVA of ours that comes back
+    trained_with = template == "auto" and is_wrapped_template(
+        tokenizer.chat_template
+    )  # a LLaVA of ours that comes back
     if template == "auto" and tokenizer.chat_template is None:
         template = _TEMPLATES[LLM_TYPES[original.config["model_type"]]]
         log_info(f"chat_template: {template}, as the checkpoint does not say; --chat_template takes another")
@@ -187,7 +189,9 @@ def _assembled(config: ConvertConfig, original: Any, tower: str) -> tuple[Any, A
     if original.newline is not None:
         model.model.image_newline = torch.nn.Parameter(original.newline.float())
     if not trained_with:
-        processor.chat_template = tokenizer.chat_template = add_sentencepiece_spaces(str(processor.chat_template), tokenizer)
+        processor.chat_template = tokenizer.chat_template = add_sentencepiece_spaces(
+            str(processor.chat_template), tokenizer
+        )
     return model, processor
 
 
@@ -227,7 +231,7 @@ def _make_room(tokenizer: Any, llm: Any) -> None:
 
 
 def _image_processor(tower: str, aspect: str | None) -> Any:
-    """The tower's preprocessing; ``pad`` first puts a picture in the middle of a square of the mean colour."""
+    """The tower's preprocessing; ``pad`` first puts a picture in the middle of a square of the mean color."""
     from transformers import AutoImageProcessor, LlavaImageProcessor
 
     from llava_bridge.encoders.transformers_source import image_size_of
@@ -251,7 +255,7 @@ def _to_original(config: ConvertConfig, asked: ConvertConfig) -> None:
     from huggingface_hub import save_torch_state_dict
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from clips.model.loading import load_pretrained, library_errors_as_user_errors
+    from clips.model.loading import library_errors_as_user_errors, load_pretrained
     from llava_bridge.conversion.original_llava import original_config, original_weights
     from llava_bridge.model.anyres import is_anyres_processor
     from llava_bridge.model.build import convert_tower_to_transformers

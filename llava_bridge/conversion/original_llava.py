@@ -26,7 +26,13 @@ from clips.jsontext import safe_json_loads
 from llava_bridge.model.anyres import is_anyres_processor
 from llava_bridge.model.checks import is_original_llava, read_config
 
-LLM_TYPES = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llama": "llama", "mistral": "mistral"}
+LLM_TYPES = {
+    "llava": "llama",
+    "llava_llama": "llama",
+    "llava_mistral": "mistral",
+    "llama": "llama",
+    "mistral": "mistral",
+}
 """``model_type`` of the config → the LLM's in transformers. The last two are LLMs beside which a projector lies."""
 MODEL_TYPES = {"llama": "llava_llama", "mistral": "llava_mistral"}
 ARCHITECTURES = {"llama": "LlavaLlamaForCausalLM", "mistral": "LlavaMistralForCausalLM"}

@@ -32,7 +32,7 @@ class SwapConfig:
         feature_layer: hidden state of the encoder that the LLM sees, or several, side by side; None: -2 for ViTs and
             CLIP's ResNets, -1 for timm's others. Of ``several:`` each gives this one, or its own default.
         features: ``patch`` leaves the class token out, ``cls_patch`` does not.
-        image_fit: how pictures become squares: ``squash``, ``pad`` with the encoder's mean colour (LLaVA-1.5's),
+        image_fit: how pictures become squares: ``squash``, ``pad`` with the encoder's mean color (LLaVA-1.5's),
             ``crop`` of the middle; or ``anyres``, LLaVA-NeXT's: several, an overview and tiles at full resolution.
         image_grid_pinpoints: with ``anyres``: the heights and widths in pixels into which pictures are fitted before
             they are cut into tiles; None takes LLaVA-NeXT's, 1 × 2, 2 × 1, 2 × 2, 3 × 1 and 1 × 3 tiles.
@@ -50,7 +50,9 @@ class SwapConfig:
     image_fit: ImageFit = "squash"
     image_grid_pinpoints: list[list[int]] | None = None
     projector: ProjectorConfig = dataclasses.field(default_factory=ProjectorConfig)
-    chat_template: str = dataclasses.field(default="auto", metadata={"known": "llava_bridge.chat_templates:CHAT_TEMPLATES"})
+    chat_template: str = dataclasses.field(
+        default="auto", metadata={"known": "llava_bridge.chat_templates:CHAT_TEMPLATES"}
+    )
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -74,7 +76,9 @@ def run_swap(config: SwapConfig) -> None:
 
     from llava_bridge.model.build import LlavaParts, build_llava, convert_tower_to_transformers
 
-    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(LlavaParts) if field.name != "llm"}
+    fields = {
+        field.name: getattr(config, field.name) for field in dataclasses.fields(LlavaParts) if field.name != "llm"
+    }
     model, processor = build_llava(LlavaParts(llm=config.llava, **fields))
     directory = resolve_model_dir(config.llava, "llava")
     stored = AutoConfig.from_pretrained(directory).dtype

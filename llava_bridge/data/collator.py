@@ -74,13 +74,17 @@ class ConversationDataset(Dataset):
         if not sample.turns:
             raise InvalidConversationError("nothing is said")
         if any(turn.role == "assistant" and not turn.content.strip() for turn in sample.turns):
-            raise InvalidConversationError("an answer is empty")  # it would teach that an answer may end before it begins
+            raise InvalidConversationError(
+                "an answer is empty"
+            )  # it would teach that an answer may end before it begins
         messages = [{"role": turn.role, "content": turn.content} for turn in sample.turns]
         marks = [message["content"].count(IMAGE) for message in messages if message["role"] != "assistant"]
         if sum(marks) != len(sample.images) or any(
             IMAGE in turn.content for turn in sample.turns if turn.role == "assistant"
         ):
-            raise InvalidConversationError(f"{len(sample.images)} pictures but {sum(marks)} {IMAGE} marks in what the user says")
+            raise InvalidConversationError(
+                f"{len(sample.images)} pictures but {sum(marks)} {IMAGE} marks in what the user says"
+            )
         pictures = [picture.open() for picture in sample.images]
         encoded = self.chat.encode(messages, self.max_length, pictures)
         return {"input_ids": encoded.input_ids, "labels": encoded.labels, "pictures": pictures}
@@ -111,7 +115,7 @@ class ConversationCollator:
         """
         lengths = [len(item["input_ids"]) for item in items]
         rows = [[index] for index in range(len(items))] if self.room is None else pack_lengths(lengths, self.room)
-        labels = _right_padded([_end_to_end([_learnt(items[index]) for index in row]) for row in rows], IGNORE_INDEX)
+        labels = _right_padded([_end_to_end([_learned(items[index]) for index in row]) for row in rows], IGNORE_INDEX)
         tokens = [_end_to_end([items[index]["input_ids"] for index in row]) for row in rows]
         batch: dict[str, Any] = {
             "input_ids": _right_padded(tokens, self.pad),
@@ -132,7 +136,7 @@ class ConversationCollator:
 class TextCollator(ConversationCollator):
     """Items without pictures to a batch for a transformers causal LM.
 
-    The logits of positions after which no row has a learnt token are not needed: ``logits_to_keep`` (K,) lists
+    The logits of positions after which no row has a learned token are not needed: ``logits_to_keep`` (K,) lists
     the others, and ``shift_labels`` (R, K) says which token follows each.
     """
 
@@ -164,8 +168,8 @@ def pack_lengths(lengths: Sequence[int], room: int) -> list[list[int]]:
     return [[index] for index in longest_first]
 
 
-def _learnt(item: dict[str, Any]) -> list[int]:
-    """Its labels; what stands before its first token is no part of it, and so that is never learnt."""
+def _learned(item: dict[str, Any]) -> list[int]:
+    """Its labels; what stands before its first token is no part of it, and so that is never learned."""
     return [IGNORE_INDEX, *item["labels"][1:]]
 
 
@@ -181,7 +185,7 @@ def supervised_positions(labels: Tensor) -> dict[str, Tensor]:
 
 
 class PackedTextDataset(Dataset):
-    """Texts in random order, end to end, in blocks of ``length`` tokens; all tokens are learnt.
+    """Texts in random order, end to end, in blocks of ``length`` tokens; all tokens are learned.
 
     Each text stands between the begin and end tokens. The rest of the last block is dropped.
 

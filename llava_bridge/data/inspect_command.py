@@ -21,7 +21,14 @@ from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError
 from clips.sanitize import strip_control_chars
 from llava_bridge.data.samples import ConversationSourceConfig
-from llava_bridge.model.anyres import ImageFit, check_pinpoints, is_unpad_compatible, resolve_pinpoints, make_anyres_processor, num_image_tokens
+from llava_bridge.model.anyres import (
+    ImageFit,
+    check_pinpoints,
+    is_unpad_compatible,
+    make_anyres_processor,
+    num_image_tokens,
+    resolve_pinpoints,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +67,9 @@ class InspectConversationsConfig(ConversationSourceConfig):
                 raise UserError(f"{name}: expected {least} or more, got {getattr(self, name)}")
         check_pinpoints(self.image_fit, self.image_grid_pinpoints)
         grid = math.isqrt(self.image_tokens)
-        if self.image_fit == "anyres" and (grid**2 != self.image_tokens or not is_unpad_compatible(self.image_size, grid)):
+        if self.image_fit == "anyres" and (
+            grid**2 != self.image_tokens or not is_unpad_compatible(self.image_size, grid)
+        ):
             raise UserError(
                 f"image_tokens: expected a square number whose root divides a tile of {self.image_size} pixels, "
                 f"got {self.image_tokens}"
@@ -97,9 +106,9 @@ def run_inspect(config: InspectConversationsConfig) -> None:
 
 
 def _chat(config: InspectConversationsConfig) -> Any:
+    from llava_bridge.chat_templates import TEMPLATES_WITHOUT_EOT
     from llava_bridge.conversation import ConversationEncoder, resolve_chat_template_with_spaces
     from llava_bridge.model.build import add_image_token, load_tokenizer
-    from llava_bridge.chat_templates import TEMPLATES_WITHOUT_EOT
 
     tokenizer = load_tokenizer(config.llm)
     add_image_token(tokenizer)

@@ -5,8 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from clips.errors import UserError
-from clips.model_refs import OPEN_CLIP_CONFIG, HF_HUB_PREFIX, OPEN_CLIP_WEIGHTS, download_from_hub, is_on_hub, resolve_model_dir
-from llava_bridge.encoders.spec import split_encoders, parse_spec
+from clips.model_refs import (
+    HF_HUB_PREFIX,
+    OPEN_CLIP_CONFIG,
+    OPEN_CLIP_WEIGHTS,
+    download_from_hub,
+    is_on_hub,
+    resolve_model_dir,
+)
+from llava_bridge.encoders.spec import parse_spec, split_encoders
 
 
 def resolve_open_clip_dir(reference: str) -> Path:
@@ -15,7 +22,11 @@ def resolve_open_clip_dir(reference: str) -> Path:
     Raises:
         UserError: it cannot be downloaded.
     """
-    return download_from_hub(reference.removeprefix(HF_HUB_PREFIX), "encoder") if reference.startswith(HF_HUB_PREFIX) else Path(reference)
+    return (
+        download_from_hub(reference.removeprefix(HF_HUB_PREFIX), "encoder")
+        if reference.startswith(HF_HUB_PREFIX)
+        else Path(reference)
+    )
 
 
 def resolve_vision_dir(reference: str) -> Path:

@@ -25,7 +25,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from clips.errors import UserError
 from llava_bridge.encoders.base import VisionEncoder, VisionTower, check_feature_layer
-from llava_bridge.encoders.spec import split_encoders, fusion_mode
+from llava_bridge.encoders.spec import fusion_mode, split_encoders
 
 
 class MultiTower(VisionTower):

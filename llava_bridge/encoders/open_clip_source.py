@@ -19,7 +19,7 @@ from clips.model.loading import library_errors_as_user_errors
 from clips.model.pos_embed import resize_pos_embed, resize_sincos_pos_embed
 from clips.model_refs import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 from llava_bridge.encoders import timm_source
-from llava_bridge.encoders.base import VisionEncoder, ImagePreprocess, VisionTower
+from llava_bridge.encoders.base import ImagePreprocess, VisionEncoder, VisionTower
 from llava_bridge.encoders.checks import check_encoder_files, resolve_open_clip_dir
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -142,7 +142,9 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 def _pixels(path: Path, vision: Mapping[str, Any], preprocess: Mapping[str, Any]) -> ImagePreprocess:
     """Return the tower's own preprocessing, as the config in ``path`` states it."""
-    with library_errors_as_user_errors(f"{path}: expected sizes, mean and std of three channels and an interpolation in preprocess_cfg"):
+    with library_errors_as_user_errors(
+        f"{path}: expected sizes, mean and std of three channels and an interpolation in preprocess_cfg"
+    ):
         pixels = ImagePreprocess(
             size=_side(preprocess.get("size") or vision.get("image_size", 224)),
             mean=_channels(preprocess.get("mean") or OPENAI_MEAN),
@@ -165,7 +167,10 @@ def _visual_weights(directory: Path) -> dict[str, Tensor]:
     from safetensors import safe_open
 
     path = directory / OPEN_CLIP_WEIGHTS
-    with library_errors_as_user_errors(f"encoder: {path} is not a readable safetensors file"), safe_open(path, framework="pt") as file:
+    with (
+        library_errors_as_user_errors(f"encoder: {path} is not a readable safetensors file"),
+        safe_open(path, framework="pt") as file,
+    ):
         names = [name for name in file.keys() if name.startswith("visual.")]  # noqa: SIM118
         return {name.removeprefix("visual."): file.get_tensor(name) for name in names}
 

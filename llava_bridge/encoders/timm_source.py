@@ -19,7 +19,7 @@ from clips.commandline.import_guards import without_wandb
 from clips.errors import UserError
 from clips.model.loading import library_errors_as_user_errors
 from clips.model.pos_embed import resize_timm_pos_embed
-from llava_bridge.encoders.base import VisionEncoder, ImagePreprocess, VisionTower
+from llava_bridge.encoders.base import ImagePreprocess, VisionEncoder, VisionTower
 
 _HEADS = ("classifier.", "head.fc.", "fc.", "head.l.", "head_dist.")
 _POSITIONS = "trunk.pos_embed"
@@ -125,7 +125,9 @@ def load_encoder(reference: str, image_size: int | None) -> VisionEncoder:
     return make_encoder(name, _pretrained(name), pixels, where=None)
 
 
-def make_encoder(name: str, weights: Mapping[str, Tensor] | None, pixels: ImagePreprocess, *, where: str | None) -> VisionEncoder:
+def make_encoder(
+    name: str, weights: Mapping[str, Tensor] | None, pixels: ImagePreprocess, *, where: str | None
+) -> VisionEncoder:
     """Return the encoder for timm model ``name``; classifier weights among ``weights`` are dropped."""
     timm = _timm()
 
@@ -138,7 +140,9 @@ def make_encoder(name: str, weights: Mapping[str, Tensor] | None, pixels: ImageP
     if weights is not None:
         kept = {f"trunk.{key}": value for key, value in weights.items() if not key.startswith(_heads(settings))}
         if fixed and _POSITIONS in kept:
-            kept[_POSITIONS] = resize_timm_pos_embed(kept[_POSITIONS], _empty_trunk(architecture, where or f"timm:{name}"))
+            kept[_POSITIONS] = resize_timm_pos_embed(
+                kept[_POSITIONS], _empty_trunk(architecture, where or f"timm:{name}")
+            )
     return VisionEncoder(
         source="timm",
         architecture=architecture,

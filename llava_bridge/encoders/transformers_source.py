@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from clips.errors import UserError
-from clips.model.loading import load_pretrained, library_errors_as_user_errors
+from clips.model.loading import library_errors_as_user_errors, load_pretrained
 from clips.model.pos_embed import resize_pos_embed
-from llava_bridge.encoders.base import VisionEncoder, ImagePreprocess, VisionTower
+from llava_bridge.encoders.base import ImagePreprocess, VisionEncoder, VisionTower
 from llava_bridge.encoders.checks import check_encoder_files, resolve_vision_dir
 
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's constants
@@ -175,10 +175,14 @@ def _pixels(directory: Path, config: Any) -> ImagePreprocess:
     """Return the preprocessing of the checkpoint, with the image size after cropping."""
     from transformers import AutoImageProcessor
 
-    with library_errors_as_user_errors(f"encoder: {directory}: expected a preprocessor_config.json that says how pictures are normalised"):
+    with library_errors_as_user_errors(
+        f"encoder: {directory}: expected a preprocessor_config.json that says how pictures are normalized"
+    ):
         found = AutoImageProcessor.from_pretrained(directory)
         own = (
-            image_size_of(found) or getattr(config, "image_size", None) or config.patch_size * math.isqrt(config.num_patches)
+            image_size_of(found)
+            or getattr(config, "image_size", None)
+            or config.patch_size * math.isqrt(config.num_patches)
         )
         red, green, blue = found.image_mean
         return ImagePreprocess(

@@ -21,14 +21,14 @@ from typing import TextIO
 from PIL import Image
 
 from clips.commandline.progress import Progress
-from clips.core.artifact import directory_hash, log_info, atomic_write, write_errors_as_user_errors
+from clips.core.artifact import atomic_write, directory_hash, log_info, write_errors_as_user_errors
 from clips.core.identity import RUN, RUN_ONLY, identity, read_run, refuse_other_run, run_text
 from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError
 from clips.jsontext import safe_json_loads
 from clips.model_refs import resolve_model_dir
-from llava_bridge.inference.directory import resolve_llava_dir
 from llava_bridge.image_paths import find_images, open_picture
+from llava_bridge.inference.directory import resolve_llava_dir
 
 _READERS = 4  # threads that decode pictures ahead
 Batch = list[tuple[str, Image.Image]]

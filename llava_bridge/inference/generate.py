@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from clips.errors import UserError
-from clips.model.loading import load_pretrained, library_errors_as_user_errors
-from llava_bridge.inference.directory import resolve_llava_dir
-from llava_bridge.inference.prefix_cache import PrefixCache, Prefix, batch_prefixes, find_shared_prefixes
+from clips.model.loading import library_errors_as_user_errors, load_pretrained
 from llava_bridge.conversation import IMAGE, ConversationEncoder, Message
+from llava_bridge.inference.directory import resolve_llava_dir
+from llava_bridge.inference.prefix_cache import Prefix, PrefixCache, batch_prefixes, find_shared_prefixes
 from llava_bridge.training.lora import ADAPTER_DIR, load_adapter
 
 Pictures = Image.Image | Sequence[Image.Image] | None
@@ -165,7 +165,9 @@ class _Asked:
     def one_by_one(self, rows: Sequence[int]) -> dict[int, str]:
         """The answers to a batch of prompts, each with its own pictures."""
         shown = [picture for row in rows for picture in self.pictures[row]]
-        return self._generate(rows, prepare_generate_inputs(self.model, self.processor, [self.ids[row] for row in rows], shown))
+        return self._generate(
+            rows, prepare_generate_inputs(self.model, self.processor, [self.ids[row] for row in rows], shown)
+        )
 
     def with_prefixes(self, prefixes: Sequence[Prefix], batch_size: int) -> Iterator[dict[int, str]]:
         """The answers to all prompts that begin with some prefixes; none where this LLM's cache cannot be shared."""
@@ -216,7 +218,9 @@ def prepare_generate_inputs(
 
     For a LLaVA with tiles pictures are (P, N, 3, S, S), and there are ``image_sizes`` (P, 2).
     """
-    return _left_padded(ids, processor.tokenizer.pad_token_id, model.device) | preprocess_images(pictures, processor, model)
+    return _left_padded(ids, processor.tokenizer.pad_token_id, model.device) | preprocess_images(
+        pictures, processor, model
+    )
 
 
 def prepend_image_tokens(prompt: str, pictures: Sequence[Any]) -> str:

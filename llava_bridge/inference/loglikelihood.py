@@ -17,9 +17,9 @@ from torch import Tensor
 
 from clips.errors import UserError
 from clips.model.loading import library_errors_as_user_errors
-from llava_bridge.inference.generate import Pictures, to_image_list, preprocess_images, prepend_image_tokens
-from llava_bridge.inference.streaming import context_length
 from llava_bridge.conversation import IGNORE_INDEX, IMAGE, ConversationEncoder, EncodedConversation
+from llava_bridge.inference.generate import Pictures, prepend_image_tokens, preprocess_images, to_image_list
+from llava_bridge.inference.streaming import context_length
 
 _ROWS_AT_ONCE = 512  # of logits, which are V wide and in float32
 
@@ -89,9 +89,15 @@ def loglikelihoods(
 
 
 def _encode(
-    chat: ConversationEncoder, prompt: str, pictures: Sequence[Image.Image], continuation: str, context: int, *, end: bool
+    chat: ConversationEncoder,
+    prompt: str,
+    pictures: Sequence[Image.Image],
+    continuation: str,
+    context: int,
+    *,
+    end: bool,
 ) -> EncodedConversation:
-    """The tokens of prompt and continuation; labelled are those to score."""
+    """The tokens of prompt and continuation; labeled are those to score."""
     said = prepend_image_tokens(prompt, pictures)
     messages = [{"role": "user", "content": said}, {"role": "assistant", "content": continuation}]
     if not continuation.strip():

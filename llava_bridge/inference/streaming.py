@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import StoppingCriteriaList
 
 from clips.errors import UserError
-from llava_bridge.inference.generate import prepare_generate_inputs, encode_prompt
 from llava_bridge.conversation import Message
+from llava_bridge.inference.generate import encode_prompt, prepare_generate_inputs
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what tokens are decoded to that hold a part of a character
 

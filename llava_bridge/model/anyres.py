@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from clips.errors import UserError
-from llava_bridge.projectors import ProjectorConfig, ProjectorShape, preserves_grid, num_output_tokens
+from llava_bridge.projectors import ProjectorConfig, ProjectorShape, num_output_tokens, preserves_grid
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -49,8 +49,11 @@ def _register_models() -> None:
     """Register the models with transformers' Auto classes."""
     from transformers import AutoModel, AutoModelForImageTextToText
 
-    from llava_bridge.model.modeling_llava import BridgeLlavaForConditionalGeneration, BridgeLlavaNextForConditionalGeneration
     from llava_bridge.model.configuration_llava import EncoderVisionConfig
+    from llava_bridge.model.modeling_llava import (
+        BridgeLlavaForConditionalGeneration,
+        BridgeLlavaNextForConditionalGeneration,
+    )
     from llava_bridge.model.modeling_vision import EncoderVisionModel
 
     AutoModel.register(EncoderVisionConfig, EncoderVisionModel, exist_ok=True)
@@ -87,5 +90,7 @@ class _ThenRegister(importlib.abc.Loader):
         self.loader.exec_module(module)
         if module.__name__ == LLAVA_CONFIG_MODULE:
             register_configs()
-        elif LLAVA_CONFIG_MODULE not in sys.modules and (module.__name__ == AUTO_MODEL_MODULE or AUTO_MODEL_MODULE not in sys.modules):
+        elif LLAVA_CONFIG_MODULE not in sys.modules and (
+            module.__name__ == AUTO_MODEL_MODULE or AUTO_MODEL_MODULE not in sys.modules
+        ):
             importlib.import_module(LLAVA_CONFIG_MODULE)  # a module in sys.modules is currently importing this one

@@ -23,27 +23,34 @@ from transformers import (
 )
 
 from clips.errors import UserError
-from clips.model.loading import load_pretrained, silence_transformers, library_errors_as_user_errors
+from clips.model.loading import library_errors_as_user_errors, load_pretrained, silence_transformers
 from clips.model_refs import resolve_model_dir
+from llava_bridge.chat_templates import TEMPLATES_WITHOUT_EOT
 from llava_bridge.conversation import IMAGE, ConversationEncoder, resolve_chat_template_with_spaces
 from llava_bridge.encoders import load_encoder
-from llava_bridge.encoders.base import VisionEncoder, ImagePreprocess
+from llava_bridge.encoders.base import ImagePreprocess, VisionEncoder
 from llava_bridge.encoders.multi_encoder import with_feature_layer
 from llava_bridge.model.anyres import (
     ImageFit,
-    is_anyres_processor,
-    resolve_pinpoints,
     effective_patch_size,
+    is_anyres_processor,
     make_anyres_processor,
     num_image_tokens,
+    resolve_pinpoints,
 )
-from llava_bridge.model.image_processing import make_image_processor
-from llava_bridge.model.modeling_llava import AnyConfig, AnyLlava, config_kind, empty_llava, new_image_newline, new_projector
-from llava_bridge.model.lm_head import extract_lm_head, neutralize_logit_scaling
 from llava_bridge.model.checks import check_llm_dir, is_llava
-from llava_bridge.model.modeling_vision import EncoderVisionModel, resolve_feature_layer, build_vision_model
+from llava_bridge.model.image_processing import make_image_processor
+from llava_bridge.model.lm_head import extract_lm_head, neutralize_logit_scaling
+from llava_bridge.model.modeling_llava import (
+    AnyConfig,
+    AnyLlava,
+    config_kind,
+    empty_llava,
+    new_image_newline,
+    new_projector,
+)
+from llava_bridge.model.modeling_vision import EncoderVisionModel, build_vision_model, resolve_feature_layer
 from llava_bridge.projectors import ProjectorConfig, ProjectorShape, num_output_tokens
-from llava_bridge.chat_templates import TEMPLATES_WITHOUT_EOT
 
 PAD_TOKEN = "<pad>"
 AnyProcessor = LlavaProcessor | LlavaNextProcessor
@@ -78,7 +85,9 @@ class LlavaParts:
     projector: ProjectorConfig = dataclasses.field(default_factory=ProjectorConfig)
     image_fit: ImageFit = "squash"
     image_grid_pinpoints: Sequence[Sequence[int]] | None = None
-    chat_template: str = dataclasses.field(default="auto", metadata={"known": "llava_bridge.chat_templates:CHAT_TEMPLATES"})
+    chat_template: str = dataclasses.field(
+        default="auto", metadata={"known": "llava_bridge.chat_templates:CHAT_TEMPLATES"}
+    )
     seed: int = 0
 
 
@@ -89,10 +98,14 @@ def build_llava(parts: LlavaParts) -> tuple[AnyLlava, AnyProcessor]:
         UserError: an encoder or LLM is missing, incomplete or incompatible.
     """
     torch.manual_seed(parts.seed)
-    return build_llava_from_parts(parts, load_encoder(parts.encoder, parts.image_size), load_tokenizer(parts.llm), load_llm(parts.llm))
+    return build_llava_from_parts(
+        parts, load_encoder(parts.encoder, parts.image_size), load_tokenizer(parts.llm), load_llm(parts.llm)
+    )
 
 
-def build_llava_from_parts(parts: LlavaParts, encoder: VisionEncoder, tokenizer: Any, llm: Any) -> tuple[AnyLlava, AnyProcessor]:
+def build_llava_from_parts(
+    parts: LlavaParts, encoder: VisionEncoder, tokenizer: Any, llm: Any
+) -> tuple[AnyLlava, AnyProcessor]:
     """Build the LLaVA of loaded parts; missing special tokens are added to tokenizer and LLM.
 
     Raises:
@@ -210,7 +223,9 @@ def build_processor(images: Any, tokenizer: Any, size: int, tokens: int, templat
     )
 
 
-def make_conversation_encoder(model: AnyLlava, processor: AnyProcessor, template: str | None = None) -> ConversationEncoder:
+def make_conversation_encoder(
+    model: AnyLlava, processor: AnyProcessor, template: str | None = None
+) -> ConversationEncoder:
     """Return the :class:`ConversationEncoder` of a LLaVA, with its own chat template or with the named one."""
     own = str(processor.chat_template)
     chosen = own if template is None else resolve_chat_template_with_spaces(own, template, processor.tokenizer)
@@ -224,7 +239,8 @@ def set_generation_config(model: AnyLlava, processor: AnyProcessor) -> None:
     """Set greedy decoding that stops at the template's EOS token.
 
     Raises:
-        UserError: the template's generation prompt differs from its training format, see :meth:`ConversationEncoder.check_prompts`.
+        UserError: the template's generation prompt differs from its training format, see
+        :meth:`ConversationEncoder.check_prompts`.
     """
     tokenizer, chat = processor.tokenizer, make_conversation_encoder(model, processor)
     chat.check_prompts()  # now, and not after a stage with its own template

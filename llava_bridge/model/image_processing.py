@@ -1,4 +1,5 @@
-"""How an image of any shape becomes a square: transformers image processors, one entry of :data:`ASPECT_RATIO_MODES` each.
+"""How an image of any shape becomes a square: transformers image processors, one entry of :data:`ASPECT_RATIO_MODES`
+each.
 
 They are saved with the LLaVA, so any software that loads it prepares images as in training.
 """

@@ -8,15 +8,15 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from clips.errors import UserError
-from clips.model.loading import load_pretrained, library_errors_as_user_errors
+from clips.model.loading import library_errors_as_user_errors, load_pretrained
 from clips.model_refs import resolve_model_dir
 from llava_bridge.conversation import IMAGE, resolve_chat_template_with_spaces
-from llava_bridge.encoders.base import VisionEncoder, ImagePreprocess
+from llava_bridge.encoders.base import ImagePreprocess, VisionEncoder
 from llava_bridge.encoders.transformers_source import FAMILIES, image_size_of
 from llava_bridge.model.anyres import is_anyres_processor
 from llava_bridge.model.build import build_processor, set_generation_config
-from llava_bridge.model.configuration_llava import BridgeLlavaConfig, BridgeLlavaNextConfig
 from llava_bridge.model.checks import check_llava_dir
+from llava_bridge.model.configuration_llava import BridgeLlavaConfig, BridgeLlavaNextConfig
 from llava_bridge.model.modeling_vision import EncoderVisionModel, build_vision_model
 
 
@@ -42,7 +42,9 @@ def load_for_training(llava: str, chat_template: str) -> tuple[Any, Any]:
         raise UserError(f"llava: {llava}: expected {wrong}")
     check_anyres_consistency(model.config, theirs.image_processor, llava)
     _use_our_tower(model, size, llava)
-    template = resolve_chat_template_with_spaces(theirs.chat_template or tokenizer.chat_template, chat_template, tokenizer)
+    template = resolve_chat_template_with_spaces(
+        theirs.chat_template or tokenizer.chat_template, chat_template, tokenizer
+    )
     processor = build_processor(theirs.image_processor, tokenizer, size, model.config.image_seq_length, template)
     try:
         set_generation_config(model, processor)

@@ -65,7 +65,9 @@ def empty_llava(config: AnyConfig) -> Any:
 def new_projector(config: AnyConfig) -> nn.Module:
     """Build the untrained projector of ``config``, initialized as PyTorch does; seed torch before."""
     if isinstance(config, BridgeLlavaConfig | BridgeLlavaNextConfig):
-        return build_projector(ProjectorConfig(**(config.projector or {})), ProjectorShape(**(config.projector_shape or {})))
+        return build_projector(
+            ProjectorConfig(**(config.projector or {})), ProjectorShape(**(config.projector_shape or {}))
+        )
     kind: Any = LlavaNextMultiModalProjector if isinstance(config, LlavaNextConfig) else LlavaMultiModalProjector
     return kind(config)
 

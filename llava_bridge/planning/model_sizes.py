@@ -1,8 +1,8 @@
 """Sizes of the parts of a LLaVA and their FLOPs, from configs alone.
 
 Models are built on torch's meta device, where tensors have shapes and no content. The config is that of the directory,
-of the local copy of a hub repository, or, for names without a local copy, of ``known_configs.json``: widths and depths as the
-models' own config.json states them. Names of timm and open_clip are these libraries' own.
+of the local copy of a hub repository, or, for names without a local copy, of ``known_configs.json``: widths and depths
+as the models' own config.json states them. Names of timm and open_clip are these libraries' own.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from clips.errors import UserError
-from clips.model_refs import OPEN_CLIP_CONFIG, HF_HUB_PREFIX, is_on_hub
+from clips.model_refs import HF_HUB_PREFIX, OPEN_CLIP_CONFIG, is_on_hub
 from llava_bridge.encoders.base import VisionTower
-from llava_bridge.encoders.spec import split_encoders, parse_spec
+from llava_bridge.encoders.spec import parse_spec, split_encoders
 from llava_bridge.model.small_llama import SmallLlamaConfig
 from llava_bridge.projectors import ProjectorConfig
 
@@ -206,7 +206,9 @@ def _timm_tower(name: str, image_size: int | None) -> tuple[VisionTower, int]:
     settings: Any = timm.get_pretrained_cfg(name)
     side = image_size or int(settings.input_size[-1])
     with torch.device("meta"):
-        tower = timm_source.build_tower({"name": name, "image_size": side, "fixed_size": bool(settings.fixed_input_size)})
+        tower = timm_source.build_tower(
+            {"name": name, "image_size": side, "fixed_size": bool(settings.fixed_input_size)}
+        )
     return tower, side
 
 

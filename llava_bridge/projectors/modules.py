@@ -52,7 +52,7 @@ class PixelShuffle(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, G², D) to (B, (G / factor)², W)."""
-        return self.mlp(self.norm(_neighbours(features, self.factor).flatten(2)))
+        return self.mlp(self.norm(_neighbors(features, self.factor).flatten(2)))
 
 
 class Pool(nn.Module):
@@ -65,10 +65,10 @@ class Pool(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, G², D) to (B, (G / factor)², W)."""
-        return self.mlp(_neighbours(features, self.factor).mean(2))
+        return self.mlp(_neighbors(features, self.factor).mean(2))
 
 
-def _neighbours(features: Tensor, factor: int) -> Tensor:
+def _neighbors(features: Tensor, factor: int) -> Tensor:
     """(B, G², D) to (B, (G / factor)², factor², D)."""
     rows, side = len(features), math.isqrt(features.shape[1])
     cells = features.reshape(rows, side // factor, factor, side // factor, factor, -1)
@@ -108,7 +108,7 @@ class CAbstractor(nn.Module):
 
 
 class Perceiver(nn.Module):
-    """Learnt queries that attend to the features and to each other.
+    """Learned queries that attend to the features and to each other.
 
     Source: Flamingo (arXiv 2204.14198, section 3.1.1): keys and values are features and queries together.
     """

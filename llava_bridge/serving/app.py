@@ -27,8 +27,8 @@ from starlette.routing import Route
 from clips.core.artifact import log_info
 from clips.errors import UserError
 from llava_bridge.inference.streaming import ContextLengthError, StreamedAnswer
-from llava_bridge.serving.request import RequestError, parse_request
 from llava_bridge.serving.middleware import RequestGuardMiddleware
+from llava_bridge.serving.request import RequestError, parse_request
 from llava_bridge.serving.worker import GenerationWorker
 
 MAX_REQUEST_BYTES = 64 * 2**20
@@ -132,7 +132,9 @@ async def _body(request: Request) -> bytes:
     except TimeoutError:
         raise RequestError(f"the body: expected it within {REQUEST_TIMEOUT:g} seconds", status=408) from None
     if size > MAX_REQUEST_BYTES:
-        raise RequestError(f"the body: expected at most {MAX_REQUEST_BYTES // 2**20} MB, got {size / 2**20:.1f}", status=413)
+        raise RequestError(
+            f"the body: expected at most {MAX_REQUEST_BYTES // 2**20} MB, got {size / 2**20:.1f}", status=413
+        )
     return bytes(body)
 
 

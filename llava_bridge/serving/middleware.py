@@ -76,7 +76,11 @@ class RequestGuardMiddleware:
         if seconds := self._too_early(scope):
             return 429, f"expected at most {MAX_REQUESTS_PER_MINUTE} requests a minute", seconds
         if scope["method"] == "POST" and self.under_way >= MAX_CONCURRENT_REQUESTS:
-            return 429, f"{MAX_CONCURRENT_REQUESTS} requests wait for the model already; try again later", self.seconds_to_wait()
+            return (
+                429,
+                f"{MAX_CONCURRENT_REQUESTS} requests wait for the model already; try again later",
+                self.seconds_to_wait(),
+            )
         return None
 
     def _is_own(self, host: str) -> bool:

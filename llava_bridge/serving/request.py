@@ -18,9 +18,9 @@ from PIL import Image
 
 from clips.data.images import MAX_PIXELS, BadImageError, decode_image
 from clips.jsontext import safe_json_loads
+from llava_bridge.conversation import IMAGE
 from llava_bridge.inference.generate import prepend_image_tokens
 from llava_bridge.inference.streaming import GenerationParams
-from llava_bridge.conversation import IMAGE
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _READ = {"model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens"}

@@ -14,9 +14,9 @@ from clips.data.invalid_samples import InvalidSamples
 from llava_bridge.training.checkpoints import mark_complete
 from llava_bridge.training.config import Part
 from llava_bridge.training.hung import HungWatch
-from llava_bridge.training.launch import DistributedStopRequest, is_parent_dead, is_main_process, log_rank0
+from llava_bridge.training.launch import DistributedStopRequest, is_main_process, is_parent_dead, log_rank0
 from llava_bridge.training.progress import StageProgress
-from llava_bridge.training.sharded_weights import tensors_hash, frozen_tensors
+from llava_bridge.training.sharded_weights import frozen_tensors, tensors_hash
 
 _TOO_EASY = 0.02  # loss of a first step
 
@@ -103,11 +103,11 @@ def first_loss_warning(loss: float, vocabulary: int) -> str | None:
     if loss > guessing + 1:
         return (
             f"the first loss, {loss:.1f}, is above {guessing:.1f}, that of guessing among {vocabulary:,} tokens: "
-            "is it the LLM's own tokenizer and chat_template? `llava-bridge data inspect` shows what is learnt"
+            "is it the LLM's own tokenizer and chat_template? `llava-bridge data inspect` shows what is learned"
         )
     if loss < _TOO_EASY:
         return (
             f"the first loss is {loss:.4f}, as if the answers were known: are they in the questions, or was this LLM "
-            "trained on these data? `llava-bridge data inspect` shows what is learnt"
+            "trained on these data? `llava-bridge data inspect` shows what is learned"
         )
     return None

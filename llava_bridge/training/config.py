@@ -37,9 +37,9 @@ class LoraConfig:
         parts: whose linear layers are adapted; a part's other weights are frozen. A part that is not adapted trains,
             or is frozen, as the stage says.
         targets: names of linear layers, such as q_proj; None takes all of them.
-        merge: add what was learnt to the weights at the end. Else, after the last stage, the adapter lies in the
+        merge: add what was learned to the weights at the end. Else, after the last stage, the adapter lies in the
             output's ``adapter/``, beside the weights of before.
-        quantise: ``nf4`` holds the LLM's linear layers in 4 bits while adapters learn beside them (QLoRA, arXiv
+        quantize: ``nf4`` holds the LLM's linear layers in 4 bits while adapters learn beside them (QLoRA, arXiv
             2305.14314); the output has the values that 4 bits can hold. Takes the extra ``qlora``.
     """
 
@@ -50,7 +50,7 @@ class LoraConfig:
     parts: list[Literal["vision", "llm"]] = dataclasses.field(default_factory=lambda: ["llm"])
     targets: list[str] | None = None
     merge: bool = True
-    quantise: Literal["nf4"] | None = None
+    quantize: Literal["nf4"] | None = None
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -61,8 +61,8 @@ class LoraConfig:
             raise UserError(f"lora.dropout: expected a share from 0 to below 1, got {self.dropout}")
         if not self.parts or len(set(self.parts)) != len(self.parts):
             raise UserError(f"lora.parts: expected some of vision, llm, each once, got {list(self.parts)}")
-        if self.quantise and "llm" not in self.parts:
-            raise UserError(f"lora.quantise: expected none without llm among lora.parts, got {self.quantise}")
+        if self.quantize and "llm" not in self.parts:
+            raise UserError(f"lora.quantize: expected none without llm among lora.parts, got {self.quantize}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -211,12 +211,12 @@ class LlavaTrainConfig:
         llava: a LLaVA directory, or ``ORG/NAME`` on the hub, that is trained further, in place of encoder and llm: of
             this suite or in transformers' layout (``llava-bridge convert`` makes one of an original LLaVA,
             ``llava-bridge swap`` one with another encoder).
-        image_size: side of the pictures in pixels; None takes the encoder's own. ViTs take another: their learnt
+        image_size: side of the pictures in pixels; None takes the encoder's own. ViTs take another: their learned
             positions are interpolated.
         feature_layer: hidden state of the encoder that the LLM sees, or several, side by side: ``[-2, -5]``; None: -2
             for ViTs and CLIP's ResNets, -1 for timm's others. Of ``several:`` each gives this one, or its own default.
         features: ``patch`` leaves the class token out, ``cls_patch`` does not.
-        image_fit: how pictures become squares: ``squash``, ``pad`` with the encoder's mean colour (LLaVA-1.5's),
+        image_fit: how pictures become squares: ``squash``, ``pad`` with the encoder's mean color (LLaVA-1.5's),
             ``crop`` of the middle; or ``anyres``, LLaVA-NeXT's: several, an overview and tiles at full resolution.
         image_grid_pinpoints: with ``anyres``: the heights and widths in pixels into which pictures are fitted before
             they are cut into tiles; None takes LLaVA-NeXT's, 1 × 2, 2 × 1, 2 × 2, 3 × 1 and 1 × 3 tiles.
@@ -253,7 +253,9 @@ class LlavaTrainConfig:
     image_fit: ImageFit = "squash"
     image_grid_pinpoints: list[list[int]] | None = None
     projector: ProjectorConfig = dataclasses.field(default_factory=ProjectorConfig)
-    chat_template: str = dataclasses.field(default="auto", metadata={"known": "llava_bridge.chat_templates:CHAT_TEMPLATES"})
+    chat_template: str = dataclasses.field(
+        default="auto", metadata={"known": "llava_bridge.chat_templates:CHAT_TEMPLATES"}
+    )
     attn_implementation: str | None = None
     new_llm: SmallLlamaConfig = dataclasses.field(default_factory=SmallLlamaConfig)
     pretrain: StageConfig = dataclasses.field(
@@ -300,7 +302,9 @@ class LlavaTrainConfig:
                 raise unknown_name_error(name, STAGE_NAMES, "stage")
         order = [STAGE_NAMES.index(name) for name in self.stages]
         if order != sorted(set(order)):
-            raise UserError(f"stages: expected each once and in the order {', '.join(STAGE_NAMES)}, got {list(self.stages)}")
+            raise UserError(
+                f"stages: expected each once and in the order {', '.join(STAGE_NAMES)}, got {list(self.stages)}"
+            )
 
     def _check_own_ways(self) -> None:
         """What a LLaVA is asked with is what its last stage was trained with; only stages before may differ."""

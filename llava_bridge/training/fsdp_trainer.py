@@ -61,7 +61,7 @@ class ShardedTrainer(Trainer):
         scheduler.load_state_dict(torch.load(Path(checkpoint) / _SCHEDULER, weights_only=True))
 
     def _state(self) -> dict[str, Any]:
-        """What has learnt, and the optimizer's state of it, by the names of the model's weights."""
+        """What has learned, and the optimizer's state of it, by the names of the model's weights."""
         model, optimizer = get_state_dict(*self._learning(), options=_OF_WHAT_LEARNS)
         return {"model": model, "optimizer": optimizer}
 

@@ -1,6 +1,6 @@
 """A LLaVA and the loss that it is trained with, in one forward call.
 
-Legend: R rows, T places of a row, P pictures, S side in pixels, G tiles of a picture (the overview included), N learnt
+Legend: R rows, T places of a row, P pictures, S side in pixels, G tiles of a picture (the overview included), N learned
 tokens, D width, V vocabulary.
 """
 
@@ -21,7 +21,7 @@ from llava_bridge.conversation import IGNORE_INDEX
 
 
 class LlavaLoss(nn.Module):
-    """Mean cross-entropy over the learnt tokens of a batch; their logits (N, V) never exist whole.
+    """Mean cross-entropy over the learned tokens of a batch; their logits (N, V) never exist whole.
 
     Wrapped by DeepSpeed or FSDP as a whole, since the output layer's weights are used beside its own forward.
 
@@ -29,7 +29,7 @@ class LlavaLoss(nn.Module):
         llava: a transformers LLaVA.
     """
 
-    accepts_loss_kwargs = True  # HF's Trainer then tells the number of learnt tokens of all processes
+    accepts_loss_kwargs = True  # HF's Trainer then tells the number of learned tokens of all processes
 
     def __init__(self, llava: Any) -> None:
         super().__init__()
@@ -50,10 +50,10 @@ class LlavaLoss(nn.Module):
 
         Args:
             input_ids: (R, T).
-            labels: (R, T), ``IGNORE_INDEX`` where nothing is learnt; of a packed row's first tokens too.
+            labels: (R, T), ``IGNORE_INDEX`` where nothing is learned; of a packed row's first tokens too.
             attention_mask: (R, T), 0 where a row is padded; None for packed rows.
             position_ids: (R, T) for packed rows: they begin again with each sample, which keeps samples apart.
-            num_items_in_batch: learnt tokens over which to average; those of this batch if not given.
+            num_items_in_batch: learned tokens over which to average; those of this batch if not given.
             pictures: ``pixel_values`` (P, 3, S, S) if there are pictures; for a LLaVA with tiles (P, G, 3, S, S), and
                 ``image_sizes`` (P, 2).
         """
@@ -66,9 +66,9 @@ class LlavaLoss(nn.Module):
                 **pictures,
             ).last_hidden_state
         following = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
-        learnt = following != IGNORE_INDEX
-        total = chunked_cross_entropy(hidden[learnt], self.llava.lm_head, following[learnt])
-        loss = total / (learnt.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+        learned = following != IGNORE_INDEX
+        total = chunked_cross_entropy(hidden[learned], self.llava.lm_head, following[learned])
+        loss = total / (learned.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
         return {"loss": loss}
 
     @contextlib.contextmanager

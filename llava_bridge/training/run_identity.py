@@ -10,8 +10,8 @@ from clips.core.artifact import directory_hash
 from clips.core.identity import Identity, identity
 from clips.data.formats.conversations import local_files
 from clips.data.tar_index import read_byte_range
-from clips.serialization import to_plain
 from clips.model_refs import is_on_hub, resolve_model_dir
+from clips.serialization import to_plain
 from llava_bridge.data.samples import ConversationSourceConfig
 from llava_bridge.encoders.checks import encoder_commits
 from llava_bridge.encoders.spec import local_paths

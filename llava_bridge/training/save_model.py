@@ -12,13 +12,13 @@ from torch import Tensor
 
 from clips.core.artifact import open_to_umask
 from llava_bridge.model.build import convert_tower_to_transformers
-from llava_bridge.training.lora import ADAPTER_DIR, add_lora, save_adapter
 from llava_bridge.training.config import LoraConfig
-from llava_bridge.training.launch import is_main_process, log_rank0
 from llava_bridge.training.distributed import barrier
+from llava_bridge.training.launch import is_main_process, log_rank0
+from llava_bridge.training.lora import ADAPTER_DIR, add_lora, save_adapter
 from llava_bridge.training.quantization import copy_dequantized
 from llava_bridge.training.setup import StageSetup
-from llava_bridge.training.sharded_weights import fits_bf16, is_sharded, gather_trained_weights
+from llava_bridge.training.sharded_weights import fits_bf16, gather_trained_weights, is_sharded
 from llava_bridge.training.work_dir import CHECKPOINTS_DIR
 
 
@@ -105,11 +105,11 @@ def _write_anew(
     last: bool,
     trained: Any,
 ) -> None:
-    """What was learnt, put into the model that the stage began with, or what 4 bits hold of that."""
+    """What was learned, put into the model that the stage began with, or what 4 bits hold of that."""
     adapted = None if lora is None else add_lora(fresh.model, lora)
     unknown = fresh.model.load_state_dict(weights, strict=False).unexpected_keys
     assert not unknown, unknown
-    if lora is not None and lora.quantise:
+    if lora is not None and lora.quantize:
         copy_dequantized(trained, fresh.model)
     if adapted is None or lora is None:
         _write(fresh, fresh.model, directory, half=half, last=last)

@@ -20,14 +20,21 @@ from llava_bridge.conversation import ConversationEncoder, resolve_chat_template
 from llava_bridge.data import read_samples, read_texts
 from llava_bridge.data.collator import ConversationCollator, ConversationDataset, PackedTextDataset, TextCollator
 from llava_bridge.model.anyres import is_anyres_processor, max_image_tokens
-from llava_bridge.model.build import LlavaParts, add_tokens, build_llava, load_llm, load_tokenizer, make_conversation_encoder
-from llava_bridge.model.load_llava import load_for_training
+from llava_bridge.model.build import (
+    LlavaParts,
+    add_tokens,
+    build_llava,
+    load_llm,
+    load_tokenizer,
+    make_conversation_encoder,
+)
 from llava_bridge.model.image_processing import with_aspect_ratio
+from llava_bridge.model.load_llava import load_for_training
 from llava_bridge.model.modeling_llava import MultimodalConnector
 from llava_bridge.model.small_llama import new_llama, train_tokenizer
-from llava_bridge.training.config import Part, StageConfig, LlavaTrainConfig
-from llava_bridge.training.launch import is_main_process
+from llava_bridge.training.config import LlavaTrainConfig, Part, StageConfig
 from llava_bridge.training.distributed import barrier
+from llava_bridge.training.launch import is_main_process
 from llava_bridge.training.work_dir import stage_start_dir
 
 _LONGEST = 2048
@@ -58,7 +65,7 @@ def _text(config: LlavaTrainConfig, work: Path) -> StageSetup:
     stage = config.pretrain
     spoken = [data.format != "text" for data in stage.data]
     if any(spoken) != all(spoken):
-        raise UserError("pretrain.data: expected either text, of which all is learnt, or conversations; got both")
+        raise UserError("pretrain.data: expected either text, of which all is learned, or conversations; got both")
     samples, mixture = _samples(stage, config.seed) if any(spoken) else ([], [])
     if shown := next((sample for sample in samples if sample.images), None):
         raise UserError(f"pretrain.data: expected conversations without pictures, but {shown.name} has one")
@@ -122,7 +129,9 @@ def _llava(config: LlavaTrainConfig, name: str, work: Path) -> StageSetup:
             )
         )
     if config.attn_implementation is not None:
-        with library_errors_as_user_errors(f"attn_implementation: {config.attn_implementation} does not serve this LLM here"):
+        with library_errors_as_user_errors(
+            f"attn_implementation: {config.attn_implementation} does not serve this LLM here"
+        ):
             model.model.language_model.set_attn_implementation(config.attn_implementation)
     images, longest = processor.image_processor, _LONGEST
     if is_anyres_processor(images):

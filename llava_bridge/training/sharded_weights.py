@@ -55,14 +55,14 @@ def set_masters(model: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 
 def gather_trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weights that have learnt and all that is persistent beside weights, by name, whole, on the CPU.
+    """The weights that have learned and all that is persistent beside weights, by name, whole, on the CPU.
 
     Called in every process; only the main process gets them. One weight is whole at a time.
     """
     found: dict[str, Tensor] = {}
     kept = model.state_dict().keys()
-    learnt = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
-    for name, value in [*learnt, *((name, value) for name, value in model.named_buffers() if name in kept)]:
+    learned = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+    for name, value in [*learned, *((name, value) for name, value in model.named_buffers() if name in kept)]:
         with _whole(value) as all_of_it:
             if is_main_process():
                 found[name] = all_of_it.detach().cpu().clone()

@@ -21,8 +21,14 @@ from clips.jsontext import safe_json_loads
 from llava_bridge.data import read_samples
 from llava_bridge.data.sources import refuse_missing
 from llava_bridge.training.config import LlavaTrainConfig
-from llava_bridge.training.run_identity import data_manifest, artifact_kind, parent_artifacts, run_identity
-from llava_bridge.training.launch import STOP_FILE, DistributedStopRequest, is_reporting_process, is_main_process, log_rank0
+from llava_bridge.training.launch import (
+    STOP_FILE,
+    DistributedStopRequest,
+    is_main_process,
+    is_reporting_process,
+    log_rank0,
+)
+from llava_bridge.training.run_identity import artifact_kind, data_manifest, parent_artifacts, run_identity
 from llava_bridge.training.work_dir import has_progress, work_dir
 
 

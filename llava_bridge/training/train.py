@@ -3,24 +3,24 @@
     llava-bridge train --config llava.yaml                                          # starts deepspeed itself
     deepspeed --num_accelerators 2 --module llava_bridge train --config llava.yaml  # the same by hand
 
-The way from here: :func:`run_train` starts the processes, :func:`llava_bridge.training.stages.run_stages` runs in each of
-them, and :func:`llava_bridge.training.trainer.train_stage` is one stage.
+The way from here: :func:`run_train` starts the processes, :func:`llava_bridge.training.stages.run_stages` runs in each
+of them, and :func:`llava_bridge.training.trainer.train_stage` is one stage.
 """
 
 from __future__ import annotations
 
-from clips.core.artifact import is_finished, atomic_write
+from clips.core.artifact import atomic_write, is_finished
 from clips.serialization import to_yaml
 from llava_bridge.training.config import LlavaTrainConfig
-from llava_bridge.training.run_identity import artifact_kind, run_identity
 from llava_bridge.training.launch import (
-    is_reporting_process,
     forward_user_errors,
     is_main_process,
+    is_reporting_process,
     launch,
     launcher_world_size,
     log_rank0,
 )
+from llava_bridge.training.run_identity import artifact_kind, run_identity
 from llava_bridge.training.stages import remove_leftover, run_stages
 from llava_bridge.training.work_dir import check_inputs, lock_work_dir, work_dir
 

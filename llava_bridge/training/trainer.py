@@ -26,21 +26,27 @@ from transformers.trainer_callback import PrinterCallback
 from clips.data.invalid_samples import Invalid, InvalidSamples
 from clips.errors import UserError
 from clips.model.precision import resolve_precision
-from clips.parallel.fsdp import shard_model
 from clips.parallel.distributed import start_processes
+from clips.parallel.fsdp import shard_model
 from llava_bridge.data.sampler import LengthGroupedSampler, RandomOrder
 from llava_bridge.model.modeling_vision import EncoderVisionModel
-from llava_bridge.training.lora import add_lora
 from llava_bridge.training.callback import StageCallback
-from llava_bridge.training.checkpoints import load_invalid_samples, needs_universal_conversion, last_checkpoint, convert_to_universal, load_elapsed_seconds
-from llava_bridge.training.config import Parallel, Part, StageConfig, LlavaTrainConfig
+from llava_bridge.training.checkpoints import (
+    convert_to_universal,
+    last_checkpoint,
+    load_elapsed_seconds,
+    load_invalid_samples,
+    needs_universal_conversion,
+)
+from llava_bridge.training.config import LlavaTrainConfig, Parallel, Part, StageConfig
 from llava_bridge.training.fsdp_trainer import ShardedTrainer
 from llava_bridge.training.launch import DistributedStopRequest, deepspeed_config, exit_after_stop, log_rank0
+from llava_bridge.training.lora import add_lora
 from llava_bridge.training.loss import LlavaLoss
 from llava_bridge.training.progress import StageProgress
 from llava_bridge.training.quantization import numel_unpacked, quantize
 from llava_bridge.training.save_model import save_stage_model
-from llava_bridge.training.setup import StageSetup, split_parts, setup_stage
+from llava_bridge.training.setup import StageSetup, setup_stage, split_parts
 from llava_bridge.training.sharded_weights import finer_than_bf16, frozen_fits_bf16, set_masters
 from llava_bridge.training.work_dir import CHECKPOINTS_DIR
 
@@ -67,7 +73,9 @@ def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: Distribut
     parts = [module for part, module in setup.parts.items() if part != "vision"]  # the encoder keeps its own precision
     rounded = half and not all(frozen_fits_bf16(module) for module in parts)
     start = last_checkpoint(folder / CHECKPOINTS_DIR)
-    progress = StageProgress(name, stage.global_batch_size, work / "metrics.jsonl", started - load_elapsed_seconds(start))
+    progress = StageProgress(
+        name, stage.global_batch_size, work / "metrics.jsonl", started - load_elapsed_seconds(start)
+    )
     if reshaped := start is not None and needs_universal_conversion(start):
         convert_to_universal(start)
     args = training_arguments(config, stage, steps, folder / CHECKPOINTS_DIR, universal=reshaped)
@@ -129,8 +137,8 @@ def set_trainable_parts(setup: StageSetup, stage: StageConfig, name: str, comput
     """
     setup.model.requires_grad_(False)
     if stage.lora is not None:
-        if stage.lora.quantise is not None:
-            quantize(setup.model, stage.lora.quantise, compute)
+        if stage.lora.quantize is not None:
+            quantize(setup.model, stage.lora.quantize, compute)
         add_lora(setup.model, stage.lora)
     adapted = () if stage.lora is None else stage.lora.parts
     for part in stage.trained(name):
@@ -190,7 +198,9 @@ def _announce(setup: StageSetup, config: LlavaTrainConfig, name: str, steps: int
             log_rank0(f"{name}: {part} {'trains' if learns else 'frozen'}, {count:,} parameters")
         else:
             log_rank0(f"{name}: {part} trains {learns:,} parameters of adapters beside {count - learns:,} frozen ones")
-    log_rank0(f"{name}: {len(setup.dataset):,} samples, {steps} steps of {stage.global_batch_size}, {precision(config)}")
+    log_rank0(
+        f"{name}: {len(setup.dataset):,} samples, {steps} steps of {stage.global_batch_size}, {precision(config)}"
+    )
 
 
 def num_training_steps(samples: int, stage: StageConfig) -> int:
@@ -259,7 +269,7 @@ class StageTrainer(Trainer):
         """Nothing: a checkpoint has DeepSpeed's state; `training.saving` writes the model at the end."""
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
-        """The mean loss over the learnt tokens of the whole batch, over all processes."""
+        """The mean loss over the learned tokens of the whole batch, over all processes."""
         self._judge(self.invalid.add(inputs.pop("skipped", [])))
         result = super().compute_loss(model, inputs, *arguments, **options)
         loss: Tensor = result[0] if isinstance(result, tuple) else result

@@ -84,7 +84,7 @@ def check_inputs(config: LlavaTrainConfig) -> None:
     if config.encoder and config.stages[-1] != "pretrain":
         check_encoder_files(config.encoder)
     cuts_weights = deepspeed_config(config.launch.deepspeed).get("zero_optimization", {}).get("stage") == 3
-    _check_quantising(config)
+    _check_quantizing(config)
     for name in config.stages:
         if config.stage(name).keep_features and cuts_weights and (config.launch.processes or 1) > 1:
             raise UserError(
@@ -98,14 +98,14 @@ def check_inputs(config: LlavaTrainConfig) -> None:
                 raise UserError(f"{name}.data: {error}") from None
 
 
-def _check_quantising(config: LlavaTrainConfig) -> None:
+def _check_quantizing(config: LlavaTrainConfig) -> None:
     loras = {name: config.stage(name).lora for name in config.stages}
-    first = next((name for name, lora in loras.items() if lora is not None and lora.quantise), None)
+    first = next((name for name, lora in loras.items() if lora is not None and lora.quantize), None)
     if first is None:
         return
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(f"{first}.lora.quantise: expected bitsandbytes beside it (pip install 'clips-suite[qlora]')")
+        raise UserError(f"{first}.lora.quantize: expected bitsandbytes beside it (pip install 'clips-suite[qlora]')")
     if config.launch.parallel == "fsdp":
-        raise UserError(f"launch.parallel: expected deepspeed with {first}.lora.quantise; FSDP does not cut 4 bits")
+        raise UserError(f"launch.parallel: expected deepspeed with {first}.lora.quantize; FSDP does not cut 4 bits")
     if deepspeed_config(config.launch.deepspeed).get("zero_optimization", {}).get("stage") == 3:
-        raise UserError(f"launch.deepspeed: expected zero2 with {first}.lora.quantise; ZeRO-3 does not cut 4 bits")
+        raise UserError(f"launch.deepspeed: expected zero2 with {first}.lora.quantize; ZeRO-3 does not cut 4 bits")

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from llava_bridge.encoders import load_encoder
 from llava_bridge.model.modeling_llava import AnyLlava, empty_llava, new_projector
-from llava_bridge.model.modeling_vision import resolve_feature_layer, build_vision_model
+from llava_bridge.model.modeling_vision import build_vision_model, resolve_feature_layer
 from llava_bridge.training.loss import LlavaLoss
 
 PICTURE = 5  # a token of the vocabulary that stands for a picture
@@ -103,7 +103,7 @@ def llava(args: argparse.Namespace) -> AnyLlava:
 
 
 def one_step(model: Any, args: argparse.Namespace) -> Callable[[], object]:
-    """Forward, backward and AdamW of one batch; all but the pictures' tokens are learnt."""
+    """Forward, backward and AdamW of one batch; all but the pictures' tokens are learned."""
     config, kind = model.config, next(model.lm_head.parameters()).dtype
     size, tokens = config.vision_config.image_size, config.image_seq_length * args.pictures
     if tokens >= args.length:

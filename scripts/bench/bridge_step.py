@@ -41,7 +41,7 @@ from llava_bridge.data import ConversationSourceConfig, read_samples
 from llava_bridge.data.collator import ConversationCollator, ConversationDataset
 from llava_bridge.data.sampler import LengthGroupedSampler
 from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder
-from llava_bridge.training.config import StageConfig, LlavaTrainConfig
+from llava_bridge.training.config import LlavaTrainConfig, StageConfig
 from llava_bridge.training.loss import LlavaLoss
 
 
@@ -112,7 +112,9 @@ def parts(args: argparse.Namespace, mix: Path) -> tuple[Any, Any, ConversationDa
     model, processor = build_llava(LlavaParts(encoder=f"timm:tiny_vit_5m_224@{encoder}", llm=llm))
     model.requires_grad_(True).model.vision_tower.requires_grad_(False)
     data = ConversationDataset(
-        read_samples(ConversationSourceConfig(path=str(mix), images=args.shared)), make_conversation_encoder(model, processor), args.room
+        read_samples(ConversationSourceConfig(path=str(mix), images=args.shared)),
+        make_conversation_encoder(model, processor),
+        args.room,
     )
     return model.to(args.device).train(), processor, data
 
@@ -221,7 +223,10 @@ def bridge_steps(
     from llava_bridge.training.trainer import StageTrainer, training_arguments
 
     stage = StageConfig(
-        data=[ConversationSourceConfig(path=str(mix))], steps=args.steps, global_batch_size=args.micro_batch, learning_rate=1e-6
+        data=[ConversationSourceConfig(path=str(mix))],
+        steps=args.steps,
+        global_batch_size=args.micro_batch,
+        learning_rate=1e-6,
     )
     config = LlavaTrainConfig(
         output=str(folder / "x"), stages=["instruct"], encoder="e", llm="l", instruct=stage, precision="fp32"

@@ -25,7 +25,7 @@ from clips.method.recipes import RECIPES, RecipeConfig
 from clips.model.architectures import ModelConfig
 from clips.model.config import CaptionerConfig
 from clips.parallel.config import DistributedConfig
-from clips.parallel.distributed import end_processes, all_gather_objects, start_processes, wait_for_main_process
+from clips.parallel.distributed import all_gather_objects, end_processes, start_processes, wait_for_main_process
 from clips.parallel.strategies import STRATEGIES
 from clips.train import save_checkpoint
 from clips.training.checkpoint import Checkpointer
@@ -84,14 +84,14 @@ def trial(run: TrainRun, batch: dict[str, Any], folder: Path, args: argparse.Nam
     with Checkpointer(folder, run.processes, keep=1) as checkpointer:
         for number in range(-1, args.rounds):  # the first is for warming up
             for side in ("with", "without")[:: -1 if number % 2 else 1]:
-                measure.synchronise()
+                measure.synchronize()
                 start = time.perf_counter()
                 if side == "with":
                     save_checkpoint(run, checkpointer)
                     wait = time.perf_counter() - start
                 for _ in range(args.steps):
                     train_step(run, batch)
-                measure.synchronise()
+                measure.synchronize()
                 if number >= 0:
                     seconds[side].append(time.perf_counter() - start)
                     waits += [wait] if side == "with" else []

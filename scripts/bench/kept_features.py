@@ -77,7 +77,9 @@ def kept_line(args: argparse.Namespace, mix: Path) -> str:
     )
 
 
-def steps(args: argparse.Namespace, model: Any, processor: Any, data: ConversationDataset, shown: Sequence[int]) -> None:
+def steps(
+    args: argparse.Namespace, model: Any, processor: Any, data: ConversationDataset, shown: Sequence[int]
+) -> None:
     """One pass over these samples."""
     objective = LlavaLoss(model)
     optimizer = torch.optim.AdamW(model.model.multi_modal_projector.parameters(), lr=1e-6)

@@ -4,10 +4,10 @@
 
 Each side reads the same photos at 224 pixels with the same crop, flip and filter. `bare` is a loop over bytes in
 memory: open, draft, crop and resize, flip, array; nothing else, no captions. `clips` is the loader as training uses it:
-order, tar, JSON, captions drawn and tokenised, batches sent to the trainer. `webdataset` (where installed) is
+order, tar, JSON, captions drawn and tokenized, batches sent to the trainer. `webdataset` (where installed) is
 open_clip's pipeline of the same library, with torchvision's crop and the same tokenizer.
 
-The sides take turns in short bursts; what is reported is the median of the ratios of neighbouring bursts, in photos a
+The sides take turns in short bursts; what is reported is the median of the ratios of neighboring bursts, in photos a
 second and in photos a CPU second of all processes of a side, which others' work on the machine changes less.
 """
 
@@ -190,7 +190,7 @@ def clips_loader(folder: Path, config: AugmentConfig, arguments: argparse.Namesp
 
 
 def webdataset_loader(folder: Path, config: AugmentConfig, arguments: argparse.Namespace) -> Iterator[Any]:
-    """open_clip's pipeline: shards resampled, decoded by PIL, torchvision's crop, web caption and target tokenised."""
+    """open_clip's pipeline: shards resampled, decoded by PIL, torchvision's crop, web caption and target tokenized."""
     import webdataset
     from torchvision import transforms
 

@@ -67,14 +67,14 @@ def take_turns(
 def seconds_of(run: Callable[[], object], clock: str) -> float:
     """How long ``run`` takes by ``clock``, the device's work included."""
     now = CLOCKS[clock]
-    synchronise()
+    synchronize()
     start = now()
     run()
-    synchronise()
+    synchronize()
     return now() - start
 
 
-def synchronise() -> None:
+def synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

@@ -103,7 +103,7 @@ def matrix_product(args: argparse.Namespace, precision: str) -> tuple[Callable[[
     def products(repeats: int) -> None:
         for _ in range(repeats):
             torch.mm(left, right, out=out)
-        measure.synchronise()
+        measure.synchronize()
 
     products(1)
     start = time.perf_counter()

@@ -28,7 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 from clips.data.config import DataConfig
 from clips.data.sources import SourceConfig
 from clips.model.architectures import ModelConfig
-from clips.parallel.config import Parallel, DistributedConfig
+from clips.parallel.config import DistributedConfig, Parallel
 from clips.planning.dry_run import fake_batch, fake_model
 from clips.planning.memory import Layout, MemoryModel
 from clips.training.config import EncoderTrainConfig
@@ -139,7 +139,9 @@ def resident_bytes(config: EncoderTrainConfig, texts: dict[str, Any], pictures: 
 MEASURES = {"tensors": tensor_bytes, "resident": resident_bytes}
 
 
-def started(config: EncoderTrainConfig, texts: dict[str, Any], pictures: tuple[int, ...]) -> tuple[TrainRun, dict[str, Any]]:
+def started(
+    config: EncoderTrainConfig, texts: dict[str, Any], pictures: tuple[int, ...]
+) -> tuple[TrainRun, dict[str, Any]]:
     """A training before its first step, and a batch without padding."""
     run = setup_run(config, cast(Any, range(100_000)))
     run.model.train()

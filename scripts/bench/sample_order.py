@@ -3,9 +3,9 @@
     python scripts/bench/sample_order.py
     python scripts/bench/sample_order.py --data runs/demo/data/train/llava_instruct.json --llm runs/demo/llms/tiny-s0
 
-A step's loss is the mean over its learnt tokens: a token of a step with few of them counts more. For each order the
-table has the share of the mean gradient that samples with few learnt tokens get (the mean over steps of their share of
-a step's learnt tokens, beside their share of all), the tokens that are computed for each real one, and the same where
+A step's loss is the mean over its learned tokens: a token of a step with few of them counts more. For each order the
+table has the share of the mean gradient that samples with few learned tokens get (the mean over steps of their share of
+a step's learned tokens, beside their share of all), the tokens that are computed for each real one, and the same where
 each step lasts as long as its longest micro-batch.
 
 Without ``--data`` samples are drawn as in LLaVA-1.5's mixture of 665,000: numbers of samples by kind are those of table
@@ -56,19 +56,19 @@ _LONGEST = 2048
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Size:
-    """Of a sample: whether it shows an image, its tokens, how many of them are learnt, whether these are few."""
+    """Of a sample: whether it shows an image, its tokens, how many of them are learned, whether these are few."""
 
     shows: bool
     tokens: int
-    learnt: int
+    learned: int
     few: bool
 
 
 def main() -> None:
     args = arguments()
     sizes = of_file(args) if args.data else drawn(MIXES[args.mix], args.seed)
-    few = sum(size.learnt for size in sizes if size.few) / sum(size.learnt for size in sizes)
-    print(f"{len(sizes):,} samples; few learnt tokens: {few:.1%} of all tokens learnt, "
+    few = sum(size.learned for size in sizes if size.few) / sum(size.learned for size in sizes)
+    print(f"{len(sizes):,} samples; few learned tokens: {few:.1%} of all tokens learned, "
           f"{sum(size.few for size in sizes) / len(sizes):.0%} of the samples")  # fmt: skip
     pairs = [(size.shows, size.tokens) for size in sizes]
     parts, total = args.batch_size // args.micro_batch, len(sizes) // args.batch_size * args.batch_size
@@ -88,7 +88,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--mix", choices=list(MIXES), default="665k")
     parser.add_argument("--llm", help="a directory with the tokenizer, beside --data")
     parser.add_argument("--image-tokens", type=int, default=10, help="beside --data")
-    parser.add_argument("--few", type=int, default=10, help="beside --data: at most so many learnt tokens are few")
+    parser.add_argument("--few", type=int, default=10, help="beside --data: at most so many learned tokens are few")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--micro-batch", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
@@ -103,9 +103,9 @@ def drawn(mix: Mix, seed: int) -> list[Size]:
             count = 1 + dice.poisson(turns - 1)
             spread = 0.3 if few else 0.6
             answers = answer * np.exp(dice.normal(-(spread**2) / 2, spread, count))
-            learnt = int(np.maximum(2, np.rint(answers)).sum())
-            tokens = learnt + int(count * (question + 8)) + _IMAGE_TOKENS * shows
-            found.append(Size(shows=shows, tokens=min(tokens, _LONGEST), learnt=min(learnt, _LONGEST), few=few))
+            learned = int(np.maximum(2, np.rint(answers)).sum())
+            tokens = learned + int(count * (question + 8)) + _IMAGE_TOKENS * shows
+            found.append(Size(shows=shows, tokens=min(tokens, _LONGEST), learned=min(learned, _LONGEST), few=few))
     return found
 
 
@@ -120,9 +120,9 @@ def of_file(args: argparse.Namespace) -> list[Size]:
     for sample in read_samples(ConversationSourceConfig(path=str(Path(args.data)))):
         messages = [{"role": turn.role, "content": turn.content} for turn in sample.turns]
         encoded = chat.encode(messages, _LONGEST)
-        learnt = sum(label != IGNORE_INDEX for label in encoded.labels)
+        learned = sum(label != IGNORE_INDEX for label in encoded.labels)
         found.append(
-            Size(shows=bool(sample.images), tokens=len(encoded.input_ids), learnt=learnt, few=learnt <= args.few)
+            Size(shows=bool(sample.images), tokens=len(encoded.input_ids), learned=learned, few=learned <= args.few)
         )
     return found
 
@@ -142,7 +142,7 @@ def measured(sizes: Sequence[Size], order: Sequence[int], batch_size: int, parts
     shares, real, computed, longest = [], 0, 0, 0
     for start in range(0, len(order), batch_size):
         step = [sizes[index] for index in order[start : start + batch_size]]
-        shares.append(sum(size.learnt for size in step if size.few) / sum(size.learnt for size in step))
+        shares.append(sum(size.learned for size in step if size.few) / sum(size.learned for size in step))
         micro = len(step) // parts
         padded = [max(size.tokens for size in step[at : at + micro]) * micro for at in range(0, len(step), micro)]
         real += sum(size.tokens for size in step)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from benchmarks.report.figure_export import render_pdf, render_svg
 from benchmarks.report.figure import Figure
+from benchmarks.report.figure_export import render_pdf, render_svg
 from benchmarks.report.formats.csv_tables import (
     render_csv,
     render_reference_csv,
@@ -20,8 +20,8 @@ from benchmarks.report.formats.csv_tables import (
 )
 from benchmarks.report.formats.latex import render_latex
 from benchmarks.report.formats.markdown import render_markdown
-from benchmarks.report.report import Report
 from benchmarks.report.html_page import render_page
+from benchmarks.report.report import Report
 from benchmarks.report.sections import report_figures
 
 

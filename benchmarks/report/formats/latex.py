@@ -7,15 +7,15 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.formatting import format_number, strip_control_chars
 from benchmarks.report.cell_text import decimals, gap_words, group_sign, margin
 from benchmarks.report.chance_level import trivial_baselines
-from benchmarks.report.report import Report
-from benchmarks.report.reference_table import REFERENCE_NOTE
 from benchmarks.report.notes import LATEX
+from benchmarks.report.reference_table import REFERENCE_NOTE
+from benchmarks.report.report import Report
 from benchmarks.report.table import Cell, Column
 from benchmarks.report.text_table import latex_table, main_table
 from benchmarks.results import CHANCE
-from benchmarks.formatting import format_number, strip_control_chars
 
 _NEEDS = r"% \usepackage{booktabs,graphicx}; names with accents: \usepackage[T1]{fontenc}"
 # a table that is wider than the column is made narrower, others stay as they are

@@ -9,13 +9,13 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.item_sampling import hash_order, first_per_image
+from benchmarks.formatting import strip_control_chars
+from benchmarks.item_sampling import first_per_image, hash_order
 from benchmarks.protocol import ranking_key
 from benchmarks.report.gallery.cards import Answer, Card, Gallery, first_of, tables_of
-from benchmarks.report.gallery.thumbnails import MAX_SECTION_BYTES, Thumbnail, thumbnails_of, take_within_budget
+from benchmarks.report.gallery.thumbnails import MAX_SECTION_BYTES, Thumbnail, take_within_budget, thumbnails_of
 from benchmarks.report.load_results import ReportSource
 from benchmarks.results import Result
-from benchmarks.formatting import strip_control_chars
 
 MAX_PER_BENCHMARK = 6
 MAX_PER_DIRECTION = 3
@@ -150,7 +150,9 @@ def _pair(items: _Items, first: str, second: str, budget: int) -> RowPair:
     """Examples both ways, drawn by lot, as many of each where there are any of each."""
     apart = items.scores[second] - items.scores[first]
     better = {second: apart.index[apart > 1e-9], first: apart.index[apart < -1e-9]}
-    drawn = [first_per_image(hash_order(items.seen(names)), items.images, MAX_PER_DIRECTION) for names in better.values()]
+    drawn = [
+        first_per_image(hash_order(items.seen(names)), items.images, MAX_PER_DIRECTION) for names in better.values()
+    ]
     most = min(map(len, drawn)) or MAX_PER_DIRECTION
     turns = [names[turn] for turn in range(most) for names in drawn if turn < len(names)]
     examples, left_out = take_within_budget([items.example(item, (second, first)) for item in turns], budget)

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from benchmarks.item_sampling import hash_order, first_per_image
+from benchmarks.formatting import strip_control_chars
+from benchmarks.item_sampling import first_per_image, hash_order
 from benchmarks.report.gallery.cards import LONGEST_TEXT, Answer, Card, Gallery, first_of, fitted, tables_of
 from benchmarks.report.gallery.thumbnails import Thumbnail, thumbnails_of
 from benchmarks.report.load_results import ReportSource
 from benchmarks.results import Result
-from benchmarks.formatting import strip_control_chars
 
 MOST_PER_BENCHMARK = 6
 REFERENCES = 3
@@ -50,7 +50,11 @@ def _card(name: str, tables: Mapping[str, pd.DataFrame], pictures: Mapping[str, 
         ),
         references=tuple(strip_control_chars(text, LONGEST_TEXT) for text in references[:REFERENCES]),
         answers=tuple(
-            Answer(row=row, text=strip_control_chars(str(table.loc[name]["prediction"]), LONGEST_TEXT), score=_score(table, name))
+            Answer(
+                row=row,
+                text=strip_control_chars(str(table.loc[name]["prediction"]), LONGEST_TEXT),
+                score=_score(table, name),
+            )
             for row, table in tables.items()
             if name in table.index
         ),

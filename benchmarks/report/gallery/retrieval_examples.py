@@ -10,12 +10,12 @@ from typing import Any
 
 import pandas as pd
 
+from benchmarks.formatting import format_number, strip_control_chars
 from benchmarks.item_sampling import hash_order
 from benchmarks.report.gallery.cards import Answer, Gallery, first_of, fitted, tables_of
 from benchmarks.report.gallery.thumbnails import Thumbnail, thumbnails_of
 from benchmarks.report.load_results import ReportSource
 from benchmarks.results import Result
-from benchmarks.formatting import format_number, strip_control_chars
 
 QUERIES_SHOWN = {"t2i": 5, "i2t": 3}
 _LONGEST_TEXT = 280
@@ -63,7 +63,11 @@ def _gallery(benchmark: str, results: Mapping[str, Result]) -> Gallery | None:
         return None
     pictures = thumbnails_of(tables.values())
     drawn = {direction: _drawn(tables.values(), direction) for direction in QUERIES_SHOWN}
-    chosen = [name for direction, names in drawn.items() for name in spread_by_difficulty(names, tables, QUERIES_SHOWN[direction])]
+    chosen = [
+        name
+        for direction, names in drawn.items()
+        for name in spread_by_difficulty(names, tables, QUERIES_SHOWN[direction])
+    ]
     cards = tuple(_query(name, tables, pictures) for name in chosen)
     return Gallery(benchmark=benchmark, cards=cards, items=sum(map(len, drawn.values())))
 

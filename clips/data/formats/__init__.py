@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from clips.data.remote_files import is_remote
 from clips.data.formats.base import (
     Captioned,
     Classified,
@@ -21,6 +20,7 @@ from clips.data.formats.base import (
     Location,
     Pair,
 )
+from clips.data.remote_files import is_remote
 from clips.errors import UserError, unknown_name_error
 from clips.lazy_import import import_from_string
 

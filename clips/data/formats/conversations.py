@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from clips.core.cache import cache_directory
-from clips.data.remote_files import ShardCache, expand_brace_ranges, is_remote
 from clips.data.formats.base import IMAGE, Conversation, Dataset, Location, Turn
 from clips.data.formats.rows import files_of_splits, is_saved, open_rows
 from clips.data.formats.turns import (
@@ -21,14 +20,15 @@ from clips.data.formats.turns import (
     EXPECTED_FORMAT,
     IMAGE_KEYS,
     drop_before_first_user_turn,
+    parse_messages,
     place_image_first,
     place_images,
-    parse_messages,
     text,
 )
 from clips.data.lazy_images import FileImage, ImageColumn, LazyImage, TableImage
-from clips.data.text_files import read_json, read_json_lines
 from clips.data.parquet_limits import iter_record_batches
+from clips.data.remote_files import ShardCache, expand_brace_ranges, is_remote
+from clips.data.text_files import read_json, read_json_lines
 from clips.errors import UserError, unknown_name_error
 from clips.model.loading import library_errors_as_user_errors
 

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from clips.data.remote_files import expand_brace_ranges, is_remote
 from clips.data.formats.base import WHOLE, Captioned, Classified, Conversation, Dataset, Location
-from clips.data.formats.turns import CONVERSATION_KEYS, EXPECTED_FORMAT, place_images, parse_messages
+from clips.data.formats.turns import CONVERSATION_KEYS, EXPECTED_FORMAT, parse_messages, place_images
 from clips.data.images import IMAGE_SUFFIXES
 from clips.data.lazy_images import TarImage
+from clips.data.remote_files import expand_brace_ranges, is_remote
 from clips.data.shard_index import index_shard
 from clips.data.tar_index import TarIndex, index_tar, read_byte_range
 from clips.data.text_files import parse_object, text_lines

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from clips.core.identity import RUN_ONLY
-from clips.data.remote_files import ShardCache
 from clips.data.formats import FORMATS
 from clips.data.images import BadSampleError
+from clips.data.remote_files import ShardCache
 from clips.errors import UserError, unknown_name_error
 
 AUTO = "auto"

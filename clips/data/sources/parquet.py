@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from clips.core.artifact import atomic_write
-from clips.data.remote_files import ShardCache, UnreachableError, is_remote
 from clips.data.images import BadSampleError
 from clips.data.parquet_limits import iter_record_batches
+from clips.data.remote_files import ShardCache, UnreachableError, is_remote
 from clips.errors import UserError, error_reason
 
 _FOOTERS_AT_ONCE = 16

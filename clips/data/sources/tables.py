@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from clips.data.remote_files import ShardCache, expand_brace_ranges, is_remote
 from clips.data.formats.rows import files_of_splits, is_saved, one_line_errors, open_rows, undecoded
 from clips.data.images import BadSampleError
 from clips.data.lazy_images import image_bytes
-from clips.data.sources.base import Record, Sample, SourceConfig, sample_caption, choose_nonempty
-from clips.data.sources.parquet import ParquetRows
 from clips.data.parquet_limits import check_decompressed_size
+from clips.data.remote_files import ShardCache, expand_brace_ranges, is_remote
+from clips.data.sources.base import Record, Sample, SourceConfig, choose_nonempty, sample_caption
+from clips.data.sources.parquet import ParquetRows
 from clips.errors import UserError, unknown_name_error
 
 _READERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -43,7 +43,9 @@ class DatasetsSource:
         wanted = [("image", self.picture), ("web", config.web), *(("synthetic", name) for name in config.synthetics)]
         for field, column in wanted:
             if column not in found:
-                raise UserError(f"{config.path}: {unknown_name_error(column, found, f'column for data source field {field}')}")
+                raise UserError(
+                    f"{config.path}: {unknown_name_error(column, found, f'column for data source field {field}')}"
+                )
         self.whole_rows = self.rows
         self.rows = self.whole_rows.select_columns(list(dict.fromkeys(column for _, column in wanted)))
         self.folder = config.images or self.folder_of_pictures()
@@ -69,7 +71,7 @@ class DatasetsSource:
 
     @property
     def blocks(self) -> list[int]:
-        """Neighbouring rows that may be shuffled together: row groups where they are streamed."""
+        """Neighboring rows that may be shuffled together: row groups where they are streamed."""
         if isinstance(self.rows, ParquetRows):
             return self.rows.blocks
         whole, rest = divmod(len(self), _BLOCK)

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from clips.core.artifact import MANIFEST, directory_hash, log_info
-from clips.data.remote_files import ShardCache, UnreachableError, is_remote, read_file
 from clips.data.formats.tar_shards import list_shards
 from clips.data.images import IMAGE_SUFFIXES, BadSampleError
+from clips.data.remote_files import ShardCache, UnreachableError, is_remote, read_file
 from clips.data.shard_index import INDEX_READ_ERRORS, ShardIndex, Spans, index_shard, load_index
-from clips.data.sources.base import Record, Sample, SourceConfig, sample_caption, choose_nonempty
+from clips.data.sources.base import Record, Sample, SourceConfig, choose_nonempty, sample_caption
 from clips.data.tar_index import read_byte_range
 from clips.errors import UserError, error_reason, unknown_name_error
 from clips.jsontext import safe_json_loads
@@ -123,7 +123,9 @@ class WebDatasetSource:
         read = functools.partial(self._bytes, shard)
         captions = _captions(spans, read)
         web = self._caption(self.config.web, captions, spans, read, rng)
-        synthetic = choose_nonempty([self._caption(name, captions, spans, read, rng) for name in self.config.synthetics], rng)
+        synthetic = choose_nonempty(
+            [self._caption(name, captions, spans, read, rng) for name in self.config.synthetics], rng
+        )
         if not web and not synthetic:
             raise BadSampleError(f"no caption '{self.config.web}'")
         return Sample(read(image), web, synthetic)
@@ -199,7 +201,9 @@ class WebDatasetSource:
             elif "json" not in extensions:
                 raise UserError(f"{what} key '{wanted}' in a .json file; none")
             elif keys and wanted not in keys:
-                raise UserError(f"{self.config.path}: {unknown_name_error(wanted, keys, f'key for data source field {field}')}")
+                raise UserError(
+                    f"{self.config.path}: {unknown_name_error(wanted, keys, f'key for data source field {field}')}"
+                )
 
     def describe(self) -> dict[str, Any]:
         """See `Source`."""
@@ -242,7 +246,8 @@ def _known_sizes(path: str | None, shards: list[str]) -> list[int] | None:
             return None
         missing = isinstance(error, FileNotFoundError)
         raise UserError(
-            f"{file}: {'no such file' if missing else f'cannot be read ({error_reason(error)})'}; shards from afar need "
+            f"{file}: {'no such file' if missing else f'cannot be read ({error_reason(error)})'}; shards from "
+            f"afar need "
             "this count of their samples: `clips data index SHARDS --output sizes.json` writes it, data source's "
             "'sizes' names it where it does not lie beside them"
         ) from None
