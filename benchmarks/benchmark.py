@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from benchmarks.config import RequiredModel
+from benchmarks.run_config import RequiredModel
 from clips.lazy_import import import_from_string
 
 if TYPE_CHECKING:
-    from benchmarks.config import BenchmarkConfig
     from benchmarks.eval_model import EvalModel
     from benchmarks.evaluation import Evaluation
+    from benchmarks.run_config import BenchmarkConfig
 
 Kind = Literal["retrieval", "classification", "captions", "pointing", "choice", "mllm"]
 

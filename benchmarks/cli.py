@@ -44,12 +44,12 @@ COMMANDS = {
     ),
     "study plan": Command(
         help="the steps of a study and which of them would run",
-        target="benchmarks.study.commands:plan_study",
+        target="benchmarks.study.study_commands:plan_study",
         positional=("study",),
     ),
     "study status": Command(
         help="how far a study is; --follow redraws it while it runs",
-        target="benchmarks.study.commands:study_status",
+        target="benchmarks.study.study_commands:study_status",
         positional=("study",),
     ),
     "study rerun": Command(
@@ -70,7 +70,7 @@ COMMANDS = {
     ),
     "report": Command(
         help="one page and tables from a study or a directory of results",
-        target="benchmarks.report.command:run_report",
+        target="benchmarks.report.report_command:run_report",
         positional=("directory",),
     ),
     "card": Command(

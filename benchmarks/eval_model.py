@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.config import MODEL_FIELDS, LmmsModel, RequiredModel, RunConfig
+from benchmarks.run_config import MODEL_FIELDS, LmmsModel, RequiredModel, RunConfig
 from clips.core.artifact import directory_hash, library_versions
 from clips.core.identity import digest
 from clips.errors import UserError
 from clips.model_refs import resolve_model_dir
-from llava_bridge.encoders.checks import check_encoder_files, encoder_commits, resolve_open_clip_dir
+from llava_bridge.encoders.encoder_checks import check_encoder_files, encoder_commits, resolve_open_clip_dir
 from llava_bridge.encoders.spec import local_paths, parse_spec
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import difflib
 from typing import Any
 
 from benchmarks.benchmark import Benchmark
-from benchmarks.config import RequiredModel
+from benchmarks.run_config import RequiredModel
 from clips.errors import UserError
 
 
@@ -49,7 +49,7 @@ def compositional_benchmarks(name: str, format: str, about: str, **more: Any) ->
             about=f"{about}, {how}",
             needs=needs,
             evaluate=f"benchmarks.compositional.{module}:evaluate",
-            data_hash="benchmarks.compositional.scoring:data_hash",
+            data_hash="benchmarks.compositional.caption_scores:data_hash",
             format=format,
             takes=("images", *takes),
             without_skill=pair,

@@ -17,7 +17,6 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from benchmarks.benchmark import Benchmark
-from benchmarks.config import COMMON_FIELDS, BenchmarkConfig, RunConfig
 from benchmarks.distributed import run_on_all, run_on_main
 from benchmarks.eval_model import EvalModel
 from benchmarks.evaluation import Evaluation
@@ -25,6 +24,7 @@ from benchmarks.mllm.judge import NO_JUDGE, make_judge
 from benchmarks.protocol import fingerprint
 from benchmarks.registry import get_benchmark
 from benchmarks.results import SCHEMA, Result, check_not_newer, read_result, result_path, write_result
+from benchmarks.run_config import COMMON_FIELDS, BenchmarkConfig, RunConfig
 from benchmarks.sizes import part_words
 from clips.core.artifact import git_state, library_versions, log_info, writable_directory
 from clips.core.identity import digest, identity, is_below

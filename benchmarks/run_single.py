@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.config import BenchmarkConfig, Precision, RunConfig
 from benchmarks.output_cache import CACHE_DIR, cache_key
 from benchmarks.run_benchmarks import run_benchmarks
+from benchmarks.run_config import BenchmarkConfig, Precision, RunConfig
 from clips.core.artifact import directory_hash, file_hash
 from clips.core.cache import made_once
 from clips.model_refs import OPEN_CLIP_CONFIG

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.study import commands, rerun_clean
+from benchmarks.study import rerun_clean, study_commands
 
 
-def run_study_with_report(config: commands.StudyConfig) -> None:
+def run_study_with_report(config: study_commands.StudyConfig) -> None:
     """Run what is missing, then write the report and print its table. Exit status 1 where a step failed."""
-    commands.run_study_steps(config, report=_report)
+    study_commands.run_study_steps(config, report=_report)
 
 
 def rerun_study_with_report(config: rerun_clean.RerunConfig) -> None:
@@ -23,6 +23,6 @@ def rerun_study_with_report(config: rerun_clean.RerunConfig) -> None:
 
 
 def _report(output: Path) -> None:
-    from benchmarks.report.command import ReportConfig, run_report
+    from benchmarks.report.report_command import ReportConfig, run_report
 
     run_report(ReportConfig(directory=str(output)))

@@ -29,11 +29,11 @@ COMMANDS = {
     "train": Command(
         help="train an encoder on pictures with captions",
         target="clips.train:train",
-        config="clips.training.config:EncoderTrainConfig",
+        config="clips.training.train_config:EncoderTrainConfig",
     ),
     "plan": Command(
         help="what a training will need: memory, time, GPUs, storage",
-        target="clips.planning.command:run_plan",
+        target="clips.planning.plan_command:run_plan",
         positional=("training",),
     ),
     "export": Command(

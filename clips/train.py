@@ -30,7 +30,6 @@ from clips.parallel.watchdog import Watchdog
 from clips.planning.mfu import MfuMeter
 from clips.serialization import to_plain
 from clips.training.checkpoint import Checkpointer
-from clips.training.config import EncoderTrainConfig
 from clips.training.run_dir import create_run_dir, is_trained, resume_changes
 from clips.training.run_logger import RunLogger, ThroughputTimer
 from clips.training.setup import (
@@ -42,6 +41,7 @@ from clips.training.setup import (
 )
 from clips.training.stages import completed_stages, stage_configs
 from clips.training.trackers import open_trackers
+from clips.training.train_config import EncoderTrainConfig
 from clips.training.train_state import remove_checkpoints
 from clips.training.train_step import TrainRun, prepare_batch, train_step
 from clips.training.validation import RetrievalValidation

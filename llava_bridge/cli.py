@@ -36,7 +36,7 @@ COMMANDS = {
     ),
     "serve": Command(
         help="serve a LLaVA by OpenAI's chat API, with a page to talk to it",
-        target="llava_bridge.serving.command:run_serve",
+        target="llava_bridge.serving.serve_command:run_serve",
         positional=("directory",),
     ),
 }

@@ -22,7 +22,7 @@ from typing import Any
 from jinja2 import TemplateError
 from PIL import Image
 
-from clips.data.formats.base import IMAGE as IMAGE
+from clips.data.formats.dataset_format import IMAGE as IMAGE
 from clips.errors import UserError, unknown_name_error
 from clips.model.loading import library_errors_as_user_errors
 from llava_bridge.chat_templates import BOS, CHAT_TEMPLATES, FIXED_DATE, PLAIN_WITH_SPACE

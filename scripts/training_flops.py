@@ -18,11 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.study.build_steps import StudyPlan, build_plan
-from benchmarks.study.commands import current_keys
 from benchmarks.study.engine import run_steps
 from benchmarks.study.locks import locked
 from benchmarks.study.parser import read_study
 from benchmarks.study.steps import Step
+from benchmarks.study.study_commands import current_keys
 from clips.commandline.parsing import parse_config
 from clips.data.loader import iterate_batches
 from clips.errors import UserError, unknown_name_error
@@ -30,9 +30,9 @@ from clips.method import recipes
 from clips.method.clips_model import build_model
 from clips.planning.profilers import FlopCounter
 from clips.serialization import to_yaml
-from clips.training.config import EncoderTrainConfig
 from clips.training.setup import open_train_dataset
 from clips.training.stages import stage_configs
+from clips.training.train_config import EncoderTrainConfig
 
 _BATCHES = 2
 

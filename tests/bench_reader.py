@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.config import BenchmarkConfig, RunConfig
 from benchmarks.encoders import embedding
 from benchmarks.results import Result, read_result, result_path
 from benchmarks.run_benchmarks import run_benchmarks
+from benchmarks.run_config import BenchmarkConfig, RunConfig
 
 
 class Reader:

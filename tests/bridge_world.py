@@ -152,7 +152,7 @@ def config_file(directory: Path, name: str, talk: Path, **fields: Any) -> Path:
     from clips.serialization import to_yaml
     from llava_bridge.data import ConversationSourceConfig
     from llava_bridge.model.small_llama import SmallLlamaConfig
-    from llava_bridge.training.config import LlavaTrainConfig, StageConfig
+    from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
 
     data = [ConversationSourceConfig(path=str(talk / "talk.json"))]
     settings: dict[str, Any] = {

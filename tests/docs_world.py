@@ -180,12 +180,12 @@ def _models(root: Path) -> None:
 
 def _demo(output: Path, root: Path) -> None:
     """The demo's directory as a finished run of it looks, with parts of the world in the place of what it trains."""
-    from benchmarks.study import commands, step_state
+    from benchmarks.study import step_state, study_commands
     from benchmarks.study.study_record import write_study_record
 
     study = ROOT / "scripts" / "studies" / "demo.yaml"
-    keyed = commands.resolve_study(commands.StudyConfig(study=str(study), output=str(output), check=False))
-    write_study_record(output, commands.study_record(keyed, str(study)))
+    keyed = study_commands.resolve_study(study_commands.StudyConfig(study=str(study), output=str(output), check=False))
+    write_study_record(output, study_commands.study_record(keyed, str(study)))
     for step in keyed.plan.steps:
         for path in step.outputs:
             _made(step, path, root)

@@ -13,8 +13,8 @@ import torch
 
 from clips.commandline.parsing import parse_config
 from llava_bridge.model.modeling_vision import EncoderVisionModel
-from llava_bridge.training.config import LlavaTrainConfig
 from llava_bridge.training.train import run_train
+from llava_bridge.training.train_config import LlavaTrainConfig
 
 compute = EncoderVisionModel._computed
 kept: list[tuple[torch.dtype, list[torch.Tensor]]] = []

@@ -12,8 +12,8 @@ from typing import Any
 
 from clips.commandline.parsing import parse_config
 from llava_bridge.training import launch
-from llava_bridge.training.config import LlavaTrainConfig
 from llava_bridge.training.train import run_train
+from llava_bridge.training.train_config import LlavaTrainConfig
 
 STAND_IN = "--launch"
 

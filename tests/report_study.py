@@ -10,22 +10,22 @@ import yaml
 from report_material import METRICS, items_table, put_result
 from study_material import SMALL
 
-from benchmarks.study import commands
+from benchmarks.study import study_commands
 from benchmarks.study.step_state import StepRecord, write_record
 from benchmarks.study.study_record import write_study_record
 
 
 def make_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A study's output in which one branch failed, as the runner would have left it."""
-    monkeypatch.setattr(commands, "check_command", lambda words: None)
-    monkeypatch.setattr(commands, "command_version", lambda words: 1)
+    monkeypatch.setattr(study_commands, "check_command", lambda words: None)
+    monkeypatch.setattr(study_commands, "command_version", lambda words: 1)
     output = tmp_path / "out"
     content = {**SMALL, "output": str(output), "question": "Which is better?", "notes": ["A note for the reader."]}
     content["benchmarks"] = {name: {"data": "$data/test"} for name in METRICS}
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(content), encoding="utf-8")
-    keyed = commands.resolve_study(commands.StudyConfig(study=str(file)))
-    write_study_record(output, commands.study_record(keyed, str(file)))
+    keyed = study_commands.resolve_study(study_commands.StudyConfig(study=str(file)))
+    write_study_record(output, study_commands.study_record(keyed, str(file)))
     for number, step in enumerate(keyed.plan.steps):
         failed = step.name.startswith("llava-net")
         if step.name.startswith("evaluate-llava-net"):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.study import commands, engine, job
+from benchmarks.study import engine, job, study_commands
 from benchmarks.study.engine import Summary, run_steps
 from benchmarks.study.job import PLAN, JobRun, read_plan
 from benchmarks.study.locks import locked
@@ -42,8 +42,8 @@ def use_fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "resolve_executable", fake_program)
     monkeypatch.setattr(job, "resolve_executable", fake_program)
     monkeypatch.setattr(engine, "run_engine", in_process)
-    monkeypatch.setattr(commands, "check_command", lambda words: None)
-    monkeypatch.setattr(commands, "command_version", lambda words: 1)
+    monkeypatch.setattr(study_commands, "check_command", lambda words: None)
+    monkeypatch.setattr(study_commands, "command_version", lambda words: 1)
 
 
 def make(root: Path, name: str, *parents: str, **config: object) -> Step:

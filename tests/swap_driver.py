@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 from clips.commandline.parsing import parse_config
-from llava_bridge.training.config import LlavaTrainConfig
 from llava_bridge.training.train import run_train
+from llava_bridge.training.train_config import LlavaTrainConfig
 
 for path in sys.argv[1:]:
     config = parse_config(LlavaTrainConfig, ["--config", path], prog="driver")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from bench_reader import write_pictures
 
-from benchmarks.compositional.scoring import _guessed
+from benchmarks.compositional.caption_scores import _guessed
 from benchmarks.data.caption_sets import load_caption_set
 from benchmarks.encoders.classification import chance_hits, majority_class_hits
 from benchmarks.encoders.recall import compute_ranks

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from benchmarks.aggregation import AGGREGATIONS
-from benchmarks.config import BenchmarkConfig, RunConfig
 from benchmarks.data.classification_sets import load_classification_set
 from benchmarks.encoders import embedding
 from benchmarks.encoders.classification import class_ranks
 from benchmarks.encoders.zero_shot_classifier import class_embeddings, class_prompts
 from benchmarks.results import ITEM_COLUMNS, Result, read_items, read_result, result_path
 from benchmarks.run_benchmarks import run_benchmarks
+from benchmarks.run_config import BenchmarkConfig, RunConfig
 from benchmarks.statistics import aggregate
 from clips.errors import UserError
 

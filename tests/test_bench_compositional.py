@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 
 from benchmarks.compositional import loglikelihood, multiple_choice, similarity
-from benchmarks.config import BenchmarkConfig, RunConfig
 from benchmarks.data.pair_sets import load_pair_set
 from benchmarks.encoders import cached_embeddings
 from benchmarks.encoders.embedding import DualEncoder
 from benchmarks.eval_model import EvalModel
 from benchmarks.output_cache import AnswerCache, NoCache
+from benchmarks.run_config import BenchmarkConfig, RunConfig
 from clips.errors import UserError
 from llava_bridge.inference.loglikelihood import LogLikelihood
 

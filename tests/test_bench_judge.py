@@ -14,10 +14,10 @@ from typing import Any
 import bench_world as world
 import pytest
 
-from benchmarks.config import BenchmarkConfig, RunConfig
-from benchmarks.report.command import ReportConfig, run_report
+from benchmarks.report.report_command import ReportConfig, run_report
 from benchmarks.results import Result, read_items, read_result, result_path
 from benchmarks.run_benchmarks import run_benchmarks
+from benchmarks.run_config import BenchmarkConfig, RunConfig
 
 QUESTIONS = 4
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import bench_world as world
 import pytest
 
-from benchmarks.config import BenchmarkConfig, RunConfig
 from benchmarks.results import read_items, read_result, result_path
 from benchmarks.run_benchmarks import run_benchmarks
+from benchmarks.run_config import BenchmarkConfig, RunConfig
 from clips.errors import UserError
 from llava_bridge import load_llava, loglikelihoods
 

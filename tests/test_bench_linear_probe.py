@@ -9,12 +9,12 @@ import bench_classes as classes
 import numpy as np
 import pytest
 
-from benchmarks.config import BenchmarkConfig, RunConfig
 from benchmarks.encoders import embedding, linear_probe
 from benchmarks.encoders.linear_probe import C_VALUES, select_c, validation_mask
 from benchmarks.eval_model import EvalModel
 from benchmarks.results import Result, read_items, read_result, result_path
 from benchmarks.run_benchmarks import run_benchmarks
+from benchmarks.run_config import BenchmarkConfig, RunConfig
 from clips.errors import UserError
 
 

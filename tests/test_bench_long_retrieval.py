@@ -11,9 +11,9 @@ import bench_world as world
 import pytest
 from bench_reader import evaluate, write_pictures
 
-from benchmarks.config import BenchmarkConfig
 from benchmarks.encoders.long_retrieval import truncate_words
 from benchmarks.results import read_items
+from benchmarks.run_config import BenchmarkConfig
 from benchmarks.statistics import aggregate as formula
 from clips.errors import UserError
 

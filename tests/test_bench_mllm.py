@@ -16,9 +16,9 @@ import bench_world as world
 import pytest
 from PIL import Image
 
-from benchmarks.config import BenchmarkConfig, RunConfig
 from benchmarks.results import ITEM_COLUMNS, Result, read_items, read_result, result_path
 from benchmarks.run_benchmarks import run_benchmarks
+from benchmarks.run_config import BenchmarkConfig, RunConfig
 from benchmarks.statistics import aggregate
 from clips.errors import UserError
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from benchmarks.analysis.contamination import ContaminationConfig, benchmark_images, find_duplicates, run_contamination
 from benchmarks.analysis.perceptual_hash import BITS, MAX_HAMMING_DISTANCE, hash_image, near_pairs
-from clips.data.sources.base import SourceConfig
+from clips.data.sources.source import SourceConfig
 
 
 def texture(number: int) -> Image.Image:

@@ -13,7 +13,6 @@ import torch
 from PIL import Image, ImageDraw
 from torch.nn.functional import adaptive_avg_pool2d, gelu, linear
 
-from benchmarks.config import BenchmarkConfig, RunConfig
 from benchmarks.data.phrase_boxes import load_benchmark_phrases
 from benchmarks.encoders import embedding
 from benchmarks.encoders.map_overlay import VisibleRegion
@@ -26,6 +25,7 @@ from benchmarks.report.load_results import read_source
 from benchmarks.report.report import build_report
 from benchmarks.results import Result, read_items, read_result, result_path
 from benchmarks.run_benchmarks import run_benchmarks
+from benchmarks.run_config import BenchmarkConfig, RunConfig
 from clips.errors import UserError
 from clips.model.towers import build_towers
 

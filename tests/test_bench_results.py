@@ -12,7 +12,6 @@ import bench_world as world
 import pandas as pd
 import pytest
 
-from benchmarks.config import BenchmarkConfig, RunConfig
 from benchmarks.protocol import describe_differences, fingerprint
 from benchmarks.results import (
     ITEM_COLUMNS,
@@ -27,6 +26,7 @@ from benchmarks.results import (
     write_result,
 )
 from benchmarks.run_benchmarks import run_benchmarks
+from benchmarks.run_config import BenchmarkConfig, RunConfig
 from clips.errors import UserError
 
 

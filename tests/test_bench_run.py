@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.config import BenchmarkConfig, RunConfig
 from benchmarks.data.caption_sets import load_caption_set
 from benchmarks.encoders import embedding
 from benchmarks.results import ITEM_COLUMNS, read_items, read_result, result_path
 from benchmarks.run_benchmarks import run_benchmarks
+from benchmarks.run_config import BenchmarkConfig, RunConfig
 from benchmarks.statistics import aggregate
 from clips.data.formats import DatasetSpec
 from clips.errors import UserError

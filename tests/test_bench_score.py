@@ -9,10 +9,10 @@ from typing import Any
 import bench_world as world
 import pytest
 
-from benchmarks.config import BenchmarkConfig, RunConfig
 from benchmarks.mllm.score_answers import ScoreConfig, run_score
 from benchmarks.results import Result, read_items, read_result, result_path
 from benchmarks.run_benchmarks import run_benchmarks
+from benchmarks.run_config import BenchmarkConfig, RunConfig
 from clips.errors import UserError
 
 PICTURES = 4
@@ -86,8 +86,8 @@ def _samples(hub: Path, folder: Path, task_name: str, answers: list[str]) -> lis
     import datetime
 
     from benchmarks.mllm.judge import make_judge
+    from benchmarks.mllm.lmms_scoring import RecordedAnswersModel, run_and_score
     from benchmarks.mllm.offline_tasks import data_root, go_offline, load_task
-    from benchmarks.mllm.scoring import RecordedAnswersModel, run_and_score
     from benchmarks.registry import get_benchmark
 
     go_offline()

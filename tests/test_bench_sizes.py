@@ -13,7 +13,6 @@ from bench_reader import evaluate, write_pictures
 from fuzz_world import run
 from report_material import items_table, put_result
 
-from benchmarks.config import BenchmarkConfig
 from benchmarks.data.classification_sets import load_classification_set
 from benchmarks.data.pair_sets import load_pair_set
 from benchmarks.data.phrase_boxes import load_benchmark_phrases
@@ -21,6 +20,7 @@ from benchmarks.protocol import ranking_key
 from benchmarks.report.formats import REPORT_FORMATS
 from benchmarks.report.report import build_report
 from benchmarks.results import Result, read_result
+from benchmarks.run_config import BenchmarkConfig
 from benchmarks.sizes import full_size, n_words, part_words
 
 TASK = "lmms-eval's pope"

@@ -12,12 +12,12 @@ from typing import Any
 import bench_world as world
 import pytest
 
-from benchmarks.config import BenchmarkConfig, LmmsModel, RunConfig
 from benchmarks.mllm.offline_tasks import dataset_config_name, dataset_name, task_folders, task_groups
 from benchmarks.mllm.task_metrics import default_task_metrics
 from benchmarks.registry import BENCHMARKS, get_benchmark
 from benchmarks.results import Result, read_items, read_result, result_path
 from benchmarks.run_benchmarks import run_benchmarks
+from benchmarks.run_config import BenchmarkConfig, LmmsModel, RunConfig
 from clips.errors import UserError
 
 PICTURES = 6

@@ -30,8 +30,8 @@ from llava_bridge.model.build import (
 from llava_bridge.model.load_llava import load_for_training
 from llava_bridge.model.modeling_vision import EncoderVisionModel
 from llava_bridge.projectors import ProjectorConfig
-from llava_bridge.training.config import LlavaTrainConfig, StageConfig
 from llava_bridge.training.setup import setup_stage
+from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
 
 SMALL = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
 SMALL |= {"image_size": 32, "patch_size": 8}

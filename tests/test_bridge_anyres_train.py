@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from llava_bridge import answer, load_llava
 from llava_bridge.data import ConversationSourceConfig
-from llava_bridge.training.config import LaunchConfig, LoraConfig, StageConfig
+from llava_bridge.training.train_config import LaunchConfig, LoraConfig, StageConfig
 
 pytestmark = pytest.mark.slow
 PARTS = {"vision_tower": "vision", "projector": "projector", "image_newline": "newline", "language_model": "llm"}

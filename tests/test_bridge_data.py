@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessor
 
-from clips.data.formats.base import Turn
 from clips.data.formats.conversations import is_held_out
+from clips.data.formats.dataset_format import Turn
 from clips.data.lazy_images import FileImage
 from clips.errors import UserError
 from clips.typed_data import from_plain
@@ -29,7 +29,7 @@ from llava_bridge.data.collator import (
 )
 from llava_bridge.data.inspect_command import InspectConversationsConfig, run_inspect
 from llava_bridge.data.sampler import LengthGroupedSampler, RandomOrder
-from llava_bridge.training.config import LlavaTrainConfig
+from llava_bridge.training.train_config import LlavaTrainConfig
 from llava_bridge.training.trainer import order_of
 
 

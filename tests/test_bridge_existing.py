@@ -30,8 +30,8 @@ from llava_bridge.model.build import (
 from llava_bridge.model.load_llava import load_for_training
 from llava_bridge.model.modeling_vision import EncoderVisionModel
 from llava_bridge.projectors import ProjectorConfig
-from llava_bridge.training.config import LlavaTrainConfig, StageConfig
 from llava_bridge.training.run_identity import parent_artifacts
+from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
 from llava_bridge.training.work_dir import check_inputs
 
 

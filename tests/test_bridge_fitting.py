@@ -13,10 +13,10 @@ from transformers import AutoProcessor
 
 from clips.errors import UserError
 from llava_bridge.data import ConversationSourceConfig
-from llava_bridge.encoders.base import ImagePreprocess
+from llava_bridge.encoders.encoder import ImagePreprocess
 from llava_bridge.model.build import LlavaParts, build_llava
 from llava_bridge.model.image_processing import ASPECT_RATIO_MODES, Fit, make_image_processor, with_aspect_ratio
-from llava_bridge.training.config import LlavaTrainConfig, StageConfig
+from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
 
 PIXELS = ImagePreprocess(size=8, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0), interpolation="bicubic")
 MEAN = (127, 63, 0)  # whole numbers of a byte, as LLaVA rounds them

@@ -17,10 +17,10 @@ from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.encoders import load_encoder
 from llava_bridge.model.build import LlavaParts, build_llava
 from llava_bridge.model.modeling_vision import build_vision_model
-from llava_bridge.training.config import StageConfig
 from llava_bridge.training.loss import LlavaLoss
 from llava_bridge.training.setup import split_parts
 from llava_bridge.training.sharded_weights import frozen_fits_bf16
+from llava_bridge.training.train_config import StageConfig
 from llava_bridge.training.trainer import frozen_encoder_apart, recompute_layers
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from clips.errors import UserError
 from llava_bridge.data import ConversationSourceConfig
-from llava_bridge.training.config import LaunchConfig, LoraConfig, StageConfig
+from llava_bridge.training.train_config import LaunchConfig, LoraConfig, StageConfig
 
 EVERY = ["vision", "projector", "llm"]
 STAGES: dict[str, dict[str, Any]] = {

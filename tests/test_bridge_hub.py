@@ -14,8 +14,8 @@ import torch
 from bridge_world import config_file
 from original_world import Parts, picture, write_original, write_tower
 
-from benchmarks.config import BenchmarkConfig, RunConfig
 from benchmarks.eval_model import EvalModel
+from benchmarks.run_config import BenchmarkConfig, RunConfig
 from clips.commandline.parsing import parse_config
 from clips.core.artifact import directory_hash, read_manifest
 from clips.errors import UserError
@@ -24,16 +24,16 @@ from llava_bridge.conversion.convert_command import ConvertConfig, run_convert
 from llava_bridge.conversion.swap_encoder import SwapConfig, run_swap
 from llava_bridge.data.inspect_command import InspectConversationsConfig, run_inspect
 from llava_bridge.encoders import load_encoder
-from llava_bridge.encoders.checks import check_encoder_files
+from llava_bridge.encoders.encoder_checks import check_encoder_files
 from llava_bridge.inference.chat_command import ChatConfig, run_chat
 from llava_bridge.inference.describe_command import DescribeConfig, run_describe
 from llava_bridge.inference.generate import load_llava
 from llava_bridge.model.build import load_llm, load_tokenizer
-from llava_bridge.model.checks import check_llava_dir, check_llm_dir
+from llava_bridge.model.llava_checks import check_llava_dir, check_llm_dir
 from llava_bridge.model.load_llava import load_for_training
-from llava_bridge.serving.command import ServeConfig, run_serve
-from llava_bridge.training.config import LlavaTrainConfig
+from llava_bridge.serving.serve_command import ServeConfig, run_serve
 from llava_bridge.training.run_identity import run_identity
+from llava_bridge.training.train_config import LlavaTrainConfig
 from llava_bridge.training.work_dir import check_inputs
 
 COMMIT, OLDER = "a" * 40, "b" * 40

@@ -19,8 +19,8 @@ import pytest
 from clips.parallel.watchdog import EXIT_HUNG
 from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.training import hung
-from llava_bridge.training.config import LaunchConfig, StageConfig
 from llava_bridge.training.hung import HungWatch
+from llava_bridge.training.train_config import LaunchConfig, StageConfig
 
 
 @pytest.mark.slow

@@ -14,8 +14,8 @@ from mixed_driver import STEPS
 from safetensors.torch import load_file
 
 from llava_bridge.data import ConversationSourceConfig
-from llava_bridge.training.config import LaunchConfig, LoraConfig, StageConfig
 from llava_bridge.training.launch import deepspeed_config
+from llava_bridge.training.train_config import LaunchConfig, LoraConfig, StageConfig
 
 WAYS = ("zero2", "zero3", "fsdp")
 EVERY = ["vision", "projector", "llm"]

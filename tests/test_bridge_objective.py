@@ -18,9 +18,9 @@ from clips.errors import UserError
 from llava_bridge.data import ConversationSourceConfig, read_samples
 from llava_bridge.data.collator import ConversationCollator, ConversationDataset, TextCollator, pack_lengths
 from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder
-from llava_bridge.training.config import StageConfig
 from llava_bridge.training.loss import LlavaLoss, chunked_cross_entropy
 from llava_bridge.training.setup import _room, supports_packing
+from llava_bridge.training.train_config import StageConfig
 from llava_bridge.training.trainer import recompute_layers
 
 KINDS: dict[str, dict[str, Any]] = {

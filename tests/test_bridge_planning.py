@@ -15,7 +15,7 @@ from llava_bridge.planning.model_sizes import (
 )
 from llava_bridge.planning.plan import llava_cost, sizes_of, stage_cost
 from llava_bridge.projectors import ProjectorConfig
-from llava_bridge.training.config import LlavaTrainConfig
+from llava_bridge.training.train_config import LlavaTrainConfig
 
 CLIP = "transformers:openai/clip-vit-large-patch14-336"
 VICUNA = "lmsys/vicuna-7b-v1.5"

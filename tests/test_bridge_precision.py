@@ -13,7 +13,7 @@ from bridge_world import losses
 from safetensors.torch import load_file
 
 from llava_bridge.data import ConversationSourceConfig
-from llava_bridge.training.config import LaunchConfig, LoraConfig, StageConfig
+from llava_bridge.training.train_config import LaunchConfig, LoraConfig, StageConfig
 
 WAYS = {
     "zero2": LaunchConfig(deepspeed="zero2"),

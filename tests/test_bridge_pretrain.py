@@ -13,8 +13,8 @@ from clips.errors import UserError
 from llava_bridge.conversation import IGNORE_INDEX, ConversationEncoder, resolve_chat_template
 from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.model.small_llama import SmallLlamaConfig, new_llama, train_tokenizer
-from llava_bridge.training.config import LlavaTrainConfig, StageConfig
 from llava_bridge.training.setup import setup_stage
+from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
 
 SAID = [("human", "a dog, a cat\nIs there a dog?"), ("gpt", "yes"), ("human", "Is there a cow?"), ("gpt", "no")]
 

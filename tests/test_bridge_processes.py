@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llava_bridge.training import distributed, trainer
-from llava_bridge.training.config import LoraConfig, StageConfig
+from llava_bridge.training.train_config import LoraConfig, StageConfig
 
 
 def test_each_process_takes_the_gpu_of_its_own_number(monkeypatch: pytest.MonkeyPatch) -> None:

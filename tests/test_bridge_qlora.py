@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from clips.errors import UserError
 from llava_bridge.data import ConversationSourceConfig
-from llava_bridge.training.config import LaunchConfig, LlavaTrainConfig, LoraConfig, StageConfig
+from llava_bridge.training.train_config import LaunchConfig, LlavaTrainConfig, LoraConfig, StageConfig
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="no bitsandbytes (the extra qlora)"

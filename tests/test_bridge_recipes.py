@@ -20,7 +20,7 @@ from clips.commandline.parsing import parse_config
 from clips.serialization import to_yaml
 from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.projectors import ProjectorConfig
-from llava_bridge.training.config import LlavaTrainConfig, StageConfig
+from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
 
 FOLDER = Path(__file__).resolve().parents[1] / "scripts" / "configs" / "llava"
 FILES = sorted(FOLDER.glob("*.yaml"))

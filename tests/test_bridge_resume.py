@@ -16,7 +16,7 @@ from clips.errors import UserError
 from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.training import launch as launching
 from llava_bridge.training.checkpoints import convert_to_universal, needs_universal_conversion
-from llava_bridge.training.config import LaunchConfig, LoraConfig, StageConfig
+from llava_bridge.training.train_config import LaunchConfig, LoraConfig, StageConfig
 
 
 def checkpoint(directory: Path, part: str) -> Path:

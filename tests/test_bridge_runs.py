@@ -17,7 +17,7 @@ from clips.commandline.parsing import parse_config
 from clips.errors import UserError
 from llava_bridge.cli import main
 from llava_bridge.training import launch as launching
-from llava_bridge.training.config import LlavaTrainConfig
+from llava_bridge.training.train_config import LlavaTrainConfig
 
 
 @pytest.mark.parametrize("manifest", [None, "{}", '{"kind": "encoder", "hash": "1", "config": {}}', "[", "\xff"])

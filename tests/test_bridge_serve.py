@@ -24,8 +24,8 @@ from PIL import Image
 from clips.errors import UserError
 from llava_bridge import cli
 from llava_bridge.inference import generate
-from llava_bridge.serving import command, worker
-from llava_bridge.serving.command import ServeConfig, run_serve
+from llava_bridge.serving import serve_command, worker
+from llava_bridge.serving.serve_command import ServeConfig, run_serve
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
@@ -391,5 +391,5 @@ def test_the_command_serves_until_it_is_interrupted(llava: tuple[Any, Any], tmp_
 
 
 def test_only_addresses_of_this_machine_are_private() -> None:
-    assert [command._is_own(host) for host in ("127.0.0.1", "::1", "localhost")] == [True] * 3
-    assert not any(command._is_own(host) for host in ("0.0.0.0", "::", "192.168.1.2", "example.org"))
+    assert [serve_command._is_own(host) for host in ("127.0.0.1", "::1", "localhost")] == [True] * 3
+    assert not any(serve_command._is_own(host) for host in ("0.0.0.0", "::", "192.168.1.2", "example.org"))

@@ -17,12 +17,12 @@ import pytest
 from PIL import Image
 
 from clips.core.identity import difference
-from clips.data.formats.base import Conversation
+from clips.data.formats.dataset_format import Conversation
 from clips.errors import UserError
 from llava_bridge.data import ConversationSourceConfig, read_samples, read_texts
 from llava_bridge.data.sources import refuse_missing, weighted
-from llava_bridge.training.config import LlavaTrainConfig, StageConfig
 from llava_bridge.training.run_identity import describe_data, run_identity
+from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
 
 RGB = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 TALKS: list[tuple[list[str], list[tuple[str, str]]]] = [

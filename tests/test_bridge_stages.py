@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.training import launch as launching
-from llava_bridge.training.config import LaunchConfig, LoraConfig, StageConfig
+from llava_bridge.training.train_config import LaunchConfig, LoraConfig, StageConfig
 
 pytestmark = pytest.mark.slow
 DRIVER = Path(__file__).with_name("swap_driver.py")

@@ -19,7 +19,7 @@ from llava_bridge import answer, load_llava
 from llava_bridge.conversation import resolve_chat_template
 from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.projectors import ProjectorConfig
-from llava_bridge.training.config import StageConfig
+from llava_bridge.training.train_config import StageConfig
 
 ENCODERS = ("clips", "tiny_vit", "efficientnet", "open_clip", "siglip")
 LLMS = ("stories15M", "qwen2", "llama_3")

@@ -74,7 +74,7 @@ def test_three_stages_under_the_launcher(trained: Path, bridge_encoder: Path) ->
 
 @pytest.mark.slow
 def test_two_processes_compute_what_one_does(trained: Path, bridge_encoder: Path, bridge_talk: Path) -> None:
-    from llava_bridge.training.config import LaunchConfig
+    from llava_bridge.training.train_config import LaunchConfig
 
     directory = trained.parent
     config = bridge_world.config_file(
@@ -256,9 +256,9 @@ with hand_over_errors():
 
 
 def test_frozen_parts_are_told_from_trained_ones_by_their_bits() -> None:
-    from llava_bridge.training.config import StageConfig
     from llava_bridge.training.setup import StageSetup
     from llava_bridge.training.sharded_weights import frozen_tensors, tensors_hash
+    from llava_bridge.training.train_config import StageConfig
     from llava_bridge.training.trainer import set_trainable_parts
 
     model: Any = torch.nn.ModuleDict({name: torch.nn.BatchNorm1d(2) for name in ("vision", "projector", "llm")})

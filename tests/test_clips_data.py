@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from clips.data import decode_image, open_image
-from clips.data.config import AugmentConfig, DataConfig
+from clips.data.data_config import AugmentConfig, DataConfig
 from clips.data.loader import TrainDataset, iterate_batches
 from clips.data.sources import BadSampleError, SourceConfig, open_source
 from clips.data.tar_index import index_tar

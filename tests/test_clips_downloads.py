@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from clips.data.config import DataConfig
+from clips.data.data_config import DataConfig
 from clips.data.download_process import DownloadProcess
 from clips.data.loader import TrainDataset, iterate_batches
 from clips.data.remote_files import ShardCache, UnreachableError

@@ -20,7 +20,7 @@ import torch
 from serving import Quiet, address, serve
 
 from clips.data import remote_files
-from clips.data.config import DataConfig
+from clips.data.data_config import DataConfig
 from clips.data.loader import TrainDataset, iterate_batches
 from clips.data.prefetch import ShardPrefetcher
 from clips.data.remote_files import ShardCache, UnreachableError

@@ -17,7 +17,7 @@ import scale_driver
 import torch
 
 from clips import train as training
-from clips.data.config import DataConfig
+from clips.data.data_config import DataConfig
 from clips.data.invalid_samples import MAX_NAMES, MAX_REASONS, OTHER_REASONS, InvalidSamples, restored
 from clips.data.loader import TrainDataset
 from clips.data.sources import SourceConfig

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from clips.data.config import AugmentConfig, DataConfig
+from clips.data.data_config import AugmentConfig, DataConfig
 from clips.data.sources import SourceConfig
 from clips.errors import UserError
 from clips.model import architectures, feature_cache, towers
 from clips.model.architectures import ModelConfig
-from clips.training.config import EncoderTrainConfig
+from clips.training.train_config import EncoderTrainConfig
 
 CONFIG = ModelConfig(architecture="clips-tinyvit", image_size=64, lock_image=True, keep_trunk_outputs=True)
 

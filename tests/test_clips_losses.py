@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clips.model.config import CONTRASTIVE_LOSSES
+from clips.model.captioner_config import CONTRASTIVE_LOSSES
 from clips.model.losses import caption_loss, contrastive_loss, linear_cross_entropy
 
 
@@ -186,7 +186,7 @@ def batch_of(count):
 
 
 def small_captioner():
-    from clips.model.config import CaptionerConfig
+    from clips.model.captioner_config import CaptionerConfig
 
     return CaptionerConfig(width=16, heads=2, layers=1, length=20)
 

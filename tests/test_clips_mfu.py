@@ -10,7 +10,7 @@ import clips_world
 import pytest
 import torch
 
-from clips.parallel.config import DistributedConfig
+from clips.parallel.distributed_config import DistributedConfig
 from clips.planning import mfu
 from clips.planning.dry_run import fake_batch, fake_model
 from clips.planning.mfu import MfuMeter, flops_per_sample

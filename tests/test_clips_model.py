@@ -15,7 +15,7 @@ from clips.method.optimizer import OptimizerConfig, build_optimizer
 from clips.method.recipes import RecipeConfig, build_recipe
 from clips.model import towers
 from clips.model.architectures import CONFIG_DIR, read_config_file
-from clips.model.config import CaptionerConfig
+from clips.model.captioner_config import CaptionerConfig
 from clips.model.tokenizer import ClipsTokenizer
 
 CAPTIONER = CaptionerConfig(length=16)

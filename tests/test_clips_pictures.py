@@ -14,7 +14,7 @@ from PIL import Image
 
 from clips.data import BadImageError, decode_image
 from clips.data.augment import _jitter, augment
-from clips.data.config import AugmentConfig
+from clips.data.data_config import AugmentConfig
 
 
 def encode(image: Image.Image, kind: str = "png", **options: object) -> bytes:

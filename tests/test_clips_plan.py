@@ -21,8 +21,6 @@ from clips.method.clips_model import ClipsModel, build_model
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig
 from clips.planning import Cost, dry_run
-from clips.planning.command import run_plan
-from clips.planning.config import TrainPlanConfig
 from clips.planning.dry_run import (
     BATCH_DIVISOR,
     StepProfile,
@@ -36,11 +34,13 @@ from clips.planning.dry_run import (
 from clips.planning.hardware import GPUS, find_gpu
 from clips.planning.memory import PARALLELS, Layout, MemoryModel, largest
 from clips.planning.plan import StagePlan, plan_stages, resolve_mfu, ring_bandwidth, training_cost
+from clips.planning.plan_command import run_plan
+from clips.planning.plan_config import TrainPlanConfig
+from clips.planning.plan_tables import speeds
 from clips.planning.profilers import FlopCounter, MemoryTrace
-from clips.planning.tables import speeds
-from clips.training.config import EncoderTrainConfig
 from clips.training.setup import open_train_dataset, setup_run
 from clips.training.stages import stage_configs
+from clips.training.train_config import EncoderTrainConfig
 from clips.training.validation import RetrievalValidation
 
 MODEL = ModelConfig(architecture="clips-tiny", image_size=16, context_length=12)

@@ -25,7 +25,7 @@ from clips.data.sources import SourceConfig, open_source
 from clips.errors import UserError
 from clips.recaption.caption_model import CaptionModel, GeneratedCaption
 from clips.recaption.cleaning import clean_caption, filter_captions
-from clips.recaption.config import RecaptionConfig
+from clips.recaption.recaption_config import RecaptionConfig
 from clips.recaption.run import _begin, run_recaption
 from clips.recaption.shard_writers import WORK_DIR, ShardWriter
 from clips.recaption.work_split import OutputShard, group_shards, split_into_shards, split_into_windows

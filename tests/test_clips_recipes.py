@@ -7,7 +7,7 @@ from torch.utils.data import default_collate
 
 from clips.errors import UserError
 from clips.method.recipes import RecipeConfig, build_recipe, cosine_margin
-from clips.model.config import CaptionerConfig
+from clips.model.captioner_config import CaptionerConfig
 from clips.model.tokenizer import ClipsTokenizer
 
 WEB, SYNTHETIC = "my dog pic", "A dog runs on grass. It is brown! A ball lies near."

@@ -17,7 +17,7 @@ import pytest
 import torch
 from serving import Quiet, address, serve
 
-from clips.data.config import DataConfig
+from clips.data.data_config import DataConfig
 from clips.data.loader import TrainDataset, iterate_batches
 from clips.data.remote_files import expand_brace_ranges
 from clips.data.sources import BadSampleError, Record, SourceConfig, open_source, shard_lengths

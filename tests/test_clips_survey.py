@@ -14,7 +14,7 @@ from clips.data.inspect_command import IndexShardsConfig, InspectDatasetConfig, 
 from clips.data.inspect_page import histogram
 from clips.data.shard_index import ShardIndex, index_shard
 from clips.data.sources import SourceConfig, open_source
-from clips.data.sources.base import TRAINING_FORMATS
+from clips.data.sources.source import TRAINING_FORMATS
 from clips.errors import UserError
 
 

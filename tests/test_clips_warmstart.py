@@ -14,7 +14,7 @@ from clips.errors import UserError
 from clips.method.clips_model import ClipsModel, ModelConfig, build_model
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import NORMALIZATIONS
-from clips.model.config import CaptionerConfig
+from clips.model.captioner_config import CaptionerConfig
 from clips.model.pos_embed import openvision_sincos_pos_embed, stretch_text_pos_embed
 from clips.train import train
 

@@ -56,7 +56,7 @@ def test_the_status_says_whether_the_curves_agree(
 
 def test_their_training_is_told_what_ours_is(script: Any, tmp_path: Path) -> None:
     from llava_bridge.data import ConversationSourceConfig
-    from llava_bridge.training.config import LlavaTrainConfig, StageConfig
+    from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
 
     stage = StageConfig(
         data=[ConversationSourceConfig(path="a.json", images="photos")],

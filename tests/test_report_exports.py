@@ -130,7 +130,7 @@ def test_the_tidy_table_has_a_line_for_each_model_and_metric(nasty: Report) -> N
 def test_messages_reach_a_terminal_without_commands_to_it(capsys: pytest.CaptureFixture[str]) -> None:
     log_info("made \x1b]0;title\x07 of \u202ename")
     nasty = str(Path("/nowhere") / "\x1b[31mred\x07")
-    command = Command(help="", target="benchmarks.report.command:run_report", positional=("directory",))
+    command = Command(help="", target="benchmarks.report.report_command:run_report", positional=("directory",))
     assert dispatch("clips-bench", "", {"report": command}, ["report", nasty]) == 2
     said = capsys.readouterr().err
     assert "[31mred" in said

@@ -13,10 +13,10 @@ import pytest
 from report_material import put_results
 from report_study import make_study
 
-from benchmarks.report.command import ReportConfig, run_report
 from benchmarks.report.html_page import render_page
 from benchmarks.report.load_results import NO_STEP_RECORDS_NOTE, MissingValue, read_source
 from benchmarks.report.report import build_report
+from benchmarks.report.report_command import ReportConfig, run_report
 from benchmarks.report.reproduce import reproduction_info
 from benchmarks.report.sections import SECTIONS
 from benchmarks.report.step_timing import build_timeline, compress_idle_time

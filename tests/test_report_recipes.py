@@ -11,7 +11,7 @@ from report_material import items_table, put_result
 from benchmarks.report.report import build_report
 from benchmarks.report.row_selection import Selection
 from benchmarks.report.sweep_figures import sweep_panels
-from benchmarks.study import commands
+from benchmarks.study import study_commands
 from benchmarks.study.step_state import StepRecord, write_record
 from benchmarks.study.study_record import StudyRecord, write_study_record
 
@@ -34,10 +34,10 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A study's output with two encoders in two LLaVAs each, two seeds each."""
     output, file = tmp_path / "out", tmp_path / "study.yaml"
     file.write_text(f"{STUDY}output: {output}\n", encoding="utf-8")
-    monkeypatch.setattr(commands, "check_command", lambda words: None)
-    monkeypatch.setattr(commands, "command_version", lambda words: 1)
-    keyed = commands.resolve_study(commands.StudyConfig(study=str(file)))
-    record: StudyRecord = commands.study_record(keyed, str(file))
+    monkeypatch.setattr(study_commands, "check_command", lambda words: None)
+    monkeypatch.setattr(study_commands, "command_version", lambda words: 1)
+    keyed = study_commands.resolve_study(study_commands.StudyConfig(study=str(file)))
+    record: StudyRecord = study_commands.study_record(keyed, str(file))
     write_study_record(output, record)
     for step in keyed.plan.steps:
         key = keyed.keys[step.name].key

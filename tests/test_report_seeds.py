@@ -16,7 +16,7 @@ from benchmarks.report.html_page import render_page
 from benchmarks.report.load_results import limit_rows
 from benchmarks.report.report import build_report
 from benchmarks.report.sections import built_sections, report_figures
-from benchmarks.study import commands
+from benchmarks.study import study_commands
 from benchmarks.study.step_state import StepRecord, write_record
 from benchmarks.study.study_record import read_study_record, write_study_record
 
@@ -47,10 +47,10 @@ def study(tmp_path_factory) -> Path:
     output, file = folder / "out", folder / "study.yaml"
     file.write_text(f"{STUDY}output: {output}\n", encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commands, "check_command", lambda words: None)
-        patch.setattr(commands, "command_version", lambda words: 1)
-        keyed = commands.resolve_study(commands.StudyConfig(study=str(file)))
-        write_study_record(output, commands.study_record(keyed, str(file)))
+        patch.setattr(study_commands, "check_command", lambda words: None)
+        patch.setattr(study_commands, "command_version", lambda words: 1)
+        keyed = study_commands.resolve_study(study_commands.StudyConfig(study=str(file)))
+        write_study_record(output, study_commands.study_record(keyed, str(file)))
     for step in keyed.plan.steps:
         record = StepRecord(
             name=step.name, kind=step.kind, command="", key=keyed.keys[step.name].key, outcome="done", started=1.0,

@@ -18,8 +18,8 @@ from clips.core.identity import Identity, identity
 from clips.errors import UserError
 from clips.redaction import REDACTED, equal_up_to_redaction, redact
 from clips.train import train
-from clips.training.config import EncoderTrainConfig
 from clips.training.run_dir import create_run_dir, is_trained
+from clips.training.train_config import EncoderTrainConfig
 
 PLANTED = "Zq9wXkT2vB7nLm4R"
 

@@ -17,9 +17,9 @@ pytest.importorskip("uvicorn")
 
 from llava_bridge.inference.streaming import StreamedAnswer
 from llava_bridge.serving import app as serving
-from llava_bridge.serving import command, middleware
+from llava_bridge.serving import middleware, serve_command
 from llava_bridge.serving import request as asked
-from llava_bridge.serving.command import ServeConfig
+from llava_bridge.serving.serve_command import ServeConfig
 
 CHAT = "/v1/chat/completions"
 JSON = {"content-type": "application/json"}
@@ -49,7 +49,7 @@ class Played:
 def site(worker: Played, base: str = "http://localhost:8000") -> httpx.AsyncClient:
     """A client of the application as `serve` makes it for this machine alone."""
     server = serving.Server(worker, "mine", 7)  # type: ignore[arg-type]
-    app = server.app(command._names(ServeConfig(directory="d")))
+    app = server.app(serve_command._names(ServeConfig(directory="d")))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url=base)
 
@@ -82,8 +82,8 @@ def picture(*sizes: tuple[int, int]) -> dict[str, Any]:
 
 def test_by_default_only_this_machine_is_answered() -> None:
     assert ServeConfig(directory="d").host == "127.0.0.1"
-    assert command._names(ServeConfig(directory="d")) == ["localhost"]
-    wide = command._names(ServeConfig(directory="d", host="0.0.0.0", hosts=("llava.example.org",)))
+    assert serve_command._names(ServeConfig(directory="d")) == ["localhost"]
+    wide = serve_command._names(ServeConfig(directory="d", host="0.0.0.0", hosts=("llava.example.org",)))
     assert {"localhost", "llava.example.org", "0.0.0.0"} < set(wide)
     assert "*" not in wide
 

@@ -14,7 +14,7 @@ import pytest
 
 from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.training import launch as launching
-from llava_bridge.training.config import LaunchConfig, StageConfig
+from llava_bridge.training.train_config import LaunchConfig, StageConfig
 
 SCRIPTS = Path(__file__).parents[1] / "scripts" / "slurm"
 SRUN = """#!/bin/bash

@@ -14,14 +14,14 @@ import yaml
 from study_engine import use_fakes
 from study_material import SMALL
 
-from benchmarks.study import commands
+from benchmarks.study import study_commands
 from benchmarks.study.build_steps import build_plan
-from benchmarks.study.commands import StatusConfig, StudyConfig, StudyPlanConfig, plan_study, study_status
 from benchmarks.study.launchers import check_command
 from benchmarks.study.parser import parse_study
 from benchmarks.study.preflight import check_configs, check_input_files, first_config_error
 from benchmarks.study.status import step_state
 from benchmarks.study.steps import Step
+from benchmarks.study.study_commands import StatusConfig, StudyConfig, StudyPlanConfig, plan_study, study_status
 from benchmarks.study.study_record import read_study_record
 from benchmarks.study_with_report import run_study_with_report
 from clips.errors import UserError
@@ -42,7 +42,7 @@ def write_study(folder: Path, **fields: Any) -> StudyConfig:
 
 
 def states(config: StudyConfig) -> dict[str, str]:
-    keyed = commands.resolve_study(config)
+    keyed = study_commands.resolve_study(config)
     return {step.name: step_state(step, keyed.keys[step.name], keyed.output) for step in keyed.plan.steps}
 
 
@@ -93,13 +93,13 @@ def test_the_record_has_the_study_that_ran_not_the_file_as_it_was_edited_meanwhi
     config = write_study(tmp_path)
     file = Path(config.study)
     text = file.read_text(encoding="utf-8")
-    run_locked = commands._run_locked
+    run_locked = study_commands._run_locked
 
     def edited(*args: Any) -> Any:
         file.write_text("name: another\n", encoding="utf-8")
         return run_locked(*args)
 
-    monkeypatch.setattr(commands, "_run_locked", edited)
+    monkeypatch.setattr(study_commands, "_run_locked", edited)
     run_study_with_report(config)
     assert read_study_record(tmp_path / "out").text == text
 
@@ -243,12 +243,12 @@ def test_the_runner_is_light():
 
 def test_a_runner_that_waited_runs_the_study_as_it_is_then(tmp_path, monkeypatch):
     config = dataclasses.replace(write_study(tmp_path), wait=True)
-    held = commands.locked
+    held = study_commands.locked
 
     def edited_meanwhile(*args, **options):
         write_study(tmp_path, encoders={**SMALL["encoders"], "late": {"recipe": "clip"}})
         return held(*args, **options)
 
-    monkeypatch.setattr(commands, "locked", edited_meanwhile)
+    monkeypatch.setattr(study_commands, "locked", edited_meanwhile)
     run_study_with_report(config)
     assert states(config)["encoder-late-s0"] == "done"

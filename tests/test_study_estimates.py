@@ -9,10 +9,9 @@ import pytest
 import yaml
 from study_material import SMALL
 
-from benchmarks.study import commands
+from benchmarks.study import study_commands
 from benchmarks.study.analytic_estimates import analytic_estimate
 from benchmarks.study.build_steps import StudyPlan, build_plan
-from benchmarks.study.commands import StudyPlanConfig, plan_study
 from benchmarks.study.estimate import CostEstimate, total_cost
 from benchmarks.study.estimate_steps import estimate_steps
 from benchmarks.study.executors import GpusConfig, LocalConfig, SlurmConfig
@@ -20,6 +19,7 @@ from benchmarks.study.parser import parse_study
 from benchmarks.study.resources import Resources, resolve_resources
 from benchmarks.study.step_state import StepRecord, write_record
 from benchmarks.study.steps import Step, time_left
+from benchmarks.study.study_commands import StudyPlanConfig, plan_study
 from clips.core.artifact import atomic_write
 from clips.errors import UserError
 from clips.serialization import to_yaml
@@ -233,8 +233,8 @@ def test_a_llava_of_known_parts_is_worked_out_and_one_of_unknown_parts_says_so()
 
 
 def test_the_plan_prints_estimates_and_names_of_the_hub_that_may_change(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(commands, "check_command", lambda words: None)
-    monkeypatch.setattr(commands, "command_version", lambda words: 1)
+    monkeypatch.setattr(study_commands, "check_command", lambda words: None)
+    monkeypatch.setattr(study_commands, "command_version", lambda words: 1)
     content = {**SMALL, "output": str(tmp_path / "out"), "llms": {"a": "org/a", "b": "org/b@v1"}}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     plan = build_plan(parse_study(content))

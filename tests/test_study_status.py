@@ -15,11 +15,11 @@ import pytest
 from report_study import make_study
 from rich.console import Console
 
-from benchmarks.study import commands
-from benchmarks.study.commands import StatusConfig, StudyConfig, follow, study_status
+from benchmarks.study import study_commands
 from benchmarks.study.locks import acquire
 from benchmarks.study.status import StepStatus, StudyWatch, _progress
 from benchmarks.study.step_state import LOG_FILE, read_record, step_directory, write_record
+from benchmarks.study.study_commands import StatusConfig, StudyConfig, follow, study_status
 from clips.errors import UserError
 
 STEP = "llava-net-tiny-s0"
@@ -43,7 +43,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def watch(study: Path) -> StudyWatch:
-    return commands.resolve_study(StudyConfig(study=str(study.parent / "study.yaml"))).watch()
+    return study_commands.resolve_study(StudyConfig(study=str(study.parent / "study.yaml"))).watch()
 
 
 def seen(study: Path, name: str = STEP) -> StepStatus:

@@ -19,10 +19,10 @@ from test_study_commands import _fakes, states, write_study  # noqa: F401  (the 
 
 from benchmarks.analysis.provenance import ProvenanceConfig, run_provenance
 from benchmarks.study import trash
-from benchmarks.study.commands import StudyConfig, StudyPlanConfig, plan_study
 from benchmarks.study.locks import acquire, locked
 from benchmarks.study.rerun_clean import AcceptConfig, CleanConfig, RerunConfig, accept_outputs, run_clean
 from benchmarks.study.step_state import read_record, write_record
+from benchmarks.study.study_commands import StudyConfig, StudyPlanConfig, plan_study
 from benchmarks.study_with_report import rerun_study_with_report, run_study_with_report
 from clips.errors import UserError
 

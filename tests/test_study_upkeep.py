@@ -9,7 +9,7 @@ import pytest
 from study_material import SMALL
 from test_study_commands import _fakes, states, write_study  # noqa: F401  (the fixture counts)
 
-from benchmarks.study import commands, rerun_clean
+from benchmarks.study import rerun_clean, study_commands
 from benchmarks.study.locks import locked
 from benchmarks.study.rerun_clean import CleanConfig, RerunConfig, run_clean
 from benchmarks.study.step_state import read_record, write_record
@@ -108,7 +108,7 @@ def test_nothing_is_changed_while_a_runner_works(change, tmp_path):
         change(asked[change])
     assert records(tmp_path) == before
     assert (tmp_path / "out/encoders/left-over").is_dir()
-    assert commands.resolve_study(config).plan.steps
+    assert study_commands.resolve_study(config).plan.steps
 
 
 def test_a_step_that_is_made_again_keeps_the_record_of_its_job(tmp_path):

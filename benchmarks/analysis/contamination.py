@@ -20,10 +20,10 @@ from benchmarks.data.classification_sets import load_classification_set
 from benchmarks.formatting import format_duration
 from clips.core.artifact import atomic_write, log_info
 from clips.data.formats import DatasetSpec
-from clips.data.formats.base import Location
+from clips.data.formats.dataset_format import Location
 from clips.data.formats.tar_shards import is_webdataset
 from clips.data.parquet_limits import iter_record_batches
-from clips.data.sources.base import SourceConfig
+from clips.data.sources.source import SourceConfig
 from clips.errors import UserError
 from clips.serialization import to_plain
 

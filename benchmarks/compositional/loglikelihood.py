@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.compositional.scoring import compute_evaluation, data_settings, load_pairs
+from benchmarks.compositional.caption_scores import compute_evaluation, data_settings, load_pairs
 from benchmarks.data.pair_sets import PairSet
 from benchmarks.distributed import run_on_all
 from benchmarks.evaluation import Evaluation
@@ -17,12 +17,12 @@ from benchmarks.output_cache import cache_key
 from benchmarks.protocol import Entries
 from clips.commandline.progress import progress_iter
 from clips.core.artifact import library_versions
-from clips.data.formats.base import ImageRegion
+from clips.data.formats.dataset_format import ImageRegion
 from clips.parallel.distributed import all_gather_objects
 
 if TYPE_CHECKING:
-    from benchmarks.config import BenchmarkConfig
     from benchmarks.eval_model import EvalModel
+    from benchmarks.run_config import BenchmarkConfig
     from llava_bridge.inference.loglikelihood import LogLikelihood
 
 PROMPT = "Provide a one-sentence caption for the provided image."

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.compositional.caption_scores import compute_evaluation, data_settings, load_pairs
 from benchmarks.compositional.loglikelihood import llava_protocol, score_texts
-from benchmarks.compositional.scoring import compute_evaluation, data_settings, load_pairs
 from benchmarks.evaluation import Evaluation, MetricSpec
-from clips.data.formats.base import Pair
+from clips.data.formats.dataset_format import Pair
 from clips.errors import UserError
 
 if TYPE_CHECKING:
-    from benchmarks.config import BenchmarkConfig
     from benchmarks.eval_model import EvalModel
+    from benchmarks.run_config import BenchmarkConfig
 
 PROMPT = (
     "Which caption fits the image?\nA. {a}\nB. {b}\nAnswer with the option's letter from the given choices directly."

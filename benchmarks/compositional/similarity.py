@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from benchmarks.compositional.scoring import compute_evaluation, data_settings, load_pairs
+from benchmarks.compositional.caption_scores import compute_evaluation, data_settings, load_pairs
 from benchmarks.evaluation import Evaluation
 
 if TYPE_CHECKING:
-    from benchmarks.config import BenchmarkConfig
     from benchmarks.eval_model import EvalModel
+    from benchmarks.run_config import BenchmarkConfig
 
 
 def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:

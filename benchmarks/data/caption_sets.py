@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clips.data.formats import DatasetSpec, read_dataset
-from clips.data.formats.base import Captioned, texts_of
+from clips.data.formats.dataset_format import Captioned, texts_of
 from clips.data.lazy_images import LazyImage
 from clips.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from benchmarks.config import BenchmarkConfig
+    from benchmarks.run_config import BenchmarkConfig
 
 _KEPT = 8  # sets that a process keeps: names and captions, no pictures
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from clips.core.artifact import log_info
 from clips.data.formats import DatasetSpec, read_dataset
-from clips.data.formats.base import Classified
 from clips.data.formats.classes import CLASS_NAMES, listed
+from clips.data.formats.dataset_format import Classified
 from clips.data.lazy_images import LazyImage
 from clips.data.text_files import read_text_lines
 from clips.errors import UserError

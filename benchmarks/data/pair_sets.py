@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.data.aro_relations import SYMMETRIC
 from clips.data.formats import DatasetSpec, read_dataset
-from clips.data.formats.base import ImageRegion, Pair
+from clips.data.formats.dataset_format import ImageRegion, Pair
 from clips.errors import UserError
 from clips.jsontext import safe_json_loads
 

@@ -19,7 +19,7 @@ from clips.errors import UserError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from benchmarks.config import BenchmarkConfig
+    from benchmarks.run_config import BenchmarkConfig
 
 Box = tuple[float, float, float, float]
 _SCENE_SIDE = 1024  # `clips.scenes` gives boxes in 1/1024 of the side

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-    from benchmarks.config import RequiredModel
     from benchmarks.eval_model import EvalModel
+    from benchmarks.run_config import RequiredModel
 
 
 def image_embeddings(

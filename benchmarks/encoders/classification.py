@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
-    from benchmarks.config import BenchmarkConfig
     from benchmarks.eval_model import EvalModel
+    from benchmarks.run_config import BenchmarkConfig
 
 PRIMARY = ("acc1",)
 CUTS = (1, 5)

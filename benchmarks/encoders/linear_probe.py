@@ -28,8 +28,8 @@ from clips.core.artifact import log_info
 from clips.errors import UserError
 
 if TYPE_CHECKING:
-    from benchmarks.config import BenchmarkConfig
     from benchmarks.eval_model import EvalModel
+    from benchmarks.run_config import BenchmarkConfig
 
 C_VALUES = np.logspace(-6, 6, 97)
 """Values of C, the inverse of the regularization strength: eight per decade."""

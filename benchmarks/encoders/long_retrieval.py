@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
-    from benchmarks.config import BenchmarkConfig
     from benchmarks.eval_model import EvalModel
+    from benchmarks.run_config import BenchmarkConfig
 
 WORD_LIMIT_PREFIX = "words_kept"
 """The protocol entry that lists the points of the curve, ``"8, 16, 32"``."""

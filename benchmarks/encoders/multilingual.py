@@ -28,8 +28,8 @@ from clips.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from benchmarks.config import BenchmarkConfig
     from benchmarks.eval_model import EvalModel
+    from benchmarks.run_config import BenchmarkConfig
 
 
 def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
-    from benchmarks.config import BenchmarkConfig
     from benchmarks.eval_model import EvalModel
+    from benchmarks.run_config import BenchmarkConfig
 
 NUM_SAVED_MAPS = 24  # phrases, each of another image, whose maps are stored
 TIE = 1e-6

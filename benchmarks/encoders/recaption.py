@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from PIL.Image import Image
 
-    from benchmarks.config import BenchmarkConfig
     from benchmarks.eval_model import EvalModel
+    from benchmarks.run_config import BenchmarkConfig
     from clips.data.sources import Source, SourceConfig
 
 METRICS = caption_metrics() | {

@@ -17,8 +17,8 @@ from benchmarks.results import CHANCE
 if TYPE_CHECKING:
     import pandas as pd
 
-    from benchmarks.config import BenchmarkConfig
     from benchmarks.eval_model import EvalModel
+    from benchmarks.run_config import BenchmarkConfig
 
 DIRECTION_LABELS = {"t2i": "T→I", "i2t": "I→T"}
 _RECALLS = tuple(f"{direction}_r{k}" for direction in ("i2t", "t2i") for k in RECALL_KS)

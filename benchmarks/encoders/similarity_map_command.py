@@ -57,7 +57,7 @@ def run_similarity_map(config: SimilarityMapConfig) -> None:
     from benchmarks.encoders.embedding import embed_texts, load_dual_encoder
     from benchmarks.encoders.map_overlay import VisibleRegion, overlay_map, upsample_map
     from benchmarks.encoders.patch_embeddings import patch_embeddings, similarity_maps
-    from llava_bridge.encoders.checks import resolve_open_clip_dir
+    from llava_bridge.encoders.encoder_checks import resolve_open_clip_dir
 
     encoder = load_dual_encoder(str(resolve_open_clip_dir(config.encoder)), "cpu", "auto")
     with torch.inference_mode():

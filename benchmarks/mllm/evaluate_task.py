@@ -31,8 +31,8 @@ from clips.errors import UserError, unknown_name_error
 if TYPE_CHECKING:
     import pandas as pd
 
-    from benchmarks.config import BenchmarkConfig
     from benchmarks.eval_model import EvalModel
+    from benchmarks.run_config import BenchmarkConfig
 
 
 def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
@@ -46,7 +46,7 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
             raise UserError("lmms: one of lmms-eval's models runs in one process here; its arguments may spread it")
         return evaluate_task(row.lmms, config, row.config.results, model_settings(row.lmms, row.config.lmms.model))
     from benchmarks.mllm.llava_model import LlavaBridgeModel
-    from benchmarks.mllm.scoring import run_only
+    from benchmarks.mllm.lmms_scoring import run_only
 
     model = LlavaBridgeModel(
         loaded=row.llava,
@@ -76,7 +76,7 @@ def evaluate_task(
         about: what the protocol says of the model's input and of how its answers were made.
         only: numbers of the questions to ask; by default all.
     """
-    from benchmarks.mllm.scoring import run_and_score
+    from benchmarks.mllm.lmms_scoring import run_and_score
 
     entry, task = get_benchmark(config.entry), _task(model, config)
     available = len(task.eval_docs_no_media)

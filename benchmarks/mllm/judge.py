@@ -25,7 +25,7 @@ from clips.core.cache import Cache, json_cache
 from clips.core.identity import digest
 
 if TYPE_CHECKING:
-    from benchmarks.config import BenchmarkConfig
+    from benchmarks.run_config import BenchmarkConfig
 
 OPENAI_URL = "https://api.openai.com/v1"
 NO_JUDGE = "no judge"

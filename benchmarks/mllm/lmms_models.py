@@ -9,7 +9,7 @@ from benchmarks.protocol import Entries
 from clips.errors import UserError, unknown_name_error
 
 if TYPE_CHECKING:
-    from benchmarks.config import LmmsModel
+    from benchmarks.run_config import LmmsModel
 
 
 def load_lmms_model(config: LmmsModel) -> Any:

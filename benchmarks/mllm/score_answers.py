@@ -13,7 +13,6 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
-from benchmarks.config import BenchmarkConfig
 from benchmarks.mllm.answers import Answer, read_answers
 from benchmarks.mllm.evaluate_task import data_hash, evaluate_task
 from benchmarks.mllm.matching import Match, loosest, match
@@ -21,6 +20,7 @@ from benchmarks.mllm.offline_tasks import data_root, go_offline, load_task
 from benchmarks.protocol import Entries, fingerprint
 from benchmarks.registry import get_benchmark
 from benchmarks.results import Result, check_name, check_not_newer, write_result
+from benchmarks.run_config import BenchmarkConfig
 from clips.core.artifact import file_hash, log_info, writable_directory
 from clips.errors import UserError
 
@@ -94,7 +94,7 @@ def run_score(config: ScoreConfig) -> None:
     check_not_newer(config.results, config.row, benchmark.name)
     answers = read_answers(Path(config.answers), None if config.questions is None else Path(config.questions))
     go_offline()
-    from benchmarks.mllm.scoring import RecordedAnswersModel
+    from benchmarks.mllm.lmms_scoring import RecordedAnswersModel
 
     task = load_task(entry.task, entry.folder, data_root(config.data), own=entry.own)
     docs = list(task.eval_docs_no_media)

@@ -19,7 +19,7 @@ from benchmarks.sizes import n_words
 from benchmarks.study.study_record import RECORD_FILE, read_study_record
 from benchmarks.training_settings import read_training
 from clips.core.artifact import atomic_write, directory_hash, log_info, read_manifest
-from clips.data.formats.base import WHOLE
+from clips.data.formats.dataset_format import WHOLE
 from clips.errors import UserError, error_reason
 from clips.model_card import MODEL_CARD
 from clips.sanitize import escape_markdown

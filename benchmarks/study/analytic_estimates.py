@@ -46,7 +46,7 @@ def _encoder(step: Step, _steps: Mapping[str, Step], count: int, gpu: str | None
 @functools.cache  # encoders that differ in their seed are alike
 def _encoder_estimate(config: str, count: int, gpu: str | None) -> CostEstimate:
     from clips.planning.plan import TrainPlanConfig, training_cost
-    from clips.training.config import EncoderTrainConfig
+    from clips.training.train_config import EncoderTrainConfig
 
     asked = TrainPlanConfig(training="", gpu=gpu or "h200", count=count)
     cost = training_cost(asked, _parsed(EncoderTrainConfig, json.loads(config)), timed=gpu is not None)
@@ -55,7 +55,7 @@ def _encoder_estimate(config: str, count: int, gpu: str | None) -> CostEstimate:
 
 def _llava(step: Step, steps: Mapping[str, Step], count: int, gpu: str | None) -> CostEstimate:
     from llava_bridge.planning.plan import llava_cost
-    from llava_bridge.training.config import LlavaTrainConfig
+    from llava_bridge.training.train_config import LlavaTrainConfig
 
     sizes = {"vision": _made_vision(step, steps), "llm": _made_llm(step, steps)}
     return CostEstimate(**vars(llava_cost(_parsed(LlavaTrainConfig, step.config), gpu=gpu, count=count, **sizes)))
@@ -68,7 +68,7 @@ def _evaluation(step: Step, steps: Mapping[str, Step], count: int, gpu: str | No
     from benchmarks.registry import get_benchmark
     from clips.planning.hardware import GPUS
     from llava_bridge.planning.plan import ASSUMED_MFU, ASSUMED_TEXT_TOKENS, sizes_of
-    from llava_bridge.training.config import LlavaTrainConfig
+    from llava_bridge.training.train_config import LlavaTrainConfig
 
     trained = next((steps[name] for name in step.parents if steps[name].kind == "llava"), None)
     if trained is None or gpu is None:
@@ -139,8 +139,8 @@ def _made_vision(step: Step, steps: Mapping[str, Step]) -> Any:
 def _made_cfg(step: Step, steps: Mapping[str, Step]) -> dict[str, Any] | None:
     """The ``model_cfg`` of an encoder that the study trains, after its last stage; None of another."""
     from clips.model.architectures import model_cfg
-    from clips.training.config import EncoderTrainConfig
     from clips.training.stages import stage_configs
+    from clips.training.train_config import EncoderTrainConfig
 
     maker = _maker(step, "encoder", steps)
     if maker is None:
@@ -150,7 +150,7 @@ def _made_cfg(step: Step, steps: Mapping[str, Step]) -> dict[str, Any] | None:
 
 def _made_llm(step: Step, steps: Mapping[str, Step]) -> Any:
     from llava_bridge.planning.model_sizes import llm_size, new_llm_size
-    from llava_bridge.training.config import LlavaTrainConfig
+    from llava_bridge.training.train_config import LlavaTrainConfig
 
     maker = _maker(step, "llm", steps)
     if maker is None:

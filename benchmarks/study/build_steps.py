@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.config import MODEL_FIELDS, BenchmarkConfig, RequiredModel, RunConfig
 from benchmarks.registry import get_benchmark
+from benchmarks.run_config import MODEL_FIELDS, BenchmarkConfig, RequiredModel, RunConfig
 from benchmarks.study.path_refs import PATH_PREFIX, external_file, hub_name, map_strings, split_refs
 from benchmarks.study.schema import Combination, Study
 from benchmarks.study.steps import OutputSpec, Step, StepKind

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.config import BenchmarkConfig
+from benchmarks.run_config import BenchmarkConfig
 from benchmarks.study.build_steps import (
     DEFAULT_DATA_COMMAND,
     EVALUATE,

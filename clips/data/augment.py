@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageStat
 
-from clips.data.config import AugmentConfig
+from clips.data.data_config import AugmentConfig
 
 _ASPECT = (3 / 4, 4 / 3)
 _JITTER_PROBABILITY = 0.8

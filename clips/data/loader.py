@@ -17,7 +17,7 @@ import torch
 
 from clips.core.artifact import MANIFEST
 from clips.data.augment import augment, min_decode_size
-from clips.data.config import DataConfig
+from clips.data.data_config import DataConfig
 from clips.data.images import BadImageError, decode_image
 from clips.data.invalid_samples import Invalid
 from clips.data.prefetch import start_prefetcher

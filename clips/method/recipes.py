@@ -2,8 +2,8 @@
 
 A recipe is one entry of ``RECIPES`` and combines named parts: the texts that are contrasted with the image
 (``POSITIVES``),
-a contrastive loss (``clips.model.config.CONTRASTIVE_LOSSES``) and a captioner. A config can override the settings of
-the recipe, so an ablation is a config.
+a contrastive loss (``clips.model.captioner_config.CONTRASTIVE_LOSSES``) and a captioner. A config can override the
+settings of the recipe, so an ablation is a config.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from clips.errors import UserError, unknown_name_error
 from clips.method.caption_strategies import STRATEGIES, sentences
-from clips.model.config import CONTRASTIVE_LOSSES, CaptionerConfig
+from clips.model.captioner_config import CONTRASTIVE_LOSSES, CaptionerConfig
 from clips.model.tokenizer import PAD, ClipsTokenizer
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class RecipeConfig:
 
     name: str = field(default="clips", metadata={"choices": "clips.method.recipes:RECIPES"})
     texts: tuple[str, ...] | None = field(default=None, metadata={"choices": "clips.method.recipes:POSITIVES"})
-    loss: str = field(default="softmax", metadata={"choices": "clips.model.config:CONTRASTIVE_LOSSES"})
+    loss: str = field(default="softmax", metadata={"choices": "clips.model.captioner_config:CONTRASTIVE_LOSSES"})
     strategy: str | None = field(default=None, metadata={"choices": "clips.method.caption_strategies:STRATEGIES"})
     web_strategy: str | None = field(default=None, metadata={"choices": "clips.method.caption_strategies:STRATEGIES"})
     target_tokens: int = 32

@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 from clips.method.clips_model import ClipsModel
 from clips.method.optimizer import OptimizerConfig
-from clips.parallel.config import DistributedConfig, Parallel
 from clips.parallel.ddp import DDPStrategy, repeated_layers
 from clips.parallel.distributed import DistributedContext
+from clips.parallel.distributed_config import DistributedConfig, Parallel
 from clips.parallel.fsdp import FSDPStrategy
 
 

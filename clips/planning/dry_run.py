@@ -29,7 +29,7 @@ from clips.model.tokenizer import EOS
 from clips.model.towers import eot_token_id
 from clips.planning.profilers import FlopCounter, MemoryTrace
 from clips.training import validation
-from clips.training.config import ValidationConfig
+from clips.training.train_config import ValidationConfig
 
 Device = Literal["cpu", "cuda"]
 BATCH_DIVISOR = 23

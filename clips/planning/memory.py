@@ -14,8 +14,8 @@ from typing import get_args
 
 import numpy as np
 
-from clips.parallel.config import ZERO_REDUCE_BUCKET_SIZE, Parallel
 from clips.parallel.ddp import repeated_layers
+from clips.parallel.distributed_config import ZERO_REDUCE_BUCKET_SIZE, Parallel
 from clips.planning.dry_run import (
     BATCH_DIVISOR,
     Device,
@@ -26,7 +26,7 @@ from clips.planning.dry_run import (
     profile_step,
     profile_validation,
 )
-from clips.training.config import EncoderTrainConfig
+from clips.training.train_config import EncoderTrainConfig
 
 PARALLELS: tuple[Parallel, ...] = get_args(Parallel)
 SHARDED: dict[Parallel, frozenset[str]] = {
@@ -54,7 +54,7 @@ class Layout:
     """How the work is distributed.
 
     Args:
-        parallel: see `clips.parallel.config.DistributedConfig`.
+        parallel: see `clips.parallel.distributed_config.DistributedConfig`.
         count: processes, one a GPU.
         checkpointing: activation checkpointing.
     """

@@ -12,7 +12,7 @@ from torch import Tensor
 from clips.core.artifact import log_info
 from clips.errors import error_reason
 from clips.planning.hardware import find_gpu
-from clips.training.config import EncoderTrainConfig
+from clips.training.train_config import EncoderTrainConfig
 
 _COUNTED = 8  # batches
 

@@ -17,11 +17,11 @@ from clips.data.sources import open_source
 from clips.errors import UserError
 from clips.jsontext import safe_json_loads
 from clips.planning import Cost
-from clips.planning.config import TrainPlanConfig
 from clips.planning.hardware import GPUS, Gpu
 from clips.planning.memory import SHARDED, Layout, MemoryModel, Parts, largest
-from clips.training.config import EncoderTrainConfig
+from clips.planning.plan_config import TrainPlanConfig
 from clips.training.stages import stage_configs
+from clips.training.train_config import EncoderTrainConfig
 
 _GB = 1e9
 

@@ -15,7 +15,7 @@ from PIL import Image
 from clips.core.artifact import directory_hash
 from clips.errors import UserError, error_reason
 from clips.model.loading import library_errors_as_user_errors, load_pretrained
-from clips.recaption.config import RecaptionConfig
+from clips.recaption.recaption_config import RecaptionConfig
 
 
 @dataclasses.dataclass(frozen=True)

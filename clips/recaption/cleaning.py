@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from clips.recaption.config import RecaptionConfig
+from clips.recaption.recaption_config import RecaptionConfig
 
 if TYPE_CHECKING:
     from clips.recaption.caption_model import GeneratedCaption

@@ -14,7 +14,7 @@ from clips.core.identity import RUN
 from clips.data.sources import Source
 from clips.data.sources.webdataset import SIZES_FILE
 from clips.jsontext import safe_json_loads
-from clips.recaption.config import RecaptionConfig
+from clips.recaption.recaption_config import RecaptionConfig
 from clips.recaption.shard_writers import WORK_DIR
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from clips.core.identity import RUN, identity, read_run, refuse_other_run, run_t
 from clips.data.images import BadImageError, decode_image
 from clips.data.sources import BadSampleError, Sample, Source, open_source, shard_lengths
 from clips.recaption.cleaning import filter_captions
-from clips.recaption.config import WEB_CAPTION_PLACEHOLDER, RecaptionConfig
 from clips.recaption.finalize import finalize_dataset, save_model_record
+from clips.recaption.recaption_config import WEB_CAPTION_PLACEHOLDER, RecaptionConfig
 from clips.recaption.shard_writers import WORK_DIR, CaptionedSample, ShardWriter, shard_name
 from clips.recaption.work_split import OutputShard, group_shards, overlaps, split_into_shards, split_into_windows
 

@@ -15,7 +15,7 @@ from PIL import Image
 from clips.core.artifact import atomic_write, file_hash, temp_path_for, write_errors_as_user_errors
 from clips.data.invalid_samples import InvalidSamples
 from clips.data.sources import Record
-from clips.recaption.config import RecaptionConfig
+from clips.recaption.recaption_config import RecaptionConfig
 
 WORK_DIR = ".work"
 """In the output, until it is complete: counts of finished shards, and unfinished ones."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from clips.scenes.long_captions import faithful_caption, noun_with_size
 from clips.scenes.mllm_captions import MllmCaptionStyle, mllm_caption
 from clips.scenes.phrases import (
     LOCATION_PHRASES,
@@ -17,6 +16,7 @@ from clips.scenes.phrases import (
     join_with_and,
 )
 from clips.scenes.rng import DeterministicRng
+from clips.scenes.synthetic_captions import faithful_caption, noun_with_size
 from clips.scenes.web_captions import web_caption
 from clips.scenes.world import Scene, SceneGenerator
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clips.errors import UserError
-from clips.scenes.long_captions import background_sentence, object_clause, sign_sentence, summary
 from clips.scenes.phrases import LOCATION_PHRASES, ObjectGroup, SceneDescription, capitalize_sentence, with_article
 from clips.scenes.rng import DeterministicRng
+from clips.scenes.synthetic_captions import background_sentence, object_clause, sign_sentence, summary
 
 _ALSO_IN_SUMMARY = 500  # per mille of the objects other than the most important one
 _NAMES_A_THING = 500  # per mille of the sentences that add nothing new

@@ -26,8 +26,8 @@ from clips.parallel.ddp import DDPStrategy
 from clips.parallel.distributed import from_main, start_processes
 from clips.parallel.strategies import build_strategy
 from clips.training.checkpoint import load_tensors, tensor_names, verify_checkpoint_distributed
-from clips.training.config import EncoderTrainConfig
 from clips.training.ema import ModelEma
+from clips.training.train_config import EncoderTrainConfig
 from clips.training.train_state import TrainState, list_checkpoints, read_train_state
 from clips.training.train_step import TrainRun
 

@@ -15,7 +15,7 @@ from clips.core.artifact import MANIFEST, STAGES_DIR, read_manifest
 from clips.errors import UserError
 from clips.method.optimizer import EITHER
 from clips.serialization import to_plain
-from clips.training.config import EncoderTrainConfig
+from clips.training.train_config import EncoderTrainConfig
 from clips.typed_data import from_plain
 
 _LENGTHS = ("steps", "samples", "epochs")

@@ -17,9 +17,9 @@ from clips.method.recipes import Recipe
 from clips.model.precision import fast_sdpa_backend
 from clips.parallel.ddp import DDPStrategy
 from clips.parallel.distributed import DistributedContext
-from clips.training.config import EncoderTrainConfig
 from clips.training.ema import ModelEma
 from clips.training.grad_spikes import is_grad_spike
+from clips.training.train_config import EncoderTrainConfig
 from clips.training.train_state import TrainState
 
 Batch = dict[str, Tensor]

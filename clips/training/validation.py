@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from clips.data.augment import augment
-from clips.data.config import AugmentConfig
+from clips.data.data_config import AugmentConfig
 from clips.data.images import BadImageError, decode_image
 from clips.data.sources import BadSampleError, Sample, Source, open_source
 from clips.errors import UserError
@@ -25,7 +25,7 @@ from clips.method.clips_model import ClipsModel
 from clips.method.recipes import CaptionPair, RecipeConfig, partial_text
 from clips.model import towers
 from clips.parallel.distributed import all_or_none
-from clips.training.config import ValidationConfig
+from clips.training.train_config import ValidationConfig
 from clips.training.train_step import TrainRun
 
 IMAGE, CAPTIONS = "image", ("web", "partial", "whole")

@@ -17,7 +17,7 @@ from clips.core.artifact import atomic_artifact_dir, atomic_write, check_overwri
 from clips.errors import UserError
 from clips.jsontext import safe_json_loads
 from clips.model_refs import resolve_model_dir
-from llava_bridge.model.checks import check_llava_dir, is_llava, read_config
+from llava_bridge.model.llava_checks import check_llava_dir, is_llava, read_config
 
 VISION_TOWER_DIR = "vision_tower"
 """The folder in which a converted checkpoint has its tower, for the original code to find."""
@@ -150,7 +150,7 @@ def _assembled(config: ConvertConfig, original: Any, tower: str) -> tuple[Any, A
     from llava_bridge.conversation import add_sentencepiece_spaces, is_wrapped_template
     from llava_bridge.conversion.original_llava import LLM_TYPES, hf_projector_names
     from llava_bridge.encoders import load_encoder
-    from llava_bridge.encoders.base import load_weights
+    from llava_bridge.encoders.encoder import load_weights
     from llava_bridge.model.build import LlavaParts, build_llava_from_parts, read_tokenizer
     from llava_bridge.projectors import ProjectorConfig
 

@@ -24,7 +24,7 @@ from clips.errors import UserError
 from clips.interchange.weight_mapping import read_weights
 from clips.jsontext import safe_json_loads
 from llava_bridge.model.anyres import is_anyres_processor
-from llava_bridge.model.checks import is_original_llava, read_config
+from llava_bridge.model.llava_checks import is_original_llava, read_config
 
 LLM_TYPES = {
     "llava": "llama",

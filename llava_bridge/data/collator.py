@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from clips.data.formats.base import Conversation
+from clips.data.formats.dataset_format import Conversation
 from clips.data.invalid_samples import Invalid
 from clips.errors import UserError
 from llava_bridge.conversation import IGNORE_INDEX, IMAGE, ConversationEncoder, InvalidConversationError

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from clips.commandline.progress import progress_iter
-from clips.data.formats.base import Conversation
+from clips.data.formats.dataset_format import Conversation
 from clips.data.inspect_page import Example, Span, evenly, thumbnail, write_page
 from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError
@@ -121,7 +121,7 @@ def _chat(config: InspectConversationsConfig) -> Any:
 
 def _tiling(config: InspectConversationsConfig, tokenizer: Any, template: str) -> Any:
     """The processor of a LLaVA with such tiles."""
-    from llava_bridge.encoders.base import ImagePreprocess
+    from llava_bridge.encoders.encoder import ImagePreprocess
     from llava_bridge.model.build import build_processor
 
     none = (0.0, 0.0, 0.0)  # only sizes matter

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from clips.data.formats import FORMATS, DatasetSpec, read_dataset
-from clips.data.formats.base import IMAGE, Conversation, Turn, texts_of
+from clips.data.formats.dataset_format import IMAGE, Conversation, Turn, texts_of
 from clips.data.text_files import read_json_lines
 from clips.errors import UserError
 from llava_bridge.data.samples import TEXT, ConversationSourceConfig

@@ -26,7 +26,7 @@ from clips.errors import UserError, unknown_name_error
 from llava_bridge.encoders.spec import ENCODER_SOURCES, parse_spec
 
 if TYPE_CHECKING:
-    from llava_bridge.encoders.base import VisionEncoder, VisionTower
+    from llava_bridge.encoders.encoder import VisionEncoder, VisionTower
 
 __all__ = ["ENCODER_SOURCES", "build_tower", "load_encoder", "parse_spec"]
 

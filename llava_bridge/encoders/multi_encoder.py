@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from clips.errors import UserError
-from llava_bridge.encoders.base import VisionEncoder, VisionTower, check_feature_layer
+from llava_bridge.encoders.encoder import VisionEncoder, VisionTower, check_feature_layer
 from llava_bridge.encoders.spec import fusion_mode, split_encoders
 
 

@@ -19,8 +19,8 @@ from clips.model.loading import library_errors_as_user_errors
 from clips.model.pos_embed import resize_pos_embed, resize_sincos_pos_embed
 from clips.model_refs import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 from llava_bridge.encoders import timm_source
-from llava_bridge.encoders.base import ImagePreprocess, VisionEncoder, VisionTower
-from llava_bridge.encoders.checks import check_encoder_files, resolve_open_clip_dir
+from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder, VisionTower
+from llava_bridge.encoders.encoder_checks import check_encoder_files, resolve_open_clip_dir
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _POSITIONS = "positional_embedding"

@@ -19,7 +19,7 @@ from clips.commandline.import_guards import without_wandb
 from clips.errors import UserError
 from clips.model.loading import library_errors_as_user_errors
 from clips.model.pos_embed import resize_timm_pos_embed
-from llava_bridge.encoders.base import ImagePreprocess, VisionEncoder, VisionTower
+from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder, VisionTower
 
 _HEADS = ("classifier.", "head.fc.", "fc.", "head.l.", "head_dist.")
 _POSITIONS = "trunk.pos_embed"

@@ -17,8 +17,8 @@ from torch import Tensor
 from clips.errors import UserError
 from clips.model.loading import library_errors_as_user_errors, load_pretrained
 from clips.model.pos_embed import resize_pos_embed
-from llava_bridge.encoders.base import ImagePreprocess, VisionEncoder, VisionTower
-from llava_bridge.encoders.checks import check_encoder_files, resolve_vision_dir
+from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder, VisionTower
+from llava_bridge.encoders.encoder_checks import check_encoder_files, resolve_vision_dir
 
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's constants
 

@@ -22,7 +22,7 @@ from llava_bridge.projectors import ProjectorConfig, ProjectorShape, num_output_
 if TYPE_CHECKING:
     from PIL import Image
 
-    from llava_bridge.encoders.base import ImagePreprocess
+    from llava_bridge.encoders.encoder import ImagePreprocess
 
 ImageFit = Literal["squash", "pad", "crop", "anyres"]
 """How images become squares; with ``anyres`` several of each."""

@@ -28,7 +28,7 @@ from clips.model_refs import resolve_model_dir
 from llava_bridge.chat_templates import TEMPLATES_WITHOUT_EOT
 from llava_bridge.conversation import IMAGE, ConversationEncoder, resolve_chat_template_with_spaces
 from llava_bridge.encoders import load_encoder
-from llava_bridge.encoders.base import ImagePreprocess, VisionEncoder
+from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder
 from llava_bridge.encoders.multi_encoder import with_feature_layer
 from llava_bridge.model.anyres import (
     ImageFit,
@@ -38,8 +38,8 @@ from llava_bridge.model.anyres import (
     num_image_tokens,
     resolve_pinpoints,
 )
-from llava_bridge.model.checks import check_llm_dir, is_llava
 from llava_bridge.model.image_processing import make_image_processor
+from llava_bridge.model.llava_checks import check_llm_dir, is_llava
 from llava_bridge.model.lm_head import extract_lm_head, neutralize_logit_scaling
 from llava_bridge.model.modeling_llava import (
     AnyConfig,

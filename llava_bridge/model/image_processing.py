@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from transformers import CLIPImageProcessor, LlavaImageProcessor
 
-from llava_bridge.encoders.base import ImagePreprocess
+from llava_bridge.encoders.encoder import ImagePreprocess
 
 Fit = Literal["squash", "pad", "crop"]
 PIL_RESAMPLING = {"bilinear": 2, "bicubic": 3}  # PIL's constants, which transformers stores

@@ -11,12 +11,12 @@ from clips.errors import UserError
 from clips.model.loading import library_errors_as_user_errors, load_pretrained
 from clips.model_refs import resolve_model_dir
 from llava_bridge.conversation import IMAGE, resolve_chat_template_with_spaces
-from llava_bridge.encoders.base import ImagePreprocess, VisionEncoder
+from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder
 from llava_bridge.encoders.transformers_source import FAMILIES, image_size_of
 from llava_bridge.model.anyres import is_anyres_processor
 from llava_bridge.model.build import build_processor, set_generation_config
-from llava_bridge.model.checks import check_llava_dir
 from llava_bridge.model.configuration_llava import BridgeLlavaConfig, BridgeLlavaNextConfig
+from llava_bridge.model.llava_checks import check_llava_dir
 from llava_bridge.model.modeling_vision import EncoderVisionModel, build_vision_model
 
 

@@ -22,7 +22,13 @@ from clips.errors import UserError
 from clips.model.feature_cache import FeatureCache
 from clips.model.loading import library_errors_as_user_errors
 from llava_bridge.encoders import build_tower
-from llava_bridge.encoders.base import VisionEncoder, VisionTower, check_feature_layer, load_weights, probe_output_shape
+from llava_bridge.encoders.encoder import (
+    VisionEncoder,
+    VisionTower,
+    check_feature_layer,
+    load_weights,
+    probe_output_shape,
+)
 from llava_bridge.model.configuration_llava import EncoderVisionConfig
 
 

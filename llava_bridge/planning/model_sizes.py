@@ -20,7 +20,7 @@ import torch
 
 from clips.errors import UserError
 from clips.model_refs import HF_HUB_PREFIX, OPEN_CLIP_CONFIG, is_on_hub
-from llava_bridge.encoders.base import VisionTower
+from llava_bridge.encoders.encoder import VisionTower
 from llava_bridge.encoders.spec import parse_spec, split_encoders
 from llava_bridge.model.small_llama import SmallLlamaConfig
 from llava_bridge.projectors import ProjectorConfig

@@ -12,11 +12,11 @@ from transformers import TrainerCallback
 
 from clips.data.invalid_samples import InvalidSamples
 from llava_bridge.training.checkpoints import mark_complete
-from llava_bridge.training.config import Part
 from llava_bridge.training.hung import HungWatch
 from llava_bridge.training.launch import DistributedStopRequest, is_main_process, is_parent_dead, log_rank0
 from llava_bridge.training.progress import StageProgress
 from llava_bridge.training.sharded_weights import frozen_tensors, tensors_hash
+from llava_bridge.training.train_config import Part
 
 _TOO_EASY = 0.02  # loss of a first step
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from clips.errors import UserError
-from llava_bridge.training.config import LoraConfig
+from llava_bridge.training.train_config import LoraConfig
 
 ADAPTER_DIR = "adapter"
 """The folder of adapters that were not merged, in a LLaVA directory."""

@@ -13,9 +13,9 @@ from clips.data.tar_index import read_byte_range
 from clips.model_refs import is_on_hub, resolve_model_dir
 from clips.serialization import to_plain
 from llava_bridge.data.samples import ConversationSourceConfig
-from llava_bridge.encoders.checks import encoder_commits
+from llava_bridge.encoders.encoder_checks import encoder_commits
 from llava_bridge.encoders.spec import local_paths
-from llava_bridge.training.config import LlavaTrainConfig
+from llava_bridge.training.train_config import LlavaTrainConfig
 
 _WITH_PICTURES = {".parquet", ".arrow", ".tar"}
 _END_BYTES = 1 << 20  # parquet's footer, which knows all row groups, lies at its end

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, default_data_collator
 
-from clips.data.formats.base import Conversation
+from clips.data.formats.dataset_format import Conversation
 from clips.errors import UserError
 from clips.model.loading import library_errors_as_user_errors
 from llava_bridge.conversation import ConversationEncoder, resolve_chat_template
@@ -32,9 +32,9 @@ from llava_bridge.model.image_processing import with_aspect_ratio
 from llava_bridge.model.load_llava import load_for_training
 from llava_bridge.model.modeling_llava import MultimodalConnector
 from llava_bridge.model.small_llama import new_llama, train_tokenizer
-from llava_bridge.training.config import LlavaTrainConfig, Part, StageConfig
 from llava_bridge.training.distributed import barrier
 from llava_bridge.training.launch import is_main_process
+from llava_bridge.training.train_config import LlavaTrainConfig, Part, StageConfig
 from llava_bridge.training.work_dir import stage_start_dir
 
 _LONGEST = 2048

@@ -20,7 +20,6 @@ from clips.errors import UserError
 from clips.jsontext import safe_json_loads
 from llava_bridge.data import read_samples
 from llava_bridge.data.sources import refuse_missing
-from llava_bridge.training.config import LlavaTrainConfig
 from llava_bridge.training.launch import (
     STOP_FILE,
     DistributedStopRequest,
@@ -29,6 +28,7 @@ from llava_bridge.training.launch import (
     log_rank0,
 )
 from llava_bridge.training.run_identity import artifact_kind, data_manifest, parent_artifacts, run_identity
+from llava_bridge.training.train_config import LlavaTrainConfig
 from llava_bridge.training.work_dir import has_progress, work_dir
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from clips.core.artifact import atomic_write, is_finished
 from clips.serialization import to_yaml
-from llava_bridge.training.config import LlavaTrainConfig
 from llava_bridge.training.launch import (
     forward_user_errors,
     is_main_process,
@@ -22,6 +21,7 @@ from llava_bridge.training.launch import (
 )
 from llava_bridge.training.run_identity import artifact_kind, run_identity
 from llava_bridge.training.stages import remove_leftover, run_stages
+from llava_bridge.training.train_config import LlavaTrainConfig
 from llava_bridge.training.work_dir import check_inputs, lock_work_dir, work_dir
 
 

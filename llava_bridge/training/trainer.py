@@ -38,7 +38,6 @@ from llava_bridge.training.checkpoints import (
     load_invalid_samples,
     needs_universal_conversion,
 )
-from llava_bridge.training.config import LlavaTrainConfig, Parallel, Part, StageConfig
 from llava_bridge.training.fsdp_trainer import ShardedTrainer
 from llava_bridge.training.launch import DistributedStopRequest, deepspeed_config, exit_after_stop, log_rank0
 from llava_bridge.training.lora import add_lora
@@ -48,6 +47,7 @@ from llava_bridge.training.quantization import numel_unpacked, quantize
 from llava_bridge.training.save_model import save_stage_model
 from llava_bridge.training.setup import StageSetup, setup_stage, split_parts
 from llava_bridge.training.sharded_weights import finer_than_bf16, frozen_fits_bf16, set_masters
+from llava_bridge.training.train_config import LlavaTrainConfig, Parallel, Part, StageConfig
 from llava_bridge.training.work_dir import CHECKPOINTS_DIR
 
 

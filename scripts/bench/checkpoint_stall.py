@@ -23,9 +23,9 @@ from measure import add_common, machine, spread, table
 
 from clips.method.recipes import RECIPES, RecipeConfig
 from clips.model.architectures import ModelConfig
-from clips.model.config import CaptionerConfig
-from clips.parallel.config import DistributedConfig
+from clips.model.captioner_config import CaptionerConfig
 from clips.parallel.distributed import all_gather_objects, end_processes, start_processes, wait_for_main_process
+from clips.parallel.distributed_config import DistributedConfig
 from clips.parallel.strategies import STRATEGIES
 from clips.train import save_checkpoint
 from clips.training.checkpoint import Checkpointer

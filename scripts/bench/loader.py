@@ -37,7 +37,7 @@ import torch
 from PIL import Image
 
 from clips.data.augment import augment, min_decode_size
-from clips.data.config import AugmentConfig, DataConfig
+from clips.data.data_config import AugmentConfig, DataConfig
 from clips.data.loader import TrainDataset, iterate_batches
 from clips.data.sources import SourceConfig
 from clips.data.tar_index import index_tar

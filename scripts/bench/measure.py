@@ -18,16 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clips.data.config import DataConfig
+from clips.data.data_config import DataConfig
 from clips.data.sources import SourceConfig
 from clips.method.clips_model import ClipsModel, build_model
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig
 from clips.model.tokenizer import ClipsTokenizer
-from clips.parallel.config import DistributedConfig
 from clips.parallel.distributed import DistributedContext
+from clips.parallel.distributed_config import DistributedConfig
 from clips.parallel.strategies import build_strategy as spread_model
-from clips.training.config import EncoderTrainConfig
+from clips.training.train_config import EncoderTrainConfig
 from clips.training.train_state import TrainState
 from clips.training.train_step import TrainRun
 

@@ -25,8 +25,8 @@ from measure import add_common, flops, machine, spread, table, take_turns
 
 from clips.method.recipes import RECIPES, RecipeConfig
 from clips.model.architectures import ModelConfig
-from clips.model.config import CaptionerConfig
-from clips.parallel.config import DistributedConfig
+from clips.model.captioner_config import CaptionerConfig
+from clips.parallel.distributed_config import DistributedConfig
 from clips.training.train_step import train_step
 
 SECONDS_OF_PRODUCTS = 1.0

@@ -25,14 +25,14 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from clips.data.config import DataConfig
+from clips.data.data_config import DataConfig
 from clips.data.sources import SourceConfig
 from clips.model.architectures import ModelConfig
-from clips.parallel.config import DistributedConfig, Parallel
+from clips.parallel.distributed_config import DistributedConfig, Parallel
 from clips.planning.dry_run import fake_batch, fake_model
 from clips.planning.memory import Layout, MemoryModel
-from clips.training.config import EncoderTrainConfig
 from clips.training.setup import setup_run
+from clips.training.train_config import EncoderTrainConfig
 from clips.training.train_step import TrainRun, train_step
 
 CASES = ["clips-s-16:8", "clips-s-16:32", "clips-s-16:32:8", "clips-b-16:4", "clips-b-16:8"]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from clips.data.formats.base import (
+from clips.data.formats.dataset_format import (
     Captioned,
     Classified,
     Conversation,

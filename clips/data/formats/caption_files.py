@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from clips.data.formats.base import Captioned, Dataset, Location, captioned
+from clips.data.formats.dataset_format import Captioned, Dataset, Location, captioned
 from clips.data.images import IMAGE_SUFFIXES, image_exists
 from clips.data.lazy_images import FileImage
 from clips.data.text_files import check_keys, read_json, read_json_lines, read_text_lines

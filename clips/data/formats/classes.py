@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from clips.data.formats.base import WHOLE, Classified, Dataset, Location
+from clips.data.formats.dataset_format import WHOLE, Classified, Dataset, Location
 from clips.data.formats.rows import has_splits, open_rows
 from clips.data.images import IMAGE_SUFFIXES
 from clips.data.lazy_images import FileImage, ImageColumn, TableImage

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clips.core.cache import cache_directory
-from clips.data.formats.base import IMAGE, Conversation, Dataset, Location, Turn
+from clips.data.formats.dataset_format import IMAGE, Conversation, Dataset, Location, Turn
 from clips.data.formats.rows import files_of_splits, is_saved, open_rows
 from clips.data.formats.turns import (
     CONVERSATION_KEYS,

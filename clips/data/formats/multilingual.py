@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from clips.data.formats.base import Captioned, Dataset, Location, captioned
+from clips.data.formats.dataset_format import Captioned, Dataset, Location, captioned
 from clips.data.text_files import check_keys, read_json_lines, read_text_lines
 from clips.errors import UserError
 

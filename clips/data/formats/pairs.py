@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from clips.data.formats.base import Dataset, ImageRegion, Location, Pair
+from clips.data.formats.dataset_format import Dataset, ImageRegion, Location, Pair
 from clips.data.formats.rows import holds_rows, open_rows
 from clips.data.images import image_exists
 from clips.data.lazy_images import FileImage, ImageColumn, TableImage

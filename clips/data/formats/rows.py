@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clips.data.formats.base import WHOLE, Captioned, Dataset, Location, captioned
+from clips.data.formats.dataset_format import WHOLE, Captioned, Dataset, Location, captioned
 from clips.data.lazy_images import ImageColumn, TableImage
 from clips.data.parquet_limits import check_decompressed_size, iter_record_batches
 from clips.errors import UserError, error_reason, unknown_name_error

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from clips.data.formats.base import WHOLE, Captioned, Classified, Conversation, Dataset, Location
+from clips.data.formats.dataset_format import WHOLE, Captioned, Classified, Conversation, Dataset, Location
 from clips.data.formats.turns import CONVERSATION_KEYS, EXPECTED_FORMAT, parse_messages, place_images
 from clips.data.images import IMAGE_SUFFIXES
 from clips.data.lazy_images import TarImage

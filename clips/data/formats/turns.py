@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clips.data.formats.base import IMAGE, Turn
+from clips.data.formats.dataset_format import IMAGE, Turn
 
 CONVERSATION_KEYS = ("messages", "conversations")
 """The names under which data sets keep a conversation."""

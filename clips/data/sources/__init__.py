@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from clips.data.formats import FORMATS
 from clips.data.images import BadSampleError
-from clips.data.sources.base import Record, RemoteSource, Sample, Source, SourceConfig, shard_lengths
+from clips.data.sources.source import Record, RemoteSource, Sample, Source, SourceConfig, shard_lengths
 from clips.errors import UserError
 from clips.lazy_import import import_from_string
 

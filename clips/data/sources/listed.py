@@ -9,10 +9,10 @@ import numpy as np
 
 from clips.core.artifact import file_hash
 from clips.data.formats import FORMATS, DatasetSpec, read_dataset
-from clips.data.formats.base import texts_of
+from clips.data.formats.dataset_format import texts_of
 from clips.data.images import BadSampleError
 from clips.data.lazy_images import FileImage, image_bytes
-from clips.data.sources.base import Record, Sample, SourceConfig
+from clips.data.sources.source import Record, Sample, SourceConfig
 from clips.errors import UserError, unknown_name_error
 
 WEB = ("drawn_sentence", "first_sentence")

@@ -13,8 +13,8 @@ from clips.data.images import BadSampleError
 from clips.data.lazy_images import image_bytes
 from clips.data.parquet_limits import check_decompressed_size
 from clips.data.remote_files import ShardCache, expand_brace_ranges, is_remote
-from clips.data.sources.base import Record, Sample, SourceConfig, choose_nonempty, sample_caption
 from clips.data.sources.parquet import ParquetRows
+from clips.data.sources.source import Record, Sample, SourceConfig, choose_nonempty, sample_caption
 from clips.errors import UserError, unknown_name_error
 
 _READERS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -17,7 +17,7 @@ from clips.data.formats.tar_shards import list_shards
 from clips.data.images import IMAGE_SUFFIXES, BadSampleError
 from clips.data.remote_files import ShardCache, UnreachableError, is_remote, read_file
 from clips.data.shard_index import INDEX_READ_ERRORS, ShardIndex, Spans, index_shard, load_index
-from clips.data.sources.base import Record, Sample, SourceConfig, choose_nonempty, sample_caption
+from clips.data.sources.source import Record, Sample, SourceConfig, choose_nonempty, sample_caption
 from clips.data.tar_index import read_byte_range
 from clips.errors import UserError, error_reason, unknown_name_error
 from clips.jsontext import safe_json_loads

@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from clips.core.artifact import log_info
-from clips.planning.config import TrainPlanConfig
 from clips.planning.memory import PARALLELS
 from clips.planning.plan import Speed, StagePlan, data_bytes, plan_stages
-from clips.training.config import EncoderTrainConfig
+from clips.planning.plan_config import TrainPlanConfig
 from clips.training.setup import has_trainable_batchnorm
+from clips.training.train_config import EncoderTrainConfig
 
 _COUNTS = (8, 16, 32, 64, 128, 256, 512)
 _PARTS = {

@@ -23,14 +23,14 @@ from benchmarks.evaluation import Evaluation, MetricSpec, compute_metric, thumbn
 from benchmarks.protocol import Entries, full_size_entry
 from benchmarks.registry import get_benchmark
 from benchmarks.results import CHANCE
-from clips.data.formats.base import ImageRegion, Pair
+from clips.data.formats.dataset_format import ImageRegion, Pair
 from clips.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
     from PIL.Image import Image
 
-    from benchmarks.config import BenchmarkConfig
+    from benchmarks.run_config import BenchmarkConfig
 
 _MOST_KINDS = 20  # with a metric of their own; ARO has hundreds, whose mean is given alone
 _GROUPS = {"image_score": "image", "group_score": "group"}

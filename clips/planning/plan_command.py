@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from clips.commandline.parsing import parse_config
-from clips.planning.config import TrainPlanConfig
-from clips.training.config import EncoderTrainConfig
+from clips.planning.plan_config import TrainPlanConfig
+from clips.training.train_config import EncoderTrainConfig
 
 
 def run_plan(config: TrainPlanConfig) -> None:
@@ -15,6 +15,6 @@ def run_plan(config: TrainPlanConfig) -> None:
     """
     training = parse_config(EncoderTrainConfig, ["--config", config.training], prog=config.training)
     assert training is not None
-    from clips.planning.tables import print_plan  # imports torch
+    from clips.planning.plan_tables import print_plan  # imports torch
 
     print_plan(config, training)

@@ -7,14 +7,14 @@ import math
 from typing import Any, Literal
 
 from clips.core.identity import RUN_ONLY
-from clips.data.config import DataConfig
+from clips.data.data_config import DataConfig
 from clips.data.sources import SourceConfig
 from clips.errors import UserError
 from clips.method.optimizer import OptimizerConfig
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig
-from clips.model.config import Precision
-from clips.parallel.config import DistributedConfig
+from clips.model.captioner_config import Precision
+from clips.parallel.distributed_config import DistributedConfig
 
 _MAY_CHANGE = ("optim.", "precision")  # what else a run is cannot change without it being another run
 

@@ -68,7 +68,7 @@ class SourceConfig:
     """
 
     format: str = dataclasses.field(
-        default="webdataset", metadata={"choices": "clips.data.sources.base:TRAINING_FORMATS"}
+        default="webdataset", metadata={"choices": "clips.data.sources.source:TRAINING_FORMATS"}
     )
     path: str
     image: str | None = None
