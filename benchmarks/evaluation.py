@@ -27,7 +27,7 @@ class MetricSpec:
 
     Args:
         label: for a column's head.
-        formula: a name in ``formulas.FORMULAS``; None where the scorer alone knows.
+        formula: a name in ``aggregation.AGGREGATIONS``; None where the scorer alone knows.
         columns: item columns that the formula takes.
         scale: what to multiply the value by to show it.
         higher_is_better: None where neither is better.

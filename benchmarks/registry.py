@@ -40,8 +40,8 @@ def compositional_benchmarks(name: str, format: str, about: str, **more: Any) ->
     )
     ways: dict[str, tuple[str, RequiredModel, str, tuple[str, ...]]] = {
         name: ("similarity", "encoder", "by similarity", ()),
-        f"{name}_likelihood": ("likelihood", "llava", "by likelihood", ("prompt", "likelihood")),
-        f"{name}_asked": ("asked", "llava", "asked as A or B", ("prompt",)),
+        f"{name}_likelihood": ("loglikelihood", "llava", "by likelihood", ("prompt", "likelihood")),
+        f"{name}_asked": ("multiple_choice", "llava", "asked as A or B", ("prompt",)),
     }
     return {
         entry: Benchmark(

@@ -47,7 +47,7 @@ class Metric:
         scale: 100 where ``value`` is a fraction that is shown in per cent, or as papers print CIDEr.
         label: for a column's head, ``"T→I R@1"``.
         interval: ``"wilson"``, ``"student"`` or ``"none"``, over images.
-        formula: a name in ``formulas.FORMULAS``; None where the value cannot be computed from the items.
+        formula: a name in ``aggregation.AGGREGATIONS``; None where the value cannot be computed from the items.
         columns: the item columns that the formula takes.
         blind: what answers give that are made without looking, in the unit of ``value``: ``"chance"`` (each option is
             drawn as often as any other), ``"always yes"``, ``"commonest class"``; empty where nothing can be guessed.

@@ -1,6 +1,6 @@
 """How sure a benchmark's number is: intervals, and whether two models really differ.
 
-The noise model is in ``noise.py``, metrics as functions of items in ``formulas.py``; here both meet tables of items.
+The noise model is in ``noise.py``, metrics as functions of items in ``aggregation.py``; here both meet tables of items.
 
 Letters: N items, C clusters (images), S seeds.
 """
@@ -84,7 +84,7 @@ def image_scores(
     """A metric of one model and the influence of each image on it.
 
     Args:
-        formula: a name in ``formulas.FORMULAS``.
+        formula: a name in ``aggregation.AGGREGATIONS``.
         tables: columns of the same items, once for every seed.
         names: the columns that the formula takes.
         clusters: (N,) image of each item.
@@ -120,7 +120,7 @@ def confidence_interval(
     """95 % interval of a metric whose items come in clusters (several questions about one image), over images alone.
 
     Args:
-        formula: a name in ``formulas.FORMULAS``.
+        formula: a name in ``aggregation.AGGREGATIONS``.
         columns: column name → (N,) array.
         names: the columns that the formula takes.
         clusters: (N,) cluster of each item.

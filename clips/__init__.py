@@ -5,13 +5,13 @@ from typing import Any
 
 # Public names and where they live; a module is imported when one of its names is asked for.
 _HOMES = {
-    "Encoder": "clips.encoder",
+    "LoadedEncoder": "clips.encoder",
     "UserError": "clips.errors",
     "decode_image": "clips.data",
     "load_encoder": "clips.encoder",
     "open_image": "clips.data",
 }
-__all__ = ["Encoder", "UserError", "decode_image", "load_encoder", "open_image"]
+__all__ = ["LoadedEncoder", "UserError", "decode_image", "load_encoder", "open_image"]
 
 
 def __getattr__(name: str) -> Any:

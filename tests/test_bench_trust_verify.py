@@ -52,11 +52,11 @@ def wrong(*_args, **_more):
     [
         ("recall", RetrievalRanks, "hit", lambda self, k: (self.above < k + 1).astype(float)),  # one place too generous
         ("ties", RetrievalRanks, "hit", lambda self, k: (self.above < k).astype(float)),  # ties count for the model
-        ("mme", statistics, "FORMULAS", dict.fromkeys(statistics.AGGREGATIONS, wrong)),
-        ("vqa", statistics, "FORMULAS", dict.fromkeys(statistics.AGGREGATIONS, wrong)),
-        ("captions", statistics, "FORMULAS", dict.fromkeys(statistics.AGGREGATIONS, wrong)),
-        ("tests", check_scorers, "holm", lambda values: values),
-        ("tests", check_scorers, "wilson", lambda successes, n: (successes / n, successes / n)),
+        ("mme", statistics, "AGGREGATIONS", dict.fromkeys(statistics.AGGREGATIONS, wrong)),
+        ("vqa", statistics, "AGGREGATIONS", dict.fromkeys(statistics.AGGREGATIONS, wrong)),
+        ("captions", statistics, "AGGREGATIONS", dict.fromkeys(statistics.AGGREGATIONS, wrong)),
+        ("tests", check_scorers, "holm_correction", lambda values: values),
+        ("tests", check_scorers, "wilson_interval", lambda successes, n: (successes / n, successes / n)),
     ],
 )
 def test_a_broken_harness_is_found(name, owner, attribute, broken, monkeypatch, capsys):

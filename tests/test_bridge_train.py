@@ -144,11 +144,11 @@ def launcher(tmp_path: Path, body: str) -> list[str]:
 def test_an_error_in_a_process_becomes_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     body = """
 from clips.errors import UserError
-from llava_bridge.training.launch import hand_over_errors, report
+from llava_bridge.training.launch import forward_user_errors, log_rank0
 print("[INFO] noise", flush=True)
-report("align: step 1/2")
+log_rank0("align: step 1/2")
 try:
-    with hand_over_errors():
+    with forward_user_errors():
         raise UserError("align.data: this is wrong")
 except UserError:
     print("Traceback and more noise", flush=True)
@@ -246,8 +246,8 @@ def test_bad_input_is_one_line_and_status_2(
 def test_a_full_disk_is_told_in_one_line(raised: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = f"""
 from safetensors import SafetensorError
-from llava_bridge.training.launch import hand_over_errors
-with hand_over_errors():
+from llava_bridge.training.launch import forward_user_errors
+with forward_user_errors():
     raise {raised}
 """
     monkeypatch.setattr(launching, "_deepspeed", lambda: launcher(tmp_path, body))

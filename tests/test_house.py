@@ -74,7 +74,7 @@ def test_the_training_step_is_three_hops_from_the_command():
         if isinstance(node, ast.Call)
         if isinstance(node.func, ast.Name)
     }
-    assert "training_step" in called
+    assert "train_step" in called
     assert train.train_step is train_step.train_step
 
 

@@ -75,7 +75,7 @@ def test_both_sides_of_the_coca_step_predict_the_same_tokens(scripts):
     labels = scripts.open_clip.coca_rows(batch)[:, 1:]
     counted = batch["target_mask"]
     assert int(counted.sum()) == int((labels != 0).sum()) == 4 + 4
-    assert labels[labels != 0].tolist() == scripts.openvision.shifted(batch["target"])[counted].tolist()
+    assert labels[labels != 0].tolist() == scripts.openvision.shift_labels(batch["target"])[counted].tolist()
 
 
 def test_memory_is_what_is_held_at_once(scripts):

@@ -10,7 +10,7 @@ from clips.errors import UserError
 from clips.model_card import license_from_manifest, write_card
 from clips.model_refs import CAPTIONER_WEIGHTS
 
-EXPORT_FORMATS: dict[str, str] = {  # modules with write(encoder, directory) -> features
+EXPORT_FORMATS: dict[str, str] = {  # modules with export(encoder, directory) -> features
     "hf_clip": "clips.interchange.hf_clip",
     "hf_dual": "clips.interchange.hf_dual",
     "hf_siglip": "clips.interchange.hf_siglip",
@@ -35,7 +35,7 @@ def export_encoder(encoder_directory: str | Path, output: str, *, format: str, l
     license = license or license_from_manifest(source)
     with atomic_artifact_dir(output, kind=format) as partial:
         with silence_transformers():
-            features = importlib.import_module(EXPORT_FORMATS[format]).write(encoder, partial)
+            features = importlib.import_module(EXPORT_FORMATS[format]).export(encoder, partial)
             difference = max_feature_difference(encoder, features)
         if not difference <= _TOLERANCE:
             raise UserError(f"{format}: features would differ by {difference:.1e}; use another format")

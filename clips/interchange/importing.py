@@ -23,7 +23,7 @@ from clips.model_refs import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 if TYPE_CHECKING:
     from clips.interchange.imported_encoder import ImportedEncoder
 
-IMPORT_FORMATS: dict[str, str] = {  # modules with recognizes(path) and read(path, architecture)
+IMPORT_FORMATS: dict[str, str] = {  # modules with is_supported(path) and load(path, architecture)
     "hf_clip": "clips.interchange.hf_clip",
     "hf_siglip": "clips.interchange.hf_siglip",
     "open_clip": "clips.interchange.open_clip_format",
@@ -74,7 +74,7 @@ def run_import(config: ImportConfig) -> None:
     from clips.interchange.weight_mapping import conform
 
     name = config.format or _recognized(path)
-    found: ImportedEncoder = importlib.import_module(IMPORT_FORMATS[name]).read(path, config.architecture)
+    found: ImportedEncoder = importlib.import_module(IMPORT_FORMATS[name]).load(path, config.architecture)
     weights = conform(found.weights, tower_shapes(found.model_cfg, path), found.where)
     license = config.license or found.license or "unknown"
     with atomic_artifact_dir(config.output, kind="encoder") as partial:
@@ -97,7 +97,7 @@ def run_import(config: ImportConfig) -> None:
 
 def _recognized(path: Path) -> str:
     for name, module in IMPORT_FORMATS.items():
-        if importlib.import_module(module).recognizes(path):
+        if importlib.import_module(module).is_supported(path):
             return name
     if path.is_dir():
         from clips.interchange.hf_files import model_type

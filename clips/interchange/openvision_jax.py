@@ -45,7 +45,7 @@ def is_supported(path: Path) -> bool:
     return path.is_file() and path.suffix == ".npz"
 
 
-def read(path: Path, architecture: str | None) -> ImportedEncoder:
+def load(path: Path, architecture: str | None) -> ImportedEncoder:
     """See `clips.interchange.importing`."""
     if architecture is None:
         raise UserError(f"{path}: a file of weights does not say what it is of; give its --architecture")

@@ -68,7 +68,7 @@ class OpenClipResNet(VisionTower):
             yield features.flatten(2).transpose(1, 2).contiguous()
 
 
-def build_tower(architecture: Mapping[str, Any]) -> VisionTower:
+def build(architecture: Mapping[str, Any]) -> VisionTower:
     """Build the ViT or ResNet of ``embed_dim``, ``vision_cfg`` and ``quick_gelu``."""
     with without_wandb():
         from open_clip.model import _build_vision_tower
@@ -84,7 +84,7 @@ def build_tower(architecture: Mapping[str, Any]) -> VisionTower:
     raise UserError(f"{OPEN_CLIP_CONFIG}: vision_cfg describes a {type(visual).__name__}, expected a ViT or ResNet")
 
 
-def load_encoder(reference: str, image_size: int | None) -> VisionEncoder:
+def load(reference: str, image_size: int | None) -> VisionEncoder:
     """Read the image tower of an encoder directory.
 
     Raises:

@@ -79,7 +79,7 @@ class TimmVit(VisionTower):
         yield from [entering[0][:, prefix:], *outputs][: deepest + 1]
 
 
-def build_tower(architecture: Mapping[str, Any]) -> VisionTower:
+def build(architecture: Mapping[str, Any]) -> VisionTower:
     """Build the timm trunk ``name``."""
     with without_wandb():
         from timm.models.eva import Eva
@@ -100,7 +100,7 @@ def _trunk(architecture: Mapping[str, Any]) -> Any:
     return timm.create_model(name, pretrained=False, num_classes=0, **options)
 
 
-def load_encoder(reference: str, image_size: int | None) -> VisionEncoder:
+def load(reference: str, image_size: int | None) -> VisionEncoder:
     """Read ``NAME``, ``NAME@weights.safetensors`` or ``NAME@random``.
 
     Raises:

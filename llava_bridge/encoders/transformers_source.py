@@ -105,12 +105,12 @@ class TransformersTower(VisionTower):
         return self.model if self.family.stock else None
 
 
-def build_tower(architecture: Mapping[str, Any]) -> VisionTower:
+def build(architecture: Mapping[str, Any]) -> VisionTower:
     """Build the model of the stored vision config."""
     return TransformersTower(architecture)
 
 
-def load_encoder(reference: str, image_size: int | None) -> VisionEncoder:
+def load(reference: str, image_size: int | None) -> VisionEncoder:
     """Read a directory in the transformers format, or a model of the Hub by its repo id.
 
     Raises:

@@ -192,7 +192,7 @@ def _tower(spec: str, image_size: int | None) -> tuple[VisionTower, int]:
             raise UnknownSizeError(f"{reference} (its config.json states no image_size)")
         config["image_size"] = side
         with torch.device("meta"):
-            return transformers_source.build_tower({"config": config}), int(side)
+            return transformers_source.build({"config": config}), int(side)
     return _open_clip_tower(_open_clip_config(reference), image_size)
 
 
@@ -206,7 +206,7 @@ def _timm_tower(name: str, image_size: int | None) -> tuple[VisionTower, int]:
     settings: Any = timm.get_pretrained_cfg(name)
     side = image_size or int(settings.input_size[-1])
     with torch.device("meta"):
-        tower = timm_source.build_tower(
+        tower = timm_source.build(
             {"name": name, "image_size": side, "fixed_size": bool(settings.fixed_input_size)}
         )
     return tower, side
@@ -220,7 +220,7 @@ def _open_clip_tower(model_cfg: Mapping[str, Any], image_size: int | None) -> tu
         return _timm_tower(vision["timm_model_name"], image_size or vision.get("image_size"))
     side = int(image_size or vision.get("image_size", 224))
     with torch.device("meta"):
-        return open_clip_source.build_tower({**model_cfg, "vision_cfg": {**vision, "image_size": side}}), side
+        return open_clip_source.build({**model_cfg, "vision_cfg": {**vision, "image_size": side}}), side
 
 
 def _open_clip_config(reference: str) -> Mapping[str, Any]:
