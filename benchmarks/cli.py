@@ -8,38 +8,39 @@ from clips.commandline.commands import Command, dispatch
 
 COMMANDS = {
     "run": Command(
-        help="evaluate one model on a list of benchmarks", target="benchmarks.run_benchmarks:run_benchmarks"
+        help="evaluate one model on a list of benchmarks", target="benchmarks.tasks.run_benchmarks:run_benchmarks"
     ),
     "run encoder": Command(
         help="evaluate one encoder directory, during its training or after",
-        target="benchmarks.run_single:run_encoder",
+        target="benchmarks.tasks.run_single:run_encoder",
         positional=("directory",),
     ),
     "run llava": Command(
-        help="evaluate one LLaVA directory", target="benchmarks.run_single:run_llava", positional=("directory",)
+        help="evaluate one LLaVA directory", target="benchmarks.tasks.run_single:run_llava", positional=("directory",)
     ),
     "look": Command(
         help="a picture, bright where an encoder finds it similar to a phrase",
-        target="benchmarks.encoders.similarity_map_command:run_similarity_map",
+        target="benchmarks.tasks.encoders.similarity_map_command:run_similarity_map",
         positional=("encoder",),
     ),
-    "list": Command(help="the benchmarks that are known by name", target="benchmarks.list_command:run_list"),
+    "list": Command(help="the benchmarks that are known by name", target="benchmarks.tasks.list_command:run_list"),
     "prepare": Command(
         help="write local data in the layout that lmms-eval's tasks read",
-        target="benchmarks.prepare_data:run_prepare",
+        target="benchmarks.tasks.prepare_data:run_prepare",
         positional=("what",),
     ),
     "fetch": Command(
         help="bring the data of MLLM benchmarks from the hub, for a machine without network",
-        target="benchmarks.mllm.download:run_download",
+        target="benchmarks.tasks.mllm.download:run_download",
         positional=("tasks",),
     ),
     "score": Command(
-        help="score answers that were made elsewhere, without a model", target="benchmarks.mllm.score_answers:run_score"
+        help="score answers that were made elsewhere, without a model",
+        target="benchmarks.tasks.mllm.score_answers:run_score",
     ),
     "study run": Command(
         help="run what is missing of a study, then report it",
-        target="benchmarks.study_with_report:run_study_with_report",
+        target="benchmarks.analysis.study_with_report:run_study_with_report",
         positional=("study",),
     ),
     "study plan": Command(
@@ -54,7 +55,7 @@ COMMANDS = {
     ),
     "study rerun": Command(
         help="make chosen steps of a study again, and what depends on them",
-        target="benchmarks.study_with_report:rerun_study_with_report",
+        target="benchmarks.analysis.study_with_report:rerun_study_with_report",
         positional=("study",),
     ),
     "study accept": Command(
@@ -105,7 +106,7 @@ COMMANDS = {
     ),
     "schema": Command(
         help="JSON Schemas of all configs, for editors that complete YAML",
-        target="benchmarks.schema_command:write_schemas",
+        target="benchmarks.study.schema_command:write_schemas",
     ),
 }
 

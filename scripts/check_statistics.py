@@ -23,8 +23,8 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from benchmarks.noise import Scores, TrainingNoise, difference_estimate, p_values, training_noise
-from benchmarks.statistics import LEVEL, compare, holm_correction, image_scores, scores_interval
+from benchmarks.results.noise import Scores, TrainingNoise, difference_estimate, p_values, training_noise
+from benchmarks.results.statistics import LEVEL, compare, holm_correction, image_scores, scores_interval
 
 Generator = np.random.Generator
 Kind = Literal["share", "F1", "MME", "CIDEr", "rare CIDEr", "median"]

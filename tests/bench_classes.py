@@ -10,7 +10,7 @@ import bench_world as world
 import numpy as np
 import torch
 
-from benchmarks.encoders.embedding import DualEncoder
+from benchmarks.tasks.encoders.embedding import DualEncoder
 
 CLASSES = tuple(world.COLORS)
 

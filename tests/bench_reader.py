@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.encoders import embedding
-from benchmarks.results import Result, read_result, result_path
-from benchmarks.run_benchmarks import run_benchmarks
-from benchmarks.run_config import BenchmarkConfig, RunConfig
+from benchmarks.results.results import Result, read_result, result_path
+from benchmarks.tasks.encoders import embedding
+from benchmarks.tasks.run_benchmarks import run_benchmarks
+from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
 
 
 class Reader:

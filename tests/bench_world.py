@@ -110,7 +110,7 @@ def write_hub(root: Path, pictures: int = 6) -> Path:
         gqa / "testdev_balanced_images/testdev-00000-of-00001.parquet",
         {"id": [str(number) for number in numbers], "image": [picture(number) for number in numbers]},
     )
-    from benchmarks.prepare_data import GQA_README
+    from benchmarks.tasks.prepare_data import GQA_README
 
     (gqa / "README.md").write_text(GQA_README)
     write_parquet(

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from benchmarks.evaluation import ChanceLevels, MetricSpec, compute_metric
-from benchmarks.protocol import fingerprint
-from benchmarks.results import Result, write_result
+from benchmarks.results.protocol import fingerprint
+from benchmarks.results.results import Result, write_result
+from benchmarks.tasks.evaluation import ChanceLevels, MetricSpec, compute_metric
 from clips.core.artifact import directory_hash
 
 KINDS = ("dog", "cup", "kite", "tree", "boat", "clock")

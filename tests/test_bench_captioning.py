@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.evaluation import compute_metric
-from benchmarks.mllm import caption_metrics as captioning
-from benchmarks.mllm.caption_metrics import patched_caption_scorers, ptb_tokenize
-from benchmarks.mllm.task_metrics import _bleu_columns, caption_metrics
-from benchmarks.statistics import aggregate
+from benchmarks.results.statistics import aggregate
+from benchmarks.tasks.evaluation import compute_metric
+from benchmarks.tasks.mllm import caption_metrics as captioning
+from benchmarks.tasks.mllm.caption_metrics import patched_caption_scorers, ptb_tokenize
+from benchmarks.tasks.mllm.task_metrics import _bleu_columns, caption_metrics
 
 SHARED = Path(__file__).resolve().parents[1] / "../shared"
 HAND = [

@@ -14,16 +14,16 @@ import pytest
 import torch
 from bench_reader import write_pictures
 
-from benchmarks.compositional.caption_scores import _guessed
-from benchmarks.data.caption_sets import load_caption_set
-from benchmarks.encoders.classification import chance_hits, majority_class_hits
-from benchmarks.encoders.recall import compute_ranks
-from benchmarks.encoders.retrieval import METRICS, hit_columns, items_of
-from benchmarks.encoders.retrieval import chance_ranks as guessed_ranks
-from benchmarks.evaluation import MetricSpec, compute_metric
-from benchmarks.mllm.chance_levels import ALWAYS_YES
-from benchmarks.mllm.task_metrics import TASK_METRICS
-from benchmarks.results import CHANCE
+from benchmarks.results.results import CHANCE
+from benchmarks.tasks.compositional.caption_scores import _guessed
+from benchmarks.tasks.data.caption_sets import load_caption_set
+from benchmarks.tasks.encoders.classification import chance_hits, majority_class_hits
+from benchmarks.tasks.encoders.recall import compute_ranks
+from benchmarks.tasks.encoders.retrieval import METRICS, hit_columns, items_of
+from benchmarks.tasks.encoders.retrieval import chance_ranks as guessed_ranks
+from benchmarks.tasks.evaluation import MetricSpec, compute_metric
+from benchmarks.tasks.mllm.chance_levels import ALWAYS_YES
+from benchmarks.tasks.mllm.task_metrics import TASK_METRICS
 from clips.data.formats import DatasetSpec
 
 

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.aggregation import AGGREGATIONS
-from benchmarks.data.classification_sets import load_classification_set
-from benchmarks.encoders import embedding
-from benchmarks.encoders.classification import class_ranks
-from benchmarks.encoders.zero_shot_classifier import class_embeddings, class_prompts
-from benchmarks.results import ITEM_COLUMNS, Result, read_items, read_result, result_path
-from benchmarks.run_benchmarks import run_benchmarks
-from benchmarks.run_config import BenchmarkConfig, RunConfig
-from benchmarks.statistics import aggregate
+from benchmarks.results.aggregation import AGGREGATIONS
+from benchmarks.results.results import ITEM_COLUMNS, Result, read_items, read_result, result_path
+from benchmarks.results.statistics import aggregate
+from benchmarks.tasks.data.classification_sets import load_classification_set
+from benchmarks.tasks.encoders import embedding
+from benchmarks.tasks.encoders.classification import class_ranks
+from benchmarks.tasks.encoders.zero_shot_classifier import class_embeddings, class_prompts
+from benchmarks.tasks.run_benchmarks import run_benchmarks
+from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
 from clips.errors import UserError
 
 

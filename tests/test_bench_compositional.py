@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.compositional import loglikelihood, multiple_choice, similarity
-from benchmarks.data.pair_sets import load_pair_set
-from benchmarks.encoders import cached_embeddings
-from benchmarks.encoders.embedding import DualEncoder
-from benchmarks.eval_model import EvalModel
-from benchmarks.output_cache import AnswerCache, NoCache
-from benchmarks.run_config import BenchmarkConfig, RunConfig
+from benchmarks.tasks.compositional import loglikelihood, multiple_choice, similarity
+from benchmarks.tasks.data.pair_sets import load_pair_set
+from benchmarks.tasks.encoders import cached_embeddings
+from benchmarks.tasks.encoders.embedding import DualEncoder
+from benchmarks.tasks.eval_model import EvalModel
+from benchmarks.tasks.output_cache import AnswerCache, NoCache
+from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
 from clips.errors import UserError
 from llava_bridge.inference.loglikelihood import LogLikelihood
 
@@ -140,8 +140,8 @@ def test_a_picture_under_one_name_or_two_is_not_taken_for_its_neighbor(tmp_path)
     """Vectors are kept by what pictures show: a set with a copy of a file has one more, though its hash is the same."""
     import bridge_world
 
-    from benchmarks.results import read_items, read_result, result_path
-    from benchmarks.run_benchmarks import run_benchmarks
+    from benchmarks.results.results import read_items, read_result, result_path
+    from benchmarks.tasks.run_benchmarks import run_benchmarks
 
     vit = {**bridge_world.VIT, "text_cfg": {**bridge_world.VIT["text_cfg"], "context_length": 77, "vocab_size": 49408}}
     bridge_world.make_encoder(tmp_path / "encoder", vit)
@@ -386,8 +386,8 @@ def test_a_score_that_is_no_number_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize("way", ["_likelihood", "_asked"])
 def test_a_real_llava(places, tmp_path, way):
     """An untrained one: the numbers are those of its own likelihoods, and stated is what they depend on."""
-    from benchmarks.results import read_items, read_result, result_path
-    from benchmarks.run_benchmarks import run_benchmarks
+    from benchmarks.results.results import read_items, read_result, result_path
+    from benchmarks.tasks.run_benchmarks import run_benchmarks
 
     benchmark = BenchmarkConfig(name=f"sugarcrepe{way}", data=str(_sugarcrepe(tmp_path / "data")))
     model = str(places / "llava")

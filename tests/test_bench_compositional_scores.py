@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.compositional.caption_scores import win_probabilities
+from benchmarks.tasks.compositional.caption_scores import win_probabilities
 
 
 def _naive(scores: np.ndarray) -> tuple[bool, bool, bool]:

@@ -14,9 +14,9 @@ import bench_world as world
 import pytest
 from hub_server import COMMIT
 
-from benchmarks.mllm.download import _patterns
-from benchmarks.mllm.evaluate_task import data_hash
-from benchmarks.run_config import BenchmarkConfig
+from benchmarks.tasks.mllm.download import _patterns
+from benchmarks.tasks.mllm.evaluate_task import data_hash
+from benchmarks.tasks.run_config import BenchmarkConfig
 from clips.errors import UserError
 
 POPE = f"{world.HUB}/POPE/data/test-00000-of-00001.parquet"

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.data.caption_sets import load_caption_set
-from benchmarks.data.classification_sets import load_classification_set, say_skipped
-from benchmarks.output_cache import AnswerCache
+from benchmarks.tasks.data.caption_sets import load_caption_set
+from benchmarks.tasks.data.classification_sets import load_classification_set, say_skipped
+from benchmarks.tasks.output_cache import AnswerCache
 from clips.data.formats import DatasetSpec
 from clips.data.images import FORMATS, IMAGE_SUFFIXES
 from clips.data.sources import BadSampleError, SourceConfig, open_source

@@ -15,9 +15,9 @@ import bench_world as world
 import pytest
 
 from benchmarks.report.report_command import ReportConfig, run_report
-from benchmarks.results import Result, read_items, read_result, result_path
-from benchmarks.run_benchmarks import run_benchmarks
-from benchmarks.run_config import BenchmarkConfig, RunConfig
+from benchmarks.results.results import Result, read_items, read_result, result_path
+from benchmarks.tasks.run_benchmarks import run_benchmarks
+from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
 
 QUESTIONS = 4
 
@@ -133,7 +133,7 @@ def _card(folder: Path, name: str, split: str, path: str) -> None:
 def no_judge_around(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI_API_KEY", "OPENAI_API_URL", "MODEL_VERSION", "API_TYPE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("benchmarks.mllm.judge._WAITS", (0.0, 0.0))
+    monkeypatch.setattr("benchmarks.tasks.mllm.judge._WAITS", (0.0, 0.0))
 
     def answer_batches(model, processor, images, prompts, max_new_tokens, batch_size, **_):
         for place, prompt in enumerate(prompts):

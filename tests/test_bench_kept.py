@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import output_cache as module
-from benchmarks.distributed import run_on_main
-from benchmarks.encoders import cached_embeddings
-from benchmarks.output_cache import AnswerCache, EmbeddingCache, NoCache, cache_key
+from benchmarks.tasks import output_cache as module
+from benchmarks.tasks.distributed import run_on_main
+from benchmarks.tasks.encoders import cached_embeddings
+from benchmarks.tasks.output_cache import AnswerCache, EmbeddingCache, NoCache, cache_key
 from clips.core.cache import Cache, tensor_cache
 from clips.errors import UserError
 from clips.parallel.distributed import DistributedContext

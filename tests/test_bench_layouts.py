@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 from bench_reader import evaluate, write_pictures
 
-from benchmarks.data.caption_sets import CaptionSet, load_caption_set
-from benchmarks.results import read_items
-from benchmarks.run_config import BenchmarkConfig
+from benchmarks.results.results import read_items
+from benchmarks.tasks.data.caption_sets import CaptionSet, load_caption_set
+from benchmarks.tasks.run_config import BenchmarkConfig
 from clips.data.formats import DatasetSpec, detect
 from clips.data.lazy_images import FileImage
 from clips.errors import UserError

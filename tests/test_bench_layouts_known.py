@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from bench_reader import write_pictures
 
-from benchmarks.data.caption_sets import CaptionSet, load_caption_set
+from benchmarks.tasks.data.caption_sets import CaptionSet, load_caption_set
 from clips.data.formats import DatasetSpec, detect
 from clips.errors import UserError
 
@@ -199,7 +199,7 @@ def test_a_language_that_lacks_a_line(tmp_path):
 
 def test_long_captions_by_machines(shared, tmp_path):
     """The real ones beside COCO's photos, in our own lines."""
-    from benchmarks.prepare_data import PrepareConfig, run_prepare
+    from benchmarks.tasks.prepare_data import PrepareConfig, run_prepare
 
     run_prepare(PrepareConfig(what="coco_long", source=str(shared / "data"), output=str(tmp_path / "out")))
     rows = [json.loads(line) for line in (tmp_path / "out/both.jsonl").read_text().splitlines()]

@@ -7,9 +7,9 @@ from pathlib import Path
 import bench_world as world
 import pytest
 
-from benchmarks.results import read_items, read_result, result_path
-from benchmarks.run_benchmarks import run_benchmarks
-from benchmarks.run_config import BenchmarkConfig, RunConfig
+from benchmarks.results.results import read_items, read_result, result_path
+from benchmarks.tasks.run_benchmarks import run_benchmarks
+from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
 from clips.errors import UserError
 from llava_bridge import load_llava, loglikelihoods
 
@@ -59,12 +59,12 @@ def test_the_likeliest_choice_is_the_answer(places, tmp_path):
 
 
 def test_what_is_not_offered(places):
-    from benchmarks.mllm.offline_tasks import go_offline
+    from benchmarks.tasks.mllm.offline_tasks import go_offline
 
     go_offline()
     from lmms_eval.api.instance import Instance
 
-    from benchmarks.mllm.llava_model import LlavaBridgeModel
+    from benchmarks.tasks.mllm.llava_model import LlavaBridgeModel
 
     metadata = {"task": "t", "doc_id": 0, "repeats": 1}
     alone = Instance(request_type="loglikelihood", arguments=("", "red"), idx=0, task_name="t", metadata=metadata)

@@ -9,12 +9,12 @@ import bench_classes as classes
 import numpy as np
 import pytest
 
-from benchmarks.encoders import embedding, linear_probe
-from benchmarks.encoders.linear_probe import C_VALUES, select_c, validation_mask
-from benchmarks.eval_model import EvalModel
-from benchmarks.results import Result, read_items, read_result, result_path
-from benchmarks.run_benchmarks import run_benchmarks
-from benchmarks.run_config import BenchmarkConfig, RunConfig
+from benchmarks.results.results import Result, read_items, read_result, result_path
+from benchmarks.tasks.encoders import embedding, linear_probe
+from benchmarks.tasks.encoders.linear_probe import C_VALUES, select_c, validation_mask
+from benchmarks.tasks.eval_model import EvalModel
+from benchmarks.tasks.run_benchmarks import run_benchmarks
+from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
 from clips.errors import UserError
 
 

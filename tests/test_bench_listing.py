@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.list_command import KNOWN_DATASETS, ListConfig, run_list
-from benchmarks.registry import BENCHMARKS
+from benchmarks.tasks.list_command import KNOWN_DATASETS, ListConfig, run_list
+from benchmarks.tasks.registry import BENCHMARKS
 
 
 def test_items_size_and_license_stand_beside_each_benchmark(capsys):

@@ -11,10 +11,10 @@ import bench_world as world
 import pytest
 from bench_reader import evaluate, write_pictures
 
-from benchmarks.encoders.long_retrieval import truncate_words
-from benchmarks.results import read_items
-from benchmarks.run_config import BenchmarkConfig
-from benchmarks.statistics import aggregate as formula
+from benchmarks.results.results import read_items
+from benchmarks.results.statistics import aggregate as formula
+from benchmarks.tasks.encoders.long_retrieval import truncate_words
+from benchmarks.tasks.run_config import BenchmarkConfig
 from clips.errors import UserError
 
 PICTURES = 4

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.mllm.answers import Answer, read_answers
-from benchmarks.mllm.matching import match
-from benchmarks.mllm.score_answers import refuse_contradictions
+from benchmarks.tasks.mllm.answers import Answer, read_answers
+from benchmarks.tasks.mllm.matching import match
+from benchmarks.tasks.mllm.score_answers import refuse_contradictions
 from clips.errors import UserError
 
 

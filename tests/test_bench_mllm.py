@@ -16,10 +16,10 @@ import bench_world as world
 import pytest
 from PIL import Image
 
-from benchmarks.results import ITEM_COLUMNS, Result, read_items, read_result, result_path
-from benchmarks.run_benchmarks import run_benchmarks
-from benchmarks.run_config import BenchmarkConfig, RunConfig
-from benchmarks.statistics import aggregate
+from benchmarks.results.results import ITEM_COLUMNS, Result, read_items, read_result, result_path
+from benchmarks.results.statistics import aggregate
+from benchmarks.tasks.run_benchmarks import run_benchmarks
+from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
 from clips.errors import UserError
 
 TASKS = ("pope", "mme", "gqa", "textvqa_val", "nocaps_val")
@@ -219,7 +219,7 @@ def test_equal_to_lmms_eval_s_own_command(places, tmp_path):
 
 @pytest.mark.parametrize("beside_java", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_without_java_only_meteor_is_missing(places, tmp_path, monkeypatch, beside_java):
-    from benchmarks.mllm import caption_metrics
+    from benchmarks.tasks.mllm import caption_metrics
 
     _answering(monkeypatch, _knows_all)
     (task,) = _all(places, "nocaps_val", without=())

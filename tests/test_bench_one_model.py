@@ -10,7 +10,7 @@ import clips_world
 import pytest
 
 from benchmarks.cli import COMMANDS
-from benchmarks.results import read_result
+from benchmarks.results.results import read_result
 from clips.commandline.commands import dispatch
 from clips.export import ExportConfig, run_export
 from clips.train import train

@@ -9,11 +9,11 @@ from typing import Any
 import bench_world as world
 import pytest
 
-from benchmarks.mllm.evaluate_task import data_hash
-from benchmarks.mllm.score_answers import ScoreConfig, run_score
-from benchmarks.results import Result, read_items, read_result, result_path
-from benchmarks.run_benchmarks import run_benchmarks
-from benchmarks.run_config import BenchmarkConfig, RunConfig
+from benchmarks.results.results import Result, read_items, read_result, result_path
+from benchmarks.tasks.mllm.evaluate_task import data_hash
+from benchmarks.tasks.mllm.score_answers import ScoreConfig, run_score
+from benchmarks.tasks.run_benchmarks import run_benchmarks
+from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
 from clips.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings(

@@ -13,19 +13,19 @@ import torch
 from PIL import Image, ImageDraw
 from torch.nn.functional import adaptive_avg_pool2d, gelu, linear
 
-from benchmarks.data.phrase_boxes import load_benchmark_phrases
-from benchmarks.encoders import embedding
-from benchmarks.encoders.map_overlay import VisibleRegion
-from benchmarks.encoders.patch_embeddings import patch_embeddings
-from benchmarks.encoders.pointing import pointing_auc, pointing_hit
-from benchmarks.encoders.similarity_map_command import SimilarityMapConfig, run_similarity_map
 from benchmarks.report.gallery.similarity_maps import similarity_maps
 from benchmarks.report.html_page import render_page
 from benchmarks.report.load_results import read_source
 from benchmarks.report.report import build_report
-from benchmarks.results import Result, read_items, read_result, result_path
-from benchmarks.run_benchmarks import run_benchmarks
-from benchmarks.run_config import BenchmarkConfig, RunConfig
+from benchmarks.results.results import Result, read_items, read_result, result_path
+from benchmarks.tasks.data.phrase_boxes import load_benchmark_phrases
+from benchmarks.tasks.encoders import embedding
+from benchmarks.tasks.encoders.map_overlay import VisibleRegion
+from benchmarks.tasks.encoders.patch_embeddings import patch_embeddings
+from benchmarks.tasks.encoders.pointing import pointing_auc, pointing_hit
+from benchmarks.tasks.encoders.similarity_map_command import SimilarityMapConfig, run_similarity_map
+from benchmarks.tasks.run_benchmarks import run_benchmarks
+from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
 from clips.errors import UserError
 from clips.model.towers import build_towers
 

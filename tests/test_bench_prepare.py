@@ -9,8 +9,8 @@ import bench_world as world
 import numpy as np
 import pytest
 
-from benchmarks.data.caption_sets import load_caption_set
-from benchmarks.prepare_data import PrepareConfig, run_prepare
+from benchmarks.tasks.data.caption_sets import load_caption_set
+from benchmarks.tasks.prepare_data import PrepareConfig, run_prepare
 from clips.core.artifact import read_manifest
 from clips.data.formats import DatasetSpec
 from clips.data.formats.conversations import is_held_out
@@ -131,7 +131,7 @@ def test_mmvet_is_whole(tmp_path, shared):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::SyntaxWarning")
 def test_lmms_eval_reads_what_was_written(tmp_path):
-    from benchmarks.mllm.offline_tasks import load_task
+    from benchmarks.tasks.mllm.offline_tasks import load_task
 
     run_prepare(PrepareConfig(what="cocoqa", source=str(_cocoqa(tmp_path / "q")), output=str(tmp_path / "questions")))
     run_prepare(

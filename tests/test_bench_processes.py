@@ -15,7 +15,7 @@ import bridge_world
 import pytest
 import yaml
 
-from benchmarks.results import read_items, read_result
+from benchmarks.results.results import read_items, read_result
 
 PICTURES = 8
 VIT = {**bridge_world.VIT, "text_cfg": {**bridge_world.VIT["text_cfg"], "context_length": 77, "vocab_size": 49408}}

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.encoders import recall
-from benchmarks.encoders.recall import RetrievalRanks, compute_ranks
+from benchmarks.tasks.encoders import recall
+from benchmarks.tasks.encoders.recall import RetrievalRanks, compute_ranks
 
 
 def _from_similarity(similarity: np.ndarray, owner: list[int]) -> tuple[RetrievalRanks, RetrievalRanks]:

@@ -10,9 +10,9 @@ import torch
 
 from benchmarks.report.gallery.caption_examples import captioned
 from benchmarks.report.load_results import MissingValue, read_source
-from benchmarks.results import Result, read_items, read_result, result_path
-from benchmarks.run_benchmarks import run_benchmarks
-from benchmarks.run_config import BenchmarkConfig, RunConfig
+from benchmarks.results.results import Result, read_items, read_result, result_path
+from benchmarks.tasks.run_benchmarks import run_benchmarks
+from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
 from clips import caption
 from clips.errors import UserError
 from clips.model import generation

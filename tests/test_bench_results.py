@@ -12,8 +12,8 @@ import bench_world as world
 import pandas as pd
 import pytest
 
-from benchmarks.protocol import describe_differences, fingerprint
-from benchmarks.results import (
+from benchmarks.results.protocol import describe_differences, fingerprint
+from benchmarks.results.results import (
     ITEM_COLUMNS,
     Metric,
     Result,
@@ -25,8 +25,8 @@ from benchmarks.results import (
     result_path,
     write_result,
 )
-from benchmarks.run_benchmarks import run_benchmarks
-from benchmarks.run_config import BenchmarkConfig, RunConfig
+from benchmarks.tasks.run_benchmarks import run_benchmarks
+from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
 from clips.errors import UserError
 
 

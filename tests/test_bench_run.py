@@ -14,12 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.data.caption_sets import load_caption_set
-from benchmarks.encoders import embedding
-from benchmarks.results import ITEM_COLUMNS, read_items, read_result, result_path
-from benchmarks.run_benchmarks import run_benchmarks
-from benchmarks.run_config import BenchmarkConfig, RunConfig
-from benchmarks.statistics import aggregate
+from benchmarks.results.results import ITEM_COLUMNS, read_items, read_result, result_path
+from benchmarks.results.statistics import aggregate
+from benchmarks.tasks.data.caption_sets import load_caption_set
+from benchmarks.tasks.encoders import embedding
+from benchmarks.tasks.run_benchmarks import run_benchmarks
+from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
 from clips.data.formats import DatasetSpec
 from clips.errors import UserError
 
@@ -159,7 +159,7 @@ def test_a_second_run_skips_until_model_data_or_settings_change(tmp_path, shards
     assert created() == first
     assert "done already" in capsys.readouterr().err
     Path(encoder, "weights").write_text("2")  # another model
-    from benchmarks.eval_model import _model_hash
+    from benchmarks.tasks.eval_model import _model_hash
 
     _model_hash.cache_clear()  # a new process would read the directory anew
     second = created()

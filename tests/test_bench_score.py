@@ -9,10 +9,10 @@ from typing import Any
 import bench_world as world
 import pytest
 
-from benchmarks.mllm.score_answers import ScoreConfig, run_score
-from benchmarks.results import Result, read_items, read_result, result_path
-from benchmarks.run_benchmarks import run_benchmarks
-from benchmarks.run_config import BenchmarkConfig, RunConfig
+from benchmarks.results.results import Result, read_items, read_result, result_path
+from benchmarks.tasks.mllm.score_answers import ScoreConfig, run_score
+from benchmarks.tasks.run_benchmarks import run_benchmarks
+from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
 from clips.errors import UserError
 
 PICTURES = 4
@@ -85,10 +85,10 @@ def _samples(hub: Path, folder: Path, task_name: str, answers: list[str]) -> lis
     """What lmms-eval's own writer makes of answers: the lines of its ``*_samples_*.jsonl``."""
     import datetime
 
-    from benchmarks.mllm.judge import make_judge
-    from benchmarks.mllm.lmms_scoring import RecordedAnswersModel, run_and_score
-    from benchmarks.mllm.offline_tasks import data_root, go_offline, load_task
-    from benchmarks.registry import get_benchmark
+    from benchmarks.tasks.mllm.judge import make_judge
+    from benchmarks.tasks.mllm.lmms_scoring import RecordedAnswersModel, run_and_score
+    from benchmarks.tasks.mllm.offline_tasks import data_root, go_offline, load_task
+    from benchmarks.tasks.registry import get_benchmark
 
     go_offline()
     from lmms_eval.loggers import EvaluationTracker
@@ -202,7 +202,7 @@ def test_answers_to_other_questions_are_neither_ranked_nor_paired(hub, tmp_path)
 
 
 def test_a_line_without_an_answer_is_not_answered_by_the_question(tmp_path):
-    from benchmarks.mllm.answers import read_answers
+    from benchmarks.tasks.mllm.answers import read_answers
 
     asked = _write(tmp_path / "questions.jsonl", [{"question_id": 1, "text": "Is it red?", "image": "a.jpg"}])
     answers = _write(tmp_path / "answers.jsonl", [{"question_id": 1}])

@@ -10,10 +10,10 @@ import bench_world as world
 import published_answers as published
 import pytest
 
-from benchmarks.mllm.answers import Answer
-from benchmarks.mllm.matching import match
-from benchmarks.mllm.score_answers import ScoreConfig, run_score
-from benchmarks.results import Result, read_items, read_result, result_path
+from benchmarks.results.results import Result, read_items, read_result, result_path
+from benchmarks.tasks.mllm.answers import Answer
+from benchmarks.tasks.mllm.matching import match
+from benchmarks.tasks.mllm.score_answers import ScoreConfig, run_score
 from clips.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings(

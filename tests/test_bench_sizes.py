@@ -13,15 +13,15 @@ from bench_reader import evaluate, write_pictures
 from fuzz_world import run
 from report_material import items_table, put_result
 
-from benchmarks.data.classification_sets import load_classification_set
-from benchmarks.data.pair_sets import load_pair_set
-from benchmarks.data.phrase_boxes import load_benchmark_phrases
-from benchmarks.protocol import ranking_key
 from benchmarks.report.formats import REPORT_FORMATS
 from benchmarks.report.report import build_report
-from benchmarks.results import Result, read_result
-from benchmarks.run_config import BenchmarkConfig
-from benchmarks.sizes import full_size, n_words, part_words
+from benchmarks.results.protocol import ranking_key
+from benchmarks.results.results import Result, read_result
+from benchmarks.tasks.data.classification_sets import load_classification_set
+from benchmarks.tasks.data.pair_sets import load_pair_set
+from benchmarks.tasks.data.phrase_boxes import load_benchmark_phrases
+from benchmarks.tasks.run_config import BenchmarkConfig
+from benchmarks.tasks.sizes import full_size, n_words, part_words
 
 TASK = "lmms-eval's pope"
 
@@ -130,7 +130,7 @@ def test_every_kind_of_data_knows_its_full_size(tmp_path: Path) -> None:
 
 
 def test_a_limit_of_questions_is_stated(places: Path, tmp_path: Path) -> None:
-    from benchmarks.mllm.score_answers import ScoreConfig, run_score
+    from benchmarks.tasks.mllm.score_answers import ScoreConfig, run_score
 
     answers = [json.dumps({"doc_id": number, "answer": "red"}) for number in range(4)]
     (tmp_path / "answers.jsonl").write_text("\n".join(answers))

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.aggregation import AGGREGATIONS
-from benchmarks.noise import TrainingNoise
-from benchmarks.statistics import (
+from benchmarks.results.aggregation import AGGREGATIONS
+from benchmarks.results.noise import TrainingNoise
+from benchmarks.results.statistics import (
     ConfidenceInterval,
     PairedDifference,
     aggregate,
@@ -245,7 +245,7 @@ def test_holm_by_hand():
 def test_thumbnails_are_of_few_pictures_spread_evenly_and_once_each():
     from PIL import Image
 
-    from benchmarks.evaluation import thumbnails
+    from benchmarks.tasks.evaluation import thumbnails
 
     opened = []
 

@@ -12,12 +12,12 @@ from typing import Any
 import bench_world as world
 import pytest
 
-from benchmarks.mllm.offline_tasks import dataset_config_name, dataset_name, task_folders, task_groups
-from benchmarks.mllm.task_metrics import default_task_metrics
-from benchmarks.registry import BENCHMARKS, get_benchmark
-from benchmarks.results import Result, read_items, read_result, result_path
-from benchmarks.run_benchmarks import run_benchmarks
-from benchmarks.run_config import BenchmarkConfig, LmmsModel, RunConfig
+from benchmarks.results.results import Result, read_items, read_result, result_path
+from benchmarks.tasks.mllm.offline_tasks import dataset_config_name, dataset_name, task_folders, task_groups
+from benchmarks.tasks.mllm.task_metrics import default_task_metrics
+from benchmarks.tasks.registry import BENCHMARKS, get_benchmark
+from benchmarks.tasks.run_benchmarks import run_benchmarks
+from benchmarks.tasks.run_config import BenchmarkConfig, LmmsModel, RunConfig
 from clips.errors import UserError
 
 PICTURES = 6
@@ -211,7 +211,7 @@ def test_what_is_better_low_is_shown_as_it_is(numbers, higher, scale, shown):
 
 
 def test_pictures_of_the_same_pixels_in_other_colors_are_two():
-    from benchmarks.mllm.llava_model import image_hash_name
+    from benchmarks.tasks.mllm.llava_model import image_hash_name
 
     shape = world.picture(0).convert("L").convert("P")
     red, blue = shape.copy(), shape.copy()
@@ -223,7 +223,7 @@ def test_pictures_of_the_same_pixels_in_other_colors_are_two():
 
 
 def test_the_data_are_read_for_their_hash_once_and_again_when_they_change(llava, tmp_path, answers, monkeypatch):
-    from benchmarks.mllm import evaluate_task
+    from benchmarks.tasks.mllm import evaluate_task
 
     hashed = []
     compute = evaluate_task.directory_hash

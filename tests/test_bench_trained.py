@@ -15,9 +15,9 @@ from benchmarks.analysis.diff_command import DiffConfig, run_diff
 from benchmarks.analysis.provenance import trace
 from benchmarks.report.notes import table_notes
 from benchmarks.report.report import build_report
-from benchmarks.results import read_result
+from benchmarks.results.results import read_result
 from benchmarks.study.step_state import StepRecord, step_directory, write_record
-from benchmarks.training_settings import (
+from benchmarks.study.training_settings import (
     TrainingSetting,
     TrainingSettings,
     diff_training,

@@ -13,9 +13,9 @@ from benchmarks.analysis.compare_command import CompareConfig, build_comparison,
 from benchmarks.analysis.diff_command import DiffConfig, run_diff
 from benchmarks.analysis.find_results import find_results_by_row
 from benchmarks.cli import COMMANDS
-from benchmarks.protocol import ranking_key
 from benchmarks.report.load_results import read_source
-from benchmarks.results import read_result
+from benchmarks.results.protocol import ranking_key
+from benchmarks.results.results import read_result
 from clips.commandline.commands import dispatch
 from clips.errors import UserError
 

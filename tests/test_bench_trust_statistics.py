@@ -12,8 +12,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.noise import Scores, TrainingNoise, difference_estimate, metric_estimate, p_values, training_noise
-from benchmarks.statistics import (
+from benchmarks.results.noise import (
+    Scores,
+    TrainingNoise,
+    difference_estimate,
+    metric_estimate,
+    p_values,
+    training_noise,
+)
+from benchmarks.results.statistics import (
     compare,
     confidence_interval,
     holm_correction,

@@ -12,15 +12,15 @@ import pytest
 import torch
 from report_material import items_table, put_results
 
-from benchmarks import statistics
 from benchmarks.analysis import check_reference_results, check_scorers
 from benchmarks.analysis.check_base import VerifyConfig
 from benchmarks.analysis.verify import run_check, run_verify
-from benchmarks.encoders.recall import RetrievalRanks
-from benchmarks.evaluation import MetricSpec, compute_metric
-from benchmarks.mllm import task_metrics
-from benchmarks.reference_results.load import select_reference_results
-from benchmarks.results import Result, write_result
+from benchmarks.results import statistics
+from benchmarks.results.reference_results.load import select_reference_results
+from benchmarks.results.results import Result, write_result
+from benchmarks.tasks.encoders.recall import RetrievalRanks
+from benchmarks.tasks.evaluation import MetricSpec, compute_metric
+from benchmarks.tasks.mllm import task_metrics
 from clips.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings(

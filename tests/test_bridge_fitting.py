@@ -80,7 +80,7 @@ def test_a_saved_llava_prepares_pictures_as_in_training(
 
 
 def test_results_say_how_pictures_became_squares() -> None:
-    from benchmarks.mllm.evaluate_task import _resize
+    from benchmarks.tasks.mllm.evaluate_task import _resize
 
     said = {fit: _resize(make_image_processor(PIXELS, fit)) for fit in ASPECT_RATIO_MODES}
     assert said == {"squash": "squash", "pad": "pad", "crop": "shortest side, center crop"}

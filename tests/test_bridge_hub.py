@@ -14,8 +14,8 @@ import torch
 from bridge_world import config_file
 from original_world import Parts, picture, write_original, write_tower
 
-from benchmarks.eval_model import EvalModel
-from benchmarks.run_config import BenchmarkConfig, RunConfig
+from benchmarks.tasks.eval_model import EvalModel
+from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
 from clips.commandline.parsing import parse_config
 from clips.core.artifact import directory_hash, read_manifest
 from clips.errors import UserError

@@ -225,7 +225,7 @@ def test_training_and_bridge_read_an_imported_encoder(tmp_path: Path):
 
 
 def test_an_imported_encoder_embeds_for_the_benchmarks(tmp_path: Path):
-    from benchmarks.encoders.embedding import embed_images, embed_texts, load_dual_encoder
+    from benchmarks.tasks.encoders.embedding import embed_images, embed_texts, load_dual_encoder
 
     theirs = world.hf_siglip(tmp_path / "hf")
     imported(tmp_path / "hf", tmp_path / "encoder")

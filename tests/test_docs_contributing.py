@@ -40,11 +40,11 @@ USES = {
         assert tokens_of(config, shape) == 1
         assert build(config, shape)(torch.randn(3, 16, 32)).shape == (3, 1, 24)
     """,
-    "benchmarks/registry.py": """
+    "benchmarks/tasks/registry.py": """
         from pathlib import Path
         import bench_world
         from benchmarks.cli import COMMANDS
-        from benchmarks.results import read_result
+        from benchmarks.results.results import read_result
         from clips.commandline.commands import run_commands
         bench_world.write_shards(Path("shards"), 4)
         words = ["run", "--row", "t", "--results", "r", "--encoder", "timm:resnet10t@random", "--device", "cpu"]

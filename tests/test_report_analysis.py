@@ -14,8 +14,6 @@ import pytest
 from report_material import SKILLS, items_table, put_result, put_results
 from scipy import stats
 
-from benchmarks.formatting import shorten_name
-from benchmarks.mllm.items import items_table as answered
 from benchmarks.publishing.model_card import training_facts
 from benchmarks.report.categories import category_figures, category_tables
 from benchmarks.report.correlation import correlated_pairs, correlation, correlation_figures
@@ -33,7 +31,9 @@ from benchmarks.report.figure_export import render_inline_svg
 from benchmarks.report.forest_plots import forest_plots
 from benchmarks.report.load_results import read_source
 from benchmarks.report.report import Report, build_report
+from benchmarks.results.formatting import shorten_name
 from benchmarks.study.study_record import RowRecord
+from benchmarks.tasks.mllm.items import items_table as answered
 
 FOUR = SKILLS | {"best": 0.9}
 

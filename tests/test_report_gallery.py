@@ -15,11 +15,6 @@ from bench_reader import write_pictures
 from PIL import Image
 from report_material import items_table, picture, put_result, put_results
 
-from benchmarks.data.caption_sets import load_caption_set
-from benchmarks.encoders.recall import compute_ranks
-from benchmarks.encoders.retrieval import items_of
-from benchmarks.encoders.top_results import with_top_results
-from benchmarks.item_sampling import hash_order
 from benchmarks.report.gallery import thumbnails
 from benchmarks.report.gallery.answer_examples import answer_galleries, select_items
 from benchmarks.report.gallery.caption_examples import captioned
@@ -29,6 +24,11 @@ from benchmarks.report.gallery.thumbnails import ImageDeduplicator, take_within_
 from benchmarks.report.html_page import render_page
 from benchmarks.report.load_results import limit_rows, read_source
 from benchmarks.report.report import build_report
+from benchmarks.tasks.data.caption_sets import load_caption_set
+from benchmarks.tasks.encoders.recall import compute_ranks
+from benchmarks.tasks.encoders.retrieval import items_of
+from benchmarks.tasks.encoders.top_results import with_top_results
+from benchmarks.tasks.item_sampling import hash_order
 from clips.data.formats import DatasetSpec
 
 HOSTILE = (

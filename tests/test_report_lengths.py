@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from bench_reader import evaluate, write_pictures
 
-from benchmarks.encoders.long_retrieval import metric_suffix
 from benchmarks.report.caption_length_figures import length_curves, length_figures
 from benchmarks.report.html_page import render_page
 from benchmarks.report.report import build_report
-from benchmarks.run_config import BenchmarkConfig
+from benchmarks.tasks.encoders.long_retrieval import metric_suffix
+from benchmarks.tasks.run_config import BenchmarkConfig
 
 PICTURES = 4
 

@@ -11,15 +11,15 @@ import pandas as pd
 import pytest
 from report_material import SKILLS, items_table, put_failure, put_result, put_results
 
-from benchmarks.formatting import format_number
-from benchmarks.item_scores import ItemScores
-from benchmarks.noise import TrainingNoise
-from benchmarks.registry import BENCHMARKS
 from benchmarks.report.cell_text import margin
 from benchmarks.report.formats import REPORT_FORMATS
 from benchmarks.report.report import Report, build_report
 from benchmarks.report.table import Cell, Column
-from benchmarks.statistics import compare, wilson_interval
+from benchmarks.results.formatting import format_number
+from benchmarks.results.item_scores import ItemScores
+from benchmarks.results.noise import TrainingNoise
+from benchmarks.results.statistics import compare, wilson_interval
+from benchmarks.tasks.registry import BENCHMARKS
 from clips.errors import UserError
 
 

@@ -14,7 +14,7 @@ from report_material import items_table, put_result, put_results
 from benchmarks.analysis.find_results import find_results_by_row
 from benchmarks.report.formats import REPORT_FORMATS
 from benchmarks.report.report import build_report
-from benchmarks.results import read_result, result_path, write_result
+from benchmarks.results.results import read_result, result_path, write_result
 from clips.errors import UserError
 
 

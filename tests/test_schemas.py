@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
-from benchmarks.results import Result, write_result
-from benchmarks.schema_command import SchemaConfig, schemas, write_schemas
+from benchmarks.results.results import Result, write_result
 from benchmarks.study.launchers import find_command
+from benchmarks.study.schema_command import SchemaConfig, schemas, write_schemas
 from benchmarks.study.study_record import StepPlan, StudyRecord, write_study_record
 from clips.commandline.help_text import list_item_help
 from clips.core.artifact import write_manifest

@@ -11,7 +11,7 @@ import pytest
 import report_material
 
 from benchmarks import cli as bench
-from benchmarks.results import Result, read_items, read_result, write_result
+from benchmarks.results.results import Result, read_items, read_result, write_result
 from clips import cli
 from clips.core.artifact import log_info, read_manifest, write_manifest
 from clips.core.identity import Identity, identity

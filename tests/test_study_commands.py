@@ -14,6 +14,7 @@ import yaml
 from study_engine import use_fakes
 from study_material import SMALL
 
+from benchmarks.analysis.study_with_report import run_study_with_report
 from benchmarks.study import study_commands
 from benchmarks.study.build_steps import build_plan
 from benchmarks.study.launchers import check_command
@@ -23,7 +24,6 @@ from benchmarks.study.status import step_state
 from benchmarks.study.steps import Step
 from benchmarks.study.study_commands import StatusConfig, StudyConfig, StudyPlanConfig, plan_study, study_status
 from benchmarks.study.study_record import read_study_record
-from benchmarks.study_with_report import run_study_with_report
 from clips.errors import UserError
 
 ROOT = Path(__file__).parents[1]

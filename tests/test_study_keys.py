@@ -8,7 +8,7 @@ import os
 import pytest
 from study_material import SMALL
 
-from benchmarks.protocol import CODE_VERSION
+from benchmarks.results.protocol import CODE_VERSION
 from benchmarks.study.build_steps import build_plan
 from benchmarks.study.launchers import command_version
 from benchmarks.study.parser import parse_study

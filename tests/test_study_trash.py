@@ -18,12 +18,12 @@ from study_material import SMALL
 from test_study_commands import _fakes, states, write_study  # noqa: F401  (the fixture counts)
 
 from benchmarks.analysis.provenance import ProvenanceConfig, run_provenance
+from benchmarks.analysis.study_with_report import rerun_study_with_report, run_study_with_report
 from benchmarks.study import trash
 from benchmarks.study.locks import acquire, locked
 from benchmarks.study.rerun_clean import AcceptConfig, CleanConfig, RerunConfig, accept_outputs, run_clean
 from benchmarks.study.step_state import read_record, write_record
 from benchmarks.study.study_commands import StudyConfig, StudyPlanConfig, plan_study
-from benchmarks.study_with_report import rerun_study_with_report, run_study_with_report
 from clips.errors import UserError
 
 OTHER = {**SMALL["encoders"], "clips": {"optim": {"lr": 4}}}
@@ -317,7 +317,7 @@ import os, sys
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {root!r}]
 import study_engine as e
-from benchmarks.study_with_report import run_study
+from benchmarks.analysis.study_with_report import run_study
 from benchmarks.study import commands, engine, job, trash
 engine.executable = job.executable = e.fake_program
 engine.run_engine = e.in_process

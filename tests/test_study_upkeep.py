@@ -9,11 +9,11 @@ import pytest
 from study_material import SMALL
 from test_study_commands import _fakes, states, write_study  # noqa: F401  (the fixture counts)
 
+from benchmarks.analysis.study_with_report import rerun_study_with_report, run_study_with_report
 from benchmarks.study import rerun_clean, study_commands
 from benchmarks.study.locks import locked
 from benchmarks.study.rerun_clean import CleanConfig, RerunConfig, run_clean
 from benchmarks.study.step_state import read_record, write_record
-from benchmarks.study_with_report import rerun_study_with_report, run_study_with_report
 from clips.errors import UserError
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.analysis.check_base import CheckFailedError, CheckSkippedError, VerifyConfig, expect_close
-from benchmarks.mllm.offline_tasks import data_root
-from benchmarks.results import read_items, read_result, result_path
-from benchmarks.run_benchmarks import run_benchmarks
-from benchmarks.run_config import BenchmarkConfig, RunConfig
+from benchmarks.results.results import read_items, read_result, result_path
+from benchmarks.tasks.mllm.offline_tasks import data_root
+from benchmarks.tasks.run_benchmarks import run_benchmarks
+from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
 
 _NEW_TOKENS = 16  # an answer's cap on both sides: tasks that state none have another default in each
 

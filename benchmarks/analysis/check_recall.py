@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.analysis.check_base import CheckFailedError, CheckSkippedError, VerifyConfig, expect_close
-from benchmarks.encoders.recall import RECALL_KS, compute_ranks
+from benchmarks.tasks.encoders.recall import RECALL_KS, compute_ranks
 
 if TYPE_CHECKING:
     import torch

@@ -6,8 +6,8 @@ from statistics import fmean
 
 from benchmarks.analysis.check_base import CheckFailedError, CheckSkippedError, VerifyConfig, expect_close
 from benchmarks.analysis.find_results import find_results_by_row
-from benchmarks.reference_results.load import ReferenceResult, load_reference_results, select_reference_results
-from benchmarks.results import Result
+from benchmarks.results.reference_results.load import ReferenceResult, load_reference_results, select_reference_results
+from benchmarks.results.results import Result
 
 _COCO_PICTURES = 5000
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.analysis.check_base import VerifyConfig, expect_close
-from benchmarks.mllm.caption_metrics import ImageCaptionScores, patched_caption_scorers
-from benchmarks.mllm.offline_tasks import go_offline, suppress_output
-from benchmarks.mllm.task_metrics import TASK_METRICS
-from benchmarks.statistics import aggregate, holm_correction, wilson_interval
+from benchmarks.results.statistics import aggregate, holm_correction, wilson_interval
+from benchmarks.tasks.mllm.caption_metrics import ImageCaptionScores, patched_caption_scorers
+from benchmarks.tasks.mllm.offline_tasks import go_offline, suppress_output
+from benchmarks.tasks.mllm.task_metrics import TASK_METRICS
 
 
 def check_pope(_: VerifyConfig) -> str:

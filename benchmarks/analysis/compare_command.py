@@ -8,8 +8,6 @@ from pathlib import Path
 
 from benchmarks.analysis.comparison import Comparison, ComparisonLine, abbreviate_names
 from benchmarks.analysis.comparison_side import ComparisonSide, describe_run_differences, read_side
-from benchmarks.formatting import join_with_and, strip_control_chars
-from benchmarks.protocol import INPUT_PREFIX, describe_differences, ranking_key
 from benchmarks.report.build_table import build_results_table
 from benchmarks.report.formats.csv_tables import csv_text
 from benchmarks.report.formats.markdown import markdown_frame, markdown_list
@@ -18,9 +16,11 @@ from benchmarks.report.load_results import MissingValue, ReportSource
 from benchmarks.report.significance import Evidence, add_significance
 from benchmarks.report.table import Cell, Table
 from benchmarks.report.terminal_table import print_frame
-from benchmarks.results import Result
+from benchmarks.results.formatting import join_with_and, strip_control_chars
+from benchmarks.results.protocol import INPUT_PREFIX, describe_differences, ranking_key
+from benchmarks.results.results import Result
 from benchmarks.study.study_record import RowRecord
-from benchmarks.training_settings import TrainingDiff, diff_training, training_of_result
+from benchmarks.study.training_settings import TrainingDiff, diff_training, training_of_result
 from clips.core.artifact import atomic_write, log_info
 from clips.errors import UserError, unknown_name_error
 from clips.sanitize import escape_markdown

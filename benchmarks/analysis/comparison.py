@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from benchmarks.analysis.comparison_side import ComparisonSide
-from benchmarks.formatting import decimals_needed, difference_ci_text, format_number, join_with_and
 from benchmarks.report.cell_text import column_head, decimals
 from benchmarks.report.table import Cell, Table
 from benchmarks.report.tidy import tidy
-from benchmarks.training_settings import TrainingDiff
+from benchmarks.results.formatting import decimals_needed, difference_ci_text, format_number, join_with_and
+from benchmarks.study.training_settings import TrainingDiff
 
 if TYPE_CHECKING:
     import pandas as pd

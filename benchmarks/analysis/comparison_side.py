@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.analysis.find_results import find_results_by_row
-from benchmarks.formatting import commit_text
 from benchmarks.report.load_results import MissingValue, ReportSource, read_source, stale_results
-from benchmarks.results import Result
-from benchmarks.sizes import parts
+from benchmarks.results.formatting import commit_text
+from benchmarks.results.results import Result
 from benchmarks.study.study_record import EXCLUDED_FROM_BENCHMARK, RECORD_FILE
+from benchmarks.tasks.sizes import parts
 from clips.errors import UserError
 
 _LISTED = 4  # of what differs; more say less

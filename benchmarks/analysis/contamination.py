@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.analysis.perceptual_hash import BITS, MAX_HAMMING_DISTANCE, ImageHash, hash_image, near_pairs
-from benchmarks.data.caption_sets import load_caption_set
-from benchmarks.data.classification_sets import load_classification_set
-from benchmarks.formatting import format_duration
+from benchmarks.results.formatting import format_duration
+from benchmarks.tasks.data.caption_sets import load_caption_set
+from benchmarks.tasks.data.classification_sets import load_classification_set
 from clips.core.artifact import atomic_write, log_info
 from clips.data.formats import DatasetSpec
 from clips.data.formats.dataset_format import Location

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from benchmarks.analysis.find_results import find_result
-from benchmarks.formatting import format_number, strip_control_chars
-from benchmarks.protocol import INPUT_PREFIX, Protocol, describe_differences, ranking_key
 from benchmarks.report.cell_text import decimals
 from benchmarks.report.load_results import stale_results
 from benchmarks.report.table import Column
-from benchmarks.results import Metric, Result
-from benchmarks.training_settings import diff_training, training_of_result
+from benchmarks.results.formatting import format_number, strip_control_chars
+from benchmarks.results.protocol import INPUT_PREFIX, Protocol, describe_differences, ranking_key
+from benchmarks.results.results import Metric, Result
+from benchmarks.study.training_settings import diff_training, training_of_result
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.results import Result, read_result, read_results, refuse_twice
+from benchmarks.results.results import Result, read_result, read_results, refuse_twice
 from clips.errors import UserError, unknown_name_error
 
 

@@ -10,10 +10,10 @@ from typing import Literal
 from benchmarks.analysis import check_lmms, check_recall, check_reference_results, check_scorers
 from benchmarks.analysis.check_base import Check, CheckFailedError, CheckSkippedError, VerifyConfig
 from benchmarks.analysis.find_results import find_results_by_row
-from benchmarks.formatting import strip_control_chars
-from benchmarks.mllm.offline_tasks import data_root
-from benchmarks.reference_results.load import select_reference_results
-from benchmarks.registry import get_benchmark as find_benchmark
+from benchmarks.results.formatting import strip_control_chars
+from benchmarks.results.reference_results.load import select_reference_results
+from benchmarks.tasks.mllm.offline_tasks import data_root
+from benchmarks.tasks.registry import get_benchmark as find_benchmark
 from clips.errors import UserError, unknown_name_error
 
 CHECKS: dict[str, Check] = {

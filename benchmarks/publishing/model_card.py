@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.analysis.diff_command import column_of
 from benchmarks.analysis.find_results import find_results_by_row
-from benchmarks.formatting import commit_text, format_duration, format_number
 from benchmarks.report.cell_text import decimals
 from benchmarks.report.load_results import stale_results
 from benchmarks.report.notes import SYNTHETIC_DATA_NOTE
-from benchmarks.results import Metric, Result
-from benchmarks.sizes import n_words
+from benchmarks.results.formatting import commit_text, format_duration, format_number
+from benchmarks.results.results import Metric, Result
 from benchmarks.study.study_record import RECORD_FILE, read_study_record
-from benchmarks.training_settings import read_training
+from benchmarks.study.training_settings import read_training
+from benchmarks.tasks.sizes import n_words
 from clips.core.artifact import atomic_write, directory_hash, log_info, read_manifest
 from clips.data.formats.dataset_format import WHOLE
 from clips.errors import UserError, error_reason

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.formatting import strip_control_chars
 from benchmarks.publishing.redaction import (
     check_no_local_paths,
     check_no_secrets,
@@ -16,6 +15,7 @@ from benchmarks.publishing.redaction import (
     shorten_local_paths,
 )
 from benchmarks.publishing.upload_files import UploadPlan, plan_upload
+from benchmarks.results.formatting import strip_control_chars
 from clips.core.artifact import log_info
 from clips.errors import UserError, error_reason
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import Result, read_results
+from benchmarks.results.results import Result, read_results
 from benchmarks.study.step_state import CONFIG_FILE, RECORD, read_record, step_directory
 from benchmarks.study.study_record import RECORD_FILE, StudyRecord, read_study_record
 from clips.core.artifact import HASH_EXCLUDED_FILES, MANIFEST, file_hash, read_manifest

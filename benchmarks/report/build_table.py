@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from benchmarks.protocol import describe_differences
 from benchmarks.report.load_results import MissingValue, ReportSource, missing_reason
 from benchmarks.report.seed_aggregation import aggregate_seeds, has_seeds, with_intervals
 from benchmarks.report.significance import Evidence, add_significance
 from benchmarks.report.table import Cell, Column, Table
-from benchmarks.results import Metric, Result
+from benchmarks.results.protocol import describe_differences
+from benchmarks.results.results import Metric, Result
 from benchmarks.study.study_record import EXCLUDED_FROM_BENCHMARK, RowRecord
 
 

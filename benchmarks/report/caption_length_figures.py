@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.encoders.long_retrieval import WORD_LIMIT_PREFIX, metric_suffix
-from benchmarks.encoders.retrieval import DIRECTION_LABELS
-from benchmarks.formatting import format_number
 from benchmarks.report.cell_text import score
 from benchmarks.report.figure import Figure, FigureSet, LegendEntry, plot_points, safe_file_name
 from benchmarks.report.palette import SERIES_COLORS, Palette
 from benchmarks.report.report import Report
 from benchmarks.report.table import Cell, Table
+from benchmarks.results.formatting import format_number
+from benchmarks.tasks.encoders.long_retrieval import WORD_LIMIT_PREFIX, metric_suffix
+from benchmarks.tasks.encoders.retrieval import DIRECTION_LABELS
 
 _WHOLE = "whole"
 

@@ -14,9 +14,6 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks import statistics
-from benchmarks.formatting import format_number, join_with_and, shorten_name
-from benchmarks.item_scores import ItemScores
 from benchmarks.report.cell_text import column_title, decimals, score
 from benchmarks.report.figure import Figure, FigureSet, LegendEntry, safe_file_name
 from benchmarks.report.forest_plots import effect_direction
@@ -26,7 +23,10 @@ from benchmarks.report.report import Report
 from benchmarks.report.seed_aggregation import aggregate_seeds, has_seeds, with_intervals
 from benchmarks.report.significance import Evidence, add_significance
 from benchmarks.report.table import Cell, Column, Table
-from benchmarks.results import Result, columns_of
+from benchmarks.results import statistics
+from benchmarks.results.formatting import format_number, join_with_and, shorten_name
+from benchmarks.results.item_scores import ItemScores
+from benchmarks.results.results import Result, columns_of
 from benchmarks.study.study_record import RowRecord
 
 MAX_CATEGORIES = 24

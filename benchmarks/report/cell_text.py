@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.formatting import decimals_needed, format_number
 from benchmarks.report.table import Cell, Column
+from benchmarks.results.formatting import decimals_needed, format_number
 
 _LOPSIDED = 0.25  # of an interval's width: how much longer one side may be before both are told
 _LONGEST_REASON = 60

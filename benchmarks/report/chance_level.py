@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from benchmarks.formatting import decimals_needed, format_number, join_or_count, join_with_and
 from benchmarks.report.cell_text import column_title, decimals
 from benchmarks.report.table import Cell, Column, Table
-from benchmarks.results import CHANCE
+from benchmarks.results.formatting import decimals_needed, format_number, join_or_count, join_with_and
+from benchmarks.results.results import CHANCE
 
 
 def has_chance_level(table: Table) -> bool:

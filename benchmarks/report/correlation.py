@@ -12,13 +12,13 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from benchmarks.formatting import format_number
 from benchmarks.report.cell_text import column_title, score
 from benchmarks.report.figure import Figure, FigureSet, number_points, safe_file_name
 from benchmarks.report.palette import Palette
 from benchmarks.report.report import Report
 from benchmarks.report.table import Cell, Column
-from benchmarks.statistics import holm_correction
+from benchmarks.results.formatting import format_number
+from benchmarks.results.statistics import holm_correction
 
 MIN_ROWS = 4  # of a correlation
 _FEWEST_POINTS = 3  # of a figure: two always lie on a line

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.formatting import join_with_and
 from benchmarks.report.cell_text import column_head, column_title, score
 from benchmarks.report.figure import MAX_POINT_LABELS, Figure, FigureSet, number_points, safe_file_name
 from benchmarks.report.load_results import read_metrics
 from benchmarks.report.palette import Palette
 from benchmarks.report.report import Report
 from benchmarks.report.table import Cell, Column
+from benchmarks.results.formatting import join_with_and
 from benchmarks.study.study_record import RowRecord
 from clips.core.artifact import STAGES_DIR, read_manifest
 from clips.errors import UserError

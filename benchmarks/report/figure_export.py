@@ -8,10 +8,10 @@ import re
 import warnings
 from typing import Any, Literal
 
-from benchmarks.formatting import shorten_name, strip_control_chars
 from benchmarks.report.figure import Figure
 from benchmarks.report.label_placement import draw_labels
 from benchmarks.report.palette import COLOR_NAMES, PLACEHOLDER_PALETTE, Palette, light_palette
+from benchmarks.results.formatting import shorten_name, strip_control_chars
 
 _WIDTH = 4.4
 

@@ -5,12 +5,18 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from benchmarks.formatting import decimals_needed, difference_ci_text, format_number, join_with_and, shorten_name
 from benchmarks.report.cell_text import column_head, column_title, decimals
 from benchmarks.report.figure import Figure, FigureSet, safe_file_name
 from benchmarks.report.palette import Palette
 from benchmarks.report.report import Report
 from benchmarks.report.table import BaselineDifference, Cell, Column, Table
+from benchmarks.results.formatting import (
+    decimals_needed,
+    difference_ci_text,
+    format_number,
+    join_with_and,
+    shorten_name,
+)
 
 _LEAD = (
     "Each row minus its baseline, with the 95 % interval; rows stand in the order of their differences. A filled "

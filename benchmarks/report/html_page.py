@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from benchmarks import formatting
 from benchmarks.report.cell_text import (
     column_head,
     column_title,
@@ -37,6 +36,7 @@ from benchmarks.report.reference_table import REFERENCE_NOTE
 from benchmarks.report.report import Report
 from benchmarks.report.sections import built_sections
 from benchmarks.report.table import Cell, Column, Table
+from benchmarks.results import formatting
 from clips.sanitize import jinja_finalize
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.formatting import format_number, join_with_and
 from benchmarks.report.figure import Figure, FigureSet, LegendEntry, safe_file_name
 from benchmarks.report.load_results import ReportSource, read_metrics
 from benchmarks.report.palette import SERIES_COLORS, Palette
+from benchmarks.results.formatting import format_number, join_with_and
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,12 +13,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.mllm.judge import NO_JUDGE
-from benchmarks.protocol import ranking_key
-from benchmarks.results import Result, enclosing_study, has_items, read_result, refuse_twice, result_files
+from benchmarks.results.protocol import ranking_key
+from benchmarks.results.results import Result, enclosing_study, has_items, read_result, refuse_twice, result_files
 from benchmarks.study.step_state import StepRecord, read_record
 from benchmarks.study.study_record import RECORD_FILE, RowRecord, StudyRecord, read_study_record
 from benchmarks.study.trash import acceptance
+from benchmarks.tasks.mllm.judge import NO_JUDGE
 from clips.core.artifact import lexical_abspath
 from clips.errors import UserError, unknown_name_error
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from benchmarks.formatting import (
+from benchmarks.report.cell_text import column_title, decimals
+from benchmarks.report.chance_level import chance_notes
+from benchmarks.report.load_results import MissingValue, ReportSource
+from benchmarks.report.table import ALPHA, BaselineDifference, Table
+from benchmarks.results.formatting import (
     MAX_TEXT_CHARS,
     decimals_needed,
     format_number,
@@ -14,15 +18,11 @@ from benchmarks.formatting import (
     join_with_and,
     strip_control_chars,
 )
-from benchmarks.protocol import INPUT_PREFIX
-from benchmarks.report.cell_text import column_title, decimals
-from benchmarks.report.chance_level import chance_notes
-from benchmarks.report.load_results import MissingValue, ReportSource
-from benchmarks.report.table import ALPHA, BaselineDifference, Table
-from benchmarks.results import Result
-from benchmarks.sizes import parts
+from benchmarks.results.protocol import INPUT_PREFIX
+from benchmarks.results.results import Result
 from benchmarks.study.study_record import EXCLUDED_FROM_BENCHMARK
-from benchmarks.training_settings import CONFOUNDED_WARNING, TrainingSettings, diff_training, training_of_result
+from benchmarks.study.training_settings import CONFOUNDED_WARNING, TrainingSettings, diff_training, training_of_result
+from benchmarks.tasks.sizes import parts
 
 SYNTHETIC_DATA_NOTE = (
     "The pictures are scenes drawn by this suite: a means to run and to test every part of it, never a claim about "

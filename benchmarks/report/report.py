@@ -14,7 +14,7 @@ from benchmarks.report.row_selection import Selection, select_benchmarks, select
 from benchmarks.report.significance import Evidence
 from benchmarks.report.summary import headline, row_summaries
 from benchmarks.report.table import Column, Table
-from benchmarks.sizes import full_size, n_words
+from benchmarks.tasks.sizes import full_size, n_words
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)  # one is as good as another only if it is the same

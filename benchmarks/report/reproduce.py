@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from benchmarks.formatting import commit_text
 from benchmarks.report.load_results import ReportSource
-from benchmarks.results import Result
+from benchmarks.results.formatting import commit_text
+from benchmarks.results.results import Result
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from statistics import fmean
 from benchmarks.report.load_results import ReportSource
 from benchmarks.report.significance import Evidence, pool_training_noise
 from benchmarks.report.table import Cell, Table
-from benchmarks.statistics import scores_interval
+from benchmarks.results.statistics import scores_interval
 from benchmarks.study.study_record import RowRecord
 
 

@@ -10,12 +10,12 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
-from benchmarks.item_scores import ItemScores, comparable
-from benchmarks.noise import Estimate, Scores, TrainingNoise, difference_estimate, p_values, training_noise
 from benchmarks.report.load_results import ReportSource
 from benchmarks.report.table import ALPHA, BaselineDifference, Cell, RankMark, Table
-from benchmarks.results import Result
-from benchmarks.statistics import compare, holm_correction
+from benchmarks.results.item_scores import ItemScores, comparable
+from benchmarks.results.noise import Estimate, Scores, TrainingNoise, difference_estimate, p_values, training_noise
+from benchmarks.results.results import Result
+from benchmarks.results.statistics import compare, holm_correction
 
 Group = list[Cell]
 _Key = tuple[str, str, frozenset[str]]

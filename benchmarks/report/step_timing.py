@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.formatting import format_duration
+from benchmarks.results.formatting import format_duration
 from benchmarks.study.step_state import StepRecord
 
 _LONGEST_PAUSE = 30.0

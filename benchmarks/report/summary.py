@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from benchmarks.formatting import format_number, join_or_count, join_with_and
 from benchmarks.report.cell_text import column_title, decimals
 from benchmarks.report.chance_level import no_row_above_chance
 from benchmarks.report.table import Cell, Table
+from benchmarks.results.formatting import format_number, join_or_count, join_with_and
 
 _WITH_SIZE = 2
 

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from benchmarks.formatting import format_number
-from benchmarks.item_scores import comparable
-from benchmarks.noise import contrast_estimate
 from benchmarks.report.cell_text import column_title, decimals, score
 from benchmarks.report.figure import Figure, FigureSet, LegendEntry, plot_points, safe_file_name
 from benchmarks.report.palette import Palette
 from benchmarks.report.report import Report
 from benchmarks.report.significance import Evidence
 from benchmarks.report.table import Cell, Column
+from benchmarks.results.formatting import format_number
+from benchmarks.results.item_scores import comparable
+from benchmarks.results.noise import contrast_estimate
 from benchmarks.study.study_record import RowRecord
 from benchmarks.study.sweep import FigureSpec
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from benchmarks.formatting import format_number, strip_control_chars
 from benchmarks.report.cell_text import decimals, group_sign, margin, short_gap
 from benchmarks.report.notes import PLAIN, TERMINAL
 from benchmarks.report.reference_table import REFERENCE_NOTE
 from benchmarks.report.report import Report
 from benchmarks.report.table import Cell
 from benchmarks.report.text_table import main_table
+from benchmarks.results.formatting import format_number, strip_control_chars
 
 if TYPE_CHECKING:
     import pandas as pd

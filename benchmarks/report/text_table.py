@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.formatting import format_number
 from benchmarks.report.cell_text import column_head
 from benchmarks.report.chance_level import chance_text, has_chance_level
 from benchmarks.report.report import Report
 from benchmarks.report.table import Cell, Column
+from benchmarks.results.formatting import format_number
 
 if TYPE_CHECKING:
     import pandas as pd

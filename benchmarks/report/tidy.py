@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from benchmarks.formatting import finite_or_none
 from benchmarks.report.table import Cell, Table
-from benchmarks.results import CHANCE
+from benchmarks.results.formatting import finite_or_none
+from benchmarks.results.results import CHANCE
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -65,7 +65,7 @@ def _evaluation(step: Step, steps: Mapping[str, Step], count: int, gpu: str | No
     """Of a LLaVA the least: that it reads pictures and questions. Generating, decoding and scoring come on top."""
     if step.config.get("encoder") is not None:
         return _encoder_evaluation(step, steps, count, gpu)
-    from benchmarks.registry import get_benchmark
+    from benchmarks.tasks.registry import get_benchmark
     from clips.planning.hardware import GPUS
     from llava_bridge.planning.plan import ASSUMED_MFU, ASSUMED_TEXT_TOKENS, sizes_of
     from llava_bridge.training.train_config import LlavaTrainConfig

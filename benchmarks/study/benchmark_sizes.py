@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.encoders.zero_shot_classifier import class_prompts
-from benchmarks.list_command import KNOWN_DATASETS
-from benchmarks.registry import get_benchmark
-from benchmarks.run_config import BenchmarkConfig
+from benchmarks.tasks.encoders.zero_shot_classifier import class_prompts
+from benchmarks.tasks.list_command import KNOWN_DATASETS
+from benchmarks.tasks.registry import get_benchmark
+from benchmarks.tasks.run_config import BenchmarkConfig
 
 
 def benchmark_size(settings: Mapping[str, Any]) -> tuple[int, int] | None:

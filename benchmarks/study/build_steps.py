@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.registry import get_benchmark
-from benchmarks.run_config import MODEL_FIELDS, BenchmarkConfig, RequiredModel, RunConfig
 from benchmarks.study.path_refs import PATH_PREFIX, external_file, hub_name, map_strings, split_refs
 from benchmarks.study.schema import Combination, Study
 from benchmarks.study.steps import OutputSpec, Step, StepKind
@@ -22,6 +20,8 @@ from benchmarks.study.study_record import (
     RowRecord,
 )
 from benchmarks.study.sweep import Settings, deep_merge
+from benchmarks.tasks.registry import get_benchmark
+from benchmarks.tasks.run_config import MODEL_FIELDS, BenchmarkConfig, RequiredModel, RunConfig
 from clips.data.remote_files import is_remote
 from clips.errors import UserError, unknown_name_error
 from clips.model_refs import OPEN_CLIP_CONFIG

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from benchmarks.formatting import format_duration
+from benchmarks.results.formatting import format_duration
 from benchmarks.study.steps import Share, Step, time_left
 
 _GB = 1e9

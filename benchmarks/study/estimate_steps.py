@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.formatting import format_duration
+from benchmarks.results.formatting import format_duration
 from benchmarks.study.analytic_estimates import UNKNOWN_ESTIMATE, analytic_estimate
 from benchmarks.study.estimate import CostEstimate
 from benchmarks.study.resources import Resources

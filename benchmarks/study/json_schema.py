@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.run_config import BenchmarkConfig
 from benchmarks.study.build_steps import (
     DEFAULT_DATA_COMMAND,
     EVALUATE,
@@ -17,6 +16,7 @@ from benchmarks.study.launchers import find_command
 from benchmarks.study.resources import Resources
 from benchmarks.study.schema import Study
 from benchmarks.study.sweep import SWEEP
+from benchmarks.tasks.run_config import BenchmarkConfig
 from clips.commandline.config_schema import config_schema, optional_field_schemas
 
 _VARY = {

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.formatting import strip_control_chars
-from benchmarks.output_cache import CACHE_DIR
+from benchmarks.results.formatting import strip_control_chars
 from benchmarks.study.locks import locked
 from benchmarks.study.step_state import read_record, stage_directories, step_directory, write_record
 from benchmarks.study.steps import Step, topological_order
 from benchmarks.study.study_commands import ResolvedStudy, StudyConfig, resolve_study, run_study_steps, study_record
 from benchmarks.study.study_record import RECORD_FILE, write_study_record
 from benchmarks.study.trash import TRASH, accept, move, size_of
+from benchmarks.tasks.output_cache import CACHE_DIR
 from clips.core.artifact import log_info
 from clips.errors import UserError, unknown_name_error
 

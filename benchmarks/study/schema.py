@@ -35,7 +35,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.reference_results.load import select_reference_results
+from benchmarks.results.reference_results.load import select_reference_results
 from benchmarks.study.executors import ExecutorConfig, LocalConfig
 from benchmarks.study.resources import Resources
 from benchmarks.study.sweep import FigureSpec, Settings, SweepPoint

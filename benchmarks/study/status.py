@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.formatting import format_duration, strip_control_chars
+from benchmarks.results.formatting import format_duration, strip_control_chars
 from benchmarks.study.locks import is_at_work, runner_lives
 from benchmarks.study.step_state import StepKey, StepRecord, is_done, log_tail, read_record
 from benchmarks.study.steps import Share, Step, time_left

@@ -158,7 +158,7 @@ def run_study_steps(config: StudyConfig, *, report: Callable[[Path], None]) -> N
     Raises:
         UserError: the study cannot be run, or would make again what took long; then nothing has been started.
     """
-    from benchmarks.formatting import format_duration
+    from benchmarks.results.formatting import format_duration
     from benchmarks.study.preflight import check_configs, check_input_files
 
     keyed = resolve_study(config)

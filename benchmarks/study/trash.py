@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.formatting import format_duration
+from benchmarks.results.formatting import format_duration
 from benchmarks.study.locks import is_at_work
 from benchmarks.study.step_state import (
     CONFIG_FILE,

@@ -206,9 +206,7 @@ def _timm_tower(name: str, image_size: int | None) -> tuple[VisionTower, int]:
     settings: Any = timm.get_pretrained_cfg(name)
     side = image_size or int(settings.input_size[-1])
     with torch.device("meta"):
-        tower = timm_source.build(
-            {"name": name, "image_size": side, "fixed_size": bool(settings.fixed_input_size)}
-        )
+        tower = timm_source.build({"name": name, "image_size": side, "fixed_size": bool(settings.fixed_input_size)})
     return tower, side
 
 

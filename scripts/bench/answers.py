@@ -53,7 +53,7 @@ def arguments() -> argparse.Namespace:
 
 
 def compared(directory: Path, args: argparse.Namespace) -> str:
-    from benchmarks.mllm.llava_model import LlavaBridgeModel, load_for_evaluation
+    from benchmarks.tasks.mllm.llava_model import LlavaBridgeModel, load_for_evaluation
 
     with no_videos(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         from lmms_eval.models.simple.llava_hf import LlavaHf
@@ -98,7 +98,7 @@ def no_videos() -> Any:
 
 
 def photos(args: argparse.Namespace) -> list[Image.Image]:
-    from benchmarks.data.caption_sets import load_caption_set
+    from benchmarks.tasks.data.caption_sets import load_caption_set
     from clips.data.formats import DatasetSpec
 
     data = Path(args.shared) / "data/flickr8k/dataset_flickr8k.json"

@@ -41,8 +41,8 @@ def arguments() -> argparse.Namespace:
 
 
 def rows_of(name: str, args: argparse.Namespace, folder: Path) -> list[list[object]]:
-    from benchmarks.data.caption_sets import load_caption_set
-    from benchmarks.encoders.embedding import embed_images, embed_texts
+    from benchmarks.tasks.data.caption_sets import load_caption_set
+    from benchmarks.tasks.encoders.embedding import embed_images, embed_texts
     from clips.data.formats import DatasetSpec
 
     encoder = random_encoder(name, folder / name, args)
@@ -84,7 +84,7 @@ def random_encoder(name: str, folder: Path, args: argparse.Namespace) -> Any:
     import open_clip
     from safetensors.torch import save_file
 
-    from benchmarks.encoders.embedding import load_dual_encoder
+    from benchmarks.tasks.encoders.embedding import load_dual_encoder
 
     torch.manual_seed(0)
     folder.mkdir()

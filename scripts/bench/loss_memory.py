@@ -122,7 +122,9 @@ def contrastive_losses(partners: list[Tensor]) -> dict[str, Loss]:
         return [torch.cat([own, others]) for own, others in zip((image, text), partners, strict=True)]
 
     def ours(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-        with mock.patch.object(losses, "gather_features", side_effect=gathered(image, text)):  # images first, as it asks
+        with mock.patch.object(
+            losses, "gather_features", side_effect=gathered(image, text)
+        ):  # images first, as it asks
             return losses.softmax_loss(image, [text], scale)
 
     def rows_at_once(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:

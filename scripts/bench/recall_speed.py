@@ -116,7 +116,7 @@ def embeddings(pictures: int, captions: int, width: int) -> tuple[torch.Tensor, 
 
 
 def our_recalls(images: torch.Tensor, texts: torch.Tensor, owner: torch.Tensor) -> list[float]:
-    from benchmarks.encoders.recall import compute_ranks
+    from benchmarks.tasks.encoders.recall import compute_ranks
 
     pairs = np.stack([owner.cpu().numpy(), np.arange(len(owner))], axis=1)
     to_captions, to_images = compute_ranks(images, texts, pairs)

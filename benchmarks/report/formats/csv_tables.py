@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from benchmarks.formatting import strip_control_chars
 from benchmarks.report.report import Report
 from benchmarks.report.sweep_figures import sweep_panels
 from benchmarks.report.tidy import cell_fields, tidy, wide
+from benchmarks.results.formatting import strip_control_chars
 
 if TYPE_CHECKING:
     import pandas as pd

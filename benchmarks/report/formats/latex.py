@@ -7,7 +7,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.formatting import format_number, strip_control_chars
 from benchmarks.report.cell_text import decimals, gap_words, group_sign, margin
 from benchmarks.report.chance_level import trivial_baselines
 from benchmarks.report.notes import LATEX
@@ -15,7 +14,8 @@ from benchmarks.report.reference_table import REFERENCE_NOTE
 from benchmarks.report.report import Report
 from benchmarks.report.table import Cell, Column
 from benchmarks.report.text_table import latex_table, main_table
-from benchmarks.results import CHANCE
+from benchmarks.results.formatting import format_number, strip_control_chars
+from benchmarks.results.results import CHANCE
 
 _NEEDS = r"% \usepackage{booktabs,graphicx}; names with accents: \usepackage[T1]{fontenc}"
 # a table that is wider than the column is made narrower, others stay as they are

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from benchmarks.formatting import format_number
 from benchmarks.report.cell_text import decimals, gap_words, group_sign, margin
 from benchmarks.report.notes import MARKDOWN
 from benchmarks.report.reference_table import REFERENCE_NOTE
 from benchmarks.report.report import Report
 from benchmarks.report.table import Cell
 from benchmarks.report.text_table import main_table, markdown_table
+from benchmarks.results.formatting import format_number
 from clips.sanitize import escape_markdown
 
 if TYPE_CHECKING:

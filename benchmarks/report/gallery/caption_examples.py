@@ -7,12 +7,12 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from benchmarks.formatting import strip_control_chars
-from benchmarks.item_sampling import first_per_image, hash_order
 from benchmarks.report.gallery.cards import LONGEST_TEXT, Answer, Card, Gallery, first_of, fitted, tables_of
 from benchmarks.report.gallery.thumbnails import Thumbnail, thumbnails_of
 from benchmarks.report.load_results import ReportSource
-from benchmarks.results import Result
+from benchmarks.results.formatting import strip_control_chars
+from benchmarks.results.results import Result
+from benchmarks.tasks.item_sampling import first_per_image, hash_order
 
 MOST_PER_BENCHMARK = 6
 REFERENCES = 3

@@ -11,7 +11,7 @@ import pandas as pd
 
 from benchmarks.report.gallery import thumbnails
 from benchmarks.report.gallery.thumbnails import Thumbnail, take_within_budget
-from benchmarks.results import Result, read_items
+from benchmarks.results.results import Result, read_items
 
 LONGEST_TEXT = 600  # characters of a caption or a reference; other texts are cut sooner
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.formatting import format_number, strip_control_chars
-from benchmarks.item_sampling import hash_order
 from benchmarks.report.gallery.cards import Answer, Gallery, first_of, fitted, tables_of
 from benchmarks.report.gallery.thumbnails import Thumbnail, thumbnails_of
 from benchmarks.report.load_results import ReportSource
-from benchmarks.results import Result
+from benchmarks.results.formatting import format_number, strip_control_chars
+from benchmarks.results.results import Result
+from benchmarks.tasks.item_sampling import hash_order
 
 QUERIES_SHOWN = {"t2i": 5, "i2t": 3}
 _LONGEST_TEXT = 280

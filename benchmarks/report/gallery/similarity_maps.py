@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from benchmarks.formatting import strip_control_chars
-from benchmarks.item_sampling import hash_order
 from benchmarks.report.gallery.cards import Answer, Card, Gallery, first_of, fitted, tables_of
 from benchmarks.report.gallery.thumbnails import Thumbnail, make_thumbnail, thumbnails_of
 from benchmarks.report.load_results import ReportSource
-from benchmarks.results import Result
+from benchmarks.results.formatting import strip_control_chars
+from benchmarks.results.results import Result
+from benchmarks.tasks.item_sampling import hash_order
 
 MOST_PER_BENCHMARK = 8
 _LONGEST_PHRASE = 140

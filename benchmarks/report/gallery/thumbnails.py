@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 import pandas as pd
 from markupsafe import Markup
 
-from benchmarks.formatting import strip_control_chars
+from benchmarks.results.formatting import strip_control_chars
 
 MAX_SECTION_BYTES = 2_000_000
 """What the pictures of one gallery may take of the page, which is to stay below 15 MB."""

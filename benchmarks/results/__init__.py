@@ -1,0 +1,1 @@
+"""Result files, their metrics, statistics and published reference results."""

@@ -1,0 +1,223 @@
+"""Result files: one JSON and one table of items for each (row, benchmark).
+
+    <results>/<row>/<benchmark>.json
+    <results>/<row>/<benchmark>.items.parquet
+
+Columns of every items table (see ``ITEM_COLUMNS``), then the columns that the metrics' formulas name, then those that
+only a gallery reads (``SHOWN_COLUMNS``), of a few items.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.results.protocol import fingerprint
+from benchmarks.results.result_types import CHANCE as CHANCE
+from benchmarks.results.result_types import ITEM_COLUMNS as ITEM_COLUMNS
+from benchmarks.results.result_types import SCHEMA, Result
+from benchmarks.results.result_types import SHOWN_COLUMNS as SHOWN_COLUMNS
+from benchmarks.results.result_types import Metric as Metric
+from benchmarks.results.result_types import columns_of as columns_of
+from benchmarks.results.validation import check_fields, check_items
+from clips.core.artifact import atomic_output_path, atomic_write, lexical_abspath
+from clips.errors import UserError
+from clips.jsontext import safe_json_loads
+from clips.redaction import redact
+from clips.serialization import to_plain
+from clips.typed_data import from_plain
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_GALLERY_COLUMNS = frozenset({"question", "prediction", "target", "thumbnail", *SHOWN_COLUMNS})
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+
+
+def check_name(name: str, what: str) -> None:
+    """Refuse names that cannot be file names everywhere."""
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{what}: expected up to 200 letters, digits, '.', '_' and '-', got '{name:.250}'")
+
+
+def enclosing_study(result: Path) -> Path:
+    """The directory that ``results/ROW/BENCHMARK.json`` lies in, a study's where there is one; ``..`` is no folder."""
+    return list(lexical_abspath(result).parents)[:3][-1]
+
+
+def result_path(results: str | Path, row: str, benchmark: str) -> Path:
+    """Where the result of a row on a benchmark is stored."""
+    return Path(results) / row / f"{benchmark}.json"
+
+
+def check_not_newer(results: str | Path, row: str, benchmark: str) -> None:
+    """Raise NewerResultError where a newer version's result stands in the place of one that is to be written."""
+    try:
+        read_fields(result_path(results, row, benchmark))
+    except NewerResultError:
+        raise
+    except UserError:
+        return
+
+
+def write_result(results: str | Path, result: Result, items: pd.DataFrame | None = None) -> Path:
+    """Store a result and its items so that a crash leaves the old pair or the new one readable."""
+    path = result_path(results, result.row, result.benchmark)
+    table = path.with_name(f"{result.benchmark}.items.parquet")
+    if items is not None:
+        _write_items(table, items)
+        result = dataclasses.replace(result, items=table.name)
+    content = {name: value for name, value in _finite(redact(to_plain(result))).items() if name != "path"}
+    if result.status == "ok":
+        content["fingerprint"] = fingerprint(content["protocol"])  # of what is written, from which secrets are gone
+    atomic_write(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    if items is None:
+        table.unlink(missing_ok=True)
+    return path
+
+
+def _write_items(table: Path, items: pd.DataFrame) -> None:
+    with atomic_output_path(table) as partial:
+        items.to_parquet(partial, index=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_result(path: str | Path) -> Result:
+    """Read one result file and check it against its items.
+
+    Raises:
+        NewerResultError: it is of a newer layout.
+        UserError: it is missing or cannot be read, is not JSON, a field is missing or of a wrong type, or what it says
+            is contradicted by its other fields or by its items.
+    """
+    result = read_fields(path)
+    if has_items(result):
+        check_items(result, _items_path(Path(path), result.items or ""))
+    return result
+
+
+def read_fields(path: str | Path) -> Result:
+    """As `read_result`, but its items are not read."""
+    file = Path(path)
+    try:
+        content = safe_json_loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such result file") from None
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise UserError(f"{file}: not a result file ({error})") from None
+    _check_schema(content, file)
+    result = dataclasses.replace(from_plain(Result, content, what=f"{file}: not a result file"), path=file)
+    check_fields(result, file)
+    return result
+
+
+def _check_schema(content: Any, file: Path) -> None:
+    """Reject what a newer version has written, and what lacks keys that every result file has."""
+    keys = content if isinstance(content, dict) else {}
+    metrics = keys.get("metrics")
+    schema = keys.get("schema")
+    if isinstance(schema, int | float) and schema > SCHEMA:
+        raise NewerResultError(f"{file}: written by a newer version (schema {schema}; this one reads {SCHEMA})")
+    for name in ("schema", "metrics"):
+        if name not in keys:
+            raise UserError(f"{file}: not a result file: missing {name}")
+    if "path" in keys:  # which says where a result was read from
+        raise UserError(f"{file}: not a result file: unknown key 'path'")
+    for name, metric in metrics.items() if isinstance(metrics, dict) else ():
+        if isinstance(metric, dict) and "columns" not in metric:
+            raise UserError(f"{file}: not a result file: metrics.{name}: missing columns")
+
+
+class NewerResultError(UserError):
+    """A result file that a newer version has written: it can be neither read nor replaced."""
+
+
+def result_files(results: str | Path) -> list[Path]:
+    """The result files below a directory, ``<row>/<benchmark>.json``, by row and benchmark name.
+
+    Raises:
+        UserError: no such directory.
+        PermissionError: a row's directory may not be read.
+    """
+    root = Path(results)
+    if not root.is_dir():
+        raise UserError(f"{results}: no such results directory")
+    rows = [row for row in sorted(root.iterdir()) if row.is_dir() and not row.name.startswith(".")]
+    files = [file for row in rows for file in sorted(row.iterdir())]  # a glob passes over what it may not read
+    return [file for file in files if file.suffix == ".json" and not file.name.startswith(".")]
+
+
+def read_results(results: str | Path) -> list[Result]:
+    """All results below a directory, by row and benchmark name.
+
+    Raises:
+        UserError: no such directory, a file in it that cannot be read, or two of the same row and benchmark.
+        PermissionError: a row's directory may not be read.
+    """
+    found = [read_result(file) for file in result_files(results)]
+    refuse_twice((result.row, result.benchmark, result.path) for result in found)
+    return found
+
+
+def refuse_twice(found: Iterable[tuple[str, str, Path | None]]) -> None:
+    """Refuse two files that name the same row and benchmark: one of them would stand for both.
+
+    Args:
+        found: row, benchmark and file of each result.
+
+    Raises:
+        UserError: naming both files.
+    """
+    files: dict[tuple[str, str], Path | None] = {}
+    for row, benchmark, file in found:
+        if (row, benchmark) in files:
+            raise UserError(
+                f"{file}: expected one result of '{row}' on '{benchmark}', but {files[row, benchmark]} is of it too; "
+                "remove one, or give its 'row' another name"
+            )
+        files[row, benchmark] = file
+
+
+def has_items(result: Result) -> bool:
+    """Whether the table of items that a result names lies beside it; `clips-bench publish` leaves it out."""
+    return result.path is not None and result.items is not None and _items_path(result.path, result.items).is_file()
+
+
+def _items_path(path: Path, items: str) -> Path:
+    return path.with_name(Path(items).name)
+
+
+def read_items(result: Result, *, numbers_only: bool = False) -> pd.DataFrame:
+    """The items of a result that was read from a file; see ``ITEM_COLUMNS``.
+
+    ``numbers_only`` leaves out what galleries show, which is most of the file.
+    """
+    import pandas as pd
+    import pyarrow.parquet
+
+    if result.path is None or result.items is None:
+        raise UserError(f"{result.row}/{result.benchmark}: has no items")
+    table = _items_path(result.path, result.items)
+    try:
+        if not numbers_only:
+            return pd.read_parquet(table)
+        names = pyarrow.parquet.read_schema(table).names
+        return pd.read_parquet(table, columns=[name for name in names if name not in _GALLERY_COLUMNS])
+    except FileNotFoundError:
+        raise UserError(f"{table}: the items of {result.path.name} are missing") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{table}: not a readable parquet file ({error})") from None

@@ -1,0 +1,172 @@
+"""Whether a result file says what its items say: checked when it is read, so that no wrong number gets into a table."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.results.protocol import fingerprint
+from benchmarks.results.result_types import ITEM_COLUMNS, Metric, Result, columns_of
+from clips.errors import UserError, error_reason
+from clips.redaction import REDACTED
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow
+
+_RATIOS = {"mean", "mean_of_group_means", "f1", "ratio", "bleu"}  # "mean_of_scores" and sums have no upper end
+_PER_CENT = 100.0  # the smallest scale of a ratio; ratios of points (LLaVA-Bench) have scale 1
+_GROUPS = {("sum_of_group_means", 1), ("mean_of_group_means", 1), ("f1", 2)}  # columns that name groups
+_ROUNDING = 1e-6
+_OF_WIDTH = 0.02  # of an interval: how far a value that its scorer rounds may lie outside
+_SCORERS_ROUNDING = 1e-5  # MMMU's scorer rounds its ratios
+_POINTS_ROUNDING = 0.1  # LLaVA-Bench's scorer rounds its ratios of points
+_LARGEST = 1e100  # of a number; NaN is not below it either
+_SHORTENED = (REDACTED, "…/")  # secrets, and absolute paths in published results: the protocol is not as it was hashed
+
+
+def check_fields(result: Result, file: Path) -> None:
+    """Refuse a result whose own fields contradict each other; its items are not read.
+
+    Raises:
+        UserError: naming the file, the field, and what was expected.
+    """
+    _refuse(file, _wrong_fields(result))
+
+
+def check_items(result: Result, table: Path) -> None:
+    """Refuse a result that its table of items contradicts.
+
+    Raises:
+        UserError: naming the result's file, the field, and what was expected; or the table cannot be read.
+    """
+    _refuse(result.path, _wrong_items(result, table))
+
+
+def _refuse(file: Path | None, faults: Iterator[str]) -> None:
+    if fault := next(faults, None):
+        raise UserError(f"{file}: {fault}")
+
+
+def _wrong_fields(result: Result) -> Iterator[str]:
+    numbers = {"seconds": result.seconds, "schema": result.schema}
+    for name, metric in result.metrics.items():
+        fields = {**vars(metric), **{f"blind.{kind}": value for kind, value in metric.blind.items()}}
+        numbers |= {f"metrics.{name}.{field}": value for field, value in fields.items() if type(value) in {int, float}}
+    for name, number in numbers.items():
+        if not abs(number) < _LARGEST:
+            yield f"{name}: expected a finite number, got {number!r:.60}"
+    for name, value in result.protocol.items():
+        if not isinstance(value, str | int | float | bool | None):
+            yield f"protocol.{name}: expected a plain value, got {json.dumps(value):.60}"
+    if result.status == "ok" and not _is_shortened(result.protocol):
+        expected = fingerprint(result.protocol)
+        if result.fingerprint != expected:
+            yield f"fingerprint: expected the protocol's, {expected[:12]}…, got '{result.fingerprint[:12]}'"
+    for name, metric in result.metrics.items():
+        yield from (f"metrics.{name}.{fault}" for fault in _wrong_metric(metric))
+
+
+def _is_shortened(protocol: Mapping[str, Any]) -> bool:
+    return any(mark in str(value) for value in protocol.values() for mark in _SHORTENED)
+
+
+def _wrong_metric(metric: Metric) -> Iterator[str]:
+    from benchmarks.results.aggregation import AGGREGATIONS
+
+    if metric.formula is not None:
+        if metric.formula not in AGGREGATIONS:
+            yield f"formula: expected one of {', '.join(AGGREGATIONS)}, got '{metric.formula:.40}'"
+        if not metric.columns:
+            yield f"columns: expected those that the formula '{metric.formula}' takes, got none"
+    if metric.n < 0 or not 0 <= metric.clusters <= metric.n:
+        yield f"n: expected at least as many items as clusters, got {metric.n} and {metric.clusters}"
+    if metric.low is not None and metric.high is not None:
+        slack = _OF_WIDTH * (metric.high - metric.low) + _ROUNDING * max(1.0, abs(metric.value))
+        if not metric.low - slack <= metric.value <= metric.high + slack:
+            yield f"value: expected it in its interval, {metric.low:g} to {metric.high:g}, got {metric.value:g}"
+    if not 0 < metric.scale < math.inf:
+        yield f"scale: expected a number above 0, got {metric.scale:g}"
+    if metric.formula in _RATIOS | {None} and metric.scale >= _PER_CENT:
+        ends = {"value": metric.value, "low": metric.low, "high": metric.high, **metric.blind}
+        for name, value in ends.items():
+            if value is not None and not -_ROUNDING <= value <= 1 + _ROUNDING:
+                yield f"{name}: expected a ratio from 0 to 1, got {value:g}"
+
+
+def _wrong_items(result: Result, table: Path) -> Iterator[str]:
+    """Faults in the order in which the checks rely on each other: the first one is told."""
+    import numpy as np
+    import pandas as pd
+    import pyarrow.parquet
+
+    try:
+        schema = pyarrow.parquet.read_schema(table)
+        yield from _wrong_schema(result, schema, table.name)
+        needed = {"item", "image", *(name for metric in result.metrics.values() for name in metric.columns)}
+        items = pd.read_parquet(table, columns=sorted(needed))
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise UserError(f"{table}: not a readable parquet file ({error_reason(error)})") from None
+    for name in ("item", "image"):
+        if items[name].isna().any():
+            yield f"{table.name}: {name}: expected a name in each line, got none in {int(items[name].isna().sum())}"
+    for name in items["item"][items["item"].duplicated()]:
+        yield f"{table.name}: item: expected different names, got '{name}' twice"
+    with np.errstate(all="ignore"):
+        for name, metric in result.metrics.items():
+            yield from (f"metrics.{name}.{fault}" for fault in _wrong_value(metric, items))
+
+
+def _wrong_schema(result: Result, schema: pyarrow.Schema, table: str) -> Iterator[str]:
+    for name in ITEM_COLUMNS:
+        if name not in schema.names:
+            yield f"{table}: expected a column '{name}'"
+        elif not _holds(schema.field(name).type, {"score": "numbers", "thumbnail": "bytes"}.get(name, "strings")):
+            yield f"{table}: {name}: unexpected type {schema.field(name).type}"
+    for metric_name, metric in result.metrics.items():
+        for place, name in enumerate(metric.columns):
+            if name not in schema.names:
+                yield f"metrics.{metric_name}.columns: expected one of {table}, got '{name:.60}'"
+            elif not _holds(schema.field(name).type, "anything" if (metric.formula, place) in _GROUPS else "numbers"):
+                yield (
+                    f"metrics.{metric_name}.columns: expected numbers in '{name}' of {table}, "
+                    f"got {schema.field(name).type}"
+                )
+
+
+def _holds(kind: pyarrow.DataType, what: str) -> bool:
+    """Whether a column of a type may hold what is expected; one without any value holds anything."""
+    from pyarrow import types
+
+    tests = {
+        "numbers": (types.is_floating, types.is_integer, types.is_boolean),
+        "strings": (types.is_string, types.is_large_string, types.is_string_view),
+        "bytes": (types.is_binary, types.is_large_binary),
+        "anything": (lambda _: True,),
+    }[what]
+    return types.is_null(kind) or any(test(kind) for test in tests)
+
+
+def _wrong_value(metric: Metric, items: pd.DataFrame) -> Iterator[str]:
+    from benchmarks.results.aggregation import AGGREGATIONS
+
+    if metric.formula is None:
+        if metric.n > len(items):
+            yield f"n: expected at most the {len(items)} items, got {metric.n}"
+        return
+    present = items[metric.columns[0]].notna()
+    for field, expected in (("n", int(present.sum())), ("clusters", int(items.loc[present, "image"].nunique()))):
+        if getattr(metric, field) != expected:
+            yield f"{field}: expected {expected}, as its items have, got {getattr(metric, field)}"
+    try:
+        columns = columns_of(items, metric.columns)
+        value = AGGREGATIONS[metric.formula].value(columns, metric.columns)
+    except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
+        yield f"columns: expected those of the formula '{metric.formula}', got others ({error_reason(error)})"
+        return
+    rounded = _POINTS_ROUNDING if metric.formula == "ratio" and metric.scale < _PER_CENT else _SCORERS_ROUNDING
+    if not math.isclose(metric.value, value, rel_tol=_SCORERS_ROUNDING, abs_tol=rounded):
+        yield f"value: expected {value:g}, as its items give, got {metric.value:g}"

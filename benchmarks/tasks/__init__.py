@@ -1,0 +1,1 @@
+"""Benchmarks of encoders and LLaVAs: their data, models, scoring and registry."""

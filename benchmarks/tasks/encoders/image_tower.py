@@ -1,0 +1,64 @@
+"""Image towers without text, from any source that a LLaVA can use, ready to embed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.tasks.encoders.embedding import DualEncoder
+from clips.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load_image_tower(spec: str, device: str, precision: str) -> DualEncoder:
+    """Load the tower ``spec`` (see :mod:`llava_bridge.encoders`); it rejects texts.
+
+    Its image embedding is the class token of the last hidden state, or the mean over the tokens if there is none.
+    Images are resized by their shorter side and center-cropped.
+
+    Raises:
+        UserError: no such encoder, or its weights do not match.
+    """
+    import torch
+
+    from llava_bridge.encoders import build_tower, load_encoder
+    from llava_bridge.model.image_processing import make_image_processor
+
+    torch.manual_seed(0)  # for a tower without weights
+    encoder = load_encoder(spec)
+    tower = build_tower(encoder.source, encoder.architecture)
+    if encoder.weights is not None:
+        tower.load_state_dict(dict(encoder.weights))
+    precision = "float32" if precision == "auto" else precision
+    processor = make_image_processor(encoder.pixels, "crop")
+    pooled = "class token" if tower.class_token else "mean of the tokens"
+    return DualEncoder(
+        model=_Pooled(tower.to(device=device, dtype=getattr(torch, precision)).eval()),
+        preprocess=lambda image: processor(image, return_tensors="pt")["pixel_values"][0],
+        tokenizer=_no_texts,
+        how={
+            "input_resolution": encoder.pixels.size,
+            "input_resize": "shortest",
+            "input_interpolation": encoder.pixels.interpolation,
+            "input_features": f"{pooled} of the last hidden state",
+        },
+        device=device,
+        precision=precision,
+    )
+
+
+class _Pooled:
+    """One vector per image."""
+
+    def __init__(self, tower: Any) -> None:
+        self.tower = tower
+
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return (B, D) of pixels (B, 3, S, S)."""
+        *_, last = self.tower.states(pixels, self.tower.depth)
+        return last[:, 0] if self.tower.class_token else last.mean(dim=1)
+
+
+def _no_texts(texts: list[str]) -> torch.Tensor:
+    raise UserError("this encoder has no text tower")

@@ -1,0 +1,159 @@
+"""Retrieval with long captions: full, truncated to their first words, and by length.
+
+The curve of recall against words shows how much of a caption an encoder uses: a tower that reads 77 tokens stops rising
+where these end. All points use the same images and the same number of captions; only the texts get shorter. The length
+bin of an image or caption is that of the full caption, and the search covers all.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks.results.protocol import Entries
+from benchmarks.results.results import CHANCE
+from benchmarks.tasks.data.caption_sets import CaptionSet, load_benchmark_captions
+from benchmarks.tasks.encoders.recall import compute_ranks
+from benchmarks.tasks.encoders.retrieval import (
+    DIRECTION_LABELS,
+    METRICS,
+    PRIMARY,
+    chance_ranks,
+    hit_columns,
+    items_of,
+    recall_metrics,
+    retrieval_protocol,
+)
+from benchmarks.tasks.encoders.top_results import with_top_results
+from benchmarks.tasks.evaluation import Evaluation, MetricSpec, compute_metric
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+    from benchmarks.tasks.eval_model import EvalModel
+    from benchmarks.tasks.run_config import BenchmarkConfig
+
+WORD_LIMIT_PREFIX = "words_kept"
+"""The protocol entry that lists the points of the curve, ``"8, 16, 32"``."""
+
+
+def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
+    """Compute recalls with full captions and with their first words, and R@1 per length bin."""
+    from benchmarks.tasks.encoders.cached_embeddings import image_embeddings, text_embeddings
+    from benchmarks.tasks.encoders.embedding import encoder_settings
+
+    captions = load_benchmark_captions(config)
+    versions = {"": list(captions.texts)} | {
+        metric_suffix(words): [truncate_words(text, words) for text in captions.texts] for words in config.words
+    }
+    different = list(dict.fromkeys(text for texts in versions.values() for text in texts))
+    place = {text: number for number, text in enumerate(different)}
+    images = image_embeddings(row, captions.open, captions.images, captions.pictures_hash)
+    vectors = text_embeddings(row, different)
+    found = {
+        name: compute_ranks(images, vectors[[place[text] for text in texts]], captions.pairs, row.processes)
+        for name, texts in versions.items()
+    }
+    whole = vectors[[place[text] for text in captions.texts]]
+    items = with_top_results(items_of(captions, found[""]), captions, images, whole)
+    cut_off = _cut_off(captions.texts, row.encoder.tokenizer)
+    columns = {"cut_off": np.concatenate([np.full(len(captions.images), np.nan), cut_off])}
+    for name in versions:
+        columns |= hit_columns(found[name], name) if name else {}
+    items = items.assign(**columns, **_by_length(items, captions, config.words))
+    by_chance: dict[str, np.ndarray] = {}
+    for name in versions:
+        by_chance |= hit_columns(chance_ranks(captions), name)
+    by_chance |= _by_length(by_chance, captions, config.words)
+    specs = _specs(config.words, items)
+    return Evaluation(
+        metrics={name: compute_metric(items, spec, blind={CHANCE: by_chance}) for name, spec in specs.items()},
+        primary=PRIMARY,
+        protocol=retrieval_protocol(captions, config)
+        | _protocol(captions, config)
+        | row.encoder.how
+        | {"input_context_length": int(row.encoder.tokenizer([""]).shape[1])}
+        | encoder_settings(row.encoder),
+        items=items,
+    )
+
+
+def metric_suffix(words: int) -> str:
+    """Return the suffix of the metric names and item columns of a truncation."""
+    return f"_w{words}"
+
+
+def truncate_words(text: str, words: int) -> str:
+    """Return the first ``words`` words with single spaces; a text that is short enough is unchanged."""
+    found = text.split()
+    return " ".join(found[:words]) if len(found) > words else text
+
+
+def _cut_off(texts: Sequence[str], tokenizer: Callable[[list[str]], torch.Tensor]) -> np.ndarray:
+    """Return (M,) 1 for truncated captions: their tokens are the same without the last word."""
+    found = []
+    for start in range(0, len(texts), 1000):
+        block = list(texts[start : start + 1000])
+        shorter = [" ".join(text.rsplit(None, 1)[:-1]) for text in block]
+        same = (tokenizer(block) == tokenizer(shorter)).all(dim=1)
+        found.append(same.cpu().numpy().astype(float))
+    return np.concatenate(found)
+
+
+def _bins(words: Sequence[int]) -> dict[str, tuple[int, float]]:
+    """Map suffix to (lowest, highest) number of words, between the points of the curve."""
+    edges = [0, *words]
+    bounds: list[tuple[int, float]] = [(low + 1, high) for low, high in itertools.pairwise(edges)]
+    closed = {f"_of_{low}_to_{high}": (low, high) for low, high in bounds}
+    return closed | {f"_of_{words[-1] + 1}_up": (words[-1] + 1, np.inf)}
+
+
+def _by_length(
+    items: pd.DataFrame | Mapping[str, np.ndarray], captions: CaptionSet, words: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Return the R@1 columns of each non-empty bin; an image's length is the mean of its captions'."""
+    lengths = np.array([len(text.split()) for text in captions.texts])
+    total, count = np.zeros(len(captions.images)), np.zeros(len(captions.images))
+    np.add.at(total, captions.pairs[:, 0], lengths[captions.pairs[:, 1]])
+    np.add.at(count, captions.pairs[:, 0], 1)
+    of_items = np.concatenate([np.ceil(total / count), lengths])
+    columns = {}
+    for name, (low, high) in _bins(words).items():
+        inside = (of_items >= low) & (of_items <= high)
+        for direction in DIRECTION_LABELS:
+            values = np.where(inside, items[f"{direction}_r1"], np.nan)
+            if not np.isnan(values).all():
+                columns[f"{direction}_r1{name}"] = values
+    return columns
+
+
+def _specs(words: Sequence[int], items: pd.DataFrame) -> dict[str, MetricSpec]:
+    specs = dict(METRICS)
+    for count in words:
+        specs |= recall_metrics(metric_suffix(count), f", first {count} words")
+    for name, (low, high) in _bins(words).items():
+        span = f"{low} to {high}" if np.isfinite(high) else f"{low} or more"
+        for direction, arrow in DIRECTION_LABELS.items():
+            if f"{direction}_r1{name}" in items:
+                specs[f"{direction}_r1{name}"] = MetricSpec(
+                    label=f"{arrow} R@1, captions of {span} words", columns=(f"{direction}_r1{name}",)
+                )
+    specs["captions_cut_off"] = MetricSpec(
+        label="captions cut off by the text tower", columns=("cut_off",), higher_is_better=None
+    )
+    return specs
+
+
+def _protocol(captions: CaptionSet, config: BenchmarkConfig) -> Entries:
+    lengths = [len(text.split()) for text in captions.texts]
+    return {
+        "task": "zero-shot retrieval by long captions, whole and cut to their first words, both directions",
+        WORD_LIMIT_PREFIX: ", ".join(map(str, config.words)),
+        "words": "what stands between white space; a cut caption has single spaces",
+        "mean_words": round(float(np.mean(lengths)), 1),
+        "scorer": "benchmarks.long_retrieval 1",
+    }

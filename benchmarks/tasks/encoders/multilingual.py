@@ -1,0 +1,134 @@
+"""Retrieval in several languages over the same images, and the mean over languages.
+
+An item is an image, or an image's n-th caption, with a column per language: an image counts with its captions in every
+language, and every language has the same weight regardless of its number of captions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from benchmarks.results.protocol import Entries
+from benchmarks.results.results import CHANCE
+from benchmarks.tasks.data.caption_sets import CaptionSet, load_benchmark_captions
+from benchmarks.tasks.encoders.recall import RECALL_KS, compute_ranks
+from benchmarks.tasks.encoders.retrieval import (
+    DIRECTION_LABELS,
+    PRIMARY,
+    captions_per_image_range,
+    chance_ranks,
+    hit_columns,
+    items_of,
+    retrieval_protocol,
+)
+from benchmarks.tasks.evaluation import Evaluation, MetricSpec, compute_metric
+from clips.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from benchmarks.tasks.eval_model import EvalModel
+    from benchmarks.tasks.run_config import BenchmarkConfig
+
+
+def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
+    """Compute recall at 1, 5 and 10 in each language, and the means over them."""
+    from benchmarks.tasks.encoders.cached_embeddings import image_embeddings, text_embeddings
+    from benchmarks.tasks.encoders.embedding import encoder_settings
+
+    sets = _sets(config)
+    first = next(iter(sets.values()))
+    images = image_embeddings(row, first.open, first.images, first.pictures_hash)
+    tables = {}
+    for language, captions in sets.items():
+        found = compute_ranks(images, text_embeddings(row, captions.texts), captions.pairs, row.processes)
+        tables[language] = items_of(captions, found, with_thumbnails=captions is first).set_index("item")
+    items = _join(tables)
+    by_chance = _join({name: table.assign(**hit_columns(chance_ranks(sets[name]))) for name, table in tables.items()})
+    blind = {CHANCE: {name: by_chance[name].to_numpy() for name in _columns(list(sets), *_hit_columns())}}
+    return Evaluation(
+        metrics={name: compute_metric(items, spec, blind=blind) for name, spec in _specs(list(sets)).items()},
+        primary=PRIMARY,
+        protocol=_protocol(sets, config) | row.encoder.how | encoder_settings(row.encoder),
+        items=items,
+    )
+
+
+def data_hash(config: BenchmarkConfig) -> str:
+    """Return the SHA-256 of the images and of the captions in every language."""
+    return _hash(_sets(config))
+
+
+def _sets(config: BenchmarkConfig) -> dict[str, CaptionSet]:
+    """Map language to its captions, of the same images in the same order."""
+    if not config.languages:
+        raise UserError(f"benchmarks.languages: expected at least one (benchmark '{config.name}')")
+    sets = {language: load_benchmark_captions(config, language=language) for language in config.languages}
+    first, *others = sets
+    for language in others:
+        if list(sets[language].images) != list(sets[first].images):
+            raise UserError(f"{config.data}: '{language}' has captions of other pictures than '{first}'")
+    return sets
+
+
+def _hash(sets: dict[str, CaptionSet]) -> str:
+    digest = hashlib.sha256("".join(next(iter(sets.values())).picture_hashes).encode())
+    for language, captions in sets.items():
+        digest.update(f"{language} {captions.captions_hash}".encode())
+    return digest.hexdigest()
+
+
+def _join(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Merge all languages of an item into one row; it shows query and answer in the first language that has it."""
+    import pandas as pd
+
+    shown = pd.concat(tables.values())
+    shown = shown[~shown.index.duplicated()].drop(columns=[*_hit_columns(), "score"])
+    for language, table in tables.items():
+        shown = shown.join(table[_hit_columns()].add_suffix(f"_{language}"))
+    of_captions = shown[[f"t2i_r1_{language}" for language in tables]]
+    return shown.assign(score=of_captions.mean(axis=1)).reset_index()
+
+
+def _hit_columns() -> list[str]:
+    return [f"{direction}_r{k}" for direction in DIRECTION_LABELS for k in RECALL_KS]
+
+
+def _columns(languages: list[str], *names: str) -> tuple[str, ...]:
+    return tuple(f"{name}_{language}" for name in names for language in languages)
+
+
+def _specs(languages: list[str]) -> dict[str, MetricSpec]:
+    """Return the means over languages, then every language's R@1."""
+    means = {
+        f"{direction}_r{k}": MetricSpec(label=f"{arrow} R@{k}", columns=_columns(languages, f"{direction}_r{k}"))
+        for direction, arrow in DIRECTION_LABELS.items()
+        for k in RECALL_KS
+    }
+    means["mean_r1"] = MetricSpec(label="mean R@1", columns=_columns(languages, "i2t_r1", "t2i_r1"))
+    means["mean_recall"] = MetricSpec(label="mean recall", columns=_columns(languages, *_hit_columns()))
+    return means | {
+        f"{direction}_r{k}_{language}": MetricSpec(
+            label=f"{arrow} R@{k}, {language}", columns=(f"{direction}_r{k}_{language}",)
+        )
+        for direction, arrow in DIRECTION_LABELS.items()
+        for k in RECALL_KS
+        for language in languages
+    }
+
+
+def _protocol(sets: dict[str, CaptionSet], config: BenchmarkConfig) -> Entries:
+    languages = list(sets)
+    stated = retrieval_protocol(sets[languages[0]], config)
+    return stated | {
+        "task": "zero-shot retrieval in several languages, both directions",
+        "data_hash": _hash(sets),
+        "captions": sum(len(captions.texts) for captions in sets.values()),
+        "captions_per_picture": ", ".join(
+            f"{language} {captions_per_image_range(captions)}" for language, captions in sets.items()
+        ),
+        "languages": ", ".join(languages),
+        "mean": "of the languages' recalls, each with the same weight",
+        "scorer": "benchmarks.multilingual 1",
+    }

@@ -1,0 +1,185 @@
+"""Zero-shot retrieval under the protocol of COCO and Flickr30K: several captions per image, both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks.results.protocol import Entries, full_size_entry
+from benchmarks.results.results import CHANCE
+from benchmarks.tasks.data.caption_sets import CaptionSet, load_benchmark_captions
+from benchmarks.tasks.encoders.recall import RECALL_KS, TIE_TOLERANCE, RetrievalRanks, compute_ranks
+from benchmarks.tasks.encoders.top_results import with_top_results
+from benchmarks.tasks.evaluation import Evaluation, MetricSpec, compute_metric, thumbnails
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from benchmarks.tasks.eval_model import EvalModel
+    from benchmarks.tasks.run_config import BenchmarkConfig
+
+DIRECTION_LABELS = {"t2i": "T→I", "i2t": "I→T"}
+_RECALLS = tuple(f"{direction}_r{k}" for direction in ("i2t", "t2i") for k in RECALL_KS)
+PRIMARY = ("t2i_r1", "i2t_r1", "mean_r1")
+
+
+def recall_metrics(suffix: str = "", label: str = "") -> dict[str, MetricSpec]:
+    """Return recall at 1, 5 and 10 both ways, and mean R@1, of the item columns whose names end in ``suffix``."""
+    single = {
+        f"{direction}_r{k}{suffix}": MetricSpec(label=f"{arrow} R@{k}{label}", columns=(f"{direction}_r{k}{suffix}",))
+        for direction, arrow in DIRECTION_LABELS.items()
+        for k in RECALL_KS
+    }
+    both = (f"i2t_r1{suffix}", f"t2i_r1{suffix}")
+    return single | {f"mean_r1{suffix}": MetricSpec(label=f"mean R@1{label}", columns=both)}
+
+
+METRICS: dict[str, MetricSpec] = {
+    **recall_metrics(),
+    "mean_recall": MetricSpec(label="mean recall", columns=_RECALLS),
+    **{
+        f"{direction}_median_rank": MetricSpec(
+            label=f"{arrow} median rank",
+            formula="median",
+            columns=(f"{direction}_rank",),
+            scale=1.0,
+            higher_is_better=False,
+        )
+        for direction, arrow in DIRECTION_LABELS.items()
+    },
+}
+
+
+def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
+    """Compute recall at 1, 5 and 10, median rank and means, of a model's encoder."""
+    from benchmarks.tasks.encoders.cached_embeddings import image_embeddings, text_embeddings
+    from benchmarks.tasks.encoders.embedding import encoder_settings
+
+    captions = load_benchmark_captions(config)
+    images = image_embeddings(row, captions.open, captions.images, captions.pictures_hash)
+    texts = text_embeddings(row, captions.texts)
+    items = items_of(captions, compute_ranks(images, texts, captions.pairs, row.processes))
+    blind = {CHANCE: hit_columns(chance_ranks(captions))}
+    return Evaluation(
+        metrics={name: compute_metric(items, spec, blind=blind) for name, spec in METRICS.items()},
+        primary=PRIMARY,
+        protocol=retrieval_protocol(captions, config) | row.encoder.how | encoder_settings(row.encoder),
+        items=with_top_results(items, captions, images, texts),
+    )
+
+
+def data_hash(config: BenchmarkConfig) -> str:
+    """Return the SHA-256 of the images and captions."""
+    return load_benchmark_captions(config).hash
+
+
+def retrieval_protocol(captions: CaptionSet, config: BenchmarkConfig) -> Entries:
+    """Protocol of a retrieval result: every setting, except the model, that affects recall."""
+    stated: Entries = {
+        "task": "zero-shot retrieval, both directions",
+        "benchmark": config.name,
+        "data_hash": captions.hash,
+        "split": captions.split,
+        "pictures": len(captions.images),
+        "captions": len(captions.texts),
+        "captions_per_picture": captions_per_image_range(captions),
+        "caption_text": "as given, casing and punctuation kept; no prompt around it",
+        "similarity": "cosine",
+        "hit": "any right answer among the first K",
+        "ties": f"expected value over random order of answers within {TIE_TOLERANCE}",
+        "scorer": "benchmarks.retrieval 1",
+        **full_size_entry(len(captions.images), captions.available),
+    }
+    if captions.shared:
+        stated["pictures_per_caption"] = _span(np.bincount(captions.pairs[:, 1]).tolist())
+    if config.language is not None:
+        stated["language"] = config.language
+    return stated
+
+
+def captions_per_image_range(captions: CaptionSet) -> str:
+    """``"5"``, or ``"5 to 7"``."""
+    return _span([len(group) for group in captions.captions])
+
+
+def _span(counts: Sequence[int]) -> str:
+    return str(min(counts)) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+
+
+def items_of(
+    captions: CaptionSet, found: tuple[RetrievalRanks, RetrievalRanks], *, with_thumbnails: bool = True
+) -> pd.DataFrame:
+    """A row a picture, then a row a caption, each with its ranks and hits.
+
+    Args:
+        captions: the data.
+        found: picture → caption and caption → picture. A caption of several pictures stands with the first of them,
+            by which intervals cluster.
+        with_thumbnails: whether pictures come along.
+    """
+    import pandas as pd
+
+    to_captions, to_images = found
+    texts, pictures = captions.texts, list(captions.images)
+    by_picture = pd.DataFrame(
+        {
+            "item": [f"i2t/{name}" for name in pictures],
+            "image": pictures,
+            "direction": "i2t",
+            "category": "",
+            "question": "",
+            "prediction": [texts[index] for index in to_captions.first],
+            "target": [" | ".join(group) for group in captions.captions],
+            "score": np.nan,
+            "thumbnail": thumbnails(pictures, captions.open) if with_thumbnails else None,
+        }
+    )
+    owner = captions.first_owner
+    _, start = np.unique(owner, return_index=True)
+    place = np.arange(len(owner)) - np.repeat(start, np.diff([*start, len(owner)]))
+    by_caption = pd.DataFrame(
+        {
+            "item": [f"t2i/{pictures[image]}#{number}" for image, number in zip(owner, place, strict=True)],
+            "image": [pictures[image] for image in owner],
+            "direction": "t2i",
+            "category": "",
+            "question": texts,
+            "prediction": [pictures[index] for index in to_images.first],
+            "target": _right_pictures(captions),
+            "score": to_images.hit(1),
+            "thumbnail": None,
+        }
+    )
+    items = pd.concat([by_picture, by_caption], ignore_index=True)
+    return items.assign(**hit_columns(found))
+
+
+def hit_columns(found: tuple[RetrievalRanks, RetrievalRanks], suffix: str = "") -> dict[str, np.ndarray]:
+    """Item columns of ranks and hits: pictures' first, then captions', NaN for the other direction."""
+    to_captions, to_images = found
+    pictures, texts = np.full(len(to_captions.above), np.nan), np.full(len(to_images.above), np.nan)
+    columns = {}
+    for direction, rank in (("i2t", to_captions), ("t2i", to_images)):
+        for name, values in {"rank": rank.expected(), **{f"r{k}": rank.hit(k) for k in RECALL_KS}}.items():
+            parts = (values, texts) if direction == "i2t" else (pictures, values)
+            columns[f"{direction}_{name}{suffix}"] = np.concatenate(parts)
+    return columns
+
+
+def chance_ranks(captions: CaptionSet) -> tuple[RetrievalRanks, RetrievalRanks]:
+    """Return the ranks of both directions for a model whose similarities are all equal."""
+    sides = []
+    for side, answers in enumerate((len(captions.texts), len(captions.images))):
+        right = np.bincount(captions.pairs[:, side])
+        none = np.zeros_like(right)
+        sides.append(RetrievalRanks(above=none, tied=np.full_like(right, answers), right=right, first=none))
+    return sides[0], sides[1]
+
+
+def _right_pictures(captions: CaptionSet) -> list[str]:
+    names: list[list[str]] = [[] for _ in captions.texts]
+    for image, caption in captions.pairs:
+        names[caption].append(captions.images[image])
+    return [" | ".join(each) for each in names]

@@ -1,0 +1,77 @@
+"""``clips-bench look``: similarity map of an image and a phrase.
+
+clips-bench look runs/clips --image photo.jpg --phrase "a dog" --output dog.png
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from clips.core.artifact import atomic_write, log_info
+from clips.errors import UserError
+
+_LARGEST = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimilarityMapConfig:
+    """Write an image–phrase similarity map: the image, bright where the encoder finds it similar to the phrase.
+
+    Args:
+        encoder: an encoder directory with a text tower (open_clip format), or ``hf-hub:ORG/NAME``.
+        image: the image file.
+        phrase: the phrase.
+        output: the PNG file to write; its longest side is at most 1,024 pixels.
+    """
+
+    encoder: str
+    image: str
+    phrase: str
+    output: str
+
+    def __post_init__(self) -> None:
+        if not self.phrase.strip():
+            raise UserError("phrase: expected some words, got none")
+        if Path(self.output).suffix.lower() != ".png":
+            raise UserError(f"output: expected a name that ends in .png, got '{self.output}'")
+
+
+def run_similarity_map(config: SimilarityMapConfig) -> None:
+    """Run ``clips-bench look``.
+
+    Raises:
+        UserError: no such encoder or image, or a tower without patches.
+    """
+    from clips.data.images import BadImageError, decode_image
+
+    try:
+        picture = decode_image(Path(config.image).read_bytes())
+    except OSError as error:
+        raise UserError(f"image: {config.image}: expected a picture ({error.strerror})") from None
+    except BadImageError as error:
+        raise UserError(f"image: {config.image}: {error}") from None
+    import torch
+
+    from benchmarks.tasks.encoders.embedding import embed_texts, load_dual_encoder
+    from benchmarks.tasks.encoders.map_overlay import VisibleRegion, overlay_map, upsample_map
+    from benchmarks.tasks.encoders.patch_embeddings import patch_embeddings, similarity_maps
+    from llava_bridge.encoders.encoder_checks import resolve_open_clip_dir
+
+    encoder = load_dual_encoder(str(resolve_open_clip_dir(config.encoder)), "cpu", "auto")
+    with torch.inference_mode():
+        places = patch_embeddings(encoder.model, encoder.preprocess(picture)[None])[0]
+        found = similarity_maps(places, embed_texts(encoder, [config.phrase], 1))[0]
+    seen = VisibleRegion.of(encoder.how, *picture.size)
+    row, column = divmod(int(found.argmax()), found.shape[1])
+    x, y = (side[place] for side, place in zip(seen.middles(*found.shape), (column, row), strict=True))
+    picture.thumbnail((_LARGEST, _LARGEST))
+    stream = io.BytesIO()
+    overlay_map(picture, upsample_map(found), seen).save(stream, "PNG")
+    atomic_write(Path(config.output), stream.getvalue())
+    rows, columns = found.shape
+    log_info(
+        f"{config.output}: brightest {100 * x:.0f} % from the left, {100 * y:.0f} % from the top; "
+        f"similarity {float(found.min()):.3f} to {float(found.max()):.3f} over {rows} x {columns} places"
+    )

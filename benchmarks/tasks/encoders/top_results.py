@@ -1,0 +1,79 @@
+"""Retrieval examples: the top results of some queries, stored with the items for the report.
+
+The queries are chosen by a hash of the item names: they are the same for every model.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks.tasks.data.caption_sets import CaptionSet
+from benchmarks.tasks.evaluation import thumbnail
+from benchmarks.tasks.item_sampling import first_per_image, hash_order
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+QUERIES_PER_DIRECTION = 24  # per direction, each about another image
+TOP_K = 5
+_LONGEST_CAPTION = 1000
+
+
+def with_top_results(
+    items: pd.DataFrame,
+    captions: CaptionSet,
+    images: torch.Tensor,
+    texts: torch.Tensor,
+    *,
+    most: int = QUERIES_PER_DIRECTION,
+) -> pd.DataFrame:
+    """Add a column ``found`` and the thumbnails of all images in it to the items of a retrieval.
+
+    ``found`` is JSON, the most similar answers first: ``[{"answer": …, "similarity": 0.31, "right": true}, …]``, an
+    answer is an image's reference or a caption; null for queries that were not chosen.
+
+    Args:
+        items: one row per image, then one row per caption, as `retrieval.items_of` makes them.
+        captions: the data.
+        images: (N, D) unit vectors of its images.
+        texts: (M, D) unit vectors of its captions.
+        most: maximum queries per direction.
+    """
+    shown: set[int] = set()
+    column: list[str | None] = [None] * len(items)
+    picture_of = dict(zip(items["item"], items["image"], strict=True))
+    number_of = {name: number for number, name in enumerate(captions.images)}
+    for direction, side, answers, offset in (("i2t", images, texts, 0), ("t2i", texts, images, len(captions.images))):
+        names = items.loc[items["direction"] == direction, "item"]
+        places = dict(zip(names, names.index, strict=True))
+        for name in first_per_image(hash_order(names), picture_of, most):
+            query = places[name] - offset
+            similarity, found = (answers @ side[query]).topk(min(TOP_K, len(answers)))
+            column[places[name]] = _as_json(captions, direction, query, found.tolist(), similarity.tolist())
+            shown |= {number_of[picture_of[name]], *(found.tolist() if direction == "t2i" else [])}
+    pictures = [
+        thumbnail(captions.open(number)) if number in shown and known is None else known
+        for number, known in enumerate(items["thumbnail"])
+    ]
+    return items.assign(found=column, thumbnail=pictures)
+
+
+def _as_json(captions: CaptionSet, direction: str, query: int, found: list[int], similarity: list[float]) -> str:
+    asked, answered = (0, 1) if direction == "i2t" else (1, 0)
+    right = set(captions.pairs[captions.pairs[:, asked] == query, answered].tolist())
+    texts = captions.texts if direction == "i2t" else captions.images
+    return json.dumps(
+        [
+            {
+                "answer": texts[answer][:_LONGEST_CAPTION] if direction == "i2t" else texts[answer],
+                "similarity": float(np.round(value, 4)),
+                "right": answer in right,
+            }
+            for answer, value in zip(found, similarity, strict=True)
+        ],
+        ensure_ascii=False,
+    )

@@ -1,0 +1,186 @@
+"""The model of a row, loaded when the first benchmark asks for it."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.tasks.run_config import MODEL_FIELDS, LmmsModel, RequiredModel, RunConfig
+from clips.core.artifact import directory_hash, library_versions
+from clips.core.identity import digest
+from clips.errors import UserError
+from clips.model_refs import resolve_model_dir
+from llava_bridge.encoders.encoder_checks import check_encoder_files, encoder_commits, resolve_open_clip_dir
+from llava_bridge.encoders.spec import local_paths, parse_spec
+
+if TYPE_CHECKING:
+    from benchmarks.tasks.encoders.embedding import DualEncoder
+    from benchmarks.tasks.output_cache import AnswerCache
+    from clips.parallel.distributed import DistributedContext
+
+_WANTED: dict[RequiredModel, str] = {
+    "encoder": "expected an encoder directory, for this benchmark compares pictures and texts",
+    "tower": "expected an encoder, for this benchmark learns from its features",
+    "llava": "expected a LLaVA directory, for this benchmark asks questions about pictures",
+}
+
+
+@dataclass(frozen=True)
+class EvalModel:
+    """One row of the table: an encoder, a LLaVA, or both.
+
+    Args:
+        config: the run's config.
+    """
+
+    config: RunConfig
+
+    @functools.cached_property
+    def device(self) -> str:
+        """``"cuda"`` or ``"cpu"``. Raises UserError where cuda is asked for and there is none."""
+        import torch
+
+        if self.config.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("device: expected a GPU for cuda, found none")
+        if self.config.device != "auto":
+            return self.config.device
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @functools.cached_property
+    def processes(self) -> DistributedContext:
+        """Who shares the evaluation."""
+        from benchmarks.tasks.distributed import init_distributed
+
+        return init_distributed()
+
+    def kept_answers(self, task: str, content: str) -> AnswerCache:
+        """Where the LLaVA's answers to a task's questions are kept.
+
+        Args:
+            task: its name.
+            content: hash of its data.
+        """
+        from benchmarks.tasks.output_cache import CACHE_DIR, AnswerCache, cache_key
+
+        key = cache_key(
+            task=task,
+            content=content,
+            model=self.model("llava")["hash"],
+            device=self.device,
+            precision=str(self.llava[0].dtype),
+            libraries={name: library_versions().get(name) for name in ("lmms-eval", "transformers", "torch")},
+        )
+        folder = Path(self.config.results) / CACHE_DIR / "answers" / key
+        return AnswerCache(folder, self.processes, again=self.config.again)
+
+    @functools.cached_property
+    def encoder(self) -> DualEncoder:
+        """The encoder with its text tower.
+
+        Raises:
+            UserError: there is none, or it cannot be loaded.
+        """
+        from benchmarks.tasks.encoders.embedding import load_dual_encoder
+
+        return load_dual_encoder(self.path("encoder"), self.device, self.config.precision)
+
+    @functools.cached_property
+    def tower(self) -> DualEncoder:
+        """The encoder's image tower; of an open_clip directory the encoder itself.
+
+        Raises:
+            UserError: there is none, or it cannot be loaded.
+        """
+        if self._is_bare_tower:
+            from benchmarks.tasks.encoders.image_tower import load_image_tower
+
+            return load_image_tower(str(self.config.encoder), self.device, self.config.precision)
+        return self.encoder
+
+    @property
+    def _is_bare_tower(self) -> bool:
+        """Whether the encoder is one of LLaVA's sources that have no text tower here, not open_clip's directory."""
+        return self.config.encoder is not None and parse_spec(self.config.encoder)[0] != "open_clip"
+
+    @functools.cached_property
+    def llava(self) -> tuple[Any, Any]:
+        """(model, processor) of the LLaVA.
+
+        Raises:
+            UserError: there is none, or it cannot be loaded.
+        """
+        from benchmarks.tasks.mllm.offline_tasks import go_offline
+
+        go_offline()
+        from benchmarks.tasks.mllm.llava_model import load_for_evaluation
+
+        return load_for_evaluation(self.path("llava"), self.device, self.config.precision)
+
+    @functools.cached_property
+    def lmms(self) -> Any:
+        """The model of lmms-eval's that stands in the LLaVA's place. Raises UserError where it cannot be loaded."""
+        from benchmarks.tasks.mllm.lmms_models import load_lmms_model
+
+        if self.config.lmms is None:
+            raise UserError("lmms: expected one of lmms-eval's models")
+        return load_lmms_model(self.config.lmms)
+
+    def load(self, needs: RequiredModel) -> None:
+        """Load the part that a benchmark uses, now."""
+        _ = self.lmms if needs == "llava" and self.config.lmms is not None else getattr(self, needs)
+
+    def path(self, needs: RequiredModel) -> str:
+        """Where the part that a benchmark uses lies: its directory, or the hub's copy.
+
+        Raises:
+            UserError: the row lacks it, it cannot read texts, or there is no such directory.
+        """
+        field = MODEL_FIELDS[needs]
+        given = getattr(self.config, field)
+        if given is None:
+            raise UserError(f"{field}: {_WANTED[needs]}")
+        if needs == "encoder" and given.startswith("timm:"):
+            raise UserError(f"{field}: '{given}' has no text tower; {_WANTED[needs]}")
+        if needs == "encoder" and given.startswith("transformers:"):
+            raise UserError(f"{field}: '{given}' must be made such a directory by `clips import`; {_WANTED[needs]}")
+        path = resolve_model_dir(given, field) if needs == "llava" else resolve_open_clip_dir(given)
+        if not path.is_dir():
+            raise UserError(f"{field}: {given}: no such directory; {_WANTED[needs]}")
+        return str(path)
+
+    def model(self, needs: RequiredModel) -> dict[str, str]:
+        """Path, or name on the hub, and hash of the part that a benchmark uses."""
+        if needs == "llava" and self.config.lmms is not None:
+            return _other_model(self.config.lmms)
+        if needs == "tower" and self._is_bare_tower:
+            return {"path": str(self.config.encoder), "hash": _tower_hash(str(self.config.encoder))}
+        return {"path": getattr(self.config, MODEL_FIELDS[needs]), "hash": _model_hash(self.path(needs))}
+
+
+def _other_model(config: LmmsModel) -> dict[str, str]:
+    """Name and hash of a model of lmms-eval's: of its arguments, and of each directory that they name."""
+    from benchmarks.tasks.mllm.lmms_models import check_lmms_model_name
+
+    check_lmms_model_name(config.model)
+    values = [argument.partition("=")[2] for argument in config.args.split(",")]
+    hashes = [_model_hash(value) for value in values if value and Path(value).is_dir()]
+    name = f"lmms-eval's {config.model} ({config.args})"
+    return {"path": name, "hash": digest([config.model, config.args, *hashes])}
+
+
+@functools.cache
+def _model_hash(path: str) -> str:
+    return directory_hash(path)
+
+
+@functools.cache
+def _tower_hash(spec: str) -> str:
+    """Of the files that a spec names, and of its other words."""
+    check_encoder_files(spec)
+    paths = local_paths(spec)
+    parts = encoder_commits(spec) | {part: directory_hash(path) for part, path in paths.items()}
+    words = functools.reduce(lambda text, path: text.replace(path, ""), paths.values(), spec)
+    return digest([words, parts])

@@ -1,0 +1,117 @@
+"""What answers to a task's questions give that are made without looking at the picture, as item columns.
+
+``chance`` answers with each option as often as with any other; of a question without options no guess is right.
+``always yes`` says so. Tasks with free answers have neither.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from typing import Any
+
+import numpy as np
+
+from benchmarks.results.results import CHANCE
+from benchmarks.tasks.evaluation import ChanceLevels
+from benchmarks.tasks.mllm.items import Sample
+
+ALWAYS_YES = "always yes"
+POPE_KINDS = ("random", "popular", "adversarial")
+"""How the objects were chosen that POPE asks for and that are not there."""
+_LETTERS = "abcd"
+
+
+def no_chance_level(samples: Sequence[Sample]) -> ChanceLevels:
+    """Of free answers nothing is known."""
+    return {}
+
+
+def chance_over_options(
+    count: Callable[[Mapping[str, Any]], int], *columns: str
+) -> Callable[[Sequence[Sample]], ChanceLevels]:
+    """Guesses among the options of each question.
+
+    Args:
+        count: a question of the data set → how many options it has; 0 where it has none.
+        columns: those that hold 1 where the answer is right.
+    """
+
+    def guessed(samples: Sequence[Sample]) -> ChanceLevels:
+        options = np.array([count(sample["doc"]) for sample in samples], float)
+        right = np.divide(1.0, options, out=np.zeros(len(options)), where=options > 0)
+        return {CHANCE: dict.fromkeys(columns, right)}
+
+    return guessed
+
+
+def count_listed_options(column: str) -> Callable[[Mapping[str, Any]], int]:
+    """The number of options that a question lists in a column."""
+    return lambda doc: len(doc[column])
+
+
+def count_mmmu_options(doc: Mapping[str, Any]) -> int:
+    """MMMU's options are the text of a list; open questions have none."""
+    return len(ast.literal_eval(doc["options"])) if doc["question_type"] == "multiple-choice" else 0
+
+
+def count_seedbench_options(doc: Mapping[str, Any]) -> int:
+    """SEED-Bench's options are columns of their own."""
+    return sum(bool(doc[f"choice_{letter}"]) for letter in _LETTERS)
+
+
+def count_mmstar_options(doc: Mapping[str, Any]) -> int:
+    """MMStar's options stand in the question's text; its scorer looks for A, B, C or D."""
+    return len(_LETTERS)
+
+
+def pope_chance(samples: Sequence[Sample]) -> ChanceLevels:
+    """Tossing a coin, and always saying yes."""
+    is_yes = np.array([sample["pope_accuracy"]["ground_truth"] == "yes" for sample in samples], float)
+    coin, ones = np.full(len(is_yes), 0.5), np.ones(len(is_yes))
+    return {
+        CHANCE: {"correct": coin, "said_yes": coin, "hit_yes": coin * is_yes, **pope_kinds(samples, said_yes=coin)},
+        ALWAYS_YES: {"correct": is_yes, "said_yes": ones, "hit_yes": is_yes, **pope_kinds(samples, said_yes=ones)},
+    }
+
+
+def pope_kinds(samples: Sequence[Sample], **columns: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns for each kind of POPE's questions, NaN outside it, and ``kind`` where the data have all three."""
+    kinds = np.array([str(sample.get("doc", {}).get("category")) for sample in samples])
+    there = [kind for kind in POPE_KINDS if kind in kinds]
+    parts = {f"{name}_{kind}": np.where(kinds == kind, values, np.nan)
+             for name, values in columns.items() for kind in there}  # fmt: skip
+    whole = len(there) == len(POPE_KINDS) and set(kinds) == set(there)
+    return parts | ({"kind": kinds.astype(object)} if whole else {})
+
+
+def mme_chance(samples: Sequence[Sample]) -> ChanceLevels:
+    """Tossing a coin, and always saying yes."""
+    is_yes = np.array([str(sample["doc"]["answer"]).strip().lower() == "yes" for sample in samples], float)
+    return {CHANCE: mme_columns(samples, np.full(len(samples), 0.5)), ALWAYS_YES: mme_columns(samples, is_yes)}
+
+
+def mme_columns(samples: Sequence[Sample], right: np.ndarray) -> dict[str, np.ndarray]:
+    """MME's item columns: a pair's points (accuracy plus 100 for both right) stand at its first question.
+
+    Args:
+        samples: lmms-eval's.
+        right: (N,) probability that the answer is right; 0 or 1 where it is known.
+    """
+    columns = {name: np.full(len(samples), np.nan) for name in ("perception", "cognition")}
+    pairs: dict[tuple[str, Any], list[int]] = {}
+    for index, sample in enumerate(samples):
+        answer = mme_answer(sample)
+        pairs.setdefault((answer["category"], answer["question_id"]), []).append(index)
+    for members in pairs.values():
+        part = "perception" if "mme_perception_score" in samples[members[0]] else "cognition"
+        of_number = reduce(np.convolve, ([1 - each, each] for each in right[members]), np.ones(1))  # how many are right
+        both = of_number[2] if len(of_number) > 2 else 0.0
+        columns[part][members[0]] = 100.0 * right[members].mean() + 100.0 * both
+    return columns | {"correct": right, "points": np.fmax(columns["perception"], columns["cognition"])}
+
+
+def mme_answer(sample: Sample) -> Mapping[str, Any]:
+    """What lmms-eval notes of an answer, whichever part it belongs to."""
+    return sample.get("mme_perception_score") or sample["mme_cognition_score"]

@@ -1,0 +1,231 @@
+"""A LLaVA directory as a model of lmms-eval: questions are answered in batches of like length."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from lmms_eval.api.instance import GenerationResult, Instance
+from lmms_eval.api.model import lmms
+from PIL.Image import Image
+
+from benchmarks.tasks.distributed import run_on_all
+from benchmarks.tasks.evaluation import MAX_THUMBNAILS, thumbnail
+from benchmarks.tasks.mllm.offline_tasks import unsuppressed_stderr
+from benchmarks.tasks.mllm.question_sharding import local_questions
+from benchmarks.tasks.mllm.task_images import QuestionImage, image_hash_name
+from benchmarks.tasks.output_cache import AnswerCache
+from clips.commandline.progress import Progress
+from clips.core.identity import digest
+from clips.errors import UserError
+from clips.parallel.distributed import DistributedContext, all_gather_objects
+
+DEFAULT_NEW_TOKENS = 128  # where neither the task nor the user says how long an answer may be
+_WINDOW = 16  # batches whose pictures are held at once
+
+
+class LlavaBridgeModel(lmms):
+    """A LLaVA directory in transformers' layout, ours or any.
+
+    Args:
+        pretrained: the directory.
+        device: ``cuda`` or ``cpu``; by default a GPU where there is one.
+        batch_size: questions at once.
+        dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto``.
+        loaded: (model, processor) already in memory, instead of ``pretrained``.
+        keep_pictures: remember a thumbnail of every picture, see ``pictures``.
+        kept: where answers are kept, and found.
+        processes: who shares the questions. Under lmms-eval's own command line lmms-eval deals them out itself.
+    """
+
+    is_simple = True
+
+    def __init__(
+        self,
+        pretrained: str = "",
+        device: str | None = None,
+        batch_size: int | str = 32,
+        dtype: str = "auto",
+        loaded: tuple[Any, Any] | None = None,
+        keep_pictures: bool = False,
+        kept: AnswerCache | None = None,
+        processes: DistributedContext | None = None,
+    ) -> None:
+        super().__init__()
+        self._model, self.processor = loaded or load_for_evaluation(pretrained, device or "auto", dtype)
+        self.batch_size = int(batch_size)
+        self.keep_pictures = keep_pictures
+        self.kept = kept or AnswerCache(None)
+        self.processes = processes or DistributedContext()
+        self.pictures: dict[tuple[str, int], QuestionImage] = {}
+        self._seen: set[str] = set()
+
+    @property
+    def device(self) -> Any:
+        """Where the model is."""
+        return self._model.device
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """The answer to each request, in order; those that are kept are not asked again."""
+        return self._collect(requests, [_key(request) for request in requests], self._answers)
+
+    def _collect(
+        self, requests: Sequence[Instance], keys: Sequence[str], answer: Callable[..., Iterator[dict[int, str]]]
+    ) -> list[str]:
+        """What is kept under each request's key, when all processes have answered what was missing.
+
+        Args:
+            requests: lmms-eval's.
+            keys: of the requests.
+            answer: gives place → answer of some requests with the same settings, batch by batch.
+        """
+        missing = [place for place, key in enumerate(keys) if key not in self.kept.known]
+
+        def work() -> None:
+            total = len(missing) // self.processes.count
+            with Progress("answering", total, "questions", unsuppressed_stderr()) as progress:
+                for places in _alike(requests, missing):
+                    mine = local_questions(places, requests, self.task_dict, self.processes)
+                    size = self.batch_size * _WINDOW
+                    for start in range(0, len(mine), size):
+                        window = mine[start : start + size]
+                        for found in answer([requests[place] for place in window]):
+                            self.kept.add({keys[window[place]]: text for place, text in found.items()})
+                            progress.advance(len(found))
+
+        run_on_all(self.processes, work)
+        for known, pictures in all_gather_objects((self.kept.known, self.pictures)) if self.processes.count > 1 else []:
+            self.kept.known |= known
+            self.pictures |= pictures
+        return [self.kept.known[key] for key in keys]
+
+    def _answers(self, requests: Sequence[Instance]) -> Iterator[dict[int, str]]:
+        from llava_bridge import iter_answer_batches
+
+        settings = requests[0].args[1]
+        seen: dict[str, Image] = {}  # the same object for the same picture, which is then looked at once
+        batches = iter_answer_batches(
+            self._model,
+            self.processor,
+            [[seen.setdefault(image_hash_name(visual), visual) for visual in self._visuals(each)] for each in requests],
+            [request.args[0] for request in requests],
+            batch_size=self.batch_size,
+            **_generation(settings),
+        )
+        for batch in batches:
+            yield {place: _until(text, settings.get("until")) for place, text in batch.items()}
+
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
+        """(loss, whether greedy decoding says it) of each request's answer, in order.
+
+        What lmms-eval calls a likelihood of its multi-modal models is the mean loss over the tokens of the answer and
+        its end, of which ``multiple_choice`` takes the smallest (``ConfigurableTask.process_results``).
+        """
+        if unlike := next((each for each in requests if len(each.args) != 6), None):  # of acc_mutual_info
+            raise UserError(f"{unlike.task_name}: asks for likelihoods without a question, which is not offered")
+        keys = [_key(request, self._continuation(request)) for request in requests]
+        found = [json.loads(text) for text in self._collect(requests, keys, self._likelihoods)]
+        # its evaluator makes text of any other pair (``unwrap_generation_output``), which its scorers cannot take
+        return [GenerationResult((loss, greedy)) for loss, greedy in found]
+
+    def _likelihoods(self, requests: Sequence[Instance]) -> Iterator[dict[int, str]]:
+        from llava_bridge import loglikelihoods
+
+        for start in range(0, len(requests), self.batch_size):
+            batch = requests[start : start + self.batch_size]
+            scored = loglikelihoods(
+                self._model,
+                self.processor,
+                [self._visuals(each) for each in batch],
+                [each.args[0] for each in batch],
+                [self._continuation(each) for each in batch],
+                self.batch_size,
+            )
+            yield {
+                start + place: json.dumps([-each.total / each.tokens, each.greedy]) for place, each in enumerate(scored)
+            }
+
+    def _continuation(self, request: Instance) -> str:
+        """The answer whose likelihood is asked for, or what the task makes of the question."""
+        given, _, doc_id, task, split = request.args[1:]
+        return given if isinstance(given, str) else str(given(self.task_dict[task][split][doc_id]))
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        """Not offered."""
+        raise UserError("this task asks in several rounds, which llava_bridge does not offer")
+
+    def _visuals(self, request: Instance) -> list[Image]:
+        """The pictures of a request, the first one remembered."""
+        _, _, to_visual, doc_id, task, split = request.args
+        visuals = to_visual(self.task_dict[task][split][doc_id]) or []
+        if not all(isinstance(visual, Image) for visual in visuals):
+            raise UserError(f"{task}: question {doc_id} comes with something else than pictures")
+        if self.keep_pictures and visuals:
+            self._remember((task, doc_id), visuals[0])
+        return visuals
+
+    def _remember(self, key: tuple[str, int], picture: Image) -> None:
+        name = image_hash_name(picture)
+        shown = name not in self._seen and len(self._seen) < MAX_THUMBNAILS
+        self.pictures[key] = QuestionImage(name, thumbnail(picture) if shown else None)
+        self._seen.add(name)
+
+
+def load_for_evaluation(directory: str, device: str, precision: str) -> tuple[Any, Any]:
+    """(model, processor) of a LLaVA directory.
+
+    Args:
+        directory: the LLaVA directory.
+        device: ``auto``, ``cuda`` or ``cpu``.
+        precision: ``auto`` is bfloat16 on a GPU and float32 elsewhere.
+    """
+    import torch
+
+    from llava_bridge import load_llava
+
+    if not directory:
+        raise UserError("pretrained: expected a LLaVA directory")
+    model, processor = load_llava(directory, None if device == "auto" else device)
+    if precision != "auto":
+        model = model.to(getattr(torch, precision))
+    return model, processor
+
+
+def _alike(requests: Sequence[Instance], places: Sequence[int]) -> list[list[int]]:
+    """The places in groups that share generation settings; requests for likelihoods have none."""
+    groups: dict[str, list[int]] = {}
+    for place in places:
+        settings = requests[place].args[1]
+        key = repr(sorted(settings.items(), key=str)) if isinstance(settings, Mapping) else ""
+        groups.setdefault(key, []).append(place)
+    return list(groups.values())
+
+
+def _key(request: Instance, continuation: str | None = None) -> str:
+    """What a request asks, but for the data and the model: those are known before."""
+    prompt, settings, _, number, task, split = request.args
+    asked = [task, split, number, request.idx, prompt, continuation]
+    asked += sorted(map(repr, settings.items())) if continuation is None else []
+    return digest(asked)[:32]
+
+
+def _generation(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """lmms-eval's generation settings as transformers' ``generate`` takes them without complaint."""
+    made: dict[str, Any] = {"max_new_tokens": int(settings.get("max_new_tokens", DEFAULT_NEW_TOKENS))}
+    if settings.get("num_beams", 1) > 1:
+        made["num_beams"] = int(settings["num_beams"])
+    temperature = settings.get("temperature") or 0
+    if settings.get("do_sample", temperature > 0) and temperature > 0:
+        made |= {"do_sample": True, "temperature": float(temperature)}
+        if settings.get("top_p") is not None:
+            made["top_p"] = float(settings["top_p"])
+    return made
+
+
+def _until(text: str, stops: str | Sequence[str] | None) -> str:
+    """``text`` up to the first of the stop words."""
+    for stop in [stops] if isinstance(stops, str) else stops or []:
+        if stop:
+            text = text.split(stop, 1)[0]
+    return text.strip()

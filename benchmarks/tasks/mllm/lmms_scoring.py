@@ -1,0 +1,220 @@
+"""lmms-eval asks a model its task's questions and scores the answers; what goes wrong is said in one line."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+from lmms_eval.api.model import lmms
+
+from benchmarks.tasks.benchmark import Benchmark
+from benchmarks.tasks.mllm.caption_metrics import ImageCaptionScores, patched_caption_scorers
+from benchmarks.tasks.mllm.judge import NO_JUDGE, Judge, JudgeUnavailable, patched_judge
+from benchmarks.tasks.mllm.offline_tasks import error_reason, manager, suppress_output
+from clips.errors import UserError
+
+_LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskScores:
+    """What lmms-eval makes of a model's answers.
+
+    Args:
+        samples: its log of each question, in the data's order.
+        values: metric → its number.
+        captions: what each picture adds to the caption metrics.
+        no_judge: why the judge gave no marks (then there are no values); empty where it did or none was asked.
+    """
+
+    samples: Sequence[Mapping[str, Any]]
+    values: Mapping[str, float]
+    captions: ImageCaptionScores
+    no_judge: str = ""
+
+
+class RecordedAnswersModel(lmms):
+    """A model whose answers are known: question number → answer."""
+
+    is_simple = True
+
+    def __init__(self, answers: Mapping[int, str]) -> None:
+        super().__init__()
+        self.answers = answers
+
+    def generate_until(self, requests: list[Any]) -> list[str]:
+        """The known answer to each request."""
+        return [self.answers[request.args[3]] for request in requests]
+
+    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        """Not to be had from answers."""
+        raise UserError("this task scores likelihoods, which answers do not tell")
+
+    def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
+        """Not to be had from answers."""
+        raise UserError("this task asks in several rounds, of which one answer tells nothing")
+
+
+def run_and_score(
+    model: Any, task: Any, entry: Benchmark, settings: Mapping[str, Any], *, judge: Judge, limit: int | None = None
+) -> TaskScores:
+    """Ask and score.
+
+    A judge that fails costs the marks, never the answers: they are all in ``samples``.
+
+    Args:
+        model: one of lmms-eval's models.
+        task: lmms-eval's task with its data; its functions are wrapped so that they name what they fail on.
+        entry: the benchmark.
+        settings: generation settings laid over the task's.
+        judge: who is asked where the scorer asks a judge.
+        limit: the first so many questions.
+
+    Raises:
+        UserError: a picture is missing, no answer has a word in it, or the scorer refuses.
+    """
+    _name_failures(task)
+    no_judge = ""
+    try:
+        results, captions = _lmms_eval(model, task, entry, settings, judge, limit)
+    except JudgeUnavailable as why:
+        no_judge = f"{NO_JUDGE}: {why}"
+        answers = {instance.doc_id: instance.resps[0] for instance in task.instances}
+        task.process_results = _unscored
+        results, captions = _lmms_eval(RecordedAnswersModel(answers), task, entry, settings, judge, limit)
+    first: dict[int, Mapping[str, Any]] = {}
+    for sample in results["samples"][entry.task]:  # a task may read every answer in several ways: the first counts
+        first.setdefault(sample["doc_id"], sample)
+    samples = [first[number] for number in sorted(first)]
+    if samples and not any(map(_answer, samples)):
+        raise UserError(f"the model answers nothing: all {len(samples)} answers are empty")
+    values = {} if no_judge else _values(results["results"][entry.task], task)
+    return TaskScores(samples=samples, values=values, captions=captions, no_judge=no_judge)
+
+
+def run_only(model: Any, task: Any, entry: Benchmark, settings: Mapping[str, Any], *, limit: int | None) -> None:
+    """Ask and leave the scoring to another process; as :func:`run_and_score`."""
+    _name_failures(task)
+    task.process_results = _unscored
+    _lmms_eval(model, task, entry, settings, None, limit)
+
+
+def _unscored(doc: Mapping[str, Any], results: Any, full_docs: Any = None) -> dict[str, Any]:
+    return {}
+
+
+def _lmms_eval(
+    model: Any, task: Any, entry: Benchmark, settings: Mapping[str, Any], judge: Judge | None, limit: int | None
+) -> tuple[dict[str, Any], ImageCaptionScores]:
+    """lmms-eval's own evaluation of one task, and what each picture adds to the caption metrics."""
+    from lmms_eval.evaluator import simple_evaluate
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _readable(task),
+        contextlib.chdir(folder),  # some scorers leave files where they stand
+        suppress_output(),
+        patched_judge(judge) if judge else contextlib.nullcontext(),
+        _seemingly_alone(),
+        patched_caption_scorers() as scores,
+    ):
+        results = simple_evaluate(
+            model=model,
+            tasks=[task],
+            task_manager=manager(entry.folder),
+            limit=limit,
+            bootstrap_iters=0,
+            log_samples=True,
+            gen_kwargs=f"max_new_tokens={settings['max_new_tokens']}" if "max_new_tokens" in settings else None,
+            process_docs_parallel=1,
+            cli_args=argparse.Namespace(output_path=folder, process_with_media=False),
+        )
+    return results, scores
+
+
+@contextlib.contextmanager
+def _seemingly_alone() -> Iterator[None]:
+    """Let lmms-eval see one process: questions are shared by picture here (``mllm.dealing``), not one by one."""
+    with mock.patch.dict(os.environ):
+        for name in _LAUNCHED:
+            os.environ.pop(name, None)
+        yield
+
+
+@contextlib.contextmanager
+def _readable(task: Any) -> Iterator[None]:
+    """Where the block fails on a file, look for a question whose picture cannot be decoded, and name it."""
+    try:
+        yield
+    except OSError:
+        for number, words in enumerate(task.eval_docs_no_media):
+            with _about(f"{task.config.task}: the picture of {_name(words)} is missing or broken"):
+                task.eval_docs[number]
+        raise
+
+
+def _name_failures(task: Any) -> None:
+    """Let the task's functions say which question they fail on, instead of where in lmms-eval's code."""
+    visuals, process = task.doc_to_visual, task.process_results
+
+    def doc_to_visual(doc: Mapping[str, Any], *rest: Any) -> Any:
+        with _about(f"{task.config.task}: the picture of {_name(doc)} is missing or broken"):
+            return visuals(doc, *rest)
+
+    def process_results(doc: Mapping[str, Any], *rest: Any, **more: Any) -> Any:
+        with _about(f"lmms-eval's scorer of {task.config.task} refuses {_name(doc)}"):
+            return process(doc, *rest, **more)
+
+    task.doc_to_visual, task.process_results = doc_to_visual, process_results
+    for name, function in list(task.aggregation().items()):
+        task.aggregation()[name] = _naming(f"lmms-eval's scorer of {task.config.task} refuses the data", function)
+
+
+def _naming(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)  # lmms-eval looks at its signature
+    def named(*arguments: Any, **more: Any) -> Any:
+        with _about(what):
+            return function(*arguments, **more)
+
+    return named
+
+
+@contextlib.contextmanager
+def _about(what: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what} ({error_reason(error)})") from None
+
+
+def _name(doc: Mapping[str, Any]) -> str:
+    """A question by its number in the data, or by its words."""
+    for column in ("question_id", "questionId", "id", "index", "image_id"):
+        if doc.get(column) not in (None, ""):
+            return f"the question with {column} {doc[column]}"
+    return f"the question {str(doc.get('question'))[:80]!r}"
+
+
+def _answer(sample: Mapping[str, Any]) -> str:
+    """What the model said, before anything is taken out of it."""
+    found = sample["resps"][0]
+    return str(found if isinstance(found, str) or not found else found[0]).strip()
+
+
+def _values(found: Mapping[str, Any], task: Any) -> dict[str, float]:
+    """lmms-eval's value of each of the task's metrics that is a number."""
+    values: dict[str, float] = {}
+    for key, value in found.items():
+        name = key.partition(",")[0]
+        if name in task.aggregation() and isinstance(value, int | float):
+            values.setdefault(name, float(value))
+    return values

@@ -1,0 +1,302 @@
+"""lmms-eval's tasks over local data, without the network and without a word to the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import io
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+from unittest import mock
+
+import yaml
+
+from benchmarks.tasks.mllm.judge import scorer_environment
+from clips.errors import UserError
+
+_HUB = "lmms-lab-encoder"
+
+
+def data_root(data: str) -> Path:
+    """The directory below which a task's hub names are paths: ``data`` itself or ``data/hub``.
+
+    Raises:
+        UserError: no such directory.
+    """
+    root = Path(data)
+    if not root.is_dir():
+        raise UserError(f"{data}: no such directory (expected one in the hub's layout, holding {_HUB}/…)")
+    inner = root / "hub"
+    return (inner if not (root / _HUB).is_dir() and (inner / _HUB).is_dir() else root).resolve()
+
+
+@functools.cache
+def go_offline() -> None:
+    """Cut this process off from the hub; works before and after the libraries are imported."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    import datasets
+    import huggingface_hub.constants
+    import transformers.utils.logging
+    from loguru import logger
+
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
+    datasets.config.HF_HUB_OFFLINE = True
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it complains of is told in our line
+    transformers.utils.logging.disable_progress_bar()
+    logger.disable("lmms_eval")
+    with suppress_output():
+        import lmms_eval.evaluator  # noqa: F401
+        from lmms_eval.api.task import ConfigurableTask
+    from tenacity import stop_after_attempt
+
+    ConfigurableTask.download.retry.stop = stop_after_attempt(1)  # local data that fails once will fail again
+
+
+@contextlib.contextmanager
+def _own_cache() -> Iterator[None]:
+    """An empty cache for ``datasets``, neither the user's nor another data root's.
+
+    ``datasets`` keys its cache by the name of the data set, which is the same below every root: with a shared
+    cache the second root would silently get the data of the first.
+    """
+    import datasets
+    from lmms_eval.api import task
+
+    folder = tempfile.TemporaryDirectory(prefix="clips-bench-")
+    _kept.append(folder)  # memory-mapped as long as the task is used
+    with (
+        mock.patch.object(datasets.config, "HF_DATASETS_CACHE", Path(folder.name)),
+        mock.patch.object(task, "_resolve_hf_datasets_cache_dir", return_value=folder.name),
+    ):
+        yield
+
+
+_kept: list[tempfile.TemporaryDirectory] = []  # removed when the process ends
+
+
+@contextlib.contextmanager
+def suppress_output() -> Iterator[None]:
+    """Swallow what libraries print (scorers and progress bars do)."""
+    _heard.append(sys.stderr)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        _heard.pop()
+
+
+def unsuppressed_stderr() -> TextIO:
+    """Standard error as it is outside of ``suppress_output``, for what a person is to see."""
+    return _heard[0] if _heard else sys.stderr
+
+
+_heard: list[TextIO] = []
+
+
+@functools.cache
+def task_folders() -> dict[str, str]:
+    """Every task of lmms-eval → the folder below its ``tasks`` that defines it. Nothing is imported."""
+    return {name: path.parent.relative_to(_tasks()).as_posix() for name, path in _definitions()[0].items()}
+
+
+@functools.cache
+def task_groups() -> dict[str, tuple[str, ...]]:
+    """Every group of lmms-eval's tasks → its members, groups within it taken apart."""
+    groups = _definitions()[1]
+
+    def members(name: str, above: tuple[str, ...]) -> Iterator[str]:
+        for member in groups[name]:
+            if member not in groups:
+                yield member
+            elif member not in above:
+                yield from members(member, (*above, name))
+
+    return {name: tuple(dict.fromkeys(members(name, (name,)))) for name in groups}
+
+
+def _tasks() -> Path:
+    spec = importlib.util.find_spec("lmms_eval")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("lmms-eval is not installed")
+    return Path(spec.submodule_search_locations[0]) / "tasks"
+
+
+@functools.cache
+def _definitions() -> tuple[dict[str, Path], dict[str, list[str]]]:
+    """The file that defines each task, and the members that each group names."""
+    tasks: dict[str, Path] = {}
+    groups: dict[str, list[str]] = {}
+    for path in sorted(_tasks().rglob("*.yaml")):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        task, group = _TASK_NAME.search(text), _GROUP_NAME.search(text)
+        if task:
+            tasks[task[1]] = path
+        if group:
+            groups.setdefault(group[1], []).extend([task[1]] if task else _members(text))
+    return tasks, groups
+
+
+def _members(text: str) -> list[str]:
+    """What a group's file lists under ``task``: names, or mappings that name a task or a group."""
+    listed = yaml.load(text, _Plain).get("task") or []
+    found = [each if isinstance(each, str) else each.get("task") or each.get("group") for each in listed]
+    return [name for name in found if isinstance(name, str)]
+
+
+def task_name(path: Path) -> str | None:
+    """The task that a YAML file defines; None where it defines none."""
+    found = _TASK_NAME.search(path.read_text(encoding="utf-8", errors="replace"))
+    return found[1] if found else None
+
+
+def dataset_name(task: str, own: Path | None = None) -> str:
+    """The hub name of the data set that a task's definition names; empty where its data come another way.
+
+    Args:
+        task: of lmms-eval's.
+        own: the user's file that defines it, where it is none of lmms-eval's.
+    """
+    name = definition(own or _definitions()[0][task]).get("dataset_path")
+    return name if isinstance(name, str) and _HUB_NAME.fullmatch(name) else ""
+
+
+def dataset_config_name(task: str) -> str | None:
+    """The configuration of its data set that a task reads; None for the data set's default."""
+    return definition(_definitions()[0][task]).get("dataset_name")
+
+
+def definition(path: Path) -> dict[str, Any]:
+    """A task's definition with those that it includes, functions left unresolved.
+
+    Raises:
+        UserError: it, or a file that it includes, is missing or no YAML.
+    """
+    merged: dict[str, Any] = {}
+    for file in reversed(_includes(path)):
+        merged |= definition(file)
+    return merged | _yaml(path)
+
+
+def included(path: Path) -> list[Path]:
+    """The files that a task's definition includes, and those that these include."""
+    return [each for file in _includes(path) for each in (file, *included(file))]
+
+
+def _includes(path: Path) -> list[Path]:
+    names = _yaml(path).get("include") or []
+    return [path.parent / name for name in ([names] if isinstance(names, str) else names)]
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.load(path.read_text(encoding="utf-8", errors="replace"), _Plain)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML ({error_reason(error)})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected the definition of a task, 'task: NAME' and so on")
+    return found
+
+
+class _Plain(yaml.SafeLoader):
+    """YAML whose own tags (``!function``) are read as text: nothing is imported."""
+
+
+_Plain.add_multi_constructor("!", lambda loader, suffix, node: str(node.value))
+
+_TASK_NAME = re.compile(r"""^task[ ]*:[ ]*["']?([\w.-]+)["']?[ ]*(?:\#.*)?$""", re.MULTILINE)
+_GROUP_NAME = re.compile(r"""^group[ ]*:[ ]*["']?([\w.+-]+)["']?[ ]*(?:\#.*)?$""", re.MULTILINE)
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@functools.cache
+def manager(folder: str) -> Any:
+    """lmms-eval's index of the tasks in one folder below its ``tasks`` (all 2,000 would take seconds), or at a path."""
+    go_offline()
+    import lmms_eval.tasks
+
+    path = Path(lmms_eval.tasks.__file__).parent / folder
+    with suppress_output():
+        return lmms_eval.tasks.TaskManager(include_path=str(path), include_defaults=False, model_name="llava_bridge")
+
+
+def load_task(name: str, folder: str, root: Path, *, own: str = "", simple: bool = True) -> Any:
+    """One of lmms-eval's tasks with its data from below ``root``.
+
+    Args:
+        name: of the task.
+        folder: below lmms-eval's ``tasks``, or any other, where it is defined.
+        root: the data.
+        own: the user's file that defines it, where it is none of lmms-eval's.
+        simple: whether it is for models that take a text and pictures apart, rather than a conversation.
+
+    Raises:
+        UserError: data that are missing or malformed; the first broken file is named.
+    """
+    index = manager(folder)
+    from lmms_eval.tasks import get_task_dict
+
+    dataset = dataset_name(name, Path(own) if own else None)
+    if dataset and not (root / dataset).exists():
+        raise UserError(f"{root}: expected the data of {name} in {dataset}/ below it")
+    try:
+        with suppress_output(), contextlib.chdir(root), _own_cache(), _without_workers(), scorer_environment():
+            return get_task_dict([name], index, "simple" if simple else "chat")[name]
+    except UserError:
+        raise
+    except Exception as error:
+        found = find_broken_parquet(root / dataset)
+        raise UserError(
+            f"{found or root / dataset}: cannot be read as the data of {name} ({error_reason(error)})"
+        ) from None
+
+
+def find_broken_parquet(dataset: Path) -> Path | None:
+    """The first parquet file of a data set that is cut short or no parquet file at all; None where all are whole."""
+    import pyarrow.parquet
+
+    for path in sorted(dataset.rglob("*.parquet")):
+        try:
+            pyarrow.parquet.read_metadata(path)
+        except (OSError, ValueError):
+            return path
+    return None
+
+
+def select_questions(task: Any, numbers: Sequence[int]) -> None:
+    """Leave only some questions in a task, which are then numbered anew."""
+    split = task.config.test_split or task.config.validation_split
+    for docs in {id(each): each for each in (task.dataset, task.dataset_no_image)}.values():
+        docs[split] = docs[split].select(numbers)
+
+
+@contextlib.contextmanager
+def _without_workers() -> Iterator[None]:
+    """Let GQA join its pictures in this process: it asks for eight, which copy a process that holds a model."""
+    import datasets
+
+    original = datasets.Dataset.map
+
+    def alone(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return original(self, *args, **kwargs | {"num_proc": None})
+
+    with mock.patch.object(datasets.Dataset, "map", alone):
+        yield
+
+
+def error_reason(error: BaseException) -> str:
+    """One line for an error, the last attempt's where it was tried several times."""
+    attempt = getattr(error, "last_attempt", None)
+    inner = attempt.exception() if attempt is not None else None
+    if inner is not None:
+        return error_reason(inner)
+    text = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in " ".join(str(error).split()))
+    return f"{type(error).__name__}: {text}"[:300] if text else type(error).__name__

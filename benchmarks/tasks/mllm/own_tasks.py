@@ -1,0 +1,83 @@
+"""Tasks that the user wrote for lmms-eval: a YAML file, or a folder of them as its ``--include_path`` takes.
+
+``uses:`` names the file, the folder of one task, or ``FOLDER/TASK``. Relative paths start in the working directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.tasks.mllm.offline_tasks import definition, included, task_name
+from clips.core.artifact import file_hash
+from clips.errors import UserError, unknown_name_error
+
+
+def own_task(uses: str) -> tuple[str, Path] | None:
+    """The task's name and the YAML file that defines it; None where ``uses`` is no path.
+
+    Raises:
+        UserError: nothing is there, or it is no task, or one of several.
+    """
+    path = Path(uses).expanduser()
+    if path.is_dir():
+        tasks = _tasks(path)
+        if len(tasks) != 1:
+            raise UserError(f"uses: {uses}: expected a folder with one task, or {uses}/TASK; TASK is {_listed(tasks)}")
+        return next(iter(tasks.items()))
+    if path.suffix in {".yaml", ".yml"}:
+        if not path.is_file():
+            raise UserError(f"uses: {uses}: no such file (expected a task of lmms-eval's layout)")
+        name = task_name(path)
+        if name is None or path.suffix == ".yml":  # of which lmms-eval finds none in a folder
+            raise UserError(f"uses: {uses}: expected a .yaml file with 'task: NAME', as lmms-eval's tasks have it")
+        _tasks(path.parent)
+        return name, path
+    if len(path.parts) < 2:
+        return None
+    if not path.parent.is_dir():
+        raise UserError(f"uses: {uses}: no such file or folder (expected a task of lmms-eval's layout)")
+    tasks = _tasks(path.parent)
+    if path.name not in tasks:
+        raise unknown_name_error(path.name, tasks, f"task in {path.parent}")
+    return path.name, tasks[path.name]
+
+
+def definition_hash(path: Path) -> str:
+    """SHA-256 of a task's definition: the files that it includes, the Python beside them, the data that it names."""
+    files = {path, *included(path)}
+    files |= {each for file in list(files) for each in file.parent.glob("*.py")} | set(_data_files(path))
+    named = sorted((file.name, file_hash(file)) for file in files if file.is_file())
+    return hashlib.sha256(repr(named).encode()).hexdigest()
+
+
+def _data_files(path: Path) -> Iterator[Path]:
+    """Local data files of the definition, which lmms-eval looks for beside it."""
+    found = (definition(path).get("dataset_kwargs") or {}).get("data_files") or []
+    for value in _texts(found):
+        yield from path.parent.glob(value) if not Path(value).is_absolute() else [Path(value)]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(each)
+
+
+def _tasks(folder: Path) -> dict[str, Path]:
+    """The tasks that a folder defines, at any depth."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*.yaml")):
+        name = task_name(path)
+        if name is not None and name in found:
+            raise UserError(f"uses: {folder}: two files define the task {name}: {found[name].name} and {path.name}")
+        found |= {} if name is None else {name: path}
+    return found
+
+
+def _listed(names: Mapping[str, Path]) -> str:
+    return "one of " + ", ".join(names) if names else "nowhere: no .yaml file in it has 'task: NAME'"

@@ -1,0 +1,380 @@
+"""How each task's metrics follow from lmms-eval's samples.
+
+A task listed in ``TASK_METRICS`` has a function that adds the columns its metrics need; for any other task a metric is
+the mean of its per-sample numbers wherever that agrees with lmms-eval's own value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.results.results import CHANCE
+from benchmarks.tasks.evaluation import ChanceLevels, MetricSpec
+from benchmarks.tasks.mllm import chance_levels
+from benchmarks.tasks.mllm.caption_metrics import ImageCaptionScores
+from benchmarks.tasks.mllm.items import Sample
+
+_ORDERS = (1, 2, 3, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskMetrics:
+    """How a task's metrics are computed.
+
+    Args:
+        columns: (samples, per-picture caption scores) → column → (N,) values.
+        metrics: lmms-eval's metric name → spec.
+        primary: for the main table.
+        score: the column that is each item's part in the first primary metric.
+        extra: metrics of ours beside lmms-eval's, computed from the items alone; absent where ``columns`` gives no
+            such column of these data.
+        blind: samples → the columns, had the answers been made without looking.
+    """
+
+    columns: Callable[[Sequence[Sample], ImageCaptionScores], Mapping[str, Any]]
+    metrics: Mapping[str, MetricSpec]
+    primary: tuple[str, ...]
+    score: str
+    extra: Mapping[str, MetricSpec]
+    blind: Callable[[Sequence[Sample]], ChanceLevels] = chance_levels.no_chance_level
+
+
+def _pope(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
+    answers = [sample["pope_accuracy"] for sample in samples]
+    predicted = np.array([answer["prediction"] == "yes" for answer in answers], float)
+    actual = np.array([answer["ground_truth"] == "yes" for answer in answers], float)
+    return {
+        "correct": np.array([answer["score"] for answer in answers], float),
+        "said_yes": predicted,
+        "is_yes": actual,
+        "hit_yes": predicted * actual,
+        **chance_levels.pope_kinds(samples, said_yes=predicted, is_yes=actual),
+    }
+
+
+def _mme(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
+    return chance_levels.mme_columns(
+        samples, np.array([chance_levels.mme_answer(sample)["score"] for sample in samples], float)
+    )
+
+
+def _exact_match(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
+    return {"correct": np.array([sample["exact_match"] for sample in samples], float)}
+
+
+def _numbers(*names: str) -> Callable[[Sequence[Sample], ImageCaptionScores], Mapping[str, Any]]:
+    """Columns that are the samples' own numbers; NaN where a question does not enter a metric."""
+    return lambda samples, _: {name: np.array([_number(sample.get(name)) for sample in samples]) for name in names}
+
+
+def _mmmu(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
+    from lmms_eval.tasks.mmmu.utils import evaluate_mmmu
+
+    right = [evaluate_mmmu([sample["mmmu_acc"]])[1]["acc"] for sample in samples]
+    return {"correct": np.array(right, float)}
+
+
+def _mmvet(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
+    return {"points": np.array([100.0 * sample["gpt_eval_score"]["score"] for sample in samples])}
+
+
+def _llava_bench(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
+    """The judge's marks, of 10, for the reference answer and for ours, the latter times 100; 0 outside a kind."""
+    columns: dict[str, Any] = {}
+    for kind in _LLAVA_BENCH:
+        of_kind = [kind == "all" or sample["doc"]["category"] == kind for sample in samples]
+        marks = [sample["gpt_eval_llava_all"]["scores"] for sample in samples]
+        for place, (name, scale) in enumerate((("reference", 1.0), ("points", 100.0))):
+            values = [scale * mark[place] if ours else 0.0 for mark, ours in zip(marks, of_kind, strict=True)]
+            columns[f"{name}_{kind}"] = np.array(values)
+    return columns
+
+
+_LLAVA_BENCH = {"all": "relative score", "conv": "conversation", "detail": "description", "complex": "reasoning"}
+
+
+def _ocrbench(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
+    return {"correct": np.array([sample["ocrbench_accuracy"]["score"] for sample in samples], float)}
+
+
+def _seed(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
+    """1 where the letter is right; for each kind of question NaN outside it."""
+    right = [float(_seed_right(sample["seed_all"])) for sample in samples]
+    columns = {"correct": np.array(right)}
+    for kind in ("image", "video"):
+        columns[f"on_{kind}s"] = np.where([f"seed_{kind}" in sample for sample in samples], right, np.nan)
+    return columns
+
+
+def _seed_blind(samples: Sequence[Sample]) -> ChanceLevels:
+    """Guesses, for each kind of question NaN outside it."""
+    guessed = chance_levels.chance_over_options(chance_levels.count_seedbench_options, "correct")(samples)[CHANCE][
+        "correct"
+    ]
+    parts = {
+        f"on_{kind}s": np.where([f"seed_{kind}" in sample for sample in samples], guessed, np.nan)
+        for kind in ("image", "video")
+    }
+    return {CHANCE: {"correct": guessed, **parts}}
+
+
+def _seed_right(answer: Mapping[str, str]) -> bool:
+    return answer["pred"].lower().strip() == answer["answer"].lower().strip()
+
+
+def _mmstar(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
+    return {
+        "correct": np.array([sample["average"]["score"] for sample in samples], float),
+        "ability": np.array([sample["average"]["l2_category"] for sample in samples]),
+    }
+
+
+def _captions(samples: Sequence[Sample], scores: ImageCaptionScores) -> Mapping[str, Any]:
+    return caption_columns([int(sample["doc"]["image_id"]) for sample in samples], scores)
+
+
+def caption_columns(ids: Sequence[int], scores: ImageCaptionScores) -> Mapping[str, Any]:
+    """The item columns that `caption_metrics` need, of the pictures ``ids``."""
+    counts = np.array([scores.bleu[index] for index in ids], float)
+    names = [f"bleu_{what}{n}" for what in ("matched", "possible") for n in _ORDERS] + ["length", "reference_length"]
+    return {
+        "cider": np.array([scores.cider[index] for index in ids]),
+        "rouge": np.array([scores.rouge[index] for index in ids]),
+        **{name: counts[:, place] for place, name in enumerate(names)},
+    }
+
+
+def _bleu_columns(n: int) -> tuple[str, ...]:
+    orders = _ORDERS[:n]
+    counts = [f"bleu_{what}{order}" for what in ("matched", "possible") for order in orders]
+    return (*counts, "length", "reference_length")
+
+
+def caption_metrics(prefix: str = "") -> dict[str, MetricSpec]:
+    """CIDEr, BLEU-1 to 4 and ROUGE-L, their names behind ``prefix``."""
+    return {
+        f"{prefix}CIDEr": MetricSpec(label="CIDEr", formula="mean_of_scores", columns=("cider",)),
+        **{
+            f"{prefix}Bleu_{n}": MetricSpec(label=f"BLEU-{n}", formula="bleu", columns=_bleu_columns(n))
+            for n in _ORDERS
+        },
+        f"{prefix}ROUGE_L": MetricSpec(label="ROUGE-L", columns=("rouge",)),
+    }
+
+
+TASK_METRICS: dict[str, TaskMetrics] = {
+    "pope": TaskMetrics(
+        columns=_pope,
+        metrics={
+            "pope_f1_score": MetricSpec(label="F1", formula="f1", columns=("said_yes", "is_yes")),
+            "pope_accuracy": MetricSpec(label="accuracy", columns=("correct",)),
+            "pope_precision": MetricSpec(label="precision", formula="ratio", columns=("hit_yes", "said_yes")),
+            "pope_recall": MetricSpec(label="recall", formula="ratio", columns=("hit_yes", "is_yes")),
+            "pope_yes_ratio": MetricSpec(label="share of yes expected", columns=("is_yes",), higher_is_better=None),
+        },
+        extra={
+            "said_yes": MetricSpec(label="share of yes answered", columns=("said_yes",), higher_is_better=None),
+            **{
+                f"pope_f1_{kind}": MetricSpec(
+                    label=f"F1, {kind}", formula="f1", columns=(f"said_yes_{kind}", f"is_yes_{kind}")
+                )
+                for kind in chance_levels.POPE_KINDS
+            },
+            "pope_f1_kinds": MetricSpec(
+                label="F1, mean of three kinds", formula="f1", columns=("said_yes", "is_yes", "kind")
+            ),
+        },
+        primary=("pope_accuracy", "pope_f1_score"),
+        score="correct",
+        blind=chance_levels.pope_chance,
+    ),
+    "mme": TaskMetrics(
+        columns=_mme,
+        metrics={
+            f"mme_{part}_score": MetricSpec(
+                label=f"{part} points", formula="sum_of_group_means", columns=(part, "category"), scale=1.0
+            )
+            for part in ("perception", "cognition")
+        },
+        extra={
+            "mme_total": MetricSpec(
+                label="points", formula="sum_of_group_means", columns=("points", "category"), scale=1.0
+            ),
+            "mme_accuracy": MetricSpec(label="accuracy", columns=("correct",)),
+        },
+        primary=("mme_total",),
+        score="correct",
+        blind=chance_levels.mme_chance,
+    ),
+    **{
+        task: TaskMetrics(
+            columns=_exact_match,
+            metrics={"exact_match": MetricSpec(label="exact match", columns=("correct",))},
+            extra={},
+            primary=("exact_match",),
+            score="correct",
+            blind=chance_levels.chance_over_options(chance_levels.count_listed_options(options), "correct")
+            if options
+            else chance_levels.no_chance_level,
+        )
+        for task, options in {
+            "gqa": "",
+            "textvqa_val": "",
+            "scienceqa_img": "choices",
+            "ai2d": "options",
+            "vqav2_val": "",
+            "realworldqa": "",
+        }.items()
+    },
+    **{
+        task: TaskMetrics(
+            columns=_numbers("anls"),
+            metrics={"anls": MetricSpec(label="ANLS", columns=("anls",))},
+            extra={},
+            primary=("anls",),
+            score="anls",
+        )
+        for task in ("docvqa_val", "infovqa_val")
+    },
+    "mmmu_val": TaskMetrics(
+        columns=_mmmu,
+        metrics={"mmmu_acc": MetricSpec(label="accuracy", columns=("correct",), rounded=5e-6)},
+        extra={},
+        primary=("mmmu_acc",),
+        score="correct",
+        blind=chance_levels.chance_over_options(chance_levels.count_mmmu_options, "correct"),
+    ),
+    "chartqa": TaskMetrics(
+        columns=_numbers("relaxed_overall", "relaxed_human_split", "relaxed_augmented_split"),
+        metrics={
+            f"relaxed_{part}": MetricSpec(label=label, columns=(f"relaxed_{part}",))
+            for part, label in {
+                "overall": "relaxed accuracy",
+                "human_split": "relaxed accuracy (human)",
+                "augmented_split": "relaxed accuracy (augmented)",
+            }.items()
+        },
+        extra={},
+        primary=("relaxed_overall",),
+        score="relaxed_overall",
+    ),
+    "mmvet": TaskMetrics(
+        columns=_mmvet,
+        metrics={"gpt_eval_score": MetricSpec(label="score", columns=("points",), scale=1.0, most=100.0)},
+        extra={},
+        primary=("gpt_eval_score",),
+        score="points",
+    ),
+    **{
+        task: TaskMetrics(
+            columns=_llava_bench,
+            metrics={
+                f"gpt_eval_llava_{kind}": MetricSpec(
+                    label=label,
+                    formula="ratio",
+                    columns=(f"points_{kind}", f"reference_{kind}"),
+                    scale=1.0,
+                    most=100.0,
+                    rounded=0.1,  # lmms-eval rounds the means to 0.001 and their ratio to 0.1
+                )
+                for kind, label in _LLAVA_BENCH.items()
+            },
+            extra={},
+            primary=("gpt_eval_llava_all",),
+            score="points_all",
+        )
+        for task in ("llava_in_the_wild", "llava_bench_coco")
+    },
+    "ocrbench": TaskMetrics(
+        columns=_ocrbench,
+        metrics={"ocrbench_accuracy": MetricSpec(label="share of 1,000 points", columns=("correct",))},
+        extra={"ocrbench_points": MetricSpec(label="points", columns=("correct",), scale=1000.0)},
+        primary=("ocrbench_points",),
+        score="correct",
+    ),
+    "seedbench": TaskMetrics(
+        columns=_seed,
+        metrics={
+            "seed_all": MetricSpec(label="accuracy", columns=("correct",)),
+            "seed_image": MetricSpec(label="accuracy (pictures)", columns=("on_images",)),
+            "seed_video": MetricSpec(label="accuracy (videos)", columns=("on_videos",)),
+        },
+        extra={},
+        primary=("seed_image", "seed_all"),
+        score="correct",
+        blind=_seed_blind,
+    ),
+    "mmstar": TaskMetrics(
+        columns=_mmstar,
+        metrics={
+            "average": MetricSpec(
+                label="mean over abilities", formula="mean_of_group_means", columns=("correct", "ability")
+            )
+        },
+        extra={"mmstar_accuracy": MetricSpec(label="accuracy", columns=("correct",))},
+        primary=("average",),
+        score="correct",
+        blind=chance_levels.chance_over_options(chance_levels.count_mmstar_options, "correct"),
+    ),
+    "nocaps_val": TaskMetrics(
+        columns=_captions,
+        metrics={
+            **caption_metrics("nocaps_"),
+            "nocaps_METEOR": MetricSpec(label="METEOR", formula=None),
+        },
+        extra={},
+        primary=("nocaps_CIDEr",),
+        score="cider",
+    ),
+}
+
+
+def default_task_metrics(
+    samples: Sequence[Sample],
+    values: Mapping[str, float | None],
+    directions: Mapping[str, bool],
+    scale: float | None = None,
+) -> TaskMetrics:
+    """A reader for a task that is not listed: each metric is tried as the mean of its per-sample numbers.
+
+    Args:
+        samples: lmms-eval's.
+        values: name of a metric → lmms-eval's number, None where it gives none.
+        directions: of them, whether higher is better; hallucinations and errors are better few.
+        scale: what to multiply them by to show them; by default 100 for those of which all numbers are from 0 to 1 and
+            higher is better: a number of errors may lie there by chance.
+    """
+    names = list(values)
+    found = {name: [_number(sample.get(name)) for sample in samples] for name in names}
+    usable = {name: np.array(values, float) for name, values in found.items() if not np.isnan(values).all()}
+    return TaskMetrics(
+        columns=lambda *_: {f"score_{name}": values for name, values in usable.items()},
+        metrics={
+            name: MetricSpec(
+                label=name.replace("_", " "),
+                formula="mean" if name in usable else None,
+                columns=(f"score_{name}",) if name in usable else (),
+                scale=scale or (1.0 if directions.get(name) is False else _scale([*found[name], values[name]])),
+                higher_is_better=directions.get(name) is not False,  # None where the definition does not say
+            )
+            for name in names
+        },
+        extra={},
+        primary=tuple(names[:1]),
+        score=f"score_{names[0]}" if names and names[0] in usable else "",
+    )
+
+
+def _scale(numbers: Sequence[float | None]) -> float:
+    known = [number for number in numbers if number is not None and not np.isnan(number)]
+    return 100.0 if known and min(known) >= 0 and max(known) <= 1 else 1.0
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, Mapping):
+        value = value.get("score")
+    return float(value) if isinstance(value, bool | int | float) else np.nan

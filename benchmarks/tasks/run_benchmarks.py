@@ -1,0 +1,207 @@
+"""One process, one model, many benchmarks: ``clips-bench run --config row.yaml``."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import math
+import shlex
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from benchmarks.results.protocol import fingerprint
+from benchmarks.results.results import SCHEMA, Result, check_not_newer, read_result, result_path, write_result
+from benchmarks.tasks.benchmark import Benchmark
+from benchmarks.tasks.distributed import run_on_all, run_on_main
+from benchmarks.tasks.eval_model import EvalModel
+from benchmarks.tasks.evaluation import Evaluation
+from benchmarks.tasks.mllm.judge import NO_JUDGE, make_judge
+from benchmarks.tasks.registry import get_benchmark
+from benchmarks.tasks.run_config import COMMON_FIELDS, BenchmarkConfig, RunConfig
+from benchmarks.tasks.sizes import part_words
+from clips.core.artifact import git_state, library_versions, log_info, writable_directory
+from clips.core.identity import digest, identity, is_below
+from clips.errors import UserError
+
+NO_VALUE = "no item has a value"
+_LIBRARIES = ("lmms-eval", "open_clip_torch", "timm", "transformers", "torch")
+
+
+def run_benchmarks(config: RunConfig) -> None:
+    """Evaluate a row on its benchmarks; one that fails is recorded as such and the others go on.
+
+    Raises:
+        UserError: an unknown benchmark, or a model or data that are not there: then nothing is run. Or some
+            benchmarks failed: they are named when all have been run.
+    """
+    row = EvalModel(config)
+    if config.device == "cuda":
+        _ = row.device  # refused at once where there is none
+    for number, benchmark in enumerate(config.benchmarks, 1):
+        _check(row, benchmark, f"benchmarks[{number}]")
+    run_on_all(row.processes, lambda: writable_directory(Path(config.results) / config.row))
+    results = []
+    for benchmark in config.benchmarks:
+        with _alone(row, benchmark):
+            results.append(_one(row, benchmark))
+    failed = [f"{result.benchmark} ({result.reason})" for result in results if result.status == "failed"]
+    if failed:
+        raise UserError(f"failed: {', '.join(failed)}")
+
+
+def _check(row: EvalModel, config: BenchmarkConfig, item: str) -> None:
+    """Refuse what no benchmark could run with; ``item`` is the config's place."""
+    entry = get_benchmark(config.entry)
+    row.model(entry.needs)
+    check_not_newer(row.config.results, row.config.row, config.name)
+    for field in config.given():
+        if field not in {*entry.takes, *COMMON_FIELDS}:
+            takes = ", ".join(sorted({*entry.takes, *COMMON_FIELDS}))
+            raise UserError(f"{item}.{field}: '{config.entry}' takes no such setting (it takes {takes})")
+    for field, path in config.local_paths().items():
+        if not Path(path).exists():
+            raise UserError(f"{item}.{field}: {path}: no such file or directory (benchmark '{config.name}')")
+
+
+@contextlib.contextmanager
+def _alone(row: EvalModel, config: BenchmarkConfig) -> Iterator[None]:
+    """Wait until no other run works on this cell; what it made is then found."""
+    if not row.processes.is_main:
+        yield
+        return
+    lock = FileLock(Path(row.config.results) / row.config.row / f".{config.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log_info(f"{row.config.row} {config.name}: another run works on it, waiting")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _one(row: EvalModel, config: BenchmarkConfig) -> Result:
+    """Evaluate one benchmark, or find that it is done, and store the result; a failure never replaces numbers."""
+    entry = get_benchmark(config.entry)
+    started = time.perf_counter()
+    earlier = run_on_main(row.processes, lambda: _earlier(row.config, config))
+    model = row.model(entry.needs)
+    outcome: Evaluation | None = None
+    key = ""
+    reason = None
+    try:
+        key = _key(row, entry, config, model["hash"])
+        if earlier is not None and (earlier.key, earlier.schema) == (key, SCHEMA) and not row.config.again:
+            _say(row, f"{row.config.row} {config.name}: done already ({_headline(earlier)})")
+            return earlier
+        row.load(entry.needs)  # now, so that the time of a benchmark is its own
+        started = time.perf_counter()
+        outcome = entry.run(row, config)
+    except UserError as error:
+        reason = str(error)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        if row.processes.count > 1:
+            raise  # the others may wait for this process: only their end by the launcher is sure to end that
+        if isinstance(error, PermissionError):
+            reason = f"{error.filename}: permission denied"
+        else:
+            traceback.print_exc()  # not the user's mistake: whoever mends it needs the place
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+    seconds = time.perf_counter() - started
+    result = run_on_main(row.processes, lambda: _result(row, entry, config, model, key, outcome, reason, seconds))
+    kept = "; the earlier result is kept" if result.status == "failed" and earlier is not None else ""
+    if row.processes.is_main and not kept:
+        write_result(row.config.results, result, None if outcome is None else outcome.items)
+    _say(row, f"{row.config.row} {config.name}: {_headline(result)}{kept}")
+    return result
+
+
+def _say(row: EvalModel, message: str) -> None:
+    if row.processes.is_main:
+        log_info(message)
+
+
+def _result(
+    row: EvalModel,
+    entry: Benchmark,
+    config: BenchmarkConfig,
+    model: dict[str, str],
+    key: str,
+    outcome: Evaluation | None,
+    reason: str | None,
+    seconds: float,
+) -> Result:
+    result = Result(
+        row=row.config.row,
+        benchmark=config.name,
+        kind=entry.kind,
+        status="failed" if outcome is None else "ok",
+        reason=reason,
+        model=model,
+        seconds=round(seconds, 3),
+        git=git_state(),
+        command=shlex.join(["clips-bench", *sys.argv[1:]]),
+        key=key,
+    )
+    if outcome is None:
+        return result
+    empty = [name for name, metric in outcome.metrics.items() if math.isnan(metric.value)]
+    return dataclasses.replace(
+        result,
+        metrics={name: metric for name, metric in outcome.metrics.items() if name not in empty},
+        primary=outcome.primary,
+        absent={**dict.fromkeys(empty, NO_VALUE), **outcome.absent},
+        without_skill=entry.without_skill,
+        protocol=outcome.protocol,
+        fingerprint=fingerprint(outcome.protocol),
+    )
+
+
+def _key(row: EvalModel, entry: Benchmark, config: BenchmarkConfig, model_hash: str) -> str:
+    """Hash of everything that the result depends on, known before evaluating."""
+    inputs: dict[str, Any] = {
+        "model": model_hash,
+        "entry": config.entry,
+        "precision": row.config.precision,
+        "data": entry.hash_of_data(config),
+        "libraries": {name: library_versions().get(name) for name in _LIBRARIES},
+    }
+    if entry.judged:
+        inputs["judge_model"] = make_judge(config, entry.task, row.config.results).model
+    untaken = [field.name for field in dataclasses.fields(config) if field.name not in {*entry.takes, *COMMON_FIELDS}]
+    found = identity("clips-bench run", config, inputs)
+    return digest({name: value for name, value in found.items() if not is_below(name, untaken)})
+
+
+def _earlier(run_config: RunConfig, config: BenchmarkConfig) -> Result | None:
+    """The result that is there already, whatever it depends on; None where there is none, or it is not whole."""
+    path = result_path(run_config.results, run_config.row, config.name)
+    if not path.is_file():
+        return None
+    try:
+        known = read_result(path)
+    except UserError:
+        return None
+    items = known.items is None or path.with_name(known.items).is_file()
+    judged = not any(why.startswith(NO_JUDGE) for why in known.absent.values())  # there may be one now
+    return known if known.status == "ok" and items and judged else None
+
+
+def _headline(result: Result) -> str:
+    if result.status == "failed":
+        return f"failed: {result.reason}"
+    shown = [result.metrics[name] for name in result.primary if name in result.metrics]
+    numbers = ", ".join(f"{metric.label} {metric.value * metric.scale:.1f}" for metric in shown)
+    if numbers and (part := part_words(result)):
+        numbers += f" ({part})"
+    return numbers or "; ".join(dict.fromkeys(result.absent.values())) or "no metric"

@@ -1,0 +1,188 @@
+"""What ``clips-bench run`` evaluates: one model on a list of benchmarks."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from benchmarks.results.results import check_name
+from benchmarks.tasks.encoders.zero_shot_classifier import check_templates
+from clips.core.identity import RUN_ONLY
+from clips.errors import UserError, unknown_name_error
+
+COMMON_FIELDS = ("name", "data", "uses", "limit")
+"""The settings that every benchmark takes."""
+
+RequiredModel = Literal["encoder", "tower", "llava"]
+MODEL_FIELDS: dict[RequiredModel, str] = {"encoder": "encoder", "tower": "encoder", "llava": "llava"}
+"""What a benchmark needs → the field of ``RunConfig`` that names it."""
+Likelihood = Literal["sum", "mean", "gain"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """One benchmark and where its data lies.
+
+    Args:
+        name: the column in the table, and the name of the result file.
+        data: retrieval: WebDataset shards, a Karpathy JSON, JSON lines of {image, captions}, or another format
+            (docs/data-formats.md names them); classification: a directory of WebDataset shards, class folders or
+            parquet files; compositional: the benchmark's own file or directory of files, or JSON lines of {image,
+            caption, negative}; MLLM: a directory in the hub's layout (it holds ``lmms-lab-encoder/...``).
+        uses: the benchmark to run (``clips-bench list``), any task name of lmms-eval, or a task of one's own: its YAML
+            file, its folder, or ``FOLDER/TASK``; by default ``name``.
+        split: of data that have any; of retrieval's ``all`` takes every one.
+        train_split: what a linear probe learns from.
+        templates: what a class is called in zero-shot classification: ``openai_imagenet``, ``simple``, or texts with
+            ``{}`` for its name; by default those in the file beside the data.
+        prompt: what a LLaVA is asked for captions, or for the letter of one (with ``{a}`` and ``{b}``); by default the
+            benchmark's own.
+        likelihood: a caption's log-likelihood is its ``sum`` over tokens, their ``mean``, or the ``gain`` of the sum
+            over what it is without the picture.
+        images: folder of the pictures; by default ``images`` beside a JSON, or the folder of the file itself.
+        captions_per_image: retrieval uses the first so many captions of each picture (5 under the COCO protocol).
+        format: of retrieval's data, where what lies there leaves a doubt; ``datasets`` with a name on the hub. Of
+            recaption's the format of a training source, by default ``webdataset``.
+        web: recaption: where the web caption is found, as ``web`` of a training source.
+        synthetic: recaption: where the synthetic caption is found, likewise.
+        language: of data in several languages.
+        languages: multilingual retrieval: those whose mean is the result.
+        subset: a data set's configuration on the hub.
+        image_column: of a table (CSV, TSV, parquet) or data in the hub's layout.
+        caption_columns: likewise; one column of lists, or several. By default captions, caption, sentences, texts,
+            text, raw, or caption_0, caption_1, …, whichever is there.
+        words: long retrieval: the captions are also cut to their first so many words.
+        limit: use the first so many pictures or questions only (in classification so many spread evenly); for trials,
+            stated in the protocol.
+        max_new_tokens: cap of an answer's length; by default the task's own.
+        scale: a task that `clips-bench list` does not name: what its metrics are multiplied by to show them; by default
+            100 where all numbers of the questions are from 0 to 1 and higher is better, and 1 otherwise.
+        without: metrics of lmms-eval's that are not to be computed (METEOR takes seconds).
+        judge_model: the model that marks answers where the scorer asks one (MM-Vet); by default $MODEL_VERSION, or the
+            one that the task names.
+        judge_url: its OpenAI-compatible address, ``http://host:port/v1``; by default $OPENAI_API_URL, or OpenAI's.
+        judge_key_env: the environment variable that holds its key; an address given by ``judge_url`` may need none.
+    """
+
+    name: str = dataclasses.field(metadata=RUN_ONLY)
+    data: str = dataclasses.field(metadata=RUN_ONLY)  # the hash of what it holds counts
+    uses: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)  # as the entry that it names
+    split: str = "test"
+    train_split: str = "train"
+    templates: str | tuple[str, ...] | None = None
+    prompt: str | None = None
+    likelihood: Likelihood = "sum"
+    images: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
+    captions_per_image: int = 5
+    format: str | None = None
+    web: str = "auto"
+    synthetic: str = "auto"
+    language: str | None = None
+    languages: tuple[str, ...] = ()
+    subset: str | None = None
+    image_column: str = "image"
+    caption_columns: tuple[str, ...] = ()
+    words: tuple[int, ...] = (8, 16, 32, 64, 128, 256)
+    limit: int | None = None
+    max_new_tokens: int | None = None
+    scale: float | None = None
+    without: tuple[str, ...] = ()
+    judge_model: str | None = dataclasses.field(
+        default=None, metadata=RUN_ONLY
+    )  # as the model that judges, named by it or not
+    judge_url: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
+    judge_key_env: str = dataclasses.field(default="OPENAI_API_KEY", metadata=RUN_ONLY)
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "benchmarks.name")
+        if self.templates is not None:
+            check_templates(self.templates, "benchmarks.templates")
+        if self.likelihood not in get_args(Likelihood):
+            raise unknown_name_error(self.likelihood, get_args(Likelihood), "benchmarks.likelihood")
+        for field in ("captions_per_image", "limit", "max_new_tokens"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise UserError(f"benchmarks.{field}: expected at least 1, got {value} (benchmark '{self.name}')")
+        if self.scale is not None and not self.scale > 0:
+            raise UserError(f"benchmarks.scale: expected more than 0, got {self.scale} (benchmark '{self.name}')")
+        if not self.words or list(self.words) != sorted({each for each in self.words if each > 0}):
+            raise UserError(
+                f"benchmarks.words: expected growing numbers above 0, got {list(self.words)} (benchmark '{self.name}')"
+            )
+        if len(set(self.languages)) < len(self.languages):
+            raise UserError(f"benchmarks.languages: expected different ones (benchmark '{self.name}')")
+
+    def local_paths(self) -> dict[str, str]:
+        """Field → what must lie on this machine; a data set of the hub need not."""
+        named = {"data": None if self.format == "datasets" else self.data, "images": self.images}
+        return {field: path for field, path in named.items() if path is not None}
+
+    def given(self) -> list[str]:
+        """The fields that are not at their defaults."""
+        fields = dataclasses.fields(self)
+        return [each.name for each in fields if getattr(self, each.name) != each.default]
+
+    @property
+    def entry(self) -> str:
+        """The name under which the registry, or lmms-eval, knows it."""
+        return self.uses or self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class LmmsModel:
+    """One of lmms-eval's own models.
+
+    Args:
+        model: its name there, for instance ``llava_hf``.
+        args: its arguments as ``--model_args`` takes them, ``pretrained=DIR,device_map=cpu``.
+    """
+
+    model: str
+    args: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Evaluate one model on a list of benchmarks and write one result file for each.
+
+    Args:
+        row: the model's name in the table.
+        results: directory of the result files, ``<results>/<row>/<benchmark>.json``.
+        benchmarks: the benchmarks, each with its data.
+        encoder: an encoder directory with a text tower (open_clip layout), or ``hf-hub:ORG/NAME``, for all that
+            compares pictures and texts; for a linear probe any encoder that a LLaVA can be made with.
+        llava: a LLaVA directory, or ``ORG/NAME`` on the hub, for MLLM benchmarks.
+        lmms: one of lmms-eval's own models, in the place of ``llava``; device and precision are its arguments' affair.
+        batch_size: pictures, captions or questions that go through the model at once.
+        precision: of the model; ``auto`` is float32, except for a LLaVA on a GPU, which runs in bfloat16.
+        device: ``auto`` is a GPU where there is one.
+        again: evaluate also what is done already.
+    """
+
+    row: str
+    results: str
+    benchmarks: list[BenchmarkConfig]
+    encoder: str | None = None
+    llava: str | None = None
+    lmms: LmmsModel | None = None
+    batch_size: int = 64
+    precision: Precision = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    again: bool = False
+
+    def __post_init__(self) -> None:
+        check_name(self.row, "row")
+        if self.llava is not None and self.lmms is not None:
+            raise UserError("lmms: expected either it or 'llava', got both")
+        if self.encoder is None and self.llava is None and self.lmms is None:
+            raise UserError("encoder: expected an encoder directory, or 'llava:' a LLaVA directory, got neither")
+        if not self.benchmarks:
+            raise UserError("benchmarks: expected at least one")
+        names = [benchmark.name for benchmark in self.benchmarks]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise UserError(f"benchmarks.name: '{twice[0]}' is there twice; give one of them another name and 'uses:'")
+        if self.batch_size < 1:
+            raise UserError(f"batch_size: expected at least 1, got {self.batch_size}")

@@ -1,0 +1,103 @@
+"""``clips-bench run encoder DIR`` and ``clips-bench run llava DIR``: one directory, after its training or during it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from benchmarks.tasks.output_cache import CACHE_DIR, cache_key
+from benchmarks.tasks.run_benchmarks import run_benchmarks
+from benchmarks.tasks.run_config import BenchmarkConfig, Precision, RunConfig
+from clips.core.artifact import directory_hash, file_hash
+from clips.core.cache import made_once
+from clips.model_refs import OPEN_CLIP_CONFIG
+from clips.training.train_state import CONFIG_FILE as RECORDED
+from clips.training.train_state import list_checkpoints, read_train_state
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSingleConfig:
+    """Evaluate one encoder, or one LLaVA, on a list of benchmarks.
+
+    Args:
+        directory: of the encoder or LLaVA, or its name on the hub. Of an encoder that is still training the latest
+            checkpoint is taken.
+        benchmarks: the benchmarks, each with its data.
+        row: the model's name in the table; by default the directory's, with the number of steps of a checkpoint.
+        results: directory of the result files, ``<results>/<row>/<benchmark>.json``.
+        batch_size: pictures, captions or questions that go through the model at once.
+        precision: of the model; ``auto`` is float32, except for a LLaVA on a GPU, which runs in bfloat16.
+        device: ``auto`` is a GPU where there is one.
+        again: evaluate also what is done already.
+    """
+
+    directory: str
+    benchmarks: list[BenchmarkConfig]
+    row: str | None = None
+    results: str = "results"
+    batch_size: int = 64
+    precision: Precision = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    again: bool = False
+
+
+def run_encoder(config: RunSingleConfig) -> None:
+    """Evaluate an encoder.
+
+    Raises:
+        UserError: as of ``benchmarks.tasks.run_benchmarks.run_benchmarks``.
+    """
+    directory, name = config.directory, _name(config.directory)
+    run_directory = Path(directory)
+    if not (run_directory / OPEN_CLIP_CONFIG).is_file() and (found := list_checkpoints(run_directory)):
+        name = f"{name}-step-{read_train_state(found[-1]).step}"
+        directory = _exported(found[-1], Path(config.results) / CACHE_DIR / "encoders", name)
+    run_benchmarks(_run_config(config, name, encoder=directory))
+
+
+def run_llava(config: RunSingleConfig) -> None:
+    """Evaluate a LLaVA.
+
+    Raises:
+        UserError: as of ``benchmarks.tasks.run_benchmarks.run_benchmarks``.
+    """
+    run_benchmarks(_run_config(config, _name(config.directory), llava=config.directory))
+
+
+def _run_config(
+    config: RunSingleConfig, name: str, *, encoder: str | None = None, llava: str | None = None
+) -> RunConfig:
+    return RunConfig(
+        row=config.row or name,
+        results=config.results,
+        benchmarks=config.benchmarks,
+        batch_size=config.batch_size,
+        precision=config.precision,
+        device=config.device,
+        again=config.again,
+        encoder=encoder,
+        llava=llava,
+    )
+
+
+def _name(directory: str) -> str:
+    """A row's name from a path or a name on the hub."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(directory).resolve().name if directory else "").strip("-.") or "model"
+
+
+def _exported(checkpoint: Path, folder: Path, name: str) -> str:
+    """The encoder directory of a checkpoint, written where it is not there yet, by one process of many.
+
+    Another run's may have the same name and steps: it is found by what is in the checkpoint.
+    """
+    from clips.export import ExportConfig, run_export
+
+    key = cache_key(checkpoint=directory_hash(checkpoint), config=file_hash(checkpoint / RECORDED))
+    made = made_once(
+        folder / f"{name}-{key[:12]}",
+        is_made=lambda directory: (directory / OPEN_CLIP_CONFIG).is_file(),
+        make=lambda directory: run_export(ExportConfig(run=str(checkpoint), output=str(directory))),
+    )
+    return str(made)

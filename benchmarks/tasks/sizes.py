@@ -1,0 +1,83 @@
+"""How much of its benchmark a number was measured on, in words that are the same wherever it is shown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from benchmarks.results.protocol import FULL_SIZE
+from benchmarks.results.results import Metric, Result
+from benchmarks.tasks.list_command import KNOWN_DATASETS
+from benchmarks.tasks.registry import BENCHMARKS
+
+_COUNTS = {"questions": "questions", "cases": "cases", "pictures": "images"}  # protocol entry → unit
+_TASK = "lmms-eval's "
+
+
+def full_size(result: Result) -> int | None:
+    """Items of the whole benchmark where it is known that the result has fewer; None otherwise.
+
+    The larger of what its data hold and of the published set's size (`clips-bench list`), which is known by lmms-eval's
+    task where the column is called like it, by the format of a compositional benchmark, or by the column's name.
+    """
+    used, _ = _used(result)
+    stated = result.protocol.get(FULL_SIZE)
+    found = max(stated if isinstance(stated, int) else 0, _published(result))
+    return found if used and found > used else None
+
+
+def part_words(result: Result) -> str:
+    """``"30 of 1,000 images"``; empty where the result has all items, or their number is not known."""
+    used, unit = _used(result)
+    full = full_size(result)
+    return "" if full is None else f"{used:,} of {full:,} {unit}"
+
+
+def n_words(result: Result, metric: Metric) -> str:
+    """The items of a metric: ``"9,000"``, ``"30 of 9,000"``, or ``"150 (30 of 1,000 images)"`` of captions."""
+    part = part_words(result)
+    used, unit = _used(result)
+    if part and metric.n == used:
+        return part.removesuffix(f" {unit}")
+    return f"{metric.n:,}" + (f" ({part})" if part else "")
+
+
+def parts(results: Iterable[Result]) -> list[str]:
+    """``"pope: 30 of 9,000 questions (clip, clips)"`` of each benchmark that some rows have only a part of."""
+    rows: dict[str, list[str]] = {}
+    for result in results:
+        if words := part_words(result):
+            rows.setdefault(f"{result.benchmark}: {words}", []).append(result.row)
+    return [f"{words} ({_few(names)})" for words, names in rows.items()]
+
+
+def _few(names: Sequence[str], most: int = 4) -> str:
+    more = len(names) - most
+    return ", ".join(names) if more < 2 else f"{', '.join(names[:most])} and {more} more"
+
+
+def _used(result: Result) -> tuple[int, str]:
+    """How many items the protocol states, and what they are; 0 where it states none."""
+    for entry, unit in _COUNTS.items():
+        value = result.protocol.get(entry)
+        if isinstance(value, int):
+            return value, unit
+    return 0, ""
+
+
+def _published(result: Result) -> int:
+    """The size of the published set; 0 where it is not known."""
+    task, format = (str(result.protocol.get(name, "")) for name in ("task", "format"))
+    name = task.removeprefix(_TASK)
+    if task.startswith(_TASK) and _plain(name) != _plain(result.benchmark):
+        return 0  # other data by the task's prompt and scorer
+    entry = BENCHMARKS.get(name if task.startswith(_TASK) else format)
+    if entry is not None:
+        return entry.items or 0
+    known = {_plain(known.name): known.items for sets in KNOWN_DATASETS.values() for known in sets}
+    return known.get(_plain(result.benchmark), 0) if result.kind in {"retrieval", "classification"} else 0
+
+
+def _plain(name: str) -> str:
+    """``"ImageNet-1k"`` → ``"imagenet"``, ``"Urban-1k"`` → ``"urban"``: as columns are called, too."""
+    return re.sub(r"[^a-z0-9]|-?(?:1k|400)$", "", name.casefold())
