@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-# Public names and where they live; a module is imported when one of its names is asked for.
+# Public names and their modules; a module is imported when one of its names is first used.
 _HOMES = {
     "LoadedEncoder": "clips.encoder",
     "UserError": "clips.errors",

@@ -1,4 +1,4 @@
-"""What a trained captioner says of a picture.
+"""``clips caption``: the caption that a trained captioner generates for an image.
 
 clips caption photo.jpg --encoder runs/clips --web "my dog"
 clips caption photo.jpg --encoder runs/coca --beams 4 --page caption.html
@@ -32,15 +32,15 @@ _PAGE = """<!doctype html>
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CaptionConfig:
-    """Print what the captioner of an encoder directory says of a picture.
+    """Print what the captioner of an encoder directory says of an image.
 
     Args:
-        image: the picture's file.
+        image: the image's file.
         encoder: the encoder directory; its recipe must have trained a captioner.
-        web: the picture's web caption, which the captioner of CLIPS reads beside the picture.
+        web: the image's web caption, which the captioner of CLIPS reads next to the image.
         beams: 1 takes the likeliest word each time; more search for a likelier whole, where the captioner is fed its
             own words.
-        page: an HTML page with picture and caption to write as well.
+        page: an HTML page with image and caption to write as well.
     """
 
     image: str
@@ -84,7 +84,7 @@ def _read(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: expected a picture ({error_reason(error)})") from None
+        raise UserError(f"{path}: expected an image ({error_reason(error)})") from None
 
 
 def _write_page(config: CaptionConfig, content: bytes, said: str) -> None:

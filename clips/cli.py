@@ -8,7 +8,7 @@ from clips.commandline.commands import Command, dispatch
 
 COMMANDS = {
     "scenes": Command(
-        help="make the embedded world: pictures, captions and questions",
+        help="make the embedded world: images, captions and questions",
         target="clips.scenes.generate:generate_scenes",
     ),
     "data inspect": Command(
@@ -22,12 +22,12 @@ COMMANDS = {
         positional=("path",),
     ),
     "recaption": Command(
-        help="write synthetic captions for a data set with any image-text model",
+        help="write synthetic captions for a dataset with any image-text model",
         target="clips.recaption.run:run_recaption",
         positional=("path",),
     ),
     "train": Command(
-        help="train an encoder on pictures with captions",
+        help="train an encoder on images with captions",
         target="clips.train:train",
         config="clips.training.train_config:EncoderTrainConfig",
     ),
@@ -48,7 +48,7 @@ COMMANDS = {
     ),
     "soup": Command(help="average the weights of several encoders", target="clips.soup:run_soup", rest="encoders"),
     "caption": Command(
-        help="what a trained captioner says of a picture", target="clips.caption:run_caption", positional=("image",)
+        help="what a trained captioner says of an image", target="clips.caption:run_caption", positional=("image",)
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Encoder directories: written in open_clip's hub layout, read back with nothing but open_clip.
+"""Encoder directories in open_clip's Hub format, readable by open_clip alone.
 
 python -c "import open_clip; open_clip.create_model_and_transforms('local-dir:encoders/clips')"
 """
@@ -47,7 +47,7 @@ class LoadedEncoder:
 
     Args:
         model: the open_clip model, in evaluation mode, on CPU, float32.
-        preprocess: picture → (3, size, size) float tensor.
+        preprocess: image → (3, size, size) float tensor.
         tokenizer: list of texts → (n, context length) int64 tokens.
         config: the directory's open_clip_config.json.
     """
@@ -59,10 +59,10 @@ class LoadedEncoder:
 
 
 def load_encoder(directory: str | Path) -> LoadedEncoder:
-    """Load an encoder directory, ours or any other of open_clip's hub layout.
+    """Load an encoder directory, of this suite or any other in open_clip's Hub format.
 
     Raises:
-        UserError: the directory or its config or weights are missing, broken or do not fit together.
+        UserError: the directory or its config or weights are missing, invalid or do not match.
     """
     directory = Path(directory)
     config = _read_config(directory)
@@ -75,7 +75,7 @@ def load_encoder(directory: str | Path) -> LoadedEncoder:
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{directory}")
         tokenizer = open_clip.get_tokenizer(f"local-dir:{directory}")
-    except Exception as error:  # open_clip raises what its parts raise: torch, safetensors, transformers
+    except Exception as error:  # open_clip raises the exceptions of its dependencies: torch, safetensors, transformers
         raise UserError(f"{directory}: open_clip cannot load this encoder ({error_reason(error)})") from None
     return LoadedEncoder(model.eval(), preprocess, _Shortening(tokenizer), config)
 
@@ -90,7 +90,7 @@ class _Shortening:
         return self._own([truncate_text(text, self._own.context_length) for text in texts])
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_own":  # a copy that has nothing yet
+        if name == "_own":  # an empty copy
             raise AttributeError(name)
         return getattr(self._own, name)
 

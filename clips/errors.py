@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this", and text of others made fit for a terminal."""
+"""The exception for user errors, and error texts of other libraries formatted for a terminal."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ _LISTED = 30  # more names than this are no help in one line
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: a config field, a file, a name.
+    """A user error: an invalid config field, file or name.
 
-    The message is one line that names the field or file and says what was expected. Every command
-    ends with exit status 2 and that line alone, without a traceback.
+    The message is one line that names the field or file and states the expected value. Every command ends with exit
+    status 2 and that line alone, without a traceback.
     """
 
 
 def error_reason(error: Exception) -> str:
-    """What a library complains of, as a part of one line; the kind of error where it says nothing."""
+    """A library's error message as part of one line; the exception type if the message is empty."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def unknown_name_error(name: str, choices: Iterable[str], what: str) -> UserError:
-    """The error for an unknown ``name``: says what the choices are and which of them is near.
+    """The error for an unknown ``name``, with the choices and close matches.
 
     Args:
-        name: what the user wrote.
-        choices: an iterable of the names that exist.
-        what: what is being named, for instance ``"recipe"``.
+        name: the user's value.
+        choices: the existing names.
+        what: the kind of name, for instance ``"recipe"``.
     """
     known = sorted(choices)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)

@@ -129,7 +129,7 @@ def _rebuild(recorded: dict[str, Any], checkpoint: Path) -> ClipsModel:
     from clips.method.clips_model import build_model
     from clips.training.checkpoint import load_export_weights
 
-    # The checkpoint holds every weight: what training began with need not be there any more.
+    # The checkpoint holds every weight: the initial weights need not exist any more.
     bare = dataclasses.replace(model_config, pretrained_trunk=None, pretrained=None)
     model = build_model(bare, recipe, seed)
     load_export_weights(checkpoint, model)

@@ -1,4 +1,4 @@
-"""JSON that others wrote: any of it is read, or refused by one kind of error."""
+"""JSON of other programs: any valid JSON is read; errors are of a single type."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # how a part of a surrogate pair may b
 
 
 def safe_json_loads(content: str | bytes) -> Any:
-    """The value that ``content`` states.
+    """The parsed value of ``content``.
 
-    Half of a surrogate pair, as programs leave it that cut a text within an emoji, becomes a question mark: nothing
-    could write it, and tokenizers refuse it.
+    Half of a surrogate pair, left by programs that cut a text within an emoji, becomes a question mark: it cannot be
+    encoded, and tokenizers reject it.
 
     Raises:
-        ValueError: it is no JSON, not UTF-8, or nested more deeply than anything meant to be read.
+        ValueError: invalid JSON, not UTF-8, or nested too deeply.
     """
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content

@@ -1,4 +1,4 @@
-"""What a registry names as text, so that nothing is imported before it is used."""
+"""Resolution of registry entries given as strings, so that modules are imported at first use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Model cards: README.md of an artifact, which says in words what its manifest says. One template a kind, in cards/."""
+"""Model cards: README.md of an artifact, the readable form of its manifest. One template per type, in cards/."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from clips.sanitize import escape_markdown
 
 MODEL_CARD = "README.md"
 CARD_TEMPLATES_DIR = Path(__file__).parent / "cards"
-_RESULT = "val_"  # what validation's entries in metrics.jsonl begin with
+_RESULT = "val_"  # prefixes of validation entries in metrics.jsonl
 
 
 def write_card(directory: Path, template: str, **facts: Any) -> None:
-    """Write README.md from ``cards/<template>.md``; a fact that the template asks for and nobody gives is an error."""
+    """Write README.md from ``cards/<template>.md``; a missing fact of the template is an error."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -41,9 +41,9 @@ def write_model_card(directory: Path, manifest: dict[str, Any]) -> None:
     """The card of a trained encoder.
 
     Args:
-        directory: the encoder's, its config written.
-        manifest: of the training; its ``last`` entry of metrics may hold validation's results, its ``data`` what the
-            sources say of themselves.
+        directory: the encoder's directory, with its config.
+        manifest: of the training; its ``last`` metrics entry may hold validation results, its ``data`` the sources'
+            entries.
     """
     config = manifest["config"]
     recipe = config["recipe"]
@@ -63,12 +63,12 @@ def write_model_card(directory: Path, manifest: dict[str, Any]) -> None:
 
 
 def license_from_manifest(directory: Path) -> str:
-    """What the manifest of an artifact says of its license, "unknown" where it says nothing."""
+    """The license in an artifact's manifest, "unknown" if it has none."""
     return str(read_manifest(directory).get("license") or "unknown") if (directory / MANIFEST).is_file() else "unknown"
 
 
 def validation_recalls(entry: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Validation's R@1 in an entry of metrics.jsonl: kind of caption → direction (i2t, t2i) → share of hits."""
+    """Validation's R@1 in an entry of metrics.jsonl: caption type → direction (i2t, t2i) → recall."""
     found: dict[str, dict[str, float]] = {}
     for name, value in entry.items():
         if name.startswith(_RESULT):

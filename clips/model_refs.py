@@ -1,4 +1,4 @@
-"""Directories by reference: a path, or a name on the hub, ``ORG/NAME`` or ``ORG/NAME@REVISION``."""
+"""Directories by reference: a path, or a name on the Hub, ``ORG/NAME`` or ``ORG/NAME@REVISION``."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def is_config_file(reference: str) -> bool:
     return reference.endswith(".json")
 
 
-@functools.cache  # the hub is asked once
+@functools.cache  # the Hub is queried once
 def download_from_hub(name: str, field: str) -> Path:
-    """Where the hub's cache holds a repository's config, tokenizer and weights; what is not there is downloaded.
+    """The local copy of a Hub repository's config, tokenizer and weights; missing files are downloaded.
 
-    Weights are safetensors, or PyTorch's older files where there are none (read with ``weights_only``).
-    Without a network the copy that is there already is taken. The directory's own name is the commit.
+    Weights are safetensors, or PyTorch's older files if there are none (read with ``weights_only``). Without a network
+    an existing copy is used. The directory's name is the commit.
 
     Args:
         name: ``ORG/NAME``, or ``ORG/NAME@REVISION`` for a branch, tag or commit.
         field: of the config, for the error.
 
     Raises:
-        UserError: no such repository, no right to read it, or no network and no copy.
+        UserError: no such repository, no permission to read it, or no network and no copy.
     """
     directory = _download(name, field, _WANTED)
     if not any(directory.glob("*.safetensors")):
@@ -53,8 +53,8 @@ def _download(name: str, field: str, wanted: list[str]) -> Path:
     repository, _, revision = name.partition("@")
     try:
         found = snapshot_download(repository, revision=revision or None, allow_patterns=wanted, ignore_patterns=_TWICE)
-    except Exception as error:  # the hub's, the network's and the file system's own
-        raise UserError(f"{field}: {name}: cannot be had from the hub ({error_reason(error)})") from None
+    except Exception as error:  # the Hub's, the network's and the file system's own
+        raise UserError(f"{field}: {name}: cannot be downloaded from the Hub ({error_reason(error)})") from None
     return Path(found)
 
 
@@ -76,23 +76,23 @@ def resolve_encoder_dir(reference: str, field: str) -> Path:
 
 
 def read_encoder_config(directory: Path) -> dict[str, Any]:
-    """What an encoder directory says of itself; empty where it says nothing."""
+    """The manifest of an encoder directory; empty if it has none."""
     file = directory / OPEN_CLIP_CONFIG
     return dict(safe_json_loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
 def is_on_hub(reference: str) -> bool:
-    """Whether a model is meant by its name on the hub: ``hf-hub:ORG/NAME``, or ``ORG/NAME``, no directory here."""
+    """Whether a model is meant by its name on the Hub: ``hf-hub:ORG/NAME``, or ``ORG/NAME``, no directory here."""
     return reference.startswith(HF_HUB_PREFIX) or (
         bool(_HUB_NAME.fullmatch(reference)) and not Path(reference).exists()
     )
 
 
 def resolve_model_dir(reference: str, field: str) -> Path:
-    """Where a model in transformers' layout, or a LLaVA in another, lies: the directory itself, or the hub's copy.
+    """The path of a model in transformers' format, or of a LLaVA in another: the directory itself, or the Hub's copy.
 
     Args:
-        reference: a directory; or ``ORG/NAME`` on the hub, also ``ORG/NAME@REVISION``, also behind ``hf-hub:``.
+        reference: a directory; or ``ORG/NAME`` on the Hub, also ``ORG/NAME@REVISION``, also behind ``hf-hub:``.
         field: of the config, for the error.
 
     Raises:

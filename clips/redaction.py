@@ -1,4 +1,4 @@
-"""Passwords, keys and signatures taken out of what is recorded: manifests, results, logs and reports are passed on."""
+"""Redaction of passwords, keys and signatures from records: manifests, results, logs and reports are passed on."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _SHAPES = (
 )
 _ENVIRONMENT = re.compile(r"(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD)$")
 _STARS = re.compile(r"\*{3,}")
-_SHORTEST = 8  # of a value of the environment that is looked for; "true" or "1" is no secret
+_SHORTEST = 8  # of an environment value to be redacted; "true" or "1" is no secret
 
 
 def redact(value: Any) -> Any:
-    """Plain data or a text with ``***`` in place of what looks like a secret.
+    """Plain data or a string with ``***`` in place of likely secrets.
 
-    That is: user and password in an address, keys and signatures in its query, values of flags and variables that are
-    named so, bearer tokens, tokens of known forms, and whatever the environment holds under such a name.
+    These are: user and password in a URL, keys and signatures in its query, values of flags and variables with such
+    names, bearer tokens, tokens of known formats, and the environment's values under such names.
     """
     if isinstance(value, str):
         return _masked(value)
@@ -49,9 +49,9 @@ def redact(value: Any) -> Any:
 
 
 def equal_up_to_redaction(one: Any, other: Any) -> bool:
-    """Whether two values may be one: equal, but for what is masked in either of them.
+    """Whether two values may be equal, except for the masked parts of either.
 
-    What was recorded under one environment is compared under another, which may know fewer secrets, or more.
+    A value recorded in one environment is compared in another, which may know fewer secrets, or more.
     """
     if isinstance(one, str) and isinstance(other, str):
         return one == other or _stands_for(one, other) or _stands_for(other, one)
@@ -63,7 +63,7 @@ def equal_up_to_redaction(one: Any, other: Any) -> bool:
 
 
 def _stands_for(masked: str, text: str) -> bool:
-    """Whether ``masked`` is ``text`` with ``***`` in place of parts that are long enough for secrets, or masked too."""
+    """Whether ``masked`` is ``text`` with ``***`` for parts that are long enough for secrets, or also masked."""
     first, *others = _STARS.split(masked)
     if not others or not text.startswith(first):
         return False
@@ -79,7 +79,7 @@ def _stands_for(masked: str, text: str) -> bool:
 
 
 def _is_place(value: str) -> bool:
-    """Whether a variable says where a key lies, which is none itself (``SSH_KEY=/home/me/.ssh/id``)."""
+    """Whether a variable holds the path of a key, which is no secret itself (``SSH_KEY=/home/me/.ssh/id``)."""
     try:
         return Path(value).is_absolute() and Path(value).exists()
     except (OSError, ValueError):

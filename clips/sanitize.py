@@ -1,4 +1,4 @@
-"""Text from files that others wrote, made fit for a terminal or for Markdown: it hides nothing, and is no markup."""
+"""Untrusted text made safe for a terminal or for Markdown: no control characters, no markup."""
 
 from __future__ import annotations
 

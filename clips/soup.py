@@ -75,7 +75,7 @@ def _read_settings(folder: Path) -> Any:
 
 
 def _average(files: list[Path], output: Path) -> None:
-    """Write the mean of the floating-point weights; whole numbers, as batch norms count, are the first file's."""
+    """Write the mean of the floating-point weights; integers, as batch norms count, are the first file's."""
     import torch
     from safetensors import safe_open
     from safetensors.torch import save_file

@@ -191,7 +191,7 @@ def train_one_batch(run: TrainRun, batch: dict[str, Any], clock: ThroughputTimer
 
 
 def validate(run: TrainRun, validation: RetrievalValidation, watchdog: Watchdog) -> dict[str, float]:
-    """Retrieval on held-out pictures, of which each process encodes its share."""
+    """Retrieval on held-out images, of which each process encodes its share."""
 
     def moved() -> None:
         watchdog.at(run.loop.step, "validating")

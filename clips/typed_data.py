@@ -35,7 +35,7 @@ def from_plain(kind: type[Record], values: Any, *, what: str = "") -> Record:
         what: the command, file or key that the values are from, for messages.
 
     Raises:
-        UserError: an unknown key (with the near miss), a wrong type, a missing field, or what the dataclass rejects
+        UserError: an unknown key (with the close match), a wrong type, a missing field, or what the dataclass rejects
             itself.
     """
     from pydantic import ValidationError
@@ -157,14 +157,14 @@ def _spot(kind: Any, loc: Sequence[str | int], content: Any) -> tuple[str, Any, 
 
 
 def options_of(kind: Any) -> tuple[Any, ...]:
-    """The types that a value may be of, null left out."""
+    """The types that a value may be of, null omitted."""
     if typing.get_origin(kind) in {types.UnionType, typing.Union}:
         return tuple(part for part in typing.get_args(kind) if part is not type(None))
     return (kind,)
 
 
 def _unknown_key(path: str, key: str, holder: Any, root: Any) -> str:
-    """The line about a key that ``holder``, which lies at ``path``, has no field for."""
+    """The line about a key that ``holder``, which is at ``path``, has no field for."""
     outer = f"{path}." if path else ""
     own = [field.name for option in options_of(holder) if is_config(option) for field in dataclasses.fields(option)]
     near = [f"{outer}{name}" for name in difflib.get_close_matches(key, own, n=1, cutoff=0.5)]

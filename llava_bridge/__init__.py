@@ -1,7 +1,7 @@
 """Plug any vision encoder into LLaVA and train it with DeepSpeed.
 
-Importing this package teaches transformers the bridge's vision tower, so that stock
-``LlavaForConditionalGeneration.from_pretrained`` loads what the bridge wrote.
+Importing this package registers the bridge's vision tower with transformers, so that unmodified
+``LlavaForConditionalGeneration.from_pretrained`` loads the bridge's checkpoints.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ register_on_import()
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public functions when they are first asked for: they need torch and transformers."""
+    """Import the public functions at first use: they need torch and transformers."""
     if name in __all__:
         from llava_bridge.inference import generate, loglikelihood
 

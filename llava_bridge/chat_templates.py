@@ -1,6 +1,6 @@
-"""Chat templates by name, for LLMs that bring none of their own; one entry of :data:`CHAT_TEMPLATES` each.
+"""Chat templates by name, for LLMs without one; one entry of :data:`CHAT_TEMPLATES` each.
 
-Each writes what the LLM's makers trained it with, as their model cards or code say: `vicuna` and `vicuna_v1` after
+Each reproduces the training format of the LLM, according to model cards or code: `vicuna` and `vicuna_v1` after
 LLaVA-1.5's ``conversation.py`` (without and with its preamble), `llama_2`, `llama_3`, `llama_3_1` (3.2, too),
 `mistral`, `gemma`, `phi_3` after their cards, `chatml` for Qwen 2 to 3 and SmolLM 2, `tulu` for OLMo 2. `plain` is
 LLaVA-1.5's for the first stage.
@@ -13,17 +13,19 @@ _PREAMBLE = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 FIXED_DATE = "26 Jul 2024"
-"""What templates that tell the LLM the date tell it, as Llama 3.1's does: samples must be the same tomorrow."""
+"""Fixed date for templates that state a date, as Llama 3.1's does: samples must not change from day to day."""
 BOS = "{{- bos_token if bos_token else '' -}}"
 
 
 def _template(system: str, user: str, assistant: str, prompt: str, *, before: str = BOS) -> str:
-    """A template of what is written for a message of each role, and before an answer, as Jinja expressions."""
+    """A template from the text of each role's message, and the text before an answer, as Jinja expressions."""
     return _frame(before, "", f"{{{{ {system} }}}}", f"{{{{ {user} }}}}", assistant, prompt)
 
 
 def _with_first_question(wrapped: str, user: str, assistant: str, prompt: str) -> str:
-    """For LLMs without a turn for the system: what it says becomes part of the first question, as ``wrapped`` says."""
+    """For LLMs without a system role: the system message becomes part of the first question, in the form of
+    ``wrapped``.
+    """
     return _frame(
         f"{BOS}{{%- set system = namespace(said='') -%}}",
         "system.said + ",
@@ -35,7 +37,7 @@ def _with_first_question(wrapped: str, user: str, assistant: str, prompt: str) -
 
 
 def _frame(before: str, ahead: str, system: str, user: str, assistant: str, prompt: str) -> str:
-    """What both have in common: a branch for each role, ``said`` being the message with what is put ``ahead`` of it."""
+    """The common part of both: a branch for each role; ``said`` is the message prefixed by ``ahead``."""
     return (
         f"{before}{{%- for message in messages -%}}"
         f"{{%- set said = {ahead}message['content'] -%}}"
@@ -48,7 +50,7 @@ def _frame(before: str, ahead: str, system: str, user: str, assistant: str, prom
 
 
 def _plain(caption: str) -> str:
-    """A picture and its caption: whatever the user asks is left out (LLaVA's ``preprocess_plain`` in ``train.py``)."""
+    """An image and its caption: the user's text is omitted (LLaVA's ``preprocess_plain`` in ``train.py``)."""
     refusal = "plain: expected a picture and its caption, got a conversation"
     return (
         "{%- if messages|length > 2 -%}{{ raise_exception('"
@@ -65,7 +67,7 @@ _LLAMA_3 = (
     r"'<|start_header_id|>assistant<|end_header_id|>\n\n' + said + '<|eot_id|>'",
     r"'<|start_header_id|>assistant<|end_header_id|>\n\n'",
 )
-# 3.1 is always told two dates, before what the system says; Llama 3.2 the day of asking, for which this one stands.
+# 3.1 always states two dates before the system message; Llama 3.2 the current day, replaced by this one.
 _LLAMA_3_1_BEGIN = (
     r"{{- '<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
     rf"Today Date: {FIXED_DATE}\n\n' -}}}}"
@@ -78,7 +80,7 @@ CHAT_TEMPLATES: dict[str, str] = {
         *_VICUNA,
         before=BOS + "{%- if messages[0]['role'] != 'system' -%}{{ " + f'"{_PREAMBLE} "' + " }}{%- endif -%}",
     ),
-    # One token begins each turn: for the small LLMs made here, whose contexts are short and whose steps are dear.
+    # One token begins each message: for the small LLMs trained here, with short contexts and expensive steps.
     "turns": _template("said + ' '", "'<|user|> ' + said", "'<|assistant|> ' + said + eos_token", "'<|assistant|>'"),
     "llama_2": _with_first_question(
         r"'<<SYS>>\n' + said + '\n<</SYS>>\n\n'",
@@ -126,7 +128,7 @@ CHAT_TEMPLATES: dict[str, str] = {
 """Name → Jinja source."""
 
 PLAIN_WITH_SPACE = _plain("' ' + said")
-"""`plain` with a blank between picture and caption."""
+"""`plain` with a blank between image and caption."""
 
 TEMPLATES_WITHOUT_EOT = frozenset({"plain"})
-"""Templates to train a stage with, which no LLaVA can keep: answers in them end with no special token."""
+"""Templates for single training stages, which a LLaVA cannot keep: their answers end without a special token."""

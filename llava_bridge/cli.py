@@ -24,12 +24,12 @@ COMMANDS = {
         positional=("path",),
     ),
     "chat": Command(
-        help="talk to a LLaVA about a picture",
+        help="talk to a LLaVA about an image",
         target="llava_bridge.inference.chat_command:run_chat",
         positional=("directory",),
     ),
     "describe": Command(
-        help="ask a LLaVA the same about many pictures",
+        help="ask a LLaVA the same about many images",
         target="llava_bridge.inference.describe_command:run_describe",
         positional=("directory",),
         rest="images",

@@ -1,12 +1,11 @@
-"""Chat templates, and which tokens of a rendered conversation are learned.
+"""Chat templates, and the supervised tokens of a rendered conversation.
 
-The supervised tokens are derived from the template itself: a conversation is rendered once with a mark in
-place of every answer, so that whatever the template writes around an answer is known exactly. Learned are
-the answer's tokens and the end token that follows it, nothing else: exactly what the model must write by
-itself after the prompt.
+The supervised tokens are derived from the template itself: a conversation is rendered once with a marker in place of
+every answer, which locates the text that the template writes around an answer. Supervised are the answer's tokens and
+the end token that follows it: exactly the tokens that the model must generate after the prompt.
 
-A message is ``{"role": "user" | "assistant" | "system", "content": text}``; ``<image>`` in the text is where
-a picture goes.
+A message is ``{"role": "user" | "assistant" | "system", "content": text}``; ``<image>`` in the text is the position of
+an image.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ from llava_bridge.chat_templates import BOS, CHAT_TEMPLATES, FIXED_DATE, PLAIN_W
 IGNORE_INDEX = -100
 """The label of a token that is not learned (PyTorch's and transformers' convention)."""
 
-# Written before any template: content given as a list of parts (transformers' multimodal form) becomes text, and
-# Qwen 3 is told not to think, which no data here teach it.
+# Put before any template: content given as a list of parts (transformers' multimodal form) becomes text, and Qwen 3's
+# thinking is switched off, since no data here contain it.
 _FLATTEN = (
     "{%- set enable_thinking = false -%}"
     "{%- set flat = namespace(messages=[]) -%}"
@@ -47,7 +46,7 @@ _FLATTEN = (
     "{%- set messages = flat.messages -%}"
 )
 
-# Llama 3.2's template and SmolLM 3's tell the LLM what day it is: a sample, and an answer, would be another tomorrow.
+# Llama 3.2's and SmolLM 3's templates state the current date, which would change samples and answers every day.
 _A_DAY = "{%- macro strftime_now(format) -%}" + FIXED_DATE + "{%- endmacro -%}"
 
 _BLANKS = (
@@ -67,7 +66,7 @@ Message = Mapping[str, Any]
 
 
 class InvalidConversationError(Exception):
-    """One sample cannot be used; training counts it and goes on without it."""
+    """A sample is unusable; training counts it and continues without it."""
 
 
 def resolve_chat_template(own: str | None, choice: str) -> str:
@@ -98,16 +97,16 @@ def resolve_chat_template_with_spaces(own: str | None, choice: str, tokenizer: A
 
 
 def is_wrapped_template(template: str | None) -> bool:
-    """Whether ``template`` is one that :func:`resolve_chat_template` made."""
+    """Whether :func:`resolve_chat_template` made ``template``."""
     return template is not None and template.startswith(_FLATTEN)
 
 
 def add_sentencepiece_spaces(template: str, tokenizer: Any) -> str:
-    """The template with which a conversation becomes the tokens that the original LLaVA makes of it.
+    """The template that makes a conversation's tokens equal to those of the original LLaVA.
 
-    The original tokenizes what stands before and behind a picture by itself, and so SentencePiece puts its blank (▁)
-    before each. transformers' Llama tokenizer puts one before the whole text alone, not behind the begin token or a
-    picture: so the template writes it there. Other tokenizers' templates stay as they are.
+    The original tokenizes the text before and after an image separately, so that SentencePiece prefixes each with a
+    space (▁). transformers' Llama tokenizer prefixes only the whole text, not the text after the BOS token or an image:
+    the template therefore writes that space. Templates of other tokenizers do not change.
 
     Source: ``tokenizer_image_token`` in haotian-liu/LLaVA's ``mm_utils.py``.
 
@@ -122,7 +121,7 @@ def add_sentencepiece_spaces(template: str, tokenizer: Any) -> str:
     needed = tokens(f"{IMAGE}\nx")[1:] != tokens("\nx") == tokens(f"{IMAGE} \nx")[1:]
     if not needed or _BLANKS in template:
         return template
-    if template == _FLATTEN + CHAT_TEMPLATES["plain"]:  # a text without anything before the picture, not even a blank
+    if template == _FLATTEN + CHAT_TEMPLATES["plain"]:  # a text without anything before the image, not even a blank
         return _FLATTEN + PLAIN_WITH_SPACE
     begin = BOS.replace("bos_token if", "bos_token + ' ' if")
     return template.replace(_FLATTEN, _FLATTEN + _BLANKS, 1).replace(BOS, begin, 1)
@@ -130,24 +129,24 @@ def add_sentencepiece_spaces(template: str, tokenizer: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedConversation:
-    """A conversation as tokens: ``labels`` equal ``input_ids`` where learned, and are -100 elsewhere."""
+    """A tokenized conversation: ``labels`` equal ``input_ids`` for supervised tokens, and are -100 for others."""
 
     input_ids: list[int]
     labels: list[int]
 
 
 class ConversationEncoder:
-    """Turns conversations into tokens for one tokenizer and template.
+    """Tokenizes conversations with one tokenizer and template.
 
     Args:
         tokenizer: a fast transformers tokenizer that knows ``<image>`` as one token.
         template: from :func:`resolve_chat_template`.
-        image_tokens: how many tokens a picture takes; where that depends on the picture, a function that tells it.
-        must_end: refuse a template that writes no special token after an answer, since it would never end. Else what
-            such a template writes there is learned in its place.
+        image_tokens: number of tokens of an image; a function of the image if it depends on the image.
+        must_end: reject a template that writes no special token after an answer, since it would never end. Otherwise
+            the text that such a template writes there is supervised instead.
 
     Raises:
-        UserError: the template fails, or never ends an answer though it must.
+        UserError: the template fails, or writes no end token although ``must_end``.
     """
 
     def __init__(
@@ -162,21 +161,23 @@ class ConversationEncoder:
         self.template = template
         self.image_tokens = image_tokens
         self.image_id: int = tokenizer.convert_tokens_to_ids(IMAGE)
-        added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}  # Phi's <|end|>, say
+        added = {
+            str(token) for token in tokenizer.added_tokens_decoder.values() if token.special
+        }  # for instance Phi's <|end|>
         special = sorted((added | set(tokenizer.all_special_tokens)) - {IMAGE}, key=len, reverse=True)
         self._end = re.compile(r"\s*(" + "|".join(map(re.escape, special)) + ")") if special else re.compile("$^")
         with library_errors_as_user_errors("chat_template: it cannot render a question and its answer"):
             self.end_token, self._lead = self._find_borders(must_end)
 
     def tokens_of(self, pictures: Sequence[Image.Image]) -> list[int]:
-        """How many tokens each of the pictures takes."""
+        """How many tokens each of the images takes."""
         if isinstance(self.image_tokens, int):
             return [self.image_tokens] * len(pictures)
         return [self.image_tokens(picture) for picture in pictures]
 
     @functools.cached_property
     def usual_tokens(self) -> int:
-        """How many tokens a picture takes, more or less: exact, or those of a photo."""
+        """How many tokens an image takes, more or less: exact, or those of a photo."""
         return self.tokens_of([Image.new("1", _PHOTO)])[0]
 
     def prompt(self, messages: Sequence[Message], pictures: Sequence[Image.Image] = ()) -> str:
@@ -195,11 +196,11 @@ class ConversationEncoder:
 
         Args:
             messages: the conversation.
-            max_length: in tokens, those of pictures included.
+            max_length: in tokens, those of images included.
             pictures: see :meth:`prompt`.
 
         Raises:
-            SampleError: there is no answer; the cut would fall into a picture or before the first answer token.
+            SampleError: there is no answer; the cut would fall into an image or before the first answer token.
         """
         text, spans = self._text_and_answers(messages, self._counts(pictures))
         tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -207,23 +208,25 @@ class ConversationEncoder:
         labels = _labels(ids, list(offsets), spans)
         if len(ids) > max_length:
             if self.image_id in ids[max_length:]:
-                raise InvalidConversationError(f"its pictures do not fit into {max_length} tokens")
+                raise InvalidConversationError(f"its images do not fit into {max_length} tokens")
             ids, labels = ids[:max_length], labels[:max_length]
         if all(label == IGNORE_INDEX for label in labels):
             raise InvalidConversationError(f"no answer within {max_length} tokens")
         return EncodedConversation(ids, labels)
 
     def check_prompts(self) -> None:
-        """Look whether each answer is trained behind the very prompt that it is asked for with.
+        """Check that each answer is trained after exactly the prompt that generation uses.
 
-        Templates of LLMs that think may write something before the last answer alone, as Qwen 3's does.
+        Templates of thinking LLMs may write something before the last answer only, as Qwen 3's does.
 
         Raises:
-            UserError: some answer is not, with a turn of the system or without.
+            UserError: the prompts differ for some answer, with a system message or without.
         """
         talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ""}] * 3
         for beginning in ([], [{"role": "system", "content": "!"}]):
-            with contextlib.suppress(TemplateError):  # it takes no system, or one answer alone: each sample is told so
+            with contextlib.suppress(
+                TemplateError
+            ):  # it supports no system message, or a single answer: each such sample is reported
                 self._check_prompts_of([*beginning, *talk])
 
     def _check_prompts_of(self, messages: Sequence[Message]) -> None:
@@ -242,7 +245,7 @@ class ConversationEncoder:
                 )
 
     def _counts(self, pictures: Sequence[Image.Image]) -> Iterator[int]:
-        """How many tokens each ``<image>`` stands for, one after the other."""
+        """The number of tokens of each ``<image>``, in order."""
         if isinstance(self.image_tokens, int):
             return itertools.repeat(self.image_tokens)
         return iter(self.tokens_of(pictures))
@@ -292,12 +295,12 @@ class ConversationEncoder:
 
 
 def _expand(text: str, counts: Iterator[int]) -> str:
-    """Each ``<image>`` as often as its count says; one without a count stays as it is."""
+    """Repeat each ``<image>`` by its count; one without a count does not change."""
     return re.sub(IMAGE, lambda mark: mark[0] * next(counts, 1), text)
 
 
 def _labels(ids: Sequence[int], offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
-    """Keep the ids of tokens that overlap one of the ``spans`` (both in order of place)."""
+    """Keep the ids of tokens that overlap one of the ``spans`` (both in order of position)."""
     labels, waiting = [], list(reversed(spans))
     for token, (start, end) in zip(ids, offsets, strict=True):
         while waiting and waiting[-1][1] <= start:
@@ -308,6 +311,6 @@ def _labels(ids: Sequence[int], offsets: Sequence[tuple[int, int]], spans: Seque
 
 
 def _with_blanks_placed(text: str, offsets: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Tokenizers that leave blanks out of their offsets (``trim_offsets``) say of blanks alone only where they end."""
+    """Tokenizers that exclude spaces from their offsets (``trim_offsets``) give tokens of spaces only an end."""
     for start, end in offsets:
         yield (end - 1 if start == end and text[end - 1 : end].isspace() else start), end

@@ -1,4 +1,4 @@
-"""Pictures that are named on the command line: files, folders, shards, globs."""
+"""Images that are named on the command line: files, directories, shards, globs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from clips.data.tar_index import index_tar
 from clips.errors import UserError
 
 SUFFIXES = frozenset(IMAGE_SUFFIXES)
-"""By which a picture is known in a folder or shard, where other things may lie as well."""
+"""Suffixes that identify images in a directory or shard with other files."""
 
 
 def open_picture(name: str) -> Image.Image:
-    """The picture in a file, or in a shard (``shard.tar/000000003.png``), as RGB.
+    """The image in a file, or in a shard (``shard.tar/000000003.png``), as RGB.
 
     Raises:
         UserError: there is none, or it cannot be decoded.
@@ -29,27 +29,28 @@ def open_picture(name: str) -> Image.Image:
 
 
 def find_images(given: Iterable[str]) -> list[str]:
-    """Names of pictures for :func:`open_picture`, each once.
+    """Names of images for :func:`open_picture`, without duplicates.
 
     Args:
-        given: files, pictures in shards, shards, folders (with what is below them) and globs, in any mixture. Files
-            are taken whatever they are called; folders and shards give those with a suffix in ``SUFFIXES``, by name.
+        given: files, images in shards, shards, directories (with what is below them) and globs, in any mixture. Files
+            may have any name; directories and shards contribute the files with a suffix in ``SUFFIXES``, sorted by
+            name.
 
     Raises:
-        UserError: one of them gives no picture.
+        UserError: one of them contains no image.
     """
     found: dict[str, None] = {}
     for word in given:
         names = list(_behind(word))
         if not names:
-            what = "no pictures in it" if Path(word).exists() else "no such file"
-            raise UserError(f"images: {word}: {what}; expected pictures, folders, shards (.tar) or globs")
+            what = "no images in it" if Path(word).exists() else "no such file"
+            raise UserError(f"images: {word}: {what}; expected images, directories, shards (.tar) or globs")
         found |= dict.fromkeys(names)
     return list(found)
 
 
 def _behind(word: str) -> Iterator[str]:
-    """The pictures that one word names."""
+    """The images that one word names."""
     if glob.has_magic(word) and not Path(word).exists():
         for match in sorted(glob.glob(word, recursive=True)):  # noqa: PTH207  Path.glob takes no absolute patterns
             yield from _at(match)
@@ -58,7 +59,7 @@ def _behind(word: str) -> Iterator[str]:
 
 
 def _at(name: str) -> Iterator[str]:
-    """The pictures at one place."""
+    """The images of one path."""
     path = Path(name)
     if path.is_dir():
         yield from (str(path / file) for file in sorted(_below(path)))

@@ -152,7 +152,7 @@ def _rename(path: Path, old: str, new: str) -> None:
         ),
         (
             lambda d: (d / "classnames.txt").write_text("a\nb\nc\nd\ne\nf"),
-            "no picture of class 4, 'e' \\(nor of 1 more",
+            "no image of class 4, 'e' \\(nor of 1 more",
         ),
         (lambda d: (d / "test/1.tar").unlink(), r"expected 2 shards, as nshards\.txt says, found 1"),
         (lambda d: (d / "test/1.tar").write_bytes((d / "test/1.tar").read_bytes()[:9000]), r"1\.tar: .*cut short"),

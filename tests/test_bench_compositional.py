@@ -188,7 +188,7 @@ def test_several_wrong_captions(tmp_path):
         (
             "sugarcrepe",
             '{"0": {"filename": "0.png", "caption": "x"}}',
-            r"x\.json: 0: negative_caption: expected a text",
+            r"x\.json: 0: negative_caption: expected a string",
         ),
         ("sugarcrepe", "{", r"x\.json: not valid JSON"),
         ("sugarcrepe", "{}", "holds no pair of captions"),
@@ -205,9 +205,9 @@ def test_several_wrong_captions(tmp_path):
         (
             "aro_relation",
             '[{"true_caption": "x", "false_caption": "y", "bbox_x": 0, "bbox_y": 0, "bbox_w": 9, "bbox_h": 9}]',
-            "0: image_path: expected a text",
+            "0: image_path: expected a string",
         ),
-        ("jsonl", '{"image": "a", "caption": "x", "negative": []}', "line 1: negative: expected a text, or a list"),
+        ("jsonl", '{"image": "a", "caption": "x", "negative": []}', "line 1: negative: expected a string, or a list"),
         ("winoground", '{"image_0": "a", "image_1": "b", "caption_0": "x"}', "line 1: expected the key 'caption_1'"),
     ],
 )
@@ -221,7 +221,7 @@ def test_a_fault_is_one_line(tmp_path, format, content, said):
 def test_a_missing_picture(tmp_path):
     data = _sugarcrepe(tmp_path)
     (data / "images/1.png").unlink()
-    with pytest.raises(UserError, match=r"images/1\.png: no such picture \(give 'images: FOLDER'"):
+    with pytest.raises(UserError, match=r"images/1\.png: no such image \(give 'images: FOLDER'"):
         _ = load_pair_set(str(data), "sugarcrepe").hash
 
 

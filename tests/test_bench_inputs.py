@@ -161,9 +161,9 @@ def test_pictures_beside_the_class_folders_are_counted(tmp_path: Path, capsys) -
         (tmp_path / "test" / name).write_text("blue\nred\n")
     found = load_classification_set(str(tmp_path))
     assert found.pictures == ["blue/0.png", "red/0.png"]
-    assert found.skipped == {".png beside the class folders": 2, ".heic beside the class folders": 1}
+    assert found.skipped == {".png next to the class directories": 2, ".heic next to the class directories": 1}
     say_skipped(found)
-    assert f"{tmp_path}/test: skipped 2 .png beside the class folders, 1 .heic beside" in capsys.readouterr().err
+    assert f"{tmp_path}/test: skipped 2 .png next to the class directories, 1 .heic next to" in capsys.readouterr().err
 
 
 def test_a_class_of_unreadable_files_alone_is_refused_with_what_it_holds(tmp_path: Path) -> None:

@@ -278,7 +278,7 @@ def test_data_are_read_and_hashed_once_until_a_file_changes(tmp_path, monkeypatc
     [
         ('{"image": "a.png", "captions": []}', r"a\.png: expected a list of captions"),
         ('{"image": "a.png", "captions": ["b", " "]}', r"a\.png: caption 2 is empty"),
-        ('{"image": 3, "captions": ["a"]}', r"x\.jsonl line 1: image: expected a text, got 3"),
+        ('{"image": 3, "captions": ["a"]}', r"x\.jsonl line 1: image: expected a string, got 3"),
         ('{"image": "a.png"}', r"x\.jsonl line 1: expected the key 'captions'"),
         ('{"caption": "a", "images": []}', r"x\.jsonl line 1: images: expected a list of images"),
         (b'{"image": "caf\xe9.png", "captions": ["a"]}', r"x\.jsonl line 1: not valid JSON"),
@@ -300,13 +300,13 @@ def test_faults_of_files(tmp_path):
     (tmp_path / "y.txt").write_text("image,caption\nnothing\n")
     with pytest.raises(UserError, match=r"y\.txt line 2: expected an image and a caption, got 'nothing'"):
         _load(tmp_path / "y.txt")
-    with pytest.raises(UserError, match=r"nowhere: no such file or directory \(a data set of the hub needs 'format"):
+    with pytest.raises(UserError, match=r"nowhere: no such file or directory \(a dataset of the Hub needs 'format"):
         _load(tmp_path / "nowhere")
     (tmp_path / "images/val2014/1.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"val2014/1\.png: undecodable picture"):
+    with pytest.raises(UserError, match=r"val2014/1\.png: undecodable image"):
         _load(karpathy).open(1)
     shutil.rmtree(tmp_path / "images")
-    with pytest.raises(UserError, match=r"0\.png: no such picture \(give 'images: FOLDER' if"):
+    with pytest.raises(UserError, match=r"0\.png: no such image \(give 'images: FOLDER' if"):
         _ = _load(karpathy).hash
 
 
@@ -338,7 +338,7 @@ def test_columns_of_a_table(tmp_path):
     with pytest.raises(UserError, match=r"one\.parquet: cannot be read as a table"):
         _load(tmp_path / "one.parquet")
     world.write_parquet(tmp_path / "two.parquet", {"image": [world.picture(0)], "caption": ["a dog"]})
-    with pytest.raises(UserError, match=r"row 1: image: expected the name of an image file.*give the folder"):
+    with pytest.raises(UserError, match=r"row 1: image: expected the name of an image file.*give the directory"):
         _load(tmp_path / "two.parquet")
 
 
@@ -367,7 +367,7 @@ def test_columns_of_a_data_set(tmp_path):
         ({}, "unknown column for image_column in .*hub 'image'"),
         ({"image_column": "photo"}, r"caption_columns: expected those of the captions in .* \(it has: .*photo"),
         ({"image_column": "photo", "caption_columns": ("fr",)}, "unknown column for caption_columns in .* 'fr'"),
-        ({"split": "val"}, r"hub: cannot be read as a data set \(Unknown split \"val\""),
+        ({"split": "val"}, r"hub: cannot be read as a dataset \(Unknown split \"val\""),
     ):
         with pytest.raises(UserError, match=said):
             _load(tmp_path / "hub", **asked)

@@ -113,7 +113,7 @@ def test_long_captions(tmp_path, name):
 def test_a_picture_of_a_long_caption_that_is_missing_is_named(tmp_path):
     path = _docci(tmp_path)
     (path / "images/1.jpg").unlink()
-    with pytest.raises(UserError, match=r"docci/images/1\.jpg: no such picture"):
+    with pytest.raises(UserError, match=r"docci/images/1\.jpg: no such image"):
         _ = _load(path).hash
 
 

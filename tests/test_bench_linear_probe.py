@@ -46,7 +46,7 @@ def test_it_learns_what_can_be_learned(tmp_path, encoder):
     assert result.metrics["mean_per_class_recall"].value == pytest.approx(3 / 4)
     assert result.metrics["C"].value in C_VALUES
     assert result.metrics["C"].low is None
-    assert (result.protocol["pictures"], result.protocol["train_pictures"]) == (12, 40)
+    assert (result.protocol["images"], result.protocol["train_images"]) == (12, 40)
     items = read_items(result)
     blue = items["target"].isin(["blue", "white"])
     assert (items.loc[blue, "prediction"] == items.loc[blue, "target"]).all()
@@ -111,7 +111,7 @@ def test_one_in_five_of_each_class_is_held_out():
     [
         ({"train_split": "test"}, "train_split: expected another than 'split', got 'test' for both"),
         ({"train_split": "trian"}, "has no split 'trian'"),
-        ({"train_split": "one"}, "holds no picture of class 1"),
+        ({"train_split": "one"}, "holds no image of class 1"),
     ],
 )
 def test_splits_that_do_not_do(tmp_path, encoder, settings, said):

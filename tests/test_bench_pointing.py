@@ -260,8 +260,8 @@ def test_scenes_ask_for_what_one_phrase_tells_apart(tmp_path):
     ("line", "message"),
     [
         ({"image": "0.png", "phrase": "red", "box": [1, 2, 3]}, r"line 1: box: expected left, top, width and height"),
-        ({"image": "0.png", "phrase": "red", "box": [120, 0, 30, 20]}, r"is not inside this picture of 128x64"),
-        ({"image": "0.png", "phrase": "red", "box": [10, 10, 0, 20]}, r"is not inside this picture"),
+        ({"image": "0.png", "phrase": "red", "box": [120, 0, 30, 20]}, r"is not inside this image of 128x64"),
+        ({"image": "0.png", "phrase": "red", "box": [10, 10, 0, 20]}, r"is not inside this image"),
         ({"image": "0.png", "box": [1, 2, 3, 4]}, r"line 1: .*phrase"),
     ],
 )
@@ -284,7 +284,7 @@ def test_look_writes_a_picture_that_is_bright_where_the_phrase_is(phrases, use, 
     assert shown.shape == (64, 128, 3)
     assert shown[top + 8, left + 8, 0] > 240  # where it is as bright as it was
     assert shown.max(axis=(0, 1))[1] < 200  # the green square is dark
-    with pytest.raises(UserError, match=r"image: gone\.png: expected a picture \(No such file"):
+    with pytest.raises(UserError, match=r"image: gone\.png: expected an image \(No such file"):
         run_similarity_map(SimilarityMapConfig(phrase="red", **settings | {"image": "gone.png"}))
     with pytest.raises(UserError, match=r"output: expected a name that ends in \.png"):
         SimilarityMapConfig(phrase="red", **settings | {"output": "map.jpg"})

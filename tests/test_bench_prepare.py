@@ -147,7 +147,7 @@ def test_lmms_eval_reads_what_was_written(tmp_path):
 def test_a_broken_picture_leaves_nothing_behind(tmp_path):
     source = _flickr8k(tmp_path / "in")
     (source / "images" / "2.jpg").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"2\.jpg: undecodable picture"):
+    with pytest.raises(UserError, match=r"2\.jpg: undecodable image"):
         run_prepare(PrepareConfig(what="flickr8k", source=str(source), output=str(tmp_path / "out")))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
@@ -159,7 +159,7 @@ def test_a_broken_picture_leaves_nothing_behind(tmp_path):
         ({"source": "nowhere"}, r"nowhere/questions.jsonl: no such file"),
         ({"what": "flickr8k", "source": "nowhere"}, r"nowhere: no such file or directory"),
         ({"what": "mmvet", "split": "val"}, "split: mmvet has none, got 'val'"),
-        ({"source": "number"}, r"number/questions\.jsonl line 1: image: expected a text, got 7"),
+        ({"source": "number"}, r"number/questions\.jsonl line 1: image: expected a string, got 7"),
         ({"source": "latin"}, r"latin/questions\.jsonl line 1: not valid JSON \('utf-8' codec"),
     ],
 )

@@ -110,7 +110,7 @@ def test_a_public_repository_is_not_taken_for_a_private_one(hub: type[Hub], mode
 
 
 def test_a_refusal_of_the_hub_is_one_line_without_the_token(hub: type[Hub], model: Path) -> None:
-    with pytest.raises(UserError, match=r"^to: org/refused: the hub refuses") as caught:
+    with pytest.raises(UserError, match=r"^to: org/refused: the Hub rejects") as caught:
         run_publish(PublishConfig(directory=str(model), to="org/refused"))
     assert "\n" not in str(caught.value)
     assert TOKEN not in str(caught.value)

@@ -206,7 +206,7 @@ def test_a_line_without_an_answer_is_not_answered_by_the_question(tmp_path):
 
     asked = _write(tmp_path / "questions.jsonl", [{"question_id": 1, "text": "Is it red?", "image": "a.jpg"}])
     answers = _write(tmp_path / "answers.jsonl", [{"question_id": 1}])
-    with pytest.raises(UserError, match="line 1: expected a text as 'answer'"):
+    with pytest.raises(UserError, match="line 1: expected a string as 'answer'"):
         read_answers(Path(answers), Path(asked))
     answers = _write(tmp_path / "answers.jsonl", [{"question_id": "1", "answer": "yes"}])
     (found,) = read_answers(Path(answers), Path(asked))
@@ -241,7 +241,7 @@ def test_ids_of_mmvet_without_their_beginning(tmp_path, monkeypatch):
         ),
         ([{"question_id": "0", "answer": "yes"}] * 8, "8 of 8 questions have no answer, 8 of 8 answers no question"),
         ([{"answer": "yes"}], "line 1: expected 'doc_id', 'question_id' or 'prompt'"),
-        ([{"question_id": "0", "answer": 7}], "line 1: expected a text as 'answer'"),
+        ([{"question_id": "0", "answer": 7}], "line 1: expected a string as 'answer'"),
         ([], "answers.jsonl: no answers in it"),
     ],
 )

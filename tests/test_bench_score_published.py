@@ -52,7 +52,7 @@ def test_mmes_own_file(hub, tmp_path, capsys):
     assert found.metrics["mme_perception_score"].value == (50 + 200) / 2
     assert found.metrics["mme_cognition_score"].value == 50
     said = capsys.readouterr().err
-    assert "2 without what says how to answer, 4 by the id without inner folders or 'v1_'" in said
+    assert "2 without what says how to answer, 4 by the id without inner directories or 'v1_'" in said
     assert "0 answers without a question, 0 questions without an answer" in said
     assert "perception points 125.0, cognition points 50.0" in said
     assert found.model["matched"] in said
@@ -73,7 +73,7 @@ def test_popes_own_file(hub, tmp_path, capsys):
     assert sizes == {"random": 2, "popular": 2, "adversarial": 4, "kinds": 8}
     assert values["pope_f1_random"] > found.metrics["pope_f1_random"].low
     said = capsys.readouterr().err
-    assert "6 without what says how to answer, 2 with known misspellings mended" in said
+    assert "6 without what says how to answer, 2 with known misspellings fixed" in said
     assert "8 of 9 questions answered" in said
     assert "F1, random 100.0, F1, popular 100.0, F1, adversarial 80.0, F1, mean of three kinds 93.3" in said
 
@@ -95,7 +95,7 @@ def test_older_data_that_say_a_umbrella(hub, tmp_path):
     for doc in docs:
         doc["question"] = doc["question"].replace("an umbrella", "a umbrella")
     found = match(answers, docs, "f", partial=True)
-    assert found.ways == {"without what says how to answer": 6, "with known misspellings mended": 2}
+    assert found.ways == {"without what says how to answer": 6, "with known misspellings fixed": 2}
     mended = [Answer(**{**vars(each), "prompt": (each.prompt or "").replace("imange", "image")}) for each in answers]
     found = match(mended, docs, "f", partial=True)
     assert found.ways == {"without what says how to answer": 6, "with 'an' read as 'a'": 2}

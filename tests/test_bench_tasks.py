@@ -275,7 +275,7 @@ def test_the_catalogue_names_the_data_sets_that_the_definitions_name():
         (
             {"image": [*_images()[:5], None]},
             ["A"],
-            "realworldqa: the picture of the question 'Which 5' is missing or broken",
+            "realworldqa: the image of the question 'Which 5' is missing or broken",
         ),
         (
             {"image": [*_images()[:5], b"no picture"]},
@@ -306,7 +306,7 @@ def test_a_scorer_that_refuses_the_data(llava, tmp_path, answers):
     """MME wants exactly two questions a picture and category."""
     answers += ["Yes"]
     columns = {"question_id": ["a"], "question": ["Is it red?"], "answer": ["Yes"], "category": ["color"]}
-    with pytest.raises(UserError, match=r"scorer of mme refuses the data .*pairwise"):
+    with pytest.raises(UserError, match=r"scorer of mme rejects the data .*pairwise"):
         _run(llava, tmp_path, "mme", columns | {"image": [world.picture(0)]})
 
 

@@ -163,7 +163,7 @@ def test_no_picture_is_cut(llava: tuple[Any, Any], album: Path) -> None:
     assert data.sizes()[4] > data.sizes()[0] > data.sizes()[5]
     short = conversations(llava, album, 80)
     assert short.encode(short.samples[0])["input_ids"].count(short.chat.image_id) == 44
-    with pytest.raises(InvalidConversationError, match="its pictures do not fit into 80 tokens"):
+    with pytest.raises(InvalidConversationError, match="its images do not fit into 80 tokens"):
         short.encode(short.samples[2])
 
 

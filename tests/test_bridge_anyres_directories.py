@@ -266,4 +266,4 @@ def test_inspection_counts_the_tokens_of_each_picture(
     rows = json.loads((album / "talk.json").read_text())
     (album / "talk.json").write_text(json.dumps(rows[:4]))
     run_inspect(InspectConversationsConfig(**{**fields, "max_length": 90}, image_fit="anyres", image_size=32, shown=0))
-    assert "invalid     1 × its pictures do not fit into 90 tokens (talk.json 2)" in capsys.readouterr().out
+    assert "invalid     1 × its images do not fit into 90 tokens (talk.json 2)" in capsys.readouterr().out

@@ -79,7 +79,7 @@ def test_answers_in_batches_equal_answers_alone(saved: Path) -> None:
     ]
     assert together == alone
     assert any(together)
-    with pytest.raises(UserError, match="1 pictures but not as many"):
+    with pytest.raises(UserError, match="1 images but not as many"):
         answer(model, processor, [pictures(1)[0]], ["<image> and <image>"])
 
 

@@ -308,7 +308,7 @@ def test_long_samples_are_cut_on_the_right_but_never_in_a_picture(tokenizer: Any
     assert cut.labels[-1] != IGNORE_INDEX
     with pytest.raises(InvalidConversationError, match="no answer"):
         chat.encode(TALK, first)
-    with pytest.raises(InvalidConversationError, match="pictures do not fit"):
+    with pytest.raises(InvalidConversationError, match="images do not fit"):
         chat.encode(TALK, whole.input_ids.index(chat.image_id) + 7)
 
 

@@ -63,7 +63,7 @@ def test_a_slip_does_not_end_the_talk(
     run_chat(ChatConfig(directory=str(llava), max_new_tokens=5))
     captured = capsys.readouterr()
     first, second = captured.err.splitlines()
-    assert first == "a prompt has 0 pictures but not as many <image> marks"
+    assert first == "a prompt has 0 images but not as many <image> marks"
     assert "expected fewer than the LLM's context of 128" in second
     model, processor = load_llava(llava)
     (answer,) = generate.answer(model, processor, [None], ["What?"], max_new_tokens=5)
@@ -108,8 +108,8 @@ def test_ctrl_c_ends_an_answer_and_at_the_prompt_the_talk(
 def test_a_bad_picture_is_one_line_before_anything_is_loaded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "text.png").write_text("no picture")
-    for name, what in (("none.png", "no such picture"), ("text.png", "undecodable picture"), ("", "no such picture")):
+    (tmp_path / "text.png").write_text("no image")
+    for name, what in (("none.png", "no such image"), ("text.png", "undecodable image"), ("", "no such image")):
         monkeypatch.setattr("sys.argv", ["llava-bridge", "chat", "nowhere", "--image", f"{tmp_path}/{name}"])
         assert cli.main() == 2
         assert capsys.readouterr().err == f"llava-bridge: {Path(tmp_path / name)}: {what}\n"

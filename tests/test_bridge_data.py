@@ -104,7 +104,7 @@ def test_bad_sources_are_refused_in_one_line(tmp_path: Path, bridge_talk: Path) 
     refuse("expected a JSON list", path=write(tmp_path / "a.json", {"a": 1}))
     refuse("sample 0: expected conversations", path=write(tmp_path / "b.json", [{"image": "x.png"}]))
     refuse("no samples", path=write(tmp_path / "c.json", []))
-    refuse("images: .*none: expected the folder", path=str(bridge_talk / "talk.json"), images=str(tmp_path / "none"))
+    refuse("images: .*none: expected the directory", path=str(bridge_talk / "talk.json"), images=str(tmp_path / "none"))
     refuse("data.limit", path="x", limit=0)
     (tmp_path / "broken.json").write_text("[")
     refuse("not valid JSON", path=str(tmp_path / "broken.json"))
@@ -199,7 +199,7 @@ def test_whatever_is_wrong_with_a_sample_it_is_skipped(bridge_talk: Path, tmp_pa
             {"images": [{"split": "train", "filename": "a.png", "sentences": [{"raw": None}]}]},
             r"a\.png: expected a list of captions, got \[None\]",
         ),
-        ("cocoqa", [{"image": 5, "question": "what", "answer": "cat"}], "line 1: image: expected a text, got 5"),
+        ("cocoqa", [{"image": 5, "question": "what", "answer": "cat"}], "line 1: image: expected a string, got 5"),
     ],
 )
 def test_malformed_rows_are_refused_in_one_line(source: str, rows: Any, match: str, tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_pictures_of_every_kind(tmp_path: Path, chat: ConversationEncoder) -> No
     assert [len(item["skipped"]) for item in items] == [0] * 6 + [2, 1]
     (_, deep, why_deep), (_, torn, _) = items[6]["skipped"]
     assert (deep, torn) == ("talk.json deep.png", "talk.json torn.png")
-    assert "not an 8-bit picture" in why_deep
+    assert "not an 8-bit image" in why_deep
     processor = CLIPImageProcessor(
         size={"height": 16, "width": 16}, do_center_crop=False, image_mean=[0, 0, 0], image_std=[1, 1, 1]
     )

@@ -60,8 +60,8 @@ def test_files_folders_shards_and_globs(photos: Path, tmp_path: Path) -> None:
     assert find_images([f"{photos}/notes.txt"]) == [f"{photos}/notes.txt"]  # who names a file means it
     assert open_picture(f"{tmp_path}/s.tar/e.png").getpixel((0, 0)) == (255, 255, 255)
     (tmp_path / "nothing").mkdir()
-    for word, what in (("nothing", "no pictures in it"), ("none.png", "no such file"), ("*.gif", "no such file")):
-        with pytest.raises(UserError, match=f"^images: .*{what}; expected pictures, folders"):
+    for word, what in (("nothing", "no images in it"), ("none.png", "no such file"), ("*.gif", "no such file")):
+        with pytest.raises(UserError, match=f"^images: .*{what}; expected images, directories"):
             find_images([f"{tmp_path}/{word}"])
 
 
@@ -80,8 +80,8 @@ def test_every_picture_has_its_own_answer(
         for name in GOOD
     ]  # fmt: skip
     assert sizes[:3] == [2, 2, 1]  # what cannot be read leaves no gaps
-    assert f"invalid     1 × truncated picture ({photos}/broken.png)" in captured.err
-    assert f"invalid     1 × undecodable picture ({photos}/empty.jpg)" in captured.err
+    assert f"invalid     1 × truncated image ({photos}/broken.png)" in captured.err
+    assert f"invalid     1 × undecodable image ({photos}/empty.jpg)" in captured.err
 
 
 def spied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -115,7 +115,7 @@ def test_the_same_command_goes_on(
     run_describe(config)
     assert [line["image"] for line in lines(output.read_text())] == [f"{photos}/{name}" for name in GOOD]
     assert sizes == [2, 2, 2, 1]
-    assert "2 of 7 pictures are described already" in capsys.readouterr().err
+    assert "2 of 7 images are described already" in capsys.readouterr().err
     before = output.read_bytes()
     run_describe(config)  # tries the unusable ones once more
     assert output.read_bytes() == before
@@ -151,8 +151,8 @@ def test_only_when_all_fail_the_command_fails(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines() == [
-        f"invalid     2 × undecodable picture ({photos}/worse.png, {photos}/empty.jpg)",
-        "llava-bridge: images: none of the 2 pictures can be read",
+        f"invalid     2 × undecodable image ({photos}/worse.png, {photos}/empty.jpg)",
+        "llava-bridge: images: none of the 2 images can be read",
     ]
 
 

@@ -242,7 +242,7 @@ def test_saved_and_loaded_it_is_the_same(name: str, specs: dict[str, str], tmp_p
 def test_another_picture_size(name: str, specs: dict[str, str]) -> None:
     size = 128 if name in SIDES else 64
     if name in ONE_SIZE:
-        with pytest.raises(UserError, match=r"image_size: .* is no ViT, whose pictures alone"):
+        with pytest.raises(UserError, match=r"image_size: .* is no ViT, whose images alone"):
             load_encoder(specs[name], size)
         return
     model = build_vision_model(load_encoder(specs[name], size))
@@ -390,7 +390,7 @@ def test_whole_clips_and_unfit_models(specs: dict[str, str], tmp_path: Path) -> 
     transformers.ResNetConfig().save_pretrained(tmp_path / "resnet")
     with pytest.raises(UserError, match="is a resnet; expected one of clip_vision_model"):
         load_encoder(f"transformers:{tmp_path / 'resnet'}")
-    with pytest.raises(UserError, match=r"nothing is not a directory \(expected one, or ORG/NAME on the hub"):
+    with pytest.raises(UserError, match=r"nothing is not a directory \(expected one, or ORG/NAME on the Hub"):
         load_encoder(f"transformers:{tmp_path / 'nothing'}")
     (tmp_path / "whole" / "preprocessor_config.json").unlink()
     with pytest.raises(UserError, match=r"expected a preprocessor_config\.json that says how"):

@@ -48,7 +48,7 @@ def test_what_cannot_be_used_is_counted_and_named(
         )
     )
     printed = capsys.readouterr().out
-    assert re.search(r"invalid     2 × no such picture .*\(talk\.json 0, talk\.json 3\)\n", printed)
+    assert re.search(r"invalid     2 × no such image .*\(talk\.json 0, talk\.json 3\)\n", printed)
     assert "invalid     1 × no answer within 60 tokens (talk.json 1)" in printed
     assert "1 truncated at max_length" in printed
     assert "images      13 with 1" in printed

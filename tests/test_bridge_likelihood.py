@@ -141,10 +141,10 @@ def test_white_space_around_a_continuation_changes_nothing(stock: tuple[Any, Any
 def test_what_cannot_be_scored_is_refused(stock: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = stock
     for text in ("", "  "):
-        with pytest.raises(UserError, match="expected a text to score, got"):
+        with pytest.raises(UserError, match="expected a string to score, got"):
             loglikelihoods(model, processor, [None], ["Hm?"], [text])
-    with pytest.raises(UserError, match="a prompt has 0 pictures but not as many <image> marks"):
+    with pytest.raises(UserError, match="a prompt has 0 images but not as many <image> marks"):
         loglikelihoods(model, processor, [None], ["Hm?"], ["an <image> in it"])
     monkeypatch.setattr(model.config.get_text_config(), "max_position_embeddings", 20)
-    with pytest.raises(UserError, match="pictures included; expected at most the LLM's context of 20 "):
+    with pytest.raises(UserError, match="images included; expected at most the LLM's context of 20 "):
         loglikelihoods(model, processor, [bench_world.picture(0)], ["Hm?"], ["yes"])

@@ -132,7 +132,7 @@ def test_an_llm_that_reads_tokens_beside_embeddings_is_refused(
     """Gemma 4's E2B and E4B: an image has no token whose further embeddings each layer could take."""
     more = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": len(tokenizer)}
     make("gemma4_text", tokenizer, tmp_path / "llm", **more)
-    with pytest.raises(UserError, match=r"^llm: gemma4_text reads its tokens beside their embeddings, and images in a"):
+    with pytest.raises(UserError, match=r"^llm: gemma4_text reads its tokens next to their embeddings, and images in"):
         build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(tmp_path / "llm")))
 
 

@@ -113,7 +113,7 @@ def test_an_unfinished_run_with_other_settings_is_refused_and_kept(
     assert (work / progress).exists()
     assert (work / "run.json").read_text() == record
     (work / "run.json").write_text("{")
-    with pytest.raises(UserError, match=r"run.json: not valid JSON .*; remove .*work, and the run begins anew"):
+    with pytest.raises(UserError, match=r"run.json: not valid JSON .*; remove .*work, and the run begins again"):
         _prepare(work, config)
 
 

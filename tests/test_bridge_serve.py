@@ -165,15 +165,15 @@ def test_decoding_settings_reach_the_model(client: openai.OpenAI) -> None:
         ({"messages": asked(url="file:///etc/passwd")}, "messages[0].content[1].image_url.url", "fetches nothing"),
         ({"messages": asked(url="/etc/passwd")}, "messages[0].content[1].image_url.url", "fetches nothing"),
         ({"messages": asked(url="data:image/png;base64,!!")}, "messages[0].content[1].image_url.url", "not base64"),
-        ({"messages": asked(url="data:;base64,AAAA")}, "messages[0].content[1].image_url.url", "undecodable picture"),
+        ({"messages": asked(url="data:;base64,AAAA")}, "messages[0].content[1].image_url.url", "undecodable image"),
         ({"messages": []}, "messages", "expected a list of messages"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].role", "expected one of system, developer"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages[0].content[0]", "image_url"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "messages", "the last one to be the user's"),
         ({"messages": [{"role": "user", "content": "word " * 300}]}, "messages", "the LLM's context of 128"),
         ({"temperature": 3}, "temperature", "expected a number from 0 to 2, got 3"),
-        ({"max_tokens": 0}, "max_tokens", "expected a whole number of 1 or more, got 0"),
-        ({"max_tokens": True}, "max_tokens", "expected a whole number"),
+        ({"max_tokens": 0}, "max_tokens", "expected an integer of 1 or more, got 0"),
+        ({"max_tokens": True}, "max_tokens", "expected an integer"),
         ({"stop": [1]}, "stop", "a text or a list"),
         ({"stream": "yes"}, "stream", "true or false"),
         ({"n": 2}, "n", "does not support"),
@@ -361,7 +361,7 @@ def test_nothing_is_downloaded_before_the_port_is_had(address: str, monkeypatch:
     with pytest.raises(UserError, match="cannot listen at"):
         run_serve(ServeConfig(directory="org/llava", port=int(address.rpartition(":")[2])))
     assert asked == []
-    with pytest.raises(UserError, match="org/llava is not a directory; org/llava: cannot be had from the hub"):
+    with pytest.raises(UserError, match="org/llava is not a directory; org/llava: cannot be downloaded from the Hub"):
         run_serve(ServeConfig(directory="org/llava", port=0))
     assert asked == ["org/llava"]
 

@@ -216,7 +216,7 @@ def test_escape_ends_an_answer_and_a_fault_keeps_the_question(site: Site) -> Non
     assert "error" not in seen, seen
     assert seen["stop"]
     assert seen["stopped"] == ["endless", "no picture …"]
-    assert seen["refused"][2:] == ["messages[2].content[0].image_url.url: undecodable picture"]
+    assert seen["refused"][2:] == ["messages[2].content[0].image_url.url: undecodable image"]
     assert seen["kept"] == "What is it?"
     assert seen["faults"] == ["the server failed; its terminal says why", "a.txt: not a picture"]
     assert site.cancelled.wait(10)

@@ -214,7 +214,7 @@ def test_pictures_of_a_table_are_read_by_the_row_group(tmp_path: Path) -> None:
     assert pa.total_allocated_bytes() - before < len(noise[0])
     cache = tmp_path / "cache" / "clips" / "rows"
     assert not list(cache.glob("*.arrow"))
-    with pytest.raises(UserError, match=r"talk.parquet row 5 images\[0\]: undecodable picture"):
+    with pytest.raises(UserError, match=r"talk.parquet row 5 images\[0\]: undecodable image"):
         samples[5].images[0].open()
     (copied,) = cache.glob("*.arrow")
     assert 2 * len(noise[0]) < copied.stat().st_size < 3 * len(noise[0])

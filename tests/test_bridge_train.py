@@ -304,12 +304,12 @@ def test_too_many_bad_samples_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(Trainer, "compute_loss", lambda *_: torch.tensor(1.0))
     trainer, model = stage_trainer(), torch.nn.Linear(1, 1)
-    trainer.compute_loss(model, {"skipped": [(0, "a", "no such picture")]})
-    trainer.compute_loss(model, {"skipped": [(0, "a", "no such picture")]})  # the same one again
-    with pytest.raises(UserError, match=r"align: 2 of 3 samples are invalid.*the first: a: no such picture"):
-        trainer.compute_loss(model, {"skipped": [(1, "b", "not a picture")]})
+    trainer.compute_loss(model, {"skipped": [(0, "a", "no such image")]})
+    trainer.compute_loss(model, {"skipped": [(0, "a", "no such image")]})  # the same one again
+    with pytest.raises(UserError, match=r"align: 2 of 3 samples are invalid.*the first: a: no such image"):
+        trainer.compute_loss(model, {"skipped": [(1, "b", "not an image")]})
     with pytest.raises(UserError, match="align: 1 of 3 samples are invalid"):
-        stage_trainer(0.0).compute_loss(model, {"skipped": [(0, "a", "no such picture")]})
+        stage_trainer(0.0).compute_loss(model, {"skipped": [(0, "a", "no such image")]})
 
 
 def test_bad_samples_are_counted_over_all_processes_and_attempts(

@@ -97,10 +97,10 @@ def test_bad_samples_are_replaced_by_the_next_good_one_and_named(tmp_path: Path)
     again = next(iterate_batches(data, first_step=0, last_step=1))
     assert torch.equal(again["web"], batch["web"])
     assert {name: reason for _, name, reason in batch["bad"]} == {
-        "a.tar/000000001": "undecodable picture",
+        "a.tar/000000001": "undecodable image",
         "a.tar/000000002": "no caption 'web_caption'",
         "a.tar/000000004": "broken JSON",
-        "a.tar/000000005": "truncated picture",
+        "a.tar/000000005": "truncated image",
     }
 
 
@@ -118,7 +118,7 @@ def test_a_bad_first_sample_is_one_bad_sample(tmp_path: Path, first: bytes):
 def test_nothing_but_bad_samples_stops(tmp_path: Path, workers: int):
     samples = {f"{i:09d}": {"png": b"x", "json": clips_world.sample(i)["json"]} for i in range(3)}
     data = training_data(clips_world.write_shard(tmp_path / "a.tar", samples), num_workers=workers)
-    line = r"^data\.sources: 3 samples in a row cannot be used; a\.tar/\d*: undecodable picture$"
+    line = r"^data\.sources: 3 samples in a row cannot be used; a\.tar/\d*: undecodable image$"
     with pytest.raises(UserError, match=line):
         next(iterate_batches(data, first_step=0, last_step=1))
 
@@ -190,7 +190,7 @@ def test_of_a_cut_tar_the_samples_before_the_cut_are_used(
         with pytest.raises(UserError, match=r"cut.tar: expected a whole"):
             index_tar(cut)
         source, expected = open_source(SourceConfig(path=str(cut))), open_source(SourceConfig(path=str(shards)))
-        assert f"{cut}: cut short; its first {len(source)} samples are used" in capsys.readouterr().err
+        assert f"{cut}: truncated; its first {len(source)} samples are used" in capsys.readouterr().err
         assert len(source) in (3, 4)  # the one before the cut may be whole, but who can tell
         for place in range(len(source)):
             rng = np.random.default_rng(0)
@@ -274,7 +274,7 @@ def test_karpathy_layout(tmp_path: Path):
     everything = SourceConfig(format="karpathy", path=path, web="first_sentence", synthetic="all_sentences")
     assert open_source(everything).read(0, np.random.default_rng(0)).synthetic.count(".") == 3
     (tmp_path / "images" / "2.jpg").unlink()
-    with pytest.raises(BadSampleError, match="missing picture"):
+    with pytest.raises(BadSampleError, match="missing image"):
         source.read(1, np.random.default_rng(0))
 
 
@@ -283,7 +283,7 @@ def test_karpathy_layout(tmp_path: Path):
     [
         ({"split": "trian"}, "unknown split of .*dataset.json 'trian'; did you mean 'train'"),
         ({"web": "web_caption"}, "unknown 'web' of a karpathy data source 'web_caption'"),
-        ({"images": "nowhere"}, "images: nowhere: expected the folder"),
+        ({"images": "nowhere"}, "images: nowhere: expected the directory"),
         ({"path": "images/0.jpg"}, "0.jpg: not valid JSON"),
     ],
 )
@@ -316,18 +316,18 @@ def test_image_references_lead_to_files_and_tar_members(shards: Path, tmp_path: 
     (tmp_path / "a.jpg").write_bytes(clips_world.picture(3, kind="jpg"))
     assert open_image(tmp_path, "a.jpg").size == (40, 32)
     for reference, message in (
-        ("shard-00001.tar/000000000.png", "no such picture"),
+        ("shard-00001.tar/000000000.png", "no such image"),
         ("shard-00009.tar/000000000.png", "no such file"),
-        ("nothing.png", "no such picture"),
+        ("nothing.png", "no such image"),
         ("../train/shard-00001.tar/000000010.png", "expected a path inside"),
         ("/etc/passwd", "expected a path inside"),
-        ("shard-00001.tar/000000010.json", "undecodable picture"),
-        ("shard-00001.tar", "undecodable picture"),
-        ("shard-00001.tar//x.png", "no such picture"),
-        ("shard-00001.tarx/x.png", "no such picture"),
-        ("file/x.png", "no such picture"),
-        ("n" * 300, "no such picture"),
-        ("a\0b", "no such picture"),
+        ("shard-00001.tar/000000010.json", "undecodable image"),
+        ("shard-00001.tar", "undecodable image"),
+        ("shard-00001.tar//x.png", "no such image"),
+        ("shard-00001.tarx/x.png", "no such image"),
+        ("file/x.png", "no such image"),
+        ("n" * 300, "no such image"),
+        ("a\0b", "no such image"),
     ):
         with pytest.raises(UserError, match=message):
             open_image(shards, reference)

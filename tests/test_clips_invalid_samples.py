@@ -30,7 +30,7 @@ from clips.training.setup import open_train_dataset
 from clips.training.train_state import TRAIN_STATE_FILE, TrainState, list_checkpoints, read_train_state
 
 CAPTIONS = json.dumps({"web_caption": "a dog", "synthetic_caption": "A dog on grass."}).encode()
-REASONS = ("undecodable picture", "no caption 'web_caption'", "missing picture")
+REASONS = ("undecodable image", "no caption 'web_caption'", "missing image")
 
 
 def met(indexes: list[int]) -> list[tuple[int, str, str]]:
@@ -211,11 +211,11 @@ def test_bad_samples_are_skipped_counted_and_told(tmp_path: Path, capsys: pytest
     summary = json.loads((output / "summary.json").read_text())
     assert summary["bad_samples"] == {
         "count": 2,
-        "by_reason": {"undecodable picture": 2},
-        "samples": {"a.tar/000000000": "undecodable picture", "a.tar/000000001": "undecodable picture"},
+        "by_reason": {"undecodable image": 2},
+        "samples": {"a.tar/000000000": "undecodable image", "a.tar/000000001": "undecodable image"},
         "more": 0,
     }
-    assert "2 invalid samples skipped (2 × undecodable picture)" in capsys.readouterr().err
+    assert "2 invalid samples skipped (2 × undecodable image)" in capsys.readouterr().err
     steps = [json.loads(line)["step"] for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert steps == [2, 4, 6]
 
@@ -254,7 +254,7 @@ def test_the_ratio_of_invalid_samples_counts_the_batch_that_they_came_in():
         data=range(10_000),
         config=SimpleNamespace(data=SimpleNamespace(max_invalid_ratio=0.01)),
     )
-    run.loop.bad.add((number, str(number), "undecodable picture") for number in range(24))
+    run.loop.bad.add((number, str(number), "undecodable image") for number in range(24))
     training.check_invalid_samples(run)
     run.loop.samples_seen = 2000
     with pytest.raises(UserError, match=r"24 of 2000 samples are invalid, more than data.max_invalid_ratio \(0.01\)"):

@@ -297,7 +297,7 @@ def test_a_measured_mfu_is_taken(tmp_path: Path):
         ({}, {"count": 0}, "count: expected a number above 0, got 0"),
         ({}, {"count": 3}, "count: expected a divisor of global_batch_size 4096, got 3"),
         ({}, {"mfu": 1.5}, "mfu: expected a ratio"),
-        ({}, {"pictures": 10}, "bytes_per_picture: expected together with pictures"),
+        ({}, {"images": 10}, "bytes_per_picture: expected together with images"),
         ({}, {"training": "none.yaml"}, "none.yaml"),
         ({"stages": [], "epochs": 2}, {}, "epochs: expected samples or steps"),
     ],

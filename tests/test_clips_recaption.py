@@ -146,8 +146,8 @@ def test_batches_are_full_across_shards_and_bad_pictures(
     run_recaption(settings(path=str(tmp_path / "bad")))
     assert sizes == [4, 4, 4, 4, 3]
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["captions"]["dropped"] == {"undecodable picture": 1, "broken JSON": 1}
-    assert "8 captions; 1 × undecodable picture" in capsys.readouterr().err
+    assert manifest["captions"]["dropped"] == {"undecodable image": 1, "broken JSON": 1}
+    assert "8 captions; 1 × undecodable image" in capsys.readouterr().err
     with pytest.raises(
         UserError, match=r"00000\.tar: 1 of 9 samples are invalid, more than max_invalid_ratio \(0\.1\)"
     ):

@@ -96,7 +96,7 @@ def test_pictures_may_stand_in_the_table_and_captions_in_lists(tmp_path: Path):
     source = open_source(
         SourceConfig(format="table", path=str(tmp_path / "rows.parquet"), web="org_caption", synthetic=None)
     )
-    for index, reason in ((2, "no picture"), (3, "no caption 'org_caption'")):
+    for index, reason in ((2, "no image"), (3, "no caption 'org_caption'")):
         with pytest.raises(BadSampleError, match=reason):
             source.read(index, rng())
 
@@ -151,10 +151,10 @@ def test_cocos_own_layout(tmp_path: Path, pictures: Path):
         ({"path": "gone.csv"}, "gone.csv: no such file or directory"),
         ({"path": "rows.xls"}, "expected a file that ends in csv, tsv, jsonl, parquet"),
         ({"path": "rows.csv", "web": "org_captoin"}, "did you mean 'org_caption'"),
-        ({"path": "rows.csv", "image": "picture"}, "unknown column for data source field image 'picture'"),
+        ({"path": "rows.csv", "image": "image"}, "unknown column for data source field image 'image'"),
         ({"path": "broken.parquet"}, "broken.parquet: not a whole parquet file"),
         ({"path": "empty"}, "expected files that end in"),
-        ({"path": "captions.jsonl"}, r"captions alone have to be joined with paths of their pictures"),
+        ({"path": "captions.jsonl"}, r"captions alone have to be joined with paths of their images"),
         ({"path": "captions.jsonl", "format": "webdataset"}, r"captions.jsonl: expected tar shards.* format: table"),
     ],
 )
@@ -292,7 +292,7 @@ def number_of(web: str, synthetic: str, rng: np.random.Generator) -> dict[str, t
         ({"split": "tets"}, "unknown split of .*hub 'tets'"),
         ({"web": "txt"}, "unknown column for data source field web 'txt'; did you mean 'text'"),
         ({"format": "table", "path": "rows.csv"}, "a data source with 'stream' expects .parquet files, found rows.csv"),
-        ({"format": "table", "path": "broken.parquet"}, "broken.parquet: cannot be read as a data set"),
+        ({"format": "table", "path": "broken.parquet"}, "broken.parquet: cannot be read as a dataset"),
     ],
 )
 def test_a_wrong_stream_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, str], message: str):

@@ -33,7 +33,7 @@ def test_inspect_counts_measures_and_shows(shards: Path, tmp_path: Path, capsys:
     run_inspect(InspectDatasetConfig(path=str(shards), page=str(page), shown=8))
     told = capsys.readouterr().out
     assert "8 in the source, 8 read, 2 invalid" in told
-    assert "1 × no picture (shard.tar/000000002)" in told
+    assert "1 × no image (shard.tar/000000002)" in told
     assert "0.0% are longer than the text tower's 80 places" in told
     assert "16.7% of the web captions are another sample's" in told
     html = page.read_text(encoding="utf-8")
@@ -203,5 +203,5 @@ def test_a_source_of_which_nothing_can_be_used_is_refused(tmp_path: Path, capsys
     )
     with pytest.raises(UserError, match=r"t\.csv: none of 2 samples can be used"):
         run_inspect(config)
-    assert "2 × missing picture" in capsys.readouterr().out
+    assert "2 × missing image" in capsys.readouterr().out
     assert not (tmp_path / "page.html").exists()

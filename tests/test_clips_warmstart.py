@@ -126,7 +126,7 @@ def test_of_an_encoder_with_other_tokens_the_image_tower_is_taken(tmp_path: Path
     assert torch.equal(begun.captioner.learnable_tokens, new.captioner.learnable_tokens)
     assert begun.preprocess_cfg["mean"] == NORMALIZATIONS["openai"][0]
     said = capsys.readouterr().err
-    assert "picture positions interpolated from 5 to 10" in said
+    assert "image positions interpolated from 5 to 10" in said
     assert f"the text tower of {tmp_path} reads other tokens; a new one begins" in said
     with pytest.raises(UserError, match=r"^model\.normalization: expected openai, with which .* was trained$"):
         model(pretrained=str(tmp_path))

@@ -58,7 +58,7 @@ MISTAKES = [
     ("benchmarks run encoder encoder --benchmarks [{name: retrieval, date: x}]", "did you mean 'benchmarks[1].data'?"),
     ("benchmarks run llava none --benchmarks [{name: pope, data: .}]", "llava: none: no such directory"),
     ("benchmarks score --task pope --answers none.jsonl --data . --results out --row x", "none.jsonl: no such file"),
-    ("benchmarks look encoder --image none.jpg --phrase x --output x.png", "none.jpg: expected a picture"),
+    ("benchmarks look encoder --image none.jpg --phrase x --output x.png", "none.jpg: expected an image"),
     ("benchmarks study run none.yaml", "none.yaml: no such file"),
     ("benchmarks study rerun none.yaml --steps x", "none.yaml: no such file"),
     ("benchmarks study clean none.yaml", "none.yaml: no such file"),

@@ -56,7 +56,7 @@ def test_a_folder_behind_a_link_goes_by_both_of_its_names(folder: Path) -> None:
 def test_none_outside_of_it(folder: Path, name: str) -> None:
     wanted = name.format(root=folder.parent)
     for found in (wanted, {"bytes": None, "path": wanted}):
-        with pytest.raises(BadSampleError, match=r"outside the folder of pictures \(data source's 'images'\)"):
+        with pytest.raises(BadSampleError, match=r"outside the directory of images \(data source's 'images'\)"):
             image_bytes(found, folder)
 
 
@@ -85,7 +85,7 @@ def test_a_table_runs_no_command(folder: Path) -> None:
     ],
 )
 def test_addresses_of_other_kinds_are_refused(folder: Path, name: str) -> None:
-    with pytest.raises(BadSampleError, match="picture refused"):
+    with pytest.raises(BadSampleError, match="image rejected"):
         image_bytes(name, folder)
 
 
@@ -119,7 +119,7 @@ def test_a_table_reaches_nothing_of_the_own_network(
     assert server.seen == []  # type: ignore[attr-defined]
     assert image_bytes(here, folder, own_network=True) == PICTURE
     assert image_bytes(address(server, "moved"), folder, own_network=True) == PICTURE
-    with pytest.raises(BadSampleError, match="missing picture"):
+    with pytest.raises(BadSampleError, match="missing image"):
         image_bytes(address(server, "a.png").replace("127.0.0.1", "nowhere.invalid"), folder)
     monkeypatch.setattr(untrusted_files, "MAX_BYTES", 2**20)
     with pytest.raises(BadSampleError, match="more than 1 MB"):
@@ -147,10 +147,10 @@ def test_a_benchmarks_table_names_only_its_own_files(folder: Path) -> None:
     assert in_table(folder, {"bytes": None, "path": str(folder / "a.png")}) == PICTURE
     with pytest.raises(
         UserError,
-        match=r"beside\.png: picture refused: a path outside the folder of pictures; .* are looked for in ",
+        match=r"beside\.png: image rejected: a path outside the directory of images; .* are looked for in ",
     ):
         in_table(folder, {"bytes": None, "path": str(folder.parent / "beside.png")})
-    with pytest.raises(UserError, match=r"gone\.png: missing picture"):
+    with pytest.raises(UserError, match=r"gone\.png: missing image"):
         in_table(folder, {"bytes": None, "path": "gone.png"})
 
 
@@ -169,6 +169,6 @@ def test_members_of_a_tar_name_nothing_outside_of_it(tmp_path: Path) -> None:
         tar.add(tmp_path / "beside.png", "../beside.png")
     assert list(index_tar(shard).members) == ["../beside.png"]  # its own bytes, wherever its name would lead
     for reference in ("shard.tar/link.png", "shard.tar/../beside.png", "../beside.png", "/etc/passwd", "a\0b"):
-        with pytest.raises(UserError, match=r"no such picture|expected a path inside"):
+        with pytest.raises(UserError, match=r"no such image|expected a path inside"):
             open_image(tmp_path, reference)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["beside.png", "shard.tar"]

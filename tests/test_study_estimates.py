@@ -217,7 +217,7 @@ def test_a_llava_of_known_parts_is_worked_out_and_one_of_unknown_parts_says_so()
     assert one.gpu_hours == eight.gpu_hours
     assert one.seconds == pytest.approx(8 * eight.seconds)
     assert one.memory > eight.memory
-    assert "576 tokens a picture" in one.basis
+    assert "576 tokens an image" in one.basis
     cpu = analytic_estimate(llava_step(), {}, Resources(), None)
     assert (cpu.seconds, cpu.disk) == (None, one.disk)
     assert "no GPU is named" in cpu.basis

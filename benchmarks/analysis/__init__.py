@@ -1,1 +1,1 @@
-"""What makes numbers trustworthy: what differs between two, what can be told from them, what they are checked by."""
+"""Analysis of results: differences of two results, comparisons with tests, provenance and checks of the harness."""

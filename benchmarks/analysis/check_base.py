@@ -1,4 +1,4 @@
-"""What a check of ``clips-bench verify`` is, and what it asks of the command line."""
+"""The interface of the checks of ``clips-bench verify``, and the command's config."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from clips.errors import UserError
 
 
 class CheckFailedError(Exception):
-    """The harness does not do what it is known to have to do; the message says what was found and expected."""
+    """The harness misbehaves; the message states the found and the expected value."""
 
 
 class CheckSkippedError(Exception):
-    """The check could not be made; the message says what it needs."""
+    """The check could not run; the message states its requirement."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
-    """Run the harness against what is known, and print a table of checks.
+    """Check the harness against known values, and print a table of checks.
 
     Args:
-        only: names of checks; all where empty.
-        llava: a LLaVA directory, to run lmms-eval's own command beside the harness.
-        data: where its tasks' data are, as in ``clips-bench run``.
-        tasks: of lmms-eval, for that check.
-        limit: questions of each of them.
-        results: a row's directory of results, of a model that open_clip has published.
+        only: names of checks; all if empty.
+        llava: a LLaVA directory, to run lmms-eval's own command next to the harness.
+        data: the data of its tasks, as in ``clips-bench run``.
+        tasks: lmms-eval's tasks for that check.
+        limit: number of questions per task.
+        results: a model's directory of results, for a model with results published by open_clip.
         published: that model, ``ViT-B-32/openai``.
     """
 
@@ -52,8 +52,8 @@ class Check:
     """One line of the table.
 
     Args:
-        about: what is checked.
-        run: config → what was found; raises `CheckFailedError` or `CheckSkippedError`.
+        about: the checked property.
+        run: config → finding; raises `CheckFailedError` or `CheckSkippedError`.
     """
 
     about: str
@@ -61,6 +61,6 @@ class Check:
 
 
 def expect_close(found: float, expected: float, what: str, tolerance: float = 1e-6) -> None:
-    """Fail the check unless two numbers agree."""
+    """Fail the check unless two numbers are equal."""
     if not abs(found - expected) <= tolerance:
         raise CheckFailedError(f"{what}: expected {expected:.6g}, found {found:.6g}")

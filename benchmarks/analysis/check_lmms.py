@@ -1,4 +1,4 @@
-"""lmms-eval's own command beside the harness: the same model, tasks and data, hence the same answers and scores."""
+"""lmms-eval's own command next to the harness: the same model, tasks and data, hence the same answers and scores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.tasks.mllm.offline_tasks import data_root
 from benchmarks.tasks.run_benchmarks import run_benchmarks
 from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
 
-_NEW_TOKENS = 16  # an answer's cap on both sides: tasks that state none have another default in each
+_NEW_TOKENS = 16  # answer length on both sides: tasks that set none have different defaults
 
 
 def check_lmms_eval(config: VerifyConfig) -> str:
@@ -49,7 +49,7 @@ def _directly(config: VerifyConfig, folder: Path) -> dict[str, Any]:
         command, cwd=data_root(config.data), env=environment, capture_output=True, text=True, check=False
     )
     files = [*(folder / "direct").rglob("*_results.json")]
-    if not files:  # it ends with status 0 whatever happens
+    if not files:  # its exit status is always 0
         last = (done.stderr.strip().splitlines() or ["no word"])[-1]
         raise CheckFailedError(f"lmms-eval's command wrote no results: {last:.200}")
     return json.loads(files[0].read_text(encoding="utf-8"))["results"]

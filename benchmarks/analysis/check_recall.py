@@ -16,7 +16,7 @@ _PICTURES, _WIDTH = 300, 32
 
 
 def check_recall_by_definition(_: VerifyConfig) -> str:
-    """Sort every query's answers and look for the first right one."""
+    """Sort every query's answers and search for the first right one."""
     images, captions, owner = make_test_embeddings()
     to_captions, to_images = compute_ranks(images, captions, _pairs(owner))
     similarity = (images @ captions.T).numpy()
@@ -29,7 +29,7 @@ def check_recall_by_definition(_: VerifyConfig) -> str:
         first = np.take_along_axis(positive, order, axis=1).argmax(axis=1)
         for cut in RECALL_KS:
             expect_close(float(mine.hit(cut).mean()), float((first < cut).mean()), f"{name} R@{cut}")
-    return f"{2 * len(RECALL_KS)} recalls of {_PICTURES} pictures with {len(captions)} captions are equal"
+    return f"{2 * len(RECALL_KS)} recalls of {_PICTURES} images with {len(captions)} captions are equal"
 
 
 def check_constant_model(_: VerifyConfig) -> str:
@@ -40,11 +40,11 @@ def check_constant_model(_: VerifyConfig) -> str:
     _captions, to_images = compute_ranks(images, images[owner], _pairs(owner))
     for cut in RECALL_KS:
         expect_close(float(to_images.hit(cut).mean()), cut / 50, f"T→I R@{cut} of a constant model")
-    return "R@1, 5, 10 of 50 pictures are 2, 10, 20 %, whatever order they come in"
+    return "R@1, 5, 10 of 50 images are 2, 10, 20 %, whatever order they come in"
 
 
 def check_clip_benchmark(_: VerifyConfig) -> str:
-    """Its own function on the same similarities, none of which tie: it takes ties in the order that ``topk`` gives."""
+    """Its own function on the same similarities without ties: it orders ties as ``topk`` does."""
     try:
         from clip_benchmark.metrics.zeroshot_retrieval import recall_at_k
     except ImportError:
@@ -73,7 +73,7 @@ def check_clip_benchmark(_: VerifyConfig) -> str:
 
 
 def make_test_embeddings() -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
-    """Unit vectors of pictures and of one to five captions each, and whose the captions are; no two ties."""
+    """Unit vectors of images and of one to five captions each, and whose the captions are; no two ties."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -84,5 +84,5 @@ def make_test_embeddings() -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
 
 
 def _pairs(owner: np.ndarray) -> np.ndarray:
-    """(M, 2) right pairs, where each caption has one picture (M,)."""
+    """(M, 2) right pairs, where each caption has one image (M,)."""
     return np.stack([owner, np.arange(len(owner))], axis=1)

@@ -1,4 +1,4 @@
-"""Published tables: their arithmetic, and a re-run beside what was printed."""
+"""Published tables: their arithmetic, and a re-run compared with the published values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check_averages(_: VerifyConfig) -> str:
 
 
 def check_recalls(_: VerifyConfig) -> str:
-    """Recall grows with its cut; of COCO's 5,000 pictures a whole number is right."""
+    """Recall grows with its cutoff, and corresponds to an integer number of COCO's 5,000 images."""
     rows = load_reference_results()
     for row in rows:
         for name in ("coco/i2t", "coco/t2i", "flickr30k/i2t", "flickr30k/t2i"):
@@ -31,16 +31,16 @@ def check_recalls(_: VerifyConfig) -> str:
                 raise CheckFailedError(f"{row.name}: recalls of {name} do not grow with the cut: {found}")
         if row.set == "openclip":
             _expect_whole(row, "coco/i2t_r1", _COCO_PICTURES)
-    return f"recalls of {len(rows)} rows grow with their cut and are shares of whole pictures"
+    return f"recalls of {len(rows)} rows grow with their cut and are shares of whole images"
 
 
 def _expect_whole(row: ReferenceResult, name: str, pictures: int) -> None:
     right = row.values[name] / 100 * pictures
-    expect_close(right, round(right), f"{row.name}: pictures that are right in {name}", tolerance=1e-3)
+    expect_close(right, round(right), f"{row.name}: images that are right in {name}", tolerance=1e-3)
 
 
 def check_rerun(config: VerifyConfig) -> str:
-    """The published recalls of an open_clip model lie in the intervals of its re-run."""
+    """The published recalls of an open_clip model are in the intervals of its re-run."""
     if config.results is None:
         raise CheckSkippedError("needs --results ROW and --published NAME, the row of a model in open_clip's table")
     (published,) = select_reference_results([f"openclip:{config.published}"])[:1]
@@ -59,7 +59,7 @@ def check_rerun(config: VerifyConfig) -> str:
 
 
 def compare_with_published(result: Result, published: ReferenceResult) -> list[tuple[bool, str]]:
-    """(whether the published value lies in the re-run's interval, both in words) for each recall that both have."""
+    """(whether the published value is in the re-run's interval, both as text) for each recall that both have."""
     lines = []
     for name, metric in result.metrics.items():
         for dataset in ("coco", "flickr30k"):

@@ -1,4 +1,4 @@
-"""Scorers against cases small enough to be computed by hand; the arithmetic stands beside each."""
+"""Scorers against cases small enough to compute by hand; comments show the arithmetic."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def check_pope(_: VerifyConfig) -> str:
     expected = {
         "pope_accuracy": 3 / 5,
         "pope_precision": 2 / 3,  # of three times yes two are right
-        "pope_recall": 2 / 3,  # of three that are there two are found
-        "pope_f1_score": 2 * 2 / (3 + 3),  # twice the right ones over said and there
+        "pope_recall": 2 / 3,  # two of three present objects are found
+        "pope_f1_score": 2 * 2 / (3 + 3),  # twice the right ones over predicted plus present
     }
     for name, value in expected.items():
         told = [sample[name] for sample in samples]
@@ -55,7 +55,7 @@ def check_mme(_: VerifyConfig) -> str:
 
 
 def check_vqa(_: VerifyConfig) -> str:
-    """Three of ten people say "cat": without one of these three 2/3, without one of the other seven 3/3."""
+    """Three of ten people say "cat": leaving out one of these three gives 2/3, one of the other seven 3/3."""
     utils = _scorers("textvqa")
     sample = utils.textvqa_process_results({"question_id": 0, "answers": ["Cat."] * 3 + ["dog"] * 7}, ["a cat"])
     expect_close(sample["exact_match"], (3 * 2 / 3 + 7 * 1) / 10, "lmms-eval's VQA accuracy")
@@ -79,9 +79,9 @@ def check_exact_match(_: VerifyConfig) -> str:
 
 
 def check_captions(_: VerifyConfig) -> str:
-    """Of two pictures one caption is its reference, the other shares no word with its own.
+    """For two images, one caption equals its reference, the other shares no word with its own.
 
-    Each n-gram is in one of two pictures, so that its weight is log 2 > 0; equal captions have cosine 1 for every n,
+    Each n-gram occurs in one of two images, so that its weight is log 2 > 0; equal captions have cosine 1 for every n,
     and CIDEr-D is ten times their mean.
     """
     go_offline()
@@ -100,7 +100,7 @@ def check_captions(_: VerifyConfig) -> str:
     for name, value in (("nocaps_CIDEr", float(corpus)), ("nocaps_Bleu_1", bleu[0])):
         spec = TASK_METRICS["nocaps_val"].metrics[name]
         expect_close(aggregate(str(spec.formula), items, spec.columns), float(value), f"{name} from the items")
-    # 6 of 10 words are matched; 10 words stand against 12: e^(1 - 12/10)
+    # 6 of 10 words match; 10 words versus 12: e^(1 - 12/10)
     expect_close(float(bleu[0]), 0.6 * np.exp(1 - 12 / 10), "BLEU-1", tolerance=1e-4)
     return "CIDEr (10 + 0)/2 = 5, BLEU-1 6/10 · e^(1 − 12/10)"
 
@@ -131,7 +131,7 @@ def _columns(task: str, samples: Sequence[Mapping[str, Any]], scores: ImageCapti
 def _expect_from_items(
     task: str, samples: Sequence[Mapping[str, Any]], expected: Mapping[str, float], **more: np.ndarray
 ) -> None:
-    """Fail unless the formulas, which intervals and tests rest on, give the same from the items."""
+    """Fail unless the aggregations, the base of intervals and tests, give the same values from the items."""
     columns = {**_columns(task, samples, ImageCaptionScores()), **more}
     for name, value in expected.items():
         spec = TASK_METRICS[task].metrics[name]

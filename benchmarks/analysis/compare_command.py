@@ -1,4 +1,4 @@
-"""``clips-bench compare A B``: a report of two rows, or of the rows of two studies, with words on how they differ."""
+"""``clips-bench compare A B``: a report of two models, or of the models of two studies, with their differences."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from clips.errors import UserError, unknown_name_error
 from clips.sanitize import escape_markdown
 
 Row = Mapping[str, Result]
-_A, _B = "A", "B"  # results may carry the same row's name
+_A, _B = "A", "B"  # both results may have the same model name
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """Compare two rows, or two studies, benchmark by benchmark, with intervals and corrected tests.
+    """Compare two models, or two studies, benchmark by benchmark, with confidence intervals and corrected tests.
 
     Args:
-        first: a row's directory (``results/ROW``); or a directory of results or a study's output: then rows of equal
-            name are compared, and it is said which rows are new or gone and what the two were run with.
+        first: a model's directory (``results/ROW``); or a directory of results or a study's output: then models with
+            equal names are compared, new and removed models are listed, and so are the differences of the two runs.
         second: likewise.
-        benchmarks: only these; all where empty.
-        all_metrics: also those that the main table leaves out; each is one more test to correct for.
+        benchmarks: only these; all if empty.
+        all_metrics: include the metrics that the main table omits; each adds a test to the correction.
         output: also write the comparison to this file: .json or .csv for programs, .md or .html to read.
     """
 
@@ -54,10 +54,10 @@ class CompareConfig:
 
 
 def compare(config: CompareConfig) -> None:
-    """Print the comparison; write it to ``output`` where that is given.
+    """Print the comparison; write it to ``output`` if given.
 
     Raises:
-        UserError: no results there, no row, benchmark or metric in common, a file that cannot be read.
+        UserError: no results there, no common model, benchmark or metric, or an unreadable file.
     """
     found = build_comparison(config)
     print_comparison(found)
@@ -67,7 +67,7 @@ def compare(config: CompareConfig) -> None:
 
 
 def build_comparison(config: CompareConfig) -> Comparison:
-    """Read both sides and compare what they have in common; see `compare`."""
+    """Read both sides and compare their common models and benchmarks; see `compare`."""
     first, second = read_side(config.first, "first"), read_side(config.second, "second")
     pairs = _paired(first.rows, second.rows)
     known = {name for pair in pairs for results in pair for name in results}
@@ -104,7 +104,7 @@ def _new_and_gone(first: ComparisonSide, second: ComparisonSide) -> Iterator[str
 
 
 def _paired(first: Mapping[str, Row], second: Mapping[str, Row]) -> list[tuple[Row, Row]]:
-    """Rows of equal name; the only row of each, whatever they are called."""
+    """Pairs of models with equal names; if each side has a single model, these two."""
     if len(first) == len(second) == 1:
         return [(next(iter(first.values())), next(iter(second.values())))]
     common = [name for name in first if name in second]
@@ -116,9 +116,9 @@ def _paired(first: Mapping[str, Row], second: Mapping[str, Row]) -> list[tuple[R
 def comparison_lines(
     pairs: Sequence[tuple[Row, Row]], *, all_metrics: bool = False
 ) -> tuple[Table, list[ComparisonLine]]:
-    """A report's table of both rows of each pair, A's compared with B's, and a line a metric that both have.
+    """A report's table of both models of each pair, A compared with B, and a line for each common metric.
 
-    What the same model has reached twice is not tested: there is nothing to test.
+    Equal results of the same model are not tested.
     """
     pairs = [pair for pair in pairs if all(pair)]
     source = _source(pairs)
@@ -129,7 +129,7 @@ def comparison_lines(
 
 
 def _source(pairs: Sequence[tuple[Row, Row]]) -> ReportSource:
-    """What a report reads, of both rows of each pair; A's has B's as its baseline."""
+    """The report input of both models of each pair; A has B as its baseline."""
     rows: list[RowRecord] = []
     outcomes: dict[tuple[str, str], Result | MissingValue] = {}
     benchmarks = tuple(dict.fromkeys(name for pair in pairs for name in pair[0] if name in pair[1]))
@@ -197,7 +197,7 @@ def _same_model(first: Result, second: Result) -> bool:
 
 
 def _without_numbers(first: Row, second: Row) -> Iterator[str]:
-    """In words, which benchmarks are not compared, and why."""
+    """As text, the benchmarks that are not compared, and why."""
     for letter, mine, other in ((_A, first, second), (_B, second, first)):
         if alone := [name for name in mine if name not in other]:
             yield f"only {letter} has {join_with_and(alone)}"
@@ -209,7 +209,7 @@ def _without_numbers(first: Row, second: Row) -> Iterator[str]:
 
 
 def _why(result: Result | None) -> str:
-    """Why a row has no number."""
+    """The reason why a model has no number."""
     if result is None:
         return "no result"
     return f"failed: {result.reason}" if result.reason else "; ".join(dict.fromkeys(result.absent.values()))

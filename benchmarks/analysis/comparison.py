@@ -1,4 +1,4 @@
-"""Two sides compared, as data: a report's table of both, the lines that both have a number for, and the words."""
+"""A comparison of two sides as data: a report's table of both, the lines with a number on both sides, and the text."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from benchmarks.study.training_settings import TrainingDiff
 if TYPE_CHECKING:
     import pandas as pd
 
-_NAMED = 8  # rows or numbers in a sentence
+_NAMED = 8  # models or numbers in a sentence
 HEADS = ("A", "B", "A−B", "95 % interval", "p", "smallest", "")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonLine:
-    """One metric of two rows.
+    """One metric of two models.
 
     Args:
         rows: names of A and B.
-        first: A's cell, whose ``delta`` is A minus B where it can be tested.
-        second: B's.
-        unlike: in words, what keeps the two from being compared; empty where nothing does.
-        same_model: whether both were measured on the same files.
-        training: how the two models' trainings differ; None where it is the same model.
+        first: A's cell, whose ``delta`` is A minus B if it can be tested.
+        second: B's cell.
+        unlike: as text, why the two cannot be compared; empty if they can.
+        same_model: whether both results come from the same model files.
+        training: differences of the two models' training settings; None for the same model.
     """
 
     rows: tuple[str, str]
@@ -47,7 +47,7 @@ class ComparisonLine:
 
     @property
     def verdict(self) -> str:
-        """What can be told."""
+        """The verdict."""
         if self.unlike:
             return "not comparable"
         if self.same_model and self.first.value == self.second.value:
@@ -63,11 +63,11 @@ class ComparisonLine:
 
     @property
     def pair(self) -> str:
-        """The rows in a sentence."""
+        """The models in a sentence."""
         return self.rows[0] if self.rows[0] == self.rows[1] else f"{self.rows[0]} against {self.rows[1]}"
 
     def texts(self) -> list[str]:
-        """What stands under `HEADS`."""
+        """What is under `HEADS`."""
         places, delta = decimals(self.first.column), self.first.delta
         values = [format_number(cell.value, places) for cell in (self.first, self.second)]
         gain = format_number((self.first.value or 0.0) - (self.second.value or 0.0), places, sign=True)
@@ -86,14 +86,14 @@ class ComparisonLine:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two sides and what can be told of them.
+    """Two sides and their comparison.
 
     Args:
         sides: A and B.
-        table: the rows of both, those of A with their differences to B's.
-        lines: the metrics that both have.
-        left_out: in words, what was not compared, and why.
-        context: in words, how the two sides differ besides their numbers: code, versions, machine, study file.
+        table: the models of both, A's with their differences to B's.
+        lines: the common metrics.
+        left_out: as text, the excluded results, and why.
+        context: as text, differences of the two sides other than numbers: code, versions, machine, study file.
     """
 
     sides: tuple[ComparisonSide, ComparisonSide]
@@ -109,7 +109,7 @@ class Comparison:
 
     @property
     def answer(self) -> str:
-        """How many numbers are comparable, and which of them moved by more than noise."""
+        """The number of comparable metrics, and those with a significant difference."""
         comparable = [line for line in self.lines if not line.unlike]
         moved = [line for line in comparable if line.first.delta and line.first.delta.significant]
         names = [f"{line.pair} on {line.benchmark} {line.first.column.label}" for line in moved]
@@ -140,7 +140,7 @@ class Comparison:
         return tidy(self.table).drop(columns="notes").merge(told, how="left", on=["model", "benchmark", "metric"])
 
     def texts(self) -> dict[str, pd.DataFrame]:
-        """``A …, B …`` → a line for each metric of these two rows, as people read it."""
+        """``A …, B …`` → a readable line for each metric of these two models."""
         import pandas as pd
 
         found: dict[str, list[ComparisonLine]] = {}
@@ -156,7 +156,7 @@ class Comparison:
         }
 
     def said(self) -> list[str]:
-        """What stands below: what is not comparable, how trainings differ, what was left out, and the context."""
+        """The notes below the table: incomparable results, training differences, omissions, and the context."""
         apart = {f"{line.pair} on {line.benchmark}": "; ".join(line.unlike) for line in self.lines if line.unlike}
         return [
             *(f"{what} was measured otherwise: {why}." for what, why in apart.items()),
@@ -167,8 +167,10 @@ class Comparison:
         ]
 
     def trained(self) -> list[str]:
-        """In words, how the trainings of the models differ, warnings last; what several pairs share is said once."""
-        told: dict[str, dict[str, list[str]]] = {}  # sentence → rows → benchmarks
+        """As text, the training differences of the models, warnings last; a difference shared by several pairs is
+        listed once.
+        """
+        told: dict[str, dict[str, list[str]]] = {}  # sentence → models → benchmarks
         for last in (False, True):
             for line in {(line.rows, line.benchmark): line for line in self.lines if line.training}.values():
                 assert line.training is not None
@@ -181,7 +183,7 @@ class Comparison:
         ]
 
     def about_tests(self) -> list[str]:
-        """What p and smallest mean; nothing where nothing was tested."""
+        """The meaning of p and the minimum detectable difference; empty if nothing was tested."""
         if not self.table.comparisons:
             return []
         return [
@@ -192,7 +194,7 @@ class Comparison:
 
 
 def abbreviate_names(names: Iterable[str]) -> str:
-    """Names in a sentence; of many the first ones, and how many more there are."""
+    """Names in a sentence; of many the first ones, and the number of others."""
     found = [*names]
     more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
     return ", ".join(found[:_NAMED]) + more

@@ -1,4 +1,4 @@
-"""One side of a comparison: a row, a directory of results or a study, with what it was made by."""
+"""One side of a comparison: a model, a directory of results or a study, with its provenance."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from benchmarks.study.study_record import EXCLUDED_FROM_BENCHMARK, RECORD_FILE
 from benchmarks.tasks.sizes import parts
 from clips.errors import UserError
 
-_LISTED = 4  # of what differs; more say less
+_LISTED = 4  # maximum number of listed differences
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonSide:
-    """What was read of a directory.
+    """The results of one directory.
 
     Args:
-        name: a study's name, otherwise the directory as given.
-        rows: row → benchmark → result; of a study only what belongs to it as it stands now.
-        gaps: in words, cells of a study that have no number.
-        facts: what the results were made by and when, name → value.
-        study: a study's file; empty otherwise.
+        name: a study's name, otherwise the directory as the user wrote it.
+        rows: model → benchmark → result; for a study only results of its current file.
+        gaps: as text, the missing results of a study.
+        facts: software, machine and time of the results, name → value.
+        study: a study's file; otherwise empty.
     """
 
     name: str
@@ -97,7 +97,7 @@ def _facts(rows: Mapping[str, Mapping[str, Result]]) -> dict[str, str]:
 
 
 def describe_run_differences(first: ComparisonSide, second: ComparisonSide) -> Iterator[str]:
-    """In words, how two sides differ besides their numbers."""
+    """As text, differences of the two sides other than numbers."""
     names = dict.fromkeys([*first.facts, *second.facts])
     differing = [name for name in names if first.facts.get(name) != second.facts.get(name)]
     for name in differing:

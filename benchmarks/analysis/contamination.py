@@ -1,4 +1,4 @@
-"""``clips-bench overlap``: which pictures of a benchmark are in the training data, as they are or nearly so."""
+"""``clips-bench overlap``: detection of benchmark images in the training data, exact and near duplicates."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from clips.errors import UserError
 from clips.serialization import to_plain
 
 _THREADS = 2
-_BLOCK = 4096  # training pictures compared at once
+_BLOCK = 4096  # training images per chunk
 _SAID_EVERY = 60  # seconds
 
 Named = tuple[str, bytes]
@@ -36,16 +36,16 @@ Named = tuple[str, bytes]
 
 @dataclass(frozen=True, kw_only=True)
 class ContaminationConfig:
-    """Find pictures of a benchmark in training data: pixel for pixel, or nearly so by a perceptual hash.
+    """Find images of a benchmark in training data: identical pixels, or near duplicates by a perceptual hash.
 
     Args:
         training: the sources, as ``data.sources`` in ``clips train``.
-        benchmark: its data as ``clips-bench run`` takes them for retrieval or classification; or a directory (or one
-            file) of parquet with pictures, as lmms-eval's tasks have.
-        split: of data that have any, parquet excepted.
-        images: folder of the pictures, where it is not beside the captions.
-        language: of a benchmark in several languages, whose pictures are those of any of them.
-        within: unlike bits, of 256, up to which two pictures are taken for one.
+        benchmark: its data as for ``clips-bench run`` in retrieval or classification; or a directory (or one file) of
+            parquet with images, as lmms-eval's tasks have.
+        split: the split, if the data have splits; not for parquet.
+        images: directory of the images, if it is not next to the captions.
+        language: any language of a multilingual benchmark, since all share their images.
+        within: Hamming distance, of 256 bits, up to which two images count as duplicates.
         output: the pairs, .csv or .json.
     """
 
@@ -68,10 +68,10 @@ class ContaminationConfig:
 
 @dataclass(frozen=True)
 class DuplicatePair:
-    """A training picture and a picture of the benchmark that are one.
+    """A training image and an image of the benchmark that are one.
 
     Args:
-        training: the training picture's name.
+        training: the training image's name.
         benchmark: the benchmark's.
         unlike_bits: of their hashes, out of 256.
         exact: whether all pixels are equal.
@@ -85,7 +85,7 @@ class DuplicatePair:
 
 @dataclass
 class ContaminationResult:
-    """What was found; counts are of pictures."""
+    """What was found; counts are of images."""
 
     training: int = 0
     benchmark: int = 0
@@ -94,7 +94,7 @@ class ContaminationResult:
 
     @property
     def exact(self) -> int:
-        """The benchmark's pictures that are in the training data pixel for pixel."""
+        """The benchmark's images that are in the training data pixel for pixel."""
         return len({pair.benchmark for pair in self.pairs if pair.exact})
 
     @property
@@ -104,10 +104,10 @@ class ContaminationResult:
 
 
 def run_contamination(config: ContaminationConfig) -> None:
-    """Print counts and shares, and write the pairs where ``output`` says so.
+    """Print counts and ratios, and write the pairs to ``output``.
 
     Raises:
-        UserError: data that are missing or malformed, a benchmark without pictures.
+        UserError: data that are missing or malformed, a benchmark without images.
     """
     from clips.data.sources import open_source
 
@@ -117,7 +117,7 @@ def run_contamination(config: ContaminationConfig) -> None:
     training = itertools.chain.from_iterable(_training_pictures(source) for source in sources)
     found = find_duplicates(training, pictures, within=config.within)
     if not found.benchmark:
-        raise UserError(f"benchmark: {config.benchmark}: holds no picture")
+        raise UserError(f"benchmark: {config.benchmark}: holds no image")
     for line in format_result(found, config.within):
         print(line)
     if config.output:
@@ -130,12 +130,12 @@ def run_contamination(config: ContaminationConfig) -> None:
 def find_duplicates(
     training: Iterable[Named], benchmark: Iterable[Named], *, within: int = MAX_HAMMING_DISTANCE
 ) -> ContaminationResult:
-    """Compare every training picture with every one of the benchmark.
+    """Compare every training image with every benchmark image.
 
     Args:
-        training: (name, encoded picture); a picture that cannot be read comes with no bytes.
-        benchmark: likewise; of these 64 bytes each are kept, of the training pictures nothing.
-        within: unlike bits up to which two pictures are one.
+        training: (name, encoded image); an unreadable image has no bytes.
+        benchmark: likewise; 64 bytes of each stay in memory, nothing of the training images.
+        within: Hamming distance up to which two images count as duplicates.
     """
     found = ContaminationResult()
     known = [each for block in _looks(benchmark, found) for each in block]
@@ -153,13 +153,13 @@ def find_duplicates(
         near = [(mine[row], names[column], unlike) for row, column, unlike in near_pairs(theirs, hashes, within)]
         found.pairs += [DuplicatePair(*pair, False) for pair in near if pair[:2] not in exact]
         if time.monotonic() - said > _SAID_EVERY:
-            log_info(f"{found.training:,} training pictures, {len(found.pairs):,} pairs")
+            log_info(f"{found.training:,} training images, {len(found.pairs):,} pairs")
             said = time.monotonic()
     return found
 
 
 def _looks(pictures: Iterable[Named], found: ContaminationResult) -> Iterator[list[tuple[str, ImageHash]]]:
-    """Blocks of the pictures that can be read, decoded on threads; the others are noted."""
+    """Blocks of the images that can be read, decoded on threads; the others are noted."""
     rest = iter(pictures)
     with ThreadPoolExecutor(_THREADS) as pool:
         while block := list(itertools.islice(rest, _BLOCK)):
@@ -179,13 +179,13 @@ def _look(content: bytes) -> ImageHash | None:
 
 
 def _hashes(looks: Sequence[tuple[str, ImageHash]]) -> tuple[list[str], np.ndarray]:
-    """Names and (N, 4) hashes of the pictures that have one."""
+    """Names and (N, 4) hashes of the images that have one."""
     there = [(name, look.bits) for name, look in looks if look.bits is not None]
     return [name for name, _ in there], np.array([bits for _, bits in there], np.uint64).reshape(-1, BITS // 64)
 
 
 def _training_pictures(source: Any) -> Iterator[Named]:
-    """(name, encoded picture) of a source; no bytes where training would skip the sample."""
+    """(name, encoded image) of a source; no bytes where training would skip the sample."""
     from clips.data.sources import BadSampleError
 
     for index in range(len(source)):
@@ -198,7 +198,7 @@ def _training_pictures(source: Any) -> Iterator[Named]:
 def benchmark_images(
     data: str, *, split: str = "test", images: str | None = None, language: str | None = None
 ) -> Iterator[Named]:
-    """(name, encoded picture) of a benchmark's data, see `OverlapConfig`.
+    """(name, encoded image) of a benchmark's data, see `OverlapConfig`.
 
     Raises:
         UserError: missing or malformed.
@@ -222,7 +222,7 @@ def benchmark_images(
 
 
 def _from_classes(data: str, split: str, otherwise: UserError) -> Iterator[Named]:
-    """The pictures of a classification data set; raises ``otherwise`` where it is none."""
+    """The images of a classification dataset; raises ``otherwise`` if it is none."""
     try:
         found = load_classification_set(data, split=split)
     except UserError:
@@ -232,7 +232,7 @@ def _from_classes(data: str, split: str, otherwise: UserError) -> Iterator[Named
 
 
 def _from_parquet(path: Path) -> Iterator[Named]:
-    """The pictures of all columns that hold such, as ``datasets`` stores them: {bytes, path}."""
+    """The images of all columns that hold such, as ``datasets`` stores them: {bytes, path}."""
     import pyarrow
     from pyarrow import parquet
 
@@ -261,11 +261,11 @@ def _holds_pictures(kind: Any) -> bool:
 
 def format_result(found: ContaminationResult, within: int) -> Iterator[str]:
     """What was found, in lines of text."""
-    yield f"training    {found.training:,} pictures"
-    yield f"benchmark   {found.benchmark:,} pictures"
+    yield f"training    {found.training:,} images"
+    yield f"benchmark   {found.benchmark:,} images"
     if found.unreadable:
         yield f"unreadable  {len(found.unreadable):,}, which were left out, for instance {found.unreadable[0]}"
-    yield f"exact       {_share(found.exact, found)} of the benchmark are training pictures, pixel for pixel"
+    yield f"exact       {_share(found.exact, found)} of the benchmark are training images, pixel for pixel"
     yield f"near        {_share(found.near, found)} more differ from one in at most {within} of {BITS} bits"
 
 

@@ -1,4 +1,4 @@
-"""``clips-bench diff A B``: in words, what differs between two results besides their numbers."""
+"""``clips-bench diff A B``: differences between two results other than their numbers, as text."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from benchmarks.study.training_settings import diff_training, training_of_result
 
 @dataclass(frozen=True, kw_only=True)
 class DiffConfig:
-    """Say what differs between two results: the model, how it was trained and takes its input, and the protocol.
+    """Print the differences between two results: the model, its training and input settings, and the protocol.
 
     Args:
-        first: a result file, or a directory (of a row, or of results with one row).
+        first: a result file, or a directory (of a model, or of results with one model).
         second: likewise.
-        benchmark: whose results, where the directories have several.
+        benchmark: the benchmark, if the directories have several.
     """
 
     first: str
@@ -93,7 +93,7 @@ def _about_training(first: Result, second: Result) -> Iterator[str]:
 
 
 def _split(result: Result) -> tuple[Protocol, Protocol]:
-    """(what the model's directory decides, what the harness decides) of a protocol."""
+    """(entries that the model's directory determines, entries that the harness determines) of a protocol."""
     taken = {name: value for name, value in result.protocol.items() if name.startswith(INPUT_PREFIX)}
     return taken, {name: value for name, value in result.protocol.items() if name not in taken}
 

@@ -1,4 +1,4 @@
-"""Result files and rows as a command line names them: a file, a row's directory, a directory of rows."""
+"""Lookup of result files and models from command-line paths: a file, a model's directory, a directory of models."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from clips.errors import UserError, unknown_name_error
 
 
 def find_result(path: str, benchmark: str | None, field: str) -> Result:
-    """One result.
+    """Find one result.
 
     Args:
-        path: a result file, or a directory: of a row, or of results with one row that has the benchmark.
-        benchmark: its name; needed for a directory with several.
-        field: what the path was given as, for messages.
+        path: a result file, or a directory: of a model, or of results with one model that has the benchmark.
+        benchmark: its name; required for a directory with several.
+        field: the config field of the path, for messages.
 
     Raises:
         UserError: there is none, or several.
@@ -35,17 +35,17 @@ def find_result(path: str, benchmark: str | None, field: str) -> Result:
 
 
 def find_results_by_row(path: str, field: str) -> dict[str, dict[str, Result]]:
-    """Row → benchmark → result, of a row's directory, a directory of rows, or a study's output.
+    """Model → benchmark → result, of a model's directory, a directory of models, or a study's output.
 
     Raises:
-        UserError: no such directory, no results in it, one that cannot be read, or two of the same row and benchmark.
+        UserError: no such directory, no results in it, an unreadable result, or two of the same model and benchmark.
     """
     root = Path(path)
     if not root.is_dir():
         raise UserError(f"{field}: {path}: no such directory")
     if (root / "results").is_dir():
         results = read_results(root / "results")
-    else:  # a row's own files where no directory in it has any
+    else:  # a model's own files if no subdirectory has any
         results = read_results(root) or [read_result(file) for file in sorted(root.glob("*.json"))]
         refuse_twice((result.row, result.benchmark, result.path) for result in results)
     if not results:

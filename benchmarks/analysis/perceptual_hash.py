@@ -1,15 +1,16 @@
-"""How alike two pictures are, whatever file they come in: equal pixels, or a perceptual hash of few unlike bits.
+"""Similarity of two images independent of their file format: equal pixels, or a perceptual hash with a small Hamming
+distance.
 
-The hash says of the 256 slowest waves of a picture, reduced to 64 × 64 shades of grey, whether each is above their
+The hash states for the 256 lowest frequencies of an image, reduced to 64 × 64 gray levels, whether each is above their
 median: the pHash of Zauner 2010 ("Implementation and Benchmarking of Perceptual Image Hash Functions"), with 16 × 16
-waves instead of 8 × 8. (The library imagehash has it too, but needs a package of wavelets for its other hashes.)
+frequencies instead of 8 × 8. (The library imagehash has it too, but needs a wavelet package for its other hashes.)
 
 Measured on photos of Flickr8k's train and val splits, one in seven of 7,000. Saved again as JPEG of quality 40, halved
-or squashed, a picture differs from itself in at most 12 bits; brightened in 22; with 2 % of width and height cut off in
-34; with 5 % cut off in 60 or fewer in 99 of 100 pictures, or in 68 of 100 where all is cut off on one side. With 10 %
-cut off most are missed, mirrored ones too. Of the 24.5 million pairs of unlike photos none differs in fewer than 70
-bits, 31 in at most 84 (and one photo is there twice). Where training pictures come in tens of millions, 48 is the safer
-limit; it finds 85 of 100 with 5 % cut off.
+or squashed, an image differs from itself in at most 12 bits; brightened in 22; with 2 % of width and height cropped in
+34; with 5 % cropped in 60 or fewer for 99 of 100 images, or for 68 of 100 if the crop is on one side. With 10 % cropped
+most are missed, and so are mirrored ones. Of the 24.5 million pairs of different photos none differs in fewer than 70
+bits, 31 in at most 84 (and one photo occurs twice). For tens of millions of training images, 48 is the safer limit; it
+finds 85 of 100 with 5 % cropped.
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_HAMMING_DISTANCE = 60
-"""Unlike bits, of `BITS`, up to which two pictures are taken for one."""
+"""Hamming distance, of `BITS`, up to which two images count as duplicates."""
 DCT_SIZE = 16
 BITS = DCT_SIZE * DCT_SIZE
-_FLAT = 2.0  # shades of grey: a picture that varies by less has no waves but those of its noise
+_FLAT = 2.0  # shades of gray: an image that varies by less has no waves but those of its noise
 _AT_ONCE = 4_000_000
 
 
 @dataclass(frozen=True)
 class ImageHash:
-    """What is kept of a picture.
+    """The hashes of an image.
 
     Args:
         pixels: SHA-256 of its size and pixels.
-        bits: (4,) uint64, the perceptual hash; None of a picture of one color.
+        bits: (4,) uint64, the perceptual hash; None for an image of a single color.
     """
 
     pixels: bytes
@@ -46,7 +47,7 @@ class ImageHash:
 
 
 def hash_image(picture: Image) -> ImageHash:
-    """The look of an RGB picture."""
+    """The hashes of an RGB image."""
     from PIL.Image import Resampling
     from scipy.fft import dctn
 
@@ -59,14 +60,14 @@ def hash_image(picture: Image) -> ImageHash:
 
 
 def near_pairs(first: np.ndarray, second: np.ndarray, within: int) -> Iterator[tuple[int, int, int]]:
-    """(index, index, unlike bits) of all pairs with at most ``within`` unlike bits.
+    """(index, index, Hamming distance) of all pairs with a distance of at most ``within``.
 
-    Every pair is looked at, in blocks of numpy: time grows as N × M, memory does not.
+    All pairs are compared, in numpy chunks: time grows as N × M, memory does not.
 
     Args:
         first: (N, 4) uint64 hashes.
         second: (M, 4) uint64 hashes.
-        within: unlike bits.
+        within: the largest Hamming distance.
     """
     rows = max(1, _AT_ONCE // max(1, len(second)))
     for start in range(0, len(first), rows):

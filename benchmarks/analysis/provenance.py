@@ -1,4 +1,4 @@
-"""``clips-bench provenance RESULT``: from a number back to the shards, and whether what it rests on is still there."""
+"""``clips-bench provenance RESULT``: from a number back to the shards, and whether its inputs still exist."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _SHOWN = 12  # digits of a hash
 
 @dataclass(frozen=True, kw_only=True)
 class ProvenanceConfig:
-    """Say where a number comes from: data, model, and what that was made from, back to the training data.
+    """Print the provenance of a number: data, model, and its inputs, back to the training data.
 
     Args:
-        result: a result file, or a directory: of a row, of results with one row, of an encoder, a LLaVA or data.
-        benchmark: whose result, where the directory has several.
-        check: hash what is there again and say what has changed since.
+        result: a result file, or a directory: of a model, of results with one model, of an encoder, a LLaVA or data.
+        benchmark: the benchmark, if the directory has several.
+        check: hash the files again and print what has changed.
     """
 
     result: str
@@ -36,12 +36,12 @@ class ProvenanceConfig:
 
 @dataclass(frozen=True)
 class ProvenanceNode:
-    """One thing that a number rests on.
+    """One node of the provenance tree.
 
     Args:
-        title: what it is, in a line.
-        facts: more lines about it.
-        made_from: what it rests on in turn.
+        title: description in one line.
+        facts: further lines.
+        made_from: its own inputs.
     """
 
     title: str
@@ -97,7 +97,7 @@ def trace(result: Result, *, check: bool = True) -> ProvenanceNode:
 def _artifact(
     name: str, described: Mapping[str, str], study: Path, *, check: bool, seen: frozenset[str] = frozenset()
 ) -> ProvenanceNode:
-    """What lies at a path, and what its manifest says that it was made from."""
+    """The node of a path, with the inputs that its manifest states."""
     digest = str(described.get("hash") or "")
     path = str(described.get("path", "")) and str(relocate(str(described["path"]), study, digest))
     title = f"{name}: {path} ({_short(str(described.get('hash', '')))})"
@@ -145,7 +145,7 @@ def _about(manifest: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _step(made: Path) -> Iterator[str]:
-    """What the study's runner noted of the step that made it: command, time, memory, and on what machine."""
+    """The study runner's record of the step that produced it: command, time, memory and machine."""
     found = find_producer(made)
     if found is None:
         return
@@ -187,7 +187,7 @@ def _source(name: str, described: Mapping[str, Any], study: Path, *, check: bool
 
 
 def lines(node: ProvenanceNode, depth: int = 0) -> Iterator[str]:
-    """The tree as text, what something rests on indented below it."""
+    """The tree as text, inputs indented below their outputs."""
     indent = "    " * depth
     yield f"{indent}{node.title}"
     for fact in node.facts:

@@ -1,5 +1,4 @@
-"""``clips-bench study run`` and ``rerun_study_with_report``: where a study meets its report, of which its steps know
-nothing."""
+"""``clips-bench study run`` and ``rerun`` followed by the report; the study package does not depend on reports."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ from benchmarks.study import rerun_clean, study_commands
 
 
 def run_study_with_report(config: study_commands.StudyConfig) -> None:
-    """Run what is missing, then write the report and print its table. Exit status 1 where a step failed."""
+    """Run the pending steps, then write the report and print its table. Exit status 1 if a step failed."""
     study_commands.run_study_steps(config, report=_report)
 
 

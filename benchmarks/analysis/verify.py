@@ -1,4 +1,4 @@
-"""``clips-bench verify``: the harness against what is known; a check is one entry in ``CHECKS``."""
+"""``clips-bench verify``: checks of the harness against known values; a check is one entry in ``CHECKS``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CHECKS: dict[str, Check] = {
 
 @dataclass(frozen=True)
 class CheckResult:
-    """How a check ended, and what it found."""
+    """The status and finding of a check."""
 
     name: str
     outcome: Literal["ok", "failed", "skipped"]
@@ -43,10 +43,10 @@ class CheckResult:
 
 
 def run_verify(config: VerifyConfig) -> None:
-    """Print the table; the command ends with status 1 where a check failed.
+    """Print the table; the command exits with status 1 if a check failed.
 
     Raises:
-        UserError: an unknown check, task or published row, or a directory that is not there.
+        UserError: an unknown check, task or published model, or a missing directory.
         SystemExit: some check failed.
     """
     for name in config.only:
@@ -68,7 +68,7 @@ def run_verify(config: VerifyConfig) -> None:
 
 
 def run_check(name: str, config: VerifyConfig) -> CheckResult:
-    """Make one check; whatever breaks in it is a failure."""
+    """Run one check; any exception in it is a failure."""
     try:
         return CheckResult(name, "ok", CHECKS[name].run(config))
     except CheckSkippedError as reason:

@@ -1,1 +1,1 @@
-"""What goes out into the world: model cards with numbers in them, and uploads to the Hugging Face hub."""
+"""Publishing: model cards with evaluation results, and uploads to the Hugging Face Hub."""

@@ -1,4 +1,4 @@
-"""``clips-bench card DIR --results PATH``: the README.md of an encoder or a LLaVA, with what was measured in it."""
+"""``clips-bench card DIR --results PATH``: the README.md of an encoder or a LLaVA, with its evaluation results."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ _NOT_STATED = "not stated"
 
 @dataclass(frozen=True, kw_only=True)
 class CardConfig:
-    """Write what was measured into a model's card, README.md: a table for people, ``model-index`` for the hub.
+    """Write the evaluation results into a model's card, README.md: a table for readers, ``model-index`` for the Hub.
 
-    Only results of this very model are taken, by its hash, and of a study's only those that are up to date. What else
-    the card says stays; a model without a card gets one from its manifest.
+    It uses only results with this model's hash, and of a study only those that are up to date. Other content of the
+    card stays; a model without a card gets one from its manifest.
 
     Args:
         directory: the encoder or LLaVA.
-        results: a study's output, a directory of results, or a row's directory.
-        name: of the model, in the card's title and metadata; the directory's where not given.
+        results: a study's output, a directory of results, or a model's directory.
+        name: of the model, in the card's title and metadata; by default the directory's.
     """
 
     directory: str
@@ -59,8 +59,7 @@ def run_card(config: CardConfig) -> None:
     """Write the card.
 
     Raises:
-        UserError: no model there or not a finished one, no results of it or none that is up to date, or a card that
-            cannot be read.
+        UserError: no complete model there, no up-to-date results of it, or an unreadable card.
     """
     directory = Path(config.directory)
     manifest = read_manifest(directory)
@@ -88,7 +87,7 @@ def run_card(config: CardConfig) -> None:
 
 
 def _of_scenes(directory: Path) -> bool:
-    """Whether a study there drew its own data."""
+    """Whether a study there generated its own data."""
     if not (directory / RECORD_FILE).is_file():
         return False
     return any(step.command.startswith("clips scenes") for step in read_study_record(directory).steps.values())
@@ -101,20 +100,20 @@ def add_evaluation_section(
     notes: Sequence[str] = (),
     left_out: Sequence[str] = (),
 ) -> ModelCard:
-    """The card with its part on evaluation, and its metadata, made from ``results``.
+    """The card with its evaluation section and metadata from ``results``.
 
     Args:
-        existing: the card as it is.
-        results: of this model.
-        name: of the model, in the metadata.
-        notes: what a reader of the numbers must know.
-        left_out: in words, results that were not taken, and why.
+        existing: the current card.
+        results: the results of this model.
+        name: the model's name, in the metadata.
+        notes: caveats for readers of the numbers.
+        left_out: as text, excluded results, and why.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
     entries = [entry for result in results for entry in eval_results(result)]
     data = existing.data
-    assert isinstance(data, ModelCardData)  # ModelCard's own, whatever it annotates
+    assert isinstance(data, ModelCardData)  # ModelCard itself, despite its annotation
     data.model_name, data.eval_results = name, entries or None
     section = _render(
         "results.md.jinja",
@@ -132,7 +131,7 @@ def add_evaluation_section(
 
 
 def eval_results(result: Result) -> list[EvalResult]:
-    """A result's main metrics as the hub's ``model-index`` has them, values scaled as shown."""
+    """A result's main metrics as the Hub's ``model-index`` has them, values scaled as shown."""
     from huggingface_hub import EvalResult
 
     split = result.protocol.get("split")
@@ -173,7 +172,7 @@ def _value(metric: Metric) -> str:
 
 
 def _missing(results: Sequence[Result]) -> Iterator[str]:
-    """In words, which numbers are not there, and why."""
+    """As text, the missing numbers, and why."""
     for result in results:
         if result.status == "failed":
             yield f"{result.benchmark}: failed ({result.reason or 'no reason was recorded'})"
@@ -182,13 +181,13 @@ def _missing(results: Sequence[Result]) -> Iterator[str]:
 
 
 def _card(directory: Path, manifest: Mapping[str, Any], name: str) -> ModelCard:
-    """The model's card; one made from the manifest where there is none."""
+    """The model's card; one from the manifest if there is none."""
     from huggingface_hub import ModelCard
 
     path = directory / MODEL_CARD
     try:
         return ModelCard.load(path) if path.is_file() else ModelCard(_new_card(directory, manifest, name))
-    except Exception as error:  # YAML's, the hub's own checks and the file system's
+    except Exception as error:  # YAML's, the Hub's own checks and the file system's
         raise UserError(f"{path}: not a model card that the hub would read ({error_reason(error)})") from None
 
 
@@ -206,11 +205,11 @@ def _new_card(directory: Path, manifest: Mapping[str, Any], name: str) -> str:
 
 
 def training_facts(manifest: Mapping[str, Any], training: Mapping[str, str]) -> dict[str, str]:
-    """How a model came to be, as its manifest tells; what that does not tell is said to be not stated.
+    """The training of a model according to its manifest; missing facts appear as not stated.
 
     Args:
-        manifest: the model's.
-        training: the main settings of its training, in words.
+        manifest: the model's manifest.
+        training: the main training settings, as text.
     """
     stages = manifest.get("stages") or {}
     of_llava = stages if isinstance(stages, Mapping) else {}

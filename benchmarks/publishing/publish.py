@@ -30,16 +30,16 @@ _TOKEN = re.compile(r"hf_\w+")
 class PublishConfig:
     """Push a finished encoder, LLaVA, study or directory of results to the Hugging Face hub.
 
-    The token is that of ``HF_TOKEN`` or of `hf auth login`; it is written nowhere. Absolute paths in manifests, configs
-    and results are shortened in what is sent; the files here stay as they are.
+    The token is that of ``HF_TOKEN`` or of `hf auth login`; it is never written to disk. Absolute paths in manifests,
+    configs and results are shortened in the upload; the local files do not change.
 
     Args:
-        directory: what to push.
-        to: the repository, ``ORG/NAME``: of models, for results and studies of data sets. It is made where missing.
-        private: who may see it where it is made.
-        pictures: of results, also push the items tables and the page, which show the benchmarks' own pictures.
-        message: of the commit.
-        dry_run: only list what would go, with sizes and licenses; nothing is sent and no network needed.
+        directory: the directory to push.
+        to: the repository, ``ORG/NAME``: of models, for results and studies of datasets. It is created if missing.
+        private: visibility of a new repository.
+        pictures: for results, also push the items tables and the page, which show the benchmarks' own images.
+        message: the commit message.
+        dry_run: only list the files, with sizes and licenses; it sends nothing and needs no network.
     """
 
     directory: str
@@ -55,11 +55,12 @@ class PublishConfig:
 
 
 def run_publish(config: PublishConfig) -> None:
-    """List what goes, then push it in one commit.
+    """List the files, then push them in one commit.
 
     Raises:
-        UserError: an unfinished or changed directory, foreign files, a secret, a repository that is public where a
-            private one is asked for, or the hub refuses.
+        UserError: an incomplete or changed directory, foreign files, a secret, a public repository where a private one
+            is
+            requested, or the Hub rejects the upload.
     """
     directory = Path(config.directory)
     found = plan_upload(directory, pictures=config.pictures)
@@ -75,7 +76,9 @@ def run_publish(config: PublishConfig) -> None:
 
 
 def stage_files(found: UploadPlan, staging: Path) -> dict[str, int]:
-    """Lay out what goes: links to the files, and records reworded. Returns how many paths were shortened in which."""
+    """Build the upload directory: links to the files, and rewritten records. Returns the number of shortened paths per
+    file.
+    """
     shortened: dict[str, int] = {}
     for name, path in found.files.items():
         target = staging / name
@@ -92,7 +95,7 @@ def stage_files(found: UploadPlan, staging: Path) -> dict[str, int]:
 def _tell(config: PublishConfig, found: UploadPlan, shortened: dict[str, int]) -> None:
     """What goes, to standard output."""
     sizes = {name: path.stat().st_size for name, path in found.files.items()}
-    kind = {"model": "models", "dataset": "data sets"}[found.repo_type]
+    kind = {"model": "models", "dataset": "datasets"}[found.repo_type]
     lines = [f"{config.directory} → {config.to} ({kind}, {'private' if config.private else 'public'})"]
     for name, size in sizes.items():
         paths = f"  ({shortened[name]} paths of this machine shortened)" if name in shortened else ""
@@ -128,8 +131,8 @@ def _push(config: PublishConfig, found: UploadPlan, staging: Path) -> None:
         )
     except UserError:
         raise
-    except Exception as error:  # the hub's, the network's and the file system's own
-        raise UserError(f"to: {config.to}: the hub refuses ({_TOKEN.sub('hf_…', error_reason(error))})") from None
+    except Exception as error:  # the Hub's, the network's and the file system's own
+        raise UserError(f"to: {config.to}: the Hub rejects ({_TOKEN.sub('hf_…', error_reason(error))})") from None
     log_info(f"published: {done.commit_url}")
 
 

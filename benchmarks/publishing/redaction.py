@@ -1,4 +1,4 @@
-"""What must not go out: secrets, and paths of the machine that something was made on."""
+"""Redaction before publishing: secrets, and local paths."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from clips.errors import UserError
 
 _TEXT = {".json", ".jsonl", ".yaml", ".yml", ".md", ".txt", ".csv", ".tex", ".jinja", ".html", ".svg"}
-_MOST = 32 * 2**20  # bytes of a text that is looked through; larger ones are data
+_MOST = 32 * 2**20  # bytes of a text that is searched; larger files are data
 SECRET_PATTERNS: dict[str, re.Pattern[str]] = {
     "a token of the Hugging Face hub": re.compile(r"\bhf_[A-Za-z0-9]{30,}\b"),
     "a key of OpenAI's kind": re.compile(r"\bsk-[A-Za-z0-9_-]{20,}\b"),
@@ -30,15 +30,15 @@ _NAMES = re.compile(r'"(?:_name_or_path|name_or_path|model_path)"\s*:\s*"([^"]*)
 
 
 def is_text_file(path: Path) -> bool:
-    """Whether a file is looked through."""
+    """Whether a file is searched."""
     return path.suffix in _TEXT and path.stat().st_size <= _MOST
 
 
 def check_no_secrets(name: str, path: Path) -> None:
-    """Look for secrets in one file.
+    """Search one file for secrets.
 
     Raises:
-        UserError: there is one; it names the file, the line and the kind, and never the secret.
+        UserError: there is one; the message names the file, the line and the type, never the secret.
     """
     if not is_text_file(path):
         return
@@ -49,7 +49,7 @@ def check_no_secrets(name: str, path: Path) -> None:
 
 
 def check_no_local_paths(name: str, path: Path) -> None:
-    """Refuse a file that is part of the model, and so cannot be reworded, where it names a directory of this machine.
+    """Reject a file of the model that names a local directory, since it cannot be rewritten.
 
     Raises:
         UserError: it does.

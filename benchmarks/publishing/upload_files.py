@@ -1,4 +1,4 @@
-"""What a directory of ours consists of, and so what of it may go out: nothing else does."""
+"""The files of a directory that may be published; no other file is."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from benchmarks.study.study_record import RECORD_FILE, StudyRecord, read_study_r
 from clips.core.artifact import HASH_EXCLUDED_FILES, MANIFEST, file_hash, read_manifest
 from clips.errors import UserError
 
-_LEFT_BEHIND = {"tensorboard", "checkpoints"}  # a training's own, which no one needs to use the model
+_LEFT_BEHIND = {"tensorboard", "checkpoints"}  # training state, not needed to use the model
 _REPORT = {"table.csv", "table_wide.csv", "table.md", "table.tex", "seeds.csv", "settings.csv", "published.csv"}
 _UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, kw_only=True)
 class UploadPlan:
-    """What goes to the hub.
+    """The files of an upload.
 
     Args:
         repo_type: ``"model"`` or ``"dataset"``.
-        files: name in the repository → file here.
-        records: those of them that are told, not used, so that their wording may change.
-        left_out: what is there and does not go.
-        license: of what goes.
-        parents: what it was made from → its license.
+        files: name in the repository → local file.
+        records: the files that are documentation only, so that their paths may be rewritten.
+        left_out: the excluded files.
+        license: license of the upload.
+        parents: input → its license.
     """
 
     repo_type: str
@@ -40,14 +40,15 @@ class UploadPlan:
 
 
 def plan_upload(directory: Path, *, pictures: bool) -> UploadPlan:
-    """What of a directory goes to the hub.
+    """Collect the files of a directory that go to the Hub.
 
     Args:
         directory: an artifact (encoder, LLaVA, export), a study's output or a directory of results.
-        pictures: also what shows the benchmarks' own pictures and questions: items tables and the report's page.
+        pictures: include the files that show the benchmarks' own images and questions: items tables and the report's
+            page.
 
     Raises:
-        UserError: not one of these, unfinished, changed since it was finished, or with files that are not its own.
+        UserError: none of these, incomplete, changed since its completion, or with foreign files.
     """
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory")
@@ -103,7 +104,7 @@ def _more(names: list[str]) -> str:
 
 
 def _license(parent: Path) -> str:
-    """What a parent's manifest states; it may be elsewhere by now."""
+    """The facts of a parent's manifest; the parent may have moved."""
     try:
         return str(read_manifest(parent).get("license") or _UNKNOWN)
     except UserError:
@@ -144,7 +145,7 @@ def _summed_up(names: list[str]) -> tuple[str, ...]:
 
 
 def _is_of(study: StudyRecord, directory: Path, result: Result) -> bool:
-    """Whether a result is of the study as it stands now: rows that left it leave theirs behind."""
+    """Whether a result belongs to the current study file: removed models leave their results behind."""
     cells = {cell.result for row in study.rows for cell in row.cells.values()}
     return result.path is not None and result.path.relative_to(directory).as_posix() in cells
 

@@ -49,7 +49,7 @@ def build_results_table(
 
 
 def _is_asked(source: ReportSource, benchmark: str) -> bool:
-    """Whether any row is measured on a benchmark; some of a study's are for rows that a filter has left out."""
+    """Whether any row is measured on a benchmark; some of a study's are for rows that a filter has omitted."""
     outcomes = [source.outcomes[row.name, benchmark] for row in source.rows]
     return not all(
         isinstance(outcome, MissingValue) and outcome.reason == EXCLUDED_FROM_BENCHMARK for outcome in outcomes
@@ -83,7 +83,8 @@ def _columns(
 
 def _blind(source: ReportSource, benchmark: str, metric: str) -> dict[str, float]:
     """What answers without looking give, of the rows that were measured as most were; the best of them where that
-    depends on the row, as a place at random in what an encoder sees of a picture does."""
+    depends on the row, as a place at random in what an encoder sees of an image does.
+    """
     measured = {row: result for row, result in source.results(benchmark).items() if metric in result.metrics}
     groups = source.protocol_groups(measured)
     alike = [result.metrics[metric] for row, result in measured.items() if groups[row] == 0]
@@ -114,7 +115,7 @@ def _plain_cells(source: ReportSource, column: Column) -> list[Cell]:
 
 
 def _unlike_column(metric: Metric, column: Column) -> str:
-    """Why a number cannot stand in a column; empty where it can."""
+    """Why a number cannot be in a column; empty if it can."""
     for field in ("scale", "higher_is_better"):
         if getattr(metric, field) != getattr(column, field):
             return f"{field}: expected {getattr(column, field)} as other rows have, got {getattr(metric, field)}"

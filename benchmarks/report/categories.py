@@ -1,7 +1,7 @@
 """A benchmark's number kind by kind: POPE's three samplings, MME's abilities, GQA's types, SugarCrepe's edits.
 
 Each kind's number is the benchmark's first primary metric, computed on the items of that kind alone. Differences to the
-baseline are tested as in the main table, over pictures or over seeds; all of a report's are corrected together, apart
+baseline are tested as in the main table, over images or over seeds; all of a report's are corrected together, apart
 from the main table's, so that looking closer costs that table nothing.
 """
 

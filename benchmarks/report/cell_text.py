@@ -15,7 +15,7 @@ def decimals(column: Column) -> int:
 
 
 def column_title(column: Column) -> str:
-    """The column named in a sentence: ``"pope F1"``; the benchmark is left out where the label names it."""
+    """The column named in a sentence: ``"pope F1"``; the benchmark is omitted where the label names it."""
     label, benchmark = column.label, column.benchmark
     return label if benchmark.casefold() in label.casefold() else f"{benchmark} {label}"
 
@@ -26,7 +26,7 @@ def column_head(column: Column) -> str:
 
 
 def margin(cell: Cell) -> str:
-    """The 95 % interval beside its value: ``±1.2``, or ``+8.0/−0.0`` where it is lopsided; empty without one."""
+    """The 95 % interval next to its value: ``±1.2``, or ``+8.0/−0.0`` where it is lopsided; empty without one."""
     if cell.low is None or cell.high is None or cell.value is None:
         return ""
     places, above, below = decimals(cell.column), cell.high - cell.value, cell.value - cell.low
@@ -56,13 +56,14 @@ def group_sign(cell: Cell) -> str:
 
 
 def short_gap(cell: Cell) -> str:
-    """What stands in a cell without a number; empty where there is one."""
+    """What is in a cell without a number; empty where there is one."""
     return "" if cell.gap is None else {"missing": "not run", "not applicable": "—"}.get(cell.gap.kind, cell.gap.kind)
 
 
 def gap_words(cell: Cell) -> str:
-    """As ``short_gap``, with the reason of a failure or of an invalid file, cut where it is long; the whole reason
-    stands below the table."""
+    """As ``short_gap``, with the reason of a failure or of an invalid file, cut where it is long; the whole reason is
+    below the table.
+    """
     if cell.gap is None or cell.gap.kind not in {"failed", "invalid"}:
         return short_gap(cell)
     reason = " ".join(cell.gap.reason.split())

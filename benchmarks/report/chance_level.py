@@ -1,7 +1,7 @@
 """Which scores are told from those of answers that are made without looking, and how the latter are put into words.
 
-A score is told from chance where its 95 % interval lies above all that such answers give: a guess among the options,
-and, where it gives more, always saying yes or always naming the commonest class.
+A score is told from chance where its 95 % interval is above all that such answers give: a guess among the options, and,
+where it gives more, always saying yes or always naming the commonest class.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def has_chance_level(table: Table) -> bool:
 
 
 def trivial_baselines(column: Column) -> dict[str, str]:
-    """Way of answering without looking → its score as shown; beside chance itself only ways that give more."""
+    """Way of answering without looking → its score as shown; next to chance itself only ways that give more."""
     best = column.blind.get(CHANCE)
     kept = {way: value for way, value in column.blind.items() if way == CHANCE or best is None or _more(value, best)}
     return {way: format_number(value, decimals_needed(value, decimals(column))) for way, value in kept.items()}
@@ -40,7 +40,7 @@ def chance_text(column: Column) -> str:
 
 
 def is_above_chance(cell: Cell) -> bool | None:
-    """Whether a cell's interval lies above all that answers without looking give; None where that cannot be said."""
+    """Whether a cell's interval is above all that answers without looking give; None where that cannot be said."""
     blind: Mapping[str, float] = cell.column.blind
     if not blind or cell.group or cell.low is None or cell.high is None or cell.column.higher_is_better is None:
         return None

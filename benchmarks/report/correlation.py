@@ -21,7 +21,7 @@ from benchmarks.results.formatting import format_number
 from benchmarks.results.statistics import holm_correction
 
 MIN_ROWS = 4  # of a correlation
-_FEWEST_POINTS = 3  # of a figure: two always lie on a line
+_FEWEST_POINTS = 3  # of a figure: two always are on a line
 _DRAWS = 9999  # scipy tries all orders where they are no more
 _Z95 = 1.959963984540054
 _HEADS = ("measures", "rows", "Spearman's ρ", "95 % interval", "corrected p", "Pearson's r", "95 % interval")
@@ -220,7 +220,7 @@ def _figure(report: Report, relation: CorrelatedPair) -> Figure:
 
 
 def _plot(relation: CorrelatedPair, places: dict[str, int], axes: Any, inks: Palette) -> None:
-    """The points, colored by the rows' places; grey where there are none."""
+    """The points, colored by the rows' places; gray where there are none."""
     for across, up in relation.pairs:
         color = inks.series(places[across.row]) if places else inks["ink-soft"]
         if across.low is not None:

@@ -54,7 +54,7 @@ class CostAxis:
 
 
 def images_seen(training: TrainingRuns) -> float | None:
-    """Pictures that the encoder was shown in all stages of its training, repeated ones counted again."""
+    """Images that the encoder was shown in all stages of its training, repeated ones counted again."""
     return _in_all(training.encoder, "samples_seen")
 
 

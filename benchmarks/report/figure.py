@@ -11,7 +11,7 @@ from benchmarks.report.palette import Palette
 from benchmarks.report.table import Cell
 
 MAX_POINT_LABELS = 12
-"""How many points of a figure are told apart, by color and number."""
+"""How many points of a figure are distinguished, by color and number."""
 
 Plot = Callable[[Any, Palette], None]
 
@@ -31,7 +31,7 @@ class LegendEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class PointLabel:
-    """What stands beside a point, where there is room: its data coordinates and the text."""
+    """What stands next to a point, where there is room: its data coordinates and the text."""
 
     x: float
     y: float
@@ -69,11 +69,11 @@ class Figure:
         x_label: name of the x axis.
         y_label: name of the y axis; may be empty.
         legend: which color is what.
-        labels: of points; numbers that stand in the legend.
+        labels: of points; numbers that are in the legend.
         heads: of the table of what was drawn.
         rows: of that table; the first cell of each names it.
         height: in inches; figures are 4.4 wide.
-        upright: whether lines stand at the values of the x axis instead of the y axis'.
+        upright: whether lines are at the values of the x axis instead of the y axis'.
     """
 
     name: str

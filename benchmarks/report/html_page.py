@@ -1,4 +1,4 @@
-"""The page: the sections of ``sections.py``, put into the templates beside this file.
+"""The page: the sections of ``sections.py``, put into the templates next to this file.
 
 Everything that comes from a file is escaped by Jinja; only a figure's drawing is markup, which matplotlib has escaped.
 The page loads nothing: its content security policy forbids it to.
@@ -156,7 +156,7 @@ def error_bar(table: Table, cell: Cell) -> ErrorBar | None:
 
 
 def header_groups(table: Table) -> list[tuple[str, list[Column]]]:
-    """Columns that stand beside each other by benchmark, for a head of two lines."""
+    """Columns that stand next to each other by benchmark, for a head of two lines."""
     groups: list[tuple[str, list[Column]]] = []
     for column in table.columns:
         if groups and groups[-1][0] == column.benchmark:

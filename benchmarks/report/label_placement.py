@@ -1,4 +1,4 @@
-"""Where the labels of a scatter plot's points go, so that none lies on another or on a point."""
+"""Where the labels of a scatter plot's points go, so that none is on another or on a point."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _outside(box: Sequence[float], within: Sequence[float]) -> float:
 
 
 def draw_labels(sheet: Any, axes: Any, labels: Sequence[PointLabel], inks: Palette) -> None:
-    """Write the labels beside their points; the axes stay as they are, whatever is written.
+    """Write the labels next to their points; the axes stay as they are, whatever is written.
 
     Args:
         sheet: matplotlib's figure, all else drawn.

@@ -51,7 +51,7 @@ class ReportSource:
     Args:
         title: of the page.
         question: that the study asks; may be empty.
-        notes: lines that the reader must know (what the data stand in for).
+        notes: lines that the reader must know (what the data are in for).
         rows: in the order of the table.
         benchmarks: in the order of the columns.
         outcomes: (row, benchmark) → result or gap.
@@ -107,7 +107,7 @@ def read_source(directory: str | Path, *, baseline: str | None = None) -> Report
 
 
 def stale_results(results: Iterable[Result]) -> dict[Path, str]:
-    """File → why, of those results that lie in a study and do not belong to it as it stands now."""
+    """File → why, of those results that are in a study and do not belong to it as it stands now."""
     files: dict[Path, list[Result]] = {}
     for result in results:
         if result.path is not None:
@@ -292,12 +292,12 @@ def _read(file: Path) -> tuple[str, str, Result | MissingValue]:
 
 
 def _invalid(file: Path, error: UserError) -> MissingValue:
-    """Why a result file is not believed, its path cut short: it stands in a cell of a table."""
+    """Why a result file is not believed, its path cut short: it is in a cell of a table."""
     return MissingValue(kind="invalid", reason=str(error).replace(f"{file.parent}/", f"{file.parent.name}/"))
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl`` in a training's output; empty where there is none. Broken lines are left out."""
+    """The lines of ``metrics.jsonl`` in a training's output; empty where there is none. Broken lines are omitted."""
     path = directory / "metrics.jsonl"
     if not path.is_file():
         return []

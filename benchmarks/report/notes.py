@@ -1,4 +1,4 @@
-"""Below the table: the legend of the marks that stand in it, why cells are empty, what was not ranked together."""
+"""Below the table: the legend of the marks that are in it, why cells are empty, what was not ranked together."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class MarkLegend:
     Args:
         best: how a cell looks that is told from all others of its column; empty where it looks like any.
         tied: the same of cells at the top that are not told from each other.
-        differences: whether ▲, ▼ and ≈ stand at differences to a baseline.
+        differences: whether ▲, ▼ and ≈ are at differences to a baseline.
     """
 
     best: str
@@ -72,7 +72,7 @@ def table_notes(source: ReportSource, table: Table, by_row: Table) -> list[str]:
 
 
 def mark_legend(table: Table, signs: MarkLegend) -> list[str]:
-    """What the marks mean that stand in ``table`` where it is shown with ``signs``."""
+    """What the marks mean that are in ``table`` where it is shown with ``signs``."""
     lines = []
     marks = {cell.mark for cell in table.cells.values()}
     if "best" in marks and signs.best:

@@ -1,4 +1,4 @@
-"""Published numbers beside a report: a table of their own, without intervals, marks or tests.
+"""Published numbers next to a report: a table of their own, without intervals, marks or tests.
 
 What a paper does not say of its protocol cannot be compared with ours: the numbers are shown as printed, and the
 differences between them are plain subtraction, as papers print them.
@@ -58,8 +58,8 @@ class ReferenceTable:
     def delta(self, row: ReferenceResult, column: str) -> float | None:
         """A value minus the baseline's, rounded as both are printed.
 
-        None where one of them is missing, or stands in another table: the same model is 3 points better in one paper
-        than in another.
+        None where one of them is missing, or is in another table: the same model is 3 points better in one paper than
+        in another.
         """
         if self.baseline is None or row is self.baseline or row.source != self.baseline.source:
             return None
@@ -104,7 +104,7 @@ def build_reference_table(
 
     Args:
         wanted: see `select_rows`.
-        benchmarks: those of the report: where some of the rows' data sets are among them, only these are shown.
+        benchmarks: those of the report: where some of the rows' datasets are among them, only these are shown.
         baseline: one of the rows, by name.
 
     Raises:
@@ -124,6 +124,6 @@ def build_reference_table(
 
 
 def _same_data(column: str, benchmark: str) -> bool:
-    """Whether a benchmark's name is that of a column's data set, or begins with it (``coco_karpathy``)."""
+    """Whether a benchmark's name is that of a column's dataset, or begins with it (``coco_karpathy``)."""
     dataset = column.partition("/")[0]
     return benchmark == dataset or benchmark.startswith((f"{dataset}_", f"{dataset}-", f"{dataset}."))

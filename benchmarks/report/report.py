@@ -65,7 +65,7 @@ class Report:
         return max((size for size in sizes if size is not None), default=None)
 
     def below(self, signs: MarkLegend) -> list[str]:
-        """What stands below the table where it is shown with ``signs``: the legend of its marks, then the remarks."""
+        """What is below the table where it is shown with ``signs``: the legend of its marks, then the remarks."""
         return [*mark_legend(self.table, signs), *self.remarks]
 
 
@@ -81,7 +81,7 @@ def build_report(
     Args:
         directory: of the study or the results.
         baseline: a row that the others are compared with; the name of a published one goes for published rows.
-        published: published rows beside it, see `select_rows`; those that the study names where empty.
+        published: published rows next to it, see `select_rows`; those that the study names where empty.
         selection: the rows and columns to show.
 
     Raises:

@@ -24,7 +24,7 @@ class ReportConfig:
             the others' differences to it are shown.
         rows: only these, in this order: names or patterns, ``clip,clips`` or ``clips*``.
         columns: only these, in this order: ``BENCHMARK`` or ``BENCHMARK:METRIC``, ``retrieval,pope:accuracy``; also
-            metrics that the main table leaves out.
+            metrics that the main table omits.
         formats: which of html, csv, wide, published, seeds, settings, markdown, latex, svg, pdf to write; all where
             empty.
     """

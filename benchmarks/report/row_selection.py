@@ -1,7 +1,7 @@
 """A part of a report: some of its rows, some of its columns, in the order asked for.
 
-Rows are left out *before* the tests, so that a mark speaks of the rows that are shown. Columns are left out *after*
-them: choosing the columns that came out well must not make their p-values smaller.
+Rows are omitted *before* the tests, so that a mark speaks of the rows that are shown. Columns are omitted *after* them:
+choosing the columns that came out well must not make their p-values smaller.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Selection:
     columns: tuple[str, ...] = ()
 
     def of_source(self, source: ReportSource) -> ReportSource:
-        """The source with the chosen rows. A row whose baseline is left out is compared with none.
+        """The source with the chosen rows. A row whose baseline is omitted is compared with none.
 
         Raises:
             UserError: a name that no row has.
@@ -54,7 +54,7 @@ class Selection:
         return tuple(dict.fromkeys(place for name in self.columns for place in _places(name, source)))
 
     def remark(self, whole: Table, shown: Table, rows: int) -> list[str]:
-        """A line that says what is left out; none where nothing is.
+        """A line that says what is omitted; none where nothing is.
 
         Args:
             whole: the table with all columns.

@@ -86,7 +86,7 @@ def _named(cells: Sequence[Cell]) -> str:
 
 
 def _deltas(table: Table, row: str) -> list[Cell]:
-    """The row's cells that can be compared, in the order of the columns; those of unranked columns left out."""
+    """The row's cells that can be compared, in the order of the columns; those of unranked columns omitted."""
     return [
         cell
         for column in table.columns

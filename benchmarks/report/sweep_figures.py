@@ -1,6 +1,6 @@
 """Scores against a setting: the figures that a study asks for, from the numbers of its main table.
 
-Beside each curve stands its slope: the score's change where the setting doubles, by least squares on the setting's
+Next to each curve stands its slope: the score's change where the setting doubles, by least squares on the setting's
 logarithm: a weighted sum of the points, whose interval has the noise of images and of training as theirs have.
 """
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-_EDGES = 3  # a column's edge and the blanks beside it
+_EDGES = 3  # a column's edge and the blanks next to it
 
 
 def print_report(report: Report, console: Console) -> None:

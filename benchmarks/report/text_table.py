@@ -53,8 +53,8 @@ def latex_table(frame: pd.DataFrame, *, foot: int = 0) -> list[str]:
     """A frame of LaTeX texts as the lines of a booktabs tabular.
 
     Args:
-        frame: where its columns have two levels, the upper one stands above a rule over what it has in common.
-        foot: how many of the last lines stand below a rule.
+        frame: where its columns have two levels, the upper one is above a rule over what it has in common.
+        foot: how many of the last lines are below a rule.
     """
     width = frame.shape[1]
     written = frame.style.to_latex(column_format="l" + "r" * width, hrules=True, multicol_align="c")

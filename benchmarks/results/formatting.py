@@ -14,7 +14,7 @@ _MOST_NAMED = 6
 
 
 def shorten_name(name: str, longest: int = 28) -> str:
-    """A row's name for a figure, its middle left out where it is long: names differ at their ends most often."""
+    """A row's name for a figure, its middle omitted where it is long: names differ at their ends most often."""
     clean = strip_control_chars(name)
     half = (longest - 1) // 2
     return clean if len(clean) <= longest else f"{clean[:half]}…{clean[-half:]}"

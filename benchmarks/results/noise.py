@@ -171,7 +171,7 @@ def training_noise(models: Sequence[Scores]) -> TrainingNoise:
 
     It is at least what the images explain on which seeds differ (``Scores.interaction``): a smaller variance is luck,
     as where two seeds are right equally often and on different images. Models near an end of the scale, whose variance
-    is small whatever training does, say nothing of the others' and are left out.
+    is small whatever training does, say nothing of the others' and are omitted.
     """
     several = [scores for scores in models if scores.trained and scores.num_seeds > 1]
     spread = [scores for scores in several if _differ(scores)]

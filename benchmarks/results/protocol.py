@@ -39,8 +39,8 @@ def fingerprint(protocol: Protocol, *, across: Sequence[str] = ()) -> str:
 
     Args:
         protocol: name → value.
-        across: names left out, or prefixes ending in ``_`` (``"input_"``: compare models whatever resolution each
-            of them takes).
+        across: names omitted, or prefixes ending in ``_`` (``"input_"``: compare models whatever resolution each of
+            them takes).
     """
     kept = {name: value for name, value in protocol.items() if not _left_out(name, across)}
     return digest(kept)

@@ -18,18 +18,18 @@ SCHEMA = 3
 CHANCE = "chance"
 ITEM_COLUMNS: dict[str, str] = {
     "item": "unique within the benchmark; pairs the same item of two rows",
-    "image": "the picture's reference; items with the same one form a cluster",
+    "image": "the image's reference; items with the same one form a cluster",
     "direction": "retrieval: 'i2t' or 't2i'; otherwise empty",
     "category": "the benchmark's own kind of item, or empty",
-    "question": "what the model was asked (retrieval: the query caption, or empty for a query picture)",
-    "prediction": "what it answered (retrieval: the first caption found, or the reference of the first picture)",
+    "question": "what the model was asked (retrieval: the query caption, or empty for a query image)",
+    "prediction": "what it answered (retrieval: the first caption found, or the reference of the first image)",
     "target": "the expected answer (several: joined by ' | ')",
     "score": "this item's part in the first primary metric, higher is better; NaN where there is none",
-    "thumbnail": "JPEG bytes, longest side 160, in the first item of each picture; null elsewhere",
+    "thumbnail": "JPEG bytes, longest side 160, in the first item of each image; null elsewhere",
 }
 SHOWN_COLUMNS: dict[str, str] = {
     "found": "retrieval: what a query found, as JSON (`encoders.found`); null where it was not drawn",
-    "map": "pointing: JPEG bytes, how similar each place of the picture is to the phrase (`encoders.pointing`)",
+    "map": "pointing: JPEG bytes, how similar each place of the image is to the phrase (`encoders.pointing`)",
 }
 
 
@@ -42,7 +42,7 @@ class Metric:
         low: lower end of the 95 % interval, in the unit of ``value``; None where none can be given.
         high: upper end.
         n: items that enter it.
-        clusters: different pictures among them.
+        clusters: different images among them.
         higher_is_better: None where neither is better (POPE's share of yes).
         scale: 100 where ``value`` is a fraction that is shown in per cent, or as papers print CIDEr.
         label: for a column's head, ``"T→I R@1"``.
@@ -74,19 +74,18 @@ class Result:
     Args:
         row: the model's name in the table.
         benchmark: the column's name.
-        kind: ``"retrieval"``, ``"classification"``, ``"captions"``, ``"pointing"``, ``"choice"`` or
-            ``"mllm"``.
+        kind: ``"retrieval"``, ``"classification"``, ``"captions"``, ``"pointing"``, ``"choice"`` or ``"mllm"``.
         status: ``"ok"`` or ``"failed"``.
         reason: one line, why it failed.
         model: ``{"path": …, "hash": …}``.
         metrics: name → metric; empty where it failed.
         primary: the metrics to show in the main table, in order.
         absent: metrics that this benchmark usually has → why not here.
-        without_skill: what a model gets that does not look at the picture, as a sentence.
+        without_skill: what a model gets that does not look at the image, as a sentence.
         protocol: everything that the numbers depend on besides the model, name → value.
         fingerprint: SHA-256 of ``protocol``; numbers are ranked together only where it is equal.
-        items: file name of the items table beside the JSON; None where there is none.
-        seconds: wall time of this benchmark, model loading left out.
+        items: file name of the items table next to the JSON; None where there is none.
+        seconds: wall time of this benchmark, model loading omitted.
         versions: of the libraries.
         created: ISO time.
         git: commit of the suite and whether it had uncommitted changes; empty outside of a checkout.

@@ -40,13 +40,13 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 def check_name(name: str, what: str) -> None:
-    """Refuse names that cannot be file names everywhere."""
+    """Reject names that cannot be file names everywhere."""
     if not _NAME.fullmatch(name):
         raise UserError(f"{what}: expected up to 200 letters, digits, '.', '_' and '-', got '{name:.250}'")
 
 
 def enclosing_study(result: Path) -> Path:
-    """The directory that ``results/ROW/BENCHMARK.json`` lies in, a study's where there is one; ``..`` is no folder."""
+    """The directory that ``results/ROW/BENCHMARK.json`` is in, a study's where there is one; ``..`` is no directory."""
     return list(lexical_abspath(result).parents)[:3][-1]
 
 
@@ -56,7 +56,7 @@ def result_path(results: str | Path, row: str, benchmark: str) -> Path:
 
 
 def check_not_newer(results: str | Path, row: str, benchmark: str) -> None:
-    """Raise NewerResultError where a newer version's result stands in the place of one that is to be written."""
+    """Raise NewerResultError where a newer version's result is in the place of one that is to be written."""
     try:
         read_fields(result_path(results, row, benchmark))
     except NewerResultError:
@@ -174,7 +174,7 @@ def read_results(results: str | Path) -> list[Result]:
 
 
 def refuse_twice(found: Iterable[tuple[str, str, Path | None]]) -> None:
-    """Refuse two files that name the same row and benchmark: one of them would stand for both.
+    """Reject two files that name the same row and benchmark: one of them would stand for both.
 
     Args:
         found: row, benchmark and file of each result.
@@ -193,7 +193,7 @@ def refuse_twice(found: Iterable[tuple[str, str, Path | None]]) -> None:
 
 
 def has_items(result: Result) -> bool:
-    """Whether the table of items that a result names lies beside it; `clips-bench publish` leaves it out."""
+    """Whether the table of items that a result names lies next to it; `clips-bench publish` leaves it out."""
     return result.path is not None and result.items is not None and _items_path(result.path, result.items).is_file()
 
 
@@ -204,7 +204,7 @@ def _items_path(path: Path, items: str) -> Path:
 def read_items(result: Result, *, numbers_only: bool = False) -> pd.DataFrame:
     """The items of a result that was read from a file; see ``ITEM_COLUMNS``.
 
-    ``numbers_only`` leaves out what galleries show, which is most of the file.
+    ``numbers_only`` omits what galleries show, which is most of the file.
     """
     import pandas as pd
     import pyarrow.parquet

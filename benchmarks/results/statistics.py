@@ -41,7 +41,7 @@ class PairedDifference:
         value: metric of A minus metric of B, in the metric's own unit (not scaled).
         low: lower end of the 95 % interval of the difference; NaN, like the upper one, where none can be given.
         high: upper end.
-        p_value: two-sided p-value of "no difference"; the interval leaves out 0 just where it is below 5 %.
+        p_value: two-sided p-value of "no difference"; the interval omits 0 just where it is below 5 %.
         n: items compared.
         smallest: the smallest true difference that a single test at 5 % would show four times in five, on a benchmark
             of this size and with models that differ from item to item as these two; NaN where no item differs.

@@ -21,7 +21,7 @@ _RATIOS = {"mean", "mean_of_group_means", "f1", "ratio", "bleu"}  # "mean_of_sco
 _PER_CENT = 100.0  # the smallest scale of a ratio; ratios of points (LLaVA-Bench) have scale 1
 _GROUPS = {("sum_of_group_means", 1), ("mean_of_group_means", 1), ("f1", 2)}  # columns that name groups
 _ROUNDING = 1e-6
-_OF_WIDTH = 0.02  # of an interval: how far a value that its scorer rounds may lie outside
+_OF_WIDTH = 0.02  # of an interval: how far a value that its scorer rounds may are outside
 _SCORERS_ROUNDING = 1e-5  # MMMU's scorer rounds its ratios
 _POINTS_ROUNDING = 0.1  # LLaVA-Bench's scorer rounds its ratios of points
 _LARGEST = 1e100  # of a number; NaN is not below it either
@@ -29,7 +29,7 @@ _SHORTENED = (REDACTED, "…/")  # secrets, and absolute paths in published resu
 
 
 def check_fields(result: Result, file: Path) -> None:
-    """Refuse a result whose own fields contradict each other; its items are not read.
+    """Reject a result whose own fields contradict each other; its items are not read.
 
     Raises:
         UserError: naming the file, the field, and what was expected.
@@ -38,7 +38,7 @@ def check_fields(result: Result, file: Path) -> None:
 
 
 def check_items(result: Result, table: Path) -> None:
-    """Refuse a result that its table of items contradicts.
+    """Reject a result that its table of items contradicts.
 
     Raises:
         UserError: naming the result's file, the field, and what was expected; or the table cannot be read.

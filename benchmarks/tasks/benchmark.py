@@ -1,4 +1,4 @@
-"""What a benchmark is. Which there are, `catalogue` knows."""
+"""The description of a benchmark. `registry` lists the benchmarks."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ class Benchmark:
     """One benchmark.
 
     Args:
-        kind: what sort of result it gives.
-        about: one line: what is measured.
+        kind: the type of its results.
+        about: one line: the measured quantity.
         needs: ``"encoder"`` (with a text tower), ``"tower"`` (an encoder with or without one) or ``"llava"``.
         evaluate: ``module:function`` of (row, config) → Outcome.
         data_hash: ``module:function`` of config → SHA-256 of the data that it reads.
-        takes: which fields of ``BenchmarkConfig`` it reads, besides name, data, uses and limit.
+        takes: the fields of ``BenchmarkConfig`` that it reads, in addition to name, data, uses and limit.
         task: MLLM: lmms-eval's task name.
-        folder: MLLM: folder below lmms-eval's ``tasks`` that defines it (spares reading all 2,000 definitions), or the
-            user's own.
+        folder: MLLM: directory below lmms-eval's ``tasks`` that defines it (avoids reading all 2,000 definitions), or
+            the user's own.
         own: MLLM: the YAML file that defines a task of the user's own.
-        dataset: MLLM: the hub name of its data, a path below the data root.
-        format: compositional: how its data come, a name in ``clips.data.formats.FORMATS``.
-        also: MLLM: configurations of the data set that the task's functions read beside its own.
+        dataset: MLLM: the Hub name of its data, a path below the data root.
+        format: compositional: the format of its data, a name in ``clips.data.formats.FORMATS``.
+        also: MLLM: configurations of the dataset that the task's functions read in addition to its own.
         max_new_tokens: MLLM: cap of an answer where the task itself states none.
-        judged: MLLM: its scorer asks a judge, another model (``benchmarks.tasks.mllm.judge``).
-        without_skill: one sentence for below the table: what a model gets that does not look at the picture.
-        items: how many questions, or pictures, the published set has; None where it is whatever the user brings.
+        judged: MLLM: its scorer sends requests to a judge model (``benchmarks.tasks.mllm.judge``).
+        without_skill: one sentence for below the table: the score of a model that ignores the image.
+        items: number of questions or images of the published set; None where the user brings the data.
         license: of the published set, as its source states it.
         size: of the published set on disk, roughly; empty where it is not known.
     """
@@ -62,7 +62,7 @@ class Benchmark:
     size: str = ""
 
     def run(self, row: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
-        """Evaluate a row on this benchmark; None in a process that leaves the scoring to the first one."""
+        """Evaluate a model on this benchmark; None in a process that leaves the scoring to rank 0."""
         return import_from_string(self.evaluate)(row, config)
 
     def hash_of_data(self, config: BenchmarkConfig) -> str:

@@ -1,9 +1,9 @@
-"""An evaluation shared between the processes that torchrun or accelerate starts: each computes its part of the items.
+"""Distributed evaluation over the processes of torchrun or accelerate: each computes its slice of the items.
 
     torchrun --nproc-per-node 8 -m benchmarks run --config row.yaml
 
-All processes have all results in the end; the first alone writes and speaks. Several machines need a results directory
-that they share.
+In the end all processes have all results; only rank 0 writes files and logs. Several nodes need a shared results
+directory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PATIENCE = 43_200  # seconds: the first may wait for another run, or for a judg
 
 
 def init_distributed() -> DistributedContext:
-    """This process's place among those that the launcher started, or alone."""
+    """This process's rank among those that the launcher started, or a single process."""
     from clips.parallel.distributed import DistributedContext, start_processes
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -31,10 +31,10 @@ def init_distributed() -> DistributedContext:
 
 
 def run_on_all(processes: DistributedContext, work: Callable[[], Found]) -> Found:
-    """Do this process's part of some work, and return when all have done theirs.
+    """Run this process's slice of the work, and return when all processes have finished.
 
     Raises:
-        UserError: one of the processes met with a mistake of the user's; all of them raise it.
+        UserError: one of the processes raised it; all of them raise it.
         RuntimeError: another process failed.
     """
     if processes.count == 1:

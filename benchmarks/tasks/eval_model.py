@@ -1,4 +1,4 @@
-"""The model of a row, loaded when the first benchmark asks for it."""
+"""A model under evaluation; its parts are loaded when a benchmark first needs them."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from clips.parallel.distributed import DistributedContext
 
 _WANTED: dict[RequiredModel, str] = {
-    "encoder": "expected an encoder directory, for this benchmark compares pictures and texts",
+    "encoder": "expected an encoder directory, for this benchmark compares images and texts",
     "tower": "expected an encoder, for this benchmark learns from its features",
-    "llava": "expected a LLaVA directory, for this benchmark asks questions about pictures",
+    "llava": "expected a LLaVA directory, for this benchmark asks questions about images",
 }
 
 
 @dataclass(frozen=True)
 class EvalModel:
-    """One row of the table: an encoder, a LLaVA, or both.
+    """A model under evaluation: an encoder, a LLaVA, or both.
 
     Args:
         config: the run's config.
@@ -39,7 +39,7 @@ class EvalModel:
 
     @functools.cached_property
     def device(self) -> str:
-        """``"cuda"`` or ``"cpu"``. Raises UserError where cuda is asked for and there is none."""
+        """``"cuda"`` or ``"cpu"``. Raises UserError if cuda is requested and unavailable."""
         import torch
 
         if self.config.device == "cuda" and not torch.cuda.is_available():
@@ -51,13 +51,13 @@ class EvalModel:
 
     @functools.cached_property
     def processes(self) -> DistributedContext:
-        """Who shares the evaluation."""
+        """The processes that share the evaluation."""
         from benchmarks.tasks.distributed import init_distributed
 
         return init_distributed()
 
     def kept_answers(self, task: str, content: str) -> AnswerCache:
-        """Where the LLaVA's answers to a task's questions are kept.
+        """The cache of the LLaVA's answers to a task's questions.
 
         Args:
             task: its name.
@@ -121,7 +121,7 @@ class EvalModel:
 
     @functools.cached_property
     def lmms(self) -> Any:
-        """The model of lmms-eval's that stands in the LLaVA's place. Raises UserError where it cannot be loaded."""
+        """The lmms-eval model that takes the LLaVA's place. Raises UserError if it cannot be loaded."""
         from benchmarks.tasks.mllm.lmms_models import load_lmms_model
 
         if self.config.lmms is None:
@@ -133,10 +133,10 @@ class EvalModel:
         _ = self.lmms if needs == "llava" and self.config.lmms is not None else getattr(self, needs)
 
     def path(self, needs: RequiredModel) -> str:
-        """Where the part that a benchmark uses lies: its directory, or the hub's copy.
+        """The path of the part that a benchmark uses: its directory, or the Hub's copy.
 
         Raises:
-            UserError: the row lacks it, it cannot read texts, or there is no such directory.
+            UserError: the model lacks it, it has no text tower, or there is no such directory.
         """
         field = MODEL_FIELDS[needs]
         given = getattr(self.config, field)
@@ -152,7 +152,7 @@ class EvalModel:
         return str(path)
 
     def model(self, needs: RequiredModel) -> dict[str, str]:
-        """Path, or name on the hub, and hash of the part that a benchmark uses."""
+        """Path, or name on the Hub, and hash of the part that a benchmark uses."""
         if needs == "llava" and self.config.lmms is not None:
             return _other_model(self.config.lmms)
         if needs == "tower" and self._is_bare_tower:
@@ -178,7 +178,7 @@ def _model_hash(path: str) -> str:
 
 @functools.cache
 def _tower_hash(spec: str) -> str:
-    """Of the files that a spec names, and of its other words."""
+    """The hashes of the files that a spec names, and its remaining text."""
     check_encoder_files(spec)
     paths = local_paths(spec)
     parts = encoder_commits(spec) | {part: directory_hash(path) for part, path in paths.items()}

@@ -1,4 +1,4 @@
-"""What evaluating one benchmark gives, and how its metrics are computed from its items."""
+"""The result of evaluating one benchmark, and the computation of its metrics from its items."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ if TYPE_CHECKING:
 
 _TOLERANCE = 1e-6
 ChanceLevels = Mapping[str, Mapping[str, "np.ndarray"]]
-"""A way to answer without looking (``results.CHANCE``, ``"always yes"``) → item column → (N,) what it would hold."""
+"""Trivial baseline (``results.CHANCE``, ``"always yes"``) → item column → (N,) its values for that baseline."""
 MAX_THUMBNAILS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricSpec:
-    """How a metric follows from the items.
+    """The definition of a metric over the items.
 
     Args:
-        label: for a column's head.
-        formula: a name in ``aggregation.AGGREGATIONS``; None where the scorer alone knows.
-        columns: item columns that the formula takes.
-        scale: what to multiply the value by to show it.
-        higher_is_better: None where neither is better.
-        most: the value where all is right, of what is a share.
-        rounded: by how much the scorer's own value may differ from the formula's because the scorer rounds.
+        label: for a column header.
+        formula: a name in ``aggregation.AGGREGATIONS``; None if only the scorer can compute it.
+        columns: item columns that the aggregation takes.
+        scale: factor for display.
+        higher_is_better: None if neither direction is better.
+        most: the maximum, for metrics that are ratios.
+        rounded: the largest difference between the scorer's value and the aggregation that rounding in the scorer
+            explains.
     """
 
     label: str
@@ -51,9 +52,9 @@ class Evaluation:
     Args:
         metrics: name → metric.
         primary: the metrics for the main table.
-        protocol: all that the numbers depend on besides the model.
+        protocol: all settings that the numbers depend on, except the model.
         items: one row per item (``results.ITEM_COLUMNS`` and the metrics' columns).
-        absent: metric → why it is missing.
+        absent: metric → the reason why it is missing.
     """
 
     metrics: Mapping[str, Metric]
@@ -66,16 +67,15 @@ class Evaluation:
 def compute_metric(
     items: pd.DataFrame, spec: MetricSpec, value: float | None = None, blind: ChanceLevels = MappingProxyType({})
 ) -> Metric:
-    """A metric with its 95 % interval, clustered by picture.
+    """A metric with its 95 % interval, clustered by image.
 
     Args:
         items: the items table.
         spec: how to compute it.
-        value: what the benchmark's own scorer says, where there is one; the formula must agree with it,
-            otherwise the formula is not used and there is no interval.
-        blind: the item columns as they would be, had the answers been made without looking. A column that holds the
-            probability of a hit gives the expected score, but for that of a ratio or F1, where it gives the ratio of
-            the expected sums.
+        value: the value of the benchmark's own scorer, if any; if the aggregation does not agree with it, the
+            aggregation is not used and there is no interval.
+        blind: the item columns of the trivial baselines. A column that holds the probability of a hit gives the
+            expected score, except for a ratio or F1, where it gives the ratio of the expected sums.
     """
     names = spec.columns
     present = items[names[0]].notna() if names else items["item"].notna()
@@ -111,7 +111,7 @@ def compute_metric(
 
 
 def _blind(items: pd.DataFrame, spec: MetricSpec, ways: ChanceLevels) -> dict[str, float]:
-    """The metric, had the answers been made without looking; left out where none of its columns depends on them."""
+    """The metric's chance levels; empty if none of its columns depends on the answers."""
     found: dict[str, float] = {}
     for way, columns in ways.items():
         if spec.formula and spec.higher_is_better is not None and set(spec.columns) & set(columns):
@@ -134,14 +134,14 @@ def thumbnail(image: Any, longest: int = 160) -> bytes:
 
 
 def thumbnails(names: Sequence[str], opener: Callable[[int], Any], most: int = MAX_THUMBNAILS) -> list[bytes | None]:
-    """A column of thumbnails: in the first item of a picture, of at most ``most`` pictures, evenly spread.
+    """A column of thumbnails: in the first item of each of at most ``most`` evenly spaced images.
 
-    Which pictures these are follows from ``names`` alone, so that it is the same for every row.
+    The selection depends on ``names`` alone, so that it is the same for every model.
 
     Args:
-        names: the picture of each item.
-        opener: number of an item → its PIL picture.
-        most: so many pictures at most.
+        names: the image of each item.
+        opener: item index → its PIL image.
+        most: maximum number of images.
     """
     first = {name: number for number, name in reversed(list(enumerate(names)))}
     places = sorted(first.values())

@@ -1,4 +1,6 @@
-"""Which items are shown to people: drawn by lot, so that nobody has chosen them, and the same for every row."""
+"""Selection of the items that the report shows: pseudo-random by hash, so that no result influences it, and the same
+for every model.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +10,17 @@ from typing import Any
 
 
 def hash_order(names: Iterable[Any]) -> list[Any]:
-    """Names in the order of their SHA-256: as good as random, and the same whatever else there is and whoever asks."""
+    """Names in the order of their SHA-256: pseudo-random, and independent of other names and of the caller."""
     return sorted(names, key=lambda name: hashlib.sha256(str(name).encode()).digest())
 
 
 def first_per_image(names: Iterable[Any], images: Mapping[Any, str], most: int) -> list[Any]:
-    """The first ``most`` names, passing over those whose picture is there already.
+    """The first ``most`` names, skipping those whose image is already selected.
 
     Args:
-        names: items, in the order in which they are taken.
-        images: item → picture; an item without one is a picture of its own.
-        most: how many.
+        names: items, in order of preference.
+        images: item → image; an item without one is an image of its own.
+        most: maximum number of names.
     """
     taken: dict[str, Any] = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""``clips-bench list``: what can be measured, on how much, under which license. No model's library is imported."""
+"""``clips-bench list``: the built-in benchmarks, their size and license. It imports no model library."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class ListConfig:
     """List the benchmarks.
 
     Args:
-        tasks: also name every task of lmms-eval, any of which can be used.
+        tasks: also list every task of lmms-eval; all of them can be used.
     """
 
     tasks: bool = False
@@ -21,15 +21,15 @@ class ListConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownDataset:
-    """A published data set for a benchmark that takes anybody's.
+    """A published dataset for a benchmark that reads the user's data.
 
     Args:
-        name: of the data set.
-        items: pictures of the part that papers report.
-        size: on disk with its pictures, roughly; empty where it is not known.
+        name: name of the dataset.
+        items: number of images in the split that papers report.
+        size: approximate size on disk with its images; empty if unknown.
         license: as its source states it.
-        about: what else there is to know in a line.
-        texts: captions of the pictures, or classes, where they are needed to reckon how long an encoder takes.
+        about: further information in one line.
+        texts: number of captions or classes, where the time estimate of an encoder needs it.
     """
 
     name: str
@@ -69,12 +69,12 @@ KNOWN_DATASETS: dict[str, tuple[KnownDataset, ...]] = {
     ),
     "long_retrieval": (
         KnownDataset(name="DOCCI", items=5000, license="CC BY 4.0", about="136 words each, by people"),
-        KnownDataset(name="DCI", items=7805, license="CC BY-NC 4.0", about="by people; all splits (pictures of SA-1B)"),
+        KnownDataset(name="DCI", items=7805, license="CC BY-NC 4.0", about="by people; all splits (images of SA-1B)"),
         KnownDataset(
             name="Urban-1k", items=1000, size="81 MB", license="CC BY-NC 4.0", about="107 words each, by GPT-4V"
         ),
         KnownDataset(name="ShareGPT4V", items=1000, license="CC BY-NC 4.0", about="the first 1,000 rows, as Long-CLIP"),
-        KnownDataset(name="IIW-400", items=400, license="CC BY 4.0", about="by people (pictures of DOCCI)"),
+        KnownDataset(name="IIW-400", items=400, license="CC BY 4.0", about="by people (images of DOCCI)"),
     ),
     "multilingual_retrieval": (
         KnownDataset(
@@ -82,7 +82,7 @@ KNOWN_DATASETS: dict[str, tuple[KnownDataset, ...]] = {
         ),
         KnownDataset(name="Flickr30k-200", items=1000, license="not stated", about="200 languages, by a machine"),
         KnownDataset(name="XTD200", items=1000, license="not stated", about="200 languages, by a machine"),
-        KnownDataset(name="XTD10", items=1000, license="for research", about="11 languages (pictures of COCO)"),
+        KnownDataset(name="XTD10", items=1000, license="for research", about="11 languages (images of COCO)"),
     ),
     "classification": (
         KnownDataset(
@@ -105,21 +105,21 @@ KNOWN_DATASETS: dict[str, tuple[KnownDataset, ...]] = {
         ),
     ),
 }
-"""Benchmark → sets; docs/protocols.md says in which layouts they are read, and where they come from."""
+"""Benchmark → datasets; docs/protocols.md describes their formats and sources."""
 
 _HEADS = ("benchmark", "needs", "items", "size", "license", "what it measures")
 
 
 def run_list(config: ListConfig) -> None:
-    """Print the benchmarks that are known by name: what they need, how many items they have, license, what they ask."""
+    """Print the built-in benchmarks: required model, number of items, license, description."""
     lines = [line for name, entry in BENCHMARKS.items() for line in _lines(name, entry)]
     widths = [max(map(len, column)) for column in zip(_HEADS, *lines, strict=True)]
     for line in (_HEADS, *lines):
         name, needs, items, *rest = (f"{field:<{width}}" for field, width in zip(line, widths, strict=True))
         print("  ".join((name, needs, f"{items.rstrip():>{widths[2]}}", *rest)).rstrip())
     print(
-        "\nItems, size and license are those of the published set (questions, pictures or pairs of the split that is\n"
-        "measured); a license covers the questions, rarely the pictures. Indented: data that come in a layout which\n"
+        "\nItems, size and license are those of the published set (questions, images or pairs of the split that is\n"
+        "measured); a license covers the questions, rarely the images. Indented: data that come in a layout which\n"
         "the benchmark above them reads, by `data:` (docs/protocols.md)."
     )
     if config.tasks:

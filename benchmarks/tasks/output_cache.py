@@ -1,12 +1,12 @@
-"""What a model makes of items, cached beside the results batch by batch, so that interrupted work resumes.
+"""Model outputs per item, cached next to the results batch by batch, so that interrupted work resumes.
 
-    <results>/.kept/vectors/<kk>/<key>.safetensors    embeddings of all pictures, or all texts, of a data set
+    <results>/.kept/vectors/<kk>/<key>.safetensors    embeddings of all images, or all texts, of a dataset
     <results>/.kept/vectors/<key>-<layout>/           the batches of one that is being computed
-    <results>/.kept/answers/<key>/                    a LLaVA's answers, a line each, as they come
+    <results>/.kept/answers/<key>/                    a LLaVA's answers, appended line by line
     <results>/.kept/encoders/<name>-<key>/            the encoder of a checkpoint that was evaluated during training
 
-The key is a hash of all that they depend on (`clips.core.cache`): nothing stale is ever found, and other benchmarks and
-settings on the same data find what is there. The directory can be deleted at any time.
+The key is a hash of all inputs (`clips.core.cache`): stale entries are never read, and other benchmarks and settings on
+the same data reuse the entries. The directory can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Compute = Callable[[Batches], "Iterator[torch.Tensor]"]
 
 
 def cache_key(**parts: Any) -> str:
-    """Hash of named plain values and of the version of evaluations: what another version computed is not found."""
+    """Hash of named plain values and of the evaluation version: another version does not find these entries."""
     return digest({**parts, "version": CODE_VERSION})[:32]
 
 
@@ -50,13 +50,13 @@ class NoCache:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingCache:
-    """Vectors of the items of one data set, kept on disk.
+    """Disk cache of the vectors of one dataset's items.
 
     Args:
-        folder: holds those of all data sets.
-        key: of what the vectors depend on.
-        processes: who shares the work.
-        again: compute them although they are there.
+        folder: directory of all datasets' vectors.
+        key: hash of the vectors' inputs.
+        processes: the processes that share the work.
+        again: compute them even if they are cached.
     """
 
     folder: Path
@@ -65,14 +65,14 @@ class EmbeddingCache:
     again: bool = False
 
     def collect(self, batches: Batches, compute: Compute) -> torch.Tensor:
-        """(N, D) vectors, those that are missing computed and kept.
+        """(N, D) vectors; missing ones are computed and cached.
 
         Args:
-            batches: which items are computed together; each of the N items is in one.
-            compute: gives the (b, D) vectors of each of some batches, one after the other.
+            batches: indices of the items of each batch; each of the N items is in one.
+            compute: yields the (b, D) vectors of each given batch.
 
         Raises:
-            UserError: what ``compute`` raises, in all processes.
+            UserError: raised by ``compute``, in all processes.
         """
         parts = tensor_cache(self.folder / f"{self.key}-{digest([len(batch) for batch in batches])[:8]}")
         there: list[torch.Tensor] = []
@@ -86,13 +86,13 @@ class EmbeddingCache:
 
     @property
     def whole(self) -> Cache[torch.Tensor]:
-        """Vectors of whole data sets."""
+        """Cached vectors of complete datasets."""
         return tensor_cache(self.folder)
 
     def _is_there(self, parts: Cache[torch.Tensor], there: list[torch.Tensor]) -> bool:
-        """Whether nothing is to be computed; what is there is put into ``there``.
+        """Whether everything is cached; the cached vectors are put into ``there``.
 
-        Of several processes one must say it, for another run may just finish.
+        With several processes one must decide, since another run may finish meanwhile.
         """
         if self.again:
             self.whole.path(self.key).unlink(missing_ok=True)
@@ -110,7 +110,7 @@ class EmbeddingCache:
     def _merge(self, batches: Batches, parts: Cache[torch.Tensor]) -> None:
         found = [parts.get(_part(number)) for number in range(len(batches))]
         present = [part for part in found if part is not None]
-        if len(present) == len(found):  # otherwise another run was faster and has cleared them away
+        if len(present) == len(found):  # otherwise another run was faster and has removed them
             self.whole.put(self.key, _in_order(batches, present))
             shutil.rmtree(parts.directory, ignore_errors=True)
 
@@ -130,12 +130,12 @@ def _in_order(batches: Batches, parts: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 class AnswerCache:
-    """A LLaVA's answers to the questions of one task, appended to a file as they come.
+    """A LLaVA's answers to the questions of one task, appended to a file when generated.
 
     Args:
-        folder: holds a file for each process; None keeps the answers in memory only.
-        processes: who shares the work.
-        again: forget what is there.
+        folder: directory with one file per process; None keeps the answers in memory only.
+        processes: the processes that share the work.
+        again: ignore cached answers.
     """
 
     def __init__(self, folder: Path | None, processes: DistributedContext | None = None, again: bool = False) -> None:
@@ -145,7 +145,7 @@ class AnswerCache:
             return
         processes = processes or init_distributed()
         self._file = folder / f"{processes.rank}.jsonl"
-        # One reads for all: each must know the same, for what is missing is shared by it, and another run may write.
+        # One process reads for all: all must agree on the missing answers, and another run may be writing.
         self.known = run_on_main(processes, lambda: _read(folder, again=again))
 
     def add(self, answers: dict[str, str]) -> None:
@@ -157,7 +157,7 @@ class AnswerCache:
         with write_errors_as_user_errors(self._file):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.open("a", encoding="utf-8") as stream:
-                stream.write("".join(["\n", *lines]))  # the break ends a line that a crash cut short
+                stream.write("".join(["\n", *lines]))  # the line break ends a line that a crash truncated
                 stream.flush()
                 os.fsync(stream.fileno())
 
@@ -172,6 +172,6 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
     for line in path.read_bytes().split(b"\n"):  # answers may hold other line breaks
         try:
             question, answer = json.loads(line.decode("utf-8"))
-        except (ValueError, TypeError):  # cut short by a crash, or damaged: the question is asked again
+        except (ValueError, TypeError):  # truncated by a crash, or damaged: the question is answered again
             continue
         yield str(question), str(answer)

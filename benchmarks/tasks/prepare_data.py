@@ -1,7 +1,8 @@
-"""Local data in a layout that the suite reads: ``clips-bench prepare --what cocoqa --source DIR --output DIR``.
+"""Conversion of local data into a format that the suite reads: ``clips-bench prepare --what cocoqa --source DIR
+--output DIR``.
 
-A converter is one entry in ``CONVERTERS``. Most write the layout of an upstream task of lmms-eval, which evaluates it
-with ``uses:``, for instance ``{name: cocoqa, uses: gqa, data: OUT}``.
+A converter is one entry in ``CONVERTERS``. Most write the format of an upstream lmms-eval task, which evaluates it with
+``uses:``, for instance ``{name: cocoqa, uses: gqa, data: OUT}``.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ _HUB = "lmms-lab-encoder"
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """Write local data in a layout that the suite reads.
+    """Convert local data into a format that the suite reads.
 
     Args:
         what: ``cocoqa`` (as GQA), ``karpathy`` or ``flickr8k`` (a split of a Karpathy JSON, as NoCaps), ``mmvet`` (all
             of MM-Vet) or ``coco_long`` (photos with long captions by MLLMs as a table to train on, and others for
             retrieval).
-        source: the directory of the data: ``questions.jsonl``, one ``dataset_*.json`` or ``mm-vet.jsonl``, beside
+        source: the directory of the data: ``questions.jsonl``, one ``dataset_*.json`` or ``mm-vet.jsonl``, next to
             ``images``; for coco_long the directory of both ``coco_long`` and ``coco_mini``.
         output: the directory to write.
         split: of a Karpathy JSON any that it has, by default ``val``; of cocoqa ``held_out``, the fifth of its photos
-            that training leaves out, which is the default, or ``all``. The others have none.
-        limit: the first so many pictures only; for trials.
+            that training omits, which is the default, or ``all``. The others have none.
+        limit: the first so many images only; for trials.
     """
 
     what: str
@@ -48,7 +49,7 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         if self.what not in CONVERTERS:
-            raise unknown_name_error(self.what, CONVERTERS, "data set")
+            raise unknown_name_error(self.what, CONVERTERS, "dataset")
         if self.limit is not None and self.limit < 1:
             raise UserError(f"limit: expected at least 1, got {self.limit}")
         if self.split is not None and self.what in _WITHOUT_SPLITS:
@@ -62,10 +63,10 @@ _WITHOUT_SPLITS = {"mmvet", "coco_long"}
 
 
 def run_prepare(config: PrepareConfig) -> None:
-    """Convert a data set.
+    """Convert a dataset.
 
     Raises:
-        UserError: the source is missing or malformed, or nothing of it is left.
+        UserError: the source is missing or malformed, or no sample remains.
     """
     with atomic_artifact_dir(config.output, kind="hub") as folder:
         details = CONVERTERS[config.what](config, folder)
@@ -122,7 +123,7 @@ configs:
 
 
 def _karpathy(config: PrepareConfig, folder: Path) -> dict[str, int]:
-    """A split's pictures with all their captions, as NoCaps' validation set."""
+    """A split's images with all their captions, as NoCaps' validation set."""
     spec = DatasetSpec(path=config.source, format="karpathy", split=config.split or "val")
     captions = load_caption_set(spec, captions_per_image=100, limit=config.limit)
     rows = (
@@ -139,7 +140,7 @@ def _karpathy(config: PrepareConfig, folder: Path) -> dict[str, int]:
 
 
 def _mmvet(config: PrepareConfig, folder: Path) -> dict[str, int]:
-    """All questions of MM-Vet with their pictures, as lmms-eval's test set."""
+    """All questions of MM-Vet with their images, as lmms-eval's test set."""
     source = Path(config.source)
     kept: list[dict[str, Any]] = []
     pictures: dict[str, None] = {}
@@ -166,17 +167,17 @@ def _mmvet(config: PrepareConfig, folder: Path) -> dict[str, int]:
 
 
 def _coco_long(config: PrepareConfig, folder: Path) -> dict[str, int]:
-    """``train.jsonl``: pictures with all their ``long`` captions; ``test.jsonl``: those of coco_mini not among them.
+    """``train.jsonl``: images with all their ``long`` captions; ``test.jsonl``: those of coco_mini not among them.
 
-    ``both.jsonl`` are those of the first that have ``human`` captions too. Pictures of the training files are relative
-    to ``source``, of the test to coco_mini.
+    ``both.jsonl`` are those of the first that have ``human`` captions too. Images of the training files are relative to
+    ``source``, of the test to coco_mini.
     """
     train, both, seen = [], [], set()
     source = Path(config.source)
     for _, row in read_json_lines(
         source / "coco_long/captions.jsonl", texts=("image",), others=("coco_id", "human_captions", "long_captions")
     ):
-        image = posixpath.normpath(f"coco_long/{row['image']}")  # most lie in coco_mini
+        image = posixpath.normpath(f"coco_long/{row['image']}")  # most are in coco_mini
         train.append({"image": image, "long": [entry["caption"] for entry in row["long_captions"]]})
         if row["human_captions"]:
             both.append({**train[-1], "human": row["human_captions"]})

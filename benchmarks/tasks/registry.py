@@ -1,4 +1,4 @@
-"""The benchmarks that are known by name: one entry each. Any other name is taken for a task of lmms-eval."""
+"""The built-in benchmarks: one entry each. Any other name denotes a task of lmms-eval."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _CAPTION_SETS = ("split", "images", "captions_per_image", "format", "subset", "i
 
 
 def compositional_benchmarks(name: str, format: str, about: str, **more: Any) -> dict[str, Benchmark]:
-    """The entries of a compositional benchmark: by similarity, and of a LLaVA by likelihood and asked in words."""
+    """The entries of a compositional benchmark: by similarity, and for a LLaVA by likelihood and as multiple choice."""
     pair = (
-        "A model that ignores the picture may prefer one kind of caption, and end above or below chance."
+        "A model that ignores the image may prefer one kind of caption, and end above or below chance."
         if name != "winoground"
         else ""
     )
@@ -62,7 +62,7 @@ def compositional_benchmarks(name: str, format: str, about: str, **more: Any) ->
 BENCHMARKS: dict[str, Benchmark] = {
     "retrieval": Benchmark(
         kind="retrieval",
-        about="zero-shot retrieval between pictures and their captions, both ways (COCO and Flickr30K protocol)",
+        about="zero-shot retrieval between images and their captions, both ways (COCO and Flickr30K protocol)",
         needs="encoder",
         evaluate="benchmarks.tasks.encoders.retrieval:evaluate",
         data_hash="benchmarks.tasks.encoders.retrieval:data_hash",
@@ -111,13 +111,13 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "recaption": Benchmark(
         kind="captions",
-        about="an encoder's captioner: what it writes of a picture and its web caption, against a synthetic caption",
+        about="an encoder's captioner: what it writes of an image and its web caption, against a synthetic caption",
         needs="encoder",
         evaluate="benchmarks.tasks.encoders.recaption:evaluate",
         data_hash="benchmarks.tasks.encoders.recaption:data_hash",
         takes=("format", "images", "split", "subset", "web", "synthetic"),
         without_skill=(
-            "What a captioner gets that says the same of every picture, 'CIDEr of another picture's caption' shows."
+            "What a captioner gets that says the same of every image, 'CIDEr of another image's caption' shows."
         ),
     ),
     **compositional_benchmarks("choice", "jsonl", "a caption or one that differs in a detail: JSON lines of pairs"),
@@ -151,15 +151,15 @@ BENCHMARKS: dict[str, Benchmark] = {
     **compositional_benchmarks(
         "winoground",
         "winoground",
-        "two pictures and two captions of the same words (Winoground)",
+        "two images and two captions of the same words (Winoground)",
         items=400,
         license="its own terms, for research",
     ),
-    # Numbers of items are those of the split that the task takes, sizes those of the files that it reads, where the
-    # hub's pages show them; licenses are what the sources state, and cover the questions: most pictures are other
-    # people's (docs/protocols.md).
+    # Numbers of items are those of the evaluated split, sizes those of the files that the task reads, as stated on the
+    # Hub; licenses are those that the sources state, and cover the questions: most images have other owners
+    # (docs/protocols.md).
     "pope": lmms_benchmark(
-        "is an object in the picture: yes or no",
+        "is an object in the image: yes or no",
         "pope",
         "pope",
         "lmms-lab-encoder/POPE",
@@ -187,7 +187,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         license="MIT (hub's card)",
     ),
     "textvqa_val": lmms_benchmark(
-        "reading text in pictures",
+        "reading text in images",
         "textvqa_val",
         "textvqa",
         "lmms-lab-encoder/textvqa",
@@ -235,7 +235,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         license="CC BY-NC 4.0",
     ),
     "llava_in_the_wild": lmms_benchmark(
-        "open questions about 24 pictures, answers compared with GPT-4's by a judge (LLaVA-Bench)",
+        "open questions about 24 images, answers compared with GPT-4's by a judge (LLaVA-Bench)",
         "llava_in_the_wild",
         "llava-in-the-wild",
         "lmms-lab-encoder/llava-bench-in-the-wild",
@@ -244,7 +244,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         license="Apache-2.0",
     ),
     "llava_bench_coco": lmms_benchmark(
-        "open questions about 30 COCO pictures, answers compared with GPT-4's by a judge (LLaVA-Bench)",
+        "open questions about 30 COCO images, answers compared with GPT-4's by a judge (LLaVA-Bench)",
         "llava_bench_coco",
         "llava-bench-coco",
         "lmms-lab-encoder/llava-bench-coco",
@@ -261,7 +261,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         license="MIT",
     ),
     "scienceqa_img": lmms_benchmark(
-        "school science questions with a picture, two to five options",
+        "school science questions with an image, two to five options",
         "scienceqa_img",
         "scienceqa",
         "lmms-lab-encoder/ScienceQA",
@@ -269,7 +269,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         license="CC BY-NC-SA 4.0",
     ),
     "seedbench": lmms_benchmark(
-        "multiple choice about pictures and frames of videos (SEED-Bench)",
+        "multiple choice about images and frames of videos (SEED-Bench)",
         "seedbench",
         "seedbench",
         "lmms-lab-encoder/SEED-Bench",
@@ -315,7 +315,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         license="of its challenge (registration)",
     ),
     "refcoco_bbox_rec_val": lmms_benchmark(
-        "where in the picture is what the expression says: a box as text",
+        "where in the image is what the expression says: a box as text",
         "refcoco_bbox_rec_val",
         "refcoco",
         "lmms-lab-encoder/RefCOCO",
@@ -325,7 +325,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         license="Apache-2.0",
     ),
     "vqav2_val": lmms_benchmark(
-        "short answers to open questions about COCO pictures",
+        "short answers to open questions about COCO images",
         "vqav2_val",
         "vqav2",
         "lmms-lab-encoder/VQAv2",
@@ -333,7 +333,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         license="CC BY 4.0",
     ),
     "mmstar": lmms_benchmark(
-        "multiple choice that cannot be answered without the picture, six abilities",
+        "multiple choice that cannot be answered without the image, six abilities",
         "mmstar",
         "mmstar",
         "Lin-Chen/MMStar",
@@ -351,7 +351,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         license="CC BY-ND 4.0",
     ),
     "hallusion_bench_image": lmms_benchmark(
-        "yes-no questions on pictures and their edited copies, answers read by a judge (HallusionBench)",
+        "yes-no questions on images and their edited copies, answers read by a judge (HallusionBench)",
         "hallusion_bench_image",
         "hallusion_bench",
         "lmms-lab-encoder/HallusionBench",
@@ -364,10 +364,10 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def get_benchmark(name: str) -> Benchmark:
-    """The entry called ``name``; any other name is one of lmms-eval's tasks, or the path of one's own.
+    """The entry called ``name``; any other name is one of lmms-eval's tasks, or the path of a custom task.
 
     Raises:
-        UserError: neither knows it (near misses are named), or it is a group of tasks (its members are).
+        UserError: unknown name (the message lists close matches), or a group of tasks (it lists the members).
     """
     if name in BENCHMARKS:
         return BENCHMARKS[name]
@@ -392,5 +392,5 @@ def get_benchmark(name: str) -> Benchmark:
 
 
 def _unlisted(entry: Benchmark) -> Benchmark:
-    """A task whose metrics' scale nobody has looked up."""
+    """A task whose metrics have no known scale."""
     return dataclasses.replace(entry, takes=(*entry.takes, "scale"))

@@ -35,15 +35,15 @@ _LIBRARIES = ("lmms-eval", "open_clip_torch", "timm", "transformers", "torch")
 
 
 def run_benchmarks(config: RunConfig) -> None:
-    """Evaluate a row on its benchmarks; one that fails is recorded as such and the others go on.
+    """Evaluate a model on its benchmarks; a failed one is recorded and the others continue.
 
     Raises:
-        UserError: an unknown benchmark, or a model or data that are not there: then nothing is run. Or some
-            benchmarks failed: they are named when all have been run.
+        UserError: an unknown benchmark, or a missing model or dataset, before anything runs; or failed benchmarks,
+            listed after all have run.
     """
     row = EvalModel(config)
     if config.device == "cuda":
-        _ = row.device  # refused at once where there is none
+        _ = row.device  # raises immediately if there is none
     for number, benchmark in enumerate(config.benchmarks, 1):
         _check(row, benchmark, f"benchmarks[{number}]")
     run_on_all(row.processes, lambda: writable_directory(Path(config.results) / config.row))
@@ -57,7 +57,7 @@ def run_benchmarks(config: RunConfig) -> None:
 
 
 def _check(row: EvalModel, config: BenchmarkConfig, item: str) -> None:
-    """Refuse what no benchmark could run with; ``item`` is the config's place."""
+    """Reject invalid values before anything runs; ``item`` is the config's position."""
     entry = get_benchmark(config.entry)
     row.model(entry.needs)
     check_not_newer(row.config.results, row.config.row, config.name)
@@ -72,7 +72,7 @@ def _check(row: EvalModel, config: BenchmarkConfig, item: str) -> None:
 
 @contextlib.contextmanager
 def _alone(row: EvalModel, config: BenchmarkConfig) -> Iterator[None]:
-    """Wait until no other run works on this cell; what it made is then found."""
+    """Wait until no other run evaluates this benchmark; its result is then found."""
     if not row.processes.is_main:
         yield
         return
@@ -89,7 +89,7 @@ def _alone(row: EvalModel, config: BenchmarkConfig) -> Iterator[None]:
 
 
 def _one(row: EvalModel, config: BenchmarkConfig) -> Result:
-    """Evaluate one benchmark, or find that it is done, and store the result; a failure never replaces numbers."""
+    """Evaluate one benchmark, or find its result, and store it; a failure never replaces numbers."""
     entry = get_benchmark(config.entry)
     started = time.perf_counter()
     earlier = run_on_main(row.processes, lambda: _earlier(row.config, config))
@@ -111,11 +111,11 @@ def _one(row: EvalModel, config: BenchmarkConfig) -> Result:
         if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise
         if row.processes.count > 1:
-            raise  # the others may wait for this process: only their end by the launcher is sure to end that
+            raise  # other processes may wait for this one: only the launcher can end them reliably
         if isinstance(error, PermissionError):
             reason = f"{error.filename}: permission denied"
         else:
-            traceback.print_exc()  # not the user's mistake: whoever mends it needs the place
+            traceback.print_exc()  # not a user error: the traceback is needed to fix it
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
     seconds = time.perf_counter() - started
     result = run_on_main(row.processes, lambda: _result(row, entry, config, model, key, outcome, reason, seconds))
@@ -168,7 +168,7 @@ def _result(
 
 
 def _key(row: EvalModel, entry: Benchmark, config: BenchmarkConfig, model_hash: str) -> str:
-    """Hash of everything that the result depends on, known before evaluating."""
+    """Hash of all inputs of the result, known before the evaluation."""
     inputs: dict[str, Any] = {
         "model": model_hash,
         "entry": config.entry,
@@ -184,7 +184,7 @@ def _key(row: EvalModel, entry: Benchmark, config: BenchmarkConfig, model_hash: 
 
 
 def _earlier(run_config: RunConfig, config: BenchmarkConfig) -> Result | None:
-    """The result that is there already, whatever it depends on; None where there is none, or it is not whole."""
+    """The stored result, regardless of its key; None if there is none, or it is incomplete."""
     path = result_path(run_config.results, run_config.row, config.name)
     if not path.is_file():
         return None
@@ -193,7 +193,7 @@ def _earlier(run_config: RunConfig, config: BenchmarkConfig) -> Result | None:
     except UserError:
         return None
     items = known.items is None or path.with_name(known.items).is_file()
-    judged = not any(why.startswith(NO_JUDGE) for why in known.absent.values())  # there may be one now
+    judged = not any(why.startswith(NO_JUDGE) for why in known.absent.values())  # one may exist now
     return known if known.status == "ok" and items and judged else None
 
 

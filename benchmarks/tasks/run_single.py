@@ -22,15 +22,15 @@ class RunSingleConfig:
     """Evaluate one encoder, or one LLaVA, on a list of benchmarks.
 
     Args:
-        directory: of the encoder or LLaVA, or its name on the hub. Of an encoder that is still training the latest
-            checkpoint is taken.
+        directory: directory of the encoder or LLaVA, or its Hub repo id. For an encoder that is still training the
+            latest checkpoint is used.
         benchmarks: the benchmarks, each with its data.
         row: the model's name in the table; by default the directory's, with the number of steps of a checkpoint.
         results: directory of the result files, ``<results>/<row>/<benchmark>.json``.
-        batch_size: pictures, captions or questions that go through the model at once.
+        batch_size: images, captions or questions per forward pass.
         precision: of the model; ``auto`` is float32, except for a LLaVA on a GPU, which runs in bfloat16.
-        device: ``auto`` is a GPU where there is one.
-        again: evaluate also what is done already.
+        device: ``auto`` is a GPU if available.
+        again: evaluate again although a result exists.
     """
 
     directory: str
@@ -83,14 +83,14 @@ def _run_config(
 
 
 def _name(directory: str) -> str:
-    """A row's name from a path or a name on the hub."""
+    """A model name derived from a path or a Hub repo id."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(directory).resolve().name if directory else "").strip("-.") or "model"
 
 
 def _exported(checkpoint: Path, folder: Path, name: str) -> str:
-    """The encoder directory of a checkpoint, written where it is not there yet, by one process of many.
+    """The encoder directory of a checkpoint, written by one process if missing.
 
-    Another run's may have the same name and steps: it is found by what is in the checkpoint.
+    Another run may have the same name and step count: the directory is found by the checkpoint's hash.
     """
     from clips.export import ExportConfig, run_export
 

@@ -1,4 +1,4 @@
-"""How much of its benchmark a number was measured on, in words that are the same wherever it is shown."""
+"""The part of its benchmark that a number was measured on, as text that is the same in all outputs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _TASK = "lmms-eval's "
 
 
 def full_size(result: Result) -> int | None:
-    """Items of the whole benchmark where it is known that the result has fewer; None otherwise.
+    """Number of items of the full benchmark if the result is known to have fewer; None otherwise.
 
-    The larger of what its data hold and of the published set's size (`clips-bench list`), which is known by lmms-eval's
-    task where the column is called like it, by the format of a compositional benchmark, or by the column's name.
+    The larger of the data's size and the published set's size (`clips-bench list`), looked up by lmms-eval's task if
+    the column has its name, by the format of a compositional benchmark, or by the column's name.
     """
     used, _ = _used(result)
     stated = result.protocol.get(FULL_SIZE)
@@ -27,7 +27,7 @@ def full_size(result: Result) -> int | None:
 
 
 def part_words(result: Result) -> str:
-    """``"30 of 1,000 images"``; empty where the result has all items, or their number is not known."""
+    """``"30 of 1,000 images"``; empty if the result has all items, or their number is unknown."""
     used, unit = _used(result)
     full = full_size(result)
     return "" if full is None else f"{used:,} of {full:,} {unit}"
@@ -43,7 +43,7 @@ def n_words(result: Result, metric: Metric) -> str:
 
 
 def parts(results: Iterable[Result]) -> list[str]:
-    """``"pope: 30 of 9,000 questions (clip, clips)"`` of each benchmark that some rows have only a part of."""
+    """``"pope: 30 of 9,000 questions (clip, clips)"`` for each benchmark of which some models have only a part."""
     rows: dict[str, list[str]] = {}
     for result in results:
         if words := part_words(result):
@@ -57,7 +57,7 @@ def _few(names: Sequence[str], most: int = 4) -> str:
 
 
 def _used(result: Result) -> tuple[int, str]:
-    """How many items the protocol states, and what they are; 0 where it states none."""
+    """The number of items in the protocol, and their unit; 0 if it states none."""
     for entry, unit in _COUNTS.items():
         value = result.protocol.get(entry)
         if isinstance(value, int):
@@ -66,7 +66,7 @@ def _used(result: Result) -> tuple[int, str]:
 
 
 def _published(result: Result) -> int:
-    """The size of the published set; 0 where it is not known."""
+    """The size of the published set; 0 if unknown."""
     task, format = (str(result.protocol.get(name, "")) for name in ("task", "format"))
     name = task.removeprefix(_TASK)
     if task.startswith(_TASK) and _plain(name) != _plain(result.benchmark):

@@ -1,1 +1,1 @@
-"""Commands whose options are the fields of a frozen dataclass, and what they tell while they run."""
+"""Commands whose options are the fields of a frozen dataclass, and their progress output."""

@@ -1,10 +1,9 @@
 """Subcommands whose options are the fields of a frozen dataclass.
 
-Each command is a function of one config: ``def train(config: TrainConfig) -> None``. Its YAML file
-(``--config FILE``) is the record of a run, dotted flags (``--optim.learning_rate 1e-3``) override it,
-``--print_config`` shows what would run. The module of a command is imported when that command is
-called, so ``clips --help`` is quick although training needs torch; what is wrong with a config is
-told before that, too.
+Each command is a function of one config: ``def train(config: TrainConfig) -> None``. Its YAML file (``--config FILE``)
+is the record of a run, dotted flags (``--optim.learning_rate 1e-3``) override it, ``--print_config`` shows what would
+run. The module of a command is imported when that command is called, so ``clips --help`` is fast although training
+needs torch; errors in a config are also reported before that import.
 """
 
 from __future__ import annotations
@@ -32,8 +31,10 @@ from clips.sanitize import strip_control_chars
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
-_LAUNCHER_FLAG = re.compile(r"--local[_-]rank=\d+")  # the deepspeed launcher adds it; the environment says the same
-_LAUNCHER_FILE = "TORCHELASTIC_ERROR_FILE"  # where torchrun looks for what a process has to say of its end
+_LAUNCHER_FLAG = re.compile(
+    r"--local[_-]rank=\d+"
+)  # the deepspeed launcher adds it; the environment has the same value
+_LAUNCHER_FILE = "TORCHELASTIC_ERROR_FILE"  # where torchrun reads a process's error message
 _HELP = {"-h", "--help", "help"}
 _DISK_FULL = ("No space left on device", "Disk quota exceeded")  # safetensors raises no OSError
 
@@ -45,10 +46,10 @@ class Command:
     Args:
         help: one line for the list of commands.
         target: ``module:function``; the function takes one config dataclass, which its annotation names.
-        config: ``module:Class`` of that dataclass where a module without torch holds it and the function's does not:
-            what is wrong with a config is then told at once.
+        config: ``module:Class`` of that dataclass if a module without torch defines it and the function's module needs
+            torch: errors in a config are then reported without importing torch.
         positional: fields of the config that may be given without a flag, in this order.
-        rest: a list field that takes all further words without a flag.
+        rest: a list field that takes all further arguments without a flag.
     """
 
     help: str
@@ -151,7 +152,7 @@ def _complain(program: str, message: str) -> int:
         redact(" ".join((message if message.startswith(program) else f"{program}: {message}").splitlines()))
     )
     sys.stderr.write(line + "\n")  # at one go: under a launcher others write there too
-    if file := os.environ.get(_LAUNCHER_FILE):  # torchrun's last lines, behind its own traceback, are then ours
+    if file := os.environ.get(_LAUNCHER_FILE):  # torchrun's last lines, after its own traceback, are then this message
         with contextlib.suppress(OSError):
             told = {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}
             Path(file).write_text(json.dumps({"message": told}), encoding="utf-8")

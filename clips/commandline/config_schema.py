@@ -1,8 +1,8 @@
-"""JSON Schemas of configs: with them an editor completes and checks the YAML that ``--config`` reads.
+"""JSON Schemas of configs: an editor uses them to complete and check the YAML files of ``--config``.
 
-Made from what the commands themselves parse: the dataclasses' fields, types and defaults, and their docstrings. A field
-that names an entry of a registry says so in its metadata: ``choices`` is "module:REGISTRY", outside of which a command
-refuses; ``known``, likewise, where other names do as well.
+Built from the commands' own definitions: the dataclasses' fields, types and defaults, and their docstrings. The
+metadata of a field for an entry of a registry name it: ``choices`` is "module:REGISTRY", whose entries are the only
+valid values; ``known`` is the same, but other values are valid, too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ JSON_SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 class _Generator(GenerateJsonSchema):
-    """Pydantic's own, where an object has no other keys than its fields and each field says what it means."""
+    """Pydantic's own docstring, where an object has only its fields as keys and each field has a description."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         """Never: a title would repeat the field's name."""
@@ -54,18 +54,18 @@ def _add_choices(field: dict[str, Any], metadata: Mapping[str, Any]) -> None:
 
 
 def config_schema(config_class: type, title: str) -> dict[str, Any]:
-    """The schema of a config class, a whole document.
+    """The schema of a config class, a complete document.
 
     Args:
-        config_class: a dataclass; those within it, in lists and mappings too, come along.
-        title: what the file is, for people.
+        config_class: a dataclass; nested ones, in lists and mappings too, are included.
+        title: title of the file for readers.
     """
     made = adapter(config_class).json_schema(schema_generator=_Generator)
     return {"$schema": JSON_SCHEMA_DIALECT, "title": title, **made}
 
 
 def optional_field_schemas(config_classes: Mapping[str, type]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The schemas of settings that are laid over others, in which no field is therefore required.
+    """The schemas of overriding settings, in which no field is required.
 
     Args:
         config_classes: name → dataclass.

@@ -1,4 +1,4 @@
-"""What ``--help`` says of a config: the docstrings of its dataclasses."""
+"""The ``--help`` text of a config, from the docstrings of its dataclasses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SPECIAL = (
 
 
 def help_text(config_class: type, prog: str, positional: Sequence[str], rest: str | None) -> str:
-    """The answer to ``--help``: usage, what the command does, and each field with its meaning, type and default."""
+    """The output of ``--help``: usage, the command's description, and each field with its meaning, type and default."""
     words = "".join(f" {name.upper()}" for name in positional) + (f" {rest.upper()} …" if rest else "")
     lines = [f"usage: {prog}{words} [--config FILE] [--FIELD VALUE ...]", "", docstring_summary(config_class), ""]
     for flag, text in _SPECIAL:
@@ -31,7 +31,7 @@ def help_text(config_class: type, prog: str, positional: Sequence[str], rest: st
 
 
 def list_item_help(config_class: type, arguments: Sequence[str]) -> str | None:
-    """The answer to ``--LIST.help``: what an item of that list consists of; None where nobody asks."""
+    """The output of ``--LIST.help``: the fields of an item of that list; None if it is not requested."""
     for name, kind in list_item_classes(config_class):
         if f"--{name}.help" in arguments:
             return "\n".join(
@@ -41,7 +41,7 @@ def list_item_help(config_class: type, arguments: Sequence[str]) -> str | None:
 
 
 def _field_lines(config_class: type, prefix: str) -> Iterator[str]:
-    """Each field on a line, below it what it means; those of nested configs follow under a heading."""
+    """Each field on a line, followed by its description; nested configs follow under a heading."""
     texts, hints = dict(field_help(config_class)), typing.get_type_hints(config_class)
     nested = []
     for field in dataclasses.fields(config_class):
@@ -76,7 +76,7 @@ def docstring_summary(config_class: type) -> str:
 
 
 def field_help(config_class: type, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted names of the fields, each with what the docstring says of it; inherited fields come first."""
+    """Dotted names of the fields with their descriptions; inherited fields come first."""
     for kind in reversed(config_class.__mro__):
         _, _, arguments = (inspect.cleandoc(kind.__doc__ or "")).partition("Args:\n")
         found = re.finditer(r"^    (\w+): (.*(?:\n {8,}.*)*)", arguments, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Keep libraries that nobody asked for out of the start of a command."""
+"""Keep unneeded libraries out of the start of a command."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from collections.abc import Iterator
 def without_wandb() -> Iterator[None]:
     """Import timm or open_clip in this block: they then do without wandb.
 
-    timm imports wandb where it finds it, for a summary writer of its training script. That costs several
-    seconds in every process that only wants a model.
+    timm imports wandb if it is installed, for a summary writer of its training script. That costs several seconds in
+    every process that only needs a model.
     """
     if "wandb" in sys.modules:
         yield

@@ -1,6 +1,6 @@
-"""A config dataclass from YAML files and dotted flags; what is wrong is one line.
+"""A config dataclass from YAML files and dotted flags; errors are one line.
 
-Flags may be written with hyphens, lists with commas, and fields that a command names positional without a flag.
+Flags may be written with hyphens, lists with commas, and a command's positional fields without a flag.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def parse_config(
         The config; None where help or the config (``--print_config``) was printed instead.
 
     Raises:
-        UserError: an unknown key (with the near miss), a wrong type, a missing field or file.
+        UserError: an unknown key (with the close match), a wrong type, a missing field or file.
     """
     if (printed := list_item_help(config_class, arguments)) is not None:
         print(printed)
@@ -57,7 +57,7 @@ def parse_config(
 def _read(
     config_class: type, arguments: Sequence[str], positional: Sequence[str], rest: str | None
 ) -> tuple[dict[str, Any], bool]:
-    """What files and flags say, as plain data, and whether the config is only to be printed."""
+    """The values of files and flags, as plain data, and whether to print the config only."""
     values: dict[str, Any] = {}
     names, left, print_only = list(positional), list(arguments), False
     while left:
@@ -138,7 +138,7 @@ def _typed(text: str, kind: Any) -> Any:
     try:
         return parse_yaml(text)
     except UserError:
-        return text  # of the wrong type, as the field's check says
+        return text  # of the wrong type, as the field's check reports
 
 
 def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:

@@ -1,4 +1,4 @@
-"""How far long work is: a bar where someone looks, a line now and then where a log is kept."""
+"""Progress of long work: a bar in a terminal, otherwise a log line at intervals."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Item = TypeVar("Item")
 
 
 class Progress:
-    """Counts what is done; a context manager.
+    """Counts finished items; a context manager.
 
     Args:
-        what: what is being done, ``"making scenes"``.
-        total: how much there is to do.
-        unit: what is counted, ``"images"``.
-        stream: where it is shown; by default standard error.
+        what: description of the work, ``"making scenes"``.
+        total: number of items.
+        unit: name of the items, ``"images"``.
+        stream: output stream; by default standard error.
     """
 
     def __init__(self, what: str, total: int, unit: str = "", stream: TextIO | None = None) -> None:
@@ -49,7 +49,7 @@ class Progress:
             self._bar.stop()
 
     def advance(self, count: int = 1, **others: int) -> None:
-        """``count`` more are done, and with them so many of ``others``: ``tokens=31``."""
+        """Count ``count`` more finished items, and ``others``, such as ``tokens=31``."""
         self.done += count
         self.others.update(others)
         if self._bar is not None:

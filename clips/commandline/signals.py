@@ -1,4 +1,4 @@
-"""Stop between two steps when asked to: Ctrl-C, or SIGTERM as schedulers send it before they take a machine away."""
+"""Stop between two steps on request: Ctrl-C, or SIGTERM, which schedulers send before they reclaim a node."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import torch  # not for who only passes signals on
+    import torch  # not for launchers, which only forward signals
 
 EXIT_PREEMPTED = 75
-"""Exit status after SIGTERM: training was saved, and the same command goes on (EX_TEMPFAIL of sysexits.h)."""
+"""Exit status after SIGTERM: training was saved, and the same command resumes it (EX_TEMPFAIL of sysexits.h)."""
 EXIT_INTERRUPTED = 130
 _ECHO = 2.0  # seconds in which a second Ctrl-C is the first one, passed on by a launcher
 
@@ -38,13 +38,13 @@ class StopRequest:
 
 @contextlib.contextmanager
 def graceful_shutdown(heard: Callable[[int], object] = lambda number: None) -> Iterator[StopRequest]:
-    """Turn Ctrl-C and SIGTERM in this block into a request; Ctrl-C once more ends the process at once.
+    """Turn Ctrl-C and SIGTERM in this block into a request; a second Ctrl-C ends the process immediately.
 
-    SIGTERM again changes nothing: schedulers send it to every process of a job, torchrun among them, which sends it on.
-    Who cannot wait for the checkpoint sends SIGKILL.
+    A second SIGTERM has no effect: schedulers send it to every process of a job, torchrun among them, which forwards
+    it. Use SIGKILL to stop without a checkpoint.
 
     Args:
-        heard: is called with the first signal.
+        heard: called with the first signal.
     """
     request = StopRequest()
     asked = 0.0

@@ -1,1 +1,1 @@
-"""What all commands share: artifacts, the identity of a run, and caches."""
+"""Shared infrastructure of all commands: artifacts, run identity, and caches."""

@@ -1,7 +1,7 @@
-"""Directories that stages hand to each other: written whole or not at all, with a manifest.
+"""Artifacts: directories that stages pass to each other, written atomically, with a manifest.
 
-An artifact is a directory in the format of its ecosystem (open_clip hub layout, transformers layout,
-WebDataset shards) plus ``manifest.json``, which says what it is and what it was made from.
+An artifact is a directory in the format of its ecosystem (open_clip hub layout, transformers layout, WebDataset shards)
+plus ``manifest.json``, which records its type and inputs.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from clips.serialization import to_plain
 
 MANIFEST = "manifest.json"
 UUID_PATTERN = "[0-9a-f]{32}"
-"""What `partial_beside` makes names of, as a pattern."""
+"""Pattern of the names that `partial_beside` makes."""
 STAGES_DIR = ".stages"
-"""Behind an encoder's name: the directory with what the earlier stages of its training left."""
-# How an artifact came to be, told for people and reports: not part of what it is, so not of its hash.
+"""Suffix of an encoder's name: the directory with the outputs of its earlier training stages."""
+# The history of an artifact, for readers and reports: not part of its content, so not of its hash.
 HASH_EXCLUDED_FILES = frozenset({MANIFEST, "README.md", "config.yaml", "metrics.jsonl", "summary.json"})
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _LIBRARIES = ("torch", "transformers", "deepspeed", "open_clip_torch", "timm", "lmms-eval", "datasets", "peft")
@@ -45,11 +45,12 @@ _LIBRARIES = ("torch", "transformers", "deepspeed", "open_clip_torch", "timm", "
 
 @contextlib.contextmanager
 def atomic_artifact_dir(path: str | Path, *, kind: str | None = None) -> Iterator[Path]:
-    """A fresh directory beside ``path`` that takes its place when the block ends well, and vanishes when it fails.
+    """A fresh directory next to ``path`` that replaces it when the block succeeds, and is removed when it fails.
 
     Args:
-        path: the directory to write; only an earlier artifact is replaced, and none that was trained.
-        kind: what that may be, so that anything else is refused before the work; by default, what is written now.
+        path: the directory to write; only an earlier untrained artifact is replaced.
+        kind: the allowed type of the earlier artifact, so that others are rejected before the work; by default the new
+            type.
     """
     with write_errors_as_user_errors(path):
         check_overwritable(path, kind)
@@ -79,7 +80,7 @@ def open_to_umask(root: Path) -> None:
     safetensors and `tempfile` write with mode 0600.
 
     Args:
-        root: a file, or a directory with all that is below it.
+        root: a file, or a directory tree.
     """
     files = [root] if root.is_file() else [path for path in root.rglob("*") if not path.is_symlink() and path.is_file()]
     for path in files:
@@ -99,7 +100,7 @@ def _usual_mode(directory: Path) -> int:
 
 
 def _settle(target: Path, replaced: Path) -> None:
-    """End a replacement: what was set aside goes, or comes back where nothing took its place."""
+    """End a replacement: remove the old artifact, or restore it if nothing replaced it."""
     if target.exists():
         shutil.rmtree(replaced, ignore_errors=True)
     elif replaced.is_dir():
@@ -107,15 +108,15 @@ def _settle(target: Path, replaced: Path) -> None:
 
 
 def check_overwritable(path: str | Path, kind: str | None = None, *, trained: bool = False) -> None:
-    """Refuse a place where an artifact would destroy anything but an earlier one.
+    """Reject a path where an artifact would destroy anything but an earlier one.
 
     Args:
-        path: where the artifact is to be.
-        kind: what an earlier artifact must be, any kind if not given.
+        path: path of the artifact.
+        kind: required type of an earlier artifact; any type if not given.
         trained: whether it may be the output of a training, or of an export from one, which may have taken weeks.
 
     Raises:
-        UserError: the current directory or one above it, a file, or a directory that holds something else.
+        UserError: the current directory or one above it, a file, or a directory with other content.
     """
     target = Path(path).resolve()
     if target in {Path.cwd(), *Path.cwd().parents} or target.is_mount():
@@ -130,7 +131,7 @@ def check_overwritable(path: str | Path, kind: str | None = None, *, trained: bo
 
 
 def _kind(directory: Path) -> str | None:
-    """What the manifest in ``directory`` says that it is; None where there is none of ours."""
+    """The type in the manifest of ``directory``; None without a manifest of this suite."""
     try:
         manifest = read_manifest(directory)
     except UserError:
@@ -142,20 +143,20 @@ def is_finished(output: str | Path, kind: str, run: Identity, *, work: Path | No
     """Whether the run of this identity is already finished in ``output``.
 
     Args:
-        output: the run's directory, there or not.
-        kind: what the run makes.
+        output: the run's directory, existing or not.
+        kind: type of the run's artifact.
         run: the identity of the run.
         work: a path within ``output`` that exists while it holds unfinished work of this command.
 
     Raises:
-        UserError: the directory holds something else, or the work of another run; what differs is named.
+        UserError: the directory holds something else, or the work of another run; the message names the difference.
     """
     with write_errors_as_user_errors(output):
         finished = (Path(output) / MANIFEST).is_file()
         try:
             check_overwritable(output, kind, trained=True)
         except UserError:
-            if finished or work is None or not work.exists():  # another process may have begun just now
+            if finished or work is None or not work.exists():  # another process may have started just now
                 raise
     if finished:
         recorded = read_manifest(output).get("identity")
@@ -181,7 +182,7 @@ def lexical_abspath(path: Path) -> Path:
 
 
 def temp_path_for(path: Path) -> Path:
-    """A hidden name for ``path`` while it is written, which no other process takes, on this machine or another."""
+    """A hidden, globally unique temporary name for ``path``."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
 
 
@@ -193,7 +194,7 @@ def atomic_write(path: str | Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def atomic_output_path(path: Path) -> Iterator[Path]:
-    """A name beside ``path`` to write to, whose file takes the place of ``path`` when the block ends well."""
+    """A temporary path next to ``path``, which replaces ``path`` when the block succeeds."""
     partial = temp_path_for(path)
     with write_errors_as_user_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -206,23 +207,23 @@ def atomic_output_path(path: Path) -> Iterator[Path]:
 
 
 def writable_directory(path: str | Path) -> Path:
-    """``path``, made where it is missing, before any work is done that could not be stored there.
+    """``path``, created if missing, before any work whose result could not be stored there.
 
     Raises:
-        UserError: it cannot be made or written.
+        UserError: it cannot be created or written.
     """
     directory = Path(path)
     with write_errors_as_user_errors(path):
         directory.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=directory).close()  # the sure test: permissions say nothing of /proc
+        tempfile.TemporaryFile(dir=directory).close()  # the only reliable test: permissions are meaningless in /proc
     return directory
 
 
 @contextlib.contextmanager
 def write_errors_as_user_errors(path: str | Path) -> Iterator[None]:
-    """Tell the user in one line why the system does not let this block write at ``path``.
+    """Report in one line why the system does not let this block write at ``path``.
 
-    A full disk passes: the command itself tells of that, whoever meets it.
+    A full disk is not reported here: the command itself reports that error.
     """
     try:
         yield
@@ -252,11 +253,11 @@ def write_manifest(
             another library.
         config: the resolved config of the run.
         seed: the seed of the run.
-        data: what was read that is not an artifact of ours: name → description (path, hash, counts).
-        parents: artifacts that this one was made from: name → directory. Their hashes are recorded.
-        known: size, modified_ns and hash of files that were hashed when they were written: file's name → these.
-        identity: of the run that made it (`clips.core.identity`); `is_finished` compares it.
-        details: anything else worth keeping, for instance ``samples_seen`` or ``seconds``.
+        data: inputs that are not artifacts: name → description (path, hash, counts).
+        parents: input artifacts: name → directory. Their hashes are recorded.
+        known: file name → size, modified_ns and hash, for files hashed while writing.
+        identity: of the run that produced it (`clips.core.identity`); `is_finished` compares it.
+        details: further facts, for instance ``samples_seen`` or ``seconds``.
     """
     files = _describe_files(directory, known=known or {})
     told = redact({"config": to_plain(config), "data": to_plain(data or {}), **to_plain(details)})
@@ -301,7 +302,7 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
 
 
 def directory_hash(directory: str | Path, *, recorded: bool = True) -> str:
-    """SHA-256 over the names and contents of the files in ``directory``, RECORDS and hidden files left out.
+    """SHA-256 over the names and contents of the files in ``directory``, RECORDS and hidden files omitted.
 
     Args:
         directory: any directory; a single file is hashed alone.
@@ -371,5 +372,5 @@ def git_state() -> dict[str, Any]:
 
 
 def log_info(message: str) -> None:
-    """One plain line to standard error: what a command is doing, for people and log files alike."""
+    """One plain log line to standard error, for terminals and log files alike."""
     print(strip_control_chars(redact(message)), file=sys.stderr, flush=True)

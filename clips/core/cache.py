@@ -1,7 +1,7 @@
-"""The one store of what can be computed again: found by a hash of all that it depends on, so nothing stale is found.
+"""The store of recomputable results: keyed by a hash of all inputs, so that stale entries are never read.
 
-An entry is written whole by an atomic rename: processes that write the same entry at once leave one of the two, whole.
-An entry that cannot be read counts as missing and is computed again. A cache can be deleted at any time.
+Entries are written by an atomic rename: processes that write the same entry concurrently leave one complete entry. An
+unreadable entry counts as missing and is computed again. A cache can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _TENSOR = "value"  # its name in a file of safetensors
 
 
 def cache_directory(kind: str) -> Path:
-    """The directory for things of this ``kind``: ``clips/KIND`` in the user's cache."""
+    """The cache directory of this ``kind``: ``clips/KIND`` in the user's cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clips" / kind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cache(Generic[Value]):
-    """Files of one kind, each named by the hash of what its content depends on (`clips.core.identity.digest`).
+    """Files of one kind, each named by the hash of its inputs (`clips.core.identity.digest`).
 
     Args:
         directory: holds the files, in directories named by the first two digits.
         suffix: of the files.
-        read: gives the value of a file; any error means that the file is broken.
+        read: reads the value of a file; any error means that the file is invalid.
         write: writes a value to a path.
     """
 
@@ -57,7 +57,7 @@ class Cache(Generic[Value]):
             return None
 
     def put(self, key: str, value: Value) -> None:
-        """Write an entry whole. UserError where the system does not allow it."""
+        """Write an entry atomically. UserError if the system does not allow it."""
         with atomic_output_path(self.path(key)) as partial:
             self.write(partial, value)
 
@@ -98,12 +98,12 @@ def tensor_cache(directory: Path) -> Cache[torch.Tensor]:
 
 
 def made_once(directory: Path, is_made: Callable[[Path], bool], make: Callable[[Path], None]) -> Path:
-    """A directory named by a hash, made by one process while the others wait.
+    """A directory named by a hash, created by one process while the others wait.
 
     Args:
-        directory: where it is to be.
-        is_made: whether it is there.
-        make: writes it, whole or not at all.
+        directory: its path.
+        is_made: whether it exists.
+        make: writes it atomically.
     """
     with FileLock(writable_directory(directory.parent) / f".{directory.name}.lock"):
         if not is_made(directory):

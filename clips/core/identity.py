@@ -1,10 +1,11 @@
-"""What a run is: the settings that its result depends on, the hashes of its inputs, and a version of its command.
+"""The identity of a run: the settings that its result depends on, the hashes of its inputs, and the version of its
+command.
 
-Runs of the same identity make the same result. This module alone decides what counts and whether two runs are the same;
+Runs of the same identity produce the same result. This module alone defines the identity and compares runs;
 `clips.core.artifact.is_finished` decides whether a run is finished.
 
-A field that says how a run is carried out, and not what comes of it, is marked where it is declared:
-``logging_steps: int = field(default=10, metadata=RUN_ONLY)``. An interrupted run may resume with other values of these.
+A field that affects the execution but not the result is marked in its declaration: ``logging_steps: int =
+field(default=10, metadata=RUN_ONLY)``. An interrupted run may resume with other values of these.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ RUN_ONLY: Mapping[str, Any] = MappingProxyType({"run_only": True})
 VERSIONS = {"clips-bench run": 4}
 """Command → version of its results, 1 for those not listed.
 
-Raise it in the commit that changes what the command makes of the same config: steps of studies, results and cached
-answers are then made again, and outputs of the earlier version are refused.
+Raise it in the commit that changes the command's result for the same config: study steps, results and cached answers
+are then computed again, and outputs of the earlier version are rejected.
 """
 RUN = "run.json"
 """Name of the file with the identity of an unfinished run."""
@@ -46,7 +47,7 @@ def identity(command: str, config: Any, inputs: Mapping[str, Any] | None = None)
     Args:
         command: such as ``"clips train"``; its version counts.
         config: the run's config, a dataclass whose run-only fields are marked.
-        inputs: what the run reads: name → hash of the content.
+        inputs: the run's inputs: name → hash of the content.
     """
     read = {f"{_INPUTS}{name}": content for name, content in (inputs or {}).items()}
     found = result_settings(to_plain(config), type(config)) | read
@@ -66,8 +67,8 @@ def digest(value: Any) -> str:
 def differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """The names in which two identities differ.
 
-    ``***`` in place of a secret stands for any value: environments know different secrets. An input that one side does
-    not have is no difference: what a run began with need not exist any more.
+    ``***`` in place of a secret matches any value: environments have different secrets. An input missing on one side is
+    no difference: the initial files of a run may be gone.
     """
     there = redact(there)  # by today's rules and environment
     return [
@@ -96,12 +97,12 @@ def difference(there: Mapping[str, Any], here: Mapping[str, Any], *, may_change:
 def refuse_other_run(
     place: str | Path, there: Mapping[str, Any], here: Mapping[str, Any], *, may_change: Sequence[str] = ()
 ) -> None:
-    """Refuse to resume or to reuse the work of another run.
+    """Raise unless the stored work belongs to this run.
 
     Args:
-        place: where that work is.
-        there: identity of the run that did it.
-        here: identity of the run of now.
+        place: the directory of that work.
+        there: identity of its run.
+        here: identity of the current run.
         may_change: see `difference`.
 
     Raises:
@@ -122,9 +123,9 @@ def read_run(path: Path) -> Identity | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, OSError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); remove {path.parent}, and the run begins anew") from None
+        raise UserError(f"{path}: not valid JSON ({error}); remove {path.parent}, and the run begins again") from None
     if not isinstance(found, dict):
-        raise UserError(f"{path}: expected an object; remove {path.parent}, and the run begins anew")
+        raise UserError(f"{path}: expected an object; remove {path.parent}, and the run begins again")
     return found
 
 
@@ -140,7 +141,7 @@ def is_below(name: str, fields: Iterable[str]) -> bool:
 
 @functools.cache
 def run_only_fields(config_class: type) -> frozenset[str]:
-    """Dotted names of the marked fields; below a list of configs they are called ``data.sources[].cache``."""
+    """Dotted names of the marked fields; fields in a list of configs have names such as ``data.sources[].cache``."""
     hints, names = typing.get_type_hints(config_class), set()
     for field in dataclasses.fields(config_class):
         if field.metadata.get("run_only"):
@@ -164,8 +165,8 @@ def result_settings(values: Mapping[str, Any], config_class: type) -> dict[str, 
     """Dotted names and values of the settings that the result depends on.
 
     Args:
-        values: a config as plain data (`clips.serialization.to_plain`), of today or as it was recorded.
-        config_class: whose fields are marked.
+        values: a config as plain data (`clips.serialization.to_plain`), current or recorded.
+        config_class: class with the marked fields.
     """
     run_only = run_only_fields(config_class)
     return {

@@ -1,4 +1,4 @@
-"""Pictures and captions for training: sources, order, augmentation, batches."""
+"""Images and captions for training: sources, order, augmentation, batches."""
 
 from clips.data.images import BadImageError, decode_image, image_exists, open_image, read_image_bytes
 

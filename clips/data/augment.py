@@ -1,4 +1,4 @@
-"""Random crops and colors for training pictures."""
+"""Random crops and colors for training images."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _SAME = list(range(256))
 
 
 def min_decode_size(size: int, config: AugmentConfig) -> int:
-    """The least picture side to decode so that the smallest crop still has about ``size`` pixels a side."""
+    """The least image side to decode so that the smallest crop still has about ``size`` pixels a side."""
     return math.ceil(size / math.sqrt(config.min_area))
 
 
 def augment(image: Image.Image, size: int, config: AugmentConfig, rng: np.random.Generator) -> torch.Tensor:
-    """A random crop of an RGB picture, squashed to a square of ``size`` pixels: uint8 (3, size, size).
+    """A random crop of an RGB image, squashed to a square of ``size`` pixels: uint8 (3, size, size).
 
-    In memory its channels stand last, as the decoder gives them and as the model wants them.
+    In memory its channels are last, as decoder and model use them.
     """
     box = _random_box(image.width, image.height, config.min_area, rng) if config.min_area < 1 else None
     image = image.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
@@ -40,7 +40,7 @@ def augment(image: Image.Image, size: int, config: AugmentConfig, rng: np.random
 def _random_box(
     width: int, height: int, min_area: float, rng: np.random.Generator
 ) -> tuple[float, float, float, float]:
-    """A box of uniform area and log-uniform aspect ratio inside the picture; all of it after ten misses."""
+    """A box of uniform area and log-uniform aspect ratio inside the image; all of it after ten misses."""
     for _ in range(10):
         area = rng.uniform(min_area, 1) * width * height
         aspect = math.exp(rng.uniform(math.log(_ASPECT[0]), math.log(_ASPECT[1])))

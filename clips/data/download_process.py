@@ -21,15 +21,15 @@ from pathlib import Path
 from clips.errors import UserError, error_reason
 
 Download = Callable[[Path], None]
-_MAX_DOWNLOADS = 16  # at a time; those who wait for them are fewer
+_MAX_DOWNLOADS = 16  # concurrent downloads; fewer threads wait for them
 _MAX_SECONDS_TO_END = 5.0
 _COMMAND = "from clips.data.download_process import serve; serve({fd})"
 
 
 class DownloadProcess:
-    """Carries out downloads for the process that made it, any number of whose threads may ask at a time.
+    """Runs downloads for the process that created it, any number of whose threads may request them concurrently.
 
-    A process forked from that one, and every one after `close`, carries them out itself.
+    Processes forked from that one, and all processes after `close`, run their downloads themselves.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class DownloadProcess:
         """Call ``download(path)``, which must be picklable, in the process.
 
         Raises:
-            Exception: what it raises, an OSError where that cannot be sent.
+            Exception: what it raises; an OSError if that cannot be pickled.
             OSError: the process ended; the next call starts another one.
         """
         if os.getpid() != self._owner:
@@ -81,12 +81,12 @@ class _Child:
                 raise OSError("the process that downloads has ended")
             number = next(self._numbers)
             self._waiting[number] = future
-            with contextlib.suppress(OSError):  # it has ended, as `_receive` will find and tell
+            with contextlib.suppress(OSError):  # it has ended, which `_receive` will detect and report
                 self._connection.send((number, download, path))
         future.result()
 
     def _receive(self) -> None:
-        """Hand results to those who wait for them, until the process ends."""
+        """Hand results to the waiting threads, until the process ends."""
         with contextlib.suppress(EOFError, OSError):
             while True:
                 number, error = self._connection.recv()
@@ -109,9 +109,9 @@ class _Child:
 
 
 def serve(fd: int) -> None:
-    """What the process does: downloads that arrive at ``fd``, until nobody is there any more to ask for them.
+    """Main loop of the process: downloads that arrive at ``fd``, until the requesting process is gone.
 
-    Signals are the training's to answer: schedulers and terminals send them to every process.
+    It ignores signals, which schedulers and terminals send to every process: training handles them.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

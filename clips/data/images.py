@@ -1,4 +1,4 @@
-"""Pictures as they come from the wild, opened safely as RGB."""
+"""Safe decoding of untrusted images as RGB."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from clips.errors import UserError
 
 MAX_PIXELS = 100_000_000
 MAX_ASPECT_RATIO = 200
-"""The longer side of a picture over the shorter: one of 1 × 100,000 pixels would take 34 GB where encoders scale the
-shorter side to their size before they crop."""
+"""The longer side of an image over the shorter: one of 1 × 100,000 pixels would take 34 GB where encoders scale the
+shorter side to their size before they crop.
+"""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
-"""Pillow's names of what is decoded; it knows others, for one of which (EPS) it starts a program on the file."""
+"""Pillow's names of the accepted formats; it knows others, for one of which (EPS) it starts a program on the file."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm")
-"""In lower case, of files in ``FORMATS``: how a picture is told from other files in a folder or shard."""
+"""In lower case, of files in ``FORMATS``: they identify images among other files in a directory or shard."""
 _ORIENTATION = 0x0112
 
 
 class BadImageError(Exception):
-    """A picture that cannot be used; the message is a short reason, the same for all pictures with that fault."""
+    """An image that cannot be used; the message is a short reason, the same for all images with that fault."""
 
 
 class BadSampleError(Exception):
@@ -34,23 +35,23 @@ class BadSampleError(Exception):
 
 
 def decode_image(content: bytes, *, at_least: int | None = None) -> Image.Image:
-    """Decode a picture in one of ``FORMATS`` to RGB: turned upright, on white, the first frame of an animated one.
+    """Decode an image in one of ``FORMATS`` to RGB: turned upright, on white, the first frame of an animated one.
 
     Args:
         content: the file's bytes.
         at_least: let a JPEG decode at a half, quarter or eighth of its size, no side below this many pixels.
 
     Raises:
-        BadImageError: not a picture, truncated, larger than MAX_PIXELS, or longer than MAX_ASPECT allows.
+        BadImageError: not an image, truncated, larger than MAX_PIXELS, or longer than MAX_ASPECT allows.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # oversized pictures are refused below, the rest is noise about metadata
+            warnings.simplefilter("ignore")  # oversized images are rejected below, the rest is noise about metadata
             image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
-                raise BadImageError("picture too large")
+                raise BadImageError("image too large")
             if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
-                raise BadImageError("picture too long and narrow")
+                raise BadImageError("image too long and narrow")
             if at_least is not None:
                 image.draft("RGB", (at_least, at_least))
             with _no_truncated_pictures():
@@ -60,16 +61,16 @@ def decode_image(content: bytes, *, at_least: int | None = None) -> Image.Image:
             return _on_white(image)
     except BadImageError:
         raise
-    except Image.DecompressionBombError as error:  # Pillow's own limit, at about twice ours
-        raise BadImageError("picture too large") from error
-    except Exception as error:  # decoders raise whatever a broken file makes them
+    except Image.DecompressionBombError as error:  # Pillow's own limit, at about twice this one
+        raise BadImageError("image too large") from error
+    except Exception as error:  # decoders raise any exception for a broken file
         known = isinstance(error, OSError) and "truncated" in str(error)
-        raise BadImageError("truncated picture" if known else "undecodable picture") from error
+        raise BadImageError("truncated image" if known else "undecodable image") from error
 
 
 @contextlib.contextmanager
 def _no_truncated_pictures() -> Iterator[None]:
-    """Refuse them although other libraries, such as lmms-eval, let them pass in the whole process."""
+    """Reject them although other libraries, such as lmms-eval, disable the check in the whole process."""
     before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
         yield
@@ -81,7 +82,7 @@ def _on_white(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode in {"I", "I;16", "I;16B", "I;16L", "F"}:
-        raise BadImageError("not an 8-bit picture")
+        raise BadImageError("not an 8-bit image")
     if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")
@@ -90,10 +91,10 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def open_image(root: str | Path, reference: str) -> Image.Image:
-    """The RGB picture that ``reference`` names below ``root``: a file, or ``shard.tar/member`` inside a tar.
+    """The RGB image that ``reference`` names below ``root``: a file, or ``shard.tar/member`` inside a tar.
 
     Raises:
-        UserError: the reference leaves ``root``, or there is no such file or member, or it is not a picture.
+        UserError: the reference leaves ``root``, or there is no such file or member, or it is not an image.
     """
     try:
         return decode_image(read_image_bytes(root, reference))
@@ -113,7 +114,7 @@ def read_image_bytes(root: str | Path, reference: str) -> bytes:
     except PermissionError:
         raise UserError(f"{Path(root) / reference}: permission denied") from None
     except (OSError, ValueError):  # a part of the path is a file, a name is too long or holds a null character
-        raise UserError(f"{Path(root) / reference}: no such picture") from None
+        raise UserError(f"{Path(root) / reference}: no such image") from None
 
 
 def image_exists(root: str | Path, reference: str) -> bool:

@@ -1,8 +1,8 @@
-"""Look at training data before money is spent on it.
+"""Statistics and samples of training data, before training.
 
 clips data inspect /data/recap/shards
 clips data inspect rows.parquet --format table --image url --web org_caption --synthetic re_caption
-clips data index s3://bucket/recap            (writes sizes.json, which shards from afar need)
+clips data index s3://bucket/recap            (writes sizes.json, which remote shards need)
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from clips.method.caption_strategies import sentences
 from clips.model.tokenizer import BOS, CONTEXT_LENGTH, EOS, ClipsTokenizer
 from clips.sanitize import strip_control_chars
 
-_BLOCKS_COPIED = 16  # of a source from afar, for a look at it
+_BLOCKS_COPIED = 16  # of a remote source, for inspection
 _AT_ONCE = 8  # shards copied and counted
 
 
@@ -65,13 +65,13 @@ class DatasetStats:
     """Statistics of a source.
 
     Args:
-        samples: in the source.
-        scanned: of them read.
+        samples: number of samples in the source.
+        scanned: number of samples read.
         invalid: samples that training would skip.
-        tokens: "web" and "synthetic" → WordPiece tokens of each caption, begin and end token left out.
+        tokens: "web" and "synthetic" → WordPiece tokens of each caption, begin and end token omitted.
         sentences: of each synthetic caption; ``sentence_tokens`` of each of its sentences.
         sizes: width and height of each image.
-        formats: encodings of the images → how many.
+        formats: image encodings → counts.
         file_sizes: bytes of each encoded image.
         duplicates: ratio of the web captions that an earlier sample has as well.
         examples: some samples.
@@ -142,7 +142,9 @@ def collect_stats(source: Source, config: InspectDatasetConfig) -> DatasetStats:
 
 
 def _chosen(source: Source, count: int) -> np.ndarray:
-    """Indexes of ``count`` samples, 0 for all, spread evenly; remote ones of few blocks, which are copied whole."""
+    """Evenly spaced indices of ``count`` samples, 0 for all; for remote data in few shards, which are copied
+    completely.
+    """
     everything, blocks = np.arange(len(source)), shard_lengths(source)
     if count and getattr(source, "from_afar", False) and len(blocks) > _BLOCKS_COPIED:
         log_info(f"only {_BLOCKS_COPIED} of {len(blocks):,} shards are looked at, since each has to be copied")
@@ -163,7 +165,7 @@ def _count(found: DatasetStats, sample: Sample, tokenizer: ClipsTokenizer) -> No
 
 
 def _lengths(texts: list[str], tokenizer: ClipsTokenizer) -> list[int]:
-    """Tokens of each text, those that every row has left out."""
+    """Tokens of each text, without those of every row."""
     rows = tokenizer.encode_target(texts, 2048)
     return [int(count) for count in ((rows != 0) & (rows != BOS) & (rows != EOS)).sum(dim=1)]
 
@@ -197,7 +199,7 @@ def format_stats(found: DatasetStats) -> Iterator[str]:
 
 
 def _too_long(lengths: Sequence[int]) -> str:
-    """The share that the text tower's rows, three of whose places are taken, do not hold whole."""
+    """The ratio of captions that the text tower's rows, with three special tokens, truncate."""
     share = np.mean(np.asarray(lengths) > CONTEXT_LENGTH - 3)
     return f"{share:.1%} are longer than the text tower's {CONTEXT_LENGTH} places"
 
@@ -213,9 +215,9 @@ class IndexShardsConfig:
 
     Args:
         path: a directory of .tar files, one .tar, or addresses as `clips data inspect` takes them.
-        output: the file to write; null means sizes.json beside shards of this machine.
-        cache: the folder for copies of shards from afar.
-        cache_gb: how much that folder may hold.
+        output: the file to write; null means sizes.json next to shards of this machine.
+        cache: the directory for copies of shards from afar.
+        cache_gb: how much that directory may hold.
     """
 
     path: str
@@ -225,7 +227,7 @@ class IndexShardsConfig:
 
 
 def run_index(config: IndexShardsConfig) -> None:
-    """Carry out ``config``; what an interrupted call has counted is not counted again."""
+    """Run the command; samples that an interrupted call has counted are not counted again."""
     shards = list_shards(config.path)
     if config.output is None and is_remote(config.path):
         raise UserError(

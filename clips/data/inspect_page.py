@@ -1,4 +1,4 @@
-"""What ``clips data inspect`` and ``llava-bridge data inspect`` share: the samples to read, and the report."""
+"""Shared parts of ``clips data inspect`` and ``llava-bridge data inspect``: sample selection, and the report."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Example:
 
 
 def evenly(count: int, wanted: int) -> np.ndarray:
-    """Indexes of ``wanted`` of ``count`` items, spread evenly from the first to the last; all of them for 0."""
+    """Evenly spaced indices of ``wanted`` of ``count`` items, from the first to the last; all of them for 0."""
     return np.linspace(0, count - 1, min(wanted or count, count)).round().astype(int)
 
 

@@ -18,7 +18,7 @@ from clips.errors import UserError
 MAX_NAMES = 100
 """Invalid samples that are named."""
 MAX_REASONS = 50
-"""Reasons that are counted apart."""
+"""Maximum number of distinct reasons."""
 OTHER_REASONS = "other reasons"
 
 Invalid = tuple[int, str, str]
@@ -30,11 +30,11 @@ class InvalidSamples:
     """A set of invalid samples. Its memory is bounded by the size of the dataset, not by names and reasons.
 
     Args:
-        count: of different samples.
+        count: number of distinct samples.
         by_reason: reason → samples, which add up to ``count``; beyond `MAX_REASONS` under `OTHER_REASONS`.
-        named: (index, name, reason) of the `MAX_NAMES` that come first in the dataset, whoever met them and when.
+        named: (index, name, reason) of the `MAX_NAMES` that come first in the dataset, regardless of process and time.
         bits: one a sample of the dataset, as far as the last invalid one.
-        unshared: those that only this process knows, see `gather`; not stored.
+        unshared: those known to this process only, see `gather`; not stored.
     """
 
     count: int = 0
@@ -50,7 +50,7 @@ class InvalidSamples:
         return new
 
     def gather(self) -> list[Invalid]:
-        """Add what the other processes have met; returns those that were not known. All processes call it together."""
+        """Add the invalid samples of the other processes; returns the new ones. All processes call it together."""
         from clips.parallel.distributed import all_gather_objects  # imports torch
 
         new = [entry for met in all_gather_objects(self.unshared) for entry in self._include(met)]

@@ -1,4 +1,4 @@
-"""Where an image lies: in a file, in a tar, or in a row of a table. Nothing of it is in memory until it is read."""
+"""References to images: in a file, in a tar, or in a row of a table. Images are read on access."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class LazyImage(abc.ABC):
         """The encoded image. Raises UserError if it is missing."""
 
     def exists(self) -> bool:
-        """Whether its file is there, without reading it; true of an image whose place within a file is known."""
+        """Whether its file exists, without reading it; true for an image at a known position within a file."""
         return True
 
     def open(self) -> Image.Image:
@@ -72,7 +72,7 @@ class FileImage(LazyImage):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TarImage(LazyImage):
-    """A member of a tar whose place is known: ``size`` bytes from ``offset`` on; the shard lies below ``root``."""
+    """A member of a tar at a known position: ``size`` bytes from ``offset`` on; the shard is below ``root``."""
 
     root: Path
     shard: Path
@@ -104,7 +104,7 @@ class ImageColumn:
         rows: index → row, a dict with the column: bytes, ``{"bytes", "path"}``, a path, or a list of such.
         name: the column's.
         table: the file or directory, for messages.
-        root: folder that paths start from.
+        root: directory that paths start from.
     """
 
     rows: Any
@@ -118,9 +118,9 @@ class TableImage(LazyImage):
     """An image in a row of a table.
 
     Args:
-        column: where it stands.
+        column: its column.
         row: its row.
-        number: its place where the column holds lists.
+        number: its index if the column holds lists.
         label: its name; by default the number of its row.
     """
 
@@ -152,13 +152,13 @@ class TableImage(LazyImage):
 
 
 def image_bytes(found: Any, folder: str | Path, *, own_network: bool = False, settings: bool = True) -> bytes:
-    """The encoded image behind a table's value: bytes, ``{"bytes", "path"}``, or a path or address.
+    """The encoded image behind a table's value: bytes, ``{"bytes", "path"}``, or a path or URL.
 
     Args:
         found: the value.
-        folder: where paths start, and which they may not leave; see `clips.data.untrusted_files`.
-        own_network: whether an address may lead to this machine or a private network.
-        settings: whether a refusal names the setting of a data source that would allow it.
+        folder: base directory of paths, which they may not leave; see `clips.data.untrusted_files`.
+        own_network: whether a URL may lead to this host or a private network.
+        settings: whether the error names the setting of a data source that would allow it.
 
     Raises:
         BadSampleError: there is none, or it cannot or may not be read.
@@ -170,18 +170,18 @@ def image_bytes(found: Any, folder: str | Path, *, own_network: bool = False, se
     if isinstance(found, bytes | bytearray):
         return bytes(found)
     if not isinstance(found, str) or not found:
-        raise BadSampleError("no picture")
+        raise BadSampleError("no image")
     try:
         return read_untrusted(found, folders, own_network=own_network)
     except ForbiddenReferenceError as error:
         allowed_by = f" (data source's '{error.setting}')" if settings and error.setting else ""
-        raise BadSampleError(f"picture refused: {error}{allowed_by}") from None
+        raise BadSampleError(f"image rejected: {error}{allowed_by}") from None
     except (OSError, ValueError, ImportError):
-        raise BadSampleError("missing picture") from None
+        raise BadSampleError("missing image") from None
 
 
 def _kept_by_datasets() -> list[Path]:
-    """Where ``datasets`` unpacks a dataset's images, which it then names by their whole paths."""
+    """The directory into which ``datasets`` unpacks a dataset's images, which it then names by absolute paths."""
     import datasets
     import huggingface_hub
 

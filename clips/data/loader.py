@@ -26,9 +26,9 @@ from clips.data.sources import BadSampleError, Sample, Source, open_source, shar
 from clips.errors import UserError, error_reason
 
 _READ_AHEAD = 3  # batches
-_APART = ("bad", "image")  # of a sample, what is not simply stacked
-_NEAR = 256  # places: most of them lie in the same shards
-_REPLACEMENT = 3  # a stream of random numbers, beside those of clips.data.sampler
+_APART = ("bad", "image")  # per sample, fields that are not simply stacked
+_NEAR = 256  # positions: most of them are in the same shards
+_REPLACEMENT = 3  # a stream of random numbers, next to those of clips.data.sampler
 _TOGETHER = 32  # samples: more would only take more memory
 
 Prepare = Callable[[str, str, np.random.Generator], dict[str, torch.Tensor]]
@@ -85,7 +85,7 @@ class TrainDataset(torch.utils.data.Dataset):
         return self.__getitems__([position])[0]
 
     def __getitems__(self, positions: Sequence[int]) -> list[dict[str, Any]]:
-        """The samples at ``positions``, as torch's loader asks for those of a batch."""
+        """The samples at ``positions``, as torch's DataLoader requests those of a batch."""
         return [
             sample
             for start in range(0, len(positions), _TOGETHER)
@@ -93,10 +93,10 @@ class TrainDataset(torch.utils.data.Dataset):
         ]
 
     def _together(self, positions: Sequence[int]) -> list[dict[str, Any]]:
-        """The samples at ``positions``, each kind of work done for all of them before the next.
+        """The samples at ``positions``, each stage for all of them before the next.
 
-        A picture's decoding drives everything else out of the processor's caches: texts prepared between two pictures
-        take three times as long.
+        Decoding an image evicts everything else from the processor's caches: interleaved with it, tokenization takes
+        three times as long.
         """
         places = [self.order.at(position) for position in positions]
         rngs = [self.order.generator(place) for place in places]
@@ -115,7 +115,7 @@ class TrainDataset(torch.utils.data.Dataset):
         ]
 
     def _next_good(self, position: int) -> dict[str, Any]:
-        """The sample at ``position``, or another one drawn for it: what a shard lacks is replaced by many others."""
+        """The sample at ``position``, or a replacement: the samples of a missing shard are replaced by many others."""
         bad: list[Invalid] = []
         for ahead in _places_ahead(len(self), self.order, np.random.default_rng([_REPLACEMENT, self.seed, position])):
             place = self.order.at(position, ahead=ahead)
@@ -124,7 +124,7 @@ class TrainDataset(torch.utils.data.Dataset):
                 sample = self.sources.read(place.index, rng)
                 image = self._image(place, sample, rng)
                 texts = self.prepare(sample.web, sample.synthetic, rng)
-                return {"image": image, **texts, "bad": bad[:1]}  # the others are counted at their own places
+                return {"image": image, **texts, "bad": bad[:1]}  # the others are counted at their own positions
             except (BadSampleError, BadImageError) as error:
                 bad.append((place.index, self.sources.name(place.index), str(error)))
         raise UserError(f"data.sources: {len(bad)} samples in a row cannot be used; {bad[0][1]}: {bad[0][2]}")
@@ -138,7 +138,7 @@ class TrainDataset(torch.utils.data.Dataset):
         return augment(image, self.size, self.config.augment, rng)
 
     def parents(self) -> dict[str, str]:
-        """The artifacts of ours among the sources: name → directory."""
+        """The artifacts of this suite among the sources: name → directory."""
         paths = [Path(source.path) for source in self.config.sources]
         found = [path for path in paths if (path / MANIFEST).is_file()]
         return {
@@ -146,14 +146,14 @@ class TrainDataset(torch.utils.data.Dataset):
         }
 
     def describe(self) -> list[dict[str, Any]]:
-        """What the manifest says of the sources."""
+        """The manifest entries of the sources."""
         return [source.describe() for source in self.parts]
 
 
 def _places_ahead(count: int, order: SampleOrder, rng: np.random.Generator) -> Iterator[int]:
-    """How far on in a stream of ``count`` samples a replacement is looked for.
+    """Distance in a stream of ``count`` samples at which a replacement is searched.
 
-    In the shards that this machine has, then in those of the same window, then anywhere.
+    In the local shards, then in those of the same window, then anywhere.
     """
     yield 0
     if count <= 2 * _NEAR:
@@ -166,7 +166,7 @@ def _places_ahead(count: int, order: SampleOrder, rng: np.random.Generator) -> I
 
 
 def _or_none(work: Callable[..., Any], *arguments: Any) -> Any:
-    """What ``work`` gives, None where the sample is bad."""
+    """The result of ``work``, None for an invalid sample."""
     try:
         return work(*arguments)
     except (BadSampleError, BadImageError):
@@ -191,7 +191,7 @@ def iterate_batches(
 ) -> Iterator[dict[str, Any]]:
     """This process's part of the global batches of steps ``first_step`` … ``last_step - 1``, in order.
 
-    The pictures of a batch may lie in memory that is used again when the next batch is asked for.
+    The images of a batch may be in memory that the next batch reuses.
     """
     plan = [
         step_positions(step, batch_size=data.order.batch_size, rank=rank, world_size=world_size)
@@ -206,10 +206,10 @@ def iterate_batches(
 
 
 class _SharedBatches(torch.utils.data.Dataset):
-    """The batches of a plan without their images, which lie in ``pictures``, (slots, batch, 3, size, size) uint8.
+    """The batches of a plan without their images, which are in ``pictures``, (slots, batch, 3, size, size) uint8.
 
-    All processes share that memory, and it is used again and again: fresh pages for each batch cost the system more
-    time than filling them. The loader never has as many batches under way as there are slots.
+    All processes share that memory, and it is reused: fresh pages for each batch cost more time than filling them. The
+    loader never has as many batches in flight as there are slots.
     """
 
     def __init__(self, data: TrainDataset, plan: list[range]) -> None:
@@ -229,7 +229,7 @@ class _SharedBatches(torch.utils.data.Dataset):
         return len(self.plan)
 
     def slot(self, number: int) -> torch.Tensor:
-        """Where the images of batch ``number`` lie."""
+        """The slot with the images of batch ``number``."""
         return self.pictures[number % len(self.pictures)]
 
     def __getitem__(self, number: int) -> dict[str, Any]:
@@ -276,7 +276,7 @@ def worker_death_as_user_error() -> Iterator[None]:
             raise
         raise UserError(
             f"data.num_workers: a process that reads data died ({error_reason(error)}), as it does for want of memory; "
-            "the same command goes on from the last checkpoint"
+            "the same command resumes from the last checkpoint"
         ) from None
 
 
@@ -292,7 +292,7 @@ def _begin_worker(_: int) -> None:
 
 @atexit.register
 def _end_stuck_workers() -> None:
-    """Those that did not end when told to; multiprocessing would send them SIGTERM and wait for ever."""
+    """Workers that did not end on request; multiprocessing would send them SIGTERM and wait forever."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would take them for accidents
     for child in multiprocessing.active_children():
         if child.daemon:

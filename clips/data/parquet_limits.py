@@ -1,7 +1,8 @@
-"""Parquet files a few rows at a time, and no more of them than their size allows: a kilobyte can stand for gigabytes.
+"""Bounded reading of parquet files: a few rows at a time, with a memory limit relative to the file size, since a
+kilobyte may decompress to gigabytes.
 
-Texts and bytes are read as parquet keeps them, each different one once, so that their sizes are known before they are
-laid out row by row.
+Strings and bytes are read dictionary-encoded, each distinct value once, so that their sizes are known before the rows
+are materialized.
 """
 
 from __future__ import annotations
@@ -36,16 +37,16 @@ def iter_record_batches(
     """The rows of a parquet file as Arrow's record batches of at most 64 MB, or one row.
 
     Args:
-        file: its name, for messages.
+        file: the file's name, for messages.
         stream: path or open file.
-        columns: that are read; ``images.list.element.path`` for a part of one.
-        group: the row group that is read; all of them where None.
-        footer: of the file, where it is known.
-        whole: lay texts and bytes out row by row; otherwise they are only measured.
+        columns: columns to read; ``images.list.element.path`` for a part of one.
+        group: the row group to read; all of them if None.
+        footer: the file's footer, if already read.
+        whole: materialize strings and bytes; otherwise they are only measured.
 
     Raises:
-        UserError: it unpacks to more than 256 MB and a hundred times its size, or a row of it to more than 256 MB.
-        pyarrow.ArrowException: it is broken.
+        UserError: it decompresses to more than 256 MB and a hundred times its size, or one row to more than 256 MB.
+        pyarrow.ArrowException: it is invalid.
     """
     import pyarrow.parquet
 
@@ -74,13 +75,13 @@ def iter_record_batches(
 
 
 def check_decompressed_size(files: Iterable[str]) -> None:
-    """Refuse parquet files of this machine that a library which lays them out whole had better not read.
+    """Reject local parquet files that are unsafe for a library which materializes them completely.
 
-    Each is read once for that, by one process for all; a note in the user's cache says which have passed.
+    One process reads each file once for that; a record in the user's cache lists the accepted files.
 
     Raises:
         UserError: as for `unpacked`.
-        pyarrow.ArrowException: one is broken.
+        pyarrow.ArrowException: an invalid file.
     """
     for file in files:
         facts = Path(file).stat()
@@ -112,7 +113,7 @@ def _check_file(file: str) -> None:
 
 
 def _laid_out(batch: Any, plain: Any) -> Any:
-    """A batch with each of its texts in its row, as the schema ``plain`` has them."""
+    """A batch with all strings materialized, in the schema ``plain``."""
     import pyarrow as pa
 
     pairs = zip(batch.columns, plain, strict=True)  # pyarrow fails to cast a struct of nulls to itself
@@ -129,7 +130,7 @@ def _without_views(schema: Any) -> Any:
 
 
 def _chunks(group: Any, columns: Sequence[str]) -> Iterator[Any]:
-    """What is known of the columns of a row group that are read."""
+    """The metadata of the columns to read of a row group."""
     for number in range(group.num_columns):
         chunk = group.column(number)
         if any(chunk.path_in_schema == name or chunk.path_in_schema.startswith(f"{name}.") for name in columns):
@@ -142,7 +143,7 @@ def _is_text(leaf: Any) -> bool:
 
 
 def _stated_size(chunk: Any, leaves: Mapping[str, Any]) -> int:
-    """Bytes of a column, as far as the footer tells: of texts each different one once, of all else every value."""
+    """Decompressed bytes of a column by the footer: of distinct values for strings, of all values otherwise."""
     leaf = leaves[chunk.path_in_schema]
     width = leaf.length if leaf.physical_type == "FIXED_LEN_BYTE_ARRAY" else 0
     size: int = chunk.total_uncompressed_size + 4 * chunk.num_values
@@ -152,7 +153,7 @@ def _stated_size(chunk: Any, leaves: Mapping[str, Any]) -> int:
 def _rows_at_once(chunks: Sequence[Any], leaves: Mapping[str, Any], count: int) -> int:
     """Rows of a row group, of ``count``, that hold about 64 MB.
 
-    Of texts that may share parts with others (JSON, delta encoding) each may be as long as all that is stored.
+    Strings that may share parts with others (JSON, delta encoding) may each be as long as all stored data.
     """
     texts = [(leaves[chunk.path_in_schema], chunk) for chunk in chunks]
     texts = [(leaf, chunk) for leaf, chunk in texts if leaf.physical_type == "BYTE_ARRAY"]
@@ -171,7 +172,7 @@ def _check(file: str, size: int, allowance: int) -> None:
 
 
 def _parts(file: str, batch: Any) -> Iterator[Any]:
-    """A batch in pieces of 64 MB or one row; UserError where a row has too much."""
+    """A batch in pieces of 64 MB or one row; UserError if a row is too large."""
     size = _size(batch)
     if size <= _AT_ONCE or batch.num_rows == 1:
         if size > MAX_MEMBER_BYTES:
@@ -184,7 +185,7 @@ def _parts(file: str, batch: Any) -> Iterator[Any]:
 
 
 def _size(found: Any) -> int:
-    """Bytes of an array or batch, its texts laid out row by row."""
+    """Bytes of an array or batch after materialization."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

@@ -1,7 +1,7 @@
-"""Shards from afar are copied before they are needed: those of the next window while this one is read.
+"""Prefetching of remote shards: those of the next window are downloaded while the current one is read.
 
-Samples come shuffled over a whole window of shards, so that its first batch needs nearly all of them. One process of a
-machine fetches for all: copies lie in a folder that they share (`clips.data.remote_files.ShardCache`).
+Samples are shuffled over a whole window of shards, so that its first batch needs nearly all of them. One process per
+node downloads for all: they share the directory of copies (`clips.data.remote_files.ShardCache`).
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _PARTING = 5.0  # seconds that a copy under way may take to end
 
 
 class ShardPrefetcher:
-    """Copies the shards of the window that is read, and of the one after it, as far as there is room for both.
+    """Downloads the shards of the current window, and of the next one as far as both fit into the cache.
 
-    Its threads begin with the first `reach`: processes must have been forked before, lest they inherit a lock that one
-    of these threads holds. At the end of the program they are not waited for.
+    Its threads start with the first `reach`: worker processes must be forked before that, so that they do not inherit a
+    lock held by one of these threads. The program does not wait for them at its end.
 
     Args:
-        order: of the samples.
-        sources: in the order's sequence; those that are here have nothing to copy.
-        last: the step at which reading ends.
-        share: the part of each batch that this machine reads: from which of its positions to which, 0 … 1.
+        order: sample order.
+        sources: in the order's sequence; local ones need no download.
+        last: the last step.
+        share: the slice of each batch that this node reads: start and end as ratios, 0 … 1.
     """
 
     def __init__(
@@ -49,13 +49,13 @@ class ShardPrefetcher:
         self._state = threading.Condition()  # guards the following
         self._closed = False
         self._now: deque[int] = deque()  # to be copied for the window that is read
-        self._later: deque[int] = deque()  # and, when nothing is left to copy for that one, for the next
+        self._later: deque[int] = deque()  # and, when that one is complete, for the next
         self._copying = 0  # for the window that is read
         self._sizes: dict[int, int] = {}  # of the wanted copies; of those under way a guess
         self._told = False
 
     def reach(self, step: int) -> None:
-        """Say that the batch of ``step`` comes next: what it and those after it need is copied, from now on."""
+        """The batch of ``step`` comes next: download its shards and those of later batches."""
         if not self._threads:
             self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(_AT_ONCE)]
             for thread in self._threads:
@@ -64,7 +64,7 @@ class ShardPrefetcher:
         if asked == self._asked:
             return
         self._asked = asked
-        with self._state:  # what was asked for before and has not begun is asked for again, or not needed
+        with self._state:  # pending requests are either renewed or no longer needed
             self._sizes = {block: size for block, size in self._sizes.items() if block in {*asked[0], *asked[1]}}
             self._now, self._later = (deque(filter(self._is_afar, blocks)) for blocks in asked)
             self._state.notify_all()
@@ -79,7 +79,7 @@ class ShardPrefetcher:
         while (wanted := self._next()) is not None:
             block, needed_now = wanted
             number = self._source_of(block)
-            with contextlib.suppress(UserError, FileNotFoundError):  # the reader tries again, and tells
+            with contextlib.suppress(UserError, FileNotFoundError):  # the reader retries, and reports the error
                 path = cast(RemoteSource, self.sources[number]).fetch(
                     block - int(self.ends[number]) + self.blocks[number]
                 )
@@ -122,7 +122,7 @@ class ShardPrefetcher:
         return False
 
     def close(self) -> None:
-        """Leave undone what has not begun; what has may take a moment to end."""
+        """Cancel pending downloads; running ones may take a moment to end."""
         with self._state:
             self._closed = True
             self._state.notify_all()
@@ -138,9 +138,9 @@ def _afar(source: Source) -> RemoteSource | None:
 def start_prefetcher(
     order: SampleOrder, sources: Sequence[Source], last: int, rank: int = 0, world_size: int = 1
 ) -> Iterator[ShardPrefetcher | None]:
-    """A `Fetcher` where there is something to fetch and this process is the first of its machine, else None.
+    """A `Fetcher` if there is anything to download and this process is the first of its node, else None.
 
-    Meanwhile nothing is downloaded in this process itself: its threads wait for a `DownloadProcess`.
+    This process itself then downloads nothing: its threads wait for a `DownloadProcess`.
     """
     local_rank, local_size = _place_on_machine(rank, world_size)
     remote = [source for source in map(_afar, sources) if source is not None]
@@ -171,7 +171,7 @@ def _downloads_apart(sources: Sequence[RemoteSource]) -> Iterator[None]:
 
 
 def _place_on_machine(rank: int, world_size: int) -> tuple[int, int]:
-    """This process's number among those of its machine, whose ranks follow one another, and how many these are."""
+    """This process's rank on its node, assuming consecutive ranks, and the number of processes on the node."""
     if "LOCAL_RANK" not in os.environ:  # then each fetches for itself
         return 0, 1
     local_size = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")  # torchrun; deepspeed

@@ -1,4 +1,4 @@
-"""Files here or elsewhere: whatever fsspec reads, and the output of commands; shards from afar are kept in a cache."""
+"""Local and remote files: any fsspec URL, and the output of commands; remote shards are copied into a cache."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _OURS = re.compile(r"[0-9a-f]{16}-")  # begins the names of a cache's files
 _NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _TRIES = 3
 _MORE_TRIES = 12  # of a cache that has worked before: about seven minutes
-_LONGEST_PAUSE, _STALE = 60.0, 86400.0  # seconds between tries; after which an unfinished copy is nobody's any more
+_LONGEST_PAUSE, _STALE = 60.0, 86400.0  # seconds between retries; age at which an unfinished copy counts as abandoned
 _PIPE = "pipe:"
 _PARTIAL = ".partial"
 
 
 class UnreachableError(UserError):
-    """What should be copied cannot be reached now, which says nothing about what it holds."""
+    """A remote file cannot be reached now, which implies nothing about its content."""
 
 
 def is_remote(path: str) -> bool:
-    """Whether ``path`` is an address (``s3://…``) or a command (``pipe:aws s3 cp … -``) and no file of this machine."""
+    """Whether ``path`` is a URL (``s3://…``) or a command (``pipe:aws s3 cp … -``) and no local file."""
     return "://" in path or path.startswith(_PIPE)
 
 
@@ -56,7 +56,7 @@ def expand_brace_ranges(path: str) -> list[str]:
 
 
 def read_file(path: str) -> bytes:
-    """The content of a file here or elsewhere. Raises OSError (or ValueError for an unknown protocol)."""
+    """The content of a local or remote file. Raises OSError (or ValueError for an unknown protocol)."""
     if not is_remote(path):
         return Path(path).read_bytes()
     if path.startswith(_PIPE):
@@ -76,13 +76,13 @@ def _run(address: str, stdout: Any) -> bytes:
 
 
 class ShardCache:
-    """A folder of local copies of shards; the longest unused go when it grows too large.
+    """A directory of local copies of shards; the least recently used are deleted when it grows too large.
 
-    Several processes may share a folder: a copy appears whole or not at all.
+    Several processes may share a directory: a copy appears atomically.
 
     Args:
-        folder: the folder.
-        limit: bytes that it may hold; the newest copy stays in any case.
+        folder: the directory.
+        limit: maximum size in bytes; the newest copy always stays.
     """
 
     def __init__(self, folder: Path, limit: float) -> None:
@@ -95,10 +95,10 @@ class ShardCache:
         return vars(self) | {"downloads": None}
 
     def path(self, address: str) -> Path:
-        """The local path of ``address``, copied if it is not here already; a file of this machine is itself.
+        """The local path of ``address``, copied if missing; a local file is returned unchanged.
 
         Raises:
-            UnreachableError: it cannot be copied, after three tries; after many if anything could be before.
+            UnreachableError: it cannot be copied, after three tries; after many if earlier files could be.
             UserError: it does not exist.
         """
         if not is_remote(address):
@@ -107,16 +107,16 @@ class ShardCache:
         return self.made(address, name, functools.partial(_fetch, address), remote=True)
 
     def made(self, key: str, name: str, make: Callable[[Path], None], *, remote: bool = False) -> Path:
-        """The local path of what ``make`` writes to the path that it gets; called if that is not here already.
+        """The local path of the file that ``make`` writes to a given path; called only if the file is missing.
 
         Args:
-            key: says what it is.
-            name: ends the file's name.
-            make: the same for the same key.
-            remote: it downloads and can be pickled, so that it may run in ``downloads``.
+            key: identifies the content.
+            name: suffix of the file's name.
+            make: deterministic for a key.
+            remote: ``make`` downloads and can be pickled, so that it may run in ``downloads``.
 
         Raises:
-            UnreachableError: it cannot be made, after three tries; after many if anything could be before.
+            UnreachableError: it cannot be made, after three tries; after many if earlier files could be.
             UserError: it does not exist, or whatever ``make`` raises of this kind.
         """
         if remote and self.downloads is not None:
@@ -136,7 +136,7 @@ class ShardCache:
     def _make_room(self, newest: Path) -> None:
         found = []
         for path in filter(_is_ours, self.folder.iterdir()):
-            with contextlib.suppress(FileNotFoundError):  # another process makes room as well
+            with contextlib.suppress(FileNotFoundError):  # another process is freeing space as well
                 facts = path.stat()
                 if path.suffix != _PARTIAL:
                     found.append((facts.st_mtime, facts.st_size, path))

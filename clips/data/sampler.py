@@ -1,12 +1,12 @@
-"""Which sample comes when: pure functions of the seed, so that a run can go on from any step on any world size.
+"""The sample order: pure functions of the seed, so that a run can resume from any step on any world size.
 
 Training reads one endless stream of positions 0, 1, 2, … Step s of global batch B reads positions s·B … (s+1)·B − 1,
-cut into equal, consecutive slices, one a process. `Order` says which sample stands at a position, without having
-been through the positions before.
+cut into equal, consecutive slices, one per process. `Order` computes the sample at a position without iterating over
+earlier ones.
 
 Where only a window of shards is shuffled at a time, a batch is cut into as many as 256 equal lanes, a window's samples
-likewise, and a lane of the batch reads one of those parts: a machine, whose processes read some of the lanes, needs
-only the shards that lie in these. The lanes are the same whatever the number of processes.
+likewise, and a lane of the batch reads one of those parts: a node, whose processes read some of the lanes, needs only
+their shards. The lanes do not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from fractions import Fraction
 import numpy as np
 
 _ORDER, _SAMPLE, _DEAL = 0, 1, 2  # separate streams of random numbers
-_CYCLE = 1000  # samples of a lane after each of which a mixture has kept to its weights
+_CYCLE = 1000  # after this many samples of a lane a mixture matches its weights
 _LANES = 256  # at most: of eight processes on each of 32 machines each has its own
 
 
 @dataclass(frozen=True)
 class SamplePosition:
-    """What stands at a position: a sample's index, and how often its source was gone through before."""
+    """What is at a position: a sample's index, and how often its source was gone through before."""
 
     index: int
     epoch: int
@@ -35,17 +35,19 @@ class SamplePosition:
 class SampleOrder:
     """The order of one source or several.
 
-    Without weights the sources are one sequence; epoch after epoch, each sample comes once, in another order each time.
-    With weights, each source is a stream of its own. After every 1,000 samples of a lane (without lanes: every 1,000
-    positions) it has had its share of all so far, rounded to whole samples; rarer sources are rounded first, and the
-    commonest gets what is left. Lanes round at different places, so that all together keep to the weights as well.
+    Without weights the sources are one sequence; epoch after epoch, each sample occurs once, in a new order. With
+    weights, each source is a stream of its own. After every 1,000 samples of a lane (without lanes: every 1,000
+    positions) its count equals its weight's share of all so far, rounded to whole samples; rarer sources are rounded
+    first, and the most frequent one gets the rest. Lanes round at different positions, so that their sum matches the
+    weights as well.
 
     Args:
-        blocks: for each source, the numbers of samples in its blocks (shards): neighbors on disk.
-        weights: for each source, its share of the positions, relative to the others; None for one sequence.
-        seed: another one gives another order.
-        window: blocks that are shuffled together; None shuffles all samples of an epoch, which takes 8 bytes each.
-        batch_size: positions of one step, of all processes together; only a window's order depends on it.
+        blocks: for each source, the sample counts of its shards.
+        weights: for each source, its relative frequency; None for one sequence.
+        seed: seed of the order.
+        window: number of shards that are shuffled together; None shuffles all samples of an epoch, which takes 8 bytes
+            each.
+        batch_size: positions of one step over all processes; only the order with a window depends on it.
     """
 
     def __init__(
@@ -81,7 +83,7 @@ class SampleOrder:
         return self.samples
 
     def at(self, position: int, *, ahead: int = 0) -> SamplePosition:
-        """What stands at ``position``, or ``ahead`` places further on in the same source's stream."""
+        """The sample at ``position``, or ``ahead`` samples further in the same source's stream."""
         step, offset = divmod(position, self.batch_size)
         lane, inside = divmod(offset, self._width)
         source, count = self._source_at(lane, step * self._width + inside)
@@ -95,14 +97,14 @@ class SampleOrder:
         return self._mixture.at(lane, number)
 
     def blocks_near(self, step: int, last: int, share: tuple[float, float] = (0, 1)) -> tuple[list[int], list[int]]:
-        """The blocks, counted through all sources, of the windows read at ``step``, and of those that come next.
+        """The shards (indices over all sources) of the windows read at ``step``, and of the next ones.
 
         Only for an order with a ``window``.
 
         Args:
-            step: where reading stands.
-            last: the step at which it ends: windows that begin there or later are left out.
-            share: the part of each batch that is asked about: from which of its positions to which, 0 … 1.
+            step: the current step.
+            last: the last step: windows that begin there or later are omitted.
+            share: the slice of each batch: start and end as ratios, 0 … 1.
         """
         now: list[int] = []
         later: list[int] = []
@@ -126,7 +128,7 @@ class SampleOrder:
 
 
 class _Stream:
-    """Every sample of one sequence of blocks once an epoch; the places in it belong to the lanes in turn."""
+    """Every sample of one sequence of shards once per epoch; its positions are assigned to the lanes round-robin."""
 
     def __init__(
         self, blocks: Sequence[int], seed: tuple[int, int], window: int | None, lanes: int, batch_size: int
@@ -136,7 +138,7 @@ class _Stream:
         self.size = int(self.blocks.sum())
         self.seed = seed
         self.window, self.lanes, self.batch_size = window, lanes, batch_size
-        # Processes that read ahead get the stream without what it remembers.
+        # DataLoader workers get the stream without its memory.
         self._plan = functools.lru_cache(maxsize=2)(self._make_plan)
         spanned = 0 if window is None else batch_size * len(self.blocks) // max(1, window * self.size)  # by a batch
         self._shuffled = functools.lru_cache(maxsize=4 + spanned)(self._shuffle)
@@ -153,9 +155,9 @@ class _Stream:
         return SamplePosition(int(self._shuffled(epoch, number)[place - start]), epoch)
 
     def windows_from(self, count: int, end: int, lanes: range) -> tuple[list[int], list[int]]:
-        """What ``lanes`` need of the window that their sample ``count`` lies in, and of the one after it.
+        """The shards of ``lanes`` in the window of their sample ``count``, and in the next one.
 
-        The latter is nothing if it begins after their sample ``end``.
+        The latter is empty if it begins after their sample ``end``.
         """
         epoch, place = divmod(count * self.lanes + lanes.start, self.size)
         number, _, stop = self._window_at(epoch, place)
@@ -164,13 +166,13 @@ class _Stream:
         return self._blocks_of(epoch, number, lanes), self._blocks_of(*after, lanes) if is_read else []
 
     def _window_at(self, epoch: int, place: int) -> tuple[int, int, int]:
-        """The number of the window that ``place`` lies in, and the places in the epoch where it begins and ends."""
+        """The index of the window that contains ``place``, and its start and end within the epoch."""
         _, ends = self._plan(epoch)
         number = int(np.searchsorted(ends, place, side="right"))
         return number, int(ends[number - 1]) if number else 0, int(ends[number])
 
     def _blocks_of(self, epoch: int, number: int, lanes: range | None = None) -> list[int]:
-        """The blocks of a window, or those of them in which the parts lie that ``lanes`` read."""
+        """The shards of a window, or those that the parts of ``lanes`` are in."""
         order, ends = self._plan(epoch)
         assert self.window is not None
         blocks = order[number * self.window : (number + 1) * self.window]
@@ -196,7 +198,7 @@ class _Stream:
         return order, ends[last]
 
     def _shuffle(self, epoch: int, number: int) -> np.ndarray:
-        """The samples of one window in their order: each lane's part by itself, and the lanes in turn."""
+        """The samples of one window in order: each lane's part shuffled separately, and the lanes interleaved."""
         chosen = self._blocks_of(epoch, number)
         samples = np.concatenate([self.starts[block] + np.arange(self.blocks[block]) for block in chosen])
         _, ends = self._plan(epoch)
@@ -216,12 +218,12 @@ def _permutation(size: int, seed: int, stream: int, epoch: int) -> np.ndarray:
 
 
 class _Mixture:
-    """Which source each sample of a lane is from, by shares of the weights that are kept exactly in the long run.
+    """The source of each sample of a lane, in proportions that are exact in the long run.
 
     Args:
         weights: of the sources, relative to each other.
-        seed: another one deals them out in another order.
-        lanes: how many lanes there are.
+        seed: seed of the order.
+        lanes: number of lanes.
     """
 
     def __init__(self, weights: Sequence[float], seed: int, lanes: int) -> None:
@@ -230,7 +232,7 @@ class _Mixture:
         self._totals = functools.lru_cache(maxsize=8)(self._count)
 
     def __reduce__(self) -> tuple[type[_Mixture], tuple[list[float], int, int]]:
-        return _Mixture, (self.weights, self.seed, self.lanes)  # without what it remembers
+        return _Mixture, (self.weights, self.seed, self.lanes)  # without its memory
 
     def at(self, lane: int, number: int) -> tuple[int, int]:
         """Which source sample ``number`` of ``lane`` is from, and how many of the lane's before it are too."""
@@ -247,10 +249,11 @@ class _Mixture:
         return self._totals(cycle)[source, chosen] + (dealt == source).sum(axis=1)
 
     def _count(self, cycle: int) -> np.ndarray:
-        """How many of each lane's samples before ``cycle`` are from each source, (sources, lanes).
+        """Number of each lane's samples before ``cycle`` from each source, (sources, lanes).
 
-        Whole numbers throughout: a share is a decimal fraction as it was written, whatever the number of samples. Each
-        source's count never falls from cycle to cycle, since it is a rounded share of what the rarer ones leave.
+        Integer arithmetic throughout: a weight is a decimal fraction as written, for any number of samples. Each
+        source's count never falls from cycle to cycle, since it is a rounded share of the remainder after the rarer
+        ones.
         """
         left = [cycle * _CYCLE] * self.lanes
         weights = [Fraction(str(float(weight))) for weight in self.weights]
@@ -274,7 +277,7 @@ class _Mixture:
     def _deal(self, cycle: int) -> np.ndarray:
         """The sources of a cycle's samples, (lanes, samples).
 
-        Lanes have the same order but begin in different places, so that few positions of all keep to the weights.
+        Lanes have the same order but begin at different offsets, so that few positions of all lanes match the weights.
         """
         ends = np.cumsum(self._totals(cycle + 1) - self._totals(cycle), axis=0)
         slots = np.random.default_rng([_DEAL, self.seed, cycle]).permutation(np.arange(_CYCLE))

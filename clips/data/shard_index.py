@@ -1,4 +1,4 @@
-"""Where the samples of a tar shard lie: made once by reading its headers, small enough to keep for many shards."""
+"""Index of a tar shard's samples: built once from the headers, small enough to hold for many shards."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class ShardIndex:
 
     Args:
         keys: (samples,) names in UTF-8.
-        starts: (samples + 1,) where each one's files begin among all files.
-        kinds: (files,) each one's place in ``extensions``.
-        spans: (files, 2) offset and size of each one's bytes.
-        extensions: (kinds of files,) in UTF-8.
+        starts: (samples + 1,) start of each sample's files among all files.
+        kinds: (files,) each file's index in ``extensions``.
+        spans: (files, 2) offset and size of each file's bytes.
+        extensions: (file types,) in UTF-8.
     """
 
     keys: np.ndarray
@@ -55,7 +55,7 @@ class ShardIndex:
 
 
 INDEX_READ_ERRORS = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
-"""What `load_index` raises of a file that is not whole, as after a power cut."""
+"""Raised by `load_index` for an incomplete file, as after a power failure."""
 
 
 def load_index(path: Path) -> ShardIndex:
@@ -65,10 +65,10 @@ def load_index(path: Path) -> ShardIndex:
 
 
 def index_shard(shard: Path) -> ShardIndex:
-    """The samples of a shard of this machine; of one that is cut short those before the cut, which is told.
+    """The samples of a local shard; of a truncated one those before the cut, with a warning.
 
     Raises:
-        UserError: there is none, or this is no tar.
+        UserError: the shard is missing, or no tar.
     """
     index = index_tar(shard, allow_cut=True)
     files: dict[str, dict[str, tuple[int, int]]] = {}
@@ -78,8 +78,8 @@ def index_shard(shard: Path) -> ShardIndex:
     if index.cut:
         files.popitem()  # of the last one something may be missing
         if not files:
-            raise UserError(f"{shard}: expected a whole tar; it is cut short in its first sample")
-        log_info(f"{shard}: cut short; its first {len(files)} samples are used")
+            raise UserError(f"{shard}: expected a whole tar; it is truncated in its first sample")
+        log_info(f"{shard}: truncated; its first {len(files)} samples are used")
     return _as_arrays(files)
 
 

@@ -1,4 +1,4 @@
-"""Random access into tar files: where each member's bytes lie, found once by reading the headers."""
+"""Random access into tar files: the position of each member's bytes, found once by reading the headers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from clips.errors import UserError
 
 MAX_MEMBER_BYTES = 256 * 2**20
-"""Of a member that is read into memory; no picture or text is as large."""
+"""Of a member that is read into memory; no image or text is as large."""
 _BLOCK = 512
 
 
@@ -22,7 +22,7 @@ class TarIndex:
     Args:
         path: the tar.
         members: name → (offset, size) in bytes, in the order of the tar.
-        cut: whether the tar ends too early; ``members`` are those that are whole.
+        cut: whether the tar is truncated; ``members`` are the complete ones.
     """
 
     path: Path
@@ -54,10 +54,10 @@ def index_tar(path: str | Path, *, allow_cut: bool = False) -> TarIndex:
 
     Args:
         path: the tar.
-        allow_cut: take what is whole of a tar that ends too early, if it is anything.
+        allow_cut: accept a truncated tar with at least one complete member.
 
     Raises:
-        UserError: the file is missing, compressed, not a tar, or cut short.
+        UserError: the file is missing, compressed, not a tar, or truncated.
     """
     path = Path(path)
     members: dict[str, tuple[int, int]] = {}
@@ -66,7 +66,7 @@ def index_tar(path: str | Path, *, allow_cut: bool = False) -> TarIndex:
         size = path.stat().st_size
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                if member.size < 0:  # it would lead back to where it stands, without end
+                if member.size < 0:  # it would lead back to the same position in an endless loop
                     raise tarfile.ReadError("a member of negative size")
                 end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
                 if member.isreg() and member.offset_data + member.size <= size:
@@ -76,9 +76,9 @@ def index_tar(path: str | Path, *, allow_cut: bool = False) -> TarIndex:
     except OSError as error:
         raise UserError(f"{path}: expected an uncompressed tar ({error.strerror or error})") from None
     except (tarfile.TarError, EOFError, ValueError) as error:
-        problem = f"expected a whole, uncompressed tar; it is broken or cut short ({error})"
+        problem = f"expected a whole, uncompressed tar; it is broken or truncated ({error})"
     if problem is None and size < end + _BLOCK:
-        problem = "expected a whole tar; it is cut short (no end mark)"
+        problem = "expected a whole tar; it is truncated (no end mark)"
     if problem is not None and not (allow_cut and members):
         raise UserError(f"{path}: {problem}")
     return TarIndex(path, members, cut=problem is not None)

@@ -57,18 +57,18 @@ def parse_object(content: bytes, where: str) -> dict[str, Any]:
 
 
 def check_keys(row: Any, where: str, *, texts: Sequence[str], others: Sequence[str] = ()) -> None:
-    """Refuse what is no object with these keys; those in ``texts`` must be texts that are not empty."""
+    """Reject values that are no object with these keys; those in ``texts`` must be non-empty strings."""
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected a JSON object, got {row!r:.80}")
     for key in (*texts, *others):
         if key not in row:
             raise UserError(f"{where}: expected the key '{key}'")
         if key in texts and not (isinstance(row[key], str) and row[key]):
-            raise UserError(f"{where}: {key}: expected a text, got {row[key]!r:.80}")
+            raise UserError(f"{where}: {key}: expected a string, got {row[key]!r:.80}")
 
 
 def read_text_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 file, ended by any of the three kinds of line ends; a byte order mark is left out.
+    """The lines of a UTF-8 file with any of the three line endings; a byte order mark is removed.
 
     Raises:
         UserError: it is missing, or not UTF-8; the latter with line and byte.

@@ -1,6 +1,6 @@
-"""Files that data name, which is to say strangers: below a folder, or at an address that may be fetched.
+"""Files named by untrusted data: below an allowed directory, or at an allowed URL.
 
-What the user writes in a config may be any address that fsspec reads, or a command; a table from the web may not be.
+A user's config may name any fsspec URL, or a command; a table from the web may not.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ MAX_BYTES = 64 * 2**20
 """Of a file that is fetched; photos of 100 megapixels have about 40 MB."""
 TIMEOUT_SECONDS = 60
 """Seconds that fetching one may take."""
-_STORES = ("s3", "gs", "gcs", "hf")  # object stores: whose objects is what the user's own credentials say
+_STORES = ("s3", "gs", "gcs", "hf")  # object stores: the user's own credentials decide about access
 
 
 class ForbiddenReferenceError(Exception):
-    """Data name something that is none of theirs; the message is a short reason, the same for all of a kind.
+    """Data name a file that is not allowed; the message is a short reason, the same for all of a kind.
 
     Args:
         reason: why.
-        setting: of a training data source, the one that would allow it; None where none does.
+        setting: the setting of a training data source that would allow it; None if there is none.
     """
 
     def __init__(self, reason: str, setting: str | None = None) -> None:
@@ -35,21 +35,21 @@ class ForbiddenReferenceError(Exception):
 
 
 def read_untrusted(name: str, folders: list[Path], *, own_network: bool = False) -> bytes:
-    """The content of what data name.
+    """The content of a file named by data.
 
     Args:
-        name: a path (relative to the first folder), a ``file://`` address, or one of http, https, s3, gs, hf.
-        folders: below one of them a path must lie; symbolic links that the user put there are followed.
-        own_network: whether an address may lead to this machine or a private network.
+        name: a path (relative to the first directory), a ``file://`` URL, or one of http, https, s3, gs, hf.
+        folders: allowed directories of paths; symlinks that the user put there are followed.
+        own_network: whether a URL may lead to this host or a private network.
 
     Raises:
-        NotAllowedError: a path outside, a command, an address of another kind or of the own network; too large.
-        OSError: it is not there, or cannot be reached.
+        NotAllowedError: a path outside, a command, another URL scheme or a private network; too large.
+        OSError: it does not exist, or cannot be reached.
         ValueError: it is no path.
     """
     scheme, mark, rest = name.partition("://")
     if name.startswith("pipe:"):
-        raise ForbiddenReferenceError("a command where a picture is expected")
+        raise ForbiddenReferenceError("a command where an image is expected")
     if not mark:
         return _inside(name, folders).read_bytes()
     if scheme == "file":
@@ -65,9 +65,9 @@ def read_untrusted(name: str, folders: list[Path], *, own_network: bool = False)
 
 
 def _inside(name: str, folders: list[Path]) -> Path:
-    """The path ``name`` stands for; by its letters alone, so that links inside a folder stay usable.
+    """The path of ``name``, resolved lexically, so that symlinks inside a directory stay usable.
 
-    The folder itself may be behind a link; then it is known by both of its names.
+    The directory itself may be behind a symlink; then both of its names are accepted.
     """
     wanted = os.path.normpath(name)  # pathlib does not take ".." away
     if not Path(wanted).is_absolute():
@@ -75,7 +75,7 @@ def _inside(name: str, folders: list[Path]) -> Path:
             return folders[0] / wanted
     elif any(Path(wanted).is_relative_to(root) for folder in folders for root in _names_of(folder)):
         return Path(wanted)
-    raise ForbiddenReferenceError("a path outside the folder of pictures", "images")
+    raise ForbiddenReferenceError("a path outside the directory of images", "images")
 
 
 def _names_of(folder: Path) -> Iterator[str]:
@@ -113,7 +113,7 @@ class _OwnNetworkError(OSError):
 
 
 def _outside_socket(info: tuple[Any, ...]) -> socket.socket:
-    """A socket for one address; whatever name or redirection led there, and whenever the name was resolved."""
+    """A socket for one checked address, regardless of names, redirections and the time of resolution."""
     family, kind, protocol, _, where = info
     if not ip_address(where[0].partition("%")[0]).is_global:
         raise _OwnNetworkError("an address of this machine or a private network")

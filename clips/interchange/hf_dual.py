@@ -46,7 +46,7 @@ def export(encoder: LoadedEncoder, directory: Path) -> Features:
     tower = timm_tower.build_timm_tower(encoder)
     classifier = tower.get_classifier()
     if not isinstance(classifier, torch.nn.Linear) or (classifier.bias is not None and classifier.bias.any()):
-        raise UserError(f"{_WANTED} projects pictures without a bias, this image tower otherwise; use timm")
+        raise UserError(f"{_WANTED} projects images without a bias, this image tower otherwise; use timm")
     config = VisionTextDualEncoderConfig(
         vision_config=_vision_config(encoder, tower),
         text_config=_text_config(model),

@@ -90,7 +90,7 @@ def load(path: Path, architecture: str | None) -> ImportedEncoder:
     size = cfg["vision_cfg"]["image_size"]
     named = weight_links(model.config.vision_config.num_hidden_layers, cfg["text_cfg"]["layers"])
     if not files.has_tokenizer(path):
-        raise UserError(f"{path}: expected a tokenizer (tokenizer.json or spiece.model) beside the weights")
+        raise UserError(f"{path}: expected a tokenizer (tokenizer.json or spiece.model) next to the weights")
     return ImportedEncoder(
         model_cfg=cfg,
         preprocess_cfg=files.read_preprocessing(path, size, _PREPROCESS),

@@ -77,7 +77,8 @@ def parse_released_name(name: str) -> tuple[str, int | None]:
 
 
 def configs_for_architecture(name: str, weights: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return ``model_cfg`` and ``preprocess_cfg`` of an architecture; for a CLIPS one the positions give the sizes.
+    """Return ``model_cfg`` and ``preprocess_cfg`` of an architecture; for a CLIPS one the position tables determine the
+    sizes.
 
     Raises:
         UserError: an unknown architecture.

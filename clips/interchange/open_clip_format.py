@@ -109,7 +109,7 @@ def _fetch_tokenizer(name: str, directory: Path) -> None:
     try:
         AutoTokenizer.from_pretrained(name).save_pretrained(directory)
     except Exception as error:  # the Hub's, the network's and the tokenizer's own
-        raise UserError(f"tokenizer {name}: cannot be had from the hub ({error_reason(error)})") from None
+        raise UserError(f"tokenizer {name}: cannot be downloaded from the Hub ({error_reason(error)})") from None
 
 
 def _text_placed(weights: Weights, custom_text: bool) -> Weights:

@@ -198,7 +198,7 @@ def _read_torch(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         code = "GLOBAL" in str(error)  # pickle's opcodes that look up and call functions
         kind = "it holds more than tensors, and reading it would run code" if code else "no checkpoint"
-        raise UserError(f"{path}: refused: {kind}; expected a state dict in safetensors or torch's format") from None
+        raise UserError(f"{path}: rejected: {kind}; expected a state dict in safetensors or torch's format") from None
     except Exception as error:  # a TorchScript archive, no archive, a truncated one: each raises its own error
         raise UserError(
             f"{path}: expected a state dict in safetensors or torch's format ({error_reason(error)})"

@@ -31,10 +31,10 @@ class RecipeConfig:
     """What is trained on a sample's captions. Settings that are not given are the recipe's own.
 
     Args:
-        name: clip (the web caption), recap and veclip (the web or the synthetic caption, drawn anew each time: the web
-            caption in 80 % and 50 % of the cases), clipa (as recap, both cut to a block of words), coca (as recap,
-            with a captioner that is fed the words before the one it predicts), clips (web and partial synthetic
-            caption, and a captioner that predicts the whole synthetic one from image and web caption).
+        name: clip (the web caption), recap and veclip (the web or the synthetic caption, drawn again each time: the web
+            caption in 80 % and 50 % of the cases), clipa (as recap, both cut to a block of words), coca (as recap, with
+            a captioner that is fed the words before the one it predicts), clips (web and partial synthetic caption, and
+            a captioner that predicts the whole synthetic one from image and web caption).
         texts: what is contrasted with the image, one positive each: web, partial (the synthetic caption, shortened),
             mixed (one of the two).
         loss: softmax (the mean of a symmetric CLIP loss for each text, as CLIPS), supcon (one softmax in which all

@@ -120,7 +120,7 @@ def _fit_pictures(weights: dict[str, Tensor], towers: Towers) -> list[str]:
         return []
     before = len(weights[name])
     weights[name] = resize_pos_embed(weights[name], len(own) - 1, prefix=1)
-    return [f"picture positions interpolated from {before} to {len(own)}"]
+    return [f"image positions interpolated from {before} to {len(own)}"]
 
 
 def _fit_trunk(weights: dict[str, Tensor], trunk: Any) -> list[str]:
@@ -129,7 +129,7 @@ def _fit_trunk(weights: dict[str, Tensor], trunk: Any) -> list[str]:
     if name not in weights or (fitted := resize_timm_pos_embed(weights[name], trunk)) is weights[name]:
         return []
     before, weights[name] = weights[name].shape[1], fitted
-    return [f"picture positions interpolated from {before} to {fitted.shape[1]}"]
+    return [f"image positions interpolated from {before} to {fitted.shape[1]}"]
 
 
 def _same_tokens(directory: Path, weights: dict[str, Tensor], towers: Towers, text_cfg: dict[str, Any]) -> bool:

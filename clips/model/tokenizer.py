@@ -139,7 +139,7 @@ def truncate_text(text: str, tokens: int) -> str:
 
 
 def clean_text(text: str) -> str:
-    """Return ``text`` with broken encoding fixed, HTML entities resolved and white space collapsed, as open_clip."""
+    """Return ``text`` with broken encoding fixed, HTML entities resolved and whitespace collapsed, as open_clip."""
     if not (text.isascii() and text.replace("\n", " ").isprintable() and "&" not in text):  # ASCII needs no fix
         import ftfy
 

@@ -1,1 +1,1 @@
-"""How a training is spread over processes."""
+"""Distributed training strategies."""

@@ -1,4 +1,4 @@
-"""Every process holds the whole model: what other ways to spread a training begin from."""
+"""Every process holds the full model: the base of the other strategies."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from clips.method.optimizer import OptimizerConfig, build_optimizer
 from clips.parallel.distributed import DistributedContext
 
 ADAM_STATE_NAMES = ("exp_avg", "exp_avg_sq")
-"""What AdamW keeps of each parameter beside the number of its steps."""
+"""AdamW's state per parameter, besides its step count."""
 
 
 class DDPStrategy:
-    """Every process holds the whole model; gradients are averaged (torch's DDP).
+    """Every process holds the full model; gradients are averaged (torch's DDP).
 
     Args:
         encoder: the model, on the device.
         optim: the optimizer's settings.
-        processes: who shares the work.
+        processes: the processes of the training.
     """
 
     shards_weights = False
@@ -81,10 +81,12 @@ class DDPStrategy:
         """Let the gradient go without following it."""
         self.optimizer.zero_grad()
 
-    # ---- what a checkpoint keeps: all processes ask together
+    # ---- checkpoint contents: called by all processes together
 
     def own(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What this process writes of ``state``, of `weights` or alike: its shards, a part of what all hold whole."""
+        """The part of ``state``, of `weights` or similar, that this process writes: its shards, or a part of the
+        replicated tensors.
+        """
         return {name: value for name, value in state.items() if isinstance(value, DTensor) or self._is_mine(name)}
 
     def _is_mine(self, name: str) -> bool:
@@ -103,7 +105,7 @@ class DDPStrategy:
         return held
 
     def load_held(self, held: Mapping[str, Tensor], load: Callable[[Mapping[str, Tensor]], None]) -> None:
-        """Fill a state like `held` by ``load``, which fills tensors of the whole model or shards that say so."""
+        """Fill a state like `held` by ``load``, which fills full tensors or DTensor shards."""
         load(held)
 
     def moments(self) -> dict[str, Tensor]:
@@ -131,7 +133,7 @@ class DDPStrategy:
 
 
 def repeated_layers(model: nn.Module) -> list[nn.Module]:
-    """The repeated layers of a model: what stands several times, of one class, in a list or sequence of modules."""
+    """The repeated layers of a model: modules of one class in a list or sequence."""
     found: list[nn.Module] = []
     for child in model.children():
         inner = list(child.children())
@@ -144,5 +146,5 @@ def repeated_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def whole(value: Tensor) -> Tensor:
-    """All of a tensor of which this process may hold a shard; all processes ask together."""
+    """The full tensor of which this process may hold a shard; called by all processes together."""
     return value.full_tensor() if isinstance(value, DTensor) else value

@@ -20,12 +20,12 @@ Result = TypeVar("Result")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistributedContext:
-    """The training's processes, as one of them sees them.
+    """The processes of a training, from the view of one of them.
 
     Args:
-        rank: its number.
-        count: how many there are.
-        device: what it computes on.
+        rank: its rank.
+        count: number of processes.
+        device: its device.
     """
 
     rank: int = 0
@@ -39,12 +39,13 @@ class DistributedContext:
 
 
 def start_processes(*, patience: float = 1800) -> DistributedContext:
-    """Join the process group that the launcher's environment names, or make one of this process alone.
+    """Join the process group of the launcher's environment, or create one with this process alone.
 
-    A group that is there already is kept.
+    An existing group is used as it is.
 
     Args:
-        patience: seconds that a process may stand still; the group waits longer, so that a watchdog can tell who does.
+        patience: seconds that a process may hang; the group's timeout is longer, so that the watchdog can name the
+            process.
     """
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
@@ -61,7 +62,7 @@ def start_processes(*, patience: float = 1800) -> DistributedContext:
 
 
 def describe_process() -> str:
-    """This process in words, for people who look for it on a cluster."""
+    """A description of this process, for users of a cluster."""
     rank = dist.get_rank() if dist.is_initialized() else 0
     return f"rank {rank} (host {socket.gethostname()}, process {os.getpid()})"
 
@@ -114,7 +115,7 @@ def from_main(work: Callable[[], Result]) -> Result:
 
 @contextlib.contextmanager
 def machine_group() -> Iterator[tuple[Any, int]]:
-    """A process group of those on this machine, and the rank of the first of them. All call it together."""
+    """A process group of the processes on this node, and the rank of the first of them. A collective call."""
     if not dist.is_initialized():
         yield None, 0
         return
@@ -128,7 +129,7 @@ def machine_group() -> Iterator[tuple[Any, int]]:
 
 
 def wait_for_main_process() -> None:
-    """Return when all processes have come here."""
+    """Return when all processes have arrived here."""
     if dist.is_initialized():
         dist.barrier()
 

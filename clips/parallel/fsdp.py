@@ -26,14 +26,14 @@ def shard_model(
 ) -> nn.Module:
     """Keep a shard of each weight on this process; repeated layers are gathered one at a time, the rest as one.
 
-    Weights stay float32, gradients are summed in float32.
+    Weights stay float32, gradients are reduced in float32.
 
     Args:
         model: full; changed in place.
-        processes: who shares it.
+        processes: the processes that share it.
         bf16: cast weights and inputs of the layers to bf16 when they compute.
-        exact: its modules that keep float32 weights and inputs even so, as they enter bf16 themselves.
-        unsharded: its modules of which every process keeps all, as not all processes call them in every step.
+        exact: its modules that keep float32 weights and inputs, since they enter autocast themselves.
+        unsharded: its modules that stay replicated, since not all processes call them in every step.
     """
     mesh = init_device_mesh(processes.device.type, (processes.count,))
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()

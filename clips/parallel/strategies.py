@@ -1,8 +1,8 @@
-"""Ways to train one model in many processes: every process holds all of it, or shards of it.
+"""Training strategies for several processes: a full model replica, or shards of it, per process.
 
-Each is an entry of ``STRATEGIES`` and answers the same questions: what is called with a batch, how a gradient is
-made, clipped and followed, and what a checkpoint keeps. Tensors for a checkpoint go by the names of the model's
-parameters, so that a run may go on under another entry.
+Each is an entry of ``STRATEGIES`` with the same interface: the module to call with a batch, the computation, clipping
+and application of gradients, and the checkpoint contents. Checkpoint tensors have the names of the model's parameters,
+so that a run may resume with another strategy.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ STRATEGIES: dict[Parallel, Callable[[ClipsModel, OptimizerConfig, DistributedCon
 def build_strategy(
     encoder: ClipsModel, scale: DistributedConfig, optim: OptimizerConfig, processes: DistributedContext
 ) -> DDPStrategy:
-    """Make ``encoder``, with its weights in it, a model that many processes train; it is changed in place."""
+    """Turn ``encoder``, with its weights, into a model for distributed training; it is changed in place."""
     if scale.activation_checkpointing:
         encoder.checkpoint_activations()
     if scale.compile:

@@ -1,4 +1,4 @@
-"""A process that stands still makes all others wait for it without a word: this ends the training and names it."""
+"""A hanging process makes all others wait silently: the watchdog ends the training and names it."""
 
 from __future__ import annotations
 
@@ -18,25 +18,27 @@ from clips.parallel.distributed import DistributedContext, all_gather_objects, d
 EXIT_HUNG = 70
 """Exit status of a training that a watchdog ended (EX_SOFTWARE of sysexits.h)."""
 
-_GRACE = 60.0  # seconds that others may go on after the main process has ended
+_GRACE = 60.0  # seconds for which other processes may continue after the main process has ended
 _ORDER = ("waiting for data", "computing", "validating", "saving")
 
 
 class Watchdog:
-    """Tells the processes from each other by what they did last, and ends the training once one has not moved on.
+    """Tracks the last activity of every process, and ends the training when one hangs.
 
     Args:
-        processes: who trains.
-        patience: seconds that a process may stand still.
+        processes: the processes of the training.
+        patience: seconds without progress until a process counts as hanging.
     """
 
     def __init__(self, processes: DistributedContext, patience: float) -> None:
         self.processes, self.patience = processes, patience
         self._place: dict[str, Any] = {"step": 0, "doing": _ORDER[0], "moves": 0, "who": describe_process()}
-        self._beats = 0  # of the thread, which goes on where the training waits for another process
+        self._beats = 0  # of the thread, which continues while the training waits for another process
         self._store = self._shared_store() if processes.count > 1 else None
         self._tell()
-        self._main: dict[str, Any] = all_gather_objects(self._place)[0]  # from here on everyone's place is there
+        self._main: dict[str, Any] = all_gather_objects(self._place)[
+            0
+        ]  # from here on every process has reported its position
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -60,7 +62,7 @@ class Watchdog:
         self._place |= {"step": step, "doing": doing, "moves": self._place["moves"] + 1}
 
     def _watch(self) -> None:
-        """The main process watches what all do; the others, whether it still can."""
+        """The main process watches all others; the others watch the main process."""
         moved: dict[int, tuple[Any, float]] = {}
         pause, sign = min(self.patience / 4, 15), "moves" if self.processes.is_main else "beats"
         while not self._ended.wait(pause):
@@ -76,7 +78,7 @@ class Watchdog:
                     moved[rank] = (place[sign], now)
             still = {rank: now - since for rank, (_, since) in moved.items()}
             if any(seconds > self.patience for seconds in still.values()):
-                # What the others tell is up to two pauses old.
+                # The others' reports are up to two intervals old.
                 standing = {
                     rank: places[rank] for rank, seconds in still.items() if seconds > self.patience - 2 * pause
                 }
@@ -93,9 +95,9 @@ class Watchdog:
             self._store.set(str(self.processes.rank), json.dumps(self._place | {"beats": self._beats}))
 
     def _places(self) -> dict[int, dict[str, Any]]:
-        """Where each process stands, for the main one; for the others where that one does, who keeps what all tell.
+        """The position of each process, read by the main process, which stores all reports; for the others its own.
 
-        If that one does not answer for ``patience`` seconds, the training ends.
+        If it does not answer for ``patience`` seconds, the training ends.
 
         Raises:
             DistError, RuntimeError: it has ended.
@@ -117,12 +119,12 @@ class Watchdog:
 
 
 def describe_stalled(still: dict[int, dict[str, Any]], count: int, patience: float) -> str:
-    """One line that names those of the processes standing still that the others wait for.
+    """One line that names the hanging processes for which the others wait.
 
     Args:
-        still: by rank, where each process that stands still is.
-        count: how many processes there are.
-        patience: seconds they have been given.
+        still: position of each hanging process, by rank.
+        count: number of processes.
+        patience: the timeout in seconds.
     """
     first = min(map(_progress, still.values()))
     guilty = [place for place in still.values() if _progress(place) == first]

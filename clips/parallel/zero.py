@@ -23,13 +23,13 @@ from clips.parallel.distributed_config import ZERO_REDUCE_BUCKET_SIZE
 
 
 class ZeroStrategy(DDPStrategy):
-    """The optimizer's state in shards (stage 1), and the gradients (stage 2).
+    """Sharded optimizer state (stage 1) and gradients (stage 2).
 
     Args:
         encoder: the model, on the device.
         optim: the optimizer's settings.
-        processes: who shares the work.
-        stage: of ZeRO.
+        processes: the processes that share the work.
+        stage: ZeRO stage, 1 or 2.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class ZeroStrategy(DDPStrategy):
         deepspeed.init_distributed(auto_mpi_discovery=False)
         self.inner = build_optimizer(encoder, optim, encoder.no_decay_names())
         for group in self.inner.param_groups:
-            group["lr"] = 0.0  # stage 3 makes its state by a step of its own
+            group["lr"] = 0.0  # stage 3 creates its state by a step of its own
         settings = {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_clipping": optim.max_grad_norm or 0.0,
@@ -85,7 +85,7 @@ class ZeroStrategy(DDPStrategy):
         """See `DataParallel`."""
         self.model.zero_grad()
 
-    # ---- one parameter in the shards: DeepSpeed's own setters stumble over what does not divide evenly
+    # ---- single parameters in the shards: DeepSpeed's own setters fail if sizes do not divide evenly
 
     def _set(self, parameter: Tensor, value: Tensor, moment: str | None = None) -> None:
         if moment is None:
@@ -113,10 +113,10 @@ class ZeroStrategy(DDPStrategy):
         state.setdefault("step", torch.zeros((), device=flat.device))
         return state
 
-    # ---- what a checkpoint keeps
+    # ---- checkpoint contents
 
     def moments(self) -> dict[str, Tensor]:
-        """See `DataParallel`; whole tensors, each on the process that writes it."""
+        """See `DataParallel`; full tensors, each on the process that writes it."""
         self._make_state()
         step = next(iter(self.inner.state.values()))["step"]
         found: dict[str, Tensor] = {}
@@ -131,7 +131,7 @@ class ZeroStrategy(DDPStrategy):
         return found
 
     def empty_moments(self) -> dict[str, Tensor]:
-        """See `DataParallel`; whole tensors, on every process."""
+        """See `DataParallel`; full tensors, on every process."""
         found: dict[str, Tensor] = {}
         for name, parameter in self.encoder.named_parameters():
             if parameter.requires_grad:
@@ -169,7 +169,7 @@ class Zero3Strategy(ZeroStrategy):
             utils.safe_set_local_optimizer_state(parameter, own, moment)
 
     def _share(self, parameter: Any, value: Tensor) -> Tensor:
-        """This process's share of ``value``, which is whole."""
+        """This process's shard of ``value``, a full tensor."""
         share = parameter.ds_tensor.numel()
         flat = F.pad(value.flatten(), (0, share * self.processes.count - value.numel()))
         return flat[share * self.processes.rank :][:share]
@@ -179,7 +179,7 @@ class Zero3Strategy(ZeroStrategy):
             self._state_of(flat)
 
     def weights(self) -> dict[str, Tensor]:
-        """See `DataParallel`; whole tensors, on the main process."""
+        """See `DataParallel`; full tensors, on the main process."""
         found = {}
         for name, value in self.encoder.state_dict(keep_vars=True).items():
             with deepspeed.zero.GatheredParameters([value], enabled=hasattr(value, "ds_id")):
@@ -188,12 +188,12 @@ class Zero3Strategy(ZeroStrategy):
         return found
 
     def held(self) -> dict[str, Tensor]:
-        """See `DataParallel`; flat shards, and buffers whole."""
+        """See `DataParallel`; flat shards, and full buffers."""
         state = self.encoder.state_dict(keep_vars=True)
         return {name: getattr(value, "ds_tensor", value) for name, value in state.items()}
 
     def gathered(self, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See `DataParallel`; whole tensors, on the main process."""
+        """See `DataParallel`; full tensors, on the main process."""
         found = {}
         for name, value in self.encoder.state_dict(keep_vars=True).items():
             whole = held[name]
@@ -206,7 +206,7 @@ class Zero3Strategy(ZeroStrategy):
         return found
 
     def load_held(self, held: Mapping[str, Tensor], load: Callable[[Mapping[str, Tensor]], None]) -> None:
-        """See `DataParallel`; whole tensors are filled, of which each process keeps its share."""
+        """See `DataParallel`; full tensors are filled, of which each process keeps its shard."""
         state = self.encoder.state_dict(keep_vars=True)
         whole = {name: held[name].new_zeros(getattr(value, "ds_shape", value.shape)) for name, value in state.items()}
         load(whole)
@@ -214,5 +214,5 @@ class Zero3Strategy(ZeroStrategy):
             held[name].copy_(self._share(value, whole[name]) if hasattr(value, "ds_id") else whole[name])
 
     def own(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See `DataParallel`; the main process alone has whole weights."""
+        """See `DataParallel`; only the main process has full weights."""
         return dict(state)

@@ -7,15 +7,15 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a training, or another piece of work, takes; None where that is not known.
+    """Estimated resources of a training or other work; None if unknown.
 
     Args:
-        basis: what the numbers rest on, or why there are none.
+        basis: the basis of the numbers, or why there are none.
         seconds: wall time.
         gpu_hours: hours × GPUs.
         memory: bytes of one GPU, or of one process.
-        disk: bytes that it leaves.
-        most: bytes on disk while it runs, where checkpoints make them more.
+        disk: bytes on disk afterwards.
+        most: bytes on disk while it runs, if checkpoints make it more.
     """
 
     basis: str

@@ -1,7 +1,7 @@
-"""One training step on torch's fake tensors: its FLOPs, and the bytes that it holds, without computing anything.
+"""One training step on torch's fake tensors: its FLOPs, and its memory, without computing anything.
 
 Fake tensors have shapes and types but no content: a step of the largest model takes seconds and no memory. Tokens are
-real, so that code may look at them.
+real, so that code may inspect them.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ BATCH_DIVISOR = 23
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepProfile:
-    """What a step over ``samples`` samples computes and holds, without the contrastive loss.
+    """FLOPs and memory of a step over ``samples`` samples, without the contrastive loss.
 
     Args:
-        samples: in the step.
+        samples: number of samples in the step.
         forward_flops: of the forward pass over all samples; a multiplication with an addition counts as two.
-        flops: of forward and backward pass, nothing computed twice.
+        flops: of forward and backward pass, without recomputation.
         inputs: bytes of the batch.
         timeline: (instants, 3) bytes at every allocation: gradients of parameters, low-precision copies of parameters,
-            and everything else that the step made (activations, their gradients, work space).
-        growth: (instants,) bytes of everything else that a further sample adds; for multiples of ``BATCH_DIVISOR``.
+            and everything else that the step allocates (activations, their gradients, work space).
+        growth: (instants,) bytes of everything else per additional sample; for multiples of ``BATCH_DIVISOR``.
         forward_end: the instant at which the forward pass was over.
     """
 
@@ -177,7 +177,7 @@ def profile_contrastive_loss(model: ClipsModel, samples: int, processes: int) ->
     Args:
         model: of `fake_model`.
         samples: of each process.
-        processes: that share the global batch.
+        processes: number of processes that share the global batch.
     """
     recipe, width = model.recipe, int(model.model_cfg["embed_dim"])
     with _mode_of(model):
@@ -231,7 +231,7 @@ def profile_validation(
 
 @contextlib.contextmanager
 def _fake_processes(count: int) -> Iterator[None]:
-    """`clips.model.losses` as if there were ``count`` processes, which send nothing."""
+    """`clips.model.losses` for ``count`` simulated processes without communication."""
     before = losses.world_size, losses.rank, losses.dist
     silent: Any = types.SimpleNamespace(all_gather_into_tensor=_nothing, all_reduce=_nothing)
     losses.world_size, losses.rank, losses.dist = (lambda: count), (lambda: 0), silent
@@ -260,7 +260,7 @@ def _young_garbage() -> Iterator[None]:
 def _kernels_of(device: Device) -> Iterator[None]:
     """On CPU tensors, the attention and the autocast types of ``device``.
 
-    A GPU has fused attention under any mask, which keeps queries, keys, values, result and one number a row; and its
+    A GPU has fused attention under any mask, which stores queries, keys, values, result and one number per row; and its
     autocast computes layer norms in float32, a CPU's in bfloat16 (the lists in torch's autocast_mode.h). Functions are
     replaced, since a mode of torch's is not in force where checkpoints are recomputed.
     """
@@ -293,7 +293,7 @@ def _fused_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """The operator of F.scaled_dot_product_attention that holds on a CPU what fused attention holds on a GPU."""
+    """The operator of F.scaled_dot_product_attention that stores on a CPU what fused attention stores on a GPU."""
     if torch.is_autocast_enabled("cpu"):
         query, key, value = (part.to(torch.get_autocast_dtype("cpu")) for part in (query, key, value))
     if attn_mask is not None and attn_mask.dtype is not query.dtype:

@@ -8,16 +8,16 @@ import re
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """One kind of GPU, by its maker's data sheet.
+    """A GPU model, by its data sheet.
 
     Args:
         memory: bytes.
         bf16: FLOP/s of dense bfloat16 matrix products with float32 sums, without sparsity.
         fp32: FLOP/s of float32 outside of tensor cores.
-        link: bytes a second that it sends to the others of its machine, in one direction.
-        network: bytes a second that it sends to other machines; the usual one of machines with it, no property of it.
-        per_machine: GPUs of a usual machine.
-        name: a pattern that torch.cuda.get_device_name matches; only where the name tells the kind.
+        link: bytes per second to the other GPUs of its node, in one direction.
+        network: bytes per second to other nodes; typical of nodes with it, not its own property.
+        per_machine: GPUs of a typical node.
+        name: a pattern that torch.cuda.get_device_name matches; only if the name identifies the model.
     """
 
     memory: float

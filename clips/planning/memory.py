@@ -1,6 +1,7 @@
-"""Bytes that one GPU holds while it trains, by part, under each strategy of `clips.parallel`.
+"""GPU memory of a training by part, under each strategy of `clips.parallel`.
 
-What a step makes comes from `clips.planning.dry_run`; ``SHARDED`` states which lasting parts each strategy divides.
+The memory of a step comes from `clips.planning.dry_run`; ``SHARDED`` states the persistent parts that each strategy
+shards.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ SHARDED: dict[Parallel, frozenset[str]] = {
 }
 """Parts of which each process holds 1/count."""
 
-_FLOAT32, _ADAM = 4, 8  # bytes a parameter: weights and gradients are float32, AdamW keeps two numbers
+_FLOAT32, _ADAM = 4, 8  # bytes per parameter: weights and gradients are float32, AdamW stores two moments
 _FEW = 16  # more samples than these are extrapolated from one dry step, since bytes grow linearly
 _PLAIN = 2 * BATCH_DIVISOR  # samples of that step: the fewest with more than one group of texts of similar length,
 _CHECKPOINTED = 8 * BATCH_DIVISOR  # and with the most groups, of which one at a time is recomputed
@@ -100,7 +101,7 @@ class MemoryModel:
         )
 
     def flops(self, count: int) -> float:
-        """Model FLOPs of a sample, its share of the contrastive loss over the global batch included."""
+        """Model FLOPs of a sample, including its part of the contrastive loss over the global batch."""
         local = self.config.global_batch_size // count
         return self.step(_PLAIN, False).flops_per_sample + contrastive_flops(self.model, local, count) / local
 
@@ -140,9 +141,9 @@ class MemoryModel:
         return lasting | moment | {"validation": 0.0}
 
     def validation(self, layout: Layout) -> Parts:
-        """Bytes of each part of what validation adds between two steps; none without a source to validate on.
+        """Bytes of each part that validation adds between two steps; none without validation data.
 
-        The "model" is a full one beside the training's, where that is sharded, or where an average is validated.
+        The "model" is a full one in addition to the training's, if that is sharded, or if an EMA is validated.
         """
         if self.config.validation.source is None:
             return {}
@@ -191,7 +192,7 @@ class MemoryModel:
         return low + (local / less - 1) * (high - low)
 
     def _timeline(self, samples: int, checkpointing: bool) -> tuple[np.ndarray, int]:
-        """The timeline of a step of so many samples, see `StepProfile`, and when its forward pass ends."""
+        """The timeline of a step of N samples, see `StepProfile`, and when its forward pass ends."""
         step = self.step(samples, checkpointing) if samples <= _FEW else self._large(checkpointing)
         return step.timeline_of(samples), step.forward_end
 
@@ -207,7 +208,7 @@ def largest(fits: Callable[[int], bool], limit: int) -> int:
 
 
 def _fullest(timeline: np.ndarray, forward_end: int, gradient_share: float, contrast: float) -> Parts:
-    """The instant at which a step holds most, the contrastive loss taking place when its forward pass ends."""
+    """The instant of the peak memory of a step, with the contrastive loss at the end of its forward pass."""
     timeline = timeline / [gradient_share, 1, 1]
     instant, at_end = timeline[int(timeline.sum(axis=1).argmax())], timeline[forward_end - 1]
     if at_end.sum() + contrast <= instant.sum():

@@ -18,13 +18,13 @@ _COUNTED = 8  # batches
 
 
 class MfuMeter:
-    """FLOPs of a run's samples, and its FLOP/s as a ratio of its devices' peak where that is known.
+    """FLOPs of a run's samples, and its FLOP/s as a ratio of its devices' peak if known.
 
     Args:
         config: of the run; its ``scale.peak_tflops`` takes precedence over `clips.planning.hardware`.
         device: of this process.
         precision: of the computation.
-        processes: how many share the batch.
+        processes: number of processes that share the batch.
         counted: FLOPs per sample of the batches counted so far, which a resumed run continues; more are appended.
     """
 
@@ -69,9 +69,9 @@ class MfuMeter:
 
 
 def flops_per_sample(config: EncoderTrainConfig, batch: Mapping[str, Tensor], processes: int) -> float:
-    """FLOPs of a sample's forward and backward pass, its share of the global contrastive loss included.
+    """FLOPs of a sample's forward and backward pass, including its part of the global contrastive loss.
 
-    Recomputation to save memory is not counted; products of padding count where the model makes them.
+    Recomputation to save memory is not counted; products with padding count if the model computes them.
     """
     # Imported within `read`'s try: it uses torch's internals, and without them the training continues.
     from clips.planning.dry_run import contrastive_flops, fake_model, profile_step

@@ -90,7 +90,7 @@ class Speed:
     """The speed of a stage.
 
     Args:
-        at_once: samples whose activations a GPU holds at a time.
+        at_once: samples whose activations a GPU holds at the same time.
         computing: seconds of a step's computation.
         samples_per_second: of all GPUs.
         slowest: samples per second if no communication overlaps with computation.
@@ -105,7 +105,7 @@ class Speed:
 
 
 class StagePlan:
-    """One stage: its model's memory, and what follows.
+    """One stage: its memory model, and derived estimates.
 
     Args:
         config: of the plan.
@@ -125,7 +125,7 @@ class StagePlan:
         return Layout(parallel=scale.parallel, count=count, checkpointing=scale.activation_checkpointing)
 
     def memory(self, layout: Layout, *, local: int, at_once: int) -> Parts:
-        """Bytes of each part, see `MemoryModel.parts`, with the allowance for what cannot be counted."""
+        """Bytes of each part, see `MemoryModel.parts`, with an allowance for uncounted memory."""
         parts = self.model.parts(layout, local=local, at_once=at_once)
         allowance = self.config.reserve_gb * _GB + self.config.fragmentation * sum(parts.values())
         return parts | {"allowance": allowance}
@@ -145,7 +145,7 @@ class StagePlan:
         return largest(lambda size: self.fits(layout, local=local, at_once=size), local - 1)
 
     def largest_batch(self, layout: Layout) -> int:
-        """The most samples of a step whose activations a GPU can hold all at once."""
+        """The maximum number of samples per step whose activations fit into a GPU together."""
         limit = self.gpu.memory / self.model.activation_bytes(layout.checkpointing)
         return largest(lambda size: self.fits(layout, local=size, at_once=size), int(limit))
 
@@ -158,7 +158,7 @@ class StagePlan:
         return self.stage.global_batch_size // count
 
     def speed(self, layout: Layout) -> Speed | None:
-        """Time of a step and what follows; None where not one sample fits."""
+        """Step time and derived estimates; None if not even one sample fits."""
         local, at_once = self.local(layout.count), self.at_once(layout)
         if not at_once:
             return None
@@ -177,7 +177,7 @@ class StagePlan:
     def _sent(self, layout: Layout, local: int) -> tuple[float, float]:
         """Bytes that a GPU sends in a step by ring algorithms: for gradients and parameters, and for features.
 
-        All-reduce 2 × and all-gather or reduce-scatter 1 × (count - 1) / count of the whole.
+        All-reduce 2 × and all-gather or reduce-scatter 1 × (count - 1) / count of the total.
         """
         rounds = 3 if "parameters" in SHARDED[layout.parallel] else 2  # gather twice and scatter, or reduce
         ring = (layout.count - 1) / layout.count

@@ -33,7 +33,7 @@ _PARTS = {
 
 
 def print_plan(config: TrainPlanConfig, training: EncoderTrainConfig) -> None:
-    """Print what each stage and the whole training take."""
+    """Print the resources of each stage and of the complete training."""
     console, stages = Console(), plan_stages(config, training)
     for number, stage in enumerate(stages, 1):
         log_info(f"{config.training}: stage {number} of {len(stages)} in a dry run …")

@@ -17,10 +17,10 @@ _FLASH_BACKWARD = 2.5  # torch counts the recomputed scores of flash attention's
 
 
 class FlopCounter(TorchDispatchMode):
-    """Counts model FLOPs, as MFU takes them: without the attention scores that a fused backward kernel recomputes.
+    """Counts model FLOPs, as MFU defines them: without the attention scores that a fused backward kernel recomputes.
 
     torch's own counter, whose formulas are used, distinguishes modules by hooks that keep recomputed layers alive, and
-    takes a third of a dry step's time.
+    costs a third of a dry run's time.
 
     Source: appendix B of PaLM (arXiv 2204.02311).
     """
@@ -58,7 +58,7 @@ _RECOMPUTES_SCORES = {kind for kind in _FORMULAS if "attention" in str(kind) and
 
 
 class MemoryTrace(TorchDispatchMode):
-    """The bytes of all live tensors made within it, after every operation that makes one.
+    """The bytes of all live tensors allocated within it, after every allocating operation.
 
     Args:
         model: its parameters and buffers are not counted; their gradients and low-precision copies count separately.

@@ -1,1 +1,1 @@
-"""Synthetic captions for a data set, written by any image-text model of transformers."""
+"""Synthetic captions for a dataset, written by any image-text model of transformers."""

@@ -1,4 +1,4 @@
-"""Any image-text model of transformers, asked about pictures in batches."""
+"""Any image-text model of transformers, prompted with images in batches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from clips.recaption.recaption_config import RecaptionConfig
 
 @dataclasses.dataclass(frozen=True)
 class GeneratedCaption:
-    """What the model wrote about a picture: its words, how many tokens, and whether it came to an end by itself."""
+    """The model's output for an image: its text, number of tokens, and whether it ended with EOS."""
 
     text: str
     tokens: int
@@ -54,7 +54,7 @@ class CaptionModel:
         with library_errors_as_user_errors(f"{what}: its processor cannot be loaded"):
             self.processor = AutoProcessor.from_pretrained(config.model)
             self.tokenizer = self.processor.tokenizer
-            # What is written stands at the end of a row, so prompts end at the same place.
+            # The output is at the end of a row, so prompts end at the same position.
             self.tokenizer.padding_side = "left"
             if self.tokenizer.pad_token_id is None:
                 self.tokenizer.pad_token = self.tokenizer.eos_token
@@ -62,7 +62,7 @@ class CaptionModel:
         self.ends = _end_tokens(self.model.generation_config.eos_token_id, self.tokenizer.eos_token_id)
 
     def prompt(self, text: str) -> str:
-        """``text`` after one picture, in the model's own template."""
+        """``text`` after one image, in the model's own template."""
         if getattr(self.processor, "chat_template", None) is None:
             return text
         content = [{"type": "image"}, {"type": "text", "text": text}]
@@ -72,12 +72,12 @@ class CaptionModel:
     def describe(
         self, pictures: Sequence[Image.Image], prompts: Sequence[str], seed: int
     ) -> list[list[GeneratedCaption]]:
-        """What the model says of each picture, ``config.captions`` times.
+        """The model's captions of each image, ``config.captions`` each.
 
         Args:
             pictures: RGB.
-            prompts: one a picture, from `prompt`.
-            seed: of what is drawn: the same batch says the same again.
+            prompts: one per image, from `prompt`.
+            seed: of the sampling: the same batch yields the same captions.
         """
         begins = str(self.tokenizer.bos_token or "")
         inputs = self.processor(
@@ -110,7 +110,7 @@ class CaptionModel:
         return GeneratedCaption(text, min(end + 1, len(row)), ended=end < len(row))
 
     def identity(self) -> dict[str, Any]:
-        """What the manifest says of the model: its hash, or its commit on the hub."""
+        """The manifest entry of the model: its hash, or its commit on the Hub."""
         found: dict[str, Any] = {"path": self.config.model, "class": type(self.model).__name__}
         if Path(self.config.model).is_dir():
             return found | {"hash": directory_hash(self.config.model)}

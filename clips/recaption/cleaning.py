@@ -1,4 +1,4 @@
-"""From what a model wrote to captions that are kept."""
+"""Cleaning of model outputs into captions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def filter_captions(said: Sequence[GeneratedCaption], config: RecaptionConfig) -
 
 
 def clean_caption(said: GeneratedCaption, *, whole_sentences: bool) -> str:
-    """White space collapsed; the unfinished last sentence of a cut text dropped, where a whole one stands before it."""
+    """Collapse whitespace; drop the incomplete last sentence of a truncated text if a complete one precedes it."""
     text = " ".join(said.text.split())
     if whole_sentences and not said.ended and (end := _LAST_END.search(f"{text} ")):
         return text[: end.end()]

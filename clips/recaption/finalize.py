@@ -1,4 +1,4 @@
-"""What makes a directory of captioned shards a data set: sizes, manifest and description."""
+"""Completion of a directory of captioned shards as a dataset: sizes, manifest and description."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MODEL = "model.json"
 
 
 def save_model_record(config: RecaptionConfig, describer: CaptionModel) -> None:
-    """Keep what the model was until the data set is complete."""
+    """Record the model until the dataset is complete."""
     note = Path(config.output) / WORK_DIR / _MODEL
     if not note.is_file():
         atomic_write(note, json.dumps(describer.identity()))
@@ -37,7 +37,7 @@ def finalize_dataset(config: RecaptionConfig, source: Source, shards: Sequence[s
         counts = {name: _read(output, f"{name}.json") for name in shards}
         run, model = _read(output, RUN), _read(output, _MODEL)
     except FileNotFoundError:
-        if (output / MANIFEST).is_file():  # the other was quicker
+        if (output / MANIFEST).is_file():  # the other process was faster
             return
         raise
     written = {name: count["written"] for name, count in counts.items()}
@@ -81,12 +81,12 @@ def source_config_hint(config: RecaptionConfig) -> str:
         return f"{{path: {config.output}, web: {config.web}, synthetic: {config.caption}}}"
     return (
         f"{{format: table, path: {config.output}, web: {config.web.lstrip('.')}, synthetic: {config.caption}, "
-        "images: the folder of pictures}"
+        "images: the directory of images}"
     )
 
 
 def dataset_card(config: RecaptionConfig, totals: Mapping[str, Any], model: Mapping[str, Any]) -> str:
-    """README.md of the data set."""
+    """README.md of the dataset."""
     drawn = f"drawn at temperature {config.temperature:g}, top p {config.top_p:g}" if config.temperature else "greedy"
     dropped = "".join(f"- {count:,} × {reason}\n" for reason, count in totals["dropped"].items()) or "- none\n"
     used = "".join(

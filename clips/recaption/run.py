@@ -1,10 +1,10 @@
-"""Write synthetic captions for a data set: the step that VeCLIP and Recap-DataComp-1B begin with.
+"""Synthetic captions for a dataset: the first step of VeCLIP and Recap-DataComp-1B.
 
-clips recaption /data/cc12m --web .txt --model llava-hf/llava-1.5-7b-hf --output /data/cc12m-recap
-torchrun --nproc-per-node 8 -m clips.cli recaption --config recaption.yaml
-clips recaption --config recaption.yaml --part $SLURM_ARRAY_TASK_ID/64       (a SLURM array 1-64)
+    clips recaption /data/cc12m --web .txt --model llava-hf/llava-1.5-7b-hf --output /data/cc12m-recap
+    torchrun --nproc-per-node 8 -m clips.cli recaption --config recaption.yaml
+    clips recaption --config recaption.yaml --part $SLURM_ARRAY_TASK_ID/64       (a SLURM array 1-64)
 
-Interrupted, the same command goes on with the shards that are missing. The last process to end completes the
+After an interruption the same command resumes with the missing shards. The last process to finish completes the
 directory: sizes.json, manifest.json and README.md.
 """
 
@@ -38,7 +38,7 @@ KIND = "captions"
 
 @dataclasses.dataclass(frozen=True)
 class LoadedSample:
-    """A usable sample of the source, its picture ready for the model."""
+    """A usable sample of the source, its image ready for the model."""
 
     index: int
     sample: Sample
@@ -72,10 +72,10 @@ def run_recaption(config: RecaptionConfig) -> None:
 
 
 def _begin(config: RecaptionConfig, samples: int) -> bool:
-    """Make the directory, or go on with it; False where it is complete already.
+    """Create the directory, or resume it; False if it is complete already.
 
     Raises:
-        UserError: it holds something else, or captions that were written with other settings.
+        UserError: it holds something else, or captions with other settings.
     """
     work, run = Path(config.output) / WORK_DIR, identity("clips recaption", config, {"samples": samples})
     if is_finished(config.output, KIND, run, work=work):
@@ -95,7 +95,7 @@ def _is_done(shard: OutputShard, config: RecaptionConfig) -> bool:
 def _caption_group(
     group: Sequence[OutputShard], source: Source, describer: CaptionModel, config: RecaptionConfig, progress: Progress
 ) -> None:
-    """Write the missing shards of a group; a window that they share with finished ones is captioned once more."""
+    """Write the missing shards of a group; a window shared with finished shards is captioned again."""
     missing = [shard for shard in group if not _is_done(shard, config)]
     windows = [
         window
@@ -125,7 +125,7 @@ def _caption_group(
 
 
 def _report(shard: ShardWriter, progress: Progress) -> None:
-    """Tell of a finished shard and what was dropped from it."""
+    """Log a finished shard and the dropped samples."""
     dropped = f"; {shard.dropped.reasons()}" if shard.dropped.count else ""
     log_info(f"{shard.target.name}: {shard.written:,} captions{dropped} · {progress.rates()}")
 
@@ -162,7 +162,7 @@ def _read(source: Source, index: int, config: RecaptionConfig) -> LoadedSample |
 def _caption_window(
     window: range, samples: dict[int, LoadedSample | str], describer: CaptionModel, config: RecaptionConfig
 ) -> dict[int, list[GeneratedCaption]]:
-    """What the model says of the usable samples, by their index; batches of prompts of like length."""
+    """The captions of the usable samples, by their index; batches of prompts of similar length."""
     usable = [sample for sample in samples.values() if isinstance(sample, LoadedSample)]
     prompts = {
         found.index: describer.prompt(config.prompt.replace(WEB_CAPTION_PLACEHOLDER, found.sample.web))
@@ -183,7 +183,7 @@ def _caption_window(
 def _add(
     shard: ShardWriter, read: LoadedSample | str, said: list[GeneratedCaption], source: Source, config: RecaptionConfig
 ) -> str:
-    """Append a sample; returns why it has no caption instead, else nothing."""
+    """Append a sample; returns the reason if it has no caption, else an empty string."""
     if isinstance(read, str):
         return read
     captions, reason = filter_captions(said, config)

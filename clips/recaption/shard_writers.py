@@ -1,4 +1,4 @@
-"""Shards of captioned samples, each written whole or not at all."""
+"""Shards of captioned samples, each written atomically."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Writer(Protocol):
 
 
 class TarWriter:
-    """WebDataset's layout: picture, JSON with the caption, and the other files of the sample."""
+    """WebDataset's layout: image, JSON with the caption, and the other files of the sample."""
 
     def __init__(self, path: Path, config: RecaptionConfig) -> None:
         self.config = config
@@ -66,7 +66,7 @@ class TarWriter:
 
 
 class ParquetWriter:
-    """Rows of key, image, web caption and caption: to train from where the pictures are, or to join by key."""
+    """Rows of key, image, web caption and caption: to train from where the images are, or to join by key."""
 
     def __init__(self, path: Path, config: RecaptionConfig) -> None:
         import pyarrow as pa
@@ -104,11 +104,11 @@ def shard_name(number: int, config: RecaptionConfig) -> str:
 
 
 class ShardWriter:
-    """A shard that is being written; it appears under its name when it is complete.
+    """A shard while it is written; it appears under its name when complete.
 
     Args:
         number: of the shard.
-        config: says where and in which format.
+        config: sets the directory and format.
     """
 
     def __init__(self, number: int, config: RecaptionConfig) -> None:
@@ -138,8 +138,8 @@ class ShardWriter:
             self.partial.replace(self.target)
 
     def abandon(self) -> None:
-        """Leave nothing of it."""
-        with contextlib.suppress(Exception):  # whatever was wrong before has been told
+        """Remove all of it."""
+        with contextlib.suppress(Exception):  # earlier errors have been reported
             self.writer.close()
         self.partial.unlink(missing_ok=True)
 
@@ -149,7 +149,7 @@ def _one_or_list(captions: list[str], config: RecaptionConfig) -> str | list[str
 
 
 def _known_kind(picture: bytes) -> tuple[str, bytes]:
-    """File extension and bytes; what readers of WebDataset do not look for becomes PNG."""
+    """File extension and bytes; formats that WebDataset readers do not support become PNG."""
     with Image.open(io.BytesIO(picture)) as image:
         if image.format in _EXTENSIONS:
             return _EXTENSIONS[image.format], picture

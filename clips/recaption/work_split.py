@@ -1,11 +1,11 @@
-"""How the work is cut: a function of the source and the config alone.
+"""Split of the work: a function of the source and the config alone.
 
-So every batch holds the same pictures however many processes share the work and wherever it was interrupted, and the
+Every batch therefore holds the same images, regardless of the number of processes and of interruptions, and the
 captions are the same.
 
-A *shard* is what is written whole or not at all. Neighboring shards make a *group*, the piece of work that a process
-takes. A group is read in *windows* across the borders of its shards; the captions of a window are written in batches
-of like prompts, all of them full but the last.
+A *shard* is written atomically. Neighboring shards form a *group*, the unit of work of a process. A group is read in
+*windows* across the borders of its shards; the captions of a window are generated in batches of similar prompts, all of
+them full except the last.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-_BATCHES_OF_GROUP = 64  # at least: at most one in so many batches is not full for lack of samples
+_BATCHES_OF_GROUP = 64  # at least: at most one in N batches is not full for lack of samples
 _BATCHES_OF_WINDOW = 8
 
 
@@ -38,7 +38,7 @@ def split_into_shards(blocks: Sequence[int], size: int) -> list[OutputShard]:
 
 
 def group_shards(shards: Sequence[OutputShard], batch_size: int) -> list[list[OutputShard]]:
-    """Neighboring shards, together at least 64 batches large, but for the last group."""
+    """Neighboring shards, together at least 64 batches, except for the last group."""
     groups: list[list[OutputShard]] = []
     for shard in shards:
         if groups and shard.start - groups[-1][0].start < _BATCHES_OF_GROUP * batch_size:

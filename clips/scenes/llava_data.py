@@ -37,7 +37,7 @@ _CAPTION = 200  # per mille of conversations about an image
 # Per mille. The first: of conversations without images, those that begin with a caption. Of their other questions:
 # those about the word on a sign, if there is one; of the rest, those that offer two objects; of the rest, those about
 # something other than the content; of those about the content, those in two words. The answer to those that offer two
-# objects is a word of the text and not a mere yes, which a small LLM learns to look up sooner: yes or no was correct at
+# objects is a word of the text and not only yes, which a small LLM learns to look up sooner: yes or no was correct at
 # 0.87 and 0.89 after 800 steps (two seeds), without them at 0.69 after 1000.
 _TEXT_CAPTION, _WORD, _CHOICE, _TOLD, _TERSE = 300, 250, 400, 100, 550
 

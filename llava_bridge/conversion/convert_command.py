@@ -20,7 +20,7 @@ from clips.model_refs import resolve_model_dir
 from llava_bridge.model.llava_checks import check_llava_dir, is_llava, read_config
 
 VISION_TOWER_DIR = "vision_tower"
-"""The folder in which a converted checkpoint has its tower, for the original code to find."""
+"""The directory in which a converted checkpoint has its tower, for the original code to find."""
 _TEMPLATES = {"llama": "vicuna_v1", "mistral": "mistral"}
 _SHARD = "5GB"
 _SLOW = "tokenizer.model"
@@ -31,13 +31,13 @@ class ConvertConfig:
     """Make a transformers directory of a LLaVA in its first authors' layout, or the other way round.
 
     Args:
-        source: the directory, or ``ORG/NAME`` on the hub: an original checkpoint, a projector (``mm_projector.bin``)
+        source: the directory, or ``ORG/NAME`` on the Hub: an original checkpoint, a projector (``mm_projector.bin``)
             with its config, or a LLaVA in transformers' layout.
         output: the directory to write.
         format: the layout to write: hf (transformers) or original (haotian-liu/LLaVA).
-        vision_tower: for hf: a directory in transformers' layout, or a name on the hub, instead of the tower that the
+        vision_tower: for hf: a directory in transformers' layout, or a name on the Hub, instead of the tower that the
             checkpoint names.
-        llm: for hf: the LLM, a directory or a name on the hub, that a projector alone was trained for. For original:
+        llm: for hf: the LLM, a directory or a name on the Hub, that a projector alone was trained for. For original:
             where the ``tokenizer.model`` is that the original code reads, if not in the source.
         chat_template: for hf: ``auto`` (the tokenizer's own, else LLaVA-1.5's vicuna_v1, or mistral for Mistral) or a
             template's name.
@@ -76,7 +76,7 @@ def run_convert(asked: ConvertConfig) -> None:
 
 
 def _on_disk(asked: ConvertConfig) -> ConvertConfig:
-    """The same with directories for names on the hub."""
+    """The same with directories for names on the Hub."""
     source = resolve_model_dir(asked.source, "source")
     llm = None if asked.llm is None else resolve_model_dir(asked.llm, "llm")
     return dataclasses.replace(asked, source=str(source), llm=None if llm is None else str(llm))
@@ -87,7 +87,7 @@ def _kind(config: ConvertConfig) -> str:
 
 
 def _already(source: str) -> str:
-    """Why there is nothing to do for a LLaVA that is in transformers' layout."""
+    """The reason why a LLaVA in transformers' format needs no conversion."""
     config = read_config(source)
     tower = config.get("vision_config", {})
     if tower.get("model_type") == "llava_bridge_encoder":
@@ -130,7 +130,7 @@ def _to_transformers(config: ConvertConfig, asked: ConvertConfig) -> None:
         write_manifest(partial, kind="llava", config=asked, parents=there, dtype=str(dtype))
     needs = "" if stock else ", needs `import llava_bridge`"
     tokens = model.config.image_seq_length if original.pinpoints is None else f"up to {max_image_tokens(processor):,}"
-    log_info(f"{config.output}: LLaVA in transformers' layout, {dtype}, {tokens} tokens for a picture{needs}")
+    log_info(f"{config.output}: LLaVA in transformers' layout, {dtype}, {tokens} tokens for an image{needs}")
 
 
 def _tower_of(config: ConvertConfig, stated: Mapping[str, Any]) -> str:
@@ -158,7 +158,7 @@ def _assembled(config: ConvertConfig, original: Any, tower: str) -> tuple[Any, A
     template = config.chat_template
     trained_with = template == "auto" and is_wrapped_template(
         tokenizer.chat_template
-    )  # a LLaVA of ours that comes back
+    )  # a LLaVA of this suite, converted back
     if template == "auto" and tokenizer.chat_template is None:
         template = _TEMPLATES[LLM_TYPES[original.config["model_type"]]]
         log_info(f"chat_template: {template}, as the checkpoint does not say; --chat_template takes another")
@@ -231,7 +231,7 @@ def _make_room(tokenizer: Any, llm: Any) -> None:
 
 
 def _image_processor(tower: str, aspect: str | None) -> Any:
-    """The tower's preprocessing; ``pad`` first puts a picture in the middle of a square of the mean color."""
+    """The tower's preprocessing; ``pad`` first puts an image in the middle of a square of the mean color."""
     from transformers import AutoImageProcessor, LlavaImageProcessor
 
     from llava_bridge.encoders.transformers_source import image_size_of
@@ -241,7 +241,7 @@ def _image_processor(tower: str, aspect: str | None) -> Any:
     settings = {name: stated[name] for name in ("size", "resample", "image_mean", "image_std", "rescale_factor")}
     side = image_size_of(theirs)
     if side is None:
-        raise UserError(f"vision_tower: {tower}: expected a preprocessing that says the size of pictures")
+        raise UserError(f"vision_tower: {tower}: expected a preprocessing that says the size of images")
     crops = bool(stated.get("do_center_crop"))  # SigLIP's does not
     return LlavaImageProcessor(
         **settings, do_center_crop=crops, crop_size={"height": side, "width": side}, do_pad=aspect == "pad"
@@ -331,6 +331,6 @@ def _write_tower(tower: Any, image_processor: Any, directory: Path) -> None:
     tower.config.save_pretrained(directory)
     names = CLIPImageProcessor().to_dict().keys()
     stated = {name: value for name, value in image_processor.to_dict().items() if name in names}
-    if is_anyres_processor(image_processor):  # the original makes the overview a square itself
+    if is_anyres_processor(image_processor):  # the original resizes the base image to a square itself
         stated |= {"size": {"shortest_edge": image_size_of(image_processor)}, "do_center_crop": True}
     CLIPImageProcessor(**{**stated, "do_pad": None}).save_pretrained(directory)

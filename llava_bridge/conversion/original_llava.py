@@ -1,10 +1,10 @@
-"""LLaVA in the layout of its first authors: what their ``config.json`` says, and how they name weights.
+"""The original LLaVA format: the entries of its ``config.json``, and its weight names.
 
 Source: haotian-liu/LLaVA, ``llava_arch.py`` and both ``builder.py`` below ``llava/model``; ``mm_utils.py`` for tiles.
 Their LLM is ``model.*`` and ``lm_head.*``, the projector ``model.mm_projector.*``; the tower is named by
 ``mm_vision_tower`` and, in some checkpoints, among the weights as ``model.vision_tower.vision_tower.*``. LLaVA-1.6
-(LLaVA-NeXT) also has ``model.image_newline``, the token at the end of a row of tiles; its pinpoints are widths and
-heights, where transformers has heights and widths.
+(LLaVA-NeXT) also has ``model.image_newline``, the token at the end of a row of tiles; its pinpoints are (width,
+height), transformers' (height, width).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LLM_TYPES = {
     "llama": "llama",
     "mistral": "mistral",
 }
-"""``model_type`` of the config → the LLM's in transformers. The last two are LLMs beside which a projector lies."""
+"""``model_type`` of the config → the LLM's in transformers. The last two are LLMs stored with a separate projector."""
 MODEL_TYPES = {"llama": "llava_llama", "mistral": "llava_mistral"}
 ARCHITECTURES = {"llama": "LlavaLlamaForCausalLM", "mistral": "LlavaMistralForCausalLM"}
 PROJECTOR_FILE = "mm_projector.bin"
@@ -43,7 +43,7 @@ _COMPUTED = re.compile(r"rotary_emb\.inv_freq$|(^|\.)position_ids$")
 # What transformers writes of any model.
 _GENERAL = {"chunk_size_feed_forward", "id2label", "is_encoder_decoder", "label2id", "output_attentions"}
 _GENERAL |= {"output_hidden_states", "problem_type", "return_dict", "_name_or_path", "dtype", "rope_parameters"}
-# Settings that make of LLaVA what transformers' LLaVA does not compute, and the values with which they do not.
+# Settings with which the original LLaVA computes more than transformers' LLaVA, and their neutral values.
 _ELSEWHERE: dict[str, tuple[Any, ...]] = {
     "image_aspect_ratio": ("pad", "square", "anyres"),
     "mm_use_im_start_end": (False,),
@@ -57,11 +57,11 @@ class OriginalCheckpoint:
 
     Args:
         config: its ``config.json``.
-        llm: the LLM's weights by transformers' names.
-        projector: the projector's, by their names within it.
-        projector_name: its entry among our projectors.
-        tower: the tower's, by transformers' names; none where the checkpoint leaves them to ``mm_vision_tower``.
-        newline: (D,), what ends a row of tiles; None for a LLaVA without tiles.
+        llm: the LLM's weights with transformers' names.
+        projector: the projector's weights, without prefix.
+        projector_name: its name in the projector registry.
+        tower: the tower's weights with transformers' names; empty if the checkpoint refers to ``mm_vision_tower``.
+        newline: (D,), the token at the end of a row of tiles; None for a LLaVA without tiles.
     """
 
     config: Mapping[str, Any]
@@ -73,12 +73,12 @@ class OriginalCheckpoint:
 
     @property
     def pinpoints(self) -> list[list[int]] | None:
-        """Heights and widths in pixels that pictures are fitted into before they are cut; None without tiles."""
+        """Heights and widths in pixels that images are fitted into before they are cut; None without tiles."""
         return _turned(_pinpoints(self.config) or []) if is_anyres(self.config) else None
 
 
 def is_anyres(config: Mapping[str, Any]) -> bool:
-    """Whether an original ``config.json`` is one of LLaVA-1.6, whose pictures are cut into tiles."""
+    """Whether an original ``config.json`` is one of LLaVA-1.6, whose images are cut into tiles."""
     return bool(config.get("image_aspect_ratio") == "anyres")
 
 
@@ -87,10 +87,10 @@ def _turned(pinpoints: Sequence[Sequence[int]]) -> list[list[int]]:
 
 
 def read_original(source: Path, llm: str | None) -> OriginalCheckpoint:
-    """Read a checkpoint: a directory with all weights, or with a projector alone beside which ``llm`` is given.
+    """Read a checkpoint: a directory with all weights, or with only a projector, for which ``llm`` is given.
 
     Raises:
-        UserError: files are missing or would run code; it is another kind of LLaVA.
+        UserError: files are missing or would run code; the checkpoint is another LLaVA variant.
     """
     config = read_config(source)
     if not is_original_llava(source):
@@ -129,7 +129,7 @@ _LLM_ENDS = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
 
 
 def _check(config: Mapping[str, Any], source: Path) -> None:
-    """Refuse what transformers' LLaVA does not compute."""
+    """Reject settings that transformers' LLaVA does not support."""
     if (source / "adapter_config.json").is_file():
         raise UserError(f"{source}: a LoRA adapter; expected a whole model (LLaVA's merge_lora_weights.py makes one)")
     kind = config.get("model_type")
@@ -181,7 +181,7 @@ def _read_directory(directory: Path) -> dict[str, Tensor]:
 
 
 def _projector_name(weights: Mapping[str, Tensor], source: Path, stated: str | None) -> str:
-    """Which of our projectors has weights of these names."""
+    """The projector of the registry whose weights have these names."""
     if weights.keys() == {"weight", "bias"}:
         return "linear"
     layers = len(weights) // 2
@@ -193,10 +193,10 @@ def _projector_name(weights: Mapping[str, Tensor], source: Path, stated: str | N
 
 
 def llm_config(config: Mapping[str, Any]) -> Any:
-    """The LLM's config in transformers, of the entries of an original ``config.json`` that it knows.
+    """The LLM's config in transformers, from the known entries of an original ``config.json``.
 
     Raises:
-        UserError: they do not make one.
+        UserError: they are not a valid config.
     """
     from transformers import AutoConfig
 
@@ -220,10 +220,10 @@ def original_config(model: Any, processor: Any, tower: str) -> dict[str, Any]:
     Args:
         model: a LLaVA in transformers.
         processor: its processor.
-        tower: where the tower's directory is.
+        tower: path of the tower's directory.
 
     Raises:
-        UserError: the original does not compute what this LLaVA does.
+        UserError: the original cannot represent this LLaVA.
     """
     text, vision = model.config.text_config, model.config.vision_config
     if text.model_type not in MODEL_TYPES:
@@ -259,7 +259,7 @@ def original_config(model: Any, processor: Any, tower: str) -> dict[str, Any]:
 
 
 def _fit(images: Any) -> dict[str, Any]:
-    """How the original is told what an image processor does with a picture's shape."""
+    """The original's setting for an image processor's aspect-ratio handling."""
     if is_anyres_processor(images):
         return {
             "image_aspect_ratio": "anyres",
@@ -286,7 +286,7 @@ def projector_type(model: Any) -> str:
 
 
 def original_weights(model: Any) -> dict[str, Tensor]:
-    """LLM and projector of a LLaVA by their original names, and what ends a row of tiles."""
+    """LLM and projector of a LLaVA with their original names, and the token at the end of a row of tiles."""
     whole = model.model
     weights = {f"model.{name}": value for name, value in whole.language_model.state_dict().items()}
     if not model.config.tie_word_embeddings:

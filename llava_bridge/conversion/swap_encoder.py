@@ -1,4 +1,4 @@
-"""``llava-bridge swap``: a LLaVA with another encoder, its LLM, tokenizer and template kept, its projector new.
+"""``llava-bridge swap``: replaces a LLaVA's encoder; it keeps the LLM, tokenizer and template, the projector is new.
 
 llava-bridge swap runs/mine-llava --encoder encoders/other --output runs/swapped
 llava-bridge train --llava runs/swapped --output runs/swapped-trained --align.data … --instruct.data …
@@ -24,18 +24,18 @@ class SwapConfig:
     """Put another encoder into a LLaVA. LLM, tokenizer and chat template are kept; the projector is new and untrained.
 
     Args:
-        llava: the LLaVA directory, in transformers' layout, or ORG/NAME on the hub.
+        llava: the LLaVA directory, in transformers' layout, or ORG/NAME on the Hub.
         encoder: an encoder directory, ``hf-hub:ORG/NAME``, ``timm:NAME`` or ``transformers:DIRECTORY``, as for
             ``llava-bridge train``.
         output: the LLaVA directory to write; ``llava-bridge train --llava`` trains it.
-        image_size: side of the pictures in pixels; None takes the encoder's own.
+        image_size: side of the images in pixels; None takes the encoder's own.
         feature_layer: hidden state of the encoder that the LLM sees, or several, side by side; None: -2 for ViTs and
             CLIP's ResNets, -1 for timm's others. Of ``several:`` each gives this one, or its own default.
         features: ``patch`` leaves the class token out, ``cls_patch`` does not.
-        image_fit: how pictures become squares: ``squash``, ``pad`` with the encoder's mean color (LLaVA-1.5's),
-            ``crop`` of the middle; or ``anyres``, LLaVA-NeXT's: several, an overview and tiles at full resolution.
-        image_grid_pinpoints: with ``anyres``: the heights and widths in pixels into which pictures are fitted before
-            they are cut into tiles; None takes LLaVA-NeXT's, 1 × 2, 2 × 1, 2 × 2, 3 × 1 and 1 × 3 tiles.
+        image_fit: how images become squares: ``squash``, ``pad`` with the encoder's mean color (LLaVA-1.5's), ``crop``
+            of the middle; or ``anyres``, LLaVA-NeXT's: several, an overview and tiles at full resolution.
+        image_grid_pinpoints: with ``anyres``: the heights and widths in pixels into which images are fitted before they
+            are cut into tiles; None takes LLaVA-NeXT's, 1 × 2, 2 × 1, 2 × 2, 3 × 1 and 1 × 3 tiles.
         projector: what makes tokens of the LLM of the encoder's features.
         chat_template: ``auto`` (the LLaVA's own) or the name of one.
         seed: of the projector's weights.
@@ -82,7 +82,7 @@ def run_swap(config: SwapConfig) -> None:
     model, processor = build_llava(LlavaParts(llm=config.llava, **fields))
     directory = resolve_model_dir(config.llava, "llava")
     stored = AutoConfig.from_pretrained(directory).dtype
-    if stored is not None:  # encoder and projector stay in float32, which is what they are trained from
+    if stored is not None:  # encoder and projector stay in float32, as at the start of training
         model.model.language_model.to(stored)
         model.lm_head.to(stored)
     convert_tower_to_transformers(model)

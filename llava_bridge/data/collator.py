@@ -1,7 +1,7 @@
-"""Samples become batches: tokens padded on the right or packed, labels, pixels.
+"""Collation of samples into batches: tokens padded on the right or packed, labels, pixels.
 
-Legend: B samples, R rows, T tokens of a row, P pictures in the batch, N tiles of a picture (the overview included), S
-side in pixels, K positions whose logits are needed.
+Legend: B samples, R rows, T tokens of a row, P images in the batch, N tiles of an image (including the base image), S
+image size in pixels, K positions whose logits are needed.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _TEXTS_AT_ONCE = 1000
 
 
 class ConversationDataset(Dataset):
-    """Samples as tokens and pictures, made when asked for.
+    """Samples as tokens and images, computed on access.
 
-    A sample that cannot be used is replaced by the next one that can; the item says so under ``skipped``.
+    An unusable sample is replaced by the next usable one; the item lists it under ``skipped``.
 
     Raises:
-        UserError: the chat template trains answers behind other prompts than it asks for them with.
+        UserError: the chat template's training prompts differ from its generation prompts.
     """
 
     def __init__(self, samples: Sequence[Conversation], chat: ConversationEncoder, max_length: int) -> None:
@@ -49,14 +49,14 @@ class ConversationDataset(Dataset):
                 return {**self.encode(sample), "skipped": skipped}
             except (InvalidConversationError, UserError) as error:
                 skipped.append((place, sample.name, str(error)))
-            except Exception as error:  # templates and pictures fail in every way; max_invalid_ratio bounds how often
+            except Exception as error:  # templates and images fail in every way; max_invalid_ratio bounds how often
                 skipped.append((place, sample.name, f"{type(error).__name__}: {error}"))
         raise UserError(f"none of {len(self.samples)} samples can be used; the first: {': '.join(skipped[0][1:])}")
 
     def sizes(self) -> list[tuple[bool, int]]:
-        """Of each sample, to put like with like: whether it shows pictures, and about how long it is.
+        """Of each sample, to put like with like: whether it shows images, and about how long it is.
 
-        Lengths are characters, a picture's tokens counted as four each.
+        Lengths are characters, an image's tokens counted as four each.
         """
         tokens = self.chat.usual_tokens * 4
         return [
@@ -65,11 +65,11 @@ class ConversationDataset(Dataset):
         ]
 
     def encode(self, sample: Conversation) -> dict[str, Any]:
-        """Tokens, labels and opened pictures of one sample.
+        """Tokens, labels and opened images of one sample.
 
         Raises:
-            SampleError: its text does not fit its pictures or the length, or an answer is empty.
-            UserError: a picture is missing or broken.
+            SampleError: its text does not fit its images or the length, or an answer is empty.
+            UserError: an image is missing or broken.
         """
         if not sample.turns:
             raise InvalidConversationError("nothing is said")
@@ -83,7 +83,7 @@ class ConversationDataset(Dataset):
             IMAGE in turn.content for turn in sample.turns if turn.role == "assistant"
         ):
             raise InvalidConversationError(
-                f"{len(sample.images)} pictures but {sum(marks)} {IMAGE} marks in what the user says"
+                f"{len(sample.images)} images but {sum(marks)} {IMAGE} marks in what the user says"
             )
         pictures = [picture.open() for picture in sample.images]
         encoded = self.chat.encode(messages, self.max_length, pictures)
@@ -94,9 +94,9 @@ class ConversationCollator:
     """Items of :class:`ConversationDataset` to a batch for :class:`llava_bridge.training.loss.LlavaLoss`.
 
     Args:
-        image_processor: of the LLaVA's processor; None for an LLM alone.
+        image_processor: the LLaVA's image processor; None for an LLM without images.
         pad: id of the padding token.
-        room: tokens of a row that samples are packed into, one behind the other; None pads each to a row of its own.
+        room: tokens per row for packing several samples; None pads each sample to a row of its own.
     """
 
     def __init__(self, image_processor: Any, pad: int, room: int | None = None) -> None:
@@ -105,13 +105,13 @@ class ConversationCollator:
         self.room = room
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The batch.
+        """Collate items into a batch.
 
         Returns:
             ``input_ids`` and ``labels`` (R, T); ``attention_mask``, or for packed rows ``position_ids`` (R, T);
-            ``pixel_values`` (P, 3, S, S) in the order in which the tokens mention them; ``skipped``, the
-            `Invalid` samples. For a LLaVA with tiles ``pixel_values`` (P, N, 3, S, S), zeros behind those of pictures
-            with fewer, and ``image_sizes`` (P, 2), heights and widths.
+            ``pixel_values`` (P, 3, S, S) in the order of their tokens; ``skipped``, the `Invalid` samples. For a LLaVA
+            with tiles ``pixel_values`` (P, N, 3, S, S), padded with zeros for images with fewer, and ``image_sizes``
+            (P, 2), heights and widths.
         """
         lengths = [len(item["input_ids"]) for item in items]
         rows = [[index] for index in range(len(items))] if self.room is None else pack_lengths(lengths, self.room)
@@ -134,10 +134,10 @@ class ConversationCollator:
 
 
 class TextCollator(ConversationCollator):
-    """Items without pictures to a batch for a transformers causal LM.
+    """Items without images to a batch for a transformers causal LM.
 
-    The logits of positions after which no row has a learned token are not needed: ``logits_to_keep`` (K,) lists
-    the others, and ``shift_labels`` (R, K) says which token follows each.
+    Positions without a supervised next token in any row need no logits: ``logits_to_keep`` (K,) lists the others, and
+    ``shift_labels`` (R, K) holds the next tokens.
     """
 
     def __init__(self, pad: int) -> None:
@@ -150,10 +150,11 @@ class TextCollator(ConversationCollator):
 
 
 def pack_lengths(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Which samples share a row of ``room`` tokens: few rows, and those as even as may be, for all are padded alike.
+    """Assignment of samples to rows of ``room`` tokens: few rows of similar length, since all are padded to the
+    longest.
 
-    The longest sample first, each goes into the row that is the least full. A sample longer than ``room`` is in a row
-    of its own.
+    In descending order of length, each sample goes into the least full row. A sample longer than ``room`` gets a row of
+    its own.
     """
     longest_first = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     for count in range(max(1, math.ceil(sum(lengths) / room)), len(lengths) + 1):
@@ -169,7 +170,7 @@ def pack_lengths(lengths: Sequence[int], room: int) -> list[list[int]]:
 
 
 def _learned(item: dict[str, Any]) -> list[int]:
-    """Its labels; what stands before its first token is no part of it, and so that is never learned."""
+    """Its labels; the token before its first one belongs to another sample, and its prediction is not supervised."""
     return [IGNORE_INDEX, *item["labels"][1:]]
 
 
@@ -178,23 +179,23 @@ def _end_to_end(parts: Sequence[Sequence[int]]) -> list[int]:
 
 
 def supervised_positions(labels: Tensor) -> dict[str, Tensor]:
-    """``labels`` (B, T) with the positions (K,) whose logits some row needs, and their next tokens (B, K)."""
+    """``labels`` (B, T) reduced to the positions (K,) whose logits some row needs, and their next tokens (B, K)."""
     following = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
     positions = (following != IGNORE_INDEX).any(0).nonzero()[:, 0]
     return {"labels": labels, "logits_to_keep": positions, "shift_labels": following[:, positions].contiguous()}
 
 
 class PackedTextDataset(Dataset):
-    """Texts in random order, end to end, in blocks of ``length`` tokens; all tokens are learned.
+    """Texts in random order, concatenated and split into blocks of ``length`` tokens; all tokens are supervised.
 
-    Each text stands between the begin and end tokens. The rest of the last block is dropped.
+    Each text is enclosed in BOS and EOS. The incomplete last block is dropped.
 
     Args:
         texts: the texts.
-        tokenizer: with an end token; a begin token is used if it has one.
-        length: tokens in a block.
-        seed: of the order.
-        enough: no more blocks than this are made; None makes them of all texts.
+        tokenizer: with an EOS token; BOS is used if it has one.
+        length: tokens per block.
+        seed: seed of the order.
+        enough: maximum number of blocks; None uses all texts.
     """
 
     def __init__(
@@ -218,7 +219,7 @@ class PackedTextDataset(Dataset):
         return len(self.blocks)
 
     def sizes(self) -> list[tuple[bool, int]]:
-        """No pictures, and the length of each block, all alike."""
+        """No images, and the length of each block, all equal."""
         return [(False, self.blocks.shape[1])] * len(self)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:

@@ -36,14 +36,14 @@ class InspectConversationsConfig(ConversationSourceConfig):
     """Show samples as the LLM sees them, their supervised tokens, and invalid samples.
 
     Args:
-        llm: the LLM's directory, or its name on the hub, whose tokenizer and chat template are used.
+        llm: the LLM's directory, or its name on the Hub, whose tokenizer and chat template are used.
         chat_template: ``auto`` (the LLM's own if it has one, else vicuna) or the name of one.
-        image_tokens: how many tokens a picture takes: 576 for a ViT-L/14 at 336 pixels. With ``image_fit: anyres`` that
+        image_tokens: how many tokens an image takes: 576 for a ViT-L/14 at 336 pixels. With ``image_fit: anyres`` that
             is one of its tiles.
-        image_fit: ``anyres`` counts the tokens of pictures that are cut into tiles; other ways do not matter here.
+        image_fit: ``anyres`` counts the tokens of images that are cut into tiles; other ways do not matter here.
         image_size: with ``anyres``: side of a tile in pixels.
         image_grid_pinpoints: with ``anyres``: as for ``llava-bridge train``.
-        max_length: longest sequence in tokens, pictures included.
+        max_length: longest sequence in tokens, images included.
         shown: how many samples are printed.
         scan: number of samples to read, spread evenly; 0 reads all.
         page: an HTML page to write, with the images.
@@ -89,7 +89,7 @@ class ConversationStats:
 
 
 def run_inspect(config: InspectConversationsConfig) -> None:
-    """Carry out ``config``: print samples and a summary, and write the page if one is asked for."""
+    """Print samples and a summary, and write the page if requested."""
     from llava_bridge.data.sources import read_samples
 
     samples = read_samples(config)
@@ -131,7 +131,7 @@ def _tiling(config: InspectConversationsConfig, tokenizer: Any, template: str) -
 
 
 def collect_stats(samples: list[Conversation], chat: Any, config: InspectConversationsConfig) -> ConversationStats:
-    """Read samples, spread evenly, as training would."""
+    """Read evenly spaced samples, as training would."""
     from llava_bridge.conversation import IGNORE_INDEX
     from llava_bridge.data.collator import ConversationDataset
 
@@ -141,7 +141,7 @@ def collect_stats(samples: list[Conversation], chat: Any, config: InspectConvers
         sample = samples[index]
         try:
             encoded = data.encode(sample)
-        except Exception as error:  # whatever would make training skip it
+        except Exception as error:  # any reason for which training would skip it
             reason = str(error) or type(error).__name__
             for image in sample.images:  # so that samples with the same fault are counted together
                 reason = reason.replace(f"{image}: ", "")
@@ -161,7 +161,7 @@ def collect_stats(samples: list[Conversation], chat: Any, config: InspectConvers
 
 
 def spans_of(chat: Any, ids: list[int], labels: list[int]) -> list[Span]:
-    """The text of a conversation in runs of supervised tokens and of others, an image's tokens as one mark."""
+    """The text of a conversation in runs of supervised and other tokens, an image's tokens as one marker."""
     from llava_bridge.conversation import IGNORE_INDEX, IMAGE
 
     spans = []

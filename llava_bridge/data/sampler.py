@@ -1,6 +1,6 @@
 """In which order samples are seen: a pure function of the seed, over all epochs of a stage.
 
-A run that goes on from a checkpoint therefore only needs the number of samples that it has seen.
+A run that resumes from a checkpoint therefore only needs the number of samples that it has seen.
 
 Source: ``llava/train/llava_trainer.py`` in haotian-liu/LLaVA (``LengthGroupedSampler``).
 """
@@ -15,14 +15,14 @@ from torch.utils.data import Sampler
 
 
 class RandomOrder(Sampler[int]):
-    """``total`` sample indices: shuffled epochs end to end. LLaVA's order in its first stage.
+    """``total`` sample indices: concatenated shuffled epochs, LLaVA's order in its first stage.
 
     The last step of an epoch is filled with the next one's first samples; LLaVA leaves it smaller.
 
     Args:
-        samples: how many there are.
-        total: how many indices to give.
-        seed: of the shuffling.
+        samples: number of samples.
+        total: number of indices to return.
+        seed: seed of the shuffling.
     """
 
     def __init__(self, samples: int, total: int, seed: int) -> None:
@@ -41,19 +41,18 @@ class LengthGroupedSampler(Sampler[int]):
     """``total`` sample indices: in each optimizer step samples with images or samples without, else at random.
 
     The first epoch is LLaVA's ``group_by_modality_length``, index for index, its last one or two steps mixed. Lengths
-    decide nothing but which micro-batch of its step a sample is in: all micro-batches of a step are about equally long,
-    so that no process waits for another. To sort more samples than one step's by length would pad less, but then
-    steps of short answers alone each count as much as steps of long ones (``scripts/bench/sample_order.py``).
-    The last step of an epoch, of the only one too, is filled at random with samples of a further one, which goes on
-    with the others; LLaVA leaves that step smaller.
+    only determine a sample's micro-batch within its step: all micro-batches of a step have about the same length, so
+    that no process waits for another. To sort more samples than one step's by length would pad less, but then steps of
+    short answers alone each count as much as steps of long ones (``scripts/bench/sample_order.py``). The last step of
+    an epoch, even of a single one, is filled with random samples of a next epoch, which continues with the others;
+    LLaVA leaves that step smaller.
 
     Args:
-        sizes: whether each sample shows images, and its length in any unit that grows with its tokens.
-        batch_size: samples in an optimizer step, over all processes.
-        total: how many indices to give.
-        seed: of all shuffling.
-        micro_batches: into how many parts of equal size a step is cut, over all processes. The samples of a step do not
-            depend on it.
+        sizes: whether each sample has images, and its length in any unit that grows with its tokens.
+        batch_size: samples per optimizer step, over all processes.
+        total: number of indices to return.
+        seed: seed of all shuffling.
+        micro_batches: number of equal parts of a step, over all processes. The samples of a step do not depend on it.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A data source of LLaVA's training: what is read, and how much of it an epoch has."""
+"""A data source of LLaVA training: its format, location and weight."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class ConversationSourceConfig:
     Args:
         path: its file or directory. ``conversations`` and ``webdataset`` also take ``{000..127}`` for many files.
         format: ``llava`` (LLaVA's JSON list, also ShareGPT4V's and that of ``clips scenes``), ``conversations`` (rows
-            with messages or conversations and images: a directory of ``datasets``, parquet, JSON lines),
-            ``webdataset`` (tar shards of images and JSON), ``text`` (JSON lines with "text"), ``cocoqa`` (JSON lines of
-            image, question, answer), ``karpathy`` (captions in Karpathy's JSON) or another that lists captions.
-        images: folder that image references start from; None takes the folder of the file.
+            with messages or conversations and images: a directory of ``datasets``, parquet, JSON lines), ``webdataset``
+            (tar shards of images and JSON), ``text`` (JSON lines with "text"), ``cocoqa`` (JSON lines of image,
+            question, answer), ``karpathy`` (captions in Karpathy's JSON) or another that lists captions.
+        images: directory that image references start from; None takes the directory of the file.
         split: for ``karpathy`` the split to read, for ``conversations`` that of a directory which has several; for
             ``cocoqa`` ``train`` (without the held-out fifth of the photos), ``held_out`` or ``all``.
         per_image: for captions, how many of each image; None takes all.

@@ -24,14 +24,14 @@ Item = TypeVar("Item")
 
 
 def read_samples(config: ConversationSourceConfig, seed: int = 0) -> list[Conversation]:
-    """The conversations of one source, as often as an epoch has them.
+    """The conversations of one source, repeated by its weight.
 
     Args:
         config: the source.
-        seed: of the draw where its weight is no whole number.
+        seed: of the sampling if the weight is no integer.
 
     Raises:
-        UserError: a missing or malformed file, or nothing in it.
+        UserError: a missing or malformed file, or an empty one.
     """
     if config.format == TEXT:
         raise UserError(f"data.format: {config.path} is text, which only the pretrain stage reads")
@@ -59,10 +59,10 @@ def _captions(spec: DatasetSpec, per_image: int | None) -> Iterator[Conversation
 
 
 def read_texts(config: ConversationSourceConfig, seed: int = 0) -> list[str]:
-    """The texts of a ``text`` source: JSON lines, each with a "text". As often as an epoch has them.
+    """The texts of a ``text`` source: JSON lines, each with a "text", repeated by its weight.
 
     Raises:
-        UserError: another source, a missing or malformed file, or nothing in it.
+        UserError: another format, a missing or malformed file, or an empty one.
     """
     if config.format != TEXT:
         raise UserError(f"data.format: the pretrain stage reads texts; expected format 'text', got '{config.format}'")
@@ -84,12 +84,12 @@ def _weighted(items: list[Item], config: ConversationSourceConfig, seed: int) ->
 
 
 def weighted(items: Sequence[Item], weight: float, seed: int) -> list[Item]:
-    """As many of ``items`` as an epoch has: each ``weight`` times, rounded down, and some of them once more.
+    """Repeat ``items`` for one epoch: each ``weight`` times, rounded down, and a random part once more.
 
     Args:
         items: all of them.
-        weight: 1 gives them as they are, 0.5 half of them, 1.5 each once and half of them twice.
-        seed: of the draw of those that come once more.
+        weight: 1 returns them unchanged, 0.5 half of them, 1.5 each once and half of them twice.
+        seed: of the sampling of the additional items.
     """
     whole, part = divmod(weight, 1)
     drawn = random.Random(seed).sample(range(len(items)), round(part * len(items)))
@@ -97,15 +97,15 @@ def weighted(items: Sequence[Item], weight: float, seed: int) -> list[Item]:
 
 
 def refuse_missing(samples: Iterable[Conversation], path: str, say: Callable[[str], None]) -> None:
-    """Look for the file of every image.
+    """Check that the file of every image exists.
 
     Args:
-        samples: those of a source.
-        path: the source's, for messages.
-        say: is told every now and then how far it is.
+        samples: samples of a source.
+        path: the source's path, for messages.
+        say: receives progress messages.
 
     Raises:
-        UserError: naming the first that is missing, and how many are.
+        UserError: the message names the first missing file and counts them.
     """
     images = list({str(image): image for sample in samples for image in sample.images}.values())
     missing, told = [], time.monotonic()

@@ -1,19 +1,19 @@
-"""Vision encoders by name: one string in a config says which encoder a LLaVA sees with.
+"""Vision encoders by name: one string in a config selects the encoder of a LLaVA.
 
 ========================================  =====================================================
-``path/to/encoder``                       a directory in open_clip's hub layout
-``hf-hub:ORG/NAME``                       the same from the hub; ``ORG/NAME@REVISION`` for one of its commits
-``timm:NAME``                             a timm model with its pretrained weights from the hub
+``path/to/encoder``                       a directory in open_clip's Hub format
+``hf-hub:ORG/NAME``                       the same from the Hub; ``ORG/NAME@REVISION`` for one of its commits
+``timm:NAME``                             a timm model with its pretrained weights from the Hub
 ``timm:NAME@path/weights.safetensors``    the same with local weights
 ``timm:NAME@random``                      the same, untrained
-``transformers:path/to/model``            a CLIP, SigLIP, DINO or AIMv2 in transformers' layout
-``transformers:ORG/NAME``                 the same from the hub
-``several:A + B``                         features of encoders A and B side by side
-``several:interleave:A + B``              their tokens in turn
+``transformers:path/to/model``            a CLIP, SigLIP, DINO or AIMv2 in transformers' format
+``transformers:ORG/NAME``                 the same from the Hub
+``several:A + B``                         the concatenated features of encoders A and B
+``several:interleave:A + B``              their tokens, interleaved
 ========================================  =====================================================
 
 A source is one module with two functions: ``load(reference, image_size) -> Encoder`` reads it, and
-``build(architecture) -> VisionTower`` makes the empty tower again from what was stored in a config.
+``build(architecture) -> VisionTower`` rebuilds the tower without weights from a stored config.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from clips.errors import UserError
 
 
 class VisionTower(nn.Module, ABC):
-    """Pixels (B, 3, S, S) to hidden states, each (B, N, D): G² patch tokens, row by row, after the class token if any.
+    """Pixels (B, 3, S, S) to hidden states, each (B, N, D): G² patch tokens, row-major, after the class token if any.
 
     In a hierarchical tower G and D differ between states. A tower must not mix images: permuting the batch permutes the
     output.
@@ -41,7 +41,7 @@ class VisionTower(nn.Module, ABC):
 
     @abstractmethod
     def states(self, pixels: Tensor, deepest: int) -> Iterator[Tensor]:
-        """Yield hidden states 0 … ``deepest`` in order, without computing what only later ones need."""
+        """Yield hidden states 0 … ``deepest`` in order, without computing later ones."""
 
     def stock(self) -> Any | None:
         """Return the model that transformers' own LLaVA would use instead of this tower; None if it has none."""
@@ -157,5 +157,5 @@ def probe_output_shape(tower: VisionTower, size: int, layer: int, where: str) ->
     patches = (state.shape[1] - int(tower.class_token)) // tower.tokens_of_a_place
     grid = math.isqrt(patches)
     if grid * grid != patches or size // (size // grid) != grid:
-        raise UserError(f"{where}: pictures of {size} px give {patches} patch tokens, which is no square grid")
+        raise UserError(f"{where}: images of {size} px give {patches} patch tokens, which is no square grid")
     return grid, state.shape[2]

@@ -2,7 +2,7 @@
 
 ``several:A + B`` concatenates the features of each grid cell, as Prismatic's DINO-SigLIP does; ``several:interleave:A +
 B`` gives each grid cell a token of each encoder, A's before B's, as Interleaved-MoF does (arXiv 2401.06209, section
-5.2). There each encoder has its own adapter: here each has its own channels, with zeros in all others, so that the
+5.2). There each encoder has its own adapter; here each has its own channels, with zeros in all others, so that the
 projector's first layer has separate weights for each.
 
 Each encoder uses its own default hidden state, or all the same: ``feature_layer``.
@@ -124,7 +124,7 @@ def load(reference: str, image_size: int | None) -> VisionEncoder:
         try:
             encoders.append(load_encoder(other, size))
         except UserError as error:
-            raise UserError(f"encoder: {other} beside {first}, at {size} pixels: {error}") from None
+            raise UserError(f"encoder: {other} next to {first}, at {size} pixels: {error}") from None
     towers = [build_tower(encoder.source, encoder.architecture) for encoder in encoders]
     weights: dict[str, Tensor] = {}
     for number, (encoder, tower) in enumerate(zip(encoders, towers, strict=True)):

@@ -116,7 +116,7 @@ def load(reference: str, image_size: int | None) -> VisionEncoder:
 def _other_size(vision: Mapping[str, Any], size: int, directory: Path) -> int:
     patch = vision.get("patch_size")
     if isinstance(vision.get("layers"), list) or not isinstance(patch, int):
-        raise UserError(f"image_size: {directory} is no ViT, whose pictures alone may have another size; leave it out")
+        raise UserError(f"image_size: {directory} is no ViT, whose images alone may have another size; leave it out")
     if size % patch:
         raise UserError(f"image_size: expected a multiple of {patch}, the patch size of {directory}, got {size}")
     return size
@@ -135,7 +135,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
     with library_errors_as_user_errors(f"{path}: expected open_clip's model_cfg with embed_dim and vision_cfg"):
         config = safe_json_loads(path.read_text(encoding="utf-8"))
         if not isinstance(config["model_cfg"]["embed_dim"], int):
-            raise TypeError("embed_dim is no whole number")
+            raise TypeError("embed_dim is no integer")
         config["model_cfg"]["vision_cfg"].keys()
         return config
 
@@ -178,5 +178,5 @@ def _visual_weights(directory: Path) -> dict[str, Tensor]:
 def _side(size: Any) -> int:
     sides = [size, size] if isinstance(size, int) else list(size)
     if sides[0] != sides[-1]:
-        raise UserError(f"{OPEN_CLIP_CONFIG}: expected square pictures, got image size {sides}")
+        raise UserError(f"{OPEN_CLIP_CONFIG}: expected square images, got image size {sides}")
     return int(sides[0])

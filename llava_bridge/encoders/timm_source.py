@@ -161,7 +161,7 @@ def _heads(settings: Any) -> tuple[str, ...]:
 def _empty_trunk(architecture: Mapping[str, Any], where: str) -> Any:
     """Build the trunk without memory for its weights, to read its number of positions."""
     size = architecture["image_size"]
-    with library_errors_as_user_errors(f"image_size: {where} cannot take pictures of {size} px"), torch.device("meta"):
+    with library_errors_as_user_errors(f"image_size: {where} cannot take images of {size} px"), torch.device("meta"):
         return _trunk(architecture)
 
 

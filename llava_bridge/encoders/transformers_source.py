@@ -176,7 +176,7 @@ def _pixels(directory: Path, config: Any) -> ImagePreprocess:
     from transformers import AutoImageProcessor
 
     with library_errors_as_user_errors(
-        f"encoder: {directory}: expected a preprocessor_config.json that says how pictures are normalized"
+        f"encoder: {directory}: expected a preprocessor_config.json that says how images are normalized"
     ):
         found = AutoImageProcessor.from_pretrained(directory)
         own = (
@@ -206,5 +206,5 @@ def image_size_of(processor: Any) -> int | None:
     sides = {key: value for key, value in dict(size).items() if value is not None}
     found = sides.get("height") or sides.get("shortest_edge")
     if sides.get("height") != sides.get("width"):
-        raise UserError(f"expected square pictures, got {sides}")
+        raise UserError(f"expected square images, got {sides}")
     return None if found is None else int(found)

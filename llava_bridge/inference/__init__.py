@@ -1,1 +1,1 @@
-"""Asking a LLaVA: one prompt, many pictures, a talk in the terminal."""
+"""Asking a LLaVA: one prompt, many images, a talk in the terminal."""

@@ -1,4 +1,4 @@
-"""``llava-bridge chat``: talk to a LLaVA about a picture in the terminal.
+"""``llava-bridge chat``: a conversation with a LLaVA about an image, in the terminal.
 
 llava-bridge chat runs/demo/llava/clips-s0 --image picture.png
 llava-bridge chat runs/demo/llava/clips-s0 --image picture.png --prompt "Is there a dog?"
@@ -22,12 +22,11 @@ from llava_bridge.inference.directory import resolve_llava_dir
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ChatConfig:
-    """Talk to a LLaVA about a picture.
+    """Talk to a LLaVA about an image.
 
     Args:
-        directory: the LLaVA directory, or ``ORG/NAME`` on the hub.
-        image: a picture file, or one in a shard (``shard.tar/000000003.png``); without one the talk is about text
-            alone.
+        directory: the LLaVA directory, or ``ORG/NAME`` on the Hub.
+        image: an image file, or one in a shard (``shard.tar/000000003.png``); without one the talk is about text alone.
         prompt: ask this once and print the answer; without it, ask again and again until an empty line.
         max_new_tokens: an answer is cut there.
     """
@@ -48,10 +47,10 @@ def run_chat(config: ChatConfig) -> None:
     Ctrl-C ends an answer, not the talk; at the prompt it ends the talk, as an empty line and the end of input do.
 
     Raises:
-        UserError: no such directory or picture; a prompt that cannot be answered.
+        UserError: no such directory or image; a prompt that cannot be answered.
     """
     pictures = [] if config.image is None else [open_picture(config.image)]
-    resolve_llava_dir(config.directory)  # told before torch is imported
+    resolve_llava_dir(config.directory)  # reported before torch is imported
     from llava_bridge.inference.generate import load_llava
 
     talk = _Talk(*load_llava(config.directory), pictures, config.max_new_tokens)
@@ -70,7 +69,7 @@ def run_chat(config: ChatConfig) -> None:
 
 
 class _Talk:
-    """What was said so far, about the pictures."""
+    """The conversation so far, about the images."""
 
     def __init__(self, model: Any, processor: Any, pictures: list[Image.Image], max_new_tokens: int) -> None:
         self.model, self.processor, self.pictures = model, processor, pictures
@@ -78,7 +77,7 @@ class _Talk:
         self.messages: list[dict[str, Any]] = []
 
     def say(self, prompt: str, *, interruptible: bool = False) -> None:
-        """Print the answer to ``prompt`` as it is written, and remember both; what fails is not remembered."""
+        """Print the answer to ``prompt`` while it is generated, and append both to the conversation unless it fails."""
         from llava_bridge.inference.generate import prepend_image_tokens
         from llava_bridge.inference.streaming import GenerationParams, stream_answer
 

@@ -1,4 +1,4 @@
-"""``llava-bridge describe``: what a LLaVA says of many pictures, as JSON lines.
+"""``llava-bridge describe``: a LLaVA's descriptions of many images, as JSON lines.
 
 llava-bridge describe runs/mine-llava photos/ --output described.jsonl
 llava-bridge describe runs/mine-llava photos/*.jpg --prompt "Is there a dog in the picture?" | head
@@ -30,25 +30,25 @@ from clips.model_refs import resolve_model_dir
 from llava_bridge.image_paths import find_images, open_picture
 from llava_bridge.inference.directory import resolve_llava_dir
 
-_READERS = 4  # threads that decode pictures ahead
+_READERS = 4  # threads that decode images ahead
 Batch = list[tuple[str, Image.Image]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DescribeConfig:
-    """Ask a LLaVA the same about many pictures; one line ``{"image": …, "text": …}`` each.
+    """Ask a LLaVA the same about many images; one line ``{"image": …, "text": …}`` each.
 
     Args:
-        directory: the LLaVA directory, or ``ORG/NAME`` on the hub.
-        images: picture files, pictures in shards (``shard.tar/000000003.png``), folders, shards and globs.
-        prompt: what it is asked about each picture.
-        output: the file of JSON lines to write; the same command goes on with the pictures that it lacks. Without it
+        directory: the LLaVA directory, or ``ORG/NAME`` on the Hub.
+        images: image files, images in shards (``shard.tar/000000003.png``), directories, shards and globs.
+        prompt: what it is asked about each image.
+        output: the file of JSON lines to write; the same command goes on with the images that it lacks. Without it
             lines are printed.
-        batch_size: pictures at once.
+        batch_size: images at once.
         max_new_tokens: an answer is cut there.
     """
 
-    directory: str = dataclasses.field(metadata=RUN_ONLY)  # the hash of what it holds counts
+    directory: str = dataclasses.field(metadata=RUN_ONLY)  # identified by a content hash
     images: list[str] = dataclasses.field(metadata=RUN_ONLY)
     prompt: str = "Describe this picture."
     output: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
@@ -60,25 +60,25 @@ class DescribeConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if not self.images:
-            raise UserError("images: expected pictures, folders, shards (.tar) or globs")
+            raise UserError("images: expected images, directories, shards (.tar) or globs")
         if not self.prompt.strip():
             raise UserError("prompt: expected a question or an instruction")
 
 
 def run_describe(config: DescribeConfig) -> None:
-    """Carry out ``config``: a line for each picture that can be read; the others are named at the end.
+    """Carry out ``config``: a line for each image that can be read; the others are named at the end.
 
     Raises:
-        UserError: no such pictures or LLaVA, an output of another prompt or model, or not one picture can be read.
+        UserError: no such images or LLaVA, an output of another prompt or model, or not one image can be read.
     """
     names = find_images(config.images)
-    resolve_llava_dir(config.directory)  # told before torch is imported
+    resolve_llava_dir(config.directory)  # reported before torch is imported
     output = _Output(config) if config.output else None
     done = output.pictures() if output else set()
     missing = [name for name in names if name not in done]
     already = len(names) - len(missing)
     if already:
-        log_info(f"{already:,} of {len(names):,} pictures are described already")
+        log_info(f"{already:,} of {len(names):,} images are described already")
     invalid = InvalidSamples()
     if missing:
         _ask(config, missing, output, invalid)
@@ -86,9 +86,9 @@ def run_describe(config: DescribeConfig) -> None:
         log_info(line)
     described = len(names) - invalid.count
     if not described:
-        raise UserError(f"images: none of the {len(names):,} pictures can be read")
+        raise UserError(f"images: none of the {len(names):,} images can be read")
     if output:
-        log_info(f"{config.output}: {described:,} of {len(names):,} pictures described")
+        log_info(f"{config.output}: {described:,} of {len(names):,} images described")
 
 
 def _ask(config: DescribeConfig, names: Sequence[str], output: _Output | None, invalid: InvalidSamples) -> None:
@@ -113,7 +113,7 @@ def _ask(config: DescribeConfig, names: Sequence[str], output: _Output | None, i
 
 
 class _Output:
-    """The file of answers, and the one beside it with the identity of the run that made them."""
+    """The file of answers, and the file next to it with the identity of its run."""
 
     def __init__(self, config: DescribeConfig) -> None:
         self.path = Path(config.output or "")
@@ -122,16 +122,18 @@ class _Output:
         self.run = identity("llava-bridge describe", config, {"model": model})
 
     def pictures(self) -> set[str]:
-        """The pictures that are described already.
+        """The images that are described already.
 
         Raises:
-            UserError: the file is something else, or was made by another model or prompt.
+            UserError: the file is something else, or from another model or prompt.
         """
         if not self.path.exists():
             return set()
         before = read_run(self.record)
         if before is None:
-            line = f"output: {self.path} is in the way and not of this command, or {self.record.name} beside it is lost"
+            line = (
+                f"output: {self.path} is in the way and not of this command, or {self.record.name} next to it is lost"
+            )
             raise UserError(f"{line}; choose another output")
         refuse_other_run(self.path, before, self.run)
         try:
@@ -172,7 +174,7 @@ def _batches(names: Sequence[str], size: int, invalid: InvalidSamples) -> Iterat
 
 
 def _read_ahead(names: Iterable[str], count: int) -> Iterator[tuple[str, Image.Image | UserError]]:
-    """Each name with its picture, or with what is wrong with it; up to ``count`` are decoded ahead of need."""
+    """Each name with its image or its error; up to ``count`` are decoded ahead."""
     left = iter(names)
     with ThreadPoolExecutor(_READERS) as pool:
         waiting = deque((name, pool.submit(_try_to_open, name)) for name in itertools.islice(left, count))

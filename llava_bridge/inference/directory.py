@@ -1,4 +1,4 @@
-"""Where the LLaVA that is asked lies; without torch, so that a wrong name is told at once."""
+"""The path of a LLaVA; without torch, so that a wrong name is reported immediately."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from clips.model_refs import resolve_model_dir
 
 
 def resolve_llava_dir(reference: str | Path) -> Path:
-    """A LLaVA directory, or the hub's copy of one that is named, see `clips.model_refs.resolve_model_dir`.
+    """A LLaVA directory, or the Hub's copy of one that is named, see `clips.model_refs.resolve_model_dir`.
 
     Raises:
         UserError: it is no LLaVA directory, or has no weights.

@@ -1,7 +1,7 @@
-"""Load a LLaVA directory and ask it.
+"""Load a LLaVA directory and generate answers.
 
 >>> model, processor = load_llava("runs/demo/llava/clips-s0")
->>> answer(model, processor, [picture], ["Is there a dog in the picture?"], max_new_tokens=8)
+>>> answer(model, processor, [image], ["Is there a dog in the picture?"], max_new_tokens=8)
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def load_llava(directory: str | Path, device: str | None = None, *, adapter: boo
     """Load (model, processor) from a LLaVA directory, ready to generate.
 
     Args:
-        directory: written by ``llava-bridge train``, or any LLaVA in transformers' layout; or its name on the hub, as
+        directory: written by ``llava-bridge train``, or any LLaVA in transformers' layout; or its name on the Hub, as
             of :func:`~clips.model_refs.resolve_model_dir`.
         device: None takes the GPU if there is one, where the model runs in bfloat16; on CPU in float32.
-        adapter: add what lies unmerged in its folder ``adapter``, if there is such a folder.
+        adapter: add the unmerged adapter in its directory ``adapter``, if any.
 
     Raises:
-        UserError: it is not a LLaVA directory, or not all of its weights are there.
+        UserError: it is not a LLaVA directory, or weights are missing.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -59,17 +59,17 @@ def answer(
     batch_size: int = 32,
     **generation: Any,
 ) -> list[str]:
-    """Answer each prompt about its picture, greedily, in batches of like length.
+    """Answer each prompt about its image, greedily, in batches of similar length.
 
     Args:
         model: from :func:`load_llava`.
         processor: from :func:`load_llava`.
-        images: for each prompt one picture, several, or None. Prompts that come with the same objects share the work
-            on them.
-        prompts: what the user says. Pictures come before the text unless it says ``<image>`` itself.
-        max_new_tokens: an answer is cut there.
-        batch_size: how many prompts run at once.
-        generation: anything else for transformers' ``generate``, for instance ``do_sample=True``.
+        images: for each prompt one image, several, or None. Prompts with the same image objects share their
+            computation.
+        prompts: the user's messages. Images precede the text unless it contains ``<image>``.
+        max_new_tokens: maximum length of an answer.
+        batch_size: prompts per batch.
+        generation: other arguments of transformers' ``generate``, for instance ``do_sample=True``.
 
     Returns:
         The answers, in the order of the prompts.
@@ -87,7 +87,7 @@ def iter_answer_batches(
     batch_size: int = 32,
     **generation: Any,
 ) -> Iterator[dict[int, str]]:
-    """As :func:`answer`, batch by batch as they come: the prompts' places → their answers."""
+    """Like :func:`answer`, but yields each batch: prompt indices → answers."""
     conversations = [[{"role": "user", "content": prepend_image_tokens(prompt, to_image_list(image))}]
                      for prompt, image in zip(prompts, images, strict=True)]  # fmt: skip
     generation["max_new_tokens"] = max_new_tokens
@@ -103,7 +103,7 @@ def answer_conversations(
     batch_size: int = 32,
     **generation: Any,
 ) -> list[str]:
-    """As :func:`answer`, for whole conversations whose last message is the user's."""
+    """Like :func:`answer`, for conversations whose last message is the user's."""
     generation["max_new_tokens"] = max_new_tokens
     return _in_order(len(conversations), _answered(model, processor, images, conversations, batch_size, generation))
 
@@ -144,7 +144,7 @@ class _Asked:
         model: the LLaVA.
         processor: its processor.
         ids: each prompt's tokens.
-        pictures: each prompt's pictures.
+        pictures: each prompt's images.
         generation: settings of ``generate``.
     """
 
@@ -158,19 +158,22 @@ class _Asked:
     ) -> None:
         self.model, self.processor = model, processor
         self.ids, self.pictures = ids, pictures
-        self.generation = {"use_cache": True, **generation}  # what a trainer left in the config would be in its place
+        self.generation = {
+            "use_cache": True,
+            **generation,
+        }  # otherwise a trainer's settings in the config would be used
         self.can_share = generation.get("num_beams", 1) == 1  # beams would have to be copied with the cache
 
     @torch.inference_mode()
     def one_by_one(self, rows: Sequence[int]) -> dict[int, str]:
-        """The answers to a batch of prompts, each with its own pictures."""
+        """The answers to a batch of prompts, each with its own images."""
         shown = [picture for row in rows for picture in self.pictures[row]]
         return self._generate(
             rows, prepare_generate_inputs(self.model, self.processor, [self.ids[row] for row in rows], shown)
         )
 
     def with_prefixes(self, prefixes: Sequence[Prefix], batch_size: int) -> Iterator[dict[int, str]]:
-        """The answers to all prompts that begin with some prefixes; none where this LLM's cache cannot be shared."""
+        """The answers to all prompts with shared prefixes; None if this LLM's cache cannot be shared."""
         computed = self._compute(prefixes) if self.can_share else None
         if computed is None or not computed.can_be_shared:
             self.can_share = False
@@ -201,22 +204,22 @@ def encode_prompt(chat: ConversationEncoder, messages: Sequence[Message], pictur
     """The tokens of a conversation up to where the next answer begins.
 
     Raises:
-        UserError: the messages have not one ``<image>`` for each of the pictures, or the chat template refuses them.
+        UserError: the messages have not one ``<image>`` for each of the images, or the chat template rejects them.
     """
     with library_errors_as_user_errors("this conversation does not suit the LLM's chat template"):
         text = chat.prompt(messages, pictures)
     ids = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
     if ids.count(chat.image_id) != sum(chat.tokens_of(pictures)):
-        raise UserError(f"a prompt has {len(pictures)} pictures but not as many {IMAGE} marks")
+        raise UserError(f"a prompt has {len(pictures)} images but not as many {IMAGE} marks")
     return ids
 
 
 def prepare_generate_inputs(
     model: Any, processor: Any, ids: Sequence[Sequence[int]], pictures: Sequence[Image.Image]
 ) -> dict[str, Tensor]:
-    """What ``model.generate`` reads: prompts padded on the left to (B, L), all their pictures in order (P, 3, S, S).
+    """What ``model.generate`` reads: prompts padded on the left to (B, L), all their images in order (P, 3, S, S).
 
-    For a LLaVA with tiles pictures are (P, N, 3, S, S), and there are ``image_sizes`` (P, 2).
+    For a LLaVA with tiles images are (P, N, 3, S, S), and there are ``image_sizes`` (P, 2).
     """
     return _left_padded(ids, processor.tokenizer.pad_token_id, model.device) | preprocess_images(
         pictures, processor, model
@@ -224,12 +227,12 @@ def prepare_generate_inputs(
 
 
 def prepend_image_tokens(prompt: str, pictures: Sequence[Any]) -> str:
-    """``prompt`` with one ``<image>`` line per picture before it, unless it places them itself."""
+    """``prompt`` with one ``<image>`` line per image before it, unless it contains them already."""
     return prompt if IMAGE in prompt else f"{IMAGE}\n" * len(pictures) + prompt
 
 
 def to_image_list(pictures: Pictures) -> list[Image.Image]:
-    """The pictures of one prompt."""
+    """The images of one prompt."""
     if pictures is None:
         return []
     return [pictures] if isinstance(pictures, Image.Image) else list(pictures)
@@ -246,7 +249,7 @@ def _left_padded(ids: Sequence[Sequence[int]], pad: int, device: torch.device) -
 
 
 def preprocess_images(pictures: Sequence[Image.Image], processor: Any, model: Any) -> dict[str, Tensor]:
-    """What a LLaVA is shown of pictures, as of :func:`prepare_generate_inputs`; nothing where there are none."""
+    """The LLaVA's image inputs, as of :func:`prepare_generate_inputs`; empty if there are no images."""
     if not pictures:
         return {}
     rgb = [picture.convert("RGB") for picture in pictures]

@@ -1,8 +1,8 @@
-"""How likely a LLaVA finds a text as the answer to a prompt.
+"""Log-likelihood of a text as a LLaVA's answer to a prompt.
 
->>> likelihoods(model, processor, [picture] * 2, ["Describe it."] * 2, ["A dog.", "A cat."])
+>>> likelihoods(model, processor, [image] * 2, ["Describe it."] * 2, ["A dog.", "A cat."])
 
-Legend: B texts at once, T places, N scored tokens, D width, V vocabulary.
+Legend: B texts per batch, T positions, N scored tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _ROWS_AT_ONCE = 512  # of logits, which are V wide and in float32
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogLikelihood:
-    """What a LLaVA makes of one continuation.
+    """The log-likelihood of one continuation.
 
     Args:
         total: its natural log-likelihood, summed over its tokens.
-        tokens: how many these are.
-        greedy: whether each of them is the likeliest one at its place: the greedy answer, but for ties.
+        tokens: number of tokens.
+        greedy: whether each is the most probable token at its position, that is the greedy answer up to ties.
     """
 
     total: float
@@ -50,25 +50,25 @@ def loglikelihoods(
     *,
     end: bool = True,
 ) -> list[LogLikelihood]:
-    """The log-likelihood of each continuation as the answer to its prompt, in batches of like length.
+    """The log-likelihood of each continuation as the answer to its prompt, in batches of similar length.
 
-    Prompt and continuation are rendered by the chat template and become tokens as one text, as in training; scored are
-    the tokens of the continuation. White space around it is left out, for the template writes its own.
+    Prompt and continuation are rendered by the chat template and tokenized as one text, as in training; the tokens of
+    the continuation are scored. Whitespace around it is stripped, because the template writes its own.
 
     Args:
         model: from :func:`~llava_bridge.inference.generate.load_llava`.
         processor: from the same.
-        images: for each prompt one picture, several, or None.
-        prompts: what the user says. Pictures come before the text unless it says ``<image>`` itself.
+        images: for each prompt one image, several, or None.
+        prompts: the user's messages. Images precede the text unless it contains ``<image>``.
         continuations: the answers to score.
-        batch_size: how many texts run at once.
-        end: score also the token that ends the answer: then it is the whole answer that is likely, not its beginning.
+        batch_size: texts per batch.
+        end: also score the EOS token of the answer: the likelihood of the complete answer, not of a prefix.
 
     Returns:
         In the order of the prompts.
 
     Raises:
-        UserError: a continuation that has no token, or is longer with its prompt than the LLM's context.
+        UserError: a continuation without tokens, or longer with its prompt than the LLM's context.
     """
     from llava_bridge.model.build import make_conversation_encoder
 
@@ -101,27 +101,27 @@ def _encode(
     said = prepend_image_tokens(prompt, pictures)
     messages = [{"role": "user", "content": said}, {"role": "assistant", "content": continuation}]
     if not continuation.strip():
-        raise UserError(f"expected a text to score, got {continuation!r}")
+        raise UserError(f"expected a string to score, got {continuation!r}")
     with library_errors_as_user_errors("this prompt and its continuation do not suit the LLM's chat template"):
         encoded = chat.encode(messages, 2**31, pictures)
     ids, labels = encoded.input_ids, list(encoded.labels)
     if ids.count(chat.image_id) != sum(chat.tokens_of(pictures)):
-        raise UserError(f"a prompt has {len(pictures)} pictures but not as many {IMAGE} marks")
+        raise UserError(f"a prompt has {len(pictures)} images but not as many {IMAGE} marks")
     last = max(place for place, label in enumerate(labels) if label != IGNORE_INDEX)
     if not end and labels[last] == chat.tokenizer.convert_tokens_to_ids(chat.end_token):
         labels[last] = IGNORE_INDEX
     if len(ids) > context:
         raise UserError(
-            f"prompt and continuation have {len(ids)} tokens, pictures included; expected at most the LLM's context of "
+            f"prompt and continuation have {len(ids)} tokens, images included; expected at most the LLM's context of "
             f"{context} ('{continuation:.40}')"
         )
     return EncodedConversation(ids, labels)
 
 
 def _score(model: Any, rows: Sequence[EncodedConversation], pixels: dict[str, Tensor]) -> list[LogLikelihood]:
-    """One forward pass. Rows are padded on the right, where no token sees the padding and all keep their places."""
+    """One forward pass. Rows are padded on the right: no token attends to the padding, and positions do not shift."""
     length = max(len(row.input_ids) for row in rows)
-    ids = torch.full((len(rows), length), rows[0].input_ids[-1])  # no picture's token, whatever else
+    ids = torch.full((len(rows), length), rows[0].input_ids[-1])  # any token other than an image's
     mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORE_INDEX)
     for number, row in enumerate(rows):
         size = len(row.input_ids)

@@ -1,8 +1,8 @@
-"""Several questions about one picture: the picture, and the prompt up to its end, go through the model once.
+"""Several questions about one image: the image, and the prompt up to its end, pass through the model once.
 
-The keys and values of that prefix are computed for one row per picture, copied to one row per question, and the rest of
-each prompt goes on from there. A row is then ``[padding, prefix, padding, question]``; the attention mask leaves the
-padding out, and positions are counted without it, so that every token sees what it would see alone.
+The keys and values of that prefix are computed for one row per image and copied to one row per question; the rest of
+each prompt continues from there. A row is then ``[padding, prefix, padding, question]``; the attention mask excludes
+the padding, and positions are counted without it, so that every token's result equals that of a single prompt.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from PIL import Image
 from torch import Tensor
 
 Pictures = Sequence[Image.Image]
-_SPARE = 4  # of prompts that share prefixes a batch takes less memory: a quarter of it goes to computing more of these
+_SPARE = 4  # batches with shared prefixes need less memory: a quarter of it computes more prefixes
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """What some prompts begin with.
+    """A common prefix of prompts.
 
     Args:
-        ids: its tokens, up to the last picture's last one.
-        pictures: in them.
-        rows: the prompts that begin so.
+        ids: its tokens, up to the last token of the last image.
+        pictures: its images.
+        rows: the prompts with this prefix.
     """
 
     ids: list[int]
@@ -36,12 +36,12 @@ class Prefix:
 
 
 def find_shared_prefixes(ids: Sequence[Sequence[int]], pictures: Sequence[Pictures], image_id: int) -> list[Prefix]:
-    """The prefixes that at least two of the prompts have in common.
+    """The prefixes that at least two of the prompts share.
 
     Args:
         ids: each prompt's tokens.
-        pictures: each prompt's pictures; the same objects are the same pictures.
-        image_id: the token whose places pictures take.
+        pictures: each prompt's images; the same objects are the same images.
+        image_id: the placeholder token of images.
     """
     found: dict[Any, Prefix] = {}
     for row, (tokens, shown) in enumerate(zip(ids, pictures, strict=True)):
@@ -57,11 +57,11 @@ def _end_of_pictures(tokens: Sequence[int], image_id: int) -> int:
 
 
 def batch_prefixes(prefixes: Sequence[Prefix], batch_size: int) -> Iterator[list[Prefix]]:
-    """Prefixes to compute together, those of like length: enough for a batch of prompts, and for the tower's sake more.
+    """Batches of prefixes of similar length: enough for a batch of prompts, and more for the tower's efficiency.
 
     Args:
         prefixes: all of them.
-        batch_size: prompts that are answered at once; no more prefixes than that are held.
+        batch_size: prompts per batch; the upper limit of prefixes per batch.
     """
     batch: list[Prefix] = []
     for prefix in sorted(prefixes, key=lambda each: len(each.ids)):
@@ -79,7 +79,7 @@ class PrefixCache:
 
     Args:
         model: a LLaVA.
-        inputs: what it reads of the prefixes, padded on the left: ``input_ids`` and ``attention_mask`` (P, L), pixels.
+        inputs: the prefixes, padded on the left: ``input_ids`` and ``attention_mask`` (P, L), pixels.
     """
 
     def __init__(self, model: Any, inputs: dict[str, Tensor]) -> None:
@@ -96,11 +96,11 @@ class PrefixCache:
         return type(self.cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in self.cache.layers)
 
     def inputs_for(self, rows: Sequence[int], rest: dict[str, Tensor]) -> dict[str, Any]:
-        """What ``model.generate`` reads.
+        """The inputs of ``model.generate``.
 
         Args:
-            rows: (B,) which prefix each prompt begins with.
-            rest: ``input_ids`` and ``attention_mask`` (B, R) of what follows, padded on the left.
+            rows: (B,) index of each prompt's prefix.
+            rest: ``input_ids`` and ``attention_mask`` (B, R) of the remaining tokens, padded on the left.
         """
         chosen = torch.tensor(rows, device=self.ids.device)
         cache = copy.copy(self.cache)

@@ -1,6 +1,6 @@
-"""One answer, told while it is written.
+"""Streaming generation of one answer.
 
->>> reply(model, processor, [picture], [{"role": "user", "content": "<image>\\nWhat is it?"}], on_text=print)
+>>> reply(model, processor, [image], [{"role": "user", "content": "<image>\\nWhat is it?"}], on_text=print)
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from clips.errors import UserError
 from llava_bridge.conversation import Message
 from llava_bridge.inference.generate import encode_prompt, prepare_generate_inputs
 
-_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what tokens are decoded to that hold a part of a character
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # the decoding of tokens that hold part of a character
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationParams:
-    """How an answer is written.
+    """Generation settings of an answer.
 
     Args:
-        max_new_tokens: it is cut there, or where the LLM's context ends.
-        temperature: 0 takes the likeliest token each time; above, tokens are drawn; None leaves that to the LLaVA's
-            own generation config (greedy for those of ``llava-bridge train``).
-        top_p: drawn among the likeliest tokens that together have this probability.
-        seed: of what is drawn; None draws anew each time.
+        max_new_tokens: maximum length; the LLM's context is a further limit.
+        temperature: 0 is greedy decoding; above 0, tokens are sampled; None uses the LLaVA's own generation config
+            (greedy for those of ``llava-bridge train``).
+        top_p: nucleus sampling: sample among the most probable tokens with this total probability.
+        seed: of the sampling; None is different each time.
         stop: the answer ends before the first of these texts.
     """
 
@@ -46,11 +46,11 @@ class StreamedAnswer:
     """An answer.
 
     Args:
-        text: its words.
-        prompt_tokens: how many were read, those of pictures included.
-        new_tokens: how many were written, the end token included.
-        finish: ``stop``: it came to its end or to a stop text; ``length``: it was cut; ``cancelled``: nobody wanted
-            the rest.
+        text: its text.
+        prompt_tokens: number of prompt tokens, including those of images.
+        new_tokens: number of generated tokens, including EOS.
+        finish: ``stop``: it ended with EOS or a stop string; ``length``: it was truncated; ``cancelled``: the client
+            cancelled it.
     """
 
     text: str
@@ -60,7 +60,7 @@ class StreamedAnswer:
 
 
 class ContextLengthError(UserError):
-    """A conversation is longer than what the LLM can read."""
+    """A conversation is longer than the LLM's context."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,12 +68,12 @@ class Prompt:
     """A conversation that is ready to be answered, see :func:`prompt`.
 
     Args:
-        ids: its tokens, up to where the answer begins.
-        pictures: those of all messages.
-        decoding: how the answer is written.
-        most: how many tokens the answer may have.
+        ids: its tokens, up to the beginning of the answer.
+        pictures: images of all messages.
+        decoding: generation settings.
+        most: maximum number of answer tokens.
         on_text: called with each new piece of the answer.
-        cancelled: asked after each token.
+        cancelled: checked after each token.
     """
 
     ids: list[int]
@@ -102,7 +102,7 @@ def prompt(
     room = context_length(model) - len(ids)
     if room < 1:
         raise ContextLengthError(
-            f"the conversation has {len(ids)} tokens, pictures included; expected fewer than the LLM's context of "
+            f"the conversation has {len(ids)} tokens, images included; expected fewer than the LLM's context of "
             f"{context_length(model)}"
         )
     return Prompt(
@@ -130,15 +130,15 @@ def stream_answer(
     Args:
         model: from :func:`~llava_bridge.inference.generate.load_llava`.
         processor: from the same.
-        pictures: of all messages, in order; each has its ``<image>`` in them.
+        pictures: of all messages, in order; each has an ``<image>`` in the text.
         messages: the last one is the user's.
-        decoding: how the answer is written.
-        on_text: called with each new piece of the text; the pieces make the whole.
-        cancelled: asked after each token; True ends the answer there.
+        decoding: generation settings.
+        on_text: called with each new piece of the text; the concatenated pieces are the answer.
+        cancelled: checked after each token; True ends the answer.
 
     Raises:
         ContextError: there is no room for an answer.
-        UserError: pictures and ``<image>`` marks are not equally many.
+        UserError: the numbers of images and ``<image>`` tokens differ.
     """
     asked = prompt(model, processor, pictures, messages, decoding, on_text=on_text, cancelled=cancelled)
     return replies(model, processor, [asked])[0]
@@ -169,7 +169,7 @@ def replies(model: Any, processor: Any, prompts: Sequence[Prompt]) -> list[Strea
 
 
 def draws(model: Any, decoding: GenerationParams) -> bool:
-    """Whether tokens are drawn; then the answer depends on what else is in its batch, and so it is written alone."""
+    """Whether tokens are sampled; then the answer depends on its batch, and is therefore generated alone."""
     if decoding.temperature is None:
         return bool(model.generation_config.do_sample)
     return decoding.temperature > 0
@@ -181,7 +181,7 @@ def context_length(model: Any) -> int:
 
 
 def _sampling(decoding: GenerationParams) -> dict[str, Any]:
-    """Temperature and top p as ``generate`` takes them without complaint; beams cannot be told as they are written."""
+    """Temperature and top p as ``generate`` accepts them without warnings; beam search cannot be streamed."""
     if decoding.temperature is None:
         return {"num_beams": 1}
     if decoding.temperature == 0:
@@ -192,22 +192,22 @@ def _sampling(decoding: GenerationParams) -> dict[str, Any]:
 
 
 class _Writers:
-    """Those of the rows of a batch, told of its tokens by ``generate`` as a stopping criterion."""
+    """The streams of a batch's rows, called by ``generate`` as a stopping criterion."""
 
     def __init__(self, tokenizer: Any, prompts: Sequence[Prompt], ends: Sequence[int | None]) -> None:
         self.rows = [_Writer(tokenizer, asked, ends) for asked in prompts]
 
     def are_done(self, ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        """Take the newest token of each row (B, L); which rows need nothing more, (B,) of bool."""
+        """Process the newest token of each row (B, L); returns which rows are finished, (B,) of bool."""
         for writer, token in zip(self.rows, ids[:, -1].tolist(), strict=True):
             writer.put(token)
         return torch.tensor([writer.finish is not None for writer in self.rows], device=ids.device)
 
 
 class _Writer:
-    """Hears of each token of an answer, tells the text that is certain, and knows when it has ended.
+    """Receives each token of an answer, emits the text that is final, and detects the end.
 
-    Not certain are an incomplete character, white space that may be the last, and what may begin a stop text.
+    Not final are an incomplete character, whitespace that may be the last, and a possible beginning of a stop string.
     """
 
     def __init__(self, tokenizer: Any, asked: Prompt, ends: Sequence[int | None]) -> None:
@@ -235,7 +235,7 @@ class _Writer:
             self._tell(said[: self._end(said)].rstrip())
 
     def reply(self) -> StreamedAnswer:
-        """The whole."""
+        """The complete answer."""
         counts = {"prompt_tokens": len(self.asked.ids), "new_tokens": len(self.tokens)}
         return StreamedAnswer(text=self.text, finish=self.finish or "length", **counts)
 

@@ -72,6 +72,6 @@ def _check_model(name: str, directory: Path, field: str, kind: str) -> None:
     if not (directory / "config.json").is_file():
         raise UserError(f"{field}: {name} has no config.json (expected a directory with a transformers {kind})")
     if not any((directory / file).is_file() for file in _TOKENIZERS):
-        raise UserError(f"{field}: {name} has no tokenizer (expected tokenizer.json beside config.json)")
+        raise UserError(f"{field}: {name} has no tokenizer (expected tokenizer.json next to config.json)")
     if not any([*directory.glob("*.safetensors"), *directory.glob("pytorch_model*.bin")]):
         raise UserError(f"{field}: {name} has no weights (expected *.safetensors, or pytorch_model*.bin)")

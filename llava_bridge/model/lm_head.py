@@ -96,6 +96,6 @@ def _check_embeddings(llm: Any, tokens: Tensor, hidden: Tensor) -> None:
         alike = False
     if not alike:
         raise UserError(
-            f"llm: {llm.config.model_type} reads its tokens beside their embeddings, and images in a LLaVA have "
+            f"llm: {llm.config.model_type} reads its tokens next to their embeddings, and images in a LLaVA have "
             "embeddings alone; expected another LLM, such as Gemma 2 or Qwen 3"
         )

@@ -38,7 +38,7 @@ def load_for_training(llava: str, chat_template: str) -> tuple[Any, Any]:
         size = image_size_of(theirs.image_processor)
     tokenizer = theirs.tokenizer
     if size is None or tokenizer.convert_tokens_to_ids(IMAGE) != model.config.image_token_index:
-        wrong = "square pictures" if size is None else f"{IMAGE} in its tokenizer as its config.json says"
+        wrong = "square images" if size is None else f"{IMAGE} in its tokenizer as its config.json says"
         raise UserError(f"llava: {llava}: expected {wrong}")
     check_anyres_consistency(model.config, theirs.image_processor, llava)
     _use_our_tower(model, size, llava)

@@ -166,7 +166,7 @@ def build_vision_model(encoder: VisionEncoder, layer: int | Sequence[int] | None
         computed = {name: value for name, value in model.tower.named_buffers() if name in model.computed_buffers}
         load_weights(model.tower, {**computed, **encoder.weights}, where)
     chosen = resolve_feature_layer(model.tower, layer)
-    with library_errors_as_user_errors(f"image_size: {where} cannot take pictures of {encoder.pixels.size} px"):
+    with library_errors_as_user_errors(f"image_size: {where} cannot take images of {encoder.pixels.size} px"):
         shapes = {
             probe_output_shape(model.tower, encoder.pixels.size, one, where)
             for one in (chosen if isinstance(chosen, list) else [chosen])

@@ -37,10 +37,10 @@ class VisionSize:
     """An image tower.
 
     Args:
-        parameters: of it.
-        flops: of an image's forward pass; a multiplication with an addition counts as two.
-        tokens: that it gives for an image, without the class token.
-        width: of a token.
+        parameters: number of parameters.
+        flops: FLOPs of an image's forward pass; a multiplication with an addition counts as two.
+        tokens: number of tokens per image, without the class token.
+        width: of a token (hidden size).
     """
 
     parameters: int
@@ -87,7 +87,7 @@ class LlmSize:
 
 @functools.cache
 def known_configs() -> dict[str, dict[str, Any]]:
-    """Name on the hub → its config, as far as sizes depend on it."""
+    """Name on the Hub → its config, as far as sizes depend on it."""
     return json.loads(_KNOWN.read_text(encoding="utf-8"))
 
 
@@ -119,13 +119,13 @@ def vision_size_of(model_cfg: Mapping[str, Any]) -> VisionSize:
 
 
 def dual_tower_size(encoder: str | Mapping[str, Any]) -> DualTowerSize:
-    """Both towers of an encoder; of a bare image tower its own, and texts take nothing.
+    """Sizes of both towers of an encoder; for an image tower without text tower, texts cost nothing.
 
     Args:
         encoder: an encoder spec, or an open_clip ``model_cfg``.
 
     Raises:
-        UnknownSizeError: their size is unknown, as of a text tower of transformers.
+        UnknownSizeError: their size is unknown, for instance of transformers' text towers.
         UserError: the library does not know the name, or cannot build it.
     """
     if isinstance(encoder, str):
@@ -140,7 +140,7 @@ def dual_tower_size(encoder: str | Mapping[str, Any]) -> DualTowerSize:
     return _dual_tower_size(json.dumps(encoder, sort_keys=True))
 
 
-@functools.cache  # models that differ in their seed or recipe are alike
+@functools.cache  # models that differ only in seed or recipe have equal sizes
 def _dual_tower_size(model_cfg: str) -> DualTowerSize:
     from clips.model.architectures import preprocess_cfg
     from clips.model.towers import build_towers
@@ -222,7 +222,7 @@ def _open_clip_tower(model_cfg: Mapping[str, Any], image_size: int | None) -> tu
 
 
 def _open_clip_config(reference: str) -> Mapping[str, Any]:
-    """open_clip's ``model_cfg`` of a directory, or of a name on the hub."""
+    """open_clip's ``model_cfg`` of a directory, or of a name on the Hub."""
     import open_clip
 
     from clips.interchange.imported_encoder import parse_released_name
@@ -258,7 +258,7 @@ def _config_of(reference: str) -> dict[str, Any]:
 
 
 def _file(reference: str, name: str) -> Path | None:
-    """A file of a directory, or of the hub's copy on this machine; None where it is not here."""
+    """A file of a directory, or of the Hub's local copy; None if it is missing."""
     if not is_on_hub(reference):
         file = Path(reference) / name
         return file if file.is_file() else None
@@ -284,7 +284,7 @@ def llm_size(reference: str) -> LlmSize:
 
 
 def new_llm_size(settings: SmallLlamaConfig) -> LlmSize:
-    """The language model that the stage ``pretrain`` makes."""
+    """The language model of the stage ``pretrain``."""
     from transformers import LlamaConfig
 
     return _llm_size(
@@ -316,7 +316,7 @@ def _llm_size(config: Any) -> LlmSize:
 
 
 def projector_size(config: ProjectorConfig, vision: VisionSize, llm: LlmSize) -> tuple[int, int]:
-    """Parameters of a projector, and the LLM tokens that it makes of an image.
+    """Parameters of a projector, and its number of LLM tokens per image.
 
     Raises:
         UserError: it does not fit the tower's grid.

@@ -1,7 +1,7 @@
 """Time, memory and storage of a LLaVA's training, estimated from parameters and tokens; nothing is run.
 
 Model FLOPs of a stage are those of its forward pass (two for each parameter and token, and attention), twice that for
-gradients of weights that learn, once where gradients only pass through; a frozen encoder runs forward alone.
+gradients of trainable weights, once where gradients only pass through; a frozen encoder only runs forward.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
 ASSUMED_MFU = 0.27
 """Assumed ratio of model FLOP/s to the GPUs' peak, from what the README of github.com/haotian-liu/LLaVA states.
 
-LLaVA-1.5-7B took about 3.5 hours to align and 10 hours to tune on 8 A100: counted as here, 30 % and 25 %.
+LLaVA-1.5-7B took about 3.5 hours to align and 10 hours to tune on 8 A100: 30 % and 25 % by this count.
 """
 ASSUMED_TEXT_TOKENS = {"align": 32, "instruct": 256}
-"""Tokens of a sample's text in LLaVA-1.5's data: assumed, and part of what ``ASSUMED_MFU`` rests on."""
+"""Tokens of a sample's text in LLaVA-1.5's data: an assumption, on which ``ASSUMED_MFU`` is based."""
 _RESERVE = 2e9  # bytes for context, libraries, NCCL: as clips.planning.plan allows
 _ACTIVATIONS = 34  # bytes a token, layer and unit of width, in half precision (arXiv 2205.05198, table 2)
 MAX_TILES = 5  # with tiles: an overview and the four of LLaVA-NeXT's largest
-_CHECKPOINTS = 3  # two are kept, and one is being written
+_CHECKPOINTS = 3  # two are stored, and one is being written
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ def llava_cost(
     )
     return dataclasses.replace(
         cost,
-        basis=f"worked out for {count} × {gpu} at {ASSUMED_MFU:.0%} of its peak, {sizes.tokens} tokens a picture",
+        basis=f"worked out for {count} × {gpu} at {ASSUMED_MFU:.0%} of its peak, {sizes.tokens} tokens an image",
         seconds=work / rate / count,
         gpu_hours=work / rate / 3600,
     )
@@ -161,7 +161,7 @@ def stage_cost(config: LlavaTrainConfig, name: str, sizes: Sizes, count: int) ->
 def _states(config: LlavaTrainConfig, weights: int, learned: int, count: int, *, half: bool) -> float:
     """Bytes of weights, gradients and optimizer state on one GPU, sharded as ZeRO does (arXiv 1910.02054).
 
-    In bf16 the optimizer keeps float32 weights and two numbers of each that learns, 12 bytes.
+    In bf16 the optimizer keeps float32 weights and two moments per trainable weight, 12 bytes.
     """
     deepspeed, fsdp = config.launch.deepspeed, config.launch.parallel == "fsdp"
     each = 2 if half else 4
@@ -173,7 +173,7 @@ def _states(config: LlavaTrainConfig, weights: int, learned: int, count: int, *,
 
 
 def _activations(stage: StageConfig, llm: LlmSize, length: int) -> float:
-    """Bytes of a sample's activations in the LLM: of all layers, or the inputs of all and the whole of one."""
+    """Bytes of a sample's activations in the LLM: all layers, or the inputs of all and the full activations of one."""
     layer = _ACTIVATIONS * llm.width * length
     return layer + 2 * llm.layers * llm.width * length if stage.activation_checkpointing else llm.layers * layer
 

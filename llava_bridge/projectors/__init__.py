@@ -90,7 +90,7 @@ def num_output_tokens(config: ProjectorConfig, shape: ProjectorShape) -> int:
 
 def build_projector(config: ProjectorConfig, shape: ProjectorShape) -> Any:
     """Build a new projector, a torch module; seed torch before."""
-    num_output_tokens(config, shape)  # rejects what does not fit
+    num_output_tokens(config, shape)  # raises if it does not fit
     modules = importlib.import_module("llava_bridge.projectors.modules")
     return getattr(modules, _entry(config).module)(config, shape)
 
@@ -139,7 +139,7 @@ def _refuse_all_but_grids(config: ProjectorConfig, shape: ProjectorShape) -> Non
 
 
 def preserves_grid(config: ProjectorConfig) -> bool:
-    """Whether its tokens form a square grid, row by row."""
+    """Whether its tokens form a square grid, in row-major order."""
     return _entry(config).keeps_places
 
 
@@ -158,8 +158,9 @@ PROJECTORS: dict[str, _Projector] = {
     "c_abstractor": _Projector("CAbstractor", _square),
     "perceiver": _Projector("Perceiver", _asked_for, keeps_places=False),
 }
-"""Name → its class in :mod:`llava_bridge.projectors.modules`, how many tokens it gives, and whether these have places;
-mlpNx_gelu for any N."""
+"""Name → its class in :mod:`llava_bridge.projectors.modules`, its number of tokens, and whether these have positions;
+mlpNx_gelu for any N.
+"""
 
 
 def _entry(config: ProjectorConfig) -> _Projector:

@@ -40,8 +40,8 @@ class RequestError(Exception):
     """An invalid request.
 
     Args:
-        message: one line: what was expected.
-        param: the field that is wrong.
+        message: one line with the expected value.
+        param: the invalid field.
         code: OpenAI's error code, if there is one.
         status: HTTP status.
     """
@@ -116,7 +116,7 @@ def _decoding(given: Mapping[str, Any], max_new_tokens: int) -> GenerationParams
     stop = given.get("stop")
     stops = [stop] if isinstance(stop, str) else stop or []
     if not isinstance(stops, list) or not all(isinstance(text, str) for text in stops):
-        raise RequestError("stop: expected a text or a list of texts", param="stop")
+        raise RequestError("stop: expected a string or a list of strings", param="stop")
     if len(stops) > _MOST_STOPS or max(map(len, stops), default=0) > _LONGEST_STOP:
         raise RequestError(f"stop: expected at most {_MOST_STOPS} texts of {_LONGEST_STOP} characters", param="stop")
     return GenerationParams(
@@ -134,7 +134,7 @@ def _number(given: Mapping[str, Any], name: str, least: float, most: float, *, w
         return None
     kinds = int if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:
-        kind = "a whole number" if whole else "a number"
+        kind = "an integer" if whole else "a number"
         span = f"from {least} to {most}" if most < 2**32 else f"of {least} or more"
         raise RequestError(f"{name}: expected {kind} {span}, got {json.dumps(value)}", param=name)
     return value
@@ -171,7 +171,7 @@ def _content(content: Any, place: str, pictures: list[Image.Image] | None) -> st
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):
-        raise RequestError(f"{place}: expected a text or a list of parts", param=place)
+        raise RequestError(f"{place}: expected a string or a list of parts", param=place)
     texts: list[str] = []
     for number, part in enumerate(content):
         at = f"{place}[{number}]"
@@ -190,7 +190,7 @@ def _content(content: Any, place: str, pictures: list[Image.Image] | None) -> st
 def _check_size(pictures: list[Image.Image]) -> None:
     """Reject more images than one request may hold in memory; small files may be large images."""
     if len(pictures) > _MOST_PICTURES or sum(picture.width * picture.height for picture in pictures) > MAX_PIXELS:
-        line = f"expected at most {_MOST_PICTURES} pictures, of {MAX_PIXELS / 1e6:g} megapixels together"
+        line = f"expected at most {_MOST_PICTURES} images, of {MAX_PIXELS / 1e6:g} megapixels together"
         raise RequestError(f"messages: {line}", param="messages", status=413)
 
 
@@ -202,7 +202,7 @@ def _picture(given: Any, place: str) -> Image.Image:
         raise RequestError(f"{place}: expected a data: URL", param=place)
     head = _DATA_URL.match(url[:200])
     if head is None:
-        line = "this server fetches nothing; expected the picture itself as data:image/jpeg;base64,…"
+        line = "this server fetches nothing; expected the image itself as data:image/jpeg;base64,…"
         raise RequestError(f"{place}: {line}", param=place, code="invalid_image_url")
     try:
         return decode_image(base64.b64decode("".join(url[head.end() :].split()), validate=True))

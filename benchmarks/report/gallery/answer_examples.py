@@ -1,4 +1,4 @@
-"""Examples of a benchmark's items: what all rows answered, and where one row is right and the one beside it wrong."""
+"""Examples of a benchmark's items: what all rows answered, and where one row is right and the one next to it wrong."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ class _Items:
     Args:
         tables: row → items, by name.
         scores: items × rows.
-        images: item → picture.
-        pictures: picture → thumbnail.
+        images: item → image.
+        pictures: image → thumbnail.
         graded: whether there are scores other than right and wrong.
         scale: what scores are multiplied by to be shown, as the benchmark's first metric is.
     """
@@ -97,7 +97,7 @@ class _Items:
         return _Items(tables, scores, images, thumbnails_of(tables.values()), bool(graded), scale)
 
     def seen(self, names: Sequence[Any]) -> list[Any]:
-        """Those of some items whose pictures can be shown, of many pictures not all being kept; else all of them."""
+        """Those of some items whose images can be shown, of many images not all being kept; else all of them."""
         return [name for name in names if self.images.get(name) in self.pictures] or list(names)
 
     def example(self, item: Any, rows: Sequence[str]) -> Card:
@@ -171,14 +171,14 @@ def _disagree(scores: pd.DataFrame) -> pd.Series:
 
 
 def select_items(scores: pd.DataFrame, images: Mapping[Any, str], most: int = MAX_PER_BENCHMARK) -> list[Any]:
-    """Item names to show: at most ``most``, each of another picture, the same for the same input.
+    """Item names to show: at most ``most``, each of another image, the same for the same input.
 
-    Disagreements come first, dealt in turn over *who* is right, so that no row's luck fills the page; then an item
-    on which all rows are at their worst and one on which all are at their best. Among equals the lot decides.
+    Disagreements come first, dealt in turn over *who* is right, so that no row's luck fills the page; then an item on
+    which all rows are at their worst and one on which all are at their best. Among equals the lot decides.
 
     Args:
         scores: items × rows.
-        images: item → picture.
+        images: item → image.
         most: how many.
     """
     scores = scores.loc[hash_order(scores.index)]

@@ -1,4 +1,4 @@
-"""Captions that models wrote, beside those that were expected: of LLaVAs, and of captioners."""
+"""Captions that models wrote, next to those that were expected: of LLaVAs, and of captioners."""
 
 from __future__ import annotations
 

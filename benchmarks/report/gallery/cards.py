@@ -1,4 +1,4 @@
-"""What galleries consist of: cards with a picture, what was asked, and what the rows answered."""
+"""What galleries consist of: cards with an image, what was asked, and what the rows answered."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Answer:
     """What one row said or found.
 
     Args:
-        row: the row; empty where its name stands above several answers.
-        text: its words; empty where it is a picture.
-        picture: the picture that it found, or its map.
+        row: the row; empty where its name is above several answers.
+        text: its words; empty where it is an image.
+        picture: the image that it found, or its map.
         right: whether it is right; None where that cannot be said.
         score: its score, rank or similarity as text.
     """
@@ -54,7 +54,7 @@ class Card:
     answers: tuple[Answer, ...] = ()
 
     def pictures(self) -> list[Thumbnail | None]:
-        """All pictures of the card."""
+        """All images of the card."""
         return [self.picture, *(answer.picture for answer in self.answers)]
 
 

@@ -1,4 +1,4 @@
-"""What a query found, rank by rank: pictures for a caption, captions for a picture, of every row."""
+"""What a query found, rank by rank: images for a caption, captions for an image, of every row."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class RowResults:
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalQuery:
-    """A caption that looks for its picture, or a picture that looks for its captions.
+    """A caption that looks for its image, or an image that looks for its captions.
 
     Args:
         direction: ``"t2i"`` or ``"i2t"``.
-        picture: the caption's own picture, or the one that asks.
-        text: the caption, or one that is right for the picture.
+        picture: the caption's own image, or the one that asks.
+        text: the caption, or one that is right for the image.
         found: of each row.
     """
 
@@ -48,7 +48,7 @@ class RetrievalQuery:
     found: tuple[RowResults, ...]
 
     def pictures(self) -> list[Thumbnail | None]:
-        """All pictures of the query and its answers."""
+        """All images of the query and its answers."""
         return [self.picture, *(answer.picture for found in self.found for answer in found.answers)]
 
 

@@ -1,4 +1,4 @@
-"""Where encoders see what a phrase names: the similarity maps that a pointing benchmark kept, row beside row."""
+"""Where encoders see what a phrase names: the similarity maps that a pointing benchmark kept, row next to row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures on the page: small JPEGs that the evaluation kept, each written once however often it is shown."""
+"""Images on the page: small JPEGs that the evaluation kept, each written once however often it is shown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from markupsafe import Markup
 from benchmarks.results.formatting import strip_control_chars
 
 MAX_SECTION_BYTES = 2_000_000
-"""What the pictures of one gallery may take of the page, which is to stay below 15 MB."""
+"""What the images of one gallery may take of the page, which is to stay below 15 MB."""
 
 _JPEG, _LARGEST_THUMBNAIL = b"\xff\xd8\xff", 100_000
 _LARGEST_SIDE = 1000
@@ -68,7 +68,7 @@ def make_thumbnail(content: object, alt: str) -> Thumbnail | None:
 
 
 def thumbnails_of(tables: Iterable[pd.DataFrame]) -> dict[str, Thumbnail]:
-    """Reference → thumbnail, of all pictures that some row kept."""
+    """Reference → thumbnail, of all images that some row kept."""
     found: dict[str, Thumbnail] = {}
     for table in tables:
         for image, thumbnail in zip(table["image"], table["thumbnail"], strict=True):
@@ -78,13 +78,13 @@ def thumbnails_of(tables: Iterable[pd.DataFrame]) -> dict[str, Thumbnail]:
 
 
 class ImageDeduplicator:
-    """Writes pictures into one page: where one comes again, the page refers to its first place."""
+    """Writes images into one page: where one comes again, the page refers to its first place."""
 
     def __init__(self) -> None:
         self._written: set[str] = set()
 
     def tag(self, shown: Thumbnail, words: str = "") -> Markup:
-        """The picture as SVG, for that alone can be referred to; ``words`` stand before its own alternative text."""
+        """The image as SVG, for that alone can be referred to; ``words`` are before its own alternative text."""
         first = shown.id not in self._written
         self._written.add(shown.id)
         content = (
@@ -105,7 +105,7 @@ def data_uri(content: bytes) -> str:
 
 
 def take_within_budget(cards: Sequence[_Card], most: int) -> tuple[tuple[_Card, ...], int]:
-    """The first cards whose different pictures take no more than ``most`` bytes in the page, and how many are left out.
+    """The first cards whose different images take no more than ``most`` bytes in the page, and how many are omitted.
 
     Args:
         cards: in the order in which they are shown.

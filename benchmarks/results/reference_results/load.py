@@ -62,7 +62,7 @@ def select_reference_results(wanted: Sequence[str]) -> tuple[ReferenceResult, ..
         wanted: ``SET`` for all of its rows, or ``SET:ROW``, a row's name or a pattern (``openclip:ViT-B-32/*``).
 
     Raises:
-        UserError: no such set or row; near misses are named.
+        UserError: no such set or row; close matches are named.
     """
     rows = load_reference_results()
     found: list[ReferenceResult] = []

@@ -1,1 +1,1 @@
-"""Telling a caption that fits from one that nearly does: by similarity, by likelihood, or asked in words."""
+"""Choosing the right caption among similar ones: by similarity, by likelihood, or as a multiple-choice question."""

@@ -1,12 +1,12 @@
-"""From the scores of captions for pictures to metrics, the same for encoders and LLaVAs.
+"""Metrics from caption scores, the same for encoders and LLaVAs.
 
-Letters: P pictures of a case (one, or two in Winoground), C captions of it; caption i < P is of picture i.
+Letters: P images of an item (one, or two in Winoground), C captions of it; caption i < P describes image i.
 
-A case with one picture is won if its caption has the highest score (accuracy). Two have Winoground's three scores:
-text, each picture gives its own caption the highest; image, each caption is given the highest by its own picture;
-group, both. Scores within ``TIE_TOLERANCE`` of each other are taken to come in random order and the expected win is
-counted, so
-that a model that cannot tell anything apart scores chance: 1 / C, or 25, 25 and 16.7 per cent for two pictures.
+An item with one image counts as correct if its caption has the highest score (accuracy). Items with two images have
+Winoground's three scores: text (each image gives its own caption the highest score), image (each caption gets its
+highest score from its own image) and group (both). Scores within ``TIE_TOLERANCE`` of each other count as tied in
+random order, and the expected value is used, so that a model that gives all captions the same score gets the chance
+level: 1 / C, or 25, 25 and 16.7 percent for two images.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from benchmarks.tasks.run_config import BenchmarkConfig
 
-_MOST_KINDS = 20  # with a metric of their own; ARO has hundreds, whose mean is given alone
+_MOST_KINDS = 20  # with a metric of their own; ARO has hundreds, of which only the mean is reported
 _GROUPS = {"image_score": "image", "group_score": "group"}
 
 
@@ -42,7 +42,7 @@ def load_pairs(config: BenchmarkConfig) -> PairSet:
 
 
 def data_hash(config: BenchmarkConfig) -> str:
-    """SHA-256 of the captions and pictures."""
+    """SHA-256 of the captions and images."""
     return load_pairs(config).hash
 
 
@@ -57,14 +57,14 @@ def compute_evaluation(
     """Metrics and items.
 
     Args:
-        pairs: the cases.
-        scores: of each case (P, C), higher is better; at least in each row on one scale.
-        protocol: all about how the scores came about.
-        uncompared: why scores of unlike pictures are on no common scale; empty where they are.
+        pairs: the items.
+        scores: (P, C) per item, higher is better; comparable at least within each row.
+        protocol: the settings that determine the scores.
+        uncompared: why scores of different images are not comparable; empty if they are.
         extra: name → a metric of one column of its own, and that column.
 
     Raises:
-        UserError: a score that is not a number; its case is named.
+        UserError: a score is NaN; the message names its item.
     """
     for case, each in zip(pairs.cases, scores, strict=True):
         if not np.isfinite(each).all():
@@ -102,8 +102,9 @@ def data_settings(pairs: PairSet, config: BenchmarkConfig) -> Entries:
 
 
 def win_probabilities(scores: np.ndarray) -> tuple[float, float, float]:
-    """Probability of the text, image and group win from scores (P, C), ties in random order; without P > 1 the latter
-    two say nothing."""
+    """Probability of the text, image and group win from scores (P, C), ties in random order; with P = 1 the latter two
+    are meaningless.
+    """
     if len(scores) == 1:
         text = (
             0.0
@@ -132,7 +133,7 @@ def _won(scores: np.ndarray, order: np.ndarray) -> tuple[bool, bool]:
 
 
 def _guessed(pairs: PairSet) -> dict[str, np.ndarray]:
-    """The columns of hits, were all scores alike."""
+    """The item columns if all scores were equal."""
     shapes = [(len(case.pictures), len(case.captions)) for case in pairs.cases]
     of_shape = {shape: win_probabilities(np.zeros(shape)) for shape in set(shapes)}
     text, image, both = np.array([of_shape[shape] for shape in shapes]).T
@@ -199,17 +200,17 @@ def _name(picture: ImageRegion) -> str:
 
 
 def _said(case: Pair, scores: np.ndarray) -> str:
-    """The caption that each picture gives the highest score; of tied ones the first."""
+    """The caption to which each image gives the highest score; the first of tied ones."""
     return _numbered([case.captions[int(np.argmax(row > row.max() - TIE_TOLERANCE))] for row in scores])
 
 
 def _numbered(texts: Sequence[str]) -> str:
-    """One caption as it is, of several each behind the number of its picture."""
+    """A single caption as it is; several captions each with its image's number."""
     return texts[0] if len(texts) == 1 else " ".join(f"{place}. {text}" for place, text in enumerate(texts, 1))
 
 
 def _side_by_side(pairs: PairSet, case: Pair) -> Image:
-    """The pictures of a case in one, equally high."""
+    """The images of a case in one, equally high."""
     from PIL import Image
 
     pictures = [pairs.open(picture) for picture in case.pictures]
@@ -226,6 +227,6 @@ def _side_by_side(pairs: PairSet, case: Pair) -> Image:
 
 
 def _margin(scores: np.ndarray) -> float:
-    """By how much the right caption is ahead of the best wrong one, for the picture for which that is least."""
+    """Score of the right caption minus the best wrong one, for the image with the smallest margin."""
     wrong = np.where(np.eye(*scores.shape) > 0, -np.inf, scores).max(axis=1)
     return float((np.diagonal(scores) - wrong).min())

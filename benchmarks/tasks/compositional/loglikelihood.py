@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from llava_bridge.inference.loglikelihood import LogLikelihood
 
 PROMPT = "Provide a one-sentence caption for the provided image."
-"""What lmms-eval asks for NoCaps' captions."""
+"""The prompt of lmms-eval for NoCaps."""
 _SCORES = {
     "sum": "log-likelihood, summed over the caption's tokens and the end token",
     "mean": "log-likelihood, mean over the caption's tokens and the end token",
@@ -35,7 +35,7 @@ _SCORES = {
 
 
 def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
-    """How often a row's LLaVA finds the right caption the likeliest."""
+    """Accuracy of a model's LLaVA that chooses the caption with the highest likelihood."""
     pairs = load_pairs(config)
     prompt = config.prompt or PROMPT
     asked = [(picture, prompt, text) for case in pairs.cases for picture in case.pictures for text in case.captions]
@@ -65,7 +65,7 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
 
 
 def llava_protocol(model: Any, processor: Any) -> Entries:
-    """Entries about what computes likelihoods, and how the LLaVA takes its input."""
+    """Protocol entries about the likelihood computation and the LLaVA's input."""
     from benchmarks.tasks.mllm.evaluate_task import input_settings
 
     computed = {name: library_versions()[name].partition("+")[0] for name in ("torch", "transformers")}
@@ -75,13 +75,13 @@ def llava_protocol(model: Any, processor: Any) -> Entries:
 def score_texts(
     row: EvalModel, pairs: PairSet, asked: Sequence[tuple[ImageRegion | None, str, str]], *, end: bool = True
 ) -> list[LogLikelihood]:
-    """The likelihood of each text as the answer to a prompt about a picture, or about none.
+    """Log-likelihood of each text as the answer to a prompt about an image, or about no image.
 
     Args:
-        row: has the LLaVA.
-        pairs: opens the pictures.
-        asked: (picture, prompt, text).
-        end: count the token that ends an answer too.
+        row: the model; it has the LLaVA.
+        pairs: opens the images.
+        asked: (image, prompt, text).
+        end: include the EOS token of the answer.
     """
     from llava_bridge.inference.loglikelihood import LogLikelihood
 

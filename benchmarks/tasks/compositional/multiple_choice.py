@@ -1,7 +1,7 @@
-"""Compositional benchmarks in words: a LLaVA is asked which of two captions fits, as A or B, and again as B or A.
+"""Compositional benchmarks as multiple choice: the prompt offers two captions as A and B, and again in reverse order.
 
-The answer is the likelier of the two letters. What counts is how much likelier the right one is, averaged over both
-orders, so that a liking for A, or for what stands last, cancels out.
+The answer is the more probable of the two letters. The score is the log-probability difference between the right and
+the wrong letter, averaged over both orders, so that a preference for A or for the last option cancels out.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 PROMPT = (
     "Which caption fits the image?\nA. {a}\nB. {b}\nAnswer with the option's letter from the given choices directly."
 )
-"""In the form in which LLaVA-1.5 was taught multiple choice (arXiv 2310.03744, table 7)."""
+"""The multiple-choice format on which LLaVA-1.5 was trained (arXiv 2310.03744, table 7)."""
 OPTION_LETTERS = ("A", "B")
 _LIKES_A = MetricSpec(label="share of A", columns=("said_a",), higher_is_better=None)
 
 
 def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
-    """How often a row's LLaVA names the right caption."""
+    """Accuracy of a model's LLaVA that names the right caption."""
     pairs = load_pairs(config)
     prompt = config.prompt or PROMPT
     if "{a}" not in prompt or "{b}" not in prompt:
@@ -68,7 +68,7 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
 
 
 def _questions(case: Pair) -> list[tuple[int, int]]:
-    """(picture and its caption, wrong caption) of every question about a case."""
+    """(image and its caption, wrong caption) of every question about a case."""
     return [
         (place, wrong) for place in range(len(case.pictures)) for wrong in range(len(case.captions)) if wrong != place
     ]

@@ -1,4 +1,4 @@
-"""Compositional benchmarks by similarity: the caption whose vector is nearest to the picture's."""
+"""Compositional benchmarks by similarity: the caption whose vector is nearest to the image's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
-    """How often a row's encoder finds the right caption the most similar."""
+    """Accuracy of a model's encoder that chooses the most similar caption."""
     from benchmarks.tasks.encoders.cached_embeddings import image_embeddings, text_embeddings
     from benchmarks.tasks.encoders.embedding import encoder_settings
 

@@ -1,1 +1,1 @@
-"""The data sets of benchmarks, in the layouts in which they come."""
+"""Benchmark datasets and their file formats."""

@@ -1,4 +1,5 @@
-"""Relations of ARO's VG-Relation that its authors leave out of their mean: which of two things comes first says little.
+"""Relations of ARO's VG-Relation that its authors exclude from their mean: the order of the two objects carries little
+information.
 
 Source: the list ``symmetric`` in the notebook of github.com/mertyg/vision-language-models-are-bows (MIT license).
 """

@@ -1,4 +1,4 @@
-"""Images with several captions each, and captions with several images, whatever format they came in."""
+"""Images with several captions each, and captions with several images, in any supported format."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 
     from benchmarks.tasks.run_config import BenchmarkConfig
 
-_KEPT = 8  # sets that a process keeps: names and captions, no pictures
+_KEPT = 8  # cached sets per process: names and captions, no images
 
 
 @dataclass(frozen=True)
 class CaptionSet:
-    """Pictures, captions, and which belong together.
+    """Images, captions and their matching pairs.
 
-    Letters: N pictures, M captions, P right pairs of them.
+    Letters: N images, M captions, P matching pairs.
 
     Args:
         files: (N,) the images.
-        images: (N,) their names, all different.
-        texts: (M,) captions, those of a picture side by side; equal ones of two pictures are two.
-        pairs: (P, 2) numbers of a picture and of a caption that is right for it, by caption.
+        images: (N,) their unique names.
+        texts: (M,) captions, grouped by image; equal captions of two images count as two.
+        pairs: (P, 2) indices of an image and a matching caption, ordered by caption.
         source: the file or directory that was read, for messages.
-        split: which split that is; ``formats.base.WHOLE`` where there are none.
-        available: pictures that there are without ``limit``.
+        split: the split; ``formats.base.WHOLE`` where there are none.
+        available: number of images without ``limit``.
     """
 
     files: Sequence[LazyImage]
@@ -52,7 +52,7 @@ class CaptionSet:
 
     @functools.cached_property
     def captions(self) -> list[list[str]]:
-        """(N,) the captions of each picture, at least one."""
+        """(N,) the captions of each image, at least one."""
         groups: list[list[str]] = [[] for _ in self.images]
         for image, caption in self.pairs:
             groups[image].append(self.texts[caption])
@@ -60,31 +60,31 @@ class CaptionSet:
 
     @functools.cached_property
     def first_owner(self) -> np.ndarray:
-        """(M,) the first picture that each caption belongs to."""
+        """(M,) the first image that each caption belongs to."""
         return self.pairs[np.unique(self.pairs[:, 1], return_index=True)[1], 0]
 
     @property
     def shared(self) -> bool:
-        """Whether a caption belongs to several pictures."""
+        """Whether a caption belongs to several images."""
         return len(self.pairs) > len(self.texts)
 
     def open(self, index: int) -> Image:
-        """Picture ``index`` as RGB. Raises UserError naming one that is missing or broken."""
+        """Image ``index`` as RGB. Raises UserError naming one that is missing or broken."""
         return self.files[index].open()
 
     @functools.cached_property
     def picture_hashes(self) -> list[str]:
-        """(N,) SHA-256 of each picture's content."""
+        """(N,) SHA-256 of each image's content."""
         return [hashlib.sha256(image.read()).hexdigest() for image in self.files]
 
     @functools.cached_property
     def pictures_hash(self) -> str:
-        """SHA-256 over the pictures' contents, in order."""
+        """SHA-256 over the images' contents, in order."""
         return hashlib.sha256("".join(self.picture_hashes).encode()).hexdigest()
 
     @functools.cached_property
     def hash(self) -> str:
-        """SHA-256 over captions and picture contents, the same whatever format they came in."""
+        """SHA-256 over captions and image contents, independent of the file format."""
         digest = hashlib.sha256()
         for content, captions in zip(self.picture_hashes, self.captions, strict=True):
             digest.update(json.dumps([content, *captions], ensure_ascii=False).encode())
@@ -94,28 +94,28 @@ class CaptionSet:
 
     @functools.cached_property
     def captions_hash(self) -> str:
-        """SHA-256 over the captions and the pictures that each belongs to; no picture is read."""
+        """SHA-256 over the captions and the images that each belongs to; no image is read."""
         return hashlib.sha256(json.dumps([self.texts, self.pairs.tolist()], ensure_ascii=False).encode()).hexdigest()
 
 
 def load_caption_set(source: DatasetSpec, *, captions_per_image: int = 5, limit: int | None = None) -> CaptionSet:
-    """Read a retrieval data set; once in a process, unless its files change.
+    """Read a retrieval dataset; cached per process until its files change.
 
-    A picture that comes several times is one picture with all those captions.
+    An image that occurs several times becomes one image with all its captions.
 
     Args:
-        source: where it is.
-        captions_per_image: keep captions that are among the first so many of some picture.
-        limit: keep the first so many pictures.
+        source: its location and format.
+        captions_per_image: keep the first N captions of each image.
+        limit: keep the first N images.
 
     Raises:
-        UserError: missing or malformed, an empty split, a picture without captions.
+        UserError: missing or malformed, an empty split, an image without captions.
     """
     return _load(source, captions_per_image, limit, file_stamps(Path(source.path)))
 
 
 def load_benchmark_captions(config: BenchmarkConfig, *, language: str | None = None) -> CaptionSet:
-    """The data set of a benchmark, or of one of its languages. Raises what `load_caption_set` does."""
+    """The dataset of a benchmark, or of one of its languages. Raises what `load_caption_set` does."""
     source = DatasetSpec(
         path=config.data,
         format=config.format,
@@ -130,7 +130,7 @@ def load_benchmark_captions(config: BenchmarkConfig, *, language: str | None = N
 
 
 def file_stamps(path: Path) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time of all files there, by which a change is noticed."""
+    """Name, size and modification time of all files there, to detect changes."""
     files = path.rglob("*") if path.is_dir() else [path] if path.exists() else []
     facts = ((str(file), file.stat()) for file in files if file.is_file())
     return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in facts))
@@ -141,7 +141,7 @@ def _load(source: DatasetSpec, per_image: int, limit: int | None, _stamp: object
     found = read_dataset(source, "captions")
     images, texts, owners = _gather(found.records, source.path)
     if not texts:
-        raise UserError(f"{source.path}: holds no picture with captions")
+        raise UserError(f"{source.path}: holds no image with captions")
     kept = _choose(owners, per_image, limit)
     pairs = [(image, number) for number, (_, owned) in enumerate(kept) for image in owned]
     return CaptionSet(
@@ -180,10 +180,9 @@ def _check(captions: Any, where: str) -> None:
 
 
 def _choose(owners: Sequence[Sequence[int]], per_image: int, limit: int | None) -> list[tuple[int, list[int]]]:
-    """(caption, its pictures) of those that are kept, ordered by their first picture.
+    """(caption, its images) of the selected captions, ordered by their first image.
 
-    A caption that is kept keeps all its pictures that are: with one of them left out, an answer that is right would
-    count as wrong.
+    A selected caption keeps all of its selected images: if one were omitted, a right answer would count as wrong.
     """
     taken: Counter[int] = Counter()
     kept = []

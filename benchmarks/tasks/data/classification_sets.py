@@ -1,4 +1,4 @@
-"""Images with one class each, from the formats in which classification benchmarks come."""
+"""Images with one class each, in the formats of classification benchmarks."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ TEMPLATES_FILE = "zeroshot_classification_templates.txt"
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationSet:
-    """Pictures and their classes.
+    """Images and their classes.
 
     Args:
         source: the directory that was read.
         files: (N,) the images.
-        pictures: (N,) their names, all different.
-        targets: (N,) index of each picture's class.
+        pictures: (N,) their unique names.
+        targets: (N,) index of each image's class.
         classes: (C,) names of the classes.
-        named_by: where those names are from, in words.
-        templates: texts with ``{}`` or ``{c}`` for the class, from the file beside the data; empty where there is none.
-        split: which split that is; ``formats.base.WHOLE`` where there are none.
-        available: pictures that there are without ``limit``.
-        skipped: kind of file → how many are left out: no pictures, or in no class's folder.
+        named_by: the source of those names, as text.
+        templates: texts with ``{}`` or ``{c}`` for the class, from the file next to the data; empty if there is none.
+        split: the split; ``formats.base.WHOLE`` where there are none.
+        available: number of images without ``limit``.
+        skipped: file type → number of skipped files: no images, or outside all class directories.
     """
 
     source: str
@@ -55,12 +55,12 @@ class ClassificationSet:
     skipped: Mapping[str, int] = field(default_factory=dict)
 
     def open(self, index: int) -> Image:
-        """Picture ``index`` as RGB."""
+        """Image ``index`` as RGB."""
         return self.files[index].open()
 
     @functools.cached_property
     def hash(self) -> str:
-        """SHA-256 over class names, classes and picture contents, the same whatever format they came in."""
+        """SHA-256 over class names, classes and image contents, the same whatever format they came in."""
         digest = hashlib.sha256(json.dumps(list(self.classes), ensure_ascii=False).encode())
         for image, target in zip(self.files, self.targets, strict=True):
             digest.update(f"{hashlib.sha256(image.read()).hexdigest()} {target}\n".encode())
@@ -68,21 +68,21 @@ class ClassificationSet:
 
 
 def load_classification_set(data: str, *, split: str = "test", limit: int | None = None) -> ClassificationSet:
-    """Read a classification data set.
+    """Read a classification dataset.
 
     Args:
-        data: a directory that holds, in a folder for each split or, for ``test``, itself: WebDataset shards with
-            ``.cls`` (CLIP_benchmark's layout), or a folder of pictures for each class; or a data set of Hugging Face's
-            on disk. ``classnames.txt`` beside it, one line a class, goes before any other names.
-        split: the folder, or the split of the data set.
-        limit: so many pictures, evenly spread over all.
+        data: a directory that holds, in a directory for each split or, for ``test``, itself: WebDataset shards with
+            ``.cls`` (CLIP_benchmark's layout), or a directory of images for each class; or a dataset of Hugging Face's
+            on disk. ``classnames.txt`` next to it, one line a class, takes precedence over any other names.
+        split: the directory, or the split of the dataset.
+        limit: number of images, evenly spaced over all.
 
     Raises:
-        UserError: missing or malformed, a class beyond the names, without ``limit`` a class that has no picture.
+        UserError: missing or malformed, a class beyond the names, without ``limit`` a class that has no image.
     """
     root = Path(data)
     if not root.is_dir():
-        raise UserError(f"{data}: expected a directory (WebDataset shards, class folders or parquet files)")
+        raise UserError(f"{data}: expected a directory (WebDataset shards, class directories or parquet files)")
     folder = root / split if (root / split).is_dir() else root
     found = read_dataset(DatasetSpec(path=data, split=split), "classes")
     records = list(found.records)
@@ -108,7 +108,7 @@ def load_classification_set(data: str, *, split: str = "test", limit: int | None
 
 
 def _lines(root: Path, folder: Path, name: str) -> list[str]:
-    """The lines of a text file beside the data, in their order; none where there is no such file."""
+    """The lines of a text file next to the data, in order; empty if there is no such file."""
     path = next((place / name for place in (root, folder, folder.parent) if (place / name).is_file()), None)
     if path is None:
         return []
@@ -116,7 +116,7 @@ def _lines(root: Path, folder: Path, name: str) -> list[str]:
     lines = lines if lines[-1] else lines[:-1]
     empty = next((number for number, line in enumerate(lines, 1) if not line.strip()), None)
     if empty is not None or not lines:
-        raise UserError(f"{path} line {empty or 1}: expected a text, got an empty line")
+        raise UserError(f"{path} line {empty or 1}: expected a string, got an empty line")
     return [line.strip() for line in lines]
 
 
@@ -124,9 +124,9 @@ def _check(
     records: Sequence[Classified], names: Sequence[str], classes: Sequence[str], folder: Path, *, complete: bool
 ) -> None:
     if not records:
-        raise UserError(f"{folder}: holds no picture with a class")
+        raise UserError(f"{folder}: holds no image with a class")
     if not classes:
-        raise UserError(f"{folder}: expected {CLASS_NAMES} beside it, one line a class")
+        raise UserError(f"{folder}: expected {CLASS_NAMES} next to it, one line a class")
     for record in records:
         if not 0 <= record.target < len(classes):
             raise UserError(
@@ -137,10 +137,10 @@ def _check(
     missing = sorted(set(range(len(classes))) - {record.target for record in records})
     if missing and complete:
         more = f" (nor of {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise UserError(f"{folder}: holds no picture of class {missing[0]}, '{classes[missing[0]]}'{more}")
+        raise UserError(f"{folder}: holds no image of class {missing[0]}, '{classes[missing[0]]}'{more}")
 
 
 def say_skipped(found: ClassificationSet) -> None:
-    """Say what lies among the pictures and is not used; nothing where everything is."""
+    """Log the unused files among the images, if any."""
     if found.skipped:
         log_info(f"{found.source}: skipped {listed(found.skipped)}: neither of a class nor of a kind that is read")

@@ -25,14 +25,14 @@ _LEAST_OF_KIND = 25  # ARO's VG-Attribution leaves pairs of attributes out of it
 
 @dataclass(frozen=True, kw_only=True)
 class PairSet:
-    """Cases and their pictures.
+    """Items and their images.
 
     Args:
-        root: what was read, for messages.
-        cases: at least one; all have equally many pictures.
-        averaged: the kinds that enter the mean over kinds.
-        by_kinds: whether its authors report that mean, not the share of all cases.
-        available: cases that there are without ``limit``.
+        root: the path that was read, for messages.
+        cases: at least one; all have the same number of images.
+        averaged: the categories that enter the mean over categories.
+        by_kinds: whether its authors report that mean and not the accuracy over all items.
+        available: number of items without ``limit``.
     """
 
     root: Path
@@ -43,11 +43,11 @@ class PairSet:
 
     @functools.cached_property
     def pictures(self) -> list[ImageRegion]:
-        """Every different picture, in the order of the cases."""
+        """Every different image, in the order of the cases."""
         return list(dict.fromkeys(picture for case in self.cases for picture in case.pictures))
 
     def open(self, picture: ImageRegion) -> Image:
-        """A picture, or the part that is meant, as RGB."""
+        """An image, or the part that is meant, as RGB."""
         image = picture.image.open()
         return image if picture.box is None else image.crop(picture.box)
 
@@ -60,12 +60,12 @@ class PairSet:
 
     @functools.cached_property
     def pictures_hash(self) -> str:
-        """SHA-256 over what the pictures show, in order."""
+        """SHA-256 of the images' contents, in order."""
         return hashlib.sha256("".join(self.contents.values()).encode()).hexdigest()
 
     @functools.cached_property
     def hash(self) -> str:
-        """SHA-256 of the captions, kinds and pictures, the same wherever they lie and however they are called."""
+        """SHA-256 of the captions, categories and images, independent of file locations and names."""
         digest = hashlib.sha256()
         for case in self.cases:
             shown = [safe_json_loads(self.contents[picture]) for picture in case.pictures]
@@ -79,11 +79,11 @@ def load_pair_set(data: str, format: str, *, images: str | None = None, limit: i
     Args:
         data: its file, or the directory of its files.
         format: a name in :data:`clips.data.formats.FORMATS` that yields pairs.
-        images: folder of the pictures; by default ``images`` beside the file, or where the file is.
-        limit: the first so many cases.
+        images: directory of the images; by default ``images`` next to the file, or the file's directory.
+        limit: keep the first N items.
 
     Raises:
-        UserError: missing or malformed, naming the place.
+        UserError: missing or malformed, the message names the file.
     """
     everything = list(read_dataset(DatasetSpec(path=data, format=format, images=images), "pairs").records)
     cases = everything[:limit]
@@ -99,7 +99,7 @@ def load_pair_set(data: str, format: str, *, images: str | None = None, limit: i
 
 
 def _averaged(format: str, counts: Mapping[str, int]) -> frozenset[str]:
-    """The kinds that enter the mean over kinds: all, but for what ARO's authors leave out of theirs."""
+    """The categories that enter the mean over categories: all except those that ARO's authors exclude."""
     if format == "aro_relation":
         return frozenset(counts) - SYMMETRIC
     if format == "aro_attribution":

@@ -1,4 +1,6 @@
-"""Pictures with phrases and the box of what each phrase names: JSON lines, or shards of the suite's scenes."""
+"""Images with phrases and the bounding box of the object that each phrase names: JSON lines, or shards of the suite's
+scenes.
+"""
 
 from __future__ import annotations
 
@@ -22,18 +24,18 @@ if TYPE_CHECKING:
     from benchmarks.tasks.run_config import BenchmarkConfig
 
 Box = tuple[float, float, float, float]
-_SCENE_SIDE = 1024  # `clips.scenes` gives boxes in 1/1024 of the side
+_SCENE_SIDE = 1024  # `clips.scenes` gives boxes in 1/1024 of the image size
 
 
 @dataclass(frozen=True)
 class Phrase:
-    """One phrase about one picture.
+    """One phrase about one image.
 
     Args:
-        image: the picture's reference.
+        image: the image's reference.
         text: the phrase.
-        box: left, top, width and height of what it names, in pixels, or as shares of the sides.
-        shares: whether the box is in shares.
+        box: left, top, width and height of the named object, in pixels or as ratios of the image size.
+        shares: whether the box is given in ratios.
     """
 
     image: str
@@ -42,28 +44,28 @@ class Phrase:
     shares: bool
 
     def within(self, width: int, height: int) -> Box:
-        """Left, top, right and bottom of the box in a picture of that size, in shares of its sides.
+        """Left, top, right and bottom of the box in an image of that size, as ratios of the image size.
 
         Raises:
-            UserError: the box is not inside the picture.
+            UserError: the box is not inside the image.
         """
         sides = (1.0, 1.0) if self.shares else (float(width), float(height))
         left, top, wide, tall = self.box
         found = (left / sides[0], top / sides[1], (left + wide) / sides[0], (top + tall) / sides[1])
         if not (0 <= found[0] < found[2] <= 1.001 and 0 <= found[1] < found[3] <= 1.001):
-            raise UserError(f"{self.image}: box: {list(self.box)} is not inside this picture of {width}x{height}")
+            raise UserError(f"{self.image}: box: {list(self.box)} is not inside this image of {width}x{height}")
         return found
 
 
 @dataclass(frozen=True)
 class PhraseSet:
-    """Phrases, those of a picture side by side.
+    """Phrases, grouped by image.
 
     Args:
-        root: where the images lie.
-        phrases: (P,) in order.
+        root: the directory of the images.
+        phrases: (P,) the phrases in order.
         source: the file or directory that was read, for messages.
-        available: pictures that there are without ``limit``.
+        available: number of images without ``limit``.
     """
 
     root: Path
@@ -73,16 +75,16 @@ class PhraseSet:
 
     @functools.cached_property
     def images(self) -> tuple[str, ...]:
-        """The pictures, each once, in order."""
+        """The images, each once, in order."""
         return tuple(dict.fromkeys(phrase.image for phrase in self.phrases))
 
     def open(self, image: str) -> Image:
-        """A picture as RGB. Raises UserError naming one that is missing or broken."""
+        """An image as RGB. Raises UserError naming one that is missing or broken."""
         return FileImage(self.root, image).open()
 
     @functools.cached_property
     def hash(self) -> str:
-        """SHA-256 over pictures, phrases and boxes."""
+        """SHA-256 over images, phrases and boxes."""
         digest = hashlib.sha256()
         for image in self.images:
             digest.update(hashlib.sha256(FileImage(self.root, image).read()).digest())
@@ -92,7 +94,7 @@ class PhraseSet:
 
 
 def load_benchmark_phrases(config: BenchmarkConfig) -> PhraseSet:
-    """The phrases of a benchmark, of its first ``limit`` pictures.
+    """The phrases of a benchmark, of its first ``limit`` images.
 
     Raises:
         UserError: missing or malformed, or no phrase in it.
@@ -128,7 +130,9 @@ def _is_number(value: Any) -> bool:
 
 
 def _of_scenes(root: Path) -> Iterator[Phrase]:
-    """The things of each scene that one phrase tells from all others there: color, where it has one, and kind."""
+    """The objects of each scene that one phrase distinguishes from all others in it: by color, where it has one, and
+    class.
+    """
     from clips.data.tar_index import index_tar
 
     for shard in sorted(root.glob("*.tar")):

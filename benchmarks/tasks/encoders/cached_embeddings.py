@@ -27,7 +27,7 @@ def image_embeddings(
         row: the model.
         opener: opens image ``index``; called by several threads.
         names: (N,) for messages.
-        content: hash that fixes the images and their order.
+        content: hash of the images and their order.
 
     Raises:
         UserError: an image cannot be opened, or its features are not finite; it is named.
@@ -52,7 +52,7 @@ def _kept(row: EvalModel, encoder: DualEncoder, part: RequiredModel, **content: 
         model=row.model(part)["hash"],
         device=encoder.device,
         how={**encoder.how, **encoder_settings(encoder)},
-        libraries={name: library_versions().get(name) for name in ("timm", "transformers")},  # towers may be theirs
+        libraries={name: library_versions().get(name) for name in ("timm", "transformers")},  # third-party towers
         **content,
     )
     folder = Path(row.config.results) / CACHE_DIR / "vectors"

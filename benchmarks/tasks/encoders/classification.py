@@ -124,7 +124,7 @@ def _templates(found: ClassificationSet, config: BenchmarkConfig) -> str | Seque
     templates = config.templates or found.templates
     if not templates:
         raise UserError(
-            f"{config.data}: expected {TEMPLATES_FILE} beside it, or 'templates:' openai_imagenet, simple or a "
+            f"{config.data}: expected {TEMPLATES_FILE} next to it, or 'templates:' openai_imagenet, simple or a "
             f"list of texts"
         )
     return templates

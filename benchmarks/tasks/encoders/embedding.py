@@ -122,7 +122,7 @@ def embed_images(
     def compute(batches: Batches) -> Iterator[torch.Tensor]:
         with torch.inference_mode(), ThreadPoolExecutor(_DECODERS) as pool:
             for batch, pixels in zip(
-                progress_iter(batches, "embedding pictures"), _ahead(pool, prepare, batches), strict=True
+                progress_iter(batches, "embedding images"), _ahead(pool, prepare, batches), strict=True
             ):
                 features = _unit(encoder.model.encode_image(_place(encoder, torch.stack(pixels))))
                 yield _finite(features, [names[index] for index in batch], "picture")

@@ -108,7 +108,7 @@ def select_c(features: np.ndarray, targets: np.ndarray) -> float:
     """
     held = validation_mask(targets)
     if not held.any() or len(np.unique(targets[~held])) < 2:
-        raise UserError(f"linear probe: expected two classes and {_HELD_OUT} pictures of one of them to learn from")
+        raise UserError(f"linear probe: expected two classes and {_HELD_OUT} images of one of them to learn from")
     known: dict[int, float] = {}
 
     def accuracy(place: int) -> float:

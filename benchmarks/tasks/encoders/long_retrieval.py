@@ -1,8 +1,8 @@
 """Retrieval with long captions: full, truncated to their first words, and by length.
 
-The curve of recall against words shows how much of a caption an encoder uses: a tower that reads 77 tokens stops rising
-where these end. All points use the same images and the same number of captions; only the texts get shorter. The length
-bin of an image or caption is that of the full caption, and the search covers all.
+The curve of recall against the number of words shows how much of a caption an encoder uses: with a context of 77 tokens
+it stops rising there. All points use the same images and the same number of captions; only the texts get shorter. The
+length bin of an image or caption is that of the full caption, and the search covers all.
 """
 
 from __future__ import annotations

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAP_SIZE = 64
-"""Points along each side at which a map is drawn and its area measured, whatever number of places the model has."""
+"""Resolution (points per axis) at which a map is drawn and its area measured, independent of the model's number of
+patches.
+"""
 
 _DARKEST = 0.25
 _LINE = (255, 170, 0)
@@ -22,9 +24,9 @@ _LINE = (255, 170, 0)
 
 @dataclass(frozen=True)
 class VisibleRegion:
-    """The part of a picture that a model sees: left, top, right, bottom in shares of the picture's sides.
+    """The visible region of an image: left, top, right, bottom as ratios of the image size.
 
-    Where the model's square was padded the part reaches beyond the picture.
+    Where the preprocessing pads to a square, the region extends beyond the image.
     """
 
     left: float
@@ -48,7 +50,7 @@ class VisibleRegion:
         return x, self.top + (np.arange(rows) + 0.5) / rows * (self.bottom - self.top)
 
     def inside(self, box: tuple[float, float, float, float], rows: int, columns: int) -> np.ndarray:
-        """Return (rows, columns) whether each patch center lies in ``box``: left, top, right, bottom as ratios."""
+        """Return (rows, columns) whether each patch center is in ``box``: left, top, right, bottom as ratios."""
         x, y = self.middles(rows, columns)
         return ((y >= box[1]) & (y <= box[3]))[:, None] & ((x >= box[0]) & (x <= box[2]))[None]
 
@@ -63,13 +65,13 @@ def upsample_map(found: Tensor) -> np.ndarray:
 def overlay_map(
     image: Image, found: np.ndarray, seen: VisibleRegion, box: tuple[float, float, float, float] | None = None
 ) -> Image:
-    """The picture, darker the less similar a place is: from the least similar place of this picture to the most.
+    """The image, darker where the similarity is lower: from the least to the most similar position of this image.
 
     Args:
         image: RGB.
-        found: (R, R) map over what the model saw.
-        seen: which part that is; outside of it the picture is darkest.
-        box: left, top, right, bottom of what was to be found, in shares of the sides, drawn as a line.
+        found: (R, R) similarity map over the visible region.
+        seen: the visible region; outside of it the image is darkest.
+        box: left, top, right, bottom of the target, as ratios of the image size, drawn as a line.
     """
     from PIL import Image as Images
     from PIL import ImageDraw

@@ -1,7 +1,7 @@
 """Retrieval in several languages over the same images, and the mean over languages.
 
 An item is an image, or an image's n-th caption, with a column per language: an image counts with its captions in every
-language, and every language has the same weight regardless of its number of captions.
+language, and every language has the same weight independent of its number of captions.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _sets(config: BenchmarkConfig) -> dict[str, CaptionSet]:
     first, *others = sets
     for language in others:
         if list(sets[language].images) != list(sets[first].images):
-            raise UserError(f"{config.data}: '{language}' has captions of other pictures than '{first}'")
+            raise UserError(f"{config.data}: '{language}' has captions of other images than '{first}'")
     return sets
 
 

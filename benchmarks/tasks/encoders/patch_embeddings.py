@@ -92,7 +92,7 @@ def _alone(tokens: Tensor, copies: int) -> Tensor:
 def _grid(places: int, height: int, width: int) -> tuple[int, int]:
     rows = round((places * height / width) ** 0.5)
     if rows < 1 or places % rows:
-        raise UserError(f"encoder: its {places} places are no grid over a picture of {width}x{height}")
+        raise UserError(f"encoder: its {places} places are no grid over an image of {width}x{height}")
     return rows, places // rows
 
 

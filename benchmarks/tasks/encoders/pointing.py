@@ -1,7 +1,7 @@
 """Pointing game: whether an encoder's similarity map points at the object that a phrase names.
 
 The *pointing game* (Zhang et al. 2016, arXiv 1608.00507): the map's maximum, the center of the most similar patch, is a
-hit if it lies in the box of the object. Further metrics: the area under the ROC curve of the map for points inside and
+hit if it is in the box of the object. Further metrics: the area under the ROC curve of the map for points inside and
 outside the box, and both for the mean of all phrases, a map without knowledge of the phrase.
 """
 
@@ -97,7 +97,7 @@ def _items(row: EvalModel, data: PhraseSet, texts: torch.Tensor) -> tuple[pd.Dat
     rows: list[dict[str, Any]] = []
     grid = ""
     with torch.inference_mode():
-        for image in progress_iter(list(data.images), "looking at pictures"):
+        for image in progress_iter(list(data.images), "looking at images"):
             picture, numbers = data.open(image), asked[image]
             pixels = encoder.preprocess(picture)[None].to(encoder.device, getattr(torch, encoder.precision))
             places = patch_embeddings(encoder.model, pixels)[0]

@@ -1,13 +1,13 @@
-"""Ranks and recalls from embeddings, tile by tile, so that the whole similarity matrix is never held.
+"""Ranks and recalls from embeddings, tile by tile, so that the full similarity matrix is never in memory.
 
-Letters: N pictures, M captions, D width, P right pairs of a picture and a caption.
+Letters: N images, M captions, D width, P matching pairs of an image and a caption.
 
-Recall at K is CLIP_benchmark's: the share of queries with a right answer among the K most similar ones; for a
-picture any of its captions is right. Answers as similar as the right one (within ``TIE_TOLERANCE``) are taken to come
-in random order and the expected hit is counted, so that a model that cannot tell anything apart scores chance.
+Recall at K is CLIP_benchmark's: the ratio of queries with a right answer among the K most similar ones; for an image
+any of its captions is right. Answers as similar as the right one (within ``TIE_TOLERANCE``) count as tied in random
+order, and the expected hit is used, so that a model with constant similarities gets the chance level.
 
-Every tile of similarities serves both directions. How similar the best right answer of each query is, is known before
-the first tile, so that a tile only has to be counted: what in it lies above that, and what is tied with it.
+Every tile of similarities serves both directions. The similarity of each query's best right answer is computed before
+the first tile, so that a tile only needs counting: the entries above that value, and the entries tied with it.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 TIE_TOLERANCE = 1e-6
 RECALL_KS = (1, 5, 10)
-_TILE = (512, 2048)  # pictures × captions: 4 MB of similarities, which a core's cache holds; GPUs take larger ones
+_TILE = (512, 2048)  # images × captions: 4 MB of similarities, which fit into a core's cache; GPUs use larger tiles
 _GPU_TILE = (8192, 32768)
 
 
 @dataclass(frozen=True)
 class RetrievalRanks:
-    """Where the right answers stand for each of Q queries.
+    """Ranks of the right answers of each of Q queries.
 
     Args:
-        above: (Q,) wrong answers more similar than the best right one.
-        tied: (Q,) answers as similar as the best right one, itself and other right ones included.
-        right: (Q,) right ones among the tied.
+        above: (Q,) number of wrong answers more similar than the best right one.
+        tied: (Q,) number of answers as similar as the best right one, including right ones.
+        right: (Q,) number of right answers among the tied.
         first: (Q,) index of a most similar answer.
     """
 
@@ -65,16 +65,16 @@ class RetrievalRanks:
 def compute_ranks(
     images: torch.Tensor, captions: torch.Tensor, pairs: np.ndarray, processes: DistributedContext | None = None
 ) -> tuple[RetrievalRanks, RetrievalRanks]:
-    """Ranks of picture → caption and of caption → picture queries.
+    """Ranks of image → caption and of caption → image queries.
 
     Args:
         images: (N, D) unit vectors.
         captions: (M, D) unit vectors.
-        pairs: (P, 2) every right picture and caption, as their indices. Each picture and each caption needs one.
-        processes: who shares the work; all of them need the same vectors, and all of them get the ranks.
+        pairs: (P, 2) indices of every matching image and caption. Each image and each caption needs at least one.
+        processes: the processes that share the work; all need the same vectors, and all get the ranks.
 
     Raises:
-        ValueError: a picture or a caption without a right answer.
+        ValueError: an image or a caption without a right answer.
     """
     import torch
 
@@ -84,7 +84,7 @@ def compute_ranks(
         _Queries.of(len(side), right[:, column], alike, images.device) for column, side in enumerate((images, captions))
     ]
     mine, everyone = (0, 1) if processes is None else (processes.rank, processes.count)
-    with Progress("comparing pictures and captions", len(images) // everyone, "pictures") as progress:
+    with Progress("comparing images and captions", len(images) // everyone, "images") as progress:
         for rows, columns in _tiles(len(images), len(captions), images.is_cuda, mine, everyone):
             similarity = images[rows] @ captions[columns].T
             queries[0].count(similarity, rows, columns.start)
@@ -102,7 +102,7 @@ def _similarity_of(images: torch.Tensor, captions: torch.Tensor, pairs: torch.Te
     import torch
 
     found = torch.empty(len(pairs), dtype=images.dtype, device=images.device)
-    size = min(len(pairs), 512)  # pairs at once, always in the same place: allocated anew they would add up
+    size = min(len(pairs), 512)  # pairs per chunk, written into the same buffer: new buffers would add up
     left, right = (torch.empty(size, images.shape[1], dtype=images.dtype, device=images.device) for _ in range(2))
     for start in range(0, len(pairs), size):
         block = pairs[start : start + size]
@@ -114,7 +114,7 @@ def _similarity_of(images: torch.Tensor, captions: torch.Tensor, pairs: torch.Te
 
 
 def _tiles(pictures: int, captions: int, gpu: bool, mine: int, everyone: int) -> Iterator[tuple[slice, slice]]:
-    """The tiles of one process: every ``everyone``-th strip of pictures."""
+    """The tiles of one process: every ``everyone``-th strip of images."""
     height, width = _GPU_TILE if gpu else _TILE
     for number, top in enumerate(range(0, pictures, height)):
         if number % everyone != mine:
@@ -146,13 +146,13 @@ class _Queries:
 
     @staticmethod
     def of(count: int, asked: torch.Tensor, alike: torch.Tensor, device: torch.device) -> _Queries:
-        """Queries before the first tile.
+        """Counters before the first tile.
 
         Args:
             count: Q.
-            asked: (P,) the query of each right pair.
+            asked: (P,) the query of each matching pair.
             alike: (P,) its similarity.
-            device: where the counts are.
+            device: device of the counters.
         """
         import torch
 
@@ -168,8 +168,8 @@ class _Queries:
         """Count a tile.
 
         Args:
-            similarity: (q, a) of some queries and some answers.
-            mine: which queries.
+            similarity: (q, a) tile of queries and answers.
+            mine: indices of the queries.
             start: the index of the first answer.
         """
         import torch
@@ -183,7 +183,7 @@ class _Queries:
         self.first[mine] = torch.where(better, place + start, self.first[mine])
 
     def sum_up(self) -> None:
-        """Put together what all processes counted."""
+        """Sum the counters over all processes."""
         import torch
         import torch.distributed as dist
 
@@ -204,7 +204,7 @@ class _Queries:
 
 
 def _count(found: torch.Tensor) -> torch.Tensor:
-    """(q,) how many of each row are true; summed as bytes, which is several times faster than as truth values."""
+    """(q,) number of true values per row; summed as bytes, which is several times faster than as booleans."""
     import torch
 
     return found.view(torch.uint8).sum(dim=1, dtype=torch.int32)

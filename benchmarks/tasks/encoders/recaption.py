@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 METRICS = caption_metrics() | {
     "CIDEr_of_others": MetricSpec(
-        label="CIDEr of another picture's caption",
+        label="CIDEr of another image's caption",
         formula="mean_of_scores",
         columns=("cider_of_others",),
         higher_is_better=None,
@@ -47,16 +47,16 @@ NO_CAPTIONER = "this encoder has no captioner (its recipe trains none)"
 
 @dataclass(frozen=True)
 class RecaptionSet:
-    """Samples of a training source that have a picture and a synthetic caption.
+    """Samples of a training source that have an image and a synthetic caption.
 
     Args:
-        source: what they are read from.
-        numbers: (N,) which of its samples they are.
-        names: (N,) how people find them again.
+        source: their data source.
+        numbers: (N,) indices of the samples in the source.
+        names: (N,) readable sample names.
         web: (N,) web captions, some of which may be empty.
         synthetic: (N,) synthetic captions.
-        left_out: how many of the source's samples lack one or the other.
-        hash: SHA-256 of pictures and captions.
+        left_out: number of the source's samples without one or the other.
+        hash: SHA-256 of images and captions.
     """
 
     source: Source
@@ -68,13 +68,13 @@ class RecaptionSet:
     hash: str
 
     def open(self, index: int) -> Image:
-        """Picture ``index`` of the N as RGB. Raises UserError naming one that is broken."""
+        """Image ``index`` of the N as RGB. Raises UserError naming one that is broken."""
         from clips.data.images import BadImageError, decode_image
 
         try:
             return decode_image(self.source.read(self.numbers[index], _drawer(self.numbers[index])).image)
         except BadImageError as error:
-            raise UserError(f"picture {self.names[index]}: {error}") from None
+            raise UserError(f"image {self.names[index]}: {error}") from None
 
 
 def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation | None:

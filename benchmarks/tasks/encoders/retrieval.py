@@ -26,7 +26,7 @@ PRIMARY = ("t2i_r1", "i2t_r1", "mean_r1")
 
 
 def recall_metrics(suffix: str = "", label: str = "") -> dict[str, MetricSpec]:
-    """Return recall at 1, 5 and 10 both ways, and mean R@1, of the item columns whose names end in ``suffix``."""
+    """Return recall at 1, 5 and 10 in both directions, and mean R@1, of the item columns with suffix ``suffix``."""
     single = {
         f"{direction}_r{k}{suffix}": MetricSpec(label=f"{arrow} R@{k}{label}", columns=(f"{direction}_r{k}{suffix}",))
         for direction, arrow in DIRECTION_LABELS.items()
@@ -111,13 +111,13 @@ def _span(counts: Sequence[int]) -> str:
 def items_of(
     captions: CaptionSet, found: tuple[RetrievalRanks, RetrievalRanks], *, with_thumbnails: bool = True
 ) -> pd.DataFrame:
-    """A row a picture, then a row a caption, each with its ranks and hits.
+    """One row per image, then one row per caption, each with its ranks and hits.
 
     Args:
         captions: the data.
-        found: picture → caption and caption → picture. A caption of several pictures stands with the first of them,
-            by which intervals cluster.
-        with_thumbnails: whether pictures come along.
+        found: image → caption and caption → image. A caption of several images belongs to the first of them, the
+            cluster of the confidence intervals.
+        with_thumbnails: whether to add thumbnails.
     """
     import pandas as pd
 
@@ -157,7 +157,7 @@ def items_of(
 
 
 def hit_columns(found: tuple[RetrievalRanks, RetrievalRanks], suffix: str = "") -> dict[str, np.ndarray]:
-    """Item columns of ranks and hits: pictures' first, then captions', NaN for the other direction."""
+    """Item columns of ranks and hits: images' first, then captions', NaN for the other direction."""
     to_captions, to_images = found
     pictures, texts = np.full(len(to_captions.above), np.nan), np.full(len(to_images.above), np.nan)
     columns = {}

@@ -49,7 +49,7 @@ def run_similarity_map(config: SimilarityMapConfig) -> None:
     try:
         picture = decode_image(Path(config.image).read_bytes())
     except OSError as error:
-        raise UserError(f"image: {config.image}: expected a picture ({error.strerror})") from None
+        raise UserError(f"image: {config.image}: expected an image ({error.strerror})") from None
     except BadImageError as error:
         raise UserError(f"image: {config.image}: {error}") from None
     import torch

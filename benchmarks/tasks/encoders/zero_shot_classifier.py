@@ -17,13 +17,13 @@ _PLACES = ("{}", "{c}")
 
 
 def check_templates(templates: str | Sequence[str], field: str) -> None:
-    """Reject values that are neither a name in :data:`TEMPLATE_SETS` nor texts with a slot for the class.
+    """Reject values that are neither a name in :data:`TEMPLATE_SETS` nor strings with a slot for the class.
 
     Raises:
-        UserError: naming ``field``.
+        UserError: the message names ``field``.
     """
     if isinstance(templates, str) and templates not in TEMPLATE_SETS:
-        raise unknown_name_error(templates, TEMPLATE_SETS, f"set of {field}, or a list of texts,")
+        raise unknown_name_error(templates, TEMPLATE_SETS, f"set of {field}, or a list of strings,")
     for template in [] if isinstance(templates, str) else templates:
         if not any(place in template for place in _PLACES):
             raise UserError(f"{field}: expected {{}} where the class goes, got '{template:.80}'")
@@ -45,7 +45,7 @@ def class_prompts(templates: str | Sequence[str], name: str) -> list[str]:
 def class_embeddings(
     vectors_of: Callable[[Sequence[str]], torch.Tensor], templates: str | Sequence[str], classes: Sequence[str]
 ) -> torch.Tensor:
-    """(C, D) unit vectors of the classes: of each class's texts the unit vectors' mean, made a unit vector again.
+    """(C, D) unit vectors of the classes: the normalized mean of each class's normalized text vectors.
 
     Source: open_clip's ``build_zero_shot_classifier``.
 

@@ -1,13 +1,13 @@
-"""Files of answers made elsewhere, as `clips-bench score` reads them.
+"""Answer files of other programs, as `clips-bench score` reads them.
 
-Three kinds of JSON lines, told apart by their fields:
+Three kinds of JSON lines, distinguished by their fields:
 
-- ours: ``{"doc_id" or "question_id": …, "answer": "…"}``, and ``"prompt"`` where the words are to be compared; in place
-  of ``question_id`` also another of ``ID_COLUMNS``;
+- this suite's: ``{"doc_id" or "question_id": …, "answer": "…"}``, and ``"prompt"`` where the texts are to be compared;
+  in place of ``question_id`` also another of ``ID_COLUMNS``;
 - LLaVA's playground: ``{"question_id": …, "prompt": "…", "text": "…"}`` (and ``convert_*`` files without a prompt);
 - lmms-eval's samples: ``{"doc_id": …, "resps": ["…"], "target": …}``, as ``--log_samples`` writes them. lmms-eval 0.7
-  leaves ``resps`` out where it equals ``filtered_resps``, writes the prompt as ``input``, and drops ``doc``, which
-  older versions kept.
+  omits ``resps`` if it equals ``filtered_resps``, writes the prompt as ``input``, and drops ``doc``, which older
+  versions kept.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from clips.data.text_files import read_json_lines
 from clips.errors import UserError
 
 ID_COLUMNS = ("question_id", "questionId", "id", "index", "image_id")
-"""The columns of lmms-eval's data sets that LLaVA's files may mean by ``question_id`` (TextVQA's is the image)."""
+"""The columns of lmms-eval's datasets that LLaVA's files may mean by ``question_id`` (TextVQA's is the image)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One line of a file of answers.
+    """One line of an answer file.
 
     Args:
         text: the answer.
-        number: of the question in the data.
-        id: of the question.
+        number: index of the question in the data.
+        id: id of the question.
         id_name: the field that it was read from.
-        prompt: the question's words, with what was said of how to answer.
-        image: the image's file name without its ending.
-        category: the kind of question.
-        target: lmms-eval's: the right answer, as its data have it.
-        doc: lmms-eval's: the question's row in its data.
-        input: lmms-eval's: the whole prompt.
+        prompt: the question's text, with the answer instruction.
+        image: the image's file name without its extension.
+        category: the category of the question.
+        target: the right answer in lmms-eval's data.
+        doc: the question's row in lmms-eval's data.
+        input: lmms-eval's full prompt.
     """
 
     text: str
@@ -54,14 +54,14 @@ class Answer:
 
 
 def read_answers(file: Path, questions: Path | None = None) -> list[Answer]:
-    """The answers of a file in any of the three formats.
+    """Read the answers of a file in any of the three formats.
 
     Args:
         file: the answers.
         questions: LLaVA's file of questions, ``{question_id, image, text, category}``, joined to them by the id.
 
     Raises:
-        UserError: a file is missing, or a line has no answer or nothing that says to which question.
+        UserError: a file is missing, or a line has no answer or no question reference.
     """
     asked = {} if questions is None else dict(_question(row) for _, row in _lines(questions, ("question_id",)))
     answers = [_answer(asked.get(str(row.get("question_id")), {}) | row, f"{file} line {n}") for n, row in _lines(file)]
@@ -75,7 +75,7 @@ def _lines(file: Path, needed: Sequence[str] = ()) -> Iterator[tuple[int, dict[s
 
 
 def _question(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Its id and what it adds to an answer: ``text`` is the prompt here, the answer there."""
+    """The question's id and the fields that it adds to an answer: ``text`` is the prompt here, the answer there."""
     told = {name: row[name] for name in ("image", "category") if name in row}
     return str(row["question_id"]), told | ({"prompt": row["text"]} if "text" in row else {})
 
@@ -86,7 +86,7 @@ def _answer(row: Mapping[str, Any], place: str) -> Answer:
     while isinstance(text, list) and len(text) == 1:
         text = text[0]
     if not isinstance(text, str):
-        raise UserError(f"{place}: expected a text as 'answer' (ours), 'text' (LLaVA's) or 'resps' (lmms-eval's)")
+        raise UserError(f"{place}: expected a string as 'answer' (ours), 'text' (LLaVA's) or 'resps' (lmms-eval's)")
     number, image, doc, target = (row.get(key) for key in ("doc_id", "image", "doc", "target"))
     id_name = next((key for key in ID_COLUMNS if row.get(key) is not None), "question_id")
     name = row.get(id_name)

@@ -1,9 +1,10 @@
-"""Caption scorers as lmms-eval calls them: the same numbers, faster, picture by picture, and without Java if need be.
+"""Faster replacements of the caption scorers that lmms-eval calls: the same numbers, per image, and without Java if it
+is missing.
 
 lmms-eval's NoCaps scorer starts two Java programs for each of its seven metrics. Inside ``patched_caption_scorers()``
-every caption is tokenized once by the same Java program, METEOR's starts only for METEOR, and the scores that
-pycocoevalcap computes for each picture are kept. Without Java the captions are tokenized here (``_python_tokens``,
-which the protocol states); METEOR cannot be had then.
+every caption is tokenized once by the same Java program, METEOR's program starts only for METEOR, and the scores that
+pycocoevalcap computes for each image are collected. Without Java the captions are tokenized in Python
+(``_python_tokens``, which the protocol states); METEOR is then unavailable.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ _BRACKETS = {"(": " -lrb- ", ")": " -rrb- ", "[": " -lsb- ", "]": " -rsb- ", "{"
 
 @dataclass
 class ImageCaptionScores:
-    """What each picture contributes, by its id.
+    """What each image contributes, by its id.
 
     Args:
-        cider: CIDEr of the picture; the corpus's is their mean.
-        rouge: ROUGE-L of the picture; the corpus's is their mean.
-        bleu: n-gram counts of the picture: matched 1–4, possible 1–4, length, reference length.
+        cider: CIDEr of the image; the corpus's is their mean.
+        rouge: ROUGE-L of the image; the corpus's is their mean.
+        bleu: n-gram counts of the image: matched 1–4, possible 1–4, length, reference length.
     """
 
     cider: dict[int, float] = field(default_factory=dict)
@@ -44,7 +45,7 @@ class ImageCaptionScores:
 
 @functools.cache
 def is_java_available() -> bool:
-    """Whether there is a Java that runs."""
+    """Whether a working Java exists."""
     java = shutil.which("java")
     if java is None:
         return False
@@ -58,7 +59,7 @@ def tokenizer_name() -> str:
 
 @contextlib.contextmanager
 def patched_caption_scorers() -> Iterator[ImageCaptionScores]:
-    """Within the block, pycocoevalcap works as the module describes; yields what it finds for each picture."""
+    """Within the block, pycocoevalcap works as the module docstring describes; yields the scores of each image."""
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.bleu.bleu_scorer import BleuScorer
     from pycocoevalcap.cider.cider import Cider
@@ -82,11 +83,11 @@ def patched_caption_scorers() -> Iterator[ImageCaptionScores]:
 
 
 def score_captions(references: Sequence[Sequence[str]], captions: Sequence[str]) -> ImageCaptionScores:
-    """CIDEr, ROUGE-L and BLEU of captions, by their numbers.
+    """CIDEr, ROUGE-L and BLEU of captions, by index.
 
     Args:
-        references: of each picture.
-        captions: one of each picture.
+        references: references of each image.
+        captions: one caption per image.
     """
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
@@ -116,7 +117,7 @@ def _tokenizing(known: dict[str, str]) -> Any:
 
 
 def ptb_tokenize(lines: Sequence[str]) -> list[str]:
-    """Each line lower-cased and split into Penn Treebank tokens joined by spaces, punctuation still there."""
+    """Each line lower-cased and split into Penn Treebank tokens joined by spaces, punctuation included."""
     if not lines:
         return []
     whole = [_LINE_BREAKS.sub(" ", line) for line in lines]
@@ -150,7 +151,7 @@ def _python_tokens(line: str) -> str:
 
 
 def _idle(self: Any) -> None:
-    """METEOR without its Java program, until it is asked for a score."""
+    """METEOR that starts its Java program only when a score is requested."""
     stream = SimpleNamespace(close=lambda: None)
     self.lock = threading.Lock()
     self.meteor_p = SimpleNamespace(stdin=stream, kill=lambda: None, wait=lambda: None)

@@ -1,7 +1,7 @@
-"""What answers to a task's questions give that are made without looking at the picture, as item columns.
+"""Item columns of the trivial baselines: answers that ignore the image.
 
-``chance`` answers with each option as often as with any other; of a question without options no guess is right.
-``always yes`` says so. Tasks with free answers have neither.
+``chance`` chooses every option with equal probability; for a question without options no guess is right. ``always yes``
+answers yes. Tasks with free-form answers have neither.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from benchmarks.tasks.mllm.items import Sample
 
 ALWAYS_YES = "always yes"
 POPE_KINDS = ("random", "popular", "adversarial")
-"""How the objects were chosen that POPE asks for and that are not there."""
+"""POPE's sampling strategies of the absent objects."""
 _LETTERS = "abcd"
 
 
 def no_chance_level(samples: Sequence[Sample]) -> ChanceLevels:
-    """Of free answers nothing is known."""
+    """Free-form answers have no chance level."""
     return {}
 
 
 def chance_over_options(
     count: Callable[[Mapping[str, Any]], int], *columns: str
 ) -> Callable[[Sequence[Sample]], ChanceLevels]:
-    """Guesses among the options of each question.
+    """Uniform guesses among the options of each question.
 
     Args:
-        count: a question of the data set → how many options it has; 0 where it has none.
-        columns: those that hold 1 where the answer is right.
+        count: a question of the dataset → its number of options; 0 if it has none.
+        columns: the columns that hold 1 where the answer is right.
     """
 
     def guessed(samples: Sequence[Sample]) -> ChanceLevels:
@@ -52,7 +52,7 @@ def count_listed_options(column: str) -> Callable[[Mapping[str, Any]], int]:
 
 
 def count_mmmu_options(doc: Mapping[str, Any]) -> int:
-    """MMMU's options are the text of a list; open questions have none."""
+    """MMMU lists its options as text; open questions have none."""
     return len(ast.literal_eval(doc["options"])) if doc["question_type"] == "multiple-choice" else 0
 
 
@@ -62,12 +62,12 @@ def count_seedbench_options(doc: Mapping[str, Any]) -> int:
 
 
 def count_mmstar_options(doc: Mapping[str, Any]) -> int:
-    """MMStar's options stand in the question's text; its scorer looks for A, B, C or D."""
+    """MMStar's options are in the question's text; its scorer looks for A, B, C or D."""
     return len(_LETTERS)
 
 
 def pope_chance(samples: Sequence[Sample]) -> ChanceLevels:
-    """Tossing a coin, and always saying yes."""
+    """Random yes or no, and always yes."""
     is_yes = np.array([sample["pope_accuracy"]["ground_truth"] == "yes" for sample in samples], float)
     coin, ones = np.full(len(is_yes), 0.5), np.ones(len(is_yes))
     return {
@@ -77,7 +77,7 @@ def pope_chance(samples: Sequence[Sample]) -> ChanceLevels:
 
 
 def pope_kinds(samples: Sequence[Sample], **columns: np.ndarray) -> dict[str, np.ndarray]:
-    """Columns for each kind of POPE's questions, NaN outside it, and ``kind`` where the data have all three."""
+    """Columns per POPE category, NaN outside it, and ``kind`` if the data have all three."""
     kinds = np.array([str(sample.get("doc", {}).get("category")) for sample in samples])
     there = [kind for kind in POPE_KINDS if kind in kinds]
     parts = {f"{name}_{kind}": np.where(kinds == kind, values, np.nan)
@@ -87,17 +87,17 @@ def pope_kinds(samples: Sequence[Sample], **columns: np.ndarray) -> dict[str, np
 
 
 def mme_chance(samples: Sequence[Sample]) -> ChanceLevels:
-    """Tossing a coin, and always saying yes."""
+    """Random yes or no, and always yes."""
     is_yes = np.array([str(sample["doc"]["answer"]).strip().lower() == "yes" for sample in samples], float)
     return {CHANCE: mme_columns(samples, np.full(len(samples), 0.5)), ALWAYS_YES: mme_columns(samples, is_yes)}
 
 
 def mme_columns(samples: Sequence[Sample], right: np.ndarray) -> dict[str, np.ndarray]:
-    """MME's item columns: a pair's points (accuracy plus 100 for both right) stand at its first question.
+    """MME's item columns: a pair's points (accuracy plus 100 for both right) are at its first question.
 
     Args:
-        samples: lmms-eval's.
-        right: (N,) probability that the answer is right; 0 or 1 where it is known.
+        samples: lmms-eval's logged samples.
+        right: (N,) probability that the answer is right; 0 or 1 if it is known.
     """
     columns = {name: np.full(len(samples), np.nan) for name in ("perception", "cognition")}
     pairs: dict[tuple[str, Any], list[int]] = {}
@@ -113,5 +113,5 @@ def mme_columns(samples: Sequence[Sample], right: np.ndarray) -> dict[str, np.nd
 
 
 def mme_answer(sample: Sample) -> Mapping[str, Any]:
-    """What lmms-eval notes of an answer, whichever part it belongs to."""
+    """The entry that lmms-eval logs for an answer, for either part."""
     return sample.get("mme_perception_score") or sample["mme_cognition_score"]

@@ -1,10 +1,10 @@
-"""Bring the data of MLLM benchmarks from the hub, for a machine that cannot reach it.
+"""Download the data of MLLM benchmarks from the Hub, for use on a machine without network.
 
-    clips-bench fetch pope,gqa --to data            # where there is a network; then copy the directory
-    clips-bench run … --benchmarks '[{name: pope, data: data}]'
+    clips-bench fetch pope,gqa --to data            # where there is a network; then copy the directory clips-bench run
+    … --benchmarks '[{name: pope, data: data}]'
 
-Of each data set come the files of the configuration that the task reads, at one commit, which is kept: the same command
-goes on where it was interrupted, and brings damaged files anew, from that commit.
+It downloads the files of the configuration that the task reads, at one commit, which it records: the same command
+resumes an interrupted download, and downloads damaged files again, from that commit.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ class DownloadConfig:
 
 
 def run_download(config: DownloadConfig) -> None:
-    """Fetch what the tasks need.
+    """Download the data of the tasks.
 
     Raises:
-        UserError: an unknown task, one whose data are not on the hub by its definition, a hub that cannot be reached,
-            too little room, a file that arrives damaged.
+        UserError: an unknown task, a task whose definition names no Hub dataset, the Hub cannot be reached, the disk is
+            full, a file arrives damaged.
     """
     wanted: dict[str, list[Benchmark]] = {}
     for task in filter(None, (name.strip() for name in config.tasks.split(","))):
         entry = get_benchmark(task)
         if not entry.dataset:
-            raise UserError(f"tasks: '{task}' names no data set on the hub (expected a task of lmms-eval's that does)")
+            raise UserError(f"tasks: '{task}' names no dataset on the Hub (expected a task of lmms-eval's that does)")
         wanted.setdefault(entry.dataset, []).append(entry)
     if not wanted:
         raise UserError("tasks: expected at least one")
@@ -87,13 +87,13 @@ def _fetch(root: Path, name: str, entries: Sequence[Benchmark], *, update: bool)
 
 
 def _described(name: str, revision: str | None) -> Any:
-    """The hub's description of a data set at a commit: its files with their sizes and hashes."""
+    """The Hub's description of a dataset at a commit: its files with their sizes and hashes."""
     from huggingface_hub import HfApi
 
     try:
         return HfApi().dataset_info(name, revision=revision, files_metadata=True)
     except Exception as error:
-        raise UserError(f"{name}: cannot be had from the hub ({error_reason(error)})") from None
+        raise UserError(f"{name}: cannot be downloaded from the Hub ({error_reason(error)})") from None
 
 
 def _download(name: str, revision: str, folder: Path, files: Sequence[str]) -> Path:
@@ -105,7 +105,7 @@ def _download(name: str, revision: str, folder: Path, files: Sequence[str]) -> P
         )
     except Exception as error:
         raise UserError(
-            f"{name}: cannot be had from the hub ({error_reason(error)}); the same command goes on"
+            f"{name}: cannot be downloaded from the Hub ({error_reason(error)}); the same command resumes"
         ) from None
     return folder
 
@@ -116,7 +116,7 @@ def _literal(name: str) -> str:
 
 
 def _patterns(card: Path, names: set[str | None]) -> list[str]:
-    """Patterns of the files of some configurations, as the data set's card lists them; of all files where it does not.
+    """Patterns of the files of some configurations, as the dataset's card lists them; of all files where it does not.
 
     The card is YAML between two lines of dashes, ``configs: [{config_name, data_files: [{split, path}]}]``.
     """
@@ -136,7 +136,7 @@ def _patterns(card: Path, names: set[str | None]) -> list[str]:
 
 
 def _paths(data_files: Any) -> list[str]:
-    """The paths in any of the forms that the hub allows for ``data_files``."""
+    """The paths in any of the forms that the Hub allows for ``data_files``."""
     if isinstance(data_files, str):
         return [data_files]
     if isinstance(data_files, Mapping):
@@ -149,13 +149,13 @@ def _matches(file: str, patterns: Sequence[str]) -> bool:
 
 
 def _checked(folder: Path, file: str, described: Any) -> str:
-    """SHA-256 of a fetched file, which must be the one that the hub describes."""
+    """SHA-256 of a downloaded file, which must match the Hub's."""
     path = folder / file
     found = file_hash(path)
     if described.lfs is not None:
         whole = found == described.lfs.sha256
     else:
-        content = path.read_bytes()  # small: whatever is large is stored by its SHA-256
+        content = path.read_bytes()  # small: large files are stored by their SHA-256
         whole = described.blob_id in (None, hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest())
     if not whole:
         _forget(folder, path)
@@ -164,7 +164,7 @@ def _checked(folder: Path, file: str, described: Any) -> str:
 
 
 def _forget(folder: Path, path: Path) -> None:
-    """Remove a file and what huggingface_hub remembers of it, so that it is fetched anew."""
+    """Remove a file and huggingface_hub's record of it, so that it is downloaded again."""
     path.unlink(missing_ok=True)
     remembered = folder / ".cache/huggingface/download" / path.relative_to(folder)
     remembered.with_name(f"{remembered.name}.metadata").unlink(missing_ok=True)

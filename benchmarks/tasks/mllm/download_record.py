@@ -18,7 +18,7 @@ DOWNLOAD_RECORD = "fetched.json"
 
 
 def read_record(root: Path) -> dict[str, Any]:
-    """Hub name → what was fetched of it; empty where nothing was fetched.
+    """Hub name → its downloaded files; empty if nothing was downloaded.
 
     Raises:
         UserError: the record cannot be read.
@@ -34,12 +34,12 @@ def read_record(root: Path) -> dict[str, Any]:
 
 
 def write_record(root: Path, datasets: dict[str, Any]) -> None:
-    """Write the record whole or not at all."""
+    """Write the record atomically."""
     atomic_write(root / DOWNLOAD_RECORD, json.dumps({"datasets": datasets}, indent=1, sort_keys=True) + "\n")
 
 
 def changed_files(root: Path, name: str, files: dict[str, str]) -> Iterator[Path]:
-    """The files of a data set that are missing or are not what was fetched."""
+    """The files of a dataset that are missing or changed since the download."""
     for file, wanted in sorted(files.items()):
         path = root / name / file
         if not path.is_file() or file_hash(path) != wanted:
@@ -47,13 +47,13 @@ def changed_files(root: Path, name: str, files: dict[str, str]) -> Iterator[Path
 
 
 def check_downloaded(root: Path, dataset: Path) -> None:
-    """Refuse a fetched data set of which a file was lost or changed; anything that was not fetched passes.
+    """Reject a downloaded dataset with a missing or changed file; data from elsewhere pass.
 
     Raises:
-        UserError: naming the first such file.
+        UserError: the message names the first such file.
     """
     for name, fetched in read_record(root).items():
         if root / name == dataset:
             for path in changed_files(root, name, fetched["files"]):
                 what = "is not what was fetched: its hash differs" if path.is_file() else "was fetched and is missing"
-                raise UserError(f"{path}: {what} (`clips-bench fetch` again mends it)")
+                raise UserError(f"{path}: {what} (`clips-bench fetch` again fixes it)")

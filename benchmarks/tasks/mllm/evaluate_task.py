@@ -1,4 +1,4 @@
-"""One of lmms-eval's tasks on a row's LLaVA: its answers, its scores by lmms-eval itself, and their intervals."""
+"""One lmms-eval task on a LLaVA: its answers, its scores by lmms-eval itself, and their confidence intervals."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 
 def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
-    """Answers, metrics and items of a row's LLaVA, or of its model of lmms-eval's, on one task.
+    """Answers, metrics and items of a model's LLaVA, or of its lmms-eval model, on one task.
 
-    Of several processes all answer and the first scores; the others give None.
+    With several processes all answer and rank 0 scores; the others return None.
     """
     go_offline()
     if row.config.lmms is not None:
@@ -58,7 +58,7 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
     about = {"precision": str(row.llava[0].dtype).removeprefix("torch.")} | input_settings(model.processor)
     if not row.processes.is_main:
         entry, task = get_benchmark(config.entry), _task(model, config)
-        _leave_out(task, config)  # so that what the first process refuses is refused here, where nobody waits yet
+        _leave_out(task, config)  # so that errors of rank 0 are raised here, before other processes wait for it
         run_only(model, task, entry, _generation_settings(task, entry, config), limit=config.limit)
         return None
     return evaluate_task(model, config, row.config.results, about)
@@ -67,14 +67,14 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
 def evaluate_task(
     model: Any, config: BenchmarkConfig, results: str, about: Entries, only: Sequence[int] = ()
 ) -> Evaluation:
-    """What a model of lmms-eval's gets on one task.
+    """Evaluate a model on one task of lmms-eval.
 
     Args:
-        model: ours, one of lmms-eval's own, or answers that were made elsewhere.
+        model: this suite's, one of lmms-eval's own, or precomputed answers.
         config: the benchmark.
-        results: directory of the results, where the judge's replies are kept too.
-        about: what the protocol says of the model's input and of how its answers were made.
-        only: numbers of the questions to ask; by default all.
+        results: directory of the results, which also caches the judge's replies.
+        about: protocol entries on the model's input and the generation of its answers.
+        only: indices of the questions; by default all.
     """
     from benchmarks.tasks.mllm.lmms_scoring import run_and_score
 
@@ -96,7 +96,9 @@ def evaluate_task(
     columns = {} if scored.no_judge else reader.columns(samples, scored.captions)
     items = items_table(samples, pictures, columns, reader.score)
     if only:
-        items["item"] = [str(only[sample["doc_id"]]) for sample in samples]  # as in a row that was asked them all
+        items["item"] = [
+            str(only[sample["doc_id"]]) for sample in samples
+        ]  # as if the model had answered all questions
     metrics = {} if scored.no_judge else _metrics(reader, scored.values, items, reader.blind(samples), absent)
     return Evaluation(
         metrics=metrics,
@@ -112,7 +114,7 @@ def evaluate_task(
 
 
 def _scales(reader: TaskMetrics) -> str:
-    """What the metrics of a task that is not listed are shown times: rows where it differs are not compared."""
+    """Display factor of the metrics of an unlisted task; results with different factors are not compared."""
     return json.dumps({name: spec.scale for name, spec in reader.metrics.items()}, sort_keys=True)
 
 
@@ -122,7 +124,7 @@ def _task(model: Any, config: BenchmarkConfig) -> Any:
 
 
 def _pictures(model: Any, task: Any, samples: Sequence[Mapping[str, Any]]) -> Mapping[int, Any]:
-    """Question number → its picture: as our model kept them, otherwise (an answer was kept before) looked at again."""
+    """Question index → its image: recorded by this suite's model, otherwise (cached answers) read again."""
     numbers = [sample["doc_id"] for sample in samples]
     kept = {number: picture for (_, number), picture in getattr(model, "pictures", {}).items()}
     return kept if kept.keys() >= set(numbers) else first_images(task, numbers)
@@ -135,12 +137,12 @@ def _judged(entry: Benchmark, judge: Judge) -> Entries:
 
 
 def data_hash(config: BenchmarkConfig) -> str:
-    """SHA-256 of the files of the task's data set, of the whole root where its definition names none.
+    """SHA-256 of the files of the task's dataset, of the full root directory if its definition names none.
 
-    That of a task of one's own is of its definition as well: what is kept of other questions is not taken for it.
+    For a user's own task it includes the definition, so that cached answers to other questions are not reused.
 
     Raises:
-        UserError: there are no such files, or one of them is not as `clips-bench fetch` recorded it.
+        UserError: there are no such files, or one of them differs from the download record.
     """
     root = data_root(config.data)
     dataset = root / get_benchmark(config.entry).dataset
@@ -155,20 +157,20 @@ def data_hash(config: BenchmarkConfig) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _checked_hash(root: Path, dataset: Path, _stamp: object) -> str:
-    """Once in a process, unless a file changes: a result's key, its answers and its protocol all want it."""
+    """Cached per process until a file changes: a result's key, its answers and its protocol all need it."""
     check_downloaded(root, dataset)
     return directory_hash(dataset, recorded=False)
 
 
 def _generation_settings(task: Any, entry: Benchmark, config: BenchmarkConfig) -> dict[str, Any]:
-    """The task's own generation settings; the length is capped by the config, or by us where the task says nothing."""
+    """The task's own generation settings; the config caps the length, or this suite's default if the task sets none."""
     settings = dict(task.config.generation_kwargs or {})
     cap = config.max_new_tokens or settings.get("max_new_tokens") or entry.max_new_tokens
     return settings | ({"max_new_tokens": cap} if cap else {})
 
 
 def _leave_out(task: Any, config: BenchmarkConfig) -> dict[str, str]:
-    """Keep lmms-eval from computing what is not wanted or not possible here; metric → why."""
+    """Keep lmms-eval from computing metrics that are excluded or impossible here; metric → reason."""
     absent = dict.fromkeys(config.without, "left out by the config")
     if not is_java_available():
         absent |= dict.fromkeys(JAVA_METRICS, "it is a Java program and there is no java here")
@@ -176,7 +178,7 @@ def _leave_out(task: Any, config: BenchmarkConfig) -> dict[str, str]:
     if unknown:
         raise unknown_name_error(min(unknown), task.aggregation(), f"metric of '{config.name}'")
     for name in [name for name in task.aggregation() if "submission" in name]:
-        task.aggregation().pop(name)  # a file for a server, which some of them cannot even write
+        task.aggregation().pop(name)  # a file for a submission server, which some of them cannot even write
     if not task.aggregation():
         raise UserError(f"lmms-eval's {task.config.task} gives no score, only a file to submit to its server")
     return {name: why for name, why in absent.items() if task.aggregation().pop(name, None) is not None}
@@ -185,7 +187,7 @@ def _leave_out(task: Any, config: BenchmarkConfig) -> dict[str, str]:
 def _metrics(
     reader: TaskMetrics, values: Mapping[str, float], items: pd.DataFrame, blind: ChanceLevels, absent: dict[str, str]
 ) -> dict[str, Metric]:
-    """The metrics that lmms-eval gave; those that it did not give are added to ``absent`` with the reason."""
+    """The metrics that lmms-eval computed; the missing ones are added to ``absent`` with the reason."""
     metrics: dict[str, Metric] = {}
     for name, spec in reader.metrics.items():
         if name in values and math.isfinite(values[name]):
@@ -205,7 +207,7 @@ def _metrics(
 def _protocol(
     task: Any, entry: Benchmark, config: BenchmarkConfig, settings: Mapping[str, Any], questions: int
 ) -> Entries:
-    """What the numbers depend on besides the model and how it takes its input."""
+    """The settings that the numbers depend on, besides the model and its input."""
     prompt = getattr(task, "lmms_eval_specific_kwargs", None) or {}
     shown = {name: value for name, value in prompt.items() if isinstance(value, str | int | bool)}
     protocol: Entries = {
@@ -224,7 +226,7 @@ def _protocol(
 
 
 def input_settings(processor: Any) -> Entries:
-    """How the LLaVA takes pictures and text, as its directory records it."""
+    """How the LLaVA takes images and text, as its directory records it."""
     from PIL.Image import Resampling
 
     images = processor.image_processor
@@ -239,7 +241,7 @@ def input_settings(processor: Any) -> Entries:
 
 
 def _resize(images: Any) -> str:
-    """How an image processor makes a square of a picture, or several."""
+    """How an image processor makes one square image, or several, of an image."""
     if pinpoints := getattr(images, "image_grid_pinpoints", None):
         return "anyres " + " ".join(f"{height}x{width}" for height, width in pinpoints)
     if getattr(images, "do_center_crop", False):

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Sample = Mapping[str, Any]
-"""What lmms-eval logs of a question: its row, what was asked and answered, and what each metric made of it."""
+"""lmms-eval's log of a question: its row, the prompt and answer, and the entries of each metric."""
 
 
 def items_table(
@@ -22,8 +22,8 @@ def items_table(
     Args:
         samples: lmms-eval's logged samples.
         pictures: question number → ``answering.Picture``.
-        columns: what the metrics need.
-        score: which of the columns is the item's score.
+        columns: columns that the metrics need.
+        score: the column with the item's score.
     """
     import pandas as pd
 
@@ -50,12 +50,14 @@ def _question(sample: Sample) -> str:
 
 
 def _target(sample: Sample) -> str:
-    """What was expected; VQA tasks list people's answers in the row, where the task's own target names a column."""
+    """The expected answer; VQA tasks list the annotators' answers in the row, where the task's own target names a
+    column.
+    """
     return _text(sample["doc"].get("answers") or sample["target"])
 
 
 def _category(doc: Mapping[str, Any]) -> Any:
-    """The task's own kind of question; GQA's is the structure of what is asked, the first of its ``types``."""
+    """The task's own category; for GQA the structural type, the first of its ``types``."""
     types = doc.get("types")
     if isinstance(types, Mapping) and types.get("structural"):
         return types["structural"]

@@ -1,11 +1,10 @@
-"""A judge: another model that marks answers, asked at any OpenAI-compatible address, and remembered.
+"""A judge: another model that grades answers, behind any OpenAI-compatible URL, with cached replies.
 
-lmms-eval's scorers ask a judge in three ways: through their own ``llm_judge`` providers (MM-Vet, LLaVA-Bench), with
-the openai client, or by ``requests.post`` (MMBench, HallusionBench). Inside ``patched_judge(judge)`` all three come
-here.
-Left to themselves they try again for more than a minute a question and then count an answer without a mark as wrong,
-so that a judge that cannot be reached looks like a bad model. Here a judge that fails ends the scoring at once
-(``JudgeUnavailable``), and the metric is absent.
+lmms-eval's scorers call a judge in three ways: through their own ``llm_judge`` providers (MM-Vet, LLaVA-Bench), with
+the openai client, or by ``requests.post`` (MMBench, HallusionBench). Inside ``patched_judge(judge)`` all three are
+redirected here. Without the patch they retry for more than a minute per question and then count an answer without a
+grade as wrong, so that an unreachable judge looks like a bad model. With it a failing judge ends the scoring
+immediately (``JudgeUnavailable``), and the metric is absent.
 """
 
 from __future__ import annotations
@@ -30,21 +29,23 @@ if TYPE_CHECKING:
 OPENAI_URL = "https://api.openai.com/v1"
 NO_JUDGE = "no judge"
 _PATIENCE = (5.0, 120.0)  # seconds to be connected, and to be answered
-_BUSY = {429, 500, 502, 503, 529}  # such an answer is asked for again, after these seconds
+_BUSY = {429, 500, 502, 503, 529}  # delays in seconds before such a request is repeated
 _WAITS = (1.0, 4.0)
-_WARMER = (0.0, 0.5, 1.0, 1.5)  # added to the temperature when the judge did not give a mark, as MM-Vet's scorer does
+_WARMER = (0.0, 0.5, 1.0, 1.5)  # added to the temperature if the judge did not give a grade, as MM-Vet's scorer does
 
 
 class JudgeUnavailable(BaseException):
-    """The judge gives no marks; the text says why. No ``Exception``: it must pass every handler in the scorers."""
+    """The judge gives no grades; the text states the reason. Not an ``Exception``: it must pass every handler in the
+    scorers.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplyFormat:
-    """What a scorer can read.
+    """The grade format that a scorer can read.
 
     Args:
-        expected: in words, for the one line that says that the judge gave something else.
+        expected: as text, for the error message.
         readable: whether the scorer can read a reply.
     """
 
@@ -54,16 +55,16 @@ class ReplyFormat:
 
 @dataclass(kw_only=True)
 class Judge:
-    """A model behind an OpenAI-compatible address.
+    """A model behind an OpenAI-compatible URL.
 
     Args:
-        url: the address, ``https://host/v1``; ``/chat/completions`` is added where it is missing.
-        model: its name; None for whichever the scorer asks for.
-        key: the secret; empty where the address wants none.
-        cache: the replies, each found by a hash of its request; the address does not count.
-        mark: what the scorer can read.
+        url: ``https://host/v1``; ``/chat/completions`` is added if it is missing.
+        model: its name; None for the name that the scorer requests.
+        key: the API key; empty if the server needs none.
+        cache: the replies, keyed by a hash of the request without the URL.
+        mark: the grade format that the scorer can read.
         names: the models that answered, for the protocol.
-        asked: how many requests went out.
+        asked: number of requests sent.
     """
 
     url: str
@@ -76,14 +77,14 @@ class Judge:
 
     @property
     def name(self) -> str:
-        """Who judged, for the protocol; empty where nobody was asked."""
+        """The names of the judging models, for the protocol; empty if no request was sent."""
         return ", ".join(sorted(self.names))
 
     def ask(self, payload: Mapping[str, Any]) -> tuple[str, str]:
-        """(reply, name of the model that gave it) to a request of the chat API, with a mark in it.
+        """(reply, name of the model that gave it) to a request of the chat API, that contains a grade.
 
         Raises:
-            NoJudge: there is no key, the address cannot be reached or refuses, or no reply has a mark.
+            NoJudge: there is no key, the server cannot be reached or rejects the request, or no reply has a grade.
         """
         request = dict(payload) | ({"model": self.model} if self.model else {})
         reply = ""
@@ -92,7 +93,7 @@ class Judge:
             warm = request | ({"temperature": (request.get("temperature") or 0) + warmer} if warmer else {})
             reply, model = self._remembered(warm, new)
             if self.mark.readable(reply):
-                for key, entry in new.items():  # replies that led to no mark are not kept: it may be mended
+                for key, entry in new.items():  # replies without a grade are not cached: the cause may be fixed
                     self.cache.put(key, entry)
                 asked = str(request["model"])
                 self.names.add(asked if model in {"", asked} else f"{asked} ({model})")
@@ -100,7 +101,7 @@ class Judge:
         raise JudgeUnavailable(f"'{request['model']}' answers {reply[:60]!r} where {self.mark.expected} is expected")
 
     def _remembered(self, request: Mapping[str, Any], new: dict[str, Any]) -> tuple[str, str]:
-        """(reply, model); what was not known goes to ``new``, key → entry."""
+        """(reply, model); uncached replies go to ``new``, key → entry."""
         key = digest(request)
         known = self.cache.get(key)
         if isinstance(known, dict) and {"reply", "model"} <= known.keys():

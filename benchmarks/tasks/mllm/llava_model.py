@@ -1,4 +1,4 @@
-"""A LLaVA directory as a model of lmms-eval: questions are answered in batches of like length."""
+"""A LLaVA directory as a model of lmms-eval: questions are answered in batches of similar length."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ from clips.core.identity import digest
 from clips.errors import UserError
 from clips.parallel.distributed import DistributedContext, all_gather_objects
 
-DEFAULT_NEW_TOKENS = 128  # where neither the task nor the user says how long an answer may be
-_WINDOW = 16  # batches whose pictures are held at once
+DEFAULT_NEW_TOKENS = 128  # default if neither the task nor the user sets a length
+_WINDOW = 16  # batches whose images are in memory at the same time
 
 
 class LlavaBridgeModel(lmms):
-    """A LLaVA directory in transformers' layout, ours or any.
+    """A LLaVA directory in transformers' format, of this suite or any other.
 
     Args:
         pretrained: the directory.
-        device: ``cuda`` or ``cpu``; by default a GPU where there is one.
-        batch_size: questions at once.
+        device: ``cuda`` or ``cpu``; by default a GPU if available.
+        batch_size: questions per batch.
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto``.
         loaded: (model, processor) already in memory, instead of ``pretrained``.
-        keep_pictures: remember a thumbnail of every picture, see ``pictures``.
-        kept: where answers are kept, and found.
-        processes: who shares the questions. Under lmms-eval's own command line lmms-eval deals them out itself.
+        keep_pictures: store a thumbnail of every image, see ``pictures``.
+        kept: the answer cache.
+        processes: the processes that share the questions. Under lmms-eval's own command line lmms-eval shards them
+            itself.
     """
 
     is_simple = True
@@ -67,18 +68,18 @@ class LlavaBridgeModel(lmms):
         return self._model.device
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """The answer to each request, in order; those that are kept are not asked again."""
+        """The answer to each request, in order; cached answers are not generated again."""
         return self._collect(requests, [_key(request) for request in requests], self._answers)
 
     def _collect(
         self, requests: Sequence[Instance], keys: Sequence[str], answer: Callable[..., Iterator[dict[int, str]]]
     ) -> list[str]:
-        """What is kept under each request's key, when all processes have answered what was missing.
+        """The cached entry of each request's key, after all processes have answered the missing requests.
 
         Args:
-            requests: lmms-eval's.
-            keys: of the requests.
-            answer: gives place → answer of some requests with the same settings, batch by batch.
+            requests: lmms-eval's requests.
+            keys: cache keys of the requests.
+            answer: yields request index → answer for requests with the same settings, batch by batch.
         """
         missing = [place for place, key in enumerate(keys) if key not in self.kept.known]
 
@@ -104,7 +105,7 @@ class LlavaBridgeModel(lmms):
         from llava_bridge import iter_answer_batches
 
         settings = requests[0].args[1]
-        seen: dict[str, Image] = {}  # the same object for the same picture, which is then looked at once
+        seen: dict[str, Image] = {}  # the same object for the same image, which is then hashed once
         batches = iter_answer_batches(
             self._model,
             self.processor,
@@ -117,16 +118,16 @@ class LlavaBridgeModel(lmms):
             yield {place: _until(text, settings.get("until")) for place, text in batch.items()}
 
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
-        """(loss, whether greedy decoding says it) of each request's answer, in order.
+        """(loss, whether greedy decoding generates it) of each request's answer, in order.
 
-        What lmms-eval calls a likelihood of its multi-modal models is the mean loss over the tokens of the answer and
-        its end, of which ``multiple_choice`` takes the smallest (``ConfigurableTask.process_results``).
+        lmms-eval's likelihood of multi-modal models is the mean loss over the answer's tokens including EOS, of which
+        ``multiple_choice`` takes the smallest (``ConfigurableTask.process_results``).
         """
         if unlike := next((each for each in requests if len(each.args) != 6), None):  # of acc_mutual_info
             raise UserError(f"{unlike.task_name}: asks for likelihoods without a question, which is not offered")
         keys = [_key(request, self._continuation(request)) for request in requests]
         found = [json.loads(text) for text in self._collect(requests, keys, self._likelihoods)]
-        # its evaluator makes text of any other pair (``unwrap_generation_output``), which its scorers cannot take
+        # its evaluator turns any other pair into text (``unwrap_generation_output``), which its scorers cannot read
         return [GenerationResult((loss, greedy)) for loss, greedy in found]
 
     def _likelihoods(self, requests: Sequence[Instance]) -> Iterator[dict[int, str]]:
@@ -147,7 +148,7 @@ class LlavaBridgeModel(lmms):
             }
 
     def _continuation(self, request: Instance) -> str:
-        """The answer whose likelihood is asked for, or what the task makes of the question."""
+        """The answer whose likelihood is requested, or the one that the task builds from the question."""
         given, _, doc_id, task, split = request.args[1:]
         return given if isinstance(given, str) else str(given(self.task_dict[task][split][doc_id]))
 
@@ -156,11 +157,11 @@ class LlavaBridgeModel(lmms):
         raise UserError("this task asks in several rounds, which llava_bridge does not offer")
 
     def _visuals(self, request: Instance) -> list[Image]:
-        """The pictures of a request, the first one remembered."""
+        """The images of a request, the first one remembered."""
         _, _, to_visual, doc_id, task, split = request.args
         visuals = to_visual(self.task_dict[task][split][doc_id]) or []
         if not all(isinstance(visual, Image) for visual in visuals):
-            raise UserError(f"{task}: question {doc_id} comes with something else than pictures")
+            raise UserError(f"{task}: question {doc_id} comes with something else than images")
         if self.keep_pictures and visuals:
             self._remember((task, doc_id), visuals[0])
         return visuals
@@ -178,7 +179,7 @@ def load_for_evaluation(directory: str, device: str, precision: str) -> tuple[An
     Args:
         directory: the LLaVA directory.
         device: ``auto``, ``cuda`` or ``cpu``.
-        precision: ``auto`` is bfloat16 on a GPU and float32 elsewhere.
+        precision: ``auto`` is bfloat16 on a GPU and float32 on a CPU.
     """
     import torch
 
@@ -193,7 +194,7 @@ def load_for_evaluation(directory: str, device: str, precision: str) -> tuple[An
 
 
 def _alike(requests: Sequence[Instance], places: Sequence[int]) -> list[list[int]]:
-    """The places in groups that share generation settings; requests for likelihoods have none."""
+    """The request indices grouped by generation settings; likelihood requests have none."""
     groups: dict[str, list[int]] = {}
     for place in places:
         settings = requests[place].args[1]
@@ -203,7 +204,7 @@ def _alike(requests: Sequence[Instance], places: Sequence[int]) -> list[list[int
 
 
 def _key(request: Instance, continuation: str | None = None) -> str:
-    """What a request asks, but for the data and the model: those are known before."""
+    """The content of a request except the data and the model, which the cache key covers already."""
     prompt, settings, _, number, task, split = request.args
     asked = [task, split, number, request.idx, prompt, continuation]
     asked += sorted(map(repr, settings.items())) if continuation is None else []
@@ -224,7 +225,7 @@ def _generation(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _until(text: str, stops: str | Sequence[str] | None) -> str:
-    """``text`` up to the first of the stop words."""
+    """``text`` up to the first stop string."""
     for stop in [stops] if isinstance(stops, str) else stops or []:
         if stop:
             text = text.split(stop, 1)[0]

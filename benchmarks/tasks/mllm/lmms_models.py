@@ -1,4 +1,4 @@
-"""Any model that lmms-eval knows as a row of ours: our items, protocol and statistics, its own way of answering."""
+"""Adapter for lmms-eval's models: this suite's items, protocol and statistics, the model's own generation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def load_lmms_model(config: LmmsModel) -> Any:
-    """One of lmms-eval's models.
+    """Load one of lmms-eval's models.
 
     Raises:
         UserError: lmms-eval knows no model of that name, a library of its own is missing, or it cannot be loaded.
@@ -32,11 +32,11 @@ def load_lmms_model(config: LmmsModel) -> Any:
 
 
 _ABSENT = "a library that it needs is not installed"
-"""Its classes put None in the place of what cannot be imported (vllm, sglang), and break down where they call it."""
+"""Its classes replace modules that cannot be imported (vllm, sglang) by None, and fail at the first call."""
 
 
 def check_lmms_model_name(name: str) -> None:
-    """Refuse a name that lmms-eval does not know. Raises UserError with the near misses."""
+    """Reject a name that lmms-eval does not know. Raises UserError with the close matches."""
     go_offline()
     from lmms_eval.models import AVAILABLE_MODELS, MODEL_REGISTRY_V2
 
@@ -45,7 +45,7 @@ def check_lmms_model_name(name: str) -> None:
 
 
 def model_settings(model: Any, name: str) -> Entries:
-    """What the protocol says of such a model: how it takes pictures and text is its class's affair."""
+    """Protocol entries of such a model; its class decides about image and text preprocessing."""
     inner = getattr(model, "_model", None)
     return {
         "input_model": f"lmms-eval's {name}",

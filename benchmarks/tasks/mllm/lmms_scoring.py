@@ -1,4 +1,4 @@
-"""lmms-eval asks a model its task's questions and scores the answers; what goes wrong is said in one line."""
+"""lmms-eval's evaluation of a model on a task, with errors as one-line messages."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
 
 @dataclass(frozen=True, kw_only=True)
 class TaskScores:
-    """What lmms-eval makes of a model's answers.
+    """lmms-eval's output for one model and task.
 
     Args:
         samples: its log of each question, in the data's order.
-        values: metric → its number.
-        captions: what each picture adds to the caption metrics.
-        no_judge: why the judge gave no marks (then there are no values); empty where it did or none was asked.
+        values: metric → its value.
+        captions: per-image values of the caption metrics.
+        no_judge: why the judge gave no grades (then there are no values); empty if it did or was not needed.
     """
 
     samples: Sequence[Mapping[str, Any]]
@@ -41,7 +41,7 @@ class TaskScores:
 
 
 class RecordedAnswersModel(lmms):
-    """A model whose answers are known: question number → answer."""
+    """A model whose answers are known: question index → answer."""
 
     is_simple = True
 
@@ -65,20 +65,20 @@ class RecordedAnswersModel(lmms):
 def run_and_score(
     model: Any, task: Any, entry: Benchmark, settings: Mapping[str, Any], *, judge: Judge, limit: int | None = None
 ) -> TaskScores:
-    """Ask and score.
+    """Generate the answers and score them.
 
-    A judge that fails costs the marks, never the answers: they are all in ``samples``.
+    If the judge fails, the grades are missing, but all answers are in ``samples``.
 
     Args:
         model: one of lmms-eval's models.
-        task: lmms-eval's task with its data; its functions are wrapped so that they name what they fail on.
+        task: lmms-eval's task with its data; its functions are wrapped so that their errors name the question.
         entry: the benchmark.
-        settings: generation settings laid over the task's.
-        judge: who is asked where the scorer asks a judge.
-        limit: the first so many questions.
+        settings: generation settings that override the task's.
+        judge: replaces the judge that the scorer calls.
+        limit: use the first N questions.
 
     Raises:
-        UserError: a picture is missing, no answer has a word in it, or the scorer refuses.
+        UserError: an image is missing, all answers are empty, or the scorer rejects.
     """
     _name_failures(task)
     no_judge = ""
@@ -113,13 +113,13 @@ def _unscored(doc: Mapping[str, Any], results: Any, full_docs: Any = None) -> di
 def _lmms_eval(
     model: Any, task: Any, entry: Benchmark, settings: Mapping[str, Any], judge: Judge | None, limit: int | None
 ) -> tuple[dict[str, Any], ImageCaptionScores]:
-    """lmms-eval's own evaluation of one task, and what each picture adds to the caption metrics."""
+    """lmms-eval's own evaluation of one task, and the per-image values of the caption metrics."""
     from lmms_eval.evaluator import simple_evaluate
 
     with (
         tempfile.TemporaryDirectory() as folder,
         _readable(task),
-        contextlib.chdir(folder),  # some scorers leave files where they stand
+        contextlib.chdir(folder),  # some scorers write files into the working directory
         suppress_output(),
         patched_judge(judge) if judge else contextlib.nullcontext(),
         _seemingly_alone(),
@@ -141,7 +141,7 @@ def _lmms_eval(
 
 @contextlib.contextmanager
 def _seemingly_alone() -> Iterator[None]:
-    """Let lmms-eval see one process: questions are shared by picture here (``mllm.dealing``), not one by one."""
+    """Let lmms-eval see one process: questions are shared by image here (``mllm.dealing``), not one by one."""
     with mock.patch.dict(os.environ):
         for name in _LAUNCHED:
             os.environ.pop(name, None)
@@ -150,35 +150,35 @@ def _seemingly_alone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _readable(task: Any) -> Iterator[None]:
-    """Where the block fails on a file, look for a question whose picture cannot be decoded, and name it."""
+    """If the block fails on a file, find the question whose image cannot be decoded, and name it."""
     try:
         yield
     except OSError:
         for number, words in enumerate(task.eval_docs_no_media):
-            with _about(f"{task.config.task}: the picture of {_name(words)} is missing or broken"):
+            with _about(f"{task.config.task}: the image of {_name(words)} is missing or broken"):
                 task.eval_docs[number]
         raise
 
 
 def _name_failures(task: Any) -> None:
-    """Let the task's functions say which question they fail on, instead of where in lmms-eval's code."""
+    """Make errors in the task's functions name the question instead of a line in lmms-eval's code."""
     visuals, process = task.doc_to_visual, task.process_results
 
     def doc_to_visual(doc: Mapping[str, Any], *rest: Any) -> Any:
-        with _about(f"{task.config.task}: the picture of {_name(doc)} is missing or broken"):
+        with _about(f"{task.config.task}: the image of {_name(doc)} is missing or broken"):
             return visuals(doc, *rest)
 
     def process_results(doc: Mapping[str, Any], *rest: Any, **more: Any) -> Any:
-        with _about(f"lmms-eval's scorer of {task.config.task} refuses {_name(doc)}"):
+        with _about(f"lmms-eval's scorer of {task.config.task} rejects {_name(doc)}"):
             return process(doc, *rest, **more)
 
     task.doc_to_visual, task.process_results = doc_to_visual, process_results
     for name, function in list(task.aggregation().items()):
-        task.aggregation()[name] = _naming(f"lmms-eval's scorer of {task.config.task} refuses the data", function)
+        task.aggregation()[name] = _naming(f"lmms-eval's scorer of {task.config.task} rejects the data", function)
 
 
 def _naming(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)  # lmms-eval looks at its signature
+    @functools.wraps(function)  # lmms-eval inspects its signature
     def named(*arguments: Any, **more: Any) -> Any:
         with _about(what):
             return function(*arguments, **more)
@@ -197,7 +197,7 @@ def _about(what: str) -> Iterator[None]:
 
 
 def _name(doc: Mapping[str, Any]) -> str:
-    """A question by its number in the data, or by its words."""
+    """A question by its index in the data, or by its text."""
     for column in ("question_id", "questionId", "id", "index", "image_id"):
         if doc.get(column) not in (None, ""):
             return f"the question with {column} {doc[column]}"
@@ -205,13 +205,13 @@ def _name(doc: Mapping[str, Any]) -> str:
 
 
 def _answer(sample: Mapping[str, Any]) -> str:
-    """What the model said, before anything is taken out of it."""
+    """The raw model output, before any extraction."""
     found = sample["resps"][0]
     return str(found if isinstance(found, str) or not found else found[0]).strip()
 
 
 def _values(found: Mapping[str, Any], task: Any) -> dict[str, float]:
-    """lmms-eval's value of each of the task's metrics that is a number."""
+    """lmms-eval's value of each numeric metric of the task."""
     values: dict[str, float] = {}
     for key, value in found.items():
         name = key.partition(",")[0]

@@ -1,10 +1,10 @@
-"""Which answer belongs to which question of the data, where nobody wrote the file for these data.
+"""Matching of precomputed answers to the questions of the data, for files written for other data.
 
-Two things are decided apart. *By what* an answer is told: the question's number in the data, its image with its words,
-its id with its words, its id under the data's name for it, its words alone. Order tells nothing: where the same words
-are asked of many images, a wrong order looks right. And *how literally*: `WAYS`, each of which adds one simplification
-to those before it, on both sides. An answer takes the first way that finds it a question; what two questions have in
-common after a simplification finds neither, and of two answers to one question none is taken.
+A match has a *key* and a *normalization*. The key is the question's index in the data, its image with its text, its id
+with its text, its id under the data's column name, or its text alone. Order is not a key: where many images share the
+same question, a wrong order looks right. The normalizations are `WAYS`; each adds one simplification to the previous
+ones, on both sides. An answer takes the first normalization that yields a question. If two questions become equal by a
+simplification, neither is matched, and of two answers to one question none is used.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ TAILS = (
     "answer the question using a single word or phrase.",
     "answer with the option's letter from the given choices directly.",
 )
-"""What says how to answer, at the end of questions (MME's) and of prompts, in lower case."""
+"""Answer instructions at the end of questions (MME's) and of prompts, in lower case."""
 TAIL_LINES = re.compile(r"\(?[A-Z]\)?[.):] |Reference OCR tokens?:")
-"""How lines begin that LLaVA's prompts add below a question (options, TextVQA's OCR). Any other line may ask."""
+"""Beginnings of the lines that LLaVA's prompts add below a question (options, TextVQA's OCR). Any other line may be
+part of the question.
+"""
 MISSPELLINGS = {"imange": "image"}
-"""Known misspellings in published questions: POPE's until November 2023, in which LLaVA's answers were made."""
+"""Known misspellings in published questions: POPE's until November 2023, which LLaVA's answers contain."""
 
 _SHOWN, _LOOKED_AT = 3, 10_000
 _AMBIGUOUS = -1
@@ -47,7 +49,9 @@ def _without_tail(text: str) -> str:
 
 
 def _without_lines(text: str) -> list[str]:
-    """A prompt, and what is left of it without its last line, its last two and so on, while these do not ask."""
+    """A prompt, and its prefixes without the last line, the last two and so on, while these lines are not part of the
+    question.
+    """
     texts, lines = [_plain(text)], text.strip().splitlines()
     while len(lines) > 1 and (_plain(lines[-1]).lower() in TAILS or TAIL_LINES.match(lines[-1].strip())):
         lines.pop()
@@ -56,7 +60,7 @@ def _without_lines(text: str) -> list[str]:
 
 
 def _short(name: str) -> str:
-    """``MME/artwork/images/1.jpg`` → ``artwork/1.jpg``; ``v1_7`` → ``7`` (MM-Vet's, which LLaVA's files leave out)."""
+    """``MME/artwork/images/1.jpg`` → ``artwork/1.jpg``; ``v1_7`` → ``7`` (MM-Vet's, which LLaVA's files omit)."""
     return "/".join([part for part in name.split("/") if part != "images"][-2:]).removeprefix("v1_")
 
 
@@ -70,13 +74,13 @@ def _same(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """One simplification.
+    """One normalization step.
 
     Args:
-        name: said beside the number of answers that it found a question for.
-        words: of a question's words, white space collapsed.
+        name: printed with the number of answers that it matched.
+        words: of a question's text, whitespace collapsed.
         id: of a question's id.
-        lines: whether a prompt's last lines may be left out, one by one, if they are of ``TAILS`` or ``TAIL_LINES``.
+        lines: whether a prompt's last lines may be removed, one by one, if they are in ``TAILS`` or ``TAIL_LINES``.
     """
 
     name: str
@@ -89,14 +93,14 @@ WAYS = (
     Way(name="as written"),
     Way(name="without what says how to answer", words=_without_tail, lines=True),
     Way(name="in lower case", words=str.lower),
-    Way(name="by the id without inner folders or 'v1_'", id=_short),
+    Way(name="by the id without inner directories or 'v1_'", id=_short),
     Way(name="with 'an' read as 'a'", words=lambda text: re.sub(r"\ban\b", "a", text)),
-    Way(name="with known misspellings mended", words=_mended),
+    Way(name="with known misspellings fixed", words=_mended),
 )
 
 
 def loosest(text: str) -> str:
-    """A text after every simplification of words."""
+    """A text after all normalization steps for texts."""
     text = _plain(text)
     for way in WAYS:
         text = way.words(text)
@@ -105,14 +109,14 @@ def loosest(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Asked:
-    """What tells a question, on either side: what must be equal, an id, and the words (several, where lines go)."""
+    """The matching key of a question or answer: fixed parts, an id, and the text (several, where lines are removed)."""
 
     fixed: Hashable = ()
     id: str = ""
     words: str = ""
 
     def keys(self, upto: int) -> list[Hashable]:
-        """What it is told by after the first ``upto`` + 1 ways, the whole prompt first."""
+        """The keys after the first ``upto`` + 1 normalization steps, the full prompt first."""
         ways, name = WAYS[: upto + 1], self.id
         texts = _without_lines(self.words) if any(way.lines for way in ways) else [_plain(self.words)]
         for way in ways:
@@ -122,14 +126,14 @@ class _Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    """What was found.
+    """Matched answers.
 
     Args:
-        places: number of the question → its answer.
-        by: what the answers are told by.
-        ways: name of a way → how many answers it found a question for.
+        places: question index → its answer.
+        by: name of the matching key.
+        ways: name of a normalization → number of answers that it matched.
         strangers: the answers without a question.
-        unanswered: how many questions have no answer.
+        unanswered: number of questions without an answer.
     """
 
     places: Mapping[int, Answer]
@@ -139,23 +143,23 @@ class Match:
     unanswered: int
 
     def told(self) -> str:
-        """In words: what by, and which way how many."""
+        """As text: the key, and the number of matches per normalization."""
         ways = ", ".join(f"{count:,} {name}" for name, count in self.ways.items())
         return f"told by {self.by}" + (f": {ways}" if ways else "")
 
 
 def match(answers: Sequence[Answer], docs: Sequence[Mapping[str, Any]], file: str, *, partial: bool = False) -> Match:
-    """Each answer's question.
+    """Match each answer to its question.
 
     Args:
-        answers: as read.
+        answers: the answers of the file.
         docs: the questions of the data.
-        file: named in errors.
-        partial: questions without an answer are allowed, and where words are compared answers without a question, too
-            (where ids alone tell, an answer without a question says that they may be ids of something else).
+        file: the file named in errors.
+        partial: allow questions without an answer, and if texts are compared also answers without a question (with ids
+            alone, an answer without a question indicates ids of other data).
 
     Raises:
-        UserError: nothing tells the questions apart, or too few answers have one; both sides are counted.
+        UserError: no key distinguishes the questions, or too few answers match; the message counts both sides.
     """
     found: list[Match] = []
     for by, asked, of_docs in _told_by(answers, docs):
@@ -184,7 +188,7 @@ def match(answers: Sequence[Answer], docs: Sequence[Mapping[str, Any]], file: st
 def _told_by(
     answers: Sequence[Answer], docs: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[str, list[_Asked], list[_Asked]]]:
-    """What may tell which belong together: its name, that of each answer, that of each question."""
+    """Candidate keys: name, keys of the answers, keys of the questions."""
     if all(answer.number is not None for answer in answers):
         yield "doc_id", [_Asked(fixed=each.number) for each in answers], [_Asked(fixed=n) for n in range(len(docs))]
         return
@@ -203,7 +207,7 @@ def _told_by(
         if any(doc.get(column) is None for doc in docs):
             continue
         if not words and any(answer.id_name != column for answer in answers):
-            continue  # numbers of something else often lie in the range of these, and nothing else would tell
+            continue  # unrelated ids often have the same range, and nothing else would reveal the mismatch
         yield (
             f"{column} and words" if words else column,
             [_Asked(id=str(each.id), words=text) for each, text in zip(answers, prompts, strict=True)],
@@ -214,7 +218,7 @@ def _told_by(
 
 
 def _assign(by: str, answers: Sequence[Answer], asked: Sequence[_Asked], docs: Sequence[_Asked]) -> Match | None:
-    """Way by way; None where the data's own words and ids do not tell the questions apart."""
+    """Match step by step; None if the data's own texts and ids do not distinguish the questions."""
     taken: dict[int, tuple[int, str]] = {}
     contested: set[int] = set()
     free = list(range(len(answers)))
@@ -232,7 +236,9 @@ def _assign(by: str, answers: Sequence[Answer], asked: Sequence[_Asked], docs: S
             place = next((places[key] for key in asked[index].keys(level) if key in places), _AMBIGUOUS)
             if place == _AMBIGUOUS:
                 left.append(index)
-            elif place in taken or place in contested:  # by this way or an earlier one: nobody knows which counts
+            elif (
+                place in taken or place in contested
+            ):  # by this step or an earlier one: it is ambiguous which one counts
                 taken.pop(place, None)
                 contested.add(place)
             else:
@@ -250,7 +256,7 @@ def _assign(by: str, answers: Sequence[Answer], asked: Sequence[_Asked], docs: S
 
 
 def _nearest(strangers: Sequence[Answer], docs: Sequence[Mapping[str, Any]]) -> str:
-    """The first few answers without a question, each beside the question that reads most like it."""
+    """The first few answers without a question, each next to the question that reads most like it."""
     if not strangers:
         return ""
     labels = [_label(_name(doc), doc.get("question", "")) for doc in docs[:_LOOKED_AT]]
@@ -263,7 +269,7 @@ def _nearest(strangers: Sequence[Answer], docs: Sequence[Mapping[str, Any]]) -> 
 
 
 def _label(name: object, words: object) -> str:
-    """An id and the first line of a question, without what says how to answer: all have that in common."""
+    """An id and the first line of a question, without the answer instruction that all questions share."""
     return f"{name} {_without_tail(_plain(str(words).strip().partition(chr(10))[0]))}".strip()[:200]
 
 

@@ -1,4 +1,4 @@
-"""lmms-eval's tasks over local data, without the network and without a word to the terminal."""
+"""lmms-eval's tasks over local data, without network access and without output to the terminal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HUB = "lmms-lab-encoder"
 
 
 def data_root(data: str) -> Path:
-    """The directory below which a task's hub names are paths: ``data`` itself or ``data/hub``.
+    """The directory below which a task's Hub names are paths: ``data`` itself or ``data/hub``.
 
     Raises:
         UserError: no such directory.
@@ -38,7 +38,7 @@ def data_root(data: str) -> Path:
 
 @functools.cache
 def go_offline() -> None:
-    """Cut this process off from the hub; works before and after the libraries are imported."""
+    """Cut this process off from the Hub; works before and after the libraries are imported."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE": "1"}
     import datasets
     import huggingface_hub.constants
@@ -48,7 +48,7 @@ def go_offline() -> None:
     huggingface_hub.constants.HF_HUB_OFFLINE = True
     datasets.config.HF_HUB_OFFLINE = True
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it complains of is told in our line
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its warnings are part of the message below
     transformers.utils.logging.disable_progress_bar()
     logger.disable("lmms_eval")
     with suppress_output():
@@ -63,8 +63,8 @@ def go_offline() -> None:
 def _own_cache() -> Iterator[None]:
     """An empty cache for ``datasets``, neither the user's nor another data root's.
 
-    ``datasets`` keys its cache by the name of the data set, which is the same below every root: with a shared
-    cache the second root would silently get the data of the first.
+    ``datasets`` keys its cache by the name of the dataset, which is the same below every root: with a shared cache the
+    second root would silently get the data of the first.
     """
     import datasets
     from lmms_eval.api import task
@@ -83,7 +83,7 @@ _kept: list[tempfile.TemporaryDirectory] = []  # removed when the process ends
 
 @contextlib.contextmanager
 def suppress_output() -> Iterator[None]:
-    """Swallow what libraries print (scorers and progress bars do)."""
+    """Suppress what libraries print (scorers and progress bars)."""
     _heard.append(sys.stderr)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -93,7 +93,7 @@ def suppress_output() -> Iterator[None]:
 
 
 def unsuppressed_stderr() -> TextIO:
-    """Standard error as it is outside of ``suppress_output``, for what a person is to see."""
+    """Standard error outside of ``suppress_output``, for messages to the user."""
     return _heard[0] if _heard else sys.stderr
 
 
@@ -102,13 +102,13 @@ _heard: list[TextIO] = []
 
 @functools.cache
 def task_folders() -> dict[str, str]:
-    """Every task of lmms-eval → the folder below its ``tasks`` that defines it. Nothing is imported."""
+    """Every task of lmms-eval → the directory below its ``tasks`` that defines it. Nothing is imported."""
     return {name: path.parent.relative_to(_tasks()).as_posix() for name, path in _definitions()[0].items()}
 
 
 @functools.cache
 def task_groups() -> dict[str, tuple[str, ...]]:
-    """Every group of lmms-eval's tasks → its members, groups within it taken apart."""
+    """Every group of lmms-eval's tasks → its members, with nested groups expanded."""
     groups = _definitions()[1]
 
     def members(name: str, above: tuple[str, ...]) -> Iterator[str]:
@@ -151,24 +151,24 @@ def _members(text: str) -> list[str]:
 
 
 def task_name(path: Path) -> str | None:
-    """The task that a YAML file defines; None where it defines none."""
+    """The task that a YAML file defines; None if it defines none."""
     found = _TASK_NAME.search(path.read_text(encoding="utf-8", errors="replace"))
     return found[1] if found else None
 
 
 def dataset_name(task: str, own: Path | None = None) -> str:
-    """The hub name of the data set that a task's definition names; empty where its data come another way.
+    """The Hub name of the dataset that a task's definition names; empty if its data come from elsewhere.
 
     Args:
-        task: of lmms-eval's.
-        own: the user's file that defines it, where it is none of lmms-eval's.
+        task: lmms-eval's task name.
+        own: the user's file that defines it, if it is not lmms-eval's.
     """
     name = definition(own or _definitions()[0][task]).get("dataset_path")
     return name if isinstance(name, str) and _HUB_NAME.fullmatch(name) else ""
 
 
 def dataset_config_name(task: str) -> str | None:
-    """The configuration of its data set that a task reads; None for the data set's default."""
+    """The configuration of its dataset that a task reads; None for the dataset's default."""
     return definition(_definitions()[0][task]).get("dataset_name")
 
 
@@ -207,7 +207,7 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 
 class _Plain(yaml.SafeLoader):
-    """YAML whose own tags (``!function``) are read as text: nothing is imported."""
+    """YAML whose own tags (``!function``) are read as strings: nothing is imported."""
 
 
 _Plain.add_multi_constructor("!", lambda loader, suffix, node: str(node.value))
@@ -219,7 +219,7 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 @functools.cache
 def manager(folder: str) -> Any:
-    """lmms-eval's index of the tasks in one folder below its ``tasks`` (all 2,000 would take seconds), or at a path."""
+    """lmms-eval's index of the tasks in one directory below its ``tasks`` (all 2,000 take seconds), or at a path."""
     go_offline()
     import lmms_eval.tasks
 
@@ -232,14 +232,14 @@ def load_task(name: str, folder: str, root: Path, *, own: str = "", simple: bool
     """One of lmms-eval's tasks with its data from below ``root``.
 
     Args:
-        name: of the task.
-        folder: below lmms-eval's ``tasks``, or any other, where it is defined.
+        name: name of the task.
+        folder: directory of the definition, below lmms-eval's ``tasks`` or any other.
         root: the data.
-        own: the user's file that defines it, where it is none of lmms-eval's.
-        simple: whether it is for models that take a text and pictures apart, rather than a conversation.
+        own: the user's file that defines it, if it is not lmms-eval's.
+        simple: whether it is for models that take text and images separately, not as a conversation.
 
     Raises:
-        UserError: data that are missing or malformed; the first broken file is named.
+        UserError: data that are missing or malformed; the message names the first invalid file.
     """
     index = manager(folder)
     from lmms_eval.tasks import get_task_dict
@@ -260,7 +260,7 @@ def load_task(name: str, folder: str, root: Path, *, own: str = "", simple: bool
 
 
 def find_broken_parquet(dataset: Path) -> Path | None:
-    """The first parquet file of a data set that is cut short or no parquet file at all; None where all are whole."""
+    """The first parquet file of a dataset that is truncated or not parquet; None if all are complete."""
     import pyarrow.parquet
 
     for path in sorted(dataset.rglob("*.parquet")):
@@ -272,7 +272,7 @@ def find_broken_parquet(dataset: Path) -> Path | None:
 
 
 def select_questions(task: Any, numbers: Sequence[int]) -> None:
-    """Leave only some questions in a task, which are then numbered anew."""
+    """Restrict a task to some questions, which are renumbered."""
     split = task.config.test_split or task.config.validation_split
     for docs in {id(each): each for each in (task.dataset, task.dataset_no_image)}.values():
         docs[split] = docs[split].select(numbers)
@@ -280,7 +280,7 @@ def select_questions(task: Any, numbers: Sequence[int]) -> None:
 
 @contextlib.contextmanager
 def _without_workers() -> Iterator[None]:
-    """Let GQA join its pictures in this process: it asks for eight, which copy a process that holds a model."""
+    """Let GQA join its images in this process: it would start eight workers, which copy the model's process."""
     import datasets
 
     original = datasets.Dataset.map

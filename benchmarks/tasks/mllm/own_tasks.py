@@ -1,6 +1,6 @@
-"""Tasks that the user wrote for lmms-eval: a YAML file, or a folder of them as its ``--include_path`` takes.
+"""Tasks that the user wrote for lmms-eval: a YAML file, or a directory of them as its ``--include_path`` takes.
 
-``uses:`` names the file, the folder of one task, or ``FOLDER/TASK``. Relative paths start in the working directory.
+``uses:`` names the file, the directory of one task, or ``FOLDER/TASK``. Relative paths start in the working directory.
 """
 
 from __future__ import annotations
@@ -16,29 +16,31 @@ from clips.errors import UserError, unknown_name_error
 
 
 def own_task(uses: str) -> tuple[str, Path] | None:
-    """The task's name and the YAML file that defines it; None where ``uses`` is no path.
+    """The task's name and the YAML file that defines it; None if ``uses`` is not a path.
 
     Raises:
-        UserError: nothing is there, or it is no task, or one of several.
+        UserError: the path does not exist, is not a task, or holds several.
     """
     path = Path(uses).expanduser()
     if path.is_dir():
         tasks = _tasks(path)
         if len(tasks) != 1:
-            raise UserError(f"uses: {uses}: expected a folder with one task, or {uses}/TASK; TASK is {_listed(tasks)}")
+            raise UserError(
+                f"uses: {uses}: expected a directory with one task, or {uses}/TASK; TASK is {_listed(tasks)}"
+            )
         return next(iter(tasks.items()))
     if path.suffix in {".yaml", ".yml"}:
         if not path.is_file():
             raise UserError(f"uses: {uses}: no such file (expected a task of lmms-eval's layout)")
         name = task_name(path)
-        if name is None or path.suffix == ".yml":  # of which lmms-eval finds none in a folder
+        if name is None or path.suffix == ".yml":  # lmms-eval does not find these in a directory
             raise UserError(f"uses: {uses}: expected a .yaml file with 'task: NAME', as lmms-eval's tasks have it")
         _tasks(path.parent)
         return name, path
     if len(path.parts) < 2:
         return None
     if not path.parent.is_dir():
-        raise UserError(f"uses: {uses}: no such file or folder (expected a task of lmms-eval's layout)")
+        raise UserError(f"uses: {uses}: no such file or directory (expected a task of lmms-eval's layout)")
     tasks = _tasks(path.parent)
     if path.name not in tasks:
         raise unknown_name_error(path.name, tasks, f"task in {path.parent}")
@@ -46,7 +48,7 @@ def own_task(uses: str) -> tuple[str, Path] | None:
 
 
 def definition_hash(path: Path) -> str:
-    """SHA-256 of a task's definition: the files that it includes, the Python beside them, the data that it names."""
+    """SHA-256 of a task's definition: the files that it includes, the Python next to them, the data that it names."""
     files = {path, *included(path)}
     files |= {each for file in list(files) for each in file.parent.glob("*.py")} | set(_data_files(path))
     named = sorted((file.name, file_hash(file)) for file in files if file.is_file())
@@ -54,7 +56,7 @@ def definition_hash(path: Path) -> str:
 
 
 def _data_files(path: Path) -> Iterator[Path]:
-    """Local data files of the definition, which lmms-eval looks for beside it."""
+    """Local data files of the definition, which lmms-eval looks for next to it."""
     found = (definition(path).get("dataset_kwargs") or {}).get("data_files") or []
     for value in _texts(found):
         yield from path.parent.glob(value) if not Path(value).is_absolute() else [Path(value)]
@@ -69,7 +71,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _tasks(folder: Path) -> dict[str, Path]:
-    """The tasks that a folder defines, at any depth."""
+    """The tasks that a directory defines, at any depth."""
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*.yaml")):
         name = task_name(path)

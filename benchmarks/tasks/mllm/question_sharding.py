@@ -1,4 +1,4 @@
-"""Which questions a process answers, and in which order: those about one picture stand together."""
+"""Sharding of questions over processes, and their order: questions about one image are adjacent."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _NAMES = ("imageId", "image_id", "img_id", "image_name", "image_path", "image_so
 def local_questions(
     places: Sequence[int], requests: Sequence[Instance], task_dict: Mapping[str, Any], processes: DistributedContext
 ) -> list[int]:
-    """This process's part of some places in the requests.
+    """This process's shard of the request indices.
 
-    Which of them are about one picture is guessed from the data as they are stored, since opening every picture twice
-    would take longer than it saves. A wrong guess costs time and changes no answer.
+    Questions about one image are recognized by the stored data, since opening every image twice would cost more than it
+    saves. A wrong guess costs time and changes no answer.
 
     Args:
-        places: of the requests to share.
+        places: indices of the requests to shard.
         requests: lmms-eval's, with (prompt, settings, visuals, number, task, split) as arguments.
-        task_dict: task → split → data set.
-        processes: who shares them.
+        task_dict: task → split → dataset.
+        processes: the processes that share them.
     """
     guesses: dict[tuple[str, str], Callable[[int], str]] = {}
     groups: dict[tuple[str, str], list[int]] = {}
@@ -44,7 +44,7 @@ def local_questions(
 
 
 def _guess(documents: Any) -> Callable[[int], str]:
-    """Number of a question → something that is the same for questions about one picture."""
+    """Number of a question → something that is the same for questions about one image."""
     import datasets
 
     features = getattr(documents, "features", None) or {}

@@ -1,7 +1,7 @@
-"""Answers that were made elsewhere, scored as if our model had given them: `clips-bench score`.
+"""Scoring of precomputed answers like those of a model: `clips-bench score`.
 
-`benchmarks.tasks.mllm.answers` reads the file, `benchmarks.tasks.mllm.matching` finds each answer's question, and what
-an answer brings along of its question is compared with the data before anything is scored.
+`benchmarks.tasks.mllm.answers` reads the file, `benchmarks.tasks.mllm.matching` finds each answer's question, and the
+fields of an answer that describe its question are checked against the data before scoring.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from clips.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
-    """Score answers that were made elsewhere, without a model.
+    """Score precomputed answers, without a model.
 
     Args:
-        task: a benchmark of `clips-bench list` that asks a LLaVA, any task of lmms-eval's, or the path of one's own.
-        answers: JSON lines: ours, LLaVA's, or lmms-eval's samples.
-        data: a directory in the hub's layout, as for `clips-bench run`.
+        task: a benchmark of `clips-bench list` for a LLaVA, any task of lmms-eval, or the path of a custom task.
+        answers: JSON lines: this suite's, LLaVA's, or lmms-eval's samples.
+        data: a directory in the Hub's structure, as for `clips-bench run`.
         results: directory of the result files.
         row: the name of the answers in the table.
         name: the benchmark's column; by default the task's name, or its file's.
-        questions: LLaVA's file of the questions (``llava_pope_test.jsonl``), where only it tells the picture of each.
-        partial: score what belongs together where questions have no answer, or answers no question; both are counted,
-            and the protocol states which questions were answered.
+        questions: LLaVA's file of the questions (``llava_pope_test.jsonl``), if only it names the image of each.
+        partial: score the matching pairs if questions have no answer, or answers no question; both are counted, and the
+            protocol states the answered questions.
         scale: as for `clips-bench run`.
-        without: metrics of lmms-eval's that are not to be computed.
+        without: lmms-eval's metrics to skip.
         judge_model: as for `clips-bench run`.
         judge_url: as for `clips-bench run`.
         judge_key_env: as for `clips-bench run`.
@@ -82,8 +82,8 @@ def run_score(config: ScoreConfig) -> None:
     """Match, score and store a result like any other, whose model is the file.
 
     Raises:
-        UserError: an unknown task, a malformed file, questions without an answer, answers without a question, or what
-            the file says of its questions contradicts the data.
+        UserError: an unknown task, a malformed file, questions without an answer, answers without a question, or the
+            file's questions contradict the data.
     """
     benchmark = config.benchmark
     entry = get_benchmark(config.task)
@@ -106,7 +106,7 @@ def run_score(config: ScoreConfig) -> None:
     about: Entries = {"prompt": "made elsewhere", "decoding": "made elsewhere", "input_model": "answers made elsewhere"}
     if len(numbers) < len(docs):
         about["answered"] = hashlib.sha256(str(numbers).encode()).hexdigest()[:16]
-    writable_directory(config.results)  # before a judge is asked for what could not be stored
+    writable_directory(config.results)  # before a judge is called for answers that could not be stored
     outcome = evaluate_task(
         RecordedAnswersModel({place: found.places[number].text for place, number in enumerate(numbers)}),
         benchmark,
@@ -136,7 +136,7 @@ def run_score(config: ScoreConfig) -> None:
 
 
 def _counted(found: Match, questions: int) -> str:
-    """How many answers found a question which way, and what is left on either side."""
+    """Number of answers matched by each normalization, and the unmatched ones on either side."""
     left = f"{len(found.strangers):,} answers without a question, {found.unanswered:,} questions without an answer"
     return f"{len(found.places):,} of {questions:,} questions answered ({found.told()}); {left}"
 
@@ -144,15 +144,15 @@ def _counted(found: Match, questions: int) -> str:
 def refuse_contradictions(
     places: Mapping[int, Answer], docs: Sequence[Mapping[str, Any]], task: Any, file: str
 ) -> None:
-    """Compare what lmms-eval's samples say of their questions with the data: other data, or another order, differ.
+    """Check the question fields of lmms-eval's samples against the data; other data, or another order, differ.
 
-    Compared are ``target`` with the task's, the texts and numbers of ``doc`` with the row's, and ``input`` with the
-    question's words and with the task's prompts: a text that is the prompt of another question and does not contain
-    this one's. Texts are compared without regard to case, articles and the like, numbers by their values. ``doc_hash``
-    tells nothing: lmms-eval 0.7 writes the hash of ``null`` into every sample.
+    ``target`` is compared with the task's, the strings and numbers of ``doc`` with the row's, and ``input`` with the
+    question's text and the task's prompts: it differs if it is the prompt of another question and does not contain this
+    one's. Strings are compared without case, articles and punctuation, numbers by value. ``doc_hash`` is useless:
+    lmms-eval 0.7 writes the hash of ``null`` into every sample.
 
     Raises:
-        UserError: naming how many contradict the data, and the first of them.
+        UserError: the message counts the contradictions and names the first.
     """
     given = any(answer.input is not None for answer in places.values())
     prompts = [_prompt(task, doc) for doc in docs] if given else [""] * len(docs)
@@ -173,7 +173,7 @@ def refuse_contradictions(
 def _compared(
     answer: Answer, doc: Mapping[str, Any], task: Any, prompt: str, prompts: Collection[str]
 ) -> Iterator[tuple[str, object, object]]:
-    """(what, in the file, in the data) of all that both sides have."""
+    """(field, in the file, in the data) of all fields that both sides have."""
     for name, theirs in (answer.doc or {}).items():
         ours = doc.get(name)
         if isinstance(theirs, str | int | float) and isinstance(ours, str | int | float):
@@ -185,12 +185,12 @@ def _compared(
     given, question = loosest(answer.input), loosest(str(doc.get("question", "")))
     if question and question in prompt:
         yield "input", question if question in given else answer.input, question
-    if prompt and prompt not in given and given in prompts:  # else a prompt for another model, in other words
+    if prompt and prompt not in given and given in prompts:  # else a prompt of another model, with other wording
         yield "input", answer.input, _of_task(task.doc_to_text, doc)
 
 
 def _equal(theirs: object, ours: object) -> bool:
-    """Whether a value of the file is that of the data; lmms-eval writes numbers as texts, too."""
+    """Whether a value of the file equals that of the data; lmms-eval writes numbers as strings, too."""
     if loosest(str(theirs)) == loosest(str(ours)):
         return True
     texts = isinstance(theirs, str) and isinstance(ours, str)
@@ -212,7 +212,7 @@ def _prompt(task: Any, doc: Mapping[str, Any]) -> str:
 
 
 def _of_task(function: Any, doc: Mapping[str, Any]) -> Any:
-    """What a task's function makes of a question; None where it wants the image, which is not looked at here."""
+    """The result of a task's function for a question; None if it needs the image, which is not read here."""
     try:
         return function(dict(doc))
     except Exception:

@@ -1,4 +1,4 @@
-"""The pictures of a task's questions: what is kept of them, and how they are called."""
+"""The images of a task's questions: their records and names."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from benchmarks.tasks.evaluation import MAX_THUMBNAILS, thumbnail
 
 @dataclass(frozen=True)
 class QuestionImage:
-    """What is kept of a question's first picture.
+    """The record of a question's first image.
 
     Args:
-        name: hash of its pixels; questions about the same picture share it.
-        thumbnail: a small JPEG, for the first question about it only, and of so many pictures only.
+        name: hash of its pixels; questions about the same image share it.
+        thumbnail: a small JPEG, only for the first question about the image, and only for a limited number of images.
     """
 
     name: str
@@ -26,18 +26,18 @@ class QuestionImage:
 
 
 def image_hash_name(picture: Image) -> str:
-    """A name made of a picture's pixels as a model sees them: the same wherever it comes from."""
-    rgb = picture.convert("RGB")  # the bytes of a picture with a palette do not tell its colors
+    """A name derived from an image's decoded pixels, independent of its origin."""
+    rgb = picture.convert("RGB")  # the bytes of a palette image do not determine its colors
     content = f"{rgb.mode}{rgb.size}".encode() + rgb.tobytes()
     return hashlib.sha256(content).hexdigest()[:16]
 
 
 def first_images(task: Any, numbers: Sequence[int]) -> Mapping[int, QuestionImage]:
-    """Question number → its first picture, for models that keep none; of those questions that have one.
+    """Question index → its first image, for models that record none; only questions with an image.
 
     Args:
         task: lmms-eval's task with its data.
-        numbers: of the questions.
+        numbers: indices of the questions.
     """
     found: dict[int, QuestionImage] = {}
     seen: set[str] = set()

@@ -1,7 +1,7 @@
-"""How each task's metrics follow from lmms-eval's samples.
+"""Computation of each task's metrics from lmms-eval's samples.
 
-A task listed in ``TASK_METRICS`` has a function that adds the columns its metrics need; for any other task a metric is
-the mean of its per-sample numbers wherever that agrees with lmms-eval's own value.
+A task listed in ``TASK_METRICS`` has a function that adds the columns of its metrics; for any other task a metric is
+the mean of its per-sample numbers if that agrees with lmms-eval's own value.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _ORDERS = (1, 2, 3, 4)
 
 @dataclass(frozen=True, kw_only=True)
 class TaskMetrics:
-    """How a task's metrics are computed.
+    """The definition of a task's metrics.
 
     Args:
-        columns: (samples, per-picture caption scores) → column → (N,) values.
+        columns: (samples, per-image caption scores) → column → (N,) values.
         metrics: lmms-eval's metric name → spec.
         primary: for the main table.
-        score: the column that is each item's part in the first primary metric.
-        extra: metrics of ours beside lmms-eval's, computed from the items alone; absent where ``columns`` gives no
-            such column of these data.
-        blind: samples → the columns, had the answers been made without looking.
+        score: the column with each item's contribution to the first primary metric.
+        extra: metrics in addition to lmms-eval's, computed from the items alone; absent if ``columns`` yields no such
+            column for these data.
+        blind: samples → the columns of the trivial baselines.
     """
 
     columns: Callable[[Sequence[Sample], ImageCaptionScores], Mapping[str, Any]]
@@ -83,7 +83,9 @@ def _mmvet(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any
 
 
 def _llava_bench(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
-    """The judge's marks, of 10, for the reference answer and for ours, the latter times 100; 0 outside a kind."""
+    """The judge's grades, out of 10, for the reference answer and for the model's, the latter times 100; 0 outside a
+    category.
+    """
     columns: dict[str, Any] = {}
     for kind in _LLAVA_BENCH:
         of_kind = [kind == "all" or sample["doc"]["category"] == kind for sample in samples]
@@ -102,7 +104,7 @@ def _ocrbench(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, 
 
 
 def _seed(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
-    """1 where the letter is right; for each kind of question NaN outside it."""
+    """1 where the letter is right; per question category NaN outside it."""
     right = [float(_seed_right(sample["seed_all"])) for sample in samples]
     columns = {"correct": np.array(right)}
     for kind in ("image", "video"):
@@ -111,7 +113,7 @@ def _seed(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]
 
 
 def _seed_blind(samples: Sequence[Sample]) -> ChanceLevels:
-    """Guesses, for each kind of question NaN outside it."""
+    """Uniform guesses, per question category NaN outside it."""
     guessed = chance_levels.chance_over_options(chance_levels.count_seedbench_options, "correct")(samples)[CHANCE][
         "correct"
     ]
@@ -138,7 +140,7 @@ def _captions(samples: Sequence[Sample], scores: ImageCaptionScores) -> Mapping[
 
 
 def caption_columns(ids: Sequence[int], scores: ImageCaptionScores) -> Mapping[str, Any]:
-    """The item columns that `caption_metrics` need, of the pictures ``ids``."""
+    """The item columns that `caption_metrics` need, of the images ``ids``."""
     counts = np.array([scores.bleu[index] for index in ids], float)
     names = [f"bleu_{what}{n}" for what in ("matched", "possible") for n in _ORDERS] + ["length", "reference_length"]
     return {
@@ -300,7 +302,7 @@ TASK_METRICS: dict[str, TaskMetrics] = {
         columns=_seed,
         metrics={
             "seed_all": MetricSpec(label="accuracy", columns=("correct",)),
-            "seed_image": MetricSpec(label="accuracy (pictures)", columns=("on_images",)),
+            "seed_image": MetricSpec(label="accuracy (images)", columns=("on_images",)),
             "seed_video": MetricSpec(label="accuracy (videos)", columns=("on_videos",)),
         },
         extra={},
@@ -339,14 +341,14 @@ def default_task_metrics(
     directions: Mapping[str, bool],
     scale: float | None = None,
 ) -> TaskMetrics:
-    """A reader for a task that is not listed: each metric is tried as the mean of its per-sample numbers.
+    """Column functions of an unlisted task: each metric is tried as the mean of its per-sample numbers.
 
     Args:
-        samples: lmms-eval's.
-        values: name of a metric → lmms-eval's number, None where it gives none.
-        directions: of them, whether higher is better; hallucinations and errors are better few.
-        scale: what to multiply them by to show them; by default 100 for those of which all numbers are from 0 to 1 and
-            higher is better: a number of errors may lie there by chance.
+        samples: lmms-eval's logged samples.
+        values: metric → lmms-eval's number, None if it has none.
+        directions: metric → whether higher is better; not for hallucinations and errors.
+        scale: display factor; by default 100 for metrics with all numbers from 0 to 1 and higher is better: error
+            counts may be in that range by chance.
     """
     names = list(values)
     found = {name: [_number(sample.get(name)) for sample in samples] for name in names}
@@ -359,7 +361,7 @@ def default_task_metrics(
                 formula="mean" if name in usable else None,
                 columns=(f"score_{name}",) if name in usable else (),
                 scale=scale or (1.0 if directions.get(name) is False else _scale([*found[name], values[name]])),
-                higher_is_better=directions.get(name) is not False,  # None where the definition does not say
+                higher_is_better=directions.get(name) is not False,  # None if the definition does not state it
             )
             for name in names
         },

@@ -1,4 +1,4 @@
-"""Every dataset format that the suite reads: one entry each, with a reader for each kind of record that it yields.
+"""Every dataset format that the suite reads: one entry each, with a reader for each record type that it yields.
 
 To add one: a function from `Location` to `Dataset` in a module of this package, and an entry in ``FORMATS``. Training
 of encoders, training of LLaVAs and the benchmarks take their data from here.
@@ -34,15 +34,15 @@ class Format:
     """One format. Functions are named as ``module:function`` of this package, and imported when they are called.
 
     Args:
-        about: what it is, in a few words.
-        fits: whether what lies there looks like it; empty where that cannot be told.
+        about: a short description.
+        fits: detects the format of a path; empty if it cannot be detected.
         captions: yields images with captions.
         conversations: yields conversations about images.
         classes: yields images with one class each.
-        pairs: yields images with captions that fit and captions that nearly fit.
+        pairs: yields images with right captions and near-miss captions.
         takes: the fields of `DatasetSpec` that it reads, besides path and format.
-        source: the class that training reads samples of it with, by random access; empty: all captions are listed.
-        web: where training finds its short web caption if the config does not say.
+        source: the class for training, with random access; empty: all captions are listed.
+        web: the default location of its short web caption in training.
         synthetic: the same of its long synthetic caption, or of several.
     """
 
@@ -63,14 +63,14 @@ class Format:
         return bool(self.source or self.captions)
 
     def reader(self, kind: Kind) -> Callable[[Location], Dataset[Any]]:
-        """What reads records of a kind."""
+        """The readers of a record type."""
         return _function(getattr(self, kind))
 
 
 _COLUMNS: dict[str, Any] = {"web": "web_caption", "synthetic": "synthetic_caption"}
 FORMATS: dict[str, Format] = {
     "webdataset": Format(
-        about="WebDataset tar shards, CLIP_benchmark's included: in a folder a split or in one",
+        about="WebDataset tar shards, CLIP_benchmark's included: in a directory a split or in one",
         fits="tar_shards:is_webdataset",
         captions="tar_shards:read_captions",
         conversations="tar_shards:read_conversations",
@@ -98,7 +98,7 @@ FORMATS: dict[str, Format] = {
         takes=("images",),
     ),
     "urban1k": Format(
-        about="Urban-1k: folders caption and image",
+        about="Urban-1k: directories caption and image",
         fits="long_captions:is_urban1k",
         captions="long_captions:read_urban1k",
         takes=("images",),
@@ -198,7 +198,7 @@ FORMATS: dict[str, Format] = {
         takes=("images",),
     ),
     "folders": Format(
-        about="a folder of images for each class",
+        about="a directory of images for each class",
         fits="classes:is_folders",
         classes="classes:read_folders",
         takes=("split",),
@@ -211,11 +211,11 @@ FORMATS: dict[str, Format] = {
         about="Winoground: parquet, or examples.jsonl and its images", pairs="pairs:read_winoground", takes=("images",)
     ),
 }
-"""In the order in which they are tried: those that would fit another's data too come after it."""
+"""In the order of detection: formats that would also match another's data come later."""
 
 
 def formats_of(kind: Kind) -> dict[str, Format]:
-    """The formats that yield records of a kind, in the order in which they are tried."""
+    """The formats that yield a record type, in the order of detection."""
     return {name: entry for name, entry in FORMATS.items() if getattr(entry, kind)}
 
 
@@ -228,10 +228,10 @@ def read_dataset(spec: DatasetSpec, kind: Literal["classes"]) -> Dataset[Classif
 @overload
 def read_dataset(spec: DatasetSpec, kind: Literal["pairs"]) -> Dataset[Pair]: ...
 def read_dataset(spec: DatasetSpec, kind: Kind) -> Dataset[Any]:
-    """The records of a dataset, by the format that the spec names or that fits.
+    """The records of a dataset, by the format that the spec names or that is detected.
 
     Raises:
-        UserError: nothing is there, no format fits, or it reads no such setting; what is malformed is found while the
+        UserError: nothing is there, no format matches, or it does not support a setting; malformed data raise while the
             records are read.
     """
     name = spec.format or detect(spec, kind)
@@ -249,13 +249,13 @@ def read_dataset(spec: DatasetSpec, kind: Kind) -> Dataset[Any]:
 
 
 def detect(spec: DatasetSpec, kind: Kind) -> str:
-    """The first format of a kind that fits what lies there.
+    """The first format of a record type that matches the path.
 
     Raises:
-        UserError: nothing is there, or none fits.
+        UserError: nothing is there, or none matches.
     """
     if not Path(spec.path).exists():
-        raise UserError(f"{spec.path}: no such file or directory (a data set of the hub needs 'format: datasets')")
+        raise UserError(f"{spec.path}: no such file or directory (a dataset of the Hub needs 'format: datasets')")
     found, choices = Location(spec), formats_of(kind)
     for name, entry in choices.items():
         if entry.fits and _function(entry.fits)(found):

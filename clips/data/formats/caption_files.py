@@ -1,4 +1,4 @@
-"""Captions in JSON or in lines of text beside a folder of images: the usual formats of COCO, Flickr30k, Flickr8k."""
+"""Captions in JSON or in lines of text next to a directory of images: the formats of COCO, Flickr30k, Flickr8k."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def is_karpathy(found: Location) -> bool:
 
 
 def read_karpathy(found: Location) -> Dataset[Captioned]:
-    """Karpathy's splits of COCO, Flickr30k and Flickr8k; captions as people wrote them (``raw``).
+    """Karpathy's splits of COCO, Flickr30k and Flickr8k; the unprocessed captions (``raw``).
 
     A directory stands for the one ``dataset_*.json`` in it.
     """
@@ -98,7 +98,7 @@ def is_jsonl(found: Location) -> bool:
 
 
 def read_jsonl(found: Location) -> Dataset[Captioned]:
-    """Objects with ``image`` or ``images`` and ``caption`` or ``captions``: what the suite itself writes.
+    """Objects with ``image`` or ``images`` and ``caption`` or ``captions``: this suite's own format.
 
     ``captions`` may be an object from a language to its captions.
     """

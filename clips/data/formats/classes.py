@@ -1,4 +1,4 @@
-"""Images with one class each: a folder a class, or a dataset of Hugging Face's with a column of classes."""
+"""Images with one class each: a directory a class, or a dataset of Hugging Face's with a column of classes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from clips.data.lazy_images import FileImage, ImageColumn, TableImage
 from clips.errors import UserError
 
 CLASS_NAMES = "classnames.txt"
-"""Beside the data: the name of each class, a line each; goes before any other names."""
-_NOTES = {"", ".txt", ".md", ".json", ".csv"}  # what datasets say of themselves beside their class folders
+"""Next to the data: the name of each class, a line each; goes before any other names."""
+_NOTES = {"", ".txt", ".md", ".json", ".csv"}  # metadata files that datasets place next to their class directories
 _WORDNET = re.compile(r"n\d{8}")
 _LABELS = ("label", "labels", "cls")
 
@@ -26,17 +26,17 @@ def is_folders(found: Location) -> bool:
 
 
 def read_folders(found: Location) -> Dataset[Classified]:
-    """A folder of images for each class, in a folder for each split or, for ``test``, in the directory itself."""
+    """A directory of images for each class, in a directory for each split or, for ``test``, in the directory itself."""
     folder = found.path / found.asked.split
     if not folder.is_dir():
         if found.asked.split != "test":
-            raise UserError(f"{found.path}: has no split '{found.asked.split}' (expected a folder of that name)")
+            raise UserError(f"{found.path}: has no split '{found.asked.split}' (expected a directory of that name)")
         folder = found.path
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not names:
-        raise UserError(f"{folder}: expected .tar shards, parquet files or a folder of images for each class")
+        raise UserError(f"{folder}: expected .tar shards, parquet files or a directory of images for each class")
     beside = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-    skipped = Counter(f"{_kind(path)} beside the class folders" for path in beside if path.suffix not in _NOTES)
+    skipped = Counter(f"{_kind(path)} next to the class directories" for path in beside if path.suffix not in _NOTES)
     records = []
     for number, name in enumerate(names):
         there = [path for path in (folder / name).iterdir() if not path.name.startswith(".")]
@@ -67,7 +67,7 @@ def listed(skipped: Mapping[str, int]) -> str:
 
 
 def _names_of_folders(folder: Path, names: list[str]) -> list[str]:
-    """What class folders are called in prompts; ImageNet's are WordNet numbers, whose order is that of its classes."""
+    """Class names from directory names; ImageNet's are WordNet ids, in the order of its classes."""
     if not all(map(_WORDNET.fullmatch, names)):
         return [name.replace("_", " ") for name in names]
     if len(names) == 1000:
@@ -79,7 +79,7 @@ def _names_of_folders(folder: Path, names: list[str]) -> list[str]:
     named = any((place / CLASS_NAMES).is_file() for place in (folder, folder.parent))
     if not named:
         raise UserError(
-            f"{folder}: its folders are WordNet numbers; expected {CLASS_NAMES} beside it, one line a folder"
+            f"{folder}: its directories are WordNet numbers; expected {CLASS_NAMES} next to it, one line a directory"
         )
     return names
 

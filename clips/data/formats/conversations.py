@@ -1,7 +1,7 @@
 """Conversations about images: LLaVA's JSON, COCO-QA, and rows of ``datasets``, parquet or JSON.
 
-What is said is read at once; images stay where they are. Those inside a table are read by row: from a directory of
-``datasets`` by memory map, from parquet out of copies of row groups, which a cache keeps.
+The text is read eagerly; images are read lazily. Those inside a table are read by row: from a directory of ``datasets``
+by memory map, from parquet through cached copies of row groups.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ _HELD_OUT_ONE_IN = 5
 
 
 def is_held_out(photo: str) -> bool:
-    """Whether the photo with this file name belongs to COCO-QA's held-out fifth, on which nothing is trained.
+    """Whether the photo with this file name belongs to COCO-QA's held-out fifth, which no training uses.
 
-    One rule for training and for the benchmark: it looks at the name alone, so that all questions about one photo fall
-    on one side, and adding photos moves none.
+    One rule for training and for the benchmark: it depends on the name alone, so that all questions about one photo are
+    in one split, and adding photos moves none.
     """
     return int.from_bytes(hashlib.sha256(photo.encode()).digest()[:8], "big") % _HELD_OUT_ONE_IN == 0
 
@@ -99,10 +99,10 @@ def read_cocoqa(found: Location) -> Dataset[Conversation]:
 
 
 def read_rows(found: Location) -> Dataset[Conversation]:
-    """Rows with messages or conversations in either form, and images or image: bytes, paths, or none.
+    """Rows with messages or conversations in either format, and images or image: bytes, paths, or none.
 
     Raises:
-        UserError: a file is missing or broken, of no known kind, or lacks the columns.
+        UserError: a file is missing or broken, of no known format, or lacks the columns.
     """
     return Dataset(records=_saved(found) if is_saved(found.path) else _in_files(found), split=found.asked.split)
 
@@ -120,7 +120,7 @@ def _in_files(found: Location) -> Iterator[Conversation]:
 
 
 def _files(found: Location) -> list[Path]:
-    """A directory's files are those that ``datasets`` would read of the split, as of a dataset on the hub."""
+    """A directory's files are those that ``datasets`` would read of the split, as of a dataset on the Hub."""
     path = found.path
     if not path.is_dir():
         return local_files(found.asked.path)
@@ -132,10 +132,10 @@ def _files(found: Location) -> list[Path]:
 
 
 def local_files(path: str) -> list[Path]:
-    """The files or the directory that a ``path`` with or without ``{000..127}`` names.
+    """The files or the directory of a ``path`` with or without ``{000..127}``.
 
     Raises:
-        UserError: one of them is not there, or is not on this machine.
+        UserError: one of them does not exist, or is not local.
     """
     if is_remote(path):
         raise UserError(f"{path}: expected files of this machine; copy them here first")
@@ -172,7 +172,7 @@ def _parquet(file: Path, root: Path, cache_gb: float) -> Iterator[Conversation]:
         kept = ImageColumn(ParquetRows([str(file.resolve())], cache).select_columns([column]), column, str(file), root)
         leaves = [leaf.path for leaf in map(reader.schema.column, range(len(reader.schema)))]
         paths = [leaf for leaf in leaves if leaf.startswith(f"{column}.") and leaf.endswith(".path")]
-        wanted += paths or [column]  # of images with paths those tell how many there are: no need to read any
+        wanted += paths or [column]  # for images with paths these give their number: no need to read any
     with library_errors_as_user_errors(f"{file}: cannot be read as parquet"):
         batches = iter_record_batches(str(file), file, columns=wanted, footer=reader.metadata)
         yield from _of_batches(batches, said, kept, file.name, str(file))
@@ -192,7 +192,7 @@ def _saved(found: Location) -> Iterator[Conversation]:
 
 @dataclasses.dataclass(frozen=True)
 class _OneByOne:
-    """A dataset in Arrow's format, by the row as plain objects."""
+    """A dataset in Arrow's format, by row as plain objects."""
 
     rows: Any
 
@@ -225,7 +225,7 @@ def _conversation(where: str, name: str, said: Any, images: list[Any]) -> Conver
 
 
 def _paths_of_rows(column: Any) -> list[list[str | None]]:
-    """For each image of each row its path, None if the image is in the row; images themselves are not touched."""
+    """The path of each image of each row, None if the image is in the row; images are not read."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -246,10 +246,10 @@ def _paths(values: Any) -> list[str | None]:
 
 
 def _columns(names: Iterable[str], where: str) -> tuple[str, str]:
-    """The columns of what is said and of the images; the latter may be missing.
+    """The columns of the text and of the images; the latter may be missing.
 
     Raises:
-        UserError: nothing is said.
+        UserError: there is no text column.
     """
     found = list(names)
     said = next((name for name in CONVERSATION_KEYS if name in found), None)

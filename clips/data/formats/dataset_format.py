@@ -1,4 +1,4 @@
-"""What is asked for of a dataset, what lies on the disk, and the records that its format yields."""
+"""The specification of a dataset, its location on disk, and the records that its format yields."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from clips.errors import UserError, unknown_name_error
 ALL = "all"
 """As a split: every one that there is."""
 WHOLE = "taken whole"
-"""What a protocol says where there are no splits."""
+"""The split's name in protocols of datasets without splits."""
 IMAGE = "<image>"
-"""Stands for an image in what is said."""
+"""Placeholder of an image in the text."""
 
 Record = TypeVar("Record")
 Box = tuple[int, int, int, int]
@@ -26,18 +26,18 @@ Box = tuple[int, int, int, int]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
-    """A dataset that is asked for.
+    """The specification of a dataset.
 
     Args:
-        path: a file, a directory, or with the format ``datasets`` a name on the hub.
-        format: a name in ``FORMATS``; None: whichever fits what lies there.
-        split: of formats that have any; ``all`` takes every one.
-        images: folder of the images, for files that name them.
-        language: of data in several languages.
+        path: a file, a directory, or with the format ``datasets`` a name on the Hub.
+        format: a name in ``FORMATS``; None detects it.
+        split: for formats with splits; ``all`` reads every split.
+        images: directory of the images, for files that name them.
+        language: for multilingual data.
         subset: a hub dataset's configuration (``datasets``).
-        image_column: where the images are, or their names (``datasets``, ``table``).
-        caption_columns: where the captions are (likewise); one that holds lists, or several.
-        cache_gb: how much room copies of images in streamed tables may take on this disk.
+        image_column: column of the images or their names (``datasets``, ``table``).
+        caption_columns: columns of the captions (likewise); one column of lists, or several.
+        cache_gb: limit of the disk cache for images of streamed tables.
     """
 
     path: str
@@ -53,7 +53,7 @@ class DatasetSpec:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Captioned:
-    """Images, and captions each of which is right for all of them (a list of texts, checked by whoever takes them)."""
+    """Images, and captions that are right for all of them (a list of strings, checked by the caller)."""
 
     images: Sequence[LazyImage]
     captions: Any
@@ -73,8 +73,8 @@ class Conversation:
 
     Args:
         name: for messages about it.
-        images: where its images are.
-        turns: who says what.
+        images: its images.
+        turns: its messages.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Conversation:
 
     @property
     def text(self) -> str:
-        """What is said, without who says it: for a tokenizer to learn from."""
+        """The text without roles, for tokenizer training."""
         return " ".join(turn.content for turn in self.turns)
 
 
@@ -111,13 +111,13 @@ class ImageRegion:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pair:
-    """Captions for one image or two, some of which nearly fit. Letters: P images, C captions.
+    """Captions for one image or two, including near-miss captions. Letters: P images, C captions.
 
     Args:
         name: unique within the dataset.
-        kind: how the wrong captions differ; empty where not stated.
+        kind: category of the wrong captions; empty if not stated.
         pictures: (P,) images.
-        captions: (C,) captions; caption i < P is of image i, those behind are of none.
+        captions: (C,) captions; caption i < P is of image i, the others match no image.
     """
 
     name: str
@@ -128,14 +128,14 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dataset(Generic[Record]):
-    """What a format finds.
+    """A dataset as read by its format.
 
     Args:
-        records: read as they are iterated; what is malformed is found then.
-        split: which split that is; `WHOLE` where there are none.
-        classes: of classification data: the format's own names of the classes.
-        named_by: where those names are from, in words.
-        skipped: kind of file → how many are left out.
+        records: read while iterated; malformed records raise then.
+        split: the split; `WHOLE` if there are none.
+        classes: the format's own class names, for classification data.
+        named_by: source of those names, as text.
+        skipped: file type → number of skipped files.
     """
 
     records: Iterable[Record]
@@ -147,7 +147,7 @@ class Dataset(Generic[Record]):
 
 @dataclasses.dataclass(frozen=True)
 class Location:
-    """A dataset that is asked for and what lies where it points to, read once and not before it is needed."""
+    """A dataset specification and its files on disk, read once and lazily."""
 
     asked: DatasetSpec
 
@@ -170,16 +170,16 @@ class Location:
         return self.file(name).name == name and self.file(name).is_file()
 
     def folder(self, *usual: str) -> Path:
-        """The folder of the images: the one that was asked for, else the first of the usual ones that is there.
+        """The directory of the images: the requested one, else the first existing default.
 
-        Those are beside the file that names the images; the last resort is that file's own directory.
+        The defaults are next to the file that names the images; the last one is that file's own directory.
 
         Raises:
-            UserError: the one that was asked for is no directory.
+            UserError: the requested one is no directory.
         """
         if self.asked.images:
             if not Path(self.asked.images).is_dir():
-                raise UserError(f"images: {self.asked.images}: expected the folder of the images; no such directory")
+                raise UserError(f"images: {self.asked.images}: expected the directory of the images; no such directory")
             return Path(self.asked.images)
         base = self.path if self.path.is_dir() else self.path.parent
         return next((base / name for name in usual if (base / name).is_dir()), base)
@@ -202,7 +202,7 @@ class Location:
         return read_json(self.path) if self.path.suffix == ".json" and not self.path.is_dir() else None
 
     def of_split(self, records: Iterable[tuple[str, Record]]) -> Iterator[Record]:
-        """The records of the split that was asked for, of (split, record). Raises UserError where there is none."""
+        """The records of the requested split, from (split, record). Raises UserError if there is none."""
         wanted, seen, taken = self.asked.split, set(), False
         for split, record in records:
             seen.add(split)
@@ -213,7 +213,7 @@ class Location:
             raise unknown_name_error(wanted, seen, f"split of {self.path}")
 
     def language(self, available: Iterable[str]) -> str:
-        """The language that was asked for. Raises UserError where none was, or it is not among those available."""
+        """The requested language. Raises UserError if it is missing or not among those available."""
         known = list(available)
         if self.asked.language is None:
             listed = ", ".join(itertools.islice(sorted(known), 60))

@@ -1,6 +1,6 @@
-"""Data sets of long captions, as their authors publish them.
+"""Datasets of long captions, in their authors' formats.
 
-What is read follows those who measured on them first: Long-CLIP (``eval/retrieval/Urban1k.py``,
+The readers follow the first publications that evaluated on them: Long-CLIP (``eval/retrieval/Urban1k.py``,
 ``train/sharegpt4v.py``) for Urban-1k and ShareGPT4V, DCI's own ``get_extended_caption``, the README files of DOCCI and
 ImageInWords.
 """
@@ -19,7 +19,7 @@ _DOCCI, _IIW = "docci_descriptions.jsonlines", "data.jsonl"
 
 
 def is_urban1k(found: Location) -> bool:
-    """Folders ``caption`` and ``image``."""
+    """Directories ``caption`` and ``image``."""
     return "caption" in found.names and bool({"image", "images"} & found.names)
 
 
@@ -41,7 +41,7 @@ def is_sharegpt4v(found: Location) -> bool:
 
 
 def read_sharegpt4v(found: Location) -> Dataset[Captioned]:
-    """The first 1,000 as the split ``test``, which Long-CLIP kept out of its training; or ``all``."""
+    """The first 1,000 as the split ``test``, which Long-CLIP excluded from training; or ``all``."""
     root = found.folder("data", "images")
     return Dataset(records=_sharegpt4v(found, root), split=found.asked.split)
 
@@ -95,7 +95,7 @@ def _iiw(found: Location, root: Path) -> Iterator[Captioned]:
 
 
 def is_dci(found: Location) -> bool:
-    """``splits.json`` beside ``annotations`` and ``photos``."""
+    """``splits.json`` next to ``annotations`` and ``photos``."""
     return {"splits.json", "annotations", "photos"} <= found.names
 
 
@@ -111,7 +111,7 @@ def _dci(found: Location, root: Path) -> Iterator[tuple[str, Captioned]]:
         raise UserError(f"{found.path / 'splits.json'}: expected an object from a split to its annotations")
     for split, files in splits.items():
         if found.asked.split not in {split, ALL}:
-            yield from ((split, Captioned([], [])) for _ in files[:1])  # named where the split asked for is not there
+            yield from ((split, Captioned([], [])) for _ in files[:1])  # listed if the requested split does not exist
             continue
         for file in files:
             path = found.path / "annotations" / file

@@ -1,7 +1,7 @@
-"""Data sets in several languages, as their authors and CLIP_benchmark keep them; ``language`` chooses one.
+"""Multilingual datasets in the formats of their authors and of CLIP_benchmark; ``language`` selects one.
 
-CLIP_benchmark's readers (``crossmodal3600.py``, ``flickr30k_200.py``, ``xtd200.py``, ``multilingual_mscoco.py``) say
-which files there are.
+CLIP_benchmark's readers (``crossmodal3600.py``, ``flickr30k_200.py``, ``xtd200.py``, ``multilingual_mscoco.py``) define
+the files.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ def is_paired(found: Location) -> bool:
 
 
 def read_paired(found: Location) -> Dataset[Captioned]:
-    """What CLIP_benchmark writes for one language of these (``flickr30k_200-deu_Latn.json``).
+    """CLIP_benchmark's file for one language of these (``flickr30k_200-deu_Latn.json``).
 
-    Its paths are those of the machine that wrote it; of each the name is kept, in the folder of the images.
+    Its paths are those of the machine that wrote it; only the file names are used, in the directory of the images.
     """
     paths, captions = found.json["image_paths"], found.json.get("annotations")
     if not isinstance(paths, list) or not isinstance(captions, list) or len(paths) != len(captions):

@@ -18,7 +18,7 @@ _WINOGROUND = ("caption_0", "caption_1")
 
 
 def read_jsonl(found: Location) -> Dataset[Pair]:
-    """JSON lines of {image, caption, negative, kind}; ``negative`` is a text or several."""
+    """JSON lines of {image, caption, negative, kind}; ``negative`` is a string or a list."""
     path, root = found.path, found.folder()
 
     def pairs() -> Iterator[Pair]:
@@ -28,7 +28,7 @@ def read_jsonl(found: Location) -> Dataset[Pair]:
             wrong = [negative] if isinstance(negative, str) else negative
             where = f"{path} line {line}"
             if not isinstance(wrong, list) or not wrong or not all(isinstance(text, str) and text for text in wrong):
-                raise UserError(f"{where}: negative: expected a text, or a list of texts, got {negative!r:.80}")
+                raise UserError(f"{where}: negative: expected a string, or a list of strings, got {negative!r:.80}")
             name = f"{number}/{row['image']}"
             yield _pair(name, str(row.get("kind", "")), root, row["image"], (row["caption"], *wrong))
 
@@ -36,7 +36,7 @@ def read_jsonl(found: Location) -> Dataset[Pair]:
 
 
 def read_sugarcrepe(found: Location) -> Dataset[Pair]:
-    """A JSON for each kind, number → {filename, caption, negative_caption}."""
+    """A JSON file per category, number → {filename, caption, negative_caption}."""
     root = found.folder("images")
 
     def pairs() -> Iterator[Pair]:
@@ -70,11 +70,11 @@ def read_aro(found: Location) -> Dataset[Pair]:
 
 
 def read_valse(found: Location) -> Dataset[Pair]:
-    """A JSON for each instrument, name → {image_file, dataset, caption, foil, mturk}.
+    """A JSON file per instrument, name → {image_file, dataset, caption, foil, mturk}.
 
-    Taken are the pairs of which at least two of three people chose the caption and not the foil, which is what the
-    authors call valid; a pair that nobody was asked about is taken. Images lie in the folder, or in one in it that is
-    called as the dataset which they are from.
+    Used are the valid pairs by the authors' definition: at least two of three annotators chose the caption and not the
+    foil; a pair without annotations is used. Images are in the directory, or in a subdirectory with the name of their
+    dataset.
     """
     root = found.folder("images")
 
@@ -96,7 +96,7 @@ def read_valse(found: Location) -> Dataset[Pair]:
 
 
 def read_winoground(found: Location) -> Dataset[Pair]:
-    """The hub's dataset: parquet with its images, or ``examples.jsonl`` with a folder of PNGs."""
+    """The Hub's dataset: parquet with its images, or ``examples.jsonl`` with a directory of PNGs."""
     if holds_rows(found.path):
         return Dataset(records=_winoground_rows(found))
     file, root = found.file("examples.jsonl"), found.folder("images")
@@ -158,5 +158,5 @@ def _list(file: Path) -> list[dict[str, Any]]:
 def _text(where: str, row: Mapping[str, Any], key: str) -> str:
     value = row.get(key)
     if not isinstance(value, str) or not value:
-        raise UserError(f"{where}: {key}: expected a text, got {value!r:.80}")
+        raise UserError(f"{where}: {key}: expected a string, got {value!r:.80}")
     return value

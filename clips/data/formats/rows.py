@@ -1,6 +1,6 @@
 """Tables with images or their names: datasets of the Hugging Face hub, of ``save_to_disk``, CSV, TSV and parquet files.
 
-``datasets`` reads those with the images in them, by random access; of a file that names images each row is read once.
+``datasets`` reads those with the images in them, by random access; files that name images are read once.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ def has_splits(directory: Path) -> bool:
 
 
 def holds_rows(directory: Path) -> bool:
-    """Whether a directory holds parquet files, or what ``save_to_disk`` wrote."""
+    """Whether a directory holds parquet files, or a dataset of ``save_to_disk``."""
     return is_saved(directory) or (directory.is_dir() and next(directory.rglob("*.parquet"), None) is not None)
 
 
 def is_datasets(found: Location) -> bool:
-    """Parquet files, or what ``save_to_disk`` wrote."""
+    """Parquet files, or a dataset of ``save_to_disk``."""
     return holds_rows(found.path)
 
 
 def open_rows(path: str, subset: str | None, split: str) -> Any:
-    """A ``datasets.Dataset``: of the hub, of a directory in the hub's layout, or of one that ``save_to_disk`` wrote.
+    """A ``datasets.Dataset``: of the Hub, of a directory in the Hub's structure, or of ``save_to_disk``.
 
-    Images stay the bytes or paths that they are: our own decoding is safer, and may shrink them on the way.
+    Images stay bytes or paths: this suite's decoder is safer, and may downscale while decoding.
 
     Raises:
         UserError: it is missing, broken or empty, or has no such split.
@@ -79,7 +79,7 @@ def undecoded(rows: Any) -> Any:
 
 
 def files_of_splits(path: str, subset: str | None = None) -> Mapping[str, Sequence[str]]:
-    """Split → its files, as ``datasets`` reads a directory or a dataset of the hub."""
+    """Split → its files, as ``datasets`` reads a directory or a dataset of the Hub."""
     import datasets
 
     return datasets.load_dataset_builder(path, subset).config.data_files or {}
@@ -106,14 +106,14 @@ def one_line_errors(path: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{path}: cannot be read as a data set ({error_reason(error)})") from None
+        raise UserError(f"{path}: cannot be read as a dataset ({error_reason(error)})") from None
     finally:
         if shown:
             datasets.enable_progress_bars()
 
 
 def read_datasets(found: Location) -> Dataset[Captioned]:
-    """Each row is an image of its own; its captions are a list in one column, or stand in several."""
+    """Each row is an image of its own; its captions are a list in one column, or are in several."""
     asked = found.asked
     data = open_rows(asked.path, asked.subset, asked.split)
     columns = _caption_columns(found, data.column_names)
@@ -133,7 +133,7 @@ def _as_list(cell: Any) -> list[Any]:
 
 
 def _caption_columns(found: Location, columns: Sequence[str]) -> list[str]:
-    """The columns that were asked for, else those that are called as captions are. Raises UserError where none is."""
+    """The requested columns, else those with usual names of caption columns. Raises UserError if there are none."""
     asked = found.asked
     for field, names in (("image_column", (asked.image_column,)), ("caption_columns", asked.caption_columns)):
         for name in names:
@@ -156,10 +156,10 @@ def is_table(found: Location) -> bool:
 
 
 def read_table(found: Location) -> Dataset[Captioned]:
-    """Each row names an image; its captions stand in one column, or in several, of which some may be empty.
+    """Each row names an image; its captions are in one column, or in several, of which some may be empty.
 
     Raises:
-        UserError: no such columns, or several of one name, a row without a caption, or it cannot be read.
+        UserError: no such columns, or several of one name, a row without a caption, or an unreadable file.
     """
     columns, rows = _opened(found.path)
     image = found.asked.image_column
@@ -177,7 +177,7 @@ def _named(
         if not (isinstance(row[image], str) and row[image]):
             raise UserError(
                 f"{found.path} row {number}: {image}: expected the name of an image file, got {row[image]!r:.40} "
-                "(of parquet files that hold the images themselves, give the folder)"
+                "(of parquet files that hold the images themselves, give the directory)"
             )
         texts = [cell for name in captions for cell in _as_list(row[name]) if cell is not None and cell != ""]
         if not texts:
@@ -186,7 +186,7 @@ def _named(
 
 
 def _opened(path: Path) -> tuple[list[str], Callable[[Sequence[str]], Iterator[Mapping[str, Any]]]]:
-    """The columns of a table, and the function of some of them that yields its rows."""
+    """The columns of a table, and a function that yields rows of some of them."""
     with library_errors_as_user_errors(f"{path}: cannot be read as a table"):
         if path.suffix == ".parquet":
             import pyarrow.parquet

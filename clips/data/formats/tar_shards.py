@@ -1,7 +1,7 @@
-"""WebDataset's tar shards: images beside JSON or text files of the same name.
+"""WebDataset's tar shards: images next to JSON or text files of the same name.
 
 Captions and classes are as CLIP_benchmark's reader and writer (``webdataset_builder.py``) have them: ``test/0.tar``,
-``test/1.tar`` and so on, their number in ``test/nshards.txt``, images beside a ``.txt`` with a caption a line or a
+``test/1.tar`` and so on, their number in ``test/nshards.txt``, images next to a ``.txt`` with a caption a line or a
 ``.cls``; or as the suite writes them, with ``captions`` in each JSON.
 """
 
@@ -25,7 +25,7 @@ from clips.errors import UserError
 from clips.jsontext import safe_json_loads
 from clips.model.loading import library_errors_as_user_errors
 
-_BESIDE = {"cls", "json", "txt", "key"}  # what WebDataset's writers put beside an image
+_BESIDE = {"cls", "json", "txt", "key"}  # metadata that WebDataset's writers add to an image
 _OTHER_FORMATS = {".json": "karpathy or coco"} | dict.fromkeys((".csv", ".tsv", ".jsonl", ".parquet"), "table")
 _DIGITS = re.compile(r"(\d+)")
 
@@ -52,12 +52,12 @@ def list_shards(path: str) -> list[str]:
 
 
 def is_webdataset(found: Location) -> bool:
-    """Shards in the directory, or in folders of splits."""
+    """Shards in the directory, or in directories of splits."""
     return any(next(found.path.glob(where), None) for where in ("*.tar", "*/*.tar"))
 
 
 def read_captions(found: Location) -> Dataset[Captioned]:
-    """The images that have a caption beside them."""
+    """The images that have a caption next to them."""
     folder, shards = _shards_of_split(found)
     records = (record for shard in shards for record in _captions(found.path, shard))
     return Dataset(records=records, split=WHOLE if folder == found.path else found.asked.split)
@@ -78,7 +78,7 @@ def _captions(root: Path, shard: Path) -> Iterator[Captioned]:
 
 
 def read_classes(found: Location) -> Dataset[Classified]:
-    """Images with the number of their class in a ``.cls`` beside them; all files are looked at before the first."""
+    """Images with their class index in a ``.cls`` file; all files are listed before the first record."""
     folder, shards = _shards_of_split(found)
     records, skipped = [], Counter[str]()
     for shard in shards:
@@ -88,7 +88,7 @@ def read_classes(found: Location) -> Dataset[Classified]:
                 skipped.update([] if suffix in _BESIDE else [f".{suffix}".lower()])
                 continue
             if f"{stem}.cls" not in index.members:
-                raise UserError(f"{shard}/{member}: expected {stem}.cls beside it, the number of its class")
+                raise UserError(f"{shard}/{member}: expected {stem}.cls next to it, the number of its class")
             content = index.read(f"{stem}.cls").decode("utf-8", "replace").strip()
             if not content.isdecimal():
                 raise UserError(f"{shard}/{stem}.cls: expected the number of one class, got {content!r:.40}")
@@ -105,7 +105,7 @@ def _parts(index: TarIndex) -> Iterator[tuple[str | None, str, str]]:
 
 
 def _shards_of_split(found: Location) -> tuple[Path, list[Path]]:
-    """The folder of the split (the directory itself where it has no such folders) and the shards in it."""
+    """The directory of the split (the directory itself where it has no such directories) and the shards in it."""
     folder = found.path / found.asked.split
     if not _shards(folder):
         if found.asked.split != "test":
@@ -123,7 +123,7 @@ def _shards_of_split(found: Location) -> tuple[Path, list[Path]]:
 
 
 def _shards(folder: Path) -> list[Path]:
-    """By number where they are numbered: 10.tar comes after 9.tar."""
+    """Numeric order for numbered files: 10.tar comes after 9.tar."""
     return sorted(folder.glob("*.tar"), key=lambda path: _by_numbers(path.name))
 
 
@@ -132,7 +132,7 @@ def _by_numbers(name: str) -> list[tuple[int, str]]:
 
 
 def read_conversations(found: Location) -> Dataset[Conversation]:
-    """``key.json`` has what is said, ``key.jpg`` or ``key.0.jpg, key.1.jpg …`` the images in order."""
+    """``key.json`` has the text, ``key.jpg`` or ``key.0.jpg, key.1.jpg …`` the images in order."""
     shards = list_shards(found.asked.path)
     if is_remote(found.asked.path):
         raise UserError(f"{found.asked.path}: expected files of this machine; copy them here first")

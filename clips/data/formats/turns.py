@@ -1,4 +1,4 @@
-"""What is said in a conversation, from the two forms that data sets write it in."""
+"""The messages of a conversation, from the two formats that datasets use."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 from clips.data.formats.dataset_format import IMAGE, Turn
 
 CONVERSATION_KEYS = ("messages", "conversations")
-"""The names under which data sets keep a conversation."""
+"""The column names that datasets use for a conversation."""
 IMAGE_KEYS = ("images", "image")
-"""The names under which they keep its images."""
+"""The column names that datasets use for its images."""
 EXPECTED_FORMAT = (
     "messages or conversations of from (human, gpt or system) and value, or of role (user, assistant or system) and "
     "content, which is text or a list of parts of type text or image"
@@ -34,13 +34,13 @@ def text(value: Any) -> str:
 
 
 def parse_messages(talk: Any) -> list[Turn]:
-    """The turns of a conversation in either form: from and value (LLaVA's) or role and content (transformers').
+    """The messages of a conversation in either format: from and value (LLaVA's) or role and content (transformers').
 
     Args:
         talk: a list of messages; or, as ``datasets`` stores sequences of objects, an object of lists.
 
     Raises:
-        Exception: of any kind, where it has neither form; name the place and what was `EXPECTED`.
+        Exception: of any kind, if it has neither format; the caller adds the location and `EXPECTED`.
     """
     if isinstance(talk, Mapping):
         talk = [dict(zip(talk, values, strict=True)) for values in zip(*talk.values(), strict=True)]
@@ -56,7 +56,7 @@ def _turn(message: Mapping[str, Any]) -> Turn:
 
 
 def _flat(parts: Sequence[Mapping[str, Any]]) -> str:
-    """Parts as text, as the chat template writes them when the LLaVA is asked."""
+    """Parts as text, as the chat template writes them at inference."""
     if not isinstance(parts, Sequence):
         return text(parts)
     pieces = []
@@ -68,17 +68,17 @@ def _flat(parts: Sequence[Mapping[str, Any]]) -> str:
 
 
 def drop_before_first_user_turn(turns: list[Turn]) -> list[Turn]:
-    """Without what is said before the user says anything; a system's word stays.
+    """Drop messages before the user's first one; a system message stays.
 
-    LLaVA's training leaves such a first turn out (``preprocess_v1`` in ``train.py``): ShareGPT's conversations are cut
-    in pieces, some of which begin with an answer.
+    LLaVA's training drops such a first message (``preprocess_v1`` in ``train.py``): ShareGPT's conversations are split
+    into pieces, some of which begin with an answer.
     """
     first = next((place for place, turn in enumerate(turns) if turn.role == "user"), len(turns))
     return [turn for place, turn in enumerate(turns) if place >= first or turn.role == "system"]
 
 
 def place_images(turns: list[Turn], count: int) -> list[Turn]:
-    """Images that no turn mentions stand before what the user says first."""
+    """Images without a placeholder come before the user's first message."""
     if not count or any(IMAGE in turn.content for turn in turns):
         return turns
     first = next((place for place, turn in enumerate(turns) if turn.role == "user"), None)
@@ -89,9 +89,10 @@ def place_images(turns: list[Turn], count: int) -> list[Turn]:
 
 
 def place_image_first(turns: list[Turn]) -> list[Turn]:
-    """Where the user says something about one image, it stands on a line before the text, wherever it stood.
+    """In a message with one image, the placeholder moves to a line before the text.
 
-    LLaVA's data have it before or behind, its training (``preprocess_multimodal`` in ``train.py``) always before.
+    LLaVA's data have it before or after the text, its training (``preprocess_multimodal`` in ``train.py``) always
+    before.
     """
     return [_image_first(turn) if turn.role == "user" and turn.content.count(IMAGE) == 1 else turn for turn in turns]
 

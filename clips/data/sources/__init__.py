@@ -1,4 +1,4 @@
-"""Where pictures and their captions come from: by random access, as training reads them."""
+"""Sources of images and captions with random access, for training."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ __all__ = [
 
 
 def open_source(config: SourceConfig) -> Source:
-    """The source that ``config`` names, its first samples tried.
+    """The source of ``config``, with its first samples checked.
 
     Raises:
-        UserError: a file is missing or broken, or all of the first samples lack what ``config`` names.
+        UserError: a file is missing or invalid, or none of the first samples has the fields in ``config``.
     """
     reader = FORMATS[config.format].source or "clips.data.sources.listed:ListedCaptions"
     source: Source = import_from_string(reader)(config)

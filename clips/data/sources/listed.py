@@ -1,4 +1,4 @@
-"""Training data in any format whose captions are listed: images in a folder with about five human sentences each."""
+"""Training data in any format whose captions are listed: images in a directory with about five human sentences each."""
 
 from __future__ import annotations
 
@@ -84,6 +84,6 @@ class ListedCaptions:
 
 
 def _as_sentence(text: str) -> str:
-    """Sentences must be told apart again when a caption is cut into sub-captions."""
+    """Sentences must be distinguished again when a caption is cut into sub-captions."""
     text = text.rstrip(" .!")
     return f"{text}."

@@ -1,8 +1,8 @@
-"""Rows of parquet files where they are, here or afar: any row by its index, without a copy of the whole.
+"""Random access to rows of parquet files, local or remote, without a full copy.
 
-A row group is copied when one of its rows is first needed: of its columns only those that are read, as an Arrow file
-in the shard cache, from which rows are read by memory map. What a run needs of the disk is the cache's limit, and
-the order of the samples is the same as that of data here.
+A row group is copied when one of its rows is first read: only the requested columns, as an Arrow file in the shard
+cache, which is read by memory map. The disk usage is bounded by the cache limit, and the sample order is the same as
+for local data.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from clips.errors import UserError, error_reason
 
 _FOOTERS_AT_ONCE = 16
 _BROKEN = ("deserializ", "thrift", "corrupt", "decompress", "malformed", "magic bytes")  # in Arrow's messages
-_FILES_KEPT = 64  # footers and open row groups that a process keeps
+_FILES_KEPT = 64  # open footers and row groups per process
 
 
 class ParquetRows:
-    """Rows of many files as one sequence; as much of ``datasets.Dataset`` as the sources use.
+    """Rows of many files as one sequence, with the part of ``datasets.Dataset``'s interface that the sources use.
 
     Args:
-        files: paths or addresses that fsspec reads.
-        cache: where row groups are copied to.
+        files: paths or URLs that fsspec reads.
+        cache: directory of the row-group copies.
     """
 
     def __init__(self, files: Sequence[str], cache: ShardCache) -> None:
         self.files, self.cache = list(files), cache
         self.groups = _row_groups(self.files, cache)
         self.ends = np.cumsum([rows for _, _, rows in self.groups])
-        self.unreadable: dict[int, str] = {}  # row group's number → what is wrong with it
+        self.unreadable: dict[int, str] = {}  # row group index → its error
         self._forget()
         self.column_names = list(self._footer_of(self.files[0]).schema.to_arrow_schema().names)
 
@@ -68,12 +68,12 @@ class ParquetRows:
 
     @property
     def blocks(self) -> list[int]:
-        """Rows of each row group."""
+        """Number of rows of each row group."""
         return [rows for _, _, rows in self.groups]
 
     @property
     def fingerprint(self) -> str:
-        """Of the files' names and of the rows in their groups."""
+        """Hash of the file names and of the row counts of their groups."""
         return hashlib.sha256(json.dumps([[*map(_name, self.files)], self.blocks]).encode()).hexdigest()
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class ParquetRows:
         return row
 
     def _rows_of(self, number: int) -> Any:
-        """A row group; BadSampleError for each row of one that is broken."""
+        """A row group; BadSampleError for each row of an invalid one."""
         if number not in self.unreadable:
             try:
                 return self._table(number)
@@ -94,7 +94,7 @@ class ParquetRows:
         raise BadSampleError(self.unreadable[number])
 
     def fetch(self, number: int) -> Path:
-        """The copy of row group ``number`` on this machine, made if it is not here already. Raises UserError."""
+        """The local copy of row group ``number``, created if missing. Raises UserError."""
         file, group, _ = self.groups[number]
         key = f"{_identity(self.files[file])}#{group}#{','.join(self.column_names)}"
         make = functools.partial(self._copy_group, self.files[file], group)
@@ -132,7 +132,7 @@ class ParquetRows:
 
 
 def _identity(file: str) -> str:
-    """A file's address; of a file of this machine also its size and time, lest copies of an earlier one be taken."""
+    """A file's URL; for a local file with size and time, so that copies of an earlier version are not used."""
     if is_remote(file):
         return file
     facts = Path(file).stat()
@@ -140,7 +140,7 @@ def _identity(file: str) -> str:
 
 
 def _row_groups(files: Sequence[str], cache: ShardCache) -> list[tuple[int, int, int]]:
-    """(file's number, group's number in it, its rows); read from the footers once and then kept in the cache."""
+    """(file index, row group index, number of rows); read from the footers once and then cached."""
     kept = cache.folder / f"rows-{hashlib.sha256(json.dumps([*map(_identity, files)]).encode()).hexdigest()[:16]}.json"
     try:
         counts = json.loads(kept.read_text(encoding="utf-8"))
@@ -157,7 +157,7 @@ def _rows_of_groups(file: str) -> list[int]:
 
 
 def _open(file: str) -> Any:
-    """A file whose parts are read as pyarrow asks for them: it knows better than fsspec's caches what comes next."""
+    """A file whose ranges are read as pyarrow requests them: it knows the next ranges better than fsspec's caches."""
     if not is_remote(file):
         return Path(file).open("rb")
     import fsspec

@@ -1,4 +1,4 @@
-"""What a source of pictures with captions is: its config, its samples, and helpers that all formats share."""
+"""Sources of images with captions: config, samples, and helpers that all formats share."""
 
 from __future__ import annotations
 
@@ -26,41 +26,41 @@ TRAINING_FORMATS = {name: entry for name, entry in FORMATS.items() if entry.trai
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """Pictures with captions.
+    """Images with captions.
 
     Args:
-        format: webdataset (tar shards of pictures with JSON or text files of the same name), table (a CSV, TSV, JSON
-            lines or parquet file, or a directory of such, a picture a row), capsfusion (a table with the columns of
-            CapsFusion-120M), datasets (a data set of the Hugging Face hub, or a directory that ``save_to_disk`` wrote),
+        format: webdataset (tar shards of images with JSON or text files of the same name), table (a CSV, TSV, JSON
+            lines or parquet file, or a directory of such, an image a row), capsfusion (a table with the columns of
+            CapsFusion-120M), datasets (a dataset of the Hugging Face hub, or a directory that ``save_to_disk`` wrote),
             karpathy (Karpathy's JSON: COCO, Flickr30k, Flickr8k), coco (COCO's captions_*.json), or another that lists
             captions (docs/data-formats.md).
-        path: the file, the directory, or the data set's name on the hub. webdataset and tables also take addresses
-            that fsspec reads (https://, s3://, …), with ``{000..127}`` for many of them; webdataset also commands that
-            write a shard (``pipe:aws s3 cp s3://bucket/{000..127}.tar -``).
-        image: tables, datasets: the column of the picture: its bytes, or its path or address. null takes the first of
+        path: the file, the directory, or the dataset's name on the Hub. webdataset and tables also take addresses that
+            fsspec reads (https://, s3://, …), with ``{000..127}`` for many of them; webdataset also commands that write
+            a shard (``pipe:aws s3 cp s3://bucket/{000..127}.tar -``).
+        image: tables, datasets: the column of the image: its bytes, or its path or address. null takes the first of
             image, jpg, png, image_path, file_name, path, url, image_url that is there.
-        web: where the short web caption is found. webdataset: a key of the sample's JSON, or ".txt" for the text
-            file; tables, datasets: a column; a list of captions there means one drawn at random each time. karpathy,
-            coco: "drawn_sentence" (another human sentence each epoch) or "first_sentence". auto is drawn_sentence of
-            these two, laion_2b of capsfusion, web_caption of the others.
+        web: where the short web caption is found. webdataset: a key of the sample's JSON, or ".txt" for the text file;
+            tables, datasets: a column; a list of captions there means one drawn at random each time. karpathy, coco:
+            "drawn_sentence" (another human sentence each epoch) or "first_sentence". auto is drawn_sentence of these
+            two, laion_2b of capsfusion, web_caption of the others.
         synthetic: where the long synthetic caption is found, as ``web``; a list of such names means one of these
             captions drawn at random each time; null if there is none. karpathy, coco: "other_sentences" (all but the
             web caption, joined: a stand-in for a long caption) or "all_sentences". auto is other_sentences of these
             two, [laion_coco, capsfusion] of capsfusion, synthetic_caption of the others.
         split: karpathy, datasets: the split to read.
-        subset: datasets: the configuration of a hub data set that has several.
+        subset: datasets: the configuration of a hub dataset that has several.
         stream: tables, datasets: read parquet files where they are, a row group at a time and of it only the columns
             named here, instead of copying all to this disk before training begins. Copies of row groups are kept in
             ``cache``; they are what ``data.shuffle_window`` counts.
-        images: tables, karpathy, coco: the folder of pictures; null means the folder of the table, or "images" beside
-            the JSON file. Paths that lead out of it are refused.
-        own_network: tables: whether addresses of pictures in them may lead to this machine or a private network. A
-            table from elsewhere has no business there.
-        sizes: webdataset: a JSON file that says how many samples each shard has; null means sizes.json beside the
+        images: tables, karpathy, coco: the directory of images; null means the directory of the table, or "images" next
+            to the JSON file. Paths that lead out of it are rejected.
+        own_network: tables: whether addresses of images in them may lead to this machine or a private network. A table
+            from elsewhere has no business there.
+        sizes: webdataset: a JSON file that says how many samples each shard has; null means sizes.json next to the
             shards. With it no shard is opened before it is needed; shards from afar need it (``clips data index``
             writes it).
-        cache: the folder for copies of shards from afar and of streamed row groups.
-        cache_gb: how much that folder may hold; the longest unused copies go first. While one
+        cache: the directory for copies of shards from afar and of streamed row groups.
+        cache_gb: how much that directory may hold; the longest unused copies go first. While one
             ``data.shuffle_window`` of shards is read, the next one is copied: give it room for two.
         weight: how much of all batches comes from this source, relative to the weights of the others; give one to each
             source or to none. Without, the sources are read as one, each sample once an epoch. Small weights are kept
@@ -103,7 +103,7 @@ class SourceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One picture, still encoded, with its captions: "" where one is empty, or the source has no synthetic ones."""
+    """One image, still encoded, with its captions: "" where one is empty, or the source has no synthetic ones."""
 
     image: bytes
     web: str
@@ -112,13 +112,13 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What a source knows of a sample besides its picture, for those who write the sample anew.
+    """A sample without its image, for writing the sample again.
 
     Args:
-        key: tells it from the others of its shard.
-        fields: captions and whatever else there is, as plain data; its web caption is under the config's ``web``.
+        key: unique within its shard.
+        fields: captions and all other fields, as plain data; its web caption is under the config's ``web``.
         files: other files of the sample: extension → content.
-        reference: the path or address of its picture, where the source has that.
+        reference: the path or URL of its image, if the source has it.
     """
 
     key: str
@@ -128,7 +128,7 @@ class Record:
 
 
 class Source(Protocol):
-    """A sequence of samples by index: which of them comes when is `clips.data.sampler`'s matter."""
+    """A sequence of samples by index; `clips.data.sampler` determines their order."""
 
     def __len__(self) -> int:
         """The number of samples, bad ones included."""
@@ -143,11 +143,11 @@ class Source(Protocol):
         """How people find the sample again."""
 
     def describe(self) -> dict[str, Any]:
-        """What the manifest says of the source: its path, size and hash."""
+        """The manifest entry of the source: its path, size and hash."""
 
 
 class RemoteSource(Protocol):
-    """A source some of whose blocks (shards, row groups) are copied to this machine before they are read."""
+    """A source with shards or row groups that are copied to local disk before they are read."""
 
     @property
     def from_afar(self) -> bool:
@@ -158,11 +158,11 @@ class RemoteSource(Protocol):
         """The cache of them."""
 
     def fetch(self, block: int) -> Path:
-        """The local copy of ``block``, made if it is not here already. Raises UserError."""
+        """The local copy of ``block``, created if missing. Raises UserError."""
 
 
 def shard_lengths(source: Source) -> list[int]:
-    """How many samples lie together in each shard; where a format has no shards, all are one."""
+    """Number of samples in each shard; formats without shards have a single one."""
     return list(getattr(source, "blocks", None) or [len(source)])
 
 

@@ -1,4 +1,4 @@
-"""Tables with a picture a row, read by Hugging Face ``datasets``: files of rows, data sets of the hub or saved ones."""
+"""Tables with one image per row, read by Hugging Face ``datasets``: files of rows, Hub datasets or saved ones."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _BLOCK = 10_000
 
 
 class DatasetsSource:
-    """A data set of the Hugging Face hub, a directory in the hub's layout or of ``save_to_disk``, by random access.
+    """A dataset of the Hugging Face hub, a directory in the Hub's structure or of ``save_to_disk``, with random access.
 
-    As ``datasets`` reads it, or, where the config says ``stream``, its parquet files where they are.
+    Read by ``datasets``, or with ``stream`` directly from its parquet files.
     """
 
     def __init__(self, config: SourceConfig) -> None:
@@ -60,18 +60,18 @@ class DatasetsSource:
         return self.streamed(files[self.config.split])
 
     def streamed(self, files: Sequence[str]) -> ParquetRows:
-        """The rows of parquet files where they are."""
+        """Rows of parquet files without a full copy."""
         if other := next((file for file in files if not file.endswith(".parquet")), None):
             raise UserError(f"{self.config.path}: a data source with 'stream' expects .parquet files, found {other}")
         return ParquetRows(files, ShardCache(Path(self.config.cache).expanduser(), self.config.cache_gb * 1e9))
 
     def folder_of_pictures(self) -> str:
-        """The folder that paths of pictures are relative to."""
+        """The directory that paths of images are relative to."""
         return self.config.path
 
     @property
     def blocks(self) -> list[int]:
-        """Neighboring rows that may be shuffled together: row groups where they are streamed."""
+        """Groups of neighboring rows for shuffling: row groups in streaming mode."""
         if isinstance(self.rows, ParquetRows):
             return self.rows.blocks
         whole, rest = divmod(len(self), _BLOCK)
@@ -133,10 +133,10 @@ class DatasetsSource:
 class TableSource(DatasetsSource):
     """CSV, TSV, JSON lines or parquet files.
 
-    Recap-DataComp-1B's parquet has columns url, org_caption, re_caption; CapsFusion-120M's has image_url, laion_2b
-    (the web caption), laion_coco (a synthetic one) and capsfusion (what an LLM made of both). Addresses of pictures are
-    fetched sample by sample, which suits a look at the data; for training, download the pictures first (img2dataset
-    writes webdataset shards with all columns in the JSON).
+    Recap-DataComp-1B's parquet has columns url, org_caption, re_caption; CapsFusion-120M's has image_url, laion_2b (the
+    web caption), laion_coco (a synthetic one) and capsfusion (an LLM's fusion of both). Image URLs are downloaded
+    sample by sample, which suits an inspection of the data; for training, download the images first (img2dataset writes
+    webdataset shards with all columns in the JSON).
     """
 
     def __init__(self, config: SourceConfig) -> None:
@@ -168,9 +168,9 @@ def _picture_column(path: str, columns: Sequence[str]) -> str:
         if name in columns:
             return name
     raise UserError(
-        f"{path}: no column of pictures, as training needs (columns: {', '.join(columns)}); expected one of "
+        f"{path}: no column of images, as training needs (columns: {', '.join(columns)}); expected one of "
         f"{', '.join(_PICTURE_COLUMNS)}, or its name as data source field image; captions alone have to be joined with "
-        "paths of their pictures first"
+        "paths of their images first"
     )
 
 

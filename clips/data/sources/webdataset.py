@@ -23,7 +23,7 @@ from clips.errors import UserError, error_reason, unknown_name_error
 from clips.jsontext import safe_json_loads
 
 SIZES_FILE = "sizes.json"
-"""Beside the shards: {shard's name: samples in it}, as webdataset and open_clip have it."""
+"""Next to the shards: {shard's name: samples in it}, as webdataset and open_clip have it."""
 _TRIED_SAMPLES = 20  # before training, for the keys that they have
 _IMAGE_EXTENSIONS = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 _INDEXES_KEPT = 128  # of shards whose sizes are known: more than the usual shuffle window has
@@ -43,7 +43,7 @@ class WebDatasetSource:
         self.many = sizes is not None
         self.indexes_kept = _INDEXES_KEPT if self.many else len(self.shards)
         self._index = functools.lru_cache(maxsize=self.indexes_kept)(self._read_index)
-        self.unreadable: dict[int, str] = {}  # shard's number → what is wrong with it
+        self.unreadable: dict[int, str] = {}  # shard index → its error
         self.sizes = sizes or self._counted()
         self.ends = np.cumsum(self.sizes)
         self._check_keys()
@@ -74,7 +74,7 @@ class WebDatasetSource:
         return self.cache
 
     def fetch(self, block: int) -> Path:
-        """See `Afar`. Its index is made by readers, since the fetching process has other work than that."""
+        """See `Afar`. DataLoader workers build its index, since the prefetching process has other work."""
         return self.cache.path(self.shards[block])
 
     def _counted(self) -> list[int]:
@@ -119,7 +119,7 @@ class WebDatasetSource:
         spans = samples.files(place)
         image = next((spans[extension] for extension in _IMAGE_EXTENSIONS if extension in spans), None)
         if image is None:
-            raise BadSampleError("no picture")
+            raise BadSampleError("no image")
         read = functools.partial(self._bytes, shard)
         captions = _captions(spans, read)
         web = self._caption(self.config.web, captions, spans, read, rng)
@@ -131,7 +131,7 @@ class WebDatasetSource:
         return Sample(read(image), web, synthetic)
 
     def _bytes(self, shard: int, span: tuple[int, int]) -> bytes:
-        for _ in range(2):  # another process may have made room in between
+        for _ in range(2):  # another process may have freed space in between
             try:
                 return read_byte_range(self.cache.path(self.shards[shard]), *span)
             except FileNotFoundError:
@@ -154,9 +154,9 @@ class WebDatasetSource:
         return shard, index - int(self.ends[shard]) + self.sizes[shard]
 
     def _read_index(self, shard: int) -> ShardIndex:
-        """Of many shards it is kept on disk, since every reader of the machine needs those of nearly all."""
+        """With many shards it is cached on disk, since every worker of the node needs nearly all of them."""
         if self.many:
-            with contextlib.suppress(*INDEX_READ_ERRORS):  # or no place to keep it: then every reader makes its own
+            with contextlib.suppress(*INDEX_READ_ERRORS):  # or no space to cache it: then every worker builds its own
                 return load_index(self._index_file(shard))
         return index_shard(self.cache.path(self.shards[shard]))
 
@@ -182,7 +182,7 @@ class WebDatasetSource:
             raise BadSampleError(f"{wanted} is not UTF-8 text ({error.reason})") from None
 
     def _check_keys(self) -> None:
-        """A key that no sample has is the user's mistake, and is told before training; a few bad samples are not."""
+        """A key that no sample has is a user error, and is reported before training; a few invalid samples are not."""
         extensions: dict[str, None] = {}
         keys: dict[str, None] = {}
         index = self._index(0)
@@ -219,14 +219,14 @@ class WebDatasetSource:
 
 
 def _known_sizes(path: str | None, shards: list[str]) -> list[int] | None:
-    """Samples in each shard, from a JSON file; None where there is none beside shards of this machine.
+    """Samples in each shard, from a JSON file; None if there is none next to local shards.
 
     Args:
-        path: the file; None means `SIZES` beside the shards.
+        path: the file; None means `SIZES` next to the shards.
         shards: the shards.
 
     Raises:
-        UserError: it lacks a shard, or it is missing although it was named or the shards are not here.
+        UserError: it lacks a shard, or it is missing although it was requested or the shards are remote.
     """
     file = path or f"{shards[0].rpartition('/')[0] or '.'}/{SIZES_FILE}"
     may_count = path is None and not is_remote(shards[0])
@@ -249,7 +249,7 @@ def _known_sizes(path: str | None, shards: list[str]) -> list[int] | None:
             f"{file}: {'no such file' if missing else f'cannot be read ({error_reason(error)})'}; shards from "
             f"afar need "
             "this count of their samples: `clips data index SHARDS --output sizes.json` writes it, data source's "
-            "'sizes' names it where it does not lie beside them"
+            "'sizes' names it where it does not lie next to them"
         ) from None
     except (ValueError, TypeError, AttributeError):
         raise UserError(f"{file}: expected JSON of shard: number of its samples") from None
@@ -268,5 +268,5 @@ def _captions(spans: Spans, read: ReadSpan) -> dict[str, Any]:
 
 
 def _file_name(address: str) -> str:
-    # A command may go on after the name.
+    # A command may continue after the name.
     return address.rpartition("/")[2].split(" ")[0]
