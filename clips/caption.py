@@ -66,11 +66,11 @@ def run_caption(config: CaptionConfig) -> None:
 
     captioner, encoder = load_captioner(config.encoder), load_encoder(config.encoder)
     try:
-        picture = decode_image(content)
+        image = decode_image(content)
     except BadImageError as error:
         raise UserError(f"{config.image}: {error}") from None
     with torch.inference_mode():
-        image_tokens = towers.encode_image(encoder.model, encoder.preprocess(picture)[None])[1]
+        image_tokens = towers.encode_image(encoder.model, encoder.preprocess(image)[None])[1]
         text_tokens = None
         if captioner.text_projection is not None:
             text_tokens = towers.encode_text(encoder.model, encoder.tokenizer([config.web]))[1]
@@ -92,6 +92,6 @@ def _write_page(config: CaptionConfig, content: bytes, said: str) -> None:
 
     assert config.page is not None
     page = jinja2.Environment(autoescape=True, finalize=jinja_finalize).from_string(_PAGE)
-    picture = base64.b64encode(content).decode()
-    atomic_write(Path(config.page), page.render(caption=said, picture=picture, web=config.web, encoder=config.encoder))
+    image = base64.b64encode(content).decode()
+    atomic_write(Path(config.page), page.render(caption=said, picture=image, web=config.web, encoder=config.encoder))
     log_info(f"page: {config.page}")

@@ -54,7 +54,7 @@ def equal_up_to_redaction(one: Any, other: Any) -> bool:
     A value recorded in one environment is compared in another, which may know fewer secrets, or more.
     """
     if isinstance(one, str) and isinstance(other, str):
-        return one == other or _stands_for(one, other) or _stands_for(other, one)
+        return one == other or _represents(one, other) or _represents(other, one)
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(equal_up_to_redaction(one[name], other[name]) for name in one)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
@@ -62,7 +62,7 @@ def equal_up_to_redaction(one: Any, other: Any) -> bool:
     return one == other
 
 
-def _stands_for(masked: str, text: str) -> bool:
+def _represents(masked: str, text: str) -> bool:
     """Whether ``masked`` is ``text`` with ``***`` for parts that are long enough for secrets, or also masked."""
     first, *others = _STARS.split(masked)
     if not others or not text.startswith(first):

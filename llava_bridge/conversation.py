@@ -173,7 +173,7 @@ class ConversationEncoder:
         """How many tokens each of the images takes."""
         if isinstance(self.image_tokens, int):
             return [self.image_tokens] * len(pictures)
-        return [self.image_tokens(picture) for picture in pictures]
+        return [self.image_tokens(image) for image in pictures]
 
     @functools.cached_property
     def usual_tokens(self) -> int:

@@ -64,7 +64,7 @@ def _at(name: str) -> Iterator[str]:
     if path.is_dir():
         yield from (str(path / file) for file in sorted(_below(path)))
     elif path.suffix == ".tar" and path.is_file():
-        yield from (f"{name}/{member}" for member in sorted(index_tar(path).members) if _is_named_picture(Path(member)))
+        yield from (f"{name}/{member}" for member in sorted(index_tar(path).members) if _is_image_name(Path(member)))
     elif path.is_file() or ".tar/" in name:
         yield name
 
@@ -72,9 +72,9 @@ def _at(name: str) -> Iterator[str]:
 def _below(folder: Path) -> Iterator[Path]:
     for file in folder.rglob("*"):
         inner = file.relative_to(folder)
-        if _is_named_picture(inner) and file.is_file() and not any(part.startswith(".") for part in inner.parts):
+        if _is_image_name(inner) and file.is_file() and not any(part.startswith(".") for part in inner.parts):
             yield inner
 
 
-def _is_named_picture(path: Path) -> bool:
+def _is_image_name(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES

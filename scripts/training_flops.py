@@ -37,7 +37,7 @@ from clips.training.train_config import EncoderTrainConfig
 _BATCHES = 2
 
 
-def flops_of_sample(config: EncoderTrainConfig) -> float:
+def flops_per_sample(config: EncoderTrainConfig) -> float:
     """FLOPs of one sample in a training step of ``config``, over the first batches that it would be trained on."""
     data = open_train_dataset(config)
     model, recipe = build_model(config.model, config.recipe, config.seed), recipes.build_recipe(config.recipe)
@@ -97,7 +97,7 @@ def main() -> None:
     for step in plan.steps:
         if step.name in wanted:
             stages = stages_of(step)
-            parts = [flops_of_sample(stage) * (stage.steps or 0) * stage.global_batch_size for stage in stages]
+            parts = [flops_per_sample(stage) * (stage.steps or 0) * stage.global_batch_size for stage in stages]
             cost[wanted[step.name]] = sum(stage.steps or 0 for stage in stages), sum(parts)
             print(f"{step.name}: {sum(parts) / 1e12:.2f} TFLOP", file=sys.stderr)
     if arguments.like not in cost:

@@ -128,7 +128,7 @@ def afar(folder: Path, cache: Path, **fields: object) -> TrainDataset:
     found = TrainDataset(
         DataConfig(sources=(source,), shuffle_window=1), size=8, seed=2, batch_size=2, prepare=number_of
     )
-    assert 0 not in found.order.blocks_near(0, 40)[0] + found.order.blocks_near(0, 40)[1]
+    assert 0 not in found.order.shards_near(0, 40)[0] + found.order.shards_near(0, 40)[1]
     return found
 
 
@@ -150,7 +150,7 @@ def test_the_next_windows_shards_are_copied_while_this_one_is_read(tmp_path: Pat
     data = TrainDataset(
         dataclasses.replace(data.config, num_workers=workers), size=8, seed=2, batch_size=2, prepare=number_of
     )
-    now, later = data.order.blocks_near(0, 40)
+    now, later = data.order.shards_near(0, 40)
     steps = iterate_batches(data, first_step=0, last_step=40)
     next(steps)
     assert copied(tmp_path / "cache", {0, *now, *later}, seconds=20)
@@ -163,9 +163,9 @@ def test_the_next_windows_shards_are_copied_while_this_one_is_read(tmp_path: Pat
 
 def test_no_window_is_copied_that_will_not_be_read(tmp_path: Path):
     data = afar(tmp_path / "afar", tmp_path / "cache")
-    now, _ = data.order.blocks_near(0, 5)
-    assert data.order.blocks_near(0, 10) == (now, [])
-    assert data.order.blocks_near(0, 11) == (now, [data.order.at(20).index // 20])
+    now, _ = data.order.shards_near(0, 5)
+    assert data.order.shards_near(0, 10) == (now, [])
+    assert data.order.shards_near(0, 11) == (now, [data.order.at(20).index // 20])
     assert len(list(iterate_batches(data, first_step=0, last_step=10))) == 10
     assert copies(tmp_path / "cache") == {0, *now}
 
@@ -174,7 +174,7 @@ def test_a_folder_with_room_for_one_window_does_not_lose_it(tmp_path: Path, caps
     data = afar(tmp_path / "afar", tmp_path / "cache")
     size = (tmp_path / "afar" / "shard-00000.tar").stat().st_size
     data = afar(tmp_path / "afar", tmp_path / "small", cache_gb=1.5 * size / 1e9)
-    now, later = data.order.blocks_near(0, 40)
+    now, later = data.order.shards_near(0, 40)
     steps = iterate_batches(data, first_step=0, last_step=40)
     next(steps)
     assert copied(tmp_path / "small", {*now}, seconds=20)
@@ -223,7 +223,7 @@ def test_reading_that_is_quicker_than_copying_does_not_stop_it(tmp_path: Path, m
     fetcher = ShardPrefetcher(order, [source], last=3)
     try:
         for window in range(3):  # the next one's copies have hardly begun
-            now, _ = order.blocks_near(window, 3)
+            now, _ = order.shards_near(window, 3)
             fetcher.reach(window)
             assert copied(tmp_path / "cache", {*now}, seconds=20)
     finally:

@@ -38,7 +38,7 @@ def test_a_machine_needs_only_its_share_of_a_windows_shards(blocks, weights, mac
     ends = np.cumsum([size for source in blocks for size in source])
     for rank in range(machines):
         for step in range(steps):
-            now, later = order.blocks_near(step, steps, (rank / machines, (rank + 1) / machines))
+            now, later = order.shards_near(step, steps, (rank / machines, (rank + 1) / machines))
             asked_for = {*now, *later}
             share = window / machines * (1 if weights else 1.5)  # of one sequence some shards are the smaller ones
             assert max(len(now), len(later)) <= (len(weights or [1])) * (share + 3)
@@ -80,15 +80,15 @@ def test_the_blocks_near_a_position_are_those_read_there_and_next(blocks, weight
     ends = np.cumsum([size for source in blocks for size in source])
     read = [int(np.searchsorted(ends, order.at(position).index, side="right")) for position in range(3000)]
     for position in (0, 20, 40) if weights is None else (0, 1000, 2000):
-        now, later = order.blocks_near(position, 3000)
+        now, later = order.shards_near(position, 3000)
         assert read[position] in now
         assert all(1 <= len(found) <= 2 * len(blocks if weights else [1]) for found in (now, later))
     if weights is None:
-        now, later = order.blocks_near(0, 3000)
+        now, later = order.shards_near(0, 3000)
         change = next(position for position in range(30) if read[position] not in now)
         assert read[change] in later
-        assert order.blocks_near(0, change) == (now, [])
-        assert order.blocks_near(change, 3000)[0] == later
+        assert order.shards_near(0, change) == (now, [])
+        assert order.shards_near(change, 3000)[0] == later
 
 
 def test_a_mixture_keeps_to_its_weights_and_goes_through_each_source():

@@ -82,9 +82,9 @@ def test_many_samples_are_told_from_one_step(checkpointing: bool):
     recipe = RecipeConfig(name="coca", captioner=dataclasses.replace(RECIPE.captioner, layers=2))
     model = fake_model(dataclasses.replace(MODEL, text_attention="causal"), recipe)
     rehearsed, real = (dry(model, size, checkpointing=checkpointing) for size in (8 * BATCH_DIVISOR, 512))
-    assert rehearsed.timeline_of(512).sum(1).max() == pytest.approx(real.timeline.sum(1).max(), rel=0.002)
+    assert rehearsed.scaled_timeline(512).sum(1).max() == pytest.approx(real.timeline.sum(1).max(), rel=0.002)
     assert rehearsed.flops_per_sample == pytest.approx(real.flops_per_sample, rel=1e-6)
-    assert rehearsed.timeline_of(512).max() > 1.4 * rehearsed.timeline.max()
+    assert rehearsed.scaled_timeline(512).max() > 1.4 * rehearsed.timeline.max()
 
 
 def test_flops_are_torchs_but_for_what_it_miscounts():

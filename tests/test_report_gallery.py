@@ -140,7 +140,7 @@ def _items(captions, images, texts):
 
 def test_queries_keep_what_they_find_with_its_pictures(captions):
     images = torch.eye(30)
-    texts = images[captions.first_owner]
+    texts = images[captions.first_image_of_caption]
     blind = texts.roll(2, dims=0)  # each caption finds the next picture's neighbor before its own
     perfect, wrong = _items(captions, images, texts), _items(captions, images, blind)
     kept = perfect["found"].notna()

@@ -41,9 +41,9 @@ def check_mme(_: VerifyConfig) -> str:
     right = {("color", "1"): (1, 1), ("color", "2"): (1, 0), ("existence", "3"): (0, 0)}
     samples = [
         utils.mme_process_results(
-            {"question_id": picture, "category": kind, "answer": truth}, ["Yes" if hit == (truth == "Yes") else "No"]
+            {"question_id": image, "category": kind, "answer": truth}, ["Yes" if hit == (truth == "Yes") else "No"]
         )
-        for (kind, picture), hits in right.items()
+        for (kind, image), hits in right.items()
         for hit, truth in zip(hits, ("Yes", "No"), strict=True)
     ]
     told = [sample["mme_perception_score"] for sample in samples]

@@ -61,7 +61,7 @@ class ContaminationConfig:
         if not self.training:
             raise UserError("training: expected at least one source")
         if not 0 <= self.within < BITS // 2:
-            raise UserError(f"within: expected 0 to {BITS // 2 - 1} unlike bits, got {self.within}")
+            raise UserError(f"within: expected 0 to {BITS // 2 - 1} bits, got {self.within}")
         if self.output is not None and Path(self.output).suffix not in {".csv", ".json"}:
             raise UserError(f"output: expected a name that ends in .csv or .json, got '{self.output}'")
 
@@ -73,13 +73,13 @@ class DuplicatePair:
     Args:
         training: the training image's name.
         benchmark: the benchmark's.
-        unlike_bits: of their hashes, out of 256.
+        hamming_distance: of their hashes, out of 256.
         exact: whether all pixels are equal.
     """
 
     training: str
     benchmark: str
-    unlike_bits: int
+    hamming_distance: int
     exact: bool
 
 
@@ -113,9 +113,9 @@ def run_contamination(config: ContaminationConfig) -> None:
 
     started = time.perf_counter()
     sources = [open_source(source) for source in config.training]
-    pictures = benchmark_images(config.benchmark, split=config.split, images=config.images, language=config.language)
-    training = itertools.chain.from_iterable(_training_pictures(source) for source in sources)
-    found = find_duplicates(training, pictures, within=config.within)
+    images = benchmark_images(config.benchmark, split=config.split, images=config.images, language=config.language)
+    training = itertools.chain.from_iterable(_training_images(source) for source in sources)
+    found = find_duplicates(training, images, within=config.within)
     if not found.benchmark:
         raise UserError(f"benchmark: {config.benchmark}: holds no image")
     for line in format_result(found, config.within):
@@ -184,7 +184,7 @@ def _hashes(looks: Sequence[tuple[str, ImageHash]]) -> tuple[list[str], np.ndarr
     return [name for name, _ in there], np.array([bits for _, bits in there], np.uint64).reshape(-1, BITS // 64)
 
 
-def _training_pictures(source: Any) -> Iterator[Named]:
+def _training_images(source: Any) -> Iterator[Named]:
     """(name, encoded image) of a source; no bytes where training would skip the sample."""
     from clips.data.sources import BadSampleError
 
@@ -239,7 +239,7 @@ def _from_parquet(path: Path) -> Iterator[Named]:
     for file in [path] if path.is_file() else sorted(path.rglob("*.parquet")):
         try:
             table = parquet.ParquetFile(file)
-            columns = [field.name for field in table.schema_arrow if _holds_pictures(field.type)]
+            columns = [field.name for field in table.schema_arrow if _has_images(field.type)]
             row = 0
             for batch in (
                 iter_record_batches(str(file), file, columns=columns, footer=table.metadata) if columns else ()
@@ -253,7 +253,7 @@ def _from_parquet(path: Path) -> Iterator[Named]:
             raise UserError(f"benchmark: {file}: not a readable parquet file ({error})") from None
 
 
-def _holds_pictures(kind: Any) -> bool:
+def _has_images(kind: Any) -> bool:
     import pyarrow
 
     return pyarrow.types.is_struct(kind) and "bytes" in {field.name for field in kind}

@@ -32,7 +32,7 @@ def build_results_table(
         also: (benchmark, metric) of others that shall be there, and be tested, as well.
         by_seed: the plain table: each seed is a row of its own, without differences and marks.
     """
-    asked = [name for name in source.benchmarks if _is_asked(source, name)]
+    asked = [name for name in source.benchmarks if _is_requested(source, name)]
     columns = [column for name in asked for column in _columns(source, name, primary_only, also)]
     cells: dict[tuple[str, str, str], Cell] = {}
     for column in columns:
@@ -48,7 +48,7 @@ def build_results_table(
     return add_significance([table], evidence)[0] if primary_only else table
 
 
-def _is_asked(source: ReportSource, benchmark: str) -> bool:
+def _is_requested(source: ReportSource, benchmark: str) -> bool:
     """Whether any row is measured on a benchmark; some of a study's are for rows that a filter has omitted."""
     outcomes = [source.outcomes[row.name, benchmark] for row in source.rows]
     return not all(
@@ -102,7 +102,7 @@ def _plain_cells(source: ReportSource, column: Column) -> list[Cell]:
         outcome = source.outcomes[row.name, column.benchmark]
         if isinstance(outcome, MissingValue):
             cells.append(Cell(row=row.name, column=column, gap=outcome))
-        elif row.name in measured and (fault := _unlike_column(outcome.metrics[column.metric], column)):
+        elif row.name in measured and (fault := _hamming_column(outcome.metrics[column.metric], column)):
             cells.append(Cell(row=row.name, column=column, gap=MissingValue(kind="failed", reason=fault)))
         elif main is None or row.name not in measured:
             reason = outcome.absent.get(column.metric, "this metric was not computed for this row")
@@ -114,7 +114,7 @@ def _plain_cells(source: ReportSource, column: Column) -> list[Cell]:
     return cells
 
 
-def _unlike_column(metric: Metric, column: Column) -> str:
+def _hamming_column(metric: Metric, column: Column) -> str:
     """Why a number cannot be in a column; empty if it can."""
     for field in ("scale", "higher_is_better"):
         if getattr(metric, field) != getattr(column, field):

@@ -77,14 +77,14 @@ def run_prepare(config: PrepareConfig) -> None:
 def _cocoqa(config: PrepareConfig, folder: Path) -> dict[str, int]:
     """The questions about held-out photos, or about all, as GQA's balanced testdev."""
     source = Path(config.source)
-    pictures: dict[str, None] = {}
+    images: dict[str, None] = {}
     questions: list[dict[str, str]] = []
     for number, row in read_json_lines(source / "questions.jsonl", texts=("image", "question", "answer")):
         if config.split != "all" and not is_held_out(row["image"]):
             continue
-        if row["image"] not in pictures and config.limit is not None and len(pictures) == config.limit:
+        if row["image"] not in images and config.limit is not None and len(images) == config.limit:
             continue
-        pictures[row["image"]] = None
+        images[row["image"]] = None
         questions.append(
             {
                 "id": str(number),
@@ -100,12 +100,12 @@ def _cocoqa(config: PrepareConfig, folder: Path) -> dict[str, int]:
     data = folder / _HUB / "GQA"
     texts = dict.fromkeys(("id", "imageId", "question", "answer", "type"), "string")
     _write(data / "testdev_balanced_instructions" / "testdev-00000-of-00001.parquet", iter(questions), texts)
-    rows = ({"id": name, "image": _bytes(FileImage(source / "images", name))} for name in pictures)
+    rows = ({"id": name, "image": _bytes(FileImage(source / "images", name))} for name in images)
     _write(
         data / "testdev_balanced_images" / "testdev-00000-of-00001.parquet", rows, {"id": "string", "image": "image"}
     )
     atomic_write(data / "README.md", GQA_README)
-    return {"pictures": len(pictures), "questions": len(questions)}
+    return {"pictures": len(images), "questions": len(questions)}
 
 
 GQA_README = """---
@@ -143,16 +143,16 @@ def _mmvet(config: PrepareConfig, folder: Path) -> dict[str, int]:
     """All questions of MM-Vet with their images, as lmms-eval's test set."""
     source = Path(config.source)
     kept: list[dict[str, Any]] = []
-    pictures: dict[str, None] = {}
+    images: dict[str, None] = {}
     for number, row in read_json_lines(
         source / "mm-vet.jsonl", texts=("question_id", "image", "question", "answer"), others=("capability",)
     ):
         if not isinstance(row["capability"], list):
             where = f"{source / 'mm-vet.jsonl'} line {number}"
             raise UserError(f"{where}: capability: expected a list, got {row['capability']!r:.80}")
-        if row["image"] not in pictures and config.limit is not None and len(pictures) == config.limit:
+        if row["image"] not in images and config.limit is not None and len(images) == config.limit:
             continue
-        pictures[row["image"]] = None
+        images[row["image"]] = None
         kept.append(row)
     if not kept:
         raise UserError(f"{source / 'mm-vet.jsonl'}: no questions in it")
@@ -163,7 +163,7 @@ def _mmvet(config: PrepareConfig, folder: Path) -> dict[str, int]:
     )
     kinds = dict.fromkeys(("question_id", "question", "answer", "capability"), "string") | {"image": "image"}
     _write(folder / _HUB / "MMVet" / "data" / "test-00000-of-00001.parquet", rows, kinds)
-    return {"pictures": len(pictures), "questions": len(kept)}
+    return {"pictures": len(images), "questions": len(kept)}
 
 
 def _coco_long(config: PrepareConfig, folder: Path) -> dict[str, int]:

@@ -54,7 +54,7 @@ def decode_image(content: bytes, *, at_least: int | None = None) -> Image.Image:
                 raise BadImageError("image too long and narrow")
             if at_least is not None:
                 image.draft("RGB", (at_least, at_least))
-            with _no_truncated_pictures():
+            with _reject_truncated_images():
                 image.load()
             if image.getexif().get(_ORIENTATION, 1) != 1:
                 image = ImageOps.exif_transpose(image)
@@ -69,7 +69,7 @@ def decode_image(content: bytes, *, at_least: int | None = None) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _no_truncated_pictures() -> Iterator[None]:
+def _reject_truncated_images() -> Iterator[None]:
     """Reject them although other libraries, such as lmms-eval, disable the check in the whole process."""
     before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:

@@ -146,7 +146,7 @@ def _chosen(source: Source, count: int) -> np.ndarray:
     completely.
     """
     everything, blocks = np.arange(len(source)), shard_lengths(source)
-    if count and getattr(source, "from_afar", False) and len(blocks) > _BLOCKS_COPIED:
+    if count and getattr(source, "is_remote", False) and len(blocks) > _BLOCKS_COPIED:
         log_info(f"only {_BLOCKS_COPIED} of {len(blocks):,} shards are looked at, since each has to be copied")
         ends = np.cumsum(blocks)
         copied = evenly(len(blocks), _BLOCKS_COPIED)

@@ -166,7 +166,7 @@ def image_bytes(found: Any, folder: str | Path, *, own_network: bool = False, se
     folders = [Path(folder)]
     if isinstance(found, dict):
         found = found.get("bytes") or found.get("path")
-        folders += _kept_by_datasets()
+        folders += _stored_by_datasets()
     if isinstance(found, bytes | bytearray):
         return bytes(found)
     if not isinstance(found, str) or not found:
@@ -180,7 +180,7 @@ def image_bytes(found: Any, folder: str | Path, *, own_network: bool = False, se
         raise BadSampleError("missing image") from None
 
 
-def _kept_by_datasets() -> list[Path]:
+def _stored_by_datasets() -> list[Path]:
     """The directory into which ``datasets`` unpacks a dataset's images, which it then names by absolute paths."""
     import datasets
     import huggingface_hub

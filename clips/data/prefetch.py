@@ -60,19 +60,19 @@ class ShardPrefetcher:
             self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(_AT_ONCE)]
             for thread in self._threads:
                 thread.start()
-        asked = self.order.blocks_near(step, self.last, self.share)
+        asked = self.order.shards_near(step, self.last, self.share)
         if asked == self._asked:
             return
         self._asked = asked
         with self._state:  # pending requests are either renewed or no longer needed
             self._sizes = {block: size for block, size in self._sizes.items() if block in {*asked[0], *asked[1]}}
-            self._now, self._later = (deque(filter(self._is_afar, blocks)) for blocks in asked)
+            self._now, self._later = (deque(filter(self._is_remote, blocks)) for blocks in asked)
             self._state.notify_all()
 
     def _source_of(self, block: int) -> int:
         return int(np.searchsorted(self.ends, block, side="right"))
 
-    def _is_afar(self, block: int) -> bool:
+    def _is_remote(self, block: int) -> bool:
         return self.sources[self._source_of(block)] is not None
 
     def _work(self) -> None:
@@ -131,7 +131,7 @@ class ShardPrefetcher:
 
 
 def _afar(source: Source) -> RemoteSource | None:
-    return cast(RemoteSource, source) if getattr(source, "from_afar", False) else None
+    return cast(RemoteSource, source) if getattr(source, "is_remote", False) else None
 
 
 @contextlib.contextmanager
@@ -142,9 +142,9 @@ def start_prefetcher(
 
     This process itself then downloads nothing: its threads wait for a `DownloadProcess`.
     """
-    local_rank, local_size = _place_on_machine(rank, world_size)
+    local_rank, local_size = _local_rank(rank, world_size)
     remote = [source for source in map(_afar, sources) if source is not None]
-    with _downloads_apart(remote):
+    with _download_in_process(remote):
         if order.window is None or local_rank or not remote:
             yield None
             return
@@ -156,7 +156,7 @@ def start_prefetcher(
 
 
 @contextlib.contextmanager
-def _downloads_apart(sources: Sequence[RemoteSource]) -> Iterator[None]:
+def _download_in_process(sources: Sequence[RemoteSource]) -> Iterator[None]:
     """What this process copies of ``sources`` meanwhile, a process of its own downloads. Readers forked before do not
     know of it, and need not: they are processes of their own."""
     downloads = DownloadProcess()
@@ -170,7 +170,7 @@ def _downloads_apart(sources: Sequence[RemoteSource]) -> Iterator[None]:
         downloads.close()
 
 
-def _place_on_machine(rank: int, world_size: int) -> tuple[int, int]:
+def _local_rank(rank: int, world_size: int) -> tuple[int, int]:
     """This process's rank on its node, assuming consecutive ranks, and the number of processes on the node."""
     if "LOCAL_RANK" not in os.environ:  # then each fetches for itself
         return 0, 1

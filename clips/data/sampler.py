@@ -96,7 +96,7 @@ class SampleOrder:
             return 0, number
         return self._mixture.at(lane, number)
 
-    def blocks_near(self, step: int, last: int, share: tuple[float, float] = (0, 1)) -> tuple[list[int], list[int]]:
+    def shards_near(self, step: int, last: int, share: tuple[float, float] = (0, 1)) -> tuple[list[int], list[int]]:
         """The shards (indices over all sources) of the windows read at ``step``, and of the next ones.
 
         Only for an order with a ``window``.

@@ -251,7 +251,7 @@ def _named(architecture: str) -> dict[str, Any]:
     if architecture in list_architectures():
         return read_config_file(CONFIG_DIR / f"{architecture}.json")
     if architecture.startswith(TIMM_PREFIX):
-        return _beside_clips_text(architecture.removeprefix(TIMM_PREFIX))
+        return _with_clips_text(architecture.removeprefix(TIMM_PREFIX))
     if is_config_file(architecture):
         return read_config_file(Path(architecture))
     with without_wandb():
@@ -284,7 +284,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 @functools.cache
-def _beside_clips_text(name: str) -> dict[str, Any]:
+def _with_clips_text(name: str) -> dict[str, Any]:
     """Return the ``model_cfg`` of a timm model with the text tower of clips-b-16, as open_clip builds its own.
 
     Raises:

@@ -52,7 +52,7 @@ class FeatureCache:
         made_of = f"{self.module!r} {list(state)}".encode()
         return _digest(torch.frombuffer(bytearray(made_of), dtype=torch.uint8), *state.values())
 
-    def know_weights(self) -> None:
+    def freeze_weights_hash(self) -> None:
         """Hash the current weights: later they may be rounded or sharded."""
         _ = self.weights
 

@@ -62,7 +62,7 @@ def load_pretrained(
     """
     directory = resolve_encoder_dir(reference, _FIELD)
     weights = _read(directory / OPEN_CLIP_WEIGHTS)
-    said = _fit_pictures(weights, towers)
+    said = _fit_images(weights, towers)
     if not _same_tokens(directory, weights, towers, text_cfg):
         if needs_text:
             raise UserError(
@@ -106,7 +106,7 @@ def check_pretrained_compatible(cfg: dict[str, Any], preprocess: dict[str, Any],
         raise UserError(f"model.architecture: expected one {kind} -quickgelu, as {reference} was trained")
 
 
-def _fit_pictures(weights: dict[str, Tensor], towers: Towers) -> list[str]:
+def _fit_images(weights: dict[str, Tensor], towers: Towers) -> list[str]:
     visual = towers.visual
     if hasattr(visual, "trunk"):
         return _fit_trunk(weights, visual.trunk)

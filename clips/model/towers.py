@@ -32,12 +32,12 @@ def build_towers(cfg: dict[str, Any]) -> Towers:
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise UserError(f"model.architecture: open_clip cannot build it ({error_reason(error)})") from None
     set_model_preprocess_cfg(towers, preprocess_cfg(cfg))
-    _try_picture(towers, preprocess_cfg(cfg)["size"])
+    _try_image(towers, preprocess_cfg(cfg)["size"])
     return towers
 
 
 @torch.no_grad()
-def _try_picture(towers: Towers, size: list[int]) -> None:
+def _try_image(towers: Towers, size: list[int]) -> None:
     """Reject an image size that the strides of the image tower reduce to nothing, or that its weights do not expect."""
     try:
         encode_image(towers.eval(), torch.zeros(1, 3, *size, device=next(towers.parameters()).device))

@@ -62,7 +62,7 @@ class DDPStrategy:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        self.forget_gradient()
+        self.zero_grad()
         self.encoder.clamp_logit_scale()
         self.share_buffers()
         return None
@@ -77,7 +77,7 @@ class DDPStrategy:
         kept = self.encoder.state_dict().keys()
         return [buffer for name, buffer in self.encoder.named_buffers() if name in kept]
 
-    def forget_gradient(self) -> None:
+    def zero_grad(self) -> None:
         """Let the gradient go without following it."""
         self.optimizer.zero_grad()
 
@@ -104,7 +104,7 @@ class DDPStrategy:
         """A state like `held` as one like `weights`."""
         return held
 
-    def load_held(self, held: Mapping[str, Tensor], load: Callable[[Mapping[str, Tensor]], None]) -> None:
+    def load_ema_state_dict(self, held: Mapping[str, Tensor], load: Callable[[Mapping[str, Tensor]], None]) -> None:
         """Fill a state like `held` by ``load``, which fills full tensors or DTensor shards."""
         load(held)
 
@@ -116,7 +116,7 @@ class DDPStrategy:
                 found[f"{name}.{key}"] = value
         return self.own(found)
 
-    def empty_moments(self) -> dict[str, Tensor]:
+    def empty_optimizer_state_dict(self) -> dict[str, Tensor]:
         """Tensors like those of `moments`, for a checkpoint to fill."""
         found: dict[str, Tensor] = {}
         for name, parameter in self.encoder.named_parameters():
@@ -125,7 +125,7 @@ class DDPStrategy:
                 found[f"{name}.step"] = torch.zeros((), device=parameter.device)
         return found
 
-    def load_moments(self, moments: Mapping[str, Tensor]) -> None:
+    def load_optimizer_state_dict(self, moments: Mapping[str, Tensor]) -> None:
         """Take over the optimizer's state of those parameters that have one."""
         for name, parameter in self.encoder.named_parameters():
             if f"{name}.step" in moments:

@@ -81,7 +81,7 @@ class ZeroStrategy(DDPStrategy):
         self.share_buffers()
         return float(self.model.get_global_grad_norm())
 
-    def forget_gradient(self) -> None:
+    def zero_grad(self) -> None:
         """See `DataParallel`."""
         self.model.zero_grad()
 
@@ -130,7 +130,7 @@ class ZeroStrategy(DDPStrategy):
                     found[f"{name}.step"] = step.reshape(())
         return found
 
-    def empty_moments(self) -> dict[str, Tensor]:
+    def empty_optimizer_state_dict(self) -> dict[str, Tensor]:
         """See `DataParallel`; full tensors, on every process."""
         found: dict[str, Tensor] = {}
         for name, parameter in self.encoder.named_parameters():
@@ -140,7 +140,7 @@ class ZeroStrategy(DDPStrategy):
                 found[f"{name}.step"] = torch.zeros(())
         return found
 
-    def load_moments(self, moments: Mapping[str, Tensor]) -> None:
+    def load_optimizer_state_dict(self, moments: Mapping[str, Tensor]) -> None:
         """See `DataParallel`."""
         self._make_state()
         for name, parameter in self.encoder.named_parameters():
@@ -205,7 +205,7 @@ class Zero3Strategy(ZeroStrategy):
                 found[name] = whole.detach().to("cpu", copy=True)
         return found
 
-    def load_held(self, held: Mapping[str, Tensor], load: Callable[[Mapping[str, Tensor]], None]) -> None:
+    def load_ema_state_dict(self, held: Mapping[str, Tensor], load: Callable[[Mapping[str, Tensor]], None]) -> None:
         """See `DataParallel`; full tensors are filled, of which each process keeps its shard."""
         state = self.encoder.state_dict(keep_vars=True)
         whole = {name: held[name].new_zeros(getattr(value, "ds_shape", value.shape)) for name, value in state.items()}

@@ -64,7 +64,7 @@ class StepProfile:
         """``flops`` over ``samples``."""
         return self.flops / self.samples
 
-    def timeline_of(self, samples: int) -> np.ndarray:
+    def scaled_timeline(self, samples: int) -> np.ndarray:
         """The timeline scaled to ``samples`` samples."""
         timeline = self.timeline.astype(np.float64)
         timeline[:, 2] += (samples - self.samples) * self.growth

@@ -194,7 +194,7 @@ class MemoryModel:
     def _timeline(self, samples: int, checkpointing: bool) -> tuple[np.ndarray, int]:
         """The timeline of a step of N samples, see `StepProfile`, and when its forward pass ends."""
         step = self.step(samples, checkpointing) if samples <= _FEW else self._large(checkpointing)
-        return step.timeline_of(samples), step.forward_end
+        return step.scaled_timeline(samples), step.forward_end
 
     def _large(self, checkpointing: bool) -> StepProfile:
         """The dry step from which those of many samples are extrapolated."""

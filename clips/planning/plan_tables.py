@@ -51,7 +51,7 @@ def print_plan(config: TrainPlanConfig, training: EncoderTrainConfig) -> None:
     )
     clusters = {count: speeds(stages, count) for count in sorted({*_COUNTS, config.count})}
     console.print(_times(config, stages, clusters))
-    console.print(_held_at_once(stages, clusters))
+    console.print(_concurrent_bytes(stages, clusters))
     if any(_needs_parts(stages, count) for count in [config.count, *_timed(clusters)]):
         console.print(
             "Where fewer samples fit at once than a GPU's step has, give the stage micro_batch_size: so many."
@@ -147,7 +147,7 @@ def _times(config: TrainPlanConfig, stages: list[StagePlan], clusters: dict[int,
     return table
 
 
-def _held_at_once(stages: list[StagePlan], clusters: dict[int, list[Speed] | str]) -> Table:
+def _concurrent_bytes(stages: list[StagePlan], clusters: dict[int, list[Speed] | str]) -> Table:
     table = Table(title="Samples that a GPU holds at once, of those of its step", title_justify="left")
     _add_columns(table, ["GPUs", *_headers(stages, "samples")])
     for count, found in clusters.items():

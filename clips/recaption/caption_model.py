@@ -82,7 +82,7 @@ class CaptionModel:
         begins = str(self.tokenizer.bos_token or "")
         inputs = self.processor(
             text=list(prompts),
-            images=[[picture] for picture in pictures],
+            images=[[image] for image in pictures],
             padding=True,
             return_tensors="pt",
             add_special_tokens=not (begins and prompts[0].startswith(begins)),

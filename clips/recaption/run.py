@@ -152,11 +152,11 @@ def _read_ahead(
 def _read(source: Source, index: int, config: RecaptionConfig) -> LoadedSample | str:
     try:
         sample = source.read(index, np.random.default_rng([config.seed, index]))
-        picture = decode_image(sample.image, at_least=config.max_side)
+        image = decode_image(sample.image, at_least=config.max_side)
     except (BadSampleError, BadImageError) as error:
         return str(error)
-    picture.thumbnail((config.max_side, config.max_side))
-    return LoadedSample(index, sample, picture)
+    image.thumbnail((config.max_side, config.max_side))
+    return LoadedSample(index, sample, image)
 
 
 def _caption_window(

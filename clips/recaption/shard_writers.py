@@ -51,9 +51,9 @@ class TarWriter:
 
     def add(self, sample: CaptionedSample) -> None:
         """See `Writer`."""
-        kind, picture = _known_kind(sample.picture)
+        kind, image = _known_kind(sample.picture)
         fields = sample.record.fields | {self.config.caption: _one_or_list(sample.captions, self.config)}
-        files = {kind: picture, **sample.record.files}
+        files = {kind: image, **sample.record.files}
         files["json"] = json.dumps(fields, ensure_ascii=False, default=str).encode()
         for extension, content in files.items():
             member = tarfile.TarInfo(f"{sample.record.key}.{extension}")

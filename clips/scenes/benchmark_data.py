@@ -118,13 +118,13 @@ def pope_rows(pictures: Sequence[TestImage], limit: int) -> Rows:
     """
     frequency, together = _statistics(pictures)
     rows: Rows = []
-    for picture in pictures:
+    for image in pictures:
         if len(rows) + 2 * len(_POPE_CATEGORIES) > limit:
             break
-        dice = picture.dice("pope")
-        present = itertools.cycle(dice.shuffled(picture.described.groups))
+        dice = image.dice("pope")
+        present = itertools.cycle(dice.shuffled(image.described.groups))
         for category in _POPE_CATEGORIES:
-            absent = _absent(picture.described, category, frequency, together, dice)
+            absent = _absent(image.described, category, frequency, together, dice)
             for kind, answer in ((next(present).kind, "yes"), (absent, "no")):
                 rows.append(
                     {
@@ -132,8 +132,8 @@ def pope_rows(pictures: Sequence[TestImage], limit: int) -> Rows:
                         "question_id": str(len(rows) + 1),
                         "question": existence_question(kind),
                         "answer": answer,
-                        "image_source": picture.key,
-                        "image": picture.cell(),
+                        "image_source": image.key,
+                        "image": image.cell(),
                         "category": category,
                     }
                 )
@@ -144,8 +144,8 @@ def _statistics(pictures: Sequence[TestImage]) -> tuple[Counter[str], dict[str, 
     """Count how often each object class occurs in an image, and together with each other class."""
     frequency: Counter[str] = Counter()
     together: dict[str, Counter[str]] = {}
-    for picture in pictures:
-        kinds = sorted(picture.described.kinds)
+    for image in pictures:
+        kinds = sorted(image.described.kinds)
         frequency.update(kinds)
         for first, second in itertools.permutations(kinds, 2):
             together.setdefault(first, Counter())[second] += 1
@@ -173,23 +173,23 @@ def _absent(
 def mme_rows(pictures: Sequence[TestImage], limit: int) -> Rows:
     """MME: two questions for each (category, image), one with each answer; categories as balanced as possible."""
     found: dict[str, list[tuple[TestImage, str, str]]] = {}
-    for picture in pictures:
+    for image in pictures:
         seen = set()
-        for pair in yes_no_pairs(picture.described, picture.dice("mme")):
+        for pair in yes_no_pairs(image.described, image.dice("mme")):
             if pair.category not in seen:
                 seen.add(pair.category)
-                found.setdefault(pair.category, []).append((picture, pair.yes, pair.no))
+                found.setdefault(pair.category, []).append((image, pair.yes, pair.no))
     layers = itertools.zip_longest(*(
         [(category, *fact) for fact in facts] for category, facts in sorted(found.items())
     ))  # fmt: skip
     chosen = [fact for layer in layers for fact in layer if fact][: limit // 2]
     rows: Rows = []
-    for category, picture, yes, no in sorted(chosen, key=lambda fact: (fact[0], fact[1].key)):
+    for category, image, yes, no in sorted(chosen, key=lambda fact: (fact[0], fact[1].key)):
         for text, answer in ((yes, "Yes"), (no, "No")):
             rows.append(
                 {
-                    "question_id": f"{category}/{picture.name}",
-                    "image": picture.cell(),
+                    "question_id": f"{category}/{image.name}",
+                    "image": image.cell(),
                     "question": text + YES_OR_NO,
                     "answer": answer,
                     "category": category,
@@ -202,33 +202,33 @@ def gqa_rows(pictures: Sequence[TestImage], limit: int) -> tuple[Rows, Rows]:
     """GQA: the questions, at most two per image, and their images."""
     questions: Rows = []
     images: Rows = []
-    for picture in pictures:
-        chosen = open_questions(picture.described, picture.dice("gqa"))[: min(2, limit - len(questions))]
+    for image in pictures:
+        chosen = open_questions(image.described, image.dice("gqa"))[: min(2, limit - len(questions))]
         for question in chosen:
             questions.append(
                 {
                     "id": str(len(questions)),
-                    "imageId": picture.key,
+                    "imageId": image.key,
                     "question": question.text,
                     "answer": question.answer,
                 }
             )
         if chosen:
-            images.append({"id": picture.key, "image": picture.cell()})
+            images.append({"id": image.key, "image": image.cell()})
     return questions, images
 
 
 def textvqa_rows(pictures: Sequence[TestImage], limit: int) -> Rows:
     """TextVQA: questions about signs; ten answers, which agree here."""
     rows: Rows = []
-    for picture in pictures:
-        for question in sign_questions(picture.described)[: max(0, limit - len(rows))]:
+    for image in pictures:
+        for question in sign_questions(image.described)[: max(0, limit - len(rows))]:
             rows.append(
                 {
-                    "image_id": picture.key,
+                    "image_id": image.key,
                     "question_id": len(rows),
                     "question": question.text,
-                    "image": picture.cell(),
+                    "image": image.cell(),
                     "answers": [question.answer] * _ANSWERS,
                 }
             )
@@ -238,14 +238,14 @@ def textvqa_rows(pictures: Sequence[TestImage], limit: int) -> Rows:
 def nocaps_rows(pictures: Sequence[TestImage], limit: int) -> Rows:
     """NoCaps: images with their human-like captions."""
     rows: Rows = []
-    for number, picture in enumerate(pictures[:limit]):
-        world: SceneGenerator = picture.described.world
-        captions = make_captions(world, picture.described.scene).captions
+    for number, image in enumerate(pictures[:limit]):
+        world: SceneGenerator = image.described.world
+        captions = make_captions(world, image.described.scene).captions
         rows.append(
             {
-                "image": picture.cell(),
+                "image": image.cell(),
                 "image_id": number,
-                "image_file_name": picture.name,
+                "image_file_name": image.name,
                 "annotations_ids": list(range(number * len(captions), (number + 1) * len(captions))),
                 "annotations_captions": captions,
             }

@@ -147,8 +147,8 @@ def _write_split(folder: Path, world: SceneGenerator, config: ScenesConfig) -> N
 def encode_image(world: SceneGenerator, scene: Scene, image_size: int, form: str) -> bytes:
     """Return the image of a scene as the bytes of an image file."""
     buffer = io.BytesIO()
-    picture: Image.Image = render(world, scene, image_size)
-    picture.save(buffer, **_ENCODING[form])
+    image: Image.Image = render(world, scene, image_size)
+    image.save(buffer, **_ENCODING[form])
     return buffer.getvalue()
 
 

@@ -15,15 +15,15 @@ def render(world: SceneGenerator, scene: Scene, image_size: int) -> Image.Image:
     """Render a scene, RGB, ``image_size`` × ``image_size``; the same bytes on every machine."""
     dice = DeterministicRng("picture", scene.seed, scene.split, scene.index)
     background = find_background(scene.background)
-    picture = Image.fromarray(paint_background(background, image_size, dice), "RGB")
+    image = Image.fromarray(paint_background(background, image_size, dice), "RGB")
     for thing in scene.objects:
         kind = world.sprites.by_name[thing.kind]
         left, top, side, _ = (_pixels(length, image_size) for length in thing.box)
         sprite = world.sprites.sprite(kind, thing.color if thing.painted else None, max(side, 1))
-        picture.paste(sprite, (left, top), sprite)
+        image.paste(sprite, (left, top), sprite)
     if scene.sign:
-        _draw_sign(picture, world, scene.sign)
-    return picture
+        _draw_sign(image, world, scene.sign)
+    return image
 
 
 def _pixels(length: int, image_size: int) -> int:

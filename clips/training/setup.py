@@ -111,7 +111,7 @@ def setup_run(config: EncoderTrainConfig, data: TrainDataset) -> TrainRun:
         std=_channels(encoder.preprocess_cfg["std"], processes.device),
     )
     if latest is not None:
-        _take_up_moments(parallel, latest)
+        _load_optimizer_state(parallel, latest)
     if processes.is_main:
         _announce(run, reason)
     return run
@@ -164,17 +164,19 @@ def build_model_without_pretrained(config: EncoderTrainConfig) -> ClipsModel:
     return build_model(model, config.recipe, config.seed)
 
 
-def _take_up_moments(parallel: DDPStrategy, latest: Path) -> None:
+def _load_optimizer_state(parallel: DDPStrategy, latest: Path) -> None:
     kept = tensor_names(latest)
-    moments = {name: value for name, value in parallel.empty_moments().items() if f"optimizer.{name}" in kept}
+    moments = {
+        name: value for name, value in parallel.empty_optimizer_state_dict().items() if f"optimizer.{name}" in kept
+    }
     load_tensors(latest, moments, "optimizer.")
-    parallel.load_moments(moments)
+    parallel.load_optimizer_state_dict(moments)
 
 
 def _average(decay: float, parallel: DDPStrategy, latest: Path | None, loop: TrainState) -> ModelEma:
     average = ModelEma(decay, parallel.held(), updates=loop.step - loop.skipped)
     if latest is not None:
-        parallel.load_held(average.state, lambda tensors: load_tensors(latest, tensors, "average."))
+        parallel.load_ema_state_dict(average.state, lambda tensors: load_tensors(latest, tensors, "average."))
     return average
 
 

@@ -80,7 +80,7 @@ def train_step(run: TrainRun, batch: dict[str, torch.Tensor]) -> dict[str, float
     if run.config.optim.skip_spikes is not None and is_grad_spike(
         run.loop, values["grad_norm"], run.config.optim.skip_spikes
     ):
-        run.parallel.forget_gradient()
+        run.parallel.zero_grad()
         run.parallel.share_buffers()
         return {**values, "lr": 0.0}
 

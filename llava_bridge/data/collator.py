@@ -85,9 +85,9 @@ class ConversationDataset(Dataset):
             raise InvalidConversationError(
                 f"{len(sample.images)} images but {sum(marks)} {IMAGE} marks in what the user says"
             )
-        pictures = [picture.open() for picture in sample.images]
-        encoded = self.chat.encode(messages, self.max_length, pictures)
-        return {"input_ids": encoded.input_ids, "labels": encoded.labels, "pictures": pictures}
+        images = [image.open() for image in sample.images]
+        encoded = self.chat.encode(messages, self.max_length, images)
+        return {"input_ids": encoded.input_ids, "labels": encoded.labels, "pictures": images}
 
 
 class ConversationCollator:
@@ -127,9 +127,9 @@ class ConversationCollator:
             batch["attention_mask"] = _right_padded([[1] * len(row) for row in places], 0)
         else:
             batch["position_ids"] = _right_padded(places, 0)
-        pictures = [picture for row in rows for index in row for picture in items[index]["pictures"]]
-        if pictures:
-            batch.update(self.image_processor(pictures, return_tensors="pt"))
+        images = [image for row in rows for index in row for image in items[index]["pictures"]]
+        if images:
+            batch.update(self.image_processor(images, return_tensors="pt"))
         return batch
 
 

@@ -49,11 +49,11 @@ def run_chat(config: ChatConfig) -> None:
     Raises:
         UserError: no such directory or image; a prompt that cannot be answered.
     """
-    pictures = [] if config.image is None else [open_picture(config.image)]
+    images = [] if config.image is None else [open_picture(config.image)]
     resolve_llava_dir(config.directory)  # reported before torch is imported
     from llava_bridge.inference.generate import load_llava
 
-    talk = _Talk(*load_llava(config.directory), pictures, config.max_new_tokens)
+    talk = _Talk(*load_llava(config.directory), images, config.max_new_tokens)
     if config.prompt is not None:
         talk.say(config.prompt)
         return

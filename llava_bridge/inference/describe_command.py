@@ -102,9 +102,9 @@ def _ask(config: DescribeConfig, names: Sequence[str], output: _Output | None, i
         Progress("describing", len(names), "images") as progress,
     ):
         for batch in _batches(names, config.batch_size, invalid):
-            pictures = [picture for _, picture in batch]
+            images = [image for _, image in batch]
             prompts = [config.prompt] * len(batch)
-            texts = answer(model, processor, pictures, prompts, max_new_tokens=config.max_new_tokens)
+            texts = answer(model, processor, images, prompts, max_new_tokens=config.max_new_tokens)
             for (name, _), text in zip(batch, texts, strict=True):
                 lines.write(json.dumps({"image": name, "text": text}, ensure_ascii=False) + "\n")
             lines.flush()
@@ -161,11 +161,11 @@ class _Output:
 def _batches(names: Sequence[str], size: int, invalid: InvalidSamples) -> Iterator[Batch]:
     """Full batches of those images that can be read; the others go to ``invalid``."""
     batch: Batch = []
-    for index, (name, picture) in enumerate(_read_ahead(names, 2 * size)):
-        if isinstance(picture, UserError):
-            invalid.add([(index, name, str(picture).removeprefix(f"{name}: "))])
+    for index, (name, image) in enumerate(_read_ahead(names, 2 * size)):
+        if isinstance(image, UserError):
+            invalid.add([(index, name, str(image).removeprefix(f"{name}: "))])
             continue
-        batch.append((name, picture))
+        batch.append((name, image))
         if len(batch) == size:
             yield batch
             batch = []
@@ -179,10 +179,10 @@ def _read_ahead(names: Iterable[str], count: int) -> Iterator[tuple[str, Image.I
     with ThreadPoolExecutor(_READERS) as pool:
         waiting = deque((name, pool.submit(_try_to_open, name)) for name in itertools.islice(left, count))
         while waiting:
-            name, picture = waiting.popleft()
+            name, image = waiting.popleft()
             if (further := next(left, None)) is not None:
                 waiting.append((further, pool.submit(_try_to_open, further)))
-            yield name, picture.result()
+            yield name, image.result()
 
 
 def _try_to_open(name: str) -> Image.Image | UserError:

@@ -167,7 +167,7 @@ class _Asked:
     @torch.inference_mode()
     def one_by_one(self, rows: Sequence[int]) -> dict[int, str]:
         """The answers to a batch of prompts, each with its own images."""
-        shown = [picture for row in rows for picture in self.pictures[row]]
+        shown = [image for row in rows for image in self.pictures[row]]
         return self._generate(
             rows, prepare_generate_inputs(self.model, self.processor, [self.ids[row] for row in rows], shown)
         )
@@ -190,7 +190,7 @@ class _Asked:
 
     @torch.inference_mode()
     def _compute(self, prefixes: Sequence[Prefix]) -> PrefixCache:
-        shown = [picture for prefix in prefixes for picture in prefix.pictures]
+        shown = [image for prefix in prefixes for image in prefix.pictures]
         begun = [prefix.ids for prefix in prefixes]
         return PrefixCache(self.model, prepare_generate_inputs(self.model, self.processor, begun, shown))
 
@@ -252,6 +252,6 @@ def preprocess_images(pictures: Sequence[Image.Image], processor: Any, model: An
     """The LLaVA's image inputs, as of :func:`prepare_generate_inputs`; empty if there are no images."""
     if not pictures:
         return {}
-    rgb = [picture.convert("RGB") for picture in pictures]
+    rgb = [image.convert("RGB") for image in pictures]
     shown = processor.image_processor(rgb, return_tensors="pt")
     return {**shown, "pixel_values": shown["pixel_values"].to(model.device, model.dtype)}

@@ -45,14 +45,14 @@ def find_shared_prefixes(ids: Sequence[Sequence[int]], pictures: Sequence[Pictur
     """
     found: dict[Any, Prefix] = {}
     for row, (tokens, shown) in enumerate(zip(ids, pictures, strict=True)):
-        end = _end_of_pictures(tokens, image_id)
+        end = _end_of_images(tokens, image_id)
         if 0 < end < len(tokens):
             key = (tuple(map(id, shown)), tuple(tokens[:end]))
             found.setdefault(key, Prefix(list(tokens[:end]), shown, [])).rows.append(row)
     return [prefix for prefix in found.values() if len(prefix.rows) > 1]
 
 
-def _end_of_pictures(tokens: Sequence[int], image_id: int) -> int:
+def _end_of_images(tokens: Sequence[int], image_id: int) -> int:
     return max((place + 1 for place, token in enumerate(tokens) if token == image_id), default=0)
 
 

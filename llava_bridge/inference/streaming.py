@@ -158,7 +158,7 @@ def replies(model: Any, processor: Any, prompts: Sequence[Prompt]) -> list[Strea
         torch.manual_seed(decoding.seed)
     ends = model.generation_config.eos_token_id
     writers = _Writers(processor.tokenizer, prompts, ends if isinstance(ends, list) else [ends])
-    shown = [picture for asked in prompts for picture in asked.pictures]
+    shown = [image for asked in prompts for image in asked.pictures]
     model.generate(
         **prepare_generate_inputs(model, processor, [asked.ids for asked in prompts], shown),
         max_new_tokens=max(asked.most for asked in prompts),

@@ -171,7 +171,7 @@ def convert_tower_to_transformers(model: AnyLlava) -> bool:
     """
     tower = model.model.vision_tower
     theirs = tower.tower.stock() if isinstance(tower, EncoderVisionModel) else None
-    if theirs is None or (hasattr(model.model, "image_newline") and not _joins_alike(theirs.config, tower.config)):
+    if theirs is None or (hasattr(model.model, "image_newline") and not _joins_equal(theirs.config, tower.config)):
         return False
     stock = tower.stock()
     model.model.vision_tower = stock
@@ -179,7 +179,7 @@ def convert_tower_to_transformers(model: AnyLlava) -> bool:
     return True
 
 
-def _joins_alike(one: Any, other: Any) -> bool:
+def _joins_equal(one: Any, other: Any) -> bool:
     """Whether transformers joins tiles equally by two tower configs: DINOv2's states the size of its training."""
     return (one.image_size, one.image_size // one.patch_size) == (
         other.image_size,

@@ -106,7 +106,7 @@ class EncoderVisionModel(PreTrainedModel):
         made_as = json.dumps([self.config.source, self.config.architecture], sort_keys=True, default=str)
         variant = "".join(f"-{index}" for index in wanted) + f"-{hashlib.sha256(made_as.encode()).hexdigest()[:12]}"
         self.kept, self.kept_layers = FeatureCache(self.tower, compute, kind="features", variant=variant), wanted
-        self.kept.know_weights()
+        self.kept.freeze_weights_hash()
 
     def stock(self) -> PreTrainedModel | None:
         """Return the model that transformers' own LLaVA uses instead of this one, with these weights, or None.

@@ -103,8 +103,8 @@ class CAbstractor(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(B, G², D) to (B, M, W)."""
         rows, side = features + self.positions, math.isqrt(features.shape[1])
-        picture = rows.transpose(1, 2).unflatten(2, (side, side))
-        return self.mlp(self.after(self.pool(self.before(picture))).flatten(2).transpose(1, 2))
+        image = rows.transpose(1, 2).unflatten(2, (side, side))
+        return self.mlp(self.after(self.pool(self.before(image))).flatten(2).transpose(1, 2))
 
 
 class Perceiver(nn.Module):

@@ -89,12 +89,12 @@ def parse_request(body: bytes, max_new_tokens: int) -> ChatRequest:
     if not isinstance(given, dict):
         raise RequestError("the body: expected a JSON object")
     _refuse_unsupported(given)
-    messages, pictures = _conversation(given.get("messages"))
+    messages, images = _conversation(given.get("messages"))
     options = _field(given, "stream_options", dict, "an object") or {}
     return ChatRequest(
         model=_field(given, "model", str, "a name"),
         messages=messages,
-        pictures=pictures,
+        pictures=images,
         decoding=_decoding(given, max_new_tokens),
         stream=bool(_field(given, "stream", bool, "true or false")),
         usage=bool(options.get("include_usage")),
@@ -151,19 +151,19 @@ def _conversation(given: Any) -> tuple[list[dict[str, str]], list[Image.Image]]:
     if not isinstance(given, list) or not given:
         raise RequestError("messages: expected a list of messages", param="messages")
     messages: list[dict[str, str]] = []
-    pictures: list[Image.Image] = []
+    images: list[Image.Image] = []
     for number, message in enumerate(given):
         place = f"messages[{number}]"
         role = message.get("role") if isinstance(message, dict) else None
         if not isinstance(role, str) or role not in _ROLES:
             raise RequestError(f"{place}.role: expected one of {', '.join(_ROLES)}", param=f"{place}.role")
-        earlier = len(pictures)
-        text = _content(message.get("content"), f"{place}.content", pictures if role == "user" else None)
+        earlier = len(images)
+        text = _content(message.get("content"), f"{place}.content", images if role == "user" else None)
         said = text.replace(IMAGE, _NO_IMAGE)  # an image is a part of its own; text never contains one
-        messages.append({"role": _ROLES[role], "content": prepend_image_tokens(said, pictures[earlier:])})
+        messages.append({"role": _ROLES[role], "content": prepend_image_tokens(said, images[earlier:])})
     if messages[-1]["role"] != "user":
         raise RequestError("messages: expected the last one to be the user's", param="messages")
-    return messages, pictures
+    return messages, images
 
 
 def _content(content: Any, place: str, pictures: list[Image.Image] | None) -> str:
@@ -189,7 +189,7 @@ def _content(content: Any, place: str, pictures: list[Image.Image] | None) -> st
 
 def _check_size(pictures: list[Image.Image]) -> None:
     """Reject more images than one request may hold in memory; small files may be large images."""
-    if len(pictures) > _MOST_PICTURES or sum(picture.width * picture.height for picture in pictures) > MAX_PIXELS:
+    if len(pictures) > _MOST_PICTURES or sum(image.width * image.height for image in pictures) > MAX_PIXELS:
         line = f"expected at most {_MOST_PICTURES} images, of {MAX_PIXELS / 1e6:g} megapixels together"
         raise RequestError(f"messages: {line}", param="messages", status=413)
 

@@ -164,20 +164,20 @@ class DistributedStopRequest:
 
 def exit_after_stop(number: int) -> NoReturn:
     """End this process, and the command that started it, after a stop by the signal ``number``."""
-    _tell_status(exit_status_for_signal(number))
+    _log_status(exit_status_for_signal(number))
     raise SystemExit(exit_status_for_signal(number))
 
 
 def end_hung(status: int, why: str) -> NoReturn:
     """End this process, and the command that started it, from a thread, as the main one waits for ever."""
     log_rank0(why)
-    _tell_status(status)
+    _log_status(status)
     os._exit(status)
 
 
-def _tell_status(status: int) -> None:
+def _log_status(status: int) -> None:
     if _COMMAND_PID in os.environ and is_main_process():
-        _tell_command(_STATUS, str(status))
+        _log_command(_STATUS, str(status))
 
 
 def deepspeed_config(name: str) -> dict[str, Any]:
@@ -202,12 +202,12 @@ def log_rank0(line: str) -> None:
     if not is_main_process():
         return
     if _COMMAND_PID in os.environ:
-        _tell_command(_REPORT, line)
+        _log_command(_REPORT, line)
     else:
         log_info(line)
 
 
-def _tell_command(mark: str, line: str) -> None:
+def _log_command(mark: str, line: str) -> None:
     """A line for the command that started this process, which knows it by its mark."""
     print(mark + strip_control_chars(redact(line)), file=sys.stderr, flush=True)
 
@@ -226,7 +226,7 @@ def forward_user_errors() -> Iterator[None]:
         if mistake is None:
             raise
         if _COMMAND_PID in os.environ:
-            _tell_command(_MISTAKE, " ".join(str(mistake).splitlines()))
+            _log_command(_MISTAKE, " ".join(str(mistake).splitlines()))
         raise mistake from None
 
 

@@ -73,14 +73,14 @@ def hub_commits(config: LlavaTrainConfig) -> dict[str, str]:
 def describe_data(data: ConversationSourceConfig) -> dict[str, Any]:
     """A source with the hash of its files (pictures are not read), and that of its manifest if it has one."""
     path = Path(data.path)
-    files = [file for named in local_files(data.path) for file in _files_with_talk(named, data.format)]
+    files = [file for named in local_files(data.path) for file in _conversation_files(named, data.format)]
     digest = hashlib.sha256("".join(map(_file_hash, files)).encode()).hexdigest()
     manifest = path.parent / "manifest.json"
     whole = {"directory_hash": directory_hash(path.parent)} if path.is_file() and manifest.is_file() else {}
     return {**to_plain(data), "hash": digest, **whole}
 
 
-def _files_with_talk(path: Path, format: str) -> list[Path]:
+def _conversation_files(path: Path, format: str) -> list[Path]:
     """A file itself, or those in a directory that a format may read what is said from."""
     if path.is_file():
         return [path]

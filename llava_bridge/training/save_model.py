@@ -52,7 +52,7 @@ def save_stage_model(
         if weights is None:
             _write(setup, setup.model, partial, half=half, last=last)
         elif "vision" in setup.parts:
-            _write_anew(again(), weights, partial, lora, half=half, last=last, trained=setup.model)
+            _rewrite(again(), weights, partial, lora, half=half, last=last, trained=setup.model)
         else:  # an LLM alone learns as a whole
             _let_it_cache(setup.model)
             setup.model.save_pretrained(partial, state_dict=weights)
@@ -95,7 +95,7 @@ def _let_it_cache(model: Any) -> None:
         config.use_cache = True
 
 
-def _write_anew(
+def _rewrite(
     fresh: StageSetup,
     weights: Mapping[str, Tensor],
     directory: Path,

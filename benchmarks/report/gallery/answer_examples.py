@@ -103,13 +103,13 @@ class _Items:
     def example(self, item: Any, rows: Sequence[str]) -> Card:
         there = {row: self.tables[row].loc[item] for row in rows if item in self.tables[row].index}
         first = next(iter(there.values()))
-        finds_pictures = str(first["direction"]) == "t2i"
+        finds_images = str(first["direction"]) == "t2i"
         return Card(
             picture=self.pictures.get(str(first["image"])),
             question=strip_control_chars(str(first["question"]), _LONGEST_TEXT),
-            notes=(("expected", LEFT_IMAGE if finds_pictures else _target(str(first["target"]))),),
+            notes=(("expected", LEFT_IMAGE if finds_images else _target(str(first["target"]))),),
             answers=tuple(
-                _answer(row, entry, self.pictures if finds_pictures else {}, self.scale if self.graded else None)
+                _answer(row, entry, self.pictures if finds_images else {}, self.scale if self.graded else None)
                 for row, entry in there.items()
             ),
         )

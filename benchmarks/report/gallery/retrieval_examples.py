@@ -61,14 +61,14 @@ def _gallery(benchmark: str, results: Mapping[str, Result]) -> Gallery | None:
     tables = tables_of(results, lambda _, table: "found" in table)
     if not tables:
         return None
-    pictures = thumbnails_of(tables.values())
+    images = thumbnails_of(tables.values())
     drawn = {direction: _drawn(tables.values(), direction) for direction in QUERIES_SHOWN}
     chosen = [
         name
         for direction, names in drawn.items()
         for name in spread_by_difficulty(names, tables, QUERIES_SHOWN[direction])
     ]
-    cards = tuple(_query(name, tables, pictures) for name in chosen)
+    cards = tuple(_query(name, tables, images) for name in chosen)
     return Gallery(benchmark=benchmark, cards=cards, items=sum(map(len, drawn.values())))
 
 
@@ -115,10 +115,10 @@ def _query(name: str, tables: Mapping[str, pd.DataFrame], pictures: Mapping[str,
 def _answers(item: pd.Series, pictures: Mapping[str, Thumbnail]) -> Iterable[Answer]:
     for found in _read(item["found"]):
         answer = str(found.get("answer"))
-        picture = pictures.get(answer) if item["direction"] == "t2i" else None
+        image = pictures.get(answer) if item["direction"] == "t2i" else None
         yield Answer(
-            picture=picture,
-            text="" if picture else strip_control_chars(answer, _LONGEST_CAPTION),
+            picture=image,
+            text="" if image else strip_control_chars(answer, _LONGEST_CAPTION),
             score=format_number(found["similarity"], 2),
             right=found.get("right") is True,
         )

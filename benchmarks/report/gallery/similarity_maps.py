@@ -28,8 +28,8 @@ def _gallery(benchmark: str, results: Mapping[str, Result]) -> Gallery | None:
     if not tables:
         return None
     kept = set.intersection(*(set(table.index[table["map"].notna()]) for table in tables.values()))
-    pictures = thumbnails_of(tables.values())
-    cards = tuple(_card(name, tables, pictures) for name in hash_order(kept)[:MOST_PER_BENCHMARK])
+    images = thumbnails_of(tables.values())
+    cards = tuple(_card(name, tables, images) for name in hash_order(kept)[:MOST_PER_BENCHMARK])
     return Gallery(benchmark=benchmark, cards=cards, items=len(first_of(tables)))
 
 

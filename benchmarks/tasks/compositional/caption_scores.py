@@ -126,9 +126,9 @@ def _won(scores: np.ndarray, order: np.ndarray) -> tuple[bool, bool]:
         apart = scores[one] - scores[other]
         return bool(order[one] > order[other] if abs(apart) <= TIE_TOLERANCE else apart > 0)
 
-    pictures, captions = scores.shape
-    text = all(beats((i, i), (i, j)) for i in range(pictures) for j in range(captions) if j != i)
-    image = all(beats((i, i), (k, i)) for i in range(pictures) for k in range(pictures) if k != i)
+    images, captions = scores.shape
+    text = all(beats((i, i), (i, j)) for i in range(images) for j in range(captions) if j != i)
+    image = all(beats((i, i), (k, i)) for i in range(images) for k in range(images) if k != i)
     return text, image
 
 
@@ -176,7 +176,7 @@ def _items(pairs: PairSet, scores: Sequence[np.ndarray], *, compared: bool) -> p
     items = pd.DataFrame(
         {
             "item": [case.name for case in cases],
-            "image": [picture.reference for picture in shown],
+            "image": [image.reference for image in shown],
             "direction": "",
             "category": [case.kind for case in cases],
             "question": [" | ".join(case.captions) for case in cases],
@@ -213,16 +213,16 @@ def _side_by_side(pairs: PairSet, case: Pair) -> Image:
     """The images of a case in one, equally high."""
     from PIL import Image
 
-    pictures = [pairs.open(picture) for picture in case.pictures]
-    if len(pictures) == 1:
-        return pictures[0]
-    height = max(picture.height for picture in pictures)
-    resized = [picture.resize((max(1, round(picture.width * height / picture.height)), height)) for picture in pictures]
-    whole = Image.new("RGB", (sum(picture.width for picture in resized), height))
+    images = [pairs.open(image) for image in case.pictures]
+    if len(images) == 1:
+        return images[0]
+    height = max(image.height for image in images)
+    resized = [image.resize((max(1, round(image.width * height / image.height)), height)) for image in images]
+    whole = Image.new("RGB", (sum(image.width for image in resized), height))
     left = 0
-    for picture in resized:
-        whole.paste(picture, (left, 0))
-        left += picture.width
+    for image in resized:
+        whole.paste(image, (left, 0))
+        left += image.width
     return whole
 
 

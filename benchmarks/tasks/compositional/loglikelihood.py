@@ -38,7 +38,7 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Accuracy of a model's LLaVA that chooses the caption with the highest likelihood."""
     pairs = load_pairs(config)
     prompt = config.prompt or PROMPT
-    asked = [(picture, prompt, text) for case in pairs.cases for picture in case.pictures for text in case.captions]
+    asked = [(image, prompt, text) for case in pairs.cases for image in case.pictures for text in case.captions]
     model, processor = row.llava
     texts = list(dict.fromkeys(text for _, _, text in asked)) if config.likelihood == "gain" else []
     found = score_texts(row, pairs, [*asked, *((None, prompt, text) for text in texts)])
@@ -87,8 +87,8 @@ def score_texts(
 
     kept = row.kept_answers("likelihood", pairs.hash)
     keys = [
-        cache_key(picture=None if picture is None else pairs.contents[picture], prompt=prompt, text=text, end=end)
-        for picture, prompt, text in asked
+        cache_key(picture=None if image is None else pairs.contents[image], prompt=prompt, text=text, end=end)
+        for image, prompt, text in asked
     ]
     missing = [number for number, key in enumerate(keys) if key not in kept.known]
     missing.sort(key=lambda number: len(asked[number][2]))
@@ -114,7 +114,7 @@ def _likelihoods(
 ) -> list[LogLikelihood]:
     from llava_bridge import loglikelihoods
 
-    opened = {picture: pairs.open(picture) for picture, _, _ in asked if picture is not None}
-    pictures = [None if picture is None else opened[picture] for picture, _, _ in asked]
+    opened = {image: pairs.open(image) for image, _, _ in asked if image is not None}
+    images = [None if image is None else opened[image] for image, _, _ in asked]
     prompts, texts = [prompt for _, prompt, _ in asked], [text for _, _, text in asked]
-    return loglikelihoods(*row.llava, pictures, prompts, texts, row.config.batch_size, end=end)
+    return loglikelihoods(*row.llava, images, prompts, texts, row.config.batch_size, end=end)

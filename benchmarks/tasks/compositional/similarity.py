@@ -18,15 +18,15 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
     from benchmarks.tasks.encoders.embedding import encoder_settings
 
     pairs = load_pairs(config)
-    pictures = {picture: number for number, picture in enumerate(pairs.pictures)}
+    images = {image: number for number, image in enumerate(pairs.pictures)}
     texts = {
         text: number for number, text in enumerate(dict.fromkeys(t for case in pairs.cases for t in case.captions))
     }
-    names = [picture.reference for picture in pictures]
-    seen = image_embeddings(row, lambda index: pairs.open(pairs.pictures[index]), names, pairs.pictures_hash)
+    names = [image.reference for image in images]
+    seen = image_embeddings(row, lambda index: pairs.open(pairs.pictures[index]), names, pairs.images_hash)
     read = text_embeddings(row, list(texts))
     scores = [
-        (seen[[pictures[picture] for picture in case.pictures]] @ read[[texts[text] for text in case.captions]].T)
+        (seen[[images[image] for image in case.pictures]] @ read[[texts[text] for text in case.captions]].T)
         .cpu()
         .numpy()
         for case in pairs.cases

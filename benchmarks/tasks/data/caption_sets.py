@@ -59,7 +59,7 @@ class CaptionSet:
         return groups
 
     @functools.cached_property
-    def first_owner(self) -> np.ndarray:
+    def first_image_of_caption(self) -> np.ndarray:
         """(M,) the first image that each caption belongs to."""
         return self.pairs[np.unique(self.pairs[:, 1], return_index=True)[1], 0]
 
@@ -73,20 +73,20 @@ class CaptionSet:
         return self.files[index].open()
 
     @functools.cached_property
-    def picture_hashes(self) -> list[str]:
+    def image_hashes(self) -> list[str]:
         """(N,) SHA-256 of each image's content."""
         return [hashlib.sha256(image.read()).hexdigest() for image in self.files]
 
     @functools.cached_property
-    def pictures_hash(self) -> str:
+    def images_hash(self) -> str:
         """SHA-256 over the images' contents, in order."""
-        return hashlib.sha256("".join(self.picture_hashes).encode()).hexdigest()
+        return hashlib.sha256("".join(self.image_hashes).encode()).hexdigest()
 
     @functools.cached_property
     def hash(self) -> str:
         """SHA-256 over captions and image contents, independent of the file format."""
         digest = hashlib.sha256()
-        for content, captions in zip(self.picture_hashes, self.captions, strict=True):
+        for content, captions in zip(self.image_hashes, self.captions, strict=True):
             digest.update(json.dumps([content, *captions], ensure_ascii=False).encode())
         if self.shared:
             digest.update(json.dumps(self.pairs.tolist()).encode())

@@ -50,8 +50,8 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
     say_skipped(found)
     templates = _templates(found, config)
     classes = class_embeddings(functools.partial(text_embeddings, row), templates, found.classes)
-    pictures = image_embeddings(row, found.open, found.pictures, found.hash)
-    items = items_table(found, class_ranks(iter_similarities(pictures, classes), found.targets))
+    images = image_embeddings(row, found.open, found.pictures, found.hash)
+    items = items_table(found, class_ranks(iter_similarities(images, classes), found.targets))
     return Evaluation(
         metrics=metrics(items, found),
         primary=PRIMARY,

@@ -52,7 +52,7 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
     }
     different = list(dict.fromkeys(text for texts in versions.values() for text in texts))
     place = {text: number for number, text in enumerate(different)}
-    images = image_embeddings(row, captions.open, captions.images, captions.pictures_hash)
+    images = image_embeddings(row, captions.open, captions.images, captions.images_hash)
     vectors = text_embeddings(row, different)
     found = {
         name: compute_ranks(images, vectors[[place[text] for text in texts]], captions.pairs, row.processes)

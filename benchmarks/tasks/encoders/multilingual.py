@@ -39,7 +39,7 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
 
     sets = _sets(config)
     first = next(iter(sets.values()))
-    images = image_embeddings(row, first.open, first.images, first.pictures_hash)
+    images = image_embeddings(row, first.open, first.images, first.images_hash)
     tables = {}
     for language, captions in sets.items():
         found = compute_ranks(images, text_embeddings(row, captions.texts), captions.pairs, row.processes)
@@ -73,7 +73,7 @@ def _sets(config: BenchmarkConfig) -> dict[str, CaptionSet]:
 
 
 def _hash(sets: dict[str, CaptionSet]) -> str:
-    digest = hashlib.sha256("".join(next(iter(sets.values())).picture_hashes).encode())
+    digest = hashlib.sha256("".join(next(iter(sets.values())).image_hashes).encode())
     for language, captions in sets.items():
         digest.update(f"{language} {captions.captions_hash}".encode())
     return digest.hexdigest()

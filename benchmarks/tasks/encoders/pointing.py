@@ -88,9 +88,9 @@ def _items(row: EvalModel, data: PhraseSet, texts: torch.Tensor) -> tuple[pd.Dat
     encoder = row.encoder
     any_phrase = torch.nn.functional.normalize(texts.mean(dim=0, keepdim=True), dim=-1)
     names = [f"{phrase.image}#{number}" for number, phrase in enumerate(data.phrases)]
-    pictures = {name: phrase.image for name, phrase in zip(names, data.phrases, strict=True)}
-    drawn = set(first_per_image(hash_order(names), pictures, NUM_SAVED_MAPS))
-    kept = {pictures[name] for name in drawn} | set(hash_order(data.images)[:MAX_THUMBNAILS])
+    images = {name: phrase.image for name, phrase in zip(names, data.phrases, strict=True)}
+    drawn = set(first_per_image(hash_order(names), images, NUM_SAVED_MAPS))
+    kept = {images[name] for name in drawn} | set(hash_order(data.images)[:MAX_THUMBNAILS])
     asked: dict[str, list[int]] = {}
     for number, phrase in enumerate(data.phrases):
         asked.setdefault(phrase.image, []).append(number)

@@ -149,8 +149,8 @@ def _read(config: SourceConfig, limit: int | None, _stamp: object) -> RecaptionS
         if not sample.web or not sample.synthetic.strip():
             left_out += 1
             continue
-        picture = hashlib.sha256(sample.image).hexdigest()
-        digest.update(json.dumps([picture, sample.web, sample.synthetic], ensure_ascii=False).encode())
+        image = hashlib.sha256(sample.image).hexdigest()
+        digest.update(json.dumps([image, sample.web, sample.synthetic], ensure_ascii=False).encode())
         numbers.append(number)
         web.append(sample.web)
         synthetic.append(sample.synthetic)

@@ -58,7 +58,7 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
     from benchmarks.tasks.encoders.embedding import encoder_settings
 
     captions = load_benchmark_captions(config)
-    images = image_embeddings(row, captions.open, captions.images, captions.pictures_hash)
+    images = image_embeddings(row, captions.open, captions.images, captions.images_hash)
     texts = text_embeddings(row, captions.texts)
     items = items_of(captions, compute_ranks(images, texts, captions.pairs, row.processes))
     blind = {CHANCE: hit_columns(chance_ranks(captions))}
@@ -122,48 +122,48 @@ def items_of(
     import pandas as pd
 
     to_captions, to_images = found
-    texts, pictures = captions.texts, list(captions.images)
-    by_picture = pd.DataFrame(
+    texts, images = captions.texts, list(captions.images)
+    by_image = pd.DataFrame(
         {
-            "item": [f"i2t/{name}" for name in pictures],
-            "image": pictures,
+            "item": [f"i2t/{name}" for name in images],
+            "image": images,
             "direction": "i2t",
             "category": "",
             "question": "",
             "prediction": [texts[index] for index in to_captions.first],
             "target": [" | ".join(group) for group in captions.captions],
             "score": np.nan,
-            "thumbnail": thumbnails(pictures, captions.open) if with_thumbnails else None,
+            "thumbnail": thumbnails(images, captions.open) if with_thumbnails else None,
         }
     )
-    owner = captions.first_owner
+    owner = captions.first_image_of_caption
     _, start = np.unique(owner, return_index=True)
     place = np.arange(len(owner)) - np.repeat(start, np.diff([*start, len(owner)]))
     by_caption = pd.DataFrame(
         {
-            "item": [f"t2i/{pictures[image]}#{number}" for image, number in zip(owner, place, strict=True)],
-            "image": [pictures[image] for image in owner],
+            "item": [f"t2i/{images[image]}#{number}" for image, number in zip(owner, place, strict=True)],
+            "image": [images[image] for image in owner],
             "direction": "t2i",
             "category": "",
             "question": texts,
-            "prediction": [pictures[index] for index in to_images.first],
-            "target": _right_pictures(captions),
+            "prediction": [images[index] for index in to_images.first],
+            "target": _right_images(captions),
             "score": to_images.hit(1),
             "thumbnail": None,
         }
     )
-    items = pd.concat([by_picture, by_caption], ignore_index=True)
+    items = pd.concat([by_image, by_caption], ignore_index=True)
     return items.assign(**hit_columns(found))
 
 
 def hit_columns(found: tuple[RetrievalRanks, RetrievalRanks], suffix: str = "") -> dict[str, np.ndarray]:
     """Item columns of ranks and hits: images' first, then captions', NaN for the other direction."""
     to_captions, to_images = found
-    pictures, texts = np.full(len(to_captions.above), np.nan), np.full(len(to_images.above), np.nan)
+    images, texts = np.full(len(to_captions.above), np.nan), np.full(len(to_images.above), np.nan)
     columns = {}
     for direction, rank in (("i2t", to_captions), ("t2i", to_images)):
         for name, values in {"rank": rank.expected(), **{f"r{k}": rank.hit(k) for k in RECALL_KS}}.items():
-            parts = (values, texts) if direction == "i2t" else (pictures, values)
+            parts = (values, texts) if direction == "i2t" else (images, values)
             columns[f"{direction}_{name}{suffix}"] = np.concatenate(parts)
     return columns
 
@@ -178,7 +178,7 @@ def chance_ranks(captions: CaptionSet) -> tuple[RetrievalRanks, RetrievalRanks]:
     return sides[0], sides[1]
 
 
-def _right_pictures(captions: CaptionSet) -> list[str]:
+def _right_images(captions: CaptionSet) -> list[str]:
     names: list[list[str]] = [[] for _ in captions.texts]
     for image, caption in captions.pairs:
         names[caption].append(captions.images[image])

@@ -47,7 +47,7 @@ def run_similarity_map(config: SimilarityMapConfig) -> None:
     from clips.data.images import BadImageError, decode_image
 
     try:
-        picture = decode_image(Path(config.image).read_bytes())
+        image = decode_image(Path(config.image).read_bytes())
     except OSError as error:
         raise UserError(f"image: {config.image}: expected an image ({error.strerror})") from None
     except BadImageError as error:
@@ -61,14 +61,14 @@ def run_similarity_map(config: SimilarityMapConfig) -> None:
 
     encoder = load_dual_encoder(str(resolve_open_clip_dir(config.encoder)), "cpu", "auto")
     with torch.inference_mode():
-        places = patch_embeddings(encoder.model, encoder.preprocess(picture)[None])[0]
+        places = patch_embeddings(encoder.model, encoder.preprocess(image)[None])[0]
         found = similarity_maps(places, embed_texts(encoder, [config.phrase], 1))[0]
-    seen = VisibleRegion.of(encoder.how, *picture.size)
+    seen = VisibleRegion.of(encoder.how, *image.size)
     row, column = divmod(int(found.argmax()), found.shape[1])
     x, y = (side[place] for side, place in zip(seen.middles(*found.shape), (column, row), strict=True))
-    picture.thumbnail((_LARGEST, _LARGEST))
+    image.thumbnail((_LARGEST, _LARGEST))
     stream = io.BytesIO()
-    overlay_map(picture, upsample_map(found), seen).save(stream, "PNG")
+    overlay_map(image, upsample_map(found), seen).save(stream, "PNG")
     atomic_write(Path(config.output), stream.getvalue())
     rows, columns = found.shape
     log_info(

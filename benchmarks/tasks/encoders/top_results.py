@@ -45,16 +45,16 @@ def with_top_results(
     """
     shown: set[int] = set()
     column: list[str | None] = [None] * len(items)
-    picture_of = dict(zip(items["item"], items["image"], strict=True))
+    image_of = dict(zip(items["item"], items["image"], strict=True))
     number_of = {name: number for number, name in enumerate(captions.images)}
     for direction, side, answers, offset in (("i2t", images, texts, 0), ("t2i", texts, images, len(captions.images))):
         names = items.loc[items["direction"] == direction, "item"]
         places = dict(zip(names, names.index, strict=True))
-        for name in first_per_image(hash_order(names), picture_of, most):
+        for name in first_per_image(hash_order(names), image_of, most):
             query = places[name] - offset
             similarity, found = (answers @ side[query]).topk(min(TOP_K, len(answers)))
             column[places[name]] = _as_json(captions, direction, query, found.tolist(), similarity.tolist())
-            shown |= {number_of[picture_of[name]], *(found.tolist() if direction == "t2i" else [])}
+            shown |= {number_of[image_of[name]], *(found.tolist() if direction == "t2i" else [])}
     pictures = [
         thumbnail(captions.open(number)) if number in shown and known is None else known
         for number, known in enumerate(items["thumbnail"])

@@ -91,10 +91,10 @@ def evaluate_task(
     listed = None if entry.own else TASK_METRICS.get(entry.task)
     values = dict(scored.values) or dict.fromkeys(names)
     reader = listed or default_task_metrics(samples, values, directions, config.scale)
-    pictures = _pictures(model, task, samples)
+    images = _pictures(model, task, samples)
     absent |= dict.fromkeys(names, scored.no_judge) if scored.no_judge else {}
     columns = {} if scored.no_judge else reader.columns(samples, scored.captions)
-    items = items_table(samples, pictures, columns, reader.score)
+    items = items_table(samples, images, columns, reader.score)
     if only:
         items["item"] = [
             str(only[sample["doc_id"]]) for sample in samples
@@ -126,7 +126,7 @@ def _task(model: Any, config: BenchmarkConfig) -> Any:
 def _pictures(model: Any, task: Any, samples: Sequence[Mapping[str, Any]]) -> Mapping[int, Any]:
     """Question index → its image: recorded by this suite's model, otherwise (cached answers) read again."""
     numbers = [sample["doc_id"] for sample in samples]
-    kept = {number: picture for (_, number), picture in getattr(model, "pictures", {}).items()}
+    kept = {number: image for (_, number), image in getattr(model, "pictures", {}).items()}
     return kept if kept.keys() >= set(numbers) else first_images(task, numbers)
 
 

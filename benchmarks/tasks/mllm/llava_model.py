@@ -96,9 +96,9 @@ class LlavaBridgeModel(lmms):
                             progress.advance(len(found))
 
         run_on_all(self.processes, work)
-        for known, pictures in all_gather_objects((self.kept.known, self.pictures)) if self.processes.count > 1 else []:
+        for known, images in all_gather_objects((self.kept.known, self.pictures)) if self.processes.count > 1 else []:
             self.kept.known |= known
-            self.pictures |= pictures
+            self.pictures |= images
         return [self.kept.known[key] for key in keys]
 
     def _answers(self, requests: Sequence[Instance]) -> Iterator[dict[int, str]]:

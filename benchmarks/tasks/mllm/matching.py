@@ -64,7 +64,7 @@ def _short(name: str) -> str:
     return "/".join([part for part in name.split("/") if part != "images"][-2:]).removeprefix("v1_")
 
 
-def _mended(text: str) -> str:
+def _fix_misspellings(text: str) -> str:
     return re.sub(r"\w+", lambda word: MISSPELLINGS.get(word[0], word[0]), text)
 
 
@@ -95,7 +95,7 @@ WAYS = (
     Way(name="in lower case", words=str.lower),
     Way(name="by the id without inner directories or 'v1_'", id=_short),
     Way(name="with 'an' read as 'a'", words=lambda text: re.sub(r"\ban\b", "a", text)),
-    Way(name="with known misspellings fixed", words=_mended),
+    Way(name="with known misspellings fixed", words=_fix_misspellings),
 )
 
 
@@ -162,7 +162,7 @@ def match(answers: Sequence[Answer], docs: Sequence[Mapping[str, Any]], file: st
         UserError: no key distinguishes the questions, or too few answers match; the message counts both sides.
     """
     found: list[Match] = []
-    for by, asked, of_docs in _told_by(answers, docs):
+    for by, asked, of_docs in _candidate_keys(answers, docs):
         each = _assign(by, answers, asked, of_docs)
         if each is None:
             continue
@@ -185,7 +185,7 @@ def match(answers: Sequence[Answer], docs: Sequence[Mapping[str, Any]], file: st
     )
 
 
-def _told_by(
+def _candidate_keys(
     answers: Sequence[Answer], docs: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[str, list[_Asked], list[_Asked]]]:
     """Candidate keys: name, keys of the answers, keys of the questions."""

@@ -48,15 +48,15 @@ def _guess(documents: Any) -> Callable[[int], str]:
     import datasets
 
     features = getattr(documents, "features", None) or {}
-    pictures = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     names = [name for name in _NAMES if name in features]
-    if pictures:
-        raw = documents.select_columns(pictures)
-        for name in pictures:
+    if images:
+        raw = documents.select_columns(images)
+        for name in images:
             raw = raw.cast_column(name, datasets.Image(decode=False))
 
         def of_contents(number: int) -> str:
-            found = [raw[number][name] or {} for name in pictures]
+            found = [raw[number][name] or {} for name in images]
             return hashlib.sha256(b"".join(each.get("bytes") or str(each).encode() for each in found)).hexdigest()
 
         return of_contents

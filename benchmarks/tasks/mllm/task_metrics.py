@@ -112,7 +112,7 @@ def _seed(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]
     return columns
 
 
-def _seed_blind(samples: Sequence[Sample]) -> ChanceLevels:
+def _seed_chance(samples: Sequence[Sample]) -> ChanceLevels:
     """Uniform guesses, per question category NaN outside it."""
     guessed = chance_levels.chance_over_options(chance_levels.count_seedbench_options, "correct")(samples)[CHANCE][
         "correct"
@@ -308,7 +308,7 @@ TASK_METRICS: dict[str, TaskMetrics] = {
         extra={},
         primary=("seed_image", "seed_all"),
         score="correct",
-        blind=_seed_blind,
+        blind=_seed_chance,
     ),
     "mmstar": TaskMetrics(
         columns=_mmstar,

@@ -35,7 +35,7 @@ def read_karpathy(found: Location) -> Dataset[Captioned]:
         path = files[0]
     content = found.json if path == found.path and found.json is not None else read_json(path)
     rows = _karpathy(path, content, found.folder("images"))
-    return Dataset(records=found.of_split(rows), split=found.asked.split)
+    return Dataset(records=found.rows_of_split(rows), split=found.asked.split)
 
 
 def _karpathy(path: Path, content: Any, root: Path) -> Iterator[tuple[str, Captioned]]:

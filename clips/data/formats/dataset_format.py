@@ -165,7 +165,7 @@ class Location:
         """``name`` in the directory, or the file itself where the spec points to one."""
         return self.path / name if self.path.is_dir() else self.path
 
-    def lies_here(self, name: str) -> bool:
+    def has_file(self, name: str) -> bool:
         """Whether it is a file of this name or a directory that holds one."""
         return self.file(name).name == name and self.file(name).is_file()
 
@@ -201,7 +201,7 @@ class Location:
         """The content of a ``.json`` file; None for anything else. Raises UserError where it is no JSON."""
         return read_json(self.path) if self.path.suffix == ".json" and not self.path.is_dir() else None
 
-    def of_split(self, records: Iterable[tuple[str, Record]]) -> Iterator[Record]:
+    def rows_of_split(self, records: Iterable[tuple[str, Record]]) -> Iterator[Record]:
         """The records of the requested split, from (split, record). Raises UserError if there is none."""
         wanted, seen, taken = self.asked.split, set(), False
         for split, record in records:

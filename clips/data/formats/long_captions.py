@@ -63,7 +63,7 @@ def _sharegpt4v(found: Location, root: Path) -> Iterator[Captioned]:
 
 def is_docci(found: Location) -> bool:
     """``docci_descriptions.jsonlines``."""
-    return found.lies_here(_DOCCI)
+    return found.has_file(_DOCCI)
 
 
 def read_docci(found: Location) -> Dataset[Captioned]:
@@ -71,7 +71,7 @@ def read_docci(found: Location) -> Dataset[Captioned]:
     rows = read_json_lines(found.file(_DOCCI), texts=("split", "image_file", "description"))
     root = found.folder("images")
     parted = ((row["split"], captioned(root, row["image_file"], [row["description"]])) for _, row in rows)
-    return Dataset(records=found.of_split(parted), split=found.asked.split)
+    return Dataset(records=found.rows_of_split(parted), split=found.asked.split)
 
 
 def is_iiw(found: Location) -> bool:
@@ -102,7 +102,7 @@ def is_dci(found: Location) -> bool:
 def read_dci(found: Location) -> Dataset[Captioned]:
     """Densely Captioned Images: the short caption and its extension. Papers take all 7,805 images: ``split: all``."""
     root = found.folder("photos")
-    return Dataset(records=found.of_split(_dci(found, root)), split=found.asked.split)
+    return Dataset(records=found.rows_of_split(_dci(found, root)), split=found.asked.split)
 
 
 def _dci(found: Location, root: Path) -> Iterator[tuple[str, Captioned]]:

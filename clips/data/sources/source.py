@@ -150,7 +150,7 @@ class RemoteSource(Protocol):
     """A source with shards or row groups that are copied to local disk before they are read."""
 
     @property
-    def from_afar(self) -> bool:
+    def is_remote(self) -> bool:
         """Whether there are such blocks."""
 
     @property

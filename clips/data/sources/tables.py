@@ -39,7 +39,7 @@ class DatasetsSource:
         with one_line_errors(config.path):
             self.rows = self.read_rows()
         found = self.rows.column_names
-        self.picture = config.image or _picture_column(config.path, found)
+        self.picture = config.image or _image_column(config.path, found)
         wanted = [("image", self.picture), ("web", config.web), *(("synthetic", name) for name in config.synthetics)]
         for field, column in wanted:
             if column not in found:
@@ -48,7 +48,7 @@ class DatasetsSource:
                 )
         self.whole_rows = self.rows
         self.rows = self.whole_rows.select_columns(list(dict.fromkeys(column for _, column in wanted)))
-        self.folder = config.images or self.folder_of_pictures()
+        self.folder = config.images or self.image_root_of()
 
     def read_rows(self) -> Any:
         """The rows, as a ``datasets.Dataset`` or `ParquetRows`."""
@@ -65,7 +65,7 @@ class DatasetsSource:
             raise UserError(f"{self.config.path}: a data source with 'stream' expects .parquet files, found {other}")
         return ParquetRows(files, ShardCache(Path(self.config.cache).expanduser(), self.config.cache_gb * 1e9))
 
-    def folder_of_pictures(self) -> str:
+    def image_root_of(self) -> str:
         """The directory that paths of images are relative to."""
         return self.config.path
 
@@ -78,7 +78,7 @@ class DatasetsSource:
         return [_BLOCK] * whole + [rest] * bool(rest)
 
     @property
-    def from_afar(self) -> bool:
+    def is_remote(self) -> bool:
         """See `Afar`."""
         return isinstance(self.rows, ParquetRows) and any(map(is_remote, self.rows.files))
 
@@ -113,8 +113,8 @@ class DatasetsSource:
     def record(self, index: int) -> Record:
         """See `Source`."""
         row = self.whole_rows[index]
-        picture = row.pop(self.picture)
-        reference = picture.get("path") if isinstance(picture, dict) else picture
+        image = row.pop(self.picture)
+        reference = image.get("path") if isinstance(image, dict) else image
         if isinstance(reference, str):
             row[self.picture] = reference
         fields = {name: value for name, value in row.items() if not isinstance(value, bytes | bytearray)}
@@ -157,13 +157,13 @@ class TableSource(DatasetsSource):
         reader, options = _READERS[kind]
         return undecoded(datasets.load_dataset(reader, data_files=self.files, split="train", **options))
 
-    def folder_of_pictures(self) -> str:
+    def image_root_of(self) -> str:
         """See `HubDataset`."""
         path = Path(self.config.path)
         return str(path if path.is_dir() else path.parent)
 
 
-def _picture_column(path: str, columns: Sequence[str]) -> str:
+def _image_column(path: str, columns: Sequence[str]) -> str:
     for name in _PICTURE_COLUMNS:
         if name in columns:
             return name

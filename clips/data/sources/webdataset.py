@@ -64,7 +64,7 @@ class WebDatasetSource:
         return self.sizes
 
     @property
-    def from_afar(self) -> bool:
+    def is_remote(self) -> bool:
         """See `Afar`."""
         return any(map(is_remote, self.shards))
 
