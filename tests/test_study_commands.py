@@ -231,8 +231,8 @@ def test_unknown_programs_and_commands_are_refused():
 def test_the_runner_is_light():
     code = (
         "import sys, time; began = time.monotonic()\n"
-        "from benchmarks.study import check, commands, engine, job, status\n"
-        "commands.resolve(commands.StudyConfig(study='scripts/studies/demo.yaml'))\n"
+        "from benchmarks.study import engine, job, preflight, status, study_commands\n"
+        "study_commands.resolve_study(study_commands.StudyConfig(study='scripts/studies/demo.yaml'))\n"
         "heavy = {'torch', 'transformers', 'pandas', 'open_clip', 'lmms_eval', 'snakemake'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
