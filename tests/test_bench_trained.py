@@ -63,15 +63,16 @@ def put_llava(directory: Path, encoder: Path | str, *, steps: int = 6, seed: int
     directory.mkdir(parents=True)
     (directory / "model.safetensors").write_bytes(str(directory).encode())
     stage = {
-        "data": [{"path": "talk.json", "limit": None}],
-        "steps": steps,
-        "epochs": 1.0,
+        "data": [{"path": "talk.json", "max_samples": None}],
+        "max_steps": steps,
+        "num_epochs": 1.0,
         "global_batch_size": 4,
         "learning_rate": lr,
     }
     config = {
         "output": str(directory), "stages": ["align"], "encoder": str(encoder), "llm": "org/llm", "seed": seed,
-        "align": stage, "instruct": stage | {"learning_rate": directory.name}, "new_llm": {"layers": directory.name},
+        "align": stage, "instruct": stage | {"learning_rate": directory.name},
+        "llm_from_scratch": {"num_hidden_layers": directory.name},
     }  # fmt: skip
     write_manifest(
         directory,
@@ -226,7 +227,7 @@ def test_what_is_said_of_an_encoder_is_said_whole_and_of_the_place_that_was_look
 @pytest.mark.parametrize(
     ("name", "unfair"),
     [
-        ("align.data.limit", True),
+        ("align.data.max_samples", True),
         ("encoder.data.sources.2.split", True),
         ("align.data.format", False),
         ("data.sources.image", False),

@@ -36,7 +36,7 @@ USES = {
     "llava_bridge/projectors/__init__.py": """
         import torch
         from llava_bridge.projectors import ProjectorConfig, Shape, build, tokens_of
-        config, shape = ProjectorConfig(name="mean"), Shape(patches=16, width=32, llm=24)
+        config, shape = ProjectorConfig(type="mean"), Shape(patches=16, width=32, llm=24)
         assert tokens_of(config, shape) == 1
         assert build(config, shape)(torch.randn(3, 16, 32)).shape == (3, 1, 24)
     """,
