@@ -69,7 +69,7 @@ def test_a_recipe_is_complete(path: Path) -> None:
         "encoder",
         "llm",
         "vision_feature_layer",
-        "features",
+        "vision_feature_select_strategy",
         "projector",
         "chat_template",
         "image_aspect_ratio",
@@ -79,7 +79,7 @@ def test_a_recipe_is_complete(path: Path) -> None:
     for name in config.stages:
         assert set(written[name]) >= STATED, name
         for data in config.stage(name).data:
-            assert data.images
+            assert data.image_folder
             assert data.missing_images == "error"
     assert (config.align.global_batch_size, config.instruct.global_batch_size) == (256, 128)
     assert config.align.chat_template == "plain"
@@ -110,7 +110,7 @@ def miniature(tmp_path: Path, encoder: Path, llm: Path, talk: Path) -> LlavaTrai
         output=str(tmp_path / "llava"),
         encoder=str(encoder),
         llm=str(llm),
-        launch=dataclasses.replace(large.launch, processes=1),
+        launch=dataclasses.replace(large.launch, num_processes=1),
         precision="fp32",
         num_workers=1,
         logging_steps=1,
