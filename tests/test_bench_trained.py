@@ -243,6 +243,18 @@ def test_a_part_of_the_same_data_is_other_data(name, unfair):
     assert bool(diff_training(one, two).uneven) is unfair
 
 
+def test_a_length_is_told_once_and_a_part_of_the_data_is_no_length(tmp_path):
+    trained = put_llava(tmp_path / "one", "org/eyes")
+    manifest = json.loads((trained / "manifest.json").read_text(encoding="utf-8"))
+    for stages in (manifest["stages"], {}):  # of a study's step whose model is gone only the config is known
+        (trained / "manifest.json").write_text(json.dumps(manifest | {"stages": stages}), encoding="utf-8")
+        settings = read_training(trained).settings
+        assert settings["align.steps"].text == "6"
+        assert settings["align.steps"].weighs
+        assert {"align.max_steps", "align.data.samples"}.isdisjoint(settings)
+        assert settings["align.data.max_samples"].text == "not set"
+
+
 def test_a_study_that_was_moved_is_read_where_it_is(tmp_path, monkeypatch):
     study = tmp_path / "runs/demo"
     monkeypatch.chdir(tmp_path)
