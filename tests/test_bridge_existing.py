@@ -123,7 +123,7 @@ def test_a_swap_keeps_all_but_encoder_and_projector(
     assert new.chat_template == old.chat_template
     assert new.tokenizer.get_vocab() == old.tokenizer.get_vocab()
     assert after.config.vision_config.source == "open_clip"
-    assert after.config.projector["name"] == "mlp3x_gelu"
+    assert after.config.projector["type"] == "mlp3x_gelu"
     manifest = json.loads((tmp_path / "swapped" / "manifest.json").read_text())
     assert (manifest["kind"], manifest["projector"]) == ("llava", "untrained")
     assert manifest["parents"].keys() == {"llava", "encoder"}
