@@ -10,7 +10,7 @@ SMALL: dict[str, Any] = {
     "data": {"train": {"size": 10}, "test": {"split": "test"}},
     "defaults": {
         "encoder": {"data": {"path": "$data/train"}, "optim": {"lr": 1, "warmup": 2}},
-        "llava": {"align": {"steps": 5}},
+        "llava": {"align": {"max_steps": 5}},
         "benchmark": {"data": "$data/test/hub"},
     },
     "encoders": {"clip": {"recipe": "clip"}, "clips": {"optim": {"lr": 3}}, "net": "timm:net@weights/net.safetensors"},
