@@ -67,7 +67,7 @@ def configs(world: World, data: st.DataObject) -> None:
     path = world.fresh() / "config.yaml"
     path.write_text(_as_yaml(content), encoding="utf-8")
     ended = run(program, [*command, "--config", str(path)], parsing(program))
-    others = ("steps",) if "stages" in names else ()  # without stages, their lengths must be given
+    others = ("max_steps",) if "stages" in names else ()  # without stages, their lengths must be given
     check_end(ended, program, *names, *others, "config.yaml", "--config", alone=True)
 
 
@@ -85,7 +85,7 @@ def words(world: World, data: st.DataObject) -> None:
     commands = PROGRAMS[program][1]
     command = data.draw(st.sampled_from(sorted(commands)) | st.text(max_size=9)).split(" ")
     flags = st.sampled_from(
-        ["--config", "--output", "--seed", "--data.path", "--a.b", "--", "-", "--config=", "--steps="]
+        ["--config", "--output", "--seed", "--data.path", "--a.b", "--", "-", "--config=", "--max_steps="]
     )
     given = data.draw(
         st.lists(flags | st.text(max_size=9) | st.sampled_from(["", "a" * 5000, "[[[", "{", "\0"]), max_size=4)

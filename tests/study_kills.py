@@ -21,7 +21,7 @@ def tiny_study(output: Path) -> dict[str, Any]:
                 "model": {"architecture": "clips-rn-tiny"},
                 "data": {"sources": [{"path": "$data/train"}]},
                 "recipe": {"captioner": {"layers": 1, "length": 32, "positions": 4}},
-                "steps": 24,
+                "max_steps": 24,
                 "global_batch_size": 16,
                 "save_steps": 4,
                 "logging_steps": 4,

@@ -115,7 +115,7 @@ def _small_encoders(study: dict[str, Any], folder: Path) -> None:
             entry["model"] = {"architecture": "clips-tiny"}
             sizes = zip(entry["stages"], (32, 64), strict=True)
             entry["stages"] = [
-                {**stage, "model.image_size": size, "samples": 8, "global_batch_size": 4} for stage, size in sizes
+                {**stage, "model.image_size": size, "max_samples": 8, "global_batch_size": 4} for stage, size in sizes
             ]
     study["paths"] = {"classes": str(bench_classes.write_wds(folder / "classes"))}
     study["benchmarks"] = {

@@ -30,7 +30,7 @@ def places(tmp_path_factory) -> Path:
     clips_world.write_shard(root / "test" / "shard-00001.tar", broken)
     (root / "test" / "shard-00000.tar").symlink_to(data / "shard-00000.tar")
     for name in ("clips", "clip"):
-        train(clips_world.train_config(data, root / name, recipe={"name": name}, steps=0))
+        train(clips_world.train_config(data, root / name, recipe={"name": name}, max_steps=0))
     return root
 
 

@@ -79,6 +79,6 @@ def test_training_from_a_bucket_is_training_from_a_disk(bucket: str, tmp_path: P
     }
     for name, source in sources.items():
         data = {"sources": [source], "shuffle_window": 2, "num_workers": 1}
-        train(clips_world.train_config(tmp_path, tmp_path / name, data=data, steps=4))
+        train(clips_world.train_config(tmp_path, tmp_path / name, data=data, max_steps=4))
     one, other = (load_file(tmp_path / name / "open_clip_model.safetensors") for name in sources)
     assert all(torch.equal(value, other[key]) for key, value in one.items())

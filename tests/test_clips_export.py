@@ -28,7 +28,7 @@ TEXTS = ["A red square.", "two dogs, running!", ""]
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export")
     data = clips_world.write_shards(folder / "train")
-    train(clips_world.train_config(data, folder / "run", steps=3, keep_after_training=True))
+    train(clips_world.train_config(data, folder / "run", max_steps=3, keep_checkpoints_after_training=True))
     return folder / "run"
 
 

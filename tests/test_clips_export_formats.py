@@ -176,7 +176,7 @@ def test_a_sigmoid_training_loads_in_stock_open_clip(tmp_path: Path):
     run = tmp_path / "run"
     train(
         clips_world.train_config(
-            data, run, steps=4, keep_after_training=True, recipe={"name": "clip", "loss": "sigmoid"}
+            data, run, max_steps=4, keep_checkpoints_after_training=True, recipe={"name": "clip", "loss": "sigmoid"}
         )
     )
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{run}")
@@ -217,10 +217,10 @@ def test_manifest_and_card(encoders: Path, tmp_path: Path):
 
 def test_a_card_has_results_and_what_the_data_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     data, held_out = clips_world.write_shards(tmp_path / "train"), clips_world.write_shards(tmp_path / "test", (5,))
-    validation = {"source": {"path": str(held_out)}, "every": 2}
+    validation = {"source": {"path": str(held_out)}, "eval_steps": 2}
     run = tmp_path / "run"
     fields = {"validation": validation, "license": "cc-by-4.0"}
-    train(clips_world.train_config(data, run, steps=4, keep_after_training=True, **fields))
+    train(clips_world.train_config(data, run, max_steps=4, keep_checkpoints_after_training=True, **fields))
     card, manifest = (run / "README.md").read_text(), read_manifest(run)
     assert card.startswith("---\nlicense: cc-by-4.0\n")
     assert "21 samples, hash `" in card

@@ -70,11 +70,18 @@ def test_a_difference_names_the_first_setting_and_counts_the_others():
 
 
 def test_what_the_trainings_may_go_on_with():
-    encoder = {"output", "track", "logging_steps", "save_steps", "keep_checkpoints", "keep_after_training"}
+    encoder = {
+        "output",
+        "report_to",
+        "logging_steps",
+        "save_steps",
+        "save_total_limit",
+        "keep_checkpoints_after_training",
+    }
     encoder |= {
-        "may_change",
+        "allow_changes_on_resume",
         "micro_batch_size",
-        "scale",
+        "distributed",
         "validation",
         "license",
         "data.num_workers",

@@ -72,9 +72,9 @@ def test_another_trunk_or_precision_or_picture_is_computed_anew(cache, computed)
 def test_pictures_that_vary_are_refused():
     sources = (SourceConfig(path="x"),)
     same = DataConfig(sources=sources, augment=AugmentConfig(min_area=1.0))
-    assert EncoderTrainConfig(output="o", model=CONFIG, data=same, steps=1)
+    assert EncoderTrainConfig(output="o", model=CONFIG, data=same, max_steps=1)
     with pytest.raises(UserError, match=r"keep_trunk_outputs: expected pictures that never change"):
-        EncoderTrainConfig(output="o", model=CONFIG, data=DataConfig(sources=sources), steps=1)
+        EncoderTrainConfig(output="o", model=CONFIG, data=DataConfig(sources=sources), max_steps=1)
 
 
 def test_only_a_frozen_timm_trunk_has_outputs_to_keep():

@@ -121,7 +121,7 @@ def test_the_result_is_described_and_clips_trains_on_it(settings: Settings, llav
     assert all(text in card for text in (str(llava), PROMPT, "synthetic: re_caption"))
     assert not (output / ".work").exists()
     sources = {"sources": [{"path": config.output, "synthetic": "re_caption"}]}
-    train(clips_world.train_config(output, tmp_path / "encoder", data=sources, steps=2))
+    train(clips_world.train_config(output, tmp_path / "encoder", data=sources, max_steps=2))
     made = json.loads((tmp_path / "encoder" / "manifest.json").read_text())
     assert made["parents"]["out"]["hash"] == manifest["hash"]
 

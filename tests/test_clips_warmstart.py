@@ -243,10 +243,10 @@ def test_batch_norms_of_frozen_layers_keep_their_statistics():
 
 def test_a_run_that_begins_from_another_says_so_and_leaves_frozen_weights_alone(tmp_path: Path):
     data = clips_world.write_shards(tmp_path / "data")
-    train(clips_world.train_config(data, tmp_path / "first", steps=2))
+    train(clips_world.train_config(data, tmp_path / "first", max_steps=2))
     settings = {"architecture": "clips-tiny", "image_size": 32, "context_length": 12, "patch_dropout": 0.5}
     settings |= {"pretrained": str(tmp_path / "first"), "lock_text": True}
-    train(clips_world.train_config(data, tmp_path / "second", steps=2, model=settings))
+    train(clips_world.train_config(data, tmp_path / "second", max_steps=2, model=settings))
     first, second = (load_file(tmp_path / name / "open_clip_model.safetensors") for name in ("first", "second"))
     assert torch.equal(first["token_embedding.weight"], second["token_embedding.weight"])
     assert not torch.equal(first["visual.conv1.weight"], second["visual.conv1.weight"])

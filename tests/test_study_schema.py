@@ -29,7 +29,7 @@ def step(plan, name):  # type: ignore[no-untyped-def]
 
 def test_overrides_are_laid_over_the_defaults_key_by_key():
     config = step(build_plan(parse_study(SMALL)), "encoder-clips-s0").config
-    assert config["optim"] == {"lr": 3, "warmup": 2}
+    assert config["optimizer"] == {"lr": 3, "warmup": 2}
     assert deep_merge({"a": [1], "b": {"c": 1}}, {"a": [2], "b": {"d": 2}}) == {"a": [2], "b": {"c": 1, "d": 2}}
 
 

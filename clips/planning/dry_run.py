@@ -207,7 +207,7 @@ def profile_validation(
         device: see `profile_step`.
         bf16: see `profile_step`.
     """
-    samples, size = min(config.samples, config.batch_size), model.image_size
+    samples, size = min(config.num_samples, config.batch_size), model.image_size
     model.eval()
     tokens = dict.fromkeys(validation.CAPTIONS, full_length_texts(model, samples))
     with torch.no_grad(), _kernels_of(device):
@@ -219,7 +219,7 @@ def profile_validation(
                 encoded = validation.encode(model, pixels, tokens)
             del pixels, encoded
         with _mode_of(model), MemoryTrace(model) as keeping:
-            features = validation.empty_features(model, config.samples, torch.device("cpu"))
+            features = validation.empty_features(model, config.num_samples, torch.device("cpu"))
         with _mode_of(model), MemoryTrace(model) as ranking:
             query, own = features["web"][:samples], torch.zeros(samples, dtype=torch.long)
             validation.hits(query.clone(), features[validation.IMAGE], own)

@@ -121,8 +121,8 @@ class StagePlan:
 
     def layout(self, count: int) -> Layout:
         """The stage's own strategy on ``count`` GPUs."""
-        scale = self.stage.scale
-        return Layout(parallel=scale.parallel, count=count, checkpointing=scale.activation_checkpointing)
+        distributed = self.stage.distributed
+        return Layout(parallel=distributed.strategy, count=count, checkpointing=distributed.activation_checkpointing)
 
     def memory(self, layout: Layout, *, local: int, at_once: int) -> Parts:
         """Bytes of each part, see `MemoryModel.parts`, with the allowance for what cannot be counted."""
@@ -188,9 +188,9 @@ class StagePlan:
     def storage(self) -> dict[str, float]:
         """Bytes on disk: the encoder directory, and the peak of the checkpoints, one being written."""
         weights = self.model.parameters * 4 + self.model.buffers
-        average = weights if self.stage.average is not None else 0
+        average = weights if self.stage.ema_decay is not None else 0
         checkpoint = weights + self.model.trained * 8 + average
-        return {"encoder": weights, "checkpoints": checkpoint * (self.stage.keep_checkpoints + 1)}
+        return {"encoder": weights, "checkpoints": checkpoint * (self.stage.save_total_limit + 1)}
 
 
 def ring_bandwidth(gpu: Gpu, count: int) -> float:
@@ -201,11 +201,13 @@ def ring_bandwidth(gpu: Gpu, count: int) -> float:
 def _steps(stage: EncoderTrainConfig) -> int:
     if stage.steps is not None:
         return stage.steps
-    samples = float(stage.samples or 0)
-    if stage.epochs is not None:
+    samples = float(stage.max_samples or 0)
+    if stage.num_epochs is not None:
         if any(is_remote(source.path) for source in stage.data.sources):
-            raise UserError("epochs: expected samples or steps for a plan, since remote data is not counted")
-        samples = stage.epochs * sum(len(open_source(source)) for source in stage.data.sources)
+            raise UserError(
+                "num_epochs: expected max_samples or max_steps for a plan, since remote data is not counted"
+            )
+        samples = stage.num_epochs * sum(len(open_source(source)) for source in stage.data.sources)
     return math.ceil(samples / stage.global_batch_size)
 
 

@@ -66,7 +66,7 @@ class RetrievalValidation:
         assert config.source is not None
         self.config, self.run = config, run
         source = all_or_none(lambda: open_source(config.source))  # type: ignore[arg-type]
-        chosen = np.linspace(0, len(source) - 1, min(config.samples, len(source))).round().astype(int)
+        chosen = np.linspace(0, len(source) - 1, min(config.num_samples, len(source))).round().astype(int)
         self.batches = all_or_none(lambda: list(self._read(source, chosen)))
         valid = torch.zeros(len(chosen), device=run.processes.device)
         for batch in self.batches:

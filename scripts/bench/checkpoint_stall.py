@@ -47,7 +47,7 @@ def main() -> None:
         texts,
         args.device,
         processes,
-        DistributedConfig(parallel=args.parallel),
+        DistributedConfig(strategy=args.parallel),
     )
     folder = Path(all_gather_objects(tempfile.mkdtemp(dir=args.folder) if processes.is_main else None)[0])
     try:
