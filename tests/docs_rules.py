@@ -95,7 +95,7 @@ SWAPS = {
         ("s3://bucket/recap/{00000..01023}.tar", "shards"),
         ("12800000", "8"),
         ("global_batch_size: 1024", "global_batch_size: 4"),
-        ("shuffle_window: 100", "cache_images: false"),
+        ("shuffle_buffer_shards: 100", "cache_images: false"),
         ("num_workers: 4", "num_workers: 1"),
     ),
     ("docs/how-to/own-data.md", "own.yaml"): (("clips-b-16", "clips-tiny"), ("10000000", "8"), ("1024", "8")),

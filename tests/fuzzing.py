@@ -37,7 +37,11 @@ def _shipped() -> list[tuple[str, list[str], Any]]:
         *found,
         ("clips", ["train"], world),
         ("clips", ["scenes"], {"output": "a", "size": 10, "split": "train", "benchmarks": {"pope": 9}}),
-        ("clips", ["data", "inspect"], {"path": "shards", "format": "table", "synthetic": ["a", "b"], "scan": 3}),
+        (
+            "clips",
+            ["data", "inspect"],
+            {"path": "shards", "format": "table", "synthetic_caption": ["a", "b"], "scan": 3},
+        ),
         (
             "clips",
             ["recaption"],

@@ -20,7 +20,7 @@ def tiny_study(output: Path) -> dict[str, Any]:
             "encoder": {
                 "model": {"architecture": "clips-rn-tiny"},
                 "data": {"sources": [{"path": "$data/train"}]},
-                "recipe": {"captioner": {"layers": 1, "length": 32, "positions": 4}},
+                "recipe": {"captioner": {"num_layers": 1, "max_length": 32, "max_loss_tokens": 4}},
                 "max_steps": 24,
                 "global_batch_size": 16,
                 "save_steps": 4,

@@ -108,8 +108,10 @@ def _small_encoders(study: dict[str, Any], folder: Path) -> None:
     study["data"] = {"world": world}
     shared = study["defaults"]["encoder"]
     shared["data"] |= {"sources": [{"path": "$data/world"}], "num_workers": 0}
-    shared["data"].pop("shuffle_window")
-    shared["recipe"] = {"captioner": {"layers": 1, "width": 32, "heads": 2, "length": 16, "positions": 4}}
+    shared["data"].pop("shuffle_buffer_shards")
+    shared["recipe"] = {
+        "captioner": {"num_layers": 1, "width": 32, "num_heads": 2, "max_length": 16, "max_loss_tokens": 4}
+    }
     for entry in study["encoders"].values():
         if isinstance(entry, dict):
             entry["model"] = {"architecture": "clips-tiny"}

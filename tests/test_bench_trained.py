@@ -46,7 +46,7 @@ def put_encoder(
         config={
             "output": str(directory), "recipe": {"name": "clip"},
             "optimizer": {"learning_rate": 1e-3, "betas": [0.9, 0.95]},
-            "data": {"sources": [{"path": described["path"], "web": "web_caption", "cache": str(directory)}],
+            "data": {"sources": [{"path": described["path"], "web_caption": "x", "cache_dir": str(directory)}],
                      "num_workers": len(str(directory))},
             "max_steps": steps, "max_samples": None, "global_batch_size": 8, "precision": "auto", "seed": 0,
             "stages": [],
@@ -230,7 +230,7 @@ def test_what_is_said_of_an_encoder_is_said_whole_and_of_the_place_that_was_look
         ("align.data.limit", True),
         ("encoder.data.sources.2.split", True),
         ("align.data.format", False),
-        ("data.sources.image", False),
+        ("data.sources.image_column", False),
     ],
 )
 def test_a_part_of_the_same_data_is_other_data(name, unfair):

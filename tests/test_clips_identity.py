@@ -87,7 +87,7 @@ def test_what_the_trainings_may_go_on_with():
         "data.num_workers",
         "data.cache_images",
     }
-    encoder |= {"data.max_invalid_ratio", "data.sources[].cache", "data.sources[].cache_gb"}
+    encoder |= {"data.max_invalid_ratio", "data.sources[].cache_dir", "data.sources[].max_cache_gb"}
     assert run_only_fields(EncoderTrainConfig) == encoder
     llava = {"output", "logging_steps", "save_steps", "num_workers", "max_invalid_ratio", "launch.processes"}
     for stage in ("pretrain", "align", "instruct"):

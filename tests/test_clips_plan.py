@@ -121,7 +121,7 @@ def test_flops_of_parts_that_can_be_told_by_hand(fake: ClipsModel):
     assert fake.captioner is not None
     assert more - fewer == 3 * 2 * fake.captioner.head.weight.numel()
     for loss in ("softmax", "supcon", "sigmoid"):
-        model = fake_model(MODEL, RecipeConfig(name="clips", loss=loss, caption_weight=0))
+        model = fake_model(MODEL, RecipeConfig(name="clips", loss=loss, caption_loss_weight=0))
         for processes in (1, 8):
             assert profile_contrastive_loss(model, 16, processes)[0] == contrastive_flops(model, 16, processes)
     assert (
@@ -158,7 +158,7 @@ def write_config(folder: Path, **fields: Any) -> Path:
         "output": str(folder / "run"),
         "data": {"sources": [{"path": "s3://nowhere/{0..9}.tar"}]},
         "model": {"architecture": "clips-tiny", "image_size": 16, "context_length": 12},
-        "recipe": {"name": "clips", "captioner": {"layers": 1}},
+        "recipe": {"name": "clips", "captioner": {"num_layers": 1}},
         "stages": stages,
     }
     path.write_text(json.dumps({**settings, **fields}))

@@ -67,7 +67,7 @@ def content(directory: Path) -> dict[str, bytes]:
 
 
 def captions_of(directory: Path, **fields: Any) -> list[str]:
-    source = open_source(SourceConfig(path=str(directory), synthetic="re_caption", **fields))
+    source = open_source(SourceConfig(path=str(directory), synthetic_caption="re_caption", **fields))
     return [source.read(index, np.random.default_rng(0)).synthetic for index in range(len(source))]
 
 
@@ -76,7 +76,7 @@ def test_captions_are_those_of_each_picture_alone_and_all_else_is_kept(settings:
 
     config = settings()
     run_recaption(config)
-    written = open_source(SourceConfig(path=config.output, synthetic="re_caption"))
+    written = open_source(SourceConfig(path=config.output, synthetic_caption="re_caption"))
     before = open_source(SourceConfig(path=str(shards)))
     assert written.blocks == before.blocks == [9, 7, 5]  # type: ignore[attr-defined]
     model, processor = load_llava(llava)
@@ -118,9 +118,9 @@ def test_the_result_is_described_and_clips_trains_on_it(settings: Settings, llav
     assert len(manifest["data"]["model"]["hash"]) == 64
     assert json.loads((output / "sizes.json").read_text()) == {"00000.tar": 9, "00001.tar": 7, "00002.tar": 5}
     card = (output / "README.md").read_text()
-    assert all(text in card for text in (str(llava), PROMPT, "synthetic: re_caption"))
+    assert all(text in card for text in (str(llava), PROMPT, "synthetic_caption: re_caption"))
     assert not (output / ".work").exists()
-    sources = {"sources": [{"path": config.output, "synthetic": "re_caption"}]}
+    sources = {"sources": [{"path": config.output, "synthetic_caption": "re_caption"}]}
     train(clips_world.train_config(output, tmp_path / "encoder", data=sources, max_steps=2))
     made = json.loads((tmp_path / "encoder" / "manifest.json").read_text())
     assert made["parents"]["out"]["hash"] == manifest["hash"]
@@ -211,17 +211,24 @@ def test_several_drawn_captions_as_a_table(settings: Settings, tmp_path: Path):
         (frame_folder / f"{index}.png").write_bytes(clips_world.picture(index))
         rows.append({"url": f"{index}.png", "org_caption": f"thing {index}", "score": index})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    table = {"format": "table", "path": str(tmp_path / "rows.jsonl"), "images": str(frame_folder), "web": "org_caption"}
+    table = {
+        "format": "table",
+        "path": str(tmp_path / "rows.jsonl"),
+        "image_root": str(frame_folder),
+        "web_caption": "org_caption",
+    }
     run_recaption(settings(**table, write="parquet", captions=3, temperature=1.5, shard_size=4))
     assert sorted(path.name for path in (tmp_path / "out").glob("0*")) == ["00000.parquet", "00001.parquet"]
-    back = open_source(SourceConfig(**{**table, "path": str(tmp_path / "out"), "synthetic": "re_caption"}))
+    back = open_source(SourceConfig(**{**table, "path": str(tmp_path / "out"), "synthetic_caption": "re_caption"}))
     assert len(back) == 6
     drawn = {back.read(4, np.random.default_rng(seed)).synthetic for seed in range(30)}
     assert len(drawn) == 3
     assert back.read(4, np.random.default_rng(0)).image == clips_world.picture(4)
     assert back.read(4, np.random.default_rng(0)).web == "thing 4"
     run_recaption(settings(**table, output=str(tmp_path / "tar")))
-    record = open_source(SourceConfig(path=str(tmp_path / "tar"), web="org_caption", synthetic=None)).record(5)
+    record = open_source(
+        SourceConfig(path=str(tmp_path / "tar"), web_caption="org_caption", synthetic_caption=None)
+    ).record(5)
     assert record.fields.items() >= rows[5].items()
 
 

@@ -92,7 +92,7 @@ def test_a_checkpoint_that_only_one_process_can_judge_stops_both(stopped: dict[s
     """The error of the process that reads is that of all: none waits for a broadcast that never comes."""
     shutil.copytree(stopped["run"], tmp_path / "run")
     clips_world.train_config(
-        stopped["data"], tmp_path / "run", ema_decay=0.5, recipe={"name": "clips", "captioner": {"layers": 2}}
+        stopped["data"], tmp_path / "run", ema_decay=0.5, recipe={"name": "clips", "captioner": {"num_layers": 2}}
     )
     driver = Path(__file__).parent / "resume_driver.py"
     process = torchrun(tmp_path / "log", str(driver), str(tmp_path / "run.json"))

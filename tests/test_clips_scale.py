@@ -48,7 +48,7 @@ COMPILED: dict[str, dict[str, Any]] = {  # to the end only: compiling takes its 
 }
 CAUSAL: dict[str, Any] = {  # texts in groups of like length: two of them in a process, four where there is one
     "model": {"architecture": "clips-tiny", "image_size": 16, "context_length": 24, "text_attention": "causal"},
-    "recipe": {"name": "coca", "captioner": {"length": 24, "layers": 1}},
+    "recipe": {"name": "coca", "captioner": {"max_length": 24, "num_layers": 1}},
     "global_batch_size": 64,
     "max_steps": 2,
 }
@@ -283,7 +283,7 @@ def test_processes_share_the_writing_of_what_all_hold(data: Path, tmp_path: Path
 
 
 def test_layers_are_what_is_repeated(data: Path, tmp_path: Path):
-    config = clips_world.train_config(data, tmp_path / "x", recipe={"captioner": {"length": 12, "layers": 2}})
+    config = clips_world.train_config(data, tmp_path / "x", recipe={"captioner": {"max_length": 12, "num_layers": 2}})
     model = build_model(config.model, config.recipe, 0)
     counted = [type(layer).__name__ for layer in repeated_layers(model)]
     vision, text = model.clip.visual.transformer.layers, model.clip.transformer.layers

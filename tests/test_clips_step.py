@@ -62,7 +62,7 @@ def gradient_of(data: Path, output: Path, **fields: object) -> tuple[dict[str, f
     "fields",
     [
         {},
-        {"recipe": {"name": "coca", "captioner": {"length": 12, "layers": 1}}},
+        {"recipe": {"name": "coca", "captioner": {"max_length": 12, "num_layers": 1}}},
         {"recipe": {"name": "clip", "loss": "sigmoid"}},
     ],
 )

@@ -51,7 +51,9 @@ def test_training_begins_with_an_encoders_own_text_tower_and_words(stock: Path):
 
 def test_long_clip_stretches_the_positions_of_a_stock_text_tower(stock: Path):
     before = load_encoder(stock).model.positional_embedding
-    wanted = ModelConfig(architecture=str(stock), pretrained=str(stock), context_length=50, text_positions="long_clip")
+    wanted = ModelConfig(
+        architecture=str(stock), pretrained=str(stock), context_length=50, text_pos_embed_interpolation="long_clip"
+    )
     model = build_model(wanted, RecipeConfig(name="clip"), seed=0)
     after = model.clip.positional_embedding
     assert after.shape == (50, before.shape[1])

@@ -134,7 +134,7 @@ def test_flops_are_the_mean_of_batches_and_go_on_from_those_before(tmp_path: Pat
     clips_world.write_shard(tmp_path / "data" / "a.tar", samples)
     for name, stop in (("whole", None), ("resumed", 3)):
         fields = {"max_steps": 4, "global_batch_size": 1, "logging_steps": 1, "save_steps": 1}
-        recipe = {"name": "clips", "captioner": {"length": 24, "layers": 1}}
+        recipe = {"name": "clips", "captioner": {"max_length": 24, "num_layers": 1}}
         config = clips_world.train_config(tmp_path / "data", tmp_path / name, recipe=recipe, **fields)
         with pytest.MonkeyPatch.context() as patch:
             if stop:
@@ -154,7 +154,7 @@ def test_a_finished_run_is_left_alone_and_another_config_refused(
     before = {path: path.stat().st_mtime_ns for path in whole.iterdir()}
     train(clips_world.train_config(data, whole, logging_steps=1, save_steps=1))
     assert "already trained" in capsys.readouterr().err
-    sources = [{"path": str(data), "cache": "/elsewhere", "cache_gb": 7}]
+    sources = [{"path": str(data), "cache_dir": "/elsewhere", "max_cache_gb": 7}]
     free = {
         "data": {"sources": sources, "max_invalid_ratio": 0.3},
         "validation": {"eval_steps": 7},
@@ -162,7 +162,7 @@ def test_a_finished_run_is_left_alone_and_another_config_refused(
     }
     train(clips_world.train_config(data, whole, **free))
     assert "already trained" in capsys.readouterr().err
-    sources[0]["web"] = "captions"
+    sources[0]["web_caption"] = "captions"
     with pytest.raises(UserError, match=r"whole holds another run: data\.sources is"):
         train(clips_world.train_config(data, whole, **free))
     with pytest.raises(UserError, match="seed is 0 there and 1 now"):
@@ -208,11 +208,11 @@ def test_an_unfinished_run_may_change_what_it_is_told_it_may(
         ),
         (
             {
-                "model": {"architecture": "clips-tiny", "keep_trunk_outputs": True, "lock_image": True},
-                "data": {"sources": [{"path": "x"}], "augment": {"min_area": 1.0}},
+                "model": {"architecture": "clips-tiny", "cache_trunk_features": True, "lock_image": True},
+                "data": {"sources": [{"path": "x"}], "augment": {"crop_scale_min": 1.0}},
                 "distributed": {"strategy": "fsdp"},
             },
-            "model.keep_trunk_outputs: expected false where parameters are in shards",
+            "model.cache_trunk_features: expected false where parameters are in shards",
         ),
     ],
 )
@@ -273,7 +273,7 @@ def test_no_steps_write_the_untrained_encoder(data: Path, tmp_path: Path):
 
 def test_it_learns(data: Path, tmp_path: Path):
     small = clips_world.write_shards(tmp_path / "small", (7,))
-    still = {"sources": [{"path": str(small)}], "augment": {"min_area": 1.0}}
+    still = {"sources": [{"path": str(small)}], "augment": {"crop_scale_min": 1.0}}
     fields = {"max_steps": 40, "global_batch_size": 7, "logging_steps": 1, "recipe": {"name": "clip"}}
     train(clips_world.train_config(small, tmp_path / "learned", data=still, **fields))
     losses = [entry["loss"] for entry in metrics(tmp_path / "learned")]
@@ -357,7 +357,7 @@ def test_a_full_disk_in_mid_run_is_told_and_the_run_goes_on_later(whole: Path, d
 def test_what_is_odd_about_the_data_is_said_and_validation_looked_at_first(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    source = {"path": str(data), "synthetic": None}
+    source = {"path": str(data), "synthetic_caption": None}
     validation = {"source": {"path": str(tmp_path / "gone.tar")}}
     with pytest.raises(UserError, match=r"gone\.tar: no such file"):
         train(clips_world.train_config(data, tmp_path / "run", validation=validation))

@@ -1,7 +1,7 @@
 """Look at training data before money is spent on it.
 
 clips data inspect /data/recap/shards
-clips data inspect rows.parquet --format table --image url --web org_caption --synthetic re_caption
+clips data inspect rows.parquet --format table --web_caption org_caption --synthetic_caption re_caption
 clips data index s3://bucket/recap            (writes sizes.json, which shards from afar need)
 """
 
@@ -215,13 +215,13 @@ class IndexShardsConfig:
         path: a directory of .tar files, one .tar, or addresses as `clips data inspect` takes them.
         output: the file to write; null means sizes.json beside shards of this machine.
         cache: the folder for copies of shards from afar.
-        cache_gb: how much that folder may hold.
+        max_cache_gb: how much that folder may hold.
     """
 
     path: str
     output: str | None = None
-    cache: str = "~/.cache/clips/shards"
-    cache_gb: float = 100.0
+    cache_dir: str = "~/.cache/clips/shards"
+    max_cache_gb: float = 100.0
 
 
 def run_index(config: IndexShardsConfig) -> None:
@@ -231,7 +231,7 @@ def run_index(config: IndexShardsConfig) -> None:
         raise UserError(
             f"output: expected a file to write, since {config.path} is not here; then upload it as {SIZES_FILE}"
         )
-    cache = ShardCache(Path(config.cache).expanduser(), config.cache_gb * 1e9)
+    cache = ShardCache(Path(config.cache_dir).expanduser(), config.max_cache_gb * 1e9)
     output = Path(config.output) if config.output else Path(shards[0]).parent / SIZES_FILE
     begun = output.with_name(f"{output.name}.partial")
     sizes: dict[str, int] = {}

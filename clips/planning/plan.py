@@ -181,7 +181,7 @@ class StagePlan:
         """
         rounds = 3 if "parameters" in SHARDED[layout.parallel] else 2  # gather twice and scatter, or reduce
         ring = (layout.count - 1) / layout.count
-        towers = 1 + len(self.model.model.recipe.spec.texts)
+        towers = 1 + len(self.model.model.recipe.spec.positives)
         features = local * layout.count * self.model.model.model_cfg["embed_dim"] * towers * 4
         return rounds * ring * self.model.trained * 4, 3 * ring * features
 

@@ -78,10 +78,10 @@ def _read(output: Path, name: str) -> Any:
 def source_config_hint(config: RecaptionConfig) -> str:
     """The entry of ``data.sources`` that reads the captions back."""
     if config.write == "tar":
-        return f"{{path: {config.output}, web: {config.web}, synthetic: {config.caption}}}"
+        return f"{{path: {config.output}, web_caption: {config.web_caption}, synthetic_caption: {config.caption}}}"
     return (
-        f"{{format: table, path: {config.output}, web: {config.web.lstrip('.')}, synthetic: {config.caption}, "
-        "images: the folder of pictures}"
+        f"{{format: table, path: {config.output}, web_caption: {config.web_caption.lstrip('.')}, "
+        f"synthetic_caption: {config.caption}, image_root: the folder of pictures}}"
     )
 
 

@@ -89,7 +89,7 @@ class RecaptionConfig(SourceConfig):
             raise UserError(f"max_words: expected {self.min_words} (min_words) or more, got {self.max_words}")
         if not 0 <= self.max_invalid_ratio <= 1:
             raise UserError(f"max_invalid_ratio: expected a share from 0 to 1, got {self.max_invalid_ratio}")
-        if self.caption == self.web:
+        if self.caption == self.web_caption:
             raise UserError(f"caption: expected another name than the web caption's, got '{self.caption}'")
         self.share()
 

@@ -74,7 +74,7 @@ class ParquetWriter:
 
         self.config, self.rows = config, list[dict[str, Any]]()
         caption = pa.string() if config.captions == 1 else pa.list_(pa.string())
-        self.web = config.web.lstrip(".")
+        self.web = config.web_caption.lstrip(".")
         kinds = {"key": pa.string(), "image": pa.string(), self.web: pa.string(), config.caption: caption}
         self.schema = pa.schema(list(kinds.items()))
         self.file = pyarrow.parquet.ParquetWriter(path, self.schema)

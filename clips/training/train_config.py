@@ -118,13 +118,14 @@ class EncoderTrainConfig:
         object.__setattr__(self, "optimizer", self.optimizer.resolved())
         if not self.stages and self.num_epochs is None:
             self.steps_for(0)
-        if self.model.keep_trunk_outputs and self.data.augment.varies:
+        if self.model.cache_trunk_features and self.data.augment.varies:
             raise UserError(
-                "model.keep_trunk_outputs: expected pictures that never change (data.augment.min_area: 1.0, no flips)"
+                "model.cache_trunk_features: expected pictures that never change "
+                "(data.augment.crop_scale_min: 1.0, no flips)"
             )
-        if self.model.keep_trunk_outputs and self.distributed.strategy in {"fsdp", "zero3"}:
+        if self.model.cache_trunk_features and self.distributed.strategy in {"fsdp", "zero3"}:
             raise UserError(
-                "model.keep_trunk_outputs: expected false where parameters are in shards (distributed.strategy)"
+                "model.cache_trunk_features: expected false where parameters are in shards (distributed.strategy)"
             )
         if fixed := next((name for name in self.allow_changes_on_resume if not name.startswith(_MAY_CHANGE)), None):
             raise UserError(

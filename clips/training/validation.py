@@ -31,7 +31,7 @@ from clips.training.train_step import TrainRun
 IMAGE, CAPTIONS = "image", ("web", "partial", "whole")
 _SENTENCE = recipes.build_recipe(RecipeConfig(name="clips"))
 _ROUNDING = 1e-6  # of a cosine in float32
-_UNCHANGED = AugmentConfig(min_area=1.0, color_jitter=0.0, gray_scale_prob=0.0, flip=False)
+_UNCHANGED = AugmentConfig(crop_scale_min=1.0, color_jitter=0.0, gray_scale_prob=0.0, horizontal_flip=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
