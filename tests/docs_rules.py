@@ -70,7 +70,7 @@ RULES = (
     Rule(has="scripts/studies/inverse_effect.yaml", swap=(("study run", "study plan"),), shared=True),
     Rule(has="scripts/studies/ablation.yaml", swap=(("study run", "study plan"),), shared=True),
     Rule(has="clips plan scripts/configs/clips-l-14.yaml", skip="a minute; tests/test_clips_plan.py plans it"),
-    Rule(has="clips plan mine.yaml", swap=(("--count 64", "--count 4"),)),
+    Rule(has="clips plan mine.yaml", swap=(("--num_gpus 64", "--num_gpus 4"),)),
     Rule(has="runs/further", add="--global_batch_size 4", swap=(("1000000", "8"),)),
     Rule(has="torchrun --nproc-per-node 8", swap=(("--nproc-per-node 8", "--nproc-per-node 2"),)),
     Rule(has="--launch.processes 8", swap=(("processes 8", "processes 2"),)),

@@ -204,7 +204,7 @@ def _demo(output: Path, root: Path) -> None:
 def _made(step: Step, path: Path, root: Path) -> None:
     """One output of one step of the demo."""
     if step.kind == "data":
-        generate_scenes(ScenesConfig(output=str(path), split=step.config["split"], size=8, kinds=8))
+        generate_scenes(ScenesConfig(output=str(path), split=step.config["split"], num_scenes=8, num_object_classes=8))
     elif step.kind == "evaluation":
         skill = {"untrained": 0.1, "clip": 0.4, "clips": 0.7}[path.parent.name.split("-")[0]]
         rows = [path.parents[2] / kind / path.parent.name for kind in ("encoders", "llava")]

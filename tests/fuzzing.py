@@ -36,16 +36,16 @@ def _shipped() -> list[tuple[str, list[str], Any]]:
     return [
         *found,
         ("clips", ["train"], world),
-        ("clips", ["scenes"], {"output": "a", "size": 10, "split": "train", "benchmarks": {"pope": 9}}),
+        ("clips", ["scenes"], {"output": "a", "num_scenes": 10, "split": "train", "benchmarks": {"pope": 9}}),
         (
             "clips",
             ["data", "inspect"],
-            {"path": "shards", "format": "table", "synthetic_caption": ["a", "b"], "scan": 3},
+            {"path": "shards", "format": "table", "synthetic_caption": ["a", "b"], "num_samples": 3},
         ),
         (
             "clips",
             ["recaption"],
-            {"path": "shards", "model": "a", "output": "b", "captions": 2, "temperature": 0.7, "max_words": 90},
+            {"path": "shards", "model": "a", "output": "b", "num_captions": 2, "temperature": 0.7, "max_words": 90},
         ),
         ("llava-bridge", ["serve"], {"directory": "a", "host": "::1", "port": 80, "max_new_tokens": 7}),
         ("llava-bridge", ["describe"], {"directory": "a", "images": ["b", "c"], "batch_size": 3}),
@@ -157,7 +157,7 @@ def manifests(world: World, data: st.DataObject) -> None:
     else:
         path.write_bytes(data.draw(damaged(json.dumps(manifest).encode())))
     page = place.parent / "page.html"
-    ended = run("clips", ["data", "inspect", str(place), "--page", str(page)])
+    ended = run("clips", ["data", "inspect", str(place), "--html_output", str(page)])
     check_end(ended, "clips", "manifest.json", "shards")
     _check_page(ended, page)
 
@@ -184,7 +184,7 @@ def shards(world: World, data: st.DataObject) -> None:
         path = place / "shard-00000.tar"
         path.write_bytes(data.draw(damaged(path.read_bytes())))
     page = place.parent / "page.html"
-    ended = run("clips", ["data", "inspect", str(place), "--page", str(page)])
+    ended = run("clips", ["data", "inspect", str(place), "--html_output", str(page)])
     check_end(ended, "clips", "shard-00000.tar", str(place))
     _check_page(ended, page)
 
@@ -234,16 +234,16 @@ def tables(world: World, data: st.DataObject) -> None:
     fields = [
         "--format",
         "table",
-        "--image",
+        "--image_column",
         "image",
-        "--web",
+        "--web_caption",
         "web",
-        "--synthetic",
+        "--synthetic_caption",
         "synthetic",
-        "--images",
+        "--image_root",
         str(place),
     ]
-    ended = run("clips", ["data", "inspect", str(path), "--page", str(page), *fields])
+    ended = run("clips", ["data", "inspect", str(path), "--html_output", str(page), *fields])
     check_end(ended, "clips", path.name)
     _check_page(ended, page)
 

@@ -8,14 +8,17 @@ from typing import Any
 
 def tiny_study(output: Path) -> dict[str, Any]:
     """Two encoders of a few steps, evaluated by retrieval; scenes before."""
-    scenes = {"kinds": 8, "image_size": 32}
+    scenes = {"num_object_classes": 8, "image_size": 32}
     return {
         "name": "killed",
         "output": str(output),
         "jobs": 2,
         "threads": 1,
         "baseline": "clip",
-        "data": {"train": {"split": "train", "size": 96, **scenes}, "test": {"split": "test", "size": 24, **scenes}},
+        "data": {
+            "train": {"split": "train", "num_scenes": 96, **scenes},
+            "test": {"split": "test", "num_scenes": 24, **scenes},
+        },
         "defaults": {
             "encoder": {
                 "model": {"architecture": "clips-rn-tiny"},

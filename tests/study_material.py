@@ -7,7 +7,7 @@ from typing import Any
 SMALL: dict[str, Any] = {
     "name": "small",
     "baseline": "clip",
-    "data": {"train": {"size": 10}, "test": {"split": "test"}},
+    "data": {"train": {"num_scenes": 10}, "test": {"split": "test"}},
     "defaults": {
         "encoder": {"data": {"path": "$data/train"}, "optimizer": {"lr": 1, "warmup": 2}},
         "llava": {"align": {"steps": 5}},

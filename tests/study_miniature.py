@@ -104,7 +104,7 @@ def write_mmvet(hub: Path) -> None:
 
 
 def _small_encoders(study: dict[str, Any], folder: Path) -> None:
-    world = {"split": "train", "size": 12, "kinds": 8, "image_size": 64}
+    world = {"split": "train", "num_scenes": 12, "num_object_classes": 8, "image_size": 64}
     study["data"] = {"world": world}
     shared = study["defaults"]["encoder"]
     shared["data"] |= {"sources": [{"path": "$data/world"}], "num_workers": 0}

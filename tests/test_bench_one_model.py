@@ -39,7 +39,7 @@ def test_during_training_its_latest_checkpoint_is_taken(trained, tmp_path, monke
     assert bench(*words) == 0
     (row,) = (path.parent.name for path in (tmp_path / "r").glob("*/retrieval.json"))
     assert row == "going-on-step-2"
-    run_export(ExportConfig(run=str(latest), output="exported"))
+    run_export(ExportConfig(checkpoint=str(latest), output="exported"))
     assert bench("encoder", "exported", "--results", "r2", "--benchmarks", "[{name: retrieval, data: shards}]") == 0
     ours, exported = (read_result(tmp_path / name / "retrieval.json") for name in (f"r/{row}", "r2/exported"))
     assert ours.metrics == exported.metrics

@@ -76,7 +76,9 @@ def test_it_writes_what_clips_caption_writes(places, tmp_path, capsys):
         picture = tmp_path / "photo.png"
         picture.write_bytes(clips_world.picture(int(row.Index)))
         capsys.readouterr()
-        caption.run_caption(caption.CaptionConfig(image=str(picture), encoder=str(places / "clips"), web=row.given))
+        caption.run_caption(
+            caption.CaptionConfig(image=str(picture), encoder=str(places / "clips"), web_caption=row.given)
+        )
         assert row.prediction == capsys.readouterr().out.strip()
         assert row.prediction
 

@@ -80,8 +80,8 @@ def test_the_command_prints_words_and_writes_a_page(tmp_path: Path, capsys: pyte
         train(clips_world.train_config(data, tmp_path / name, recipe=recipe, max_steps=2))
     capsys.readouterr()
     for name in ("clips", "coca"):
-        files = {"image": str(tmp_path / "photo.png"), "page": str(tmp_path / "p.html")}
-        run_caption(CaptionConfig(encoder=str(tmp_path / name), web="<b>", **files))
+        files = {"image": str(tmp_path / "photo.png"), "html_output": str(tmp_path / "p.html")}
+        run_caption(CaptionConfig(encoder=str(tmp_path / name), web_caption="<b>", **files))
         said = capsys.readouterr().out.strip()
         html = (tmp_path / "p.html").read_text(encoding="utf-8")
         assert "base64" in html

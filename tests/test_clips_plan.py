@@ -174,7 +174,7 @@ def read_config(path: Path) -> EncoderTrainConfig:
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> list[StagePlan]:
     training = read_config(write_config(tmp_path_factory.mktemp("plan"), ema_decay=0.999))
-    return plan_stages(TrainPlanConfig(training="", gpu="l4"), training)
+    return plan_stages(TrainPlanConfig(train_config="", gpu="l4"), training)
 
 
 def test_twice_the_gpus_half_the_hours(stages: list[StagePlan]):
@@ -193,7 +193,7 @@ def test_twice_the_gpus_half_the_hours(stages: list[StagePlan]):
 
 
 def test_the_cost_of_a_training_is_that_of_its_stages(stages: list[StagePlan], tmp_path: Path):
-    training, config = read_config(write_config(tmp_path, ema_decay=0.999)), TrainPlanConfig(training="", gpu="l4")
+    training, config = read_config(write_config(tmp_path, ema_decay=0.999)), TrainPlanConfig(train_config="", gpu="l4")
     cost, disk_alone = training_cost(config, training), training_cost(config, training, timed=False)
     assert cost.seconds == pytest.approx(3600 * sum(speed.hours for speed in speeds(stages, 8)))
     assert cost.gpu_hours == pytest.approx(8 * cost.seconds / 3600)
@@ -263,7 +263,7 @@ def test_the_shipped_schedule_is_the_papers():
 
 def test_the_command_prints_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = write_config(tmp_path, stages=[], max_samples=10_000)
-    data = ["--pictures", "1000000", "--bytes_per_picture", "40000"]
+    data = ["--num_images", "1000000", "--bytes_per_image", "40000"]
     assert dispatch("clips", "", COMMANDS, ["plan", str(path), "--gpu", "l4", *data]) == 0
     shown = capsys.readouterr().out
     assert "training data: 40.0 GB" in shown
@@ -271,7 +271,7 @@ def test_the_command_prints_every_figure(tmp_path: Path, capsys: pytest.CaptureF
     assert "extrapolated" in shown
     assert "tensors within 10 %; a CPU process held up to 23 % more" in " ".join(shown.split())
     assert max(map(len, shown.splitlines())) <= 80
-    (stage,) = plan_stages(TrainPlanConfig(training="", gpu="l4"), read_config(path))
+    (stage,) = plan_stages(TrainPlanConfig(train_config="", gpu="l4"), read_config(path))
     memory = stage.memory(stage.layout(8), local=16, at_once=16)
     rows = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in shown.splitlines() if "│" in line}
     assert rows["optimizer state"] == f"{memory['optimizer'] / 1e9:.1f}"
@@ -283,29 +283,29 @@ def test_the_command_prints_every_figure(tmp_path: Path, capsys: pytest.CaptureF
 def test_a_measured_mfu_is_taken(tmp_path: Path):
     log = tmp_path / "metrics.jsonl"
     log.write_text("".join(json.dumps({"step": step, "mfu": mfu}) + "\n" for step, mfu in enumerate((0.1, 0.31, 0.33))))
-    assert resolve_mfu(TrainPlanConfig(training="", mfu=0.2, measured=str(log))) == 0.31
-    assert resolve_mfu(TrainPlanConfig(training="", mfu=0.2)) == 0.2
+    assert resolve_mfu(TrainPlanConfig(train_config="", mfu=0.2, metrics_file=str(log))) == 0.31
+    assert resolve_mfu(TrainPlanConfig(train_config="", mfu=0.2)) == 0.2
     log.write_text('{"step": 1}\n')
     with pytest.raises(UserError, match="has no mfu"):
-        resolve_mfu(TrainPlanConfig(training="", measured=str(log)))
+        resolve_mfu(TrainPlanConfig(train_config="", metrics_file=str(log)))
 
 
 @pytest.mark.parametrize(
     ("fields", "options", "message"),
     [
         ({}, {"gpu": "h20"}, "unknown type of GPU 'h20'; did you mean 'h200'"),
-        ({}, {"count": 0}, "count: expected a number above 0, got 0"),
-        ({}, {"count": 3}, "count: expected a divisor of global_batch_size 4096, got 3"),
+        ({}, {"num_gpus": 0}, "num_gpus: expected a number above 0, got 0"),
+        ({}, {"num_gpus": 3}, "num_gpus: expected a divisor of global_batch_size 4096, got 3"),
         ({}, {"mfu": 1.5}, "mfu: expected a ratio"),
-        ({}, {"pictures": 10}, "bytes_per_picture: expected together with pictures"),
-        ({}, {"training": "none.yaml"}, "none.yaml"),
+        ({}, {"num_images": 10}, "bytes_per_image: expected together with num_images"),
+        ({}, {"train_config": "none.yaml"}, "none.yaml"),
         ({"stages": [], "num_epochs": 2}, {}, "num_epochs: expected max_samples or max_steps"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, fields: dict[str, Any], options: dict[str, Any], message: str):
     path = write_config(tmp_path, **fields)
     with pytest.raises(UserError, match=message):
-        run_plan(TrainPlanConfig(**{"training": str(path), "gpu": "l4", **options}))
+        run_plan(TrainPlanConfig(**{"train_config": str(path), "gpu": "l4", **options}))
 
 
 def test_gpus():

@@ -217,7 +217,7 @@ def test_several_drawn_captions_as_a_table(settings: Settings, tmp_path: Path):
         "image_root": str(frame_folder),
         "web_caption": "org_caption",
     }
-    run_recaption(settings(**table, write="parquet", captions=3, temperature=1.5, shard_size=4))
+    run_recaption(settings(**table, output_format="parquet", num_captions=3, temperature=1.5, shard_size=4))
     assert sorted(path.name for path in (tmp_path / "out").glob("0*")) == ["00000.parquet", "00001.parquet"]
     back = open_source(SourceConfig(**{**table, "path": str(tmp_path / "out"), "synthetic_caption": "re_caption"}))
     assert len(back) == 6
@@ -265,13 +265,13 @@ def test_shards_keep_to_the_sources_own_and_groups_to_whole_batches():
 
 def test_the_work_is_shared_by_part_and_rank(settings: Settings, monkeypatch: pytest.MonkeyPatch):
     assert settings().share() == (0, 1)
-    assert settings(part="3/64").share() == (2, 64)
+    assert settings(shard="3/64").share() == (2, 64)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "8")
-    assert settings(part="3/64").share() == (17, 512)
+    assert settings(shard="3/64").share() == (17, 512)
     for part in ("0/4", "5/4", "1", "a/b"):
-        with pytest.raises(UserError, match="part: expected for instance 3/64"):
-            settings(part=part)
+        with pytest.raises(UserError, match="shard: expected for instance 3/64"):
+            settings(shard=part)
 
 
 # ---- what is kept of what was written
@@ -289,8 +289,8 @@ def test_the_work_is_shared_by_part_and_rank(settings: Settings, monkeypatch: py
     ],
 )
 def test_an_unfinished_last_sentence_is_dropped(text: str, ended: bool, kept: str):
-    assert clean_caption(GeneratedCaption(text, 9, ended), whole_sentences=True) == kept
-    assert clean_caption(GeneratedCaption(text, 9, ended), whole_sentences=False) == " ".join(text.split())
+    assert clean_caption(GeneratedCaption(text, 9, ended), drop_incomplete_sentence=True) == kept
+    assert clean_caption(GeneratedCaption(text, 9, ended), drop_incomplete_sentence=False) == " ".join(text.split())
 
 
 def test_captions_that_do_not_fit_are_dropped(settings: Settings):
@@ -305,11 +305,11 @@ def test_captions_that_do_not_fit_are_dropped(settings: Settings):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"captions": 2}, "temperature: expected above 0 for 2 captions"),
+        ({"num_captions": 2}, "temperature: expected above 0 for 2 captions"),
         ({"max_words": 3, "min_words": 5}, r"max_words: expected 5 \(min_words\) or more"),
         ({"caption": "web_caption"}, "caption: expected another name than the web caption's"),
         ({"batch_size": 0}, "batch_size: expected 1 or more"),
-        ({"imports": ("no_such_module",)}, "imports: cannot import 'no_such_module'"),
+        ({"import_modules": ("no_such_module",)}, "import_modules: cannot import 'no_such_module'"),
         ({"model": "no/such/model"}, "model: no/such/model cannot be loaded"),
     ],
 )
@@ -334,7 +334,7 @@ def test_a_llava_that_the_bridge_trained_in_processes_that_are_killed(
     options = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
     options = ["-m", "clips.cli", "recaption", str(data), *options, "--imports", "[llava_bridge]", "--output"]
     begun = subprocess.Popen(
-        [sys.executable, *options, str(tmp_path / "shared"), "--part", "1/2"],
+        [sys.executable, *options, str(tmp_path / "shared"), "--shard", "1/2"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.DEVNULL,
     )
@@ -343,7 +343,7 @@ def test_a_llava_that_the_bridge_trained_in_processes_that_are_killed(
         time.sleep(0.005)
     begun.send_signal(signal.SIGKILL)
     begun.wait()
-    second = bridge_world.run_python(*options, str(tmp_path / "shared"), "--part", "2/2")
+    second = bridge_world.run_python(*options, str(tmp_path / "shared"), "--shard", "2/2")
     assert second.returncode == 0, second.stderr
     assert "this part is done" in second.stderr
     rest = bridge_world.run_python(*options, str(tmp_path / "shared"))  # whatever is missing, in one process

@@ -388,7 +388,7 @@ def test_several_synthetic_captions_of_shards(tmp_path: Path):
     config = SourceConfig(path=str(folder), web_caption="laion_2b", synthetic_caption=("laion_coco", "capsfusion"))
     source = open_source(config)
     assert {source.read(1, np.random.default_rng(seed)).synthetic for seed in range(30)} == {"a", "b", "c"}
-    with pytest.raises(UserError, match=r"unknown key for data source field synthetic 'caps'; did you mean 'capsfus"):
+    with pytest.raises(UserError, match=r"unknown key for data source field synthetic_caption 'caps'; did you mean 'capsfus"):
         open_source(SourceConfig(path=str(folder), web_caption="laion_2b", synthetic_caption=("laion_coco", "caps")))
 
 
@@ -414,7 +414,7 @@ def test_sources_are_mixed_by_weight(tmp_path: Path, pictures: Path):
     )
 
     def prepare(web: str, synthetic: str, rng: np.random.Generator) -> dict[str, object]:
-        return {"web_caption": web}
+        return {"web": web}
 
     data = TrainDataset(DataConfig(sources=sources), size=16, seed=0, batch_size=1, prepare=prepare)  # type: ignore[arg-type]
     web = [data[position]["web"] for position in range(200)]

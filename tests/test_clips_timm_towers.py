@@ -152,7 +152,7 @@ def test_a_file_trains_goes_on_and_is_exported(tmp_path: Path):
     train(config)
     loads_in_stock_open_clip(run, 64, 24)
     assert read_manifest(run)["parents"]["architecture"]["path"] == str(path)
-    run_export(ExportConfig(run=str(list_checkpoints(run)[-1]), output=str(tmp_path / "out")))
+    run_export(ExportConfig(checkpoint=str(list_checkpoints(run)[-1]), output=str(tmp_path / "out")))
     loads_in_stock_open_clip(tmp_path / "out", 64, 24)
     write_config(path, embed_dim=16)
     with pytest.raises(UserError, match=r"holds another run: inputs\.architecture"):

@@ -27,7 +27,7 @@ RETRIEVAL = "{name: retrieval, data: captions.csv}"
 MISTAKES = [
     ("clips data inspect none.csv --format table", "none.csv: no such file"),
     ("clips data inspect captions.csv --format tabel", "did you mean 'table'?"),
-    ("clips data inspect captions.csv --scan many", "scan: expected an integer, got 'many'"),
+    ("clips data inspect captions.csv --num_samples many", "num_samples: expected an integer, got 'many'"),
     ("clips data index none", "none: no such file or directory"),
     ("clips train --config none.yaml", "none.yaml: no such file"),
     (

@@ -31,7 +31,7 @@ def without_sizes(study: dict[str, Any]) -> dict[str, Any]:
     for settings, names in [
         (study, {"name", "title", "question", "baseline"}),
         *((training, sizes) for training in trainings),
-        *((data, {"size", "kinds"}) for data in study["data"].values()),
+        *((data, {"num_scenes", "num_object_classes"}) for data in study["data"].values()),
     ]:
         for name in names:
             settings.pop(name, None)
