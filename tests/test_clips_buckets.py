@@ -78,7 +78,7 @@ def test_training_from_a_bucket_is_training_from_a_disk(bucket: str, tmp_path: P
         "disk": {"path": str(tmp_path / "here")},
     }
     for name, source in sources.items():
-        data = {"sources": [source], "shuffle_window": 2, "num_workers": 1}
+        data = {"sources": [source], "shuffle_buffer_shards": 2, "num_workers": 1}
         train(clips_world.train_config(tmp_path, tmp_path / name, data=data, max_steps=4))
     one, other = (load_file(tmp_path / name / "open_clip_model.safetensors") for name in sources)
     assert all(torch.equal(value, other[key]) for key, value in one.items())

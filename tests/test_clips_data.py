@@ -131,7 +131,7 @@ def test_what_a_shard_lacks_is_replaced_by_many_others(tmp_path: Path, there: in
     counted = {"shard-00000.tar": 40, "shard-00001.tar": 1500, "shard-00002.tar": 40}
     (folder / "sizes.json").write_text(json.dumps(counted), encoding="utf-8")
     for window in (None, 1):
-        data = training_data(folder, shuffle_window=window)
+        data = training_data(folder, shuffle_buffer_shards=window)
         seen = Counter(
             sample["web"].item()
             for start in range(0, 1580, 20)
@@ -146,10 +146,10 @@ def test_what_a_shard_lacks_is_replaced_by_many_others(tmp_path: Path, there: in
 def test_a_missing_shard_counts_for_no_more_than_it_is(tmp_path: Path):
     folder = clips_world.write_shards(tmp_path / "data", sizes=(64,) * 16)
     (folder / "sizes.json").write_text(json.dumps({f"shard-{number:05d}.tar": 64 for number in range(16)}))
-    data = training_data(folder, 16, shuffle_window=16)
+    data = training_data(folder, 16, shuffle_buffer_shards=16)
     missing = int(data.order.at(0).index) // 64
     (folder / f"shard-{missing:05d}.tar").write_bytes(b"no tar at all")
-    data = training_data(folder, 16, shuffle_window=16)
+    data = training_data(folder, 16, shuffle_buffer_shards=16)
     steps = [next(iterate_batches(data, first_step=step, last_step=step + 1)) for step in range(64)]
     bad = [entry for batch in steps for entry in batch["bad"]]
     assert len(bad) == len(set(bad)) == 64  # each once, none for having been tried in another's place

@@ -126,7 +126,7 @@ def afar(folder: Path, cache: Path, **fields: object) -> TrainDataset:
     (folder / "sizes.json").write_text(json.dumps({f"shard-{number:05d}.tar": 20 for number in range(4)}))
     source = SourceConfig(path=path, cache_dir=str(cache), shard_sizes=str(folder / "sizes.json"), **fields)
     found = TrainDataset(
-        DataConfig(sources=(source,), shuffle_window=1), size=8, seed=2, batch_size=2, prepare=number_of
+        DataConfig(sources=(source,), shuffle_buffer_shards=1), size=8, seed=2, batch_size=2, prepare=number_of
     )
     assert 0 not in found.order.blocks_near(0, 40)[0] + found.order.blocks_near(0, 40)[1]
     return found
@@ -173,7 +173,7 @@ def test_no_window_is_copied_that_will_not_be_read(tmp_path: Path):
 def test_a_folder_with_room_for_one_window_does_not_lose_it(tmp_path: Path, capsys):
     data = afar(tmp_path / "afar", tmp_path / "cache")
     size = (tmp_path / "afar" / "shard-00000.tar").stat().st_size
-    data = afar(tmp_path / "afar", tmp_path / "small", cache_gb=1.5 * size / 1e9)
+    data = afar(tmp_path / "afar", tmp_path / "small", max_cache_gb=1.5 * size / 1e9)
     now, later = data.order.blocks_near(0, 40)
     steps = iterate_batches(data, first_step=0, last_step=40)
     next(steps)
@@ -192,7 +192,7 @@ def test_a_machine_copies_only_its_share(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
         path = f"file://{folder}/shard-{{00000..00015}}.tar"
         source = SourceConfig(path=path, cache_dir=str(tmp_path / f"cache-{rank}"))
-        config = DataConfig(sources=(source,), shuffle_window=8)
+        config = DataConfig(sources=(source,), shuffle_buffer_shards=8)
         data = TrainDataset(config, size=8, seed=0, batch_size=8, prepare=number_of)
         found = list(iterate_batches(data, first_step=0, last_step=8, rank=rank, world_size=2))
         seen.append(torch.cat([batch["number"] for batch in found]).tolist())

@@ -388,7 +388,9 @@ def test_several_synthetic_captions_of_shards(tmp_path: Path):
     config = SourceConfig(path=str(folder), web_caption="laion_2b", synthetic_caption=("laion_coco", "capsfusion"))
     source = open_source(config)
     assert {source.read(1, np.random.default_rng(seed)).synthetic for seed in range(30)} == {"a", "b", "c"}
-    with pytest.raises(UserError, match=r"unknown key for data source field synthetic_caption 'caps'; did you mean 'capsfus"):
+    with pytest.raises(
+        UserError, match=r"unknown key for data source field synthetic_caption 'caps'; did you mean 'capsfus"
+    ):
         open_source(SourceConfig(path=str(folder), web_caption="laion_2b", synthetic_caption=("laion_coco", "caps")))
 
 
