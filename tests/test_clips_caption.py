@@ -45,7 +45,7 @@ def test_learnable_tokens_give_the_likeliest_word_each():
     expected = model.logits(image, text)[0].argmax(-1).tolist()
     expected = expected[: expected.index(EOS)] if EOS in expected else expected
     assert generate(model, image, text) == [token for token in expected if token not in {PAD, BOS}]
-    with pytest.raises(UserError, match="beams: expected 1"):
+    with pytest.raises(UserError, match="num_beams: expected 1"):
         generate(model, image, text, beams=2)
 
 

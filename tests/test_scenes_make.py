@@ -78,7 +78,7 @@ def test_two_runs_write_the_same_bytes(train, tmp_path):
     assert directory_hash(tmp_path / "again", recorded=False) == directory_hash(train, recorded=False)
     manifest = read_manifest(train)
     assert manifest["kind"] == "scenes"
-    assert manifest["config"]["size"] == 25
+    assert manifest["config"]["num_scenes"] == 25
 
 
 def read(folder: Path, dataset: str, split: str):
@@ -183,7 +183,7 @@ def test_only_scenes_are_replaced(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     for size in (3, 4):
         generate_scenes(ScenesConfig(output=str(tmp_path / "s"), num_scenes=size))
-        assert read_manifest(tmp_path / "s")["config"]["size"] == size
+        assert read_manifest(tmp_path / "s")["config"]["num_scenes"] == size
 
 
 def test_the_command_reads_yaml_and_rejects_mistakes(tmp_path, capsys):
