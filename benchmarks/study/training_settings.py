@@ -15,6 +15,7 @@ from benchmarks.study.step_state import CONFIG_FILE, find_producer, step_directo
 from clips.core.artifact import MANIFEST, lexical_abspath, read_manifest
 from clips.core.identity import is_below, run_only_fields
 from clips.errors import UserError
+from clips.training.train_config import LENGTHS
 from clips.training.train_config import EncoderTrainConfig as EncoderTrainConfig
 from llava_bridge.training.train_config import STAGE_NAMES
 from llava_bridge.training.train_config import LlavaTrainConfig as LlavaTrainConfig
@@ -31,7 +32,7 @@ _MAIN = re.compile(rf"(?:\w+\.)?(?:recipe\.name|model\.architecture|projector\.t
 # batch, learning rates, precision, what it began with and which parts learned.
 _WEIGHS = re.compile(
     rf"(?:(?:\w+|model\.\w+)\.)*?(?:{_STAGE})?"
-    r"(?:data|data(?:\.sources)?(?:\.\d+)?\.(?:split|subset|max_samples|captions_per_image|weight)|steps|samples|global_batch_size|optim\.(?:base_)?learning_rate|(?:\w+_)?lr|learning_rate|precision|stages|tunable_parts|lora|llm|llava"
+    r"(?:data|data(?:\.sources)?(?:\.\d+)?\.(?:split|subset|max_samples|captions_per_image|weight)|steps|samples|global_batch_size|optimizer\.(?:base_)?learning_rate|(?:\w+_)?lr|learning_rate|precision|stages|tunable_parts|lora|llm|llava"
     r"|model\.pretrained|model\.pretrained_trunk|llm_from_scratch\.\w+)"
 )
 _MADE_FROM = re.compile(r"(?:encoder\w*|llm|llava|model\.\w+)\.")

@@ -35,7 +35,7 @@ def read_samples(config: ConversationSourceConfig, seed: int = 0) -> list[Conver
     """
     if config.format == TEXT:
         raise UserError(f"data.format: {config.path} is text, which only the llm_pretrain stage reads")
-    settings = {"split": config.split, "images": config.image_folder, "cache_gb": config.max_cache_gb}
+    settings = {"split": config.split, "image_root": config.image_folder, "max_cache_gb": config.max_cache_gb}
     given: dict[str, Any] = {name: value for name, value in settings.items() if name in FORMATS[config.format].takes}
     spec = DatasetSpec(path=config.path, format=config.format, **given)
     found: Iterable[Conversation]
