@@ -15,7 +15,6 @@ from benchmarks.study.step_state import CONFIG_FILE, find_producer, step_directo
 from clips.core.artifact import MANIFEST, lexical_abspath, read_manifest
 from clips.core.identity import is_below, run_only_fields
 from clips.errors import UserError
-from clips.training.train_config import LENGTHS
 from clips.training.train_config import EncoderTrainConfig as EncoderTrainConfig
 from llava_bridge.training.train_config import STAGE_NAMES
 from llava_bridge.training.train_config import LlavaTrainConfig as LlavaTrainConfig
