@@ -21,27 +21,27 @@ class VerifyConfig:
     """Check the harness against known values, and print a table of checks.
 
     Args:
-        only: names of checks; all if empty.
+        include: names of checks; all if empty.
         llava: a LLaVA directory, to run lmms-eval's own command next to the harness.
         data: the data of its tasks, as in ``clips-bench run``.
         tasks: lmms-eval's tasks for that check.
         limit: number of questions per task.
         results: a model's directory of results, for a model with results published by open_clip.
-        published: that model, ``ViT-B-32/openai``.
+        reference_model: that model, ``ViT-B-32/openai``.
     """
 
-    only: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
     llava: str | None = None
     data: str | None = None
     tasks: tuple[str, ...] = ("pope",)
     limit: int = 32
     results: str | None = None
-    published: str | None = None
+    reference_model: str | None = None
 
     def __post_init__(self) -> None:
         if self.limit < 1:
             raise UserError(f"limit: expected at least 1, got {self.limit}")
-        for one, other in (("llava", "data"), ("results", "published")):
+        for one, other in (("llava", "data"), ("results", "reference_model")):
             if (getattr(self, one) is None) != (getattr(self, other) is None):
                 missing = one if getattr(self, one) is None else other
                 raise UserError(f"{missing}: expected as well, since its check needs '{one}' and '{other}'")

@@ -1,4 +1,4 @@
-"""``clips-bench overlap``: detection of benchmark images in the training data, exact and near duplicates."""
+"""``clips-bench contamination``: detection of benchmark images in the training data, exact and near duplicates."""
 
 from __future__ import annotations
 
@@ -43,25 +43,25 @@ class ContaminationConfig:
         benchmark: its data as for ``clips-bench run`` in retrieval or classification; or a directory (or one file) of
             parquet with images, as lmms-eval's tasks have.
         split: the split, if the data have splits; not for parquet.
-        images: directory of the images, if it is not next to the captions.
+        image_root: directory of the images, if it is not next to the captions.
         language: any language of a multilingual benchmark, since all share their images.
-        within: Hamming distance, of 256 bits, up to which two images count as duplicates.
+        max_hamming_distance: Hamming distance, of 256 bits, up to which two images count as duplicates.
         output: the pairs, .csv or .json.
     """
 
     training: list[SourceConfig]
     benchmark: str
     split: str = "test"
-    images: str | None = None
+    image_root: str | None = None
     language: str | None = None
-    within: int = MAX_HAMMING_DISTANCE
+    max_hamming_distance: int = MAX_HAMMING_DISTANCE
     output: str | None = None
 
     def __post_init__(self) -> None:
         if not self.training:
             raise UserError("training: expected at least one source")
-        if not 0 <= self.within < BITS // 2:
-            raise UserError(f"within: expected 0 to {BITS // 2 - 1} bits, got {self.within}")
+        if not 0 <= self.max_hamming_distance < BITS // 2:
+            raise UserError(f"max_hamming_distance: expected 0 to {BITS // 2 - 1}, got {self.max_hamming_distance}")
         if self.output is not None and Path(self.output).suffix not in {".csv", ".json"}:
             raise UserError(f"output: expected a name that ends in .csv or .json, got '{self.output}'")
 
@@ -113,12 +113,12 @@ def run_contamination(config: ContaminationConfig) -> None:
 
     started = time.perf_counter()
     sources = [open_source(source) for source in config.training]
-    images = benchmark_images(config.benchmark, split=config.split, images=config.images, language=config.language)
+    images = benchmark_images(config.benchmark, split=config.split, images=config.image_root, language=config.language)
     training = itertools.chain.from_iterable(_training_images(source) for source in sources)
-    found = find_duplicates(training, images, within=config.within)
+    found = find_duplicates(training, images, within=config.max_hamming_distance)
     if not found.benchmark:
         raise UserError(f"benchmark: {config.benchmark}: holds no image")
-    for line in format_result(found, config.within):
+    for line in format_result(found, config.max_hamming_distance):
         print(line)
     if config.output:
         lines = [to_plain(pair) for pair in found.pairs]
@@ -204,7 +204,7 @@ def benchmark_images(
         UserError: missing or malformed.
     """
     path = Path(data)
-    spec = DatasetSpec(path=data, split=split, images=images, language=language)
+    spec = DatasetSpec(path=data, split=split, image_root=images, language=language)
     if path.suffix == ".parquet" or (
         path.is_dir() and not is_webdataset(Location(spec)) and next(path.rglob("*.parquet"), None)
     ):

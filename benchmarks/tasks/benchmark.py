@@ -21,12 +21,12 @@ class Benchmark:
     """One benchmark.
 
     Args:
-        kind: the type of its results.
+        benchmark_type: the type of its results.
         about: one line: the measured quantity.
         needs: ``"encoder"`` (with a text tower), ``"tower"`` (an encoder with or without one) or ``"llava"``.
         evaluate: ``module:function`` of (row, config) → Outcome.
         data_hash: ``module:function`` of config → SHA-256 of the data that it reads.
-        takes: the fields of ``BenchmarkConfig`` that it reads, in addition to name, data, uses and limit.
+        takes: the fields of ``BenchmarkConfig`` that it reads, in addition to name, data, task and limit.
         task: MLLM: lmms-eval's task name.
         folder: MLLM: directory below lmms-eval's ``tasks`` that defines it (avoids reading all 2,000 definitions), or
             the user's own.
@@ -36,13 +36,13 @@ class Benchmark:
         also: MLLM: configurations of the dataset that the task's functions read in addition to its own.
         max_new_tokens: MLLM: cap of an answer where the task itself states none.
         judged: MLLM: its scorer sends requests to a judge model (``benchmarks.tasks.mllm.judge``).
-        without_skill: one sentence for below the table: the score of a model that ignores the image.
+        trivial_baseline_note: one sentence for below the table: the score of a model that ignores the image.
         items: number of questions or images of the published set; None where the user brings the data.
         license: of the published set, as its source states it.
         size: of the published set on disk, roughly; empty where it is not known.
     """
 
-    kind: Kind
+    benchmark_type: Kind
     about: str
     needs: RequiredModel
     evaluate: str
@@ -56,7 +56,7 @@ class Benchmark:
     also: tuple[str, ...] = ()
     max_new_tokens: int | None = None
     judged: bool = False
-    without_skill: str = ""
+    trivial_baseline_note: str = ""
     items: int | None = None
     license: str = ""
     size: str = ""

@@ -1,9 +1,9 @@
 """Model outputs per item, cached next to the results batch by batch, so that interrupted work resumes.
 
-    <results>/.kept/vectors/<kk>/<key>.safetensors    embeddings of all images, or all texts, of a dataset
-    <results>/.kept/vectors/<key>-<layout>/           the batches of one that is being computed
-    <results>/.kept/answers/<key>/                    a LLaVA's answers, appended line by line
-    <results>/.kept/encoders/<name>-<key>/            the encoder of a checkpoint that was evaluated during training
+    <output>/.cache/vectors/<kk>/<key>.safetensors    embeddings of all images, or all texts, of a dataset
+    <output>/.cache/vectors/<key>-<layout>/           the batches of one that is being computed
+    <output>/.cache/answers/<key>/                    a LLaVA's answers, appended line by line
+    <output>/.cache/encoders/<name>-<key>/            the encoder of a checkpoint that was evaluated during training
 
 The key is a hash of all inputs (`clips.core.cache`): stale entries are never read, and other benchmarks and settings on
 the same data reuse the entries. The directory can be deleted at any time.
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from clips.parallel.distributed import DistributedContext
 
-CACHE_DIR = ".kept"
+CACHE_DIR = ".cache"
 Batches = Sequence[Sequence[int]]
 Compute = Callable[[Batches], "Iterator[torch.Tensor]"]
 

@@ -2,7 +2,7 @@
 --output DIR``.
 
 A converter is one entry in ``CONVERTERS``. Most write the format of an upstream lmms-eval task, which evaluates it with
-``uses:``, for instance ``{name: cocoqa, uses: gqa, data: OUT}``.
+``task:``, for instance ``{name: cocoqa, task: gqa, data: OUT}``.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class PrepareConfig:
     """Convert local data into a format that the suite reads.
 
     Args:
-        what: ``cocoqa`` (as GQA), ``karpathy`` or ``flickr8k`` (a split of a Karpathy JSON, as NoCaps), ``mmvet`` (all
-            of MM-Vet) or ``coco_long`` (photos with long captions by MLLMs as a table to train on, and others for
+        dataset: ``cocoqa`` (as GQA), ``karpathy`` or ``flickr8k`` (a split of a Karpathy JSON, as NoCaps), ``mmvet``
+            (all of MM-Vet) or ``coco_long`` (photos with long captions by MLLMs as a table to train on, and others for
             retrieval).
         source: the directory of the data: ``questions.jsonl``, one ``dataset_*.json`` or ``mm-vet.jsonl``, next to
             ``images``; for coco_long the directory of both ``coco_long`` and ``coco_mini``.
@@ -41,20 +41,20 @@ class PrepareConfig:
         limit: the first so many images only; for trials.
     """
 
-    what: str
+    dataset: str
     source: str
     output: str
     split: str | None = None
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        if self.what not in CONVERTERS:
-            raise unknown_name_error(self.what, CONVERTERS, "dataset")
+        if self.dataset not in CONVERTERS:
+            raise unknown_name_error(self.dataset, CONVERTERS, "dataset")
         if self.limit is not None and self.limit < 1:
             raise UserError(f"limit: expected at least 1, got {self.limit}")
-        if self.split is not None and self.what in _WITHOUT_SPLITS:
-            raise UserError(f"split: {self.what} has none, got '{self.split}'")
-        if self.what == "cocoqa" and self.split not in {None, *_COCOQA_SPLITS}:
+        if self.split is not None and self.dataset in _WITHOUT_SPLITS:
+            raise UserError(f"split: {self.dataset} has none, got '{self.split}'")
+        if self.dataset == "cocoqa" and self.split not in {None, *_COCOQA_SPLITS}:
             raise unknown_name_error(str(self.split), _COCOQA_SPLITS, "split of cocoqa")
 
 
@@ -69,7 +69,7 @@ def run_prepare(config: PrepareConfig) -> None:
         UserError: the source is missing or malformed, or no sample remains.
     """
     with atomic_artifact_dir(config.output, kind="hub") as folder:
-        details = CONVERTERS[config.what](config, folder)
+        details = CONVERTERS[config.dataset](config, folder)
         write_manifest(folder, kind="hub", config=config, counts=details)
     log_info(f"{config.output}: {', '.join(f'{count} {name}' for name, count in details.items())}")
 

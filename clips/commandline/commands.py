@@ -1,8 +1,8 @@
 """Subcommands whose options are the fields of a frozen dataclass.
 
 Each command is a function of one config: ``def train(config: TrainConfig) -> None``. Its YAML file (``--config FILE``)
-is the record of a run, dotted flags (``--optim.learning_rate 1e-3``) override it, ``--print_config`` shows what would
-run. The module of a command is imported when that command is called, so ``clips --help`` is fast although training
+is the record of a run, dotted flags (``--optimizer.learning_rate 1e-3``) override it, ``--print_config`` shows the
+config. The module of a command is imported when that command is called, so ``clips --help`` is fast although training
 needs torch; errors in a config are also reported before that import.
 """
 

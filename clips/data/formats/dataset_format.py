@@ -32,23 +32,23 @@ class DatasetSpec:
         path: a file, a directory, or with the format ``datasets`` a name on the Hub.
         format: a name in ``FORMATS``; None detects it.
         split: for formats with splits; ``all`` reads every split.
-        images: directory of the images, for files that name them.
+        image_root: directory of the images, for files that name them.
         language: for multilingual data.
         subset: a hub dataset's configuration (``datasets``).
         image_column: column of the images or their names (``datasets``, ``table``).
         caption_columns: columns of the captions (likewise); one column of lists, or several.
-        cache_gb: limit of the disk cache for images of streamed tables.
+        max_cache_gb: limit of the disk cache for images of streamed tables.
     """
 
     path: str
     format: str | None = None
     split: str = "test"
-    images: str | None = None
+    image_root: str | None = None
     language: str | None = None
     subset: str | None = None
     image_column: str = "image"
     caption_columns: tuple[str, ...] = ()
-    cache_gb: float = 100.0
+    max_cache_gb: float = 100.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -177,10 +177,12 @@ class Location:
         Raises:
             UserError: the requested one is no directory.
         """
-        if self.asked.images:
-            if not Path(self.asked.images).is_dir():
-                raise UserError(f"images: {self.asked.images}: expected the directory of the images; no such directory")
-            return Path(self.asked.images)
+        if self.asked.image_root:
+            if not Path(self.asked.image_root).is_dir():
+                raise UserError(
+                    f"image_root: {self.asked.image_root}: expected the directory of the images; no such directory"
+                )
+            return Path(self.asked.image_root)
         base = self.path if self.path.is_dir() else self.path.parent
         return next((base / name for name in usual if (base / name).is_dir()), base)
 
