@@ -54,11 +54,11 @@ class ComparisonLine:
             return "unchanged: the same model"
         delta, higher_is_better = self.first.delta, self.first.column.higher_is_better
         if delta is None:
-            return "no test: the rows do not share their items, or the metric cannot be computed from them"
+            return "no test: the models do not share their items, or the metric cannot be computed from them"
         if not delta.significant:
-            return "not told apart"
+            return "not significant"
         if higher_is_better is None:
-            return "they differ"
+            return "significantly different"
         return "A is better" if (delta.value > 0) == higher_is_better else "B is better"
 
     @property
@@ -159,7 +159,7 @@ class Comparison:
         """What stands below: what is not comparable, how trainings differ, what was left out, and the context."""
         apart = {f"{line.pair} on {line.benchmark}": "; ".join(line.unlike) for line in self.lines if line.unlike}
         return [
-            *(f"{what} was measured otherwise: {why}." for what, why in apart.items()),
+            *(f"{what} was measured under different settings: {why}." for what, why in apart.items()),
             *self.trained(),
             *(f"Not compared: {reason}." for reason in self.left_out),
             *self.context,

@@ -63,7 +63,7 @@ def explain(first: Result, second: Result) -> Iterator[str]:
         yield "What the harness did (A against B):"
         yield from (f"  {line}" for line in harness)
     if ranking_key(first.protocol) != ranking_key(second.protocol):
-        yield "They are not ranked together: numbers of unlike protocols are shown, never compared."
+        yield "They are not ranked together: numbers of different protocols are shown, never compared."
     elif harness:
         yield "They are ranked together: the data are the same, whatever their split is called."
     else:

@@ -32,9 +32,9 @@ from benchmarks.study.study_record import RowRecord
 MAX_CATEGORIES = 24
 _SIGNS = {"better": "▲", "worse": "▼", "not shown": "≈"}
 _LEAD = (
-    "The first measure of each benchmark on the items of one kind alone, with 95 % intervals. Triangles differ from "
-    "the baseline (▲ better, ▼ worse) after correction for all comparisons of this section; circles were not shown to. "
-    "Where no stroke stands, all items came out alike. The fewer items a kind has, the more of a difference it takes."
+    "The first metric of each benchmark on the items of one category, with 95 % intervals. Triangles differ "
+    "significantly from the baseline (▲ better, ▼ worse), Holm-corrected for all comparisons of this section; circles "
+    "do not. Without a stroke all items have the same score. Small categories have large minimum detectable differences."
 )
 
 
@@ -137,8 +137,12 @@ def _figure(table: Table, places: dict[str, int]) -> Figure:
     return Figure(
         name=safe_file_name("kinds", first.benchmark),
         title=title,
-        alt=f"{title} of {len(table.rows)} rows on {len(table.columns)} kinds of items, with intervals; "
-        + (f"shown to differ from the baseline: {join_with_and(shown)}." if shown else "no row was shown to differ."),
+        alt=f"{title} of {len(table.rows)} models on {len(table.columns)} categories, with intervals; "
+        + (
+            f"significantly different from the baseline: {join_with_and(shown)}."
+            if shown
+            else "none differs significantly."
+        ),
         plot=lambda axes, inks: _plot(table, places, axes, inks),
         x_label=first.label,
         legend=tuple(LegendEntry(color=places.get(row.name, 0), label=row.name) for row in table.rows),

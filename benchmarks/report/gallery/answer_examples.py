@@ -20,7 +20,7 @@ from benchmarks.tasks.item_sampling import first_per_image, hash_order
 MAX_PER_BENCHMARK = 6
 MAX_PER_DIRECTION = 3
 _LONGEST_TEXT = 280
-LEFT_IMAGE = "the left picture"
+LEFT_IMAGE = "the left image"
 
 
 @dataclass(frozen=True, kw_only=True)

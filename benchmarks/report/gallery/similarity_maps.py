@@ -15,7 +15,7 @@ from benchmarks.tasks.item_sampling import hash_order
 
 MOST_PER_BENCHMARK = 8
 _LONGEST_PHRASE = 140
-_HITS = {1.0: (True, "✓ on it"), 0.0: (False, "✗ beside it")}  # where it is half so, nothing is said
+_HITS = {1.0: (True, "✓ inside the box"), 0.0: (False, "✗ outside the box")}  # no text for half a hit
 
 
 def similarity_maps(source: ReportSource) -> list[Gallery]:
