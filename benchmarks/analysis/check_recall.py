@@ -29,7 +29,7 @@ def check_recall_by_definition(_: VerifyConfig) -> str:
         first = np.take_along_axis(positive, order, axis=1).argmax(axis=1)
         for cut in RECALL_KS:
             expect_close(float(mine.hit(cut).mean()), float((first < cut).mean()), f"{name} R@{cut}")
-    return f"{2 * len(RECALL_KS)} recalls of {_PICTURES} pictures with {len(captions)} captions are equal"
+    return f"{2 * len(RECALL_KS)} recalls of {_PICTURES} images with {len(captions)} captions are equal"
 
 
 def check_constant_model(_: VerifyConfig) -> str:
@@ -40,7 +40,7 @@ def check_constant_model(_: VerifyConfig) -> str:
     _captions, to_images = compute_ranks(images, images[owner], _pairs(owner))
     for cut in RECALL_KS:
         expect_close(float(to_images.hit(cut).mean()), cut / 50, f"T→I R@{cut} of a constant model")
-    return "R@1, 5, 10 of 50 pictures are 2, 10, 20 %, whatever order they come in"
+    return "R@1, 5, 10 of 50 images are 2, 10, 20 %, for any order of them"
 
 
 def check_clip_benchmark(_: VerifyConfig) -> str:

@@ -31,12 +31,12 @@ def check_recalls(_: VerifyConfig) -> str:
                 raise CheckFailedError(f"{row.name}: recalls of {name} do not grow with the cut: {found}")
         if row.set == "openclip":
             _expect_whole(row, "coco/i2t_r1", _COCO_PICTURES)
-    return f"recalls of {len(rows)} rows grow with their cut and are shares of whole pictures"
+    return f"recalls of {len(rows)} rows grow with their cut and are shares of whole images"
 
 
 def _expect_whole(row: ReferenceResult, name: str, pictures: int) -> None:
     right = row.values[name] / 100 * pictures
-    expect_close(right, round(right), f"{row.name}: pictures that are right in {name}", tolerance=1e-3)
+    expect_close(right, round(right), f"{row.name}: images that are right in {name}", tolerance=1e-3)
 
 
 def check_rerun(config: VerifyConfig) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _NAMED = 8  # rows or numbers in a sentence
-HEADS = ("A", "B", "A−B", "95 % interval", "p", "smallest", "")
+HEADS = ("A", "B", "A−B", "95 % interval", "p", "MDD", "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,13 +181,13 @@ class Comparison:
         ]
 
     def about_tests(self) -> list[str]:
-        """What p and smallest mean; nothing where nothing was tested."""
+        """What p and MDD mean; empty without tests."""
         if not self.table.comparisons:
             return []
         return [
-            f"p: paired tests over images, Holm-corrected for {self.table.comparisons}; intervals are each for itself. "
-            "smallest: the smallest true difference that a single such test would show four times in five, by the "
-            "spread that was seen. The noise of training is in none of them."
+            f"p: paired tests over images, Holm-corrected for {self.table.comparisons}; intervals are not corrected. "
+            "MDD: minimum detectable difference, the true difference that a single such test detects with power 0.8. "
+            "None of them includes seed variance."
         ]
 
 

@@ -117,7 +117,7 @@ def run_contamination(config: ContaminationConfig) -> None:
     training = itertools.chain.from_iterable(_training_pictures(source) for source in sources)
     found = find_duplicates(training, pictures, within=config.within)
     if not found.benchmark:
-        raise UserError(f"benchmark: {config.benchmark}: holds no picture")
+        raise UserError(f"benchmark: {config.benchmark}: holds no image")
     for line in format_result(found, config.within):
         print(line)
     if config.output:
@@ -153,7 +153,7 @@ def find_duplicates(
         near = [(mine[row], names[column], unlike) for row, column, unlike in near_pairs(theirs, hashes, within)]
         found.pairs += [DuplicatePair(*pair, False) for pair in near if pair[:2] not in exact]
         if time.monotonic() - said > _SAID_EVERY:
-            log_info(f"{found.training:,} training pictures, {len(found.pairs):,} pairs")
+            log_info(f"{found.training:,} training images, {len(found.pairs):,} pairs")
             said = time.monotonic()
     return found
 
@@ -261,11 +261,11 @@ def _holds_pictures(kind: Any) -> bool:
 
 def format_result(found: ContaminationResult, within: int) -> Iterator[str]:
     """What was found, in lines of text."""
-    yield f"training    {found.training:,} pictures"
-    yield f"benchmark   {found.benchmark:,} pictures"
+    yield f"training    {found.training:,} images"
+    yield f"benchmark   {found.benchmark:,} images"
     if found.unreadable:
         yield f"unreadable  {len(found.unreadable):,}, which were left out, for instance {found.unreadable[0]}"
-    yield f"exact       {_share(found.exact, found)} of the benchmark are training pictures, pixel for pixel"
+    yield f"exact       {_share(found.exact, found)} of the benchmark are training images, pixel for pixel"
     yield f"near        {_share(found.near, found)} more differ from one in at most {within} of {BITS} bits"
 
 

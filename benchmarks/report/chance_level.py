@@ -1,7 +1,7 @@
 """Which scores are told from those of answers that are made without looking, and how the latter are put into words.
 
 A score is told from chance where its 95 % interval lies above all that such answers give: a guess among the options,
-and, where it gives more, always saying yes or always naming the commonest class.
+and, where it gives more, always saying yes or always naming the majority class.
 """
 
 from __future__ import annotations

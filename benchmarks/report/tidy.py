@@ -1,7 +1,7 @@
 """The table as data: a tidy (long) frame, a line for each model and metric; the wide ones are views of it.
 
 ``table.csv`` is this frame, and `COLUMNS` says what stands in it; behind `chance` there is a column for each other way
-of answering without looking (``always_yes``, ``commonest_class``). Values are scaled as shown: per cent where papers
+of answering without looking (``always_yes``, ``majority_class``). Values are scaled as shown: per cent where papers
 print per cent.
 """
 

@@ -50,7 +50,7 @@ class Metric:
         formula: a name in ``aggregation.AGGREGATIONS``; None where the value cannot be computed from the items.
         columns: the item columns that the formula takes.
         blind: what answers give that are made without looking, in the unit of ``value``: ``"chance"`` (each option is
-            drawn as often as any other), ``"always yes"``, ``"commonest class"``; empty where nothing can be guessed.
+            drawn as often as any other), ``"always yes"``, ``"majority class"``; empty where nothing can be guessed.
     """
 
     value: float

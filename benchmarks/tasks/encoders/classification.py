@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 PRIMARY = ("acc1",)
 CUTS = (1, 5)
-MAJORITY_CLASS = "commonest class"
+MAJORITY_CLASS = "majority class"
 METRICS: dict[str, MetricSpec] = {
     **{f"acc{k}": MetricSpec(label=f"acc@{k}", columns=(f"acc{k}",)) for k in CUTS},
     "mean_per_class_recall": MetricSpec(
