@@ -62,7 +62,7 @@ RULES = (
     Rule(has="--nnodes", skip="needs several machines"),
     Rule(has="--dry-run true"),
     Rule(has="clips-bench publish", add="--dry-run true"),
-    Rule(has="clips-bench fetch", skip="needs the hub; tests/test_bench_fetch.py plays it"),
+    Rule(has="clips-bench download", skip="needs the hub; tests/test_bench_fetch.py plays it"),
     Rule(has="llava-hf/", skip="needs the hub; tests/test_bridge_hub.py plays it"),
     Rule(has="transformers:openai/", skip="needs the hub"),
     Rule(has="hf-hub:", skip="needs the hub"),
@@ -84,7 +84,10 @@ RULES = (
     ),
     Rule(has="clips recaption", add="--batch_size 4"),
     # ------------------------------------------------------------ what the world has otherwise
-    Rule(has="clips-bench report runs/results --published 'clips:*Llama-3'", swap=(("runs/results", "results/mine"),)),
+    Rule(
+        has="clips-bench report runs/results --reference_results 'clips:*Llama-3'",
+        swap=(("runs/results", "results/mine"),),
+    ),
     Rule(has="languages: [ar, bn, de, en]", swap=(("[ar, bn, de, en]", "[de, en]"),)),
     Rule(has="pope:precision", swap=(("pope:precision", "pope:yes"),)),
     Rule(has="clips-bench score", skip="LLaVA's own files; tests/test_bench_score.py has them"),

@@ -46,7 +46,7 @@ def _shipped() -> list[tuple[str, list[str], Any]]:
         ("llava-bridge", ["serve"], {"directory": "a", "host": "::1", "port": 80, "max_new_tokens": 7}),
         ("llava-bridge", ["describe"], {"directory": "a", "images": ["b", "c"], "batch_size": 3}),
         ("clips-bench", ["run"], {"row": "a", "encoder": "b", "results": "c", "benchmarks": [benchmark]}),
-        ("clips-bench", ["report"], {"directory": "a", "published": ["clips"], "formats": ["csv"]}),
+        ("clips-bench", ["report"], {"directory": "a", "reference_results": ["clips"], "formats": ["csv"]}),
     ]
 
 

@@ -269,7 +269,13 @@ def test_a_model_that_is_gone_is_told_by_its_step(tmp_path):
     put_row(tmp_path / "study/results", put_encoder(tmp_path / "study/encoders/one"))
     shutil.rmtree(tmp_path / "study/encoders")
     record = StepRecord(
-        name="encoder-one", kind="encoder", command="", key="", outcome="done", started=1.0, made=("encoders/one",)
+        name="encoder-one",
+        kind="encoder",
+        command="",
+        key="",
+        status="done",
+        started=1.0,
+        output_paths=("encoders/one",),
     )
     write_record(tmp_path / "study", record)
     config = step_directory(tmp_path / "study", "encoder-one") / "config.yaml"

@@ -222,7 +222,7 @@ def test_an_original_llava_of_the_hub_is_converted(hub: Path, tmp_path: Path) ->
 def test_models_of_the_hub_are_evaluated(hub: Path, bridge_encoder: Path, tmp_path: Path) -> None:
     benchmarks = [BenchmarkConfig(name="retrieval", data="data")]
     row = EvalModel(
-        RunConfig(row="r", results="r", benchmarks=benchmarks, encoder="hf-hub:org/eyes", llava="org/llava")
+        RunConfig(model_name="r", output="r", benchmarks=benchmarks, encoder="hf-hub:org/eyes", llava="org/llava")
     )
     for needs, name, local in (("encoder", "eyes", bridge_encoder), ("llava", "llava", tmp_path / "llava")):
         assert row.path(needs) == str(hub / f"models--org--{name}/snapshots/{COMMIT}")  # type: ignore[arg-type]

@@ -47,7 +47,7 @@ USES = {
         from benchmarks.results.results import read_result
         from clips.commandline.commands import dispatch
         bench_world.write_shards(Path("shards"), 4)
-        words = ["run", "--row", "t", "--results", "r", "--encoder", "timm:resnet10t@random", "--device", "cpu"]
+        words = ["run", "--model_name", "t", "--output", "r", "--encoder", "timm:resnet10t@random", "--device", "cpu"]
         words += ["--benchmarks", "[{name: mirror, data: shards}]"]
         assert dispatch("clips-bench", "", COMMANDS, words) == 0
         result = read_result(Path("r/t/mirror.json"))

@@ -34,7 +34,7 @@ def estimate_steps(
     ran = {
         step.name: (_as_it_ran(step, output), record)
         for step in steps
-        if (record := read_record(output, step.name)) is not None and record.outcome == "done"
+        if (record := read_record(output, step.name)) is not None and record.status == "done"
     }
     by_name = {step.name: step for step in steps}
     found = {}
