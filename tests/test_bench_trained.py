@@ -315,6 +315,7 @@ def test_a_report_names_rows_that_had_more_training(tmp_path):
     report = build_report(tmp_path / "results", baseline="one")
     notes = table_notes(report.source, report.table, report.table)
     assert (
-        "more and much and one were trained with different settings: encoder.steps 60 against 6; encoder.samples 480 against 48. "
+        "more and much and one were trained with different settings: encoder.steps 60 against 6; "
+        "encoder.samples 480 against 48. "
         "This may explain a difference between the numbers."
     ) in notes

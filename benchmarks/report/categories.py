@@ -33,8 +33,9 @@ MAX_CATEGORIES = 24
 _SIGNS = {"better": "▲", "worse": "▼", "not shown": "≈"}
 _LEAD = (
     "The first metric of each benchmark on the items of one category, with 95 % intervals. Triangles differ "
-    "significantly from the baseline (▲ better, ▼ worse), Holm-corrected for all comparisons of this section; circles "
-    "do not. Without a stroke all items have the same score. Small categories have large minimum detectable differences."
+    "significantly from the baseline (▲ better, ▼ worse), Holm-corrected for all comparisons of this section; "
+    "circles do not. Without a stroke all items have the same score. Small categories have large minimum "
+    "detectable differences."
 )
 
 

@@ -22,9 +22,9 @@ _LOG_SCALE_FROM = 20
 _WORTH_A_FIGURE = 1.05
 _THOUSAND = 1000
 _LEAD = (
-    "The training cost of each score, for models trained in this study; the earlier cost of pretrained models is "
-    "unknown and not included. The dashed line is the Pareto front: no model on it is both more expensive and worse than "
-    "another. It uses the numbers, not tests. For several seeds the cost is the first one's."
+    "The training cost of each score, for models trained in this study; the earlier cost of pretrained models "
+    "is unknown and not included. The dashed line is the Pareto front: no model on it is both more expensive and worse "
+    "than another. It uses the numbers, not tests. For several seeds the cost is the first one's."
 )
 
 

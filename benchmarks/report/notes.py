@@ -242,8 +242,8 @@ def _about_protocols(source: ReportSource, table: Table) -> list[str]:
             if cell.protocol_differences:
                 sign = "†" * cell.group
                 lines.append(
-                    f"{sign} {cell.row} on {column_title(column)} was measured under different settings and is not ranked "
-                    f"with the rest of its column ({'; '.join(cell.protocol_differences)})."
+                    f"{sign} {cell.row} on {column_title(column)} was measured under different settings and is not "
+                    f"ranked with the rest of its column ({'; '.join(cell.protocol_differences)})."
                 )
     return lines + _about_inputs(source)
 

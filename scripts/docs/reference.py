@@ -28,8 +28,8 @@ ROOT = Path(__file__).parents[2]
 PROGRAMS = {"clips": "clips.cli", "llava-bridge": "llava_bridge.cli", "clips-bench": "benchmarks.cli"}
 INTERFACE = {
     "clips": (
-        "encoder", "data.images", "errors", "method.recipes", "model.losses", "method.caption_strategies", "model.tokenizer",
-        "core.artifact", "data.formats.dataset_format",
+        "encoder", "data.images", "errors", "method.recipes", "model.losses", "method.caption_strategies",
+        "model.tokenizer", "core.artifact", "data.formats.dataset_format",
     ),
     "llava_bridge": (
         "inference.generate", "inference.loglikelihood", "encoders", "encoders.encoder", "projectors", "chat_templates",
@@ -96,8 +96,8 @@ def overview() -> str:
     """The page that lists all commands."""
     lines = [
         "# Commands",
-        "Each command is a function of one config. `--config FILE` reads it from YAML, flags with the same dotted names",
-        "override it, `--help` explains the fields, `--print_config` prints the complete config.",
+        "Each command is a function of one config. `--config FILE` reads it from YAML, flags with the same dotted",
+        "names override it, `--help` explains the fields, `--print_config` prints the complete config.",
         "These pages are generated from the same docstrings as `--help`. In YAML, dotted fields are nested:",
         "`--optim.learning_rate 1e-3` is `optim: {learning_rate: 1e-3}`.",
         "",
