@@ -158,7 +158,7 @@ def test_a_long_path_in_a_reason_stays_in_its_cell(page, tmp_path):
 
 
 def test_a_long_row_name_leaves_room_for_the_answers(page):
-    answer = page.locator("#examples dl:not(.pictures) dd:visible").first  # beside LONG_NAME
+    answer = page.locator("#examples dl:not(.images) dd:visible").first  # beside LONG_NAME
     assert answer.evaluate("at => at.clientWidth") >= 60
 
 

@@ -105,7 +105,7 @@ class _Items:
         first = next(iter(there.values()))
         finds_pictures = str(first["direction"]) == "t2i"
         return Card(
-            picture=self.pictures.get(str(first["image"])),
+            thumbnail=self.pictures.get(str(first["image"])),
             question=strip_control_chars(str(first["question"]), _LONGEST_TEXT),
             notes=(("expected", LEFT_IMAGE if finds_pictures else _target(str(first["target"]))),),
             answers=tuple(
@@ -217,7 +217,7 @@ def _answer(row: str, item: pd.Series, pictures: Mapping[str, Thumbnail], scale:
     return Answer(
         row=row,
         text="" if found else strip_control_chars(str(item["prediction"]), _LONGEST_TEXT),
-        picture=found,
+        thumbnail=found,
         right=score > 0 if known and scale is None else None,
         score=f"{round(score * scale, 1):.3g}" if known and scale is not None else "",
     )

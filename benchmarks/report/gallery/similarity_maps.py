@@ -41,5 +41,5 @@ def _card(name: str, tables: Mapping[str, pd.DataFrame], pictures: Mapping[str, 
         found = make_thumbnail(table.loc[name]["map"], f"map for {phrase}")
         right, words = _HITS.get(table.loc[name]["score"], (None, ""))
         if found is not None:
-            answers.append(Answer(row=row, picture=found, right=right, score=words))
-    return Card(picture=pictures.get(str(first["image"])), question=phrase, answers=tuple(answers))
+            answers.append(Answer(row=row, thumbnail=found, right=right, score=words))
+    return Card(thumbnail=pictures.get(str(first["image"])), question=phrase, answers=tuple(answers))
