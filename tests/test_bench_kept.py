@@ -186,7 +186,7 @@ def test_answers_are_there_as_soon_as_they_are_added(tmp_path):
         == answers.known
         == {"1": "a dog", "2": "eine\nZeile, \u2028 und „mehr“", "3": ""}
     )
-    assert AnswerCache(tmp_path / "k", overwrite=True).known == {}
+    assert AnswerCache(tmp_path / "k", again=True).known == {}
     assert AnswerCache(tmp_path / "k").known == {}
 
 

@@ -167,7 +167,7 @@ def _wrong_value(metric: Metric, items: pd.DataFrame) -> Iterator[str]:
         columns = columns_of(items, metric.columns)
         value = AGGREGATIONS[metric.aggregation].value(columns, metric.columns)
     except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
-        yield f"columns: expected those of the formula '{metric.aggregation}', got others ({error_reason(error)})"
+        yield f"columns: expected those of the aggregation '{metric.aggregation}', got others ({error_reason(error)})"
         return
     rounded = _POINTS_ROUNDING if metric.aggregation == "ratio" and metric.scale < _PER_CENT else _SCORERS_ROUNDING
     if not math.isclose(metric.value, value, rel_tol=_SCORERS_ROUNDING, abs_tol=rounded):
