@@ -135,12 +135,12 @@ def test_rows_of_two_llms_or_recipes_and_cells_measured_otherwise_are_not_mixed(
     found = correlation_figures(mixed)
     assert [len(figure.rows) for figure in found.figures] == [3, 3]
     assert found.rows == ()
-    rows = tuple(dataclasses.replace(row, recipe="r" if row.name == "clip" else "s") for row in report.table.rows)
+    rows = tuple(dataclasses.replace(row, llava_variant="r" if row.name == "clip" else "s") for row in report.table.rows)
     mixed = dataclasses.replace(report, table=dataclasses.replace(report.table, rows=rows))
     found = correlation_figures(mixed)
     assert [len(figure.rows) for figure in found.figures] == [3, 3]
     assert found.rows == ()
-    rows = tuple(dataclasses.replace(row, llm="big", recipe="r") for row in report.table.rows)
+    rows = tuple(dataclasses.replace(row, llm="big", llava_variant="r") for row in report.table.rows)
     named = correlation_figures(dataclasses.replace(report, table=dataclasses.replace(report.table, rows=rows)))
     assert named.figures[0].name == "relation-retrieval-gqa-big-r"
     assert named.figures[0].title.endswith(", big, r")

@@ -30,7 +30,7 @@ from benchmarks.results.results import Result, columns_of
 from benchmarks.study.study_record import RowRecord
 
 MAX_CATEGORIES = 24
-_SIGNS = {"better": "▲", "worse": "▼", "not shown": "≈"}
+_SIGNS = {"better": "▲", "worse": "▼", "not significant": "≈"}
 _LEAD = (
     "The first metric of each benchmark on the items of one category, with 95 % intervals. Triangles differ "
     "significantly from the baseline (▲ better, ▼ worse), Holm-corrected for all comparisons of this section; "
@@ -175,8 +175,8 @@ def _plot(table: Table, places: dict[str, int], axes: Any, inks: Palette) -> Non
             color = inks.series(places.get(cell.row, 0))
             if cell.ci_low is not None:
                 axes.hlines(y, cell.ci_low, cell.ci_high, color=color, linewidth=1.3, alpha=0.7)
-            kind = effect_direction(cell, cell.delta) if cell.delta else "not shown"
-            axes.plot(cell.value, y, {"better": "^", "worse": "v", "not shown": "o"}[kind], color=color, markersize=4.5)
+            kind = effect_direction(cell, cell.delta) if cell.delta else "not significant"
+            axes.plot(cell.value, y, {"better": "^", "worse": "v", "not significant": "o"}[kind], color=color, markersize=4.5)
     names = [shorten_name(column.metric.replace("_", " ")) for column in table.columns]
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
