@@ -22,12 +22,13 @@ VIT = {**bridge_world.VIT, "text_cfg": {**bridge_world.VIT["text_cfg"], "context
 BENCHMARKS = ("retrieval", "pope", "gqa")
 SLOWLY = """
 import sys, time
-from benchmarks import cli, kept
-add = kept.KeptAnswers.add
+from benchmarks import cli
+from benchmarks.tasks import output_cache
+add = output_cache.AnswerCache.add
 def slowly(self, answers):
     add(self, answers)
     time.sleep(1)
-kept.KeptAnswers.add = slowly
+output_cache.AnswerCache.add = slowly
 sys.exit(cli.main())
 """
 

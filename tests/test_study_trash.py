@@ -317,11 +317,11 @@ import os, sys
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {root!r}]
 import study_engine as e
-from benchmarks.analysis.study_with_report import run_study
-from benchmarks.study import commands, engine, job, trash
-engine.executable = job.executable = e.fake_program
+from benchmarks.analysis.study_with_report import run_study_with_report
+from benchmarks.study import engine, job, study_commands, trash
+engine.resolve_executable = job.resolve_executable = e.fake_program
 engine.run_engine = e.in_process
-commands.check_command, commands.command_version = (lambda words: None), (lambda words: 1)
+study_commands.check_command, study_commands.command_version = (lambda words: None), (lambda words: 1)
 calls = []
 def die(*_args, **_options):
     calls.append(1)
@@ -329,7 +329,7 @@ def die(*_args, **_options):
         os.kill(os.getpid(), 9)
     return was(*_args, **_options)
 was, {place} = {place}, die
-run_study(commands.StudyConfig(study={study!r}, check=False, yes=True))
+run_study_with_report(study_commands.StudyConfig(study={study!r}, check=False, yes=True))
 """
 
 
