@@ -99,7 +99,7 @@ def overview() -> str:
         "Each command is a function of one config. `--config FILE` reads it from YAML, flags with the same dotted",
         "names override it, `--help` explains the fields, `--print_config` prints the complete config.",
         "These pages are generated from the same docstrings as `--help`. In YAML, dotted fields are nested:",
-        "`--optim.learning_rate 1e-3` is `optim: {learning_rate: 1e-3}`.",
+        "`--optimizer.learning_rate 1e-3` is `optimizer: {learning_rate: 1e-3}`.",
         "",
     ]
     for program in PROGRAMS:
