@@ -29,8 +29,8 @@ LLAVA = """\
 output: runs/llava
 encoder: runs/mine
 llm: models/llm
-align: {data: [{path: llava_align.json}], steps: 1, global_batch_size: 8}
-instruct: {data: [{path: llava_instruct.json}], steps: 1, global_batch_size: 8}
+align: {data: [{path: llava_align.json}], max_steps: 1, global_batch_size: 8}
+instruct: {data: [{path: llava_instruct.json}], max_steps: 1, global_batch_size: 8}
 precision: fp32
 """
 STUDY = """\

@@ -193,14 +193,14 @@ def test_a_llava_of_the_hub_is_asked(hub: Path, tmp_path: Path, capsys: Any, mon
     picture().save(tmp_path / "picture.png")
     said = []
     for directory in (str(tmp_path / "llava"), "org/llava", "hf-hub:org/llava"):
-        run_chat(ChatConfig(directory=directory, image="picture.png", prompt="What?", max_new_tokens=5))
-        run_describe(DescribeConfig(directory=directory, images=["picture.png"], output="out.jsonl", max_new_tokens=5))
+        run_chat(ChatConfig(model=directory, image="picture.png", prompt="What?", max_new_tokens=5))
+        run_describe(DescribeConfig(model=directory, images=["picture.png"], output="out.jsonl", max_new_tokens=5))
         said.append(capsys.readouterr().out)
     assert said[0] == said[1] == said[2]
     assert len(Path("out.jsonl").read_text().splitlines()) == 1  # for describe, too, the three are one LLaVA
     served: list[Any] = []
     monkeypatch.setattr("uvicorn.Server.run", lambda _, sockets: served.append(sockets))
-    run_serve(ServeConfig(directory="org/llava", port=0))
+    run_serve(ServeConfig(model="org/llava", port=0))
     assert len(served) == 1
 
 

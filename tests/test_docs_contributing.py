@@ -36,7 +36,7 @@ USES = {
     "llava_bridge/projectors/__init__.py": """
         import torch
         from llava_bridge.projectors import ProjectorConfig, ProjectorShape, build_projector, num_output_tokens
-        config, shape = ProjectorConfig(name="mean"), ProjectorShape(patches=16, width=32, llm=24)
+        config, shape = ProjectorConfig(type="mean"), ProjectorShape(patches=16, width=32, llm=24)
         assert num_output_tokens(config, shape) == 1
         assert build_projector(config, shape)(torch.randn(3, 16, 32)).shape == (3, 1, 24)
     """,

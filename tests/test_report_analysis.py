@@ -135,7 +135,9 @@ def test_rows_of_two_llms_or_recipes_and_cells_measured_otherwise_are_not_mixed(
     found = correlation_figures(mixed)
     assert [len(figure.rows) for figure in found.figures] == [3, 3]
     assert found.rows == ()
-    rows = tuple(dataclasses.replace(row, llava_variant="r" if row.name == "clip" else "s") for row in report.table.rows)
+    rows = tuple(
+        dataclasses.replace(row, llava_variant="r" if row.name == "clip" else "s") for row in report.table.rows
+    )
     mixed = dataclasses.replace(report, table=dataclasses.replace(report.table, rows=rows))
     found = correlation_figures(mixed)
     assert [len(figure.rows) for figure in found.figures] == [3, 3]

@@ -177,10 +177,10 @@ def test_settings_in_a_study_lack_what_they_are_laid_over():
     study = {
         "name": "s",
         "encoders": {"a": None, "b": "timm:resnet18", "c": {"sweep": {"seed": [1, 2]}, "recipe": {"name": "clips"}}},
-        "llms": {"l": {"instruct": {"steps": 3}}},
+        "llms": {"l": {"instruct": {"max_steps": 3}}},
         "data": {"own": {"command": "python make.py", "anything": 1}, "scenes": {"split": "test"}},
         "benchmarks": {"pope": None, "gqa": {"encoders": ["a"]}},
-        "overrides": [{"encoder": "a", "llava": {"align": {"steps": 3}}, "evaluation": {"batch_size": 2}}],
+        "overrides": [{"encoder": "a", "llava": {"align": {"max_steps": 3}}, "evaluation": {"batch_size": 2}}],
     }
     assert [error.message for error in validator("study.json").iter_errors(study)] == []
 

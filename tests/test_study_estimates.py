@@ -85,7 +85,7 @@ def test_an_evaluation_of_pictures_in_tiles_reads_all_of_them():
                     outputs=(Path("out"),), parents=("llava-a",))  # fmt: skip
         return analytic_estimate(step, {"llava-a": llava}, Resources(gpus=1), "h200").seconds or 0.0
 
-    assert 4 < asked(image_fit="anyres") / asked() < 6
+    assert 4 < asked(image_aspect_ratio="anyres") / asked() < 6
 
 
 def encoder_evaluation(encoder: str, *benchmarks: dict[str, object]) -> Step:
@@ -209,7 +209,7 @@ def test_time_left_knows_the_room_of_the_executor_and_that_children_wait_for_par
 
 def llava_step(**config: object) -> Step:
     data = [{"path": "not/here.json"}]
-    stages = {"align": {"data": data, "steps": 10}, "instruct": {"data": data, "steps": 10}}
+    stages = {"align": {"data": data, "max_steps": 10}, "instruct": {"data": data, "max_steps": 10}}
     parts = {"encoder": "transformers:openai/clip-vit-large-patch14-336", "llm": "lmsys/vicuna-7b-v1.5"}
     whole = {"output": "out", **parts, **stages, **config}
     return Step(name="llava-a", kind="llava", command=("llava-bridge", "train"), config=whole, outputs=(Path("out"),))
@@ -232,8 +232,8 @@ def test_a_llava_of_known_parts_is_worked_out_and_one_of_unknown_parts_says_so()
     assert endless.gpu_hours is None
     assert "the data of align are not here" in endless.basis
     assert analytic_estimate(
-        llava_step(projector={"name": "perceiver", "heads": 7}), {}, Resources(), None
-    ).basis.startswith("projector.heads: expected a divisor of 1024")
+        llava_step(projector={"type": "perceiver", "num_heads": 7}), {}, Resources(), None
+    ).basis.startswith("projector.num_heads: expected a divisor of 1024")
 
 
 def test_the_plan_prints_estimates_and_names_of_the_hub_that_may_change(tmp_path, monkeypatch, capsys):

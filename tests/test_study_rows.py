@@ -26,7 +26,10 @@ def step(plan: StudyPlan, name: str) -> Step:
 
 RECIPES = {
     "mlp": None,
-    "tuned": {"sweep": {"align.learning_rate": [2.0e-5, 0.01], "feature_layer": [-2]}, "features": "patch"},
+    "tuned": {
+        "sweep": {"align.learning_rate": [2.0e-5, 0.01], "vision_feature_layer": [-2]},
+        "vision_feature_select_strategy": "default",
+    },
 }
 LLAVAS = {
     "theirs": "models/llava",
@@ -40,10 +43,10 @@ def test_every_encoder_is_plugged_into_every_llm_by_every_recipe():
     names = ["mlp", "tuned.0.00002.minus2", "tuned.0.01.minus2"]
     assert [row.name for row in plan.rows] == [f"{e} by {r}" for r in names for e in SMALL["encoders"]]
     config = step(plan, "llava-clip-tiny-tuned.0.00002.minus2-s0").config
-    assert config["align"] == {"steps": 5, "learning_rate": 2.0e-5}
-    assert (config["feature_layer"], config["features"]) == (-2, "patch")
+    assert config["align"] == {"max_steps": 5, "learning_rate": 2.0e-5}
+    assert (config["vision_feature_layer"], config["vision_feature_select_strategy"]) == (-2, "default")
     assert "sweep" not in config
-    assert step(plan, "llava-clip-tiny-mlp-s0").config["align"] == {"steps": 5}
+    assert step(plan, "llava-clip-tiny-mlp-s0").config["align"] == {"max_steps": 5}
     assert sum(one.kind == "encoder" for one in plan.steps) == 2  # not once more for each recipe
     row = next(row for row in plan.rows if row.name == "clips by tuned.0.01.minus2")
     assert (row.baseline, row.llava_variant) == ("clip by tuned.0.01.minus2", "tuned.0.01.minus2")
@@ -55,15 +58,15 @@ def test_one_recipe_adds_nothing_to_the_rows_names():
 
 
 def test_an_llm_may_be_varied_and_exceptions_take_patterns_and_recipes():
-    llms = {"tiny": {"sweep": {"new_llm.hidden_size": [64, 128]}}}
+    llms = {"tiny": {"sweep": {"llm_from_scratch.hidden_size": [64, 128]}}}
     overrides = [
-        {"llm": "tiny.*", "llava_variant": "low", "llava": {"align": {"steps": 7}}},
+        {"llm": "tiny.*", "llava_variant": "low", "llava": {"align": {"max_steps": 7}}},
         {"encoder": "c*", "llava_variant": "high", "exclude": True},
     ]
     plan = planned(llms=llms, llava_variants={"low": {}, "high": {}}, overrides=overrides)
-    assert step(plan, "llm-tiny.64").config["new_llm"] == {"hidden_size": 64}
-    assert step(plan, "llava-clip-tiny.128-low-s0").config["align"] == {"steps": 7}
-    assert step(plan, "llava-net-tiny.128-high-s0").config["align"] == {"steps": 5}
+    assert step(plan, "llm-tiny.64").config["llm_from_scratch"] == {"hidden_size": 64}
+    assert step(plan, "llava-clip-tiny.128-low-s0").config["align"] == {"max_steps": 7}
+    assert step(plan, "llava-net-tiny.128-high-s0").config["align"] == {"max_steps": 5}
     assert [row.encoder for row in plan.rows if row.llava_variant == "high"] == ["net", "net"]
 
 

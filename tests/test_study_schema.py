@@ -56,14 +56,14 @@ def test_rows_are_encoders_times_llms_times_seeds_and_exceptions_apply():
         llms={"tiny": {}, "big": "some/big"},
         overrides=[
             {"encoder": "net", "llm": "big", "exclude": True},
-            {"encoder": "clip", "llava": {"align": {"steps": 9}}},
+            {"encoder": "clip", "llava": {"align": {"max_steps": 9}}},
         ],
     )
     plan = build_plan(parse_study(study))
     assert len(plan.rows) == 3 * 2 * 2 - 2
     assert "clips + big (seed 1)" in {row.name for row in plan.rows}
-    assert step(plan, "llava-clip-big-s1").config["align"] == {"steps": 9}
-    assert step(plan, "llava-clips-big-s1").config["align"] == {"steps": 5}
+    assert step(plan, "llava-clip-big-s1").config["align"] == {"max_steps": 9}
+    assert step(plan, "llava-clips-big-s1").config["align"] == {"max_steps": 5}
     assert step(plan, "encoder-clip-s1").config["seed"] == 1
     assert sum(step.name.startswith("evaluate-encoder") for step in plan.steps) == 4  # not once more for each LLM
 

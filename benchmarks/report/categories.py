@@ -176,7 +176,9 @@ def _plot(table: Table, places: dict[str, int], axes: Any, inks: Palette) -> Non
             if cell.ci_low is not None:
                 axes.hlines(y, cell.ci_low, cell.ci_high, color=color, linewidth=1.3, alpha=0.7)
             kind = effect_direction(cell, cell.delta) if cell.delta else "not significant"
-            axes.plot(cell.value, y, {"better": "^", "worse": "v", "not significant": "o"}[kind], color=color, markersize=4.5)
+            axes.plot(
+                cell.value, y, {"better": "^", "worse": "v", "not significant": "o"}[kind], color=color, markersize=4.5
+            )
     names = [shorten_name(column.metric.replace("_", " ")) for column in table.columns]
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)

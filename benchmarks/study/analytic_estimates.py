@@ -156,7 +156,7 @@ def _made_llm(step: Step, steps: Mapping[str, Step]) -> Any:
     if maker is None:
         return None
     config = _parsed(LlavaTrainConfig, maker.config)
-    return new_llm_size(config.new_llm) if config.llm is None else llm_size(config.llm)
+    return new_llm_size(config.llm_from_scratch) if config.llm is None else llm_size(config.llm)
 
 
 def _parsed(kind: type, config: Mapping[str, Any]) -> Any:

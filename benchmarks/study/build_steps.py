@@ -213,7 +213,7 @@ def _llm(maker: _Maker, name: str, entry: Settings | str) -> _Part:
     if isinstance(entry, str):
         return _Part(name=name, spec=entry, made=None)
     output = maker.study.directory / "llms" / name
-    config = {"stages": ["pretrain"], **deep_merge(maker.study.defaults.llm, entry), "output": str(output)}
+    config = {"stages": ["llm_pretrain"], **deep_merge(maker.study.defaults.llm, entry), "output": str(output)}
     maker.add(f"llm-{name}", "llm", TRAIN_LLAVA, config, output)
     return _Part(name=name, spec=f"{PATH_PREFIX}llms/{name}", made=f"llms/{name}")
 

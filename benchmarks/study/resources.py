@@ -61,10 +61,10 @@ def resolve_resources(asked: Mapping[str, Settings], step: Step) -> Resources:
 
     Args:
         asked: ``resources`` of the study, checked.
-        step: a LLaVA's or LLM's may say ``launch.processes`` itself, which holds where ``asked`` is silent.
+        step: a LLaVA's or LLM's may say ``launch.num_processes`` itself, which holds where ``asked`` is silent.
     """
     launch = step.config.get("launch")
-    own = launch.get("processes") if isinstance(launch, Mapping) else None
+    own = launch.get("num_processes") if isinstance(launch, Mapping) else None
     settings: dict[str, typing.Any] = {"processes": own} if isinstance(own, int) else {}
     settings |= asked.get(step.kind, {})
     for pattern, over in asked.items():

@@ -13,7 +13,7 @@
       stories:  path/to/any/transformers/llm
     llava_variants:                                 # ways to train a LLaVA, laid over defaults.llava; may be left out
       mlp:      {}
-      pooled:   {projector: {name: pool}}
+      pooled:   {projector: {type: pool}}
     existing_llavas:                                # rows of LLaVAs that are there already
       theirs:   path/to/a/llava
       other:    {lmms: {model: llava_hf, model_args: "pretrained=path/to/it"}}
