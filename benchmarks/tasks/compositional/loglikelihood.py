@@ -41,7 +41,7 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
     prompt = config.prompt or PROMPT
     asked = [(picture, prompt, text) for case in pairs.cases for picture in case.pictures for text in case.captions]
     model, processor = row.llava
-    texts = list(dict.fromkeys(text for _, _, text in asked)) if config.likelihood_score == "gain" else []
+    texts = list(dict.fromkeys(text for _, _, text in asked)) if config.likelihood_score == "mutual_info" else []
     found = score_texts(row, pairs, [*asked, *((None, prompt, text) for text in texts)])
     alone = {text: each.total for text, each in zip(texts, found[len(asked) :], strict=True)}
     values = [
