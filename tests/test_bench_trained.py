@@ -315,8 +315,8 @@ def test_a_comparison_tells_it_once_for_all_benchmarks(tmp_path, capsys):
     compare(CompareConfig(**paths, output=str(tmp_path / "x.json")))
     assert " ".join(capsys.readouterr().out.split()).count("Different training settings: ") == 1
     line = json.loads((tmp_path / "x.json").read_text())[0]
-    assert line["uneven_training"] == "steps 6 against 60; samples 48 against 480"
-    assert line["training"].startswith(line["uneven_training"])
+    assert line["confounders"] == "steps 6 against 60; samples 48 against 480"
+    assert line["training"].startswith(line["confounders"])
     compare(CompareConfig(first=paths["first"], second=paths["first"], output=str(tmp_path / "x.json")))
     assert json.loads((tmp_path / "x.json").read_text())[0]["training"] is None
 

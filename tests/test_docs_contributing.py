@@ -52,7 +52,7 @@ USES = {
         assert dispatch("clips-bench", "", COMMANDS, words) == 0
         result = read_result(Path("r/t/mirror.json"))
         assert result.status == "ok" and result.metrics["accuracy"].n == 4, result
-        assert result.protocol["pictures"] == 4
+        assert result.protocol["images"] == 4
     """,
     "benchmarks/report/sections.py": """
         from pathlib import Path
