@@ -56,8 +56,75 @@ WORDS = {
 """Words that are wrong in nearly every use, as patterns → the standard term."""
 _PATTERN = re.compile("|".join(rf"(?P<w{number}>\b(?:{word})\b)" for number, word in enumerate(WORDS)), re.IGNORECASE)
 _URL = re.compile(r"https?://\S+")
-ALLOWED: dict[tuple[str, str], str] = {}
+ALLOWED = {
+    ("scripts/slurm/train.sbatch", "goes on"): "the end of a message of clips train, for which the script searches",
+    ("scripts/slurm/llava.sbatch", "goes on"): "the end of a message of llava-bridge train, as above",
+    ("docs/protocols.md", "picture"): "the label of a metric, as results store it",
+    ("docs/protocols.md", "made elsewhere"): "a value of the protocol, as results store it",
+}
 """Place and word (in lower case) → why the word is right there."""
+OLD_NAMES = frozenset(
+    [
+        "refuse_other_run",
+        "Pair.pictures",
+        "RemoteSource.from_afar",
+        "DatasetsSource.from_afar",
+        "TableSource.folder_of_pictures",
+        "DatasetsSource.folder_of_pictures",
+        "WebDatasetSource.from_afar",
+        "LoadedSample.picture",
+        "CaptionedSample.picture",
+        "HeldOut.pictures",
+        "refuse_missing",
+        "open_picture",
+        "Pictures",
+        "Prefix.pictures",
+        "Prompt.pictures",
+        "ChatRequest.pictures",
+        "PairedTests.refused",
+        "Table.refused",
+        "refuse_twice",
+        "ResolvedStudy.refuse_costly",
+        "CaptionSet.picture_hashes",
+        "CaptionSet.pictures_hash",
+        "ClassificationSet.pictures",
+        "PairSet.pictures",
+        "PairSet.pictures_hash",
+        "Match.told",
+        "refuse_contradictions",
+    ]
+)
+"""Names that predate this test. Rename one and remove it here; add none."""
+OLD_HELP = frozenset(
+    {
+        "clips scenes",
+        "clips data inspect",
+        "clips data index",
+        "clips recaption",
+        "clips train",
+        "clips export",
+        "clips caption",
+        "llava-bridge train",
+        "llava-bridge swap",
+        "llava-bridge data inspect",
+        "llava-bridge chat",
+        "llava-bridge describe",
+        "clips-bench run",
+        "clips-bench run encoder",
+        "clips-bench run llava",
+        "clips-bench prepare",
+        "clips-bench score",
+        "clips-bench study run",
+        "clips-bench study plan",
+        "clips-bench study rerun",
+        "clips-bench study accept",
+        "clips-bench study clean",
+        "clips-bench publish",
+        "clips-bench verify",
+        "clips-bench contamination",
+    }
+)
+"""Commands whose help predates this test. Reword one and remove it here; add none."""
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "mkdocs.yml", "Makefile"]
 PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
 TEXTS = sorted(
@@ -119,16 +186,25 @@ def test_help_uses_standard_terms(program: str, name: str):
     texts += [f"{docstring_summary(kind)}\n{help_text(kind, '', (), None)}" for _, kind in list_item_classes(config)]
     about = inspect.getmodule(importlib.import_module(PROGRAMS[program]))
     assert about
-    assert wrong_words(f"{program} {name}", "\n".join([*texts, about.__doc__ or ""])) == []
+    wrong = wrong_words(f"{program} {name}", "\n".join([*texts, about.__doc__ or ""]))
+    if f"{program} {name}" in OLD_HELP and wrong:
+        pytest.xfail(f"{len(wrong)} words")
+    assert wrong == []
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_modules_symbols_and_fields_have_standard_names(package: str):
     wrong = []
     for path in sorted((ROOT / package).rglob("*.py")):
-        names = [name for name in public_names(path) if not re.search(r"(?:^|\.)_", name)]
-        wrong += wrong_words(path.relative_to(ROOT).as_posix(), "\n".join(map(spaced, names)))
+        for name in public_names(path):
+            if not re.search(r"(?:^|\.)_", name) and name not in OLD_NAMES:
+                wrong += wrong_words(f"{path.relative_to(ROOT)}: {name}", spaced(name))
     assert wrong == []
+
+
+def test_the_old_names_are_still_there():
+    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    assert {name for path in files for name in public_names(path)} >= OLD_NAMES
 
 
 def test_test_files_have_standard_names():
