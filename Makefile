@@ -1,7 +1,7 @@
 .PHONY: help install demo test test-long lint audit docs
 .DEFAULT_GOAL := help
 
-help:     ## what the targets do
+help:     ## list the targets
 	@sed -n 's/^\([a-z-]*\): *## \(.*\)/make \1\t\2/p' Makefile | expand -t 15
 install:  ## make .venv and install the suite into it
 	@bash scripts/install.sh
@@ -13,7 +13,7 @@ test-long: ## the long tests: trainings in several processes, killed and resumed
 	@bash scripts/test.sh -m slow
 lint:     ## style, types and the one-way rule between the packages
 	@bash scripts/lint.sh
-audit:    ## licenses and known vulnerabilities of all that the suite needs; asks OSV (network)
+audit:    ## licenses and known vulnerabilities of all dependencies; queries OSV (network)
 	@bash scripts/audit.sh
 docs:     ## the documentation as a site, in build/site
 	@bash scripts/docs.sh

@@ -83,7 +83,7 @@ RULES = (
     Rule(
         has="--model models/captioner",
         swap=(("models/captioner", "runs/mine-llava"),),
-        add="--imports '[llava_bridge]' --batch_size 4",
+        add="--import_modules '[llava_bridge]' --batch_size 4",
     ),
     Rule(has="clips recaption", add="--batch_size 4"),
     # ------------------------------------------------------------ what the world has otherwise
@@ -106,8 +106,8 @@ SWAPS = {
     ),
     ("docs/how-to/own-data.md", "own.yaml"): (("clips-b-16", "clips-tiny"), ("10000000", "8"), ("1024", "8")),
     ("docs/tutorial.md", "study.yaml"): (
-        ("  untrained: {model: {pretrained_trunk: null}, recipe: {name: clip}, steps: 0}   # random weights\n", ""),
-        ("steps: 170", "steps: 1"),
+        ("  untrained: {model: {pretrained_trunk: null}, recipe: {name: clip}, max_steps: 0}   # random weights\n", ""),
+        ("max_steps: 170", "max_steps: 1"),
         ("global_batch_size: 64", "global_batch_size: 4"),
         ("steps: 60", "steps: 1"),
         ("steps: 120", "steps: 1"),

@@ -86,15 +86,15 @@ def _pictures(root: Path) -> None:
         name = "first.jpg" if number == 0 else f"{number}.jpg"
         bench_world.picture(number).save(folder / name)
         short, *more = bench_world.captions(number)
-        rows.append({"picture": name, "caption": short, "description": ". ".join(more)})
+        rows.append({"file_name": name, "caption": short, "description": ". ".join(more)})
     shutil.copy(folder / "first.jpg", root / "photo.jpg")
     with (root / "captions.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["picture", "caption", "description"])
+        writer = csv.DictWriter(file, ["file_name", "caption", "description"])
         writer.writeheader()
         writer.writerows(rows)
-    lines = [{"image": f"photos/images/{row['picture']}", "captions": [row["caption"]]} for row in rows]
+    lines = [{"image": f"photos/images/{row['file_name']}", "captions": [row["caption"]]} for row in rows]
     (root / "street.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    pairs = [{"image": row["picture"], "caption": row["caption"], "negative": "A cow."} for row in rows[:6]]
+    pairs = [{"image": row["file_name"], "caption": row["caption"], "negative": "A cow."} for row in rows[:6]]
     (root / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     karpathy(root / "photos", "mine")
 

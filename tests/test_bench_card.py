@@ -120,7 +120,7 @@ def test_what_is_out_of_date_in_its_study_is_left_out_or_refused(
     assert "with pope, retrieval\n" in said or "with retrieval, pope\n" in said
     assert "left out: pope: out of date (not run since the study or its code changed)\n" in said
     assert "- pope: out of date (not run since the study or its code changed)" in text
-    assert "- gqa: out of date (no row of the study has it any more)" in text
+    assert "- gqa: out of date (the study no longer contains its model)" in text
     assert text.count("| pope | accuracy |") == 1
     old = str(study / "results/clip-tiny-s0")
     run_diff(DiffConfig(first=old, second=str(study / "results/clips-tiny-s0"), benchmark="pope"))

@@ -53,7 +53,9 @@ def test_what_moved_and_what_is_not_comparable_is_told(studies: tuple[Path, Path
     assert lines["clips", "gqa", "exact_match"].verdict == "not comparable"
     assert lines["clip", "pope", "accuracy"].verdict == "unchanged: the same model"
     assert found.answer == "7 of 8 numbers are comparable; beyond noise moved clips on pope accuracy."
-    assert found.said()[0] == 'clips on gqa was measured otherwise: data hash: "abc" against "other data".'
+    assert (
+        found.said()[0] == 'clips on gqa was measured under different settings: data hash: "abc" against "other data".'
+    )
 
 
 def test_what_the_two_ran_with_is_told(studies: tuple[Path, Path]) -> None:

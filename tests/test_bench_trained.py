@@ -107,13 +107,13 @@ def test_what_differs_is_shown_and_what_is_the_same_is_counted(tmp_path, capsys)
     one = put_encoder(tmp_path / "one")
     two = put_encoder(tmp_path / "two", recipe={"name": "clips"}, seed=1)
     said = told(put_row(tmp_path / "results", one), put_row(tmp_path / "results", two), capsys)
-    start = said.index("How they were trained (A against B):")
+    start = said.index("Training settings (A against B):")
     assert said[start + 1 : start + 4] == [
         "  recipe.name: clip against clips",
         "  seed: 0 against 1",
         "  the other 9 settings are the same",
     ]  # output, workers, cache and the data's path are none of them
-    assert not any("Not trained alike" in line for line in said)
+    assert not any("Different training settings" in line for line in said)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,9 @@ def test_what_differs_is_shown_and_what_is_the_same_is_counted(tmp_path, capsys)
 def test_an_unfair_comparison_is_warned_of(changes, warned, tmp_path, capsys):
     first = put_row(tmp_path / "results", put_encoder(tmp_path / "one"))
     second = put_row(tmp_path / "results", put_encoder(tmp_path / "two", **changes))
-    sentence = f"Not trained alike: {warned.format(tmp_path)}. A difference between the numbers may come of that."
+    sentence = (
+        f"Different training settings: {warned.format(tmp_path)}. This may explain a difference between the numbers."
+    )
     assert sentence in told(first, second, capsys)
 
 
@@ -203,7 +205,7 @@ def test_where_nothing_is_known_it_is_said(tmp_path, capsys):
     theirs.mkdir()
     said = told(one, put_row(tmp_path / "results", theirs), capsys)
     assert f"Not known of B: how it was trained ({theirs} has no manifest of this suite)." in said
-    assert not any(line.startswith("How they were trained") for line in said)
+    assert not any(line.startswith("Training settings") for line in said)
     said = told(one, put_row(tmp_path / "results", "org/model", digest="a" * 64), capsys)
     assert "Not known of B: how it was trained (org/model is no directory on this machine)." in said
     said = told(one, put_row(tmp_path / "results", put_encoder(tmp_path / "new"), digest="a" * 64), capsys)
@@ -307,14 +309,14 @@ def test_a_comparison_tells_it_once_for_all_benchmarks(tmp_path, capsys):
     assert build_comparison(CompareConfig(**paths)).trained() == [
         "one against other on gqa and pope: trained (A against B): steps 6 against 60; samples 48 against 480; the "
         "other 9 settings are the same, 1 more stated of one alone.",
-        "one against other on gqa and pope: Not trained alike: steps 6 against 60; samples 48 against 480. A "
-        "difference between the numbers may come of that.",
+        "one against other on gqa and pope: Different training settings: steps 6 against 60; samples 48 against 480. "
+        "This may explain a difference between the numbers.",
     ]
     compare(CompareConfig(**paths, output=str(tmp_path / "x.json")))
-    assert " ".join(capsys.readouterr().out.split()).count("Not trained alike: ") == 1
+    assert " ".join(capsys.readouterr().out.split()).count("Different training settings: ") == 1
     line = json.loads((tmp_path / "x.json").read_text())[0]
-    assert line["uneven_training"] == "steps 6 against 60; samples 48 against 480"
-    assert line["training"].startswith(line["uneven_training"])
+    assert line["confounders"] == "steps 6 against 60; samples 48 against 480"
+    assert line["training"].startswith(line["confounders"])
     compare(CompareConfig(first=paths["first"], second=paths["first"], output=str(tmp_path / "x.json")))
     assert json.loads((tmp_path / "x.json").read_text())[0]["training"] is None
 
@@ -327,6 +329,7 @@ def test_a_report_names_rows_that_had_more_training(tmp_path):
     report = build_report(tmp_path / "results", baseline="one")
     notes = table_notes(report.source, report.table, report.table)
     assert (
-        "more and much were not trained like one: encoder.steps 60 against 6; encoder.samples 480 against 48. A "
-        "difference between the numbers may come of that."
+        "more and much and one were trained with different settings: encoder.steps 60 against 6; "
+        "encoder.samples 480 against 48. "
+        "This may explain a difference between the numbers."
     ) in notes

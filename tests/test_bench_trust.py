@@ -30,7 +30,7 @@ def test_rows_of_one_protocol_differ_in_the_model_alone(tmp_path, capsys):
     said = told(capsys, tmp_path / "clip/gqa.json", tmp_path / "clips/gqa.json")
     assert "A: clip on gqa, exact match " in said
     assert "The model is the same (0123456789ab, once as encoders/clip, once as encoders/clips)." in said
-    assert said.endswith("What the harness did is the same in both: they are ranked together.\n")
+    assert said.endswith("The evaluation settings are equal: they are ranked together.\n")
 
 
 def test_what_the_harness_did_otherwise_keeps_rows_apart(tmp_path, capsys):
@@ -127,7 +127,7 @@ def test_better_worse_and_not_told_apart(tmp_path):
     for path in (tmp_path / "twin").glob("*.json"):
         text = path.read_text(encoding="utf-8").replace("0123456789abcdef", "f" * 16)
         path.write_text(text.replace('"row": "clips"', '"row": "twin"'), encoding="utf-8")
-    assert {line.verdict for line in lines_of(tmp_path, "clips", "twin").values()} == {"not told apart"}
+    assert {line.verdict for line in lines_of(tmp_path, "clips", "twin").values()} == {"not significant"}
 
 
 def test_lower_is_better_is_respected(tmp_path):
@@ -141,7 +141,7 @@ def test_all_lines_are_corrected_together(tmp_path):
     put_results(tmp_path)
     few, many = lines_of(tmp_path, "clip", "clips"), lines_of(tmp_path, "clip", "clips", all_metrics=True)
     assert set(few) < set(many)
-    assert many["pope", "yes"].verdict in {"they differ", "not told apart"}
+    assert many["pope", "yes"].verdict in {"significantly different", "not significant"}
     paths = {"first": str(tmp_path / "clip"), "second": str(tmp_path / "clips")}
     (single,) = build_comparison(CompareConfig(**paths, benchmarks=("gqa",))).lines
     assert single.first.delta.p_adjusted == single.first.delta.p_value
@@ -161,13 +161,13 @@ def test_unlike_protocols_and_unlike_items_are_not_tested(tmp_path, capsys):
         CompareConfig(first=str(tmp_path / "clip"), second=str(tmp_path / "other"), output=str(tmp_path / "x.json"))
     )
     said = " ".join(capsys.readouterr().out.split())
-    assert 'gqa was measured otherwise: prompt: not stated against "Say it.".' in said
+    assert 'gqa was measured under different settings: prompt: not stated against "Say it.".' in said
     written = {line["benchmark"]: line for line in json.loads((tmp_path / "x.json").read_text()) if line["verdict"]}
     assert (written["gqa"]["protocol_differences"], written["gqa"]["delta"]) == (
         'prompt: not stated against "Say it."',
         None,
     )
-    assert lines["pope", "accuracy"].verdict.startswith("no test: the rows do not share their items")
+    assert lines["pope", "accuracy"].verdict.startswith("no test: the models do not share their items")
 
 
 def test_directories_of_rows_are_compared_row_by_row(tmp_path, capsys):

@@ -307,7 +307,7 @@ def test_captions_that_do_not_fit_are_dropped(settings: Settings):
     [
         ({"num_captions": 2}, "temperature: expected above 0 for 2 captions"),
         ({"max_words": 3, "min_words": 5}, r"max_words: expected 5 \(min_words\) or more"),
-        ({"caption": "web_caption"}, "caption: expected another name than the web caption's"),
+        ({"caption_column": "web_caption"}, "caption_column: expected another name than the web caption's"),
         ({"batch_size": 0}, "batch_size: expected 1 or more"),
         ({"import_modules": ("no_such_module",)}, "import_modules: cannot import 'no_such_module'"),
         ({"model": "no/such/model"}, "model: no/such/model cannot be loaded"),
@@ -332,7 +332,7 @@ def test_a_llava_that_the_bridge_trained_in_processes_that_are_killed(
     data = clips_world.write_shards(tmp_path / "data", sizes=(40, 30, 35, 45, 20))
     fields = {"model": tmp_path / "llava", "batch_size": 1, "max_new_tokens": 6, "prompt": PROMPT}
     options = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
-    options = ["-m", "clips.cli", "recaption", str(data), *options, "--imports", "[llava_bridge]", "--output"]
+    options = ["-m", "clips.cli", "recaption", str(data), *options, "--import_modules", "[llava_bridge]", "--output"]
     begun = subprocess.Popen(
         [sys.executable, *options, str(tmp_path / "shared"), "--shard", "1/2"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -20,9 +20,9 @@ USES = {
         from clips.model.tokenizer import ClipsTokenizer
         recipe = build_recipe(RecipeConfig(name="two_blocks", caption_tokens=4))
         rng = np.random.default_rng(0)
-        told = recipe.prepare("one two three four five six", "a b c d e f. g h i.", rng, ClipsTokenizer())
-        assert set(told) == {"web", "partial"}, told
-        assert all(2 < int((row != 0).sum()) < 8 for row in told.values()), told
+        texts = recipe.prepare("one two three four five six", "a b c d e f. g h i.", rng, ClipsTokenizer())
+        assert set(texts) == {"web", "partial"}, texts
+        assert all(2 < int((row != 0).sum()) < 8 for row in texts.values()), texts
     """,
     "llava_bridge/encoders/spec.py": """
         import torch
@@ -52,7 +52,7 @@ USES = {
         assert dispatch("clips-bench", "", COMMANDS, words) == 0
         result = read_result(Path("r/t/mirror.json"))
         assert result.status == "ok" and result.metrics["accuracy"].n == 4, result
-        assert result.protocol["pictures"] == 4
+        assert result.protocol["images"] == 4
     """,
     "benchmarks/report/sections.py": """
         from pathlib import Path
@@ -63,7 +63,7 @@ USES = {
         assert "How it was measured" in page and "<dt>clips</dt>" in page
     """,
 }
-"""A file that an example changes → a little program that uses what it adds."""
+"""A file that an example changes → a little program that uses its additions."""
 
 
 def files(block: Block) -> list[str]:

@@ -66,8 +66,8 @@ def test_a_difference_that_was_not_shown_is_not_told_as_one(tmp_path):
     for row in ("one", "other"):
         put_result(tmp_path, row, "pope", items_table(0.5 if row == "one" else 0.51, benchmark="pope"))
     figure = only(forest_plots(build_report(tmp_path, baseline="one")), "forest-pope-accuracy")
-    assert figure.rows[0][4] == "not shown"
-    assert figure.alt.endswith("none of 1 was shown to differ.")
+    assert figure.rows[0][4] == "not significant"
+    assert figure.alt.endswith("none of 1 is significant.")
 
 
 @pytest.mark.parametrize("kind", ["spearman", "pearson"])
@@ -122,11 +122,11 @@ def test_three_rows_are_points_without_a_correlation_and_the_page_says_so(tmp_pa
     assert [figure.title for figure in found.figures] == ["gqa exact match", "pope accuracy"]
     assert {row[0] for row in found.figures[0].rows} == {"untrained", "clip", "clips"}
     assert found.rows == found.remarks == ()
-    assert "3 rows have both a retrieval and an MLLM score. A correlation takes 4 rows" in found.lead
+    assert "3 models have both a retrieval and an MLLM score. A correlation needs 4 models" in found.lead
     shutil.rmtree(results / "untrained")
     found = correlation_figures(build_report(results))
     assert found.figures == ()
-    assert "2 rows have both" in found.lead
+    assert "2 models have both" in found.lead
 
 
 def test_rows_of_two_llms_or_recipes_and_cells_measured_otherwise_are_not_mixed(report):
@@ -135,12 +135,14 @@ def test_rows_of_two_llms_or_recipes_and_cells_measured_otherwise_are_not_mixed(
     found = correlation_figures(mixed)
     assert [len(figure.rows) for figure in found.figures] == [3, 3]
     assert found.rows == ()
-    rows = tuple(dataclasses.replace(row, recipe="r" if row.name == "clip" else "s") for row in report.table.rows)
+    rows = tuple(
+        dataclasses.replace(row, llava_variant="r" if row.name == "clip" else "s") for row in report.table.rows
+    )
     mixed = dataclasses.replace(report, table=dataclasses.replace(report.table, rows=rows))
     found = correlation_figures(mixed)
     assert [len(figure.rows) for figure in found.figures] == [3, 3]
     assert found.rows == ()
-    rows = tuple(dataclasses.replace(row, llm="big", recipe="r") for row in report.table.rows)
+    rows = tuple(dataclasses.replace(row, llm="big", llava_variant="r") for row in report.table.rows)
     named = correlation_figures(dataclasses.replace(report, table=dataclasses.replace(report.table, rows=rows)))
     assert named.figures[0].name == "relation-retrieval-gqa-big-r"
     assert named.figures[0].title.endswith(", big, r")
@@ -252,7 +254,7 @@ def test_a_benchmark_is_told_kind_by_kind_with_tested_differences(tmp_path):
     assert [row[:2] for row in figure.rows] == [("popular", "120"), ("random", "120")]
     assert "(▲ +" in figure.rows[1][3]
     assert "≈" in figure.rows[0][3]
-    assert figure.alt.endswith("shown to differ from the baseline: clips better on random.")
+    assert figure.alt.endswith("significantly different from the baseline: clips better on random.")
 
 
 def test_p_values_of_all_kinds_are_corrected_together(tmp_path):

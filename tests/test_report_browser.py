@@ -103,11 +103,11 @@ def test_the_table_sorts_by_a_column_and_says_so(page):
 
 
 def test_rows_and_columns_can_be_chosen(page):
-    page.get_by_text("Choose rows and columns").click()
+    page.get_by_text("Filter models and columns").click()
     assert len(shown_rows(page)) == 5
     page.get_by_label("Rows with").fill("CLIP s")
     assert shown_rows(page) == ["clips"]
-    assert page.locator("#filter output").inner_text() == "1 of 5 rows"
+    assert page.locator("#filter output").inner_text() == "1 of 5 models"
     heads = page.locator("tr.groups th:visible")
     assert heads.all_inner_texts() == ["gqa", "pope", "retrieval"]
     cells = page.locator("table.main tbody tr:visible td:visible").count()
@@ -123,8 +123,8 @@ def test_a_failed_and_an_unlike_cell_are_explained_in_text_and_by_a_link_to_it(p
     assert "out of memory" in failed.get_attribute("title")
     note = page.locator(failed.get_attribute("href"))
     assert note.inner_text() == "broken on pope: failed: out of memory <img src=x onerror=alert(1)>."
-    unlike = page.get_by_role("link", name="measured otherwise, see the note").first
-    assert "measured otherwise" in page.locator(unlike.get_attribute("href")).inner_text()
+    unlike = page.get_by_role("link", name="measured under different settings, see the note").first
+    assert "measured under different settings" in page.locator(unlike.get_attribute("href")).inner_text()
     assert "prompt" in unlike.get_attribute("title")
 
 
@@ -158,7 +158,7 @@ def test_a_long_path_in_a_reason_stays_in_its_cell(page, tmp_path):
 
 
 def test_a_long_row_name_leaves_room_for_the_answers(page):
-    answer = page.locator("#examples dl:not(.pictures) dd:visible").first  # beside LONG_NAME
+    answer = page.locator("#examples dl:not(.images) dd:visible").first  # beside LONG_NAME
     assert answer.evaluate("at => at.clientWidth") >= 60
 
 
@@ -201,7 +201,7 @@ def test_scripts_are_needed_for_sorting_and_filtering_only(browser, file):
     assert page.locator("table.main tbody tr").count() == 5
     assert page.locator("#word-interval dd").is_visible()  # not all browsers open what a link leads to
     page.locator("summary", has_text="All metrics").click()
-    assert page.get_by_role("table", name="All metrics of all rows").is_visible()
+    assert page.get_by_role("table", name="All metrics of all models").is_visible()
     page.locator("label", has_text="dark").click()
     assert page.locator("body").evaluate("body => getComputedStyle(body).backgroundColor") == "rgb(21, 23, 26)"
     page.close()

@@ -90,15 +90,18 @@ def holes(results: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (no_numbers, ["There is no number yet; the table says why.", "one and two on pope: failed: out of memory."]),
-        (one_row, ["One row: there is nothing to compare it with."]),
-        (no_items, ["No two rows could be tested against each other."]),
-        (put_results, ["Told from all others by paired tests: clips on"]),
+        (
+            no_numbers,
+            ["There is no number yet; the table states the reasons.", "one and two on pope: failed: out of memory."],
+        ),
+        (one_row, ["One model: there is no other to compare it with."]),
+        (no_items, ["No two models could be tested against each other."]),
+        (put_results, ["Significantly different from all others by paired tests: clips on"]),
         (
             holes,
             [
                 "odd on pope: failed: reason with a <tag> & an end.",
-                "† odd on gqa exact match was measured otherwise",
+                "† odd on gqa exact match was measured under different settings",
                 "odd on retrieval: missing: no result file.",
             ],
         ),
@@ -128,7 +131,7 @@ def test_many_rows_of_one_reason_make_one_note(tmp_path):
     for number in range(12):
         put_failure(tmp_path / "results", f"row-{number:02d}", "pope", "out of memory")
     text = read(build_report(tmp_path / "results"))
-    assert text.count("row-05 and 6 other rows on pope: failed: out of memory.") == 1
+    assert text.count("row-05 and 6 other models on pope: failed: out of memory.") == 1
     assert "row-11 on pope" not in text
 
 
@@ -137,7 +140,7 @@ def test_the_answer_counts_measures_where_there_are_too_many_to_name(tmp_path):
         for row, skill in (("clip", 0.2), ("clips", 0.9)):
             put_result(tmp_path, row, f"gqa{number}", items_table(skill, benchmark="gqa", seed=number))
     said = headline(build_report(tmp_path, baseline="clip").table)
-    assert said.endswith("on gqa1 exact match, and also on 7 other measures.")
+    assert said.endswith("on gqa1 exact match, and also on 7 other metrics.")
 
 
 @pytest.mark.parametrize(
@@ -169,5 +172,5 @@ def test_an_interval_that_reaches_over_zero_is_told_as_it_is(tmp_path, ends: tup
 def test_the_answer_says_where_nothing_beats_the_baseline(tmp_path):
     put_results(tmp_path, {"ci_low": 0.1, "lower": 0.05, "same": 0.8, "top": 0.8})
     report = build_report(tmp_path, baseline="top")
-    assert report.answer == "No row beats its baseline on any measure; low and lower lose to it on some."
+    assert report.answer == "No model beats its baseline on any metric; low and lower lose to it on some."
     assert len(report.sentences) == 3

@@ -152,9 +152,9 @@ def test_columns_are_chosen_after_the_tests(tmp_path: Path) -> None:
     ]
     assert deltas(part) == {key: p for key, p in deltas(whole).items() if key[1] != "retrieval"}
     assert part.table.comparisons == whole.table.comparisons
-    assert "Left out of this table: 2 of 4 columns. Tests are corrected for all columns" in part.remarks[0]
+    assert "Omitted from this table: 2 of 4 columns. Tests are corrected for all columns" in part.remarks[0]
     assert "retrieval" not in part.answer
-    assert not any(remark.startswith("Left out") for remark in whole.remarks)
+    assert not any(remark.startswith("Omitted") for remark in whole.remarks)
 
 
 def test_a_metric_that_the_main_table_lacks_can_be_asked_for(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_rows_are_chosen_before_the_tests(tmp_path: Path) -> None:
     assert [row.name for row in part.table.rows] == ["untrained", "clip"]
     assert {cell.row for cell in part.table.cells.values() if cell.mark == "best"} == {"clip"}
     assert part.table.comparisons == 4
-    assert part.remarks[0].startswith("Left out of this table: 1 of 3 rows.")
+    assert part.remarks[0].startswith("Omitted from this table: 1 of 3 models.")
     alone = build_report(tmp_path, baseline="clip", selection=Selection(rows=("c*s", "untrained")))
     assert [row.name for row in alone.table.rows] == ["clips", "untrained"]
     assert not deltas(alone)

@@ -89,7 +89,7 @@ def test_row_against_row_shows_both_ways_in_equal_numbers(tmp_path):
         most = min(3, pair.first_better, pair.second_better)
         assert kinds == [(True, False), (False, True)] * most
         assert most
-        assert len({example.picture.id for example in pair.examples if example.picture}) == len(pair.examples)
+        assert len({example.thumbnail.id for example in pair.examples if example.thumbnail}) == len(pair.examples)
 
 
 def test_rows_measured_unlike_are_no_pair(tmp_path):
@@ -105,7 +105,7 @@ def test_where_few_pictures_are_kept_examples_are_of_those(tmp_path):
     put_result(tmp_path, "clip", "gqa", items.assign(thumbnail=items["thumbnail"].where(kept, None)))
     (gallery,) = answer_galleries(read_source(tmp_path))
     assert len(gallery.cards) == 3
-    assert all(example.picture is not None for example in gallery.cards)
+    assert all(example.thumbnail is not None for example in gallery.cards)
     assert gallery.items == len(items)
 
 
@@ -185,7 +185,7 @@ def test_the_page_marks_the_right_answer_in_words_and_keeps_each_picture_once(tm
         ("0.50", False), ("0.40", False), ("0.30", True), ("0.20", False), ("0.10", False)]  # fmt: skip
     page = render_page(build_report(tmp_path))
     assert page.count("✓ right") == 2 * len(shown.cards)
-    assert page.count("right answer at place 3") == 2 * len(shown.cards)
+    assert page.count("correct result at rank 3") == 2 * len(shown.cards)
     assert len(re.findall("<use href=", page)) > 20
     written = re.findall('<image id="([^"]+)" href="data:image/jpeg;base64,([^"]+)"', page)
     assert len(written) == len({name for name, _ in written}) == len({content for _, content in written})
@@ -258,8 +258,8 @@ def test_only_small_jpegs_become_pictures():
 
 
 def test_pictures_stay_within_their_share_of_the_page(tmp_path, monkeypatch):
-    one, two = (Card(picture=thumbnails.make_thumbnail(picture(number), "a")) for number in (1, 2))
-    sizes = [len(card.picture.content) for card in (one, two)]
+    one, two = (Card(thumbnail=thumbnails.make_thumbnail(picture(number), "a")) for number in (1, 2))
+    sizes = [len(card.thumbnail.content) for card in (one, two)]
     room = sum(sizes) * 4 // 3
     assert take_within_budget([one, one, two, one], room) == ((one, one, two, one), 0)
     assert take_within_budget([one, one, two, one], room - 10) == ((one, one), 2)
@@ -274,4 +274,4 @@ def test_pictures_stay_within_their_share_of_the_page(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.report.gallery.answer_examples.MAX_SECTION_BYTES", 30_000)
     page = render_page(build_report(tmp_path))
     assert len(page) < before
-    assert "examples left out for the size of the page" in page
+    assert "examples omitted to limit the page size" in page

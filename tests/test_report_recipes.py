@@ -77,4 +77,4 @@ def test_points_that_were_measured_otherwise_are_on_no_curve(study: Path) -> Non
 def test_rows_that_are_left_out_are_counted_recipe_by_recipe(study: Path) -> None:
     part = build_report(study, selection=Selection(rows=("part.8 by *",)))
     assert [row.name for row in part.table.rows] == ["part.8 by short", "part.8 by long"]
-    assert part.remarks[0].startswith("Left out of this table: 2 of 4 rows.")
+    assert part.remarks[0].startswith("Omitted from this table: 2 of 4 models.")

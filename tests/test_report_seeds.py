@@ -96,7 +96,7 @@ def test_the_table_shows_means_with_both_kinds_of_noise(study):
     constant = built.table.cell(built.table.rows[2], column).delta
     assert constant.ci_low < 25 < 30 < 35 < constant.ci_high  # equal differences are no certainty
     assert "part.block.8 beats whole by 30.0 points" in " ".join([built.answer, *built.sentences])
-    assert any("hold both kinds of noise" in remark for remark in built.remarks)
+    assert any("and the seed variance" in remark for remark in built.remarks)
 
 
 def test_both_kinds_of_noise_and_every_seed_are_in_the_csv(study):

@@ -66,8 +66,10 @@ def test_pairing_is_by_item_and_not_by_place(tmp_path):
     delta = cell(report, "two").delta
     assert (delta.value, delta.p_adjusted) == (0, 1)
     assert set(marks(report).values()) == {""}
-    assert "no difference could be shown" in report.answer
-    assert not any(remark.startswith("The smallest difference") for remark in report.remarks)  # nothing is known of it
+    assert "no significant difference" in report.answer
+    assert not any(
+        remark.startswith("Minimum detectable difference") for remark in report.remarks
+    )  # nothing is known of it
     assert math.isnan(lines_of(report).loc["two", "gqa"].min_detectable_difference)
 
 
@@ -79,7 +81,8 @@ def test_unlike_protocols_are_not_ranked_together_and_said(tmp_path):
     assert cell(report, "lucky").group == 1
     assert cell(report, "lucky").delta is None
     assert any(
-        "lucky on gqa exact match was measured otherwise" in remark and "easier" in remark for remark in report.remarks
+        "lucky on gqa exact match was measured under different settings" in remark and "easier" in remark
+        for remark in report.remarks
     )
 
 
@@ -162,7 +165,7 @@ def test_what_could_have_been_shown_stands_beside_what_was(tmp_path):
     line = lines_of(report).loc["clips", "gqa"]
     assert (line.baseline, line.min_detectable_difference) == ("clip", pytest.approx(delta.min_detectable_difference))
     larger = max(delta.min_detectable_difference, cell(report, "untrained").delta.min_detectable_difference)
-    said = next(remark for remark in report.remarks if remark.startswith("The smallest difference"))
+    said = next(remark for remark in report.remarks if remark.startswith("Minimum detectable difference"))
     assert f"{format_number(larger, 1)} on gqa exact match" in said
 
 
@@ -192,7 +195,7 @@ def test_a_small_difference_is_not_shown_as_none(tmp_path):
     for row, gain in (("one", 0.0), ("two", 1e-4)):
         put_result(tmp_path, row, "gqa", table.assign(hit=table["hit"] + gain * (table.index % 3)))
     report = build_report(tmp_path, baseline="one")
-    said = next(remark for remark in report.remarks if remark.startswith("The smallest difference"))
+    said = next(remark for remark in report.remarks if remark.startswith("Minimum detectable difference"))
     assert 0 < cell(report, "two").delta.min_detectable_difference < 0.05
     assert f": {cell(report, 'two').delta.min_detectable_difference:.3f} on gqa" in said
 

@@ -40,7 +40,7 @@ def check_constant_model(_: VerifyConfig) -> str:
     _captions, to_images = compute_ranks(images, images[owner], _pairs(owner))
     for cut in RECALL_KS:
         expect_close(float(to_images.hit(cut).mean()), cut / 50, f"T→I R@{cut} of a constant model")
-    return "R@1, 5, 10 of 50 images are 2, 10, 20 %, whatever order they come in"
+    return "R@1, 5, 10 of 50 images are 2, 10, 20 %, for any order of them"
 
 
 def check_clip_benchmark(_: VerifyConfig) -> str:

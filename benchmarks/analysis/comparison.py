@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _NAMED = 8  # models or numbers in a sentence
-HEADS = ("A", "B", "A−B", "95 % interval", "p", "smallest", "")
+HEADS = ("A", "B", "A−B", "95 % interval", "p", "MDD", "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +54,11 @@ class ComparisonLine:
             return "unchanged: the same model"
         delta, higher_is_better = self.first.delta, self.first.column.higher_is_better
         if delta is None:
-            return "no test: the rows do not share their items, or the metric cannot be computed from them"
+            return "no test: the models do not share their items, or the metric cannot be computed from them"
         if not delta.significant:
-            return "not told apart"
+            return "not significant"
         if higher_is_better is None:
-            return "they differ"
+            return "significantly different"
         return "A is better" if (delta.value > 0) == higher_is_better else "B is better"
 
     @property
@@ -165,7 +165,7 @@ class Comparison:
             if line.protocol_differences
         }
         return [
-            *(f"{what} was measured otherwise: {why}." for what, why in apart.items()),
+            *(f"{what} was measured under different settings: {why}." for what, why in apart.items()),
             *self.trained(),
             *(f"Not compared: {reason}." for reason in self.left_out),
             *self.context,
@@ -189,13 +189,13 @@ class Comparison:
         ]
 
     def about_tests(self) -> list[str]:
-        """The meaning of p and the minimum detectable difference; empty if nothing was tested."""
+        """The meaning of p and MDD; empty if nothing was tested."""
         if not self.table.comparisons:
             return []
         return [
-            f"p: paired tests over images, Holm-corrected for {self.table.comparisons}; intervals are each for itself. "
-            "smallest: the smallest true difference that a single such test would show four times in five, by the "
-            "spread that was seen. The noise of training is in none of them."
+            f"p: paired tests over images, Holm-corrected for {self.table.comparisons}; intervals are not corrected. "
+            "MDD: minimum detectable difference, the true difference that a single such test detects with power 0.8. "
+            "None of them includes seed variance."
         ]
 
 

@@ -60,14 +60,14 @@ def explain(first: Result, second: Result) -> Iterator[str]:
         yield "How the models take their input, which is part of the model (A against B):"
         yield from (f"  {line.removeprefix(INPUT_PREFIX.replace('_', ' '))}" for line in taken)
     if harness:
-        yield "What the harness did (A against B):"
+        yield "Evaluation settings (A against B):"
         yield from (f"  {line}" for line in harness)
     if ranking_key(first.protocol) != ranking_key(second.protocol):
-        yield "They are not ranked together: numbers of unlike protocols are shown, never compared."
+        yield "They are not ranked together: numbers of different protocols are shown, never compared."
     elif harness:
         yield "They are ranked together: the data are the same, whatever their split is called."
     else:
-        yield "What the harness did is the same in both: they are ranked together."
+        yield "The evaluation settings are equal: they are ranked together."
 
 
 def _about_model(first: Result, second: Result) -> Iterator[str]:
@@ -86,7 +86,7 @@ def _about_model(first: Result, second: Result) -> Iterator[str]:
 def _about_training(first: Result, second: Result) -> Iterator[str]:
     found = diff_training(training_of_result(first), training_of_result(second))
     if found.rest:
-        yield "How they were trained (A against B):"
+        yield "Training settings (A against B):"
         yield from (f"  {line}" for line in (*found.differing, found.rest))
     yield from found.unknown
     yield from found.warnings

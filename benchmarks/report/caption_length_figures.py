@@ -33,10 +33,10 @@ class LengthCurve:
 
 
 _LEAD = (
-    "Recall by captions that are cut to their first words, on the same pictures; at the right the whole captions. "
-    "Vertical strokes are 95 % intervals. A curve that stands still where captions go on shows a text tower "
-    "that has stopped reading: beside each name is the share of captions of which it does not see the last word. "
-    "Dotted: measured otherwise than the first row."
+    "Recall with captions cut to their first words, on the same images; the full captions are on the right. "
+    "Vertical strokes are 95 % intervals. A curve that stays flat for longer captions shows a text tower that has "
+    "stopped reading: next to each name is the ratio of captions whose last word it does not see. "
+    "Dotted: measured under different settings than the first model."
 )
 
 
@@ -60,18 +60,18 @@ def _figure(table: Table, benchmark: str, direction: str, words: Sequence[int]) 
     return Figure(
         name=safe_file_name("lengths", benchmark, direction),
         title=title,
-        alt=f"Line chart of {title} against the words kept of each caption, a line each for {len(curves)} rows.",
+        alt=f"Line chart of {title} against the words of each caption, a line each for {len(curves)} models.",
         plot=lambda axes, inks: _plot(curves, tuple(metrics), axes, inks),
-        x_label="words kept of each caption",
+        x_label="words of each caption",
         y_label="R@1",
         legend=tuple(LegendEntry(color=curve.color, label=_with_cut(curve)) for curve in curves),
-        heads=("words", *metrics, "cut off"),
+        heads=("words", *metrics, "truncated"),
         rows=tuple(_line(curve, tuple(metrics)) for curve in curves),
     )
 
 
 def _with_cut(curve: LengthCurve) -> str:
-    return f"{curve.name}: {_cut(curve)} cut off" if _cut(curve) != "—" else curve.name
+    return f"{curve.name}: {_cut(curve)} truncated" if _cut(curve) != "—" else curve.name
 
 
 def _cut(curve: LengthCurve) -> str:

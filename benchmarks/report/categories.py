@@ -30,11 +30,12 @@ from benchmarks.results.results import Result, columns_of
 from benchmarks.study.study_record import RowRecord
 
 MAX_CATEGORIES = 24
-_SIGNS = {"better": "▲", "worse": "▼", "not shown": "≈"}
+_SIGNS = {"better": "▲", "worse": "▼", "not significant": "≈"}
 _LEAD = (
-    "The first measure of each benchmark on the items of one kind alone, with 95 % intervals. Triangles differ from "
-    "the baseline (▲ better, ▼ worse) after correction for all comparisons of this section; circles were not shown to. "
-    "Where no stroke stands, all items came out alike. The fewer items a kind has, the more of a difference it takes."
+    "The first metric of each benchmark on the items of one category, with 95 % intervals. Triangles differ "
+    "significantly from the baseline (▲ better, ▼ worse), Holm-corrected for all comparisons of this section; "
+    "circles do not. Without a stroke all items have the same score. Small categories have large minimum "
+    "detectable differences."
 )
 
 
@@ -137,8 +138,12 @@ def _figure(table: Table, places: dict[str, int]) -> Figure:
     return Figure(
         name=safe_file_name("kinds", first.benchmark),
         title=title,
-        alt=f"{title} of {len(table.rows)} rows on {len(table.columns)} kinds of items, with intervals; "
-        + (f"shown to differ from the baseline: {join_with_and(shown)}." if shown else "no row was shown to differ."),
+        alt=f"{title} of {len(table.rows)} models on {len(table.columns)} categories, with intervals; "
+        + (
+            f"significantly different from the baseline: {join_with_and(shown)}."
+            if shown
+            else "none differs significantly."
+        ),
         plot=lambda axes, inks: _plot(table, places, axes, inks),
         x_label=first.label,
         legend=tuple(LegendEntry(color=places.get(row.name, 0), label=row.name) for row in table.rows),
@@ -170,8 +175,10 @@ def _plot(table: Table, places: dict[str, int], axes: Any, inks: Palette) -> Non
             color = inks.series(places.get(cell.row, 0))
             if cell.ci_low is not None:
                 axes.hlines(y, cell.ci_low, cell.ci_high, color=color, linewidth=1.3, alpha=0.7)
-            kind = effect_direction(cell, cell.delta) if cell.delta else "not shown"
-            axes.plot(cell.value, y, {"better": "^", "worse": "v", "not shown": "o"}[kind], color=color, markersize=4.5)
+            kind = effect_direction(cell, cell.delta) if cell.delta else "not significant"
+            axes.plot(
+                cell.value, y, {"better": "^", "worse": "v", "not significant": "o"}[kind], color=color, markersize=4.5
+            )
     names = [shorten_name(column.metric.replace("_", " ")) for column in table.columns]
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)

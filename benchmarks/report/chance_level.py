@@ -65,8 +65,10 @@ def no_row_above_chance(table: Table) -> str:
     if not lost:
         return ""
     if len(lost) == len(known) > 1:
-        return "No row can be told from chance on any measure of which chance is known."
-    return f"No row can be told from chance on {join_or_count([_measure(column) for column in lost], 'measures')}."
+        return "No model is significantly above chance on any metric with a known chance level."
+    return (
+        f"No model is significantly above chance on {join_or_count([_measure(column) for column in lost], 'metrics')}."
+    )
 
 
 def chance_notes(table: Table) -> list[str]:
@@ -80,16 +82,16 @@ def chance_notes(table: Table) -> list[str]:
                 lost.setdefault(cell.row, []).append(_measure(column))
     ways = list(dict.fromkeys(way for column in table.columns for way in trivial_baselines(column)))
     beside = (
-        f", beside it {join_with_and([way for way in ways if way != CHANCE])} where that gives more" if ways[1:] else ""
+        f", with {join_with_and([way for way in ways if way != CHANCE])} where that scores higher" if ways[1:] else ""
     )
     alike: dict[tuple[str, ...], list[str]] = {}
     for row, names in lost.items():
         alike.setdefault(tuple(names), []).append(row)
-    where = [f"{join_or_count(rows, 'rows')} on {join_or_count(names, 'measures')}" for names, rows in alike.items()]
+    where = [f"{join_or_count(rows, 'models')} on {join_or_count(names, 'metrics')}" for names, rows in alike.items()]
     return [
-        f"Chance is what guessing among the answers gives, computed from the same items{beside}.",
+        f"Chance is the score of guessing among the answers, computed from the same items{beside}.",
         *(
-            [f"Not told from chance, since the interval is not wholly better than it: {'; '.join(where)}."]
+            [f"Not significantly above chance (the interval is not entirely better): {'; '.join(where)}."]
             if where
             else []
         ),

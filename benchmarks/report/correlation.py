@@ -24,7 +24,7 @@ MIN_ROWS = 4  # of a correlation
 _FEWEST_POINTS = 3  # of a figure: two always are on a line
 _DRAWS = 9999  # scipy tries all orders where they are no more
 _Z95 = 1.959963984540054
-_HEADS = ("measures", "rows", "Spearman's ρ", "95 % interval", "corrected p", "Pearson's r", "95 % interval")
+_HEADS = ("metrics", "models", "Spearman's ρ", "95 % interval", "corrected p", "Pearson's r", "95 % interval")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,18 +116,18 @@ def correlation_figures(report: Report) -> FigureSet | None:
     lines = tuple(_line(each, next(corrected) if each.spearman else math.nan) for each in correlated)
     first = [each for each in relations if each.pairs[0][0].column == relations[0].pairs[0][0].column]
     points = (
-        "A point is a row: across its retrieval, upwards its score as a LLaVA's eyes, strokes their 95 % intervals. "
-        "Rows of different LLMs or recipes are not mixed."
+        "A point is a model: its retrieval on the x axis, its score inside a LLaVA on the y axis, with 95 % intervals. "
+        "Models with different LLMs or recipes are not mixed."
     )
     figures = tuple(_figure(report, each) for each in first)
     if not correlated:
         return FigureSet(lead=f"{points} {_too_few(report, retrieval, mllm)}", figures=figures)
     return FigureSet(
-        lead=f"{points} A correlation over rows says nothing about causes.",
+        lead=f"{points} A correlation over models is no evidence about causes.",
         figures=figures,
         remarks=(
-            "Intervals of correlations are Fisher's, p-values of permutation tests of Spearman's ρ, Holm-corrected "
-            "over the lines above. They take each row's scores as they are: the noise within a row is not in them.",
+            "Intervals of correlations are Fisher's, p-values come from permutation tests of Spearman's ρ, "
+            "Holm-corrected over the lines above. They do not include the noise of each model's scores.",
         ),
         heads=_HEADS,
         rows=lines,
@@ -174,10 +174,10 @@ def _too_few(report: Report, retrieval: Sequence[Column], mllm: Sequence[Column]
         for x in retrieval
         for y in mllm
     )
-    had = "No row has" if most == 0 else "One row has" if most == 1 else f"{most} rows have"
+    had = "No model has" if most == 0 else "One model has" if most == 1 else f"{most} models have"
     return (
-        f"{had} both a retrieval and an MLLM score. A correlation takes {MIN_ROWS} rows of one LLM and recipe "
-        "at the least: with fewer its interval would reach from −1 to 1 whatever the scores."
+        f"{had} both a retrieval and an MLLM score. A correlation needs {MIN_ROWS} models with one LLM and "
+        "recipe: with fewer its interval reaches from −1 to 1 for any scores."
     )
 
 
@@ -190,7 +190,7 @@ def _line(relation: CorrelatedPair, p_value: float) -> tuple[str, ...]:
 
 def _said(found: Correlation | None) -> tuple[str, str]:
     if found is None:
-        return "— (all rows alike)", "—"
+        return "— (all scores equal)", "—"
     return format_number(found.value, 2), f"{format_number(found.low, 2)} to {format_number(found.high, 2)}"
 
 
@@ -208,7 +208,7 @@ def _figure(report: Report, relation: CorrelatedPair) -> Figure:
     return Figure(
         name=safe_file_name("relation", x.benchmark, y.benchmark, relation.llm or "", relation.recipe or ""),
         title=title + (f", {relation.common}" if relation.common else ""),
-        alt=f"Scatter plot of {column_title(y)} against {column_title(x)} over {len(relation.pairs)} rows{told}.",
+        alt=f"Scatter plot of {column_title(y)} against {column_title(x)} over {len(relation.pairs)} models{told}.",
         plot=lambda axes, inks: _plot(relation, places if legend else {}, axes, inks),
         x_label=column_title(x),
         y_label=y.label,

@@ -22,9 +22,9 @@ _LOG_SCALE_FROM = 20
 _WORTH_A_FIGURE = 1.05
 _THOUSAND = 1000
 _LEAD = (
-    "What each score's training cost, of the rows that were trained here: what a pretrained model cost before is not "
-    "known and not counted. The dashed line is the Pareto front: no row on it is both dearer and worse than another. "
-    "It goes by the numbers as they are, not by tests. Of several seeds, the cost is the first one's."
+    "The training cost of each score, for models trained in this study; the earlier cost of pretrained models "
+    "is unknown and not included. The dashed line is the Pareto front: no model on it is both more expensive and worse "
+    "than another. It uses the numbers, not tests. For several seeds the cost is the first one's."
 )
 
 
@@ -92,7 +92,7 @@ def training_hours(training: TrainingRuns) -> float | None:
 
 
 COSTS: tuple[CostAxis, ...] = (
-    CostAxis("samples", "pictures that the encoder saw", "pictures seen", images_seen),
+    CostAxis("samples", "images seen by the encoder", "images seen", images_seen),
     CostAxis("flops", "FLOPs of the encoder's training", "FLOPs", encoder_flops),
     CostAxis("hours", "hours of training", "hours", training_hours),
 )
@@ -191,14 +191,14 @@ def _figure(cost: CostAxis, column: Column, points: Sequence[CostPoint]) -> Figu
     return Figure(
         name=safe_file_name("cost", cost.name, column.benchmark, column.metric),
         title=f"{column_head(column)} against {cost.title}",
-        alt=f"Scatter plot of {column_title(column)} against {cost.title}, {len(points)} rows; on the Pareto front: "
+        alt=f"Scatter plot of {column_title(column)} against {cost.title}, {len(points)} models; on the Pareto front: "
         f"{join_with_and(front)}.",
         plot=lambda axes, inks: _plot(points, axes, inks),
         x_label=cost.label,
         y_label=column.label,
         legend=legend,
         labels=labels,
-        heads=("row", cost.label, column_title(column), "on the front"),
+        heads=("model", cost.label, column_title(column), "on the front"),
         rows=tuple(
             (
                 point.cell.row,

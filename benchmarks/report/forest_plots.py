@@ -19,9 +19,8 @@ from benchmarks.results.formatting import (
 )
 
 _LEAD = (
-    "Each row minus its baseline, with the 95 % interval; rows stand in the order of their differences. A filled "
-    "triangle was shown to differ, after correction for all comparisons of the main table (▲ better, ▼ worse); an open "
-    "circle was not."
+    "Each model minus its baseline, with the 95 % interval, in the order of the differences. Filled triangles are "
+    "significant, Holm-corrected for all comparisons of the main table (▲ better, ▼ worse); open circles are not."
 )
 
 
@@ -41,9 +40,9 @@ def compared_cells(table: Table, column: Column) -> list[tuple[Cell, BaselineDif
 
 
 def effect_direction(cell: Cell, delta: BaselineDifference) -> str:
-    """``better``, ``worse`` or ``not shown``."""
+    """``better``, ``worse`` or ``not significant``."""
     if not delta.significant:
-        return "not shown"
+        return "not significant"
     return "better" if (delta.value > 0) == bool(cell.column.higher_is_better) else "worse"
 
 
@@ -55,10 +54,10 @@ def _figure(column: Column, cells: list[tuple[Cell, BaselineDifference]]) -> Fig
         name=safe_file_name("forest", column.benchmark, column.metric),
         title=column_head(column),
         alt=f"Forest plot of differences on {column_title(column)}: "
-        + (f"shown to differ: {join_with_and(shown)}." if shown else f"none of {len(cells)} was shown to differ."),
+        + (f"significant: {join_with_and(shown)}." if shown else f"none of {len(cells)} is significant."),
         plot=lambda axes, inks: _plot(cells, names, axes, inks),
-        x_label=f"difference to {shorten_name(baselines[0])}" if len(baselines) == 1 else "difference",
-        heads=("row", "difference", "95 % interval", "corrected p", "shown", "smallest that could be shown"),
+        x_label=f"difference from {shorten_name(baselines[0])}" if len(baselines) == 1 else "difference",
+        heads=("model", "difference", "95 % interval", "corrected p", "significant", "minimum detectable difference"),
         rows=tuple(
             (
                 name,
@@ -77,7 +76,7 @@ def _figure(column: Column, cells: list[tuple[Cell, BaselineDifference]]) -> Fig
     )
 
 
-_MARKERS = {"better": ("^", "gain"), "worse": ("v", "loss"), "not shown": ("o", "ink-soft")}
+_MARKERS = {"better": ("^", "gain"), "worse": ("v", "loss"), "not significant": ("o", "ink-soft")}
 
 
 def _plot(cells: list[tuple[Cell, BaselineDifference]], names: list[str], axes: Any, inks: Palette) -> None:
@@ -87,7 +86,7 @@ def _plot(cells: list[tuple[Cell, BaselineDifference]], names: list[str], axes: 
         marker, ink = _MARKERS[kind]
         if math.isfinite(delta.ci_low):
             axes.hlines(place, delta.ci_low, delta.ci_high, color=inks[ink], linewidth=1.4)
-        face = inks["sheet"] if kind == "not shown" else inks[ink]
+        face = inks["sheet"] if kind == "not significant" else inks[ink]
         axes.plot(
             delta.value, place, marker, color=inks[ink], markerfacecolor=face, markersize=5.5 if marker != "o" else 4.5
         )

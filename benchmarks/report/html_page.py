@@ -113,7 +113,7 @@ def _environment(glossary: Glossary) -> jinja2.Environment:
         chance_words=chance_text,
         whisker=error_bar,
         groups=header_groups,
-        picture=ImageDeduplicator().tag,
+        thumbnail=ImageDeduplicator().tag,
         series=lambda place: place % SERIES_COLORS,
         svg=render_inline_svg,
         gloss=glossary.link,

@@ -45,15 +45,15 @@ class PanelSpec:
 
 
 PANELS: tuple[PanelSpec, ...] = (
-    PanelSpec("Encoder: contrastive loss", "encoder", x="samples_seen", y="contrastive_loss", x_label="pictures seen"),
-    PanelSpec("Encoder: caption loss", "encoder", x="samples_seen", y="caption_loss", x_label="pictures seen"),
+    PanelSpec("Encoder: contrastive loss", "encoder", x="samples_seen", y="contrastive_loss", x_label="images seen"),
+    PanelSpec("Encoder: caption loss", "encoder", x="samples_seen", y="caption_loss", x_label="images seen"),
     PanelSpec("LLM: text loss", "llm", x="step", y="loss", x_label="step"),
-    PanelSpec("LLaVA, projector alone: loss", "llava", x="step", y="loss", x_label="step", stage="align"),
+    PanelSpec("LLaVA, projector only: loss", "llava", x="step", y="loss", x_label="step", stage="align"),
     PanelSpec("LLaVA, projector and LLM: loss", "llava", x="step", y="loss", x_label="step", stage="instruct"),
 )
 
 
-_LEAD = "What every training logged: thin as it is, thick as it runs smoothed."
+_LEAD = "The logged losses of every training: thin lines raw, thick lines smoothed."
 
 
 def learning_curves(source: ReportSource) -> FigureSet | None:
@@ -71,7 +71,7 @@ def _figure(kind: PanelSpec, curves: Sequence[Curve]) -> Figure:
         x_label=kind.x_label,
         y_label="loss",
         legend=tuple(LegendEntry(color=curve.color, label=curve.name) for curve in curves),
-        heads=("row", kind.x_label, "first loss", "last loss", "lowest"),
+        heads=("model", kind.x_label, "first loss", "last loss", "lowest"),
         rows=tuple(
             (
                 curve.name,

@@ -24,8 +24,8 @@ from clips.errors import UserError, unknown_name_error
 
 _LOOKED_AT = 12
 NO_STEP_RECORDS_NOTE = (
-    "The study's directory has results but no records of its steps: the results are shown as they lie there, and "
-    "whether they are of the study as it stands is not known."
+    "The study's directory has results but no records of its steps: the results are shown as found, and it "
+    "is unknown whether they belong to the current study file."
 )
 MissingReason = Literal["failed", "invalid", "not applicable", "no judge", "missing"]
 
@@ -130,7 +130,7 @@ def _out_of_date(source: ReportSource, results: Iterable[Result]) -> Iterator[tu
         assert result.path is not None
         found = told.get(lexical_abspath(result.path))
         if found is None:
-            yield result.path, "no row of the study has it any more"
+            yield result.path, "the study no longer contains its model"
         elif isinstance(found, MissingValue) and (
             found.kind == "missing" or (found.kind == "failed" and result.status == "ok")
         ):
@@ -193,7 +193,7 @@ def _outcome(
         return MissingValue(kind="failed", reason=f"step {blocker.name} failed: {_last_line(blocker)}")
     path = root / cell.result
     if record is None and any(records.values()):
-        left = "there is a result, but no record of the step that made it" if path.is_file() else "not run yet"
+        left = "there is a result, but no record of its step" if path.is_file() else "not run yet"
         return MissingValue(kind="missing", reason=left)
     if record is not None and record.key != study.steps[cell.step].key:
         return MissingValue(kind="missing", reason="not run since the study or its code changed")

@@ -25,8 +25,8 @@ from benchmarks.study.training_settings import CONFOUNDED_WARNING, TrainingSetti
 from benchmarks.tasks.sizes import parts
 
 SYNTHETIC_DATA_NOTE = (
-    "The pictures are scenes drawn by this suite: a means to run and to test every part of it, never a claim about "
-    "real photographs. Claims come from real data."
+    "The images are scenes rendered by this suite, to run and to test all parts of it; they are never evidence about "
+    "real photographs."
 )
 
 
@@ -45,7 +45,7 @@ class MarkLegend:
     differences: bool = False
 
 
-PAGE = MarkLegend(best="bold, full mark", tied="open mark", differences=True)
+PAGE = MarkLegend(best="bold, filled mark", tied="open mark", differences=True)
 MARKDOWN = MarkLegend(best="bold", tied="italics")
 LATEX = MarkLegend(best="bold", tied="underlined")
 TERMINAL = MarkLegend(best="bold, green", tied="green")
@@ -76,16 +76,16 @@ def mark_legend(table: Table, signs: MarkLegend) -> list[str]:
     lines = []
     marks = {cell.mark for cell in table.cells.values()}
     if "best" in marks and signs.best:
-        lines.append(f"Best ({signs.best}): a test tells the row from every other row of its column.")
+        lines.append(f"Best ({signs.best}): significantly different from every other model of its column.")
     if "tied" in marks and signs.tied:
-        lines.append(f"Tied ({signs.tied}): no test tells these rows from the one at the top of the column.")
+        lines.append(f"Tied ({signs.tied}): not significantly different from the model at the top of the column.")
     if not table.comparisons:
         return lines
-    what = [*(["marks"] if lines else []), *(["differences to the baseline"] if _deltas(table) else [])]
+    what = [*(["marks"] if lines else []), *(["differences from the baseline"] if _deltas(table) else [])]
     if what:
         test = "paired tests over images and seeds" if table.seeds else "paired tests over images"
         lines.append(
-            f"{' and '.join(what).capitalize()} rest on {test}, the p-values of all {table.comparisons} "
+            f"{' and '.join(what).capitalize()} use {test}, the p-values of all {table.comparisons} tests "
             f"Holm-corrected together{_sign_lines(table, signs)}."
         )
     return lines
@@ -95,7 +95,7 @@ def _sign_lines(table: Table, signs: MarkLegend) -> str:
     if not signs.differences:
         return ""
     shown = {bool(delta.significant) for delta in _deltas(table)}
-    said = {True: f"▲ and ▼ were shown (p < {ALPHA})", False: "≈ was not shown"}
+    said = {True: f"▲ and ▼ are significant (p < {ALPHA})", False: "≈ is not significant"}
     told = ", ".join(said[kind] for kind in (True, False) if kind in shown)
     return f"; {told}" if told else ""
 
@@ -107,15 +107,15 @@ def _deltas(table: Table) -> list[BaselineDifference]:
 def _about_intervals(table: Table) -> list[str]:
     if table.seeds:
         return [
-            f"Numbers are means over up to {table.seeds} seeds. Their 95 % intervals hold both kinds of noise, of the "
-            "benchmark's images and of training, whose variance is pooled over the trained models of a column. A "
-            "pretrained model is evaluated once and has the noise of images alone.",
+            f"Numbers are means over up to {table.seeds} seeds. Their 95 % intervals include the variance over the "
+            "benchmark's images and the seed variance, which is pooled over the trained models of a column. A "
+            "pretrained model is evaluated once, and its interval is over images only.",
             *_about_refusals(table),
             *_about_bare_numbers(table),
         ]
     lines = []
     if any(cell.ci_low is not None for cell in table.cells.values()):
-        lines.append("Intervals are 95 % intervals over the benchmark's pictures; training noise is not in them.")
+        lines.append("Intervals are 95 % intervals over the benchmark's images and do not include seed variance.")
     return lines + _about_bare_numbers(table)
 
 
@@ -125,9 +125,8 @@ def _about_bare_numbers(table: Table) -> list[str]:
     if bare:
         where = dict.fromkeys(f"{cell.row} on {column_title(cell.column)}" for cell in bare)
         return [
-            f"No interval: {join_or_count([*where], 'numbers')}. Where all items came out alike, or only a "
-            f"scorer's total is "
-            "known, nothing tells how far the number is to be trusted."
+            f"No interval: {join_or_count([*where], 'numbers')}. All items have the same score, or only the "
+            "scorer's total is known."
         ]
     return []
 
@@ -138,11 +137,11 @@ def _about_refusals(table: Table) -> list[str]:
     for first, second in table.refused:
         where.setdefault(column_title(first.column), []).append(f"{first.row} and {second.row}")
     return [
-        f"No test on {column}: the seeds of every model that has several answer alike, so that nothing is known of the "
-        f"noise of training ({join_or_count(pairs, 'pairs')})."
+        f"No test on {column}: the seeds of every model with several seeds have equal scores, so the seed variance is "
+        f"unknown ({join_or_count(pairs, 'pairs')})."
         for column, pairs in where.items()
     ] + [
-        f"On {column_title(column)} each model was evaluated once: intervals and tests there are over images alone."
+        f"On {column_title(column)} each model was evaluated once: intervals and tests are over images only."
         for column in table.images_only
     ]
 
@@ -160,9 +159,9 @@ def _about_power(table: Table) -> list[str]:
     over = "images and seeds" if table.seeds else "images"
     said = join_with_and([f"{value} on {name}" for name, value in smallest.items()])
     return [
-        f"The smallest difference to the baseline that these benchmarks could have shown: {said} (in a single test at "
-        f"5 %, four times in five, by the spread over {over} that was seen; it takes more where rows differ in more "
-        "items, and where many tests are corrected for)."
+        f"Minimum detectable difference from the baseline: {said} (a single test at the 5 % level with power 0.8 and "
+        f"the observed variance over {over}; larger for models that differ on more items, and after the correction for "
+        "many tests)."
     ]
 
 
@@ -200,7 +199,7 @@ def _about_training(source: ReportSource) -> list[str]:
     for what, (rows, others) in found.items():
         told.setdefault((tuple(rows), tuple(others)), []).append(what)
     return [
-        f"{join_row_names([*rows])} {'were' if len(rows) > 1 else 'was'} not trained like {join_row_names([*others])}: "
+        f"{join_row_names([*rows])} and {join_row_names([*others])} were trained with different settings: "
         f"{'; '.join(what for what in whats if f'encoder.{what}' not in whats)}. " + CONFOUNDED_WARNING
         for (rows, others), whats in told.items()
     ]
@@ -228,7 +227,7 @@ def _about_missing_items(source: ReportSource) -> list[str]:
         if bare:
             found.setdefault(join_row_names(bare), []).append(benchmark)
     where = "; ".join(f"{rows} on {join_or_count(names, 'benchmarks')}" for rows, names in found.items())
-    return [f"Not checked against their items, which are missing: {where}."] if where else []
+    return [f"Not checked, because their items are missing: {where}."] if where else []
 
 
 def _about_sizes(source: ReportSource) -> list[str]:
@@ -243,8 +242,8 @@ def _about_protocols(source: ReportSource, table: Table) -> list[str]:
             if cell.protocol_differences:
                 sign = "†" * cell.group
                 lines.append(
-                    f"{sign} {cell.row} on {column_title(column)} was measured otherwise and is not ranked with the "
-                    f"rest of its column ({'; '.join(cell.protocol_differences)})."
+                    f"{sign} {cell.row} on {column_title(column)} was measured under different settings and is not "
+                    f"ranked with the rest of its column ({'; '.join(cell.protocol_differences)})."
                 )
     return lines + _about_inputs(source)
 
@@ -262,5 +261,5 @@ def _about_inputs(source: ReportSource) -> list[str]:
             if len(set(map(str, values.values()))) > 1:
                 what = name.removeprefix(INPUT_PREFIX).replace("_", " ")
                 said = join_with_and([f"{row} {value}" for row, value in values.items()])
-                lines.append(f"Rows take their input differently, each as its model says: {what} {said}.")
+                lines.append(f"Input settings differ between the models: {what} {said}.")
     return list(dict.fromkeys(lines))

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 REFERENCE_NOTE = (
-    "Published numbers are shown as printed, apart from the rows measured here: their protocols are not known in full, "
-    "so they have no intervals and are neither ranked nor compared with ours."
+    "Published numbers are shown as printed, apart from the models measured here: their protocols are not known in "
+    "full, so they have no intervals and are neither ranked nor tested."
 )
 _METRICS = {
     "i2t_r1": "I→T R@1",

@@ -64,15 +64,15 @@ class Selection:
         left_out = [
             f"{total - here} of {total} {what}"
             for what, total, here in (
-                ("rows", rows, len(shown.rows)),
+                ("models", rows, len(shown.rows)),
                 ("columns", len(whole.columns), len(shown.columns)),
             )
             if here < total
         ]
         if not left_out:
             return []
-        tests = " Tests are corrected for all columns, also those left out." if whole.comparisons else ""
-        return [f"Left out of this table: {' and '.join(left_out)}.{tests}"]
+        tests = " Tests are corrected for all columns, omitted ones included." if whole.comparisons else ""
+        return [f"Omitted from this table: {' and '.join(left_out)}.{tests}"]
 
 
 def select_columns(table: Table, places: Sequence[_Place]) -> Table:

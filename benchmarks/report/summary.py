@@ -30,20 +30,20 @@ def _comparison(table: Table) -> str:
             else _none_beats(behind)
         )
     if not any(cell.value is not None for cell in table.cells.values()):
-        return "There is no number yet; the table says why."
+        return "There is no number yet; the table states the reasons."
     if len(table.rows) == 1:
-        return "One row: there is nothing to compare it with."
+        return "One model: there is no other to compare it with."
     if not table.comparisons:
-        return "No two rows could be tested against each other."
+        return "No two models could be tested against each other."
     best = [cell for cell in table.cells.values() if cell.mark == "best"]
     if not best:
-        return "No row can be told from all the others on any measure."
+        return "No model differs significantly from all others on any metric."
     by_row: dict[str, list[str]] = {}
     for cell in best:
         by_row.setdefault(cell.row, []).append(column_title(cell.column))
-    others = "others measured alike" if any(cell.group for cell in table.cells.values()) else "others"
+    others = "others with the same settings" if any(cell.group for cell in table.cells.values()) else "others"
     told = join_with_and([f"{row} on {join_with_and(on)}" for row, on in by_row.items()])
-    return f"Told from all {others} by paired tests: {told}."
+    return f"Significantly different from all {others} by paired tests: {told}."
 
 
 def row_summaries(table: Table) -> list[str]:
@@ -52,21 +52,21 @@ def row_summaries(table: Table) -> list[str]:
 
 
 def row_summary(table: Table, row: str) -> str:
-    """``clips beats clip by 6.1 points [4.9, 7.3] on T→I R@1; on POPE no difference could be shown.``"""
+    """``clips beats clip by 6.1 points [4.9, 7.3] on T→I R@1; no significant difference on POPE.``"""
     cells = _deltas(table, row)
     better = [cell for cell in cells if _gain(cell) > 0]
     worse = [cell for cell in cells if _gain(cell) < 0]
     alike = [cell for cell in cells if _gain(cell) == 0]
     baseline = cells[0].delta.baseline if cells[0].delta else ""
     if not better and not worse:
-        return f"Between {row} and {baseline} no difference could be shown on any of {len(cells)} measures."
+        return f"{row} and {baseline} do not differ significantly on any of {len(cells)} metrics."
     parts = []
     if better:
         parts.append(f"{row} beats {baseline} {_on(better)}")
     if worse:
         parts.append(f"{'it loses' if better else f'{row} loses to {baseline}'} {_on(worse)}")
     if alike:
-        parts.append(f"on {_named(alike)} no difference could be shown")
+        parts.append(f"no significant difference on {_named(alike)}")
     return "; ".join(parts) + "."
 
 
@@ -82,7 +82,7 @@ def _on(cells: Sequence[Cell]) -> str:
 
 
 def _named(cells: Sequence[Cell]) -> str:
-    return join_or_count([column_title(cell.column) for cell in cells], "other measures")
+    return join_or_count([column_title(cell.column) for cell in cells], "other metrics")
 
 
 def _deltas(table: Table, row: str) -> list[Cell]:
@@ -107,9 +107,11 @@ def _wins(table: Table, row: str) -> bool:
 
 
 def _none_beats(behind: Sequence[str]) -> str:
-    """``No row beats its baseline on any measure; a and b lose to it on some.``"""
-    names = join_or_count(behind, "rows")
-    return f"No row beats its baseline on any measure; {names} {'loses' if len(behind) == 1 else 'lose'} to it on some."
+    """``No model beats its baseline on any metric; a and b lose to it on some.``"""
+    names = join_or_count(behind, "models")
+    return (
+        f"No model beats its baseline on any metric; {names} {'loses' if len(behind) == 1 else 'lose'} to it on some."
+    )
 
 
 def _gains(table: Table, row: str) -> tuple[int, int]:

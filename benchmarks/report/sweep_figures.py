@@ -150,9 +150,8 @@ def _name(row: RowRecord, figure: FigureSpec, also: Sequence[str]) -> str:
 
 
 _LEAD = (
-    "Vertical strokes and shaded bands are the 95 % intervals of the table above. Dashed: rows without this setting. A "
-    "slope is the change for each doubling of the setting, fitted on its logarithm, with a 95 % interval as the "
-    "points have."
+    "Vertical strokes and shaded bands are the 95 % intervals of the table above. Dashed: models without this setting. "
+    "A slope is the change per doubling of the setting, fitted on its logarithm, with its 95 % interval."
 )
 
 

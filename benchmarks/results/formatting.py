@@ -61,9 +61,9 @@ def commit_text(git: Mapping[str, Any]) -> str:
 
 
 def join_row_names(names: Sequence[str]) -> str:
-    """``a, b and c``, or the first of many and ``4 other rows``."""
+    """``a, b and c``, or the first of many and ``4 other models``."""
     more = len(names) - _MOST_NAMED
-    return join_with_and(names) if more < 2 else f"{', '.join(names[:_MOST_NAMED])} and {more} other rows"
+    return join_with_and(names) if more < 2 else f"{', '.join(names[:_MOST_NAMED])} and {more} other models"
 
 
 def join_or_count(words: Sequence[str], what: str) -> str:

@@ -35,7 +35,7 @@ _WEIGHS = re.compile(
     r"|model\.pretrained|model\.pretrained_trunk|llm_from_scratch\.\w+)"
 )
 _MADE_FROM = re.compile(r"(?:encoder\w*|llm|llava|model\.\w+)\.")
-CONFOUNDED_WARNING = "A difference between the numbers may come of that."
+CONFOUNDED_WARNING = "This may explain a difference between the numbers."
 _BEGUN_WITH = ("pretrained", "pretrained_trunk", "architecture")
 _OF_SOUP = re.compile(r"\d+(?= )")  # models that were averaged are numbered, before their names
 _DIGITS = 12  # of a hash
@@ -144,7 +144,7 @@ class TrainingDiff:
         """The sentence that warns of an unfair comparison, where it is one."""
         if not self.uneven:
             return []
-        return [f"Not trained alike: {'; '.join(self.uneven)}. {CONFOUNDED_WARNING}"]
+        return [f"Different training settings: {'; '.join(self.uneven)}. {CONFOUNDED_WARNING}"]
 
 
 def diff_training(first: TrainingSettings, second: TrainingSettings) -> TrainingDiff:

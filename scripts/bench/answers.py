@@ -1,7 +1,7 @@
 """How fast are short answers to many questions about each picture, beside lmms-eval's own ``llava_hf``?
 
     python scripts/bench/answers.py --shared ../shared --threads 2
-    python scripts/bench/answers.py --shared ../shared --device cuda --dtype bfloat16 --pictures 64 --questions 18
+    python scripts/bench/answers.py --shared ../shared --device cuda --dtype bfloat16 --images 64 --questions 18
     python scripts/bench/answers.py --llava DIR --device cuda --dtype bfloat16                      (a real one)
 
 The set has POPE's shape: photos with several yes-no questions each, in POPE's order (rounds over the photos, six
@@ -44,7 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--shared", default="../shared", help="a folder with data/flickr8k and models/stories15M")
     parser.add_argument("--llava", help="a LLaVA directory that transformers can read by itself")
     parser.add_argument("--tower", type=int, nargs=3, default=[12, 768, 224], help="layers, width, pixels")
-    parser.add_argument("--pictures", type=int, default=8)
+    parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--questions", type=int, default=18, help="about each picture")
     parser.add_argument("--tokens", type=int, default=2, help="of an answer at most: a yes and its end")
     parser.add_argument("--batch", type=int, default=32)
@@ -79,7 +79,7 @@ def compared(directory: Path, args: argparse.Namespace) -> str:
 
     seconds = take_turns({name: (lambda name=name: side(name)) for name in models}, args.rounds, args.clock)
     rows = []
-    count = args.pictures * args.questions
+    count = args.images * args.questions
     for name in models:
         same = sum(one == other for one, other in zip(answers[name], answers["llava_hf"], strict=True))
         speed = spread([count / value for value in seconds[name]])
@@ -102,7 +102,7 @@ def photos(args: argparse.Namespace) -> list[Image.Image]:
     from clips.data.formats import DatasetSpec
 
     data = Path(args.shared) / "data/flickr8k/dataset_flickr8k.json"
-    found = load_caption_set(DatasetSpec(path=str(data), split="val"), limit=args.pictures)
+    found = load_caption_set(DatasetSpec(path=str(data), split="val"), limit=args.images)
     return [found.open(index).resize((640, 480)) for index in range(len(found.images))]
 
 
@@ -129,7 +129,7 @@ def documents(args: argparse.Namespace) -> list[dict[str, Any]]:
     return [
         {"picture": picture, "thing": THINGS[number % len(THINGS)], "number": number}
         for numbers in rounds
-        for picture in range(args.pictures)
+        for picture in range(args.images)
         for number in numbers
     ]
 

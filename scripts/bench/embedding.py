@@ -34,7 +34,7 @@ def arguments() -> argparse.Namespace:
     add_common(parser)
     parser.add_argument("--shared", default="../shared", help="a folder with data/flickr8k")
     parser.add_argument("--architecture", nargs="+", default=["ViT-B-16"], help="open_clip's names")
-    parser.add_argument("--pictures", type=int, default=128)
+    parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "float16"])
     return parser.parse_args()
@@ -47,7 +47,7 @@ def rows_of(name: str, args: argparse.Namespace, folder: Path) -> list[list[obje
 
     encoder = random_encoder(name, folder / name, args)
     data = Path(args.shared) / "data/flickr8k/dataset_flickr8k.json"
-    photos = load_caption_set(DatasetSpec(path=str(data), split="val"), limit=args.pictures)
+    photos = load_caption_set(DatasetSpec(path=str(data), split="val"), limit=args.images)
     texts = [text for captions in photos.captions for text in captions]
     pixels = torch.stack([encoder.preprocess(photos.open(index)) for index in range(len(photos.images))])
     tokens = encoder.tokenizer(texts)

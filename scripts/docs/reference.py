@@ -1,7 +1,7 @@
-"""Pages of the documentation that nobody writes: a hook of mkdocs (see mkdocs.yml).
+"""Generated pages of the documentation: a hook of mkdocs (see mkdocs.yml).
 
 A page for each command, from the dataclass that is its config; pages of the Python interface, from docstrings; and
-CONTRIBUTING.md and CHANGELOG.md, which lie outside docs/.
+CONTRIBUTING.md and CHANGELOG.md, which are outside docs/.
 """
 
 from __future__ import annotations
@@ -28,15 +28,18 @@ ROOT = Path(__file__).parents[2]
 PROGRAMS = {"clips": "clips.cli", "llava-bridge": "llava_bridge.cli", "clips-bench": "benchmarks.cli"}
 INTERFACE = {
     "clips": (
-        "encoder", "data.images", "errors", "method.recipes", "model.losses", "method.captions", "model.tokenizer",
-        "core.artifact", "data.formats.base",
+        "encoder", "data.images", "errors", "method.recipes", "model.losses", "method.caption_strategies",
+        "model.tokenizer", "core.artifact", "data.formats.dataset_format",
     ),
     "llava_bridge": (
-        "asking.inference", "asking.likelihood", "encoders", "encoders.contract", "projectors", "templates",
+        "inference.generate", "inference.loglikelihood", "encoders", "encoders.encoder", "projectors", "chat_templates",
     ),
-    "benchmarks": ("run", "config", "results", "protocol", "outcome", "registry", "statistics"),
+    "benchmarks": (
+        "tasks.run_benchmarks", "tasks.run_config", "tasks.registry", "tasks.evaluation",
+        "results.results", "results.protocol", "results.statistics",
+    ),
 }  # fmt: skip
-"""Package → its public modules: what scripts use, and what whoever adds an entry somewhere builds on."""
+"""Package → its public modules: the interface for scripts and for extensions."""
 OUTSIDE = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 
 
@@ -93,9 +96,9 @@ def overview() -> str:
     """The page that lists all commands."""
     lines = [
         "# Commands",
-        "Each command is a function of one config. `--config FILE` reads it from YAML, flags of the same names, with",
-        "dots where one lies in another, override that, `--help` explains, `--print_config` shows what would run.",
-        "These pages are made from the same docstrings as `--help`. In YAML, fields below others are nested:",
+        "Each command is a function of one config. `--config FILE` reads it from YAML, flags with the same dotted",
+        "names override it, `--help` explains the fields, `--print_config` prints the complete config.",
+        "These pages are generated from the same docstrings as `--help`. In YAML, dotted fields are nested:",
         "`--optimizer.learning_rate 1e-3` is `optimizer: {learning_rate: 1e-3}`.",
         "",
     ]
@@ -108,7 +111,7 @@ def overview() -> str:
 
 
 def command_lines(program: str, name: str, command: Command) -> Iterator[str]:
-    """The page of one command: what it does, what stands without a flag, its fields."""
+    """The page of one command: what it does, its defaults, its fields."""
     config = command.config_class()
     words = "".join(f" {word.upper()}" for word in command.positional)
     words += f" {command.rest.upper()} …" if command.rest else ""
@@ -133,8 +136,8 @@ def table(fields: list[str], kinds: dict[str, Any], texts: dict[str, str], defau
     yield "\n| field | expected | default | |\n|---|---|---|---|"
     for field in fields:
         if not any(other.startswith(f"{field}.") for other in kinds):
-            told = markdown(texts.get(field, "")).replace("|", "\\|")
-            yield f"| `{field}` | {cell(describe_type(kinds[field]))} | {defaults.get(field, '')} | {told} |"
+            description = markdown(texts.get(field, "")).replace("|", "\\|")
+            yield f"| `{field}` | {cell(describe_type(kinds[field]))} | {defaults.get(field, '')} | {description} |"
 
 
 def cell(text: str) -> str:

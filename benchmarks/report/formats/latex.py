@@ -43,9 +43,9 @@ def _caption(report: Report) -> str:
     marks = {cell.mark for cell in report.table.cells.values()}
     said = [report.answer]
     if "best" in marks:
-        said.append("Bold: told from every other row of its column by a paired test.")
+        said.append("Bold: significantly different from every other model of its column (paired test).")
     if "tied" in marks:
-        said.append("Underlined: at the top of its column, where no test tells rows apart.")
+        said.append("Underlined: at the top of its column, without a significant difference.")
     if any(margin(cell) for cell in report.table.cells.values()):
         said.append(f"With 95 % intervals{' over images and seeds' if report.table.seeds else ''}.")
     return latex_text(" ".join(said))

@@ -20,7 +20,7 @@ from benchmarks.tasks.item_sampling import first_per_image, hash_order
 MAX_PER_BENCHMARK = 6
 MAX_PER_DIRECTION = 3
 _LONGEST_TEXT = 280
-LEFT_IMAGE = "the left picture"
+LEFT_IMAGE = "the left image"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ class _Items:
         first = next(iter(there.values()))
         finds_images = str(first["direction"]) == "t2i"
         return Card(
-            picture=self.pictures.get(str(first["image"])),
+            thumbnail=self.pictures.get(str(first["image"])),
             question=strip_control_chars(str(first["question"]), _LONGEST_TEXT),
             notes=(("expected", LEFT_IMAGE if finds_images else _target(str(first["target"]))),),
             answers=tuple(
@@ -217,7 +217,7 @@ def _answer(row: str, item: pd.Series, pictures: Mapping[str, Thumbnail], scale:
     return Answer(
         row=row,
         text="" if found else strip_control_chars(str(item["prediction"]), _LONGEST_TEXT),
-        picture=found,
+        thumbnail=found,
         right=score > 0 if known and scale is None else None,
         score=f"{round(score * scale, 1):.3g}" if known and scale is not None else "",
     )

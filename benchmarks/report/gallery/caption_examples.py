@@ -43,7 +43,7 @@ def _card(name: str, tables: Mapping[str, pd.DataFrame], pictures: Mapping[str, 
     more = len(references) - REFERENCES
     given = strip_control_chars(str(first["given"]), LONGEST_TEXT) if first.get("given") else ""
     return Card(
-        picture=pictures.get(str(first["image"])),
+        thumbnail=pictures.get(str(first["image"])),
         notes=(
             *([("read", given)] if given else []),
             *([("", f"{more} more {'reference' if more == 1 else 'references'}")] if more > 0 else []),

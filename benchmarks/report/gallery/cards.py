@@ -23,14 +23,14 @@ class Answer:
     Args:
         row: the row; empty where its name is above several answers.
         text: its words; empty where it is an image.
-        picture: the image that it found, or its map.
+        thumbnail: the image that it found, or its map.
         right: whether it is right; None where that cannot be said.
         score: its score, rank or similarity as text.
     """
 
     row: str = ""
     text: str = ""
-    picture: Thumbnail | None = None
+    thumbnail: Thumbnail | None = None
     right: bool | None = None
     score: str = ""
 
@@ -40,22 +40,22 @@ class Card:
     """One item with the answers of some rows.
 
     Args:
-        picture: the item's.
+        thumbnail: the item's.
         question: what was asked: a question, a caption, a phrase.
         notes: (label, text) of what was given and expected.
         references: captions that others wrote.
         answers: of the rows.
     """
 
-    picture: Thumbnail | None
+    thumbnail: Thumbnail | None
     question: str = ""
     notes: tuple[tuple[str, str], ...] = ()
     references: tuple[str, ...] = ()
     answers: tuple[Answer, ...] = ()
 
-    def pictures(self) -> list[Thumbnail | None]:
+    def thumbnails(self) -> list[Thumbnail | None]:
         """All images of the card."""
-        return [self.picture, *(answer.picture for answer in self.answers)]
+        return [self.thumbnail, *(answer.thumbnail for answer in self.answers)]
 
 
 @dataclass(frozen=True, kw_only=True)

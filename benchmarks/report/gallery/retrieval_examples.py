@@ -37,19 +37,19 @@ class RetrievalQuery:
 
     Args:
         direction: ``"t2i"`` or ``"i2t"``.
-        picture: the caption's own image, or the one that asks.
+        thumbnail: the caption's own image, or the one that asks.
         text: the caption, or one that is right for the image.
         found: of each row.
     """
 
     direction: str
-    picture: Thumbnail | None
+    thumbnail: Thumbnail | None
     text: str
     found: tuple[RowResults, ...]
 
-    def pictures(self) -> list[Thumbnail | None]:
+    def thumbnails(self) -> list[Thumbnail | None]:
         """All images of the query and its answers."""
-        return [self.picture, *(answer.picture for found in self.found for answer in found.answers)]
+        return [self.thumbnail, *(answer.thumbnail for found in self.found for answer in found.answers)]
 
 
 def retrieval_galleries(source: ReportSource) -> list[Gallery]:
@@ -103,7 +103,7 @@ def _query(name: str, tables: Mapping[str, pd.DataFrame], pictures: Mapping[str,
     caption = str(first["question"]) if first["direction"] == "t2i" else str(first["target"]).split(" | ")[0]
     return RetrievalQuery(
         direction=str(first["direction"]),
-        picture=pictures.get(str(first["image"])),
+        thumbnail=pictures.get(str(first["image"])),
         text=strip_control_chars(caption, _LONGEST_TEXT),
         found=tuple(
             RowResults(row=row, answers=tuple(_answers(table.loc[name], pictures)), rank=_rank_words(table.loc[name]))
@@ -117,7 +117,7 @@ def _answers(item: pd.Series, pictures: Mapping[str, Thumbnail]) -> Iterable[Ans
         answer = str(found.get("answer"))
         image = pictures.get(answer) if item["direction"] == "t2i" else None
         yield Answer(
-            picture=image,
+            thumbnail=image,
             text="" if image else strip_control_chars(answer, _LONGEST_CAPTION),
             score=format_number(found["similarity"], 2),
             right=found.get("right") is True,

@@ -15,7 +15,7 @@ from benchmarks.tasks.item_sampling import hash_order
 
 MOST_PER_BENCHMARK = 8
 _LONGEST_PHRASE = 140
-_HITS = {1.0: (True, "✓ on it"), 0.0: (False, "✗ beside it")}  # where it is half so, nothing is said
+_HITS = {1.0: (True, "✓ inside the box"), 0.0: (False, "✗ outside the box")}  # no text for half a hit
 
 
 def similarity_maps(source: ReportSource) -> list[Gallery]:
@@ -41,5 +41,5 @@ def _card(name: str, tables: Mapping[str, pd.DataFrame], pictures: Mapping[str, 
         found = make_thumbnail(table.loc[name]["map"], f"map for {phrase}")
         right, words = _HITS.get(table.loc[name]["score"], (None, ""))
         if found is not None:
-            answers.append(Answer(row=row, picture=found, right=right, score=words))
-    return Card(picture=pictures.get(str(first["image"])), question=phrase, answers=tuple(answers))
+            answers.append(Answer(row=row, thumbnail=found, right=right, score=words))
+    return Card(thumbnail=pictures.get(str(first["image"])), question=phrase, answers=tuple(answers))

@@ -24,7 +24,7 @@ _LONGEST_NAME = 80
 
 
 class _HasPictures(Protocol):
-    def pictures(self) -> Iterable[Thumbnail | None]: ...
+    def thumbnails(self) -> Iterable[Thumbnail | None]: ...
 
 
 _Card = TypeVar("_Card", bound=_HasPictures)
@@ -49,7 +49,7 @@ class Thumbnail:
     @functools.cached_property
     def id(self) -> str:
         """The same for the same content: its anchor in the page."""
-        return "picture-" + hashlib.sha256(self.content).hexdigest()[:16]
+        return "image-" + hashlib.sha256(self.content).hexdigest()[:16]
 
 
 def make_thumbnail(content: object, alt: str) -> Thumbnail | None:
@@ -72,7 +72,7 @@ def thumbnails_of(tables: Iterable[pd.DataFrame]) -> dict[str, Thumbnail]:
     found: dict[str, Thumbnail] = {}
     for table in tables:
         for image, thumbnail in zip(table["image"], table["thumbnail"], strict=True):
-            if str(image) not in found and (known := make_thumbnail(thumbnail, f"picture {image}")) is not None:
+            if str(image) not in found and (known := make_thumbnail(thumbnail, f"image {image}")) is not None:
                 found[str(image)] = known
     return found
 
@@ -94,7 +94,7 @@ class ImageDeduplicator:
             if first
             else Markup('<use href="#{}"/>').format(shown.id)
         )
-        return Markup('<svg class="picture" role="img" aria-label="{}{}" viewBox="0 0 {} {}">{}</svg>').format(
+        return Markup('<svg class="image" role="img" aria-label="{}{}" viewBox="0 0 {} {}">{}</svg>').format(
             words, shown.alt, shown.width, shown.height, content
         )
 
@@ -113,7 +113,7 @@ def take_within_budget(cards: Sequence[_Card], most: int) -> tuple[tuple[_Card, 
     """
     size, seen = 0, set[str]()
     for number, card in enumerate(cards):
-        new = {shown.id: shown for shown in card.pictures() if shown is not None and shown.id not in seen}
+        new = {shown.id: shown for shown in card.thumbnails() if shown is not None and shown.id not in seen}
         size += sum(len(shown.content) * 4 // 3 for shown in new.values())
         if size > most:
             return tuple(cards[:number]), len(cards) - number

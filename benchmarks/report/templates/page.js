@@ -50,7 +50,7 @@ function filter(table) {
     const shown = new Set(boxes.filter((box) => box.checked).map((box) => box.value));
     if (boxes.length) for (const column of columns) column.hidden = !shown.has(column.dataset.group);
     const all = Array.from(table.tBodies[0].rows);
-    count.textContent = `${all.filter((row) => !row.hidden).length} of ${all.length} rows`;
+    count.textContent = `${all.filter((row) => !row.hidden).length} of ${all.length} models`;
   });
 }
 

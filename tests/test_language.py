@@ -1,0 +1,230 @@
+"""The suite has one language: words with a standard term stay out of docs, help texts, reports and names."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from docs_blocks import PROGRAMS, ROOT, commands
+
+from clips.commandline.help_text import docstring_summary, help_text, list_item_classes
+
+WORDS = {
+    r"pictures?|pictured": "image (figure or screenshot of a page)",
+    r"learnt|burnt|spelt": "learned; supervised; trainable",
+    r"mend(?:s|ed|ing)?": "fix, repair",
+    r"reckon(?:s|ed|ing)?": "assume, estimate",
+    r"heed(?:s|ed|ing)?": "use, respect",
+    r"befalls?|befell|befallen": "happen to",
+    r"nobody|somebody|whoever|whomever": "the user, the caller, no process",
+    r"lest": "so that … not",
+    r"anew": "again, from scratch",
+    r"afar": "remote",
+    r"told": "reported, printed; distinguished",
+    r"likeliest": "most probable",
+    r"commonest": "most frequent, majority",
+    r"lopsided": "asymmetric, skewed",
+    r"unlike": "different, non-matching",
+    r"beside": "next to, compared with, in addition to",
+    r"seldom": "rarely",
+    r"dearer": "more expensive",
+    r"footguns?": "pitfall",
+    r"refus(?:e|es|ed|ing|als?)": "reject, raise an error; unsupported",
+    r"(?:keep|keeps|kept|hold|holds|held)[ _]back": "hold out, held out",
+    r"go(?:es|ing|ne)?[ _]on|went[ _]on": "resume, continue",
+    r"(?:stands?|stood|standing)[ _]still": "hang, stall",
+    r"laid[ _]over": "override, merged over",
+    r"once[ _]and[ _]for[ _]all|for[ _]ever": "once; forever",
+    r"by[ _]lot|tossing[ _]coins": "chosen by hash; at random",
+    r"made[ _]elsewhere": "external, precomputed",
+    r"so[ _]many": "N, this number of",
+    r"data[ _]sets?": "dataset",
+    r"whole[ _]numbers?": "integer",
+    r"whatever": "any, regardless of",
+    r"\w*colour\w*|\w*behaviour\w*|\w*neighbour\w*|favour\w*|honour\w*": "American spelling: -or",
+    r"grey\w*": "gray",
+    r"centres?|centred|metres?": "American spelling: -er",
+    r"licences?|artefacts?|catalogues?|modell(?:ed|ing)|labell(?:ed|ing)": "American spelling",
+    r"(?:un|re|de)?(?:normal|optim|quant|token|initial|serial|summar|recogn|util|organ|minim|maxim)is(?:e[sd]?|ing|ations?)":
+        "American spelling: -ize",
+}  # fmt: skip
+"""Words that are wrong in nearly every use, as patterns → the standard term."""
+_PATTERN = re.compile("|".join(rf"(?P<w{number}>\b(?:{word})\b)" for number, word in enumerate(WORDS)), re.IGNORECASE)
+_URL = re.compile(r"https?://\S+")
+ALLOWED = {
+    ("scripts/slurm/train.sbatch", "goes on"): "the end of a message of clips train, for which the script searches",
+    ("scripts/slurm/llava.sbatch", "goes on"): "the end of a message of llava-bridge train, as above",
+    ("docs/protocols.md", "picture"): "the label of a metric, as results store it",
+    ("docs/protocols.md", "made elsewhere"): "a value of the protocol, as results store it",
+}
+"""Place and word (in lower case) → why the word is right there."""
+OLD_NAMES = frozenset(
+    [
+        "refuse_other_run",
+        "Pair.pictures",
+        "RemoteSource.from_afar",
+        "DatasetsSource.from_afar",
+        "TableSource.folder_of_pictures",
+        "DatasetsSource.folder_of_pictures",
+        "WebDatasetSource.from_afar",
+        "LoadedSample.picture",
+        "CaptionedSample.picture",
+        "HeldOut.pictures",
+        "refuse_missing",
+        "open_picture",
+        "Pictures",
+        "Prefix.pictures",
+        "Prompt.pictures",
+        "ChatRequest.pictures",
+        "PairedTests.refused",
+        "Table.refused",
+        "refuse_twice",
+        "ResolvedStudy.refuse_costly",
+        "CaptionSet.picture_hashes",
+        "CaptionSet.pictures_hash",
+        "ClassificationSet.pictures",
+        "PairSet.pictures",
+        "PairSet.pictures_hash",
+        "Match.told",
+        "refuse_contradictions",
+    ]
+)
+"""Names that predate this test. Rename one and remove it here; add none."""
+OLD_HELP = frozenset(
+    {
+        "clips scenes",
+        "clips data inspect",
+        "clips data index",
+        "clips recaption",
+        "clips train",
+        "clips export",
+        "clips caption",
+        "llava-bridge train",
+        "llava-bridge swap",
+        "llava-bridge data inspect",
+        "llava-bridge chat",
+        "llava-bridge describe",
+        "clips-bench run",
+        "clips-bench run encoder",
+        "clips-bench run llava",
+        "clips-bench prepare",
+        "clips-bench score",
+        "clips-bench study run",
+        "clips-bench study plan",
+        "clips-bench study rerun",
+        "clips-bench study accept",
+        "clips-bench study clean",
+        "clips-bench publish",
+        "clips-bench verify",
+        "clips-bench contamination",
+    }
+)
+"""Commands whose help predates this test. Reword one and remove it here; add none."""
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "mkdocs.yml", "Makefile"]
+PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
+TEXTS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for pattern in (
+        "benchmarks/studies/*.yaml", "benchmarks/report/*.yaml", "benchmarks/**/*.jinja", "clips/cards/*",
+        "scripts/studies/*.yaml", "scripts/configs/**/*.yaml", "scripts/slurm/*", "scripts/deepspeed/hostfile*",
+    )
+    for path in ROOT.glob(pattern)
+    if path.is_file()
+)  # fmt: skip
+HELP = [(program, name) for program in PROGRAMS for name in commands(program)]
+PACKAGES = ("clips", "llava_bridge", "benchmarks")
+
+
+def wrong_words(place: str, text: str) -> list[str]:
+    """One line for each word of ``text`` that has a standard term, unless it is allowed at this place."""
+    lines = []
+    for number, line in enumerate(_URL.sub("", text).splitlines(), start=1):
+        for match in _PATTERN.finditer(line):
+            if (place, match[0].lower()) not in ALLOWED:
+                standard = list(WORDS.values())[int(str(match.lastgroup)[1:])]
+                lines.append(f"{place}:{number}: '{match[0]}', write: {standard}")
+    return lines
+
+
+def spaced(name: str) -> str:
+    """The words of an identifier: ``PatchEmbedding`` and ``patch_embedding`` → ``patch embedding``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|_", " ", name)
+
+
+def public_names(path: Path) -> Iterator[str]:
+    """The module's name, its public top-level names, and the public fields and methods of its classes."""
+    yield path.stem
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        yield from _bound(node)
+        if isinstance(node, ast.ClassDef):
+            for inner in node.body:
+                yield from (f"{node.name}.{name}" for name in _bound(inner))
+
+
+def _bound(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.ClassDef | ast.FunctionDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *TEXTS])
+def test_pages_configs_and_templates_use_standard_terms(page: str):
+    assert wrong_words(page, (ROOT / page).read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(("program", "name"), HELP)
+def test_help_uses_standard_terms(program: str, name: str):
+    command = commands(program)[name]
+    config = command.config_class()
+    texts = [command.help, help_text(config, f"{program} {name}", command.positional, command.rest)]
+    texts += [f"{docstring_summary(kind)}\n{help_text(kind, '', (), None)}" for _, kind in list_item_classes(config)]
+    about = inspect.getmodule(importlib.import_module(PROGRAMS[program]))
+    assert about
+    wrong = wrong_words(f"{program} {name}", "\n".join([*texts, about.__doc__ or ""]))
+    if f"{program} {name}" in OLD_HELP and wrong:
+        pytest.xfail(f"{len(wrong)} words")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_modules_symbols_and_fields_have_standard_names(package: str):
+    wrong = []
+    for path in sorted((ROOT / package).rglob("*.py")):
+        for name in public_names(path):
+            if not re.search(r"(?:^|\.)_", name) and name not in OLD_NAMES:
+                wrong += wrong_words(f"{path.relative_to(ROOT)}: {name}", spaced(name))
+    assert wrong == []
+
+
+def test_the_old_names_are_still_there():
+    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    assert {name for path in files for name in public_names(path)} >= OLD_NAMES
+
+
+def test_test_files_have_standard_names():
+    names = [path.stem for path in sorted((ROOT / "tests").glob("*.py"))]
+    assert wrong_words("tests", "\n".join(map(spaced, names))) == []
+
+
+def test_the_allowed_words_are_still_there():
+    texts = {page: (ROOT / page).read_text(encoding="utf-8") for page in [*PAGES, *TEXTS]}
+    assert [key for key in ALLOWED if key[0] in texts and key[1] not in texts[key[0]].lower()] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("Pictures that nobody told us of", 3),
+        ("a run goes on; normalised colours; data sets", 4),
+        ("picturesque; an image is normalized; https://example.com/pictures; unlikely; besides", 0),
+        ("\n".join(map(spaced, ["keep_back", "PictureHash", "data_set", "dataset"])), 3),
+    ],
+)
+def test_words_are_found_in_any_case_and_form(text: str, count: int):
+    assert len(wrong_words("x", text)) == count
