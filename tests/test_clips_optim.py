@@ -72,19 +72,10 @@ def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch):
         ({"optim": {"learning_rate": 0}}, "optim.learning_rate: expected a number above 0"),
         ({"optim": {"warmup_ratio": 1}}, "optim.warmup_ratio: expected a share"),
         ({"optim": {"base_learning_rate": -1e-6}}, "optim.base_learning_rate: expected a number above 0"),
-        (
-            {"optim": {"learning_rate": 1e-3, "base_learning_rate": 1e-6}},
-            "optim.learning_rate, optim.base_learning_rate: expected one of them, got both",
-        ),
-        (
-            {"optim": {"warmup_ratio": 0.1, "warmup_samples": 0}},
-            "optim.warmup_ratio, optim.warmup_samples: expected one of them, got both",
-        ),
+        ({"optim": {"learning_rate": 1e-3, "base_learning_rate": 1e-6}}, "base_learning_rate: expected one of them"),
+        ({"optim": {"warmup_ratio": 0.1, "warmup_samples": 0}}, "optim.warmup_samples: expected one of them, got both"),
         ({"optim": {"warmup_samples": -1}}, "optim.warmup_samples: expected 0 or more"),
-        (
-            {"optim": {"warmup_samples": 24}},
-            "optim.warmup_samples: expected fewer than the 24 samples of the training, got 24",
-        ),
+        ({"optim": {"warmup_samples": 24}}, "optim.warmup_samples: expected fewer than the 24 samples"),
         ({"optim": {"max_grad_norm": -1}}, "optim.max_grad_norm: expected a number above 0 or null"),
         ({"optim": {"betas": [0.9, 1.0]}}, "optim.betas: expected two numbers"),
     ],

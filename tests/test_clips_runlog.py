@@ -1,4 +1,4 @@
-"""What a training says of itself while it runs: lines, a bar, and where its time goes."""
+"""What a training and other long work say of themselves: lines now and then, a bar, and where the time goes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from clips.commandline import progress
+from clips.commandline.progress import Progress, progress_iter
 from clips.training.run_logger import RunLogger, ThroughputTimer
 from clips.training.train_state import TrainState
 
@@ -29,17 +31,12 @@ def test_the_log_speaks_plain_lines_to_a_file(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_the_log_shows_a_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(sys, "stderr", screen := Terminal())
     with RunLogger(tmp_path, step=0, steps=10) as log:
         log.advance()
         log.write(entry(1))
-    shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
-    assert "1/10" in shown
-    assert "loss 1.500" in shown
+    assert "1/10" in screen.getvalue()
+    assert "loss 1.500" in screen.getvalue()
 
 
 def test_the_clock_tells_waiting_from_working():
@@ -49,10 +46,62 @@ def test_the_clock_tells_waiting_from_working():
             time.sleep(0.03)
         time.sleep(0.01)
         with clock.stopped():
-            time.sleep(1.0)
+            time.sleep(0.3)
         loop.samples_seen += 10
         clock.tick()
         reading = clock.read()
-    assert 100.04 <= loop.seconds < 101
+    assert 100.04 <= loop.seconds < 100.34
     assert reading["samples_per_second"] == pytest.approx(10 / (reading["time"] - 100), rel=1e-6)
     assert 0.5 < reading["data_wait"] < 1
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_log_gets_a_line_now_and_then_with_the_time_that_is_left(clock):
+    log = io.StringIO()
+    with Progress("embedding", 400, "pictures", log) as shown:
+        for _ in range(4):
+            clock[0] += 20
+            shown.advance(50)
+    # after 40 s (100 done) and after 80 s (200 done); in between less than half a minute has passed
+    assert log.getvalue().splitlines() == [
+        "embedding: 100 of 400 pictures · 2.5 pictures/s · 2 min left",
+        "embedding: 200 of 400 pictures · 2.5 pictures/s · 1 min left",
+    ]
+
+
+def test_other_counts_have_their_rates(clock):
+    log = io.StringIO()
+    with Progress("captioning", 90, "samples", log) as shown:
+        clock[0] += 60
+        shown.advance(30, tokens=930)
+    assert log.getvalue() == "captioning: 30 of 90 samples · 0.5 samples/s · 15.5 tokens/s · 2 min left\n"
+
+
+def test_what_is_quick_says_nothing():
+    log = io.StringIO()
+    with Progress("embedding", 3, stream=log) as shown:
+        shown.advance(3)
+    assert log.getvalue() == ""
+
+
+def test_a_terminal_gets_a_bar():
+    screen = Terminal()
+    with Progress("embedding", 10, stream=screen) as shown:
+        shown.advance(10)
+    assert "embedding" in screen.getvalue()
+    assert "10/10" in screen.getvalue()
+
+
+def test_items_pass_through():
+    assert list(progress_iter(["a", "b"], "reading")) == ["a", "b"]
