@@ -103,8 +103,11 @@ def config_text(data: Path, output: Path, /, **fields: Any) -> str:
             "output": str(output),
             "data": {"sources": [{"path": str(data)}], "max_invalid_ratio": 0.2},
             "model": {"architecture": "clips-tiny", "image_size": 16, "context_length": 12},
-            "recipe": {"name": "clips", "captioner": {"length": 12, "layers": 1, "positions": 4, "width": 32}},
-            "steps": 6,
+            "recipe": {
+                "name": "clips",
+                "captioner": {"max_length": 12, "num_layers": 1, "max_loss_tokens": 4, "width": 32},
+            },
+            "max_steps": 6,
             "global_batch_size": 4,
             "precision": "fp32",
             "logging_steps": 2,

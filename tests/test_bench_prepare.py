@@ -97,14 +97,18 @@ def test_coco_long_is_a_table_to_train_on_and_no_picture_of_it_is_tested(tmp_pat
     out = tmp_path / "out"
     run_prepare(PrepareConfig(what="coco_long", source=str(tmp_path), output=str(out)))
     table = SourceConfig(
-        format="table", path=str(out / "train.jsonl"), images=str(tmp_path), web="long", synthetic="long"
+        format="table",
+        path=str(out / "train.jsonl"),
+        image_root=str(tmp_path),
+        web_caption="long",
+        synthetic_caption="long",
     )
     source = open_source(table)
     assert len(source) == 3
     assert source.read(0, np.random.default_rng(0)).synthetic == "One. Two."
     both = [json.loads(line) for line in (out / "both.jsonl").read_text().splitlines()]
     assert [row["human"] for row in both] == [["picture 1"], ["picture 2"]]
-    tested = load_caption_set(DatasetSpec(path=str(out / "test.jsonl"), images=str(tmp_path / "coco_mini")))
+    tested = load_caption_set(DatasetSpec(path=str(out / "test.jsonl"), image_root=str(tmp_path / "coco_mini")))
     assert list(tested.images) == ["images/3.png"]
     assert tested.open(0).size == (64, 64)
 

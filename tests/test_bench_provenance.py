@@ -26,7 +26,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards, an encoder that was trained on them, and its result."""
     folder = tmp_path_factory.mktemp("provenance")
     data = clips_world.write_shards(folder / "train")
-    train(clips_world.train_config(data, folder / "small", steps=2))
+    train(clips_world.train_config(data, folder / "small", max_steps=2))
     world.write_shards(folder / "test", 4)
     words = ("--results", str(folder / "results"), "--benchmarks", f"[{{name: retrieval, data: {folder / 'test'}}}]")
     assert bench("run", "encoder", str(folder / "small"), *words) == 0

@@ -45,10 +45,11 @@ def put_encoder(
         kind="encoder",
         config={
             "output": str(directory), "recipe": {"name": "clip"},
-            "optim": {"learning_rate": 1e-3, "betas": [0.9, 0.95]},
-            "data": {"sources": [{"path": described["path"], "web": "web_caption", "cache": str(directory)}],
+            "optimizer": {"learning_rate": 1e-3, "betas": [0.9, 0.95]},
+            "data": {"sources": [{"path": described["path"], "web_caption": "x", "cache_dir": str(directory)}],
                      "num_workers": len(str(directory))},
-            "steps": steps, "samples": None, "global_batch_size": 8, "precision": "auto", "seed": 0, "stages": [],
+            "max_steps": steps, "max_samples": None, "global_batch_size": 8, "precision": "auto", "seed": 0,
+            "stages": [],
         } | config,
         seed=config.get("seed", 0),
         data={"sources": [described]},
@@ -119,7 +120,7 @@ def test_what_differs_is_shown_and_what_is_the_same_is_counted(tmp_path, capsys)
     [
         ({"steps": 60}, "steps 6 against 60; samples 48 against 480"),
         ({"global_batch_size": 16}, "global_batch_size 8 against 16"),
-        ({"optim": {"learning_rate": 2e-3, "betas": [0.9, 0.95]}}, "optim.learning_rate 0.001 against 0.002"),
+        ({"optimizer": {"learning_rate": 2e-3, "betas": [0.9, 0.95]}}, "optimizer.learning_rate 0.001 against 0.002"),
         ({"data": "f" * 64}, "data {0}/data (dddddddddddd) against {0}/data (ffffffffffff)"),
         ({"precision": "fp32"}, "precision bf16 against fp32"),
     ],
@@ -229,7 +230,7 @@ def test_what_is_said_of_an_encoder_is_said_whole_and_of_the_place_that_was_look
         ("align.data.limit", True),
         ("encoder.data.sources.2.split", True),
         ("align.data.format", False),
-        ("data.sources.image", False),
+        ("data.sources.image_column", False),
     ],
 )
 def test_a_part_of_the_same_data_is_other_data(name, unfair):
@@ -279,7 +280,7 @@ def test_a_model_that_is_gone_is_told_by_its_step(tmp_path):
 
 
 def test_a_comparison_tells_it_once_for_all_benchmarks(tmp_path, capsys):
-    one, two = put_encoder(tmp_path / "one"), put_encoder(tmp_path / "other", steps=60, average=0.5)
+    one, two = put_encoder(tmp_path / "one"), put_encoder(tmp_path / "other", steps=60, ema_decay=0.5)
     for model in (one, two):
         for benchmark in ("gqa", "pope"):
             put_row(tmp_path / "results", model, benchmark)

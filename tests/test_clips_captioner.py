@@ -216,12 +216,12 @@ def test_the_command_prints_words_and_writes_a_page(tmp_path: Path, capsys: pyte
     data = clips_world.write_shards(tmp_path / "data")
     (tmp_path / "photo.png").write_bytes(clips_world.picture(3))
     for name in ("clips", "coca", "clip"):
-        recipe = {"name": name, "captioner": {"length": 12, "layers": 1, "width": 32}}
-        trained(data, tmp_path / name, recipe=recipe, steps=1)
+        recipe = {"name": name, "captioner": {"max_length": 12, "num_layers": 1, "width": 32}}
+        trained(data, tmp_path / name, recipe=recipe, max_steps=1)
     capsys.readouterr()
     for name in ("clips", "coca"):
-        files = {"image": str(tmp_path / "photo.png"), "page": str(tmp_path / "p.html")}
-        run_caption(CaptionConfig(encoder=str(tmp_path / name), web="<b>", **files))
+        files = {"image": str(tmp_path / "photo.png"), "html_output": str(tmp_path / "p.html")}
+        run_caption(CaptionConfig(encoder=str(tmp_path / name), web_caption="<b>", **files))
         said = capsys.readouterr().out.strip()
         html = (tmp_path / "p.html").read_text(encoding="utf-8")
         assert "base64" in html

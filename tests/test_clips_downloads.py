@@ -27,8 +27,8 @@ def noted(folder: Path, workers: int) -> TrainDataset:
     """Four shards that a command copies; it notes the process that started it. A window holds two of them."""
     clips_world.write_sizes(clips_world.write_shards(folder / "remote", sizes=(8,) * 4), (8,) * 4)
     path = f"pipe:echo $PPID >> {folder}/log; cat {folder}/remote/shard-{{00000..00003}}.tar"
-    source = SourceConfig(path=path, sizes=str(folder / "remote" / "sizes.json"), cache=str(folder / "cache"))
-    config = DataConfig(sources=(source,), shuffle_window=2, num_workers=workers)
+    source = SourceConfig(path=path, shard_sizes=str(folder / "remote" / "sizes.json"), cache_dir=str(folder / "cache"))
+    config = DataConfig(sources=(source,), shuffle_buffer_shards=2, num_workers=workers)
     data = TrainDataset(config, size=8, seed=2, batch_size=4, prepare=clips_world.number_of)
     (folder / "log").write_text("")  # opening tried the first shard, before training
     return data

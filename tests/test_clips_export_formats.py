@@ -55,7 +55,7 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def exported(encoders: Path, name: str, form: Any, output: Path) -> Any:
-    run_export(ExportConfig(run=str(encoders / name), output=str(output), format=form))
+    run_export(ExportConfig(checkpoint=str(encoders / name), output=str(output), format=form))
     return load_encoder(encoders / name)
 
 
@@ -172,7 +172,9 @@ def test_a_sigmoid_training_loads_in_stock_open_clip(tmp_path: Path):
 
     data = clips_world.write_shards(tmp_path / "train")
     recipe = {"name": "clip", "loss": "sigmoid"}
-    run = trained(data, tmp_path / "run", steps=4, save_steps=2, keep_after_training=True, recipe=recipe)
+    run = trained(
+        data, tmp_path / "run", max_steps=4, save_steps=2, keep_checkpoints_after_training=True, recipe=recipe
+    )
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{run}")
     bias = tensors_of(run)["logit_bias"]
     assert torch.equal(model.logit_bias, bias)
@@ -185,14 +187,16 @@ def test_a_sigmoid_training_loads_in_stock_open_clip(tmp_path: Path):
         torch.testing.assert_close(logits, model.logit_scale.exp() * cosines + bias)
 
     (latest,) = list_checkpoints(run)  # of mid-training
-    run_export(ExportConfig(run=str(latest), output=str(tmp_path / "tower"), format="timm"))
+    run_export(ExportConfig(checkpoint=str(latest), output=str(tmp_path / "tower"), format="timm"))
     head = tensors_of(tmp_path / "tower")["head.weight"]
     assert torch.equal(head, tensors_of(latest)["model.clip.visual.proj"].t())
 
 
 def test_manifest_and_card(encoders: Path, tmp_path: Path):
     output = tmp_path / "out"
-    run_export(ExportConfig(run=str(encoders / "clips"), output=str(output), format="hf_dual", license="apache-2.0"))
+    run_export(
+        ExportConfig(checkpoint=str(encoders / "clips"), output=str(output), format="hf_dual", license="apache-2.0")
+    )
     manifest = read_manifest(output)
     assert manifest["kind"] == "hf_dual"
     assert manifest["largest_difference"] < 1e-5
@@ -202,16 +206,16 @@ def test_manifest_and_card(encoders: Path, tmp_path: Path):
     for fact in ("the text tower SigLIP's", "AutoModel.register", 'tokenizer_mode="clips"'):
         assert fact in card, fact
     for form in ("timm", "hf_clip"):
-        run_export(ExportConfig(run=str(encoders / "clip"), output=str(tmp_path / form), format=form))
+        run_export(ExportConfig(checkpoint=str(encoders / "clip"), output=str(tmp_path / form), format=form))
         assert "tokenizer_mode" not in (tmp_path / form / "README.md").read_text()
         assert (tmp_path / form / "README.md").read_text().startswith("---\nlicense: unknown\n")
 
 
 def test_a_card_has_results_and_what_the_data_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     data, held_out = clips_world.write_shards(tmp_path / "train"), clips_world.write_shards(tmp_path / "test", (5,))
-    validation = {"source": {"path": str(held_out)}, "every": 2}
-    fields = {"validation": validation, "license": "cc-by-4.0", "keep_after_training": True}
-    run = trained(data, tmp_path / "run", steps=4, save_steps=2, **fields)
+    validation = {"source": {"path": str(held_out)}, "eval_steps": 2}
+    fields = {"validation": validation, "license": "cc-by-4.0", "keep_checkpoints_after_training": True}
+    run = trained(data, tmp_path / "run", max_steps=4, save_steps=2, **fields)
     card, manifest = (run / "README.md").read_text(), read_manifest(run)
     assert card.startswith("---\nlicense: cc-by-4.0\n")
     assert "21 samples, hash `" in card
@@ -220,14 +224,14 @@ def test_a_card_has_results_and_what_the_data_was(tmp_path: Path, capsys: pytest
         assert f"| {kind} | {shares[0]:.1f} | {shares[1]:.1f} |" in card
 
     (latest,) = list_checkpoints(run)
-    run_export(ExportConfig(run=str(latest), output=str(tmp_path / "earlier"), license="mit"))
+    run_export(ExportConfig(checkpoint=str(latest), output=str(tmp_path / "earlier"), license="mit"))
     assert read_manifest(tmp_path / "earlier")["last"]["step"] == 2
     card = (tmp_path / "earlier" / "README.md").read_text()
     for text in ("R@1 at step 2:", "The weights: mit.", "21 samples, hash `"):
         assert text in card
-    run_export(ExportConfig(run=str(latest), output=str(tmp_path / "again")))
+    run_export(ExportConfig(checkpoint=str(latest), output=str(tmp_path / "again")))
     assert (tmp_path / "again" / "README.md").read_text().startswith("---\nlicense: cc-by-4.0\n")
-    run_export(ExportConfig(run=str(run), output=str(tmp_path / "tower"), format="timm"))
+    run_export(ExportConfig(checkpoint=str(run), output=str(tmp_path / "tower"), format="timm"))
     assert "without the captioner, for which timm has no place" in capsys.readouterr().err
 
 

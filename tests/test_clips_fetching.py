@@ -39,7 +39,7 @@ def server(tmp_path: Path) -> Iterator[http.server.ThreadingHTTPServer]:
 
 def test_shards_from_afar_are_read_once_and_only_when_needed(server, tmp_path: Path):
     cache = tmp_path / "cache"
-    source = open_source(SourceConfig(path=address(server), cache=str(cache)))
+    source = open_source(SourceConfig(path=address(server), cache_dir=str(cache)))
     assert len(source) == 21
     fetched = [path for path in server.seen if path.endswith(".tar")]
     assert set(fetched) == {"/shard-00000.tar"}  # opened to try its first samples
@@ -63,12 +63,12 @@ def test_the_cache_makes_room(tmp_path: Path):
 
 def test_what_is_wrong_afar_is_one_line(server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("clips.data.remote_files.time.sleep", lambda seconds: None)
-    cache = {"cache": str(tmp_path / "cache")}
+    cache = {"cache_dir": str(tmp_path / "cache")}
     with pytest.raises(UserError, match=r"shard-00003\.tar"):
         open_source(SourceConfig(path=address(server, "shard-{00000..00003}.tar"), **cache))
     (tmp_path / "sizes.json").write_text('{"gone.tar": 3}', encoding="utf-8")
     with pytest.raises(UserError, match=r"gone\.tar: no such file"):
-        open_source(SourceConfig(path=address(server, "gone.tar"), sizes=str(tmp_path / "sizes.json"), **cache))
+        open_source(SourceConfig(path=address(server, "gone.tar"), shard_sizes=str(tmp_path / "sizes.json"), **cache))
     (tmp_path / "afar" / "sizes.json").unlink()
     missing = r"sizes\.json: no such file; shards from afar need this count .* `clips data index"
     with pytest.raises(UserError, match=missing):
@@ -99,8 +99,8 @@ def afar(folder: Path, cache: Path, workers: int = 0, **fields: object) -> Train
     if not folder.exists():
         clips_world.write_sizes(clips_world.write_shards(folder, sizes=(20,) * 4), (20,) * 4)
     path = f"file://{folder}/shard-{{00000..00003}}.tar"
-    source = SourceConfig(path=path, cache=str(cache), sizes=str(folder / "sizes.json"), **fields)
-    config = DataConfig(sources=(source,), shuffle_window=1, num_workers=workers)
+    source = SourceConfig(path=path, cache_dir=str(cache), shard_sizes=str(folder / "sizes.json"), **fields)
+    config = DataConfig(sources=(source,), shuffle_buffer_shards=1, num_workers=workers)
     found = TrainDataset(config, size=8, seed=2, batch_size=2, prepare=clips_world.number_of)
     assert 0 not in found.order.blocks_near(0, 40)[0] + found.order.blocks_near(0, 40)[1]
     return found
@@ -161,8 +161,8 @@ def test_a_machine_copies_only_its_share(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.setenv("LOCAL_RANK", "0")
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
         path = f"file://{folder}/shard-{{00000..00015}}.tar"
-        source = SourceConfig(path=path, cache=str(tmp_path / f"cache-{rank}"))
-        config = DataConfig(sources=(source,), shuffle_window=8)
+        source = SourceConfig(path=path, cache_dir=str(tmp_path / f"cache-{rank}"))
+        config = DataConfig(sources=(source,), shuffle_buffer_shards=8)
         data = TrainDataset(config, size=8, seed=0, batch_size=8, prepare=clips_world.number_of)
         found = list(iterate_batches(data, first_step=0, last_step=8, rank=rank, world_size=2))
         seen.append(torch.cat([batch["number"] for batch in found]).tolist())
@@ -177,7 +177,7 @@ def many(tmp_path: Path, count: int = 18) -> SourceConfig:
     """Shards of two samples behind addresses."""
     folder = clips_world.write_sizes(clips_world.write_shards(tmp_path / "many", sizes=(2,) * count), (2,) * count)
     path = f"file://{folder}/shard-{{00000..{count - 1:05d}}}.tar"
-    return SourceConfig(path=path, cache=str(tmp_path / "cache"), sizes=str(folder / "sizes.json"))
+    return SourceConfig(path=path, cache_dir=str(tmp_path / "cache"), shard_sizes=str(folder / "sizes.json"))
 
 
 def test_reading_that_is_quicker_than_copying_does_not_stop_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -242,7 +242,7 @@ def test_what_no_waiting_mends_is_told_soon(tmp_path: Path, monkeypatch: pytest.
     assert outage.pauses == []
     outage.failures = float("inf")
     with pytest.raises(UnreachableError, match="503 Slow Down"):
-        open_source(dataclasses.replace(many(tmp_path), cache=str(tmp_path / "other")))
+        open_source(dataclasses.replace(many(tmp_path), cache_dir=str(tmp_path / "other")))
     assert sum(outage.pauses) < 5
 
 
@@ -296,13 +296,13 @@ def test_a_kept_index_that_is_broken_is_not_needed(tmp_path: Path):
 
 
 def test_without_a_place_for_indexes_every_reader_makes_its_own(tmp_path: Path):
-    config = dataclasses.replace(many(tmp_path), path=str(tmp_path / "many"), cache="/proc/nothing")
+    config = dataclasses.replace(many(tmp_path), path=str(tmp_path / "many"), cache_dir="/proc/nothing")
     assert open_source(config).read(20, rng()).image == clips_world.picture(20)
 
 
 def test_a_shard_of_this_machine_that_changes_is_indexed_again(tmp_path: Path):
     folder = clips_world.write_sizes(clips_world.write_shards(tmp_path / "here", sizes=(2,)), (2,))
-    config = SourceConfig(path=str(folder), cache=str(tmp_path / "cache"))
+    config = SourceConfig(path=str(folder), cache_dir=str(tmp_path / "cache"))
     assert open_source(config).read(1, rng()).image == clips_world.picture(1)
     clips_world.write_shards(tmp_path / "other", sizes=(5, 2))
     (tmp_path / "other" / "shard-00001.tar").replace(folder / "shard-00000.tar")

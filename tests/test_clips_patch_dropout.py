@@ -58,7 +58,7 @@ def test_a_picture_loses_other_patches_than_its_neighbor():
 def test_a_resumed_training_drops_the_same_patches(tmp_path: Path):
     data = clips_world.write_shards(tmp_path / "data")
     model = {"architecture": "clips-tiny", "image_size": 64, "context_length": 12}
-    fields = {"model": {**model, "patch_dropout": 0.5}, "keep_after_training": True}
+    fields = {"model": {**model, "patch_dropout": 0.5}, "keep_checkpoints_after_training": True}
     config = clips_world.train_config(data, tmp_path / "run", **fields)
     train(config)
     again = tmp_path / "again"

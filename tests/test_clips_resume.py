@@ -25,7 +25,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("one")
     data = clips_world.write_shards(folder / "data")
     with stopped_at(4):
-        train(clips_world.train_config(data, folder / "run", average=0.5))
+        train(clips_world.train_config(data, folder / "run", ema_decay=0.5))
     return {"data": data, "run": folder / "run", "tensors": tensors_of(list_checkpoints(folder / "run")[-1])}
 
 
@@ -36,7 +36,7 @@ def resumed(stopped: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
     configs = []
     for way in WAYS:
         shutil.copytree(stopped["run"], folder / way)
-        clips_world.train_config(stopped["data"], folder / way, average=0.5, scale={"parallel": way})
+        clips_world.train_config(stopped["data"], folder / way, ema_decay=0.5, distributed={"strategy": way})
         configs.append(str(folder / f"{way}.json"))
     driver = Path(__file__).parent / "resume_driver.py"
     process = torchrun(folder / "log", str(driver), *configs)
@@ -72,8 +72,8 @@ def test_one_process_of_a_machine_reads_the_checkpoint_and_all_hold_it(
 def test_a_checkpoint_that_only_one_process_can_judge_stops_both(stopped: dict[str, Any], tmp_path: Path):
     """The error of the process that reads is that of all: none waits for a broadcast that never comes."""
     shutil.copytree(stopped["run"], tmp_path / "run")
-    recipe = {"name": "clips", "captioner": {"layers": 2}}
-    clips_world.train_config(stopped["data"], tmp_path / "run", average=0.5, recipe=recipe)
+    recipe = {"name": "clips", "captioner": {"num_layers": 2}}
+    clips_world.train_config(stopped["data"], tmp_path / "run", ema_decay=0.5, recipe=recipe)
     driver = Path(__file__).parent / "resume_driver.py"
     process = torchrun(tmp_path / "log", str(driver), str(tmp_path / "run.json"))
     assert process.wait(120) != 0

@@ -16,12 +16,12 @@ from clips.training.setup import check_stages
 from clips.training.stages import stage_configs
 
 STAGES = (
-    {"model.image_size": 16, "steps": 2, "optim.learning_rate": 1e-3},
+    {"model.image_size": 16, "max_steps": 2, "optimizer.learning_rate": 1e-3},
     {
         "model": {"image_size": 32},
-        "steps": 1,
+        "max_steps": 1,
         "global_batch_size": 3,
-        "optim": {"learning_rate": 1e-4, "warmup_ratio": 0.0},
+        "optimizer": {"learning_rate": 1e-4, "warmup_ratio": 0.0},
     },
 )
 
@@ -34,7 +34,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_stages_run_in_turn_and_go_on_where_they_were_stopped(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    config = clips_world.train_config(data, tmp_path / "run", steps=None, stages=STAGES)
+    config = clips_world.train_config(data, tmp_path / "run", max_steps=None, stages=STAGES)
     one, two = stage_configs(config)
     assert (one.seed, two.seed) == (config.seed, config.seed + 1)
     train(one)
@@ -63,30 +63,33 @@ def test_stages_run_in_turn_and_go_on_where_they_were_stopped(
 
 def test_a_stage_gives_its_rate_and_warmup_in_either_way(tmp_path: Path):
     stages = (
-        {"steps": 9, "optim.base_learning_rate": 8e-6, "optim.warmup_samples": 8},
-        {"steps": 9, "optim": {"learning_rate": 1e-4}},
-        {"steps": 9, "optim.warmup_ratio": 0.5},
+        {"max_steps": 9, "optimizer.base_learning_rate": 8e-6, "optimizer.warmup_samples": 8},
+        {"max_steps": 9, "optimizer": {"learning_rate": 1e-4}},
+        {"max_steps": 9, "optimizer.warmup_ratio": 0.5},
     )
-    optim = {"base_learning_rate": 4e-6, "betas": [0.8, 0.9]}
-    config = clips_world.train_config(tmp_path, tmp_path / "run", steps=None, optim=optim, stages=stages)
-    found = [stage.optim for stage in stage_configs(config)]
+    optimizer = {"base_learning_rate": 4e-6, "betas": [0.8, 0.9]}
+    config = clips_world.train_config(tmp_path, tmp_path / "run", max_steps=None, optimizer=optimizer, stages=stages)
+    found = [stage.optimizer for stage in stage_configs(config)]
     assert [one.peak_rate(4) for one in found] == pytest.approx([1.25e-7, 1e-4, 6.25e-8])
     assert [one.warmup_steps(9, 4) for one in found] == [2, 0, 4]
     assert {one.betas for one in found} == {(0.8, 0.9)}
-    with pytest.raises(UserError, match=r"stages\[1\]: optim.warmup_samples: expected fewer than the 8 samples"):
-        stage_configs(dataclasses.replace(config, stages=({"steps": 2, "optim.warmup_samples": 8},)))
+    with pytest.raises(UserError, match=r"stages\[1\]: optimizer.warmup_samples: expected fewer than the 8 samples"):
+        stage_configs(dataclasses.replace(config, stages=({"max_steps": 2, "optimizer.warmup_samples": 8},)))
 
 
 def test_a_stage_may_have_another_name_for_the_same_towers(data: Path, tmp_path: Path):
     model = {"architecture": "ViT-B-16-SigLIP", "context_length": 12}
-    stages = ({"steps": 1}, {"steps": 1, "model.architecture": "ViT-B-16-SigLIP-384", "model.context_length": 20})
-    config = clips_world.train_config(data, tmp_path / "run", steps=None, model=model, stages=stages)
+    stages = (
+        {"max_steps": 1},
+        {"max_steps": 1, "model.architecture": "ViT-B-16-SigLIP-384", "model.context_length": 20},
+    )
+    config = clips_world.train_config(data, tmp_path / "run", max_steps=None, model=model, stages=stages)
     check_stages(stage_configs(config))
 
 
 def test_a_finished_stage_may_have_had_other_processes(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    stages = ({"steps": 1}, {"steps": 1, "global_batch_size": 6}, {"steps": 1})
-    configs = stage_configs(clips_world.train_config(data, tmp_path / "run", steps=None, stages=stages))
+    stages = ({"max_steps": 1}, {"max_steps": 1, "global_batch_size": 6}, {"max_steps": 1})
+    configs = stage_configs(clips_world.train_config(data, tmp_path / "run", max_steps=None, stages=stages))
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(UserError, match=r"stages\[2\]: global_batch_size: expected a multiple of the 4 processes"):
         check_stages(configs)
@@ -104,13 +107,13 @@ def test_a_finished_stage_may_have_had_other_processes(data: Path, tmp_path: Pat
         ({"model.image_size": 24}, r"stages\[2\]: model\.image_size: expected a multiple of the patch size 16, got 24"),
         ({"model.architecture": "clips-s-16"}, r"stages\[2\]: model: expected the towers of the stage before"),
         ({"data.sources": [{"path": "gone.tar"}]}, r"stages\[2\]: gone\.tar: no such file"),
-        ({"steps": 2, "samples": 8}, r"stages\[2\]: steps, samples, epochs: expected exactly one"),
+        ({"max_steps": 2, "max_samples": 8}, r"stages\[2\]: max_steps, max_samples, num_epochs: expected exactly one"),
     ],
 )
 def test_a_wrong_stage_is_told_before_the_first_begins(
     data: Path, tmp_path: Path, stage: dict[str, object], message: str
 ):
-    stages = ({"steps": 1}, {"steps": 1, **stage})
+    stages = ({"max_steps": 1}, {"max_steps": 1, **stage})
     with pytest.raises(UserError, match=message):
-        train(clips_world.train_config(data, tmp_path / "run", steps=None, stages=stages))
+        train(clips_world.train_config(data, tmp_path / "run", max_steps=None, stages=stages))
     assert not (tmp_path / "run.stages").exists()

@@ -67,8 +67,8 @@ def gradient_of(data: Path, output: Path, **fields: object) -> tuple[dict[str, f
 @pytest.mark.parametrize(
     "recipe",
     [
-        {"name": "clips", "captioner": {"length": 12, "layers": 1, "positions": 4, "width": 32}},
-        {"name": "coca", "captioner": {"length": 12, "layers": 1}},
+        {"name": "clips", "captioner": {"max_length": 12, "num_layers": 1, "max_loss_tokens": 4, "width": 32}},
+        {"name": "coca", "captioner": {"max_length": 12, "num_layers": 1}},
         {"name": "clip", "loss": "sigmoid"},
     ],
 )
@@ -96,7 +96,7 @@ def test_both_passes_draw_the_same_random_numbers(data: Path, tmp_path: Path, mo
 
 def test_an_average_of_the_weights_is_exported_and_resumed(data: Path, tmp_path: Path):
     run, again = tmp_path / "run", tmp_path / "again"
-    config = clips_world.train_config(data, run, average=0.5, keep_after_training=True)
+    config = clips_world.train_config(data, run, ema_decay=0.5, keep_checkpoints_after_training=True)
     train(config)
     held, name = tensors_of(list_checkpoints(run)[-1]), "visual.conv1.weight"
     assert not torch.equal(tensors_of(run)[name], held[f"model.clip.{name}"])
@@ -109,7 +109,7 @@ def test_an_average_of_the_weights_is_exported_and_resumed(data: Path, tmp_path:
 
 
 def test_the_average_is_the_exponential_one(data: Path, tmp_path: Path):
-    config = clips_world.train_config(data, tmp_path / "run", average=0.75)
+    config = clips_world.train_config(data, tmp_path / "run", ema_decay=0.75)
     run = setup_run(config, open_train_dataset(config))
     run.model.train()
     expected = None
@@ -134,7 +134,7 @@ def test_metrics_go_to_weights_and_biases_and_tensorboard_too(
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    entries = metrics(trained(data, tmp_path / "run", steps=4, track=("wandb", "tensorboard")))
+    entries = metrics(trained(data, tmp_path / "run", max_steps=4, report_to=("wandb", "tensorboard")))
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     store, logged = DataStore(), {}
     store.open_for_scan(str(file))
@@ -166,7 +166,7 @@ def test_a_tracker_that_fails_is_left_out(tmp_path: Path, capsys: pytest.Capture
     with log:
         for step in (1, 2):
             log.write({"step": step, "loss": 1.0, "samples_per_second": 1.0, "samples_seen": step})
-    assert capsys.readouterr().err.count("track: Broken failed (gone) and is left out from here on") == 1
+    assert capsys.readouterr().err.count("report_to: Broken failed (gone) and is left out from here on") == 1
     assert len(metrics(tmp_path)) == 2
 
 
@@ -247,12 +247,14 @@ class FakeModel(torch.nn.Module):
 def fake_run(losses: list[float], **optim: Any) -> Any:
     model = FakeModel()
     config = SimpleNamespace(
-        micro_batch_size=None, global_batch_size=4, optim=OptimizerConfig(learning_rate=0.1, warmup_ratio=0, **optim)
+        micro_batch_size=None,
+        global_batch_size=4,
+        optimizer=OptimizerConfig(learning_rate=0.1, warmup_ratio=0, **optim),
     )
     return SimpleNamespace(
         model=model,
         recipe=FakeRecipe(losses),
-        parallel=DDPStrategy(model, config.optim, DistributedContext()),  # type: ignore[arg-type]
+        parallel=DDPStrategy(model, config.optimizer, DistributedContext()),  # type: ignore[arg-type]
         processes=DistributedContext(),
         loop=TrainState(step=7),
         average=None,
@@ -283,7 +285,7 @@ def test_a_step_reports_and_clips_the_gradient():
     assert values["loss"] == 7.0
     assert values["grad_norm"] == 5.0
     assert values["logit_scale"] == 10.0
-    assert values["lr"] == cosine_lr(7, 10, run.config.optim, run.config.global_batch_size)
+    assert values["lr"] == cosine_lr(7, 10, run.config.optimizer, run.config.global_batch_size)
     assert torch.allclose(seen[0], torch.tensor([0.3, 0.4]), atol=1e-6)
     assert run.model.clamped
     assert run.model.weight.grad is None
@@ -300,7 +302,7 @@ def test_pictures_are_normalized_by_the_towers_mean_and_std():
 
 
 def test_a_gradient_that_stands_out_is_not_followed():
-    run = fake_run([1.0] * 40, skip_spikes=5.0)
+    run = fake_run([1.0] * 40, grad_spike_factor=5.0)
     for _ in range(20):
         train_step(run, {"x": torch.ones(2)})
     before = run.model.weight.clone()

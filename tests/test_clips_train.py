@@ -53,7 +53,7 @@ def test_all_files_of_a_run_have_the_permissions_of_the_umask(tmp_path: Path, da
     mask = 0o027
     before = os.umask(mask)
     try:
-        trained(data, tmp_path / "run", steps=2, save_steps=1, keep_after_training=True)
+        trained(data, tmp_path / "run", max_steps=2, save_steps=1, keep_checkpoints_after_training=True)
     finally:
         os.umask(before)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -117,8 +117,8 @@ def test_flops_are_the_mean_of_batches_and_go_on_from_those_before(tmp_path: Pat
         captions = {**clips_world.captions(index), "synthetic_caption": words}
         samples[f"{index}"]["json"] = json.dumps(captions).encode()
     clips_world.write_shard(tmp_path / "data" / "a.tar", samples)
-    fields = {"steps": 3, "global_batch_size": 1, "logging_steps": 1, "save_steps": 1}
-    recipe = {"name": "clips", "captioner": {"length": 24, "layers": 1, "width": 32}}
+    fields = {"max_steps": 3, "global_batch_size": 1, "logging_steps": 1, "save_steps": 1}
+    recipe = {"name": "clips", "captioner": {"max_length": 24, "num_layers": 1, "width": 32}}
     whole, resumed = (
         clips_world.train_config(tmp_path / "data", tmp_path / name, recipe=recipe, **fields)
         for name in ("whole", "resumed")
@@ -138,15 +138,15 @@ def test_a_finished_run_is_left_alone_and_another_config_refused(
     before = {path: path.stat().st_mtime_ns for path in whole.iterdir()}
     train(clips_world.train_config(data, whole, logging_steps=1, save_steps=1))
     assert "already trained" in capsys.readouterr().err
-    sources = [{"path": str(data), "cache": "/elsewhere", "cache_gb": 7}]
+    sources = [{"path": str(data), "cache_dir": "/elsewhere", "max_cache_gb": 7}]
     free = {
         "data": {"sources": sources, "max_invalid_ratio": 0.3},
-        "validation": {"every": 7},
-        "keep_after_training": True,
+        "validation": {"eval_steps": 7},
+        "keep_checkpoints_after_training": True,
     }
     train(clips_world.train_config(data, whole, **free))
     assert "already trained" in capsys.readouterr().err
-    sources[0]["web"] = "captions"
+    sources[0]["web_caption"] = "captions"
     with pytest.raises(UserError, match=r"whole holds another run: data\.sources is"):
         train(clips_world.train_config(data, whole, **free))
     with pytest.raises(UserError, match="seed is 0 there and 1 now"):
@@ -158,30 +158,33 @@ def test_an_unfinished_run_may_change_what_it_is_told_it_may(data: Path, tmp_pat
     run = tmp_path / "run"
     with stopped_at(4):
         train(clips_world.train_config(data, run))
-    slower = {"optim": {"learning_rate": 0.0005}}
-    allowed = clips_world.train_config(data, run, **slower, may_change=["optim.learning_rate"])
+    slower = {"optimizer": {"learning_rate": 0.0005}}
+    allowed = clips_world.train_config(data, run, **slower, allow_changes_on_resume=["optimizer.learning_rate"])
     with stopped_at(4):  # before it has come to another checkpoint: what it did not keep is no run to go on with
         train(allowed)
-    with pytest.raises(UserError, match=r"optim\.learning_rate is 0\.001 there and 0\.0005 now"):
+    with pytest.raises(UserError, match=r"optimizer\.learning_rate is 0\.001 there and 0\.0005 now"):
         train(clips_world.train_config(data, run, **slower))
     train(allowed)
     manifest = json.loads((run / "manifest.json").read_text())
-    assert manifest["changes"] == ["from step 5: optim.learning_rate 0.001 → 0.0005"]
+    assert manifest["changes"] == ["from step 5: optimizer.learning_rate 0.001 → 0.0005"]
     with pytest.raises(UserError, match="another run"):  # it is finished
-        train(clips_world.train_config(data, run, may_change=["optim.learning_rate"]))
+        train(clips_world.train_config(data, run, allow_changes_on_resume=["optimizer.learning_rate"]))
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"may_change": ["seed"]}, "may_change: expected fields that begin with optim., precision; got seed"),
+        (
+            {"allow_changes_on_resume": ["seed"]},
+            "allow_changes_on_resume: expected fields that begin with optimizer., precision; got seed",
+        ),
         (
             {
-                "model": {"architecture": "clips-tiny", "keep_trunk_outputs": True, "lock_image": True},
-                "data": {"sources": [{"path": "x"}], "augment": {"min_area": 1.0}},
-                "scale": {"parallel": "fsdp"},
+                "model": {"architecture": "clips-tiny", "cache_trunk_features": True, "lock_image": True},
+                "data": {"sources": [{"path": "x"}], "augment": {"crop_scale_min": 1.0}},
+                "distributed": {"strategy": "fsdp"},
             },
-            "model.keep_trunk_outputs: expected false where parameters are in shards",
+            "model.cache_trunk_features: expected false where parameters are in shards",
         ),
     ],
 )
@@ -204,7 +207,7 @@ def test_the_trunk_is_a_parent_and_must_stay_the_same(data: Path, tmp_path: Path
     weights = fresh.clip.visual.trunk.state_dict()
     save_file(weights, trunk)
     started, finished = (
-        clips_world.train_config(data, tmp_path / name, steps=steps, model=model, recipe={"name": "clip"})
+        clips_world.train_config(data, tmp_path / name, max_steps=steps, model=model, recipe={"name": "clip"})
         for name, steps in (("started", 3), ("finished", 0))
     )
     with stopped_at(2):
@@ -219,7 +222,7 @@ def test_the_trunk_is_a_parent_and_must_stay_the_same(data: Path, tmp_path: Path
 
 
 def test_no_steps_write_the_untrained_encoder(data: Path, tmp_path: Path):
-    config = clips_world.train_config(data, tmp_path / "untrained", steps=0, seed=4)
+    config = clips_world.train_config(data, tmp_path / "untrained", max_steps=0, seed=4)
     train(config)
     write_encoder(build_model(config.model, config.recipe, 4), tmp_path / "fresh")
     assert is_equal(tmp_path / "untrained", tmp_path / "fresh")
@@ -228,8 +231,8 @@ def test_no_steps_write_the_untrained_encoder(data: Path, tmp_path: Path):
 
 def test_it_learns(tmp_path: Path):
     small = clips_world.write_shards(tmp_path / "small", (7,))
-    still = {"sources": [{"path": str(small)}], "augment": {"min_area": 1.0}}
-    fields = {"steps": 40, "global_batch_size": 7, "logging_steps": 1, "recipe": {"name": "clip"}}
+    still = {"sources": [{"path": str(small)}], "augment": {"crop_scale_min": 1.0}}
+    fields = {"max_steps": 40, "global_batch_size": 7, "logging_steps": 1, "recipe": {"name": "clip"}}
     losses = [entry["loss"] for entry in metrics(trained(small, tmp_path / "learned", data=still, **fields))]
     assert losses[0] > 0.8 * math.log(7)
     assert losses[-1] < 0.5 * losses[0]
@@ -293,9 +296,9 @@ def test_what_is_odd_about_the_data_is_said_and_validation_looked_at_first(
     with pytest.raises(UserError, match=r"gone\.tar: no such file"):
         train(clips_world.train_config(data, tmp_path / "run", validation=validation))
     assert not (tmp_path / "run").exists()
-    sources = [{"path": str(data), "synthetic": None}]
-    fields = {"data": {"sources": sources}, "steps": 1, "global_batch_size": 30}
-    validation = {"every": 1, "samples": 5, "source": {"path": str(data)}}
+    sources = [{"path": str(data), "synthetic_caption": None}]
+    fields = {"data": {"sources": sources}, "max_steps": 1, "global_batch_size": 30}
+    validation = {"eval_steps": 1, "num_samples": 5, "source": {"path": str(data)}}
     trained(data, tmp_path / "run", validation=validation, **fields)
     said = capsys.readouterr().err
     assert "none has synthetic captions; recipe clips takes web captions in their place" in said

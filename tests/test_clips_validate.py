@@ -32,12 +32,12 @@ def test_recall_by_hand_ties_counted_in_part():
 def validated(tmp_path: Path, **fields: object):  # type: ignore[no-untyped-def]
     data = clips_world.write_shards(tmp_path / "data")
     held_out = clips_world.write_shards(tmp_path / "held_out", sizes=(6,))
-    validation = {"source": {"path": str(held_out)}, "every": 2, "samples": 5}
+    validation = {"source": {"path": str(held_out)}, "eval_steps": 2, "num_samples": 5}
     return clips_world.train_config(data, tmp_path / "run", validation=validation, **fields)
 
 
 def test_the_log_has_recalls_of_every_kind_of_caption_and_training_no_trace_of_them(tmp_path: Path):
-    fields = {"steps": 5, "average": 0.5, "save_steps": 100}
+    fields = {"max_steps": 5, "ema_decay": 0.5, "save_steps": 100}
     train(validated(tmp_path, logging_steps=5, **fields))
     log = metrics(tmp_path / "run")
     assert [entry["step"] for entry in log] == [2, 4, 5]
@@ -84,7 +84,7 @@ def test_invalid_samples_are_left_out_of_the_batch_that_they_are_in(tmp_path: Pa
     samples = {f"{n:09d}": clips_world.sample(n) for n in range(6)}
     samples["000000002"]["png"] = b"x"
     clips_world.write_shard(tmp_path / "held_out" / "shard-00000.tar", samples)
-    config = dataclasses.replace(config, validation=dataclasses.replace(config.validation, samples=6, batch_size=2))
+    config = dataclasses.replace(config, validation=dataclasses.replace(config.validation, num_samples=6, batch_size=2))
     run = setup_run(config, open_train_dataset(config))
     found = RetrievalValidation(config.validation, run)
     assert [batch.numbers.tolist() for batch in found.batches] == [[0, 1], [3], [4, 5]]
@@ -97,18 +97,18 @@ def test_invalid_samples_are_left_out_of_the_batch_that_they_are_in(tmp_path: Pa
 
 WAYS: dict[str, dict[str, Any]] = {
     "ddp": {},
-    "ddp_averaged": {"average": 0.5},
-    "fsdp": {"scale": {"parallel": "fsdp"}},
-    "fsdp_averaged": {"scale": {"parallel": "fsdp"}, "average": 0.5},
-    "zero2": {"scale": {"parallel": "zero2"}},
-    "zero3": {"scale": {"parallel": "zero3"}},
-    "zero3_averaged": {"scale": {"parallel": "zero3"}, "average": 0.5},
+    "ddp_averaged": {"ema_decay": 0.5},
+    "fsdp": {"distributed": {"strategy": "fsdp"}},
+    "fsdp_averaged": {"distributed": {"strategy": "fsdp"}, "ema_decay": 0.5},
+    "zero2": {"distributed": {"strategy": "zero2"}},
+    "zero3": {"distributed": {"strategy": "zero3"}},
+    "zero3_averaged": {"distributed": {"strategy": "zero3"}, "ema_decay": 0.5},
 }
 
 
 def shared(data: Path, output: Path, **fields: Any) -> EncoderTrainConfig:
     """23 samples in batches of 3, one of them invalid."""
-    validation = {"source": {"path": str(data)}, "samples": 23, "batch_size": 3}
+    validation = {"source": {"path": str(data)}, "num_samples": 23, "batch_size": 3}
     return clips_world.train_config(data, output, validation=validation, **fields)
 
 

@@ -121,8 +121,8 @@ def build(what: str, content: dict[str, Any]) -> None:
         parse_study(content)
         return
     program, name = what.split()
-    if what == "clips train" and not content.keys() & {"steps", "samples", "epochs", "stages"}:
-        content["steps"] = 1
+    if what == "clips train" and not content.keys() & {"max_steps", "max_samples", "num_epochs", "stages"}:
+        content["max_steps"] = 1
     from_plain(commands(program)[name].config_class(), content, what=what)
 
 

@@ -18,7 +18,7 @@ USES = {
         import numpy as np
         from clips.method.recipes import RecipeConfig, build
         from clips.model.tokenizer import ClipsTokenizer
-        recipe = build(RecipeConfig(name="two_blocks", target_tokens=4))
+        recipe = build(RecipeConfig(name="two_blocks", caption_tokens=4))
         rng = np.random.default_rng(0)
         told = recipe.prepare("one two three four five six", "a b c d e f. g h i.", rng, ClipsTokenizer())
         assert set(told) == {"web", "partial"}, told

@@ -19,12 +19,12 @@ STUDY = """
 name: small
 seeds: [0, 1]
 encoders:
-  part: {vary: {recipe.target_tokens: [8, 16]}}
+  part: {vary: {recipe.caption_tokens: [8, 16]}}
 llms: {tiny: {}}
 recipes: {short: {}, long: {}}
 benchmarks: {pope: {data: d}}
 figures:
-  - {benchmark: pope, encoders: part, x: recipe.target_tokens}
+  - {benchmark: pope, encoders: part, x: recipe.caption_tokens}
 """
 SHARES = {("8", "short"): 0.2, ("16", "short"): 0.4, ("8", "long"): 0.5, ("16", "long"): 0.8}
 

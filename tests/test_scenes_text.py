@@ -251,13 +251,16 @@ def test_captions_like_a_models_begin_with_the_summary_and_get_ever_less_reliabl
             new[place] += len((found & there) - named)
             absent[place] += bool(found - there)
             named |= found
-        honest = make_captions(world, scene, MllmCaptionStyle(wrong=0.0)).synthetic_caption
+        honest = make_captions(world, scene, MllmCaptionStyle(error_ratio=0.0)).synthetic_caption
         assert names_in(honest, world) <= there
     assert new[0] > 4 * new[1] > 4 * new[3]
     assert 0 == absent[0] < 0.05 * COUNT < absent[1] < absent[3]
 
 
-@pytest.mark.parametrize(("fields", "complaint"), [({"details": 1}, "mllm.details"), ({"wrong": 0.6}, "mllm.wrong")])
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [({"num_details": 1}, "mllm_style.num_details"), ({"error_ratio": 0.6}, "mllm_style.error_ratio")],
+)
 def test_a_writer_out_of_range_is_refused(fields, complaint):
     with pytest.raises(UserError, match=complaint):
         MllmCaptionStyle(**fields)

@@ -104,11 +104,11 @@ def test_help_that_a_help_text_points_to_is_there(words):
     assert words[0] != "clips" or named == {"data.sources"}
 
 
-@pytest.mark.parametrize("wrong", [{"name": "clipz"}, {"strategy": "sub_captoin"}, {"texts": ["wbe"]}])
+@pytest.mark.parametrize("wrong", [{"name": "clipz"}, {"caption_strategy": "sub_captoin"}, {"positives": ["wbe"]}])
 def test_a_name_that_no_registry_has_is_refused(wrong):
     content = {"output": "o", "data": {"sources": []}, "recipe": wrong}
     assert not validator("clips-train.json").is_valid(content)
-    content["recipe"] = {"name": "clip", "strategy": None, "texts": ["web"]}
+    content["recipe"] = {"name": "clip", "caption_strategy": None, "positives": ["web"]}
     assert validator("clips-train.json").is_valid(content)
 
 

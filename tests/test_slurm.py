@@ -99,7 +99,7 @@ def test_two_nodes_train_one_llava(
 def test_two_nodes_train_one_encoder_and_go_on_after_a_preemption(tmp_path: Path) -> None:
     data = clips_world.write_shards(tmp_path / "data")
     config = tmp_path / "run.json"
-    config.write_text(clips_world.config_text(data, tmp_path / "run", steps=40))
+    config.write_text(clips_world.config_text(data, tmp_path / "run", max_steps=40))
     status, printed = sbatch("train.sbatch", tmp_path, "--config", str(config), preempted=True)
     assert status != 0
     assert printed.count("scontrol requeue 7") == 1, printed[-3000:]

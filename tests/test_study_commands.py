@@ -64,7 +64,7 @@ def test_a_study_runs_ends_with_its_report_and_is_then_done(tmp_path, capsys):
 
 def test_one_changed_line_runs_only_what_depends_on_it(tmp_path):
     run_study_with_report(write_study(tmp_path))
-    encoders = {**SMALL["encoders"], "clips": {"optim": {"lr": 4}}}
+    encoders = {**SMALL["encoders"], "clips": {"optimizer": {"lr": 4}}}
     found = states(write_study(tmp_path, encoders=encoders))
     assert {name for name, state in found.items() if state.startswith("changed")} == {
         "encoder-clips-s0",
@@ -77,7 +77,7 @@ def test_one_changed_line_runs_only_what_depends_on_it(tmp_path):
 def test_plan_and_status_tell_what_changed(tmp_path, capsys):
     run_study_with_report(write_study(tmp_path))
     capsys.readouterr()
-    encoders = {**SMALL["encoders"], "clips": {"optim": {"lr": 4}}}
+    encoders = {**SMALL["encoders"], "clips": {"optimizer": {"lr": 4}}}
     config = write_study(tmp_path, encoders=encoders)
     for show in (
         lambda config: study_status(StatusConfig(study=config.study)),

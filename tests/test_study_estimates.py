@@ -24,11 +24,15 @@ from clips.core.artifact import atomic_write
 from clips.errors import UserError
 from clips.serialization import to_yaml
 
-ENCODER = {"global_batch_size": 10, "optim": {}}
+ENCODER = {"global_batch_size": 10, "optimizer": {}}
 
 
 def planned(output: Path, **fields: object) -> StudyPlan:
-    encoders = {"clip": {**ENCODER, "steps": 100}, "longer": {**ENCODER, "steps": 300}, "other": {"recipe": "clips"}}
+    encoders = {
+        "clip": {**ENCODER, "max_steps": 100},
+        "longer": {**ENCODER, "max_steps": 300},
+        "other": {"recipe": "clips"},
+    }
     return build_plan(parse_study({**SMALL, "output": str(output), "encoders": encoders, **fields}))
 
 
@@ -63,7 +67,7 @@ def test_a_step_that_was_changed_since_is_estimated_by_what_it_was(tmp_path):
     plan = planned(tmp_path)
     ran(plan, "encoder-clip-s0", 50.0)
     config = next(step.config for step in plan.steps if step.name == "encoder-clip-s0")
-    atomic_write(tmp_path / "steps/encoder-clip-s0/config.yaml", to_yaml({**config, "steps": 10}))
+    atomic_write(tmp_path / "steps/encoder-clip-s0/config.yaml", to_yaml({**config, "max_steps": 10}))
     found = estimated(plan)
     assert found["encoder-clip-s0"].seconds == 500.0
     assert found["encoder-clip-s0"].basis == "the last runs of 1 like steps, by samples"
@@ -255,7 +259,7 @@ def test_a_gpu_that_nobody_knows_is_refused(tmp_path):
 
 
 def test_a_config_that_its_command_will_refuse_breaks_no_plan(tmp_path, capsys):
-    encoders = {"clip": {**ENCODER, "steps": 100}, "longer": {**ENCODER, "steps": "six"}}
+    encoders = {"clip": {**ENCODER, "max_steps": 100}, "longer": {**ENCODER, "max_steps": "six"}}
     plan = planned(tmp_path, encoders=encoders)
     ran(plan, "encoder-clip-s0", 50.0)
     assert estimated(plan)["encoder-longer-s0"] == CostEstimate(basis="its config has values of the wrong kind")

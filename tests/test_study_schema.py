@@ -29,7 +29,7 @@ def step(plan, name):  # type: ignore[no-untyped-def]
 
 def test_overrides_are_laid_over_the_defaults_key_by_key():
     config = step(build_plan(parse_study(SMALL)), "encoder-clips-s0").config
-    assert config["optim"] == {"lr": 3, "warmup": 2}
+    assert config["optimizer"] == {"lr": 3, "warmup": 2}
     assert deep_merge({"a": [1], "b": {"c": 1}}, {"a": [2], "b": {"d": 2}}) == {"a": [2], "b": {"c": 1, "d": 2}}
 
 
@@ -143,8 +143,8 @@ def test_a_file_that_is_no_study_is_refused_in_one_line(tmp_path, text):
 
 
 GRID = {
-    "vary": {"recipe.strategy": ["truncate", "block"], "recipe.target_tokens": [8, 16]},
-    "recipe": {"texts": ["partial"]},
+    "vary": {"recipe.caption_strategy": ["truncate", "block"], "recipe.caption_tokens": [8, 16]},
+    "recipe": {"positives": ["partial"]},
 }
 
 
@@ -153,9 +153,9 @@ def test_one_entry_makes_an_encoder_of_every_combination():
     names = ["part.truncate.8", "part.truncate.16", "part.block.8", "part.block.16"]
     assert [row.name for row in plan.rows] == ["clip", *names]
     config = step(plan, "encoder-part.block.16-s0").config
-    assert config["recipe"] == {"texts": ["partial"], "strategy": "block", "target_tokens": 16}
+    assert config["recipe"] == {"positives": ["partial"], "caption_strategy": "block", "caption_tokens": 16}
     assert "vary" not in config
-    assert plan.rows[2].settings == {"recipe.strategy": "truncate", "recipe.target_tokens": 16}
+    assert plan.rows[2].settings == {"recipe.caption_strategy": "truncate", "recipe.caption_tokens": 16}
     assert plan.rows[2].entry == "part"
     assert plan.rows[0].settings == {}
 
@@ -196,11 +196,11 @@ def test_rows_can_have_baselines_of_their_own():
         ({"benchmarks": {"retrieval": {"data": "d", "encoders": ["prt"]}}}, r"'prt'; did you mean 'part'"),
         ({"figures": [{"benchmark": "retrieval", "encoders": "part"}]}, r"figures\[1\]: missing x"),
         (
-            {"figures": [{"benchmark": "retrieval", "encoders": "part", "x": "recipe.strategy"}]},
+            {"figures": [{"benchmark": "retrieval", "encoders": "part", "x": "recipe.caption_strategy"}]},
             r"figures\[1\]\.x: expected a setting whose values are numbers",
         ),
         (
-            {"figures": [{"benchmark": "retrieval", "encoders": "clip", "x": "recipe.strategy"}]},
+            {"figures": [{"benchmark": "retrieval", "encoders": "clip", "x": "recipe.caption_strategy"}]},
             r"figures\[1\]\.encoders' 'clip'",
         ),
         ({"varied": {}}, "unknown key 'varied'"),

@@ -26,7 +26,7 @@ from benchmarks.study.step_state import read_record, write_record
 from benchmarks.study.study_commands import StudyConfig, StudyPlanConfig, plan_study
 from clips.errors import UserError
 
-OTHER = {**SMALL["encoders"], "clips": {"optim": {"lr": 4}}}
+OTHER = {**SMALL["encoders"], "clips": {"optimizer": {"lr": 4}}}
 
 
 def trashed(folder: Path) -> set[str]:
@@ -197,7 +197,7 @@ def test_accepted_outputs_stay_and_say_what_differs(tmp_path, capsys):
         "llava-clips-tiny-s0",
         "evaluate-llava-clips-tiny-s0",
     ]
-    assert said[0].endswith("; differs from what it was made with: optim.lr 3 → 4")
+    assert said[0].endswith("; differs from what it was made with: optimizer.lr 3 → 4")
     assert said[1].endswith("; differs from what it was made with: parents")
     assert set(states(config).values()) == {"done"}
     before = everything(tmp_path)
@@ -208,10 +208,10 @@ def test_accepted_outputs_stay_and_say_what_differs(tmp_path, capsys):
     run_provenance(ProvenanceConfig(result=str(tmp_path / "out/results/clips-s0/retrieval.json"), check=False))
     assert "step evaluate-encoder-clips-s0 accepted 20" in capsys.readouterr().out
 
-    again = {**SMALL["encoders"], "clips": {"optim": {"lr": 5}}}
+    again = {**SMALL["encoders"], "clips": {"optimizer": {"lr": 5}}}
     accept_outputs(AcceptConfig(study=write_study(tmp_path, encoders=again).study))
     settings = [entry["settings"] for entry in read_record(tmp_path / "out", "encoder-clips-s0").accepted]
-    assert settings == [{"optim.lr": [3, 4]}, {"optim.lr": [3, 5]}]  # against what it was made with, both times
+    assert settings == [{"optimizer.lr": [3, 4]}, {"optimizer.lr": [3, 5]}]  # against what it was made with, both times
     run_study_with_report(dataclasses.replace(write_study(tmp_path, encoders=OTHER), yes=True))
     assert read_record(tmp_path / "out", "encoder-clips-s0").accepted == ()  # it was made again
     assert "was accepted" not in (tmp_path / "out/report/index.html").read_text(encoding="utf-8")
@@ -278,7 +278,7 @@ def test_an_interrupted_training_that_is_accepted_goes_on_with_the_work_that_it_
     assert (output / "encoders/clips-s0/visits.txt").read_text() == "visit\nvisit\n"
     record = read_record(output, "encoder-clips-s0")
     assert record.seconds > 9e4
-    assert [entry["settings"] for entry in record.accepted] == [{"optim.lr": [3, 4]}]
+    assert [entry["settings"] for entry in record.accepted] == [{"optimizer.lr": [3, 4]}]
 
 
 def test_rerun_moves_to_the_trash_what_it_makes_again_and_what_models_gave(tmp_path):

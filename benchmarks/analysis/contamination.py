@@ -204,7 +204,7 @@ def benchmark_images(
         UserError: missing or malformed.
     """
     path = Path(data)
-    spec = DatasetSpec(path=data, split=split, images=images, language=language)
+    spec = DatasetSpec(path=data, split=split, image_root=images, language=language)
     if path.suffix == ".parquet" or (
         path.is_dir() and not is_webdataset(Location(spec)) and next(path.rglob("*.parquet"), None)
     ):

@@ -48,7 +48,7 @@ def _encoder_estimate(config: str, count: int, gpu: str | None) -> CostEstimate:
     from clips.planning.plan import TrainPlanConfig, training_cost
     from clips.training.train_config import EncoderTrainConfig
 
-    asked = TrainPlanConfig(training="", gpu=gpu or "h200", count=count)
+    asked = TrainPlanConfig(train_config="", gpu=gpu or "h200", num_gpus=count)
     cost = training_cost(asked, _parsed(EncoderTrainConfig, json.loads(config)), timed=gpu is not None)
     return CostEstimate(**vars(cost))
 

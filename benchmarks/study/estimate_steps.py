@@ -110,7 +110,8 @@ def training_samples(step: Step) -> float | None:
     """Samples that a training sees; None where its config does not tell or it is none."""
     if step.kind == "encoder":
         config = step.config
-        count = config["steps"] * config.get("global_batch_size", 256) if "steps" in config else config.get("samples")
+        steps = config.get("max_steps")
+        count = config.get("max_samples") if steps is None else steps * config.get("global_batch_size", 256)
         return None if count is None or config.get("stages") else float(count)
     if step.kind not in {"llm", "llava"}:
         return None

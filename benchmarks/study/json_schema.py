@@ -22,7 +22,7 @@ from clips.commandline.config_schema import config_schema, optional_field_schema
 _VARY = {
     "type": "object",
     "minProperties": 1,
-    "description": "Settings (such as recipe.strategy) and their values; every combination is an entry of its own.",
+    "description": "Settings (such as recipe.caption_strategy) and their values; each combination is an entry.",
     "additionalProperties": {"type": "array", "minItems": 1, "items": {"type": ["string", "number"]}},
 }
 _COMMAND = {"type": "string", "description": f"What makes the data; `{DEFAULT_DATA_COMMAND}` where not given."}

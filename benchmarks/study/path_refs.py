@@ -14,7 +14,19 @@ PATH_PREFIX = "$"  # begins a path in the study's output, or one below an entry 
 DATASET = "data set"
 """Stands for the field that names a data set of the hub: ``path`` or ``data`` beside ``datasets``."""
 _MODELS = {"llm", "llava", DATASET, "args"}  # fields whose ``ORG/NAME`` may be on the hub
-_PLACES = {"encoder", "llm", "llava", "path", "data", "images", "source", "pretrained", "pretrained_trunk", "args"}
+_PLACES = {
+    "encoder",
+    "llm",
+    "llava",
+    "path",
+    "data",
+    "images",
+    "image_root",
+    "source",
+    "pretrained",
+    "pretrained_trunk",
+    "args",
+}
 """Fields in which a single word may be a file or directory; elsewhere it is some setting's value."""
 _WORDS = {"prompt", "templates", "judge_model", "chat_template"}
 """Fields whose texts are none, whatever slashes they have."""

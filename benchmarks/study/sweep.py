@@ -1,7 +1,7 @@
 """Many rows from one entry: ``vary`` names settings and their values, every combination is an encoder, LLM or recipe.
 
     partial:
-      vary: {recipe.strategy: [truncate, block], recipe.target_tokens: [8, 16]}
+      vary: {recipe.caption_strategy: [truncate, block], recipe.caption_tokens: [8, 16]}
       recipe: {texts: [partial]}
 
 makes partial.truncate.8, partial.truncate.16, partial.block.8 and partial.block.16. A figure of the report can show a
@@ -98,7 +98,7 @@ def sweep_points(entry: Mapping[str, Any], where: str) -> dict[str, Point]:
     axes = entry[SWEEP]
     if not isinstance(axes, Mapping) or not axes:
         raise UserError(
-            f"{where}.{SWEEP}: expected a mapping from settings (such as recipe.strategy) to lists of values"
+            f"{where}.{SWEEP}: expected a mapping from settings (such as recipe.caption_strategy) to lists of values"
         )
     for setting, values in axes.items():
         listed = isinstance(values, list) and values and len(set(map(str, values))) == len(values)

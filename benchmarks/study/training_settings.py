@@ -15,21 +15,24 @@ from benchmarks.study.step_state import CONFIG_FILE, find_producer, step_directo
 from clips.core.artifact import MANIFEST, lexical_abspath, read_manifest
 from clips.core.identity import is_below, run_only_fields
 from clips.errors import UserError
+from clips.training.train_config import LENGTHS
 from clips.training.train_config import EncoderTrainConfig as EncoderTrainConfig
 from llava_bridge.training.train_config import STAGE_NAMES
 from llava_bridge.training.train_config import LlavaTrainConfig as LlavaTrainConfig
 
 _RUN_ONLY = run_only_fields(EncoderTrainConfig) | run_only_fields(LlavaTrainConfig)
 _RUN_ONLY_OF_SOURCES = {name.partition("[].")[2] for name in _RUN_ONLY} | {"path"}
-_AMOUNTS = ("steps", "samples", "epochs")
 _MODELS = ("encoder", "llm", "llava")  # kinds of artifacts that are trained
 _STAGE = rf"(?:{'|'.join(STAGE_NAMES)})\."
+_LENGTH = re.compile(
+    rf"(?:{_STAGE})?(?:{'|'.join(LENGTHS)}|steps|epochs)"
+)  # told by what was done, where that is known
 _MAIN = re.compile(rf"(?:\w+\.)?(?:recipe\.name|model\.architecture|projector\.name|encoder\w*|seed|{_STAGE}loss)")
 # What one model must not have had more or better of than another, for the difference to be the method's: data, amount,
 # batch, learning rates, precision, what it began with and which parts learned.
 _WEIGHS = re.compile(
     rf"(?:(?:\w+|model\.\w+)\.)*?(?:{_STAGE})?"
-    r"(?:data|data(?:\.sources)?(?:\.\d+)?\.(?:split|subset|limit|per_image|weight)|steps|samples|global_batch_size|optim\.(?:base_)?learning_rate|(?:\w+_)?lr|learning_rate|precision|stages|trains|lora|llm|llava"
+    r"(?:data|data(?:\.sources)?(?:\.\d+)?\.(?:split|subset|limit|per_image|weight)|(?:max_)?(?:steps|samples)|global_batch_size|optimizer\.(?:base_)?learning_rate|(?:\w+_)?lr|learning_rate|precision|stages|trains|lora|llm|llava"
     r"|model\.pretrained|model\.pretrained_trunk|new_llm\.\w+)"
 )
 _MADE_FROM = re.compile(r"(?:encoder\w*|llm|llava|model\.\w+)\.")
@@ -255,7 +258,7 @@ def _read(manifest: Mapping[str, Any], study: Path, seen: frozenset[str]) -> Tra
     settings = {name: TrainingSetting(text=_word(value)) for name, value in _flat(_without_idle_stages(config), "")}
     amounts = {name: TrainingSetting(text=f"{value:,}") for name, value in _amounts(manifest.get("stages"))}
     if amounts:
-        settings = {name: each for name, each in settings.items() if name.rpartition(".")[2] not in _AMOUNTS}
+        settings = {name: each for name, each in settings.items() if not _LENGTH.fullmatch(name)}
     settings |= amounts
     settings |= {
         name: TrainingSetting(text=_word(manifest[name])) for name in ("seed", "precision") if name in manifest

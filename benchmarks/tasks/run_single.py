@@ -98,6 +98,6 @@ def _exported(checkpoint: Path, folder: Path, name: str) -> str:
     made = made_once(
         folder / f"{name}-{key[:12]}",
         is_made=lambda directory: (directory / OPEN_CLIP_CONFIG).is_file(),
-        make=lambda directory: run_export(ExportConfig(run=str(checkpoint), output=str(directory))),
+        make=lambda directory: run_export(ExportConfig(checkpoint=str(checkpoint), output=str(directory))),
     )
     return str(made)

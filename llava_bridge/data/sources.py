@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from clips.data.formats import FORMATS, DatasetSpec, read_dataset
 from clips.data.formats.dataset_format import IMAGE, Conversation, Turn, texts_of
@@ -35,8 +35,8 @@ def read_samples(config: ConversationSourceConfig, seed: int = 0) -> list[Conver
     """
     if config.format == TEXT:
         raise UserError(f"data.format: {config.path} is text, which only the pretrain stage reads")
-    taken = ("split", "images", "cache_gb")
-    given = {name: getattr(config, name) for name in taken if name in FORMATS[config.format].takes}
+    asked: dict[str, Any] = {"split": config.split, "image_root": config.images, "max_cache_gb": config.cache_gb}
+    given = {name: value for name, value in asked.items() if name in FORMATS[config.format].takes}
     spec = DatasetSpec(path=config.path, format=config.format, **given)
     found: Iterable[Conversation]
     if FORMATS[config.format].conversations:

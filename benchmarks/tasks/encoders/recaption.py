@@ -122,11 +122,11 @@ def _samples(config: BenchmarkConfig) -> RecaptionSet:
     source = SourceConfig(
         format=config.format or "webdataset",
         path=config.data,
-        web=config.web,
-        synthetic=config.synthetic,
+        web_caption=config.web,
+        synthetic_caption=config.synthetic,
         split=config.split,
         subset=config.subset,
-        images=config.images,
+        image_root=config.images,
     )
     return _read(source, config.limit, file_stamps(Path(config.data)))
 
@@ -155,7 +155,7 @@ def _read(config: SourceConfig, limit: int | None, _stamp: object) -> RecaptionS
         web.append(sample.web)
         synthetic.append(sample.synthetic)
     if not numbers:
-        raise UserError(f"{config.path}: expected samples with a synthetic caption under '{config.synthetic}'")
+        raise UserError(f"{config.path}: expected samples with a synthetic caption under '{config.synthetic_caption}'")
     names = [source.name(number) for number in numbers]
     return RecaptionSet(source, numbers, names, web, synthetic, left_out, digest.hexdigest())
 

@@ -112,7 +112,7 @@ def _in_files(found: Location) -> Iterator[Conversation]:
     for file in _files(found):
         root = found.folder() if found.asked.images or path.is_dir() else file.parent
         if file.suffix == ".parquet":
-            yield from _parquet(file, root, found.asked.cache_gb)
+            yield from _parquet(file, root, found.asked.max_cache_gb)
         elif file.suffix in _SUFFIXES:
             yield from _json(file, root)
         else:
