@@ -144,7 +144,7 @@ def test_no_window_is_copied_that_will_not_be_read(tmp_path: Path):
 def test_a_folder_with_room_for_one_window_does_not_lose_it(tmp_path: Path, capsys):
     data = afar(tmp_path / "afar", tmp_path / "cache")
     size = (tmp_path / "afar" / "shard-00000.tar").stat().st_size
-    data = afar(tmp_path / "afar", tmp_path / "small", cache_gb=1.5 * size / 1e9)
+    data = afar(tmp_path / "afar", tmp_path / "small", max_cache_gb=1.5 * size / 1e9)
     now, later = data.order.blocks_near(0, 40)
     steps = iterate_batches(data, first_step=0, last_step=40)
     next(steps)

@@ -79,7 +79,7 @@ def test_a_profile_step_holds_what_a_real_one_holds(fake: ClipsModel):
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.slow
 def test_many_samples_are_told_from_one_step(checkpointing: bool):
-    recipe = RecipeConfig(name="coca", captioner=dataclasses.replace(RECIPE.captioner, layers=2))
+    recipe = RecipeConfig(name="coca", captioner=dataclasses.replace(RECIPE.captioner, num_layers=2))
     model = fake_model(dataclasses.replace(MODEL, text_attention="causal"), recipe)
     rehearsed, real = (dry(model, size, checkpointing=checkpointing) for size in (8 * BATCH_DIVISOR, 512))
     assert rehearsed.timeline_of(512).sum(1).max() == pytest.approx(real.timeline.sum(1).max(), rel=0.002)

@@ -76,7 +76,7 @@ def test_two_runs_write_the_same_bytes(train, tmp_path):
     assert directory_hash(tmp_path / "again", recorded=False) == directory_hash(train, recorded=False)
     manifest = read_manifest(train)
     assert manifest["kind"] == "scenes"
-    assert manifest["config"]["size"] == 25
+    assert manifest["config"]["num_scenes"] == 25
 
 
 def read(folder: Path, dataset: str, split: str):
