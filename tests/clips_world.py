@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from clips import train as training
 from clips.commandline.parsing import parse_config
+from clips.data.sources import SourceConfig, open_source
 from clips.train import EncoderTrainConfig
 
 COLORS = ["red", "green", "blue", "yellow", "white", "black", "purple"]
@@ -80,6 +81,11 @@ def rng(seed: int = 0) -> np.random.Generator:
 def number_of(web: str, synthetic: str, rng: np.random.Generator) -> dict[str, torch.Tensor]:
     """In a recipe's place: the number that a web caption ends with, and one that was drawn."""
     return {"number": torch.tensor(int(web.split()[-1])), "draw": torch.tensor(rng.integers(1 << 30))}
+
+
+def opened(path: Path | str, /, **fields: Any) -> Any:
+    """The data source at ``path``."""
+    return open_source(SourceConfig(path=str(path), **fields))
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:

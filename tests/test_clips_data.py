@@ -11,7 +11,7 @@ import clips_world
 import numpy as np
 import pytest
 import torch
-from clips_world import rng
+from clips_world import opened, rng
 
 from clips.data import decode_image, open_image
 from clips.data.data_config import AugmentConfig, DataConfig
@@ -151,7 +151,7 @@ def test_a_shard_here_that_sizes_json_does_not_know_is_counted(tmp_path: Path):
     (folder / "sizes.json").write_text(json.dumps({"shard-00000.tar": 3}), encoding="utf-8")
     assert len(training_data(folder)) == 7
     with pytest.raises(UserError, match=r"number of samples in shard-00001\.tar; `clips data index` counts them"):
-        open_source(SourceConfig(path=str(folder), shard_sizes=str(folder / "sizes.json")))
+        opened(folder, shard_sizes=str(folder / "sizes.json"))
 
 
 def test_one_unreadable_shard_of_many_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -179,7 +179,7 @@ def test_of_a_cut_tar_the_samples_before_the_cut_are_used(
         cut.write_bytes(whole[:length])
         with pytest.raises(UserError, match=r"cut.tar: expected a whole"):
             index_tar(cut)
-        source, expected = open_source(SourceConfig(path=str(cut))), open_source(SourceConfig(path=str(shards)))
+        source, expected = opened(cut), opened(shards)
         assert f"{cut}: cut short; its first {len(source)} samples are used" in capsys.readouterr().err
         assert len(source) in (3, 4)  # the one before the cut may be whole, but who can tell
         for place in range(len(source)):
@@ -188,7 +188,7 @@ def test_of_a_cut_tar_the_samples_before_the_cut_are_used(
     for length in (first + 20, 0):
         cut.write_bytes(whole[:length])
         with pytest.raises(UserError, match=r"cut.tar: expected a whole"):
-            open_source(SourceConfig(path=str(cut)))
+            opened(cut)
 
 
 def test_what_is_no_tar_is_refused_before_training(tmp_path: Path):
@@ -197,7 +197,7 @@ def test_what_is_no_tar_is_refused_before_training(tmp_path: Path):
         index_tar(tmp_path / "zip.tar")
     (tmp_path / "folder" / "x.tar").mkdir(parents=True)
     with pytest.raises(UserError, match=r"x.tar: expected an uncompressed tar \(Is a directory\)"):
-        open_source(SourceConfig(path=str(tmp_path / "folder")))
+        opened(tmp_path / "folder")
 
 
 @pytest.mark.parametrize(
@@ -205,10 +205,7 @@ def test_what_is_no_tar_is_refused_before_training(tmp_path: Path):
     [
         ({"path": "nowhere"}, "nowhere: no such file or directory"),
         ({"path": "."}, r"expected \.tar shards in this directory, found none"),
-        (
-            {"web_caption": "web_captoin"},
-            "unknown key for data source field web_caption 'web_captoin'; did you mean 'web_caption'",
-        ),
+        ({"web_caption": "web_captoin"}, "source field web_caption 'web_captoin'; did you mean 'web_caption'"),
         ({"synthetic_caption": ".txt"}, r"'synthetic_caption' expects a \.txt file \(found \.png, \.json\)"),
         ({"format": "karpaty", "path": "x"}, "unknown format of a data source 'karpaty'; did you mean 'karpathy'"),
     ],
@@ -225,12 +222,12 @@ def test_captions_come_from_keys_lists_and_text_files(tmp_path: Path):
     files = {"jpg": clips_world.picture(0, kind="jpg"), "txt": b" as text \n", "json": clips_world.sample(0)["json"]}
     path = str(clips_world.write_shard(tmp_path / "a.tar", {"x/1.b": files}))  # the key ends at the first dot
     with pytest.raises(UserError, match=r"expects a \.txt file"):
-        open_source(SourceConfig(path=path, web_caption=".txt"))
+        opened(path, web_caption=".txt")
     path = str(clips_world.write_shard(tmp_path / "b.tar", {"x/1": files}))
-    source = open_source(SourceConfig(path=path, web_caption=".txt", synthetic_caption=None))
+    source = opened(path, web_caption=".txt", synthetic_caption=None)
     read = source.read(0, rng())
     assert (read.web, read.synthetic, source.name(0)) == ("as text", "", "b.tar/x/1")
-    drawn = open_source(SourceConfig(path=path, web_caption="captions"))
+    drawn = opened(path, web_caption="captions")
     assert {drawn.read(0, rng(seed)).web for seed in range(60)} == {f"sentence {number} of 0" for number in range(5)}
 
 
@@ -249,26 +246,20 @@ def karpathy_file(tmp_path: Path) -> Path:
 
 def test_karpathy_layout(tmp_path: Path):
     path = str(karpathy_file(tmp_path))
-    config = SourceConfig(
-        format="karpathy", path=path, web_caption="first_sentence", synthetic_caption="other_sentences"
-    )
-    source = open_source(config)
+    first = {"format": "karpathy", "web_caption": "first_sentence", "synthetic_caption": "other_sentences"}
+    source = opened(path, **first)
     assert len(source) == 2
     read = source.read(1, rng())
     assert read.web == "Sentence a of 2 ."
     assert read.synthetic == "Sentence b of 2. Sentence c of 2."
     assert decode_image(read.image).size == (40, 32)
-    drawn = open_source(
-        SourceConfig(format="karpathy", path=path, web_caption="drawn_sentence", synthetic_caption="other_sentences")
-    )
+    drawn = opened(path, **{**first, "web_caption": "drawn_sentence"})
     for seed in range(20):
         read = drawn.read(0, rng(seed))
         assert read.web.removesuffix(" .") + "." not in read.synthetic
         assert read.synthetic.count(".") == 2
-    everything = SourceConfig(
-        format="karpathy", path=path, web_caption="first_sentence", synthetic_caption="all_sentences"
-    )
-    assert open_source(everything).read(0, rng()).synthetic.count(".") == 3
+    everything = opened(path, **{**first, "synthetic_caption": "all_sentences"})
+    assert everything.read(0, rng()).synthetic.count(".") == 3
     (tmp_path / "images" / "2.jpg").unlink()
     with pytest.raises(BadSampleError, match="missing picture"):
         source.read(1, rng())
@@ -287,27 +278,19 @@ def test_a_wrong_karpathy_source_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, str], message: str
 ):
     monkeypatch.chdir(tmp_path)
-    given = {
-        "path": str(karpathy_file(tmp_path)),
-        "web_caption": "first_sentence",
-        "synthetic_caption": "all_sentences",
-        **fields,
-    }
+    usual = {"format": "karpathy", "web_caption": "first_sentence", "synthetic_caption": "all_sentences"}
+    given = {"path": str(karpathy_file(tmp_path)), **usual, **fields}
     with pytest.raises(UserError, match=message):
-        open_source(SourceConfig(format="karpathy", **given))
+        open_source(SourceConfig(**given))
 
 
 def test_real_shard_and_real_photos(shared: Path):
-    web = open_source(
-        SourceConfig(path=str(shared / "data" / "cc12m_32.tar"), web_caption=".txt", synthetic_caption="caption")
-    )
+    web = opened(shared / "data" / "cc12m_32.tar", web_caption=".txt", synthetic_caption="caption")
     assert len(web) == 32
     read = web.read(0, rng())
     assert read.web == read.synthetic
     path = str(shared / "data" / "flickr8k" / "dataset_flickr8k.json")
-    photos = open_source(
-        SourceConfig(format="karpathy", path=path, web_caption="drawn_sentence", synthetic_caption="other_sentences")
-    )
+    photos = opened(path, format="karpathy", web_caption="drawn_sentence", synthetic_caption="other_sentences")
     assert len(photos) == 6000
     assert decode_image(photos.read(5, rng()).image).size == (192, 192)
 

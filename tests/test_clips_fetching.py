@@ -16,7 +16,7 @@ from typing import Any
 import clips_world
 import pytest
 import torch
-from clips_world import rng
+from clips_world import opened, rng
 from serving import Quiet, address, serve
 
 from clips.data import remote_files
@@ -39,7 +39,7 @@ def server(tmp_path: Path) -> Iterator[http.server.ThreadingHTTPServer]:
 
 def test_shards_from_afar_are_read_once_and_only_when_needed(server, tmp_path: Path):
     cache = tmp_path / "cache"
-    source = open_source(SourceConfig(path=address(server), cache_dir=str(cache)))
+    source = opened(address(server), cache_dir=str(cache))
     assert len(source) == 21
     fetched = [path for path in server.seen if path.endswith(".tar")]
     assert set(fetched) == {"/shard-00000.tar"}  # opened to try its first samples
@@ -65,19 +65,19 @@ def test_what_is_wrong_afar_is_one_line(server, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("clips.data.remote_files.time.sleep", lambda seconds: None)
     cache = {"cache_dir": str(tmp_path / "cache")}
     with pytest.raises(UserError, match=r"shard-00003\.tar"):
-        open_source(SourceConfig(path=address(server, "shard-{00000..00003}.tar"), **cache))
+        opened(address(server, "shard-{00000..00003}.tar"), **cache)
     (tmp_path / "sizes.json").write_text('{"gone.tar": 3}', encoding="utf-8")
     with pytest.raises(UserError, match=r"gone\.tar: no such file"):
-        open_source(SourceConfig(path=address(server, "gone.tar"), shard_sizes=str(tmp_path / "sizes.json"), **cache))
+        opened(address(server, "gone.tar"), shard_sizes=str(tmp_path / "sizes.json"), **cache)
     (tmp_path / "afar" / "sizes.json").unlink()
     missing = r"sizes\.json: no such file; shards from afar need this count .* `clips data index"
     with pytest.raises(UserError, match=missing):
-        open_source(SourceConfig(path=address(server), **cache))
+        opened(address(server), **cache)
 
 
 def test_a_shard_that_has_less_than_counted_gives_bad_samples(tmp_path: Path):
     folder = clips_world.write_sizes(clips_world.write_shards(tmp_path / "here", sizes=(2, 2)), (2, 3))
-    source = open_source(SourceConfig(path=str(folder)))
+    source = opened(folder)
     assert len(source) == 5
     with pytest.raises(BadSampleError, match=r"sizes\.json counts it"):
         source.read(4, rng())
@@ -325,7 +325,7 @@ def test_an_index_is_the_same_after_it_was_written(tmp_path: Path):
 def test_a_sample_without_a_synthetic_caption_has_none(tmp_path: Path):
     texts = (b'{"web_caption": "a", "synthetic_caption": "A b. C d."}', b'{"web_caption": "b"}')
     samples = {str(number): {"png": clips_world.picture(number), "json": text} for number, text in enumerate(texts)}
-    source = open_source(SourceConfig(path=str(clips_world.write_shard(tmp_path / "data" / "a.tar", samples).parent)))
+    source = opened(clips_world.write_shard(tmp_path / "data" / "a.tar", samples).parent)
     assert [source.read(index, rng()).synthetic for index in range(2)] == ["A b. C d.", ""]
 
 
@@ -335,14 +335,14 @@ def test_a_sample_without_a_synthetic_caption_has_none(tmp_path: Path):
 def test_names_that_are_not_utf8_are_names(tmp_path: Path):
     samples = {"caf\udce9": clips_world.sample(0), "tea": clips_world.sample(1)}
     clips_world.write_shard(tmp_path / "data" / "a.tar", samples)
-    source = open_source(SourceConfig(path=str(tmp_path / "data")))
+    source = opened(tmp_path / "data")
     assert source.name(0) == "a.tar/caf\\xe9"
     source.name(0).encode()
     assert source.read(0, rng()).image == clips_world.picture(0)
 
 
 def test_bytes_that_the_disk_does_not_give_are_a_bad_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    source = open_source(SourceConfig(path=str(clips_world.write_shards(tmp_path / "data", sizes=(2,)))))
+    source = opened(clips_world.write_shards(tmp_path / "data", sizes=(2,)))
     monkeypatch.setattr("clips.data.tar_index.os.pread", failing(5, "Input/output error"))
     with pytest.raises(BadSampleError, match="Input/output error"):
         source.read(0, rng())

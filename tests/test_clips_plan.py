@@ -329,7 +329,7 @@ def test_a_measured_mfu_is_taken(tmp_path: Path):
 def test_mistakes_are_one_line(tmp_path: Path, fields: dict[str, Any], options: dict[str, Any], message: str):
     path = write_config(tmp_path, **fields)
     with pytest.raises(UserError, match=message):
-        plan_command.run_plan(TrainPlanConfig(**{"training": str(path), "gpu": "l4", **options}))
+        plan_command.run_plan(TrainPlanConfig(**{"train_config": str(path), "gpu": "l4", **options}))
 
 
 def test_gpus():

@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from clips_world import number_of, rng
+from clips_world import number_of, opened, rng
 from serving import Quiet, address, serve
 
 from clips.data.data_config import DataConfig
@@ -101,13 +101,13 @@ def test_saved_data_sets_of_the_hub(tmp_path: Path, pictures: Path):
     made.save_to_disk(tmp_path / "one")
     datasets.DatasetDict({"train": made, "test": made.select(range(2))}).save_to_disk(tmp_path / "both")
     config = {"format": "datasets", "web_caption": "text", "synthetic_caption": None}
-    assert len(open_source(SourceConfig(path=str(tmp_path / "one"), **config))) == COUNT
-    test = open_source(SourceConfig(path=str(tmp_path / "both"), split="test", **config))
+    assert len(opened(tmp_path / "one", **config)) == COUNT
+    test = opened(tmp_path / "both", split="test", **config)
     assert len(test) == 2
     assert test.read(1, rng()).image == clips_world.picture(1)
     assert test.read(1, rng()).synthetic == ""
     with pytest.raises(UserError, match=r"unknown split of .*both 'tets'; did you mean 'test'"):
-        open_source(SourceConfig(path=str(tmp_path / "both"), split="tets", **config))
+        opened(tmp_path / "both", split="tets", **config)
 
 
 def test_cocos_own_layout(tmp_path: Path, pictures: Path):
@@ -135,10 +135,7 @@ def test_cocos_own_layout(tmp_path: Path, pictures: Path):
         ({"path": "gone.csv"}, "gone.csv: no such file or directory"),
         ({"path": "rows.xls"}, "expected a file that ends in csv, tsv, jsonl, parquet"),
         ({"path": "rows.csv", "web_caption": "org_captoin"}, "did you mean 'org_caption'"),
-        (
-            {"path": "rows.csv", "image_column": "picture"},
-            "unknown column for data source field image_column 'picture'",
-        ),
+        ({"path": "rows.csv", "image_column": "picture"}, "source field image_column 'picture'"),
         ({"path": "broken.parquet"}, "broken.parquet: not a whole parquet file"),
         ({"path": "empty"}, "expected files that end in"),
         ({"path": "captions.jsonl"}, r"captions alone have to be joined with paths of their pictures"),
@@ -308,9 +305,7 @@ def capsfusion_table(folder: Path, pictures: Path) -> Path:
 @pytest.mark.parametrize("stream", [False, True])
 def test_capsfusions_own_columns_are_its_formats_defaults(tmp_path: Path, pictures: Path, stream: bool):
     path, cache = str(capsfusion_table(tmp_path / "table", pictures)), str(tmp_path / "cache")
-    source = open_source(
-        SourceConfig(format="capsfusion", path=path, image_root=str(pictures), streaming=stream, cache_dir=cache)
-    )
+    source = opened(path, format="capsfusion", image_root=str(pictures), streaming=stream, cache_dir=cache)
     found = [source.read(4, rng(seed)) for seed in range(40)]
     assert {sample.web for sample in found} == {"raw 4"}
     fused = [sample.synthetic for sample in found].count("A raw photo of 4.")
@@ -325,13 +320,8 @@ def test_real_capsfusion_captions(tmp_path: Path, pictures: Path, shared: Path):
     rows = [json.loads(line) for line in (shared / "data" / "capsfusion_5k.jsonl").read_text().splitlines()[:COUNT]]
     lines = [json.dumps({"image_url": f"{index}.png", **row}) + "\n" for index, row in enumerate(rows)]
     (tmp_path / "rows.jsonl").write_text("".join(lines))
-    config = {
-        "format": "table",
-        "path": str(tmp_path / "rows.jsonl"),
-        "image_root": str(pictures),
-        "web_caption": "web",
-    }
-    source = open_source(SourceConfig(**config, synthetic_caption=("short_synthetic", "fused")))
+    fields = {"format": "table", "web_caption": "web", "synthetic_caption": ("short_synthetic", "fused")}
+    source = opened(tmp_path / "rows.jsonl", image_root=str(pictures), **fields)
     synthetic = {source.read(1, rng(seed)).synthetic for seed in range(20)}
     assert synthetic == {rows[1]["fused"].strip(), rows[1]["short_synthetic"].strip()}
     assert source.read(1, rng()).web == rows[1]["web"].strip()
@@ -344,8 +334,8 @@ def test_several_synthetic_captions_of_shards(tmp_path: Path):
     config = SourceConfig(path=str(folder), web_caption="laion_2b", synthetic_caption=("laion_coco", "capsfusion"))
     source = open_source(config)
     assert {source.read(1, rng(seed)).synthetic for seed in range(30)} == {"a", "b", "c"}
-    with pytest.raises(UserError, match=r"unknown key for data source field synthetic 'caps'; did you mean 'capsfus"):
-        open_source(SourceConfig(path=str(folder), web_caption="laion_2b", synthetic_caption=("laion_coco", "caps")))
+    with pytest.raises(UserError, match=r"unknown key for data source field synthetic_caption 'caps'; did you mean"):
+        opened(folder, web_caption="laion_2b", synthetic_caption=("laion_coco", "caps"))
 
 
 def test_ranges_of_names():

@@ -94,6 +94,14 @@ def test_both_passes_draw_the_same_random_numbers(data: Path, tmp_path: Path, mo
     assert not torch.equal(first[0], first[1])
 
 
+def test_each_step_of_each_process_draws_its_own_random_numbers():
+    drawn = []
+    for step, rank in ((0, 0), (1, 0), (0, 1), (0, 0)):
+        training._seed_step(0, step, rank)
+        drawn.append(float(torch.rand(())))
+    assert (len(set(drawn)), drawn[0]) == (3, drawn[3])
+
+
 def test_an_average_of_the_weights_is_exported_and_resumed(data: Path, tmp_path: Path):
     run, again = tmp_path / "run", tmp_path / "again"
     config = clips_world.train_config(data, run, ema_decay=0.5, keep_checkpoints_after_training=True)

@@ -66,7 +66,7 @@ def test_formats_of_sentences_need_no_names_of_captions(form: str, tmp_path: Pat
     arguments = ["data", "inspect", str(path), "--format", form, "--html_output", str(tmp_path / "page.html")]
     assert dispatch("clips", "", COMMANDS, arguments) == 0
     assert "median 2 (5 % below 2, 5 % above 2) sentences in a synthetic caption" in capsys.readouterr().out
-    assert dispatch("clips", "", COMMANDS, [*arguments, "--synthetic", "null"]) == 0  # none, not the default
+    assert dispatch("clips", "", COMMANDS, [*arguments, "--synthetic_caption", "null"]) == 0  # none, not the default
     assert "synthetic   none" in capsys.readouterr().out
 
 
@@ -88,11 +88,8 @@ def test_synthetic_captions_are_named_by_one_column_or_several(
     lines = [json.dumps({**row, "capsfusion": "square" if number % 2 else None}) + "\n" for number in range(40)]
     (tmp_path / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
     arguments = ["data", "inspect", str(tmp_path / "rows.jsonl"), "--format", "capsfusion"]
-    arguments += [
-        "--html_output",
-        str(tmp_path / "page.html"),
-        *(["--synthetic_caption", synthetic] if synthetic else []),
-    ]
+    arguments += ["--html_output", str(tmp_path / "page.html")]
+    arguments += ["--synthetic_caption", synthetic] if synthetic else []
     assert dispatch("clips", "", COMMANDS, arguments) == 0
     assert expected in capsys.readouterr().out
 
