@@ -29,8 +29,8 @@ LLAVA = """\
 output: runs/llava
 encoder: runs/mine
 llm: models/llm
-align: {data: [{path: llava_align.json}], steps: 1, global_batch_size: 8}
-instruct: {data: [{path: llava_instruct.json}], steps: 1, global_batch_size: 8}
+align: {data: [{path: llava_align.json}], max_steps: 1, global_batch_size: 8}
+instruct: {data: [{path: llava_instruct.json}], max_steps: 1, global_batch_size: 8}
 precision: fp32
 """
 STUDY = """\
@@ -192,7 +192,7 @@ def _demo(output: Path, root: Path) -> None:
         key = keyed.keys[step.name]
         words = {"kind": step.kind, "command": " ".join(step.command), "outputs": key.outputs, "started": 1.0}
         step_state.write_record(
-            output, step_state.StepRecord(name=step.name, key=key.key, outcome="done", seconds=9.0, **words)
+            output, step_state.StepRecord(name=step.name, key=key.key, status="done", seconds=9.0, **words)
         )
         assert step_state.is_done(step, key, output), step.name
     for day in ("monday", "friday"):

@@ -47,10 +47,10 @@ def _shipped() -> list[tuple[str, list[str], Any]]:
             ["recaption"],
             {"path": "shards", "model": "a", "output": "b", "num_captions": 2, "temperature": 0.7, "max_words": 90},
         ),
-        ("llava-bridge", ["serve"], {"directory": "a", "host": "::1", "port": 80, "max_new_tokens": 7}),
-        ("llava-bridge", ["describe"], {"directory": "a", "images": ["b", "c"], "batch_size": 3}),
+        ("llava-bridge", ["serve"], {"model": "a", "host": "::1", "port": 80, "max_new_tokens": 7}),
+        ("llava-bridge", ["describe"], {"model": "a", "images": ["b", "c"], "batch_size": 3}),
         ("clips-bench", ["run"], {"row": "a", "encoder": "b", "results": "c", "benchmarks": [benchmark]}),
-        ("clips-bench", ["report"], {"directory": "a", "published": ["clips"], "formats": ["csv"]}),
+        ("clips-bench", ["report"], {"directory": "a", "reference_results": ["clips"], "formats": ["csv"]}),
     ]
 
 
@@ -269,7 +269,7 @@ def conversations(world: World, data: st.DataObject) -> None:
     text = "".join(json.dumps(row) + "\n" for row in content) if lines else json.dumps(content)
     path = place / "talk.json"
     path.write_bytes(data.draw(damaged(text.encode())) if data.draw(st.booleans()) else text.encode())
-    config = ConversationSourceConfig(path=str(path), format=source, images=str(world.folder / "images"))
+    config = ConversationSourceConfig(path=str(path), format=source, image_folder=str(world.folder / "images"))
     samples, refused = attempt(lambda: read_samples(config), UserError)
     if refused is not None:
         assert "talk.json" in str(refused), refused

@@ -10,7 +10,7 @@ SMALL: dict[str, Any] = {
     "data": {"train": {"num_scenes": 10}, "test": {"split": "test"}},
     "defaults": {
         "encoder": {"data": {"path": "$data/train"}, "optimizer": {"lr": 1, "warmup": 2}},
-        "llava": {"align": {"steps": 5}},
+        "llava": {"align": {"max_steps": 5}},
         "benchmark": {"data": "$data/test/hub"},
     },
     "encoders": {

@@ -78,12 +78,13 @@ def _small_llavas(study: dict[str, Any], folder: Path) -> None:
     write_mmvet(hub)
     study["paths"] = {"playground": str(talk), "mllm": str(hub)}
     llava = study["defaults"]["llava"]
-    llava |= {"chat_template": "auto", "precision": "fp32", "num_workers": 0, "launch": {"processes": 1}}
+    llava |= {"chat_template": "auto", "precision": "fp32", "num_workers": 0, "launch": {"num_processes": 1}}
     for stage, file in (("align", "captions"), ("instruct", "talk")):
         data = [
-            {**source, "path": f"$playground/{file}.json", "images": "$playground"} for source in llava[stage]["data"]
+            {**source, "path": f"$playground/{file}.json", "image_folder": "$playground"}
+            for source in llava[stage]["data"]
         ]
-        llava[stage] |= {"data": data, "steps": 1, "global_batch_size": 2, "micro_batch_size": 1, "max_length": 512}
+        llava[stage] |= {"data": data, "max_steps": 1, "global_batch_size": 2, "micro_batch_size": 1, "max_length": 512}
     for rule in study.get("overrides", []):
         if "image_size" in rule["llava"]:
             rule["llava"]["image_size"] = 64  # as there larger than their own

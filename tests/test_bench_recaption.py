@@ -36,7 +36,7 @@ def places(tmp_path_factory) -> Path:
 
 def evaluate(places: Path, results: Path, row: str = "clips", **settings: object) -> Result:
     benchmark = BenchmarkConfig(name="recaption", data=str(places / "test"), **settings)
-    run_benchmarks(RunConfig(row=row, results=str(results), encoder=str(places / row), benchmarks=[benchmark]))
+    run_benchmarks(RunConfig(model_name=row, output=str(results), encoder=str(places / row), benchmarks=[benchmark]))
     return read_result(result_path(results, row, "recaption"))
 
 
@@ -106,4 +106,4 @@ def test_without_a_captioner_there_is_no_number_and_a_reason(places, tmp_path):
 
 def test_data_without_synthetic_captions_are_refused(places, tmp_path):
     with pytest.raises(UserError, match="no_such_key"):
-        evaluate(places, tmp_path, synthetic="no_such_key")
+        evaluate(places, tmp_path, synthetic_caption="no_such_key")

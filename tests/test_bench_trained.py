@@ -64,15 +64,16 @@ def put_llava(directory: Path, encoder: Path | str, *, steps: int = 6, seed: int
     directory.mkdir(parents=True)
     (directory / "model.safetensors").write_bytes(str(directory).encode())
     stage = {
-        "data": [{"path": "talk.json", "limit": None}],
-        "steps": steps,
-        "epochs": 1.0,
+        "data": [{"path": "talk.json", "max_samples": None}],
+        "max_steps": steps,
+        "num_epochs": 1.0,
         "global_batch_size": 4,
         "learning_rate": lr,
     }
     config = {
         "output": str(directory), "stages": ["align"], "encoder": str(encoder), "llm": "org/llm", "seed": seed,
-        "align": stage, "instruct": stage | {"learning_rate": directory.name}, "new_llm": {"layers": directory.name},
+        "align": stage, "instruct": stage | {"learning_rate": directory.name},
+        "llm_from_scratch": {"num_hidden_layers": directory.name},
     }  # fmt: skip
     write_manifest(
         directory,
@@ -227,7 +228,7 @@ def test_what_is_said_of_an_encoder_is_said_whole_and_of_the_place_that_was_look
 @pytest.mark.parametrize(
     ("name", "unfair"),
     [
-        ("align.data.limit", True),
+        ("align.data.max_samples", True),
         ("encoder.data.sources.2.split", True),
         ("align.data.format", False),
         ("data.sources.image_column", False),
@@ -241,6 +242,18 @@ def test_a_part_of_the_same_data_is_other_data(name, unfair):
         for text in ("not set", "100")
     )
     assert bool(diff_training(one, two).uneven) is unfair
+
+
+def test_a_length_is_told_once_and_a_part_of_the_data_is_no_length(tmp_path):
+    trained = put_llava(tmp_path / "one", "org/eyes")
+    manifest = json.loads((trained / "manifest.json").read_text(encoding="utf-8"))
+    for stages in (manifest["stages"], {}):  # of a study's step whose model is gone only the config is known
+        (trained / "manifest.json").write_text(json.dumps(manifest | {"stages": stages}), encoding="utf-8")
+        settings = read_training(trained).settings
+        assert settings["align.steps"].text == "6"
+        assert settings["align.steps"].weighs
+        assert {"align.max_steps", "align.data.samples"}.isdisjoint(settings)
+        assert settings["align.data.max_samples"].text == "not set"
 
 
 def test_a_study_that_was_moved_is_read_where_it_is(tmp_path, monkeypatch):
@@ -268,7 +281,13 @@ def test_a_model_that_is_gone_is_told_by_its_step(tmp_path):
     put_row(tmp_path / "study/results", put_encoder(tmp_path / "study/encoders/one"))
     shutil.rmtree(tmp_path / "study/encoders")
     record = StepRecord(
-        name="encoder-one", kind="encoder", command="", key="", outcome="done", started=1.0, made=("encoders/one",)
+        name="encoder-one",
+        kind="encoder",
+        command="",
+        key="",
+        status="done",
+        started=1.0,
+        output_paths=("encoders/one",),
     )
     write_record(tmp_path / "study", record)
     config = step_directory(tmp_path / "study", "encoder-one") / "config.yaml"

@@ -57,7 +57,10 @@ MISTAKES = [
     (f"benchmarks run encoder encoder --batch_size big --benchmarks [{RETRIEVAL}]", "expected an integer"),
     ("benchmarks run encoder encoder --benchmarks [{name: retrieval, date: x}]", "did you mean 'benchmarks[1].data'?"),
     ("benchmarks run llava none --benchmarks [{name: pope, data: .}]", "llava: none: no such directory"),
-    ("benchmarks score --task pope --answers none.jsonl --data . --results out --row x", "none.jsonl: no such file"),
+    (
+        "benchmarks score --task pope --answers none.jsonl --data . --output out --model_name x",
+        "none.jsonl: no such file",
+    ),
     ("benchmarks look encoder --image none.jpg --phrase x --output x.png", "none.jpg: expected a picture"),
     ("benchmarks study run none.yaml", "none.yaml: no such file"),
     ("benchmarks study rerun none.yaml --steps x", "none.yaml: no such file"),
@@ -65,7 +68,7 @@ MISTAKES = [
     ("benchmarks study accept none.yaml step", "none.yaml: no such file"),
     ("benchmarks report none", "none: no such directory"),
     ("benchmarks card none --results none", "none: no such directory"),
-    ("benchmarks verify --only recal", "did you mean 'recall'?"),
+    ("benchmarks verify --include recal", "did you mean 'recall'?"),
     ("benchmarks overlap --benchmark none --training [{path: none}]", "none: no such file or directory"),
 ]
 

@@ -123,7 +123,7 @@ def test_rows_are_what_pyarrow_reads(options: dict[str, Any], tmp_path: Path) ->
         "view": pa.array(["a", None, ""] * 7, pa.string_view()),
         "known": pa.array(["a", None, "b"] * 7).dictionary_encode(),
         "picture": [{"bytes": b"y", "path": "p"}, None, {"bytes": None, "path": None}] * 7,
-        "absent": [[{"path": None}, {"path": None}], None, []] * 7,
+        "missing_metrics": [[{"path": None}, {"path": None}], None, []] * 7,
         "talk": [[{"from": "human", "value": "v"}], [], None] * 7,
         "pair": pa.array([["a", "b"], ["c", None], None] * 7, pa.list_(pa.string(), 2)),
         "map": pa.array([[("k", "v")], None, []] * 7, pa.map_(pa.string(), pa.string())),

@@ -36,7 +36,7 @@ PLANTED = "Zq9wXkT2vB7nLm4R"
         f"s3://bucket/a.tar?X-Amz-Signature={PLANTED}&X-Amz-Date=1",
         f"https://host/a?a=1&sig={PLANTED}#b",
         f"https://host/a?access_token={PLANTED}",
-        f"clips-bench run --judge_key {PLANTED} --row a",
+        f"clips-bench run --judge_key {PLANTED} --model_name a",
         f"clips-bench run --hf-token={PLANTED}",
         f"pipe:curl -H 'Authorization: Bearer {PLANTED}' https://host",
         f"curl -H 'authorization: basic {PLANTED.translate(str.maketrans('0123456789', 'abcdefghij'))}'",

@@ -76,7 +76,7 @@ def test_two_nodes_train_one_llava(
     way: str, tmp_path: Path, bridge_encoder: Path, bridge_llm: Path, bridge_talk: Path
 ) -> None:
     stage = StageConfig(
-        data=[ConversationSourceConfig(path=str(bridge_talk / "talk.json"))], steps=2, global_batch_size=4
+        data=[ConversationSourceConfig(path=str(bridge_talk / "talk.json"))], max_steps=2, global_batch_size=4
     )
     path = bridge_world.config_file(
         tmp_path,
@@ -86,11 +86,11 @@ def test_two_nodes_train_one_llava(
         encoder=str(bridge_encoder),
         llm=str(bridge_llm),
         instruct=stage,
-        launch=LaunchConfig(parallel=way),  # type: ignore[arg-type]
+        launch=LaunchConfig(strategy=way),  # type: ignore[arg-type]
     )
     status, printed = sbatch("llava.sbatch", tmp_path, "--config", str(path))
     assert status == 0, printed[-3000:]
-    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["config"]["launch"]["processes"] == 2
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["config"]["launch"]["num_processes"] == 2
     assert printed.count("wrote ") == 1  # by one of the two
     assert "requeue" not in printed
 

@@ -55,15 +55,15 @@ def test_rows_are_encoders_times_llms_times_seeds_and_exceptions_apply():
         seeds=[0, 1],
         llms={"tiny": {}, "big": "some/big"},
         overrides=[
-            {"encoder": "net", "llm": "big", "skip": True},
-            {"encoder": "clip", "llava": {"align": {"steps": 9}}},
+            {"encoder": "net", "llm": "big", "exclude": True},
+            {"encoder": "clip", "llava": {"align": {"max_steps": 9}}},
         ],
     )
     plan = build_plan(parse_study(study))
     assert len(plan.rows) == 3 * 2 * 2 - 2
     assert "clips + big (seed 1)" in {row.name for row in plan.rows}
-    assert step(plan, "llava-clip-big-s1").config["align"] == {"steps": 9}
-    assert step(plan, "llava-clips-big-s1").config["align"] == {"steps": 5}
+    assert step(plan, "llava-clip-big-s1").config["align"] == {"max_steps": 9}
+    assert step(plan, "llava-clips-big-s1").config["align"] == {"max_steps": 5}
     assert step(plan, "encoder-clip-s1").config["seed"] == 1
     assert sum(step.name.startswith("evaluate-encoder") for step in plan.steps) == 4  # not once more for each LLM
 
@@ -96,17 +96,17 @@ def test_paths_outside_the_study_are_one_entry():
         ({"seeds": [1, 1]}, "seeds: expected different whole numbers"),
         ({"llms": {}}, "benchmarks.pope: asks a LLaVA, but the study has no 'llms'"),
         ({"overrides": [{"skp": True}]}, r"overrides\[1\]\.skp.*did you mean"),
-        ({"overrides": [{"skip": True}]}, "every row is left out"),
+        ({"overrides": [{"exclude": True}]}, "every row is left out"),
         ({"benchmarks": {"retrieval": {"captions_per_image": 0}}}, "benchmarks.retrieval: .*at least 1"),
         ({"benchmarks": {"pope": {"limit": "5"}}}, r"benchmarks\.pope: limit: expected an integer or null, got '5'"),
-        ({"benchmarks": {"pope": {"uses": 5}}}, r"benchmarks\.pope: uses: expected a string or null, got 5"),
+        ({"benchmarks": {"pope": {"task": 5}}}, r"benchmarks\.pope: task: expected a string or null, got 5"),
         (
-            {"benchmarks": {"pope": {"without": "x"}}},
-            r"benchmarks\.pope: without: expected a list, each item a string, got 'x'",
+            {"benchmarks": {"pope": {"exclude_metrics": "x"}}},
+            r"benchmarks\.pope: exclude_metrics: expected a list, each item a string, got 'x'",
         ),
         (
-            {"benchmarks": {"long_retrieval": {"words": [8, "16"]}}},
-            r"benchmarks\.long_retrieval: words\[2\]: expected an integer, got '16'",
+            {"benchmarks": {"long_retrieval": {"word_limits": [8, "16"]}}},
+            r"benchmarks\.long_retrieval: word_limits\[2\]: expected an integer, got '16'",
         ),
         ({"encoders": {"x" * 300: {}}}, r"expected a name of up to 60 letters"),
     ],
@@ -143,7 +143,7 @@ def test_a_file_that_is_no_study_is_refused_in_one_line(tmp_path, text):
 
 
 GRID = {
-    "vary": {"recipe.caption_strategy": ["truncate", "block"], "recipe.caption_tokens": [8, 16]},
+    "sweep": {"recipe.caption_strategy": ["truncate", "block"], "recipe.caption_tokens": [8, 16]},
     "recipe": {"positives": ["partial"]},
 }
 
@@ -154,10 +154,10 @@ def test_one_entry_makes_an_encoder_of_every_combination():
     assert [row.name for row in plan.rows] == ["clip", *names]
     config = step(plan, "encoder-part.block.16-s0").config
     assert config["recipe"] == {"positives": ["partial"], "caption_strategy": "block", "caption_tokens": 16}
-    assert "vary" not in config
-    assert plan.rows[2].settings == {"recipe.caption_strategy": "truncate", "recipe.caption_tokens": 16}
-    assert plan.rows[2].entry == "part"
-    assert plan.rows[0].settings == {}
+    assert "sweep" not in config
+    assert plan.rows[2].sweep_settings == {"recipe.caption_strategy": "truncate", "recipe.caption_tokens": 16}
+    assert plan.rows[2].sweep_name == "part"
+    assert plan.rows[0].sweep_settings == {}
 
 
 def test_a_benchmark_can_be_for_some_encoders_only():
@@ -189,10 +189,10 @@ def test_rows_can_have_baselines_of_their_own():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"encoders": {"a": {"vary": ["b"]}}}, r"encoders\.a\.vary: expected a mapping"),
-        ({"encoders": {"a": {"vary": {"b": [1, 1]}}}}, r"encoders\.a\.vary\.b: expected a list of different values"),
-        ({"encoders": {"a": {"vary": {"b": [[1]]}}}}, r"encoders\.a\.vary\.b: expected names or numbers"),
-        ({"encoders": {"a.1": {}, "a": {"vary": {"b": [1]}}}}, r"its 'vary' makes a\.1, which is there already"),
+        ({"encoders": {"a": {"sweep": ["b"]}}}, r"encoders\.a\.sweep: expected a mapping"),
+        ({"encoders": {"a": {"sweep": {"b": [1, 1]}}}}, r"encoders\.a\.sweep\.b: expected a list of different values"),
+        ({"encoders": {"a": {"sweep": {"b": [[1]]}}}}, r"encoders\.a\.sweep\.b: expected names or numbers"),
+        ({"encoders": {"a.1": {}, "a": {"sweep": {"b": [1]}}}}, r"its 'sweep' makes a\.1, which is there already"),
         ({"benchmarks": {"retrieval": {"data": "d", "encoders": ["prt"]}}}, r"'prt'; did you mean 'part'"),
         ({"figures": [{"benchmark": "retrieval", "encoders": "part"}]}, r"figures\[1\]: missing x"),
         (
@@ -203,7 +203,7 @@ def test_rows_can_have_baselines_of_their_own():
             {"figures": [{"benchmark": "retrieval", "encoders": "clip", "x": "recipe.caption_strategy"}]},
             r"figures\[1\]\.encoders' 'clip'",
         ),
-        ({"varied": {}}, "unknown key 'varied'"),
+        ({"sweeps": {}}, "unknown key 'sweeps'"),
     ],
 )
 def test_a_wrong_grid_or_figure_is_refused_naming_the_field(fields, message):

@@ -34,7 +34,7 @@ def estimate_steps(
     ran = {
         step.name: (_as_it_ran(step, output), record)
         for step in steps
-        if (record := read_record(output, step.name)) is not None and record.outcome == "done"
+        if (record := read_record(output, step.name)) is not None and record.status == "done"
     }
     by_name = {step.name: step for step in steps}
     found = {}
@@ -117,9 +117,9 @@ def training_samples(step: Step) -> float | None:
         return None
     names = step.config.get("stages", ["align", "instruct"])
     stages = [step.config.get(name, {}) for name in names]
-    if not all("steps" in stage and "global_batch_size" in stage for stage in stages):
+    if not all("max_steps" in stage and "global_batch_size" in stage for stage in stages):
         return None
-    return float(sum(stage["steps"] * stage["global_batch_size"] for stage in stages))
+    return float(sum(stage["max_steps"] * stage["global_batch_size"] for stage in stages))
 
 
 def _memory(record: StepRecord) -> float | None:
