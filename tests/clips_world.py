@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import distributed_driver
 import numpy as np
 import pytest
-import scale_driver
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -149,6 +149,6 @@ def trained(data: Path, output: Path, /, **fields: Any) -> Path:
 def stopped_at(step: int) -> Iterator[None]:
     """Break the training off after ``step`` steps, without a word to anyone."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "train_step", scale_driver.stop_at(step))
+        patch.setattr(training, "train_step", distributed_driver.stop_at(step))
         with pytest.raises(InterruptedError):
             yield

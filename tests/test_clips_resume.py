@@ -12,7 +12,7 @@ import pytest
 import torch
 from clips_world import stopped_at, tensors_of, train
 from resume_driver import digest
-from test_clips_scale import torchrun
+from test_clips_distributed import torchrun
 
 from clips.training.train_state import list_checkpoints
 

@@ -11,7 +11,7 @@ from typing import Any
 import clips_world
 import pytest
 from clips_world import train
-from test_clips_scale import start_drive
+from test_clips_distributed import start_drive
 
 from clips import train as training
 from clips.errors import UserError

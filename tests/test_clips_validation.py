@@ -11,7 +11,7 @@ import clips_world
 import pytest
 import torch
 from clips_world import is_equal, metrics, train, trained
-from test_clips_scale import torchrun
+from test_clips_distributed import torchrun
 
 from clips.errors import UserError
 from clips.method.caption_strategies import sentences
@@ -128,7 +128,7 @@ def two(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[
     folder = tmp_path_factory.mktemp("two")
     for name, way in WAYS.items():
         shared(data, folder / name, **way)
-    driver = Path(__file__).parent / "validate_driver.py"
+    driver = Path(__file__).parent / "validation_driver.py"
     process = torchrun(folder / "log", str(driver), *(str(folder / f"{name}.json") for name in WAYS))
     assert process.wait(300) == 0, (folder / "log").read_text()[-5000:]
     return {name: [json.loads((folder / f"{name}.rank{rank}.json").read_text()) for rank in range(2)] for name in WAYS}
@@ -152,7 +152,7 @@ def test_processes_share_the_encoding_and_measure_what_one_measures(
 def test_a_source_that_one_process_finds_broken_ends_all(data: Path, tmp_path: Path):
     """Rank 1 alone cannot open it: rank 0 does not wait for features that never come."""
     shared(data, tmp_path / "broken")
-    driver = Path(__file__).parent / "validate_driver.py"
+    driver = Path(__file__).parent / "validation_driver.py"
     process = torchrun(tmp_path / "log", str(driver), "--break", "1", str(tmp_path / "broken.json"))
     assert process.wait(120) != 0
     assert (tmp_path / "log").read_text().count("UserError: held_out.tar: broken on rank 1") >= 2

@@ -70,7 +70,7 @@ def processes_of(output: Path) -> int:
 
 def start_drive(folder: Path, plan: list[dict[str, Any]], *options: str, processes: int = 2) -> subprocess.Popen[bytes]:
     (folder / "plan.json").write_text(json.dumps(plan))
-    command = (*options, str(Path(__file__).parent / "scale_driver.py"), str(folder / "plan.json"))
+    command = (*options, str(Path(__file__).parent / "distributed_driver.py"), str(folder / "plan.json"))
     return torchrun(folder / "log", *command, processes=processes)
 
 
