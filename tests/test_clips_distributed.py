@@ -274,7 +274,7 @@ def test_preempted_processes_wait_for_the_checkpoint(data: Path, tmp_path: Path)
 
 
 def test_processes_share_the_writing_of_what_all_hold(data: Path, tmp_path: Path):
-    config = clips_world.train_config(data, tmp_path / "x")
+    config = clips_world.train_config(data, tmp_path / "x", recipe={"name": "clips"})
     encoder = build_model(config.model, config.recipe, 0)
     shares = []
     for rank in range(3):
