@@ -1,19 +1,25 @@
-"""A tiny data set of the suite's own layout, and a tiny training of it, for the tests of the trainer."""
+"""A tiny dataset of the suite's own format, and a tiny training on it, for the tests of the trainer."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import distributed_driver
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from clips import train as training
 from clips.commandline.parsing import parse_config
+from clips.data.sources import SourceConfig, open_source
 from clips.train import EncoderTrainConfig
 
 COLORS = ["red", "green", "blue", "yellow", "white", "black", "purple"]
@@ -61,8 +67,40 @@ def write_shards(folder: Path, sizes: tuple[int, ...] = (9, 7, 5)) -> Path:
     return folder
 
 
-def tensors_of(checkpoint: Path) -> dict[str, torch.Tensor]:
-    return {name: value for file in checkpoint.glob("*.safetensors") for name, value in load_file(file).items()}
+def write_sizes(folder: Path, sizes: tuple[int, ...]) -> Path:
+    """A sizes.json of shards as `write_shards` names them, whatever they hold."""
+    counts = {f"shard-{number:05d}.tar": size for number, size in enumerate(sizes)}
+    (folder / "sizes.json").write_text(json.dumps(counts), encoding="utf-8")
+    return folder
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def number_of(web: str, synthetic: str, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    """In a recipe's place: the number that a web caption ends with, and one that was drawn."""
+    return {"number": torch.tensor(int(web.split()[-1])), "draw": torch.tensor(rng.integers(1 << 30))}
+
+
+def opened(path: Path | str, /, **fields: Any) -> Any:
+    """The data source at ``path``."""
+    return open_source(SourceConfig(path=str(path), **fields))
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of an encoder directory or a checkpoint; names in different files do not collide."""
+    return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
+
+
+def is_equal(one: Path, other: Path) -> bool:
+    """Whether two directories hold the same tensors, bit by bit."""
+    mine, theirs = tensors_of(one), tensors_of(other)
+    return bool(mine) and mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def metrics(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
 def config_text(data: Path, output: Path, /, **fields: Any) -> str:
@@ -71,7 +109,10 @@ def config_text(data: Path, output: Path, /, **fields: Any) -> str:
             "output": str(output),
             "data": {"sources": [{"path": str(data)}], "max_invalid_ratio": 0.2},
             "model": {"architecture": "clips-tiny", "image_size": 16, "context_length": 12},
-            "recipe": {"name": "clips", "captioner": {"max_length": 12, "num_layers": 1, "max_loss_tokens": 4}},
+            "recipe": {
+                "name": "clips",
+                "captioner": {"max_length": 12, "num_layers": 1, "max_loss_tokens": 4, "width": 32},
+            },
             "max_steps": 6,
             "global_batch_size": 4,
             "precision": "fp32",
@@ -89,3 +130,25 @@ def train_config(data: Path, output: Path, /, **fields: Any) -> EncoderTrainConf
     config = parse_config(EncoderTrainConfig, ["--config", str(path)], prog="test")
     assert config is not None
     return config
+
+
+def train(config: EncoderTrainConfig) -> None:
+    """Train, but count each batch's FLOPs as one: counting them takes twice as long as the tiny training itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clips.planning.mfu.flops_per_sample", lambda *_: 1.0)
+        training.train(config)
+
+
+def trained(data: Path, output: Path, /, **fields: Any) -> Path:
+    """Train with the tiny config, without checkpoints unless asked for; returns ``output``."""
+    train(train_config(data, output, **{"save_steps": 100, **fields}))
+    return output
+
+
+@contextlib.contextmanager
+def stopped_at(step: int) -> Iterator[None]:
+    """Break the training off after ``step`` steps, without a word to anyone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "train_step", distributed_driver.stop_at(step))
+        with pytest.raises(InterruptedError):
+            yield

@@ -1,21 +1,34 @@
+"""The captioner: mask, loss, and the words that it generates, also from the command line."""
+
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
+import clips_world
 import numpy as np
 import pytest
 import torch
+from clips_world import trained
 from torch.nn import functional as F
 
+from clips.caption import CaptionConfig, run_caption
+from clips.errors import UserError
 from clips.model.captioner import Captioner, CaptionerDims, combination_mask, shift_labels
+from clips.model.generation import generate
+from clips.model.tokenizer import BOS, EOS, PAD
 
 SHAPE = CaptionerDims(image_width=12, text_width=8, width=16, layers=2, heads=2, length=6, vocabulary=50)
 
 
+def captioner_of(seed=0, **fields):
+    torch.manual_seed(seed)
+    return Captioner(dataclasses.replace(SHAPE, **fields))
+
+
 @pytest.fixture
 def captioner():
-    torch.manual_seed(0)
-    return Captioner(SHAPE)
+    return captioner_of()
 
 
 @pytest.fixture
@@ -25,14 +38,8 @@ def tokens():
 
 
 def test_mask_by_hand():
-    expected = [
-        [1, 1, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 0],
-        [1, 1, 1, 1, 1],
-    ]
-    assert combination_mask(prefix=2, queries=3).int().tolist() == expected
+    expected = ["11000", "11000", "11100", "11110", "11111"]
+    assert ["".join(map(str, row)) for row in combination_mask(prefix=2, queries=3).int().tolist()] == expected
 
 
 def test_logits_are_the_authors(shared):
@@ -128,8 +135,7 @@ def test_loss_is_the_cross_entropy_of_the_logits_at_the_shifted_targets(captione
 
 @pytest.mark.parametrize("teacher_forced", [False, True])
 def test_decoding_in_groups_of_like_length_gives_the_loss_and_gradients_of_all_at_once(teacher_forced):
-    torch.manual_seed(0)
-    captioner = Captioner(dataclasses.replace(SHAPE, teacher_forced=teacher_forced))
+    captioner = captioner_of(teacher_forced=teacher_forced)
     lengths = [index * 5 % 7 for index in range(40)]  # 0 to 6 tokens of 6, in no order
     target = torch.tensor([[1 + place if place < length else 0 for place in range(6)] for length in lengths])
     counted = (shift_labels(target) != 0) & (torch.arange(6) != 1)
@@ -152,8 +158,7 @@ def test_logits_are_float32_under_autocast(captioner, tokens):
 
 
 def test_a_teacher_forced_captioner_knows_the_words_so_far_and_no_later_ones():
-    torch.manual_seed(0)
-    captioner = Captioner(dataclasses.replace(SHAPE, text_width=None, teacher_forced=True))
+    captioner = captioner_of(text_width=None, teacher_forced=True)
     image, target = torch.randn(2, 3, 12), torch.randint(3, 50, (2, 6))
     plain = captioner.logits(image, None, target)
     assert plain.shape == (2, 6, 50)
@@ -163,3 +168,66 @@ def test_a_teacher_forced_captioner_knows_the_words_so_far_and_no_later_ones():
     assert moved[:3].max() == 0
     assert moved[3:].min() > 1e-4
     torch.testing.assert_close(captioner.logits(image, None, target[:, :4]), plain[:, :4], atol=1e-5, rtol=1e-5)
+
+
+def score(model, image, text, words):
+    """Mean log-probability of a caption's words and its end, fed to the captioner in one go."""
+    row = torch.tensor([[BOS, *words, EOS]])
+    logits = model.logits(image, text, row[:, :-1])
+    logits[..., [PAD, BOS]] = -torch.inf
+    found = logits.log_softmax(-1)[0].gather(1, row[0, 1:, None])
+    return float(found.mean())
+
+
+@torch.no_grad()
+def test_learnable_tokens_give_the_likeliest_word_each(captioner, tokens):
+    model, (image, text) = captioner.eval(), (part[:1] for part in tokens)
+    expected = model.logits(image, text)[0].argmax(-1).tolist()
+    expected = expected[: expected.index(EOS)] if EOS in expected else expected
+    assert generate(model, image, text) == [token for token in expected if token not in {PAD, BOS}]
+    with pytest.raises(UserError, match="num_beams: expected 1"):
+        generate(model, image, text, beams=2)
+
+
+@torch.no_grad()
+def test_teacher_forcing_feeds_its_own_words(tokens):
+    model, (image, text) = captioner_of(1, teacher_forced=True).eval(), (part[:1] for part in tokens)
+    said = generate(model, image, text)
+    row = [BOS]
+    for _ in range(SHAPE.length - 1):
+        logits = model.logits(image, text, torch.tensor([row]))[0, -1]
+        logits[[PAD, BOS]] = -torch.inf
+        row.append(int(logits.argmax()))
+        if row[-1] == EOS:
+            break
+    assert said == [token for token in row[1:] if token != EOS]
+
+
+@torch.no_grad()
+def test_more_beams_find_a_caption_at_least_as_likely(tokens):
+    model, (image, text) = captioner_of(1, teacher_forced=True).eval(), (part[:1] for part in tokens)
+    model.head.weight[EOS] += 0.5 * model.head.weight.mean(0)
+    wide = [generate(model, image, text, beams=beams) for beams in (1, 4, 12)]
+    scores = [score(model, image, text, words) for words in wide if len(words) < SHAPE.length - 1]
+    assert scores == sorted(scores)
+
+
+def test_the_command_prints_words_and_writes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data = clips_world.write_shards(tmp_path / "data")
+    (tmp_path / "photo.png").write_bytes(clips_world.picture(3))
+    for name in ("clips", "coca", "clip"):
+        recipe = {"name": name, "captioner": {"max_length": 12, "num_layers": 1, "width": 32}}
+        trained(data, tmp_path / name, recipe=recipe, max_steps=1)
+    capsys.readouterr()
+    for name in ("clips", "coca"):
+        files = {"image": str(tmp_path / "photo.png"), "html_output": str(tmp_path / "p.html")}
+        run_caption(CaptionConfig(encoder=str(tmp_path / name), web_caption="<b>", **files))
+        said = capsys.readouterr().out.strip()
+        html = (tmp_path / "p.html").read_text(encoding="utf-8")
+        assert "base64" in html
+        assert "&lt;b&gt;" in html
+        assert isinstance(said, str)
+    with pytest.raises(UserError, match="a recipe with a captioner"):
+        run_caption(CaptionConfig(image=str(tmp_path / "photo.png"), encoder=str(tmp_path / "clip")))
+    with pytest.raises(UserError, match=r"gone\.png: expected a picture"):
+        run_caption(CaptionConfig(image="gone.png", encoder=str(tmp_path / "clips")))

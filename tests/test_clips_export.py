@@ -8,6 +8,7 @@ import clips_world
 import numpy as np
 import pytest
 import torch
+from clips_world import tensors_of, trained
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -18,7 +19,6 @@ from clips.export import ExportConfig, run_export
 from clips.method.clips_model import ModelConfig, build_model
 from clips.method.recipes import RecipeConfig
 from clips.model.captioner import Captioner, CaptionerDims
-from clips.train import train
 from clips.training.train_state import list_checkpoints
 
 TEXTS = ["A red square.", "two dogs, running!", ""]
@@ -28,8 +28,7 @@ TEXTS = ["A red square.", "two dogs, running!", ""]
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export")
     data = clips_world.write_shards(folder / "train")
-    train(clips_world.train_config(data, folder / "run", max_steps=3, keep_checkpoints_after_training=True))
-    return folder / "run"
+    return trained(data, folder / "run", max_steps=3, save_steps=2, keep_checkpoints_after_training=True)
 
 
 def features(model: torch.nn.Module, images: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,7 +46,7 @@ def test_stock_open_clip_sees_the_same_encoder(tmp_path: Path, architecture: str
     with torch.no_grad():
         for value in trained.clip.parameters():  # away from what a fresh model holds, its zeros above all
             value.add_(torch.randn_like(value) * 0.05)
-        for _ in range(30):  # batch norms learn what they see
+        for _ in range(5):  # batch norms learn what they see
             trained.clip.train().encode_image(torch.randn(4, 3, 64, 64))
     trained.eval()
     write_encoder(trained, tmp_path)
@@ -67,13 +66,13 @@ def test_stock_open_clip_sees_the_same_encoder(tmp_path: Path, architecture: str
 def test_a_trained_run_loads_with_its_preprocessing_tokens_and_captioner(run: Path):
     encoder = load_encoder(run)
     assert not encoder.model.training
-    saved = load_file(run / "open_clip_model.safetensors")
+    saved = tensors_of(run)
     assert all(torch.equal(value, saved[name]) for name, value in encoder.model.state_dict().items())
-    grey = Image.new("RGB", (40, 30), (128, 128, 128))
-    mean, std = encoder.config["preprocess_cfg"]["mean"], encoder.config["preprocess_cfg"]["std"]
+    mean, std = (encoder.config["preprocess_cfg"][name] for name in ("mean", "std"))
+    pixels = encoder.preprocess(Image.new("RGB", (40, 30), (128, 128, 128)))
+    assert pixels.shape == (3, 16, 16)
     expected = [(128 / 255 - m) / s for m, s in zip(mean, std, strict=True)]
-    assert encoder.preprocess(grey).shape == (3, 16, 16)
-    assert encoder.preprocess(grey)[:, 8, 8].tolist() == pytest.approx(expected, abs=1e-5)
+    assert pixels[:, 8, 8].tolist() == pytest.approx(expected, abs=1e-5)
     assert encoder.tokenizer(TEXTS).shape == (3, 12)
     captioner = Captioner(CaptionerDims(**json.loads((run / "captioner_config.json").read_text())))
     captioner.load_state_dict(load_file(run / "captioner.safetensors"))
@@ -84,7 +83,7 @@ def test_a_checkpoint_becomes_an_encoder_directory(run: Path, tmp_path: Path, ca
     for number, source in enumerate((run, latest)):
         output = tmp_path / str(number)
         run_export(ExportConfig(checkpoint=str(source), output=str(output)))
-        held = clips_world.tensors_of(latest)
+        held = tensors_of(latest)
         exported = load_file(output / "open_clip_model.safetensors")
         assert exported
         assert all(torch.equal(value, held[f"model.clip.{name}"]) for name, value in exported.items())
@@ -116,10 +115,8 @@ def test_nothing_to_export_is_told(run: Path, tmp_path: Path):
     [
         ("loop.json", "{", r"loop\.json: broken"),
         ("config.yaml", "model: {}", r"config\.yaml: expected the config of a training run \('seed'\)"),
-        ("config.yaml", "seed: x", r"config\.yaml: expected the config of a training run \(invalid literal"),
         ("config.yaml", "{seed: 0, model: 3, recipe: {}}", r"config\.yaml: model: expected a mapping"),
         ("config.yaml", "{seed: 0, model: {size: 3}, recipe: {}}", r"config\.yaml: model: unknown key 'size'"),
-        ("config.yaml", "[]", r"config\.yaml: expected the config of a training run, a mapping"),
     ],
 )
 def test_a_checkpoint_with_a_broken_record_is_named(run: Path, tmp_path: Path, name: str, content: str, message: str):
@@ -131,22 +128,16 @@ def test_a_checkpoint_with_a_broken_record_is_named(run: Path, tmp_path: Path, n
     assert not (tmp_path / "out").exists()
 
 
-def spoil_weights(folder: Path) -> None:
-    (folder / "open_clip_model.safetensors").write_bytes(b"not weights")
-
-
-def spoil_shapes(folder: Path) -> None:
-    save_file({"positional_embedding": torch.zeros(3)}, folder / "open_clip_model.safetensors")
+WEIGHTS = "open_clip_model.safetensors"
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: (folder / "open_clip_model.safetensors").unlink(), r"open_clip_model.safetensors: missing"),
-        (lambda folder: (folder / "open_clip_config.json").unlink(), r"open_clip_config.json: missing"),
+        (lambda folder: (folder / WEIGHTS).unlink(), r"open_clip_model.safetensors: missing"),
         (lambda folder: (folder / "open_clip_config.json").write_text("{"), r"config.json: not valid JSON"),
-        (spoil_weights, "open_clip cannot load this encoder"),
-        (spoil_shapes, "open_clip cannot load this encoder"),
+        (lambda folder: (folder / WEIGHTS).write_bytes(b"no weights"), "open_clip cannot load this encoder"),
+        (lambda folder: save_file({"logit_scale": torch.zeros(3)}, folder / WEIGHTS), "open_clip cannot load this"),
         (shutil.rmtree, "no such directory; expected an encoder directory"),
     ],
 )

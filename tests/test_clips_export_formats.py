@@ -8,6 +8,7 @@ import exchange_world as world
 import numpy as np
 import pytest
 import torch
+from clips_world import tensors_of, trained
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -20,7 +21,6 @@ from clips.interchange.importing import ImportConfig, run_import
 from clips.method.clips_model import ModelConfig, build_model
 from clips.method.recipes import RecipeConfig
 from clips.soup import SoupConfig, run_soup
-from clips.train import train
 from clips.training.train_state import list_checkpoints
 
 NO_WARNING = "ignore:builtin type .* has no __module__:DeprecationWarning"
@@ -90,10 +90,8 @@ def test_timm(encoders: Path, tmp_path: Path, name: str):
     settings = timm.data.resolve_model_data_config(tower)
     preprocess = encoder.config["preprocess_cfg"]
     assert (list(settings["mean"]), list(settings["std"])) == (preprocess["mean"], preprocess["std"])
-    assert (settings["input_size"], settings["interpolation"]) == (
-        (3, *preprocess["size"]),
-        preprocess["interpolation"],
-    )
+    assert settings["input_size"] == (3, *preprocess["size"])
+    assert settings["interpolation"] == preprocess["interpolation"]
     if preprocess["resize_mode"] == "squash":
         noise = np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8)
         ours, theirs = (p(Image.fromarray(noise)) for p in (encoder.preprocess, timm.data.create_transform(**settings)))
@@ -173,29 +171,25 @@ def test_a_sigmoid_training_loads_in_stock_open_clip(tmp_path: Path):
     import open_clip
 
     data = clips_world.write_shards(tmp_path / "train")
-    run = tmp_path / "run"
-    train(
-        clips_world.train_config(
-            data, run, max_steps=4, keep_checkpoints_after_training=True, recipe={"name": "clip", "loss": "sigmoid"}
-        )
+    recipe = {"name": "clip", "loss": "sigmoid"}
+    run = trained(
+        data, tmp_path / "run", max_steps=4, save_steps=2, keep_checkpoints_after_training=True, recipe=recipe
     )
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{run}")
-    stored = load_file(run / "open_clip_model.safetensors")
-    assert torch.equal(model.logit_bias, stored["logit_bias"])
+    bias = tensors_of(run)["logit_bias"]
+    assert torch.equal(model.logit_bias, bias)
     assert model.logit_bias.item() != -10.0  # it has been trained
     pixels = preprocess(Image.new("RGB", (20, 20), "red"))[None]
     tokens = open_clip.get_tokenizer(f"local-dir:{run}")(["red", "blue"])
     with torch.no_grad():
         logits = model.eval().get_logits(pixels, tokens)[0]
         cosines = model.encode_image(pixels, normalize=True) @ model.encode_text(tokens, normalize=True).t()
-        torch.testing.assert_close(logits, model.logit_scale.exp() * cosines + stored["logit_bias"])
+        torch.testing.assert_close(logits, model.logit_scale.exp() * cosines + bias)
 
-    run_export(
-        ExportConfig(checkpoint=str(list_checkpoints(run)[-1]), output=str(tmp_path / "tower"), format="timm")
-    )  # mid-training
-    held = clips_world.tensors_of(list_checkpoints(run)[-1])
-    tower = load_file(tmp_path / "tower" / "model.safetensors")
-    assert torch.equal(tower["head.weight"], held["model.clip.visual.proj"].t())
+    (latest,) = list_checkpoints(run)  # of mid-training
+    run_export(ExportConfig(checkpoint=str(latest), output=str(tmp_path / "tower"), format="timm"))
+    head = tensors_of(tmp_path / "tower")["head.weight"]
+    assert torch.equal(head, tensors_of(latest)["model.clip.visual.proj"].t())
 
 
 def test_manifest_and_card(encoders: Path, tmp_path: Path):
@@ -220,9 +214,8 @@ def test_manifest_and_card(encoders: Path, tmp_path: Path):
 def test_a_card_has_results_and_what_the_data_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     data, held_out = clips_world.write_shards(tmp_path / "train"), clips_world.write_shards(tmp_path / "test", (5,))
     validation = {"source": {"path": str(held_out)}, "eval_steps": 2}
-    run = tmp_path / "run"
-    fields = {"validation": validation, "license": "cc-by-4.0"}
-    train(clips_world.train_config(data, run, max_steps=4, keep_checkpoints_after_training=True, **fields))
+    fields = {"validation": validation, "license": "cc-by-4.0", "keep_checkpoints_after_training": True}
+    run = trained(data, tmp_path / "run", max_steps=4, save_steps=2, **fields)
     card, manifest = (run / "README.md").read_text(), read_manifest(run)
     assert card.startswith("---\nlicense: cc-by-4.0\n")
     assert "21 samples, hash `" in card
@@ -230,13 +223,13 @@ def test_a_card_has_results_and_what_the_data_was(tmp_path: Path, capsys: pytest
         shares = [100 * manifest["last"][f"val_{kind}_{way}_r1"] for way in ("i2t", "t2i")]
         assert f"| {kind} | {shares[0]:.1f} | {shares[1]:.1f} |" in card
 
-    run_export(ExportConfig(checkpoint=str(list_checkpoints(run)[-1]), output=str(tmp_path / "earlier"), license="mit"))
+    (latest,) = list_checkpoints(run)
+    run_export(ExportConfig(checkpoint=str(latest), output=str(tmp_path / "earlier"), license="mit"))
     assert read_manifest(tmp_path / "earlier")["last"]["step"] == 2
     card = (tmp_path / "earlier" / "README.md").read_text()
-    assert "R@1 at step 2:" in card
-    assert "The weights: mit." in card
-    assert "21 samples, hash `" in card
-    run_export(ExportConfig(checkpoint=str(list_checkpoints(run)[-1]), output=str(tmp_path / "again")))
+    for text in ("R@1 at step 2:", "The weights: mit.", "21 samples, hash `"):
+        assert text in card
+    run_export(ExportConfig(checkpoint=str(latest), output=str(tmp_path / "again")))
     assert (tmp_path / "again" / "README.md").read_text().startswith("---\nlicense: cc-by-4.0\n")
     run_export(ExportConfig(checkpoint=str(run), output=str(tmp_path / "tower"), format="timm"))
     assert "without the captioner, for which timm has no place" in capsys.readouterr().err

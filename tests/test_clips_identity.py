@@ -78,15 +78,8 @@ def test_what_the_trainings_may_go_on_with():
         "save_total_limit",
         "keep_checkpoints_after_training",
     }
-    encoder |= {
-        "allow_changes_on_resume",
-        "micro_batch_size",
-        "distributed",
-        "validation",
-        "license",
-        "data.num_workers",
-        "data.cache_images",
-    }
+    encoder |= {"allow_changes_on_resume", "micro_batch_size", "distributed", "validation", "license"}
+    encoder |= {"data.num_workers", "data.cache_images"}
     encoder |= {"data.max_invalid_ratio", "data.sources[].cache_dir", "data.sources[].max_cache_gb"}
     assert run_only_fields(EncoderTrainConfig) == encoder
     llava = {"output", "logging_steps", "save_steps", "num_workers", "max_invalid_ratio", "launch.num_processes"}

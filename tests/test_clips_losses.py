@@ -13,31 +13,27 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clips.model.captioner_config import CONTRASTIVE_LOSSES
+from clips.method.clips_model import ModelConfig, build_model
+from clips.method.recipes import RecipeConfig, build_recipe
+from clips.model.captioner_config import CONTRASTIVE_LOSSES, CaptionerConfig
+from clips.model.length_grouping import group_by_length
 from clips.model.losses import caption_loss, contrastive_loss, linear_cross_entropy
+from clips.model.tokenizer import ClipsTokenizer
 
 
 def unit(*shape, seed=0):
     return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
-def naive_clip_loss(image, text, scale):
-    """The symmetric CLIP loss of one kind of text, element by element."""
+def naive_softmax(image, texts, scale, bias):
+    """The symmetric CLIP loss of each kind of text, element by element; the mean over the kinds."""
     count, total = len(image), 0.0
-    for i in range(count):
+    for text, i in itertools.product(texts, range(count)):
         by_image = [scale * float(image[i] @ text[j]) for j in range(count)]
         by_text = [scale * float(image[j] @ text[i]) for j in range(count)]
         for scores in (by_image, by_text):
             total += math.log(sum(math.exp(score) for score in scores)) - scores[i]
-    return total / (2 * count)
-
-
-def test_contrastive_loss_against_a_naive_loop():
-    image, web, partial = unit(5, 8, seed=1), unit(5, 8, seed=2), unit(5, 8, seed=3)
-    scale = torch.tensor(14.0)
-    expected = [naive_clip_loss(image, text, 14.0) for text in (web, partial)]
-    assert contrastive_loss(image, [web], scale).item() == pytest.approx(expected[0], abs=1e-5)
-    assert contrastive_loss(image, [web, partial], scale).item() == pytest.approx(sum(expected) / 2, abs=1e-5)
+    return total / (2 * count * len(texts))
 
 
 def test_contrastive_loss_by_hand():
@@ -62,29 +58,22 @@ def naive_supcon(image, texts, scale, bias):
 def naive_sigmoid(image, texts, scale, bias):
     """Every pair by itself; summed over texts, averaged over images and kinds of text."""
     total = 0.0
-    for text in texts:
-        for i in range(len(image)):
-            for j in range(len(text)):
-                logit = scale * float(image[i] @ text[j]) + bias
-                total += math.log1p(math.exp(-logit if i == j else logit))
+    for text, i, j in itertools.product(texts, range(len(image)), range(len(image))):
+        logit = scale * float(image[i] @ text[j]) + bias
+        total += math.log1p(math.exp(-logit if i == j else logit))
     return total / (len(image) * len(texts))
 
 
 @pytest.mark.parametrize("chunk", [1, 12, 10_000])
-@pytest.mark.parametrize(("kind", "naive"), [("supcon", naive_supcon), ("sigmoid", naive_sigmoid)])
-def test_other_contrastive_losses_against_naive_loops(kind, naive, chunk, monkeypatch):
+@pytest.mark.parametrize("kind", CONTRASTIVE_LOSSES)
+def test_contrastive_losses_against_naive_loops(kind, chunk, monkeypatch):
+    naive = {"softmax": naive_softmax, "supcon": naive_supcon, "sigmoid": naive_sigmoid}[kind]
     monkeypatch.setattr("clips.model.losses._CHUNK_ELEMENTS", chunk)
     image, web, partial = unit(5, 8, seed=1), unit(5, 8, seed=2), unit(5, 8, seed=3)
     scale, bias = torch.tensor(6.0), torch.tensor(-2.0)
     for texts in ([web], [web, partial]):
         ours = contrastive_loss(image, texts, scale, bias, kind=kind)
         assert ours.item() == pytest.approx(naive(image, texts, 6.0, -2.0), abs=1e-5)
-
-
-def test_with_one_kind_of_text_supcon_is_the_clip_loss():
-    image, web, scale = unit(5, 8, seed=1), unit(5, 8, seed=2), torch.tensor(14.0)
-    supcon = contrastive_loss(image, [web], scale, kind="supcon")
-    torch.testing.assert_close(supcon, contrastive_loss(image, [web], scale))
 
 
 @pytest.mark.parametrize("kind", CONTRASTIVE_LOSSES)
@@ -132,9 +121,8 @@ def test_linear_cross_entropy_in_bfloat16_is_near_the_exact_one_and_its_gradient
     exact = linear_cross_entropy(hidden, weight, labels)
     assert rounded.item() != exact.item()
     assert rounded.item() == pytest.approx(exact.item(), rel=1e-3)
-    for near, true in zip(
-        torch.autograd.grad(rounded, [hidden, weight]), torch.autograd.grad(exact, [hidden, weight]), strict=True
-    ):
+    gradients = (torch.autograd.grad(loss, [hidden, weight]) for loss in (rounded, exact))
+    for near, true in zip(*gradients, strict=True):
         assert near.dtype == torch.float32
         assert (near - true).norm() < 1e-2 * true.norm()
 
@@ -152,7 +140,8 @@ def test_caption_loss_averages_over_counted_tokens():
 
 
 def test_losses_are_the_authors(shared):
-    stored = {key: torch.from_numpy(value) for key, value in _arrays(shared).items()}
+    with np.load(shared / "reference/authors_captioner.npz") as file:
+        stored = {key: torch.from_numpy(file[key]) for key in file.files if not key.startswith("param/")}
     texts = [stored["web_features"], stored["synthetic_features"]]
     loss = contrastive_loss(stored["image_features"], texts, stored["temperature_scale"])
     assert loss.item() == pytest.approx(stored["contrastive_loss"].item(), abs=1e-4)
@@ -162,44 +151,27 @@ def test_losses_are_the_authors(shared):
     assert caption_loss(summed, counted.sum()).item() == pytest.approx(stored["caption_loss"].item(), abs=1e-4)
 
 
-def _arrays(shared):
-    with np.load(shared / "reference/authors_captioner.npz") as file:
-        return {key: file[key] for key in file.files if not key.startswith("param/")}
-
-
 # Two processes train as one ------------------------------------------------------------------------------------
+
+
+SMALL = CaptionerConfig(width=16, num_heads=2, num_layers=1, max_length=20)
 
 
 def batch_of(count):
     """Captions of unlike length, so that the processes' numbers of counted tokens differ."""
-    from clips.method.recipes import RecipeConfig, build_recipe
-    from clips.model.tokenizer import ClipsTokenizer
-
-    recipe, tokenizer = build_recipe(RecipeConfig(captioner=small_captioner())), ClipsTokenizer(12)
+    recipe, tokenizer = build_recipe(RecipeConfig(captioner=SMALL)), ClipsTokenizer(12)
+    long = [f"{'a red car. two dogs! ' * (1 + 3 * i // count)}" for i in range(count)]
     rng = np.random.default_rng(0)
-    samples = [
-        recipe.prepare(f"photo {i}", "a red car. two dogs! " * (1 + 3 * i // count), rng, tokenizer)
-        for i in range(count)
-    ]
+    samples = [recipe.prepare(f"photo {i}", long[i], rng, tokenizer) for i in range(count)]
     images = torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(3))
     return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]} | {"image": images}
-
-
-def small_captioner():
-    from clips.model.captioner_config import CaptionerConfig
-
-    return CaptionerConfig(width=16, num_heads=2, num_layers=1, max_length=20)
 
 
 GLOBAL = ("loss", "contrastive_loss", "caption_loss")
 
 
 def small_model(kind):
-    from clips.method.clips_model import ModelConfig, build_model
-    from clips.method.recipes import RecipeConfig
-
-    recipe = RecipeConfig(loss=kind, captioner=small_captioner())
-    return build_model(ModelConfig(context_length=12), recipe, seed=0)
+    return build_model(ModelConfig(context_length=12), RecipeConfig(loss=kind, captioner=SMALL), seed=0)
 
 
 def two_processes(rank, port, path):
@@ -285,3 +257,18 @@ def test_the_chunks_of_the_caption_loss_do_not_lie_beside_each_other(dtype, chun
     events = recorded.profiler.kineto_results.events()
     peak = max(itertools.accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
     assert 0.9 < peak / (4 * 2**18) < chunks
+
+
+@pytest.mark.parametrize(("rows", "groups"), [(1, 1), (7, 1), (16, 1), (40, 2), (64, 4), (1000, 8)])
+def test_every_row_is_in_one_group_and_no_group_cuts_a_row(rows, groups):
+    lengths = torch.randint(1, 80, (rows,), generator=torch.Generator().manual_seed(0))
+    order, sizes, longest = group_by_length(lengths)
+    assert sorted(order.tolist()) == list(range(rows))
+    assert (len(sizes), sum(sizes)) == (groups, rows)
+    assert [int(part.max()) for part in lengths[order].split(sizes)] == longest == sorted(longest)
+
+
+def test_groups_of_like_length_leave_padding_out():
+    lengths = torch.tensor([5] * 32 + [60] * 32).roll(5)
+    _, sizes, longest = group_by_length(lengths)
+    assert (sizes, longest) == ([16] * 4, [5, 5, 60, 60])

@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import default_collate
 
 from clips.errors import UserError
 from clips.method.recipes import RecipeConfig, build_recipe, cosine_margin
@@ -103,24 +102,6 @@ def test_counted_positions_are_a_uniform_draw():
     assert not (masks & ~everything).any()
     expected = 300 * 3 / int(everything.sum())
     assert (masks.sum(dim=0)[everything] > expected / 2).all()
-
-
-def test_samples_are_deterministic_and_stack():
-    for config in (
-        RecipeConfig(),
-        RecipeConfig(name="clip"),
-        RecipeConfig(caption_strategy="random", caption_tokens=2),
-    ):
-        first, again = prepare(config, seed=7), prepare(config, seed=7)
-        assert all(torch.equal(first[name], again[name]) for name in first)
-        batch = default_collate([first, prepare(config, synthetic="", seed=8)])
-        assert all(tensor.shape[0] == 2 for tensor in batch.values())
-
-
-def test_no_caption_weight_no_captioner():
-    recipe = build_recipe(RecipeConfig(caption_loss_weight=0.0))
-    assert recipe.captioning is None
-    assert set(prepare(recipe.config)) == {"web", "partial"}
 
 
 def test_total_is_the_weighted_sum():

@@ -61,14 +61,8 @@ def test_the_released_name_gives_what_the_released_config_states(name: str):
         assert (cfg["vision_cfg"]["image_size"], preprocess["size"]) == (size, [size, size])
         stated = {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True, "norm_kwargs": {"eps": 1e-6}}
         assert cfg["vision_cfg"].items() >= stated.items()
-        stated = {
-            "context_length": 80,
-            "vocab_size": 32000,
-            "pool_type": "last",
-            "no_causal_mask": True,
-            "act_kwargs": {"approximate": "tanh"},
-            "norm_kwargs": {"eps": 1e-6},
-        }
+        stated = {"context_length": 80, "vocab_size": 32000, "pool_type": "last", "no_causal_mask": True}
+        stated |= {"act_kwargs": {"approximate": "tanh"}, "norm_kwargs": {"eps": 1e-6}}
         assert cfg["text_cfg"].items() >= stated.items()
         stated = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
         assert preprocess.items() >= (stated | {"interpolation": "bilinear", "resize_mode": "squash"}).items()

@@ -10,13 +10,10 @@ from typing import Any
 import clips_world
 import pytest
 import torch
+from clips_world import stopped_at, tensors_of, train
 from resume_driver import digest
-from safetensors.torch import load_file
-from scale_driver import stop_at
-from test_clips_scale import torchrun
+from test_clips_distributed import torchrun
 
-from clips import train as training
-from clips.train import train
 from clips.training.train_state import list_checkpoints
 
 WAYS = ("ddp", "fsdp", "zero2", "zero3")
@@ -24,14 +21,12 @@ WAYS = ("ddp", "fsdp", "zero2", "zero3")
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A run of one process that stopped after its checkpoint of step 4, and its data."""
+    """A run of one process that stopped after its checkpoint of step 4, its tensors, and its data."""
     folder = tmp_path_factory.mktemp("one")
     data = clips_world.write_shards(folder / "data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "train_step", stop_at(4))
-        with pytest.raises(InterruptedError):
-            train(clips_world.train_config(data, folder / "run", ema_decay=0.5))
-    return {"data": data, "run": folder / "run"}
+    with stopped_at(4):
+        train(clips_world.train_config(data, folder / "run", ema_decay=0.5))
+    return {"data": data, "run": folder / "run", "tensors": tensors_of(list_checkpoints(folder / "run")[-1])}
 
 
 @pytest.fixture(scope="module")
@@ -49,36 +44,22 @@ def resumed(stopped: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
     return {way: [json.loads((folder / f"{way}.rank{rank}.json").read_text()) for rank in range(2)] for way in WAYS}
 
 
-def stored(run: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
-    for file in list_checkpoints(run)[-1].glob("*.safetensors"):
-        found |= load_file(file)
-    return found
-
-
 def part_of(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-def test_one_process_of_a_machine_reads_the_checkpoint(
-    stopped: dict[str, Any], resumed: dict[str, list[dict[str, Any]]], way: str
-):
-    first, second = resumed[way]
-    assert first["bytes"]["tensors"] == sum(value.nbytes for value in stored(stopped["run"]).values())
-    assert first["opens"]["tensors"] > 0
-    assert (second["opens"], second["bytes"]) == ({}, {})
-    assert first["step"] == second["step"] == 4
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
-def test_all_processes_hold_what_was_stored(
+def test_one_process_of_a_machine_reads_the_checkpoint_and_all_hold_it(
     stopped: dict[str, Any], resumed: dict[str, list[dict[str, Any]]], way: str
 ):
     """Weights, moments and average, each put together from both processes where they hold shards."""
-    tensors = stored(stopped["run"])
+    tensors = stopped["tensors"]
+    first, second = resumed[way]
+    assert first["bytes"]["tensors"] == sum(value.nbytes for value in tensors.values())
+    assert first["opens"]["tensors"] > 0
+    assert (second["opens"], second["bytes"]) == ({}, {})
+    assert first["step"] == second["step"] == 4
     for found in resumed[way][: 1 if way == "zero3" else 2]:  # whose main process alone puts weights together
         assert found["weights"] == digest(part_of(tensors, "model."))
         assert found["average"] == digest(part_of(tensors, "average."))
@@ -91,9 +72,8 @@ def test_all_processes_hold_what_was_stored(
 def test_a_checkpoint_that_only_one_process_can_judge_stops_both(stopped: dict[str, Any], tmp_path: Path):
     """The error of the process that reads is that of all: none waits for a broadcast that never comes."""
     shutil.copytree(stopped["run"], tmp_path / "run")
-    clips_world.train_config(
-        stopped["data"], tmp_path / "run", ema_decay=0.5, recipe={"name": "clips", "captioner": {"num_layers": 2}}
-    )
+    recipe = {"name": "clips", "captioner": {"num_layers": 2}}
+    clips_world.train_config(stopped["data"], tmp_path / "run", ema_decay=0.5, recipe=recipe)
     driver = Path(__file__).parent / "resume_driver.py"
     process = torchrun(tmp_path / "log", str(driver), str(tmp_path / "run.json"))
     assert process.wait(120) != 0

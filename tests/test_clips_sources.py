@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.server
 import json
 import pickle
@@ -15,6 +16,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from clips_world import number_of, opened, rng
 from serving import Quiet, address, serve
 
 from clips.data.data_config import DataConfig
@@ -24,10 +26,7 @@ from clips.data.sources import BadSampleError, Record, SourceConfig, open_source
 from clips.errors import UserError
 
 COUNT = 6
-
-
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
+TABLE = {"format": "table", "web_caption": "org_caption", "synthetic_caption": "re_caption"}
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +62,7 @@ def write_table(folder: Path, kind: str) -> Path:
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
 def test_tables_of_every_kind_read_alike(tmp_path: Path, pictures: Path, kind: str):
     path = write_table(tmp_path, kind)
-    config = SourceConfig(
-        format="table",
-        path=str(path),
-        image_root=str(pictures),
-        web_caption="org_caption",
-        synthetic_caption="re_caption",
-    )
+    config = SourceConfig(path=str(path), image_root=str(pictures), **TABLE)
     source = open_source(config)
     assert len(source) == COUNT
     for index in range(COUNT):
@@ -89,63 +82,42 @@ def test_pictures_may_stand_in_the_table_and_captions_in_lists(tmp_path: Path):
     frame.loc[2, "image"] = None
     frame.loc[3, "org_caption"] = None
     frame.to_parquet(tmp_path / "rows.parquet")
-    source = open_source(
-        SourceConfig(
-            format="table", path=str(tmp_path / "rows.parquet"), web_caption="org_caption", synthetic_caption="several"
-        )
-    )
-    drawn = {source.read(1, np.random.default_rng(seed)).synthetic for seed in range(20)}
+    fields = {**TABLE, "path": str(tmp_path / "rows.parquet")}
+    source = open_source(SourceConfig(**{**fields, "synthetic_caption": "several"}))
+    drawn = {source.read(1, rng(seed)).synthetic for seed in range(20)}
     assert drawn == {"first of 1", "second of 1"}
     assert source.read(1, rng()).image == clips_world.picture(1)
     alone = source.read(3, rng())
     assert (alone.web, alone.synthetic in {"first of 3", "second of 3"}) == ("", True)
-    source = open_source(
-        SourceConfig(
-            format="table", path=str(tmp_path / "rows.parquet"), web_caption="org_caption", synthetic_caption=None
-        )
-    )
-    for index, reason in ((2, "no image"), (3, "no caption 'org_caption'")):
+    source = open_source(SourceConfig(**{**fields, "synthetic_caption": None}))
+    for index, reason in ((2, "no picture"), (3, "no caption 'org_caption'")):
         with pytest.raises(BadSampleError, match=reason):
             source.read(index, rng())
 
 
 def test_saved_data_sets_of_the_hub(tmp_path: Path, pictures: Path):
-    made = datasets.Dataset.from_dict(
-        {
-            "image": [str(pictures / f"{index}.png") for index in range(COUNT)],
-            "text": [f"photo {index}" for index in range(COUNT)],
-        }
-    ).cast_column("image", datasets.Image())
+    columns = {"image": [str(pictures / f"{index}.png") for index in range(COUNT)], "text": rows()["org_caption"]}
+    made = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
     made.save_to_disk(tmp_path / "one")
     datasets.DatasetDict({"train": made, "test": made.select(range(2))}).save_to_disk(tmp_path / "both")
     config = {"format": "datasets", "web_caption": "text", "synthetic_caption": None}
-    assert len(open_source(SourceConfig(path=str(tmp_path / "one"), **config))) == COUNT
-    test = open_source(SourceConfig(path=str(tmp_path / "both"), split="test", **config))
+    assert len(opened(tmp_path / "one", **config)) == COUNT
+    test = opened(tmp_path / "both", split="test", **config)
     assert len(test) == 2
     assert test.read(1, rng()).image == clips_world.picture(1)
     assert test.read(1, rng()).synthetic == ""
     with pytest.raises(UserError, match=r"unknown split of .*both 'tets'; did you mean 'test'"):
-        open_source(SourceConfig(path=str(tmp_path / "both"), split="tets", **config))
+        opened(tmp_path / "both", split="tets", **config)
 
 
 def test_cocos_own_layout(tmp_path: Path, pictures: Path):
-    content = {
-        "images": [{"id": 10 + index, "file_name": f"{index}.png"} for index in range(3)],
-        "annotations": [
-            {"image_id": 10 + index, "caption": f" caption {number} of {index} "}
-            for index in (0, 2)
-            for number in range(5)
-        ],
-    }
+    images = [{"id": 10 + index, "file_name": f"{index}.png"} for index in range(3)]
+    said = [(index, f" caption {number} of {index} ") for index in (0, 2) for number in range(5)]
+    annotations = [{"image_id": 10 + index, "caption": caption} for index, caption in said]
     path = tmp_path / "captions_train2017.json"
-    path.write_text(json.dumps(content), encoding="utf-8")
-    config = SourceConfig(
-        format="coco",
-        path=str(path),
-        image_root=str(pictures),
-        web_caption="first_sentence",
-        synthetic_caption="other_sentences",
-    )
+    path.write_text(json.dumps({"images": images, "annotations": annotations}), encoding="utf-8")
+    fields = {"web_caption": "first_sentence", "synthetic_caption": "other_sentences"}
+    config = SourceConfig(format="coco", path=str(path), image_root=str(pictures), **fields)
     source = open_source(config)
     assert len(source) == 2
     sample = source.read(1, rng())
@@ -163,10 +135,7 @@ def test_cocos_own_layout(tmp_path: Path, pictures: Path):
         ({"path": "gone.csv"}, "gone.csv: no such file or directory"),
         ({"path": "rows.xls"}, "expected a file that ends in csv, tsv, jsonl, parquet"),
         ({"path": "rows.csv", "web_caption": "org_captoin"}, "did you mean 'org_caption'"),
-        (
-            {"path": "rows.csv", "image_column": "image"},
-            "unknown column for data source field image_column 'image'",
-        ),
+        ({"path": "rows.csv", "image_column": "picture"}, "source field image_column 'picture'"),
         ({"path": "broken.parquet"}, "broken.parquet: not a whole parquet file"),
         ({"path": "empty"}, "expected files that end in"),
         ({"path": "captions.jsonl"}, r"captions alone have to be joined with paths of their images"),
@@ -181,11 +150,7 @@ def test_a_wrong_table_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 nothing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=message) as raised:
-        open_source(
-            SourceConfig(
-                **{"format": "table", "web_caption": "org_caption", "synthetic_caption": "re_caption", **fields}
-            )
-        )
+        open_source(SourceConfig(**{**TABLE, **fields}))
     assert "\n" not in str(raised.value)
 
 
@@ -243,15 +208,13 @@ def test_a_data_set_in_the_hubs_layout_is_streamed(tmp_path: Path):
     assert not list((tmp_path / "cache").glob("*.arrow"))  # nothing is copied before it is needed
     for index in range(23):
         assert source.read(index, rng()) == copied.read(index, rng())
-    assert {source.read(7, np.random.default_rng(seed)).synthetic for seed in range(20)} == {
-        "A photo. Number 7.",
-        "Photo 7.",
-    }
+    drawn = {source.read(7, rng(seed)).synthetic for seed in range(20)}
+    assert drawn == {"A photo. Number 7.", "Photo 7."}
     assert len(list((tmp_path / "cache").glob("*.arrow"))) == 5
     assert pickle.loads(pickle.dumps(source)).read(20, rng()) == copied.read(20, rng())
     assert source.describe() == open_source(SourceConfig(**fields)).describe()
-    fields = {"jpg": "20.png", "text": "photo 20", "re_caption": ["A photo. Number 20.", "Photo 20."]}
-    assert source.record(20) == Record("000000020", fields, reference="20.png")
+    record = {"jpg": "20.png", "text": "photo 20", "re_caption": ["A photo. Number 20.", "Photo 20."]}
+    assert source.record(20) == Record("000000020", record, reference="20.png")
 
 
 def test_a_broken_row_group_costs_its_rows_only(tmp_path: Path):
@@ -301,10 +264,6 @@ def test_from_afar_only_what_is_needed_is_fetched(parquet_server, tmp_path: Path
     assert len(again) == 23
 
 
-def number_of(web: str, synthetic: str, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-    return {"number": torch.tensor(int(web.split()[-1]))}
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -346,37 +305,24 @@ def capsfusion_table(folder: Path, pictures: Path) -> Path:
 @pytest.mark.parametrize("stream", [False, True])
 def test_capsfusions_own_columns_are_its_formats_defaults(tmp_path: Path, pictures: Path, stream: bool):
     path, cache = str(capsfusion_table(tmp_path / "table", pictures)), str(tmp_path / "cache")
-    source = open_source(
-        SourceConfig(format="capsfusion", path=path, image_root=str(pictures), streaming=stream, cache_dir=cache)
-    )
-    found = [source.read(4, np.random.default_rng(seed)) for seed in range(40)]
+    source = opened(path, format="capsfusion", image_root=str(pictures), streaming=stream, cache_dir=cache)
+    found = [source.read(4, rng(seed)) for seed in range(40)]
     assert {sample.web for sample in found} == {"raw 4"}
     fused = [sample.synthetic for sample in found].count("A raw photo of 4.")
     assert [sample.synthetic for sample in found].count("a photo of 4") == 40 - fused
     assert 10 < fused < 30
     assert found[0].image == clips_world.picture(4)
-    assert {source.read(3, np.random.default_rng(seed)).synthetic for seed in range(9)} == {"a photo of 3"}
+    assert {source.read(3, rng(seed)).synthetic for seed in range(9)} == {"a photo of 3"}
     assert source.read(5, rng()).synthetic == ""
-    one = open_source(
-        SourceConfig(
-            format="table", path=path, image_root=str(pictures), web_caption="laion_2b", synthetic_caption="capsfusion"
-        )
-    )
-    assert one.read(4, rng()).synthetic == "A raw photo of 4."
 
 
 def test_real_capsfusion_captions(tmp_path: Path, pictures: Path, shared: Path):
     rows = [json.loads(line) for line in (shared / "data" / "capsfusion_5k.jsonl").read_text().splitlines()[:COUNT]]
     lines = [json.dumps({"image_url": f"{index}.png", **row}) + "\n" for index, row in enumerate(rows)]
     (tmp_path / "rows.jsonl").write_text("".join(lines))
-    config = {
-        "format": "table",
-        "path": str(tmp_path / "rows.jsonl"),
-        "image_root": str(pictures),
-        "web_caption": "web",
-    }
-    source = open_source(SourceConfig(**config, synthetic_caption=("short_synthetic", "fused")))
-    synthetic = {source.read(1, np.random.default_rng(seed)).synthetic for seed in range(20)}
+    fields = {"format": "table", "web_caption": "web", "synthetic_caption": ("short_synthetic", "fused")}
+    source = opened(tmp_path / "rows.jsonl", image_root=str(pictures), **fields)
+    synthetic = {source.read(1, rng(seed)).synthetic for seed in range(20)}
     assert synthetic == {rows[1]["fused"].strip(), rows[1]["short_synthetic"].strip()}
     assert source.read(1, rng()).web == rows[1]["web"].strip()
 
@@ -387,11 +333,9 @@ def test_several_synthetic_captions_of_shards(tmp_path: Path):
     folder = clips_world.write_shard(tmp_path / "data" / "a.tar", samples).parent
     config = SourceConfig(path=str(folder), web_caption="laion_2b", synthetic_caption=("laion_coco", "capsfusion"))
     source = open_source(config)
-    assert {source.read(1, np.random.default_rng(seed)).synthetic for seed in range(30)} == {"a", "b", "c"}
-    with pytest.raises(
-        UserError, match=r"unknown key for data source field synthetic_caption 'caps'; did you mean 'capsfus"
-    ):
-        open_source(SourceConfig(path=str(folder), web_caption="laion_2b", synthetic_caption=("laion_coco", "caps")))
+    assert {source.read(1, rng(seed)).synthetic for seed in range(30)} == {"a", "b", "c"}
+    with pytest.raises(UserError, match=r"unknown key for data source field synthetic_caption 'caps'; did you mean"):
+        opened(folder, web_caption="laion_2b", synthetic_caption=("laion_coco", "caps"))
 
 
 def test_ranges_of_names():
@@ -402,18 +346,8 @@ def test_ranges_of_names():
 
 def test_sources_are_mixed_by_weight(tmp_path: Path, pictures: Path):
     shards = clips_world.write_shards(tmp_path / "shards", sizes=(9, 7, 5))
-    table = write_table(tmp_path, "jsonl")
-    sources = (
-        SourceConfig(path=str(shards), weight=3),
-        SourceConfig(
-            format="table",
-            path=str(table),
-            image_root=str(pictures),
-            web_caption="org_caption",
-            synthetic_caption="re_caption",
-            weight=1,
-        ),
-    )
+    table = SourceConfig(path=str(write_table(tmp_path, "jsonl")), image_root=str(pictures), **TABLE, weight=1)
+    sources = (SourceConfig(path=str(shards), weight=3), table)
 
     def prepare(web: str, synthetic: str, rng: np.random.Generator) -> dict[str, object]:
         return {"web": web}
@@ -422,4 +356,4 @@ def test_sources_are_mixed_by_weight(tmp_path: Path, pictures: Path):
     web = [data[position]["web"] for position in range(200)]
     assert sum(text.startswith("photo ") for text in web) == pytest.approx(50, abs=15)
     with pytest.raises(UserError, match="expected a weight for each source or for none"):
-        DataConfig(sources=(sources[0], SourceConfig(path=str(table))))
+        DataConfig(sources=(sources[0], dataclasses.replace(table, weight=None)))

@@ -10,6 +10,7 @@ import clips_world
 import exchange_world as world
 import pytest
 import torch
+from clips_world import train
 
 from clips.encoder import load_encoder
 from clips.errors import UserError
@@ -20,7 +21,6 @@ from clips.model import architectures, towers
 from clips.model.architectures import ModelConfig
 from clips.model.tokenizer import EOS, VOCAB_SIZE
 from clips.planning.dry_run import full_length_texts
-from clips.train import train
 from clips.training.setup import check_stages
 from clips.training.stages import stage_configs
 
@@ -66,10 +66,12 @@ def test_a_stock_encoder_is_trained_in_stages_resumed_and_keeps_its_words(stock:
     model = {"architecture": str(stock), "pretrained": str(stock)}
     stages = ({"max_steps": 2}, {"max_steps": 2, "model.image_size": 48, "model.context_length": 40})
     data = clips_world.write_shards(tmp_path / "data")
-    validation = {"source": {"path": str(data)}, "eval_steps": 1, "num_samples": 5}
-    config = clips_world.train_config(
-        data, tmp_path / "run", max_steps=None, model=model, stages=stages, validation=validation, save_steps=1
-    )
+    fields = {
+        "validation": {"source": {"path": str(data)}, "eval_steps": 1, "num_samples": 5},
+        "save_steps": 1,
+        "max_steps": None,
+    }
+    config = clips_world.train_config(data, tmp_path / "run", model=model, stages=stages, **fields)
     check_stages(stage_configs(config))
     train(config)
     trained, before = load_encoder(tmp_path / "run"), load_encoder(stock)

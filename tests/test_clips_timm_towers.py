@@ -10,15 +10,15 @@ import clips_world
 import open_clip
 import pytest
 import torch
+from clips_world import tensors_of, train, trained
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from clips.core.artifact import read_manifest
 from clips.errors import UserError
 from clips.export import ExportConfig, run_export
 from clips.model import architectures, towers
 from clips.model.architectures import ModelConfig
-from clips.train import train
 from clips.training.train_state import list_checkpoints
 
 NAME = "test_vit"  # timm's own for tests: 160 pixels, 0.4 M parameters
@@ -40,13 +40,8 @@ def test_a_timm_model_stands_beside_the_text_tower_of_clips_b_16():
     cfg = architectures.model_cfg(ModelConfig(architecture=f"timm:{NAME}"))
     beside = architectures.model_cfg(ModelConfig(architecture="clips-b-16"))
     assert {**cfg, "vision_cfg": None} == {**beside, "vision_cfg": None}
-    assert cfg["vision_cfg"] == {
-        "timm_model_name": NAME,
-        "timm_model_pretrained": False,
-        "timm_pool": "",
-        "timm_proj": "linear",
-        "image_size": 160,
-    }
+    trunk = {"timm_model_name": NAME, "timm_model_pretrained": False, "timm_pool": "", "timm_proj": "linear"}
+    assert cfg["vision_cfg"] == trunk | {"image_size": 160}
     short = architectures.model_cfg(ModelConfig(architecture=f"timm:{NAME}", context_length=12))
     assert short["text_cfg"]["context_length"] == 12
 
@@ -113,7 +108,7 @@ def loads_in_stock_open_clip(directory: Path, pixels: int, width: int) -> None:
     with torch.no_grad():
         image, text = model.eval().encode_image(picture), model.encode_text(tokens)
     assert (image.shape, text.shape) == ((1, width), (2, width))
-    stored = load_file(directory / "open_clip_model.safetensors")
+    stored = tensors_of(directory)
     for name, value in model.state_dict().items():
         assert torch.equal(value, stored[name]), name
 
@@ -121,28 +116,19 @@ def loads_in_stock_open_clip(directory: Path, pixels: int, width: int) -> None:
 def test_a_timm_model_trains_from_its_weights_and_is_loaded_by_stock_open_clip(tmp_path: Path):
     import timm
 
-    trunk = timm.create_model(NAME, num_classes=0)
-    weights = {name: value.contiguous() for name, value in trunk.state_dict().items()}
-    save_file(weights, tmp_path / "trunk.safetensors")
-    model = {
-        "architecture": f"timm:{NAME}",
-        "context_length": 12,
-        "pretrained_trunk": str(tmp_path / "trunk.safetensors"),
-    }
-    run = tmp_path / "run"
-    frozen = {**model, "lock_image": True}
-    train(clips_world.train_config(clips_world.write_shards(tmp_path / "data", (6,)), run, model=frozen, max_steps=1))
+    weights = timm.create_model(NAME, num_classes=0).state_dict()
+    save_file({name: value.contiguous() for name, value in weights.items()}, tmp_path / "trunk.safetensors")
+    model = {"architecture": f"timm:{NAME}", "context_length": 12, "lock_image": True}
+    model |= {"pretrained_trunk": str(tmp_path / "trunk.safetensors")}
+    run = trained(clips_world.write_shards(tmp_path / "data", (6,)), tmp_path / "run", model=model, max_steps=1)
     loads_in_stock_open_clip(run, 160, 512)
-    trained = load_file(run / "open_clip_model.safetensors")
-    assert all(torch.equal(trained[f"visual.trunk.{name}"], value) for name, value in weights.items())
+    found = tensors_of(run)
+    assert all(torch.equal(found[f"visual.trunk.{name}"], value) for name, value in weights.items())
 
 
 def test_a_file_trains_goes_on_and_is_exported(tmp_path: Path):
-    data, path, run = (
-        clips_world.write_shards(tmp_path / "data", (6,)),
-        write_config(tmp_path / "mine.json"),
-        tmp_path / "run",
-    )
+    data, path = clips_world.write_shards(tmp_path / "data", (6,)), write_config(tmp_path / "mine.json")
+    run = tmp_path / "run"
     settings: dict[str, Any] = {
         "model": {"architecture": str(path)},
         "max_steps": 3,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import multiprocessing
 import re
 from pathlib import Path
@@ -11,12 +10,12 @@ from typing import Any
 
 import clips_world
 import pytest
-from test_clips_scale import torchrun
+from clips_world import train
+from test_clips_distributed import start_drive
 
 from clips import train as training
 from clips.errors import UserError
 from clips.parallel.watchdog import EXIT_HUNG, describe_stalled
-from clips.train import train
 from clips.training.train_state import list_checkpoints, read_train_state
 
 
@@ -49,12 +48,8 @@ def test_a_process_that_hangs_is_named_and_the_training_ends(data: Path, tmp_pat
     output = tmp_path / "hung"
     clips_world.train_config(data, output, distributed={"hang_timeout": 6}, max_steps=50, save_steps=1)
     hang = {"rank": rank, "step": 3, "frozen": rank == 0}
-    (tmp_path / "plan.json").write_text(
-        json.dumps([{"config": str(output.with_suffix(".json")), "stop": None, "hang": hang}])
-    )
-    driver = Path(__file__).parent / "scale_driver.py"
-    process = torchrun(tmp_path / "log", "--shutdown-timeout", "2", str(driver), str(tmp_path / "plan.json"))
-    assert process.wait(200) != 0
+    plan = [{"config": str(output.with_suffix(".json")), "stop": None, "hang": hang}]
+    assert start_drive(tmp_path, plan, "--shutdown-timeout", "2").wait(200) != 0
     log = (tmp_path / "log").read_text()
     blamed = rf"rank {rank} \(host .*, process \d+\) has stood still for 6 s \(waiting for data, step 4; "
     assert re.search(blamed, log), log

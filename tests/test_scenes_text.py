@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import itertools
+import json
 import re
 from collections import Counter
 
@@ -10,7 +13,6 @@ import pytest
 
 from clips.errors import UserError
 from clips.scenes.captions import make_captions
-from clips.scenes.colors import OBJECT_COLORS
 from clips.scenes.llava_data import make_align_record, make_instruct_record, make_text_record
 from clips.scenes.mllm_captions import MllmCaptionStyle
 from clips.scenes.phrases import describe_scene, group_relation, join_with_and, relation, with_article
@@ -18,7 +20,7 @@ from clips.scenes.questions import ONE_SENTENCE, SHORT_ANSWER, open_questions, s
 from clips.scenes.rng import DeterministicRng
 from clips.scenes.world import SceneGenerator
 
-COUNT = 400
+COUNT = 300
 
 
 @pytest.fixture(scope="module")
@@ -42,64 +44,44 @@ def names_in(text: str, world: SceneGenerator) -> set[str]:
     return found
 
 
-def test_long_captions_have_three_to_seven_sentences_and_the_first_names_everything(world, scenes):
-    lengths = Counter()
-    for scene in scenes:
-        caption = make_captions(world, scene).synthetic_caption
-        sentences = re.findall(r"[^.]+\.", caption)
-        lengths[len(sentences)] += 1
-        assert all(sentence.strip()[0].isupper() for sentence in sentences)
-        assert names_in(sentences[0], world) == {thing.kind for thing in scene.objects}, caption
-    assert set(lengths) <= {3, 4, 5, 6, 7}
-    assert len(lengths) >= 4
+def test_all_texts_are_pinned(world, scenes):
+    """Captions of both writers, questions and conversations: what a study's data are made of."""
+    digest = hashlib.sha256()
+    for number, scene in enumerate(scenes[:150]):
+        made = [dataclasses.astuple(make_captions(world, scene, style)) for style in (None, MllmCaptionStyle())]
+        long, described = make_captions(world, scene).synthetic_caption, describe_scene(world, scene)
+        asked = [ask(described, DeterministicRng(number)) for ask in (yes_no_pairs, open_questions)]
+        made += [[dataclasses.astuple(one) for one in found] for found in (*asked, sign_questions(described))]
+        made += [make_align_record(world, scene, long, "k", "k.png"), make_text_record(world, scene, long, "k", 7)]
+        made.append(make_instruct_record(world, scene, "k", "k.png", 7))
+        digest.update(json.dumps(made, sort_keys=True).encode())
+    assert digest.hexdigest() == "4377a3d24b40bafb07428ad8481bf19b037d77bf402f46e814cb2878d1f84008"
 
 
-def test_long_captions_are_mostly_right_and_sometimes_wrong(world, scenes):
-    """A paint said right before a thing is the thing's, but for the slips."""
-    right = wrong = 0
-    for scene in scenes:
-        caption = make_captions(world, scene).synthetic_caption
-        for thing in scene.objects:
-            if thing.painted:
-                said = re.findall(rf"\b({'|'.join(OBJECT_COLORS)}) {re.escape(thing.kind)}s?\b", caption)
-                right += sum(color == thing.color for color in said)
-                wrong += sum(color != thing.color for color in said)
-    assert wrong > 0
-    assert wrong / right < 0.05
-
-
-def test_five_human_captions_name_only_what_is_there(world, scenes):
-    everything = total = 0
-    for scene in scenes:
-        there = {thing.kind for thing in scene.objects}
-        captions = make_captions(world, scene).captions
-        assert len(captions) == 5
-        for caption in captions:
-            named = names_in(caption, world)
-            assert named, caption
-            assert named <= there, caption
-            total += 1
-            everything += named == there
-    assert 0.5 < everything / total < 0.95
-
-
-def test_human_captions_tell_scenes_apart(world, scenes):
-    captions = Counter(caption for scene in scenes for caption in set(make_captions(world, scene).captions))
-    assert sum(count for count in captions.values() if count > 1) / sum(captions.values()) < 0.02
-
-
-def test_web_captions_are_short_partial_and_noisy(world, scenes):
+def test_long_captions_begin_with_everything_and_web_captions_are_partial_and_noisy(world, scenes):
     about = Counter()
     for scene in scenes:
-        there = {thing.kind for thing in scene.objects}
-        caption = make_captions(world, scene).web_caption
-        named = names_in(caption, world)
+        made, there = make_captions(world, scene), {thing.kind for thing in scene.objects}
+        sentences = re.findall(r"[^.]+\.", made.synthetic_caption)
+        assert 3 <= len(sentences) <= 7
+        assert names_in(sentences[0], world) == there
+        named = names_in(made.web_caption, world)
         about["right" if named & there else "wrong" if named else "nothing"] += 1
         about["partial"] += bool(named & there) and named & there != there
     assert about["right"] > 0.75 * COUNT
     assert about["partial"] > 0.3 * COUNT
     assert about["wrong"] > 0
     assert about["nothing"] > 0.04 * COUNT
+
+
+def test_five_human_captions_name_only_what_is_there(world, scenes):
+    for scene in scenes:
+        captions = make_captions(world, scene).captions
+        assert len(captions) == 5
+        for caption in captions:
+            named = names_in(caption, world)
+            assert named, caption
+            assert named <= {thing.kind for thing in scene.objects}, caption
 
 
 def test_relations_follow_from_the_boxes():
@@ -133,7 +115,7 @@ def test_pairs_are_true_and_false(world, scenes):
                     assert truth is answer, (text, scene)
                     checked[pair.category] += 1
     assert set(checked) == {"existence", "count", "position", "color", "scene", "OCR"}
-    assert min(checked.values()) > 40
+    assert min(checked.values()) > 30
 
 
 def _judge(text: str, described) -> bool | None:
@@ -166,53 +148,48 @@ def _judge(text: str, described) -> bool | None:
 def test_open_questions_have_one_word_answers_from_the_truth(world, scenes):
     families = Counter()
     for number, scene in enumerate(scenes):
-        for question in open_questions(describe_scene(world, scene), DeterministicRng(number)):
+        described = describe_scene(world, scene)
+        for question in open_questions(described, DeterministicRng(number)):
             assert " " not in question.answer
-            families[question.text.split()[0] + question.text.split()[1]] += 1
+            families[" ".join(question.text.split()[:2])] += 1
             if match := re.match(r"What color (?:is|are) the (.+)\?", question.text):
-                assert {t.color for t in scene.objects if world.sprites.by_name[t.kind].name == match[1]
-                        or world.sprites.by_name[t.kind].plural == match[1]} == {question.answer}  # fmt: skip
+                kinds = {
+                    group.kind.name for group in described.groups if match[1] in (group.kind.name, group.kind.plural)
+                }
+                assert {thing.color for thing in scene.objects if thing.kind in kinds} == {question.answer}
             if question.text.startswith("How many objects"):
                 assert question.answer == ["", "one", "two", "three", "four", "five"][len(scene.objects)]
             if match := re.match(r"What is (to the left of|to the right of|above|below) the (.+)\?", question.text):
                 where = match[1].replace("to the ", "").replace(" of", "")
-                assert (question.answer, where, match[2]) in _truths(describe_scene(world, scene))
+                assert (question.answer, where, match[2]) in _truths(described)
+        answers = {question.answer for question in sign_questions(described)}
+        assert answers == ({scene.sign.word.lower()} if scene.sign else set())
     assert len(families) >= 5
 
 
-def test_word_questions_are_about_the_sign(world, scenes):
-    for scene in scenes:
-        answers = {question.answer for question in sign_questions(describe_scene(world, scene))}
-        assert answers == ({scene.sign.word.lower()} if scene.sign else set())
-
-
 def test_instructions_are_balanced_and_well_formed(world, scenes):
-    answers, existence, alone, choices = Counter(), Counter(), 0, 0
+    answers, alone = Counter(), 0
     for scene in scenes:
+        there = {thing.kind for thing in scene.objects}
         turns = make_instruct_record(world, scene, "k", "shard-00000.tar/k.png", 7)["conversations"]
         asked, given = turns[0::2], turns[1::2]
-        assert [turn["from"] for turn in turns] == ["human", "gpt"] * (len(turns) // 2)
+        assert [turn["from"] for turn in turns] == ["human", "gpt"] * len(asked)
         assert asked[0]["value"].startswith("<image>\n")
         assert sum(turn["value"].count("<image>") for turn in turns) == 1
         if asked[0]["value"] == f"<image>\n{ONE_SENTENCE}":
-            assert len(asked) == 1
-            assert names_in(given[0]["value"], world) == {thing.kind for thing in scene.objects}
+            assert [names_in(turn["value"], world) for turn in given] == [there]
             alone += 1
             continue
         assert [turn["value"].endswith(SHORT_ANSWER) for turn in asked] == [True] + [False] * (len(asked) - 1)
-        choices += sum(_check_choice(question, answer, scene) for question, answer in zip(asked, given, strict=True))
-        assert 1 <= len(asked) <= 7
-        assert len({turn["value"] for turn in asked}) == len(asked)
+        assert len({turn["value"] for turn in asked}) == len(asked) <= 7
         for question, answer in zip(asked, given, strict=True):
             answers[answer["value"]] += 1
-            match = re.match(r"(?:<image>\n)?Is there an? (.+) in the image\?", question["value"])
-            if match and " or " not in match[1]:
-                assert answer["value"] == ("yes" if match[1] in {t.kind for t in scene.objects} else "no")
-                existence[answer["value"]] += 1
+            if _check_choice(question, answer, scene):
+                continue
+            if match := re.match(r"(?:<image>\n)?Is there an? (.+) in the image\?", question["value"]):
+                assert answer["value"] == ("yes" if match[1] in there else "no")
     assert 0.15 < alone / len(scenes) < 0.35
-    assert choices > len(scenes) / 2
     assert 0.4 < answers["yes"] / (answers["yes"] + answers["no"]) < 0.6
-    assert 0.4 < existence["yes"] / existence.total() < 0.6
 
 
 def _check_choice(question: dict[str, str], answer: dict[str, str], scene) -> bool:
@@ -238,28 +215,20 @@ def test_alignment_asks_which_thing_is_there_and_ends_with_the_summary(world, sc
 
 
 def test_text_tells_the_picture_in_words_and_answers_from_them(world, scenes):
-    families = Counter()
     for scene in scenes:
         long = make_captions(world, scene).synthetic_caption
         turns = make_text_record(world, scene, long, "000000000", 7)["conversations"]
-        words, kinds = turns[0]["value"].partition("\n")[0], {thing.kind for thing in scene.objects}
+        words, _, turns[0]["value"] = turns[0]["value"].partition("\n")
+        kinds = {thing.kind for thing in scene.objects}
         assert names_in(words, world) == kinds
-        turns[0]["value"] = turns[0]["value"].partition("\n")[2]
-        families[len(turns)] += 1
         for question, answer in zip(turns[::2], turns[1::2], strict=True):
             text, said = question["value"].removesuffix(SHORT_ANSWER), answer["value"]
             if _check_choice(question, answer, scene):
-                families["choice"] += 1
-            elif match := re.fullmatch(r"an? (.+)\?|Is there an? (.+) in the image\?", text):
-                families["terse" if match[1] else "existence"] += 1
+                continue
+            if match := re.fullmatch(r"an? (.+)\?|Is there an? (.+) in the image\?", text):
                 assert said == ("yes" if (match[1] or match[2]) in kinds else "no"), (text, scene)
             elif said.endswith("."):
-                families["caption"] += 1
                 assert names_in(said, world) == kinds
-            else:
-                families["told"] += 1
-    assert set(families) == {8, 14, "choice", "terse", "existence", "caption", "told"}
-    assert min(families.values()) > 50
 
 
 def test_articles_and_lists():
@@ -271,35 +240,21 @@ def test_articles_and_lists():
 
 
 def test_captions_like_a_models_begin_with_the_summary_and_get_ever_less_reliable(world, scenes):
-    """By place of the sentence: things newly named, sentences that name what is there, and those that name others."""
-    new, again, absent, lengths = Counter(), Counter(), Counter(), Counter()
+    """By place of the sentence: things newly named, and sentences that name things that are not there."""
+    new, absent = Counter(), Counter()
     for scene in scenes:
         there = {thing.kind for thing in scene.objects}
-        sentences = re.findall(r"[^.]+\.", make_captions(world, scene, MllmCaptionStyle()).synthetic_caption)
-        lengths[len(sentences)] += 1
         named: set[str] = set()
+        sentences = re.findall(r"[^.]+\.", make_captions(world, scene, MllmCaptionStyle()).synthetic_caption)
         for place, sentence in enumerate(sentences):
             found = names_in(sentence, world)
             new[place] += len((found & there) - named)
-            again[place] += bool(found & there)
             absent[place] += bool(found - there)
             named |= found
-        assert names_in(sentences[0], world) <= there
-    assert set(lengths) == {3, 4, 5, 6, 7}
+        honest = make_captions(world, scene, MllmCaptionStyle(error_ratio=0.0)).synthetic_caption
+        assert names_in(honest, world) <= there
     assert new[0] > 4 * new[1] > 4 * new[3]
-    assert 0.05 * COUNT < absent[1] < absent[3]
-    assert absent[0] == 0
-    reached = {place: sum(count for length, count in lengths.items() if length > place) for place in range(7)}
-    shares = [again[place] / reached[place] for place in range(6)]
-    assert shares[0] == 1
-    assert shares[1] > 0.9
-    assert all(0.5 < share < 0.75 for share in shares[2:])  # most sentences name a thing that is there, but not all
-
-
-def test_a_model_that_is_never_wrong_names_nothing_that_is_not_there(world, scenes):
-    for scene in scenes[:100]:
-        caption = make_captions(world, scene, MllmCaptionStyle(error_ratio=0.0)).synthetic_caption
-        assert names_in(caption, world) <= {thing.kind for thing in scene.objects}
+    assert 0 == absent[0] < 0.05 * COUNT < absent[1] < absent[3]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from clips.scenes.rng import DeterministicRng
 from clips.scenes.sprites import Sprites, _hues
 from clips.scenes.world import CANVAS_SIZE, Scene, SceneGenerator, location_of
 
-TRAIN, TEST = 3000, 1500
+TRAIN, TEST = 2000, 1000
 
 
 @pytest.fixture(scope="module")
@@ -57,37 +57,26 @@ def picture_hash(world: SceneGenerator, size: int) -> str:
     return digest.hexdigest()
 
 
-def test_ground_truth_is_pinned(world):
+def test_ground_truth_and_pictures_are_pinned(world):
     assert truth_hash(world) == "c50546bb4e185271a36dbb0693eb98780e132a8affe8a4a04288e0015105ceb1"
-    assert (
-        truth_hash(SceneGenerator(kinds=466, seed=7))
-        == "2d8d4c2dea0c3867bd7291fb8d4f770463b74974556ab0e27f507cb5c3d5105e"
-    )
-
-
-def test_pictures_are_pinned(world):
+    other = SceneGenerator(kinds=466, seed=7)
+    assert truth_hash(other) == "2d8d4c2dea0c3867bd7291fb8d4f770463b74974556ab0e27f507cb5c3d5105e"
     assert picture_hash(world, 64) == "bb4dceaf039e38f0d0c5c0effa80ce1a59b9492afe152bd539daca51218e4985"
-    assert (
-        picture_hash(SceneGenerator(kinds=466, seed=7), 100)
-        == "fe7110c83306f42be648d409bc844f169fd4c6efd689b5d3ebaccc69f77d68b1"
-    )
+    assert picture_hash(other, 100) == "fe7110c83306f42be648d409bc844f169fd4c6efd689b5d3ebaccc69f77d68b1"
 
 
 def test_another_process_with_another_hash_seed_draws_the_same(world):
     code = "import test_scenes_world as t; print(t.truth_hash(t.SceneGenerator()))"
     environment = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": os.path.dirname(__file__)}  # noqa: PTH120
-    found = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=120
-    )
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
     assert found.stdout.strip() == truth_hash(world)
 
 
 def test_scenes_depend_on_seed_split_and_index(world):
     there = world.scene("train", 3).to_json()
-    assert there == SceneGenerator().scene("train", 3).to_json()
-    assert there != world.scene("train", 4).to_json()
-    assert there != world.scene("test", 3).to_json()
-    assert there != SceneGenerator(seed=1).scene("train", 3).to_json()
+    for other in (world.scene("train", 4), world.scene("test", 3), SceneGenerator(seed=1).scene("train", 3)):
+        assert other.to_json() != there
 
 
 def test_test_combinations_never_occur_in_training(train, test):
@@ -140,19 +129,14 @@ def test_any_number_of_kinds_makes_a_world(kinds):
 
 
 def test_scenes_are_varied_and_things_lie_inside_and_apart(train):
-    assert set(Counter(len(scene.objects) for scene in train)) == {1, 2, 3, 4, 5}
+    assert {len(scene.objects) for scene in train} == {1, 2, 3, 4, 5}
     assert 0.08 < sum(scene.sign is not None for scene in train) / TRAIN < 0.2
-    assert any(len(scene.objects) > len(kinds_of(scene)) for scene in train)
-    places = Counter(thing.place for scene in train for thing in scene.objects)
-    assert len(places) == 9
-    assert min(places.values()) > 200
+    assert len({thing.place for scene in train for thing in scene.objects}) == 9
     for scene in train:
         boxes = [thing.box for thing in scene.objects] + ([scene.sign.box] if scene.sign else [])
         for x, y, width, height in boxes:
-            assert x >= 0
-            assert y >= 0
-            assert x + width <= CANVAS_SIZE
-            assert y + height <= CANVAS_SIZE
+            assert min(x, y) >= 0
+            assert max(x + width, y + height) <= CANVAS_SIZE
         for a, b in itertools.combinations(boxes, 2):
             across = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
             down = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
@@ -160,21 +144,9 @@ def test_scenes_are_varied_and_things_lie_inside_and_apart(train):
                 assert min(across / (a[2] + b[2]), down / (a[3] + b[3])) < 1 / 15
 
 
-def test_objects_of_one_kind_look_alike_and_colors_are_known(world, train):
-    for scene in train[:500]:
-        for kind in kinds_of(scene):
-            assert len({(t.color, t.size) for t in scene.objects if t.kind == kind}) == 1
-        for thing in scene.objects:
-            kind = world.sprites.by_name[thing.kind]
-            assert thing.painted == (kind.paint_hue is not None)
-            assert thing.color in OBJECT_COLORS if thing.painted else thing.color == kind.color
-
-
 def test_place_names():
-    assert location_of((0, 0, 300, 300)) == "top left"
-    assert location_of((400, 400, 200, 200)) == "center"
-    assert location_of((700, 400, 300, 200)) == "right"
-    assert location_of((400, 700, 200, 300)) == "bottom"
+    boxes = {"top left": (0, 0, 300, 300), "center": (400, 400, 200, 200), "right": (700, 400, 300, 200)}
+    assert {name: location_of(box) for name, box in boxes.items()} == {name: name for name in boxes}
 
 
 def test_a_picture_shows_its_things_where_the_truth_says(world):
@@ -218,18 +190,6 @@ def test_color_names():
     high = pixels.max(axis=-1)
     found = _hues(pixels, high, high - pixels.min(axis=-1))
     assert all(found[y, x] == hue(*map(int, pixels[y, x])) for y, x in itertools.product(range(10), range(10)))
-
-
-def test_names_are_unambiguous():
-    kinds = Sprites.load("twemoji").kinds
-    names = [kind.name.lower() for kind in kinds]
-    assert len(kinds) > 300
-    assert len(set(names)) == len(names)
-    for kind in kinds:
-        assert not any(kind.plural == other.name for other in kinds if other is not kind)
-    first = Counter(kind.category for kind in kinds[:60])
-    assert len(first) >= 12
-    assert max(first.values()) <= 15
 
 
 def test_large_signs_carry_the_chosen_words_and_fit_the_picture():

@@ -221,9 +221,9 @@ class IndexShardsConfig:
 
     Args:
         path: a directory of .tar files, one .tar, or addresses as `clips data inspect` takes them.
-        output: the file to write; null means sizes.json next to shards of this machine.
-        cache: the directory for copies of shards from afar.
-        max_cache_gb: how much that directory may hold.
+        output: the file to write; null means sizes.json next to local shards.
+        cache_dir: the directory for copies of remote shards.
+        max_cache_gb: its maximum size.
     """
 
     path: str

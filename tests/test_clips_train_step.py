@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -17,7 +18,7 @@ from typing import Any
 import clips_world
 import pytest
 import torch
-from safetensors.torch import load_file
+from clips_world import is_equal, metrics, tensors_of, train, trained
 
 from clips import train as training
 from clips.commandline.signals import graceful_shutdown
@@ -26,7 +27,7 @@ from clips.errors import UserError
 from clips.method.optimizer import OptimizerConfig, cosine_lr
 from clips.parallel.ddp import DDPStrategy
 from clips.parallel.distributed import DistributedContext
-from clips.train import export_model, prepare_batch, train
+from clips.train import export_model, prepare_batch
 from clips.training.grad_spikes import is_grad_spike
 from clips.training.run_logger import RunLogger
 from clips.training.setup import open_train_dataset, setup_run
@@ -45,6 +46,11 @@ def listening():
         signal.signal(number, handler)
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return clips_world.write_shards(tmp_path_factory.mktemp("data") / "train")
+
+
 def gradient_of(data: Path, output: Path, **fields: object) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """Losses of the first batch of seven, and the gradient by each parameter."""
     config = clips_world.train_config(data, output, global_batch_size=7, **fields)
@@ -59,69 +65,63 @@ def gradient_of(data: Path, output: Path, **fields: object) -> tuple[dict[str, f
 
 
 @pytest.mark.parametrize(
-    "fields",
+    "recipe",
     [
-        {},
-        {"recipe": {"name": "coca", "captioner": {"max_length": 12, "num_layers": 1}}},
-        {"recipe": {"name": "clip", "loss": "sigmoid"}},
+        {"name": "clips", "captioner": {"max_length": 12, "num_layers": 1, "max_loss_tokens": 4, "width": 32}},
+        {"name": "coca", "captioner": {"max_length": 12, "num_layers": 1}},
+        {"name": "clip", "loss": "sigmoid"},
     ],
 )
-def test_a_batch_in_parts_has_the_gradient_of_the_whole(tmp_path: Path, fields: dict[str, object]):
-    data = clips_world.write_shards(tmp_path / "data")
-    losses, whole = gradient_of(data, tmp_path / "whole", **fields)
-    for micro_batch_size in (1, 3):
-        again, parts = gradient_of(data, tmp_path / f"{micro_batch_size}", micro_batch_size=micro_batch_size, **fields)
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(data: Path, tmp_path: Path, recipe: dict[str, object]):
+    losses, whole = gradient_of(data, tmp_path / "whole", recipe=recipe)
+    for size in (1, 3):
+        again, parts = gradient_of(data, tmp_path / f"{size}", micro_batch_size=size, recipe=recipe)
         assert parts.keys() == whole.keys()
         assert again == pytest.approx(losses, rel=1e-5)
         for name, value in whole.items():
             torch.testing.assert_close(parts[name], value, atol=1e-6, rtol=1e-4, msg=name)
 
 
-def test_both_passes_draw_the_same_random_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    data = clips_world.write_shards(tmp_path / "data")
-    seen: list[torch.Tensor] = []
-
-    def forward(run, part):  # type: ignore[no-untyped-def]
-        seen.append(torch.rand(3))
-        return real(run, part)
-
+def test_both_passes_draw_the_same_random_numbers(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from clips.training import train_step
 
+    seen: list[torch.Tensor] = []
     real = train_step.forward
-    monkeypatch.setattr(train_step, "forward", forward)
+    monkeypatch.setattr(train_step, "forward", lambda *args: seen.append(torch.rand(3)) or real(*args))
     gradient_of(data, tmp_path / "run", micro_batch_size=3)
     first, second = seen[:3], seen[3:]
-    assert len(second) == 3
-    assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
+    assert torch.equal(torch.stack(first), torch.stack(second))
     assert not torch.equal(first[0], first[1])
 
 
-def test_an_average_of_the_weights_is_exported_and_resumed(tmp_path: Path):
-    data = clips_world.write_shards(tmp_path / "data")
-    config = clips_world.train_config(data, tmp_path / "run", ema_decay=0.5, keep_checkpoints_after_training=True)
+def test_each_step_of_each_process_draws_its_own_random_numbers():
+    drawn = []
+    for step, rank in ((0, 0), (1, 0), (0, 1), (0, 0)):
+        training._seed_step(0, step, rank)
+        drawn.append(float(torch.rand(())))
+    assert (len(set(drawn)), drawn[0]) == (3, drawn[3])
+
+
+def test_an_average_of_the_weights_is_exported_and_resumed(data: Path, tmp_path: Path):
+    run, again = tmp_path / "run", tmp_path / "again"
+    config = clips_world.train_config(data, run, ema_decay=0.5, keep_checkpoints_after_training=True)
     train(config)
-    exported = load_file(tmp_path / "run" / "open_clip_model.safetensors")
-    held = [clips_world.tensors_of(path) for path in list_checkpoints(tmp_path / "run")]
-    name = "visual.conv1.weight"
-    assert not torch.equal(exported[name], held[-1][f"model.clip.{name}"])
+    held, name = tensors_of(list_checkpoints(run)[-1]), "visual.conv1.weight"
+    assert not torch.equal(tensors_of(run)[name], held[f"model.clip.{name}"])
 
-    again = tmp_path / "again"
-    shutil.copytree(tmp_path / "run" / ".checkpoints", again / ".checkpoints")
+    shutil.copytree(run / ".checkpoints", again / ".checkpoints")
     shutil.rmtree(list_checkpoints(again)[-1])
-    shutil.copy(tmp_path / "run" / "config.yaml", again)
+    shutil.copy(run / "config.yaml", again)
     train(dataclasses.replace(config, output=str(again)))
-    resumed = load_file(again / "open_clip_model.safetensors")
-    assert all(torch.equal(value, resumed[key]) for key, value in exported.items())
+    assert is_equal(run, again)
 
 
-def test_the_average_is_the_exponential_one(tmp_path: Path):
-    data = clips_world.write_shards(tmp_path / "data")
+def test_the_average_is_the_exponential_one(data: Path, tmp_path: Path):
     config = clips_world.train_config(data, tmp_path / "run", ema_decay=0.75)
     run = setup_run(config, open_train_dataset(config))
     run.model.train()
-    stream = iterate_batches(run.data, first_step=0, last_step=3)
     expected = None
-    for batch in stream:
+    for batch in iterate_batches(run.data, first_step=0, last_step=3):
         batch.pop("bad")
         train_step(run, prepare_batch(batch, run))
         now = run.encoder.clip.text_projection.detach().clone()
@@ -131,15 +131,18 @@ def test_the_average_is_the_exponential_one(tmp_path: Path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-def test_metrics_go_to_weights_and_biases_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_metrics_go_to_weights_and_biases_and_tensorboard_too(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     pytest.importorskip("wandb")
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from wandb.proto.wandb_internal_pb2 import Record
     from wandb.sdk.internal.datastore import DataStore
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    data = clips_world.write_shards(tmp_path / "data")
-    train(clips_world.train_config(data, tmp_path / "run", max_steps=4, report_to=("wandb",)))
+    entries = metrics(trained(data, tmp_path / "run", max_steps=4, report_to=("wandb", "tensorboard")))
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     store, logged = DataStore(), {}
     store.open_for_scan(str(file))
@@ -148,21 +151,12 @@ def test_metrics_go_to_weights_and_biases_too(tmp_path: Path, monkeypatch: pytes
         record.ParseFromString(content)
         for item in record.history.item:
             logged.setdefault(item.key or "/".join(item.nested_key), []).append(json.loads(item.value_json))
-    entries = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert logged["loss"] == [entry["loss"] for entry in entries]
     assert logged["_step"] == [entry["step"] for entry in entries]
 
-
-def test_metrics_go_to_tensorboard_too(tmp_path: Path):
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    data = clips_world.write_shards(tmp_path / "data")
-    train(clips_world.train_config(data, tmp_path / "run", max_steps=4, report_to=("tensorboard",)))
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     told = {entry.step: entry.value for entry in events.Scalars("loss")}
-    written = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert told == pytest.approx({entry["step"]: entry["loss"] for entry in written})
+    assert told == pytest.approx({entry["step"]: entry["loss"] for entry in entries})
     assert "cosine_gap" in events.Tags()["scalars"]
 
 
@@ -181,7 +175,7 @@ def test_a_tracker_that_fails_is_left_out(tmp_path: Path, capsys: pytest.Capture
         for step in (1, 2):
             log.write({"step": step, "loss": 1.0, "samples_per_second": 1.0, "samples_seen": step})
     assert capsys.readouterr().err.count("report_to: Broken failed (gone) and is left out from here on") == 1
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    assert len(metrics(tmp_path)) == 2
 
 
 @pytest.mark.usefixtures("listening")
@@ -189,11 +183,13 @@ def test_a_tracker_that_fails_is_left_out(tmp_path: Path, capsys: pytest.Capture
     ("number", "status"), [pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow), (signal.SIGINT, 130)]
 )
 def test_asked_to_stop_it_saves_and_goes_on_exactly(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, status: int
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+    status: int,
 ):
-    data = clips_world.write_shards(tmp_path / "data")
-    train(clips_world.train_config(data, tmp_path / "whole", save_steps=100))
-
     real = training.train_step
 
     def step_and_signal(run, batch):  # type: ignore[no-untyped-def]
@@ -211,30 +207,23 @@ def test_asked_to_stop_it_saves_and_goes_on_exactly(
     assert [path.name for path in list_checkpoints(tmp_path / "stopped")] == ["step-00000003"]
     monkeypatch.setattr(training, "train_step", real)
     train(config)
-    whole, stopped = (load_file(tmp_path / name / "open_clip_model.safetensors") for name in ("whole", "stopped"))
-    assert all(torch.equal(value, stopped[name]) for name, value in whole.items())
+    assert is_equal(tmp_path / "stopped", trained(data, tmp_path / "whole"))
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 @pytest.mark.usefixtures("listening")
-def test_a_second_ctrl_c_ends_at_once_but_not_the_launchers_echo(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("number", "later"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, None)])
+def test_a_second_ctrl_c_ends_at_once_but_not_the_launchers_echo_nor_a_second_sigterm(
+    monkeypatch: pytest.MonkeyPatch, number: int, later: type[BaseException] | None
+):
     with graceful_shutdown() as stop:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.of_any_process(torch.device("cpu")) == signal.SIGINT
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+        assert stop.of_any_process(torch.device("cpu")) == number
         now = time.monotonic()
         monkeypatch.setattr(time, "monotonic", lambda: now + 3)
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-@pytest.mark.usefixtures("listening")
-def test_sigterm_is_one_request_however_often_it_comes(monkeypatch: pytest.MonkeyPatch):
-    with graceful_shutdown() as stop:
-        os.kill(os.getpid(), signal.SIGTERM)
-        monkeypatch.setattr(time, "monotonic", lambda: float("inf"))
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.of_any_process(torch.device("cpu")) == signal.SIGTERM
+        with pytest.raises(later) if later else contextlib.nullcontext():
+            os.kill(os.getpid(), number)
 
 
 # ---- numbers and limits
@@ -311,11 +300,8 @@ def test_a_step_reports_and_clips_the_gradient():
 
 
 def test_pictures_are_normalized_by_the_towers_mean_and_std():
-    run = SimpleNamespace(
-        processes=DistributedContext(),
-        mean=torch.tensor([0.5, 0.0, 0.0])[:, None, None],
-        std=torch.tensor([0.5, 1.0, 2.0])[:, None, None],
-    )
+    mean, std = (torch.tensor(values)[:, None, None] for values in ([0.5, 0.0, 0.0], [0.5, 1.0, 2.0]))
+    run: Any = SimpleNamespace(processes=DistributedContext(), mean=mean, std=std)
     image = prepare_batch({"image": torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)}, run)["image"]
     assert image[0, :, 0, 0].tolist() == [1.0, 1.0, 0.5]
 
@@ -347,9 +333,7 @@ def test_norms_that_stand_out_leave_the_usual_as_it_is_and_ten_in_a_row_end_the_
     assert loop.norms == [100.0, *[1.0] * 19, 3.0]
     for _ in range(9):
         assert is_grad_spike(loop, 9.0, 3.0)
-    with pytest.raises(
-        UserError, match=r"step 51: for 10 steps the gradient's norm was more than 3 times the usual 1 "
-    ):
+    with pytest.raises(UserError, match=r"step 51: for 10 steps the gradient's norm was more than 3 times the usual 1"):
         is_grad_spike(loop, 9.0, 3.0)
     for _ in range(200):
         is_grad_spike(loop, 1.0, 3.0)

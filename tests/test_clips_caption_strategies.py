@@ -10,10 +10,6 @@ from clips.method.caption_strategies import STRATEGIES, sentences
 CAPTION = "A dog runs... It's big! \n The ball, red and round, flies. No end"
 
 
-def draw(name, caption, seed=0, tokens=4):
-    return STRATEGIES[name](caption, np.random.default_rng(seed), tokens)
-
-
 def test_sentences_are_cut_at_runs_of_stops_and_exclamation_marks():
     assert sentences(CAPTION) == ["A dog runs", "It's big", "The ball, red and round, flies", "No end"]
     assert sentences(" .!. ! ") == []
@@ -27,18 +23,19 @@ def test_sub_caption_draws_every_sentence_equally_often():
     assert all(abs(count - 1000) < 120 for count in counts.values())  # four standard deviations
 
 
-@pytest.mark.parametrize("name", ["sub_caption", "full"])
-def test_a_sentence_and_the_whole_have_the_length_that_they_have(name):
-    assert draw(name, CAPTION, tokens=1) == draw(name, CAPTION, tokens=100)
-
-
-def test_sub_caption_of_nothing_is_nothing():
-    assert draw("sub_caption", " ... ") == ""
-
-
-def test_truncate_keeps_the_first_tokens_and_counts_punctuation():
-    assert draw("truncate", "red, blue and green") == "red, blue and"
-    assert draw("truncate", "red, blue") == "red, blue"
+@pytest.mark.parametrize(
+    ("name", "caption", "tokens", "expected"),
+    [
+        ("sub_caption", " ... ", 4, ""),
+        ("sub_captions", " ... ", 4, ""),
+        ("truncate", "red, blue and green", 4, "red, blue and"),
+        ("truncate", "red, blue", 4, "red, blue"),
+        ("full", CAPTION, 1, CAPTION),
+        *((name, "Two dogs.", 4, "Two dogs.") for name in ("block", "random", "truncate", "full")),
+    ],
+)
+def test_what_is_short_or_has_no_choice(name, caption, tokens, expected):
+    assert STRATEGIES[name](caption, np.random.default_rng(0), tokens) == expected
 
 
 def test_block_draws_every_contiguous_block():
@@ -59,16 +56,6 @@ def test_random_keeps_order_and_number_and_draws_every_token():
     assert min(counts.values()) > 330  # 400 expected
 
 
-@pytest.mark.parametrize("name", ["block", "random", "truncate", "full"])
-def test_short_captions_stay_whole(name):
-    assert draw(name, "Two dogs.") == "Two dogs."
-
-
-@pytest.mark.parametrize("name", sorted(STRATEGIES))
-def test_deterministic_in_the_generator(name):
-    assert [draw(name, CAPTION, seed) for seed in range(20)] == [draw(name, CAPTION, seed) for seed in range(20)]
-
-
 def test_sub_captions_are_whole_sentences_in_order_as_many_as_fit():
     long = "One two. Three four five. Six. Seven eight nine ten"
     pieces = sentences(long)
@@ -82,5 +69,4 @@ def test_sub_captions_are_whole_sentences_in_order_as_many_as_fit():
     firsts = Counter(STRATEGIES["sub_captions"](long, rng, 1) for _ in range(4000))
     assert set(firsts) == set(pieces)  # where none fits, one, each equally likely
     assert all(abs(count - 1000) < 120 for count in firsts.values())
-    assert draw("sub_captions", long, tokens=100) == ". ".join(pieces)
-    assert draw("sub_captions", " ... ") == ""
+    assert STRATEGIES["sub_captions"](long, rng, 100) == ". ".join(pieces)

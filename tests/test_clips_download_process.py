@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -13,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import clips_world
-import numpy as np
 import pytest
 import torch
 
@@ -25,19 +23,13 @@ from clips.data.sources import SourceConfig
 from clips.errors import UserError
 
 
-def number_of(web: str, synthetic: str, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-    return {"number": torch.tensor(int(web.split()[-1]))}
-
-
 def noted(folder: Path, workers: int) -> TrainDataset:
     """Four shards that a command copies; it notes the process that started it. A window holds two of them."""
-    clips_world.write_shards(folder / "remote", sizes=(8, 8, 8, 8))
-    sizes = {f"shard-{number:05d}.tar": 8 for number in range(4)}
-    (folder / "sizes.json").write_text(json.dumps(sizes))
+    clips_world.write_sizes(clips_world.write_shards(folder / "remote", sizes=(8,) * 4), (8,) * 4)
     path = f"pipe:echo $PPID >> {folder}/log; cat {folder}/remote/shard-{{00000..00003}}.tar"
-    source = SourceConfig(path=path, shard_sizes=str(folder / "sizes.json"), cache_dir=str(folder / "cache"))
+    source = SourceConfig(path=path, shard_sizes=str(folder / "remote" / "sizes.json"), cache_dir=str(folder / "cache"))
     config = DataConfig(sources=(source,), shuffle_buffer_shards=2, num_workers=workers)
-    data = TrainDataset(config, size=8, seed=2, batch_size=4, prepare=number_of)
+    data = TrainDataset(config, size=8, seed=2, batch_size=4, prepare=clips_world.number_of)
     (folder / "log").write_text("")  # opening tried the first shard, before training
     return data
 

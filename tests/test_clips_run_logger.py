@@ -1,13 +1,58 @@
-"""Long work says how far it is: a line now and then in a log, a bar on a terminal."""
+"""What a training and other long work say of themselves: lines now and then, a bar, and where the time goes."""
 
 from __future__ import annotations
 
 import io
+import sys
+import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from clips.commandline import progress
 from clips.commandline.progress import Progress, progress_iter
+from clips.training.run_logger import RunLogger, ThroughputTimer
+from clips.training.train_state import TrainState
+
+
+def entry(step: int) -> dict[str, Any]:
+    return {"step": step, "samples_seen": 4 * step, "loss": 1.5, "samples_per_second": 8.0}
+
+
+def test_the_log_speaks_plain_lines_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with RunLogger(tmp_path, step=0, steps=10) as log:
+        log.write(entry(5))
+    assert capsys.readouterr().err == "step 5/10 · loss 1.500 · 8 samples/s · 0:02 left\n"
+    with RunLogger(tmp_path / "nothing", step=0, steps=10, quiet=True) as log:
+        log.write(entry(1))
+        log.advance()
+    assert capsys.readouterr().err == ""
+
+
+def test_the_log_shows_a_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "stderr", screen := Terminal())
+    with RunLogger(tmp_path, step=0, steps=10) as log:
+        log.advance()
+        log.write(entry(1))
+    assert "1/10" in screen.getvalue()
+    assert "loss 1.500" in screen.getvalue()
+
+
+def test_the_clock_tells_waiting_from_working():
+    loop = TrainState(seconds=100.0, samples_seen=50)
+    with ThroughputTimer(loop) as clock:
+        with clock.waiting():
+            time.sleep(0.03)
+        time.sleep(0.01)
+        with clock.stopped():
+            time.sleep(0.3)
+        loop.samples_seen += 10
+        clock.tick()
+        reading = clock.read()
+    assert 100.04 <= loop.seconds < 100.34
+    assert reading["samples_per_second"] == pytest.approx(10 / (reading["time"] - 100), rel=1e-6)
+    assert 0.5 < reading["data_wait"] < 1
 
 
 class Terminal(io.StringIO):

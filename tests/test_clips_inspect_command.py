@@ -11,7 +11,6 @@ import pytest
 from clips.cli import COMMANDS
 from clips.commandline.commands import dispatch
 from clips.data.inspect_command import IndexShardsConfig, InspectDatasetConfig, collect_stats, run_index, run_inspect
-from clips.data.inspect_page import histogram
 from clips.data.shard_index import ShardIndex, index_shard
 from clips.data.sources import SourceConfig, open_source
 from clips.data.sources.source import TRAINING_FORMATS
@@ -57,21 +56,17 @@ def test_formats_of_sentences_need_no_names_of_captions(form: str, tmp_path: Pat
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "0.png").write_bytes(clips_world.picture(0))
     texts = ["A red car.", "A car stands there.", "Two words."]
+    image = {"filename": "0.png", "file_name": "0.png", "id": 1, "split": "train"}
     content = {
-        "karpathy": {
-            "images": [{"filename": "0.png", "split": "train", "sentences": [{"raw": text} for text in texts]}]
-        },
-        "coco": {
-            "images": [{"id": 1, "file_name": "0.png"}],
-            "annotations": [{"image_id": 1, "caption": text} for text in texts],
-        },
-    }[form]
+        "images": [{**image, "sentences": [{"raw": text} for text in texts]}],
+        "annotations": [{"image_id": 1, "caption": text} for text in texts],
+    }
     path = tmp_path / "captions.json"
     path.write_text(json.dumps(content), encoding="utf-8")
     arguments = ["data", "inspect", str(path), "--format", form, "--html_output", str(tmp_path / "page.html")]
     assert dispatch("clips", "", COMMANDS, arguments) == 0
     assert "median 2 (5 % below 2, 5 % above 2) sentences in a synthetic caption" in capsys.readouterr().out
-    assert dispatch("clips", "", COMMANDS, [*arguments, "--synthetic", "null"]) == 0  # none, not the default
+    assert dispatch("clips", "", COMMANDS, [*arguments, "--synthetic_caption", "null"]) == 0  # none, not the default
     assert "synthetic   none" in capsys.readouterr().out
 
 
@@ -79,10 +74,7 @@ def test_formats_of_sentences_need_no_names_of_captions(form: str, tmp_path: Pat
     ("synthetic", "expected"),
     [
         (None, "median 1 (5 % below 1, 5 % above 1) tokens"),  # one of those of laion_coco and capsfusion
-        (
-            "[capsfusion]",
-            "median 1 (5 % below 1, 5 % above 1) tokens; 0.0% are longer than the text tower's 80 places;",
-        ),
+        ("[capsfusion]", "median 1 (5 % below 1, 5 % above 1) tokens; 0.0% are longer than the text tower's 80"),
         ("laion_2b", "median 2 (5 % below 2, 5 % above 2) tokens"),
         ("[laion_2b, laion_coco, capsfusion]", "median 1 (5 % below 1, 5 % above 2) tokens"),
         ("null", "synthetic   none"),
@@ -96,26 +88,23 @@ def test_synthetic_captions_are_named_by_one_column_or_several(
     lines = [json.dumps({**row, "capsfusion": "square" if number % 2 else None}) + "\n" for number in range(40)]
     (tmp_path / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
     arguments = ["data", "inspect", str(tmp_path / "rows.jsonl"), "--format", "capsfusion"]
-    arguments += [
-        "--html_output",
-        str(tmp_path / "page.html"),
-        *(["--synthetic_caption", synthetic] if synthetic else []),
-    ]
+    arguments += ["--html_output", str(tmp_path / "page.html")]
+    arguments += ["--synthetic_caption", synthetic] if synthetic else []
     assert dispatch("clips", "", COMMANDS, arguments) == 0
     assert expected in capsys.readouterr().out
 
 
-def test_sentences_have_one_way_to_be_a_synthetic_caption(tmp_path: Path):
-    (tmp_path / "images").mkdir()
-    for synthetic, message in (
-        (
-            ("other_sentences", "all_sentences"),
-            "'synthetic' of a karpathy data source: expected one of other_sentences",
-        ),
+@pytest.mark.parametrize(
+    ("synthetic", "message"),
+    [
+        (("other_sentences", "all_sentences"), "data source: expected one of other_sentences"),
         (("caption",), "unknown 'synthetic' of a karpathy data source 'caption'"),
-    ):
-        with pytest.raises(UserError, match=message):
-            open_source(SourceConfig(format="karpathy", path=str(tmp_path / "x.json"), synthetic_caption=synthetic))
+    ],
+)
+def test_sentences_have_one_way_to_be_a_synthetic_caption(tmp_path: Path, synthetic: tuple[str, ...], message: str):
+    (tmp_path / "images").mkdir()
+    with pytest.raises(UserError, match=message):
+        open_source(SourceConfig(format="karpathy", path=str(tmp_path / "x.json"), synthetic_caption=synthetic))
 
 
 def test_where_captions_are_is_resolved_by_the_format():
@@ -152,13 +141,6 @@ def test_captions_cannot_leave_their_place_on_the_page(tmp_path: Path):
     assert "default-src 'none'" in page
 
 
-def test_histograms_count_everything_once():
-    bars = histogram([1, 1, 2, 30, 500])
-    assert sum(bar["count"] for bar in bars) == 5
-    assert max(bar["height"] for bar in bars) == 1
-    assert histogram([]) == []
-
-
 def test_index_writes_what_training_reads(tmp_path: Path):
     folder = clips_world.write_shards(tmp_path / "data", sizes=(4, 2))
     run_index(IndexShardsConfig(path=str(folder)))
@@ -190,9 +172,7 @@ def test_counting_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("clips.data.inspect_command.index_shard", counting)
     run_index(config)
     assert sorted(counted) == ["shard-00001.tar", "shard-00002.tar"]
-    assert json.loads((folder / "sizes.json").read_text()) == dict(
-        zip((f"shard-{number:05d}.tar" for number in range(3)), (4, 2, 3), strict=True)
-    )
+    assert list(json.loads((folder / "sizes.json").read_text()).values()) == [4, 2, 3]
 
 
 def test_a_look_from_afar_copies_few_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -207,13 +187,13 @@ def test_a_look_from_afar_copies_few_shards(tmp_path: Path, capsys: pytest.Captu
 
 def test_a_source_of_which_nothing_can_be_used_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "t.csv").write_text("image,caption\na.jpg,a dog\nb.jpg,a cat\n")
-    config = InspectDatasetConfig(
-        path=str(tmp_path / "t.csv"),
-        format="table",
-        web_caption="caption",
-        synthetic_caption=None,
-        html_output=str(tmp_path / "page.html"),
-    )
+    fields = {
+        "format": "table",
+        "web_caption": "caption",
+        "synthetic_caption": None,
+        "html_output": str(tmp_path / "page.html"),
+    }
+    config = InspectDatasetConfig(path=str(tmp_path / "t.csv"), **fields)
     with pytest.raises(UserError, match=r"t\.csv: none of 2 samples can be used"):
         run_inspect(config)
     assert "2 × missing image" in capsys.readouterr().out

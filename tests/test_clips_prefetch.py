@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import http.server
-import json
 import os
 import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import clips_world
-import numpy as np
 import pytest
 import torch
+from clips_world import opened, rng
 from serving import Quiet, address, serve
 
 from clips.data import remote_files
@@ -30,26 +30,16 @@ from clips.data.sources import BadSampleError, SourceConfig, open_source, shard_
 from clips.errors import UserError
 
 
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
-
-
-def number_of(web: str, synthetic: str, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-    return {"number": torch.tensor(int(web.split()[-1]))}
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[http.server.ThreadingHTTPServer]:
     """Three shards and their sizes.json."""
     folder = clips_world.write_shards(tmp_path / "afar", sizes=(9, 7, 5))
-    sizes = {f"shard-{number:05d}.tar": size for number, size in enumerate((9, 7, 5))}
-    (folder / "sizes.json").write_text(json.dumps(sizes), encoding="utf-8")
-    yield from serve(Quiet, folder)
+    yield from serve(Quiet, clips_world.write_sizes(folder, (9, 7, 5)))
 
 
 def test_shards_from_afar_are_read_once_and_only_when_needed(server, tmp_path: Path):
     cache = tmp_path / "cache"
-    source = open_source(SourceConfig(path=address(server), cache_dir=str(cache)))
+    source = opened(address(server), cache_dir=str(cache))
     assert len(source) == 21
     fetched = [path for path in server.seen if path.endswith(".tar")]
     assert set(fetched) == {"/shard-00000.tar"}  # opened to try its first samples
@@ -59,18 +49,6 @@ def test_shards_from_afar_are_read_once_and_only_when_needed(server, tmp_path: P
     assert pickle.loads(pickle.dumps(source)).read(20, rng()).image == clips_world.picture(20)
     assert len(server.seen) == before
     assert copies(cache) == {0, 2}
-
-
-def test_commands_write_shards_too(tmp_path: Path):
-    folder = clips_world.write_shards(tmp_path / "afar", sizes=(3, 2))
-    (tmp_path / "sizes.json").write_text('{"shard-00000.tar": 3, "shard-00001.tar": 2}', encoding="utf-8")
-    piped = SourceConfig(
-        path=f"pipe:cat {folder}/shard-{{00000..00001}}.tar | cat",
-        shard_sizes=str(tmp_path / "sizes.json"),
-        cache_dir=str(tmp_path / "cache"),
-    )
-    source = open_source(piped)
-    assert [source.read(index, rng()).image for index in range(5)] == [clips_world.picture(i) for i in range(5)]
 
 
 def test_the_cache_makes_room(tmp_path: Path):
@@ -87,21 +65,19 @@ def test_what_is_wrong_afar_is_one_line(server, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("clips.data.remote_files.time.sleep", lambda seconds: None)
     cache = {"cache_dir": str(tmp_path / "cache")}
     with pytest.raises(UserError, match=r"shard-00003\.tar"):
-        open_source(SourceConfig(path=address(server, "shard-{00000..00003}.tar"), **cache))
+        opened(address(server, "shard-{00000..00003}.tar"), **cache)
     (tmp_path / "sizes.json").write_text('{"gone.tar": 3}', encoding="utf-8")
     with pytest.raises(UserError, match=r"gone\.tar: no such file"):
-        open_source(SourceConfig(path=address(server, "gone.tar"), shard_sizes=str(tmp_path / "sizes.json"), **cache))
+        opened(address(server, "gone.tar"), shard_sizes=str(tmp_path / "sizes.json"), **cache)
     (tmp_path / "afar" / "sizes.json").unlink()
-    with pytest.raises(
-        UserError, match=r"sizes\.json: no such file; shards from afar need this count .* `clips data index"
-    ):
-        open_source(SourceConfig(path=address(server), **cache))
+    missing = r"sizes\.json: no such file; shards from afar need this count .* `clips data index"
+    with pytest.raises(UserError, match=missing):
+        opened(address(server), **cache)
 
 
 def test_a_shard_that_has_less_than_counted_gives_bad_samples(tmp_path: Path):
-    folder = clips_world.write_shards(tmp_path / "here", sizes=(2, 2))
-    (folder / "sizes.json").write_text('{"shard-00000.tar": 2, "shard-00001.tar": 3}', encoding="utf-8")
-    source = open_source(SourceConfig(path=str(folder)))
+    folder = clips_world.write_sizes(clips_world.write_shards(tmp_path / "here", sizes=(2, 2)), (2, 3))
+    source = opened(folder)
     assert len(source) == 5
     with pytest.raises(BadSampleError, match=r"sizes\.json counts it"):
         source.read(4, rng())
@@ -118,16 +94,14 @@ def test_processes_copy_a_shard_once(tmp_path: Path):
     assert (tmp_path / "log").read_text().split() == ["copied"]
 
 
-def afar(folder: Path, cache: Path, **fields: object) -> TrainDataset:
+def afar(folder: Path, cache: Path, workers: int = 0, **fields: object) -> TrainDataset:
     """Four shards of 20 samples behind addresses, of which a window holds one; shard 0 comes late in the order."""
     if not folder.exists():
-        clips_world.write_shards(folder, sizes=(20, 20, 20, 20))
+        clips_world.write_sizes(clips_world.write_shards(folder, sizes=(20,) * 4), (20,) * 4)
     path = f"file://{folder}/shard-{{00000..00003}}.tar"
-    (folder / "sizes.json").write_text(json.dumps({f"shard-{number:05d}.tar": 20 for number in range(4)}))
     source = SourceConfig(path=path, cache_dir=str(cache), shard_sizes=str(folder / "sizes.json"), **fields)
-    found = TrainDataset(
-        DataConfig(sources=(source,), shuffle_buffer_shards=1), size=8, seed=2, batch_size=2, prepare=number_of
-    )
+    config = DataConfig(sources=(source,), shuffle_buffer_shards=1, num_workers=workers)
+    found = TrainDataset(config, size=8, seed=2, batch_size=2, prepare=clips_world.number_of)
     assert 0 not in found.order.shards_near(0, 40)[0] + found.order.shards_near(0, 40)[1]
     return found
 
@@ -146,10 +120,7 @@ def copied(cache: Path, blocks: set[int], seconds: float) -> bool:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_the_next_windows_shards_are_copied_while_this_one_is_read(tmp_path: Path, monkeypatch, workers: int):
-    data = afar(tmp_path / "afar", tmp_path / "cache")
-    data = TrainDataset(
-        dataclasses.replace(data.config, num_workers=workers), size=8, seed=2, batch_size=2, prepare=number_of
-    )
+    data = afar(tmp_path / "afar", tmp_path / "cache", workers)
     now, later = data.order.shards_near(0, 40)
     steps = iterate_batches(data, first_step=0, last_step=40)
     next(steps)
@@ -184,8 +155,7 @@ def test_a_folder_with_room_for_one_window_does_not_lose_it(tmp_path: Path, caps
 
 
 def test_a_machine_copies_only_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    folder = clips_world.write_shards(tmp_path / "afar", sizes=(4,) * 16)
-    (folder / "sizes.json").write_text(json.dumps({f"shard-{number:05d}.tar": 4 for number in range(16)}))
+    folder = clips_world.write_sizes(clips_world.write_shards(tmp_path / "afar", sizes=(4,) * 16), (4,) * 16)
     seen: list[list[int]] = []
     for rank in range(2):  # two machines of one process
         monkeypatch.setenv("LOCAL_RANK", "0")
@@ -193,7 +163,7 @@ def test_a_machine_copies_only_its_share(tmp_path: Path, monkeypatch: pytest.Mon
         path = f"file://{folder}/shard-{{00000..00015}}.tar"
         source = SourceConfig(path=path, cache_dir=str(tmp_path / f"cache-{rank}"))
         config = DataConfig(sources=(source,), shuffle_buffer_shards=8)
-        data = TrainDataset(config, size=8, seed=0, batch_size=8, prepare=number_of)
+        data = TrainDataset(config, size=8, seed=0, batch_size=8, prepare=clips_world.number_of)
         found = list(iterate_batches(data, first_step=0, last_step=8, rank=rank, world_size=2))
         seen.append(torch.cat([batch["number"] for batch in found]).tolist())
         assert len(copies(tmp_path / f"cache-{rank}") - {0}) <= 8  # the first is opened by all
@@ -205,8 +175,7 @@ def test_a_machine_copies_only_its_share(tmp_path: Path, monkeypatch: pytest.Mon
 
 def many(tmp_path: Path, count: int = 18) -> SourceConfig:
     """Shards of two samples behind addresses."""
-    folder = clips_world.write_shards(tmp_path / "many", sizes=(2,) * count)
-    (folder / "sizes.json").write_text(json.dumps({f"shard-{number:05d}.tar": 2 for number in range(count)}))
+    folder = clips_world.write_sizes(clips_world.write_shards(tmp_path / "many", sizes=(2,) * count), (2,) * count)
     path = f"file://{folder}/shard-{{00000..{count - 1:05d}}}.tar"
     return SourceConfig(path=path, cache_dir=str(tmp_path / "cache"), shard_sizes=str(folder / "sizes.json"))
 
@@ -260,21 +229,28 @@ def test_an_outage_of_minutes_costs_no_sample(tmp_path: Path, monkeypatch: pytes
     assert source.read(30, rng()).image == clips_world.picture(30)
 
 
-def test_an_address_that_never_worked_is_told_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    outage = Outage(monkeypatch)
-    outage.failures = float("inf")
-    with pytest.raises(UnreachableError, match="503 Slow Down"):
-        open_source(many(tmp_path))
-    assert sum(outage.pauses) < 5
-
-
-def test_a_shard_that_is_not_there_gives_bad_samples_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_no_waiting_mends_is_told_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A shard that is not there, a full disk; and an address that never worked, which is tried a few times."""
     outage = Outage(monkeypatch)
     source = open_source(many(tmp_path))
     (tmp_path / "many" / "shard-00010.tar").unlink()
     with pytest.raises(BadSampleError, match="no such file"):
         source.read(20, rng())
+    monkeypatch.setattr(outage, "fetch", failing(28, "No space left on device"))
+    with pytest.raises(OSError, match="No space left"):
+        source.read(24, rng())
     assert outage.pauses == []
+    outage.failures = float("inf")
+    with pytest.raises(UnreachableError, match="503 Slow Down"):
+        open_source(dataclasses.replace(many(tmp_path), cache_dir=str(tmp_path / "other")))
+    assert sum(outage.pauses) < 5
+
+
+def failing(number: int, words: str) -> Callable[..., Any]:
+    def fail(*_: object) -> None:
+        raise OSError(number, words)
+
+    return fail
 
 
 def test_the_cache_leaves_other_files_alone_and_removes_what_kill_left(tmp_path: Path):
@@ -324,20 +300,8 @@ def test_without_a_place_for_indexes_every_reader_makes_its_own(tmp_path: Path):
     assert open_source(config).read(20, rng()).image == clips_world.picture(20)
 
 
-def test_a_full_disk_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    outage = Outage(monkeypatch)
-    source = open_source(many(tmp_path))
-    monkeypatch.setattr(
-        remote_files, "_fetch", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-    )
-    with pytest.raises(OSError, match="No space left"):
-        source.read(20, rng())
-    assert outage.pauses == []
-
-
 def test_a_shard_of_this_machine_that_changes_is_indexed_again(tmp_path: Path):
-    folder = clips_world.write_shards(tmp_path / "here", sizes=(2,))
-    (folder / "sizes.json").write_text('{"shard-00000.tar": 2}')
+    folder = clips_world.write_sizes(clips_world.write_shards(tmp_path / "here", sizes=(2,)), (2,))
     config = SourceConfig(path=str(folder), cache_dir=str(tmp_path / "cache"))
     assert open_source(config).read(1, rng()).image == clips_world.picture(1)
     clips_world.write_shards(tmp_path / "other", sizes=(5, 2))
@@ -359,13 +323,9 @@ def test_an_index_is_the_same_after_it_was_written(tmp_path: Path):
 
 
 def test_a_sample_without_a_synthetic_caption_has_none(tmp_path: Path):
-    texts = [{"web_caption": "a", "synthetic_caption": "A b. C d."}, {"web_caption": "b"}]
-    samples = {
-        str(number): {"png": clips_world.picture(number), "json": json.dumps(text).encode()}
-        for number, text in enumerate(texts)
-    }
-    clips_world.write_shard(tmp_path / "data" / "a.tar", samples)
-    source = open_source(SourceConfig(path=str(tmp_path / "data")))
+    texts = (b'{"web_caption": "a", "synthetic_caption": "A b. C d."}', b'{"web_caption": "b"}')
+    samples = {str(number): {"png": clips_world.picture(number), "json": text} for number, text in enumerate(texts)}
+    source = opened(clips_world.write_shard(tmp_path / "data" / "a.tar", samples).parent)
     assert [source.read(index, rng()).synthetic for index in range(2)] == ["A b. C d.", ""]
 
 
@@ -375,17 +335,15 @@ def test_a_sample_without_a_synthetic_caption_has_none(tmp_path: Path):
 def test_names_that_are_not_utf8_are_names(tmp_path: Path):
     samples = {"caf\udce9": clips_world.sample(0), "tea": clips_world.sample(1)}
     clips_world.write_shard(tmp_path / "data" / "a.tar", samples)
-    source = open_source(SourceConfig(path=str(tmp_path / "data")))
+    source = opened(tmp_path / "data")
     assert source.name(0) == "a.tar/caf\\xe9"
     source.name(0).encode()
     assert source.read(0, rng()).image == clips_world.picture(0)
 
 
 def test_bytes_that_the_disk_does_not_give_are_a_bad_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    source = open_source(SourceConfig(path=str(clips_world.write_shards(tmp_path / "data", sizes=(2,)))))
-    monkeypatch.setattr(
-        "clips.data.tar_index.os.pread", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error"))
-    )
+    source = opened(clips_world.write_shards(tmp_path / "data", sizes=(2,)))
+    monkeypatch.setattr("clips.data.tar_index.os.pread", failing(5, "Input/output error"))
     with pytest.raises(BadSampleError, match="Input/output error"):
         source.read(0, rng())
 

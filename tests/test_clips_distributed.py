@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -15,18 +14,16 @@ from typing import Any
 import clips_world
 import pytest
 import torch
-from safetensors.torch import load_file
-from scale_driver import stop_at
+from clips_world import is_equal, metrics, stopped_at, tensors_of, trained
 
-from clips import train as training
 from clips.errors import UserError
-from clips.method.clips_model import build_model
+from clips.method.clips_model import ModelConfig, build_model
+from clips.method.recipes import RecipeConfig
 from clips.parallel.ddp import DDPStrategy, repeated_layers
 from clips.parallel.distributed import DistributedContext
 from clips.train import train
 from clips.training.train_state import list_checkpoints
 
-WEIGHTS = ("open_clip_model.safetensors", "captioner.safetensors")
 FIELDS: dict[str, Any] = {
     "optimizer": {"max_grad_norm": 5.0},
     "validation": {"eval_steps": 3, "num_samples": 5},
@@ -67,25 +64,18 @@ def torchrun(log: Path, *command: str, processes: int = 2) -> subprocess.Popen[b
         return subprocess.Popen([sys.executable, "-m", *launcher], env=environment, stderr=stream, stdout=stream)
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+def processes_of(output: Path) -> int:
+    return int(json.loads((output / "summary.json").read_text())["processes"])
+
+
+def start_drive(folder: Path, plan: list[dict[str, Any]], *options: str, processes: int = 2) -> subprocess.Popen[bytes]:
+    (folder / "plan.json").write_text(json.dumps(plan))
+    command = (*options, str(Path(__file__).parent / "distributed_driver.py"), str(folder / "plan.json"))
+    return torchrun(folder / "log", *command, processes=processes)
 
 
 def drive(folder: Path, plan: list[dict[str, Any]], processes: int = 2) -> None:
-    (folder / "plan.json").write_text(json.dumps(plan))
-    command = (str(Path(__file__).parent / "scale_driver.py"), str(folder / "plan.json"))
-    process = torchrun(folder / "log", *command, processes=processes)
-    assert process.wait(400) == 0, (folder / "log").read_text()[-5000:]
-
-
-def metrics(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(output: Path) -> dict[str, torch.Tensor]:
-    return {f"{name}/{key}": value for name in WEIGHTS for key, value in load_file(output / name).items()}
+    assert start_drive(folder, plan, processes=processes).wait(400) == 0, (folder / "log").read_text()[-5000:]
 
 
 def without_key_bias(name: str, value: torch.Tensor) -> torch.Tensor:
@@ -100,11 +90,11 @@ def assert_same_training(output: Path, expected: Path) -> None:
     for mine, theirs in zip(metrics(output), metrics(expected), strict=True):
         for name in ("loss", "contrastive_loss", "caption_loss", "grad_norm", "logit_scale"):
             assert mine[name] == pytest.approx(theirs[name], rel=1e-4), (output.name, name)
-        assert {key: value for key, value in mine.items() if key.startswith("val_")} == {
-            key: value for key, value in theirs.items() if key.startswith("val_")
-        }
-    for name, value in weights(output).items():
-        difference = without_key_bias(name, value) - without_key_bias(name, weights(expected)[name])
+        found, wanted = ({key: entry[key] for key in entry if key.startswith("val_")} for entry in (mine, theirs))
+        assert found == wanted
+    wanted = tensors_of(expected)
+    for name, value in tensors_of(output).items():
+        difference = without_key_bias(name, value) - without_key_bias(name, wanted[name])
         # Adam turns rounding in a gradient near zero into a step: single entries may differ, not the whole.
         assert difference.abs().mean() < 1e-6, (output.name, name)
 
@@ -123,12 +113,10 @@ def one(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict[str, Path]
     """Trainings in one process: to the end, and one that stopped after its checkpoint of step 4."""
     folder = tmp_path_factory.mktemp("one")
     train(clips_world.train_config(data, folder / "whole", **fields(data)))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "train_step", stop_at(4))
-        with pytest.raises(InterruptedError):
-            train(clips_world.train_config(data, folder / "stopped", **fields(data)))
+    with stopped_at(4):
+        train(clips_world.train_config(data, folder / "stopped", **fields(data)))
     train(clips_world.train_config(data, folder / "causal", **fields(data, **CAUSAL)))
-    return {"whole": folder / "whole", "stopped": folder / "stopped", "causal": folder / "causal"}
+    return {name: folder / name for name in ("whole", "stopped", "causal")}
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +149,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, data: Path, one: dict[str, Pat
 @pytest.mark.parametrize("way", [*WAYS, *COMPILED])
 def test_two_processes_train_what_one_trains(one: dict[str, Path], two: Path, way: str):
     assert_same_training(two / "whole" / way, one["whole"])
-    assert json.loads((two / "whole" / way / "summary.json").read_text())["processes"] == 2
+    assert processes_of(two / "whole" / way) == 2
 
 
 @pytest.mark.slow
@@ -192,22 +180,25 @@ def test_two_processes_go_through_stages(data: Path, tmp_path: Path):
         clips_world.train_config(data, tmp_path / name, **fields(data, stages=stages))
     process = torchrun(tmp_path / "log", "-m", "clips.cli", "train", "--config", str(tmp_path / "two.json"))
     assert process.wait(400) == 0, (tmp_path / "log").read_text()[-5000:]
-    train(clips_world.train_config(data, tmp_path / "one", **fields(data, stages=stages)))
+    trained(data, tmp_path / "one", **fields(data, stages=stages))
     for stage in ("two.stages/1", "two"):
         assert_same_training(tmp_path / stage, tmp_path / stage.replace("two", "one"))
-    assert json.loads((tmp_path / "two" / "summary.json").read_text())["processes"] == 2
+    assert processes_of(tmp_path / "two") == 2
 
 
 @pytest.mark.slow
 def test_the_deepspeed_launcher_starts_the_same_training(data: Path, one: dict[str, Path], tmp_path: Path):
     clips_world.train_config(data, tmp_path / "run", **fields(data, **WAYS["zero1"]))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    launcher = Path(sys.executable).with_name("deepspeed")
-    options = ["--num_gpus", "2", "--master_port", str(free_port()), "--module", "clips.cli"]
-    command = [sys.executable, str(launcher), *options, "train", "--config", str(tmp_path / "run.json")]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launcher = [sys.executable, str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2"]
+    command = [*launcher, "--master_port", port, "--module", "clips.cli", "train", "--config"]
+    command.append(str(tmp_path / "run.json"))
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 0, done.stderr[-5000:]
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["processes"] == 2
+    assert processes_of(tmp_path / "run") == 2
     assert_same_training(tmp_path / "run", one["whole"])
 
 
@@ -228,26 +219,43 @@ def test_a_run_of_two_processes_goes_on_in_one(data: Path, one: dict[str, Path],
 
 
 @pytest.mark.slow
-def test_two_processes_begin_and_three_go_on(data: Path, tmp_path: Path):
-    more = {"global_batch_size": 6}
+@pytest.mark.parametrize(("batch_size", "first", "second"), [(6, 2, 3), (4, 4, 2)])
+def test_a_training_goes_on_in_another_number_of_processes(
+    data: Path, tmp_path: Path, batch_size: int, first: int, second: int
+):
+    """In four processes, each has one sample of the batch, and its losses need those of the others."""
+    more = {"global_batch_size": batch_size}
     train(clips_world.train_config(data, tmp_path / "one", **fields(data, **more)))
     ways = {"ddp": {}, "fsdp": {"distributed": {"strategy": "fsdp"}}}
-    for processes, stop in ((2, 4), (3, None)):
-        plan = []
+    for processes, stop in ((first, 4), (second, None)):
         for name, way in ways.items():
             clips_world.train_config(data, tmp_path / name, **fields(data, **more, **way))
-            plan.append({"config": str((tmp_path / name).with_suffix(".json")), "stop": stop})
-        drive(tmp_path, plan, processes)
+        drive(tmp_path, [{"config": str(tmp_path / f"{name}.json"), "stop": stop} for name in ways], processes)
+    assert "going on from step 4" in (tmp_path / "log").read_text()
     for name in ways:
         assert_same_training(tmp_path / name, tmp_path / "one")
-        assert json.loads((tmp_path / name / "summary.json").read_text())["processes"] == 3
+        assert processes_of(tmp_path / name) == second
+
+
+@pytest.mark.slow
+def test_shards_are_averaged_as_the_whole_is(data: Path, tmp_path: Path):
+    """Under ZeRO-3, validated with the average on the way, stopped, and gone on with: in two, then in one process."""
+    for name in ("again", "taken_up"):
+        clips_world.train_config(
+            data, tmp_path / name, **fields(data, ema_decay=0.5, distributed={"strategy": "zero3"})
+        )
+    drive(tmp_path, [{"config": str(tmp_path / f"{name}.json"), "stop": 4} for name in ("again", "taken_up")])
+    drive(tmp_path, [{"config": str(tmp_path / "again.json"), "stop": None}])
+    for name in ("taken_up", "one"):
+        train(clips_world.train_config(data, tmp_path / name, **fields(data, ema_decay=0.5)))
+    assert_same_training(tmp_path / "again", tmp_path / "one")
+    assert_same_training(tmp_path / "taken_up", tmp_path / "one")
 
 
 @pytest.mark.slow
 def test_batch_norms_statistics_are_the_same_after_a_resume(two: Path):
-    expected, found = weights(two / "normed"), weights(two / "normed_again")
-    assert any(name.endswith("running_var") for name in expected)
-    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    assert any(name.endswith("running_var") for name in tensors_of(two / "normed"))
+    assert is_equal(two / "normed", two / "normed_again")
 
 
 @pytest.mark.slow
@@ -255,12 +263,8 @@ def test_preempted_processes_wait_for_the_checkpoint(data: Path, tmp_path: Path)
     output = tmp_path / "preempted"
     reading = {"sources": [{"path": str(data)}], "num_workers": 1}
     clips_world.train_config(data, output, max_steps=50, save_steps=100, data=reading)
-    (tmp_path / "plan.json").write_text(
-        json.dumps([{"config": str(output.with_suffix(".json")), "stop": None, "preempt": 2}])
-    )
-    driver = Path(__file__).parent / "scale_driver.py"
-    process = torchrun(tmp_path / "log", str(driver), str(tmp_path / "plan.json"))
-    assert process.wait(200) != 0
+    plan = [{"config": str(output.with_suffix(".json")), "stop": None, "preempt": 2}]
+    assert start_drive(tmp_path, plan).wait(200) != 0
     log = (tmp_path / "log").read_text()
     assert "stopped and saved after step 3; the same command goes on from there" in log, log
     assert [path.name for path in list_checkpoints(output)] == ["step-00000003"]
@@ -270,7 +274,7 @@ def test_preempted_processes_wait_for_the_checkpoint(data: Path, tmp_path: Path)
 
 
 def test_processes_share_the_writing_of_what_all_hold(data: Path, tmp_path: Path):
-    config = clips_world.train_config(data, tmp_path / "x")
+    config = clips_world.train_config(data, tmp_path / "x", recipe={"name": "clips"})
     encoder = build_model(config.model, config.recipe, 0)
     shares = []
     for rank in range(3):
@@ -288,18 +292,21 @@ def test_layers_are_what_is_repeated(data: Path, tmp_path: Path):
     counted = [type(layer).__name__ for layer in repeated_layers(model)]
     vision, text = model.clip.visual.transformer.layers, model.clip.transformer.layers
     assert counted == ["ResidualAttentionBlock"] * (vision + text) + ["Block"] * 2
-    pretrained = dataclasses.replace(config.model, architecture="clips-tinyvit", image_size=32)
-    names = {type(layer).__name__ for layer in repeated_layers(build_model(pretrained, config.recipe, 0).clip.visual)}
-    assert "TinyVitBlock" in names
+    timm = build_model(ModelConfig(architecture="clips-tinyvit", image_size=32), RecipeConfig(name="clip"), 0)
+    assert "TinyVitBlock" in {type(layer).__name__ for layer in repeated_layers(timm.clip.visual)}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_activations_that_are_computed_again_change_nothing(data: Path, tmp_path: Path, precision: str):
-    for name, again in (("kept", False), ("again", True)):
-        scale = {"activation_checkpointing": again}
-        train(clips_world.train_config(data, tmp_path / name, precision=precision, max_steps=2, distributed=scale))
-    kept, again = (weights(tmp_path / name) for name in ("kept", "again"))
-    assert all(torch.equal(value, again[name]) for name, value in kept.items())
+    for again in (False, True):
+        trained(
+            data,
+            tmp_path / str(again),
+            precision=precision,
+            max_steps=2,
+            distributed={"activation_checkpointing": again},
+        )
+    assert is_equal(tmp_path / "False", tmp_path / "True")
 
 
 @pytest.mark.slow

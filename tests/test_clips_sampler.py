@@ -48,11 +48,11 @@ def test_a_machine_needs_only_its_share_of_a_windows_shards(blocks, weights, mac
 
 
 def test_lanes_of_a_mixture_keep_to_its_weights_and_go_through_each_source():
-    order = SampleOrder([[10] * 16, [10] * 12], [3.0, 1.0], seed=2, window=4, batch_size=16)
-    places = [order.at(position) for position in range(16 * 1000)]
-    counts = [sum(place.index < 160 for place in places[start : start + 1000]) for start in range(0, 16_000, 1000)]
+    order = SampleOrder([[10] * 16, [10] * 12], [3.0, 1.0], seed=2, window=4, batch_size=8)
+    places = [order.at(position) for position in range(8 * 1000)]
+    counts = [sum(place.index < 160 for place in places[start : start + 1000]) for start in range(0, 8000, 1000)]
     assert all(abs(count - 750) <= 10 for count in counts)
-    assert sum(counts) == 12_000
+    assert sum(counts) == 6000
     read = Counter((place.epoch, place.index) for place in places)
     assert set(read.values()) == {1}
     assert all((0, index) in read for index in range(280))  # the first epoch of both
@@ -67,11 +67,11 @@ def test_a_lane_is_shuffled_anew_in_every_epoch():
 
 def test_a_window_reads_few_shards_at_a_time():
     order = SampleOrder([[10] * 20], seed=0, window=4)
-    shards = [{order.at(position).index // 10 for position in range(start, start + 40)} for start in range(0, 200, 40)]
-    assert [len(window) for window in shards] == [4] * 5
-    assert set().union(*shards) == set(range(20))
-    first = [order.at(position).index // 10 for position in range(40)]
-    assert first != sorted(first)  # shuffled within the window as well
+    shards = [order.at(position).index // 10 for position in range(200)]
+    windows = [set(shards[start : start + 40]) for start in range(0, 200, 40)]
+    assert [len(window) for window in windows] == [4] * 5
+    assert set().union(*windows) == set(range(20))
+    assert shards[:40] != sorted(shards[:40])  # shuffled within the window as well
 
 
 @pytest.mark.parametrize(("blocks", "weights"), [([[3] * 7, [2] * 4], None), ([[3] * 7, [2] * 4], [1.0, 2.0])])
@@ -116,30 +116,21 @@ def test_weights_that_do_not_divide_a_cycle_are_kept_in_the_long_run():
     order = SampleOrder([[1]] * 3, [1, 1, 1], seed=0)
     assert counts_of(order, [1] * 3, range(3000)) == [1000] * 3
     assert sorted(counts_of(order, [1] * 3, range(1000))) == [333, 333, 334]
-
-
-def test_a_share_of_less_than_a_sample_in_a_thousand_is_not_raised():
-    order = SampleOrder([[20_000], [20_000]], [1.0, 9999.0], seed=0)
-    assert counts_of(order, [20_000] * 2, range(20_000)) == [2, 19_998]
-    assert counts_of(order, [20_000] * 2, range(20_000, 40_000)) == [2, 19_998]
-    again = SampleOrder([[20_000], [20_000]], [1.0, 9999.0], seed=0)
-    assert again.at(19_999) == order.at(19_999)  # without having been through those before
+    order = SampleOrder([[5000], [5000]], [1.0, 4999.0], seed=0)  # less than a sample in a thousand
+    assert [counts_of(order, [5000] * 2, range(n, n + 5000)) for n in (0, 5000)] == [[1, 4999]] * 2
+    assert SampleOrder([[5000], [5000]], [1.0, 4999.0], seed=0).at(4999) == order.at(4999)  # on its own as well
     assert counts_of(SampleOrder([[1], [1]], [1, 1e6], seed=0), [1, 1], range(1000)) == [0, 1000]
 
 
-@pytest.mark.parametrize("batch_size", [1, 64])
+@pytest.mark.parametrize("batch_size", [1, 8])
 def test_each_of_many_weights_is_kept(batch_size: int):
     weights = [5e-4, 0.02, 0.3, 3e-3, 0.25, 0.4265]
-    sizes = [50] * 6
     order = SampleOrder([[10] * 5] * 6, weights, seed=3, window=2 if batch_size > 1 else None, batch_size=batch_size)
-    positions = 1000 * max(4, batch_size)
-    for count, weight in zip(counts_of(order, sizes, range(positions)), weights, strict=True):
-        assert count == pytest.approx(weight * positions, abs=2)
-    places = [order.at(position) for position in range(positions)]
-    rare = [place for place in places if place.index < 50]
-    read = Counter((place.epoch, place.index) for place in rare)
-    assert set(read.values()) == {1}
-    assert [place.epoch for place in rare] == sorted(place.epoch for place in rare) or batch_size > 1
+    places = [order.at(position) for position in range(1000 * max(4, batch_size))]
+    counts = Counter(place.index // 50 for place in places)
+    assert [counts[source] for source in range(6)] == pytest.approx([len(places) * w for w in weights], abs=2)
+    rare = [(place.epoch, place.index) for place in places if place.index < 50]
+    assert len(set(rare)) == len(rare)
 
 
 def test_readers_get_the_order_as_it_is():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import clips_world
 import pytest
 import torch
-from safetensors.torch import load_file
+from clips_world import tensors_of, trained
+from safetensors.torch import save_file
 
 from clips.encoder import write_encoder
 from clips.errors import UserError
@@ -16,9 +19,15 @@ from clips.method.recipes import RecipeConfig
 from clips.model.architectures import NORMALIZATIONS
 from clips.model.captioner_config import CaptionerConfig
 from clips.model.pos_embed import openvision_sincos_pos_embed, stretch_text_pos_embed
-from clips.train import train
 
 RECIPE = RecipeConfig(captioner=CaptionerConfig(max_length=12, num_layers=1))
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("trained")
+    write_encoder(model(), directory)
+    return directory
 
 
 def model(**fields: object) -> ClipsModel:
@@ -27,7 +36,7 @@ def model(**fields: object) -> ClipsModel:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _small(monkeymodule: pytest.MonkeyPatch) -> None:
+def _small() -> Iterator[None]:
     """A small ViT with learned positions under a public name."""
     import open_clip
 
@@ -36,34 +45,25 @@ def _small(monkeymodule: pytest.MonkeyPatch) -> None:
         "vision_cfg": {"image_size": 64, "layers": 3, "width": 64, "patch_size": 32},
         "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
     }
-    monkeymodule.setattr(open_clip, "get_model_config", lambda name: towers if name == "ViT-B-32" else None)
-
-
-@pytest.fixture(scope="module")
-def monkeymodule():
     with pytest.MonkeyPatch.context() as patch:
-        yield patch
+        patch.setattr(open_clip, "get_model_config", lambda name: towers if name == "ViT-B-32" else None)
+        yield
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("trained")
-    write_encoder(model(), directory)
-    return directory
+def tiny(architecture: str = "clips-tiny", **fields: object) -> ClipsModel:
+    return build_model(ModelConfig(architecture=architecture, context_length=12, **fields), RECIPE, seed=0)
 
 
-def test_the_same_shape_begins_with_the_same_weights(trained: Path):
-    other = model(pretrained=str(trained), patch_dropout=0.25)
-    assert all(torch.equal(value, other.clip.state_dict()[n]) for n, value in model().clip.state_dict().items())
-    assert all(
-        torch.equal(value, other.captioner.state_dict()[n]) for n, value in model().captioner.state_dict().items()
-    )
+def test_the_same_shape_begins_with_the_same_weights(encoder: Path):
+    found, expected = (one.state_dict() for one in (model(pretrained=str(encoder), patch_dropout=0.25), model()))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
 
 
 @pytest.mark.parametrize(("size", "length"), [(96, 20), (32, 8)])
-def test_positions_follow_the_size_in_both_directions(trained: Path, size: int, length: int):
-    grown = model(pretrained=str(trained), image_size=size, context_length=length).clip
-    old = load_file(trained / "open_clip_model.safetensors")
+def test_positions_follow_the_size_in_both_directions(encoder: Path, size: int, length: int):
+    grown = model(pretrained=str(encoder), image_size=size, context_length=length).clip
+    old = tensors_of(encoder)
     assert grown.visual.positional_embedding.shape == ((size // 32) ** 2 + 1, 64)
     assert torch.equal(grown.visual.positional_embedding[0], old["visual.positional_embedding"][0])
     assert grown.positional_embedding.shape == (length, 32)
@@ -73,52 +73,38 @@ def test_positions_follow_the_size_in_both_directions(trained: Path, size: int, 
 
 
 def test_fixed_positions_are_those_of_the_new_grid(tmp_path: Path):
-    def sines(**fields: object) -> ClipsModel:
-        return build_model(ModelConfig(architecture="clips-tiny", context_length=12, **fields), RECIPE, seed=0)
-
-    write_encoder(sines(image_size=32), tmp_path)
-    grown = sines(image_size=64, pretrained=str(tmp_path)).clip.visual.positional_embedding
-    assert torch.equal(grown, sines(image_size=64).clip.visual.positional_embedding)
-
-
-def test_released_positions_are_those_of_the_new_grid_by_their_own_formula(tmp_path: Path):
-    def sines(**fields: object) -> ClipsModel:
-        return build_model(ModelConfig(architecture="clips-tiny", context_length=12, **fields), RECIPE, seed=0)
-
-    released = sines(image_size=32)
+    """By this method's formula, or by that of released weights which begin with them."""
+    small, new = tiny(image_size=32), tiny(image_size=64).clip.visual.positional_embedding
+    write_encoder(small, tmp_path / "ours")
+    grown = tiny(image_size=64, pretrained=str(tmp_path / "ours")).clip.visual.positional_embedding
+    assert torch.equal(grown, new)
     with torch.no_grad():
-        released.clip.visual.positional_embedding.copy_(openvision_sincos_pos_embed(2, 128))
-    write_encoder(released, tmp_path)
-    grown = sines(image_size=64, pretrained=str(tmp_path)).clip.visual.positional_embedding
+        small.clip.visual.positional_embedding.copy_(openvision_sincos_pos_embed(2, 128))
+    write_encoder(small, tmp_path / "released")
+    grown = tiny(image_size=64, pretrained=str(tmp_path / "released")).clip.visual.positional_embedding
     assert torch.equal(grown, openvision_sincos_pos_embed(4, 128))
-    assert not torch.allclose(grown, sines(image_size=64).clip.visual.positional_embedding, atol=1e-2)
+    assert not torch.allclose(grown, new, atol=1e-2)
 
 
 def stock_clip(directory: Path, text_cfg: dict | None = None, **options: object) -> None:
     """An encoder as open_clip's users have it: its own tokens, OpenAI's normalization."""
-    import json
-
     import open_clip
-    from safetensors.torch import save_file
 
     torch.manual_seed(5)
     cfg = open_clip.get_model_config("ViT-B-32") | options
     cfg["text_cfg"] = cfg["text_cfg"] | (text_cfg or {})
     clip = open_clip.CLIP(**cfg)
-    save_file(
-        {name: value.contiguous() for name, value in clip.state_dict().items()},
-        directory / "open_clip_model.safetensors",
-    )
+    weights = {name: value.contiguous() for name, value in clip.state_dict().items()}
+    save_file(weights, directory / "open_clip_model.safetensors")
     mean, std = NORMALIZATIONS["openai"]
-    (directory / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": cfg, "preprocess_cfg": {"mean": mean, "std": std}})
-    )
+    config = {"model_cfg": cfg, "preprocess_cfg": {"mean": mean, "std": std}}
+    (directory / "open_clip_config.json").write_text(json.dumps(config))
 
 
 def test_of_an_encoder_with_other_tokens_the_image_tower_is_taken(tmp_path: Path, capsys):
     stock_clip(tmp_path)
     begun = model(pretrained=str(tmp_path), normalization="openai", image_size=96)
-    old = load_file(tmp_path / "open_clip_model.safetensors")
+    old = tensors_of(tmp_path)
     assert torch.equal(begun.clip.visual.conv1.weight, old["visual.conv1.weight"])
     assert begun.clip.visual.positional_embedding.shape == (10, 64)
     new = model(normalization="openai", image_size=96, context_length=12)
@@ -138,7 +124,7 @@ def test_of_an_encoder_with_other_tokens_the_image_tower_is_taken(tmp_path: Path
 def test_tokens_are_told_apart_by_more_than_their_number(tmp_path: Path, rows: int):
     stock_clip(tmp_path, text_cfg={"vocab_size": rows})  # SigLIP's vocabulary has as many words as this method's
     begun = model(pretrained=str(tmp_path), normalization="openai")
-    old = load_file(tmp_path / "open_clip_model.safetensors")
+    old = tensors_of(tmp_path)
     assert torch.equal(begun.clip.visual.conv1.weight, old["visual.conv1.weight"])
     assert not torch.equal(begun.clip.token_embedding.weight[:9], old["token_embedding.weight"][:9])
 
@@ -171,15 +157,10 @@ def test_positions_of_a_timm_vit_follow_the_size_of_another_architecture(tmp_pat
 
 @pytest.mark.parametrize(("before", "after"), [(48, 64), (96, 64)])
 def test_positions_of_a_resnets_pooling_follow_the_size(tmp_path: Path, before: int, after: int):
-    def resnet(**fields: object) -> ClipsModel:
-        return build_model(ModelConfig(architecture="clips-rn-tiny", context_length=12, **fields), RECIPE, seed=0)
-
-    small = resnet(image_size=before)
+    small = tiny("clips-rn-tiny", image_size=before)
     write_encoder(small, tmp_path)
-    table, old = (
-        one.clip.visual.attnpool.positional_embedding
-        for one in (resnet(image_size=after, pretrained=str(tmp_path)), small)
-    )
+    grown = tiny("clips-rn-tiny", image_size=after, pretrained=str(tmp_path))
+    table, old = (one.clip.visual.attnpool.positional_embedding for one in (grown, small))
     assert table.shape == ((after // 32) ** 2 + 1, old.shape[1])
     assert torch.equal(table[0], old[0])
     if before == 48:
@@ -202,11 +183,11 @@ def test_long_clip_keeps_the_first_positions():
         stretch_text_pos_embed(table, 16, 20)
 
 
-def test_what_does_not_fit_is_named(trained: Path, tmp_path: Path):
+def test_what_does_not_fit_is_named(encoder: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"expected an encoder directory with open_clip_model\.safetensors"):
         model(pretrained=str(tmp_path))
     with pytest.raises(UserError, match="expected the same architecture"):
-        build_model(ModelConfig(architecture="clips-tiny", pretrained=str(trained)), RECIPE, seed=0)
+        build_model(ModelConfig(architecture="clips-tiny", pretrained=str(encoder)), RECIPE, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -243,11 +224,11 @@ def test_batch_norms_of_frozen_layers_keep_their_statistics():
 
 def test_a_run_that_begins_from_another_says_so_and_leaves_frozen_weights_alone(tmp_path: Path):
     data = clips_world.write_shards(tmp_path / "data")
-    train(clips_world.train_config(data, tmp_path / "first", max_steps=2))
+    trained(data, tmp_path / "first", max_steps=2)
     settings = {"architecture": "clips-tiny", "image_size": 32, "context_length": 12, "patch_dropout": 0.5}
     settings |= {"pretrained": str(tmp_path / "first"), "lock_text": True}
-    train(clips_world.train_config(data, tmp_path / "second", max_steps=2, model=settings))
-    first, second = (load_file(tmp_path / name / "open_clip_model.safetensors") for name in ("first", "second"))
+    trained(data, tmp_path / "second", max_steps=2, model=settings)
+    first, second = (tensors_of(tmp_path / name) for name in ("first", "second"))
     assert torch.equal(first["token_embedding.weight"], second["token_embedding.weight"])
     assert not torch.equal(first["visual.conv1.weight"], second["visual.conv1.weight"])
     manifest = (tmp_path / "second" / "manifest.json").read_text(encoding="utf-8")

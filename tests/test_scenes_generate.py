@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import tarfile
 from collections import Counter
@@ -31,11 +32,8 @@ def train(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def benchmarked(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("scenes") / "test"
-    generate_scenes(
-        ScenesConfig(
-            output=str(out), split="test", num_scenes=120, image_size=48, image_format="webp", benchmarks=SIZES
-        )
-    )
+    fields = {"split": "test", "num_scenes": 120, "image_size": 48, "image_format": "webp"}
+    generate_scenes(ScenesConfig(output=str(out), benchmarks=SIZES, **fields))
     return out
 
 
@@ -87,28 +85,20 @@ def read(folder: Path, dataset: str, split: str):
     return pandas.read_parquet(folder / "hub/lmms-lab-encoder" / dataset / "data" / f"{split}-00000-of-00001.parquet")
 
 
-def test_pope_is_balanced(benchmarked):
+def test_pope_is_balanced_and_mme_has_two_rows_for_each_fact(benchmarked):
     rows = read(benchmarked, "POPE", "test")
     assert len(rows) == 36
-    assert Counter(zip(rows.category, rows.answer, strict=True)) == Counter(
-        {(category, answer): 6 for category in ("random", "popular", "adversarial") for answer in ("yes", "no")}
-    )
+    cells = itertools.product(("random", "popular", "adversarial"), ("yes", "no"))
+    assert Counter(zip(rows.category, rows.answer, strict=True)) == Counter(dict.fromkeys(cells, 6))
     assert rows.question_id.is_unique
-
-
-def test_mme_has_two_rows_for_each_fact(benchmarked):
     rows = read(benchmarked, "MME", "test")
     assert len(rows) == 60
     assert (rows.groupby(["category", "question_id"]).answer.apply(sorted).apply(tuple) == ("No", "Yes")).all()
-    assert set(rows.category) == {
-        "existence", "count", "position", "color", "scene", "OCR", "commonsense_reasoning",
-    }  # fmt: skip
+    categories = ["OCR", "color", "commonsense_reasoning", "count", "existence", "position", "scene"]
+    assert sorted(set(rows.category)) == categories
     assert rows.question.str.endswith(" Please answer yes or no.").all()
-
-
-def test_manifest_counts_the_rows(benchmarked):
-    rows = read_manifest(benchmarked)["benchmarks"]
-    assert (rows["pope"], rows["mme"], rows["gqa"], rows["textvqa"], rows["nocaps"]) == (36, 60, 30, 10, 12)
+    counts = read_manifest(benchmarked)["benchmarks"]
+    assert [counts[name] for name in ("pope", "mme", "gqa", "textvqa", "nocaps")] == [36, 60, 30, 10, 12]
 
 
 def test_a_benchmark_can_be_left_out(tmp_path):
@@ -181,9 +171,6 @@ def test_only_scenes_are_replaced(tmp_path):
     with pytest.raises(UserError, match="not empty, and not an artifact of kind 'scenes'"):
         generate_scenes(ScenesConfig(output=str(tmp_path), num_scenes=3))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-    for size in (3, 4):
-        generate_scenes(ScenesConfig(output=str(tmp_path / "s"), num_scenes=size))
-        assert read_manifest(tmp_path / "s")["config"]["num_scenes"] == size
 
 
 def test_the_command_reads_yaml_and_rejects_mistakes(tmp_path, capsys):
@@ -200,7 +187,7 @@ def test_the_command_reads_yaml_and_rejects_mistakes(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({"num_scenes": 0}, "num_scenes: expected 1 to"),
+        ({"num_scenes": 0}, "num_scenes: expected 1"),
         ({"questions_per_image": 0}, "questions_per_image: expected 1 to 20"),
     ],
 )
