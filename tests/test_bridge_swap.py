@@ -12,25 +12,15 @@ import clips_world
 import pytest
 import torch
 import transformers
-from PIL import Image
 
 from clips.train import train as train_encoder
 from llava_bridge import answer, load_llava
 from llava_bridge.conversation import resolve_chat_template
-from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.projectors import ProjectorConfig
-from llava_bridge.training.train_config import StageConfig
 
 ENCODERS = ("clips", "tiny_vit", "efficientnet", "open_clip", "siglip")
 LLMS = ("stories15M", "qwen2", "llama_3")
-TINY = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-}
+TINY = {**bridge_world.SMALL_LLM, "max_position_embeddings": 512}
 # Qwen 2.5 writes a turn of the system where there is none.
 QWEN_TEMPLATE = (
     "{%- if messages[0]['role'] != 'system' -%}"
@@ -63,8 +53,7 @@ def make_llm(directory: Path, name: str) -> None:
         if name == "qwen2"
         else transformers.LlamaConfig(**sizes, rope_parameters={"rope_type": "default", "rope_theta": 500_000.0})
     )
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    bridge_world.save(directory, transformers.AutoModelForCausalLM.from_config(config), tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +74,9 @@ def encoders(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> dict[str
     train_encoder(clips_world.train_config(data, folder / "clips", steps=1, model=model))
     released = json.loads((Path(__import__("open_clip").__file__).parent / "model_configs/ViT-S-32.json").read_text())
     bridge_world.make_encoder(folder / "open_clip", released)
-    siglip = transformers.SiglipVisionConfig(num_hidden_layers=2)  # else base's, patch 16 at 224 pixels
     torch.manual_seed(0)
-    transformers.SiglipVisionModel(siglip).save_pretrained(folder / "siglip")
-    transformers.SiglipImageProcessor().save_pretrained(folder / "siglip")
+    siglip = transformers.SiglipVisionConfig(num_hidden_layers=2)  # else base's, patch 16 at 224 pixels
+    bridge_world.save(folder / "siglip", transformers.SiglipVisionModel(siglip), transformers.SiglipImageProcessor())
     weights = shared / "models"
     return {
         "clips": str(folder / "clips"),
@@ -105,20 +93,18 @@ def trained(
 ) -> Path:
     """A LLaVA of each pair."""
     folder = tmp_path_factory.mktemp("swap")
-    data = [ConversationSourceConfig(path=str(bridge_talk / "talk.json"))]
+    sizes = {"global_batch_size": 2, "max_length": 256}
+    fields: dict[str, Any] = {
+        "stages": ["align", "instruct"],
+        "align": bridge_world.stage(bridge_talk, steps=2, **sizes),
+        "instruct": bridge_world.stage(bridge_talk, learning_rate=1e-3, **sizes),
+    }
     configs = []
     for encoder in ENCODERS:
         for llm in LLMS:
-            name = PROJECTORS.get(encoder, "mlp2x_gelu")
-            fields: dict[str, Any] = {
-                "stages": ["align", "instruct"],
-                "encoder": encoders[encoder],
-                "llm": llms[llm],
-                "projector": ProjectorConfig(name=name, tokens=9, depth=1),
-                "align": StageConfig(data=data, steps=2, global_batch_size=2, max_length=256),
-                "instruct": StageConfig(data=data, steps=3, global_batch_size=2, max_length=256, learning_rate=1e-3),
-            }
-            configs.append(bridge_world.config_file(folder, f"{encoder}-{llm}", bridge_talk, **fields))
+            own = {"encoder": encoders[encoder], "llm": llms[llm]}
+            own["projector"] = ProjectorConfig(name=PROJECTORS.get(encoder, "mlp2x_gelu"), tokens=9, depth=1)
+            configs.append(bridge_world.config_file(folder, f"{encoder}-{llm}", bridge_talk, **fields, **own))
     bridge_world.trained_alone(*configs)
     return folder
 
@@ -128,14 +114,11 @@ def trained(
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_any_encoder_with_any_llm(encoder: str, llm: str, trained: Path, llms: dict[str, str]) -> None:
     directory = trained / f"{encoder}-{llm}"
-    logged = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    assert [(row["stage"], row["step"]) for row in logged] == [
-        *(("align", step) for step in (1, 2)),
-        *(("instruct", step) for step in (1, 2, 3)),
-    ]
-    assert all(math.isfinite(row["loss"]) for row in logged)
+    steps = [("align", 1), ("align", 2), ("instruct", 1), ("instruct", 2), ("instruct", 3)]
+    assert bridge_world.metrics(directory, "stage", "step") == steps
+    assert all(map(math.isfinite, bridge_world.losses(directory)))
     model, processor = load_llava(directory)
-    picture = Image.effect_noise((60, 40), 80).convert("RGB")
+    (picture,) = bridge_world.noise((60, 40))
     said = answer(model, processor, [picture, picture], ["What color is it?", "Sure?"], max_new_tokens=4, batch_size=2)
     assert len(said) == 2
     untrained = transformers.AutoModelForCausalLM.from_pretrained(llms[llm]).state_dict()
