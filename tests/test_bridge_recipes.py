@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import subprocess
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import bridge_world
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -70,6 +66,10 @@ def miniature(tmp_path: Path, encoder: Path, llm: Path, talk: Path) -> LlavaTrai
     align = ConversationSourceConfig(
         path=str(tmp_path / "captions.json"), images=str(talk), missing_images="refuse", weight=0.5
     )
+    mixture = [
+        ConversationSourceConfig(path=str(talk / "talk.json"), images=str(talk), missing_images="refuse", weight=weight)
+        for weight in (1.0, 1.5, 0.25)
+    ]
     return dataclasses.replace(
         large,
         output=str(tmp_path / "llava"),
@@ -80,30 +80,8 @@ def miniature(tmp_path: Path, encoder: Path, llm: Path, talk: Path) -> LlavaTrai
         num_workers=1,
         logging_steps=1,
         align=dataclasses.replace(large.align, data=[align], **tiny),
-        instruct=dataclasses.replace(large.instruct, data=[*mixture(tmp_path, talk)], **tiny),
+        instruct=dataclasses.replace(large.instruct, data=mixture, **tiny),
     )
-
-
-def mixture(tmp_path: Path, talk: Path) -> list[ConversationSourceConfig]:
-    """The same talk as LLaVA's JSON, in a table with its pictures, and in a shard."""
-    rows = json.loads((talk / "talk.json").read_text())
-    table = [
-        {"conversations": row["conversations"], "image": {"bytes": (talk / row["image"]).read_bytes(), "path": None}}
-        for row in rows
-    ]
-    pq.write_table(pa.Table.from_pylist(table), tmp_path / "talk.parquet", row_group_size=4)
-    with tarfile.open(tmp_path / "talk.tar", "w") as tar:
-        for row in rows:
-            talked = json.dumps({"conversations": row["conversations"]}).encode()
-            for name, content in (("json", talked), ("png", (talk / row["image"]).read_bytes())):
-                member = tarfile.TarInfo(f"{row['id']}.{name}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-    return [
-        ConversationSourceConfig(path=str(talk / "talk.json"), images=str(talk), missing_images="refuse"),
-        ConversationSourceConfig(path=str(tmp_path / "talk.parquet"), format="conversations", weight=1.5),
-        ConversationSourceConfig(path=str(tmp_path / "talk.tar"), format="webdataset", weight=0.25),
-    ]
 
 
 def train(config: LlavaTrainConfig, tmp_path: Path) -> subprocess.CompletedProcess[str]:

@@ -12,58 +12,23 @@ import clips_world
 import pytest
 import torch
 import transformers
+from test_bridge_llms import make as make_llm
 
 from clips.train import train as train_encoder
 from llava_bridge import answer, load_llava
-from llava_bridge.conversation import resolve_chat_template
 from llava_bridge.projectors import ProjectorConfig
 
 ENCODERS = ("clips", "tiny_vit", "efficientnet", "open_clip", "siglip")
-LLMS = ("stories15M", "qwen2", "llama_3")
-TINY = {**bridge_world.SMALL_LLM, "max_position_embeddings": 512}
-# Qwen 2.5 writes a turn of the system where there is none.
-QWEN_TEMPLATE = (
-    "{%- if messages[0]['role'] != 'system' -%}"
-    "{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}{%- endif -%}"
-    "{%- for message in messages -%}"
-    "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' -}}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
-)
+LLMS = ("stories15M", "qwen2", "gemma2")
 PROJECTORS = {"clips": "mlp2x_gelu", "tiny_vit": "linear", "efficientnet": "perceiver", "siglip": "pixel_shuffle"}
 
 
-def make_llm(directory: Path, name: str) -> None:
-    """Random weights in the shapes of the family, its tokens for the ends of turns, its template."""
-    from tokenizers import AddedToken
-
-    from llava_bridge.model.small_llama import SmallLlamaConfig, train_tokenizer
-
-    tokenizer = train_tokenizer(bridge_world.TEXTS, SmallLlamaConfig(vocab_size=320))
-    marks = ("<|im_start|>", "<|im_end|>") if name == "qwen2" else ("<|start_header_id|>", "<|end_header_id|>")
-    end = "<|im_end|>" if name == "qwen2" else "<|eot_id|>"
-    tokenizer.add_tokens([AddedToken(mark, special=True, normalized=False) for mark in {*marks, end}])
-    tokenizer.eos_token = end
-    if name == "qwen2":
-        tokenizer.bos_token = None
-    tokenizer.chat_template = QWEN_TEMPLATE if name == "qwen2" else resolve_chat_template(None, "llama_3")
-    torch.manual_seed(0)
-    sizes = {**TINY, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
-    config = (
-        transformers.Qwen2Config(**sizes, tie_word_embeddings=True)
-        if name == "qwen2"
-        else transformers.LlamaConfig(**sizes, rope_parameters={"rope_type": "default", "rope_theta": 500_000.0})
-    )
-    bridge_world.save(directory, transformers.AutoModelForCausalLM.from_config(config), tokenizer)
-
-
 @pytest.fixture(scope="module")
-def llms(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("llms")
-    for name in ("qwen2", "llama_3"):
-        make_llm(folder / name, name)
-    return {"stories15M": str(shared / "models/stories15M"), "qwen2": str(folder / "qwen2")} | {
-        "llama_3": str(folder / "llama_3")
-    }
+def llms(tmp_path_factory: pytest.TempPathFactory, shared: Path, bridge_llm: Path) -> dict[str, str]:
+    folder, tokenizer = tmp_path_factory.mktemp("llms"), transformers.AutoTokenizer.from_pretrained(bridge_llm)
+    make_llm("qwen2", tokenizer, folder / "qwen2", max_position_embeddings=512, tie_word_embeddings=True)
+    make_llm("gemma2", tokenizer, folder / "gemma2", max_position_embeddings=512, head_dim=8)
+    return {name: str(folder / name) for name in LLMS[1:]} | {"stories15M": str(shared / "models/stories15M")}
 
 
 @pytest.fixture(scope="module")
