@@ -67,14 +67,14 @@ def evaluate(
     monkeypatch.setattr(embedding, "load_dual_encoder", lambda *_: encoder)
     (folder / "encoder").mkdir(exist_ok=True)
     config = RunConfig(
-        row=row,
-        results=str(folder / "results"),
+        model_name=row,
+        output=str(folder / "results"),
         encoder=str(folder / "encoder"),
         benchmarks=[benchmark],
-        again=True,
+        overwrite=True,
     )
     run_benchmarks(config)
-    return read_result(result_path(config.results, row, benchmark.name))
+    return read_result(result_path(config.output, row, benchmark.name))
 
 
 def write_pictures(folder: Path, count: int, suffix: str = ".png") -> Path:

@@ -36,7 +36,10 @@ class Rule:
         return self.has in command.text and self.page in {"", command.block.page}
 
 
-_FEW = "--align.steps 1 --align.global_batch_size 4 --instruct.steps 1 --instruct.global_batch_size 4 --precision fp32"
+_FEW = (
+    "--align.max_steps 1 --align.global_batch_size 4 "
+    "--instruct.max_steps 1 --instruct.global_batch_size 4 --precision fp32"
+)
 _MEASURES = "measures for minutes; in miniature in tests/test_speed_scripts.py"
 _HOURS = "hours of training; in miniature in tests/test_evidence_scripts.py"
 
@@ -62,7 +65,7 @@ RULES = (
     Rule(has="--nnodes", skip="needs several machines"),
     Rule(has="--dry-run true"),
     Rule(has="clips-bench publish", add="--dry-run true"),
-    Rule(has="clips-bench fetch", skip="needs the hub; tests/test_bench_fetch.py plays it"),
+    Rule(has="clips-bench download", skip="needs the hub; tests/test_bench_fetch.py plays it"),
     Rule(has="llava-hf/", skip="needs the hub; tests/test_bridge_hub.py plays it"),
     Rule(has="transformers:openai/", skip="needs the hub"),
     Rule(has="hf-hub:", skip="needs the hub"),
@@ -70,10 +73,10 @@ RULES = (
     Rule(has="scripts/studies/inverse_effect.yaml", swap=(("study run", "study plan"),), shared=True),
     Rule(has="scripts/studies/ablation.yaml", swap=(("study run", "study plan"),), shared=True),
     Rule(has="clips plan scripts/configs/clips-l-14.yaml", skip="a minute; tests/test_clips_plan.py plans it"),
-    Rule(has="clips plan mine.yaml", swap=(("--count 64", "--count 4"),)),
+    Rule(has="clips plan mine.yaml", swap=(("--num_gpus 64", "--num_gpus 4"),)),
     Rule(has="runs/further", add="--global_batch_size 4", swap=(("1000000", "8"),)),
     Rule(has="torchrun --nproc-per-node 8", swap=(("--nproc-per-node 8", "--nproc-per-node 2"),)),
-    Rule(has="--launch.processes 8", swap=(("processes 8", "processes 2"),)),
+    Rule(has="--launch.num_processes 8", swap=(("processes 8", "processes 2"),)),
     Rule(has="llava-bridge train --llava llava-1.5-7b", add=_FEW),
     Rule(has="llava-bridge train", add=_FEW),
     Rule(has="llava-bridge chat runs/mine-llava", typed="What is it?\n\n"),
@@ -84,7 +87,10 @@ RULES = (
     ),
     Rule(has="clips recaption", add="--batch_size 4"),
     # ------------------------------------------------------------ what the world has otherwise
-    Rule(has="clips-bench report runs/results --published 'clips:*Llama-3'", swap=(("runs/results", "results/mine"),)),
+    Rule(
+        has="clips-bench report runs/results --reference_results 'clips:*Llama-3'",
+        swap=(("runs/results", "results/mine"),),
+    ),
     Rule(has="languages: [ar, bn, de, en]", swap=(("[ar, bn, de, en]", "[de, en]"),)),
     Rule(has="pope:precision", swap=(("pope:precision", "pope:yes"),)),
     Rule(has="clips-bench score", skip="LLaVA's own files; tests/test_bench_score.py has them"),
@@ -95,7 +101,7 @@ SWAPS = {
         ("s3://bucket/recap/{00000..01023}.tar", "shards"),
         ("12800000", "8"),
         ("global_batch_size: 1024", "global_batch_size: 4"),
-        ("shuffle_window: 100", "cache_images: false"),
+        ("shuffle_buffer_shards: 100", "cache_images: false"),
         ("num_workers: 4", "num_workers: 1"),
     ),
     ("docs/how-to/own-data.md", "own.yaml"): (("clips-b-16", "clips-tiny"), ("10000000", "8"), ("1024", "8")),

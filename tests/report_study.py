@@ -35,7 +35,7 @@ def make_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             kind=step.kind,
             command=" ".join(step.command),
             key=keyed.keys[step.name].key,
-            outcome="failed" if failed else "done",
+            status="failed" if failed else "done",
             started=1000.0 + 10 * number,
             seconds=9.0,
             peak_memory_mb=512.0,

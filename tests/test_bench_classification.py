@@ -29,12 +29,15 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     def ask(encoder: classes.Colorist, data: Path, **settings) -> Result:
         monkeypatch.setattr(embedding, "load_dual_encoder", lambda *_: encoder.as_encoder())
-        benchmark = BenchmarkConfig(**{"name": "colors", "uses": "classification", "data": str(data)} | settings)
+        benchmark = BenchmarkConfig(**{"name": "colors", "task": "classification", "data": str(data)} | settings)
         config = RunConfig(
-            row="row", results=str(tmp_path / "results"), encoder=str(tmp_path / "encoder"), benchmarks=[benchmark]
+            model_name="row",
+            output=str(tmp_path / "results"),
+            encoder=str(tmp_path / "encoder"),
+            benchmarks=[benchmark],
         )
         run_benchmarks(config)
-        return read_result(result_path(config.results, "row", "colors"))
+        return read_result(result_path(config.output, "row", "colors"))
 
     return ask
 
@@ -44,10 +47,10 @@ def test_accuracy_and_mean_per_class_recall_by_hand(tmp_path, ask):
     result = ask(classes.Colorist({"red": "green"}), data)
     assert result.metrics["acc1"].value == pytest.approx(7 / 10)
     assert result.metrics["mean_per_class_recall"].value == pytest.approx(3 / 4)
-    assert result.metrics["acc1"].low < 0.7 < result.metrics["acc1"].high
+    assert result.metrics["acc1"].ci_low < 0.7 < result.metrics["acc1"].ci_high
     # every class is all right or all wrong: nothing tells how another draw of its images would come out
-    assert result.metrics["mean_per_class_recall"].low is None
-    assert result.absent == {"acc5": "there are only 4 classes"}
+    assert result.metrics["mean_per_class_recall"].ci_low is None
+    assert result.missing_metrics == {"acc5": "there are only 4 classes"}
     items = read_items(result)
     assert set(ITEM_COLUMNS) <= set(items.columns)
     assert (items["prediction"] == items["target"]).tolist() == (items["score"] == 1).tolist()
@@ -55,7 +58,7 @@ def test_accuracy_and_mean_per_class_recall_by_hand(tmp_path, ask):
     assert items["thumbnail"].notna().all()
     for metric in result.metrics.values():
         columns = {name: items[name].to_numpy() for name in metric.columns}
-        assert aggregate(metric.formula, columns, metric.columns) == pytest.approx(metric.value)
+        assert aggregate(metric.aggregation, columns, metric.columns) == pytest.approx(metric.value)
 
 
 def test_a_constant_model_scores_chance(tmp_path, ask):

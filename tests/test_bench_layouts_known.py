@@ -201,7 +201,7 @@ def test_long_captions_by_machines(shared, tmp_path):
     """The real ones beside COCO's photos, in our own lines."""
     from benchmarks.tasks.prepare_data import PrepareConfig, run_prepare
 
-    run_prepare(PrepareConfig(what="coco_long", source=str(shared / "data"), output=str(tmp_path / "out")))
+    run_prepare(PrepareConfig(dataset="coco_long", source=str(shared / "data"), output=str(tmp_path / "out")))
     rows = [json.loads(line) for line in (tmp_path / "out/both.jsonl").read_text().splitlines()]
     file = _write(tmp_path / "long.jsonl", [{"image": row["image"], "caption": row["long"][0]} for row in rows[:9]])
     found = _load(file, images=str(shared / "data"))

@@ -43,7 +43,7 @@ def test_the_likeliest_choice_is_the_answer(places, tmp_path):
     llava = places / "llava"
     task = BenchmarkConfig(name="seedbench_ppl", data=str(_write_seed(tmp_path / "hub")))
     run_benchmarks(
-        RunConfig(row="row", results=str(tmp_path / "results"), llava=str(llava), benchmarks=[task], batch_size=3)
+        RunConfig(model_name="row", output=str(tmp_path / "results"), llava=str(llava), benchmarks=[task], batch_size=3)
     )
     result = read_result(result_path(tmp_path / "results", "row", "seedbench_ppl"))
     model, processor = load_llava(llava, "cpu")

@@ -24,10 +24,10 @@ def _data(root: Path, *, train: int = 40) -> Path:
 
 
 def _run(tmp_path: Path, encoder: str, data: Path, **settings) -> Result:
-    benchmark = BenchmarkConfig(**{"name": "probe", "uses": "linear_probe", "data": str(data)} | settings)
-    config = RunConfig(row="row", results=str(tmp_path / "results"), encoder=encoder, benchmarks=[benchmark])
+    benchmark = BenchmarkConfig(**{"name": "probe", "task": "linear_probe", "data": str(data)} | settings)
+    config = RunConfig(model_name="row", output=str(tmp_path / "results"), encoder=encoder, benchmarks=[benchmark])
     run_benchmarks(config)
-    return read_result(result_path(config.results, "row", "probe"))
+    return read_result(result_path(config.output, "row", "probe"))
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_it_learns_what_can_be_learned(tmp_path, encoder):
     assert result.metrics["acc1"].value == pytest.approx(3 / 4)
     assert result.metrics["mean_per_class_recall"].value == pytest.approx(3 / 4)
     assert result.metrics["C"].value in C_VALUES
-    assert result.metrics["C"].low is None
+    assert result.metrics["C"].ci_low is None
     assert (result.protocol["pictures"], result.protocol["train_pictures"]) == (12, 40)
     items = read_items(result)
     blue = items["target"].isin(["blue", "white"])
@@ -131,7 +131,7 @@ def test_a_timm_trunk_has_no_text_tower_and_needs_none(tmp_path, capsys):
     assert again == result
     assert "done already" in capsys.readouterr().err
     with pytest.raises(UserError, match="has no text tower"):
-        _run(tmp_path, "timm:resnet10t@random", data, uses="classification")
+        _run(tmp_path, "timm:resnet10t@random", data, task="classification")
 
 
 def test_the_class_token_is_the_embedding_where_there_is_one(tmp_path):
@@ -141,12 +141,14 @@ def test_the_class_token_is_the_embedding_where_there_is_one(tmp_path):
 
     tower = original_world.write_tower(original_world.Parts(), tmp_path / "clip")
     config = {"results": "unused", "benchmarks": [BenchmarkConfig(name="linear_probe", data="d")]}
-    row = EvalModel(RunConfig(row="row", encoder=f"transformers:{tower}", **config))
+    row = EvalModel(RunConfig(model_name="row", encoder=f"transformers:{tower}", **config))
     picture = original_world.picture()
     pixels = row.tower.preprocess(picture)[None]
     states = list(row.tower.model.tower.states(pixels, row.tower.model.tower.depth))
     expected = torch.nn.functional.normalize(states[-1][:, 0], dim=-1)
     torch.testing.assert_close(embedding.embed_images(row.tower, lambda _: picture, ["one"], 1), expected)
     own = row.model("tower")["hash"]
-    assert own != EvalModel(RunConfig(row="row", encoder="timm:resnet10t@random", **config)).model("tower")["hash"]
+    assert (
+        own != EvalModel(RunConfig(model_name="row", encoder="timm:resnet10t@random", **config)).model("tower")["hash"]
+    )
     assert len(own) == len(hashlib.sha256().hexdigest())

@@ -43,7 +43,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _config(places: Path, results: Path, *benchmarks: BenchmarkConfig, **changes) -> RunConfig:
     return RunConfig(
-        row="row", results=str(results), llava=str(places / "llava"), benchmarks=list(benchmarks), **changes
+        model_name="row", output=str(results), llava=str(places / "llava"), benchmarks=list(benchmarks), **changes
     )
 
 
@@ -60,7 +60,7 @@ def _all(places: Path, *tasks: str, **changes) -> list[BenchmarkConfig]:
             name=task,
             data=str(places / "hub"),
             max_new_tokens=6,
-            **{"without": ("nocaps_METEOR",) if task == "nocaps_val" else ()} | changes,
+            **{"exclude_metrics": ("nocaps_METEOR",) if task == "nocaps_val" else ()} | changes,
         )
         for task in tasks or TASKS
     ]
@@ -95,7 +95,7 @@ def test_right_answers_get_full_marks(places, tmp_path, monkeypatch):
     assert values["nocaps_val", "nocaps_Bleu_4"] == pytest.approx(1.0)
     assert values["nocaps_val", "nocaps_ROUGE_L"] == pytest.approx(1.0)
     assert values["nocaps_val", "nocaps_CIDEr"] > 3
-    assert found["mme"].absent == {"mme_cognition_score": "no question of this data enters it"}
+    assert found["mme"].missing_metrics == {"mme_cognition_score": "no question of this data enters it"}
     assert found["pope"].primary == ["pope_accuracy", "pope_f1_score"]
 
 
@@ -137,12 +137,12 @@ def test_items_protocol_and_intervals(places, tmp_path, monkeypatch):
         assert Image.open(io.BytesIO(items["thumbnail"].iloc[0])).size == (64, 64)
         for name, metric in result.metrics.items():
             columns = {column: items[column].to_numpy() for column in metric.columns}
-            assert aggregate(metric.formula, columns, metric.columns) == pytest.approx(metric.value), name
-            if metric.low is None:  # no image differs from another by more than the metric lets through
-                assert metric.interval == "none", (task, name)
+            assert aggregate(metric.aggregation, columns, metric.columns) == pytest.approx(metric.value), name
+            if metric.ci_low is None:  # no image differs from another by more than the metric lets through
+                assert metric.ci_method == "none", (task, name)
                 continue
-            assert metric.low <= metric.value + 1e-9, (task, name)
-            assert metric.value <= metric.high + 1e-9, (task, name)
+            assert metric.ci_low <= metric.value + 1e-9, (task, name)
+            assert metric.value <= metric.ci_high + 1e-9, (task, name)
         assert result.protocol["questions"] == len(items)
         assert result.protocol["input_resolution"] == 32
         assert '"max_new_tokens": 6' in result.protocol["decoding"]
@@ -164,8 +164,8 @@ def test_the_same_task_over_two_roots_sees_each_root_s_own_data(places, tmp_path
     found = _run(
         places,
         tmp_path / "results",
-        BenchmarkConfig(name="big", uses="gqa", data=str(places / "hub")),
-        BenchmarkConfig(name="small", uses="gqa", data=str(tmp_path / "smaller")),
+        BenchmarkConfig(name="big", task="gqa", data=str(places / "hub")),
+        BenchmarkConfig(name="small", task="gqa", data=str(tmp_path / "smaller")),
     )
     assert len(read_items(found["big"])) == PICTURES
     assert len(read_items(found["small"])) == 3
@@ -222,7 +222,7 @@ def test_without_java_only_meteor_is_missing(places, tmp_path, monkeypatch, besi
     from benchmarks.tasks.mllm import caption_metrics
 
     _answering(monkeypatch, _knows_all)
-    (task,) = _all(places, "nocaps_val", without=())
+    (task,) = _all(places, "nocaps_val", exclude_metrics=())
     if beside_java and caption_metrics.is_java_available():
         with_java = _run(places, tmp_path / "with", task)["nocaps_val"]
         assert 0.9 < with_java.metrics["nocaps_METEOR"].value <= 1.0
@@ -233,7 +233,7 @@ def test_without_java_only_meteor_is_missing(places, tmp_path, monkeypatch, besi
     finally:
         monkeypatch.undo()
         caption_metrics.is_java_available.cache_clear()
-    assert found.absent == {"nocaps_METEOR": "it is a Java program and there is no java here"}
+    assert found.missing_metrics == {"nocaps_METEOR": "it is a Java program and there is no java here"}
     assert found.metrics["nocaps_CIDEr"].value > 3
     assert "imitated" in found.protocol["caption_tokenizer"]
     if beside_java and caption_metrics.is_java_available():
@@ -244,11 +244,13 @@ def test_without_java_only_meteor_is_missing(places, tmp_path, monkeypatch, besi
 def test_metrics_can_be_left_out(places, tmp_path, monkeypatch):
     _answering(monkeypatch, _knows_all)
     (task,) = _all(places, "nocaps_val")
-    found = _run(places, tmp_path, dataclasses.replace(task, without=("nocaps_METEOR", "nocaps_Bleu_1")))["nocaps_val"]
-    assert found.absent == dict.fromkeys(("nocaps_METEOR", "nocaps_Bleu_1"), "left out by the config")
+    found = _run(places, tmp_path, dataclasses.replace(task, exclude_metrics=("nocaps_METEOR", "nocaps_Bleu_1")))[
+        "nocaps_val"
+    ]
+    assert found.missing_metrics == dict.fromkeys(("nocaps_METEOR", "nocaps_Bleu_1"), "left out by the config")
     assert "nocaps_Bleu_4" in found.metrics
     with pytest.raises(UserError, match="unknown metric of 'nocaps_val' 'nocaps_METEO'; did you mean 'nocaps_METEOR'"):
-        _run(places, tmp_path, dataclasses.replace(task, without=("nocaps_METEO",)))
+        _run(places, tmp_path, dataclasses.replace(task, exclude_metrics=("nocaps_METEO",)))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from clips.training.train_state import list_checkpoints
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("one")
     data = clips_world.write_shards(folder / "train")
-    train(clips_world.train_config(data, folder / "small", steps=3, keep_after_training=True))
+    train(clips_world.train_config(data, folder / "small", max_steps=3, keep_checkpoints_after_training=True))
     return folder / "small"
 
 
@@ -35,12 +35,12 @@ def test_during_training_its_latest_checkpoint_is_taken(trained, tmp_path, monke
     latest = list_checkpoints(trained)[-1]
     going_on = tmp_path / "going-on"
     shutil.copytree(latest, going_on / latest.relative_to(trained))
-    words = ("encoder", str(going_on), "--results", "r", "--benchmarks", "[{name: retrieval, data: shards}]")
+    words = ("encoder", str(going_on), "--output", "r", "--benchmarks", "[{name: retrieval, data: shards}]")
     assert bench(*words) == 0
     (row,) = (path.parent.name for path in (tmp_path / "r").glob("*/retrieval.json"))
     assert row == "going-on-step-2"
-    run_export(ExportConfig(run=str(latest), output="exported"))
-    assert bench("encoder", "exported", "--results", "r2", "--benchmarks", "[{name: retrieval, data: shards}]") == 0
+    run_export(ExportConfig(checkpoint=str(latest), output="exported"))
+    assert bench("encoder", "exported", "--output", "r2", "--benchmarks", "[{name: retrieval, data: shards}]") == 0
     ours, exported = (read_result(tmp_path / name / "retrieval.json") for name in (f"r/{row}", "r2/exported"))
     assert ours.metrics == exported.metrics
     capsys.readouterr()
@@ -54,11 +54,20 @@ def test_another_training_of_the_same_name_and_steps_is_another_model(trained, t
     latest = list_checkpoints(trained)[-1]
     shutil.copytree(latest, tmp_path / "one/small" / latest.relative_to(trained))
     shards = clips_world.write_shards(tmp_path / "train")
-    config = clips_world.train_config(shards, tmp_path / "trained", steps=3, keep_after_training=True, seed=7)
+    config = clips_world.train_config(
+        shards, tmp_path / "trained", max_steps=3, keep_checkpoints_after_training=True, seed=7
+    )
     train(config)
     shutil.copytree(tmp_path / "trained/.checkpoints", tmp_path / "two/small/.checkpoints")
     for name in ("one", "two"):
-        words = ("encoder", f"{name}/small", "--row", name, "--benchmarks", f"[{{name: retrieval, data: {data}}}]")
+        words = (
+            "encoder",
+            f"{name}/small",
+            "--model_name",
+            name,
+            "--benchmarks",
+            f"[{{name: retrieval, data: {data}}}]",
+        )
         assert bench(*words) == 0
     one, two = (read_result(tmp_path / "results" / name / "retrieval.json") for name in ("one", "two"))
     assert one.model["hash"] != two.model["hash"]

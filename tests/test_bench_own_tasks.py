@@ -1,4 +1,4 @@
-"""Tasks that the user wrote for lmms-eval, by ``uses:`` and by ``clips-bench score``."""
+"""Tasks that the user wrote for lmms-eval, by ``task:`` and by ``clips-bench score``."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _score(data: Path, task: str, **more: Any) -> Result:
     results = data.parent / "results"
     run_score(
         ScoreConfig(
-            task=task, answers=str(answers), data=str(data), results=str(results), row="m", name="street", **more
+            task=task, answers=str(answers), data=str(data), output=str(results), model_name="m", name="street", **more
         )
     )
     return read_result(result_path(results, "m", "street"))
@@ -97,7 +97,7 @@ def test_a_file_a_folder_and_a_task_in_a_folder_are_one_task(data, tasks, capsys
     ]
     assert {found.fingerprint for found in shown} == {shown[0].fingerprint}
     right, points = shown[0].metrics["right"], shown[0].metrics["points"]
-    assert (right.value, right.scale, right.interval) == (0.4, 100.0, "wilson")
+    assert (right.value, right.scale, right.ci_method) == (0.4, 100.0, "wilson")
     assert (points.value, points.scale) == (2.6, 1.0)  # numbers above 1 are no share
     assert "right 40.0, points 2.6 (5 questions)" in capsys.readouterr().err
     assert shown[0].protocol["task"] == "a task of one's own, street_signs"
@@ -105,8 +105,10 @@ def test_a_file_a_folder_and_a_task_in_a_folder_are_one_task(data, tasks, capsys
 
 
 def test_a_llava_is_asked_it(places, data, tasks, tmp_path):
-    benchmark = BenchmarkConfig(name="signs", uses=str(tasks), data=str(data))
-    config = RunConfig(row="mine", results=str(tmp_path / "r"), llava=str(places / "llava"), benchmarks=[benchmark])
+    benchmark = BenchmarkConfig(name="signs", task=str(tasks), data=str(data))
+    config = RunConfig(
+        model_name="mine", output=str(tmp_path / "r"), llava=str(places / "llava"), benchmarks=[benchmark]
+    )
     run_benchmarks(config)
     found = read_result(result_path(tmp_path / "r", "mine", "signs"))
     assert found.status == "ok"

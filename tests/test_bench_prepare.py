@@ -52,7 +52,7 @@ def _read(path: Path) -> list[dict]:
 
 
 def test_cocoqa_holds_exactly_the_held_back_photos(tmp_path):
-    run_prepare(PrepareConfig(what="cocoqa", source=str(_cocoqa(tmp_path / "in")), output=str(tmp_path / "out")))
+    run_prepare(PrepareConfig(dataset="cocoqa", source=str(_cocoqa(tmp_path / "in")), output=str(tmp_path / "out")))
     held = [f"{number}.png" for number in range(20) if is_held_out(f"{number}.png")]
     assert 0 < len(held) < 20
     questions = _read(tmp_path / "out" / GQA / "testdev_balanced_instructions/testdev-00000-of-00001.parquet")
@@ -67,7 +67,7 @@ def test_cocoqa_holds_exactly_the_held_back_photos(tmp_path):
 
 def test_flickr8k_keeps_every_caption(tmp_path):
     run_prepare(
-        PrepareConfig(what="flickr8k", source=str(_flickr8k(tmp_path / "in")), output=str(tmp_path / "o"), limit=3)
+        PrepareConfig(dataset="flickr8k", source=str(_flickr8k(tmp_path / "in")), output=str(tmp_path / "o"), limit=3)
     )
     rows = _read(tmp_path / "o" / world.HUB / "NoCaps/data/validation-00000-of-00001.parquet")
     assert [row["annotations_captions"] for row in rows] == [world.captions(number) for number in range(3)]
@@ -95,16 +95,20 @@ def test_coco_long_is_a_table_to_train_on_and_no_picture_of_it_is_tested(tmp_pat
     (tmp_path / "coco_long" / "captions.jsonl").write_text("\n".join(map(json.dumps, long)))
     (tmp_path / "coco_mini" / "captions.jsonl").write_text("\n".join(map(json.dumps, mini)))
     out = tmp_path / "out"
-    run_prepare(PrepareConfig(what="coco_long", source=str(tmp_path), output=str(out)))
+    run_prepare(PrepareConfig(dataset="coco_long", source=str(tmp_path), output=str(out)))
     table = SourceConfig(
-        format="table", path=str(out / "train.jsonl"), images=str(tmp_path), web="long", synthetic="long"
+        format="table",
+        path=str(out / "train.jsonl"),
+        image_root=str(tmp_path),
+        web_caption="long",
+        synthetic_caption="long",
     )
     source = open_source(table)
     assert len(source) == 3
     assert source.read(0, np.random.default_rng(0)).synthetic == "One. Two."
     both = [json.loads(line) for line in (out / "both.jsonl").read_text().splitlines()]
     assert [row["human"] for row in both] == [["picture 1"], ["picture 2"]]
-    tested = load_caption_set(DatasetSpec(path=str(out / "test.jsonl"), images=str(tmp_path / "coco_mini")))
+    tested = load_caption_set(DatasetSpec(path=str(out / "test.jsonl"), image_root=str(tmp_path / "coco_mini")))
     assert list(tested.images) == ["images/3.png"]
     assert tested.open(0).size == (64, 64)
 
@@ -112,8 +116,8 @@ def test_coco_long_is_a_table_to_train_on_and_no_picture_of_it_is_tested(tmp_pat
 def test_all_of_cocoqa_is_all_of_it(tmp_path):
     source = _cocoqa(tmp_path / "in")
     asked = [json.loads(line) for line in (source / "questions.jsonl").read_text().splitlines()]
-    run_prepare(PrepareConfig(what="cocoqa", source=str(source), output=str(tmp_path / "all"), split="all"))
-    run_prepare(PrepareConfig(what="cocoqa", source=str(source), output=str(tmp_path / "held"), split="held_out"))
+    run_prepare(PrepareConfig(dataset="cocoqa", source=str(source), output=str(tmp_path / "all"), split="all"))
+    run_prepare(PrepareConfig(dataset="cocoqa", source=str(source), output=str(tmp_path / "held"), split="held_out"))
     file = f"{world.HUB}/GQA/testdev_balanced_instructions/testdev-00000-of-00001.parquet"
     rows, held = (_read(tmp_path / name / file) for name in ("all", "held"))
     assert [(row["imageId"], row["question"]) for row in rows] == [(row["image"], row["question"]) for row in asked]
@@ -122,7 +126,7 @@ def test_all_of_cocoqa_is_all_of_it(tmp_path):
 
 
 def test_mmvet_is_whole(tmp_path, shared):
-    run_prepare(PrepareConfig(what="mmvet", source=str(shared / "data/mmvet"), output=str(tmp_path / "out")))
+    run_prepare(PrepareConfig(dataset="mmvet", source=str(shared / "data/mmvet"), output=str(tmp_path / "out")))
     rows = _read(tmp_path / "out" / world.HUB / "MMVet/data/test-00000-of-00001.parquet")
     assert (len(rows), len({row["question_id"] for row in rows})) == (218, 218)
     assert rows[0]["capability"] == "ocr,math"  # as lmms-eval's scorer splits it
@@ -133,9 +137,11 @@ def test_mmvet_is_whole(tmp_path, shared):
 def test_lmms_eval_reads_what_was_written(tmp_path):
     from benchmarks.tasks.mllm.offline_tasks import load_task
 
-    run_prepare(PrepareConfig(what="cocoqa", source=str(_cocoqa(tmp_path / "q")), output=str(tmp_path / "questions")))
     run_prepare(
-        PrepareConfig(what="karpathy", source=str(_flickr8k(tmp_path / "c")), output=str(tmp_path / "captions"))
+        PrepareConfig(dataset="cocoqa", source=str(_cocoqa(tmp_path / "q")), output=str(tmp_path / "questions"))
+    )
+    run_prepare(
+        PrepareConfig(dataset="karpathy", source=str(_flickr8k(tmp_path / "c")), output=str(tmp_path / "captions"))
     )
     gqa = load_task("gqa", "gqa", tmp_path / "questions")
     assert gqa.eval_docs[0]["image"].size == (64, 64)
@@ -148,7 +154,7 @@ def test_a_broken_picture_leaves_nothing_behind(tmp_path):
     source = _flickr8k(tmp_path / "in")
     (source / "images" / "2.jpg").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"2\.jpg: undecodable picture"):
-        run_prepare(PrepareConfig(what="flickr8k", source=str(source), output=str(tmp_path / "out")))
+        run_prepare(PrepareConfig(dataset="flickr8k", source=str(source), output=str(tmp_path / "out")))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
@@ -177,7 +183,7 @@ def test_the_real_data(tmp_path):
     """A fifth of COCO-QA's photos is held back, and none of them is split between the sides."""
     if not (SHARED / "data/cocoqa").is_dir():
         pytest.skip("../shared is not here")
-    run_prepare(PrepareConfig(what="cocoqa", source=str(SHARED / "data/cocoqa"), output=str(tmp_path / "out")))
+    run_prepare(PrepareConfig(dataset="cocoqa", source=str(SHARED / "data/cocoqa"), output=str(tmp_path / "out")))
     counts = read_manifest(tmp_path / "out")["counts"]
     assert 400 < counts["pictures"] < 550
     assert counts["questions"] > counts["pictures"]

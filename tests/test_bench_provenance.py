@@ -26,7 +26,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards, an encoder that was trained on them, and its result."""
     folder = tmp_path_factory.mktemp("provenance")
     data = clips_world.write_shards(folder / "train")
-    train(clips_world.train_config(data, folder / "small", steps=2))
+    train(clips_world.train_config(data, folder / "small", max_steps=2))
     world.write_shards(folder / "test", 4)
     words = ("--results", str(folder / "results"), "--benchmarks", f"[{{name: retrieval, data: {folder / 'test'}}}]")
     assert bench("run", "encoder", str(folder / "small"), *words) == 0
@@ -136,11 +136,11 @@ def test_a_study_s_step_is_told_with_its_command_and_machine(copied, capsys):
         kind="evaluation",
         command="torchrun --nproc-per-node 2 -m benchmarks run --config c.yaml",
         key="k",
-        outcome="done",
+        status="done",
         started=0.0,
         seconds=61.0,
         peak_memory_mb=2048.0,
-        made=("results/small/retrieval.json",),
+        output_paths=("results/small/retrieval.json",),
         machine={"accelerators": "none", "cores": "2"},
         git={"commit": "0123456789abcdef", "dirty": True},
     )

@@ -59,7 +59,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def push(directory: Path, **changes: Any) -> None:
-    run_publish(PublishConfig(directory=str(directory), to="org/mine", **changes))
+    run_publish(PublishConfig(directory=str(directory), repo_id="org/mine", **changes))
 
 
 def test_a_dry_run_lists_everything_and_asks_nobody(
@@ -97,7 +97,7 @@ def test_what_is_pushed_is_the_model_without_paths_of_this_machine(
     assert "/commit/" in said.err
     assert TOKEN not in said.out + said.err + "".join(path.read_text("latin-1") for path in pushed.iterdir())
     assert {authorization for _, path, authorization in hub.seen if "create" in path} == {f"Bearer {TOKEN}"}
-    push(model, message="again")  # a private repository that is there takes another commit
+    push(model, commit_message="again")  # a private repository that is there takes another commit
 
 
 def test_a_public_repository_is_not_taken_for_a_private_one(hub: type[Hub], model: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_public_repository_is_not_taken_for_a_private_one(hub: type[Hub], mode
 
 def test_a_refusal_of_the_hub_is_one_line_without_the_token(hub: type[Hub], model: Path) -> None:
     with pytest.raises(UserError, match=r"^to: org/refused: the hub refuses") as caught:
-        run_publish(PublishConfig(directory=str(model), to="org/refused"))
+        run_publish(PublishConfig(directory=str(model), repo_id="org/refused"))
     assert "\n" not in str(caught.value)
     assert TOKEN not in str(caught.value)
 
@@ -169,7 +169,7 @@ def test_results_go_without_the_benchmarks_pictures(
     assert {path.name for path in pushed.rglob("*.*") if path.name != ".private"} == {"gqa.json"}
     assert "(data sets, private)" in capsys.readouterr().out
     assert any(path == "/api/datasets/org/mine/commit/main" for _, path, _ in hub.seen)
-    push(tmp_path / "results", pictures=True)
+    push(tmp_path / "results", include_images=True)
     assert (pushed / "row/gqa.items.parquet").is_file()
 
 
@@ -213,4 +213,4 @@ def test_paths_of_the_machine_are_shortened_and_nothing_else(text: str, left: st
 @pytest.mark.parametrize("name", ["mine", "../x"])
 def test_a_name_that_is_none_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"^to: expected ORG/NAME"):
-        PublishConfig(directory="x", to=name)
+        PublishConfig(directory="x", repo_id=name)

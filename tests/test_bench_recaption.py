@@ -30,13 +30,13 @@ def places(tmp_path_factory) -> Path:
     clips_world.write_shard(root / "test" / "shard-00001.tar", broken)
     (root / "test" / "shard-00000.tar").symlink_to(data / "shard-00000.tar")
     for name in ("clips", "clip"):
-        train(clips_world.train_config(data, root / name, recipe={"name": name}, steps=0))
+        train(clips_world.train_config(data, root / name, recipe={"name": name}, max_steps=0))
     return root
 
 
 def evaluate(places: Path, results: Path, row: str = "clips", **settings: object) -> Result:
     benchmark = BenchmarkConfig(name="recaption", data=str(places / "test"), **settings)
-    run_benchmarks(RunConfig(row=row, results=str(results), encoder=str(places / row), benchmarks=[benchmark]))
+    run_benchmarks(RunConfig(model_name=row, output=str(results), encoder=str(places / row), benchmarks=[benchmark]))
     return read_result(result_path(results, row, "recaption"))
 
 
@@ -76,7 +76,9 @@ def test_it_writes_what_clips_caption_writes(places, tmp_path, capsys):
         picture = tmp_path / "photo.png"
         picture.write_bytes(clips_world.picture(int(row.Index)))
         capsys.readouterr()
-        caption.run_caption(caption.CaptionConfig(image=str(picture), encoder=str(places / "clips"), web=row.given))
+        caption.run_caption(
+            caption.CaptionConfig(image=str(picture), encoder=str(places / "clips"), web_caption=row.given)
+        )
         assert row.prediction == capsys.readouterr().out.strip()
         assert row.prediction
 
@@ -104,4 +106,4 @@ def test_without_a_captioner_there_is_no_number_and_a_reason(places, tmp_path):
 
 def test_data_without_synthetic_captions_are_refused(places, tmp_path):
     with pytest.raises(UserError, match="no_such_key"):
-        evaluate(places, tmp_path, synthetic="no_such_key")
+        evaluate(places, tmp_path, synthetic_caption="no_such_key")

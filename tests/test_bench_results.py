@@ -32,11 +32,12 @@ from clips.errors import UserError
 
 def _result(**changes) -> Result:
     metric = Metric(
-        value=0.5, low=0.4, high=math.nan, n=2, clusters=2, higher_is_better=True, scale=100.0, label="R@1",
-        interval="bootstrap", formula="mean", columns=("score",),
+        value=0.5, ci_low=0.4, ci_high=math.nan, n=2, clusters=2, higher_is_better=True, scale=100.0, label="R@1",
+        ci_method="bootstrap", aggregation="mean", columns=("score",),
     )  # fmt: skip
     result = Result(
-        row="clip", benchmark="retrieval", kind="retrieval", status="ok", model={"path": "x", "hash": "y"},
+        model_name="clip", benchmark="retrieval", benchmark_type="retrieval", status="ok",
+        model={"path": "x", "hash": "y"},
         metrics={"r1": metric}, primary=("r1",), protocol={"data_hash": "é"},
     )  # fmt: skip
     return dataclasses.replace(result, **changes)
@@ -49,7 +50,7 @@ def test_round_trip(tmp_path):
     assert path == result_path(tmp_path, "clip", "retrieval")
     found = read_result(path)
     expected = _result().metrics["r1"]
-    assert found.metrics["r1"] == dataclasses.replace(expected, high=None)  # JSON has no NaN
+    assert found.metrics["r1"] == dataclasses.replace(expected, ci_high=None)  # JSON has no NaN
     assert (found.protocol, found.primary, found.path) == ({"data_hash": "é"}, ["r1"], path)
     pd.testing.assert_frame_equal(read_items(found), items)
     assert columns_of(read_items(found), ("score",))["score"].tolist() == [1.0, 0.0]
@@ -59,8 +60,8 @@ def test_round_trip(tmp_path):
 
 def test_failed_result_replaces_the_items_of_an_old_one(tmp_path):
     write_result(tmp_path, _result(), pd.DataFrame({"item": ["a"]}))
-    path = write_result(tmp_path, _result(status="failed", reason="no shard", metrics={}))
-    assert read_result(path).reason == "no shard"
+    path = write_result(tmp_path, _result(status="failed", failure_reason="no shard", metrics={}))
+    assert read_result(path).failure_reason == "no shard"
     with pytest.raises(UserError, match="has no items"):
         read_items(read_result(path))
     assert [file.name for file in path.parent.iterdir()] == ["retrieval.json"]
@@ -91,7 +92,7 @@ def test_broken_results(tmp_path, content, said):
         ({"metrics": None}, "metrics: expected a mapping of names .*, got null"),
         ({"metrics": {"r1": 5}}, "metrics.r1: expected a mapping of .*, got 5"),
         ({"protocol": "x"}, "protocol: expected a mapping, got 'x'"),
-        ({"row": 3}, "row: expected a string, got 3"),
+        ({"model_name": 3}, "model_name: expected a string, got 3"),
         ({"schema": True}, "schema: expected an integer, got True"),
         ({"path": "x.json"}, "unknown key 'path'"),
     ],
@@ -135,7 +136,7 @@ def test_a_result_file_that_cannot_be_read(tmp_path):
 
 def test_a_row_that_may_not_be_read_is_not_passed_over(tmp_path, monkeypatch):
     write_result(tmp_path, _result())
-    write_result(tmp_path, _result(row="other"))
+    write_result(tmp_path, _result(model_name="other"))
     listed = os.listdir
 
     def denied(path):
@@ -157,7 +158,7 @@ def test_a_result_of_a_newer_version_is_never_replaced(tmp_path):
     config = BenchmarkConfig(name="retrieval", data=str(shards))
     with pytest.raises(UserError, match=r"retrieval\.json: written by a newer version"):
         run_benchmarks(
-            RunConfig(row="row", results=str(tmp_path / "results"), encoder=str(shards), benchmarks=[config])
+            RunConfig(model_name="row", output=str(tmp_path / "results"), encoder=str(shards), benchmarks=[config])
         )
     assert path.read_text() == '{"schema": 99}'
 
@@ -216,7 +217,7 @@ def test_differences_in_words():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"row": "a/b"}, "row: expected up to 200 letters"),
+        ({"model_name": "a/b"}, "model_name: expected up to 200 letters"),
         ({"encoder": None}, "encoder: expected"),
         ({"benchmarks": []}, "benchmarks: expected at least one"),
         ({"batch_size": 0}, "batch_size: expected at least 1"),
@@ -224,7 +225,7 @@ def test_differences_in_words():
     ],
 )
 def test_run_config_names_the_wrong_field(changes, said):
-    good = {"row": "a", "results": "r", "encoder": "e", "benchmarks": [BenchmarkConfig(name="x", data="d")]}
+    good = {"model_name": "a", "output": "r", "encoder": "e", "benchmarks": [BenchmarkConfig(name="x", data="d")]}
     RunConfig(**good)
     with pytest.raises(UserError, match=said):
         RunConfig(**good | changes)
@@ -240,4 +241,4 @@ def test_a_setting_that_the_benchmark_does_not_take_is_refused(tmp_path):
     shards = world.write_shards(tmp_path / "shards", 2)
     config = BenchmarkConfig(name="retrieval", data=str(shards), max_new_tokens=3)
     with pytest.raises(UserError, match=r"^benchmarks\[1\]\.max_new_tokens: 'retrieval' takes no such setting \(it ta"):
-        run_benchmarks(RunConfig(row="row", results=str(tmp_path), encoder=str(shards), benchmarks=[config]))
+        run_benchmarks(RunConfig(model_name="row", output=str(tmp_path), encoder=str(shards), benchmarks=[config]))

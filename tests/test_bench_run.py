@@ -85,14 +85,14 @@ def use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 def _run(tmp_path: Path, encoder: str, *benchmarks: BenchmarkConfig, **changes):
     config = RunConfig(
-        row="row", results=str(tmp_path / "results"), encoder=encoder, benchmarks=list(benchmarks), **changes
+        model_name="row", output=str(tmp_path / "results"), encoder=encoder, benchmarks=list(benchmarks), **changes
     )
     run_benchmarks(config)
-    return [read_result(result_path(config.results, "row", benchmark.name)) for benchmark in benchmarks]
+    return [read_result(result_path(config.output, "row", benchmark.name)) for benchmark in benchmarks]
 
 
 def test_an_oracle_is_right_and_a_blind_spot_costs_what_it_must(tmp_path, shards, use):
-    retrieval = BenchmarkConfig(name="scenes", uses="retrieval", data=str(shards))
+    retrieval = BenchmarkConfig(name="scenes", task="retrieval", data=str(shards))
     (perfect,) = _run(tmp_path, use(Oracle()), retrieval)
     assert {name: metric.value for name, metric in perfect.metrics.items() if "median" not in name} == {
         **{f"{way}_r{k}": 1.0 for way in ("t2i", "i2t") for k in (1, 5, 10)},
@@ -100,10 +100,10 @@ def test_an_oracle_is_right_and_a_blind_spot_costs_what_it_must(tmp_path, shards
         "mean_recall": 1.0,
     }
     assert perfect.metrics["t2i_median_rank"].value == 1.0
-    assert perfect.metrics["t2i_r1"].low > 0.7  # Wilson over twelve pictures, no false certainty
-    assert perfect.metrics["t2i_r1"].low < 1.0
+    assert perfect.metrics["t2i_r1"].ci_low > 0.7  # Wilson over twelve pictures, no false certainty
+    assert perfect.metrics["t2i_r1"].ci_low < 1.0
 
-    (result,) = _run(tmp_path, use(Oracle(blind=(3,))), retrieval, again=True)
+    (result,) = _run(tmp_path, use(Oracle(blind=(3,))), retrieval, overwrite=True)
     # picture 3 has the vector of picture 4. I→T: 3 finds 4's captions. T→I: 4's captions find 3 and 4 alike,
     # 3's own are as far from every picture and hit one of the twelve by chance.
     assert result.metrics["i2t_r1"].value == pytest.approx(11 / 12)
@@ -120,7 +120,7 @@ def test_items_carry_what_the_metrics_and_the_report_need(tmp_path, shards, use)
     assert items["item"].is_unique
     for metric in result.metrics.values():
         columns = {name: items[name].to_numpy() for name in metric.columns}
-        assert aggregate(metric.formula, columns, metric.columns) == pytest.approx(metric.value)
+        assert aggregate(metric.aggregation, columns, metric.columns) == pytest.approx(metric.value)
     asked = items[items["direction"] == "t2i"].set_index("question")
     assert asked.loc[world.captions(5)[0], "prediction"] == asked.loc[world.captions(5)[0], "target"]
     pictures = items[items["direction"] == "i2t"]
@@ -173,13 +173,13 @@ def test_a_second_run_skips_until_model_data_or_settings_change(tmp_path, shards
 
 def test_failures_do_not_stop_the_others_and_are_named_at_the_end(tmp_path, shards, use, capsys):
     (tmp_path / "empty").mkdir()
-    empty = [BenchmarkConfig(name=name, uses="retrieval", data=str(tmp_path / "empty")) for name in ("one", "two")]
+    empty = [BenchmarkConfig(name=name, task="retrieval", data=str(tmp_path / "empty")) for name in ("one", "two")]
     good = BenchmarkConfig(name="retrieval", data=str(shards))
     with pytest.raises(UserError, match=r"^failed: one \(.*none fits\), two \(.*none fits\)$"):
         _run(tmp_path, use(Oracle()), empty[0], good, empty[1])
     failed, found = (read_result(result_path(tmp_path / "results", "row", name)) for name in ("two", "retrieval"))
     assert (failed.status, failed.metrics, failed.items) == ("failed", {}, None)
-    assert "expected captions in one of the formats" in failed.reason
+    assert "expected captions in one of the formats" in failed.failure_reason
     assert found.status == "ok"
     assert "one: failed" in capsys.readouterr().err
 
@@ -191,17 +191,17 @@ def test_failures_do_not_stop_the_others_and_are_named_at_the_end(tmp_path, shar
         ({"encoder": "timm:resnet18"}, "^encoder: 'timm:resnet18' has no text tower"),
         ({"encoder": None, "llava": "x"}, "^encoder: expected an encoder directory"),
         ({"data": "nowhere"}, r"^benchmarks\[1\]\.data: nowhere: no such file or directory \(benchmark 'retrieval'\)"),
-        ({"images": "nowhere"}, r"^benchmarks\[1\]\.images: nowhere: no such file"),
-        ({"results": "a-file"}, "^a-file/row: cannot write here"),
-        ({"results": "/proc/nowhere"}, "^/proc/nowhere/row: cannot write here"),
+        ({"image_root": "nowhere"}, r"^benchmarks\[1\]\.image_root: nowhere: no such file"),
+        ({"output": "a-file"}, "^a-file/row: cannot write here"),
+        ({"output": "/proc/nowhere"}, "^/proc/nowhere/row: cannot write here"),
     ],
 )
 def test_a_mistake_in_the_config_is_told_at_once_and_leaves_no_trace(tmp_path, monkeypatch, shards, use, changes, said):
     monkeypatch.chdir(tmp_path)
     Path("a-file").write_text("")
     benchmark = {"name": "retrieval", "data": str(shards)}
-    benchmark |= {name: changes.pop(name) for name in ("data", "images") if name in changes}
-    row = {"row": "row", "results": "results", "encoder": use(Oracle()), **changes}
+    benchmark |= {name: changes.pop(name) for name in ("data", "image_root") if name in changes}
+    row = {"model_name": "row", "output": "results", "encoder": use(Oracle()), **changes}
     with pytest.raises(UserError, match=said):
         run_benchmarks(RunConfig(**row, benchmarks=[BenchmarkConfig(**benchmark)]))
     assert not Path("results").exists()
@@ -211,7 +211,7 @@ def test_a_failure_never_replaces_numbers(tmp_path, shards, use, capsys):
     benchmark = BenchmarkConfig(name="retrieval", data=str(shards))
     (before,) = _run(tmp_path, use(Oracle()), benchmark)
     with pytest.raises(UserError, match=r"^failed: retrieval \(.*not finite"):
-        _run(tmp_path, use(Oracle(broken=5)), benchmark, again=True)
+        _run(tmp_path, use(Oracle(broken=5)), benchmark, overwrite=True)
     assert "the earlier result is kept" in capsys.readouterr().err
     after = read_result(before.path)
     assert after == before
@@ -239,7 +239,7 @@ def test_choice_by_hand(tmp_path, use):
                 }
             )
     (world_dir / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    benchmark = BenchmarkConfig(name="sugar", uses="choice", data=str(world_dir / "pairs.jsonl"))
+    benchmark = BenchmarkConfig(name="sugar", task="choice", data=str(world_dir / "pairs.jsonl"))
     (result,) = _run(tmp_path, use(Oracle(blind=(2,))), benchmark)
     # picture 2 looks like 3: both its pairs are ties; picture 0's 'add' pair names it twice: a tie
     assert result.metrics["accuracy"].value == pytest.approx((1 + 0.5 + 2 + 2 * 0.5 + 2) / 8)

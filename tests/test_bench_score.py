@@ -35,7 +35,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> str:
 
 def _score(hub: Path, folder: Path, task: str, rows: list[dict[str, Any]], **more: Any) -> Result:
     answers = _write(folder / "answers.jsonl", rows)
-    config = ScoreConfig(task=task, answers=answers, data=str(hub), results=str(folder / "r"), row="them", **more)
+    config = ScoreConfig(task=task, answers=answers, data=str(hub), output=str(folder / "r"), model_name="them", **more)
     run_score(config)
     return read_result(result_path(folder / "r", "them", more.get("name", task)))
 
@@ -67,7 +67,7 @@ def test_lmms_evals_samples_give_what_the_run_gave(places, hub, tmp_path):
     """The answers of a real model, scored a second time without it."""
     benchmark = BenchmarkConfig(name="gqa", data=str(hub), max_new_tokens=4)
     run_benchmarks(
-        RunConfig(row="ours", results=str(tmp_path / "r"), llava=str(places / "llava"), benchmarks=[benchmark])
+        RunConfig(model_name="ours", output=str(tmp_path / "r"), llava=str(places / "llava"), benchmarks=[benchmark])
     )
     ours = read_result(result_path(tmp_path / "r", "ours", "gqa"))
     items = read_items(ours)
@@ -228,7 +228,7 @@ def test_ids_of_mmvet_without_their_beginning(tmp_path, monkeypatch):
     rows = [{"question_id": number, "prompt": "What is x?", "text": str(number)} for number in (1, 0)]
     found = _score(tmp_path / "hub", tmp_path, "mmvet", rows)
     assert read_items(found)["prediction"].tolist() == ["0", "1"]
-    assert found.absent["gpt_eval_score"].startswith("no judge: no key")
+    assert found.missing_metrics["gpt_eval_score"].startswith("no judge: no key")
 
 
 @pytest.mark.parametrize(

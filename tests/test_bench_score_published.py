@@ -42,7 +42,9 @@ def _write(path: Path, lines: str) -> str:
 
 def _score(hub: Path, folder: Path, task: str, lines: str, **more: Any) -> Result:
     answers = _write(folder / "answers.jsonl", lines)
-    run_score(ScoreConfig(task=task, answers=answers, data=str(hub), results=str(folder / "r"), row="them", **more))
+    run_score(
+        ScoreConfig(task=task, answers=answers, data=str(hub), output=str(folder / "r"), model_name="them", **more)
+    )
     return read_result(result_path(folder / "r", "them", task))
 
 
@@ -71,7 +73,7 @@ def test_popes_own_file(hub, tmp_path, capsys):
     assert values["pope_f1_score"] == pytest.approx(2 * 4 / (2 * 4 + 1))  # over all, which papers do not print
     sizes = {name: found.metrics[f"pope_f1_{name}"].n for name in ("random", "popular", "adversarial", "kinds")}
     assert sizes == {"random": 2, "popular": 2, "adversarial": 4, "kinds": 8}
-    assert values["pope_f1_random"] > found.metrics["pope_f1_random"].low
+    assert values["pope_f1_random"] > found.metrics["pope_f1_random"].ci_low
     said = capsys.readouterr().err
     assert "6 without what says how to answer, 2 with known misspellings mended" in said
     assert "8 of 9 questions answered" in said

@@ -100,7 +100,7 @@ def test_limit_is_stated_with_the_size_of_the_data(tmp_path: Path, monkeypatch, 
     kinds: dict[str, Result] = {}
     for limit in (None, 4):
         benchmark = BenchmarkConfig(
-            name=f"mine{limit}", uses="retrieval", data=str(tmp_path / "captions.jsonl"), limit=limit
+            name=f"mine{limit}", task="retrieval", data=str(tmp_path / "captions.jsonl"), limit=limit
         )
         kinds[str(limit)] = evaluate(monkeypatch, tmp_path, benchmark, pictures=6)
     assert "full_size" not in kinds["None"].protocol
@@ -139,8 +139,8 @@ def test_a_limit_of_questions_is_stated(places: Path, tmp_path: Path) -> None:
             task="textvqa_val",
             answers=str(tmp_path / "answers.jsonl"),
             data=str(places / "hub"),
-            results=str(tmp_path / "r"),
-            row="them",
+            output=str(tmp_path / "r"),
+            model_name="them",
             partial=True,
         )
     )

@@ -60,7 +60,7 @@ def _run(
             (root / "hub" / entry.dataset / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n")
     (root / "hub").mkdir(exist_ok=True)
     benchmark = BenchmarkConfig(name=name, data=str(root / "hub"))
-    run_benchmarks(RunConfig(row="row", results=str(root / "results"), llava=str(llava), benchmarks=[benchmark]))
+    run_benchmarks(RunConfig(model_name="row", output=str(root / "results"), llava=str(llava), benchmarks=[benchmark]))
     return read_result(result_path(root / "results", "row", name))
 
 
@@ -148,9 +148,9 @@ def test_metrics_by_hand(name, llava, tmp_path, answers):
     found = _run(llava, tmp_path, name, columns | {"image": images}, split)
     assert {metric: found.metrics[metric].value for metric in expected} == pytest.approx(expected)
     first = found.metrics[found.primary[0]]
-    assert first.low < first.value < first.high
+    assert first.ci_low < first.value < first.ci_high
     assert read_items(found)["score"].sum() > 0
-    assert first.interval == interval
+    assert first.ci_method == interval
 
 
 def test_mmmu_scores_options_and_open_answers(llava, tmp_path, answers):
@@ -158,8 +158,8 @@ def test_mmmu_scores_options_and_open_answers(llava, tmp_path, answers):
     answers += ["A", "red", "(B)", "Green.", "A", "blue", "D", "the answer is red", "A", "no idea"]
     metric = _run(llava, tmp_path, "mmmu_val").metrics["mmmu_acc"]
     assert metric.value == pytest.approx(7 / 12, abs=1e-5)  # lmms-eval rounds; the tail repeats 'no idea'
-    assert metric.interval == "wilson"  # on the effective size
-    assert metric.low < metric.value < metric.high
+    assert metric.ci_method == "wilson"  # on the effective size
+    assert metric.ci_low < metric.value < metric.ci_high
 
 
 def test_a_task_that_is_not_listed(llava, tmp_path, answers):
@@ -168,7 +168,7 @@ def test_a_task_that_is_not_listed(llava, tmp_path, answers):
     columns = {"question": ["Which?"] * 6, "options": [["x", "y"]] * 6, "answer": ["0"] * 6, "image": _images()}
     found = _run(llava, tmp_path, "ai2d_no_mask", columns)
     assert found.metrics["exact_match"].value == pytest.approx(2 / 6)
-    assert found.metrics["exact_match"].interval == "wilson"
+    assert found.metrics["exact_match"].ci_method == "wilson"
     (tmp_path / "hub/other").mkdir()
     (tmp_path / "hub/other/file").write_text("of another data set")
     again = _run(llava, tmp_path, "ai2d_no_mask")
@@ -179,8 +179,8 @@ def test_no_point_in_six_questions_is_not_certainly_none_in_a_thousand(llava, tm
     columns, split, *_ = TASKS["ocrbench"]
     answers += ["no"]
     points = _run(llava, tmp_path, "ocrbench", columns | {"image": _images()}, split).metrics["ocrbench_points"]
-    assert (points.value, points.low, points.scale) == (0.0, 0.0, 1000.0)
-    assert points.high * points.scale > 300
+    assert (points.value, points.ci_low, points.scale) == (0.0, 0.0, 1000.0)
+    assert points.ci_high * points.scale > 300
 
 
 def test_hallucinations_are_better_few():
@@ -244,8 +244,10 @@ def test_answers_that_were_kept_have_their_pictures(llava, tmp_path, answers):
     columns = {"question": ["Which?"] * 6, "answer": ["A"] * 6, "image": [world.picture(each // 2) for each in NUMBERS]}
     first = _run(llava, tmp_path, "realworldqa", columns)
     answers[:] = ["not asked again"]
-    benchmark = BenchmarkConfig(name="again", uses="realworldqa", data=str(tmp_path / "hub"))
-    run_benchmarks(RunConfig(row="row", results=str(tmp_path / "results"), llava=str(llava), benchmarks=[benchmark]))
+    benchmark = BenchmarkConfig(name="again", task="realworldqa", data=str(tmp_path / "hub"))
+    run_benchmarks(
+        RunConfig(model_name="row", output=str(tmp_path / "results"), llava=str(llava), benchmarks=[benchmark])
+    )
     again = read_result(result_path(tmp_path / "results", "row", "again"))
     assert again.metrics == first.metrics
     assert again.metrics["exact_match"].clusters == 3
@@ -263,13 +265,13 @@ def test_groups_name_their_members():
 
 
 def test_the_catalogue_names_the_data_sets_that_the_definitions_name():
-    entries = {name: entry for name, entry in BENCHMARKS.items() if entry.kind == "mllm"}
+    entries = {name: entry for name, entry in BENCHMARKS.items() if entry.benchmark_type == "mllm"}
     assert {name: entry.dataset for name, entry in entries.items()} == {name: dataset_name(name) for name in entries}
     assert {name: entry.folder for name, entry in entries.items()} == {name: task_folders()[name] for name in entries}
 
 
 @pytest.mark.parametrize(
-    ("columns", "said", "reason"),
+    ("columns", "said", "failure_reason"),
     [
         ({}, [""], r"the model answers nothing: all 6 answers are empty"),
         (
@@ -319,10 +321,10 @@ def test_a_model_of_lmms_evals_own_is_a_row(name, llava, tmp_path, monkeypatch):
     world.write_hub(tmp_path / "hub", 2)
     benchmark = BenchmarkConfig(name="pope", data=str(tmp_path / "hub"), max_new_tokens=4)
     device = "device=cpu" if name == "llava_bridge" else "device=cpu,device_map=cpu,dtype=float32"
-    other = LmmsModel(model=name, args=f"pretrained={llava},{device}")
+    other = LmmsModel(model=name, model_args=f"pretrained={llava},{device}")
     for row, model in (("ours", {"llava": str(llava)}), ("theirs", {"lmms": other})):
         run_benchmarks(
-            RunConfig(row=row, results=str(tmp_path / "results"), benchmarks=[benchmark], device="cpu", **model)
+            RunConfig(model_name=row, output=str(tmp_path / "results"), benchmarks=[benchmark], device="cpu", **model)
         )
     ours, theirs = (read_result(result_path(tmp_path / "results", row, "pope")) for row in ("ours", "theirs"))
     assert theirs.metrics == ours.metrics
@@ -331,4 +333,4 @@ def test_a_model_of_lmms_evals_own_is_a_row(name, llava, tmp_path, monkeypatch):
     assert theirs.protocol["input_model"] == f"lmms-eval's {name}"
     assert theirs.model["hash"] != ours.model["hash"]
     with pytest.raises(UserError, match=r"unknown model of lmms-eval's .*'llava_hff'; did you mean 'llava_hf'"):
-        run_benchmarks(RunConfig(row="x", results="x", benchmarks=[benchmark], lmms=LmmsModel(model="llava_hff")))
+        run_benchmarks(RunConfig(model_name="x", output="x", benchmarks=[benchmark], lmms=LmmsModel(model="llava_hff")))

@@ -45,10 +45,11 @@ def put_encoder(
         kind="encoder",
         config={
             "output": str(directory), "recipe": {"name": "clip"},
-            "optim": {"learning_rate": 1e-3, "betas": [0.9, 0.95]},
-            "data": {"sources": [{"path": described["path"], "web": "web_caption", "cache": str(directory)}],
+            "optimizer": {"learning_rate": 1e-3, "betas": [0.9, 0.95]},
+            "data": {"sources": [{"path": described["path"], "web_caption": "x", "cache_dir": str(directory)}],
                      "num_workers": len(str(directory))},
-            "steps": steps, "samples": None, "global_batch_size": 8, "precision": "auto", "seed": 0, "stages": [],
+            "max_steps": steps, "max_samples": None, "global_batch_size": 8, "precision": "auto", "seed": 0,
+            "stages": [],
         } | config,
         seed=config.get("seed", 0),
         data={"sources": [described]},
@@ -63,15 +64,16 @@ def put_llava(directory: Path, encoder: Path | str, *, steps: int = 6, seed: int
     directory.mkdir(parents=True)
     (directory / "model.safetensors").write_bytes(str(directory).encode())
     stage = {
-        "data": [{"path": "talk.json", "limit": None}],
-        "steps": steps,
-        "epochs": 1.0,
+        "data": [{"path": "talk.json", "max_samples": None}],
+        "max_steps": steps,
+        "num_epochs": 1.0,
         "global_batch_size": 4,
         "learning_rate": lr,
     }
     config = {
         "output": str(directory), "stages": ["align"], "encoder": str(encoder), "llm": "org/llm", "seed": seed,
-        "align": stage, "instruct": stage | {"learning_rate": directory.name}, "new_llm": {"layers": directory.name},
+        "align": stage, "instruct": stage | {"learning_rate": directory.name},
+        "llm_from_scratch": {"num_hidden_layers": directory.name},
     }  # fmt: skip
     write_manifest(
         directory,
@@ -119,7 +121,7 @@ def test_what_differs_is_shown_and_what_is_the_same_is_counted(tmp_path, capsys)
     [
         ({"steps": 60}, "steps 6 against 60; samples 48 against 480"),
         ({"global_batch_size": 16}, "global_batch_size 8 against 16"),
-        ({"optim": {"learning_rate": 2e-3, "betas": [0.9, 0.95]}}, "optim.learning_rate 0.001 against 0.002"),
+        ({"optimizer": {"learning_rate": 2e-3, "betas": [0.9, 0.95]}}, "optimizer.learning_rate 0.001 against 0.002"),
         ({"data": "f" * 64}, "data {0}/data (dddddddddddd) against {0}/data (ffffffffffff)"),
         ({"precision": "fp32"}, "precision bf16 against fp32"),
     ],
@@ -226,10 +228,10 @@ def test_what_is_said_of_an_encoder_is_said_whole_and_of_the_place_that_was_look
 @pytest.mark.parametrize(
     ("name", "unfair"),
     [
-        ("align.data.limit", True),
+        ("align.data.max_samples", True),
         ("encoder.data.sources.2.split", True),
         ("align.data.format", False),
-        ("data.sources.image", False),
+        ("data.sources.image_column", False),
     ],
 )
 def test_a_part_of_the_same_data_is_other_data(name, unfair):
@@ -240,6 +242,18 @@ def test_a_part_of_the_same_data_is_other_data(name, unfair):
         for text in ("not set", "100")
     )
     assert bool(diff_training(one, two).uneven) is unfair
+
+
+def test_a_length_is_told_once_and_a_part_of_the_data_is_no_length(tmp_path):
+    trained = put_llava(tmp_path / "one", "org/eyes")
+    manifest = json.loads((trained / "manifest.json").read_text(encoding="utf-8"))
+    for stages in (manifest["stages"], {}):  # of a study's step whose model is gone only the config is known
+        (trained / "manifest.json").write_text(json.dumps(manifest | {"stages": stages}), encoding="utf-8")
+        settings = read_training(trained).settings
+        assert settings["align.steps"].text == "6"
+        assert settings["align.steps"].weighs
+        assert {"align.max_steps", "align.data.samples"}.isdisjoint(settings)
+        assert settings["align.data.max_samples"].text == "not set"
 
 
 def test_a_study_that_was_moved_is_read_where_it_is(tmp_path, monkeypatch):
@@ -267,7 +281,13 @@ def test_a_model_that_is_gone_is_told_by_its_step(tmp_path):
     put_row(tmp_path / "study/results", put_encoder(tmp_path / "study/encoders/one"))
     shutil.rmtree(tmp_path / "study/encoders")
     record = StepRecord(
-        name="encoder-one", kind="encoder", command="", key="", outcome="done", started=1.0, made=("encoders/one",)
+        name="encoder-one",
+        kind="encoder",
+        command="",
+        key="",
+        status="done",
+        started=1.0,
+        output_paths=("encoders/one",),
     )
     write_record(tmp_path / "study", record)
     config = step_directory(tmp_path / "study", "encoder-one") / "config.yaml"
@@ -279,7 +299,7 @@ def test_a_model_that_is_gone_is_told_by_its_step(tmp_path):
 
 
 def test_a_comparison_tells_it_once_for_all_benchmarks(tmp_path, capsys):
-    one, two = put_encoder(tmp_path / "one"), put_encoder(tmp_path / "other", steps=60, average=0.5)
+    one, two = put_encoder(tmp_path / "one"), put_encoder(tmp_path / "other", steps=60, ema_decay=0.5)
     for model in (one, two):
         for benchmark in ("gqa", "pope"):
             put_row(tmp_path / "results", model, benchmark)

@@ -104,20 +104,20 @@ for directory in OURS:
 LLAVAS: dict[str, tuple[dict[str, Any], str]] = {
     "stock": ({}, "LlavaForConditionalGeneration CLIPVisionModel LlavaMultiModalProjector"),
     "tiles": (
-        {"image_fit": "anyres"},
+        {"image_aspect_ratio": "anyres"},
         "LlavaNextForConditionalGeneration CLIPVisionModel LlavaNextMultiModalProjector",
     ),
     "tower": ({}, "LlavaForConditionalGeneration EncoderVisionModel LlavaMultiModalProjector"),
     "perceiver": (
-        {"projector": ProjectorConfig(name="perceiver", tokens=5, heads=4)},
+        {"projector": ProjectorConfig(type="perceiver", num_tokens=5, num_heads=4)},
         "BridgeLlavaForConditionalGeneration EncoderVisionModel Perceiver",
     ),
     "shuffled": (
-        {"image_fit": "anyres", "projector": ProjectorConfig(name="pixel_shuffle")},
+        {"image_aspect_ratio": "anyres", "projector": ProjectorConfig(type="pixel_shuffle")},
         "BridgeLlavaNextForConditionalGeneration EncoderVisionModel PixelShuffle",
     ),
     "linear": (
-        {"image_fit": "anyres", "projector": ProjectorConfig(name="linear")},
+        {"image_aspect_ratio": "anyres", "projector": ProjectorConfig(type="linear")},
         "BridgeLlavaNextForConditionalGeneration CLIPVisionModel Linear",
     ),
 }
@@ -156,10 +156,10 @@ def test_feature_layers(bridge_encoder: Path, bridge_llm: Path) -> None:
     assert (model.config.vision_feature_layer, model.config.image_seq_length) == (-1, 4)
     for encoder, layer, message in (
         ("timm:test_efficientnet@random", -2, "only -1, the last feature map, got -2"),
-        (str(bridge_encoder), 7, "feature_layer: this encoder has -4 to 3, got 7"),
+        (str(bridge_encoder), 7, "vision_feature_layer: this encoder has -4 to 3, got 7"),
     ):
         with pytest.raises(UserError, match=message):
-            build_llava(LlavaParts(encoder=encoder, llm=str(bridge_llm), feature_layer=layer))
+            build_llava(LlavaParts(encoder=encoder, llm=str(bridge_llm), vision_feature_layer=layer))
 
 
 def test_an_llm_without_picture_and_padding_tokens_gets_them(shared: Path, bridge_encoder: Path) -> None:
@@ -231,12 +231,14 @@ def test_no_weight_is_ever_made_up(
 QUESTIONS = ["What is it?", "Is there a red thing in the picture? Answer yes or no."]
 
 
-@pytest.mark.parametrize("image_fit", ["pad", pytest.param("anyres", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("image_aspect_ratio", ["pad", pytest.param("anyres", marks=pytest.mark.slow)])
 def test_lmms_evals_own_model_answers_the_same(
-    image_fit: Any, tmp_path: Path, bridge_llm: Path, original_tower: Path, monkeypatch: pytest.MonkeyPatch
+    image_aspect_ratio: Any, tmp_path: Path, bridge_llm: Path, original_tower: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = f"transformers:{original_tower}"
-    model, processor = build_llava(LlavaParts(encoder=encoder, llm=str(bridge_llm), image_fit=image_fit))
+    model, processor = build_llava(
+        LlavaParts(encoder=encoder, llm=str(bridge_llm), image_aspect_ratio=image_aspect_ratio)
+    )
     assert convert_tower_to_transformers(model)
     (picture,) = bridge_world.noise((50, 20))
     directory = bridge_world.save(tmp_path / "llava", model, processor)

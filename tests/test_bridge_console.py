@@ -40,7 +40,7 @@ def test_the_talk_so_far_is_remembered_and_a_slip_does_not_end_it(
 ) -> None:
     slips = [b"an <image> that is not there", b"much too long " * 100, "Welche Gr\u00f6\u00dfe?".encode("latin-1")]
     typed(monkeypatch, b"\n".join([b"What color?", *slips, b"Sure?", b"", b"never asked", b""]))
-    run_chat(ChatConfig(directory=str(bridge_llava), image=picture, max_new_tokens=5))
+    run_chat(ChatConfig(model=str(bridge_llava), image=picture, max_new_tokens=5))
     model, processor = load_llava(bridge_llava)
     talk: list[dict[str, Any]] = []
     answers = []
@@ -74,11 +74,11 @@ def test_ctrl_c_ends_an_answer_and_at_the_prompt_the_talk(
 
     monkeypatch.setattr(replying, "stream_answer", reply)
     monkeypatch.setattr(chat_command, "_ask", ask)
-    run_chat(ChatConfig(directory=str(bridge_llava)))
+    run_chat(ChatConfig(model=str(bridge_llava)))
     assert capsys.readouterr().out == "It is a\nIt is a\n"
     assert [message["content"] for message in seen[1]] == ["What?", "It is a", "What?"]
     with pytest.raises(KeyboardInterrupt):  # a single question: the command is interrupted
-        run_chat(ChatConfig(directory=str(bridge_llava), prompt="What?"))
+        run_chat(ChatConfig(model=str(bridge_llava), prompt="What?"))
 
 
 def test_a_bad_picture_is_one_line_before_anything_is_loaded(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_bad_picture_is_one_line_before_anything_is_loaded(tmp_path: Path) -> 
         told = f"llava-bridge: {Path(tmp_path / name)}: {what}\n"
         assert run_cli("chat", "nowhere", "--image", f"{tmp_path}/{name}") == (2, "", told)
     with pytest.raises(UserError, match="no such directory"):
-        run_chat(ChatConfig(directory=str(tmp_path / "nowhere")))
+        run_chat(ChatConfig(model=str(tmp_path / "nowhere")))
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ FIELDS: dict[str, tuple[Any, str]] = {
     "image_aspect_ratio": ("anyres", "mm_patch_merge_type: .* only spatial_unpad with image_aspect_ratio anyres, got"),
     "mm_use_im_start_end": (True, "mm_use_im_start_end: .* knows only False, got True"),
     "mm_vision_tower": ("./nowhere", r"vision_tower: nowhere is not|vision_tower: \./nowhere.*--vision_tower DIR"),
-    "mm_vision_select_layer": (-7, "feature_layer: this encoder has -4 to 3, got -7"),
+    "mm_vision_select_layer": (-7, "vision_feature_layer: this encoder has -4 to 3, got -7"),
     "num_hidden_layers": (3, r"its LLM lacks weights that its config\.json needs: 'model\.layers\.2"),
     "num_key_value_heads": (4, r"weights that do not fit its config\.json: 'model\.layers\.\d.self_attn\.[kv]_proj"),
     "num_hidden_layers ": (1, r"its LLM has weights that its config\.json has no place for: 'model\.layers\.1"),
@@ -143,11 +143,11 @@ def test_what_is_ours_alone_stays_ours(bridge_encoder: Path, bridge_llm: Path, t
     own_tower, clip = saved("tower", str(bridge_encoder)), f"transformers:{tower}"
     refused(own_tower, "has no class for this tower .open_clip.; expected CLIP's", format="original")
     refused(own_tower, r"already, and loads after `import llava_bridge`: its tower \(open_clip\) is none that")
-    perceiver = ProjectorConfig(name="perceiver", tokens=4, heads=4)
+    perceiver = ProjectorConfig(type="perceiver", num_tokens=4, num_heads=4)
     match = "has no projector such as perceiver"
     refused(saved("perceiver", clip, projector=perceiver), match, format="original")
     match = r"reads one feature layer; this one reads \[-2, -1\]"
-    refused(saved("layers", clip, feature_layer=[-2, -1]), match, format="original")
+    refused(saved("layers", clip, vision_feature_layer=[-2, -1]), match, format="original")
 
 
 def test_nothing_is_done_twice_or_over_something_else(original: Path, tmp_path: Path) -> None:

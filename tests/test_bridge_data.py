@@ -57,7 +57,7 @@ def test_unusable_samples_are_replaced_and_named(bridge_talk: Path, tmp_path: Pa
     rows[2]["image"] = None
     for row, empty in ((4, ""), (5, " \n")):  # else its end token alone would be learned
         rows[row]["conversations"][3]["value"] = empty  # the second answer; the first one is not
-    data = dataset(write(tmp_path / "talk.json", rows), chat, images=str(bridge_talk))
+    data = dataset(write(tmp_path / "talk.json", rows), chat, image_folder=str(bridge_talk))
     assert data[0]["skipped"] == []
     item = data[1]
     assert item["input_ids"] == data[3]["input_ids"]
@@ -269,7 +269,7 @@ def test_weights_repeat_and_thin() -> None:
 def test_a_source_has_a_weight(bridge_talk: Path) -> None:
     path = str(bridge_talk / "talk.json")
     assert len(read_samples(ConversationSourceConfig(path=path, weight=1.5))) == 24
-    assert len(read_samples(ConversationSourceConfig(path=path, weight=0.5, limit=8))) == 4
+    assert len(read_samples(ConversationSourceConfig(path=path, weight=0.5, max_samples=8))) == 4
     assert (
         len(read_texts(ConversationSourceConfig(path=str(bridge_talk / "text.jsonl"), format="text", weight=0.25))) == 8
     )
@@ -307,9 +307,9 @@ def setup_of(folder: Path, llm: Path, *entries: dict[str, Any], text: bool = Fal
     write(folder / "talk.json", entries)
     write(folder / "text.jsonl", [{"text": "a dog"}])
     data = [source for file in ("talk.json", *["text.jsonl"] * text) for source in bridge_world.source(folder, file)]
-    stage = StageConfig(data=data, steps=1, global_batch_size=1)
-    config = LlavaTrainConfig(output=str(folder / "out"), stages=["pretrain"], llm=str(llm), pretrain=stage)
-    return setup_stage(config, "pretrain", folder)
+    stage = StageConfig(data=data, max_steps=1, global_batch_size=1)
+    config = LlavaTrainConfig(output=str(folder / "out"), stages=["llm_pretrain"], llm=str(llm), llm_pretrain=stage)
+    return setup_stage(config, "llm_pretrain", folder)
 
 
 def said(**fields: str) -> dict[str, Any]:
@@ -322,9 +322,9 @@ def test_an_llm_learns_the_answers_of_conversations_without_pictures_alone(tmp_p
     learned = batch["labels"][batch["labels"] != IGNORE_INDEX]
     assert setup.processor.decode(learned).split() == ["yes</s>", "no</s>"]
     assert "pixel_values" not in batch
-    with pytest.raises(UserError, match=r"pretrain\.data: expected conversations without pictures"):
+    with pytest.raises(UserError, match=r"llm_pretrain\.data: expected conversations without pictures"):
         setup_of(tmp_path, bridge_llm, said(), said(image="x.png"))
-    with pytest.raises(UserError, match=r"pretrain\.data: expected either text"):
+    with pytest.raises(UserError, match=r"llm_pretrain\.data: expected either text"):
         setup_of(tmp_path, bridge_llm, said(), text=True)
 
 
@@ -339,9 +339,9 @@ def test_one_token_begins_each_turn() -> None:
 
 def test_initial_weights_have_the_stated_spread() -> None:
     tokenizer = train_tokenizer(["a dog"], SmallLlamaConfig(vocab_size=300))
-    for config, std in ((SmallLlamaConfig(hidden_size=64), 64**-0.5), (SmallLlamaConfig(initial_std=0.02), 0.02)):
+    for config, std in ((SmallLlamaConfig(hidden_size=64), 64**-0.5), (SmallLlamaConfig(initializer_range=0.02), 0.02)):
         torch.manual_seed(0)
         weight = new_llama(config, tokenizer).model.layers[0].mlp.up_proj.weight
         assert weight.std().item() == pytest.approx(std, rel=0.05)
-    with pytest.raises(UserError, match=r"new_llm\.initial_std: expected more than 0"):
-        SmallLlamaConfig(initial_std=0)
+    with pytest.raises(UserError, match=r"llm_from_scratch\.initializer_range: expected more than 0"):
+        SmallLlamaConfig(initializer_range=0)

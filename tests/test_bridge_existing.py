@@ -93,7 +93,7 @@ def test_a_template_that_cannot_be_learned_from_needs_another(llava: Path, tmp_p
 
 def test_a_swap_keeps_all_but_encoder_and_projector(llava: Path, bridge_encoder: Path, tmp_path: Path) -> None:
     output = str(tmp_path / "swapped")
-    words = [str(llava), "--encoder", str(bridge_encoder), "--output", output, "--projector.name", "mlp3x_gelu"]
+    words = [str(llava), "--encoder", str(bridge_encoder), "--output", output, "--projector.type", "mlp3x_gelu"]
     status, _, told = bridge_world.run_cli("swap", *words)
     assert status == 0
     assert "its projector is new and means nothing to the LLM before it is trained" in told
@@ -105,7 +105,7 @@ def test_a_swap_keeps_all_but_encoder_and_projector(llava: Path, bridge_encoder:
     assert new.chat_template == old.chat_template
     assert new.tokenizer.get_vocab() == old.tokenizer.get_vocab()
     assert after.config.vision_config.source == "open_clip"
-    assert after.config.projector["name"] == "mlp3x_gelu"
+    assert after.config.projector["type"] == "mlp3x_gelu"
     manifest = json.loads((tmp_path / "swapped" / "manifest.json").read_text())
     assert (manifest["kind"], manifest["projector"]) == ("llava", "untrained")
     assert manifest["parents"].keys() == {"llava", "encoder"}
@@ -148,13 +148,13 @@ def test_settings_beside_a_llava_are_checked(
 
     check_inputs(config(llava))
     assert parent_artifacts(config(llava)) == {"llava": str(llava)}
-    beside: dict[str, Any] = {"encoder": "timm:x", "llm": "x", "image_size": 32, "feature_layer": -1}
-    beside |= {"features": "cls_patch", "projector": ProjectorConfig(name="linear")}
+    beside: dict[str, Any] = {"encoder": "timm:x", "llm": "x", "image_size": 32, "vision_feature_layer": -1}
+    beside |= {"vision_feature_select_strategy": "full", "projector": ProjectorConfig(type="linear")}
     for name, value in beside.items():
         with pytest.raises(UserError, match=rf"^{name}: expected none beside llava"):
             config(llava, **{name: value})
-    with pytest.raises(UserError, match=r"^llava: expected none with the stage pretrain"):
-        config(llava, stages=["pretrain", "align"], pretrain=stage)
+    with pytest.raises(UserError, match=r"^llava: expected none with the stage llm_pretrain"):
+        config(llava, stages=["llm_pretrain", "align"], llm_pretrain=stage)
     original = world.write_original(original_parts, tmp_path / "original", "clip")
     for wrong, match in (
         (tmp_path / "no", "is not a directory"),

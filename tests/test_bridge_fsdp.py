@@ -18,9 +18,9 @@ from llava_bridge.training.train_config import LaunchConfig, LoraConfig
 EVERY = ["vision", "projector", "llm"]
 STAGES: dict[str, dict[str, Any]] = {
     "plain": {},
-    "lora": {"lora": LoraConfig(rank=4, alpha=8, dropout=0.0, parts=["llm", "vision"])},
-    "parts": {"micro_batch_size": 1, "activation_checkpointing": True, "trains": EVERY},
-    "half": {"trains": EVERY, "packing": True, "max_length": 120},
+    "lora": {"lora": LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, apply_to=["llm", "vision"])},
+    "parts": {"micro_batch_size": 1, "activation_checkpointing": True, "tunable_parts": EVERY},
+    "half": {"tunable_parts": EVERY, "packing": True, "max_length": 120},
     "tied": {},
     "norms": {},
     "tiles": {"max_length": 400},
@@ -28,13 +28,13 @@ STAGES: dict[str, dict[str, Any]] = {
 # Adam makes noise of gradients that are 0 but for rounding, as those of the keys' biases; ZeRO sums bf16 in bf16.
 WITHIN = {"plain": 1e-6, "lora": 1e-6, "tied": 1e-6, "tiles": 1e-6, "parts": 1e-5, "stages": 1e-5}
 WITHIN |= {"half": 0.1, "norms": 0.1}
-SIX_STEPS = {"steps": 6, "learning_rate": 1e-3}
+SIX_STEPS = {"max_steps": 6, "learning_rate": 1e-3}
 
 
 def config(directory: Path, name: str, parts: Parts, way: Any, **fields: Any) -> Path:
     """A run of six steps; ``name`` says what its stage trains."""
-    run = {"launch": LaunchConfig(parallel=way), "precision": "bf16" if name in {"half", "norms"} else "fp32"}
-    run |= {"image_fit": "anyres"} if name == "tiles" else {}
+    run = {"launch": LaunchConfig(strategy=way), "precision": "bf16" if name in {"half", "norms"} else "fp32"}
+    run |= {"image_aspect_ratio": "anyres"} if name == "tiles" else {}
     return instruct_file(directory, name, parts, {**SIX_STEPS, **STAGES.get(name, {})}, **{**run, **fields})
 
 
@@ -58,9 +58,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, bridge_parts: Parts, bridge_l
         folder = directory / way
         folder.mkdir()
         paths = [config(folder, name, own.get(name, bridge_parts), way) for name in STAGES]
-        paths.append(config(folder, "stages", bridge_parts, way, stages=["pretrain", "align", "instruct"]))
+        paths.append(config(folder, "stages", bridge_parts, way, stages=["llm_pretrain", "align", "instruct"]))
         if way == "fsdp":
-            kept = bridge_world.stage(bridge_parts.talk, **SIX_STEPS, keep_features=True)
+            kept = bridge_world.stage(bridge_parts.talk, **SIX_STEPS, cache_vision_features=True)
             paths.append(config(folder, "kept", bridge_parts, way, instruct=kept))
         done = torchrun("swap_driver.py", *map(str, paths), XDG_CACHE_HOME=str(directory / "cache"))
         assert done.returncode == 0, done.stderr[-3000:]
@@ -93,8 +93,8 @@ def test_stopped_in_two_processes_it_goes_on_in_one(name: str, tmp_path: Path, b
 
 
 def test_fsdp_takes_no_settings_of_deepspeed() -> None:
-    with pytest.raises(UserError, match=r"launch.deepspeed: expected none beside parallel: fsdp, got zero3"):
-        LaunchConfig(parallel="fsdp", deepspeed="zero3")
+    with pytest.raises(UserError, match=r"launch.deepspeed: expected none with strategy: fsdp, got zero3"):
+        LaunchConfig(strategy="fsdp", deepspeed="zero3")
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_checkpoint_of_another_number_of_processes(
     for processes, others in (("2", False), ("1", True)):
         monkeypatch.setenv("WORLD_SIZE", processes)
         assert needs_universal_conversion(place) == others
-    message = f"launch.processes: expected 2, as when {place} was written, got 1, {why}; or remove {tmp_path}, and"
+    message = f"launch.num_processes: expected 2, as when {place} was written, got 1, {why}; or remove {tmp_path}, and"
     with pytest.raises(UserError, match=message):
         convert_to_universal(place)
     assert (place / "global_step4" / part).is_file()
@@ -127,7 +127,7 @@ def test_a_checkpoint_of_another_number_of_processes(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "way", "lora"),
-    [(1, "zero2", None), (2, "zero2", LoraConfig(rank=4, alpha=8, dropout=0.1)), (2, "zero3", None)],
+    [(1, "zero2", None), (2, "zero2", LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1)), (2, "zero3", None)],
 )
 def test_stopped_in_two_processes_it_goes_on_as_if_it_had_never_stopped(
     processes: int, way: str, lora: LoraConfig | None, tmp_path: Path, bridge_parts: Parts

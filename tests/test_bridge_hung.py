@@ -21,8 +21,8 @@ from llava_bridge.training.train_config import LaunchConfig
 
 @pytest.mark.slow
 def test_sigterm_ends_processes_that_wait_in_a_collective(tmp_path: Path, bridge_parts: bridge_world.Parts) -> None:
-    launch = LaunchConfig(processes=2, deepspeed="zero3")
-    path = bridge_world.instruct_file(tmp_path, "run", bridge_parts, {"steps": 50}, launch=launch)
+    launch = LaunchConfig(num_processes=2, deepspeed="zero3")
+    path = bridge_world.instruct_file(tmp_path, "run", bridge_parts, {"max_steps": 50}, launch=launch)
     driver = str(Path(__file__).with_name("hung_driver.py"))
     try:
         with bridge_world.training(path, driver, "train", HANGS_AFTER="3") as process:

@@ -17,7 +17,7 @@ def test_samples_are_printed_as_the_llm_sees_them(
 ) -> None:
     page = tmp_path / "page.html"
     fields = {"path": str(bridge_talk / "talk.json"), "llm": str(bridge_llm), "image_tokens": 4}
-    run_inspect(InspectConversationsConfig(**fields, shown=2, page=str(page), scan=8))  # type: ignore[arg-type]
+    run_inspect(InspectConversationsConfig(**fields, num_shown=2, html_output=str(page), num_samples=8))  # type: ignore[arg-type]
     printed = capsys.readouterr().out
     assert re.search(r"<image> × 4\nWhat color is it\?<\|assistant\|>« red</s>»<\|user\|> Sure\?", printed)
     assert "16 in the source, 8 read, 0 invalid" in printed
@@ -40,7 +40,7 @@ def test_what_cannot_be_used_is_counted_and_named(
     rows[4]["conversations"][3]["value"] = " \n"
     path = tmp_path / "talk.json"
     path.write_text(json.dumps(rows))
-    fields = {"path": str(path), "images": str(bridge_talk), "llm": str(bridge_llm), "image_tokens": 4}
+    fields = {"path": str(path), "image_folder": str(bridge_talk), "llm": str(bridge_llm), "image_tokens": 4}
     run_inspect(InspectConversationsConfig(**fields, max_length=60))  # type: ignore[arg-type]
     printed = capsys.readouterr().out
     assert re.search(r"invalid     2 × no such picture .*\(talk\.json 0, talk\.json 3\)\n", printed)
@@ -58,6 +58,6 @@ def test_fields_are_checked(bridge_llm: Path) -> None:
         (400, "anyres", tiles),
     ):
         with pytest.raises(UserError, match=f"^image_tokens: {expected}"):
-            InspectConversationsConfig(path="x", llm=str(bridge_llm), image_tokens=count, image_fit=fit)  # type: ignore[arg-type]
+            InspectConversationsConfig(path="x", llm=str(bridge_llm), image_tokens=count, image_aspect_ratio=fit)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="no such file"):
         run_inspect(InspectConversationsConfig(path="gone.json", llm=str(bridge_llm)))

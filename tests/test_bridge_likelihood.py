@@ -28,7 +28,9 @@ def stock(places: Path) -> tuple[Any, Any]:
 @pytest.fixture(scope="module")
 def tiles(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, bridge_long_llm: Path) -> tuple[Any, Any]:
     directory = tmp_path_factory.mktemp("tiles") / "llava"
-    return load_llava(bridge_world.make_llava(directory, bridge_encoder, bridge_long_llm, image_fit="anyres"), "cpu")
+    return load_llava(
+        bridge_world.make_llava(directory, bridge_encoder, bridge_long_llm, image_aspect_ratio="anyres"), "cpu"
+    )
 
 
 @pytest.fixture(scope="module")

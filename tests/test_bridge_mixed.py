@@ -15,16 +15,19 @@ from llava_bridge.training.launch import deepspeed_config
 from llava_bridge.training.train_config import LaunchConfig, LoraConfig
 
 EVERY = ["vision", "projector", "llm"]
-LORA = LoraConfig(rank=4, alpha=8, dropout=0.0)
+LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0)
 KINDS: dict[str, dict[str, Any]] = {
     "recomputed": {"activation_checkpointing": True},
     "plain": {},
-    "unfrozen": {"trains": EVERY, "activation_checkpointing": True, "micro_batch_size": 1},
+    "unfrozen": {"tunable_parts": EVERY, "activation_checkpointing": True, "micro_batch_size": 1},
     "padded": {"lora": LORA, "activation_checkpointing": True},
-    "packed": {"packing": True, "max_length": 120, "trains": EVERY},
+    "packed": {"packing": True, "max_length": 120, "tunable_parts": EVERY},
     "tiles": {"max_length": 400, "activation_checkpointing": True},
-    "adapted_tiles": {"max_length": 400, "lora": LoraConfig(rank=4, alpha=8, dropout=0.0, parts=["llm", "vision"])},
-    "unfrozen_tiles": {"max_length": 400, "trains": EVERY, "micro_batch_size": 1},
+    "adapted_tiles": {
+        "max_length": 400,
+        "lora": LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, apply_to=["llm", "vision"]),
+    },
+    "unfrozen_tiles": {"max_length": 400, "tunable_parts": EVERY, "micro_batch_size": 1},
 }
 """What a stage is told. Tiles are LLaVA-NeXT's (anyres), ``padded`` pads to squares, the others squash."""
 
@@ -49,7 +52,7 @@ def launch(directory: Path, way: str) -> LaunchConfig:
     ahead. Cut everywhere, and gathered for one module and released after it, they are in a training as large ones are.
     """
     if way != "zero3":
-        return LaunchConfig(parallel="fsdp") if way == "fsdp" else LaunchConfig(deepspeed=way)
+        return LaunchConfig(strategy="fsdp") if way == "fsdp" else LaunchConfig(deepspeed=way)
     settings = deepspeed_config("zero3")
     sizes = {"param_persistence_threshold": 0, "prefetch_bucket_size": 5_000, "max_live_parameters": 20_000}
     sizes |= {"max_reuse_distance": 5_000}
@@ -68,8 +71,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, bridge_
         paths = []
         for kind, settings in KINDS.items():
             fit = "anyres" if "tiles" in kind else "pad" if kind == "padded" else "squash"
-            settings = {"steps": len(STEPS), "learning_rate": 1e-3, **settings}
-            fields: dict[str, Any] = {"image_fit": fit, "launch": launch(directory, way)}
+            settings = {"max_steps": len(STEPS), "learning_rate": 1e-3, **settings}
+            fields: dict[str, Any] = {"image_aspect_ratio": fit, "launch": launch(directory, way)}
             paths.append(str(instruct_file(directory, f"{kind}_{way}", parts, settings, **fields)))
         bridge_world.run_processes(2, "mixed_driver.py", *paths, timeout=60 + 45 * len(paths))
     return directory

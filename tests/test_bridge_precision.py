@@ -16,18 +16,18 @@ from llava_bridge.training.train_config import LaunchConfig, LoraConfig
 WAYS = {
     "zero2": LaunchConfig(deepspeed="zero2"),
     "zero3": LaunchConfig(deepspeed="zero3"),
-    "fsdp": LaunchConfig(parallel="fsdp"),
+    "fsdp": LaunchConfig(strategy="fsdp"),
 }
-LORA = LoraConfig(rank=4, alpha=8, dropout=0.0, merge=False)
+LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, merge_weights=False)
 STAGES: dict[str, dict[str, Any]] = {
     "align": {},
-    "unfrozen": {"trains": ["vision", "projector", "llm"]},
+    "unfrozen": {"tunable_parts": ["vision", "projector", "llm"]},
     "lora": {"lora": LORA},
     "fine": {},
-    "pretrain": {},
+    "llm_pretrain": {},
 }
-"""``fine`` trains a float32 LLM, the others one that is stored in bf16; ``pretrain`` the LLM alone. Steps are small:
-most of the LLM's weights are near 0.2, where bf16 has steps of 0.001."""
+"""``fine`` trains a float32 LLM, the others one that is stored in bf16; ``llm_pretrain`` the LLM alone. Steps are
+small: most of the LLM's weights are near 0.2, where bf16 has steps of 0.001."""
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +42,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, bridge_
     for way, launch in WAYS.items():
         paths = []
         for kind, settings in STAGES.items():
-            name = kind if kind in {"align", "pretrain"} else "instruct"
+            name = kind if kind in {"align", "llm_pretrain"} else "instruct"
             stage = bridge_world.stage(
-                talk, "text.jsonl" if kind == "pretrain" else "talk.json", steps=6, learning_rate=3e-5, **settings
+                talk,
+                "text.jsonl" if kind == "llm_pretrain" else "talk.json",
+                max_steps=6,
+                learning_rate=3e-5,
+                **settings,
             )
             parts = bridge_world.Parts(bridge_encoder, bridge_llm if kind == "fine" else llm, talk)
             fields: dict[str, Any] = {"stages": [name], name: stage, "precision": "bf16", "launch": launch}
@@ -80,7 +84,7 @@ def test_files_have_the_precision_of_the_weights_and_the_config_says_so(kind: st
     assert found["rest"] == {moved}
     config = json.loads((runs / f"{kind}_{way}" / "config.json").read_text())
     assert config["dtype"] == str(moved).removeprefix("torch.")
-    if kind != "pretrain":
+    if kind != "llm_pretrain":
         tower = moved if kind == "unfrozen" else torch.float32
         assert found["vision"] == {tower}
         assert config["text_config"]["dtype"] == config["dtype"]

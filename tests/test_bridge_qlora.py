@@ -19,7 +19,7 @@ from llava_bridge.training.train_config import LaunchConfig, LlavaTrainConfig, L
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="no bitsandbytes (the extra qlora)"
 )
-LORA: dict[str, Any] = {"rank": 4, "alpha": 8, "dropout": 0.0, "quantize": "nf4"}
+LORA: dict[str, Any] = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "quantization": "nf4"}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory, bridge_parts: Parts) -> Part
 
 
 def run_file(folder: Path, name: str, parts: Parts, save_steps: int = 0, **lora: Any) -> Path:
-    settings = {"steps": 6, "lora": LoraConfig(**LORA | lora)}
+    settings = {"max_steps": 6, "lora": LoraConfig(**LORA | lora)}
     return bridge_world.instruct_file(folder, name, parts, settings, save_steps=save_steps)
 
 
@@ -37,7 +37,7 @@ def run_file(folder: Path, name: str, parts: Parts, save_steps: int = 0, **lora:
 def runs(tmp_path_factory: pytest.TempPathFactory, parts: Parts) -> Path:
     """Two LLaVAs of the same training: adapters merged, and beside the weights."""
     folder = tmp_path_factory.mktemp("runs")
-    paths = [run_file(folder, name, parts, merge=name == "merged") for name in ("merged", "beside")]
+    paths = [run_file(folder, name, parts, merge_weights=name == "merged") for name in ("merged", "beside")]
     bridge_world.trained_alone(*paths)
     return folder
 
@@ -56,7 +56,7 @@ def test_adapters_learn_beside_4_bits(runs: Path, parts: Parts) -> None:
             assert 0.03 < (value - whole).norm() / whole.norm() < 0.12, name  # of 4 bits
             assert torch.unique(value.flatten()[:64]).numel() <= 16, name  # with one scale
             assert not torch.equal(after[name], value), name
-            assert torch.linalg.matrix_rank(after[name] - value, atol=1e-5) <= LORA["rank"], name
+            assert torch.linalg.matrix_rank(after[name] - value, atol=1e-5) <= LORA["r"], name
         elif whole is not None:
             assert torch.equal(value, whole), name
     assert rounded == 2 * 6  # of two layers; mlp.down_proj has a width that 4 bits do not take
@@ -114,14 +114,14 @@ def test_refusals(parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def check(**launch: Any) -> None:
         work_dir.check_inputs(dataclasses.replace(config, launch=LaunchConfig(**launch)))
 
-    with pytest.raises(UserError, match=r"lora.quantize: expected none without llm among lora.parts"):
-        LoraConfig(parts=["vision"], quantize="nf4")
+    with pytest.raises(UserError, match=r"lora.quantization: expected none without llm among lora.apply_to"):
+        LoraConfig(apply_to=["vision"], quantization="nf4")
     monkeypatch.setattr(work_dir.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"^instruct.lora.quantize: expected bitsandbytes .*clips-suite\[qlora\]"):
+    with pytest.raises(UserError, match=r"^instruct.lora.quantization: expected bitsandbytes .*clips-suite\[qlora\]"):
         check()
     monkeypatch.setattr(work_dir.importlib.util, "find_spec", lambda name: object())
-    with pytest.raises(UserError, match=r"launch.deepspeed: expected zero2 with instruct.lora.quantize"):
+    with pytest.raises(UserError, match=r"launch.deepspeed: expected zero2 with instruct.lora.quantization"):
         check(deepspeed="zero3")
-    with pytest.raises(UserError, match=r"launch.parallel: expected deepspeed with instruct.lora.quantize"):
-        check(parallel="fsdp")
+    with pytest.raises(UserError, match=r"launch.strategy: expected deepspeed with instruct.lora.quantization"):
+        check(strategy="fsdp")
     check()

@@ -63,7 +63,10 @@ def test_an_output_of_someone_else_is_not_replaced(manifest: str | None, path: P
 
 
 def test_a_finished_run_is_left_as_it_is(finished: LlavaTrainConfig, path: Path, tmp_path: Path) -> None:
-    for free in ([], ["--logging_steps", "3", "--num_workers", "1", "--save_steps", "9", "--launch.processes", "2"]):
+    for free in (
+        [],
+        ["--logging_steps", "3", "--num_workers", "1", "--save_steps", "9", "--launch.num_processes", "2"],
+    ):
         status, told = train(path, *free)
         assert status == 0
         assert "already trained with this config; nothing to do" in told
@@ -169,16 +172,16 @@ def test_an_output_that_one_machine_alone_sees_is_refused(tmp_path: Path, monkey
 
 def test_the_number_of_processes(path: Path, config: LlavaTrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is what a launcher has started; with several under ZeRO-3 all must call the encoder together."""
-    flags = ["--align.keep_features", "true", "--launch.deepspeed", "zero3", "--launch.processes", "2"]
+    flags = ["--align.cache_vision_features", "true", "--launch.deepspeed", "zero3", "--launch.num_processes", "2"]
     status, told = train(path, *flags)
     assert status == 2
-    assert "align.keep_features: expected false under ZeRO-3 with several processes" in told
-    assert config.among(4).launch.processes == 4
+    assert "align.cache_vision_features: expected false under ZeRO-3 with several processes" in told
+    assert config.among(4).launch.num_processes == 4
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "3"}.items():
         monkeypatch.setenv(name, value)
     status, told = train(path)
     assert status == 2
-    assert "pretrain.global_batch_size: expected a multiple of processes (3)" in told
-    status, told = train(path, "--launch.processes", "2")
+    assert "llm_pretrain.global_batch_size: expected a multiple of processes (3)" in told
+    status, told = train(path, "--launch.num_processes", "2")
     assert status == 2
-    assert "launch.processes: expected 3, as many as the launcher has started, or null, got 2" in told
+    assert "launch.num_processes: expected 3, as many as the launcher has started, or null, got 2" in told

@@ -121,8 +121,9 @@ def test_decoding_settings_reach_the_model(client: openai.OpenAI) -> None:
     assert text(temperature=0, n=1, presence_penalty=0, user="me", logprobs=False) == whole
     assert text(temperature=2, seed=1) == text(temperature=2, seed=1) != text(temperature=2, seed=2)
     assert text(temperature=2, seed=1, top_p=1e-6) == whole
-    stopped = complete(client, stop=[whole[2:4], "zzz"])
-    assert stopped.choices[0].message.content == whole[: whole.index(whole[2:4])].rstrip()
+    cut = next(start for start in range(1, len(whole) - 1) if whole.find(whole[start : start + 2]) == start)
+    stopped = complete(client, stop=[whole[cut : cut + 2], "zzz"])
+    assert stopped.choices[0].message.content == whole[:cut].rstrip()
     assert stopped.choices[0].finish_reason == "stop"
     assert complete(client, max_completion_tokens=3).usage.completion_tokens == 3
 
@@ -306,13 +307,13 @@ def test_the_command_complains_in_one_line(address: str, tmp_path: Path, monkeyp
     taken = f"llava-bridge: host, port: cannot listen at 127.0.0.1:{port} (Address already in use); expected a free"
     assert told.startswith(taken)
     with pytest.raises(UserError, match="no such directory"):
-        run_serve(ServeConfig(directory="nowhere", port=0))
+        run_serve(ServeConfig(model="nowhere", port=0))
     with pytest.raises(UserError, match="port: expected 0 to 65535"):
-        ServeConfig(directory="d", port=70000)
+        ServeConfig(model="d", port=70000)
     monkeypatch.delitem(sys.modules, "llava_bridge.serving.app")
     monkeypatch.setitem(sys.modules, "starlette.applications", None)
     with pytest.raises(UserError, match=r"^serve needs starlette\S*: pip install 'clips-suite\[serve\]'$"):
-        run_serve(ServeConfig(directory=str(tmp_path)))
+        run_serve(ServeConfig(model=str(tmp_path)))
 
 
 def test_nothing_is_downloaded_before_the_port_is_had(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,10 +325,10 @@ def test_nothing_is_downloaded_before_the_port_is_had(address: str, monkeypatch:
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     with pytest.raises(UserError, match="cannot listen at"):
-        run_serve(ServeConfig(directory="org/llava", port=int(address.rpartition(":")[2])))
+        run_serve(ServeConfig(model="org/llava", port=int(address.rpartition(":")[2])))
     assert asked == []
     with pytest.raises(UserError, match="org/llava is not a directory; org/llava: cannot be had from the hub"):
-        run_serve(ServeConfig(directory="org/llava", port=0))
+        run_serve(ServeConfig(model="org/llava", port=0))
     assert asked == ["org/llava"]
 
 

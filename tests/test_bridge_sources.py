@@ -111,7 +111,7 @@ def parquet_of_paths(folder: Path) -> ConversationSourceConfig:
     found = rows("messages", as_content, lambda color: f"{color}.png")
     pq.write_table(pa.Table.from_pylist(found), folder / "talk.parquet")
     return ConversationSourceConfig(
-        format="conversations", path=str(folder / "talk.parquet"), images=str(folder / "pictures")
+        format="conversations", path=str(folder / "talk.parquet"), image_folder=str(folder / "pictures")
     )
 
 
@@ -278,15 +278,15 @@ def test_bad_files_are_refused_in_one_line(tmp_path: Path, bridge_talk: Path) ->
     refuse("000: expected 000.json with what is said, found txt", "lone.tar", format="webdataset")
     refuse("no such file", "none.json", format="llava")
     refuse("did you mean 'llava'", "empty", format="lava")
-    refuse("only the pretrain stage", "empty", format="text")
-    refuse("data.limit", "x", limit=0)
+    refuse("only the llm_pretrain stage", "empty", format="text")
+    refuse("data.max_samples", "x", max_samples=0)
     (tmp_path / "broken.json").write_text("[")
     refuse("not valid JSON", "broken.json", format="llava")
     write(tmp_path / "t.jsonl", [{"text": "a"}, {"txt": "b"}])
     refuse('line 2: expected an object with a "text"', "t.jsonl", read_texts, format="text")
     refuse("expected format 'text'", str(bridge_talk / "talk.json"), read_texts, format="llava")
     none = str(tmp_path / "none")
-    refuse("images: .*none: expected the folder", str(bridge_talk / "talk.json"), format="llava", images=none)
+    refuse("images: .*none: expected the folder", str(bridge_talk / "talk.json"), format="llava", image_folder=none)
     with pytest.raises(UserError, match="expected files of this machine"):
         read_samples(ConversationSourceConfig(format="webdataset", path="s3://bucket/{00..11}.tar"))
 
@@ -312,7 +312,9 @@ def test_karpathy_captions(tmp_path: Path) -> None:
     one = read_samples(ConversationSourceConfig(format="karpathy", path=str(tmp_path)))
     picture = FileImage(tmp_path / "images", "train.jpg")
     assert [(sample.images, sample.turns[1].content) for sample in one] == [([picture], "a dog .")]
-    every = read_samples(ConversationSourceConfig(format="karpathy", path=str(tmp_path), split="val", per_image=None))
+    every = read_samples(
+        ConversationSourceConfig(format="karpathy", path=str(tmp_path), split="val", captions_per_image=None)
+    )
     assert [sample.turns[1].content for sample in every] == ["a dog .", "the dog"]
     with pytest.raises(UserError, match="did you mean 'train'"):
         read_samples(ConversationSourceConfig(format="karpathy", path=str(tmp_path), split="trian"))
@@ -360,13 +362,13 @@ def test_how_a_source_is_read_makes_no_other_run_of_it_and_its_content_does(brid
 
     def known(**fields: Any) -> dict[str, Any]:
         data = [ConversationSourceConfig(path=str(path), format="text", **fields)]
-        return run_identity(LlavaTrainConfig(output="x", stages=["pretrain"], pretrain=StageConfig(data=data)))
+        return run_identity(LlavaTrainConfig(output="x", stages=["llm_pretrain"], llm_pretrain=StageConfig(data=data)))
 
     before = known()
-    assert known(missing_images="refuse", cache_gb=1.0) == before
+    assert known(missing_images="error", max_cache_gb=1.0) == before
     assert known(weight=2.0) != before
     path.write_bytes(path.read_bytes() + b"\n")
-    assert str(difference(before, known())).startswith("inputs.pretrain.data[0].hash is ")
+    assert str(difference(before, known())).startswith("inputs.llm_pretrain.data[0].hash is ")
 
 
 def test_an_answer_before_the_first_question_is_left_out(tmp_path: Path) -> None:

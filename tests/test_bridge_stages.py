@@ -17,21 +17,21 @@ from llava_bridge import answer, load_llava
 from llava_bridge.training.train_config import LaunchConfig, LoraConfig
 
 pytestmark = pytest.mark.slow
-LORA: dict[str, Any] = {"rank": 4, "alpha": 8, "dropout": 0.0}
+LORA: dict[str, Any] = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0}
 EVERY = ["vision", "projector", "llm"]
 STAGES: dict[str, dict[str, Any]] = {
     "plain": {},
     "untrained": {"learning_rate": 1e-30},
     "packed": {"packing": True, "max_length": 120},
-    "again": {"activation_checkpointing": True, "trains": EVERY},
-    "whole": {"trains": EVERY},
-    "llm_alone": {"trains": ["llm"]},
-    "rates": {"trains": EVERY, "vision_lr": 1e-30, "projector_lr": 1e-30},
+    "again": {"activation_checkpointing": True, "tunable_parts": EVERY},
+    "whole": {"tunable_parts": EVERY},
+    "llm_alone": {"tunable_parts": ["llm"]},
+    "rates": {"tunable_parts": EVERY, "vision_tower_lr": 1e-30, "projector_lr": 1e-30},
     "lora": {"lora": LoraConfig(**LORA)},
-    "dora": {"lora": LoraConfig(**LORA, dora=True, parts=["llm", "vision"], merge=False)},
-    "kept": {"keep_features": True},
-    "found": {"keep_features": True, "packing": True, "max_length": 120},
-    "queries": {"lora": LoraConfig(**LORA, targets=["q_proj"]), "projector_lr": 1e-30},
+    "dora": {"lora": LoraConfig(**LORA, use_dora=True, apply_to=["llm", "vision"], merge_weights=False)},
+    "kept": {"cache_vision_features": True},
+    "found": {"cache_vision_features": True, "packing": True, "max_length": 120},
+    "queries": {"lora": LoraConfig(**LORA, target_modules=["q_proj"]), "projector_lr": 1e-30},
 }
 TILED = ("plain", "untrained", "packed", "again", "whole", "llm_alone", "lora", "kept", "found")
 
@@ -47,7 +47,7 @@ def tiled(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, bridge
 
 def mixed(folder: Path, name: str, parts: Parts, **fields: Any) -> Path:
     """Three steps of two samples, so that a step has one with a picture and one without."""
-    settings = {"file": "mixed.json", "global_batch_size": 2, "trains": EVERY, "learning_rate": 1e-3}
+    settings = {"file": "mixed.json", "global_batch_size": 2, "tunable_parts": EVERY, "learning_rate": 1e-3}
     return instruct_file(folder, name, parts, settings, **fields)
 
 
@@ -56,14 +56,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory, bridge_parts: Parts, tiled: P
     """LLaVAs that one process trained, each with other settings: of squashed pictures, and of tiles."""
     directory = tmp_path_factory.mktemp("runs")
     paths = [instruct_file(directory, name, bridge_parts, settings) for name, settings in STAGES.items()]
-    anyres: dict[str, Any] = {"image_fit": "anyres"}
+    anyres: dict[str, Any] = {"image_aspect_ratio": "anyres"}
     for name in TILED:
         settings = STAGES[name] | ({"max_length": 300} if "packing" in STAGES[name] else {})
         paths.append(instruct_file(directory, f"tiled_{name}", tiled, settings, **anyres))
     stage = bridge_world.stage(tiled.talk)
     for name, stages in {"aligned": ["align"], "both": ["align", "instruct"]}.items():
         paths.append(instruct_file(directory, f"tiled_{name}", tiled, {}, stages=stages, align=stage, **anyres))
-    paths += [mixed(directory, f"mixed_{fit}", tiled, image_fit=fit) for fit in ("anyres", "squash")]
+    paths += [mixed(directory, f"mixed_{fit}", tiled, image_aspect_ratio=fit) for fit in ("anyres", "squash")]
     printed = bridge_world.trained_alone(*paths, XDG_CACHE_HOME=str(directory / "cache"))
     (directory / "printed.txt").write_text(printed)
     return directory
@@ -114,8 +114,8 @@ def test_one_of_tiles_is_asked(runs: Path) -> None:
 def test_two_processes_of_which_one_has_no_picture_learn_what_one_does(
     fit: str, way: str, runs: Path, tiled: Parts
 ) -> None:
-    name, launch = f"{fit}_{way}", LaunchConfig(processes=2, deepspeed=way)
-    bridge_world.train(mixed(runs, name, tiled, image_fit=fit, launch=launch))
+    name, launch = f"{fit}_{way}", LaunchConfig(num_processes=2, deepspeed=way)
+    bridge_world.train(mixed(runs, name, tiled, image_aspect_ratio=fit, launch=launch))
     norms = [metrics(runs / one, "grad_norm") for one in (f"mixed_{fit}", name)]
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
     assert_same_training(runs / name, runs / f"mixed_{fit}", 4e-5, 1e-4)
@@ -127,7 +127,7 @@ def test_adapters_are_merged_into_the_weights_and_only_where_they_are(runs: Path
     assert changed
     assert all(name.endswith("q_proj.weight") for name in changed)
     for name in changed:
-        assert torch.linalg.matrix_rank(after[name] - before[name], atol=1e-5) <= LORA["rank"]
+        assert torch.linalg.matrix_rank(after[name] - before[name], atol=1e-5) <= LORA["r"]
     assert losses(runs / "lora")[-1] < losses(runs / "lora")[0]
 
 
@@ -150,7 +150,7 @@ def test_zero_3_in_two_processes_saves_what_zero_2_does(kind: str, tmp_path: Pat
     settings = {"learning_rate": 1e-3} | ({"lora": LoraConfig(**LORA)} if kind == "lora" else {})
     parts = bridge_parts._replace(llm=bridge_world.make_llm(tmp_path / "llm", tied=True)) if kind == "tied" else None
     for way in ("zero2", "zero3"):
-        launch = LaunchConfig(processes=2, deepspeed=way)
+        launch = LaunchConfig(num_processes=2, deepspeed=way)
         bridge_world.train(instruct_file(tmp_path, way, parts or bridge_parts, settings, launch=launch))
     within = 1e-4 if kind == "tied" else 1e-6  # Adam makes noise of gradients of words that hardly occur
     assert_same_training(tmp_path / "zero3", tmp_path / "zero2", within, 1e-6)
@@ -162,11 +162,11 @@ def test_offload_learns_the_same(way: str, tmp_path: Path, bridge_parts: Parts, 
     assert losses(tmp_path / "run") == pytest.approx(losses(runs / "plain"), abs=1e-5)
 
 
-ENDLESS = {"steps": 2000, "learning_rate": 1e-3}
+ENDLESS = {"max_steps": 2000, "learning_rate": 1e-3}
 
 
 def test_sigterm_to_the_command_saves_and_the_same_command_goes_on(tmp_path: Path, bridge_parts: Parts) -> None:
-    path = instruct_file(tmp_path, "run", bridge_parts, ENDLESS, launch=LaunchConfig(processes=2), save_steps=0)
+    path = instruct_file(tmp_path, "run", bridge_parts, ENDLESS, launch=LaunchConfig(num_processes=2), save_steps=0)
     work = tmp_path / ".run.work"
     with bridge_world.training(path) as process:
         bridge_world.wait_for(lambda: len(metrics(work, "step")) > 4, process)

@@ -36,7 +36,7 @@ def encoders(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> dict[str
     folder = tmp_path_factory.mktemp("encoders")
     data = clips_world.write_shards(folder / "data")
     model = {"architecture": "clips-tiny", "image_size": 32, "context_length": 12}
-    train_encoder(clips_world.train_config(data, folder / "clips", steps=1, model=model))
+    train_encoder(clips_world.train_config(data, folder / "clips", max_steps=1, model=model))
     released = json.loads((Path(__import__("open_clip").__file__).parent / "model_configs/ViT-S-32.json").read_text())
     bridge_world.make_encoder(folder / "open_clip", released)
     torch.manual_seed(0)
@@ -61,14 +61,14 @@ def trained(
     sizes = {"global_batch_size": 2, "max_length": 256}
     fields: dict[str, Any] = {
         "stages": ["align", "instruct"],
-        "align": bridge_world.stage(bridge_talk, steps=2, **sizes),
+        "align": bridge_world.stage(bridge_talk, max_steps=2, **sizes),
         "instruct": bridge_world.stage(bridge_talk, learning_rate=1e-3, **sizes),
     }
     configs = []
     for encoder in ENCODERS:
         for llm in LLMS:
             own = {"encoder": encoders[encoder], "llm": llms[llm]}
-            own["projector"] = ProjectorConfig(name=PROJECTORS.get(encoder, "mlp2x_gelu"), tokens=9, depth=1)
+            own["projector"] = ProjectorConfig(type=PROJECTORS.get(encoder, "mlp2x_gelu"), num_tokens=9, num_layers=1)
             configs.append(bridge_world.config_file(folder, f"{encoder}-{llm}", bridge_talk, **fields, **own))
     bridge_world.trained_alone(*configs)
     return folder

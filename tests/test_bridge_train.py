@@ -36,14 +36,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, brid
 
 def test_three_stages_under_the_launcher(trained: Path, bridge_encoder: Path) -> None:
     logged = metrics(trained, *LOGGED)
-    assert [stage for stage, _, _ in logged] == ["pretrain"] * 4 + ["align"] * 4 + ["instruct"] * 6
+    assert [stage for stage, _, _ in logged] == ["llm_pretrain"] * 4 + ["align"] * 4 + ["instruct"] * 6
     instruct = [loss for stage, _, loss in logged if stage == "instruct"]
     assert instruct[-1] < instruct[0]
     manifest = json.loads((trained / "manifest.json").read_text())
     assert manifest["kind"] == "llava"
     assert manifest["parents"]["encoder"]["path"] == str(bridge_encoder)
     assert [(name, stage["steps"]) for name, stage in manifest["stages"].items()] == [
-        *(("pretrain", 4), ("align", 4), ("instruct", 6))
+        *(("llm_pretrain", 4), ("align", 4), ("instruct", 6))
     ]
     assert len(manifest["data"]["align"][0]["hash"]) == 64
     printed = (trained.parent / "printed.txt").read_text()
@@ -64,7 +64,7 @@ def test_three_stages_under_the_launcher(trained: Path, bridge_encoder: Path) ->
 
 @pytest.mark.slow
 def test_two_processes_compute_what_one_does(trained: Path, bridge_encoder: Path, bridge_talk: Path) -> None:
-    directory, launch = trained.parent, LaunchConfig(processes=2)
+    directory, launch = trained.parent, LaunchConfig(num_processes=2)
     bridge_world.train(
         bridge_world.config_file(directory, "two", bridge_talk, encoder=str(bridge_encoder), launch=launch)
     )
@@ -164,7 +164,7 @@ def test_the_launcher_gets_processes_port_module_and_visible_gpus(
     assert arguments.endswith("--no_local_rank --module llava_bridge train --config x.yaml")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7")
     assert machines(launched_by("")) == {"localhost": ["2", "5"]}
-    with pytest.raises(UserError, match=r"launch.processes: expected at most 3, as CUDA_VISIBLE_DEVICES is 2,5,7"):
+    with pytest.raises(UserError, match=r"launch.num_processes: expected at most 3, as CUDA_VISIBLE_DEVICES is 2,5,7"):
         launched_by("", 4)
 
 
@@ -174,7 +174,7 @@ def test_the_launcher_gets_processes_port_module_and_visible_gpus(
         (["--encoder", "none"], "encoder: none is not a directory"),
         (["--llm", "none"], "llm: none has no config.json"),
         (
-            ["--align.global_batch_size", "5", "--launch.processes", "2"],
+            ["--align.global_batch_size", "5", "--launch.num_processes", "2"],
             "align.global_batch_size: expected a multiple of processes",
         ),
         (["--stages", "[instruct,align]"], "stages: expected each once and in the order"),
@@ -225,7 +225,7 @@ def test_frozen_parts_are_told_from_trained_ones_by_their_bits() -> None:
 
     assert learning(StageConfig(), "align") == {"projector"}
     assert learning(StageConfig(), "instruct") == {"projector", "llm"}
-    assert learning(StageConfig(trains=["vision", "llm"]), "instruct") == {"vision", "llm"}
+    assert learning(StageConfig(tunable_parts=["vision", "llm"]), "instruct") == {"vision", "llm"}
     assert not frozen_tensors(model["vision"])  # its statistics move with it
     projector = model["projector"]
     before = tensors_hash(frozen_tensors(projector))

@@ -59,7 +59,7 @@ def test_their_training_is_told_what_ours_is(script: Any, tmp_path: Path) -> Non
     from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
 
     stage = StageConfig(
-        data=[ConversationSourceConfig(path="a.json", images="photos")],
+        data=[ConversationSourceConfig(path="a.json", image_folder="photos")],
         global_batch_size=4,
         micro_batch_size=2,
         learning_rate=3e-4,

@@ -116,7 +116,7 @@ def test_a_cell_without_a_number_links_to_the_note_that_says_why(tmp_path):
     notes = report.below(PAGE)
     for cell in report.table.cells.values():
         place = note_for_cell(cell, notes)
-        if cell.gap or cell.group:
+        if cell.missing or cell.group:
             assert cell.row in notes[place]
             assert cell.column.benchmark in notes[place]
         else:
@@ -149,7 +149,13 @@ def test_an_interval_that_reaches_over_zero_is_told_as_it_is(tmp_path, ends: tup
     table = build_report(tmp_path, baseline="clip").table
     value = 4.0 if ends[1] > 1 else -4.0
     delta = BaselineDifference(
-        baseline="clip", value=value, low=ends[0], high=ends[1], p_value=0.01, p_adjusted=0.01, smallest=1.0
+        baseline="clip",
+        value=value,
+        ci_low=ends[0],
+        ci_high=ends[1],
+        p_value=0.01,
+        p_adjusted=0.01,
+        min_detectable_difference=1.0,
     )
     cells = {
         place: dataclasses.replace(cell, delta=delta if place[0] == "clips" else None)
@@ -161,7 +167,7 @@ def test_an_interval_that_reaches_over_zero_is_told_as_it_is(tmp_path, ends: tup
 
 
 def test_the_answer_says_where_nothing_beats_the_baseline(tmp_path):
-    put_results(tmp_path, {"low": 0.1, "lower": 0.05, "same": 0.8, "top": 0.8})
+    put_results(tmp_path, {"ci_low": 0.1, "lower": 0.05, "same": 0.8, "top": 0.8})
     report = build_report(tmp_path, baseline="top")
     assert report.answer == "No row beats its baseline on any measure; low and lower lose to it on some."
     assert len(report.sentences) == 3

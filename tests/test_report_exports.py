@@ -43,8 +43,8 @@ def nasty(tmp_path: Path) -> Report:
     path = tmp_path / "clip" / "gqa.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     content["metrics"]["exact_match"] |= {
-        **{"value": -12.345, "low": -13.0, "high": 5.0, "label": NASTY},
-        **{"formula": None, "columns": [], "scale": 99.0},  # its items would tell otherwise
+        **{"value": -12.345, "ci_low": -13.0, "ci_high": 5.0, "label": NASTY},
+        **{"aggregation": None, "columns": [], "scale": 99.0},  # its items would tell otherwise
     }
     path.write_text(json.dumps(content), encoding="utf-8")
     for row in ("untrained", "clips"):

@@ -94,7 +94,7 @@ def test_colors_have_the_contrast_of_wcag_aa(scheme):
     pairs = re.findall(r"--([\w-]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\)", style)
     colors = {name: ends[scheme] for name, *ends in pairs}
     for ground in ("paper", "sheet", "tint"):
-        for text in ("ink", "ink-soft", "accent", "gain", "loss"):
+        for text in ("ink", "ink-soft", "accent", "mutual_info", "loss"):
             assert contrast(colors[text], colors[ground]) >= 4.5, (text, ground)
     for place in range(palette.SERIES_COLORS):
         assert contrast(colors[f"series-{place}"], colors["paper"]) >= 3
@@ -139,7 +139,7 @@ def test_no_label_lies_on_another_or_on_a_point(legend):
 
 def test_points_have_strokes_for_their_intervals():
     column = Column(benchmark="gqa", metric="m", label="m", scale=100.0, higher_is_better=True)
-    bare, whole = (Cell(row="a", column=column, value=50.0, low=low, high=low and 60.0) for low in (None, 40.0))
+    bare, whole = (Cell(row="a", column=column, value=50.0, ci_low=low, ci_high=low and 60.0) for low in (None, 40.0))
     axes = drawn.Figure().add_subplot()
     plot_points(axes, [(1.0, bare), (2.0, whole)], "black")
     (strokes,) = axes.collections

@@ -27,7 +27,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
     for row, context, words in (("short", 10, (4, 8, 16)), ("whole", 100, (4, 8, 16)), ("other", 100, (8,))):
         data = str(tmp_path / "long.jsonl")
-        config = BenchmarkConfig(name="docci", uses="long_retrieval", data=data, words=words)
+        config = BenchmarkConfig(name="docci", task="long_retrieval", data=data, word_limits=words)
         evaluate(monkeypatch, tmp_path, config, pictures=PICTURES, context=context, row=row)
     return tmp_path / "results"
 
@@ -46,7 +46,7 @@ def test_a_curve_for_each_row_and_direction(results):
     assert values["short"] == pytest.approx(dict(zip(labels, [*found[:2], found[1], found[1]], strict=True)))
     assert list(values["other"]) == ["8", "whole"]
     assert (curves["short"].cut_off.value, curves["whole"].cut_off.value) == (50, 0)
-    assert {name for name, curve in curves.items() if curve.unlike} == {"other"}  # two are alike
+    assert {name for name, curve in curves.items() if curve.protocol_differences} == {"other"}  # two are alike
 
 
 def test_the_page_has_the_figure_and_its_numbers(results):

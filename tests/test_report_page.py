@@ -77,14 +77,16 @@ def test_results_without_records_of_their_steps_are_shown_as_they_lie(study):
     for file in (study / "results").rglob("*.json"):
         file.unlink()
     bare = build_report(study)
-    assert {cell.gap.reason for cell in bare.table.cells.values() if cell.gap.kind == "missing"} == {"not run yet"}
+    assert {cell.missing.reason for cell in bare.table.cells.values() if cell.missing.kind == "missing"} == {
+        "not run yet"
+    }
     assert NO_STEP_RECORDS_NOTE not in bare.remarks
 
 
 def test_a_result_without_the_record_of_its_step_is_not_said_never_to_have_run(study):
     (record,) = study.glob("steps/evaluate-encoder-clip-*/step.json")
     record.unlink()
-    gaps = {cell.gap.reason for cell in build_report(study).table.cells.values() if cell.gap}
+    gaps = {cell.missing.reason for cell in build_report(study).table.cells.values() if cell.missing}
     assert "there is a result, but no record of the step that made it" in gaps
 
 
@@ -122,14 +124,14 @@ def test_a_report_against_another_baseline_stands_beside_the_studys(study, capsy
     before = (study / "report" / "table.md").read_text(encoding="utf-8")
     run_report(ReportConfig(directory=str(study), formats=("markdown",), baseline="clips"))
     assert (study / "report" / "table.md").read_text(encoding="utf-8") == before
-    beside = (study / "report-against-clips" / "table.md").read_text(encoding="utf-8")
+    beside = (study / "report-vs-clips" / "table.md").read_text(encoding="utf-8")
     assert "clip loses to clips" in beside
     said = capsys.readouterr()
     assert "clip loses to clips" in " ".join(said.out.split())
-    assert "report-against-clips/table.md" in said.err
+    assert "report-vs-clips/table.md" in said.err
     run_report(ReportConfig(directory=str(study), formats="markdown, csv", columns="pope"))
-    assert {path.name for path in (study / "report-chosen").iterdir()} == {"table.md", "table.csv"}
-    assert "gqa" not in (study / "report-chosen/table.md").read_text(encoding="utf-8")
+    assert {path.name for path in (study / "report-subset").iterdir()} == {"table.md", "table.csv"}
+    assert "gqa" not in (study / "report-subset/table.md").read_text(encoding="utf-8")
 
 
 def test_a_report_that_cannot_be_written_is_one_line(study, tmp_path):
@@ -178,8 +180,8 @@ def test_pauses_between_runs_are_cut():
 
 
 def test_a_step_that_went_on_is_drawn_before_what_waited_for_it():
-    parent = StepRecord(name="data", kind="data", command="", key="", outcome="done", started=0.0, seconds=100.0)
-    went_on = dataclasses.replace(parent, name="encoder", started=90_000.0, seconds=300.0, earlier=200.0)
+    parent = StepRecord(name="data", kind="data", command="", key="", status="done", started=0.0, seconds=100.0)
+    went_on = dataclasses.replace(parent, name="encoder", started=90_000.0, seconds=300.0, previous_seconds=200.0)
     child = dataclasses.replace(parent, name="llava", started=90_100.0, seconds=100.0)
     timing = build_timeline([parent, went_on, child])
     assert timing is not None

@@ -19,12 +19,12 @@ STUDY = """
 name: small
 seeds: [0, 1]
 encoders:
-  part: {vary: {recipe.target_tokens: [8, 16]}}
+  part: {vary: {recipe.caption_tokens: [8, 16]}}
 llms: {tiny: {}}
 recipes: {short: {}, long: {}}
 benchmarks: {pope: {data: d}}
 figures:
-  - {benchmark: pope, encoders: part, x: recipe.target_tokens}
+  - {benchmark: pope, encoders: part, x: recipe.caption_tokens}
 """
 SHARES = {("8", "short"): 0.2, ("16", "short"): 0.4, ("8", "long"): 0.5, ("16", "long"): 0.8}
 
@@ -43,10 +43,10 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         key = keyed.keys[step.name].key
         write_record(
             output,
-            StepRecord(name=step.name, kind=step.kind, command="", key=key, outcome="done", started=1.0, seconds=1.0),
+            StepRecord(name=step.name, kind=step.kind, command="", key=key, status="done", started=1.0, seconds=1.0),
         )
     for row in record.rows:
-        share = SHARES[row.encoder.rpartition(".")[2], row.recipe or ""] + 0.05 * (row.seed or 0)
+        share = SHARES[row.encoder.rpartition(".")[2], row.llava_variant or ""] + 0.05 * (row.seed or 0)
         items = items_table(0.0, benchmark="pope", count=100)
         items["hit"] = items["score"] = [float(number < round(100 * share)) for number in range(100)]
         put_result(output / "results", Path(row.cells["pope"].result).parent.name, "pope", items)
@@ -68,7 +68,7 @@ def test_points_that_were_measured_otherwise_are_on_no_curve(study: Path) -> Non
     built = build_report(study)
     place = ("part.16 by long", "pope", "accuracy")
     cells = dict(built.table.cells)
-    cells[place] = dataclasses.replace(cells[place], group=1, unlike=("prompt: other",))
+    cells[place] = dataclasses.replace(cells[place], group=1, protocol_differences=("prompt: other",))
     mixed = dataclasses.replace(built, table=dataclasses.replace(built.table, cells=cells))
     (panel,) = sweep_panels(mixed)
     assert [list(curve.points) for curve in panel.curves] == [[8.0, 16.0], [8.0]]

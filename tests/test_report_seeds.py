@@ -33,10 +33,10 @@ seeds: [0, 1, 2]
 encoders:
   pretrained: {}
   whole: {recipe: {strategy: full}}
-  part: {vary: {recipe.strategy: [block], recipe.target_tokens: [8, 16]}}
+  part: {vary: {recipe.caption_strategy: [block], recipe.caption_tokens: [8, 16]}}
 benchmarks: {retrieval: {data: d}}
 figures:
-  - {benchmark: retrieval, encoders: part, x: recipe.target_tokens, beside: [whole], title: <Lengths>, label: tokens}
+  - {benchmark: retrieval, encoders: part, x: recipe.caption_tokens, beside: [whole], title: <Lengths>, label: tokens}
 """
 
 
@@ -53,7 +53,7 @@ def study(tmp_path_factory) -> Path:
         write_study_record(output, study_commands.study_record(keyed, str(file)))
     for step in keyed.plan.steps:
         record = StepRecord(
-            name=step.name, kind=step.kind, command="", key=keyed.keys[step.name].key, outcome="done", started=1.0,
+            name=step.name, kind=step.kind, command="", key=keyed.keys[step.name].key, status="done", started=1.0,
             seconds=1.0,
         )  # fmt: skip
         write_record(output, record)
@@ -84,15 +84,17 @@ def test_the_table_shows_means_with_both_kinds_of_noise(study):
     assert cell.value == pytest.approx(36)
     # over seeds 0, 5, 5 and 6 points, pooled: 4.6 with 8 degrees of freedom; nothing but luck makes images less than it
     pooled = ((0 + 25 + 25 + 36) / 4) ** 0.5
-    assert cell.high - cell.low > 2 * stats.t.ppf(0.975, 8) * pooled / 3**0.5
+    assert cell.ci_high - cell.ci_low > 2 * stats.t.ppf(0.975, 8) * pooled / 3**0.5
     assert cell.by_seed == pytest.approx({0: 30, 1: 36, 2: 42})
-    assert 8.5 < cell.sampling < 9.5  # 1.96 × sqrt(0.36 × 0.64 / 100 pictures) is 9.4; the other seeds have less
+    assert (
+        8.5 < cell.image_ci_half_width < 9.5
+    )  # 1.96 × sqrt(0.36 × 0.64 / 100 pictures) is 9.4; the other seeds have less
     assert cell.delta.baseline == "whole"
     assert cell.delta.value == pytest.approx(11)
-    assert cell.delta.low < 11 - stats.t.ppf(0.975, 8) * pooled * (2 / 3) ** 0.5
+    assert cell.delta.ci_low < 11 - stats.t.ppf(0.975, 8) * pooled * (2 / 3) ** 0.5
     assert built.table.comparisons == 6  # every pair, since the top was chosen by its score
     constant = built.table.cell(built.table.rows[2], column).delta
-    assert constant.low < 25 < 30 < 35 < constant.high  # equal differences are no certainty
+    assert constant.ci_low < 25 < 30 < 35 < constant.ci_high  # equal differences are no certainty
     assert "part.block.8 beats whole by 30.0 points" in " ".join([built.answer, *built.sentences])
     assert any("hold both kinds of noise" in remark for remark in built.remarks)
 
@@ -130,14 +132,14 @@ def test_the_result_of_another_row_is_no_number_of_a_cell(study, tmp_path):
         shutil.copy(*(copied / "results" / row / f"retrieval.{kind}" for row in ("part.block.8-s0", "whole-s0")))
     built = build_report(copied)
     outcome = built.source.outcomes["whole (seed 0)", "retrieval"]
-    assert "expected 'whole-s0' on 'retrieval', got 'part.block.8-s0' on 'retrieval'" in outcome.reason
+    assert "expected 'whole-s0' on 'retrieval', got 'part.block.8-s0' on 'retrieval'" in outcome.failure_reason
     cell = built.table.cell(built.table.rows[1], built.table.columns[0])
     assert cell.by_seed == pytest.approx({1: 25, 2: 30})
 
 
 def test_a_figure_has_a_curve_for_each_strategy_and_a_level_for_what_stands_beside(study):
     built = build_report(study)
-    lines = rows_of(REPORT_FORMATS["settings"].render(built))
+    lines = rows_of(REPORT_FORMATS["sweep"].render(built))
     assert [(line["curve"], line["tokens"], float(line["value"])) for line in lines] == [
         ("block", "8.0", pytest.approx(55)),
         ("block", "16.0", pytest.approx(36)),
@@ -145,7 +147,7 @@ def test_a_figure_has_a_curve_for_each_strategy_and_a_level_for_what_stands_besi
     ]
     # 8 to 16 tokens is one doubling: the slope is the difference of the two points, and as unsure
     ends = {row.name: built.table.cell(row, built.table.columns[0]) for row in built.table.rows}
-    reach = [ends[f"part.block.{tokens}"].high - ends[f"part.block.{tokens}"].low for tokens in (8, 16)]
+    reach = [ends[f"part.block.{tokens}"].ci_high - ends[f"part.block.{tokens}"].ci_low for tokens in (8, 16)]
     slope, low, high = (float(lines[0][name]) for name in ("slope", "slope_ci_low", "slope_ci_high"))
     assert slope == pytest.approx(-19)
     assert max(reach) / 2 < high - slope < sum(reach) / 2
@@ -160,7 +162,7 @@ def test_a_figure_has_a_curve_for_each_strategy_and_a_level_for_what_stands_besi
 
 
 def test_figures_survive_the_record_and_galleries_look_at_the_first_seed(study):
-    assert read_study_record(study).figures[0].beside == ("whole",)
+    assert read_study_record(study).figures[0].reference_lines == ("whole",)
     rows = limit_rows(build_report(study).source).rows
     assert [(row.encoder, row.seed) for row in rows] == [(name, 0) for name in SHARES]
 

@@ -66,7 +66,7 @@ def test_both_sides_of_the_coca_step_predict_the_same_tokens(scripts):
     _, batch = scripts.measure.start(
         scripts.open_clip.ModelConfig(architecture="clips-tiny", image_size=16),
         scripts.open_clip.RecipeConfig(
-            name="coca", web_share=1.0, captioner=scripts.open_clip.CaptionerConfig(length=32)
+            name="coca", web_caption_prob=1.0, captioner=scripts.open_clip.CaptionerConfig(max_length=32)
         ),
         "fp32",
         [["a red car", "two brown dogs"], ["", ""]],

@@ -64,7 +64,7 @@ def test_a_study_runs_ends_with_its_report_and_is_then_done(tmp_path, capsys):
 
 def test_one_changed_line_runs_only_what_depends_on_it(tmp_path):
     run_study_with_report(write_study(tmp_path))
-    encoders = {**SMALL["encoders"], "clips": {"optim": {"lr": 4}}}
+    encoders = {**SMALL["encoders"], "clips": {"optimizer": {"lr": 4}}}
     found = states(write_study(tmp_path, encoders=encoders))
     assert {name for name, state in found.items() if state.startswith("changed")} == {
         "encoder-clips-s0",
@@ -77,7 +77,7 @@ def test_one_changed_line_runs_only_what_depends_on_it(tmp_path):
 def test_plan_and_status_tell_what_changed(tmp_path, capsys):
     run_study_with_report(write_study(tmp_path))
     capsys.readouterr()
-    encoders = {**SMALL["encoders"], "clips": {"optim": {"lr": 4}}}
+    encoders = {**SMALL["encoders"], "clips": {"optimizer": {"lr": 4}}}
     config = write_study(tmp_path, encoders=encoders)
     for show in (
         lambda config: study_status(StatusConfig(study=config.study)),
@@ -203,12 +203,12 @@ def test_the_command_line_overrides_output_jobs_and_paths(tmp_path):
 def test_some_encoders_and_other_seeds_by_the_command_line(tmp_path):
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(SMALL), encoding="utf-8")
     file = str(tmp_path / "study.yaml")
-    plan = build_plan(StudyConfig(study=file, seeds=(7, 8), only=("clip*",)).read())
+    plan = build_plan(StudyConfig(study=file, seeds=(7, 8), include=("clip*",)).read())
     assert sorted({row.encoder for row in plan.rows}) == ["clip", "clips"]
     assert {row.seed for row in plan.rows} == {7, 8}
     assert not [step for step in plan.steps if "net" in step.name]
-    with pytest.raises(UserError, match="unknown encoder in 'only' 'clisp'; did you mean 'clip'"):
-        StudyConfig(study=file, only=("clisp",)).read()
+    with pytest.raises(UserError, match="unknown encoder in 'include' 'clisp'; did you mean 'clip'"):
+        StudyConfig(study=file, include=("clisp",)).read()
 
 
 def test_a_typo_in_a_steps_config_is_told_before_anything_runs():
@@ -231,8 +231,8 @@ def test_unknown_programs_and_commands_are_refused():
 def test_the_runner_is_light():
     code = (
         "import sys, time; began = time.monotonic()\n"
-        "from benchmarks.study import check, commands, engine, job, status\n"
-        "commands.resolve(commands.StudyConfig(study='scripts/studies/demo.yaml'))\n"
+        "from benchmarks.study import engine, job, preflight, status, study_commands\n"
+        "study_commands.resolve_study(study_commands.StudyConfig(study='scripts/studies/demo.yaml'))\n"
         "heavy = {'torch', 'transformers', 'pandas', 'open_clip', 'lmms_eval', 'snakemake'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
@@ -242,7 +242,7 @@ def test_the_runner_is_light():
 
 
 def test_a_runner_that_waited_runs_the_study_as_it_is_then(tmp_path, monkeypatch):
-    config = dataclasses.replace(write_study(tmp_path), wait=True)
+    config = dataclasses.replace(write_study(tmp_path), wait_for_lock=True)
     held = study_commands.locked
 
     def edited_meanwhile(*args, **options):

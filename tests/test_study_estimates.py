@@ -24,11 +24,15 @@ from clips.core.artifact import atomic_write
 from clips.errors import UserError
 from clips.serialization import to_yaml
 
-ENCODER = {"global_batch_size": 10, "optim": {}}
+ENCODER = {"global_batch_size": 10, "optimizer": {}}
 
 
 def planned(output: Path, **fields: object) -> StudyPlan:
-    encoders = {"clip": {**ENCODER, "steps": 100}, "longer": {**ENCODER, "steps": 300}, "other": {"recipe": "clips"}}
+    encoders = {
+        "clip": {**ENCODER, "max_steps": 100},
+        "longer": {**ENCODER, "max_steps": 300},
+        "other": {"recipe": "clips"},
+    }
     return build_plan(parse_study({**SMALL, "output": str(output), "encoders": encoders, **fields}))
 
 
@@ -40,7 +44,7 @@ def estimated(plan: StudyPlan, gpu: str | None = None) -> dict[str, CostEstimate
 def ran(plan: StudyPlan, name: str, seconds: float, **fields: object) -> None:
     """Note a run of a step, with a file of a thousand bytes for its output."""
     step = next(step for step in plan.steps if step.name == name)
-    record = StepRecord(name=name, kind=step.kind, command="", key="old", outcome="done", started=0.0, seconds=seconds)
+    record = StepRecord(name=name, kind=step.kind, command="", key="old", status="done", started=0.0, seconds=seconds)
     write_record(plan.study.directory, dataclasses.replace(record, **fields))  # type: ignore[arg-type]
     step.outputs[0].mkdir(parents=True, exist_ok=True)
     (step.outputs[0] / "weights").write_bytes(bytes(1000))
@@ -63,7 +67,7 @@ def test_a_step_that_was_changed_since_is_estimated_by_what_it_was(tmp_path):
     plan = planned(tmp_path)
     ran(plan, "encoder-clip-s0", 50.0)
     config = next(step.config for step in plan.steps if step.name == "encoder-clip-s0")
-    atomic_write(tmp_path / "steps/encoder-clip-s0/config.yaml", to_yaml({**config, "steps": 10}))
+    atomic_write(tmp_path / "steps/encoder-clip-s0/config.yaml", to_yaml({**config, "max_steps": 10}))
     found = estimated(plan)
     assert found["encoder-clip-s0"].seconds == 500.0
     assert found["encoder-clip-s0"].basis == "the last runs of 1 like steps, by samples"
@@ -81,7 +85,7 @@ def test_an_evaluation_of_pictures_in_tiles_reads_all_of_them():
                     outputs=(Path("out"),), parents=("llava-a",))  # fmt: skip
         return analytic_estimate(step, {"llava-a": llava}, Resources(gpus=1), "h200").seconds or 0.0
 
-    assert 4 < asked(image_fit="anyres") / asked() < 6
+    assert 4 < asked(image_aspect_ratio="anyres") / asked() < 6
 
 
 def encoder_evaluation(encoder: str, *benchmarks: dict[str, object]) -> Step:
@@ -89,8 +93,8 @@ def encoder_evaluation(encoder: str, *benchmarks: dict[str, object]) -> Step:
                 config={"encoder": encoder, "benchmarks": list(benchmarks)})  # fmt: skip
 
 
-COCO = {"name": "coco", "uses": "retrieval", "data": "x"}
-IMAGENET = {"name": "imagenet1k", "uses": "classification", "data": "x", "templates": "openai_imagenet"}
+COCO = {"name": "coco", "task": "retrieval", "data": "x"}
+IMAGENET = {"name": "imagenet1k", "task": "classification", "data": "x", "templates": "openai_imagenet"}
 CLIP = "hf-hub:timm/vit_base_patch32_clip_224.openai"
 
 
@@ -105,8 +109,8 @@ def test_an_evaluation_of_an_encoder_reads_pictures_and_texts_of_published_sets(
 
 
 @pytest.mark.parametrize(
-    "unlike",
-    [{"name": "coco_mini"}, {"split": "train"}, {"uses": "linear_probe"}, {"name": "winoground", "uses": "winoground"}],
+    "protocol_differences",
+    [{"name": "coco_mini"}, {"split": "train"}, {"task": "linear_probe"}, {"name": "winoground", "task": "winoground"}],
 )
 def test_benchmarks_of_unknown_length_are_named_and_the_others_counted(unlike):
     unknown = {**COCO, **unlike}
@@ -134,7 +138,7 @@ def test_a_mistyped_name_of_an_encoder_that_is_evaluated_is_told(encoder, told, 
 def test_a_mistyped_name_is_told_beside_the_runs_of_like_steps(tmp_path):
     steps = [dataclasses.replace(encoder_evaluation(name, COCO), name=f"evaluate-encoder-{row}")
              for row, name in (("a", CLIP), ("wrong", "timm:net@random"))]  # fmt: skip
-    record = StepRecord(name=steps[0].name, kind="evaluation", command="", key="old", outcome="done", started=0.0,
+    record = StepRecord(name=steps[0].name, kind="evaluation", command="", key="old", status="done", started=0.0,
                         seconds=9.0)  # fmt: skip
     write_record(tmp_path, record)
     found = estimate_steps(steps, tmp_path, resources={step.name: Resources() for step in steps}, gpu=None)
@@ -199,13 +203,13 @@ def test_time_left_knows_the_room_of_the_executor_and_that_children_wait_for_par
     assert time_left(steps, rests, GpusConfig(devices=("0",)).shares(beside, 1)) == 30  # it waits for no GPU
     assert time_left(steps, rests, LocalConfig().shares(given, 2)) == 20
     assert time_left(steps, rests, LocalConfig().shares(given, 1)) == 40
-    assert time_left(steps, rests, SlurmConfig(at_once=100).shares(given, 1)) == 20  # no sooner, however wide
+    assert time_left(steps, rests, SlurmConfig(max_jobs=100).shares(given, 1)) == 20  # no sooner, however wide
     assert time_left(steps, {}, four) == 0
 
 
 def llava_step(**config: object) -> Step:
     data = [{"path": "not/here.json"}]
-    stages = {"align": {"data": data, "steps": 10}, "instruct": {"data": data, "steps": 10}}
+    stages = {"align": {"data": data, "max_steps": 10}, "instruct": {"data": data, "max_steps": 10}}
     parts = {"encoder": "transformers:openai/clip-vit-large-patch14-336", "llm": "lmsys/vicuna-7b-v1.5"}
     whole = {"output": "out", **parts, **stages, **config}
     return Step(name="llava-a", kind="llava", command=("llava-bridge", "train"), config=whole, outputs=(Path("out"),))
@@ -228,8 +232,8 @@ def test_a_llava_of_known_parts_is_worked_out_and_one_of_unknown_parts_says_so()
     assert endless.gpu_hours is None
     assert "the data of align are not here" in endless.basis
     assert analytic_estimate(
-        llava_step(projector={"name": "perceiver", "heads": 7}), {}, Resources(), None
-    ).basis.startswith("projector.heads: expected a divisor of 1024")
+        llava_step(projector={"type": "perceiver", "num_heads": 7}), {}, Resources(), None
+    ).basis.startswith("projector.num_heads: expected a divisor of 1024")
 
 
 def test_the_plan_prints_estimates_and_names_of_the_hub_that_may_change(tmp_path, monkeypatch, capsys):
@@ -239,7 +243,7 @@ def test_the_plan_prints_estimates_and_names_of_the_hub_that_may_change(tmp_path
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     plan = build_plan(parse_study(content))
     ran(plan, "data-train", 65.0)
-    plan_study(StudyPlanConfig(study=str(tmp_path / "study.yaml"), check=False, only=("net",)))
+    plan_study(StudyPlanConfig(study=str(tmp_path / "study.yaml"), check=False, include=("net",)))
     printed = capsys.readouterr().out
     assert "about 1 min 05 s, memory unknown, 1 kB disk (its last run)" in printed
     assert "from the hub org/a (not pinned: add @REVISION)" in printed
@@ -255,7 +259,7 @@ def test_a_gpu_that_nobody_knows_is_refused(tmp_path):
 
 
 def test_a_config_that_its_command_will_refuse_breaks_no_plan(tmp_path, capsys):
-    encoders = {"clip": {**ENCODER, "steps": 100}, "longer": {**ENCODER, "steps": "six"}}
+    encoders = {"clip": {**ENCODER, "max_steps": 100}, "longer": {**ENCODER, "max_steps": "six"}}
     plan = planned(tmp_path, encoders=encoders)
     ran(plan, "encoder-clip-s0", 50.0)
     assert estimated(plan)["encoder-longer-s0"] == CostEstimate(basis="its config has values of the wrong kind")

@@ -52,7 +52,7 @@ def test_the_same_study_has_the_same_keys():
             {"encoder-clip", "evaluate-encoder-clip", "llava-clip", "evaluate-llava-clip"},
         ),
         ("benchmarks.pope", {"limit": 5}, {"evaluate-llava-clip", "evaluate-llava-clips", "evaluate-llava-net"}),
-        ("data.test", {"split": "test", "size": 3}, {"data-test", "evaluate-"}),
+        ("data.test", {"split": "test", "num_scenes": 3}, {"data-test", "evaluate-"}),
         ("question", "another?", set()),
         ("baseline", "clips", set()),
         ("jobs", 2, set()),

@@ -60,7 +60,7 @@ def lines(place: Path) -> int:
 def small(output: Path) -> dict[str, object]:
     """The quick one: an untrained encoder, so that its three kinds of step take seconds each."""
     study = tiny_study(output)
-    study["encoders"] = {"clip": {"recipe": {"name": "clip"}, "steps": 2}}
+    study["encoders"] = {"clip": {"recipe": {"name": "clip"}, "max_steps": 2}}
     return study
 
 

@@ -35,7 +35,7 @@ def named(study, name: str) -> Step:  # type: ignore[no-untyped-def]
         ("transformers:a/b", "encoder", ["a/b"]),
         ("several:interleave:timm:net@a/b + transformers:$x/y", "encoder", ["a/b", "$x/y"]),
         ("several:one + two", "encoder", ["one", "two"]),
-        ("pretrained=$x/y,device_map=cpu", "args", ["$x/y", "cpu"]),
+        ("pretrained=$x/y,device_map=cpu", "model_args", ["$x/y", "cpu"]),
         ("What is 1 + 1?", "prompt", ["What is 1 + 1?"]),
     ],
 )
@@ -68,7 +68,7 @@ def test_a_data_set_of_the_hub_and_shards_afar_are_no_missing_files():
 
 
 def test_words_with_a_slash_are_no_missing_files():
-    words = {"prompt": "Is it a cat, yes/no?", "uses": "choice_asked", "data": "d", "judge_model": "org/judge"}
+    words = {"prompt": "Is it a cat, yes/no?", "task": "choice_mcq", "data": "d", "judge_model": "org/judge"}
     assert named(study(benchmarks={"asked": words}), f"evaluate-{LLAVA}").needs == ()
 
 

@@ -26,58 +26,65 @@ def step(plan: StudyPlan, name: str) -> Step:
 
 RECIPES = {
     "mlp": None,
-    "tuned": {"vary": {"align.learning_rate": [2.0e-5, 0.01], "feature_layer": [-2]}, "features": "patch"},
+    "tuned": {
+        "sweep": {"align.learning_rate": [2.0e-5, 0.01], "vision_feature_layer": [-2]},
+        "vision_feature_select_strategy": "default",
+    },
 }
 LLAVAS = {
     "theirs": "models/llava",
-    "ours": {"llava": "$shared/llava", "precision": "float32"},
-    "other": {"lmms": {"model": "llava_hf", "args": "pretrained=$shared/theirs,device_map=cpu"}},
+    "ours": {"llava": "$shared/llava", "precision": "fp32"},
+    "other": {"lmms": {"model": "llava_hf", "model_args": "pretrained=$shared/theirs,device_map=cpu"}},
 }
 
 
 def test_every_encoder_is_plugged_into_every_llm_by_every_recipe():
-    plan = planned(recipes=RECIPES)
+    plan = planned(llava_variants=RECIPES)
     names = ["mlp", "tuned.0.00002.minus2", "tuned.0.01.minus2"]
     assert [row.name for row in plan.rows] == [f"{e} by {r}" for r in names for e in SMALL["encoders"]]
     config = step(plan, "llava-clip-tiny-tuned.0.00002.minus2-s0").config
-    assert config["align"] == {"steps": 5, "learning_rate": 2.0e-5}
-    assert (config["feature_layer"], config["features"]) == (-2, "patch")
-    assert "vary" not in config
-    assert step(plan, "llava-clip-tiny-mlp-s0").config["align"] == {"steps": 5}
+    assert config["align"] == {"max_steps": 5, "learning_rate": 2.0e-5}
+    assert (config["vision_feature_layer"], config["vision_feature_select_strategy"]) == (-2, "default")
+    assert "sweep" not in config
+    assert step(plan, "llava-clip-tiny-mlp-s0").config["align"] == {"max_steps": 5}
     assert sum(one.kind == "encoder" for one in plan.steps) == 2  # not once more for each recipe
     row = next(row for row in plan.rows if row.name == "clips by tuned.0.01.minus2")
-    assert (row.baseline, row.recipe) == ("clip by tuned.0.01.minus2", "tuned.0.01.minus2")
+    assert (row.baseline, row.llava_variant) == ("clip by tuned.0.01.minus2", "tuned.0.01.minus2")
 
 
 def test_one_recipe_adds_nothing_to_the_rows_names():
-    assert [row.name for row in planned(recipes={"mlp": {}}).rows] == list(SMALL["encoders"])
+    assert [row.name for row in planned(llava_variants={"mlp": {}}).rows] == list(SMALL["encoders"])
     assert "llava-clip-tiny-s0" in {one.name for one in planned().steps}
 
 
 def test_an_llm_may_be_varied_and_exceptions_take_patterns_and_recipes():
-    llms = {"tiny": {"vary": {"new_llm.hidden_size": [64, 128]}}}
+    llms = {"tiny": {"sweep": {"llm_from_scratch.hidden_size": [64, 128]}}}
     overrides = [
-        {"llm": "tiny.*", "recipe": "low", "llava": {"align": {"steps": 7}}},
-        {"encoder": "c*", "recipe": "high", "skip": True},
+        {"llm": "tiny.*", "llava_variant": "low", "llava": {"align": {"max_steps": 7}}},
+        {"encoder": "c*", "llava_variant": "high", "exclude": True},
     ]
-    plan = planned(llms=llms, recipes={"low": {}, "high": {}}, overrides=overrides)
-    assert step(plan, "llm-tiny.64").config["new_llm"] == {"hidden_size": 64}
-    assert step(plan, "llava-clip-tiny.128-low-s0").config["align"] == {"steps": 7}
-    assert step(plan, "llava-net-tiny.128-high-s0").config["align"] == {"steps": 5}
-    assert [row.encoder for row in plan.rows if row.recipe == "high"] == ["net", "net"]
+    plan = planned(llms=llms, llava_variants={"low": {}, "high": {}}, overrides=overrides)
+    assert step(plan, "llm-tiny.64").config["llm_from_scratch"] == {"hidden_size": 64}
+    assert step(plan, "llava-clip-tiny.128-low-s0").config["align"] == {"max_steps": 7}
+    assert step(plan, "llava-net-tiny.128-high-s0").config["align"] == {"max_steps": 5}
+    assert [row.encoder for row in plan.rows if row.llava_variant == "high"] == ["net", "net"]
 
 
 def test_exceptions_change_how_rows_are_evaluated():
     overrides = [
         {"encoder": "clip", "evaluation": {"batch_size": 2}},
-        {"recipe": "low", "evaluation": {"batch_size": 3, "precision": "fp32"}},
+        {"llava_variant": "low", "evaluation": {"batch_size": 3, "precision": "fp32"}},
         {"encoder": "clips", "seed": 1, "evaluation": {"device": "cpu"}},
         {"encoder": "given", "seed": 0, "evaluation": {"precision": "bf16"}},
     ]
     defaults = {**SMALL["defaults"], "evaluation": {"batch_size": 64}}
     encoders = {**SMALL["encoders"], "given": "models/encoder"}
     plan = planned(
-        encoders=encoders, recipes={"low": {}, "high": {}}, overrides=overrides, defaults=defaults, seeds=[0, 1]
+        encoders=encoders,
+        llava_variants={"low": {}, "high": {}},
+        overrides=overrides,
+        defaults=defaults,
+        seeds=[0, 1],
     )
 
     def settings(name: str) -> tuple[object, ...]:
@@ -97,7 +104,9 @@ def test_exceptions_change_how_rows_are_evaluated():
 
 def test_llavas_that_are_there_already_are_rows_which_answer_questions():
     plan = planned(
-        llavas=LLAVAS, paths={"shared": "afar"}, defaults={**SMALL["defaults"], "evaluation": {"again": True}}
+        existing_llavas=LLAVAS,
+        paths={"shared": "afar"},
+        defaults={**SMALL["defaults"], "evaluation": {"overwrite": True}},
     )
     rows = {row.name: row for row in plan.rows}
     assert list(rows) == [*SMALL["encoders"], *LLAVAS]
@@ -106,22 +115,24 @@ def test_llavas_that_are_there_already_are_rows_which_answer_questions():
         assert rows[name].not_applicable == {"retrieval": EXISTING_LLAVA_NO_ENCODER}
         assert (rows[name].llm, rows[name].seed, rows[name].baseline) == (None, None, "clip")
     made = step(plan, "evaluate-llava-ours")
-    assert (made.config["llava"], made.config["precision"], made.config["again"]) == ("afar/llava", "float32", True)
+    assert (made.config["llava"], made.config["precision"], made.config["overwrite"]) == ("afar/llava", "fp32", True)
     assert made.needs == (Path("afar/llava"),)
     other = step(plan, "evaluate-llava-other")
-    assert other.config["lmms"]["args"] == "pretrained=afar/theirs,device_map=cpu"
+    assert other.config["lmms"]["model_args"] == "pretrained=afar/theirs,device_map=cpu"
     assert other.needs == (Path("afar/theirs"),)
     asked = [one for one in plan.steps if one.name in {"evaluate-llava-theirs", made.name, other.name}]
     assert first_config_error([(one.name, list(one.command), to_plain(one.config)) for one in asked]) is None
 
 
 def test_a_study_may_have_existing_llavas_alone_and_one_of_them_for_its_baseline():
-    alone = planned(encoders={}, llms={}, llavas={"a": "org/a", "b": "org/b"}, baseline="a", benchmarks={"pope": {}})
+    alone = planned(
+        encoders={}, llms={}, existing_llavas={"a": "org/a", "b": "org/b"}, baseline="a", benchmarks={"pope": {}}
+    )
     assert {row.name: row.baseline for row in alone.rows} == {"a": None, "b": "a"}
     assert step(alone, "evaluate-llava-b").hub == ("org/b",)
-    assert planned(llavas=LLAVAS, paths={"shared": "x"}, only=["theirs"]).rows[0].name == "theirs"
+    assert planned(existing_llavas=LLAVAS, paths={"shared": "x"}, include=["theirs"]).rows[0].name == "theirs"
     chosen = {"retrieval": {"data": "d"}, "pope": {"encoders": ["theirs"]}}
-    beside = planned(llms={}, llavas={"theirs": "a/b"}, benchmarks=chosen, baseline="theirs")
+    beside = planned(llms={}, existing_llavas={"theirs": "a/b"}, benchmarks=chosen, baseline="theirs")
     assert {row.name: dict(row.not_applicable) for row in beside.rows} == {
         "clip": {"pope": EXCLUDED_FROM_BENCHMARK},
         "clips": {"pope": EXCLUDED_FROM_BENCHMARK},
@@ -132,46 +143,49 @@ def test_a_study_may_have_existing_llavas_alone_and_one_of_them_for_its_baseline
 
 
 def test_an_encoder_without_an_llm_says_why_it_answers_nothing():
-    row = planned(llms={}, llavas={"theirs": "a/b"}).rows[0]
+    row = planned(llms={}, existing_llavas={"theirs": "a/b"}).rows[0]
     assert row.not_applicable == {"pope": NO_LLAVA}
 
 
 def test_several_rows_of_the_baseline_leave_an_existing_llava_without_one():
-    rows = planned(llavas={"theirs": "a/b"}, seeds=[0, 1]).rows
+    rows = planned(existing_llavas={"theirs": "a/b"}, seeds=[0, 1]).rows
     assert rows[-1].baseline is None
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"llavas": {"clip": "a/b"}}, "llavas.clip: an encoder has this name already"),
-        ({"llavas": {"a": {}}}, "llavas.a: expected either 'llava' or 'lmms'"),
-        ({"llavas": {"a": {"llava": "b", "lmms": {"model": "c"}}}}, "llavas.a: lmms: expected either it or 'llava'"),
-        ({"llavas": {"a": {"lava": "b"}}}, r"llavas\.a: unknown key 'lava'; did you mean 'llava'"),
-        ({"llavas": {"a": {"llava": 3}}}, r"llavas\.a: llava: expected a string or null, got 3"),
-        ({"llavas": {"a": {"llava": "b", "row": "c"}}}, r"llavas\.a\.row"),
+        ({"existing_llavas": {"clip": "a/b"}}, "existing_llavas.clip: an encoder has this name already"),
+        ({"existing_llavas": {"a": {}}}, "existing_llavas.a: expected either 'llava' or 'lmms'"),
         (
-            {"llavas": {"a": {"lmms": "llava_hf"}}},
-            r"llavas\.a: lmms: expected a mapping of model, args or null, got 'llava_hf'",
+            {"existing_llavas": {"a": {"llava": "b", "lmms": {"model": "c"}}}},
+            "existing_llavas.a: lmms: expected either it or 'llava'",
         ),
-        ({"llavas": {"a": {"lmms": {"args": "x"}}}}, r"llavas\.a: lmms: missing model"),
-        ({"llavas": {"a": 3}}, r"llavas\.a: expected a mapping or a string, got 3"),
-        ({"recipes": {"a": "b"}}, r"recipes\.a: expected a mapping, got 'b'"),
+        ({"existing_llavas": {"a": {"lava": "b"}}}, r"existing_llavas\.a: unknown key 'lava'; did you mean 'llava'"),
+        ({"existing_llavas": {"a": {"llava": 3}}}, r"existing_llavas\.a: llava: expected a string or null, got 3"),
+        ({"existing_llavas": {"a": {"llava": "b", "model_name": "c"}}}, r"existing_llavas\.a\.model_name"),
         (
-            {"recipes": {"a": {}}, "llms": {}, "benchmarks": {"retrieval": {"data": "d"}}},
-            "recipes: expected none without",
+            {"existing_llavas": {"a": {"lmms": "llava_hf"}}},
+            r"existing_llavas\.a: lmms: expected a mapping of model, model_args or null, got 'llava_hf'",
         ),
-        ({"encoders": {}, "baseline": None}, "encoders: expected at least one, or one of 'llavas'"),
-        ({"overrides": [{"recipe": "a", "skip": True}]}, "unknown recipe in 'overrides' 'a'"),
-        ({"overrides": [{"encoder": "x*", "skip": True}]}, r"unknown encoder in 'overrides' 'x\*'"),
+        ({"existing_llavas": {"a": {"lmms": {"model_args": "x"}}}}, r"existing_llavas\.a: lmms: missing model"),
+        ({"existing_llavas": {"a": 3}}, r"existing_llavas\.a: expected a mapping or a string, got 3"),
+        ({"llava_variants": {"a": "b"}}, r"llava_variants\.a: expected a mapping, got 'b'"),
         (
-            {"overrides": [{"encoder": "theirs", "skip": True}], "llavas": {"theirs": "a/llava"}},
+            {"llava_variants": {"a": {}}, "llms": {}, "benchmarks": {"retrieval": {"data": "d"}}},
+            "llava_variants: expected none without",
+        ),
+        ({"encoders": {}, "baseline": None}, "encoders: expected at least one, or one of 'existing_llavas'"),
+        ({"overrides": [{"llava_variant": "a", "exclude": True}]}, "unknown llava_variant in 'overrides' 'a'"),
+        ({"overrides": [{"encoder": "x*", "exclude": True}]}, r"unknown encoder in 'overrides' 'x\*'"),
+        (
+            {"overrides": [{"encoder": "theirs", "exclude": True}], "existing_llavas": {"theirs": "a/llava"}},
             "unknown encoder in 'overrides' 'theirs'",
         ),
         ({"overrides": [{"evaluation": {"llava": "x"}}]}, r"unknown key in overrides\[1\]\.evaluation 'llava'"),
         (
-            {"recipes": {"a": {"vary": {"b": [float("nan")]}}}},
-            r"recipes\.a\.vary\.b: expected names or numbers, got nan",
+            {"llava_variants": {"a": {"sweep": {"b": [float("nan")]}}}},
+            r"llava_variants\.a\.sweep\.b: expected names or numbers, got nan",
         ),
     ],
 )

@@ -41,7 +41,7 @@ def test_everything_runs_once_and_then_is_skipped_in_no_time(tmp_path):
     assert first.complete
     record = read_record(tmp_path, "one")
     assert record is not None
-    assert record.outcome == "done"
+    assert record.status == "done"
     assert record.command == f"python {FAKE} --config {tmp_path}/steps/one/config.yaml"
     assert record.peak_memory_mb
     began = time.monotonic()
@@ -101,7 +101,7 @@ def test_a_record_with_fields_of_another_version_is_read(tmp_path):
     assert run(tmp_path, [make(tmp_path, "data")]).done == ()
 
 
-@pytest.mark.parametrize("outcome", ["running", "interrupted", "failed"])
+@pytest.mark.parametrize("status", ["running", "interrupted", "failed"])
 def test_what_a_killed_run_took_is_counted_until_its_last_note(tmp_path, monkeypatch, outcome):
     monkeypatch.setattr(job, "NOTE_SECONDS", 0.05)
     steps, noted, write = [make(tmp_path, "data", sleep=0.4)], [], job.write_record
@@ -111,11 +111,11 @@ def test_what_a_killed_run_took_is_counted_until_its_last_note(tmp_path, monkeyp
     run(tmp_path, steps)
     record = read_record(tmp_path, "data")
     assert 0 == noted[0] < noted[1] < noted[-1] == record.seconds < 100
-    killed = dataclasses.replace(record, outcome=outcome, seconds=100.0)
+    killed = dataclasses.replace(record, status=outcome, seconds=100.0)
     write_record(tmp_path, killed)
     run(tmp_path, steps)
     record = read_record(tmp_path, "data")
-    assert record.outcome == "done"
+    assert record.status == "done"
     assert 100 < record.seconds < 200
     assert all(seconds >= 100 for seconds in noted[-2:])
     write_record(tmp_path, killed)
@@ -138,7 +138,7 @@ def test_a_failed_step_stops_its_branch_only(tmp_path):
     assert summary.done == ("data", "good", "after-good")
     record = read_record(tmp_path, "bad")
     assert record is not None
-    assert (record.outcome, record.exit_status) == ("failed", 3)
+    assert (record.status, record.exit_status) == ("failed", 3)
     assert record.log_tail[-1] == "the weights are not of this architecture"
     assert run(tmp_path, steps).failed == ("bad",)  # it is tried again
     assert visits(tmp_path, "bad") == 2  # and finds what it left
@@ -171,7 +171,9 @@ def test_a_benchmark_that_fails_fails_the_step_with_its_reason(tmp_path):
 def test_a_result_that_was_replaced_by_a_failure_is_made_again(tmp_path):
     step = evaluation(tmp_path, {"pope": {}})
     run(tmp_path, [step])
-    step.outputs[0].write_text(json.dumps({"status": "failed", "benchmark": "pope", "reason": "x"}), encoding="utf-8")
+    step.outputs[0].write_text(
+        json.dumps({"status": "failed", "benchmark": "pope", "failure_reason": "x"}), encoding="utf-8"
+    )
     assert run(tmp_path, [step]).done == ("evaluate",)
 
 
@@ -248,7 +250,7 @@ def test_a_job_ends_when_the_plan_has_another_key_for_its_step(tmp_path):
     running._looked -= 5
     assert not running.run()
     record = read_record(tmp_path, "data")
-    assert (record.outcome, record.key, record.exit_status) == ("interrupted", "data", None)
+    assert (record.status, record.key, record.exit_status) == ("interrupted", "data", None)
 
 
 def test_what_failed_is_not_tried_again_by_the_engine_but_by_the_next_run(tmp_path):
@@ -257,7 +259,7 @@ def test_what_failed_is_not_tried_again_by_the_engine_but_by_the_next_run(tmp_pa
     assert not JobRun(path, "data").run()
     assert not JobRun(path, "data").run()
     assert visits(tmp_path, "data") == 1
-    write_record(tmp_path, dataclasses.replace(read_record(tmp_path, "data"), run="before"))
+    write_record(tmp_path, dataclasses.replace(read_record(tmp_path, "data"), run_id="before"))
     assert not JobRun(path, "data").run()
     assert visits(tmp_path, "data") == 2
 
@@ -275,7 +277,7 @@ def test_an_adopted_step_is_waited_for_and_never_run_here(tmp_path):
 def test_a_record_of_a_dead_job_is_not_called_running(tmp_path):
     step = make(tmp_path, "data")
     run(tmp_path, [step])
-    write_record(tmp_path, dataclasses.replace(read_record(tmp_path, "data"), outcome="running"))
+    write_record(tmp_path, dataclasses.replace(read_record(tmp_path, "data"), status="running"))
     key = keys_of([step])["data"]
     assert step_state(step, key, tmp_path) == "stopped"
     lock = acquire(tmp_path / "steps" / "data" / ".lock")

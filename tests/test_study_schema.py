@@ -29,7 +29,7 @@ def step(plan, name):  # type: ignore[no-untyped-def]
 
 def test_overrides_are_laid_over_the_defaults_key_by_key():
     config = step(build_plan(parse_study(SMALL)), "encoder-clips-s0").config
-    assert config["optim"] == {"lr": 3, "warmup": 2}
+    assert config["optimizer"] == {"lr": 3, "warmup": 2}
     assert deep_merge({"a": [1], "b": {"c": 1}}, {"a": [2], "b": {"d": 2}}) == {"a": [2], "b": {"c": 1, "d": 2}}
 
 
@@ -55,15 +55,15 @@ def test_rows_are_encoders_times_llms_times_seeds_and_exceptions_apply():
         seeds=[0, 1],
         llms={"tiny": {}, "big": "some/big"},
         overrides=[
-            {"encoder": "net", "llm": "big", "skip": True},
-            {"encoder": "clip", "llava": {"align": {"steps": 9}}},
+            {"encoder": "net", "llm": "big", "exclude": True},
+            {"encoder": "clip", "llava": {"align": {"max_steps": 9}}},
         ],
     )
     plan = build_plan(parse_study(study))
     assert len(plan.rows) == 3 * 2 * 2 - 2
     assert "clips + big (seed 1)" in {row.name for row in plan.rows}
-    assert step(plan, "llava-clip-big-s1").config["align"] == {"steps": 9}
-    assert step(plan, "llava-clips-big-s1").config["align"] == {"steps": 5}
+    assert step(plan, "llava-clip-big-s1").config["align"] == {"max_steps": 9}
+    assert step(plan, "llava-clips-big-s1").config["align"] == {"max_steps": 5}
     assert step(plan, "encoder-clip-s1").config["seed"] == 1
     assert sum(step.name.startswith("evaluate-encoder") for step in plan.steps) == 4  # not once more for each LLM
 
@@ -96,17 +96,17 @@ def test_paths_outside_the_study_are_one_entry():
         ({"seeds": [1, 1]}, "seeds: expected different whole numbers"),
         ({"llms": {}}, "benchmarks.pope: asks a LLaVA, but the study has no 'llms'"),
         ({"overrides": [{"skp": True}]}, r"overrides\[1\]\.skp.*did you mean"),
-        ({"overrides": [{"skip": True}]}, "every row is left out"),
+        ({"overrides": [{"exclude": True}]}, "every row is left out"),
         ({"benchmarks": {"retrieval": {"captions_per_image": 0}}}, "benchmarks.retrieval: .*at least 1"),
         ({"benchmarks": {"pope": {"limit": "5"}}}, r"benchmarks\.pope: limit: expected an integer or null, got '5'"),
-        ({"benchmarks": {"pope": {"uses": 5}}}, r"benchmarks\.pope: uses: expected a string or null, got 5"),
+        ({"benchmarks": {"pope": {"task": 5}}}, r"benchmarks\.pope: task: expected a string or null, got 5"),
         (
-            {"benchmarks": {"pope": {"without": "x"}}},
-            r"benchmarks\.pope: without: expected a list, each item a string, got 'x'",
+            {"benchmarks": {"pope": {"exclude_metrics": "x"}}},
+            r"benchmarks\.pope: exclude_metrics: expected a list, each item a string, got 'x'",
         ),
         (
-            {"benchmarks": {"long_retrieval": {"words": [8, "16"]}}},
-            r"benchmarks\.long_retrieval: words\[2\]: expected an integer, got '16'",
+            {"benchmarks": {"long_retrieval": {"word_limits": [8, "16"]}}},
+            r"benchmarks\.long_retrieval: word_limits\[2\]: expected an integer, got '16'",
         ),
         ({"encoders": {"x" * 300: {}}}, r"expected a name of up to 60 letters"),
     ],
@@ -143,8 +143,8 @@ def test_a_file_that_is_no_study_is_refused_in_one_line(tmp_path, text):
 
 
 GRID = {
-    "vary": {"recipe.strategy": ["truncate", "block"], "recipe.target_tokens": [8, 16]},
-    "recipe": {"texts": ["partial"]},
+    "sweep": {"recipe.caption_strategy": ["truncate", "block"], "recipe.caption_tokens": [8, 16]},
+    "recipe": {"positives": ["partial"]},
 }
 
 
@@ -153,11 +153,11 @@ def test_one_entry_makes_an_encoder_of_every_combination():
     names = ["part.truncate.8", "part.truncate.16", "part.block.8", "part.block.16"]
     assert [row.name for row in plan.rows] == ["clip", *names]
     config = step(plan, "encoder-part.block.16-s0").config
-    assert config["recipe"] == {"texts": ["partial"], "strategy": "block", "target_tokens": 16}
-    assert "vary" not in config
-    assert plan.rows[2].settings == {"recipe.strategy": "truncate", "recipe.target_tokens": 16}
-    assert plan.rows[2].entry == "part"
-    assert plan.rows[0].settings == {}
+    assert config["recipe"] == {"positives": ["partial"], "caption_strategy": "block", "caption_tokens": 16}
+    assert "sweep" not in config
+    assert plan.rows[2].sweep_settings == {"recipe.caption_strategy": "truncate", "recipe.caption_tokens": 16}
+    assert plan.rows[2].sweep_name == "part"
+    assert plan.rows[0].sweep_settings == {}
 
 
 def test_a_benchmark_can_be_for_some_encoders_only():
@@ -189,21 +189,21 @@ def test_rows_can_have_baselines_of_their_own():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"encoders": {"a": {"vary": ["b"]}}}, r"encoders\.a\.vary: expected a mapping"),
-        ({"encoders": {"a": {"vary": {"b": [1, 1]}}}}, r"encoders\.a\.vary\.b: expected a list of different values"),
-        ({"encoders": {"a": {"vary": {"b": [[1]]}}}}, r"encoders\.a\.vary\.b: expected names or numbers"),
-        ({"encoders": {"a.1": {}, "a": {"vary": {"b": [1]}}}}, r"its 'vary' makes a\.1, which is there already"),
+        ({"encoders": {"a": {"sweep": ["b"]}}}, r"encoders\.a\.sweep: expected a mapping"),
+        ({"encoders": {"a": {"sweep": {"b": [1, 1]}}}}, r"encoders\.a\.sweep\.b: expected a list of different values"),
+        ({"encoders": {"a": {"sweep": {"b": [[1]]}}}}, r"encoders\.a\.sweep\.b: expected names or numbers"),
+        ({"encoders": {"a.1": {}, "a": {"sweep": {"b": [1]}}}}, r"its 'sweep' makes a\.1, which is there already"),
         ({"benchmarks": {"retrieval": {"data": "d", "encoders": ["prt"]}}}, r"'prt'; did you mean 'part'"),
         ({"figures": [{"benchmark": "retrieval", "encoders": "part"}]}, r"figures\[1\]: missing x"),
         (
-            {"figures": [{"benchmark": "retrieval", "encoders": "part", "x": "recipe.strategy"}]},
+            {"figures": [{"benchmark": "retrieval", "encoders": "part", "x": "recipe.caption_strategy"}]},
             r"figures\[1\]\.x: expected a setting whose values are numbers",
         ),
         (
-            {"figures": [{"benchmark": "retrieval", "encoders": "clip", "x": "recipe.strategy"}]},
+            {"figures": [{"benchmark": "retrieval", "encoders": "clip", "x": "recipe.caption_strategy"}]},
             r"figures\[1\]\.encoders' 'clip'",
         ),
-        ({"varied": {}}, "unknown key 'varied'"),
+        ({"sweeps": {}}, "unknown key 'sweeps'"),
     ],
 )
 def test_a_wrong_grid_or_figure_is_refused_naming_the_field(fields, message):

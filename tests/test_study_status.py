@@ -33,7 +33,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     record = read_record(found, STEP)
     assert record is not None
     write_record(
-        found, dataclasses.replace(record, outcome="running", started=time.time() - 70, log_tail=(), seconds=0.0)
+        found, dataclasses.replace(record, status="running", started=time.time() - 70, log_tail=(), seconds=0.0)
     )
     (step_directory(found, STEP) / LOG_FILE).write_text("align: step 10/50  loss 3.1\nevil \x1b[31m\x07 line\n")
     lock = acquire(step_directory(found, STEP) / ".lock")
@@ -69,7 +69,7 @@ def test_a_running_step_tells_its_numbers_and_nothing_is_touched(study: Path) ->
 def test_the_time_of_a_step_that_goes_on_is_that_of_all_its_runs(study: Path) -> None:
     record = read_record(study, STEP)
     assert record is not None
-    write_record(study, dataclasses.replace(record, seconds=1000.0, earlier=1000.0))
+    write_record(study, dataclasses.replace(record, seconds=1000.0, previous_seconds=1000.0))
     assert 1069 < seen(study).seconds < 1090
 
 
@@ -119,7 +119,7 @@ def test_a_terminal_is_redrawn_until_nothing_runs(study: Path) -> None:
             (study / ".lock").write_text("\n")  # the runner is gone
             record = read_record(study, STEP)
             assert record is not None
-            write_record(study, dataclasses.replace(record, outcome="failed", log_tail=("no weights",)))
+            write_record(study, dataclasses.replace(record, status="failed", log_tail=("no weights",)))
 
     follow(watch(study), console, wait=wait)
     assert len(screens) == 2
@@ -134,7 +134,7 @@ def test_a_terminal_is_redrawn_until_nothing_runs(study: Path) -> None:
 def test_what_a_killed_runner_left_is_not_called_running(study: Path) -> None:
     record = read_record(study, "llm-tiny")
     assert record is not None
-    write_record(study, dataclasses.replace(record, outcome="running"))
+    write_record(study, dataclasses.replace(record, status="running"))
     (study / ".lock").write_text("999999999\n")
     assert seen(study, "llm-tiny").state == "stopped"
     assert seen(study).state == "running"  # its job outlives the runner: it holds its lock
@@ -145,7 +145,7 @@ def test_lines_tell_what_changed_and_count_what_ended(study: Path) -> None:
     before = looking.look()
     record = read_record(study, STEP)
     assert record is not None
-    failed = dataclasses.replace(record, outcome="failed", log_tail=("no \x07 weights",))
+    failed = dataclasses.replace(record, status="failed", log_tail=("no \x07 weights",))
     now = [
         dataclasses.replace(status, state="failed", record=failed, seconds=9.0) if status.name == STEP else status
         for status in before

@@ -26,7 +26,7 @@ from benchmarks.study.step_state import read_record, write_record
 from benchmarks.study.study_commands import StudyConfig, StudyPlanConfig, plan_study
 from clips.errors import UserError
 
-OTHER = {**SMALL["encoders"], "clips": {"optim": {"lr": 4}}}
+OTHER = {**SMALL["encoders"], "clips": {"optimizer": {"lr": 4}}}
 
 
 def trashed(folder: Path) -> set[str]:
@@ -123,7 +123,7 @@ def test_a_limit_of_the_study_may_be_higher_and_is_checked(tmp_path):
 def test_what_goes_on_and_what_is_new_needs_no_yes(tmp_path):
     run_study_with_report(write_study(tmp_path))
     record = read_record(tmp_path / "out", "encoder-clips-s0")
-    write_record(tmp_path / "out", dataclasses.replace(record, outcome="interrupted", seconds=1e6))
+    write_record(tmp_path / "out", dataclasses.replace(record, status="interrupted", seconds=1e6))
     spend(tmp_path, "evaluate-llava-clips-tiny-s0", 1e6)
     more = {**SMALL["benchmarks"], "gqa": None}
     run_study_with_report(
@@ -166,7 +166,7 @@ def test_outputs_without_a_record_are_not_lost_either(tmp_path):
     accept_outputs(AcceptConfig(study=config.study, steps=("encoder-clip-s0",)))
     assert set(states(config).values()) == {"done"}
     record = read_record(tmp_path / "out", "encoder-clip-s0")
-    assert (record.seconds, record.made) == (90000.0, ("encoders/clip-s0",))
+    assert (record.seconds, record.output_paths) == (90000.0, ("encoders/clip-s0",))
     assert record.accepted[0]["changed"] == ["not recorded"]
 
 
@@ -197,7 +197,7 @@ def test_accepted_outputs_stay_and_say_what_differs(tmp_path, capsys):
         "llava-clips-tiny-s0",
         "evaluate-llava-clips-tiny-s0",
     ]
-    assert said[0].endswith("; differs from what it was made with: optim.lr 3 → 4")
+    assert said[0].endswith("; differs from what it was made with: optimizer.lr 3 → 4")
     assert said[1].endswith("; differs from what it was made with: parents")
     assert set(states(config).values()) == {"done"}
     before = everything(tmp_path)
@@ -208,10 +208,10 @@ def test_accepted_outputs_stay_and_say_what_differs(tmp_path, capsys):
     run_provenance(ProvenanceConfig(result=str(tmp_path / "out/results/clips-s0/retrieval.json"), check=False))
     assert "step evaluate-encoder-clips-s0 accepted 20" in capsys.readouterr().out
 
-    again = {**SMALL["encoders"], "clips": {"optim": {"lr": 5}}}
+    again = {**SMALL["encoders"], "clips": {"optimizer": {"lr": 5}}}
     accept_outputs(AcceptConfig(study=write_study(tmp_path, encoders=again).study))
     settings = [entry["settings"] for entry in read_record(tmp_path / "out", "encoder-clips-s0").accepted]
-    assert settings == [{"optim.lr": [3, 4]}, {"optim.lr": [3, 5]}]  # against what it was made with, both times
+    assert settings == [{"optimizer.lr": [3, 4]}, {"optimizer.lr": [3, 5]}]  # against what it was made with, both times
     run_study_with_report(dataclasses.replace(write_study(tmp_path, encoders=OTHER), yes=True))
     assert read_record(tmp_path / "out", "encoder-clips-s0").accepted == ()  # it was made again
     assert "was accepted" not in (tmp_path / "out/report/index.html").read_text(encoding="utf-8")
@@ -263,36 +263,36 @@ def test_an_interrupted_training_that_is_accepted_goes_on_with_the_work_that_it_
     run_study_with_report(write_study(tmp_path))
     output = tmp_path / "out"
     record = read_record(output, "encoder-clips-s0")
-    write_record(output, dataclasses.replace(record, outcome="interrupted", seconds=9e4))
+    write_record(output, dataclasses.replace(record, status="interrupted", seconds=9e4))
     config = write_study(tmp_path, encoders=OTHER)
     with pytest.raises(UserError, match=r"encoder-clips-s0 \(took 25 h 00 min; changed: config\)"):
         run_study_with_report(config)
-    write_record(output, dataclasses.replace(record, outcome="running", seconds=9e4, job="7"))
+    write_record(output, dataclasses.replace(record, status="running", seconds=9e4, job="7"))
     lock = acquire(output / "steps/encoder-clips-s0/.lock")
     with pytest.raises(UserError, match="encoder-clips-s0: cannot be accepted: a job is at work on it"):
         accept_outputs(AcceptConfig(study=config.study, steps=("encoder-clips-s0",)))
     os.close(lock)
-    write_record(output, dataclasses.replace(record, outcome="interrupted", seconds=9e4))
+    write_record(output, dataclasses.replace(record, status="interrupted", seconds=9e4))
     accept_outputs(AcceptConfig(study=config.study, steps=("encoder-clips-s0",)))
     run_study_with_report(config)
     assert (output / "encoders/clips-s0/visits.txt").read_text() == "visit\nvisit\n"
     record = read_record(output, "encoder-clips-s0")
     assert record.seconds > 9e4
-    assert [entry["settings"] for entry in record.accepted] == [{"optim.lr": [3, 4]}]
+    assert [entry["settings"] for entry in record.accepted] == [{"optimizer.lr": [3, 4]}]
 
 
 def test_rerun_moves_to_the_trash_what_it_makes_again_and_what_models_gave(tmp_path):
     config = write_study(tmp_path)
     run_study_with_report(config)
-    (tmp_path / "out/results/.kept/answers").mkdir(parents=True)
-    (tmp_path / "out/results/.kept/answers/0.jsonl").write_text("hours")
+    (tmp_path / "out/results/.cache/answers").mkdir(parents=True)
+    (tmp_path / "out/results/.cache/answers/0.jsonl").write_text("hours")
     spend(tmp_path, "evaluate-llava-clip-tiny-s0", 7200)
     asked = RerunConfig(study=config.study, steps=("evaluate-llava-*",), check=False)
     with pytest.raises(UserError, match=r"evaluate-llava-clip-tiny-s0 \(took 2 h 00 min; rerun\)"):
         rerun_study_with_report(asked)
-    assert (tmp_path / "out/results/.kept/answers/0.jsonl").is_file()
+    assert (tmp_path / "out/results/.cache/answers/0.jsonl").is_file()
     rerun_study_with_report(dataclasses.replace(asked, yes=True))
-    assert {"results/.kept/answers/0.jsonl", "results/clip-tiny-s0/pope.json"} <= trashed(tmp_path)
+    assert {"results/.cache/answers/0.jsonl", "results/clip-tiny-s0/pope.json"} <= trashed(tmp_path)
     assert set(states(config).values()) == {"done"}
 
 
@@ -307,7 +307,7 @@ def test_clean_empties_the_trash(tmp_path, capsys):
     said = capsys.readouterr().out
     assert re.search(r"^trash/\d{8}T\d{6}Z-encoder-clips-s0  3\.0 MB$", said, re.MULTILINE)
     assert trashed(tmp_path)
-    run_clean(CleanConfig(study=config.study, really=True))
+    run_clean(CleanConfig(study=config.study, force=True))
     assert not trashed(tmp_path)
     assert set(states(config).values()) == {"done"}
 
@@ -317,11 +317,11 @@ import os, sys
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {root!r}]
 import study_engine as e
-from benchmarks.analysis.study_with_report import run_study
-from benchmarks.study import commands, engine, job, trash
-engine.executable = job.executable = e.fake_program
+from benchmarks.analysis.study_with_report import run_study_with_report
+from benchmarks.study import engine, job, study_commands, trash
+engine.resolve_executable = job.resolve_executable = e.fake_program
 engine.run_engine = e.in_process
-commands.check_command, commands.command_version = (lambda words: None), (lambda words: 1)
+study_commands.check_command, study_commands.command_version = (lambda words: None), (lambda words: 1)
 calls = []
 def die(*_args, **_options):
     calls.append(1)
@@ -329,7 +329,7 @@ def die(*_args, **_options):
         os.kill(os.getpid(), 9)
     return was(*_args, **_options)
 was, {place} = {place}, die
-run_study(commands.StudyConfig(study={study!r}, check=False, yes=True))
+run_study_with_report(study_commands.StudyConfig(study={study!r}, check=False, yes=True))
 """
 
 

@@ -26,7 +26,7 @@ def records(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in (folder / "out/steps").glob("*/step.json")}
 
 
-@pytest.mark.parametrize("chosen", [{"steps": ("encoder-clips-*",)}, {"only": ("clips",)}])
+@pytest.mark.parametrize("chosen", [{"steps": ("encoder-clips-*",)}, {"include": ("clips",)}])
 def test_chosen_steps_run_again_with_what_depends_on_them_and_without_what_others_share(chosen, tmp_path, capsys):
     config = write_study(tmp_path)
     run_study_with_report(config)
@@ -43,14 +43,14 @@ def test_chosen_steps_run_again_with_what_depends_on_them_and_without_what_other
 
 
 def test_rerun_wants_to_be_told_what():
-    with pytest.raises(UserError, match=r"^steps: expected names of steps, or 'only'"):
+    with pytest.raises(UserError, match=r"^steps: expected names of steps, or 'include'"):
         RerunConfig(study="study.yaml")
 
 
 def test_what_models_gave_is_forgotten_with_their_evaluation(tmp_path):
     config = write_study(tmp_path)
     run_study_with_report(config)
-    kept = tmp_path / "out/results/.kept/answers"
+    kept = tmp_path / "out/results/.cache/answers"
     kept.mkdir(parents=True)
     rerun_study_with_report(RerunConfig(study=config.study, steps=("data-*",), check=False))
     assert not kept.exists()
@@ -66,7 +66,7 @@ def test_a_step_that_the_study_has_not(tmp_path):
 def test_only_what_no_step_makes_is_removed(tmp_path, capsys):
     run_study_with_report(write_study(tmp_path))
     (tmp_path / "out/notes.txt").write_text("mine")
-    (tmp_path / "out/results/.kept/vectors").mkdir(parents=True)
+    (tmp_path / "out/results/.cache/vectors").mkdir(parents=True)
     for name in ("clip-s0", "clips-s0"):
         (tmp_path / f"out/encoders/{name}.stages/1").mkdir(parents=True)
     encoders = {name: value for name, value in SMALL["encoders"].items() if name != "clips"}
@@ -79,19 +79,19 @@ def test_only_what_no_step_makes_is_removed(tmp_path, capsys):
     assert "encoders/clips-s0  " in said
     assert set((tmp_path / "out").rglob("*")) == everything
 
-    run_clean(CleanConfig(study=config.study, really=True))
+    run_clean(CleanConfig(study=config.study, force=True))
     left = set((tmp_path / "out").rglob("*"))
     gone = {path.relative_to(tmp_path / "out").as_posix() for path in everything - left}
     assert {"encoders/clips-s0", "encoders/clips-s0.stages", "llava/clips-tiny-s0", "steps/encoder-clips-s0"} <= gone
     assert all("clips" in path for path in gone)
     assert (tmp_path / "out/notes.txt").exists()
-    assert (tmp_path / "out/results/.kept").exists()
+    assert (tmp_path / "out/results/.cache").exists()
     assert set(states(config).values()) == {"done"}
     capsys.readouterr()
-    run_clean(CleanConfig(study=config.study, really=True))
+    run_clean(CleanConfig(study=config.study, force=True))
     assert "nothing that the study does not make" in capsys.readouterr().out
-    run_clean(CleanConfig(study=config.study, really=True, kept=True))
-    assert not (tmp_path / "out/results/.kept").exists()
+    run_clean(CleanConfig(study=config.study, force=True, include_cache=True))
+    assert not (tmp_path / "out/results/.cache").exists()
 
 
 @pytest.mark.parametrize("change", [rerun_study_with_report, run_clean])
@@ -102,7 +102,7 @@ def test_nothing_is_changed_while_a_runner_works(change, tmp_path):
     (tmp_path / "out/encoders/left-over").mkdir()
     asked = {
         rerun_study_with_report: RerunConfig(study=config.study, steps=("*",), check=False),
-        run_clean: CleanConfig(study=config.study, really=True),
+        run_clean: CleanConfig(study=config.study, force=True),
     }
     with locked(tmp_path / "out"), pytest.raises(UserError, match="another"):
         change(asked[change])
