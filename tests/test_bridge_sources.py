@@ -286,7 +286,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path: Path, bridge_talk: Path) ->
     refuse('line 2: expected an object with a "text"', "t.jsonl", read_texts, format="text")
     refuse("expected format 'text'", str(bridge_talk / "talk.json"), read_texts, format="llava")
     none = str(tmp_path / "none")
-    refuse("images: .*none: expected the folder", str(bridge_talk / "talk.json"), format="llava", image_folder=none)
+    refuse("none: expected the folder", str(bridge_talk / "talk.json"), format="llava", image_folder=none)
     with pytest.raises(UserError, match="expected files of this machine"):
         read_samples(ConversationSourceConfig(format="webdataset", path="s3://bucket/{00..11}.tar"))
 

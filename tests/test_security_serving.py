@@ -213,7 +213,7 @@ def test_only_so_many_wait_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
             waiting = [asyncio.create_task(client.post(CHAT, json=said())) for _ in range(2)]
             while worker.begun < 2:
                 await asyncio.sleep(0.01)
-            refused = await client.post(CHAT, json=said())
+            refused = await asyncio.wait_for(client.post(CHAT, json=said()), 20)
             page = await client.get("/")
             worker.going.set()
             answers = [answer.status_code for answer in await asyncio.gather(*waiting)]
