@@ -1,44 +1,40 @@
-"""Small parts for the bridge's tests: encoder directories by open_clip itself, an LLM, pictures with talk."""
+"""The bridge's miniature world: an encoder by open_clip, an LLM, pictures with talk, LLaVAs of them, trainings."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
+if TYPE_CHECKING:
+    import torch
+
+    from llava_bridge.data import ConversationSourceConfig
+    from llava_bridge.training.train_config import StageConfig
+
 COLORS = ("red", "green", "blue", "yellow")
-VIT = {
+VIT: dict[str, Any] = {
     "embed_dim": 16,
-    "vision_cfg": {
-        "image_size": 32,
-        "patch_size": 8,
-        "width": 32,
-        "layers": 3,
-        "head_width": 16,
-        "no_ln_pre": True,
-        "pool_type": "avg",
-        "final_ln_after_pool": True,
-        "pos_embed_type": "sin_cos_2d",
-    },
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 3, "head_width": 16, "no_ln_pre": True}
+    | {"pool_type": "avg", "final_ln_after_pool": True, "pos_embed_type": "sin_cos_2d"},
     "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1},
 }
-TRUNK = {**VIT, "vision_cfg": {"timm_model_name": "tiny_vit_5m_224", "timm_model_pretrained": False, "image_size": 64}}
+TRUNK = {**VIT, "vision_cfg": {"timm_model_name": "test_resnet", "timm_model_pretrained": False}}
+TRUNK["vision_cfg"]["image_size"] = 64
 RESNET = {**VIT, "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}}
-SMALL_LLM = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-}
+SMALL_LLM = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+SMALL_LLM |= {"num_key_value_heads": 2, "max_position_embeddings": 256}
 """Of a transformers config, whose other fields depend on the kind."""
 TEXTS = [f"The shape is {color}. USER: What color is it? ASSISTANT: {color}" for color in COLORS] * 8
 
@@ -65,12 +61,8 @@ def make_encoder(directory: Path, model_cfg: dict[str, Any]) -> Any:
         {name: value.contiguous() for name, value in model.state_dict().items()},
         directory / "open_clip_model.safetensors",
     )
-    preprocess = {
-        "mean": [0.4, 0.5, 0.6],
-        "std": [0.2, 0.3, 0.25],
-        "interpolation": "bilinear",
-        "resize_mode": "squash",
-    }
+    preprocess: dict[str, Any] = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]}
+    preprocess |= {"interpolation": "bilinear", "resize_mode": "squash"}
     (directory / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": preprocess}))
     return model
 
@@ -99,9 +91,43 @@ def make_llava(directory: Path, encoder: Path, llm: Path, **parts: Any) -> Path:
     """An untrained LLaVA around the two."""
     from llava_bridge.model.build import LlavaParts, build_llava
 
-    for part in build_llava(LlavaParts(encoder=str(encoder), llm=str(llm), **parts)):
+    return save(directory, *build_llava(LlavaParts(encoder=str(encoder), llm=str(llm), **parts)))
+
+
+def save(directory: Path, *parts: Any) -> Path:
+    """A model, its processor or tokenizer: each as transformers saves it."""
+    for part in parts:
         part.save_pretrained(directory)
     return directory
+
+
+def widen(model: Any, std: float) -> Any:
+    """Random matrices of a wide spread, as untrained layers of norm 1 hide mistakes."""
+    import torch
+
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=std) if parameter.ndim > 1 else None
+    return model
+
+
+def noise(*sizes: tuple[int, int]) -> list[Image.Image]:
+    import numpy as np
+
+    rng = np.random.default_rng(1)
+    return [Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)) for width, height in sizes]
+
+
+def logits(model: Any, processor: Any, picture: Image.Image, prompt: str = "What?") -> torch.Tensor:
+    """(1, T, V): of one question about a picture, as our own chat encoder writes it."""
+    import torch
+
+    from llava_bridge.model.build import make_conversation_encoder
+
+    chat = make_conversation_encoder(model, processor)
+    text = chat.prompt([{"role": "user", "content": f"<image>\n{prompt}"}], [picture])
+    ids = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        return model(input_ids=ids, **processor.image_processor(picture, return_tensors="pt")).logits
 
 
 def make_talk(directory: Path, samples: int = 16) -> Path:
@@ -111,12 +137,8 @@ def make_talk(directory: Path, samples: int = 16) -> Path:
     for number in range(samples):
         color = COLORS[number % len(COLORS)]
         Image.new("RGB", (40, 24), color).save(directory / f"{number}.png")
-        talk = [
-            ("human", "<image>\nWhat color is it?"),
-            ("gpt", color),
-            ("human", "Sure?"),
-            ("gpt", "yes" * (number % 3 + 1)),
-        ]
+        talk = [("human", "<image>\nWhat color is it?"), ("gpt", color)]
+        talk += [("human", "Sure?"), ("gpt", "yes" * (number % 3 + 1))]
         turns = [{"from": who, "value": value} for who, value in talk]
         rows.append({"id": str(number), "image": f"{number}.png", "conversations": turns})
     (directory / "talk.json").write_text(json.dumps(rows))
@@ -149,26 +171,50 @@ def make_album(directory: Path) -> Path:
     return directory
 
 
+def source(talk: Path, file: str = "talk.json", **fields: Any) -> list[ConversationSourceConfig]:
+    """The data of a stage: one of the files of `make_talk` and `make_album`."""
+    from llava_bridge.data import ConversationSourceConfig
+
+    kind = {"format": "text"} if file == "text.jsonl" else {}
+    return [ConversationSourceConfig(path=str(talk / file), **kind, **fields)]
+
+
+class Parts(NamedTuple):
+    """Of what a LLaVA is made and trained: directories of an encoder, an LLM and conversations."""
+
+    encoder: Path
+    llm: Path
+    talk: Path
+
+
+def stage(talk: Path, file: str = "talk.json", **fields: Any) -> StageConfig:
+    """Three steps of four samples at a high rate; ``fields`` override it."""
+    from llava_bridge.training.train_config import StageConfig
+
+    usual = {"max_steps": 3, "global_batch_size": 4, "learning_rate": 1e-2, "warmup_ratio": 0.0}
+    return StageConfig(**{"data": source(talk, file), **usual, **fields})
+
+
+def instruct_file(directory: Path, name: str, parts: Parts, settings: Mapping[str, Any], **fields: Any) -> Path:
+    """A run of the stage instruct alone, of ``settings``, on a finished encoder and LLM."""
+    usual = {"stages": ["instruct"], "encoder": str(parts.encoder), "llm": str(parts.llm)}
+    return config_file(directory, name, parts.talk, **{**usual, "instruct": stage(parts.talk, **settings), **fields})
+
+
 def config_file(directory: Path, name: str, talk: Path, **fields: Any) -> Path:
     """A tiny run of all stages; ``fields`` of TrainConfig override it."""
     from clips.serialization import to_yaml
-    from llava_bridge.data import ConversationSourceConfig
     from llava_bridge.model.small_llama import SmallLlamaConfig
     from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
 
-    data = [ConversationSourceConfig(path=str(talk / "talk.json"))]
+    data = source(talk)
     settings: dict[str, Any] = {
         "output": str(directory / name),
         "stages": ["llm_pretrain", "align", "instruct"],
         "llm_from_scratch": SmallLlamaConfig(
             vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=96
         ),
-        "llm_pretrain": StageConfig(
-            data=[ConversationSourceConfig(path=str(talk / "text.jsonl"), format="text")],
-            max_steps=4,
-            global_batch_size=4,
-            max_length=32,
-        ),
+        "llm_pretrain": StageConfig(data=source(talk, "text.jsonl"), max_steps=4, global_batch_size=4, max_length=32),
         "align": StageConfig(data=data, max_steps=4, global_batch_size=4),
         "instruct": StageConfig(data=data, max_steps=6, global_batch_size=4, learning_rate=1e-3),
         "precision": "fp32",
@@ -181,13 +227,63 @@ def config_file(directory: Path, name: str, talk: Path, **fields: Any) -> Path:
 
 def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A fresh Python process, one thread."""
-    return subprocess.run(
-        [sys.executable, *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    own = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run([sys.executable, *arguments], env=own, capture_output=True, text=True, timeout=400)
+
+
+def python(code: str) -> list[str]:
+    """The lines that a fresh Python process prints, which ends well."""
+    done = run_python("-c", code)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def train(path: Path, *flags: str, **environment: str) -> str:
+    """What ``llava-bridge train`` prints, which ends well."""
+    done = run_python("-m", "llava_bridge", "train", "--config", str(path), *flags, **environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+
+@contextlib.contextmanager
+def training(path: Path, *command: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """The command, going on by itself; killed at the end."""
+    words = [sys.executable, *(command or ("-m", "llava_bridge", "train")), "--config", str(path)]
+    own = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    with tempfile.TemporaryFile("w+") as printed:
+        process = subprocess.Popen(words, env=own, stdout=printed, stderr=printed, text=True)
+        process.printed = lambda: (printed.seek(0), printed.read())[1]  # type: ignore[attr-defined]
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def wait_for(what: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 300) -> None:
+    """Until ``what`` is so, while the process runs."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert process.poll() is None, process.printed()  # type: ignore[attr-defined]
+        assert time.monotonic() < deadline, process.printed()  # type: ignore[attr-defined]
+        time.sleep(0.02)
+
+
+def ended_by(number: signal.Signals, process: subprocess.Popen[str]) -> str:
+    """What the process has printed until a signal ended it."""
+    process.send_signal(number)
+    process.wait(timeout=100)
+    return process.printed()  # type: ignore[attr-defined, no-any-return]
+
+
+def run_cli(*words: str) -> tuple[int, str, str]:
+    """Exit status, output and complaints of ``llava-bridge`` in this process."""
+    from clips.commandline.commands import dispatch
+    from llava_bridge.cli import ABOUT, COMMANDS
+
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        status = dispatch("llava-bridge", ABOUT, COMMANDS, words)
+    return status, out.getvalue(), err.getvalue()
 
 
 def trained_alone(*files: Path, driver: str = "swap_driver.py", **environment: str) -> str:
@@ -205,9 +301,48 @@ def launched() -> dict[str, str]:
     return {**alone, "MASTER_PORT": str(_free_port())}
 
 
+def metrics(directory: Path, *names: str) -> list[Any]:
+    """Of each logged step: a value, or a tuple of several."""
+    file = directory / "metrics.jsonl"
+    lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may be being written
+    return [row[names[0]] if len(names) == 1 else tuple(row[name] for name in names) for row in rows]
+
+
 def losses(directory: Path) -> list[float]:
-    """Of each logged step."""
-    return [json.loads(line)["loss"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return metrics(directory, "loss")
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(directory / "model.safetensors")
+
+
+PARTS = {"vision_tower": "vision", "projector": "projector", "image_newline": "newline"}
+PARTS |= {"language_model": "llm", "lm_head": "llm"}
+
+
+def moved(before: Path, after: Path) -> set[str]:
+    """Which parts of two LLaVAs differ."""
+    one, other = weights(before), weights(after)
+    assert one.keys() == other.keys()
+    changed = [name for name, value in one.items() if (other[name] - value).abs().max() > 1e-6]
+    return {part for name in changed for mark, part in PARTS.items() if mark in name}
+
+
+def assert_same_training(one: Path, other: Path, within: float, within_losses: float | None = None) -> None:
+    """The same losses and, at the end, the same weights."""
+    import pytest
+    import torch
+
+    expected = losses(other)
+    assert expected
+    assert losses(one) == pytest.approx(expected, abs=within if within_losses is None else within_losses)
+    ours, theirs = weights(one), weights(other)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value.to(ours[name].dtype), atol=within, rtol=within, msg=name)
 
 
 def run_processes(count: int, driver: str, *arguments: str, timeout: float, **environment: str) -> str:

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,3 +106,43 @@ def bridge_talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import bridge_world
 
     return bridge_world.make_talk(tmp_path_factory.mktemp("bridge") / "talk")
+
+
+@pytest.fixture(scope="session")
+def bridge_parts(bridge_encoder: Path, bridge_llm: Path, bridge_talk: Path) -> Any:
+    """The three as `bridge_world.Parts`."""
+    import bridge_world
+
+    return bridge_world.Parts(bridge_encoder, bridge_llm, bridge_talk)
+
+
+@pytest.fixture(scope="session")
+def bridge_long_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Llama with a context that has room for tiles and for LLaVA's preamble."""
+    import bridge_world
+
+    return bridge_world.make_llm(tmp_path_factory.mktemp("bridge") / "long_llm", context=400)
+
+
+@pytest.fixture(scope="session")
+def bridge_album(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise of several shapes with talk about one picture, two, and none."""
+    import bridge_world
+
+    return bridge_world.make_album(tmp_path_factory.mktemp("bridge") / "album")
+
+
+@pytest.fixture(scope="session")
+def original_parts() -> Any:
+    """The random parts of a LLaVA in its first authors' layout."""
+    import original_world
+
+    return original_world.Parts()
+
+
+@pytest.fixture(scope="session")
+def original_tower(tmp_path_factory: pytest.TempPathFactory, original_parts: Any) -> Path:
+    """Its CLIP as a directory of transformers."""
+    import original_world
+
+    return original_world.write_tower(original_parts, tmp_path_factory.mktemp("original") / "clip")

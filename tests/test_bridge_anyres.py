@@ -14,7 +14,7 @@ from PIL import Image
 from clips.errors import UserError
 from llava_bridge import answer
 from llava_bridge.conversation import InvalidConversationError
-from llava_bridge.data import ConversationSourceConfig, read_samples
+from llava_bridge.data import read_samples
 from llava_bridge.data.collator import ConversationCollator, ConversationDataset
 from llava_bridge.model.anyres import (
     check_pinpoints,
@@ -33,14 +33,8 @@ SIZES = (*bridge_world.SHAPES, (97, 33), (32, 32), (1, 400), (400, 1), (30, 300)
 
 
 @pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """With room for two pictures of four tiles."""
-    return str(bridge_world.make_llm(tmp_path_factory.mktemp("anyres") / "llm", context=400))
-
-
-@pytest.fixture(scope="module")
-def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return bridge_world.make_album(tmp_path_factory.mktemp("anyres") / "album")
+def llm(bridge_long_llm: Path) -> str:
+    return str(bridge_long_llm)
 
 
 @pytest.fixture(scope="module")
@@ -48,25 +42,12 @@ def llava(bridge_encoder: Path, llm: str) -> tuple[Any, Any]:
     model, processor = build_llava(
         LlavaParts(encoder=str(bridge_encoder), llm=llm, image_aspect_ratio="anyres", seed=3)
     )
-    for parameter in model.parameters():  # untrained layers of norm 1 hide mistakes
-        torch.nn.init.normal_(parameter, std=0.2) if parameter.ndim > 1 else None
-    return model, processor
-
-
-def noise(*sizes: tuple[int, int]) -> list[Image.Image]:
-    return [Image.effect_noise(size, 60).convert("RGB") for size in sizes]
+    return bridge_world.widen(model, 0.2), processor
 
 
 def conversations(llava: tuple[Any, Any], album: Path, length: int = 400) -> ConversationDataset:
-    return ConversationDataset(
-        read_samples(ConversationSourceConfig(path=str(album / "talk.json"))), make_conversation_encoder(*llava), length
-    )
-
-
-def batch_of(items: list[dict[str, Any]], processor: Any, room: int | None = None) -> dict[str, torch.Tensor]:
-    batch = ConversationCollator(processor.image_processor, processor.tokenizer.pad_token_id, room)(items)
-    batch.pop("skipped")
-    return batch
+    (source,) = bridge_world.source(album)
+    return ConversationDataset(read_samples(source), make_conversation_encoder(*llava), length)
 
 
 def learned(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -79,10 +60,9 @@ def learned(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", quick_of(GRIDS, "mlp2x_gelu", "pixel_shuffle"))
 def test_a_picture_has_as_many_tokens_as_features(name: str, bridge_encoder: Path, llm: str) -> None:
     projector = ProjectorConfig(type=name, num_tokens=4)
-    model, processor = build_llava(
-        LlavaParts(encoder=str(bridge_encoder), llm=llm, image_aspect_ratio="anyres", projector=projector)
-    )
-    pictures = noise(*SIZES)
+    parts = LlavaParts(encoder=str(bridge_encoder), llm=llm, image_aspect_ratio="anyres", projector=projector)
+    model, processor = build_llava(parts)
+    pictures = bridge_world.noise(*SIZES)
     features = model.get_image_features(**processor.image_processor(pictures, return_tensors="pt")).pooler_output
     counted = [num_image_tokens(processor, picture) for picture in pictures]
     assert [len(one) for one in features] == counted
@@ -106,7 +86,7 @@ def test_a_picture_has_as_many_tokens_as_features(name: str, bridge_encoder: Pat
 )
 def test_tiles_are_joined_as_by_hand(size: Any, tiles: Any, kept: Any, llava: tuple[Any, Any]) -> None:
     model, processor = llava
-    made = processor.image_processor(noise(size), return_tensors="pt")
+    made = processor.image_processor(bridge_world.noise(size), return_tensors="pt")
     assert made["pixel_values"].shape == (1, 1 + tiles[0] * tiles[1], 3, 32, 32)
     with torch.no_grad():
         found = model.get_image_features(**made).pooler_output[0]
@@ -132,11 +112,13 @@ def test_the_overview_and_the_tiles_are_parts_of_the_picture(llava: tuple[Any, A
     assert (bright[0, :, :, 18:] - 1).abs().max() < 0.01
 
 
-def test_the_loss_and_its_gradients_are_those_of_transformers(llava: tuple[Any, Any], album: Path) -> None:
+def test_the_loss_and_its_gradients_are_those_of_transformers(llava: tuple[Any, Any], bridge_album: Path) -> None:
     """Samples of one picture, two, none; pictures of several shapes."""
     model, processor = llava
-    data = conversations(llava, album)
-    batch = batch_of([data[index] for index in range(7)], processor)
+    data = conversations(llava, bridge_album)
+    collator = ConversationCollator(processor.image_processor, processor.tokenizer.pad_token_id)
+    batch = collator([data[index] for index in range(7)])
+    batch.pop("skipped")
     assert batch["pixel_values"].shape == (6, 5, 3, 32, 32)
     assert batch["image_sizes"].tolist() == [[24, 40], [40, 24], [64, 64], [30, 200], [24, 40], [64, 64]]
     model.requires_grad_(True)
@@ -158,18 +140,23 @@ def test_the_token_at_the_ends_of_rows_is_a_part_of_the_projector(llava: tuple[A
     assert sum(map(len, owned)) == len(list(model.parameters()))
 
 
-def test_no_picture_is_cut(llava: tuple[Any, Any], album: Path) -> None:
-    data = conversations(llava, album)
+def test_no_picture_is_cut(llava: tuple[Any, Any], bridge_album: Path) -> None:
+    data = conversations(llava, bridge_album)
     lengths = [len(data.encode(sample)["input_ids"]) for sample in data.samples]
     assert lengths[2] - lengths[0] == 88 - 44
     assert data.sizes()[4] > data.sizes()[0] > data.sizes()[5]
-    short = conversations(llava, album, 80)
+    short = conversations(llava, bridge_album, 80)
     assert short.encode(short.samples[0])["input_ids"].count(short.chat.image_id) == 44
     with pytest.raises(InvalidConversationError, match="its images do not fit into 80 tokens"):
         short.encode(short.samples[2])
 
 
-def test_pinpoints() -> None:
+def test_pinpoints(bridge_encoder: Path, llm: str) -> None:
+    own = {"image_aspect_ratio": "anyres", "image_grid_pinpoints": [[64, 128]]}
+    model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=llm, **own))  # type: ignore[arg-type]
+    (picture,) = bridge_world.noise((100, 100))
+    assert processor.image_processor(picture, return_tensors="pt")["pixel_values"].shape == (1, 9, 3, 32, 32)
+    assert model.config.image_grid_pinpoints == [[64, 128]]
     assert resolve_pinpoints(336, None) == [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
     assert resolve_pinpoints(16, [(32, 16)]) == [[32, 16]]
     with pytest.raises(UserError, match=r"image_grid_pinpoints: expected multiples of 32, .* got \[32, 48\]"):
@@ -181,15 +168,6 @@ def test_pinpoints() -> None:
             check_pinpoints("anyres", wrong)
     with pytest.raises(UserError, match=r"image_grid_pinpoints: expected none but .*, got image_aspect_ratio pad"):
         check_pinpoints("pad", [[32, 64]])
-
-
-def test_one_pinpoint_of_ones_own(bridge_encoder: Path, llm: str) -> None:
-    model, processor = build_llava(
-        LlavaParts(encoder=str(bridge_encoder), llm=llm, image_aspect_ratio="anyres", image_grid_pinpoints=[[64, 128]])
-    )
-    (picture,) = noise((100, 100))
-    assert processor.image_processor(picture, return_tensors="pt")["pixel_values"].shape == (1, 9, 3, 32, 32)
-    assert model.config.image_grid_pinpoints == [[64, 128]]
 
 
 def test_what_has_no_places_is_refused(bridge_encoder: Path, llm: str) -> None:
@@ -204,9 +182,7 @@ def test_what_has_no_places_is_refused(bridge_encoder: Path, llm: str) -> None:
             build_llava(
                 LlavaParts(**{"encoder": str(bridge_encoder), "llm": llm, "image_aspect_ratio": "anyres", **fields})
             )
-    with pytest.raises(
-        UserError, match=r"^vision_feature_select_strategy: expected default with image_aspect_ratio anyres, got full"
-    ):
+    with pytest.raises(UserError, match=r"^vision_feature_select_strategy: expected default with .* anyres, got full"):
         effective_patch_size(ProjectorConfig(), ProjectorShape(patches=16, width=8, llm=8, extra=1), 32)
     coarse = ProjectorConfig(type="c_abstractor", num_tokens=49)
     with pytest.raises(

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import bridge_world
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from clips.errors import UserError
 from llava_bridge import answer, load_llava
-from llava_bridge.model.build import LlavaParts, build_llava, load_llm, load_tokenizer
+from llava_bridge.model.build import LlavaParts, build_llava, convert_tower_to_transformers, load_llm, load_tokenizer
+from llava_bridge.projectors import ProjectorConfig
 
 
 @pytest.fixture(scope="module")
@@ -25,16 +27,7 @@ def llava(bridge_encoder: Path, bridge_llm: Path) -> tuple[Any, Any]:
 
 @pytest.fixture(scope="module")
 def saved(llava: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("llava")
-    for part in llava:
-        part.save_pretrained(directory)
-    return directory
-
-
-def pictures(count: int) -> list[Image.Image]:
-    noise = torch.Generator().manual_seed(1)
-    arrays = [torch.randint(0, 256, (30, 50, 3), generator=noise, dtype=torch.uint8).numpy() for _ in range(count)]
-    return [Image.fromarray(array) for array in arrays]
+    return bridge_world.save(tmp_path_factory.mktemp("llava"), *llava)
 
 
 def test_parts_are_the_given_ones(llava: tuple[Any, Any], bridge_encoder: Path, bridge_llm: Path) -> None:
@@ -47,6 +40,10 @@ def test_parts_are_the_given_ones(llava: tuple[Any, Any], bridge_encoder: Path, 
     assert model.config.vision_feature_layer == -2
     assert model.config.image_seq_length == 16
     assert model.generation_config.eos_token_id == [processor.tokenizer.convert_tokens_to_ids("</s>")]
+    inputs = processor(images=bridge_world.noise((50, 30)), text="<image> what?", return_tensors="pt")
+    assert (inputs["input_ids"] == model.config.image_token_index).sum() == 16
+    assert inputs["pixel_values"].shape == (1, 3, 32, 32)
+    assert model(**inputs).logits.shape[-1] == len(processor.tokenizer)
 
 
 def test_tied_embeddings_stay_tied(bridge_encoder: Path, bridge_llm: Path, tmp_path: Path) -> None:
@@ -60,31 +57,16 @@ def test_tied_embeddings_stay_tied(bridge_encoder: Path, bridge_llm: Path, tmp_p
     assert torch.equal(model.lm_head.weight, llm.get_input_embeddings().weight)
 
 
-def test_stock_processor_and_model_agree_on_the_number_of_picture_tokens(llava: tuple[Any, Any]) -> None:
-    model, processor = llava
-    inputs = processor(images=pictures(1), text="<image> what?", return_tensors="pt")
-    assert (inputs["input_ids"] == model.config.image_token_index).sum() == 16
-    assert inputs["pixel_values"].shape == (1, 3, 32, 32)
-    assert model(**inputs).logits.shape[-1] == len(processor.tokenizer)
-
-
-def test_answers_in_batches_equal_answers_alone(saved: Path) -> None:
+def test_answers_in_batches_equal_answers_alone_and_end_at_the_end_token(saved: Path) -> None:
     model, processor = load_llava(saved)
-    images: list[Any] = [*pictures(3), None]
+    images: list[Any] = [*bridge_world.noise((50, 30), (50, 30), (50, 30)), None]
     prompts = ["What?", "Is there a very long question about colors here?", "Red or green?", "No picture: what?"]
     together = answer(model, processor, images, prompts, max_new_tokens=6, batch_size=4)
-    alone = [
-        answer(model, processor, [image], [prompt], max_new_tokens=6)[0]
-        for image, prompt in zip(images, prompts, strict=True)
-    ]
-    assert together == alone
+    pairs = zip(images, prompts, strict=True)
+    assert together == [answer(model, processor, [image], [prompt], 6)[0] for image, prompt in pairs]
     assert any(together)
     with pytest.raises(UserError, match="1 images but not as many"):
-        answer(model, processor, [pictures(1)[0]], ["<image> and <image>"])
-
-
-def test_an_answer_ends_at_the_end_token(saved: Path) -> None:
-    model, processor = load_llava(saved)
+        answer(model, processor, images[:1], ["<image> and <image>"])
     end = processor.tokenizer.convert_tokens_to_ids("</s>")
     calls: list[int] = []
 
@@ -92,41 +74,92 @@ def test_an_answer_ends_at_the_end_token(saved: Path) -> None:
         calls.append(ids.shape[1])
         return torch.full_like(scores, -1e9).index_fill(1, torch.tensor([end]), 0.0)
 
-    assert answer(model, processor, pictures(1), ["What?"], max_new_tokens=50, logits_processor=[force_end]) == [""]
+    assert answer(model, processor, images[:1], ["What?"], max_new_tokens=50, logits_processor=[force_end]) == [""]
     assert len(calls) == 1
 
 
-def test_a_fresh_process_loads_it_with_stock_transformers(saved: Path, llava: tuple[Any, Any], tmp_path: Path) -> None:
-    script = f"""
-import sys, llava_bridge
-assert "torch" not in sys.modules, "import llava_bridge is light"
+FRESH = """
+import sys, torch
+from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
-import torch
-model = AutoModelForImageTextToText.from_pretrained({str(saved)!r})
-AutoProcessor.from_pretrained({str(saved)!r})
-torch.save(model.state_dict(), {str(tmp_path / "state.pt")!r})
-print(type(model).__name__, type(model.model.vision_tower).__name__)
+def load(directory):
+    model = AutoModelForImageTextToText.from_pretrained(directory).eval()
+    processor = AutoProcessor.from_pretrained(directory)
+    talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+    text = processor.apply_chat_template(talk, add_generation_prompt=True)
+    picture = Image.open(directory + "/picture.png")
+    inputs = processor(images=picture, text=text, add_special_tokens=False, return_tensors="pt")
+    with torch.no_grad():
+        torch.save((model.state_dict(), model(**inputs).logits), directory + "/found.pt")
+    parts = (model, model.model.vision_tower, model.model.multi_modal_projector)
+    print(*(type(part).__name__ for part in parts))
+STOCK, OURS = sys.argv[1].split(","), sys.argv[2].split(",")
+for directory in STOCK:
+    load(directory)
+assert not any(name.startswith("llava_bridge") for name in sys.modules)
+import llava_bridge
+for directory in OURS:
+    load(directory)
 """
-    done = bridge_world.run_python("-c", script)
+LLAVAS: dict[str, tuple[dict[str, Any], str]] = {
+    "stock": ({}, "LlavaForConditionalGeneration CLIPVisionModel LlavaMultiModalProjector"),
+    "tiles": (
+        {"image_aspect_ratio": "anyres"},
+        "LlavaNextForConditionalGeneration CLIPVisionModel LlavaNextMultiModalProjector",
+    ),
+    "tower": ({}, "LlavaForConditionalGeneration EncoderVisionModel LlavaMultiModalProjector"),
+    "perceiver": (
+        {"projector": ProjectorConfig(type="perceiver", num_tokens=5, num_heads=4)},
+        "BridgeLlavaForConditionalGeneration EncoderVisionModel Perceiver",
+    ),
+    "shuffled": (
+        {"image_aspect_ratio": "anyres", "projector": ProjectorConfig(type="pixel_shuffle")},
+        "BridgeLlavaNextForConditionalGeneration EncoderVisionModel PixelShuffle",
+    ),
+    "linear": (
+        {"image_aspect_ratio": "anyres", "projector": ProjectorConfig(type="linear")},
+        "BridgeLlavaNextForConditionalGeneration CLIPVisionModel Linear",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("stock", "ours"),
+    [(["stock"], ["tower"]), pytest.param(["tiles"], ["perceiver", "shuffled", "linear"], marks=pytest.mark.slow)],
+)
+def test_a_fresh_process_loads_them_with_stock_transformers(
+    stock: list[str], ours: list[str], bridge_encoder: Path, bridge_long_llm: Path, original_tower: Path, tmp_path: Path
+) -> None:
+    """Those with a tower and a projector of its own need no import of ours."""
+    (picture,) = bridge_world.noise((50, 30))
+    built = {}
+    for name in (*stock, *ours):
+        fields, kinds = LLAVAS[name]
+        encoder = bridge_encoder if name in {"tower", "perceiver"} else f"transformers:{original_tower}"
+        parts = LlavaParts(encoder=str(encoder), llm=str(bridge_long_llm), **fields)
+        model, processor = built[name] = build_llava(parts)
+        assert convert_tower_to_transformers(model) == ("CLIPVisionModel" in kinds)
+        picture.save(bridge_world.save(tmp_path / name, model, processor) / "picture.png")
+    folders = [",".join(str(tmp_path / name) for name in names) for names in (stock, ours)]
+    done = bridge_world.run_python("-c", FRESH, *folders)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["LlavaForConditionalGeneration", "EncoderVisionModel"]
-    state = torch.load(tmp_path / "state.pt", weights_only=True)
-    own = llava[0].state_dict()
-    assert state.keys() == own.keys()
-    assert all(torch.equal(value, own[name]) for name, value in state.items())
+    assert done.stdout.splitlines() == [LLAVAS[name][1] for name in built]
+    for name, (model, processor) in built.items():
+        state, logits = torch.load(tmp_path / name / "found.pt")
+        assert state.keys() == model.state_dict().keys()
+        assert all(torch.equal(value, model.state_dict()[key]) for key, value in state.items()), name
+        torch.testing.assert_close(logits, bridge_world.logits(model, processor, picture), atol=1e-5, rtol=1e-5)
 
 
 def test_feature_layers(bridge_encoder: Path, bridge_llm: Path) -> None:
-    model, _ = build_llava(LlavaParts(encoder="timm:tiny_vit_5m_224@random", llm=str(bridge_llm), image_size=64))
+    model, _ = build_llava(LlavaParts(encoder="timm:test_efficientnet@random", llm=str(bridge_llm), image_size=64))
     assert (model.config.vision_feature_layer, model.config.image_seq_length) == (-1, 4)
-    with pytest.raises(UserError, match="only -1, the last feature map, got -2"):
-        build_llava(
-            LlavaParts(
-                encoder="timm:tiny_vit_5m_224@random", llm=str(bridge_llm), image_size=64, vision_feature_layer=-2
-            )
-        )
-    with pytest.raises(UserError, match="vision_feature_layer: this encoder has -4 to 3, got 7"):
-        build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_llm), vision_feature_layer=7))
+    for encoder, layer, message in (
+        ("timm:test_efficientnet@random", -2, "only -1, the last feature map, got -2"),
+        (str(bridge_encoder), 7, "vision_feature_layer: this encoder has -4 to 3, got 7"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build_llava(LlavaParts(encoder=encoder, llm=str(bridge_llm), vision_feature_layer=layer))
 
 
 def test_an_llm_without_picture_and_padding_tokens_gets_them(shared: Path, bridge_encoder: Path) -> None:
@@ -141,35 +174,28 @@ def test_an_llm_without_picture_and_padding_tokens_gets_them(shared: Path, bridg
     assert text
 
 
-def test_incomplete_llms_are_refused_in_one_line(bridge_llm: Path, tmp_path: Path) -> None:
+def test_incomplete_directories_are_refused_in_one_line(bridge_llm: Path, saved: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no config\.json"):
         load_tokenizer(str(tmp_path))
-    for missing, match in (("tokenizer.json", "has no tokenizer"), ("model.safetensors", "has no weights")):
-        copy = tmp_path / missing
-        shutil.copytree(bridge_llm, copy)
+    with pytest.raises(UserError, match=r"no config\.json in it"):
+        load_llava(tmp_path)
+    for number, (source, missing, load, match) in enumerate(
+        [
+            (bridge_llm, "tokenizer.json", load_tokenizer, "has no tokenizer"),
+            (bridge_llm, "model.safetensors", load_tokenizer, "has no weights"),
+            (saved, "model.safetensors", load_llava, "no weights here"),
+        ]
+    ):
+        copy = tmp_path / str(number)
+        shutil.copytree(source, copy)
         (copy / missing).unlink()
         with pytest.raises(UserError, match=match):
-            load_tokenizer(str(copy))
+            load(str(copy))
     unknown = tmp_path / "unknown"
     shutil.copytree(bridge_llm, unknown)
     (unknown / "config.json").write_text(json.dumps({"model_type": "nothing_known"}))
     with pytest.raises(UserError, match=r"llm: .* cannot be loaded"):
         load_llm(str(unknown))
-
-
-def spoil(directory: Path, fault: str) -> None:
-    """Give the weights of ``directory`` a fault."""
-    path = directory / "model.safetensors"
-    weights = load_file(path)
-    name = next(name for name in weights if name.endswith("mlp.down_proj.weight"))
-    if fault == "truncated":
-        path.write_bytes(path.read_bytes()[:-100])
-        return
-    if fault == "lacking":
-        del weights[name]
-    else:
-        weights[name] = torch.zeros(3, 5)
-    save_file(weights, path, metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize(
@@ -186,17 +212,59 @@ def test_no_weight_is_ever_made_up(
     for directory, load in ((bridge_llm, lambda path: load_llm(str(path))), (saved, load_llava)):
         copy = tmp_path / directory.name
         shutil.copytree(directory, copy)
-        spoil(copy, fault)
+        file = copy / "model.safetensors"
+        weights = load_file(file)
+        name = next(name for name in weights if name.endswith("mlp.down_proj.weight"))
+        if fault == "lacking":
+            del weights[name]
+        else:
+            weights[name] = torch.zeros(3, 5)
+        save_file(weights, file, metadata={"format": "pt"})
+        if fault == "truncated":
+            file.write_bytes((directory / file.name).read_bytes()[:-100])
         capfd.readouterr()
         with pytest.raises(UserError, match=match):
             load(copy)
         assert "MISSING" not in capfd.readouterr().err
 
 
-def test_llava_directories_are_checked(saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no config\.json in it"):
-        load_llava(tmp_path)
-    shutil.copytree(saved, tmp_path / "copy")
-    (tmp_path / "copy" / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="no weights here"):
-        load_llava(tmp_path / "copy")
+QUESTIONS = ["What is it?", "Is there a red thing in the picture? Answer yes or no."]
+
+
+@pytest.mark.parametrize("image_aspect_ratio", ["pad", pytest.param("anyres", marks=pytest.mark.slow)])
+def test_lmms_evals_own_model_answers_the_same(
+    image_aspect_ratio: Any, tmp_path: Path, bridge_llm: Path, original_tower: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = f"transformers:{original_tower}"
+    model, processor = build_llava(
+        LlavaParts(encoder=encoder, llm=str(bridge_llm), image_aspect_ratio=image_aspect_ratio)
+    )
+    assert convert_tower_to_transformers(model)
+    (picture,) = bridge_world.noise((50, 20))
+    directory = bridge_world.save(tmp_path / "llava", model, processor)
+    ours = answer(*load_llava(directory, device="cpu"), [picture] * 2, QUESTIONS, max_new_tokens=8)
+    assert all(ours)
+    assert len(set(ours)) == 2  # an untrained LLM's, but of these questions
+    assert llava_hf(directory, picture, monkeypatch) == ours
+
+
+def llava_hf(directory: Path, picture: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The answers to ``QUESTIONS`` about ``picture`` of lmms-eval's class."""
+    video = types.ModuleType("decord")  # wanted for videos alone
+    video.VideoReader = video.cpu = None  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "decord", video)
+    from lmms_eval.api.instance import Instance
+    from lmms_eval.models.simple.llava_hf import LlavaHf
+
+    model = LlavaHf(str(directory), device="cpu", device_map="cpu", dtype="float32")
+    model.task_dict = {"colors": {"test": [{"question": question} for question in QUESTIONS]}}
+    requests = [
+        Instance(
+            request_type="generate_until",
+            arguments=(question, {"max_new_tokens": 8}, lambda _: [picture], number, "colors", "test"),
+            idx=0,
+            metadata={"task": "colors", "doc_id": number, "repeats": 1},
+        )
+        for number, question in enumerate(QUESTIONS)
+    ]
+    return [text.strip() for text in model.generate_until(requests)]

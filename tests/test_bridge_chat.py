@@ -51,16 +51,10 @@ def split(chat: ConversationEncoder, messages: list[dict[str, Any]], length: int
     return decode(encoded.input_ids), [decode(run) for run in runs if run]
 
 
-def test_vicuna_learns_answers_and_their_end_tokens(tokenizer: Any) -> None:
-    chat = ConversationEncoder(tokenizer, resolve_chat_template(None, "auto"), 3)
-    text, learned = split(chat, TALK)
-    assert text == "<s>USER: <image><image><image>\nWhat color is it? ASSISTANT: red</s>USER: Sure? ASSISTANT: yes</s>"
-    assert [run.strip() for run in learned] == ["red</s>", "yes</s>"]
-    assert chat.end_token == "</s>"
-
-
 def test_an_llms_own_template_learns_answers_and_their_end_tokens(tokenizer: Any) -> None:
     chat = ConversationEncoder(tokenizer, resolve_chat_template(CHATML, "auto"), 1)
+    repeated = [{"role": "user", "content": "yes yes"}, {"role": "assistant", "content": "yes"}]
+    assert split(chat, repeated)[1] == ["yes</s>"]
     text, learned = split(chat, [{"role": "system", "content": "Be brief."}, *TALK])
     assert text == (
         "<s>system\nBe brief.</s>\n<s>user\n<image>\nWhat color is it?</s>\n<s>assistant\nred</s>\n"
@@ -82,23 +76,8 @@ def test_the_real_llama_tokenizer(shared: Path) -> None:
     assert encoded.input_ids.count(tokenizer.bos_token_id) == 1
 
 
-@pytest.mark.parametrize("own", [None, CHATML])
-def test_what_is_asked_is_what_was_trained(own: str | None, tokenizer: Any) -> None:
-    chat = ConversationEncoder(tokenizer, resolve_chat_template(own, "auto"), 2)
-    prompt = tokenizer(chat.prompt(TALK[:3]), add_special_tokens=False)["input_ids"]
-    whole = chat.encode(TALK, 200)
-    assert whole.input_ids[: len(prompt)] == prompt
-    assert whole.labels[len(prompt)] != IGNORE_INDEX
-    assert all(label == IGNORE_INDEX for label in whole.labels[len(prompt) - 3 : len(prompt)])
-
-
-ENDS = {
-    "llama_3": "<|eot_id|>",
-    "llama_3_1": "<|eot_id|>",
-    "chatml": "<|im_end|>",
-    "gemma": "<end_of_turn>",
-    "phi_3": "<|end|>",
-}
+ENDS = {"llama_3": "<|eot_id|>", "llama_3_1": "<|eot_id|>", "chatml": "<|im_end|>"}
+ENDS |= {"gemma": "<end_of_turn>", "phi_3": "<|end|>"}
 MARKS = {
     "llama_3": ("<|start_header_id|>", "<|end_header_id|>"),
     "llama_3_1": ("<|start_header_id|>", "<|end_header_id|>"),
@@ -294,9 +273,13 @@ def test_what_a_template_does_with_a_system_turn_is_looked_at_too(tokenizer: Any
 
 def test_content_as_text_and_as_parts_render_alike(tokenizer: Any) -> None:
     parts = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What color is it?"}]}]
-    for own in (None, CHATML):
+    for own, shown in (
+        (None, "<s>USER: <image><image>\nWhat color is it? ASSISTANT:"),
+        (CHATML, "<image><image>\nWhat"),
+    ):
         chat = ConversationEncoder(tokenizer, resolve_chat_template(own, "auto"), 2)
         assert chat.prompt(parts) == chat.prompt(TALK[:1])
+        assert shown in chat.prompt(parts)
 
 
 def test_long_samples_are_cut_on_the_right_but_never_in_a_picture(tokenizer: Any) -> None:
@@ -310,12 +293,6 @@ def test_long_samples_are_cut_on_the_right_but_never_in_a_picture(tokenizer: Any
         chat.encode(TALK, first)
     with pytest.raises(InvalidConversationError, match="images do not fit"):
         chat.encode(TALK, whole.input_ids.index(chat.image_id) + 7)
-
-
-def test_answers_that_repeat_the_question_are_still_told_apart(tokenizer: Any) -> None:
-    chat = ConversationEncoder(tokenizer, CHAT_TEMPLATES["vicuna"], 1)
-    _, learned = split(chat, [{"role": "user", "content": "yes yes"}, {"role": "assistant", "content": "yes"}])
-    assert [run.strip() for run in learned] == ["yes</s>"]
 
 
 def test_bad_templates_are_refused(tokenizer: Any) -> None:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import bridge_world
 import original_world as world
 import pytest
 import torch
@@ -29,21 +30,24 @@ V1 = (
 
 
 @pytest.fixture(scope="module")
-def parts() -> world.Parts:
-    return world.Parts()
+def parts(original_parts: world.Parts) -> world.Parts:
+    return original_parts
 
 
 @pytest.fixture(scope="module")
-def tower(parts: world.Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world.write_tower(parts, tmp_path_factory.mktemp("tower") / "clip")
+def tower(original_tower: Path) -> Path:
+    return original_tower
+
+
+def convert(source: Path, output: Path, **options: Any) -> Path:
+    run_convert(ConvertConfig(source=str(source), output=str(output), **options))
+    return output
 
 
 @pytest.fixture(scope="module")
 def converted(parts: world.Parts, tower: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("converted")
-    world.write_original(parts, folder / "original", str(tower))
-    run_convert(ConvertConfig(source=str(folder / "original"), output=str(folder / "hf")))
-    return folder / "hf"
+    return convert(world.write_original(parts, folder / "original", str(tower)), folder / "hf")
 
 
 def converted_logits(directory: Path, prompt: str | None = None) -> tuple[list[int], Tensor, Tensor]:
@@ -59,10 +63,16 @@ def converted_logits(directory: Path, prompt: str | None = None) -> tuple[list[i
 
 
 def tensors(directory: Path) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for file in sorted(directory.glob("*.safetensors")):
-        found |= load_file(file)
-    return found
+    return {name: value for file in directory.glob("*.safetensors") for name, value in load_file(file).items()}
+
+
+def assert_as_by_hand(parts: world.Parts, directory: Path, prompt: str, *, patches_only: bool = True) -> None:
+    texts = parts.ids(prompt)
+    tokens, logits, pixels = converted_logits(directory)
+    assert tokens == texts[0] + texts[1]
+    expected = parts.logits(texts, pixels, patches_only=patches_only)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(logits[:, : expected.shape[1]], expected, atol=1e-5, rtol=1e-5)
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -76,14 +86,8 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_same_tokens_and_logits_as_by_hand(case: str, parts: world.Parts, tower: Path, tmp_path: Path) -> None:
-    world.write_original(parts, tmp_path / "original", str(tower), **CASES[case])
-    run_convert(ConvertConfig(source=str(tmp_path / "original"), output=str(tmp_path / "hf")))
-    texts = parts.ids(V1)
-    tokens, logits, pixels = converted_logits(tmp_path / "hf")
-    assert tokens == texts[0] + texts[1]
-    expected = parts.logits(texts, pixels, patches_only=case != "class token")
-    assert expected.std() > 0.1
-    torch.testing.assert_close(logits[:, : expected.shape[1]], expected, atol=1e-5, rtol=1e-5)
+    convert(world.write_original(parts, tmp_path / "original", str(tower), **CASES[case]), tmp_path / "hf")
+    assert_as_by_hand(parts, tmp_path / "hf", V1, patches_only=case != "class token")
     stated = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert (stated["architectures"], stated["model_type"]) == (["LlavaForConditionalGeneration"], "llava")
 
@@ -94,29 +98,27 @@ def test_the_same_tokens_and_logits_as_by_hand(case: str, parts: world.Parts, to
 def test_other_llms_and_projectors(kind: str, projector: str, tmp_path: Path) -> None:
     parts = world.Parts(kind, projector)
     tower = world.write_tower(parts, tmp_path / "clip", pickled=True)
-    world.write_original(parts, tmp_path / "original", str(tower), mm_projector_type=projector)
-    run_convert(ConvertConfig(source=str(tmp_path / "original"), output=str(tmp_path / "hf")))
+    convert(
+        world.write_original(parts, tmp_path / "original", str(tower), mm_projector_type=projector), tmp_path / "hf"
+    )
     prompt = f"[INST] <image>\n{QUESTION} [/INST]" if kind == "mistral" else V1
-    texts = parts.ids(prompt)
-    tokens, logits, pixels = converted_logits(tmp_path / "hf")
-    assert tokens == texts[0] + texts[1]
-    expected = parts.logits(texts, pixels)
-    torch.testing.assert_close(logits[:, : expected.shape[1]], expected, atol=1e-5, rtol=1e-5)
-    run_convert(ConvertConfig(source=str(tmp_path / "hf"), output=str(tmp_path / "back"), format="original"))
+    assert_as_by_hand(parts, tmp_path / "hf", prompt)
+    convert(tmp_path / "hf", tmp_path / "back", format="original")
     assert json.loads((tmp_path / "back" / "config.json").read_text())["mm_projector_type"] == projector
     for name, value in world.projector_weights(parts).items():
         assert torch.equal(tensors(tmp_path / "back")[name], value)
 
 
 def test_pictures_are_padded_or_cropped_as_the_original_does(
-    parts: world.Parts, converted: Path, tmp_path: Path
+    parts: world.Parts, tower: Path, converted: Path, tmp_path: Path
 ) -> None:
     _, _, pixels = converted_logits(converted)
     torch.testing.assert_close(pixels, parts.pixels(world.picture()), atol=0.02, rtol=0)
     assert (pixels[0, :, 0, 0].abs() < 0.02).all()  # the mean color
     tower = world.write_tower(parts, tmp_path / "clip")
-    world.write_original(parts, tmp_path / "original", str(tower), image_aspect_ratio="square")
-    run_convert(ConvertConfig(source=str(tmp_path / "original"), output=str(tmp_path / "hf")))
+    convert(
+        world.write_original(parts, tmp_path / "original", str(tower), image_aspect_ratio="square"), tmp_path / "hf"
+    )
     from transformers import CLIPImageProcessor
 
     cropped = CLIPImageProcessor(**world.preprocessing())(world.picture(), return_tensors="pt")["pixel_values"]
@@ -171,22 +173,20 @@ def test_weights_keep_their_precision_bit_for_bit(dtype: torch.dtype, tmp_path: 
     for part in (parts.llm, parts.projector, parts.tower):
         part.to(dtype)
     tower = world.write_tower(parts, tmp_path / "clip")
-    world.write_original(parts, tmp_path / "original", str(tower))
-    run_convert(ConvertConfig(source=str(tmp_path / "original"), output=str(tmp_path / "hf")))
+    convert(world.write_original(parts, tmp_path / "original", str(tower)), tmp_path / "hf")
     found = tensors(tmp_path / "hf")
     assert {value.dtype for value in found.values()} == {dtype}
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
-    for name, value in parts.llm.model.layers.state_dict().items():
-        assert torch.equal(found[f"language_model.model.layers.{name}"], value), name
-    for name, value in parts.tower.state_dict().items():
-        assert torch.equal(found[f"vision_tower.{name}"], value), name
+    for prefix, part in {"language_model.model.layers": parts.llm.model.layers, "vision_tower": parts.tower}.items():
+        for name, value in part.state_dict().items():
+            assert torch.equal(found[f"{prefix}.{name}"], value), name
 
 
 def test_there_and_back_is_the_identity(converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_convert(ConvertConfig(source=str(converted), output=str(tmp_path / "original"), format="original"))
+    convert(converted, tmp_path / "original", format="original")
     assert "has no tokenizer.model: the original code needs" in capsys.readouterr().err
     moved = (tmp_path / "original").rename(tmp_path / "moved")  # the tower is found beside the rest
-    run_convert(ConvertConfig(source=str(moved), output=str(tmp_path / "again")))
+    convert(moved, tmp_path / "again")
     before, after = tensors(converted), tensors(tmp_path / "again")
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
@@ -209,18 +209,13 @@ def test_the_original_layout_is_the_one_that_its_code_reads(
 ) -> None:
     shutil.copytree(converted, tmp_path / "hf")
     (tmp_path / "hf" / "tokenizer.model").write_bytes(b"sentencepiece")
-    run_convert(ConvertConfig(source=str(tmp_path / "hf"), output=str(tmp_path / "original"), format="original"))
+    convert(tmp_path / "hf", tmp_path / "original", format="original")
     config = json.loads((tmp_path / "original" / "config.json").read_text())
-    expected = {
-        **world.STATED,
-        "model_type": "llava_llama",
-        "architectures": ["LlavaLlamaForCausalLM"],
-        "rope_theta": 5000.0,
-    }
+    expected = {**world.STATED, "model_type": "llava_llama", "architectures": ["LlavaLlamaForCausalLM"]}
     expected |= {"mm_vision_tower": str(tmp_path / "original" / "vision_tower"), "torch_dtype": "float32"}
-    assert {name: config[name] for name in expected.keys() - {"tune_mm_mlp_adapter"}} == {
-        name: value for name, value in expected.items() if name != "tune_mm_mlp_adapter"
-    }
+    expected |= {"rope_theta": 5000.0}
+    del expected["tune_mm_mlp_adapter"]
+    assert {name: config[name] for name in expected} == expected
     assert (tmp_path / "original" / "tokenizer.model").read_bytes() == b"sentencepiece"
     found = tensors(tmp_path / "original")
     assert found.keys() == parts.llm.state_dict().keys() | world.projector_weights(parts).keys()
@@ -241,7 +236,7 @@ def test_a_tower_among_the_weights_comes_before_the_one_that_is_named(
         weights[f"model.vision_tower.vision_tower.vision_model.{name}"] = value + 0.5
     weights["model.vision_tower.vision_tower.vision_model.embeddings.position_ids"] = torch.arange(17)[None]
     torch.save(weights, file)
-    run_convert(ConvertConfig(source=str(tmp_path / "original"), output=str(tmp_path / "hf")))
+    convert(tmp_path / "original", tmp_path / "hf")
     found = tensors(tmp_path / "hf")
     for name, value in parts.tower.state_dict().items():
         assert torch.equal(found[f"vision_tower.{name}"], value + 0.5), name
@@ -257,7 +252,7 @@ def test_a_projector_alone(beside: bool, parts: world.Parts, tower: Path, conver
         source, options = tmp_path / "pretrain", {"llm": str(tmp_path / "llm")}
         world.write_config(parts, source, str(tower), image_aspect_ratio="square")
     torch.save(world.projector_weights(parts), source / "mm_projector.bin")
-    run_convert(ConvertConfig(source=str(source), output=str(tmp_path / "hf"), **options))
+    convert(source, tmp_path / "hf", **options)
     before, after = tensors(converted), tensors(tmp_path / "hf")
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
@@ -267,23 +262,22 @@ def test_a_llava_of_ours_becomes_an_original_one(parts: world.Parts, tower: Path
     parts.tokenizer.save_pretrained(tmp_path / "llm")
     model, processor = build_llava(LlavaParts(encoder=f"transformers:{tower}", llm=str(tmp_path / "llm")))
     assert convert_tower_to_transformers(model)
-    for part in (model, processor):
-        part.save_pretrained(tmp_path / "ours")
-    run_convert(ConvertConfig(source=str(tmp_path / "ours"), output=str(tmp_path / "original"), format="original"))
-    run_convert(ConvertConfig(source=str(tmp_path / "original"), output=str(tmp_path / "again")))
+    bridge_world.save(tmp_path / "ours", model, processor)
+    convert(tmp_path / "ours", tmp_path / "original", format="original")
+    convert(tmp_path / "original", tmp_path / "again")
     before, after = converted_logits(tmp_path / "ours"), converted_logits(tmp_path / "again")
     assert before[0] == after[0]
     for mine, theirs in zip(before[1:], after[1:], strict=True):
         assert torch.equal(mine, theirs)  # pictures are squashed in both
 
 
+@pytest.mark.slow
 def test_a_real_llama_goes_there_and_back_with_its_slow_tokenizer(shared: Path, tower: Path, tmp_path: Path) -> None:
     """Which the original code reads, with the picture's token among it."""
     llm = shared / "models" / "stories15M"
     model, processor = build_llava(LlavaParts(encoder=f"transformers:{tower}", llm=str(llm)))
     convert_tower_to_transformers(model)
-    for part in (model, processor):
-        part.save_pretrained(tmp_path / "ours")
+    bridge_world.save(tmp_path / "ours", model, processor)
     source, original, again = (str(tmp_path / name) for name in ("ours", "original", "again"))
     run_convert(ConvertConfig(source=source, output=original, format="original", llm=str(llm)))
     run_convert(ConvertConfig(source=original, output=again))
@@ -310,19 +304,17 @@ def test_a_slow_tokenizer_alone_will_do(shared: Path, tmp_path: Path) -> None:
     assert fast(V1)["input_ids"] == slow(V1)["input_ids"]
 
 
-@pytest.mark.parametrize("aspect", ["pad", "square"])
-def test_a_siglip_tower_has_neither_class_token_nor_crop(aspect: str, parts: world.Parts, tmp_path: Path) -> None:
+def test_a_siglip_tower_has_neither_class_token_nor_crop(parts: world.Parts, tmp_path: Path) -> None:
     from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 
-    SiglipVisionModel(SiglipVisionConfig(image_size=32, patch_size=8, **world.TOWER)).save_pretrained(
-        tmp_path / "tower"
-    )
+    tower = SiglipVisionModel(SiglipVisionConfig(image_size=32, patch_size=8, **world.TOWER))
     theirs = SiglipImageProcessor(size={"height": 32, "width": 32})
-    theirs.save_pretrained(tmp_path / "tower")
-    world.write_original(parts, tmp_path / "original", str(tmp_path / "tower"), image_aspect_ratio=aspect)
-    run_convert(ConvertConfig(source=str(tmp_path / "original"), output=str(tmp_path / "hf")))
-    assert load_llava(tmp_path / "hf", device="cpu")[0].config.image_seq_length == 16
-    pixels = converted_logits(tmp_path / "hf")[2]
+    bridge_world.save(tmp_path / "tower", tower, theirs)
     squashed = theirs(world.picture(), return_tensors="pt")["pixel_values"]
-    assert torch.allclose(pixels, squashed, atol=0.02) == (aspect == "square")
-    assert pixels.shape == (1, 3, 32, 32)
+    for aspect in ("pad", "square"):
+        original = world.write_original(parts, tmp_path / aspect, str(tmp_path / "tower"), image_aspect_ratio=aspect)
+        directory = convert(original, tmp_path / f"hf-{aspect}")
+        assert load_llava(directory, device="cpu")[0].config.image_seq_length == 16
+        pixels = converted_logits(directory)[2]
+        assert torch.allclose(pixels, squashed, atol=0.02) == (aspect == "square")
+        assert pixels.shape == (1, 3, 32, 32)

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import bridge_world
 import original_world as world
 import pytest
 import torch
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clips.errors import UserError
-from llava_bridge import answer, load_llava
+from llava_bridge import load_llava
 from llava_bridge.conversion.convert_command import ConvertConfig, run_convert
 from llava_bridge.model.build import make_conversation_encoder
 from llava_bridge.model.load_llava import load_for_training
@@ -36,16 +37,16 @@ SHAPES = [(50, 20), (20, 70), (60, 60), (33, 31)]
 
 
 @pytest.fixture(scope="module")
-def parts() -> world.Parts:
-    return world.Parts()
+def parts(original_parts: world.Parts) -> world.Parts:
+    return original_parts
 
 
 @pytest.fixture(scope="module")
-def original(parts: world.Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def original(parts: world.Parts, original_tower: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As LLaVA-1.6 is: the trained tower and the newline are among the weights, in safetensors."""
     folder = tmp_path_factory.mktemp("tiles")
-    tower = world.write_tower(parts, folder / "clip")
-    directory = world.write_original(parts, folder / "original", str(tower), pickled=False, shards=1, **STATED)
+    options: dict[str, Any] = {"pickled": False, "shards": 1, **STATED}
+    directory = world.write_original(parts, folder / "original", str(original_tower), **options)
     weights = load_file(directory / "model.safetensors")
     for name, value in parts.tower.state_dict().items():
         weights[f"model.vision_tower.vision_tower.vision_model.{name}"] = value.clone()
@@ -61,9 +62,8 @@ def converted(original: Path) -> Path:
 
 def picture(width: int, height: int) -> Image.Image:
     """Noise without extremes, which PIL cuts off in the middle of scaling."""
-    noise = torch.randint(
-        64, 192, (height, width, 3), generator=torch.Generator().manual_seed(width), dtype=torch.uint8
-    )
+    generator = torch.Generator().manual_seed(width)
+    noise = torch.randint(64, 192, (height, width, 3), generator=generator, dtype=torch.uint8)
     return Image.fromarray(noise.numpy())
 
 
@@ -115,13 +115,10 @@ def expected_logits(parts: world.Parts, texts: list[list[int]], size: tuple[int,
 def ask(directory: Path, shown: Image.Image) -> tuple[str, Tensor, Tensor]:
     """The prompt, the logits at each of its tokens, and the pixels."""
     model, processor = load_llava(directory, device="cpu")
-    text = make_conversation_encoder(model, processor).prompt(
-        [{"role": "user", "content": f"<image>\n{QUESTION}"}], [shown]
-    )
-    ids = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-    made = processor.image_processor(shown, return_tensors="pt")
-    with torch.no_grad():
-        return text, model(input_ids=ids, **made).logits[0], made["pixel_values"][0]
+    talk = [{"role": "user", "content": f"<image>\n{QUESTION}"}]
+    text = make_conversation_encoder(model, processor).prompt(talk, [shown])
+    pixels = processor.image_processor(shown, return_tensors="pt")["pixel_values"][0]
+    return text, bridge_world.logits(model, processor, shown, QUESTION)[0], pixels
 
 
 @pytest.mark.parametrize("size", SHAPES)
@@ -143,12 +140,8 @@ def test_it_is_transformers_own_llava_next(converted: Path) -> None:
     assert stated["vision_config"]["model_type"] == "clip_vision_model"
     names = load_file(converted / "model.safetensors")
     assert torch.equal(names["image_newline"], NEWLINE)
-    assert {name.partition(".")[0] for name in names} == {
-        "image_newline",
-        "language_model",
-        "multi_modal_projector",
-        "vision_tower",
-    }
+    expected = {"image_newline", "language_model", "multi_modal_projector", "vision_tower"}
+    assert {name.partition(".")[0] for name in names} == expected
     model, _ = load_for_training(str(converted), "auto")  # and it can be trained further
     assert torch.equal(model.model.image_newline, NEWLINE)
 
@@ -177,19 +170,13 @@ def test_there_and_back_is_the_identity(original: Path, converted: Path, tmp_pat
     for size in SHAPES[:2]:
         for mine, theirs in zip(ask(converted, picture(*size)), ask(tmp_path / "again", picture(*size)), strict=True):
             assert mine == theirs if isinstance(mine, str) else torch.equal(mine, theirs)
-    said = [answer(*load_llava(folder, "cpu"), [picture(50, 20)], [QUESTION], max_new_tokens=5)
-            for folder in (converted, tmp_path / "again")]  # fmt: skip
-    assert said[0] == said[1]
 
 
 FIELDS: dict[str, tuple[Any, str]] = {
     "mm_patch_merge_type": ("flat", "mm_patch_merge_type: .* knows only spatial_unpad with image_aspect_ratio anyres"),
     "image_aspect_ratio": ("anyres_max_9", "image_aspect_ratio: .* knows only pad or square or anyres, got anyres_max"),
     "image_grid_pinpoints": ("(1x1),...,(6x6)", "image_grid_pinpoints: expected pairs of width and height, got .1x1"),
-    "mm_vision_select_feature": (
-        "cls_patch",
-        "vision_feature_select_strategy: expected default with image_aspect_ratio anyres",
-    ),
+    "mm_vision_select_feature": ("cls_patch", "select_strategy: expected default with image_aspect_ratio anyres"),
 }
 
 

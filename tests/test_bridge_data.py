@@ -1,25 +1,25 @@
-"""Sources, batches and the order of samples."""
+"""Samples as the LLM gets them: what is skipped, batches, and the order of samples."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import tarfile
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import bridge_world
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessor
 
-from clips.data.formats.conversations import is_held_out
-from clips.data.formats.dataset_format import Turn
-from clips.data.lazy_images import FileImage
 from clips.errors import UserError
 from clips.typed_data import from_plain
-from llava_bridge.conversation import ConversationEncoder, resolve_chat_template
+from llava_bridge.conversation import IGNORE_INDEX, ConversationEncoder, resolve_chat_template
 from llava_bridge.data import ConversationSourceConfig, read_samples, read_texts
 from llava_bridge.data.collator import (
     ConversationCollator,
@@ -27,10 +27,14 @@ from llava_bridge.data.collator import (
     PackedTextDataset,
     supervised_positions,
 )
-from llava_bridge.data.inspect_command import InspectConversationsConfig, run_inspect
 from llava_bridge.data.sampler import LengthGroupedSampler, RandomOrder
-from llava_bridge.training.train_config import LlavaTrainConfig
+from llava_bridge.data.sources import refuse_missing, weighted
+from llava_bridge.model.small_llama import SmallLlamaConfig, new_llama, train_tokenizer
+from llava_bridge.training.setup import setup_stage
+from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
 from llava_bridge.training.trainer import order_of
+
+TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "red"}]
 
 
 def write(path: Path, rows: Any) -> str:
@@ -38,103 +42,22 @@ def write(path: Path, rows: Any) -> str:
     return str(path)
 
 
-def test_llava_json(bridge_talk: Path) -> None:
-    samples = read_samples(ConversationSourceConfig(path=str(bridge_talk / "talk.json"), max_samples=3))
-    assert [sample.images for sample in samples] == [[FileImage(bridge_talk, f"{n}.png")] for n in range(3)]
-    assert samples[1].turns[:2] == [Turn("user", "<image>\nWhat color is it?"), Turn("assistant", "green")]
-
-
-def test_a_single_picture_of_llava_json_stands_before_the_text(tmp_path: Path) -> None:
-    """As LLaVA's training has it; what a turn says about several pictures is left as it is."""
-    said = ["What?\n<image>", "<image>", "Look at <image> here.", "Now <image> and <image>?"]
-    talk = [[{"from": "human", "value": value}, {"from": "gpt", "value": "a <image>"}] for value in said]
-    rows = [{"image": ["a.png"] * value.count("<image>"), "conversations": talk[n]} for n, value in enumerate(said)]
-    samples = read_samples(ConversationSourceConfig(path=write(tmp_path / "talk.json", rows)))
-    expected = ["<image>\nWhat?", "<image>", "<image>\nLook at  here.", "Now <image> and <image>?"]
-    assert [sample.turns[0].content for sample in samples] == expected
-    assert {sample.turns[1].content for sample in samples} == {"a <image>"}
-
-
-def test_karpathy_captions(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    rows = [
-        {"filename": f"{split}.jpg", "split": split, "sentences": [{"raw": "a dog ."}, {"raw": "the dog"}]}
-        for split in ("train", "val")
-    ]
-    write(tmp_path / "dataset_x.json", {"images": rows})
-    one = read_samples(ConversationSourceConfig(format="karpathy", path=str(tmp_path)))
-    picture = FileImage(tmp_path / "images", "train.jpg")
-    assert [(sample.images, sample.turns[1].content) for sample in one] == [([picture], "a dog .")]
-    every = read_samples(
-        ConversationSourceConfig(format="karpathy", path=str(tmp_path), split="val", captions_per_image=None)
-    )
-    assert [sample.turns[1].content for sample in every] == ["a dog .", "the dog"]
-    with pytest.raises(UserError, match="did you mean 'train'"):
-        read_samples(ConversationSourceConfig(format="karpathy", path=str(tmp_path), split="trian"))
-
-
-def test_cocoqa_holds_back_whole_photos(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    rows = [{"image": f"{n % 50}.jpg", "question": f"what {n}", "answer": "cat"} for n in range(100)]
-    write(tmp_path / "questions.jsonl", rows)
-    train, held = (
-        read_samples(ConversationSourceConfig(format="cocoqa", path=str(tmp_path), split=split))
-        for split in ("train", "held_out")
-    )
-    photos = {sample.name for sample in train}
-    assert photos.isdisjoint(sample.name for sample in held)
-    assert len(train) + len(held) == 50
-    assert 3 <= len(held) <= 20
-    assert all(is_held_out(sample.name) for sample in held)
-    assert [turn.role for turn in train[0].turns] == ["user", "assistant"] * 2
-    assert sum(turn.content.count("<image>") for turn in train[0].turns) == 1
-
-
-def test_the_rule_for_holding_back_never_changes() -> None:
-    held = [n for n in range(30) if is_held_out(f"COCO_train2014_{n:012d}.jpg")]
-    assert held == [5, 8, 25, 27]
-
-
-def test_bad_sources_are_refused_in_one_line(tmp_path: Path, bridge_talk: Path) -> None:
-    def refuse(match: str, **fields: Any) -> None:
-        with pytest.raises(UserError, match=match):
-            read_samples(ConversationSourceConfig(**fields))
-
-    refuse("no such file", path=str(tmp_path / "none.json"))
-    refuse("did you mean 'llava'", format="lava", path=str(tmp_path))
-    refuse("only the llm_pretrain stage", format="text", path=str(tmp_path))
-    refuse("expected a JSON list", path=write(tmp_path / "a.json", {"a": 1}))
-    refuse("sample 0: expected conversations", path=write(tmp_path / "b.json", [{"image": "x.png"}]))
-    refuse("no samples", path=write(tmp_path / "c.json", []))
-    refuse(
-        "images: .*none: expected the directory",
-        path=str(bridge_talk / "talk.json"),
-        image_folder=str(tmp_path / "none"),
-    )
-    refuse("data.max_samples", path="x", max_samples=0)
-    (tmp_path / "broken.json").write_text("[")
-    refuse("not valid JSON", path=str(tmp_path / "broken.json"))
-    with pytest.raises(UserError, match='line 2: expected an object with a "text"'):
-        read_texts(
-            ConversationSourceConfig(format="text", path=write(tmp_path / "t.jsonl", [{"text": "a"}, {"txt": "b"}]))
-        )
-    with pytest.raises(UserError, match="expected format 'text'"):
-        read_texts(ConversationSourceConfig(path=str(bridge_talk / "talk.json")))
-
-
 @pytest.fixture(scope="module")
 def chat(bridge_llm: Path) -> ConversationEncoder:
     return ConversationEncoder(AutoTokenizer.from_pretrained(bridge_llm), resolve_chat_template(None, "vicuna"), 4)
 
 
+def dataset(path: str, chat: ConversationEncoder, length: int = 100, **fields: Any) -> ConversationDataset:
+    return ConversationDataset(read_samples(ConversationSourceConfig(path=path, **fields)), chat, length)
+
+
 def test_unusable_samples_are_replaced_and_named(bridge_talk: Path, tmp_path: Path, chat: ConversationEncoder) -> None:
-    rows = json.loads((bridge_talk / "talk.json").read_text())[:4]
+    rows = json.loads((bridge_talk / "talk.json").read_text())[:6]
     rows[1]["image"] = "missing.png"
     rows[2]["image"] = None
-    path = write(tmp_path / "talk.json", rows)
-    data = ConversationDataset(
-        read_samples(ConversationSourceConfig(path=path, image_folder=str(bridge_talk))), chat, 100
-    )
+    for row, empty in ((4, ""), (5, " \n")):  # else its end token alone would be learned
+        rows[row]["conversations"][3]["value"] = empty  # the second answer; the first one is not
+    data = dataset(write(tmp_path / "talk.json", rows), chat, image_folder=str(bridge_talk))
     assert data[0]["skipped"] == []
     item = data[1]
     assert item["input_ids"] == data[3]["input_ids"]
@@ -142,35 +65,10 @@ def test_unusable_samples_are_replaced_and_named(bridge_talk: Path, tmp_path: Pa
     assert (first, second) == ("talk.json 1", "talk.json 2")
     assert "missing.png" in why_first
     assert "0 pictures but 1 <image>" in why_second
-    with pytest.raises(UserError, match="none of 4 samples can be used"):
+    assert data[4]["skipped"] == [(row, f"talk.json {row}", "an answer is empty") for row in (4, 5)]
+    assert data[4]["input_ids"] == data[0]["input_ids"]
+    with pytest.raises(UserError, match="none of 6 samples can be used"):
         ConversationDataset(data.samples, chat, 5)[0]
-
-
-@pytest.mark.parametrize("answer", ["", " \n"])
-def test_an_empty_answer_is_a_fault_of_its_sample(
-    answer: str,
-    bridge_talk: Path,
-    tmp_path: Path,
-    chat: ConversationEncoder,
-    bridge_llm: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Else its end token alone would be learned, as the answer to what was asked."""
-    rows = json.loads((bridge_talk / "talk.json").read_text())[:3]
-    rows[0]["conversations"][3]["value"] = answer  # the second; the first one is not
-    path = write(tmp_path / "talk.json", rows)
-    data = ConversationDataset(
-        read_samples(ConversationSourceConfig(path=path, image_folder=str(bridge_talk))), chat, 100
-    )
-    item = data[0]
-    assert item["skipped"] == [(0, "talk.json 0", "an answer is empty")]
-    assert item["input_ids"] == data[1]["input_ids"]
-    run_inspect(
-        InspectConversationsConfig(
-            path=path, image_folder=str(bridge_talk), llm=str(bridge_llm), image_tokens=4, num_shown=0
-        )
-    )
-    assert "invalid     1 × an answer is empty (talk.json 0)" in capsys.readouterr().out
 
 
 def test_whatever_is_wrong_with_a_sample_it_is_skipped(bridge_talk: Path, tmp_path: Path, bridge_llm: Path) -> None:
@@ -179,46 +77,19 @@ def test_whatever_is_wrong_with_a_sample_it_is_skipped(bridge_talk: Path, tmp_pa
     chat = ConversationEncoder(tokenizer, strict + resolve_chat_template(None, "vicuna"), 4)
     (tmp_path / "afile").write_text("no folder")
     shutil.copy(bridge_talk / "0.png", tmp_path)
-    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "red"}]
     rows = [
-        {"id": "long", "image": "0.png", "conversations": [*turns, {"from": "human", "value": "?"}, turns[1]]},
+        {"id": "long", "image": "0.png", "conversations": [*TURNS, {"from": "human", "value": "?"}, TURNS[1]]},
         {"id": "empty", "conversations": []},
-        {"id": "lost", "image": "afile/x.png", "conversations": turns},
-        {"id": "nul", "image": "\0.png", "conversations": turns},
-        {"id": "good", "image": "0.png", "conversations": turns},
+        {"id": "lost", "image": "afile/x.png", "conversations": TURNS},
+        {"id": "nul", "image": "\0.png", "conversations": TURNS},
+        {"id": "good", "image": "0.png", "conversations": TURNS},
     ]
-    data = ConversationDataset(
-        read_samples(ConversationSourceConfig(path=write(tmp_path / "talk.json", rows))), chat, 100
-    )
+    data = dataset(write(tmp_path / "talk.json", rows), chat)
     skipped = {name: reason for _, name, reason in data[0]["skipped"]}
     assert [name.split()[1] for name in skipped] == ["long", "empty", "lost", "nul"]
     assert "roles must alternate" in skipped["talk.json long"]
     with pytest.raises(UserError, match=r"chat_template: .*always wrong"):
         ConversationEncoder(tokenizer, "{{ raise_exception('always wrong') }}", 4)
-
-
-@pytest.mark.parametrize(
-    ("source", "rows", "match"),
-    [
-        ("llava", [5], "sample 0: expected conversations"),
-        ("llava", [{"image": 5, "conversations": []}], "sample 0: expected conversations .*image"),
-        ("llava", [{"image": [5], "conversations": []}], "sample 0: .*expected text, got 5"),
-        ("llava", [{"conversations": [{"from": "gpt", "value": None}]}], "sample 0: .*expected text, got null"),
-        ("karpathy", {"images": 5}, "expected Karpathy's format"),
-        ("karpathy", {"images": [{"split": "train"}]}, "image 0: expected the key 'filename'"),
-        (
-            "karpathy",
-            {"images": [{"split": "train", "filename": "a.png", "sentences": [{"raw": None}]}]},
-            r"a\.png: expected a list of captions, got \[None\]",
-        ),
-        ("cocoqa", [{"image": 5, "question": "what", "answer": "cat"}], "line 1: image: expected a string, got 5"),
-    ],
-)
-def test_malformed_rows_are_refused_in_one_line(source: str, rows: Any, match: str, tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    path = write(tmp_path / ("rows.jsonl" if source == "cocoqa" else "rows.json"), rows)
-    with pytest.raises(UserError, match=match):
-        read_samples(ConversationSourceConfig(format=source, path=path))
 
 
 def test_pictures_of_every_kind(tmp_path: Path, chat: ConversationEncoder) -> None:
@@ -237,12 +108,9 @@ def test_pictures_of_every_kind(tmp_path: Path, chat: ConversationEncoder) -> No
     Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "glass.png")
     Image.fromarray(np.full((8, 8), 65535, dtype=np.uint16)).save(tmp_path / "deep.png")
     (tmp_path / "torn.png").write_bytes((tmp_path / "long.png").read_bytes()[:60])
-    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "red"}]
     names = ("dot.png", "long.png", "cmyk.jpg", "moves.gif", "turned.jpg", "glass.png")
-    rows = [{"id": name, "image": name, "conversations": turns} for name in (*names, "deep.png", "torn.png")]
-    data = ConversationDataset(
-        read_samples(ConversationSourceConfig(path=write(tmp_path / "talk.json", rows))), chat, 100
-    )
+    rows = [{"id": name, "image": name, "conversations": TURNS} for name in (*names, "deep.png", "torn.png")]
+    data = dataset(write(tmp_path / "talk.json", rows), chat)
     items = [data[index] for index in range(8)]
     assert [len(item["skipped"]) for item in items] == [0] * 6 + [2, 1]
     (_, deep, why_deep), (_, torn, _) = items[6]["skipped"]
@@ -262,19 +130,13 @@ def test_pictures_of_every_kind(tmp_path: Path, chat: ConversationEncoder) -> No
     assert bottom.tolist() == pytest.approx([0, 0, 1], abs=0.05)
 
 
-def test_a_system_turn_is_read(tmp_path: Path) -> None:
-    turns = [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "?"}, {"from": "gpt", "value": "no"}]
-    (sample,) = read_samples(ConversationSourceConfig(path=write(tmp_path / "talk.json", [{"conversations": turns}])))
-    assert [turn.role for turn in sample.turns] == ["system", "user", "assistant"]
-
-
 class TwoPixels:
     def __call__(self, pictures: list[Any], return_tensors: str) -> dict[str, torch.Tensor]:
         return {"pixel_values": torch.zeros(len(pictures), 3, 2, 2)}
 
 
-def test_batches(bridge_talk: Path, chat: ConversationEncoder) -> None:
-    data = ConversationDataset(read_samples(ConversationSourceConfig(path=str(bridge_talk / "talk.json"))), chat, 100)
+def test_batches_and_needed_logits_by_hand(bridge_talk: Path, chat: ConversationEncoder) -> None:
+    data = dataset(str(bridge_talk / "talk.json"), chat)
     items = [data[0], data[2]]
     assert len(items[0]["input_ids"]) != len(items[1]["input_ids"])
     batch = ConversationCollator(TwoPixels(), pad=0)(items)
@@ -284,9 +146,6 @@ def test_batches(bridge_talk: Path, chat: ConversationEncoder) -> None:
         assert batch["attention_mask"][row].tolist() == [1] * length + [0] * (batch["input_ids"].shape[1] - length)
         assert (batch["labels"][row, length:] == -100).all()
     assert batch["pixel_values"].shape == (2, 3, 2, 2)
-
-
-def test_needed_logits_by_hand() -> None:
     labels = torch.tensor([[-100, -100, 7, 8, -100], [-100, -100, -100, 9, 5]])
     needed = supervised_positions(labels)
     assert needed["logits_to_keep"].tolist() == [1, 2, 3]
@@ -392,3 +251,97 @@ def test_each_stage_has_llavas_order_by_default(chat: ConversationEncoder, bridg
     order = order_of(data, config.instruct, 3, 0, 16)
     assert isinstance(order, LengthGroupedSampler)
     assert (order.micro_batches, order.batch_size, len(order)) == (8, 128, 384)
+
+
+def test_weights_repeat_and_thin() -> None:
+    items = list(range(100))
+    assert weighted(items, 1, seed=0) == items
+    half = weighted(items, 0.5, seed=0)
+    assert len(half) == 50
+    assert len(set(half)) == 50
+    assert half == weighted(items, 0.5, seed=0)
+    assert half != weighted(items, 0.5, seed=1)
+    counts = Counter(weighted(items, 2.25, seed=3))
+    assert Counter(counts.values()) == {2: 75, 3: 25}
+    assert counts.keys() == set(items)
+
+
+def test_a_source_has_a_weight(bridge_talk: Path) -> None:
+    path = str(bridge_talk / "talk.json")
+    assert len(read_samples(ConversationSourceConfig(path=path, weight=1.5))) == 24
+    assert len(read_samples(ConversationSourceConfig(path=path, weight=0.5, max_samples=8))) == 4
+    assert (
+        len(read_texts(ConversationSourceConfig(path=str(bridge_talk / "text.jsonl"), format="text", weight=0.25))) == 8
+    )
+    drawn = [
+        [sample.name for sample in read_samples(ConversationSourceConfig(path=path, weight=0.5), seed)]
+        for seed in (0, 0, 1)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    with pytest.raises(UserError, match=r"data.weight: 0.01 of the 16 samples of .* is none"):
+        read_samples(ConversationSourceConfig(path=path, weight=0.01))
+    for weight in (0, -1, float("inf"), float("nan")):
+        with pytest.raises(UserError, match=r"data\.weight: expected more than 0"):
+            ConversationSourceConfig(path=path, weight=weight)
+
+
+def test_missing_pictures_are_named_and_counted(bridge_talk: Path, tmp_path: Path) -> None:
+    found = json.loads((bridge_talk / "talk.json").read_text())
+    with tarfile.open(tmp_path / "some.tar", "w") as tar:
+        tar.add(bridge_talk / "0.png", "0.png")
+    found[0]["image"] = "some.tar/0.png"
+    found[3]["image"] = "gone.png"
+    found[5]["image"] = ["some.tar/1.png", "../3.png"]
+    for number in (1, 2, 4, *range(6, 16)):
+        (tmp_path / f"{number}.png").write_bytes((bridge_talk / f"{number}.png").read_bytes())
+    samples = read_samples(ConversationSourceConfig(path=write(tmp_path / "talk.json", found), weight=2))
+    with pytest.raises(UserError, match=r"3 of 17 images of talk are missing; the first: .*gone.png"):
+        refuse_missing(samples, "talk", print)
+    refuse_missing([samples[0], samples[1]], "talk", print)
+
+
+SAID = [("human", "a dog, a cat\nIs there a dog?"), ("gpt", "yes"), ("human", "Is there a cow?"), ("gpt", "no")]
+
+
+def setup_of(folder: Path, llm: Path, *entries: dict[str, Any], text: bool = False) -> Any:
+    write(folder / "talk.json", entries)
+    write(folder / "text.jsonl", [{"text": "a dog"}])
+    data = [source for file in ("talk.json", *["text.jsonl"] * text) for source in bridge_world.source(folder, file)]
+    stage = StageConfig(data=data, max_steps=1, global_batch_size=1)
+    config = LlavaTrainConfig(output=str(folder / "out"), stages=["llm_pretrain"], llm=str(llm), llm_pretrain=stage)
+    return setup_stage(config, "llm_pretrain", folder)
+
+
+def said(**fields: str) -> dict[str, Any]:
+    return {"id": "1", "conversations": [{"from": who, "value": text} for who, text in SAID], **fields}
+
+
+def test_an_llm_learns_the_answers_of_conversations_without_pictures_alone(tmp_path: Path, bridge_llm: Path) -> None:
+    setup = setup_of(tmp_path, bridge_llm, said())
+    batch = setup.collator([setup.dataset[0]])
+    learned = batch["labels"][batch["labels"] != IGNORE_INDEX]
+    assert setup.processor.decode(learned).split() == ["yes</s>", "no</s>"]
+    assert "pixel_values" not in batch
+    with pytest.raises(UserError, match=r"llm_pretrain\.data: expected conversations without pictures"):
+        setup_of(tmp_path, bridge_llm, said(), said(image="x.png"))
+    with pytest.raises(UserError, match=r"llm_pretrain\.data: expected either text"):
+        setup_of(tmp_path, bridge_llm, said(), text=True)
+
+
+def test_one_token_begins_each_turn() -> None:
+    tokenizer = train_tokenizer(["is there a dog yes no"] * 9, SmallLlamaConfig(vocab_size=300))
+    chat = ConversationEncoder(tokenizer, resolve_chat_template(None, "turns"), 0)
+    encoded = chat.encode([{"role": "user", "content": "a dog"}, {"role": "assistant", "content": "yes"}], 99)
+    tokens = tokenizer.convert_ids_to_tokens(encoded.input_ids)
+    assert (tokens[:2], tokens.count("<|assistant|>"), tokens[-1]) == (["<s>", "<|user|>"], 1, "</s>")
+    assert tokenizer.decode([label for label in encoded.labels if label != IGNORE_INDEX]).strip() == "yes</s>"
+
+
+def test_initial_weights_have_the_stated_spread() -> None:
+    tokenizer = train_tokenizer(["a dog"], SmallLlamaConfig(vocab_size=300))
+    for config, std in ((SmallLlamaConfig(hidden_size=64), 64**-0.5), (SmallLlamaConfig(initializer_range=0.02), 0.02)):
+        torch.manual_seed(0)
+        weight = new_llama(config, tokenizer).model.layers[0].mlp.up_proj.weight
+        assert weight.std().item() == pytest.approx(std, rel=0.05)
+    with pytest.raises(UserError, match=r"llm_from_scratch\.initializer_range: expected more than 0"):
+        SmallLlamaConfig(initializer_range=0)

@@ -9,18 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bridge_world import run_cli
 from PIL import Image
 
 from clips.errors import UserError
-from llava_bridge import cli
 from llava_bridge.image_paths import find_images, open_picture
 from llava_bridge.inference import generate
 from llava_bridge.inference.describe_command import DescribeConfig, run_describe
-
-
-@pytest.fixture
-def llava(bridge_llava: Path) -> Path:
-    return bridge_llava
 
 
 @pytest.fixture
@@ -65,23 +60,20 @@ def test_files_folders_shards_and_globs(photos: Path, tmp_path: Path) -> None:
             find_images([f"{tmp_path}/{word}"])
 
 
-def test_every_picture_has_its_own_answer(
-    llava: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_picture_has_its_own_answer(bridge_llava: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = spied(monkeypatch)
-    monkeypatch.setattr("sys.argv", ["llava-bridge", "describe", str(llava), str(photos), "--prompt", "What color?",
-                                     "--batch_size", "2", "--max_new_tokens", "5"])  # fmt: skip
-    assert cli.main() == 0
-    captured = capsys.readouterr()
-    model, processor = generate.load_llava(llava)
-    assert lines(captured.out) == [
-        {"image": f"{photos}/{name}", "text": generate.answer(
-            model, processor, [open_picture(f"{photos}/{name}")], ["What color?"], max_new_tokens=5)[0]}
+    settings = ("--prompt", "What color?", "--batch_size", "2", "--max_new_tokens", "5")
+    status, out, told = run_cli("describe", str(bridge_llava), str(photos), *settings)
+    assert status == 0
+    loaded = generate.load_llava(bridge_llava)
+    alone = [
+        generate.answer(*loaded, [open_picture(f"{photos}/{name}")], ["What color?"], max_new_tokens=5)[0]
         for name in GOOD
-    ]  # fmt: skip
+    ]
+    assert lines(out) == [{"image": f"{photos}/{name}", "text": text} for name, text in zip(GOOD, alone, strict=True)]
     assert sizes[:3] == [2, 2, 1]  # what cannot be read leaves no gaps
-    assert f"invalid     1 × truncated image ({photos}/broken.png)" in captured.err
-    assert f"invalid     1 × undecodable image ({photos}/empty.jpg)" in captured.err
+    assert f"invalid     1 × truncated image ({photos}/broken.png)" in told
+    assert f"invalid     1 × undecodable image ({photos}/empty.jpg)" in told
 
 
 def spied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -100,10 +92,16 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_the_same_command_goes_on(
-    llava: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    bridge_llava: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     output = tmp_path / "new" / "out.jsonl"
-    config = DescribeConfig(model=str(llava), images=[str(photos)], output=str(output), batch_size=2, max_new_tokens=3)
+    config = DescribeConfig(
+        model=str(bridge_llava), images=[str(photos)], output=str(output), batch_size=2, max_new_tokens=3
+    )
     sizes = spied(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run_describe(config)
@@ -120,37 +118,32 @@ def test_the_same_command_goes_on(
     assert f"{output}: 5 of 7 pictures described" in capsys.readouterr().err
 
 
-def test_answers_of_another_prompt_or_model_are_not_mixed(llava: Path, photos: Path, tmp_path: Path) -> None:
+def test_answers_of_another_prompt_or_model_are_not_mixed(bridge_llava: Path, photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     settings = {"images": [str(photos / "a.jpg")], "output": str(output), "max_new_tokens": 2}
-    run_describe(DescribeConfig(model=str(llava), **settings))
+    run_describe(DescribeConfig(model=str(bridge_llava), **settings))
     before = output.read_bytes()
     with pytest.raises(UserError, match=r"^output: .* holds another run: prompt is 'Describe this picture.' there"):
-        run_describe(DescribeConfig(model=str(llava), **settings, prompt="Why?"))
+        run_describe(DescribeConfig(model=str(bridge_llava), **settings, prompt="Why?"))
     other = tmp_path / "other"
-    shutil.copytree(llava, other)
+    shutil.copytree(bridge_llava, other)
     (other / "generation_config.json").write_text("{}")
     with pytest.raises(UserError, match=r"holds another run: inputs\.model is"):
         run_describe(DescribeConfig(model=str(other), **settings))
     assert output.read_bytes() == before
     (tmp_path / "out.jsonl.run.json").unlink()
     with pytest.raises(UserError, match=r"out\.jsonl is in the way"):
-        run_describe(DescribeConfig(model=str(llava), **settings))
+        run_describe(DescribeConfig(model=str(bridge_llava), **settings))
     assert output.read_bytes() == before
 
 
-def test_only_when_all_fail_the_command_fails(
-    llava: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_when_all_fail_the_command_fails(bridge_llava: Path, photos: Path) -> None:
     (photos / "worse.png").write_bytes(b"no picture")
-    words = ["llava-bridge", "describe", str(llava), *(f"{photos}/{name}" for name in ("worse.png", "empty.jpg"))]
-    monkeypatch.setattr("sys.argv", words)
-    assert cli.main() == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.splitlines() == [
+    status, out, told = run_cli("describe", str(bridge_llava), f"{photos}/worse.png", f"{photos}/empty.jpg")
+    assert (status, out) == (2, "")
+    assert told.splitlines() == [
         f"invalid     2 × undecodable image ({photos}/worse.png, {photos}/empty.jpg)",
-        "llava-bridge: images: none of the 2 images can be read",
+        "llava-bridge: images: none of the 2 pictures can be read",
     ]
 
 

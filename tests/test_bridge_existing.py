@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,8 @@ from PIL import Image
 
 from clips.errors import UserError
 from llava_bridge import answer, load_llava
-from llava_bridge.cli import main
 from llava_bridge.conversion.convert_command import ConvertConfig, run_convert
 from llava_bridge.conversion.swap_encoder import SwapConfig, run_swap
-from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.model.build import (
     LlavaParts,
     build_llava,
@@ -31,27 +28,23 @@ from llava_bridge.model.load_llava import load_for_training
 from llava_bridge.model.modeling_vision import EncoderVisionModel
 from llava_bridge.projectors import ProjectorConfig
 from llava_bridge.training.run_identity import parent_artifacts
-from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
+from llava_bridge.training.train_config import LlavaTrainConfig
 from llava_bridge.training.work_dir import check_inputs
 
 
 @pytest.fixture(scope="module")
-def llava(tmp_path_factory: pytest.TempPathFactory, bridge_llm: Path) -> Path:
+def llava(tmp_path_factory: pytest.TempPathFactory, original_tower: Path, bridge_llm: Path) -> Path:
     """Of a CLIP and the small LLM; it needs nothing of ours."""
-    folder = tmp_path_factory.mktemp("existing")
-    tower = world.write_tower(world.Parts(), folder / "clip")
-    model, processor = build_llava(LlavaParts(encoder=f"transformers:{tower}", llm=str(bridge_llm)))
+    model, processor = build_llava(LlavaParts(encoder=f"transformers:{original_tower}", llm=str(bridge_llm)))
     assert convert_tower_to_transformers(model)
-    for part in (model, processor):
-        part.save_pretrained(folder / "llava")
-    return folder / "llava"
+    return bridge_world.save(tmp_path_factory.mktemp("existing") / "llava", model, processor)
 
 
 @pytest.fixture(scope="module")
-def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def converted(tmp_path_factory: pytest.TempPathFactory, original_parts: world.Parts, original_tower: Path) -> Path:
     """An original checkpoint in transformers' layout; its pictures are padded."""
-    folder, parts = tmp_path_factory.mktemp("original"), world.Parts()
-    world.write_original(parts, folder / "original", str(world.write_tower(parts, folder / "clip")))
+    folder = tmp_path_factory.mktemp("original")
+    world.write_original(original_parts, folder / "original", str(original_tower))
     run_convert(ConvertConfig(source=str(folder / "original"), output=str(folder / "hf")))
     return folder / "hf"
 
@@ -71,12 +64,9 @@ def test_taken_up_it_computes_the_same_behind_a_tower_of_ours(which: str, reques
     assert isinstance(model.model.vision_tower, EncoderVisionModel)
     assert not any(weight.requires_grad for weight in model.model.vision_tower.parameters())
     assert own.chat_template == processor.chat_template
-    text = make_conversation_encoder(model, own).prompt([{"role": "user", "content": "<image>\nWhat?"}])
-    ids = own.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-    pixels = own.image_processor(world.picture(), return_tensors="pt")["pixel_values"]
-    assert torch.equal(pixels, processor.image_processor(world.picture(), return_tensors="pt")["pixel_values"])
-    with torch.no_grad():
-        mine, theirs = (one(input_ids=ids, pixel_values=pixels).logits for one in (model, stock))
+    pixels = [each.image_processor(world.picture(), return_tensors="pt")["pixel_values"] for each in (own, processor)]
+    assert torch.equal(*pixels)
+    mine, theirs = (bridge_world.logits(*each, world.picture()) for each in ((model, own), (stock, processor)))
     torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-6)
     assert convert_tower_to_transformers(model)
     assert model.state_dict().keys() == stock.state_dict().keys()
@@ -92,8 +82,7 @@ def test_a_template_that_cannot_be_learned_from_needs_another(llava: Path, tmp_p
     model, processor = load_llava(llava, device="cpu")
     model.config.image_seq_length = 576  # which older directories do not say
     processor.chat_template = processor.tokenizer.chat_template = template
-    for part in (model, processor):
-        part.save_pretrained(tmp_path / "hub")
+    bridge_world.save(tmp_path / "hub", model, processor)
     with pytest.raises(UserError, match=r"chat_template: .*; of .*hub\. Name another, such as vicuna_v1"):
         load_for_training(str(tmp_path / "hub"), "auto")
     model, own = load_for_training(str(tmp_path / "hub"), "vicuna_v1")
@@ -102,18 +91,11 @@ def test_a_template_that_cannot_be_learned_from_needs_another(llava: Path, tmp_p
     assert text.endswith(f"USER: {'<image>' * 16}\nWhat? ASSISTANT:")
 
 
-def test_a_swap_keeps_all_but_encoder_and_projector(
-    llava: Path,
-    bridge_encoder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_swap_keeps_all_but_encoder_and_projector(llava: Path, bridge_encoder: Path, tmp_path: Path) -> None:
     output = str(tmp_path / "swapped")
-    words = ["swap", str(llava), "--encoder", str(bridge_encoder), "--output", output, "--projector.type", "mlp3x_gelu"]
-    monkeypatch.setattr(sys, "argv", ["llava-bridge", *words])
-    assert main() == 0
-    told = capsys.readouterr().err
+    words = [str(llava), "--encoder", str(bridge_encoder), "--output", output, "--projector.type", "mlp3x_gelu"]
+    status, _, told = bridge_world.run_cli("swap", *words)
+    assert status == 0
     assert "its projector is new and means nothing to the LLM before it is trained" in told
     assert f"llava-bridge train --llava {output} --output" in told
     (before, old), (after, new) = load_llava(llava, device="cpu"), load_llava(output, device="cpu")
@@ -140,53 +122,47 @@ def test_a_swap_is_what_train_begins_with(llava: Path, bridge_encoder: Path, tmp
     assert all(torch.equal(value, expected[name]) for name, value in swapped.state_dict().items())
 
 
-def test_a_swap_keeps_the_precision_of_the_llm_and_the_bits_of_the_encoder(llava: Path, tmp_path: Path) -> None:
+def test_a_swap_keeps_the_precision_of_the_llm_and_the_bits_of_the_encoder(
+    llava: Path, original_tower: Path, original_parts: world.Parts, tmp_path: Path
+) -> None:
     model, processor = load_llava(llava, device="cpu")
-    for part in (model.to(torch.bfloat16), processor):
-        part.save_pretrained(tmp_path / "half")
-    tower = world.write_tower(world.Parts(), tmp_path / "clip")
-    output = str(tmp_path / "swapped")
-    run_swap(SwapConfig(llava=str(tmp_path / "half"), encoder=f"transformers:{tower}", output=output))
-    from safetensors.torch import load_file
-
-    weights = load_file(tmp_path / "swapped" / "model.safetensors")
+    half, output = bridge_world.save(tmp_path / "half", model.to(torch.bfloat16), processor), str(tmp_path / "swapped")
+    run_swap(SwapConfig(llava=str(half), encoder=f"transformers:{original_tower}", output=output))
+    weights = bridge_world.weights(Path(output))
     assert {value.dtype for name, value in weights.items() if name.startswith("language_model")} == {torch.bfloat16}
     assert {value.dtype for name, value in weights.items() if "vision" in name or "proj" in name.split(".")[0]} == {
         torch.float32
     }
     again, _ = load_for_training(output, "auto")
-    for name, value in world.Parts().tower.state_dict().items():
+    for name, value in original_parts.tower.state_dict().items():
         assert torch.equal(again.model.vision_tower.state_dict()[f"tower.model.{name}"], value), name
 
 
-def config(llava: Path, talk: Path, output: Path, **fields: Any) -> LlavaTrainConfig:
-    data = [ConversationSourceConfig(path=str(talk / "talk.json"))]
-    stage = StageConfig(data=data, max_steps=2, global_batch_size=2, max_length=128)
-    return LlavaTrainConfig(output=str(output), llava=str(llava), align=stage, instruct=stage, **fields)
+def test_settings_beside_a_llava_are_checked(
+    llava: Path, original_parts: world.Parts, bridge_talk: Path, tmp_path: Path
+) -> None:
+    stage = bridge_world.stage(bridge_talk)
 
+    def config(llava: Path, **fields: Any) -> LlavaTrainConfig:
+        return LlavaTrainConfig(output=str(tmp_path / "out"), llava=str(llava), align=stage, instruct=stage, **fields)
 
-def test_settings_beside_a_llava_are_checked(llava: Path, bridge_talk: Path, tmp_path: Path) -> None:
-    made = config(llava, bridge_talk, tmp_path / "out")
-    check_inputs(made)
-    assert parent_artifacts(made) == {"llava": str(llava)}
-    for name, value in {
-        "encoder": "timm:x",
-        "llm": "x",
-        "image_size": 32,
-        "vision_feature_layer": -1,
-        "vision_feature_select_strategy": "full",
-        "projector": ProjectorConfig(type="linear"),
-    }.items():
+    check_inputs(config(llava))
+    assert parent_artifacts(config(llava)) == {"llava": str(llava)}
+    beside: dict[str, Any] = {"encoder": "timm:x", "llm": "x", "image_size": 32, "vision_feature_layer": -1}
+    beside |= {"vision_feature_select_strategy": "full", "projector": ProjectorConfig(type="linear")}
+    for name, value in beside.items():
         with pytest.raises(UserError, match=rf"^{name}: expected none beside llava"):
-            config(llava, bridge_talk, tmp_path / "out", **{name: value})
+            config(llava, **{name: value})
     with pytest.raises(UserError, match=r"^llava: expected none with the stage llm_pretrain"):
-        config(llava, bridge_talk, tmp_path / "out", stages=["llm_pretrain", "align"], llm_pretrain=made.align)
-    for wrong, match in ((tmp_path / "no", "is not a directory"), (bridge_talk, "no LLaVA in transformers' layout")):
+        config(llava, stages=["llm_pretrain", "align"], llm_pretrain=stage)
+    original = world.write_original(original_parts, tmp_path / "original", "clip")
+    for wrong, match in (
+        (tmp_path / "no", "is not a directory"),
+        (bridge_talk, "no LLaVA in transformers' layout"),
+        (original, "`llava-bridge convert`"),
+    ):
         with pytest.raises(UserError, match=f"^llava: .*{match}"):
-            check_inputs(config(wrong, bridge_talk, tmp_path / "out"))
-    original = world.write_original(world.Parts(), tmp_path / "original", "clip")
-    with pytest.raises(UserError, match=r"^llava: .*`llava-bridge convert`"):
-        check_inputs(config(original, bridge_talk, tmp_path / "out"))
+            check_inputs(config(wrong))
 
 
 @pytest.mark.slow
@@ -194,17 +170,14 @@ def test_swapped_aligned_and_converted_instructed(
     llava: Path, converted: Path, bridge_encoder: Path, bridge_talk: Path, tmp_path: Path
 ) -> None:
     run_swap(SwapConfig(llava=str(llava), encoder=str(bridge_encoder), output=str(tmp_path / "swapped")))
-    data = [ConversationSourceConfig(path=str(bridge_talk / "talk.json"))]
     fields: dict[str, Any] = {
-        "align": StageConfig(data=data, max_steps=3, global_batch_size=4, max_length=128),
-        "instruct": StageConfig(data=data, max_steps=3, global_batch_size=4, max_length=512, learning_rate=1e-3),
+        "align": bridge_world.stage(bridge_talk, max_length=128),
+        "instruct": bridge_world.stage(bridge_talk, max_length=512, learning_rate=1e-3),
     }
     runs = {"aligned": (tmp_path / "swapped", ["align"]), "instructed": (converted, ["instruct"])}
-    files = [
+    for name, (start, stages) in runs.items():
         bridge_world.config_file(tmp_path, name, bridge_talk, llava=str(start), stages=stages, **fields)
-        for name, (start, stages) in runs.items()
-    ]
-    bridge_world.trained_alone(*files)
+    bridge_world.trained_alone(*(tmp_path / f"{name}.yaml" for name in runs))
     for name, (start, _) in runs.items():
         before, after = (load_llava(directory, device="cpu")[0] for directory in (start, tmp_path / name))
         moved = {

@@ -1,4 +1,4 @@
-"""What is frozen stays as it was: in bf16, beside batches without pictures, and in what is kept of it on disk."""
+"""What a process begins with; what is frozen stays as it was: in bf16, beside text, and in what is kept on disk."""
 
 from __future__ import annotations
 
@@ -10,48 +10,38 @@ from typing import Any
 import bridge_world
 import pytest
 import torch
-from safetensors.torch import load_file
-from test_bridge_fsdp import config
 
-from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.encoders import load_encoder
 from llava_bridge.model.build import LlavaParts, build_llava
 from llava_bridge.model.modeling_vision import build_vision_model
+from llava_bridge.training import distributed, trainer
 from llava_bridge.training.loss import LlavaLoss
 from llava_bridge.training.setup import split_parts
 from llava_bridge.training.sharded_weights import frozen_fits_bf16
-from llava_bridge.training.train_config import StageConfig
+from llava_bridge.training.train_config import LoraConfig, StageConfig
 from llava_bridge.training.trainer import frozen_encoder_apart, recompute_layers
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 def test_a_frozen_llm_is_bit_for_bit_as_it_was_after_bf16(
-    stored: torch.dtype, tmp_path: Path, bridge_encoder: Path, bridge_llm: Path, bridge_talk: Path
+    stored: torch.dtype, tmp_path: Path, bridge_parts: bridge_world.Parts
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    llm = AutoModelForCausalLM.from_pretrained(bridge_llm).to(stored)
-    llm.save_pretrained(tmp_path / "llm")
-    AutoTokenizer.from_pretrained(bridge_llm).save_pretrained(tmp_path / "llm")
-    stage = StageConfig(
-        data=[ConversationSourceConfig(path=str(bridge_talk / "talk.json"))],
-        max_steps=2,
-        global_batch_size=4,
-        learning_rate=1e-2,
-        warmup_ratio=0.0,
+    llm = AutoModelForCausalLM.from_pretrained(bridge_parts.llm).to(stored)
+    bridge_world.save(tmp_path / "llm", llm, AutoTokenizer.from_pretrained(bridge_parts.llm))
+    parts = bridge_parts._replace(llm=tmp_path / "llm")
+    stage = bridge_world.stage(bridge_parts.talk, max_steps=2)
+    fields: dict[str, Any] = {"stages": ["align"], "align": stage, "precision": "bf16"}
+    bridge_world.train(bridge_world.instruct_file(tmp_path, "run", parts, {}, **fields))
+    before, found = (
+        {name.partition("layers.")[2]: value for name, value in weights.items() if f"{of}.layers." in name}
+        for of, weights in (
+            ("model", llm.state_dict()),
+            ("language_model.model", bridge_world.weights(tmp_path / "run")),
+        )
     )
-    world = bridge_encoder, tmp_path / "llm", bridge_talk
-    path = config(tmp_path, "run", world, "deepspeed", stages=["align"], align=stage, precision="bf16")
-    done = bridge_world.run_python("-m", "llava_bridge", "train", "--config", str(path))
-    assert done.returncode == 0, done.stderr[-3000:]
-    saved = load_file(tmp_path / "run" / "model.safetensors")
-    before = {name.partition("layers.")[2]: value for name, value in llm.state_dict().items() if "layers." in name}
-    found = {
-        name.partition("layers.")[2]: value
-        for name, value in saved.items()
-        if "language_model" in name and "layers." in name
-    }
     assert found.keys() == before.keys()
     for name, value in found.items():
         assert torch.equal(value.float(), before[name].float()), name
@@ -136,3 +126,38 @@ def test_the_cache_tells_encoders_of_the_same_weights_apart(tmp_path: Path, monk
         outputs[spec] = found
     assert not torch.equal(outputs[one], outputs[quick])
     assert torch.equal(kept(one, pixels)[0], outputs[one])  # found again
+
+
+def test_each_process_takes_the_gpu_of_its_own_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    import deepspeed
+
+    asked: list[Any] = []
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", asked.append)
+    monkeypatch.setattr(deepspeed, "init_distributed", lambda dist_backend, **_: asked.append(dist_backend))
+    distributed.init_process_group()
+    assert asked == [3, "nccl"]  # the device first, or all would join with the first GPU
+
+
+@pytest.mark.parametrize("drawn_before", [0, 7])
+def test_adapters_begin_with_the_seed_whatever_was_drawn_before(
+    drawn_before: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Begun(Exception):
+        pass
+
+    def set_up(*_: Any) -> None:
+        torch.rand(drawn_before)  # a projector is made anew, or read from the stage before
+
+    def choose_what_learns(*_: Any) -> None:
+        raise Begun(torch.rand(1).item())
+
+    monkeypatch.setattr(trainer, "setup_stage", set_up)
+    monkeypatch.setattr(trainer, "set_trainable_parts", choose_what_learns)
+    stage = StageConfig(lora=LoraConfig())
+    config: Any = SimpleNamespace(seed=5, precision="fp32", stage=lambda _: stage)
+    with pytest.raises(Begun) as begun:
+        trainer.train_stage(config, "instruct", tmp_path, stop=None)  # type: ignore[arg-type]
+    torch.manual_seed(5)
+    assert begun.value.args == (torch.rand(1).item(),)

@@ -1,20 +1,19 @@
-"""FSDP2 in place of DeepSpeed: two processes under torchrun learn, save and stop as they do under ZeRO-2."""
+"""FSDP2 and DeepSpeed: two processes under torchrun learn and save the same, stop, and go on in another number."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import bridge_world
 import pytest
-import torch
-from bridge_world import losses
-from safetensors.torch import load_file
+from bridge_world import Parts, assert_same_training, instruct_file, losses
 
 from clips.errors import UserError
-from llava_bridge.data import ConversationSourceConfig
-from llava_bridge.training.train_config import LaunchConfig, LoraConfig, StageConfig
+from llava_bridge.training.checkpoints import convert_to_universal, needs_universal_conversion
+from llava_bridge.training.train_config import LaunchConfig, LoraConfig
 
 EVERY = ["vision", "projector", "llm"]
 STAGES: dict[str, dict[str, Any]] = {
@@ -27,33 +26,16 @@ STAGES: dict[str, dict[str, Any]] = {
     "tiles": {"max_length": 400},
 }
 # Adam makes noise of gradients that are 0 but for rounding, as those of the keys' biases; ZeRO sums bf16 in bf16.
-WITHIN = {
-    "plain": 1e-6,
-    "lora": 1e-6,
-    "tied": 1e-6,
-    "tiles": 1e-6,
-    "parts": 1e-5,
-    "stages": 1e-5,
-    "half": 0.1,
-    "norms": 0.1,
-}
+WITHIN = {"plain": 1e-6, "lora": 1e-6, "tied": 1e-6, "tiles": 1e-6, "parts": 1e-5, "stages": 1e-5}
+WITHIN |= {"half": 0.1, "norms": 0.1}
+SIX_STEPS = {"max_steps": 6, "learning_rate": 1e-3}
 
 
-def config(directory: Path, name: str, world: tuple[Path, Path, Path], way: str, **fields: Any) -> Path:
+def config(directory: Path, name: str, parts: Parts, way: Any, **fields: Any) -> Path:
     """A run of six steps; ``name`` says what its stage trains."""
-    encoder, llm, talk = world
-    data = [ConversationSourceConfig(path=str(talk / "talk.json"))]
-    settings = {
-        "data": data,
-        "max_steps": 6,
-        "global_batch_size": 4,
-        "learning_rate": 1e-3,
-        "warmup_ratio": 0.0,
-    } | STAGES.get(name, {})
-    run = {"stages": ["instruct"], "encoder": str(encoder), "llm": str(llm), "launch": LaunchConfig(strategy=way)}  # type: ignore[arg-type]
-    run |= {"precision": "bf16" if name in {"half", "norms"} else "fp32"} | fields
+    run = {"launch": LaunchConfig(strategy=way), "precision": "bf16" if name in {"half", "norms"} else "fp32"}
     run |= {"image_aspect_ratio": "anyres"} if name == "tiles" else {}
-    return bridge_world.config_file(directory, name, talk, **{"instruct": StageConfig(**settings), **run})
+    return instruct_file(directory, name, parts, {**SIX_STEPS, **STAGES.get(name, {})}, **{**run, **fields})
 
 
 def torchrun(driver: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -61,45 +43,26 @@ def torchrun(driver: str, *arguments: str, **environment: str) -> subprocess.Com
     return bridge_world.run_python(*torch_run, str(Path(__file__).with_name(driver)), *arguments, **environment)
 
 
-def assert_equal(one: Path, other: Path, atol: float) -> None:
-    """The same model, within ``atol``, learned by the same losses."""
-    assert losses(one) == pytest.approx(losses(other), abs=atol)
-    ours, theirs = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
-    assert ours.keys() == theirs.keys()
-    for name, value in theirs.items():
-        torch.testing.assert_close(ours[name], value.to(ours[name].dtype), atol=atol, rtol=atol, msg=name)
-
-
 @pytest.fixture(scope="module")
-def world(bridge_encoder: Path, bridge_llm: Path, bridge_talk: Path) -> tuple[Path, Path, Path]:
-    return bridge_encoder, bridge_llm, bridge_talk
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, world: tuple[Path, Path, Path]) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory, bridge_parts: Parts, bridge_long_llm: Path) -> Path:
     """The same runs of two processes under FSDP and under ZeRO-2, each in a folder of its own."""
-    encoder, llm, talk = world
     directory = tmp_path_factory.mktemp("runs")
-    tied = bridge_world.make_llm(directory / "tied_llm", tied=True)
     trunk = directory / "trunk"  # its batch norms have float32 buffers
     bridge_world.make_encoder(trunk, bridge_world.TRUNK)
-    roomy = bridge_world.make_llm(directory / "roomy_llm", context=400)
-    worlds = {"tied": (encoder, tied, talk), "norms": (trunk, llm, talk), "tiles": (encoder, roomy, talk)}
+    own = {
+        "tied": bridge_parts._replace(llm=bridge_world.make_llm(directory / "tied_llm", tied=True)),
+        "norms": bridge_parts._replace(encoder=trunk),
+        "tiles": bridge_parts._replace(llm=bridge_long_llm),
+    }
     for way in ("fsdp", "deepspeed"):
-        (directory / way).mkdir()
-        paths = [str(config(directory / way, name, worlds.get(name, world), way)) for name in STAGES]
-        paths.append(str(config(directory / way, "stages", world, way, stages=["llm_pretrain", "align", "instruct"])))
+        folder = directory / way
+        folder.mkdir()
+        paths = [config(folder, name, own.get(name, bridge_parts), way) for name in STAGES]
+        paths.append(config(folder, "stages", bridge_parts, way, stages=["llm_pretrain", "align", "instruct"]))
         if way == "fsdp":
-            kept = StageConfig(
-                data=[ConversationSourceConfig(path=str(talk / "talk.json"))],
-                max_steps=6,
-                global_batch_size=4,
-                learning_rate=1e-3,
-                warmup_ratio=0.0,
-                cache_vision_features=True,
-            )
-            paths.append(str(config(directory / way, "kept", world, way, instruct=kept)))
-        done = torchrun("swap_driver.py", *paths, XDG_CACHE_HOME=str(directory / "cache"))
+            kept = bridge_world.stage(bridge_parts.talk, **SIX_STEPS, cache_vision_features=True)
+            paths.append(config(folder, "kept", bridge_parts, way, instruct=kept))
+        done = torchrun("swap_driver.py", *map(str, paths), XDG_CACHE_HOME=str(directory / "cache"))
         assert done.returncode == 0, done.stderr[-3000:]
     return directory
 
@@ -107,36 +70,79 @@ def runs(tmp_path_factory: pytest.TempPathFactory, world: tuple[Path, Path, Path
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WITHIN)
 def test_two_processes_learn_what_they_do_under_zero_2(name: str, runs: Path) -> None:
-    assert_equal(runs / "fsdp" / name, runs / "deepspeed" / name, WITHIN[name])
+    assert_same_training(runs / "fsdp" / name, runs / "deepspeed" / name, WITHIN[name])
 
 
 @pytest.mark.slow
-def test_what_is_learned_moves(runs: Path) -> None:
+def test_what_is_learned_moves_and_processes_that_find_their_features_wait_for_nobody(runs: Path) -> None:
     for name in STAGES:
         assert losses(runs / "fsdp" / name)[-1] < losses(runs / "fsdp" / name)[0]
     assert losses(runs / "fsdp" / "half") != pytest.approx(losses(runs / "fsdp" / "parts"), abs=1e-5)
-
-
-@pytest.mark.slow
-def test_processes_that_find_their_features_do_not_wait_for_those_that_compute_them(runs: Path) -> None:
-    assert_equal(runs / "fsdp" / "kept", runs / "deepspeed" / "plain", 1e-5)
+    assert_same_training(runs / "fsdp" / "kept", runs / "deepspeed" / "plain", 1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "parts"])  # of an encoder that learns the last block gets no gradient
-def test_stopped_in_two_processes_it_goes_on_in_one(
-    name: str, tmp_path: Path, world: tuple[Path, Path, Path], runs: Path
-) -> None:
-    path = config(tmp_path, name, world, "fsdp", save_steps=0)
+def test_stopped_in_two_processes_it_goes_on_in_one(name: str, tmp_path: Path, bridge_parts: Parts, runs: Path) -> None:
+    path = config(tmp_path, name, bridge_parts, "fsdp", save_steps=0)
     stopped = torchrun("stop_driver.py", str(path), "3")
     assert "instruct: stopped after step 4; the same command goes on" in stopped.stderr
     assert not (tmp_path / name).exists()
-    done = bridge_world.run_python("-m", "llava_bridge", "train", "--config", str(path))
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "going on with the unfinished run" in done.stderr
-    assert_equal(tmp_path / name, runs / "deepspeed" / name, 2e-5)
+    assert "going on with the unfinished run" in bridge_world.train(path)
+    assert_same_training(tmp_path / name, runs / "deepspeed" / name, 2e-5)
 
 
 def test_fsdp_takes_no_settings_of_deepspeed() -> None:
     with pytest.raises(UserError, match=r"launch.deepspeed: expected none with strategy: fsdp, got zero3"):
         LaunchConfig(strategy="fsdp", deepspeed="zero3")
+
+
+@pytest.mark.parametrize(
+    ("part", "why"),
+    [
+        ("zero_pp_rank_0_mp_rank_00_model_states.pt", r"since it is ZeRO-3's"),
+        ("mp_rank_00_model_states.pt", r"as DeepSpeed cannot convert it \(.+\)"),
+    ],
+)
+def test_a_checkpoint_of_another_number_of_processes(
+    part: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What two processes under DeepSpeed leave, but for what is in it: refused and kept."""
+    place = tmp_path / "checkpoint-4"
+    (place / "global_step4").mkdir(parents=True)
+    (place / "global_step4" / part).touch()
+    (place / "latest").write_text("global_step4")
+    (place / "complete").write_text(json.dumps({"processes": "2", "bad": {}}))
+    for processes, others in (("2", False), ("1", True)):
+        monkeypatch.setenv("WORLD_SIZE", processes)
+        assert needs_universal_conversion(place) == others
+    message = f"launch.num_processes: expected 2, as when {place} was written, got 1, {why}; or remove {tmp_path}, and"
+    with pytest.raises(UserError, match=message):
+        convert_to_universal(place)
+    assert (place / "global_step4" / part).is_file()
+    (place / "shards").mkdir()  # FSDP's
+    assert not needs_universal_conversion(place)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "way", "lora"),
+    [(1, "zero2", None), (2, "zero2", LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1)), (2, "zero3", None)],
+)
+def test_stopped_in_two_processes_it_goes_on_as_if_it_had_never_stopped(
+    processes: int, way: str, lora: LoraConfig | None, tmp_path: Path, bridge_parts: Parts
+) -> None:
+    (tmp_path / "whole").mkdir()
+    stage = bridge_world.stage(bridge_parts.talk, **SIX_STEPS, lora=lora)
+    fields: dict[str, Any] = {"launch": LaunchConfig(deepspeed=way), "instruct": stage}
+    path = config(tmp_path, "plain", bridge_parts, "deepspeed", save_steps=0, **fields)
+    assert "stopped after step 4; the same command goes on" in torchrun("stop_driver.py", str(path), "3").stderr
+    whole = config(tmp_path / "whole", "plain", bridge_parts, "deepspeed", **fields)
+    if processes == 1:
+        bridge_world.trained_alone(whole)
+        assert "one for any number of processes: 2 have written it" in bridge_world.train(path)
+    else:
+        for one in (path, whole):
+            done = torchrun("swap_driver.py", str(one))
+            assert done.returncode == 0, done.stderr[-3000:]
+    assert_same_training(tmp_path / "plain", tmp_path / "whole" / "plain", 1e-5 if processes == 1 else 0)

@@ -72,7 +72,8 @@ def same(one: Any, other: Any) -> bool:
 
 
 def test_a_name_gives_what_its_directory_gives(hub: Path, bridge_encoder: Path, bridge_llm: Path) -> None:
-    assert same(load_llm("org/llm"), load_llm(str(bridge_llm)))
+    for name in ("org/llm", "org/llm@main", f"org/llm@{COMMIT}"):
+        assert same(load_llm(name), load_llm(str(bridge_llm)))
     assert load_tokenizer("org/llm").get_vocab() == load_tokenizer(str(bridge_llm)).get_vocab()
     eyes, expected = load_encoder("hf-hub:org/eyes"), load_encoder(str(bridge_encoder))
     assert same(eyes.weights, expected.weights)
@@ -86,96 +87,59 @@ def test_a_name_gives_what_its_directory_gives(hub: Path, bridge_encoder: Path, 
     assert same(load_llava("hf-hub:org/llava@main")[0], load_llava(hub.parent / "llava")[0])
 
 
-def test_a_directory_of_that_name_comes_first(hub: Path) -> None:
-    Path("org/llm").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"^llm: org/llm has no config\.json"):
-        check_llm_dir("org/llm")
-
-
-def test_revisions(hub: Path) -> None:
-    check_llm_dir("org/llm@main")
-    check_llm_dir(f"org/llm@{COMMIT}")
-    with pytest.raises(UserError, match=r"^llm: org/llm@old has no weights"):
-        check_llm_dir("org/llm@old")
-
-
 @pytest.mark.parametrize(
     ("check", "name", "message"),
     [
-        (
-            check_llm_dir,
-            "org/none",
-            r"llm: org/none is not a directory; .*cannot be downloaded from the Hub \(.+\)",
-        ),
+        (check_llm_dir, "org/llm@old", r"llm: org/llm@old has no weights"),
+        (check_llm_dir, "org/here", r"llm: org/here has no config\.json"),  # a directory of that name comes first
+        (check_llm_dir, "org/none", r"llm: org/none is not a directory; org/none: cannot be had from the hub \(.+\)"),
         (check_llava_dir, "org/llm", r"llava: org/llm is no LLaVA in transformers' layout"),
         (check_llm_dir, "org/eyes", r"llm: org/eyes has no config\.json"),
-        (
-            check_encoder_files,
-            "transformers:org/none",
-            r"encoder: org/none is not a directory; org/none: cannot be had",
-        ),
+        (check_encoder_files, "transformers:org/none", r"encoder: org/none is not a directory; org/none: cannot be"),
         (check_encoder_files, "transformers:org/eyes", r"encoder: org/eyes has no config\.json"),
-        (
-            load_llava,
-            "org/none",
-            r"llava: org/none is not a directory; .*cannot be downloaded from the Hub \(.+\)",
-        ),
-        (check_encoder_files, "hf-hub:org/none", r"encoder: org/none: cannot be downloaded from the Hub \(.+\)"),
-        (
-            check_encoder_files,
-            "hf-hub:org/llm",
-            r"encoder: hf-hub:org/llm is no directory of open_clip's; try transformers:",
-        ),
+        (load_llava, "org/none", r"llava: org/none is not a directory; org/none: cannot be had from the hub \(.+\)"),
+        (check_encoder_files, "hf-hub:org/none", r"encoder: org/none: cannot be had from the hub \(.+\)"),
+        (check_encoder_files, "hf-hub:org/llm", r"encoder: hf-hub:org/llm is no directory of open_clip's; try"),
         (check_encoder_files, "org/eyes", r"encoder: org/eyes is not a directory \(expected .*hf-hub:ORG/NAME"),
     ],
 )
 def test_what_is_not_there_takes_one_line(hub: Path, check: Any, name: str, message: str) -> None:
+    Path("org/here").mkdir(parents=True)
     with pytest.raises(UserError, match=f"^{message}") as caught:
         check(name)
     assert "\n" not in str(caught.value)
 
 
-def test_only_what_is_read_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_only_what_is_read_is_asked_for_and_pickles_where_there_is_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from huggingface_hub.utils import filter_repo_objects
 
-    asked: dict[str, Any] = {}
+    asked: list[dict[str, Any]] = []
 
     def download(name: str, **options: Any) -> str:
-        asked.update(options, name=name)
-        return str(tmp_path)
-
-    (tmp_path / "model.safetensors").touch()  # so that nothing else is asked for
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    download_from_hub.cache_clear()
-    assert download_from_hub("org/llm@v2", "llm") == tmp_path
-    download_from_hub.cache_clear()
-    assert (asked.pop("name"), asked.pop("revision")) == ("org/llm", "v2")
-    wanted = {"config.json", "tokenizer.model", "chat_template.jinja", "merges.txt", "model-00001-of-00002.safetensors"}
-    others = {"pytorch_model.bin", "consolidated.safetensors", "README.md", "flax_model.msgpack"}
-    assert set(filter_repo_objects(sorted(wanted | others), **asked)) == wanted
-
-
-def test_pickles_are_asked_for_where_there_is_nothing_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked: list[list[str]] = []
-
-    def download(name: str, *, allow_patterns: list[str], **_: Any) -> str:
-        asked.append(allow_patterns)
+        asked.append({**options, "name": name})
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     download_from_hub.cache_clear()
     download_from_hub("org/older", "source")
-    assert ["pytorch_model*.bin" in patterns for patterns in asked] == [False, True]
+    assert ["pytorch_model*.bin" in each["allow_patterns"] for each in asked] == [False, True]
     (tmp_path / "model.safetensors").touch()
-    download_from_hub("org/newer", "source")
+    assert download_from_hub("org/llm@v2", "llm") == tmp_path
     download_from_hub.cache_clear()
-    assert len(asked) == 3
+    (_, _, last) = asked
+    assert (last.pop("name"), last.pop("revision")) == ("org/llm", "v2")
+    wanted = {"config.json", "tokenizer.model", "chat_template.jinja", "merges.txt", "model-00001-of-00002.safetensors"}
+    others = {"pytorch_model.bin", "consolidated.safetensors", "README.md", "flax_model.msgpack"}
+    assert set(filter_repo_objects(sorted(wanted | others), **last)) == wanted
 
 
 @pytest.mark.parametrize("encoder", ["hf-hub:org/eyes", "transformers:org/tower", "transformers:hf-hub:org/tower@main"])
-def test_a_run_keeps_names_and_commits(encoder: str, hub: Path, bridge_talk: Path, tmp_path: Path) -> None:
-    put(hub, "tower", write_tower(Parts(), tmp_path / "clip", pickled=True), COMMIT, "main")
+def test_a_run_keeps_names_and_commits(
+    encoder: str, hub: Path, original_parts: Parts, bridge_talk: Path, tmp_path: Path
+) -> None:
+    put(hub, "tower", write_tower(original_parts, tmp_path / "clip", pickled=True), COMMIT, "main")
     path = config_file(tmp_path, "run", bridge_talk, encoder=encoder, llm="org/llm", stages=["align"])
     config = parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test").among(1)
     check_inputs(config)
@@ -212,33 +176,29 @@ def test_a_llava_of_the_hub_is_asked(hub: Path, tmp_path: Path, capsys: Any, mon
     assert len(served) == 1
 
 
-def test_an_original_llava_of_the_hub_is_converted(hub: Path, tmp_path: Path) -> None:
-    parts = Parts()
-    put(hub, "tower", write_tower(parts, tmp_path / "clip"), COMMIT, "main")
-    put(hub, "original", write_original(parts, tmp_path / "original", "org/tower"), COMMIT, "main")
+def test_an_original_llava_of_the_hub_is_converted(
+    hub: Path, original_parts: Parts, original_tower: Path, tmp_path: Path
+) -> None:
+    put(hub, "tower", original_tower, COMMIT, "main")
+    put(hub, "original", write_original(original_parts, tmp_path / "original", "org/tower"), COMMIT, "main")
     run_convert(ConvertConfig(source="org/original", output="named"))
-    run_convert(ConvertConfig(source=str(tmp_path / "original"), output="local", vision_tower=str(tmp_path / "clip")))
+    run_convert(ConvertConfig(source=str(tmp_path / "original"), output="local", vision_tower=str(original_tower)))
     assert same(load_llava("named")[0], load_llava("local")[0])
     manifest = read_manifest(Path("named"))
     assert manifest["config"]["source"] == "org/original"
-    assert {name: Path(parent["path"]).name for name, parent in manifest["parents"].items()} == {
-        "source": COMMIT,
-        "vision_tower": COMMIT,
-    }
+    commits = {name: Path(parent["path"]).name for name, parent in manifest["parents"].items()}
+    assert commits == {"source": COMMIT, "vision_tower": COMMIT}
 
 
 def test_models_of_the_hub_are_evaluated(hub: Path, bridge_encoder: Path, tmp_path: Path) -> None:
-    benchmarks = [BenchmarkConfig(name="retrieval", data="data")]
-    row = EvalModel(
-        RunConfig(model_name="r", output="r", benchmarks=benchmarks, encoder="hf-hub:org/eyes", llava="org/llava")
-    )
+    fields: dict[str, Any] = {"model_name": "r", "output": "r", "encoder": "hf-hub:org/eyes", "llava": "org/llava"}
+    row = EvalModel(RunConfig(**fields, benchmarks=[BenchmarkConfig(name="retrieval", data="data")]))
     for needs, name, local in (("encoder", "eyes", bridge_encoder), ("llava", "llava", tmp_path / "llava")):
         assert row.path(needs) == str(hub / f"models--org--{name}/snapshots/{COMMIT}")  # type: ignore[arg-type]
         assert row.model(needs)["hash"] == directory_hash(local)  # type: ignore[arg-type]
     assert row.model("llava")["path"] == "org/llava"
-    assert same(
-        row.encoder.model, EvalModel(dataclasses.replace(row.config, encoder=str(bridge_encoder))).encoder.model
-    )
+    other = EvalModel(dataclasses.replace(row.config, encoder=str(bridge_encoder)))
+    assert same(row.encoder.model, other.encoder.model)
     missing = EvalModel(dataclasses.replace(row.config, llava="org/none"))
     with pytest.raises(UserError, match=r"^llava: org/none is not a directory; .*cannot be downloaded from the Hub"):
         missing.path("llava")

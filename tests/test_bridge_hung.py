@@ -6,54 +6,35 @@ import contextlib
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import bridge_world
 import pytest
 
 from clips.parallel.watchdog import EXIT_HUNG
-from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.training import hung
 from llava_bridge.training.hung import HungWatch
-from llava_bridge.training.train_config import LaunchConfig, StageConfig
+from llava_bridge.training.train_config import LaunchConfig
 
 
 @pytest.mark.slow
-def test_sigterm_ends_processes_that_wait_in_a_collective(
-    tmp_path: Path, bridge_encoder: Path, bridge_llm: Path, bridge_talk: Path
-) -> None:
-    stage = StageConfig(
-        data=[ConversationSourceConfig(path=str(bridge_talk / "talk.json"))], max_steps=50, global_batch_size=4
-    )
-    fields: dict[str, Any] = {"stages": ["instruct"], "encoder": str(bridge_encoder), "llm": str(bridge_llm)}
+def test_sigterm_ends_processes_that_wait_in_a_collective(tmp_path: Path, bridge_parts: bridge_world.Parts) -> None:
     launch = LaunchConfig(num_processes=2, deepspeed="zero3")
-    path = bridge_world.config_file(tmp_path, "run", bridge_talk, instruct=stage, launch=launch, **fields)
-    command = [sys.executable, str(Path(__file__).with_name("hung_driver.py")), "train", "--config", str(path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HANGS_AFTER": "3"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    work = tmp_path / ".run.work"
+    path = bridge_world.instruct_file(tmp_path, "run", bridge_parts, {"max_steps": 50}, launch=launch)
+    driver = str(Path(__file__).with_name("hung_driver.py"))
     try:
-        deadline = time.monotonic() + 300
-        while time.monotonic() < deadline and steps(work / "metrics.jsonl") < 3:
-            assert process.poll() is None, process.communicate()[1]
-            time.sleep(0.1)
-        assert len(running(path)) == 4  # the command, the launcher, two that train
-        time.sleep(2)  # the one waits by now
-        process.send_signal(signal.SIGTERM)
-        asked = time.monotonic()
-        printed = process.communicate(timeout=90)[1]
-        assert time.monotonic() - asked < 75
-        assert not running(path)
+        with bridge_world.training(path, driver, "train", HANGS_AFTER="3") as process:
+            bridge_world.wait_for(lambda: len(bridge_world.metrics(tmp_path / ".run.work", "step")) >= 3, process)
+            assert len(running(path)) == 4  # the command, the launcher, two that train
+            time.sleep(2)  # the one waits by now
+            printed = bridge_world.ended_by(signal.SIGTERM, process)
+            assert not running(path)
     finally:
         for pid in running(path):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        process.wait()
     assert process.returncode == EXIT_HUNG, printed
     assert re.search(r"instruct: asked to stop, but a step has not ended for \d+ s: processes wait", printed)
     assert "Traceback" not in printed
@@ -68,10 +49,6 @@ def running(config: Path) -> list[int]:
             command = (process / "cmdline").read_bytes()
             found += [int(process.name)] if any(name in command for name in names) else []
     return found
-
-
-def steps(metrics: Path) -> int:
-    return len(metrics.read_text().splitlines()) if metrics.is_file() else 0
 
 
 @pytest.fixture

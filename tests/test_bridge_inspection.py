@@ -16,16 +16,8 @@ def test_samples_are_printed_as_the_llm_sees_them(
     bridge_talk: Path, bridge_llm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "page.html"
-    run_inspect(
-        InspectConversationsConfig(
-            path=str(bridge_talk / "talk.json"),
-            llm=str(bridge_llm),
-            image_tokens=4,
-            num_shown=2,
-            html_output=str(page),
-            num_samples=8,
-        )
-    )
+    fields = {"path": str(bridge_talk / "talk.json"), "llm": str(bridge_llm), "image_tokens": 4}
+    run_inspect(InspectConversationsConfig(**fields, num_shown=2, html_output=str(page), num_samples=8))  # type: ignore[arg-type]
     printed = capsys.readouterr().out
     assert re.search(r"<image> × 4\nWhat color is it\?<\|assistant\|>« red</s>»<\|user\|> Sure\?", printed)
     assert "16 in the source, 8 read, 0 invalid" in printed
@@ -45,26 +37,27 @@ def test_what_cannot_be_used_is_counted_and_named(
     rows[0]["image"], rows[3]["image"] = "gone.png", "away.png"
     rows[1]["conversations"] = rows[1]["conversations"][:1]
     rows[2]["conversations"][1]["value"] = "red " * 200
+    rows[4]["conversations"][3]["value"] = " \n"
     path = tmp_path / "talk.json"
     path.write_text(json.dumps(rows))
-    run_inspect(
-        InspectConversationsConfig(
-            path=str(path), image_folder=str(bridge_talk), llm=str(bridge_llm), image_tokens=4, max_length=60
-        )
-    )
+    fields = {"path": str(path), "image_folder": str(bridge_talk), "llm": str(bridge_llm), "image_tokens": 4}
+    run_inspect(InspectConversationsConfig(**fields, max_length=60))  # type: ignore[arg-type]
     printed = capsys.readouterr().out
     assert re.search(r"invalid     2 × no such image .*\(talk\.json 0, talk\.json 3\)\n", printed)
     assert "invalid     1 × no answer within 60 tokens (talk.json 1)" in printed
+    assert "invalid     1 × an answer is empty (talk.json 4)" in printed
     assert "1 truncated at max_length" in printed
-    assert "images      13 with 1" in printed
+    assert "images      12 with 1" in printed
 
 
 def test_fields_are_checked(bridge_llm: Path) -> None:
-    with pytest.raises(UserError, match="image_tokens: expected 1 or more, got 0"):
-        InspectConversationsConfig(path="x", llm=str(bridge_llm), image_tokens=0)
-    with pytest.raises(
-        UserError, match="image_tokens: expected a square number whose root divides a tile of 336 pixels"
+    tiles = "expected a square number whose root divides a tile of 336 pixels, got"
+    for count, fit, expected in (
+        (0, "squash", "expected 1 or more, got 0"),
+        (15, "anyres", tiles),
+        (400, "anyres", tiles),
     ):
-        InspectConversationsConfig(path="x", llm=str(bridge_llm), image_aspect_ratio="anyres", image_tokens=400)
+        with pytest.raises(UserError, match=f"^image_tokens: {expected}"):
+            InspectConversationsConfig(path="x", llm=str(bridge_llm), image_tokens=count, image_aspect_ratio=fit)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="no such file"):
         run_inspect(InspectConversationsConfig(path="gone.json", llm=str(bridge_llm)))

@@ -26,10 +26,11 @@ def stock(places: Path) -> tuple[Any, Any]:
 
 
 @pytest.fixture(scope="module")
-def tiles(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, bridge_llm: Path) -> tuple[Any, Any]:
+def tiles(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, bridge_long_llm: Path) -> tuple[Any, Any]:
     directory = tmp_path_factory.mktemp("tiles") / "llava"
-    llm = bridge_world.make_llm(tmp_path_factory.mktemp("long") / "llm", context=512)
-    return load_llava(bridge_world.make_llava(directory, bridge_encoder, llm, image_aspect_ratio="anyres"), "cpu")
+    return load_llava(
+        bridge_world.make_llava(directory, bridge_encoder, bridge_long_llm, image_aspect_ratio="anyres"), "cpu"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +107,9 @@ def test_the_end_is_one_token_more(stock: tuple[Any, Any], monkeypatch: pytest.M
     assert whole.total < short.total < 0
     monkeypatch.setattr(loglikelihood, "_ROWS_AT_ONCE", 1)
     assert loglikelihoods(model, processor, [picture], ["What is it?"], ["red"])[0].total == pytest.approx(whole.total)
+    plain, spaced = loglikelihoods(model, processor, [None] * 2, ["Hm?"] * 2, ["yes", "  yes\n"])
+    assert spaced.total == pytest.approx(plain.total, abs=1e-5)  # white space around a text changes nothing
+    assert spaced.tokens == plain.tokens
 
 
 def test_what_greedy_decoding_would_say_is_greedy(stock: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,13 +133,6 @@ def test_a_word_is_its_own_token_behind_a_prompt(real_words: tuple[Any, Any]) ->
     sense, none = loglikelihoods(model, processor, [None] * 2, ["Once upon a"] * 2, ["dog", "god"], end=False)
     assert (sense.tokens, none.tokens) == (1, 1)
     assert sense.total > none.total
-
-
-def test_white_space_around_a_continuation_changes_nothing(stock: tuple[Any, Any]) -> None:
-    model, processor = stock
-    plain, spaced = loglikelihoods(model, processor, [None] * 2, ["Hm?"] * 2, ["yes", "  yes\n"])
-    assert spaced.total == pytest.approx(plain.total, abs=1e-5)
-    assert spaced.tokens == plain.tokens
 
 
 def test_what_cannot_be_scored_is_refused(stock: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:

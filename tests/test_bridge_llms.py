@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import bridge_world
 import pytest
 import torch
 from bridge_world import SMALL_LLM
@@ -18,6 +19,7 @@ from llava_bridge.model.build import LlavaParts, build_llava, load_llm
 from llava_bridge.model.lm_head import extract_lm_head
 from llava_bridge.training.loss import LlavaLoss
 
+MAMBA = {"mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
 KINDS: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 8, "tie_word_embeddings": True},
     "granite": {"logits_scaling": 8.0, "tie_word_embeddings": True},
@@ -25,27 +27,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
     "gpt_neox": {},
-    "falcon_h1": {
-        "lm_head_multiplier": 0.5,
-        "head_dim": 8,
-        "mamba_d_ssm": 32,
-        "mamba_n_heads": 4,
-        "mamba_d_state": 8,
-        "mamba_d_head": 8,
-        "mamba_n_groups": 1,
-    },
-    "granitemoehybrid": {
-        "logits_scaling": 8.0,
-        "embedding_multiplier": 12.0,
-        "layer_types": ["mamba", "attention"],
-        "shared_intermediate_size": 64,
-        "num_local_experts": 4,
-        "num_experts_per_tok": 2,
-        "mamba_n_heads": 8,
-        "mamba_d_head": 8,
-        "mamba_d_state": 8,
-        "mamba_n_groups": 1,
-    },
+    "falcon_h1": {"lm_head_multiplier": 0.5, "head_dim": 8, "mamba_d_ssm": 32, "mamba_n_heads": 4, **MAMBA},
+    "granitemoehybrid": {"logits_scaling": 8.0, "embedding_multiplier": 12.0, "layer_types": ["mamba", "attention"]}
+    | {"shared_intermediate_size": 64, "num_local_experts": 4, "num_experts_per_tok": 2, "mamba_n_heads": 8, **MAMBA},
     "gemma4_text": {"head_dim": 8, "global_head_dim": 8, "hidden_size_per_layer_input": 0},  # as that of 31B
 }
 TOKENS = torch.arange(10, 30)[None]
@@ -56,10 +40,7 @@ def make(kind: str, tokenizer: Any, folder: Path, **more: Any) -> Any:
     numbers = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "vocab_size": len(tokenizer)}
     torch.manual_seed(0)
     llm = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **fields, **numbers)).eval()
-    for weight in llm.parameters():  # untrained layers of small weights hide mistakes
-        torch.nn.init.normal_(weight, std=0.3) if weight.ndim > 1 else None
-    llm.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    bridge_world.save(folder, bridge_world.widen(llm, 0.3), tokenizer)
     return llm
 
 
@@ -82,9 +63,7 @@ def test_logits_are_the_llms_own_also_when_saved_and_taken_out(
     own = logits(llm, words)
     model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(tmp_path / "llm")))
     torch.testing.assert_close(logits(model, words), own, atol=1e-5, rtol=1e-5)
-    for part in (model, processor):
-        part.save_pretrained(tmp_path / "llava")
-    again, _ = load_llava(tmp_path / "llava", device="cpu")
+    again, _ = load_llava(bridge_world.save(tmp_path / "llava", model, processor), device="cpu")
     torch.testing.assert_close(logits(again, words), own, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(logits(load_llm(str(tmp_path / "llava")), words), own, atol=1e-5, rtol=1e-5)
 
@@ -120,19 +99,23 @@ def test_an_llm_that_does_anything_else_is_refused(kind: str, more: Any, tokeniz
         extract_lm_head(llm)
 
 
-def test_an_llm_without_keys_and_values_is_refused(tokenizer: Any, tmp_path: Path, bridge_encoder: Path) -> None:
-    make("mamba", tokenizer, tmp_path / "llm", state_size=8)
-    with pytest.raises(UserError, match=r"^llm: mamba remembers no keys and values, which transformers' LLaVA asks of"):
-        build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(tmp_path / "llm")))
-
-
-def test_an_llm_that_reads_tokens_beside_embeddings_is_refused(
-    tokenizer: Any, tmp_path: Path, bridge_encoder: Path
+@pytest.mark.parametrize(
+    ("kind", "more", "match"),
+    [
+        ("mamba", {"state_size": 8}, "mamba remembers no keys and values, which transformers' LLaVA asks of"),
+        # Gemma 4's E2B and E4B: an image has no token whose further embeddings each layer could take
+        (
+            "gemma4_text",
+            {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 320},
+            "gemma4_text reads its tokens beside their embeddings, and images in a",
+        ),
+    ],
+)
+def test_an_llm_that_no_llava_can_have_is_refused(
+    kind: str, more: dict[str, Any], match: str, tokenizer: Any, tmp_path: Path, bridge_encoder: Path
 ) -> None:
-    """Gemma 4's E2B and E4B: an image has no token whose further embeddings each layer could take."""
-    more = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": len(tokenizer)}
-    make("gemma4_text", tokenizer, tmp_path / "llm", **more)
-    with pytest.raises(UserError, match=r"^llm: gemma4_text reads its tokens next to their embeddings, and images in"):
+    make(kind, tokenizer, tmp_path / "llm", **more)
+    with pytest.raises(UserError, match=f"^llm: {match}"):
         build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(tmp_path / "llm")))
 
 

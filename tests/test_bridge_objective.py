@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import bridge_world
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,7 @@ from test_clips_losses import Largest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from clips.errors import UserError
-from llava_bridge.data import ConversationSourceConfig, read_samples
+from llava_bridge.data import read_samples
 from llava_bridge.data.collator import ConversationCollator, ConversationDataset, TextCollator, pack_lengths
 from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder
 from llava_bridge.training.loss import LlavaLoss, chunked_cross_entropy
@@ -39,13 +40,9 @@ KINDS: dict[str, dict[str, Any]] = {
 def parts(bridge_encoder: Path, bridge_llm: Path, bridge_talk: Path) -> tuple[Any, Any, list[dict[str, Any]]]:
     """A LLaVA, its processor, and samples of several lengths: with a picture, with two, with none."""
     model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_llm), seed=3))
-    samples = read_samples(ConversationSourceConfig(path=str(bridge_talk / "talk.json")))
-    items = [
-        ConversationDataset(samples, make_conversation_encoder(model, processor), 128)[index] for index in range(5)
-    ]
-    for parameter in model.parameters():  # untrained layers of norm 1 hide mistakes
-        torch.nn.init.normal_(parameter, std=0.2) if parameter.ndim > 1 else None
-    return model, processor, items
+    (source,) = bridge_world.source(bridge_talk)
+    data = ConversationDataset(read_samples(source), make_conversation_encoder(model, processor), 128)
+    return bridge_world.widen(model, 0.2), processor, [data[index] for index in range(5)]
 
 
 def batch_of(items: list[dict[str, Any]], processor: Any, room: int | None = None) -> dict[str, torch.Tensor]:
@@ -64,6 +61,9 @@ def learned(model: Any, batch: dict[str, torch.Tensor]) -> tuple[float, dict[str
     return loss.item(), named
 
 
+TEXT = {"input_ids": [1, 40, 41, 42], "labels": [-100, -100, 41, 42], "pictures": [], "skipped": []}
+
+
 def test_the_loss_and_its_gradients_are_those_of_transformers(parts: tuple[Any, Any, Any]) -> None:
     model, processor, items = parts
     batch = batch_of(items, processor)
@@ -76,21 +76,14 @@ def test_the_loss_and_its_gradients_are_those_of_transformers(parts: tuple[Any, 
     assert gradients.keys() == wanted.keys()
     for name, value in wanted.items():
         torch.testing.assert_close(gradients[name], value, atol=1e-5, rtol=1e-4, msg=name)
-
-
-def test_a_loss_over_all_processes_tokens_is_the_sum_by_their_number(parts: tuple[Any, Any, Any]) -> None:
-    model, processor, items = parts
-    batch = batch_of(items, processor)
-    own = LlavaLoss(model)(**batch)["loss"]
-    count = int((batch["labels"] != -100).sum())
+    count = int((batch["labels"] != -100).sum())  # over all processes' tokens: the sum by their number
     shared = LlavaLoss(model)(**batch, num_items_in_batch=torch.tensor(3 * count))["loss"]
-    torch.testing.assert_close(3 * shared, own)
+    assert 3 * shared.item() == pytest.approx(loss, rel=1e-5)
 
 
 def test_a_batch_without_pictures_lets_the_projector_learn_nothing_but_be_asked(parts: tuple[Any, Any, Any]) -> None:
     model, processor, _ = parts
-    text = {"input_ids": [1, 40, 41, 42], "labels": [-100, -100, 41, 42], "pictures": [], "skipped": []}
-    _, gradients = learned(model, batch_of([text, text], processor))
+    _, gradients = learned(model, batch_of([TEXT, TEXT], processor))
     projector = {name: value for name, value in gradients.items() if "multi_modal_projector" in name}
     assert len(projector) == 4
     assert not any(value.any() for value in projector.values())
@@ -103,9 +96,8 @@ def test_text_alone_and_pictures_go_through_the_modules_in_the_same_order(
     fit: str, recomputed: bool, bridge_encoder: Path, bridge_llm: Path, bridge_talk: Path
 ) -> None:
     model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_llm), image_aspect_ratio=fit))  # type: ignore[arg-type]
-    samples = read_samples(ConversationSourceConfig(path=str(bridge_talk / "talk.json")))
-    shown = ConversationDataset(samples, make_conversation_encoder(model, processor), 512)[0]
-    text = {"input_ids": [1, 40, 41, 42], "labels": [-100, -100, 41, 42], "pictures": [], "skipped": []}
+    (source,) = bridge_world.source(bridge_talk)
+    shown = ConversationDataset(read_samples(source), make_conversation_encoder(model, processor), 512)[0]
     model.requires_grad_(True).train()
     if recomputed:
         recompute_layers(model)
@@ -113,7 +105,7 @@ def test_text_alone_and_pictures_go_through_the_modules_in_the_same_order(
     for name, module in model.named_modules():
         module.register_forward_pre_hook(lambda *_, name=name: order.append(name))
     found = []
-    for items in ([shown], [text]):
+    for items in ([shown], [TEXT]):
         learned(model, batch_of(items, processor))
         found.append(order.copy())
         order.clear()
@@ -131,10 +123,9 @@ def test_packed_samples_have_the_losses_of_padded_ones(parts: tuple[Any, Any, An
     assert one[0] == pytest.approx(other[0], abs=1e-5)
     for name, value in one[1].items():
         torch.testing.assert_close(other[1][name], value, atol=1e-5, rtol=1e-4, msg=name)
+    unlearned = [{**item, "labels": [-100] * len(item["labels"])} for item in items]
     for index in range(len(items)):  # each sample by itself: as if only it were learned
-        alone = [
-            item if i == index else {**item, "labels": [-100] * len(item["labels"])} for i, item in enumerate(items)
-        ]
+        alone = [items[index] if each == index else item for each, item in enumerate(unlearned)]
         losses = [LlavaLoss(model)(**batch_of(alone, processor, limit))["loss"].item() for limit in (None, room)]
         assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
@@ -143,9 +134,7 @@ def test_packed_samples_have_the_losses_of_padded_ones(parts: tuple[Any, Any, An
 def test_packing_keeps_samples_apart_in_llms_of_many_kinds(kind: str) -> None:
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **SMALL_LLM, **KINDS[kind], vocab_size=64)
-    llm = AutoModelForCausalLM.from_config(config).eval()
-    for parameter in llm.parameters():
-        torch.nn.init.normal_(parameter, std=0.3) if parameter.ndim > 1 else None
+    llm = bridge_world.widen(AutoModelForCausalLM.from_config(config).eval(), 0.3)
     dice = np.random.default_rng(1)
     items = [
         {"input_ids": (ids := dice.integers(3, 64, length).tolist()), "labels": ids, "pictures": [], "skipped": []}
@@ -154,9 +143,8 @@ def test_packing_keeps_samples_apart_in_llms_of_many_kinds(kind: str) -> None:
     packed = ConversationCollator(None, 0, 50)(items)
     rows = pack_lengths([len(item["input_ids"]) for item in items], 50)
     with torch.no_grad():
-        hidden = llm.base_model(
-            input_ids=packed["input_ids"], position_ids=packed["position_ids"], use_cache=False
-        ).last_hidden_state
+        given = {name: packed[name] for name in ("input_ids", "position_ids")}
+        hidden = llm.base_model(**given, use_cache=False).last_hidden_state
         for row, members in enumerate(rows):
             start = 0
             for index in members:

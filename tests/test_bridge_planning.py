@@ -21,30 +21,41 @@ CLIP = "transformers:openai/clip-vit-large-patch14-336"
 VICUNA = "lmsys/vicuna-7b-v1.5"
 
 
-def test_sizes_are_those_of_the_models():
-    assert llm_size(VICUNA).parameters == 6_738_415_616  # Llama 2's
-    assert llm_size("meta-llama/Meta-Llama-3-8B-Instruct").parameters == 8_030_261_248
-    clip = vision_size(CLIP)
+@pytest.fixture(scope="module")
+def clip():
+    return vision_size(CLIP)
+
+
+def test_sizes_are_those_of_the_models_and_of_a_projector_and_two_towers_at_once(clip):
+    llm = llm_size(VICUNA)
+    assert llm.parameters == 6_738_415_616  # Llama 2's
     assert (clip.parameters, clip.tokens, clip.width) == (303_507_456, 576, 1024)
     assert clip.flops == pytest.approx(2 * 191e9, rel=0.01)  # 191 GMACs by timm's tables
-    assert vision_size(CLIP, 224).tokens == 256
-
-
-def test_both_towers_of_released_encoders_take_what_open_clip_states():
-    """GFLOPs of open_clip's own table of profiles, a picture and a text."""
-    for name, stated in (("vit_large_patch14_clip_224.openai", 175.33), ("ViT-SO400M-14-SigLIP-384", 723.48)):
-        pair = dual_tower_size(f"hf-hub:timm/{name}")
-        assert (pair.image_flops + pair.text_flops) / 1e9 == pytest.approx(stated, abs=0.01)
-
-
-def test_a_projector_and_two_towers_at_once():
-    clip, llm = vision_size(CLIP), llm_size(VICUNA)
     count, tokens = projector_size(ProjectorConfig(), clip, llm)
     assert (count, tokens) == ((1024 + 1) * 4096 + (4096 + 1) * 4096, 576)
     assert projector_size(ProjectorConfig(type="pool", downsample_factor=2), clip, llm)[1] == 144
     both = vision_size(f"several:{CLIP} + {CLIP}")
     assert (both.tokens, both.width, both.flops) == (576, 2048, 2 * clip.flops)
+
+
+@pytest.mark.slow
+def test_more_sizes_are_those_of_the_models():
+    assert llm_size("meta-llama/Meta-Llama-3-8B-Instruct").parameters == 8_030_261_248
+    assert vision_size(CLIP, 224).tokens == 256
     assert vision_size(f"several:interleave:{CLIP} + {CLIP}").tokens == 1152
+
+
+@pytest.mark.parametrize(
+    ("name", "stated"),
+    [
+        ("vit_large_patch14_clip_224.openai", 175.33),
+        pytest.param("ViT-SO400M-14-SigLIP-384", 723.48, marks=pytest.mark.slow),
+    ],
+)
+def test_both_towers_of_released_encoders_take_what_open_clip_states(name, stated):
+    """GFLOPs of open_clip's own table of profiles, a picture and a text."""
+    pair = dual_tower_size(f"hf-hub:timm/{name}")
+    assert (pair.image_flops + pair.text_flops) / 1e9 == pytest.approx(stated, abs=0.01)
 
 
 def test_the_small_llama_is_as_large_as_the_one_that_is_made():

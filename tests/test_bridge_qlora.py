@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import bridge_world
 import pytest
 import torch
-from bridge_world import launched, losses
-from safetensors.torch import load_file
+from bridge_world import Parts, launched, losses, weights
 
+from clips.commandline.parsing import parse_config
 from clips.errors import UserError
-from llava_bridge.data import ConversationSourceConfig
-from llava_bridge.training.train_config import LaunchConfig, LlavaTrainConfig, LoraConfig, StageConfig
+from llava_bridge.training.train_config import LaunchConfig, LlavaTrainConfig, LoraConfig
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="no bitsandbytes (the extra qlora)"
@@ -27,56 +23,30 @@ LORA: dict[str, Any] = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "quantizat
 
 
 @pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As wide as 4 bits need it."""
-    return bridge_world.make_llm(tmp_path_factory.mktemp("wide") / "llm", width=64)
+def parts(tmp_path_factory: pytest.TempPathFactory, bridge_parts: Parts) -> Parts:
+    """An LLM that is as wide as 4 bits need it."""
+    return bridge_parts._replace(llm=bridge_world.make_llm(tmp_path_factory.mktemp("wide") / "llm", width=64))
+
+
+def run_file(folder: Path, name: str, parts: Parts, save_steps: int = 0, **lora: Any) -> Path:
+    settings = {"max_steps": 6, "lora": LoraConfig(**LORA | lora)}
+    return bridge_world.instruct_file(folder, name, parts, settings, save_steps=save_steps)
 
 
 @pytest.fixture(scope="module")
-def fields(bridge_encoder: Path, bridge_talk: Path, llm: Path) -> dict[str, Any]:
-    """A run of the stage instruct alone, but for its settings."""
-    settings = {"stages": ["instruct"], "encoder": str(bridge_encoder), "llm": str(llm), "precision": "fp32"}
-    return {**settings, "logging_steps": 1}
-
-
-def stage(talk: Path, **changes: Any) -> StageConfig:
-    data = [ConversationSourceConfig(path=str(talk / "talk.json"))]
-    lora = LoraConfig(**LORA | changes.pop("lora", {}))
-    return StageConfig(
-        **{
-            "data": data,
-            "max_steps": 6,
-            "global_batch_size": 4,
-            "learning_rate": 1e-2,
-            "warmup_ratio": 0.0,
-            "lora": lora,
-        }
-        | changes
-    )
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, bridge_talk: Path, fields: dict[str, Any]) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory, parts: Parts) -> Path:
     """Two LLaVAs of the same training: adapters merged, and beside the weights."""
     folder = tmp_path_factory.mktemp("runs")
-    stages = {name: stage(bridge_talk, lora={"merge_weights": name == "merged"}) for name in ("merged", "beside")}
-    paths = [
-        bridge_world.config_file(folder, name, bridge_talk, **fields, instruct=own, save_steps=0)
-        for name, own in stages.items()
-    ]
+    paths = [run_file(folder, name, parts, merge_weights=name == "merged") for name in ("merged", "beside")]
     bridge_world.trained_alone(*paths)
     return folder
 
 
-def weights(directory: Path) -> dict[str, torch.Tensor]:
-    return load_file(directory / "model.safetensors")
-
-
 @needs_bitsandbytes
 @pytest.mark.slow
-def test_adapters_learn_beside_4_bits(runs: Path, llm: Path) -> None:
+def test_adapters_learn_beside_4_bits(runs: Path, parts: Parts) -> None:
     assert losses(runs / "merged")[-1] < losses(runs / "merged")[0]
-    own = weights(llm)
+    own = weights(parts.llm)
     before, after = weights(runs / "beside"), weights(runs / "merged")
     rounded = 0
     for name, value in before.items():
@@ -105,26 +75,18 @@ def test_the_output_is_what_was_trained_whether_merged_or_not(runs: Path) -> Non
 
 @needs_bitsandbytes
 @pytest.mark.slow
-def test_an_interrupted_run_goes_on(tmp_path: Path, bridge_talk: Path, fields: dict[str, Any], runs: Path) -> None:
+def test_an_interrupted_run_goes_on(tmp_path: Path, parts: Parts, runs: Path) -> None:
     """Its checkpoints have the scales of 4 bits, for which there is no place in the model."""
-    path = bridge_world.config_file(tmp_path, "run", bridge_talk, **fields, instruct=stage(bridge_talk), save_steps=2)
+    path = run_file(tmp_path, "run", parts, save_steps=2)
     checkpoint = tmp_path / ".run.work" / "instruct" / "checkpoints" / "checkpoint-2" / "complete"
-    command = [sys.executable, "-m", "llava_bridge", "train", "--config", str(path)]
-    process = subprocess.Popen(command, env={**os.environ, **launched(), "OMP_NUM_THREADS": "1"})
-    deadline = time.monotonic() + 200
-    while not checkpoint.is_file() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    assert checkpoint.is_file()
-    done = bridge_world.run_python(*command[1:], **launched())
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "going on with the unfinished run" in done.stderr
+    with bridge_world.training(path, **launched()) as process:
+        bridge_world.wait_for(checkpoint.is_file, process)
+    assert "going on with the unfinished run" in bridge_world.train(path, **launched())
     assert losses(tmp_path / "run") == pytest.approx(losses(runs / "merged"), abs=1e-5)
 
 
 @needs_bitsandbytes
-def test_numbers_are_counted_two_to_a_byte_and_odd_widths_stay_whole(llm: Path) -> None:
+def test_numbers_are_counted_two_to_a_byte_and_odd_widths_stay_whole() -> None:
     from llava_bridge.training.quantization import numel_unpacked, quantize
 
     class Llava(torch.nn.Module):
@@ -143,21 +105,23 @@ def test_numbers_are_counted_two_to_a_byte_and_odd_widths_stay_whole(llm: Path) 
         quantize(Llava(32), "nf4", torch.float32)
 
 
-def config(fields: dict[str, Any], talk: Path, **changes: Any) -> LlavaTrainConfig:
-    return LlavaTrainConfig(output="run", instruct=stage(talk), **fields, **changes)
-
-
-def test_refusals(fields: dict[str, Any], bridge_talk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals(parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llava_bridge.training import work_dir
+
+    path = run_file(tmp_path, "run", parts)
+    config: LlavaTrainConfig = parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test")
+
+    def check(**launch: Any) -> None:
+        work_dir.check_inputs(dataclasses.replace(config, launch=LaunchConfig(**launch)))
 
     with pytest.raises(UserError, match=r"lora.quantization: expected none without llm among lora.apply_to"):
         LoraConfig(apply_to=["vision"], quantization="nf4")
     monkeypatch.setattr(work_dir.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"^instruct.lora.quantization: expected bitsandbytes .*clips-suite\[qlora\]"):
-        work_dir.check_inputs(config(fields, bridge_talk))
+        check()
     monkeypatch.setattr(work_dir.importlib.util, "find_spec", lambda name: object())
     with pytest.raises(UserError, match=r"launch.deepspeed: expected zero2 with instruct.lora.quantization"):
-        work_dir.check_inputs(config(fields, bridge_talk, launch=LaunchConfig(deepspeed="zero3")))
+        check(deepspeed="zero3")
     with pytest.raises(UserError, match=r"launch.strategy: expected deepspeed with instruct.lora.quantization"):
-        work_dir.check_inputs(config(fields, bridge_talk, launch=LaunchConfig(strategy="fsdp")))
-    work_dir.check_inputs(config(fields, bridge_talk))
+        check(strategy="fsdp")
+    check()

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import subprocess
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import bridge_world
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -24,40 +20,17 @@ from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
 
 FOLDER = Path(__file__).resolve().parents[1] / "scripts" / "configs" / "llava"
 FILES = sorted(FOLDER.glob("*.yaml"))
-STATED = {
-    "data",
-    "num_epochs",
-    "global_batch_size",
-    "micro_batch_size",
-    "learning_rate",
-    "warmup_ratio",
-    "weight_decay",
-    "max_length",
-}
-
-
-@pytest.fixture(scope="module")
-def long_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its tokenizer knows letters only, with which LLaVA's preamble alone takes some hundred tokens."""
-    return bridge_world.make_llm(tmp_path_factory.mktemp("recipes") / "llm", context=400)
+STATED = {"data", "num_epochs", "global_batch_size", "micro_batch_size", "learning_rate", "warmup_ratio"}
+STATED |= {"weight_decay", "max_length"}
 
 
 def recipe(path: Path) -> LlavaTrainConfig:
-    config: LlavaTrainConfig = parse_config(
-        LlavaTrainConfig, ["--config", str(path)], prog="llava-bridge train", positional=()
-    )
-    return config
+    return parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test")  # type: ignore[return-value]
 
 
 def test_the_recipes_are_there() -> None:
-    assert {path.stem for path in FILES} == {
-        "llava-1.5-vicuna-7b",
-        "llava-1.5-llama-3-8b",
-        "openvision",
-        "clips",
-        "llava-next",
-        "sharegpt4v-7b",
-    }
+    names = {"llava-1.5-vicuna-7b", "llava-1.5-llama-3-8b", "openvision", "clips", "llava-next", "sharegpt4v-7b"}
+    assert {path.stem for path in FILES} == names
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -65,15 +38,8 @@ def test_a_recipe_is_complete(path: Path) -> None:
     """Nothing that decides what comes of it is left to defaults, which may change."""
     config, written = recipe(path), yaml.safe_load(path.read_text())
     assert list(config.stages) == ["align", "instruct"]
-    assert {
-        "encoder",
-        "llm",
-        "vision_feature_layer",
-        "vision_feature_select_strategy",
-        "projector",
-        "chat_template",
-        "image_aspect_ratio",
-    } <= set(written)
+    features = {"vision_feature_layer", "vision_feature_select_strategy", "image_aspect_ratio"}
+    assert {"encoder", "llm", "projector", "chat_template", *features} <= set(written)
     assert config.chat_template != "auto"
     assert config.projector == ProjectorConfig(type="mlp2x_gelu")
     for name in config.stages:
@@ -85,12 +51,8 @@ def test_a_recipe_is_complete(path: Path) -> None:
     assert config.align.chat_template == "plain"
     assert config.instruct.learning_rate == 2e-5
     assert path.name in path.read_text()  # the command that runs it
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_setting_says_where_it_is_from(path: Path) -> None:
     own = {"output", "data", "path", "image_folder", "missing_images", "- path"}
-    for line in path.read_text().splitlines():
+    for line in path.read_text().splitlines():  # every other setting says where it is from
         if not line.startswith("#") and line.split(":")[0].strip() not in own:
             assert "  # " in line, line
 
@@ -105,6 +67,7 @@ def miniature(tmp_path: Path, encoder: Path, llm: Path, talk: Path) -> LlavaTrai
     align = ConversationSourceConfig(
         path=str(tmp_path / "captions.json"), image_folder=str(talk), missing_images="error", weight=0.5
     )
+    mixture = [dataclasses.replace(align, path=str(talk / "talk.json"), weight=weight) for weight in (1.0, 1.5, 0.25)]
     return dataclasses.replace(
         large,
         output=str(tmp_path / "llava"),
@@ -115,30 +78,8 @@ def miniature(tmp_path: Path, encoder: Path, llm: Path, talk: Path) -> LlavaTrai
         num_workers=1,
         logging_steps=1,
         align=dataclasses.replace(large.align, data=[align], **tiny),
-        instruct=dataclasses.replace(large.instruct, data=[*mixture(tmp_path, talk)], **tiny),
+        instruct=dataclasses.replace(large.instruct, data=mixture, **tiny),
     )
-
-
-def mixture(tmp_path: Path, talk: Path) -> list[ConversationSourceConfig]:
-    """The same talk as LLaVA's JSON, in a table with its pictures, and in a shard."""
-    rows = json.loads((talk / "talk.json").read_text())
-    table = [
-        {"conversations": row["conversations"], "image": {"bytes": (talk / row["image"]).read_bytes(), "path": None}}
-        for row in rows
-    ]
-    pq.write_table(pa.Table.from_pylist(table), tmp_path / "talk.parquet", row_group_size=4)
-    with tarfile.open(tmp_path / "talk.tar", "w") as tar:
-        for row in rows:
-            talked = json.dumps({"conversations": row["conversations"]}).encode()
-            for name, content in (("json", talked), ("png", (talk / row["image"]).read_bytes())):
-                member = tarfile.TarInfo(f"{row['id']}.{name}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-    return [
-        ConversationSourceConfig(path=str(talk / "talk.json"), image_folder=str(talk), missing_images="error"),
-        ConversationSourceConfig(path=str(tmp_path / "talk.parquet"), format="conversations", weight=1.5),
-        ConversationSourceConfig(path=str(tmp_path / "talk.tar"), format="webdataset", weight=0.25),
-    ]
 
 
 def train(config: LlavaTrainConfig, tmp_path: Path) -> subprocess.CompletedProcess[str]:
@@ -149,11 +90,11 @@ def train(config: LlavaTrainConfig, tmp_path: Path) -> subprocess.CompletedProce
 
 
 def test_the_first_stage_learns_plain_captions_of_cropped_pictures(
-    tmp_path: Path, bridge_encoder: Path, long_llm: Path, bridge_talk: Path
+    tmp_path: Path, bridge_encoder: Path, bridge_long_llm: Path, bridge_talk: Path
 ) -> None:
     from llava_bridge.training.setup import setup_stage
 
-    setup = setup_stage(miniature(tmp_path, bridge_encoder, long_llm, bridge_talk), "align", tmp_path)
+    setup = setup_stage(miniature(tmp_path, bridge_encoder, bridge_long_llm, bridge_talk), "align", tmp_path)
     item: Any = setup.dataset[0]
     assert setup.processor.tokenizer.decode(item["input_ids"]) in {
         f"<s>{'<image>' * 16}{color}\n" for color in bridge_world.COLORS
@@ -165,19 +106,17 @@ def test_the_first_stage_learns_plain_captions_of_cropped_pictures(
 
 @pytest.mark.slow
 def test_a_miniature_of_llava_1_5_trains(
-    tmp_path: Path, bridge_encoder: Path, long_llm: Path, bridge_talk: Path
+    tmp_path: Path, bridge_encoder: Path, bridge_long_llm: Path, bridge_talk: Path
 ) -> None:
-    config = miniature(tmp_path, bridge_encoder, long_llm, bridge_talk)
+    config = miniature(tmp_path, bridge_encoder, bridge_long_llm, bridge_talk)
     run = train(config, tmp_path)
     assert run.returncode == 0, run.stderr[-2000:]
     assert "align: 8 samples an epoch from" in run.stderr
     assert "instruct: 24 samples an epoch from" in run.stderr
     assert "instruct: 4 samples an epoch from" in run.stderr
     assert "looking for all pictures of" in run.stderr
-    lines = [json.loads(line) for line in (tmp_path / "llava" / "metrics.jsonl").read_text().splitlines()]
-    assert [(line["stage"], line["step"]) for line in lines] == [
-        (stage, step) for stage in ("align", "instruct") for step in (1, 2, 3)
-    ]
+    steps = [(stage, step) for stage in ("align", "instruct") for step in (1, 2, 3)]
+    assert bridge_world.metrics(tmp_path / "llava", "stage", "step") == steps
     shown: dict[str, Any] = json.loads((tmp_path / "llava" / "processor_config.json").read_text())["image_processor"]
     assert shown["image_processor_type"].startswith("LlavaImageProcessor")
     assert shown["do_pad"]
@@ -190,9 +129,9 @@ def test_a_miniature_of_llava_1_5_trains(
 
 @pytest.mark.slow
 def test_a_missing_picture_is_told_before_anything_is_trained(
-    tmp_path: Path, bridge_encoder: Path, long_llm: Path, bridge_talk: Path
+    tmp_path: Path, bridge_encoder: Path, bridge_long_llm: Path, bridge_talk: Path
 ) -> None:
-    config = miniature(tmp_path, bridge_encoder, long_llm, bridge_talk)
+    config = miniature(tmp_path, bridge_encoder, bridge_long_llm, bridge_talk)
     rows = json.loads((bridge_talk / "talk.json").read_text())
     rows[3]["image"] = "gone.png"
     (tmp_path / "talk.json").write_text(json.dumps(rows))

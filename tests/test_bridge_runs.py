@@ -11,97 +11,97 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bridge_world import config_file
+from bridge_world import config_file, run_cli
 
 from clips.commandline.parsing import parse_config
+from clips.core.artifact import write_manifest
 from clips.errors import UserError
-from llava_bridge.cli import main
 from llava_bridge.training import launch as launching
+from llava_bridge.training import work_dir
+from llava_bridge.training.run_identity import run_identity
+from llava_bridge.training.stages import _check_shared, _prepare
 from llava_bridge.training.train_config import LlavaTrainConfig
 
 
-@pytest.mark.parametrize("manifest", [None, "{}", '{"kind": "encoder", "hash": "1", "config": {}}', "[", "\xff"])
-def test_an_output_of_someone_else_is_not_replaced(
-    manifest: str | None, tmp_path: Path, bridge_talk: Path, bridge_encoder: Path
-) -> None:
-    from llava_bridge.training.train import run_train
+@pytest.fixture
+def path(tmp_path: Path, bridge_talk: Path, bridge_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of a run whose command must not come to start processes."""
+    monkeypatch.setattr(launching, "_deepspeed", lambda: [sys.executable, "-c", "raise SystemExit('it was launched')"])
+    return config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
 
-    path = config_file(tmp_path, "mine", bridge_talk, encoder=str(bridge_encoder))
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+
+@pytest.fixture
+def config(path: Path) -> LlavaTrainConfig:
+    return parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test")  # type: ignore[return-value]
+
+
+@pytest.fixture
+def finished(config: LlavaTrainConfig, tmp_path: Path) -> LlavaTrainConfig:
+    """The config of a run whose output is there."""
+    done = config.among(1)
+    (tmp_path / "one").mkdir()
+    write_manifest(tmp_path / "one", kind="llava", config=done, identity=run_identity(done))
+    return done
+
+
+def train(path: Path, *flags: str) -> tuple[int, str]:
+    status, _, told = run_cli("train", "--config", str(path), *flags)
+    return status, told
+
+
+@pytest.mark.parametrize("manifest", [None, "{}", '{"kind": "encoder", "hash": "1", "config": {}}', "[", "\xff"])
+def test_an_output_of_someone_else_is_not_replaced(manifest: str | None, path: Path, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "thesis.txt").write_text("years of work")
     if manifest is not None:
-        (tmp_path / "mine" / "manifest.json").write_text(manifest, encoding="latin-1")
-    with pytest.raises(UserError, match="not empty, and not an artifact of kind 'llava'"):
-        run_train(parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test"))
-    assert (tmp_path / "mine" / "thesis.txt").exists()
+        (tmp_path / "one" / "manifest.json").write_text(manifest, encoding="latin-1")
+    status, told = train(path)
+    assert status == 2
+    assert "not empty, and not an artifact of kind 'llava'" in told
+    assert (tmp_path / "one" / "thesis.txt").exists()
     assert not list(tmp_path.glob(".*"))
 
 
-def llava_bridge(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The exit status of the command, which must not come to start processes."""
-    monkeypatch.setattr(sys, "argv", ["llava-bridge", *arguments])
-    monkeypatch.setattr(launching, "_deepspeed", lambda: [sys.executable, "-c", "raise SystemExit('it was launched')"])
-    return main()
-
-
-def test_a_finished_run_is_left_as_it_is(
-    tmp_path: Path, bridge_talk: Path, bridge_encoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    from clips.core.artifact import write_manifest
-    from llava_bridge.training.run_identity import run_identity
-
-    path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
-    config = parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test").among(1)
-    (tmp_path / "one").mkdir()
-    write_manifest(tmp_path / "one", kind="llava", config=config, identity=run_identity(config))
+def test_a_finished_run_is_left_as_it_is(finished: LlavaTrainConfig, path: Path, tmp_path: Path) -> None:
     for free in (
         [],
         ["--logging_steps", "3", "--num_workers", "1", "--save_steps", "9", "--launch.num_processes", "2"],
     ):
-        assert llava_bridge(monkeypatch, "train", "--config", str(path), *free) == 0
-        assert "already trained with this config; nothing to do" in capsys.readouterr().err
-    assert llava_bridge(monkeypatch, "train", "--config", str(path), "--align.learning_rate", "0.5") == 2
-    assert "holds another run: align.learning_rate is 0.001 there and 0.5 now" in capsys.readouterr().err
-    config = json.loads((tmp_path / "one" / "manifest.json").read_text())
-    config["identity"]["inputs.encoder"] = "another"
-    (tmp_path / "one" / "manifest.json").write_text(json.dumps(config))
-    assert llava_bridge(monkeypatch, "train", "--config", str(path)) == 2
-    assert "holds another run: inputs.encoder is 'another' there" in capsys.readouterr().err
+        status, told = train(path, *free)
+        assert status == 0
+        assert "already trained with this config; nothing to do" in told
+    status, told = train(path, "--align.learning_rate", "0.5")
+    assert status == 2
+    assert "holds another run: align.learning_rate is 0.001 there and 0.5 now" in told
+    manifest = json.loads((tmp_path / "one" / "manifest.json").read_text())
+    manifest["identity"]["inputs.encoder"] = "another"
+    (tmp_path / "one" / "manifest.json").write_text(json.dumps(manifest))
+    status, told = train(path)
+    assert status == 2
+    assert "holds another run: inputs.encoder is 'another' there" in told
     assert not list(tmp_path.glob(".*"))
 
 
 def test_a_finished_run_removes_its_own_work_directory_and_no_other_runs(
-    tmp_path: Path, bridge_talk: Path, bridge_encoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    finished: LlavaTrainConfig, path: Path, tmp_path: Path
 ) -> None:
-    from clips.core.artifact import write_manifest
-    from llava_bridge.training.run_identity import run_identity
-    from llava_bridge.training.stages import _prepare
-
-    path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
-    config = parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test").among(1)
-    (tmp_path / "one").mkdir()
-    write_manifest(tmp_path / "one", kind="llava", config=config, identity=run_identity(config))
     work = tmp_path / ".one.work"
-    for seed in (1, config.seed):
+    for seed in (1, finished.seed):
         work.mkdir(exist_ok=True)
         (work / "run.json").unlink(missing_ok=True)
-        _prepare(work, dataclasses.replace(config, seed=seed))
+        _prepare(work, dataclasses.replace(finished, seed=seed))
         (work / "instruct/checkpoints/checkpoint-3/complete").mkdir(parents=True)
-        assert llava_bridge(monkeypatch, "train", "--config", str(path)) == 0
-        told = f"{work} holds an unfinished run with other settings" in capsys.readouterr().err
-        assert told == work.exists() == (seed == 1)
-        if told:
+        status, told = train(path)
+        assert status == 0
+        assert (f"{work} holds an unfinished run with other settings" in told) == work.exists() == (seed == 1)
+        if seed == 1:
             shutil.rmtree(work)
 
 
 @pytest.mark.parametrize("progress", ["align/model", "instruct/checkpoints/checkpoint-3/complete"])
 def test_an_unfinished_run_with_other_settings_is_refused_and_kept(
-    progress: str, tmp_path: Path, bridge_talk: Path, bridge_encoder: Path
+    progress: str, config: LlavaTrainConfig, tmp_path: Path
 ) -> None:
-    from llava_bridge.training.stages import _prepare
-
-    path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
-    config = parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test")
     work = tmp_path / "work"
     (work / "align/tokenizer").mkdir(parents=True)
     _prepare(work, config)
@@ -121,37 +121,29 @@ def test_an_unfinished_run_with_other_settings_is_refused_and_kept(
 
 
 def test_an_earlier_request_to_stop_does_not_stop_processes_that_another_launcher_starts(
-    tmp_path: Path, bridge_talk: Path, bridge_encoder: Path, monkeypatch: pytest.MonkeyPatch
+    config: LlavaTrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llava_bridge.training.stages import _prepare
-
-    path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
-    config = parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test")
-    stop = tmp_path / "stop"
-    stop.write_text("15")
+    (tmp_path / "stop").write_text("15")
     monkeypatch.setenv(launching._COMMAND_PID, "1")
     _prepare(tmp_path, config)
-    assert stop.is_file()  # that command has just asked for it
+    assert (tmp_path / "stop").is_file()  # that command has just asked for it
     monkeypatch.delenv(launching._COMMAND_PID)
     _prepare(tmp_path, config)
-    assert not stop.exists()
+    assert not (tmp_path / "stop").exists()
 
 
 def test_a_work_directory_belongs_to_one_run_and_goes_unless_it_helps_the_next(
-    tmp_path: Path, bridge_talk: Path, bridge_encoder: Path
+    config: LlavaTrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    from llava_bridge.training.work_dir import lock_work_dir
-
-    path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
-    config, work = parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test"), tmp_path / ".one.work"
-    with lock_work_dir(config):
-        with pytest.raises(UserError, match=r"output: another run is writing .*one"), lock_work_dir(config):
+    work = tmp_path / ".one.work"
+    with work_dir.lock_work_dir(config):
+        with pytest.raises(UserError, match=r"output: another run is writing .*one"), work_dir.lock_work_dir(config):
             pass
         assert work.is_dir()
     assert not work.exists()
 
     def fail(leaving: str) -> None:
-        with lock_work_dir(config):
+        with work_dir.lock_work_dir(config):
             (work / "align" / leaving).mkdir(parents=True)
             raise UserError("align: wrong")
 
@@ -160,33 +152,16 @@ def test_a_work_directory_belongs_to_one_run_and_goes_unless_it_helps_the_next(
             fail(leaving)
         assert work.exists() == helps
 
-
-def test_features_are_not_kept_where_processes_must_call_the_encoder_together(
-    tmp_path: Path, bridge_talk: Path, bridge_encoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
-    flags = ["--align.cache_vision_features", "true", "--launch.deepspeed", "zero3", "--launch.num_processes", "2"]
-    assert llava_bridge(monkeypatch, "train", "--config", str(path), *flags) == 2
-    assert "align.cache_vision_features: expected false under ZeRO-3 with several processes" in capsys.readouterr().err
-
-
-def test_a_file_system_without_locks_will_do(
-    tmp_path: Path, bridge_talk: Path, bridge_encoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    from llava_bridge.training import work_dir
-
     def flock(*_: Any) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
     monkeypatch.setattr(work_dir.fcntl, "flock", flock)
-    with work_dir.lock_work_dir(parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test")):
+    with work_dir.lock_work_dir(config):
         assert "no locks here (No locks available); see to it that no other run writes" in capsys.readouterr().err
 
 
 def test_an_output_that_one_machine_alone_sees_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from clips.parallel import distributed
-    from llava_bridge.training.stages import _check_shared
 
     (tmp_path / "run.json").touch()
     _check_shared(tmp_path)
@@ -195,18 +170,18 @@ def test_an_output_that_one_machine_alone_sees_is_refused(tmp_path: Path, monkey
         _check_shared(tmp_path)
 
 
-def test_the_number_of_processes_is_what_a_launcher_has_started(
-    tmp_path: Path, bridge_talk: Path, bridge_encoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
-    config = parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test")
+def test_the_number_of_processes(path: Path, config: LlavaTrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is what a launcher has started; with several under ZeRO-3 all must call the encoder together."""
+    flags = ["--align.cache_vision_features", "true", "--launch.deepspeed", "zero3", "--launch.num_processes", "2"]
+    status, told = train(path, *flags)
+    assert status == 2
+    assert "align.cache_vision_features: expected false under ZeRO-3 with several processes" in told
     assert config.among(4).launch.num_processes == 4
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "3"}.items():
         monkeypatch.setenv(name, value)
-    assert llava_bridge(monkeypatch, "train", "--config", str(path)) == 2
-    assert "llm_pretrain.global_batch_size: expected a multiple of processes (3)" in capsys.readouterr().err
-    assert llava_bridge(monkeypatch, "train", "--config", str(path), "--launch.num_processes", "2") == 2
-    assert (
-        "launch.num_processes: expected 3, as many as the launcher has started, or null, got 2"
-        in capsys.readouterr().err
-    )
+    status, told = train(path)
+    assert status == 2
+    assert "llm_pretrain.global_batch_size: expected a multiple of processes (3)" in told
+    status, told = train(path, "--launch.num_processes", "2")
+    assert status == 2
+    assert "launch.num_processes: expected 3, as many as the launcher has started, or null, got 2" in told

@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,12 +18,13 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from bridge_world import run_cli, save
 from PIL import Image
+from serving import serve_app
 
 from clips.errors import UserError
-from llava_bridge import cli
 from llava_bridge.inference import generate
-from llava_bridge.serving import serve_command, worker
+from llava_bridge.serving import worker
 from llava_bridge.serving.serve_command import ServeConfig, run_serve
 
 pytest.importorskip("uvicorn")
@@ -49,19 +49,9 @@ def llava(bridge_llava: Path) -> tuple[Any, Any]:
 
 @pytest.fixture(scope="module")
 def address(llava: tuple[Any, Any]) -> Iterator[str]:
-    import uvicorn
-
     from llava_bridge.serving.app import Server
 
-    app = Server(worker.GenerationWorker(*llava), "tiny", max_new_tokens=7).app(["127.0.0.1"])
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=2))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join(10)
+    yield from serve_app(Server(worker.GenerationWorker(*llava), "tiny", max_new_tokens=7).app(["127.0.0.1"]))
 
 
 @pytest.fixture
@@ -74,13 +64,6 @@ def complete(client: openai.OpenAI, messages: list[Any] | None = None, **setting
     return client.chat.completions.create(model="tiny", messages=messages or asked(), **settings)
 
 
-def test_the_model_is_listed(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["tiny"]
-    assert client.models.retrieve("tiny").owned_by == "llava-bridge"
-    with pytest.raises(openai.NotFoundError, match="there is no 'gpt' here; expected 'tiny'"):
-        client.models.retrieve("gpt")
-
-
 def test_an_answer_is_that_of_the_bridge(client: openai.OpenAI, llava: tuple[Any, Any]) -> None:
     made = complete(client, max_tokens=9)
     (expected,) = generate.answer(*llava, [Image.new("RGB", (40, 24), "red")], ["What color is it?"], 9)
@@ -89,25 +72,29 @@ def test_an_answer_is_that_of_the_bridge(client: openai.OpenAI, llava: tuple[Any
     assert made.usage.completion_tokens == 9
     assert made.usage.prompt_tokens == made.usage.total_tokens - 9 > 16
     assert complete(client).usage.completion_tokens == 7
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").owned_by == "llava-bridge"
     openai.types.chat.ChatCompletion.model_validate(made.model_dump(), strict=True)
 
 
 def test_a_whole_talk_with_two_pictures(client: openai.OpenAI, llava: tuple[Any, Any]) -> None:
+    """Words are never a picture: those of a question about LLaVA's own prompts, for instance, in what anybody says."""
     talk = [
-        {"role": "system", "content": "Be brief."},
-        *asked("First?"),
-        {"role": "assistant", "content": "red"},
+        {"role": "system", "content": "No <image>."},
+        *asked("What does <image> mean?"),
+        {"role": "assistant", "content": "An <image>."},
         *asked("Second?", data_url("blue", "WEBP")),
     ]
     pictures = [[Image.new("RGB", (40, 24), color) for color in ("red", "blue")]]
-    flat = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "<image>\nFirst?"},
-        {"role": "assistant", "content": "red"},
-        {"role": "user", "content": "<image>\nSecond?"},
-    ]
+    said = ["No < image>.", "<image>\nWhat does < image> mean?", "An < image>.", "<image>\nSecond?"]
+    flat = [{"role": message["role"], "content": words} for message, words in zip(talk, said, strict=True)]
     (expected,) = generate.answer_conversations(*llava, pictures, [flat], max_new_tokens=7)
     assert complete(client, talk).choices[0].message.content == expected
+    text = [{"role": "user", "content": "What does <image> mean?"}]
+    (expected,) = generate.answer(*llava, [None], ["What does < image> mean?"], 7)
+    assert complete(client, text).choices[0].message.content == expected
+    tokenizer = llava[1].tokenizer
+    assert tokenizer.convert_tokens_to_ids("<image>") not in tokenizer("< image>")["input_ids"]
 
 
 def test_a_stream_is_the_same_answer(client: openai.OpenAI) -> None:
@@ -123,23 +110,6 @@ def test_a_stream_is_the_same_answer(client: openai.OpenAI) -> None:
     assert chunks[-1].usage == whole.usage
     assert len({chunk.id for chunk in chunks}) == 1
     assert all(chunk.usage is None for chunk in complete(client, stream=True))
-
-
-@pytest.mark.parametrize("shown", [True, False])
-def test_words_are_never_an_image(client: openai.OpenAI, llava: tuple[Any, Any], shown: bool) -> None:
-    """Those of a question about LLaVA's own prompts, for instance, in what anybody says."""
-    picture, text = Image.new("RGB", (40, 24), "red"), "What does <image> mean?"
-    question = asked(text) if shown else [{"role": "user", "content": text}]
-    before, after = {"role": "system", "content": "No <image>."}, {"role": "assistant", "content": "An <image>."}
-    made = complete(client, [before, *question, after, {"role": "user", "content": [{"type": "text", "text": text}]}])
-    shows = "<image>\n" * shown
-    said = ["No < image>.", f"{shows}What does < image> mean?", "An < image>.", "What does < image> mean?"]
-    roles = ("system", "user", "assistant", "user")
-    flat = [{"role": role, "content": words} for role, words in zip(roles, said, strict=True)]
-    (expected,) = generate.answer_conversations(*llava, [[picture] * shown], [flat], max_new_tokens=7)
-    assert made.choices[0].message.content == expected
-    tokenizer = llava[1].tokenizer
-    assert tokenizer.convert_tokens_to_ids("<image>") not in tokenizer("< image>")["input_ids"]
 
 
 def test_decoding_settings_reach_the_model(client: openai.OpenAI) -> None:
@@ -288,12 +258,9 @@ def test_requests_that_wait_are_answered_together_each_as_if_it_were_alone(
         first.result()
     assert together == alone
     assert sizes[0] == 1
-    if most == 1:
-        assert sizes.count(1) == len(QUESTIONS)  # with the first, without the one that is too long
-        assert max(sizes) > 1
-    else:
-        assert sum(sizes) == len(QUESTIONS)  # with the first, without the one that is too long
-        assert max(sizes) > 2
+    answered = sizes.count(1) if most == 1 else sum(sizes)
+    assert answered == len(QUESTIONS)  # with the first, without the one that is too long
+    assert max(sizes) > (1 if most == 1 else 2)
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
@@ -331,16 +298,14 @@ def test_a_client_that_goes_away_while_it_waits_is_never_answered(
     assert len(times) == 51
 
 
-def test_the_command_complains_in_one_line(
-    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_complains_in_one_line(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     port = address.rpartition(":")[2]
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).touch()
-    monkeypatch.setattr("sys.argv", ["llava-bridge", "serve", str(tmp_path), "--port", port])
-    assert cli.main() == 2
+    status, _, told = run_cli("serve", str(tmp_path), "--port", port)
+    assert status == 2
     taken = f"llava-bridge: host, port: cannot listen at 127.0.0.1:{port} (Address already in use); expected a free"
-    assert capsys.readouterr().err.startswith(taken)
+    assert told.startswith(taken)
     with pytest.raises(UserError, match="no such directory"):
         run_serve(ServeConfig(model="nowhere", port=0))
     with pytest.raises(UserError, match="port: expected 0 to 65535"):
@@ -369,8 +334,7 @@ def test_nothing_is_downloaded_before_the_port_is_had(address: str, monkeypatch:
 
 @pytest.mark.slow
 def test_the_command_serves_until_it_is_interrupted(llava: tuple[Any, Any], tmp_path: Path) -> None:
-    for part in llava:
-        part.save_pretrained(tmp_path / "mine")
+    save(tmp_path / "mine", *llava)
     words = [sys.executable, "-m", "llava_bridge", "serve", str(tmp_path / "mine"), "--port", "0"]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -389,8 +353,3 @@ def test_the_command_serves_until_it_is_interrupted(llava: tuple[Any, Any], tmp_
             assert "Traceback" not in process.stderr.read()
         finally:
             process.kill()
-
-
-def test_only_addresses_of_this_machine_are_private() -> None:
-    assert [serve_command._is_own(host) for host in ("127.0.0.1", "::1", "localhost")] == [True] * 3
-    assert not any(serve_command._is_own(host) for host in ("0.0.0.0", "::", "192.168.1.2", "example.org"))

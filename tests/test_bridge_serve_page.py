@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from colors import contrast
+from serving import serve_app
 from test_report_page import Loads
 
 from llava_bridge.inference.streaming import GenerationParams, Prompt, StreamedAnswer
@@ -115,7 +116,6 @@ class Site:
 
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Site]:
-    import uvicorn
     from starlette.requests import Request
     from starlette.responses import Response
     from starlette.routing import Route
@@ -128,15 +128,9 @@ def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Site]:
 
     app = serving.Server(worker.GenerationWorker(None, None), "a-llava", max_new_tokens=7).app(["127.0.0.1"])
     app.routes.append(Route("/report", report, methods=["POST"]))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=2))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    site.address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"  # type: ignore[attr-defined]
-    yield site
-    server.should_exit = True
-    thread.join(10)
+    for address in serve_app(app):
+        site.address = f"{address}/"  # type: ignore[attr-defined]
+        yield site
 
 
 def test_the_page_loads_nothing() -> None:

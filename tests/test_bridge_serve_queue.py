@@ -49,9 +49,9 @@ async def answered(served: worker.GenerationWorker, temperature: float | None) -
     ("temperatures", "samples", "batches"),
     [
         pytest.param([0.0] * 16, False, 1, id="greedy"),
-        pytest.param([0.7] * 4, False, 4, id="drawn"),
-        pytest.param([None] * 3, True, 3, id="a LLaVA that draws"),
-        pytest.param([0.7, 0.0] * 3, False, 4, id="both"),
+        pytest.param([0.7] * 2, False, 2, id="drawn"),
+        pytest.param([None] * 2, True, 2, id="a LLaVA that draws"),
+        pytest.param([0.7, 0.0] * 2, False, 3, id="both"),
         pytest.param([0.0] * 17, False, 2, id="more than a batch"),
         pytest.param([], False, 0, id="nobody waits"),
     ],
@@ -79,19 +79,13 @@ def test_how_long_to_wait_fits_the_queue(
     assert taken == pytest.approx(told, rel=0.3)
 
 
-def test_nobody_waits_for_a_batch_that_is_over(busy: threading.Event) -> None:
-    served = worker.GenerationWorker(SimpleNamespace(generation_config=SimpleNamespace(do_sample=False)), None)
-    asyncio.run(answered(served, 0.0))
-    served._thread.submit(int).result()  # what the worker does after it has told
-    assert served.seconds_to_wait() == 0
-    served.close()
-
-
-def test_requests_whose_clients_have_gone_are_not_waited_for(busy: threading.Event) -> None:
+def test_neither_batches_that_are_over_nor_clients_that_have_gone_are_waited_for(busy: threading.Event) -> None:
     served = worker.GenerationWorker(SimpleNamespace(generation_config=SimpleNamespace(do_sample=True)), None)
 
     async def told() -> float:
         await answered(served, None)
+        served._thread.submit(int).result()  # what the worker does after it has told
+        assert served.seconds_to_wait() == 0
         asked = [asyncio.create_task(answered(served, None)) for _ in range(9)]
         await asyncio.sleep(SECONDS / 10)
         for task in asked[1:]:

@@ -1,4 +1,4 @@
-"""The same conversations from every form that data sets have: turns, pictures, what is refused; memory and mixtures."""
+"""The same conversations from every form that data sets have: turns, pictures, what is refused; memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import io
 import json
 import pickle
 import tarfile
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ import pytest
 from PIL import Image
 
 from clips.core.identity import difference
+from clips.data.formats.conversations import is_held_out
 from clips.data.formats.dataset_format import Conversation
+from clips.data.lazy_images import FileImage
 from clips.errors import UserError
 from llava_bridge.data import ConversationSourceConfig, read_samples, read_texts
-from llava_bridge.data.sources import refuse_missing, weighted
 from llava_bridge.training.run_identity import describe_data, run_identity
 from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
 
@@ -34,6 +34,11 @@ TALKS: list[tuple[list[str], list[tuple[str, str]]]] = [
 """Pictures by their colors, and who says what."""
 EXPECTED = [*(turns for _, turns in TALKS[:3]), [("user", f"{'<image>' + chr(10)}" * 2 + "No marks."), TALKS[3][1][1]]]
 FROM = {"user": "human", "assistant": "gpt", "system": "system"}
+
+
+def write(path: Path, rows: Any) -> str:
+    path.write_text(json.dumps(rows) if path.suffix == ".json" else "".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
 
 
 def png(color: str) -> bytes:
@@ -75,8 +80,7 @@ def json_lines(folder: Path) -> ConversationSourceConfig:
     write_files(folder)
     found = rows("conversations", as_values, lambda color: f"{color}.png")
     found[2].pop("images")
-    (folder / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
-    return ConversationSourceConfig(format="conversations", path=str(folder / "talk.jsonl"))
+    return ConversationSourceConfig(format="conversations", path=write(folder / "talk.jsonl", found))
 
 
 def llava_json(folder: Path) -> ConversationSourceConfig:
@@ -85,8 +89,7 @@ def llava_json(folder: Path) -> ConversationSourceConfig:
         {"conversations": as_values(turns), "image": [f"{color}.png" for color in colors] or None}
         for colors, turns in [*TALKS[:3], (TALKS[3][0], EXPECTED[3])]  # LLaVA's form has a mark for each picture
     ]
-    (folder / "talk.json").write_text(json.dumps(found))
-    return ConversationSourceConfig(path=str(folder / "talk.json"))
+    return ConversationSourceConfig(path=write(folder / "talk.json", found))
 
 
 def parquet_of_structs(folder: Path) -> ConversationSourceConfig:
@@ -157,20 +160,19 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        llava_json,
-        json_lines,
-        parquet_of_structs,
-        parquet_of_bytes,
-        parquet_of_paths,
-        saved_dataset,
-        hub_layout,
-        shards,
-    ],
-    ids=lambda make: make.__name__,
+FORMS = (
+    llava_json,
+    json_lines,
+    parquet_of_structs,
+    parquet_of_bytes,
+    parquet_of_paths,
+    saved_dataset,
+    hub_layout,
+    shards,
 )
+
+
+@pytest.mark.parametrize("make", FORMS, ids=lambda make: make.__name__)
 def test_every_form_gives_the_same_samples(make: Callable[[Path], ConversationSourceConfig], tmp_path: Path) -> None:
     samples = read_samples(make(tmp_path))
     assert [[(turn.role, turn.content) for turn in sample.turns] for sample in samples] == EXPECTED
@@ -221,30 +223,45 @@ def test_pictures_of_a_table_are_read_by_the_row_group(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "match"),
+    ("kind", "rows", "match"),
     [
-        ({"text": "a"}, "row 0: expected messages or conversations, found text"),
-        ({"messages": 5}, "row 0: expected messages or conversations of from"),
-        ({"messages": "USER: hello"}, "expected a list of messages, got the text 'USER: hello'"),
-        ({"messages": [{"role": "tool", "content": "a"}]}, r"row 0: expected .*\('tool'\)"),
-        ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "a part of type 'video'"),
-        ({"messages": [{"role": "user", "content": None}]}, "expected text, got null"),
-        ({"messages": [], "images": [5]}, "row 0: expected an object whose images are paths"),
-        (["a"], "line 1: expected a JSON object"),
+        ("conversations", [{"text": "a"}], "row 0: expected messages or conversations, found text"),
+        ("conversations", [{"messages": 5}], "row 0: expected messages or conversations of from"),
+        ("conversations", [{"messages": "USER: hello"}], "expected a list of messages, got the text 'USER: hello'"),
+        ("conversations", [{"messages": [{"role": "tool", "content": "a"}]}], r"row 0: expected .*\('tool'\)"),
+        ("conversations", [{"messages": [{"role": "user", "content": [{"type": "video"}]}]}], "a part of type 'video'"),
+        ("conversations", [{"messages": [{"role": "user", "content": None}]}], "expected text, got null"),
+        ("conversations", [{"messages": [], "images": [5]}], "row 0: expected an object whose images are paths"),
+        ("conversations", [["a"]], "line 1: expected a JSON object"),
+        ("llava", {"a": 1}, "expected a JSON list"),
+        ("llava", [], "no samples"),
+        ("llava", [5], "sample 0: expected conversations"),
+        ("llava", [{"image": 5, "conversations": []}], "sample 0: expected conversations .*image"),
+        ("llava", [{"image": [5], "conversations": []}], "sample 0: .*expected text, got 5"),
+        ("llava", [{"conversations": [{"from": "gpt", "value": None}]}], "sample 0: .*expected text, got null"),
+        ("karpathy", {"images": 5}, "expected Karpathy's format"),
+        ("karpathy", {"images": [{"split": "train"}]}, "image 0: expected the key 'filename'"),
+        (
+            "karpathy",
+            {"images": [{"split": "train", "filename": "a.png", "sentences": [{"raw": None}]}]},
+            r"a\.png: expected a list of captions, got \[None\]",
+        ),
+        ("cocoqa", [{"image": 5, "question": "what", "answer": "cat"}], "line 1: image: expected a text, got 5"),
     ],
 )
-def test_malformed_rows_are_refused_in_one_line(row: Any, match: str, tmp_path: Path) -> None:
-    (tmp_path / "talk.jsonl").write_text(json.dumps(row) + "\n")
+def test_malformed_rows_are_refused_in_one_line(kind: str, rows: Any, match: str, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    path = write(tmp_path / ("rows.jsonl" if kind in {"cocoqa", "conversations"} else "rows.json"), rows)
     with pytest.raises(UserError, match=match) as caught:
-        read_samples(ConversationSourceConfig(format="conversations", path=str(tmp_path / "talk.jsonl")))
-    assert "talk.jsonl" in str(caught.value)
+        read_samples(ConversationSourceConfig(format=kind, path=path))
+    assert "rows.json" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_bad_files_are_refused_in_one_line(tmp_path: Path) -> None:
-    def refuse(match: str, path: str, **fields: Any) -> None:
+def test_bad_files_are_refused_in_one_line(tmp_path: Path, bridge_talk: Path) -> None:
+    def refuse(match: str, path: str, read: Callable[..., Any] = read_samples, **fields: Any) -> None:
         with pytest.raises(UserError, match=match):
-            read_samples(ConversationSourceConfig(path=str(tmp_path / path), **{"format": "conversations", **fields}))
+            read(ConversationSourceConfig(path=str(tmp_path / path), **{"format": "conversations", **fields}))
 
     (tmp_path / "talk.csv").write_text("a,b\n")
     refuse(r"talk.csv: expected a file that ends in \.parquet, \.jsonl, \.json", "talk.csv")
@@ -259,25 +276,82 @@ def test_bad_files_are_refused_in_one_line(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "lone.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("000.txt"), io.BytesIO(b""))
     refuse("000: expected 000.json with what is said, found txt", "lone.tar", format="webdataset")
+    refuse("no such file", "none.json", format="llava")
+    refuse("did you mean 'llava'", "empty", format="lava")
+    refuse("only the llm_pretrain stage", "empty", format="text")
+    refuse("data.max_samples", "x", max_samples=0)
+    (tmp_path / "broken.json").write_text("[")
+    refuse("not valid JSON", "broken.json", format="llava")
+    write(tmp_path / "t.jsonl", [{"text": "a"}, {"txt": "b"}])
+    refuse('line 2: expected an object with a "text"', "t.jsonl", read_texts, format="text")
+    refuse("expected format 'text'", str(bridge_talk / "talk.json"), read_texts, format="llava")
+    none = str(tmp_path / "none")
+    refuse("none: expected the folder", str(bridge_talk / "talk.json"), format="llava", image_folder=none)
     with pytest.raises(UserError, match="expected files of this machine"):
         read_samples(ConversationSourceConfig(format="webdataset", path="s3://bucket/{00..11}.tar"))
 
 
+def test_a_single_picture_of_llava_json_stands_before_the_text(tmp_path: Path) -> None:
+    """As LLaVA's training has it; what a turn says about several pictures is left as it is."""
+    said = ["What?\n<image>", "<image>", "Look at <image> here.", "Now <image> and <image>?"]
+    talk = [[{"from": "human", "value": value}, {"from": "gpt", "value": "a <image>"}] for value in said]
+    rows = [{"image": ["a.png"] * value.count("<image>"), "conversations": talk[n]} for n, value in enumerate(said)]
+    samples = read_samples(ConversationSourceConfig(path=write(tmp_path / "talk.json", rows)))
+    expected = ["<image>\nWhat?", "<image>", "<image>\nLook at  here.", "Now <image> and <image>?"]
+    assert [sample.turns[0].content for sample in samples] == expected
+    assert {sample.turns[1].content for sample in samples} == {"a <image>"}
+
+
+def test_karpathy_captions(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    rows = [
+        {"filename": f"{split}.jpg", "split": split, "sentences": [{"raw": "a dog ."}, {"raw": "the dog"}]}
+        for split in ("train", "val")
+    ]
+    write(tmp_path / "dataset_x.json", {"images": rows})
+    one = read_samples(ConversationSourceConfig(format="karpathy", path=str(tmp_path)))
+    picture = FileImage(tmp_path / "images", "train.jpg")
+    assert [(sample.images, sample.turns[1].content) for sample in one] == [([picture], "a dog .")]
+    every = read_samples(
+        ConversationSourceConfig(format="karpathy", path=str(tmp_path), split="val", captions_per_image=None)
+    )
+    assert [sample.turns[1].content for sample in every] == ["a dog .", "the dog"]
+    with pytest.raises(UserError, match="did you mean 'train'"):
+        read_samples(ConversationSourceConfig(format="karpathy", path=str(tmp_path), split="trian"))
+
+
+def test_cocoqa_holds_back_whole_photos(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    rows = [{"image": f"{n % 50}.jpg", "question": f"what {n}", "answer": "cat"} for n in range(100)]
+    write(tmp_path / "questions.jsonl", rows)
+    train, held = (
+        read_samples(ConversationSourceConfig(format="cocoqa", path=str(tmp_path), split=split))
+        for split in ("train", "held_out")
+    )
+    photos = {sample.name for sample in train}
+    assert photos.isdisjoint(sample.name for sample in held)
+    assert len(train) + len(held) == 50
+    assert 3 <= len(held) <= 20
+    assert all(is_held_out(sample.name) for sample in held)
+    assert [turn.role for turn in train[0].turns] == ["user", "assistant"] * 2
+    assert sum(turn.content.count("<image>") for turn in train[0].turns) == 1
+
+
+def test_the_rule_for_holding_back_never_changes() -> None:
+    held = [n for n in range(30) if is_held_out(f"COCO_train2014_{n:012d}.jpg")]
+    assert held == [5, 8, 25, 27]
+
+
 def test_what_a_source_is_known_by(tmp_path: Path) -> None:
     """Its files' hash: another word in a table, a shard or a saved directory makes another source of it."""
-    for number, make in enumerate(
-        (json_lines, parquet_of_structs, parquet_of_bytes, saved_dataset, hub_layout, shards)
-    ):
-        folder = tmp_path / str(number)
+    for make in (json_lines, parquet_of_structs, parquet_of_bytes, saved_dataset, hub_layout, shards):
+        folder = tmp_path / make.__name__
         folder.mkdir()
         config = make(folder)
         before = describe_data(config)
         assert before == describe_data(config)
-        changed = next(
-            file
-            for file in sorted(folder.rglob("*"))
-            if file.suffix in {".jsonl", ".parquet", ".arrow", ".tar"} and "other" not in file.parts
-        )
+        files = (file for end in ("jsonl", "parquet", "arrow", "tar") for file in sorted(folder.rglob(f"*.{end}")))
+        changed = next(file for file in files if "other" not in file.parts)
         changed.write_bytes(changed.read_bytes().replace(b"gpt", b"GPT").replace(b"both", b"none"))
         assert describe_data(config)["hash"] != before["hash"], make.__name__
 
@@ -301,54 +375,6 @@ def test_an_answer_before_the_first_question_is_left_out(tmp_path: Path) -> None
     """As of ShareGPT's conversations, which are cut in pieces; a system's word stays."""
     said = [("system", "Be short."), ("gpt", "so it was"), ("human", "Was it?"), ("gpt", "It was.")]
     talk = [{"from": speaker, "value": words} for speaker, words in said]
-    (tmp_path / "talk.json").write_text(json.dumps([{"id": 1, "conversations": talk}]))
-    (sample,) = read_samples(ConversationSourceConfig(path=str(tmp_path / "talk.json")))
+    path = write(tmp_path / "talk.json", [{"id": 1, "conversations": talk}])
+    (sample,) = read_samples(ConversationSourceConfig(path=path))
     assert [turn.content for turn in sample.turns] == ["Be short.", "Was it?", "It was."]
-
-
-def test_weights_repeat_and_thin() -> None:
-    items = list(range(100))
-    assert weighted(items, 1, seed=0) == items
-    half = weighted(items, 0.5, seed=0)
-    assert len(half) == 50
-    assert len(set(half)) == 50
-    assert half == weighted(items, 0.5, seed=0)
-    assert half != weighted(items, 0.5, seed=1)
-    counts = Counter(weighted(items, 2.25, seed=3))
-    assert Counter(counts.values()) == {2: 75, 3: 25}
-    assert counts.keys() == set(items)
-
-
-def test_a_source_has_a_weight(bridge_talk: Path) -> None:
-    path = str(bridge_talk / "talk.json")
-    assert len(read_samples(ConversationSourceConfig(path=path, weight=1.5))) == 24
-    assert len(read_samples(ConversationSourceConfig(path=path, weight=0.5, max_samples=8))) == 4
-    assert (
-        len(read_texts(ConversationSourceConfig(path=str(bridge_talk / "text.jsonl"), format="text", weight=0.25))) == 8
-    )
-    drawn = [
-        [sample.name for sample in read_samples(ConversationSourceConfig(path=path, weight=0.5), seed)]
-        for seed in (0, 0, 1)
-    ]
-    assert drawn[0] == drawn[1] != drawn[2]
-    with pytest.raises(UserError, match=r"data.weight: 0.01 of the 16 samples of .* is none"):
-        read_samples(ConversationSourceConfig(path=path, weight=0.01))
-    for weight in (0, -1, float("inf"), float("nan")):
-        with pytest.raises(UserError, match=r"data\.weight: expected more than 0"):
-            ConversationSourceConfig(path=path, weight=weight)
-
-
-def test_missing_pictures_are_named_and_counted(bridge_talk: Path, tmp_path: Path) -> None:
-    found = json.loads((bridge_talk / "talk.json").read_text())
-    with tarfile.open(tmp_path / "some.tar", "w") as tar:
-        tar.add(bridge_talk / "0.png", "0.png")
-    found[0]["image"] = "some.tar/0.png"
-    found[3]["image"] = "gone.png"
-    found[5]["image"] = ["some.tar/1.png", "../3.png"]
-    for number in (1, 2, 4, *range(6, 16)):
-        (tmp_path / f"{number}.png").write_bytes((bridge_talk / f"{number}.png").read_bytes())
-    (tmp_path / "talk.json").write_text(json.dumps(found))
-    samples = read_samples(ConversationSourceConfig(path=str(tmp_path / "talk.json"), weight=2))
-    with pytest.raises(UserError, match=r"3 of 17 images of talk are missing; the first: .*gone.png"):
-        refuse_missing(samples, "talk", print)
-    refuse_missing([samples[0], samples[1]], "talk", print)

