@@ -22,12 +22,13 @@ VIT = {**bridge_world.VIT, "text_cfg": {**bridge_world.VIT["text_cfg"], "context
 BENCHMARKS = ("retrieval", "pope", "gqa")
 SLOWLY = """
 import sys, time
-from benchmarks import cli, kept
-add = kept.KeptAnswers.add
+from benchmarks import cli
+from benchmarks.tasks.output_cache import AnswerCache
+add = AnswerCache.add
 def slowly(self, answers):
     add(self, answers)
     time.sleep(1)
-kept.KeptAnswers.add = slowly
+AnswerCache.add = slowly
 sys.exit(cli.main())
 """
 
