@@ -23,12 +23,12 @@ BENCHMARKS = ("retrieval", "pope", "gqa")
 SLOWLY = """
 import sys, time
 from benchmarks import cli
-from benchmarks.tasks.output_cache import AnswerCache
-add = AnswerCache.add
+from benchmarks.tasks import output_cache
+add = output_cache.AnswerCache.add
 def slowly(self, answers):
     add(self, answers)
     time.sleep(1)
-AnswerCache.add = slowly
+output_cache.AnswerCache.add = slowly
 sys.exit(cli.main())
 """
 

@@ -16,9 +16,9 @@ DIFFS = [block for block in blocks("CONTRIBUTING.md") if block.language == "diff
 USES = {
     "clips/method/recipes.py": """
         import numpy as np
-        from clips.method.recipes import RecipeConfig, build
+        from clips.method.recipes import RecipeConfig, build_recipe
         from clips.model.tokenizer import ClipsTokenizer
-        recipe = build(RecipeConfig(name="two_blocks", target_tokens=4))
+        recipe = build_recipe(RecipeConfig(name="two_blocks", target_tokens=4))
         rng = np.random.default_rng(0)
         told = recipe.prepare("one two three four five six", "a b c d e f. g h i.", rng, ClipsTokenizer())
         assert set(told) == {"web", "partial"}, told
@@ -35,21 +35,21 @@ USES = {
     """,
     "llava_bridge/projectors/__init__.py": """
         import torch
-        from llava_bridge.projectors import ProjectorConfig, Shape, build, tokens_of
-        config, shape = ProjectorConfig(name="mean"), Shape(patches=16, width=32, llm=24)
-        assert tokens_of(config, shape) == 1
-        assert build(config, shape)(torch.randn(3, 16, 32)).shape == (3, 1, 24)
+        from llava_bridge.projectors import ProjectorConfig, ProjectorShape, build_projector, num_output_tokens
+        config, shape = ProjectorConfig(name="mean"), ProjectorShape(patches=16, width=32, llm=24)
+        assert num_output_tokens(config, shape) == 1
+        assert build_projector(config, shape)(torch.randn(3, 16, 32)).shape == (3, 1, 24)
     """,
     "benchmarks/tasks/registry.py": """
         from pathlib import Path
         import bench_world
         from benchmarks.cli import COMMANDS
         from benchmarks.results.results import read_result
-        from clips.commandline.commands import run_commands
+        from clips.commandline.commands import dispatch
         bench_world.write_shards(Path("shards"), 4)
         words = ["run", "--row", "t", "--results", "r", "--encoder", "timm:resnet10t@random", "--device", "cpu"]
         words += ["--benchmarks", "[{name: mirror, data: shards}]"]
-        assert run_commands("clips-bench", "", COMMANDS, words) == 0
+        assert dispatch("clips-bench", "", COMMANDS, words) == 0
         result = read_result(Path("r/t/mirror.json"))
         assert result.status == "ok" and result.metrics["accuracy"].n == 4, result
         assert result.protocol["pictures"] == 4

@@ -74,7 +74,7 @@ def test_pictures_are_pinned(world):
 
 
 def test_another_process_with_another_hash_seed_draws_the_same(world):
-    code = "import test_scenes_world as t; print(t.truth_hash(t.World()))"
+    code = "import test_scenes_world as t; print(t.truth_hash(t.SceneGenerator()))"
     environment = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": os.path.dirname(__file__)}  # noqa: PTH120
     found = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=120
