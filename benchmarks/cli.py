@@ -13,13 +13,13 @@ COMMANDS = {
     "run encoder": Command(
         help="evaluate one encoder directory, during its training or after",
         target="benchmarks.tasks.run_single:run_encoder",
-        positional=("directory",),
+        positional=("model",),
     ),
     "run llava": Command(
-        help="evaluate one LLaVA directory", target="benchmarks.tasks.run_single:run_llava", positional=("directory",)
+        help="evaluate one LLaVA directory", target="benchmarks.tasks.run_single:run_llava", positional=("model",)
     ),
-    "look": Command(
-        help="a picture, bright where an encoder finds it similar to a phrase",
+    "similarity-map": Command(
+        help="write an image–phrase similarity map",
         target="benchmarks.tasks.encoders.similarity_map_command:run_similarity_map",
         positional=("encoder",),
     ),
@@ -27,15 +27,15 @@ COMMANDS = {
     "prepare": Command(
         help="write local data in the layout that lmms-eval's tasks read",
         target="benchmarks.tasks.prepare_data:run_prepare",
-        positional=("what",),
+        positional=("dataset",),
     ),
-    "fetch": Command(
-        help="bring the data of MLLM benchmarks from the hub, for a machine without network",
+    "download": Command(
+        help="download the data of MLLM benchmarks from the Hub, for offline use",
         target="benchmarks.tasks.mllm.download:run_download",
         positional=("tasks",),
     ),
     "score": Command(
-        help="score answers that were made elsewhere, without a model",
+        help="score precomputed answers, without a model",
         target="benchmarks.tasks.mllm.score_answers:run_score",
     ),
     "study run": Command(
@@ -95,13 +95,15 @@ COMMANDS = {
         positional=("result",),
     ),
     "compare": Command(
-        help="two rows beside each other, with intervals and tests",
+        help="compare two models or studies, with intervals and tests",
         target="benchmarks.analysis.compare_command:compare",
         positional=("first", "second"),
     ),
-    "verify": Command(help="check the harness against what is known", target="benchmarks.analysis.verify:run_verify"),
-    "overlap": Command(
-        help="which pictures of a benchmark are in the training data",
+    "verify": Command(
+        help="validate the harness against reference results", target="benchmarks.analysis.verify:run_verify"
+    ),
+    "contamination": Command(
+        help="find images of a benchmark in the training data",
         target="benchmarks.analysis.contamination:run_contamination",
     ),
     "schema": Command(

@@ -1,7 +1,7 @@
 """What a trained captioner says of a picture.
 
-clips caption photo.jpg --encoder runs/clips --web "my dog"
-clips caption photo.jpg --encoder runs/coca --beams 4 --page caption.html
+clips caption photo.jpg --encoder runs/clips --web_caption "my dog"
+clips caption photo.jpg --encoder runs/coca --num_beams 4 --html_output caption.html
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ class CaptionConfig:
     Args:
         image: the picture's file.
         encoder: the encoder directory; its recipe must have trained a captioner.
-        web: the picture's web caption, which the captioner of CLIPS reads beside the picture.
-        beams: 1 takes the likeliest word each time; more search for a likelier whole, where the captioner is fed its
-            own words.
-        page: an HTML page with picture and caption to write as well.
+        web_caption: the picture's web caption, which the captioner of CLIPS reads beside the picture.
+        num_beams: 1 takes the likeliest word each time; more search for a likelier whole, where the captioner is fed
+            its own words.
+        html_output: an HTML page with picture and caption to write as well.
     """
 
     image: str
     encoder: str
-    web: str = ""
-    beams: int = 1
-    page: str | None = None
+    web_caption: str = ""
+    num_beams: int = 1
+    html_output: str | None = None
 
     def __post_init__(self) -> None:
-        if self.beams < 1:
-            raise UserError(f"beams: expected 1 or more, got {self.beams}")
+        if self.num_beams < 1:
+            raise UserError(f"num_beams: expected 1 or more, got {self.num_beams}")
 
 
 def run_caption(config: CaptionConfig) -> None:
@@ -73,10 +73,10 @@ def run_caption(config: CaptionConfig) -> None:
         image_tokens = towers.encode_image(encoder.model, encoder.preprocess(picture)[None])[1]
         text_tokens = None
         if captioner.text_projection is not None:
-            text_tokens = towers.encode_text(encoder.model, encoder.tokenizer([config.web]))[1]
-        said = ClipsTokenizer().decode(generate(captioner, image_tokens, text_tokens, beams=config.beams))
+            text_tokens = towers.encode_text(encoder.model, encoder.tokenizer([config.web_caption]))[1]
+        said = ClipsTokenizer().decode(generate(captioner, image_tokens, text_tokens, beams=config.num_beams))
     print(strip_control_chars(said))
-    if config.page:
+    if config.html_output:
         _write_page(config, content, said)
 
 
@@ -90,8 +90,11 @@ def _read(path: str) -> bytes:
 def _write_page(config: CaptionConfig, content: bytes, said: str) -> None:
     import jinja2
 
-    assert config.page is not None
+    assert config.html_output is not None
     page = jinja2.Environment(autoescape=True, finalize=jinja_finalize).from_string(_PAGE)
     picture = base64.b64encode(content).decode()
-    atomic_write(Path(config.page), page.render(caption=said, picture=picture, web=config.web, encoder=config.encoder))
-    log_info(f"page: {config.page}")
+    atomic_write(
+        Path(config.html_output),
+        page.render(caption=said, picture=picture, web=config.web_caption, encoder=config.encoder),
+    )
+    log_info(f"html_output: {config.html_output}")

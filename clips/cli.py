@@ -34,12 +34,12 @@ COMMANDS = {
     "plan": Command(
         help="what a training will need: memory, time, GPUs, storage",
         target="clips.planning.plan_command:run_plan",
-        positional=("training",),
+        positional=("train_config",),
     ),
     "export": Command(
         help="write the encoder directory of a checkpoint, or an encoder for transformers or timm",
         target="clips.export:run_export",
-        positional=("run",),
+        positional=("checkpoint",),
     ),
     "import": Command(
         help="make an encoder directory from open_clip's, transformers' or the authors' weights",

@@ -35,7 +35,7 @@ class ExportConfig:
     """Write the encoder directory of a training run that is still going on, or an encoder for another library.
 
     Args:
-        run: the run's directory, whose latest checkpoint is taken, or a checkpoint's; for the formats of other
+        checkpoint: the run's directory, whose latest checkpoint is taken, or a checkpoint's; for the formats of other
             libraries also an encoder directory.
         output: the directory to write.
         format: open_clip (the encoder directory), hf_clip (transformers' CLIPModel), hf_siglip (its SiglipModel),
@@ -44,7 +44,7 @@ class ExportConfig:
         license: of the weights, for the model card.
     """
 
-    run: str
+    checkpoint: str
     output: str
     format: str = "open_clip"
     license: str | None = None
@@ -58,8 +58,8 @@ def run_export(config: ExportConfig) -> None:
     """Carry out ``config``."""
     if config.format == "open_clip":
         _export_checkpoint(config)
-    elif (Path(config.run) / OPEN_CLIP_CONFIG).is_file():
-        export_encoder(config.run, config.output, format=config.format, license=config.license)
+    elif (Path(config.checkpoint) / OPEN_CLIP_CONFIG).is_file():
+        export_encoder(config.checkpoint, config.output, format=config.format, license=config.license)
     else:
         with tempfile.TemporaryDirectory() as folder:  # the checkpoint becomes an encoder directory for a moment
             encoder = str(Path(folder) / "encoder")
@@ -68,7 +68,7 @@ def run_export(config: ExportConfig) -> None:
 
 
 def _export_checkpoint(config: ExportConfig) -> None:
-    checkpoint = _find_checkpoint(Path(config.run))
+    checkpoint = _find_checkpoint(Path(config.checkpoint))
     recorded, loop = read_run_config(checkpoint), read_train_state(checkpoint)
     if Path(config.output).exists():
         raise UserError(f"{config.output}: exists already; choose another output or remove it")

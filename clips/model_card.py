@@ -53,7 +53,7 @@ def write_model_card(directory: Path, manifest: dict[str, Any]) -> None:
         manifest=manifest,
         config=config,
         model_cfg=safe_json_loads((directory / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))["model_cfg"],
-        strategy=recipe["strategy"] or RECIPES[recipe["name"]].strategy,
+        strategy=recipe["caption_strategy"] or RECIPES[recipe["name"]].caption_strategy,
         captioner=(directory / CAPTIONER_WEIGHTS).is_file(),
         license=manifest.get("license") or "unknown",
         described=manifest["data"].get("sources", []),

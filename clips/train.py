@@ -1,6 +1,6 @@
 """Train an image-text encoder.
 
-    clips train --config encoder.yaml --optim.learning_rate 2e-3
+    clips train --config encoder.yaml --optimizer.learning_rate 2e-3
     torchrun --nproc-per-node 2 -m clips.cli train --config encoder.yaml     (or the deepspeed launcher)
 
 The training step is `clips.training.train_step.train_step`; everything here carries batches to it and results from it.
@@ -109,7 +109,7 @@ def train_loop(run: TrainRun, stop: StopRequest) -> dict[str, Any]:
     """Train to the end; returns the last entry of the log, empty where there was no step to do."""
     config, loop, is_main = run.config, run.loop, run.processes.is_main
     validation = RetrievalValidation(config.validation, run) if config.validation.source else None
-    trackers = open_trackers(config.track, config.output, to_plain(config)) if is_main else []
+    trackers = open_trackers(config.report_to, config.output, to_plain(config)) if is_main else []
     log = RunLogger(config.output, step=loop.step, steps=run.steps, quiet=not is_main, trackers=trackers)
     meter = MfuMeter(
         config,
@@ -125,8 +125,8 @@ def train_loop(run: TrainRun, stop: StopRequest) -> dict[str, Any]:
         worker_death_as_user_error(),
         log,
         ThroughputTimer(loop) as clock,
-        Checkpointer(config.output, run.processes, keep=config.keep_checkpoints) as checkpointer,
-        Watchdog(run.processes, config.scale.patience) as watchdog,
+        Checkpointer(config.output, run.processes, keep=config.save_total_limit) as checkpointer,
+        Watchdog(run.processes, config.distributed.hang_timeout) as watchdog,
     ):
         while loop.step < run.steps:
             batch = next_batch(run, stream, clock, watchdog)
@@ -134,7 +134,7 @@ def train_loop(run: TrainRun, stop: StopRequest) -> dict[str, Any]:
             log.advance()
             checkpointer.poll()
             last = loop.step == run.steps
-            validates = validation and (last or loop.step % config.validation.every == 0)
+            validates = validation and (last or loop.step % config.validation.eval_steps == 0)
             if last or validates or loop.step % config.logging_steps == 0:
                 check_invalid_samples(run)
                 entry = log_entry(run, values, clock)
@@ -319,7 +319,7 @@ def finalize_run(run: TrainRun, encoder: ClipsModel, summary: dict[str, Any]) ->
             **summary,
         )
         write_model_card(partial, manifest)
-    if not config.keep_after_training:
+    if not config.keep_checkpoints_after_training:
         remove_checkpoints(output)
     bad = run.loop.bad
     log_info(

@@ -26,18 +26,18 @@ COMMANDS = {
     "chat": Command(
         help="talk to a LLaVA about a picture",
         target="llava_bridge.inference.chat_command:run_chat",
-        positional=("directory",),
+        positional=("model",),
     ),
     "describe": Command(
         help="ask a LLaVA the same about many pictures",
         target="llava_bridge.inference.describe_command:run_describe",
-        positional=("directory",),
+        positional=("model",),
         rest="images",
     ),
     "serve": Command(
         help="serve a LLaVA by OpenAI's chat API, with a page to talk to it",
         target="llava_bridge.serving.serve_command:run_serve",
-        positional=("directory",),
+        positional=("model",),
     ),
 }
 

@@ -56,7 +56,9 @@ def make_world(work: Path, rng: random.Random) -> None:
         talk = [{"from": "human", "value": "<image>\nWhich?"}, {"from": "gpt", "value": f"It is {index}."}]
         rows.append({"id": name, "image": name, "conversations": talk})
     (work / "data" / "talk.json").write_text(json.dumps(rows))
-    config = SmallLlamaConfig(vocab_size=300, hidden_size=32, layers=2, heads=2, context=128)
+    config = SmallLlamaConfig(
+        vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=128
+    )
     tokenizer = train_tokenizer([f"USER: Which? ASSISTANT: It is {index}." for index in range(50)], config)
     torch.manual_seed(0)
     new_llama(config, tokenizer).save_pretrained(work / "llm")
@@ -64,7 +66,7 @@ def make_world(work: Path, rng: random.Random) -> None:
 
 
 def write_config(work: Path, name: str, arguments: argparse.Namespace) -> Path:
-    stage = {"data": [{"path": str(work / "data" / "talk.json")}], "steps": arguments.steps, "global_batch_size": 4}
+    stage = {"data": [{"path": str(work / "data" / "talk.json")}], "max_steps": arguments.steps, "global_batch_size": 4}
     path = work / f"{name}.json"
     path.write_text(
         json.dumps(
@@ -75,7 +77,7 @@ def write_config(work: Path, name: str, arguments: argparse.Namespace) -> Path:
                 "llm": str(work / "llm"),
                 "align": {**stage, "learning_rate": 1e-3},
                 "instruct": {**stage, "learning_rate": 1e-4},
-                "launch": {"processes": LAUNCHED, "deepspeed": arguments.deepspeed},
+                "launch": {"num_processes": LAUNCHED, "deepspeed": arguments.deepspeed},
                 "precision": "fp32",
                 "logging_steps": 20,
                 "save_steps": 20,

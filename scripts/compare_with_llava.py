@@ -102,18 +102,18 @@ def prepare(args: argparse.Namespace, folder: Path) -> Any:
     torch.manual_seed(args.seed)
     write_parts(Path(args.llm), folder)
     run_convert(ConvertConfig(source=str(folder / "projector"), llm=str(folder / "llm"), output=str(folder / "start")))
-    common = {"steps": args.steps, "global_batch_size": args.batch, "micro_batch_size": args.micro_batch}
+    common = {"max_steps": args.steps, "global_batch_size": args.batch, "micro_batch_size": args.micro_batch}
     images = str(Path(args.images or Path(args.data).parent).resolve())
     stages = {}
     for name, rows in zip(STAGES, write_data(args, folder), strict=True):
-        data = [ConversationSourceConfig(path=str(rows), images=images, missing_images="refuse")]
+        data = [ConversationSourceConfig(path=str(rows), image_folder=images, missing_images="error")]
         stages[name] = StageConfig(data=data, learning_rate=getattr(args, f"{name}_lr"), **common)
-    stages["align"] = dataclasses.replace(stages["align"], chat_template="plain", image_fit="crop")
+    stages["align"] = dataclasses.replace(stages["align"], chat_template="plain", image_aspect_ratio="crop")
     stages["instruct"] = dataclasses.replace(stages["instruct"], group_by_modality_length=True)
     return LlavaTrainConfig(
         output=str(folder / "ours"),
         llava=str(folder / "start"),
-        launch=LaunchConfig(processes=1),
+        launch=LaunchConfig(num_processes=1),
         precision="fp32",
         seed=args.seed,
         save_steps=0,
@@ -187,7 +187,7 @@ def their_options(config: Any, name: str, folder: Path) -> dict[str, Any]:
         "mm_vision_select_layer": -2,
         "mm_use_im_patch_token": False,
         "data_path": folder / f"{name}_ordered.json",
-        "image_folder": stage.data[0].images,
+        "image_folder": stage.data[0].image_folder,
         "output_dir": folder / f"theirs_{name}",
         "num_train_epochs": 1,
         "per_device_train_batch_size": micro,
@@ -213,7 +213,9 @@ def our_order(config: Any, name: str, folder: Path) -> list[int]:
     stage = config.stage(name)
     alone = config if name == "align" else dataclasses.replace(config, stages=[name])
     dataset = setup_stage(alone, name, folder).dataset
-    return list(order_of(dataset, stage, stage.steps, config.seed, stage.micro_batch_size or stage.global_batch_size))
+    return list(
+        order_of(dataset, stage, stage.max_steps, config.seed, stage.micro_batch_size or stage.global_batch_size)
+    )
 
 
 def _run(command: list[str], **environment: str) -> None:

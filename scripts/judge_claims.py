@@ -40,7 +40,7 @@ def read(run: Path) -> Scores:
     scores: Scores = {}
     for path in sorted(run.glob("results/*/*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
-        name = re.fullmatch(r"(.*)-s(\d+)", result["row"])
+        name = re.fullmatch(r"(.*)-s(\d+)", result["model_name"])
         if name and result["status"] == "ok" and "t2i_r1" in result["metrics"]:
             scores.setdefault(name[1], {})[int(name[2])] = 100 * result["metrics"]["t2i_r1"]["value"]
     return scores

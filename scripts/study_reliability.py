@@ -30,7 +30,17 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from study_kills import tiny_study
 
-TOLD = ("metrics", "primary", "absent", "without_skill", "protocol", "fingerprint", "status", "benchmark", "row")
+TOLD = (
+    "metrics",
+    "primary",
+    "missing_metrics",
+    "trivial_baseline_note",
+    "protocol",
+    "fingerprint",
+    "status",
+    "benchmark",
+    "model_name",
+)
 
 
 def main() -> int:
@@ -90,7 +100,7 @@ def write(folder: Path, content: dict[str, Any] | None) -> Path:
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
     """A runner; it waits for what its killed predecessor has left behind."""
-    words = [sys.executable, "-m", "benchmarks", "study", "run", str(folder / "study.yaml"), "--wait", "true"]
+    words = [sys.executable, "-m", "benchmarks", "study", "run", str(folder / "study.yaml"), "--wait_for_lock", "true"]
     with (folder / "log.txt").open("ab") as log:
         return subprocess.Popen(words, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 
@@ -104,7 +114,7 @@ def begin_anew(output: Path, rng: random.Random) -> None:
 
 def at_work(output: Path) -> list[str]:
     records = [json.loads(path.read_text(encoding="utf-8")) for path in output.glob("steps/*/step.json")]
-    return [record["kind"] for record in records if record["outcome"] == "running"]
+    return [record["kind"] for record in records if record["status"] == "running"]
 
 
 def differences(one: Path, other: Path) -> list[str]:

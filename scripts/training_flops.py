@@ -61,7 +61,7 @@ def stages_of(step: Step) -> list[EncoderTrainConfig]:
     stages = stage_configs(config)
     if any(stage.steps is None for stage in stages):
         raise UserError(f"{step.name}: expected its length in 'steps'")
-    model = {"keep_trunk_outputs": False}
+    model = {"cache_trunk_features": False}
     return [
         replace(stage, model=replace(stage.model, **model, **({"pretrained": None} if number else {})))
         for number, stage in enumerate(stages)

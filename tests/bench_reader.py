@@ -1,4 +1,4 @@
-"""An encoder that knows images by heart and understands the word ``thing<n>``, if it is within its context."""
+"""An encoder that knows image_root by heart and understands the word ``thing<n>``, if it is within its context."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Reader:
         pictures: how many of `world.picture` it knows.
         context: words that it reads.
         texts: texts that it knows by heart → the number of their image.
-        blind: images that have the vector of the next one.
+        blind: image_root that have the vector of the next one.
         broken: an image whose vector is not finite.
     """
 
@@ -74,4 +74,4 @@ def evaluate(
 ) -> Result:
     """The result of a `Reader` on a benchmark."""
     encoder = Reader(pictures, context).use(monkeypatch, folder)
-    return world.measure(folder / "results", benchmark, row=row, encoder=encoder, again=True)
+    return world.measure(folder / "results", benchmark, row=row, encoder=encoder, overwrite=True)

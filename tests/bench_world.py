@@ -207,7 +207,7 @@ def measure(results: Path, *benchmarks: Any, row: str = "row", **settings: Any) 
     from benchmarks.tasks.run_config import RunConfig
 
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
-    run_benchmarks(RunConfig(row=row, results=str(results), benchmarks=list(benchmarks), **plain))
+    run_benchmarks(RunConfig(model_name=row, output=str(results), benchmarks=list(benchmarks), **plain))
     found = [read_result(result_path(results, row, each.name)) for each in benchmarks]
     return found[0] if len(found) == 1 else found
 
@@ -222,7 +222,7 @@ def check_formulas(result: Any) -> Any:
     assert items["item"].is_unique
     for name, metric in result.metrics.items():
         columns = {column: items[column].to_numpy() for column in metric.columns}
-        assert aggregate(metric.formula, columns, metric.columns) == pytest.approx(metric.value), name
+        assert aggregate(metric.aggregation, columns, metric.columns) == pytest.approx(metric.value), name
     return items
 
 

@@ -81,7 +81,9 @@ def make_llm(directory: Path, context: int = 128, *, width: int = 32, tied: bool
 
     from llava_bridge.model.small_llama import SmallLlamaConfig, new_llama, train_tokenizer
 
-    config = SmallLlamaConfig(vocab_size=320, hidden_size=width, layers=2, heads=2, context=context)
+    config = SmallLlamaConfig(
+        vocab_size=320, hidden_size=width, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=context
+    )
     tokenizer = train_tokenizer(TEXTS, config)
     torch.manual_seed(0)
     model = new_llama(config, tokenizer)
@@ -157,16 +159,18 @@ def config_file(directory: Path, name: str, talk: Path, **fields: Any) -> Path:
     data = [ConversationSourceConfig(path=str(talk / "talk.json"))]
     settings: dict[str, Any] = {
         "output": str(directory / name),
-        "stages": ["pretrain", "align", "instruct"],
-        "new_llm": SmallLlamaConfig(vocab_size=320, hidden_size=32, layers=2, heads=2, context=96),
-        "pretrain": StageConfig(
+        "stages": ["llm_pretrain", "align", "instruct"],
+        "llm_from_scratch": SmallLlamaConfig(
+            vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=96
+        ),
+        "llm_pretrain": StageConfig(
             data=[ConversationSourceConfig(path=str(talk / "text.jsonl"), format="text")],
-            steps=4,
+            max_steps=4,
             global_batch_size=4,
             max_length=32,
         ),
-        "align": StageConfig(data=data, steps=4, global_batch_size=4),
-        "instruct": StageConfig(data=data, steps=6, global_batch_size=4, learning_rate=1e-3),
+        "align": StageConfig(data=data, max_steps=4, global_batch_size=4),
+        "instruct": StageConfig(data=data, max_steps=6, global_batch_size=4, learning_rate=1e-3),
         "precision": "fp32",
         "logging_steps": 1,
     }

@@ -29,8 +29,8 @@ LLAVA = """\
 output: runs/llava
 encoder: runs/mine
 llm: models/llm
-align: {data: [{path: llava_align.json}], steps: 1, global_batch_size: 8}
-instruct: {data: [{path: llava_instruct.json}], steps: 1, global_batch_size: 8}
+align: {data: [{path: llava_align.json}], max_steps: 1, global_batch_size: 8}
+instruct: {data: [{path: llava_instruct.json}], max_steps: 1, global_batch_size: 8}
 precision: fp32
 """
 STUDY = """\
@@ -51,7 +51,7 @@ def write_configs(root: Path) -> None:
     """The files that commands name and no page shows, and what they read relative to the clone."""
     root.mkdir(parents=True, exist_ok=True)
     (root / "scripts").symlink_to(ROOT / "scripts")
-    text = clips_world.config_text(Path("shards"), Path("runs/trained"), steps=1)
+    text = clips_world.config_text(Path("shards"), Path("runs/trained"), max_steps=1)
     for name in ("mine.yaml", "train.yaml"):
         (root / name).write_text(text)
     (root / "llava.yaml").write_text(LLAVA)
@@ -158,7 +158,7 @@ def _models(root: Path) -> None:
         bridge_world.make_llm(root / place, context=256)
     trunk = timm.create_model("tiny_vit_5m_224", num_classes=0)
     save_file(trunk.state_dict(), root / "models" / "trunk.safetensors")
-    train(clips_world.train_config(root / "shards", root / "runs" / "mine", steps=1))
+    train(clips_world.train_config(root / "shards", root / "runs" / "mine", max_steps=1))
     (root / "runs" / "mine.json").unlink()
     copy_tree(root / "runs" / "mine", root / "runs" / "clips")
     llava = bench_world.write_llava(root / "runs" / "mine-llava")
@@ -192,7 +192,7 @@ def _demo(output: Path, root: Path) -> None:
         key = keyed.keys[step.name]
         words = {"kind": step.kind, "command": " ".join(step.command), "outputs": key.outputs, "started": 1.0}
         step_state.write_record(
-            output, step_state.StepRecord(name=step.name, key=key.key, outcome="done", seconds=9.0, **words)
+            output, step_state.StepRecord(name=step.name, key=key.key, status="done", seconds=9.0, **words)
         )
         assert step_state.is_done(step, key, output), step.name
     for day in ("monday", "friday"):
@@ -204,7 +204,7 @@ def _demo(output: Path, root: Path) -> None:
 def _made(step: Step, path: Path, root: Path) -> None:
     """One output of one step of the demo."""
     if step.kind == "data":
-        generate_scenes(ScenesConfig(output=str(path), split=step.config["split"], size=8, kinds=8))
+        generate_scenes(ScenesConfig(output=str(path), split=step.config["split"], num_scenes=8, num_object_classes=8))
     elif step.kind == "evaluation":
         skill = {"untrained": 0.1, "clip": 0.4, "clips": 0.7}[path.parent.name.split("-")[0]]
         rows = [path.parents[2] / kind / path.parent.name for kind in ("encoders", "llava")]

@@ -1,7 +1,7 @@
 """Stands in for every program of the suite in the study's tests: a real process that does what its config says.
 
-Understood in the config: ``sleep`` (seconds), ``fail`` (a line to end with), ``output`` (a directory to make),
-``results``, ``row`` and ``benchmarks`` (result files to write), ``count`` (a file that gets a line per run),
+Understood in the config: ``sleep`` (seconds), ``fail`` (a line to end with), ``output`` (a directory to make;
+with ``model_name`` and ``benchmarks`` result files to write there), ``count`` (a file that gets a line per run),
 ``until`` (a file to wait for).
 """
 
@@ -18,8 +18,8 @@ config = yaml.safe_load(Path(config_file).read_text(encoding="utf-8"))
 print(" ".join(words), "begins", flush=True)
 if config.get("count"):
     with Path(config["count"]).open("a", encoding="utf-8") as stream:
-        stream.write(f"{config.get('output') or config.get('row')}\n")
-if config.get("output"):
+        stream.write(f"{config.get('model_name') or config.get('output')}\n")
+if config.get("output") and "benchmarks" not in config:
     output = Path(config["output"])
     output.mkdir(parents=True, exist_ok=True)
     with (output / "visits.txt").open("a", encoding="utf-8") as stream:
@@ -32,13 +32,14 @@ if config.get("fail"):
     sys.exit(3)
 failed = []
 for benchmark in config.get("benchmarks", []):
-    path = Path(config["results"]) / config["row"] / f"{benchmark['name']}.json"
+    path = Path(config["output"]) / config["model_name"] / f"{benchmark['name']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     reason = benchmark.get("split") if str(benchmark.get("split", "")).startswith("broken") else None
-    score = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 100, "clusters": 100, "higher_is_better": True}
-    score |= {"scale": 100, "label": "score", "interval": "wilson", "formula": None, "columns": []}
-    result = {"schema": 1, "row": config["row"], "benchmark": benchmark["name"], "kind": "mllm", "created": ""}
-    result |= {"status": "failed" if reason else "ok", "reason": reason, "model": {}, "items": None}
+    score = {"value": 0.5, "ci_low": 0.4, "ci_high": 0.6, "n": 100, "clusters": 100, "higher_is_better": True}
+    score |= {"scale": 100, "label": "score", "ci_method": "wilson", "aggregation": None, "columns": []}
+    result = {"schema": 1, "model_name": config["model_name"], "benchmark": benchmark["name"]}
+    result |= {"benchmark_type": "mllm", "created": ""}
+    result |= {"status": "failed" if reason else "ok", "failure_reason": reason, "model": {}, "items": None}
     result |= {"fingerprint": hashlib.sha256(b"{}").hexdigest()}  # of a protocol without entries
     result |= {"metrics": {} if reason else {"score": score}, "primary": ["score"]}
     path.write_text(json.dumps(result), encoding="utf-8")
@@ -46,5 +47,5 @@ for benchmark in config.get("benchmarks", []):
 if failed:
     print(f"clips-bench: failed: {', '.join(failed)}", flush=True)
     sys.exit(2)
-if config.get("output"):
+if config.get("output") and "benchmarks" not in config:
     (output / "made.txt").write_text("made\n", encoding="utf-8")

@@ -36,17 +36,21 @@ def _shipped() -> list[tuple[str, list[str], Any]]:
     return [
         *found,
         ("clips", ["train"], world),
-        ("clips", ["scenes"], {"output": "a", "size": 10, "split": "train", "benchmarks": {"pope": 9}}),
-        ("clips", ["data", "inspect"], {"path": "shards", "format": "table", "synthetic": ["a", "b"], "scan": 3}),
+        ("clips", ["scenes"], {"output": "a", "num_scenes": 10, "split": "train", "benchmarks": {"pope": 9}}),
+        (
+            "clips",
+            ["data", "inspect"],
+            {"path": "shards", "format": "table", "synthetic_caption": ["a", "b"], "num_samples": 3},
+        ),
         (
             "clips",
             ["recaption"],
-            {"path": "shards", "model": "a", "output": "b", "captions": 2, "temperature": 0.7, "max_words": 90},
+            {"path": "shards", "model": "a", "output": "b", "num_captions": 2, "temperature": 0.7, "max_words": 90},
         ),
-        ("llava-bridge", ["serve"], {"directory": "a", "host": "::1", "port": 80, "max_new_tokens": 7}),
-        ("llava-bridge", ["describe"], {"directory": "a", "images": ["b", "c"], "batch_size": 3}),
+        ("llava-bridge", ["serve"], {"model": "a", "host": "::1", "port": 80, "max_new_tokens": 7}),
+        ("llava-bridge", ["describe"], {"model": "a", "images": ["b", "c"], "batch_size": 3}),
         ("clips-bench", ["run"], {"row": "a", "encoder": "b", "results": "c", "benchmarks": [benchmark]}),
-        ("clips-bench", ["report"], {"directory": "a", "published": ["clips"], "formats": ["csv"]}),
+        ("clips-bench", ["report"], {"directory": "a", "reference_results": ["clips"], "formats": ["csv"]}),
     ]
 
 
@@ -67,7 +71,7 @@ def configs(world: World, data: st.DataObject) -> None:
     path = world.fresh() / "config.yaml"
     path.write_text(_as_yaml(content), encoding="utf-8")
     ended = run(program, [*command, "--config", str(path)], parsing(program))
-    others = ("steps",) if "stages" in names else ()  # without stages, their lengths must be given
+    others = ("max_steps",) if "stages" in names else ()  # without stages, their lengths must be given
     check_end(ended, program, *names, *others, "config.yaml", "--config", alone=True)
 
 
@@ -85,7 +89,7 @@ def words(world: World, data: st.DataObject) -> None:
     commands = PROGRAMS[program][1]
     command = data.draw(st.sampled_from(sorted(commands)) | st.text(max_size=9)).split(" ")
     flags = st.sampled_from(
-        ["--config", "--output", "--seed", "--data.path", "--a.b", "--", "-", "--config=", "--steps="]
+        ["--config", "--output", "--seed", "--data.path", "--a.b", "--", "-", "--config=", "--max_steps="]
     )
     given = data.draw(
         st.lists(flags | st.text(max_size=9) | st.sampled_from(["", "a" * 5000, "[[[", "{", "\0"]), max_size=4)
@@ -153,7 +157,7 @@ def manifests(world: World, data: st.DataObject) -> None:
     else:
         path.write_bytes(data.draw(damaged(json.dumps(manifest).encode())))
     page = place.parent / "page.html"
-    ended = run("clips", ["data", "inspect", str(place), "--page", str(page)])
+    ended = run("clips", ["data", "inspect", str(place), "--html_output", str(page)])
     check_end(ended, "clips", "manifest.json", "shards")
     _check_page(ended, page)
 
@@ -180,7 +184,7 @@ def shards(world: World, data: st.DataObject) -> None:
         path = place / "shard-00000.tar"
         path.write_bytes(data.draw(damaged(path.read_bytes())))
     page = place.parent / "page.html"
-    ended = run("clips", ["data", "inspect", str(place), "--page", str(page)])
+    ended = run("clips", ["data", "inspect", str(place), "--html_output", str(page)])
     check_end(ended, "clips", "shard-00000.tar", str(place))
     _check_page(ended, page)
 
@@ -230,16 +234,16 @@ def tables(world: World, data: st.DataObject) -> None:
     fields = [
         "--format",
         "table",
-        "--image",
+        "--image_column",
         "image",
-        "--web",
+        "--web_caption",
         "web",
-        "--synthetic",
+        "--synthetic_caption",
         "synthetic",
-        "--images",
+        "--image_root",
         str(place),
     ]
-    ended = run("clips", ["data", "inspect", str(path), "--page", str(page), *fields])
+    ended = run("clips", ["data", "inspect", str(path), "--html_output", str(page), *fields])
     check_end(ended, "clips", path.name)
     _check_page(ended, page)
 
@@ -265,7 +269,7 @@ def conversations(world: World, data: st.DataObject) -> None:
     text = "".join(json.dumps(row) + "\n" for row in content) if lines else json.dumps(content)
     path = place / "talk.json"
     path.write_bytes(data.draw(damaged(text.encode())) if data.draw(st.booleans()) else text.encode())
-    config = ConversationSourceConfig(path=str(path), format=source, images=str(world.folder / "images"))
+    config = ConversationSourceConfig(path=str(path), format=source, image_folder=str(world.folder / "images"))
     samples, refused = attempt(lambda: read_samples(config), UserError)
     if refused is not None:
         assert "talk.json" in str(refused), refused

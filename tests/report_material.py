@@ -94,9 +94,9 @@ def put_result(
         measured = {"path": str(model), "hash": directory_hash(model)}
     stated = {"benchmark": benchmark, "data_hash": "abc", "items": len(items), "input_size": 64, **(protocol or {})}
     result = Result(
-        row=row,
+        model_name=row,
         benchmark=benchmark,
-        kind="retrieval" if benchmark == "retrieval" else "mllm",
+        benchmark_type="retrieval" if benchmark == "retrieval" else "mllm",
         status="ok",
         model=measured,
         metrics={
@@ -123,7 +123,12 @@ def put_failure(results: Path, row: str, benchmark: str, reason: str) -> Path:
     return write_result(
         results,
         Result(
-            row=row, benchmark=benchmark, kind="mllm", status="failed", reason=reason, model={"path": "", "hash": ""}
+            model_name=row,
+            benchmark=benchmark,
+            benchmark_type="mllm",
+            status="failed",
+            failure_reason=reason,
+            model={"path": "", "hash": ""},
         ),
     )
 

@@ -36,7 +36,7 @@ def record_study(
     write_study_record(output, record)
     for number, step in enumerate(keyed.plan.steps):
         if (changes := change(step)) is not None:
-            fields = {"key": keyed.keys[step.name].key, "command": " ".join(step.command), "outcome": "done"}
+            fields = {"key": keyed.keys[step.name].key, "command": " ".join(step.command), "status": "done"}
             times = {"started": 1000.0 + 10 * number, "seconds": 9.0}
             write_record(output, StepRecord(**{"name": step.name, "kind": step.kind, **fields, **times, **changes}))
     return record
@@ -55,7 +55,7 @@ def make_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             return None
         if step.name.startswith("llava-net"):
             said = ("loading", "these weights are not of this architecture")
-            return {"outcome": "failed", "exit_status": 1, "log_tail": said}
+            return {"status": "failed", "exit_status": 1, "log_tail": said}
         if step.kind in {"encoder", "llava"}:
             step.outputs[0].mkdir(parents=True)
             (step.outputs[0] / "metrics.jsonl").write_text(_log(), encoding="utf-8")

@@ -8,20 +8,23 @@ from typing import Any
 
 def tiny_study(output: Path) -> dict[str, Any]:
     """Two encoders of a few steps, evaluated by retrieval; scenes before."""
-    scenes = {"kinds": 8, "image_size": 32}
+    scenes = {"num_object_classes": 8, "image_size": 32}
     return {
         "name": "killed",
         "output": str(output),
         "jobs": 2,
         "threads": 1,
         "baseline": "clip",
-        "data": {"train": {"split": "train", "size": 96, **scenes}, "test": {"split": "test", "size": 24, **scenes}},
+        "data": {
+            "train": {"split": "train", "num_scenes": 96, **scenes},
+            "test": {"split": "test", "num_scenes": 24, **scenes},
+        },
         "defaults": {
             "encoder": {
                 "model": {"architecture": "clips-rn-tiny"},
                 "data": {"sources": [{"path": "$data/train"}]},
-                "recipe": {"captioner": {"layers": 1, "length": 32, "positions": 4}},
-                "steps": 24,
+                "recipe": {"captioner": {"num_layers": 1, "max_length": 32, "max_loss_tokens": 4}},
+                "max_steps": 24,
                 "global_batch_size": 16,
                 "save_steps": 4,
                 "logging_steps": 4,
@@ -35,5 +38,5 @@ def tiny_study(output: Path) -> dict[str, Any]:
 def small(output: Path) -> dict[str, Any]:
     """The quick one: an encoder of two steps, so that its three kinds of step take seconds each."""
     study = tiny_study(output)
-    study["encoders"] = {"clip": {"recipe": {"name": "clip"}, "steps": 2}}
+    study["encoders"] = {"clip": {"recipe": {"name": "clip"}, "max_steps": 2}}
     return study

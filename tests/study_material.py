@@ -7,13 +7,17 @@ from typing import Any
 SMALL: dict[str, Any] = {
     "name": "small",
     "baseline": "clip",
-    "data": {"train": {"size": 10}, "test": {"split": "test"}},
+    "data": {"train": {"num_scenes": 10}, "test": {"split": "test"}},
     "defaults": {
-        "encoder": {"data": {"path": "$data/train"}, "optim": {"lr": 1, "warmup": 2}},
-        "llava": {"align": {"steps": 5}},
+        "encoder": {"data": {"path": "$data/train"}, "optimizer": {"lr": 1, "warmup": 2}},
+        "llava": {"align": {"max_steps": 5}},
         "benchmark": {"data": "$data/test/hub"},
     },
-    "encoders": {"clip": {"recipe": "clip"}, "clips": {"optim": {"lr": 3}}, "net": "timm:net@weights/net.safetensors"},
+    "encoders": {
+        "clip": {"recipe": "clip"},
+        "clips": {"optimizer": {"lr": 3}},
+        "net": "timm:net@weights/net.safetensors",
+    },
     "llms": {"tiny": {}},
     "benchmarks": {"retrieval": {"data": "$data/test"}, "pope": None},
 }

@@ -78,12 +78,13 @@ def _small_llavas(study: dict[str, Any], folder: Path) -> None:
     write_mmvet(hub)
     study["paths"] = {"playground": str(talk), "mllm": str(hub)}
     llava = study["defaults"]["llava"]
-    llava |= {"chat_template": "auto", "precision": "fp32", "num_workers": 0, "launch": {"processes": 1}}
+    llava |= {"chat_template": "auto", "precision": "fp32", "num_workers": 0, "launch": {"num_processes": 1}}
     for stage, file in (("align", "captions"), ("instruct", "talk")):
         data = [
-            {**source, "path": f"$playground/{file}.json", "images": "$playground"} for source in llava[stage]["data"]
+            {**source, "path": f"$playground/{file}.json", "image_folder": "$playground"}
+            for source in llava[stage]["data"]
         ]
-        llava[stage] |= {"data": data, "steps": 1, "global_batch_size": 2, "micro_batch_size": 1, "max_length": 512}
+        llava[stage] |= {"data": data, "max_steps": 1, "global_batch_size": 2, "micro_batch_size": 1, "max_length": 512}
     for rule in study.get("overrides", []):
         if "image_size" in rule["llava"]:
             rule["llava"]["image_size"] = 64  # as there larger than their own
@@ -104,18 +105,20 @@ def write_mmvet(hub: Path) -> None:
 
 
 def _small_encoders(study: dict[str, Any], folder: Path) -> None:
-    world = {"split": "train", "size": 12, "kinds": 8, "image_size": 64}
+    world = {"split": "train", "num_scenes": 12, "num_object_classes": 8, "image_size": 64}
     study["data"] = {"world": world}
     shared = study["defaults"]["encoder"]
     shared["data"] |= {"sources": [{"path": "$data/world"}], "num_workers": 0}
-    shared["data"].pop("shuffle_window")
-    shared["recipe"] = {"captioner": {"layers": 1, "width": 32, "heads": 2, "length": 16, "positions": 4}}
+    shared["data"].pop("shuffle_buffer_shards")
+    shared["recipe"] = {
+        "captioner": {"num_layers": 1, "width": 32, "num_heads": 2, "max_length": 16, "max_loss_tokens": 4}
+    }
     for entry in study["encoders"].values():
         if isinstance(entry, dict):
             entry["model"] = {"architecture": "clips-tiny"}
             sizes = zip(entry["stages"], (32, 64), strict=True)
             entry["stages"] = [
-                {**stage, "model.image_size": size, "samples": 8, "global_batch_size": 4} for stage, size in sizes
+                {**stage, "model.image_size": size, "max_samples": 8, "global_batch_size": 4} for stage, size in sizes
             ]
     study["paths"] = {"classes": str(bench_classes.write_wds(folder / "classes"))}
     study["benchmarks"] = {

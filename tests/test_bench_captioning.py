@@ -109,5 +109,5 @@ def test_cider_is_no_share_of_which_nought_would_have_an_interval():
     names = [str(number) for number in range(6)]
     items = pd.DataFrame({"item": names, "image": names, "cider": np.zeros(6), "rouge": np.zeros(6)})
     found = {name: compute_metric(items, caption_metrics()[name]) for name in ("CIDEr", "ROUGE_L")}
-    assert (found["CIDEr"].value, found["CIDEr"].low, found["CIDEr"].high) == (0, None, None)
-    assert found["ROUGE_L"].high == pytest.approx(0.39, abs=0.001)
+    assert (found["CIDEr"].value, found["CIDEr"].ci_low, found["CIDEr"].ci_high) == (0, None, None)
+    assert found["ROUGE_L"].ci_high == pytest.approx(0.39, abs=0.001)

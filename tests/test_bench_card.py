@@ -36,7 +36,7 @@ def put_own(results: Path, model: Path, benchmark: str, **changes: Any) -> None:
 def model(tmp_path: Path) -> Path:
     found = make_model(tmp_path / "model", license="mit", stages={"align": {"steps": 5, "samples_seen": 40, "loss": 2}})
     put_own(tmp_path / "results", found, "pope")
-    put_own(tmp_path / "results", found, "gqa", absent={"meteor": f"no Java {NASTY}"})
+    put_own(tmp_path / "results", found, "gqa", missing_metrics={"meteor": f"no Java {NASTY}"})
     return found
 
 
@@ -53,7 +53,9 @@ def test_the_hub_reads_the_numbers(model: Path) -> None:
     metric = result["metrics"]["accuracy"]
     accuracy = found["accuracy"]
     assert accuracy.metric_value == pytest.approx(100 * metric["value"], abs=1e-4)
-    assert accuracy.metric_args["interval_95"] == pytest.approx([100 * metric["low"], 100 * metric["high"]], abs=1e-3)
+    assert accuracy.metric_args["interval_95"] == pytest.approx(
+        [100 * metric["ci_low"], 100 * metric["ci_high"]], abs=1e-3
+    )
     assert (accuracy.metric_args["items"], accuracy.metric_args["protocol"]) == (120, result["fingerprint"])
     assert (accuracy.dataset_name, accuracy.task_type) == ("pope", "image-text-to-text")
     assert (written.data.model_name, written.data.license, written.data.library_name) == ("Mine", "mit", "transformers")

@@ -40,7 +40,7 @@ def test_recall_by_chance_counts_pictures_and_all_their_captions(tmp_path):
     vectors = torch.nn.functional.normalize(torch.randn(texts, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     items = items_of(captions, compute_ranks(vectors[:pictures], vectors, captions.pairs), with_thumbnails=False)
     blind = {CHANCE: hit_columns(guessed_ranks(captions))}
-    found = {name: compute_metric(items, spec, blind=blind).blind[CHANCE] for name, spec in METRICS.items()}
+    found = {name: compute_metric(items, spec, blind=blind).chance_levels[CHANCE] for name, spec in METRICS.items()}
 
     def missed(right: int, answers: int, k: int) -> float:
         return comb(answers - right, k) / comb(answers, k)
@@ -79,7 +79,7 @@ def _measured(task: str, samples: list[dict[str, Any]]) -> dict[str, dict[str, f
     items = items.assign(item=items.index.astype(str), image=items.index.astype(str))
     blind = reader.blind(samples)
     specs: dict[str, MetricSpec] = {**reader.metrics, **reader.extra}
-    return {name: dict(compute_metric(items, specs[name], blind=blind).blind) for name in specs}
+    return {name: dict(compute_metric(items, specs[name], blind=blind).chance_levels) for name in specs}
 
 
 def test_yes_and_no_by_a_coin_and_by_always_saying_yes():

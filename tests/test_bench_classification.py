@@ -26,7 +26,7 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     def ask(encoder: classes.Colorist, data: Path, **settings) -> Result:
         directory = world.use_encoder(monkeypatch, tmp_path, encoder.as_encoder())
-        benchmark = BenchmarkConfig(**{"name": "colors", "uses": "classification", "data": str(data)} | settings)
+        benchmark = BenchmarkConfig(**{"name": "colors", "task": "classification", "data": str(data)} | settings)
         return world.measure(tmp_path / "results", benchmark, encoder=directory)
 
     return ask
@@ -37,10 +37,10 @@ def test_accuracy_and_mean_per_class_recall_by_hand(tmp_path, ask):
     result = ask(classes.Colorist({"red": "green"}), data)
     assert result.metrics["acc1"].value == pytest.approx(7 / 10)
     assert result.metrics["mean_per_class_recall"].value == pytest.approx(3 / 4)
-    assert result.metrics["acc1"].low < 0.7 < result.metrics["acc1"].high
+    assert result.metrics["acc1"].ci_low < 0.7 < result.metrics["acc1"].ci_high
     # every class is all right or all wrong: nothing tells how another draw of its images would come out
-    assert result.metrics["mean_per_class_recall"].low is None
-    assert result.absent == {"acc5": "there are only 4 classes"}
+    assert result.metrics["mean_per_class_recall"].ci_low is None
+    assert result.missing_metrics == {"acc5": "there are only 4 classes"}
     items = world.check_formulas(result)
     assert (items["prediction"] == items["target"]).tolist() == (items["score"] == 1).tolist()
     assert items.loc[items["target"] == "red", "prediction"].tolist() == ["green"] * 3

@@ -129,7 +129,7 @@ def test_a_picture_under_one_name_or_two_is_not_taken_for_its_neighbor(tmp_path,
             for number, picture in enumerate(pictures)
         ]
         file = world.write_lines(tmp_path / f"{name}.jsonl", rows)
-        configs[name] = BenchmarkConfig(name=name, uses="choice", data=str(file))
+        configs[name] = BenchmarkConfig(name=name, task="choice", data=str(file))
     copied, once = (load_pair_set(config.data, "jsonl") for config in configs.values())
     assert copied.hash == once.hash
     encoder = Reader(2).use(monkeypatch, tmp_path)
@@ -178,8 +178,8 @@ def _number(image: Image.Image) -> int:
 
 
 def _row(batch_size: int = 3, **parts: Any) -> Any:
-    config = RunConfig(row="row", results="unused", encoder="e", benchmarks=[BenchmarkConfig(name="choice", data="d")],
-                       batch_size=batch_size)  # fmt: skip
+    config = RunConfig(model_name="row", output="unused", encoder="e",
+                       benchmarks=[BenchmarkConfig(name="choice", data="d")], batch_size=batch_size)  # fmt: skip
     row = EvalModel(config)
     for name, value in parts.items():
         row.__dict__[name] = value
@@ -285,12 +285,12 @@ def test_likelihood_by_length_and_without_the_picture(tmp_path, monkeypatch):
     row, data = _llava(monkeypatch, value), tmp_path / "pairs.jsonl"
     found = {
         how: loglikelihood.evaluate(
-            row, BenchmarkConfig(name="choice_likelihood", data=str(data), likelihood=how, prompt="Say it.")
+            row, BenchmarkConfig(name="choice_likelihood", data=str(data), likelihood_score=how, prompt="Say it.")
         )
-        for how in ("sum", "mean", "gain")
+        for how in ("sum", "mean", "mutual_info")
     }
-    assert [_values(found[how])["accuracy"] for how in ("sum", "mean", "gain")] == [0, 1, 1]
-    assert found["gain"].items["margin"].item() == pytest.approx(1.5)
+    assert [_values(found[how])["accuracy"] for how in ("sum", "mean", "mutual_info")] == [0, 1, 1]
+    assert found["mutual_info"].items["margin"].item() == pytest.approx(1.5)
     assert len({outcome.protocol["score"] for outcome in found.values()}) == 3
 
 
@@ -303,7 +303,7 @@ def test_asked_in_words_a_liking_for_a_letter_does_not_count(tmp_path, monkeypat
         knows = 0.0 if number in (2, 3) else 1.0  # of case 1 it knows nothing
         return (knows if (letter == "A") == right_is_a else 0.0) + (5.0 if letter == "A" else 0.0)
 
-    outcome = multiple_choice.evaluate(_llava(monkeypatch, likes_a), _config(data, "_asked"))
+    outcome = multiple_choice.evaluate(_llava(monkeypatch, likes_a), _config(data, "_mcq"))
     assert _values(outcome) == pytest.approx(
         {
             "text_score": (1 + 1 / 4) / 2,
@@ -313,9 +313,9 @@ def test_asked_in_words_a_liking_for_a_letter_does_not_count(tmp_path, monkeypat
             "said_a": 1,
         }
     )
-    assert set(outcome.absent) == {"image_score", "group_score"}
+    assert set(outcome.missing_metrics) == {"image_score", "group_score"}
     with pytest.raises(UserError, match=r"benchmarks\.prompt: expected \{a\} and \{b\} where the captions go, got 'Eh"):
-        multiple_choice.evaluate(_llava(monkeypatch, likes_a), _config(data, "_asked", prompt="Eh?"))
+        multiple_choice.evaluate(_llava(monkeypatch, likes_a), _config(data, "_mcq", prompt="Eh?"))
 
 
 def test_a_score_that_is_no_number_is_refused(tmp_path, monkeypatch):
@@ -325,7 +325,7 @@ def test_a_score_that_is_no_number_is_refused(tmp_path, monkeypatch):
 
 
 @world.LMMS_EVAL_WARNS
-@pytest.mark.parametrize("way", ["_likelihood", "_asked"])
+@pytest.mark.parametrize("way", ["_likelihood", "_mcq"])
 def test_a_real_llava(places, tmp_path, way):
     """An untrained one: the numbers are those of its own likelihoods, and stated is what they depend on."""
     benchmark = BenchmarkConfig(name=f"sugarcrepe{way}", data=str(_sugarcrepe(tmp_path / "data")))

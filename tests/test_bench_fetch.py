@@ -1,4 +1,4 @@
-"""``clips-bench fetch`` from a hub on this machine, and evaluation where there is no network at all."""
+"""``clips-bench download`` from a hub on this machine, and evaluation where there is no network at all."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Here:
         """Run the command in a process of its own: huggingface_hub reads its settings when it is imported."""
         environment = os.environ | {"HF_ENDPOINT": url or self.url, "HF_HOME": str(self.to.parent / "home")}
         environment |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HUB_ETAG_TIMEOUT": "5"}
-        command = [sys.executable, "-m", "benchmarks", "fetch", tasks, "--to", str(self.to), *more]
+        command = [sys.executable, "-m", "benchmarks", "download", tasks, "--output", str(self.to), *more]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     def files(self) -> list[str]:
@@ -67,8 +67,8 @@ def test_what_the_tasks_need_and_nothing_else(here):
     assert done.returncode == 0, done.stderr
     parts = [f"testdev_balanced_{part}/testdev-00000-of-00001.parquet" for part in ("images", "instructions")]
     gqa = [f"{world.HUB}/GQA/{part}" for part in parts]
-    assert here.files() == sorted(["fetched.json", POPE, f"{world.HUB}/GQA/README.md", *gqa])
-    record = json.loads((here.to / "fetched.json").read_text())["datasets"]
+    assert here.files() == sorted(["download_record.json", POPE, f"{world.HUB}/GQA/README.md", *gqa])
+    record = json.loads((here.to / "download_record.json").read_text())["datasets"]
     assert record[f"{world.HUB}/POPE"]["revision"] == COMMIT
     for name in here.files()[1:]:
         assert (here.to / name).read_bytes() == (here.hub / name).read_bytes()
@@ -84,7 +84,7 @@ def test_a_damaged_file_is_named_and_mended(here):
     whole = data_hash(config)
     content = (here.to / POPE).read_bytes()
     (here.to / POPE).write_bytes(content[:-1] + b"x")
-    with pytest.raises(UserError, match=rf"{POPE}: is not what was fetched: its hash differs \(`clips-bench fetch`"):
+    with pytest.raises(UserError, match=rf"{POPE}: is not what was fetched: its hash differs \(`clips-bench download`"):
         data_hash(config)
     (here.to / POPE).unlink()
     with pytest.raises(UserError, match=rf"{POPE}: was fetched and is missing"):
@@ -133,7 +133,7 @@ def test_fetched_data_are_evaluated_without_a_network(here, tmp_path):
     assert here.fetch("pope").returncode == 0
     llava = world.write_llava(tmp_path / "llava")
     benchmarks = [{"name": name, "data": str(here.to), "max_new_tokens": 3} for name in ("gqa", "pope")]
-    command = [sys.executable, "-m", "benchmarks", "run", "--row", "row", "--results", str(tmp_path / "results")]
+    command = [sys.executable, "-m", "benchmarks", "run", "--model_name", "row", "--output", str(tmp_path / "results")]
     command += ["--llava", str(llava), "--benchmarks", json.dumps(benchmarks)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment["HF_HOME"] = str(tmp_path / "empty")

@@ -153,7 +153,7 @@ def test_an_image_id_that_comes_twice_in_coco_is_refused(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"coco\.json: images: expected different ids, got 7 twice \(a\.jpg, b\.jpg\)$"):
         load(tmp_path / "coco.json")
     with pytest.raises(UserError, match=r"coco\.json: images: expected different ids, got 7 twice"):
-        open_source(SourceConfig(format="coco", path=str(tmp_path / "coco.json"), images=str(tmp_path)))
+        open_source(SourceConfig(format="coco", path=str(tmp_path / "coco.json"), image_root=str(tmp_path)))
 
 
 def test_a_sample_whose_caption_is_in_another_encoding_is_invalid_for_training(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_sample_whose_caption_is_in_another_encoding_is_invalid_for_training(t
     png = world.png(world.picture(0))
     members = {"0.png": png, "0.txt": CAFE.encode(), "1.gif": png, "1.txt": LATIN}
     shard(tmp_path / "0.tar", **members)
-    source = open_source(SourceConfig(path=str(tmp_path), web=".txt", synthetic=None))
+    source = open_source(SourceConfig(path=str(tmp_path), web_caption=".txt", synthetic_caption=None))
     assert source.read(0, np.random.default_rng(0)).web == CAFE
     with pytest.raises(BadSampleError, match=r"^\.txt is not UTF-8 text \(unexpected end of data|invalid"):
         source.read(1, np.random.default_rng(0))

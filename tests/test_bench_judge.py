@@ -141,7 +141,7 @@ def test_marks_are_counted_and_asked_for_once(places, tmp_path, judge, monkeypat
     found = _run(places, tmp_path, **settings)
     metric = found.metrics["gpt_eval_score"]
     assert metric.value == pytest.approx(100 * (0.0 + 0.3 + 0.6 + 0.9) / 4)
-    assert metric.low < metric.value < metric.high
+    assert metric.ci_low < metric.value < metric.ci_high
     assert found.protocol["judge"] == "gpt-test (judge-2026)"
     assert "127.0.0.1" not in json.dumps(dict(found.protocol))
     assert read_items(found)["category"].tolist() == ["rec", "ocr", "rec,ocr", "know"]
@@ -176,7 +176,7 @@ def test_lmms_evals_own_variables_name_the_judge(places, tmp_path, judge, monkey
 def test_without_a_judge_the_answers_stay_and_no_mark_is_made_up(places, tmp_path, capsys, judge, url, said):
     found = _run(places, tmp_path, judge_url=url)
     assert (found.status, dict(found.metrics)) == ("ok", {})
-    assert re.fullmatch(said, found.absent["gpt_eval_score"])
+    assert re.fullmatch(said, found.missing_metrics["gpt_eval_score"])
     items = read_items(found)
     assert items["prediction"].tolist() == [f"It is {number}?" for number in range(QUESTIONS)]
     assert items["score"].isna().all()
@@ -200,7 +200,7 @@ def test_without_a_judge_the_answers_stay_and_no_mark_is_made_up(places, tmp_pat
 )
 def test_a_judge_that_gives_no_marks_is_told_and_asked_again(places, tmp_path, judge, reply, said, requests):
     judge.reply = lambda _: reply
-    assert said in _run(places, tmp_path, judge_url=judge.url).absent["gpt_eval_score"]
+    assert said in _run(places, tmp_path, judge_url=judge.url).missing_metrics["gpt_eval_score"]
     assert len(judge.asked) == requests
     judge.reply = _marks  # mended: what it said before is not remembered
     assert _run(places, tmp_path, judge_url=judge.url).metrics["gpt_eval_score"].value == pytest.approx(45)
@@ -212,7 +212,7 @@ def test_llava_bench_compares_two_answers(places, tmp_path, judge):
     found = _run(places, tmp_path, "llava_in_the_wild", judge_url=judge.url)
     assert found.metrics["gpt_eval_llava_all"].value == 71.9  # 23 of 32, as lmms-eval rounds
     assert found.metrics["gpt_eval_llava_conv"].value == 70.6  # 12 of 17
-    assert found.metrics["gpt_eval_llava_all"].interval == "student"
+    assert found.metrics["gpt_eval_llava_all"].ci_method == "student"
     assert found.protocol["judge"] == "gpt-4o-2024-11-20 (judge-2026)"
 
 
@@ -227,4 +227,4 @@ def test_scorers_that_ask_by_requests(places, tmp_path, judge):
     found = _run(places, tmp_path, "mmbench_en_dev", judge_url=judge.url)
     assert found.metrics["gpt_eval_score"].value == 75.0  # of the answers A, B, and two that the judge takes for D
     assert len(judge.asked) == 2
-    assert "no judge" in _run(places, tmp_path / "without", "mmbench_en_dev").absent["gpt_eval_score"]
+    assert "no judge" in _run(places, tmp_path / "without", "mmbench_en_dev").missing_metrics["gpt_eval_score"]

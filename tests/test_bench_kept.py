@@ -72,7 +72,7 @@ def test_again_makes_them_again(tmp_path):
     kept(tmp_path).collect(BATCHES, Tower())
     tensor_cache(tmp_path).put("k", torch.zeros(5, 2))
     assert kept(tmp_path).collect(BATCHES, Tower()).sum() == 0
-    torch.testing.assert_close(kept(tmp_path, again=True).collect(BATCHES, Tower()), EXPECTED)
+    torch.testing.assert_close(kept(tmp_path, overwrite=True).collect(BATCHES, Tower()), EXPECTED)
 
 
 def test_other_code_finds_nothing(monkeypatch):
@@ -130,7 +130,7 @@ def test_vectors_are_those_of_a_model_on_a_device_with_its_libraries(tmp_path, m
     encoder = SimpleNamespace(device="cpu", how={"input_resolution": 32}, precision="float32")
     row = SimpleNamespace(
         model=lambda part: {"hash": f"of the {part}"},
-        config=SimpleNamespace(results=str(tmp_path), again=False),
+        config=SimpleNamespace(output=str(tmp_path), overwrite=False),
         processes=DistributedContext(),
     )
 

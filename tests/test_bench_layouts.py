@@ -196,7 +196,7 @@ def test_captions_of_several_pictures(tmp_path, monkeypatch):
     )  # equal captions, but two of them
     assert len(_load(file, limit=3).pairs) == 3
 
-    result = evaluate(monkeypatch, tmp_path, BenchmarkConfig(name="x", uses="retrieval", data=str(file)), pictures=4)
+    result = evaluate(monkeypatch, tmp_path, BenchmarkConfig(name="x", task="retrieval", data=str(file)), pictures=4)
     assert result.metrics["t2i_r1"].value == 1  # picture 0 answers "thing0", and 1 would be as right
     assert result.metrics["i2t_r1"].value == pytest.approx((3 + 1 / 3) / 4)  # 1 finds none of the three nearer
     assert (result.protocol["captions"], result.protocol["pictures_per_caption"]) == (3, "1 to 2")
@@ -226,7 +226,7 @@ def test_fewer_captions_than_asked_for_are_stated(tmp_path, monkeypatch):
     write_pictures(tmp_path, 2)
     rows = [{"image": "0.png", "captions": ["thing0", "a thing0"]}, {"image": "1.png", "captions": ["thing1"]}]
     file = world.write_lines(tmp_path / "x.jsonl", rows)
-    result = evaluate(monkeypatch, tmp_path, BenchmarkConfig(name="x", uses="retrieval", data=str(file)), pictures=2)
+    result = evaluate(monkeypatch, tmp_path, BenchmarkConfig(name="x", task="retrieval", data=str(file)), pictures=2)
     assert result.protocol["captions_per_picture"] == "1 to 2"
     assert result.metrics["mean_r1"].value == 1
 
@@ -236,7 +236,7 @@ def test_data_are_read_and_hashed_once_until_a_file_changes(tmp_path, monkeypatc
     plain = FileImage.read
     monkeypatch.setattr(FileImage, "read", lambda self: read.append(self.reference) or plain(self))
     file = _json_lines(tmp_path)
-    benchmark = BenchmarkConfig(name="x", uses="retrieval", data=str(file))
+    benchmark = BenchmarkConfig(name="x", task="retrieval", data=str(file))
     assert _load(file).hash == _load(file).hash
     assert len(read) == COUNT
     assert _load(file) is _load(file)

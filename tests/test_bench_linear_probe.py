@@ -23,7 +23,7 @@ def _data(root: Path, *, train: int = 40) -> Path:
 
 
 def _run(tmp_path: Path, encoder: Path | str, data: Path, **settings) -> Result:
-    benchmark = BenchmarkConfig(**{"name": "probe", "uses": "linear_probe", "data": str(data)} | settings)
+    benchmark = BenchmarkConfig(**{"name": "probe", "task": "linear_probe", "data": str(data)} | settings)
     return world.measure(tmp_path / "results", benchmark, encoder=encoder)
 
 
@@ -39,7 +39,7 @@ def test_it_learns_what_can_be_learned(tmp_path, encoder):
     assert result.metrics["acc1"].value == pytest.approx(3 / 4)
     assert result.metrics["mean_per_class_recall"].value == pytest.approx(3 / 4)
     assert result.metrics["C"].value in C_VALUES
-    assert result.metrics["C"].low is None
+    assert result.metrics["C"].ci_low is None
     assert (result.protocol["pictures"], result.protocol["train_pictures"]) == (12, 40)
     items = read_items(result)
     blue = items["target"].isin(["blue", "white"])
@@ -121,7 +121,7 @@ def test_a_timm_trunk_has_no_text_tower_and_needs_none(tmp_path):
     assert result.protocol["input_features"] == "mean of the tokens of the last hidden state"
     assert result.metrics["acc1"].n == 12
     with pytest.raises(UserError, match="has no text tower"):
-        _run(tmp_path, "timm:resnet10t@random", data, uses="classification")
+        _run(tmp_path, "timm:resnet10t@random", data, task="classification")
 
 
 def test_the_class_token_is_the_embedding_where_there_is_one(tmp_path):
@@ -130,13 +130,15 @@ def test_the_class_token_is_the_embedding_where_there_is_one(tmp_path):
     import torch
 
     tower = original_world.write_tower(original_world.Parts(), tmp_path / "clip")
-    config = {"results": "unused", "benchmarks": [BenchmarkConfig(name="linear_probe", data="d")]}
-    row = EvalModel(RunConfig(row="row", encoder=f"transformers:{tower}", **config))
+    config = {"output": "unused", "benchmarks": [BenchmarkConfig(name="linear_probe", data="d")]}
+    row = EvalModel(RunConfig(model_name="row", encoder=f"transformers:{tower}", **config))
     picture = original_world.picture()
     pixels = row.tower.preprocess(picture)[None]
     states = list(row.tower.model.tower.states(pixels, row.tower.model.tower.depth))
     expected = torch.nn.functional.normalize(states[-1][:, 0], dim=-1)
     torch.testing.assert_close(embedding.embed_images(row.tower, lambda _: picture, ["one"], 1), expected)
     own = row.model("tower")["hash"]
-    assert own != EvalModel(RunConfig(row="row", encoder="timm:resnet10t@random", **config)).model("tower")["hash"]
+    assert (
+        own != EvalModel(RunConfig(model_name="row", encoder="timm:resnet10t@random", **config)).model("tower")["hash"]
+    )
     assert len(own) == 64

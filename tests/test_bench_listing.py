@@ -17,7 +17,7 @@ def test_items_size_and_license_stand_beside_each_benchmark(capsys):
     assert lines["mmvet"].split() == [
         "mmvet", "llava", "218", "67", "MB", "CC", "BY-NC", "4.0", *BENCHMARKS["mmvet"].about.split()
     ]  # fmt: skip
-    assert lines["sugarcrepe_asked"].split()[1:4] == ["llava", "7,511", "MIT"]
+    assert lines["sugarcrepe_mcq"].split()[1:4] == ["llava", "7,511", "MIT"]
     assert "5,000  6.6 GB  CC BY 4.0 (captions)" in lines["COCO"]
     assert lines["choice"].split()[1:3] == ["encoder", "yours"]
 

@@ -31,7 +31,9 @@ def long(tmp_path: Path) -> BenchmarkConfig:
         for number, (place, words) in enumerate(places)
     ]
     world.write_lines(tmp_path / "long.jsonl", rows)
-    return BenchmarkConfig(name="long", uses="long_retrieval", data=str(tmp_path / "long.jsonl"), words=(4, 16, 32, 64))
+    return BenchmarkConfig(
+        name="long", task="long_retrieval", data=str(tmp_path / "long.jsonl"), word_limits=(4, 16, 32, 64)
+    )
 
 
 def test_the_curve_by_hand(tmp_path, monkeypatch, long):
@@ -53,10 +55,10 @@ def test_a_tower_that_reads_thirty_words(tmp_path, monkeypatch, long):
     result = evaluate(monkeypatch, tmp_path, long, pictures=PICTURES, context=30)
     assert result.metrics["t2i_r1"].value == pytest.approx((3 + 1 / 4) / 4)
     assert result.metrics["t2i_r1_w64"].value == result.metrics["t2i_r1_w32"].value  # the curve stands still
-    assert result.metrics["captions_cut_off"].value == 3 / 4
-    assert result.metrics["captions_cut_off"].higher_is_better is None
+    assert result.metrics["captions_truncated"].value == 3 / 4
+    assert result.metrics["captions_truncated"].higher_is_better is None
     assert result.protocol["input_context_length"] == 30
-    assert evaluate(monkeypatch, tmp_path, long, pictures=PICTURES).metrics["captions_cut_off"].value == 0
+    assert evaluate(monkeypatch, tmp_path, long, pictures=PICTURES).metrics["captions_truncated"].value == 0
 
 
 def test_recall_by_how_long_captions_are(tmp_path, monkeypatch, long):
@@ -71,7 +73,7 @@ def test_recall_by_how_long_captions_are(tmp_path, monkeypatch, long):
 
 @pytest.mark.parametrize(("words", "bins"), [((11, 50), {"12_to_50": 4}), ((12, 49), {"1_to_12": 1, "50_up": 3})])
 def test_bins_begin_and_end_where_they_say(tmp_path, monkeypatch, long, words, bins):
-    result = evaluate(monkeypatch, tmp_path, dataclasses.replace(long, words=words), pictures=PICTURES)
+    result = evaluate(monkeypatch, tmp_path, dataclasses.replace(long, word_limits=words), pictures=PICTURES)
     for way in ("t2i", "i2t"):
         found = {name: metric.n for name, metric in result.metrics.items() if name.startswith(f"{way}_r1_of")}
         assert found == {f"{way}_r1_of_{name}": n for name, n in bins.items()}
@@ -87,8 +89,8 @@ def test_a_text_that_is_short_enough_stays_as_it_is(text, words, cut):
 
 @pytest.mark.parametrize("words", [(), (8, 4), (4, 4), (0, 4)])
 def test_points_of_the_curve_must_grow(words):
-    with pytest.raises(UserError, match=r"benchmarks\.words: expected growing numbers above 0"):
-        BenchmarkConfig(name="long", data=".", words=words)
+    with pytest.raises(UserError, match=r"benchmarks\.word_limits: expected growing numbers above 0"):
+        BenchmarkConfig(name="long", data=".", word_limits=words)
 
 
 # ------------------------------------------------------------------------------------------ several languages
@@ -116,7 +118,7 @@ def languages(tmp_path: Path) -> Path:
 
 
 def test_each_language_and_their_mean(tmp_path, monkeypatch, languages):
-    config = BenchmarkConfig(name="xm", uses="multilingual_retrieval", data=str(languages), languages=("de", "fr"))
+    config = BenchmarkConfig(name="xm", task="multilingual_retrieval", data=str(languages), languages=("de", "fr"))
     result = evaluate(monkeypatch, tmp_path, config, pictures=PICTURES)
     values = {name: metric.value for name, metric in result.metrics.items()}
     for direction in ("t2i", "i2t"):
@@ -124,7 +126,7 @@ def test_each_language_and_their_mean(tmp_path, monkeypatch, languages):
         assert values[f"{direction}_r1_fr"] == 1 / 2
         assert values[f"{direction}_r1"] == 3 / 4  # German's eight captions weigh as much as French's four
     assert values["mean_r1"] == 3 / 4
-    assert result.metrics["t2i_r1"].low < 3 / 4 < result.metrics["t2i_r1"].high
+    assert result.metrics["t2i_r1"].ci_low < 3 / 4 < result.metrics["t2i_r1"].ci_high
     assert (result.metrics["t2i_r1_de"].n, result.metrics["t2i_r1_fr"].n) == (8, 4)
     stated = result.protocol
     assert (stated["languages"], stated["captions"], stated["captions_per_picture"]) == ("de, fr", 12, "de 2, fr 1")

@@ -48,7 +48,7 @@ def _all(places: Path, *tasks: str, **changes) -> list[BenchmarkConfig]:
     """Benchmarks on the shared data root, without METEOR, whose Java program takes seconds to start."""
     found = []
     for task in tasks or TASKS:
-        without = {"without": ("nocaps_METEOR",)} if task == "nocaps_val" else {}
+        without = {"exclude_metrics": ("nocaps_METEOR",)} if task == "nocaps_val" else {}
         found.append(BenchmarkConfig(name=task, data=str(places / "hub"), max_new_tokens=6, **without | changes))
     return found
 
@@ -82,7 +82,7 @@ def test_right_answers_get_full_marks(places, tmp_path, monkeypatch):
     assert values["nocaps_val", "nocaps_Bleu_4"] == pytest.approx(1.0)
     assert values["nocaps_val", "nocaps_ROUGE_L"] == pytest.approx(1.0)
     assert values["nocaps_val", "nocaps_CIDEr"] > 3
-    assert found["mme"].absent == {"mme_cognition_score": "no question of this data enters it"}
+    assert found["mme"].missing_metrics == {"mme_cognition_score": "no question of this data enters it"}
     assert found["pope"].primary == ["pope_accuracy", "pope_f1_score"]
 
 
@@ -120,10 +120,10 @@ def test_items_protocol_and_intervals(places, tmp_path, monkeypatch):
         assert items["image"].nunique() == items["thumbnail"].notna().sum() == PICTURES
         assert Image.open(io.BytesIO(items["thumbnail"].iloc[0])).size == (64, 64)
         for name, metric in result.metrics.items():
-            if metric.low is None:  # no image differs from another by more than the metric lets through
-                assert metric.interval == "none", (task, name)
+            if metric.ci_low is None:  # no image differs from another by more than the metric lets through
+                assert metric.ci_method == "none", (task, name)
             else:
-                assert metric.low - 1e-9 <= metric.value <= metric.high + 1e-9, (task, name)
+                assert metric.ci_low - 1e-9 <= metric.value <= metric.ci_high + 1e-9, (task, name)
         assert (result.protocol["questions"], result.protocol["input_resolution"]) == (len(items), 32)
         assert '"max_new_tokens": 6' in result.protocol["decoding"]
     pope = read_items(found["pope"])
@@ -140,8 +140,8 @@ def test_the_same_task_over_two_roots_sees_each_root_s_own_data(places, tmp_path
     found = _run(
         places,
         tmp_path / "results",
-        BenchmarkConfig(name="big", uses="gqa", data=str(places / "hub")),
-        BenchmarkConfig(name="small", uses="gqa", data=str(tmp_path / "smaller")),
+        BenchmarkConfig(name="big", task="gqa", data=str(places / "hub")),
+        BenchmarkConfig(name="small", task="gqa", data=str(tmp_path / "smaller")),
     )
     assert len(read_items(found["big"])) == PICTURES
     assert len(read_items(found["small"])) == 3
@@ -194,7 +194,7 @@ def test_without_java_only_meteor_is_missing(places, tmp_path, monkeypatch, besi
     from benchmarks.tasks.mllm import caption_metrics
 
     _answering(monkeypatch, _knows_all)
-    (task,) = _all(places, "nocaps_val", without=())
+    (task,) = _all(places, "nocaps_val", exclude_metrics=())
     if beside_java and caption_metrics.is_java_available():
         with_java = _run(places, tmp_path / "with", task)["nocaps_val"]
         assert 0.9 < with_java.metrics["nocaps_METEOR"].value <= 1.0
@@ -205,7 +205,7 @@ def test_without_java_only_meteor_is_missing(places, tmp_path, monkeypatch, besi
     finally:
         monkeypatch.undo()
         caption_metrics.is_java_available.cache_clear()
-    assert found.absent == {"nocaps_METEOR": "it is a Java program and there is no java here"}
+    assert found.missing_metrics == {"nocaps_METEOR": "it is a Java program and there is no java here"}
     assert found.metrics["nocaps_CIDEr"].value > 3
     assert "imitated" in found.protocol["caption_tokenizer"]
     if beside_java and caption_metrics.is_java_available():
@@ -216,11 +216,13 @@ def test_without_java_only_meteor_is_missing(places, tmp_path, monkeypatch, besi
 def test_metrics_can_be_left_out(places, tmp_path, monkeypatch):
     _answering(monkeypatch, _knows_all)
     (task,) = _all(places, "nocaps_val")
-    found = _run(places, tmp_path, dataclasses.replace(task, without=("nocaps_METEOR", "nocaps_Bleu_1")))["nocaps_val"]
-    assert found.absent == dict.fromkeys(("nocaps_METEOR", "nocaps_Bleu_1"), "left out by the config")
+    found = _run(places, tmp_path, dataclasses.replace(task, exclude_metrics=("nocaps_METEOR", "nocaps_Bleu_1")))[
+        "nocaps_val"
+    ]
+    assert found.missing_metrics == dict.fromkeys(("nocaps_METEOR", "nocaps_Bleu_1"), "left out by the config")
     assert "nocaps_Bleu_4" in found.metrics
     with pytest.raises(UserError, match="unknown metric of 'nocaps_val' 'nocaps_METEO'; did you mean 'nocaps_METEOR'"):
-        _run(places, tmp_path, dataclasses.replace(task, without=("nocaps_METEO",)))
+        _run(places, tmp_path, dataclasses.replace(task, exclude_metrics=("nocaps_METEO",)))
 
 
 @pytest.mark.parametrize(

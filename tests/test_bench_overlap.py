@@ -119,7 +119,7 @@ def training_table(folder: Path, pictures: list[Image.Image]) -> SourceConfig:
         picture.save(folder / f"{number}.png")
     rows = [json.dumps({"image": f"{number}.png", "web_caption": "x"}) for number in range(len(pictures))]
     (folder / "rows.jsonl").write_text("\n".join(rows))
-    return SourceConfig(format="table", path=str(folder / "rows.jsonl"), synthetic=None)
+    return SourceConfig(format="table", path=str(folder / "rows.jsonl"), synthetic_caption=None)
 
 
 def test_the_command_reads_sources_of_training_and_writes_the_pairs(tmp_path, capsys):

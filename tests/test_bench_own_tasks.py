@@ -1,4 +1,4 @@
-"""Tasks that the user wrote for lmms-eval, by ``uses:`` and by ``clips-bench score``."""
+"""Tasks that the user wrote for lmms-eval, by ``task:`` and by ``clips-bench score``."""
 
 from __future__ import annotations
 
@@ -76,7 +76,15 @@ def _score(data: Path, task: str, **more: Any) -> Result:
     rows = [{"doc_id": number, "answer": text} for number, text in enumerate(said)]
     answers = str(world.write_lines(data.parent / "answers.jsonl", rows))
     results = str(data.parent / "results")
-    run_score(ScoreConfig(task=task, answers=answers, data=str(data), results=results, row="m", name="street", **more))
+    config = {
+        "task": task,
+        "answers": answers,
+        "data": str(data),
+        "output": results,
+        "model_name": "m",
+        "name": "street",
+    }
+    run_score(ScoreConfig(**config, **more))
     return read_result(result_path(results, "m", "street"))
 
 
@@ -84,7 +92,7 @@ def test_a_file_a_folder_and_a_task_in_a_folder_are_one_task(data, tasks, capsys
     shown = [_score(data, str(task)) for task in (tasks / "signs.yaml", tasks, tasks / "street_signs")]
     assert {found.fingerprint for found in shown} == {shown[0].fingerprint}
     right, points = shown[0].metrics["right"], shown[0].metrics["points"]
-    assert (right.value, right.scale, right.interval) == (0.4, 100.0, "wilson")
+    assert (right.value, right.scale, right.ci_method) == (0.4, 100.0, "wilson")
     assert (points.value, points.scale) == (2.6, 1.0)  # numbers above 1 are no share
     assert "right 40.0, points 2.6 (5 questions)" in capsys.readouterr().err
     assert shown[0].protocol["task"] == "a task of one's own, street_signs"
@@ -92,7 +100,7 @@ def test_a_file_a_folder_and_a_task_in_a_folder_are_one_task(data, tasks, capsys
 
 
 def test_a_llava_is_asked_it(places, data, tasks, tmp_path):
-    benchmark = BenchmarkConfig(name="signs", uses=str(tasks), data=str(data))
+    benchmark = BenchmarkConfig(name="signs", task=str(tasks), data=str(data))
     found = world.measure(tmp_path / "r", benchmark, llava=places / "llava")
     assert (found.status, found.metrics["right"].n) == ("ok", QUESTIONS)
     again = world.measure(tmp_path / "r", benchmark, llava=places / "llava")

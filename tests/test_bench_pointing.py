@@ -1,4 +1,4 @@
-"""``pointing_hit`` and ``clips-bench look``: places of towers by identities, maps by pictures whose answer is known."""
+"""``pointing_hit`` and ``clips-bench similarity-map``: towers by identities, maps by images whose answer is known."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_a_measure_that_has_no_value_is_absent_and_the_others_are_told(phrases, 
     result = evaluate(phrases, use(ColorTower()))
     assert result.metrics["pointing"].value == 1.0
     assert "auc" not in result.metrics
-    assert result.absent["auc"] == "no item has a value"
+    assert result.missing_metrics["auc"] == "no item has a value"
 
 
 def test_the_page_shows_the_maps_row_beside_row(phrases, use):

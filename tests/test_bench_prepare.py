@@ -50,7 +50,7 @@ def _read(path: Path) -> list[dict]:
 
 
 def _prepare(what: str, source: Path, output: Path, **more: Any) -> Path:
-    run_prepare(PrepareConfig(what=what, source=str(source), output=str(output), **more))
+    run_prepare(PrepareConfig(dataset=what, source=str(source), output=str(output), **more))
     return output
 
 
@@ -86,13 +86,13 @@ def test_coco_long_is_a_table_to_train_on_and_no_picture_of_it_is_tested(tmp_pat
     world.write_lines(tmp_path / "coco_long/captions.jsonl", long)
     world.write_lines(tmp_path / "coco_mini/captions.jsonl", mini)
     out = _prepare("coco_long", tmp_path, tmp_path / "out")
-    table = {"format": "table", "path": str(out / "train.jsonl"), "web": "long", "synthetic": "long"}
+    table = {"format": "table", "path": str(out / "train.jsonl"), "web_caption": "long", "synthetic": "long"}
     source = open_source(SourceConfig(images=str(tmp_path), **table))
     assert len(source) == 3
     assert source.read(0, np.random.default_rng(0)).synthetic == "One. Two."
     both = [json.loads(line) for line in (out / "both.jsonl").read_text().splitlines()]
     assert [row["human"] for row in both] == [["picture 1"], ["picture 2"]]
-    tested = load_caption_set(DatasetSpec(path=str(out / "test.jsonl"), images=str(tmp_path / "coco_mini")))
+    tested = load_caption_set(DatasetSpec(path=str(out / "test.jsonl"), image_root=str(tmp_path / "coco_mini")))
     assert list(tested.images) == ["images/3.png"]
     assert tested.open(0).size == (64, 64)
 

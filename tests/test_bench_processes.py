@@ -83,7 +83,7 @@ def test_two_processes_give_what_one_gives(places, tmp_path):
         first, second = read_items(one), read_items(two)
         assert first.drop(columns="thumbnail").equals(second.drop(columns="thumbnail")), name
         assert first.groupby("image")["thumbnail"].first().equals(second.groupby("image")["thumbnail"].first()), name
-    answers = {file.name: len(file.read_text().split()) for file in (tmp_path / "two/.kept/answers").rglob("*.jsonl")}
+    answers = {file.name: len(file.read_text().split()) for file in (tmp_path / "two/.cache/answers").rglob("*.jsonl")}
     assert set(answers) == {"0.jsonl", "1.jsonl"}  # both had a part
 
 
@@ -98,7 +98,7 @@ def test_what_the_first_process_refuses_is_told_once_and_the_next_benchmark_goes
     assert done.returncode != 0
     assert "TypeError" not in done.stderr, done.stderr[-3000:]
     pope, gqa = (read_result(tmp_path / "refused/row" / f"{name}.json") for name in ("pope", "gqa"))
-    assert "nonsense" in pope.reason
+    assert "nonsense" in pope.failure_reason
     assert gqa.status == "ok"
 
 
@@ -109,7 +109,7 @@ def test_killed_in_the_middle_it_goes_on_with_the_next_question(places, tmp_path
     words = command(places, tmp_path / "killed", "gqa")
     slowed = [words[0], "-c", SLOWLY, *words[words.index("run") :]]
     running = subprocess.Popen(slowed, env=environment())
-    kept = tmp_path / "killed/.kept/answers"
+    kept = tmp_path / "killed/.cache/answers"
     limit = time.monotonic() + 120
     while not list(kept.rglob("*.jsonl")) and time.monotonic() < limit:
         time.sleep(0.02)
@@ -138,6 +138,6 @@ def test_two_runs_at_the_same_time_do_the_work_once(places, tmp_path):
     said = [run.communicate()[1] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], said
     assert sorted("done already" in each for each in said) == [False, True], said
-    (file,) = (tmp_path / "results/.kept/answers").rglob("*.jsonl")
+    (file,) = (tmp_path / "results/.cache/answers").rglob("*.jsonl")
     assert len(_answers(file)) == PICTURES
     assert read_result(tmp_path / "results/row/gqa.json").status == "ok"

@@ -29,9 +29,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards, an encoder that was trained on them, and its result."""
     folder = tmp_path_factory.mktemp("provenance")
     data = clips_world.write_shards(folder / "train")
-    train(clips_world.train_config(data, folder / "small", steps=3, keep_after_training=True))
+    train(clips_world.train_config(data, folder / "small", max_steps=3, keep_checkpoints_after_training=True))
     world.write_shards(folder / "test", 4)
-    assert bench(*words(str(folder / "small"), folder / "test", "--results", str(folder / "results"))) == 0
+    assert bench(*words(str(folder / "small"), folder / "test", "--output", str(folder / "results"))) == 0
     return folder
 
 
@@ -57,7 +57,7 @@ def test_during_training_its_latest_checkpoint_is_taken(made, tmp_path, monkeypa
     shutil.copytree(latest, tmp_path / "going-on" / latest.relative_to(made / "small"))
     assert bench(*words("going-on", made / "test")) == 0
     ours = read_result(tmp_path / "results/going-on-step-2/retrieval.json")
-    run_export(ExportConfig(run=str(latest), output="exported"))
+    run_export(ExportConfig(checkpoint=str(latest), output="exported"))
     assert bench(*words("exported", made / "test")) == 0
     assert read_result(tmp_path / "results/exported/retrieval.json").metrics == ours.metrics
     capsys.readouterr()
@@ -70,10 +70,14 @@ def test_another_training_of_the_same_name_and_steps_is_another_model(made, tmp_
     monkeypatch.chdir(tmp_path)
     latest = list_checkpoints(made / "small")[-1]
     shutil.copytree(latest, tmp_path / "one/small" / latest.relative_to(made / "small"))
-    train(clips_world.train_config(made / "train", tmp_path / "new", steps=3, keep_after_training=True, seed=7))
+    train(
+        clips_world.train_config(
+            made / "train", tmp_path / "new", max_steps=3, keep_checkpoints_after_training=True, seed=7
+        )
+    )
     shutil.copytree(tmp_path / "new/.checkpoints", tmp_path / "two/small/.checkpoints")
     for name in ("one", "two"):
-        assert bench(*words(f"{name}/small", made / "test", "--row", name)) == 0
+        assert bench(*words(f"{name}/small", made / "test", "--model_name", name)) == 0
     one, two = (read_result(tmp_path / "results" / name / "retrieval.json") for name in ("one", "two"))
     assert one.model["hash"] != two.model["hash"]
 

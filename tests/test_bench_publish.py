@@ -59,7 +59,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def push(directory: Path, **changes: Any) -> None:
-    run_publish(PublishConfig(directory=str(directory), to="org/mine", **changes))
+    run_publish(PublishConfig(directory=str(directory), repo_id="org/mine", **changes))
 
 
 def test_a_dry_run_lists_everything_and_asks_nobody(
@@ -97,7 +97,7 @@ def test_what_is_pushed_is_the_model_without_paths_of_this_machine(
     assert "/commit/" in said.err
     assert TOKEN not in said.out + said.err + "".join(path.read_text("latin-1") for path in pushed.iterdir())
     assert {authorization for _, path, authorization in hub.seen if "create" in path} == {f"Bearer {TOKEN}"}
-    push(model, message="again")  # a private repository that is there takes another commit
+    push(model, commit_message="again")  # a private repository that is there takes another commit
 
 
 def test_a_public_repository_is_not_taken_for_a_private_one(hub: type[Hub], model: Path) -> None:
@@ -161,7 +161,7 @@ def test_results_go_without_the_benchmarks_pictures(
     assert {path.name for path in pushed.rglob("*.*") if path.name != ".private"} == {"gqa.json"}
     assert "(data sets, private)" in capsys.readouterr().out
     assert any(path == "/api/datasets/org/mine/commit/main" for _, path, _ in hub.seen)
-    push(tmp_path / "results", pictures=True)
+    push(tmp_path / "results", include_images=True)
     assert (pushed / "row/gqa.items.parquet").is_file()
 
 

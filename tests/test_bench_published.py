@@ -65,9 +65,9 @@ def test_they_stand_apart_in_every_format(results):
         assert REFERENCE_NOTE in text
         assert "arXiv 2411.16828" in text
         assert "published" not in REPORT_FORMATS[name].render(plain)
-    (first, second) = csv.DictReader(io.StringIO(REPORT_FORMATS["published"].render(built)))
+    (first, second) = csv.DictReader(io.StringIO(REPORT_FORMATS["reference_results"].render(built)))
     assert (first["model"], float(second["gqa/exact_match"])) == (BASE, 60.3)
-    assert REPORT_FORMATS["published"].render(plain) == ""
+    assert REPORT_FORMATS["reference_results"].render(plain) == ""
 
 
 def test_differences_are_those_of_the_paper(results):
@@ -89,7 +89,7 @@ def test_unknown_rows_are_refused(results, wanted, message):
     with pytest.raises(UserError, match=message):
         build_report(results, published=wanted)
     with pytest.raises(UserError, match=message):
-        Study(name="x", encoders={"a": "b"}, published=tuple(wanted))
+        Study(name="x", encoders={"a": "b"}, reference_results=tuple(wanted))
 
 
 def test_a_baseline_that_is_not_among_those_shown_is_refused(results):

@@ -29,7 +29,7 @@ def places(tmp_path_factory) -> Path:
     clips_world.write_shard(root / "test" / "shard-00001.tar", broken)
     (root / "test" / "shard-00000.tar").symlink_to(data / "shard-00000.tar")
     for name in ("clips", "clip"):
-        train(clips_world.train_config(data, root / name, recipe={"name": name}, steps=0))
+        train(clips_world.train_config(data, root / name, recipe={"name": name}, max_steps=0))
     return root
 
 
@@ -74,7 +74,9 @@ def test_it_writes_what_clips_caption_writes(places, tmp_path, capsys):
         picture = tmp_path / "photo.png"
         picture.write_bytes(clips_world.picture(int(row.Index)))
         capsys.readouterr()
-        caption.run_caption(caption.CaptionConfig(image=str(picture), encoder=str(places / "clips"), web=row.given))
+        caption.run_caption(
+            caption.CaptionConfig(image=str(picture), encoder=str(places / "clips"), web_caption=row.given)
+        )
         assert row.prediction == capsys.readouterr().out.strip()
         assert row.prediction
 

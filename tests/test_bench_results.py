@@ -29,11 +29,12 @@ from clips.errors import UserError
 
 def _result(**changes) -> Result:
     metric = Metric(
-        value=0.5, low=0.4, high=math.nan, n=2, clusters=2, higher_is_better=True, scale=100.0, label="R@1",
-        interval="bootstrap", formula="mean", columns=("score",),
+        value=0.5, ci_low=0.4, ci_high=math.nan, n=2, clusters=2, higher_is_better=True, scale=100.0, label="R@1",
+        ci_method="bootstrap", aggregation="mean", columns=("score",),
     )  # fmt: skip
     result = Result(
-        row="clip", benchmark="retrieval", kind="retrieval", status="ok", model={"path": "x", "hash": "y"},
+        model_name="clip", benchmark="retrieval", benchmark_type="retrieval", status="ok",
+        model={"path": "x", "hash": "y"},
         metrics={"r1": metric}, primary=("r1",), protocol={"data_hash": "é"},
     )  # fmt: skip
     return dataclasses.replace(result, **changes)
@@ -46,7 +47,7 @@ def test_round_trip(tmp_path):
     assert path == result_path(tmp_path, "clip", "retrieval")
     found = read_result(path)
     expected = _result().metrics["r1"]
-    assert found.metrics["r1"] == dataclasses.replace(expected, high=None)  # JSON has no NaN
+    assert found.metrics["r1"] == dataclasses.replace(expected, ci_high=None)  # JSON has no NaN
     assert (found.protocol, found.primary, found.path) == ({"data_hash": "é"}, ["r1"], path)
     pd.testing.assert_frame_equal(read_items(found), items)
     assert columns_of(read_items(found), ("score",))["score"].tolist() == [1.0, 0.0]
@@ -56,8 +57,8 @@ def test_round_trip(tmp_path):
 
 def test_failed_result_replaces_the_items_of_an_old_one(tmp_path):
     write_result(tmp_path, _result(), pd.DataFrame({"item": ["a"]}))
-    path = write_result(tmp_path, _result(status="failed", reason="no shard", metrics={}))
-    assert read_result(path).reason == "no shard"
+    path = write_result(tmp_path, _result(status="failed", failure_reason="no shard", metrics={}))
+    assert read_result(path).failure_reason == "no shard"
     with pytest.raises(UserError, match="has no items"):
         read_items(read_result(path))
     assert [file.name for file in path.parent.iterdir()] == ["retrieval.json"]
@@ -87,7 +88,7 @@ def test_broken_results(tmp_path, content, said):
         ({"metrics": []}, "metrics: expected a mapping of names .*, got \\[\\]"),
         ({"surprise": 1}, ""),
         ({"metrics": {"r1": 5}}, "metrics.r1: expected a mapping of .*, got 5"),
-        ({"row": 3}, "row: expected a string, got 3"),
+        ({"model_name": 3}, "model_name: expected a string, got 3"),
         ({"schema": True}, "schema: expected an integer, got True"),
     ],
 )

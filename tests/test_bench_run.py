@@ -44,9 +44,9 @@ def use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     return use
 
 
-def _run(tmp_path: Path, encoder: Path, data: Path, *, again: bool = False, **settings: Any) -> Result:
+def _run(tmp_path: Path, encoder: Path, data: Path, *, overwrite: bool = False, **settings: Any) -> Result:
     benchmark = BenchmarkConfig(**{"name": "retrieval", "data": str(data)} | settings)
-    return world.measure(tmp_path / "results", benchmark, encoder=encoder, again=again)
+    return world.measure(tmp_path / "results", benchmark, encoder=encoder, overwrite=overwrite)
 
 
 def test_an_oracle_is_right_and_a_blind_spot_costs_what_it_must(tmp_path, shards, use):
@@ -57,9 +57,9 @@ def test_an_oracle_is_right_and_a_blind_spot_costs_what_it_must(tmp_path, shards
         "mean_recall": 1.0,
     }
     assert perfect.metrics["t2i_median_rank"].value == 1.0
-    assert 0.7 < perfect.metrics["t2i_r1"].low < 1.0  # Wilson over twelve pictures, no false certainty
+    assert 0.7 < perfect.metrics["t2i_r1"].ci_low < 1.0  # Wilson over twelve pictures, no false certainty
 
-    result = _run(tmp_path, use(blind=(3,)), shards, again=True)
+    result = _run(tmp_path, use(blind=(3,)), shards, overwrite=True)
     # picture 3 has the vector of picture 4. I→T: 3 finds 4's captions. T→I: 4's captions find 3 and 4 alike,
     # 3's own are as far from every picture and hit one of the twelve by chance.
     assert result.metrics["i2t_r1"].value == pytest.approx(11 / 12)
@@ -114,13 +114,13 @@ def test_a_second_run_skips_until_model_data_or_settings_change(tmp_path, shards
 
 def test_failures_do_not_stop_the_others_and_are_named_at_the_end(tmp_path, shards, use, capsys):
     (tmp_path / "empty").mkdir()
-    empty = [BenchmarkConfig(name=name, uses="retrieval", data=str(tmp_path / "empty")) for name in ("one", "two")]
+    empty = [BenchmarkConfig(name=name, task="retrieval", data=str(tmp_path / "empty")) for name in ("one", "two")]
     good = BenchmarkConfig(name="retrieval", data=str(shards))
     with pytest.raises(UserError, match=r"^failed: one \(.*none fits\), two \(.*none fits\)$"):
         world.measure(tmp_path / "results", empty[0], good, empty[1], encoder=use())
     failed, found = (read_result(result_path(tmp_path / "results", "row", name)) for name in ("two", "retrieval"))
     assert (failed.status, failed.metrics, failed.items) == ("failed", {}, None)
-    assert "expected captions in one of the formats" in failed.reason
+    assert "expected captions in one of the formats" in failed.failure_reason
     assert found.status == "ok"
     assert "one: failed" in capsys.readouterr().err
 
@@ -131,17 +131,17 @@ def test_failures_do_not_stop_the_others_and_are_named_at_the_end(tmp_path, shar
         ({"encoder": "misspelt"}, "^encoder: misspelt: no such directory; expected an encoder directory"),
         ({"encoder": "timm:resnet18"}, "^encoder: 'timm:resnet18' has no text tower"),
         ({"data": "nowhere"}, r"^benchmarks\[1\]\.data: nowhere: no such file or directory \(benchmark 'retrieval'\)"),
-        ({"images": "nowhere"}, r"^benchmarks\[1\]\.images: nowhere: no such file"),
-        ({"results": "a-file"}, "^a-file/row: cannot write here"),
+        ({"image_root": "nowhere"}, r"^benchmarks\[1\]\.image_root: nowhere: no such file"),
+        ({"output": "a-file"}, "^a-file/row: cannot write here"),
     ],
 )
 def test_a_mistake_in_the_config_is_told_at_once_and_leaves_no_trace(tmp_path, monkeypatch, shards, use, changes, said):
     monkeypatch.chdir(tmp_path)
     Path("a-file").write_text("")
     benchmark = {"name": "retrieval", "data": str(shards)}
-    benchmark |= {name: changes.pop(name) for name in ("data", "images") if name in changes}
+    benchmark |= {name: changes.pop(name) for name in ("data", "image_root") if name in changes}
     with pytest.raises(UserError, match=said):
-        world.measure(changes.pop("results", "results"), BenchmarkConfig(**benchmark), **{"encoder": use(), **changes})
+        world.measure(changes.pop("output", "results"), BenchmarkConfig(**benchmark), **{"encoder": use(), **changes})
     assert not Path("results").exists()
 
 
@@ -150,7 +150,7 @@ def test_a_failure_never_replaces_numbers(tmp_path, shards, use, capsys):
     with pytest.raises(
         UserError, match=r"^failed: retrieval \(.*not finite for picture 'shard-00001.tar/000000005.png'"
     ):
-        _run(tmp_path, use(broken=5), shards, again=True)
+        _run(tmp_path, use(broken=5), shards, overwrite=True)
     assert "the earlier result is kept" in capsys.readouterr().err
     after = read_result(before.path)
     assert after == before
@@ -167,7 +167,7 @@ def test_choice_by_hand(tmp_path, use):
         rows.append(pair | {"kind": "swap", "negative": swapped})
         rows.append(pair | {"kind": "add", "negative": swapped if number else other})
     file = world.write_lines(pairs / "pairs.jsonl", rows)
-    result = _run(tmp_path, use(blind=(2,)), file, name="sugar", uses="choice")
+    result = _run(tmp_path, use(blind=(2,)), file, name="sugar", task="choice")
     # picture 2 looks like 3: both its pairs are ties; picture 0's 'add' pair names it twice: a tie
     assert result.metrics["accuracy"].value == pytest.approx((1 + 0.5 + 2 + 2 * 0.5 + 2) / 8)
     assert result.metrics["accuracy_swap"].value == pytest.approx(3.5 / 4)

@@ -34,7 +34,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> str:
 
 def _score(hub: Path, folder: Path, task: str, rows: list[dict[str, Any]], **more: Any) -> Result:
     answers = _write(folder / "answers.jsonl", rows)
-    config = ScoreConfig(task=task, answers=answers, data=str(hub), results=str(folder / "r"), row="them", **more)
+    config = ScoreConfig(task=task, answers=answers, data=str(hub), output=str(folder / "r"), model_name="them", **more)
     run_score(config)
     return read_result(result_path(folder / "r", "them", more.get("name", task)))
 
@@ -208,7 +208,7 @@ def test_ids_of_mmvet_without_their_beginning(tmp_path, monkeypatch):
     rows = [{"question_id": number, "prompt": "What is x?", "text": str(number)} for number in (1, 0)]
     found = _score(tmp_path / "hub", tmp_path, "mmvet", rows)
     assert read_items(found)["prediction"].tolist() == ["0", "1"]
-    assert found.absent["gpt_eval_score"].startswith("no judge: no key")
+    assert found.missing_metrics["gpt_eval_score"].startswith("no judge: no key")
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_popes_own_file(hub_published, tmp_path, capsys):
     assert values["pope_f1_score"] == pytest.approx(2 * 4 / (2 * 4 + 1))  # over all, which papers do not print
     sizes = {name: found.metrics[f"pope_f1_{name}"].n for name in ("random", "popular", "adversarial", "kinds")}
     assert sizes == {"random": 2, "popular": 2, "adversarial": 4, "kinds": 8}
-    assert values["pope_f1_random"] > found.metrics["pope_f1_random"].low
+    assert values["pope_f1_random"] > found.metrics["pope_f1_random"].ci_low
     said = capsys.readouterr().err
     assert "6 without what says how to answer, 2 with known misspellings mended" in said
     assert "8 of 9 questions answered" in said

@@ -94,7 +94,7 @@ def test_limit_is_stated_with_the_size_of_the_data(tmp_path: Path, monkeypatch, 
     data = str(write_lines(tmp_path / "captions.jsonl", rows))
     kinds: dict[str, Result] = {}
     for limit in (None, 4):
-        benchmark = BenchmarkConfig(name=f"mine{limit}", uses="retrieval", data=data, limit=limit)
+        benchmark = BenchmarkConfig(name=f"mine{limit}", task="retrieval", data=data, limit=limit)
         kinds[str(limit)] = evaluate(monkeypatch, tmp_path, benchmark, pictures=6)
     assert "full_size" not in kinds["None"].protocol
     assert kinds["4"].protocol["full_size"] == 6
@@ -126,8 +126,8 @@ def test_a_limit_of_questions_is_stated(places: Path, tmp_path: Path) -> None:
     from benchmarks.tasks.mllm.score_answers import ScoreConfig, run_score
 
     answers = write_lines(tmp_path / "answers.jsonl", [{"doc_id": number, "answer": "red"} for number in range(4)])
-    paths = {"answers": str(answers), "data": str(places / "hub"), "results": str(tmp_path / "r")}
-    run_score(ScoreConfig(task="textvqa_val", row="them", partial=True, **paths))
+    paths = {"answers": str(answers), "data": str(places / "hub"), "output": str(tmp_path / "r")}
+    run_score(ScoreConfig(task="textvqa_val", model_name="them", partial=True, **paths))
     found = read_result(tmp_path / "r/them/textvqa_val.json")
     assert (found.protocol["questions"], found.protocol["full_size"]) == (4, 6)
     assert part_words(found) == "4 of 5,000 questions"

@@ -127,8 +127,8 @@ def test_metrics_by_hand(name, llava, tmp_path, answers):
     found = _run(llava, tmp_path, name, columns | {"image": images}, split)
     assert {metric: found.metrics[metric].value for metric in expected} == pytest.approx(expected)
     first = found.metrics[found.primary[0]]
-    assert first.low < first.value < first.high
-    assert first.interval == "wilson"
+    assert first.ci_low < first.value < first.ci_high
+    assert first.ci_method == "wilson"
     assert read_items(found)["score"].sum() > 0
 
 
@@ -137,8 +137,8 @@ def test_mmmu_scores_options_and_open_answers(llava, tmp_path, answers):
     answers += ["A", "red", "(B)", "Green.", "A", "blue", "D", "the answer is red", "A", "no idea"]
     metric = _run(llava, tmp_path, "mmmu_val").metrics["mmmu_acc"]
     assert metric.value == pytest.approx(7 / 12, abs=1e-5)  # lmms-eval rounds; the tail repeats 'no idea'
-    assert metric.interval == "wilson"  # on the effective size
-    assert metric.low < metric.value < metric.high
+    assert metric.ci_method == "wilson"  # on the effective size
+    assert metric.ci_low < metric.value < metric.ci_high
 
 
 def test_a_task_that_is_not_listed(llava, tmp_path, answers):
@@ -147,7 +147,7 @@ def test_a_task_that_is_not_listed(llava, tmp_path, answers):
     columns = _six(options=[["x", "y"]] * 6, answer="0", image=_images())
     found = _run(llava, tmp_path, "ai2d_no_mask", columns)
     assert found.metrics["exact_match"].value == pytest.approx(2 / 6)
-    assert found.metrics["exact_match"].interval == "wilson"
+    assert found.metrics["exact_match"].ci_method == "wilson"
     (tmp_path / "hub/other").mkdir()
     (tmp_path / "hub/other/file").write_text("of another data set")
     again = _run(llava, tmp_path, "ai2d_no_mask")
@@ -158,8 +158,8 @@ def test_no_point_in_six_questions_is_not_certainly_none_in_a_thousand(llava, tm
     columns, split, *_ = TASKS["ocrbench"]
     answers += ["no"]
     points = _run(llava, tmp_path, "ocrbench", columns | {"image": _images()}, split).metrics["ocrbench_points"]
-    assert (points.value, points.low, points.scale) == (0.0, 0.0, 1000.0)
-    assert points.high * points.scale > 300
+    assert (points.value, points.ci_low, points.scale) == (0.0, 0.0, 1000.0)
+    assert points.ci_high * points.scale > 300
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_answers_that_were_kept_have_their_pictures(llava, tmp_path, answers):
     answers += ["A", "B"]
     first = _run(llava, tmp_path, "realworldqa", _six(answer="A", image=[world.picture(n // 2) for n in NUMBERS]))
     answers[:] = ["not asked again"]
-    benchmark = BenchmarkConfig(name="again", uses="realworldqa", data=str(tmp_path / "hub"))
+    benchmark = BenchmarkConfig(name="again", task="realworldqa", data=str(tmp_path / "hub"))
     again = world.measure(tmp_path / "results", benchmark, llava=llava)
     assert again.metrics == first.metrics
     assert again.metrics["exact_match"].clusters == 3
@@ -227,7 +227,7 @@ def test_groups_name_their_members():
 
 
 def test_the_catalogue_names_the_data_sets_that_the_definitions_name():
-    entries = {name: entry for name, entry in BENCHMARKS.items() if entry.kind == "mllm"}
+    entries = {name: entry for name, entry in BENCHMARKS.items() if entry.benchmark_type == "mllm"}
     assert {name: entry.dataset for name, entry in entries.items()} == {name: dataset_name(name) for name in entries}
     assert {name: entry.folder for name, entry in entries.items()} == {name: task_folders()[name] for name in entries}
 
@@ -273,7 +273,7 @@ def test_a_model_of_lmms_evals_own_is_a_row(name, llava, tmp_path, monkeypatch):
     world.write_hub(tmp_path / "hub", 2)
     benchmark = BenchmarkConfig(name="pope", data=str(tmp_path / "hub"), max_new_tokens=4)
     device = "device=cpu" if name == "llava_bridge" else "device=cpu,device_map=cpu,dtype=float32"
-    other = LmmsModel(model=name, args=f"pretrained={llava},{device}")
+    other = LmmsModel(model=name, model_args=f"pretrained={llava},{device}")
     ours, theirs = (
         world.measure(tmp_path / "results", benchmark, row=row, device="cpu", **model)
         for row, model in (("ours", {"llava": llava}), ("theirs", {"lmms": other}))

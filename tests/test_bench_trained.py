@@ -35,10 +35,11 @@ def put_encoder(
         kind="encoder",
         config={
             "output": str(directory), "recipe": {"name": "clip"},
-            "optim": {"learning_rate": 1e-3, "betas": [0.9, 0.95]},
-            "data": {"sources": [{"path": described["path"], "web": "web_caption", "cache": str(directory)}],
+            "optimizer": {"learning_rate": 1e-3, "betas": [0.9, 0.95]},
+            "data": {"sources": [{"path": described["path"], "web_caption": "x", "cache_dir": str(directory)}],
                      "num_workers": len(str(directory))},
-            "steps": steps, "samples": None, "global_batch_size": 8, "precision": "auto", "seed": 0, "stages": [],
+            "max_steps": steps, "max_samples": None, "global_batch_size": 8, "precision": "auto", "seed": 0,
+            "stages": [],
         } | config,
         seed=config.get("seed", 0),
         data={"sources": [described]},
@@ -52,11 +53,17 @@ def put_encoder(
 def put_llava(directory: Path, encoder: Path | str, *, steps: int = 6, seed: int = 0, lr: float = 1e-3) -> Path:
     directory.mkdir(parents=True)
     (directory / "model.safetensors").write_bytes(str(directory).encode())
-    stage = {"data": [{"path": "talk.json", "limit": None}], "steps": steps, "epochs": 1.0, "global_batch_size": 4}
+    stage = {
+        "data": [{"path": "talk.json", "max_samples": None}],
+        "steps": steps,
+        "num_epochs": 1.0,
+        "global_batch_size": 4,
+    }
     stage["learning_rate"] = lr
     config = {
         "output": str(directory), "stages": ["align"], "encoder": str(encoder), "llm": "org/llm", "seed": seed,
-        "align": stage, "instruct": stage | {"learning_rate": directory.name}, "new_llm": {"layers": directory.name},
+        "align": stage, "instruct": stage | {"learning_rate": directory.name},
+        "llm_from_scratch": {"num_hidden_layers": directory.name},
     }  # fmt: skip
     write_manifest(
         directory,
@@ -103,7 +110,7 @@ def test_what_differs_is_shown_and_what_is_the_same_is_counted(tmp_path, capsys)
     [
         ({"steps": 60}, "steps 6 against 60; samples 48 against 480"),
         ({"global_batch_size": 16}, "global_batch_size 8 against 16"),
-        ({"optim": {"learning_rate": 2e-3, "betas": [0.9, 0.95]}}, "optim.learning_rate 0.001 against 0.002"),
+        ({"optimizer": {"learning_rate": 2e-3, "betas": [0.9, 0.95]}}, "optimizer.learning_rate 0.001 against 0.002"),
         ({"data": "f" * 64}, "data {0}/data (dddddddddddd) against {0}/data (ffffffffffff)"),
         ({"precision": "fp32"}, "precision bf16 against fp32"),
     ],

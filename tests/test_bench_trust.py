@@ -69,7 +69,7 @@ def test_what_a_split_is_called_does_not_matter_where_the_data_are_the_same(tmp_
     assert said.endswith("They are ranked together: the data are the same, whatever their split is called.\n")
     assert "not ranked together" in told(capsys, tmp_path / "old", tmp_path / "other", "gqa")
     (line,) = lines_of(tmp_path, "old", "new").values()
-    assert line.unlike == ()
+    assert line.protocol_differences == ()
     source = read_source(tmp_path)
     groups = source.protocol_groups(source.results("gqa"))
     assert groups["old"] == groups["new"] != groups["other"]
@@ -102,13 +102,13 @@ def test_better_worse_and_not_told_apart(tmp_path):
     mine, other = (read_result(tmp_path / name / "gqa.json").metrics["exact_match"] for name in ("untrained", "clips"))
     delta = line.first.delta
     assert delta.value == pytest.approx(100 * (mine.value - other.value))
-    assert delta.low < delta.value < delta.high < 0
-    assert 0 < delta.smallest < -delta.value
+    assert delta.ci_low < delta.value < delta.ci_high < 0
+    assert 0 < delta.min_detectable_difference < -delta.value
     assert {line.verdict for line in lines_of(tmp_path, "clips", "clips").values()} == {"unchanged: the same model"}
     shutil.copytree(tmp_path / "clips", tmp_path / "twin")
     for path in (tmp_path / "twin").glob("*.json"):
         text = path.read_text(encoding="utf-8").replace("0123456789abcdef", "f" * 16)
-        path.write_text(text.replace('"row": "clips"', '"row": "twin"'), encoding="utf-8")
+        path.write_text(text.replace('"model_name": "clips"', '"model_name": "twin"'), encoding="utf-8")
     assert {line.verdict for line in lines_of(tmp_path, "clips", "twin").values()} == {"not told apart"}
 
 
@@ -145,7 +145,10 @@ def test_unlike_protocols_and_unlike_items_are_not_tested(tmp_path, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert 'gqa was measured otherwise: prompt: not stated against "Say it.".' in said
     written = {line["benchmark"]: line for line in json.loads((tmp_path / "x.json").read_text()) if line["verdict"]}
-    assert (written["gqa"]["unlike"], written["gqa"]["delta"]) == ('prompt: not stated against "Say it."', None)
+    assert (written["gqa"]["protocol_differences"], written["gqa"]["delta"]) == (
+        'prompt: not stated against "Say it."',
+        None,
+    )
     assert lines["pope", "accuracy"].verdict.startswith("no test: the rows do not share their items")
 
 

@@ -31,7 +31,7 @@ def test_what_needs_nothing_is_ok(name):
 
 
 def test_what_is_missing_is_skipped_and_said(capsys):
-    run_verify(VerifyConfig(only=("lmms_eval", "rerun", "tests")))
+    run_verify(VerifyConfig(include=("lmms_eval", "rerun", "tests")))
     said = " ".join(capsys.readouterr().out.split())
     assert "needs --llava DIR and --data DIR" in said
     assert said.endswith("1 ok, 2 skipped")
@@ -55,7 +55,7 @@ def wrong(*_args, **_more):
 def test_a_broken_harness_is_found(name, owner, attribute, broken, monkeypatch, capsys):
     monkeypatch.setattr(owner, attribute, broken)
     with pytest.raises(SystemExit) as stop:
-        run_verify(VerifyConfig(only=(name,)))
+        run_verify(VerifyConfig(include=(name,)))
     assert stop.value.code == 1
     assert "1 failed" in capsys.readouterr().out
 
@@ -85,7 +85,9 @@ def write_rerun(folder, share: float, benchmark: str = "coco_karpathy"):
     items["hit"] = (np.arange(400) < round(share * 400)).astype(float)
     spec = MetricSpec(label="T→I R@1", columns=("hit",))
     found = {"t2i_r1": compute_metric(items, spec)}
-    result = Result(row="vit", benchmark=benchmark, kind="retrieval", status="ok", model={}, metrics=found)
+    result = Result(
+        model_name="vit", benchmark=benchmark, benchmark_type="retrieval", status="ok", model={}, metrics=found
+    )
     write_result(folder, result, items)
     return str(folder / "vit")
 
@@ -94,12 +96,18 @@ def test_a_re_run_lies_within_its_interval_or_fails(tmp_path):
     (row,) = select_reference_results(["openclip:ViT-B-32/openai"])
     printed = row.values["coco/t2i_r1"] / 100
     published = "ViT-B-32/openai"
-    near = run_check("rerun", VerifyConfig(results=write_rerun(tmp_path / "a", printed + 0.01), published=published))
+    near = run_check(
+        "rerun", VerifyConfig(results=write_rerun(tmp_path / "a", printed + 0.01), reference_model=published)
+    )
     assert near.outcome == "ok"
     assert f"printed {100 * printed:.1f}" in near.detail
-    far = run_check("rerun", VerifyConfig(results=write_rerun(tmp_path / "b", printed + 0.3), published=published))
+    far = run_check(
+        "rerun", VerifyConfig(results=write_rerun(tmp_path / "b", printed + 0.3), reference_model=published)
+    )
     assert (far.outcome, far.detail[:16]) == ("failed", "1 of 1 outside: ")
-    other = run_check("rerun", VerifyConfig(results=write_rerun(tmp_path / "c", printed, "dogs"), published=published))
+    other = run_check(
+        "rerun", VerifyConfig(results=write_rerun(tmp_path / "c", printed, "dogs"), reference_model=published)
+    )
     assert other.outcome == "skipped"
 
 

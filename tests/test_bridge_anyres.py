@@ -45,7 +45,9 @@ def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def llava(bridge_encoder: Path, llm: str) -> tuple[Any, Any]:
-    model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=llm, image_fit="anyres", seed=3))
+    model, processor = build_llava(
+        LlavaParts(encoder=str(bridge_encoder), llm=llm, image_aspect_ratio="anyres", seed=3)
+    )
     for parameter in model.parameters():  # untrained layers of norm 1 hide mistakes
         torch.nn.init.normal_(parameter, std=0.2) if parameter.ndim > 1 else None
     return model, processor
@@ -76,9 +78,9 @@ def learned(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("name", quick_of(GRIDS, "mlp2x_gelu", "pixel_shuffle"))
 def test_a_picture_has_as_many_tokens_as_features(name: str, bridge_encoder: Path, llm: str) -> None:
-    projector = ProjectorConfig(name=name, tokens=4)
+    projector = ProjectorConfig(type=name, num_tokens=4)
     model, processor = build_llava(
-        LlavaParts(encoder=str(bridge_encoder), llm=llm, image_fit="anyres", projector=projector)
+        LlavaParts(encoder=str(bridge_encoder), llm=llm, image_aspect_ratio="anyres", projector=projector)
     )
     pictures = noise(*SIZES)
     features = model.get_image_features(**processor.image_processor(pictures, return_tensors="pt")).pooler_output
@@ -177,13 +179,13 @@ def test_pinpoints() -> None:
     for wrong in ([], [[32]], [[0, 32]]):
         with pytest.raises(UserError, match="image_grid_pinpoints: expected pairs of height and width"):
             check_pinpoints("anyres", wrong)
-    with pytest.raises(UserError, match=r"image_grid_pinpoints: expected none but .*, got image_fit pad"):
+    with pytest.raises(UserError, match=r"image_grid_pinpoints: expected none but .*, got image_aspect_ratio pad"):
         check_pinpoints("pad", [[32, 64]])
 
 
 def test_one_pinpoint_of_ones_own(bridge_encoder: Path, llm: str) -> None:
     model, processor = build_llava(
-        LlavaParts(encoder=str(bridge_encoder), llm=llm, image_fit="anyres", image_grid_pinpoints=[[64, 128]])
+        LlavaParts(encoder=str(bridge_encoder), llm=llm, image_aspect_ratio="anyres", image_grid_pinpoints=[[64, 128]])
     )
     (picture,) = noise((100, 100))
     assert processor.image_processor(picture, return_tensors="pt")["pixel_values"].shape == (1, 9, 3, 32, 32)
@@ -193,16 +195,20 @@ def test_one_pinpoint_of_ones_own(bridge_encoder: Path, llm: str) -> None:
 def test_what_has_no_places_is_refused(bridge_encoder: Path, llm: str) -> None:
     assert PROJECTORS.keys() - GRIDS.keys() == {"perceiver"}
     refused: list[tuple[dict[str, Any], str]] = [
-        ({"projector": ProjectorConfig(name="perceiver")}, r"projector\.name: expected one whose tokens keep"),
+        ({"projector": ProjectorConfig(type="perceiver")}, r"projector\.type: expected one whose tokens keep"),
         ({"encoder": f"several:interleave:{bridge_encoder} + timm:test_vit@random"}, "encoder: expected one token"),
         ({"image_grid_pinpoints": [[32, 65]]}, "image_grid_pinpoints: expected multiples of 32"),
     ]
     for fields, message in refused:
         with pytest.raises(UserError, match=f"^{message}"):
-            build_llava(LlavaParts(**{"encoder": str(bridge_encoder), "llm": llm, "image_fit": "anyres", **fields}))
-    with pytest.raises(UserError, match=r"^features: expected patch with image_fit anyres, got cls_patch"):
+            build_llava(
+                LlavaParts(**{"encoder": str(bridge_encoder), "llm": llm, "image_aspect_ratio": "anyres", **fields})
+            )
+    with pytest.raises(
+        UserError, match=r"^vision_feature_select_strategy: expected default with image_aspect_ratio anyres, got full"
+    ):
         effective_patch_size(ProjectorConfig(), ProjectorShape(patches=16, width=8, llm=8, extra=1), 32)
-    coarse = ProjectorConfig(name="c_abstractor", tokens=49)
+    coarse = ProjectorConfig(type="c_abstractor", num_tokens=49)
     with pytest.raises(
         UserError, match=r"^image_size: 7 × 7 tokens for a tile of 32 pixels .* expected a multiple of 7"
     ):

@@ -66,7 +66,7 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def stock(tmp_path_factory: pytest.TempPathFactory, encoders: dict[str, str], llm: str) -> Path:
     """Of a CLIP and the small LLM; it needs nothing of ours."""
     directory = tmp_path_factory.mktemp("next") / "stock"
-    model, processor = build_llava(LlavaParts(encoder=encoders["clip"], llm=llm, image_fit="anyres"))
+    model, processor = build_llava(LlavaParts(encoder=encoders["clip"], llm=llm, image_aspect_ratio="anyres"))
     assert convert_tower_to_transformers(model)
     for part in (model, processor):
         part.save_pretrained(directory)
@@ -89,7 +89,7 @@ def logits(model: Any, processor: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", [*TOWERS, "timm", "trunk"])
 def test_towers_of_all_kinds(name: str, encoders: dict[str, str], llm: str) -> None:
-    model, processor = build_llava(LlavaParts(encoder=encoders[name], llm=llm, image_fit="anyres"))
+    model, processor = build_llava(LlavaParts(encoder=encoders[name], llm=llm, image_aspect_ratio="anyres"))
     has_token = model.config.vision_config.class_token
     assert model.config.vision_feature_select_strategy == ("default" if has_token else "full")
     pictures = [picture(), picture(31, 90), picture(80, 80)]
@@ -105,7 +105,7 @@ def test_a_tower_whose_config_states_another_size_stays_ours(encoders: dict[str,
     parts = {"encoder": encoders["dinov2"], "llm": llm, "image_size": 48}
     square, _ = build_llava(LlavaParts(**parts))
     assert convert_tower_to_transformers(square)
-    model, processor = build_llava(LlavaParts(**parts, image_fit="anyres"))
+    model, processor = build_llava(LlavaParts(**parts, image_aspect_ratio="anyres"))
     assert not convert_tower_to_transformers(model)
     assert logits(model, processor).isfinite().all()
 
@@ -142,9 +142,9 @@ print(processor.decode(made, skip_special_tokens=True).strip().encode())
 def test_one_with_a_projector_of_ours_loads_after_the_import(
     name: str, encoders: dict[str, str], llm: str, tmp_path: Path
 ) -> None:
-    projector = ProjectorConfig(name=name)
+    projector = ProjectorConfig(type=name)
     model, processor = build_llava(
-        LlavaParts(encoder=encoders["clip"], llm=llm, image_fit="anyres", projector=projector)
+        LlavaParts(encoder=encoders["clip"], llm=llm, image_aspect_ratio="anyres", projector=projector)
     )
     assert convert_tower_to_transformers(model) == (name == "linear")
     for part in (model, processor):
@@ -194,7 +194,7 @@ def test_its_llm_and_swaps(stock: Path, bridge_encoder: Path, llm: str, tmp_path
     assert torch.equal(load_llm(str(stock))(tokens).logits, load_llm(llm)(tokens).logits)
     for fit, kind in (("anyres", "LlavaNext"), ("squash", "Llava")):
         output = str(tmp_path / fit)
-        run_swap(SwapConfig(llava=str(stock), encoder=str(bridge_encoder), output=output, image_fit=fit))  # type: ignore[arg-type]
+        run_swap(SwapConfig(llava=str(stock), encoder=str(bridge_encoder), output=output, image_aspect_ratio=fit))  # type: ignore[arg-type]
         model, processor = load_llava(output, device="cpu")
         assert type(model).__name__ == f"{kind}ForConditionalGeneration"
         assert len(answer(model, processor, [picture()], ["What?"], max_new_tokens=2)) == 1
@@ -217,15 +217,17 @@ def test_settings_that_do_not_go_together(stock: Path, bridge_talk: Path, tmp_pa
         return LlavaTrainConfig(output=str(tmp_path / "out"), **stages, **fields)
 
     new: dict[str, Any] = {"encoder": "timm:x", "llm": "x"}
-    config(**new, image_fit="anyres", image_grid_pinpoints=[[32, 64]])
-    with pytest.raises(UserError, match=r"^align\.image_fit: expected null, since all stages"):
-        config({"image_fit": "squash"}, **new, image_fit="anyres")
-    with pytest.raises(UserError, match=r"^image_grid_pinpoints: expected none but with image_fit anyres"):
+    config(**new, image_aspect_ratio="anyres", image_grid_pinpoints=[[32, 64]])
+    with pytest.raises(UserError, match=r"^align\.image_aspect_ratio: expected null, since all stages"):
+        config({"image_aspect_ratio": "squash"}, **new, image_aspect_ratio="anyres")
+    with pytest.raises(UserError, match=r"^image_grid_pinpoints: expected none but with image_aspect_ratio anyres"):
         config(**new, image_grid_pinpoints=[[32, 64]])
-    with pytest.raises(UserError, match=r"^image_fit: expected none beside llava"):
-        config(llava=str(stock), image_fit="anyres")
-    with pytest.raises(UserError, match=r"^align\.image_fit: expected null, since .*stock has tiles in all stages"):
-        setup_stage(config({"image_fit": "squash"}, llava=str(stock)), "align", tmp_path)
+    with pytest.raises(UserError, match=r"^image_aspect_ratio: expected none beside llava"):
+        config(llava=str(stock), image_aspect_ratio="anyres")
+    with pytest.raises(
+        UserError, match=r"^align\.image_aspect_ratio: expected null, since .*stock has tiles in all stages"
+    ):
+        setup_stage(config({"image_aspect_ratio": "squash"}, llava=str(stock)), "align", tmp_path)
 
 
 def test_the_longest_sequence_has_room_for_the_largest_picture(stock: Path, bridge_talk: Path, tmp_path: Path) -> None:
@@ -255,15 +257,19 @@ def test_inspection_counts_the_tokens_of_each_picture(
 ) -> None:
     album = bridge_world.make_album(tmp_path / "album")
     fields: dict[str, Any] = {"path": str(album / "talk.json"), "llm": llm, "image_tokens": 16, "max_length": 400}
-    run_inspect(InspectConversationsConfig(**fields, image_fit="anyres", image_size=32, shown=5))
+    run_inspect(InspectConversationsConfig(**fields, image_aspect_ratio="anyres", image_size=32, num_shown=5))
     printed = capsys.readouterr().out
     assert re.findall(r"<image> × (\d+)", printed) == ["44", "46", "88", "42", "44", "88"]
     assert "0 invalid" in printed
     with pytest.raises(
         UserError, match=r"^image_tokens: expected a square number whose root divides a tile of 336 pixels, got 15"
     ):
-        InspectConversationsConfig(**{**fields, "image_tokens": 15}, image_fit="anyres")
+        InspectConversationsConfig(**{**fields, "image_tokens": 15}, image_aspect_ratio="anyres")
     rows = json.loads((album / "talk.json").read_text())
     (album / "talk.json").write_text(json.dumps(rows[:4]))
-    run_inspect(InspectConversationsConfig(**{**fields, "max_length": 90}, image_fit="anyres", image_size=32, shown=0))
+    run_inspect(
+        InspectConversationsConfig(
+            **{**fields, "max_length": 90}, image_aspect_ratio="anyres", image_size=32, num_shown=0
+        )
+    )
     assert "invalid     1 × its pictures do not fit into 90 tokens (talk.json 2)" in capsys.readouterr().out

@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(folder: Path, encoder: Path, name: str, file: str, stage: dict[str, Any], **fields: Any) -> Path:
     settings = {
         "data": [ConversationSourceConfig(path=str(folder / "album" / file))],
-        "steps": 3,
+        "max_steps": 3,
         "global_batch_size": 4,
         "learning_rate": 1e-2,
     }
@@ -43,36 +43,36 @@ def config(folder: Path, encoder: Path, name: str, file: str, stage: dict[str, A
         "stages": ["instruct"],
         "encoder": str(encoder),
         "llm": str(folder / "llm"),
-        "image_fit": "anyres",
+        "image_aspect_ratio": "anyres",
     } | fields
     return bridge_world.config_file(folder, name, folder / "album", align=made, instruct=made, **fields)
 
 
 def mixed(folder: Path, encoder: Path, name: str, **fields: Any) -> Path:
     """Three steps of two samples, so that a step has one with a picture and one without."""
-    stage = {"global_batch_size": 2, "trains": ["vision", "projector", "llm"], "learning_rate": 1e-3}
+    stage = {"global_batch_size": 2, "tunable_parts": ["vision", "projector", "llm"], "learning_rate": 1e-3}
     return config(folder, encoder, name, "mixed.json", stage, **fields)
 
 
 @pytest.fixture(scope="module")
 def runs(folder: Path, bridge_encoder: Path) -> Path:
     """LLaVAs that one process trained, each with other settings."""
-    lora = LoraConfig(rank=4, alpha=8, dropout=0.0)
+    lora = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0)
     stages: dict[str, dict[str, Any]] = {
         "untrained": {"learning_rate": 1e-30},
         "plain": {},
         "packed": {"packing": True, "max_length": 300},
-        "llm_alone": {"trains": ["llm"]},
-        "kept": {"keep_features": True},
-        "found": {"keep_features": True, "packing": True, "max_length": 300},
-        "whole": {"trains": ["vision", "projector", "llm"]},
-        "again": {"trains": ["vision", "projector", "llm"], "activation_checkpointing": True},
+        "llm_alone": {"tunable_parts": ["llm"]},
+        "kept": {"cache_vision_features": True},
+        "found": {"cache_vision_features": True, "packing": True, "max_length": 300},
+        "whole": {"tunable_parts": ["vision", "projector", "llm"]},
+        "again": {"tunable_parts": ["vision", "projector", "llm"], "activation_checkpointing": True},
         "lora": {"lora": lora},
     }
     paths = [config(folder, bridge_encoder, name, "talk.json", stage) for name, stage in stages.items()]
     paths += [config(folder, bridge_encoder, "aligned", "talk.json", {}, stages=["align"])]
     paths += [config(folder, bridge_encoder, "both", "talk.json", {}, stages=["align", "instruct"])]
-    paths += [mixed(folder, bridge_encoder, f"mixed_{fit}", image_fit=fit) for fit in ("anyres", "squash")]
+    paths += [mixed(folder, bridge_encoder, f"mixed_{fit}", image_aspect_ratio=fit) for fit in ("anyres", "squash")]
     printed = bridge_world.trained_alone(*paths, XDG_CACHE_HOME=str(folder / "cache"))
     (folder / "printed.txt").write_text(printed)
     return folder
@@ -123,8 +123,8 @@ def test_the_trained_one_is_asked(runs: Path) -> None:
 def test_two_processes_of_which_one_has_no_picture_learn_what_one_does(
     fit: str, way: str, runs: Path, bridge_encoder: Path
 ) -> None:
-    launch = LaunchConfig(processes=2, deepspeed=way)
-    path = mixed(runs, bridge_encoder, f"{fit}_{way}", image_fit=fit, launch=launch)
+    launch = LaunchConfig(num_processes=2, deepspeed=way)
+    path = mixed(runs, bridge_encoder, f"{fit}_{way}", image_aspect_ratio=fit, launch=launch)
     done = bridge_world.run_python("-m", "llava_bridge", "train", "--config", str(path))
     assert done.returncode == 0, done.stderr[-3000:]
     norms = [

@@ -121,10 +121,12 @@ def test_feature_layers(bridge_encoder: Path, bridge_llm: Path) -> None:
     assert (model.config.vision_feature_layer, model.config.image_seq_length) == (-1, 4)
     with pytest.raises(UserError, match="only -1, the last feature map, got -2"):
         build_llava(
-            LlavaParts(encoder="timm:tiny_vit_5m_224@random", llm=str(bridge_llm), image_size=64, feature_layer=-2)
+            LlavaParts(
+                encoder="timm:tiny_vit_5m_224@random", llm=str(bridge_llm), image_size=64, vision_feature_layer=-2
+            )
         )
-    with pytest.raises(UserError, match="feature_layer: this encoder has -4 to 3, got 7"):
-        build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_llm), feature_layer=7))
+    with pytest.raises(UserError, match="vision_feature_layer: this encoder has -4 to 3, got 7"):
+        build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_llm), vision_feature_layer=7))
 
 
 def test_an_llm_without_picture_and_padding_tokens_gets_them(shared: Path, bridge_encoder: Path) -> None:

@@ -44,7 +44,7 @@ def test_the_talk_so_far_is_remembered(
     llava: Path, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     typed(monkeypatch, "What color?\nSure?\n\nnever asked\n")
-    run_chat(ChatConfig(directory=str(llava), image=picture, max_new_tokens=5))
+    run_chat(ChatConfig(model=str(llava), image=picture, max_new_tokens=5))
     model, processor = load_llava(llava)
     talk: list[dict[str, Any]] = []
     answers = []
@@ -60,7 +60,7 @@ def test_a_slip_does_not_end_the_talk(
     llava: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     typed(monkeypatch, f"an <image> that is not there\n{'much too long ' * 100}\nWhat?\n")
-    run_chat(ChatConfig(directory=str(llava), max_new_tokens=5))
+    run_chat(ChatConfig(model=str(llava), max_new_tokens=5))
     captured = capsys.readouterr()
     first, second = captured.err.splitlines()
     assert first == "a prompt has 0 pictures but not as many <image> marks"
@@ -74,7 +74,7 @@ def test_what_is_not_utf_8_is_told_and_the_next_question_answered(
     llava: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     typed(monkeypatch, "Welche Größe?\n".encode("latin-1") + b"What?\n")
-    run_chat(ChatConfig(directory=str(llava), max_new_tokens=5))
+    run_chat(ChatConfig(model=str(llava), max_new_tokens=5))
     captured = capsys.readouterr()
     assert captured.err == "the question: expected UTF-8, got the byte 0xf6 in b'Welche Gr\\xf6\\xdfe?\\n'\n"
     (answer,) = generate.answer(*load_llava(llava), [None], ["What?"], max_new_tokens=5)
@@ -98,11 +98,11 @@ def test_ctrl_c_ends_an_answer_and_at_the_prompt_the_talk(
 
     monkeypatch.setattr(replying, "stream_answer", reply)
     monkeypatch.setattr(chat_command, "_ask", ask)
-    run_chat(ChatConfig(directory=str(llava)))
+    run_chat(ChatConfig(model=str(llava)))
     assert capsys.readouterr().out == "It is a\nIt is a\n"
     assert [message["content"] for message in seen[1]] == ["What?", "It is a", "What?"]
     with pytest.raises(KeyboardInterrupt):  # a single question: the command is interrupted
-        run_chat(ChatConfig(directory=str(llava), prompt="What?"))
+        run_chat(ChatConfig(model=str(llava), prompt="What?"))
 
 
 def test_a_bad_picture_is_one_line_before_anything_is_loaded(
@@ -114,7 +114,7 @@ def test_a_bad_picture_is_one_line_before_anything_is_loaded(
         assert cli.main() == 2
         assert capsys.readouterr().err == f"llava-bridge: {Path(tmp_path / name)}: {what}\n"
     with pytest.raises(UserError, match="no such directory"):
-        run_chat(ChatConfig(directory=str(tmp_path / "nowhere")))
+        run_chat(ChatConfig(model=str(tmp_path / "nowhere")))
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ FIELDS: dict[str, tuple[Any, str]] = {
     ),
     "mm_use_im_start_end": (True, "mm_use_im_start_end: .* knows only False, got True"),
     "mm_vision_tower": ("./nowhere", r"vision_tower: nowhere is not|vision_tower: \./nowhere.*--vision_tower DIR"),
-    "mm_vision_select_layer": (-7, "feature_layer: this encoder has -4 to 3, got -7"),
+    "mm_vision_select_layer": (-7, "vision_feature_layer: this encoder has -4 to 3, got -7"),
     "num_hidden_layers": (3, r"its LLM lacks weights that its config\.json needs: 'model\.layers\.2"),
     "num_key_value_heads": (4, r"weights that do not fit its config\.json: 'model\.layers\.\d.self_attn\.[kv]_proj"),
 }
@@ -160,10 +160,10 @@ def test_what_is_ours_alone_stays_ours(bridge_encoder: Path, bridge_llm: Path, t
     refused(own_tower, "has no class for this tower .open_clip.; expected CLIP's", format="original")
     refused(own_tower, r"already, and loads after `import llava_bridge`: its tower \(open_clip\) is none that")
     clip = f"transformers:{tower}"
-    perceiver = ProjectorConfig(name="perceiver", tokens=4, heads=4)
+    perceiver = ProjectorConfig(type="perceiver", num_tokens=4, num_heads=4)
     parts = LlavaParts(encoder=clip, llm=str(bridge_llm), projector=perceiver)
     refused(saved(*build_llava(parts), tmp_path / "perceiver"), "has no projector such as perceiver", format="original")
-    layers = LlavaParts(encoder=clip, llm=str(bridge_llm), feature_layer=[-2, -1])
+    layers = LlavaParts(encoder=clip, llm=str(bridge_llm), vision_feature_layer=[-2, -1])
     match = r"reads one feature layer; this one reads \[-2, -1\]"
     refused(saved(*build_llava(layers), tmp_path / "layers"), match, format="original")
 

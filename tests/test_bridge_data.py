@@ -39,7 +39,7 @@ def write(path: Path, rows: Any) -> str:
 
 
 def test_llava_json(bridge_talk: Path) -> None:
-    samples = read_samples(ConversationSourceConfig(path=str(bridge_talk / "talk.json"), limit=3))
+    samples = read_samples(ConversationSourceConfig(path=str(bridge_talk / "talk.json"), max_samples=3))
     assert [sample.images for sample in samples] == [[FileImage(bridge_talk, f"{n}.png")] for n in range(3)]
     assert samples[1].turns[:2] == [Turn("user", "<image>\nWhat color is it?"), Turn("assistant", "green")]
 
@@ -65,7 +65,9 @@ def test_karpathy_captions(tmp_path: Path) -> None:
     one = read_samples(ConversationSourceConfig(format="karpathy", path=str(tmp_path)))
     picture = FileImage(tmp_path / "images", "train.jpg")
     assert [(sample.images, sample.turns[1].content) for sample in one] == [([picture], "a dog .")]
-    every = read_samples(ConversationSourceConfig(format="karpathy", path=str(tmp_path), split="val", per_image=None))
+    every = read_samples(
+        ConversationSourceConfig(format="karpathy", path=str(tmp_path), split="val", captions_per_image=None)
+    )
     assert [sample.turns[1].content for sample in every] == ["a dog .", "the dog"]
     with pytest.raises(UserError, match="did you mean 'train'"):
         read_samples(ConversationSourceConfig(format="karpathy", path=str(tmp_path), split="trian"))
@@ -100,12 +102,14 @@ def test_bad_sources_are_refused_in_one_line(tmp_path: Path, bridge_talk: Path) 
 
     refuse("no such file", path=str(tmp_path / "none.json"))
     refuse("did you mean 'llava'", format="lava", path=str(tmp_path))
-    refuse("only the pretrain stage", format="text", path=str(tmp_path))
+    refuse("only the llm_pretrain stage", format="text", path=str(tmp_path))
     refuse("expected a JSON list", path=write(tmp_path / "a.json", {"a": 1}))
     refuse("sample 0: expected conversations", path=write(tmp_path / "b.json", [{"image": "x.png"}]))
     refuse("no samples", path=write(tmp_path / "c.json", []))
-    refuse("images: .*none: expected the folder", path=str(bridge_talk / "talk.json"), images=str(tmp_path / "none"))
-    refuse("data.limit", path="x", limit=0)
+    refuse(
+        "images: .*none: expected the folder", path=str(bridge_talk / "talk.json"), image_folder=str(tmp_path / "none")
+    )
+    refuse("data.max_samples", path="x", max_samples=0)
     (tmp_path / "broken.json").write_text("[")
     refuse("not valid JSON", path=str(tmp_path / "broken.json"))
     with pytest.raises(UserError, match='line 2: expected an object with a "text"'):
@@ -126,7 +130,9 @@ def test_unusable_samples_are_replaced_and_named(bridge_talk: Path, tmp_path: Pa
     rows[1]["image"] = "missing.png"
     rows[2]["image"] = None
     path = write(tmp_path / "talk.json", rows)
-    data = ConversationDataset(read_samples(ConversationSourceConfig(path=path, images=str(bridge_talk))), chat, 100)
+    data = ConversationDataset(
+        read_samples(ConversationSourceConfig(path=path, image_folder=str(bridge_talk))), chat, 100
+    )
     assert data[0]["skipped"] == []
     item = data[1]
     assert item["input_ids"] == data[3]["input_ids"]
@@ -151,12 +157,16 @@ def test_an_empty_answer_is_a_fault_of_its_sample(
     rows = json.loads((bridge_talk / "talk.json").read_text())[:3]
     rows[0]["conversations"][3]["value"] = answer  # the second; the first one is not
     path = write(tmp_path / "talk.json", rows)
-    data = ConversationDataset(read_samples(ConversationSourceConfig(path=path, images=str(bridge_talk))), chat, 100)
+    data = ConversationDataset(
+        read_samples(ConversationSourceConfig(path=path, image_folder=str(bridge_talk))), chat, 100
+    )
     item = data[0]
     assert item["skipped"] == [(0, "talk.json 0", "an answer is empty")]
     assert item["input_ids"] == data[1]["input_ids"]
     run_inspect(
-        InspectConversationsConfig(path=path, images=str(bridge_talk), llm=str(bridge_llm), image_tokens=4, shown=0)
+        InspectConversationsConfig(
+            path=path, image_folder=str(bridge_talk), llm=str(bridge_llm), image_tokens=4, num_shown=0
+        )
     )
     assert "invalid     1 × an answer is empty (talk.json 0)" in capsys.readouterr().out
 

@@ -103,9 +103,7 @@ def test_the_same_command_goes_on(
     llava: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "new" / "out.jsonl"
-    config = DescribeConfig(
-        directory=str(llava), images=[str(photos)], output=str(output), batch_size=2, max_new_tokens=3
-    )
+    config = DescribeConfig(model=str(llava), images=[str(photos)], output=str(output), batch_size=2, max_new_tokens=3)
     sizes = spied(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run_describe(config)
@@ -125,19 +123,19 @@ def test_the_same_command_goes_on(
 def test_answers_of_another_prompt_or_model_are_not_mixed(llava: Path, photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     settings = {"images": [str(photos / "a.jpg")], "output": str(output), "max_new_tokens": 2}
-    run_describe(DescribeConfig(directory=str(llava), **settings))
+    run_describe(DescribeConfig(model=str(llava), **settings))
     before = output.read_bytes()
     with pytest.raises(UserError, match=r"^output: .* holds another run: prompt is 'Describe this picture.' there"):
-        run_describe(DescribeConfig(directory=str(llava), **settings, prompt="Why?"))
+        run_describe(DescribeConfig(model=str(llava), **settings, prompt="Why?"))
     other = tmp_path / "other"
     shutil.copytree(llava, other)
     (other / "generation_config.json").write_text("{}")
     with pytest.raises(UserError, match=r"holds another run: inputs\.model is"):
-        run_describe(DescribeConfig(directory=str(other), **settings))
+        run_describe(DescribeConfig(model=str(other), **settings))
     assert output.read_bytes() == before
     (tmp_path / "out.jsonl.run.json").unlink()
     with pytest.raises(UserError, match=r"out\.jsonl is in the way"):
-        run_describe(DescribeConfig(directory=str(llava), **settings))
+        run_describe(DescribeConfig(model=str(llava), **settings))
     assert output.read_bytes() == before
 
 
@@ -161,4 +159,4 @@ def test_only_when_all_fail_the_command_fails(
 )
 def test_settings_are_checked(field: str, value: object) -> None:
     with pytest.raises(UserError, match=f"^{field}: expected"):
-        DescribeConfig(**{"directory": "d", "images": ["a"], field: value})  # type: ignore[arg-type]
+        DescribeConfig(**{"model": "d", "images": ["a"], field: value})  # type: ignore[arg-type]

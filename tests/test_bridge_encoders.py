@@ -315,14 +315,14 @@ def test_a_llava_of_several_encoders_is_saved_and_asked(
     assert answer(again, processor, [picture], ["What?"], max_new_tokens=5) == expected
     check_encoder_files(specs[name])
     if name == "interleave":
-        pool = LlavaParts(encoder=specs[name], llm=str(bridge_llm), projector=ProjectorConfig(name="pool"))
+        pool = LlavaParts(encoder=specs[name], llm=str(bridge_llm), projector=ProjectorConfig(type="pool"))
         with pytest.raises(UserError, match=r"projector\.name: expected one that needs no grid"):
             build_llava(pool)
 
 
 def test_of_several_encoders_each_gives_the_one_layer(specs: dict[str, str], bridge_llm: Path, tmp_path: Path) -> None:
     def features(spec: str, layer: Any) -> torch.Tensor:
-        model, _ = build_llava(LlavaParts(encoder=spec, llm=str(bridge_llm), feature_layer=layer))
+        model, _ = build_llava(LlavaParts(encoder=spec, llm=str(bridge_llm), vision_feature_layer=layer))
         model.save_pretrained(tmp_path)
         again = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path)
         state = states(again.model.vision_tower, pixels("dinov2"))[again.config.vision_feature_layer]
@@ -333,10 +333,14 @@ def test_of_several_encoders_each_gives_the_one_layer(specs: dict[str, str], bri
         expected = torch.cat([features(spec, layer) for spec in split_encoders(both)], dim=2)
         torch.testing.assert_close(features(both, layer), expected, atol=1e-4, rtol=1e-4)
     assert torch.equal(features(both, None), features(both, -2))
-    with pytest.raises(UserError, match=r"^feature_layer: expected one for all of several encoders, got \[-2, -3\]"):
-        build_llava(LlavaParts(encoder=both, llm=str(bridge_llm), feature_layer=[-2, -3]))
-    with pytest.raises(UserError, match=r"^feature_layer: encoder 3 of several has only -1, the last feature map, got"):
-        build_llava(LlavaParts(encoder=specs["channels"], llm=str(bridge_llm), feature_layer=-2))
+    with pytest.raises(
+        UserError, match=r"^vision_feature_layer: expected one for all of several encoders, got \[-2, -3\]"
+    ):
+        build_llava(LlavaParts(encoder=both, llm=str(bridge_llm), vision_feature_layer=[-2, -3]))
+    with pytest.raises(
+        UserError, match=r"^vision_feature_layer: encoder 3 of several has only -1, the last feature map, got"
+    ):
+        build_llava(LlavaParts(encoder=specs["channels"], llm=str(bridge_llm), vision_feature_layer=-2))
 
 
 @pytest.mark.parametrize("spec", ["several:one", "several:interleave:a+", "several:a+several:b+c"])

@@ -110,7 +110,7 @@ def test_a_swap_keeps_all_but_encoder_and_projector(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = str(tmp_path / "swapped")
-    words = ["swap", str(llava), "--encoder", str(bridge_encoder), "--output", output, "--projector.name", "mlp3x_gelu"]
+    words = ["swap", str(llava), "--encoder", str(bridge_encoder), "--output", output, "--projector.type", "mlp3x_gelu"]
     monkeypatch.setattr(sys, "argv", ["llava-bridge", *words])
     assert main() == 0
     told = capsys.readouterr().err
@@ -123,7 +123,7 @@ def test_a_swap_keeps_all_but_encoder_and_projector(
     assert new.chat_template == old.chat_template
     assert new.tokenizer.get_vocab() == old.tokenizer.get_vocab()
     assert after.config.vision_config.source == "open_clip"
-    assert after.config.projector["name"] == "mlp3x_gelu"
+    assert after.config.projector["type"] == "mlp3x_gelu"
     manifest = json.loads((tmp_path / "swapped" / "manifest.json").read_text())
     assert (manifest["kind"], manifest["projector"]) == ("llava", "untrained")
     assert manifest["parents"].keys() == {"llava", "encoder"}
@@ -161,7 +161,7 @@ def test_a_swap_keeps_the_precision_of_the_llm_and_the_bits_of_the_encoder(llava
 
 def config(llava: Path, talk: Path, output: Path, **fields: Any) -> LlavaTrainConfig:
     data = [ConversationSourceConfig(path=str(talk / "talk.json"))]
-    stage = StageConfig(data=data, steps=2, global_batch_size=2, max_length=128)
+    stage = StageConfig(data=data, max_steps=2, global_batch_size=2, max_length=128)
     return LlavaTrainConfig(output=str(output), llava=str(llava), align=stage, instruct=stage, **fields)
 
 
@@ -173,14 +173,14 @@ def test_settings_beside_a_llava_are_checked(llava: Path, bridge_talk: Path, tmp
         "encoder": "timm:x",
         "llm": "x",
         "image_size": 32,
-        "feature_layer": -1,
-        "features": "cls_patch",
-        "projector": ProjectorConfig(name="linear"),
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+        "projector": ProjectorConfig(type="linear"),
     }.items():
         with pytest.raises(UserError, match=rf"^{name}: expected none beside llava"):
             config(llava, bridge_talk, tmp_path / "out", **{name: value})
-    with pytest.raises(UserError, match=r"^llava: expected none with the stage pretrain"):
-        config(llava, bridge_talk, tmp_path / "out", stages=["pretrain", "align"], pretrain=made.align)
+    with pytest.raises(UserError, match=r"^llava: expected none with the stage llm_pretrain"):
+        config(llava, bridge_talk, tmp_path / "out", stages=["llm_pretrain", "align"], llm_pretrain=made.align)
     for wrong, match in ((tmp_path / "no", "is not a directory"), (bridge_talk, "no LLaVA in transformers' layout")):
         with pytest.raises(UserError, match=f"^llava: .*{match}"):
             check_inputs(config(wrong, bridge_talk, tmp_path / "out"))
@@ -196,8 +196,8 @@ def test_swapped_aligned_and_converted_instructed(
     run_swap(SwapConfig(llava=str(llava), encoder=str(bridge_encoder), output=str(tmp_path / "swapped")))
     data = [ConversationSourceConfig(path=str(bridge_talk / "talk.json"))]
     fields: dict[str, Any] = {
-        "align": StageConfig(data=data, steps=3, global_batch_size=4, max_length=128),
-        "instruct": StageConfig(data=data, steps=3, global_batch_size=4, max_length=512, learning_rate=1e-3),
+        "align": StageConfig(data=data, max_steps=3, global_batch_size=4, max_length=128),
+        "instruct": StageConfig(data=data, max_steps=3, global_batch_size=4, max_length=512, learning_rate=1e-3),
     }
     runs = {"aligned": (tmp_path / "swapped", ["align"]), "instructed": (converted, ["instruct"])}
     files = [

@@ -64,7 +64,7 @@ def test_squash_fills_the_square_and_crop_cuts_the_sides_off() -> None:
 def test_a_saved_llava_prepares_pictures_as_in_training(
     fit: Fit, bridge_encoder: Path, bridge_llm: Path, tmp_path: Path
 ) -> None:
-    model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_llm), image_fit=fit))
+    model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_llm), image_aspect_ratio=fit))
     processor.save_pretrained(tmp_path)
     again = AutoProcessor.from_pretrained(tmp_path)
     picture = halves(48, 20)
@@ -90,12 +90,16 @@ def test_only_align_before_instruct_has_ways_of_its_own() -> None:
     data = [ConversationSourceConfig(path="x")]
 
     def config(stages: list[Any], **own: Any) -> LlavaTrainConfig:
-        made = {name: StageConfig(data=data, **own.get(name, {})) for name in ("pretrain", "align", "instruct")}
+        made = {name: StageConfig(data=data, **own.get(name, {})) for name in ("llm_pretrain", "align", "instruct")}
         return LlavaTrainConfig(output="x", encoder="x", llm="x", stages=stages, **made)
 
-    own = {"chat_template": "plain", "image_fit": "crop"}
+    own = {"chat_template": "plain", "image_aspect_ratio": "crop"}
     config(["align", "instruct"], align=own)
     for field, value in own.items():
-        for stages, name in ((["align", "instruct"], "instruct"), (["align"], "align"), (["pretrain"], "pretrain")):
+        for stages, name in (
+            (["align", "instruct"], "instruct"),
+            (["align"], "align"),
+            (["llm_pretrain"], "llm_pretrain"),
+        ):
             with pytest.raises(UserError, match=rf"{name}\.{field}: expected null"):
                 config(stages, **{name: {field: value}})

@@ -36,7 +36,7 @@ def test_a_frozen_llm_is_bit_for_bit_as_it_was_after_bf16(
     AutoTokenizer.from_pretrained(bridge_llm).save_pretrained(tmp_path / "llm")
     stage = StageConfig(
         data=[ConversationSourceConfig(path=str(bridge_talk / "talk.json"))],
-        steps=2,
+        max_steps=2,
         global_batch_size=4,
         learning_rate=1e-2,
         warmup_ratio=0.0,

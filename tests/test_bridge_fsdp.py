@@ -19,9 +19,9 @@ from llava_bridge.training.train_config import LaunchConfig, LoraConfig, StageCo
 EVERY = ["vision", "projector", "llm"]
 STAGES: dict[str, dict[str, Any]] = {
     "plain": {},
-    "lora": {"lora": LoraConfig(rank=4, alpha=8, dropout=0.0, parts=["llm", "vision"])},
-    "parts": {"micro_batch_size": 1, "activation_checkpointing": True, "trains": EVERY},
-    "half": {"trains": EVERY, "packing": True, "max_length": 120},
+    "lora": {"lora": LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, apply_to=["llm", "vision"])},
+    "parts": {"micro_batch_size": 1, "activation_checkpointing": True, "tunable_parts": EVERY},
+    "half": {"tunable_parts": EVERY, "packing": True, "max_length": 120},
     "tied": {},
     "norms": {},
     "tiles": {"max_length": 400},
@@ -45,14 +45,14 @@ def config(directory: Path, name: str, world: tuple[Path, Path, Path], way: str,
     data = [ConversationSourceConfig(path=str(talk / "talk.json"))]
     settings = {
         "data": data,
-        "steps": 6,
+        "max_steps": 6,
         "global_batch_size": 4,
         "learning_rate": 1e-3,
         "warmup_ratio": 0.0,
     } | STAGES.get(name, {})
-    run = {"stages": ["instruct"], "encoder": str(encoder), "llm": str(llm), "launch": LaunchConfig(parallel=way)}  # type: ignore[arg-type]
+    run = {"stages": ["instruct"], "encoder": str(encoder), "llm": str(llm), "launch": LaunchConfig(strategy=way)}  # type: ignore[arg-type]
     run |= {"precision": "bf16" if name in {"half", "norms"} else "fp32"} | fields
-    run |= {"image_fit": "anyres"} if name == "tiles" else {}
+    run |= {"image_aspect_ratio": "anyres"} if name == "tiles" else {}
     return bridge_world.config_file(directory, name, talk, **{"instruct": StageConfig(**settings), **run})
 
 
@@ -88,15 +88,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory, world: tuple[Path, Path, Path
     for way in ("fsdp", "deepspeed"):
         (directory / way).mkdir()
         paths = [str(config(directory / way, name, worlds.get(name, world), way)) for name in STAGES]
-        paths.append(str(config(directory / way, "stages", world, way, stages=["pretrain", "align", "instruct"])))
+        paths.append(str(config(directory / way, "stages", world, way, stages=["llm_pretrain", "align", "instruct"])))
         if way == "fsdp":
             kept = StageConfig(
                 data=[ConversationSourceConfig(path=str(talk / "talk.json"))],
-                steps=6,
+                max_steps=6,
                 global_batch_size=4,
                 learning_rate=1e-3,
                 warmup_ratio=0.0,
-                keep_features=True,
+                cache_vision_features=True,
             )
             paths.append(str(config(directory / way, "kept", world, way, instruct=kept)))
         done = torchrun("swap_driver.py", *paths, XDG_CACHE_HOME=str(directory / "cache"))
@@ -138,5 +138,5 @@ def test_stopped_in_two_processes_it_goes_on_in_one(
 
 
 def test_fsdp_takes_no_settings_of_deepspeed() -> None:
-    with pytest.raises(UserError, match=r"launch.deepspeed: expected none beside parallel: fsdp, got zero3"):
-        LaunchConfig(parallel="fsdp", deepspeed="zero3")
+    with pytest.raises(UserError, match=r"launch.deepspeed: expected none with strategy: fsdp, got zero3"):
+        LaunchConfig(strategy="fsdp", deepspeed="zero3")

@@ -193,14 +193,14 @@ def test_a_llava_of_the_hub_is_asked(hub: Path, tmp_path: Path, capsys: Any, mon
     picture().save(tmp_path / "picture.png")
     said = []
     for directory in (str(tmp_path / "llava"), "org/llava", "hf-hub:org/llava"):
-        run_chat(ChatConfig(directory=directory, image="picture.png", prompt="What?", max_new_tokens=5))
-        run_describe(DescribeConfig(directory=directory, images=["picture.png"], output="out.jsonl", max_new_tokens=5))
+        run_chat(ChatConfig(model=directory, image="picture.png", prompt="What?", max_new_tokens=5))
+        run_describe(DescribeConfig(model=directory, images=["picture.png"], output="out.jsonl", max_new_tokens=5))
         said.append(capsys.readouterr().out)
     assert said[0] == said[1] == said[2]
     assert len(Path("out.jsonl").read_text().splitlines()) == 1  # for describe, too, the three are one LLaVA
     served: list[Any] = []
     monkeypatch.setattr("uvicorn.Server.run", lambda _, sockets: served.append(sockets))
-    run_serve(ServeConfig(directory="org/llava", port=0))
+    run_serve(ServeConfig(model="org/llava", port=0))
     assert len(served) == 1
 
 
@@ -222,7 +222,7 @@ def test_an_original_llava_of_the_hub_is_converted(hub: Path, tmp_path: Path) ->
 def test_models_of_the_hub_are_evaluated(hub: Path, bridge_encoder: Path, tmp_path: Path) -> None:
     benchmarks = [BenchmarkConfig(name="retrieval", data="data")]
     row = EvalModel(
-        RunConfig(row="r", results="r", benchmarks=benchmarks, encoder="hf-hub:org/eyes", llava="org/llava")
+        RunConfig(model_name="r", output="r", benchmarks=benchmarks, encoder="hf-hub:org/eyes", llava="org/llava")
     )
     for needs, name, local in (("encoder", "eyes", bridge_encoder), ("llava", "llava", tmp_path / "llava")):
         assert row.path(needs) == str(hub / f"models--org--{name}/snapshots/{COMMIT}")  # type: ignore[arg-type]

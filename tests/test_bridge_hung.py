@@ -28,10 +28,10 @@ def test_sigterm_ends_processes_that_wait_in_a_collective(
     tmp_path: Path, bridge_encoder: Path, bridge_llm: Path, bridge_talk: Path
 ) -> None:
     stage = StageConfig(
-        data=[ConversationSourceConfig(path=str(bridge_talk / "talk.json"))], steps=50, global_batch_size=4
+        data=[ConversationSourceConfig(path=str(bridge_talk / "talk.json"))], max_steps=50, global_batch_size=4
     )
     fields: dict[str, Any] = {"stages": ["instruct"], "encoder": str(bridge_encoder), "llm": str(bridge_llm)}
-    launch = LaunchConfig(processes=2, deepspeed="zero3")
+    launch = LaunchConfig(num_processes=2, deepspeed="zero3")
     path = bridge_world.config_file(tmp_path, "run", bridge_talk, instruct=stage, launch=launch, **fields)
     command = [sys.executable, str(Path(__file__).with_name("hung_driver.py")), "train", "--config", str(path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HANGS_AFTER": "3"}

@@ -18,7 +18,12 @@ def test_samples_are_printed_as_the_llm_sees_them(
     page = tmp_path / "page.html"
     run_inspect(
         InspectConversationsConfig(
-            path=str(bridge_talk / "talk.json"), llm=str(bridge_llm), image_tokens=4, shown=2, page=str(page), scan=8
+            path=str(bridge_talk / "talk.json"),
+            llm=str(bridge_llm),
+            image_tokens=4,
+            num_shown=2,
+            html_output=str(page),
+            num_samples=8,
         )
     )
     printed = capsys.readouterr().out
@@ -44,7 +49,7 @@ def test_what_cannot_be_used_is_counted_and_named(
     path.write_text(json.dumps(rows))
     run_inspect(
         InspectConversationsConfig(
-            path=str(path), images=str(bridge_talk), llm=str(bridge_llm), image_tokens=4, max_length=60
+            path=str(path), image_folder=str(bridge_talk), llm=str(bridge_llm), image_tokens=4, max_length=60
         )
     )
     printed = capsys.readouterr().out
@@ -60,6 +65,6 @@ def test_fields_are_checked(bridge_llm: Path) -> None:
     with pytest.raises(
         UserError, match="image_tokens: expected a square number whose root divides a tile of 336 pixels"
     ):
-        InspectConversationsConfig(path="x", llm=str(bridge_llm), image_fit="anyres", image_tokens=400)
+        InspectConversationsConfig(path="x", llm=str(bridge_llm), image_aspect_ratio="anyres", image_tokens=400)
     with pytest.raises(UserError, match="no such file"):
         run_inspect(InspectConversationsConfig(path="gone.json", llm=str(bridge_llm)))

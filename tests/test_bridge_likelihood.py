@@ -29,7 +29,7 @@ def stock(places: Path) -> tuple[Any, Any]:
 def tiles(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, bridge_llm: Path) -> tuple[Any, Any]:
     directory = tmp_path_factory.mktemp("tiles") / "llava"
     llm = bridge_world.make_llm(tmp_path_factory.mktemp("long") / "llm", context=512)
-    return load_llava(bridge_world.make_llava(directory, bridge_encoder, llm, image_fit="anyres"), "cpu")
+    return load_llava(bridge_world.make_llava(directory, bridge_encoder, llm, image_aspect_ratio="anyres"), "cpu")
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,13 @@ from llava_bridge.model.build import LlavaParts, build_llava, convert_tower_to_t
 QUESTIONS = ["What is it?", "Is there a red thing in the picture? Answer yes or no."]
 
 
-@pytest.mark.parametrize("image_fit", ["pad", pytest.param("anyres", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("image_aspect_ratio", ["pad", pytest.param("anyres", marks=pytest.mark.slow)])
 def test_the_harness_own_model_answers_the_same(
-    image_fit: Any, tmp_path: Path, bridge_llm: Path, monkeypatch: pytest.MonkeyPatch
+    image_aspect_ratio: Any, tmp_path: Path, bridge_llm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tower = world.write_tower(world.Parts(), tmp_path / "clip")
     model, processor = build_llava(
-        LlavaParts(encoder=f"transformers:{tower}", llm=str(bridge_llm), image_fit=image_fit)
+        LlavaParts(encoder=f"transformers:{tower}", llm=str(bridge_llm), image_aspect_ratio=image_aspect_ratio)
     )
     assert convert_tower_to_transformers(model)
     for part in (model, processor):

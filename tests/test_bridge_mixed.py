@@ -19,16 +19,19 @@ from llava_bridge.training.train_config import LaunchConfig, LoraConfig, StageCo
 
 WAYS = ("zero2", "zero3", "fsdp")
 EVERY = ["vision", "projector", "llm"]
-LORA = LoraConfig(rank=4, alpha=8, dropout=0.0)
+LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0)
 KINDS: dict[str, dict[str, Any]] = {
     "recomputed": {"activation_checkpointing": True},
     "plain": {},
-    "unfrozen": {"trains": EVERY, "activation_checkpointing": True, "micro_batch_size": 1},
+    "unfrozen": {"tunable_parts": EVERY, "activation_checkpointing": True, "micro_batch_size": 1},
     "padded": {"lora": LORA, "activation_checkpointing": True},
-    "packed": {"packing": True, "max_length": 120, "trains": EVERY},
+    "packed": {"packing": True, "max_length": 120, "tunable_parts": EVERY},
     "tiles": {"max_length": 400, "activation_checkpointing": True},
-    "adapted_tiles": {"max_length": 400, "lora": LoraConfig(rank=4, alpha=8, dropout=0.0, parts=["llm", "vision"])},
-    "unfrozen_tiles": {"max_length": 400, "trains": EVERY, "micro_batch_size": 1},
+    "adapted_tiles": {
+        "max_length": 400,
+        "lora": LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, apply_to=["llm", "vision"]),
+    },
+    "unfrozen_tiles": {"max_length": 400, "tunable_parts": EVERY, "micro_batch_size": 1},
 }
 """What a stage is told. Tiles are LLaVA-NeXT's (anyres), ``padded`` pads to squares, the others squash."""
 
@@ -54,7 +57,7 @@ def launch(directory: Path, way: str) -> LaunchConfig:
     ahead. Cut everywhere, and gathered for one module and released after it, they are in a training as large ones are.
     """
     if way == "fsdp":
-        return LaunchConfig(parallel="fsdp")
+        return LaunchConfig(strategy="fsdp")
     if way == "zero2":
         return LaunchConfig(deepspeed="zero2")
     settings = deepspeed_config("zero3")
@@ -73,7 +76,7 @@ def run_file(directory: Path, kind: str, way: str, parts: tuple[Path, Path, Path
     encoder, llm, album = parts
     data = [ConversationSourceConfig(path=str(album / "talk.json"))]
     stage = StageConfig(
-        data=data, steps=len(STEPS), global_batch_size=4, learning_rate=1e-3, warmup_ratio=0.0, **KINDS[kind]
+        data=data, max_steps=len(STEPS), global_batch_size=4, learning_rate=1e-3, warmup_ratio=0.0, **KINDS[kind]
     )
     fit = "anyres" if "tiles" in kind else "pad" if kind == "padded" else "squash"
     return bridge_world.config_file(
@@ -83,7 +86,7 @@ def run_file(directory: Path, kind: str, way: str, parts: tuple[Path, Path, Path
         stages=["instruct"],
         encoder=str(encoder),
         llm=str(llm),
-        image_fit=fit,
+        image_aspect_ratio=fit,
         instruct=stage,
         launch=launch(directory, way),
     )

@@ -102,7 +102,7 @@ def test_a_batch_without_pictures_lets_the_projector_learn_nothing_but_be_asked(
 def test_text_alone_and_pictures_go_through_the_modules_in_the_same_order(
     fit: str, recomputed: bool, bridge_encoder: Path, bridge_llm: Path, bridge_talk: Path
 ) -> None:
-    model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_llm), image_fit=fit))  # type: ignore[arg-type]
+    model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_llm), image_aspect_ratio=fit))  # type: ignore[arg-type]
     samples = read_samples(ConversationSourceConfig(path=str(bridge_talk / "talk.json")))
     shown = ConversationDataset(samples, make_conversation_encoder(model, processor), 512)[0]
     text = {"input_ids": [1, 40, 41, 42], "labels": [-100, -100, 41, 42], "pictures": [], "skipped": []}

@@ -41,7 +41,7 @@ def test_a_projector_and_two_towers_at_once():
     clip, llm = vision_size(CLIP), llm_size(VICUNA)
     count, tokens = projector_size(ProjectorConfig(), clip, llm)
     assert (count, tokens) == ((1024 + 1) * 4096 + (4096 + 1) * 4096, 576)
-    assert projector_size(ProjectorConfig(name="pool", factor=2), clip, llm)[1] == 144
+    assert projector_size(ProjectorConfig(type="pool", downsample_factor=2), clip, llm)[1] == 144
     both = vision_size(f"several:{CLIP} + {CLIP}")
     assert (both.tokens, both.width, both.flops) == (576, 2048, 2 * clip.flops)
     assert vision_size(f"several:interleave:{CLIP} + {CLIP}").tokens == 1152
@@ -50,7 +50,9 @@ def test_a_projector_and_two_towers_at_once():
 def test_the_small_llama_is_as_large_as_the_one_that_is_made():
     from llava_bridge.model.small_llama import SmallLlamaConfig, new_llama, train_tokenizer
 
-    config = SmallLlamaConfig(vocab_size=300, hidden_size=16, layers=1, heads=2, context=64)
+    config = SmallLlamaConfig(
+        vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=64
+    )
     tokenizer = train_tokenizer(["a cat and a dog"] * 20, config)
     made = sum(value.numel() for value in new_llama(config, tokenizer).parameters())
     rows = 2 * 16 * (300 - len(tokenizer))  # words that so short a text does not fill
@@ -58,7 +60,7 @@ def test_the_small_llama_is_as_large_as_the_one_that_is_made():
 
 
 def recipe(**flags: object) -> LlavaTrainConfig:
-    words = ["--align.steps", "2181", "--instruct.steps", "5198", "--llm", VICUNA]
+    words = ["--align.max_steps", "2181", "--instruct.max_steps", "5198", "--llm", VICUNA]
     words += [word for name, value in flags.items() for word in (f"--{name.replace('__', '.')}", str(value))]
     config = parse_config(
         LlavaTrainConfig, ["--config", "scripts/configs/llava/llava-1.5-vicuna-7b.yaml", *words], prog=""

@@ -18,19 +18,19 @@ from llava_bridge.training.train_config import LaunchConfig, LoraConfig, StageCo
 WAYS = {
     "zero2": LaunchConfig(deepspeed="zero2"),
     "zero3": LaunchConfig(deepspeed="zero3"),
-    "fsdp": LaunchConfig(parallel="fsdp"),
+    "fsdp": LaunchConfig(strategy="fsdp"),
 }
-SMALL_STEPS = {"steps": 6, "global_batch_size": 4, "learning_rate": 3e-5, "warmup_ratio": 0.0}
+SMALL_STEPS = {"max_steps": 6, "global_batch_size": 4, "learning_rate": 3e-5, "warmup_ratio": 0.0}
 """Most of the LLM's weights are near 0.2, where bf16 has steps of 0.001."""
-LORA = LoraConfig(rank=4, alpha=8, dropout=0.0, merge=False)
+LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, merge_weights=False)
 STAGES: dict[str, dict[str, Any]] = {
     "align": {},
-    "unfrozen": {"trains": ["vision", "projector", "llm"]},
+    "unfrozen": {"tunable_parts": ["vision", "projector", "llm"]},
     "lora": {"lora": LORA},
     "fine": {},
-    "pretrain": {},
+    "llm_pretrain": {},
 }
-"""``fine`` trains a float32 LLM, the others one that is stored in bf16; ``pretrain`` the LLM alone."""
+"""``fine`` trains a float32 LLM, the others one that is stored in bf16; ``llm_pretrain`` the LLM alone."""
 
 
 def store_half(llm: Path, directory: Path) -> Path:
@@ -50,9 +50,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, bridge_
     for way, launch in WAYS.items():
         paths = []
         for kind, fields in STAGES.items():
-            source = ("text.jsonl", "text") if kind == "pretrain" else ("talk.json", "conversations")
-            data = [ConversationSourceConfig(path=str(talk / source[0]), source=source[1])]  # type: ignore[arg-type]
-            name = kind if kind in {"align", "pretrain"} else "instruct"
+            source = ("text.jsonl", "text") if kind == "llm_pretrain" else ("talk.json", "conversations")
+            data = [ConversationSourceConfig(path=str(talk / source[0]), format=source[1])]  # type: ignore[arg-type]
+            name = kind if kind in {"align", "llm_pretrain"} else "instruct"
             stage = StageConfig(data=data, **SMALL_STEPS, **fields)
             path = bridge_world.config_file(
                 directory,
@@ -86,7 +86,7 @@ def stored(directory: Path) -> dict[str, set[torch.dtype]]:
 def test_a_frozen_encoder_computes_alike_with_float32_weights(kind: str, way: str, runs: Path) -> None:
     for rank in range(2):
         expected, found = (torch.load(runs / f"{kind}_{one}.yaml.encoder{rank}") for one in ("zero2", way))
-        assert len(expected) == len(found) >= SMALL_STEPS["steps"]
+        assert len(expected) == len(found) >= SMALL_STEPS["max_steps"]
         for (weights, states), (theirs, other) in zip(expected, found, strict=True):
             assert weights == theirs == torch.float32
             for state, same in zip(states, other, strict=True):
@@ -103,7 +103,7 @@ def test_files_have_the_precision_of_the_weights_and_the_config_says_so(kind: st
     assert found["rest"] == {moved}
     config = json.loads((runs / f"{kind}_{way}" / "config.json").read_text())
     assert config["dtype"] == str(moved).removeprefix("torch.")
-    if kind != "pretrain":
+    if kind != "llm_pretrain":
         tower = moved if kind == "unfrozen" else torch.float32
         assert found["vision"] == {tower}
         assert config["text_config"]["dtype"] == config["dtype"]

@@ -24,9 +24,9 @@ def setup_of(folder: Path, llm: Path, *entries: dict[str, Any], text: bool = Fal
     (folder / "text.jsonl").write_text('{"text": "a dog"}\n')
     data = [ConversationSourceConfig(path=str(folder / "talk.json"))]
     data += [ConversationSourceConfig(path=str(folder / "text.jsonl"), format="text")] if text else []
-    stage = StageConfig(data=data, steps=1, global_batch_size=1)
-    config = LlavaTrainConfig(output=str(folder / "out"), stages=["pretrain"], llm=str(llm), pretrain=stage)
-    return setup_stage(config, "pretrain", folder)
+    stage = StageConfig(data=data, max_steps=1, global_batch_size=1)
+    config = LlavaTrainConfig(output=str(folder / "out"), stages=["llm_pretrain"], llm=str(llm), llm_pretrain=stage)
+    return setup_stage(config, "llm_pretrain", folder)
 
 
 def talk(**fields: str) -> dict[str, Any]:
@@ -42,9 +42,9 @@ def test_only_the_answers_are_learned(tmp_path: Path, bridge_llm: Path) -> None:
 
 
 def test_pictures_and_mixtures_are_refused(tmp_path: Path, bridge_llm: Path) -> None:
-    with pytest.raises(UserError, match=r"pretrain\.data: expected conversations without pictures"):
+    with pytest.raises(UserError, match=r"llm_pretrain\.data: expected conversations without pictures"):
         setup_of(tmp_path, bridge_llm, talk(), talk(image="x.png"))
-    with pytest.raises(UserError, match=r"pretrain\.data: expected either text"):
+    with pytest.raises(UserError, match=r"llm_pretrain\.data: expected either text"):
         setup_of(tmp_path, bridge_llm, talk(), text=True)
 
 
@@ -59,9 +59,9 @@ def test_one_token_begins_each_turn() -> None:
 
 def test_initial_weights_have_the_stated_spread() -> None:
     tokenizer = train_tokenizer(["a dog"], SmallLlamaConfig(vocab_size=300))
-    for config, std in ((SmallLlamaConfig(hidden_size=64), 64**-0.5), (SmallLlamaConfig(initial_std=0.02), 0.02)):
+    for config, std in ((SmallLlamaConfig(hidden_size=64), 64**-0.5), (SmallLlamaConfig(initializer_range=0.02), 0.02)):
         torch.manual_seed(0)
         weight = new_llama(config, tokenizer).model.layers[0].mlp.up_proj.weight
         assert weight.std().item() == pytest.approx(std, rel=0.05)
-    with pytest.raises(UserError, match=r"new_llm\.initial_std: expected more than 0"):
-        SmallLlamaConfig(initial_std=0)
+    with pytest.raises(UserError, match=r"llm_from_scratch\.initializer_range: expected more than 0"):
+        SmallLlamaConfig(initializer_range=0)

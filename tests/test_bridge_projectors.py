@@ -24,17 +24,17 @@ SMALL: dict[str, dict[str, Any]] = {
     "mlp2x_gelu": {},
     "mlp3x_gelu": {},
     "linear": {},
-    "pixel_shuffle": {"factor": 2},
-    "pool": {"factor": 2},
-    "c_abstractor": {"tokens": 9, "depth": 1},
-    "perceiver": {"tokens": 5, "depth": 2, "heads": 4},
+    "pixel_shuffle": {"downsample_factor": 2},
+    "pool": {"downsample_factor": 2},
+    "c_abstractor": {"num_tokens": 9, "num_layers": 1},
+    "perceiver": {"num_tokens": 5, "num_layers": 2, "num_heads": 4},
 }
 TOKENS = {"mlp2x_gelu": 16, "mlp3x_gelu": 16, "linear": 16, "pixel_shuffle": 4, "pool": 4}
 TOKENS |= {"c_abstractor": 9, "perceiver": 5}
 
 
 def config(name: str) -> ProjectorConfig:
-    return ProjectorConfig(name=name, **SMALL[name])
+    return ProjectorConfig(type=name, **SMALL[name])
 
 
 def test_every_projector_is_tested() -> None:
@@ -67,7 +67,9 @@ def test_neighbors_by_hand() -> None:
 
     grid = torch.arange(16.0).reshape(1, 16, 1)  # rows 0–3, 4–7, 8–11, 12–15
     assert _neighbors(grid, 2)[0, :, :, 0].tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
-    pool = build_projector(ProjectorConfig(name="pool", factor=4), ProjectorShape(patches=16, width=1, llm=1))
+    pool = build_projector(
+        ProjectorConfig(type="pool", downsample_factor=4), ProjectorShape(patches=16, width=1, llm=1)
+    )
     linear = torch.nn.Identity()
     pool.mlp = linear  # type: ignore[assignment]
     assert pool(grid).item() == 7.5
@@ -76,13 +78,25 @@ def test_neighbors_by_hand() -> None:
 @pytest.mark.parametrize(
     ("fields", "shape", "message"),
     [
-        ({"name": "pixel_shufle"}, SHAPE, "projector 'pixel_shufle'.*did you mean 'pixel_shuffle'"),
-        ({"name": "pixel_shuffle", "factor": 3}, SHAPE, r"projector\.factor: expected a divisor of 4, .* got 3"),
-        ({"name": "c_abstractor", "tokens": 8}, SHAPE, r"projector\.tokens: expected a square number up to 16"),
-        ({"name": "c_abstractor", "tokens": 25}, SHAPE, r"projector\.tokens: expected a square number up to 16"),
-        ({"name": "perceiver", "heads": 5}, SHAPE, r"projector\.heads: expected a divisor of 32"),
-        ({"name": "pool"}, ProjectorShape(patches=16, width=32, llm=24, extra=1), "features: expected patch"),
-        ({"depth": 0}, SHAPE, r"projector\.depth: expected 1 or more, got 0"),
+        ({"type": "pixel_shufle"}, SHAPE, "projector 'pixel_shufle'.*did you mean 'pixel_shuffle'"),
+        (
+            {"type": "pixel_shuffle", "downsample_factor": 3},
+            SHAPE,
+            r"projector\.downsample_factor: expected a divisor of 4, .* got 3",
+        ),
+        ({"type": "c_abstractor", "num_tokens": 8}, SHAPE, r"projector\.num_tokens: expected a square number up to 16"),
+        (
+            {"type": "c_abstractor", "num_tokens": 25},
+            SHAPE,
+            r"projector\.num_tokens: expected a square number up to 16",
+        ),
+        ({"type": "perceiver", "num_heads": 5}, SHAPE, r"projector\.num_heads: expected a divisor of 32"),
+        (
+            {"type": "pool"},
+            ProjectorShape(patches=16, width=32, llm=24, extra=1),
+            "vision_feature_select_strategy: expected default",
+        ),
+        ({"num_layers": 0}, SHAPE, r"projector\.num_layers: expected 1 or more, got 0"),
     ],
 )
 def test_what_does_not_fit_is_refused(fields: dict[str, Any], shape: ProjectorShape, message: str) -> None:
@@ -140,7 +154,9 @@ def test_whatever_of_transformers_is_imported_first(first: str) -> None:
 
 def test_several_feature_layers_and_the_class_token(bridge_encoder: Path, bridge_llm: Path) -> None:
     picture = Image.effect_noise((32, 32), 60).convert("RGB")
-    one, processor = small_llava(bridge_encoder, bridge_llm, "linear", feature_layer=[-2, 1], features="cls_patch")
+    one, processor = small_llava(
+        bridge_encoder, bridge_llm, "linear", vision_feature_layer=[-2, 1], vision_feature_select_strategy="full"
+    )
     assert one.config.vision_feature_layer == [-2, 1]
     assert one.model.multi_modal_projector.in_features == 64
     assert one.config.image_seq_length == 17
@@ -151,16 +167,21 @@ def test_several_feature_layers_and_the_class_token(bridge_encoder: Path, bridge
         features = one.model.get_image_features(pixels, return_dict=True).pooler_output[0]
         expected = one.model.multi_modal_projector(torch.cat([states[-2], states[1]], dim=-1))[0]
     torch.testing.assert_close(features, expected)
-    stock, _ = small_llava(bridge_encoder, bridge_llm, "mlp2x_gelu", feature_layer=[-2, -3])
+    stock, _ = small_llava(bridge_encoder, bridge_llm, "mlp2x_gelu", vision_feature_layer=[-2, -3])
     assert type(stock).__name__ == "LlavaForConditionalGeneration"
     assert stock.model.multi_modal_projector.linear_1.in_features == 64
-    with pytest.raises(UserError, match="has no class token, got cls_patch"):
+    with pytest.raises(UserError, match="has no class token, got full"):
         build_llava(
-            LlavaParts(encoder="timm:test_vit@random", llm=str(bridge_llm), features="cls_patch", image_size=64)
+            LlavaParts(
+                encoder="timm:test_vit@random",
+                llm=str(bridge_llm),
+                vision_feature_select_strategy="full",
+                image_size=64,
+            )
         )
 
 
 def test_states_of_unlike_shape_are_not_put_side_by_side(bridge_llm: Path, tmp_path: Path) -> None:
     bridge_world.make_encoder(tmp_path / "resnet", bridge_world.RESNET)
     with pytest.raises(UserError, match="differ in grid or width; expected one of them"):
-        build_llava(LlavaParts(encoder=str(tmp_path / "resnet"), llm=str(bridge_llm), feature_layer=[-1, -2]))
+        build_llava(LlavaParts(encoder=str(tmp_path / "resnet"), llm=str(bridge_llm), vision_feature_layer=[-1, -2]))

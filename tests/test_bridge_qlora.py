@@ -23,7 +23,7 @@ from llava_bridge.training.train_config import LaunchConfig, LlavaTrainConfig, L
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="no bitsandbytes (the extra qlora)"
 )
-LORA: dict[str, Any] = {"rank": 4, "alpha": 8, "dropout": 0.0, "quantize": "nf4"}
+LORA: dict[str, Any] = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "quantization": "nf4"}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,14 @@ def stage(talk: Path, **changes: Any) -> StageConfig:
     data = [ConversationSourceConfig(path=str(talk / "talk.json"))]
     lora = LoraConfig(**LORA | changes.pop("lora", {}))
     return StageConfig(
-        **{"data": data, "steps": 6, "global_batch_size": 4, "learning_rate": 1e-2, "warmup_ratio": 0.0, "lora": lora}
+        **{
+            "data": data,
+            "max_steps": 6,
+            "global_batch_size": 4,
+            "learning_rate": 1e-2,
+            "warmup_ratio": 0.0,
+            "lora": lora,
+        }
         | changes
     )
 
@@ -52,7 +59,7 @@ def stage(talk: Path, **changes: Any) -> StageConfig:
 def runs(tmp_path_factory: pytest.TempPathFactory, bridge_talk: Path, fields: dict[str, Any]) -> Path:
     """Two LLaVAs of the same training: adapters merged, and beside the weights."""
     folder = tmp_path_factory.mktemp("runs")
-    stages = {name: stage(bridge_talk, lora={"merge": name == "merged"}) for name in ("merged", "beside")}
+    stages = {name: stage(bridge_talk, lora={"merge_weights": name == "merged"}) for name in ("merged", "beside")}
     paths = [
         bridge_world.config_file(folder, name, bridge_talk, **fields, instruct=own, save_steps=0)
         for name, own in stages.items()
@@ -79,7 +86,7 @@ def test_adapters_learn_beside_4_bits(runs: Path, llm: Path) -> None:
             assert 0.03 < (value - whole).norm() / whole.norm() < 0.12, name  # of 4 bits
             assert torch.unique(value.flatten()[:64]).numel() <= 16, name  # with one scale
             assert not torch.equal(after[name], value), name
-            assert torch.linalg.matrix_rank(after[name] - value, atol=1e-5) <= LORA["rank"], name
+            assert torch.linalg.matrix_rank(after[name] - value, atol=1e-5) <= LORA["r"], name
         elif whole is not None:
             assert torch.equal(value, whole), name
     assert rounded == 2 * 6  # of two layers; mlp.down_proj has a width that 4 bits do not take
@@ -143,14 +150,14 @@ def config(fields: dict[str, Any], talk: Path, **changes: Any) -> LlavaTrainConf
 def test_refusals(fields: dict[str, Any], bridge_talk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llava_bridge.training import work_dir
 
-    with pytest.raises(UserError, match=r"lora.quantize: expected none without llm among lora.parts"):
-        LoraConfig(parts=["vision"], quantize="nf4")
+    with pytest.raises(UserError, match=r"lora.quantization: expected none without llm among lora.apply_to"):
+        LoraConfig(apply_to=["vision"], quantization="nf4")
     monkeypatch.setattr(work_dir.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"^instruct.lora.quantize: expected bitsandbytes .*clips-suite\[qlora\]"):
+    with pytest.raises(UserError, match=r"^instruct.lora.quantization: expected bitsandbytes .*clips-suite\[qlora\]"):
         work_dir.check_inputs(config(fields, bridge_talk))
     monkeypatch.setattr(work_dir.importlib.util, "find_spec", lambda name: object())
-    with pytest.raises(UserError, match=r"launch.deepspeed: expected zero2 with instruct.lora.quantize"):
+    with pytest.raises(UserError, match=r"launch.deepspeed: expected zero2 with instruct.lora.quantization"):
         work_dir.check_inputs(config(fields, bridge_talk, launch=LaunchConfig(deepspeed="zero3")))
-    with pytest.raises(UserError, match=r"launch.parallel: expected deepspeed with instruct.lora.quantize"):
-        work_dir.check_inputs(config(fields, bridge_talk, launch=LaunchConfig(parallel="fsdp")))
+    with pytest.raises(UserError, match=r"launch.strategy: expected deepspeed with instruct.lora.quantization"):
+        work_dir.check_inputs(config(fields, bridge_talk, launch=LaunchConfig(strategy="fsdp")))
     work_dir.check_inputs(config(fields, bridge_talk))

@@ -26,7 +26,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "scripts" / "configs" / "llava"
 FILES = sorted(FOLDER.glob("*.yaml"))
 STATED = {
     "data",
-    "epochs",
+    "num_epochs",
     "global_batch_size",
     "micro_batch_size",
     "learning_rate",
@@ -65,14 +65,22 @@ def test_a_recipe_is_complete(path: Path) -> None:
     """Nothing that decides what comes of it is left to defaults, which may change."""
     config, written = recipe(path), yaml.safe_load(path.read_text())
     assert list(config.stages) == ["align", "instruct"]
-    assert {"encoder", "llm", "feature_layer", "features", "projector", "chat_template", "image_fit"} <= set(written)
+    assert {
+        "encoder",
+        "llm",
+        "vision_feature_layer",
+        "vision_feature_select_strategy",
+        "projector",
+        "chat_template",
+        "image_aspect_ratio",
+    } <= set(written)
     assert config.chat_template != "auto"
-    assert config.projector == ProjectorConfig(name="mlp2x_gelu")
+    assert config.projector == ProjectorConfig(type="mlp2x_gelu")
     for name in config.stages:
         assert set(written[name]) >= STATED, name
         for data in config.stage(name).data:
-            assert data.images
-            assert data.missing_images == "refuse"
+            assert data.image_folder
+            assert data.missing_images == "error"
     assert (config.align.global_batch_size, config.instruct.global_batch_size) == (256, 128)
     assert config.align.chat_template == "plain"
     assert config.instruct.learning_rate == 2e-5
@@ -81,7 +89,7 @@ def test_a_recipe_is_complete(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_setting_says_where_it_is_from(path: Path) -> None:
-    own = {"output", "data", "path", "images", "missing_images", "- path"}
+    own = {"output", "data", "path", "image_folder", "missing_images", "- path"}
     for line in path.read_text().splitlines():
         if not line.startswith("#") and line.split(":")[0].strip() not in own:
             assert "  # " in line, line
@@ -93,16 +101,16 @@ def miniature(tmp_path: Path, encoder: Path, llm: Path, talk: Path) -> LlavaTrai
     rows = json.loads((talk / "talk.json").read_text())
     captions = [{**row, "conversations": row["conversations"][:2]} for row in rows]
     (tmp_path / "captions.json").write_text(json.dumps(captions))
-    tiny = {"global_batch_size": 4, "micro_batch_size": 2, "steps": 3, "max_length": 300}
+    tiny = {"global_batch_size": 4, "micro_batch_size": 2, "max_steps": 3, "max_length": 300}
     align = ConversationSourceConfig(
-        path=str(tmp_path / "captions.json"), images=str(talk), missing_images="refuse", weight=0.5
+        path=str(tmp_path / "captions.json"), image_folder=str(talk), missing_images="error", weight=0.5
     )
     return dataclasses.replace(
         large,
         output=str(tmp_path / "llava"),
         encoder=str(encoder),
         llm=str(llm),
-        launch=dataclasses.replace(large.launch, processes=1),
+        launch=dataclasses.replace(large.launch, num_processes=1),
         precision="fp32",
         num_workers=1,
         logging_steps=1,
@@ -127,7 +135,7 @@ def mixture(tmp_path: Path, talk: Path) -> list[ConversationSourceConfig]:
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
     return [
-        ConversationSourceConfig(path=str(talk / "talk.json"), images=str(talk), missing_images="refuse"),
+        ConversationSourceConfig(path=str(talk / "talk.json"), image_folder=str(talk), missing_images="error"),
         ConversationSourceConfig(path=str(tmp_path / "talk.parquet"), format="conversations", weight=1.5),
         ConversationSourceConfig(path=str(tmp_path / "talk.tar"), format="webdataset", weight=0.25),
     ]

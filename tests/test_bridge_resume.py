@@ -50,7 +50,7 @@ def test_what_cannot_be_made_one_for_any_number_is_refused_and_kept(
 ) -> None:
     place = checkpoint(tmp_path, part)
     monkeypatch.setenv("WORLD_SIZE", "1")
-    message = f"launch.processes: expected 2, as when {place} was written, got 1, {why}; or remove {tmp_path}, and"
+    message = f"launch.num_processes: expected 2, as when {place} was written, got 1, {why}; or remove {tmp_path}, and"
     with pytest.raises(UserError, match=message):
         convert_to_universal(place)
     assert (place / "global_step4" / part).is_file()
@@ -80,14 +80,14 @@ def test_stopped_in_two_processes_zero_2_goes_on_in_one_as_if_it_had_never_stopp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("way", "lora"), [("zero2", LoraConfig(rank=4, alpha=8, dropout=0.1)), ("zero3", None)])
+@pytest.mark.parametrize(("way", "lora"), [("zero2", LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1)), ("zero3", None)])
 def test_two_processes_that_were_stopped_learn_bit_for_bit_the_same(
     way: str, lora: LoraConfig | None, tmp_path: Path, bridge_encoder: Path, bridge_llm: Path, bridge_talk: Path
 ) -> None:
     world = bridge_encoder, bridge_llm, bridge_talk
     (tmp_path / "whole").mkdir()
     data = [ConversationSourceConfig(path=str(bridge_talk / "talk.json"))]
-    stage = StageConfig(data=data, steps=6, global_batch_size=4, learning_rate=1e-3, warmup_ratio=0.0, lora=lora)
+    stage = StageConfig(data=data, max_steps=6, global_batch_size=4, learning_rate=1e-3, warmup_ratio=0.0, lora=lora)
     fields: dict[str, Any] = {"launch": LaunchConfig(deepspeed=way), "instruct": stage}
     path = config(tmp_path, "plain", world, "deepspeed", save_steps=0, **fields)
     assert "stopped after step 4; the same command goes on" in torchrun("stop_driver.py", str(path), "3").stderr

@@ -54,7 +54,10 @@ def test_a_finished_run_is_left_as_it_is(
     config = parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test").among(1)
     (tmp_path / "one").mkdir()
     write_manifest(tmp_path / "one", kind="llava", config=config, identity=run_identity(config))
-    for free in ([], ["--logging_steps", "3", "--num_workers", "1", "--save_steps", "9", "--launch.processes", "2"]):
+    for free in (
+        [],
+        ["--logging_steps", "3", "--num_workers", "1", "--save_steps", "9", "--launch.num_processes", "2"],
+    ):
         assert llava_bridge(monkeypatch, "train", "--config", str(path), *free) == 0
         assert "already trained with this config; nothing to do" in capsys.readouterr().err
     assert llava_bridge(monkeypatch, "train", "--config", str(path), "--align.learning_rate", "0.5") == 2
@@ -162,9 +165,9 @@ def test_features_are_not_kept_where_processes_must_call_the_encoder_together(
     tmp_path: Path, bridge_talk: Path, bridge_encoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
-    flags = ["--align.keep_features", "true", "--launch.deepspeed", "zero3", "--launch.processes", "2"]
+    flags = ["--align.cache_vision_features", "true", "--launch.deepspeed", "zero3", "--launch.num_processes", "2"]
     assert llava_bridge(monkeypatch, "train", "--config", str(path), *flags) == 2
-    assert "align.keep_features: expected false under ZeRO-3 with several processes" in capsys.readouterr().err
+    assert "align.cache_vision_features: expected false under ZeRO-3 with several processes" in capsys.readouterr().err
 
 
 def test_a_file_system_without_locks_will_do(
@@ -197,12 +200,13 @@ def test_the_number_of_processes_is_what_a_launcher_has_started(
 ) -> None:
     path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
     config = parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test")
-    assert config.among(4).launch.processes == 4
+    assert config.among(4).launch.num_processes == 4
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "3"}.items():
         monkeypatch.setenv(name, value)
     assert llava_bridge(monkeypatch, "train", "--config", str(path)) == 2
-    assert "pretrain.global_batch_size: expected a multiple of processes (3)" in capsys.readouterr().err
-    assert llava_bridge(monkeypatch, "train", "--config", str(path), "--launch.processes", "2") == 2
+    assert "llm_pretrain.global_batch_size: expected a multiple of processes (3)" in capsys.readouterr().err
+    assert llava_bridge(monkeypatch, "train", "--config", str(path), "--launch.num_processes", "2") == 2
     assert (
-        "launch.processes: expected 3, as many as the launcher has started, or null, got 2" in capsys.readouterr().err
+        "launch.num_processes: expected 3, as many as the launcher has started, or null, got 2"
+        in capsys.readouterr().err
     )

@@ -342,13 +342,13 @@ def test_the_command_complains_in_one_line(
     taken = f"llava-bridge: host, port: cannot listen at 127.0.0.1:{port} (Address already in use); expected a free"
     assert capsys.readouterr().err.startswith(taken)
     with pytest.raises(UserError, match="no such directory"):
-        run_serve(ServeConfig(directory="nowhere", port=0))
+        run_serve(ServeConfig(model="nowhere", port=0))
     with pytest.raises(UserError, match="port: expected 0 to 65535"):
-        ServeConfig(directory="d", port=70000)
+        ServeConfig(model="d", port=70000)
     monkeypatch.delitem(sys.modules, "llava_bridge.serving.app")
     monkeypatch.setitem(sys.modules, "starlette.applications", None)
     with pytest.raises(UserError, match=r"^serve needs starlette\S*: pip install 'clips-suite\[serve\]'$"):
-        run_serve(ServeConfig(directory=str(tmp_path)))
+        run_serve(ServeConfig(model=str(tmp_path)))
 
 
 def test_nothing_is_downloaded_before_the_port_is_had(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,10 +360,10 @@ def test_nothing_is_downloaded_before_the_port_is_had(address: str, monkeypatch:
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     with pytest.raises(UserError, match="cannot listen at"):
-        run_serve(ServeConfig(directory="org/llava", port=int(address.rpartition(":")[2])))
+        run_serve(ServeConfig(model="org/llava", port=int(address.rpartition(":")[2])))
     assert asked == []
     with pytest.raises(UserError, match="org/llava is not a directory; org/llava: cannot be had from the hub"):
-        run_serve(ServeConfig(directory="org/llava", port=0))
+        run_serve(ServeConfig(model="org/llava", port=0))
     assert asked == ["org/llava"]
 
 

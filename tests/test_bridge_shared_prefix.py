@@ -95,7 +95,7 @@ def test_pictures_that_only_look_alike_are_not_mixed_up(llava: Any) -> None:
 
 
 def test_tiles(llava: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    built = llava("qwen3", image_fit="anyres")
+    built = llava("qwen3", image_aspect_ratio="anyres")
     shown = [*pictures(1, (40, 30)) * 2, *pictures(1, (90, 30)) * 3]  # of unlike numbers of tokens
     asked = QUESTIONS + QUESTIONS[:1]
     prefixes = []

@@ -108,7 +108,7 @@ def parquet_of_paths(folder: Path) -> ConversationSourceConfig:
     found = rows("messages", as_content, lambda color: f"{color}.png")
     pq.write_table(pa.Table.from_pylist(found), folder / "talk.parquet")
     return ConversationSourceConfig(
-        format="conversations", path=str(folder / "talk.parquet"), images=str(folder / "pictures")
+        format="conversations", path=str(folder / "talk.parquet"), image_folder=str(folder / "pictures")
     )
 
 
@@ -288,13 +288,13 @@ def test_how_a_source_is_read_makes_no_other_run_of_it_and_its_content_does(brid
 
     def known(**fields: Any) -> dict[str, Any]:
         data = [ConversationSourceConfig(path=str(path), format="text", **fields)]
-        return run_identity(LlavaTrainConfig(output="x", stages=["pretrain"], pretrain=StageConfig(data=data)))
+        return run_identity(LlavaTrainConfig(output="x", stages=["llm_pretrain"], llm_pretrain=StageConfig(data=data)))
 
     before = known()
-    assert known(missing_images="refuse", cache_gb=1.0) == before
+    assert known(missing_images="error", max_cache_gb=1.0) == before
     assert known(weight=2.0) != before
     path.write_bytes(path.read_bytes() + b"\n")
-    assert str(difference(before, known())).startswith("inputs.pretrain.data[0].hash is ")
+    assert str(difference(before, known())).startswith("inputs.llm_pretrain.data[0].hash is ")
 
 
 def test_an_answer_before_the_first_question_is_left_out(tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_weights_repeat_and_thin() -> None:
 def test_a_source_has_a_weight(bridge_talk: Path) -> None:
     path = str(bridge_talk / "talk.json")
     assert len(read_samples(ConversationSourceConfig(path=path, weight=1.5))) == 24
-    assert len(read_samples(ConversationSourceConfig(path=path, weight=0.5, limit=8))) == 4
+    assert len(read_samples(ConversationSourceConfig(path=path, weight=0.5, max_samples=8))) == 4
     assert (
         len(read_texts(ConversationSourceConfig(path=str(bridge_talk / "text.jsonl"), format="text", weight=0.25))) == 8
     )

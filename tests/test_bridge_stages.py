@@ -22,14 +22,20 @@ from llava_bridge.training.train_config import LaunchConfig, LoraConfig, StageCo
 
 pytestmark = pytest.mark.slow
 DRIVER = Path(__file__).with_name("swap_driver.py")
-LORA: dict[str, Any] = {"rank": 4, "alpha": 8, "dropout": 0.0}
+LORA: dict[str, Any] = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0}
 
 
 def config(directory: Path, name: str, world: tuple[Path, Path, Path], stage: dict[str, Any], **fields: Any) -> Path:
     """A run of a single stage, instruct, on a finished encoder and LLM."""
     encoder, llm, talk = world
     data = [ConversationSourceConfig(path=str(talk / "talk.json"))]
-    settings = {"data": data, "steps": 3, "global_batch_size": 4, "learning_rate": 1e-2, "warmup_ratio": 0.0} | stage
+    settings = {
+        "data": data,
+        "max_steps": 3,
+        "global_batch_size": 4,
+        "learning_rate": 1e-2,
+        "warmup_ratio": 0.0,
+    } | stage
     fields = {"stages": ["instruct"], "encoder": str(encoder), "llm": str(llm)} | fields
     return bridge_world.config_file(directory, name, talk, instruct=StageConfig(**settings), **fields)
 
@@ -56,14 +62,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory, world: tuple[Path, Path, Path
         "plain": {},
         "untrained": {"learning_rate": 1e-30},
         "packed": {"packing": True, "max_length": 120},
-        "again": {"activation_checkpointing": True, "trains": every},
-        "whole": {"trains": every},
-        "rates": {"trains": every, "vision_lr": 1e-30, "projector_lr": 1e-30},
+        "again": {"activation_checkpointing": True, "tunable_parts": every},
+        "whole": {"tunable_parts": every},
+        "rates": {"tunable_parts": every, "vision_tower_lr": 1e-30, "projector_lr": 1e-30},
         "lora": {"lora": LoraConfig(**LORA)},
-        "dora": {"lora": LoraConfig(**LORA, dora=True, parts=["llm", "vision"], merge=False)},
-        "kept": {"keep_features": True},
-        "found": {"keep_features": True, "packing": True, "max_length": 120},
-        "queries": {"lora": LoraConfig(**LORA, targets=["q_proj"]), "projector_lr": 1e-30},
+        "dora": {"lora": LoraConfig(**LORA, use_dora=True, apply_to=["llm", "vision"], merge_weights=False)},
+        "kept": {"cache_vision_features": True},
+        "found": {"cache_vision_features": True, "packing": True, "max_length": 120},
+        "queries": {"lora": LoraConfig(**LORA, target_modules=["q_proj"]), "projector_lr": 1e-30},
     }
     paths = [str(config(directory, name, world, stage)) for name, stage in stages.items()]
     launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
@@ -126,7 +132,7 @@ def test_adapters_are_merged_into_the_weights_and_only_where_they_are(runs: Path
     assert changed
     assert all(name.endswith("q_proj.weight") for name in changed)
     for name in changed:
-        assert torch.linalg.matrix_rank(after[name] - before[name], atol=1e-5) <= LORA["rank"]
+        assert torch.linalg.matrix_rank(after[name] - before[name], atol=1e-5) <= LORA["r"]
     assert losses(runs / "lora")[-1] < losses(runs / "lora")[0]
 
 
@@ -159,7 +165,7 @@ def test_zero_3_in_two_processes_saves_what_zero_2_does(
     if kind == "tied":
         world = world[0], bridge_world.make_llm(tmp_path / "llm", tied=True), world[2]
     for way in ("zero2", "zero3"):
-        launch = LaunchConfig(processes=2, deepspeed=way)
+        launch = LaunchConfig(num_processes=2, deepspeed=way)
         done = train(config(tmp_path, way, world, {"learning_rate": 1e-3} | stage, launch=launch))
         assert done.returncode == 0, done.stderr[-3000:]
     one, other = weights(tmp_path / "zero2"), weights(tmp_path / "zero3")
@@ -180,8 +186,8 @@ def test_offload_learns_the_same(way: str, tmp_path: Path, world: tuple[Path, Pa
 def test_sigterm_to_the_command_saves_and_the_same_command_goes_on(
     tmp_path: Path, world: tuple[Path, Path, Path]
 ) -> None:
-    stage = {"steps": 2000, "learning_rate": 1e-3}
-    path = config(tmp_path, "stopped", world, stage, launch=LaunchConfig(processes=2), save_steps=0)
+    stage = {"max_steps": 2000, "learning_rate": 1e-3}
+    path = config(tmp_path, "stopped", world, stage, launch=LaunchConfig(num_processes=2), save_steps=0)
     command = [sys.executable, "-m", "llava_bridge", "train", "--config", str(path)]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / ".stopped.work" / "metrics.jsonl"
@@ -213,7 +219,7 @@ def test_sigterm_to_the_command_saves_and_the_same_command_goes_on(
 def test_sigterm_to_every_process_of_a_job_saves_readers_of_data_included(
     tmp_path: Path, world: tuple[Path, Path, Path]
 ) -> None:
-    path = config(tmp_path, "job", world, {"steps": 2000, "learning_rate": 1e-3}, save_steps=0, num_workers=1)
+    path = config(tmp_path, "job", world, {"max_steps": 2000, "learning_rate": 1e-3}, save_steps=0, num_workers=1)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(

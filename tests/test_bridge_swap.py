@@ -114,9 +114,11 @@ def trained(
                 "stages": ["align", "instruct"],
                 "encoder": encoders[encoder],
                 "llm": llms[llm],
-                "projector": ProjectorConfig(name=name, tokens=9, depth=1),
-                "align": StageConfig(data=data, steps=2, global_batch_size=2, max_length=256),
-                "instruct": StageConfig(data=data, steps=3, global_batch_size=2, max_length=256, learning_rate=1e-3),
+                "projector": ProjectorConfig(type=name, num_tokens=9, num_layers=1),
+                "align": StageConfig(data=data, max_steps=2, global_batch_size=2, max_length=256),
+                "instruct": StageConfig(
+                    data=data, max_steps=3, global_batch_size=2, max_length=256, learning_rate=1e-3
+                ),
             }
             configs.append(bridge_world.config_file(folder, f"{encoder}-{llm}", bridge_talk, **fields))
     bridge_world.trained_alone(*configs)

@@ -44,14 +44,14 @@ def test_three_stages_under_the_launcher(trained: Path, bridge_encoder: Path) ->
     from llava_bridge import answer, load_llava
 
     logged = losses(trained)
-    assert [stage for stage, _, _ in logged] == ["pretrain"] * 4 + ["align"] * 4 + ["instruct"] * 6
+    assert [stage for stage, _, _ in logged] == ["llm_pretrain"] * 4 + ["align"] * 4 + ["instruct"] * 6
     instruct = [loss for stage, _, loss in logged if stage == "instruct"]
     assert instruct[-1] < instruct[0]
     manifest = json.loads((trained / "manifest.json").read_text())
     assert manifest["kind"] == "llava"
     assert manifest["parents"]["encoder"]["path"] == str(bridge_encoder)
     assert {name: stage["steps"] for name, stage in manifest["stages"].items()} == {
-        "pretrain": 4,
+        "llm_pretrain": 4,
         "align": 4,
         "instruct": 6,
     }
@@ -78,7 +78,7 @@ def test_two_processes_compute_what_one_does(trained: Path, bridge_encoder: Path
 
     directory = trained.parent
     config = bridge_world.config_file(
-        directory, "two", bridge_talk, encoder=str(bridge_encoder), launch=LaunchConfig(processes=2)
+        directory, "two", bridge_talk, encoder=str(bridge_encoder), launch=LaunchConfig(num_processes=2)
     )
     done = bridge_world.run_python("-m", "llava_bridge", "train", "--config", str(config))
     assert done.returncode == 0, done.stderr
@@ -190,7 +190,7 @@ def test_the_launcher_gets_the_gpus_that_are_visible(tmp_path: Path, monkeypatch
     launching.launch(["train"], 2, tmp_path / "log.txt")
     machines = (tmp_path / "arguments").read_text().removeprefix("--world_info=")
     assert json.loads(base64.urlsafe_b64decode(machines)) == {"localhost": ["2", "5"]}
-    with pytest.raises(UserError, match=r"launch.processes: expected at most 3, as CUDA_VISIBLE_DEVICES is 2,5,7"):
+    with pytest.raises(UserError, match=r"launch.num_processes: expected at most 3, as CUDA_VISIBLE_DEVICES is 2,5,7"):
         launching.launch(["train"], 4, tmp_path / "log.txt")
 
 
@@ -200,7 +200,7 @@ def test_the_launcher_gets_the_gpus_that_are_visible(tmp_path: Path, monkeypatch
         (["--encoder", "none"], "encoder: none is not a directory"),
         (["--llm", "none"], "llm: none has no config.json"),
         (
-            ["--align.global_batch_size", "5", "--launch.processes", "2"],
+            ["--align.global_batch_size", "5", "--launch.num_processes", "2"],
             "align.global_batch_size: expected a multiple of processes",
         ),
         (["--stages", "[instruct,align]"], "stages: expected each once and in the order"),
@@ -270,7 +270,7 @@ def test_frozen_parts_are_told_from_trained_ones_by_their_bits() -> None:
 
     assert learning(StageConfig(), "align") == {"projector"}
     assert learning(StageConfig(), "instruct") == {"projector", "llm"}
-    assert learning(StageConfig(trains=["vision", "llm"]), "instruct") == {"vision", "llm"}
+    assert learning(StageConfig(tunable_parts=["vision", "llm"]), "instruct") == {"vision", "llm"}
     assert not frozen_tensors(model["vision"])  # its statistics move with it
     projector = model["projector"]
     before = tensors_hash(frozen_tensors(projector))

@@ -51,7 +51,7 @@ def test_states_of_a_resnet_are_its_stages_and_the_config_states_the_one_in_use(
     assert (ours.config.class_token, ours.config.hidden_size, ours.config.patch_size) == (False, 128, 16)
     last = build_vision_model(load_encoder(str(tmp_path / "encoder")), layer=-1).config
     assert (last.hidden_size, last.patch_size) == (256, 32)
-    with pytest.raises(UserError, match="feature_layer: this encoder has -5 to 4, got -6"):
+    with pytest.raises(UserError, match="vision_feature_layer: this encoder has -5 to 4, got -6"):
         build_vision_model(load_encoder(str(tmp_path / "encoder")), layer=-6)
 
 

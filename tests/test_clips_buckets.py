@@ -68,17 +68,17 @@ def wait_for(address: str) -> None:
 
 
 def test_training_from_a_bucket_is_training_from_a_disk(bucket: str, tmp_path: Path) -> None:
-    cache = {"cache": str(tmp_path / "cache")}
+    cache = {"cache_dir": str(tmp_path / "cache")}
     with pytest.raises(UserError, match=r"s3://recap/train/sizes\.json: no such file; .* `clips data index"):
         open_source(SourceConfig(path=bucket, **cache))
     run_index(IndexShardsConfig(path=bucket, output=str(tmp_path / "sizes.json"), **cache))
     assert list(json.loads((tmp_path / "sizes.json").read_text()).values()) == [9, 7, 5]
     sources = {
-        "bucket": {"path": bucket, "sizes": str(tmp_path / "sizes.json"), **cache},
+        "bucket": {"path": bucket, "shard_sizes": str(tmp_path / "sizes.json"), **cache},
         "disk": {"path": str(tmp_path / "here")},
     }
     for name, source in sources.items():
-        data = {"sources": [source], "shuffle_window": 2, "num_workers": 1}
-        train(clips_world.train_config(tmp_path, tmp_path / name, data=data, steps=4))
+        data = {"sources": [source], "shuffle_buffer_shards": 2, "num_workers": 1}
+        train(clips_world.train_config(tmp_path, tmp_path / name, data=data, max_steps=4))
     one, other = (load_file(tmp_path / name / "open_clip_model.safetensors") for name in sources)
     assert all(torch.equal(value, other[key]) for key, value in one.items())

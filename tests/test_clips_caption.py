@@ -45,7 +45,7 @@ def test_learnable_tokens_give_the_likeliest_word_each():
     expected = model.logits(image, text)[0].argmax(-1).tolist()
     expected = expected[: expected.index(EOS)] if EOS in expected else expected
     assert generate(model, image, text) == [token for token in expected if token not in {PAD, BOS}]
-    with pytest.raises(UserError, match="beams: expected 1"):
+    with pytest.raises(UserError, match="num_beams: expected 1"):
         generate(model, image, text, beams=2)
 
 
@@ -77,11 +77,11 @@ def test_the_command_prints_words_and_writes_a_page(tmp_path: Path, capsys: pyte
     (tmp_path / "photo.png").write_bytes(clips_world.picture(3))
     for name in ("clips", "coca", "clip"):
         recipe = {"name": name, "captioner": {"length": 12, "layers": 1}}
-        train(clips_world.train_config(data, tmp_path / name, recipe=recipe, steps=2))
+        train(clips_world.train_config(data, tmp_path / name, recipe=recipe, max_steps=2))
     capsys.readouterr()
     for name in ("clips", "coca"):
-        files = {"image": str(tmp_path / "photo.png"), "page": str(tmp_path / "p.html")}
-        run_caption(CaptionConfig(encoder=str(tmp_path / name), web="<b>", **files))
+        files = {"image": str(tmp_path / "photo.png"), "html_output": str(tmp_path / "p.html")}
+        run_caption(CaptionConfig(encoder=str(tmp_path / name), web_caption="<b>", **files))
         said = capsys.readouterr().out.strip()
         html = (tmp_path / "p.html").read_text(encoding="utf-8")
         assert "base64" in html

@@ -36,7 +36,7 @@ class RunConfig:
     output: str = dataclasses.field(metadata=RUN_ONLY)
     rate: float = 0.1
     logging_steps: int = dataclasses.field(default=10, metadata=RUN_ONLY)
-    may_change: tuple[str, ...] = dataclasses.field(default=(), metadata=RUN_ONLY)
+    allow_changes_on_resume: tuple[str, ...] = dataclasses.field(default=(), metadata=RUN_ONLY)
     data: DataPart = dataclasses.field(default_factory=DataPart)
 
 
@@ -210,7 +210,7 @@ def test_a_run_keeps_to_its_settings_and_inputs_once_there_is_something_to_lose(
         is_trained(other, known(other))
     with pytest.raises(UserError, match=r"inputs\.trunk is 'a' there and 'b' now"):
         is_trained(config, known(config, trunk="b"))
-    allowed = dataclasses.replace(config, rate=0.2, may_change=("rate",))
+    allowed = dataclasses.replace(config, rate=0.2, allow_changes_on_resume=("rate",))
     assert is_trained(allowed, known(allowed)) is False
     assert resume_changes(allowed, known(allowed)) == ["rate 0.1 → 0.2"]
 

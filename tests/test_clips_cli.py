@@ -55,9 +55,9 @@ def test_an_output_that_cannot_be_written_is_one_line(
     clips_world.write_shards(tmp_path / "data", (3,))
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("precious")
-    Path("c.json").write_text(clips_world.config_text(Path("data"), Path("x"), steps=0))
+    Path("c.json").write_text(clips_world.config_text(Path("data"), Path("x"), max_steps=0))
     capsys.readouterr()
-    for arguments in (["scenes", "--size", "3"], ["train", "--config", "c.json"]):
+    for arguments in (["scenes", "--num_scenes", "3"], ["train", "--config", "c.json"]):
         assert dispatch("clips", "", COMMANDS, [*arguments, "--output", output]) == 2
         last = capsys.readouterr().err.splitlines()[-1]
         assert output in last

@@ -131,7 +131,7 @@ def test_what_a_shard_lacks_is_replaced_by_many_others(tmp_path: Path, there: in
     counted = {"shard-00000.tar": 40, "shard-00001.tar": 1500, "shard-00002.tar": 40}
     (folder / "sizes.json").write_text(json.dumps(counted), encoding="utf-8")
     for window in (None, 1):
-        data = training_data(folder, shuffle_window=window)
+        data = training_data(folder, shuffle_buffer_shards=window)
         seen = Counter(
             sample["web"].item()
             for start in range(0, 1580, 20)
@@ -146,10 +146,10 @@ def test_what_a_shard_lacks_is_replaced_by_many_others(tmp_path: Path, there: in
 def test_a_missing_shard_counts_for_no_more_than_it_is(tmp_path: Path):
     folder = clips_world.write_shards(tmp_path / "data", sizes=(64,) * 16)
     (folder / "sizes.json").write_text(json.dumps({f"shard-{number:05d}.tar": 64 for number in range(16)}))
-    data = training_data(folder, 16, shuffle_window=16)
+    data = training_data(folder, 16, shuffle_buffer_shards=16)
     missing = int(data.order.at(0).index) // 64
     (folder / f"shard-{missing:05d}.tar").write_bytes(b"no tar at all")
-    data = training_data(folder, 16, shuffle_window=16)
+    data = training_data(folder, 16, shuffle_buffer_shards=16)
     steps = [next(iterate_batches(data, first_step=step, last_step=step + 1)) for step in range(64)]
     bad = [entry for batch in steps for entry in batch["bad"]]
     assert len(bad) == len(set(bad)) == 64  # each once, none for having been tried in another's place
@@ -161,7 +161,7 @@ def test_a_shard_here_that_sizes_json_does_not_know_is_counted(tmp_path: Path):
     (folder / "sizes.json").write_text(json.dumps({"shard-00000.tar": 3}), encoding="utf-8")
     assert len(training_data(folder)) == 7
     with pytest.raises(UserError, match=r"number of samples in shard-00001\.tar; `clips data index` counts them"):
-        open_source(SourceConfig(path=str(folder), sizes=str(folder / "sizes.json")))
+        open_source(SourceConfig(path=str(folder), shard_sizes=str(folder / "sizes.json")))
 
 
 def test_one_unreadable_shard_of_many_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -216,8 +216,11 @@ def test_what_is_no_tar_is_refused_before_training(tmp_path: Path):
     [
         ({"path": "nowhere"}, "nowhere: no such file or directory"),
         ({"path": "."}, r"expected \.tar shards in this directory, found none"),
-        ({"web": "web_captoin"}, "unknown key for data source field web 'web_captoin'; did you mean 'web_caption'"),
-        ({"synthetic": ".txt"}, r"'synthetic' expects a \.txt file \(found \.png, \.json\)"),
+        (
+            {"web_caption": "web_captoin"},
+            "unknown key for data source field web_caption 'web_captoin'; did you mean 'web_caption'",
+        ),
+        ({"synthetic_caption": ".txt"}, r"'synthetic_caption' expects a \.txt file \(found \.png, \.json\)"),
         ({"format": "karpaty", "path": "x"}, "unknown format of a data source 'karpaty'; did you mean 'karpathy'"),
     ],
 )
@@ -233,12 +236,12 @@ def test_captions_come_from_keys_lists_and_text_files(tmp_path: Path):
     files = {"jpg": clips_world.picture(0, kind="jpg"), "txt": b" as text \n", "json": clips_world.sample(0)["json"]}
     path = str(clips_world.write_shard(tmp_path / "a.tar", {"x/1.b": files}))  # the key ends at the first dot
     with pytest.raises(UserError, match=r"expects a \.txt file"):
-        open_source(SourceConfig(path=path, web=".txt"))
+        open_source(SourceConfig(path=path, web_caption=".txt"))
     path = str(clips_world.write_shard(tmp_path / "b.tar", {"x/1": files}))
-    source = open_source(SourceConfig(path=path, web=".txt", synthetic=None))
+    source = open_source(SourceConfig(path=path, web_caption=".txt", synthetic_caption=None))
     read = source.read(0, np.random.default_rng(0))
     assert (read.web, read.synthetic, source.name(0)) == ("as text", "", "b.tar/x/1")
-    drawn = open_source(SourceConfig(path=path, web="captions"))
+    drawn = open_source(SourceConfig(path=path, web_caption="captions"))
     assert {drawn.read(0, np.random.default_rng(seed)).web for seed in range(60)} == {
         f"sentence {number} of 0" for number in range(5)
     }
@@ -259,19 +262,25 @@ def karpathy_file(tmp_path: Path) -> Path:
 
 def test_karpathy_layout(tmp_path: Path):
     path = str(karpathy_file(tmp_path))
-    config = SourceConfig(format="karpathy", path=path, web="first_sentence", synthetic="other_sentences")
+    config = SourceConfig(
+        format="karpathy", path=path, web_caption="first_sentence", synthetic_caption="other_sentences"
+    )
     source = open_source(config)
     assert len(source) == 2
     read = source.read(1, np.random.default_rng(0))
     assert read.web == "Sentence a of 2 ."
     assert read.synthetic == "Sentence b of 2. Sentence c of 2."
     assert decode_image(read.image).size == (40, 32)
-    drawn = open_source(SourceConfig(format="karpathy", path=path, web="drawn_sentence", synthetic="other_sentences"))
+    drawn = open_source(
+        SourceConfig(format="karpathy", path=path, web_caption="drawn_sentence", synthetic_caption="other_sentences")
+    )
     for seed in range(20):
         read = drawn.read(0, np.random.default_rng(seed))
         assert read.web.removesuffix(" .") + "." not in read.synthetic
         assert read.synthetic.count(".") == 2
-    everything = SourceConfig(format="karpathy", path=path, web="first_sentence", synthetic="all_sentences")
+    everything = SourceConfig(
+        format="karpathy", path=path, web_caption="first_sentence", synthetic_caption="all_sentences"
+    )
     assert open_source(everything).read(0, np.random.default_rng(0)).synthetic.count(".") == 3
     (tmp_path / "images" / "2.jpg").unlink()
     with pytest.raises(BadSampleError, match="missing picture"):
@@ -282,28 +291,37 @@ def test_karpathy_layout(tmp_path: Path):
     ("fields", "message"),
     [
         ({"split": "trian"}, "unknown split of .*dataset.json 'trian'; did you mean 'train'"),
-        ({"web": "web_caption"}, "unknown 'web' of a karpathy data source 'web_caption'"),
-        ({"images": "nowhere"}, "images: nowhere: expected the folder"),
+        ({"web_caption": "web_caption"}, "unknown 'web_caption' of a karpathy data source 'web_caption'"),
+        ({"image_root": "nowhere"}, "image_root: nowhere: expected the folder"),
         ({"path": "images/0.jpg"}, "0.jpg: not valid JSON"),
     ],
 )
 def test_a_wrong_karpathy_source_is_named(tmp_path: Path, fields: dict[str, str], message: str):
     path = karpathy_file(tmp_path)
     if "path" in fields:
-        fields = {"path": str(tmp_path / fields["path"]), "images": str(tmp_path / "images")}
-    given = {"format": "karpathy", "path": str(path), "web": "first_sentence", "synthetic": "all_sentences"}
+        fields = {"path": str(tmp_path / fields["path"]), "image_root": str(tmp_path / "images")}
+    given = {
+        "format": "karpathy",
+        "path": str(path),
+        "web_caption": "first_sentence",
+        "synthetic_caption": "all_sentences",
+    }
     with pytest.raises(UserError, match=message):
         open_source(SourceConfig(**{**given, **fields}))
 
 
 def test_real_shard_and_real_photos(shared: Path):
-    web = open_source(SourceConfig(path=str(shared / "data" / "cc12m_32.tar"), web=".txt", synthetic="caption"))
+    web = open_source(
+        SourceConfig(path=str(shared / "data" / "cc12m_32.tar"), web_caption=".txt", synthetic_caption="caption")
+    )
     assert len(web) == 32
     read = web.read(0, np.random.default_rng(0))
     assert read.web == read.synthetic
     path = shared / "data" / "flickr8k" / "dataset_flickr8k.json"
     photos = open_source(
-        SourceConfig(format="karpathy", path=str(path), web="drawn_sentence", synthetic="other_sentences")
+        SourceConfig(
+            format="karpathy", path=str(path), web_caption="drawn_sentence", synthetic_caption="other_sentences"
+        )
     )
     assert len(photos) == 6000
     assert decode_image(photos.read(5, np.random.default_rng(0)).image).size == (192, 192)
@@ -339,7 +357,7 @@ def test_image_references_lead_to_files_and_tar_members(shards: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("make", "field"),
     [
-        (lambda: AugmentConfig(min_area=0), "data.augment.min_area"),
+        (lambda: AugmentConfig(crop_scale_min=0), "data.augment.crop_scale_min"),
         (lambda: AugmentConfig(gray_scale_prob=2), "data.augment.gray_scale_prob"),
         (lambda: DataConfig(sources=()), "data.sources"),
         (lambda: DataConfig(sources=(SourceConfig(path="x"),), num_workers=-1), "data.num_workers"),

@@ -35,8 +35,8 @@ def noted(folder: Path, workers: int) -> TrainDataset:
     sizes = {f"shard-{number:05d}.tar": 8 for number in range(4)}
     (folder / "sizes.json").write_text(json.dumps(sizes))
     path = f"pipe:echo $PPID >> {folder}/log; cat {folder}/remote/shard-{{00000..00003}}.tar"
-    source = SourceConfig(path=path, sizes=str(folder / "sizes.json"), cache=str(folder / "cache"))
-    config = DataConfig(sources=(source,), shuffle_window=2, num_workers=workers)
+    source = SourceConfig(path=path, shard_sizes=str(folder / "sizes.json"), cache_dir=str(folder / "cache"))
+    config = DataConfig(sources=(source,), shuffle_buffer_shards=2, num_workers=workers)
     data = TrainDataset(config, size=8, seed=2, batch_size=4, prepare=number_of)
     (folder / "log").write_text("")  # opening tried the first shard, before training
     return data

@@ -28,7 +28,7 @@ TEXTS = ["A red square.", "two dogs, running!", ""]
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export")
     data = clips_world.write_shards(folder / "train")
-    train(clips_world.train_config(data, folder / "run", steps=3, keep_after_training=True))
+    train(clips_world.train_config(data, folder / "run", max_steps=3, keep_checkpoints_after_training=True))
     return folder / "run"
 
 
@@ -83,7 +83,7 @@ def test_a_checkpoint_becomes_an_encoder_directory(run: Path, tmp_path: Path, ca
     latest = list_checkpoints(run)[-1]
     for number, source in enumerate((run, latest)):
         output = tmp_path / str(number)
-        run_export(ExportConfig(run=str(source), output=str(output)))
+        run_export(ExportConfig(checkpoint=str(source), output=str(output)))
         held = clips_world.tensors_of(latest)
         exported = load_file(output / "open_clip_model.safetensors")
         assert exported
@@ -95,7 +95,7 @@ def test_a_checkpoint_becomes_an_encoder_directory(run: Path, tmp_path: Path, ca
         assert manifest["parents"]["checkpoint"]["path"] == str(latest)
     assert "encoder after 2 steps" in capsys.readouterr().err
     with pytest.raises(UserError, match="exists already"):
-        run_export(ExportConfig(run=str(run), output=str(tmp_path / "0")))
+        run_export(ExportConfig(checkpoint=str(run), output=str(tmp_path / "0")))
 
 
 def test_nothing_to_export_is_told(run: Path, tmp_path: Path):
@@ -107,7 +107,7 @@ def test_nothing_to_export_is_told(run: Path, tmp_path: Path):
         (finished, "already the encoder directory"),
     ):
         with pytest.raises(UserError, match=message):
-            run_export(ExportConfig(run=str(source), output=str(tmp_path / "out")))
+            run_export(ExportConfig(checkpoint=str(source), output=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
 
 
@@ -127,7 +127,7 @@ def test_a_checkpoint_with_a_broken_record_is_named(run: Path, tmp_path: Path, n
     shutil.copytree(list_checkpoints(run)[-1], copy)
     (copy / name).write_text(content)
     with pytest.raises(UserError, match=message):
-        run_export(ExportConfig(run=str(copy), output=str(tmp_path / "out")))
+        run_export(ExportConfig(checkpoint=str(copy), output=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
 
 
@@ -173,5 +173,5 @@ def test_the_pretrained_trunk_need_not_be_there_for_an_export(run: Path, tmp_pat
         config = yaml.safe_load(record.read_text())
         config["model"]["pretrained_trunk"] = "/gone.safetensors"
         record.write_text(yaml.safe_dump(config))
-    run_export(ExportConfig(run=str(moved), output=str(tmp_path / "out")))
+    run_export(ExportConfig(checkpoint=str(moved), output=str(tmp_path / "out")))
     assert load_file(tmp_path / "out" / "open_clip_model.safetensors")

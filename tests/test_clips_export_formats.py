@@ -55,7 +55,7 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def exported(encoders: Path, name: str, form: Any, output: Path) -> Any:
-    run_export(ExportConfig(run=str(encoders / name), output=str(output), format=form))
+    run_export(ExportConfig(checkpoint=str(encoders / name), output=str(output), format=form))
     return load_encoder(encoders / name)
 
 
@@ -176,7 +176,7 @@ def test_a_sigmoid_training_loads_in_stock_open_clip(tmp_path: Path):
     run = tmp_path / "run"
     train(
         clips_world.train_config(
-            data, run, steps=4, keep_after_training=True, recipe={"name": "clip", "loss": "sigmoid"}
+            data, run, max_steps=4, keep_checkpoints_after_training=True, recipe={"name": "clip", "loss": "sigmoid"}
         )
     )
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{run}")
@@ -191,7 +191,7 @@ def test_a_sigmoid_training_loads_in_stock_open_clip(tmp_path: Path):
         torch.testing.assert_close(logits, model.logit_scale.exp() * cosines + stored["logit_bias"])
 
     run_export(
-        ExportConfig(run=str(list_checkpoints(run)[-1]), output=str(tmp_path / "tower"), format="timm")
+        ExportConfig(checkpoint=str(list_checkpoints(run)[-1]), output=str(tmp_path / "tower"), format="timm")
     )  # mid-training
     held = clips_world.tensors_of(list_checkpoints(run)[-1])
     tower = load_file(tmp_path / "tower" / "model.safetensors")
@@ -200,7 +200,9 @@ def test_a_sigmoid_training_loads_in_stock_open_clip(tmp_path: Path):
 
 def test_manifest_and_card(encoders: Path, tmp_path: Path):
     output = tmp_path / "out"
-    run_export(ExportConfig(run=str(encoders / "clips"), output=str(output), format="hf_dual", license="apache-2.0"))
+    run_export(
+        ExportConfig(checkpoint=str(encoders / "clips"), output=str(output), format="hf_dual", license="apache-2.0")
+    )
     manifest = read_manifest(output)
     assert manifest["kind"] == "hf_dual"
     assert manifest["largest_difference"] < 1e-5
@@ -210,17 +212,17 @@ def test_manifest_and_card(encoders: Path, tmp_path: Path):
     for fact in ("the text tower SigLIP's", "AutoModel.register", 'tokenizer_mode="clips"'):
         assert fact in card, fact
     for form in ("timm", "hf_clip"):
-        run_export(ExportConfig(run=str(encoders / "clip"), output=str(tmp_path / form), format=form))
+        run_export(ExportConfig(checkpoint=str(encoders / "clip"), output=str(tmp_path / form), format=form))
         assert "tokenizer_mode" not in (tmp_path / form / "README.md").read_text()
         assert (tmp_path / form / "README.md").read_text().startswith("---\nlicense: unknown\n")
 
 
 def test_a_card_has_results_and_what_the_data_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     data, held_out = clips_world.write_shards(tmp_path / "train"), clips_world.write_shards(tmp_path / "test", (5,))
-    validation = {"source": {"path": str(held_out)}, "every": 2}
+    validation = {"source": {"path": str(held_out)}, "eval_steps": 2}
     run = tmp_path / "run"
     fields = {"validation": validation, "license": "cc-by-4.0"}
-    train(clips_world.train_config(data, run, steps=4, keep_after_training=True, **fields))
+    train(clips_world.train_config(data, run, max_steps=4, keep_checkpoints_after_training=True, **fields))
     card, manifest = (run / "README.md").read_text(), read_manifest(run)
     assert card.startswith("---\nlicense: cc-by-4.0\n")
     assert "21 samples, hash `" in card
@@ -228,15 +230,15 @@ def test_a_card_has_results_and_what_the_data_was(tmp_path: Path, capsys: pytest
         shares = [100 * manifest["last"][f"val_{kind}_{way}_r1"] for way in ("i2t", "t2i")]
         assert f"| {kind} | {shares[0]:.1f} | {shares[1]:.1f} |" in card
 
-    run_export(ExportConfig(run=str(list_checkpoints(run)[-1]), output=str(tmp_path / "earlier"), license="mit"))
+    run_export(ExportConfig(checkpoint=str(list_checkpoints(run)[-1]), output=str(tmp_path / "earlier"), license="mit"))
     assert read_manifest(tmp_path / "earlier")["last"]["step"] == 2
     card = (tmp_path / "earlier" / "README.md").read_text()
     assert "R@1 at step 2:" in card
     assert "The weights: mit." in card
     assert "21 samples, hash `" in card
-    run_export(ExportConfig(run=str(list_checkpoints(run)[-1]), output=str(tmp_path / "again")))
+    run_export(ExportConfig(checkpoint=str(list_checkpoints(run)[-1]), output=str(tmp_path / "again")))
     assert (tmp_path / "again" / "README.md").read_text().startswith("---\nlicense: cc-by-4.0\n")
-    run_export(ExportConfig(run=str(run), output=str(tmp_path / "tower"), format="timm"))
+    run_export(ExportConfig(checkpoint=str(run), output=str(tmp_path / "tower"), format="timm"))
     assert "without the captioner, for which timm has no place" in capsys.readouterr().err
 
 

@@ -49,7 +49,7 @@ def server(tmp_path: Path) -> Iterator[http.server.ThreadingHTTPServer]:
 
 def test_shards_from_afar_are_read_once_and_only_when_needed(server, tmp_path: Path):
     cache = tmp_path / "cache"
-    source = open_source(SourceConfig(path=address(server), cache=str(cache)))
+    source = open_source(SourceConfig(path=address(server), cache_dir=str(cache)))
     assert len(source) == 21
     fetched = [path for path in server.seen if path.endswith(".tar")]
     assert set(fetched) == {"/shard-00000.tar"}  # opened to try its first samples
@@ -66,8 +66,8 @@ def test_commands_write_shards_too(tmp_path: Path):
     (tmp_path / "sizes.json").write_text('{"shard-00000.tar": 3, "shard-00001.tar": 2}', encoding="utf-8")
     piped = SourceConfig(
         path=f"pipe:cat {folder}/shard-{{00000..00001}}.tar | cat",
-        sizes=str(tmp_path / "sizes.json"),
-        cache=str(tmp_path / "cache"),
+        shard_sizes=str(tmp_path / "sizes.json"),
+        cache_dir=str(tmp_path / "cache"),
     )
     source = open_source(piped)
     assert [source.read(index, rng()).image for index in range(5)] == [clips_world.picture(i) for i in range(5)]
@@ -85,12 +85,12 @@ def test_the_cache_makes_room(tmp_path: Path):
 
 def test_what_is_wrong_afar_is_one_line(server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("clips.data.remote_files.time.sleep", lambda seconds: None)
-    cache = {"cache": str(tmp_path / "cache")}
+    cache = {"cache_dir": str(tmp_path / "cache")}
     with pytest.raises(UserError, match=r"shard-00003\.tar"):
         open_source(SourceConfig(path=address(server, "shard-{00000..00003}.tar"), **cache))
     (tmp_path / "sizes.json").write_text('{"gone.tar": 3}', encoding="utf-8")
     with pytest.raises(UserError, match=r"gone\.tar: no such file"):
-        open_source(SourceConfig(path=address(server, "gone.tar"), sizes=str(tmp_path / "sizes.json"), **cache))
+        open_source(SourceConfig(path=address(server, "gone.tar"), shard_sizes=str(tmp_path / "sizes.json"), **cache))
     (tmp_path / "afar" / "sizes.json").unlink()
     with pytest.raises(
         UserError, match=r"sizes\.json: no such file; shards from afar need this count .* `clips data index"
@@ -124,9 +124,9 @@ def afar(folder: Path, cache: Path, **fields: object) -> TrainDataset:
         clips_world.write_shards(folder, sizes=(20, 20, 20, 20))
     path = f"file://{folder}/shard-{{00000..00003}}.tar"
     (folder / "sizes.json").write_text(json.dumps({f"shard-{number:05d}.tar": 20 for number in range(4)}))
-    source = SourceConfig(path=path, cache=str(cache), sizes=str(folder / "sizes.json"), **fields)
+    source = SourceConfig(path=path, cache_dir=str(cache), shard_sizes=str(folder / "sizes.json"), **fields)
     found = TrainDataset(
-        DataConfig(sources=(source,), shuffle_window=1), size=8, seed=2, batch_size=2, prepare=number_of
+        DataConfig(sources=(source,), shuffle_buffer_shards=1), size=8, seed=2, batch_size=2, prepare=number_of
     )
     assert 0 not in found.order.blocks_near(0, 40)[0] + found.order.blocks_near(0, 40)[1]
     return found
@@ -173,7 +173,7 @@ def test_no_window_is_copied_that_will_not_be_read(tmp_path: Path):
 def test_a_folder_with_room_for_one_window_does_not_lose_it(tmp_path: Path, capsys):
     data = afar(tmp_path / "afar", tmp_path / "cache")
     size = (tmp_path / "afar" / "shard-00000.tar").stat().st_size
-    data = afar(tmp_path / "afar", tmp_path / "small", cache_gb=1.5 * size / 1e9)
+    data = afar(tmp_path / "afar", tmp_path / "small", max_cache_gb=1.5 * size / 1e9)
     now, later = data.order.blocks_near(0, 40)
     steps = iterate_batches(data, first_step=0, last_step=40)
     next(steps)
@@ -191,8 +191,8 @@ def test_a_machine_copies_only_its_share(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.setenv("LOCAL_RANK", "0")
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
         path = f"file://{folder}/shard-{{00000..00015}}.tar"
-        source = SourceConfig(path=path, cache=str(tmp_path / f"cache-{rank}"))
-        config = DataConfig(sources=(source,), shuffle_window=8)
+        source = SourceConfig(path=path, cache_dir=str(tmp_path / f"cache-{rank}"))
+        config = DataConfig(sources=(source,), shuffle_buffer_shards=8)
         data = TrainDataset(config, size=8, seed=0, batch_size=8, prepare=number_of)
         found = list(iterate_batches(data, first_step=0, last_step=8, rank=rank, world_size=2))
         seen.append(torch.cat([batch["number"] for batch in found]).tolist())
@@ -208,7 +208,7 @@ def many(tmp_path: Path, count: int = 18) -> SourceConfig:
     folder = clips_world.write_shards(tmp_path / "many", sizes=(2,) * count)
     (folder / "sizes.json").write_text(json.dumps({f"shard-{number:05d}.tar": 2 for number in range(count)}))
     path = f"file://{folder}/shard-{{00000..{count - 1:05d}}}.tar"
-    return SourceConfig(path=path, cache=str(tmp_path / "cache"), sizes=str(folder / "sizes.json"))
+    return SourceConfig(path=path, cache_dir=str(tmp_path / "cache"), shard_sizes=str(folder / "sizes.json"))
 
 
 def test_reading_that_is_quicker_than_copying_does_not_stop_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -320,7 +320,7 @@ def test_a_kept_index_that_is_broken_is_not_needed(tmp_path: Path):
 
 
 def test_without_a_place_for_indexes_every_reader_makes_its_own(tmp_path: Path):
-    config = dataclasses.replace(many(tmp_path), path=str(tmp_path / "many"), cache="/proc/nothing")
+    config = dataclasses.replace(many(tmp_path), path=str(tmp_path / "many"), cache_dir="/proc/nothing")
     assert open_source(config).read(20, rng()).image == clips_world.picture(20)
 
 
@@ -338,7 +338,7 @@ def test_a_full_disk_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_shard_of_this_machine_that_changes_is_indexed_again(tmp_path: Path):
     folder = clips_world.write_shards(tmp_path / "here", sizes=(2,))
     (folder / "sizes.json").write_text('{"shard-00000.tar": 2}')
-    config = SourceConfig(path=str(folder), cache=str(tmp_path / "cache"))
+    config = SourceConfig(path=str(folder), cache_dir=str(tmp_path / "cache"))
     assert open_source(config).read(1, rng()).image == clips_world.picture(1)
     clips_world.write_shards(tmp_path / "other", sizes=(5, 2))
     (tmp_path / "other" / "shard-00001.tar").replace(folder / "shard-00000.tar")

@@ -70,21 +70,28 @@ def test_a_difference_names_the_first_setting_and_counts_the_others():
 
 
 def test_what_the_trainings_may_go_on_with():
-    encoder = {"output", "track", "logging_steps", "save_steps", "keep_checkpoints", "keep_after_training"}
+    encoder = {
+        "output",
+        "report_to",
+        "logging_steps",
+        "save_steps",
+        "save_total_limit",
+        "keep_checkpoints_after_training",
+    }
     encoder |= {
-        "may_change",
+        "allow_changes_on_resume",
         "micro_batch_size",
-        "scale",
+        "distributed",
         "validation",
         "license",
         "data.num_workers",
         "data.cache_images",
     }
-    encoder |= {"data.max_invalid_ratio", "data.sources[].cache", "data.sources[].cache_gb"}
+    encoder |= {"data.max_invalid_ratio", "data.sources[].cache_dir", "data.sources[].max_cache_gb"}
     assert run_only_fields(EncoderTrainConfig) == encoder
-    llava = {"output", "logging_steps", "save_steps", "num_workers", "max_invalid_ratio", "launch.processes"}
-    for stage in ("pretrain", "align", "instruct"):
-        fields = ("keep_features", "activation_checkpointing", "data[].missing_images", "data[].cache_gb")
+    llava = {"output", "logging_steps", "save_steps", "num_workers", "max_invalid_ratio", "launch.num_processes"}
+    for stage in ("llm_pretrain", "align", "instruct"):
+        fields = ("cache_vision_features", "activation_checkpointing", "data[].missing_images", "data[].max_cache_gb")
         llava |= {f"{stage}.{name}" for name in fields}
     assert run_only_fields(LlavaTrainConfig) == llava
-    assert run_only_fields(DescribeConfig) == {"directory", "images", "output", "batch_size"}
+    assert run_only_fields(DescribeConfig) == {"model", "images", "output", "batch_size"}

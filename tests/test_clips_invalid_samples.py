@@ -228,7 +228,7 @@ def test_empty_alt_texts_do_not_end_a_run(tmp_path: Path, recipe: str):
         samples[f"{index:09d}"]["json"] = json.dumps(words).encode()
     clips_world.write_shard(tmp_path / "data" / "a.tar", samples)
     strict = {"sources": [{"path": str(tmp_path / "data")}], "max_invalid_ratio": 0.0}
-    fields = {"data": strict, "recipe": {"name": recipe, "caption_weight": 0}, "steps": 5}
+    fields = {"data": strict, "recipe": {"name": recipe, "caption_loss_weight": 0}, "max_steps": 5}
     config = clips_world.train_config(tmp_path / "data", tmp_path / "run", **fields)
     data = open_train_dataset(config)
     rows = [data[position] for position in range(20)]

@@ -12,7 +12,7 @@ from clips.model import architectures, feature_cache, towers
 from clips.model.architectures import ModelConfig
 from clips.training.train_config import EncoderTrainConfig
 
-CONFIG = ModelConfig(architecture="clips-tinyvit", image_size=64, lock_image=True, keep_trunk_outputs=True)
+CONFIG = ModelConfig(architecture="clips-tinyvit", image_size=64, lock_image=True, cache_trunk_features=True)
 
 
 def built(seed, config=CONFIG):
@@ -71,17 +71,17 @@ def test_another_trunk_or_precision_or_picture_is_computed_anew(cache, computed)
 
 def test_pictures_that_vary_are_refused():
     sources = (SourceConfig(path="x"),)
-    same = DataConfig(sources=sources, augment=AugmentConfig(min_area=1.0))
-    assert EncoderTrainConfig(output="o", model=CONFIG, data=same, steps=1)
-    with pytest.raises(UserError, match=r"keep_trunk_outputs: expected pictures that never change"):
-        EncoderTrainConfig(output="o", model=CONFIG, data=DataConfig(sources=sources), steps=1)
+    same = DataConfig(sources=sources, augment=AugmentConfig(crop_scale_min=1.0))
+    assert EncoderTrainConfig(output="o", model=CONFIG, data=same, max_steps=1)
+    with pytest.raises(UserError, match=r"cache_trunk_features: expected pictures that never change"):
+        EncoderTrainConfig(output="o", model=CONFIG, data=DataConfig(sources=sources), max_steps=1)
 
 
 def test_only_a_frozen_timm_trunk_has_outputs_to_keep():
     with pytest.raises(UserError, match=r"expected model\.lock_image beside it"):
-        ModelConfig(keep_trunk_outputs=True)
+        ModelConfig(cache_trunk_features=True)
     with pytest.raises(UserError, match="whose image tower is a timm model"):
-        built(0, ModelConfig(lock_image=True, keep_trunk_outputs=True))
+        built(0, ModelConfig(lock_image=True, cache_trunk_features=True))
 
 
 def test_weights_that_are_loaded_later_are_the_ones_that_count(cache, computed):

@@ -188,7 +188,7 @@ def batch_of(count):
 def small_captioner():
     from clips.model.captioner_config import CaptionerConfig
 
-    return CaptionerConfig(width=16, heads=2, layers=1, length=20)
+    return CaptionerConfig(width=16, num_heads=2, num_layers=1, max_length=20)
 
 
 GLOBAL = ("loss", "contrastive_loss", "caption_loss")

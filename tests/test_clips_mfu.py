@@ -32,7 +32,7 @@ def test_mfu_of_a_run(tmp_path: Path):
     assert MfuMeter(config, **cpu, processes=1, counted=kept).read(batch, 1.0) == counted
     resumed = MfuMeter(config, **cpu, processes=1, counted=list(kept)).read(longer, 1.0)
     assert resumed == {"flops_per_sample": pytest.approx((flops + more) / 2)}
-    stated = dataclasses.replace(config, scale=DistributedConfig(peak_tflops=2.0))
+    stated = dataclasses.replace(config, distributed=DistributedConfig(device_peak_tflops=2.0))
     read = MfuMeter(stated, **cpu, processes=1).read(batch, 100.0)
     assert read == pytest.approx(counted | {"mfu": flops * 0.5e-10, "tflops": flops * 1e-10})
     halved = MfuMeter(stated, **cpu, processes=2).read(batch, 100.0)

@@ -18,7 +18,7 @@ from clips.model.architectures import CONFIG_DIR, read_config_file
 from clips.model.captioner_config import CaptionerConfig
 from clips.model.tokenizer import ClipsTokenizer
 
-CAPTIONER = CaptionerConfig(length=16)
+CAPTIONER = CaptionerConfig(max_length=16)
 TEXTS = [
     ("my dog", "A dog runs. It is brown!"),
     ("car", "A red car."),
@@ -62,7 +62,7 @@ def test_one_forward_gives_what_the_towers_and_the_captioner_give(model):
 
 
 def test_tokens_are_read_from_the_text_that_the_captioner_sees():
-    model = make("clips", texts=("partial",))  # the web caption is encoded for the captioner alone
+    model = make("clips", positives=("partial",))  # the web caption is encoded for the captioner alone
     batch = batch_of(model)
     outputs = model(batch)
     _, patches = towers.encode_image(model.clip, batch["image"])
@@ -85,8 +85,8 @@ def test_every_trained_parameter_gets_a_gradient_and_fixed_positions_none(model)
     [
         ("coca", {}),
         ("recap", {"loss": "sigmoid"}),
-        ("clips", {"loss": "supcon", "texts": ("partial",)}),
-        ("clips", {"loss": "sigmoid", "caption_weight": 0.0}),
+        ("clips", {"loss": "supcon", "positives": ("partial",)}),
+        ("clips", {"loss": "sigmoid", "caption_loss_weight": 0.0}),
     ],
 )
 def test_every_recipe_trains_all_that_it_builds(name, settings):
@@ -142,7 +142,7 @@ def test_building_leaves_the_global_generator_alone():
 
 def test_captioner_takes_the_text_towers_size_unless_told():
     assert make().captioner.config.width == 128
-    config = RecipeConfig(captioner=CaptionerConfig(width=32, layers=1, heads=2, length=16))
+    config = RecipeConfig(captioner=CaptionerConfig(width=32, num_layers=1, num_heads=2, max_length=16))
     shape = build_model(ModelConfig(context_length=12), config, 0).captioner.config
     assert (shape.width, shape.layers, shape.heads, shape.length, shape.vocabulary) == (32, 1, 2, 16, 32_000)
 

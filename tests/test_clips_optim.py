@@ -41,7 +41,7 @@ def test_rate_and_warmup_by_samples_are_the_authors():
 def test_weight_decay_spares_what_it_should(tmp_path: Path):
     config = clips_world.train_config(tmp_path, tmp_path / "x")
     model = build_model(config.model, config.recipe, 0)
-    optimizer = build_optimizer(model, config.optim, model.no_decay_names())
+    optimizer = build_optimizer(model, config.optimizer, model.no_decay_names())
     names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
     decayed, spared = ({names[p] for p in group["params"]} for group in optimizer.param_groups)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.2, 0.0]
@@ -63,30 +63,30 @@ def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"steps": None}, "steps, samples, epochs: expected exactly one of them, got none"),
-        ({"epochs": 1.0}, "expected exactly one of them, got steps, epochs"),
-        ({"steps": -1}, "steps: expected 0 or more, got -1"),
+        ({"max_steps": None}, "max_steps, max_samples, num_epochs: expected exactly one of them, got none"),
+        ({"num_epochs": 1.0}, "expected exactly one of them, got max_steps, num_epochs"),
+        ({"max_steps": -1}, "max_steps: expected 0 or more, got -1"),
         ({"global_batch_size": 0}, "global_batch_size: expected 1 or more, got 0"),
         ({"seed": -3}, "seed: expected 0 or more"),
         ({"seed": 2**70}, r"seed: expected 0 or more, below 2\*\*63"),
-        ({"optim": {"learning_rate": 0}}, "optim.learning_rate: expected a number above 0"),
-        ({"optim": {"warmup_ratio": 1}}, "optim.warmup_ratio: expected a share"),
-        ({"optim": {"base_learning_rate": -1e-6}}, "optim.base_learning_rate: expected a number above 0"),
+        ({"optimizer": {"learning_rate": 0}}, "optimizer.learning_rate: expected a number above 0"),
+        ({"optimizer": {"warmup_ratio": 1}}, "optimizer.warmup_ratio: expected a share"),
+        ({"optimizer": {"base_learning_rate": -1e-6}}, "optimizer.base_learning_rate: expected a number above 0"),
         (
-            {"optim": {"learning_rate": 1e-3, "base_learning_rate": 1e-6}},
-            "optim.learning_rate, optim.base_learning_rate: expected one of them, got both",
+            {"optimizer": {"learning_rate": 1e-3, "base_learning_rate": 1e-6}},
+            "optimizer.learning_rate, optimizer.base_learning_rate: expected one of them, got both",
         ),
         (
-            {"optim": {"warmup_ratio": 0.1, "warmup_samples": 0}},
-            "optim.warmup_ratio, optim.warmup_samples: expected one of them, got both",
+            {"optimizer": {"warmup_ratio": 0.1, "warmup_samples": 0}},
+            "optimizer.warmup_ratio, optimizer.warmup_samples: expected one of them, got both",
         ),
-        ({"optim": {"warmup_samples": -1}}, "optim.warmup_samples: expected 0 or more"),
+        ({"optimizer": {"warmup_samples": -1}}, "optimizer.warmup_samples: expected 0 or more"),
         (
-            {"optim": {"warmup_samples": 24}},
-            "optim.warmup_samples: expected fewer than the 24 samples of the training, got 24",
+            {"optimizer": {"warmup_samples": 24}},
+            "optimizer.warmup_samples: expected fewer than the 24 samples of the training, got 24",
         ),
-        ({"optim": {"max_grad_norm": -1}}, "optim.max_grad_norm: expected a number above 0 or null"),
-        ({"optim": {"betas": [0.9, 1.0]}}, "optim.betas: expected two numbers"),
+        ({"optimizer": {"max_grad_norm": -1}}, "optimizer.max_grad_norm: expected a number above 0 or null"),
+        ({"optimizer": {"betas": [0.9, 1.0]}}, "optimizer.betas: expected two numbers"),
     ],
 )
 def test_a_wrong_config_names_its_field(tmp_path: Path, fields: dict[str, Any], message: str):
@@ -96,6 +96,11 @@ def test_a_wrong_config_names_its_field(tmp_path: Path, fields: dict[str, Any], 
 
 def test_the_length_is_counted_in_steps_samples_or_epochs(tmp_path: Path):
     config = clips_world.train_config(tmp_path, tmp_path / "x", global_batch_size=8)
-    for fields, steps in (({"steps": 5}, 5), ({"samples": 33}, 5), ({"epochs": 1.5}, 4), ({"epochs": 0}, 0)):
-        sized = dataclasses.replace(config, **{"steps": None, **fields})
+    for fields, steps in (
+        ({"max_steps": 5}, 5),
+        ({"max_samples": 33}, 5),
+        ({"num_epochs": 1.5}, 4),
+        ({"num_epochs": 0}, 0),
+    ):
+        sized = dataclasses.replace(config, **{"max_steps": None, **fields})
         assert sized.steps_for(21) == steps

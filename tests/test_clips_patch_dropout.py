@@ -60,7 +60,7 @@ def test_a_resumed_training_drops_the_same_patches(tmp_path: Path):
     data = clips_world.write_shards(tmp_path / "data")
     model = {"architecture": "clips-tiny", "image_size": 64, "context_length": 12}
     config = clips_world.train_config(
-        data, tmp_path / "run", model={**model, "patch_dropout": 0.5}, keep_after_training=True
+        data, tmp_path / "run", model={**model, "patch_dropout": 0.5}, keep_checkpoints_after_training=True
     )
     train(config)
     again = tmp_path / "again"

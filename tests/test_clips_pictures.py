@@ -65,7 +65,7 @@ def test_crops_keep_to_their_area_and_squash_to_the_square():
     ramp = Image.fromarray(np.tile(np.arange(0, 200, dtype=np.uint8)[None, :, None], (100, 1, 3)))
     widths = []
     for seed in range(200):
-        crop = augment(ramp, 16, AugmentConfig(min_area=0.4), np.random.default_rng(seed))
+        crop = augment(ramp, 16, AugmentConfig(crop_scale_min=0.4), np.random.default_rng(seed))
         assert crop.shape == (3, 16, 16)
         assert crop.dtype == torch.uint8
         row = crop[0, 0].float()
@@ -73,8 +73,8 @@ def test_crops_keep_to_their_area_and_squash_to_the_square():
     assert min(widths) > 200 * 0.4 * 0.85  # the narrowest: 40 % of the area at aspect 3/4
     assert max(widths) < 200
     assert np.std(widths) > 5
-    whole = augment(ramp, 16, AugmentConfig(min_area=1), np.random.default_rng(0))
-    assert torch.equal(whole, augment(ramp, 16, AugmentConfig(min_area=1), np.random.default_rng(1)))
+    whole = augment(ramp, 16, AugmentConfig(crop_scale_min=1), np.random.default_rng(0))
+    assert torch.equal(whole, augment(ramp, 16, AugmentConfig(crop_scale_min=1), np.random.default_rng(1)))
 
 
 def test_colors_change_only_when_asked():

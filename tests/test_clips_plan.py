@@ -79,7 +79,7 @@ def test_a_profile_step_holds_what_a_real_one_holds(fake: ClipsModel):
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.slow
 def test_many_samples_are_told_from_one_step(checkpointing: bool):
-    recipe = RecipeConfig(name="coca", captioner=dataclasses.replace(RECIPE.captioner, layers=2))
+    recipe = RecipeConfig(name="coca", captioner=dataclasses.replace(RECIPE.captioner, num_layers=2))
     model = fake_model(dataclasses.replace(MODEL, text_attention="causal"), recipe)
     rehearsed, real = (dry(model, size, checkpointing=checkpointing) for size in (8 * BATCH_DIVISOR, 512))
     assert rehearsed.timeline_of(512).sum(1).max() == pytest.approx(real.timeline.sum(1).max(), rel=0.002)
@@ -121,7 +121,7 @@ def test_flops_of_parts_that_can_be_told_by_hand(fake: ClipsModel):
     assert fake.captioner is not None
     assert more - fewer == 3 * 2 * fake.captioner.head.weight.numel()
     for loss in ("softmax", "supcon", "sigmoid"):
-        model = fake_model(MODEL, RecipeConfig(name="clips", loss=loss, caption_weight=0))
+        model = fake_model(MODEL, RecipeConfig(name="clips", loss=loss, caption_loss_weight=0))
         for processes in (1, 8):
             assert profile_contrastive_loss(model, 16, processes)[0] == contrastive_flops(model, 16, processes)
     assert (
@@ -151,14 +151,14 @@ def test_a_trunk_of_timm_is_never_held_in_memory(monkeypatch: pytest.MonkeyPatch
 def write_config(folder: Path, **fields: Any) -> Path:
     path = folder / "train.yaml"
     stages = [
-        {"samples": 1_000_000, "global_batch_size": 4096},
-        {"samples": 100_000, "global_batch_size": 2048, "model.image_size": 32},
+        {"max_samples": 1_000_000, "global_batch_size": 4096},
+        {"max_samples": 100_000, "global_batch_size": 2048, "model.image_size": 32},
     ]
     settings = {
         "output": str(folder / "run"),
         "data": {"sources": [{"path": "s3://nowhere/{0..9}.tar"}]},
         "model": {"architecture": "clips-tiny", "image_size": 16, "context_length": 12},
-        "recipe": {"name": "clips", "captioner": {"layers": 1}},
+        "recipe": {"name": "clips", "captioner": {"num_layers": 1}},
         "stages": stages,
     }
     path.write_text(json.dumps({**settings, **fields}))
@@ -173,8 +173,8 @@ def read_config(path: Path) -> EncoderTrainConfig:
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> list[StagePlan]:
-    training = read_config(write_config(tmp_path_factory.mktemp("plan"), average=0.999))
-    return plan_stages(TrainPlanConfig(training="", gpu="l4"), training)
+    training = read_config(write_config(tmp_path_factory.mktemp("plan"), ema_decay=0.999))
+    return plan_stages(TrainPlanConfig(train_config="", gpu="l4"), training)
 
 
 def test_twice_the_gpus_half_the_hours(stages: list[StagePlan]):
@@ -193,7 +193,7 @@ def test_twice_the_gpus_half_the_hours(stages: list[StagePlan]):
 
 
 def test_the_cost_of_a_training_is_that_of_its_stages(stages: list[StagePlan], tmp_path: Path):
-    training, config = read_config(write_config(tmp_path, average=0.999)), TrainPlanConfig(training="", gpu="l4")
+    training, config = read_config(write_config(tmp_path, ema_decay=0.999)), TrainPlanConfig(train_config="", gpu="l4")
     cost, disk_alone = training_cost(config, training), training_cost(config, training, timed=False)
     assert cost.seconds == pytest.approx(3600 * sum(speed.hours for speed in speeds(stages, 8)))
     assert cost.gpu_hours == pytest.approx(8 * cost.seconds / 3600)
@@ -225,7 +225,7 @@ def test_what_each_parallelism_divides(stages: list[StagePlan]):
 
 
 def test_the_largest_batch_fits_and_the_next_does_not(tmp_path: Path):
-    memory = MemoryModel(read_config(write_config(tmp_path, stages=[], steps=9)))
+    memory = MemoryModel(read_config(write_config(tmp_path, stages=[], max_steps=9)))
     spread = Layout(parallel="ddp", count=4, checkpointing=False)
 
     def size(samples: int) -> float:
@@ -248,9 +248,9 @@ def test_the_largest_batch_fits_and_the_next_does_not(tmp_path: Path):
 def test_the_shipped_schedule_is_the_papers():
     stages = stage_configs(read_config(SHIPPED))
     assert [stage.model.image_size for stage in stages] == [84, 224, 336]
-    assert [stage.samples for stage in stages] == [12_800_000_000, 512_000_000, 128_000_000]
+    assert [stage.max_samples for stage in stages] == [12_800_000_000, 512_000_000, 128_000_000]
     assert [stage.global_batch_size for stage in stages] == [32768, 16384, 8192]
-    assert [stage.optim.warmup_samples for stage in stages] == pytest.approx([51.2e6, 25.6e6, 0], rel=0.01)
+    assert [stage.optimizer.warmup_samples for stage in stages] == pytest.approx([51.2e6, 25.6e6, 0], rel=0.01)
     memory = MemoryModel(stages[0])
     assert memory.parameters == pytest.approx(525.4e6, rel=0.01)
     # 2 FLOPs a parameter and token forward, twice that backward: 36 patches and a class token, 2 texts of 80, and
@@ -262,8 +262,8 @@ def test_the_shipped_schedule_is_the_papers():
 
 
 def test_the_command_prints_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    path = write_config(tmp_path, stages=[], samples=10_000)
-    data = ["--pictures", "1000000", "--bytes_per_picture", "40000"]
+    path = write_config(tmp_path, stages=[], max_samples=10_000)
+    data = ["--num_images", "1000000", "--bytes_per_image", "40000"]
     assert dispatch("clips", "", COMMANDS, ["plan", str(path), "--gpu", "l4", *data]) == 0
     shown = capsys.readouterr().out
     assert "training data: 40.0 GB" in shown
@@ -271,7 +271,7 @@ def test_the_command_prints_every_figure(tmp_path: Path, capsys: pytest.CaptureF
     assert "extrapolated" in shown
     assert "tensors within 10 %; a CPU process held up to 23 % more" in " ".join(shown.split())
     assert max(map(len, shown.splitlines())) <= 80
-    (stage,) = plan_stages(TrainPlanConfig(training="", gpu="l4"), read_config(path))
+    (stage,) = plan_stages(TrainPlanConfig(train_config="", gpu="l4"), read_config(path))
     memory = stage.memory(stage.layout(8), local=16, at_once=16)
     rows = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in shown.splitlines() if "│" in line}
     assert rows["optimizer state"] == f"{memory['optimizer'] / 1e9:.1f}"
@@ -283,29 +283,29 @@ def test_the_command_prints_every_figure(tmp_path: Path, capsys: pytest.CaptureF
 def test_a_measured_mfu_is_taken(tmp_path: Path):
     log = tmp_path / "metrics.jsonl"
     log.write_text("".join(json.dumps({"step": step, "mfu": mfu}) + "\n" for step, mfu in enumerate((0.1, 0.31, 0.33))))
-    assert resolve_mfu(TrainPlanConfig(training="", mfu=0.2, measured=str(log))) == 0.31
-    assert resolve_mfu(TrainPlanConfig(training="", mfu=0.2)) == 0.2
+    assert resolve_mfu(TrainPlanConfig(train_config="", mfu=0.2, metrics_file=str(log))) == 0.31
+    assert resolve_mfu(TrainPlanConfig(train_config="", mfu=0.2)) == 0.2
     log.write_text('{"step": 1}\n')
     with pytest.raises(UserError, match="has no mfu"):
-        resolve_mfu(TrainPlanConfig(training="", measured=str(log)))
+        resolve_mfu(TrainPlanConfig(train_config="", metrics_file=str(log)))
 
 
 @pytest.mark.parametrize(
     ("fields", "options", "message"),
     [
         ({}, {"gpu": "h20"}, "unknown type of GPU 'h20'; did you mean 'h200'"),
-        ({}, {"count": 0}, "count: expected a number above 0, got 0"),
-        ({}, {"count": 3}, "count: expected a divisor of global_batch_size 4096, got 3"),
+        ({}, {"num_gpus": 0}, "num_gpus: expected a number above 0, got 0"),
+        ({}, {"num_gpus": 3}, "num_gpus: expected a divisor of global_batch_size 4096, got 3"),
         ({}, {"mfu": 1.5}, "mfu: expected a ratio"),
-        ({}, {"pictures": 10}, "bytes_per_picture: expected together with pictures"),
-        ({}, {"training": "none.yaml"}, "none.yaml"),
-        ({"stages": [], "epochs": 2}, {}, "epochs: expected samples or steps"),
+        ({}, {"num_images": 10}, "bytes_per_image: expected together with num_images"),
+        ({}, {"train_config": "none.yaml"}, "none.yaml"),
+        ({"stages": [], "num_epochs": 2}, {}, "num_epochs: expected max_samples or max_steps"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, fields: dict[str, Any], options: dict[str, Any], message: str):
     path = write_config(tmp_path, **fields)
     with pytest.raises(UserError, match=message):
-        run_plan(TrainPlanConfig(**{"training": str(path), "gpu": "l4", **options}))
+        run_plan(TrainPlanConfig(**{"train_config": str(path), "gpu": "l4", **options}))
 
 
 def test_gpus():
@@ -327,7 +327,7 @@ def test_gpus():
 
 
 def validating(data: Path, output: Path, samples: int, **fields: Any) -> EncoderTrainConfig:
-    validation = {"source": {"path": str(data)}, "samples": samples, "batch_size": 8}
+    validation = {"source": {"path": str(data)}, "num_samples": samples, "batch_size": 8}
     return clips_world.train_config(data, output, validation=validation, **fields)
 
 
@@ -336,7 +336,7 @@ def test_a_profile_validation_holds_what_a_real_one_holds(tmp_path: Path):
     data = clips_world.write_shards(tmp_path / "data", sizes=(60,))
     run = setup_run(config := validating(data, tmp_path / "run", 60), open_train_dataset(config))
     for samples in (8, 60):
-        chosen = dataclasses.replace(config.validation, samples=samples)
+        chosen = dataclasses.replace(config.validation, num_samples=samples)
         validation = RetrievalValidation(chosen, run)
         with MemoryTrace(run.encoder) as trace:
             validation.measure(run.encoder)
@@ -349,7 +349,7 @@ def test_similarities_grow_with_the_samples_and_fill_a_gpu_in_the_plan(tmp_path:
     """A million samples: 6 GB of similarities in a batch of 1,024, which a step of 4 samples does not take."""
     data = clips_world.write_shards(tmp_path / "data")
     config = validating(data, tmp_path / "run", 1_000_000)
-    few = MemoryModel(dataclasses.replace(config, validation=dataclasses.replace(config.validation, samples=8)))
+    few = MemoryModel(dataclasses.replace(config, validation=dataclasses.replace(config.validation, num_samples=8)))
     many = MemoryModel(dataclasses.replace(config, validation=dataclasses.replace(config.validation, batch_size=1024)))
     spread = Layout(parallel="ddp", count=2, checkpointing=False)
     width = few.model.model_cfg["embed_dim"]
@@ -366,7 +366,7 @@ def test_similarities_grow_with_the_samples_and_fill_a_gpu_in_the_plan(tmp_path:
 def test_shards_and_averages_are_validated_in_a_model_of_their_own(tmp_path: Path):
     data = clips_world.write_shards(tmp_path / "data")
     for average in (None, 0.9):
-        found = MemoryModel(validating(data, tmp_path / "run", 8, average=average))
+        found = MemoryModel(validating(data, tmp_path / "run", 8, ema_decay=average))
         for parallel in PARALLELS:
             held = found.validation(Layout(parallel=parallel, count=2, checkpointing=False))["model"]
             whole = found.parameters * 4 + found.buffers

@@ -12,7 +12,7 @@ from test_clips_scale import assert_same_training, drive, fields
 
 from clips.train import train
 
-AVERAGED: dict[str, Any] = {"average": 0.5}
+AVERAGED: dict[str, Any] = {"ema_decay": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_four_processes_begin_and_two_go_on(data: Path, tmp_path: Path):
 @pytest.mark.slow
 def test_shards_are_averaged_as_the_whole_is(data: Path, tmp_path: Path):
     """Under ZeRO-3, validated with the average on the way, stopped, and gone on with: in two, then in one process."""
-    zero3 = {**AVERAGED, "scale": {"parallel": "zero3"}}
+    zero3 = {**AVERAGED, "distributed": {"strategy": "zero3"}}
     ways = {"again": zero3, "taken_up": zero3}
     for name, way in ways.items():
         clips_world.train_config(data, tmp_path / name, **fields(data, **way))

@@ -67,7 +67,7 @@ def content(directory: Path) -> dict[str, bytes]:
 
 
 def captions_of(directory: Path, **fields: Any) -> list[str]:
-    source = open_source(SourceConfig(path=str(directory), synthetic="re_caption", **fields))
+    source = open_source(SourceConfig(path=str(directory), synthetic_caption="re_caption", **fields))
     return [source.read(index, np.random.default_rng(0)).synthetic for index in range(len(source))]
 
 
@@ -76,7 +76,7 @@ def test_captions_are_those_of_each_picture_alone_and_all_else_is_kept(settings:
 
     config = settings()
     run_recaption(config)
-    written = open_source(SourceConfig(path=config.output, synthetic="re_caption"))
+    written = open_source(SourceConfig(path=config.output, synthetic_caption="re_caption"))
     before = open_source(SourceConfig(path=str(shards)))
     assert written.blocks == before.blocks == [9, 7, 5]  # type: ignore[attr-defined]
     model, processor = load_llava(llava)
@@ -118,10 +118,10 @@ def test_the_result_is_described_and_clips_trains_on_it(settings: Settings, llav
     assert len(manifest["data"]["model"]["hash"]) == 64
     assert json.loads((output / "sizes.json").read_text()) == {"00000.tar": 9, "00001.tar": 7, "00002.tar": 5}
     card = (output / "README.md").read_text()
-    assert all(text in card for text in (str(llava), PROMPT, "synthetic: re_caption"))
+    assert all(text in card for text in (str(llava), PROMPT, "synthetic_caption: re_caption"))
     assert not (output / ".work").exists()
-    sources = {"sources": [{"path": config.output, "synthetic": "re_caption"}]}
-    train(clips_world.train_config(output, tmp_path / "encoder", data=sources, steps=2))
+    sources = {"sources": [{"path": config.output, "synthetic_caption": "re_caption"}]}
+    train(clips_world.train_config(output, tmp_path / "encoder", data=sources, max_steps=2))
     made = json.loads((tmp_path / "encoder" / "manifest.json").read_text())
     assert made["parents"]["out"]["hash"] == manifest["hash"]
 
@@ -211,17 +211,24 @@ def test_several_drawn_captions_as_a_table(settings: Settings, tmp_path: Path):
         (frame_folder / f"{index}.png").write_bytes(clips_world.picture(index))
         rows.append({"url": f"{index}.png", "org_caption": f"thing {index}", "score": index})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    table = {"format": "table", "path": str(tmp_path / "rows.jsonl"), "images": str(frame_folder), "web": "org_caption"}
-    run_recaption(settings(**table, write="parquet", captions=3, temperature=1.5, shard_size=4))
+    table = {
+        "format": "table",
+        "path": str(tmp_path / "rows.jsonl"),
+        "image_root": str(frame_folder),
+        "web_caption": "org_caption",
+    }
+    run_recaption(settings(**table, output_format="parquet", num_captions=3, temperature=1.5, shard_size=4))
     assert sorted(path.name for path in (tmp_path / "out").glob("0*")) == ["00000.parquet", "00001.parquet"]
-    back = open_source(SourceConfig(**{**table, "path": str(tmp_path / "out"), "synthetic": "re_caption"}))
+    back = open_source(SourceConfig(**{**table, "path": str(tmp_path / "out"), "synthetic_caption": "re_caption"}))
     assert len(back) == 6
     drawn = {back.read(4, np.random.default_rng(seed)).synthetic for seed in range(30)}
     assert len(drawn) == 3
     assert back.read(4, np.random.default_rng(0)).image == clips_world.picture(4)
     assert back.read(4, np.random.default_rng(0)).web == "thing 4"
     run_recaption(settings(**table, output=str(tmp_path / "tar")))
-    record = open_source(SourceConfig(path=str(tmp_path / "tar"), web="org_caption", synthetic=None)).record(5)
+    record = open_source(
+        SourceConfig(path=str(tmp_path / "tar"), web_caption="org_caption", synthetic_caption=None)
+    ).record(5)
     assert record.fields.items() >= rows[5].items()
 
 
@@ -258,13 +265,13 @@ def test_shards_keep_to_the_sources_own_and_groups_to_whole_batches():
 
 def test_the_work_is_shared_by_part_and_rank(settings: Settings, monkeypatch: pytest.MonkeyPatch):
     assert settings().share() == (0, 1)
-    assert settings(part="3/64").share() == (2, 64)
+    assert settings(shard="3/64").share() == (2, 64)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "8")
-    assert settings(part="3/64").share() == (17, 512)
+    assert settings(shard="3/64").share() == (17, 512)
     for part in ("0/4", "5/4", "1", "a/b"):
-        with pytest.raises(UserError, match="part: expected for instance 3/64"):
-            settings(part=part)
+        with pytest.raises(UserError, match="shard: expected for instance 3/64"):
+            settings(shard=part)
 
 
 # ---- what is kept of what was written
@@ -282,8 +289,8 @@ def test_the_work_is_shared_by_part_and_rank(settings: Settings, monkeypatch: py
     ],
 )
 def test_an_unfinished_last_sentence_is_dropped(text: str, ended: bool, kept: str):
-    assert clean_caption(GeneratedCaption(text, 9, ended), whole_sentences=True) == kept
-    assert clean_caption(GeneratedCaption(text, 9, ended), whole_sentences=False) == " ".join(text.split())
+    assert clean_caption(GeneratedCaption(text, 9, ended), drop_incomplete_sentence=True) == kept
+    assert clean_caption(GeneratedCaption(text, 9, ended), drop_incomplete_sentence=False) == " ".join(text.split())
 
 
 def test_captions_that_do_not_fit_are_dropped(settings: Settings):
@@ -298,11 +305,11 @@ def test_captions_that_do_not_fit_are_dropped(settings: Settings):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"captions": 2}, "temperature: expected above 0 for 2 captions"),
+        ({"num_captions": 2}, "temperature: expected above 0 for 2 captions"),
         ({"max_words": 3, "min_words": 5}, r"max_words: expected 5 \(min_words\) or more"),
         ({"caption": "web_caption"}, "caption: expected another name than the web caption's"),
         ({"batch_size": 0}, "batch_size: expected 1 or more"),
-        ({"imports": ("no_such_module",)}, "imports: cannot import 'no_such_module'"),
+        ({"import_modules": ("no_such_module",)}, "import_modules: cannot import 'no_such_module'"),
         ({"model": "no/such/model"}, "model: no/such/model cannot be loaded"),
     ],
 )
@@ -327,7 +334,7 @@ def test_a_llava_that_the_bridge_trained_in_processes_that_are_killed(
     options = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
     options = ["-m", "clips.cli", "recaption", str(data), *options, "--imports", "[llava_bridge]", "--output"]
     begun = subprocess.Popen(
-        [sys.executable, *options, str(tmp_path / "shared"), "--part", "1/2"],
+        [sys.executable, *options, str(tmp_path / "shared"), "--shard", "1/2"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.DEVNULL,
     )
@@ -336,7 +343,7 @@ def test_a_llava_that_the_bridge_trained_in_processes_that_are_killed(
         time.sleep(0.005)
     begun.send_signal(signal.SIGKILL)
     begun.wait()
-    second = bridge_world.run_python(*options, str(tmp_path / "shared"), "--part", "2/2")
+    second = bridge_world.run_python(*options, str(tmp_path / "shared"), "--shard", "2/2")
     assert second.returncode == 0, second.stderr
     assert "this part is done" in second.stderr
     rest = bridge_world.run_python(*options, str(tmp_path / "shared"))  # whatever is missing, in one process

@@ -37,14 +37,14 @@ def test_clips_draws_one_sentence_and_the_whole_caption_as_target():
 def test_without_a_sentence_the_web_caption_stands_in():
     web = "My dog. 2nd try!"  # stands in whole, not cut into sentences
     for strategy in ("sub_caption", "block"):
-        sample = prepare(RecipeConfig(strategy=strategy, target_tokens=2), web=web, synthetic=" ..! ")
+        sample = prepare(RecipeConfig(caption_strategy=strategy, caption_tokens=2), web=web, synthetic=" ..! ")
         assert torch.equal(sample["partial"], TOKENIZER(web)[0])
         assert torch.equal(sample["target"], TOKENIZER.encode_target(web, 128)[0])
 
 
 def test_a_caption_without_a_sentence_is_used_where_there_is_no_other():
     for strategy in ("sub_caption", "full"):
-        sample = prepare(RecipeConfig(strategy=strategy), web="", synthetic="?")
+        sample = prepare(RecipeConfig(caption_strategy=strategy), web="", synthetic="?")
         assert torch.equal(sample["partial"], TOKENIZER("?")[0])
         assert torch.equal(sample["target"], TOKENIZER.encode_target("?", 128)[0])
     target = prepare(RecipeConfig(), web="", synthetic="...")["target"]
@@ -60,13 +60,13 @@ def share_of_web(config, draws=600):
 def test_mixing_recipes_draw_one_of_the_two_captions(name, share):
     config = RecipeConfig(name=name)
     assert share_of_web(config) == pytest.approx(share, abs=0.06)
-    assert share_of_web(RecipeConfig(name=name, web_share=1.0), draws=20) == 1
+    assert share_of_web(RecipeConfig(name=name, web_caption_prob=1.0), draws=20) == 1
     texts = {TOKENIZER.decode(prepare(config, seed=seed)["mixed"]) for seed in range(40)}
     assert texts == {TOKENIZER.decode(TOKENIZER(text)[0]) for text in (WEB, SYNTHETIC)}
 
 
 def test_clipa_shortens_both_captions():
-    config = RecipeConfig(name="clipa", target_tokens=2)
+    config = RecipeConfig(name="clipa", caption_tokens=2)
     drawn = {TOKENIZER.decode(prepare(config, seed=seed)["mixed"]) for seed in range(80)}
     assert {"my dog", "dog pic", "a dog", "dog runs"} < drawn
     assert all(len(text.replace(".", " .").replace("!", " !").split()) == 2 for text in drawn)
@@ -74,30 +74,30 @@ def test_clipa_shortens_both_captions():
 
 def test_coca_predicts_the_caption_that_it_contrasts():
     for seed in range(20):
-        sample = prepare(RecipeConfig(name="coca", captioner=CaptionerConfig(length=15)), seed=seed)
+        sample = prepare(RecipeConfig(name="coca", captioner=CaptionerConfig(max_length=15)), seed=seed)
         assert TOKENIZER.decode(sample["target"][1:]) == TOKENIZER.decode(sample["mixed"][1:])
 
 
 def test_ablations_are_configs():
-    partial_only = RecipeConfig(texts=("partial",), caption_weight=0.0)
+    partial_only = RecipeConfig(positives=("partial",), caption_loss_weight=0.0)
     assert list(prepare(partial_only)) == ["partial"]
-    no_multi_positive = prepare(RecipeConfig(texts=("partial",)))
+    no_multi_positive = prepare(RecipeConfig(positives=("partial",)))
     assert list(no_multi_positive) == ["partial", "web", "target", "target_mask"]  # the captioner reads the web caption
-    whole = prepare(RecipeConfig(strategy="full", caption_weight=0.0))
+    whole = prepare(RecipeConfig(caption_strategy="full", caption_loss_weight=0.0))
     assert torch.equal(whole["partial"], TOKENIZER(SYNTHETIC)[0])
-    short_web = prepare(RecipeConfig(name="clip", web_strategy="truncate", target_tokens=1))
+    short_web = prepare(RecipeConfig(name="clip", web_caption_strategy="truncate", caption_tokens=1))
     assert TOKENIZER.decode(short_web["web"]) == "my"
 
 
 def test_labels_count_up_to_the_end_token():
-    sample = prepare(RecipeConfig(captioner=CaptionerConfig(length=8)), synthetic="red car")
+    sample = prepare(RecipeConfig(captioner=CaptionerConfig(max_length=8)), synthetic="red car")
     assert sample["target"].tolist() == [1, 2417, 2482, 2, 0, 0, 0, 0]
     assert sample["target_mask"].int().tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
 
 
 def test_counted_positions_are_a_uniform_draw():
-    config = RecipeConfig(captioner=CaptionerConfig(length=32, positions=3))
-    everything = prepare(RecipeConfig(captioner=CaptionerConfig(length=32)))["target_mask"]
+    config = RecipeConfig(captioner=CaptionerConfig(max_length=32, max_loss_tokens=3))
+    everything = prepare(RecipeConfig(captioner=CaptionerConfig(max_length=32)))["target_mask"]
     masks = torch.stack([prepare(config, seed=seed)["target_mask"] for seed in range(300)])
     assert (masks.sum(dim=1) == 3).all()
     assert not (masks & ~everything).any()
@@ -106,7 +106,11 @@ def test_counted_positions_are_a_uniform_draw():
 
 
 def test_samples_are_deterministic_and_stack():
-    for config in (RecipeConfig(), RecipeConfig(name="clip"), RecipeConfig(strategy="random", target_tokens=2)):
+    for config in (
+        RecipeConfig(),
+        RecipeConfig(name="clip"),
+        RecipeConfig(caption_strategy="random", caption_tokens=2),
+    ):
         first, again = prepare(config, seed=7), prepare(config, seed=7)
         assert all(torch.equal(first[name], again[name]) for name in first)
         batch = default_collate([first, prepare(config, synthetic="", seed=8)])
@@ -114,7 +118,7 @@ def test_samples_are_deterministic_and_stack():
 
 
 def test_no_caption_weight_no_captioner():
-    recipe = build_recipe(RecipeConfig(caption_weight=0.0))
+    recipe = build_recipe(RecipeConfig(caption_loss_weight=0.0))
     assert recipe.captioning is None
     assert set(prepare(recipe.config)) == {"web", "partial"}
 
@@ -123,7 +127,7 @@ def test_total_is_the_weighted_sum():
     features = torch.eye(3)
     outputs = {"image": features, "web": features, "partial": features.roll(1, 0), "logit_scale": torch.tensor(2.0)}
     outputs |= {"caption_loss_sum": torch.tensor(10.0, requires_grad=True), "caption_tokens": torch.tensor(4)}
-    losses = build_recipe(RecipeConfig(contrastive_weight=0.5, caption_weight=3.0)).losses(outputs, {})
+    losses = build_recipe(RecipeConfig(contrastive_loss_weight=0.5, caption_loss_weight=3.0)).losses(outputs, {})
     assert losses["caption_loss"].item() == 2.5
     expected = 0.5 * losses["contrastive_loss"].item() + 3 * 2.5
     assert losses["loss"].item() == pytest.approx(expected)
@@ -146,13 +150,13 @@ def test_the_cosine_gap_by_hand():
     ("fields", "told"),
     [
         ({"name": "cilps"}, "did you mean 'clips'"),
-        ({"strategy": "subcaption"}, "did you mean 'sub_caption'"),
+        ({"caption_strategy": "subcaption"}, "did you mean 'sub_caption'"),
         ({"loss": "sigmod"}, "did you mean 'sigmoid'"),
-        ({"texts": ("wed",)}, "did you mean 'web'"),
-        ({"texts": ("web", "web")}, r"^recipe\.texts: "),
-        ({"caption_weight": float("nan")}, r"^recipe\.caption_weight: "),
-        ({"web_share": 80}, r"^recipe\.web_share: "),
-        ({"target_tokens": 0}, r"^recipe\.target_tokens: "),
+        ({"positives": ("wed",)}, "did you mean 'web'"),
+        ({"positives": ("web", "web")}, r"^recipe\.positives: "),
+        ({"caption_loss_weight": float("nan")}, r"^recipe\.caption_loss_weight: "),
+        ({"web_caption_prob": 80}, r"^recipe\.web_caption_prob: "),
+        ({"caption_tokens": 0}, r"^recipe\.caption_tokens: "),
     ],
 )
 def test_what_is_no_recipe_is_told_by_its_field(fields, told):

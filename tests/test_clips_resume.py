@@ -30,7 +30,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "train_step", stop_at(4))
         with pytest.raises(InterruptedError):
-            train(clips_world.train_config(data, folder / "run", average=0.5))
+            train(clips_world.train_config(data, folder / "run", ema_decay=0.5))
     return {"data": data, "run": folder / "run"}
 
 
@@ -41,7 +41,7 @@ def resumed(stopped: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
     configs = []
     for way in WAYS:
         shutil.copytree(stopped["run"], folder / way)
-        clips_world.train_config(stopped["data"], folder / way, average=0.5, scale={"parallel": way})
+        clips_world.train_config(stopped["data"], folder / way, ema_decay=0.5, distributed={"strategy": way})
         configs.append(str(folder / f"{way}.json"))
     driver = Path(__file__).parent / "resume_driver.py"
     process = torchrun(folder / "log", str(driver), *configs)
@@ -92,7 +92,7 @@ def test_a_checkpoint_that_only_one_process_can_judge_stops_both(stopped: dict[s
     """The error of the process that reads is that of all: none waits for a broadcast that never comes."""
     shutil.copytree(stopped["run"], tmp_path / "run")
     clips_world.train_config(
-        stopped["data"], tmp_path / "run", average=0.5, recipe={"name": "clips", "captioner": {"layers": 2}}
+        stopped["data"], tmp_path / "run", ema_decay=0.5, recipe={"name": "clips", "captioner": {"num_layers": 2}}
     )
     driver = Path(__file__).parent / "resume_driver.py"
     process = torchrun(tmp_path / "log", str(driver), str(tmp_path / "run.json"))

@@ -28,35 +28,35 @@ from clips.training.train_state import list_checkpoints
 
 WEIGHTS = ("open_clip_model.safetensors", "captioner.safetensors")
 FIELDS: dict[str, Any] = {
-    "optim": {"max_grad_norm": 5.0},
-    "validation": {"every": 3, "samples": 5},
+    "optimizer": {"max_grad_norm": 5.0},
+    "validation": {"eval_steps": 3, "num_samples": 5},
     "logging_steps": 3,  # runs stop at step 4: an entry is of steps before and after
 }
 WAYS: dict[str, dict[str, Any]] = {
-    "ddp": {"scale": {"peak_tflops": 1.0}},
+    "ddp": {"distributed": {"device_peak_tflops": 1.0}},
     "ddp_in_parts": {"micro_batch_size": 1},
-    "fsdp": {"scale": {"parallel": "fsdp", "activation_checkpointing": True, "peak_tflops": 1.0}},
-    "zero1": {"scale": {"parallel": "zero1"}},
-    "zero2": {"scale": {"parallel": "zero2"}, "micro_batch_size": 1},
-    "zero3": {"scale": {"parallel": "zero3"}},
-    "fsdp_in_parts": {"scale": {"parallel": "fsdp"}, "micro_batch_size": 1},
-    "zero3_in_parts": {"scale": {"parallel": "zero3"}, "micro_batch_size": 1},
+    "fsdp": {"distributed": {"strategy": "fsdp", "activation_checkpointing": True, "device_peak_tflops": 1.0}},
+    "zero1": {"distributed": {"strategy": "zero1"}},
+    "zero2": {"distributed": {"strategy": "zero2"}, "micro_batch_size": 1},
+    "zero3": {"distributed": {"strategy": "zero3"}},
+    "fsdp_in_parts": {"distributed": {"strategy": "fsdp"}, "micro_batch_size": 1},
+    "zero3_in_parts": {"distributed": {"strategy": "zero3"}, "micro_batch_size": 1},
 }
 COMPILED: dict[str, dict[str, Any]] = {  # to the end only: compiling takes its time
-    "ddp_compiled": {"scale": {"compile": True}},
-    "fsdp_compiled": {"scale": {"parallel": "fsdp", "activation_checkpointing": True, "compile": True}},
+    "ddp_compiled": {"distributed": {"torch_compile": True}},
+    "fsdp_compiled": {"distributed": {"strategy": "fsdp", "activation_checkpointing": True, "torch_compile": True}},
 }
 CAUSAL: dict[str, Any] = {  # texts in groups of like length: two of them in a process, four where there is one
     "model": {"architecture": "clips-tiny", "image_size": 16, "context_length": 24, "text_attention": "causal"},
-    "recipe": {"name": "coca", "captioner": {"length": 24, "layers": 1}},
+    "recipe": {"name": "coca", "captioner": {"max_length": 24, "num_layers": 1}},
     "global_batch_size": 64,
-    "steps": 2,
+    "max_steps": 2,
 }
 CAUSAL_WAYS = ("ddp", "fsdp", "zero3")
 NORMED: dict[str, Any] = {
     "model": {"architecture": "clips-rn-tiny", "image_size": 32, "context_length": 12},
-    "scale": {"parallel": "fsdp"},
-    "average": 0.5,
+    "distributed": {"strategy": "fsdp"},
+    "ema_decay": 0.5,
 }
 
 
@@ -187,7 +187,7 @@ def test_groups_of_like_length_in_two_processes(one: dict[str, Path], two: Path,
 
 @pytest.mark.slow
 def test_two_processes_go_through_stages(data: Path, tmp_path: Path):
-    stages = [{"steps": 3}, {"model.image_size": 32, "steps": 2, "scale.parallel": "fsdp"}]
+    stages = [{"max_steps": 3}, {"model.image_size": 32, "max_steps": 2, "distributed.strategy": "fsdp"}]
     for name in ("one", "two"):
         clips_world.train_config(data, tmp_path / name, **fields(data, stages=stages))
     process = torchrun(tmp_path / "log", "-m", "clips.cli", "train", "--config", str(tmp_path / "two.json"))
@@ -231,7 +231,7 @@ def test_a_run_of_two_processes_goes_on_in_one(data: Path, one: dict[str, Path],
 def test_two_processes_begin_and_three_go_on(data: Path, tmp_path: Path):
     more = {"global_batch_size": 6}
     train(clips_world.train_config(data, tmp_path / "one", **fields(data, **more)))
-    ways = {"ddp": {}, "fsdp": {"scale": {"parallel": "fsdp"}}}
+    ways = {"ddp": {}, "fsdp": {"distributed": {"strategy": "fsdp"}}}
     for processes, stop in ((2, 4), (3, None)):
         plan = []
         for name, way in ways.items():
@@ -254,7 +254,7 @@ def test_batch_norms_statistics_are_the_same_after_a_resume(two: Path):
 def test_preempted_processes_wait_for_the_checkpoint(data: Path, tmp_path: Path):
     output = tmp_path / "preempted"
     reading = {"sources": [{"path": str(data)}], "num_workers": 1}
-    clips_world.train_config(data, output, steps=50, save_steps=100, data=reading)
+    clips_world.train_config(data, output, max_steps=50, save_steps=100, data=reading)
     (tmp_path / "plan.json").write_text(
         json.dumps([{"config": str(output.with_suffix(".json")), "stop": None, "preempt": 2}])
     )
@@ -274,7 +274,7 @@ def test_processes_share_the_writing_of_what_all_hold(data: Path, tmp_path: Path
     encoder = build_model(config.model, config.recipe, 0)
     shares = []
     for rank in range(3):
-        parallel = DDPStrategy(encoder, config.optim, DistributedContext(rank=0, count=1))
+        parallel = DDPStrategy(encoder, config.optimizer, DistributedContext(rank=0, count=1))
         parallel.processes = DistributedContext(rank=rank, count=3)
         shares.append(parallel.own(parallel.weights()))
     assert sorted(name for share in shares for name in share) == sorted(encoder.state_dict())
@@ -283,7 +283,7 @@ def test_processes_share_the_writing_of_what_all_hold(data: Path, tmp_path: Path
 
 
 def test_layers_are_what_is_repeated(data: Path, tmp_path: Path):
-    config = clips_world.train_config(data, tmp_path / "x", recipe={"captioner": {"length": 12, "layers": 2}})
+    config = clips_world.train_config(data, tmp_path / "x", recipe={"captioner": {"max_length": 12, "num_layers": 2}})
     model = build_model(config.model, config.recipe, 0)
     counted = [type(layer).__name__ for layer in repeated_layers(model)]
     vision, text = model.clip.visual.transformer.layers, model.clip.transformer.layers
@@ -297,7 +297,7 @@ def test_layers_are_what_is_repeated(data: Path, tmp_path: Path):
 def test_activations_that_are_computed_again_change_nothing(data: Path, tmp_path: Path, precision: str):
     for name, again in (("kept", False), ("again", True)):
         scale = {"activation_checkpointing": again}
-        train(clips_world.train_config(data, tmp_path / name, precision=precision, steps=2, scale=scale))
+        train(clips_world.train_config(data, tmp_path / name, precision=precision, max_steps=2, distributed=scale))
     kept, again = (weights(tmp_path / name) for name in ("kept", "again"))
     assert all(torch.equal(value, again[name]) for name, value in kept.items())
 
@@ -308,17 +308,23 @@ def test_activations_that_are_computed_again_change_nothing(data: Path, tmp_path
 @pytest.mark.parametrize(("kind", "more"), [("whole", {}), ("causal", CAUSAL)])
 def test_compiled_layers_train_alike(data: Path, tmp_path: Path, one: dict[str, Path], kind: str, more: dict[str, Any]):
     output = tmp_path / "compiled"
-    train(clips_world.train_config(data, output, **fields(data, **more, scale={"compile": True})))
+    train(clips_world.train_config(data, output, **fields(data, **more, distributed={"torch_compile": True})))
     assert_same_training(output, one[kind])
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"scale": {"patience": 0}}, "scale.patience: expected seconds above 0, got 0"),
-        ({"scale": {"peak_tflops": 0}}, "scale.peak_tflops: expected 1e12 FLOP/s above 0, got 0"),
-        ({"scale": {"parallel": "zero2"}, "optim": {"skip_spikes": 4}}, "optim.skip_spikes: expected null under ZeRO"),
-        ({"optim": {"skip_spikes": 1}}, "optim.skip_spikes: expected a number above 1 or null"),
+        ({"distributed": {"hang_timeout": 0}}, "distributed.hang_timeout: expected seconds above 0, got 0"),
+        (
+            {"distributed": {"device_peak_tflops": 0}},
+            "distributed.device_peak_tflops: expected 1e12 FLOP/s above 0, got 0",
+        ),
+        (
+            {"distributed": {"strategy": "zero2"}, "optimizer": {"grad_spike_factor": 4}},
+            "optimizer.grad_spike_factor: expected null under ZeRO",
+        ),
+        ({"optimizer": {"grad_spike_factor": 1}}, "optimizer.grad_spike_factor: expected a number above 1 or null"),
     ],
 )
 def test_what_does_not_go_together_is_refused(data: Path, tmp_path: Path, more: dict[str, Any], message: str):

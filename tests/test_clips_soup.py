@@ -21,9 +21,11 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("soup")
     data = clips_world.write_shards(folder / "data")
     for seed, name in enumerate(("clips", "clips", "clip")):
-        recipe = {"name": name, "captioner": {"length": 12, "layers": 1}}
+        recipe = {"name": name, "captioner": {"max_length": 12, "num_layers": 1}}
         license = "mit" if name == "clips" else None
-        train(clips_world.train_config(data, folder / str(seed), steps=2, seed=seed, recipe=recipe, license=license))
+        train(
+            clips_world.train_config(data, folder / str(seed), max_steps=2, seed=seed, recipe=recipe, license=license)
+        )
     return [folder / str(seed) for seed in range(3)]
 
 

@@ -64,7 +64,11 @@ def write_table(folder: Path, kind: str) -> Path:
 def test_tables_of_every_kind_read_alike(tmp_path: Path, pictures: Path, kind: str):
     path = write_table(tmp_path, kind)
     config = SourceConfig(
-        format="table", path=str(path), images=str(pictures), web="org_caption", synthetic="re_caption"
+        format="table",
+        path=str(path),
+        image_root=str(pictures),
+        web_caption="org_caption",
+        synthetic_caption="re_caption",
     )
     source = open_source(config)
     assert len(source) == COUNT
@@ -86,7 +90,9 @@ def test_pictures_may_stand_in_the_table_and_captions_in_lists(tmp_path: Path):
     frame.loc[3, "org_caption"] = None
     frame.to_parquet(tmp_path / "rows.parquet")
     source = open_source(
-        SourceConfig(format="table", path=str(tmp_path / "rows.parquet"), web="org_caption", synthetic="several")
+        SourceConfig(
+            format="table", path=str(tmp_path / "rows.parquet"), web_caption="org_caption", synthetic_caption="several"
+        )
     )
     drawn = {source.read(1, np.random.default_rng(seed)).synthetic for seed in range(20)}
     assert drawn == {"first of 1", "second of 1"}
@@ -94,7 +100,9 @@ def test_pictures_may_stand_in_the_table_and_captions_in_lists(tmp_path: Path):
     alone = source.read(3, rng())
     assert (alone.web, alone.synthetic in {"first of 3", "second of 3"}) == ("", True)
     source = open_source(
-        SourceConfig(format="table", path=str(tmp_path / "rows.parquet"), web="org_caption", synthetic=None)
+        SourceConfig(
+            format="table", path=str(tmp_path / "rows.parquet"), web_caption="org_caption", synthetic_caption=None
+        )
     )
     for index, reason in ((2, "no picture"), (3, "no caption 'org_caption'")):
         with pytest.raises(BadSampleError, match=reason):
@@ -110,7 +118,7 @@ def test_saved_data_sets_of_the_hub(tmp_path: Path, pictures: Path):
     ).cast_column("image", datasets.Image())
     made.save_to_disk(tmp_path / "one")
     datasets.DatasetDict({"train": made, "test": made.select(range(2))}).save_to_disk(tmp_path / "both")
-    config = {"format": "datasets", "web": "text", "synthetic": None}
+    config = {"format": "datasets", "web_caption": "text", "synthetic_caption": None}
     assert len(open_source(SourceConfig(path=str(tmp_path / "one"), **config))) == COUNT
     test = open_source(SourceConfig(path=str(tmp_path / "both"), split="test", **config))
     assert len(test) == 2
@@ -132,7 +140,11 @@ def test_cocos_own_layout(tmp_path: Path, pictures: Path):
     path = tmp_path / "captions_train2017.json"
     path.write_text(json.dumps(content), encoding="utf-8")
     config = SourceConfig(
-        format="coco", path=str(path), images=str(pictures), web="first_sentence", synthetic="other_sentences"
+        format="coco",
+        path=str(path),
+        image_root=str(pictures),
+        web_caption="first_sentence",
+        synthetic_caption="other_sentences",
     )
     source = open_source(config)
     assert len(source) == 2
@@ -150,8 +162,11 @@ def test_cocos_own_layout(tmp_path: Path, pictures: Path):
     [
         ({"path": "gone.csv"}, "gone.csv: no such file or directory"),
         ({"path": "rows.xls"}, "expected a file that ends in csv, tsv, jsonl, parquet"),
-        ({"path": "rows.csv", "web": "org_captoin"}, "did you mean 'org_caption'"),
-        ({"path": "rows.csv", "image": "picture"}, "unknown column for data source field image 'picture'"),
+        ({"path": "rows.csv", "web_caption": "org_captoin"}, "did you mean 'org_caption'"),
+        (
+            {"path": "rows.csv", "image_column": "picture"},
+            "unknown column for data source field image_column 'picture'",
+        ),
         ({"path": "broken.parquet"}, "broken.parquet: not a whole parquet file"),
         ({"path": "empty"}, "expected files that end in"),
         ({"path": "captions.jsonl"}, r"captions alone have to be joined with paths of their pictures"),
@@ -166,7 +181,11 @@ def test_a_wrong_table_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 nothing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=message) as raised:
-        open_source(SourceConfig(**{"format": "table", "web": "org_caption", "synthetic": "re_caption", **fields}))
+        open_source(
+            SourceConfig(
+                **{"format": "table", "web_caption": "org_caption", "synthetic_caption": "re_caption", **fields}
+            )
+        )
     assert "\n" not in str(raised.value)
 
 
@@ -211,13 +230,13 @@ def parquet_server(tmp_path: Path) -> Iterator[http.server.ThreadingHTTPServer]:
     yield from serve(Ranges, streamed_rows(tmp_path / "hub"))
 
 
-STREAM = {"format": "datasets", "web": "text", "synthetic": "re_caption", "stream": True}
+STREAM = {"format": "datasets", "web_caption": "text", "synthetic_caption": "re_caption", "streaming": True}
 
 
 def test_a_data_set_in_the_hubs_layout_is_streamed(tmp_path: Path):
     hub = streamed_rows(tmp_path / "hub")
-    fields = {**STREAM, "path": str(hub), "cache": str(tmp_path / "cache")}
-    copied = open_source(SourceConfig(**{**fields, "stream": False}))
+    fields = {**STREAM, "path": str(hub), "cache_dir": str(tmp_path / "cache")}
+    copied = open_source(SourceConfig(**{**fields, "streaming": False}))
     source = open_source(SourceConfig(**fields))
     assert len(source) == len(copied) == 23
     assert shard_lengths(source) == [5, 5, 3, 5, 5]
@@ -244,7 +263,7 @@ def test_a_broken_row_group_costs_its_rows_only(tmp_path: Path):
         start = group.column(column).dictionary_page_offset or group.column(column).data_page_offset
         content[start : start + 40] = b"\xff" * 40
     file.write_bytes(content)
-    source = open_source(SourceConfig(**{**STREAM, "path": str(hub), "cache": str(tmp_path / "cache")}))
+    source = open_source(SourceConfig(**{**STREAM, "path": str(hub), "cache_dir": str(tmp_path / "cache")}))
     for index in range(5, 10):
         with pytest.raises(BadSampleError, match="row group 1 is broken"):
             source.read(index, rng())
@@ -252,7 +271,7 @@ def test_a_broken_row_group_costs_its_rows_only(tmp_path: Path):
 
 
 def test_a_table_that_was_written_anew_is_read_anew(tmp_path: Path):
-    fields = {**STREAM, "path": str(streamed_rows(tmp_path / "hub")), "cache": str(tmp_path / "cache")}
+    fields = {**STREAM, "path": str(streamed_rows(tmp_path / "hub")), "cache_dir": str(tmp_path / "cache")}
     assert open_source(SourceConfig(**fields)).read(0, rng()).web == "photo 0"
     for file in (tmp_path / "hub" / "data").iterdir():
         frame = pd.read_parquet(file)
@@ -266,13 +285,13 @@ def test_from_afar_only_what_is_needed_is_fetched(parquet_server, tmp_path: Path
     path = address(parquet_server, "data/train-{00000..00001}-of-00002.parquet")
     cache = tmp_path / "cache"
     limit = 3 * 5 * len(clips_world.picture(0)) * 1.4  # bytes of about three groups
-    fields = {**STREAM, "format": "table", "path": path, "cache": str(cache), "cache_gb": limit / 1e9}
+    fields = {**STREAM, "format": "table", "path": path, "cache_dir": str(cache), "max_cache_gb": limit / 1e9}
     source = open_source(SourceConfig(**fields))
     before = len(parquet_server.seen)
     assert source.read(12, rng()).image == clips_world.picture(12)
     footer, group = parquet_server.seen[before:]
     assert (footer, group < 20_000) == (65_536, True)  # the three rows have 60,000 bytes more in another column
-    config = DataConfig(sources=(SourceConfig(**fields),), shuffle_window=2, num_workers=2)
+    config = DataConfig(sources=(SourceConfig(**fields),), shuffle_buffer_shards=2, num_workers=2)
     data = TrainDataset(config, size=8, seed=0, batch_size=4, prepare=number_of)
     found = [batch["number"] for batch in iterate_batches(data, first_step=0, last_step=6)]
     assert sorted(torch.cat(found)[:23].tolist()) == list(range(23))
@@ -290,7 +309,7 @@ def number_of(web: str, synthetic: str, rng: np.random.Generator) -> dict[str, t
     ("fields", "message"),
     [
         ({"split": "tets"}, "unknown split of .*hub 'tets'"),
-        ({"web": "txt"}, "unknown column for data source field web 'txt'; did you mean 'text'"),
+        ({"web_caption": "txt"}, "unknown column for data source field web_caption 'txt'; did you mean 'text'"),
         ({"format": "table", "path": "rows.csv"}, "a data source with 'stream' expects .parquet files, found rows.csv"),
         ({"format": "table", "path": "broken.parquet"}, "broken.parquet: cannot be read as a data set"),
     ],
@@ -301,11 +320,11 @@ def test_a_wrong_stream_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     write_table(tmp_path, "csv")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 nothing")
     with pytest.raises(UserError, match=message):
-        open_source(SourceConfig(**{**STREAM, "path": "hub", "cache": str(tmp_path / "cache"), **fields}))
+        open_source(SourceConfig(**{**STREAM, "path": "hub", "cache_dir": str(tmp_path / "cache"), **fields}))
 
 
 def test_a_stream_is_shuffled_within_a_window(tmp_path: Path):
-    with pytest.raises(UserError, match=r"data\.shuffle_window: expected a number, such as 100"):
+    with pytest.raises(UserError, match=r"data\.shuffle_buffer_shards: expected a number, such as 100"):
         DataConfig(sources=(SourceConfig(**STREAM, path="hub"),))
 
 
@@ -327,7 +346,9 @@ def capsfusion_table(folder: Path, pictures: Path) -> Path:
 @pytest.mark.parametrize("stream", [False, True])
 def test_capsfusions_own_columns_are_its_formats_defaults(tmp_path: Path, pictures: Path, stream: bool):
     path, cache = str(capsfusion_table(tmp_path / "table", pictures)), str(tmp_path / "cache")
-    source = open_source(SourceConfig(format="capsfusion", path=path, images=str(pictures), stream=stream, cache=cache))
+    source = open_source(
+        SourceConfig(format="capsfusion", path=path, image_root=str(pictures), streaming=stream, cache_dir=cache)
+    )
     found = [source.read(4, np.random.default_rng(seed)) for seed in range(40)]
     assert {sample.web for sample in found} == {"raw 4"}
     fused = [sample.synthetic for sample in found].count("A raw photo of 4.")
@@ -337,7 +358,9 @@ def test_capsfusions_own_columns_are_its_formats_defaults(tmp_path: Path, pictur
     assert {source.read(3, np.random.default_rng(seed)).synthetic for seed in range(9)} == {"a photo of 3"}
     assert source.read(5, rng()).synthetic == ""
     one = open_source(
-        SourceConfig(format="table", path=path, images=str(pictures), web="laion_2b", synthetic="capsfusion")
+        SourceConfig(
+            format="table", path=path, image_root=str(pictures), web_caption="laion_2b", synthetic_caption="capsfusion"
+        )
     )
     assert one.read(4, rng()).synthetic == "A raw photo of 4."
 
@@ -346,8 +369,13 @@ def test_real_capsfusion_captions(tmp_path: Path, pictures: Path, shared: Path):
     rows = [json.loads(line) for line in (shared / "data" / "capsfusion_5k.jsonl").read_text().splitlines()[:COUNT]]
     lines = [json.dumps({"image_url": f"{index}.png", **row}) + "\n" for index, row in enumerate(rows)]
     (tmp_path / "rows.jsonl").write_text("".join(lines))
-    config = {"format": "table", "path": str(tmp_path / "rows.jsonl"), "images": str(pictures), "web": "web"}
-    source = open_source(SourceConfig(**config, synthetic=("short_synthetic", "fused")))
+    config = {
+        "format": "table",
+        "path": str(tmp_path / "rows.jsonl"),
+        "image_root": str(pictures),
+        "web_caption": "web",
+    }
+    source = open_source(SourceConfig(**config, synthetic_caption=("short_synthetic", "fused")))
     synthetic = {source.read(1, np.random.default_rng(seed)).synthetic for seed in range(20)}
     assert synthetic == {rows[1]["fused"].strip(), rows[1]["short_synthetic"].strip()}
     assert source.read(1, rng()).web == rows[1]["web"].strip()
@@ -357,11 +385,13 @@ def test_several_synthetic_captions_of_shards(tmp_path: Path):
     captions = b'{"laion_2b": "raw", "laion_coco": ["a", "b"], "capsfusion": "c"}'
     samples = {str(index): {**clips_world.sample(index), "json": captions} for index in range(2)}
     folder = clips_world.write_shard(tmp_path / "data" / "a.tar", samples).parent
-    config = SourceConfig(path=str(folder), web="laion_2b", synthetic=("laion_coco", "capsfusion"))
+    config = SourceConfig(path=str(folder), web_caption="laion_2b", synthetic_caption=("laion_coco", "capsfusion"))
     source = open_source(config)
     assert {source.read(1, np.random.default_rng(seed)).synthetic for seed in range(30)} == {"a", "b", "c"}
-    with pytest.raises(UserError, match=r"unknown key for data source field synthetic 'caps'; did you mean 'capsfus"):
-        open_source(SourceConfig(path=str(folder), web="laion_2b", synthetic=("laion_coco", "caps")))
+    with pytest.raises(
+        UserError, match=r"unknown key for data source field synthetic_caption 'caps'; did you mean 'capsfus"
+    ):
+        open_source(SourceConfig(path=str(folder), web_caption="laion_2b", synthetic_caption=("laion_coco", "caps")))
 
 
 def test_ranges_of_names():
@@ -376,7 +406,12 @@ def test_sources_are_mixed_by_weight(tmp_path: Path, pictures: Path):
     sources = (
         SourceConfig(path=str(shards), weight=3),
         SourceConfig(
-            format="table", path=str(table), images=str(pictures), web="org_caption", synthetic="re_caption", weight=1
+            format="table",
+            path=str(table),
+            image_root=str(pictures),
+            web_caption="org_caption",
+            synthetic_caption="re_caption",
+            weight=1,
         ),
     )
 

@@ -17,19 +17,19 @@ from clips.training.setup import check_stages
 from clips.training.stages import stage_configs
 
 STAGES = (
-    {"model.image_size": 16, "steps": 2, "optim.learning_rate": 1e-3},
+    {"model.image_size": 16, "max_steps": 2, "optimizer.learning_rate": 1e-3},
     {
         "model": {"image_size": 32},
-        "steps": 1,
+        "max_steps": 1,
         "global_batch_size": 3,
-        "optim": {"learning_rate": 0.0001, "warmup_ratio": 0.0},
+        "optimizer": {"learning_rate": 0.0001, "warmup_ratio": 0.0},
     },
 )
 
 
 def test_stages_run_in_turn_and_are_done_the_second_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     data = clips_world.write_shards(tmp_path / "data")
-    config = clips_world.train_config(data, tmp_path / "run", steps=None, stages=STAGES)
+    config = clips_world.train_config(data, tmp_path / "run", max_steps=None, stages=STAGES)
     train(config)
     first, last = tmp_path / "run.stages" / "1", tmp_path / "run"
     assert load_encoder(last).preprocess.transforms[0].size == (32, 32)
@@ -53,7 +53,7 @@ def test_stages_run_in_turn_and_are_done_the_second_time(tmp_path: Path, capsys:
 
 def test_stages_go_on_where_they_were_stopped(tmp_path: Path):
     data = clips_world.write_shards(tmp_path / "data")
-    config = clips_world.train_config(data, tmp_path / "run", steps=None, stages=STAGES)
+    config = clips_world.train_config(data, tmp_path / "run", max_steps=None, stages=STAGES)
     first, second = stage_configs(config)
     train(first)
     stamp = (tmp_path / "run.stages" / "1" / "manifest.json").stat().st_mtime_ns
@@ -65,34 +65,37 @@ def test_stages_go_on_where_they_were_stopped(tmp_path: Path):
 
 def test_a_stage_gives_its_rate_and_warmup_in_either_way(tmp_path: Path):
     stages = (
-        {"steps": 9, "optim.base_learning_rate": 8e-6, "optim.warmup_samples": 8},
-        {"steps": 9, "optim": {"learning_rate": 1e-4}},
-        {"steps": 9, "optim.warmup_ratio": 0.5},
+        {"max_steps": 9, "optimizer.base_learning_rate": 8e-6, "optimizer.warmup_samples": 8},
+        {"max_steps": 9, "optimizer": {"learning_rate": 1e-4}},
+        {"max_steps": 9, "optimizer.warmup_ratio": 0.5},
     )
     optim = {"base_learning_rate": 4e-6, "betas": [0.8, 0.9]}
     config = clips_world.train_config(
-        tmp_path, tmp_path / "run", steps=None, global_batch_size=4, optim=optim, stages=stages
+        tmp_path, tmp_path / "run", max_steps=None, global_batch_size=4, optimizer=optim, stages=stages
     )
-    found = [stage.optim for stage in stage_configs(config)]
+    found = [stage.optimizer for stage in stage_configs(config)]
     assert [one.peak_rate(4) for one in found] == pytest.approx([1.25e-7, 1e-4, 6.25e-8])
     assert [one.warmup_steps(9, 4) for one in found] == [2, 0, 4]
     assert {one.betas for one in found} == {(0.8, 0.9)}
-    with pytest.raises(UserError, match=r"stages\[1\]: optim.warmup_samples: expected fewer than the 8 samples"):
-        stage_configs(dataclasses.replace(config, stages=({"steps": 2, "optim.warmup_samples": 8},)))
+    with pytest.raises(UserError, match=r"stages\[1\]: optimizer.warmup_samples: expected fewer than the 8 samples"):
+        stage_configs(dataclasses.replace(config, stages=({"max_steps": 2, "optimizer.warmup_samples": 8},)))
 
 
 def test_a_stage_may_have_another_name_for_the_same_towers(tmp_path: Path):
     data = clips_world.write_shards(tmp_path / "data")
     model = {"architecture": "ViT-B-16-SigLIP", "context_length": 12}
-    stages = ({"steps": 1}, {"steps": 1, "model.architecture": "ViT-B-16-SigLIP-384", "model.context_length": 20})
-    config = clips_world.train_config(data, tmp_path / "run", steps=None, model=model, stages=stages)
+    stages = (
+        {"max_steps": 1},
+        {"max_steps": 1, "model.architecture": "ViT-B-16-SigLIP-384", "model.context_length": 20},
+    )
+    config = clips_world.train_config(data, tmp_path / "run", max_steps=None, model=model, stages=stages)
     check_stages(stage_configs(config))
 
 
 def test_a_finished_stage_may_have_had_other_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     data = clips_world.write_shards(tmp_path / "data")
-    stages = ({"steps": 1}, {"steps": 1, "global_batch_size": 6}, {"steps": 1})
-    configs = stage_configs(clips_world.train_config(data, tmp_path / "run", steps=None, stages=stages))
+    stages = ({"max_steps": 1}, {"max_steps": 1, "global_batch_size": 6}, {"max_steps": 1})
+    configs = stage_configs(clips_world.train_config(data, tmp_path / "run", max_steps=None, stages=stages))
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(
         UserError, match=r"stages\[2\]: global_batch_size: expected a multiple of the 4 processes, got 6"
@@ -115,12 +118,12 @@ def test_a_finished_stage_may_have_had_other_processes(tmp_path: Path, monkeypat
             r"stages\[2\]: model: expected the towers of the stage before, clips-tiny",
         ),
         ({"data.sources": [{"path": "gone.tar"}]}, r"stages\[2\]: gone\.tar: no such file"),
-        ({"steps": 2, "samples": 8}, r"stages\[2\]: steps, samples, epochs: expected exactly one"),
+        ({"max_steps": 2, "max_samples": 8}, r"stages\[2\]: max_steps, max_samples, num_epochs: expected exactly one"),
     ],
 )
 def test_a_wrong_stage_is_told_before_the_first_begins(tmp_path: Path, stage: dict[str, object], message: str):
     data = clips_world.write_shards(tmp_path / "data")
-    stages = ({"steps": 1}, {"steps": 1, **stage})
+    stages = ({"max_steps": 1}, {"max_steps": 1, **stage})
     with pytest.raises(UserError, match=message):
-        train(clips_world.train_config(data, tmp_path / "run", steps=None, stages=stages))
+        train(clips_world.train_config(data, tmp_path / "run", max_steps=None, stages=stages))
     assert not (tmp_path / "run.stages").exists()

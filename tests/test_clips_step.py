@@ -62,7 +62,7 @@ def gradient_of(data: Path, output: Path, **fields: object) -> tuple[dict[str, f
     "fields",
     [
         {},
-        {"recipe": {"name": "coca", "captioner": {"length": 12, "layers": 1}}},
+        {"recipe": {"name": "coca", "captioner": {"max_length": 12, "num_layers": 1}}},
         {"recipe": {"name": "clip", "loss": "sigmoid"}},
     ],
 )
@@ -98,7 +98,7 @@ def test_both_passes_draw_the_same_random_numbers(tmp_path: Path, monkeypatch: p
 
 def test_an_average_of_the_weights_is_exported_and_resumed(tmp_path: Path):
     data = clips_world.write_shards(tmp_path / "data")
-    config = clips_world.train_config(data, tmp_path / "run", average=0.5, keep_after_training=True)
+    config = clips_world.train_config(data, tmp_path / "run", ema_decay=0.5, keep_checkpoints_after_training=True)
     train(config)
     exported = load_file(tmp_path / "run" / "open_clip_model.safetensors")
     held = [clips_world.tensors_of(path) for path in list_checkpoints(tmp_path / "run")]
@@ -116,7 +116,7 @@ def test_an_average_of_the_weights_is_exported_and_resumed(tmp_path: Path):
 
 def test_the_average_is_the_exponential_one(tmp_path: Path):
     data = clips_world.write_shards(tmp_path / "data")
-    config = clips_world.train_config(data, tmp_path / "run", average=0.75)
+    config = clips_world.train_config(data, tmp_path / "run", ema_decay=0.75)
     run = setup_run(config, open_train_dataset(config))
     run.model.train()
     stream = iterate_batches(run.data, first_step=0, last_step=3)
@@ -139,7 +139,7 @@ def test_metrics_go_to_weights_and_biases_too(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     data = clips_world.write_shards(tmp_path / "data")
-    train(clips_world.train_config(data, tmp_path / "run", steps=4, track=("wandb",)))
+    train(clips_world.train_config(data, tmp_path / "run", max_steps=4, report_to=("wandb",)))
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     store, logged = DataStore(), {}
     store.open_for_scan(str(file))
@@ -158,7 +158,7 @@ def test_metrics_go_to_tensorboard_too(tmp_path: Path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     data = clips_world.write_shards(tmp_path / "data")
-    train(clips_world.train_config(data, tmp_path / "run", steps=4, track=("tensorboard",)))
+    train(clips_world.train_config(data, tmp_path / "run", max_steps=4, report_to=("tensorboard",)))
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     told = {entry.step: entry.value for entry in events.Scalars("loss")}
     written = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -180,7 +180,7 @@ def test_a_tracker_that_fails_is_left_out(tmp_path: Path, capsys: pytest.Capture
     with log:
         for step in (1, 2):
             log.write({"step": step, "loss": 1.0, "samples_per_second": 1.0, "samples_seen": step})
-    assert capsys.readouterr().err.count("track: Broken failed (gone) and is left out from here on") == 1
+    assert capsys.readouterr().err.count("report_to: Broken failed (gone) and is left out from here on") == 1
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
@@ -266,12 +266,14 @@ class FakeModel(torch.nn.Module):
 def fake_run(losses: list[float], **optim: Any) -> Any:
     model = FakeModel()
     config = SimpleNamespace(
-        micro_batch_size=None, global_batch_size=4, optim=OptimizerConfig(learning_rate=0.1, warmup_ratio=0, **optim)
+        micro_batch_size=None,
+        global_batch_size=4,
+        optimizer=OptimizerConfig(learning_rate=0.1, warmup_ratio=0, **optim),
     )
     return SimpleNamespace(
         model=model,
         recipe=FakeRecipe(losses),
-        parallel=DDPStrategy(model, config.optim, DistributedContext()),  # type: ignore[arg-type]
+        parallel=DDPStrategy(model, config.optimizer, DistributedContext()),  # type: ignore[arg-type]
         processes=DistributedContext(),
         loop=TrainState(step=7),
         average=None,
@@ -302,7 +304,7 @@ def test_a_step_reports_and_clips_the_gradient():
     assert values["loss"] == 7.0
     assert values["grad_norm"] == 5.0
     assert values["logit_scale"] == 10.0
-    assert values["lr"] == cosine_lr(7, 10, run.config.optim, run.config.global_batch_size)
+    assert values["lr"] == cosine_lr(7, 10, run.config.optimizer, run.config.global_batch_size)
     assert torch.allclose(seen[0], torch.tensor([0.3, 0.4]), atol=1e-6)
     assert run.model.clamped
     assert run.model.weight.grad is None
@@ -322,7 +324,7 @@ def test_pictures_are_normalized_by_the_towers_mean_and_std():
 
 
 def test_a_gradient_that_stands_out_is_not_followed():
-    run = fake_run([1.0] * 40, skip_spikes=5.0)
+    run = fake_run([1.0] * 40, grad_spike_factor=5.0)
     for _ in range(20):
         train_step(run, {"x": torch.ones(2)})
     before = run.model.weight.clone()

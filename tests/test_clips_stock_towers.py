@@ -51,7 +51,9 @@ def test_training_begins_with_an_encoders_own_text_tower_and_words(stock: Path):
 
 def test_long_clip_stretches_the_positions_of_a_stock_text_tower(stock: Path):
     before = load_encoder(stock).model.positional_embedding
-    wanted = ModelConfig(architecture=str(stock), pretrained=str(stock), context_length=50, text_positions="long_clip")
+    wanted = ModelConfig(
+        architecture=str(stock), pretrained=str(stock), context_length=50, text_pos_embed_interpolation="long_clip"
+    )
     model = build_model(wanted, RecipeConfig(name="clip"), seed=0)
     after = model.clip.positional_embedding
     assert after.shape == (50, before.shape[1])
@@ -62,11 +64,11 @@ def test_long_clip_stretches_the_positions_of_a_stock_text_tower(stock: Path):
 
 def test_a_stock_encoder_is_trained_in_stages_resumed_and_keeps_its_words(stock: Path, tmp_path: Path):
     model = {"architecture": str(stock), "pretrained": str(stock)}
-    stages = ({"steps": 2}, {"steps": 2, "model.image_size": 48, "model.context_length": 40})
+    stages = ({"max_steps": 2}, {"max_steps": 2, "model.image_size": 48, "model.context_length": 40})
     data = clips_world.write_shards(tmp_path / "data")
-    validation = {"source": {"path": str(data)}, "every": 1, "samples": 5}
+    validation = {"source": {"path": str(data)}, "eval_steps": 1, "num_samples": 5}
     config = clips_world.train_config(
-        data, tmp_path / "run", steps=None, model=model, stages=stages, validation=validation, save_steps=1
+        data, tmp_path / "run", max_steps=None, model=model, stages=stages, validation=validation, save_steps=1
     )
     check_stages(stage_configs(config))
     train(config)
@@ -78,7 +80,7 @@ def test_a_stock_encoder_is_trained_in_stages_resumed_and_keeps_its_words(stock:
     assert 0 < moved < 0.1
 
     last = stage_configs(config)[-1]
-    train(dataclasses.replace(last, output=str(tmp_path / "again"), steps=1))  # not at all where it ended
+    train(dataclasses.replace(last, output=str(tmp_path / "again"), max_steps=1))  # not at all where it ended
     assert load_encoder(tmp_path / "again").config == trained.config
 
 

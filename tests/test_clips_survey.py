@@ -30,7 +30,7 @@ def shards(tmp_path: Path) -> Path:
 
 def test_inspect_counts_measures_and_shows(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     page = tmp_path / "page.html"
-    run_inspect(InspectDatasetConfig(path=str(shards), page=str(page), shown=8))
+    run_inspect(InspectDatasetConfig(path=str(shards), html_output=str(page), num_shown=8))
     told = capsys.readouterr().out
     assert "8 in the source, 8 read, 2 invalid" in told
     assert "1 × no picture (shard.tar/000000002)" in told
@@ -68,7 +68,7 @@ def test_formats_of_sentences_need_no_names_of_captions(form: str, tmp_path: Pat
     }[form]
     path = tmp_path / "captions.json"
     path.write_text(json.dumps(content), encoding="utf-8")
-    arguments = ["data", "inspect", str(path), "--format", form, "--page", str(tmp_path / "page.html")]
+    arguments = ["data", "inspect", str(path), "--format", form, "--html_output", str(tmp_path / "page.html")]
     assert dispatch("clips", "", COMMANDS, arguments) == 0
     assert "median 2 (5 % below 2, 5 % above 2) sentences in a synthetic caption" in capsys.readouterr().out
     assert dispatch("clips", "", COMMANDS, [*arguments, "--synthetic", "null"]) == 0  # none, not the default
@@ -96,7 +96,11 @@ def test_synthetic_captions_are_named_by_one_column_or_several(
     lines = [json.dumps({**row, "capsfusion": "square" if number % 2 else None}) + "\n" for number in range(40)]
     (tmp_path / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
     arguments = ["data", "inspect", str(tmp_path / "rows.jsonl"), "--format", "capsfusion"]
-    arguments += ["--page", str(tmp_path / "page.html"), *(["--synthetic", synthetic] if synthetic else [])]
+    arguments += [
+        "--html_output",
+        str(tmp_path / "page.html"),
+        *(["--synthetic_caption", synthetic] if synthetic else []),
+    ]
     assert dispatch("clips", "", COMMANDS, arguments) == 0
     assert expected in capsys.readouterr().out
 
@@ -111,22 +115,27 @@ def test_sentences_have_one_way_to_be_a_synthetic_caption(tmp_path: Path):
         (("caption",), "unknown 'synthetic' of a karpathy data source 'caption'"),
     ):
         with pytest.raises(UserError, match=message):
-            open_source(SourceConfig(format="karpathy", path=str(tmp_path / "x.json"), synthetic=synthetic))
+            open_source(SourceConfig(format="karpathy", path=str(tmp_path / "x.json"), synthetic_caption=synthetic))
 
 
 def test_where_captions_are_is_resolved_by_the_format():
     configs = {name: SourceConfig(path="x", format=name) for name in TRAINING_FORMATS}
-    found = {name: (config.web, config.synthetic) for name, config in configs.items()}
+    found = {name: (config.web_caption, config.synthetic_caption) for name, config in configs.items()}
     assert found.pop("capsfusion") == ("laion_2b", ("laion_coco", "capsfusion"))
     columns = {name: found.pop(name) for name in ("webdataset", "table", "datasets")}
     assert set(columns.values()) == {("web_caption", "synthetic_caption")}
     assert set(found.values()) == {("drawn_sentence", "other_sentences")}
-    assert InspectDatasetConfig(path="x", format="coco", web="first_sentence", synthetic=None).synthetic is None
+    assert (
+        InspectDatasetConfig(
+            path="x", format="coco", web_caption="first_sentence", synthetic_caption=None
+        ).synthetic_caption
+        is None
+    )
 
 
 def test_some_samples_stand_for_many(tmp_path: Path):
     folder = clips_world.write_shards(tmp_path / "data", sizes=(40,))
-    config = InspectDatasetConfig(path=str(folder), scan=5, shown=2)
+    config = InspectDatasetConfig(path=str(folder), num_samples=5, num_shown=2)
     found = collect_stats(open_source(config), config)
     assert (found.samples, found.scanned, len(found.examples)) == (40, 5, 2)
     assert found.examples[-1].name.endswith("000000039")
@@ -135,7 +144,7 @@ def test_some_samples_stand_for_many(tmp_path: Path):
 def test_captions_cannot_leave_their_place_on_the_page(tmp_path: Path):
     samples = {"0": {**clips_world.sample(0), "json": b'{"web_caption": "<script>alert(1)</script>\\u001b]0;x"}'}}
     folder = clips_world.write_shard(tmp_path / "data" / "a.tar", samples).parent
-    run_inspect(InspectDatasetConfig(path=str(folder), synthetic=None, page=str(tmp_path / "page.html")))
+    run_inspect(InspectDatasetConfig(path=str(folder), synthetic_caption=None, html_output=str(tmp_path / "page.html")))
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "&lt;script&gt;alert(1)&lt;/script&gt;\N{REPLACEMENT CHARACTER}]0;x" in page
     assert "<script>" not in page
@@ -189,8 +198,8 @@ def test_counting_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: 
 def test_a_look_from_afar_copies_few_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = clips_world.write_shards(tmp_path / "data", sizes=(1,) * 40)
     run_index(IndexShardsConfig(path=str(folder)))
-    afar = {"path": f"file://{folder}/shard-{{00000..00039}}.tar", "cache": str(tmp_path / "cache")}
-    config = InspectDatasetConfig(**afar, scan=30, page=str(tmp_path / "page.html"))
+    afar = {"path": f"file://{folder}/shard-{{00000..00039}}.tar", "cache_dir": str(tmp_path / "cache")}
+    config = InspectDatasetConfig(**afar, num_samples=30, html_output=str(tmp_path / "page.html"))
     assert collect_stats(open_source(config), config).scanned == 16
     assert len(list((tmp_path / "cache").glob("*.tar"))) == 16
     assert "only 16 of 40 shards are looked at" in capsys.readouterr().err
@@ -199,7 +208,11 @@ def test_a_look_from_afar_copies_few_shards(tmp_path: Path, capsys: pytest.Captu
 def test_a_source_of_which_nothing_can_be_used_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "t.csv").write_text("image,caption\na.jpg,a dog\nb.jpg,a cat\n")
     config = InspectDatasetConfig(
-        path=str(tmp_path / "t.csv"), format="table", web="caption", synthetic=None, page=str(tmp_path / "page.html")
+        path=str(tmp_path / "t.csv"),
+        format="table",
+        web_caption="caption",
+        synthetic_caption=None,
+        html_output=str(tmp_path / "page.html"),
     )
     with pytest.raises(UserError, match=r"t\.csv: none of 2 samples can be used"):
         run_inspect(config)

@@ -131,7 +131,7 @@ def test_a_timm_model_trains_from_its_weights_and_is_loaded_by_stock_open_clip(t
     }
     run = tmp_path / "run"
     frozen = {**model, "lock_image": True}
-    train(clips_world.train_config(clips_world.write_shards(tmp_path / "data", (6,)), run, model=frozen, steps=1))
+    train(clips_world.train_config(clips_world.write_shards(tmp_path / "data", (6,)), run, model=frozen, max_steps=1))
     loads_in_stock_open_clip(run, 160, 512)
     trained = load_file(run / "open_clip_model.safetensors")
     assert all(torch.equal(trained[f"visual.trunk.{name}"], value) for name, value in weights.items())
@@ -143,12 +143,16 @@ def test_a_file_trains_goes_on_and_is_exported(tmp_path: Path):
         write_config(tmp_path / "mine.json"),
         tmp_path / "run",
     )
-    settings: dict[str, Any] = {"model": {"architecture": str(path)}, "steps": 3, "keep_after_training": True}
+    settings: dict[str, Any] = {
+        "model": {"architecture": str(path)},
+        "max_steps": 3,
+        "keep_checkpoints_after_training": True,
+    }
     config = clips_world.train_config(data, run, **settings)
     train(config)
     loads_in_stock_open_clip(run, 64, 24)
     assert read_manifest(run)["parents"]["architecture"]["path"] == str(path)
-    run_export(ExportConfig(run=str(list_checkpoints(run)[-1]), output=str(tmp_path / "out")))
+    run_export(ExportConfig(checkpoint=str(list_checkpoints(run)[-1]), output=str(tmp_path / "out")))
     loads_in_stock_open_clip(tmp_path / "out", 64, 24)
     write_config(path, embed_dim=16)
     with pytest.raises(UserError, match=r"holds another run: inputs\.architecture"):

@@ -64,7 +64,7 @@ def test_all_files_of_a_run_have_the_permissions_of_the_umask(tmp_path: Path, da
     before = os.umask(mask)
     try:
         config = clips_world.train_config(data, tmp_path / "run")
-        train(dataclasses.replace(config, steps=2, save_steps=1, keep_after_training=True))
+        train(dataclasses.replace(config, max_steps=2, save_steps=1, keep_checkpoints_after_training=True))
     finally:
         os.umask(before)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -133,8 +133,8 @@ def test_flops_are_the_mean_of_batches_and_go_on_from_those_before(tmp_path: Pat
         samples[f"{index}"]["json"] = json.dumps(captions).encode()
     clips_world.write_shard(tmp_path / "data" / "a.tar", samples)
     for name, stop in (("whole", None), ("resumed", 3)):
-        fields = {"steps": 4, "global_batch_size": 1, "logging_steps": 1, "save_steps": 1}
-        recipe = {"name": "clips", "captioner": {"length": 24, "layers": 1}}
+        fields = {"max_steps": 4, "global_batch_size": 1, "logging_steps": 1, "save_steps": 1}
+        recipe = {"name": "clips", "captioner": {"max_length": 24, "num_layers": 1}}
         config = clips_world.train_config(tmp_path / "data", tmp_path / name, recipe=recipe, **fields)
         with pytest.MonkeyPatch.context() as patch:
             if stop:
@@ -154,15 +154,15 @@ def test_a_finished_run_is_left_alone_and_another_config_refused(
     before = {path: path.stat().st_mtime_ns for path in whole.iterdir()}
     train(clips_world.train_config(data, whole, logging_steps=1, save_steps=1))
     assert "already trained" in capsys.readouterr().err
-    sources = [{"path": str(data), "cache": "/elsewhere", "cache_gb": 7}]
+    sources = [{"path": str(data), "cache_dir": "/elsewhere", "max_cache_gb": 7}]
     free = {
         "data": {"sources": sources, "max_invalid_ratio": 0.3},
-        "validation": {"every": 7},
-        "keep_after_training": True,
+        "validation": {"eval_steps": 7},
+        "keep_checkpoints_after_training": True,
     }
     train(clips_world.train_config(data, whole, **free))
     assert "already trained" in capsys.readouterr().err
-    sources[0]["web"] = "captions"
+    sources[0]["web_caption"] = "captions"
     with pytest.raises(UserError, match=r"whole holds another run: data\.sources is"):
         train(clips_world.train_config(data, whole, **free))
     with pytest.raises(UserError, match="seed is 0 there and 1 now"):
@@ -177,35 +177,42 @@ def test_an_unfinished_run_may_change_what_it_is_told_it_may(
     with pytest.raises(InterruptedError):
         train(clips_world.train_config(data, tmp_path / "run"))
     monkeypatch.undo()
-    slower = {"optim": {"learning_rate": 0.0005}}
-    with pytest.raises(UserError, match=r"optim\.learning_rate is 0\.001 there and 0\.0005 now"):
+    slower = {"optimizer": {"learning_rate": 0.0005}}
+    with pytest.raises(UserError, match=r"optimizer\.learning_rate is 0\.001 there and 0\.0005 now"):
         train(clips_world.train_config(data, tmp_path / "run", **slower))
     for interrupted in (True, False):  # before it has come to another checkpoint
         with pytest.MonkeyPatch.context() as patch:
             if interrupted:
                 patch.setattr(training, "train_step", stop_at(4))
             with pytest.raises(InterruptedError) if interrupted else contextlib.nullcontext():
-                train(clips_world.train_config(data, tmp_path / "run", **slower, may_change=["optim.learning_rate"]))
+                train(
+                    clips_world.train_config(
+                        data, tmp_path / "run", **slower, allow_changes_on_resume=["optimizer.learning_rate"]
+                    )
+                )
         if interrupted:  # what it did not come to keep is no run to go on with
             with pytest.raises(UserError, match=r"learning_rate is 0\.001 there and 0\.0005 now"):
                 train(clips_world.train_config(data, tmp_path / "run", **slower))
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    assert manifest["changes"] == ["from step 5: optim.learning_rate 0.001 → 0.0005"]
+    assert manifest["changes"] == ["from step 5: optimizer.learning_rate 0.001 → 0.0005"]
     with pytest.raises(UserError, match="another run"):  # it is finished
-        train(clips_world.train_config(data, tmp_path / "run", may_change=["optim.learning_rate"]))
+        train(clips_world.train_config(data, tmp_path / "run", allow_changes_on_resume=["optimizer.learning_rate"]))
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"may_change": ["seed"]}, "may_change: expected fields that begin with optim., precision; got seed"),
+        (
+            {"allow_changes_on_resume": ["seed"]},
+            "allow_changes_on_resume: expected fields that begin with optimizer., precision; got seed",
+        ),
         (
             {
-                "model": {"architecture": "clips-tiny", "keep_trunk_outputs": True, "lock_image": True},
-                "data": {"sources": [{"path": "x"}], "augment": {"min_area": 1.0}},
-                "scale": {"parallel": "fsdp"},
+                "model": {"architecture": "clips-tiny", "cache_trunk_features": True, "lock_image": True},
+                "data": {"sources": [{"path": "x"}], "augment": {"crop_scale_min": 1.0}},
+                "distributed": {"strategy": "fsdp"},
             },
-            "model.keep_trunk_outputs: expected false where parameters are in shards",
+            "model.cache_trunk_features: expected false where parameters are in shards",
         ),
     ],
 )
@@ -238,7 +245,7 @@ def test_the_trunk_is_a_parent_and_must_stay_the_same(data: Path, tmp_path: Path
     weights = fresh.clip.visual.trunk.state_dict()
     save_file(weights, trunk)
     started, finished = (
-        clips_world.train_config(data, tmp_path / name, steps=steps, model=model, recipe={"name": "clip"})
+        clips_world.train_config(data, tmp_path / name, max_steps=steps, model=model, recipe={"name": "clip"})
         for name, steps in (("started", 3), ("finished", 0))
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -255,7 +262,7 @@ def test_the_trunk_is_a_parent_and_must_stay_the_same(data: Path, tmp_path: Path
 
 
 def test_no_steps_write_the_untrained_encoder(data: Path, tmp_path: Path):
-    config = clips_world.train_config(data, tmp_path / "untrained", steps=0, seed=4)
+    config = clips_world.train_config(data, tmp_path / "untrained", max_steps=0, seed=4)
     train(config)
     fresh = build_model(config.model, config.recipe, 4)
     saved = load_file(tmp_path / "untrained" / "open_clip_model.safetensors")
@@ -266,8 +273,8 @@ def test_no_steps_write_the_untrained_encoder(data: Path, tmp_path: Path):
 
 def test_it_learns(data: Path, tmp_path: Path):
     small = clips_world.write_shards(tmp_path / "small", (7,))
-    still = {"sources": [{"path": str(small)}], "augment": {"min_area": 1.0}}
-    fields = {"steps": 40, "global_batch_size": 7, "logging_steps": 1, "recipe": {"name": "clip"}}
+    still = {"sources": [{"path": str(small)}], "augment": {"crop_scale_min": 1.0}}
+    fields = {"max_steps": 40, "global_batch_size": 7, "logging_steps": 1, "recipe": {"name": "clip"}}
     train(clips_world.train_config(small, tmp_path / "learned", data=still, **fields))
     losses = [entry["loss"] for entry in metrics(tmp_path / "learned")]
     assert losses[0] > 0.8 * math.log(7)
@@ -350,13 +357,13 @@ def test_a_full_disk_in_mid_run_is_told_and_the_run_goes_on_later(whole: Path, d
 def test_what_is_odd_about_the_data_is_said_and_validation_looked_at_first(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    source = {"path": str(data), "synthetic": None}
+    source = {"path": str(data), "synthetic_caption": None}
     validation = {"source": {"path": str(tmp_path / "gone.tar")}}
     with pytest.raises(UserError, match=r"gone\.tar: no such file"):
         train(clips_world.train_config(data, tmp_path / "run", validation=validation))
     assert not (tmp_path / "run").exists()
-    fields = {"data": {"sources": [source]}, "steps": 1, "global_batch_size": 30}
-    validation = {"every": 1, "samples": 5, "source": {"path": str(data)}}
+    fields = {"data": {"sources": [source]}, "max_steps": 1, "global_batch_size": 30}
+    validation = {"eval_steps": 1, "num_samples": 5, "source": {"path": str(data)}}
     train(clips_world.train_config(data, tmp_path / "run", validation=validation, **fields))
     said = capsys.readouterr().err
     assert "none has synthetic captions; recipe clips takes web captions in their place" in said

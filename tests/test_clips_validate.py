@@ -31,12 +31,12 @@ def test_recall_by_hand_ties_counted_in_part():
 def validated(tmp_path: Path, **fields: object):  # type: ignore[no-untyped-def]
     data = clips_world.write_shards(tmp_path / "data")
     held_out = clips_world.write_shards(tmp_path / "held_out", sizes=(6,))
-    validation = {"source": {"path": str(held_out)}, "every": 2, "samples": 5}
+    validation = {"source": {"path": str(held_out)}, "eval_steps": 2, "num_samples": 5}
     return clips_world.train_config(data, tmp_path / "run", validation=validation, **fields)
 
 
 def test_the_log_has_recalls_of_every_kind_of_caption(tmp_path: Path):
-    train(validated(tmp_path, steps=5, logging_steps=5, average=0.5))
+    train(validated(tmp_path, max_steps=5, logging_steps=5, ema_decay=0.5))
     log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log] == [2, 4, 5]
     names = {f"val_{kind}_{way}_r1" for kind in ("web", "partial", "whole") for way in ("t2i", "i2t")}
@@ -47,9 +47,9 @@ def test_the_log_has_recalls_of_every_kind_of_caption(tmp_path: Path):
 def test_validation_leaves_no_trace_in_training(tmp_path: Path):
     from safetensors.torch import load_file
 
-    train(validated(tmp_path / "with", steps=4))
+    train(validated(tmp_path / "with", max_steps=4))
     data = tmp_path / "with" / "data"
-    train(clips_world.train_config(data, tmp_path / "without", steps=4))
+    train(clips_world.train_config(data, tmp_path / "without", max_steps=4))
     with_it, without = (
         load_file(f / "open_clip_model.safetensors") for f in (tmp_path / "with" / "run", tmp_path / "without")
     )
@@ -93,7 +93,7 @@ def test_invalid_samples_are_left_out_of_the_batch_that_they_are_in(tmp_path: Pa
     samples = {f"{n:09d}": clips_world.sample(n) for n in range(6)}
     samples["000000002"]["png"] = b"x"
     clips_world.write_shard(tmp_path / "held_out" / "shard-00000.tar", samples)
-    config = dataclasses.replace(config, validation=dataclasses.replace(config.validation, samples=6, batch_size=2))
+    config = dataclasses.replace(config, validation=dataclasses.replace(config.validation, num_samples=6, batch_size=2))
     run = setup_run(config, open_train_dataset(config))
     found = RetrievalValidation(config.validation, run)
     assert [batch.numbers.tolist() for batch in found.batches] == [[0, 1], [3], [4, 5]]
@@ -106,18 +106,18 @@ def test_invalid_samples_are_left_out_of_the_batch_that_they_are_in(tmp_path: Pa
 
 WAYS: dict[str, dict[str, Any]] = {
     "ddp": {},
-    "ddp_averaged": {"average": 0.5},
-    "fsdp": {"scale": {"parallel": "fsdp"}},
-    "fsdp_averaged": {"scale": {"parallel": "fsdp"}, "average": 0.5},
-    "zero2": {"scale": {"parallel": "zero2"}},
-    "zero3": {"scale": {"parallel": "zero3"}},
-    "zero3_averaged": {"scale": {"parallel": "zero3"}, "average": 0.5},
+    "ddp_averaged": {"ema_decay": 0.5},
+    "fsdp": {"distributed": {"strategy": "fsdp"}},
+    "fsdp_averaged": {"distributed": {"strategy": "fsdp"}, "ema_decay": 0.5},
+    "zero2": {"distributed": {"strategy": "zero2"}},
+    "zero3": {"distributed": {"strategy": "zero3"}},
+    "zero3_averaged": {"distributed": {"strategy": "zero3"}, "ema_decay": 0.5},
 }
 
 
 def shared(data: Path, output: Path, **fields: Any) -> EncoderTrainConfig:
     """23 samples in batches of 3, one of them invalid."""
-    validation = {"source": {"path": str(data)}, "samples": 23, "batch_size": 3}
+    validation = {"source": {"path": str(data)}, "num_samples": 23, "batch_size": 3}
     return clips_world.train_config(data, output, validation=validation, **fields)
 
 

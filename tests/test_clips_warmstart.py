@@ -18,7 +18,7 @@ from clips.model.captioner_config import CaptionerConfig
 from clips.model.pos_embed import openvision_sincos_pos_embed, stretch_text_pos_embed
 from clips.train import train
 
-RECIPE = RecipeConfig(captioner=CaptionerConfig(length=12, layers=1))
+RECIPE = RecipeConfig(captioner=CaptionerConfig(max_length=12, num_layers=1))
 
 
 def model(**fields: object) -> ClipsModel:
@@ -213,9 +213,9 @@ def test_what_does_not_fit_is_named(trained: Path, tmp_path: Path):
     ("fields", "frozen", "trained_too"),
     [
         ({"lock_image": True}, ["visual.proj", "visual.conv1.weight"], ["text_projection"]),
-        ({"lock_image": True, "unlocked_image_groups": 1}, ["visual.conv1.weight"], ["visual.proj"]),
+        ({"lock_image": True, "lock_image_unlocked_groups": 1}, ["visual.conv1.weight"], ["visual.proj"]),
         ({"lock_text": True}, ["token_embedding.weight", "text_projection"], ["visual.conv1.weight"]),
-        ({"lock_text": True, "unlocked_text_groups": 1}, ["token_embedding.weight"], ["text_projection"]),
+        ({"lock_text": True, "lock_text_unlocked_layers": 1}, ["token_embedding.weight"], ["text_projection"]),
     ],
 )
 def test_locked_towers_get_no_gradient(fields: dict[str, object], frozen: list[str], trained_too: list[str]):
@@ -226,7 +226,7 @@ def test_locked_towers_get_no_gradient(fields: dict[str, object], frozen: list[s
 
 
 def test_a_timm_tower_is_frozen_in_part_without_a_warning():
-    fields = {"architecture": "timm:test_vit", "image_size": 160, "lock_image": True, "unlocked_image_groups": 1}
+    fields = {"architecture": "timm:test_vit", "image_size": 160, "lock_image": True, "lock_image_unlocked_groups": 1}
     parameters = model(**fields).clip.named_parameters()
     trunk = {name: value.requires_grad for name, value in parameters if name.startswith("visual.trunk.")}
     assert trunk["visual.trunk.norm.weight"]
@@ -243,10 +243,10 @@ def test_batch_norms_of_frozen_layers_keep_their_statistics():
 
 def test_a_run_that_begins_from_another_says_so_and_leaves_frozen_weights_alone(tmp_path: Path):
     data = clips_world.write_shards(tmp_path / "data")
-    train(clips_world.train_config(data, tmp_path / "first", steps=2))
+    train(clips_world.train_config(data, tmp_path / "first", max_steps=2))
     settings = {"architecture": "clips-tiny", "image_size": 32, "context_length": 12, "patch_dropout": 0.5}
     settings |= {"pretrained": str(tmp_path / "first"), "lock_text": True}
-    train(clips_world.train_config(data, tmp_path / "second", steps=2, model=settings))
+    train(clips_world.train_config(data, tmp_path / "second", max_steps=2, model=settings))
     first, second = (load_file(tmp_path / name / "open_clip_model.safetensors") for name in ("first", "second"))
     assert torch.equal(first["token_embedding.weight"], second["token_embedding.weight"])
     assert not torch.equal(first["visual.conv1.weight"], second["visual.conv1.weight"])

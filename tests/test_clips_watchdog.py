@@ -32,7 +32,7 @@ def place(step: int, doing: str, who: str) -> dict[str, Any]:
 def test_the_one_that_the_others_wait_for_is_named():
     still = {0: place(6, "computing", "rank 0"), 1: place(6, "waiting for data", "rank 1 (host b, process 7)")}
     assert describe_stalled(still, 2, 60) == (
-        "rank 1 (host b, process 7) has stood still for 60 s (waiting for data, step 7; scale.patience) "
+        "rank 1 (host b, process 7) has stood still for 60 s (waiting for data, step 7; distributed.hang_timeout) "
         "and the others wait for it; ended"
     )
     still[1] = place(5, "saving", "rank 1")
@@ -47,7 +47,7 @@ def test_the_one_that_the_others_wait_for_is_named():
 def test_a_process_that_hangs_is_named_and_the_training_ends(data: Path, tmp_path: Path, rank: int):
     """The main process is one that cannot even say so itself."""
     output = tmp_path / "hung"
-    clips_world.train_config(data, output, scale={"patience": 6}, steps=50, save_steps=1)
+    clips_world.train_config(data, output, distributed={"hang_timeout": 6}, max_steps=50, save_steps=1)
     hang = {"rank": rank, "step": 3, "frozen": rank == 0}
     (tmp_path / "plan.json").write_text(
         json.dumps([{"config": str(output.with_suffix(".json")), "stop": None, "hang": hang}])
@@ -63,7 +63,7 @@ def test_a_process_that_hangs_is_named_and_the_training_ends(data: Path, tmp_pat
 
 
 def test_a_reader_that_dies_ends_the_training_with_one_line(data: Path, tmp_path: Path):
-    config = clips_world.train_config(data, tmp_path / "run", steps=200, save_steps=1)
+    config = clips_world.train_config(data, tmp_path / "run", max_steps=200, save_steps=1)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, num_workers=1))
     with pytest.MonkeyPatch.context() as patch:
         real = training.train_step

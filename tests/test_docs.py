@@ -26,7 +26,7 @@ _STAGE = {"data": [{"path": "x"}]}
 BASES: dict[str, dict[str, Any]] = {
     "clips train": {"output": "x", "data": {"sources": [{"path": "x"}]}},
     "llava-bridge train": {"output": "x", "encoder": "x", "llm": "x", "align": _STAGE, "instruct": _STAGE},
-    "clips-bench run": {"row": "x", "results": "x", "encoder": "x"},
+    "clips-bench run": {"model_name": "x", "output": "x", "encoder": "x"},
     "a study": {"name": "x", "encoders": {"x": "x"}, "benchmarks": {"x": None}},
 }
 """What a fragment of a config lacks to be whole."""
@@ -121,8 +121,8 @@ def build(what: str, content: dict[str, Any]) -> None:
         parse_study(content)
         return
     program, name = what.split()
-    if what == "clips train" and not content.keys() & {"steps", "samples", "epochs", "stages"}:
-        content["steps"] = 1
+    if what == "clips train" and not content.keys() & {"max_steps", "max_samples", "num_epochs", "stages"}:
+        content["max_steps"] = 1
     from_plain(commands(program)[name].config_class(), content, what=what)
 
 

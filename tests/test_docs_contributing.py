@@ -18,7 +18,7 @@ USES = {
         import numpy as np
         from clips.method.recipes import RecipeConfig, build_recipe
         from clips.model.tokenizer import ClipsTokenizer
-        recipe = build_recipe(RecipeConfig(name="two_blocks", target_tokens=4))
+        recipe = build_recipe(RecipeConfig(name="two_blocks", caption_tokens=4))
         rng = np.random.default_rng(0)
         told = recipe.prepare("one two three four five six", "a b c d e f. g h i.", rng, ClipsTokenizer())
         assert set(told) == {"web", "partial"}, told
@@ -36,7 +36,7 @@ USES = {
     "llava_bridge/projectors/__init__.py": """
         import torch
         from llava_bridge.projectors import ProjectorConfig, ProjectorShape, build_projector, num_output_tokens
-        config, shape = ProjectorConfig(name="mean"), ProjectorShape(patches=16, width=32, llm=24)
+        config, shape = ProjectorConfig(type="mean"), ProjectorShape(patches=16, width=32, llm=24)
         assert num_output_tokens(config, shape) == 1
         assert build_projector(config, shape)(torch.randn(3, 16, 32)).shape == (3, 1, 24)
     """,
@@ -47,7 +47,7 @@ USES = {
         from benchmarks.results.results import read_result
         from clips.commandline.commands import dispatch
         bench_world.write_shards(Path("shards"), 4)
-        words = ["run", "--row", "t", "--results", "r", "--encoder", "timm:resnet10t@random", "--device", "cpu"]
+        words = ["run", "--model_name", "t", "--output", "r", "--encoder", "timm:resnet10t@random", "--device", "cpu"]
         words += ["--benchmarks", "[{name: mirror, data: shards}]"]
         assert dispatch("clips-bench", "", COMMANDS, words) == 0
         result = read_result(Path("r/t/mirror.json"))

@@ -42,7 +42,7 @@ def test_every_command_has_a_page_with_its_fields(site: Path):
             page = (site / "reference" / f"{program}-{name.replace(' ', '-')}.html").read_text(encoding="utf-8")
             assert re.search(r"<td><code>\w+</code></td>", page), f"{program} {name}"
     train = (site / "reference" / "clips-train.html").read_text(encoding="utf-8")
-    assert "<code>optim.learning_rate</code>" in train
+    assert "<code>optimizer.learning_rate</code>" in train
     assert "data.sources" in train
 
 

@@ -27,7 +27,7 @@ RETRIEVAL = "{name: retrieval, data: captions.csv}"
 MISTAKES = [
     ("clips data inspect none.csv --format table", "none.csv: no such file"),
     ("clips data inspect captions.csv --format tabel", "did you mean 'table'?"),
-    ("clips data inspect captions.csv --scan many", "scan: expected an integer, got 'many'"),
+    ("clips data inspect captions.csv --num_samples many", "num_samples: expected an integer, got 'many'"),
     ("clips data index none", "none: no such file or directory"),
     ("clips train --config none.yaml", "none.yaml: no such file"),
     (
@@ -36,7 +36,7 @@ MISTAKES = [
     ),
     ("clips train --config train.yaml --recipe.name clup", "unknown recipe 'clup'"),
     ("clips train --config train.yaml --recipe.loss softmix", "did you mean 'softmax'?"),
-    ("clips train --config train.yaml --steps few", "steps: expected an integer"),
+    ("clips train --config train.yaml --max_steps few", "max_steps: expected an integer"),
     ("clips plan none.yaml", "none.yaml: no such file"),
     ("clips plan train.yaml --recipe clip", "unknown key 'recipe'"),
     ("clips export none --output out", "none: no such directory"),
@@ -57,7 +57,10 @@ MISTAKES = [
     (f"benchmarks run encoder encoder --batch_size big --benchmarks [{RETRIEVAL}]", "expected an integer"),
     ("benchmarks run encoder encoder --benchmarks [{name: retrieval, date: x}]", "did you mean 'benchmarks[1].data'?"),
     ("benchmarks run llava none --benchmarks [{name: pope, data: .}]", "llava: none: no such directory"),
-    ("benchmarks score --task pope --answers none.jsonl --data . --results out --row x", "none.jsonl: no such file"),
+    (
+        "benchmarks score --task pope --answers none.jsonl --data . --output out --model_name x",
+        "none.jsonl: no such file",
+    ),
     ("benchmarks look encoder --image none.jpg --phrase x --output x.png", "none.jpg: expected a picture"),
     ("benchmarks study run none.yaml", "none.yaml: no such file"),
     ("benchmarks study rerun none.yaml --steps x", "none.yaml: no such file"),
@@ -65,7 +68,7 @@ MISTAKES = [
     ("benchmarks study accept none.yaml step", "none.yaml: no such file"),
     ("benchmarks report none", "none: no such directory"),
     ("benchmarks card none --results none", "none: no such directory"),
-    ("benchmarks verify --only recal", "did you mean 'recall'?"),
+    ("benchmarks verify --include recal", "did you mean 'recall'?"),
     ("benchmarks overlap --benchmark none --training [{path: none}]", "none: no such file or directory"),
 ]
 
@@ -74,7 +77,7 @@ MISTAKES = [
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mistakes")
     (folder / "captions.csv").write_text("picture,caption\n1.jpg,a dog\n")
-    (folder / "train.yaml").write_text(config_text(Path("shards"), Path("out"), steps=1))
+    (folder / "train.yaml").write_text(config_text(Path("shards"), Path("out"), max_steps=1))
     picture(0).save(folder / "photo.png")
     (folder / "encoder").mkdir()
     (folder / "encoder" / OPEN_CLIP_CONFIG).write_text("{}")

@@ -235,7 +235,7 @@ def test_a_benchmark_is_told_kind_by_kind_with_tested_differences(tmp_path):
     cells = {(cell.row, cell.column.metric): cell for cell in table.cells.values()}
     items = with_kinds({"random": 0.9, "popular": 0.5})
     assert cells["clips", "random"].value == pytest.approx(100 * items[items["category"] == "random"]["hit"].mean())
-    assert cells["clips", "random"].low < cells["clips", "random"].value < cells["clips", "random"].high
+    assert cells["clips", "random"].ci_low < cells["clips", "random"].value < cells["clips", "random"].ci_high
     assert cells["clips", "random"].delta.significant
     assert not cells["clips", "popular"].delta.significant
     figure = only(category_figures(report), "kinds-pope")

@@ -41,7 +41,7 @@ def nasty(tmp_path: Path) -> Report:
     put_failure(tmp_path, "clip", "pope", NASTY)
     for row in ("untrained", "clips", "clip"):
         edit(tmp_path / row / "gqa.json", "exact_match", scale=99.0)
-    unlike = {"value": -12.345, "low": -13.0, "high": 5.0, "label": NASTY, "formula": None, "columns": []}
+    unlike = {"value": -12.345, "ci_low": -13.0, "ci_high": 5.0, "label": NASTY, "aggregation": None, "columns": []}
     edit(tmp_path / "clip/gqa.json", "exact_match", **unlike)  # its items would tell otherwise
     built = renamed(build_report(tmp_path, baseline="untrained"), "clips", NASTY)
     return dataclasses.replace(built, answer=NASTY, source=dataclasses.replace(built.source, title=NASTY))

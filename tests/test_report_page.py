@@ -60,7 +60,9 @@ def test_results_without_records_of_their_steps_are_shown_as_they_lie(study):
     for file in (study / "results").rglob("*.json"):
         file.unlink()
     bare = build_report(study)
-    assert {cell.gap.reason for cell in bare.table.cells.values() if cell.gap.kind == "missing"} == {"not run yet"}
+    assert {cell.missing.reason for cell in bare.table.cells.values() if cell.missing.kind == "missing"} == {
+        "not run yet"
+    }
     assert NO_STEP_RECORDS_NOTE not in bare.remarks
 
 
@@ -98,14 +100,14 @@ def test_a_report_against_another_baseline_stands_beside_the_studys(study, capsy
     before = (study / "report" / "table.md").read_text(encoding="utf-8")
     run_report(ReportConfig(directory=str(study), formats=("markdown",), baseline="clips"))
     assert (study / "report" / "table.md").read_text(encoding="utf-8") == before
-    beside = (study / "report-against-clips" / "table.md").read_text(encoding="utf-8")
+    beside = (study / "report-vs-clips" / "table.md").read_text(encoding="utf-8")
     assert "clip loses to clips" in beside
     said = capsys.readouterr()
     assert "clip loses to clips" in " ".join(said.out.split())
-    assert "report-against-clips/table.md" in said.err
+    assert "report-vs-clips/table.md" in said.err
     run_report(ReportConfig(directory=str(study), formats="markdown, csv", columns="pope"))
-    assert {path.name for path in (study / "report-chosen").iterdir()} == {"table.md", "table.csv"}
-    assert "gqa" not in (study / "report-chosen/table.md").read_text(encoding="utf-8")
+    assert {path.name for path in (study / "report-subset").iterdir()} == {"table.md", "table.csv"}
+    assert "gqa" not in (study / "report-subset/table.md").read_text(encoding="utf-8")
 
 
 def test_the_page_loads_nothing(study):
@@ -167,7 +169,7 @@ def test_the_page_holds_and_says_what_is_there(tmp_path: Path, make: Callable[[P
 
 
 def test_the_answer_says_where_nothing_beats_the_baseline(tmp_path):
-    put_results(tmp_path, {"low": 0.1, "lower": 0.05, "same": 0.8, "top": 0.8})
+    put_results(tmp_path, {"ci_low": 0.1, "lower": 0.05, "same": 0.8, "top": 0.8})
     report = build_report(tmp_path, baseline="top")
     assert report.answer == "No row beats its baseline on any measure; low and lower lose to it on some."
     assert len(report.sentences) == 3

@@ -39,10 +39,10 @@ seeds: [0, 1, 2]
 encoders:
   pretrained: {}
   whole: {recipe: {strategy: full}}
-  part: {vary: {recipe.strategy: [block], recipe.target_tokens: [8, 16]}}
+  part: {vary: {recipe.caption_strategy: [block], recipe.caption_tokens: [8, 16]}}
 benchmarks: {retrieval: {data: d}}
 figures:
-  - {benchmark: retrieval, encoders: part, x: recipe.target_tokens, beside: [whole], title: <Lengths>, label: tokens}
+  - {benchmark: retrieval, encoders: part, x: recipe.caption_tokens, beside: [whole], title: <Lengths>, label: tokens}
 """
 
 
@@ -72,15 +72,17 @@ def test_the_table_shows_means_with_both_kinds_of_noise(study):
     assert cell.value == pytest.approx(36)
     # over seeds 0, 5, 5 and 6 points, pooled: 4.6 with 8 degrees of freedom; nothing but luck makes images less than it
     pooled = ((0 + 25 + 25 + 36) / 4) ** 0.5
-    assert cell.high - cell.low > 2 * stats.t.ppf(0.975, 8) * pooled / 3**0.5
+    assert cell.ci_high - cell.ci_low > 2 * stats.t.ppf(0.975, 8) * pooled / 3**0.5
     assert cell.by_seed == pytest.approx({0: 30, 1: 36, 2: 42})
-    assert 8.5 < cell.sampling < 9.5  # 1.96 × sqrt(0.36 × 0.64 / 100 pictures) is 9.4; the other seeds have less
+    assert (
+        8.5 < cell.image_ci_half_width < 9.5
+    )  # 1.96 × sqrt(0.36 × 0.64 / 100 pictures) is 9.4; the other seeds have less
     assert cell.delta.baseline == "whole"
     assert cell.delta.value == pytest.approx(11)
-    assert cell.delta.low < 11 - stats.t.ppf(0.975, 8) * pooled * (2 / 3) ** 0.5
+    assert cell.delta.ci_low < 11 - stats.t.ppf(0.975, 8) * pooled * (2 / 3) ** 0.5
     assert built.table.comparisons == 6  # every pair, since the top was chosen by its score
     constant = built.table.cell(built.table.rows[2], column).delta
-    assert constant.low < 25 < 30 < 35 < constant.high  # equal differences are no certainty
+    assert constant.ci_low < 25 < 30 < 35 < constant.ci_high  # equal differences are no certainty
     assert "part.block.8 beats whole by 30.0 points" in " ".join([built.answer, *built.sentences])
     assert any("hold both kinds of noise" in remark for remark in built.remarks)
 
@@ -115,14 +117,14 @@ def test_the_result_of_another_row_is_no_number_of_a_cell(study, tmp_path):
         shutil.copy(*(copied / "results" / row / f"retrieval.{kind}" for row in ("part.block.8-s0", "whole-s0")))
     built = build_report(copied)
     outcome = built.source.outcomes["whole (seed 0)", "retrieval"]
-    assert "expected 'whole-s0' on 'retrieval', got 'part.block.8-s0' on 'retrieval'" in outcome.reason
+    assert "expected 'whole-s0' on 'retrieval', got 'part.block.8-s0' on 'retrieval'" in outcome.failure_reason
     cell = built.table.cell(built.table.rows[1], built.table.columns[0])
     assert cell.by_seed == pytest.approx({1: 25, 2: 30})
 
 
 def test_a_figure_has_a_curve_for_each_strategy_and_a_level_for_what_stands_beside(study):
     built = build_report(study)
-    lines = rows_of(REPORT_FORMATS["settings"].render(built))
+    lines = rows_of(REPORT_FORMATS["sweep"].render(built))
     assert [(line["curve"], line["tokens"], float(line["value"])) for line in lines] == [
         ("block", "8.0", pytest.approx(55)),
         ("block", "16.0", pytest.approx(36)),
@@ -130,7 +132,7 @@ def test_a_figure_has_a_curve_for_each_strategy_and_a_level_for_what_stands_besi
     ]
     # 8 to 16 tokens is one doubling: the slope is the difference of the two points, and as unsure
     ends = {row.name: built.table.cell(row, built.table.columns[0]) for row in built.table.rows}
-    reach = [ends[f"part.block.{tokens}"].high - ends[f"part.block.{tokens}"].low for tokens in (8, 16)]
+    reach = [ends[f"part.block.{tokens}"].ci_high - ends[f"part.block.{tokens}"].ci_low for tokens in (8, 16)]
     slope, low, high = (float(lines[0][name]) for name in ("slope", "slope_ci_low", "slope_ci_high"))
     assert slope == pytest.approx(-19)
     assert max(reach) / 2 < high - slope < sum(reach) / 2
@@ -157,12 +159,12 @@ RECIPES_STUDY = """
 name: small
 seeds: [0, 1]
 encoders:
-  part: {vary: {recipe.target_tokens: [8, 16]}}
+  part: {sweep: {recipe.caption_tokens: [8, 16]}}
 llms: {tiny: {}}
-recipes: {short: {}, long: {}}
+llava_variants: {short: {}, long: {}}
 benchmarks: {pope: {data: d}}
 figures:
-  - {benchmark: pope, encoders: part, x: recipe.target_tokens}
+  - {benchmark: pope, encoders: part, x: recipe.caption_tokens}
 """
 RECIPES_SHARES = {("8", "short"): 0.2, ("16", "short"): 0.4, ("8", "long"): 0.5, ("16", "long"): 0.8}
 
@@ -172,7 +174,7 @@ def recipes_study(tmp_path: Path) -> Path:
     """A study's output with two encoders in two LLaVAs each, two seeds each."""
     output = tmp_path / "out"
     for row in record_study(RECIPES_STUDY, output).rows:
-        share = RECIPES_SHARES[row.encoder.rpartition(".")[2], row.recipe or ""] + 0.05 * (row.seed or 0)
+        share = RECIPES_SHARES[row.encoder.rpartition(".")[2], row.llava_variant or ""] + 0.05 * (row.seed or 0)
         items = items_table(0.0, benchmark="pope", count=100)
         items["hit"] = items["score"] = [float(number < round(100 * share)) for number in range(100)]
         put_result(output / "results", Path(row.cells["pope"].result).parent.name, "pope", items)
@@ -194,7 +196,7 @@ def test_points_that_were_measured_otherwise_are_on_no_curve(recipes_study: Path
     built = build_report(recipes_study)
     place = ("part.16 by long", "pope", "accuracy")
     cells = dict(built.table.cells)
-    cells[place] = dataclasses.replace(cells[place], group=1, unlike=("prompt: other",))
+    cells[place] = dataclasses.replace(cells[place], group=1, protocol_differences=("prompt: other",))
     mixed = dataclasses.replace(built, table=dataclasses.replace(built.table, cells=cells))
     (panel,) = sweep_panels(mixed)
     assert [list(curve.points) for curve in panel.curves] == [[8.0, 16.0], [8.0]]
@@ -211,7 +213,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rows = [{"image": f"images/{number}.png", "caption": text} for number, text in enumerate(captions)]
     data = str(write_lines(tmp_path / "long.jsonl", rows))
     for row, context, words in (("short", 10, (4, 8, 16)), ("whole", 100, (4, 8, 16)), ("other", 100, (8,))):
-        config = BenchmarkConfig(name="docci", uses="long_retrieval", data=data, words=words)
+        config = BenchmarkConfig(name="docci", task="long_retrieval", data=data, word_limits=words)
         evaluate(monkeypatch, tmp_path, config, pictures=PICTURES, context=context, row=row)
     return tmp_path / "results"
 
@@ -230,7 +232,7 @@ def test_a_curve_for_each_row_and_direction(results):
     assert values["short"] == pytest.approx(dict(zip(labels, [*found[:2], found[1], found[1]], strict=True)))
     assert list(values["other"]) == ["8", "whole"]
     assert (curves["short"].cut_off.value, curves["whole"].cut_off.value) == (50, 0)
-    assert {name for name, curve in curves.items() if curve.unlike} == {"other"}  # two are alike
+    assert {name for name, curve in curves.items() if curve.protocol_differences} == {"other"}  # two are alike
     shown = section(render_page(report), "lengths")
     assert shown.count("<svg") == 2
     assert "short: 50 % cut off" in shown

@@ -60,7 +60,7 @@ def test_pairing_is_by_item_and_not_by_place(tmp_path):
     assert set(marks(report).values()) == {""}
     assert "no difference could be shown" in report.answer
     assert not any(remark.startswith("The smallest difference") for remark in report.remarks)  # nothing is known of it
-    assert math.isnan(lines_of(report).loc["two", "gqa"].min_detectable)
+    assert math.isnan(lines_of(report).loc["two", "gqa"].min_detectable_difference)
 
 
 def test_unlike_protocols_are_not_ranked_together_and_said(tmp_path):
@@ -132,10 +132,10 @@ def test_what_could_have_been_shown_stands_beside_what_was(tmp_path):
     put_results(tmp_path)
     report = build_report(tmp_path, baseline="clip")
     delta = cell(report, "clips").delta
-    assert 0 < delta.smallest < abs(delta.value)  # it was shown
+    assert 0 < delta.min_detectable_difference < abs(delta.value)  # it was shown
     line = lines_of(report).loc["clips", "gqa"]
-    assert (line.baseline, line.min_detectable) == ("clip", pytest.approx(delta.smallest))
-    larger = max(delta.smallest, cell(report, "untrained").delta.smallest)
+    assert (line.baseline, line.min_detectable_difference) == ("clip", pytest.approx(delta.min_detectable_difference))
+    larger = max(delta.min_detectable_difference, cell(report, "untrained").delta.min_detectable_difference)
     said = next(remark for remark in report.remarks if remark.startswith("The smallest difference"))
     assert f"{format_number(larger, 1)} on gqa exact match" in said
 
@@ -145,7 +145,7 @@ def test_rows_that_agree_in_every_item_are_no_more_certain_than_their_number(tmp
         put_result(tmp_path, row, "gqa", items_table(0.5, benchmark="gqa", count=12))
     report = build_report(tmp_path, baseline="one")
     delta, share = cell(report, "two").delta, 100 * wilson_interval(0, 6)[1]  # of six pictures
-    assert (delta.value, delta.low, delta.high) == pytest.approx((0, -share, share))
+    assert (delta.value, delta.ci_low, delta.ci_high) == pytest.approx((0, -share, share))
     assert f"{-share:+.1f} to {share:+.1f}".replace("-", "−") in REPORT_FORMATS["html"].render(report)
 
 
@@ -155,7 +155,7 @@ def test_where_no_interval_can_be_given_the_page_says_so(tmp_path):
         put_result(tmp_path, row, "gqa", items)
     put_result(tmp_path, "three", "gqa", items_table(0.7, benchmark="gqa"))
     report = build_report(tmp_path, baseline="one")
-    assert cell(report, "two").low is None
+    assert cell(report, "two").ci_low is None
     assert any(line.startswith("No interval: one on gqa exact match and two on gqa") for line in report.remarks)
     known = lines_of(report)[["ci_low", "ci_high"]].notna().droplevel("benchmark")
     assert known.T.to_dict("list") == {"one": [False] * 2, "three": [True] * 2, "two": [False] * 2}
@@ -182,8 +182,8 @@ def test_all_formats_print_the_same_numbers(tmp_path):
         line, metric = lines.loc[row, benchmark], found.column.metric
         delta = found.delta
         numbers = {
-            **{"value": found.value, "ci_low": found.low, "ci_high": found.high, "n": found.n},
-            **({"delta": delta.value, "delta_ci_low": delta.low, "delta_ci_high": delta.high} if delta else {}),
+            **{"value": found.value, "ci_low": found.ci_low, "ci_high": found.ci_high, "n": found.n},
+            **({"delta": delta.value, "delta_ci_low": delta.ci_low, "delta_ci_high": delta.ci_high} if delta else {}),
             **({"p_value": delta.p_value, "p_adjusted": delta.p_adjusted} if delta else {}),
         }
         assert {name: line[name] for name in numbers} == numbers
@@ -233,7 +233,7 @@ def test_numbers_read_well(value, places, sign, text):
 )
 def test_lopsided_intervals_tell_both_sides(value, low, high, text):
     column = Column(benchmark="b", metric="m", label="x", scale=100.0, higher_is_better=True)
-    assert margin(Cell(row="r", column=column, value=value, low=low, high=high)) == text
+    assert margin(Cell(row="r", column=column, value=value, ci_low=low, ci_high=high)) == text
 
 
 def test_nothing_to_report_and_an_unknown_baseline_are_refused(tmp_path):
@@ -253,6 +253,6 @@ def test_a_broken_file_of_a_plain_directory_fails_its_cell_only(tmp_path, conten
     (tmp_path / "clips" / "gqa.json").write_text(content, encoding="utf-8")
     table = build_report(tmp_path).table
     assert [row.name for row in table.rows] == [row.name for row in whole.rows]
-    broken = [cell for cell in table.cells.values() if cell.gap]
+    broken = [cell for cell in table.cells.values() if cell.missing]
     assert {(cell.row, cell.column.benchmark) for cell in broken} == {("clips", "gqa")}
-    assert "clips/gqa.json" in broken[0].gap.reason
+    assert "clips/gqa.json" in broken[0].missing.reason

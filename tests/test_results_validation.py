@@ -30,17 +30,17 @@ def change_items(path: Path, **columns: object) -> None:
 
 FIELDS = [
     ({"value": 0.9}, r"metrics\.accuracy\.value: expected it in its interval, 0\.\d+ to 0\.\d+, got 0\.9$"),
-    ({"value": 5.0, "low": 4.0, "high": 6.0}, r"metrics\.accuracy\.value: expected a ratio from 0 to 1, got 5$"),
-    ({"value": 0.6, "low": 0.5, "high": 0.7}, r"accuracy\.value: expected 0\.\d+, as its items give, got 0\.6$"),
+    ({"value": 5.0, "ci_low": 4.0, "ci_high": 6.0}, r"metrics\.accuracy\.value: expected a ratio from 0 to 1, got 5$"),
+    ({"value": 0.6, "ci_low": 0.5, "ci_high": 0.7}, r"accuracy\.value: expected 0\.\d+, as its items give, got 0\.6$"),
     ({"n": 1000}, r"metrics\.accuracy\.n: expected 120, as its items have, got 1000$"),
     ({"clusters": 30}, r"metrics\.accuracy\.clusters: expected 60, as its items have, got 30$"),
-    ({"formula": "nonsense"}, r"metrics\.accuracy\.formula: expected one of mean, .*, got 'nonsense'$"),
+    ({"aggregation": "nonsense"}, r"metrics\.accuracy\.aggregation: expected one of mean, .*, got 'nonsense'$"),
     ({"columns": ["gone"]}, r"metrics\.accuracy\.columns: expected one of pope\.items\.parquet, got 'gone'$"),
     ({"columns": ["prediction"]}, r"expected numbers in 'prediction' of pope\.items\.parquet, got (large_)?string$"),
     ({"scale": 0.0}, r"metrics\.accuracy\.scale: expected a number above 0, got 0$"),
-    ({"formula": None, "columns": [], "value": 5.0, "low": None, "high": None},
+    ({"aggregation": None, "columns": [], "value": 5.0, "ci_low": None, "ci_high": None},
      r"metrics\.accuracy\.value: expected a ratio from 0 to 1, got 5$"),
-    ({"blind": {"chance": 50.0}}, r"metrics\.accuracy\.chance: expected a ratio from 0 to 1, got 50$"),
+    ({"chance_levels": {"chance": 50.0}}, r"metrics\.accuracy\.chance: expected a ratio from 0 to 1, got 50$"),
 ]  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def test_a_scorers_rounding_and_masked_secrets_are_no_faults(results: Path) -> N
 
 def test_a_file_is_written_with_the_fingerprint_of_what_is_in_it(tmp_path: Path) -> None:
     path = put_result(
-        tmp_path, "clip", "pope", items_table(0.5, benchmark="pope"), protocol={"args": "--api-key=abcdefgh"}
+        tmp_path, "clip", "pope", items_table(0.5, benchmark="pope"), protocol={"model_args": "--api-key=abcdefgh"}
     )
     assert "***" in path.read_text()
     kept = read_result(path)
@@ -122,7 +122,7 @@ def test_an_invalid_file_is_a_cell_of_the_report(results: Path, fields: dict[str
     assert warned.startswith("warning: clip on pope: clip/pope.json: ")
     built = build_report(results, baseline="clips")
     cells = {(cell.row, cell.column.benchmark): cell for cell in built.table.cells.values()}
-    assert cells["clip", "pope"].gap.kind == "invalid"
+    assert cells["clip", "pope"].missing.kind == "invalid"
     assert all(cell.value is not None for place, cell in cells.items() if place != ("clip", "pope"))
     assert any(remark.startswith("clip on pope: invalid: clip/pope.json: ") for remark in built.remarks)
     for name in ("html", "markdown", "latex", "csv", "wide"):
@@ -133,7 +133,7 @@ def test_numbers_of_another_scale_do_not_stand_in_one_column(results: Path) -> N
     edit(results / "clips/pope.json", "accuracy", scale=1000.0)
     built = build_report(results)
     (column,) = (column for column in built.table.columns if column.benchmark == "pope")
-    gap = built.table.cell(next(row for row in built.table.rows if row.name == "clips"), column).gap
+    gap = built.table.cell(next(row for row in built.table.rows if row.name == "clips"), column).missing
     assert gap is not None
     assert gap.reason == "scale: expected 100.0 as other rows have, got 1000.0"
 
@@ -145,10 +145,10 @@ def test_an_interval_is_that_of_the_items(results: Path) -> None:
     (column,) = (column for column in built.table.columns if column.benchmark == "pope")
     expected = built.table.cell(before["clip"], column)
     value = json.loads((results / "clip/pope.json").read_text())["metrics"]["accuracy"]["value"]
-    edit(results / "clip/pope.json", "accuracy", low=value - 1e-4, high=value + 1e-4)
+    edit(results / "clip/pope.json", "accuracy", ci_low=value - 1e-4, ci_high=value + 1e-4)
     found = build_report(results).table.cell(before["clip"], column)
-    assert (found.low, found.high) == (expected.low, expected.high)
-    assert expected.high - expected.low > 5
+    assert (found.ci_low, found.ci_high) == (expected.ci_low, expected.ci_high)
+    assert expected.ci_high - expected.ci_low > 5
 
 
 def test_a_ratio_of_any_scale_has_wilsons_interval(tmp_path: Path) -> None:
@@ -156,10 +156,10 @@ def test_a_ratio_of_any_scale_has_wilsons_interval(tmp_path: Path) -> None:
     ends = {}
     for scale in (1.0, 100.0, 1000.0):
         path = put_result(tmp_path / f"{scale:g}", "one", "pope", items_table(0.95, benchmark="pope"))
-        edit(path, "accuracy", scale=scale, low=None, high=None)
+        edit(path, "accuracy", scale=scale, ci_low=None, ci_high=None)
         table = build_report(path.parents[1]).table
         cell = table.cell(table.rows[0], next(column for column in table.columns if column.metric == "accuracy"))
-        ends[scale] = [cell.low / scale, cell.high / scale]
+        ends[scale] = [cell.ci_low / scale, cell.ci_high / scale]
     assert ends[1.0] == pytest.approx(ends[100.0])
     assert ends[1000.0] == pytest.approx(ends[100.0])
 

@@ -17,7 +17,7 @@ from clips.errors import UserError
 from clips.scenes import BenchmarkRows, ScenesConfig, generate_scenes
 from clips.scenes.questions import ONE_SENTENCE, SHORT_ANSWER
 
-TRAIN = {"size": 25, "shard_size": 10, "image_size": 48}
+TRAIN = {"num_scenes": 25, "shard_size": 10, "image_size": 48}
 SIZES = BenchmarkRows(pope=36, mme=60, gqa=30, textvqa=10, nocaps=12)
 
 
@@ -32,7 +32,9 @@ def train(tmp_path_factory) -> Path:
 def benchmarked(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("scenes") / "test"
     generate_scenes(
-        ScenesConfig(output=str(out), split="test", size=120, image_size=48, format="webp", benchmarks=SIZES)
+        ScenesConfig(
+            output=str(out), split="test", num_scenes=120, image_size=48, image_format="webp", benchmarks=SIZES
+        )
     )
     return out
 
@@ -76,7 +78,7 @@ def test_two_runs_write_the_same_bytes(train, tmp_path):
     assert directory_hash(tmp_path / "again", recorded=False) == directory_hash(train, recorded=False)
     manifest = read_manifest(train)
     assert manifest["kind"] == "scenes"
-    assert manifest["config"]["size"] == 25
+    assert manifest["config"]["num_scenes"] == 25
 
 
 def read(folder: Path, dataset: str, split: str):
@@ -111,7 +113,7 @@ def test_manifest_counts_the_rows(benchmarked):
 
 def test_a_benchmark_can_be_left_out(tmp_path):
     sizes = BenchmarkRows(pope=6, mme=0, gqa=0, textvqa=0, nocaps=0)
-    generate_scenes(ScenesConfig(output=str(tmp_path / "s"), split="test", size=3, benchmarks=sizes))
+    generate_scenes(ScenesConfig(output=str(tmp_path / "s"), split="test", num_scenes=3, benchmarks=sizes))
     assert [path.name for path in (tmp_path / "s/hub/lmms-lab-encoder").iterdir()] == ["POPE"]
 
 
@@ -177,29 +179,29 @@ def test_prompts_are_those_of_lmms_eval():
 def test_only_scenes_are_replaced(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(UserError, match="not empty, and not an artifact of kind 'scenes'"):
-        generate_scenes(ScenesConfig(output=str(tmp_path), size=3))
+        generate_scenes(ScenesConfig(output=str(tmp_path), num_scenes=3))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     for size in (3, 4):
-        generate_scenes(ScenesConfig(output=str(tmp_path / "s"), size=size))
-        assert read_manifest(tmp_path / "s")["config"]["size"] == size
+        generate_scenes(ScenesConfig(output=str(tmp_path / "s"), num_scenes=size))
+        assert read_manifest(tmp_path / "s")["config"]["num_scenes"] == size
 
 
 def test_the_command_reads_yaml_and_rejects_mistakes(tmp_path, capsys):
     commands = {"scenes": Command(help="…", target="clips.scenes.generate:generate_scenes")}
     config = tmp_path / "scenes.yaml"
-    config.write_text(f"output: {tmp_path / 'out'}\nsize: 3\nformat: jpg\nbenchmarks: {{pope: 6}}\n")
+    config.write_text(f"output: {tmp_path / 'out'}\nnum_scenes: 3\nimage_format: jpg\nbenchmarks: {{pope: 6}}\n")
     assert dispatch("clips", "", commands, ["scenes", "--config", str(config)]) == 0
     with tarfile.open(tmp_path / "out/shard-00000.tar") as tar:
         assert "000000002.jpg" in tar.getnames()
-    assert dispatch("clips", "", commands, ["scenes", "--config", str(config), "--kindz", "9"]) == 2
-    assert "did you mean 'kinds'" in capsys.readouterr().err
+    assert dispatch("clips", "", commands, ["scenes", "--config", str(config), "--num_object_clases", "9"]) == 2
+    assert "did you mean 'num_object_classes'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({"size": 0}, "size: expected 1 to"),
-        ({"questions_per_picture": 0}, "questions_per_picture: expected 1 to 20"),
+        ({"num_scenes": 0}, "num_scenes: expected 1 to"),
+        ({"questions_per_image": 0}, "questions_per_image: expected 1 to 20"),
     ],
 )
 def test_bad_configs(fields, complaint):
@@ -213,7 +215,7 @@ def test_a_failed_run_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr("clips.scenes.generate.encode_image", fail)
     with pytest.raises(OSError, match="No space"):
-        generate_scenes(ScenesConfig(output=str(tmp_path / "s"), size=3))
+        generate_scenes(ScenesConfig(output=str(tmp_path / "s"), num_scenes=3))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -298,11 +298,14 @@ def test_captions_like_a_models_begin_with_the_summary_and_get_ever_less_reliabl
 
 def test_a_model_that_is_never_wrong_names_nothing_that_is_not_there(world, scenes):
     for scene in scenes[:100]:
-        caption = make_captions(world, scene, MllmCaptionStyle(wrong=0.0)).synthetic_caption
+        caption = make_captions(world, scene, MllmCaptionStyle(error_ratio=0.0)).synthetic_caption
         assert names_in(caption, world) <= {thing.kind for thing in scene.objects}
 
 
-@pytest.mark.parametrize(("fields", "complaint"), [({"details": 1}, "mllm.details"), ({"wrong": 0.6}, "mllm.wrong")])
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [({"num_details": 1}, "mllm_style.num_details"), ({"error_ratio": 0.6}, "mllm_style.error_ratio")],
+)
 def test_a_writer_out_of_range_is_refused(fields, complaint):
     with pytest.raises(UserError, match=complaint):
         MllmCaptionStyle(**fields)

@@ -260,10 +260,10 @@ def test_dice_are_even_and_repeatable():
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({"kinds": 7}, "kinds: expected 8 to 466, got 7"),
+        ({"kinds": 7}, "num_object_classes: expected 8 to 466, got 7"),
         ({"max_objects": 6}, "max_objects: expected 1 to 5, got 6"),
-        ({"signs": 1001}, "signs: expected"),
-        ({"sign_words": 1}, "sign_words: expected 2 to 40, got 1"),
+        ({"signs": 1001}, "sign_ratio: expected"),
+        ({"sign_words": 1}, "num_sign_words: expected 2 to 40, got 1"),
         ({"hand": "twemojis"}, "did you mean 'twemoji'"),
     ],
 )

@@ -104,11 +104,11 @@ def test_help_that_a_help_text_points_to_is_there(words):
     assert words[0] != "clips" or named == {"data.sources"}
 
 
-@pytest.mark.parametrize("wrong", [{"name": "clipz"}, {"strategy": "sub_captoin"}, {"texts": ["wbe"]}])
+@pytest.mark.parametrize("wrong", [{"name": "clipz"}, {"caption_strategy": "sub_captoin"}, {"positives": ["wbe"]}])
 def test_a_name_that_no_registry_has_is_refused(wrong):
     content = {"output": "o", "data": {"sources": []}, "recipe": wrong}
     assert not validator("clips-train.json").is_valid(content)
-    content["recipe"] = {"name": "clip", "strategy": None, "texts": ["web"]}
+    content["recipe"] = {"name": "clip", "caption_strategy": None, "positives": ["web"]}
     assert validator("clips-train.json").is_valid(content)
 
 
@@ -154,10 +154,10 @@ def at_a_command(content: Any, path: tuple[Any, ...]) -> bool:
         ("study.json", {"name": "s", "encoders": {"a": 3}, "benchmarks": {"pope": None}}),
         ("study.json", {"name": "s", "encoders": {"a": {"precision": "fp8"}}, "benchmarks": {"pope": None}}),
         ("study.json", {"name": "s", "encoders": {"a": None}, "benchmarks": {"pope": {"limit": "5"}}}),
-        ("study.json", {"name": "s", "encoders": {"a": {"vary": {"seed": 3}}}, "benchmarks": {"pope": None}}),
+        ("study.json", {"name": "s", "encoders": {"a": {"sweep": {"seed": 3}}}, "benchmarks": {"pope": None}}),
         ("study.json", {"name": "s", "encoders": {"a": None}, "benchmarks": {}, "data": {"d": {"splt": "test"}}}),
         ("study.json", {"encoders": {"a": None}, "benchmarks": {"pope": None}}),
-        ("study.json", {"name": "s", "encoders": {"a": None}, "benchmarks": {"pope": None}, "varied": {}}),
+        ("study.json", {"name": "s", "encoders": {"a": None}, "benchmarks": {"pope": None}, "sweeps": {}}),
         (
             "study.json",
             {
@@ -176,11 +176,11 @@ def test_a_wrong_value_is_refused(schema, content):
 def test_settings_in_a_study_lack_what_they_are_laid_over():
     study = {
         "name": "s",
-        "encoders": {"a": None, "b": "timm:resnet18", "c": {"vary": {"seed": [1, 2]}, "recipe": {"name": "clips"}}},
-        "llms": {"l": {"instruct": {"steps": 3}}},
+        "encoders": {"a": None, "b": "timm:resnet18", "c": {"sweep": {"seed": [1, 2]}, "recipe": {"name": "clips"}}},
+        "llms": {"l": {"instruct": {"max_steps": 3}}},
         "data": {"own": {"command": "python make.py", "anything": 1}, "scenes": {"split": "test"}},
         "benchmarks": {"pope": None, "gqa": {"encoders": ["a"]}},
-        "overrides": [{"encoder": "a", "llava": {"align": {"steps": 3}}, "evaluation": {"batch_size": 2}}],
+        "overrides": [{"encoder": "a", "llava": {"align": {"max_steps": 3}}, "evaluation": {"batch_size": 2}}],
     }
     assert [error.message for error in validator("study.json").iter_errors(study)] == []
 
@@ -226,7 +226,14 @@ def test_schema_and_command_refuse_the_same(words):
 
 
 def test_what_the_suite_writes_is_as_its_schemas_say(tmp_path):
-    result = Result(row="a", benchmark="pope", kind="mllm", status="failed", reason="no data", model={"path": "a"})
+    result = Result(
+        model_name="a",
+        benchmark="pope",
+        benchmark_type="mllm",
+        status="failed",
+        failure_reason="no data",
+        model={"path": "a"},
+    )
     written = json.loads(write_result(tmp_path, result).read_text(encoding="utf-8"))
     assert [error.message for error in validator("result.json").iter_errors(written)] == []
     assert not validator("result.json").is_valid({**written, "status": "fine"})

@@ -84,7 +84,7 @@ def test_a_member_of_a_tar_larger_than_any_picture_is_a_bad_sample(
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-    source = open_source(SourceConfig(path=str(tmp_path), synthetic=None))
+    source = open_source(SourceConfig(path=str(tmp_path), synthetic_caption=None))
     assert len(source.read(0, np.random.default_rng()).image) > 9000
     monkeypatch.setattr(tar_index, "MAX_MEMBER_BYTES", 9000)
     with pytest.raises(BadSampleError, match="unreadable"):

@@ -56,7 +56,7 @@ def test_a_folder_behind_a_link_goes_by_both_of_its_names(folder: Path) -> None:
 def test_none_outside_of_it(folder: Path, name: str) -> None:
     wanted = name.format(root=folder.parent)
     for found in (wanted, {"bytes": None, "path": wanted}):
-        with pytest.raises(BadSampleError, match=r"outside the folder of pictures \(data source's 'images'\)"):
+        with pytest.raises(BadSampleError, match=r"outside the folder of pictures \(data source's 'image_root'\)"):
             image_bytes(found, folder)
 
 
@@ -65,7 +65,13 @@ def test_a_table_runs_no_command(folder: Path) -> None:
     frame = pd.DataFrame({"image": ["a.png", f"pipe:touch {ran}; cat {folder}/a.png"], "text": ["a", "b"]})
     frame.to_csv(folder / "table.csv", index=False)
     source = open_source(
-        SourceConfig(format="table", path=str(folder / "table.csv"), image="image", web="text", synthetic=None)
+        SourceConfig(
+            format="table",
+            path=str(folder / "table.csv"),
+            image_column="image",
+            web_caption="text",
+            synthetic_caption=None,
+        )
     )
     assert source.read(0, np.random.default_rng()).image == PICTURE
     with pytest.raises(BadSampleError, match="a command where"):
@@ -114,16 +120,18 @@ def test_a_table_reaches_nothing_of_the_own_network(
 ) -> None:
     here = address(server, "a.png")
     for name in (here, here.replace("127.0.0.1", "localhost"), here.replace("127.0.0.1", "[::ffff:127.0.0.1]")):
-        with pytest.raises(BadSampleError, match=r"this machine or a private network \(data source's 'own_network'\)"):
+        with pytest.raises(
+            BadSampleError, match=r"this machine or a private network \(data source's 'allow_private_network'\)"
+        ):
             image_bytes(name, folder)
     assert server.seen == []  # type: ignore[attr-defined]
-    assert image_bytes(here, folder, own_network=True) == PICTURE
-    assert image_bytes(address(server, "moved"), folder, own_network=True) == PICTURE
+    assert image_bytes(here, folder, allow_private_network=True) == PICTURE
+    assert image_bytes(address(server, "moved"), folder, allow_private_network=True) == PICTURE
     with pytest.raises(BadSampleError, match="missing picture"):
         image_bytes(address(server, "a.png").replace("127.0.0.1", "nowhere.invalid"), folder)
     monkeypatch.setattr(untrusted_files, "MAX_BYTES", 2**20)
     with pytest.raises(BadSampleError, match="more than 1 MB"):
-        image_bytes(address(server, "endless"), folder, own_network=True)
+        image_bytes(address(server, "endless"), folder, allow_private_network=True)
 
 
 @pytest.mark.parametrize(

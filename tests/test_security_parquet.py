@@ -59,8 +59,8 @@ def bomb(folder: Path) -> Path:
 
 
 def of_clips(file: Path, **options: Any) -> None:
-    names = {"web": "caption", "synthetic": "caption"}
-    source = open_source(SourceConfig(path=str(file), cache=str(file.parent), **names, **options))
+    names = {"web_caption": "caption", "synthetic_caption": "caption"}
+    source = open_source(SourceConfig(path=str(file), cache_dir=str(file.parent), **names, **options))
     source.read(0, np.random.default_rng(0))
 
 
@@ -91,7 +91,7 @@ def test_a_kilobyte_that_stands_for_gigabytes_is_refused_in_little_memory(
 def test_a_streamed_row_group_is_a_bad_sample(tmp_path: Path, allocated: Any) -> None:
     file = bomb(tmp_path / "data")
     with pytest.raises(BadSampleError, match=REFUSED):
-        of_clips(file, format="table", stream=True)
+        of_clips(file, format="table", streaming=True)
     assert allocated.max_memory() < 200 * MB + 24 * MB  # what the table itself takes is in it
     assert not list(file.parent.glob("*.arrow"))
 
@@ -123,7 +123,7 @@ def test_rows_are_what_pyarrow_reads(options: dict[str, Any], tmp_path: Path) ->
         "view": pa.array(["a", None, ""] * 7, pa.string_view()),
         "known": pa.array(["a", None, "b"] * 7).dictionary_encode(),
         "picture": [{"bytes": b"y", "path": "p"}, None, {"bytes": None, "path": None}] * 7,
-        "absent": [[{"path": None}, {"path": None}], None, []] * 7,
+        "missing_metrics": [[{"path": None}, {"path": None}], None, []] * 7,
         "talk": [[{"from": "human", "value": "v"}], [], None] * 7,
         "pair": pa.array([["a", "b"], ["c", None], None] * 7, pa.list_(pa.string(), 2)),
         "map": pa.array([[("k", "v")], None, []] * 7, pa.map_(pa.string(), pa.string())),

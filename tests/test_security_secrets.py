@@ -36,7 +36,7 @@ PLANTED = "Zq9wXkT2vB7nLm4R"
         f"s3://bucket/a.tar?X-Amz-Signature={PLANTED}&X-Amz-Date=1",
         f"https://host/a?a=1&sig={PLANTED}#b",
         f"https://host/a?access_token={PLANTED}",
-        f"clips-bench run --judge_key {PLANTED} --row a",
+        f"clips-bench run --judge_key {PLANTED} --model_name a",
         f"clips-bench run --hf-token={PLANTED}",
         f"pipe:curl -H 'Authorization: Bearer {PLANTED}' https://host",
         f"curl -H 'authorization: basic {PLANTED.translate(str.maketrans('0123456789', 'abcdefghij'))}'",
@@ -64,7 +64,7 @@ def test_what_looks_like_a_secret_is_taken_out(text: str) -> None:
         "runs/demo/encoders/clips-s0",
         "s3://bucket/{000..127}.tar",
         "https://host:8080/a.tar?version=3&keyframes=2",
-        "clips train --recipe.target_tokens 30 --judge_key_env MY_KEY --max_new_tokens 7",
+        "clips train --recipe.caption_tokens 30 --judge_key_env MY_KEY --max_new_tokens 7",
         "abfs://container@account.dfs.core.windows.net/a",
         "clips train --config a.yaml -u x, user: b",
         "https://host/a:b@c and d@e",
@@ -152,13 +152,13 @@ def test_a_training_leaves_none_behind(
     (tmp_path / "sizes.json").write_text(json.dumps({"shard-00000.tar": 9, "shard-00001.tar": 7}))
     source = {
         "path": f"pipe:MY_TOKEN={PLANTED} cat {shards}/shard-{{00000..00001}}.tar",
-        "sizes": str(tmp_path / "sizes.json"),
-        "cache": str(tmp_path / "cache"),
+        "shard_sizes": str(tmp_path / "sizes.json"),
+        "cache_dir": str(tmp_path / "cache"),
     }
     config = clips_world.train_config(
         shards,
         tmp_path / "out",
-        data={"sources": [source], "shuffle_window": 2, "max_invalid_ratio": 0.2},
+        data={"sources": [source], "shuffle_buffer_shards": 2, "max_invalid_ratio": 0.2},
     )
     (tmp_path / "out.json").unlink()
     train(config)

@@ -49,7 +49,7 @@ class Played:
 def site(worker: Played, base: str = "http://localhost:8000") -> httpx.AsyncClient:
     """A client of the application as `serve` makes it for this machine alone."""
     server = serving.Server(worker, "mine", 7)  # type: ignore[arg-type]
-    app = server.app(serve_command._names(ServeConfig(directory="d")))
+    app = server.app(serve_command._names(ServeConfig(model="d")))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url=base)
 
@@ -81,9 +81,9 @@ def picture(*sizes: tuple[int, int]) -> dict[str, Any]:
 
 
 def test_by_default_only_this_machine_is_answered() -> None:
-    assert ServeConfig(directory="d").host == "127.0.0.1"
-    assert serve_command._names(ServeConfig(directory="d")) == ["localhost"]
-    wide = serve_command._names(ServeConfig(directory="d", host="0.0.0.0", hosts=("llava.example.org",)))
+    assert ServeConfig(model="d").host == "127.0.0.1"
+    assert serve_command._names(ServeConfig(model="d")) == ["localhost"]
+    wide = serve_command._names(ServeConfig(model="d", host="0.0.0.0", allowed_hosts=("llava.example.org",)))
     assert {"localhost", "llava.example.org", "0.0.0.0"} < set(wide)
     assert "*" not in wide
 

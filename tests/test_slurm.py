@@ -76,7 +76,7 @@ def test_two_nodes_train_one_llava(
     way: str, tmp_path: Path, bridge_encoder: Path, bridge_llm: Path, bridge_talk: Path
 ) -> None:
     stage = StageConfig(
-        data=[ConversationSourceConfig(path=str(bridge_talk / "talk.json"))], steps=2, global_batch_size=4
+        data=[ConversationSourceConfig(path=str(bridge_talk / "talk.json"))], max_steps=2, global_batch_size=4
     )
     path = bridge_world.config_file(
         tmp_path,
@@ -86,11 +86,11 @@ def test_two_nodes_train_one_llava(
         encoder=str(bridge_encoder),
         llm=str(bridge_llm),
         instruct=stage,
-        launch=LaunchConfig(parallel=way),  # type: ignore[arg-type]
+        launch=LaunchConfig(strategy=way),  # type: ignore[arg-type]
     )
     status, printed = sbatch("llava.sbatch", tmp_path, "--config", str(path))
     assert status == 0, printed[-3000:]
-    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["config"]["launch"]["processes"] == 2
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["config"]["launch"]["num_processes"] == 2
     assert printed.count("wrote ") == 1  # by one of the two
     assert "requeue" not in printed
 
@@ -99,7 +99,7 @@ def test_two_nodes_train_one_llava(
 def test_two_nodes_train_one_encoder_and_go_on_after_a_preemption(tmp_path: Path) -> None:
     data = clips_world.write_shards(tmp_path / "data")
     config = tmp_path / "run.json"
-    config.write_text(clips_world.config_text(data, tmp_path / "run", steps=40))
+    config.write_text(clips_world.config_text(data, tmp_path / "run", max_steps=40))
     status, printed = sbatch("train.sbatch", tmp_path, "--config", str(config), preempted=True)
     assert status != 0
     assert printed.count("scontrol requeue 7") == 1, printed[-3000:]

@@ -64,7 +64,7 @@ def test_a_study_runs_ends_with_its_report_and_is_then_done(tmp_path, capsys):
 
 
 def test_one_changed_line_runs_only_what_depends_on_it(tmp_path, finished_study, capsys):
-    config = finished_study(tmp_path, encoders={**SMALL["encoders"], "clips": {"optim": {"lr": 4}}})
+    config = finished_study(tmp_path, encoders={**SMALL["encoders"], "clips": {"optimizer": {"lr": 4}}})
     assert {name for name, state in states(config).items() if state.startswith("changed")} == {
         "encoder-clips-s0",
         "evaluate-encoder-clips-s0",
@@ -169,12 +169,12 @@ def test_the_command_line_overrides_output_jobs_and_paths(tmp_path):
 def test_some_encoders_and_other_seeds_by_the_command_line(tmp_path):
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(SMALL), encoding="utf-8")
     file = str(tmp_path / "study.yaml")
-    plan = build_plan(StudyConfig(study=file, seeds=(7, 8), only=("clip*",)).read())
+    plan = build_plan(StudyConfig(study=file, seeds=(7, 8), include=("clip*",)).read())
     assert sorted({row.encoder for row in plan.rows}) == ["clip", "clips"]
     assert {row.seed for row in plan.rows} == {7, 8}
     assert not [step for step in plan.steps if "net" in step.name]
-    with pytest.raises(UserError, match="unknown encoder in 'only' 'clisp'; did you mean 'clip'"):
-        StudyConfig(study=file, only=("clisp",)).read()
+    with pytest.raises(UserError, match="unknown encoder in 'include' 'clisp'; did you mean 'clip'"):
+        StudyConfig(study=file, include=("clisp",)).read()
 
 
 def test_a_typo_in_a_steps_config_is_told_before_anything_runs():
@@ -208,7 +208,7 @@ def test_the_runner_is_light():
 
 
 def test_a_runner_that_waited_runs_the_study_as_it_is_then(tmp_path, monkeypatch):
-    config = dataclasses.replace(write_study(tmp_path), wait=True)
+    config = dataclasses.replace(write_study(tmp_path), wait_for_lock=True)
     held = study_commands.locked
 
     def edited_meanwhile(*args, **options):

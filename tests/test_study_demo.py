@@ -27,12 +27,17 @@ def run(output: Path, study: str = "mini") -> subprocess.CompletedProcess[str]:
 
 def without_sizes(study: dict[str, Any]) -> dict[str, Any]:
     """A study without all in which the miniature may differ from the demo."""
-    shared, rows, sizes = study["defaults"], study["encoders"], {"steps", "global_batch_size", "logging_steps"}
-    trainings = [shared["encoder"], shared["llm"]["pretrain"], shared["llava"]["align"], shared["llava"]["instruct"]]
+    shared, rows, sizes = study["defaults"], study["encoders"], {"max_steps", "global_batch_size", "logging_steps"}
+    trainings = [
+        shared["encoder"],
+        shared["llm"]["llm_pretrain"],
+        shared["llava"]["align"],
+        shared["llava"]["instruct"],
+    ]
     for settings, names in [
         (study, {"name", "title", "question", "baseline"}),
         *((training, sizes) for training in trainings),
-        *((data, {"size", "kinds"}) for data in study["data"].values()),
+        *((data, {"num_scenes", "num_object_classes"}) for data in study["data"].values()),
     ]:
         for name in names:
             settings.pop(name, None)

@@ -119,7 +119,7 @@ def test_an_interrupted_runner_leaves_nothing_at_work_and_goes_on_where_it_was(t
     wait_until_free(tmp_path)
     record = read_record(tmp_path, "long")
     assert record is not None
-    assert record.outcome == "interrupted"
+    assert record.status == "interrupted"
     assert record.seconds > 0
     deadline = time.monotonic() + 10
     while processes_of(tmp_path) and time.monotonic() < deadline:
@@ -138,6 +138,6 @@ def test_a_killed_job_has_failed_its_command_ends_and_the_next_run_goes_on(tmp_p
     wait_until_free(tmp_path)
     record = read_record(tmp_path, "long")
     assert record is not None
-    assert (record.outcome, record.log_tail[-1]) == ("failed", "its process was killed")
+    assert (record.status, record.log_tail[-1]) == ("failed", "its process was killed")
     assert run(tmp_path, [make(tmp_path, "first"), make(tmp_path, "long", "first")]).done == ("long",)
     assert visits(tmp_path, "long") == 2

@@ -23,11 +23,15 @@ from benchmarks.study.study_commands import StudyPlanConfig, plan_study
 from clips.core.artifact import atomic_write
 from clips.serialization import to_yaml
 
-ENCODER = {"global_batch_size": 10, "optim": {}}
+ENCODER = {"global_batch_size": 10, "optimizer": {}}
 
 
 def planned(output: Path, **fields: object) -> StudyPlan:
-    encoders = {"clip": {**ENCODER, "steps": 100}, "longer": {**ENCODER, "steps": 300}, "other": {"recipe": "clips"}}
+    encoders = {
+        "clip": {**ENCODER, "max_steps": 100},
+        "longer": {**ENCODER, "max_steps": 300},
+        "other": {"recipe": "clips"},
+    }
     return build_plan(parse_study({**SMALL, "output": str(output), "encoders": encoders, **fields}))
 
 
@@ -39,7 +43,7 @@ def estimated(plan: StudyPlan, gpu: str | None = None) -> dict[str, CostEstimate
 def ran(plan: StudyPlan, name: str, seconds: float, **fields: object) -> None:
     """Note a run of a step, with a file of a thousand bytes for its output."""
     step = next(step for step in plan.steps if step.name == name)
-    record = StepRecord(name=name, kind=step.kind, command="", key="old", outcome="done", started=0.0, seconds=seconds)
+    record = StepRecord(name=name, kind=step.kind, command="", key="old", status="done", started=0.0, seconds=seconds)
     write_record(plan.study.directory, dataclasses.replace(record, **fields))  # type: ignore[arg-type]
     step.outputs[0].mkdir(parents=True, exist_ok=True)
     (step.outputs[0] / "weights").write_bytes(bytes(1000))
@@ -62,7 +66,7 @@ def test_a_step_that_was_changed_since_is_estimated_by_what_it_was(tmp_path):
     plan = planned(tmp_path)
     ran(plan, "encoder-clip-s0", 50.0)
     config = next(step.config for step in plan.steps if step.name == "encoder-clip-s0")
-    atomic_write(tmp_path / "steps/encoder-clip-s0/config.yaml", to_yaml({**config, "steps": 10}))
+    atomic_write(tmp_path / "steps/encoder-clip-s0/config.yaml", to_yaml({**config, "max_steps": 10}))
     found = estimated(plan)
     assert found["encoder-clip-s0"].seconds == 500.0
     assert found["encoder-clip-s0"].basis == "the last runs of 1 like steps, by samples"
@@ -77,8 +81,8 @@ def encoder_evaluation(encoder: str, *benchmarks: dict[str, object]) -> Step:
                 config={"encoder": encoder, "benchmarks": list(benchmarks)})  # fmt: skip
 
 
-COCO = {"name": "coco", "uses": "retrieval", "data": "x"}
-IMAGENET = {"name": "imagenet1k", "uses": "classification", "data": "x", "templates": "openai_imagenet"}
+COCO = {"name": "coco", "task": "retrieval", "data": "x"}
+IMAGENET = {"name": "imagenet1k", "task": "classification", "data": "x", "templates": "openai_imagenet"}
 CLIP = "hf-hub:timm/vit_base_patch32_clip_224.openai"
 
 
@@ -139,13 +143,13 @@ def test_time_left_knows_the_room_of_the_executor_and_that_children_wait_for_par
     assert time_left(steps, rests, GpusConfig(devices=("0",)).shares(beside, 1)) == 30  # it waits for no GPU
     assert time_left(steps, rests, LocalConfig().shares(given, 2)) == 20
     assert time_left(steps, rests, LocalConfig().shares(given, 1)) == 40
-    assert time_left(steps, rests, SlurmConfig(at_once=100).shares(given, 1)) == 20  # no sooner, however wide
+    assert time_left(steps, rests, SlurmConfig(max_jobs=100).shares(given, 1)) == 20  # no sooner, however wide
     assert time_left(steps, {}, four) == 0
 
 
 def llava_step(**config: object) -> Step:
     data = [{"path": "not/here.json"}]
-    stages = {"align": {"data": data, "steps": 10}, "instruct": {"data": data, "steps": 10}}
+    stages = {"align": {"data": data, "max_steps": 10}, "instruct": {"data": data, "max_steps": 10}}
     parts = {"encoder": "transformers:openai/clip-vit-large-patch14-336", "llm": "lmsys/vicuna-7b-v1.5"}
     whole = {"output": "out", **parts, **stages, **config}
     return Step(name="llava-a", kind="llava", command=("llava-bridge", "train"), config=whole, outputs=(Path("out"),))
@@ -167,9 +171,9 @@ def test_a_llava_of_known_parts_is_worked_out_and_one_of_unknown_parts_says_so()
     endless = analytic_estimate(llava_step(align={"data": [{"path": "not/here.json"}]}), {}, Resources(), "h200")
     assert endless.gpu_hours is None
     assert "the data of align are not here" in endless.basis
-    wrong = llava_step(projector={"name": "perceiver", "heads": 7})
+    wrong = llava_step(projector={"name": "perceiver", "num_heads": 7})
     assert analytic_estimate(wrong, {}, Resources(), None).basis.startswith(
-        "projector.heads: expected a divisor of 1024"
+        "projector.num_heads: expected a divisor of 1024"
     )
 
 
@@ -180,7 +184,7 @@ def test_the_plan_prints_estimates_and_names_of_the_hub_that_may_change(tmp_path
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     plan = build_plan(parse_study(content))
     ran(plan, "data-train", 65.0)
-    plan_study(StudyPlanConfig(study=str(tmp_path / "study.yaml"), check=False, only=("net",)))
+    plan_study(StudyPlanConfig(study=str(tmp_path / "study.yaml"), check=False, include=("net",)))
     printed = capsys.readouterr().out
     assert "about 1 min 05 s, memory unknown, 1 kB disk (its last run)" in printed
     assert "from the hub org/a (not pinned: add @REVISION)" in printed

@@ -74,8 +74,10 @@ def test_what_the_machine_cannot_give_is_refused_before_anything_starts(monkeypa
 
 
 def test_what_a_step_asks_for_is_what_snakemake_is_told():
-    slurm = SlurmConfig(partition="gpu", account="vision", qos="high", constraint="h100", options={"nice": 100})
-    asked = slurm.demands(Resources(processes=4, gpus=4, cpus=8, memory_gb=64, hours=0.5))
+    slurm = SlurmConfig(
+        partition="gpu", account="vision", qos="high", constraint="h100", additional_parameters={"nice": 100}
+    )
+    asked = slurm.demands(Resources(processes=4, gpus=4, cpus=8, memory_gb=64, time_limit_hours=0.5))
     assert asked == {
         **{"jobs": 1, "slurm_partition": "gpu", "slurm_account": "vision", "qos": "high", "constraint": "h100"},
         **{"runtime": 30, "cpus_per_task": 32, "mem_mb": 65536, "gres": "gpu:4"},
@@ -83,12 +85,12 @@ def test_what_a_step_asks_for_is_what_snakemake_is_told():
     }
     wide = slurm.demands(Resources(nodes=2, processes=8, gpus=8))
     assert (wide["nodes"], wide["tasks"], wide["mpi"], wide["runtime"]) == (2, 2, "srun", 1440)
-    short = SlurmConfig(hours=0.1)
+    short = SlurmConfig(time_limit_hours=0.1)
     assert short.demands(Resources())["slurm_extra"] == "--signal=TERM@72"
     assert 0 < short.grace(Resources()) < 72
     assert short.flags(1)[-2:] == ["--slurm-status-command", "squeue"]  # no accounting here
     assert GpusConfig(devices=("0", "1")).flags(3) == ["--cores", "5", "--resources", "jobs=3", "gpus=2"]
-    pods = KubernetesConfig(image="suite:1", volumes={"work": "/work"}, at_once=4)
+    pods = KubernetesConfig(image="suite:1", volumes={"work": "/work"}, max_jobs=4)
     assert pods.demands(Resources(gpus=2, memory_gb=1))["gpu"] == 2
     words = " ".join(pods.flags(1))
     assert "--executor kubernetes" in words
@@ -107,7 +109,7 @@ NODES = "torchrun --nnodes 2 --rdzv-backend c10d --shutdown-timeout 270 --nproc-
     [
         (TRAIN, Resources(), "clips train --config c"),
         (TRAIN, Resources(processes=4), f"{TORCHRUN} 4 -m clips.cli train --config c"),
-        (LLAVA, Resources(processes=4), "llava-bridge train --config c --launch.processes 4"),
+        (LLAVA, Resources(processes=4), "llava-bridge train --config c --launch.num_processes 4"),
         (RUN, Resources(processes=2), f"{TORCHRUN} 2 -m benchmarks run --config c"),
         (LLAVA, Resources(processes=8, nodes=2), f"{NODES} -m llava_bridge train --config c"),
     ],
@@ -117,11 +119,13 @@ def test_a_step_is_started_under_the_launcher_that_it_needs(words, resources, ex
 
 
 def test_resources_of_a_kind_are_overlaid_by_those_of_a_name():
-    asked = {"llava-huge*": {"processes": 8}, "llava": {"processes": 2, "hours": 3.5}, "data": {"cpus": 2}}
-    assert resolve_resources(asked, step("llava-huge-s0", "llava")) == Resources(processes=8, gpus=8, hours=3.5)
-    assert resolve_resources(asked, step("llava-a", "llava")) == Resources(processes=2, gpus=2, hours=3.5)
+    asked = {"llava-huge*": {"processes": 8}, "llava": {"processes": 2, "time_limit_hours": 3.5}, "data": {"cpus": 2}}
+    assert resolve_resources(asked, step("llava-huge-s0", "llava")) == Resources(
+        processes=8, gpus=8, time_limit_hours=3.5
+    )
+    assert resolve_resources(asked, step("llava-a", "llava")) == Resources(processes=2, gpus=2, time_limit_hours=3.5)
     assert resolve_resources(asked, step("data-train", "data")) == Resources(cpus=2)
-    own = step("llm-tiny", "llm", launch={"processes": 4})
+    own = step("llm-tiny", "llm", launch={"num_processes": 4})
     assert resolve_resources(asked, own).processes == 4
     with pytest.raises(UserError, match="did you mean 'encoder-clip-s0'"):
         check_patterns({"encoder-clp-s0": {}}, [step("encoder-clip-s0")])
@@ -132,10 +136,13 @@ def test_resources_of_a_kind_are_overlaid_by_those_of_a_name():
     [
         ({"executor": "slrm"}, "unknown executor 'slrm'; did you mean 'slurm'"),
         ({"executor": {"name": "slurm", "partitoin": "gpu"}}, "executor: .*'partitoin'; did you mean 'partition'"),
-        ({"executor": {"name": "slurm", "hours": 0}}, "executor: hours: expected more than 0, got 0"),
+        ({"executor": {"name": "slurm", "time_limit_hours": 0}}, "executor: time_limit_hours: expected more than 0"),
         ({"executor": ["local"]}, "executor: expected one of local, gpus, slurm, kubernetes, or a mapping"),
         ({"resources": {"encoder": {"process": 2}}}, "resources.encoder: .*'process'; did you mean 'processes'"),
-        ({"resources": {"encoder": {"hours": float("nan")}}}, "resources.encoder: hours: expected more than 0"),
+        (
+            {"resources": {"encoder": {"time_limit_hours": float("nan")}}},
+            "resources.encoder: time_limit_hours: expected more than 0",
+        ),
     ],
 )
 def test_a_wrong_executor_or_resource_is_told_with_its_field(fields, message):
@@ -168,7 +175,7 @@ def test_a_second_runner_waits_where_it_is_asked_to(tmp_path, monkeypatch):
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
         assert first.stdout is not None
         assert first.stdout.readline() == b"held\n"
-        with pytest.raises(UserError, match="wait for it with --wait true"), locked(tmp_path):
+        with pytest.raises(UserError, match="wait for it with --wait_for_lock true"), locked(tmp_path):
             pass
         monkeypatch.setattr(locks, "log_info", lambda line: (said.append(line), first.stdin.close()))  # type: ignore[union-attr]
         with locked(tmp_path, wait=True):

@@ -97,4 +97,4 @@ def test_the_study_runs_in_miniature(name, tmp_path):
         for cell in row.cells.values():
             result = json.loads((tmp_path / "out" / cell.result).read_text(encoding="utf-8"))
             assert result["status"] == "ok"
-            assert result["metrics"] or "judge" in str(result["absent"])
+            assert result["metrics"] or "judge" in str(result["missing_metrics"])

@@ -50,7 +50,7 @@ def changed_steps(study: Study) -> set[str]:
         ("encoders.clip", {"recipe": "other"},
          {"encoder-clip", "evaluate-encoder-clip", "llava-clip", "evaluate-llava-clip"}),
         ("benchmarks.pope", {"limit": 5}, {"evaluate-llava-clip", "evaluate-llava-clips", "evaluate-llava-net"}),
-        ("data.test", {"split": "test", "size": 3}, {"data-test", "evaluate-"}),
+        ("data.test", {"split": "test", "num_scenes": 3}, {"data-test", "evaluate-"}),
         ("question", "another?", set()),
         ("baseline", "clips", set()),
         ("jobs", 2, set()),
@@ -138,7 +138,7 @@ def named(study, name: str) -> Step:  # type: ignore[no-untyped-def]
         ("transformers:a/b", "encoder", ["a/b"]),
         ("several:interleave:timm:net@a/b + transformers:$x/y", "encoder", ["a/b", "$x/y"]),
         ("several:one + two", "encoder", ["one", "two"]),
-        ("pretrained=$x/y,device_map=cpu", "args", ["$x/y", "cpu"]),
+        ("pretrained=$x/y,device_map=cpu", "model_args", ["$x/y", "cpu"]),
         ("What is 1 + 1?", "prompt", ["What is 1 + 1?"]),
     ],
 )

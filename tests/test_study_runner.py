@@ -42,7 +42,7 @@ def test_everything_runs_once_and_then_is_skipped_in_no_time(tmp_path):
     assert first.complete
     record = read_record(tmp_path, "one")
     assert record is not None
-    assert record.outcome == "done"
+    assert record.status == "done"
     assert record.command == f"python {FAKE} --config {tmp_path}/steps/one/config.yaml"
     assert record.peak_memory_mb
     began = time.monotonic()
@@ -84,7 +84,7 @@ def test_clearing_a_step_leaves_the_unfinished_work_of_one_whose_name_goes_on_fr
     assert {path.name for path in (tmp_path / "made").iterdir()} == set(others)
 
 
-@pytest.mark.parametrize("outcome", ["running", "interrupted", "failed"])
+@pytest.mark.parametrize("status", ["running", "interrupted", "failed"])
 def test_what_a_killed_run_took_is_counted_until_its_last_note(tmp_path, monkeypatch, outcome):
     monkeypatch.setattr(job, "NOTE_SECONDS", 0.05)
     steps, noted, write = [make(tmp_path, "data", sleep=0.4)], [], job.write_record
@@ -94,11 +94,11 @@ def test_what_a_killed_run_took_is_counted_until_its_last_note(tmp_path, monkeyp
     run(tmp_path, steps)
     record = read_record(tmp_path, "data")
     assert 0 == noted[0] < noted[1] < noted[-1] == record.seconds < 100
-    killed = dataclasses.replace(record, outcome=outcome, seconds=100.0)
+    killed = dataclasses.replace(record, status=outcome, seconds=100.0)
     write_record(tmp_path, killed)
     run(tmp_path, steps)
     record = read_record(tmp_path, "data")
-    assert record.outcome == "done"
+    assert record.status == "done"
     assert 100 < record.seconds < 200
     assert all(seconds >= 100 for seconds in noted[-2:])
     write_record(tmp_path, killed)
@@ -124,7 +124,9 @@ def evaluation(root: Path, benchmarks: dict[str, dict[str, str]]) -> Step:
 def test_a_result_that_was_replaced_by_a_failure_is_made_again(tmp_path):
     step = evaluation(tmp_path, {"pope": {}})
     run(tmp_path, [step])
-    step.outputs[0].write_text(json.dumps({"status": "failed", "benchmark": "pope", "reason": "x"}), encoding="utf-8")
+    step.outputs[0].write_text(
+        json.dumps({"status": "failed", "benchmark": "pope", "failure_reason": "x"}), encoding="utf-8"
+    )
     assert run(tmp_path, [step]).done == ("evaluate",)
 
 
@@ -201,7 +203,7 @@ def test_a_job_ends_when_the_plan_has_another_key_for_its_step(tmp_path):
     running._looked -= 5
     assert not running.run()
     record = read_record(tmp_path, "data")
-    assert (record.outcome, record.key, record.exit_status) == ("interrupted", "data", None)
+    assert (record.status, record.key, record.exit_status) == ("interrupted", "data", None)
 
 
 def test_what_failed_is_not_tried_again_by_the_engine_but_by_the_next_run(tmp_path):
@@ -210,7 +212,7 @@ def test_what_failed_is_not_tried_again_by_the_engine_but_by_the_next_run(tmp_pa
     assert not JobRun(path, "data").run()
     assert not JobRun(path, "data").run()
     assert visits(tmp_path, "data") == 1
-    write_record(tmp_path, dataclasses.replace(read_record(tmp_path, "data"), run="before"))
+    write_record(tmp_path, dataclasses.replace(read_record(tmp_path, "data"), run_id="before"))
     assert not JobRun(path, "data").run()
     assert visits(tmp_path, "data") == 2
 
@@ -218,7 +220,7 @@ def test_what_failed_is_not_tried_again_by_the_engine_but_by_the_next_run(tmp_pa
 def test_a_record_of_a_dead_job_is_not_called_running(tmp_path):
     step = make(tmp_path, "data")
     run(tmp_path, [step])
-    write_record(tmp_path, dataclasses.replace(read_record(tmp_path, "data"), outcome="running"))
+    write_record(tmp_path, dataclasses.replace(read_record(tmp_path, "data"), status="running"))
     key = keys_of([step])["data"]
     assert step_state(step, key, tmp_path) == "stopped"
     lock = acquire(tmp_path / "steps" / "data" / ".lock")

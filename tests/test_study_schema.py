@@ -29,7 +29,7 @@ def step(plan, name):  # type: ignore[no-untyped-def]
 
 def test_overrides_are_laid_over_the_defaults_key_by_key():
     config = step(build_plan(parse_study(SMALL)), "encoder-clips-s0").config
-    assert config["optim"] == {"lr": 3, "warmup": 2}
+    assert config["optimizer"] == {"lr": 3, "warmup": 2}
     assert deep_merge({"a": [1], "b": {"c": 1}}, {"a": [2], "b": {"d": 2}}) == {"a": [2], "b": {"c": 1, "d": 2}}
 
 
@@ -55,15 +55,15 @@ def test_rows_are_encoders_times_llms_times_seeds_and_exceptions_apply():
         seeds=[0, 1],
         llms={"tiny": {}, "big": "some/big"},
         overrides=[
-            {"encoder": "net", "llm": "big", "skip": True},
-            {"encoder": "clip", "llava": {"align": {"steps": 9}}},
+            {"encoder": "net", "llm": "big", "exclude": True},
+            {"encoder": "clip", "llava": {"align": {"max_steps": 9}}},
         ],
     )
     plan = build_plan(parse_study(study))
     assert len(plan.rows) == 3 * 2 * 2 - 2
     assert "clips + big (seed 1)" in {row.name for row in plan.rows}
-    assert step(plan, "llava-clip-big-s1").config["align"] == {"steps": 9}
-    assert step(plan, "llava-clips-big-s1").config["align"] == {"steps": 5}
+    assert step(plan, "llava-clip-big-s1").config["align"] == {"max_steps": 9}
+    assert step(plan, "llava-clips-big-s1").config["align"] == {"max_steps": 5}
     assert step(plan, "encoder-clip-s1").config["seed"] == 1
     assert sum(step.name.startswith("evaluate-encoder") for step in plan.steps) == 4  # not once more for each LLM
 
@@ -81,10 +81,13 @@ def test_rows_are_encoders_times_llms_times_seeds_and_exceptions_apply():
         ({"seeds": [1, 1]}, "seeds: expected different"),
         ({"llms": {}}, "benchmarks.pope: asks a LLaVA, but the study has no 'llms'"),
         ({"overrides": [{"skp": True}]}, r"overrides\[1\]\.skp.*did you mean"),
-        ({"overrides": [{"skip": True}]}, "every row is left out"),
+        ({"overrides": [{"exclude": True}]}, "every row is left out"),
         ({"benchmarks": {"retrieval": {"captions_per_image": 0}}}, "benchmarks.retrieval: .*at least 1"),
         ({"benchmarks": {"pope": {"limit": "5"}}}, r"benchmarks\.pope: limit: expected an integer or null, got '5'"),
-        ({"benchmarks": {"long_retrieval": {"words": [8, "16"]}}}, r"words\[2\]: expected an integer, got '16'"),
+        (
+            {"benchmarks": {"long_retrieval": {"word_limits": [8, "16"]}}},
+            r"word_limits\[2\]: expected an integer, got '16'",
+        ),
     ],
 )
 def test_a_wrong_study_is_refused_naming_the_field(fields, message):
@@ -111,8 +114,8 @@ def test_a_file_that_is_no_study_is_refused_in_one_line(tmp_path, text):
 
 
 GRID = {
-    "vary": {"recipe.strategy": ["truncate", "block"], "recipe.target_tokens": [8, 16]},
-    "recipe": {"texts": ["partial"]},
+    "sweep": {"recipe.caption_strategy": ["truncate", "block"], "recipe.caption_tokens": [8, 16]},
+    "recipe": {"positives": ["partial"]},
 }
 
 
@@ -121,11 +124,11 @@ def test_one_entry_makes_an_encoder_of_every_combination():
     names = ["part.truncate.8", "part.truncate.16", "part.block.8", "part.block.16"]
     assert [row.name for row in plan.rows] == ["clip", *names]
     config = step(plan, "encoder-part.block.16-s0").config
-    assert config["recipe"] == {"texts": ["partial"], "strategy": "block", "target_tokens": 16}
-    assert "vary" not in config
-    assert plan.rows[2].settings == {"recipe.strategy": "truncate", "recipe.target_tokens": 16}
-    assert plan.rows[2].entry == "part"
-    assert plan.rows[0].settings == {}
+    assert config["recipe"] == {"positives": ["partial"], "caption_strategy": "block", "caption_tokens": 16}
+    assert "sweep" not in config
+    assert plan.rows[2].sweep_settings == {"recipe.caption_strategy": "truncate", "recipe.caption_tokens": 16}
+    assert plan.rows[2].sweep_name == "part"
+    assert plan.rows[0].sweep_settings == {}
 
 
 def test_a_benchmark_can_be_for_some_encoders_only():
@@ -157,13 +160,13 @@ def test_rows_can_have_baselines_of_their_own():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"encoders": {"a": {"vary": ["b"]}}}, r"encoders\.a\.vary: expected a mapping"),
-        ({"encoders": {"a": {"vary": {"b": [1, 1]}}}}, r"encoders\.a\.vary\.b: expected a list of different values"),
-        ({"encoders": {"a.1": {}, "a": {"vary": {"b": [1]}}}}, r"its 'vary' makes a\.1, which is there already"),
+        ({"encoders": {"a": {"sweep": ["b"]}}}, r"encoders\.a\.sweep: expected a mapping"),
+        ({"encoders": {"a": {"sweep": {"b": [1, 1]}}}}, r"encoders\.a\.sweep\.b: expected a list of different values"),
+        ({"encoders": {"a.1": {}, "a": {"sweep": {"b": [1]}}}}, r"its 'sweep' makes a\.1, which is there already"),
         ({"benchmarks": {"retrieval": {"data": "d", "encoders": ["prt"]}}}, r"'prt'; did you mean 'part'"),
         ({"figures": [{"benchmark": "retrieval", "encoders": "part"}]}, r"figures\[1\]: missing x"),
         (
-            {"figures": [{"benchmark": "retrieval", "encoders": "part", "x": "recipe.strategy"}]},
+            {"figures": [{"benchmark": "retrieval", "encoders": "part", "x": "recipe.caption_strategy"}]},
             r"figures\[1\]\.x: expected a setting whose values are numbers",
         ),
     ],
@@ -223,53 +226,56 @@ def planned(**fields: object) -> StudyPlan:
 
 RECIPES = {
     "mlp": None,
-    "tuned": {"vary": {"align.learning_rate": [2.0e-5, 0.01], "feature_layer": [-2]}, "features": "patch"},
+    "tuned": {
+        "sweep": {"align.learning_rate": [2.0e-5, 0.01], "vision_feature_layer": [-2]},
+        "vision_feature_select_strategy": "default",
+    },
 }
 LLAVAS = {
     "theirs": "models/llava",
-    "ours": {"llava": "$shared/llava", "precision": "float32"},
-    "other": {"lmms": {"model": "llava_hf", "args": "pretrained=$shared/theirs,device_map=cpu"}},
+    "ours": {"llava": "$shared/llava", "precision": "fp32"},
+    "other": {"lmms": {"model": "llava_hf", "model_args": "pretrained=$shared/theirs,device_map=cpu"}},
 }
 
 
 def test_every_encoder_is_plugged_into_every_llm_by_every_recipe():
-    plan = planned(recipes=RECIPES)
+    plan = planned(llava_variants=RECIPES)
     names = ["mlp", "tuned.0.00002.minus2", "tuned.0.01.minus2"]
     assert [row.name for row in plan.rows] == [f"{e} by {r}" for r in names for e in SMALL["encoders"]]
     config = step(plan, "llava-clip-tiny-tuned.0.00002.minus2-s0").config
-    assert config["align"] == {"steps": 5, "learning_rate": 2.0e-5}
-    assert (config["feature_layer"], config["features"]) == (-2, "patch")
-    assert "vary" not in config
-    assert step(plan, "llava-clip-tiny-mlp-s0").config["align"] == {"steps": 5}
+    assert config["align"] == {"max_steps": 5, "learning_rate": 2.0e-5}
+    assert (config["vision_feature_layer"], config["vision_feature_select_strategy"]) == (-2, "default")
+    assert "sweep" not in config
+    assert step(plan, "llava-clip-tiny-mlp-s0").config["align"] == {"max_steps": 5}
     assert sum(one.kind == "encoder" for one in plan.steps) == 2  # not once more for each recipe
     row = next(row for row in plan.rows if row.name == "clips by tuned.0.01.minus2")
-    assert (row.baseline, row.recipe) == ("clip by tuned.0.01.minus2", "tuned.0.01.minus2")
+    assert (row.baseline, row.llava_variant) == ("clip by tuned.0.01.minus2", "tuned.0.01.minus2")
 
 
 def test_an_llm_may_be_varied_and_exceptions_take_patterns_and_recipes():
-    llms = {"tiny": {"vary": {"new_llm.hidden_size": [64, 128]}}}
+    llms = {"tiny": {"sweep": {"llm_from_scratch.hidden_size": [64, 128]}}}
     overrides = [
-        {"llm": "tiny.*", "recipe": "low", "llava": {"align": {"steps": 7}}},
-        {"encoder": "c*", "recipe": "high", "skip": True},
+        {"llm": "tiny.*", "llava_variant": "low", "llava": {"align": {"max_steps": 7}}},
+        {"encoder": "c*", "llava_variant": "high", "exclude": True},
     ]
-    plan = planned(llms=llms, recipes={"low": {}, "high": {}}, overrides=overrides)
-    assert step(plan, "llm-tiny.64").config["new_llm"] == {"hidden_size": 64}
-    assert step(plan, "llava-clip-tiny.128-low-s0").config["align"] == {"steps": 7}
-    assert step(plan, "llava-net-tiny.128-high-s0").config["align"] == {"steps": 5}
-    assert [row.encoder for row in plan.rows if row.recipe == "high"] == ["net", "net"]
+    plan = planned(llms=llms, llava_variants={"low": {}, "high": {}}, overrides=overrides)
+    assert step(plan, "llm-tiny.64").config["llm_from_scratch"] == {"hidden_size": 64}
+    assert step(plan, "llava-clip-tiny.128-low-s0").config["align"] == {"max_steps": 7}
+    assert step(plan, "llava-net-tiny.128-high-s0").config["align"] == {"max_steps": 5}
+    assert [row.encoder for row in plan.rows if row.llava_variant == "high"] == ["net", "net"]
 
 
 def test_exceptions_change_how_rows_are_evaluated():
     overrides = [
         {"encoder": "clip", "evaluation": {"batch_size": 2}},
-        {"recipe": "low", "evaluation": {"batch_size": 3, "precision": "fp32"}},
+        {"llava_variant": "low", "evaluation": {"batch_size": 3, "precision": "fp32"}},
         {"encoder": "clips", "seed": 1, "evaluation": {"device": "cpu"}},
         {"encoder": "given", "seed": 0, "evaluation": {"precision": "bf16"}},
     ]
     defaults = {**SMALL["defaults"], "evaluation": {"batch_size": 64}}
     encoders = {**SMALL["encoders"], "given": "models/encoder"}
     plan = planned(
-        encoders=encoders, recipes={"low": {}, "high": {}}, overrides=overrides, defaults=defaults, seeds=[0, 1]
+        encoders=encoders, llava_variants={"low": {}, "high": {}}, overrides=overrides, defaults=defaults, seeds=[0, 1]
     )
 
     def settings(name: str) -> tuple[object, ...]:
@@ -289,7 +295,9 @@ def test_exceptions_change_how_rows_are_evaluated():
 
 def test_llavas_that_are_there_already_are_rows_which_answer_questions():
     plan = planned(
-        llavas=LLAVAS, paths={"shared": "afar"}, defaults={**SMALL["defaults"], "evaluation": {"again": True}}
+        existing_llavas=LLAVAS,
+        paths={"shared": "afar"},
+        defaults={**SMALL["defaults"], "evaluation": {"overwrite": True}},
     )
     rows = {row.name: row for row in plan.rows}
     assert list(rows) == [*SMALL["encoders"], *LLAVAS]
@@ -298,22 +306,24 @@ def test_llavas_that_are_there_already_are_rows_which_answer_questions():
         assert rows[name].not_applicable == {"retrieval": EXISTING_LLAVA_NO_ENCODER}
         assert (rows[name].llm, rows[name].seed, rows[name].baseline) == (None, None, "clip")
     made = step(plan, "evaluate-llava-ours")
-    assert (made.config["llava"], made.config["precision"], made.config["again"]) == ("afar/llava", "float32", True)
+    assert (made.config["llava"], made.config["precision"], made.config["overwrite"]) == ("afar/llava", "fp32", True)
     assert made.needs == (Path("afar/llava"),)
     other = step(plan, "evaluate-llava-other")
-    assert other.config["lmms"]["args"] == "pretrained=afar/theirs,device_map=cpu"
+    assert other.config["lmms"]["model_args"] == "pretrained=afar/theirs,device_map=cpu"
     assert other.needs == (Path("afar/theirs"),)
     asked = [one for one in plan.steps if one.name in {"evaluate-llava-theirs", made.name, other.name}]
     assert first_config_error([(one.name, list(one.command), to_plain(one.config)) for one in asked]) is None
 
 
 def test_a_study_may_have_existing_llavas_alone_and_one_of_them_for_its_baseline():
-    alone = planned(encoders={}, llms={}, llavas={"a": "org/a", "b": "org/b"}, baseline="a", benchmarks={"pope": {}})
+    alone = planned(
+        encoders={}, llms={}, existing_llavas={"a": "org/a", "b": "org/b"}, baseline="a", benchmarks={"pope": {}}
+    )
     assert {row.name: row.baseline for row in alone.rows} == {"a": None, "b": "a"}
     assert step(alone, "evaluate-llava-b").hub == ("org/b",)
-    assert planned(llavas=LLAVAS, paths={"shared": "x"}, only=["theirs"]).rows[0].name == "theirs"
+    assert planned(existing_llavas=LLAVAS, paths={"shared": "x"}, include=["theirs"]).rows[0].name == "theirs"
     chosen = {"retrieval": {"data": "d"}, "pope": {"encoders": ["theirs"]}}
-    beside = planned(llms={}, llavas={"theirs": "a/b"}, benchmarks=chosen, baseline="theirs")
+    beside = planned(llms={}, existing_llavas={"theirs": "a/b"}, benchmarks=chosen, baseline="theirs")
     assert {row.name: dict(row.not_applicable) for row in beside.rows} == {
         "clip": {"pope": EXCLUDED_FROM_BENCHMARK},
         "clips": {"pope": EXCLUDED_FROM_BENCHMARK},
@@ -324,7 +334,7 @@ def test_a_study_may_have_existing_llavas_alone_and_one_of_them_for_its_baseline
 
 
 def test_an_encoder_without_an_llm_says_why_it_answers_nothing():
-    row = planned(llms={}, llavas={"theirs": "a/b"}).rows[0]
+    row = planned(llms={}, existing_llavas={"theirs": "a/b"}).rows[0]
     assert row.not_applicable == {"pope": NO_LLAVA}
 
 
@@ -334,18 +344,17 @@ RETRIEVAL = {"retrieval": {"data": "d"}}
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"llavas": {"clip": "a/b"}}, "llavas.clip: an encoder has this name already"),
-        ({"llavas": {"a": {}}}, "llavas.a: expected either 'llava' or 'lmms'"),
-        ({"llavas": {"a": {"lava": "b"}}}, r"llavas\.a: unknown key 'lava'; did you mean 'llava'"),
-        ({"llavas": {"a": {"lmms": {"args": "x"}}}}, r"llavas\.a: lmms: missing model"),
-        ({"recipes": {"a": "b"}}, r"recipes\.a: expected a mapping, got 'b'"),
-        ({"recipes": {"a": {}}, "llms": {}, "benchmarks": RETRIEVAL}, "recipes: expected none without"),
-        ({"encoders": {}, "baseline": None}, "encoders: expected at least one, or one of 'llavas'"),
-        ({"overrides": [{"recipe": "a", "skip": True}]}, "unknown recipe in 'overrides' 'a'"),
-        ({"overrides": [{"encoder": "theirs", "skip": True}], "llavas": {"theirs": "a/llava"}},
+        ({"existing_llavas": {"clip": "a/b"}}, "existing_llavas.clip: an encoder has this name already"),
+        ({"existing_llavas": {"a": {}}}, "existing_llavas.a: expected either 'llava' or 'lmms'"),
+        ({"existing_llavas": {"a": {"lava": "b"}}}, r"existing_llavas\.a: unknown key 'lava'; did you mean 'llava'"),
+        ({"llava_variants": {"a": {}}, "llms": {}, "benchmarks": RETRIEVAL}, "llava_variants: expected none without"),
+        ({"existing_llavas": {"a": {"lmms": {"model_args": "x"}}}}, r"existing_llavas\.a: lmms: missing model"),
+        ({"encoders": {}, "baseline": None}, "encoders: expected at least one, or one of 'existing_llavas'"),
+        ({"overrides": [{"llava_variant": "a", "exclude": True}]}, "unknown llava_variant in 'overrides' 'a'"),
+        ({"overrides": [{"encoder": "theirs", "exclude": True}], "existing_llavas": {"theirs": "a/llava"}},
          "unknown encoder in 'overrides' 'theirs'"),
         ({"overrides": [{"evaluation": {"llava": "x"}}]}, r"unknown key in overrides\[1\]\.evaluation 'llava'"),
-        ({"recipes": {"a": {"vary": {"b": [float("nan")]}}}}, r"recipes\.a\.vary\.b: .*, got nan"),
+        ({"llava_variants": {"a": {"sweep": {"b": [float("nan")]}}}}, r"llava_variants\.a\.sweep\.b: .*, got nan"),
     ],
 )  # fmt: skip
 def test_a_wrong_row_is_refused_naming_the_field(fields, message):

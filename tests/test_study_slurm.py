@@ -21,7 +21,7 @@ from benchmarks.study.step_state import StepRecord, read_record
 pytest.importorskip("snakemake_executor_plugin_slurm", reason="the extra 'slurm' is not installed")
 
 REAL = bool(shutil.which("sinfo")) and subprocess.run(["sinfo"], capture_output=True).returncode == 0
-CPU = Resources(cpus=1, hours=0.1)
+CPU = Resources(cpus=1, time_limit_hours=0.1)
 RUNNER = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -99,7 +99,7 @@ def test_a_job_goes_on_without_its_runner_and_the_next_one_waits_for_it(tmp_path
     process.kill()
     process.communicate(timeout=60)
     time.sleep(1)
-    assert record_of(tmp_path, "long").outcome == "running"
+    assert record_of(tmp_path, "long").status == "running"
     before = None if REAL else jobs_of(tmp_path)
     gate.touch()
     steps = [make(tmp_path, "first"), make(tmp_path, "long", "first", until=str(gate))]
@@ -128,13 +128,13 @@ def test_a_job_that_slurm_interrupts_is_submitted_again_and_goes_on(tmp_path):
     before = record_of(tmp_path, "long")
     subprocess.run(["scancel", before.job], check=True)  # as at the end of its time: SIGTERM
     deadline = time.monotonic() + 120
-    while record_of(tmp_path, "long").outcome == "running" and record_of(tmp_path, "long").job == before.job:
+    while record_of(tmp_path, "long").status == "running" and record_of(tmp_path, "long").job == before.job:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     gate.touch()
     assert process.wait(timeout=300) == 0
     after = record_of(tmp_path, "long")
-    assert after.outcome == "done"
+    assert after.status == "done"
     assert after.job != before.job
     assert visits(tmp_path, "long") == 2
 
@@ -145,10 +145,10 @@ def test_ctrl_c_cancels_where_the_study_says_so(tmp_path):
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=120)
     deadline = time.monotonic() + 60
-    while record_of(tmp_path, "long").outcome == "running":
+    while record_of(tmp_path, "long").status == "running":
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert record_of(tmp_path, "long").outcome == "interrupted"
+    assert record_of(tmp_path, "long").status == "interrupted"
 
 
 @pytest.mark.slow

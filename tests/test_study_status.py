@@ -32,7 +32,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (found / ".lock").write_text(f"{os.getpid()}\n")
     record = read_record(found, STEP)
     write_record(
-        found, dataclasses.replace(record, outcome="running", started=time.time() - 70, log_tail=(), seconds=0.0)
+        found, dataclasses.replace(record, status="running", started=time.time() - 70, log_tail=(), seconds=0.0)
     )
     (step_directory(found, STEP) / LOG_FILE).write_text("align: step 10/50  loss 3.1\nevil \x1b[31m\x07 line\n")
     lock = acquire(step_directory(found, STEP) / ".lock")
@@ -61,7 +61,7 @@ def test_a_running_step_tells_its_numbers_and_nothing_is_touched(study: Path) ->
     assert (status.state, status.progress) == ("running", "10/50 20 %")
     assert 69 < status.seconds < 90
     record = read_record(study, STEP)
-    write_record(study, dataclasses.replace(record, seconds=1000.0, earlier=1000.0))
+    write_record(study, dataclasses.replace(record, seconds=1000.0, previous_seconds=1000.0))
     assert 1069 < seen(study).seconds < 1090  # of all its runs
     write_record(study, record)
     assert seen(study, "encoder-clip-s0").state == "done"
@@ -103,7 +103,7 @@ def test_a_terminal_is_redrawn_until_nothing_runs(study: Path) -> None:
         else:
             (study / ".lock").write_text("\n")  # the runner is gone
             record = read_record(study, STEP)
-            write_record(study, dataclasses.replace(record, outcome="failed", log_tail=("no weights",)))
+            write_record(study, dataclasses.replace(record, status="failed", log_tail=("no weights",)))
 
     follow(watch(study), console, wait=wait)
     assert len(screens) == 2
@@ -117,7 +117,7 @@ def test_a_terminal_is_redrawn_until_nothing_runs(study: Path) -> None:
 
 def test_what_a_killed_runner_left_is_not_called_running(study: Path) -> None:
     record = read_record(study, "llm-tiny")
-    write_record(study, dataclasses.replace(record, outcome="running"))
+    write_record(study, dataclasses.replace(record, status="running"))
     (study / ".lock").write_text("999999999\n")
     assert seen(study, "llm-tiny").state == "stopped"
     assert seen(study).state == "running"  # its job outlives the runner: it holds its lock

@@ -25,7 +25,7 @@ from benchmarks.study.step_state import read_record, write_record
 from benchmarks.study.study_commands import StudyPlanConfig, plan_study
 from clips.errors import UserError
 
-OTHER = {**SMALL["encoders"], "clips": {"optim": {"lr": 4}}}
+OTHER = {**SMALL["encoders"], "clips": {"optimizer": {"lr": 4}}}
 
 
 def trashed(folder: Path) -> set[str]:
@@ -94,7 +94,7 @@ def test_what_took_long_is_not_made_again_without_yes(tmp_path, finished_study):
 def test_what_goes_on_and_what_is_new_needs_no_yes(tmp_path, finished_study):
     finished_study(tmp_path)
     record = read_record(tmp_path / "out", "encoder-clips-s0")
-    write_record(tmp_path / "out", dataclasses.replace(record, outcome="interrupted", seconds=1e6))
+    write_record(tmp_path / "out", dataclasses.replace(record, status="interrupted", seconds=1e6))
     spend(tmp_path, "evaluate-llava-clips-tiny-s0", 1e6)
     more = {**SMALL["benchmarks"], "gqa": None}
     run_study(write_study(tmp_path, benchmarks=more, encoders={**SMALL["encoders"], "late": {"recipe": "clip"}}))
@@ -149,7 +149,7 @@ def test_accepted_outputs_stay_and_say_what_differs(tmp_path, capsys):
         "llava-clips-tiny-s0",
         "evaluate-llava-clips-tiny-s0",
     ]
-    assert said[0].endswith("; differs from what it was made with: optim.lr 3 → 4")
+    assert said[0].endswith("; differs from what it was made with: optimizer.lr 3 → 4")
     assert said[1].endswith("; differs from what it was made with: parents")
     assert set(states(config).values()) == {"done"}
     before = everything(tmp_path)
@@ -160,10 +160,10 @@ def test_accepted_outputs_stay_and_say_what_differs(tmp_path, capsys):
     run_provenance(ProvenanceConfig(result=str(tmp_path / "out/results/clips-s0/retrieval.json"), check=False))
     assert "step evaluate-encoder-clips-s0 accepted 20" in capsys.readouterr().out
 
-    again = {**SMALL["encoders"], "clips": {"optim": {"lr": 5}}}
+    again = {**SMALL["encoders"], "clips": {"optimizer": {"lr": 5}}}
     accept_outputs(AcceptConfig(study=write_study(tmp_path, encoders=again).study))
     settings = [entry["settings"] for entry in read_record(tmp_path / "out", "encoder-clips-s0").accepted]
-    assert settings == [{"optim.lr": [3, 4]}, {"optim.lr": [3, 5]}]  # against what it was made with, both times
+    assert settings == [{"optimizer.lr": [3, 4]}, {"optimizer.lr": [3, 5]}]  # against what it was made with, both times
     run_study_with_report(dataclasses.replace(write_study(tmp_path, encoders=OTHER), yes=True))
     assert read_record(tmp_path / "out", "encoder-clips-s0").accepted == ()  # it was made again
     assert "was accepted" not in (tmp_path / "out/report/index.html").read_text(encoding="utf-8")
@@ -195,15 +195,15 @@ def test_what_cannot_be_accepted_is_told_and_nothing_is_accepted(tmp_path, finis
 
 def test_rerun_moves_to_the_trash_what_it_makes_again_and_what_models_gave(tmp_path, finished_study):
     config = finished_study(tmp_path)
-    (tmp_path / "out/results/.kept/answers").mkdir(parents=True)
-    (tmp_path / "out/results/.kept/answers/0.jsonl").write_text("hours")
+    (tmp_path / "out/results/.cache/answers").mkdir(parents=True)
+    (tmp_path / "out/results/.cache/answers/0.jsonl").write_text("hours")
     spend(tmp_path, "evaluate-llava-clip-tiny-s0", 7200)
     asked = RerunConfig(study=config.study, steps=("evaluate-llava-*",), check=False)
     with pytest.raises(UserError, match=r"evaluate-llava-clip-tiny-s0 \(took 2 h 00 min; rerun\)"):
         rerun_study(asked)
-    assert (tmp_path / "out/results/.kept/answers/0.jsonl").is_file()
+    assert (tmp_path / "out/results/.cache/answers/0.jsonl").is_file()
     rerun_study(dataclasses.replace(asked, yes=True))
-    assert {"results/.kept/answers/0.jsonl", "results/clip-tiny-s0/pope.json"} <= trashed(tmp_path)
+    assert {"results/.cache/answers/0.jsonl", "results/clip-tiny-s0/pope.json"} <= trashed(tmp_path)
     assert set(states(config).values()) == {"done"}
 
 
@@ -218,7 +218,7 @@ def test_clean_empties_the_trash(tmp_path, finished_study, capsys):
     said = capsys.readouterr().out
     assert re.search(r"^trash/\d{8}T\d{6}Z-encoder-clips-s0  3\.0 MB$", said, re.MULTILINE)
     assert trashed(tmp_path)
-    run_clean(CleanConfig(study=config.study, really=True))
+    run_clean(CleanConfig(study=config.study, force=True))
     assert not trashed(tmp_path)
     assert set(states(config).values()) == {"done"}
 
@@ -285,7 +285,7 @@ def step_records(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in (folder / "out/steps").glob("*/step.json")}
 
 
-@pytest.mark.parametrize("chosen", [{"steps": ("encoder-clips-*",)}, {"only": ("clips",)}])
+@pytest.mark.parametrize("chosen", [{"steps": ("encoder-clips-*",)}, {"include": ("clips",)}])
 def test_chosen_steps_run_again_with_what_depends_on_them_and_without_what_others_share(
     chosen, tmp_path, finished_study, capsys
 ):
@@ -303,14 +303,14 @@ def test_chosen_steps_run_again_with_what_depends_on_them_and_without_what_other
 
 
 def test_rerun_wants_to_be_told_what():
-    with pytest.raises(UserError, match=r"^steps: expected names of steps, or 'only'"):
+    with pytest.raises(UserError, match=r"^steps: expected names of steps, or 'include'"):
         RerunConfig(study="study.yaml")
 
 
 def test_only_what_no_step_makes_is_removed(tmp_path, finished_study, capsys):
     finished_study(tmp_path)
     (tmp_path / "out/notes.txt").write_text("mine")
-    (tmp_path / "out/results/.kept/vectors").mkdir(parents=True)
+    (tmp_path / "out/results/.cache/vectors").mkdir(parents=True)
     for name in ("clip-s0", "clips-s0"):
         (tmp_path / f"out/encoders/{name}.stages/1").mkdir(parents=True)
     encoders = {name: value for name, value in SMALL["encoders"].items() if name != "clips"}
@@ -323,19 +323,19 @@ def test_only_what_no_step_makes_is_removed(tmp_path, finished_study, capsys):
     assert "encoders/clips-s0  " in said
     assert set((tmp_path / "out").rglob("*")) == everything
 
-    run_clean(CleanConfig(study=config.study, really=True))
+    run_clean(CleanConfig(study=config.study, force=True))
     left = set((tmp_path / "out").rglob("*"))
     gone = {path.relative_to(tmp_path / "out").as_posix() for path in everything - left}
     assert {"encoders/clips-s0", "encoders/clips-s0.stages", "llava/clips-tiny-s0", "steps/encoder-clips-s0"} <= gone
     assert all("clips" in path for path in gone)
     assert (tmp_path / "out/notes.txt").exists()
-    assert (tmp_path / "out/results/.kept").exists()
+    assert (tmp_path / "out/results/.cache").exists()
     assert set(states(config).values()) == {"done"}
     capsys.readouterr()
-    run_clean(CleanConfig(study=config.study, really=True))
+    run_clean(CleanConfig(study=config.study, force=True))
     assert "nothing that the study does not make" in capsys.readouterr().out
-    run_clean(CleanConfig(study=config.study, really=True, kept=True))
-    assert not (tmp_path / "out/results/.kept").exists()
+    run_clean(CleanConfig(study=config.study, force=True, include_cache=True))
+    assert not (tmp_path / "out/results/.cache").exists()
 
 
 @pytest.mark.parametrize("change", [rerun_study_with_report, run_clean])
@@ -345,7 +345,7 @@ def test_nothing_is_changed_while_a_runner_works(change, tmp_path, finished_stud
     (tmp_path / "out/encoders/left-over").mkdir()
     asked = {
         rerun_study_with_report: RerunConfig(study=config.study, steps=("*",), check=False),
-        run_clean: CleanConfig(study=config.study, really=True),
+        run_clean: CleanConfig(study=config.study, force=True),
     }
     with locked(tmp_path / "out"), pytest.raises(UserError, match="another"):
         change(asked[change])

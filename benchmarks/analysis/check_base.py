@@ -21,27 +21,27 @@ class VerifyConfig:
     """Run the harness against what is known, and print a table of checks.
 
     Args:
-        only: names of checks; all where empty.
+        include: names of checks; all where empty.
         llava: a LLaVA directory, to run lmms-eval's own command beside the harness.
         data: where its tasks' data are, as in ``clips-bench run``.
         tasks: of lmms-eval, for that check.
         limit: questions of each of them.
         results: a row's directory of results, of a model that open_clip has published.
-        published: that model, ``ViT-B-32/openai``.
+        reference_model: that model, ``ViT-B-32/openai``.
     """
 
-    only: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
     llava: str | None = None
     data: str | None = None
     tasks: tuple[str, ...] = ("pope",)
     limit: int = 32
     results: str | None = None
-    published: str | None = None
+    reference_model: str | None = None
 
     def __post_init__(self) -> None:
         if self.limit < 1:
             raise UserError(f"limit: expected at least 1, got {self.limit}")
-        for one, other in (("llava", "data"), ("results", "published")):
+        for one, other in (("llava", "data"), ("results", "reference_model")):
             if (getattr(self, one) is None) != (getattr(self, other) is None):
                 missing = one if getattr(self, one) is None else other
                 raise UserError(f"{missing}: expected as well, since its check needs '{one}' and '{other}'")

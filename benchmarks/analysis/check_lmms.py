@@ -31,7 +31,9 @@ def check_lmms_eval(config: VerifyConfig) -> str:
             for task in config.tasks
         ]
         run_benchmarks(
-            RunConfig(row="row", results=str(folder / "ours"), llava=config.llava, benchmarks=benchmarks, device="cpu")
+            RunConfig(
+                model_name="row", output=str(folder / "ours"), llava=config.llava, benchmarks=benchmarks, device="cpu"
+            )
         )
         return "; ".join(_compare(task, folder, direct) for task in config.tasks)
 

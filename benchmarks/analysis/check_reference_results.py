@@ -42,8 +42,8 @@ def _expect_whole(row: ReferenceResult, name: str, pictures: int) -> None:
 def check_rerun(config: VerifyConfig) -> str:
     """The published recalls of an open_clip model lie in the intervals of its re-run."""
     if config.results is None:
-        raise CheckSkippedError("needs --results ROW and --published NAME, the row of a model in open_clip's table")
-    (published,) = select_reference_results([f"openclip:{config.published}"])[:1]
+        raise CheckSkippedError("needs --results ROW and --reference_model NAME, a model in open_clip's table")
+    (published,) = select_reference_results([f"openclip:{config.reference_model}"])[:1]
     found = [
         line
         for results in find_results_by_row(config.results, "results").values()
@@ -64,9 +64,14 @@ def compare_with_published(result: Result, published: ReferenceResult) -> list[t
     for name, metric in result.metrics.items():
         for dataset in ("coco", "flickr30k"):
             printed = published.values.get(f"{dataset}/{name}")
-            if printed is None or not result.benchmark.startswith(dataset) or metric.low is None or metric.high is None:
+            if (
+                printed is None
+                or not result.benchmark.startswith(dataset)
+                or metric.ci_low is None
+                or metric.ci_high is None
+            ):
                 continue
-            low, high = metric.low * metric.scale, metric.high * metric.scale
+            low, high = metric.ci_low * metric.scale, metric.ci_high * metric.scale
             found = f"{metric.value * metric.scale:.1f} [{low:.1f}, {high:.1f}]"
             lines.append((low <= printed <= high, f"{dataset} {metric.label} {found}, printed {printed:.1f}"))
     return lines

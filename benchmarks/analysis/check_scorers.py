@@ -99,7 +99,7 @@ def check_captions(_: VerifyConfig) -> str:
     items = _columns("nocaps_val", [{"doc": {"image_id": number}} for number in (1, 2)], scores)
     for name, value in (("nocaps_CIDEr", float(corpus)), ("nocaps_Bleu_1", bleu[0])):
         spec = TASK_METRICS["nocaps_val"].metrics[name]
-        expect_close(aggregate(str(spec.formula), items, spec.columns), float(value), f"{name} from the items")
+        expect_close(aggregate(str(spec.aggregation), items, spec.columns), float(value), f"{name} from the items")
     # 6 of 10 words are matched; 10 words stand against 12: e^(1 - 12/10)
     expect_close(float(bleu[0]), 0.6 * np.exp(1 - 12 / 10), "BLEU-1", tolerance=1e-4)
     return "CIDEr (10 + 0)/2 = 5, BLEU-1 6/10 · e^(1 − 12/10)"
@@ -135,4 +135,4 @@ def _expect_from_items(
     columns = {**_columns(task, samples, ImageCaptionScores()), **more}
     for name, value in expected.items():
         spec = TASK_METRICS[task].metrics[name]
-        expect_close(aggregate(str(spec.formula), columns, spec.columns), value, f"{name} from the items")
+        expect_close(aggregate(str(spec.aggregation), columns, spec.columns), value, f"{name} from the items")

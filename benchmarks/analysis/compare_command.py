@@ -38,14 +38,14 @@ class CompareConfig:
             name are compared, and it is said which rows are new or gone and what the two were run with.
         second: likewise.
         benchmarks: only these; all where empty.
-        all_metrics: also those that the main table leaves out; each is one more test to correct for.
+        include_all_metrics: also those that the main table leaves out; each is one more test to correct for.
         output: also write the comparison to this file: .json or .csv for programs, .md or .html to read.
     """
 
     first: str
     second: str
     benchmarks: tuple[str, ...] = ()
-    all_metrics: bool = False
+    include_all_metrics: bool = False
     output: str | None = None
 
     def __post_init__(self) -> None:
@@ -75,7 +75,7 @@ def build_comparison(config: CompareConfig) -> Comparison:
         if name not in known:
             raise unknown_name_error(name, known, "benchmark ('benchmarks')")
     pairs = [_chosen(pair, config.benchmarks) for pair in pairs]
-    table, lines = comparison_lines(pairs, all_metrics=config.all_metrics)
+    table, lines = comparison_lines(pairs, all_metrics=config.include_all_metrics)
     left_out = [reason for pair in pairs for reason in _without_numbers(*pair)]
     if not lines:
         why = f" ({'; '.join(left_out)})" if left_out else ""
@@ -150,7 +150,7 @@ def _source(pairs: Sequence[tuple[Row, Row]]) -> ReportSource:
 
 
 def _name(row: Row) -> str:
-    return next((result.row for result in row.values()), "")
+    return next((result.model_name for result in row.values()), "")
 
 
 def _lines(source: ReportSource, table: Table, number: int, pair: tuple[Row, Row]) -> Iterator[ComparisonLine]:
@@ -165,10 +165,10 @@ def _lines(source: ReportSource, table: Table, number: int, pair: tuple[Row, Row
         if not _same_model(mine, other) and models not in trainings:
             trainings[models] = diff_training(training_of_result(mine), training_of_result(other))
         yield ComparisonLine(
-            rows=(mine.row, other.row),
+            rows=(mine.model_name, other.model_name),
             first=cells[0],
             second=cells[1],
-            unlike=_unlike(mine, other),
+            protocol_differences=_unlike(mine, other),
             same_model=_same_model(mine, other),
             training=trainings.get(models),
         )
@@ -212,7 +212,11 @@ def _why(result: Result | None) -> str:
     """Why a row has no number."""
     if result is None:
         return "no result"
-    return f"failed: {result.reason}" if result.reason else "; ".join(dict.fromkeys(result.absent.values()))
+    return (
+        f"failed: {result.failure_reason}"
+        if result.failure_reason
+        else "; ".join(dict.fromkeys(result.missing_metrics.values()))
+    )
 
 
 def print_comparison(found: Comparison) -> None:

@@ -28,7 +28,7 @@ class ComparisonLine:
         rows: names of A and B.
         first: A's cell, whose ``delta`` is A minus B where it can be tested.
         second: B's.
-        unlike: in words, what keeps the two from being compared; empty where nothing does.
+        protocol_differences: in words, what keeps the two from being compared; empty where nothing does.
         same_model: whether both were measured on the same files.
         training: how the two models' trainings differ; None where it is the same model.
     """
@@ -36,7 +36,7 @@ class ComparisonLine:
     rows: tuple[str, str]
     first: Cell
     second: Cell
-    unlike: tuple[str, ...] = ()
+    protocol_differences: tuple[str, ...] = ()
     same_model: bool = False
     training: TrainingDiff | None = None
 
@@ -48,7 +48,7 @@ class ComparisonLine:
     @property
     def verdict(self) -> str:
         """What can be told."""
-        if self.unlike:
+        if self.protocol_differences:
             return "not comparable"
         if self.same_model and self.first.value == self.second.value:
             return "unchanged: the same model"
@@ -72,12 +72,14 @@ class ComparisonLine:
         values = [format_number(cell.value, places) for cell in (self.first, self.second)]
         gain = format_number((self.first.value or 0.0) - (self.second.value or 0.0), places, sign=True)
         if delta is None:
-            return [*values, "" if self.unlike else gain, "", "", "", self.verdict]
-        smallest = format_number(delta.smallest, decimals_needed(delta.smallest, places))
+            return [*values, "" if self.protocol_differences else gain, "", "", "", self.verdict]
+        smallest = format_number(
+            delta.min_detectable_difference, decimals_needed(delta.min_detectable_difference, places)
+        )
         return [
             *values,
             gain,
-            difference_ci_text(delta.low, delta.high, places),
+            difference_ci_text(delta.ci_low, delta.ci_high, places),
             f"{delta.p_adjusted:.2g}",
             smallest,
             self.verdict,
@@ -110,7 +112,7 @@ class Comparison:
     @property
     def answer(self) -> str:
         """How many numbers are comparable, and which of them moved by more than noise."""
-        comparable = [line for line in self.lines if not line.unlike]
+        comparable = [line for line in self.lines if not line.protocol_differences]
         moved = [line for line in comparable if line.first.delta and line.first.delta.significant]
         names = [f"{line.pair} on {line.benchmark} {line.first.column.label}" for line in moved]
         if len(names) > _NAMED:
@@ -129,9 +131,9 @@ class Comparison:
                     "benchmark": line.benchmark,
                     "metric": line.first.column.metric,
                     "same_model": line.same_model,
-                    "unlike": "; ".join(line.unlike) or None,
+                    "protocol_differences": "; ".join(line.protocol_differences) or None,
                     "training": (line.training.in_short or None) if line.training else None,
-                    "uneven_training": ("; ".join(line.training.uneven) or None) if line.training else None,
+                    "confounders": ("; ".join(line.training.uneven) or None) if line.training else None,
                     "verdict": line.verdict,
                 }
                 for line in self.lines
@@ -157,7 +159,11 @@ class Comparison:
 
     def said(self) -> list[str]:
         """What stands below: what is not comparable, how trainings differ, what was left out, and the context."""
-        apart = {f"{line.pair} on {line.benchmark}": "; ".join(line.unlike) for line in self.lines if line.unlike}
+        apart = {
+            f"{line.pair} on {line.benchmark}": "; ".join(line.protocol_differences)
+            for line in self.lines
+            if line.protocol_differences
+        }
         return [
             *(f"{what} was measured otherwise: {why}." for what, why in apart.items()),
             *self.trained(),

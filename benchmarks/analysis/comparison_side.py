@@ -47,7 +47,7 @@ def read_side(path: str, field: str) -> ComparisonSide:
         return _of_study(read_source(path), path, field)
     found = find_results_by_row(path, field)
     old = stale_results(result for row in found.values() for result in row.values())
-    gaps = [f"{result.row} on {result.benchmark}: {old[result.path]}"
+    gaps = [f"{result.model_name} on {result.benchmark}: {old[result.path]}"
             for row in found.values() for result in row.values() if result.path in old]  # fmt: skip
     rows = {
         name: {benchmark: result for benchmark, result in row.items() if result.path not in old}
@@ -64,7 +64,7 @@ def _of_study(source: ReportSource, path: str, field: str) -> ComparisonSide:
     gaps = []
     for (row, benchmark), outcome in source.outcomes.items():
         if isinstance(outcome, Result):
-            rows.setdefault(row, {})[benchmark] = dataclasses.replace(outcome, row=row)
+            rows.setdefault(row, {})[benchmark] = dataclasses.replace(outcome, model_name=row)
         elif (
             isinstance(outcome, MissingValue)
             and outcome.kind != "not applicable"

@@ -1,4 +1,4 @@
-"""``clips-bench overlap``: which pictures of a benchmark are in the training data, as they are or nearly so."""
+"""``clips-bench contamination``: which pictures of a benchmark are in the training data, as they are or nearly so."""
 
 from __future__ import annotations
 
@@ -43,25 +43,25 @@ class ContaminationConfig:
         benchmark: its data as ``clips-bench run`` takes them for retrieval or classification; or a directory (or one
             file) of parquet with pictures, as lmms-eval's tasks have.
         split: of data that have any, parquet excepted.
-        images: folder of the pictures, where it is not beside the captions.
+        image_root: folder of the pictures, where it is not beside the captions.
         language: of a benchmark in several languages, whose pictures are those of any of them.
-        within: unlike bits, of 256, up to which two pictures are taken for one.
+        max_hamming_distance: unlike bits, of 256, up to which two pictures are taken for one.
         output: the pairs, .csv or .json.
     """
 
     training: list[SourceConfig]
     benchmark: str
     split: str = "test"
-    images: str | None = None
+    image_root: str | None = None
     language: str | None = None
-    within: int = MAX_HAMMING_DISTANCE
+    max_hamming_distance: int = MAX_HAMMING_DISTANCE
     output: str | None = None
 
     def __post_init__(self) -> None:
         if not self.training:
             raise UserError("training: expected at least one source")
-        if not 0 <= self.within < BITS // 2:
-            raise UserError(f"within: expected 0 to {BITS // 2 - 1} unlike bits, got {self.within}")
+        if not 0 <= self.max_hamming_distance < BITS // 2:
+            raise UserError(f"max_hamming_distance: expected 0 to {BITS // 2 - 1}, got {self.max_hamming_distance}")
         if self.output is not None and Path(self.output).suffix not in {".csv", ".json"}:
             raise UserError(f"output: expected a name that ends in .csv or .json, got '{self.output}'")
 
@@ -73,13 +73,13 @@ class DuplicatePair:
     Args:
         training: the training picture's name.
         benchmark: the benchmark's.
-        unlike_bits: of their hashes, out of 256.
+        hamming_distance: of their hashes, out of 256.
         exact: whether all pixels are equal.
     """
 
     training: str
     benchmark: str
-    unlike_bits: int
+    hamming_distance: int
     exact: bool
 
 
@@ -113,12 +113,14 @@ def run_contamination(config: ContaminationConfig) -> None:
 
     started = time.perf_counter()
     sources = [open_source(source) for source in config.training]
-    pictures = benchmark_images(config.benchmark, split=config.split, images=config.images, language=config.language)
+    pictures = benchmark_images(
+        config.benchmark, split=config.split, images=config.image_root, language=config.language
+    )
     training = itertools.chain.from_iterable(_training_pictures(source) for source in sources)
-    found = find_duplicates(training, pictures, within=config.within)
+    found = find_duplicates(training, pictures, within=config.max_hamming_distance)
     if not found.benchmark:
         raise UserError(f"benchmark: {config.benchmark}: holds no picture")
-    for line in format_result(found, config.within):
+    for line in format_result(found, config.max_hamming_distance):
         print(line)
     if config.output:
         lines = [to_plain(pair) for pair in found.pairs]
@@ -204,7 +206,7 @@ def benchmark_images(
         UserError: missing or malformed.
     """
     path = Path(data)
-    spec = DatasetSpec(path=data, split=split, images=images, language=language)
+    spec = DatasetSpec(path=data, split=split, image_root=images, language=language)
     if path.suffix == ".parquet" or (
         path.is_dir() and not is_webdataset(Location(spec)) and next(path.rglob("*.parquet"), None)
     ):

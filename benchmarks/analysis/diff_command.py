@@ -44,7 +44,7 @@ def run_diff(config: DiffConfig) -> None:
 def explain(first: Result, second: Result) -> Iterator[str]:
     """The differences in lines of text, a verdict last."""
     for letter, result in (("A", first), ("B", second)):
-        yield f"{letter}: {result.row} on {result.benchmark}, {_numbers(result)}  ({result.path})"
+        yield f"{letter}: {result.model_name} on {result.benchmark}, {_numbers(result)}  ({result.path})"
     old = stale_results((first, second))
     for letter, result in (("A", first), ("B", second)):
         if result.path in old:
@@ -100,7 +100,7 @@ def _split(result: Result) -> tuple[Protocol, Protocol]:
 
 def _numbers(result: Result) -> str:
     if result.status == "failed":
-        return f"failed: {result.reason}"
+        return f"failed: {result.failure_reason}"
     shown = [result.metrics[name] for name in result.primary if name in result.metrics]
     return ", ".join(f"{metric.label} {shown_value(metric, metric.value)}" for metric in shown) or "no metric"
 

@@ -47,12 +47,12 @@ def find_results_by_row(path: str, field: str) -> dict[str, dict[str, Result]]:
         results = read_results(root / "results")
     else:  # a row's own files where no directory in it has any
         results = read_results(root) or [read_result(file) for file in sorted(root.glob("*.json"))]
-        refuse_twice((result.row, result.benchmark, result.path) for result in results)
+        refuse_twice((result.model_name, result.benchmark, result.path) for result in results)
     if not results:
         raise UserError(
             f"{field}: {path}: expected result files (<benchmark>.json, <row>/<benchmark>.json), found none"
         )
     rows: dict[str, dict[str, Result]] = {}
     for result in results:
-        rows.setdefault(result.row, {})[result.benchmark] = result
+        rows.setdefault(result.model_name, {})[result.benchmark] = result
     return rows

@@ -89,7 +89,9 @@ def trace(result: Result, *, check: bool = True) -> ProvenanceNode:
         f"{metric.label} {metric.value * metric.scale:.1f}"
         for metric in (result.metrics[name] for name in result.primary if name in result.metrics)
     )
-    title = f"{result.row} on {result.benchmark}: {numbers or result.reason or 'no metric'}  ({result.path})"
+    title = (
+        f"{result.model_name} on {result.benchmark}: {numbers or result.failure_reason or 'no metric'}  ({result.path})"
+    )
     study = enclosing_study(result.path) if result.path else Path.cwd()
     return ProvenanceNode(title, facts, [_artifact("model", result.model, study, check=check)])
 

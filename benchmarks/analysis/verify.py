@@ -49,19 +49,19 @@ def run_verify(config: VerifyConfig) -> None:
         UserError: an unknown check, task or published row, or a directory that is not there.
         SystemExit: some check failed.
     """
-    for name in config.only:
+    for name in config.include:
         if name not in CHECKS:
             raise unknown_name_error(name, CHECKS, "check")
     if config.results is not None:
         find_results_by_row(config.results, "results")
-        select_reference_results([f"openclip:{config.published}"])
+        select_reference_results([f"openclip:{config.reference_model}"])
     if config.data is not None:
         data_root(config.data)
         if not (Path(str(config.llava)) / "config.json").is_file():
             raise UserError(f"llava: {config.llava}: expected a LLaVA directory, with config.json")
         for task in config.tasks:
             find_benchmark(task)
-    findings = [run_check(name, config) for name in config.only or CHECKS]
+    findings = [run_check(name, config) for name in config.include or CHECKS]
     _print(findings)
     if any(finding.outcome == "failed" for finding in findings):
         raise SystemExit(1)

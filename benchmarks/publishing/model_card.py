@@ -138,7 +138,7 @@ def eval_results(result: Result) -> list[EvalResult]:
     split = result.protocol.get("split")
     return [
         EvalResult(
-            task_type=_TASKS.get(result.kind, result.kind),
+            task_type=_TASKS.get(result.benchmark_type, result.benchmark_type),
             dataset_type=result.benchmark,
             dataset_name=result.benchmark,
             dataset_split=str(split) if split not in {None, WHOLE} else None,
@@ -162,7 +162,7 @@ def _shown(result: Result) -> dict[str, Metric]:
 
 
 def _ends(metric: Metric) -> tuple[float | None, float | None]:
-    return metric.low, metric.high
+    return metric.ci_low, metric.ci_high
 
 
 def _value(metric: Metric) -> str:
@@ -176,8 +176,8 @@ def _missing(results: Sequence[Result]) -> Iterator[str]:
     """In words, which numbers are not there, and why."""
     for result in results:
         if result.status == "failed":
-            yield f"{result.benchmark}: failed ({result.reason or 'no reason was recorded'})"
-        for name, reason in result.absent.items():
+            yield f"{result.benchmark}: failed ({result.failure_reason or 'no reason was recorded'})"
+        for name, reason in result.missing_metrics.items():
             yield f"{result.benchmark}, {name}: {reason}"
 
 

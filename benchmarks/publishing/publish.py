@@ -1,4 +1,4 @@
-"""``clips-bench publish DIR --to ORG/NAME``: an encoder, a LLaVA or results on the Hugging Face hub."""
+"""``clips-bench publish DIR --repo_id ORG/NAME``: an encoder, a LLaVA or results on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -35,23 +35,24 @@ class PublishConfig:
 
     Args:
         directory: what to push.
-        to: the repository, ``ORG/NAME``: of models, for results and studies of data sets. It is made where missing.
+        repo_id: the repository, ``ORG/NAME``: of models, for results and studies of data sets. It is made where
+            missing.
         private: who may see it where it is made.
-        pictures: of results, also push the items tables and the page, which show the benchmarks' own pictures.
-        message: of the commit.
+        include_images: of results, also push the items tables and the page, which show the benchmarks' own pictures.
+        commit_message: of the commit.
         dry_run: only list what would go, with sizes and licenses; nothing is sent and no network needed.
     """
 
     directory: str
-    to: str
+    repo_id: str
     private: bool = True
-    pictures: bool = False
-    message: str = "Pushed by clips-bench publish"
+    include_images: bool = False
+    commit_message: str = "Pushed by clips-bench publish"
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.to):
-            raise UserError(f"to: expected ORG/NAME, got '{self.to}'")
+        if not _NAME.fullmatch(self.repo_id):
+            raise UserError(f"repo_id: expected ORG/NAME, got '{self.repo_id}'")
 
 
 def run_publish(config: PublishConfig) -> None:
@@ -62,7 +63,7 @@ def run_publish(config: PublishConfig) -> None:
             private one is asked for, or the hub refuses.
     """
     directory = Path(config.directory)
-    found = plan_upload(directory, pictures=config.pictures)
+    found = plan_upload(directory, pictures=config.include_images)
     for name, path in found.files.items():
         check_no_secrets(name, path)
         if name not in found.records:
@@ -93,7 +94,7 @@ def _tell(config: PublishConfig, found: UploadPlan, shortened: dict[str, int]) -
     """What goes, to standard output."""
     sizes = {name: path.stat().st_size for name, path in found.files.items()}
     kind = {"model": "models", "dataset": "data sets"}[found.repo_type]
-    lines = [f"{config.directory} → {config.to} ({kind}, {'private' if config.private else 'public'})"]
+    lines = [f"{config.directory} → {config.repo_id} ({kind}, {'private' if config.private else 'public'})"]
     for name, size in sizes.items():
         paths = f"  ({shortened[name]} paths of this machine shortened)" if name in shortened else ""
         lines.append(f"  {_size(size):>10}  {name}{paths}")
@@ -122,14 +123,15 @@ def _push(config: PublishConfig, found: UploadPlan, staging: Path) -> None:
     api = HfApi()
     try:
         _refuse_public(api, config, found.repo_type)
-        api.create_repo(config.to, repo_type=found.repo_type, private=config.private, exist_ok=True)
+        api.create_repo(config.repo_id, repo_type=found.repo_type, private=config.private, exist_ok=True)
         done = api.upload_folder(
-            repo_id=config.to, repo_type=found.repo_type, folder_path=staging, commit_message=config.message
+            repo_id=config.repo_id, repo_type=found.repo_type, folder_path=staging, commit_message=config.commit_message
         )
     except UserError:
         raise
     except Exception as error:  # the hub's, the network's and the file system's own
-        raise UserError(f"to: {config.to}: the hub refuses ({_TOKEN.sub('hf_…', error_reason(error))})") from None
+        reason = _TOKEN.sub("hf_…", error_reason(error))
+        raise UserError(f"repo_id: {config.repo_id}: the Hub rejects it ({reason})") from None
     log_info(f"published: {done.commit_url}")
 
 
@@ -137,8 +139,8 @@ def _refuse_public(api: HfApi, config: PublishConfig, repo_type: str) -> None:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        there = api.repo_info(config.to, repo_type=repo_type)
+        there = api.repo_info(config.repo_id, repo_type=repo_type)
     except RepositoryNotFoundError:
         return
     if config.private and not there.private:
-        raise UserError(f"to: {config.to} is public already; say --private false to push there")
+        raise UserError(f"repo_id: {config.repo_id} is public already; say --private false to push there")

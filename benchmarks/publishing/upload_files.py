@@ -14,7 +14,7 @@ from clips.core.artifact import HASH_EXCLUDED_FILES, MANIFEST, file_hash, read_m
 from clips.errors import UserError
 
 _LEFT_BEHIND = {"tensorboard", "checkpoints"}  # a training's own, which no one needs to use the model
-_REPORT = {"table.csv", "table_wide.csv", "table.md", "table.tex", "seeds.csv", "settings.csv", "published.csv"}
+_REPORT = {"table.csv", "table_wide.csv", "table.md", "table.tex", "seeds.csv", "sweep.csv", "reference_results.csv"}
 _UNKNOWN = "unknown"
 
 
@@ -160,7 +160,7 @@ def _refuse_unfinished(directory: Path, study: StudyRecord) -> None:
     open_steps = [
         name
         for name, record in records.items()
-        if record is None or record.outcome != "done" or record.key != study.steps[name].key
+        if record is None or record.status != "done" or record.key != study.steps[name].key
     ]
     if open_steps:
         raise UserError(f"{directory}: unfinished: step {open_steps[0]} is not done{_more(open_steps)}")

@@ -75,7 +75,7 @@ def _columns(
             scale=metrics[0].scale,
             higher_is_better=metrics[0].higher_is_better,
             largest=max(abs(metric.value * metric.scale) for metric in metrics),
-            blind=_blind(source, benchmark, name),
+            chance_levels=_blind(source, benchmark, name),
         )
         for name, metrics in found.items()
     ]
@@ -88,8 +88,10 @@ def _blind(source: ReportSource, benchmark: str, metric: str) -> dict[str, float
     groups = source.protocol_groups(measured)
     alike = [result.metrics[metric] for row, result in measured.items() if groups[row] == 0]
     best = min if alike[0].higher_is_better is False else max
-    ways = dict.fromkeys(way for each in alike for way in each.blind)  # results of before schema 3 have none
-    return {way: best(each.blind[way] * each.scale for each in alike if way in each.blind) for way in ways}
+    ways = dict.fromkeys(way for each in alike for way in each.chance_levels)  # results of before schema 3 have none
+    return {
+        way: best(each.chance_levels[way] * each.scale for each in alike if way in each.chance_levels) for way in ways
+    }
 
 
 def _plain_cells(source: ReportSource, column: Column) -> list[Cell]:
@@ -100,12 +102,12 @@ def _plain_cells(source: ReportSource, column: Column) -> list[Cell]:
     for row in source.rows:
         outcome = source.outcomes[row.name, column.benchmark]
         if isinstance(outcome, MissingValue):
-            cells.append(Cell(row=row.name, column=column, gap=outcome))
+            cells.append(Cell(row=row.name, column=column, missing=outcome))
         elif row.name in measured and (fault := _unlike_column(outcome.metrics[column.metric], column)):
-            cells.append(Cell(row=row.name, column=column, gap=MissingValue(kind="failed", reason=fault)))
+            cells.append(Cell(row=row.name, column=column, missing=MissingValue(kind="failed", reason=fault)))
         elif main is None or row.name not in measured:
-            reason = outcome.absent.get(column.metric, "this metric was not computed for this row")
-            cells.append(Cell(row=row.name, column=column, gap=missing_reason(reason)))
+            reason = outcome.missing_metrics.get(column.metric, "this metric was not computed for this row")
+            cells.append(Cell(row=row.name, column=column, missing=missing_reason(reason)))
         else:
             group = groups[row.name]
             unlike = tuple(describe_differences(main.protocol, outcome.protocol)) if group else ()
@@ -132,9 +134,9 @@ def _number(row: RowRecord, column: Column, metric: Metric, group: int, unlike: 
         seed=row.seed,
         column=column,
         value=metric.value * metric.scale,
-        low=None if metric.low is None else metric.low * metric.scale,
-        high=None if metric.high is None else metric.high * metric.scale,
+        ci_low=None if metric.ci_low is None else metric.ci_low * metric.scale,
+        ci_high=None if metric.ci_high is None else metric.ci_high * metric.scale,
         n=metric.n,
         group=group,
-        unlike=unlike,
+        protocol_differences=unlike,
     )

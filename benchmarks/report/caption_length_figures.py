@@ -29,7 +29,7 @@ class LengthCurve:
     color: int
     points: Mapping[str, Cell]
     cut_off: Cell | None
-    unlike: tuple[str, ...]
+    protocol_differences: tuple[str, ...]
 
 
 _LEAD = (
@@ -79,7 +79,7 @@ def _cut(curve: LengthCurve) -> str:
 
 
 def _line(curve: LengthCurve, labels: Sequence[str]) -> tuple[str, ...]:
-    name = f"{curve.name} ({'; '.join(curve.unlike)})" if curve.unlike else curve.name
+    name = f"{curve.name} ({'; '.join(curve.protocol_differences)})" if curve.protocol_differences else curve.name
     cells = [curve.points.get(label) for label in labels]
     said = [score(cell) if cell else "—" for cell in cells]
     return (name, *said, _cut(curve))
@@ -98,8 +98,8 @@ def length_curves(table: Table, benchmark: str, metrics: Mapping[str, str]) -> l
                     name=row.name,
                     color=place % SERIES_COLORS,
                     points=points,
-                    cut_off=table.cell(row, columns["captions_cut_off"]) if "captions_cut_off" in columns else None,
-                    unlike=cells[_WHOLE].unlike,
+                    cut_off=table.cell(row, columns["captions_truncated"]) if "captions_truncated" in columns else None,
+                    protocol_differences=cells[_WHOLE].protocol_differences,
                 )
             )
     return curves
@@ -108,7 +108,7 @@ def length_curves(table: Table, benchmark: str, metrics: Mapping[str, str]) -> l
 def _plot(curves: Sequence[LengthCurve], labels: Sequence[str], axes: Any, inks: Palette) -> None:
     places = {label: place for place, label in enumerate(labels)}
     for curve in curves:
-        color, style = inks.series(curve.color), ":" if curve.unlike else "-"
+        color, style = inks.series(curve.color), ":" if curve.protocol_differences else "-"
         plot_points(axes, [(places[label], cell) for label, cell in curve.points.items()], color, style)
     axes.set_xticks(range(len(labels)), labels)
     axes.set_ylim(bottom=0)

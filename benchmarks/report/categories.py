@@ -112,16 +112,16 @@ def _cell(
     if items is None:
         return empty
     metric, kept = results[row.name].metrics[metrics[row.name]], items[items["category"] == column.metric]
-    if kept.empty or metric.formula is None:
+    if kept.empty or metric.aggregation is None:
         return empty
-    value = statistics.aggregate(metric.formula, columns_of(kept, metric.columns), metric.columns)
+    value = statistics.aggregate(metric.aggregation, columns_of(kept, metric.columns), metric.columns)
     return empty if math.isnan(value) else dataclasses.replace(empty, value=value * column.scale, n=len(kept))
 
 
 def _has_formula(result: Result) -> bool:
     """Whether its first primary metric can be computed on some of its items."""
     first = result.metrics.get(result.primary[0]) if result.primary else None
-    return result.items is not None and first is not None and first.formula is not None
+    return result.items is not None and first is not None and first.aggregation is not None
 
 
 def _figure(table: Table, places: dict[str, int]) -> Figure:
@@ -168,8 +168,8 @@ def _plot(table: Table, places: dict[str, int], axes: Any, inks: Palette) -> Non
                 continue
             y = above + step * (number_ - (len(table.rows) - 1) / 2)
             color = inks.series(places.get(cell.row, 0))
-            if cell.low is not None:
-                axes.hlines(y, cell.low, cell.high, color=color, linewidth=1.3, alpha=0.7)
+            if cell.ci_low is not None:
+                axes.hlines(y, cell.ci_low, cell.ci_high, color=color, linewidth=1.3, alpha=0.7)
             kind = effect_direction(cell, cell.delta) if cell.delta else "not shown"
             axes.plot(cell.value, y, {"better": "^", "worse": "v", "not shown": "o"}[kind], color=color, markersize=4.5)
     names = [shorten_name(column.metric.replace("_", " ")) for column in table.columns]

@@ -27,9 +27,9 @@ def column_head(column: Column) -> str:
 
 def margin(cell: Cell) -> str:
     """The 95 % interval beside its value: ``±1.2``, or ``+8.0/−0.0`` where it is lopsided; empty without one."""
-    if cell.low is None or cell.high is None or cell.value is None:
+    if cell.ci_low is None or cell.ci_high is None or cell.value is None:
         return ""
-    places, above, below = decimals(cell.column), cell.high - cell.value, cell.value - cell.low
+    places, above, below = decimals(cell.column), cell.ci_high - cell.value, cell.value - cell.ci_low
     if abs(above - below) <= _LOPSIDED * (above + below):
         half = (above + below) / 2
         return f"±{format_number(half, decimals_needed(half, places))}"
@@ -44,10 +44,10 @@ def score(cell: Cell) -> str:
 
 def ends(cell: Cell) -> str:
     """The 95 % interval by its ends, ``51.0 – 57.6``; empty without one."""
-    if cell.low is None or cell.high is None:
+    if cell.ci_low is None or cell.ci_high is None:
         return ""
-    places = decimals_needed(cell.high - cell.low, decimals(cell.column))
-    return f"{format_number(cell.low, places)} – {format_number(cell.high, places)}"
+    places = decimals_needed(cell.ci_high - cell.ci_low, decimals(cell.column))
+    return f"{format_number(cell.ci_low, places)} – {format_number(cell.ci_high, places)}"
 
 
 def group_sign(cell: Cell) -> str:
@@ -57,15 +57,18 @@ def group_sign(cell: Cell) -> str:
 
 def short_gap(cell: Cell) -> str:
     """What stands in a cell without a number; empty where there is one."""
-    return "" if cell.gap is None else {"missing": "not run", "not applicable": "—"}.get(cell.gap.kind, cell.gap.kind)
+    return (
+        ""
+        if cell.missing is None
+        else {"missing": "not run", "not applicable": "—"}.get(cell.missing.kind, cell.missing.kind)
+    )
 
 
 def gap_words(cell: Cell) -> str:
     """As ``short_gap``, with the reason of a failure or of an invalid file, cut where it is long; the whole reason
     stands below the table."""
-    if cell.gap is None or cell.gap.kind not in {"failed", "invalid"}:
+    if cell.missing is None or cell.missing.kind not in {"failed", "invalid"}:
         return short_gap(cell)
-    reason = " ".join(cell.gap.reason.split())
-    return (
-        f"{cell.gap.kind}: {reason if len(reason) <= _LONGEST_REASON else reason[: _LONGEST_REASON - 1].rstrip() + '…'}"
-    )
+    reason = " ".join(cell.missing.reason.split())
+    short = reason if len(reason) <= _LONGEST_REASON else reason[: _LONGEST_REASON - 1].rstrip() + "…"
+    return f"{cell.missing.kind}: {short}"

@@ -1,7 +1,7 @@
 """Which scores are told from those of answers that are made without looking, and how the latter are put into words.
 
 A score is told from chance where its 95 % interval lies above all that such answers give: a guess among the options,
-and, where it gives more, always saying yes or always naming the commonest class.
+and, where it gives more, always saying yes or always naming the majority class.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from benchmarks.results.results import CHANCE
 
 def has_chance_level(table: Table) -> bool:
     """Whether chance is known of some column."""
-    return any(column.blind for column in table.columns)
+    return any(column.chance_levels for column in table.columns)
 
 
 def trivial_baselines(column: Column) -> dict[str, str]:
     """Way of answering without looking → its score as shown; beside chance itself only ways that give more."""
-    best = column.blind.get(CHANCE)
-    kept = {way: value for way, value in column.blind.items() if way == CHANCE or best is None or _more(value, best)}
+    best = column.chance_levels.get(CHANCE)
+    kept = {
+        way: value for way, value in column.chance_levels.items() if way == CHANCE or best is None or _more(value, best)
+    }
     return {way: format_number(value, decimals_needed(value, decimals(column))) for way, value in kept.items()}
 
 
@@ -41,10 +43,10 @@ def chance_text(column: Column) -> str:
 
 def is_above_chance(cell: Cell) -> bool | None:
     """Whether a cell's interval lies above all that answers without looking give; None where that cannot be said."""
-    blind: Mapping[str, float] = cell.column.blind
-    if not blind or cell.group or cell.low is None or cell.high is None or cell.column.higher_is_better is None:
+    blind: Mapping[str, float] = cell.column.chance_levels
+    if not blind or cell.group or cell.ci_low is None or cell.ci_high is None or cell.column.higher_is_better is None:
         return None
-    return cell.low > max(blind.values()) if cell.column.higher_is_better else cell.high < min(blind.values())
+    return cell.ci_low > max(blind.values()) if cell.column.higher_is_better else cell.ci_high < min(blind.values())
 
 
 def _measure(column: Column) -> str:

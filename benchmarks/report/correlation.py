@@ -138,7 +138,7 @@ def _columns(report: Report, kind: str) -> list[Column]:
     """One ranked column of each benchmark of a kind: mean recall where there is one, else the first."""
     found: dict[str, Column] = {}
     for column in report.table.columns:
-        kinds = {result.kind for result in report.source.results(column.benchmark).values()}
+        kinds = {result.benchmark_type for result in report.source.results(column.benchmark).values()}
         if kind in kinds and column.higher_is_better and (column.metric == "mean_r1" or column.benchmark not in found):
             found[column.benchmark] = column
     return list(found.values())
@@ -153,7 +153,7 @@ def correlated_pairs(report: Report, x: Column, y: Column) -> list[CorrelatedPai
     for row in report.table.rows:
         pair = report.table.cell(row, x), report.table.cell(row, y)
         if all(cell.value is not None and cell.group == 0 for cell in pair):
-            alike.setdefault((row.llm, row.recipe), []).append(pair)
+            alike.setdefault((row.llm, row.llava_variant), []).append(pair)
     found = []
     for (llm, recipe), pairs in alike.items():
         if len(pairs) < _FEWEST_POINTS:
@@ -223,8 +223,8 @@ def _plot(relation: CorrelatedPair, places: dict[str, int], axes: Any, inks: Pal
     """The points, colored by the rows' places; grey where there are none."""
     for across, up in relation.pairs:
         color = inks.series(places[across.row]) if places else inks["ink-soft"]
-        if across.low is not None:
-            axes.hlines(up.value, across.low, across.high, color=color, linewidth=1, alpha=0.5)
-        if up.low is not None:
-            axes.vlines(across.value, up.low, up.high, color=color, linewidth=1, alpha=0.5)
+        if across.ci_low is not None:
+            axes.hlines(up.value, across.ci_low, across.ci_high, color=color, linewidth=1, alpha=0.5)
+        if up.ci_low is not None:
+            axes.vlines(across.value, up.ci_low, up.ci_high, color=color, linewidth=1, alpha=0.5)
         axes.plot(across.value, up.value, "o", color=color, markersize=5)

@@ -178,7 +178,7 @@ def _training(directory: Path, row: RowRecord, column: Column, report: Report) -
     encoder = row.artifacts.get("encoder")
     if encoder is None:
         return None
-    kinds = {result.kind for result in report.source.results(column.benchmark).values()}
+    kinds = {result.benchmark_type for result in report.source.results(column.benchmark).values()}
     others = [row.artifacts[name] for name in ("llm", "llava") if name in row.artifacts] if "mllm" in kinds else []
     return TrainingRuns(encoder=directory / encoder, others=tuple(directory / each for each in others))
 
@@ -225,8 +225,8 @@ def _plot(points: Sequence[CostPoint], axes: Any, inks: Palette) -> None:
     )
     for point in points:
         color = inks.series(point.color) if len(points) <= MAX_POINT_LABELS else inks["ink-soft"]
-        if point.cell.low is not None:
-            axes.vlines(point.cost, point.cell.low, point.cell.high, color=color, linewidth=1.2, alpha=0.6)
+        if point.cell.ci_low is not None:
+            axes.vlines(point.cost, point.cell.ci_low, point.cell.ci_high, color=color, linewidth=1.2, alpha=0.6)
         face = color if point.front else inks["sheet"]
         axes.plot(point.cost, point.cell.value, "o", color=color, markerfacecolor=face, markersize=5.5)
     costs = [point.cost for point in points]

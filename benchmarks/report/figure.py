@@ -52,7 +52,7 @@ def plot_points(axes: Any, points: Sequence[tuple[float, Cell]], color: str, sty
     """A line through cells at their places on the x axis, with strokes for their 95 % intervals."""
     x, y = zip(*((place, cell.value) for place, cell in points), strict=True)
     axes.plot(x, y, style, color=color, linewidth=1.8, marker="o", markersize=3.5)
-    ends = [(place, cell.low, cell.high) for place, cell in points if cell.low is not None]
+    ends = [(place, cell.ci_low, cell.ci_high) for place, cell in points if cell.ci_low is not None]
     if ends:
         axes.vlines(*zip(*ends, strict=True), color=color, linewidth=1.2, alpha=0.6)
 

@@ -63,10 +63,12 @@ def _figure(column: Column, cells: list[tuple[Cell, BaselineDifference]]) -> Fig
             (
                 name,
                 format_number(delta.value, places, sign=True),
-                difference_ci_text(delta.low, delta.high, places),
+                difference_ci_text(delta.ci_low, delta.ci_high, places),
                 f"{delta.p_adjusted:.3g}",
                 effect_direction(cell, delta),
-                format_number(delta.smallest, decimals_needed(delta.smallest, places)),
+                format_number(
+                    delta.min_detectable_difference, decimals_needed(delta.min_detectable_difference, places)
+                ),
             )
             for name, (cell, delta) in zip(names, cells, strict=True)
         ),
@@ -83,8 +85,8 @@ def _plot(cells: list[tuple[Cell, BaselineDifference]], names: list[str], axes: 
     for place, (cell, delta) in enumerate(cells):
         kind = effect_direction(cell, delta)
         marker, ink = _MARKERS[kind]
-        if math.isfinite(delta.low):
-            axes.hlines(place, delta.low, delta.high, color=inks[ink], linewidth=1.4)
+        if math.isfinite(delta.ci_low):
+            axes.hlines(place, delta.ci_low, delta.ci_high, color=inks[ink], linewidth=1.4)
         face = inks["sheet"] if kind == "not shown" else inks[ink]
         axes.plot(
             delta.value, place, marker, color=inks[ink], markerfacecolor=face, markersize=5.5 if marker != "o" else 4.5

@@ -127,10 +127,10 @@ def _environment(glossary: Glossary) -> jinja2.Environment:
 
 def note_for_cell(cell: Cell, notes: Sequence[str]) -> int | None:
     """Which of the notes below the table says why a cell is empty or not ranked; None where none does."""
-    if cell.gap is None:
+    if cell.missing is None:
         start = f"{group_sign(cell)} {cell.row} on {column_title(cell.column)} "
         return next((place for place, note in enumerate(notes) if note.startswith(start)), None)
-    told = f"{cell.gap.kind}: {cell.gap.reason.rstrip('.')}."
+    told = f"{cell.missing.kind}: {cell.missing.reason.rstrip('.')}."
     about = [place for place, note in enumerate(notes) if note.endswith(told)]
     return next((place for place in about if cell.row in notes[place]), next(iter(about), None))
 
@@ -146,12 +146,14 @@ class ErrorBar:
 
 def error_bar(table: Table, cell: Cell) -> ErrorBar | None:
     """Where the interval of a cell lies between the column's lowest and highest end; None without an interval."""
-    cells = [other for other in table.column_cells(cell.column) if other.low is not None and other.high is not None]
-    if cell.low is None or cell.high is None or cell.value is None:
+    cells = [
+        other for other in table.column_cells(cell.column) if other.ci_low is not None and other.ci_high is not None
+    ]
+    if cell.ci_low is None or cell.ci_high is None or cell.value is None:
         return None
-    low = min(other.low for other in cells if other.low is not None)
-    span = max(other.high for other in cells if other.high is not None) - low or 1.0
-    place = [round(100 * (value - low) / span, 2) for value in (cell.low, cell.high, cell.value)]
+    low = min(other.ci_low for other in cells if other.ci_low is not None)
+    span = max(other.ci_high for other in cells if other.ci_high is not None) - low or 1.0
+    place = [round(100 * (value - low) / span, 2) for value in (cell.ci_low, cell.ci_high, cell.value)]
     return ErrorBar(low=place[0], high=place[1], value=place[2])
 
 

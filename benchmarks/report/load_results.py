@@ -201,9 +201,9 @@ def _outcome(
         return _of_cell(path, cell.result)
     if record is None:
         return MissingValue(kind="missing", reason="not run yet")
-    if record.outcome == "failed":
+    if record.status == "failed":
         return MissingValue(kind="failed", reason=f"step {record.name} failed: {_last_line(record)}")
-    return MissingValue(kind="missing", reason=f"its step is {record.outcome} and has not written it yet")
+    return MissingValue(kind="missing", reason=f"its step is {record.status} and has not written it yet")
 
 
 def _of_cell(path: Path, place: str) -> Result | MissingValue:
@@ -211,8 +211,8 @@ def _of_cell(path: Path, place: str) -> Result | MissingValue:
     row, benchmark = Path(place).parent.name, Path(place).stem
     try:
         result = read_result(path)
-        if (result.row, result.benchmark) != (row, benchmark):
-            found = f"'{result.row}' on '{result.benchmark}'"
+        if (result.model_name, result.benchmark) != (row, benchmark):
+            found = f"'{result.model_name}' on '{result.benchmark}'"
             raise UserError(f"{path}: row, benchmark: expected '{row}' on '{benchmark}', got {found}")
         return _result_or_gap(result)
     except UserError as error:
@@ -223,7 +223,7 @@ def _failed_ancestor(study: StudyRecord, step: str, records: Mapping[str, StepRe
     """The first step that failed, under its current key, among those that ``step`` needs."""
     for parent in study.steps[step].parents:
         record = records.get(parent)
-        if record and record.outcome == "failed" and record.key == study.steps[parent].key:
+        if record and record.status == "failed" and record.key == study.steps[parent].key:
             return record
         if found := _failed_ancestor(study, parent, records):
             return found
@@ -237,10 +237,14 @@ def _last_line(record: StepRecord) -> str:
 def _result_or_gap(result: Result) -> Result | MissingValue:
     if result.status == "ok" and result.metrics:
         return result if has_items(result) else dataclasses.replace(result, items=None)
-    why = [result.absent[name] for name in (*result.primary, *result.absent) if name in result.absent]
+    why = [
+        result.missing_metrics[name]
+        for name in (*result.primary, *result.missing_metrics)
+        if name in result.missing_metrics
+    ]
     if result.status == "ok" and why:
         return missing_reason(why[0])
-    return MissingValue(kind="failed", reason=result.reason or "no reason was recorded")
+    return MissingValue(kind="failed", reason=result.failure_reason or "no reason was recorded")
 
 
 def missing_reason(reason: str) -> MissingValue:
@@ -288,7 +292,7 @@ def _read(file: Path) -> tuple[str, str, Result | MissingValue]:
         result = read_result(file)
     except UserError as error:
         return file.parent.name, file.stem, _invalid(file, error)
-    return result.row, result.benchmark, result
+    return result.model_name, result.benchmark, result
 
 
 def _invalid(file: Path, error: UserError) -> MissingValue:

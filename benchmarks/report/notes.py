@@ -114,14 +114,14 @@ def _about_intervals(table: Table) -> list[str]:
             *_about_bare_numbers(table),
         ]
     lines = []
-    if any(cell.low is not None for cell in table.cells.values()):
+    if any(cell.ci_low is not None for cell in table.cells.values()):
         lines.append("Intervals are 95 % intervals over the benchmark's pictures; training noise is not in them.")
     return lines + _about_bare_numbers(table)
 
 
 def _about_bare_numbers(table: Table) -> list[str]:
     """Which numbers have no interval."""
-    bare = [cell for cell in table.cells.values() if cell.value is not None and cell.low is None]
+    bare = [cell for cell in table.cells.values() if cell.value is not None and cell.ci_low is None]
     if bare:
         where = dict.fromkeys(f"{cell.row} on {column_title(cell.column)}" for cell in bare)
         return [
@@ -151,7 +151,7 @@ def _about_power(table: Table) -> list[str]:
     """What the comparisons could have shown at all: no difference shown is not the same as no difference."""
     smallest: dict[str, str] = {}
     for column in table.columns:
-        found = [cell.delta.smallest for cell in table.column_cells(column) if cell.delta]
+        found = [cell.delta.min_detectable_difference for cell in table.column_cells(column) if cell.delta]
         known = [value for value in found if math.isfinite(value)]
         if known and column.higher_is_better is not None:
             smallest[column_title(column)] = format_number(max(known), decimals_needed(max(known), decimals(column)))
@@ -168,7 +168,8 @@ def _about_power(table: Table) -> list[str]:
 
 def _about_skill(source: ReportSource) -> list[str]:
     said = {
-        name: {result.without_skill for result in source.results(name).values()} - {""} for name in source.benchmarks
+        name: {result.trivial_baseline_note for result in source.results(name).values()} - {""}
+        for name in source.benchmarks
     }
     return [
         f"{name}: {strip_control_chars(text, MAX_TEXT_CHARS)}" for name, texts in said.items() for text in sorted(texts)
@@ -209,10 +210,10 @@ def _about_gaps(source: ReportSource, table: Table) -> list[str]:
     places: dict[tuple[str, str], dict[str, None]] = {}
     for column in table.columns:
         for cell in table.column_cells(column):
-            if cell.gap and cell.gap.reason != EXCLUDED_FROM_BENCHMARK:
+            if cell.missing and cell.missing.reason != EXCLUDED_FROM_BENCHMARK:
                 whole = isinstance(source.outcomes[cell.row, column.benchmark], MissingValue)
                 where = column.benchmark if whole else column_title(column)
-                places.setdefault((cell.row, f"{cell.gap.kind}: {cell.gap.reason}"), {})[where] = None
+                places.setdefault((cell.row, f"{cell.missing.kind}: {cell.missing.reason}"), {})[where] = None
     rows: dict[tuple[str, str], list[str]] = {}
     for (row, reason), benchmarks in places.items():
         rows.setdefault((join_with_and([*benchmarks]), reason), []).append(row)
@@ -239,11 +240,11 @@ def _about_protocols(source: ReportSource, table: Table) -> list[str]:
     lines = []
     for column in table.columns:
         for cell in table.column_cells(column):
-            if cell.unlike:
+            if cell.protocol_differences:
                 sign = "†" * cell.group
                 lines.append(
                     f"{sign} {cell.row} on {column_title(column)} was measured otherwise and is not ranked with the "
-                    f"rest of its column ({'; '.join(cell.unlike)})."
+                    f"rest of its column ({'; '.join(cell.protocol_differences)})."
                 )
     return lines + _about_inputs(source)
 

@@ -112,7 +112,7 @@ def build_reference_table(
     """
     if not wanted:
         if baseline is not None:
-            raise UserError(f"published: expected the set of '{baseline}' as well, whose differences are asked for")
+            raise UserError(f"reference_results: expected the set of '{baseline}' as well, to take differences to it")
         return None
     rows = select_reference_results(wanted)
     columns = list(dict.fromkeys(column for row in rows for column in row.values))

@@ -102,7 +102,7 @@ def build_report(
         select_columns(single, places),
         select_columns(whole, places),
     )
-    shown = published or (source.study.published if source.study else ())
+    shown = published or (source.study.reference_results if source.study else ())
     rows = {row.but_for_seed if whole.seeds else row.name for row in everything.rows}
     left_out = selection.remark(whole, table, len(rows))
     return Report(

@@ -16,23 +16,23 @@ class ReportConfig:
 
     Args:
         directory: a study's output, or a directory with ``<row>/<benchmark>.json``.
-        output: where the report goes; where not given ``run_report`` inside the directory, with a baseline
-            ``report-against-ROW``, with rows or columns ``report-chosen``, so that the study's own stays.
+        output: where the report goes; where not given ``report`` inside the directory, with a baseline
+            ``report-vs-MODEL``, with rows or columns ``report-subset``, so that the study's own stays.
         baseline: the row that the others are compared with; as the study says where not given.
-        published: rows that others have printed, shown apart: SET or SET:ROW, ``clips`` or ``openclip:ViT-B-32/openai``
-            (sets: clips, openvision, siglip2, pe, llava, llava_more, openclip). Where ``baseline`` names one of them,
-            the others' differences to it are shown.
+        reference_results: results that papers report, shown apart: SET or SET:ROW, ``clips`` or
+            ``openclip:ViT-B-32/openai`` (sets: clips, openvision, siglip2, pe, llava, llava_more, openclip). Where
+            ``baseline`` names one of them, the others' differences to it are shown.
         rows: only these, in this order: names or patterns, ``clip,clips`` or ``clips*``.
         columns: only these, in this order: ``BENCHMARK`` or ``BENCHMARK:METRIC``, ``retrieval,pope:accuracy``; also
             metrics that the main table leaves out.
-        formats: which of html, csv, wide, published, seeds, settings, markdown, latex, svg, pdf to write; all where
-            empty.
+        formats: which of html, csv, wide, reference_results, seeds, sweep, markdown, latex, svg, pdf to write; all
+            where empty.
     """
 
     directory: str
     output: str | None = None
     baseline: str | None = None
-    published: tuple[str, ...] | str = ()
+    reference_results: tuple[str, ...] | str = ()
     rows: tuple[str, ...] | str = ()
     columns: tuple[str, ...] | str = ()
     formats: tuple[str, ...] | str = ()
@@ -59,7 +59,7 @@ def run_report(config: ReportConfig) -> None:
             raise unknown_name_error(name, REPORT_FORMATS, "format")
     selection = Selection(rows=_names(config.rows), columns=_names(config.columns))
     built = build_report(
-        config.directory, baseline=config.baseline, published=_names(config.published), selection=selection
+        config.directory, baseline=config.baseline, published=_names(config.reference_results), selection=selection
     )
     output = writable_directory(config.output or Path(config.directory) / _folder(config))
     contents = {
@@ -85,5 +85,5 @@ def _names(given: tuple[str, ...] | str) -> tuple[str, ...]:
 
 
 def _folder(config: ReportConfig) -> str:
-    against = "" if config.baseline is None else "-against-" + re.sub(r"[^\w.-]+", "_", config.baseline)
-    return "report" + against + ("-chosen" if config.rows or config.columns else "")
+    against = "" if config.baseline is None else "-vs-" + re.sub(r"[^\w.-]+", "_", config.baseline)
+    return "report" + against + ("-subset" if config.rows or config.columns else "")

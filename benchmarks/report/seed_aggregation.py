@@ -43,7 +43,7 @@ def aggregate_seeds(table: Table, evidence: Evidence) -> Table:
     unknown = tuple(
         column
         for column in table.columns
-        if any(cell.low is not None for cell in table.column_cells(column))
+        if any(cell.ci_low is not None for cell in table.column_cells(column))
         and not any(evidence.training_noise(cell).degrees for cell in summary.column_cells(column))
     )
     return with_intervals(dataclasses.replace(summary, images_only=unknown), evidence)
@@ -72,16 +72,18 @@ def _mean_cell(row: str, cells: list[Cell]) -> Cell:
     if not numbers:
         return dataclasses.replace(cells[0], row=row)
     values = {cell.seed: cell.value for cell in numbers if cell.value is not None}
-    halves = [(cell.high - cell.low) / 2 for cell in numbers if cell.low is not None and cell.high is not None]
+    halves = [
+        (cell.ci_high - cell.ci_low) / 2 for cell in numbers if cell.ci_low is not None and cell.ci_high is not None
+    ]
     return dataclasses.replace(
         numbers[0],
         row=row,
         value=fmean(values.values()),
-        low=None,
-        high=None,
+        ci_low=None,
+        ci_high=None,
         by_seed=values,
         members=tuple(cell.row for cell in numbers),
-        sampling=fmean(halves) if halves else None,
+        image_ci_half_width=fmean(halves) if halves else None,
     )
 
 
@@ -92,4 +94,4 @@ def _with_interval(cell: Cell, evidence: Evidence) -> Cell:
     found = scores_interval(scores, evidence.training_noise(cell))
     low, high = (None if end is None else end * cell.column.scale for end in (found.low, found.high))
     once = dict([*cell.by_seed.items()][: scores.num_seeds])  # a model that was evaluated once has one number
-    return dataclasses.replace(cell, low=low, high=high, by_seed=once)
+    return dataclasses.replace(cell, ci_low=low, ci_high=high, by_seed=once)

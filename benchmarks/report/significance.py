@@ -159,11 +159,11 @@ class PairedTests:
         return BaselineDifference(
             baseline=base.row,
             value=found.value * scale,
-            low=found.low * scale,
-            high=found.high * scale,
+            ci_low=found.low * scale,
+            ci_high=found.high * scale,
             p_value=found.p_value,
             p_adjusted=self._p_adjusted[key],
-            smallest=found.smallest * scale,
+            min_detectable_difference=found.smallest * scale,
         )
 
     def refused(self, table: Table) -> tuple[tuple[Cell, Cell], ...]:

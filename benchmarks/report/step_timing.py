@@ -41,14 +41,14 @@ def build_timeline(records: Sequence[StepRecord]) -> Timeline | None:
     """The bars of the steps that ran; None where none did."""
     if not records:
         return None
-    begins = [record.started - record.earlier for record in records]
+    begins = [record.started - record.previous_seconds for record in records]
     spans = [(begin, begin + record.seconds) for begin, record in zip(begins, records, strict=True)]
     starts, end = compress_idle_time(spans)
     bars = tuple(
         TimelineBar(
             name=record.name,
             kind=record.kind,
-            outcome=record.outcome,
+            outcome=record.status,
             left=round(100 * start / end, 3),
             width=round(max(100 * record.seconds / end, 0.4), 3),
             duration=format_duration(record.seconds),

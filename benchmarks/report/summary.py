@@ -121,6 +121,6 @@ def _by(cell: Cell) -> str:
     assert cell.delta is not None
     places = decimals(cell.column)
     sign = 1 if cell.delta.value > 0 else -1
-    low, high = sorted((sign * cell.delta.low, sign * cell.delta.high))
+    low, high = sorted((sign * cell.delta.ci_low, sign * cell.delta.ci_high))
     span = f" [{format_number(low, places)}, {format_number(high, places)}]" if math.isfinite(low) else ""
     return f"by {format_number(abs(cell.delta.value), places)} points{span} on {column_title(cell.column)}"

@@ -78,21 +78,21 @@ def sweep_panels(report: Report) -> list[SweepPanel]:
 def _panel(figure: FigureSpec, report: Report, column: Column, *, name: str) -> SweepPanel | None:
     table = report.table
     measured = [(row, cell) for row in table.rows if (cell := table.cell(row, column)).value is not None]
-    of_entry = [(row, cell) for row, cell in measured if row.entry == figure.encoders]
+    of_entry = [(row, cell) for row, cell in measured if row.sweep_name == figure.encoders]
     if not of_entry:
         return None
     group = min(cell.group for _, cell in of_entry)  # what was measured otherwise is on no curve
-    also = [name for name in ("llm", "recipe") if len({getattr(row, name) for row, _ in of_entry}) > 1]
+    also = [name for name in ("llm", "llava_variant") if len({getattr(row, name) for row, _ in of_entry}) > 1]
     points: dict[str, dict[float, Cell]] = {}
     for row, cell in of_entry:
         if cell.group == group:
-            points.setdefault(_name(row, figure, also), {})[float(row.settings[figure.x])] = cell
+            points.setdefault(_name(row, figure, also), {})[float(row.sweep_settings[figure.x])] = cell
     curves = [
         SweepCurve(name=curve, color=place, points=found, slope=mean_slope([found], report.evidence))
         for place, (curve, found) in enumerate(points.items())
     ]
     for row, cell in measured:
-        if cell.group == group and {row.encoder, row.entry} & set(figure.beside):
+        if cell.group == group and {row.encoder, row.sweep_name} & set(figure.reference_lines):
             curves.append(SweepCurve(name=row.name, color=len(curves), points={}, level=cell))
     label = figure.label or figure.x
     return SweepPanel(
@@ -143,7 +143,9 @@ def _slope_interval(cells: Sequence[Cell], weights: Sequence[float], evidence: E
 
 def _name(row: RowRecord, figure: FigureSpec, also: Sequence[str]) -> str:
     """The settings that tell this row's curve from the others; ``also`` are fields of the row that do."""
-    own = ", ".join(str(value) for setting, value in row.settings.items() if setting != figure.x) or row.entry
+    own = (
+        ", ".join(str(value) for setting, value in row.sweep_settings.items() if setting != figure.x) or row.sweep_name
+    )
     return ", ".join([own, *(str(getattr(row, name)) for name in also)])
 
 
@@ -202,8 +204,8 @@ def _plot(panel: SweepPanel, axes: Any, inks: Palette) -> None:
         color = inks.series(curve.color)
         if curve.level is not None:
             axes.axhline(curve.level.value, color=color, linewidth=1.4, linestyle="--")
-            if curve.level.low is not None:
-                axes.axhspan(curve.level.low, curve.level.high, color=color, alpha=0.08, linewidth=0)
+            if curve.level.ci_low is not None:
+                axes.axhspan(curve.level.ci_low, curve.level.ci_high, color=color, alpha=0.08, linewidth=0)
             continue
         plot_points(axes, sorted(curve.points.items(), key=lambda point: point[0]), color)
     axes.set_xticks(panel.values, [f"{value:g}" for value in panel.values])

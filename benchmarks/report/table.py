@@ -35,7 +35,7 @@ class Column:
         scale: values are shown times this.
         higher_is_better: None where neither is better; such a column is not ranked.
         largest: the largest value shown, without its sign.
-        blind: what answers give that are made without looking (`results.Metric`), scaled as shown.
+        chance_levels: what answers give that are made without looking (`results.Metric`), scaled as shown.
     """
 
     benchmark: str
@@ -44,7 +44,7 @@ class Column:
     scale: float
     higher_is_better: bool | None
     largest: float = 0.0
-    blind: Mapping[str, float] = field(default_factory=dict, hash=False)
+    chance_levels: Mapping[str, float] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,21 +54,21 @@ class BaselineDifference:
     Args:
         baseline: the row that it is taken from.
         value: row minus baseline.
-        low: lower end of the 95 % interval; NaN, like the upper one, where none can be given.
-        high: upper end.
+        ci_low: lower end of the 95 % interval; NaN, like the upper one, where none can be given.
+        ci_high: upper end.
         p_value: of this test alone.
         p_adjusted: corrected for the tests of the whole table.
-        smallest: the smallest true difference that a single such test would show four times in five; NaN where nothing
-            differs, and so nothing is known of the spread.
+        min_detectable_difference: the smallest true difference that a single such test would show four times in five;
+            NaN where nothing differs, and so nothing is known of the spread.
     """
 
     baseline: str
     value: float
-    low: float
-    high: float
+    ci_low: float
+    ci_high: float
     p_value: float
     p_adjusted: float
-    smallest: float
+    min_detectable_difference: float
 
     @property
     def significant(self) -> bool:
@@ -84,35 +84,35 @@ class Cell:
         row: its row.
         column: its column.
         value: as shown (scaled); None where there is a gap.
-        low: lower end of the 95 % interval.
-        high: upper end.
+        ci_low: lower end of the 95 % interval.
+        ci_high: upper end.
         n: items.
         delta: against the baseline row, where both were measured alike.
         mark: see the module's docstring.
         group: 0 for the column's main protocol, 1, 2, … for others, which are not ranked with it.
-        unlike: in words, what differs from the main protocol.
-        gap: why there is no number.
+        protocol_differences: in words, what differs from the main protocol.
+        missing: why there is no number.
         seed: of the row.
         by_seed: where the value is a mean over seeds (and the interval one over images and seeds): seed → value.
         members: where the value is a mean over seeds: the rows of the single seeds.
-        sampling: half the width of the interval over images that a single seed's value has, on average.
+        image_ci_half_width: half the width of the interval over images that a single seed's value has, on average.
     """
 
     row: str
     column: Column
     value: float | None = None
-    low: float | None = None
-    high: float | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
     n: int = 0
     delta: BaselineDifference | None = None
     mark: RankMark = ""
     group: int = 0
-    unlike: tuple[str, ...] = ()
-    gap: MissingValue | None = None
+    protocol_differences: tuple[str, ...] = ()
+    missing: MissingValue | None = None
     seed: int | None = None
     by_seed: Mapping[int | None, float] = field(default_factory=dict)
     members: tuple[str, ...] = ()
-    sampling: float | None = None
+    image_ci_half_width: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

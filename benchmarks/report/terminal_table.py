@@ -96,7 +96,9 @@ def _text(cell: Cell) -> Text:
     from rich.text import Text
 
     if cell.value is None:
-        return Text(short_gap(cell), style="red" if cell.gap and cell.gap.kind in {"failed", "invalid"} else "dim")
+        return Text(
+            short_gap(cell), style="red" if cell.missing and cell.missing.kind in {"failed", "invalid"} else "dim"
+        )
     style = {"best": "bold green", "tied": "green", "": ""}[cell.mark]
     text = Text(format_number(cell.value, decimals(cell.column)), style=style)
     text.append(f" {margin(cell)}{group_sign(cell)}", style="dim")

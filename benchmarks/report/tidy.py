@@ -1,7 +1,7 @@
 """The table as data: a tidy (long) frame, a line for each model and metric; the wide ones are views of it.
 
 ``table.csv`` is this frame, and `COLUMNS` says what stands in it; behind `chance` there is a column for each other way
-of answering without looking (``always_yes``, ``commonest_class``). Values are scaled as shown: per cent where papers
+of answering without looking (``always_yes``, ``majority_class``). Values are scaled as shown: per cent where papers
 print per cent.
 """
 
@@ -37,7 +37,7 @@ COLUMNS: Mapping[str, str] = {
     "p_value": "of the paired test of this difference alone",
     "p_adjusted": "the same, corrected by Holm's method for all tests of the table",
     "significant": "whether p_adjusted is below 0.05",
-    "min_detectable": "the smallest true difference that one such test shows four times in five",
+    "min_detectable_difference": "the smallest true difference that one such test shows four times in five",
     "mark": "best: tests tell it from all others of its metric and protocol; tied: at the top, not told apart",
     "scale": "what the metric is multiplied by to be shown",
     "higher_is_better": "empty where neither is better",
@@ -58,15 +58,15 @@ def tidy(table: Table, full_sizes: Mapping[tuple[str, str], int | None] | None =
 
     cells = [table.cell(row, column) for row in table.rows for column in table.columns]
     lines = [_line(cell, (full_sizes or {}).get((cell.row, cell.column.benchmark))) for cell in cells]
-    ways = dict.fromkeys(_field(way) for column in table.columns for way in column.blind if way != CHANCE)
+    ways = dict.fromkeys(_field(way) for column in table.columns for way in column.chance_levels if way != CHANCE)
     place = [*COLUMNS].index(CHANCE) + 1
     frame = pd.DataFrame(lines, columns=[*[*COLUMNS][:place], *ways, *[*COLUMNS][place:]])
     return frame.astype(dict.fromkeys(("n", "n_full", "num_seeds"), "Int64") | {"significant": "boolean"})
 
 
 def _line(cell: Cell, full_size: int | None) -> dict[str, object]:
-    column, delta, gap = cell.column, cell.delta, cell.gap
-    blind = {} if cell.group else column.blind
+    column, delta, gap = cell.column, cell.delta, cell.missing
+    blind = {} if cell.group else column.chance_levels
     return {
         "model": cell.row,
         "benchmark": column.benchmark,
@@ -80,12 +80,12 @@ def _line(cell: Cell, full_size: int | None) -> dict[str, object]:
             {
                 "baseline": delta.baseline,
                 "delta": delta.value,
-                "delta_ci_low": finite_or_none(delta.low),
-                "delta_ci_high": finite_or_none(delta.high),
+                "delta_ci_low": finite_or_none(delta.ci_low),
+                "delta_ci_high": finite_or_none(delta.ci_high),
                 "p_value": delta.p_value,
                 "p_adjusted": delta.p_adjusted,
                 "significant": delta.significant,
-                "min_detectable": finite_or_none(delta.smallest),
+                "min_detectable_difference": finite_or_none(delta.min_detectable_difference),
             }
             if delta
             else {}
@@ -95,7 +95,7 @@ def _line(cell: Cell, full_size: int | None) -> dict[str, object]:
         "higher_is_better": column.higher_is_better,
         "protocol_group": cell.group,
         "missing": f"{gap.kind}: {gap.reason}" if gap else None,
-        "notes": "; ".join(cell.unlike) or None,
+        "notes": "; ".join(cell.protocol_differences) or None,
     }
 
 
@@ -107,10 +107,10 @@ def cell_fields(cell: Cell) -> dict[str, object]:
     """A cell's value with its interval, and what several seeds say."""
     return {
         "value": cell.value,
-        "ci_low": cell.low,
-        "ci_high": cell.high,
+        "ci_low": cell.ci_low,
+        "ci_high": cell.ci_high,
         "num_seeds": len(cell.by_seed) or None,
-        "image_ci_half_width": cell.sampling,
+        "image_ci_half_width": cell.image_ci_half_width,
     }
 
 

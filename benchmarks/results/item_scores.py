@@ -54,12 +54,15 @@ class ItemScores:
         if category is not None:
             kept = [table[table["category"] == category] for table in kept]
         spec = described[0] if described else None
-        if spec is None or spec.formula is None or len(kept) < len(results) or not _share_items(spec, kept):
+        if spec is None or spec.aggregation is None or len(kept) < len(results) or not _share_items(spec, kept):
             return None
-        if any(other is None or (other.formula, other.columns) != (spec.formula, spec.columns) for other in described):
+        if any(
+            other is None or (other.aggregation, other.columns) != (spec.aggregation, spec.columns)
+            for other in described
+        ):
             return None
         found = image_scores(
-            spec.formula,
+            spec.aggregation,
             [columns_of(table, spec.columns) for table in kept],
             spec.columns,
             kept[0]["image"].to_numpy(),

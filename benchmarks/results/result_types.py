@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-SCHEMA = 3
+SCHEMA = 4
 CHANCE = "chance"
 ITEM_COLUMNS: dict[str, str] = {
     "item": "unique within the benchmark; pairs the same item of two rows",
@@ -39,32 +39,33 @@ class Metric:
 
     Args:
         value: what the formula, or lmms-eval's own aggregation, gives.
-        low: lower end of the 95 % interval, in the unit of ``value``; None where none can be given.
-        high: upper end.
+        ci_low: lower end of the 95 % interval, in the unit of ``value``; None where none can be given.
+        ci_high: upper end.
         n: items that enter it.
         clusters: different pictures among them.
         higher_is_better: None where neither is better (POPE's share of yes).
         scale: 100 where ``value`` is a fraction that is shown in per cent, or as papers print CIDEr.
         label: for a column's head, ``"T→I R@1"``.
-        interval: ``"wilson"``, ``"student"`` or ``"none"``, over images.
-        formula: a name in ``aggregation.AGGREGATIONS``; None where the value cannot be computed from the items.
+        ci_method: ``"wilson"``, ``"student"`` or ``"none"``, over images.
+        aggregation: a name in ``aggregation.AGGREGATIONS``; None where the value cannot be computed from the items.
         columns: the item columns that the formula takes.
-        blind: what answers give that are made without looking, in the unit of ``value``: ``"chance"`` (each option is
-            drawn as often as any other), ``"always yes"``, ``"commonest class"``; empty where nothing can be guessed.
+        chance_levels: what answers give that are made without looking, in the unit of ``value``: ``"chance"`` (each
+            option is drawn as often as any other), ``"always yes"``, ``"majority class"``; empty where nothing can be
+            guessed.
     """
 
     value: float
-    low: float | None
-    high: float | None
+    ci_low: float | None
+    ci_high: float | None
     n: int
     clusters: int
     higher_is_better: bool | None
     scale: float
     label: str
-    interval: str
-    formula: str | None = None
+    ci_method: str
+    aggregation: str | None = None
     columns: tuple[str, ...] = ()
-    blind: Mapping[str, float] = field(default_factory=dict)
+    chance_levels: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,17 +73,17 @@ class Result:
     """What is known about one model on one benchmark.
 
     Args:
-        row: the model's name in the table.
+        model_name: the model's name in the table.
         benchmark: the column's name.
-        kind: ``"retrieval"``, ``"classification"``, ``"captions"``, ``"pointing"``, ``"choice"`` or
+        benchmark_type: ``"retrieval"``, ``"classification"``, ``"captions"``, ``"pointing"``, ``"choice"`` or
             ``"mllm"``.
         status: ``"ok"`` or ``"failed"``.
-        reason: one line, why it failed.
+        failure_reason: one line, why it failed.
         model: ``{"path": …, "hash": …}``.
         metrics: name → metric; empty where it failed.
         primary: the metrics to show in the main table, in order.
-        absent: metrics that this benchmark usually has → why not here.
-        without_skill: what a model gets that does not look at the picture, as a sentence.
+        missing_metrics: metrics that this benchmark usually has → why not here.
+        trivial_baseline_note: what a model gets that does not look at the picture, as a sentence.
         protocol: everything that the numbers depend on besides the model, name → value.
         fingerprint: SHA-256 of ``protocol``; numbers are ranked together only where it is equal.
         items: file name of the items table beside the JSON; None where there is none.
@@ -96,16 +97,16 @@ class Result:
         path: the JSON file, when read from one (not stored).
     """
 
-    row: str
+    model_name: str
     benchmark: str
-    kind: str
+    benchmark_type: str
     status: Literal["ok", "failed"]
-    reason: str | None = None
+    failure_reason: str | None = None
     model: Mapping[str, str]
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     primary: Sequence[str] = ()
-    absent: Mapping[str, str] = field(default_factory=dict)
-    without_skill: str = ""
+    missing_metrics: Mapping[str, str] = field(default_factory=dict)
+    trivial_baseline_note: str = ""
     protocol: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
     items: str | None = None

@@ -67,7 +67,7 @@ def check_not_newer(results: str | Path, row: str, benchmark: str) -> None:
 
 def write_result(results: str | Path, result: Result, items: pd.DataFrame | None = None) -> Path:
     """Store a result and its items so that a crash leaves the old pair or the new one readable."""
-    path = result_path(results, result.row, result.benchmark)
+    path = result_path(results, result.model_name, result.benchmark)
     table = path.with_name(f"{result.benchmark}.items.parquet")
     if items is not None:
         _write_items(table, items)
@@ -169,7 +169,7 @@ def read_results(results: str | Path) -> list[Result]:
         PermissionError: a row's directory may not be read.
     """
     found = [read_result(file) for file in result_files(results)]
-    refuse_twice((result.row, result.benchmark, result.path) for result in found)
+    refuse_twice((result.model_name, result.benchmark, result.path) for result in found)
     return found
 
 
@@ -187,7 +187,7 @@ def refuse_twice(found: Iterable[tuple[str, str, Path | None]]) -> None:
         if (row, benchmark) in files:
             raise UserError(
                 f"{file}: expected one result of '{row}' on '{benchmark}', but {files[row, benchmark]} is of it too; "
-                "remove one, or give its 'row' another name"
+                "remove one, or give its 'model_name' another name"
             )
         files[row, benchmark] = file
 
@@ -210,7 +210,7 @@ def read_items(result: Result, *, numbers_only: bool = False) -> pd.DataFrame:
     import pyarrow.parquet
 
     if result.path is None or result.items is None:
-        raise UserError(f"{result.row}/{result.benchmark}: has no items")
+        raise UserError(f"{result.model_name}/{result.benchmark}: has no items")
     table = _items_path(result.path, result.items)
     try:
         if not numbers_only:

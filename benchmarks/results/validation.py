@@ -54,7 +54,7 @@ def _refuse(file: Path | None, faults: Iterator[str]) -> None:
 def _wrong_fields(result: Result) -> Iterator[str]:
     numbers = {"seconds": result.seconds, "schema": result.schema}
     for name, metric in result.metrics.items():
-        fields = {**vars(metric), **{f"blind.{kind}": value for kind, value in metric.blind.items()}}
+        fields = {**vars(metric), **{f"chance_levels.{kind}": value for kind, value in metric.chance_levels.items()}}
         numbers |= {f"metrics.{name}.{field}": value for field, value in fields.items() if type(value) in {int, float}}
     for name, number in numbers.items():
         if not abs(number) < _LARGEST:
@@ -77,21 +77,21 @@ def _is_shortened(protocol: Mapping[str, Any]) -> bool:
 def _wrong_metric(metric: Metric) -> Iterator[str]:
     from benchmarks.results.aggregation import AGGREGATIONS
 
-    if metric.formula is not None:
-        if metric.formula not in AGGREGATIONS:
-            yield f"formula: expected one of {', '.join(AGGREGATIONS)}, got '{metric.formula:.40}'"
+    if metric.aggregation is not None:
+        if metric.aggregation not in AGGREGATIONS:
+            yield f"aggregation: expected one of {', '.join(AGGREGATIONS)}, got '{metric.aggregation:.40}'"
         if not metric.columns:
-            yield f"columns: expected those that the formula '{metric.formula}' takes, got none"
+            yield f"columns: expected those that the aggregation '{metric.aggregation}' takes, got none"
     if metric.n < 0 or not 0 <= metric.clusters <= metric.n:
         yield f"n: expected at least as many items as clusters, got {metric.n} and {metric.clusters}"
-    if metric.low is not None and metric.high is not None:
-        slack = _OF_WIDTH * (metric.high - metric.low) + _ROUNDING * max(1.0, abs(metric.value))
-        if not metric.low - slack <= metric.value <= metric.high + slack:
-            yield f"value: expected it in its interval, {metric.low:g} to {metric.high:g}, got {metric.value:g}"
+    if metric.ci_low is not None and metric.ci_high is not None:
+        slack = _OF_WIDTH * (metric.ci_high - metric.ci_low) + _ROUNDING * max(1.0, abs(metric.value))
+        if not metric.ci_low - slack <= metric.value <= metric.ci_high + slack:
+            yield f"value: expected it in its interval, {metric.ci_low:g} to {metric.ci_high:g}, got {metric.value:g}"
     if not 0 < metric.scale < math.inf:
         yield f"scale: expected a number above 0, got {metric.scale:g}"
-    if metric.formula in _RATIOS | {None} and metric.scale >= _PER_CENT:
-        ends = {"value": metric.value, "low": metric.low, "high": metric.high, **metric.blind}
+    if metric.aggregation in _RATIOS | {None} and metric.scale >= _PER_CENT:
+        ends = {"value": metric.value, "ci_low": metric.ci_low, "ci_high": metric.ci_high, **metric.chance_levels}
         for name, value in ends.items():
             if value is not None and not -_ROUNDING <= value <= 1 + _ROUNDING:
                 yield f"{name}: expected a ratio from 0 to 1, got {value:g}"
@@ -130,7 +130,9 @@ def _wrong_schema(result: Result, schema: pyarrow.Schema, table: str) -> Iterato
         for place, name in enumerate(metric.columns):
             if name not in schema.names:
                 yield f"metrics.{metric_name}.columns: expected one of {table}, got '{name:.60}'"
-            elif not _holds(schema.field(name).type, "anything" if (metric.formula, place) in _GROUPS else "numbers"):
+            elif not _holds(
+                schema.field(name).type, "anything" if (metric.aggregation, place) in _GROUPS else "numbers"
+            ):
                 yield (
                     f"metrics.{metric_name}.columns: expected numbers in '{name}' of {table}, "
                     f"got {schema.field(name).type}"
@@ -153,7 +155,7 @@ def _holds(kind: pyarrow.DataType, what: str) -> bool:
 def _wrong_value(metric: Metric, items: pd.DataFrame) -> Iterator[str]:
     from benchmarks.results.aggregation import AGGREGATIONS
 
-    if metric.formula is None:
+    if metric.aggregation is None:
         if metric.n > len(items):
             yield f"n: expected at most the {len(items)} items, got {metric.n}"
         return
@@ -163,10 +165,10 @@ def _wrong_value(metric: Metric, items: pd.DataFrame) -> Iterator[str]:
             yield f"{field}: expected {expected}, as its items have, got {getattr(metric, field)}"
     try:
         columns = columns_of(items, metric.columns)
-        value = AGGREGATIONS[metric.formula].value(columns, metric.columns)
+        value = AGGREGATIONS[metric.aggregation].value(columns, metric.columns)
     except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
-        yield f"columns: expected those of the formula '{metric.formula}', got others ({error_reason(error)})"
+        yield f"columns: expected those of the aggregation '{metric.aggregation}', got others ({error_reason(error)})"
         return
-    rounded = _POINTS_ROUNDING if metric.formula == "ratio" and metric.scale < _PER_CENT else _SCORERS_ROUNDING
+    rounded = _POINTS_ROUNDING if metric.aggregation == "ratio" and metric.scale < _PER_CENT else _SCORERS_ROUNDING
     if not math.isclose(metric.value, value, rel_tol=_SCORERS_ROUNDING, abs_tol=rounded):
         yield f"value: expected {value:g}, as its items give, got {metric.value:g}"

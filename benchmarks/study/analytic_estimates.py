@@ -48,7 +48,7 @@ def _encoder_estimate(config: str, count: int, gpu: str | None) -> CostEstimate:
     from clips.planning.plan import TrainPlanConfig, training_cost
     from clips.training.train_config import EncoderTrainConfig
 
-    asked = TrainPlanConfig(training="", gpu=gpu or "h200", count=count)
+    asked = TrainPlanConfig(train_config="", gpu=gpu or "h200", num_gpus=count)
     cost = training_cost(asked, _parsed(EncoderTrainConfig, json.loads(config)), timed=gpu is not None)
     return CostEstimate(**vars(cost))
 
@@ -78,7 +78,7 @@ def _evaluation(step: Step, steps: Mapping[str, Step], count: int, gpu: str | No
     if sizes.vision is None:
         return UNKNOWN_ESTIMATE
     asked = [
-        (get_benchmark(each.get("uses") or each["name"]).items, each.get("limit")) for each in step.config["benchmarks"]
+        (get_benchmark(each.get("task") or each["name"]).items, each.get("limit")) for each in step.config["benchmarks"]
     ]
     items = sum(min(limit or total, total) for total, limit in asked if total)
     flops = sizes.tiles * sizes.vision.flops + sizes.llm.forward_flops(sizes.tokens + ASSUMED_TEXT_TOKENS["align"])
@@ -156,7 +156,7 @@ def _made_llm(step: Step, steps: Mapping[str, Step]) -> Any:
     if maker is None:
         return None
     config = _parsed(LlavaTrainConfig, maker.config)
-    return new_llm_size(config.new_llm) if config.llm is None else llm_size(config.llm)
+    return new_llm_size(config.llm_from_scratch) if config.llm is None else llm_size(config.llm)
 
 
 def _parsed(kind: type, config: Mapping[str, Any]) -> Any:

@@ -23,12 +23,12 @@ def benchmark_size(settings: Mapping[str, Any]) -> tuple[int, int] | None:
         settings: of the benchmark, as in the config of ``clips-bench run``.
     """
     limit = settings.get("limit")
-    uses = settings.get("uses") or settings["name"]
-    data = next((each for each in KNOWN_DATASETS.get(uses, ()) if _plain(each.name) == _plain(settings["name"])), None)
+    task = settings.get("task") or settings["name"]
+    data = next((each for each in KNOWN_DATASETS.get(task, ()) if _plain(each.name) == _plain(settings["name"])), None)
     if data is None or data.texts is None or settings.get("split", BenchmarkConfig.split) != BenchmarkConfig.split:
         return None
     pictures = min(limit or data.items, data.items)
-    texts = _texts(settings, data.texts, pictures, get_benchmark(uses).kind)
+    texts = _texts(settings, data.texts, pictures, get_benchmark(task).benchmark_type)
     return None if texts is None else (pictures, texts)
 
 

@@ -31,10 +31,10 @@ TRAIN_ENCODER = ("clips", "train")
 TRAIN_LLAVA = ("llava-bridge", "train")
 EVALUATE = ("clips-bench", "run")
 DEFAULT_DATA_COMMAND = "clips scenes"
-_OUTPUTS = ("output", "results")  # fields that say where a step writes
-ROW_EVALUATION_FIELDS = ("batch_size", "precision", "device", "again")
+_OUTPUTS = ("output",)  # fields that say where a step writes
+ROW_EVALUATION_FIELDS = ("batch_size", "precision", "device", "overwrite")
 """Fields of ``clips-bench run`` that exceptions for rows may change."""
-_OWN = ("row", "results", "benchmarks", "encoder")  # fields of ``clips-bench run`` that the study itself gives
+_OWN = ("model_name", "output", "benchmarks", "encoder")  # fields of ``clips-bench run`` that the study itself gives
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,10 +158,10 @@ def build_plan(study: Study) -> StudyPlan:
         _data_step(maker, name, settings)
     columns = {name: _benchmark(study, name) for name in study.benchmarks}
     asking = [name for name, column in columns.items() if column.needs == "llava"]
-    if asking and not study.llms and not study.llavas:
-        raise UserError(f"benchmarks.{asking[0]}: asks a LLaVA, but the study has no 'llms' and no 'llavas'")
+    if asking and not study.llms and not study.existing_llavas:
+        raise UserError(f"benchmarks.{asking[0]}: asks a LLaVA, but the study has no 'llms' and no 'existing_llavas'")
     wanted = study.combinations()
-    there = [name for name in study.llavas if study.compares(name)]
+    there = [name for name in study.existing_llavas if study.compares(name)]
     if not wanted and not there:
         raise UserError("overrides: every row is left out")
     encoders = {(row.encoder, row.seed): _encoder(maker, row.encoder, row.seed) for row in wanted}
@@ -213,7 +213,7 @@ def _llm(maker: _Maker, name: str, entry: Settings | str) -> _Part:
     if isinstance(entry, str):
         return _Part(name=name, spec=entry, made=None)
     output = maker.study.directory / "llms" / name
-    config = {"stages": ["pretrain"], **deep_merge(maker.study.defaults.llm, entry), "output": str(output)}
+    config = {"stages": ["llm_pretrain"], **deep_merge(maker.study.defaults.llm, entry), "output": str(output)}
     maker.add(f"llm-{name}", "llm", TRAIN_LLAVA, config, output)
     return _Part(name=name, spec=f"{PATH_PREFIX}llms/{name}", made=f"llms/{name}")
 
@@ -254,7 +254,7 @@ def _row(
     cells: dict[str, CellRecord] = {}
     artifacts = {"encoder": tower.made, "llm": language.made if language else None}
     if asked_of["encoder"]:
-        shared = ("llm", "recipe") if tower.made else ("llm", "recipe", "seed")
+        shared = ("llm", "llava_variant") if tower.made else ("llm", "llava_variant", "seed")
         model = _evaluated(study, row, {"encoder": tower.spec}, shared)
         cells |= _evaluate(maker, columns, asked_of["encoder"], tower.name, "encoder", model)
     if asked_of["llava"] and language is not None:
@@ -263,21 +263,21 @@ def _row(
         model = _evaluated(study, row, {"llava": made.spec})
         cells |= _evaluate(maker, columns, asked_of["llava"], made.name, "llava", model)
     baseline = study.baseline_of(row.encoder)
-    if baseline is not None and baseline not in study.llavas:
+    if baseline is not None and baseline not in study.existing_llavas:
         baseline = study.label(dataclasses.replace(row, encoder=baseline))
     return RowRecord(
         name=study.label(row),
         encoder=row.encoder,
         llm=row.llm,
-        recipe=row.recipe,
+        llava_variant=row.llava_variant,
         seed=row.seed,
         baseline=baseline,
         spec=tower.spec.removeprefix(PATH_PREFIX),
         cells=cells,
         not_applicable=not_applicable,
         artifacts={name: made for name, made in artifacts.items() if made},
-        settings=study.varied[row.encoder].settings if row.encoder in study.varied else {},
-        entry=study.varied[row.encoder].entry if row.encoder in study.varied else "",
+        sweep_settings=study.sweeps[row.encoder].settings if row.encoder in study.sweeps else {},
+        sweep_name=study.sweeps[row.encoder].entry if row.encoder in study.sweeps else "",
     )
 
 
@@ -298,10 +298,12 @@ def _evaluated(study: Study, row: Combination, model: Settings, shared: Sequence
 
 
 def _llava(maker: _Maker, row: Combination, tower: _Part, language: _Part) -> _Part:
-    parts = (row.encoder, language.name, *([row.recipe] if row.recipe else []), f"s{row.seed}")
+    parts = (row.encoder, language.name, *([row.llava_variant] if row.llava_variant else []), f"s{row.seed}")
     name = "-".join(parts)  # which no part's name has in it
     output = maker.study.directory / "llava" / name
-    settings = deep_merge(maker.study.defaults.llava, maker.study.recipes[row.recipe] if row.recipe else {})
+    settings = deep_merge(
+        maker.study.defaults.llava, maker.study.llava_variants[row.llava_variant] if row.llava_variant else {}
+    )
     for rule in maker.study.overrides:
         if maker.study.applies(rule, row):
             settings = deep_merge(settings, rule.llava)
@@ -312,9 +314,9 @@ def _llava(maker: _Maker, row: Combination, tower: _Part, language: _Part) -> _P
 
 def _existing_row(maker: _Maker, columns: Mapping[str, _Column], name: str) -> RowRecord:
     """The row of a LLaVA that is there already: it is asked what LLaVAs are asked."""
-    study, entry = maker.study, maker.study.llavas[name]
+    study, entry = maker.study, maker.study.existing_llavas[name]
     settings: dict[str, Any] = {"llava": entry} if isinstance(entry, str) else dict(entry)
-    _check_existing(settings, f"llavas.{name}")
+    _check_existing(settings, f"existing_llavas.{name}")
     asked = [column for column in columns if study.asks(column, name)]
     mine = [column for column in asked if columns[column].needs == "llava"]
     apart = dict.fromkeys(asked, EXISTING_LLAVA_NO_ENCODER) | dict.fromkeys(
@@ -339,7 +341,12 @@ def _check_existing(settings: Settings, where: str) -> None:
     """Refuse settings that are not those of a LLaVA to be evaluated."""
     if own := settings.keys() & set(_OWN):
         raise UserError(f"{where}.{min(own)}: expected no such key, for the study itself gives it")
-    given = {"row": "row", "results": "results", "encoder": "encoder", "benchmarks": [{"name": "a", "data": "a"}]}
+    given = {
+        "model_name": "model",
+        "output": "results",
+        "encoder": "encoder",
+        "benchmarks": [{"name": "a", "data": "a"}],
+    }
     config = from_plain(RunConfig, {**given, **settings}, what=where)
     if config.llava is None and config.lmms is None:
         raise UserError(f"{where}: expected either 'llava' or 'lmms', a model of lmms-eval's")
@@ -361,7 +368,7 @@ def _evaluate(
     step = f"evaluate-{needs}-{row}"
     results = maker.study.directory / "results"
     if step not in maker.steps:
-        common = deep_merge(maker.study.defaults.evaluation, model) | {"row": row, "results": str(results)}
+        common = deep_merge(maker.study.defaults.evaluation, model) | {"model_name": row, "output": str(results)}
         asked = {name: dict(columns[name].settings) for name in names}
         parts = {results / row / f"{name}.json": {**common, "benchmarks": [asked[name]]} for name in names}
         maker.add(step, "evaluation", EVALUATE, {**common, "benchmarks": list(asked.values())}, parts)

@@ -195,14 +195,14 @@ def _summary(missing: Sequence[Step], present: Sequence[str], output: Path, *, r
         record = read_record(output, step.name)
         if (
             record is not None
-            and record.run == run
-            and record.outcome == "running"
+            and record.run_id == run
+            and record.status == "running"
             and not is_at_work(output, step.name)
         ):
             problem = (*log_tail(output, step.name), "its process was killed")
-            record = dataclasses.replace(record, outcome="failed", log_tail=problem)
+            record = dataclasses.replace(record, status="failed", log_tail=problem)
             write_record(output, record)
-        if record is not None and record.outcome == "done" and not step.problems():
+        if record is not None and record.status == "done" and not step.problems():
             done.append(step.name)
         elif any(parent in failed or parent in blocked for parent in step.parents):
             blocked.append(step.name)
@@ -219,7 +219,7 @@ def _summary(missing: Sequence[Step], present: Sequence[str], output: Path, *, r
 
 def _ended(output: Path, name: str, run: str) -> bool:
     record = read_record(output, name)
-    return record is not None and record.run == run
+    return record is not None and record.run_id == run
 
 
 def _cancel_pending(prefix: str) -> None:

@@ -34,7 +34,7 @@ def estimate_steps(
     ran = {
         step.name: (_as_it_ran(step, output), record)
         for step in steps
-        if (record := read_record(output, step.name)) is not None and record.outcome == "done"
+        if (record := read_record(output, step.name)) is not None and record.status == "done"
     }
     by_name = {step.name: step for step in steps}
     found = {}
@@ -110,15 +110,16 @@ def training_samples(step: Step) -> float | None:
     """Samples that a training sees; None where its config does not tell or it is none."""
     if step.kind == "encoder":
         config = step.config
-        count = config["steps"] * config.get("global_batch_size", 256) if "steps" in config else config.get("samples")
+        steps = config.get("max_steps")
+        count = config.get("max_samples") if steps is None else steps * config.get("global_batch_size", 256)
         return None if count is None or config.get("stages") else float(count)
     if step.kind not in {"llm", "llava"}:
         return None
     names = step.config.get("stages", ["align", "instruct"])
     stages = [step.config.get(name, {}) for name in names]
-    if not all("steps" in stage and "global_batch_size" in stage for stage in stages):
+    if not all("max_steps" in stage and "global_batch_size" in stage for stage in stages):
         return None
-    return float(sum(stage["steps"] * stage["global_batch_size"] for stage in stages))
+    return float(sum(stage["max_steps"] * stage["global_batch_size"] for stage in stages))
 
 
 def _memory(record: StepRecord) -> float | None:

@@ -1,7 +1,7 @@
 """Where the steps of a study run, and what Snakemake is told about it.
 
     executor: gpus
-    executor: {name: slurm, partition: gpu, account: vision, hours: 24}
+    executor: {name: slurm, partition: gpu, account: vision, time_limit_hours: 24}
 
 To add one: a config class here, and its entry in ``EXECUTORS``.
 """
@@ -133,18 +133,18 @@ class RemoteConfig(ExecutorConfig):
     """What executors share whose jobs run elsewhere.
 
     Args:
-        at_once: jobs at the same time.
+        max_jobs: jobs at the same time.
         retries: how often a job is submitted again that was interrupted, to go on from its checkpoint.
-        cancel: whether Ctrl-C cancels the jobs. Else they go on, and the next run waits for them.
+        cancel_on_interrupt: whether Ctrl-C cancels the jobs. Else they go on, and the next run waits for them.
     """
 
-    at_once: int = 256
+    max_jobs: int = 256
     retries: int = 3
-    cancel: bool = False
+    cancel_on_interrupt: bool = False
 
     def __post_init__(self) -> None:
-        if self.at_once < 1:
-            raise UserError(f"at_once: expected at least 1, got {self.at_once}")
+        if self.max_jobs < 1:
+            raise UserError(f"max_jobs: expected at least 1, got {self.max_jobs}")
         if self.retries < 0:
             raise UserError(f"retries: expected 0 or more, got {self.retries}")
 
@@ -156,19 +156,19 @@ class RemoteConfig(ExecutorConfig):
     @property
     def leaves_jobs(self) -> bool:
         """Unless they are to be cancelled."""
-        return not self.cancel
+        return not self.cancel_on_interrupt
 
     def limits(self, jobs: int) -> dict[str, int]:
         """The jobs, should the cluster be free; how long its queue is nobody knows."""
-        return {"jobs": self.at_once}
+        return {"jobs": self.max_jobs}
 
     def flags(self, jobs: int) -> list[str]:
         """The flags of Snakemake that choose and configure its executor."""
-        return ["--jobs", str(self.at_once), "--retries", str(self.retries)]
+        return ["--jobs", str(self.max_jobs), "--retries", str(self.retries)]
 
     def shares(self, resources: Mapping[str, Resources], jobs: int) -> dict[str, Share]:
-        """Each is one of ``at_once``."""
-        return {name: {"jobs": 1 / self.at_once} for name in resources}
+        """Each is one of ``max_jobs``."""
+        return {name: {"jobs": 1 / self.max_jobs} for name in resources}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,30 +176,31 @@ class SlurmConfig(RemoteConfig):
     """Jobs of a SLURM cluster, by Snakemake's plugin.
 
     Args:
-        at_once: jobs at the same time.
+        max_jobs: jobs at the same time.
         retries: how often a job is submitted again that was interrupted, to go on from its checkpoint.
-        cancel: whether Ctrl-C cancels the jobs. Else they go on, and the next run waits for them.
+        cancel_on_interrupt: whether Ctrl-C cancels the jobs. Else they go on, and the next run waits for them.
         partition: where to run; SLURM's default where not given, as all that follows.
         account: who pays.
         qos: quality of service.
         constraint: features that nodes must have.
-        hours: time limit of steps whose ``resources`` say none.
+        time_limit_hours: time limit of steps whose ``resources`` say none.
         setup: lines of shell before each job, ``module load cuda`` for instance.
-        options: any other option of sbatch → its value, for instance ``{exclude: "node[7-9]", nice: 100}``.
+        additional_parameters: any other option of sbatch → its value, for instance ``{exclude: "node[7-9]", nice:
+            100}``.
     """
 
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    hours: float = 24.0
+    time_limit_hours: float = 24.0
     setup: tuple[str, ...] = ()
-    options: Mapping[str, str | int] = field(default_factory=dict)
+    additional_parameters: Mapping[str, str | int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.hours < 1e5:
-            raise UserError(f"hours: expected more than 0, got {self.hours}")
+        if not 0 < self.time_limit_hours < 1e5:
+            raise UserError(f"time_limit_hours: expected more than 0, got {self.time_limit_hours}")
 
     def check(self, resources: Mapping[str, Resources]) -> None:
         """Any step may run there.
@@ -230,11 +231,11 @@ class SlurmConfig(RemoteConfig):
         return 0.8 * self._signal_seconds(given)
 
     def _signal_seconds(self, given: Resources) -> int:
-        return min(_SIGNAL_SECONDS, round(_SIGNAL_RATIO * 3600 * (given.hours or self.hours)))
+        return min(_SIGNAL_SECONDS, round(_SIGNAL_RATIO * 3600 * (given.time_limit_hours or self.time_limit_hours)))
 
     def demands(self, given: Resources) -> dict[str, Any]:
         """One job; its size as Snakemake's SLURM plugin names it: one task on each node starts the node's processes."""
-        options = {"signal": f"TERM@{self._signal_seconds(given)}", **self.options}
+        options = {"signal": f"TERM@{self._signal_seconds(given)}", **self.additional_parameters}
         nodes = {"nodes": given.nodes, "tasks": given.nodes, "tasks_per_gpu": 0, "mpi": "srun"}
         asked = {
             "jobs": 1,
@@ -242,7 +243,7 @@ class SlurmConfig(RemoteConfig):
             "slurm_account": self.account,
             "qos": self.qos,
             "constraint": self.constraint,
-            "runtime": max(1, round((given.hours or self.hours) * 60)),
+            "runtime": max(1, round((given.time_limit_hours or self.time_limit_hours) * 60)),
             "cpus_per_task": given.cpus * given.processes if given.cpus else None,
             "mem_mb": round(given.memory_gb * 1024) if given.memory_gb else 0,
             "gres": f"gpu:{given.gpus}" if given.gpus else None,
@@ -260,9 +261,9 @@ class KubernetesConfig(RemoteConfig):
 
     Args:
         image: container image with the suite and Snakemake.
-        at_once: jobs at the same time.
+        max_jobs: jobs at the same time.
         retries: how often a job is submitted again that was interrupted, to go on from its checkpoint.
-        cancel: whether Ctrl-C cancels the jobs. Else they go on, and the next run waits for them.
+        cancel_on_interrupt: whether Ctrl-C cancels the jobs. Else they go on, and the next run waits for them.
         namespace: where the pods run.
         volumes: persistent volume claim → the path at which pods mount it.
     """

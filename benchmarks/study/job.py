@@ -166,7 +166,7 @@ class JobRun:
             before = read_record(self.output, self.name)
             if is_done(self.step, self.job.key, self.output):
                 return True
-            if self.job.is_adopted or (before and before.run == self.plan.run and before.outcome == "failed"):
+            if self.job.is_adopted or (before and before.run_id == self.plan.run and before.status == "failed"):
                 return False  # submitted again, but only what was interrupted goes on
             return self._with_gpus(before, lock)
         finally:
@@ -189,7 +189,7 @@ class JobRun:
     def _begin(self, before: StepRecord | None) -> StepRecord:
         """Make room for the outputs, write the config, and a record that says so."""
         key = self.job.key
-        goes_on = before is not None and before.key == key.key and before.outcome != "done"
+        goes_on = before is not None and before.key == key.key and before.status != "done"
         if not goes_on:
             move_outputs(self.output, self.step, key, before)
             (self.directory / LOG_FILE).unlink(missing_ok=True)
@@ -200,14 +200,14 @@ class JobRun:
             kind=self.step.kind,
             command=" ".join(launch_command(self.step.command, self.directory / CONFIG_FILE, self.job.resources)),
             key=key.key,
-            outcome="running",
+            status="running",
             started=time.time(),
             seconds=before.seconds if goes_on and before else 0.0,
-            earlier=before.seconds if goes_on and before else 0.0,
+            previous_seconds=before.seconds if goes_on and before else 0.0,
             parts=key.parts,
             outputs=key.outputs,
-            made=tuple(path.as_posix() for path in made),
-            run=self.plan.run,
+            output_paths=tuple(path.as_posix() for path in made),
+            run_id=self.plan.run,
             job=(os.environ.get("SLURM_JOB_ID") or socket.gethostname()) if self.job.is_remote else "",
             machine=describe_machine(),
             git=git_state(),
@@ -227,7 +227,7 @@ class JobRun:
         tail = () if is_done or self.is_asked else (*log_tail(self.output, self.name), *problems)
         outcome: Any = "done" if is_done else "interrupted" if self.is_asked else "failed"
         told = None if outcome == "interrupted" else status
-        ended = {"outcome": outcome, "exit_status": told, "peak_memory_mb": peak_mb, "log_tail": tail}
+        ended = {"status": outcome, "exit_status": told, "peak_memory_mb": peak_mb, "log_tail": tail}
         write_record(self.output, dataclasses.replace(record, seconds=seconds, **ended))
         return is_done
 
@@ -267,7 +267,7 @@ class JobRun:
     def follow_first_node(self) -> bool:
         """On another node than the first: start the command as soon as that one has prepared the step."""
         while (record := read_record(self.output, self.name)) is None or (
-            (record.job, record.outcome) != (os.environ["SLURM_JOB_ID"], "running")
+            (record.job, record.status) != (os.environ["SLURM_JOB_ID"], "running")
         ):
             if not self.is_wanted():
                 return False

@@ -22,7 +22,7 @@ from clips.commandline.config_schema import config_schema, optional_field_schema
 _VARY = {
     "type": "object",
     "minProperties": 1,
-    "description": "Settings (such as recipe.strategy) and their values; every combination is an entry of its own.",
+    "description": "Settings (such as recipe.caption_strategy) and their values; each combination is an entry.",
     "additionalProperties": {"type": "array", "minItems": 1, "items": {"type": ["string", "number"]}},
 }
 _COMMAND = {"type": "string", "description": f"What makes the data; `{DEFAULT_DATA_COMMAND}` where not given."}
@@ -33,7 +33,7 @@ def study_schema() -> dict[str, Any]:
     """The schema of a study file, a whole document. Ranges and references are checked by reading it, not here."""
     study = config_schema(Study, "a study of clips-bench")
     fields, defs = study["properties"], study["$defs"]
-    del fields["varied"]  # which nobody writes
+    del fields["sweeps"]  # which nobody writes
     settings, further = _settings()
     for record, keys in {
         "Defaults": {key: key for key in ("encoder", "llm", "llava", "benchmark", "evaluation")},
@@ -45,8 +45,8 @@ def study_schema() -> dict[str, Any]:
         "data": [{"$ref": "#/$defs/settings.data"}, _any_command()],
         "encoders": [{"type": "string"}, {"$ref": "#/$defs/settings.encoders"}],
         "llms": [{"type": "string"}, {"$ref": "#/$defs/settings.llms"}],
-        "recipes": [{"$ref": "#/$defs/settings.recipes"}],
-        "llavas": [{"type": "string"}, {"$ref": "#/$defs/settings.evaluation"}],
+        "llava_variants": [{"$ref": "#/$defs/settings.llava_variants"}],
+        "existing_llavas": [{"type": "string"}, {"$ref": "#/$defs/settings.evaluation"}],
         "resources": [{"$ref": "#/$defs/settings.resources"}],
         "benchmarks": [{"$ref": "#/$defs/settings.benchmarks"}],
     }.items():
@@ -67,7 +67,7 @@ def _settings() -> tuple[dict[str, Any], dict[str, Any]]:
     )
     kinds = {"encoder": encoder, "llm": llava, "llava": llava, "benchmark": BenchmarkConfig, "evaluation": evaluation}
     settings, defs = optional_field_schemas({**kinds, "data": data, "resources": Resources, **EXECUTORS})
-    for entries, one in (("encoders", "encoder"), ("llms", "llm"), ("recipes", "llava")):
+    for entries, one in (("encoders", "encoder"), ("llms", "llm"), ("llava_variants", "llava")):
         settings[entries] = _with(settings[one], {SWEEP: _VARY})
     of_rows = {name: settings["evaluation"]["properties"][name] for name in ROW_EVALUATION_FIELDS}
     settings["evaluation_of_rows"] = {**settings["evaluation"], "properties": of_rows}

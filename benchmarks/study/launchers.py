@@ -94,7 +94,7 @@ def launch_command(words: tuple[str, ...], config: Path, resources: Resources) -
             f"nodes: {resources.nodes}"
         )
     if words == _STARTS_ITSELF and resources.nodes == 1:
-        return (*words, *given, "--launch.processes", str(resources.processes))
+        return (*words, *given, "--launch.num_processes", str(resources.processes))
     # a training saves when it is asked to stop, which torchrun gives it half a minute for unless it is told otherwise
     saves = ("--shutdown-timeout", "270")
     nodes = ("--standalone",) if resources.nodes == 1 else ("--nnodes", str(resources.nodes), "--rdzv-backend", "c10d")

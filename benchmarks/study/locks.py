@@ -71,7 +71,7 @@ def locked(output: Path, *, wait: bool = False) -> Iterator[None]:
         if not wait:
             if descriptor is not None:
                 os.close(descriptor)
-            raise UserError(f"{who}; end it, or wait for it with --wait true")
+            raise UserError(f"{who}; end it, or wait for it with --wait_for_lock true")
         if not told:
             log_info(f"{who}; waiting")
         told = True

@@ -1,4 +1,4 @@
-"""How a study file is read: its dataclasses are checked by `clips.typed_data`, entries with ``vary`` are expanded."""
+"""How a study file is read: its dataclasses are checked by `clips.typed_data`, entries with ``sweep`` are expanded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clips.serialization import to_plain
 from clips.typed_data import from_plain
 from clips.yaml_files import read_yaml
 
-_ENTRIES = ("data", "encoders", "llms", "recipes", "llavas", "benchmarks", "resources")
+_ENTRIES = ("data", "encoders", "llms", "llava_variants", "existing_llavas", "benchmarks", "resources")
 
 
 def read_study(path: str | Path) -> Study:
@@ -39,14 +39,14 @@ def parse_study(content: Any) -> Study:
     if not isinstance(content, dict):
         raise UserError(f"expected a mapping with name, encoders, benchmarks, …, got {content!r:.80}")
     fields = {name: value for name, value in to_plain(content).items() if value is not None}
-    if "varied" in fields:  # a field of ``Study`` that nobody writes
-        raise UserError("unknown key 'varied'; did you mean 'vary' in an entry?")
+    if "sweeps" in fields:  # a field of ``Study`` that nobody writes
+        raise UserError("unknown key 'sweeps'; did you mean 'sweep' in an entry?")
     for name in _ENTRIES:
         if isinstance(fields.get(name), dict):  # an empty entry stands for "the defaults"
             fields[name] = {key: {} if entry is None else entry for key, entry in fields[name].items()}
-    for name in ("encoders", "llms", "recipes"):
+    for name in ("encoders", "llms", "llava_variants"):
         if isinstance(fields.get(name), dict):
-            fields[name], varied = expand_sweeps(fields[name], name)
-            fields |= {"varied": varied} if name == "encoders" else {}
+            fields[name], sweeps = expand_sweeps(fields[name], name)
+            fields |= {"sweeps": sweeps} if name == "encoders" else {}
     executor = executor_config(fields.pop("executor", "local"))
     return dataclasses.replace(from_plain(Study, fields), executor=executor)

@@ -13,8 +13,19 @@ from clips.model_refs import HF_HUB_PREFIX, is_on_hub
 PATH_PREFIX = "$"  # begins a path in the study's output, or one below an entry of ``paths``
 DATASET = "data set"
 """Stands for the field that names a data set of the hub: ``path`` or ``data`` beside ``datasets``."""
-_MODELS = {"llm", "llava", DATASET, "args"}  # fields whose ``ORG/NAME`` may be on the hub
-_PLACES = {"encoder", "llm", "llava", "path", "data", "images", "source", "pretrained", "pretrained_trunk", "args"}
+_MODELS = {"llm", "llava", DATASET, "model_args"}  # fields whose ``ORG/NAME`` may be on the hub
+_PLACES = {
+    "encoder",
+    "llm",
+    "llava",
+    "path",
+    "data",
+    "image_root",
+    "source",
+    "pretrained",
+    "pretrained_trunk",
+    "model_args",
+}
 """Fields in which a single word may be a file or directory; elsewhere it is some setting's value."""
 _WORDS = {"prompt", "templates", "judge_model", "chat_template"}
 """Fields whose texts are none, whatever slashes they have."""
@@ -37,7 +48,7 @@ def split_refs(text: str, field: str) -> list[PathPiece]:
         text: of a config.
         field: its name there.
     """
-    if field == "args" and "=" in text:
+    if field == "model_args" and "=" in text:
         return _cut(_ARGUMENT, text)
     if text.startswith("several:"):
         return [

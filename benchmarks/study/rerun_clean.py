@@ -39,14 +39,14 @@ class RerunConfig(StudyConfig):
     Args:
         study: the study file, or the name of a study that is shipped (``mini``).
         steps: names of steps, or patterns such as ``evaluate-*`` (``study plan`` shows them); where none is given, all
-            that make and evaluate the rows of ``only``, but not their data and LLMs.
+            that make and evaluate the rows of ``include``, but not their data and LLMs.
         output: another directory for what it makes.
         jobs: steps that run at the same time; as the study says where not given.
         paths: name → directory, instead of those in the study's ``paths``.
         seeds: instead of the study's.
-        only: encoders, entries or patterns such as ``photos.*``, instead of all.
+        include: encoders, entries or patterns such as ``photos.*``, instead of all.
         check: check every step's config, and that the files it needs are there, before the first one runs.
-        wait: for another runner that is at work in the study's directory, instead of refusing.
+        wait_for_lock: for another runner that is at work in the study's directory, instead of refusing.
         yes: make again also what took longer than ``confirm_hours``; the former outputs go to the study's trash.
         confirm_hours: instead of the study's.
     """
@@ -55,8 +55,8 @@ class RerunConfig(StudyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.steps and not self.only:
-            raise UserError("steps: expected names of steps, or 'only' with those of rows")
+        if not self.steps and not self.include:
+            raise UserError("steps: expected names of steps, or 'include' with those of rows")
 
 
 def rerun_steps(config: RerunConfig, *, report: Callable[[Path], None]) -> None:
@@ -76,7 +76,7 @@ def rerun_steps(config: RerunConfig, *, report: Callable[[Path], None]) -> None:
     keyed.refuse_costly(config, again={step.name for step in chosen})
     known = [step for step in chosen if step_directory(keyed.output, step.name).is_dir()]
     if known:
-        with locked(keyed.output, wait=config.wait):
+        with locked(keyed.output, wait=config.wait_for_lock):
             for step in known:
                 _forget(keyed.output, step.name)
             kept = keyed.output / "results" / CACHE_DIR
@@ -130,9 +130,9 @@ class AcceptConfig(StudyConfig):
         jobs: not used here.
         paths: name → directory, instead of those in the study's ``paths``.
         seeds: instead of the study's.
-        only: encoders, entries or patterns such as ``photos.*``, instead of all.
+        include: encoders, entries or patterns such as ``photos.*``, instead of all.
         check: not used here.
-        wait: for another runner that is at work in the study's directory, instead of refusing.
+        wait_for_lock: for another runner that is at work in the study's directory, instead of refusing.
         yes: not used here.
         confirm_hours: not used here.
     """
@@ -150,7 +150,7 @@ def accept_outputs(config: AcceptConfig) -> None:
     chosen = _matching(keyed.plan.steps, config.steps) if config.steps else set[str]()
     if not keyed.output.is_dir():
         raise UserError(f"{keyed.output}: no study was run here")
-    with locked(keyed.output, wait=config.wait):
+    with locked(keyed.output, wait=config.wait_for_lock):
         keyed = resolve_study(config)
         told = accept(keyed.plan.steps, keyed.keys, keyed.output, chosen=chosen)
         if told and (keyed.output / RECORD_FILE).is_file():  # the report asks it for the keys
@@ -165,21 +165,22 @@ class CleanConfig(StudyConfig):
 
     Args:
         study: the study file, or the name of a study that is shipped (``mini``).
-        really: remove; by default it is only listed.
-        kept: remove also what models gave, kept beside the results so that evaluations go on and need not ask twice.
+        force: remove; by default it is only listed.
+        include_cache: remove also what models gave, kept beside the results so that evaluations go on and need not ask
+            twice.
         output: another directory for what it makes.
         jobs: not used here.
         paths: name → directory, instead of those in the study's ``paths``.
         seeds: instead of the study's; those of others are removed.
-        only: encoders, entries or patterns such as ``photos.*``, instead of all; what belongs to others is removed.
+        include: encoders, entries or patterns such as ``photos.*``, instead of all; what belongs to others is removed.
         check: not used here.
-        wait: for another runner that is at work in the study's directory, instead of refusing.
+        wait_for_lock: for another runner that is at work in the study's directory, instead of refusing.
         yes: not used here.
         confirm_hours: not used here.
     """
 
-    really: bool = False
-    kept: bool = False
+    force: bool = False
+    include_cache: bool = False
 
 
 def run_clean(config: CleanConfig) -> None:
@@ -190,17 +191,17 @@ def run_clean(config: CleanConfig) -> None:
     """
     keyed = resolve_study(config)
     left = sorted(_left_over(keyed))
-    if config.kept and (keyed.output / "results" / CACHE_DIR).is_dir():
+    if config.include_cache and (keyed.output / "results" / CACHE_DIR).is_dir():
         left.append(keyed.output / "results" / CACHE_DIR)
     total = sum(map(size_of, left))
     for path in left:
         print(f"{path.relative_to(keyed.output)}  {size_of(path) / 1e6:,.1f} MB")
     if not left:
         print(f"{keyed.output}: nothing that the study does not make")
-    elif not config.really:
+    elif not config.force:
         print(f"{len(left)} of {total / 1e6:,.1f} MB would be removed; --really true does it")
     else:
-        with locked(keyed.output, wait=config.wait):
+        with locked(keyed.output, wait=config.wait_for_lock):
             for path in left:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
         print(f"{len(left)} removed, {total / 1e6:,.1f} MB")

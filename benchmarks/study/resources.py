@@ -35,7 +35,7 @@ class Resources:
             where the study says nothing, and none to steps of the kind ``data``.
         cpus: cores for each process; as the study's ``threads`` says where not given.
         memory_gb: on each node. Asked of SLURM; elsewhere nobody holds a step to it.
-        hours: at the longest. Asked of SLURM; elsewhere nobody holds a step to it.
+        time_limit_hours: at the longest. Asked of SLURM; elsewhere nobody holds a step to it.
     """
 
     processes: int = 1
@@ -43,13 +43,13 @@ class Resources:
     gpus: int = 0
     cpus: int | None = None
     memory_gb: float | None = None
-    hours: float | None = None
+    time_limit_hours: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("processes", "nodes", "cpus"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"{name}: expected at least 1, got {value}")
-        for name in ("memory_gb", "hours"):
+        for name in ("memory_gb", "time_limit_hours"):
             if (value := getattr(self, name)) is not None and not 0 < value < 1e6:
                 raise UserError(f"{name}: expected more than 0 and less than a million, got {value}")
         if self.gpus < 0:
@@ -61,10 +61,10 @@ def resolve_resources(asked: Mapping[str, Settings], step: Step) -> Resources:
 
     Args:
         asked: ``resources`` of the study, checked.
-        step: a LLaVA's or LLM's may say ``launch.processes`` itself, which holds where ``asked`` is silent.
+        step: a LLaVA's or LLM's may say ``launch.num_processes`` itself, which holds where ``asked`` is silent.
     """
     launch = step.config.get("launch")
-    own = launch.get("processes") if isinstance(launch, Mapping) else None
+    own = launch.get("num_processes") if isinstance(launch, Mapping) else None
     settings: dict[str, typing.Any] = {"processes": own} if isinstance(own, int) else {}
     settings |= asked.get(step.kind, {})
     for pattern, over in asked.items():

@@ -7,24 +7,24 @@
     encoders:
       clip:         {recipe: {name: clip}}          # a mapping: trained here, laid over defaults.encoder
       efficientnet: "timm:efficientnet_lite0"       # a text: pretrained, from anywhere
-      sized: {vary: {global_batch_size: [64, 128]}}        # several: sized.64 and sized.128, see ``grid``
+      sized: {sweep: {global_batch_size: [64, 128]}}        # several: sized.64 and sized.128, see ``grid``
     llms:
       tiny:     {}                                  # likewise: trained here, over defaults.llm
       stories:  path/to/any/transformers/llm
-    recipes:                                        # ways to train a LLaVA, laid over defaults.llava; may be left out
+    llava_variants:                                 # ways to train a LLaVA, laid over defaults.llava; may be left out
       mlp:      {}
-      pooled:   {projector: {name: pool}}
-    llavas:                                         # rows of LLaVAs that are there already
+      pooled:   {projector: {type: pool}}
+    existing_llavas:                                # rows of LLaVAs that are there already
       theirs:   path/to/a/llava
-      other:    {lmms: {model: llava_hf, args: "pretrained=path/to/it"}}
+      other:    {lmms: {model: llava_hf, model_args: "pretrained=path/to/it"}}
     benchmarks: {retrieval: {data: $data/test}, pope: {}}
 
     executor: slurm                               # where steps run, see ``executors``
     resources: {encoder: {processes: 8}}          # what they run on, see ``resources``
 
 A value that begins with ``$`` is a path inside the study's output, and the step that makes it runs before; or
-it is a path below an entry of ``paths``. Encoders × LLMs × recipes × seeds are the rows, after them the LLaVAs that
-are there already; benchmarks are the columns.
+it is a path below an entry of ``paths``. Encoders × LLMs × LLaVA variants × seeds are the rows, after them the
+existing LLaVAs; benchmarks are the columns.
 """
 
 from __future__ import annotations
@@ -73,31 +73,31 @@ class Override:
     Args:
         encoder: rows with this encoder, of this entry, or of a pattern (``photos.*``); all where None.
         llm: rows with this LLM, or of a pattern.
-        recipe: rows with this recipe, or of a pattern.
+        llava_variant: rows with this variant, or of a pattern.
         seed: rows with this seed.
-        skip: leave these rows out.
+        exclude: leave these rows out.
         llava: laid over ``defaults.llava`` for these rows.
-        evaluation: laid over ``defaults.evaluation`` for these rows: batch_size, precision, device, again. An encoder
-            is evaluated once for all its LLaVAs, so that a rule for an LLM or a recipe is not for its own benchmarks;
-            nor is one for a seed, of an encoder that is not trained here.
+        evaluation: laid over ``defaults.evaluation`` for these rows: batch_size, precision, device, overwrite. An
+            encoder is evaluated once for all its LLaVAs, so that a rule for an LLM or a variant is not for its own
+            benchmarks; nor is one for a seed, of an encoder that is not trained here.
     """
 
     encoder: str | None = None
     llm: str | None = None
-    recipe: str | None = None
+    llava_variant: str | None = None
     seed: int | None = None
-    skip: bool = False
+    exclude: bool = False
     llava: Settings = field(default_factory=dict)
     evaluation: Settings = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Combination:
-    """What one row is made of; ``llm`` is None in a study without LLMs, ``recipe`` in one that names none."""
+    """What one row is made of; ``llm`` is None in a study without LLMs, ``llava_variant`` in one that names none."""
 
     encoder: str
     llm: str | None
-    recipe: str | None
+    llava_variant: str | None
     seed: int
 
 
@@ -111,8 +111,8 @@ class Study:
         question: that the study answers, in words, for the report.
         notes: what a reader must know about the data and the set-up, one line each.
         output: another place for the output.
-        baseline: the encoder (or LLaVA of ``llavas``) that the others are compared with; or a mapping from encoders,
-            entries or patterns (``photos.*``) to theirs, the first that fits.
+        baseline: the encoder (or LLaVA of ``existing_llavas``) that the others are compared with; or a mapping from
+            encoders, entries or patterns (``photos.*``) to theirs, the first that fits.
         jobs: steps that run at the same time.
         threads: threads of each step; the cores divided by ``jobs`` where not given.
         confirm_hours: steps that took longer are made again only with ``--yes``.
@@ -125,17 +125,18 @@ class Study:
         defaults: what all rows share.
         encoders: name → settings of ``clips train``, or a text: where a pretrained one is.
         llms: name → settings of ``llava-bridge train``, or a text: where a pretrained one is. None: no LLaVAs.
-        recipes: name → settings of ``llava-bridge train``, laid over ``defaults.llava``: each encoder is plugged into
-            each LLM by each recipe.
-        llavas: rows of LLaVAs that are there already: name → a directory or name on the hub, or settings of
+        llava_variants: name → settings of ``llava-bridge train``, laid over ``defaults.llava``: each encoder is plugged
+            into each LLM in each variant.
+        existing_llavas: rows of LLaVAs that are there already: name → a directory or name on the hub, or settings of
             ``clips-bench run`` with ``llava`` or ``lmms``, laid over ``defaults.evaluation``.
         overrides: exceptions for some rows.
         benchmarks: column → settings of the benchmark; ``encoders`` among them: for these encoders,
             LLaVAs, entries or patterns only.
         figures: of the report, see ``FigureSpec``.
-        published: rows that others have printed, shown beside the report's table (``clips``, ``openclip:NAME``).
-        only: encoders, LLaVAs, entries or patterns that are compared; all where empty.
-        varied: the encoders that an entry with ``vary`` stands for (they are among ``encoders``).
+        reference_results: rows that others have printed, shown beside the report's table (``clips``,
+            ``openclip:NAME``).
+        include: encoders, LLaVAs, entries or patterns that are compared; all where empty.
+        sweeps: the encoders that an entry with ``sweep`` stands for (they are among ``encoders``).
     """
 
     name: str
@@ -156,29 +157,29 @@ class Study:
     defaults: Defaults = field(default_factory=Defaults)
     encoders: Mapping[str, Settings | str] = field(default_factory=dict)
     llms: Mapping[str, Settings | str] = field(default_factory=dict)
-    recipes: Mapping[str, Settings] = field(default_factory=dict)
-    llavas: Mapping[str, Settings | str] = field(default_factory=dict)
+    llava_variants: Mapping[str, Settings] = field(default_factory=dict)
+    existing_llavas: Mapping[str, Settings | str] = field(default_factory=dict)
     overrides: tuple[Override, ...] = ()
     benchmarks: Mapping[str, Settings] = field(default_factory=dict)
     figures: tuple[FigureSpec, ...] = ()
-    published: tuple[str, ...] = ()
-    only: tuple[str, ...] = ()
-    varied: Mapping[str, SweepPoint] = field(default_factory=dict)
+    reference_results: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    sweeps: Mapping[str, SweepPoint] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for what in ("paths", "data", "encoders", "llms", "recipes", "llavas"):
+        for what in ("paths", "data", "encoders", "llms", "llava_variants", "existing_llavas"):
             for name in getattr(self, what):
                 _check_name(name, f"{what}.{name}")
         _check_name(self.name, "name")
         for name in _OWN_FOLDERS.intersection(self.paths):
             raise UserError(f"paths.{name}: this name means a folder of the study's own; choose another")
         if not self.models:
-            raise UserError("encoders: expected at least one, or one of 'llavas'")
-        if self.recipes and not self.llms:
-            raise UserError("recipes: expected none without 'llms', for they say how LLaVAs are trained")
-        for name in self.encoders.keys() & self.llavas.keys():
-            raise UserError(f"llavas.{name}: an encoder has this name already; choose another")
-        select_reference_results(self.published)
+            raise UserError("encoders: expected at least one, or one of 'existing_llavas'")
+        if self.llava_variants and not self.llms:
+            raise UserError("llava_variants: expected none without 'llms', for they say how LLaVAs are trained")
+        for name in self.encoders.keys() & self.existing_llavas.keys():
+            raise UserError(f"existing_llavas.{name}: an encoder has this name already; choose another")
+        select_reference_results(self.reference_results)
         if not self.benchmarks:
             raise UserError("benchmarks: expected at least one")
         for name in [self.baseline] if isinstance(self.baseline, str) else (self.baseline or {}).values():
@@ -201,7 +202,7 @@ class Study:
         for override in self.overrides:
             if override.encoder is not None:
                 self._check_encoder(override.encoder, "overrides", [*self.encoders])
-            for what, known in (("llm", self.llms), ("recipe", self.recipes)):
+            for what, known in (("llm", self.llms), ("llava_variant", self.llava_variants)):
                 name = getattr(override, what)
                 if name is not None and not fnmatch.filter(known, name):
                     raise unknown_name_error(name, known, f"{what} in 'overrides'")
@@ -224,28 +225,28 @@ class Study:
         if figure.benchmark not in self.benchmarks:
             raise unknown_name_error(figure.benchmark, self.benchmarks, f"benchmark in '{where}.benchmark'")
         if figure.encoders not in self.entries:
-            raise unknown_name_error(figure.encoders, self.entries, f"entry with 'vary' in '{where}.encoders'")
-        settings = next(varied.settings for varied in self.varied.values() if varied.entry == figure.encoders)
+            raise unknown_name_error(figure.encoders, self.entries, f"entry with 'sweep' in '{where}.encoders'")
+        settings = next(varied.settings for varied in self.sweeps.values() if varied.entry == figure.encoders)
         if figure.x not in settings:
             raise unknown_name_error(figure.x, settings, f"setting in '{where}.x'")
         if isinstance(settings[figure.x], str):
             raise UserError(f"{where}.x: expected a setting whose values are numbers, got '{figure.x}'")
-        for name in figure.beside:
-            self._check_encoder(name, f"{where}.beside")
+        for name in figure.reference_lines:
+            self._check_encoder(name, f"{where}.reference_lines")
 
     @property
     def models(self) -> list[str]:
         """Names of all that is compared: encoders, and LLaVAs that are there already."""
-        return [*self.encoders, *self.llavas]
+        return [*self.encoders, *self.existing_llavas]
 
     @property
     def entries(self) -> list[str]:
-        """Names of the entries with ``vary``."""
-        return list(dict.fromkeys(varied.entry for varied in self.varied.values()))
+        """Names of the entries with ``sweep``."""
+        return list(dict.fromkeys(varied.entry for varied in self.sweeps.values()))
 
     def means(self, name: str, encoder: str) -> bool:
         """Whether ``name`` is an encoder's, or its entry's, or a pattern such as ``photos.*`` that fits it."""
-        varied = self.varied.get(encoder)
+        varied = self.sweeps.get(encoder)
         return fnmatch.fnmatchcase(encoder, name) or (varied is not None and varied.entry == name)
 
     def applies(self, override: Override, row: Combination) -> bool:
@@ -253,26 +254,26 @@ class Study:
         return (
             (override.encoder is None or self.means(override.encoder, row.encoder))
             and (override.llm is None or fnmatch.fnmatchcase(row.llm or "", override.llm))
-            and (override.recipe is None or fnmatch.fnmatchcase(row.recipe or "", override.recipe))
+            and (override.llava_variant is None or fnmatch.fnmatchcase(row.llava_variant or "", override.llava_variant))
             and override.seed in {None, row.seed}
         )
 
     def combinations(self) -> list[Combination]:
-        """Encoders × LLMs × recipes × seeds, but for those left out, in the order of the table."""
+        """Encoders × LLMs × LLaVA variants × seeds, but for those left out, in the order of the table."""
         every = (
-            Combination(encoder=encoder, llm=llm, recipe=recipe, seed=seed)
+            Combination(encoder=encoder, llm=llm, llava_variant=recipe, seed=seed)
             for llm in (self.llms or (None,))
-            for recipe in (self.recipes or (None,))
+            for recipe in (self.llava_variants or (None,))
             for seed in self.seeds
             for encoder in self.encoders
             if self.compares(encoder)
         )
-        return [row for row in every if not any(rule.skip and self.applies(rule, row) for rule in self.overrides)]
+        return [row for row in every if not any(rule.exclude and self.applies(rule, row) for rule in self.overrides)]
 
     def label(self, row: Combination) -> str:
         """What a row is called in the table: the encoder, and of the rest what the study varies."""
         with_llm = f" + {row.llm}" if len(self.llms) > 1 else ""
-        with_recipe = f" by {row.recipe}" if len(self.recipes) > 1 else ""
+        with_recipe = f" by {row.llava_variant}" if len(self.llava_variants) > 1 else ""
         with_seed = f" (seed {row.seed})" if len(self.seeds) > 1 else ""
         return f"{row.encoder}{with_llm}{with_recipe}{with_seed}"
 
@@ -286,7 +287,7 @@ class Study:
 
     def compares(self, encoder: str) -> bool:
         """Whether an encoder is among those compared."""
-        return not self.only or any(self.means(name, encoder) for name in self.only)
+        return not self.include or any(self.means(name, encoder) for name in self.include)
 
     def asks(self, benchmark: str, encoder: str) -> bool:
         """Whether a benchmark is for an encoder: all are, unless it names some."""

@@ -52,16 +52,16 @@ class StepStatus:
 def step_state(step: Step, key: StepKey, output: Path) -> str:
     """The state of a step, see ``StepStatus``."""
     record = read_record(output, step.name)
-    if is_at_work(output, step.name) and (record is None or record.outcome == "running"):
+    if is_at_work(output, step.name) and (record is None or record.status == "running"):
         return "running" if record is not None else "new"
     if record is None:
         return "new"
     if record.key != key.key:
         changes = ", ".join(key.changes(record))
         return f"changed: {changes}" if changes else "changed"
-    if record.outcome == "running":
+    if record.status == "running":
         return "stopped"
-    return record.outcome if record.outcome != "done" or is_done(step, key, output) else "missing"
+    return record.status if record.status != "done" or is_done(step, key, output) else "missing"
 
 
 class StudyWatch:
@@ -106,7 +106,7 @@ class StudyWatch:
             last = record.log_tail[-1] if record.log_tail else ""
             return StepStatus(name=step.name, state=state, record=record, seconds=record.seconds, last=last, left=guess)
         lines = log_tail(self.output, step.name)
-        seconds = record.earlier + time.time() - record.started
+        seconds = record.previous_seconds + time.time() - record.started
         return StepStatus(
             name=step.name,
             state=state,
@@ -120,7 +120,7 @@ class StudyWatch:
     def _durations(self) -> dict[str, float]:
         """What steps took, and the means of their kinds."""
         records = {step.name: read_record(self.output, step.name) for step in self.steps}
-        own = {name: record.seconds for name, record in records.items() if record and record.outcome == "done"}
+        own = {name: record.seconds for name, record in records.items() if record and record.status == "done"}
         kinds: dict[str, list[float]] = {}
         for step in self.steps:
             if step.name in own:

@@ -42,17 +42,17 @@ class StepRecord:
         command: the line that was run, as a user would type it.
         key: what the run depended on.
         parts: of the key, see ``StepKey``.
-        outcome: how it ended.
+        status: how it ended.
         started: when it began, seconds since the epoch.
         seconds: wall time over all runs that went on from what an interrupted, killed or failed one left, theirs
             included, and with it what was lost and done again. Noted every half minute while it runs.
-        earlier: of ``seconds`` those before ``started``.
+        previous_seconds: of ``seconds`` those before ``started``.
         peak_memory_mb: largest resident memory of one of its processes, MiB; None where unknown.
         exit_status: of the command; None while running or when it was killed by the runner.
         log_tail: the last lines of its log, where it failed.
         outputs: file name → key, of outputs whose dependencies are known by themselves.
-        made: its outputs, relative to the study's directory.
-        run: names the run of the study that ran it.
+        output_paths: its outputs, relative to the study's directory.
+        run_id: names the run of the study that ran it.
         job: id of the SLURM job, or name of the pod, that ran it; empty on the runner's machine.
         machine: where it ran, see ``machine.describe_machine``.
         git: commit of the code, and whether there were changes besides.
@@ -65,17 +65,17 @@ class StepRecord:
     kind: str
     command: str
     key: str
-    outcome: StepStatus
+    status: StepStatus
     started: float
     seconds: float = 0.0
-    earlier: float = 0.0
+    previous_seconds: float = 0.0
     peak_memory_mb: float | None = None
     exit_status: int | None = None
     log_tail: tuple[str, ...] = ()
     parts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     outputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    made: tuple[str, ...] = ()
-    run: str = ""
+    output_paths: tuple[str, ...] = ()
+    run_id: str = ""
     job: str = ""
     machine: Mapping[str, str] = dataclasses.field(default_factory=dict)
     git: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -92,7 +92,7 @@ def read_record(output: Path, name: str) -> StepRecord | None:
     """The record of a step; None where it never ran or the record cannot be read."""
     try:
         data = json.loads((step_directory(output, name) / RECORD).read_text(encoding="utf-8"))
-        lists = {name: tuple(data.get(name, ())) for name in ("log_tail", "made", "accepted")}
+        lists = {name: tuple(data.get(name, ())) for name in ("log_tail", "output_paths", "accepted")}
         known = {field.name for field in dataclasses.fields(StepRecord)}  # another version may know others
         return StepRecord(**{name: value for name, value in data.items() if name in known} | lists)
     except (OSError, ValueError, TypeError, AttributeError):
@@ -106,7 +106,7 @@ def find_producer(made: Path) -> tuple[Path, StepRecord] | None:
     for root in list(made.parents)[:3]:
         for path in (root / "steps").glob(f"*/{RECORD}") if (root / "steps").is_dir() else ():
             record = read_record(root, path.parent.name)
-            if record is not None and made.relative_to(root).as_posix() in record.made:
+            if record is not None and made.relative_to(root).as_posix() in record.output_paths:
                 return root, record
     return None
 
@@ -223,7 +223,7 @@ def stage_directories(output: Path) -> Path:
 def is_done(step: Step, key: StepKey, output: Path) -> bool:
     """Whether the step's last run succeeded under this key and its outputs are still there."""
     record = read_record(output, step.name)
-    return record is not None and record.outcome == "done" and record.key == key.key and not step.problems()
+    return record is not None and record.status == "done" and record.key == key.key and not step.problems()
 
 
 def log_tail(output: Path, name: str) -> tuple[str, ...]:

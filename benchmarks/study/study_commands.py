@@ -42,9 +42,9 @@ class StudyConfig:
         jobs: steps that run at the same time; as the study says where not given.
         paths: name → directory, instead of those in the study's ``paths``.
         seeds: instead of the study's.
-        only: encoders, entries or patterns such as ``photos.*``, instead of all.
+        include: encoders, entries or patterns such as ``photos.*``, instead of all.
         check: check every step's config, and that the files it needs are there, before the first one runs.
-        wait: for another runner that is at work in the study's directory, instead of refusing.
+        wait_for_lock: for another runner that is at work in the study's directory, instead of refusing.
         yes: make again also what took longer than ``confirm_hours``; the former outputs go to the study's trash.
         confirm_hours: instead of the study's.
     """
@@ -54,9 +54,9 @@ class StudyConfig:
     jobs: int | None = None
     paths: dict[str, str] = dataclasses.field(default_factory=dict)
     seeds: tuple[int, ...] | None = None
-    only: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
     check: bool = True
-    wait: bool = False
+    wait_for_lock: bool = False
     yes: bool = False
     confirm_hours: float | None = None
 
@@ -77,13 +77,13 @@ class StudyConfig:
         for name in self.paths:
             if name not in study.paths:
                 raise unknown_name_error(name, study.paths, "name in 'paths'")
-        unknown = [name for name in self.only if not any(study.means(name, model) for model in study.models)]
+        unknown = [name for name in self.include if not any(study.means(name, model) for model in study.models)]
         if unknown:
-            raise unknown_name_error(unknown[0], study.models, "encoder in 'only'")
+            raise unknown_name_error(unknown[0], study.models, "encoder in 'include'")
         return dataclasses.replace(
             study,
             seeds=self.seeds or study.seeds,
-            only=self.only or study.only,
+            include=self.include or study.include,
             output=self.output or study.output,
             jobs=self.jobs or study.jobs,
             confirm_hours=study.confirm_hours if self.confirm_hours is None else self.confirm_hours,
@@ -170,8 +170,8 @@ def run_study_steps(config: StudyConfig, *, report: Callable[[Path], None]) -> N
         check_input_files(missing, study)
         check_configs(missing)
     begun = time.monotonic()
-    with locked(output, wait=config.wait):
-        if config.wait:  # the study or its code may have changed meanwhile
+    with locked(output, wait=config.wait_for_lock):
+        if config.wait_for_lock:  # the study or its code may have changed meanwhile
             keyed = resolve_study(config)
             keyed.refuse_costly(config)
         summary = _run_locked(keyed, config)
@@ -224,7 +224,7 @@ def study_record(keyed: ResolvedStudy, file: str) -> StudyRecord:
             ),
             key=keyed.keys[step.name].key,
             parents=step.parents,
-            share=keyed.shares[step.name],
+            executor_share=keyed.shares[step.name],
         )
         for step in keyed.plan.steps
     }
@@ -233,7 +233,7 @@ def study_record(keyed: ResolvedStudy, file: str) -> StudyRecord:
         title=study.title or study.name,
         question=study.question,
         notes=study.notes,
-        published=study.published,
+        reference_results=study.reference_results,
         file=file,
         text=keyed.text,
         rows=keyed.plan.rows,
@@ -258,9 +258,9 @@ class StudyPlanConfig(StudyConfig):
         jobs: steps that run at the same time; as the study says where not given.
         paths: name → directory, instead of those in the study's ``paths``.
         seeds: instead of the study's.
-        only: encoders, entries or patterns such as ``photos.*``, instead of all.
+        include: encoders, entries or patterns such as ``photos.*``, instead of all.
         check: check that the files that steps need are there.
-        wait: not used here.
+        wait_for_lock: not used here.
         yes: not used here.
         confirm_hours: instead of the study's.
     """
@@ -340,9 +340,9 @@ class StatusConfig(StudyConfig):
         jobs: steps that run at the same time; as the study says where not given.
         paths: name → directory, instead of those in the study's ``paths``.
         seeds: instead of the study's.
-        only: encoders, entries or patterns such as ``photos.*``, instead of all.
+        include: encoders, entries or patterns such as ``photos.*``, instead of all.
         check: not used here.
-        wait: not used here.
+        wait_for_lock: not used here.
         yes: not used here.
         confirm_hours: not used here.
     """

@@ -19,7 +19,7 @@ RECORD_FILE = "study.json"
 EXCLUDED_FROM_BENCHMARK = "this benchmark is for other rows"
 NO_LLAVA = "no LLaVA in this row"
 EXISTING_LLAVA_NO_ENCODER = "a LLaVA that was there already; its encoder is not asked"
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,34 +38,34 @@ class RowRecord:
         name: unique.
         encoder: its name in the study.
         llm: name of the LLM; None where the row has none.
-        recipe: name of the way in which its LLaVA was trained; None where the study names none.
+        llava_variant: name of the way in which its LLaVA was trained; None where the study names none.
         seed: of everything trained for it; None where nothing is.
         baseline: the row that it is compared with; None for a baseline itself.
         spec: what ``encoder`` stands for: a directory in the study, or where a pretrained one comes from.
         cells: benchmark → where its number comes from.
         not_applicable: benchmark → why this row has no number there by its nature.
-        settings: the encoder's own values where an entry with ``vary`` made it: dotted field → value.
-        entry: name of that entry; empty otherwise.
+        sweep_settings: the encoder's own values where an entry with ``sweep`` made it: dotted field → value.
+        sweep_name: name of that entry; empty otherwise.
         artifacts: ``"encoder"``, ``"llm"`` and ``"llava"`` → directory relative to the study's, of what was trained.
     """
 
     name: str
     encoder: str
     llm: str | None = None
-    recipe: str | None = None
+    llava_variant: str | None = None
     seed: int | None = None
     baseline: str | None = None
     spec: str = ""
     cells: Mapping[str, CellRecord] = field(default_factory=dict)
     not_applicable: Mapping[str, str] = field(default_factory=dict)
     artifacts: Mapping[str, str] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    entry: str = ""
+    sweep_settings: Mapping[str, Any] = field(default_factory=dict)
+    sweep_name: str = ""
 
     @property
     def but_for_seed(self) -> tuple[str | None, ...]:
         """What rows that differ in their seed alone have in common."""
-        return self.encoder, self.llm, self.recipe
+        return self.encoder, self.llm, self.llava_variant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class StepPlan:
     command: str
     key: str
     parents: tuple[str, ...] = ()
-    share: Share = field(default_factory=lambda: {"jobs": 1.0})
+    executor_share: Share = field(default_factory=lambda: {"jobs": 1.0})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class StudyRecord:
         rows: in the order of the table.
         benchmarks: in the order of the columns.
         figures: of the report.
-        published: rows of others beside it.
+        reference_results: rows of others beside it.
         steps: name → plan, parents before children.
         machine: what it ran on, see ``machine.describe_machine``.
         versions: of the libraries.
@@ -111,7 +111,7 @@ class StudyRecord:
     benchmarks: tuple[str, ...]
     steps: Mapping[str, StepPlan]
     figures: tuple[FigureSpec, ...] = ()
-    published: tuple[str, ...] = ()
+    reference_results: tuple[str, ...] = ()
     machine: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     git: Mapping[str, Any] = field(default_factory=dict)
@@ -144,9 +144,12 @@ def read_study_record(output: Path) -> StudyRecord:
         steps = {
             name: StepPlan(**step | {"parents": tuple(step["parents"])}) for name, step in content["steps"].items()
         }
-        figures = [FigureSpec(**figure | {"beside": tuple(figure["beside"])}) for figure in content.get("figures", [])]
+        figures = [
+            FigureSpec(**figure | {"reference_lines": tuple(figure["reference_lines"])})
+            for figure in content.get("figures", [])
+        ]
         lists: dict[str, Any] = {"figures": tuple(figures)} | {
-            name: tuple(content.get(name, ())) for name in ("notes", "benchmarks", "published")
+            name: tuple(content.get(name, ())) for name in ("notes", "benchmarks", "reference_results")
         }
         return StudyRecord(**content | {"rows": rows, "steps": steps, **lists})
     except FileNotFoundError:

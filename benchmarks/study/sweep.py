@@ -1,7 +1,7 @@
-"""Many rows from one entry: ``vary`` names settings and their values, every combination is an encoder, LLM or recipe.
+"""Many rows from one entry: ``sweep`` names settings and their values, every combination is one entry.
 
     partial:
-      vary: {recipe.strategy: [truncate, block], recipe.target_tokens: [8, 16]}
+      sweep: {recipe.caption_strategy: [truncate, block], recipe.caption_tokens: [8, 16]}
       recipe: {texts: [partial]}
 
 makes partial.truncate.8, partial.truncate.16, partial.block.8 and partial.block.16. A figure of the report can show a
@@ -20,7 +20,7 @@ from typing import Any
 
 from clips.errors import UserError
 
-SWEEP = "vary"
+SWEEP = "sweep"
 _PART = re.compile(r"[A-Za-z0-9_.]+")
 Settings = Mapping[str, Any]
 """Fields of a command's own config; that command checks them."""
@@ -30,7 +30,7 @@ Point = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class SweepPoint:
-    """What ``vary`` made: the entry that it comes from, and its own values (dotted field → value)."""
+    """What ``sweep`` made: the entry that it comes from, and its own values (dotted field → value)."""
 
     entry: str
     settings: Mapping[str, Any]
@@ -42,9 +42,9 @@ class FigureSpec:
 
     Args:
         benchmark: whose primary metrics are drawn, one panel each.
-        encoders: the entry with ``vary`` whose encoders are the points.
+        encoders: the entry with ``sweep`` whose encoders are the points.
         x: the setting along the axis, one that the entry varies, with numbers for values.
-        beside: encoders drawn as level lines, by name.
+        reference_lines: encoders drawn as level lines, by name.
         title: above the panels; the entry's name where empty.
         label: of the axis; the setting's name where empty.
     """
@@ -52,7 +52,7 @@ class FigureSpec:
     benchmark: str
     encoders: str
     x: str
-    beside: tuple[str, ...] = ()
+    reference_lines: tuple[str, ...] = ()
     title: str = ""
     label: str = ""
 
@@ -67,10 +67,10 @@ def deep_merge(below: Settings, above: Settings) -> dict[str, Any]:
 
 
 def expand_sweeps(entries: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[str, SweepPoint]]:
-    """The entries, what ``vary`` makes of one in its place, and where these come from.
+    """The entries, what ``sweep`` makes of one in its place, and where these come from.
 
     Args:
-        entries: encoders, LLMs or recipes by name.
+        entries: encoders, LLMs or LLaVA variants by name.
         where: the study's field.
     """
     expanded: dict[str, Any] = {}
@@ -90,7 +90,7 @@ def expand_sweeps(entries: Mapping[str, Any], where: str) -> tuple[dict[str, Any
 
 
 def sweep_points(entry: Mapping[str, Any], where: str) -> dict[str, Point]:
-    """What an entry with ``vary`` makes: what is added to its name → the values that it has.
+    """What an entry with ``sweep`` makes: what is added to its name → the values that it has.
 
     Raises:
         UserError: naming the field: no list of values, or one that makes no name.
@@ -98,7 +98,7 @@ def sweep_points(entry: Mapping[str, Any], where: str) -> dict[str, Point]:
     axes = entry[SWEEP]
     if not isinstance(axes, Mapping) or not axes:
         raise UserError(
-            f"{where}.{SWEEP}: expected a mapping from settings (such as recipe.strategy) to lists of values"
+            f"{where}.{SWEEP}: expected a mapping from settings (such as recipe.caption_strategy) to lists of values"
         )
     for setting, values in axes.items():
         listed = isinstance(values, list) and values and len(set(map(str, values))) == len(values)

@@ -21,16 +21,18 @@ from llava_bridge.training.train_config import LlavaTrainConfig as LlavaTrainCon
 
 _RUN_ONLY = run_only_fields(EncoderTrainConfig) | run_only_fields(LlavaTrainConfig)
 _RUN_ONLY_OF_SOURCES = {name.partition("[].")[2] for name in _RUN_ONLY} | {"path"}
-_AMOUNTS = ("steps", "samples", "epochs")
+_AMOUNTS = {"max_steps": "steps", "max_samples": "samples", "num_epochs": "epochs"}
+"""A length of a training as its config states it → as its manifest does, which knows how long it was."""
+_OF_DATA = re.compile(r"(?:\w+\.)*data\.")  # whose max_samples is no length of a training
 _MODELS = ("encoder", "llm", "llava")  # kinds of artifacts that are trained
 _STAGE = rf"(?:{'|'.join(STAGE_NAMES)})\."
-_MAIN = re.compile(rf"(?:\w+\.)?(?:recipe\.name|model\.architecture|projector\.name|encoder\w*|seed|{_STAGE}loss)")
+_MAIN = re.compile(rf"(?:\w+\.)?(?:recipe\.name|model\.architecture|projector\.type|encoder\w*|seed|{_STAGE}loss)")
 # What one model must not have had more or better of than another, for the difference to be the method's: data, amount,
 # batch, learning rates, precision, what it began with and which parts learned.
 _WEIGHS = re.compile(
     rf"(?:(?:\w+|model\.\w+)\.)*?(?:{_STAGE})?"
-    r"(?:data|data(?:\.sources)?(?:\.\d+)?\.(?:split|subset|limit|per_image|weight)|steps|samples|global_batch_size|optim\.(?:base_)?learning_rate|(?:\w+_)?lr|learning_rate|precision|stages|trains|lora|llm|llava"
-    r"|model\.pretrained|model\.pretrained_trunk|new_llm\.\w+)"
+    r"(?:data|data(?:\.sources)?(?:\.\d+)?\.(?:split|subset|max_samples|captions_per_image|weight)|steps|samples|global_batch_size|optimizer\.(?:base_)?learning_rate|(?:\w+_)?lr|learning_rate|precision|stages|tunable_parts|lora|llm|llava"
+    r"|model\.pretrained|model\.pretrained_trunk|llm_from_scratch\.\w+)"
 )
 _MADE_FROM = re.compile(r"(?:encoder\w*|llm|llava|model\.\w+)\.")
 CONFOUNDED_WARNING = "A difference between the numbers may come of that."
@@ -252,10 +254,12 @@ def _of_step(path: str, study: Path) -> dict[str, Any] | None:
 
 def _read(manifest: Mapping[str, Any], study: Path, seen: frozenset[str]) -> TrainingSettings:
     config = mapping(manifest.get("config"))
-    settings = {name: TrainingSetting(text=_word(value)) for name, value in _flat(_without_idle_stages(config), "")}
+    settings = {
+        _amount(name): TrainingSetting(text=_word(value)) for name, value in _flat(_without_idle_stages(config), "")
+    }
     amounts = {name: TrainingSetting(text=f"{value:,}") for name, value in _amounts(manifest.get("stages"))}
     if amounts:
-        settings = {name: each for name, each in settings.items() if name.rpartition(".")[2] not in _AMOUNTS}
+        settings = {name: each for name, each in settings.items() if name.rpartition(".")[2] not in _AMOUNTS.values()}
     settings |= amounts
     settings |= {
         name: TrainingSetting(text=_word(manifest[name])) for name in ("seed", "precision") if name in manifest
@@ -304,7 +308,7 @@ def _without_idle_stages(config: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(stages, list) or not set(map(str, stages)) <= set(STAGE_NAMES):
         return dict(config)
     idle = set(STAGE_NAMES) - set(stages)
-    idle |= set() if "pretrain" in stages and not config.get("llm") else {"new_llm"}
+    idle |= set() if "llm_pretrain" in stages and not config.get("llm") else {"llm_from_scratch"}
     return {name: value for name, value in config.items() if name not in idle}
 
 
@@ -322,6 +326,12 @@ def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
             yield from _flat({key: each for key, each in item.items() if key not in _RUN_ONLY_OF_SOURCES}, where)
     else:
         yield name, value
+
+
+def _amount(name: str) -> str:
+    """A setting's name; that of a training's length as the manifest of a trained model has it."""
+    place, dot, field = name.rpartition(".")
+    return name if _OF_DATA.match(name) else f"{place}{dot}{_AMOUNTS.get(field, field)}"
 
 
 def _amounts(stages: Any) -> Iterator[tuple[str, int]]:

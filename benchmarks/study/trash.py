@@ -200,7 +200,7 @@ def replacements(
         current = before is not None and before.key == key.key
         if step.name in again:
             key, reason = StepKey(key="", outputs={}), "rerun"
-        elif is_done(step, key, output) or (before is not None and current and before.outcome != "done"):
+        elif is_done(step, key, output) or (before is not None and current and before.status != "done"):
             continue  # present, or its next run goes on from what is there
         else:
             reason = _reason(key, before)
@@ -330,7 +330,7 @@ def _not_acceptable(step: Step, before: StepRecord | None, current: Collection[s
         return f"it depends on {stale[0]}, which would be made again; accept that too"
     if is_at_work(output, step.name):
         return "a job is at work on it"
-    if before is not None and before.outcome != "done":  # a run that was interrupted goes on
+    if before is not None and before.status != "done":  # a run that was interrupted goes on
         if step.parts:
             return "it has not ended, and would replace the results that it has"
         return None if any(map(os.path.lexists, _made_by(step))) else "it has left nothing to go on with"
@@ -350,10 +350,10 @@ def _found(step: Step, output: Path) -> StepRecord:
         kind=step.kind,
         command="",
         key="",
-        outcome="done",
+        status="done",
         started=min(path.stat().st_mtime for path in step.outputs),
         seconds=sum(map(_stated_seconds, step.outputs)),
-        made=tuple(inside),
+        output_paths=tuple(inside),
     )
 
 

@@ -21,12 +21,12 @@ class Benchmark:
     """One benchmark.
 
     Args:
-        kind: what sort of result it gives.
+        benchmark_type: what sort of result it gives.
         about: one line: what is measured.
         needs: ``"encoder"`` (with a text tower), ``"tower"`` (an encoder with or without one) or ``"llava"``.
         evaluate: ``module:function`` of (row, config) → Outcome.
         data_hash: ``module:function`` of config → SHA-256 of the data that it reads.
-        takes: which fields of ``BenchmarkConfig`` it reads, besides name, data, uses and limit.
+        takes: which fields of ``BenchmarkConfig`` it reads, besides name, data, task and limit.
         task: MLLM: lmms-eval's task name.
         folder: MLLM: folder below lmms-eval's ``tasks`` that defines it (spares reading all 2,000 definitions), or the
             user's own.
@@ -36,13 +36,13 @@ class Benchmark:
         also: MLLM: configurations of the data set that the task's functions read beside its own.
         max_new_tokens: MLLM: cap of an answer where the task itself states none.
         judged: MLLM: its scorer asks a judge, another model (``benchmarks.tasks.mllm.judge``).
-        without_skill: one sentence for below the table: what a model gets that does not look at the picture.
+        trivial_baseline_note: one sentence for below the table: what a model gets that does not look at the picture.
         items: how many questions, or pictures, the published set has; None where it is whatever the user brings.
         license: of the published set, as its source states it.
         size: of the published set on disk, roughly; empty where it is not known.
     """
 
-    kind: Kind
+    benchmark_type: Kind
     about: str
     needs: RequiredModel
     evaluate: str
@@ -56,7 +56,7 @@ class Benchmark:
     also: tuple[str, ...] = ()
     max_new_tokens: int | None = None
     judged: bool = False
-    without_skill: str = ""
+    trivial_baseline_note: str = ""
     items: int | None = None
     license: str = ""
     size: str = ""

@@ -73,8 +73,8 @@ class EvalModel:
             precision=str(self.llava[0].dtype),
             libraries={name: library_versions().get(name) for name in ("lmms-eval", "transformers", "torch")},
         )
-        folder = Path(self.config.results) / CACHE_DIR / "answers" / key
-        return AnswerCache(folder, self.processes, again=self.config.again)
+        folder = Path(self.config.output) / CACHE_DIR / "answers" / key
+        return AnswerCache(folder, self.processes, again=self.config.overwrite)
 
     @functools.cached_property
     def encoder(self) -> DualEncoder:
@@ -85,7 +85,7 @@ class EvalModel:
         """
         from benchmarks.tasks.encoders.embedding import load_dual_encoder
 
-        return load_dual_encoder(self.path("encoder"), self.device, self.config.precision)
+        return load_dual_encoder(self.path("encoder"), self.device, self.config.dtype)
 
     @functools.cached_property
     def tower(self) -> DualEncoder:
@@ -97,7 +97,7 @@ class EvalModel:
         if self._is_bare_tower:
             from benchmarks.tasks.encoders.image_tower import load_image_tower
 
-            return load_image_tower(str(self.config.encoder), self.device, self.config.precision)
+            return load_image_tower(str(self.config.encoder), self.device, self.config.dtype)
         return self.encoder
 
     @property
@@ -117,7 +117,7 @@ class EvalModel:
         go_offline()
         from benchmarks.tasks.mllm.llava_model import load_for_evaluation
 
-        return load_for_evaluation(self.path("llava"), self.device, self.config.precision)
+        return load_for_evaluation(self.path("llava"), self.device, self.config.dtype)
 
     @functools.cached_property
     def lmms(self) -> Any:
@@ -165,10 +165,10 @@ def _other_model(config: LmmsModel) -> dict[str, str]:
     from benchmarks.tasks.mllm.lmms_models import check_lmms_model_name
 
     check_lmms_model_name(config.model)
-    values = [argument.partition("=")[2] for argument in config.args.split(",")]
+    values = [argument.partition("=")[2] for argument in config.model_args.split(",")]
     hashes = [_model_hash(value) for value in values if value and Path(value).is_dir()]
-    name = f"lmms-eval's {config.model} ({config.args})"
-    return {"path": name, "hash": digest([config.model, config.args, *hashes])}
+    name = f"lmms-eval's {config.model} ({config.model_args})"
+    return {"path": name, "hash": digest([config.model, config.model_args, *hashes])}
 
 
 @functools.cache

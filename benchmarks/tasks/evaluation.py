@@ -27,7 +27,7 @@ class MetricSpec:
 
     Args:
         label: for a column's head.
-        formula: a name in ``aggregation.AGGREGATIONS``; None where the scorer alone knows.
+        aggregation: a name in ``aggregation.AGGREGATIONS``; None where the scorer alone knows.
         columns: item columns that the formula takes.
         scale: what to multiply the value by to show it.
         higher_is_better: None where neither is better.
@@ -36,7 +36,7 @@ class MetricSpec:
     """
 
     label: str
-    formula: str | None = "mean"
+    aggregation: str | None = "mean"
     columns: tuple[str, ...] = ()
     scale: float = 100.0
     higher_is_better: bool | None = True
@@ -53,14 +53,14 @@ class Evaluation:
         primary: the metrics for the main table.
         protocol: all that the numbers depend on besides the model.
         items: one row per item (``results.ITEM_COLUMNS`` and the metrics' columns).
-        absent: metric → why it is missing.
+        missing_metrics: metric → why it is missing.
     """
 
     metrics: Mapping[str, Metric]
     primary: tuple[str, ...]
     protocol: Mapping[str, Any]
     items: pd.DataFrame
-    absent: Mapping[str, str] = field(default_factory=dict)
+    missing_metrics: Mapping[str, str] = field(default_factory=dict)
 
 
 def compute_metric(
@@ -79,7 +79,7 @@ def compute_metric(
     """
     names = spec.columns
     present = items[names[0]].notna() if names else items["item"].notna()
-    formula = spec.formula
+    formula = spec.aggregation
     interval = statistics.ConfidenceInterval(low=None, high=None, method="none")
     if formula is not None:
         columns = columns_of(items, names)
@@ -96,17 +96,17 @@ def compute_metric(
         raise ValueError(f"{spec.label}: a metric without a formula needs a value")
     return Metric(
         value=float(value),
-        low=None if interval.low is None else min(interval.low, value),  # a skewed metric's may leave the value out
-        high=None if interval.high is None else max(interval.high, value),
+        ci_low=None if interval.low is None else min(interval.low, value),  # a skewed metric's may leave the value out
+        ci_high=None if interval.high is None else max(interval.high, value),
         n=int(present.sum()),
         clusters=int(items.loc[present, "image"].nunique()),
         higher_is_better=spec.higher_is_better,
         scale=spec.scale,
         label=spec.label,
-        interval=interval.method,
-        formula=formula,
+        ci_method=interval.method,
+        aggregation=formula,
         columns=names if formula else (),
-        blind=_blind(items, spec, blind) if formula else {},
+        chance_levels=_blind(items, spec, blind) if formula else {},
     )
 
 
@@ -114,10 +114,10 @@ def _blind(items: pd.DataFrame, spec: MetricSpec, ways: ChanceLevels) -> dict[st
     """The metric, had the answers been made without looking; left out where none of its columns depends on them."""
     found: dict[str, float] = {}
     for way, columns in ways.items():
-        if spec.formula and spec.higher_is_better is not None and set(spec.columns) & set(columns):
+        if spec.aggregation and spec.higher_is_better is not None and set(spec.columns) & set(columns):
             answered = columns_of(items, spec.columns)
             answered |= {name: columns[name] for name in spec.columns if name in columns}
-            value = statistics.aggregate(spec.formula, answered, spec.columns)
+            value = statistics.aggregate(spec.aggregation, answered, spec.columns)
             found |= {} if math.isnan(value) else {way: value}
     return found
 

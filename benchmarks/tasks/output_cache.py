@@ -1,9 +1,9 @@
 """What a model makes of items, cached beside the results batch by batch, so that interrupted work resumes.
 
-    <results>/.kept/vectors/<kk>/<key>.safetensors    embeddings of all pictures, or all texts, of a data set
-    <results>/.kept/vectors/<key>-<layout>/           the batches of one that is being computed
-    <results>/.kept/answers/<key>/                    a LLaVA's answers, a line each, as they come
-    <results>/.kept/encoders/<name>-<key>/            the encoder of a checkpoint that was evaluated during training
+    <output>/.cache/vectors/<kk>/<key>.safetensors    embeddings of all pictures, or all texts, of a data set
+    <output>/.cache/vectors/<key>-<layout>/           the batches of one that is being computed
+    <output>/.cache/answers/<key>/                    a LLaVA's answers, a line each, as they come
+    <output>/.cache/encoders/<name>-<key>/            the encoder of a checkpoint that was evaluated during training
 
 The key is a hash of all that they depend on (`clips.core.cache`): nothing stale is ever found, and other benchmarks and
 settings on the same data find what is there. The directory can be deleted at any time.
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from clips.parallel.distributed import DistributedContext
 
-CACHE_DIR = ".kept"
+CACHE_DIR = ".cache"
 Batches = Sequence[Sequence[int]]
 Compute = Callable[[Batches], "Iterator[torch.Tensor]"]
 

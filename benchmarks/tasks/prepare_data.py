@@ -1,7 +1,7 @@
 """Local data in a layout that the suite reads: ``clips-bench prepare --what cocoqa --source DIR --output DIR``.
 
 A converter is one entry in ``CONVERTERS``. Most write the layout of an upstream task of lmms-eval, which evaluates it
-with ``uses:``, for instance ``{name: cocoqa, uses: gqa, data: OUT}``.
+with ``task:``, for instance ``{name: cocoqa, task: gqa, data: OUT}``.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class PrepareConfig:
     """Write local data in a layout that the suite reads.
 
     Args:
-        what: ``cocoqa`` (as GQA), ``karpathy`` or ``flickr8k`` (a split of a Karpathy JSON, as NoCaps), ``mmvet`` (all
-            of MM-Vet) or ``coco_long`` (photos with long captions by MLLMs as a table to train on, and others for
+        dataset: ``cocoqa`` (as GQA), ``karpathy`` or ``flickr8k`` (a split of a Karpathy JSON, as NoCaps), ``mmvet``
+            (all of MM-Vet) or ``coco_long`` (photos with long captions by MLLMs as a table to train on, and others for
             retrieval).
         source: the directory of the data: ``questions.jsonl``, one ``dataset_*.json`` or ``mm-vet.jsonl``, beside
             ``images``; for coco_long the directory of both ``coco_long`` and ``coco_mini``.
@@ -40,20 +40,20 @@ class PrepareConfig:
         limit: the first so many pictures only; for trials.
     """
 
-    what: str
+    dataset: str
     source: str
     output: str
     split: str | None = None
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        if self.what not in CONVERTERS:
-            raise unknown_name_error(self.what, CONVERTERS, "data set")
+        if self.dataset not in CONVERTERS:
+            raise unknown_name_error(self.dataset, CONVERTERS, "data set")
         if self.limit is not None and self.limit < 1:
             raise UserError(f"limit: expected at least 1, got {self.limit}")
-        if self.split is not None and self.what in _WITHOUT_SPLITS:
-            raise UserError(f"split: {self.what} has none, got '{self.split}'")
-        if self.what == "cocoqa" and self.split not in {None, *_COCOQA_SPLITS}:
+        if self.split is not None and self.dataset in _WITHOUT_SPLITS:
+            raise UserError(f"split: {self.dataset} has none, got '{self.split}'")
+        if self.dataset == "cocoqa" and self.split not in {None, *_COCOQA_SPLITS}:
             raise unknown_name_error(str(self.split), _COCOQA_SPLITS, "split of cocoqa")
 
 
@@ -68,7 +68,7 @@ def run_prepare(config: PrepareConfig) -> None:
         UserError: the source is missing or malformed, or nothing of it is left.
     """
     with atomic_artifact_dir(config.output, kind="hub") as folder:
-        details = CONVERTERS[config.what](config, folder)
+        details = CONVERTERS[config.dataset](config, folder)
         write_manifest(folder, kind="hub", config=config, counts=details)
     log_info(f"{config.output}: {', '.join(f'{count} {name}' for name, count in details.items())}")
 

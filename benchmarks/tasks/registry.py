@@ -15,7 +15,7 @@ def lmms_benchmark(about: str, task: str, folder: str, dataset: str, **more: Any
     """The entry of a task of lmms-eval's."""
     judge = ("judge_model", "judge_url", "judge_key_env")
     return Benchmark(
-        kind="mllm",
+        benchmark_type="mllm",
         about=about,
         needs="llava",
         evaluate="benchmarks.tasks.mllm.evaluate_task:evaluate",
@@ -23,16 +23,16 @@ def lmms_benchmark(about: str, task: str, folder: str, dataset: str, **more: Any
         task=task,
         folder=folder,
         dataset=dataset,
-        takes=("max_new_tokens", "without", *judge),
+        takes=("max_new_tokens", "exclude_metrics", *judge),
         **more,
     )
 
 
-_CAPTION_SETS = ("split", "images", "captions_per_image", "format", "subset", "image_column", "caption_columns")
+_CAPTION_SETS = ("split", "image_root", "captions_per_image", "format", "subset", "image_column", "caption_columns")
 
 
 def compositional_benchmarks(name: str, format: str, about: str, **more: Any) -> dict[str, Benchmark]:
-    """The entries of a compositional benchmark: by similarity, and of a LLaVA by likelihood and asked in words."""
+    """The entries of a compositional benchmark: by similarity, and of a LLaVA by likelihood and as multiple choice."""
     pair = (
         "A model that ignores the picture may prefer one kind of caption, and end above or below chance."
         if name != "winoground"
@@ -40,19 +40,19 @@ def compositional_benchmarks(name: str, format: str, about: str, **more: Any) ->
     )
     ways: dict[str, tuple[str, RequiredModel, str, tuple[str, ...]]] = {
         name: ("similarity", "encoder", "by similarity", ()),
-        f"{name}_likelihood": ("loglikelihood", "llava", "by likelihood", ("prompt", "likelihood")),
-        f"{name}_asked": ("multiple_choice", "llava", "asked as A or B", ("prompt",)),
+        f"{name}_likelihood": ("loglikelihood", "llava", "by likelihood", ("prompt", "likelihood_score")),
+        f"{name}_mcq": ("multiple_choice", "llava", "multiple choice, A or B", ("prompt",)),
     }
     return {
         entry: Benchmark(
-            kind="choice",
+            benchmark_type="choice",
             about=f"{about}, {how}",
             needs=needs,
             evaluate=f"benchmarks.tasks.compositional.{module}:evaluate",
             data_hash="benchmarks.tasks.compositional.caption_scores:data_hash",
             format=format,
-            takes=("images", *takes),
-            without_skill=pair,
+            takes=("image_root", *takes),
+            trivial_baseline_note=pair,
             **more,
         )
         for entry, (module, needs, how, takes) in ways.items()
@@ -61,7 +61,7 @@ def compositional_benchmarks(name: str, format: str, about: str, **more: Any) ->
 
 BENCHMARKS: dict[str, Benchmark] = {
     "retrieval": Benchmark(
-        kind="retrieval",
+        benchmark_type="retrieval",
         about="zero-shot retrieval between pictures and their captions, both ways (COCO and Flickr30K protocol)",
         needs="encoder",
         evaluate="benchmarks.tasks.encoders.retrieval:evaluate",
@@ -69,15 +69,15 @@ BENCHMARKS: dict[str, Benchmark] = {
         takes=(*_CAPTION_SETS, "language"),
     ),
     "long_retrieval": Benchmark(
-        kind="retrieval",
+        benchmark_type="retrieval",
         about="the same with long captions, whole and cut to their first words (DOCCI, DCI, Urban-1k, ShareGPT4V, IIW)",
         needs="encoder",
         evaluate="benchmarks.tasks.encoders.long_retrieval:evaluate",
         data_hash="benchmarks.tasks.encoders.retrieval:data_hash",
-        takes=(*_CAPTION_SETS, "language", "words"),
+        takes=(*_CAPTION_SETS, "language", "word_limits"),
     ),
     "multilingual_retrieval": Benchmark(
-        kind="retrieval",
+        benchmark_type="retrieval",
         about="the same in several languages, and their mean (XM3600, Flickr30k-200, XTD10, XTD200)",
         needs="encoder",
         evaluate="benchmarks.tasks.encoders.multilingual:evaluate",
@@ -85,7 +85,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         takes=(*_CAPTION_SETS, "languages"),
     ),
     "classification": Benchmark(
-        kind="classification",
+        benchmark_type="classification",
         about="zero-shot classification by prompts: ImageNet, its shifts, any set of CLIP_benchmark's layout",
         needs="encoder",
         evaluate="benchmarks.tasks.encoders.classification:evaluate",
@@ -93,7 +93,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         takes=("split", "templates"),
     ),
     "linear_probe": Benchmark(
-        kind="classification",
+        benchmark_type="classification",
         about="logistic regression on an image tower's features, learned from a train split",
         needs="tower",
         evaluate="benchmarks.tasks.encoders.linear_probe:evaluate",
@@ -101,22 +101,22 @@ BENCHMARKS: dict[str, Benchmark] = {
         takes=("split", "train_split"),
     ),
     "pointing": Benchmark(
-        kind="pointing",
+        benchmark_type="pointing",
         about="does the map of similarity with a phrase point at what it names: JSON lines with boxes, or scenes",
         needs="encoder",
         evaluate="benchmarks.tasks.encoders.pointing:evaluate",
         data_hash="benchmarks.tasks.encoders.pointing:data_hash",
-        takes=("images",),
-        without_skill="What a map finds without the phrase, 'all phrases at once' shows.",
+        takes=("image_root",),
+        trivial_baseline_note="What a map finds without the phrase, 'all phrases at once' shows.",
     ),
     "recaption": Benchmark(
-        kind="captions",
+        benchmark_type="captions",
         about="an encoder's captioner: what it writes of a picture and its web caption, against a synthetic caption",
         needs="encoder",
         evaluate="benchmarks.tasks.encoders.recaption:evaluate",
         data_hash="benchmarks.tasks.encoders.recaption:data_hash",
-        takes=("format", "images", "split", "subset", "web", "synthetic"),
-        without_skill=(
+        takes=("format", "image_root", "split", "subset", "web_caption", "synthetic_caption"),
+        trivial_baseline_note=(
             "What a captioner gets that says the same of every picture, 'CIDEr of another picture's caption' shows."
         ),
     ),
@@ -210,7 +210,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "mmmu_val",
         "mmmu",
         "lmms-lab-encoder/MMMU",
-        without_skill="Answers that its scorer cannot read are guessed by it.",
+        trivial_baseline_note="Answers that its scorer cannot read are guessed by it.",
         size="341 MB",
         items=900,
         license="Apache-2.0",

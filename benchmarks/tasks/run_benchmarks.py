@@ -46,12 +46,12 @@ def run_benchmarks(config: RunConfig) -> None:
         _ = row.device  # refused at once where there is none
     for number, benchmark in enumerate(config.benchmarks, 1):
         _check(row, benchmark, f"benchmarks[{number}]")
-    run_on_all(row.processes, lambda: writable_directory(Path(config.results) / config.row))
+    run_on_all(row.processes, lambda: writable_directory(Path(config.output) / config.model_name))
     results = []
     for benchmark in config.benchmarks:
         with _alone(row, benchmark):
             results.append(_one(row, benchmark))
-    failed = [f"{result.benchmark} ({result.reason})" for result in results if result.status == "failed"]
+    failed = [f"{result.benchmark} ({result.failure_reason})" for result in results if result.status == "failed"]
     if failed:
         raise UserError(f"failed: {', '.join(failed)}")
 
@@ -60,7 +60,7 @@ def _check(row: EvalModel, config: BenchmarkConfig, item: str) -> None:
     """Refuse what no benchmark could run with; ``item`` is the config's place."""
     entry = get_benchmark(config.entry)
     row.model(entry.needs)
-    check_not_newer(row.config.results, row.config.row, config.name)
+    check_not_newer(row.config.output, row.config.model_name, config.name)
     for field in config.given():
         if field not in {*entry.takes, *COMMON_FIELDS}:
             takes = ", ".join(sorted({*entry.takes, *COMMON_FIELDS}))
@@ -76,11 +76,11 @@ def _alone(row: EvalModel, config: BenchmarkConfig) -> Iterator[None]:
     if not row.processes.is_main:
         yield
         return
-    lock = FileLock(Path(row.config.results) / row.config.row / f".{config.name}.lock")
+    lock = FileLock(Path(row.config.output) / row.config.model_name / f".{config.name}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        log_info(f"{row.config.row} {config.name}: another run works on it, waiting")
+        log_info(f"{row.config.model_name} {config.name}: another run works on it, waiting")
         lock.acquire()
     try:
         yield
@@ -99,8 +99,8 @@ def _one(row: EvalModel, config: BenchmarkConfig) -> Result:
     reason = None
     try:
         key = _key(row, entry, config, model["hash"])
-        if earlier is not None and (earlier.key, earlier.schema) == (key, SCHEMA) and not row.config.again:
-            _say(row, f"{row.config.row} {config.name}: done already ({_headline(earlier)})")
+        if earlier is not None and (earlier.key, earlier.schema) == (key, SCHEMA) and not row.config.overwrite:
+            _say(row, f"{row.config.model_name} {config.name}: done already ({_headline(earlier)})")
             return earlier
         row.load(entry.needs)  # now, so that the time of a benchmark is its own
         started = time.perf_counter()
@@ -121,8 +121,8 @@ def _one(row: EvalModel, config: BenchmarkConfig) -> Result:
     result = run_on_main(row.processes, lambda: _result(row, entry, config, model, key, outcome, reason, seconds))
     kept = "; the earlier result is kept" if result.status == "failed" and earlier is not None else ""
     if row.processes.is_main and not kept:
-        write_result(row.config.results, result, None if outcome is None else outcome.items)
-    _say(row, f"{row.config.row} {config.name}: {_headline(result)}{kept}")
+        write_result(row.config.output, result, None if outcome is None else outcome.items)
+    _say(row, f"{row.config.model_name} {config.name}: {_headline(result)}{kept}")
     return result
 
 
@@ -142,11 +142,11 @@ def _result(
     seconds: float,
 ) -> Result:
     result = Result(
-        row=row.config.row,
+        model_name=row.config.model_name,
         benchmark=config.name,
-        kind=entry.kind,
+        benchmark_type=entry.benchmark_type,
         status="failed" if outcome is None else "ok",
-        reason=reason,
+        failure_reason=reason,
         model=model,
         seconds=round(seconds, 3),
         git=git_state(),
@@ -160,8 +160,8 @@ def _result(
         result,
         metrics={name: metric for name, metric in outcome.metrics.items() if name not in empty},
         primary=outcome.primary,
-        absent={**dict.fromkeys(empty, NO_VALUE), **outcome.absent},
-        without_skill=entry.without_skill,
+        missing_metrics={**dict.fromkeys(empty, NO_VALUE), **outcome.missing_metrics},
+        trivial_baseline_note=entry.trivial_baseline_note,
         protocol=outcome.protocol,
         fingerprint=fingerprint(outcome.protocol),
     )
@@ -177,7 +177,7 @@ def _key(row: EvalModel, entry: Benchmark, config: BenchmarkConfig, model_hash: 
         "libraries": {name: library_versions().get(name) for name in _LIBRARIES},
     }
     if entry.judged:
-        inputs["judge_model"] = make_judge(config, entry.task, row.config.results).model
+        inputs["judge_model"] = make_judge(config, entry.task, row.config.output).model
     untaken = [field.name for field in dataclasses.fields(config) if field.name not in {*entry.takes, *COMMON_FIELDS}]
     found = identity("clips-bench run", config, inputs)
     return digest({name: value for name, value in found.items() if not is_below(name, untaken)})
@@ -185,7 +185,7 @@ def _key(row: EvalModel, entry: Benchmark, config: BenchmarkConfig, model_hash: 
 
 def _earlier(run_config: RunConfig, config: BenchmarkConfig) -> Result | None:
     """The result that is there already, whatever it depends on; None where there is none, or it is not whole."""
-    path = result_path(run_config.results, run_config.row, config.name)
+    path = result_path(run_config.output, run_config.model_name, config.name)
     if not path.is_file():
         return None
     try:
@@ -193,15 +193,15 @@ def _earlier(run_config: RunConfig, config: BenchmarkConfig) -> Result | None:
     except UserError:
         return None
     items = known.items is None or path.with_name(known.items).is_file()
-    judged = not any(why.startswith(NO_JUDGE) for why in known.absent.values())  # there may be one now
+    judged = not any(why.startswith(NO_JUDGE) for why in known.missing_metrics.values())  # there may be one now
     return known if known.status == "ok" and items and judged else None
 
 
 def _headline(result: Result) -> str:
     if result.status == "failed":
-        return f"failed: {result.reason}"
+        return f"failed: {result.failure_reason}"
     shown = [result.metrics[name] for name in result.primary if name in result.metrics]
     numbers = ", ".join(f"{metric.label} {metric.value * metric.scale:.1f}" for metric in shown)
     if numbers and (part := part_words(result)):
         numbers += f" ({part})"
-    return numbers or "; ".join(dict.fromkeys(result.absent.values())) or "no metric"
+    return numbers or "; ".join(dict.fromkeys(result.missing_metrics.values())) or "no metric"

@@ -11,14 +11,16 @@ from benchmarks.tasks.encoders.zero_shot_classifier import check_templates
 from clips.core.identity import RUN_ONLY
 from clips.errors import UserError, unknown_name_error
 
-COMMON_FIELDS = ("name", "data", "uses", "limit")
+COMMON_FIELDS = ("name", "data", "task", "limit")
 """The settings that every benchmark takes."""
 
 RequiredModel = Literal["encoder", "tower", "llava"]
 MODEL_FIELDS: dict[RequiredModel, str] = {"encoder": "encoder", "tower": "encoder", "llava": "llava"}
 """What a benchmark needs → the field of ``RunConfig`` that names it."""
-Likelihood = Literal["sum", "mean", "gain"]
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Likelihood = Literal["sum", "mean", "mutual_info"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+TORCH_DTYPES: dict[Precision, str] = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""Names of the dtypes in torch, and in the protocol of a result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,7 @@ class BenchmarkConfig:
             (docs/data-formats.md names them); classification: a directory of WebDataset shards, class folders or
             parquet files; compositional: the benchmark's own file or directory of files, or JSON lines of {image,
             caption, negative}; MLLM: a directory in the hub's layout (it holds ``lmms-lab-encoder/...``).
-        uses: the benchmark to run (``clips-bench list``), any task name of lmms-eval, or a task of one's own: its YAML
+        task: the benchmark to run (``clips-bench list``), any task name of lmms-eval, or a task of one's own: its YAML
             file, its folder, or ``FOLDER/TASK``; by default ``name``.
         split: of data that have any; of retrieval's ``all`` takes every one.
         train_split: what a linear probe learns from.
@@ -39,27 +41,27 @@ class BenchmarkConfig:
             ``{}`` for its name; by default those in the file beside the data.
         prompt: what a LLaVA is asked for captions, or for the letter of one (with ``{a}`` and ``{b}``); by default the
             benchmark's own.
-        likelihood: a caption's log-likelihood is its ``sum`` over tokens, their ``mean``, or the ``gain`` of the sum
-            over what it is without the picture.
-        images: folder of the pictures; by default ``images`` beside a JSON, or the folder of the file itself.
+        likelihood_score: a caption's score: the ``sum`` of its token log-likelihoods, their ``mean``, or
+            ``mutual_info``, the sum minus that without the image (pointwise mutual information).
+        image_root: folder of the pictures; by default ``images`` beside a JSON, or the folder of the file itself.
         captions_per_image: retrieval uses the first so many captions of each picture (5 under the COCO protocol).
         format: of retrieval's data, where what lies there leaves a doubt; ``datasets`` with a name on the hub. Of
             recaption's the format of a training source, by default ``webdataset``.
-        web: recaption: where the web caption is found, as ``web`` of a training source.
-        synthetic: recaption: where the synthetic caption is found, likewise.
+        web_caption: recaption: where the web caption is found, as ``web_caption`` of a training source.
+        synthetic_caption: recaption: where the synthetic caption is found, likewise.
         language: of data in several languages.
         languages: multilingual retrieval: those whose mean is the result.
         subset: a data set's configuration on the hub.
         image_column: of a table (CSV, TSV, parquet) or data in the hub's layout.
         caption_columns: likewise; one column of lists, or several. By default captions, caption, sentences, texts,
             text, raw, or caption_0, caption_1, …, whichever is there.
-        words: long retrieval: the captions are also cut to their first so many words.
+        word_limits: long retrieval: the captions are also cut to their first so many words.
         limit: use the first so many pictures or questions only (in classification so many spread evenly); for trials,
             stated in the protocol.
         max_new_tokens: cap of an answer's length; by default the task's own.
         scale: a task that `clips-bench list` does not name: what its metrics are multiplied by to show them; by default
             100 where all numbers of the questions are from 0 to 1 and higher is better, and 1 otherwise.
-        without: metrics of lmms-eval's that are not to be computed (METEOR takes seconds).
+        exclude_metrics: metrics of lmms-eval's that are not to be computed (METEOR takes seconds).
         judge_model: the model that marks answers where the scorer asks one (MM-Vet); by default $MODEL_VERSION, or the
             one that the task names.
         judge_url: its OpenAI-compatible address, ``http://host:port/v1``; by default $OPENAI_API_URL, or OpenAI's.
@@ -68,27 +70,27 @@ class BenchmarkConfig:
 
     name: str = dataclasses.field(metadata=RUN_ONLY)
     data: str = dataclasses.field(metadata=RUN_ONLY)  # the hash of what it holds counts
-    uses: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)  # as the entry that it names
+    task: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)  # as the entry that it names
     split: str = "test"
     train_split: str = "train"
     templates: str | tuple[str, ...] | None = None
     prompt: str | None = None
-    likelihood: Likelihood = "sum"
-    images: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
+    likelihood_score: Likelihood = "sum"
+    image_root: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
     captions_per_image: int = 5
     format: str | None = None
-    web: str = "auto"
-    synthetic: str = "auto"
+    web_caption: str = "auto"
+    synthetic_caption: str = "auto"
     language: str | None = None
     languages: tuple[str, ...] = ()
     subset: str | None = None
     image_column: str = "image"
     caption_columns: tuple[str, ...] = ()
-    words: tuple[int, ...] = (8, 16, 32, 64, 128, 256)
+    word_limits: tuple[int, ...] = (8, 16, 32, 64, 128, 256)
     limit: int | None = None
     max_new_tokens: int | None = None
     scale: float | None = None
-    without: tuple[str, ...] = ()
+    exclude_metrics: tuple[str, ...] = ()
     judge_model: str | None = dataclasses.field(
         default=None, metadata=RUN_ONLY
     )  # as the model that judges, named by it or not
@@ -99,24 +101,25 @@ class BenchmarkConfig:
         check_name(self.name, "benchmarks.name")
         if self.templates is not None:
             check_templates(self.templates, "benchmarks.templates")
-        if self.likelihood not in get_args(Likelihood):
-            raise unknown_name_error(self.likelihood, get_args(Likelihood), "benchmarks.likelihood")
+        if self.likelihood_score not in get_args(Likelihood):
+            raise unknown_name_error(self.likelihood_score, get_args(Likelihood), "benchmarks.likelihood_score")
         for field in ("captions_per_image", "limit", "max_new_tokens"):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise UserError(f"benchmarks.{field}: expected at least 1, got {value} (benchmark '{self.name}')")
         if self.scale is not None and not self.scale > 0:
             raise UserError(f"benchmarks.scale: expected more than 0, got {self.scale} (benchmark '{self.name}')")
-        if not self.words or list(self.words) != sorted({each for each in self.words if each > 0}):
+        if not self.word_limits or list(self.word_limits) != sorted({each for each in self.word_limits if each > 0}):
             raise UserError(
-                f"benchmarks.words: expected growing numbers above 0, got {list(self.words)} (benchmark '{self.name}')"
+                f"benchmarks.word_limits: expected growing numbers above 0, got {list(self.word_limits)} "
+                f"(benchmark '{self.name}')"
             )
         if len(set(self.languages)) < len(self.languages):
             raise UserError(f"benchmarks.languages: expected different ones (benchmark '{self.name}')")
 
     def local_paths(self) -> dict[str, str]:
         """Field → what must lie on this machine; a data set of the hub need not."""
-        named = {"data": None if self.format == "datasets" else self.data, "images": self.images}
+        named = {"data": None if self.format == "datasets" else self.data, "image_root": self.image_root}
         return {field: path for field, path in named.items() if path is not None}
 
     def given(self) -> list[str]:
@@ -127,7 +130,7 @@ class BenchmarkConfig:
     @property
     def entry(self) -> str:
         """The name under which the registry, or lmms-eval, knows it."""
-        return self.uses or self.name
+        return self.task or self.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +143,7 @@ class LmmsModel:
     """
 
     model: str
-    args: str = ""
+    model_args: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,21 +151,21 @@ class RunConfig:
     """Evaluate one model on a list of benchmarks and write one result file for each.
 
     Args:
-        row: the model's name in the table.
-        results: directory of the result files, ``<results>/<row>/<benchmark>.json``.
+        model_name: the model's name in the table.
+        output: directory of the result files, ``<output>/<model_name>/<benchmark>.json``.
         benchmarks: the benchmarks, each with its data.
         encoder: an encoder directory with a text tower (open_clip layout), or ``hf-hub:ORG/NAME``, for all that
             compares pictures and texts; for a linear probe any encoder that a LLaVA can be made with.
         llava: a LLaVA directory, or ``ORG/NAME`` on the hub, for MLLM benchmarks.
         lmms: one of lmms-eval's own models, in the place of ``llava``; device and precision are its arguments' affair.
         batch_size: pictures, captions or questions that go through the model at once.
-        precision: of the model; ``auto`` is float32, except for a LLaVA on a GPU, which runs in bfloat16.
+        precision: of the model; ``auto`` is fp32, except for a LLaVA on a GPU, which runs in bf16.
         device: ``auto`` is a GPU where there is one.
-        again: evaluate also what is done already.
+        overwrite: evaluate also what is done already.
     """
 
-    row: str
-    results: str
+    model_name: str
+    output: str
     benchmarks: list[BenchmarkConfig]
     encoder: str | None = None
     llava: str | None = None
@@ -170,10 +173,10 @@ class RunConfig:
     batch_size: int = 64
     precision: Precision = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    again: bool = False
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
-        check_name(self.row, "row")
+        check_name(self.model_name, "model_name")
         if self.llava is not None and self.lmms is not None:
             raise UserError("lmms: expected either it or 'llava', got both")
         if self.encoder is None and self.llava is None and self.lmms is None:
@@ -183,6 +186,11 @@ class RunConfig:
         names = [benchmark.name for benchmark in self.benchmarks]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise UserError(f"benchmarks.name: '{twice[0]}' is there twice; give one of them another name and 'uses:'")
+            raise UserError(f"benchmarks.name: '{twice[0]}' is there twice; give one of them another name and 'task:'")
         if self.batch_size < 1:
             raise UserError(f"batch_size: expected at least 1, got {self.batch_size}")
+
+    @property
+    def dtype(self) -> str:
+        """``precision`` as torch names it; ``auto`` where the model decides."""
+        return TORCH_DTYPES[self.precision]

@@ -22,25 +22,25 @@ class RunSingleConfig:
     """Evaluate one encoder, or one LLaVA, on a list of benchmarks.
 
     Args:
-        directory: of the encoder or LLaVA, or its name on the hub. Of an encoder that is still training the latest
+        model: of the encoder or LLaVA, or its name on the hub. Of an encoder that is still training the latest
             checkpoint is taken.
         benchmarks: the benchmarks, each with its data.
-        row: the model's name in the table; by default the directory's, with the number of steps of a checkpoint.
-        results: directory of the result files, ``<results>/<row>/<benchmark>.json``.
+        model_name: the model's name in the table; by default the directory's, with the number of steps of a checkpoint.
+        output: directory of the result files, ``<output>/<model_name>/<benchmark>.json``.
         batch_size: pictures, captions or questions that go through the model at once.
-        precision: of the model; ``auto`` is float32, except for a LLaVA on a GPU, which runs in bfloat16.
+        precision: of the model; ``auto`` is fp32, except for a LLaVA on a GPU, which runs in bf16.
         device: ``auto`` is a GPU where there is one.
-        again: evaluate also what is done already.
+        overwrite: evaluate also what is done already.
     """
 
-    directory: str
+    model: str
     benchmarks: list[BenchmarkConfig]
-    row: str | None = None
-    results: str = "results"
+    model_name: str | None = None
+    output: str = "results"
     batch_size: int = 64
     precision: Precision = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    again: bool = False
+    overwrite: bool = False
 
 
 def run_encoder(config: RunSingleConfig) -> None:
@@ -49,11 +49,11 @@ def run_encoder(config: RunSingleConfig) -> None:
     Raises:
         UserError: as of ``benchmarks.tasks.run_benchmarks.run_benchmarks``.
     """
-    directory, name = config.directory, _name(config.directory)
+    directory, name = config.model, _name(config.model)
     run_directory = Path(directory)
     if not (run_directory / OPEN_CLIP_CONFIG).is_file() and (found := list_checkpoints(run_directory)):
         name = f"{name}-step-{read_train_state(found[-1]).step}"
-        directory = _exported(found[-1], Path(config.results) / CACHE_DIR / "encoders", name)
+        directory = _exported(found[-1], Path(config.output) / CACHE_DIR / "encoders", name)
     run_benchmarks(_run_config(config, name, encoder=directory))
 
 
@@ -63,20 +63,20 @@ def run_llava(config: RunSingleConfig) -> None:
     Raises:
         UserError: as of ``benchmarks.tasks.run_benchmarks.run_benchmarks``.
     """
-    run_benchmarks(_run_config(config, _name(config.directory), llava=config.directory))
+    run_benchmarks(_run_config(config, _name(config.model), llava=config.model))
 
 
 def _run_config(
     config: RunSingleConfig, name: str, *, encoder: str | None = None, llava: str | None = None
 ) -> RunConfig:
     return RunConfig(
-        row=config.row or name,
-        results=config.results,
+        model_name=config.model_name or name,
+        output=config.output,
         benchmarks=config.benchmarks,
         batch_size=config.batch_size,
         precision=config.precision,
         device=config.device,
-        again=config.again,
+        overwrite=config.overwrite,
         encoder=encoder,
         llava=llava,
     )
@@ -98,6 +98,6 @@ def _exported(checkpoint: Path, folder: Path, name: str) -> str:
     made = made_once(
         folder / f"{name}-{key[:12]}",
         is_made=lambda directory: (directory / OPEN_CLIP_CONFIG).is_file(),
-        make=lambda directory: run_export(ExportConfig(run=str(checkpoint), output=str(directory))),
+        make=lambda directory: run_export(ExportConfig(checkpoint=str(checkpoint), output=str(directory))),
     )
     return str(made)

@@ -47,7 +47,7 @@ def parts(results: Iterable[Result]) -> list[str]:
     rows: dict[str, list[str]] = {}
     for result in results:
         if words := part_words(result):
-            rows.setdefault(f"{result.benchmark}: {words}", []).append(result.row)
+            rows.setdefault(f"{result.benchmark}: {words}", []).append(result.model_name)
     return [f"{words} ({_few(names)})" for words, names in rows.items()]
 
 
@@ -75,7 +75,7 @@ def _published(result: Result) -> int:
     if entry is not None:
         return entry.items or 0
     known = {_plain(known.name): known.items for sets in KNOWN_DATASETS.values() for known in sets}
-    return known.get(_plain(result.benchmark), 0) if result.kind in {"retrieval", "classification"} else 0
+    return known.get(_plain(result.benchmark), 0) if result.benchmark_type in {"retrieval", "classification"} else 0
 
 
 def _plain(name: str) -> str:

@@ -1,7 +1,7 @@
 """Subcommands whose options are the fields of a frozen dataclass.
 
 Each command is a function of one config: ``def train(config: TrainConfig) -> None``. Its YAML file
-(``--config FILE``) is the record of a run, dotted flags (``--optim.learning_rate 1e-3``) override it,
+(``--config FILE``) is the record of a run, dotted flags (``--optimizer.learning_rate 1e-3``) override it,
 ``--print_config`` shows what would run. The module of a command is imported when that command is
 called, so ``clips --help`` is quick although training needs torch; what is wrong with a config is
 told before that, too.

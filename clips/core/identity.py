@@ -140,7 +140,7 @@ def is_below(name: str, fields: Iterable[str]) -> bool:
 
 @functools.cache
 def run_only_fields(config_class: type) -> frozenset[str]:
-    """Dotted names of the marked fields; below a list of configs they are called ``data.sources[].cache``."""
+    """Dotted names of the marked fields; below a list of configs they are called ``data.sources[].cache_dir``."""
     hints, names = typing.get_type_hints(config_class), set()
     for field in dataclasses.fields(config_class):
         if field.metadata.get("run_only"):

@@ -18,7 +18,7 @@ _SAME = list(range(256))
 
 def min_decode_size(size: int, config: AugmentConfig) -> int:
     """The least picture side to decode so that the smallest crop still has about ``size`` pixels a side."""
-    return math.ceil(size / math.sqrt(config.min_area))
+    return math.ceil(size / math.sqrt(config.crop_scale_min))
 
 
 def augment(image: Image.Image, size: int, config: AugmentConfig, rng: np.random.Generator) -> torch.Tensor:
@@ -26,9 +26,9 @@ def augment(image: Image.Image, size: int, config: AugmentConfig, rng: np.random
 
     In memory its channels stand last, as the decoder gives them and as the model wants them.
     """
-    box = _random_box(image.width, image.height, config.min_area, rng) if config.min_area < 1 else None
+    box = _random_box(image.width, image.height, config.crop_scale_min, rng) if config.crop_scale_min < 1 else None
     image = image.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
-    if config.flip and rng.random() < 0.5:
+    if config.horizontal_flip and rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if config.color_jitter and rng.random() < _JITTER_PROBABILITY:
         image = _jitter(image, config.color_jitter, rng)

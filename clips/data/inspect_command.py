@@ -1,7 +1,7 @@
 """Look at training data before money is spent on it.
 
 clips data inspect /data/recap/shards
-clips data inspect rows.parquet --format table --image url --web org_caption --synthetic re_caption
+clips data inspect rows.parquet --format table --web_caption org_caption --synthetic_caption re_caption
 clips data index s3://bucket/recap            (writes sizes.json, which shards from afar need)
 """
 
@@ -42,20 +42,21 @@ class InspectDatasetConfig(SourceConfig):
     """Report what a source of training data holds: counts, caption lengths, samples, and invalid samples.
 
     Args:
-        scan: number of samples to read, spread evenly over the source, if remote over 16 of its shards; 0 reads all.
-        shown: how many of them the page shows with their images.
-        page: the HTML page to write.
+        num_samples: number of samples to read, spread evenly over the source, if remote over 16 of its shards; 0 reads
+            all.
+        num_shown: how many of them the page shows with their images.
+        html_output: the HTML page to write.
         seed: of the captions that are sampled where a sample has several.
     """
 
-    scan: int = 2000
-    shown: int = 24
-    page: str = "inspect.html"
+    num_samples: int = 2000
+    num_shown: int = 24
+    html_output: str = "inspect.html"
     seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("scan", "shown", "seed"):
+        for name in ("num_samples", "num_shown", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
 
@@ -111,15 +112,20 @@ def run_inspect(config: InspectDatasetConfig) -> None:
         "Pixels of an image's short side": sides,
     }
     write_page(
-        config.page, title=config.path, lines=lines, examples=found.examples, invalid=found.invalid, charts=charts
+        config.html_output,
+        title=config.path,
+        lines=lines,
+        examples=found.examples,
+        invalid=found.invalid,
+        charts=charts,
     )
 
 
 def collect_stats(source: Source, config: InspectDatasetConfig) -> DatasetStats:
     """Read samples spread over ``source`` and collect their `Survey`."""
     found = DatasetStats(samples=len(source))
-    chosen = _chosen(source, config.scan)
-    shown = set(chosen[evenly(len(chosen), config.shown)].tolist()) if config.shown else set()
+    chosen = _chosen(source, config.num_samples)
+    shown = set(chosen[evenly(len(chosen), config.num_shown)].tolist()) if config.num_shown else set()
     tokenizer, seen = ClipsTokenizer(), Counter[str]()
     for index in progress_iter(chosen.tolist(), "reading"):
         found.scanned += 1
@@ -215,13 +221,13 @@ class IndexShardsConfig:
         path: a directory of .tar files, one .tar, or addresses as `clips data inspect` takes them.
         output: the file to write; null means sizes.json beside shards of this machine.
         cache: the folder for copies of shards from afar.
-        cache_gb: how much that folder may hold.
+        max_cache_gb: how much that folder may hold.
     """
 
     path: str
     output: str | None = None
-    cache: str = "~/.cache/clips/shards"
-    cache_gb: float = 100.0
+    cache_dir: str = "~/.cache/clips/shards"
+    max_cache_gb: float = 100.0
 
 
 def run_index(config: IndexShardsConfig) -> None:
@@ -231,7 +237,7 @@ def run_index(config: IndexShardsConfig) -> None:
         raise UserError(
             f"output: expected a file to write, since {config.path} is not here; then upload it as {SIZES_FILE}"
         )
-    cache = ShardCache(Path(config.cache).expanduser(), config.cache_gb * 1e9)
+    cache = ShardCache(Path(config.cache_dir).expanduser(), config.max_cache_gb * 1e9)
     output = Path(config.output) if config.output else Path(shards[0]).parent / SIZES_FILE
     begun = output.with_name(f"{output.name}.partial")
     sizes: dict[str, int] = {}

@@ -151,13 +151,13 @@ class TableImage(LazyImage):
             raise UserError(f"{self}: {f'{path}: ' if path else ''}{error}{below}") from None
 
 
-def image_bytes(found: Any, folder: str | Path, *, own_network: bool = False, settings: bool = True) -> bytes:
+def image_bytes(found: Any, folder: str | Path, *, allow_private_network: bool = False, settings: bool = True) -> bytes:
     """The encoded image behind a table's value: bytes, ``{"bytes", "path"}``, or a path or address.
 
     Args:
         found: the value.
         folder: where paths start, and which they may not leave; see `clips.data.untrusted_files`.
-        own_network: whether an address may lead to this machine or a private network.
+        allow_private_network: whether an address may lead to this machine or a private network.
         settings: whether a refusal names the setting of a data source that would allow it.
 
     Raises:
@@ -172,7 +172,7 @@ def image_bytes(found: Any, folder: str | Path, *, own_network: bool = False, se
     if not isinstance(found, str) or not found:
         raise BadSampleError("no picture")
     try:
-        return read_untrusted(found, folders, own_network=own_network)
+        return read_untrusted(found, folders, allow_private_network=allow_private_network)
     except ForbiddenReferenceError as error:
         allowed_by = f" (data source's '{error.setting}')" if settings and error.setting else ""
         raise BadSampleError(f"picture refused: {error}{allowed_by}") from None

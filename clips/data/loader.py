@@ -69,7 +69,7 @@ class TrainDataset(torch.utils.data.Dataset):
         weights = [source.weight for source in config.sources if source.weight is not None]
         blocks = [shard_lengths(part) for part in self.parts]
         self.order = SampleOrder(
-            blocks, weights or None, seed=seed, window=config.shuffle_window, batch_size=batch_size
+            blocks, weights or None, seed=seed, window=config.shuffle_buffer_shards, batch_size=batch_size
         )
         self.cache: dict[int, Any] | None = {} if config.cache_images else None
 

@@ -116,8 +116,8 @@ class ShardPrefetcher:
         if not self._told:
             self._told = True
             log_info(
-                f"data.sources[{number}].cache_gb: {room / 1e9:g} GB have no room for two windows of "
-                "data.shuffle_window shards; some of the next are copied only when they are needed"
+                f"data.sources[{number}].max_cache_gb: {room / 1e9:g} GB have no room for two windows of "
+                "data.shuffle_buffer_shards shards; some of the next are copied only when they are needed"
             )
         return False
 

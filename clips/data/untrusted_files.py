@@ -34,13 +34,13 @@ class ForbiddenReferenceError(Exception):
         self.setting = setting
 
 
-def read_untrusted(name: str, folders: list[Path], *, own_network: bool = False) -> bytes:
+def read_untrusted(name: str, folders: list[Path], *, allow_private_network: bool = False) -> bytes:
     """The content of what data name.
 
     Args:
         name: a path (relative to the first folder), a ``file://`` address, or one of http, https, s3, gs, hf.
         folders: below one of them a path must lie; symbolic links that the user put there are followed.
-        own_network: whether an address may lead to this machine or a private network.
+        allow_private_network: whether an address may lead to this machine or a private network.
 
     Raises:
         NotAllowedError: a path outside, a command, an address of another kind or of the own network; too large.
@@ -55,7 +55,7 @@ def read_untrusted(name: str, folders: list[Path], *, own_network: bool = False)
     if scheme == "file":
         return _inside(urllib.request.url2pathname(urllib.parse.urlsplit(name).path), folders).read_bytes()
     if scheme in {"http", "https"}:
-        return _fetched(name, own_network=own_network)
+        return _fetched(name, allow_private_network=allow_private_network)
     if scheme in _STORES and "::" not in rest:  # which would be a chain of file systems
         import fsspec
 
@@ -75,7 +75,7 @@ def _inside(name: str, folders: list[Path]) -> Path:
             return folders[0] / wanted
     elif any(Path(wanted).is_relative_to(root) for folder in folders for root in _names_of(folder)):
         return Path(wanted)
-    raise ForbiddenReferenceError("a path outside the folder of pictures", "images")
+    raise ForbiddenReferenceError("a path outside the folder of pictures", "image_root")
 
 
 def _names_of(folder: Path) -> Iterator[str]:
@@ -83,12 +83,14 @@ def _names_of(folder: Path) -> Iterator[str]:
     yield os.path.realpath(folder)
 
 
-def _fetched(address: str, *, own_network: bool) -> bytes:
+def _fetched(address: str, *, allow_private_network: bool) -> bytes:
     import aiohttp
     from fsspec.implementations.http import HTTPFileSystem
 
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
-    system = HTTPFileSystem(client_kwargs={"timeout": timeout}, get_client=_any_client if own_network else _client)
+    system = HTTPFileSystem(
+        client_kwargs={"timeout": timeout}, get_client=_any_client if allow_private_network else _client
+    )
     try:
         with system.open(address, "rb", block_size=0) as file:
             return _at_most(file.read)
@@ -96,7 +98,9 @@ def _fetched(address: str, *, own_network: bool) -> bytes:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, _OwnNetworkError):
             cause = cause.__cause__ or cause.__context__
-        raise (OSError(str(error)) if cause is None else ForbiddenReferenceError(str(cause), "own_network")) from None
+        raise (
+            OSError(str(error)) if cause is None else ForbiddenReferenceError(str(cause), "allow_private_network")
+        ) from None
 
 
 def _at_most(read: Callable[[int], bytes]) -> bytes:

@@ -29,17 +29,17 @@ def num_tokens(caption: str) -> int:
     return len(_TOKEN.findall(caption))
 
 
-def sub_caption(caption: str, rng: np.random.Generator, target_tokens: int) -> str:
+def sub_caption(caption: str, rng: np.random.Generator, caption_tokens: int) -> str:
     """Return one sentence of any length, each equally likely; empty if the caption has none."""
     pieces = sentences(caption)
     return pieces[rng.integers(len(pieces))] if pieces else ""
 
 
-def sub_captions(caption: str, rng: np.random.Generator, target_tokens: int) -> str:
-    """Return whole sentences in order, sampled until the next would exceed ``target_tokens``; at least one."""
+def sub_captions(caption: str, rng: np.random.Generator, caption_tokens: int) -> str:
+    """Return whole sentences in order, sampled until the next would exceed ``caption_tokens``; at least one."""
     pieces = sentences(caption)
     kept: list[int] = []
-    room = target_tokens
+    room = caption_tokens
     for index in rng.permutation(len(pieces)):
         room -= num_tokens(pieces[index])
         if kept and room < 0:
@@ -48,31 +48,31 @@ def sub_captions(caption: str, rng: np.random.Generator, target_tokens: int) -> 
     return ". ".join(pieces[index] for index in sorted(kept))
 
 
-def block(caption: str, rng: np.random.Generator, target_tokens: int) -> str:
-    """Return ``target_tokens`` consecutive tokens from a random position, each equally likely."""
+def block(caption: str, rng: np.random.Generator, caption_tokens: int) -> str:
+    """Return ``caption_tokens`` consecutive tokens from a random position, each equally likely."""
     tokens = list(_TOKEN.finditer(caption))
-    if len(tokens) <= target_tokens:
+    if len(tokens) <= caption_tokens:
         return caption
-    first = int(rng.integers(len(tokens) - target_tokens + 1))
-    return caption[tokens[first].start() : tokens[first + target_tokens - 1].end()]
+    first = int(rng.integers(len(tokens) - caption_tokens + 1))
+    return caption[tokens[first].start() : tokens[first + caption_tokens - 1].end()]
 
 
-def random_tokens(caption: str, rng: np.random.Generator, target_tokens: int) -> str:
-    """Return ``target_tokens`` tokens sampled at random, in order."""
+def random_tokens(caption: str, rng: np.random.Generator, caption_tokens: int) -> str:
+    """Return ``caption_tokens`` tokens sampled at random, in order."""
     tokens = _TOKEN.findall(caption)
-    if len(tokens) <= target_tokens:
+    if len(tokens) <= caption_tokens:
         return caption
-    kept = np.sort(rng.choice(len(tokens), target_tokens, replace=False))
+    kept = np.sort(rng.choice(len(tokens), caption_tokens, replace=False))
     return " ".join(tokens[index] for index in kept)
 
 
-def truncate(caption: str, rng: np.random.Generator, target_tokens: int) -> str:
-    """Return the first ``target_tokens`` tokens."""
+def truncate(caption: str, rng: np.random.Generator, caption_tokens: int) -> str:
+    """Return the first ``caption_tokens`` tokens."""
     tokens = list(_TOKEN.finditer(caption))
-    return caption if len(tokens) <= target_tokens else caption[: tokens[target_tokens - 1].end()]
+    return caption if len(tokens) <= caption_tokens else caption[: tokens[caption_tokens - 1].end()]
 
 
-def full_caption(caption: str, rng: np.random.Generator, target_tokens: int) -> str:
+def full_caption(caption: str, rng: np.random.Generator, caption_tokens: int) -> str:
     """Return the full caption."""
     return caption
 

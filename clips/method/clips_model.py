@@ -174,7 +174,7 @@ def build_model(config: ModelConfig, recipe_config: RecipeConfig, seed: int) -> 
             captioner,
             config.pretrained,
             cfg["text_cfg"],
-            stretch=config.text_positions,
+            stretch=config.text_pos_embed_interpolation,
             needs_text=config.lock_text,
         )
         for line in lines:
@@ -192,9 +192,9 @@ def captioner_shape(clip: towers.Towers, cfg: dict[str, Any], recipe: Recipe) ->
         image_width=image_width,
         text_width=None if does.reads is None else text_width,
         width=wanted.width or text["width"],
-        layers=wanted.layers or text["layers"],
-        heads=wanted.heads or text["heads"],
-        length=wanted.length,
+        layers=wanted.num_layers or text["layers"],
+        heads=wanted.num_heads or text["heads"],
+        length=wanted.max_length,
         vocabulary=VOCAB_SIZE,
-        teacher_forced=does.teacher_forced if wanted.teacher_forced is None else wanted.teacher_forced,
+        teacher_forced=does.teacher_forcing if wanted.teacher_forcing is None else wanted.teacher_forcing,
     )

@@ -31,8 +31,8 @@ class OptimizerConfig:
         betas: Adam's decay rates for the gradient and its square.
         weight_decay: on the matrices of products; not on norms, biases, embeddings, positions or the temperature [C].
         max_grad_norm: maximum gradient norm; null does not clip.
-        skip_spikes: skip a step whose gradient norm exceeds this multiple of the median of the last hundred, and stop
-            after ten such steps in a row; null skips none.
+        grad_spike_factor: skip a step whose gradient norm exceeds this multiple of the median of the last hundred, and
+            stop after ten such steps in a row; null skips none.
     """
 
     learning_rate: float | None = None
@@ -42,27 +42,29 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.2
     max_grad_norm: float | None = None
-    skip_spikes: float | None = None
+    grad_spike_factor: float | None = None
 
     def __post_init__(self) -> None:
         for one, other in EITHER:
             if getattr(self, one) is not None and getattr(self, other) is not None:
-                raise UserError(f"optim.{one}, optim.{other}: expected one of them, got both")
+                raise UserError(f"optimizer.{one}, optimizer.{other}: expected one of them, got both")
         for name in ("learning_rate", "base_learning_rate"):
             if (rate := getattr(self, name)) is not None and rate <= 0:
-                raise UserError(f"optim.{name}: expected a number above 0, got {rate}")
+                raise UserError(f"optimizer.{name}: expected a number above 0, got {rate}")
         if self.warmup_ratio is not None and not 0 <= self.warmup_ratio < 1:
-            raise UserError(f"optim.warmup_ratio: expected a share from 0 to below 1, got {self.warmup_ratio}")
+            raise UserError(f"optimizer.warmup_ratio: expected a share from 0 to below 1, got {self.warmup_ratio}")
         if self.warmup_samples is not None and self.warmup_samples < 0:
-            raise UserError(f"optim.warmup_samples: expected 0 or more, got {self.warmup_samples}")
+            raise UserError(f"optimizer.warmup_samples: expected 0 or more, got {self.warmup_samples}")
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"optim.betas: expected two numbers from 0 to below 1, got {list(self.betas)}")
+            raise UserError(f"optimizer.betas: expected two numbers from 0 to below 1, got {list(self.betas)}")
         if self.weight_decay < 0:
-            raise UserError(f"optim.weight_decay: expected 0 or more, got {self.weight_decay}")
+            raise UserError(f"optimizer.weight_decay: expected 0 or more, got {self.weight_decay}")
         if self.max_grad_norm is not None and self.max_grad_norm <= 0:
-            raise UserError(f"optim.max_grad_norm: expected a number above 0 or null, got {self.max_grad_norm}")
-        if self.skip_spikes is not None and self.skip_spikes <= 1:
-            raise UserError(f"optim.skip_spikes: expected a number above 1 or null, got {self.skip_spikes}")
+            raise UserError(f"optimizer.max_grad_norm: expected a number above 0 or null, got {self.max_grad_norm}")
+        if self.grad_spike_factor is not None and self.grad_spike_factor <= 1:
+            raise UserError(
+                f"optimizer.grad_spike_factor: expected a number above 1 or null, got {self.grad_spike_factor}"
+            )
 
     def resolved(self) -> OptimizerConfig:
         """Return the same with defaults filled in, as it is recorded."""
@@ -87,7 +89,7 @@ class OptimizerConfig:
         found = round(self.warmup_samples / batch_size)
         if found >= max(1, steps):
             raise UserError(
-                f"optim.warmup_samples: expected fewer than the {steps * batch_size} samples of the training, "
+                f"optimizer.warmup_samples: expected fewer than the {steps * batch_size} samples of the training, "
                 f"got {self.warmup_samples}"
             )
         return found

@@ -35,49 +35,53 @@ class RecipeConfig:
             caption in 80 % and 50 % of the cases), clipa (as recap, both cut to a block of words), coca (as recap,
             with a captioner that is fed the words before the one it predicts), clips (web and partial synthetic
             caption, and a captioner that predicts the whole synthetic one from image and web caption).
-        texts: what is contrasted with the image, one positive each: web, partial (the synthetic caption, shortened),
-            mixed (one of the two).
+        positives: what is contrasted with the image, one positive each: web, partial (the synthetic caption,
+            shortened), mixed (one of the two).
         loss: softmax (the mean of a symmetric CLIP loss for each text, as CLIPS), supcon (one softmax in which all
             texts of an image are positives), sigmoid (each pair judged by itself, as SigLIP).
-        strategy: how the synthetic caption is shortened: sub_caption (one sentence, whatever its length), sub_captions
-            (as many as fit), block, random, truncate, full.
-        web_strategy: how the web caption is shortened.
-        target_tokens: tokens that sub_captions, block, random and truncate keep; sub_caption and full do not read it.
-        web_share: how often mixed is the web caption, 0 to 1.
-        contrastive_weight: factor of the contrastive loss.
-        caption_weight: factor of the caption loss; 0 trains without a captioner.
+        caption_strategy: how the synthetic caption is shortened: sub_caption (one sentence, whatever its length),
+            sub_captions (as many as fit), block, random, truncate, full.
+        web_caption_strategy: how the web caption is shortened.
+        caption_tokens: tokens that sub_captions, block, random and truncate keep; sub_caption and full do not read it.
+        web_caption_prob: probability that mixed is the web caption, 0 to 1.
+        contrastive_loss_weight: factor of the contrastive loss.
+        caption_loss_weight: factor of the caption loss; 0 trains without a captioner.
         captioner: the captioner's size and kind.
     """
 
     name: str = field(default="clips", metadata={"choices": "clips.method.recipes:RECIPES"})
-    texts: tuple[str, ...] | None = field(default=None, metadata={"choices": "clips.method.recipes:POSITIVES"})
+    positives: tuple[str, ...] | None = field(default=None, metadata={"choices": "clips.method.recipes:POSITIVES"})
     loss: str = field(default="softmax", metadata={"choices": "clips.model.captioner_config:CONTRASTIVE_LOSSES"})
-    strategy: str | None = field(default=None, metadata={"choices": "clips.method.caption_strategies:STRATEGIES"})
-    web_strategy: str | None = field(default=None, metadata={"choices": "clips.method.caption_strategies:STRATEGIES"})
-    target_tokens: int = 32
-    web_share: float | None = None
-    contrastive_weight: float = 1.0
-    caption_weight: float = 2.0
+    caption_strategy: str | None = field(
+        default=None, metadata={"choices": "clips.method.caption_strategies:STRATEGIES"}
+    )
+    web_caption_strategy: str | None = field(
+        default=None, metadata={"choices": "clips.method.caption_strategies:STRATEGIES"}
+    )
+    caption_tokens: int = 32
+    web_caption_prob: float | None = None
+    contrastive_loss_weight: float = 1.0
+    caption_loss_weight: float = 2.0
     captioner: CaptionerConfig = field(default_factory=CaptionerConfig)
 
     def __post_init__(self) -> None:
         names: list[tuple[str | None, Collection[str], str]] = [
             (self.name, RECIPES, "recipe"),
             (self.loss, CONTRASTIVE_LOSSES, "contrastive loss"),
-            (self.strategy, STRATEGIES, "caption strategy"),
-            (self.web_strategy, STRATEGIES, "caption strategy"),
-            *((text, POSITIVES, "text of a recipe") for text in self.texts or ()),
+            (self.caption_strategy, STRATEGIES, "caption strategy"),
+            (self.web_caption_strategy, STRATEGIES, "caption strategy"),
+            *((text, POSITIVES, "text of a recipe") for text in self.positives or ()),
         ]
         for name, known, what in names:
             if name is not None and name not in known:
                 raise unknown_name_error(name, known, what)
-        if self.texts is not None and len(set(self.texts)) != max(1, len(self.texts)):
-            raise UserError(f"recipe.texts: expected one or more different texts, got {list(self.texts)}")
-        if self.target_tokens < 1:
-            raise UserError(f"recipe.target_tokens: expected at least 1, got {self.target_tokens}")
-        if self.web_share is not None and not 0 <= self.web_share <= 1:
-            raise UserError(f"recipe.web_share: expected a share from 0 to 1, got {self.web_share}")
-        for weight in ("contrastive_weight", "caption_weight"):
+        if self.positives is not None and len(set(self.positives)) != max(1, len(self.positives)):
+            raise UserError(f"recipe.positives: expected one or more different texts, got {list(self.positives)}")
+        if self.caption_tokens < 1:
+            raise UserError(f"recipe.caption_tokens: expected at least 1, got {self.caption_tokens}")
+        if self.web_caption_prob is not None and not 0 <= self.web_caption_prob <= 1:
+            raise UserError(f"recipe.web_caption_prob: expected a share from 0 to 1, got {self.web_caption_prob}")
+        for weight in ("contrastive_loss_weight", "caption_loss_weight"):
             if not getattr(self, weight) >= 0:
                 raise UserError(f"recipe.{weight}: expected a number not below 0, got {getattr(self, weight)}")
 
@@ -89,32 +93,34 @@ class CaptionerTask:
     Args:
         reads: the text that it sees in addition to the image; None for the image only.
         predicts: "synthetic", the full synthetic caption, or "contrasted", the recipe's first text.
-        teacher_forced: whether it is fed the previous target tokens.
+        teacher_forcing: whether it is fed the previous target tokens.
     """
 
     reads: str | None = None
     predicts: Literal["synthetic", "contrasted"] = "synthetic"
-    teacher_forced: bool = False
+    teacher_forcing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeSpec:
     """One entry of ``RECIPES``: settings as in `RecipeConfig`, which may override them, and the captioner."""
 
-    texts: tuple[str, ...] = ("web",)
-    strategy: str = "full"
-    web_strategy: str = "full"
-    web_share: float = 0.8
+    positives: tuple[str, ...] = ("web",)
+    caption_strategy: str = "full"
+    web_caption_strategy: str = "full"
+    web_caption_prob: float = 0.8
     captioning: CaptionerTask | None = None
 
 
 RECIPES: dict[str, RecipeSpec] = {
     "clip": RecipeSpec(),
-    "recap": RecipeSpec(texts=("mixed",)),
-    "veclip": RecipeSpec(texts=("mixed",), web_share=0.5),
-    "clipa": RecipeSpec(texts=("mixed",), strategy="block", web_strategy="block"),
-    "coca": RecipeSpec(texts=("mixed",), captioning=CaptionerTask(predicts="contrasted", teacher_forced=True)),
-    "clips": RecipeSpec(texts=("web", "partial"), strategy="sub_caption", captioning=CaptionerTask(reads="web")),
+    "recap": RecipeSpec(positives=("mixed",)),
+    "veclip": RecipeSpec(positives=("mixed",), web_caption_prob=0.5),
+    "clipa": RecipeSpec(positives=("mixed",), caption_strategy="block", web_caption_strategy="block"),
+    "coca": RecipeSpec(positives=("mixed",), captioning=CaptionerTask(predicts="contrasted", teacher_forcing=True)),
+    "clips": RecipeSpec(
+        positives=("web", "partial"), caption_strategy="sub_caption", captioning=CaptionerTask(reads="web")
+    ),
 }
 
 
@@ -127,23 +133,23 @@ class CaptionPair:
 
 
 def web_text(captions: CaptionPair, rng: np.random.Generator, recipe: Recipe) -> str:
-    """Return the web caption, shortened by ``web_strategy``; full if the result is empty. An empty one is valid [C]."""
-    return STRATEGIES[recipe.spec.web_strategy](captions.web, rng, recipe.config.target_tokens) or captions.web
+    """Return the web caption, shortened by ``web_caption_strategy``; full if that is empty. Empty is valid [C]."""
+    return STRATEGIES[recipe.spec.web_caption_strategy](captions.web, rng, recipe.config.caption_tokens) or captions.web
 
 
 def partial_text(captions: CaptionPair, rng: np.random.Generator, recipe: Recipe) -> str:
-    """Return the synthetic caption, shortened by ``strategy``; the full web caption if there is none [C]."""
+    """Return the synthetic caption, shortened by ``caption_strategy``; the full web caption if there is none [C]."""
     if not sentences(captions.synthetic):
         return full_synthetic_text(captions)
-    return STRATEGIES[recipe.spec.strategy](captions.synthetic, rng, recipe.config.target_tokens)
+    return STRATEGIES[recipe.spec.caption_strategy](captions.synthetic, rng, recipe.config.caption_tokens)
 
 
 def mixed_text(captions: CaptionPair, rng: np.random.Generator, recipe: Recipe) -> str:
-    """Return the web caption with probability ``web_share``, else the synthetic one; if one is empty, the other.
+    """Return the web caption with probability ``web_caption_prob``, else the synthetic one; if one is empty, the other.
 
     Source: [P], VeCLIP, Recap-DataComp.
     """
-    chooses_web = rng.random() < recipe.spec.web_share
+    chooses_web = rng.random() < recipe.spec.web_caption_prob
     return (web_text if chooses_web and captions.web else partial_text)(captions, rng, recipe)
 
 
@@ -171,13 +177,16 @@ class Recipe:
     @functools.cached_property
     def spec(self) -> RecipeSpec:
         """The entry of ``RECIPES``, with the overrides of the config."""
-        given = {name: getattr(self.config, name) for name in ("texts", "strategy", "web_strategy", "web_share")}
+        given = {
+            name: getattr(self.config, name)
+            for name in ("positives", "caption_strategy", "web_caption_strategy", "web_caption_prob")
+        }
         return replace(RECIPES[self.config.name], **{name: value for name, value in given.items() if value is not None})
 
     @property
     def captioning(self) -> CaptionerTask | None:
         """The captioner; None if none is trained."""
-        return self.spec.captioning if self.config.caption_weight > 0 else None
+        return self.spec.captioning if self.config.caption_loss_weight > 0 else None
 
     @property
     def reads(self) -> str | None:
@@ -188,13 +197,13 @@ class Recipe:
     def needs_synthetic(self) -> bool:
         """Whether it uses synthetic captions; for a sample without one, the web caption replaces it."""
         predicts = self.captioning.predicts if self.captioning else None
-        return predicts == "synthetic" or any(name != "web" for name in self.spec.texts)
+        return predicts == "synthetic" or any(name != "web" for name in self.spec.positives)
 
     @property
     def encoded(self) -> tuple[str, ...]:
         """Names of the texts for the text tower: the contrasted ones, and one that only the captioner reads."""
         reads = self.reads
-        return self.spec.texts if reads is None or reads in self.spec.texts else (*self.spec.texts, reads)
+        return self.spec.positives if reads is None or reads in self.spec.positives else (*self.spec.positives, reads)
 
     def prepare(
         self, web: str, synthetic: str, rng: np.random.Generator, tokenizer: TextTokenizer
@@ -209,10 +218,10 @@ class Recipe:
         drawn = {name: POSITIVES[name](captions, rng, self) for name in self.encoded}
         sample = dict(zip(drawn, tokenizer(list(drawn.values())), strict=True))
         if self.captioning is not None:
-            contrasted = drawn[self.spec.texts[0]]
+            contrasted = drawn[self.spec.positives[0]]
             text = full_synthetic_text(captions) if self.captioning.predicts == "synthetic" else contrasted
-            target = _WORDS.encode_target(text, self.config.captioner.length)[0]
-            sample |= {"target": target, "target_mask": _counted(target, rng, self.config.captioner.positions)}
+            target = _WORDS.encode_target(text, self.config.captioner.max_length)[0]
+            sample |= {"target": target, "target_mask": _counted(target, rng, self.config.captioner.max_loss_tokens)}
         return sample
 
     def losses(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -223,13 +232,13 @@ class Recipe:
         """
         from clips.model.losses import caption_loss, contrastive_loss
 
-        texts = [outputs[name] for name in self.spec.texts]
+        texts = [outputs[name] for name in self.spec.positives]
         scale, bias = outputs["logit_scale"], outputs.get("logit_bias")
         parts = {"contrastive_loss": contrastive_loss(outputs["image"], texts, scale, bias, kind=self.config.loss)}
-        loss = self.config.contrastive_weight * parts["contrastive_loss"]
+        loss = self.config.contrastive_loss_weight * parts["contrastive_loss"]
         if self.captioning is not None:
             parts["caption_loss"] = caption_loss(outputs["caption_loss_sum"], outputs["caption_tokens"])
-            loss = loss + self.config.caption_weight * parts["caption_loss"]
+            loss = loss + self.config.caption_loss_weight * parts["caption_loss"]
         parts["cosine_gap"] = cosine_margin(outputs["image"].detach(), texts[0].detach())
         return {"loss": loss} | {name: part.detach() for name, part in parts.items()}
 

@@ -72,18 +72,18 @@ class ModelConfig:
             also the ``architecture``.
         normalization: of pixels: imagenet, openai (as CLIP) or half (as SigLIP); null is that of the encoder given as
             ``architecture``, or a timm trunk's own, else imagenet.
-        text_positions: interpolation of its text positions: linear, or long_clip, which keeps the first 20 and
-            interpolates the rest, as Long-CLIP does for full long captions.
+        text_pos_embed_interpolation: interpolation of its text positions: linear, or long_clip, which keeps the first
+            20 and interpolates the rest, as Long-CLIP does for full long captions.
         text_attention: all (every token of a text attends to all others, padding included, and the feature is at the
             class token, as in CLIPS) or causal (a token attends to previous ones, and the feature is at the EOT token,
             as in CLIP: training skips the padding, which is faster with short captions and gives the same result).
         patch_dropout: ratio of the image's patches that a ViT drops in training, as FLIP does.
         lock_image: freeze the image tower, as LiT does.
-        unlocked_image_groups: number of its last layer groups that stay trainable.
-        keep_trunk_outputs: cache the outputs of a frozen timm trunk for each image, in memory and on disk, for this and
-            later trainings; for small datasets, without crops and flips.
+        lock_image_unlocked_groups: number of its last layer groups that stay trainable.
+        cache_trunk_features: cache the outputs of a frozen timm trunk for each image, in memory and on disk, for this
+            and later trainings; for small datasets, without crops and flips.
         lock_text: freeze the text tower.
-        unlocked_text_groups: number of its last layer groups that stay trainable.
+        lock_text_unlocked_layers: number of its last layers that stay trainable.
     """
 
     architecture: str = field(default="clips-tiny", metadata={"known": "clips.model.architectures:list_architectures"})
@@ -92,14 +92,14 @@ class ModelConfig:
     pretrained_trunk: str | None = None
     pretrained: str | None = None
     normalization: Literal["imagenet", "openai", "half"] | None = None
-    text_positions: Literal["linear", "long_clip"] = "linear"
+    text_pos_embed_interpolation: Literal["linear", "long_clip"] = "linear"
     text_attention: Literal["all", "causal"] = "all"
     patch_dropout: float = 0.0
     lock_image: bool = False
-    unlocked_image_groups: int = 0
-    keep_trunk_outputs: bool = False
+    lock_image_unlocked_groups: int = 0
+    cache_trunk_features: bool = False
     lock_text: bool = False
-    unlocked_text_groups: int = 0
+    lock_text_unlocked_layers: int = 0
 
     def __post_init__(self) -> None:
         if is_encoder_ref(self.architecture) and self.text_attention != "all":
@@ -108,12 +108,12 @@ class ModelConfig:
             raise UserError("model.pretrained_trunk: expected none beside model.pretrained, which has its own trunk")
         if not 0 <= self.patch_dropout < 1:
             raise UserError(f"model.patch_dropout: expected a share from 0 to below 1, got {self.patch_dropout}")
-        for side in ("image", "text"):
-            name, groups = f"model.unlocked_{side}_groups", getattr(self, f"unlocked_{side}_groups")
-            if groups < 0 or (groups and not getattr(self, f"lock_{side}")):
-                raise UserError(f"{name}: expected 0, or more with model.lock_{side}, got {groups}")
-        if self.keep_trunk_outputs and (not self.lock_image or self.unlocked_image_groups):
-            raise UserError("model.keep_trunk_outputs: expected model.lock_image beside it, and no unlocked groups")
+        for lock, name in (("lock_image", "lock_image_unlocked_groups"), ("lock_text", "lock_text_unlocked_layers")):
+            unlocked = getattr(self, name)
+            if unlocked < 0 or (unlocked and not getattr(self, lock)):
+                raise UserError(f"model.{name}: expected 0, or more with model.{lock}, got {unlocked}")
+        if self.cache_trunk_features and (not self.lock_image or self.lock_image_unlocked_groups):
+            raise UserError("model.cache_trunk_features: expected model.lock_image beside it, and no unlocked groups")
         if self.context_length is not None and self.context_length < 4:
             raise UserError(f"model.context_length: expected at least 4, got {self.context_length}")
         if self.image_size is not None and self.image_size < 1:

@@ -50,7 +50,7 @@ class CaptionerDims:
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
-            raise UserError(f"captioner.heads: expected a divisor of the width {self.width}, got {self.heads}")
+            raise UserError(f"captioner.num_heads: expected a divisor of the width {self.width}, got {self.heads}")
 
 
 def combination_mask(prefix: int, queries: int) -> Tensor:

@@ -19,26 +19,26 @@ class CaptionerConfig:
 
     Args:
         width: channels.
-        layers: number of blocks.
-        heads: attention heads of a block.
-        length: learnable tokens = longest target, begin and end token included.
-        teacher_forced: whether it is fed the previous target tokens; null is the recipe's setting.
-        positions: maximum number of target tokens per sample, sampled at random, in the caption loss (all if not given,
-            as the authors do). The 32,000-way head becomes cheaper in proportion, and long captions weigh no more than
-            short ones.
+        num_layers: number of blocks.
+        num_heads: attention heads of a block.
+        max_length: learnable tokens = longest target, begin and end token included.
+        teacher_forcing: whether it is fed the previous target tokens; null is the recipe's setting.
+        max_loss_tokens: maximum number of target tokens per sample, sampled at random, in the caption loss (all if not
+            given, as the authors do). The 32,000-way head becomes cheaper in proportion, and long captions weigh no
+            more than short ones.
     """
 
     width: int | None = None
-    layers: int | None = None
-    heads: int | None = None
-    length: int = 128
-    teacher_forced: bool | None = None
-    positions: int | None = None
+    num_layers: int | None = None
+    num_heads: int | None = None
+    max_length: int = 128
+    teacher_forcing: bool | None = None
+    max_loss_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("width", "layers", "heads", "positions"):
+        for name in ("width", "num_layers", "num_heads", "max_loss_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"captioner.{name}: expected at least 1, got {value}")
-        if self.length < 3:
-            raise UserError(f"captioner.length: expected at least 3 (begin, a token, end), got {self.length}")
+        if self.max_length < 3:
+            raise UserError(f"captioner.max_length: expected at least 3 (begin, a token, end), got {self.max_length}")

@@ -27,7 +27,7 @@ def generate(captioner: Captioner, image_tokens: Tensor, text_tokens: Tensor | N
     """
     if captioner.embedding is None:
         if beams > 1:
-            raise UserError("beams: expected 1, since this captioner predicts all words at once")
+            raise UserError("num_beams: expected 1, since this captioner predicts all words at once")
         return _until_end(captioner.logits(image_tokens, text_tokens)[0].argmax(dim=-1).tolist())
     kept, done = [([BOS], 0.0)], []
     for _ in range(captioner.config.length - 1):

@@ -80,14 +80,14 @@ def lock_towers(towers: Towers, config: ModelConfig) -> None:
         if config.lock_image:
             with warnings.catch_warnings():  # open_clip imports timm's helpers by a name that timm has removed
                 warnings.filterwarnings("ignore", message="Importing from timm", category=FutureWarning)
-                towers.lock_image_tower(unlocked_groups=config.unlocked_image_groups)
+                towers.lock_image_tower(unlocked_groups=config.lock_image_unlocked_groups)
         if config.lock_text:
-            towers.lock_text_tower(unlocked_layers=config.unlocked_text_groups)
+            towers.lock_text_tower(unlocked_layers=config.lock_text_unlocked_layers)
     except (AssertionError, IndexError) as error:
-        raise UserError(f"model.unlocked_image_groups: this tower cannot be frozen in part ({error})") from None
-    if config.keep_trunk_outputs:
+        raise UserError(f"model.lock_image_unlocked_groups: this tower cannot be frozen in part ({error})") from None
+    if config.cache_trunk_features:
         if not hasattr(towers.visual, "trunk"):
-            raise UserError("model.keep_trunk_outputs: expected an architecture whose image tower is a timm model")
+            raise UserError("model.cache_trunk_features: expected an architecture whose image tower is a timm model")
         enable_feature_cache(towers.visual.trunk)
 
 

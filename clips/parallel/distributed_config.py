@@ -18,24 +18,26 @@ class DistributedConfig:
     """How the work is spread, and what is traded for memory. The result is the same but for rounding.
 
     Args:
-        parallel: ddp (every process holds the whole model), fsdp (parameters, gradients and optimizer state in shards,
+        strategy: ddp (every process holds the whole model), fsdp (parameters, gradients and optimizer state in shards,
             torch's FSDP2), or DeepSpeed's ZeRO with shards of the optimizer state (zero1), of the gradients too
             (zero2), of the parameters too (zero3). A run may go on under another one, and on more or fewer processes.
         activation_checkpointing: keep each layer's input only and compute its activations again in the backward pass.
-        compile: compile the layers with torch.compile; pays on GPUs.
-        patience: seconds that a process may stand still before the training ends and names it.
-        peak_tflops: what a device can reach in the training's precision, in 1e12 FLOP/s, for the log's ``mfu``; by
-            default the data sheet's of the GPU. Of a CPU, ``scripts/bench/mfu.py`` measures it.
+        torch_compile: compile the layers with torch.compile; pays on GPUs.
+        hang_timeout: seconds that a process may stand still before the training ends and names it.
+        device_peak_tflops: what a device can reach in the training's precision, in 1e12 FLOP/s, for the log's ``mfu``;
+            by default the data sheet's of the GPU. Of a CPU, ``scripts/bench/mfu.py`` measures it.
     """
 
-    parallel: Parallel = "ddp"
+    strategy: Parallel = "ddp"
     activation_checkpointing: bool = False
-    compile: bool = False
-    patience: float = 1800
-    peak_tflops: float | None = None
+    torch_compile: bool = False
+    hang_timeout: float = 1800
+    device_peak_tflops: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.patience > 0:
-            raise UserError(f"scale.patience: expected seconds above 0, got {self.patience}")
-        if self.peak_tflops is not None and not self.peak_tflops > 0:
-            raise UserError(f"scale.peak_tflops: expected 1e12 FLOP/s above 0, got {self.peak_tflops}")
+        if not self.hang_timeout > 0:
+            raise UserError(f"distributed.hang_timeout: expected seconds above 0, got {self.hang_timeout}")
+        if self.device_peak_tflops is not None and not self.device_peak_tflops > 0:
+            raise UserError(
+                f"distributed.device_peak_tflops: expected 1e12 FLOP/s above 0, got {self.device_peak_tflops}"
+            )

@@ -36,12 +36,12 @@ STRATEGIES: dict[Parallel, Callable[[ClipsModel, OptimizerConfig, DistributedCon
 
 
 def build_strategy(
-    encoder: ClipsModel, scale: DistributedConfig, optim: OptimizerConfig, processes: DistributedContext
+    encoder: ClipsModel, distributed: DistributedConfig, optim: OptimizerConfig, processes: DistributedContext
 ) -> DDPStrategy:
     """Make ``encoder``, with its weights in it, a model that many processes train; it is changed in place."""
-    if scale.activation_checkpointing:
+    if distributed.activation_checkpointing:
         encoder.checkpoint_activations()
-    if scale.compile:
+    if distributed.torch_compile:
         for layer in repeated_layers(encoder):
             layer.compile()
-    return STRATEGIES[scale.parallel](encoder, optim, processes)
+    return STRATEGIES[distributed.strategy](encoder, optim, processes)

@@ -128,10 +128,10 @@ def describe_stalled(still: dict[int, dict[str, Any]], count: int, patience: flo
     guilty = [place for place in still.values() if _progress(place) == first]
     where = f"{guilty[0]['doing']}, step {guilty[0]['step'] + 1}"
     if count > 1 and len(guilty) == count:
-        return f"all {count} processes have stood still for {patience:g} s ({where}; scale.patience); ended"
+        return f"all {count} processes have stood still for {patience:g} s ({where}; distributed.hang_timeout); ended"
     names = ", ".join(place["who"] for place in guilty)
     others = " and the others wait for it" if count > 1 else ""
-    return f"{names} has stood still for {patience:g} s ({where}; scale.patience){others}; ended"
+    return f"{names} has stood still for {patience:g} s ({where}; distributed.hang_timeout){others}; ended"
 
 
 def _progress(place: dict[str, Any]) -> tuple[int, int]:

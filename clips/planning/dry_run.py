@@ -110,7 +110,7 @@ def fake_batch(
         image = torch.empty(samples, 3, size, size).contiguous(memory_format=torch.channels_last)
     batch = {name: full_length_texts(model, samples) for name in model.recipe.encoded}
     if model.captioner is not None:
-        length, limit = model.captioner.config.length, model.recipe.config.captioner.positions
+        length, limit = model.captioner.config.length, model.recipe.config.captioner.max_loss_tokens
         # The begin token is no label.
         labels = min(length - 1, *(value for value in (caption_tokens, limit) if value is not None), length - 1)
         counted = torch.arange(length).expand(samples, -1) < labels
@@ -181,7 +181,7 @@ def profile_contrastive_loss(model: ClipsModel, samples: int, processes: int) ->
     """
     recipe, width = model.recipe, int(model.model_cfg["embed_dim"])
     with _mode_of(model):
-        image, *texts = (torch.empty(samples, width).requires_grad_() for _ in range(1 + len(recipe.spec.texts)))
+        image, *texts = (torch.empty(samples, width).requires_grad_() for _ in range(1 + len(recipe.spec.positives)))
         scale, bias = (torch.empty(()).requires_grad_() for _ in range(2))
     with _fake_processes(processes), MemoryTrace(model) as trace, FlopCounter() as counter:
         losses.contrastive_loss(image, texts, scale, bias, kind=recipe.config.loss).backward()
@@ -191,7 +191,7 @@ def profile_contrastive_loss(model: ClipsModel, samples: int, processes: int) ->
 def contrastive_flops(model: ClipsModel, samples: int, processes: int) -> float:
     """The FLOPs of `profile_contrastive_loss` by hand: logits and two gradients, for each text and direction."""
     directions = 1 if model.recipe.config.loss == "sigmoid" else 2
-    pairs = samples * samples * processes * len(model.recipe.spec.texts) * directions
+    pairs = samples * samples * processes * len(model.recipe.spec.positives) * directions
     return 3.0 * 2 * int(model.model_cfg["embed_dim"]) * pairs
 
 
@@ -207,7 +207,7 @@ def profile_validation(
         device: see `profile_step`.
         bf16: see `profile_step`.
     """
-    samples, size = min(config.samples, config.batch_size), model.image_size
+    samples, size = min(config.num_samples, config.batch_size), model.image_size
     model.eval()
     tokens = dict.fromkeys(validation.CAPTIONS, full_length_texts(model, samples))
     with torch.no_grad(), _kernels_of(device):
@@ -219,7 +219,7 @@ def profile_validation(
                 encoded = validation.encode(model, pixels, tokens)
             del pixels, encoded
         with _mode_of(model), MemoryTrace(model) as keeping:
-            features = validation.empty_features(model, config.samples, torch.device("cpu"))
+            features = validation.empty_features(model, config.num_samples, torch.device("cpu"))
         with _mode_of(model), MemoryTrace(model) as ranking:
             query, own = features["web"][:samples], torch.zeros(samples, dtype=torch.long)
             validation.hits(query.clone(), features[validation.IMAGE], own)

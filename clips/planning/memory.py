@@ -146,7 +146,7 @@ class MemoryModel:
         """
         if self.config.validation.source is None:
             return {}
-        copies = "parameters" in SHARDED[layout.parallel] or self.config.average is not None
+        copies = "parameters" in SHARDED[layout.parallel] or self.config.ema_decay is not None
         return self._validation() | {"model": float(self.parameters * _FLOAT32 + self.buffers) if copies else 0.0}
 
     def activation_bytes(self, checkpointing: bool) -> float:
@@ -158,7 +158,7 @@ class MemoryModel:
         unsharded = {
             "parameters": self.parameters * _FLOAT32,
             "optimizer": self.trained * _ADAM,
-            "average": self.parameters * _FLOAT32 if self.config.average is not None else 0,
+            "average": self.parameters * _FLOAT32 if self.config.ema_decay is not None else 0,
         }
         sharded = SHARDED[layout.parallel]
         parts = {name: size / (layout.count if name in sharded else 1) for name, size in unsharded.items()}

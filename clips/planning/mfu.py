@@ -21,7 +21,7 @@ class MfuMeter:
     """FLOPs of a run's samples, and its FLOP/s as a ratio of its devices' peak where that is known.
 
     Args:
-        config: of the run; its ``scale.peak_tflops`` takes precedence over `clips.planning.hardware`.
+        config: of the run; its ``distributed.device_peak_tflops`` takes precedence over `clips.planning.hardware`.
         device: of this process.
         precision: of the computation.
         processes: how many share the batch.
@@ -38,7 +38,7 @@ class MfuMeter:
         counted: list[float] | None = None,
     ) -> None:
         self.config, self.processes = config, processes
-        stated = config.scale.peak_tflops
+        stated = config.distributed.device_peak_tflops
         self.peak = peak_flops(device, precision) if stated is None else stated * 1e12
         self.counted = [] if counted is None else counted
         self._failed = False

@@ -49,39 +49,39 @@ def training_cost(config: TrainPlanConfig, training: EncoderTrainConfig, *, time
     )
     if not timed:
         return cost
-    speeds = [speed for stage in stages if (speed := stage.speed(stage.layout(config.count)))]
+    speeds = [speed for stage in stages if (speed := stage.speed(stage.layout(config.num_gpus)))]
     if len(speeds) < len(stages):
         return dataclasses.replace(cost, basis=f"worked out: not one sample fits on {config.gpu}")
     parts = [speed.at_once for speed in speeds]
-    in_parts = any(part < stage.local(config.count) for part, stage in zip(parts, stages, strict=True))
+    in_parts = any(part < stage.local(config.num_gpus) for part, stage in zip(parts, stages, strict=True))
     hint = f", with micro_batch_size {', '.join(map(str, parts))} in its stages" if in_parts else ""
     memory = [
-        sum(stage.memory(layout, local=stage.local(config.count), at_once=part).values())
+        sum(stage.memory(layout, local=stage.local(config.num_gpus), at_once=part).values())
         for stage, part in zip(stages, parts, strict=True)
-        for layout in [stage.layout(config.count)]
+        for layout in [stage.layout(config.num_gpus)]
     ]
     seconds = sum(speed.hours for speed in speeds) * 3600
     return dataclasses.replace(
         cost,
-        basis=f"worked out for {config.count} × {config.gpu} at {config.mfu:.0%} of its peak{hint}, see clips plan",
+        basis=f"worked out for {config.num_gpus} × {config.gpu} at {config.mfu:.0%} of its peak{hint}, see clips plan",
         seconds=seconds,
-        gpu_hours=seconds / 3600 * config.count,
+        gpu_hours=seconds / 3600 * config.num_gpus,
         memory=float(max(memory)),
     )
 
 
 def resolve_mfu(config: TrainPlanConfig) -> float:
     """The utilization to assume: the measured one if there is a measurement."""
-    if config.measured is None:
+    if config.metrics_file is None:
         return config.mfu
-    path = Path(config.measured)
+    path = Path(config.metrics_file)
     try:
         entries = [safe_json_loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         values = [float(entry["mfu"]) for entry in entries if "mfu" in entry]
     except (OSError, ValueError, TypeError, KeyError):
-        raise UserError(f"measured: {path}: expected the metrics.jsonl of a training") from None
+        raise UserError(f"metrics_file: {path}: expected the metrics.jsonl of a training") from None
     if not values:
-        raise UserError(f"measured: {path}: has no mfu; it is logged on GPUs that clips.planning.hardware knows")
+        raise UserError(f"metrics_file: {path}: has no mfu; it is logged on GPUs that clips.planning.hardware knows")
     return statistics.median(values)
 
 
@@ -115,14 +115,14 @@ class StagePlan:
     def __init__(self, config: TrainPlanConfig, stage: EncoderTrainConfig) -> None:
         self.config, self.stage, self.gpu, self.mfu = config, stage, GPUS[config.gpu], resolve_mfu(config)
         self.precision: Literal["bf16", "fp32"] = "fp32" if stage.precision == "fp32" else "bf16"
-        self.model = MemoryModel(stage, bf16=self.precision == "bf16", caption_tokens=config.caption_tokens)
+        self.model = MemoryModel(stage, bf16=self.precision == "bf16", caption_tokens=config.mean_loss_tokens)
         self.steps = _steps(stage)
         self.at_once = functools.cache(self._at_once)
 
     def layout(self, count: int) -> Layout:
         """The stage's own strategy on ``count`` GPUs."""
-        scale = self.stage.scale
-        return Layout(parallel=scale.parallel, count=count, checkpointing=scale.activation_checkpointing)
+        distributed = self.stage.distributed
+        return Layout(parallel=distributed.strategy, count=count, checkpointing=distributed.activation_checkpointing)
 
     def memory(self, layout: Layout, *, local: int, at_once: int) -> Parts:
         """Bytes of each part, see `MemoryModel.parts`, with the allowance for what cannot be counted."""
@@ -153,7 +153,7 @@ class StagePlan:
         """Samples of a GPU's step."""
         if self.stage.global_batch_size % count:
             raise UserError(
-                f"count: expected a divisor of global_batch_size {self.stage.global_batch_size}, got {count}"
+                f"num_gpus: expected a divisor of global_batch_size {self.stage.global_batch_size}, got {count}"
             )
         return self.stage.global_batch_size // count
 
@@ -181,16 +181,16 @@ class StagePlan:
         """
         rounds = 3 if "parameters" in SHARDED[layout.parallel] else 2  # gather twice and scatter, or reduce
         ring = (layout.count - 1) / layout.count
-        towers = 1 + len(self.model.model.recipe.spec.texts)
+        towers = 1 + len(self.model.model.recipe.spec.positives)
         features = local * layout.count * self.model.model.model_cfg["embed_dim"] * towers * 4
         return rounds * ring * self.model.trained * 4, 3 * ring * features
 
     def storage(self) -> dict[str, float]:
         """Bytes on disk: the encoder directory, and the peak of the checkpoints, one being written."""
         weights = self.model.parameters * 4 + self.model.buffers
-        average = weights if self.stage.average is not None else 0
+        average = weights if self.stage.ema_decay is not None else 0
         checkpoint = weights + self.model.trained * 8 + average
-        return {"encoder": weights, "checkpoints": checkpoint * (self.stage.keep_checkpoints + 1)}
+        return {"encoder": weights, "checkpoints": checkpoint * (self.stage.save_total_limit + 1)}
 
 
 def ring_bandwidth(gpu: Gpu, count: int) -> float:
@@ -199,20 +199,22 @@ def ring_bandwidth(gpu: Gpu, count: int) -> float:
 
 
 def _steps(stage: EncoderTrainConfig) -> int:
-    if stage.steps is not None:
-        return stage.steps
-    samples = float(stage.samples or 0)
-    if stage.epochs is not None:
+    if stage.max_steps is not None:
+        return stage.max_steps
+    samples = float(stage.max_samples or 0)
+    if stage.num_epochs is not None:
         if any(is_remote(source.path) for source in stage.data.sources):
-            raise UserError("epochs: expected samples or steps for a plan, since remote data is not counted")
-        samples = stage.epochs * sum(len(open_source(source)) for source in stage.data.sources)
+            raise UserError(
+                "num_epochs: expected max_samples or max_steps for a plan, since remote data is not counted"
+            )
+        samples = stage.num_epochs * sum(len(open_source(source)) for source in stage.data.sources)
     return math.ceil(samples / stage.global_batch_size)
 
 
 def data_bytes(config: TrainPlanConfig, training: EncoderTrainConfig) -> float | None:
     """Bytes of the training data, as stated or where all of it is local."""
-    if config.pictures is not None and config.bytes_per_picture is not None:
-        return config.pictures * config.bytes_per_picture
+    if config.num_images is not None and config.bytes_per_image is not None:
+        return config.num_images * config.bytes_per_image
     paths = [Path(source.path) for source in training.data.sources]
     if any(is_remote(str(path)) or not path.exists() for path in paths):
         return None

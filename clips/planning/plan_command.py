@@ -13,7 +13,7 @@ def run_plan(config: TrainPlanConfig) -> None:
     Raises:
         UserError: the training's file is missing or invalid, or its batch cannot be divided by the GPUs.
     """
-    training = parse_config(EncoderTrainConfig, ["--config", config.training], prog=config.training)
+    training = parse_config(EncoderTrainConfig, ["--config", config.train_config], prog=config.train_config)
     assert training is not None
     from clips.planning.plan_tables import print_plan  # imports torch
 

@@ -1,6 +1,6 @@
 """``clips plan``: memory, time, GPUs and storage of a training beforehand.
 
-clips plan scripts/configs/clips-l-14.yaml --gpu h200 --count 64
+clips plan scripts/configs/clips-l-14.yaml --gpu h200 --num_gpus 64
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ class TrainPlanConfig:
     """Print what a training will need, stage by stage: memory of a GPU by part, time, GPU hours, storage.
 
     Args:
-        training: a YAML file of `clips train`.
+        train_config: a YAML file of `clips train`.
         gpu: the type of GPU, such as a100-80, h100, h200, b200, l40s, 4090.
-        count: number of GPUs.
+        num_gpus: number of GPUs.
         mfu: model FLOPs utilization, the assumed ratio of model FLOP/s to the GPU's peak.
-        measured: a metrics.jsonl whose median "mfu" is taken instead.
-        caption_tokens: tokens of a synthetic caption that enter the caption loss on average; null takes the captioner's
-            maximum.
+        metrics_file: a metrics.jsonl whose median "mfu" is taken instead.
+        mean_loss_tokens: tokens of a synthetic caption that enter the caption loss on average; null takes the
+            captioner's maximum.
         reserve_gb: GB of a GPU for what no tensor holds: context, libraries, buffers of NCCL.
         fragmentation: bytes lost to gaps between tensors, as a ratio of the tensors.
-        pictures: number of different images of the training data, where the data is remote.
-        bytes_per_picture: of one image with its captions, as stored.
+        num_images: number of different images of the training data, where the data is remote.
+        bytes_per_image: of one image with its captions, as stored.
     """
 
-    training: str
+    train_config: str
     gpu: str = "h200"
-    count: int = 8
+    num_gpus: int = 8
     mfu: float = 0.4
-    measured: str | None = None
-    caption_tokens: int | None = None
+    metrics_file: str | None = None
+    mean_loss_tokens: int | None = None
     reserve_gb: float = 2.0
     fragmentation: float = 0.05
-    pictures: int | None = None
-    bytes_per_picture: float | None = None
+    num_images: int | None = None
+    bytes_per_image: float | None = None
 
     def __post_init__(self) -> None:
         if self.gpu not in GPUS:
             raise unknown_name_error(self.gpu, GPUS, "type of GPU")
         if not 0 < self.mfu <= 1:
             raise UserError(f"mfu: expected a ratio above 0, up to 1, got {self.mfu}")
-        if (self.pictures is None) != (self.bytes_per_picture is None):
-            raise UserError("bytes_per_picture: expected together with pictures, or neither")
-        for name in ("count", "caption_tokens", "pictures", "bytes_per_picture"):
+        if (self.num_images is None) != (self.bytes_per_image is None):
+            raise UserError("bytes_per_image: expected together with num_images, or neither")
+        for name in ("num_gpus", "mean_loss_tokens", "num_images", "bytes_per_image"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise UserError(f"{name}: expected a number above 0, got {getattr(self, name)}")
         for name in ("reserve_gb", "fragmentation"):

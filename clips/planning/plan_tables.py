@@ -36,23 +36,23 @@ def print_plan(config: TrainPlanConfig, training: EncoderTrainConfig) -> None:
     """Print what each stage and the whole training take."""
     console, stages = Console(), plan_stages(config, training)
     for number, stage in enumerate(stages, 1):
-        log_info(f"{config.training}: stage {number} of {len(stages)} in a dry run …")
+        log_info(f"{config.train_config}: stage {number} of {len(stages)} in a dry run …")
         facts, memory = _facts(stage), _memory(stage)
         size = stage.model.model.image_size
-        title = f"Stage {number} of {len(stages)}: {size} pixels, {config.count} × {config.gpu}"
+        title = f"Stage {number} of {len(stages)}: {size} pixels, {config.num_gpus} × {config.gpu}"
         console.print(f"\n[bold]{title}[/bold]")
         console.print(facts)
         console.print(memory)
     data = data_bytes(config, training)
     console.print(
-        "training data: not local; --pictures and --bytes_per_picture state its size"
+        "training data: not local; --num_images and --bytes_per_image state its size"
         if data is None
         else f"training data: {_gb(data)} GB"
     )
-    clusters = {count: speeds(stages, count) for count in sorted({*_COUNTS, config.count})}
+    clusters = {count: speeds(stages, count) for count in sorted({*_COUNTS, config.num_gpus})}
     console.print(_times(config, stages, clusters))
     console.print(_held_at_once(stages, clusters))
-    if any(_needs_parts(stages, count) for count in [config.count, *_timed(clusters)]):
+    if any(_needs_parts(stages, count) for count in [config.num_gpus, *_timed(clusters)]):
         console.print(
             "Where fewer samples fit at once than a GPU's step has, give the stage micro_batch_size: so many."
         )
@@ -83,7 +83,7 @@ def _needs_parts(stages: list[StagePlan], count: int) -> bool:
 
 
 def _facts(plan: StagePlan) -> Table:
-    model, stage, count = plan.model, plan.stage, plan.config.count
+    model, stage, count = plan.model, plan.stage, plan.config.num_gpus
     layout = plan.layout(count)
     table = Table(show_header=False, box=None)
     sizes = {name: sum(value.numel() for value in part.parameters()) for name, part in model.model.named_children()}
@@ -110,7 +110,7 @@ def _facts(plan: StagePlan) -> Table:
 
 def _memory(plan: StagePlan) -> Table:
     """Bytes by part under each strategy."""
-    own, local = plan.layout(plan.config.count), plan.local(plan.config.count)
+    own, local = plan.layout(plan.config.num_gpus), plan.local(plan.config.num_gpus)
     at_once, limit = plan.at_once(own) or 1, plan.gpu.memory
     recomputed = ", layers computed again" if own.checkpointing else ""
     table = Table(title=f"GB of a GPU with {at_once} samples at once{recomputed}", title_justify="left")
@@ -180,7 +180,9 @@ def _basis(config: TrainPlanConfig, mfu: float) -> Iterator[str]:
         "Checked against measurements on CPU, with one and two processes: tensors within 10 %; a CPU process held up "
         "to 23 % more than planned (docs/performance.md)."
     )
-    source = f"the median of {config.measured}" if config.measured else "assumed; --measured takes that of a run"
+    source = (
+        f"the median of {config.metrics_file}" if config.metrics_file else "assumed; --metrics_file takes that of a run"
+    )
     yield f"MFU {mfu:.0%}: {source}."
     yield (
         f"Allowed for, not measured: {config.reserve_gb:g} GB for context and libraries, {config.fragmentation:.0%} "

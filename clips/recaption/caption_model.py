@@ -36,11 +36,11 @@ class CaptionModel:
 
     def __init__(self, config: RecaptionConfig) -> None:
         self.config = config
-        for name in config.imports:
+        for name in config.import_modules:
             try:
                 importlib.import_module(name)
             except ImportError as error:
-                raise UserError(f"imports: cannot import '{name}' ({error_reason(error)})") from None
+                raise UserError(f"import_modules: cannot import '{name}' ({error_reason(error)})") from None
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
@@ -90,15 +90,15 @@ class CaptionModel:
         torch.manual_seed(seed)
         made = self.model.generate(**inputs, **self._decoding())
         given = inputs["input_ids"]
-        repeated = given.repeat_interleave(self.config.captions, dim=0)
+        repeated = given.repeat_interleave(self.config.num_captions, dim=0)
         if made.shape[1] >= given.shape[1] and torch.equal(made[:, : given.shape[1]], repeated):
             made = made[:, given.shape[1] :]  # decoders repeat the prompt, encoder-decoders do not
         said = [self._read(row) for row in made.tolist()]
-        count = self.config.captions
+        count = self.config.num_captions
         return [said[start : start + count] for start in range(0, len(said), count)]
 
     def _decoding(self) -> dict[str, Any]:
-        common = {"max_new_tokens": self.config.max_new_tokens, "num_return_sequences": self.config.captions}
+        common = {"max_new_tokens": self.config.max_new_tokens, "num_return_sequences": self.config.num_captions}
         if not self.config.temperature:
             return {**common, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         drawn = {"do_sample": True, "temperature": self.config.temperature, "top_p": self.config.top_p, "top_k": 0}

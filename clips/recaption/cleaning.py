@@ -18,7 +18,7 @@ def filter_captions(said: Sequence[GeneratedCaption], config: RecaptionConfig) -
     """The captions that fit, cleaned, and why there are none of them."""
     kept, reason = list[str](), "no caption written"
     for one in said:
-        text = clean_caption(one, whole_sentences=config.whole_sentences)
+        text = clean_caption(one, drop_incomplete_sentence=config.drop_incomplete_sentence)
         words = len(text.split())
         if not words:
             continue
@@ -31,9 +31,9 @@ def filter_captions(said: Sequence[GeneratedCaption], config: RecaptionConfig) -
     return kept, reason
 
 
-def clean_caption(said: GeneratedCaption, *, whole_sentences: bool) -> str:
+def clean_caption(said: GeneratedCaption, *, drop_incomplete_sentence: bool) -> str:
     """White space collapsed; the unfinished last sentence of a cut text dropped, where a whole one stands before it."""
     text = " ".join(said.text.split())
-    if whole_sentences and not said.ended and (end := _LAST_END.search(f"{text} ")):
+    if drop_incomplete_sentence and not said.ended and (end := _LAST_END.search(f"{text} ")):
         return text[: end.end()]
     return text

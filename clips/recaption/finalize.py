@@ -47,7 +47,7 @@ def finalize_dataset(config: RecaptionConfig, source: Source, shards: Sequence[s
         "tokens": sum(count["tokens"] for count in counts.values()),
         "dropped": dict(dropped.most_common()),
     }
-    if config.write == "tar":
+    if config.output_format == "tar":
         atomic_write(output / SIZES_FILE, json.dumps(written, indent=1) + "\n")
     atomic_write(output / "README.md", dataset_card(config, totals, model))
     write_manifest(
@@ -77,11 +77,13 @@ def _read(output: Path, name: str) -> Any:
 
 def source_config_hint(config: RecaptionConfig) -> str:
     """The entry of ``data.sources`` that reads the captions back."""
-    if config.write == "tar":
-        return f"{{path: {config.output}, web: {config.web}, synthetic: {config.caption}}}"
+    if config.output_format == "tar":
+        return (
+            f"{{path: {config.output}, web_caption: {config.web_caption}, synthetic_caption: {config.caption_column}}}"
+        )
     return (
-        f"{{format: table, path: {config.output}, web: {config.web.lstrip('.')}, synthetic: {config.caption}, "
-        "images: the folder of pictures}"
+        f"{{format: table, path: {config.output}, web_caption: {config.web_caption.lstrip('.')}, "
+        f"synthetic_caption: {config.caption_column}, image_root: the folder of pictures}}"
     )
 
 
@@ -101,7 +103,7 @@ tags:
 ---
 # Synthetic captions for `{config.path}`
 
-{totals["written"]:,} pictures, {totals["tokens"]:,} tokens of captions under `{config.caption}`, written by
+{totals["written"]:,} pictures, {totals["tokens"]:,} tokens of captions under `{config.caption_column}`, written by
 `{model["path"]}` ({model["class"]}), {drawn}, at most {config.max_new_tokens} tokens. It was asked:
 
 > {quoted}

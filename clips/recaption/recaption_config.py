@@ -20,86 +20,98 @@ class RecaptionConfig(SourceConfig):
     """Write a synthetic caption for every picture of a source, by any image-text model of transformers.
 
     Args:
-        synthetic: not read.
+        synthetic_caption: not read.
         weight: not read.
         model: the model's directory or its name on the Hugging Face hub (what ``AutoModelForImageTextToText`` loads).
-        imports: Python modules to import first, so that transformers knows the model; a LLaVA of the bridge needs
-            ``[llava_bridge]``.
+        import_modules: Python modules to import first, so that transformers knows the model; a LLaVA of the bridge
+            needs ``[llava_bridge]``.
         output: the directory to write.
-        write: tar: WebDataset shards with the same pictures, what was known of them, and the caption; parquet: tables
-            of key, image (path or address, where the source has one), the web caption and the caption.
-        caption: the key or column that the caption is written to.
+        output_format: tar: WebDataset shards with the same pictures, what was known of them, and the caption; parquet:
+            tables of key, image (path or address, where the source has one), the web caption and the caption.
+        caption_column: the key or column that the caption is written to.
         prompt: what the model is asked, through its own chat template; {web} stands for the web caption. A model
             without a template gets it as it is.
         batch_size: pictures that the model sees at once.
         max_new_tokens: a caption is cut there.
         temperature: 0 takes the likeliest word each time; above, words are drawn.
         top_p: they are drawn among the likeliest that together have this probability.
-        captions: for each picture; several need a temperature above 0, are written as a list, and training draws one
-            of them each time.
-        whole_sentences: a caption that was cut loses its unfinished last sentence.
+        num_captions: for each picture; several need a temperature above 0, are written as a list, and training draws
+            one of them each time.
+        drop_incomplete_sentence: a caption that was cut loses its unfinished last sentence.
         min_words: shorter captions are dropped.
         max_words: longer captions are dropped; null keeps them.
-        max_side: larger pictures are shrunk to this many pixels for the model; those written stay as they are.
+        max_image_size: larger pictures are shrunk to this many pixels for the model; those written stay as they are.
         shard_size: most samples in one shard of the output; no shard has samples of two shards of the source.
-        part: "3/64" is the third of 64 runs that share the work, for instance of a SLURM array. Under torchrun each
+        shard: "3/64" is the third of 64 runs that share the work, for instance of a SLURM array. Under torchrun each
             process takes its share by itself.
-        readers: threads that read and decode pictures ahead.
+        num_workers: threads that read and decode pictures ahead.
         precision: fp32 or bf16; auto is bf16 on a GPU that has it.
         max_invalid_ratio: stop where a shard loses a larger share of its samples to bad pictures and dropped captions.
         seed: of what is drawn.
     """
 
-    synthetic: str | None = None
-    images: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
+    synthetic_caption: str | None = None
+    image_root: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
     model: str
-    imports: tuple[str, ...] = dataclasses.field(default=(), metadata=RUN_ONLY)
+    import_modules: tuple[str, ...] = dataclasses.field(default=(), metadata=RUN_ONLY)
     output: str = dataclasses.field(metadata=RUN_ONLY)
-    write: Literal["tar", "parquet"] = "tar"
-    caption: str = "re_caption"
+    output_format: Literal["tar", "parquet"] = "tar"
+    caption_column: str = "re_caption"
     prompt: str = "Describe this picture in detail."
     batch_size: int = 32
     max_new_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
-    captions: int = 1
-    whole_sentences: bool = True
+    num_captions: int = 1
+    drop_incomplete_sentence: bool = True
     min_words: int = 1
     max_words: int | None = None
-    max_side: int = 1024
+    max_image_size: int = 1024
     shard_size: int = 10_000
-    part: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
-    readers: int = dataclasses.field(default=8, metadata=RUN_ONLY)
+    shard: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
+    num_workers: int = dataclasses.field(default=8, metadata=RUN_ONLY)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     max_invalid_ratio: float = 0.2
     seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("batch_size", "max_new_tokens", "captions", "min_words", "max_side", "shard_size", "readers"):
+        for name in (
+            "batch_size",
+            "max_new_tokens",
+            "num_captions",
+            "min_words",
+            "max_image_size",
+            "shard_size",
+            "num_workers",
+        ):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: expected 1 or more, got {getattr(self, name)}")
         if self.temperature < 0:
             raise UserError(f"temperature: expected 0 or more, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p: expected a share above 0 and at most 1, got {self.top_p}")
-        if self.captions > 1 and not self.temperature:
-            raise UserError(f"temperature: expected above 0 for {self.captions} captions of a picture, which are drawn")
+        if self.num_captions > 1 and not self.temperature:
+            raise UserError(
+                f"temperature: expected above 0 for {self.num_captions} captions of a picture, which are drawn"
+            )
         if self.max_words is not None and self.max_words < self.min_words:
             raise UserError(f"max_words: expected {self.min_words} (min_words) or more, got {self.max_words}")
         if not 0 <= self.max_invalid_ratio <= 1:
             raise UserError(f"max_invalid_ratio: expected a share from 0 to 1, got {self.max_invalid_ratio}")
-        if self.caption == self.web:
-            raise UserError(f"caption: expected another name than the web caption's, got '{self.caption}'")
+        if self.caption_column == self.web_caption:
+            raise UserError(
+                f"caption_column: expected another name than the web caption's, got '{self.caption_column}'"
+            )
         self.share()
 
     def share(self) -> tuple[int, int]:
         """(number, count): this process does every ``count``-th piece of work from ``number`` on."""
         number, count = 1, 1
-        if self.part is not None:
-            match = _PART.fullmatch(self.part)
+        if self.shard is not None:
+            match = _PART.fullmatch(self.shard)
             number, count = (int(match[1]), int(match[2])) if match else (0, 0)
             if not 1 <= number <= count:
-                raise UserError(f"part: expected for instance 3/64, the third of 64, got '{self.part}'")
+                raise UserError(f"shard: expected for instance 3/64, the third of 64, got '{self.shard}'")
         rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         return (number - 1) * world_size + rank, count * world_size

@@ -1,8 +1,8 @@
 """Write synthetic captions for a data set: the step that VeCLIP and Recap-DataComp-1B begin with.
 
-clips recaption /data/cc12m --web .txt --model llava-hf/llava-1.5-7b-hf --output /data/cc12m-recap
+clips recaption /data/cc12m --web_caption .txt --model llava-hf/llava-1.5-7b-hf --output /data/cc12m-recap
 torchrun --nproc-per-node 8 -m clips.cli recaption --config recaption.yaml
-clips recaption --config recaption.yaml --part $SLURM_ARRAY_TASK_ID/64       (a SLURM array 1-64)
+clips recaption --config recaption.yaml --shard $SLURM_ARRAY_TASK_ID/64       (a SLURM array 1-64)
 
 Interrupted, the same command goes on with the shards that are missing. The last process to end completes the
 directory: sizes.json, manifest.json and README.md.
@@ -134,7 +134,7 @@ def _read_ahead(
     windows: Sequence[range], source: Source, config: RecaptionConfig
 ) -> Iterator[tuple[range, dict[int, LoadedSample | str]]]:
     """Each window with its samples, or why they cannot be used; the next one is read meanwhile."""
-    with concurrent.futures.ThreadPoolExecutor(config.readers, thread_name_prefix="reader") as readers:
+    with concurrent.futures.ThreadPoolExecutor(config.num_workers, thread_name_prefix="reader") as readers:
 
         def submit(window: range) -> list[concurrent.futures.Future[LoadedSample | str]]:
             return [readers.submit(_read, source, index, config) for index in window]
@@ -152,10 +152,10 @@ def _read_ahead(
 def _read(source: Source, index: int, config: RecaptionConfig) -> LoadedSample | str:
     try:
         sample = source.read(index, np.random.default_rng([config.seed, index]))
-        picture = decode_image(sample.image, at_least=config.max_side)
+        picture = decode_image(sample.image, at_least=config.max_image_size)
     except (BadSampleError, BadImageError) as error:
         return str(error)
-    picture.thumbnail((config.max_side, config.max_side))
+    picture.thumbnail((config.max_image_size, config.max_image_size))
     return LoadedSample(index, sample, picture)
 
 

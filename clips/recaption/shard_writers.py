@@ -52,7 +52,7 @@ class TarWriter:
     def add(self, sample: CaptionedSample) -> None:
         """See `Writer`."""
         kind, picture = _known_kind(sample.picture)
-        fields = sample.record.fields | {self.config.caption: _one_or_list(sample.captions, self.config)}
+        fields = sample.record.fields | {self.config.caption_column: _one_or_list(sample.captions, self.config)}
         files = {kind: picture, **sample.record.files}
         files["json"] = json.dumps(fields, ensure_ascii=False, default=str).encode()
         for extension, content in files.items():
@@ -73,9 +73,9 @@ class ParquetWriter:
         import pyarrow.parquet
 
         self.config, self.rows = config, list[dict[str, Any]]()
-        caption = pa.string() if config.captions == 1 else pa.list_(pa.string())
-        self.web = config.web.lstrip(".")
-        kinds = {"key": pa.string(), "image": pa.string(), self.web: pa.string(), config.caption: caption}
+        caption = pa.string() if config.num_captions == 1 else pa.list_(pa.string())
+        self.web = config.web_caption.lstrip(".")
+        kinds = {"key": pa.string(), "image": pa.string(), self.web: pa.string(), config.caption_column: caption}
         self.schema = pa.schema(list(kinds.items()))
         self.file = pyarrow.parquet.ParquetWriter(path, self.schema)
 
@@ -84,7 +84,7 @@ class ParquetWriter:
         said = _one_or_list(sample.captions, self.config)
         record = sample.record
         self.rows.append(
-            {"key": record.key, "image": record.reference, self.web: sample.web, self.config.caption: said}
+            {"key": record.key, "image": record.reference, self.web: sample.web, self.config.caption_column: said}
         )
 
     def close(self) -> None:
@@ -100,7 +100,7 @@ _WRITERS: dict[str, type[TarWriter] | type[ParquetWriter]] = {"tar": TarWriter, 
 
 def shard_name(number: int, config: RecaptionConfig) -> str:
     """The name of a finished shard's file."""
-    return f"{number:05d}.{config.write}"
+    return f"{number:05d}.{config.output_format}"
 
 
 class ShardWriter:
@@ -117,7 +117,7 @@ class ShardWriter:
         self.partial = temp_path_for(work / self.target.name)
         self.counts = work / f"{self.target.name}.json"
         with write_errors_as_user_errors(self.target):
-            self.writer: Writer = _WRITERS[config.write](self.partial, config)
+            self.writer: Writer = _WRITERS[config.output_format](self.partial, config)
         self.written, self.tokens, self.dropped = 0, 0, InvalidSamples()
 
     def add(self, sample: CaptionedSample, tokens: int) -> None:
@@ -145,7 +145,7 @@ class ShardWriter:
 
 
 def _one_or_list(captions: list[str], config: RecaptionConfig) -> str | list[str]:
-    return captions if config.captions > 1 else captions[0]
+    return captions if config.num_captions > 1 else captions[0]
 
 
 def _known_kind(picture: bytes) -> tuple[str, bytes]:

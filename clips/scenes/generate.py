@@ -1,7 +1,7 @@
 """Write a directory of scenes: WebDataset shards, LLaVA's training files, text, and benchmarks for a test split.
 
-clips scenes --output runs/scenes/train --size 9000
-clips scenes --output runs/scenes/test --split test --size 400
+clips scenes --output runs/scenes/train --num_scenes 9000
+clips scenes --output runs/scenes/test --split test --num_scenes 400
 """
 
 from __future__ import annotations
@@ -44,37 +44,37 @@ class ScenesConfig:
     Args:
         output: the directory to write.
         split: train or test; test scenes are combinations of objects that no training scene has.
-        size: number of scenes.
-        kinds: number of object classes, 8 or more.
+        num_scenes: number of scenes.
+        num_object_classes: number of object classes, 8 or more.
         max_objects: maximum number of objects in one scene, 1 to 5.
-        signs: ratio of scenes with a written word, 0 to 1; lower if there is no room for a sign.
+        sign_ratio: ratio of scenes with a written word, 0 to 1; lower if there is no room for a sign.
         sign_size: small, or large: legible in images of 64 pixels.
-        sign_words: number of different words on signs, 2 or more.
+        num_sign_words: number of different words on signs, 2 or more.
         image_size: size of the square images in pixels.
         seed: another seed gives other scenes.
-        hand: sprite set.
-        format: png and webp are lossless, jpg is not.
-        mllm: write the long captions as multimodal models do, a summary and then details of decreasing importance, some
-            of them wrong; null writes complete and true ones.
-        questions_per_picture: maximum number of questions in an instruction conversation.
+        sprite_set: sprite set.
+        image_format: png and webp are lossless, jpg is not.
+        mllm_style: write the long captions as multimodal models do, a summary and then details of decreasing
+            importance, some of them wrong; null writes complete and true ones.
+        questions_per_image: maximum number of questions in an instruction conversation.
         shard_size: scenes per shard.
         benchmarks: rows of each benchmark of a test split.
     """
 
     output: str
     split: Literal["train", "test"] = "train"
-    size: int = 9000
-    kinds: int = 60
+    num_scenes: int = 9000
+    num_object_classes: int = 60
     max_objects: int = 5
-    signs: float = 0.15
+    sign_ratio: float = 0.15
     sign_size: SignSize = "small"
-    sign_words: int = len(SIGN_WORDS)
+    num_sign_words: int = len(SIGN_WORDS)
     image_size: int = 64
     seed: int = 0
-    hand: Literal["twemoji"] = "twemoji"
-    format: Literal["png", "jpg", "webp"] = "png"
-    mllm: MllmCaptionStyle | None = None
-    questions_per_picture: int = 7
+    sprite_set: Literal["twemoji"] = "twemoji"
+    image_format: Literal["png", "jpg", "webp"] = "png"
+    mllm_style: MllmCaptionStyle | None = None
+    questions_per_image: int = 7
     shard_size: int = 1000
     benchmarks: BenchmarkRows = dataclasses.field(default_factory=BenchmarkRows)
 
@@ -85,28 +85,28 @@ class ScenesConfig:
             UserError: a field out of its range.
         """
         for name, low, high in (
-            ("size", 1, 10**9 - 1),
+            ("num_scenes", 1, 10**9 - 1),
             ("image_size", 32, 4096),
             ("seed", 0, 2**63 - 1),
-            ("questions_per_picture", 1, 20),
+            ("questions_per_image", 1, 20),
             ("shard_size", 1, 100_000),
         ):
             if not low <= getattr(self, name) <= high:
                 raise UserError(f"{name}: expected {low} to {high}, got {getattr(self, name)}")
-        if not 0 <= self.signs <= 1:
-            raise UserError(f"signs: expected 0 to 1, got {self.signs}")
+        if not 0 <= self.sign_ratio <= 1:
+            raise UserError(f"sign_ratio: expected 0 to 1, got {self.sign_ratio}")
         self.world()
 
     def world(self) -> SceneGenerator:
         """Return the generator of the scenes."""
         return SceneGenerator(
-            kinds=self.kinds,
+            kinds=self.num_object_classes,
             max_objects=self.max_objects,
-            signs=round(1000 * self.signs),
+            signs=round(1000 * self.sign_ratio),
             sign_size=self.sign_size,
-            sign_words=self.sign_words,
+            sign_words=self.num_sign_words,
             seed=self.seed,
-            hand=self.hand,
+            hand=self.sprite_set,
         )
 
 
@@ -120,21 +120,24 @@ def generate_scenes(config: ScenesConfig) -> None:
     with atomic_artifact_dir(config.output, kind="scenes") as folder:
         _write_split(folder, world, config)
         rows = _write_benchmarks(folder, world, config) if config.split == "test" else {}
-        write_manifest(folder, kind="scenes", config=config, seed=config.seed, scenes=config.size, benchmarks=rows)
+        write_manifest(
+            folder, kind="scenes", config=config, seed=config.seed, scenes=config.num_scenes, benchmarks=rows
+        )
     seconds = time.monotonic() - began
-    log_info(f"{config.output}: {config.size} {config.split} scenes in {seconds:.1f} s ({config.size / seconds:.0f}/s)")
+    count = config.num_scenes
+    log_info(f"{config.output}: {count} {config.split} scenes in {seconds:.1f} s ({count / seconds:.0f}/s)")
 
 
 def _write_split(folder: Path, world: SceneGenerator, config: ScenesConfig) -> None:
     records: dict[str, list[dict[str, Any]]] = {"align": [], "instruct": [], "text": []}
-    turns = config.questions_per_picture
-    for number, start in enumerate(progress_iter(range(0, config.size, config.shard_size), "making scenes")):
+    turns = config.questions_per_image
+    for number, start in enumerate(progress_iter(range(0, config.num_scenes, config.shard_size), "making scenes")):
         shard = f"shard-{number:05d}.tar"
         with tarfile.open(folder / shard, "w") as tar:
-            for index in range(start, min(start + config.shard_size, config.size)):
+            for index in range(start, min(start + config.shard_size, config.num_scenes)):
                 scene, key = world.scene(config.split, index), f"{index:09d}"
-                image, captions = f"{key}.{config.format}", make_captions(world, scene, config.mllm)
-                _add(tar, image, encode_image(world, scene, config.image_size, config.format))
+                image, captions = f"{key}.{config.image_format}", make_captions(world, scene, config.mllm_style)
+                _add(tar, image, encode_image(world, scene, config.image_size, config.image_format))
                 _add(tar, f"{key}.json", _sidecar(scene, captions))
                 long = captions.synthetic_caption
                 records["align"].append(make_align_record(world, scene, long, key, f"{shard}/{image}"))
@@ -173,11 +176,11 @@ def _write_benchmarks(folder: Path, world: SceneGenerator, config: ScenesConfig)
 
 def _pictures(world: SceneGenerator, config: ScenesConfig) -> Iterable[TestImage]:
     split: Split = config.split
-    for index in range(config.size):
+    for index in range(config.num_scenes):
         scene, key = world.scene(split, index), f"{index:09d}"
         yield TestImage(
             key=key,
-            name=f"{key}.{config.format}",
+            name=f"{key}.{config.image_format}",
             described=describe_scene(world, scene),
-            image=functools.partial(encode_image, world, scene, config.image_size, config.format),
+            image=functools.partial(encode_image, world, scene, config.image_size, config.image_format),
         )

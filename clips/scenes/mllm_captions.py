@@ -53,30 +53,30 @@ class MllmCaptionStyle:
     """The style of a multimodal model's captions.
 
     Args:
-        details: mean number of sentences after the summary, 2 to 8; a caption has up to two more or fewer.
-        wrong: ratio of these sentences that name an absent object, or a wrong color or position; more probable in later
-            sentences, 0 to 0.5.
+        num_details: mean number of sentences after the summary, 2 to 8; a caption has up to two more or fewer.
+        error_ratio: ratio of these sentences that name an absent object, or a wrong color or position; more probable in
+            later sentences, 0 to 0.5.
     """
 
-    details: int = 4
-    wrong: float = 0.3
+    num_details: int = 4
+    error_ratio: float = 0.3
 
     def __post_init__(self) -> None:
-        if not 2 <= self.details <= 8:
-            raise UserError(f"mllm.details: expected 2 to 8, got {self.details}")
-        if not 0 <= self.wrong <= 0.5:
-            raise UserError(f"mllm.wrong: expected a share from 0 to 0.5, got {self.wrong}")
+        if not 2 <= self.num_details <= 8:
+            raise UserError(f"mllm_style.num_details: expected 2 to 8, got {self.num_details}")
+        if not 0 <= self.error_ratio <= 0.5:
+            raise UserError(f"mllm_style.error_ratio: expected a share from 0 to 0.5, got {self.error_ratio}")
 
 
 def mllm_caption(described: SceneDescription, dice: DeterministicRng, writer: MllmCaptionStyle) -> str:
     """Return a summary of the important content, then details, later ones less important and more often wrong."""
     groups = sorted(described.groups, key=lambda group: (group.size != "large", -group.count))
     main = [group for number, group in enumerate(groups) if not number or dice.chance(_ALSO_IN_SUMMARY)]
-    count = max(1, dice.between(writer.details - 2, writer.details + 2))
+    count = max(1, dice.between(writer.num_details - 2, writer.num_details + 2))
     true = _true_details(described, groups, dice)
     sentences = [summary(described, main, dice)]
     for number in range(count):
-        if dice.chance(round(2000 * writer.wrong * (number + 1) / (count + 1))):
+        if dice.chance(round(2000 * writer.error_ratio * (number + 1) / (count + 1))):
             sentences.append(_wrong(described, groups, dice))
         else:
             sentences.append(true.pop(0) if true else _vague(groups, dice))

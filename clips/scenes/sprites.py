@@ -52,7 +52,7 @@ class Sprites:
 
     def __init__(self, hand: str) -> None:
         if hand not in SPRITE_SETS:
-            raise unknown_name_error(hand, SPRITE_SETS, "hand")
+            raise unknown_name_error(hand, SPRITE_SETS, "sprite set")
         data = importlib.resources.files("clips.scenes") / "data"
         index: dict[str, Any] = json.loads((data / f"{SPRITE_SETS[hand]}.json").read_text(encoding="utf-8"))
         self.cell: int = index["cell"]

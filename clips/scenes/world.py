@@ -147,13 +147,13 @@ class SceneGenerator:
         """
         known = len(Sprites.load(self.hand).kinds)
         if not 8 <= self.kinds <= known:
-            raise UserError(f"kinds: expected 8 to {known}, got {self.kinds}")
+            raise UserError(f"num_object_classes: expected 8 to {known}, got {self.kinds}")
         if not 1 <= self.max_objects <= MAX_OBJECTS:
             raise UserError(f"max_objects: expected 1 to {MAX_OBJECTS}, got {self.max_objects}")
         if not 0 <= self.signs <= 1000:
-            raise UserError(f"signs: expected 0 to 1000 per mille, got {self.signs}")
+            raise UserError(f"sign_ratio: expected 0 to 1000 per mille, got {self.signs}")
         if not 2 <= self.sign_words <= len(SIGN_WORDS):
-            raise UserError(f"sign_words: expected 2 to {len(SIGN_WORDS)}, got {self.sign_words}")
+            raise UserError(f"num_sign_words: expected 2 to {len(SIGN_WORDS)}, got {self.sign_words}")
 
     @property
     def sprites(self) -> Sprites:

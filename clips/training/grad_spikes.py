@@ -18,7 +18,7 @@ def is_grad_spike(loop: TrainState, norm: float, limit: float) -> bool:
     Args:
         loop: where the run stands; it remembers the norms.
         norm: of this step's gradient.
-        limit: ``optim.skip_spikes``.
+        limit: ``optimizer.grad_spike_factor``.
 
     Raises:
         UserError: ten steps in a row stood out: this is no outlier.
@@ -33,6 +33,7 @@ def is_grad_spike(loop: TrainState, norm: float, limit: float) -> bool:
     if loop.spikes_in_a_row == _IN_A_ROW:
         raise UserError(
             f"step {loop.step + 1}: for {_IN_A_ROW} steps the gradient's norm was more than {limit:g} times the usual "
-            f"{usual:.3g} (optim.skip_spikes); stopped. A lower optim.learning_rate may help (see may_change)"
+            f"{usual:.3g} (optimizer.grad_spike_factor); stopped. A lower optimizer.learning_rate may "
+            "help (see allow_changes_on_resume)"
         )
     return True

@@ -25,7 +25,7 @@ def is_trained(config: Any, run: Identity) -> bool:
     if is_finished(output, "encoder", run, work=output / CHECKPOINTS_DIR / RUN):
         return True
     for checkpoint in list_checkpoints(output)[-1:]:  # before the first there is nothing to lose
-        refuse_other_run(output, read_train_state(checkpoint).identity, run, may_change=config.may_change)
+        refuse_other_run(output, read_train_state(checkpoint).identity, run, may_change=config.allow_changes_on_resume)
     return False
 
 
@@ -50,10 +50,10 @@ def read_run_config(directory: str | Path) -> dict[str, Any]:
 
 
 def resume_changes(config: Any, run: Identity) -> list[str]:
-    """The settings that ``config.may_change`` allows to differ and that do, since the latest checkpoint; in words."""
+    """The settings that ``allow_changes_on_resume`` lets differ and that do, since the latest checkpoint; in words."""
     there = read_train_state(list_checkpoints(config.output)[-1]).identity
     return [
         f"{name} {there.get(name)} → {run.get(name)}"
         for name in differing(there, run)
-        if is_below(name, config.may_change)
+        if is_below(name, config.allow_changes_on_resume)
     ]

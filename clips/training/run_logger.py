@@ -80,7 +80,7 @@ class RunLogger:
         try:
             work()
         except Exception as error:  # theirs are of any kind; a service that SIGTERM ended, an address that is away
-            log_info(f"track: {type(tracker).__name__} failed ({error_reason(error)}) and is left out from here on")
+            log_info(f"report_to: {type(tracker).__name__} failed ({error_reason(error)}) and is left out from here on")
             self.trackers.remove(tracker)
 
     def write(self, entry: Mapping[str, Any]) -> None:

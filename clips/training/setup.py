@@ -87,7 +87,7 @@ def setup_run(config: EncoderTrainConfig, data: TrainDataset) -> TrainRun:
 
     Precedence: (1) the latest checkpoint in the output directory, (2) a fresh model, its trunk pretrained or not.
     """
-    processes = start_processes(patience=config.scale.patience)
+    processes = start_processes(patience=config.distributed.hang_timeout)
     _refuse_uneven(config.global_batch_size, processes.count)
     precision, reason = resolve_precision(config.precision, processes.device)
     latest, loop = from_main(lambda: _standing(config))
@@ -96,14 +96,14 @@ def setup_run(config: EncoderTrainConfig, data: TrainDataset) -> TrainRun:
         raise UserError(
             "micro_batch_size: expected null with batch norms, whose statistics are those of the whole batch"
         )
-    parallel = build_strategy(encoder, config.scale, config.optim, processes)
+    parallel = build_strategy(encoder, config.distributed, config.optimizer, processes)
     run = TrainRun(
         config=config,
         data=data,
         recipe=recipes.build_recipe(config.recipe),
         processes=processes,
         parallel=parallel,
-        average=None if config.average is None else _average(config.average, parallel, latest, loop),
+        average=None if config.ema_decay is None else _average(config.ema_decay, parallel, latest, loop),
         loop=loop,
         steps=config.steps_for(len(data)),
         precision=precision,
@@ -126,7 +126,7 @@ def _standing(config: EncoderTrainConfig) -> tuple[Path | None, TrainState]:
 def _announce(run: TrainRun, reason: str) -> None:
     """Say what begins, and what of it is odd."""
     config, processes = run.config, run.processes
-    under = f" under {config.scale.parallel}" if config.scale.parallel != "ddp" else ""
+    under = f" under {config.distributed.strategy}" if config.distributed.strategy != "ddp" else ""
     log_info(
         f"{config.output}: {len(run.data)} samples, {run.steps} steps of {config.global_batch_size}, "
         f"{processes.count} process(es){under} on {processes.device.type}, {run.precision} ({reason})"

@@ -1,8 +1,8 @@
 """Training in stages of growing resolution: each begins with the weights of the one before.
 
 stages:
-  - {model.image_size: 84, samples: 12800000000, global_batch_size: 32768, optim.base_learning_rate: 8.0e-6}
-  - {model.image_size: 224, samples: 512000000, global_batch_size: 16384, optim.base_learning_rate: 4.0e-7}
+  - {model.image_size: 84, max_samples: 12800000000, global_batch_size: 32768, optimizer.base_learning_rate: 8.0e-6}
+  - {model.image_size: 224, max_samples: 512000000, global_batch_size: 16384, optimizer.base_learning_rate: 4.0e-7}
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ from clips.core.artifact import MANIFEST, STAGES_DIR, read_manifest
 from clips.errors import UserError
 from clips.method.optimizer import EITHER
 from clips.serialization import to_plain
-from clips.training.train_config import EncoderTrainConfig
+from clips.training.train_config import LENGTHS, EncoderTrainConfig
 from clips.typed_data import from_plain
-
-_LENGTHS = ("steps", "samples", "epochs")
 
 
 def stage_configs(config: EncoderTrainConfig) -> list[EncoderTrainConfig]:
@@ -36,11 +34,11 @@ def stage_configs(config: EncoderTrainConfig) -> list[EncoderTrainConfig]:
     for number, fields in enumerate(config.stages, 1):
         last = number == len(config.stages)
         values = to_plain(config) | {"stages": []}
-        if any(name in fields for name in _LENGTHS):
-            values |= dict.fromkeys(_LENGTHS)
+        if any(name in fields for name in LENGTHS):
+            values |= dict.fromkeys(LENGTHS)
         for pair in EITHER:
-            if any(name in _optim_fields(fields) for name in pair):
-                values["optim"] |= dict.fromkeys(pair)
+            if any(name in _optimizer_fields(fields) for name in pair):
+                values["optimizer"] |= dict.fromkeys(pair)
         _lay_over(values, fields, f"stages[{number}]")
         values["output"] = config.output if last else f"{config.output}{STAGES_DIR}/{number}"
         values["seed"] = config.seed + number - 1
@@ -50,10 +48,10 @@ def stage_configs(config: EncoderTrainConfig) -> list[EncoderTrainConfig]:
     return found
 
 
-def _optim_fields(fields: Mapping[str, Any]) -> set[str]:
-    """Which fields of ``optim`` a stage gives, in either way of writing."""
-    nested = fields.get("optim")
-    dotted = {name.removeprefix("optim.") for name in fields if name.startswith("optim.")}
+def _optimizer_fields(fields: Mapping[str, Any]) -> set[str]:
+    """Which fields of ``optimizer`` a stage gives, in either way of writing."""
+    nested = fields.get("optimizer")
+    dotted = {name.removeprefix("optimizer.") for name in fields if name.startswith("optimizer.")}
     return dotted | (set(nested) if isinstance(nested, Mapping) else set())
 
 

@@ -94,5 +94,5 @@ def open_trackers(names: Sequence[str], directory: str | Path, config: Mapping[s
         try:
             importlib.import_module(name)
         except ImportError:
-            raise UserError(f"track: expected the package {name} to be installed (pip install {name})") from None
+            raise UserError(f"report_to: expected the package {name} to be installed (pip install {name})") from None
     return [TRACKERS[name](Path(directory), shown) for name in names]

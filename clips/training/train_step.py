@@ -69,16 +69,16 @@ def train_step(run: TrainRun, batch: dict[str, torch.Tensor]) -> dict[str, float
         UserError: a loss or the gradient is not finite, or the gradient's norm stood out too often; the model has not
             moved (under ZeRO, which tells the norm too late, it has).
     """
-    rate = cosine_lr(run.loop.step, run.steps, run.config.optim, run.config.global_batch_size)
+    rate = cosine_lr(run.loop.step, run.steps, run.config.optimizer, run.config.global_batch_size)
     with fast_sdpa_backend(run.processes.device, run.precision):
         losses, outputs = compute_gradients(run, batch)
-    norm = run.parallel.clip(run.config.optim.max_grad_norm)
+    norm = run.parallel.clip(run.config.optimizer.max_grad_norm)
 
     told = {**losses, "logit_scale": outputs["logit_scale"]} | ({} if norm is None else {"grad_norm": norm})
     values = _to_numbers(told)
     check_finite(values, run.loop.step)  # before the optimizer moves
-    if run.config.optim.skip_spikes is not None and is_grad_spike(
-        run.loop, values["grad_norm"], run.config.optim.skip_spikes
+    if run.config.optimizer.grad_spike_factor is not None and is_grad_spike(
+        run.loop, values["grad_norm"], run.config.optimizer.grad_spike_factor
     ):
         run.parallel.forget_gradient()
         run.parallel.share_buffers()
@@ -109,7 +109,8 @@ def check_finite(values: dict[str, float], step: int) -> None:
     if broken:
         raise UserError(
             f"step {step + 1}: {broken}; stopped before the weights moved. "
-            "A lower optim.learning_rate, optim.max_grad_norm or precision: fp32 may help (see may_change)"
+            "A lower optimizer.learning_rate, optimizer.max_grad_norm or precision: fp32 may help "
+            "(see allow_changes_on_resume)"
         )
 
 

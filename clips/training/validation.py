@@ -31,7 +31,7 @@ from clips.training.train_step import TrainRun
 IMAGE, CAPTIONS = "image", ("web", "partial", "whole")
 _SENTENCE = recipes.build_recipe(RecipeConfig(name="clips"))
 _ROUNDING = 1e-6  # of a cosine in float32
-_UNCHANGED = AugmentConfig(min_area=1.0, color_jitter=0.0, gray_scale_prob=0.0, flip=False)
+_UNCHANGED = AugmentConfig(crop_scale_min=1.0, color_jitter=0.0, gray_scale_prob=0.0, horizontal_flip=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class RetrievalValidation:
         assert config.source is not None
         self.config, self.run = config, run
         source = all_or_none(lambda: open_source(config.source))  # type: ignore[arg-type]
-        chosen = np.linspace(0, len(source) - 1, min(config.samples, len(source))).round().astype(int)
+        chosen = np.linspace(0, len(source) - 1, min(config.num_samples, len(source))).round().astype(int)
         self.batches = all_or_none(lambda: list(self._read(source, chosen)))
         valid = torch.zeros(len(chosen), device=run.processes.device)
         for batch in self.batches:

@@ -93,7 +93,7 @@ def _already(source: str) -> str:
     if tower.get("model_type") == "llava_bridge_encoder":
         what = f"its tower ({tower.get('source', 'open_clip')})"
     elif config["model_type"] in ("llava_bridge", "llava_next_bridge"):
-        what = f"its projector ({config.get('projector', {}).get('name')})"
+        what = f"its projector ({config.get('projector', {}).get('type')})"
     else:
         return f"{source}: in transformers' layout already; --format original makes the other"
     return (
@@ -169,13 +169,14 @@ def _assembled(config: ConvertConfig, original: Any, tower: str) -> tuple[Any, A
     if original.tower:
         weights = {f"model.{name}": value.float() for name, value in original.tower.items()}
         encoder = dataclasses.replace(encoder, weights=weights)
+    whole = original.config.get("mm_vision_select_feature", "patch") == "cls_patch"
     parts = LlavaParts(
         encoder=tower,
         llm=config.llm or config.source,
-        feature_layer=original.config.get("mm_vision_select_layer", -2),
-        features=original.config.get("mm_vision_select_feature", "patch"),
-        projector=ProjectorConfig(name=original.projector_name),
-        image_fit="squash" if original.pinpoints is None else "anyres",
+        vision_feature_layer=original.config.get("mm_vision_select_layer", -2),
+        vision_feature_select_strategy="full" if whole else "default",
+        projector=ProjectorConfig(type=original.projector_name),
+        image_aspect_ratio="squash" if original.pinpoints is None else "anyres",
         image_grid_pinpoints=original.pinpoints,
         chat_template=template,
     )

@@ -277,7 +277,7 @@ def projector_type(model: Any) -> str:
         UserError: the original has none that computes the same.
     """
     ours = getattr(model.config, "projector", None)
-    name = ours["name"] if ours else "mlp2x_gelu"
+    name = ours["type"] if ours else "mlp2x_gelu"
     if name != "linear" and not re.fullmatch(r"mlp\d+x_gelu", name):
         raise UserError(f"the original LLaVA has no projector such as {name}; expected linear or mlpNx_gelu")
     if not ours and (model.config.projector_hidden_act != "gelu" or not model.config.multimodal_projector_bias):

@@ -14,7 +14,7 @@ from clips.errors import UserError
 from clips.model_refs import resolve_model_dir
 from llava_bridge.encoders.encoder_checks import check_encoder_files, encoder_commits
 from llava_bridge.encoders.spec import local_paths
-from llava_bridge.model.anyres import ImageFit, check_pinpoints
+from llava_bridge.model.anyres import ImageAspectRatio, check_pinpoints
 from llava_bridge.model.llava_checks import check_llava_dir
 from llava_bridge.projectors import ProjectorConfig
 
@@ -29,11 +29,13 @@ class SwapConfig:
             ``llava-bridge train``.
         output: the LLaVA directory to write; ``llava-bridge train --llava`` trains it.
         image_size: side of the pictures in pixels; None takes the encoder's own.
-        feature_layer: hidden state of the encoder that the LLM sees, or several, side by side; None: -2 for ViTs and
-            CLIP's ResNets, -1 for timm's others. Of ``several:`` each gives this one, or its own default.
-        features: ``patch`` leaves the class token out, ``cls_patch`` does not.
-        image_fit: how pictures become squares: ``squash``, ``pad`` with the encoder's mean color (LLaVA-1.5's),
-            ``crop`` of the middle; or ``anyres``, LLaVA-NeXT's: several, an overview and tiles at full resolution.
+        vision_feature_layer: hidden state of the encoder that the LLM sees, or several, side by side; None: -2 for ViTs
+            and CLIP's ResNets, -1 for timm's others. Of ``several:`` each gives this one, or its own default.
+        vision_feature_select_strategy: ``default`` drops the class token, ``full`` keeps it, as in transformers
+            (LLaVA: ``patch``, ``cls_patch``).
+        image_aspect_ratio: how pictures become squares: ``squash``, ``pad`` with the encoder's mean color
+            (LLaVA-1.5's), ``crop`` of the middle; or ``anyres``, LLaVA-NeXT's: several, an overview and tiles at full
+            resolution.
         image_grid_pinpoints: with ``anyres``: the heights and widths in pixels into which pictures are fitted before
             they are cut into tiles; None takes LLaVA-NeXT's, 1 × 2, 2 × 1, 2 × 2, 3 × 1 and 1 × 3 tiles.
         projector: what makes tokens of the LLM of the encoder's features.
@@ -45,9 +47,9 @@ class SwapConfig:
     encoder: str
     output: str
     image_size: int | None = None
-    feature_layer: int | list[int] | None = None
-    features: Literal["patch", "cls_patch"] = "patch"
-    image_fit: ImageFit = "squash"
+    vision_feature_layer: int | list[int] | None = None
+    vision_feature_select_strategy: Literal["default", "full"] = "default"
+    image_aspect_ratio: ImageAspectRatio = "squash"
     image_grid_pinpoints: list[list[int]] | None = None
     projector: ProjectorConfig = dataclasses.field(default_factory=ProjectorConfig)
     chat_template: str = dataclasses.field(
@@ -58,7 +60,7 @@ class SwapConfig:
     def __post_init__(self) -> None:
         if self.image_size is not None and self.image_size < 1:
             raise UserError(f"image_size: expected at least 1, got {self.image_size}")
-        check_pinpoints(self.image_fit, self.image_grid_pinpoints)
+        check_pinpoints(self.image_aspect_ratio, self.image_grid_pinpoints)
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed: expected 0 to {2**32 - 1}, got {self.seed}")
 

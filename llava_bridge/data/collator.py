@@ -211,7 +211,7 @@ class PackedTextDataset(Dataset):
                 stream += [*begin, *ids, tokenizer.eos_token_id]
         blocks = min(len(stream) // length, enough or len(stream))
         if blocks == 0:
-            raise UserError(f"pretrain.max_length: the texts have {len(stream)} tokens, not one block of {length}")
+            raise UserError(f"llm_pretrain.max_length: the texts have {len(stream)} tokens, not one block of {length}")
         self.blocks = torch.tensor(stream[: blocks * length]).view(blocks, length)
 
     def __len__(self) -> int:

@@ -22,7 +22,7 @@ from clips.errors import UserError
 from clips.sanitize import strip_control_chars
 from llava_bridge.data.samples import ConversationSourceConfig
 from llava_bridge.model.anyres import (
-    ImageFit,
+    ImageAspectRatio,
     check_pinpoints,
     is_unpad_compatible,
     make_anyres_processor,
@@ -38,36 +38,43 @@ class InspectConversationsConfig(ConversationSourceConfig):
     Args:
         llm: the LLM's directory, or its name on the hub, whose tokenizer and chat template are used.
         chat_template: ``auto`` (the LLM's own if it has one, else vicuna) or the name of one.
-        image_tokens: how many tokens a picture takes: 576 for a ViT-L/14 at 336 pixels. With ``image_fit: anyres`` that
-            is one of its tiles.
-        image_fit: ``anyres`` counts the tokens of pictures that are cut into tiles; other ways do not matter here.
+        image_tokens: how many tokens a picture takes: 576 for a ViT-L/14 at 336 pixels. With
+            ``image_aspect_ratio: anyres`` that is one of its tiles.
+        image_aspect_ratio: ``anyres`` counts the tokens of pictures that are cut into tiles; other ways do not matter
+            here.
         image_size: with ``anyres``: side of a tile in pixels.
         image_grid_pinpoints: with ``anyres``: as for ``llava-bridge train``.
         max_length: longest sequence in tokens, pictures included.
-        shown: how many samples are printed.
-        scan: number of samples to read, spread evenly; 0 reads all.
-        page: an HTML page to write, with the images.
+        num_shown: how many samples are printed.
+        num_samples: number of samples to read, spread evenly; 0 reads all.
+        html_output: an HTML page to write, with the images.
     """
 
     llm: str
     chat_template: str = "auto"
     image_tokens: int = 576
-    image_fit: ImageFit = "squash"
+    image_aspect_ratio: ImageAspectRatio = "squash"
     image_size: int = 336
     image_grid_pinpoints: list[list[int]] | None = None
     max_length: int = 2048
-    shown: int = 3
-    scan: int = 1000
-    page: str | None = None
+    num_shown: int = 3
+    num_samples: int = 1000
+    html_output: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("image_tokens", 1), ("image_size", 1), ("max_length", 1), ("shown", 0), ("scan", 0)):
+        for name, least in (
+            ("image_tokens", 1),
+            ("image_size", 1),
+            ("max_length", 1),
+            ("num_shown", 0),
+            ("num_samples", 0),
+        ):
             if getattr(self, name) < least:
                 raise UserError(f"{name}: expected {least} or more, got {getattr(self, name)}")
-        check_pinpoints(self.image_fit, self.image_grid_pinpoints)
+        check_pinpoints(self.image_aspect_ratio, self.image_grid_pinpoints)
         grid = math.isqrt(self.image_tokens)
-        if self.image_fit == "anyres" and (
+        if self.image_aspect_ratio == "anyres" and (
             grid**2 != self.image_tokens or not is_unpad_compatible(self.image_size, grid)
         ):
             raise UserError(
@@ -101,8 +108,8 @@ def run_inspect(config: InspectConversationsConfig) -> None:
     lines = list(format_stats(len(samples), found))
     for line in lines:
         print(strip_control_chars(line))
-    if config.page:
-        write_page(config.page, title=config.path, lines=lines, examples=found.examples, invalid=found.invalid)
+    if config.html_output:
+        write_page(config.html_output, title=config.path, lines=lines, examples=found.examples, invalid=found.invalid)
 
 
 def _chat(config: InspectConversationsConfig) -> Any:
@@ -114,7 +121,7 @@ def _chat(config: InspectConversationsConfig) -> Any:
     add_image_token(tokenizer)
     template = resolve_chat_template_with_spaces(tokenizer.chat_template, config.chat_template, tokenizer)
     tokens: Any = config.image_tokens
-    if config.image_fit == "anyres":
+    if config.image_aspect_ratio == "anyres":
         tokens = functools.partial(num_image_tokens, _tiling(config, tokenizer, template))
     return ConversationEncoder(tokenizer, template, tokens, must_end=config.chat_template not in TEMPLATES_WITHOUT_EOT)
 
@@ -137,7 +144,7 @@ def collect_stats(samples: list[Conversation], chat: Any, config: InspectConvers
 
     data, found = ConversationDataset(samples, chat, config.max_length), ConversationStats()
     complete = ConversationDataset(samples, chat, sys.maxsize)
-    for index in progress_iter(evenly(len(samples), config.scan).tolist(), "reading"):
+    for index in progress_iter(evenly(len(samples), config.num_samples).tolist(), "reading"):
         sample = samples[index]
         try:
             encoded = data.encode(sample)
@@ -153,9 +160,9 @@ def collect_stats(samples: list[Conversation], chat: Any, config: InspectConvers
         found.images[len(sample.images)] += 1
         if len(ids) == config.max_length:
             found.truncated += len(complete.encode(sample)["input_ids"]) > config.max_length
-        if len(found.examples) < config.shown:
+        if len(found.examples) < config.num_shown:
             name = f"{sample.name}  {', '.join(map(str, sample.images))}"
-            images = [thumbnail(image) for image in encoded["pictures"]] if config.page else []
+            images = [thumbnail(image) for image in encoded["pictures"]] if config.html_output else []
             found.examples.append(Example(name=name, thumbnails=images, texts={"": spans_of(chat, ids, labels)}))
     return found
 

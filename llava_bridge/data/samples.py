@@ -11,7 +11,7 @@ from clips.data.formats import FORMATS
 from clips.errors import UserError, unknown_name_error
 
 TEXT = "text"
-"""The format of JSON lines with "text", which only the pretrain stage reads."""
+"""The format of JSON lines with "text", which only the llm_pretrain stage reads."""
 READ_FORMATS = (TEXT, *(name for name, entry in FORMATS.items() if entry.conversations or entry.captions))
 """The formats that LLaVA's training reads: of captions each is an answer."""
 
@@ -26,36 +26,36 @@ class ConversationSourceConfig:
             with messages or conversations and images: a directory of ``datasets``, parquet, JSON lines),
             ``webdataset`` (tar shards of images and JSON), ``text`` (JSON lines with "text"), ``cocoqa`` (JSON lines of
             image, question, answer), ``karpathy`` (captions in Karpathy's JSON) or another that lists captions.
-        images: folder that image references start from; None takes the folder of the file.
+        image_folder: folder that image references start from; None takes the folder of the file.
         split: for ``karpathy`` the split to read, for ``conversations`` that of a directory which has several; for
             ``cocoqa`` ``train`` (without the held-out fifth of the photos), ``held_out`` or ``all``.
-        per_image: for captions, how many of each image; None takes all.
-        limit: read only the first so many samples; None reads all.
+        captions_per_image: for captions, how many of each image; None takes all.
+        max_samples: read only the first so many samples; None reads all.
         weight: how often an epoch has each sample: 0.5 takes half of them, drawn with the seed, 2 each twice, 1.5 each
             once and half of them twice.
         missing_images: ``skip`` leaves a sample out when its image turns out to be missing (see ``max_invalid_ratio``);
-            ``refuse`` looks for the files of all images before training starts.
-        cache_gb: for ``conversations`` in parquet: how much of this disk copies of images may take, in the user's
+            ``error`` looks for the files of all images before training starts.
+        max_cache_gb: for ``conversations`` in parquet: how much of this disk copies of images may take, in the user's
             cache. Row groups are copied when they are first needed; the longest unused go first.
     """
 
     path: str
     format: str = dataclasses.field(default="llava", metadata={"choices": "llava_bridge.data.samples:READ_FORMATS"})
-    images: str | None = None
+    image_folder: str | None = None
     split: str = "train"
-    per_image: int | None = 1
-    limit: int | None = None
+    captions_per_image: int | None = 1
+    max_samples: int | None = None
     weight: float = 1.0
-    missing_images: Literal["skip", "refuse"] = dataclasses.field(default="skip", metadata=RUN_ONLY)
-    cache_gb: float = dataclasses.field(default=100.0, metadata=RUN_ONLY)
+    missing_images: Literal["skip", "error"] = dataclasses.field(default="skip", metadata=RUN_ONLY)
+    max_cache_gb: float = dataclasses.field(default=100.0, metadata=RUN_ONLY)
 
     def __post_init__(self) -> None:
         if self.format not in READ_FORMATS:
             raise unknown_name_error(self.format, READ_FORMATS, "data.format")
-        for name in ("per_image", "limit"):
+        for name in ("captions_per_image", "max_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"data.{name}: expected at least 1, got {value}")
-        for name in ("weight", "cache_gb"):
+        for name in ("weight", "max_cache_gb"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"data.{name}: expected more than 0, got {getattr(self, name)}")

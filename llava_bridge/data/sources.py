@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from clips.data.formats import FORMATS, DatasetSpec, read_dataset
 from clips.data.formats.dataset_format import IMAGE, Conversation, Turn, texts_of
@@ -34,26 +34,28 @@ def read_samples(config: ConversationSourceConfig, seed: int = 0) -> list[Conver
         UserError: a missing or malformed file, or nothing in it.
     """
     if config.format == TEXT:
-        raise UserError(f"data.format: {config.path} is text, which only the pretrain stage reads")
-    taken = ("split", "images", "cache_gb")
-    given = {name: getattr(config, name) for name in taken if name in FORMATS[config.format].takes}
+        raise UserError(f"data.format: {config.path} is text, which only the llm_pretrain stage reads")
+    settings = {"split": config.split, "image_root": config.image_folder, "max_cache_gb": config.max_cache_gb}
+    given: dict[str, Any] = {name: value for name, value in settings.items() if name in FORMATS[config.format].takes}
     spec = DatasetSpec(path=config.path, format=config.format, **given)
     found: Iterable[Conversation]
     if FORMATS[config.format].conversations:
         found = read_dataset(spec, "conversations").records
     else:
-        found = _captions(spec, config.per_image)
-    samples = list(itertools.islice(found, config.limit))
+        found = _captions(spec, config.captions_per_image)
+    samples = list(itertools.islice(found, config.max_samples))
     if not samples:
         raise UserError(f"{config.path}: no samples (format {config.format}, split {config.split})")
     return _weighted(samples, config, seed)
 
 
-def _captions(spec: DatasetSpec, per_image: int | None) -> Iterator[Conversation]:
+def _captions(spec: DatasetSpec, captions_per_image: int | None) -> Iterator[Conversation]:
     """A sample for each caption."""
     for record in read_dataset(spec, "captions").records:
         name = " ".join(image.name for image in record.images)
-        captions = [text.strip() for text in texts_of(record.captions, f"{spec.path}: {name:.200}")[:per_image]]
+        captions = [
+            text.strip() for text in texts_of(record.captions, f"{spec.path}: {name:.200}")[:captions_per_image]
+        ]
         for image, caption in itertools.product(record.images, captions):
             yield Conversation(name, [image], [Turn("user", f"{IMAGE}\n{CAPTION_PROMPT}"), Turn("assistant", caption)])
 
@@ -65,9 +67,11 @@ def read_texts(config: ConversationSourceConfig, seed: int = 0) -> list[str]:
         UserError: another source, a missing or malformed file, or nothing in it.
     """
     if config.format != TEXT:
-        raise UserError(f"data.format: the pretrain stage reads texts; expected format 'text', got '{config.format}'")
+        raise UserError(
+            f"data.format: the llm_pretrain stage reads texts; expected format 'text', got '{config.format}'"
+        )
     texts = []
-    for number, row in itertools.islice(read_json_lines(Path(config.path)), config.limit):
+    for number, row in itertools.islice(read_json_lines(Path(config.path)), config.max_samples):
         if not isinstance(row.get("text"), str):
             raise UserError(f'{config.path} line {number}: expected an object with a "text"')
         texts.append(row["text"])

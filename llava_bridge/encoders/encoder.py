@@ -122,7 +122,7 @@ def check_feature_layer(tower: VisionTower, layer: int, whose: str = "this encod
     """
     if not -tower.depth - 1 <= layer <= tower.depth:
         only = f"{-tower.depth - 1} to {tower.depth}" if tower.depth else "only -1, the last feature map"
-        raise UserError(f"feature_layer: {whose} has {only}, got {layer}")
+        raise UserError(f"vision_feature_layer: {whose} has {only}, got {layer}")
 
 
 def load_weights(tower: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:

@@ -5,7 +5,7 @@ B`` gives each grid cell a token of each encoder, A's before B's, as Interleaved
 5.2). There each encoder has its own adapter: here each has its own channels, with zeros in all others, so that the
 projector's first layer has separate weights for each.
 
-Each encoder uses its own default hidden state, or all the same: ``feature_layer``.
+Each encoder uses its own default hidden state, or all the same: ``vision_feature_layer``.
 
 All see the image at the size of the first, or at ``image_size``, normalized as in their training. Grids that differ are
 interpolated to the first one's; class tokens are dropped.
@@ -160,7 +160,7 @@ def with_feature_layer(encoder: VisionEncoder, layer: int | Sequence[int] | None
     if layer is None:
         return encoder
     if not isinstance(layer, int):
-        raise UserError(f"feature_layer: expected one for all of several encoders, got {list(layer)}")
+        raise UserError(f"vision_feature_layer: expected one for all of several encoders, got {list(layer)}")
     towers = [{**one, "layer": layer} for one in encoder.architecture["towers"]]
     return dataclasses.replace(encoder, architecture={**encoder.architecture, "towers": towers})
 

@@ -25,14 +25,14 @@ class ChatConfig:
     """Talk to a LLaVA about a picture.
 
     Args:
-        directory: the LLaVA directory, or ``ORG/NAME`` on the hub.
+        model: the LLaVA directory, or ``ORG/NAME`` on the hub.
         image: a picture file, or one in a shard (``shard.tar/000000003.png``); without one the talk is about text
             alone.
         prompt: ask this once and print the answer; without it, ask again and again until an empty line.
         max_new_tokens: an answer is cut there.
     """
 
-    directory: str
+    model: str
     image: str | None = None
     prompt: str | None = None
     max_new_tokens: int = 128
@@ -51,10 +51,10 @@ def run_chat(config: ChatConfig) -> None:
         UserError: no such directory or picture; a prompt that cannot be answered.
     """
     pictures = [] if config.image is None else [open_picture(config.image)]
-    resolve_llava_dir(config.directory)  # told before torch is imported
+    resolve_llava_dir(config.model)  # told before torch is imported
     from llava_bridge.inference.generate import load_llava
 
-    talk = _Talk(*load_llava(config.directory), pictures, config.max_new_tokens)
+    talk = _Talk(*load_llava(config.model), pictures, config.max_new_tokens)
     if config.prompt is not None:
         talk.say(config.prompt)
         return

@@ -39,7 +39,7 @@ class DescribeConfig:
     """Ask a LLaVA the same about many pictures; one line ``{"image": …, "text": …}`` each.
 
     Args:
-        directory: the LLaVA directory, or ``ORG/NAME`` on the hub.
+        model: the LLaVA directory, or ``ORG/NAME`` on the hub.
         images: picture files, pictures in shards (``shard.tar/000000003.png``), folders, shards and globs.
         prompt: what it is asked about each picture.
         output: the file of JSON lines to write; the same command goes on with the pictures that it lacks. Without it
@@ -48,7 +48,7 @@ class DescribeConfig:
         max_new_tokens: an answer is cut there.
     """
 
-    directory: str = dataclasses.field(metadata=RUN_ONLY)  # the hash of what it holds counts
+    model: str = dataclasses.field(metadata=RUN_ONLY)  # the hash of what it holds counts
     images: list[str] = dataclasses.field(metadata=RUN_ONLY)
     prompt: str = "Describe this picture."
     output: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
@@ -72,7 +72,7 @@ def run_describe(config: DescribeConfig) -> None:
         UserError: no such pictures or LLaVA, an output of another prompt or model, or not one picture can be read.
     """
     names = find_images(config.images)
-    resolve_llava_dir(config.directory)  # told before torch is imported
+    resolve_llava_dir(config.model)  # told before torch is imported
     output = _Output(config) if config.output else None
     done = output.pictures() if output else set()
     missing = [name for name in names if name not in done]
@@ -95,7 +95,7 @@ def _ask(config: DescribeConfig, names: Sequence[str], output: _Output | None, i
     """Write a line for each of the images; those that cannot be read go to ``invalid``."""
     from llava_bridge.inference.generate import answer, load_llava
 
-    model, processor = load_llava(config.directory)
+    model, processor = load_llava(config.model)
     described = 0
     with (
         output.adding() if output else contextlib.nullcontext(sys.stdout) as lines,
@@ -118,7 +118,7 @@ class _Output:
     def __init__(self, config: DescribeConfig) -> None:
         self.path = Path(config.output or "")
         self.record = self.path.with_name(f"{self.path.name}.{RUN}")
-        model = directory_hash(resolve_model_dir(config.directory, "llava"))
+        model = directory_hash(resolve_model_dir(config.model, "llava"))
         self.run = identity("llava-bridge describe", config, {"model": model})
 
     def pictures(self) -> set[str]:

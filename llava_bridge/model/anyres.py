@@ -24,18 +24,20 @@ if TYPE_CHECKING:
 
     from llava_bridge.encoders.encoder import ImagePreprocess
 
-ImageFit = Literal["squash", "pad", "crop", "anyres"]
+ImageAspectRatio = Literal["squash", "pad", "crop", "anyres"]
 """How images become squares; with ``anyres`` several of each."""
 DEFAULT_TILE_GRIDS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
 """LLaVA-NeXT's pinpoints: rows and columns of tiles."""
 
 
 def check_pinpoints(fit: str, pinpoints: Sequence[Sequence[int]] | None) -> None:
-    """Raise UserError unless ``image_grid_pinpoints`` match ``image_fit``."""
+    """Raise UserError unless ``image_grid_pinpoints`` match ``image_aspect_ratio``."""
     if pinpoints is None:
         return
     if fit != "anyres":
-        raise UserError(f"image_grid_pinpoints: expected none but with image_fit anyres, got image_fit {fit}")
+        raise UserError(
+            f"image_grid_pinpoints: expected none but with image_aspect_ratio anyres, got image_aspect_ratio {fit}"
+        )
     if not pinpoints or any(len(pair) != 2 or min(pair) < 1 for pair in pinpoints):
         raise UserError(
             "image_grid_pinpoints: expected pairs of height and width in pixels, such as [[336, 672], [672, 336]], "
@@ -66,12 +68,15 @@ def effective_patch_size(projector: ProjectorConfig, shape: ProjectorShape, side
         UserError: a tile's tokens do not form a square grid, so tiles cannot be joined.
     """
     if shape.extra:
-        raise UserError("features: expected patch with image_fit anyres, got cls_patch")
+        raise UserError("vision_feature_select_strategy: expected default with image_aspect_ratio anyres, got full")
     if shape.in_turn > 1:
-        raise UserError("encoder: expected one token for each place with image_fit anyres, got several:interleave")
+        raise UserError(
+            "encoder: expected one token for each place with image_aspect_ratio anyres, got several:interleave"
+        )
     if not preserves_grid(projector):
         raise UserError(
-            f"projector.name: expected one whose tokens keep their places with image_fit anyres, got {projector.name}"
+            "projector.type: expected one whose tokens keep their places with image_aspect_ratio anyres, "
+            f"got {projector.type}"
         )
     grid = math.isqrt(num_output_tokens(projector, shape))
     if not is_unpad_compatible(side, grid):

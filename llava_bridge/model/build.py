@@ -31,7 +31,7 @@ from llava_bridge.encoders import load_encoder
 from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder
 from llava_bridge.encoders.multi_encoder import with_feature_layer
 from llava_bridge.model.anyres import (
-    ImageFit,
+    ImageAspectRatio,
     effective_patch_size,
     is_anyres_processor,
     make_anyres_processor,
@@ -65,12 +65,12 @@ class LlavaParts:
         llm: a directory with a transformers causal LM and its tokenizer, or a LLaVA directory, whose LLM is used; or
             the Hub repo id of either.
         image_size: image size in pixels; None is the encoder's own.
-        feature_layer: the hidden state of the encoder that the LLM sees (-1 is the last), or several, concatenated;
-            None is the encoder's default: -2 for ViTs and CLIP's ResNets, -1 (the last feature map) for timm's others.
-            Each of several encoders uses this one, or its own default.
-        features: ``patch``, or ``cls_patch`` with the class token before them.
+        vision_feature_layer: the hidden state of the encoder that the LLM sees (-1 is the last), or several,
+            concatenated; None is the encoder's default: -2 for ViTs and CLIP's ResNets, -1 (the last feature map) for
+            timm's others. Each of several encoders uses this one, or its own default.
+        vision_feature_select_strategy: ``default`` (patches alone), or ``full`` with the class token before them.
         projector: maps them to tokens of the LLM.
-        image_fit: how images become squares: ``squash``, ``pad`` or ``crop``; or ``anyres``, by tiles.
+        image_aspect_ratio: how images become squares: ``squash``, ``pad`` or ``crop``; or ``anyres``, by tiles.
         image_grid_pinpoints: with ``anyres``, the heights and widths that images are resized into; None is
             LLaVA-NeXT's, for the encoder's size.
         chat_template: ``auto`` (the LLM's own, else ``vicuna``) or a template's name.
@@ -80,10 +80,10 @@ class LlavaParts:
     encoder: str
     llm: str
     image_size: int | None = None
-    feature_layer: int | Sequence[int] | None = None
-    features: Literal["patch", "cls_patch"] = "patch"
+    vision_feature_layer: int | Sequence[int] | None = None
+    vision_feature_select_strategy: Literal["default", "full"] = "default"
     projector: ProjectorConfig = dataclasses.field(default_factory=ProjectorConfig)
-    image_fit: ImageFit = "squash"
+    image_aspect_ratio: ImageAspectRatio = "squash"
     image_grid_pinpoints: Sequence[Sequence[int]] | None = None
     chat_template: str = dataclasses.field(
         default="auto", metadata={"known": "llava_bridge.chat_templates:CHAT_TEMPLATES"}
@@ -111,15 +111,17 @@ def build_llava_from_parts(
     Raises:
         UserError: they are incompatible.
     """
-    wanted = parts.feature_layer
+    wanted = parts.vision_feature_layer
     if encoder.source == "several":
         encoder, wanted = with_feature_layer(encoder, wanted), None
     vision = build_vision_model(encoder, wanted)
     add_tokens(tokenizer, llm)
     layers = resolve_feature_layer(vision.tower, wanted)
-    whole = parts.features == "cls_patch"
+    whole = parts.vision_feature_select_strategy == "full"
     if whole and not vision.config.class_token:
-        raise UserError(f"features: expected patch, as {parts.encoder} has no class token, got cls_patch")
+        raise UserError(
+            f"vision_feature_select_strategy: expected default, as {parts.encoder} has no class token, got full"
+        )
     shape = ProjectorShape(
         patches=(vision.config.image_size // vision.config.patch_size) ** 2 * vision.config.tokens_of_a_place,
         width=vision.config.hidden_size * (len(layers) if isinstance(layers, list) else 1),
@@ -128,7 +130,7 @@ def build_llava_from_parts(
         in_turn=vision.config.tokens_of_a_place,
     )
     own: dict[str, Any] = {}
-    stock, tiles = parts.projector.is_stock, parts.image_fit == "anyres"
+    stock, tiles = parts.projector.is_stock, parts.image_aspect_ratio == "anyres"
     if not stock:
         own |= {"projector": dataclasses.asdict(parts.projector), "projector_shape": vars(shape)}
     if tiles:
@@ -189,10 +191,10 @@ def _joins_alike(one: Any, other: Any) -> bool:
 
 def make_processor(tokenizer: Any, pixels: ImagePreprocess, config: AnyConfig, parts: LlavaParts) -> AnyProcessor:
     """Build the processor: image preprocessing, tokenizer, chat template, tokens per image."""
-    if parts.image_fit == "anyres":
+    if parts.image_aspect_ratio == "anyres":
         images = make_anyres_processor(pixels, resolve_pinpoints(pixels.size, parts.image_grid_pinpoints))
     else:
-        images = make_image_processor(pixels, parts.image_fit)
+        images = make_image_processor(pixels, parts.image_aspect_ratio)
     return build_processor(
         images,
         tokenizer,

@@ -172,7 +172,9 @@ def build_vision_model(encoder: VisionEncoder, layer: int | Sequence[int] | None
             for one in (chosen if isinstance(chosen, list) else [chosen])
         }
     if len(shapes) > 1:
-        raise UserError(f"feature_layer: the states {chosen} of {where} differ in grid or width; expected one of them")
+        raise UserError(
+            f"vision_feature_layer: the states {chosen} of {where} differ in grid or width; expected one of them"
+        )
     grid, width = shapes.pop()
     config.hidden_size = width
     config.num_hidden_layers = model.tower.depth

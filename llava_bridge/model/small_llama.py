@@ -16,40 +16,41 @@ _TEXTS_FOR_TOKENIZER = 10_000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SmallLlamaConfig:
-    """The Llama that the pretrain stage builds if no LLM is given.
+    """The Llama that the llm_pretrain stage builds if no LLM is given.
 
     Args:
         vocab_size: entries of the byte-pair tokenizer, which is trained on the same texts.
         hidden_size: width.
-        layers: depth.
-        heads: attention heads; they divide the width.
+        num_hidden_layers: depth.
+        num_attention_heads: they divide the width.
         mlp_ratio: width of the gated MLP over the model's width.
-        context: maximum sequence length in tokens, images included.
-        initial_std: standard deviation of the initial weights; None is 1/√hidden_size, with which small widths learn to
-            look things up in their context several times sooner than with the 0.02 of large models.
+        max_position_embeddings: maximum sequence length in tokens, images included.
+        initializer_range: standard deviation of the initial weights; None is 1/√hidden_size, with which small widths
+            learn to look things up in their context several times sooner than with the 0.02 of large models.
     """
 
     vocab_size: int = 1024
     hidden_size: int = 128
-    layers: int = 4
-    heads: int = 4
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
     mlp_ratio: float = 2.75
-    context: int = 1024
-    initial_std: float | None = None
+    max_position_embeddings: int = 1024
+    initializer_range: float | None = None
 
     def __post_init__(self) -> None:
         if self.vocab_size < 300:
             raise UserError(
-                f"new_llm.vocab_size: expected at least 300 (256 bytes and some pairs), got {self.vocab_size}"
+                f"llm_from_scratch.vocab_size: expected at least 300 (256 bytes and some pairs), got {self.vocab_size}"
             )
-        for name in ("hidden_size", "layers", "heads", "context"):
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
             if getattr(self, name) < 1:
-                raise UserError(f"new_llm.{name}: expected at least 1, got {getattr(self, name)}")
-        if self.initial_std is not None and self.initial_std <= 0:
-            raise UserError(f"new_llm.initial_std: expected more than 0, got {self.initial_std}")
-        if self.hidden_size % (2 * self.heads):
+                raise UserError(f"llm_from_scratch.{name}: expected at least 1, got {getattr(self, name)}")
+        if self.initializer_range is not None and self.initializer_range <= 0:
+            raise UserError(f"llm_from_scratch.initializer_range: expected more than 0, got {self.initializer_range}")
+        if self.hidden_size % (2 * self.num_attention_heads):
             raise UserError(
-                f"new_llm.heads: expected a divisor of {self.hidden_size} with even quotient, got {self.heads}"
+                f"llm_from_scratch.num_attention_heads: expected a divisor of {self.hidden_size} with even quotient, "
+                f"got {self.num_attention_heads}"
             )
 
 
@@ -77,7 +78,7 @@ def train_tokenizer(texts: Sequence[str], config: SmallLlamaConfig) -> Any:
         eos_token=END,
         pad_token=PAD,
         extra_special_tokens={"image_token": IMAGE, "user_token": TURN_TOKENS[0], "assistant_token": TURN_TOKENS[1]},
-        model_max_length=config.context,
+        model_max_length=config.max_position_embeddings,
         clean_up_tokenization_spaces=False,
     )
     tokenizer.chat_template = resolve_chat_template(None, "turns")
@@ -93,11 +94,11 @@ def new_llama(config: SmallLlamaConfig, tokenizer: Any) -> Any:
             vocab_size=len(tokenizer),
             hidden_size=config.hidden_size,
             intermediate_size=int(config.hidden_size * config.mlp_ratio),
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            max_position_embeddings=config.context,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            max_position_embeddings=config.max_position_embeddings,
             tie_word_embeddings=False,
-            initializer_range=config.initial_std or config.hidden_size**-0.5,
+            initializer_range=config.initializer_range or config.hidden_size**-0.5,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,

@@ -284,7 +284,7 @@ def llm_size(reference: str) -> LlmSize:
 
 
 def new_llm_size(settings: SmallLlamaConfig) -> LlmSize:
-    """The language model that the stage ``pretrain`` makes."""
+    """The language model that the stage ``llm_pretrain`` makes."""
     from transformers import LlamaConfig
 
     return _llm_size(
@@ -292,8 +292,8 @@ def new_llm_size(settings: SmallLlamaConfig) -> LlmSize:
             vocab_size=settings.vocab_size,
             hidden_size=settings.hidden_size,
             intermediate_size=int(settings.hidden_size * settings.mlp_ratio),
-            num_hidden_layers=settings.layers,
-            num_attention_heads=settings.heads,
+            num_hidden_layers=settings.num_hidden_layers,
+            num_attention_heads=settings.num_attention_heads,
             tie_word_embeddings=False,
         )
     )

@@ -73,9 +73,9 @@ class Sizes:
 
 def sizes_of(config: LlavaTrainConfig, *, vision: VisionSize | None = None, llm: LlmSize | None = None) -> Sizes:
     """The sizes of the LLaVA of ``config``; see `llava_cost`."""
-    llm = llm or (new_llm_size(config.new_llm) if config.llm is None else llm_size(config.llm))
-    tiles = MAX_TILES if config.image_fit == "anyres" else 1
-    if config.encoder is None or config.stages[-1] == "pretrain":
+    llm = llm or (new_llm_size(config.llm_from_scratch) if config.llm is None else llm_size(config.llm))
+    tiles = MAX_TILES if config.image_aspect_ratio == "anyres" else 1
+    if config.encoder is None or config.stages[-1] == "llm_pretrain":
         return Sizes(vision=None, llm=llm, projector=0, tokens=0, tiles=tiles)
     vision = vision or vision_size(config.encoder, config.image_size)
     projector, tokens = projector_size(config.projector, vision, llm)
@@ -134,14 +134,14 @@ def stage_cost(config: LlavaTrainConfig, name: str, sizes: Sizes, count: int) ->
     """The cost of the stage ``name`` on ``count`` GPUs."""
     stage, llm, parameters = config.stage(name), sizes.llm, sizes.parameters
     learning = stage.trained(name)
-    length = (stage.max_length or 0) if name == "pretrain" else sizes.tokens + ASSUMED_TEXT_TOKENS[name]
+    length = (stage.max_length or 0) if name == "llm_pretrain" else sizes.tokens + ASSUMED_TEXT_TOKENS[name]
     length = min(length, stage.max_length or length)
     flops = llm.forward_flops(length) * (3 if "llm" in learning and stage.lora is None else 2)
-    if sizes.vision is not None and name != "pretrain":
+    if sizes.vision is not None and name != "llm_pretrain":
         flops += sizes.tiles * sizes.vision.flops * (3 if "vision" in learning else 1)
-    learned = sum(parameters[part] for part in learning if stage.lora is None or part not in stage.lora.parts)
-    weights = sum(parameters.values()) if name != "pretrain" else parameters["llm"]
-    frozen = name != "pretrain" and "vision" not in learning and config.launch.parallel == "deepspeed"
+    learned = sum(parameters[part] for part in learning if stage.lora is None or part not in stage.lora.apply_to)
+    weights = sum(parameters.values()) if name != "llm_pretrain" else parameters["llm"]
+    frozen = name != "llm_pretrain" and "vision" not in learning and config.launch.strategy == "deepspeed"
     unsharded = parameters["vision"] if frozen else 0  # float32 in every process
     half = config.precision != "fp32"
     micro = stage.micro_batch_size or math.ceil(stage.global_batch_size / count)
@@ -163,7 +163,7 @@ def _states(config: LlavaTrainConfig, weights: int, learned: int, count: int, *,
 
     In bf16 the optimizer keeps float32 weights and two numbers of each that learns, 12 bytes.
     """
-    deepspeed, fsdp = config.launch.deepspeed, config.launch.parallel == "fsdp"
+    deepspeed, fsdp = config.launch.deepspeed, config.launch.strategy == "fsdp"
     each = 2 if half else 4
     states = (12 if half else 8) * learned / count
     gradients = each * learned / count
@@ -179,12 +179,12 @@ def _activations(stage: StageConfig, llm: LlmSize, length: int) -> float:
 
 
 def _steps(stage: StageConfig, name: str) -> int | None:
-    if stage.steps is not None:
-        return stage.steps
+    if stage.max_steps is not None:
+        return stage.max_steps
     if not all(Path(source.path).exists() for source in stage.data):
         return None
     read = [
-        (read_texts if name == "pretrain" and source.format == "text" else read_samples)(source)
+        (read_texts if name == "llm_pretrain" and source.format == "text" else read_samples)(source)
         for source in stage.data
     ]
-    return math.ceil(stage.epochs * sum(map(len, read)) / stage.global_batch_size)
+    return math.ceil(stage.num_epochs * sum(map(len, read)) / stage.global_batch_size)

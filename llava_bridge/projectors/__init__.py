@@ -24,37 +24,37 @@ class ProjectorConfig:
     """How features become tokens of the LLM.
 
     Args:
-        name: mlp2x_gelu (LLaVA-1.5's; any number of layers: mlp3x_gelu), linear (LLaVA's first), pixel_shuffle
-            (InternVL's: ``factor``² neighbors become one token), pool (their mean becomes one token), c_abstractor
-            (Honeybee's: convolutions around a pooling to ``tokens``), perceiver (Flamingo's resampler: ``tokens``
-            learned queries that attend to the features).
-        factor: of pixel_shuffle and pool: it divides the size of the encoder's grid.
-        tokens: of c_abstractor (a square number) and perceiver: number of tokens per image.
-        depth: of c_abstractor: blocks before and after the pooling; of perceiver: layers.
-        heads: of perceiver.
+        type: mlp2x_gelu (LLaVA-1.5's; any number of layers: mlp3x_gelu), linear (LLaVA's first), pixel_shuffle
+            (InternVL's: ``downsample_factor``² neighbors become one token), pool (their mean becomes one token),
+            c_abstractor (Honeybee's: convolutions around a pooling to ``num_tokens``), perceiver (Flamingo's resampler:
+            ``num_tokens`` learned queries that attend to the features).
+        downsample_factor: of pixel_shuffle and pool: it divides the size of the encoder's grid.
+        num_tokens: of c_abstractor (a square number) and perceiver: number of tokens per image.
+        num_layers: of c_abstractor: blocks before and after the pooling; of perceiver: layers.
+        num_heads: of perceiver's attention.
     """
 
-    name: str = dataclasses.field(default=DEFAULT_PROJECTOR, metadata={"known": "llava_bridge.projectors:PROJECTORS"})
-    factor: int = 2
-    tokens: int = 144
-    depth: int = 3
-    heads: int = 8
+    type: str = dataclasses.field(default=DEFAULT_PROJECTOR, metadata={"known": "llava_bridge.projectors:PROJECTORS"})
+    downsample_factor: int = 2
+    num_tokens: int = 144
+    num_layers: int = 3
+    num_heads: int = 8
 
     def __post_init__(self) -> None:
         _entry(self)
-        for field in ("factor", "tokens", "depth", "heads"):
+        for field in ("downsample_factor", "num_tokens", "num_layers", "num_heads"):
             if getattr(self, field) < 1:
                 raise UserError(f"projector.{field}: expected 1 or more, got {getattr(self, field)}")
 
     @property
     def is_stock(self) -> bool:
         """Whether it is transformers' own."""
-        return self.name == DEFAULT_PROJECTOR
+        return self.type == DEFAULT_PROJECTOR
 
     @property
     def mlp_depth(self) -> int:
         """The N of ``mlpNx_gelu``."""
-        found = _MLP.fullmatch(self.name)
+        found = _MLP.fullmatch(self.type)
         assert found is not None
         return int(found[1])
 
@@ -104,38 +104,41 @@ def _one_each(config: ProjectorConfig, shape: ProjectorShape) -> int:
 
 def _by_factor(config: ProjectorConfig, shape: ProjectorShape) -> int:
     _refuse_all_but_grids(config, shape)
-    if shape.grid % config.factor:
+    if shape.grid % config.downsample_factor:
         raise UserError(
-            f"projector.factor: expected a divisor of {shape.grid}, the side of the encoder's grid, got {config.factor}"
+            f"projector.downsample_factor: expected a divisor of {shape.grid}, the side of the encoder's grid, "
+            f"got {config.downsample_factor}"
         )
-    return (shape.grid // config.factor) ** 2
+    return (shape.grid // config.downsample_factor) ** 2
 
 
 def _square(config: ProjectorConfig, shape: ProjectorShape) -> int:
     _refuse_all_but_grids(config, shape)
-    if math.isqrt(config.tokens) ** 2 != config.tokens or config.tokens > shape.patches:
+    if math.isqrt(config.num_tokens) ** 2 != config.num_tokens or config.num_tokens > shape.patches:
         raise UserError(
-            f"projector.tokens: expected a square number up to {shape.patches}, the encoder's patches, "
-            f"got {config.tokens}"
+            f"projector.num_tokens: expected a square number up to {shape.patches}, the encoder's patches, "
+            f"got {config.num_tokens}"
         )
-    return config.tokens
+    return config.num_tokens
 
 
 def _asked_for(config: ProjectorConfig, shape: ProjectorShape) -> int:
-    if shape.width % config.heads:
+    if shape.width % config.num_heads:
         raise UserError(
-            f"projector.heads: expected a divisor of {shape.width}, the encoder's width, got {config.heads}"
+            f"projector.num_heads: expected a divisor of {shape.width}, the encoder's width, got {config.num_heads}"
         )
-    return config.tokens
+    return config.num_tokens
 
 
 def _refuse_all_but_grids(config: ProjectorConfig, shape: ProjectorShape) -> None:
     if shape.in_turn > 1:
         raise UserError(
-            f"projector.name: expected one that needs no grid, for the tokens stand in turn; got {config.name}"
+            f"projector.type: expected one that needs no grid, for the tokens stand in turn; got {config.type}"
         )
     if shape.extra:
-        raise UserError(f"features: expected patch, which alone {config.name} takes, got cls_patch")
+        raise UserError(
+            f"vision_feature_select_strategy: expected default, as {config.type} takes patches alone, got full"
+        )
 
 
 def preserves_grid(config: ProjectorConfig) -> bool:
@@ -163,7 +166,7 @@ mlpNx_gelu for any N."""
 
 
 def _entry(config: ProjectorConfig) -> _Projector:
-    name = DEFAULT_PROJECTOR if _MLP.fullmatch(config.name) else config.name
+    name = DEFAULT_PROJECTOR if _MLP.fullmatch(config.type) else config.type
     if name not in PROJECTORS:
         raise unknown_name_error(name, PROJECTORS, "projector")
     return PROJECTORS[name]

@@ -45,7 +45,7 @@ class PixelShuffle(nn.Module):
 
     def __init__(self, config: ProjectorConfig, shape: ProjectorShape) -> None:
         super().__init__()
-        self.factor = config.factor
+        self.factor = config.downsample_factor
         width = shape.width * self.factor**2
         self.norm = nn.LayerNorm(width)
         self.mlp = make_mlp(2, width, shape.llm)
@@ -60,7 +60,7 @@ class Pool(nn.Module):
 
     def __init__(self, config: ProjectorConfig, shape: ProjectorShape) -> None:
         super().__init__()
-        self.factor = config.factor
+        self.factor = config.downsample_factor
         self.mlp = make_mlp(2, shape.width, shape.llm)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -87,14 +87,14 @@ class CAbstractor(nn.Module):
         from timm.layers import LayerNormAct2d
         from timm.models.regnet import RegStage
 
-        self.side = math.isqrt(config.tokens)
+        self.side = math.isqrt(config.num_tokens)
         self.positions = nn.Parameter(torch.zeros(1, shape.patches, shape.width))
         nn.init.trunc_normal_(self.positions, std=0.02)
 
         def stage() -> nn.Module:
             width, group = shape.width, math.gcd(shape.width, 64)  # RegNet's groups, or the largest that divide
             kinds: dict[str, Any] = {"act_layer": nn.SiLU, "norm_layer": LayerNormAct2d}
-            return RegStage(config.depth, width, width, stride=1, dilation=1, group_size=group, **kinds)
+            return RegStage(config.num_layers, width, width, stride=1, dilation=1, group_size=group, **kinds)
 
         self.before, self.after = stage(), stage()
         self.pool = nn.AdaptiveAvgPool2d(self.side)
@@ -115,8 +115,8 @@ class Perceiver(nn.Module):
 
     def __init__(self, config: ProjectorConfig, shape: ProjectorShape) -> None:
         super().__init__()
-        self.queries = nn.Parameter(torch.randn(config.tokens, shape.width) * 0.02)
-        self.layers = nn.ModuleList(PerceiverLayer(shape.width, config.heads) for _ in range(config.depth))
+        self.queries = nn.Parameter(torch.randn(config.num_tokens, shape.width) * 0.02)
+        self.layers = nn.ModuleList(PerceiverLayer(shape.width, config.num_heads) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(shape.width)
         self.out = nn.Linear(shape.width, shape.llm)
 

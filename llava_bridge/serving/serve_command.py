@@ -23,18 +23,18 @@ class ServeConfig:
     """Serve a LLaVA with OpenAI's chat API and a chat page.
 
     Args:
-        directory: the LLaVA directory, or a Hub repo id ``ORG/NAME``; its name is the model's name in the API.
+        model: the LLaVA directory, or a Hub repo id ``ORG/NAME``; its name is the model's name in the API.
         host: the address to listen at. A non-local address lets in every client that can reach it: there is no
             password.
-        hosts: names by which it may be addressed besides IP addresses, localhost and the host name, such as that of a
-            proxy.
+        allowed_hosts: names by which it may be addressed besides IP addresses, localhost and the host name, such as
+            that of a proxy.
         port: 0 selects a free one.
         max_new_tokens: maximum length of an answer if a request does not set one.
     """
 
-    directory: str
+    model: str
     host: str = "127.0.0.1"
-    hosts: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     port: int = 8000
     max_new_tokens: int = 512
 
@@ -51,8 +51,8 @@ def run_serve(config: ServeConfig) -> None:
     Raises:
         UserError: no such LLaVA; the address is in use or not local; the extra ``run_serve`` is not installed.
     """
-    if not is_on_hub(config.directory):  # downloads start once nothing else can fail
-        resolve_llava_dir(config.directory)  # reported before torch is imported
+    if not is_on_hub(config.model):  # downloads start once nothing else can fail
+        resolve_llava_dir(config.model)  # reported before torch is imported
     try:
         import uvicorn
 
@@ -65,8 +65,8 @@ def run_serve(config: ServeConfig) -> None:
         from llava_bridge.inference.generate import load_llava
         from llava_bridge.serving.worker import GenerationWorker
 
-        worker = GenerationWorker(*load_llava(config.directory))
-        name = Path(config.directory).resolve().name
+        worker = GenerationWorker(*load_llava(config.model))
+        name = Path(config.model).resolve().name
         server = Server(worker, name, config.max_new_tokens, _greeting(config, name, listener))
         settings = uvicorn.Config(
             server.app(_names(config)),
@@ -82,7 +82,7 @@ def run_serve(config: ServeConfig) -> None:
 
 def _names(config: ServeConfig) -> list[str]:
     """Return the names by which the server may be addressed."""
-    own = ["localhost", *config.hosts]
+    own = ["localhost", *config.allowed_hosts]
     return own if _is_own(config.host) else [*own, config.host, socket.gethostname(), socket.getfqdn()]
 
 

@@ -78,7 +78,7 @@ def convert_to_universal(checkpoint: Path) -> None:
 
 def _refusal(checkpoint: Path, why: str) -> UserError:
     return UserError(
-        f"launch.processes: expected {_writers(checkpoint)}, as when {checkpoint} was written, got "
+        f"launch.num_processes: expected {_writers(checkpoint)}, as when {checkpoint} was written, got "
         f"{os.environ['WORLD_SIZE']}, {why}; or remove {checkpoint.parent}, and the stage begins anew"
     )
 

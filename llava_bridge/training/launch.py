@@ -118,7 +118,7 @@ def _gpus(processes: int) -> list[int] | list[str]:
         return list(range(processes))
     ids = visible.split(",")
     if len(ids) < processes:
-        raise UserError(f"launch.processes: expected at most {len(ids)}, as CUDA_VISIBLE_DEVICES is {visible}")
+        raise UserError(f"launch.num_processes: expected at most {len(ids)}, as CUDA_VISIBLE_DEVICES is {visible}")
     return ids[:processes]
 
 

@@ -30,7 +30,7 @@ def add_lora(model: nn.Module, config: LoraConfig) -> Any:
         PEFT's model around it, which merges and saves.
 
     Raises:
-        UserError: ``targets`` names no linear layer of the parts.
+        UserError: ``target_modules`` names no linear layer of the parts.
     """
     import peft
 
@@ -38,10 +38,10 @@ def add_lora(model: nn.Module, config: LoraConfig) -> Any:
     adapted = peft.get_peft_model(
         model,
         peft.LoraConfig(
-            r=config.rank,
-            lora_alpha=config.alpha,  # type: ignore[arg-type]
-            lora_dropout=config.dropout,
-            use_dora=config.dora,
+            r=config.r,
+            lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
+            lora_dropout=config.lora_dropout,
+            use_dora=config.use_dora,
             target_modules=chosen,
             bias="none",
         ),
@@ -50,16 +50,18 @@ def add_lora(model: nn.Module, config: LoraConfig) -> Any:
 
 
 def _linear_layers(model: nn.Module, config: LoraConfig) -> list[str]:
-    inside = [re.compile(_PARTS[part]) for part in config.parts]
+    inside = [re.compile(_PARTS[part]) for part in config.apply_to]
     linear = [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and any(pattern.match(name) for pattern in inside)
     ]
-    chosen = [name for name in linear if config.targets is None or name.rpartition(".")[2] in config.targets]
+    chosen = [
+        name for name in linear if config.target_modules is None or name.rpartition(".")[2] in config.target_modules
+    ]
     if not chosen:
         known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
-        raise UserError(f"lora.targets: expected some of {known}, got {config.targets}")
+        raise UserError(f"lora.target_modules: expected some of {known}, got {config.target_modules}")
     return chosen
 
 

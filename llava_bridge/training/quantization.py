@@ -40,7 +40,9 @@ def quantize(llava: Any, kind: str, compute: torch.dtype) -> None:
         if isinstance(layer, nn.Linear) and layer.in_features % NF4_BLOCK_SIZE == 0
     ]
     if not whole:
-        raise UserError(f"lora.quantize: expected an LLM with linear layers of a multiple of {NF4_BLOCK_SIZE} inputs")
+        raise UserError(
+            f"lora.quantization: expected an LLM with linear layers of a multiple of {NF4_BLOCK_SIZE} inputs"
+        )
     for name, layer in whole:
         small = bnb.nn.Linear4bit(
             layer.in_features, layer.out_features, bias=False, compute_dtype=compute, device="meta"

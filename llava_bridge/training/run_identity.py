@@ -23,7 +23,7 @@ _END_BYTES = 1 << 20  # parquet's footer, which knows all row groups, lies at it
 
 def artifact_kind(config: LlavaTrainConfig) -> str:
     """What the manifest calls the output."""
-    return "llm" if config.stages[-1] == "pretrain" else "llava"
+    return "llm" if config.stages[-1] == "llm_pretrain" else "llava"
 
 
 def run_identity(config: LlavaTrainConfig) -> Identity:
@@ -39,7 +39,7 @@ def run_identity(config: LlavaTrainConfig) -> Identity:
 def parent_artifacts(config: LlavaTrainConfig) -> dict[str, str]:
     """The artifacts on disk that the model is made from."""
     found: dict[str, str] = {}
-    if config.encoder and config.stages[-1] != "pretrain":
+    if config.encoder and config.stages[-1] != "llm_pretrain":
         found |= local_paths(config.encoder)
     for name in ("llm", "llava"):
         path = getattr(config, name)
@@ -61,7 +61,7 @@ def sources_of(config: LlavaTrainConfig) -> dict[str, list[dict[str, Any]]]:
 def hub_commits(config: LlavaTrainConfig) -> dict[str, str]:
     """The commit that each name on the hub means: so the hub's cache calls its directory."""
     found: dict[str, str] = {}
-    if config.encoder and config.stages[-1] != "pretrain":
+    if config.encoder and config.stages[-1] != "llm_pretrain":
         found |= encoder_commits(config.encoder)
     for field in ("llm", "llava"):
         name = getattr(config, field)

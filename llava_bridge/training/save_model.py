@@ -109,11 +109,11 @@ def _write_anew(
     adapted = None if lora is None else add_lora(fresh.model, lora)
     unknown = fresh.model.load_state_dict(weights, strict=False).unexpected_keys
     assert not unknown, unknown
-    if lora is not None and lora.quantize:
+    if lora is not None and lora.quantization:
         copy_dequantized(trained, fresh.model)
     if adapted is None or lora is None:
         _write(fresh, fresh.model, directory, half=half, last=last)
-    elif lora.merge or not last:  # the next stage goes on from whole weights
+    elif lora.merge_weights or not last:  # the next stage goes on from whole weights
         _write(fresh, adapted.merge_and_unload(), directory, half=half, last=last)
     else:
         if half:

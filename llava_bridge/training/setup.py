@@ -58,17 +58,17 @@ def setup_stage(config: LlavaTrainConfig, name: str, work: Path) -> StageSetup:
     Raises:
         UserError: parts or data are missing or do not fit.
     """
-    return _text(config, work) if name == "pretrain" else _llava(config, name, work)
+    return _text(config, work) if name == "llm_pretrain" else _llava(config, name, work)
 
 
 def _text(config: LlavaTrainConfig, work: Path) -> StageSetup:
-    stage = config.pretrain
+    stage = config.llm_pretrain
     spoken = [data.format != "text" for data in stage.data]
     if any(spoken) != all(spoken):
-        raise UserError("pretrain.data: expected either text, of which all is learned, or conversations; got both")
+        raise UserError("llm_pretrain.data: expected either text, of which all is learned, or conversations; got both")
     samples, mixture = _samples(stage, config.seed) if any(spoken) else ([], [])
     if shown := next((sample for sample in samples if sample.images), None):
-        raise UserError(f"pretrain.data: expected conversations without pictures, but {shown.name} has one")
+        raise UserError(f"llm_pretrain.data: expected conversations without pictures, but {shown.name} has one")
     texts = [sample.text for sample in samples]
     texts = texts or [text for data in stage.data for text in read_texts(data, config.seed)]
     if config.llm:
@@ -76,17 +76,17 @@ def _text(config: LlavaTrainConfig, work: Path) -> StageSetup:
         add_tokens(tokenizer, model)
         tokenizer.chat_template = resolve_chat_template(tokenizer.chat_template, config.chat_template)
     else:
-        folder = work / "pretrain" / "tokenizer"
+        folder = work / "llm_pretrain" / "tokenizer"
         if is_main_process() and not folder.is_dir():
             partial = folder.with_name("tokenizer.partial")
             shutil.rmtree(partial, ignore_errors=True)
-            train_tokenizer(texts, config.new_llm).save_pretrained(partial)
+            train_tokenizer(texts, config.llm_from_scratch).save_pretrained(partial)
             partial.replace(folder)
         barrier()
         tokenizer = AutoTokenizer.from_pretrained(folder)
         torch.manual_seed(config.seed)
-        model = new_llama(config.new_llm, tokenizer)
-    length = _max_length(model.config, "pretrain", stage.max_length)
+        model = new_llama(config.llm_from_scratch, tokenizer)
+    length = _max_length(model.config, "llm_pretrain", stage.max_length)
     if samples:
         chat = ConversationEncoder(tokenizer, tokenizer.chat_template, image_tokens=0)
         return StageSetup(
@@ -97,7 +97,7 @@ def _text(config: LlavaTrainConfig, work: Path) -> StageSetup:
             TextCollator(tokenizer.pad_token_id),
             mixture,
         )
-    enough = None if stage.steps is None else stage.steps * stage.global_batch_size
+    enough = None if stage.max_steps is None else stage.max_steps * stage.global_batch_size
     dataset = PackedTextDataset(texts, tokenizer, length, seed=config.seed, enough=enough)
     return StageSetup(model, tokenizer, {"llm": model}, dataset, default_data_collator)
 
@@ -119,10 +119,10 @@ def _llava(config: LlavaTrainConfig, name: str, work: Path) -> StageSetup:
                 encoder=config.encoder,
                 llm=str(before or config.llm),
                 image_size=config.image_size,
-                feature_layer=config.feature_layer,
-                features=config.features,
+                vision_feature_layer=config.vision_feature_layer,
+                vision_feature_select_strategy=config.vision_feature_select_strategy,
                 projector=config.projector,
-                image_fit=config.image_fit,
+                image_aspect_ratio=config.image_aspect_ratio,
                 image_grid_pinpoints=config.image_grid_pinpoints,
                 chat_template=config.chat_template,
                 seed=config.seed,
@@ -136,10 +136,10 @@ def _llava(config: LlavaTrainConfig, name: str, work: Path) -> StageSetup:
     images, longest = processor.image_processor, _LONGEST
     if is_anyres_processor(images):
         longest += max_image_tokens(processor)
-        if stage.image_fit is not None:
-            raise UserError(f"{name}.image_fit: expected null, since {config.llava} has tiles in all stages")
-    elif stage.image_fit is not None:
-        images = with_aspect_ratio(images, stage.image_fit)
+        if stage.image_aspect_ratio is not None:
+            raise UserError(f"{name}.image_aspect_ratio: expected null, since {config.llava} has tiles in all stages")
+    elif stage.image_aspect_ratio is not None:
+        images = with_aspect_ratio(images, stage.image_aspect_ratio)
     length = _max_length(model.config.text_config, name, stage.max_length, longest)
     return StageSetup(
         model,

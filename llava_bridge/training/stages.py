@@ -77,7 +77,7 @@ def _prepare(work: Path, config: LlavaTrainConfig) -> None:
         UserError: pictures are missing where the config asks to look for them all, or another run has progress here.
     """
     for data in (data for name in config.stages for data in config.stage(name).data):
-        if data.missing_images == "refuse" and data.format != "text":
+        if data.missing_images == "error" and data.format != "text":
             log_rank0(f"looking for all pictures of {data.path}")
             refuse_missing(read_samples(data, config.seed), data.path, log_rank0)
     if is_reporting_process():  # else the command has looked after it

@@ -9,20 +9,22 @@ from typing import Literal
 from clips.core.identity import RUN_ONLY
 from clips.errors import UserError, unknown_name_error
 from llava_bridge.data.samples import ConversationSourceConfig
-from llava_bridge.model.anyres import ImageFit, check_pinpoints
+from llava_bridge.model.anyres import ImageAspectRatio, check_pinpoints
 from llava_bridge.model.small_llama import SmallLlamaConfig
 from llava_bridge.projectors import ProjectorConfig
 
-STAGE_NAMES = ("pretrain", "align", "instruct")
+STAGE_NAMES = ("llm_pretrain", "align", "instruct")
 """In the order in which they can follow each other."""
 Part = Literal["vision", "projector", "llm"]
-Parallel = Literal["deepspeed", "fsdp"]
+Strategy = Literal["deepspeed", "fsdp"]
 DEFAULT_TUNABLE_PARTS: dict[str, tuple[Part, ...]] = {
-    "pretrain": ("llm",),
+    "llm_pretrain": ("llm",),
     "align": ("projector",),
     "instruct": ("projector", "llm"),
 }
 """The parts of the model that each stage trains if its config does not say; all others are frozen."""
+RATE_FIELDS: dict[Part, str] = {"vision": "vision_tower_lr", "projector": "projector_lr", "llm": "llm_lr"}
+"""The field of each part's own peak learning rate."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,39 +32,41 @@ class LoraConfig:
     """Low-rank adapters (arXiv 2106.09685) instead of whole weights. Defaults are LLaVA-1.5's.
 
     Args:
-        rank: of the matrices.
-        alpha: what they learn is multiplied by alpha / rank.
-        dropout: share of their inputs dropped in training.
-        dora: learn magnitudes beside directions (DoRA, arXiv 2402.09353).
-        parts: whose linear layers are adapted; a part's other weights are frozen. A part that is not adapted trains,
-            or is frozen, as the stage says.
-        targets: names of linear layers, such as q_proj; None takes all of them.
-        merge: add what was learned to the weights at the end. Else, after the last stage, the adapter lies in the
-            output's ``adapter/``, beside the weights of before.
-        quantize: ``nf4`` holds the LLM's linear layers in 4 bits while adapters learn beside them (QLoRA, arXiv
+        r: rank of the matrices.
+        lora_alpha: what they learn is multiplied by lora_alpha / r.
+        lora_dropout: fraction of their inputs dropped in training.
+        use_dora: learn magnitudes beside directions (DoRA, arXiv 2402.09353).
+        apply_to: the parts whose linear layers are adapted; a part's other weights are frozen. A part that is not
+            adapted trains, or is frozen, as the stage says.
+        target_modules: names of linear layers, such as q_proj; None takes all of them.
+        merge_weights: add what was learned to the weights at the end. Else, after the last stage, the adapter lies in
+            the output's ``adapter/``, beside the weights of before.
+        quantization: ``nf4`` holds the LLM's linear layers in 4 bits while adapters learn beside them (QLoRA, arXiv
             2305.14314); the output has the values that 4 bits can hold. Takes the extra ``qlora``.
     """
 
-    rank: int = 128
-    alpha: float = 256.0
-    dropout: float = 0.05
-    dora: bool = False
-    parts: list[Literal["vision", "llm"]] = dataclasses.field(default_factory=lambda: ["llm"])
-    targets: list[str] | None = None
-    merge: bool = True
-    quantize: Literal["nf4"] | None = None
+    r: int = 128
+    lora_alpha: float = 256.0
+    lora_dropout: float = 0.05
+    use_dora: bool = False
+    apply_to: list[Literal["vision", "llm"]] = dataclasses.field(default_factory=lambda: ["llm"])
+    target_modules: list[str] | None = None
+    merge_weights: bool = True
+    quantization: Literal["nf4"] | None = None
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise UserError(f"lora.rank: expected at least 1, got {self.rank}")
-        if not self.alpha > 0:
-            raise UserError(f"lora.alpha: expected more than 0, got {self.alpha}")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"lora.dropout: expected a share from 0 to below 1, got {self.dropout}")
-        if not self.parts or len(set(self.parts)) != len(self.parts):
-            raise UserError(f"lora.parts: expected some of vision, llm, each once, got {list(self.parts)}")
-        if self.quantize and "llm" not in self.parts:
-            raise UserError(f"lora.quantize: expected none without llm among lora.parts, got {self.quantize}")
+        if self.r < 1:
+            raise UserError(f"lora.r: expected at least 1, got {self.r}")
+        if not self.lora_alpha > 0:
+            raise UserError(f"lora.lora_alpha: expected more than 0, got {self.lora_alpha}")
+        if not 0 <= self.lora_dropout < 1:
+            raise UserError(f"lora.lora_dropout: expected a share from 0 to below 1, got {self.lora_dropout}")
+        if not self.apply_to or len(set(self.apply_to)) != len(self.apply_to):
+            raise UserError(f"lora.apply_to: expected some of vision, llm, each once, got {list(self.apply_to)}")
+        if self.quantization and "llm" not in self.apply_to:
+            raise UserError(
+                f"lora.quantization: expected none without llm among lora.apply_to, got {self.quantization}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,19 +75,20 @@ class StageConfig:
 
     Args:
         data: its sources, one after the other; their samples are shuffled together.
-        epochs: passes over the data, if ``steps`` is not given.
-        steps: optimizer steps; None means by ``epochs``.
+        num_epochs: passes over the data, if ``max_steps`` is not given.
+        max_steps: optimizer steps; None means by ``num_epochs``.
         global_batch_size: samples in a step, over all processes.
         micro_batch_size: samples that one process computes at once; None takes its whole share of the batch.
         learning_rate: peak learning rate.
-        trains: the parts that learn: vision, projector, llm; None takes the stage's own. Others are frozen.
-        vision_lr: peak learning rate of the vision tower; None takes ``learning_rate``, and so for the other parts.
+        tunable_parts: the parts that learn: vision, projector, llm; None takes the stage's own. Others are frozen.
+        vision_tower_lr: peak learning rate of the vision tower; None takes ``learning_rate``, and so for the other
+            parts.
         projector_lr: of the projector.
         llm_lr: of the LLM, or its adapters.
         lora: adapters that learn in place of whole weights; None trains the weights themselves.
         warmup_ratio: ratio of the steps in which the rate rises to ``learning_rate``; cosine to 0 follows.
         weight_decay: of AdamW.
-        beta2: of AdamW.
+        adam_beta2: of AdamW.
         max_length: longest sequence in tokens, pictures included; what is beyond is cut, but never a picture. None
             takes the LLM's own limit, but no more than 2048 beside the largest picture that tiles may make.
         group_by_modality_length: LLaVA's order of samples: in each step those with images or those without, else at
@@ -91,58 +96,58 @@ class StageConfig:
             depend on their lengths, nor on ``micro_batch_size`` and processes.
         packing: put samples of a micro-batch end to end into rows of ``max_length`` tokens, kept apart from each other,
             instead of padding each. The same samples make a step either way, and their losses are the same.
-        keep_features: remember on disk, in the user's cache, what the frozen encoder makes of each picture: whoever
-            trains with the same pictures and encoder again need not run it. Fine as long as the disk has room: 1.2 MB a
-            picture, or tile, for CLIP L/14 at 336 pixels in bf16.
+        cache_vision_features: remember on disk, in the user's cache, what the frozen encoder makes of each picture:
+            whoever trains with the same pictures and encoder again need not run it. Fine as long as the disk has room:
+            1.2 MB a picture, or tile, for CLIP L/14 at 336 pixels in bf16.
         chat_template: the template of this stage, where it is not the LLaVA's: ``plain`` is LLaVA-1.5's in align, the
             picture and then its caption, without roles and questions.
-        image_fit: how pictures become squares in this stage, where it is not as in the LLaVA.
+        image_aspect_ratio: how pictures become squares in this stage, where it is not as in the LLaVA.
         activation_checkpointing: keep each layer's input only and compute its activations again in the backward pass.
     """
 
     data: list[ConversationSourceConfig] = dataclasses.field(default_factory=list)
-    epochs: float = 1.0
-    steps: int | None = None
+    num_epochs: float = 1.0
+    max_steps: int | None = None
     global_batch_size: int = 32
     micro_batch_size: int | None = None
     learning_rate: float = 1e-3
-    trains: list[Part] | None = None
-    vision_lr: float | None = None
+    tunable_parts: list[Part] | None = None
+    vision_tower_lr: float | None = None
     projector_lr: float | None = None
     llm_lr: float | None = None
     lora: LoraConfig | None = None
     warmup_ratio: float = 0.03
     weight_decay: float = 0.0
-    beta2: float = 0.999
+    adam_beta2: float = 0.999
     max_length: int | None = None
     group_by_modality_length: bool = False
     packing: bool = False
-    keep_features: bool = dataclasses.field(default=False, metadata=RUN_ONLY)
+    cache_vision_features: bool = dataclasses.field(default=False, metadata=RUN_ONLY)
     chat_template: str | None = None
-    image_fit: Literal["squash", "pad", "crop"] | None = None
+    image_aspect_ratio: Literal["squash", "pad", "crop"] | None = None
     activation_checkpointing: bool = dataclasses.field(default=False, metadata=RUN_ONLY)
 
     def trained(self, name: str) -> tuple[Part, ...]:
         """The parts that learn in the stage ``name``, those with adapters among them."""
-        chosen = DEFAULT_TUNABLE_PARTS[name] if self.trains is None else tuple(self.trains)
-        adapted = () if self.lora is None else tuple(part for part in self.lora.parts if part not in chosen)
+        chosen = DEFAULT_TUNABLE_PARTS[name] if self.tunable_parts is None else tuple(self.tunable_parts)
+        adapted = () if self.lora is None else tuple(part for part in self.lora.apply_to if part not in chosen)
         return (*chosen, *adapted)
 
     def rate(self, part: Part) -> float:
         """The peak learning rate of a part."""
-        own = {"vision": self.vision_lr, "projector": self.projector_lr, "llm": self.llm_lr}[part]
+        own: float | None = getattr(self, RATE_FIELDS[part])
         return self.learning_rate if own is None else own
 
     def check(self, name: str, processes: int) -> None:
         """Raise UserError, naming the field, if the stage cannot run on so many processes."""
         if not self.data:
             raise UserError(f"{name}.data: expected at least one source for the stage {name}")
-        numbers = ("epochs", "steps", "global_batch_size", "micro_batch_size", "max_length")
-        for field in (*numbers, "learning_rate", "vision_lr", "projector_lr", "llm_lr"):
+        numbers = ("num_epochs", "max_steps", "global_batch_size", "micro_batch_size", "max_length")
+        for field in (*numbers, "learning_rate", *RATE_FIELDS.values()):
             value = getattr(self, field)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"{name}.{field}: expected more than 0, got {value}")
-        for field in ("warmup_ratio", "beta2"):
+        for field in ("warmup_ratio", "adam_beta2"):
             if not 0 <= getattr(self, field) < 1:
                 raise UserError(f"{name}.{field}: expected a share from 0 to below 1, got {getattr(self, field)}")
         if not 0 <= self.weight_decay < math.inf:
@@ -156,19 +161,23 @@ class StageConfig:
             )
 
     def _check_parts(self, name: str) -> None:
-        known = DEFAULT_TUNABLE_PARTS[name] if name == "pretrain" else ("vision", "projector", "llm")
-        if self.trains is not None and (
-            not self.trains or not set(self.trains) <= set(known) or len(set(self.trains)) != len(self.trains)
+        known = DEFAULT_TUNABLE_PARTS[name] if name == "llm_pretrain" else ("vision", "projector", "llm")
+        if self.tunable_parts is not None and (
+            not self.tunable_parts
+            or not set(self.tunable_parts) <= set(known)
+            or len(set(self.tunable_parts)) != len(self.tunable_parts)
         ):
-            raise UserError(f"{name}.trains: expected some of {', '.join(known)}, each once, got {self.trains}")
-        if name == "pretrain" and (self.packing or self.lora):
+            raise UserError(
+                f"{name}.tunable_parts: expected some of {', '.join(known)}, each once, got {self.tunable_parts}"
+            )
+        if name == "llm_pretrain" and (self.packing or self.lora):
             field = "packing" if self.packing else "lora"
-            raise UserError(f"pretrain.{field}: expected none, only align and instruct have it")
-        if self.keep_features and (name == "pretrain" or "vision" in self.trained(name)):
-            raise UserError(f"{name}.keep_features: expected false, but for a stage with a frozen encoder")
-        for part in ("vision", "projector", "llm"):
-            if getattr(self, f"{part}_lr") is not None and part not in self.trained(name):
-                raise UserError(f"{name}.{part}_lr: expected none, as {part} is frozen in this stage (see trains)")
+            raise UserError(f"llm_pretrain.{field}: expected none, only align and instruct have it")
+        if self.cache_vision_features and (name == "llm_pretrain" or "vision" in self.trained(name)):
+            raise UserError(f"{name}.cache_vision_features: expected false, but for a stage with a frozen encoder")
+        for part, field in RATE_FIELDS.items():
+            if getattr(self, field) is not None and part not in self.trained(name):
+                raise UserError(f"{name}.{field}: expected none, as {part} is frozen in this stage (see tunable_parts)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -176,21 +185,22 @@ class LaunchConfig:
     """How the training processes are started.
 
     Args:
-        processes: how many; one per GPU, or CPU processes. None takes one, or as many as another launcher has started.
-        parallel: how they share the work: by ``deepspeed``, or by PyTorch's own ``fsdp`` (FSDP2), which cuts weights,
+        num_processes: how many; one per GPU, or CPU processes. None takes one, or as many as another launcher has
+            started.
+        strategy: how they share the work: by ``deepspeed``, or by PyTorch's own ``fsdp`` (FSDP2), which cuts weights,
             gradients and optimizer state into shards as ZeRO-3 does.
         deepspeed: the DeepSpeed JSON: zero2, zero2_offload, zero3, zero3_offload (shipped) or a file.
     """
 
-    processes: int | None = dataclasses.field(default=None, metadata=RUN_ONLY)
-    parallel: Parallel = "deepspeed"
+    num_processes: int | None = dataclasses.field(default=None, metadata=RUN_ONLY)
+    strategy: Strategy = "deepspeed"
     deepspeed: str = "zero2"
 
     def __post_init__(self) -> None:
-        if self.processes is not None and self.processes < 1:
-            raise UserError(f"launch.processes: expected at least 1, got {self.processes}")
-        if self.parallel == "fsdp" and self.deepspeed != "zero2":
-            raise UserError(f"launch.deepspeed: expected none beside parallel: fsdp, got {self.deepspeed}")
+        if self.num_processes is not None and self.num_processes < 1:
+            raise UserError(f"launch.num_processes: expected at least 1, got {self.num_processes}")
+        if self.strategy == "fsdp" and self.deepspeed != "zero2":
+            raise UserError(f"launch.deepspeed: expected none with strategy: fsdp, got {self.deepspeed}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -198,26 +208,29 @@ class LlavaTrainConfig:
     """Train a LLaVA (from encoder and LLM, or further), or first the LLM itself, under the DeepSpeed launcher.
 
     The published recipe is ``align`` (the projector learns captions) and then ``instruct`` (projector and LLM
-    learn conversations), the encoder frozen throughout. ``pretrain`` trains an LLM on text before.
+    learn conversations), the encoder frozen throughout. ``llm_pretrain`` trains an LLM on text before.
 
     Args:
-        output: the directory to write: an LLM directory if ``pretrain`` is the last stage, else a LLaVA directory.
-        stages: which of pretrain, align, instruct run, in this order.
+        output: the directory to write: an LLM directory if ``llm_pretrain`` is the last stage, else a LLaVA directory.
+        stages: which of llm_pretrain, align, instruct run, in this order.
         encoder: an encoder directory, or ``hf-hub:ORG/NAME``; ``timm:NAME``, ``timm:NAME@weights.safetensors``,
             ``timm:NAME@random``; or ``transformers:DIRECTORY`` (or ORG/NAME on the hub) for CLIP, SigLIP, DINO, AIMv2.
         llm: a directory with a transformers causal LM and its tokenizer, or ``ORG/NAME`` on the hub
-            (``ORG/NAME@REVISION`` for one of its commits). Not needed after ``pretrain``, which then makes a new one
-            (``new_llm``); given, ``pretrain`` trains it further. A LLaVA directory gives its LLM.
+            (``ORG/NAME@REVISION`` for one of its commits). Not needed after ``llm_pretrain``, which then makes a new
+            one (``llm_from_scratch``); given, ``llm_pretrain`` trains it further. A LLaVA directory gives its LLM.
         llava: a LLaVA directory, or ``ORG/NAME`` on the hub, that is trained further, in place of encoder and llm: of
             this suite or in transformers' layout (``llava-bridge convert`` makes one of an original LLaVA,
             ``llava-bridge swap`` one with another encoder).
         image_size: side of the pictures in pixels; None takes the encoder's own. ViTs take another: their learned
             positions are interpolated.
-        feature_layer: hidden state of the encoder that the LLM sees, or several, side by side: ``[-2, -5]``; None: -2
-            for ViTs and CLIP's ResNets, -1 for timm's others. Of ``several:`` each gives this one, or its own default.
-        features: ``patch`` leaves the class token out, ``cls_patch`` does not.
-        image_fit: how pictures become squares: ``squash``, ``pad`` with the encoder's mean color (LLaVA-1.5's),
-            ``crop`` of the middle; or ``anyres``, LLaVA-NeXT's: several, an overview and tiles at full resolution.
+        vision_feature_layer: hidden state of the encoder that the LLM sees, or several, side by side: ``[-2, -5]``;
+            None: -2 for ViTs and CLIP's ResNets, -1 for timm's others. Of ``several:`` each gives this one, or its own
+            default.
+        vision_feature_select_strategy: ``default`` drops the class token, ``full`` keeps it, as in transformers
+            (LLaVA: ``patch``, ``cls_patch``).
+        image_aspect_ratio: how pictures become squares: ``squash``, ``pad`` with the encoder's mean color
+            (LLaVA-1.5's), ``crop`` of the middle; or ``anyres``, LLaVA-NeXT's: several, an overview and tiles at full
+            resolution.
         image_grid_pinpoints: with ``anyres``: the heights and widths in pixels into which pictures are fitted before
             they are cut into tiles; None takes LLaVA-NeXT's, 1 × 2, 2 × 1, 2 × 2, 3 × 1 and 1 × 3 tiles.
         projector: what makes tokens of the LLM of the encoder's features.
@@ -226,10 +239,10 @@ class LlavaTrainConfig:
             tulu (OLMo), turns.
         attn_implementation: how the LLM computes attention, by transformers' name: sdpa, eager, flash_attention_2 …;
             None takes its own choice.
-        new_llm: the LLM that ``pretrain`` makes.
-        pretrain: trains the LLM without pictures, on text (source ``text``) or on conversations.
-        align: trains the projector only.
-        instruct: trains projector and LLM.
+        llm_from_scratch: the LLM that ``llm_pretrain`` makes.
+        llm_pretrain: trains the LLM without pictures, on text (format ``text``) or on conversations.
+        align: trains the projector only; LLaVA calls this stage pretraining.
+        instruct: trains projector and LLM; LLaVA calls this stage finetuning.
         launch: processes and DeepSpeed settings.
         precision: ``auto`` takes bf16 where the hardware multiplies it faster than fp32. The encoder in the output
             equals the one given bit for bit either way.
@@ -241,25 +254,25 @@ class LlavaTrainConfig:
     """
 
     output: str = dataclasses.field(metadata=RUN_ONLY)
-    stages: list[Literal["pretrain", "align", "instruct"]] = dataclasses.field(
+    stages: list[Literal["llm_pretrain", "align", "instruct"]] = dataclasses.field(
         default_factory=lambda: ["align", "instruct"]
     )
     encoder: str | None = None
     llm: str | None = None
     llava: str | None = None
     image_size: int | None = None
-    feature_layer: int | list[int] | None = None
-    features: Literal["patch", "cls_patch"] = "patch"
-    image_fit: ImageFit = "squash"
+    vision_feature_layer: int | list[int] | None = None
+    vision_feature_select_strategy: Literal["default", "full"] = "default"
+    image_aspect_ratio: ImageAspectRatio = "squash"
     image_grid_pinpoints: list[list[int]] | None = None
     projector: ProjectorConfig = dataclasses.field(default_factory=ProjectorConfig)
     chat_template: str = dataclasses.field(
         default="auto", metadata={"known": "llava_bridge.chat_templates:CHAT_TEMPLATES"}
     )
     attn_implementation: str | None = None
-    new_llm: SmallLlamaConfig = dataclasses.field(default_factory=SmallLlamaConfig)
-    pretrain: StageConfig = dataclasses.field(
-        default_factory=lambda: StageConfig(learning_rate=2e-3, max_length=256, weight_decay=0.01, beta2=0.98)
+    llm_from_scratch: SmallLlamaConfig = dataclasses.field(default_factory=SmallLlamaConfig)
+    llm_pretrain: StageConfig = dataclasses.field(
+        default_factory=lambda: StageConfig(learning_rate=2e-3, max_length=256, weight_decay=0.01, adam_beta2=0.98)
     )
     align: StageConfig = dataclasses.field(
         default_factory=lambda: StageConfig(learning_rate=1e-3, global_batch_size=256)
@@ -278,9 +291,9 @@ class LlavaTrainConfig:
     def __post_init__(self) -> None:
         self._check_stages()
         for stage in self.stages:
-            self.stage(stage).check(stage, self.launch.processes or 1)
+            self.stage(stage).check(stage, self.launch.num_processes or 1)
         self._check_beginning()
-        check_pinpoints(self.image_fit, self.image_grid_pinpoints)
+        check_pinpoints(self.image_aspect_ratio, self.image_grid_pinpoints)
         self._check_own_ways()
         for name in ("save_steps", "num_workers"):
             if getattr(self, name) < 0:
@@ -309,25 +322,31 @@ class LlavaTrainConfig:
     def _check_own_ways(self) -> None:
         """What a LLaVA is asked with is what its last stage was trained with; only stages before may differ."""
         for name in self.stages:
-            if self.image_fit == "anyres" and self.stage(name).image_fit is not None:
-                raise UserError(f"{name}.image_fit: expected null, since all stages of a LLaVA with tiles have them")
-            for field in ("chat_template", "image_fit"):
-                if getattr(self.stage(name), field) is not None and (name == "pretrain" or name == self.stages[-1]):
+            if self.image_aspect_ratio == "anyres" and self.stage(name).image_aspect_ratio is not None:
+                raise UserError(
+                    f"{name}.image_aspect_ratio: expected null, since all stages of a LLaVA with tiles have them"
+                )
+            for field in ("chat_template", "image_aspect_ratio"):
+                if getattr(self.stage(name), field) is not None and (name == "llm_pretrain" or name == self.stages[-1]):
                     raise UserError(f"{name}.{field}: expected null; only align has its own, before instruct")
 
     def _check_beginning(self) -> None:
         """Encoder and LLM, or a LLaVA that has both."""
         if self.llava is None:
-            if self.stages[-1] != "pretrain" and not self.encoder:
+            if self.stages[-1] != "llm_pretrain" and not self.encoder:
                 raise UserError("encoder: expected an encoder directory or timm:NAME for the stages align and instruct")
-            if self.stages[0] != "pretrain" and not self.llm:
-                raise UserError("llm: expected an LLM directory, or the stage pretrain before the others")
+            if self.stages[0] != "llm_pretrain" and not self.llm:
+                raise UserError("llm: expected an LLM directory, or the stage llm_pretrain before the others")
             return
-        if self.stages[0] == "pretrain":
-            raise UserError("llava: expected none with the stage pretrain; `llm: LLAVA_DIRECTORY` trains its LLM")
-        unset = {"features": "patch", "projector": ProjectorConfig(), "image_fit": "squash"}
-        parts = ("encoder", "llm", "image_size", "feature_layer", "features", "projector")
-        for name in (*parts, "image_fit", "image_grid_pinpoints"):
+        if self.stages[0] == "llm_pretrain":
+            raise UserError("llava: expected none with the stage llm_pretrain; `llm: LLAVA_DIRECTORY` trains its LLM")
+        unset = {
+            "vision_feature_select_strategy": "default",
+            "projector": ProjectorConfig(),
+            "image_aspect_ratio": "squash",
+        }
+        parts = ("encoder", "llm", "image_size", "vision_feature_layer", "vision_feature_select_strategy", "projector")
+        for name in (*parts, "image_aspect_ratio", "image_grid_pinpoints"):
             if getattr(self, name) != unset.get(name):
                 raise UserError(f"{name}: expected none beside llava, which brings its own; see `llava-bridge swap`")
 
@@ -335,15 +354,15 @@ class LlavaTrainConfig:
         """The same run, its work shared by as many processes as a launcher has started.
 
         Raises:
-            UserError: ``launch.processes`` says another number, or the batches cannot be shared by so many.
+            UserError: ``launch.num_processes`` says another number, or the batches cannot be shared by so many.
         """
-        if self.launch.processes not in {None, processes}:
+        if self.launch.num_processes not in {None, processes}:
             raise UserError(
-                f"launch.processes: expected {processes}, as many as the launcher has started, or null, "
-                f"got {self.launch.processes}"
+                f"launch.num_processes: expected {processes}, as many as the launcher has started, or null, "
+                f"got {self.launch.num_processes}"
             )
-        return dataclasses.replace(self, launch=dataclasses.replace(self.launch, processes=processes))
+        return dataclasses.replace(self, launch=dataclasses.replace(self.launch, num_processes=processes))
 
     def stage(self, name: str) -> StageConfig:
         """The settings of the stage ``name``."""
-        return {"pretrain": self.pretrain, "align": self.align, "instruct": self.instruct}[name]
+        return {"llm_pretrain": self.llm_pretrain, "align": self.align, "instruct": self.instruct}[name]

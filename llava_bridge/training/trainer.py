@@ -47,7 +47,7 @@ from llava_bridge.training.quantization import numel_unpacked, quantize
 from llava_bridge.training.save_model import save_stage_model
 from llava_bridge.training.setup import StageSetup, setup_stage, split_parts
 from llava_bridge.training.sharded_weights import finer_than_bf16, frozen_fits_bf16, set_masters
-from llava_bridge.training.train_config import LlavaTrainConfig, Parallel, Part, StageConfig
+from llava_bridge.training.train_config import LlavaTrainConfig, Part, StageConfig, Strategy
 from llava_bridge.training.work_dir import CHECKPOINTS_DIR
 
 
@@ -64,7 +64,7 @@ def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: Distribut
     torch.manual_seed(config.seed)  # of adapters, whatever the stages before have drawn
     half = precision(config) == "bf16"
     set_trainable_parts(setup, stage, name, torch.bfloat16 if half else torch.float32)
-    if stage.keep_features:
+    if stage.cache_vision_features:
         enable_feature_cache(setup)
     if stage.activation_checkpointing:
         recompute_layers(setup.model)
@@ -79,10 +79,10 @@ def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: Distribut
     if reshaped := start is not None and needs_universal_conversion(start):
         convert_to_universal(start)
     args = training_arguments(config, stage, steps, folder / CHECKPOINTS_DIR, universal=reshaped)
-    sharded = config.launch.parallel == "fsdp"
-    model = _to_train(setup, half=half, sharded=sharded, some_call_encoder=stage.keep_features)
+    sharded = config.launch.strategy == "fsdp"
+    model = _to_train(setup, half=half, sharded=sharded, some_call_encoder=stage.cache_vision_features)
     masters = finer_than_bf16(setup.model) if half and not sharded else {}
-    trainer = TRAINERS[config.launch.parallel](
+    trainer = TRAINERS[config.launch.strategy](
         stage=stage,
         stage_name=name,
         parts=setup.parts,
@@ -137,10 +137,10 @@ def set_trainable_parts(setup: StageSetup, stage: StageConfig, name: str, comput
     """
     setup.model.requires_grad_(False)
     if stage.lora is not None:
-        if stage.lora.quantize is not None:
-            quantize(setup.model, stage.lora.quantize, compute)
+        if stage.lora.quantization is not None:
+            quantize(setup.model, stage.lora.quantization, compute)
         add_lora(setup.model, stage.lora)
-    adapted = () if stage.lora is None else stage.lora.parts
+    adapted = () if stage.lora is None else stage.lora.apply_to
     for part in stage.trained(name):
         if part not in adapted:
             setup.parts[part].requires_grad_(True)
@@ -160,7 +160,7 @@ def enable_feature_cache(setup: StageSetup) -> None:
     """
     tower = setup.model.model.vision_tower
     if not isinstance(tower, EncoderVisionModel):
-        raise UserError("keep_features: expected false, as the vision tower of this LLaVA is transformers' own")
+        raise UserError("cache_vision_features: expected false, as the vision tower of this LLaVA is transformers' own")
     tower.keep_outputs(setup.model.config.vision_feature_layer)
 
 
@@ -205,7 +205,7 @@ def _announce(setup: StageSetup, config: LlavaTrainConfig, name: str, steps: int
 
 def num_training_steps(samples: int, stage: StageConfig) -> int:
     """Optimizer steps of a stage; a batch may end one epoch and begin the next."""
-    return stage.steps or max(1, math.ceil(stage.epochs * samples / stage.global_batch_size))
+    return stage.max_steps or max(1, math.ceil(stage.num_epochs * samples / stage.global_batch_size))
 
 
 def order_of(dataset: Any, stage: StageConfig, steps: int, seed: int, micro_batch_size: int) -> Sampler[int]:
@@ -300,7 +300,7 @@ class ShardedStageTrainer(ShardedTrainer, StageTrainer):
     """The same under FSDP2."""
 
 
-TRAINERS: dict[Parallel, type[StageTrainer]] = {"deepspeed": StageTrainer, "fsdp": ShardedStageTrainer}
+TRAINERS: dict[Strategy, type[StageTrainer]] = {"deepspeed": StageTrainer, "fsdp": ShardedStageTrainer}
 
 
 def _begin_worker(begin: Callable[[int], None] | None, number: int) -> None:
@@ -336,7 +336,7 @@ def training_arguments(
     ``universal`` says that it goes on from a checkpoint which `make_universal` has made.
     """
     processes = int(os.environ["WORLD_SIZE"])
-    deepspeed = deepspeed_config(config.launch.deepspeed) if config.launch.parallel == "deepspeed" else None
+    deepspeed = deepspeed_config(config.launch.deepspeed) if config.launch.strategy == "deepspeed" else None
     if deepspeed is not None and universal:
         deepspeed["checkpoint"] = {**deepspeed.get("checkpoint", {}), "load_universal": True}
     micro = stage.micro_batch_size or stage.global_batch_size // processes
@@ -349,7 +349,7 @@ def training_arguments(
         lr_scheduler_type="cosine",
         warmup_steps=math.ceil(stage.warmup_ratio * steps),
         weight_decay=stage.weight_decay,
-        adam_beta2=stage.beta2,
+        adam_beta2=stage.adam_beta2,
         bf16=deepspeed is not None and precision(config) == "bf16",  # FSDP's own policy does it
         use_cpu=not torch.cuda.is_available(),
         seed=config.seed,

@@ -81,15 +81,15 @@ def check_inputs(config: LlavaTrainConfig) -> None:
         check_llava_dir(config.llava)
     if config.llm:
         check_llm_dir(config.llm)
-    if config.encoder and config.stages[-1] != "pretrain":
+    if config.encoder and config.stages[-1] != "llm_pretrain":
         check_encoder_files(config.encoder)
     cuts_weights = deepspeed_config(config.launch.deepspeed).get("zero_optimization", {}).get("stage") == 3
     _check_quantizing(config)
     for name in config.stages:
-        if config.stage(name).keep_features and cuts_weights and (config.launch.processes or 1) > 1:
+        if config.stage(name).cache_vision_features and cuts_weights and (config.launch.num_processes or 1) > 1:
             raise UserError(
-                f"{name}.keep_features: expected false under ZeRO-3 with several processes, which is not "
-                "tested; launch.parallel: fsdp takes it"
+                f"{name}.cache_vision_features: expected false under ZeRO-3 with several processes, which is not "
+                "tested; launch.strategy: fsdp takes it"
             )
         for data in config.stage(name).data:
             try:
@@ -100,12 +100,14 @@ def check_inputs(config: LlavaTrainConfig) -> None:
 
 def _check_quantizing(config: LlavaTrainConfig) -> None:
     loras = {name: config.stage(name).lora for name in config.stages}
-    first = next((name for name, lora in loras.items() if lora is not None and lora.quantize), None)
+    first = next((name for name, lora in loras.items() if lora is not None and lora.quantization), None)
     if first is None:
         return
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(f"{first}.lora.quantize: expected bitsandbytes beside it (pip install 'clips-suite[qlora]')")
-    if config.launch.parallel == "fsdp":
-        raise UserError(f"launch.parallel: expected deepspeed with {first}.lora.quantize; FSDP does not cut 4 bits")
+        raise UserError(
+            f"{first}.lora.quantization: expected bitsandbytes beside it (pip install 'clips-suite[qlora]')"
+        )
+    if config.launch.strategy == "fsdp":
+        raise UserError(f"launch.strategy: expected deepspeed with {first}.lora.quantization; FSDP does not cut 4 bits")
     if deepspeed_config(config.launch.deepspeed).get("zero_optimization", {}).get("stage") == 3:
-        raise UserError(f"launch.deepspeed: expected zero2 with {first}.lora.quantize; ZeRO-3 does not cut 4 bits")
+        raise UserError(f"launch.deepspeed: expected zero2 with {first}.lora.quantization; ZeRO-3 does not cut 4 bits")

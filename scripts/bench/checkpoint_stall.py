@@ -38,7 +38,7 @@ def main() -> None:
     processes = start_processes()
     say = print if processes.is_main else lambda *_: None
     say(machine(args.device))
-    captioner = CaptionerConfig(positions=args.positions)
+    captioner = CaptionerConfig(max_loss_tokens=args.positions)
     texts = [measure.captions(None, "", args.batch)] * 2
     run, batch = measure.start(
         ModelConfig(architecture=args.architecture, image_size=args.image_size),
@@ -47,7 +47,7 @@ def main() -> None:
         texts,
         args.device,
         processes,
-        DistributedConfig(parallel=args.parallel),
+        DistributedConfig(strategy=args.parallel),
     )
     folder = Path(all_gather_objects(tempfile.mkdtemp(dir=args.folder) if processes.is_main else None)[0])
     try:

@@ -1,4 +1,4 @@
-"""How much faster is a step of stage 1 with the frozen encoder's features kept on disk (``keep_features``)?
+"""How much faster is a step of stage 1 with the frozen encoder's features kept on disk (``cache_vision_features``)?
 
     python scripts/bench/kept_features.py --shared ../shared --threads 2
 
@@ -53,7 +53,7 @@ def kept_line(args: argparse.Namespace, mix: Path) -> str:
     model, processor = build_llava(LlavaParts(encoder=args.encoder, llm=llm))
     model.to(args.device).train().requires_grad_(False)
     model.model.multi_modal_projector.requires_grad_(True)
-    samples = read_samples(ConversationSourceConfig(path=str(mix), images=args.shared))
+    samples = read_samples(ConversationSourceConfig(path=str(mix), image_folder=args.shared))
     data = ConversationDataset(samples, make_conversation_encoder(model, processor), 1024)
     shown = [index for index, sample in enumerate(samples) if sample.images]
     shown = shown[: len(shown) // args.micro_batch * args.micro_batch]

@@ -195,8 +195,8 @@ def webdataset_loader(folder: Path, config: AugmentConfig, arguments: argparse.N
     from torchvision import transforms
 
     tokenizer = ClipsTokenizer()
-    flip = [transforms.RandomHorizontalFlip()] if config.flip else []
-    crop = transforms.RandomResizedCrop(SIZE, scale=(config.min_area, 1.0), antialias=True)
+    flip = [transforms.RandomHorizontalFlip()] if config.horizontal_flip else []
+    crop = transforms.RandomResizedCrop(SIZE, scale=(config.crop_scale_min, 1.0), antialias=True)
     picture = transforms.Compose([crop, *flip, transforms.PILToTensor()])
 
     def sample(found: dict[str, Any]) -> tuple[torch.Tensor, ...]:
@@ -255,7 +255,7 @@ def main() -> None:
     parser.add_argument("--min-area", type=float, default=0.4)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    config = AugmentConfig(min_area=arguments.min_area, flip=True)
+    config = AugmentConfig(crop_scale_min=arguments.min_area, horizontal_flip=True)
     photos, captions = read_photos(arguments.photos, arguments.side), read_captions(arguments.captions)
     with tempfile.TemporaryDirectory() as folder:
         write_shards(Path(folder), photos, captions, arguments.samples)

@@ -177,10 +177,12 @@ def start(
         data=DataConfig(sources=(SourceConfig(path="none"),)),
         model=model_config,
         recipe=recipe_config,
-        steps=10**6,
+        max_steps=10**6,
     )
     processes = processes or DistributedContext(device=torch.device(device))
-    parallel = spread_model(encoder.to(processes.device).train(), scale or DistributedConfig(), config.optim, processes)
+    parallel = spread_model(
+        encoder.to(processes.device).train(), scale or DistributedConfig(), config.optimizer, processes
+    )
     run = TrainRun(
         config=config,
         data=None,  # type: ignore[arg-type]

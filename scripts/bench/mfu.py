@@ -89,7 +89,7 @@ def our_step(args: argparse.Namespace, recipe: str, precision: str) -> Callable[
     model = ModelConfig(architecture=args.architecture, image_size=args.image_size)
     texts = [measure.captions(args.captions, field, args.batch) for field in (args.web, args.synthetic)]
     recipe_config = RecipeConfig(name=recipe, captioner=CaptionerConfig())
-    scale = DistributedConfig(compile=args.compile, activation_checkpointing=args.checkpointing)
+    scale = DistributedConfig(torch_compile=args.compile, activation_checkpointing=args.checkpointing)
     run, batch = measure.start(model, recipe_config, precision, texts, args.device, scale=scale)
     return lambda: train_step(run, batch)
 

@@ -92,11 +92,11 @@ def training(case: str, parallel: Parallel, output: str) -> EncoderTrainConfig:
         output=output,
         data=DataConfig(sources=(SourceConfig(path="none"),)),
         model=ModelConfig(architecture=architecture),
-        steps=10,
+        max_steps=10,
         global_batch_size=int(sizes[0]),
         micro_batch_size=int(sizes[1]) if len(sizes) > 1 else None,
         precision="fp32",
-        scale=DistributedConfig(parallel=parallel),
+        distributed=DistributedConfig(strategy=parallel),
     )
 
 

@@ -83,7 +83,7 @@ def row(args: argparse.Namespace, recipe: str, attention: str, precision: str) -
 
 def make_sides(args: argparse.Namespace, recipe: str, attention: str, precision: str) -> tuple[Sides, dict[str, str]]:
     model_config = ModelConfig(architecture=args.architecture, image_size=args.image_size, text_attention=attention)
-    recipe_config = RecipeConfig(name=recipe, web_share=1.0, captioner=CaptionerConfig(length=80))
+    recipe_config = RecipeConfig(name=recipe, web_caption_prob=1.0, captioner=CaptionerConfig(max_length=80))
     texts = [measure.captions(args.captions, args.field, args.batch), [""] * args.batch]
     run, batch = measure.start(model_config, recipe_config, precision, texts, args.device)
     theirs = copy.deepcopy(run.encoder.clip) if recipe == "clip" else open_clips_coca(run.encoder).to(args.device)

@@ -96,7 +96,7 @@ def overview() -> str:
         "Each command is a function of one config. `--config FILE` reads it from YAML, flags of the same names, with",
         "dots where one lies in another, override that, `--help` explains, `--print_config` shows what would run.",
         "These pages are made from the same docstrings as `--help`. In YAML, fields below others are nested:",
-        "`--optim.learning_rate 1e-3` is `optim: {learning_rate: 1e-3}`.",
+        "`--optimizer.learning_rate 1e-3` is `optimizer: {learning_rate: 1e-3}`.",
         "",
     ]
     for program in PROGRAMS:

@@ -59,12 +59,12 @@ class FigureFiles:
 REPORT_FORMATS: dict[str, ReportFormat] = {
     "html": OneFile(file="index.html", render=render_page),
     "csv": OneFile(file="table.csv", render=render_csv),
-    "published": OneFile(file="published.csv", render=render_reference_csv),
+    "reference_results": OneFile(file="reference_results.csv", render=render_reference_csv),
     "wide": OneFile(file="table_wide.csv", render=render_wide),
     "seeds": OneFile(file="seeds.csv", render=render_seeds),
-    "settings": OneFile(file="settings.csv", render=render_sweep_csv),
+    "sweep": OneFile(file="sweep.csv", render=render_sweep_csv),
     "markdown": OneFile(file="table.md", render=render_markdown),
     "latex": OneFile(file="table.tex", render=render_latex),
     "svg": FigureFiles(suffix=".svg", draw=render_svg),
-    "render_pdf": FigureFiles(suffix=".pdf", draw=render_pdf),
+    "pdf": FigureFiles(suffix=".pdf", draw=render_pdf),
 }

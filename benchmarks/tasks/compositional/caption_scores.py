@@ -38,7 +38,7 @@ _GROUPS = {"image_score": "image", "group_score": "group"}
 
 def load_pairs(config: BenchmarkConfig) -> PairSet:
     """The data of a compositional benchmark."""
-    return load_pair_set(config.data, get_benchmark(config.entry).format, images=config.images, limit=config.limit)
+    return load_pair_set(config.data, get_benchmark(config.entry).format, images=config.image_root, limit=config.limit)
 
 
 def data_hash(config: BenchmarkConfig) -> str:
@@ -82,7 +82,7 @@ def compute_evaluation(
     return Evaluation(
         metrics={name: compute_metric(items, spec, blind=blind) for name, spec in specs.items() if name not in absent},
         primary=tuple(name for name in (first, "text_score", *_GROUPS) if name in specs and name not in absent),
-        absent=absent,
+        missing_metrics=absent,
         protocol=protocol,
         items=items,
     )
@@ -149,7 +149,7 @@ def _specs(pairs: PairSet) -> dict[str, MetricSpec]:
         specs |= {group: MetricSpec(label=word, columns=(group,)) for group, word in _GROUPS.items()}
     if len(pairs.averaged) > 1:
         specs[f"{name}_of_kinds"] = MetricSpec(
-            label=f"{label}, mean of kinds", formula="mean_of_group_means", columns=("score", "averaged")
+            label=f"{label}, mean of kinds", aggregation="mean_of_group_means", columns=("score", "averaged")
         )
     return specs | {
         f"{name}_{kind}": MetricSpec(label=f"{label}, {kind.replace('_', ' ')}", columns=(f"score_{kind}",))

@@ -30,7 +30,8 @@ PROMPT = "Provide a one-sentence caption for the provided image."
 _SCORES = {
     "sum": "log-likelihood, summed over the caption's tokens and the end token",
     "mean": "log-likelihood, mean over the caption's tokens and the end token",
-    "gain": "log-likelihood, summed over the caption's tokens and the end token, less what it is without the picture",
+    "mutual_info": "log-likelihood, summed over the caption's tokens and the end token, less what it is without the "
+    "picture",
 }
 
 
@@ -40,11 +41,11 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
     prompt = config.prompt or PROMPT
     asked = [(picture, prompt, text) for case in pairs.cases for picture in case.pictures for text in case.captions]
     model, processor = row.llava
-    texts = list(dict.fromkeys(text for _, _, text in asked)) if config.likelihood == "gain" else []
+    texts = list(dict.fromkeys(text for _, _, text in asked)) if config.likelihood_score == "mutual_info" else []
     found = score_texts(row, pairs, [*asked, *((None, prompt, text) for text in texts)])
     alone = {text: each.total for text, each in zip(texts, found[len(asked) :], strict=True)}
     values = [
-        each.total / (each.tokens if config.likelihood == "mean" else 1) - alone.get(text, 0.0)
+        each.total / (each.tokens if config.likelihood_score == "mean" else 1) - alone.get(text, 0.0)
         for each, (_, _, text) in zip(found[: len(asked)], asked, strict=True)
     ]
     supply = iter(values)
@@ -57,7 +58,7 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
         {
             "task": "choice between a caption and one that differs in a detail, by likelihood",
             "prompt": prompt,
-            "score": _SCORES[config.likelihood],
+            "score": _SCORES[config.likelihood_score],
         }
         | data_settings(pairs, config)
         | llava_protocol(model, processor),

@@ -85,7 +85,7 @@ def load_pair_set(data: str, format: str, *, images: str | None = None, limit: i
     Raises:
         UserError: missing or malformed, naming the place.
     """
-    everything = list(read_dataset(DatasetSpec(path=data, format=format, images=images), "pairs").records)
+    everything = list(read_dataset(DatasetSpec(path=data, format=format, image_root=images), "pairs").records)
     cases = everything[:limit]
     if not cases:
         raise UserError(f"{data}: holds no pair of captions")

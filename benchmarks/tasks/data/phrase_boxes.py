@@ -97,7 +97,7 @@ def load_benchmark_phrases(config: BenchmarkConfig) -> PhraseSet:
     Raises:
         UserError: missing or malformed, or no phrase in it.
     """
-    return _load(config.data, config.images, config.limit, file_stamps(Path(config.data)))
+    return _load(config.data, config.image_root, config.limit, file_stamps(Path(config.data)))
 
 
 @functools.lru_cache(maxsize=2)

@@ -55,5 +55,5 @@ def _kept(row: EvalModel, encoder: DualEncoder, part: RequiredModel, **content: 
         libraries={name: library_versions().get(name) for name in ("timm", "transformers")},  # towers may be theirs
         **content,
     )
-    folder = Path(row.config.results) / CACHE_DIR / "vectors"
-    return EmbeddingCache(folder=folder, key=key, processes=row.processes, again=row.config.again)
+    folder = Path(row.config.output) / CACHE_DIR / "vectors"
+    return EmbeddingCache(folder=folder, key=key, processes=row.processes, again=row.config.overwrite)

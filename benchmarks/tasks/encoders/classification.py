@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 PRIMARY = ("acc1",)
 CUTS = (1, 5)
-MAJORITY_CLASS = "commonest class"
+MAJORITY_CLASS = "majority class"
 METRICS: dict[str, MetricSpec] = {
     **{f"acc{k}": MetricSpec(label=f"acc@{k}", columns=(f"acc{k}",)) for k in CUTS},
     "mean_per_class_recall": MetricSpec(
-        label="mean per-class recall", formula="mean_of_group_means", columns=("acc1", "category")
+        label="mean per-class recall", aggregation="mean_of_group_means", columns=("acc1", "category")
     ),
 }
 _CELLS_AT_ONCE = 16_000_000
@@ -55,7 +55,7 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
     return Evaluation(
         metrics=metrics(items, found),
         primary=PRIMARY,
-        absent=undefined_metrics(found),
+        missing_metrics=undefined_metrics(found),
         protocol={"task": "zero-shot classification"}
         | data_settings(found, config)
         | {

@@ -35,7 +35,7 @@ C_VALUES = np.logspace(-6, 6, 97)
 """Values of C, the inverse of the regularization strength: eight per decade."""
 _HELD_OUT = 5  # ratio of held-out images, one in this number per class
 _STEPS = 1000
-_CHOSEN = MetricSpec(label="C", formula=None, scale=1.0, higher_is_better=None)
+_CHOSEN = MetricSpec(label="C", aggregation=None, scale=1.0, higher_is_better=None)
 _NEVER = -1e9  # log probability of a class that train does not contain
 
 
@@ -57,7 +57,7 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
     return Evaluation(
         metrics=metrics(items, test) | {"C": compute_metric(items, _CHOSEN, strength)},
         primary=PRIMARY,
-        absent=undefined_metrics(test),
+        missing_metrics=undefined_metrics(test),
         protocol={"task": "linear probe"}
         | data_settings(test, config)
         | {

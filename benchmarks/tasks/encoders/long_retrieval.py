@@ -48,7 +48,7 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
 
     captions = load_benchmark_captions(config)
     versions = {"": list(captions.texts)} | {
-        metric_suffix(words): [truncate_words(text, words) for text in captions.texts] for words in config.words
+        metric_suffix(words): [truncate_words(text, words) for text in captions.texts] for words in config.word_limits
     }
     different = list(dict.fromkeys(text for texts in versions.values() for text in texts))
     place = {text: number for number, text in enumerate(different)}
@@ -64,12 +64,12 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
     columns = {"cut_off": np.concatenate([np.full(len(captions.images), np.nan), cut_off])}
     for name in versions:
         columns |= hit_columns(found[name], name) if name else {}
-    items = items.assign(**columns, **_by_length(items, captions, config.words))
+    items = items.assign(**columns, **_by_length(items, captions, config.word_limits))
     by_chance: dict[str, np.ndarray] = {}
     for name in versions:
         by_chance |= hit_columns(chance_ranks(captions), name)
-    by_chance |= _by_length(by_chance, captions, config.words)
-    specs = _specs(config.words, items)
+    by_chance |= _by_length(by_chance, captions, config.word_limits)
+    specs = _specs(config.word_limits, items)
     return Evaluation(
         metrics={name: compute_metric(items, spec, blind={CHANCE: by_chance}) for name, spec in specs.items()},
         primary=PRIMARY,
@@ -142,7 +142,7 @@ def _specs(words: Sequence[int], items: pd.DataFrame) -> dict[str, MetricSpec]:
                 specs[f"{direction}_r1{name}"] = MetricSpec(
                     label=f"{arrow} R@1, captions of {span} words", columns=(f"{direction}_r1{name}",)
                 )
-    specs["captions_cut_off"] = MetricSpec(
+    specs["captions_truncated"] = MetricSpec(
         label="captions cut off by the text tower", columns=("cut_off",), higher_is_better=None
     )
     return specs
@@ -152,7 +152,7 @@ def _protocol(captions: CaptionSet, config: BenchmarkConfig) -> Entries:
     lengths = [len(text.split()) for text in captions.texts]
     return {
         "task": "zero-shot retrieval by long captions, whole and cut to their first words, both directions",
-        WORD_LIMIT_PREFIX: ", ".join(map(str, config.words)),
+        WORD_LIMIT_PREFIX: ", ".join(map(str, config.word_limits)),
         "words": "what stands between white space; a cut caption has single spaces",
         "mean_words": round(float(np.mean(lengths)), 1),
         "scorer": "benchmarks.long_retrieval 1",

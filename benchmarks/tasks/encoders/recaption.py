@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 METRICS = caption_metrics() | {
     "CIDEr_of_others": MetricSpec(
         label="CIDEr of another picture's caption",
-        formula="mean_of_scores",
+        aggregation="mean_of_scores",
         columns=("cider_of_others",),
         higher_is_better=None,
     )
@@ -101,7 +101,9 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
     written = _written(row, samples)
     if written is None:
         absent = dict.fromkeys(METRICS, NO_CAPTIONER)
-        return Evaluation(metrics={}, primary=PRIMARY, absent=absent, protocol=stated, items=_items(samples, None))
+        return Evaluation(
+            metrics={}, primary=PRIMARY, missing_metrics=absent, protocol=stated, items=_items(samples, None)
+        )
     items = _items(samples, written)
     return Evaluation(
         metrics={name: compute_metric(items, spec) for name, spec in METRICS.items()},
@@ -122,11 +124,11 @@ def _samples(config: BenchmarkConfig) -> RecaptionSet:
     source = SourceConfig(
         format=config.format or "webdataset",
         path=config.data,
-        web=config.web,
-        synthetic=config.synthetic,
+        web_caption=config.web_caption,
+        synthetic_caption=config.synthetic_caption,
         split=config.split,
         subset=config.subset,
-        images=config.images,
+        image_root=config.image_root,
     )
     return _read(source, config.limit, file_stamps(Path(config.data)))
 
@@ -155,7 +157,7 @@ def _read(config: SourceConfig, limit: int | None, _stamp: object) -> RecaptionS
         web.append(sample.web)
         synthetic.append(sample.synthetic)
     if not numbers:
-        raise UserError(f"{config.path}: expected samples with a synthetic caption under '{config.synthetic}'")
+        raise UserError(f"{config.path}: expected samples with a synthetic caption under '{config.synthetic_caption}'")
     names = [source.name(number) for number in numbers]
     return RecaptionSet(source, numbers, names, web, synthetic, left_out, digest.hexdigest())
 

@@ -42,7 +42,7 @@ METRICS: dict[str, MetricSpec] = {
     **{
         f"{direction}_median_rank": MetricSpec(
             label=f"{arrow} median rank",
-            formula="median",
+            aggregation="median",
             columns=(f"{direction}_rank",),
             scale=1.0,
             higher_is_better=False,

@@ -1,6 +1,6 @@
-"""``clips-bench look``: similarity map of an image and a phrase.
+"""``clips-bench similarity-map``: similarity map of an image and a phrase.
 
-clips-bench look runs/clips --image photo.jpg --phrase "a dog" --output dog.png
+clips-bench similarity-map runs/clips --image photo.jpg --phrase "a dog" --output dog.png
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class SimilarityMapConfig:
 
 
 def run_similarity_map(config: SimilarityMapConfig) -> None:
-    """Run ``clips-bench look``.
+    """Run ``clips-bench similarity-map``.
 
     Raises:
         UserError: no such encoder or image, or a tower without patches.

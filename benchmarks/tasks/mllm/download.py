@@ -1,6 +1,6 @@
 """Bring the data of MLLM benchmarks from the hub, for a machine that cannot reach it.
 
-    clips-bench fetch pope,gqa --to data            # where there is a network; then copy the directory
+    clips-bench download pope,gqa --output data            # where there is a network; then copy the directory
     clips-bench run … --benchmarks '[{name: pope, data: data}]'
 
 Of each data set come the files of the configuration that the task reads, at one commit, which is kept: the same command
@@ -33,12 +33,12 @@ class DownloadConfig:
 
     Args:
         tasks: names of benchmarks (`clips-bench list`) or of lmms-eval's tasks, several joined by commas.
-        to: the directory to fill, later the benchmarks' ``data``.
+        output: the directory to fill, later the benchmarks' ``data``.
         update: take the newest commit where an earlier fetch recorded one.
     """
 
     tasks: str
-    to: str
+    output: str
     update: bool = False
 
 
@@ -57,7 +57,7 @@ def run_download(config: DownloadConfig) -> None:
         wanted.setdefault(entry.dataset, []).append(entry)
     if not wanted:
         raise UserError("tasks: expected at least one")
-    root = Path(config.to)
+    root = Path(config.output)
     with write_errors_as_user_errors(root):
         root.mkdir(parents=True, exist_ok=True)
     for name, entries in wanted.items():

@@ -1,6 +1,7 @@
-"""What `clips-bench fetch` recorded of the files that it brought, and whether they still are these files.
+"""What `clips-bench download` recorded of the files that it brought, and whether they still are these files.
 
-``<data>/fetched.json``: ``{"datasets": {"lmms-lab-encoder/POPE": {"revision": COMMIT, "files": {PATH: SHA-256}}}}``.
+``<data>/download_record.json``:
+``{"datasets": {"lmms-lab-encoder/POPE": {"revision": COMMIT, "files": {PATH: SHA-256}}}}``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from clips.core.artifact import atomic_write, file_hash
 from clips.errors import UserError
 from clips.jsontext import safe_json_loads
 
-DOWNLOAD_RECORD = "fetched.json"
+DOWNLOAD_RECORD = "download_record.json"
 
 
 def read_record(root: Path) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def read_record(root: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{root / DOWNLOAD_RECORD}: not a record of `clips-bench fetch` ({error})") from None
+        raise UserError(f"{root / DOWNLOAD_RECORD}: not a record of `clips-bench download` ({error})") from None
 
 
 def write_record(root: Path, datasets: dict[str, Any]) -> None:
@@ -56,4 +57,4 @@ def check_downloaded(root: Path, dataset: Path) -> None:
         if root / name == dataset:
             for path in changed_files(root, name, fetched["files"]):
                 what = "is not what was fetched: its hash differs" if path.is_file() else "was fetched and is missing"
-                raise UserError(f"{path}: {what} (`clips-bench fetch` again mends it)")
+                raise UserError(f"{path}: {what} (run `clips-bench download` again)")

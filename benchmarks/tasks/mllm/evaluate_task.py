@@ -44,7 +44,7 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
     if row.config.lmms is not None:
         if row.processes.count > 1:
             raise UserError("lmms: one of lmms-eval's models runs in one process here; its arguments may spread it")
-        return evaluate_task(row.lmms, config, row.config.results, model_settings(row.lmms, row.config.lmms.model))
+        return evaluate_task(row.lmms, config, row.config.output, model_settings(row.lmms, row.config.lmms.model))
     from benchmarks.tasks.mllm.llava_model import LlavaBridgeModel
     from benchmarks.tasks.mllm.lmms_scoring import run_only
 
@@ -61,7 +61,7 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
         _leave_out(task, config)  # so that what the first process refuses is refused here, where nobody waits yet
         run_only(model, task, entry, _generation_settings(task, entry, config), limit=config.limit)
         return None
-    return evaluate_task(model, config, row.config.results, about)
+    return evaluate_task(model, config, row.config.output, about)
 
 
 def evaluate_task(
@@ -101,7 +101,7 @@ def evaluate_task(
     return Evaluation(
         metrics=metrics,
         primary=tuple(name for name in reader.primary if name in metrics or name in absent),
-        absent=absent,
+        missing_metrics=absent,
         protocol=_protocol(task, entry, config, settings, len(samples))
         | ({} if listed else {"scales": _scales(reader)})
         | full_size_entry(len(samples), available)
@@ -140,7 +140,7 @@ def data_hash(config: BenchmarkConfig) -> str:
     That of a task of one's own is of its definition as well: what is kept of other questions is not taken for it.
 
     Raises:
-        UserError: there are no such files, or one of them is not as `clips-bench fetch` recorded it.
+        UserError: there are no such files, or one of them is not as `clips-bench download` recorded it.
     """
     root = data_root(config.data)
     dataset = root / get_benchmark(config.entry).dataset
@@ -169,10 +169,10 @@ def _generation_settings(task: Any, entry: Benchmark, config: BenchmarkConfig) -
 
 def _leave_out(task: Any, config: BenchmarkConfig) -> dict[str, str]:
     """Keep lmms-eval from computing what is not wanted or not possible here; metric → why."""
-    absent = dict.fromkeys(config.without, "left out by the config")
+    absent = dict.fromkeys(config.exclude_metrics, "left out by the config")
     if not is_java_available():
         absent |= dict.fromkeys(JAVA_METRICS, "it is a Java program and there is no java here")
-    unknown = set(config.without) - set(task.aggregation())
+    unknown = set(config.exclude_metrics) - set(task.aggregation())
     if unknown:
         raise unknown_name_error(min(unknown), task.aggregation(), f"metric of '{config.name}'")
     for name in [name for name in task.aggregation() if "submission" in name]:

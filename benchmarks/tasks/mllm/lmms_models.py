@@ -22,13 +22,15 @@ def load_lmms_model(config: LmmsModel) -> Any:
     go_offline()
     from lmms_eval.models import get_model
 
-    arguments = config.args + ("" if "batch_size=" in config.args else ",batch_size=1")
+    arguments = config.model_args + ("" if "batch_size=" in config.model_args else ",batch_size=1")
     try:
         with suppress_output():
             return get_model(config.model).create_from_arg_string(arguments.removeprefix(","))
     except Exception as error:
         why = _ABSENT if isinstance(error, TypeError) and "'NoneType' object" in str(error) else error_reason(error)
-        raise UserError(f"lmms: lmms-eval's {config.model} cannot be loaded with '{config.args}' ({why})") from None
+        raise UserError(
+            f"lmms: lmms-eval's {config.model} cannot be loaded with '{config.model_args}' ({why})"
+        ) from None
 
 
 _ABSENT = "a library that it needs is not installed"

@@ -1,6 +1,6 @@
 """Tasks that the user wrote for lmms-eval: a YAML file, or a folder of them as its ``--include_path`` takes.
 
-``uses:`` names the file, the folder of one task, or ``FOLDER/TASK``. Relative paths start in the working directory.
+``task:`` names the file, the folder of one task, or ``FOLDER/TASK``. Relative paths start in the working directory.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from clips.core.artifact import file_hash
 from clips.errors import UserError, unknown_name_error
 
 
-def own_task(uses: str) -> tuple[str, Path] | None:
-    """The task's name and the YAML file that defines it; None where ``uses`` is no path.
+def own_task(task: str) -> tuple[str, Path] | None:
+    """The task's name and the YAML file that defines it; None where ``task`` is no path.
 
     Raises:
         UserError: nothing is there, or it is no task, or one of several.
     """
-    path = Path(uses).expanduser()
+    path = Path(task).expanduser()
     if path.is_dir():
         tasks = _tasks(path)
         if len(tasks) != 1:
-            raise UserError(f"uses: {uses}: expected a folder with one task, or {uses}/TASK; TASK is {_listed(tasks)}")
+            raise UserError(f"task: {task}: expected a folder with one task, or {task}/TASK; TASK is {_listed(tasks)}")
         return next(iter(tasks.items()))
     if path.suffix in {".yaml", ".yml"}:
         if not path.is_file():
-            raise UserError(f"uses: {uses}: no such file (expected a task of lmms-eval's layout)")
+            raise UserError(f"task: {task}: no such file (expected a task of lmms-eval's layout)")
         name = task_name(path)
         if name is None or path.suffix == ".yml":  # of which lmms-eval finds none in a folder
-            raise UserError(f"uses: {uses}: expected a .yaml file with 'task: NAME', as lmms-eval's tasks have it")
+            raise UserError(f"task: {task}: expected a .yaml file with 'task: NAME', as lmms-eval's tasks have it")
         _tasks(path.parent)
         return name, path
     if len(path.parts) < 2:
         return None
     if not path.parent.is_dir():
-        raise UserError(f"uses: {uses}: no such file or folder (expected a task of lmms-eval's layout)")
+        raise UserError(f"task: {task}: no such file or folder (expected a task of lmms-eval's layout)")
     tasks = _tasks(path.parent)
     if path.name not in tasks:
         raise unknown_name_error(path.name, tasks, f"task in {path.parent}")
@@ -74,7 +74,7 @@ def _tasks(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.rglob("*.yaml")):
         name = task_name(path)
         if name is not None and name in found:
-            raise UserError(f"uses: {folder}: two files define the task {name}: {found[name].name} and {path.name}")
+            raise UserError(f"task: {folder}: two files define the task {name}: {found[name].name} and {path.name}")
         found |= {} if name is None else {name: path}
     return found
 

@@ -33,14 +33,14 @@ class ScoreConfig:
         task: a benchmark of `clips-bench list` that asks a LLaVA, any task of lmms-eval's, or the path of one's own.
         answers: JSON lines: ours, LLaVA's, or lmms-eval's samples.
         data: a directory in the hub's layout, as for `clips-bench run`.
-        results: directory of the result files.
-        row: the name of the answers in the table.
+        output: directory of the result files.
+        model_name: the name of the answers in the table.
         name: the benchmark's column; by default the task's name, or its file's.
         questions: LLaVA's file of the questions (``llava_pope_test.jsonl``), where only it tells the picture of each.
         partial: score what belongs together where questions have no answer, or answers no question; both are counted,
             and the protocol states which questions were answered.
         scale: as for `clips-bench run`.
-        without: metrics of lmms-eval's that are not to be computed.
+        exclude_metrics: metrics of lmms-eval's that are not to be computed.
         judge_model: as for `clips-bench run`.
         judge_url: as for `clips-bench run`.
         judge_key_env: as for `clips-bench run`.
@@ -49,29 +49,29 @@ class ScoreConfig:
     task: str
     answers: str
     data: str
-    results: str
-    row: str
+    output: str
+    model_name: str
     name: str | None = None
     questions: str | None = None
     partial: bool = False
     scale: float | None = None
-    without: tuple[str, ...] = ()
+    exclude_metrics: tuple[str, ...] = ()
     judge_model: str | None = None
     judge_url: str | None = None
     judge_key_env: str = "OPENAI_API_KEY"
 
     def __post_init__(self) -> None:
-        check_name(self.row, "row")
+        check_name(self.model_name, "model_name")
 
     @property
     def benchmark(self) -> BenchmarkConfig:
         """The benchmark that these answers are to."""
         return BenchmarkConfig(
             name=self.name or Path(self.task).name.removesuffix(".yaml"),
-            uses=self.task,
+            task=self.task,
             data=self.data,
             scale=self.scale,
-            without=self.without,
+            exclude_metrics=self.exclude_metrics,
             judge_model=self.judge_model,
             judge_url=self.judge_url,
             judge_key_env=self.judge_key_env,
@@ -87,11 +87,11 @@ def run_score(config: ScoreConfig) -> None:
     """
     benchmark = config.benchmark
     entry = get_benchmark(config.task)
-    if entry.kind != "mllm":
+    if entry.benchmark_type != "mllm":
         raise UserError(f"task: '{config.task}' asks no questions (expected a benchmark that needs a LLaVA)")
     if config.scale is not None and "scale" not in entry.takes:
         raise UserError(f"scale: the metrics of '{config.task}' have one of their own")
-    check_not_newer(config.results, config.row, benchmark.name)
+    check_not_newer(config.output, config.model_name, benchmark.name)
     answers = read_answers(Path(config.answers), None if config.questions is None else Path(config.questions))
     go_offline()
     from benchmarks.tasks.mllm.lmms_scoring import RecordedAnswersModel
@@ -106,33 +106,33 @@ def run_score(config: ScoreConfig) -> None:
     about: Entries = {"prompt": "made elsewhere", "decoding": "made elsewhere", "input_model": "answers made elsewhere"}
     if len(numbers) < len(docs):
         about["answered"] = hashlib.sha256(str(numbers).encode()).hexdigest()[:16]
-    writable_directory(config.results)  # before a judge is asked for what could not be stored
+    writable_directory(config.output)  # before a judge is asked for what could not be stored
     outcome = evaluate_task(
         RecordedAnswersModel({place: found.places[number].text for place, number in enumerate(numbers)}),
         benchmark,
-        config.results,
+        config.output,
         about,
         only=numbers,
     )
     result = Result(
-        row=config.row,
+        model_name=config.model_name,
         benchmark=benchmark.name,
-        kind=entry.kind,
+        benchmark_type=entry.benchmark_type,
         status="ok",
         model={"path": config.answers, "hash": file_hash(config.answers), "matched": counted},
         metrics=outcome.metrics,
         primary=outcome.primary,
-        absent=outcome.absent,
-        without_skill=entry.without_skill,
+        missing_metrics=outcome.missing_metrics,
+        trivial_baseline_note=entry.trivial_baseline_note,
         protocol=outcome.protocol,
         fingerprint=fingerprint(outcome.protocol),
         key=f"answers {file_hash(config.answers)} {data_hash(benchmark)}",
     )
-    path = write_result(config.results, result, outcome.items)
+    path = write_result(config.output, result, outcome.items)
     first = [name for name in result.primary if name in result.metrics]
     shown = [result.metrics[name] for name in dict.fromkeys((*first, *result.metrics))]
     values = ", ".join(f"{each.label} {each.value * each.scale:.1f}" for each in shown)
-    log_info(f"{path}: {values or '; '.join(result.absent.values())} ({len(numbers)} questions)")
+    log_info(f"{path}: {values or '; '.join(result.missing_metrics.values())} ({len(numbers)} questions)")
 
 
 def _counted(found: Match, questions: int) -> str:

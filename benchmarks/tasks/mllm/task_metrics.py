@@ -157,9 +157,9 @@ def _bleu_columns(n: int) -> tuple[str, ...]:
 def caption_metrics(prefix: str = "") -> dict[str, MetricSpec]:
     """CIDEr, BLEU-1 to 4 and ROUGE-L, their names behind ``prefix``."""
     return {
-        f"{prefix}CIDEr": MetricSpec(label="CIDEr", formula="mean_of_scores", columns=("cider",)),
+        f"{prefix}CIDEr": MetricSpec(label="CIDEr", aggregation="mean_of_scores", columns=("cider",)),
         **{
-            f"{prefix}Bleu_{n}": MetricSpec(label=f"BLEU-{n}", formula="bleu", columns=_bleu_columns(n))
+            f"{prefix}Bleu_{n}": MetricSpec(label=f"BLEU-{n}", aggregation="bleu", columns=_bleu_columns(n))
             for n in _ORDERS
         },
         f"{prefix}ROUGE_L": MetricSpec(label="ROUGE-L", columns=("rouge",)),
@@ -170,22 +170,22 @@ TASK_METRICS: dict[str, TaskMetrics] = {
     "pope": TaskMetrics(
         columns=_pope,
         metrics={
-            "pope_f1_score": MetricSpec(label="F1", formula="f1", columns=("said_yes", "is_yes")),
+            "pope_f1_score": MetricSpec(label="F1", aggregation="f1", columns=("said_yes", "is_yes")),
             "pope_accuracy": MetricSpec(label="accuracy", columns=("correct",)),
-            "pope_precision": MetricSpec(label="precision", formula="ratio", columns=("hit_yes", "said_yes")),
-            "pope_recall": MetricSpec(label="recall", formula="ratio", columns=("hit_yes", "is_yes")),
+            "pope_precision": MetricSpec(label="precision", aggregation="ratio", columns=("hit_yes", "said_yes")),
+            "pope_recall": MetricSpec(label="recall", aggregation="ratio", columns=("hit_yes", "is_yes")),
             "pope_yes_ratio": MetricSpec(label="share of yes expected", columns=("is_yes",), higher_is_better=None),
         },
         extra={
             "said_yes": MetricSpec(label="share of yes answered", columns=("said_yes",), higher_is_better=None),
             **{
                 f"pope_f1_{kind}": MetricSpec(
-                    label=f"F1, {kind}", formula="f1", columns=(f"said_yes_{kind}", f"is_yes_{kind}")
+                    label=f"F1, {kind}", aggregation="f1", columns=(f"said_yes_{kind}", f"is_yes_{kind}")
                 )
                 for kind in chance_levels.POPE_KINDS
             },
             "pope_f1_kinds": MetricSpec(
-                label="F1, mean of three kinds", formula="f1", columns=("said_yes", "is_yes", "kind")
+                label="F1, mean of three kinds", aggregation="f1", columns=("said_yes", "is_yes", "kind")
             ),
         },
         primary=("pope_accuracy", "pope_f1_score"),
@@ -196,13 +196,13 @@ TASK_METRICS: dict[str, TaskMetrics] = {
         columns=_mme,
         metrics={
             f"mme_{part}_score": MetricSpec(
-                label=f"{part} points", formula="sum_of_group_means", columns=(part, "category"), scale=1.0
+                label=f"{part} points", aggregation="sum_of_group_means", columns=(part, "category"), scale=1.0
             )
             for part in ("perception", "cognition")
         },
         extra={
             "mme_total": MetricSpec(
-                label="points", formula="sum_of_group_means", columns=("points", "category"), scale=1.0
+                label="points", aggregation="sum_of_group_means", columns=("points", "category"), scale=1.0
             ),
             "mme_accuracy": MetricSpec(label="accuracy", columns=("correct",)),
         },
@@ -275,7 +275,7 @@ TASK_METRICS: dict[str, TaskMetrics] = {
             metrics={
                 f"gpt_eval_llava_{kind}": MetricSpec(
                     label=label,
-                    formula="ratio",
+                    aggregation="ratio",
                     columns=(f"points_{kind}", f"reference_{kind}"),
                     scale=1.0,
                     most=100.0,
@@ -312,7 +312,7 @@ TASK_METRICS: dict[str, TaskMetrics] = {
         columns=_mmstar,
         metrics={
             "average": MetricSpec(
-                label="mean over abilities", formula="mean_of_group_means", columns=("correct", "ability")
+                label="mean over abilities", aggregation="mean_of_group_means", columns=("correct", "ability")
             )
         },
         extra={"mmstar_accuracy": MetricSpec(label="accuracy", columns=("correct",))},
@@ -324,7 +324,7 @@ TASK_METRICS: dict[str, TaskMetrics] = {
         columns=_captions,
         metrics={
             **caption_metrics("nocaps_"),
-            "nocaps_METEOR": MetricSpec(label="METEOR", formula=None),
+            "nocaps_METEOR": MetricSpec(label="METEOR", aggregation=None),
         },
         extra={},
         primary=("nocaps_CIDEr",),
@@ -356,7 +356,7 @@ def default_task_metrics(
         metrics={
             name: MetricSpec(
                 label=name.replace("_", " "),
-                formula="mean" if name in usable else None,
+                aggregation="mean" if name in usable else None,
                 columns=(f"score_{name}",) if name in usable else (),
                 scale=scale or (1.0 if directions.get(name) is False else _scale([*found[name], values[name]])),
                 higher_is_better=directions.get(name) is not False,  # None where the definition does not say

@@ -42,8 +42,8 @@ class Format:
         pairs: yields images with captions that fit and captions that nearly fit.
         takes: the fields of `DatasetSpec` that it reads, besides path and format.
         source: the class that training reads samples of it with, by random access; empty: all captions are listed.
-        web: where training finds its short web caption if the config does not say.
-        synthetic: the same of its long synthetic caption, or of several.
+        web_caption: where training finds its short web caption if the config does not say.
+        synthetic_caption: the same of its long synthetic caption, or of several.
     """
 
     about: str
@@ -54,8 +54,8 @@ class Format:
     pairs: str = ""
     takes: tuple[str, ...] = ()
     source: str = ""
-    web: str = "drawn_sentence"
-    synthetic: str | tuple[str, ...] = "other_sentences"
+    web_caption: str = "drawn_sentence"
+    synthetic_caption: str | tuple[str, ...] = "other_sentences"
 
     @property
     def trains_encoders(self) -> bool:
@@ -67,7 +67,7 @@ class Format:
         return _function(getattr(self, kind))
 
 
-_COLUMNS: dict[str, Any] = {"web": "web_caption", "synthetic": "synthetic_caption"}
+_COLUMNS: dict[str, Any] = {"web_caption": "web_caption", "synthetic_caption": "synthetic_caption"}
 FORMATS: dict[str, Format] = {
     "webdataset": Format(
         about="WebDataset tar shards, CLIP_benchmark's included: in a folder a split or in one",
@@ -83,37 +83,37 @@ FORMATS: dict[str, Format] = {
         about="DOCCI: docci_descriptions.jsonlines and its images",
         fits="long_captions:is_docci",
         captions="long_captions:read_docci",
-        takes=("split", "images"),
+        takes=("split", "image_root"),
     ),
     "dci": Format(
         about="Densely Captioned Images: splits.json, annotations, photos",
         fits="long_captions:is_dci",
         captions="long_captions:read_dci",
-        takes=("split", "images"),
+        takes=("split", "image_root"),
     ),
     "iiw": Format(
         about="ImageInWords: data.jsonl and the images of DOCCI or DCI",
         fits="long_captions:is_iiw",
         captions="long_captions:read_iiw",
-        takes=("images",),
+        takes=("image_root",),
     ),
     "urban1k": Format(
         about="Urban-1k: folders caption and image",
         fits="long_captions:is_urban1k",
         captions="long_captions:read_urban1k",
-        takes=("images",),
+        takes=("image_root",),
     ),
     "xm3600": Format(
         about="Crossmodal-3600: captions.jsonl with every language, and images",
         fits="multilingual:is_xm3600",
         captions="multilingual:read_xm3600",
-        takes=("images", "language"),
+        takes=("image_root", "language"),
     ),
     "parallel": Format(
         about="Flickr30k-200, XTD200, XTD10: names of images and a file of captions a language",
         fits="multilingual:is_parallel",
         captions="multilingual:read_parallel",
-        takes=("images", "language"),
+        takes=("image_root", "language"),
     ),
     "datasets": Format(
         about="Hugging Face datasets: parquet files, save_to_disk, or ORG/NAME on the hub",
@@ -128,74 +128,74 @@ FORMATS: dict[str, Format] = {
         about="ShareGPT4V: share-captioner_coco_lcs_sam_1246k_1107.json and its images",
         fits="conversations:is_llava",
         captions="long_captions:read_sharegpt4v",
-        takes=("split", "images"),
+        takes=("split", "image_root"),
     ),
     "llava": Format(
         about="LLaVA's JSON list, also ShareGPT4V's and that of `clips scenes`",
         fits="conversations:is_llava",
         conversations="conversations:read_llava",
-        takes=("images",),
+        takes=("image_root",),
     ),
     "conversations": Format(
         about="rows with messages or conversations and images: a directory of datasets, parquet, JSON lines",
         conversations="conversations:read_rows",
-        takes=("split", "images", "cache_gb"),
+        takes=("split", "image_root", "max_cache_gb"),
     ),
     "cocoqa": Format(
         about="COCO-QA: JSON lines of image, question, answer",
         conversations="conversations:read_cocoqa",
-        takes=("split", "images"),
+        takes=("split", "image_root"),
     ),
     "paired": Format(
         about="CLIP_benchmark's JSON of one language: image_paths and annotations",
         fits="multilingual:is_paired",
         captions="multilingual:read_paired",
-        takes=("images",),
+        takes=("image_root",),
     ),
     "coco": Format(
         about="COCO's captions_*.json: images and annotations",
         fits="caption_files:is_coco",
         captions="caption_files:read_coco",
-        takes=("images",),
+        takes=("image_root",),
     ),
     "karpathy": Format(
         about="Karpathy's JSON: dataset_coco.json, dataset_flickr30k.json, dataset_flickr8k.json",
         fits="caption_files:is_karpathy",
         captions="caption_files:read_karpathy",
-        takes=("split", "images"),
+        takes=("split", "image_root"),
     ),
     "list": Format(
         about="a JSON list of {image, caption}, as ALBEF and BLIP have it",
         fits="caption_files:is_list",
         captions="caption_files:read_list",
-        takes=("images",),
+        takes=("image_root",),
     ),
     "jsonl": Format(
         about="JSON lines of {image, captions}, {image, caption}, {caption, images} or {image, caption, negative}",
         fits="caption_files:is_jsonl",
         captions="caption_files:read_jsonl",
         pairs="pairs:read_jsonl",
-        takes=("images", "language"),
+        takes=("image_root", "language"),
     ),
     "table": Format(
         about="a CSV, TSV or parquet file with columns for the image's name and its captions",
         fits="rows:is_table",
         captions="rows:read_table",
-        takes=("images", "image_column", "caption_columns"),
+        takes=("image_root", "image_column", "caption_columns"),
         source="clips.data.sources.tables:TableSource",
         **_COLUMNS,
     ),
     "capsfusion": Format(
         about="a table with the columns of CapsFusion-120M",
         source="clips.data.sources.tables:TableSource",
-        web="laion_2b",
-        synthetic=("laion_coco", "capsfusion"),
+        web_caption="laion_2b",
+        synthetic_caption=("laion_coco", "capsfusion"),
     ),
     "flickr": Format(
         about="lines of image,caption or image#0<tab>caption, as Flickr30k's and Flickr8k's text files",
         fits="caption_files:is_flickr",
         captions="caption_files:read_flickr",
-        takes=("images",),
+        takes=("image_root",),
     ),
     "folders": Format(
         about="a folder of images for each class",
@@ -203,12 +203,14 @@ FORMATS: dict[str, Format] = {
         classes="classes:read_folders",
         takes=("split",),
     ),
-    "sugarcrepe": Format(about="SugarCrepe's JSON files", pairs="pairs:read_sugarcrepe", takes=("images",)),
-    "aro_relation": Format(about="ARO's VG-Relation", pairs="pairs:read_aro", takes=("images",)),
-    "aro_attribution": Format(about="ARO's VG-Attribution", pairs="pairs:read_aro", takes=("images",)),
-    "valse": Format(about="VALSE's JSON files", pairs="pairs:read_valse", takes=("images",)),
+    "sugarcrepe": Format(about="SugarCrepe's JSON files", pairs="pairs:read_sugarcrepe", takes=("image_root",)),
+    "aro_relation": Format(about="ARO's VG-Relation", pairs="pairs:read_aro", takes=("image_root",)),
+    "aro_attribution": Format(about="ARO's VG-Attribution", pairs="pairs:read_aro", takes=("image_root",)),
+    "valse": Format(about="VALSE's JSON files", pairs="pairs:read_valse", takes=("image_root",)),
     "winoground": Format(
-        about="Winoground: parquet, or examples.jsonl and its images", pairs="pairs:read_winoground", takes=("images",)
+        about="Winoground: parquet, or examples.jsonl and its images",
+        pairs="pairs:read_winoground",
+        takes=("image_root",),
     ),
 }
 """In the order in which they are tried: those that would fit another's data too come after it."""

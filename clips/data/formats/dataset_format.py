@@ -32,23 +32,23 @@ class DatasetSpec:
         path: a file, a directory, or with the format ``datasets`` a name on the hub.
         format: a name in ``FORMATS``; None: whichever fits what lies there.
         split: of formats that have any; ``all`` takes every one.
-        images: folder of the images, for files that name them.
+        image_root: folder of the images, for files that name them.
         language: of data in several languages.
         subset: a hub dataset's configuration (``datasets``).
         image_column: where the images are, or their names (``datasets``, ``table``).
         caption_columns: where the captions are (likewise); one that holds lists, or several.
-        cache_gb: how much room copies of images in streamed tables may take on this disk.
+        max_cache_gb: how much room copies of images in streamed tables may take on this disk.
     """
 
     path: str
     format: str | None = None
     split: str = "test"
-    images: str | None = None
+    image_root: str | None = None
     language: str | None = None
     subset: str | None = None
     image_column: str = "image"
     caption_columns: tuple[str, ...] = ()
-    cache_gb: float = 100.0
+    max_cache_gb: float = 100.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -177,10 +177,12 @@ class Location:
         Raises:
             UserError: the one that was asked for is no directory.
         """
-        if self.asked.images:
-            if not Path(self.asked.images).is_dir():
-                raise UserError(f"images: {self.asked.images}: expected the folder of the images; no such directory")
-            return Path(self.asked.images)
+        if self.asked.image_root:
+            if not Path(self.asked.image_root).is_dir():
+                raise UserError(
+                    f"image_root: {self.asked.image_root}: expected the folder of the images; no such directory"
+                )
+            return Path(self.asked.image_root)
         base = self.path if self.path.is_dir() else self.path.parent
         return next((base / name for name in usual if (base / name).is_dir()), base)
 

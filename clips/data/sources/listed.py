@@ -25,14 +25,14 @@ class ListedCaptions:
 
     def __init__(self, config: SourceConfig) -> None:
         self.config = config
-        if config.web not in WEB:
-            raise unknown_name_error(config.web, WEB, f"'web' of a {config.format} data source")
+        if config.web_caption not in WEB:
+            raise unknown_name_error(config.web_caption, WEB, f"'web_caption' of a {config.format} data source")
         for name in config.synthetics:
             if name not in SYNTHETIC:
                 raise unknown_name_error(name, SYNTHETIC, f"'synthetic' of a {config.format} data source")
         if len(config.synthetics) > 1:
             raise UserError(f"'synthetic' of a {config.format} data source: expected one of {', '.join(SYNTHETIC)}")
-        given = {"split": config.split, "images": config.images}
+        given = {"split": config.split, "image_root": config.image_root}
         taken: dict[str, Any] = {name: value for name, value in given.items() if name in FORMATS[config.format].takes}
         found = read_dataset(DatasetSpec(path=config.path, format=config.format, **taken), "captions")
         self.samples = [
@@ -60,7 +60,7 @@ class ListedCaptions:
         image, sentences = self.samples[index]
         if not sentences:
             raise BadSampleError("no sentences")
-        web = int(rng.integers(len(sentences))) if self.config.web == "drawn_sentence" else 0
+        web = int(rng.integers(len(sentences))) if self.config.web_caption == "drawn_sentence" else 0
         kept = [
             _as_sentence(sentence)
             for number, sentence in enumerate(sentences)
@@ -72,8 +72,8 @@ class ListedCaptions:
     def record(self, index: int) -> Record:
         """See `Source`; a list of sentences stays one where the web caption is drawn from it."""
         image, sentences = self.samples[index]
-        web = sentences if self.config.web == "drawn_sentence" else sentences[0]
-        fields = {"file": image.name, "sentences": sentences, self.config.web: web}
+        web = sentences if self.config.web_caption == "drawn_sentence" else sentences[0]
+        fields = {"file": image.name, "sentences": sentences, self.config.web_caption: web}
         return Record(f"{index:09d}", fields, reference=image.name)
 
     def describe(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from clips.data.remote_files import ShardCache
 from clips.errors import UserError, unknown_name_error
 
 AUTO = "auto"
-"""Of a config's ``web`` and ``synthetic``: where the format has its captions, see `clips.data.formats.Format`."""
+"""Of a config's ``web_caption`` and ``synthetic_caption``: where the format has its captions (`Format`)."""
 
 
 TRAINING_FORMATS = {name: entry for name, entry in FORMATS.items() if entry.trains_encoders}
@@ -37,31 +37,31 @@ class SourceConfig:
         path: the file, the directory, or the data set's name on the hub. webdataset and tables also take addresses
             that fsspec reads (https://, s3://, …), with ``{000..127}`` for many of them; webdataset also commands that
             write a shard (``pipe:aws s3 cp s3://bucket/{000..127}.tar -``).
-        image: tables, datasets: the column of the picture: its bytes, or its path or address. null takes the first of
-            image, jpg, png, image_path, file_name, path, url, image_url that is there.
-        web: where the short web caption is found. webdataset: a key of the sample's JSON, or ".txt" for the text
-            file; tables, datasets: a column; a list of captions there means one drawn at random each time. karpathy,
-            coco: "drawn_sentence" (another human sentence each epoch) or "first_sentence". auto is drawn_sentence of
-            these two, laion_2b of capsfusion, web_caption of the others.
-        synthetic: where the long synthetic caption is found, as ``web``; a list of such names means one of these
-            captions drawn at random each time; null if there is none. karpathy, coco: "other_sentences" (all but the
-            web caption, joined: a stand-in for a long caption) or "all_sentences". auto is other_sentences of these
-            two, [laion_coco, capsfusion] of capsfusion, synthetic_caption of the others.
+        image_column: tables, datasets: the column of the picture: its bytes, or its path or address. null takes the
+            first of image, jpg, png, image_path, file_name, path, url, image_url that is there.
+        web_caption: where the short web caption is found. webdataset: a key of the sample's JSON, or ".txt" for the
+            text file; tables, datasets: a column; a list of captions there means one drawn at random each time.
+            karpathy, coco: "drawn_sentence" (another human sentence each epoch) or "first_sentence". auto is
+            drawn_sentence of these two, laion_2b of capsfusion, web_caption of the others.
+        synthetic_caption: where the long synthetic caption is found, as ``web_caption``; a list of such names means one
+            of these captions drawn at random each time; null if there is none. karpathy, coco: "other_sentences" (all
+            but the web caption, joined: a stand-in for a long caption) or "all_sentences". auto is other_sentences of
+            these two, [laion_coco, capsfusion] of capsfusion, synthetic_caption of the others.
         split: karpathy, datasets: the split to read.
         subset: datasets: the configuration of a hub data set that has several.
-        stream: tables, datasets: read parquet files where they are, a row group at a time and of it only the columns
+        streaming: tables, datasets: read parquet files where they are, a row group at a time and of it only the columns
             named here, instead of copying all to this disk before training begins. Copies of row groups are kept in
-            ``cache``; they are what ``data.shuffle_window`` counts.
-        images: tables, karpathy, coco: the folder of pictures; null means the folder of the table, or "images" beside
-            the JSON file. Paths that lead out of it are refused.
-        own_network: tables: whether addresses of pictures in them may lead to this machine or a private network. A
-            table from elsewhere has no business there.
-        sizes: webdataset: a JSON file that says how many samples each shard has; null means sizes.json beside the
+            ``cache_dir``; they are what ``data.shuffle_buffer_shards`` counts.
+        image_root: tables, karpathy, coco: the folder of pictures; null means the folder of the table, or "images"
+            beside the JSON file. Paths that lead out of it are refused.
+        allow_private_network: tables: whether addresses of pictures in them may lead to this machine or a private
+            network. A table from elsewhere has no business there.
+        shard_sizes: webdataset: a JSON file that says how many samples each shard has; null means sizes.json beside the
             shards. With it no shard is opened before it is needed; shards from afar need it (``clips data index``
             writes it).
-        cache: the folder for copies of shards from afar and of streamed row groups.
-        cache_gb: how much that folder may hold; the longest unused copies go first. While one
-            ``data.shuffle_window`` of shards is read, the next one is copied: give it room for two.
+        cache_dir: the folder for copies of shards from afar and of streamed row groups.
+        max_cache_gb: how much that folder may hold; the longest unused copies go first. While one
+            ``data.shuffle_buffer_shards`` of shards is read, the next one is copied: give it room for two.
         weight: how much of all batches comes from this source, relative to the weights of the others; give one to each
             source or to none. Without, the sources are read as one, each sample once an epoch. Small weights are kept
             too: shares of all samples so far are rounded to whole samples, every 1,000 samples.
@@ -71,23 +71,23 @@ class SourceConfig:
         default="webdataset", metadata={"choices": "clips.data.sources.source:TRAINING_FORMATS"}
     )
     path: str
-    image: str | None = None
-    web: str = AUTO
-    synthetic: tuple[str, ...] | str | None = AUTO
+    image_column: str | None = None
+    web_caption: str = AUTO
+    synthetic_caption: tuple[str, ...] | str | None = AUTO
     split: str = "train"
     subset: str | None = None
-    stream: bool = False
-    images: str | None = None
-    own_network: bool = False
-    sizes: str | None = None
-    cache: str = dataclasses.field(default="~/.cache/clips/shards", metadata=RUN_ONLY)
-    cache_gb: float = dataclasses.field(default=100.0, metadata=RUN_ONLY)
+    streaming: bool = False
+    image_root: str | None = None
+    allow_private_network: bool = False
+    shard_sizes: str | None = None
+    cache_dir: str = dataclasses.field(default="~/.cache/clips/shards", metadata=RUN_ONLY)
+    max_cache_gb: float = dataclasses.field(default=100.0, metadata=RUN_ONLY)
     weight: float | None = None
 
     def __post_init__(self) -> None:
         if self.format not in TRAINING_FORMATS:
             raise unknown_name_error(self.format, TRAINING_FORMATS, "format of a data source")
-        for name in ("web", "synthetic"):
+        for name in ("web_caption", "synthetic_caption"):
             if getattr(self, name) == AUTO:
                 object.__setattr__(self, name, getattr(FORMATS[self.format], name))
         if self.weight is not None and not 0 < self.weight < math.inf:
@@ -95,10 +95,10 @@ class SourceConfig:
 
     @property
     def synthetics(self) -> tuple[str, ...]:
-        """The names in ``synthetic``, none to several."""
-        if self.synthetic is None or isinstance(self.synthetic, str):
-            return (self.synthetic,) if self.synthetic else ()
-        return tuple(self.synthetic)
+        """The names in ``synthetic_caption``, none to several."""
+        if self.synthetic_caption is None or isinstance(self.synthetic_caption, str):
+            return (self.synthetic_caption,) if self.synthetic_caption else ()
+        return tuple(self.synthetic_caption)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +116,8 @@ class Record:
 
     Args:
         key: tells it from the others of its shard.
-        fields: captions and whatever else there is, as plain data; its web caption is under the config's ``web``.
+        fields: captions and whatever else there is, as plain data; its web caption is under the config's
+            ``web_caption``.
         files: other files of the sample: extension → content.
         reference: the path or address of its picture, where the source has that.
     """

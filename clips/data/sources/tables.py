@@ -39,8 +39,12 @@ class DatasetsSource:
         with one_line_errors(config.path):
             self.rows = self.read_rows()
         found = self.rows.column_names
-        self.picture = config.image or _picture_column(config.path, found)
-        wanted = [("image", self.picture), ("web", config.web), *(("synthetic", name) for name in config.synthetics)]
+        self.picture = config.image_column or _picture_column(config.path, found)
+        wanted = [
+            ("image_column", self.picture),
+            ("web_caption", config.web_caption),
+            *(("synthetic_caption", name) for name in config.synthetics),
+        ]
         for field, column in wanted:
             if column not in found:
                 raise UserError(
@@ -48,11 +52,11 @@ class DatasetsSource:
                 )
         self.whole_rows = self.rows
         self.rows = self.whole_rows.select_columns(list(dict.fromkeys(column for _, column in wanted)))
-        self.folder = config.images or self.folder_of_pictures()
+        self.folder = config.image_root or self.folder_of_pictures()
 
     def read_rows(self) -> Any:
         """The rows, as a ``datasets.Dataset`` or `ParquetRows`."""
-        if not self.config.stream or is_saved(self.config.path):
+        if not self.config.streaming or is_saved(self.config.path):
             return open_rows(self.config.path, self.config.subset, self.config.split)
         files = files_of_splits(self.config.path, self.config.subset)
         if self.config.split not in files:
@@ -63,7 +67,7 @@ class DatasetsSource:
         """The rows of parquet files where they are."""
         if other := next((file for file in files if not file.endswith(".parquet")), None):
             raise UserError(f"{self.config.path}: a data source with 'stream' expects .parquet files, found {other}")
-        return ParquetRows(files, ShardCache(Path(self.config.cache).expanduser(), self.config.cache_gb * 1e9))
+        return ParquetRows(files, ShardCache(Path(self.config.cache_dir).expanduser(), self.config.max_cache_gb * 1e9))
 
     def folder_of_pictures(self) -> str:
         """The folder that paths of pictures are relative to."""
@@ -103,11 +107,11 @@ class DatasetsSource:
     def read(self, index: int, rng: np.random.Generator) -> Sample:
         """See `Source`."""
         row = self.rows[index]
-        web = sample_caption(row[self.config.web], self.config.web, rng)
+        web = sample_caption(row[self.config.web_caption], self.config.web_caption, rng)
         synthetic = choose_nonempty([sample_caption(row[name], name, rng) for name in self.config.synthetics], rng)
         if not web and not synthetic:
-            raise BadSampleError(f"no caption '{self.config.web}'")
-        image = image_bytes(row[self.picture], self.folder, own_network=self.config.own_network)
+            raise BadSampleError(f"no caption '{self.config.web_caption}'")
+        image = image_bytes(row[self.picture], self.folder, allow_private_network=self.config.allow_private_network)
         return Sample(image, web, synthetic)
 
     def record(self, index: int) -> Record:
@@ -145,7 +149,7 @@ class TableSource(DatasetsSource):
 
     def read_rows(self) -> Any:
         """See `HubDataset`."""
-        if self.config.stream:
+        if self.config.streaming:
             return self.streamed(self.files)
         import datasets
 

@@ -37,9 +37,9 @@ class WebDatasetSource:
 
     def __init__(self, config: SourceConfig) -> None:
         self.config = config
-        self.cache = ShardCache(Path(config.cache).expanduser(), config.cache_gb * 1e9)
+        self.cache = ShardCache(Path(config.cache_dir).expanduser(), config.max_cache_gb * 1e9)
         self.shards = list_shards(config.path)
-        sizes = _known_sizes(config.sizes, self.shards)
+        sizes = _known_sizes(config.shard_sizes, self.shards)
         self.many = sizes is not None
         self.indexes_kept = _INDEXES_KEPT if self.many else len(self.shards)
         self._index = functools.lru_cache(maxsize=self.indexes_kept)(self._read_index)
@@ -122,12 +122,12 @@ class WebDatasetSource:
             raise BadSampleError("no picture")
         read = functools.partial(self._bytes, shard)
         captions = _captions(spans, read)
-        web = self._caption(self.config.web, captions, spans, read, rng)
+        web = self._caption(self.config.web_caption, captions, spans, read, rng)
         synthetic = choose_nonempty(
             [self._caption(name, captions, spans, read, rng) for name in self.config.synthetics], rng
         )
         if not web and not synthetic:
-            raise BadSampleError(f"no caption '{self.config.web}'")
+            raise BadSampleError(f"no caption '{self.config.web_caption}'")
         return Sample(read(image), web, synthetic)
 
     def _bytes(self, shard: int, span: tuple[int, int]) -> bytes:
@@ -192,7 +192,10 @@ class WebDatasetSource:
                 keys |= dict.fromkeys(_captions(spans, functools.partial(self._bytes, 0)))
             except BadSampleError:
                 continue
-        for field, wanted in [("web", self.config.web), *(("synthetic", name) for name in self.config.synthetics)]:
+        for field, wanted in [
+            ("web_caption", self.config.web_caption),
+            *(("synthetic_caption", name) for name in self.config.synthetics),
+        ]:
             what = f"{self.config.path}: data source's '{field}' expects"
             if wanted.startswith("."):
                 if wanted[1:] not in extensions:
