@@ -39,10 +39,10 @@ seeds: [0, 1, 2]
 encoders:
   pretrained: {}
   whole: {recipe: {strategy: full}}
-  part: {vary: {recipe.caption_strategy: [block], recipe.caption_tokens: [8, 16]}}
+  part: {sweep: {recipe.caption_strategy: [block], recipe.caption_tokens: [8, 16]}}
 benchmarks: {retrieval: {data: d}}
 figures:
-  - {benchmark: retrieval, encoders: part, x: recipe.caption_tokens, beside: [whole], title: <Lengths>, label: tokens}
+  - {benchmark: retrieval, encoders: part, x: recipe.caption_tokens, reference_lines: [whole], title: <Lengths>, label: tokens}
 """
 
 

@@ -107,7 +107,7 @@ def test_a_record_on_gpus_tells_gpu_hours_and_one_on_a_cpu_does_not(tmp_path):
 
 def test_a_failed_run_tells_nothing(tmp_path):
     plan = planned(tmp_path)
-    ran(plan, "llm-tiny", 50.0, outcome="failed")
+    ran(plan, "llm-tiny", 50.0, status="failed")
     assert estimated(plan)["llm-tiny"].seconds is None
 
 

@@ -85,7 +85,7 @@ def test_clearing_a_step_leaves_the_unfinished_work_of_one_whose_name_goes_on_fr
 
 
 @pytest.mark.parametrize("status", ["running", "interrupted", "failed"])
-def test_what_a_killed_run_took_is_counted_until_its_last_note(tmp_path, monkeypatch, outcome):
+def test_what_a_killed_run_took_is_counted_until_its_last_note(tmp_path, monkeypatch, status):
     monkeypatch.setattr(job, "NOTE_SECONDS", 0.05)
     steps, noted, write = [make(tmp_path, "data", sleep=0.4)], [], job.write_record
     monkeypatch.setattr(
@@ -94,7 +94,7 @@ def test_what_a_killed_run_took_is_counted_until_its_last_note(tmp_path, monkeyp
     run(tmp_path, steps)
     record = read_record(tmp_path, "data")
     assert 0 == noted[0] < noted[1] < noted[-1] == record.seconds < 100
-    killed = dataclasses.replace(record, status=outcome, seconds=100.0)
+    killed = dataclasses.replace(record, status=status, seconds=100.0)
     write_record(tmp_path, killed)
     run(tmp_path, steps)
     record = read_record(tmp_path, "data")
