@@ -72,7 +72,7 @@ def test_again_makes_them_again(tmp_path):
     kept(tmp_path).collect(BATCHES, Tower())
     tensor_cache(tmp_path).put("k", torch.zeros(5, 2))
     assert kept(tmp_path).collect(BATCHES, Tower()).sum() == 0
-    torch.testing.assert_close(kept(tmp_path, overwrite=True).collect(BATCHES, Tower()), EXPECTED)
+    torch.testing.assert_close(kept(tmp_path, again=True).collect(BATCHES, Tower()), EXPECTED)
 
 
 def test_other_code_finds_nothing(monkeypatch):

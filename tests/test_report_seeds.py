@@ -42,7 +42,8 @@ encoders:
   part: {sweep: {recipe.caption_strategy: [block], recipe.caption_tokens: [8, 16]}}
 benchmarks: {retrieval: {data: d}}
 figures:
-  - {benchmark: retrieval, encoders: part, x: recipe.caption_tokens, reference_lines: [whole], title: <Lengths>, label: tokens}
+  - {benchmark: retrieval, encoders: part, x: recipe.caption_tokens, reference_lines: [whole], title: <Lengths>,
+     label: tokens}
 """
 
 

@@ -116,7 +116,8 @@ def test_a_command_that_ends_well_without_its_output_has_failed(tmp_path):
 
 def evaluation(root: Path, benchmarks: dict[str, dict[str, str]]) -> Step:
     entries = [{"name": name, **settings} for name, settings in benchmarks.items()]
-    config = {"row": "clip", "results": str(root / "results"), "benchmarks": entries, "count": str(root / "runs.txt")}
+    results, count = str(root / "results"), str(root / "runs.txt")
+    config = {"model_name": "clip", "output": results, "benchmarks": entries, "count": count}
     outputs = tuple(root / "results" / "clip" / f"{name}.json" for name in benchmarks)
     return Step(name="evaluate", kind="evaluation", command=("python", str(FAKE)), config=config, outputs=outputs)
 
