@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 from pathlib import Path
 
 import bench_world as world
@@ -47,45 +45,28 @@ class Colorist:
             return torch.tensor([[next((n for n, name in enumerate(CLASSES) if name in text), -1)] for text in texts])
 
         how = {"input_resolution": 64, "input_resize": "squash", "input_interpolation": "bilinear"}
-        return DualEncoder(
-            model=self,
-            preprocess=lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1).float(),
-            tokenizer=tokenizer,
-            how=how,
-            device="cpu",
-            precision="float32",
+        return world.dual_encoder(
+            self, tokenizer, lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1).float(), **how
         )
 
 
-def numbers(count: int, start: int = 0) -> range:
-    """Pictures; number n is of class n modulo the number of classes."""
-    return range(start, start + count)
-
-
 def write_wds(root: Path, count: int = 12, *, split: str = "test", shards: int = 2, start: int = 0) -> Path:
-    """CLIP_benchmark's layout."""
-    folder = root / split
-    folder.mkdir(parents=True, exist_ok=True)
+    """CLIP_benchmark's format; picture n is of class n modulo the number of classes."""
+    for shard in range(shards):
+        members: dict[str, bytes] = {}
+        for number in range(start, start + count)[shard::shards]:
+            members[f"s{number:07d}.png"] = world.png(world.picture(number))
+            members[f"s{number:07d}.cls"] = str(number % len(CLASSES)).encode()
+        world.write_tar(root / split / f"{shard}.tar", members)
     (root / "classnames.txt").write_text("\n".join(CLASSES) + "\n")
     (root / "zeroshot_classification_templates.txt").write_text("a {c} square.\nthere is a {c} thing\n")
-    (folder / "nshards.txt").write_text(f"{shards}\n")
-    for shard in range(shards):
-        with tarfile.open(folder / f"{shard}.tar", "w") as tar:
-            for number in numbers(count, start)[shard::shards]:
-                add(tar, f"s{number:07d}.png", world.png(world.picture(number)))
-                add(tar, f"s{number:07d}.cls", str(number % len(CLASSES)).encode())
+    (root / split / "nshards.txt").write_text(f"{shards}\n")
     return root
-
-
-def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(content)
-    tar.addfile(info, io.BytesIO(content))
 
 
 def write_folders(root: Path, count: int = 12, *, split: str = "test") -> Path:
     """A folder for each class; their order is that of the alphabet."""
-    for number in numbers(count):
+    for number in range(count):
         folder = root / split / f"a_{world.color(number)}_thing"
         folder.mkdir(parents=True, exist_ok=True)
         world.picture(number).save(folder / f"{number}.png")
@@ -96,7 +77,7 @@ def table(count: int = 12) -> object:
     """A ``datasets.Dataset`` with a ClassLabel."""
     import datasets
 
-    images = [{"bytes": world.png(world.picture(number)), "path": None} for number in numbers(count)]
-    labels = [number % len(CLASSES) for number in numbers(count)]
+    images = [{"bytes": world.png(world.picture(number)), "path": None} for number in range(count)]
+    labels = [number % len(CLASSES) for number in range(count)]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))})
     return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)

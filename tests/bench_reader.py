@@ -1,48 +1,66 @@
-"""An encoder that knows pictures by heart and understands the word ``thing<n>``, if it stands where it still reads."""
+"""An encoder that knows image_root by heart and understands the word ``thing<n>``, if it is within its context."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import bench_world as world
-import numpy as np
 import pytest
 import torch
+from bench_world import write_pictures as write_pictures
 
-from benchmarks.results.results import Result, read_result, result_path
+from benchmarks.results.results import Result
 from benchmarks.tasks.encoders import embedding
-from benchmarks.tasks.run_benchmarks import run_benchmarks
-from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
+from benchmarks.tasks.run_config import BenchmarkConfig
 
 
 class Reader:
-    """Its vectors have a place for each thing; a text without any is as far from all pictures.
+    """Its vectors have a dimension for each image; a text of no image is as far from all of them.
 
     Args:
         pictures: how many of `world.picture` it knows.
         context: words that it reads.
+        texts: texts that it knows by heart → the number of their image.
+        blind: image_root that have the vector of the next one.
+        broken: an image whose vector is not finite.
     """
 
-    def __init__(self, pictures: int, context: int) -> None:
-        self.visual, self.image_size, self.preprocess_cfg = self, 64, {"size": 64}
-        self.pictures, self.context = pictures, context
+    def __init__(
+        self,
+        pictures: int,
+        context: int = 100,
+        *,
+        texts: dict[str, int] | None = None,
+        blind: tuple[int, ...] = (),
+        broken: int | None = None,
+    ) -> None:
+        self.visual, self.image_size = self, 64
+        self.preprocess_cfg = {"size": (64, 64), "resize_mode": "squash", "interpolation": "bilinear"}
+        self.pictures, self.context, self.texts, self.blind, self.broken = pictures, context, texts or {}, blind, broken
         self.known = {world.picture(number).tobytes(): number for number in range(pictures)}
         self.words = {f"thing{number}": number + 1 for number in range(pictures)}
 
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
         numbers = [self.known[each.byte().numpy().tobytes()] for each in pixels]
-        return torch.eye(self.pictures + 1)[numbers]
+        vectors = torch.eye(self.pictures + 1)[[(n + 1) % self.pictures if n in self.blind else n for n in numbers]]
+        vectors[[number == self.broken for number in numbers]] = torch.nan
+        return vectors
 
     def tokenizer(self, texts: list[str]) -> torch.Tensor:
         tokens = torch.zeros(len(texts), self.context, dtype=torch.long)
         for row, text in zip(tokens, texts, strict=True):
-            for place, word in enumerate(text.split()[: self.context]):
+            words = [f"thing{self.texts[text]}"] if text in self.texts else text.split()
+            for place, word in enumerate(words[: self.context]):
                 row[place] = self.words.setdefault(word, len(self.words) + 1)
         return tokens
 
     def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
-        places = [[int(token) - 1 for token in row if 0 < token <= self.pictures] for row in tokens]
-        return torch.eye(self.pictures + 1)[[found[0] if found else self.pictures for found in places]]
+        known = [[int(token) - 1 for token in row if 0 < token <= self.pictures] for row in tokens]
+        return torch.eye(self.pictures + 1)[[found[0] if found else self.pictures for found in known]]
+
+    def use(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
+        how = embedding._how(self, "unused")
+        return world.use_encoder(monkeypatch, folder, world.dual_encoder(self, self.tokenizer, **how))
 
 
 def evaluate(
@@ -55,31 +73,5 @@ def evaluate(
     row: str = "row",
 ) -> Result:
     """The result of a `Reader` on a benchmark."""
-    reader = Reader(pictures, context)
-    encoder = embedding.DualEncoder(
-        model=reader,
-        preprocess=lambda image: torch.from_numpy(np.array(image)),
-        tokenizer=reader.tokenizer,
-        how={},
-        device="cpu",
-        precision="uint8",
-    )
-    monkeypatch.setattr(embedding, "load_dual_encoder", lambda *_: encoder)
-    (folder / "encoder").mkdir(exist_ok=True)
-    config = RunConfig(
-        model_name=row,
-        output=str(folder / "results"),
-        encoder=str(folder / "encoder"),
-        benchmarks=[benchmark],
-        overwrite=True,
-    )
-    run_benchmarks(config)
-    return read_result(result_path(config.output, row, benchmark.name))
-
-
-def write_pictures(folder: Path, count: int, suffix: str = ".png") -> Path:
-    """``0.png``, ``1.png``, …"""
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in range(count):
-        world.picture(number).save(folder / f"{number}{suffix}")
-    return folder
+    encoder = Reader(pictures, context).use(monkeypatch, folder)
+    return world.measure(folder / "results", benchmark, row=row, encoder=encoder, overwrite=True)

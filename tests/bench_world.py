@@ -1,4 +1,5 @@
-"""Small real inputs for the tests of the benchmarks: pictures, hub data of five tasks, a LLaVA, an encoder."""
+"""The miniature world of the benchmarks' tests: images, data of the Hub, a LLaVA, encoders that a test defines, and
+results measured with them."""
 
 from __future__ import annotations
 
@@ -9,10 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 COLORS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 60, 220), "white": (250, 250, 250)}
 HUB = "lmms-lab-encoder"
+LMMS_EVAL_WARNS = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore::SyntaxWarning"
+)
+"""lmms-eval and pycocoevalcap warn when they are imported."""
 
 
 def picture(number: int, size: int = 64) -> Image.Image:
@@ -69,77 +75,51 @@ def _stored(value: Any) -> dict[str, Any] | None:
 
 
 def write_hub(root: Path, pictures: int = 6) -> Path:
-    """POPE, MME, GQA, TextVQA and NoCaps about the same pictures, several questions each where the task has them."""
+    """Seven tasks about the same pictures, several questions each where the task has them."""
     numbers = range(pictures)
+    images, colors = [picture(number) for number in numbers], [color(number) for number in numbers]
     pairs = [(number, answer) for number in numbers for answer in ("yes", "no")]
-    images = [picture(number) for number, _ in pairs]
-    other = [color(number if answer == "yes" else number + 1) for number, answer in pairs]
-    asked = [f"Is there a {name} square in the picture?" for name in other]
+    asked = [f"Is there a {color(number + (answer == 'no'))} square in the picture?" for number, answer in pairs]
     answers = [answer for _, answer in pairs]
-    write_parquet(
-        root / HUB / "POPE/data/test-00000-of-00001.parquet",
-        {
-            "question_id": [str(index) for index in range(len(pairs))],
-            "question": asked,
-            "answer": answers,
-            "category": ["random" if index % 4 < 2 else "popular" for index in range(len(pairs))],
-            "image": images,
-        },
+    what_color = {"question": ["What color is the square?"] * pictures, "answer": colors}
+    names = [str(number) for number in numbers]
+
+    def write(file: str, **columns: list[Any]) -> None:
+        write_parquet(root / HUB / f"{file}-00000-of-00001.parquet", columns)
+
+    write(
+        "POPE/data/test",
+        question_id=[str(index) for index in range(len(pairs))],
+        question=asked,
+        answer=answers,
+        category=["random" if index % 4 < 2 else "popular" for index in range(len(pairs))],
+        image=[picture(number) for number, _ in pairs],
     )
-    write_parquet(
-        root / HUB / "MME/data/test-00000-of-00001.parquet",
-        {
-            "question_id": [f"{number}.png" for number, _ in pairs],
-            "question": [f"{text} Please answer yes or no." for text in asked],
-            "answer": [answer.capitalize() for answer in answers],
-            "category": ["color" if number % 2 else "existence" for number, _ in pairs],
-            "image": images,
-        },
+    write(
+        "MME/data/test",
+        question_id=[f"{number}.png" for number, _ in pairs],
+        question=[f"{text} Please answer yes or no." for text in asked],
+        answer=[answer.capitalize() for answer in answers],
+        category=["color" if number % 2 else "existence" for number, _ in pairs],
+        image=[picture(number) for number, _ in pairs],
     )
-    gqa = root / HUB / "GQA"
-    write_parquet(
-        gqa / "testdev_balanced_instructions/testdev-00000-of-00001.parquet",
-        {
-            "id": [str(index) for index in range(pictures)],
-            "imageId": [str(number) for number in numbers],
-            "question": ["What color is the square?"] * pictures,
-            "answer": [color(number) for number in numbers],
-        },
-    )
-    write_parquet(
-        gqa / "testdev_balanced_images/testdev-00000-of-00001.parquet",
-        {"id": [str(number) for number in numbers], "image": [picture(number) for number in numbers]},
-    )
+    write("GQA/testdev_balanced_instructions/testdev", id=names, imageId=names, **what_color)
+    write("GQA/testdev_balanced_images/testdev", id=names, image=images)
     from benchmarks.tasks.prepare_data import GQA_README
 
-    (gqa / "README.md").write_text(GQA_README)
-    write_parquet(
-        root / HUB / "textvqa/data/validation-00000-of-00001.parquet",
-        {
-            "question_id": list(numbers),
-            "question": ["what does the square say?"] * pictures,
-            "answers": [[color(number)] * 7 + ["nothing"] * 3 for number in numbers],
-            "image": [picture(number) for number in numbers],
-        },
+    (root / HUB / "GQA/README.md").write_text(GQA_README)
+    write(
+        "textvqa/data/validation",
+        question_id=list(numbers),
+        question=["what does the square say?"] * pictures,
+        answers=[[name] * 7 + ["nothing"] * 3 for name in colors],
+        image=images,
     )
-    write_parquet(
-        root / HUB / "NoCaps/data/validation-00000-of-00001.parquet",
-        {
-            "image_id": list(numbers),
-            "annotations_captions": [captions(number) for number in numbers],
-            "image": [picture(number) for number in numbers],
-        },
-    )
+    captioned = [captions(number) for number in numbers]
+    write("NoCaps/data/validation", image_id=list(numbers), annotations_captions=captioned, image=images)
     write_mmmu(root, pictures)
-    write_parquet(
-        root / HUB / "ChartQA/data/test-00000-of-00001.parquet",
-        {
-            "type": ["human_test" if number % 2 else "augmented_test" for number in numbers],
-            "question": ["What color is the square?"] * pictures,
-            "answer": [color(number) for number in numbers],
-            "image": [picture(number) for number in numbers],
-        },
-    )
+    kinds = ["human_test" if number % 2 else "augmented_test" for number in numbers]
+    write("ChartQA/data/test", type=kinds, image=images, **what_color)
     return root
 
 
@@ -165,19 +145,85 @@ def write_mmmu(root: Path, pictures: int) -> None:
 
 def write_shards(root: Path, pictures: int = 6, shards: int = 2) -> Path:
     """WebDataset shards of pictures with ``captions``."""
-    root.mkdir(parents=True, exist_ok=True)
     for shard in range(shards):
-        with tarfile.open(root / f"shard-{shard:05d}.tar", "w") as tar:
-            for number in range(shard, pictures, shards):
-                _add(tar, f"{number:09d}.png", png(picture(number)))
-                _add(tar, f"{number:09d}.json", json.dumps({"captions": captions(number)}).encode())
+        members: dict[str, bytes] = {}
+        for number in range(shard, pictures, shards):
+            members[f"{number:09d}.png"] = png(picture(number))
+            members[f"{number:09d}.json"] = json.dumps({"captions": captions(number)}).encode()
+        write_tar(root / f"shard-{shard:05d}.tar", members)
     return root
 
 
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(content)
-    tar.addfile(info, io.BytesIO(content))
+def write_tar(path: Path, members: dict[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def write_pictures(folder: Path, count: int, suffix: str = ".png") -> Path:
+    """``0.png``, ``1.png``, …"""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        picture(number).save(folder / f"{number}{suffix}")
+    return folder
+
+
+def write_lines(file: Path, rows: list[Any]) -> Path:
+    """JSON, a line for each row."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def dual_encoder(model: Any, tokenizer: Any, preprocess: Any = None, **how: Any) -> Any:
+    """A model of a test as an encoder; without ``preprocess`` it gets the bytes of images, (H, W, 3)."""
+    import torch
+
+    from benchmarks.tasks.encoders.embedding import DualEncoder
+
+    preprocess = preprocess or (lambda image: torch.from_numpy(np.array(image)))
+    return DualEncoder(
+        model=model, preprocess=preprocess, tokenizer=tokenizer, how=how, device="cpu", precision="float32"
+    )
+
+
+def use_encoder(monkeypatch: pytest.MonkeyPatch, folder: Path, encoder: Any) -> Path:
+    """Make every encoder directory load as ``encoder``; the path of one."""
+    from benchmarks.tasks.encoders import embedding
+
+    monkeypatch.setattr(embedding, "load_dual_encoder", lambda *_: encoder)
+    (folder / "encoder").mkdir(exist_ok=True)
+    return folder / "encoder"
+
+
+def measure(results: Path, *benchmarks: Any, row: str = "row", **settings: Any) -> Any:
+    """Evaluate ``encoder=``, ``llava=`` or ``lmms=``; the result, or a list of several."""
+    from benchmarks.results.results import read_result, result_path
+    from benchmarks.tasks.run_benchmarks import run_benchmarks
+    from benchmarks.tasks.run_config import RunConfig
+
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
+    run_benchmarks(RunConfig(model_name=row, output=str(results), benchmarks=list(benchmarks), **plain))
+    found = [read_result(result_path(results, row, each.name)) for each in benchmarks]
+    return found[0] if len(found) == 1 else found
+
+
+def check_formulas(result: Any) -> Any:
+    """Every metric follows from the items by its formula; the items."""
+    from benchmarks.results.results import ITEM_COLUMNS, read_items
+    from benchmarks.results.statistics import aggregate
+
+    items = read_items(result)
+    assert set(ITEM_COLUMNS) <= set(items.columns)
+    assert items["item"].is_unique
+    for name, metric in result.metrics.items():
+        columns = {column: items[column].to_numpy() for column in metric.columns}
+        assert aggregate(metric.aggregation, columns, metric.columns) == pytest.approx(metric.value), name
+    return items
 
 
 def write_llava(directory: Path, seed: int = 0) -> Path:
@@ -199,50 +245,28 @@ def write_llava(directory: Path, seed: int = 0) -> Path:
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<s>", "</s>", "<image>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<pad>", "<s>", "</s>", "<image>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     raw.train_from_iterator([text for number in range(8) for text in [*captions(number), "yes", "no"]], trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        padding_side="left",
-        extra_special_tokens={"image_token": "<image>"},
-    )
-    template = resolve_chat_template(None, "vicuna")
-    vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
-    )
-    text = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        bos_token_id=1, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    extra = {"image_token": "<image>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, padding_side="left", extra_special_tokens=extra, **names)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = CLIPVisionConfig(image_size=32, patch_size=8, **size)
+    text = LlamaConfig(vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=2, pad_token_id=0, **size)
+    features: dict[str, Any] = {"vision_feature_select_strategy": "default"}
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=3, image_seq_length=16,
+                         vision_feature_layer=-2, **features)  # fmt: skip
     torch.manual_seed(seed)
-    model = LlavaForConditionalGeneration(
-        LlavaConfig(
-            vision_config=vision,
-            text_config=text,
-            image_token_index=3,
-            image_seq_length=16,
-            vision_feature_select_strategy="default",
-            vision_feature_layer=-2,
-        )
-    )
+    model = LlavaForConditionalGeneration(config)
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = 2, 0
     images = CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False)
-    processor = LlavaProcessor(
-        image_processor=images,
-        tokenizer=tokenizer,
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        chat_template=template,
-        num_additional_image_tokens=1,
-    )
+    template = resolve_chat_template(None, "vicuna")
+    processor = LlavaProcessor(image_processor=images, tokenizer=tokenizer, patch_size=8, chat_template=template,
+                               num_additional_image_tokens=1, **features)  # fmt: skip
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
     return directory

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,23 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bench_world.write_hub(root / "hub")
     bench_world.write_llava(root / "llava")
     return root
+
+
+@pytest.fixture(scope="session")
+def finished_study(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Copies a finished study, run once, to a folder; with other fields its file is changed since."""
+    import study_engine
+
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        study_engine.use_fakes(patch)
+        study_engine.run_study(study_engine.write_study(folder))
+
+    def copy(to: Path, **fields: object) -> Any:
+        shutil.copytree(folder / "out", to / "out", symlinks=True)
+        return study_engine.write_study(to, **fields)
+
+    return copy
 
 
 @pytest.fixture(scope="session")

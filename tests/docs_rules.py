@@ -36,12 +36,9 @@ class Rule:
         return self.has in command.text and self.page in {"", command.block.page}
 
 
-_FEW = (
-    "--align.max_steps 1 --align.global_batch_size 4 "
-    "--instruct.max_steps 1 --instruct.global_batch_size 4 --precision fp32"
-)
-_MEASURES = "measures for minutes; in miniature in tests/test_speed_scripts.py"
-_HOURS = "hours of training; in miniature in tests/test_evidence_scripts.py"
+_FEW = "--align.steps 1 --align.global_batch_size 4 --instruct.steps 1 --instruct.global_batch_size 4 --precision fp32"
+_MEASURES = "measures for minutes; in miniature in tests/test_scripts.py"
+_HOURS = "hours of training; in miniature in tests/test_scripts.py"
 
 RULES = (
     # ------------------------------------------------------------ what is no command of the suite's
@@ -53,7 +50,7 @@ RULES = (
     Rule(has="pip install", skip="needs a network"),
     Rule(has="python scripts/fuzz.py", skip="an hour; a little of it in tests/test_fuzz.py"),
     Rule(has="clips --help", skip="tests/test_packaging.py runs it"),
-    Rule(has="audit_dependencies", skip="tests/test_audit_dependencies.py runs it"),
+    Rule(has="audit_dependencies", skip="tests/test_scripts.py runs it"),
     Rule(has="podman ", skip="needs a container engine"),
     Rule(has="python scripts/bench/", skip=_MEASURES),
     Rule(has="python scripts/judge_claims.py", skip=_HOURS),

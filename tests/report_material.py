@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,13 @@ def put_result(
         seconds=1.5,
     )
     return write_result(results, result, items)
+
+
+def edit(path: Path, metric: str | None = None, **changes: object) -> None:
+    """Change fields of a JSON file, or of one metric of a result."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    (content if metric is None else content["metrics"][metric]).update(changes)
+    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def put_failure(results: Path, row: str, benchmark: str, reason: str) -> Path:

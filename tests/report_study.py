@@ -1,9 +1,13 @@
-"""A small study's output, written without running anything."""
+"""Studies whose steps are recorded as done without running anything, and what is in a report's page."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,7 +16,30 @@ from study_material import SMALL
 
 from benchmarks.study import study_commands
 from benchmarks.study.step_state import StepRecord, write_record
-from benchmarks.study.study_record import write_study_record
+from benchmarks.study.steps import Step
+from benchmarks.study.study_record import StudyRecord, write_study_record
+
+_VOID = {"meta", "link", "br", "img", "input", "col", "path", "use", "rect", "circle", "line"}
+
+
+def record_study(
+    text: str, output: Path, change: Callable[[Step], dict[str, Any] | None] = lambda step: {}
+) -> StudyRecord:
+    """Record the steps of a study file as done; ``change`` gives other fields of a step's record, or None for none."""
+    file = output.with_name("study.yaml")
+    file.write_text(text, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study_commands, "check_command", lambda words: None)
+        patch.setattr(study_commands, "command_version", lambda words: 1)
+        keyed = study_commands.resolve_study(study_commands.StudyConfig(study=str(file), output=str(output)))
+        record = study_commands.study_record(keyed, str(file))
+    write_study_record(output, record)
+    for number, step in enumerate(keyed.plan.steps):
+        if (changes := change(step)) is not None:
+            fields = {"key": keyed.keys[step.name].key, "command": " ".join(step.command), "status": "done"}
+            times = {"started": 1000.0 + 10 * number, "seconds": 9.0}
+            write_record(output, StepRecord(**{"name": step.name, "kind": step.kind, **fields, **times, **changes}))
+    return record
 
 
 def make_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -22,43 +49,82 @@ def make_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     output = tmp_path / "out"
     content = {**SMALL, "output": str(output), "question": "Which is better?", "notes": ["A note for the reader."]}
     content["benchmarks"] = {name: {"data": "$data/test"} for name in METRICS}
-    file = tmp_path / "study.yaml"
-    file.write_text(yaml.safe_dump(content), encoding="utf-8")
-    keyed = study_commands.resolve_study(study_commands.StudyConfig(study=str(file)))
-    write_study_record(output, study_commands.study_record(keyed, str(file)))
-    for number, step in enumerate(keyed.plan.steps):
-        failed = step.name.startswith("llava-net")
+
+    def change(step: Step) -> dict[str, Any] | None:
         if step.name.startswith("evaluate-llava-net"):
-            continue
-        record = StepRecord(
-            name=step.name,
-            kind=step.kind,
-            command=" ".join(step.command),
-            key=keyed.keys[step.name].key,
-            status="failed" if failed else "done",
-            started=1000.0 + 10 * number,
-            seconds=9.0,
-            peak_memory_mb=512.0,
-            exit_status=1 if failed else 0,
-            log_tail=("loading", "these weights are not of this architecture") if failed else (),
-        )
-        write_record(output, record)
-        if step.kind in {"encoder", "llava"} and not failed:
+            return None
+        if step.name.startswith("llava-net"):
+            said = ("loading", "these weights are not of this architecture")
+            return {"status": "failed", "exit_status": 1, "log_tail": said}
+        if step.kind in {"encoder", "llava"}:
             step.outputs[0].mkdir(parents=True)
-            lines = [
-                {
-                    "step": i,
-                    "samples_seen": 8 * i,
-                    "loss": 5 / (i + 1),
-                    "contrastive_loss": 4 / (i + 1),
-                    "stage": "align",
-                }
-                for i in range(20)
-            ]
-            text = "\n".join([*map(json.dumps, lines), '{"step": 20, "lo'])
-            (step.outputs[0] / "metrics.jsonl").write_text(text, encoding="utf-8")
+            (step.outputs[0] / "metrics.jsonl").write_text(_log(), encoding="utf-8")
+        return {"peak_memory_mb": 512.0, "exit_status": 0}
+
+    record_study(yaml.safe_dump(content), output, change)
     for encoder, skill in (("clip", 0.4), ("clips", 0.7)):
         for benchmark in METRICS:
             row = f"{encoder}-s0" if benchmark == "retrieval" else f"{encoder}-tiny-s0"
             put_result(output / "results", row, benchmark, items_table(skill, benchmark=benchmark))
     return output
+
+
+def _log() -> str:
+    """Twenty entries of a training's log, and the beginning of another."""
+    lines = [{"step": i, "samples_seen": 8 * i, "loss": 5 / (i + 1), "contrastive_loss": 4 / (i + 1), "stage": "align"}
+             for i in range(20)]  # fmt: skip
+    return "\n".join([*map(json.dumps, lines), '{"step": 20, "lo'])
+
+
+class Page(HTMLParser):
+    """A page's elements and words; a tag that is not closed, an id twice or a link to nowhere is an error.
+
+    Args:
+        html: the page.
+    """
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.handlers: list[str] = []
+        self.fetched: list[str] = []
+        self._open: list[str] = []
+        self._words: list[str] = []
+        self._ids: list[str] = []
+        self._links: list[str] = []
+        self._inline = False
+        self.feed(html)
+        assert self._open == []
+        assert len(self._ids) == len({*self._ids})
+        assert {*self._links} <= {*self._ids}
+        self.text = " ".join("".join(self._words).split())
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        given = dict(attributes)
+        self.tags.append(tag)
+        self.handlers += [name for name in given if name.startswith("on")]
+        self._ids += [given["id"]] if given.get("id") else []
+        for name in ("src", "href", "srcset", "data", "poster", "action", "xlink:href"):
+            target = given.get(name) or ""
+            self._links += [target[1:]] if target.startswith("#") and tag == "a" else []
+            self.fetched += [f"{tag} {name}={target}"] if target and not target.startswith(("#", "data:")) else []
+        self._inline = given.get("class") == "word"
+        if tag not in _VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in _VOID:
+            assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not {"style", "script"} & {*self._open}:
+            self._words.append(data if self._inline else f" {data}")
+            self._inline = self._inline and self._open[-1] == "a"  # what follows a link goes on where it ended
+
+
+def section(page: str, name: str) -> str:
+    """The part of a page from an id to the next section."""
+    return re.split(r'<(?:section|details class="section")', page[page.index(f'id="{name}"') :])[0]

@@ -11,13 +11,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import yaml
+from study_material import SMALL
 
 from benchmarks.study import engine, job, study_commands
 from benchmarks.study.engine import Summary, run_steps
 from benchmarks.study.job import PLAN, JobRun, read_plan
 from benchmarks.study.locks import locked
+from benchmarks.study.rerun_clean import RerunConfig, rerun_steps
 from benchmarks.study.step_state import StepKey
 from benchmarks.study.steps import Step
+from benchmarks.study.study_commands import StudyConfig
 
 FAKE = Path(__file__).with_name("fake_step.py")
 
@@ -44,6 +48,23 @@ def use_fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "run_engine", in_process)
     monkeypatch.setattr(study_commands, "check_command", lambda words: None)
     monkeypatch.setattr(study_commands, "command_version", lambda words: 1)
+
+
+def write_study(folder: Path, **fields: object) -> StudyConfig:
+    """The small study as a file, its output below ``folder``."""
+    content = {**SMALL, "output": str(folder / "out"), "jobs": 2, **fields}
+    (folder / "study.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return StudyConfig(study=str(folder / "study.yaml"), check=False)
+
+
+def run_study(config: StudyConfig) -> None:
+    """``study run`` but for its report."""
+    study_commands.run_study_steps(config, report=lambda output: None)
+
+
+def rerun_study(config: RerunConfig) -> None:
+    """``study rerun`` but for its report."""
+    rerun_steps(config, report=lambda output: None)
 
 
 def make(root: Path, name: str, *parents: str, **config: object) -> Step:

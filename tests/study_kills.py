@@ -33,3 +33,10 @@ def tiny_study(output: Path) -> dict[str, Any]:
         "encoders": {"clip": {"recipe": {"name": "clip"}}, "clips": {"recipe": {"name": "clips"}}},
         "benchmarks": {"retrieval": {"data": "$data/test"}},
     }
+
+
+def small(output: Path) -> dict[str, Any]:
+    """The quick one: an encoder of two steps, so that its three kinds of step take seconds each."""
+    study = tiny_study(output)
+    study["encoders"] = {"clip": {"recipe": {"name": "clip"}, "max_steps": 2}}
+    return study

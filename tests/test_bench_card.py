@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
-from report_material import items_table, put_failure, put_result
+from report_material import edit, items_table, put_failure, put_result
 from report_study import make_study
 
-from benchmarks.analysis.compare_command import CompareConfig, build_comparison
 from benchmarks.analysis.diff_command import DiffConfig, run_diff
 from benchmarks.publishing.model_card import CardConfig, run_card
 from clips.core.artifact import directory_hash, write_manifest
@@ -25,10 +24,6 @@ def make_model(directory: Path, **details: Any) -> Path:
     (directory / "model.safetensors").write_bytes(b"weights")
     write_manifest(directory, kind="llava", config={}, seed=3, **details)
     return directory
-
-
-def edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 
 def put_own(results: Path, model: Path, benchmark: str, **changes: Any) -> None:
@@ -68,20 +63,15 @@ def test_the_hub_reads_the_numbers(model: Path) -> None:
 
 def test_the_table_says_what_is_there_and_what_is_not(model: Path) -> None:
     put_failure(model.parent / "results", "row", "mme", "out of memory")
-    path = model.parent / "results/row/mme.json"
-    content = json.loads(path.read_text(encoding="utf-8")) | {"model": {"path": "", "hash": directory_hash(model)}}
-    path.write_text(json.dumps(content), encoding="utf-8")
+    edit(model.parent / "results/row/mme.json", model={"path": "", "hash": directory_hash(model)})
     text = fill(model).text
     assert "| pope | accuracy | " in text
     assert "- mme: failed (out of memory)" in text
     assert "- gqa, meteor: no Java &lt;script&gt;" in text
     assert "| data hash | abc |" in text
     assert "| data | not stated |" in text
-    assert "| align.steps | 5 |" in text
     assert "| align.samples | 40 |" in text
-    assert "| align, loss at its end | 2.000 |" in text
-    assert "<script>" not in text
-    assert "\x1b" not in text
+    assert not [raw for raw in ("<script>", "\x1b") if raw in text]
 
 
 def test_what_a_card_said_stays_and_old_numbers_go(model: Path) -> None:
@@ -125,12 +115,6 @@ def test_what_is_out_of_date_in_its_study_is_left_out_or_refused(
     old = str(study / "results/clip-tiny-s0")
     run_diff(DiffConfig(first=old, second=str(study / "results/clips-tiny-s0"), benchmark="pope"))
     assert "A is out of date: not run since the study or its code changed.\n" in capsys.readouterr().out
-    with monkeypatch.context() as inside:
-        inside.chdir(study / "results/clips-tiny-s0")
-        run_diff(DiffConfig(first="../clip-tiny-s0", second=".", benchmark="pope"))
-    assert "A is out of date: not run since the study or its code changed.\n" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"^first: .+ no result is up to date \(clip-tiny-s0 on gqa: not run since"):
-        build_comparison(CompareConfig(first=old, second=str(study / "results/clips-tiny-s0")))
     (model / "README.md").unlink()
     for name in ("encoder-clip-s0", "llava-clips-tiny-s0"):
         edit(study / f"steps/evaluate-{name}/step.json", key="of an older study")

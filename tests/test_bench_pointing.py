@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import bench_world as world
 import clips_world
 import numpy as np
 import pytest
@@ -17,15 +18,13 @@ from benchmarks.report.gallery.similarity_maps import similarity_maps
 from benchmarks.report.html_page import render_page
 from benchmarks.report.load_results import read_source
 from benchmarks.report.report import build_report
-from benchmarks.results.results import Result, read_items, read_result, result_path
+from benchmarks.results.results import Result, read_items
 from benchmarks.tasks.data.phrase_boxes import load_benchmark_phrases
-from benchmarks.tasks.encoders import embedding
 from benchmarks.tasks.encoders.map_overlay import VisibleRegion
 from benchmarks.tasks.encoders.patch_embeddings import patch_embeddings
 from benchmarks.tasks.encoders.pointing import pointing_auc, pointing_hit
 from benchmarks.tasks.encoders.similarity_map_command import SimilarityMapConfig, run_similarity_map
-from benchmarks.tasks.run_benchmarks import run_benchmarks
-from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
+from benchmarks.tasks.run_config import BenchmarkConfig
 from clips.errors import UserError
 from clips.model.towers import build_towers
 
@@ -132,18 +131,11 @@ def use(monkeypatch, tmp_path):
     """Put a tower in the place of the encoder."""
 
     def put(tower: ColorTower) -> Path:
-        encoder = embedding.DualEncoder(
-            model=tower,
-            preprocess=_preprocess,
-            tokenizer=lambda texts: torch.tensor([[list(COLORS).index(text)] for text in texts]),
-            how={"input_resolution": 64, "input_resize": "shortest", "input_interpolation": "box"},
-            device="cpu",
-            precision="float32",
-        )
-        monkeypatch.setattr(embedding, "load_dual_encoder", lambda *_: encoder)
-        (tmp_path / "encoder").mkdir(exist_ok=True)
-        (tmp_path / "encoder" / "color").write_text(str(tower.side))
-        return tmp_path / "encoder"
+        how = {"input_resolution": 64, "input_resize": "shortest", "input_interpolation": "box"}
+        tokenizer = lambda texts: torch.tensor([[list(COLORS).index(text)] for text in texts])  # noqa: E731
+        directory = world.use_encoder(monkeypatch, tmp_path, world.dual_encoder(tower, tokenizer, _preprocess, **how))
+        (directory / "color").write_text(str(tower.side))
+        return directory
 
     return put
 
@@ -161,15 +153,12 @@ def phrases(tmp_path) -> Path:
             ImageDraw.Draw(image).rectangle((left, top, left + 15, top + 15), fill=color)
             lines.append({"image": f"{number}.png", "phrase": name, "box": [left, top, 16, 16]})
         image.save(tmp_path / f"{number}.png")
-    (tmp_path / "phrases.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    return tmp_path / "phrases.jsonl"
+    return world.write_lines(tmp_path / "phrases.jsonl", lines)
 
 
 def evaluate(data: Path, encoder: Path, row: str = "row", **settings: object) -> Result:
     benchmark = BenchmarkConfig(name="pointing", data=str(data), **settings)
-    results = encoder.parent / "results"
-    run_benchmarks(RunConfig(model_name=row, output=str(results), encoder=str(encoder), benchmarks=[benchmark]))
-    return read_result(result_path(results, row, "pointing"))
+    return world.measure(encoder.parent / "results", benchmark, row=row, encoder=encoder)
 
 
 def test_a_tower_that_sees_colors_points_at_them(phrases, use):
@@ -260,8 +249,7 @@ def test_scenes_ask_for_what_one_phrase_tells_apart(tmp_path):
     ("line", "message"),
     [
         ({"image": "0.png", "phrase": "red", "box": [1, 2, 3]}, r"line 1: box: expected left, top, width and height"),
-        ({"image": "0.png", "phrase": "red", "box": [120, 0, 30, 20]}, r"is not inside this image of 128x64"),
-        ({"image": "0.png", "phrase": "red", "box": [10, 10, 0, 20]}, r"is not inside this image"),
+        ({"image": "0.png", "phrase": "red", "box": [120, 0, 30, 20]}, r"is not inside this picture of 128x64"),
         ({"image": "0.png", "box": [1, 2, 3, 4]}, r"line 1: .*phrase"),
     ],
 )
@@ -286,7 +274,3 @@ def test_look_writes_a_picture_that_is_bright_where_the_phrase_is(phrases, use, 
     assert shown.max(axis=(0, 1))[1] < 200  # the green square is dark
     with pytest.raises(UserError, match=r"image: gone\.png: expected an image \(No such file"):
         run_similarity_map(SimilarityMapConfig(phrase="red", **settings | {"image": "gone.png"}))
-    with pytest.raises(UserError, match=r"output: expected a name that ends in \.png"):
-        SimilarityMapConfig(phrase="red", **settings | {"output": "map.jpg"})
-    with pytest.raises(UserError, match="phrase: expected some words"):
-        SimilarityMapConfig(phrase=" ", **settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import bench_world as world
 import numpy as np
@@ -17,28 +18,25 @@ from clips.data.formats.conversations import is_held_out
 from clips.data.sources import SourceConfig, open_source
 from clips.errors import UserError
 
-SHARED = Path(__file__).resolve().parents[1] / "../shared"
 GQA = Path(world.HUB) / "GQA"
 
 
 def _cocoqa(folder: Path, photos: int = 20) -> Path:
     (folder / "images").mkdir(parents=True)
-    rows = []
-    for number in range(photos):
-        world.picture(number).save(folder / "images" / f"{number}.png")
-        rows += [
-            {"image": f"{number}.png", "question": f"what color, {k}", "answer": world.color(number), "type": "color"}
-            for k in range(2)
-        ]
-    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    rows = [
+        {"image": f"{number}.png", "question": f"what color, {k}", "answer": world.color(number), "type": "color"}
+        for number in range(photos)
+        for k in range(2)
+    ]
+    world.write_pictures(folder / "images", photos)
+    world.write_lines(folder / "questions.jsonl", rows)
     return folder
 
 
 def _flickr8k(folder: Path, photos: int = 4) -> Path:
-    (folder / "images").mkdir(parents=True)
+    world.write_pictures(folder / "images", photos, ".jpg")
     images = []
     for number in range(photos):
-        world.picture(number).save(folder / "images" / f"{number}.jpg")
         sentences = [{"raw": text} for text in world.captions(number)]
         images.append({"filename": f"{number}.jpg", "split": "val", "sentences": sentences})
     (folder / "dataset_flickr8k.json").write_text(json.dumps({"images": images}))
@@ -51,59 +49,45 @@ def _read(path: Path) -> list[dict]:
     return parquet.read_table(path).to_pylist()
 
 
-def test_cocoqa_holds_exactly_the_held_back_photos(tmp_path):
-    run_prepare(PrepareConfig(dataset="cocoqa", source=str(_cocoqa(tmp_path / "in")), output=str(tmp_path / "out")))
+def _prepare(what: str, source: Path, output: Path, **more: Any) -> Path:
+    run_prepare(PrepareConfig(dataset=what, source=str(source), output=str(output), **more))
+    return output
+
+
+def test_cocoqa_holds_exactly_the_held_back_photos_or_all(tmp_path):
+    source = _cocoqa(tmp_path / "in")
+    out = _prepare("cocoqa", source, tmp_path / "out")
     held = [f"{number}.png" for number in range(20) if is_held_out(f"{number}.png")]
     assert 0 < len(held) < 20
-    questions = _read(tmp_path / "out" / GQA / "testdev_balanced_instructions/testdev-00000-of-00001.parquet")
+    file = GQA / "testdev_balanced_instructions/testdev-00000-of-00001.parquet"
+    questions = _read(out / file)
     assert [row["imageId"] for row in questions] == [name for name in held for _ in range(2)]
     assert len({row["id"] for row in questions}) == len(questions)
-    pictures = _read(tmp_path / "out" / GQA / "testdev_balanced_images/testdev-00000-of-00001.parquet")
+    pictures = _read(out / GQA / "testdev_balanced_images/testdev-00000-of-00001.parquet")
     assert [row["id"] for row in pictures] == held
-    assert pictures[0]["image"]["bytes"] == (tmp_path / "in" / "images" / held[0]).read_bytes()
-    manifest = read_manifest(tmp_path / "out")
+    assert pictures[0]["image"]["bytes"] == (source / "images" / held[0]).read_bytes()
+    manifest = read_manifest(out)
     assert (manifest["kind"], manifest["counts"]) == ("hub", {"pictures": len(held), "questions": len(questions)})
-
-
-def test_flickr8k_keeps_every_caption(tmp_path):
-    run_prepare(
-        PrepareConfig(dataset="flickr8k", source=str(_flickr8k(tmp_path / "in")), output=str(tmp_path / "o"), limit=3)
-    )
-    rows = _read(tmp_path / "o" / world.HUB / "NoCaps/data/validation-00000-of-00001.parquet")
-    assert [row["annotations_captions"] for row in rows] == [world.captions(number) for number in range(3)]
-    assert [row["image_id"] for row in rows] == [0, 1, 2]
+    asked = [json.loads(line) for line in (source / "questions.jsonl").read_text().splitlines()]
+    rows = _read(_prepare("cocoqa", source, tmp_path / "all", split="all") / file)
+    assert [(row["imageId"], row["question"]) for row in rows] == [(row["image"], row["question"]) for row in asked]
+    assert _read(_prepare("cocoqa", source, tmp_path / "held", split="held_out") / file) == questions
 
 
 def test_coco_long_is_a_table_to_train_on_and_no_picture_of_it_is_tested(tmp_path):
-    for name in ("coco_long", "coco_mini"):
-        (tmp_path / name / "images").mkdir(parents=True)
-    for number in range(4):
-        world.picture(number).save(tmp_path / "coco_mini" / "images" / f"{number}.png")
+    world.write_pictures(tmp_path / "coco_mini/images", 4)
+    caption = {"long_captions": [{"caption": "One. Two."}]}
     long = [
-        {
-            "image": f"../coco_mini/images/{number}.png",
-            "coco_id": number,
-            "human_captions": [f"picture {number}"] if number else [],
-            "long_captions": [{"caption": "One. Two."}],
-        }
-        for number in range(3)
+        {"image": f"../coco_mini/images/{n}.png", "coco_id": n, "human_captions": [f"picture {n}"] if n else []}
+        | caption
+        for n in range(3)
     ]
-    mini = [
-        {"image": f"images/{number}.png", "image_id": str(number), "captions": [f"number {number}"]}
-        for number in (2, 3)
-    ]
-    (tmp_path / "coco_long" / "captions.jsonl").write_text("\n".join(map(json.dumps, long)))
-    (tmp_path / "coco_mini" / "captions.jsonl").write_text("\n".join(map(json.dumps, mini)))
-    out = tmp_path / "out"
-    run_prepare(PrepareConfig(dataset="coco_long", source=str(tmp_path), output=str(out)))
-    table = SourceConfig(
-        format="table",
-        path=str(out / "train.jsonl"),
-        image_root=str(tmp_path),
-        web_caption="long",
-        synthetic_caption="long",
-    )
-    source = open_source(table)
+    mini = [{"image": f"images/{n}.png", "image_id": str(n), "captions": [f"number {n}"]} for n in (2, 3)]
+    world.write_lines(tmp_path / "coco_long/captions.jsonl", long)
+    world.write_lines(tmp_path / "coco_mini/captions.jsonl", mini)
+    out = _prepare("coco_long", tmp_path, tmp_path / "out")
+    table = {"format": "table", "path": str(out / "train.jsonl"), "web_caption": "long", "synthetic": "long"}
+    source = open_source(SourceConfig(images=str(tmp_path), **table))
     assert len(source) == 3
     assert source.read(0, np.random.default_rng(0)).synthetic == "One. Two."
     both = [json.loads(line) for line in (out / "both.jsonl").read_text().splitlines()]
@@ -113,21 +97,12 @@ def test_coco_long_is_a_table_to_train_on_and_no_picture_of_it_is_tested(tmp_pat
     assert tested.open(0).size == (64, 64)
 
 
-def test_all_of_cocoqa_is_all_of_it(tmp_path):
-    source = _cocoqa(tmp_path / "in")
-    asked = [json.loads(line) for line in (source / "questions.jsonl").read_text().splitlines()]
-    run_prepare(PrepareConfig(dataset="cocoqa", source=str(source), output=str(tmp_path / "all"), split="all"))
-    run_prepare(PrepareConfig(dataset="cocoqa", source=str(source), output=str(tmp_path / "held"), split="held_out"))
-    file = f"{world.HUB}/GQA/testdev_balanced_instructions/testdev-00000-of-00001.parquet"
-    rows, held = (_read(tmp_path / name / file) for name in ("all", "held"))
-    assert [(row["imageId"], row["question"]) for row in rows] == [(row["image"], row["question"]) for row in asked]
-    assert 0 < len(held) < len(rows)
-    assert all(is_held_out(row["imageId"]) for row in held)
-
-
 def test_mmvet_is_whole(tmp_path, shared):
-    run_prepare(PrepareConfig(dataset="mmvet", source=str(shared / "data/mmvet"), output=str(tmp_path / "out")))
-    rows = _read(tmp_path / "out" / world.HUB / "MMVet/data/test-00000-of-00001.parquet")
+    rows = _read(
+        _prepare("mmvet", shared / "data/mmvet", tmp_path / "out")
+        / world.HUB
+        / "MMVet/data/test-00000-of-00001.parquet"
+    )
     assert (len(rows), len({row["question_id"] for row in rows})) == (218, 218)
     assert rows[0]["capability"] == "ocr,math"  # as lmms-eval's scorer splits it
     assert rows[0]["image"]["bytes"] == (shared / "data/mmvet/images/v1_0.jpg").read_bytes()
@@ -137,53 +112,25 @@ def test_mmvet_is_whole(tmp_path, shared):
 def test_lmms_eval_reads_what_was_written(tmp_path):
     from benchmarks.tasks.mllm.offline_tasks import load_task
 
-    run_prepare(
-        PrepareConfig(dataset="cocoqa", source=str(_cocoqa(tmp_path / "q")), output=str(tmp_path / "questions"))
-    )
-    run_prepare(
-        PrepareConfig(dataset="karpathy", source=str(_flickr8k(tmp_path / "c")), output=str(tmp_path / "captions"))
-    )
-    gqa = load_task("gqa", "gqa", tmp_path / "questions")
+    gqa = load_task("gqa", "gqa", _prepare("cocoqa", _cocoqa(tmp_path / "q"), tmp_path / "questions"))
     assert gqa.eval_docs[0]["image"].size == (64, 64)
     assert gqa.eval_docs[0]["type"] == "color"
-    captions = load_task("nocaps_val", "nocaps", tmp_path / "captions")
-    assert captions.eval_docs[2]["annotations_captions"] == world.captions(2)
+    photos = _flickr8k(tmp_path / "c")
+    for what, limit in (("karpathy", None), ("flickr8k", 3)):
+        captions = load_task("nocaps_val", "nocaps", _prepare(what, photos, tmp_path / what, limit=limit)).eval_docs
+        assert captions["annotations_captions"] == [world.captions(number) for number in range(limit or 4)]
 
 
 def test_a_broken_picture_leaves_nothing_behind(tmp_path):
     source = _flickr8k(tmp_path / "in")
     (source / "images" / "2.jpg").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"2\.jpg: undecodable image"):
-        run_prepare(PrepareConfig(dataset="flickr8k", source=str(source), output=str(tmp_path / "out")))
+        _prepare("flickr8k", source, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"what": "cocoa"}, "unknown data set 'cocoa'; did you mean 'cocoqa'"),
-        ({"source": "nowhere"}, r"nowhere/questions.jsonl: no such file"),
-        ({"what": "flickr8k", "source": "nowhere"}, r"nowhere: no such file or directory"),
-        ({"what": "mmvet", "split": "val"}, "split: mmvet has none, got 'val'"),
-        ({"source": "number"}, r"number/questions\.jsonl line 1: image: expected a string, got 7"),
-        ({"source": "latin"}, r"latin/questions\.jsonl line 1: not valid JSON \('utf-8' codec"),
-    ],
-)
-def test_what_cannot_be_converted(tmp_path, monkeypatch, changes, said):
-    monkeypatch.chdir(tmp_path)
-    for name, image in (("number", b"7"), ("latin", b'"caf\xe9.png"')):
-        Path(name).mkdir()
-        Path(name, "questions.jsonl").write_bytes(b'{"image": %s, "question": "what", "answer": "a"}' % image)
-    with pytest.raises(UserError, match=said):
-        run_prepare(PrepareConfig(**{"what": "cocoqa", "source": "x", "output": "out"} | changes))
-    assert not Path("out").exists()
-
-
-def test_the_real_data(tmp_path):
+def test_the_real_data(tmp_path, shared):
     """A fifth of COCO-QA's photos is held back, and none of them is split between the sides."""
-    if not (SHARED / "data/cocoqa").is_dir():
-        pytest.skip("../shared is not here")
-    run_prepare(PrepareConfig(dataset="cocoqa", source=str(SHARED / "data/cocoqa"), output=str(tmp_path / "out")))
-    counts = read_manifest(tmp_path / "out")["counts"]
+    counts = read_manifest(_prepare("cocoqa", shared / "data/cocoqa", tmp_path / "out"))["counts"]
     assert 400 < counts["pictures"] < 550
     assert counts["questions"] > counts["pictures"]

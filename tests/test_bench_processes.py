@@ -92,7 +92,7 @@ def test_what_the_first_process_refuses_is_told_once_and_the_next_benchmark_goes
     words = command(places, tmp_path / "refused", "pope", "gqa", processes=2)
     file = tmp_path / "refused.yaml"
     config = yaml.safe_load(file.read_text())
-    config["benchmarks"][0]["without"] = ["nonsense"]
+    config["benchmarks"][0]["exclude_metrics"] = ["nonsense"]
     file.write_text(yaml.safe_dump(config))
     done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode != 0

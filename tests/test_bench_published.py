@@ -7,13 +7,10 @@ import io
 
 import pytest
 from report_material import put_results
-from rich.console import Console
 
 from benchmarks.report.formats import REPORT_FORMATS
 from benchmarks.report.reference_table import REFERENCE_NOTE
 from benchmarks.report.report import Report, build_report
-from benchmarks.report.report_command import ReportConfig, run_report
-from benchmarks.report.terminal_table import print_report
 from benchmarks.results.reference_results.load import load_reference_results, select_reference_results
 from benchmarks.study.schema import Study
 from clips.errors import UserError
@@ -102,15 +99,6 @@ def test_a_baseline_that_is_not_among_those_shown_is_refused(results):
         build_report(results, baseline=BASE)
 
 
-def test_the_command_takes_names_with_commas(results, capsys):
-    run_report(
-        ReportConfig(directory=str(results), reference_results="clips:*Llama*, llava", formats=("reference_results",))
-    )
-    written = (results / "report/reference_results.csv").read_text()
-    assert written.count("LLaVA MODEL_ZOO.md") == 2
-    assert "Published numbers are shown as printed" in " ".join(capsys.readouterr().out.split())
-
-
 def test_recall_grows_with_its_cut_in_every_row():
     for row in load_reference_results():
         for name in ("coco", "flickr30k"):
@@ -118,20 +106,3 @@ def test_recall_grows_with_its_cut_in_every_row():
                 found = [row.values.get(f"{name}/{direction}_r{cut}") for cut in (1, 5, 10)]
                 if None not in found:
                     assert found == sorted(found), row
-
-
-def test_many_rows_are_legible_in_a_terminal_of_80_characters(results):
-    written = io.StringIO()
-    print_report(build_report(results, published=["clips"]), Console(file=written, width=80, highlight=False))
-    lines = written.getvalue().splitlines()
-    assert max(map(len, lines)) <= 80
-    assert (
-        any("CLIPS ViT-H/14 (published, clips)" in line and "76.4" in line for line in lines) is False
-    )  # no coco here
-    text = [line for line in lines if "CLIPS ViT-L/14 + Llama-3 (published, clips)" in line]
-    assert any("60.3" in line and "86.7" in line for line in text)
-    written = io.StringIO()
-    print_report(build_report(results, published=["openclip"]), Console(file=written, width=80, highlight=False))
-    lines = written.getvalue().splitlines()
-    assert max(map(len, lines)) <= 80
-    assert sum("ViT-B-32/openai (published, openclip)" in line for line in lines) > 1  # in several tables, whole

@@ -95,17 +95,6 @@ def test_agrees_with_clip_benchmark_and_with_a_naive_loop(seed, monkeypatch):
         assert to_images.expected()[caption] == 1 + order.index(image)
 
 
-def test_permuting_pictures_permutes_ranks():
-    generator = torch.Generator().manual_seed(1)
-    images, captions = torch.randn(12, 8, generator=generator), torch.randn(24, 8, generator=generator)
-    owner = np.repeat(np.arange(12), 2)
-    order = torch.randperm(12, generator=generator).numpy()
-    place = np.argsort(order)
-    before, _ = compute_ranks(images, captions, _pairs(owner))
-    after, _ = compute_ranks(images[order], captions, _pairs(place[owner]))
-    np.testing.assert_array_equal(after.expected(), before.expected()[order])
-
-
 def test_a_caption_with_several_pictures_is_right_with_any_of_them():
     similarity = np.array([[0.9, 0.3], [0.8, 0.1], [0.5, 0.7]])
     pairs = np.array([[0, 1], [1, 0], [2, 0], [2, 1]])  # caption 0 tells of pictures 1 and 2, caption 1 of 0 and 2
@@ -118,20 +107,3 @@ def test_a_caption_with_several_pictures_is_right_with_any_of_them():
 def test_a_query_without_a_right_answer_is_refused():
     with pytest.raises(ValueError, match="query 1 has no right answer"):
         compute_ranks(torch.eye(2), torch.eye(2), np.array([[0, 0], [0, 1]]))
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_gives_the_same_ranks():
-    generator = torch.Generator().manual_seed(2)
-    images = torch.nn.functional.normalize(torch.randn(500, 64, generator=generator), dim=1)
-    owner = np.repeat(np.arange(500), 3)
-    noise = torch.randn(len(owner), 64, generator=generator)
-    captions = torch.nn.functional.normalize(images[owner] + 0.3 * noise, dim=1)
-    for ours, theirs in zip(
-        compute_ranks(images, captions, _pairs(owner)),
-        compute_ranks(images.cuda(), captions.cuda(), _pairs(owner)),
-        strict=True,
-    ):
-        # sums in another order move a similarity by up to 1e-6: whoever stands that near may change places
-        assert (ours.expected() != theirs.expected()).mean() < 0.01
-        np.testing.assert_allclose(ours.hit(5).mean(), theirs.hit(5).mean(), atol=0.005)

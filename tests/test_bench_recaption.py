@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import bench_world
 import clips_world
 import pytest
 import torch
 
 from benchmarks.report.gallery.caption_examples import captioned
 from benchmarks.report.load_results import MissingValue, read_source
-from benchmarks.results.results import Result, read_items, read_result, result_path
-from benchmarks.tasks.run_benchmarks import run_benchmarks
-from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
+from benchmarks.results.results import Result, read_items
+from benchmarks.tasks.run_config import BenchmarkConfig
 from clips import caption
-from clips.errors import UserError
 from clips.model import generation
 from clips.model.captioner import Captioner, CaptionerDims
 from clips.model.tokenizer import ClipsTokenizer
@@ -36,8 +35,7 @@ def places(tmp_path_factory) -> Path:
 
 def evaluate(places: Path, results: Path, row: str = "clips", **settings: object) -> Result:
     benchmark = BenchmarkConfig(name="recaption", data=str(places / "test"), **settings)
-    run_benchmarks(RunConfig(model_name=row, output=str(results), encoder=str(places / row), benchmarks=[benchmark]))
-    return read_result(result_path(results, row, "recaption"))
+    return bench_world.measure(results, benchmark, row=row, encoder=places / row)
 
 
 def _saying(monkeypatch, texts: list[str]) -> None:
@@ -102,8 +100,3 @@ def test_without_a_captioner_there_is_no_number_and_a_reason(places, tmp_path):
     gap = read_source(tmp_path).outcomes["clip", "recaption"]
     assert isinstance(gap, MissingValue)
     assert (gap.kind, gap.reason) == ("not applicable", "this encoder has no captioner (its recipe trains none)")
-
-
-def test_data_without_synthetic_captions_are_refused(places, tmp_path):
-    with pytest.raises(UserError, match="no_such_key"):
-        evaluate(places, tmp_path, synthetic_caption="no_such_key")

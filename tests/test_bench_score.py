@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import bench_world as world
+import published_answers as published
 import pytest
 
 from benchmarks.results.results import Result, read_items, read_result, result_path
+from benchmarks.tasks.mllm.answers import Answer
+from benchmarks.tasks.mllm.matching import match
 from benchmarks.tasks.mllm.score_answers import ScoreConfig, run_score
-from benchmarks.tasks.run_benchmarks import run_benchmarks
-from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
+from benchmarks.tasks.run_config import BenchmarkConfig
 from clips.errors import UserError
 
 PICTURES = 4
 SHORT = "\nAnswer the question using a single word or phrase."
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore::SyntaxWarning"
-)
+pytestmark = world.LMMS_EVAL_WARNS
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +29,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
+    return str(world.write_lines(path, rows))
 
 
 def _score(hub: Path, folder: Path, task: str, rows: list[dict[str, Any]], **more: Any) -> Result:
@@ -66,10 +65,7 @@ def test_our_own_format_and_the_result_is_like_any_other(hub, tmp_path):
 def test_lmms_evals_samples_give_what_the_run_gave(places, hub, tmp_path):
     """The answers of a real model, scored a second time without it."""
     benchmark = BenchmarkConfig(name="gqa", data=str(hub), max_new_tokens=4)
-    run_benchmarks(
-        RunConfig(model_name="ours", output=str(tmp_path / "r"), llava=str(places / "llava"), benchmarks=[benchmark])
-    )
-    ours = read_result(result_path(tmp_path / "r", "ours", "gqa"))
+    ours = world.measure(tmp_path / "r", benchmark, row="ours", llava=places / "llava")
     items = read_items(ours)
     rows = [
         {"doc_id": int(item), "resps": [[said]], "filtered_resps": [said]}
@@ -134,15 +130,6 @@ def test_samples_whose_rows_contradict_the_data(hub, tmp_path):
     rows[3]["doc"] = docs[3] | {"answer": "yes"}
     with pytest.raises(UserError, match=r"1 of 8 answers say otherwise .*question 3: doc.answer 'yes', in the data"):
         _score(hub, tmp_path, "pope", rows)
-
-
-def test_llavas_ids_of_gqa(hub, tmp_path):
-    """GQA's ids are the questions'; MME's, POPE's and TextVQA's files are tested by lines of their own."""
-    gqa = [
-        {"question_id": str(number), "prompt": f"What color is the square?{SHORT}", "text": world.color(number)}
-        for number in range(PICTURES)
-    ]
-    assert _score(hub, tmp_path, "gqa", gqa).metrics["exact_match"].value == 1.0
 
 
 def test_llavas_answers_to_pope_take_their_pictures_from_its_questions(tmp_path):
@@ -215,16 +202,9 @@ def test_a_line_without_an_answer_is_not_answered_by_the_question(tmp_path):
 
 def test_ids_of_mmvet_without_their_beginning(tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    world.write_parquet(
-        tmp_path / "hub" / world.HUB / "MMVet/data/test-00000-of-00001.parquet",
-        {
-            "question_id": ["v1_0", "v1_1"],
-            "question": ["What is x?", "What is x?"],
-            "answer": ["1", "2"],
-            "capability": ["math", "math"],
-            "image": [world.picture(0), world.picture(1)],
-        },
-    )
+    columns = {"question_id": ["v1_0", "v1_1"], "question": ["What is x?"] * 2, "capability": ["math"] * 2}
+    columns |= {"answer": ["1", "2"], "image": [world.picture(0), world.picture(1)]}
+    world.write_parquet(tmp_path / "hub" / world.HUB / "MMVet/data/test-00000-of-00001.parquet", columns)
     rows = [{"question_id": number, "prompt": "What is x?", "text": str(number)} for number in (1, 0)]
     found = _score(tmp_path / "hub", tmp_path, "mmvet", rows)
     assert read_items(found)["prediction"].tolist() == ["0", "1"]
@@ -239,7 +219,6 @@ def test_ids_of_mmvet_without_their_beginning(tmp_path, monkeypatch):
             [{"question_id": str(number), "answer": "yes"} for number in [*range(8), 99]],
             "0 of 8 questions have no answer, 1 of 9 answers no question of their own (told by question_id: 8 as",
         ),
-        ([{"question_id": "0", "answer": "yes"}] * 8, "8 of 8 questions have no answer, 8 of 8 answers no question"),
         ([{"answer": "yes"}], "line 1: expected 'doc_id', 'question_id' or 'prompt'"),
         ([{"question_id": "0", "answer": 7}], "line 1: expected a string as 'answer'"),
         ([], "answers.jsonl: no answers in it"),
@@ -251,3 +230,106 @@ def test_what_does_not_fit_takes_one_line(rows, said, hub, tmp_path):
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "r").exists()
+
+
+@pytest.fixture(scope="module")
+def hub_published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The published lines' questions in the hub's layout, with small images of ours."""
+    root = tmp_path_factory.mktemp("published") / "hub"
+    for file, columns in {
+        "MME/data/test-00000-of-00001.parquet": published.MME_DATA,
+        "POPE/data/test-00000-of-00001.parquet": published.POPE_DATA,
+        "textvqa/data/validation-00000-of-00001.parquet": published.TEXTVQA_DATA,
+    }.items():
+        images = [world.picture(number) for number in range(len(columns["question"]))]
+        world.write_parquet(root / world.HUB / file, columns | {"image": images})
+    return root
+
+
+def _score_lines(hub: Path, folder: Path, task: str, lines: str, **more: Any) -> Result:
+    return _score(hub, folder, task, [json.loads(line) for line in lines.split("\n") if line], **more)
+
+
+def test_mmes_own_file(hub_published, tmp_path, capsys):
+    """Questions without lmms-eval's tail, ids with the folder `images`; another order than the data's."""
+    found = _score_lines(hub_published, tmp_path, "mme", published.MME)
+    assert found.metrics["mme_perception_score"].value == (50 + 200) / 2
+    assert found.metrics["mme_cognition_score"].value == 50
+    said = capsys.readouterr().err
+    assert "2 without what says how to answer, 4 by the id without inner folders or 'v1_'" in said
+    assert "0 answers without a question, 0 questions without an answer" in said
+    assert "perception points 125.0, cognition points 50.0" in said
+    assert found.model["matched"] in said
+
+
+def test_popes_own_file(hub_published, tmp_path, capsys):
+    """The same words of one image in three kinds; "imange" in the answers' questions, mended in the data's."""
+    questions = str(tmp_path / "questions.jsonl")
+    Path(questions).write_text(published.POPE_QUESTIONS.lstrip())
+    with pytest.raises(UserError, match=r"1 of 9 questions have no answer, 0 of 8 .*--partial true scores"):
+        _score_lines(hub_published, tmp_path, "pope", published.POPE, questions=questions)
+    found = _score_lines(hub_published, tmp_path, "pope", published.POPE, questions=questions, partial=True)
+    values = {name: metric.value for name, metric in found.metrics.items()}
+    assert values["pope_f1_random"] == values["pope_f1_popular"] == 1.0
+    assert values["pope_f1_adversarial"] == pytest.approx(2 * 2 / (2 * 2 + 1))  # the handbag is not there
+    assert values["pope_f1_kinds"] == pytest.approx((1 + 1 + 0.8) / 3)
+    assert values["pope_f1_score"] == pytest.approx(2 * 4 / (2 * 4 + 1))  # over all, which papers do not print
+    sizes = {name: found.metrics[f"pope_f1_{name}"].n for name in ("random", "popular", "adversarial", "kinds")}
+    assert sizes == {"random": 2, "popular": 2, "adversarial": 4, "kinds": 8}
+    assert values["pope_f1_random"] > found.metrics["pope_f1_random"].ci_low
+    said = capsys.readouterr().err
+    assert "6 without what says how to answer, 2 with known misspellings mended" in said
+    assert "8 of 9 questions answered" in said
+    assert "F1, random 100.0, F1, popular 100.0, F1, adversarial 80.0, F1, mean of three kinds 93.3" in said
+
+
+def test_textvqas_own_file(hub_published, tmp_path, capsys):
+    """Questions that the data have in lower case; two of one image, whose name is the id."""
+    found = _score_lines(hub_published, tmp_path, "textvqa_val", published.TEXTVQA)
+    assert read_items(found)["prediction"].tolist() == ["22", "10 years", "Longmorn"]
+    assert read_items(found)["score"].tolist() == [1.0, 1.0, 0.0]
+    assert "told by image_id and words: 3 in lower case" in capsys.readouterr().err
+
+
+def test_older_data_that_say_a_umbrella(hub_published, tmp_path):
+    """POPE's labels before they were mended have one kind with "a umbrella": articles are a way of their own."""
+    prompts = [json.loads(line) for line in published.POPE_QUESTIONS.split("\n") if line]
+    answers = [Answer(text="Yes", id=str(row["question_id"]), prompt=row["text"], image=Path(row["image"]).stem,
+                      category=row["category"]) for row in prompts]  # fmt: skip
+    docs = [dict(zip(published.POPE_DATA, row, strict=True)) for row in zip(*published.POPE_DATA.values(), strict=True)]
+    for doc in docs:
+        doc["question"] = doc["question"].replace("an umbrella", "a umbrella")
+    found = match(answers, docs, "f", partial=True)
+    assert found.ways == {"without what says how to answer": 6, "with known misspellings mended": 2}
+    mended = [Answer(**{**vars(each), "prompt": (each.prompt or "").replace("imange", "image")}) for each in answers]
+    found = match(mended, docs, "f", partial=True)
+    assert found.ways == {"without what says how to answer": 6, "with 'an' read as 'a'": 2}
+
+
+def test_partial_excuses_answers_without_a_question_and_counts_them(hub_published, tmp_path, capsys):
+    stray = published.MME.replace("c++ code shown", "fortran code shown").replace("type of historical", "kind of war")
+    with pytest.raises(UserError) as caught:
+        _score_lines(hub_published, tmp_path, "mme", stray)
+    said = str(caught.value)
+    assert "2 of 6 questions have no answer, 2 of 6 answers no question of their own" in said
+    assert "\n" not in said
+    assert (
+        "without a question: 'code_reasoning/0020.png Is a fortran code shown in the picture?' "
+        "(nearest question: 'code_reasoning/0020.png Is a python code shown in the picture?'); "
+    ) in said
+    lines = published.TEXTVQA.replace("What number", "Which number")
+    with pytest.raises(UserError, match="1 of 3 questions have no answer, 1 of 3 answers"):
+        _score_lines(hub_published, tmp_path, "textvqa_val", lines)
+    found = _score_lines(hub_published, tmp_path, "textvqa_val", lines, partial=True)
+    assert "1 answers without a question, 1 questions without an answer" in capsys.readouterr().err
+    assert "1 answers without a question" in found.model["matched"]
+    assert found.protocol["questions"] == 2
+    assert "answered" in found.protocol
+
+
+def test_what_two_questions_have_in_common_finds_neither():
+    docs = [{"question_id": "a/images/1.jpg", "question": "Red?"}, {"question_id": "a/1.jpg", "question": "Red?"}]
+    told = [Answer(text="yes", id="a/x/1.jpg", prompt="Red?"), Answer(text="no", id="a/1.jpg", prompt="Red?")]
+    found = match(told, docs, "f", partial=True)
+    assert {place: answer.text for place, answer in found.places.items()} == {1: "no"}
+    assert (found.unanswered, [each.text for each in found.strangers]) == (1, ["yes"])

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from bench_reader import evaluate, write_pictures
+from bench_reader import evaluate
+from bench_world import write_lines, write_pictures
 from fuzz_world import run
 from report_material import items_table, put_result
 
@@ -86,22 +87,14 @@ def test_every_format_says_n_and_of_how_many(tmp_path: Path) -> None:
     assert "A has a part of pope: 120 of 9,000 questions (clip)." in " ".join(ended.out.split())
 
 
-def test_rows_with_unlike_many_items_are_told(tmp_path: Path) -> None:
-    for row, count in (("clip", 120), ("clips", 100)):
-        result(tmp_path, "pope", row, count, task=TASK, questions=9000, items=9000)
-    assert "| n | 100 to 120 |" in re.sub(" +", " ", REPORT_FORMATS["markdown"].render(build_report(tmp_path)))
-
-
 def test_limit_is_stated_with_the_size_of_the_data(tmp_path: Path, monkeypatch, capsys) -> None:
     """Before: of 4 pictures of 6 nothing was said, here, in the result or in the report."""
     write_pictures(tmp_path / "images", 6)
-    lines = [json.dumps({"image": f"images/{n}.png", "captions": [f"thing{n}", f"a thing{n}"]}) for n in range(6)]
-    (tmp_path / "captions.jsonl").write_text("\n".join(lines))
+    rows = [{"image": f"images/{n}.png", "captions": [f"thing{n}", f"a thing{n}"]} for n in range(6)]
+    data = str(write_lines(tmp_path / "captions.jsonl", rows))
     kinds: dict[str, Result] = {}
     for limit in (None, 4):
-        benchmark = BenchmarkConfig(
-            name=f"mine{limit}", task="retrieval", data=str(tmp_path / "captions.jsonl"), limit=limit
-        )
+        benchmark = BenchmarkConfig(name=f"mine{limit}", task="retrieval", data=data, limit=limit)
         kinds[str(limit)] = evaluate(monkeypatch, tmp_path, benchmark, pictures=6)
     assert "full_size" not in kinds["None"].protocol
     assert kinds["4"].protocol["full_size"] == 6
@@ -118,12 +111,12 @@ def test_every_kind_of_data_knows_its_full_size(tmp_path: Path) -> None:
     for number, name in enumerate(("red", "blue")):
         write_pictures(tmp_path / "classes" / name, 3 + number)
     assert load_classification_set(str(tmp_path / "classes"), limit=2).available == 7
-    pairs = [json.dumps({"image": f"{n}.png", "caption": "a", "negative": "b"}) for n in range(5)]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(pairs))
+    pairs = [{"image": f"{n}.png", "caption": "a", "negative": "b"} for n in range(5)]
+    write_lines(tmp_path / "pairs.jsonl", pairs)
     found = load_pair_set(str(tmp_path / "pairs.jsonl"), "jsonl", limit=2)
     assert (len(found.cases), found.available) == (2, 5)
-    phrases = [json.dumps({"image": f"{n // 2}.png", "phrase": "a", "box": [0, 0, 1, 1]}) for n in range(6)]
-    (tmp_path / "phrases.jsonl").write_text("\n".join(phrases))
+    phrases = [{"image": f"{n // 2}.png", "phrase": "a", "box": [0, 0, 1, 1]} for n in range(6)]
+    write_lines(tmp_path / "phrases.jsonl", phrases)
     config = BenchmarkConfig(name="pointing", data=str(tmp_path / "phrases.jsonl"), limit=2)
     seen = load_benchmark_phrases(config)
     assert (len(seen.images), seen.available) == (2, 3)
@@ -132,18 +125,9 @@ def test_every_kind_of_data_knows_its_full_size(tmp_path: Path) -> None:
 def test_a_limit_of_questions_is_stated(places: Path, tmp_path: Path) -> None:
     from benchmarks.tasks.mllm.score_answers import ScoreConfig, run_score
 
-    answers = [json.dumps({"doc_id": number, "answer": "red"}) for number in range(4)]
-    (tmp_path / "answers.jsonl").write_text("\n".join(answers))
-    run_score(
-        ScoreConfig(
-            task="textvqa_val",
-            answers=str(tmp_path / "answers.jsonl"),
-            data=str(places / "hub"),
-            output=str(tmp_path / "r"),
-            model_name="them",
-            partial=True,
-        )
-    )
+    answers = write_lines(tmp_path / "answers.jsonl", [{"doc_id": number, "answer": "red"} for number in range(4)])
+    paths = {"answers": str(answers), "data": str(places / "hub"), "output": str(tmp_path / "r")}
+    run_score(ScoreConfig(task="textvqa_val", model_name="them", partial=True, **paths))
     found = read_result(tmp_path / "r/them/textvqa_val.json")
     assert (found.protocol["questions"], found.protocol["full_size"]) == (4, 6)
     assert part_words(found) == "4 of 5,000 questions"

@@ -60,7 +60,7 @@ FORMULA_ARGUMENTS = {
 }
 
 
-@pytest.mark.parametrize("aggregation", sorted({*AGGREGATIONS} - {"median"}))
+@pytest.mark.parametrize("formula", sorted({*AGGREGATIONS} - {"median"}))
 def test_influence_is_the_derivative_by_an_items_weight(formula):
     """Repeating an item changes the metric as its influence says, the less of it that is repeated the more exactly."""
     generator = np.random.default_rng(3)
@@ -123,7 +123,7 @@ def test_clusters_widen_the_interval_and_single_items_get_wilson():
     assert clustered.high - clustered.low > 2 * (alone.high - alone.low)
 
 
-@pytest.mark.parametrize(("aggregation", "names"), [("mean", ("x",)), ("f1", ("x", "y")), ("ratio", ("x", "y"))])
+@pytest.mark.parametrize(("formula", "names"), [("mean", ("x",)), ("f1", ("x", "y")), ("ratio", ("x", "y"))])
 def test_all_wrong_is_not_certain(formula, names):
     columns = {"x": np.zeros(40), "y": np.ones(40)}
     found = confidence_interval(formula, columns, names, np.repeat(np.arange(20), 2))
@@ -132,7 +132,7 @@ def test_all_wrong_is_not_certain(formula, names):
 
 
 @pytest.mark.parametrize(
-    ("aggregation", "names"), [("mean", ("x",)), ("median", ("x",)), ("mean_of_group_means", ("x", "g"))]
+    ("formula", "names"), [("mean", ("x",)), ("median", ("x",)), ("mean_of_group_means", ("x", "g"))]
 )
 def test_items_that_do_not_enter_a_metric_say_nothing_of_it(formula, names):
     """Twelve cases of a kind are twelve, however many there are of other kinds."""
@@ -208,7 +208,7 @@ def test_shares_that_all_differ_alike_have_the_score_interval(n):
 
 
 @pytest.mark.parametrize(
-    ("aggregation", "columns"),
+    ("formula", "columns"),
     [
         ("mean", {"x": np.full(6, 0.5)}),
         ("mean_of_scores", {"x": np.zeros(6)}),  # CIDEr of captions that share no word with people's

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
-from report_material import items_table, put_failure, put_result, put_results
+from report_material import edit, items_table, put_failure, put_result, put_results
+from report_study import make_study
 
-from benchmarks.analysis.compare_command import CompareConfig, build_comparison, compare, comparison_lines
+from benchmarks.analysis.compare_command import (
+    CompareConfig,
+    Comparison,
+    build_comparison,
+    compare,
+    comparison_lines,
+)
 from benchmarks.analysis.diff_command import DiffConfig, run_diff
 from benchmarks.analysis.find_results import find_results_by_row
-from benchmarks.cli import COMMANDS
 from benchmarks.report.load_results import read_source
 from benchmarks.results.protocol import ranking_key
 from benchmarks.results.results import read_result
-from clips.commandline.commands import dispatch
 from clips.errors import UserError
 
 
@@ -37,13 +44,19 @@ def test_what_the_harness_did_otherwise_keeps_rows_apart(tmp_path, capsys):
     put_results(tmp_path)
     other = {"prompt": "Say it.", "input_size": 224}
     put_result(tmp_path, "large", "gqa", items_table(0.6, benchmark="gqa"), protocol=other)
-    path = tmp_path / "large/gqa.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"model": {"path": "x", "hash": "feed"}}))
+    edit(tmp_path / "large/gqa.json", model={"path": "x", "hash": "feed"})
     said = told(capsys, tmp_path / "clip", tmp_path / "large", "gqa")
     assert "encoders/clip (0123456789ab) against x (feed)" in said
     assert "part of the model (A against B):\n  size: 64 against 224\n" in said
     assert '(A against B):\n  prompt: not stated against "Say it."\n' in said
     assert said.endswith("not ranked together: numbers of unlike protocols are shown, never compared.\n")
+    put_result(tmp_path, "large", "gqa", items_table(0.6, benchmark="gqa"), protocol={"input_size": 224})
+    assert "they are ranked together" in told(capsys, tmp_path / "clip", tmp_path / "large", "gqa")
+    put_failure(tmp_path, "large", "gqa", "no picture")
+    said = told(capsys, tmp_path / "clip", tmp_path / "large", "gqa")
+    assert "B: large on gqa, failed: no picture" in said
+    assert "There is nothing to rank" in said
+    assert "ranked together" not in said
 
 
 def test_what_a_split_is_called_does_not_matter_where_the_data_are_the_same(tmp_path, capsys):
@@ -64,46 +77,15 @@ def test_what_a_split_is_called_does_not_matter_where_the_data_are_the_same(tmp_
     assert len({ranking_key(protocol) for protocol in nameless}) == 2  # nothing else says what the data are
 
 
-def test_a_model_that_only_takes_its_input_otherwise_is_ranked(tmp_path, capsys):
-    put_results(tmp_path)
-    put_result(tmp_path, "large", "gqa", items_table(0.6, benchmark="gqa"), protocol={"input_size": 224})
-    said = told(capsys, tmp_path / "clip", tmp_path / "large", "gqa")
-    assert "size: 64 against 224" in said
-    assert "they are ranked together" in said
-
-
-def test_a_failed_result_is_not_compared(tmp_path, capsys):
-    put_results(tmp_path)
-    put_failure(tmp_path, "clips", "gqa", "no picture")
-    said = told(capsys, tmp_path / "clip/gqa.json", tmp_path / "clips/gqa.json")
-    assert "B: clips on gqa, failed: no picture" in said
-    assert "There is nothing to rank" in said
-    assert "ranked together" not in said
-
-
 def test_what_names_no_result_is_refused(tmp_path):
     put_results(tmp_path)
     for first, benchmark, message in (
         (tmp_path / "clip", None, "expected --benchmark with one of gqa, pope, retrieval"),
         (tmp_path / "clip", "gqu", "unknown benchmark of .* 'gqu'; did you mean 'gqa'"),
         (tmp_path, "gqa", "first: .* has several rows; expected one of clip, clips, untrained below it"),
-        (tmp_path / "none.json", None, "no such result file"),
     ):
         with pytest.raises(UserError, match=message):
             run_diff(DiffConfig(first=str(first), second=str(tmp_path / "clip"), benchmark=benchmark))
-    newer = tmp_path / "clip/gqa.json"
-    newer.write_text('{"schema": 99}')
-    with pytest.raises(UserError, match="newer version"):
-        run_diff(DiffConfig(first=str(newer), second=str(newer)))
-
-
-def test_the_commands_end_well_and_with_status_2_on_a_mistake(tmp_path, capsys):
-    put_results(tmp_path)
-    row = str(tmp_path / "clip")
-    assert dispatch("clips-bench", "", COMMANDS, ["diff", row, row, "--benchmark", "pope"]) == 0
-    assert dispatch("clips-bench", "", COMMANDS, ["compare", row, str(tmp_path / "clips")]) == 0
-    assert dispatch("clips-bench", "", COMMANDS, ["compare", row, str(tmp_path / "nowhere")]) == 2
-    assert "second: " in capsys.readouterr().err
 
 
 def lines_of(results, first: str, second: str, **more):  # type: ignore[no-untyped-def]
@@ -126,7 +108,7 @@ def test_better_worse_and_not_told_apart(tmp_path):
     shutil.copytree(tmp_path / "clips", tmp_path / "twin")
     for path in (tmp_path / "twin").glob("*.json"):
         text = path.read_text(encoding="utf-8").replace("0123456789abcdef", "f" * 16)
-        path.write_text(text.replace('"row": "clips"', '"row": "twin"'), encoding="utf-8")
+        path.write_text(text.replace('"model_name": "clips"', '"model_name": "twin"'), encoding="utf-8")
     assert {line.verdict for line in lines_of(tmp_path, "clips", "twin").values()} == {"not significant"}
 
 
@@ -191,42 +173,65 @@ def test_directories_of_rows_are_compared_row_by_row(tmp_path, capsys):
     assert [line["delta"] is None for line in json.loads((tmp_path / "found.json").read_text())] == [0, 1, 1, 1]
 
 
-def test_two_rows_that_share_nothing_are_refused(tmp_path):
-    put_result(tmp_path / "a", "one", "gqa", items_table(0.5, benchmark="gqa"))
-    put_result(tmp_path / "b", "one", "pope", items_table(0.5, benchmark="pope"))
-    with pytest.raises(UserError, match="has no metric in common with"):
-        compare(CompareConfig(first=str(tmp_path / "a"), second=str(tmp_path / "b")))
-    with pytest.raises(UserError, match="output: expected a name that ends in"):
-        CompareConfig(first="a", second="b", output="table.xlsx")
+@pytest.fixture
+def studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A study and its copy."""
+    first = make_study(tmp_path, monkeypatch)
+    second = tmp_path / "later"
+    shutil.copytree(first, second)
+    return first, second
 
 
-def test_what_has_no_numbers_is_named(tmp_path, capsys):
-    put_results(tmp_path)
-    put_failure(tmp_path, "clips", "gqa", "no picture")
-    (tmp_path / "clip/pope.json").unlink()
-    compare(CompareConfig(first=str(tmp_path / "clip"), second=str(tmp_path / "clips")))
-    said = capsys.readouterr().out
-    assert "Not compared: gqa (B: failed: no picture).\n" in said
-    assert "Not compared: only B has pope.\n" in said
-    with pytest.raises(UserError, match=r"no metric in common with .*clip \(gqa \(B: failed: no picture\)\)"):
-        compare(CompareConfig(first=str(tmp_path / "clip"), second=str(tmp_path / "clips"), benchmarks=("gqa",)))
-    with pytest.raises(UserError, match=r"unknown benchmark .*'popo'; did you mean 'pope'"):
-        compare(CompareConfig(first=str(tmp_path / "clip"), second=str(tmp_path / "clips"), benchmarks=("popo",)))
+def both(first: Path, second: Path, **changes: Any) -> Comparison:
+    return build_comparison(CompareConfig(first=str(first), second=str(second), **changes))
 
 
-def test_a_row_that_only_failed_is_found(tmp_path):
-    put_failure(tmp_path, "clips", "gqa", "no picture")
-    assert find_results_by_row(str(tmp_path / "clips"), "first")["clips"]["gqa"].failure_reason == "no picture"
+def test_a_copy_is_unchanged(studies: tuple[Path, Path]) -> None:
+    found = both(*studies)
+    assert {line.verdict for line in found.lines} == {"unchanged: the same model"}
+    assert found.answer == "8 of 8 numbers are comparable; none moved beyond noise."
+    assert {line.rows for line in found.lines} == {("clip", "clip"), ("clips", "clips")}
+    assert any(gap.startswith("A: net on pope: failed: step llava-net-tiny-s0 failed") for gap in found.left_out)
+    assert found.context == ()
 
 
-def test_names_are_whole_in_a_narrow_terminal(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    for row, skill in (("clip", 0.4), ("clips", 0.6)):
-        for seed, name in enumerate(("a_benchmark", "a_benchmark_with_a_longer_name")):
-            put_result(tmp_path, row, name, items_table(skill, benchmark="gqa", seed=seed))
-    compare(CompareConfig(first=str(tmp_path / "clip"), second=str(tmp_path / "clips")))
-    said = capsys.readouterr().out
-    assert "…" not in said
-    assert max(map(len, said.splitlines())) <= 80
-    cells = [line.strip("│").split("│")[0].strip() for line in said.splitlines() if line.startswith("│")]
-    assert "a_benchmark_with_a_longer_nameexactmatch" in "".join(cells).replace(" ", "")
+def test_what_moved_and_what_is_not_comparable_is_told(studies: tuple[Path, Path]) -> None:
+    results = studies[1] / "results"
+    put_result(results, "clips-tiny-s0", "pope", items_table(0.1, benchmark="pope"))
+    edit(results / "clips-tiny-s0/pope.json", model={"path": "x", "hash": "f" * 64})
+    put_result(results, "clips-tiny-s0", "gqa", items_table(0.7, benchmark="gqa"), protocol={"data_hash": "other data"})
+    found = both(*studies)
+    lines = {(line.rows[0], line.benchmark, line.first.column.metric): line for line in found.lines}
+    assert lines["clips", "pope", "accuracy"].verdict == "A is better"
+    assert lines["clips", "gqa", "exact_match"].verdict == "not comparable"
+    assert lines["clip", "pope", "accuracy"].verdict == "unchanged: the same model"
+    assert found.answer == "7 of 8 numbers are comparable; beyond noise moved clips on pope accuracy."
+    assert found.said()[0] == 'clips on gqa was measured otherwise: data hash: "abc" against "other data".'
+
+
+def test_what_the_two_ran_with_is_told(studies: tuple[Path, Path]) -> None:
+    for path in (studies[1] / "results").glob("*/*.json"):
+        versions = json.loads(path.read_text(encoding="utf-8"))["versions"] | {"torch": "9.9"}
+        edit(path, created="2031-01-02T03:04:05+00:00", git={"commit": "e" * 40, "dirty": True}, versions=versions)
+    text = json.loads((studies[1] / "study.json").read_text(encoding="utf-8"))["text"]
+    edit(studies[1] / "study.json", text=text.replace("name: small", "name: smaller"))
+    said = "\n".join(both(*studies).context)
+    assert "Commit: A not known, B eeeeeeeeeeee (changed)." in said
+    assert "B 2031-01-02." in said
+    assert ", B 9.9." in said
+    assert "The study files differ: A `name: small`, B `name: smaller`." in said
+
+
+def test_a_result_that_is_not_of_the_study_any_more_is_not_compared(studies: tuple[Path, Path]) -> None:
+    edit(studies[1] / "steps/evaluate-llava-clips-tiny-s0/step.json", key="of an older study")
+    found = both(*studies)
+    assert ("clips", "pope") not in {(line.rows[0], line.benchmark) for line in found.lines}
+    assert "B: clips on pope: missing: not run since the study or its code changed" in found.left_out
+
+
+def test_a_study_without_results_is_refused(studies: tuple[Path, Path]) -> None:
+    shutil.rmtree(studies[1] / "results")
+    with pytest.raises(
+        UserError, match=r"^second: .+later: no result belongs to this study as it stands \(clip on gqa: missing"
+    ):
+        both(*studies)

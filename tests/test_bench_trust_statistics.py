@@ -173,7 +173,7 @@ def test_models_near_the_end_of_the_scale_do_not_narrow_the_intervals_of_others(
     assert held >= 90
 
 
-@pytest.mark.parametrize("aggregation", ["median", "ratio"])
+@pytest.mark.parametrize("formula", ["median", "ratio"])
 def test_without_a_standard_error_only_means_are_tested(formula):
     """Precision 3 of 3 against none of 300, a median on one side of a tie: no error is known, which is not none."""
     said = [np.array([1.0] * 3 + [0.0] * 297), np.ones(300)]

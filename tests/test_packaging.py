@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -102,3 +104,27 @@ def test_the_wheel_alone_runs_the_demo_in_miniature(elsewhere):
     assert "untrained" in ended.stdout
     assert (elsewhere / "runs" / "mini" / "report" / "index.html").is_file()
     assert not (ROOT / "runs" / "mini").exists()
+
+
+CONTAINER = ROOT / "Containerfile"
+
+
+def test_the_linter_finds_nothing():
+    hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
+    if hadolint is None:
+        pytest.skip("no hadolint")
+    ended = subprocess.run([hadolint, str(CONTAINER)], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.stdout, ended.returncode) == ("", 0)
+
+
+def test_what_is_copied_exists_and_enters_the_build():
+    let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = {
+        name
+        for line in re.findall(r"^COPY (?!--from)(.*) \S+$", CONTAINER.read_text(), re.MULTILINE)
+        for name in line.split()
+    }
+    assert copied == let_in
+    assert all((ROOT / name).exists() for name in copied)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {project["readme"], *project["license-files"]} <= copied  # without which the package does not build

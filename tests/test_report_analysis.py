@@ -27,11 +27,9 @@ from benchmarks.report.cost_figures import (
     training_hours,
 )
 from benchmarks.report.figure import FigureSet
-from benchmarks.report.figure_export import render_inline_svg
 from benchmarks.report.forest_plots import forest_plots
 from benchmarks.report.load_results import read_source
 from benchmarks.report.report import Report, build_report
-from benchmarks.results.formatting import shorten_name
 from benchmarks.study.study_record import RowRecord
 from benchmarks.tasks.mllm.items import items_table as answered
 
@@ -130,34 +128,25 @@ def test_three_rows_are_points_without_a_correlation_and_the_page_says_so(tmp_pa
 
 
 def test_rows_of_two_llms_or_recipes_and_cells_measured_otherwise_are_not_mixed(report):
-    rows = tuple(dataclasses.replace(row, llm="a" if row.name == "clip" else "b") for row in report.table.rows)
-    mixed = dataclasses.replace(report, table=dataclasses.replace(report.table, rows=rows))
-    found = correlation_figures(mixed)
-    assert [len(figure.rows) for figure in found.figures] == [3, 3]
-    assert found.rows == ()
-    rows = tuple(
-        dataclasses.replace(row, llava_variant="r" if row.name == "clip" else "s") for row in report.table.rows
-    )
-    mixed = dataclasses.replace(report, table=dataclasses.replace(report.table, rows=rows))
-    found = correlation_figures(mixed)
-    assert [len(figure.rows) for figure in found.figures] == [3, 3]
-    assert found.rows == ()
-    rows = tuple(dataclasses.replace(row, llm="big", llava_variant="r") for row in report.table.rows)
-    named = correlation_figures(dataclasses.replace(report, table=dataclasses.replace(report.table, rows=rows)))
-    assert named.figures[0].name == "relation-retrieval-gqa-big-r"
-    assert named.figures[0].title.endswith(", big, r")
-    put_result(
-        report.source.directory,
-        "clip",
-        "pope",
-        items_table(0.45, benchmark="pope", seed=1),
-        protocol={"prompt": "other"},
-    )
+    def with_rows(**fields: str) -> FigureSet:
+        """The figures of rows with other fields, ``clip`` with the first letter of each."""
+        rows = tuple(
+            dataclasses.replace(row, **{name: text[0] if row.name == "clip" else text for name, text in fields.items()})
+            for row in report.table.rows
+        )
+        return correlation_figures(dataclasses.replace(report, table=dataclasses.replace(report.table, rows=rows)))
+
+    for fields in ({"llm": "big"}, {"recipe": "ours"}):
+        found = with_rows(**fields)
+        assert [len(figure.rows) for figure in found.figures] == [3, 3]
+        assert found.rows == ()
+    named = with_rows(llm="b", recipe="r").figures[0]
+    assert named.name == "relation-retrieval-gqa-b-r"
+    assert named.title.endswith(", b, r")
+    other = items_table(0.45, benchmark="pope", seed=1)
+    put_result(report.source.directory, "clip", "pope", other, protocol={"prompt": "other"})
     again = correlation_figures(build_report(report.source.directory))
-    assert [(figure.name, len(figure.rows)) for figure in again.figures] == [
-        ("relation-retrieval-gqa", 4),
-        ("relation-retrieval-pope", 3),
-    ]
+    assert [len(figure.rows) for figure in again.figures] == [4, 3]
     assert [line[0] for line in again.rows] == ["retrieval T→I R@1 and gqa exact match"]
 
 
@@ -271,19 +260,6 @@ def test_p_values_of_all_kinds_are_corrected_together(tmp_path):
     assert 0 < smallest == pytest.approx(2 * half)
 
 
-def test_items_of_one_kind_or_of_a_thousand_make_no_figure(tmp_path):
-    put_result(tmp_path, "clip", "pope", items_table(0.5, benchmark="pope").assign(category="one"))
-    put_result(tmp_path, "clip", "gqa", items_table(0.5, benchmark="gqa").assign(category=[str(i) for i in range(120)]))
-    assert category_figures(build_report(tmp_path)) is None
-
-
-def test_kinds_of_rows_measured_otherwise_are_left_out(tmp_path):
-    put_result(tmp_path, "clip", "pope", with_kinds({"a": 0.5, "b": 0.5}))
-    put_result(tmp_path, "clips", "pope", with_kinds({"a": 0.9, "b": 0.5}), protocol={"prompt": "other"})
-    (table,) = category_tables(build_report(tmp_path, baseline="clip").source)
-    assert [row.name for row in table.rows] == ["clip"]
-
-
 def test_kinds_of_several_seeds_are_means_with_tests_over_seeds(tmp_path):
     rows = []
     for seed in range(3):
@@ -311,14 +287,3 @@ def test_gqas_kind_is_the_structure_of_the_question_and_others_their_own():
     assert kind(category="random") == ["random"]
     assert kind(types=None, type="color") == ["color"]
     assert kind() == [""]
-
-
-def test_figures_of_many_rows_have_no_colors_to_name_and_short_names(tmp_path):
-    long = "openvision-vit-large-patch14-recap-sub-caption-{}"
-    report = build_report(put_results(tmp_path, {long.format(n): 0.1 + 0.05 * n for n in range(13)}))
-    figure = only(correlation_figures(report), "relation-retrieval-pope")
-    assert figure.legend == ()
-    assert len(figure.rows) == 13
-    assert "var(--series" not in render_inline_svg(figure)
-    assert shorten_name(long.format(12)) == "openvision-vi…ub-caption-12"
-    assert shorten_name("clip") == "clip"

@@ -17,7 +17,6 @@ from benchmarks.report.report import build_report
 CHROMIUM = Path("/usr/bin/chromium")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 pytestmark = pytest.mark.skipif(not CHROMIUM.is_file(), reason=f"needs a Chromium at {CHROMIUM}")
-WIDTHS = (360, 768, 1440)
 LONG_NAME = "a-model-" + "of-a-very-long-name-" * 6
 
 
@@ -26,7 +25,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of five rows: one of a long name, one that failed and was measured otherwise."""
     directory = tmp_path_factory.mktemp("browser")
     results = put_results(directory / "results", SKILLS | {LONG_NAME: 0.3})
-    put_failure(results, "broken", "pope", "out of memory <img src=x onerror=alert(1)>")
+    reason = "out of memory <img src=x onerror=alert(1)>" + " /a/path/of/many" + "/folders" * 30
+    put_failure(results, "broken", "pope", reason)
     put_result(results, "broken", "gqa", items_table(0.5, benchmark="gqa", seed=2), protocol={"prompt": "other"})
     file = directory / "index.html"
     file.write_text(render_page(build_report(results, baseline="clip")), encoding="utf-8")
@@ -118,18 +118,7 @@ def test_rows_and_columns_can_be_chosen(page):
     assert shown_rows(page) == []
 
 
-def test_a_failed_and_an_unlike_cell_are_explained_in_text_and_by_a_link_to_it(page):
-    failed = page.locator("table.main a.gap.failed")
-    assert "out of memory" in failed.get_attribute("title")
-    note = page.locator(failed.get_attribute("href"))
-    assert note.inner_text() == "broken on pope: failed: out of memory <img src=x onerror=alert(1)>."
-    unlike = page.get_by_role("link", name="measured under different settings, see the note").first
-    assert "measured under different settings" in page.locator(unlike.get_attribute("href")).inner_text()
-    assert "prompt" in unlike.get_attribute("title")
-
-
-@pytest.mark.parametrize("which", ["results", "study"])
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("which", "width"), [("results", 360), ("results", 1440), ("study", 768)])
 def test_nothing_sticks_out_to_the_side(page, file, study_file, width, which):
     page.set_viewport_size({"width": width, "height": 800})
     page.goto({"results": file, "study": study_file}[which].as_uri())
@@ -137,38 +126,6 @@ def test_nothing_sticks_out_to_the_side(page, file, study_file, width, which):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.locator(".narrow").is_visible() == (width == 360)
     assert page.locator(".wide").is_visible() == (width != 360)
-
-
-def test_a_long_path_in_a_reason_stays_in_its_cell(page, tmp_path):
-    results = put_results(tmp_path / "results", {"clip": 0.4, "untrained": 0.3})
-    put_failure(results, "broken", "pope", "/a/path/of/many/folders" * 9 + ": expected the data of pope")
-    (tmp_path / "study0").mkdir()
-    file = tmp_path / "study0/index.html"
-    file.write_text(render_page(build_report(results, baseline="clip")), encoding="utf-8")
-    for width in (360, 1440):
-        page.set_viewport_size({"width": width, "height": 800})
-        page.goto(file.as_uri())
-        failed = page.locator("a.gap.failed:visible").first
-        beyond = failed.evaluate("at => at.scrollWidth - at.closest('td').clientWidth")
-        assert beyond <= 0
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-    page.set_viewport_size({"width": 360, "height": 800})
-    lines = page.locator(".narrow .row span", has_text="untrained").first.evaluate("at => at.getClientRects().length")
-    assert lines == 1
-
-
-def test_a_long_row_name_leaves_room_for_the_answers(page):
-    answer = page.locator("#examples dl:not(.images) dd:visible").first  # beside LONG_NAME
-    assert answer.evaluate("at => at.clientWidth") >= 60
-
-
-def test_row_names_stay_where_the_table_scrolls(page):
-    page.add_style_tag(content="table.main { min-width: 120rem }")
-    box = page.locator(".wide")
-    assert box.evaluate("box => box.scrollWidth > box.clientWidth")
-    box.evaluate("box => box.scrollLeft = 300")
-    left = page.locator("table.main tbody th").first.bounding_box()["x"]
-    assert left == pytest.approx(box.bounding_box()["x"], abs=2)
 
 
 def test_the_keyboard_reaches_everything_and_focus_is_seen(page):
@@ -218,18 +175,6 @@ def test_a_link_into_a_folded_section_opens_it_and_print_opens_all(page):
     assert page.locator("details:not([open])").count() == folded
 
 
-def test_colors_follow_the_system_and_the_choice(page):
-    ground = "getComputedStyle(document.body).backgroundColor"
-    light = page.evaluate(ground)
-    page.emulate_media(color_scheme="dark")
-    dark = page.evaluate(ground)
-    assert light != dark
-    page.locator("label", has_text="light").click()
-    assert page.evaluate(ground) == light
-    page.emulate_media(media="print", color_scheme="dark")
-    assert page.evaluate(ground) == "rgb(255, 255, 255)"
-
-
 @pytest.mark.parametrize(
     ("which", "scheme", "width"),
     [
@@ -250,20 +195,3 @@ def test_axe_finds_nothing_to_mend(page, file, study_file, which, scheme, width)
     passed = {rule["id"] for rule in found.response["passes"]}
     assert {"color-contrast", "scrollable-region-focusable", "heading-order"} <= passed
     assert found.violations_count == 0, found.generate_report()
-
-
-def test_it_prints_in_black_on_white_with_the_whole_table(page, tmp_path):
-    page.emulate_media(media="print")
-    assert page.locator("nav").is_hidden()
-    assert page.locator("#filter").is_hidden()
-    assert page.locator(".wide").is_visible()
-    assert page.locator(".narrow").is_hidden()
-    page.evaluate("document.querySelector('.wide').classList.add('broad')")  # as where no paper is wide enough
-    assert page.locator(".wide").is_hidden()
-    assert page.locator(".narrow").is_visible()
-    page.evaluate("document.querySelector('#details').open = false")
-    assert (
-        page.locator("#details table").evaluate("at => at.getBoundingClientRect().height") > 100
-    )  # without scripts, too
-    page.pdf(path=str(tmp_path / "page.pdf"))
-    assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
-from report_material import put_failure, put_results
+from report_material import edit, items_table, put_failure, put_result, put_results
 
 from benchmarks.report.formats import REPORT_FORMATS, latex
 from benchmarks.report.formats.latex import latex_text
 from benchmarks.report.report import Report, build_report
 from benchmarks.report.row_selection import Selection
 from benchmarks.report.tidy import COLUMNS
-from clips.commandline.commands import Command, dispatch
-from clips.core.artifact import log_info
 from clips.errors import UserError
 
 NASTY = r"a&b % $c$ #d _e_ {f} ~g ^h \input{/etc/passwd} <i> |j| ünïß Łódź α→β −3 Привет 中文 😀" + "\x1b[31m\u202e\x07"
@@ -40,16 +39,10 @@ def nasty(tmp_path: Path) -> Report:
     """A report whose names, title and reasons are as bad as they come, with a gap and a large negative number."""
     put_results(tmp_path)
     put_failure(tmp_path, "clip", "pope", NASTY)
-    path = tmp_path / "clip" / "gqa.json"
-    content = json.loads(path.read_text(encoding="utf-8"))
-    content["metrics"]["exact_match"] |= {
-        **{"value": -12.345, "ci_low": -13.0, "ci_high": 5.0, "label": NASTY},
-        **{"aggregation": None, "columns": [], "scale": 99.0},  # its items would tell otherwise
-    }
-    path.write_text(json.dumps(content), encoding="utf-8")
-    for row in ("untrained", "clips"):
-        other = tmp_path / row / "gqa.json"
-        other.write_text(other.read_text(encoding="utf-8").replace('"scale": 100.0', '"scale": 99.0'), encoding="utf-8")
+    for row in ("untrained", "clips", "clip"):
+        edit(tmp_path / row / "gqa.json", "exact_match", scale=99.0)
+    unlike = {"value": -12.345, "ci_low": -13.0, "ci_high": 5.0, "label": NASTY, "aggregation": None, "columns": []}
+    edit(tmp_path / "clip/gqa.json", "exact_match", **unlike)  # its items would tell otherwise
     built = renamed(build_report(tmp_path, baseline="untrained"), "clips", NASTY)
     return dataclasses.replace(built, answer=NASTY, source=dataclasses.replace(built.source, title=NASTY))
 
@@ -60,12 +53,6 @@ def test_the_latex_table_compiles(nasty: Report, tmp_path: Path) -> None:
         pytest.skip("needs booktabs")
     said = compiled(REPORT_FORMATS["latex"].render(nasty), tmp_path)
     assert "undefined" not in said.casefold()
-
-
-@pytest.mark.skipif(not TEX, reason="needs pdflatex")
-def test_a_table_that_is_wider_than_its_column_is_made_narrower(tmp_path: Path) -> None:
-    if not subprocess.run(["kpsewhich", "booktabs.sty"], capture_output=True).stdout:
-        pytest.skip("needs booktabs")
     cells = "&".join(["as wide as this"] * 30)
     wide = [rf"\begin{{tabular}}{{{'l' * 30}}}", rf"{cells}\\", r"\end{tabular}"]
     assert "Overfull" in compiled("\n".join(wide), tmp_path)
@@ -104,6 +91,9 @@ def test_nothing_in_the_latex_table_is_a_command_of_others(nasty: Report) -> Non
     assert "\\input" not in "\n".join(line for line in text.splitlines() if not line.startswith("%"))
     assert not {"\x1b", "\x07", "\u202e"} & set(text)
     assert r"$-$1\,222.2" in text
+    lines = [line for line in REPORT_FORMATS["markdown"].render(nasty).splitlines() if line.startswith("|")]
+    assert len({line.count("|") - line.count("\\|") for line in lines}) == 1
+    assert "<i>" not in "".join(lines)
 
 
 def test_benchmarks_stand_above_their_metrics(tmp_path: Path) -> None:
@@ -127,17 +117,6 @@ def test_the_tidy_table_has_a_line_for_each_model_and_metric(nasty: Report) -> N
     assert (frame["significant"].dropna() == (frame["p_adjusted"].dropna() < 0.05)).all()
 
 
-def test_messages_reach_a_terminal_without_commands_to_it(capsys: pytest.CaptureFixture[str]) -> None:
-    log_info("made \x1b]0;title\x07 of \u202ename")
-    nasty = str(Path("/nowhere") / "\x1b[31mred\x07")
-    command = Command(help="", target="benchmarks.report.report_command:run_report", positional=("directory",))
-    assert dispatch("clips-bench", "", {"report": command}, ["report", nasty]) == 2
-    said = capsys.readouterr().err
-    assert "[31mred" in said
-    assert "title" in said
-    assert not {"\x1b", "\x07", "\u202e"} & set(said)
-
-
 def deltas(report: Report) -> dict[tuple[str, str, str], float]:
     return {key: cell.delta.p_adjusted for key, cell in report.table.cells.items() if cell.delta}
 
@@ -146,22 +125,15 @@ def test_columns_are_chosen_after_the_tests(tmp_path: Path) -> None:
     put_results(tmp_path)
     whole = build_report(tmp_path, baseline="clip")
     part = build_report(tmp_path, baseline="clip", selection=Selection(columns=("pope:accuracy", "gqa")))
-    assert [(column.benchmark, column.metric) for column in part.table.columns] == [
-        ("pope", "accuracy"),
-        ("gqa", "exact_match"),
-    ]
+    assert [column.metric for column in part.table.columns] == ["accuracy", "exact_match"]
     assert deltas(part) == {key: p for key, p in deltas(whole).items() if key[1] != "retrieval"}
     assert part.table.comparisons == whole.table.comparisons
     assert "Omitted from this table: 2 of 4 columns. Tests are corrected for all columns" in part.remarks[0]
     assert "retrieval" not in part.answer
-    assert not any(remark.startswith("Omitted") for remark in whole.remarks)
-
-
-def test_a_metric_that_the_main_table_lacks_can_be_asked_for(tmp_path: Path) -> None:
-    put_results(tmp_path)
-    part = build_report(tmp_path, selection=Selection(columns=("pope:Share of Yes", "pope:yes")))
-    assert [column.metric for column in part.table.columns] == ["yes"]
-    assert all(part.table.cell(row, part.table.columns[0]).value is not None for row in part.table.rows)
+    assert not any(remark.startswith("Left out") for remark in whole.remarks)
+    more = build_report(tmp_path, selection=Selection(columns=("pope:Share of Yes", "pope:yes")))
+    assert [column.metric for column in more.table.columns] == ["yes"]  # which the main table lacks
+    assert all(more.table.cell(row, more.table.columns[0]).value is not None for row in more.table.rows)
 
 
 def test_rows_are_chosen_before_the_tests(tmp_path: Path) -> None:
@@ -189,3 +161,93 @@ def test_an_unknown_row_or_column_is_named(tmp_path: Path, selection: Selection,
     put_results(tmp_path)
     with pytest.raises(UserError, match=message):
         build_report(tmp_path, selection=selection)
+
+
+COUNT = 120
+
+
+def chance_report(folder: Path, skills: dict[str, float], chance: float = 0.02, yes: float | None = None) -> Report:
+    """Rows of some skill on pope, and on gqa of which chance is not known."""
+    ways = {"chance": chance} | ({} if yes is None else {"always yes": yes})
+    blind = {way: {"hit": np.full(COUNT, value)} for way, value in ways.items()}
+    for row, skill in skills.items():
+        put_result(folder, row, "pope", items_table(skill, benchmark="pope", count=COUNT), blind=blind)
+        put_result(folder, row, "gqa", items_table(skill, benchmark="gqa", count=COUNT))
+    return build_report(folder)
+
+
+def rendered(built: Report, name: str) -> str:
+    (text,) = REPORT_FORMATS[name].files(built).values()
+    return re.sub(" +", " ", str(text)) if name == "markdown" else str(text)
+
+
+def chance_lines(built: Report) -> pd.DataFrame:
+    return pd.read_csv(io.StringIO(rendered(built, "csv"))).set_index(["model", "benchmark"])
+
+
+def test_every_format_has_chance_beside_the_scores(tmp_path):
+    built = chance_report(tmp_path, {"clip": 0.4, "clips": 0.7}, chance=0.5, yes=0.61)
+    page = rendered(built, "html")
+    assert len(re.findall(r'<th scope="row"><a [^>]*>chance</a></th>', page)) == 2  # wide, and narrow
+    assert "always yes 61.0" in page
+    assert "| chance | — | 50.0 (always yes 61.0) |" in rendered(built, "markdown")
+    assert r"chance & {\textemdash} & \shortstack[r]{50.0\\{\scriptsize always yes 61.0}}" in rendered(built, "latex")
+    lines = chance_lines(built)[["chance", "always_yes"]]
+    assert lines.loc["clip", "pope"].to_dict() == {"chance": 50, "always_yes": pytest.approx(61)}
+    assert lines.loc["clip", "gqa"].isna().all()
+
+
+def test_chance_of_many_answers_is_not_rounded_to_nothing(tmp_path):
+    assert "| chance | — | 0.02 |" in rendered(chance_report(tmp_path, {"clip": 0.4}, chance=0.0002), "markdown")
+
+
+@pytest.mark.parametrize("yes", [0.2, 0.1 * 3 + 1e-16])
+def test_a_way_that_gives_no_more_than_guessing_is_not_shown(tmp_path, yes):
+    assert "| chance | — | 30.0 |" in rendered(
+        chance_report(tmp_path, {"clip": 0.4}, chance=0.1 * 3, yes=yes), "markdown"
+    )
+
+
+def test_chance_is_that_of_the_rows_that_know_it_and_of_no_other_protocol(tmp_path):
+    for row, protocol, blind in (
+        ("aged", {}, None),
+        ("clip", {}, {"chance": {"hit": np.full(COUNT, 0.4)}}),
+        ("crop", {}, {"chance": {"hit": np.full(COUNT, 0.5)}}),
+        ("other", {"shots": 5}, {"chance": {"hit": np.full(COUNT, 0.3)}}),
+    ):
+        items = items_table(0.6, benchmark="pope", count=COUNT)
+        put_result(tmp_path, row, "pope", items, protocol=protocol, blind=blind)
+    built = build_report(tmp_path)
+    assert chance_lines(built)["chance"].fillna(-1).tolist() == [50, 50, 50, -1]
+
+
+def test_no_row_at_all_is_not_said_where_one_was_measured_otherwise(tmp_path):
+    assert "No row can be told from chance" in chance_report(tmp_path, {"a": 0.4, "b": 0.5}, chance=0.9).answer
+    items = items_table(0.99, benchmark="pope", count=COUNT)
+    put_result(tmp_path, "other", "pope", items, protocol={"shots": 5})
+    assert "No row can be told from chance" not in build_report(tmp_path).answer
+
+
+@pytest.mark.parametrize(
+    ("chance", "yes", "answer", "below"),
+    [
+        (0.05, None, "", None),
+        (0.45, None, "", "not wholly better than it: clip on pope accuracy."),
+        (0.05, 0.45, "", "not wholly better than it: clip on pope accuracy (always yes)."),
+        (0.9, None, "No row can be told from chance on pope accuracy.", "clip and clips on pope accuracy."),
+    ],
+)
+def test_what_is_not_told_from_chance_is_said(tmp_path, chance, yes, answer, below):
+    built = chance_report(tmp_path, {"clip": 0.45, "clips": 0.7}, chance=chance, yes=yes)
+    assert built.answer.endswith(answer or built.answer)
+    assert ("chance" in built.answer) == bool(answer)
+    said = [line for line in built.remarks if line.startswith("Not told from chance")]
+    assert bool(said) == (below is not None)
+    assert not below or said[0].endswith(below)
+
+
+def test_where_chance_is_not_known_nothing_is_said_of_it(tmp_path):
+    put_result(tmp_path / "study", "clip", "gqa", items_table(0.4, benchmark="gqa"))
+    built = build_report(tmp_path / "study")
+    assert not any("chance" in rendered(built, name) for name in ("html", "markdown", "latex"))
+    assert chance_lines(built)["chance"].isna().all()

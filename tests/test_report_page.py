@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import html
 import re
 import shutil
-from html.parser import HTMLParser
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from report_material import put_results
-from report_study import make_study
+from report_material import edit, items_table, put_failure, put_result, put_results
+from report_study import Page, make_study, section
 
+from benchmarks.report.glossary import GLOSSARY, Glossary
 from benchmarks.report.html_page import render_page
 from benchmarks.report.load_results import NO_STEP_RECORDS_NOTE, MissingValue, read_source
-from benchmarks.report.report import build_report
+from benchmarks.report.report import Report, build_report
 from benchmarks.report.report_command import ReportConfig, run_report
-from benchmarks.report.reproduce import reproduction_info
 from benchmarks.report.sections import SECTIONS
-from benchmarks.report.step_timing import build_timeline, compress_idle_time
-from benchmarks.study.step_state import StepRecord
 from clips.errors import UserError
 
 
@@ -31,23 +28,11 @@ def study(tmp_path, monkeypatch) -> Path:
 
 def test_a_studys_page_has_every_section(study):
     page = render_page(build_report(study))
-    for section in SECTIONS:
-        of_others = section.id in {
-            "settings", "seeds", "lengths", "published", "kinds", "cost", "found", "captioned", "maps"
-        }  # fmt: skip
-        assert (f'id="{section.id}"' in page) is not of_others
-    for text in (
-        "Which is better?",
-        "A note for the reader.",
-        "no text tower",
-        "these weights are not of this architecture",
-    ):
-        assert text in page
-    assert "never a claim" in page  # the data are scenes
-    curves = page[page.index('<details class="section" id="curves"') :]
-    assert (
-        curves[: curves.index('<details class="section"', 1)].count("<svg") == 2
-    )  # contrastive loss and projector alone
+    others = {"settings", "seeds", "lengths", "published", "kinds", "cost", "found", "captioned", "maps"}
+    assert {each.id for each in SECTIONS if f'id="{each.id}"' not in page} == others
+    said = ("Which is better?", "A note for the reader.", "no text tower", "weights are not of this architecture")
+    assert [text for text in (*said, "never a claim") if text not in page] == []  # since the data are scenes
+    assert section(page, "curves").count("<svg") == 2  # contrastive loss and projector alone
 
 
 def test_a_failed_step_explains_the_cells_behind_it(study):
@@ -60,9 +45,7 @@ def test_a_failed_step_explains_the_cells_behind_it(study):
 
 
 def test_results_of_another_key_are_not_shown(study):
-    path = study / "steps" / "evaluate-llava-clips-tiny-s0" / "step.json"
-    content = json.loads(path.read_text(encoding="utf-8")) | {"key": "of an older study"}
-    path.write_text(json.dumps(content), encoding="utf-8")
+    edit(study / "steps" / "evaluate-llava-clips-tiny-s0" / "step.json", key="of an older study")
     gap = read_source(study).outcomes["clips", "pope"]
     assert isinstance(gap, MissingValue)
     assert gap.reason == "not run since the study or its code changed"
@@ -81,13 +64,6 @@ def test_results_without_records_of_their_steps_are_shown_as_they_lie(study):
         "not run yet"
     }
     assert NO_STEP_RECORDS_NOTE not in bare.remarks
-
-
-def test_a_result_without_the_record_of_its_step_is_not_said_never_to_have_run(study):
-    (record,) = study.glob("steps/evaluate-encoder-clip-*/step.json")
-    record.unlink()
-    gaps = {cell.missing.reason for cell in build_report(study).table.cells.values() if cell.missing}
-    assert "there is a result, but no record of the step that made it" in gaps
 
 
 def test_a_broken_result_of_a_study_fails_its_cell_only(study):
@@ -134,69 +110,116 @@ def test_a_report_against_another_baseline_stands_beside_the_studys(study, capsy
     assert "gqa" not in (study / "report-subset/table.md").read_text(encoding="utf-8")
 
 
-def test_a_report_that_cannot_be_written_is_one_line(study, tmp_path):
-    (tmp_path / "a-file").write_text("mine", encoding="utf-8")
-    for place in (tmp_path / "a-file", Path("/proc/nowhere")):
-        with pytest.raises(UserError, match=f"^{place}: cannot write here"):
-            run_report(ReportConfig(directory=str(study), output=str(place)))
-
-
-class Loads(HTMLParser):
-    """Everything in a page that a browser would fetch, and ids that stand twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fetched: list[str] = []
-        self.ids: list[str] = []
-        self.without_alt = 0
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        given = dict(attributes)
-        if given.get("id"):
-            self.ids.append(str(given["id"]))
-        if tag == "img" and not given.get("alt"):
-            self.without_alt += 1
-        for name in ("src", "href", "srcset", "data", "poster", "action", "xlink:href"):
-            target = given.get(name) or ""
-            if target and not target.startswith(("#", "data:")):
-                self.fetched.append(f"{tag} {name}={target}")
-
-
 def test_the_page_loads_nothing(study):
     page = render_page(build_report(study))
-    found = Loads()
-    found.feed(page)
-    assert found.fetched == []
-    assert found.without_alt == 0
-    assert len(found.ids) == len(set(found.ids))
+    assert Page(page).fetched == []
+    assert not re.search(r"<img(?![^>]*alt=.)", page)
     assert not re.search(r"@import|url\(\s*['\"]?(?!#)", page)
     assert "default-src 'none'" in page
 
 
-def test_pauses_between_runs_are_cut():
-    starts, end = compress_idle_time([(100.0, 110.0), (105.0, 120.0), (5000.0, 5010.0), (9000.0, 9001.0)])
-    assert starts == [0.0, 5.0, 20.0, 30.0]
-    assert end == 31.0
+def read(report: Report) -> str:
+    """The page's text, after a look at its build."""
+    text = Page(render_page(report)).text
+    assert not re.search(r"\b(nan|None|inf|Undefined)\b", text), re.findall(r".{40}\b(?:nan|None|inf)\b.{20}", text)
+    return text
 
 
-def test_a_step_that_went_on_is_drawn_before_what_waited_for_it():
-    parent = StepRecord(name="data", kind="data", command="", key="", status="done", started=0.0, seconds=100.0)
-    went_on = dataclasses.replace(parent, name="encoder", started=90_000.0, seconds=300.0, previous_seconds=200.0)
-    child = dataclasses.replace(parent, name="llava", started=90_100.0, seconds=100.0)
-    timing = build_timeline([parent, went_on, child])
-    assert timing is not None
-    assert [(bar.left, bar.width) for bar in timing.bars] == [(0, 20), (20, 60), (80, 20)]
-    assert timing.wall == timing.work == "8 min 20 s"
+def no_numbers(results: Path) -> None:
+    for row in ("one", "two"):
+        put_failure(results, row, "pope", "out of memory")
 
 
-def test_commits_that_made_the_results_are_counted(tmp_path):
-    results = put_results(tmp_path / "results")
-    files = sorted(results.glob("*/*.json"))
-    for number, file in enumerate(files):
-        git = {"commit": "a" * 40, "dirty": True} if number == 0 else {"commit": "b" * 40, "dirty": False}
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"git": git}))
-    facts = reproduction_info(build_report(results).source).facts
-    rest, whole = len(files) - 1, len(files)
-    assert facts["evaluated by commit"] == (
-        f"{'b' * 12} ({rest} of {whole} results), {'a' * 12} (changed) (1 of {whole} results)"
+def one_row(results: Path) -> None:
+    put_result(results, "one", "pope", items_table(0.5, benchmark="pope"))
+
+
+def no_items(results: Path) -> None:
+    for row, skill in (("one", 0.3), ("two", 0.8)):
+        edit(put_result(results, row, "pope", items_table(skill, benchmark="pope")), items=None)
+
+
+def holes(results: Path) -> None:
+    put_results(results)
+    put_result(results, "odd", "gqa", items_table(0.5, benchmark="gqa", seed=2), protocol={"prompt": "other"})
+    put_failure(results, "odd", "pope", "reason with a <tag> & an end.")
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (no_numbers, ["There is no number yet; the table says why.", "one and two on pope: failed: out of memory."]),
+        (one_row, ["One row: there is nothing to compare it with."]),
+        (no_items, ["No two rows could be tested against each other."]),
+        (put_results, ["Told from all others by paired tests: clips on"]),
+        (
+            holes,
+            [
+                "odd on pope: failed: reason with a <tag> & an end.",
+                "† odd on gqa exact match was measured otherwise",
+                "odd on retrieval: missing: no result file.",
+            ],
+        ),
+    ],
+)
+def test_the_page_holds_and_says_what_is_there(tmp_path: Path, make: Callable[[Path], object], expected: list[str]):
+    make(tmp_path / "results")
+    text = read(build_report(tmp_path / "results"))
+    assert [each for each in expected if each not in text] == []
+
+
+def test_the_answer_says_where_nothing_beats_the_baseline(tmp_path):
+    put_results(tmp_path, {"ci_low": 0.1, "lower": 0.05, "same": 0.8, "top": 0.8})
+    report = build_report(tmp_path, baseline="top")
+    assert report.answer == "No row beats its baseline on any measure; low and lower lose to it on some."
+    assert len(report.sentences) == 3
+
+
+def explained(many_rows_page: str) -> set[str]:
+    return {*re.findall(r'<div id="word-([\w-]+)">', many_rows_page)}
+
+
+def visible_text(many_rows_page: str) -> str:
+    """What a reader sees of a many_rows_page, but for its glossary and what the study itself says."""
+    body = many_rows_page[many_rows_page.index("<body>") : many_rows_page.index('<details class="section" id="words"')]
+    body = re.sub(r"<(script|style|pre|svg|dl)\b.*?</\1>", " ", body, flags=re.DOTALL)
+    return html.unescape(re.sub(r"<[^>]+>", "", body))
+
+
+def test_the_first_of_each_word_is_a_link_and_all_else_is_text():
+    glossary = Glossary()
+    linked = str(glossary.link("<b> an interval & Spearman's ρ, an interval; chance"))
+    assert linked == (
+        '&lt;b&gt; an <a class="word" href="#word-interval">interval</a> &amp; '
+        '<a class="word" href="#word-spearman">Spearman&#39;s ρ</a>, an interval; '
+        '<a class="word" href="#word-chance">chance</a>'
     )
+    assert {"interval", "spearman", "chance"} <= {word.id for word in glossary.used}
+    assert "pareto" not in {word.id for word in glossary.used}
+
+
+def test_a_word_that_explains_another_is_explained_too():
+    glossary = Glossary()
+    glossary.link("by a permutation test")
+    assert {"permutation", "p"} <= {word.id for word in glossary.used}
+    glossary = Glossary()
+    glossary.look_up("AUC")
+    assert [word.id for word in glossary.used] == ["interval", "chance", "auc"]  # chance by AUC, the interval by chance
+
+
+@pytest.fixture(scope="module")
+def many_rows_page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder: Path = tmp_path_factory.mktemp("glossary")
+    for row, skill in {"a": 0.2, "b": 0.3, "c": 0.5, "d": 0.6, "e": 0.8}.items():
+        for benchmark in ("retrieval", "gqa"):
+            put_result(folder, row, benchmark, items_table(skill, benchmark=benchmark))
+    return render_page(build_report(folder))
+
+
+def test_all_words_of_statistics_on_a_page_are_explained_there(many_rows_page):
+    text = visible_text(many_rows_page)
+    used = {word.id for word in GLOSSARY if re.search(word.pattern, text)}
+    assert {"interval", "p"} <= used
+    assert used <= explained(many_rows_page)
+    assert {*re.findall(r'href="#word-([\w-]+)"', many_rows_page)} <= explained(many_rows_page)
+    assert explained(many_rows_page) < {word.id for word in GLOSSARY}  # and no others

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+from bench_reader import evaluate
+from bench_world import write_lines, write_pictures
 from report_material import items_table, put_result
+from report_study import record_study, section
 from scipy import stats
 
+from benchmarks.report.caption_length_figures import length_curves, length_figures
 from benchmarks.report.formats import REPORT_FORMATS
 from benchmarks.report.html_page import render_page
 from benchmarks.report.load_results import limit_rows
 from benchmarks.report.report import build_report
 from benchmarks.report.sections import built_sections, report_figures
-from benchmarks.study import study_commands
-from benchmarks.study.step_state import StepRecord, write_record
-from benchmarks.study.study_record import read_study_record, write_study_record
+from benchmarks.report.sweep_figures import sweep_panels
+from benchmarks.tasks.encoders.long_retrieval import metric_suffix
+from benchmarks.tasks.run_config import BenchmarkConfig
 
 SHARES = {
     "pretrained": (0.1, 0.1, 0.1),
@@ -33,42 +39,25 @@ seeds: [0, 1, 2]
 encoders:
   pretrained: {}
   whole: {recipe: {strategy: full}}
-  part: {vary: {recipe.caption_strategy: [block], recipe.caption_tokens: [8, 16]}}
+  part: {sweep: {recipe.caption_strategy: [block], recipe.caption_tokens: [8, 16]}}
 benchmarks: {retrieval: {data: d}}
 figures:
-  - {benchmark: retrieval, encoders: part, x: recipe.caption_tokens, beside: [whole], title: <Lengths>, label: tokens}
+  - {benchmark: retrieval, encoders: part, x: recipe.caption_tokens, reference_lines: [whole], title: <Lengths>,
+     label: tokens}
 """
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> Path:
     """A study's output with three encoders, three seeds each."""
-    folder = tmp_path_factory.mktemp("seeds")
-    output, file = folder / "out", folder / "study.yaml"
-    file.write_text(f"{STUDY}output: {output}\n", encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study_commands, "check_command", lambda words: None)
-        patch.setattr(study_commands, "command_version", lambda words: 1)
-        keyed = study_commands.resolve_study(study_commands.StudyConfig(study=str(file)))
-        write_study_record(output, study_commands.study_record(keyed, str(file)))
-    for step in keyed.plan.steps:
-        record = StepRecord(
-            name=step.name, kind=step.kind, command="", key=keyed.keys[step.name].key, status="done", started=1.0,
-            seconds=1.0,
-        )  # fmt: skip
-        write_record(output, record)
+    output = tmp_path_factory.mktemp("seeds") / "out"
+    record_study(STUDY, output)
     for encoder, shares in SHARES.items():
         for seed, share in enumerate(shares):
             items = items_table(0.0, benchmark="retrieval", count=200)
             items["hit"] = items["score"] = [float(number < round(200 * share)) for number in range(200)]
-            put_result(
-                output / "results",
-                f"{encoder}-s{seed}",
-                "retrieval",
-                items,
-                primary=("t2i_r1",),
-                digest=f"{encoder} {seed}",
-            )
+            more = {"primary": ("t2i_r1",), "digest": f"{encoder} {seed}"}
+            put_result(output / "results", f"{encoder}-s{seed}", "retrieval", items, **more)  # type: ignore[arg-type]
     return output
 
 
@@ -117,11 +106,8 @@ def test_a_model_that_was_evaluated_once_has_one_number(study, tmp_path):
         file = copied / "results" / f"pretrained-s{seed}" / "retrieval.json"
         file.write_text(file.read_text().replace(f"pretrained {seed}", "pretrained 0"))
     lines = {line["model"]: line for line in rows_of(REPORT_FORMATS["seeds"].render(build_report(copied)))}
-    assert (lines["pretrained"]["num_seeds"], lines["pretrained"]["seed 1"], lines["whole"]["num_seeds"]) == (
-        "1",
-        "",
-        "3",
-    )
+    assert (lines["pretrained"]["num_seeds"], lines["pretrained"]["seed 1"]) == ("1", "")
+    assert lines["whole"]["num_seeds"] == "3"
 
 
 def test_the_result_of_another_row_is_no_number_of_a_cell(study, tmp_path):
@@ -154,23 +140,104 @@ def test_a_figure_has_a_curve_for_each_strategy_and_a_level_for_what_stands_besi
     assert slope - low == pytest.approx(high - slope, rel=0.3)
     assert lines[2]["slope"] == ""
     page = render_page(built)
-    assert 'id="settings"' in page
     assert 'id="seeds"' in page
     assert "&lt;Lengths&gt;" in page
-    section = page[page.index('id="settings"') :].partition("</section>")[0]
-    assert section.count("<svg") == 1  # galleries have pictures in such ones
+    assert section(page, "settings").count("<svg") == 1
 
 
-def test_figures_survive_the_record_and_galleries_look_at_the_first_seed(study):
-    assert read_study_record(study).figures[0].reference_lines == ("whole",)
+def test_galleries_look_at_the_first_seed_and_figures_are_of_the_means(study):
     rows = limit_rows(build_report(study).source).rows
     assert [(row.encoder, row.seed) for row in rows] == [(name, 0) for name in SHARES]
-
-
-def test_figures_of_several_seeds_are_of_the_means(study):
     built = build_report(study)
     shown = {section.id: content for section, content in built_sections(built)}
     forest = {figure.name: figure for figure in shown["forest"].figures}["forest-retrieval-t2i-r1"]
     assert [row[0] for row in forest.rows] == ["part.block.8", "part.block.16", "pretrained"]
     assert forest.rows[0][1] == "+30.0"
     assert "setting-0-t2i-r1" in report_figures(built)
+
+
+RECIPES_STUDY = """
+name: small
+seeds: [0, 1]
+encoders:
+  part: {sweep: {recipe.caption_tokens: [8, 16]}}
+llms: {tiny: {}}
+llava_variants: {short: {}, long: {}}
+benchmarks: {pope: {data: d}}
+figures:
+  - {benchmark: pope, encoders: part, x: recipe.caption_tokens}
+"""
+RECIPES_SHARES = {("8", "short"): 0.2, ("16", "short"): 0.4, ("8", "long"): 0.5, ("16", "long"): 0.8}
+
+
+@pytest.fixture
+def recipes_study(tmp_path: Path) -> Path:
+    """A study's output with two encoders in two LLaVAs each, two seeds each."""
+    output = tmp_path / "out"
+    for row in record_study(RECIPES_STUDY, output).rows:
+        share = RECIPES_SHARES[row.encoder.rpartition(".")[2], row.llava_variant or ""] + 0.05 * (row.seed or 0)
+        items = items_table(0.0, benchmark="pope", count=100)
+        items["hit"] = items["score"] = [float(number < round(100 * share)) for number in range(100)]
+        put_result(output / "results", Path(row.cells["pope"].result).parent.name, "pope", items)
+    return output
+
+
+def test_a_figure_against_a_setting_has_a_curve_for_each_recipe(recipes_study: Path) -> None:
+    (panel,) = sweep_panels(build_report(recipes_study))
+    found = {curve.name: {x: cell.value for x, cell in curve.points.items()} for curve in panel.curves}
+    assert found == {
+        "part, short": {8.0: pytest.approx(22.5), 16.0: pytest.approx(42.5)},
+        "part, long": {8.0: pytest.approx(52.5), 16.0: pytest.approx(82.5)},
+    }
+    assert panel.slope is not None
+    assert panel.slope.value == pytest.approx(25)
+
+
+def test_points_that_were_measured_otherwise_are_on_no_curve(recipes_study: Path) -> None:
+    built = build_report(recipes_study)
+    place = ("part.16 by long", "pope", "accuracy")
+    cells = dict(built.table.cells)
+    cells[place] = dataclasses.replace(cells[place], group=1, protocol_differences=("prompt: other",))
+    mixed = dataclasses.replace(built, table=dataclasses.replace(built.table, cells=cells))
+    (panel,) = sweep_panels(mixed)
+    assert [list(curve.points) for curve in panel.curves] == [[8.0, 16.0], [8.0]]
+
+
+PICTURES = 4
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Rows that read 10 words and all of them, of captions that tell their picture by the 3rd, 6th, 12th, 24th word."""
+    write_pictures(tmp_path / "images", PICTURES)
+    captions = [" ".join([*["word"] * (place - 1), f"thing{n}", "end"]) for n, place in enumerate((3, 6, 12, 24))]
+    rows = [{"image": f"images/{number}.png", "caption": text} for number, text in enumerate(captions)]
+    data = str(write_lines(tmp_path / "long.jsonl", rows))
+    for row, context, words in (("short", 10, (4, 8, 16)), ("whole", 100, (4, 8, 16)), ("other", 100, (8,))):
+        config = BenchmarkConfig(name="docci", task="long_retrieval", data=data, word_limits=words)
+        evaluate(monkeypatch, tmp_path, config, pictures=PICTURES, context=context, row=row)
+    return tmp_path / "results"
+
+
+def test_a_curve_for_each_row_and_direction(results):
+    report = build_report(results)
+    drawn = length_figures(report)
+    assert [figure.title for figure in drawn.figures] == ["docci: T→I R@1", "docci: I→T R@1"]
+    assert drawn.figures[0].heads == ("words", "4", "8", "16", "whole", "cut off")
+    labels = ("4", "8", "16", "whole")
+    metrics = {label: "t2i_r1" if label == "whole" else f"t2i_r1{metric_suffix(int(label))}" for label in labels}
+    curves = {curve.name: curve for curve in length_curves(report.details, "docci", metrics)}
+    values = {name: {label: cell.value for label, cell in curve.points.items()} for name, curve in curves.items()}
+    found = [100 * share for share in ((1 + 3 / 4) / 4, (2 + 2 / 4) / 4, (3 + 1 / 4) / 4, 1)]
+    assert values["whole"] == pytest.approx(dict(zip(labels, found, strict=True)))
+    assert values["short"] == pytest.approx(dict(zip(labels, [*found[:2], found[1], found[1]], strict=True)))
+    assert list(values["other"]) == ["8", "whole"]
+    assert (curves["short"].cut_off.value, curves["whole"].cut_off.value) == (50, 0)
+    assert {name for name, curve in curves.items() if curve.protocol_differences} == {"other"}  # two are alike
+    shown = section(render_page(report), "lengths")
+    assert shown.count("<svg") == 2
+    assert "short: 50 % cut off" in shown
+    rows = re.findall(r"<tr>.*?</tr>", shown, re.DOTALL)
+    (whole,) = [row for row in rows[: len(rows) // 2] if '<th scope="row">whole' in row]
+    numbers = re.findall(r"<td>([\d.]+)", whole)
+    assert numbers == ["43.8", "62.5", "81.2", "100.0", "0"]

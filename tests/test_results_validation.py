@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from fuzz_world import Ended, run
-from report_material import items_table, put_result, put_results
+from report_material import edit, items_table, put_result, put_results
 
 from benchmarks.analysis.find_results import find_results_by_row
 from benchmarks.report.formats import REPORT_FORMATS
@@ -21,12 +21,6 @@ from clips.errors import UserError
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     return put_results(tmp_path / "results")
-
-
-def change(path: Path, metric: str | None = None, **fields: object) -> None:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    (content if metric is None else content["metrics"][metric]).update(fields)
-    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def change_items(path: Path, **columns: object) -> None:
@@ -41,10 +35,8 @@ FIELDS = [
     ({"n": 1000}, r"metrics\.accuracy\.n: expected 120, as its items have, got 1000$"),
     ({"clusters": 30}, r"metrics\.accuracy\.clusters: expected 60, as its items have, got 30$"),
     ({"aggregation": "nonsense"}, r"metrics\.accuracy\.aggregation: expected one of mean, .*, got 'nonsense'$"),
-    ({"columns": []}, r"metrics\.accuracy\.columns: expected those that the aggregation 'mean' takes, got none$"),
     ({"columns": ["gone"]}, r"metrics\.accuracy\.columns: expected one of pope\.items\.parquet, got 'gone'$"),
     ({"columns": ["prediction"]}, r"expected numbers in 'prediction' of pope\.items\.parquet, got (large_)?string$"),
-    ({"aggregation": "f1"}, r"metrics\.accuracy\.columns: expected those of the aggregation 'f1', got others \(.+\)$"),
     ({"scale": 0.0}, r"metrics\.accuracy\.scale: expected a number above 0, got 0$"),
     ({"aggregation": None, "columns": [], "value": 5.0, "ci_low": None, "ci_high": None},
      r"metrics\.accuracy\.value: expected a ratio from 0 to 1, got 5$"),
@@ -55,7 +47,7 @@ FIELDS = [
 @pytest.mark.parametrize(("fields", "told"), FIELDS)
 def test_a_number_that_its_items_contradict_is_refused(results: Path, fields: dict[str, object], told: str) -> None:
     path = results / "clip/pope.json"
-    change(path, "accuracy", **fields)
+    edit(path, "accuracy", **fields)
     with pytest.raises(UserError, match=told) as caught:
         read_result(path)
     assert str(caught.value).startswith(f"{path}: ")
@@ -73,7 +65,7 @@ def test_a_fingerprint_that_is_not_the_protocols_is_refused(
     results: Path, fields: dict[str, object], told: str
 ) -> None:
     path = results / "clip/pope.json"
-    change(path, **fields)
+    edit(path, **fields)
     with pytest.raises(UserError, match=told):
         read_result(path)
 
@@ -85,7 +77,6 @@ def test_a_fingerprint_that_is_not_the_protocols_is_refused(
         ({"hit": 0.25}, r"metrics\.accuracy\.value: expected 0\.25, as its items give"),
         ({"item": "one"}, r"pope\.items\.parquet: item: expected different names, got 'one' twice$"),
         ({"image": None}, r"pope\.items\.parquet: image: expected a name in each line, got none in 120$"),
-        ({"image": 5}, r"pope\.items\.parquet: image: unexpected type int64$"),
         ({"thumbnail": 5}, r"pope\.items\.parquet: thumbnail: unexpected type int64$"),
     ],
 )
@@ -101,9 +92,9 @@ def test_a_table_of_items_that_is_no_such_table_is_refused(
 def test_a_scorers_rounding_and_masked_secrets_are_no_faults(results: Path) -> None:
     path = results / "clip/pope.json"
     value = json.loads(path.read_text())["metrics"]["accuracy"]["value"]
-    change(path, "accuracy", value=value + 5e-6)
+    edit(path, "accuracy", value=value + 5e-6)
     assert read_result(path).metrics["accuracy"].value == value + 5e-6
-    change(path, protocol={"judge": "https://***@host/v1"}, fingerprint="0" * 64)
+    edit(path, protocol={"judge": "https://***@host/v1"}, fingerprint="0" * 64)
     assert read_result(path).status == "ok"
 
 
@@ -121,10 +112,10 @@ def report(directory: Path) -> Ended:
     return run("clips-bench", ["report", str(directory), "--formats=csv"])
 
 
-@pytest.mark.parametrize("fields", [{"value": 0.9}, {"aggregation": "nonsense"}, {"columns": ["prediction"]}])
+@pytest.mark.parametrize("fields", [{"value": 0.9}, {"columns": ["prediction"]}])
 def test_an_invalid_file_is_a_cell_of_the_report(results: Path, fields: dict[str, object]) -> None:
     """Before: a number in the table, or a traceback where the formula or a column was not what it should be."""
-    change(results / "clip/pope.json", "accuracy", **fields)
+    edit(results / "clip/pope.json", "accuracy", **fields)
     ended = report(results)
     assert ended.status == 0, ended.err
     (warned,) = [line for line in ended.err.splitlines() if line.startswith("warning: ")]
@@ -139,7 +130,7 @@ def test_an_invalid_file_is_a_cell_of_the_report(results: Path, fields: dict[str
 
 
 def test_numbers_of_another_scale_do_not_stand_in_one_column(results: Path) -> None:
-    change(results / "clips/pope.json", "accuracy", scale=1000.0)
+    edit(results / "clips/pope.json", "accuracy", scale=1000.0)
     built = build_report(results)
     (column,) = (column for column in built.table.columns if column.benchmark == "pope")
     gap = built.table.cell(next(row for row in built.table.rows if row.name == "clips"), column).missing
@@ -154,7 +145,7 @@ def test_an_interval_is_that_of_the_items(results: Path) -> None:
     (column,) = (column for column in built.table.columns if column.benchmark == "pope")
     expected = built.table.cell(before["clip"], column)
     value = json.loads((results / "clip/pope.json").read_text())["metrics"]["accuracy"]["value"]
-    change(results / "clip/pope.json", "accuracy", ci_low=value - 1e-4, ci_high=value + 1e-4)
+    edit(results / "clip/pope.json", "accuracy", ci_low=value - 1e-4, ci_high=value + 1e-4)
     found = build_report(results).table.cell(before["clip"], column)
     assert (found.ci_low, found.ci_high) == (expected.ci_low, expected.ci_high)
     assert expected.ci_high - expected.ci_low > 5
@@ -165,7 +156,7 @@ def test_a_ratio_of_any_scale_has_wilsons_interval(tmp_path: Path) -> None:
     ends = {}
     for scale in (1.0, 100.0, 1000.0):
         path = put_result(tmp_path / f"{scale:g}", "one", "pope", items_table(0.95, benchmark="pope"))
-        change(path, "accuracy", scale=scale, ci_low=None, ci_high=None)
+        edit(path, "accuracy", scale=scale, ci_low=None, ci_high=None)
         table = build_report(path.parents[1]).table
         cell = table.cell(table.rows[0], next(column for column in table.columns if column.metric == "accuracy"))
         ends[scale] = [cell.ci_low / scale, cell.ci_high / scale]
@@ -174,7 +165,7 @@ def test_a_ratio_of_any_scale_has_wilsons_interval(tmp_path: Path) -> None:
 
 
 def test_several_files_compare_and_card_refuse_an_invalid_one(results: Path) -> None:
-    change(results / "clip/pope.json", "accuracy", value=0.99)
+    edit(results / "clip/pope.json", "accuracy", value=0.99)
     for command in (["compare", str(results / "clip"), str(results / "clips")], ["verify", str(results)]):
         ended = run("clips-bench", command)
         assert ended.status != 0
@@ -187,38 +178,14 @@ def test_two_results_of_one_cell_are_refused(results: Path) -> None:
     """Before: the report showed the one that was read last, and said nothing."""
     shutil.copytree(results / "clips", results / "clips-again")
     mine, other = results / "clips/gqa.json", results / "clips-again/gqa.json"
-    change(other, "exact_match", label="another")
-    for command in (
-        ["report", str(results)],
-        ["compare", str(results), str(results)],
-        ["card", str(results), "--results", str(results)],
-        ["publish", str(results), "--repo_id", "me/results", "--dry_run", "true"],
-    ):
+    edit(other, "exact_match", label="another")
+    publish = ["publish", str(results), "--to", "me/results", "--dry_run", "true"]
+    for command in (["report", str(results)], ["compare", str(results), str(results)], publish):
         ended = run("clips-bench", command)
         assert ended.status == 2, command
-        if command[0] != "card":  # which looks at the model first
-            assert f"{other}: expected one result of 'clips' on 'gqa', but {mine} is of it too" in ended.line()
-            assert len(ended.err.strip().splitlines()) == 1
+        assert f"{other}: expected one result of 'clips' on 'gqa', but {mine} is of it too" in ended.line()
     with pytest.raises(UserError, match="is of it too; remove one"):
         find_results_by_row(str(results), "results")
-
-
-def test_two_files_of_a_rows_directory_that_name_one_benchmark_are_refused(results: Path) -> None:
-    shutil.copy(results / "clip/gqa.json", results / "clip/gqa2.json")
-    shutil.copy(results / "clip/gqa.items.parquet", results / "clip/gqa2.items.parquet")
-    with pytest.raises(
-        UserError, match=r"gqa2\.json: expected one result of 'clip' on 'gqa', but .*gqa\.json is of it"
-    ):
-        find_results_by_row(str(results / "clip"), "first")
-
-
-def test_an_unreadable_file_in_the_place_of_another_result_is_refused(results: Path) -> None:
-    """Its place says which result it is of."""
-    change(results / "clip/pope.json", model_name="clips")
-    (results / "clips/pope.json").write_text("{")
-    ended = report(results)
-    assert ended.status == 2
-    assert "clips/pope.json: expected one result of 'clips' on 'pope', but" in ended.line()
 
 
 def test_a_result_whose_items_are_missing_is_shown_and_said_to_be_unchecked(results: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from study_kills import small
 
 from benchmarks.study.shipped import resolve_study_file
 from clips.errors import UserError
@@ -19,8 +20,8 @@ ROOT = Path(__file__).parents[1]
 ROWS = ("untrained", "clips")
 
 
-def run(output: Path) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "benchmarks.cli", "study", "run", "mini", "--output", str(output)]
+def run(output: Path, study: str = "mini") -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "benchmarks.cli", "study", "run", study, "--output", str(output)]
     return subprocess.run(words, capture_output=True, text=True, timeout=900, cwd=ROOT, check=False)
 
 
@@ -62,6 +63,18 @@ def test_a_name_that_is_no_study_is_refused_and_a_file_goes_before_a_shipped_one
     assert resolve_study_file("mini") == "mini"
 
 
+def test_a_study_of_one_untrained_encoder_is_run_by_the_programs_themselves(tmp_path):
+    """Scenes, a training of two steps and its evaluation; the whole miniature is in the long set."""
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(small(tmp_path / "out")), encoding="utf-8")
+    ended = run(tmp_path / "out", str(file))
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    (found,) = (tmp_path / "out/results").rglob("*.json")
+    assert json.loads(found.read_text(encoding="utf-8"))["status"] == "ok"
+    page = (tmp_path / "out/report/index.html").read_text(encoding="utf-8")
+    assert "T→I R@1" in page
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
@@ -70,6 +83,7 @@ def finished(tmp_path_factory):
     return folder, ended
 
 
+@pytest.mark.slow
 def test_every_cell_of_the_table_is_a_number(finished):
     folder, ended = finished
     results = {path.relative_to(folder / "out" / "results"): json.loads(path.read_text(encoding="utf-8"))
@@ -85,6 +99,7 @@ def test_every_cell_of_the_table_is_a_number(finished):
     assert str(folder / "out" / "report" / "index.html") in ended.stdout + ended.stderr
 
 
+@pytest.mark.slow
 def test_every_artifact_says_where_it_comes_from(finished):
     folder, _ = finished
     manifests = [json.loads(path.read_text(encoding="utf-8")) for path in (folder / "out").rglob("manifest.json")]
@@ -101,6 +116,7 @@ def test_every_artifact_says_where_it_comes_from(finished):
     assert all(manifest["config"]["launch"]["deepspeed"] == "zero2" for manifest in llavas)
 
 
+@pytest.mark.slow
 def test_a_second_run_does_nothing(finished):
     folder, _ = finished
     before = {path: path.stat().st_mtime_ns for path in (folder / "out" / "steps").rglob("*")}

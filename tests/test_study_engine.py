@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from families import quick_of
 from study_engine import FAKE, make, run, visits
 
 from benchmarks.study.executors import GpusConfig
@@ -110,10 +111,10 @@ def processes_of(place: Path) -> list[list[str]]:
     return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_interrupted_runner_leaves_nothing_at_work_and_goes_on_where_it_was(tmp_path, number):
+@pytest.mark.parametrize("name", quick_of(["SIGINT", "SIGTERM", "SIGKILL"], "SIGKILL"))
+def test_an_interrupted_runner_leaves_nothing_at_work_and_goes_on_where_it_was(tmp_path, name):
     process = start_runner(tmp_path)
-    process.send_signal(number)
+    process.send_signal(signal.Signals[name])
     process.communicate(timeout=60)
     wait_until_free(tmp_path)
     record = read_record(tmp_path, "long")

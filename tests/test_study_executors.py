@@ -79,15 +79,8 @@ def test_what_a_step_asks_for_is_what_snakemake_is_told():
     )
     asked = slurm.demands(Resources(processes=4, gpus=4, cpus=8, memory_gb=64, time_limit_hours=0.5))
     assert asked == {
-        "jobs": 1,
-        "slurm_partition": "gpu",
-        "slurm_account": "vision",
-        "qos": "high",
-        "constraint": "h100",
-        "runtime": 30,
-        "cpus_per_task": 32,
-        "mem_mb": 65536,
-        "gres": "gpu:4",
+        **{"jobs": 1, "slurm_partition": "gpu", "slurm_account": "vision", "qos": "high", "constraint": "h100"},
+        **{"runtime": 30, "cpus_per_task": 32, "mem_mb": 65536, "gres": "gpu:4"},
         "slurm_extra": "--signal=TERM@300 --nice=100",
     }
     wide = slurm.demands(Resources(nodes=2, processes=8, gpus=8))
@@ -107,36 +100,22 @@ def test_what_a_step_asks_for_is_what_snakemake_is_told():
 TRAIN, LLAVA, RUN = ("clips", "train"), ("llava-bridge", "train"), ("clips-bench", "run")
 
 
+TORCHRUN = "torchrun --standalone --shutdown-timeout 270 --nproc-per-node"
+NODES = "torchrun --nnodes 2 --rdzv-backend c10d --shutdown-timeout 270 --nproc-per-node 8"
+
+
 @pytest.mark.parametrize(
     ("words", "resources", "expected"),
     [
         (TRAIN, Resources(), "clips train --config c"),
-        (
-            TRAIN,
-            Resources(processes=4),
-            "torchrun --standalone --shutdown-timeout 270 --nproc-per-node 4 -m clips.cli train --config c",
-        ),
+        (TRAIN, Resources(processes=4), f"{TORCHRUN} 4 -m clips.cli train --config c"),
         (LLAVA, Resources(processes=4), "llava-bridge train --config c --launch.num_processes 4"),
-        (
-            RUN,
-            Resources(processes=2),
-            "torchrun --standalone --shutdown-timeout 270 --nproc-per-node 2 -m benchmarks run --config c",
-        ),
-        (
-            LLAVA,
-            Resources(processes=8, nodes=2),
-            "torchrun --nnodes 2 --rdzv-backend c10d --shutdown-timeout 270 --nproc-per-node 8 "
-            "-m llava_bridge train --config c",
-        ),
+        (RUN, Resources(processes=2), f"{TORCHRUN} 2 -m benchmarks run --config c"),
+        (LLAVA, Resources(processes=8, nodes=2), f"{NODES} -m llava_bridge train --config c"),
     ],
 )
 def test_a_step_is_started_under_the_launcher_that_it_needs(words, resources, expected):
     assert " ".join(launch_command(words, Path("c"), resources)) == expected
-
-
-def test_a_command_that_nobody_can_share_is_refused():
-    with pytest.raises(UserError, match="'clips scenes' runs in one process; got processes: 2"):
-        launch_command(("clips", "scenes"), Path("c"), Resources(processes=2))
 
 
 def test_resources_of_a_kind_are_overlaid_by_those_of_a_name():
@@ -156,45 +135,19 @@ def test_resources_of_a_kind_are_overlaid_by_those_of_a_name():
     ("fields", "message"),
     [
         ({"executor": "slrm"}, "unknown executor 'slrm'; did you mean 'slurm'"),
-        (
-            {"executor": {"name": "slurm", "partitoin": "gpu"}},
-            "executor: unknown key 'partitoin'; did you mean 'partition'",
-        ),
-        ({"executor": {"name": "slurm", "time_limit_hours": "long"}}, "executor: time_limit_hours: expected a number"),
+        ({"executor": {"name": "slurm", "partitoin": "gpu"}}, "executor: .*'partitoin'; did you mean 'partition'"),
         ({"executor": {"name": "slurm", "time_limit_hours": 0}}, "executor: time_limit_hours: expected more than 0"),
-        (
-            {"executor": {"name": "slurm", "setup": "module load"}},
-            "executor: setup: expected a list, each item a string, got 'module load'",
-        ),
-        (
-            {"executor": {"name": "slurm", "additional_parameters": {"x": [1]}}},
-            "executor: additional_parameters.x: expected a string or an integer, got [1]",
-        ),
-        (
-            {"executor": {"name": "slurm", "cancel_on_interrupt": 1}},
-            "executor: cancel_on_interrupt: expected true or false, got 1",
-        ),
-        (
-            {"executor": ["local"]},
-            "executor: expected one of local, gpus, slurm, kubernetes, or a mapping with its name, got [",
-        ),
-        (
-            {"resources": {"encoder": {"process": 2}}},
-            "resources.encoder: unknown key 'process'; did you mean 'processes'",
-        ),
-        ({"resources": {"encoder": {"processes": 0}}}, "resources.encoder: processes: expected at least 1, got 0"),
-        ({"resources": {"encoder": {"gpus": "all"}}}, "resources.encoder: gpus: expected an integer, got 'all'"),
+        ({"executor": ["local"]}, "executor: expected one of local, gpus, slurm, kubernetes, or a mapping"),
+        ({"resources": {"encoder": {"process": 2}}}, "resources.encoder: .*'process'; did you mean 'processes'"),
         (
             {"resources": {"encoder": {"time_limit_hours": float("nan")}}},
             "resources.encoder: time_limit_hours: expected more than 0",
         ),
-        ({"resources": [1]}, "resources: expected a mapping"),
     ],
 )
 def test_a_wrong_executor_or_resource_is_told_with_its_field(fields, message):
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError, match=message):
         parse_study({**SMALL, **fields})
-    assert message in str(refused.value)
 
 
 def test_an_executor_is_named_alone_or_with_its_settings():
@@ -232,14 +185,10 @@ def test_a_second_runner_waits_where_it_is_asked_to(tmp_path, monkeypatch):
 
 
 def test_torchrun_s_workers_end_with_the_runner_s_patience(tmp_path):
-    worker = (
-        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(99)"
-    )
-    launcher = "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
-    launcher += (
-        f"p = subprocess.Popen([sys.executable, '-c', {worker!r}], start_new_session=True); print(p.pid, flush=True);"
-    )
-    launcher += "time.sleep(99)"
+    deaf = "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    worker = f"{deaf}; print('up', flush=True); time.sleep(99)"
+    start = f"p = subprocess.Popen([sys.executable, '-c', {worker!r}], start_new_session=True)"
+    launcher = f"{deaf}; {start}; print(p.pid, flush=True); time.sleep(99)"
     with (tmp_path / "log").open("wb") as log:
         child = start_child([sys.executable, "-c", launcher], log, {})
     while len(told := (tmp_path / "log").read_text(encoding="utf-8").split()) < 2:
@@ -270,11 +219,3 @@ def test_torchrun_on_several_nodes_is_told_by_the_environment_where_to_meet(tmp_
     host, port = parsed.rdzv_endpoint.split(":")
     assert host == "n7"
     assert 20_000 <= int(port) < 32_000
-
-
-@pytest.mark.parametrize(
-    "settings", [{"name": "slurm"}, {"name": "kubernetes", "image": "suite"}], ids=["slurm", "kubernetes"]
-)
-def test_a_cluster_runs_at_once_as_many_jobs_as_it_may(settings):
-    found = executor_config({**settings, "max_jobs": 4}).shares({"a": Resources(gpus=2), "b": Resources()}, 1)
-    assert found == {"a": {"jobs": 0.25}, "b": {"jobs": 0.25}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from study_engine import make, run, visits
-from study_kills import tiny_study
+from study_kills import small
 from test_study_engine import RUNNER, wait_until_free
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -30,6 +29,7 @@ def chain(place: Path) -> list[object]:
     return [make(place, "first", sleep=0.3), *middle, make(place, "last", *NAMES[1:4], sleep=0.3)]
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_leave_nothing_undone_and_do_nothing_twice(tmp_path):
     code = RUNNER.format(tests=str(Path(__file__).parent), root=str(SCRIPTS.parent), place=str(tmp_path))
     head = code[: code.index("steps = [")]
@@ -57,13 +57,6 @@ def lines(place: Path) -> int:
     return len(runs.read_text(encoding="utf-8").splitlines()) if runs.is_file() else 0
 
 
-def small(output: Path) -> dict[str, object]:
-    """The quick one: an untrained encoder, so that its three kinds of step take seconds each."""
-    study = tiny_study(output)
-    study["encoders"] = {"clip": {"recipe": {"name": "clip"}, "max_steps": 2}}
-    return study
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.timeout(5400))])
 def test_a_study_whose_runner_is_killed_ends_with_the_same_table(tmp_path, kills):
@@ -72,23 +65,3 @@ def test_a_study_whose_runner_is_killed_ends_with_the_same_table(tmp_path, kills
     assert problems == []
     assert done == kills
     assert places
-
-
-def test_a_difference_in_a_result_a_score_or_a_weight_is_found(tmp_path):
-    for name in ("one", "other"):
-        weights, hidden = "encoders/clip-s0/model.safetensors", "results/clip-s0/.retrieval.lock"
-        result = dict.fromkeys(study_reliability.TOLD, 1) | {"model": {"hash": "h", "path": name}, "created": name}
-        for path in ("report/table.csv", "report/table.md", weights, hidden):
-            (tmp_path / name / path).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name / path).write_text("the same")
-        (tmp_path / name / "results/clip-s0/retrieval.json").write_text(json.dumps(result | {"row": "clip-s0"}))
-    assert study_reliability.differences(tmp_path / "one", tmp_path / "other") == []
-    (tmp_path / "other/results/clip-s0/retrieval.json").write_text(json.dumps(result | {"row": "another"}))
-    for path in ("report/table.csv", "encoders/clip-s0/model.safetensors"):
-        (tmp_path / "other" / path).write_text("another")
-    found = study_reliability.differences(tmp_path / "one", tmp_path / "other")
-    assert found == [
-        "report/table.csv differs",
-        "results/clip-s0/retrieval.json differs",
-        "encoders/clip-s0/model.safetensors differs",
-    ]

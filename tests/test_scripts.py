@@ -1,0 +1,201 @@
+"""The scripts: benchmarks compare what they say, verdicts follow their criteria, the audit flags what it should."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts" / "bench"
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """The benchmarks as modules, under the names by which they import each other."""
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        import bridge_step
+        import loss_memory
+        import measure
+        import step_vs_open_clip
+        import vs_openvision
+
+        yield argparse.Namespace(
+            measure=measure,
+            losses=loss_memory,
+            open_clip=step_vs_open_clip,
+            openvision=vs_openvision,
+            bridge=bridge_step,
+        )
+    finally:
+        sys.path.remove(str(SCRIPTS))
+
+
+def test_sides_take_turns_and_the_ratio_is_of_pairs(scripts):
+    order: list[str] = []
+    sides = {name: (lambda name=name: order.append(name)) for name in "ab"}
+    seconds = scripts.measure.take_turns(sides, rounds=3)
+    assert "".join(order) == "ab" + "ab" + "ba" + "ab"  # the first pair warms up
+    assert [len(values) for values in seconds.values()] == [3, 3]
+    ratio = scripts.measure.speed_up({"ours": [1.0, 2.0, 4.0], "theirs": [3.0, 3.0, 4.0]}, "ours", "theirs")
+    assert f"{ratio:.2f}" == "1.50 (1.25–2.25)"
+
+
+def options(**changes):
+    defaults = {"architecture": "clips-tiny", "image_size": 16, "batch": 8, "captions": None, "field": "web"}
+    return argparse.Namespace(**{**defaults, "device": "cpu", **changes})
+
+
+@pytest.mark.parametrize("attention", ["all", "causal"])
+def test_both_sides_of_the_clip_step_have_one_model_and_one_loss(scripts, attention):
+    sides, counts = scripts.open_clip.make_sides(options(), "clip", attention, "fp32")
+    assert counts["ours"] == counts["theirs"]
+    first = {name: step() for name, step in sides.items()}
+    assert first["ours"]["loss"] == pytest.approx(first["theirs"]["loss"], rel=1e-5)
+    assert abs(sides["theirs"]()["loss"] - first["theirs"]["loss"]) > 0.01  # the weights have moved
+
+
+def test_contrastive_losses_of_one_process_have_equal_gradients(scripts):
+    leaves = tuple(scripts.losses.unit(6, "cpu").requires_grad_() for _ in range(2))
+    sides = scripts.losses.contrastive_losses([scripts.losses.unit(14, "cpu") for _ in range(2)])
+    found = {name: torch.autograd.grad(loss(*leaves, torch.tensor(14.0)), leaves) for name, loss in sides.items()}
+    torch.testing.assert_close(found["ours"], found["naive"], atol=1e-6, rtol=1e-4)
+    assert found["naive"][0].abs().max() > 0.01
+
+
+def test_the_bridges_loss_is_compared_with_transformers_own_for_the_same_batch(scripts):
+    args = argparse.Namespace(device="cpu", vocabulary=2000)
+    sides = scripts.bridge.memory_sides(args)[0]
+    losses = [loss().item() for loss in sides.values()]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    table = scripts.bridge.memory_table(args)
+    assert table.count("| transformers |") == table.count("| bridge |") == 1
+
+
+EVIDENCE = Path(__file__).resolve().parents[1] / "scripts"
+
+
+@pytest.fixture
+def evidence(tmp_path: Path) -> Path:
+    """A study's output: three seeds of four encoders, of which clips is surely above clip, and surely below veclip."""
+    scores = {
+        "scenes.clip": (0.03, 0.04, 0.05),
+        "scenes.multi_positive": (0.06, 0.09, 0.07),
+        "scenes.clips": (0.07, 0.08, 0.09),
+        "scenes.veclip_compute": (0.12, 0.13, 0.14),
+    }
+    for name, values in scores.items():
+        for seed, value in enumerate(values, start=4):
+            row = f"{name}-s{seed}"
+            (tmp_path / "results" / row).mkdir(parents=True)
+            result = {"row": row, "status": "ok", "metrics": {"t2i_r1": {"value": value}}}
+            (tmp_path / "results" / row / "scenes.json").write_text(json.dumps(result))
+    return tmp_path
+
+
+def call(script: str, *arguments: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, EVIDENCE / script, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_an_interval_on_one_side_of_zero_decides(evidence: Path) -> None:
+    done = call("judge_claims.py", evidence)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert "| C1 | scenes | clips − clip | +4.0 [+4.0, +4.0] | 3 | reproduced |" in lines
+    assert "| C2 | scenes | clips − veclip_compute | -5.0 [-5.0, -5.0] | 3 | contradicted |" in lines
+    (between,) = [line for line in lines if line.startswith("| B3 |")]
+    assert between.endswith("| 3 | not significant |")
+    assert "+0.7 [" in between
+
+
+ROOT_SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+
+
+@pytest.fixture(scope="module")
+def script() -> Any:
+    sys.path.insert(0, str(ROOT_SCRIPTS))
+    try:
+        import compare_with_llava
+
+        yield compare_with_llava
+    finally:
+        sys.path.remove(str(ROOT_SCRIPTS))
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> list[str]:
+    """Options that name what is there; two steps of two samples."""
+    files = {
+        "llava": tmp_path / "LLaVA/llava/train/train.py",
+        "site": tmp_path / "site/transformers/__init__.py",
+        "llm": tmp_path / "llm/tokenizer.model",
+    }
+    for file in files.values():
+        file.parent.mkdir(parents=True)
+        file.touch()
+    talk = [{"from": who, "value": f"{who} {turn}"} for turn in range(2) for who in ("human", "gpt")]
+    rows = [{"image": f"{number}.png", "conversations": talk} for number in range(5)]
+    (tmp_path / "talk.json").write_text(json.dumps(rows))
+    folders = [f"--llava={tmp_path / 'LLaVA'}", f"--site={tmp_path / 'site'}", f"--llm={tmp_path / 'llm'}"]
+    return [*folders, f"--data={tmp_path / 'talk.json'}", "--steps=2", "--batch=2"]
+
+
+@pytest.mark.parametrize(("away", "status"), [(0.0009, 0), (0.0011, 1), (float("nan"), 1)])
+def test_the_status_says_whether_the_curves_agree(
+    script: Any, given: list[str], away: float, status: int, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    ours = {"align": [3.0, 2.0], "instruct": [1.5, 1.0]}
+    theirs = {**ours, "instruct": [1.5, 1.0 - away]}
+    monkeypatch.setattr(script, "train_both", lambda args, folder: (ours, theirs))
+    assert script.main(given) == status
+    printed = capsys.readouterr().out
+    assert "   2   1.000000" in printed
+    assert f"largest difference {away:.2g}" in printed
+
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "audit_dependencies.py"
+
+
+@pytest.fixture(scope="module")
+def audit() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("audit_dependencies", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("license", "kind"),
+    [
+        ("Apache-2.0", "permissive"),
+        ("MPL-2.0 AND MIT", "weak copyleft"),
+        ("GPL-3.0-only OR MIT", "permissive"),
+        ("GNU Lesser General Public License v2 or later (LGPLv2+)", "weak copyleft"),
+        ("GPL-3.0, for Apache licensed programs", "strong copyleft"),
+        ("LicenseRef-NVIDIA-Proprietary", "proprietary"),
+        ("As you like", "unknown"),
+        ("", "unstated"),
+    ],
+)
+def test_licenses_are_of_a_kind(audit, license, kind):
+    package = audit.Package(name="some", version="1", needed_by="us", license=license)
+    assert package.kind == kind
+    assert package.flagged == (kind not in {"permissive", "weak copyleft"})
+
+
+def test_the_dependencies_of_the_project_have_licenses_that_it_may_use(audit, capsys):
+    assert audit.main(["--only", "licenses"]) == 0
+    printed = capsys.readouterr().out
+    assert "FLAGGED" not in printed
+    assert "transformers" in printed
