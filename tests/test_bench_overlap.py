@@ -128,7 +128,7 @@ def test_the_command_reads_sources_of_training_and_writes_the_pairs(tmp_path, ca
         output = str(tmp_path / name)
         run_contamination(ContaminationConfig(training=[source], benchmark=str(shards), output=output))
     said = capsys.readouterr().out
-    assert "training    3 pictures" in said
+    assert "training    3 images" in said
     assert "near        1 (25.00%) more differ" in said
     (pair,) = json.loads((tmp_path / "pairs.json").read_text())["pairs"]
     assert pair["benchmark"] == "shard-00000.tar/000000002.png"
