@@ -141,7 +141,7 @@ def test_unusable_samples_are_replaced_and_named(bridge_talk: Path, tmp_path: Pa
     (_, first, why_first), (_, second, why_second) = item["skipped"]
     assert (first, second) == ("talk.json 1", "talk.json 2")
     assert "missing.png" in why_first
-    assert "0 pictures but 1 <image>" in why_second
+    assert "0 images but 1 <image>" in why_second
     with pytest.raises(UserError, match="none of 4 samples can be used"):
         ConversationDataset(data.samples, chat, 5)[0]
 
