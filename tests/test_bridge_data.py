@@ -64,7 +64,7 @@ def test_unusable_samples_are_replaced_and_named(bridge_talk: Path, tmp_path: Pa
     (_, first, why_first), (_, second, why_second) = item["skipped"]
     assert (first, second) == ("talk.json 1", "talk.json 2")
     assert "missing.png" in why_first
-    assert "0 pictures but 1 <image>" in why_second
+    assert "0 images but 1 <image>" in why_second
     assert data[4]["skipped"] == [(row, f"talk.json {row}", "an answer is empty") for row in (4, 5)]
     assert data[4]["input_ids"] == data[0]["input_ids"]
     with pytest.raises(UserError, match="none of 6 samples can be used"):

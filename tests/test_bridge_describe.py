@@ -115,7 +115,7 @@ def test_the_same_command_goes_on(
     before = output.read_bytes()
     run_describe(config)  # tries the unusable ones once more
     assert output.read_bytes() == before
-    assert f"{output}: 5 of 7 pictures described" in capsys.readouterr().err
+    assert f"{output}: 5 of 7 images described" in capsys.readouterr().err
 
 
 def test_answers_of_another_prompt_or_model_are_not_mixed(bridge_llava: Path, photos: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from colors import contrast
 from report_study import Page
+from serving import serve_app
 
 from llava_bridge.inference.streaming import GenerationParams, Prompt, StreamedAnswer
 

@@ -61,7 +61,7 @@ MISTAKES = [
         "benchmarks score --task pope --answers none.jsonl --data . --output out --model_name x",
         "none.jsonl: no such file",
     ),
-    ("benchmarks look encoder --image none.jpg --phrase x --output x.png", "none.jpg: expected an image"),
+    ("benchmarks similarity-map encoder --image none.jpg --phrase x --output x.png", "none.jpg: expected an image"),
     ("benchmarks study run none.yaml", "none.yaml: no such file"),
     ("benchmarks study rerun none.yaml --steps x", "none.yaml: no such file"),
     ("benchmarks study clean none.yaml", "none.yaml: no such file"),
@@ -69,7 +69,7 @@ MISTAKES = [
     ("benchmarks report none", "none: no such directory"),
     ("benchmarks card none --results none", "none: no such directory"),
     ("benchmarks verify --include recal", "did you mean 'recall'?"),
-    ("benchmarks overlap --benchmark none --training [{path: none}]", "none: no such file or directory"),
+    ("benchmarks contamination --benchmark none --training [{path: none}]", "none: no such file or directory"),
 ]
 
 
