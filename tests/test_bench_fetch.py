@@ -84,7 +84,7 @@ def test_a_damaged_file_is_named_and_mended(here):
     whole = data_hash(config)
     content = (here.to / POPE).read_bytes()
     (here.to / POPE).write_bytes(content[:-1] + b"x")
-    with pytest.raises(UserError, match=rf"{POPE}: is not what was fetched: its hash differs \(`clips-bench download`"):
+    with pytest.raises(UserError, match=rf"{POPE}: is not what was fetched: its hash differs \(run `clips-b"):
         data_hash(config)
     (here.to / POPE).unlink()
     with pytest.raises(UserError, match=rf"{POPE}: was fetched and is missing"):

@@ -102,7 +102,7 @@ def test_what_is_pushed_is_the_model_without_paths_of_this_machine(
 
 def test_a_public_repository_is_not_taken_for_a_private_one(hub: type[Hub], model: Path) -> None:
     (hub.folder / "org/mine").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"^to: org/mine is public already"):
+    with pytest.raises(UserError, match=r"^repo_id: org/mine is public already"):
         push(model)
     assert not [*(hub.folder / "org/mine").iterdir()]
     push(model, private=False)

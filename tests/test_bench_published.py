@@ -95,7 +95,7 @@ def test_unknown_rows_are_refused(results, wanted, message):
 def test_a_baseline_that_is_not_among_those_shown_is_refused(results):
     with pytest.raises(UserError, match="unknown baseline among the published rows"):
         build_report(results, published=["llava"], baseline=BASE)
-    with pytest.raises(UserError, match=r"published: expected the set of 'OpenAI CLIP .*' as well"):
+    with pytest.raises(UserError, match=r"reference_results: expected the set of 'OpenAI CLIP .*' as well"):
         build_report(results, baseline=BASE)
 
 

@@ -73,7 +73,7 @@ def test_colors_have_the_contrast_of_wcag_aa(scheme):
     pairs = re.findall(r"--([\w-]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\)", style)
     colors = {name: ends[scheme] for name, *ends in pairs}
     for ground in ("paper", "sheet", "tint"):
-        for text in ("ink", "ink-soft", "accent", "mutual_info", "loss"):
+        for text in ("ink", "ink-soft", "accent", "gain", "loss"):
             assert contrast(colors[text], colors[ground]) >= 4.5, (text, ground)
     for place in range(palette.SERIES_COLORS):
         assert contrast(colors[f"series-{place}"], colors["paper"]) >= 3

@@ -169,7 +169,7 @@ def test_the_page_holds_and_says_what_is_there(tmp_path: Path, make: Callable[[P
 
 
 def test_the_answer_says_where_nothing_beats_the_baseline(tmp_path):
-    put_results(tmp_path, {"ci_low": 0.1, "lower": 0.05, "same": 0.8, "top": 0.8})
+    put_results(tmp_path, {"low": 0.1, "lower": 0.05, "same": 0.8, "top": 0.8})
     report = build_report(tmp_path, baseline="top")
     assert report.answer == "No row beats its baseline on any measure; low and lower lose to it on some."
     assert len(report.sentences) == 3

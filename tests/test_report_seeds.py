@@ -118,7 +118,7 @@ def test_the_result_of_another_row_is_no_number_of_a_cell(study, tmp_path):
         shutil.copy(*(copied / "results" / row / f"retrieval.{kind}" for row in ("part.block.8-s0", "whole-s0")))
     built = build_report(copied)
     outcome = built.source.outcomes["whole (seed 0)", "retrieval"]
-    assert "expected 'whole-s0' on 'retrieval', got 'part.block.8-s0' on 'retrieval'" in outcome.failure_reason
+    assert "expected 'whole-s0' on 'retrieval', got 'part.block.8-s0' on 'retrieval'" in outcome.reason
     cell = built.table.cell(built.table.rows[1], built.table.columns[0])
     assert cell.by_seed == pytest.approx({1: 25, 2: 30})
 

@@ -179,7 +179,7 @@ def test_two_results_of_one_cell_are_refused(results: Path) -> None:
     shutil.copytree(results / "clips", results / "clips-again")
     mine, other = results / "clips/gqa.json", results / "clips-again/gqa.json"
     edit(other, "exact_match", label="another")
-    publish = ["publish", str(results), "--to", "me/results", "--dry_run", "true"]
+    publish = ["publish", str(results), "--repo_id", "me/results", "--dry_run", "true"]
     for command in (["report", str(results)], ["compare", str(results), str(results)], publish):
         ended = run("clips-bench", command)
         assert ended.status == 2, command

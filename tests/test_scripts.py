@@ -96,7 +96,7 @@ def evidence(tmp_path: Path) -> Path:
         for seed, value in enumerate(values, start=4):
             row = f"{name}-s{seed}"
             (tmp_path / "results" / row).mkdir(parents=True)
-            result = {"row": row, "status": "ok", "metrics": {"t2i_r1": {"value": value}}}
+            result = {"model_name": row, "status": "ok", "metrics": {"t2i_r1": {"value": value}}}
             (tmp_path / "results" / row / "scenes.json").write_text(json.dumps(result))
     return tmp_path
 

@@ -178,9 +178,9 @@ def test_some_encoders_and_other_seeds_by_the_command_line(tmp_path):
 
 
 def test_a_typo_in_a_steps_config_is_told_before_anything_runs():
-    content = {**SMALL, "data": {"train": {"sise": 10}, "test": {}}}
+    content = {**SMALL, "data": {"train": {"num_scnes": 10}, "test": {}}}
     steps = [step for step in build_plan(parse_study(content)).steps if step.kind == "data"]
-    with pytest.raises(UserError, match=r"^step data-train: .*unknown key 'sise'; did you mean 'size'"):
+    with pytest.raises(UserError, match=r"^step data-train: .*unknown key 'num_scnes'; did you mean 'num_scenes'"):
         check_configs(steps)
     assert first_config_error([("data-test", ["clips", "scenes"], {"output": "x", "split": "test"})]) is None
 

@@ -171,7 +171,7 @@ def test_a_llava_of_known_parts_is_worked_out_and_one_of_unknown_parts_says_so()
     endless = analytic_estimate(llava_step(align={"data": [{"path": "not/here.json"}]}), {}, Resources(), "h200")
     assert endless.gpu_hours is None
     assert "the data of align are not here" in endless.basis
-    wrong = llava_step(projector={"name": "perceiver", "num_heads": 7})
+    wrong = llava_step(projector={"type": "perceiver", "num_heads": 7})
     assert analytic_estimate(wrong, {}, Resources(), None).basis.startswith(
         "projector.num_heads: expected a divisor of 1024"
     )
