@@ -22,7 +22,7 @@ _PAGE = """<!doctype html>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{{ caption }}</title>
 <body style="font: 16px/1.5 system-ui, sans-serif; max-width: 40rem; margin: 2rem auto; padding: 0 1rem">
-<img alt="" style="max-width: 100%" src="data:;base64,{{ picture }}">
+<img alt="" style="max-width: 100%" src="data:;base64,{{ image }}">
 <p>{{ caption }}</p>
 {% if web %}<p style="color: #57606a">web caption: {{ web }}</p>{% endif %}
 <p style="color: #57606a">{{ encoder }}</p>
@@ -38,7 +38,8 @@ class CaptionConfig:
         image: the image's file.
         encoder: the encoder directory; its recipe must have trained a captioner.
         web_caption: the image's web caption, which the captioner of CLIPS reads next to the image.
-        num_beams: 1 takes the likeliest word each time; more search for a likelier whole, where the captioner is fed
+        num_beams: 1 takes the most probable word each time; more search for a likelier whole, where the captioner is
+        fed
             its own words.
         html_output: an HTML page with image and caption to write as well.
     """

@@ -1,4 +1,4 @@
-"""The encoder of a training that is still going on, and encoders for other libraries.
+"""The encoder of a training that is still resuming, and encoders for other libraries.
 
 clips export runs/clips --output encoders/clips
 clips export encoders/clips --output towers/clips --format timm
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Write the encoder directory of a training run that is still going on, or an encoder for another library.
+    """Write the encoder directory of a training run that is still resuming, or an encoder for another library.
 
     Args:
         checkpoint: the run's directory, whose latest checkpoint is taken, or a checkpoint's; for the formats of other

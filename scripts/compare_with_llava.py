@@ -106,7 +106,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> Any:
     images = str(Path(args.images or Path(args.data).parent).resolve())
     stages = {}
     for name, rows in zip(STAGES, write_data(args, folder), strict=True):
-        data = [ConversationSourceConfig(path=str(rows), image_folder=images, missing_images="error")]
+        data = [ConversationSourceConfig(path=str(rows), image_root=images, missing_images="error")]
         stages[name] = StageConfig(data=data, learning_rate=getattr(args, f"{name}_lr"), **common)
     stages["align"] = dataclasses.replace(stages["align"], chat_template="plain", image_aspect_ratio="crop")
     stages["instruct"] = dataclasses.replace(stages["instruct"], group_by_modality_length=True)
@@ -187,7 +187,7 @@ def their_options(config: Any, name: str, folder: Path) -> dict[str, Any]:
         "mm_vision_select_layer": -2,
         "mm_use_im_patch_token": False,
         "data_path": folder / f"{name}_ordered.json",
-        "image_folder": stage.data[0].image_folder,
+        "image_root": stage.data[0].image_root,
         "output_dir": folder / f"theirs_{name}",
         "num_train_epochs": 1,
         "per_device_train_batch_size": micro,

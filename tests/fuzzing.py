@@ -247,7 +247,7 @@ def conversations(world: World, data: st.DataObject) -> None:
     text = "".join(json.dumps(row) + "\n" for row in content) if lines else json.dumps(content)
     path = place / "talk.json"
     path.write_bytes(data.draw(damaged(text.encode())) if data.draw(st.booleans()) else text.encode())
-    config = ConversationSourceConfig(path=str(path), format=source, image_folder=str(world.folder / "images"))
+    config = ConversationSourceConfig(path=str(path), format=source, image_root=str(world.folder / "images"))
     samples, refused = attempt(lambda: read_samples(config), UserError)
     if refused is not None:
         assert "talk.json" in str(refused), refused

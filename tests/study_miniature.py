@@ -81,7 +81,7 @@ def _small_llavas(study: dict[str, Any], folder: Path) -> None:
     llava |= {"chat_template": "auto", "precision": "fp32", "num_workers": 0, "launch": {"num_processes": 1}}
     for stage, file in (("align", "captions"), ("instruct", "talk")):
         data = [
-            {**source, "path": f"$playground/{file}.json", "image_folder": "$playground"}
+            {**source, "path": f"$playground/{file}.json", "image_root": "$playground"}
             for source in llava[stage]["data"]
         ]
         llava[stage] |= {"data": data, "max_steps": 1, "global_batch_size": 2, "micro_batch_size": 1, "max_length": 512}

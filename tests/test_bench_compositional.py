@@ -79,7 +79,7 @@ def test_sugarcrepe(tmp_path):
     (one,) = load_pair_set(str(tmp_path / "swap_att.json"), "sugarcrepe").cases
     assert one.name == "swap_att/3"
     (tmp_path / "images/1.png").unlink()
-    with pytest.raises(UserError, match=r"images/1\.png: no such picture \(give 'images: FOLDER'"):
+    with pytest.raises(UserError, match=r"images/1\.png: no such image \(set image_root"):
         _ = load_pair_set(str(tmp_path), "sugarcrepe").hash
 
 

@@ -111,8 +111,8 @@ def test_what_was_cut_off_goes_on(here):
     ("tasks", "said"),
     [
         ("poppe", "unknown benchmark 'poppe'; did you mean 'pope'"),
-        ("chartqa,mmvet", f"{world.HUB}/MMVet: cannot be had from the hub"),
-        ("pope", f"{world.HUB}/POPE: cannot be had from the hub"),
+        ("chartqa,mmvet", f"{world.HUB}/MMVet: cannot be downloaded from the Hub"),
+        ("pope", f"{world.HUB}/POPE: cannot be downloaded from the Hub"),
     ],
 )
 def test_what_cannot_be_fetched(here, tasks, said):

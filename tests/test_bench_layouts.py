@@ -274,7 +274,7 @@ def test_faults_of_files(tmp_path):
     with pytest.raises(UserError, match=r"val2014/1\.png: undecodable image"):
         _load(karpathy).open(1)
     shutil.rmtree(tmp_path / "images")
-    with pytest.raises(UserError, match=r"0\.png: no such image \(give 'images: FOLDER' if"):
+    with pytest.raises(UserError, match=r"0\.png: no such image \(set image_root"):
         _ = _load(karpathy).hash
     (shards / "test/9.tar").unlink()
     with pytest.raises(UserError, match=r"test: expected 3 shards, as nshards\.txt says, found 2"):

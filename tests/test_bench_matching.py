@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.tasks.mllm.answers import Answer, read_answers
 from benchmarks.tasks.mllm.matching import match
-from benchmarks.tasks.mllm.score_answers import refuse_contradictions
+from benchmarks.tasks.mllm.score_answers import reject_contradictions
 from clips.errors import UserError
 
 
@@ -89,16 +89,16 @@ QUERY = SimpleNamespace(doc_to_target=lambda doc: doc["answer"], doc_to_text=lam
 def test_input_is_compared_whatever_the_column_of_questions_is_called():
     docs = [{"query": f"Is it {color}?", "answer": "yes"} for color in ("red", "blue", "green")]
     right = [Answer(text="x", number=n, target="yes", input=QUERY.doc_to_text(doc)) for n, doc in enumerate(docs)]
-    refuse_contradictions(dict(enumerate(right)), docs, QUERY, "f")
+    reject_contradictions(dict(enumerate(right)), docs, QUERY, "f")
     with pytest.raises(UserError, match=r"2 of 3 answers .* question 0: input 'Is it blue\? Answer.', in the data 'Is"):
-        refuse_contradictions(dict(enumerate([right[1], right[0], right[2]])), docs, QUERY, "f")
+        reject_contradictions(dict(enumerate([right[1], right[0], right[2]])), docs, QUERY, "f")
     others = [Answer(text="x", number=n, target="yes", input=f"USER: {n}") for n in range(3)]
-    refuse_contradictions(dict(enumerate(others)), docs, QUERY, "f")  # another model's prompt: nothing contradicts
+    reject_contradictions(dict(enumerate(others)), docs, QUERY, "f")  # another model's prompt: nothing contradicts
     framed = [Answer(text="x", number=n, input=f"USER: {each.input} ASSISTANT:") for n, each in enumerate(right)]
-    refuse_contradictions(dict(enumerate(framed)), docs, QUERY, "f")
+    reject_contradictions(dict(enumerate(framed)), docs, QUERY, "f")
     same = [{"query": "Describe it.", "answer": str(number)} for number in range(3)]
     told = [Answer(text="x", number=n, input=QUERY.doc_to_text(doc)) for n, doc in enumerate(same)]
-    refuse_contradictions(dict(enumerate(told)), same, QUERY, "f")  # all prompts are alike
+    reject_contradictions(dict(enumerate(told)), same, QUERY, "f")  # all prompts are alike
 
 
 @pytest.mark.parametrize(
@@ -122,9 +122,9 @@ def test_numbers_are_compared_as_numbers(theirs, ours, agree):
     as_target = Answer(text="x", number=0, target=str(theirs))  # lmms-eval writes all targets as texts
     for what, answer in (("doc.label", in_doc), ("target", as_target)):
         if agree:
-            refuse_contradictions({0: answer}, [{"label": ours}], task, "f")
+            reject_contradictions({0: answer}, [{"label": ours}], task, "f")
             continue
         with pytest.raises(
             UserError, match=rf"1 of 1 answers say otherwise .*: {what} '{theirs}', in the data '{ours}'"
         ):
-            refuse_contradictions({0: answer}, [{"label": ours}], task, "f")
+            reject_contradictions({0: answer}, [{"label": ours}], task, "f")

@@ -159,7 +159,7 @@ def test_results_go_without_the_benchmarks_pictures(
     push(tmp_path / "results")
     pushed = hub.folder / "org/mine"
     assert {path.name for path in pushed.rglob("*.*") if path.name != ".private"} == {"gqa.json"}
-    assert "(data sets, private)" in capsys.readouterr().out
+    assert "(datasets, private)" in capsys.readouterr().out
     assert any(path == "/api/datasets/org/mine/commit/main" for _, path, _ in hub.seen)
     push(tmp_path / "results", include_images=True)
     assert (pushed / "row/gqa.items.parquet").is_file()

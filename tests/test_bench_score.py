@@ -278,7 +278,7 @@ def test_popes_own_file(hub_published, tmp_path, capsys):
     assert sizes == {"random": 2, "popular": 2, "adversarial": 4, "kinds": 8}
     assert values["pope_f1_random"] > found.metrics["pope_f1_random"].ci_low
     said = capsys.readouterr().err
-    assert "6 without what says how to answer, 2 with known misspellings mended" in said
+    assert "6 without what says how to answer, 2 with known misspellings fixed" in said
     assert "8 of 9 questions answered" in said
     assert "F1, random 100.0, F1, popular 100.0, F1, adversarial 80.0, F1, mean of three kinds 93.3" in said
 
@@ -300,7 +300,7 @@ def test_older_data_that_say_a_umbrella(hub_published, tmp_path):
     for doc in docs:
         doc["question"] = doc["question"].replace("an umbrella", "a umbrella")
     found = match(answers, docs, "f", partial=True)
-    assert found.ways == {"without what says how to answer": 6, "with known misspellings mended": 2}
+    assert found.ways == {"without what says how to answer": 6, "with known misspellings fixed": 2}
     mended = [Answer(**{**vars(each), "prompt": (each.prompt or "").replace("imange", "image")}) for each in answers]
     found = match(mended, docs, "f", partial=True)
     assert found.ways == {"without what says how to answer": 6, "with 'an' read as 'a'": 2}

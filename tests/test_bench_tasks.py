@@ -240,10 +240,10 @@ def test_the_catalogue_names_the_data_sets_that_the_definitions_name():
             "realworldqa",
             {"image": [*_images()[:5], None]},
             "A",
-            "picture of the question 'Which 5' is missing or broken",
+            "image of the question 'Which 5' is missing or broken",
         ),
         ("realworldqa", {"image": [*_images()[:5], b"no"]}, "A", "'Which 5' is missing or broken .*identify image"),
-        ("realworldqa", {"answer": [None] * 6}, "A", "scorer of realworldqa refuses the question 'Which 0'"),
+        ("realworldqa", {"answer": [None] * 6}, "A", "scorer of realworldqa rejects the question 'Which 0'"),
         ("vqav2_test", {"question_id": [*NUMBERS]}, "A", "vqav2_test gives no score, only a file to submit"),
         # MME wants exactly two questions a picture and category
         (

@@ -28,7 +28,7 @@ from llava_bridge.data.collator import (
     supervised_positions,
 )
 from llava_bridge.data.sampler import LengthGroupedSampler, RandomOrder
-from llava_bridge.data.sources import refuse_missing, weighted
+from llava_bridge.data.sources import reject_missing, weighted
 from llava_bridge.model.small_llama import SmallLlamaConfig, new_llama, train_tokenizer
 from llava_bridge.training.setup import setup_stage
 from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
@@ -57,7 +57,7 @@ def test_unusable_samples_are_replaced_and_named(bridge_talk: Path, tmp_path: Pa
     rows[2]["image"] = None
     for row, empty in ((4, ""), (5, " \n")):  # else its end token alone would be learned
         rows[row]["conversations"][3]["value"] = empty  # the second answer; the first one is not
-    data = dataset(write(tmp_path / "talk.json", rows), chat, image_folder=str(bridge_talk))
+    data = dataset(write(tmp_path / "talk.json", rows), chat, image_root=str(bridge_talk))
     assert data[0]["skipped"] == []
     item = data[1]
     assert item["input_ids"] == data[3]["input_ids"]
@@ -296,8 +296,8 @@ def test_missing_pictures_are_named_and_counted(bridge_talk: Path, tmp_path: Pat
         (tmp_path / f"{number}.png").write_bytes((bridge_talk / f"{number}.png").read_bytes())
     samples = read_samples(ConversationSourceConfig(path=write(tmp_path / "talk.json", found), weight=2))
     with pytest.raises(UserError, match=r"3 of 17 images of talk are missing; the first: .*gone.png"):
-        refuse_missing(samples, "talk", print)
-    refuse_missing([samples[0], samples[1]], "talk", print)
+        reject_missing(samples, "talk", print)
+    reject_missing([samples[0], samples[1]], "talk", print)
 
 
 SAID = [("human", "a dog, a cat\nIs there a dog?"), ("gpt", "yes"), ("human", "Is there a cow?"), ("gpt", "no")]

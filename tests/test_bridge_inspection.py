@@ -40,7 +40,7 @@ def test_what_cannot_be_used_is_counted_and_named(
     rows[4]["conversations"][3]["value"] = " \n"
     path = tmp_path / "talk.json"
     path.write_text(json.dumps(rows))
-    fields = {"path": str(path), "image_folder": str(bridge_talk), "llm": str(bridge_llm), "image_tokens": 4}
+    fields = {"path": str(path), "image_root": str(bridge_talk), "llm": str(bridge_llm), "image_tokens": 4}
     run_inspect(InspectConversationsConfig(**fields, max_length=60))  # type: ignore[arg-type]
     printed = capsys.readouterr().out
     assert re.search(r"invalid     2 × no such image .*\(talk\.json 0, talk\.json 3\)\n", printed)

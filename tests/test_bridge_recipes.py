@@ -45,13 +45,13 @@ def test_a_recipe_is_complete(path: Path) -> None:
     for name in config.stages:
         assert set(written[name]) >= STATED, name
         for data in config.stage(name).data:
-            assert data.image_folder
+            assert data.image_root
             assert data.missing_images == "error"
     assert (config.align.global_batch_size, config.instruct.global_batch_size) == (256, 128)
     assert config.align.chat_template == "plain"
     assert config.instruct.learning_rate == 2e-5
     assert path.name in path.read_text()  # the command that runs it
-    own = {"output", "data", "path", "image_folder", "missing_images", "- path"}
+    own = {"output", "data", "path", "image_root", "missing_images", "- path"}
     for line in path.read_text().splitlines():  # every other setting says where it is from
         if not line.startswith("#") and line.split(":")[0].strip() not in own:
             assert "  # " in line, line
@@ -65,7 +65,7 @@ def miniature(tmp_path: Path, encoder: Path, llm: Path, talk: Path) -> LlavaTrai
     (tmp_path / "captions.json").write_text(json.dumps(captions))
     tiny = {"global_batch_size": 4, "micro_batch_size": 2, "max_steps": 3, "max_length": 300}
     align = ConversationSourceConfig(
-        path=str(tmp_path / "captions.json"), image_folder=str(talk), missing_images="error", weight=0.5
+        path=str(tmp_path / "captions.json"), image_root=str(talk), missing_images="error", weight=0.5
     )
     mixture = [dataclasses.replace(align, path=str(talk / "talk.json"), weight=weight) for weight in (1.0, 1.5, 0.25)]
     return dataclasses.replace(

@@ -111,7 +111,7 @@ def parquet_of_paths(folder: Path) -> ConversationSourceConfig:
     found = rows("messages", as_content, lambda color: f"{color}.png")
     pq.write_table(pa.Table.from_pylist(found), folder / "talk.parquet")
     return ConversationSourceConfig(
-        format="conversations", path=str(folder / "talk.parquet"), image_folder=str(folder / "pictures")
+        format="conversations", path=str(folder / "talk.parquet"), image_root=str(folder / "pictures")
     )
 
 
@@ -246,7 +246,7 @@ def test_pictures_of_a_table_are_read_by_the_row_group(tmp_path: Path) -> None:
             {"images": [{"split": "train", "filename": "a.png", "sentences": [{"raw": None}]}]},
             r"a\.png: expected a list of captions, got \[None\]",
         ),
-        ("cocoqa", [{"image": 5, "question": "what", "answer": "cat"}], "line 1: image: expected a text, got 5"),
+        ("cocoqa", [{"image": 5, "question": "what", "answer": "cat"}], "line 1: image: expected a string, got 5"),
     ],
 )
 def test_malformed_rows_are_refused_in_one_line(kind: str, rows: Any, match: str, tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path: Path, bridge_talk: Path) ->
     refuse('line 2: expected an object with a "text"', "t.jsonl", read_texts, format="text")
     refuse("expected format 'text'", str(bridge_talk / "talk.json"), read_texts, format="llava")
     none = str(tmp_path / "none")
-    refuse("none: expected the folder", str(bridge_talk / "talk.json"), format="llava", image_folder=none)
+    refuse("image_root: .*none: expected", str(bridge_talk / "talk.json"), format="llava", image_root=none)
     with pytest.raises(UserError, match="expected files of this machine"):
         read_samples(ConversationSourceConfig(format="webdataset", path="s3://bucket/{00..11}.tar"))
 

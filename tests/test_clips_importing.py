@@ -272,7 +272,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "broken.pt": (lambda path: path.write_bytes(b"no weights"), r"broken\.pt: .*expected a state dict"),
     "evil.pt": (
         lambda path: torch.save({"state_dict": state(), "args": Evil(path.parent)}, path),
-        r"evil\.pt: refused: it holds more than tensors, and reading it would run code",
+        r"evil\.pt: rejected: it holds more than tensors, and reading it would run code",
     ),
     "other.pt": (
         lambda path: torch.save(state() | {"visual.extra": torch.zeros(1)}, path),

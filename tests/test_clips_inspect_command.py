@@ -98,7 +98,7 @@ def test_synthetic_captions_are_named_by_one_column_or_several(
     ("synthetic", "message"),
     [
         (("other_sentences", "all_sentences"), "data source: expected one of other_sentences"),
-        (("caption",), "unknown 'synthetic' of a karpathy data source 'caption'"),
+        (("caption",), "unknown 'synthetic_caption' of a karpathy data source 'caption'"),
     ],
 )
 def test_sentences_have_one_way_to_be_a_synthetic_caption(tmp_path: Path, synthetic: tuple[str, ...], message: str):

@@ -90,7 +90,7 @@ def test_pictures_may_stand_in_the_table_and_captions_in_lists(tmp_path: Path):
     alone = source.read(3, rng())
     assert (alone.web, alone.synthetic in {"first of 3", "second of 3"}) == ("", True)
     source = open_source(SourceConfig(**{**fields, "synthetic_caption": None}))
-    for index, reason in ((2, "no picture"), (3, "no caption 'org_caption'")):
+    for index, reason in ((2, "no image"), (3, "no caption 'org_caption'")):
         with pytest.raises(BadSampleError, match=reason):
             source.read(index, rng())
 
@@ -269,7 +269,7 @@ def test_from_afar_only_what_is_needed_is_fetched(parquet_server, tmp_path: Path
     [
         ({"split": "tets"}, "unknown split of .*hub 'tets'"),
         ({"web_caption": "txt"}, "unknown column for data source field web_caption 'txt'; did you mean 'text'"),
-        ({"format": "table", "path": "rows.csv"}, "a data source with 'stream' expects .parquet files, found rows.csv"),
+        ({"format": "table", "path": "rows.csv"}, "a data source with 'streaming' expects .parquet files, found rows"),
         ({"format": "table", "path": "broken.parquet"}, "broken.parquet: cannot be read as a dataset"),
     ],
 )

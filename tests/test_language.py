@@ -65,17 +65,10 @@ ALLOWED = {
 """Place and word (in lower case) → why the word is right there."""
 OLD_NAMES = frozenset(
     [
-        "refuse_other_run",
         "Pair.pictures",
-        "RemoteSource.from_afar",
-        "DatasetsSource.from_afar",
-        "TableSource.folder_of_pictures",
-        "DatasetsSource.folder_of_pictures",
-        "WebDatasetSource.from_afar",
         "LoadedSample.picture",
         "CaptionedSample.picture",
         "HeldOut.pictures",
-        "refuse_missing",
         "open_picture",
         "Pictures",
         "Prefix.pictures",
@@ -83,15 +76,9 @@ OLD_NAMES = frozenset(
         "ChatRequest.pictures",
         "PairedTests.refused",
         "Table.refused",
-        "refuse_twice",
-        "ResolvedStudy.refuse_costly",
-        "CaptionSet.picture_hashes",
-        "CaptionSet.pictures_hash",
         "ClassificationSet.pictures",
         "PairSet.pictures",
-        "PairSet.pictures_hash",
         "Match.told",
-        "refuse_contradictions",
     ]
 )
 """Names that predate this test. Rename one and remove it here; add none."""

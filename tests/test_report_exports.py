@@ -222,26 +222,26 @@ def test_chance_is_that_of_the_rows_that_know_it_and_of_no_other_protocol(tmp_pa
 
 
 def test_no_row_at_all_is_not_said_where_one_was_measured_otherwise(tmp_path):
-    assert "No row can be told from chance" in chance_report(tmp_path, {"a": 0.4, "b": 0.5}, chance=0.9).answer
+    assert "No model is significantly above chance" in chance_report(tmp_path, {"a": 0.4, "b": 0.5}, chance=0.9).answer
     items = items_table(0.99, benchmark="pope", count=COUNT)
     put_result(tmp_path, "other", "pope", items, protocol={"shots": 5})
-    assert "No row can be told from chance" not in build_report(tmp_path).answer
+    assert "No model is significantly above chance" not in build_report(tmp_path).answer
 
 
 @pytest.mark.parametrize(
     ("chance", "yes", "answer", "below"),
     [
         (0.05, None, "", None),
-        (0.45, None, "", "not wholly better than it: clip on pope accuracy."),
-        (0.05, 0.45, "", "not wholly better than it: clip on pope accuracy (always yes)."),
-        (0.9, None, "No row can be told from chance on pope accuracy.", "clip and clips on pope accuracy."),
+        (0.45, None, "", "entirely better): clip on pope accuracy."),
+        (0.05, 0.45, "", "entirely better): clip on pope accuracy (always yes)."),
+        (0.9, None, "No model is significantly above chance on pope accuracy.", ": clip and clips on pope accuracy."),
     ],
 )
 def test_what_is_not_told_from_chance_is_said(tmp_path, chance, yes, answer, below):
     built = chance_report(tmp_path, {"clip": 0.45, "clips": 0.7}, chance=chance, yes=yes)
     assert built.answer.endswith(answer or built.answer)
     assert ("chance" in built.answer) == bool(answer)
-    said = [line for line in built.remarks if line.startswith("Not told from chance")]
+    said = [line for line in built.remarks if line.startswith("Not significantly above chance")]
     assert bool(said) == (below is not None)
     assert not below or said[0].endswith(below)
 

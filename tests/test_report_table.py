@@ -58,7 +58,7 @@ def test_pairing_is_by_item_and_not_by_place(tmp_path):
     delta = cell(report, "two").delta
     assert (delta.value, delta.p_adjusted) == (0, 1)
     assert set(marks(report).values()) == {""}
-    assert "no significant difference" in report.answer
+    assert "do not differ significantly" in report.answer
     assert not any(
         remark.startswith("Minimum detectable difference") for remark in report.remarks
     )  # nothing is known of it
@@ -171,7 +171,7 @@ def test_the_answer_says_what_the_tests_say(tmp_path):
     assert "on retrieval T→I R@1" in report.answer
     assert report.sentences[-1].startswith("untrained loses to clip by ")
     bare = build_report(tmp_path)
-    assert bare.answer.startswith("Told from all others by paired tests: clips on ")
+    assert bare.answer.startswith("Significantly different from all others by paired tests: clips on ")
 
 
 def test_all_formats_print_the_same_numbers(tmp_path):

@@ -195,4 +195,4 @@ def test_a_result_whose_items_are_missing_is_shown_and_said_to_be_unchecked(resu
     built = build_report(results, baseline="clips")
     (cell,) = [each for each in built.table.cells.values() if (each.row, each.column.benchmark) == ("clip", "pope")]
     assert (cell.value, cell.delta) == (value * 100, None)
-    assert "Not checked against their items, which are missing: clip on pope." in built.remarks
+    assert "Not checked, because their items are missing: clip on pope." in built.remarks

@@ -150,7 +150,7 @@ def test_a_benchmarks_table_names_only_its_own_files(folder: Path) -> None:
     assert in_table(folder, {"bytes": PICTURE}) == PICTURE
     assert in_table(folder, {"bytes": None, "path": str(folder / "a.png")}) == PICTURE
     with pytest.raises(
-        UserError, match=r"beside\.png: picture refused: a path outside the folder of pictures; .* are looked for in "
+        UserError, match=r"beside\.png: image rejected: a path outside the directory of images; .* are looked for in "
     ):
         in_table(folder, {"bytes": None, "path": str(folder.parent / "beside.png")})
     with pytest.raises(UserError, match=r"gone\.png: missing image"):

@@ -187,8 +187,8 @@ def test_the_plan_prints_estimates_and_names_of_the_hub_that_may_change(tmp_path
     plan_study(StudyPlanConfig(study=str(tmp_path / "study.yaml"), check=False, include=("net",)))
     printed = capsys.readouterr().out
     assert "about 1 min 05 s, memory unknown, 1 kB disk (its last run)" in printed
-    assert "from the hub org/a (not pinned: add @REVISION)" in printed
-    assert "from the hub org/b@v1\n" in printed
+    assert "from the Hub org/a (not pinned: add @REVISION)" in printed
+    assert "from the Hub org/b@v1\n" in printed
     assert "in all about 1 min 05 s of steps" in printed
     plan_study(StudyPlanConfig(study=str(tmp_path / "study.yaml"), check=False, estimates=False))
     assert "in all" not in capsys.readouterr().out

@@ -169,11 +169,11 @@ def read_results(results: str | Path) -> list[Result]:
         PermissionError: a row's directory may not be read.
     """
     found = [read_result(file) for file in result_files(results)]
-    refuse_twice((result.model_name, result.benchmark, result.path) for result in found)
+    reject_twice((result.model_name, result.benchmark, result.path) for result in found)
     return found
 
 
-def refuse_twice(found: Iterable[tuple[str, str, Path | None]]) -> None:
+def reject_twice(found: Iterable[tuple[str, str, Path | None]]) -> None:
     """Reject two files that name the same row and benchmark: one of them would stand for both.
 
     Args:

@@ -39,7 +39,7 @@ class ExecutorConfig:
 
     @property
     def leaves_jobs(self) -> bool:
-        """Whether jobs go on when the run is interrupted."""
+        """Whether jobs continue when the run is interrupted."""
         return False
 
     def check(self, resources: Mapping[str, Resources]) -> None:
@@ -120,7 +120,7 @@ class GpusConfig(ExecutorConfig):
                 raise UserError(f"resources: step {name} wants {given.gpus} GPUs, and {len(devices)} are visible")
 
     def limits(self, jobs: int) -> dict[str, int]:
-        """The GPUs, and beside them ``jobs`` steps without one."""
+        """The GPUs, and next to them ``jobs`` steps without one."""
         return {"jobs": jobs, "gpus": len(self.devices or visible_gpus())}
 
     def demands(self, given: Resources) -> dict[str, Any]:
@@ -134,8 +134,8 @@ class RemoteConfig(ExecutorConfig):
 
     Args:
         max_jobs: jobs at the same time.
-        retries: how often a job is submitted again that was interrupted, to go on from its checkpoint.
-        cancel_on_interrupt: whether Ctrl-C cancels the jobs. Else they go on, and the next run waits for them.
+        retries: how often a job is submitted again that was interrupted, to resume from its checkpoint.
+        cancel_on_interrupt: whether Ctrl-C cancels the jobs. Else they continue, and the next run waits for them.
     """
 
     max_jobs: int = 256
@@ -177,8 +177,8 @@ class SlurmConfig(RemoteConfig):
 
     Args:
         max_jobs: jobs at the same time.
-        retries: how often a job is submitted again that was interrupted, to go on from its checkpoint.
-        cancel_on_interrupt: whether Ctrl-C cancels the jobs. Else they go on, and the next run waits for them.
+        retries: how often a job is submitted again that was interrupted, to resume from its checkpoint.
+        cancel_on_interrupt: whether Ctrl-C cancels the jobs. Else they continue, and the next run waits for them.
         partition: where to run; SLURM's default where not given, as all that follows.
         account: who pays.
         qos: quality of service.
@@ -262,8 +262,8 @@ class KubernetesConfig(RemoteConfig):
     Args:
         image: container image with the suite and Snakemake.
         max_jobs: jobs at the same time.
-        retries: how often a job is submitted again that was interrupted, to go on from its checkpoint.
-        cancel_on_interrupt: whether Ctrl-C cancels the jobs. Else they go on, and the next run waits for them.
+        retries: how often a job is submitted again that was interrupted, to resume from its checkpoint.
+        cancel_on_interrupt: whether Ctrl-C cancels the jobs. Else they continue, and the next run waits for them.
         namespace: where the pods run.
         volumes: persistent volume claim → the path at which pods mount it.
     """

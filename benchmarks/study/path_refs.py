@@ -1,4 +1,4 @@
-"""What the texts of a step's config refer to: files here, what the study itself makes, names on the hub."""
+"""What the texts of a step's config refer to: files here, what the study itself makes, names on the Hub."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clips.model_refs import HF_HUB_PREFIX, is_on_hub
 PATH_PREFIX = "$"  # begins a path in the study's output, or one below an entry of ``paths``
 DATASET = "data set"
 """Stands for the field that names a data set of the hub: ``path`` or ``data`` beside ``datasets``."""
-_MODELS = {"llm", "llava", DATASET, "model_args"}  # fields whose ``ORG/NAME`` may be on the hub
+_MODELS = {"llm", "llava", DATASET, "model_args"}  # fields whose ``ORG/NAME`` may be on the Hub
 _PLACES = {
     "encoder",
     "llm",
@@ -72,7 +72,7 @@ def _cut(joint: re.Pattern[str], text: str) -> list[PathPiece]:
 
 
 def hub_name(piece: PathPiece, field: str) -> str | None:
-    """The name on the hub that a piece is; None where it is none."""
+    """The name on the Hub that a piece is; None where it is none."""
     may_be = field in _MODELS or piece.before.endswith("transformers:") or piece.reference.startswith(HF_HUB_PREFIX)
     return piece.reference.removeprefix(HF_HUB_PREFIX) if may_be and is_on_hub(piece.reference) else None
 

@@ -46,7 +46,7 @@ class RerunConfig(StudyConfig):
         seeds: instead of the study's.
         include: encoders, entries or patterns such as ``photos.*``, instead of all.
         check: check every step's config, and that the files it needs are there, before the first one runs.
-        wait_for_lock: for another runner that is at work in the study's directory, instead of refusing.
+        wait_for_lock: for another runner that is at work in the study's directory, instead of rejecting.
         yes: make again also what took longer than ``confirm_hours``; the former outputs go to the study's trash.
         confirm_hours: instead of the study's.
     """
@@ -73,7 +73,7 @@ def rerun_steps(config: RerunConfig, *, report: Callable[[Path], None]) -> None:
     keyed = resolve_study(config)
     named = _matching(keyed.plan.steps, config.steps) if config.steps else _of_rows(keyed.plan.steps)
     chosen = _with_descendants(named, keyed.plan.steps)
-    keyed.refuse_costly(config, again={step.name for step in chosen})
+    keyed.reject_costly(config, again={step.name for step in chosen})
     known = [step for step in chosen if step_directory(keyed.output, step.name).is_dir()]
     if known:
         with locked(keyed.output, wait=config.wait_for_lock):
@@ -132,7 +132,7 @@ class AcceptConfig(StudyConfig):
         seeds: instead of the study's.
         include: encoders, entries or patterns such as ``photos.*``, instead of all.
         check: not used here.
-        wait_for_lock: for another runner that is at work in the study's directory, instead of refusing.
+        wait_for_lock: for another runner that is at work in the study's directory, instead of rejecting.
         yes: not used here.
         confirm_hours: not used here.
     """
@@ -166,7 +166,8 @@ class CleanConfig(StudyConfig):
     Args:
         study: the study file, or the name of a study that is shipped (``mini``).
         force: remove; by default it is only listed.
-        include_cache: remove also what models gave, kept beside the results so that evaluations go on and need not ask
+        include_cache: remove also what models gave, kept next to the results so that evaluations resume and need not
+        ask
             twice.
         output: another directory for what it makes.
         jobs: not used here.
@@ -174,7 +175,7 @@ class CleanConfig(StudyConfig):
         seeds: instead of the study's; those of others are removed.
         include: encoders, entries or patterns such as ``photos.*``, instead of all; what belongs to others is removed.
         check: not used here.
-        wait_for_lock: for another runner that is at work in the study's directory, instead of refusing.
+        wait_for_lock: for another runner that is at work in the study's directory, instead of rejecting.
         yes: not used here.
         confirm_hours: not used here.
     """

@@ -127,7 +127,7 @@ class Study:
         llms: name → settings of ``llava-bridge train``, or a text: where a pretrained one is. None: no LLaVAs.
         llava_variants: name → settings of ``llava-bridge train``, laid over ``defaults.llava``: each encoder is plugged
             into each LLM in each variant.
-        existing_llavas: rows of LLaVAs that are there already: name → a directory or name on the hub, or settings of
+        existing_llavas: rows of LLaVAs that are there already: name → a directory or name on the Hub, or settings of
             ``clips-bench run`` with ``llava`` or ``lmms``, laid over ``defaults.evaluation``.
         overrides: exceptions for some rows.
         benchmarks: column → settings of the benchmark; ``encoders`` among them: for these encoders,

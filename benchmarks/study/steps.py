@@ -22,7 +22,7 @@ class OutputSpec:
         config: the part of the step's config that it depends on.
         parents: names of the steps that this part of the config refers to.
         needs: files outside the study that it refers to.
-        hub: names on the hub that it refers to.
+        hub: names on the Hub that it refers to.
     """
 
     output: Path
@@ -44,7 +44,7 @@ class Step:
         outputs: what exists when the step has succeeded, directories or result files; nothing else writes them.
         parents: names of the steps whose outputs the config refers to.
         needs: files outside the study that the config refers to (they are part of the step's key).
-        hub: names on the hub that the config refers to.
+        hub: names on the Hub that the config refers to.
         parts: one for each output, where a change that concerns one output shall leave the others in place.
     """
 

@@ -44,7 +44,7 @@ class StudyConfig:
         seeds: instead of the study's.
         include: encoders, entries or patterns such as ``photos.*``, instead of all.
         check: check every step's config, and that the files it needs are there, before the first one runs.
-        wait_for_lock: for another runner that is at work in the study's directory, instead of refusing.
+        wait_for_lock: for another runner that is at work in the study's directory, instead of rejecting.
         yes: make again also what took longer than ``confirm_hours``; the former outputs go to the study's trash.
         confirm_hours: instead of the study's.
     """
@@ -118,7 +118,7 @@ class ResolvedStudy:
         """What a run would make again, see ``trash.replacements``."""
         return replacements(self.plan.steps, self.keys, self.output, again=again)
 
-    def refuse_costly(self, config: StudyConfig, again: Collection[str] = ()) -> None:
+    def reject_costly(self, config: StudyConfig, again: Collection[str] = ()) -> None:
         """Raise UserError where a run without ``yes`` would make again what took long, see ``trash.check_costly``."""
         if not config.yes:
             check_costly(self.replaces(again), hours=self.plan.study.confirm_hours, study=config.study)
@@ -162,7 +162,7 @@ def run_study_steps(config: StudyConfig, *, report: Callable[[Path], None]) -> N
     from benchmarks.study.preflight import check_configs, check_input_files
 
     keyed = resolve_study(config)
-    keyed.refuse_costly(config)
+    keyed.reject_costly(config)
     study, steps, output = keyed.plan.study, keyed.plan.steps, keyed.output
     missing = [step for step in steps if not is_done(step, keyed.keys[step.name], output)]
     log_info(f"{study.name}: {len(steps)} steps, {len(steps) - len(missing)} done before; output in {output}")
@@ -173,7 +173,7 @@ def run_study_steps(config: StudyConfig, *, report: Callable[[Path], None]) -> N
     with locked(output, wait=config.wait_for_lock):
         if config.wait_for_lock:  # the study or its code may have changed meanwhile
             keyed = resolve_study(config)
-            keyed.refuse_costly(config)
+            keyed.reject_costly(config)
         summary = _run_locked(keyed, config)
         report(output)
     if missing:
@@ -252,7 +252,7 @@ class StudyPlanConfig(StudyConfig):
 
     Args:
         study: the study file.
-        gpu: kind of GPU to reckon with (a100-80, h100, h200 …), instead of the study's.
+        gpu: kind of GPU to assume (a100-80, h100, h200 …), instead of the study's.
         estimates: say what each step will take: time, memory, disk, GPU hours.
         output: another directory for what it makes.
         jobs: steps that run at the same time; as the study says where not given.
@@ -304,7 +304,7 @@ def plan_study(config: StudyPlanConfig) -> None:
         if step.parents:
             console.print(Text(f"    after {', '.join(step.parents)}", style="dim"), soft_wrap=True)
         if step.hub:
-            console.print(Text(f"    from the hub {', '.join(map(_pinned, step.hub))}", style="dim"), soft_wrap=True)
+            console.print(Text(f"    from the Hub {', '.join(map(_pinned, step.hub))}", style="dim"), soft_wrap=True)
         if step.name in estimates:
             console.print(Text(f"    {estimates[step.name].words()}"), soft_wrap=True)
         if step.name in replaced:
@@ -324,7 +324,7 @@ def plan_study(config: StudyPlanConfig) -> None:
 
 
 def _pinned(name: str) -> str:
-    """A name on the hub, and whether it is always the same: no key says what a branch holds today."""
+    """A name on the Hub, and whether it is always the same: no key says what a branch holds today."""
     return name if "@" in name else f"{name} (not pinned: add @REVISION)"
 
 

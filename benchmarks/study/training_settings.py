@@ -266,7 +266,7 @@ def _read(manifest: Mapping[str, Any], study: Path, seen: frozenset[str]) -> Tra
     }
     sources = _sources(mapping(manifest.get("data")), config)
     settings |= {name: _named(each) for name, each in sources.items()}
-    for name, commit in mapping(manifest.get("data")).items():  # of what came from the hub
+    for name, commit in mapping(manifest.get("data")).items():  # of what came from the Hub
         if isinstance(commit, str) and name in settings:
             settings[name] = dataclasses.replace(settings[name], hashes=(commit,))
     settings = {name: dataclasses.replace(each, weighs=is_confounder(name)) for name, each in settings.items()}

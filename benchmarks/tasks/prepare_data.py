@@ -38,7 +38,7 @@ class PrepareConfig:
         output: the directory to write.
         split: of a Karpathy JSON any that it has, by default ``val``; of cocoqa ``held_out``, the fifth of its photos
             that training omits, which is the default, or ``all``. The others have none.
-        limit: the first so many images only; for trials.
+        limit: use at most this number of images; for trials.
     """
 
     dataset: str

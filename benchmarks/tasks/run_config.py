@@ -38,25 +38,26 @@ class BenchmarkConfig:
         split: of data that have any; of retrieval's ``all`` takes every one.
         train_split: what a linear probe learns from.
         templates: what a class is called in zero-shot classification: ``openai_imagenet``, ``simple``, or texts with
-            ``{}`` for its name; by default those in the file beside the data.
+            ``{}`` for its name; by default those in the file next to the data.
         prompt: what a LLaVA is asked for captions, or for the letter of one (with ``{a}`` and ``{b}``); by default the
             benchmark's own.
         likelihood_score: a caption's score: the ``sum`` of its token log-likelihoods, their ``mean``, or
             ``mutual_info``, the sum minus that without the image (pointwise mutual information).
-        image_root: folder of the pictures; by default ``images`` beside a JSON, or the folder of the file itself.
-        captions_per_image: retrieval uses the first so many captions of each picture (5 under the COCO protocol).
-        format: of retrieval's data, where what lies there leaves a doubt; ``datasets`` with a name on the hub. Of
+        image_root: folder of the images; by default ``images`` next to a JSON, or the folder of the file itself.
+        captions_per_image: retrieval uses at most this number of captions of each image (5 under the COCO protocol).
+        format: of retrieval's data, where what lies there leaves a doubt; ``datasets`` with a name on the Hub. Of
             recaption's the format of a training source, by default ``webdataset``.
         web_caption: recaption: where the web caption is found, as ``web_caption`` of a training source.
         synthetic_caption: recaption: where the synthetic caption is found, likewise.
         language: of data in several languages.
         languages: multilingual retrieval: those whose mean is the result.
-        subset: a data set's configuration on the hub.
+        subset: a dataset's configuration on the Hub.
         image_column: of a table (CSV, TSV, parquet) or data in the hub's layout.
         caption_columns: likewise; one column of lists, or several. By default captions, caption, sentences, texts,
             text, raw, or caption_0, caption_1, …, whichever is there.
-        word_limits: long retrieval: the captions are also cut to their first so many words.
-        limit: use the first so many pictures or questions only (in classification so many spread evenly); for trials,
+        word_limits: long retrieval: also truncate the captions to these numbers of words.
+        limit: use at most this number of images or questions only (in classification spread evenly); for
+        trials,
             stated in the protocol.
         max_new_tokens: cap of an answer's length; by default the task's own.
         scale: a task that `clips-bench list` does not name: what its metrics are multiplied by to show them; by default
@@ -118,7 +119,7 @@ class BenchmarkConfig:
             raise UserError(f"benchmarks.languages: expected different ones (benchmark '{self.name}')")
 
     def local_paths(self) -> dict[str, str]:
-        """Field → what must lie on this machine; a data set of the hub need not."""
+        """Field → what must lie on this machine; a dataset of the hub need not."""
         named = {"data": None if self.format == "datasets" else self.data, "image_root": self.image_root}
         return {field: path for field, path in named.items() if path is not None}
 
@@ -155,10 +156,10 @@ class RunConfig:
         output: directory of the result files, ``<output>/<model_name>/<benchmark>.json``.
         benchmarks: the benchmarks, each with its data.
         encoder: an encoder directory with a text tower (open_clip layout), or ``hf-hub:ORG/NAME``, for all that
-            compares pictures and texts; for a linear probe any encoder that a LLaVA can be made with.
-        llava: a LLaVA directory, or ``ORG/NAME`` on the hub, for MLLM benchmarks.
+            compares images and texts; for a linear probe any encoder that a LLaVA can be made with.
+        llava: a LLaVA directory, or ``ORG/NAME`` on the Hub, for MLLM benchmarks.
         lmms: one of lmms-eval's own models, in the place of ``llava``; device and precision are its arguments' affair.
-        batch_size: pictures, captions or questions that go through the model at once.
+        batch_size: images, captions or questions that go through the model at once.
         precision: of the model; ``auto`` is fp32, except for a LLaVA on a GPU, which runs in bf16.
         device: ``auto`` is a GPU where there is one.
         overwrite: evaluate also what is done already.

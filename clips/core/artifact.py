@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from clips.core.identity import Identity, refuse_other_run
+from clips.core.identity import Identity, reject_other_run
 from clips.errors import UserError
 from clips.jsontext import safe_json_loads
 from clips.redaction import redact
@@ -160,7 +160,7 @@ def is_finished(output: str | Path, kind: str, run: Identity, *, work: Path | No
                 raise
     if finished:
         recorded = read_manifest(output).get("identity")
-        refuse_other_run(output, recorded if isinstance(recorded, Mapping) else {}, run)
+        reject_other_run(output, recorded if isinstance(recorded, Mapping) else {}, run)
     return finished
 
 

@@ -94,7 +94,7 @@ def difference(there: Mapping[str, Any], here: Mapping[str, Any], *, may_change:
     return f"{name} is {there.get(name)!r} there and {here.get(name)!r} now{more}"
 
 
-def refuse_other_run(
+def reject_other_run(
     place: str | Path, there: Mapping[str, Any], here: Mapping[str, Any], *, may_change: Sequence[str] = ()
 ) -> None:
     """Raise unless the stored work belongs to this run.

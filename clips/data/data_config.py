@@ -11,15 +11,15 @@ from clips.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """How training pictures are varied; evaluation always sees the whole picture.
+    """How training images are varied; evaluation always sees the whole image.
 
     Args:
-        crop_scale_min: a random crop covers at least this share of the picture; 1 squashes the whole picture instead.
-        color_jitter: strength of SimCLR's color jitter, in four pictures of five: brightness, contrast and saturation
+        crop_scale_min: a random crop covers at least this share of the image; 1 squashes the whole image instead.
+        color_jitter: strength of SimCLR's color jitter, in four images of five: brightness, contrast and saturation
             change by up to 0.8 times this share, the hue by up to 0.2 times this share of its circle. The authors' 0.4
             is ±0.32 and ±0.08.
-        gray_scale_prob: the share of pictures that lose their color; the authors' is 0.2.
-        horizontal_flip: mirror half of the pictures; wrong where captions say left and right.
+        gray_scale_prob: the share of images that lose their color; the authors' is 0.2.
+        horizontal_flip: mirror half of the images; wrong where captions say left and right.
     """
 
     crop_scale_min: float = 0.4
@@ -38,7 +38,7 @@ class AugmentConfig:
 
     @property
     def varies(self) -> bool:
-        """Whether a picture can look different from one time to the next."""
+        """Whether an image can look different from one time to the next."""
         return self.crop_scale_min < 1 or self.horizontal_flip or self.color_jitter > 0 or self.gray_scale_prob > 0
 
 
@@ -47,14 +47,14 @@ class DataConfig:
     """What is trained on.
 
     Args:
-        sources: pictures with captions, each an entry of format, path, web_caption, synthetic_caption (see
+        sources: images with captions, each an entry of format, path, web_caption, synthetic_caption (see
             `--data.sources.help`); several are read as one, or mixed by their weights.
         shuffle_buffer_shards: shards (or blocks of 10,000 rows, or streamed row groups) that are shuffled together.
-            null shuffles all samples of an epoch, which suits local disks; with shards from afar or very many samples a
+            null shuffles all samples of an epoch, which suits local disks; with remote shards or very many samples a
             number, such as 100, keeps the reading to few shards at a time.
-        augment: how pictures are varied.
+        augment: how images are varied.
         num_workers: processes that read ahead for each training process; 0 reads ahead in a thread of its own.
-        cache_images: keep decoded pictures in memory, for data that fits; spares the decoding after one epoch.
+        cache_images: keep decoded images in memory, for data that fits; spares the decoding after one epoch.
         max_invalid_ratio: stop once more than this share of the samples is undecodable or has no caption at all.
     """
 

@@ -63,7 +63,7 @@ class FileImage(LazyImage):
         except UserError as error:
             if ".tar/" in self.reference:
                 raise
-            raise UserError(f"{error} (give 'images: FOLDER' if it is elsewhere)") from None
+            raise UserError(f"{error} (set image_root to the directory of the images)") from None
 
     def exists(self) -> bool:
         """See `LazyImage`."""

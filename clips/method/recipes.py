@@ -39,7 +39,7 @@ class RecipeConfig:
             shortened), mixed (one of the two).
         loss: softmax (the mean of a symmetric CLIP loss for each text, as CLIPS), supcon (one softmax in which all
             texts of an image are positives), sigmoid (each pair judged by itself, as SigLIP).
-        caption_strategy: how the synthetic caption is shortened: sub_caption (one sentence, whatever its length),
+        caption_strategy: how the synthetic caption is shortened: sub_caption (one sentence, regardless of its length),
             sub_captions (as many as fit), block, random, truncate, full.
         web_caption_strategy: how the web caption is shortened.
         caption_tokens: tokens that sub_captions, block, random and truncate keep; sub_caption and full do not read it.
@@ -165,7 +165,7 @@ POSITIVES: dict[str, Callable[[CaptionPair, np.random.Generator, Recipe], str]] 
 }
 """Name in the batch → function that samples the text from a sample's captions."""
 _WORDS = ClipsTokenizer()
-"""The tokenizer of the captioner's target, whatever tokens the text tower reads."""
+"""The tokenizer of the captioner's target, for any tokenizer of the text tower."""
 
 
 @dataclass(frozen=True)

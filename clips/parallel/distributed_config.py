@@ -20,10 +20,10 @@ class DistributedConfig:
     Args:
         strategy: ddp (every process holds the whole model), fsdp (parameters, gradients and optimizer state in shards,
             torch's FSDP2), or DeepSpeed's ZeRO with shards of the optimizer state (zero1), of the gradients too
-            (zero2), of the parameters too (zero3). A run may go on under another one, and on more or fewer processes.
+            (zero2), of the parameters too (zero3). A run may resume under another one, and on more or fewer processes.
         activation_checkpointing: keep each layer's input only and compute its activations again in the backward pass.
         torch_compile: compile the layers with torch.compile; pays on GPUs.
-        hang_timeout: seconds that a process may stand still before the training ends and names it.
+        hang_timeout: seconds that a process may hang before the training ends and names it.
         device_peak_tflops: what a device can reach in the training's precision, in 1e12 FLOP/s, for the log's ``mfu``;
             by default the data sheet's of the GPU. Of a CPU, ``scripts/bench/mfu.py`` measures it.
     """

@@ -75,7 +75,7 @@ class CaptionModel:
         """The model's captions of each image, ``config.captions`` each.
 
         Args:
-            pictures: RGB.
+            images: RGB.
             prompts: one per image, from `prompt`.
             seed: of the sampling: the same batch yields the same captions.
         """

@@ -103,7 +103,7 @@ tags:
 ---
 # Synthetic captions for `{config.path}`
 
-{totals["written"]:,} pictures, {totals["tokens"]:,} tokens of captions under `{config.caption_column}`, written by
+{totals["written"]:,} images, {totals["tokens"]:,} tokens of captions under `{config.caption_column}`, written by
 `{model["path"]}` ({model["class"]}), {drawn}, at most {config.max_new_tokens} tokens. It was asked:
 
 > {quoted}

@@ -17,7 +17,7 @@ _PART = re.compile(r"(\d+)/(\d+)")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecaptionConfig(SourceConfig):
-    """Write a synthetic caption for every picture of a source, by any image-text model of transformers.
+    """Write a synthetic caption for every image of a source, by any image-text model of transformers.
 
     Args:
         synthetic_caption: not read.
@@ -26,27 +26,27 @@ class RecaptionConfig(SourceConfig):
         import_modules: Python modules to import first, so that transformers knows the model; a LLaVA of the bridge
             needs ``[llava_bridge]``.
         output: the directory to write.
-        output_format: tar: WebDataset shards with the same pictures, what was known of them, and the caption; parquet:
+        output_format: tar: WebDataset shards with the same images, what was known of them, and the caption; parquet:
             tables of key, image (path or address, where the source has one), the web caption and the caption.
         caption_column: the key or column that the caption is written to.
         prompt: what the model is asked, through its own chat template; {web} stands for the web caption. A model
             without a template gets it as it is.
-        batch_size: pictures that the model sees at once.
+        batch_size: images that the model sees at once.
         max_new_tokens: a caption is cut there.
-        temperature: 0 takes the likeliest word each time; above, words are drawn.
-        top_p: they are drawn among the likeliest that together have this probability.
-        num_captions: for each picture; several need a temperature above 0, are written as a list, and training draws
+        temperature: 0 takes the most probable word each time; above, words are drawn.
+        top_p: they are drawn among the most probable that together have this probability.
+        num_captions: for each image; several need a temperature above 0, are written as a list, and training draws
             one of them each time.
         drop_incomplete_sentence: a caption that was cut loses its unfinished last sentence.
         min_words: shorter captions are dropped.
         max_words: longer captions are dropped; null keeps them.
-        max_image_size: larger pictures are shrunk to this many pixels for the model; those written stay as they are.
+        max_image_size: larger images are shrunk to this many pixels for the model; those written stay as they are.
         shard_size: most samples in one shard of the output; no shard has samples of two shards of the source.
         shard: "3/64" is the third of 64 runs that share the work, for instance of a SLURM array. Under torchrun each
             process takes its share by itself.
-        num_workers: threads that read and decode pictures ahead.
+        num_workers: threads that read and decode images ahead.
         precision: fp32 or bf16; auto is bf16 on a GPU that has it.
-        max_invalid_ratio: stop where a shard loses a larger share of its samples to bad pictures and dropped captions.
+        max_invalid_ratio: stop where a shard loses a larger share of its samples to bad images and dropped captions.
         seed: of what is drawn.
     """
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from clips.commandline.progress import Progress
 from clips.core.artifact import atomic_write, is_finished, log_info
-from clips.core.identity import RUN, identity, read_run, refuse_other_run, run_text
+from clips.core.identity import RUN, identity, read_run, reject_other_run, run_text
 from clips.data.images import BadImageError, decode_image
 from clips.data.sources import BadSampleError, Sample, Source, open_source, shard_lengths
 from clips.recaption.cleaning import filter_captions
@@ -84,7 +84,7 @@ def _begin(config: RecaptionConfig, samples: int) -> bool:
     if before is None:
         atomic_write(work / RUN, run_text(run))
     else:
-        refuse_other_run(config.output, before, run)
+        reject_other_run(config.output, before, run)
     return True
 
 

@@ -24,7 +24,7 @@ _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 
 @dataclasses.dataclass(frozen=True)
 class CaptionedSample:
-    """A sample with its new captions; ``picture`` is still encoded."""
+    """A sample with its new captions; ``image`` is still encoded."""
 
     record: Record
     picture: bytes

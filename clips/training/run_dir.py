@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from clips.core.artifact import atomic_write, is_finished
-from clips.core.identity import RUN, Identity, differing, is_below, refuse_other_run, run_text
+from clips.core.identity import RUN, Identity, differing, is_below, reject_other_run, run_text
 from clips.errors import UserError
 from clips.redaction import redact
 from clips.serialization import to_plain, to_yaml
@@ -25,7 +25,7 @@ def is_trained(config: Any, run: Identity) -> bool:
     if is_finished(output, "encoder", run, work=output / CHECKPOINTS_DIR / RUN):
         return True
     for checkpoint in list_checkpoints(output)[-1:]:  # before the first there is nothing to lose
-        refuse_other_run(output, read_train_state(checkpoint).identity, run, may_change=config.allow_changes_on_resume)
+        reject_other_run(output, read_train_state(checkpoint).identity, run, may_change=config.allow_changes_on_resume)
     return False
 
 

@@ -23,13 +23,13 @@ _MAY_CHANGE = ("optimizer.", "precision")  # what else a run is cannot change wi
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """Retrieval on held-out pictures while training goes on.
+    """Retrieval on held-out images during training.
 
     Args:
-        source: the pictures and their captions; null for none.
+        source: the images and their captions; null for none.
         eval_steps: steps from one validation to the next.
-        num_samples: how many pictures, spread evenly over the source.
-        batch_size: pictures encoded at once.
+        num_samples: how many images, spread evenly over the source.
+        batch_size: images encoded at once.
     """
 
     source: SourceConfig | None = None
@@ -45,7 +45,7 @@ class ValidationConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderTrainConfig:
-    """Train an encoder on pictures with captions, or go on with an interrupted training.
+    """Train an encoder on images with captions, or resume with an interrupted training.
 
     Args:
         output: the directory that becomes the encoder directory; progress and checkpoints live there meanwhile.
@@ -53,7 +53,7 @@ class EncoderTrainConfig:
         model: the towers.
         recipe: what they learn from web and synthetic captions.
         optimizer: AdamW's settings.
-        validation: zero-shot retrieval on held-out pictures while training goes on.
+        validation: zero-shot retrieval on held-out images during training.
         max_steps: length of the training in steps; 0 writes the untrained encoder. Give one of max_steps, max_samples,
             num_epochs.
         max_samples: length of the training in samples, over the whole run.
@@ -73,7 +73,7 @@ class EncoderTrainConfig:
         save_total_limit: how many checkpoints are kept.
         keep_checkpoints_after_training: leave the checkpoints in place when the training is done.
         license: of the weights, for the model card, such as apache-2.0.
-        allow_changes_on_resume: fields in which an unfinished run may go on with other values than it had, such as
+        allow_changes_on_resume: fields in which an unfinished run may resume with other values than it had, such as
             optimizer.learning_rate after it diverged; what changed, and at which step, stands in the manifest.
         stages: trainings one after the other, each a mapping of the fields in which it differs from the above
             (``model.image_size: 224``); each begins with the weights of the one before, and the last one's encoder is

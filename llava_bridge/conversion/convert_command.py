@@ -137,7 +137,7 @@ def _tower_of(config: ConvertConfig, stated: Mapping[str, Any]) -> str:
     """The directory of the tower."""
     name = config.vision_tower or stated.get("mm_vision_tower")
     if name is None:
-        raise UserError(f"vision_tower: {config.source} names none; expected a directory or a name on the hub")
+        raise UserError(f"vision_tower: {config.source} names none; expected a directory or a name on the Hub")
     beside = Path(config.source) / Path(name).name
     if config.vision_tower is None and beside.is_dir():
         return str(beside)

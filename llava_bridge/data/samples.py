@@ -26,11 +26,11 @@ class ConversationSourceConfig:
             with messages or conversations and images: a directory of ``datasets``, parquet, JSON lines), ``webdataset``
             (tar shards of images and JSON), ``text`` (JSON lines with "text"), ``cocoqa`` (JSON lines of image,
             question, answer), ``karpathy`` (captions in Karpathy's JSON) or another that lists captions.
-        image_folder: directory that image references start from; None takes the directory of the file.
+        image_root: directory that image references start from; None takes the directory of the file.
         split: for ``karpathy`` the split to read, for ``conversations`` that of a directory which has several; for
             ``cocoqa`` ``train`` (without the held-out fifth of the photos), ``held_out`` or ``all``.
         captions_per_image: for captions, how many of each image; None takes all.
-        max_samples: read only the first so many samples; None reads all.
+        max_samples: read at most this number of samples; None reads all.
         weight: how often an epoch has each sample: 0.5 takes half of them, drawn with the seed, 2 each twice, 1.5 each
             once and half of them twice.
         missing_images: ``skip`` leaves a sample out when its image turns out to be missing (see ``max_invalid_ratio``);
@@ -41,7 +41,7 @@ class ConversationSourceConfig:
 
     path: str
     format: str = dataclasses.field(default="llava", metadata={"choices": "llava_bridge.data.samples:READ_FORMATS"})
-    image_folder: str | None = None
+    image_root: str | None = None
     split: str = "train"
     captions_per_image: int | None = 1
     max_samples: int | None = None

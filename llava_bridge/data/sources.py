@@ -35,7 +35,7 @@ def read_samples(config: ConversationSourceConfig, seed: int = 0) -> list[Conver
     """
     if config.format == TEXT:
         raise UserError(f"data.format: {config.path} is text, which only the llm_pretrain stage reads")
-    settings = {"split": config.split, "image_root": config.image_folder, "max_cache_gb": config.max_cache_gb}
+    settings = {"split": config.split, "image_root": config.image_root, "max_cache_gb": config.max_cache_gb}
     given: dict[str, Any] = {name: value for name, value in settings.items() if name in FORMATS[config.format].takes}
     spec = DatasetSpec(path=config.path, format=config.format, **given)
     found: Iterable[Conversation]
@@ -100,7 +100,7 @@ def weighted(items: Sequence[Item], weight: float, seed: int) -> list[Item]:
     return [*itertools.chain.from_iterable([items] * int(whole)), *(items[index] for index in sorted(drawn))]
 
 
-def refuse_missing(samples: Iterable[Conversation], path: str, say: Callable[[str], None]) -> None:
+def reject_missing(samples: Iterable[Conversation], path: str, say: Callable[[str], None]) -> None:
     """Check that the file of every image exists.
 
     Args:

@@ -70,7 +70,7 @@ def check_encoder_files(spec: str) -> None:
     elif source == "transformers":
         directory = resolve_vision_dir(reference)
         if not directory.is_dir():
-            raise UserError(f"encoder: {directory} is not a directory (expected one, or ORG/NAME on the hub)")
+            raise UserError(f"encoder: {directory} is not a directory (expected one, or ORG/NAME on the Hub)")
         if not (directory / "config.json").is_file():
             raise UserError(f"encoder: {reference} has no config.json (expected a model in transformers' layout)")
     elif source == "several":

@@ -1,7 +1,7 @@
 """``llava-bridge describe``: a LLaVA's descriptions of many images, as JSON lines.
 
 llava-bridge describe runs/mine-llava photos/ --output described.jsonl
-llava-bridge describe runs/mine-llava photos/*.jpg --prompt "Is there a dog in the picture?" | head
+llava-bridge describe runs/mine-llava photos/*.jpg --prompt "Is there a dog in the image?" | head
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from PIL import Image
 
 from clips.commandline.progress import Progress
 from clips.core.artifact import atomic_write, directory_hash, log_info, write_errors_as_user_errors
-from clips.core.identity import RUN, RUN_ONLY, identity, read_run, refuse_other_run, run_text
+from clips.core.identity import RUN, RUN_ONLY, identity, read_run, reject_other_run, run_text
 from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError
 from clips.jsontext import safe_json_loads
@@ -42,7 +42,7 @@ class DescribeConfig:
         model: the LLaVA directory, or ``ORG/NAME`` on the Hub.
         images: image files, images in shards (``shard.tar/000000003.png``), directories, shards and globs.
         prompt: what it is asked about each image.
-        output: the file of JSON lines to write; the same command goes on with the images that it lacks. Without it
+        output: the file of JSON lines to write; the same command resumes with the images that it lacks. Without it
             lines are printed.
         batch_size: images at once.
         max_new_tokens: an answer is cut there.
@@ -135,7 +135,7 @@ class _Output:
                 f"output: {self.path} is in the way and not of this command, or {self.record.name} next to it is lost"
             )
             raise UserError(f"{line}; choose another output")
-        refuse_other_run(self.path, before, self.run)
+        reject_other_run(self.path, before, self.run)
         try:
             return {safe_json_loads(line)["image"] for line in self._whole_lines().splitlines()}
         except (OSError, ValueError, KeyError, TypeError):

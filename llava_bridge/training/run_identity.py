@@ -49,7 +49,7 @@ def parent_artifacts(config: LlavaTrainConfig) -> dict[str, str]:
 
 
 def data_manifest(config: LlavaTrainConfig) -> dict[str, Any]:
-    """Each stage's data sources with their hashes, and the commits of what comes from the hub."""
+    """Each stage's data sources with their hashes, and the commits of what comes from the Hub."""
     return sources_of(config) | hub_commits(config)
 
 
@@ -59,7 +59,7 @@ def sources_of(config: LlavaTrainConfig) -> dict[str, list[dict[str, Any]]]:
 
 
 def hub_commits(config: LlavaTrainConfig) -> dict[str, str]:
-    """The commit that each name on the hub means: so the hub's cache calls its directory."""
+    """The commit that each name on the Hub means: so the hub's cache calls its directory."""
     found: dict[str, str] = {}
     if config.encoder and config.stages[-1] != "llm_pretrain":
         found |= encoder_commits(config.encoder)

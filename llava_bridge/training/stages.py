@@ -15,11 +15,11 @@ from pathlib import Path
 
 from clips.commandline.signals import graceful_shutdown
 from clips.core.artifact import atomic_artifact_dir, atomic_write, write_manifest
-from clips.core.identity import RUN, difference, read_run, refuse_other_run, run_text
+from clips.core.identity import RUN, difference, read_run, reject_other_run, run_text
 from clips.errors import UserError
 from clips.jsontext import safe_json_loads
 from llava_bridge.data import read_samples
-from llava_bridge.data.sources import refuse_missing
+from llava_bridge.data.sources import reject_missing
 from llava_bridge.training.launch import (
     STOP_FILE,
     DistributedStopRequest,
@@ -79,12 +79,12 @@ def _prepare(work: Path, config: LlavaTrainConfig) -> None:
     for data in (data for name in config.stages for data in config.stage(name).data):
         if data.missing_images == "error" and data.format != "text":
             log_rank0(f"looking for all pictures of {data.path}")
-            refuse_missing(read_samples(data, config.seed), data.path, log_rank0)
+            reject_missing(read_samples(data, config.seed), data.path, log_rank0)
     if is_reporting_process():  # else the command has looked after it
         (work / STOP_FILE).unlink(missing_ok=True)
     run, before = run_identity(config), read_run(work / RUN)
     if has_progress(work):
-        refuse_other_run(work, before or {}, run)
+        reject_other_run(work, before or {}, run)
     if before is not None and difference(before, run) is None:
         log_rank0(f"going on with the unfinished run in {work}")
         return

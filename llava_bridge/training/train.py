@@ -28,7 +28,7 @@ from llava_bridge.training.work_dir import check_inputs, lock_work_dir, work_dir
 def run_train(config: LlavaTrainConfig) -> None:
     """Run the stages, in this process if a launcher started it, else in processes that DeepSpeed's launcher starts.
 
-    Interrupted, the same command goes on from the last checkpoint; finished, it does nothing.
+    Interrupted, the same command resumes from the last checkpoint; finished, it does nothing.
 
     Raises:
         UserError: see :class:`LlavaTrainConfig`; missing or unfitting parts and data.

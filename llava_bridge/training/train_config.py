@@ -35,13 +35,13 @@ class LoraConfig:
         r: rank of the matrices.
         lora_alpha: what they learn is multiplied by lora_alpha / r.
         lora_dropout: fraction of their inputs dropped in training.
-        use_dora: learn magnitudes beside directions (DoRA, arXiv 2402.09353).
+        use_dora: learn magnitudes next to directions (DoRA, arXiv 2402.09353).
         apply_to: the parts whose linear layers are adapted; a part's other weights are frozen. A part that is not
             adapted trains, or is frozen, as the stage says.
         target_modules: names of linear layers, such as q_proj; None takes all of them.
         merge_weights: add what was learned to the weights at the end. Else, after the last stage, the adapter lies in
-            the output's ``adapter/``, beside the weights of before.
-        quantization: ``nf4`` holds the LLM's linear layers in 4 bits while adapters learn beside them (QLoRA, arXiv
+            the output's ``adapter/``, next to the weights of before.
+        quantization: ``nf4`` holds the LLM's linear layers in 4 bits while adapters learn next to them (QLoRA, arXiv
             2305.14314); the output has the values that 4 bits can hold. Takes the extra ``qlora``.
     """
 
@@ -89,19 +89,18 @@ class StageConfig:
         warmup_ratio: ratio of the steps in which the rate rises to ``learning_rate``; cosine to 0 follows.
         weight_decay: of AdamW.
         adam_beta2: of AdamW.
-        max_length: longest sequence in tokens, pictures included; what is beyond is cut, but never a picture. None
-            takes the LLM's own limit, but no more than 2048 beside the largest picture that tiles may make.
+        max_length: longest sequence in tokens, images included; what is beyond is cut, but never an image. None
+            takes the LLM's own limit, but no more than 2048 next to the largest image that tiles may make.
         group_by_modality_length: LLaVA's order of samples: in each step those with images or those without, else at
             random; false shuffles all alike. LLaVA-1.5 has it in ``instruct`` alone. Which samples a step has does not
             depend on their lengths, nor on ``micro_batch_size`` and processes.
         packing: put samples of a micro-batch end to end into rows of ``max_length`` tokens, kept apart from each other,
             instead of padding each. The same samples make a step either way, and their losses are the same.
-        cache_vision_features: remember on disk, in the user's cache, what the frozen encoder makes of each picture:
-            whoever trains with the same pictures and encoder again need not run it. Fine as long as the disk has room:
-            1.2 MB a picture, or tile, for CLIP L/14 at 336 pixels in bf16.
+        cache_vision_features: store the frozen encoder's features of each image on disk, in the user's cache, for
+            all trainings with the same images and encoder. They take 1.2 MB of disk an image, or tile, for CLIP L/14 at 336 pixels in bf16.
         chat_template: the template of this stage, where it is not the LLaVA's: ``plain`` is LLaVA-1.5's in align, the
-            picture and then its caption, without roles and questions.
-        image_aspect_ratio: how pictures become squares in this stage, where it is not as in the LLaVA.
+            image and then its caption, without roles and questions.
+        image_aspect_ratio: how images become squares in this stage, where it is not as in the LLaVA.
         activation_checkpointing: keep each layer's input only and compute its activations again in the backward pass.
     """
 
@@ -214,24 +213,24 @@ class LlavaTrainConfig:
         output: the directory to write: an LLM directory if ``llm_pretrain`` is the last stage, else a LLaVA directory.
         stages: which of llm_pretrain, align, instruct run, in this order.
         encoder: an encoder directory, or ``hf-hub:ORG/NAME``; ``timm:NAME``, ``timm:NAME@weights.safetensors``,
-            ``timm:NAME@random``; or ``transformers:DIRECTORY`` (or ORG/NAME on the hub) for CLIP, SigLIP, DINO, AIMv2.
-        llm: a directory with a transformers causal LM and its tokenizer, or ``ORG/NAME`` on the hub
+            ``timm:NAME@random``; or ``transformers:DIRECTORY`` (or ORG/NAME on the Hub) for CLIP, SigLIP, DINO, AIMv2.
+        llm: a directory with a transformers causal LM and its tokenizer, or ``ORG/NAME`` on the Hub
             (``ORG/NAME@REVISION`` for one of its commits). Not needed after ``llm_pretrain``, which then makes a new
             one (``llm_from_scratch``); given, ``llm_pretrain`` trains it further. A LLaVA directory gives its LLM.
-        llava: a LLaVA directory, or ``ORG/NAME`` on the hub, that is trained further, in place of encoder and llm: of
+        llava: a LLaVA directory, or ``ORG/NAME`` on the Hub, that is trained further, in place of encoder and llm: of
             this suite or in transformers' layout (``llava-bridge convert`` makes one of an original LLaVA,
             ``llava-bridge swap`` one with another encoder).
-        image_size: side of the pictures in pixels; None takes the encoder's own. ViTs take another: their learned
+        image_size: side of the images in pixels; None takes the encoder's own. ViTs take another: their learned
             positions are interpolated.
         vision_feature_layer: hidden state of the encoder that the LLM sees, or several, side by side: ``[-2, -5]``;
             None: -2 for ViTs and CLIP's ResNets, -1 for timm's others. Of ``several:`` each gives this one, or its own
             default.
         vision_feature_select_strategy: ``default`` drops the class token, ``full`` keeps it, as in transformers
             (LLaVA: ``patch``, ``cls_patch``).
-        image_aspect_ratio: how pictures become squares: ``squash``, ``pad`` with the encoder's mean color
+        image_aspect_ratio: how images become squares: ``squash``, ``pad`` with the encoder's mean color
             (LLaVA-1.5's), ``crop`` of the middle; or ``anyres``, LLaVA-NeXT's: several, an overview and tiles at full
             resolution.
-        image_grid_pinpoints: with ``anyres``: the heights and widths in pixels into which pictures are fitted before
+        image_grid_pinpoints: with ``anyres``: the heights and widths in pixels into which images are fitted before
             they are cut into tiles; None takes LLaVA-NeXT's, 1 × 2, 2 × 1, 2 × 2, 3 × 1 and 1 × 3 tiles.
         projector: what makes tokens of the LLM of the encoder's features.
         chat_template: ``auto`` (the LLM's own if it has one, else vicuna) or the name of one: vicuna, vicuna_v1 (with
@@ -240,16 +239,16 @@ class LlavaTrainConfig:
         attn_implementation: how the LLM computes attention, by transformers' name: sdpa, eager, flash_attention_2 …;
             None takes its own choice.
         llm_from_scratch: the LLM that ``llm_pretrain`` makes.
-        llm_pretrain: trains the LLM without pictures, on text (format ``text``) or on conversations.
+        llm_pretrain: trains the LLM without images, on text (format ``text``) or on conversations.
         align: trains the projector only; LLaVA calls this stage pretraining.
         instruct: trains projector and LLM; LLaVA calls this stage finetuning.
         launch: processes and DeepSpeed settings.
         precision: ``auto`` takes bf16 where the hardware multiplies it faster than fp32. The encoder in the output
             equals the one given bit for bit either way.
         seed: of initial weights and of the order of samples.
-        save_steps: steps between checkpoints, from which an interrupted run goes on; 0 keeps only whole stages.
+        save_steps: steps between checkpoints, from which an interrupted run resumes; 0 keeps only whole stages.
         logging_steps: steps between lines of metrics.jsonl.
-        num_workers: processes that load data beside each training process; 0 loads within it.
+        num_workers: processes that load data next to each training process; 0 loads within it.
         max_invalid_ratio: training stops when more than this share of a stage's samples cannot be used.
     """
 

@@ -59,7 +59,7 @@ def write_config(args: argparse.Namespace, folder: Path) -> Path:
     shared = Path(args.shared).resolve()
     weights = shared / "models/tiny_vit_5m_224/timm_tiny_vit_5m_224_headless.safetensors"
     mix = write_mix(shared, folder / "mix.json", 4 * args.batch)
-    stage = {"data": [{"path": str(mix), "image_folder": str(shared)}], "max_steps": 1, "global_batch_size": args.batch}
+    stage = {"data": [{"path": str(mix), "image_root": str(shared)}], "max_steps": 1, "global_batch_size": args.batch}
     config: dict[str, Any] = {
         "output": str(folder / "llava"),
         "encoder": f"timm:tiny_vit_5m_224@{weights}",

@@ -112,7 +112,7 @@ def parts(args: argparse.Namespace, mix: Path) -> tuple[Any, Any, ConversationDa
     model, processor = build_llava(LlavaParts(encoder=f"timm:tiny_vit_5m_224@{encoder}", llm=llm))
     model.requires_grad_(True).model.vision_tower.requires_grad_(False)
     data = ConversationDataset(
-        read_samples(ConversationSourceConfig(path=str(mix), image_folder=args.shared)),
+        read_samples(ConversationSourceConfig(path=str(mix), image_root=args.shared)),
         make_conversation_encoder(model, processor),
         args.room,
     )

@@ -53,7 +53,7 @@ def kept_line(args: argparse.Namespace, mix: Path) -> str:
     model, processor = build_llava(LlavaParts(encoder=args.encoder, llm=llm))
     model.to(args.device).train().requires_grad_(False)
     model.model.multi_modal_projector.requires_grad_(True)
-    samples = read_samples(ConversationSourceConfig(path=str(mix), image_folder=args.shared))
+    samples = read_samples(ConversationSourceConfig(path=str(mix), image_root=args.shared))
     data = ConversationDataset(samples, make_conversation_encoder(model, processor), 1024)
     shown = [index for index, sample in enumerate(samples) if sample.images]
     shown = shown[: len(shown) // args.micro_batch * args.micro_batch]

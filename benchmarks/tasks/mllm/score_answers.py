@@ -99,7 +99,7 @@ def run_score(config: ScoreConfig) -> None:
     task = load_task(entry.task, entry.folder, data_root(config.data), own=entry.own)
     docs = list(task.eval_docs_no_media)
     found = match(answers, docs, config.answers, partial=config.partial)
-    refuse_contradictions(found.places, docs, task, config.answers)
+    reject_contradictions(found.places, docs, task, config.answers)
     counted = _counted(found, len(docs))
     log_info(f"{config.answers}: {counted}")
     numbers = list(found.places)
@@ -141,7 +141,7 @@ def _counted(found: Match, questions: int) -> str:
     return f"{len(found.places):,} of {questions:,} questions answered ({found.told()}); {left}"
 
 
-def refuse_contradictions(
+def reject_contradictions(
     places: Mapping[int, Answer], docs: Sequence[Mapping[str, Any]], task: Any, file: str
 ) -> None:
     """Check the question fields of lmms-eval's samples against the data; other data, or another order, differ.

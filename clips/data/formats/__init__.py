@@ -116,7 +116,7 @@ FORMATS: dict[str, Format] = {
         takes=("image_root", "language"),
     ),
     "datasets": Format(
-        about="Hugging Face datasets: parquet files, save_to_disk, or ORG/NAME on the hub",
+        about="Hugging Face datasets: parquet files, save_to_disk, or ORG/NAME on the Hub",
         fits="rows:is_datasets",
         captions="rows:read_datasets",
         classes="classes:read_datasets",

@@ -29,9 +29,11 @@ class ListedCaptions:
             raise unknown_name_error(config.web_caption, WEB, f"'web_caption' of a {config.format} data source")
         for name in config.synthetics:
             if name not in SYNTHETIC:
-                raise unknown_name_error(name, SYNTHETIC, f"'synthetic' of a {config.format} data source")
+                raise unknown_name_error(name, SYNTHETIC, f"'synthetic_caption' of a {config.format} data source")
         if len(config.synthetics) > 1:
-            raise UserError(f"'synthetic' of a {config.format} data source: expected one of {', '.join(SYNTHETIC)}")
+            raise UserError(
+                f"'synthetic_caption' of a {config.format} data source: expected one of {', '.join(SYNTHETIC)}"
+            )
         given = {"split": config.split, "image_root": config.image_root}
         taken: dict[str, Any] = {name: value for name, value in given.items() if name in FORMATS[config.format].takes}
         found = read_dataset(DatasetSpec(path=config.path, format=config.format, **taken), "captions")
@@ -45,7 +47,7 @@ class ListedCaptions:
         tried = [image for image, _ in self.samples[:_TRIED_IMAGES]]
         if tried and not any(image.exists() for image in tried):
             raise UserError(
-                f"{tried[0].root}: expected the images there (data source's 'images'); none of the first is"
+                f"{tried[0].root}: expected the images there (data source's 'image_root'); none of the first is"
             )
 
     def __len__(self) -> int:

@@ -56,14 +56,14 @@ class SourceConfig:
             named here, instead of copying all to this disk before training begins. Copies of row groups are kept in
             ``cache_dir``; they are what ``data.shuffle_buffer_shards`` counts.
         image_root: tables, karpathy, coco: the directory of images; null means the directory of the table, or "images"
-            beside the JSON file. Paths that lead out of it are rejected.
+            next to the JSON file. Paths that lead out of it are rejected.
         allow_private_network: tables: whether addresses of images in them may lead to this machine or a private
             network. A table
             from elsewhere must not name such images.
         shard_sizes: webdataset: a JSON file that says how many samples each shard has; null means sizes.json next to
             the shards. With it no shard is opened before it is needed; remote shards need it (``clips data index``
             writes it).
-        cache_dir: the directory for copies of shards from afar and of streamed row groups.
+        cache_dir: the directory for copies of remote shards and of streamed row groups.
         max_cache_gb: how much that directory may hold; the longest unused copies go first. While one
             ``data.shuffle_buffer_shards`` of shards is read, the next one is copied: give it room for two.
         weight: how much of all batches comes from this source, relative to the weights of the others; give one to each

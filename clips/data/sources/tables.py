@@ -66,7 +66,7 @@ class DatasetsSource:
     def streamed(self, files: Sequence[str]) -> ParquetRows:
         """Rows of parquet files without a full copy."""
         if other := next((file for file in files if not file.endswith(".parquet")), None):
-            raise UserError(f"{self.config.path}: a data source with 'stream' expects .parquet files, found {other}")
+            raise UserError(f"{self.config.path}: a data source with 'streaming' expects .parquet files, found {other}")
         return ParquetRows(files, ShardCache(Path(self.config.cache_dir).expanduser(), self.config.max_cache_gb * 1e9))
 
     def image_root_of(self) -> str:
@@ -173,7 +173,8 @@ def _image_column(path: str, columns: Sequence[str]) -> str:
             return name
     raise UserError(
         f"{path}: no column of images, as training needs (columns: {', '.join(columns)}); expected one of "
-        f"{', '.join(_PICTURE_COLUMNS)}, or its name as data source field image; captions alone have to be joined with "
+        f"{', '.join(_PICTURE_COLUMNS)}, or its name as data source field image_column; captions alone have to "
+        f"be joined with "
         "paths of their images first"
     )
 
