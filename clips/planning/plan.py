@@ -199,8 +199,8 @@ def ring_bandwidth(gpu: Gpu, count: int) -> float:
 
 
 def _steps(stage: EncoderTrainConfig) -> int:
-    if stage.steps is not None:
-        return stage.steps
+    if stage.max_steps is not None:
+        return stage.max_steps
     samples = float(stage.max_samples or 0)
     if stage.num_epochs is not None:
         if any(is_remote(source.path) for source in stage.data.sources):

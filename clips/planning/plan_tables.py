@@ -36,7 +36,7 @@ def print_plan(config: TrainPlanConfig, training: EncoderTrainConfig) -> None:
     """Print what each stage and the whole training take."""
     console, stages = Console(), plan_stages(config, training)
     for number, stage in enumerate(stages, 1):
-        log_info(f"{config.training}: stage {number} of {len(stages)} in a dry run …")
+        log_info(f"{config.train_config}: stage {number} of {len(stages)} in a dry run …")
         facts, memory = _facts(stage), _memory(stage)
         size = stage.model.model.image_size
         title = f"Stage {number} of {len(stages)}: {size} pixels, {config.num_gpus} × {config.gpu}"

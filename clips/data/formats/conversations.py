@@ -110,7 +110,7 @@ def read_rows(found: Location) -> Dataset[Conversation]:
 def _in_files(found: Location) -> Iterator[Conversation]:
     path = found.path
     for file in _files(found):
-        root = found.folder() if found.asked.images or path.is_dir() else file.parent
+        root = found.folder() if found.asked.image_root or path.is_dir() else file.parent
         if file.suffix == ".parquet":
             yield from _parquet(file, root, found.asked.max_cache_gb)
         elif file.suffix in _SUFFIXES:
