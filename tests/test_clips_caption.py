@@ -76,7 +76,7 @@ def test_the_command_prints_words_and_writes_a_page(tmp_path: Path, capsys: pyte
     data = clips_world.write_shards(tmp_path / "data")
     (tmp_path / "photo.png").write_bytes(clips_world.picture(3))
     for name in ("clips", "coca", "clip"):
-        recipe = {"name": name, "captioner": {"length": 12, "layers": 1}}
+        recipe = {"name": name, "captioner": {"max_length": 12, "num_layers": 1}}
         train(clips_world.train_config(data, tmp_path / name, recipe=recipe, max_steps=2))
     capsys.readouterr()
     for name in ("clips", "coca"):

@@ -95,7 +95,7 @@ def test_every_recipe_trains_all_that_it_builds(name, settings):
     model.recipe.losses(model(batch), batch)["loss"].backward()
     without = [name for name, value in model.named_parameters() if value.grad is None]
     assert without == ["clip.visual.positional_embedding"]
-    assert (model.captioner is None) == (name == "recap" or "caption_weight" in settings)
+    assert (model.captioner is None) == (name == "recap" or "caption_loss_weight" in settings)
     assert (model.clip.logit_bias is not None) == (settings.get("loss") == "sigmoid")
 
 
