@@ -71,7 +71,7 @@ def test_formats_of_sentences_need_no_names_of_captions(form: str, tmp_path: Pat
     arguments = ["data", "inspect", str(path), "--format", form, "--html_output", str(tmp_path / "page.html")]
     assert dispatch("clips", "", COMMANDS, arguments) == 0
     assert "median 2 (5 % below 2, 5 % above 2) sentences in a synthetic caption" in capsys.readouterr().out
-    assert dispatch("clips", "", COMMANDS, [*arguments, "--synthetic", "null"]) == 0  # none, not the default
+    assert dispatch("clips", "", COMMANDS, [*arguments, "--synthetic_caption", "null"]) == 0  # none, not the default
     assert "synthetic   none" in capsys.readouterr().out
 
 
