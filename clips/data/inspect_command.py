@@ -220,7 +220,7 @@ class IndexShardsConfig:
     Args:
         path: a directory of .tar files, one .tar, or addresses as `clips data inspect` takes them.
         output: the file to write; null means sizes.json beside shards of this machine.
-        cache: the folder for copies of shards from afar.
+        cache_dir: the folder for copies of shards from afar.
         max_cache_gb: how much that folder may hold.
     """
 
