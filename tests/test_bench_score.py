@@ -256,7 +256,7 @@ def test_mmes_own_file(hub_published, tmp_path, capsys):
     assert found.metrics["mme_perception_score"].value == (50 + 200) / 2
     assert found.metrics["mme_cognition_score"].value == 50
     said = capsys.readouterr().err
-    assert "2 without what says how to answer, 4 by the id without inner folders or 'v1_'" in said
+    assert "2 without what says how to answer, 4 by the id without inner directories or 'v1_'" in said
     assert "0 answers without a question, 0 questions without an answer" in said
     assert "perception points 125.0, cognition points 50.0" in said
     assert found.model["matched"] in said

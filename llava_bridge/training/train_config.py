@@ -96,8 +96,9 @@ class StageConfig:
             depend on their lengths, nor on ``micro_batch_size`` and processes.
         packing: put samples of a micro-batch end to end into rows of ``max_length`` tokens, kept apart from each other,
             instead of padding each. The same samples make a step either way, and their losses are the same.
-        cache_vision_features: store the frozen encoder's features of each image on disk, in the user's cache, for
-            all trainings with the same images and encoder. They take 1.2 MB of disk an image, or tile, for CLIP L/14 at 336 pixels in bf16.
+        cache_vision_features: store the frozen encoder's features of each image in the user's cache, for all
+            trainings with the same images and encoder: 1.2 MB of disk an image, or tile, for CLIP L/14 at 336 pixels
+            in bf16.
         chat_template: the template of this stage, where it is not the LLaVA's: ``plain`` is LLaVA-1.5's in align, the
             image and then its caption, without roles and questions.
         image_aspect_ratio: how images become squares in this stage, where it is not as in the LLaVA.
