@@ -221,7 +221,7 @@ def tables(world: World, data: st.DataObject) -> None:
     page = place / "page.html"
     fields = ["--format=table", "--image_column=image", "--web_caption=web"]
     fields += ["--synthetic_caption=synthetic", f"--image_root={place}"]
-    ended = run("clips", ["data", "inspect", str(path), "--page", str(page), *fields])
+    ended = run("clips", ["data", "inspect", str(path), "--html_output", str(page), *fields])
     check_end(ended, "clips", path.name)
     _check_page(ended, page)
 

@@ -146,7 +146,7 @@ def test_a_fault_in_the_data_is_one_line(tmp_path, ask, breakage, said):
 @pytest.mark.parametrize(
     ("templates", "said"),
     [
-        ("simpel", r"unknown set of benchmarks\.templates, or a list of texts, 'simpel'; did you mean 'simple'"),
+        ("simpel", r"unknown set of benchmarks\.templates, or a list of strings, 'simpel'; did you mean 'simple'"),
         (("a photo",), r"benchmarks\.templates: expected \{\} where the class goes, got 'a photo'"),
         ((), r"benchmarks\.templates: expected at least one text"),
     ],

@@ -40,7 +40,7 @@ def test_it_learns_what_can_be_learned(tmp_path, encoder):
     assert result.metrics["mean_per_class_recall"].value == pytest.approx(3 / 4)
     assert result.metrics["C"].value in C_VALUES
     assert result.metrics["C"].ci_low is None
-    assert (result.protocol["images"], result.protocol["train_images"]) == (12, 40)
+    assert (result.protocol["pictures"], result.protocol["train_pictures"]) == (12, 40)
     items = read_items(result)
     blue = items["target"].isin(["blue", "white"])
     assert (items.loc[blue, "prediction"] == items.loc[blue, "target"]).all()

@@ -203,7 +203,7 @@ def test_the_page_shows_the_maps_row_beside_row(phrases, use):
     assert all(card.answers[1].right is True for card in shown.cards)
     page = render_page(build_report(results))
     assert 'id="maps"' in page
-    assert page.count("✓ on it") >= 8
+    assert page.count("✓ inside the box") >= 8
 
 
 def test_points_and_areas_by_hand():
@@ -249,7 +249,7 @@ def test_scenes_ask_for_what_one_phrase_tells_apart(tmp_path):
     ("line", "message"),
     [
         ({"image": "0.png", "phrase": "red", "box": [1, 2, 3]}, r"line 1: box: expected left, top, width and height"),
-        ({"image": "0.png", "phrase": "red", "box": [120, 0, 30, 20]}, r"is not inside this picture of 128x64"),
+        ({"image": "0.png", "phrase": "red", "box": [120, 0, 30, 20]}, r"is not inside this image of 128x64"),
         ({"image": "0.png", "box": [1, 2, 3, 4]}, r"line 1: .*phrase"),
     ],
 )

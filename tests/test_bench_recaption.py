@@ -64,7 +64,7 @@ def test_a_captioner_that_says_it_all_and_one_that_always_says_the_same(places, 
 
     (shown,) = captioned(read_source(tmp_path / "perfect"))
     assert {(each.references[0], each.answers[0].score) for each in shown.cards} <= {(e, "1000") for e in expected}
-    assert all(each.notes and each.picture for each in shown.cards)
+    assert all(each.notes and each.thumbnail for each in shown.cards)
 
 
 def test_it_writes_what_clips_caption_writes(places, tmp_path, capsys):

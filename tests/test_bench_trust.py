@@ -49,7 +49,7 @@ def test_what_the_harness_did_otherwise_keeps_rows_apart(tmp_path, capsys):
     assert "encoders/clip (0123456789ab) against x (feed)" in said
     assert "part of the model (A against B):\n  size: 64 against 224\n" in said
     assert '(A against B):\n  prompt: not stated against "Say it."\n' in said
-    assert said.endswith("not ranked together: numbers of unlike protocols are shown, never compared.\n")
+    assert said.endswith("not ranked together: numbers of different protocols are shown, never compared.\n")
     put_result(tmp_path, "large", "gqa", items_table(0.6, benchmark="gqa"), protocol={"input_size": 224})
     assert "they are ranked together" in told(capsys, tmp_path / "clip", tmp_path / "large", "gqa")
     put_failure(tmp_path, "large", "gqa", "no picture")
@@ -206,7 +206,9 @@ def test_what_moved_and_what_is_not_comparable_is_told(studies: tuple[Path, Path
     assert lines["clips", "gqa", "exact_match"].verdict == "not comparable"
     assert lines["clip", "pope", "accuracy"].verdict == "unchanged: the same model"
     assert found.answer == "7 of 8 numbers are comparable; beyond noise moved clips on pope accuracy."
-    assert found.said()[0] == 'clips on gqa was measured otherwise: data hash: "abc" against "other data".'
+    assert (
+        found.said()[0] == 'clips on gqa was measured under different settings: data hash: "abc" against "other data".'
+    )
 
 
 def test_what_the_two_ran_with_is_told(studies: tuple[Path, Path]) -> None:

@@ -143,7 +143,7 @@ def test_only_when_all_fail_the_command_fails(bridge_llava: Path, photos: Path) 
     assert (status, out) == (2, "")
     assert told.splitlines() == [
         f"invalid     2 × undecodable image ({photos}/worse.png, {photos}/empty.jpg)",
-        "llava-bridge: images: none of the 2 pictures can be read",
+        "llava-bridge: images: none of the 2 images can be read",
     ]
 
 

@@ -107,7 +107,7 @@ def test_an_llm_that_does_anything_else_is_refused(kind: str, more: Any, tokeniz
         (
             "gemma4_text",
             {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 320},
-            "gemma4_text reads its tokens beside their embeddings, and images in a",
+            "gemma4_text reads its tokens next to their embeddings, and images in a",
         ),
     ],
 )

@@ -145,7 +145,7 @@ def test_decoding_settings_reach_the_model(client: openai.OpenAI) -> None:
         ({"temperature": 3}, "temperature", "expected a number from 0 to 2, got 3"),
         ({"max_tokens": 0}, "max_tokens", "expected an integer of 1 or more, got 0"),
         ({"max_tokens": True}, "max_tokens", "expected an integer"),
-        ({"stop": [1]}, "stop", "a text or a list"),
+        ({"stop": [1]}, "stop", "a string or a list"),
         ({"stream": "yes"}, "stream", "true or false"),
         ({"n": 2}, "n", "does not support"),
         ({"tools": [{"type": "function"}]}, "tools", "does not support"),

@@ -229,5 +229,5 @@ def test_the_command_prints_words_and_writes_a_page(tmp_path: Path, capsys: pyte
         assert isinstance(said, str)
     with pytest.raises(UserError, match="a recipe with a captioner"):
         run_caption(CaptionConfig(image=str(tmp_path / "photo.png"), encoder=str(tmp_path / "clip")))
-    with pytest.raises(UserError, match=r"gone\.png: expected a picture"):
+    with pytest.raises(UserError, match=r"gone\.png: expected an image"):
         run_caption(CaptionConfig(image="gone.png", encoder=str(tmp_path / "clips")))

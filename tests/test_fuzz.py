@@ -54,7 +54,7 @@ def test_whatever_comes_is_borne(name: str, world: World) -> None:
 )
 def test_configs_that_broke_a_command_once(program: str, text: str, told: str, tmp_path: Path) -> None:
     whole = {
-        "clips": "output: a\nsteps: 1\ndata: {sources: [{path: a}]}\n",
+        "clips": "output: a\nmax_steps: 1\ndata: {sources: [{path: a}]}\n",
         "llava-bridge": "output: a\nencoder: a\nllm: b\nstages: [align]\n",
     }
     path = tmp_path / "config.yaml"

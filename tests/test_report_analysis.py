@@ -136,11 +136,11 @@ def test_rows_of_two_llms_or_recipes_and_cells_measured_otherwise_are_not_mixed(
         )
         return correlation_figures(dataclasses.replace(report, table=dataclasses.replace(report.table, rows=rows)))
 
-    for fields in ({"llm": "big"}, {"recipe": "ours"}):
+    for fields in ({"llm": "big"}, {"llava_variant": "ours"}):
         found = with_rows(**fields)
         assert [len(figure.rows) for figure in found.figures] == [3, 3]
         assert found.rows == ()
-    named = with_rows(llm="b", recipe="r").figures[0]
+    named = with_rows(llm="b", llava_variant="r").figures[0]
     assert named.name == "relation-retrieval-gqa-b-r"
     assert named.title.endswith(", b, r")
     other = items_table(0.45, benchmark="pope", seed=1)

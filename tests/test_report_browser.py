@@ -105,7 +105,7 @@ def test_the_table_sorts_by_a_column_and_says_so(page):
 def test_rows_and_columns_can_be_chosen(page):
     page.get_by_text("Filter models and columns").click()
     assert len(shown_rows(page)) == 5
-    page.get_by_label("Rows with").fill("CLIP s")
+    page.get_by_label("Models with").fill("CLIP s")
     assert shown_rows(page) == ["clips"]
     assert page.locator("#filter output").inner_text() == "1 of 5 models"
     heads = page.locator("tr.groups th:visible")
@@ -114,7 +114,7 @@ def test_rows_and_columns_can_be_chosen(page):
     page.get_by_role("checkbox", name="pope").uncheck()
     assert heads.all_inner_texts() == ["gqa", "retrieval"]
     assert page.locator("table.main tbody tr:visible td:visible").count() == cells - 1
-    page.get_by_label("Rows with").fill("nothing of that name")
+    page.get_by_label("Models with").fill("nothing of that name")
     assert shown_rows(page) == []
 
 

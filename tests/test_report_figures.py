@@ -63,7 +63,7 @@ def test_every_figure_of_the_page_can_be_had_by_name(tmp_path, monkeypatch):
         for content in files.values():
             assert (content.encode() if isinstance(content, str) else content).startswith(begin)
     figure = found["curves-llava-align"]
-    assert figure.heads == ("row", "step", "first loss", "last loss", "lowest")
+    assert figure.heads == ("model", "step", "first loss", "last loss", "lowest")
     assert figure.rows[0] == ("clip", "19", "5.00", "0.25", "0.25")
 
 

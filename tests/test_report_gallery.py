@@ -218,4 +218,4 @@ def test_pictures_stay_within_their_share_of_the_page(tmp_path, monkeypatch):
     put_results(tmp_path)
     monkeypatch.setattr("benchmarks.report.gallery.answer_examples.MAX_SECTION_BYTES", 30_000)
     page = render_page(build_report(tmp_path))
-    assert "examples left out for the size of the page" in page
+    assert "examples omitted to limit the page size" in page

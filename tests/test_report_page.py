@@ -31,7 +31,7 @@ def test_a_studys_page_has_every_section(study):
     others = {"settings", "seeds", "lengths", "published", "kinds", "cost", "found", "captioned", "maps"}
     assert {each.id for each in SECTIONS if f'id="{each.id}"' not in page} == others
     said = ("Which is better?", "A note for the reader.", "no text tower", "weights are not of this architecture")
-    assert [text for text in (*said, "never a claim") if text not in page] == []  # since the data are scenes
+    assert [text for text in (*said, "never evidence") if text not in page] == []  # since the data are scenes
     assert section(page, "curves").count("<svg") == 2  # contrastive loss and projector alone
 
 
@@ -148,15 +148,18 @@ def holes(results: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (no_numbers, ["There is no number yet; the table says why.", "one and two on pope: failed: out of memory."]),
-        (one_row, ["One row: there is nothing to compare it with."]),
-        (no_items, ["No two rows could be tested against each other."]),
-        (put_results, ["Told from all others by paired tests: clips on"]),
+        (
+            no_numbers,
+            ["There is no number yet; the table states the reasons.", "one and two on pope: failed: out of memory."],
+        ),
+        (one_row, ["One model: there is no other to compare it with."]),
+        (no_items, ["No two models could be tested against each other."]),
+        (put_results, ["Significantly different from all others by paired tests: clips on"]),
         (
             holes,
             [
                 "odd on pope: failed: reason with a <tag> & an end.",
-                "† odd on gqa exact match was measured otherwise",
+                "† odd on gqa exact match was measured under different settings",
                 "odd on retrieval: missing: no result file.",
             ],
         ),
@@ -171,7 +174,7 @@ def test_the_page_holds_and_says_what_is_there(tmp_path: Path, make: Callable[[P
 def test_the_answer_says_where_nothing_beats_the_baseline(tmp_path):
     put_results(tmp_path, {"low": 0.1, "lower": 0.05, "same": 0.8, "top": 0.8})
     report = build_report(tmp_path, baseline="top")
-    assert report.answer == "No row beats its baseline on any measure; low and lower lose to it on some."
+    assert report.answer == "No model beats its baseline on any metric; low and lower lose to it on some."
     assert len(report.sentences) == 3
 
 

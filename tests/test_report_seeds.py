@@ -223,7 +223,7 @@ def test_a_curve_for_each_row_and_direction(results):
     report = build_report(results)
     drawn = length_figures(report)
     assert [figure.title for figure in drawn.figures] == ["docci: T→I R@1", "docci: I→T R@1"]
-    assert drawn.figures[0].heads == ("words", "4", "8", "16", "whole", "cut off")
+    assert drawn.figures[0].heads == ("words", "4", "8", "16", "whole", "truncated")
     labels = ("4", "8", "16", "whole")
     metrics = {label: "t2i_r1" if label == "whole" else f"t2i_r1{metric_suffix(int(label))}" for label in labels}
     curves = {curve.name: curve for curve in length_curves(report.details, "docci", metrics)}
@@ -236,7 +236,7 @@ def test_a_curve_for_each_row_and_direction(results):
     assert {name for name, curve in curves.items() if curve.protocol_differences} == {"other"}  # two are alike
     shown = section(render_page(report), "lengths")
     assert shown.count("<svg") == 2
-    assert "short: 50 % cut off" in shown
+    assert "short: 50 % truncated" in shown
     rows = re.findall(r"<tr>.*?</tr>", shown, re.DOTALL)
     (whole,) = [row for row in rows[: len(rows) // 2] if '<th scope="row">whole' in row]
     numbers = re.findall(r"<td>([\d.]+)", whole)
