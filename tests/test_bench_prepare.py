@@ -86,7 +86,7 @@ def test_coco_long_is_a_table_to_train_on_and_no_picture_of_it_is_tested(tmp_pat
     world.write_lines(tmp_path / "coco_long/captions.jsonl", long)
     world.write_lines(tmp_path / "coco_mini/captions.jsonl", mini)
     out = _prepare("coco_long", tmp_path, tmp_path / "out")
-    table = {"format": "table", "path": str(out / "train.jsonl"), "web_caption": "long", "synthetic": "long"}
+    table = {"format": "table", "path": str(out / "train.jsonl"), "web_caption": "long", "synthetic_caption": "long"}
     source = open_source(SourceConfig(image_root=str(tmp_path), **table))
     assert len(source) == 3
     assert source.read(0, np.random.default_rng(0)).synthetic == "One. Two."

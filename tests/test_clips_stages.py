@@ -50,7 +50,7 @@ def test_stages_run_in_turn_and_go_on_where_they_were_stopped(
     for row in ("samples seen | 11 in 3 steps", "begun from | random weights"):
         assert f"| {row} |" in card
     assert "| … stage 1 | 8 in 2 steps of 4, images of 16 px |" in card
-    assert "| … stage 2 | 3 in 1 steps of 3, pictures of 32 px |" in card
+    assert "| … stage 2 | 3 in 1 steps of 3, images of 32 px |" in card
     assert "| samples seen | 8 in 2 steps of 4 |" in (first / "README.md").read_text(encoding="utf-8")
     assert not (last / "open_clip_model.safetensors").samefile(first / "open_clip_model.safetensors")
     before, after = tensors_of(first), tensors_of(last)
