@@ -24,7 +24,7 @@ class Benchmark:
         benchmark_type: the type of its results.
         about: one line: the measured quantity.
         needs: ``"encoder"`` (with a text tower), ``"tower"`` (an encoder with or without one) or ``"llava"``.
-        evaluate: ``module:function`` of (row, config) → Outcome.
+        evaluate: ``module:function`` of (model, config) → Evaluation.
         data_hash: ``module:function`` of config → SHA-256 of the data that it reads.
         takes: the fields of ``BenchmarkConfig`` that it reads, in addition to name, data, task and limit.
         task: MLLM: lmms-eval's task name.
