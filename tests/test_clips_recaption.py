@@ -344,5 +344,7 @@ def test_a_llava_that_the_bridge_trained_in_processes_that_are_killed(
     assert dispatch("clips", "", COMMANDS, [*options[2:], str(tmp_path / "alone")]) == 0
     assert content(tmp_path / "shared") == content(tmp_path / "alone")
     assert len(content(tmp_path / "alone")) == 5
-    assert len(captions_of(tmp_path / "alone")) == 170
+    counts = json.loads((tmp_path / "alone" / "manifest.json").read_text())["captions"]
+    empty = counts["dropped"].get("no caption written", 0)  # so small a model may end a caption at once
+    assert len(captions_of(tmp_path / "alone")) == counts["written"] == 170 - empty > 150
     assert not (tmp_path / "shared" / ".work").exists()
