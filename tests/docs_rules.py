@@ -36,7 +36,7 @@ class Rule:
         return self.has in command.text and self.page in {"", command.block.page}
 
 
-_FEW = "--align.steps 1 --align.global_batch_size 4 --instruct.steps 1 --instruct.global_batch_size 4 --precision fp32"
+_FEW = "--align.max_steps 1 --align.global_batch_size 4 --instruct.max_steps 1 --instruct.global_batch_size 4 --precision fp32"
 _MEASURES = "measures for minutes; in miniature in tests/test_scripts.py"
 _HOURS = "hours of training; in miniature in tests/test_scripts.py"
 
@@ -97,6 +97,7 @@ SWAPS = {
         ("clips-b-16", "clips-tiny"),
         ("s3://bucket/recap/{00000..01023}.tar", "shards"),
         ("12800000", "8"),
+        ("640000", "4"),
         ("global_batch_size: 1024", "global_batch_size: 4"),
         ("shuffle_buffer_shards: 100", "cache_images: false"),
         ("num_workers: 4", "num_workers: 1"),

@@ -40,7 +40,7 @@ defaults:
   encoder:
     model: {architecture: clips-tiny, image_size: 16, context_length: 12}
     data: {sources: [{path: shards}]}
-    steps: 1
+    max_steps: 1
     global_batch_size: 4
 encoders: {clip: {recipe: {name: clip}}, clips: {recipe: {name: clips}}}
 benchmarks: {retrieval: {data: street.jsonl, captions_per_image: 1}}

@@ -122,7 +122,8 @@ def outputs(page: str) -> list[str]:
     found = []
     for block in blocks(page):
         if block.language == "sh":
-            found += [match for one in shell(block) for match in re.findall(r"--output (\S+)", one.text)]
+            run = [one for one in shell(block) if not rule_for(one).skip]
+            found += [match for one in run for match in re.findall(r"--output (\S+)", one.text)]
         elif block.title.endswith(".yaml"):
             found += re.findall(r"^output: (\S+)", block.text, re.MULTILINE)
     return found
