@@ -25,7 +25,7 @@ from clips.train import EncoderTrainConfig
 COLORS = ["red", "green", "blue", "yellow", "white", "black", "purple"]
 
 
-def picture(index: int, size: tuple[int, int] = (40, 32), kind: str = "png") -> bytes:
+def draw_image(index: int, size: tuple[int, int] = (40, 32), kind: str = "png") -> bytes:
     rng = np.random.default_rng(index)
     pixels = (rng.integers(0, 200, 3) + rng.integers(0, 56, (size[1], size[0], 3))).astype(np.uint8)
     stream = io.BytesIO()
@@ -43,7 +43,7 @@ def captions(index: int) -> dict[str, Any]:
 
 
 def sample(index: int) -> dict[str, bytes]:
-    return {"png": picture(index), "json": json.dumps(captions(index)).encode()}
+    return {"png": draw_image(index), "json": json.dumps(captions(index)).encode()}
 
 
 def write_shard(path: Path, samples: dict[str, dict[str, bytes]]) -> Path:

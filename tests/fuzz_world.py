@@ -120,7 +120,7 @@ class World:
             Image.effect_noise((24, 18), 50).convert("RGB").save(self.folder / f"picture.{end}", kind)
         self.pictures = [path.read_bytes() for path in sorted(self.folder.glob("picture.*"))]
         (self.folder / "images").mkdir()
-        (self.folder / "images" / "a.png").write_bytes(clips_world.picture(1))
+        (self.folder / "images" / "a.png").write_bytes(clips_world.draw_image(1))
 
     def fresh(self) -> Path:
         """An empty directory."""

@@ -259,7 +259,7 @@ def conversations(world: World, data: st.DataObject) -> None:
                 assert picture.open().mode == "RGB"
 
 
-def pictures(world: World, data: st.DataObject) -> None:
+def images(world: World, data: st.DataObject) -> None:
     """Damaged pictures become RGB or a reason."""
     from clips.data.images import BadImageError, decode_image
 
@@ -327,7 +327,7 @@ TARGETS = {
     "shards": Target(shards, share=10, quick=6),
     "tables": Target(tables, share=5, quick=2),
     "conversations": Target(conversations, share=10, quick=40),
-    "pictures": Target(pictures, share=10, quick=40),
+    "pictures": Target(images, share=10, quick=40),
     "captions": Target(captions, share=5, quick=6),
     "requests": Target(requests, share=10, quick=40),
 }

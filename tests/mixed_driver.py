@@ -32,13 +32,13 @@ def mixed_order(self: StageTrainer, train_dataset: Any = None) -> list[int]:
 
 def training_step(self: StageTrainer, model: Any, *arguments: Any, **options: Any) -> Any:
     """A step between two looks at what ZeRO-3 has cut: a weight that stays whole is gathered once."""
-    refuse_whole_weights(model)
+    reject_full_weights(model)
     loss = STEP(self, model, *arguments, **options)
-    refuse_whole_weights(model)
+    reject_full_weights(model)
     return loss
 
 
-def refuse_whole_weights(model: Any) -> None:
+def reject_full_weights(model: Any) -> None:
     whole = [
         name
         for name, weight in model.named_parameters()

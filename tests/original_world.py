@@ -168,7 +168,7 @@ def write_original(
     return directory
 
 
-def picture() -> Image.Image:
+def draw_image() -> Image.Image:
     """A wide picture of noise."""
     noise = torch.randint(0, 256, (20, 50, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     return Image.fromarray(noise.numpy())

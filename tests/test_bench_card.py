@@ -70,7 +70,9 @@ def test_the_table_says_what_is_there_and_what_is_not(model: Path) -> None:
     assert "- gqa, meteor: no Java &lt;script&gt;" in text
     assert "| data hash | abc |" in text
     assert "| data | not stated |" in text
+    assert "| align.steps | 5 |\n" in text
     assert "| align.samples | 40 |" in text
+    assert "| align, loss at its end | 2.000 |" in text
     assert not [raw for raw in ("<script>", "\x1b") if raw in text]
 
 
@@ -87,7 +89,7 @@ def test_what_a_card_said_stays_and_old_numbers_go(model: Path) -> None:
     assert str(fill(model)) == str(again)
 
 
-def test_results_of_other_models_are_refused(model: Path, tmp_path: Path) -> None:
+def test_results_of_other_models_are_rejected(model: Path, tmp_path: Path) -> None:
     other = make_model(tmp_path / "other")
     (other / "model.safetensors").write_bytes(b"others")
     with pytest.raises(UserError, match=r"^results: none of the 2 results in .+ is of .+other"):
@@ -95,7 +97,7 @@ def test_results_of_other_models_are_refused(model: Path, tmp_path: Path) -> Non
     assert not (other / "README.md").exists()
 
 
-def test_what_is_out_of_date_in_its_study_is_left_out_or_refused(
+def test_out_of_date_results_are_omitted_or_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study, model = make_study(tmp_path, monkeypatch), make_model(tmp_path / "model")

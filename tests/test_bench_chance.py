@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from bench_reader import write_pictures
+from bench_reader import write_images
 
 from benchmarks.results.results import CHANCE
 from benchmarks.tasks.compositional.caption_scores import _guessed, win_probabilities
@@ -27,9 +27,9 @@ from benchmarks.tasks.mllm.task_metrics import TASK_METRICS
 from clips.data.formats import DatasetSpec
 
 
-def test_recall_by_chance_counts_pictures_and_all_their_captions(tmp_path):
+def test_recall_by_chance_counts_images_and_all_their_captions(tmp_path):
     captions_of = [3, 1, 2, 2, 4]
-    write_pictures(tmp_path / "images", len(captions_of))
+    write_images(tmp_path / "images", len(captions_of))
     rows = [
         {"image": f"images/{n}.png", "captions": [f"thing {n} {k}" for k in range(count)]}
         for n, count in enumerate(captions_of)
@@ -52,7 +52,7 @@ def test_recall_by_chance_counts_pictures_and_all_their_captions(tmp_path):
     assert found["t2i_median_rank"] == pytest.approx((pictures + 1) / 2)
 
 
-def test_classes_by_lot_and_the_commonest():
+def test_chance_of_random_and_of_majority_classes():
     found: Any = SimpleNamespace(targets=np.array([2, 2, 2, 0, 1, 6]), classes=list("abcdefgh"))
     assert chance_hits(found)["acc1"] == pytest.approx([1 / 8] * 6)
     assert chance_hits(found)["acc5"] == pytest.approx([5 / 8] * 6)

@@ -62,7 +62,7 @@ def _winoground(root: Path) -> Path:
     for case, tag in enumerate(("Object", "Relation")):
         row: dict[str, Any] = {"id": case, "collapsed_tag": tag}
         for side, number in enumerate((2 * case, 2 * case + 1)):
-            world.picture(number).save(root / f"images/ex_{case}_img_{side}.png")
+            world.draw_image(number).save(root / f"images/ex_{case}_img_{side}.png")
             row |= {f"image_{side}": f"ex_{case}_img_{side}", f"caption_{side}": f"a {world.color(number)} square"}
         rows.append(row)
     world.write_lines(root / "examples.jsonl", rows)
@@ -73,7 +73,7 @@ def test_sugarcrepe(tmp_path):
     pairs = load_pair_set(str(_sugarcrepe(tmp_path)), "sugarcrepe")
     assert [case.name for case in pairs.cases] == ["add_att/0", "add_att/7", "swap_att/3"]
     assert pairs.cases[0].captions == ("a red one", "a blue one")
-    assert pairs.open(pairs.cases[1].pictures[0]).tobytes() == world.picture(1).tobytes()
+    assert pairs.open(pairs.cases[1].pictures[0]).tobytes() == world.draw_image(1).tobytes()
     assert len(pairs.pictures) == 2
     assert pairs.averaged == {case.kind for case in pairs.cases} == {"add_att", "swap_att"}
     (one,) = load_pair_set(str(tmp_path / "swap_att.json"), "sugarcrepe").cases
@@ -87,18 +87,18 @@ def test_aro_cuts_the_box_and_leaves_kinds_out_of_the_mean(tmp_path):
     relations = [{"relation_name": name} for name in ("on", "near", "behind")]
     pairs = load_pair_set(str(_aro(tmp_path / "r", relations)), "aro_relation")
     part = pairs.open(pairs.cases[1].pictures[0])
-    assert part.tobytes() == world.picture(1).crop((4, 8, 24, 38)).tobytes()
+    assert part.tobytes() == world.draw_image(1).crop((4, 8, 24, 38)).tobytes()
     assert pairs.averaged == {"on", "behind"}  # what is near is near both ways
     attributes = [{"attributes": ["red", "round"]}] * 25 + [{"attributes": ["old", "wet"]}] * 24
     pairs = load_pair_set(str(_aro(tmp_path / "a", attributes)), "aro_attribution")
     assert pairs.averaged == {"red_round"}
 
 
-def test_valse_takes_the_valid_and_looks_in_the_data_sets_folder(tmp_path):
+def test_valse_takes_valid_items_from_the_dataset_directory(tmp_path):
     pairs = load_pair_set(str(_valse(tmp_path)), "valse")
     assert [case.name for case in pairs.cases] == ["existence/a", "existence/c"]
     assert pairs.cases[1].pictures[0].reference == "SWiG/1.png"
-    assert pairs.open(pairs.cases[1].pictures[0]).tobytes() == world.picture(1).tobytes()
+    assert pairs.open(pairs.cases[1].pictures[0]).tobytes() == world.draw_image(1).tobytes()
 
 
 def test_winoground_as_files_and_as_the_hubs_parquet(tmp_path, monkeypatch):
@@ -115,10 +115,10 @@ def test_winoground_as_files_and_as_the_hubs_parquet(tmp_path, monkeypatch):
     hub = load_pair_set(str(tmp_path / "hub"), "winoground")
     assert [case.captions for case in hub.cases] == [case.captions for case in files.cases]
     assert hub.hash == files.hash
-    assert hub.open(hub.cases[1].pictures[1]).tobytes() == world.picture(3).tobytes()
+    assert hub.open(hub.cases[1].pictures[1]).tobytes() == world.draw_image(3).tobytes()
 
 
-def test_a_picture_under_one_name_or_two_is_not_taken_for_its_neighbor(tmp_path, monkeypatch):
+def test_an_image_under_one_or_two_names_is_not_mixed_up(tmp_path, monkeypatch):
     """Vectors are kept by what pictures show: a set with a copy of a file has one more, though its hash is the same."""
     world.write_pictures(tmp_path, 2)
     (tmp_path / "copy.png").write_bytes((tmp_path / "0.png").read_bytes())
@@ -174,7 +174,7 @@ def test_a_fault_is_one_line(tmp_path, format, content, said):
 
 
 def _number(image: Image.Image) -> int:
-    return next(number for number in range(4) if world.picture(number).tobytes() == image.tobytes())
+    return next(number for number in range(4) if world.draw_image(number).tobytes() == image.tobytes())
 
 
 def _row(batch_size: int = 3, **parts: Any) -> Any:
@@ -254,7 +254,7 @@ def test_winoground_by_similarity_and_by_likelihood_agree(tmp_path, monkeypatch)
         assert both.size == (128, 64)
         for side in range(2):  # both pictures, one beside the other, but for what JPEG does to noise
             half = np.asarray(both.crop((64 * side, 0, 64 * side + 64, 64)), float)
-            assert np.abs(half - np.asarray(world.picture(side), float)).mean() < 12
+            assert np.abs(half - np.asarray(world.draw_image(side), float)).mean() < 12
         assert outcome.items["item"].is_unique
 
 
@@ -273,7 +273,7 @@ def test_aros_first_number_is_its_authors_mean_over_kinds(tmp_path, monkeypatch)
     assert _values(outcome)["accuracy"] == pytest.approx(3 / 5)
 
 
-def test_likelihood_by_length_and_without_the_picture(tmp_path, monkeypatch):
+def test_likelihood_by_length_and_without_the_image(tmp_path, monkeypatch):
     world.write_pictures(tmp_path, 1)
     right, wrong = "a red square that is long and red", "no"
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"image": "0.png", "caption": right, "negative": wrong}))
@@ -318,7 +318,7 @@ def test_asked_in_words_a_liking_for_a_letter_does_not_count(tmp_path, monkeypat
         multiple_choice.evaluate(_llava(monkeypatch, likes_a), _config(data, "_mcq", prompt="Eh?"))
 
 
-def test_a_score_that_is_no_number_is_refused(tmp_path, monkeypatch):
+def test_a_score_that_is_no_number_is_rejected(tmp_path, monkeypatch):
     row = _llava(monkeypatch, lambda number, *_: np.nan if number == 3 else 0.0)
     with pytest.raises(UserError, match=r": 1: the model gives a score that is not finite"):
         loglikelihood.evaluate(row, _config(_winoground(tmp_path), "_likelihood"))

@@ -78,7 +78,7 @@ def test_what_the_tasks_need_and_nothing_else(here):
     assert not [line for line in here.take() if ".parquet" in line]
 
 
-def test_a_damaged_file_is_named_and_mended(here):
+def test_a_damaged_file_is_named_and_downloaded_again(here):
     assert here.fetch("pope").returncode == 0
     config = BenchmarkConfig(name="pope", data=str(here.to))
     whole = data_hash(config)
@@ -94,7 +94,7 @@ def test_a_damaged_file_is_named_and_mended(here):
     assert data_hash(config) == whole
 
 
-def test_what_was_cut_off_goes_on(here):
+def test_an_interrupted_download_resumes(here):
     here.to.parent.mkdir(exist_ok=True)
     (here.hub / "cut").write_text(f"{POPE} 500\n")
     first = here.fetch("pope")

@@ -64,7 +64,7 @@ def judge() -> Iterator[Server]:
 def places(places: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("judged")
     (root / "llava").symlink_to(places / "llava")
-    numbers, image = range(QUESTIONS), [world.picture(number) for number in range(QUESTIONS)]
+    numbers, image = range(QUESTIONS), [world.draw_image(number) for number in range(QUESTIONS)]
 
     def write(file: str, **columns: Any) -> None:
         whole = {name: each if isinstance(each, list) else [each] * QUESTIONS for name, each in columns.items()}
@@ -198,7 +198,7 @@ def test_without_a_judge_the_answers_stay_and_no_mark_is_made_up(places, tmp_pat
         (503, "answers 503", 3),
     ],
 )
-def test_a_judge_that_gives_no_marks_is_told_and_asked_again(places, tmp_path, judge, reply, said, requests):
+def test_a_judge_without_scores_is_reported_and_retried(places, tmp_path, judge, reply, said, requests):
     judge.reply = lambda _: reply
     assert said in _run(places, tmp_path, judge_url=judge.url).missing_metrics["gpt_eval_score"]
     assert len(judge.asked) == requests

@@ -50,7 +50,7 @@ def whole(folder: Path, key: str = "k") -> Path:
 
 
 @pytest.mark.parametrize("problem", [KeyboardInterrupt, UserError, RuntimeError])
-def test_what_was_interrupted_goes_on_after_the_last_batch(tmp_path, problem):
+def test_an_interrupted_evaluation_resumes_after_the_last_batch(tmp_path, problem):
     first, second, third = Tower(until=2, problem=problem), Tower(), Tower()
     with pytest.raises(problem):
         kept(tmp_path).collect(BATCHES, first)
@@ -118,7 +118,7 @@ def test_two_processes_share_the_batches(two, tmp_path):
         torch.testing.assert_close(each, EXPECTED)
 
 
-def test_a_mistake_that_the_first_process_meets_is_told_by_both(two):
+def test_an_error_of_the_first_process_is_raised_by_both(two):
     def find():
         raise UserError("no such file")
 

@@ -132,7 +132,7 @@ def test_the_class_token_is_the_embedding_where_there_is_one(tmp_path):
     tower = original_world.write_tower(original_world.Parts(), tmp_path / "clip")
     config = {"output": "unused", "benchmarks": [BenchmarkConfig(name="linear_probe", data="d")]}
     row = EvalModel(RunConfig(model_name="row", encoder=f"transformers:{tower}", **config))
-    picture = original_world.picture()
+    picture = original_world.draw_image()
     pixels = row.tower.preprocess(picture)[None]
     states = list(row.tower.model.tower.states(pixels, row.tower.model.tower.depth))
     expected = torch.nn.functional.normalize(states[-1][:, 0], dim=-1)

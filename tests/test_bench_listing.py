@@ -10,7 +10,7 @@ from benchmarks.tasks.list_command import KNOWN_DATASETS, ListConfig, run_list
 from benchmarks.tasks.registry import BENCHMARKS
 
 
-def test_items_size_and_license_stand_beside_each_benchmark(capsys):
+def test_each_benchmark_has_items_size_and_license(capsys):
     run_list(ListConfig())
     lines = {line.split("  ")[0] or line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
     assert BENCHMARKS.keys() <= lines.keys()

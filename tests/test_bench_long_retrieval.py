@@ -7,7 +7,7 @@ from pathlib import Path
 
 import bench_world as world
 import pytest
-from bench_reader import evaluate, write_pictures
+from bench_reader import evaluate, write_images
 
 from benchmarks.tasks.encoders.long_retrieval import truncate_words
 from benchmarks.tasks.run_config import BenchmarkConfig
@@ -24,7 +24,7 @@ def _caption(number: int, place: int, words: int) -> str:
 @pytest.fixture
 def long(tmp_path: Path) -> BenchmarkConfig:
     """Captions that tell their picture by the 2nd, 10th, 20th and 40th word; all but the second have 50."""
-    write_pictures(tmp_path / "images", PICTURES)
+    write_images(tmp_path / "images", PICTURES)
     places = [(2, 50), (10, 12), (20, 50), (40, 50)]
     rows = [
         {"image": f"images/{number}.png", "caption": _caption(number, place, words)}
@@ -100,7 +100,7 @@ def _languages(folder: Path, captions: dict[str, list[list[str]]]) -> Path:
     """XM3600's layout."""
     (folder / "images").mkdir(parents=True)
     for number in range(PICTURES):  # lossless whatever the name says: the reader knows pictures bit by bit
-        (folder / f"images/{number}.jpg").write_bytes(world.png(world.picture(number)))
+        (folder / f"images/{number}.jpg").write_bytes(world.png(world.draw_image(number)))
     rows = [
         {"image/key": str(number)} | {language: {"caption": texts[number]} for language, texts in captions.items()}
         for number in range(PICTURES)

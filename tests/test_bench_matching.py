@@ -86,7 +86,7 @@ QUERY = SimpleNamespace(doc_to_target=lambda doc: doc["answer"], doc_to_text=lam
 """A task of lmms-eval's whose column of questions has another name."""
 
 
-def test_input_is_compared_whatever_the_column_of_questions_is_called():
+def test_input_is_compared_under_any_name_of_the_question_column():
     docs = [{"query": f"Is it {color}?", "answer": "yes"} for color in ("red", "blue", "green")]
     right = [Answer(text="x", number=n, target="yes", input=QUERY.doc_to_text(doc)) for n, doc in enumerate(docs)]
     reject_contradictions(dict(enumerate(right)), docs, QUERY, "f")

@@ -56,7 +56,7 @@ def data(tmp_path: Path) -> Path:
         {
             "question": [f"Is sign {number} red?" for number in range(QUESTIONS)],
             "answer": ["yes"] * QUESTIONS,
-            "image": [world.picture(number) for number in range(QUESTIONS)],
+            "image": [world.draw_image(number) for number in range(QUESTIONS)],
         },
     )
     return tmp_path / "data"

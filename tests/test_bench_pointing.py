@@ -48,7 +48,7 @@ def towers(**vision: object):
     ],
     ids=["vit", "timm"],
 )
-def test_where_the_mean_of_places_is_taken_it_is_the_pictures_vector(vision):
+def test_the_mean_of_patches_is_the_image_vector_with_mean_pooling(vision):
     model = towers(**vision)
     pixels = torch.randn(2, 3, vision["image_size"], vision["image_size"])
     places = patch_embeddings(model, pixels)
@@ -87,7 +87,7 @@ def test_a_class_tokens_places_take_the_value_path_of_the_last_block():
 
 
 @torch.no_grad()
-def test_attention_pooling_has_places_and_an_unknown_tower_is_refused():
+def test_attention_pooling_has_patches_and_an_unknown_tower_is_rejected():
     model = towers(**VIT, attentional_pool=True, attn_pooler_queries=3, attn_pooler_heads=2)
     places = patch_embeddings(model, torch.randn(2, 3, 32, 32))
     assert places.shape == (2, 4, 4, 12)
@@ -181,7 +181,7 @@ def test_a_tower_that_sees_colors_points_at_them(phrases, use):
     assert whole.metrics["auc"].value == 0.5
 
 
-def test_a_measure_that_has_no_value_is_absent_and_the_others_are_told(phrases, use):
+def test_a_metric_without_a_value_is_missing_and_the_others_are_reported(phrases, use):
     """Boxes of whole pictures leave nothing outside to be told from them."""
     line = json.loads(phrases.read_text(encoding="utf-8").splitlines()[0])
     with Image.open(phrases.parent / line["image"]) as picture:
@@ -193,7 +193,7 @@ def test_a_measure_that_has_no_value_is_absent_and_the_others_are_told(phrases, 
     assert result.missing_metrics["auc"] == "no item has a value"
 
 
-def test_the_page_shows_the_maps_row_beside_row(phrases, use):
+def test_the_page_shows_the_maps_of_all_models(phrases, use):
     for row, side in (("fine", 4), ("coarse", 2)):
         evaluate(phrases, use(ColorTower(side)), row)
     results = phrases.parent / "results"
@@ -215,7 +215,7 @@ def test_points_and_areas_by_hand():
     assert np.isnan(pointing_auc(found, np.ones((2, 2), bool)))
 
 
-def test_what_a_model_sees_of_a_wide_picture():
+def test_the_crop_of_a_wide_image():
     assert VisibleRegion.of({"input_resize": "squash"}, 200, 100) == VisibleRegion(0, 0, 1, 1)
     assert VisibleRegion.of({"input_resize": "shortest"}, 200, 100) == VisibleRegion(0.25, 0, 0.75, 1)
     assert VisibleRegion.of({"input_resize": "longest"}, 200, 100) == VisibleRegion(0, -0.5, 1, 1.5)
@@ -235,7 +235,10 @@ def test_scenes_ask_for_what_one_phrase_tells_apart(tmp_path):
         [],
     ]
     samples = {
-        f"{number:09d}": {"png": clips_world.picture(number), "json": json.dumps({"scene": {"objects": each}}).encode()}
+        f"{number:09d}": {
+            "png": clips_world.draw_image(number),
+            "json": json.dumps({"scene": {"objects": each}}).encode(),
+        }
         for number, each in enumerate(scenes)
     }
     clips_world.write_shard(tmp_path / "scenes" / "shard-00000.tar", samples)
@@ -259,7 +262,7 @@ def test_a_broken_line_is_named(phrases, use, line, message):
         evaluate(phrases, use(ColorTower()))
 
 
-def test_look_writes_a_picture_that_is_bright_where_the_phrase_is(phrases, use, capsys):
+def test_look_writes_an_image_that_is_bright_where_the_phrase_is(phrases, use, capsys):
     line = json.loads(phrases.read_text().splitlines()[0])
     output = phrases.parent / "map.png"
     picture = phrases.parent / "0.png"

@@ -54,7 +54,7 @@ def _prepare(what: str, source: Path, output: Path, **more: Any) -> Path:
     return output
 
 
-def test_cocoqa_holds_exactly_the_held_back_photos_or_all(tmp_path):
+def test_cocoqa_has_exactly_the_held_out_photos_or_all(tmp_path):
     source = _cocoqa(tmp_path / "in")
     out = _prepare("cocoqa", source, tmp_path / "out")
     held = [f"{number}.png" for number in range(20) if is_held_out(f"{number}.png")]
@@ -74,7 +74,7 @@ def test_cocoqa_holds_exactly_the_held_back_photos_or_all(tmp_path):
     assert _read(_prepare("cocoqa", source, tmp_path / "held", split="held_out") / file) == questions
 
 
-def test_coco_long_is_a_table_to_train_on_and_no_picture_of_it_is_tested(tmp_path):
+def test_coco_long_is_a_training_table_without_test_images(tmp_path):
     world.write_pictures(tmp_path / "coco_mini/images", 4)
     caption = {"long_captions": [{"caption": "One. Two."}]}
     long = [
@@ -121,7 +121,7 @@ def test_lmms_eval_reads_what_was_written(tmp_path):
         assert captions["annotations_captions"] == [world.captions(number) for number in range(limit or 4)]
 
 
-def test_a_broken_picture_leaves_nothing_behind(tmp_path):
+def test_a_broken_image_leaves_no_output(tmp_path):
     source = _flickr8k(tmp_path / "in")
     (source / "images" / "2.jpg").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"2\.jpg: undecodable image"):

@@ -62,7 +62,7 @@ def push(directory: Path, **changes: Any) -> None:
     run_publish(PublishConfig(directory=str(directory), repo_id="org/mine", **changes))
 
 
-def test_a_dry_run_lists_everything_and_asks_nobody(
+def test_a_dry_run_lists_everything_without_a_request(
     hub: type[Hub], model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     push(model, dry_run=True)
@@ -144,7 +144,7 @@ def link(model: Path) -> None:
         (listed("config.json", '{"_name_or_path": "/home/me/llm"}'), "config.json: names the directory /home/me/llm"),
     ],
 )
-def test_what_must_not_go_is_refused(hub: type[Hub], model: Path, change: Any, message: str) -> None:
+def test_private_content_is_rejected(hub: type[Hub], model: Path, change: Any, message: str) -> None:
     change(model)
     with pytest.raises(UserError, match=message) as caught:
         push(model)
@@ -152,7 +152,7 @@ def test_what_must_not_go_is_refused(hub: type[Hub], model: Path, change: Any, m
     assert hub.seen == []
 
 
-def test_results_go_without_the_benchmarks_pictures(
+def test_results_are_published_without_benchmark_images(
     hub: type[Hub], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     put_result(tmp_path / "results", "row", "gqa", items_table(0.5, benchmark="gqa"))

@@ -95,7 +95,7 @@ def test_agrees_with_clip_benchmark_and_with_a_naive_loop(seed, monkeypatch):
         assert to_images.expected()[caption] == 1 + order.index(image)
 
 
-def test_a_caption_with_several_pictures_is_right_with_any_of_them():
+def test_any_image_of_a_caption_is_correct():
     similarity = np.array([[0.9, 0.3], [0.8, 0.1], [0.5, 0.7]])
     pairs = np.array([[0, 1], [1, 0], [2, 0], [2, 1]])  # caption 0 tells of pictures 1 and 2, caption 1 of 0 and 2
     images, captions = torch.eye(3, dtype=torch.float64), torch.as_tensor(similarity.T)
@@ -104,6 +104,6 @@ def test_a_caption_with_several_pictures_is_right_with_any_of_them():
     assert to_captions.expected().tolist() == [2, 1, 1]
 
 
-def test_a_query_without_a_right_answer_is_refused():
+def test_a_query_without_a_correct_answer_is_rejected():
     with pytest.raises(ValueError, match="query 1 has no right answer"):
         compute_ranks(torch.eye(2), torch.eye(2), np.array([[0, 0], [0, 1]]))

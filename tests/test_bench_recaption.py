@@ -25,7 +25,7 @@ def places(tmp_path_factory) -> Path:
     """``test`` with eight pictures and encoders without training, ``clips`` with a captioner and ``clip`` without."""
     root = tmp_path_factory.mktemp("recaption")
     data = clips_world.write_shards(root / "data", (8,))
-    broken = {"000000009": {"png": b"no picture", "json": b"{}"}, "000000010": {"png": clips_world.picture(1)}}
+    broken = {"000000009": {"png": b"no picture", "json": b"{}"}, "000000010": {"png": clips_world.draw_image(1)}}
     clips_world.write_shard(root / "test" / "shard-00001.tar", broken)
     (root / "test" / "shard-00000.tar").symlink_to(data / "shard-00000.tar")
     for name in ("clips", "clip"):
@@ -72,7 +72,7 @@ def test_it_writes_what_clips_caption_writes(places, tmp_path, capsys):
     assert result.protocol["pictures"] == 3
     for row in read_items(result).itertuples():
         picture = tmp_path / "photo.png"
-        picture.write_bytes(clips_world.picture(int(row.Index)))
+        picture.write_bytes(clips_world.draw_image(int(row.Index)))
         capsys.readouterr()
         caption.run_caption(
             caption.CaptionConfig(image=str(picture), encoder=str(places / "clips"), web_caption=row.given)

@@ -149,7 +149,7 @@ def test_differences_in_words():
     assert describe_differences(*hashes) == [f'data hash: "{"a" * 12}…" against "{"b" * 12}…"']
 
 
-def test_a_setting_that_the_benchmark_does_not_take_is_refused(tmp_path):
+def test_a_setting_that_the_benchmark_lacks_is_rejected(tmp_path):
     shards = world.write_shards(tmp_path / "shards", 2)
     config = BenchmarkConfig(name="retrieval", data=str(shards), max_new_tokens=3)
     with pytest.raises(UserError, match=r"^benchmarks\[1\]\.max_new_tokens: 'retrieval' takes no such setting \(it ta"):

@@ -135,7 +135,7 @@ def test_failures_do_not_stop_the_others_and_are_named_at_the_end(tmp_path, shar
         ({"output": "a-file"}, "^a-file/row: cannot write here"),
     ],
 )
-def test_a_mistake_in_the_config_is_told_at_once_and_leaves_no_trace(tmp_path, monkeypatch, shards, use, changes, said):
+def test_a_config_error_is_raised_at_once_and_leaves_no_output(tmp_path, monkeypatch, shards, use, changes, said):
     monkeypatch.chdir(tmp_path)
     Path("a-file").write_text("")
     benchmark = {"name": "retrieval", "data": str(shards)}

@@ -132,7 +132,7 @@ def test_samples_whose_rows_contradict_the_data(hub, tmp_path):
         _score(hub, tmp_path, "pope", rows)
 
 
-def test_llavas_answers_to_pope_take_their_pictures_from_its_questions(tmp_path):
+def test_llava_answers_to_pope_take_images_from_its_questions(tmp_path):
     """The same words are asked of two pictures and in two categories, and the ids are LLaVA's own."""
     asked = [(image, category) for category in ("popular", "random") for image in ("COCO_1", "COCO_2")]
     world.write_parquet(
@@ -143,7 +143,7 @@ def test_llavas_answers_to_pope_take_their_pictures_from_its_questions(tmp_path)
             "answer": ["yes", "no", "yes", "no"],
             "image_source": [image for image, _ in asked],
             "category": [category for _, category in asked],
-            "image": [world.picture(number) for number in (0, 1, 0, 1)],
+            "image": [world.draw_image(number) for number in (0, 1, 0, 1)],
         },
     )
     prompt = f"Is there a dog in the image?{SHORT}"
@@ -203,7 +203,7 @@ def test_a_line_without_an_answer_is_not_answered_by_the_question(tmp_path):
 def test_ids_of_mmvet_without_their_beginning(tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     columns = {"question_id": ["v1_0", "v1_1"], "question": ["What is x?"] * 2, "capability": ["math"] * 2}
-    columns |= {"answer": ["1", "2"], "image": [world.picture(0), world.picture(1)]}
+    columns |= {"answer": ["1", "2"], "image": [world.draw_image(0), world.draw_image(1)]}
     world.write_parquet(tmp_path / "hub" / world.HUB / "MMVet/data/test-00000-of-00001.parquet", columns)
     rows = [{"question_id": number, "prompt": "What is x?", "text": str(number)} for number in (1, 0)]
     found = _score(tmp_path / "hub", tmp_path, "mmvet", rows)
@@ -241,7 +241,7 @@ def hub_published(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "POPE/data/test-00000-of-00001.parquet": published.POPE_DATA,
         "textvqa/data/validation-00000-of-00001.parquet": published.TEXTVQA_DATA,
     }.items():
-        images = [world.picture(number) for number in range(len(columns["question"]))]
+        images = [world.draw_image(number) for number in range(len(columns["question"]))]
         world.write_parquet(root / world.HUB / file, columns | {"image": images})
     return root
 

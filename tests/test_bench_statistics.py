@@ -242,7 +242,7 @@ def test_holm_by_hand():
     assert holm_correction([]) == []
 
 
-def test_thumbnails_are_of_few_pictures_spread_evenly_and_once_each():
+def test_thumbnails_are_of_few_evenly_spaced_images_once_each():
     from PIL import Image
 
     from benchmarks.tasks.evaluation import thumbnails

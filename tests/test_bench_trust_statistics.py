@@ -51,7 +51,7 @@ def single(values: np.ndarray, owner: np.ndarray | None = None) -> Scores:
 
 
 @pytest.mark.parametrize("kind", ["share", "F1", "CIDEr", "MME", "median"])
-def test_intervals_hold_the_truth_and_equal_models_are_seldom_distinguished(simulation, kind):
+def test_intervals_cover_the_truth_and_equal_models_rarely_differ(simulation, kind):
     found = simulation.simulate(simulation.World(kind=kind, images=150, questions=2), 150)
     assert 0.91 <= found.scores <= 0.99
     assert 0.91 <= found.differences <= 0.99
@@ -89,7 +89,7 @@ def test_two_seeds_with_equal_differences_are_no_certainty():
     assert p_values([difference_estimate(first, second, noise)])[0] > 0.2
 
 
-def test_seeds_without_any_spread_are_refused():
+def test_seeds_without_any_spread_are_rejected():
     same = np.random.default_rng(2).integers(0, 2, 80).astype(float)
     models = [answers(same, same), answers(1 - same, 1 - same)]
     noise = training_noise(models)
@@ -151,7 +151,7 @@ def test_a_single_training_borrows_the_noise_of_others():
         several.values.var(ddof=1), several.interaction) / 5)  # fmt: skip
 
 
-def test_seeds_that_disagree_do_not_shrink_the_noise_beside_models_that_do_not():
+def test_noisy_seeds_do_not_shrink_the_noise_of_other_models():
     """Eight models at the end of the scale, two whose seeds disagree: pooled, these seemed to have no noise."""
     generator, alarms = np.random.default_rng(6), 0
     for _ in range(100):

@@ -112,7 +112,7 @@ def test_a_re_run_lies_within_its_interval_or_fails(tmp_path):
 
 
 @pytest.mark.slow
-def test_lmms_eval_beside_the_harness(tmp_path):
+def test_lmms_eval_compared_with_the_harness(tmp_path):
     world.write_hub(tmp_path / "hub", 3)
     world.write_llava(tmp_path / "llava")
     config = VerifyConfig(llava=str(tmp_path / "llava"), data=str(tmp_path / "hub"), tasks=("pope", "gqa"), limit=4)

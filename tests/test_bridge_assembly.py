@@ -162,7 +162,7 @@ def test_feature_layers(bridge_encoder: Path, bridge_llm: Path) -> None:
             build_llava(LlavaParts(encoder=encoder, llm=str(bridge_llm), vision_feature_layer=layer))
 
 
-def test_an_llm_without_picture_and_padding_tokens_gets_them(shared: Path, bridge_encoder: Path) -> None:
+def test_an_llm_without_image_and_padding_tokens_gets_them(shared: Path, bridge_encoder: Path) -> None:
     llm = str(shared / "models/stories15M")
     model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=llm))
     assert len(processor.tokenizer) == model.get_input_embeddings().num_embeddings == 32002
@@ -174,7 +174,7 @@ def test_an_llm_without_picture_and_padding_tokens_gets_them(shared: Path, bridg
     assert text
 
 
-def test_incomplete_directories_are_refused_in_one_line(bridge_llm: Path, saved: Path, tmp_path: Path) -> None:
+def test_incomplete_directories_are_rejected_in_one_line(bridge_llm: Path, saved: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no config\.json"):
         load_tokenizer(str(tmp_path))
     with pytest.raises(UserError, match=r"no config\.json in it"):

@@ -228,7 +228,7 @@ QWEN3 = r"""
 {%- endif %}"""  # noqa: E501
 
 
-def test_a_template_that_asks_otherwise_than_it_trains_is_refused(families: dict[str, Any]) -> None:
+def test_a_template_whose_prompt_differs_from_training_is_rejected(families: dict[str, Any]) -> None:
     """Qwen 3's: of several answers the last alone stands behind an empty thought, as each does that is asked for."""
     chat = ConversationEncoder(families["chatml"], resolve_chat_template(QWEN3, "auto"), 1)
     assert split(chat, TALK)[0] == (
@@ -282,7 +282,7 @@ def test_content_as_text_and_as_parts_render_alike(tokenizer: Any) -> None:
         assert shown in chat.prompt(parts)
 
 
-def test_long_samples_are_cut_on_the_right_but_never_in_a_picture(tokenizer: Any) -> None:
+def test_long_samples_are_truncated_on_the_right_but_never_in_an_image(tokenizer: Any) -> None:
     chat = ConversationEncoder(tokenizer, CHAT_TEMPLATES["vicuna"], 8)
     whole = chat.encode(TALK, 200)
     first = next(index for index, label in enumerate(whole.labels) if label != IGNORE_INDEX)
@@ -295,7 +295,7 @@ def test_long_samples_are_cut_on_the_right_but_never_in_a_picture(tokenizer: Any
         chat.encode(TALK, whole.input_ids.index(chat.image_id) + 7)
 
 
-def test_bad_templates_are_refused(tokenizer: Any) -> None:
+def test_bad_templates_are_rejected(tokenizer: Any) -> None:
     with pytest.raises(UserError, match="no special token follows an answer"):
         ConversationEncoder(tokenizer, "{% for m in messages %}{{ m['content'] + '\n' }}{% endfor %}", 1)
     with pytest.raises(UserError, match="did you mean 'vicuna'"):
@@ -308,7 +308,7 @@ def test_bad_templates_are_refused(tokenizer: Any) -> None:
         twice.encode(TALK, 200)
 
 
-def test_plain_is_a_picture_and_its_caption(tokenizer: Any) -> None:
+def test_plain_is_an_image_and_its_caption(tokenizer: Any) -> None:
     """LLaVA's first stage: no roles, no question; the caption is learned with the line's end."""
     chat = ConversationEncoder(tokenizer, resolve_chat_template(None, "plain"), 2, must_end=False)
     text, learned = split(chat, TALK[:2])
@@ -336,7 +336,7 @@ def test_a_template_that_tells_the_day_tells_the_same_one_always(tokenizer: Any)
 
 
 @pytest.mark.parametrize("trim", [False, True])
-def test_blanks_in_answers_are_learned_whatever_the_offsets_say(trim: bool) -> None:
+def test_spaces_in_answers_are_supervised_with_any_offsets(trim: bool) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 

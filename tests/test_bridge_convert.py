@@ -56,7 +56,7 @@ def converted_logits(directory: Path, prompt: str | None = None) -> tuple[list[i
     chat = make_conversation_encoder(model, processor)
     text = prompt or chat.prompt([{"role": "user", "content": f"<image>\n{QUESTION}"}])
     ids = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-    pixels = processor.image_processor(world.picture(), return_tensors="pt")["pixel_values"]
+    pixels = processor.image_processor(world.draw_image(), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         logits = model(input_ids=ids, pixel_values=pixels).logits[0]
     return [token for token in ids[0].tolist() if token != chat.image_id], logits, pixels
@@ -109,11 +109,11 @@ def test_other_llms_and_projectors(kind: str, projector: str, tmp_path: Path) ->
         assert torch.equal(tensors(tmp_path / "back")[name], value)
 
 
-def test_pictures_are_padded_or_cropped_as_the_original_does(
+def test_images_are_padded_or_cropped_as_in_the_original(
     parts: world.Parts, tower: Path, converted: Path, tmp_path: Path
 ) -> None:
     _, _, pixels = converted_logits(converted)
-    torch.testing.assert_close(pixels, parts.pixels(world.picture()), atol=0.02, rtol=0)
+    torch.testing.assert_close(pixels, parts.pixels(world.draw_image()), atol=0.02, rtol=0)
     assert (pixels[0, :, 0, 0].abs() < 0.02).all()  # the mean color
     tower = world.write_tower(parts, tmp_path / "clip")
     convert(
@@ -121,12 +121,12 @@ def test_pictures_are_padded_or_cropped_as_the_original_does(
     )
     from transformers import CLIPImageProcessor
 
-    cropped = CLIPImageProcessor(**world.preprocessing())(world.picture(), return_tensors="pt")["pixel_values"]
+    cropped = CLIPImageProcessor(**world.preprocessing())(world.draw_image(), return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(converted_logits(tmp_path / "hf")[2], cropped, atol=0.02, rtol=0)
     assert not torch.allclose(pixels, cropped, atol=0.5)
 
 
-def test_picture_and_padding_tokens_are_new_ones_that_are_never_said(parts: world.Parts, converted: Path) -> None:
+def test_image_and_padding_tokens_are_new_and_never_generated(parts: world.Parts, converted: Path) -> None:
     model, processor = load_llava(converted, device="cpu")
     known = len(parts.tokenizer)
     assert processor.tokenizer.convert_tokens_to_ids(["<image>", "<pad>"]) == [known, known + 1]
@@ -310,7 +310,7 @@ def test_a_siglip_tower_has_neither_class_token_nor_crop(parts: world.Parts, tmp
     tower = SiglipVisionModel(SiglipVisionConfig(image_size=32, patch_size=8, **world.TOWER))
     theirs = SiglipImageProcessor(size={"height": 32, "width": 32})
     bridge_world.save(tmp_path / "tower", tower, theirs)
-    squashed = theirs(world.picture(), return_tensors="pt")["pixel_values"]
+    squashed = theirs(world.draw_image(), return_tensors="pt")["pixel_values"]
     for aspect in ("pad", "square"):
         original = world.write_original(parts, tmp_path / aspect, str(tmp_path / "tower"), image_aspect_ratio=aspect)
         directory = convert(original, tmp_path / f"hf-{aspect}")

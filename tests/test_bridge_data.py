@@ -71,7 +71,7 @@ def test_unusable_samples_are_replaced_and_named(bridge_talk: Path, tmp_path: Pa
         ConversationDataset(data.samples, chat, 5)[0]
 
 
-def test_whatever_is_wrong_with_a_sample_it_is_skipped(bridge_talk: Path, tmp_path: Path, bridge_llm: Path) -> None:
+def test_an_invalid_sample_is_skipped(bridge_talk: Path, tmp_path: Path, bridge_llm: Path) -> None:
     strict = "{% if messages|length > 3 %}{{ raise_exception('roles must alternate') }}{% endif %}"
     tokenizer = AutoTokenizer.from_pretrained(bridge_llm)
     chat = ConversationEncoder(tokenizer, strict + resolve_chat_template(None, "vicuna"), 4)
@@ -92,7 +92,7 @@ def test_whatever_is_wrong_with_a_sample_it_is_skipped(bridge_talk: Path, tmp_pa
         ConversationEncoder(tokenizer, "{{ raise_exception('always wrong') }}", 4)
 
 
-def test_pictures_of_every_kind(tmp_path: Path, chat: ConversationEncoder) -> None:
+def test_images_of_every_kind(tmp_path: Path, chat: ConversationEncoder) -> None:
     """1 × 1, very long, CMYK, animated, turned by EXIF, see-through, 16 bits: right, or skipped with a reason."""
     red, blue = (255, 0, 0), (0, 0, 255)
     Image.new("RGB", (1, 1), red).save(tmp_path / "dot.png")
@@ -231,7 +231,7 @@ def test_epochs_are_whole_and_a_function_of_the_seed(kind: str) -> None:
     assert sorted(few[:3]) == sorted(few[3:6]) == [0, 1, 2]
 
 
-def test_a_step_has_pictures_or_none() -> None:
+def test_a_step_has_only_samples_with_images_or_only_without() -> None:
     sizes = [(n % 3 > 0, (7 * n) % 100) for n in range(335)]
     kinds = [{sizes[n][0] for n in step} for step in steps_of(LengthGroupedSampler(sizes, 10, 670, seed=5), 10)]
     assert [len(kind) for kind in kinds[:32]] == [1] * 32  # then the last of both kinds, and the next epoch's first
@@ -285,7 +285,7 @@ def test_a_source_has_a_weight(bridge_talk: Path) -> None:
             ConversationSourceConfig(path=path, weight=weight)
 
 
-def test_missing_pictures_are_named_and_counted(bridge_talk: Path, tmp_path: Path) -> None:
+def test_missing_images_are_named_and_counted(bridge_talk: Path, tmp_path: Path) -> None:
     found = json.loads((bridge_talk / "talk.json").read_text())
     with tarfile.open(tmp_path / "some.tar", "w") as tar:
         tar.add(bridge_talk / "0.png", "0.png")
@@ -316,7 +316,7 @@ def said(**fields: str) -> dict[str, Any]:
     return {"id": "1", "conversations": [{"from": who, "value": text} for who, text in SAID], **fields}
 
 
-def test_an_llm_learns_the_answers_of_conversations_without_pictures_alone(tmp_path: Path, bridge_llm: Path) -> None:
+def test_an_llm_learns_only_the_answers_of_text_conversations(tmp_path: Path, bridge_llm: Path) -> None:
     setup = setup_of(tmp_path, bridge_llm, said())
     batch = setup.collator([setup.dataset[0]])
     learned = batch["labels"][batch["labels"] != IGNORE_INDEX]

@@ -60,7 +60,7 @@ def test_files_folders_shards_and_globs(photos: Path, tmp_path: Path) -> None:
             find_images([f"{tmp_path}/{word}"])
 
 
-def test_every_picture_has_its_own_answer(bridge_llava: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_image_has_its_own_answer(bridge_llava: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = spied(monkeypatch)
     settings = ("--prompt", "What color?", "--batch_size", "2", "--max_new_tokens", "5")
     status, out, told = run_cli("describe", str(bridge_llava), str(photos), *settings)
@@ -91,7 +91,7 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def test_the_same_command_goes_on(
+def test_the_same_command_resumes(
     bridge_llava: Path,
     photos: Path,
     tmp_path: Path,

@@ -197,7 +197,7 @@ def test_hidden_states_equal_transformers_own(name: str, specs: dict[str, str]) 
 
 
 @pytest.mark.parametrize("name", quick_of(SPECS, "clip", "siglip2", "dinov3", "open_clip", "timm", "trunk", "channels"))
-def test_pictures_are_not_mixed_gradients_reach_what_is_needed_and_saved_it_is_the_same(
+def test_images_do_not_mix_gradients_reach_trained_parts_and_saving_changes_nothing(
     name: str, specs: dict[str, str], tmp_path: Path
 ) -> None:
     model, batch = build_vision_model(load_encoder(specs[name], own_size(name))), pixels(name)
@@ -222,7 +222,7 @@ def test_pictures_are_not_mixed_gradients_reach_what_is_needed_and_saved_it_is_t
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_another_picture_size(name: str, specs: dict[str, str]) -> None:
+def test_another_image_size(name: str, specs: dict[str, str]) -> None:
     size = 128 if name in SIDES else 64
     if name in ONE_SIZE:
         with pytest.raises(UserError, match=r"image_size: .* is no ViT, whose images alone"):

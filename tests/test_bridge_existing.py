@@ -64,9 +64,11 @@ def test_taken_up_it_computes_the_same_behind_a_tower_of_ours(which: str, reques
     assert isinstance(model.model.vision_tower, EncoderVisionModel)
     assert not any(weight.requires_grad for weight in model.model.vision_tower.parameters())
     assert own.chat_template == processor.chat_template
-    pixels = [each.image_processor(world.picture(), return_tensors="pt")["pixel_values"] for each in (own, processor)]
+    pixels = [
+        each.image_processor(world.draw_image(), return_tensors="pt")["pixel_values"] for each in (own, processor)
+    ]
     assert torch.equal(*pixels)
-    mine, theirs = (bridge_world.logits(*each, world.picture()) for each in ((model, own), (stock, processor)))
+    mine, theirs = (bridge_world.logits(*each, world.draw_image()) for each in ((model, own), (stock, processor)))
     torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-6)
     assert convert_tower_to_transformers(model)
     assert model.state_dict().keys() == stock.state_dict().keys()
@@ -109,7 +111,7 @@ def test_a_swap_keeps_all_but_encoder_and_projector(llava: Path, bridge_encoder:
     manifest = json.loads((tmp_path / "swapped" / "manifest.json").read_text())
     assert (manifest["kind"], manifest["projector"]) == ("llava", "untrained")
     assert manifest["parents"].keys() == {"llava", "encoder"}
-    assert len(answer(after, new, [world.picture()], ["What?"], max_new_tokens=2)) == 1
+    assert len(answer(after, new, [world.draw_image()], ["What?"], max_new_tokens=2)) == 1
 
 
 def test_a_swap_is_what_train_begins_with(llava: Path, bridge_encoder: Path, tmp_path: Path) -> None:
@@ -138,7 +140,7 @@ def test_a_swap_keeps_the_precision_of_the_llm_and_the_bits_of_the_encoder(
         assert torch.equal(again.model.vision_tower.state_dict()[f"tower.model.{name}"], value), name
 
 
-def test_settings_beside_a_llava_are_checked(
+def test_settings_next_to_a_llava_are_checked(
     llava: Path, original_parts: world.Parts, bridge_talk: Path, tmp_path: Path
 ) -> None:
     stage = bridge_world.stage(bridge_talk)

@@ -61,7 +61,7 @@ def test_squash_fills_the_square_and_crop_cuts_the_sides_off() -> None:
 
 
 @pytest.mark.parametrize("fit", list(ASPECT_RATIO_MODES))
-def test_a_saved_llava_prepares_pictures_as_in_training(
+def test_a_saved_llava_prepares_images_as_in_training(
     fit: Fit, bridge_encoder: Path, bridge_llm: Path, tmp_path: Path
 ) -> None:
     model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_llm), image_aspect_ratio=fit))
@@ -79,7 +79,7 @@ def test_a_saved_llava_prepares_pictures_as_in_training(
         assert torch.equal(made, wanted) == (other == fit)
 
 
-def test_results_say_how_pictures_became_squares() -> None:
+def test_results_state_the_image_aspect_ratio() -> None:
     from benchmarks.tasks.mllm.evaluate_task import _resize
 
     said = {fit: _resize(make_image_processor(PIXELS, fit)) for fit in ASPECT_RATIO_MODES}

@@ -141,7 +141,7 @@ def test_each_process_takes_the_gpu_of_its_own_number(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("drawn_before", [0, 7])
-def test_adapters_begin_with_the_seed_whatever_was_drawn_before(
+def test_adapters_are_initialized_from_the_seed_alone(
     drawn_before: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Begun(Exception):

@@ -12,7 +12,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 from bridge_world import config_file
-from original_world import Parts, picture, write_original, write_tower
+from original_world import Parts, draw_image, write_original, write_tower
 
 from benchmarks.tasks.eval_model import EvalModel
 from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
@@ -162,7 +162,7 @@ def test_a_llava_of_the_hub_takes_another_encoder(hub: Path, bridge_talk: Path, 
 
 
 def test_a_llava_of_the_hub_is_asked(hub: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    picture().save(tmp_path / "picture.png")
+    draw_image().save(tmp_path / "picture.png")
     said = []
     for directory in (str(tmp_path / "llava"), "org/llava", "hf-hub:org/llava"):
         run_chat(ChatConfig(model=directory, image="picture.png", prompt="What?", max_new_tokens=5))

@@ -84,7 +84,7 @@ def test_a_cap_is_left_out_and_said(
     [("qwen3", lambda logits: logits**2), ("qwen3", lambda logits: logits / 2), ("cohere", lambda logits: logits**2)],
     ids=["square", "half", "square besides a factor"],
 )
-def test_an_llm_that_does_anything_else_is_refused(kind: str, more: Any, tokenizer: Any, tmp_path: Path) -> None:
+def test_an_llm_of_another_kind_is_rejected(kind: str, more: Any, tokenizer: Any, tmp_path: Path) -> None:
     """Factors, too, whose names are not known: those would stay in the config, and be taken twice one day."""
     llm = make(kind, tokenizer, tmp_path / "llm")
     forward = llm.forward
@@ -111,7 +111,7 @@ def test_an_llm_that_does_anything_else_is_refused(kind: str, more: Any, tokeniz
         ),
     ],
 )
-def test_an_llm_that_no_llava_can_have_is_refused(
+def test_an_llm_that_fits_no_llava_is_rejected(
     kind: str, more: dict[str, Any], match: str, tokenizer: Any, tmp_path: Path, bridge_encoder: Path
 ) -> None:
     make(kind, tokenizer, tmp_path / "llm", **more)

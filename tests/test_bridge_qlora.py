@@ -44,7 +44,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, parts: Parts) -> Path:
 
 @needs_bitsandbytes
 @pytest.mark.slow
-def test_adapters_learn_beside_4_bits(runs: Path, parts: Parts) -> None:
+def test_adapters_learn_on_a_4_bit_llm(runs: Path, parts: Parts) -> None:
     assert losses(runs / "merged")[-1] < losses(runs / "merged")[0]
     own = weights(parts.llm)
     before, after = weights(runs / "beside"), weights(runs / "merged")
@@ -75,7 +75,7 @@ def test_the_output_is_what_was_trained_whether_merged_or_not(runs: Path) -> Non
 
 @needs_bitsandbytes
 @pytest.mark.slow
-def test_an_interrupted_run_goes_on(tmp_path: Path, parts: Parts, runs: Path) -> None:
+def test_an_interrupted_run_resumes(tmp_path: Path, parts: Parts, runs: Path) -> None:
     """Its checkpoints have the scales of 4 bits, for which there is no place in the model."""
     path = run_file(tmp_path, "run", parts, save_steps=2)
     checkpoint = tmp_path / ".run.work" / "instruct" / "checkpoints" / "checkpoint-2" / "complete"
@@ -105,7 +105,7 @@ def test_numbers_are_counted_two_to_a_byte_and_odd_widths_stay_whole() -> None:
         quantize(Llava(32), "nf4", torch.float32)
 
 
-def test_refusals(parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_settings_are_rejected(parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llava_bridge.training import work_dir
 
     path = run_file(tmp_path, "run", parts)

@@ -77,7 +77,7 @@ def test_stop_texts(llava: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, sto
     assert (told.new_tokens == len(tokens)) is (text == "a red shape color")
 
 
-def test_nobody_wants_the_rest(llava: tuple[Any, Any]) -> None:
+def test_generation_stops_when_the_client_is_gone(llava: tuple[Any, Any]) -> None:
     asked = iter([False, False, True])
     told = stream_answer(*llava, [PICTURE], TALK, cancelled=lambda: next(asked))
     assert (told.new_tokens, told.finish) == (3, "cancelled")

@@ -99,7 +99,7 @@ def test_a_finished_run_removes_its_own_work_directory_and_no_other_runs(
 
 
 @pytest.mark.parametrize("progress", ["align/model", "instruct/checkpoints/checkpoint-3/complete"])
-def test_an_unfinished_run_with_other_settings_is_refused_and_kept(
+def test_an_unfinished_run_with_other_settings_is_rejected_and_stays(
     progress: str, config: LlavaTrainConfig, tmp_path: Path
 ) -> None:
     work = tmp_path / "work"
@@ -160,7 +160,7 @@ def test_a_work_directory_belongs_to_one_run_and_goes_unless_it_helps_the_next(
         assert "no locks here (No locks available); see to it that no other run writes" in capsys.readouterr().err
 
 
-def test_an_output_that_one_machine_alone_sees_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_that_only_one_machine_sees_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from clips.parallel import distributed
 
     (tmp_path / "run.json").touch()

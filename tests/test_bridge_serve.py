@@ -77,7 +77,7 @@ def test_an_answer_is_that_of_the_bridge(client: openai.OpenAI, llava: tuple[Any
     openai.types.chat.ChatCompletion.model_validate(made.model_dump(), strict=True)
 
 
-def test_a_whole_talk_with_two_pictures(client: openai.OpenAI, llava: tuple[Any, Any]) -> None:
+def test_a_conversation_with_two_images(client: openai.OpenAI, llava: tuple[Any, Any]) -> None:
     """Words are never a picture: those of a question about LLaVA's own prompts, for instance, in what anybody says."""
     talk = [
         {"role": "system", "content": "No <image>."},
@@ -153,7 +153,7 @@ def test_decoding_settings_reach_the_model(client: openai.OpenAI) -> None:
     ],
 )
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-def test_a_mistake_is_told_in_openais_form(
+def test_an_error_has_the_form_of_openai(
     address: str, change: dict[str, Any], param: str, message: str, stream: bool
 ) -> None:
     body = {"model": "tiny", "messages": asked(), "stream": stream, "max_tokens": 2, **change}
@@ -178,7 +178,7 @@ def test_mistakes_of_another_kind(address: str, client: openai.OpenAI, monkeypat
     assert caught.value.status_code == 413
 
 
-def test_a_failure_of_the_server_is_told_too(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_of_the_server_is_reported(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
     def replies(model: Any, processor: Any, prompts: Any) -> None:
         for prompt in prompts:
             prompt.on_text("It is")

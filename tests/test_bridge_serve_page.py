@@ -155,7 +155,7 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium in
 
 
 @needs_browser
-def test_a_dropped_picture_is_asked_about(site: Site) -> None:
+def test_a_dropped_image_is_part_of_the_question(site: Site) -> None:
     seen = site.browse("""
       drop(await picture("red"));
       await until(() => !document.getElementById("chosen").hidden);

@@ -111,9 +111,7 @@ def test_one_of_tiles_is_asked(runs: Path) -> None:
 
 
 @pytest.mark.parametrize(("fit", "way"), [("anyres", "zero2"), ("anyres", "zero3"), ("squash", "zero2")])
-def test_two_processes_of_which_one_has_no_picture_learn_what_one_does(
-    fit: str, way: str, runs: Path, tiled: Parts
-) -> None:
+def test_two_processes_of_which_one_has_no_image_learn_as_one(fit: str, way: str, runs: Path, tiled: Parts) -> None:
     name, launch = f"{fit}_{way}", LaunchConfig(num_processes=2, deepspeed=way)
     bridge_world.train(mixed(runs, name, tiled, image_aspect_ratio=fit, launch=launch))
     norms = [metrics(runs / one, "grad_norm") for one in (f"mixed_{fit}", name)]
@@ -131,7 +129,7 @@ def test_adapters_are_merged_into_the_weights_and_only_where_they_are(runs: Path
     assert losses(runs / "lora")[-1] < losses(runs / "lora")[0]
 
 
-def test_adapters_that_are_not_merged_lie_beside_the_model(runs: Path) -> None:
+def test_unmerged_adapters_are_saved_next_to_the_model(runs: Path) -> None:
     import peft
 
     model, processor = load_llava(runs / "dora")
@@ -165,7 +163,7 @@ def test_offload_learns_the_same(way: str, tmp_path: Path, bridge_parts: Parts, 
 ENDLESS = {"max_steps": 2000, "learning_rate": 1e-3}
 
 
-def test_sigterm_to_the_command_saves_and_the_same_command_goes_on(tmp_path: Path, bridge_parts: Parts) -> None:
+def test_sigterm_saves_and_the_same_command_resumes(tmp_path: Path, bridge_parts: Parts) -> None:
     path = instruct_file(tmp_path, "run", bridge_parts, ENDLESS, launch=LaunchConfig(num_processes=2), save_steps=0)
     work = tmp_path / ".run.work"
     with bridge_world.training(path) as process:

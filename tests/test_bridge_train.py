@@ -206,12 +206,12 @@ def test_bad_input_is_one_line_and_status_2(
         SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
     ],
 )
-def test_a_full_disk_is_told_in_one_line(raised: Exception) -> None:
+def test_a_full_disk_is_reported_in_one_line(raised: Exception) -> None:
     with pytest.raises(UserError, match=r"^output: the disk is full"), launching.forward_user_errors():
         raise raised
 
 
-def test_frozen_parts_are_told_from_trained_ones_by_their_bits() -> None:
+def test_frozen_parts_differ_from_trained_ones_bit_by_bit() -> None:
     from llava_bridge.training.setup import StageSetup
     from llava_bridge.training.sharded_weights import frozen_tensors, tensors_hash
     from llava_bridge.training.trainer import set_trainable_parts
@@ -296,7 +296,7 @@ def test_bad_samples_are_counted_over_all_processes_and_attempts(
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-4", "checkpoint-10"}
 
 
-def test_a_first_loss_that_is_odd_is_told() -> None:
+def test_an_unusual_first_loss_is_reported() -> None:
     from llava_bridge.training.callback import first_loss_warning
 
     warned = [first_loss_warning(loss, 32_000) for loss in (math.log(32_000) + 0.9, 0.05, 12.0, 0.001)]

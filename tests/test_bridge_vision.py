@@ -109,7 +109,7 @@ def test_half_precision_weights_are_read_into_float32(shared: Path) -> None:
         ),
     ],
 )
-def test_odd_encoder_configs_are_refused_in_one_line(
+def test_odd_encoder_configs_are_rejected_in_one_line(
     fields: dict[str, object], match: str, bridge_encoder: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(bridge_encoder, tmp_path / "odd")
@@ -119,7 +119,7 @@ def test_odd_encoder_configs_are_refused_in_one_line(
         build_vision_model(load_encoder(str(tmp_path / "odd")))
 
 
-def test_bad_encoders_are_refused_in_one_line(bridge_encoder: Path, tmp_path: Path) -> None:
+def test_bad_encoders_are_rejected_in_one_line(bridge_encoder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a directory"):
         load_encoder(str(tmp_path / "nothing"))
     with pytest.raises(UserError, match=r"has no config \(expected open_clip_config.json\)"):

@@ -85,7 +85,7 @@ def restore(checkpoint: Path) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     return model, optimizer
 
 
-def test_a_run_goes_on_bit_for_bit(tmp_path: Path):
+def test_a_run_resumes_bit_for_bit(tmp_path: Path):
     checkpoint = save(tmp_path, 3)
     assert read_train_state(checkpoint) == TrainState(
         step=3, samples_seen=12, seconds=1.5, bad=invalid_samples(), norms=[0.25]
@@ -152,7 +152,7 @@ def test_a_crash_while_saving_leaves_the_checkpoints_before(tmp_path: Path, monk
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "absent"])
 @pytest.mark.parametrize("kind", ["*.safetensors", "loop.json"])
-def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path, kind: str, damage: str):
+def test_a_damaged_checkpoint_is_rejected_by_name(tmp_path: Path, kind: str, damage: str):
     checkpoint = save(tmp_path, 1)
     (path,) = checkpoint.glob(kind)
     content = bytearray(path.read_bytes())
@@ -167,7 +167,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path, kind: str, dama
         verify_checkpoint(checkpoint)
 
 
-def test_weights_of_another_model_are_refused(tmp_path: Path):
+def test_weights_of_another_model_are_rejected(tmp_path: Path):
     checkpoint = save(tmp_path, 1)
     other = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.BatchNorm1d(4))
     with pytest.raises(UserError, match=r"step-00000001: model\.0\.weight is missing or has another shape"):

@@ -189,7 +189,7 @@ def test_a_config_survives_yaml(tmp_path: Path):
     assert to_plain({"path": Path("a"), 1: (2, 3)}) == {"path": "a", "1": [2, 3]}
 
 
-def test_later_config_files_are_laid_over_earlier_ones(tmp_path: Path):
+def test_later_config_files_override_earlier_ones(tmp_path: Path):
     (tmp_path / "a.yaml").write_text("place: there\npart: {rate: 1e-3}\nnames: {a: 1}\nitems: [{path: a}]\n")
     (tmp_path / "b.yaml").write_text("part: {kind: hard}\nnames: {b: 2}\nitems: []\n")
     files = [f"--config={tmp_path / name}" for name in ("a.yaml", "b.yaml")]
@@ -305,7 +305,7 @@ def test_a_mistake_in_the_yaml_is_one_line(capsys: pytest.CaptureFixture[str], t
     assert received == []
 
 
-def test_torchrun_is_told_the_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_torchrun_gets_the_error_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
     assert run("job", "x", "--stepz", "3") == 2
     told = json.loads((tmp_path / "error.json").read_text(encoding="utf-8"))["message"]

@@ -37,7 +37,7 @@ def first_batch(data: TrainDataset) -> dict[str, Any]:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_batches_go_on_exactly_from_any_step_with_any_number_of_workers(shards: Path, workers: int):
+def test_batches_resume_exactly_from_any_step_with_any_number_of_workers(shards: Path, workers: int):
     whole = list(iterate_batches(training_data(shards, 5), first_step=0, last_step=8))
     rest = list(iterate_batches(training_data(shards, 5, num_workers=workers), first_step=5, last_step=8))
     assert (len(whole), len(rest)) == (8, 3)
@@ -82,7 +82,7 @@ def test_an_abandoned_stream_ends_its_thread(shards: Path):
 def test_bad_samples_are_replaced_by_the_next_good_one_and_named(tmp_path: Path):
     samples = {f"{index:09d}": clips_world.sample(index) for index in range(6)}
     samples["000000001"]["png"] = b"not a picture"
-    samples["000000002"] = {"png": clips_world.picture(2), "json": b'{"web_caption": " ", "synthetic_caption": ""}'}
+    samples["000000002"] = {"png": clips_world.draw_image(2), "json": b'{"web_caption": " ", "synthetic_caption": ""}'}
     samples["000000004"]["json"] = b"{broken"
     samples["000000005"]["png"] = samples["000000005"]["png"][:400]
     data = training_data(clips_world.write_shard(tmp_path / "a.tar", samples).parent, 6)
@@ -191,7 +191,7 @@ def test_of_a_cut_tar_the_samples_before_the_cut_are_used(
             opened(cut)
 
 
-def test_what_is_no_tar_is_refused_before_training(tmp_path: Path):
+def test_a_file_that_is_no_tar_is_rejected_before_training(tmp_path: Path):
     (tmp_path / "zip.tar").write_bytes(b"PK\3\4" + b"\0" * 2000)
     with pytest.raises(UserError, match=r"zip.tar: expected a whole, uncompressed tar"):
         index_tar(tmp_path / "zip.tar")
@@ -219,7 +219,7 @@ def test_a_wrong_source_is_named_before_training(
 
 
 def test_captions_come_from_keys_lists_and_text_files(tmp_path: Path):
-    files = {"jpg": clips_world.picture(0, kind="jpg"), "txt": b" as text \n", "json": clips_world.sample(0)["json"]}
+    files = {"jpg": clips_world.draw_image(0, kind="jpg"), "txt": b" as text \n", "json": clips_world.sample(0)["json"]}
     path = str(clips_world.write_shard(tmp_path / "a.tar", {"x/1.b": files}))  # the key ends at the first dot
     with pytest.raises(UserError, match=r"expects a \.txt file"):
         opened(path, web_caption=".txt")
@@ -236,7 +236,7 @@ def karpathy_file(tmp_path: Path) -> Path:
     images = []
     for index, split in enumerate(["train", "val", "train"]):
         name = f"{index}.jpg"
-        (tmp_path / "images" / name).write_bytes(clips_world.picture(index, kind="jpg"))
+        (tmp_path / "images" / name).write_bytes(clips_world.draw_image(index, kind="jpg"))
         sentences = [{"raw": f"Sentence {letter} of {index} ."} for letter in "abc"]
         images.append({"filename": name, "split": split, "sentences": sentences})
     path = tmp_path / "dataset.json"
@@ -297,9 +297,9 @@ def test_real_shard_and_real_photos(shared: Path):
 
 def test_image_references_lead_to_files_and_tar_members(shards: Path, tmp_path: Path):
     member = open_image(shards, "shard-00001.tar/000000010.png")
-    assert np.array_equal(np.array(member), np.array(decode_image(clips_world.picture(10))))
+    assert np.array_equal(np.array(member), np.array(decode_image(clips_world.draw_image(10))))
     (shards / "file").write_text("x")
-    (tmp_path / "a.jpg").write_bytes(clips_world.picture(3, kind="jpg"))
+    (tmp_path / "a.jpg").write_bytes(clips_world.draw_image(3, kind="jpg"))
     assert open_image(tmp_path, "a.jpg").size == (40, 32)
     for reference, message in (
         ("shard-00001.tar/000000000.png", "no such image"),

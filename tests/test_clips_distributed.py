@@ -204,13 +204,13 @@ def test_the_deepspeed_launcher_starts_the_same_training(data: Path, one: dict[s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-def test_a_run_of_one_process_goes_on_in_two(one: dict[str, Path], two: Path, way: str):
+def test_a_run_of_one_process_resumes_in_two(one: dict[str, Path], two: Path, way: str):
     assert_same_training(two / "taken_up" / way, one["whole"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-def test_a_run_of_two_processes_goes_on_in_one(data: Path, one: dict[str, Path], two: Path, tmp_path: Path, way: str):
+def test_a_run_of_two_processes_resumes_in_one(data: Path, one: dict[str, Path], two: Path, tmp_path: Path, way: str):
     output = tmp_path / way
     shutil.copytree(two / "stopped" / way, output)
     assert [path.name for path in list_checkpoints(output)] == ["step-00000002", "step-00000004"]
@@ -220,7 +220,7 @@ def test_a_run_of_two_processes_goes_on_in_one(data: Path, one: dict[str, Path],
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "first", "second"), [(6, 2, 3), (4, 4, 2)])
-def test_a_training_goes_on_in_another_number_of_processes(
+def test_a_training_resumes_in_another_number_of_processes(
     data: Path, tmp_path: Path, batch_size: int, first: int, second: int
 ):
     """In four processes, each has one sample of the batch, and its losses need those of the others."""
@@ -334,7 +334,7 @@ def test_compiled_layers_train_alike(data: Path, tmp_path: Path, one: dict[str, 
         ({"optimizer": {"grad_spike_factor": 1}}, "optimizer.grad_spike_factor: expected a number above 1 or null"),
     ],
 )
-def test_what_does_not_go_together_is_refused(data: Path, tmp_path: Path, more: dict[str, Any], message: str):
+def test_incompatible_settings_are_rejected(data: Path, tmp_path: Path, more: dict[str, Any], message: str):
     with pytest.raises(UserError, match=message):
         clips_world.train_config(data, tmp_path / "x", **more)
 

@@ -59,7 +59,7 @@ def test_outputs_are_computed_once_and_right(cache, computed):
     assert model.visual.head.proj.weight.grad.abs().sum() > 0  # what is not frozen still learns
 
 
-def test_another_trunk_or_precision_or_picture_is_computed_anew(cache, computed):
+def test_another_trunk_precision_or_image_is_computed_again(cache, computed):
     image = torch.randn(1, 3, 64, 64)
     towers.encode_image(built(0), image)
     towers.encode_image(built(1), image)
@@ -69,7 +69,7 @@ def test_another_trunk_or_precision_or_picture_is_computed_anew(cache, computed)
     assert computed == [1, 1, 1, 2]
 
 
-def test_pictures_that_vary_are_refused():
+def test_augmented_images_are_rejected():
     sources = (SourceConfig(path="x"),)
     same = DataConfig(sources=sources, augment=AugmentConfig(crop_scale_min=1.0))
     assert EncoderTrainConfig(output="o", model=CONFIG, data=same, max_steps=1)

@@ -69,7 +69,7 @@ def test_a_difference_names_the_first_setting_and_counts_the_others():
     assert difference(there, {"a": 2, "b": [1], "c": 2}, may_change=("a",)) is None
 
 
-def test_what_the_trainings_may_go_on_with():
+def test_settings_that_may_change_on_resume():
     encoder = {
         "output",
         "report_to",

@@ -54,7 +54,7 @@ def test_lengths_are_in_wordpiece_tokens(shards: Path):
 @pytest.mark.parametrize("form", ["karpathy", "coco"])
 def test_formats_of_sentences_need_no_names_of_captions(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "0.png").write_bytes(clips_world.picture(0))
+    (tmp_path / "images" / "0.png").write_bytes(clips_world.draw_image(0))
     texts = ["A red car.", "A car stands there.", "Two words."]
     image = {"filename": "0.png", "file_name": "0.png", "id": 1, "split": "train"}
     content = {
@@ -83,7 +83,7 @@ def test_formats_of_sentences_need_no_names_of_captions(form: str, tmp_path: Pat
 def test_synthetic_captions_are_named_by_one_column_or_several(
     synthetic: str | None, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    (tmp_path / "0.png").write_bytes(clips_world.picture(0))
+    (tmp_path / "0.png").write_bytes(clips_world.draw_image(0))
     row = {"image_url": "0.png", "laion_2b": "red thing", "laion_coco": "picture"}
     lines = [json.dumps({**row, "capsfusion": "square" if number % 2 else None}) + "\n" for number in range(40)]
     (tmp_path / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -152,7 +152,7 @@ def test_index_writes_what_training_reads(tmp_path: Path):
         run_index(IndexShardsConfig(path="s3://bucket/{0..3}.tar"))
 
 
-def test_counting_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_interrupted_counting_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = clips_world.write_shards(tmp_path / "data", sizes=(4, 2, 3))
     config = IndexShardsConfig(path=str(folder))
     whole = (folder / "shard-00001.tar").read_bytes()
@@ -175,7 +175,7 @@ def test_counting_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: 
     assert list(json.loads((folder / "sizes.json").read_text()).values()) == [4, 2, 3]
 
 
-def test_a_look_from_afar_copies_few_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_inspection_of_remote_data_copies_few_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = clips_world.write_shards(tmp_path / "data", sizes=(1,) * 40)
     run_index(IndexShardsConfig(path=str(folder)))
     afar = {"path": f"file://{folder}/shard-{{00000..00039}}.tar", "cache_dir": str(tmp_path / "cache")}
@@ -185,7 +185,7 @@ def test_a_look_from_afar_copies_few_shards(tmp_path: Path, capsys: pytest.Captu
     assert "only 16 of 40 shards are looked at" in capsys.readouterr().err
 
 
-def test_a_source_of_which_nothing_can_be_used_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_source_without_usable_samples_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "t.csv").write_text("image,caption\na.jpg,a dog\nb.jpg,a cat\n")
     fields = {
         "format": "table",

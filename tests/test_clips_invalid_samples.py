@@ -115,7 +115,7 @@ def test_reasons_are_bounded_and_add_up():
     assert found.by_reason[OTHER_REASONS] == 1000 - MAX_REASONS
 
 
-def test_samples_of_two_sources_that_have_one_name_are_both_told(tmp_path: Path):
+def test_equal_names_of_two_sources_are_both_reported(tmp_path: Path):
     """Shards are numbered anew in each source."""
     samples = {f"{number:05d}": {"jpg": b"junk", "json": clips_world.sample(number)["json"]} for number in range(3)}
     for source in "ab":
@@ -181,7 +181,7 @@ def spoil(folder: Path, share: int) -> Path:
     return folder
 
 
-def test_bad_samples_are_skipped_counted_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_invalid_samples_are_skipped_counted_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     data = spoil(tmp_path / "data", 2)
     # Two runs of three steps: what the first met is remembered by the second.
     output = tmp_path / "run"

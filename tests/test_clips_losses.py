@@ -249,7 +249,7 @@ def test_no_loss_ever_holds_all_of_its_logits(monkeypatch):
 
 
 @pytest.mark.parametrize(("dtype", "chunks"), [(torch.float32, 1.2), (torch.bfloat16, 1.7)])  # with a copy in bfloat16
-def test_the_chunks_of_the_caption_loss_do_not_lie_beside_each_other(dtype, chunks, monkeypatch):
+def test_only_one_chunk_of_the_caption_loss_is_in_memory(dtype, chunks, monkeypatch):
     monkeypatch.setattr("clips.model.losses._CHUNK_ELEMENTS", 2**18)
     hidden, weight = torch.randn(1024, 4, requires_grad=True), torch.randn(2048, 4, requires_grad=True)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:

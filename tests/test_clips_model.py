@@ -114,7 +114,7 @@ def test_bf16_autocast_is_finite_float32_and_near(model):
     model.zero_grad()
 
 
-def test_towers_start_equal_whatever_the_recipe_and_leave_the_global_generator_alone():
+def test_towers_start_equal_for_any_recipe_and_leave_the_global_generator_alone():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -126,7 +126,7 @@ def test_towers_start_equal_whatever_the_recipe_and_leave_the_global_generator_a
     assert not torch.equal(clip.clip.text_projection, other.clip.text_projection)
 
 
-def test_captioner_takes_the_text_towers_size_unless_told():
+def test_the_captioner_takes_the_size_of_the_text_tower_by_default():
     assert make().captioner.config.width == 128
     config = RecipeConfig(captioner=CaptionerConfig(width=32, num_layers=1, num_heads=2, max_length=16))
     shape = build_model(ModelConfig(context_length=12), config, 0).captioner.config

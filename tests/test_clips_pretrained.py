@@ -121,7 +121,7 @@ def test_of_an_encoder_with_other_tokens_the_image_tower_is_taken(tmp_path: Path
 
 
 @pytest.mark.parametrize("rows", [49408, 32000])
-def test_tokens_are_told_apart_by_more_than_their_number(tmp_path: Path, rows: int):
+def test_tokens_are_compared_by_more_than_their_id(tmp_path: Path, rows: int):
     stock_clip(tmp_path, text_cfg={"vocab_size": rows})  # SigLIP's vocabulary has as many words as this method's
     begun = model(pretrained=str(tmp_path), normalization="openai")
     old = tensors_of(tmp_path)
@@ -129,7 +129,7 @@ def test_tokens_are_told_apart_by_more_than_their_number(tmp_path: Path, rows: i
     assert not torch.equal(begun.clip.token_embedding.weight[:9], old["token_embedding.weight"][:9])
 
 
-def test_an_encoder_with_quick_gelu_goes_on_with_it(tmp_path: Path):
+def test_an_encoder_with_quick_gelu_keeps_it(tmp_path: Path):
     stock_clip(tmp_path, quick_gelu=True)
     with pytest.raises(UserError, match=r"^model\.architecture: expected one with -quickgelu, as .* was trained$"):
         model(pretrained=str(tmp_path), normalization="openai")

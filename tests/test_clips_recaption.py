@@ -69,7 +69,7 @@ def captions_of(directory: Path, **fields: Any) -> list[str]:
     return [source.read(index, np.random.default_rng(0)).synthetic for index in range(len(source))]
 
 
-def test_captions_are_those_of_each_picture_alone_and_all_else_is_kept(settings: Settings, llava: Path, shards: Path):
+def test_captions_are_those_of_each_image_alone_and_all_else_stays(settings: Settings, llava: Path, shards: Path):
     from llava_bridge import answer, load_llava
 
     config = settings()
@@ -122,7 +122,7 @@ def test_the_result_is_described_and_clips_trains_on_it(settings: Settings, llav
     assert made["parents"]["out"]["hash"] == manifest["hash"]
 
 
-def test_batches_are_full_across_shards_and_bad_pictures(
+def test_batches_are_full_across_shards_and_invalid_images(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     samples = {f"{index:09d}": clips_world.sample(index) for index in range(21)}
@@ -149,7 +149,7 @@ def test_batches_are_full_across_shards_and_bad_pictures(
     assert not list((tmp_path / "strict").rglob("*.tar*"))
 
 
-def test_interrupted_it_goes_on_and_writes_the_same(
+def test_an_interrupted_recaptioning_resumes_and_writes_the_same(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     drawn = functools.partial(settings, temperature=1.0)
@@ -178,7 +178,9 @@ def test_interrupted_it_goes_on_and_writes_the_same(
     assert len(content(tmp_path / "whole")) == 3
 
 
-def test_done_is_done_and_other_settings_are_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys):
+def test_a_finished_recaptioning_stays_and_other_settings_are_rejected(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys
+):
     config = settings(max_new_tokens=2)
     run_recaption(config)
     monkeypatch.setattr(CaptionModel, "__init__", lambda *arguments: pytest.fail("the model is loaded again"))
@@ -201,7 +203,7 @@ def test_several_drawn_captions_as_a_table(settings: Settings, tmp_path: Path):
     frame_folder.mkdir()
     rows = []
     for index in range(6):
-        (frame_folder / f"{index}.png").write_bytes(clips_world.picture(index))
+        (frame_folder / f"{index}.png").write_bytes(clips_world.draw_image(index))
         rows.append({"url": f"{index}.png", "org_caption": f"thing {index}", "score": index})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     table = {
@@ -216,7 +218,7 @@ def test_several_drawn_captions_as_a_table(settings: Settings, tmp_path: Path):
     assert len(back) == 6
     drawn = {back.read(4, np.random.default_rng(seed)).synthetic for seed in range(30)}
     assert len(drawn) == 3
-    assert back.read(4, np.random.default_rng(0)).image == clips_world.picture(4)
+    assert back.read(4, np.random.default_rng(0)).image == clips_world.draw_image(4)
     assert back.read(4, np.random.default_rng(0)).web == "thing 4"
     run_recaption(settings(**table, output=str(tmp_path / "tar")))
     record = open_source(

@@ -110,7 +110,7 @@ def test_an_entry_has_the_means_of_its_steps_also_in_a_resumed_run(whole: Path, 
         assert last[name] == pytest.approx(each[5][name]), name
 
 
-def test_flops_are_the_mean_of_batches_and_go_on_from_those_before(tmp_path: Path):
+def test_flops_are_the_mean_of_batches_also_after_a_resume(tmp_path: Path):
     words = "A red square. It lies on a table beside a dog, two cups and a very large green bottle."
     samples = {f"{index}": clips_world.sample(index) for index in range(12)}
     for index in range(0, 12, 3):
@@ -132,7 +132,7 @@ def test_flops_are_the_mean_of_batches_and_go_on_from_those_before(tmp_path: Pat
     assert len(set(found[0])) > 1  # batches are unlike
 
 
-def test_a_finished_run_is_left_alone_and_another_config_refused(
+def test_a_finished_run_stays_and_another_config_is_rejected(
     whole: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ):
     before = {path: path.stat().st_mtime_ns for path in whole.iterdir()}
@@ -154,7 +154,7 @@ def test_a_finished_run_is_left_alone_and_another_config_refused(
     assert {path: path.stat().st_mtime_ns for path in whole.iterdir()} == before
 
 
-def test_an_unfinished_run_may_change_what_it_is_told_it_may(data: Path, tmp_path: Path):
+def test_an_unfinished_run_may_change_the_stated_settings(data: Path, tmp_path: Path):
     run = tmp_path / "run"
     with stopped_at(4):
         train(clips_world.train_config(data, run))
@@ -188,7 +188,7 @@ def test_an_unfinished_run_may_change_what_it_is_told_it_may(data: Path, tmp_pat
         ),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_done(tmp_path: Path, fields: dict[str, Any], message: str):
+def test_impossible_settings_are_rejected_before_training(tmp_path: Path, fields: dict[str, Any], message: str):
     with pytest.raises(UserError, match=re.escape(message)):
         clips_world.train_config(tmp_path / "data", tmp_path / "run", **fields)
 
@@ -270,7 +270,7 @@ def test_the_batch_is_divided_evenly_or_not_at_all(data: Path, tmp_path: Path, m
         train(clips_world.train_config(data, tmp_path / "three"))
 
 
-def test_a_full_disk_in_mid_run_is_told_and_the_run_goes_on_later(whole: Path, data: Path, tmp_path: Path):
+def test_a_full_disk_during_a_run_is_reported_and_the_run_resumes_later(whole: Path, data: Path, tmp_path: Path):
     disk = tmp_path / "disk"
     disk.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=200M", "tmpfs", str(disk)]

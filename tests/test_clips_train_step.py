@@ -182,7 +182,7 @@ def test_a_tracker_that_fails_is_left_out(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("number", "status"), [pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow), (signal.SIGINT, 130)]
 )
-def test_asked_to_stop_it_saves_and_goes_on_exactly(
+def test_a_stopped_run_saves_and_resumes_exactly(
     data: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -299,7 +299,7 @@ def test_a_step_reports_and_clips_the_gradient():
     assert run.model.weight.grad is None
 
 
-def test_pictures_are_normalized_by_the_towers_mean_and_std():
+def test_images_are_normalized_by_the_mean_and_std_of_the_tower():
     mean, std = (torch.tensor(values)[:, None, None] for values in ([0.5, 0.0, 0.0], [0.5, 1.0, 2.0]))
     run: Any = SimpleNamespace(processes=DistributedContext(), mean=mean, std=std)
     image = prepare_batch({"image": torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)}, run)["image"]

@@ -48,7 +48,7 @@ def test_the_log_has_recalls_of_every_kind_of_caption_and_training_no_trace_of_t
 
 
 @pytest.mark.parametrize("recipe", ["clip", "clipa"])
-def test_partial_captions_are_a_sentence_whatever_the_recipe(tmp_path: Path, recipe: str):
+def test_partial_captions_are_a_sentence_for_any_recipe(tmp_path: Path, recipe: str):
     config = validated(tmp_path, recipe={"name": recipe})
     (batch,) = RetrievalValidation(config.validation, setup_run(config, open_train_dataset(config))).batches
     for part, whole in zip(batch.texts["partial"], batch.texts["whole"], strict=True):
@@ -71,7 +71,7 @@ def test_matching_features_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert measured["val_whole_t2i_r1"] == 0
 
 
-def test_a_source_without_usable_samples_is_told(tmp_path: Path):
+def test_a_source_without_usable_samples_is_reported(tmp_path: Path):
     config = validated(tmp_path)
     broken = {f"{n:09d}": {**clips_world.sample(n), "png": b"x"} for n in range(3)}
     clips_world.write_shard(tmp_path / "held_out" / "shard-00000.tar", broken)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from bench_world import picture
+from bench_world import draw_image
 from clips_world import config_text
 
 from clips.model_refs import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
@@ -78,7 +78,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mistakes")
     (folder / "captions.csv").write_text("picture,caption\n1.jpg,a dog\n")
     (folder / "train.yaml").write_text(config_text(Path("shards"), Path("out"), max_steps=1))
-    picture(0).save(folder / "photo.png")
+    draw_image(0).save(folder / "photo.png")
     (folder / "encoder").mkdir()
     (folder / "encoder" / OPEN_CLIP_CONFIG).write_text("{}")
     (folder / "encoder" / OPEN_CLIP_WEIGHTS).write_bytes(b"")
@@ -102,7 +102,7 @@ def ended(place: Path) -> dict[str, list]:
 
 
 @pytest.mark.parametrize(("line", "message"), MISTAKES, ids=[line for line, _ in MISTAKES])
-def test_a_mistake_is_told_without_torch(line: str, message: str, place: Path, ended: dict[str, list]) -> None:
+def test_a_config_error_is_reported_without_torch(line: str, message: str, place: Path, ended: dict[str, list]) -> None:
     status, told, heavy = ended[line]
     assert heavy == []
     assert status == 2

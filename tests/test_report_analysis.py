@@ -60,7 +60,7 @@ def test_a_forest_plot_says_what_the_table_says(report):
     assert forest_plots(build_report(report.source.directory)) is None  # no baseline
 
 
-def test_a_difference_that_was_not_shown_is_not_told_as_one(tmp_path):
+def test_a_difference_that_is_not_significant_is_not_stated(tmp_path):
     for row in ("one", "other"):
         put_result(tmp_path, row, "pope", items_table(0.5 if row == "one" else 0.51, benchmark="pope"))
     figure = only(forest_plots(build_report(tmp_path, baseline="one")), "forest-pope-accuracy")
@@ -227,7 +227,7 @@ def with_kinds(skills: dict[str, float], count: int = 240):
     return items.assign(category=kinds)
 
 
-def test_a_benchmark_is_told_kind_by_kind_with_tested_differences(tmp_path):
+def test_a_benchmark_is_split_by_category_with_tested_differences(tmp_path):
     put_result(tmp_path, "clip", "pope", with_kinds({"random": 0.5, "popular": 0.5}))
     put_result(tmp_path, "clips", "pope", with_kinds({"random": 0.9, "popular": 0.5}))
     report = build_report(tmp_path, baseline="clip")

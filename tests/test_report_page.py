@@ -95,7 +95,7 @@ def test_the_command_writes_every_format_and_says_where(study, capsys):
         run_report(ReportConfig(directory=str(study), formats=("htm",)))
 
 
-def test_a_report_against_another_baseline_stands_beside_the_studys(study, capsys):
+def test_a_report_with_another_baseline_does_not_replace_that_of_the_study(study, capsys):
     run_report(ReportConfig(directory=str(study), formats=("markdown",)))
     before = (study / "report" / "table.md").read_text(encoding="utf-8")
     run_report(ReportConfig(directory=str(study), formats=("markdown",), baseline="clips"))

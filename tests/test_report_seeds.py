@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from bench_reader import evaluate
-from bench_world import write_lines, write_pictures
+from bench_world import write_images, write_lines
 from report_material import items_table, put_result
 from report_study import record_study, section
 from scipy import stats
@@ -123,7 +123,7 @@ def test_the_result_of_another_row_is_no_number_of_a_cell(study, tmp_path):
     assert cell.by_seed == pytest.approx({1: 25, 2: 30})
 
 
-def test_a_figure_has_a_curve_for_each_strategy_and_a_level_for_what_stands_beside(study):
+def test_a_figure_has_a_curve_for_each_strategy_and_a_level_for_other_models(study):
     built = build_report(study)
     lines = rows_of(REPORT_FORMATS["sweep"].render(built))
     assert [(line["curve"], line["tokens"], float(line["value"])) for line in lines] == [
@@ -209,7 +209,7 @@ PICTURES = 4
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Rows that read 10 words and all of them, of captions that tell their picture by the 3rd, 6th, 12th, 24th word."""
-    write_pictures(tmp_path / "images", PICTURES)
+    write_images(tmp_path / "images", PICTURES)
     captions = [" ".join([*["word"] * (place - 1), f"thing{n}", "end"]) for n, place in enumerate((3, 6, 12, 24))]
     rows = [{"image": f"images/{number}.png", "caption": text} for number, text in enumerate(captions)]
     data = str(write_lines(tmp_path / "long.jsonl", rows))

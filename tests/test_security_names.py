@@ -20,7 +20,7 @@ from clips.data.sources import BadSampleError, SourceConfig, open_source
 from clips.data.tar_index import index_tar
 from clips.errors import UserError
 
-PICTURE = clips_world.picture(1)
+PICTURE = clips_world.draw_image(1)
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
-def test_pictures_in_the_folder_are_read(folder: Path) -> None:
+def test_images_in_the_directory_are_read(folder: Path) -> None:
     inside = ["a.png", "./deep/b.png", "deep/../a.png", str(folder / "a.png"), (folder / "a.png").as_uri()]
     assert [image_bytes(name, folder) for name in inside] == [PICTURE] * len(inside)
     assert image_bytes({"bytes": None, "path": str(folder / "a.png")}, folder) == PICTURE
@@ -86,7 +86,7 @@ def test_a_table_runs_no_command(folder: Path) -> None:
         "s3://a::file:///etc/passwd",
     ],
 )
-def test_addresses_of_other_kinds_are_refused(folder: Path, name: str) -> None:
+def test_urls_of_other_schemes_are_rejected(folder: Path, name: str) -> None:
     with pytest.raises(BadSampleError, match="image rejected"):
         image_bytes(name, folder)
 

@@ -76,7 +76,7 @@ READERS = {
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_a_kilobyte_that_stands_for_gigabytes_is_refused_in_little_memory(
+def test_a_kilobyte_that_decompresses_to_gigabytes_is_rejected_in_little_memory(
     reader: str, tmp_path: Path, allocated: Any
 ) -> None:
     file = bomb(tmp_path / "data")

@@ -96,7 +96,7 @@ def test_two_nodes_train_one_llava(
 
 
 @pytest.mark.slow
-def test_two_nodes_train_one_encoder_and_go_on_after_a_preemption(tmp_path: Path) -> None:
+def test_two_nodes_train_one_encoder_and_resume_after_a_preemption(tmp_path: Path) -> None:
     data = clips_world.write_shards(tmp_path / "data")
     config = tmp_path / "run.json"
     config.write_text(clips_world.config_text(data, tmp_path / "run", max_steps=40))
