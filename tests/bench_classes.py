@@ -1,4 +1,4 @@
-"""Classes of colors for the tests of classification and probes: pictures in every layout, and an encoder that sees."""
+"""Classes of colors for the tests of classification and probes: images in every layout, and an encoder that sees."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Colorist:
 
 
 def write_wds(root: Path, count: int = 12, *, split: str = "test", shards: int = 2, start: int = 0) -> Path:
-    """CLIP_benchmark's format; picture n is of class n modulo the number of classes."""
+    """CLIP_benchmark's format; image n is of class n modulo the number of classes."""
     for shard in range(shards):
         members: dict[str, bytes] = {}
         for number in range(start, start + count)[shard::shards]:

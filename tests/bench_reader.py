@@ -18,7 +18,7 @@ class Reader:
     """Its vectors have a dimension for each image; a text of no image is as far from all of them.
 
     Args:
-        pictures: how many of `world.draw_image` it knows.
+        images: how many of `world.draw_image` it knows.
         context: words that it reads.
         texts: texts that it knows by heart → the number of their image.
         blind: image_root that have the vector of the next one.

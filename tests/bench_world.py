@@ -50,7 +50,7 @@ def png(image: Image.Image) -> bytes:
 
 
 def write_parquet(path: Path, columns: dict[str, list[Any]]) -> None:
-    """A parquet file as the hub's are; columns of pictures, of lists of them, or of None beside them become images."""
+    """A parquet file as the hub's are; columns of images, of lists of images, or of images and None become images."""
     import datasets
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def _stored(value: Any) -> dict[str, Any] | None:
 
 
 def write_hub(root: Path, pictures: int = 6) -> Path:
-    """Seven tasks about the same pictures, several questions each where the task has them."""
+    """Seven tasks about the same images, several questions each where the task has them."""
     numbers = range(pictures)
     images, colors = [draw_image(number) for number in numbers], [color(number) for number in numbers]
     pairs = [(number, answer) for number in numbers for answer in ("yes", "no")]
@@ -124,7 +124,7 @@ def write_hub(root: Path, pictures: int = 6) -> Path:
 
 
 def write_mmmu(root: Path, pictures: int) -> None:
-    """MMMU's validation set: a question with options about each picture, and an open one."""
+    """MMMU's validation set: a question with options about each image, and an open one."""
     numbers = [number for number in range(pictures) for _ in "mo"]
     kinds = ["multiple-choice", "open"] * pictures
     options = [str(list(COLORS)) if kind == "multiple-choice" else "[]" for kind in kinds]
@@ -144,7 +144,7 @@ def write_mmmu(root: Path, pictures: int) -> None:
 
 
 def write_shards(root: Path, pictures: int = 6, shards: int = 2) -> Path:
-    """WebDataset shards of pictures with ``captions``."""
+    """WebDataset shards of images with ``captions``."""
     for shard in range(shards):
         members: dict[str, bytes] = {}
         for number in range(shard, pictures, shards):

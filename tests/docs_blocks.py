@@ -49,7 +49,7 @@ class Shell:
 
     @property
     def called(self) -> list[str] | None:
-        """The words of the suite's own command, program first, whatever launcher stands before; None for others."""
+        """The words of the suite's own command, program first, without a launcher; None for others."""
         return called(self.words)
 
     def __str__(self) -> str:
@@ -101,7 +101,7 @@ def shell(block: Block) -> Iterator[Shell]:
         pending = f"{pending}\n{line}" if pending else line
         try:
             words = shlex.split(pending, comments=True)
-        except ValueError:  # a quote that goes on
+        except ValueError:  # a quote that continues
             continue
         if words:
             yield Shell(block, _without_comment(pending))

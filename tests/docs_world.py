@@ -59,7 +59,7 @@ def write_configs(root: Path) -> None:
 
 
 def copy_tree(source: Path, target: Path) -> None:
-    """A copy whose weights, which nobody writes to, take no room."""
+    """A copy whose weights are links: they are only read."""
 
     def copy(file: str, to: str) -> None:
         (os.link if file.endswith(".safetensors") else shutil.copy2)(file, to)
@@ -100,7 +100,7 @@ def _images(root: Path) -> None:
 
 
 def karpathy(folder: Path, name: str) -> Path:
-    """Karpathy's JSON beside ``images``, a half of them in each of the splits train and test."""
+    """Karpathy's JSON next to ``images``, a half of them in each of the splits train and test."""
     if not (folder / "images").is_dir():
         (folder / "images").mkdir(parents=True)
         for number in range(6):

@@ -20,7 +20,7 @@ SKILLS = {"untrained": 0.05, "clip": 0.45, "clips": 0.62}
 
 
 def draw_image(number: int) -> bytes:
-    """A small picture with a disc, as JPEG."""
+    """A small image with a disc, as JPEG."""
     image = Image.new("RGB", (96, 96), ((number * 37) % 200 + 40, (number * 71) % 200 + 40, 180))
     ImageDraw.Draw(image).ellipse((20, 20, 76, 76), fill=((number * 91) % 255, 90, 60))
     stream = io.BytesIO()

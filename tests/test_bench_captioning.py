@@ -1,4 +1,4 @@
-"""Caption scorers: what each picture adds, and the tokenizer with and without Java."""
+"""Caption scorers: what each image adds, and the tokenizer with and without Java."""
 
 from __future__ import annotations
 

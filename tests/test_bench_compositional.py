@@ -119,7 +119,7 @@ def test_winoground_as_files_and_as_the_hubs_parquet(tmp_path, monkeypatch):
 
 
 def test_an_image_under_one_or_two_names_is_not_mixed_up(tmp_path, monkeypatch):
-    """Vectors are kept by what pictures show: a set with a copy of a file has one more, though its hash is the same."""
+    """Vectors are kept by what images show: a set with a copy of a file has one more, though its hash is the same."""
     world.write_pictures(tmp_path, 2)
     (tmp_path / "copy.png").write_bytes((tmp_path / "0.png").read_bytes())
     configs = {}
@@ -187,7 +187,7 @@ def _row(batch_size: int = 3, **parts: Any) -> Any:
 
 
 def _llava(monkeypatch: pytest.MonkeyPatch, value: Any) -> Any:
-    """A row whose LLaVA's log-likelihood is ``value(number of the picture, prompt, text)``; tokens are its words."""
+    """A row whose LLaVA's log-likelihood is ``value(number of the image, prompt, text)``; tokens are its words."""
 
     def likelihoods(model, processor, images, prompts, texts, batch_size, *, end):
         found = [
@@ -212,7 +212,7 @@ def _values(outcome: Any) -> dict[str, float]:
 
 
 def _knows(number: int | None, prompt: str, text: str) -> float:
-    """Finds its own color likely, but for picture 3, which it takes for picture 2; long texts are less likely."""
+    """Finds its own color likely, but for image 3, which it takes for image 2; long texts are less likely."""
     seen = 2 if number == 3 else number
     fits = seen is not None and world.color(seen) in text
     return 3.0 * fits - 0.1 * len(text.split())
@@ -235,7 +235,7 @@ def test_winoground_by_similarity_and_by_likelihood_agree(tmp_path, monkeypatch)
     )
     seen = similarity.evaluate(_row(encoder=encoder), _config(data))
     likely = loglikelihood.evaluate(_llava(monkeypatch, _knows), _config(data, "_likelihood"))
-    # case 0 is won; in case 1 both pictures prefer the first caption, and each caption finds both pictures alike
+    # case 0 is won; in case 1 both images prefer the first caption, and each caption finds both images alike
     for outcome in (seen, likely):
         assert _values(outcome) == pytest.approx(
             {
@@ -252,7 +252,7 @@ def test_winoground_by_similarity_and_by_likelihood_agree(tmp_path, monkeypatch)
         assert outcome.items["target"].tolist()[0] == "1. a red square 2. a green square"
         both = Image.open(io.BytesIO(outcome.items["thumbnail"][0]))
         assert both.size == (128, 64)
-        for side in range(2):  # both pictures, one beside the other, but for what JPEG does to noise
+        for side in range(2):  # both images next to each other, except for JPEG's changes to noise
             half = np.asarray(both.crop((64 * side, 0, 64 * side + 64, 64)), float)
             assert np.abs(half - np.asarray(world.draw_image(side), float)).mean() < 12
         assert outcome.items["item"].is_unique

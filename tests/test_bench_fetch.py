@@ -98,7 +98,7 @@ def test_an_interrupted_download_resumes(here):
     here.to.parent.mkdir(exist_ok=True)
     (here.hub / "cut").write_text(f"{POPE} 500\n")
     first = here.fetch("pope")
-    if first.returncode:  # huggingface_hub may have gone on by itself
+    if first.returncode:  # huggingface_hub may have resumed by itself
         assert "the same command goes on" in first.stderr
         assert here.fetch("pope").returncode == 0
     parts = [int(line.split()[1]) for line in here.take() if line.startswith(POPE)]

@@ -1,4 +1,4 @@
-"""Data that would silently make another number: other encodings, other kinds of pictures, ids that come twice."""
+"""Data that would silently make another number: other encodings, other kinds of images, ids that come twice."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_images_are_read_from_folders_shards_and_lists(tmp_path: Path, suffix: s
 
 
 def test_hidden_files_and_directories_are_no_classes_and_no_images(tmp_path: Path) -> None:
-    """Before: .ipynb_checkpoints was a class, and what macOS leaves beside a picture one of its pictures."""
+    """Before: .ipynb_checkpoints was a class, and macOS's files next to an image were images."""
     for number, name in enumerate(("red", "blue")):
         save(tmp_path / name / "0.png", number)
     save(tmp_path / ".ipynb_checkpoints" / "0-checkpoint.png")
@@ -131,7 +131,7 @@ def test_hidden_files_and_directories_are_no_classes_and_no_images(tmp_path: Pat
 
 
 def test_images_outside_the_class_folders_are_counted(tmp_path: Path, capsys) -> None:
-    """Before: a picture that was not put into the folder of its class was dropped without a word."""
+    """Before: an image that was not put into the folder of its class was dropped without a word."""
     for number, name in enumerate(("red", "blue")):
         save(tmp_path / "test" / name / "0.png", number)
     for number, name in enumerate(("1.png", "2.PNG")):
@@ -146,7 +146,7 @@ def test_images_outside_the_class_folders_are_counted(tmp_path: Path, capsys) ->
 
 
 def test_a_duplicate_image_id_in_coco_is_rejected(tmp_path: Path) -> None:
-    """Before: the first of the two pictures was lost, its captions went to the second."""
+    """Before: the first of the two images was lost, its captions went to the second."""
     images = [{"id": 7, "file_name": "a.jpg"}, {"id": 7, "file_name": "b.jpg"}]
     notes = [{"image_id": 7, "caption": "one"}, {"image_id": 7, "caption": "two"}]
     (tmp_path / "coco.json").write_text(json.dumps({"images": images, "annotations": notes}))

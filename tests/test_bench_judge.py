@@ -202,7 +202,7 @@ def test_a_judge_without_scores_is_reported_and_retried(places, tmp_path, judge,
     judge.reply = lambda _: reply
     assert said in _run(places, tmp_path, judge_url=judge.url).missing_metrics["gpt_eval_score"]
     assert len(judge.asked) == requests
-    judge.reply = _marks  # mended: what it said before is not remembered
+    judge.reply = _marks  # fixed: its earlier answer is not remembered
     assert _run(places, tmp_path, judge_url=judge.url).metrics["gpt_eval_score"].value == pytest.approx(45)
 
 

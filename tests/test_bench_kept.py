@@ -1,4 +1,4 @@
-"""What a model made of items is kept: interrupted evaluations go on, and other benchmarks find it."""
+"""Outputs of a model are cached: interrupted evaluations resume, and other benchmarks find them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layouts of pictures with captions: each recognized by what lies there, each fault told in a line."""
+"""Layouts of images with captions: each recognized by its files, each fault reported in a line."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _sample(number: int, stem: str) -> dict[str, bytes]:
 
 
 def _clip_benchmark_shards(folder: Path) -> Path:
-    """A shard a picture, of which the last two are out of the alphabet's order."""
+    """A shard an image, of which the last two are out of the alphabet's order."""
     for number, shard in enumerate((2, 9, 10)):
         world.write_tar(folder / f"wds/test/{shard}.tar", _sample(number, "deep/er/s000000"))
     (folder / "wds/test/nshards.txt").write_text(f"{COUNT}\n")
@@ -108,7 +108,7 @@ def _clip_benchmark_shards(folder: Path) -> Path:
 
 
 def _img2dataset(folder: Path) -> Path:
-    """A JSON about the download beside each text."""
+    """A JSON about the download next to each text."""
     members: dict[str, bytes] = {}
     for number in range(COUNT):
         status = {f"00000000{number}.json": b'{"status": "success", "url": "x"}'}
@@ -197,7 +197,7 @@ def test_captions_of_several_images(tmp_path, monkeypatch):
     assert len(_load(file, limit=3).pairs) == 3
 
     result = evaluate(monkeypatch, tmp_path, BenchmarkConfig(name="x", task="retrieval", data=str(file)), pictures=4)
-    assert result.metrics["t2i_r1"].value == 1  # picture 0 answers "thing0", and 1 would be as right
+    assert result.metrics["t2i_r1"].value == 1  # image 0 answers "thing0", and 1 would be as right
     assert result.metrics["i2t_r1"].value == pytest.approx((3 + 1 / 3) / 4)  # 1 finds none of the three nearer
     assert (result.protocol["captions"], result.protocol["pictures_per_caption"]) == (3, "1 to 2")
     items = read_items(result).set_index("item")

@@ -1,4 +1,4 @@
-"""The data sets of long captions and of several languages, in the layouts of their authors."""
+"""The datasets of long captions and of several languages, in the layouts of their authors."""
 
 from __future__ import annotations
 

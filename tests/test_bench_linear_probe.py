@@ -125,7 +125,7 @@ def test_a_timm_trunk_has_no_text_tower_and_needs_none(tmp_path):
 
 
 def test_the_class_token_is_the_embedding_where_there_is_one(tmp_path):
-    """The tower of a transformers CLIP: the vector of a picture is the first token of the last hidden state."""
+    """The tower of a transformers CLIP: the vector of an image is the first token of the last hidden state."""
     import original_world
     import torch
 

@@ -1,4 +1,4 @@
-"""Which question an answer made elsewhere is taken for, where a wrong one would look right."""
+"""Which question an external answer is matched with, where a wrong match would look right."""
 
 from __future__ import annotations
 

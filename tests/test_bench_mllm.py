@@ -54,7 +54,7 @@ def _all(places: Path, *tasks: str, **changes) -> list[BenchmarkConfig]:
 
 
 def _answering(monkeypatch: pytest.MonkeyPatch, reply) -> None:
-    """Let ``reply(number of the picture, prompt)`` answer in the model's place."""
+    """Let ``reply(number of the image, prompt)`` answer in the model's place."""
     numbers = {world.draw_image(number).tobytes(): number for number in range(PICTURES)}
 
     def answer_batches(model, processor, images, prompts, max_new_tokens, batch_size):
@@ -87,7 +87,7 @@ def test_right_answers_get_full_marks(places, tmp_path, monkeypatch):
 
 
 def test_half_right_answers_by_hand(places, tmp_path, monkeypatch):
-    """It says yes to everything, names red whatever it sees, and captions one picture with nothing."""
+    """It says yes to everything, names red for any image, and captions one image with nothing."""
 
     def reply(number: int, prompt: str) -> str:
         if "Is there" in prompt:
@@ -113,7 +113,7 @@ def test_half_right_answers_by_hand(places, tmp_path, monkeypatch):
 
 
 def test_items_protocol_and_intervals(places, tmp_path, monkeypatch):
-    _answering(monkeypatch, lambda number, prompt: _knows_all(max(number, 1), prompt))  # takes picture 0 for 1
+    _answering(monkeypatch, lambda number, prompt: _knows_all(max(number, 1), prompt))  # takes image 0 for 1
     found = _run(places, tmp_path, *_all(places))
     for task, result in found.items():
         items = world.check_formulas(result)
@@ -129,7 +129,7 @@ def test_items_protocol_and_intervals(places, tmp_path, monkeypatch):
     pope = read_items(found["pope"])
     first = pope[["question", "prediction", "target"]].iloc[0].tolist()
     assert first == ["Is there a red square in the picture?", "No", "yes"]
-    assert pope["score"].tolist() == [0.0, 0.0] + [1.0] * 10  # and the pair of picture 0 in the categories
+    assert pope["score"].tolist() == [0.0, 0.0] + [1.0] * 10  # and the pair of image 0 in the categories
     assert pope["category"].unique().tolist() == ["random", "popular"]
     assert read_items(found["gqa"])["target"].tolist() == [world.color(number) for number in range(PICTURES)]
 

@@ -1,4 +1,4 @@
-"""Pictures of a benchmark are found in training data, whatever was done to their files, and others are not."""
+"""Images of a benchmark are found in training data also after changes of their files, and others are not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from clips.data.sources.source import SourceConfig
 
 
 def texture(number: int) -> Image.Image:
-    """A picture of soft spots, another for each number."""
+    """An image of soft spots, another for each number."""
     pixels = np.random.default_rng(number).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((320, 240), Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(2))
 
@@ -157,7 +157,7 @@ def test_images_are_found_in_every_layout_of_a_benchmark(tmp_path):
         assert [Path(name).name for name, _ in benchmark_images(str(tmp_path / folder))] == names
     (tmp_path / "set.jsonl").write_text(json.dumps({"image": "0.png", "captions": {"de": ["x"]}}))
     assert [name for name, _ in benchmark_images(str(tmp_path / "set.jsonl"), language="de")] == ["0.png"]
-    for write in (classes.write_wds, classes.write_folders):  # pictures with classes, not captions
+    for write in (classes.write_wds, classes.write_folders):  # images with classes, not captions
         found = dict(benchmark_images(str(write(tmp_path / write.__name__, 8))))
         assert len(found) == 8
         assert world.png(world.draw_image(0)) in found.values()

@@ -142,7 +142,7 @@ def use(monkeypatch, tmp_path):
 
 @pytest.fixture
 def phrases(tmp_path) -> Path:
-    """Eight pictures of 128×64 with a square of each color in the middle 64×64, each in a cell of its own."""
+    """Eight images of 128×64 with a square of each color in the middle 64×64, each in a cell of its own."""
     generator = np.random.default_rng(0)
     lines = []
     for number in range(8):
@@ -173,7 +173,7 @@ def test_a_tower_that_sees_colors_points_at_them(phrases, use):
     first = json.loads(phrases.read_text().splitlines()[0])
     middle = [(first["box"][0] + 8) / 1.28, (first["box"][1] + 8) / 0.64]
     assert items["prediction"][0] == f"{middle[0]:.0f} % from the left, {middle[1]:.0f} % from the top"
-    assert items["map"].notna().sum() == 8  # one of each picture
+    assert items["map"].notna().sum() == 8  # one of each image
     assert items["thumbnail"].notna().sum() == 8
 
     whole = evaluate(phrases, use(ColorTower(side=1)), "blind")  # it has one place, which it must point at
@@ -182,7 +182,7 @@ def test_a_tower_that_sees_colors_points_at_them(phrases, use):
 
 
 def test_a_metric_without_a_value_is_missing_and_the_others_are_reported(phrases, use):
-    """Boxes of whole pictures leave nothing outside to be told from them."""
+    """Boxes of whole images leave no outside to compare with."""
     line = json.loads(phrases.read_text(encoding="utf-8").splitlines()[0])
     with Image.open(phrases.parent / line["image"]) as picture:
         line["box"] = [0, 0, *picture.size]

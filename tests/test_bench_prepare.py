@@ -130,7 +130,7 @@ def test_a_broken_image_leaves_no_output(tmp_path):
 
 
 def test_the_real_data(tmp_path, shared):
-    """A fifth of COCO-QA's photos is held back, and none of them is split between the sides."""
+    """A fifth of COCO-QA's photos is held out, and none of them is in both splits."""
     counts = read_manifest(_prepare("cocoqa", shared / "data/cocoqa", tmp_path / "out"))["counts"]
     assert 400 < counts["pictures"] < 550
     assert counts["questions"] > counts["pictures"]

@@ -22,7 +22,7 @@ from clips.train import train
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory) -> Path:
-    """``test`` with eight pictures and encoders without training, ``clips`` with a captioner and ``clip`` without."""
+    """``test`` with eight images and encoders without training, ``clips`` with a captioner and ``clip`` without."""
     root = tmp_path_factory.mktemp("recaption")
     data = clips_world.write_shards(root / "data", (8,))
     broken = {"000000009": {"png": b"no picture", "json": b"{}"}, "000000010": {"png": clips_world.draw_image(1)}}
@@ -88,7 +88,7 @@ def test_many_captions_are_those_of_one_after_the_other(forced):
     captioner = Captioner(CaptionerDims(**{**vars(shape), "teacher_forced": forced})).eval()
     images, texts = torch.randn(3, 5, 6), torch.randn(3, 3, 4)
     with torch.no_grad():
-        captioner.blocks[0].out.weight *= 50  # so that the pictures count beside the words
+        captioner.blocks[0].out.weight *= 50  # so that images and words count
         one_by_one = [generation.generate(captioner, images[n : n + 1], texts[n : n + 1]) for n in range(3)]
         assert generation.generate_batch(captioner, images, texts) == one_by_one
     assert len({tuple(each) for each in one_by_one}) > 1

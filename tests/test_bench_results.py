@@ -1,4 +1,4 @@
-"""Result files survive a round trip, and broken ones are refused in one line."""
+"""Result files survive a round trip, and broken ones are rejected in one line."""
 
 from __future__ import annotations
 

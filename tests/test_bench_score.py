@@ -1,4 +1,4 @@
-"""``clips-bench score``: answers made elsewhere get the numbers that our own run gives for the same answers."""
+"""``clips-bench score``: external answers get the numbers of our own run with the same answers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_our_own_format_and_the_result_is_like_any_other(hub, tmp_path):
     rows[1]["answer"] = "Yes, there is."  # wrong, in a sentence: the scorer's affair
     found = _score(hub, tmp_path, "pope", rows[::-1], name="pope_of_them")
     assert found.metrics["pope_accuracy"].value == 7 / 8
-    assert found.metrics["pope_accuracy"].clusters == PICTURES  # pictures are looked at, though no model is
+    assert found.metrics["pope_accuracy"].clusters == PICTURES  # images are looked at, though no model is
     assert found.model["path"].endswith("answers.jsonl")
     assert found.protocol["decoding"] == "made elsewhere"
     items = read_items(found)
@@ -74,7 +74,7 @@ def test_lmms_evals_samples_give_what_the_run_gave(places, hub, tmp_path):
     theirs = _score(hub, tmp_path, "gqa", rows)
     assert theirs.metrics == ours.metrics
     assert read_items(theirs)[["item", "image", "score"]].equals(items[["item", "image", "score"]])
-    assert theirs.fingerprint != ours.fingerprint  # nobody knows how they were made
+    assert theirs.fingerprint != ours.fingerprint  # it is not known how they were made
 
 
 def _samples(hub: Path, folder: Path, task_name: str, answers: list[str]) -> list[dict[str, Any]]:
@@ -133,7 +133,7 @@ def test_samples_whose_rows_contradict_the_data(hub, tmp_path):
 
 
 def test_llava_answers_to_pope_take_images_from_its_questions(tmp_path):
-    """The same words are asked of two pictures and in two categories, and the ids are LLaVA's own."""
+    """The same words are asked of two images and in two categories, and the ids are LLaVA's own."""
     asked = [(image, category) for category in ("popular", "random") for image in ("COCO_1", "COCO_2")]
     world.write_parquet(
         tmp_path / "hub" / world.HUB / "POPE/data/test-00000-of-00001.parquet",
@@ -263,7 +263,7 @@ def test_mmes_own_file(hub_published, tmp_path, capsys):
 
 
 def test_popes_own_file(hub_published, tmp_path, capsys):
-    """The same words of one image in three kinds; "imange" in the answers' questions, mended in the data's."""
+    """The same words of one image in three kinds; "imange" in the answers' questions, corrected in the data."""
     questions = str(tmp_path / "questions.jsonl")
     Path(questions).write_text(published.POPE_QUESTIONS.lstrip())
     with pytest.raises(UserError, match=r"1 of 9 questions have no answer, 0 of 8 .*--partial true scores"):
@@ -292,7 +292,7 @@ def test_textvqas_own_file(hub_published, tmp_path, capsys):
 
 
 def test_older_data_that_say_a_umbrella(hub_published, tmp_path):
-    """POPE's labels before they were mended have one kind with "a umbrella": articles are a way of their own."""
+    """POPE's labels before their correction have one kind with "a umbrella": articles are a way of their own."""
     prompts = [json.loads(line) for line in published.POPE_QUESTIONS.split("\n") if line]
     answers = [Answer(text="Yes", id=str(row["question_id"]), prompt=row["text"], image=Path(row["image"]).stem,
                       category=row["category"]) for row in prompts]  # fmt: skip

@@ -88,7 +88,7 @@ def test_every_format_says_n_and_of_how_many(tmp_path: Path) -> None:
 
 
 def test_limit_is_stated_with_the_size_of_the_data(tmp_path: Path, monkeypatch, capsys) -> None:
-    """Before: of 4 pictures of 6 nothing was said, here, in the result or in the report."""
+    """Before: of 4 images of 6 nothing was said, here, in the result or in the report."""
     write_images(tmp_path / "images", 6)
     rows = [{"image": f"images/{n}.png", "captions": [f"thing{n}", f"a thing{n}"]} for n in range(6)]
     data = str(write_lines(tmp_path / "captions.jsonl", rows))

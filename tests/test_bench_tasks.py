@@ -142,7 +142,7 @@ def test_mmmu_scores_options_and_open_answers(llava, tmp_path, answers):
 
 
 def test_a_task_that_is_not_listed(llava, tmp_path, answers):
-    """Any of lmms-eval's tasks works, and only its own data set counts; its mean metrics get intervals."""
+    """Any of lmms-eval's tasks works, and only its own dataset counts; its mean metrics get intervals."""
     answers += ["A", "A", "B"]
     columns = _six(options=[["x", "y"]] * 6, answer="0", image=_images())
     found = _run(llava, tmp_path, "ai2d_no_mask", columns)
@@ -245,7 +245,7 @@ def test_the_registry_names_the_datasets_of_the_task_definitions():
         ("realworldqa", {"image": [*_images()[:5], b"no"]}, "A", "'Which 5' is missing or broken .*identify image"),
         ("realworldqa", {"answer": [None] * 6}, "A", "scorer of realworldqa rejects the question 'Which 0'"),
         ("vqav2_test", {"question_id": [*NUMBERS]}, "A", "vqav2_test gives no score, only a file to submit"),
-        # MME wants exactly two questions a picture and category
+        # MME wants exactly two questions an image and category
         (
             "mme",
             {"question_id": [*"abcdef"], "category": ["color"] * 6, "answer": ["Yes"] * 6},

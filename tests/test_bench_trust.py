@@ -1,4 +1,4 @@
-"""What differs between two results, in words, and what can be told of two rows."""
+"""Differences of two results in words, and the comparison of two models."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def test_images_alone_give_students_paired_t():
 
 
 def test_both_noises_add_and_what_seeds_share_is_counted_once():
-    """Answers are given anew with each seed: the variance over seeds holds that, the images' must not do so again."""
+    """Each seed gives new answers: the variance over seeds includes that, and that over images must not again."""
     generator = np.random.default_rng(4)
     found = []
     for _ in range(200):
@@ -162,7 +162,7 @@ def test_noisy_seeds_do_not_shrink_the_noise_of_other_models():
 
 
 def test_models_near_the_end_of_the_scale_do_not_narrow_the_intervals_of_others():
-    """Their seeds hardly differ, whatever training does: pooled as they were, 80 % of the others' held the truth."""
+    """Their seeds hardly differ: pooled as they were, 80 % of the others' held the truth."""
     generator, held = np.random.default_rng(7), 0
     for _ in range(100):
         weak = [answers(*(generator.random((2, 2000)) < 0.001).astype(float)) for _ in range(8)]
@@ -254,7 +254,7 @@ def test_images_and_seeds_find_many_times_what_t_tests_over_seeds_find(simulatio
 
 
 def test_a_share_in_clusters_counts_as_many_items_as_it_is_worth():
-    """Ten questions about each picture, all right or all wrong, are worth one."""
+    """Ten questions about each image, all right or all wrong, are worth one."""
     values = np.repeat((np.arange(400) % 4 == 0).astype(float), 10)
     found = confidence_interval("mean", {"x": values}, ("x",), np.repeat(np.arange(400), 10))
     assert (found.low, found.high) == pytest.approx(wilson_interval(100, 400), abs=0.002)

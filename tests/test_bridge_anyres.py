@@ -1,4 +1,4 @@
-"""Pictures as tiles: what the LLM gets, against transformers' own LLaVA-NeXT and against tiles joined by hand."""
+"""Images as tiles: what the LLM gets, against transformers' own LLaVA-NeXT and against tiles joined by hand."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_the_base_image_and_the_tiles_are_parts_of_the_image(llava: tuple[Any, A
 
 
 def test_the_loss_and_its_gradients_are_those_of_transformers(llava: tuple[Any, Any], bridge_album: Path) -> None:
-    """Samples of one picture, two, none; pictures of several shapes."""
+    """Samples of one image, two, none; images of several shapes."""
     model, processor = llava
     data = conversations(llava, bridge_album)
     collator = ConversationCollator(processor.image_processor, processor.tokenizer.pad_token_id)

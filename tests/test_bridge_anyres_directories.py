@@ -83,7 +83,7 @@ def test_towers_of_all_kinds(name: str, encoders: dict[str, str], llm: str) -> N
 
 
 def test_a_tower_whose_config_states_another_size_stays_ours(encoders: dict[str, str], llm: str) -> None:
-    """DINOv2 takes pictures of any size, whatever its config says; but transformers would join tiles of that size."""
+    """DINOv2 takes images of any size, also other than its config's; but transformers would join tiles of that size."""
     parts = {"encoder": encoders["dinov2"], "llm": llm, "image_size": 48}
     square, _ = build_llava(LlavaParts(**parts))
     assert convert_tower_to_transformers(square)

@@ -249,7 +249,7 @@ def test_lmms_evals_own_model_answers_the_same(
 
 
 def llava_hf(directory: Path, picture: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The answers to ``QUESTIONS`` about ``picture`` of lmms-eval's class."""
+    """The answers to ``QUESTIONS`` about ``image`` of lmms-eval's class."""
     video = types.ModuleType("decord")  # wanted for videos alone
     video.VideoReader = video.cpu = None  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "decord", video)

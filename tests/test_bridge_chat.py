@@ -1,4 +1,4 @@
-"""Which tokens are learned: hand-written masks for templates, cuts, refusals."""
+"""Which tokens are supervised: hand-written masks for templates, truncation, errors."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def converted(parts: world.Parts, tower: Path, tmp_path_factory: pytest.TempPath
 
 
 def converted_logits(directory: Path, prompt: str | None = None) -> tuple[list[int], Tensor, Tensor]:
-    """Tokens without the picture's, the logits at each place, and the pixels, for one question about a picture."""
+    """Tokens without the image's, the logits at each place, and the pixels, for one question about an image."""
     model, processor = load_llava(directory, device="cpu")
     chat = make_conversation_encoder(model, processor)
     text = prompt or chat.prompt([{"role": "user", "content": f"<image>\n{QUESTION}"}])
@@ -185,7 +185,7 @@ def test_weights_keep_their_precision_bit_for_bit(dtype: torch.dtype, tmp_path: 
 def test_there_and_back_is_the_identity(converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     convert(converted, tmp_path / "original", format="original")
     assert "has no tokenizer.model: the original code needs" in capsys.readouterr().err
-    moved = (tmp_path / "original").rename(tmp_path / "moved")  # the tower is found beside the rest
+    moved = (tmp_path / "original").rename(tmp_path / "moved")  # the tower is found next to the other files
     convert(moved, tmp_path / "again")
     before, after = tensors(converted), tensors(tmp_path / "again")
     assert before.keys() == after.keys()
@@ -268,12 +268,12 @@ def test_a_llava_of_ours_becomes_an_original_one(parts: world.Parts, tower: Path
     before, after = converted_logits(tmp_path / "ours"), converted_logits(tmp_path / "again")
     assert before[0] == after[0]
     for mine, theirs in zip(before[1:], after[1:], strict=True):
-        assert torch.equal(mine, theirs)  # pictures are squashed in both
+        assert torch.equal(mine, theirs)  # images are squashed in both
 
 
 @pytest.mark.slow
 def test_a_real_llama_goes_there_and_back_with_its_slow_tokenizer(shared: Path, tower: Path, tmp_path: Path) -> None:
-    """Which the original code reads, with the picture's token among it."""
+    """Which the original code reads, with the image's token among it."""
     llm = shared / "models" / "stories15M"
     model, processor = build_llava(LlavaParts(encoder=f"transformers:{tower}", llm=str(llm)))
     convert_tower_to_transformers(model)

@@ -1,4 +1,4 @@
-"""What cannot be converted is refused in one line, and nothing is left behind."""
+"""What cannot be converted is rejected in one line, and no output is left."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_settings_that_transformers_llava_has_no_place_for(name: str, original: 
 
 
 class Bomb:
-    """Runs a command when it is unpickled by whoever trusts it."""
+    """Runs a command when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark

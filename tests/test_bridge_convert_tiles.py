@@ -68,7 +68,7 @@ def draw_image(width: int, height: int) -> Image.Image:
 
 
 def best_pinpoint(size: tuple[int, int]) -> tuple[int, int]:
-    """Width and height of the pinpoint that keeps most of the picture and, of like ones, has the smallest bars."""
+    """Width and height of the pinpoint that keeps most of the image and, of like ones, has the smallest bars."""
 
     def merit(pinpoint: tuple[int, int]) -> tuple[int, int]:
         scale = min(pinpoint[0] / size[0], pinpoint[1] / size[1])
@@ -79,7 +79,7 @@ def best_pinpoint(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def tiles(shown: Image.Image) -> Tensor:
-    """(N, 3, S, S): the picture squashed, then the tiles of the picture between bars of black, row by row."""
+    """(N, 3, S, S): the image squashed, then the tiles of the image between bars of black, row by row."""
     wide, high = best_pinpoint(shown.size)
     scale = min(wide / shown.width, high / shown.height)
     fitted = shown.resize((min(math.ceil(shown.width * scale), wide), min(math.ceil(shown.height * scale), high)))
@@ -200,7 +200,7 @@ def test_tiles_and_their_newline_go_together(original: Path, tmp_path: Path) -> 
 
 
 def expect_error(source: Path, fields: dict[str, Any], match: str, folder: Path) -> None:
-    """With these fields in its config the checkpoint is refused in one line, and nothing is written."""
+    """With these fields in its config the checkpoint is rejected in one line, and nothing is written."""
     other = varied(source, fields, folder / f"not {match[:20]}")
     with pytest.raises(UserError, match=match) as caught:
         run_convert(ConvertConfig(source=str(other), output=str(folder / "output")))

@@ -1,4 +1,4 @@
-"""``llava-bridge describe``: a line for each picture, whatever else lies there and however often it is interrupted."""
+"""``llava-bridge describe``: a line for each image, next to other files and after any number of interruptions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from llava_bridge.inference.describe_command import DescribeConfig, run_describe
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Five pictures, two of them below, one broken, one empty; and what is no picture."""
+    """Five images, two of them below, one broken, one empty; and what is no image."""
     folder = tmp_path / "photos"
     (folder / "more" / ".cache").mkdir(parents=True)
     for number, name in enumerate(["b.png", "a.jpg", "more/c.JPG", "more/d [1].webp", "e.png"]):

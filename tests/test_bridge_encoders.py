@@ -1,4 +1,4 @@
-"""What every encoder must do, whatever its source: an entry of SPECS a kind, the same tests for all."""
+"""What an encoder of any source must do: an entry of SPECS a kind, the same tests for all."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ def test_several_encoders_give_what_each_gives_alone(name: str, specs: dict[str,
     alone = []
     for member in split_encoders(specs[name]):
         one = load_encoder(member, size)
-        own = pixels(name, size) * std + mean  # the picture's own values
+        own = pixels(name, size) * std + mean  # the image's own values
         own = (own - torch.tensor(one.pixels.mean)[:, None, None]) / torch.tensor(one.pixels.std)[:, None, None]
         model = build_vision_model(one)
         layer = model.tower.default_layer

@@ -42,7 +42,7 @@ def llava(tmp_path_factory: pytest.TempPathFactory, original_tower: Path, bridge
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory, original_parts: world.Parts, original_tower: Path) -> Path:
-    """An original checkpoint in transformers' layout; its pictures are padded."""
+    """An original checkpoint in transformers' layout; its images are padded."""
     folder = tmp_path_factory.mktemp("original")
     world.write_original(original_parts, folder / "original", str(original_tower))
     run_convert(ConvertConfig(source=str(folder / "original"), output=str(folder / "hf")))

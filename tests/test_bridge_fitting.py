@@ -1,4 +1,4 @@
-"""How pictures become squares, by hand, and as saved LLaVAs do it; the stage that does it otherwise."""
+"""How images become squares, by hand, and as saved LLaVAs do it; the stage that does it otherwise."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llava_bridge.model.image_processing import ASPECT_RATIO_MODES, Fit, make_im
 from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
 
 PIXELS = ImagePreprocess(size=8, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0), interpolation="bicubic")
-MEAN = (127, 63, 0)  # whole numbers of a byte, as LLaVA rounds them
+MEAN = (127, 63, 0)  # integers of a byte, as LLaVA rounds them
 
 
 def halves(width: int, height: int) -> Image.Image:

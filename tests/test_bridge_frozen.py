@@ -1,4 +1,4 @@
-"""What a process begins with; what is frozen stays as it was: in bf16, beside text, and in what is kept on disk."""
+"""Initial weights of a process; frozen weights stay equal: in bf16, in batches with text, in the cache on disk."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_adapters_are_initialized_from_the_seed_alone(
         pass
 
     def set_up(*_: Any) -> None:
-        torch.rand(drawn_before)  # a projector is made anew, or read from the stage before
+        torch.rand(drawn_before)  # a projector is new, or read from the stage before
 
     def choose_what_learns(*_: Any) -> None:
         raise Begun(torch.rand(1).item())

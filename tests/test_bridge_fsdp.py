@@ -1,4 +1,4 @@
-"""FSDP2 and DeepSpeed: two processes under torchrun learn and save the same, stop, and go on in another number."""
+"""FSDP2 and DeepSpeed: two processes under torchrun learn and save the same, stop, and resume in another number."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_fsdp_takes_no_settings_of_deepspeed() -> None:
 def test_a_checkpoint_of_another_number_of_processes(
     part: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What two processes under DeepSpeed leave, but for what is in it: refused and kept."""
+    """The checkpoint of two processes under DeepSpeed, without contents: it is rejected and stays."""
     place = tmp_path / "checkpoint-4"
     (place / "global_step4").mkdir(parents=True)
     (place / "global_step4" / part).touch()

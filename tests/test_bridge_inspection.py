@@ -1,4 +1,4 @@
-"""`llava-bridge data inspect`: what is supervised is marked, pictures are shown, faults are named."""
+"""`llava-bridge data inspect`: what is supervised is marked, images are shown, faults are named."""
 
 from __future__ import annotations
 

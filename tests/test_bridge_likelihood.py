@@ -124,7 +124,7 @@ def test_what_greedy_decoding_would_say_is_greedy(stock: tuple[Any, Any], monkey
     found = loglikelihoods(model, processor, [None, None], ["Hm?", "Hm?"], ["red", "blue"], end=False)
     assert [each.greedy for each in found] == [True, False]
     assert found[0].total == pytest.approx(0, abs=1e-6)
-    assert not loglikelihoods(model, processor, [None], ["Hm?"], ["red"])[0].greedy  # it would go on, not end
+    assert not loglikelihoods(model, processor, [None], ["Hm?"], ["red"])[0].greedy  # it would continue, not end
 
 
 def test_a_word_is_its_own_token_behind_a_prompt(real_words: tuple[Any, Any]) -> None:

@@ -38,7 +38,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def parts(bridge_encoder: Path, bridge_llm: Path, bridge_talk: Path) -> tuple[Any, Any, list[dict[str, Any]]]:
-    """A LLaVA, its processor, and samples of several lengths: with a picture, with two, with none."""
+    """A LLaVA, its processor, and samples of several lengths: with an image, with two, with none."""
     model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_llm), seed=3))
     (source,) = bridge_world.source(bridge_talk)
     data = ConversationDataset(read_samples(source), make_conversation_encoder(model, processor), 128)

@@ -53,7 +53,7 @@ def test_more_sizes_are_those_of_the_models():
     ],
 )
 def test_both_towers_of_released_encoders_take_what_open_clip_states(name, stated):
-    """GFLOPs of open_clip's own table of profiles, a picture and a text."""
+    """GFLOPs of open_clip's own table of profiles, an image and a text."""
     pair = dual_tower_size(f"hf-hub:timm/{name}")
     assert (pair.image_flops + pair.text_flops) / 1e9 == pytest.approx(stated, abs=0.01)
 

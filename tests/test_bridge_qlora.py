@@ -1,4 +1,4 @@
-"""QLoRA: an LLM in 4 bits, adapters that learn beside it, and what is left of both in the output."""
+"""QLoRA: an LLM in 4 bits, adapters that learn with it, and both in the output."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run_file(folder: Path, name: str, parts: Parts, save_steps: int = 0, **lora:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, parts: Parts) -> Path:
-    """Two LLaVAs of the same training: adapters merged, and beside the weights."""
+    """Two LLaVAs of the same training: adapters merged, and next to the weights."""
     folder = tmp_path_factory.mktemp("runs")
     paths = [run_file(folder, name, parts, merge_weights=name == "merged") for name in ("merged", "beside")]
     bridge_world.trained_alone(*paths)

@@ -1,4 +1,4 @@
-"""An answer told while it is written is the answer that comes at one go, and ends where it should."""
+"""A streamed answer equals the whole answer, and ends where it should."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def llava(bridge_llava: Path) -> tuple[Any, Any]:
 
 
 def forced(monkeypatch: pytest.MonkeyPatch, llava: tuple[Any, Any], text: str) -> list[int]:
-    """Make the LLaVA write ``text`` and its end token, whatever it is asked."""
+    """Make the LLaVA write ``text`` and its end token for any prompt."""
     model, processor = llava
     tokens = [*processor.tokenizer(text, add_special_tokens=False)["input_ids"], processor.tokenizer.eos_token_id]
     written: list[int] = []

@@ -78,7 +78,7 @@ def test_an_answer_is_that_of_the_bridge(client: openai.OpenAI, llava: tuple[Any
 
 
 def test_a_conversation_with_two_images(client: openai.OpenAI, llava: tuple[Any, Any]) -> None:
-    """Words are never a picture: those of a question about LLaVA's own prompts, for instance, in what anybody says."""
+    """Words are never an image: those of a question about LLaVA's own prompts, for instance, in what anybody says."""
     talk = [
         {"role": "system", "content": "No <image>."},
         *asked("What does <image> mean?"),

@@ -78,7 +78,7 @@ class Site:
         return Prompt(ids=[0], pictures=pictures, decoding=decoding, most=1, **told)
 
     def replies(self, model: Any, processor: Any, prompts: list[Prompt]) -> list[StreamedAnswer]:
-        """Say the color of the last picture, and on and on of what is endless."""
+        """Say the color of the last image, and on and on of what is endless."""
         (prompt,), question = prompts, self.asked[-1][1][-1]["content"]
         if "fail" in question:
             raise RuntimeError("as asked")

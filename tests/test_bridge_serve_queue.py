@@ -1,4 +1,4 @@
-"""How long a client that is refused is told to wait, against how long those before it take."""
+"""The waiting time that a rejected client gets, compared with the time of the requests before it."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_neither_batches_that_are_over_nor_clients_that_have_gone_are_waited_for
 
     async def told() -> float:
         await answered(served, None)
-        served._thread.submit(int).result()  # what the worker does after it has told
+        served._thread.submit(int).result()  # what the worker does after its answer
         assert served.seconds_to_wait() == 0
         asked = [asyncio.create_task(answered(served, None)) for _ in range(9)]
         await asyncio.sleep(SECONDS / 10)

@@ -1,4 +1,4 @@
-"""Questions about one picture share its pass through tower and LLM, and get the answers that they get alone."""
+"""Questions about one image share its pass through tower and LLM, and get the answers that they get alone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def llava(bridge_llm: Path, bridge_encoder: Path, tmp_path: Path) -> Any:
         make(kind, AutoTokenizer.from_pretrained(bridge_llm), tmp_path / "llm")
         model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(tmp_path / "llm"), **more))
         for weight in model.model.multi_modal_projector.parameters():
-            torch.nn.init.normal_(weight, std=0.5)  # so that the picture counts
+            torch.nn.init.normal_(weight, std=0.5)  # so that the image counts
         return model.eval(), processor
 
     return build
@@ -50,7 +50,7 @@ def test_answers_are_those_of_questions_asked_alone(kind: str, llava: Any) -> No
     alone = [ask(built, [picture], [question])[0] for picture, question in zip(shown, asked, strict=True)]
     assert len(set(alone)) > 5
     passes = count_images(built)
-    for batch_size in (2, 4, 32):  # less than a picture's questions, some pictures, all
+    for batch_size in (2, 4, 32):  # less than an image's questions, some images, all
         passes.clear()
         assert ask(built, shown, asked, batch_size=batch_size) == alone
         if kind in SHARED:
@@ -68,7 +68,7 @@ def test_a_config_that_a_trainer_left_without_cache(llava: Any) -> None:
 
 
 def count_images(llava: tuple[Any, Any]) -> list[int]:
-    """A list to which every pass through the tower adds its pictures."""
+    """A list to which every pass through the tower adds its images."""
     passes: list[int] = []
     llava[0].model.vision_tower.register_forward_hook(lambda module, inputs, outputs: passes.append(len(inputs[0])))
     return passes
@@ -82,7 +82,7 @@ def test_what_is_sampled_or_searched_is_not_worse_off(llava: Any) -> None:
 
 
 def test_images_that_only_look_alike_are_not_mixed_up(llava: Any) -> None:
-    """The same object is the same picture; the same prompt about another one has a prefix of its own."""
+    """The same object is the same image; the same prompt about another one has a prefix of its own."""
     built = llava("qwen3")
     first, second = noise_images(2)
     asked = [QUESTIONS[0], QUESTIONS[1]] * 2
@@ -94,7 +94,7 @@ def test_images_that_only_look_alike_are_not_mixed_up(llava: Any) -> None:
 
 def test_tiles(llava: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     built = llava("qwen3", image_aspect_ratio="anyres")
-    shown = [*noise_images(1, (40, 30)) * 2, *noise_images(1, (90, 30)) * 3]  # of unlike numbers of tokens
+    shown = [*noise_images(1, (40, 30)) * 2, *noise_images(1, (90, 30)) * 3]  # of different numbers of tokens
     asked = QUESTIONS + QUESTIONS[:1]
     prefixes = []
     original = generate.PrefixCache

@@ -1,4 +1,4 @@
-"""The same conversations from every form that data sets have: turns, pictures, what is refused; memory."""
+"""The same conversations from every dataset format: messages, images, errors; memory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TALKS: list[tuple[list[str], list[tuple[str, str]]]] = [
     ([], [("user", "What is 1 + 1?"), ("assistant", "2"), ("user", "Sure?"), ("assistant", "yes")]),
     (["green", "red"], [("user", "No marks."), ("assistant", "so they come first")]),
 ]
-"""Pictures by their colors, and who says what."""
+"""Images by their colors, and who says what."""
 EXPECTED = [*(turns for _, turns in TALKS[:3]), [("user", f"{'<image>' + chr(10)}" * 2 + "No marks."), TALKS[3][1][1]]]
 FROM = {"user": "human", "assistant": "gpt", "system": "system"}
 
@@ -87,7 +87,7 @@ def llava_json(folder: Path) -> ConversationSourceConfig:
     write_files(folder)
     found = [
         {"conversations": as_values(turns), "image": [f"{color}.png" for color in colors] or None}
-        for colors, turns in [*TALKS[:3], (TALKS[3][0], EXPECTED[3])]  # LLaVA's form has a mark for each picture
+        for colors, turns in [*TALKS[:3], (TALKS[3][0], EXPECTED[3])]  # LLaVA's form has a mark for each image
     ]
     return ConversationSourceConfig(path=write(folder / "talk.json", found))
 
@@ -206,7 +206,7 @@ def test_a_split_is_chosen(tmp_path: Path) -> None:
 
 
 def test_images_of_a_table_are_read_by_row_group(tmp_path: Path) -> None:
-    """Reading what is said touches no picture; opening one copies the row group that it is in, and no other."""
+    """Reading what is said touches no image; opening one copies the row group that it is in, and no other."""
     noise = [Image.effect_noise((200, 200), 90).convert("RGB").tobytes() for _ in range(8)]
     found = [{"messages": as_content(TALKS[2][1]), "images": [{"bytes": one, "path": None}]} for one in noise]
     pq.write_table(pa.Table.from_pylist(found), tmp_path / "talk.parquet", row_group_size=2)
@@ -292,7 +292,7 @@ def test_bad_files_are_rejected_in_one_line(tmp_path: Path, bridge_talk: Path) -
 
 
 def test_a_single_image_of_llava_json_precedes_the_text(tmp_path: Path) -> None:
-    """As LLaVA's training has it; what a turn says about several pictures is left as it is."""
+    """As LLaVA's training has it; what a turn says about several images is left as it is."""
     said = ["What?\n<image>", "<image>", "Look at <image> here.", "Now <image> and <image>?"]
     talk = [[{"from": "human", "value": value}, {"from": "gpt", "value": "a <image>"}] for value in said]
     rows = [{"image": ["a.png"] * value.count("<image>"), "conversations": talk[n]} for n, value in enumerate(said)]

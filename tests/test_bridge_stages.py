@@ -38,7 +38,7 @@ TILED = ("plain", "untrained", "packed", "again", "whole", "llm_alone", "lora", 
 
 @pytest.fixture(scope="module")
 def tiled(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, bridge_long_llm: Path) -> Parts:
-    """With an album, and two samples of it, of which one has no picture."""
+    """With an album, and two samples of it, of which one has no image."""
     album = bridge_world.make_album(tmp_path_factory.mktemp("tiled") / "album")
     rows = json.loads((album / "talk.json").read_text())
     (album / "mixed.json").write_text(json.dumps([rows[0], rows[5]]))
@@ -46,14 +46,14 @@ def tiled(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, bridge
 
 
 def mixed(folder: Path, name: str, parts: Parts, **fields: Any) -> Path:
-    """Three steps of two samples, so that a step has one with a picture and one without."""
+    """Three steps of two samples, so that a step has one with an image and one without."""
     settings = {"file": "mixed.json", "global_batch_size": 2, "tunable_parts": EVERY, "learning_rate": 1e-3}
     return instruct_file(folder, name, parts, settings, **fields)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, bridge_parts: Parts, tiled: Parts) -> Path:
-    """LLaVAs that one process trained, each with other settings: of squashed pictures, and of tiles."""
+    """LLaVAs that one process trained, each with other settings: of squashed images, and of tiles."""
     directory = tmp_path_factory.mktemp("runs")
     paths = [instruct_file(directory, name, bridge_parts, settings) for name, settings in STAGES.items()]
     anyres: dict[str, Any] = {"image_aspect_ratio": "anyres"}
@@ -71,7 +71,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, bridge_parts: Parts, tiled: P
 
 def test_the_parts_that_learn_are_those_that_are_named(runs: Path) -> None:
     learned = {"plain": {"projector", "llm"}, "whole": set(EVERY), "rates": {"llm"}, "lora": {"projector", "llm"}}
-    learned |= {"queries": {"llm"}, "dora": {"projector"}, "llm_alone": {"llm"}}  # DoRA's lie beside the weights
+    learned |= {"queries": {"llm"}, "dora": {"projector"}, "llm_alone": {"llm"}}  # DoRA's are next to the weights
     assert {name: moved(runs / "untrained", runs / name) for name in learned} == learned
     own = {"projector", "newline"}  # the end of rows learns with the projector
     learned = {"aligned": own, "llm_alone": {"llm"}, "whole": {"vision", "llm", *own}}
@@ -96,7 +96,7 @@ def test_packed_kept_and_recomputed_it_learns_the_same(kind: str, runs: Path) ->
     assert losses(runs / f"{kind}found") == pytest.approx(plain, abs=1e-4)
     assert losses(runs / f"{kind}again") == pytest.approx(losses(runs / f"{kind}whole"), abs=1e-5)
     kept = [path for path in (runs / "cache" / "clips" / "features").rglob("*") if path.is_file()]
-    # all pictures of one color have the same pixels; each tile of the album's pictures is one
+    # all images of one color have the same pixels; each tile of the album's images is one
     assert len(kept) == len(bridge_world.COLORS) + 3 + 3 + 5 + 4
 
 

@@ -1,4 +1,4 @@
-"""Training through the real DeepSpeed launcher: stages, frozen parts, two processes, kill and resume, refusals."""
+"""Training through the real DeepSpeed launcher: stages, frozen parts, two processes, kill and resume, errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The vision tower: the source library's own hidden states, batches, saving, refusals."""
+"""The vision tower: the source library's own hidden states, batches, saving, errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one cache: entries are whole or missing, whoever writes them at once and whatever a crash left."""
+"""The one cache: entries are whole or missing, also with several writers and after a crash."""
 
 from __future__ import annotations
 

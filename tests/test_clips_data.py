@@ -174,7 +174,7 @@ def test_of_a_cut_tar_the_samples_before_the_cut_are_used(
     index = index_tar(shards / "shard-00000.tar")
     offset, size = index.members["000000004.png"]
     cut = tmp_path / "cut.tar"
-    # in the picture, after it, in its header
+    # in the image, after it, in its header
     for length in (offset + size // 2, offset + -(-size // 512) * 512, offset - 200):
         cut.write_bytes(whole[:length])
         with pytest.raises(UserError, match=r"cut.tar: expected a whole"):

@@ -239,7 +239,7 @@ def test_a_training_resumes_in_another_number_of_processes(
 
 @pytest.mark.slow
 def test_shards_are_averaged_as_the_whole_is(data: Path, tmp_path: Path):
-    """Under ZeRO-3, validated with the average on the way, stopped, and gone on with: in two, then in one process."""
+    """Under ZeRO-3, validated with the average, stopped, and resumed: in two processes, then in one."""
     for name in ("again", "taken_up"):
         clips_world.train_config(
             data, tmp_path / name, **fields(data, ema_decay=0.5, distributed={"strategy": "zero3"})

@@ -40,7 +40,7 @@ def noted(folder: Path, workers: int) -> TrainDataset:
 def test_the_training_process_downloads_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, local_rank: str | None
 ):
-    if local_rank:  # which fetches nothing ahead; its readers copy what nobody else has
+    if local_rank:  # which prefetches nothing; its workers copy what no other has
         monkeypatch.setenv("LOCAL_RANK", local_rank)
     data = noted(tmp_path, workers)
     found = list(iterate_batches(data, first_step=0, last_step=8))

@@ -30,7 +30,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def computed(monkeypatch):
-    """How many pictures were computed in each call that computed any."""
+    """How many images were computed in each call that computed any."""
     counts = []
     run = feature_cache.FeatureCache._run
 

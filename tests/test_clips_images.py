@@ -1,4 +1,4 @@
-"""Decoding and augmenting pictures of training data."""
+"""Decoding and augmenting images of training data."""
 
 from __future__ import annotations
 

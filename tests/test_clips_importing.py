@@ -237,7 +237,7 @@ def test_an_imported_encoder_embeds_for_the_benchmarks(tmp_path: Path):
     assert (images.shape, dual.how["input_resize"]) == ((2, 32), "squash")
 
 
-# ---------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------- errors
 
 
 class Evil:

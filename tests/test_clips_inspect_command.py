@@ -19,7 +19,7 @@ from clips.errors import UserError
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    """Eight samples: one without a picture, one undecodable, two with the same web caption."""
+    """Eight samples: one without an image, one undecodable, two with the same web caption."""
     samples = {f"{number:09d}": clips_world.sample(number) for number in range(8)}
     del samples["000000002"]["png"]
     samples["000000003"]["png"] = b"nothing"

@@ -116,7 +116,7 @@ def test_reasons_are_bounded_and_add_up():
 
 
 def test_equal_names_of_two_sources_are_both_reported(tmp_path: Path):
-    """Shards are numbered anew in each source."""
+    """Each source numbers its shards from 0."""
     samples = {f"{number:05d}": {"jpg": b"junk", "json": clips_world.sample(number)["json"]} for number in range(3)}
     for source in "ab":
         clips_world.write_shard(tmp_path / source / "00000.tar", samples)

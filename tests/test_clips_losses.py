@@ -158,7 +158,7 @@ SMALL = CaptionerConfig(width=16, num_heads=2, num_layers=1, max_length=20)
 
 
 def batch_of(count):
-    """Captions of unlike length, so that the processes' numbers of counted tokens differ."""
+    """Captions of different length, so that the processes' numbers of counted tokens differ."""
     recipe, tokenizer = build_recipe(RecipeConfig(captioner=SMALL)), ClipsTokenizer(12)
     long = [f"{'a red car. two dogs! ' * (1 + 3 * i // count)}" for i in range(count)]
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Shards from afar: copied once, ahead of need, whatever the network does meanwhile."""
+"""Remote shards: copied once, ahead of need, also with network failures."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_reading_that_is_quicker_than_copying_does_not_stop_it(tmp_path: Path, m
 
 
 class Outage:
-    """An address that fails so many times, or for ever; time passes at once."""
+    """A URL that fails N times, or always; time passes at once."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.failures, self.pauses, self.fetch = 0.0, [], remote_files._fetch

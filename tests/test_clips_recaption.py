@@ -1,4 +1,4 @@
-"""Synthetic captions by a LLaVA: what is written, what is kept, sharing, killing and going on."""
+"""Synthetic captions by a LLaVA: output, filters, work split, kill and resume."""
 
 from __future__ import annotations
 
@@ -241,7 +241,7 @@ def test_a_model_of_another_family_without_a_chat_template(settings: Settings, t
     run_recaption(settings(model=str(tmp_path / "blip"), prompt="a picture of", max_new_tokens=3))
     found = captions_of(tmp_path / "out")
     assert len(found) == 21
-    assert all(text.startswith("a picture of ") and len(text.split()) <= 6 for text in found)  # BLIP goes on from it
+    assert all(text.startswith("a picture of ") and len(text.split()) <= 6 for text in found)  # BLIP continues it
 
 
 # ---- the plan
@@ -341,7 +341,7 @@ def test_a_llava_that_the_bridge_trained_in_processes_that_are_killed(
     second = bridge_world.run_python(*options, str(tmp_path / "shared"), "--shard", "2/2")
     assert second.returncode == 0, second.stderr
     assert "this part is done" in second.stderr
-    rest = bridge_world.run_python(*options, str(tmp_path / "shared"))  # whatever is missing, in one process
+    rest = bridge_world.run_python(*options, str(tmp_path / "shared"))  # all that is missing, in one process
     assert rest.returncode == 0, rest.stderr
     assert dispatch("clips", "", COMMANDS, [*options[2:], str(tmp_path / "alone")]) == 0
     assert content(tmp_path / "shared") == content(tmp_path / "alone")

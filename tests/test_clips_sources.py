@@ -1,4 +1,4 @@
-"""Every format of training data: tables, hub data sets, COCO's layout, shards from afar."""
+"""Every format of training data: tables, hub datasets, COCO's layout, shards remote."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def image_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows() -> pd.DataFrame:
-    """Recap-DataComp-1B's columns, the pictures as paths."""
+    """Recap-DataComp-1B's columns, the images as paths."""
     return pd.DataFrame(
         {
             "url": [f"{index}.png" for index in range(COUNT)],
@@ -158,7 +158,7 @@ def test_a_wrong_table_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 
 def streamed_rows(folder: Path) -> Path:
-    """23 rows in two parquet files in the hub's layout, five rows a group, with a column that nobody asks for."""
+    """23 rows in two parquet files in the hub's layout, five rows a group, with a column that is not used."""
     frame = pd.DataFrame(
         {
             "jpg": [{"bytes": clips_world.draw_image(index), "path": f"{index}.png"} for index in range(23)],
@@ -288,7 +288,7 @@ def test_a_stream_is_shuffled_within_a_window(tmp_path: Path):
 
 
 def capsfusion_table(folder: Path, image_dir: Path) -> Path:
-    """CapsFusion-120M's columns; picture 3 has no fused caption, picture 5 no synthetic one at all."""
+    """CapsFusion-120M's columns; image 3 has no fused caption, image 5 no synthetic one at all."""
     folder.mkdir()
     frame = pd.DataFrame(
         {

@@ -29,7 +29,7 @@ def vision_of(architecture: str, **fields: Any) -> dict[str, Any]:
 
 
 def write_config(path: Path, **parts: Any) -> Path:
-    """A file of open_clip's format: a tiny ConvNeXt of timm beside a tiny text tower."""
+    """A file of open_clip's format: a tiny ConvNeXt of timm and a tiny text tower."""
     vision = {"timm_model_name": "test_convnext", "timm_pool": "", "timm_proj": "linear", "image_size": 64}
     text = {"context_length": 10, "width": 32, "heads": 2, "layers": 1}
     path.write_text(json.dumps({"embed_dim": 24, "vision_cfg": vision, "text_cfg": text, **parts}), encoding="utf-8")

@@ -129,7 +129,7 @@ def test_flops_are_the_mean_of_batches_also_after_a_resume(tmp_path: Path):
     train_counting_flops(resumed)
     found = [[entry["flops_per_sample"] for entry in metrics(tmp_path / name)] for name in ("whole", "resumed")]
     assert found[0] == found[1]
-    assert len(set(found[0])) > 1  # batches are unlike
+    assert len(set(found[0])) > 1  # batches differ
 
 
 def test_a_finished_run_stays_and_another_config_is_rejected(
@@ -160,7 +160,7 @@ def test_an_unfinished_run_may_change_the_stated_settings(data: Path, tmp_path: 
         train(clips_world.train_config(data, run))
     slower = {"optimizer": {"learning_rate": 0.0005}}
     allowed = clips_world.train_config(data, run, **slower, allow_changes_on_resume=["optimizer.learning_rate"])
-    with stopped_at(4):  # before it has come to another checkpoint: what it did not keep is no run to go on with
+    with stopped_at(4):  # before another checkpoint: a run without one cannot be resumed
         train(allowed)
     with pytest.raises(UserError, match=r"optimizer\.learning_rate is 0\.001 there and 0\.0005 now"):
         train(clips_world.train_config(data, run, **slower))

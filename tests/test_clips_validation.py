@@ -1,4 +1,4 @@
-"""Zero-shot retrieval while training goes on."""
+"""Zero-shot retrieval during training."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_invalid_samples_are_left_out_of_the_batch_that_they_are_in(tmp_path: Pa
     found = RetrievalValidation(config.validation, run)
     assert [batch.numbers.tolist() for batch in found.batches] == [[0, 1], [3], [4, 5]]
     assert found.valid.tolist() == [True, True, False, True, True, True]
-    own = iter(torch.eye(5, run.encoder.model_cfg["embed_dim"]).split([2, 1, 2]))  # of each picture and its captions
+    own = iter(torch.eye(5, run.encoder.model_cfg["embed_dim"]).split([2, 1, 2]))  # of each image and its captions
     monkeypatch.setattr(validate, "encode", lambda *_: dict.fromkeys((IMAGE, *CAPTIONS), next(own)))
     assert set(found.measure(run.encoder).values()) == {1.0}
 

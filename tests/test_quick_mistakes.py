@@ -1,4 +1,4 @@
-"""What is wrong with a command line is told before torch and its kin are imported, which takes many seconds."""
+"""A wrong command line is reported before torch and similar libraries are imported, which takes many seconds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ for package, *words in json.load(sys.stdin):
         status = importlib.import_module(f"{package}.cli").main()
     print(json.dumps([status, told.getvalue(), sorted(heavy & (sys.modules.keys() - before))]))
 """
-"""Command lines of standard input, one after the other in one process: status, what was told, what was imported."""
+"""Command lines of standard input, one after the other in one process: status, stderr, imports."""
 RETRIEVAL = "{name: retrieval, data: captions.csv}"
 MISTAKES = [
     ("clips data inspect none.csv --format table", "none.csv: no such file"),

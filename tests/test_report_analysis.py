@@ -163,7 +163,7 @@ def test_what_a_score_cost_is_read_from_its_trainings(tmp_path):
     assert training_hours(TrainingRuns(encoder=encoder, others=(llava,))) == 2.0
     assert training_hours(TrainingRuns(encoder=encoder, others=(tmp_path / "gone",))) is None
     assert encoder_flops(TrainingRuns(encoder=encoder)) is None
-    lines = [  # 100 GFLOPs a sample, then 400 of larger pictures; a line stands twice after a resumption
+    lines = [  # 100 GFLOPs a sample, then 400 of larger images; a line stands twice after a resumption
         {"samples_seen": 1000, "tflops": 5.0, "samples_per_second": 100.0},
         {"samples_seen": 2000, "tflops": 10.0, "samples_per_second": 200.0},
         {"samples_seen": 2000, "tflops": 10.0, "samples_per_second": 200.0},
@@ -178,7 +178,7 @@ def test_what_a_score_cost_is_read_from_its_trainings(tmp_path):
 
 
 def test_the_cost_of_an_encoder_is_that_of_all_its_stages(tmp_path):
-    """Its manifest's own fields are the last stage's; what the first one logged lies beside it."""
+    """Its manifest's own fields are the last stage's; the log of the first one is next to it."""
     line = {"samples_seen": 1000, "tflops": 5.0, "samples_per_second": 100.0}
     first = {"steps": 10, "samples_seen": 9000, "seconds": 3600}
     stages = [first, {"steps": 1, "samples_seen": 1000, "seconds": 1800}]

@@ -60,7 +60,7 @@ def complaints() -> list[str]:
 
 @pytest.fixture(scope="module")
 def opened(browser, file, complaints) -> Iterator[Any]:
-    """One page for all tests; each loads it anew, which takes no time."""
+    """One page for all tests; each loads it again, which is fast."""
     page = browser.new_page(viewport={"width": 1440, "height": 900}, reduced_motion="reduce")
     page.set_default_timeout(5000)
     page.on("console", lambda message: complaints.append(message.text))
@@ -176,6 +176,7 @@ def test_a_link_into_a_folded_section_opens_it_and_print_opens_all(page):
 
 
 def test_print_shows_the_whole_table_in_black_on_white(page):
+    page.set_viewport_size({"width": 360, "height": 800})
     page.evaluate("document.querySelector('#details').open = false")
     page.emulate_media(media="print", color_scheme="dark")
     assert page.locator("body").evaluate("body => getComputedStyle(body).backgroundColor") == "rgb(255, 255, 255)"

@@ -26,7 +26,7 @@ TEX = shutil.which("pdflatex") and shutil.which("kpsewhich")
 
 
 def renamed(report: Report, name: str, to: str) -> Report:
-    """The report with another name of a row, of any characters: result files refuse most of them."""
+    """The report with another name of a row, of any characters: result files reject most of them."""
     rows = tuple(dataclasses.replace(row, name=to) if row.name == name else row for row in report.table.rows)
     cells = dict(report.table.cells)
     for key in [key for key in cells if key[0] == name]:

@@ -1,4 +1,4 @@
-"""Figures: colors of the page inside it, files of their own beside it, nothing of a name that is markup."""
+"""Figures: colors of the page, files next to it, names escaped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page's galleries: which items they show, what of them, and that nobody's text or picture can harm the page."""
+"""The page's galleries: their items and contents, and that no text or image of others can harm the page."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_graded_items_show_their_score_and_others_right_or_wrong(tmp_path):
     put_result(tmp_path, "clip", "gqa", items)
     put_result(tmp_path, "clip", "pope", items.assign(score=items["score"] * 0.5))
     found = answer_galleries(read_source(tmp_path))
-    assert {gallery.disagreements for gallery in found} == {None}  # a single row disagrees with nobody
+    assert {gallery.disagreements for gallery in found} == {None}  # a single model disagrees with no other
     shown = {gallery.benchmark: gallery.cards for gallery in found}
     assert {(answer.right, answer.score) for example in shown["gqa"] for answer in example.answers} == {
         (True, ""),
@@ -95,7 +95,7 @@ def test_graded_items_show_their_score_and_others_right_or_wrong(tmp_path):
 
 @pytest.fixture
 def captions(tmp_path):
-    """Thirty pictures of two captions each."""
+    """Thirty images of two captions each."""
     write_images(tmp_path / "images", 30)
     rows = [{"image": f"images/{n}.png", "captions": [f"thing {n}", f"object {n}"]} for n in range(30)]
     write_lines(tmp_path / "set.jsonl", rows)
@@ -110,7 +110,7 @@ def _items(captions, images, texts):
 def test_queries_are_shown_with_the_images_they_find(captions):
     images = torch.eye(30)
     texts = images[captions.first_image_of_caption]
-    blind = texts.roll(2, dims=0)  # each caption finds the next picture's neighbor before its own
+    blind = texts.roll(2, dims=0)  # each caption finds the next image's neighbor before its own
     perfect, wrong = _items(captions, images, texts), _items(captions, images, blind)
     kept = perfect["found"].notna()
     assert kept.tolist() == wrong["found"].notna().tolist()  # the lot does not depend on the row

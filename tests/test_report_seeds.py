@@ -77,7 +77,7 @@ def test_the_table_shows_means_with_both_kinds_of_noise(study):
     assert cell.by_seed == pytest.approx({0: 30, 1: 36, 2: 42})
     assert (
         8.5 < cell.image_ci_half_width < 9.5
-    )  # 1.96 × sqrt(0.36 × 0.64 / 100 pictures) is 9.4; the other seeds have less
+    )  # 1.96 × sqrt(0.36 × 0.64 / 100 images) is 9.4; the other seeds have less
     assert cell.delta.baseline == "whole"
     assert cell.delta.value == pytest.approx(11)
     assert cell.delta.ci_low < 11 - stats.t.ppf(0.975, 8) * pooled * (2 / 3) ** 0.5
@@ -208,7 +208,7 @@ PICTURES = 4
 
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Rows that read 10 words and all of them, of captions that tell their picture by the 3rd, 6th, 12th, 24th word."""
+    """Rows that read 10 words and all of them, of captions that tell their image by the 3rd, 6th, 12th, 24th word."""
     write_images(tmp_path / "images", PICTURES)
     captions = [" ".join([*["word"] * (place - 1), f"thing{n}", "end"]) for n, place in enumerate((3, 6, 12, 24))]
     rows = [{"image": f"images/{number}.png", "caption": text} for number, text in enumerate(captions)]

@@ -147,7 +147,7 @@ def test_rows_that_agree_in_every_item_are_no_more_certain_than_their_number(tmp
     for row in ("one", "two"):
         put_result(tmp_path, row, "gqa", items_table(0.5, benchmark="gqa", count=12))
     report = build_report(tmp_path, baseline="one")
-    delta, share = cell(report, "two").delta, 100 * wilson_interval(0, 6)[1]  # of six pictures
+    delta, share = cell(report, "two").delta, 100 * wilson_interval(0, 6)[1]  # of six images
     assert (delta.value, delta.ci_low, delta.ci_high) == pytest.approx((0, -share, share))
     assert f"{-share:+.1f} to {share:+.1f}".replace("-", "−") in REPORT_FORMATS["html"].render(report)
 

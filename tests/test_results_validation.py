@@ -1,4 +1,4 @@
-"""Result files that their items contradict: refused where they are read, in a report a cell with the reason."""
+"""Result files that their items contradict: rejected when read, in a report a cell with the reason."""
 
 from __future__ import annotations
 

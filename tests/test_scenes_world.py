@@ -150,7 +150,7 @@ def test_place_names():
 
 
 def test_an_image_has_its_objects_at_the_positions_of_the_ground_truth(world):
-    """Taking a thing out of a scene changes the picture inside the thing's box and nowhere else."""
+    """Taking a thing out of a scene changes the image inside the thing's box and nowhere else."""
     for index in range(30):
         scene = world.scene("train", index)
         without = dataclasses.replace(scene, objects=scene.objects[:-1])

@@ -1,4 +1,4 @@
-"""JSON Schemas: they accept what is shipped, and refuse what the commands refuse."""
+"""JSON Schemas: they accept what is shipped, and reject what the commands reject."""
 
 from __future__ import annotations
 

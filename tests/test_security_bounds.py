@@ -1,4 +1,4 @@
-"""Small things that stand for large ones: pictures, texts, JSON and YAML that would take a machine's memory or days."""
+"""Small things that stand for large ones: images, texts, JSON and YAML that would take a machine's memory or days."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_compressed_tar_is_rejected(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [-512, -1])
 def test_a_tar_member_of_negative_size_is_rejected(tmp_path: Path, size: int) -> None:
-    """With -512, the next header is where this one stands: it would be read for ever."""
+    """With -512, the next header is this one: it would be read in an endless loop."""
     header = bytearray(tarfile.TarInfo("a.jpg").tobuf(tarfile.USTAR_FORMAT))
     header[124:136] = b"\xff" + (256**11 + size).to_bytes(11, "big")  # as GNU writes what octal digits cannot
     header[148:156] = b" " * 8

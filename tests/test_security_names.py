@@ -1,4 +1,4 @@
-"""What data name, a picture above all: a file below their folder or an address, never anything else of the machine."""
+"""What data name, an image above all: a file below their folder or an address, never anything else of the machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PICTURE = clips_world.draw_image(1)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder of pictures with one beside it."""
+    """A directory of images and an image outside of it."""
     (tmp_path / "in" / "deep").mkdir(parents=True)
     for path in ("in/a.png", "in/deep/b.png", "beside.png"):
         (tmp_path / path).write_bytes(PICTURE)
@@ -92,7 +92,7 @@ def test_urls_of_other_schemes_are_rejected(folder: Path, name: str) -> None:
 
 
 class Pages(Quiet):
-    """Answers with a picture, with a redirection to it, or without end; counts."""
+    """Answers with an image, with a redirection to it, or without end; counts."""
 
     def do_GET(self) -> None:
         self.server.seen.append(self.path)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Parquet files of a kilobyte that stand for gigabytes: refused in a line and little memory, wherever they are read."""
+"""Parquet files of a kilobyte that decompress to gigabytes: rejected in a line and little memory by every reader."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Secrets stay out of whatever a run leaves behind, wherever they were given."""
+"""Secrets stay out of all outputs of a run, wherever they were given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the served page refuses, and what it never tells; the model is played."""
+"""What the server rejects, and what it never reveals; the model is a stand-in."""
 
 from __future__ import annotations
 

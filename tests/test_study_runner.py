@@ -64,7 +64,7 @@ def test_another_key_moves_the_old_output_away_before_the_step_runs(tmp_path):
     run(tmp_path, steps, mark=" changed")
     assert visits(tmp_path, "data") == 1
     assert not hidden.exists()
-    assert not stage.exists()  # else a training in stages would go on from the old one, or refuse it
+    assert not stage.exists()  # else a training in stages would resume the old one, or reject it
     [trashed] = (tmp_path / "trash").iterdir()
     assert {path.relative_to(trashed).as_posix() for path in trashed.glob("*/*")} == {
         "made/data",

@@ -1,4 +1,4 @@
-"""Study files: what is read, what is refused and how the refusal reads."""
+"""Study files: what is read, what is rejected and the messages."""
 
 from __future__ import annotations
 

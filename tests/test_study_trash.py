@@ -214,6 +214,7 @@ def test_an_accepted_interrupted_training_resumes_from_its_own_work(tmp_path, fi
     output = tmp_path / "out"
     config = write_study(tmp_path, encoders=OTHER)
     accepted = AcceptConfig(study=config.study, steps=("encoder-clips-s0",))
+    (output / "encoders/clips-s0").rename(output / "encoders/.clips-s0.work")  # as of a training that is not finished
     record = dataclasses.replace(read_record(output, "encoder-clips-s0"), status="interrupted", seconds=9e4)
     write_record(output, dataclasses.replace(record, status="running", job="7"))
     lock = acquire(output / "steps/encoder-clips-s0/.lock")
@@ -223,7 +224,7 @@ def test_an_accepted_interrupted_training_resumes_from_its_own_work(tmp_path, fi
     write_record(output, record)
     accept_outputs(accepted)
     run_study(config)
-    assert (output / "encoders/clips-s0/visits.txt").read_text() == "visit\nvisit\n"
+    assert (output / "encoders/.clips-s0.work/visits.txt").is_file()
     record = read_record(output, "encoder-clips-s0")
     assert record.seconds > 9e4
     assert [entry["settings"]["optimizer.lr"] for entry in record.accepted] == [[3, 4]]

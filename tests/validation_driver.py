@@ -20,7 +20,7 @@ _encoded: collections.Counter[str] = collections.Counter()
 
 
 def count_encoding() -> None:
-    """Count the pictures and texts that this process encodes."""
+    """Count the images and texts that this process encodes."""
     image, text = towers.encode_image, towers.encode_text_features
 
     def encode_image(clip: Any, pixels: Any) -> Any:
@@ -35,7 +35,7 @@ def count_encoding() -> None:
 
 
 def measure(config_file: str, broken_on: int | None) -> None:
-    """Validate a run's model; writes beside its config."""
+    """Validate a run's model; writes next to its config."""
     config = parse_config(EncoderTrainConfig, ["--config", config_file], prog="driver")
     assert config is not None
     run = setup_run(config, open_train_dataset(config))
