@@ -97,9 +97,7 @@ def test_results_of_other_models_are_rejected(model: Path, tmp_path: Path) -> No
     assert not (other / "README.md").exists()
 
 
-def test_out_of_date_results_are_omitted_or_rejected(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_out_of_date_results_are_omitted_or_rejected(tmp_path, monkeypatch, capsys):
     study, model = make_study(tmp_path, monkeypatch), make_model(tmp_path / "model")
     described = {"path": str(model), "hash": directory_hash(model)}
     for name in ("clip-s0/retrieval", "clip-tiny-s0/pope", "clips-tiny-s0/pope"):

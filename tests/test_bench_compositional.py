@@ -26,7 +26,7 @@ from llava_bridge.inference.loglikelihood import LogLikelihood
 
 
 def _sugarcrepe(root: Path) -> Path:
-    world.write_pictures(root / "images", 2)
+    world.write_images(root / "images", 2)
     pair = {"caption": "a red one", "negative_caption": "a blue one"}
     world.write_lines(root / "swap_att.json", [{"3": {"filename": "1.png", **pair}}])
     world.write_lines(root / "add_att.json", [{"0": {"filename": "0.png", **pair}, "7": {"filename": "1.png", **pair}}])
@@ -34,7 +34,7 @@ def _sugarcrepe(root: Path) -> Path:
 
 
 def _aro(root: Path, kinds: list[dict[str, Any]]) -> Path:
-    world.write_pictures(root / "images", 2)
+    world.write_images(root / "images", 2)
     box = {"bbox_x": 4, "bbox_y": 8, "bbox_w": 20, "bbox_h": 30}
     rows = [
         {"image_path": f"{number % 2}.png", "true_caption": "a on b", "false_caption": "b on a", **box, **kind}
@@ -44,8 +44,8 @@ def _aro(root: Path, kinds: list[dict[str, Any]]) -> Path:
 
 
 def _valse(root: Path) -> Path:
-    world.write_pictures(root / "images", 1)
-    world.write_pictures(root / "images/SWiG", 2)
+    world.write_images(root / "images", 1)
+    world.write_images(root / "images/SWiG", 2)
     pair = {"caption": "there is one", "foil": "there is none", "dataset": "SWiG"}
     rows = {
         "a": {**pair, "image_file": "0.png", "mturk": {"foil": 0, "caption": 3, "other": 0}},
@@ -120,7 +120,7 @@ def test_winoground_as_files_and_as_the_hubs_parquet(tmp_path, monkeypatch):
 
 def test_an_image_under_one_or_two_names_is_not_mixed_up(tmp_path, monkeypatch):
     """Vectors are kept by what images show: a set with a copy of a file has one more, though its hash is the same."""
-    world.write_pictures(tmp_path, 2)
+    world.write_images(tmp_path, 2)
     (tmp_path / "copy.png").write_bytes((tmp_path / "0.png").read_bytes())
     configs = {}
     for name, pictures in (("copied", ("0", "copy", "1")), ("once", ("0", "0", "1"))):
@@ -150,16 +150,8 @@ def test_real_pairs(shared):
     ("format", "content", "said"),
     [
         ("sugarcrepe", '{"0": {"filename": "0.png", "caption": "x"}}', r"x\.json: 0: negative_caption: expected a"),
-        (
-            "valse",
-            '{"a": {"caption": "x", "foil": "y", "image_file": "z", "mturk": {"caption": "2"}}}',
-            "mturk.caption",
-        ),
-        (
-            "aro_relation",
-            '[{"image_path": "a", "true_caption": "x", "false_caption": "y"}]',
-            "0: expected numbers bbox",
-        ),
+        ("valse", '{"a": {"caption": "x", "foil": "y", "image_file": "z", "mturk": {"caption": "2"}}}', "mturk"),
+        ("aro_relation", '[{"image_path": "a", "true_caption": "x", "false_caption": "y"}]', "0: expected numbers"),
         ("jsonl", '{"image": "a", "caption": "x", "negative": []}', "line 1: negative: expected a"),
         ("winoground", '{"image_0": "a", "image_1": "b", "caption_0": "x"}', "line 1: expected the key 'caption_1'"),
     ],
@@ -274,7 +266,7 @@ def test_aros_first_number_is_its_authors_mean_over_kinds(tmp_path, monkeypatch)
 
 
 def test_likelihood_by_length_and_without_the_image(tmp_path, monkeypatch):
-    world.write_pictures(tmp_path, 1)
+    world.write_images(tmp_path, 1)
     right, wrong = "a red square that is long and red", "no"
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"image": "0.png", "caption": right, "negative": wrong}))
 

@@ -191,9 +191,8 @@ def test_captions_of_several_images(tmp_path, monkeypatch):
     assert (found.texts, found.pairs.tolist()) == (["thing3", "thing0", "thing2"], [[0, 0], [1, 1], [2, 1], [3, 2]])
     assert found.captions == [["thing3"], ["thing0"], ["thing0"], ["thing2"]]
     twice = [{"image": f"{n}.png", "caption": text} for n, text in ((3, "thing3"), (0, "thing0"), (1, "thing0"))]
-    assert (
-        _load(world.write_lines(tmp_path / "y.jsonl", [*twice, rows[2]])).hash != found.hash
-    )  # equal captions, but two of them
+    doubled = world.write_lines(tmp_path / "y.jsonl", [*twice, rows[2]])
+    assert _load(doubled).hash != found.hash  # equal captions, but two of them
     assert len(_load(file, limit=3).pairs) == 3
 
     result = evaluate(monkeypatch, tmp_path, BenchmarkConfig(name="x", task="retrieval", data=str(file)), pictures=4)

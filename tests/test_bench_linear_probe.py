@@ -138,7 +138,6 @@ def test_the_class_token_is_the_embedding_where_there_is_one(tmp_path):
     expected = torch.nn.functional.normalize(states[-1][:, 0], dim=-1)
     torch.testing.assert_close(embedding.embed_images(row.tower, lambda _: picture, ["one"], 1), expected)
     own = row.model("tower")["hash"]
-    assert (
-        own != EvalModel(RunConfig(model_name="row", encoder="timm:resnet10t@random", **config)).model("tower")["hash"]
-    )
+    other = EvalModel(RunConfig(model_name="row", encoder="timm:resnet10t@random", **config))
+    assert own != other.model("tower")["hash"]
     assert len(own) == 64

@@ -28,13 +28,13 @@ def _cocoqa(folder: Path, photos: int = 20) -> Path:
         for number in range(photos)
         for k in range(2)
     ]
-    world.write_pictures(folder / "images", photos)
+    world.write_images(folder / "images", photos)
     world.write_lines(folder / "questions.jsonl", rows)
     return folder
 
 
 def _flickr8k(folder: Path, photos: int = 4) -> Path:
-    world.write_pictures(folder / "images", photos, ".jpg")
+    world.write_images(folder / "images", photos, ".jpg")
     images = []
     for number in range(photos):
         sentences = [{"raw": text} for text in world.captions(number)]
@@ -75,7 +75,7 @@ def test_cocoqa_has_exactly_the_held_out_photos_or_all(tmp_path):
 
 
 def test_coco_long_is_a_training_table_without_test_images(tmp_path):
-    world.write_pictures(tmp_path / "coco_mini/images", 4)
+    world.write_images(tmp_path / "coco_mini/images", 4)
     caption = {"long_captions": [{"caption": "One. Two."}]}
     long = [
         {"image": f"../coco_mini/images/{n}.png", "coco_id": n, "human_captions": [f"picture {n}"] if n else []}

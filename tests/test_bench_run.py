@@ -158,7 +158,7 @@ def test_a_failure_never_replaces_numbers(tmp_path, shards, use, capsys):
 
 
 def test_choice_by_hand(tmp_path, use):
-    pairs = world.write_pictures(tmp_path / "pairs", 4)
+    pairs = world.write_images(tmp_path / "pairs", 4)
     rows = []
     for number in range(4):
         right, other, *_ = world.captions(number)

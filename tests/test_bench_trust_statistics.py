@@ -132,9 +132,7 @@ def test_both_noises_add_and_what_seeds_share_is_counted_once():
         found.append(difference_estimate(models[0], models[1], noise))
     stated = np.mean([estimate.image_variance + estimate.training_variance for estimate in found])
     truth = 2 * 0.25 / (3 * 400)
-    assert (
-        truth < stated < 1.4 * truth
-    )  # a little more, since a variance over seeds below that of images is not believed
+    assert truth < stated < 1.4 * truth  # a variance over seeds below that of images is not believed
     assert np.var([estimate.value for estimate in found]) == pytest.approx(truth, rel=0.3)
 
 

@@ -206,9 +206,7 @@ def test_incomplete_directories_are_rejected_in_one_line(bridge_llm: Path, saved
         ("unlike", r"'.*mlp\.down_proj\.weight' has shape \(3, 5\), not \(32, 88\)"),
     ],
 )
-def test_no_weight_is_ever_made_up(
-    fault: str, match: str, bridge_llm: Path, saved: Path, tmp_path: Path, capfd: Any
-) -> None:
+def test_no_weight_is_ever_made_up(fault, match, bridge_llm, saved, tmp_path, capfd):
     for directory, load in ((bridge_llm, lambda path: load_llm(str(path))), (saved, load_llava)):
         copy = tmp_path / directory.name
         shutil.copytree(directory, copy)
@@ -232,9 +230,7 @@ QUESTIONS = ["What is it?", "Is there a red thing in the picture? Answer yes or 
 
 
 @pytest.mark.parametrize("image_aspect_ratio", ["pad", pytest.param("anyres", marks=pytest.mark.slow)])
-def test_lmms_evals_own_model_answers_the_same(
-    image_aspect_ratio: Any, tmp_path: Path, bridge_llm: Path, original_tower: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lmms_evals_own_model_answers_the_same(image_aspect_ratio, tmp_path, bridge_llm, original_tower, monkeypatch):
     encoder = f"transformers:{original_tower}"
     model, processor = build_llava(
         LlavaParts(encoder=encoder, llm=str(bridge_llm), image_aspect_ratio=image_aspect_ratio)

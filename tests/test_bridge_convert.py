@@ -109,9 +109,7 @@ def test_other_llms_and_projectors(kind: str, projector: str, tmp_path: Path) ->
         assert torch.equal(tensors(tmp_path / "back")[name], value)
 
 
-def test_images_are_padded_or_cropped_as_in_the_original(
-    parts: world.Parts, tower: Path, converted: Path, tmp_path: Path
-) -> None:
+def test_images_are_padded_or_cropped_as_in_the_original(parts, tower, converted, tmp_path):
     _, _, pixels = converted_logits(converted)
     torch.testing.assert_close(pixels, parts.pixels(world.draw_image()), atol=0.02, rtol=0)
     assert (pixels[0, :, 0, 0].abs() < 0.02).all()  # the mean color
@@ -204,9 +202,7 @@ def json_or_text(path: Path) -> Any:
     )
 
 
-def test_the_original_layout_is_the_one_that_its_code_reads(
-    parts: world.Parts, converted: Path, tmp_path: Path
-) -> None:
+def test_the_original_layout_is_the_one_that_its_code_reads(parts, converted, tmp_path):
     shutil.copytree(converted, tmp_path / "hf")
     (tmp_path / "hf" / "tokenizer.model").write_bytes(b"sentencepiece")
     convert(tmp_path / "hf", tmp_path / "original", format="original")
@@ -226,9 +222,7 @@ def test_the_original_layout_is_the_one_that_its_code_reads(
     assert preprocess["crop_size"] == {"height": world.SIZE, "width": world.SIZE}
 
 
-def test_a_tower_among_the_weights_comes_before_the_one_that_is_named(
-    parts: world.Parts, tower: Path, tmp_path: Path
-) -> None:
+def test_a_tower_among_the_weights_comes_before_the_one_that_is_named(parts, tower, tmp_path):
     world.write_original(parts, tmp_path / "original", str(tower), shards=1, pickled=True)
     file = tmp_path / "original" / "pytorch_model.bin"
     weights = torch.load(file, weights_only=True)

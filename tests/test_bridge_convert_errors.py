@@ -114,9 +114,7 @@ def test_the_llm_is_given_once(parts: world.Parts, original: Path, tmp_path: Pat
         (dict.fromkeys(("0.weight", "0.bias", "2.weight", "2.bias")), "no weights of a projector"),
     ],
 )
-def test_projectors_of_another_kind(
-    names: dict[str, str | None], match: str, parts: world.Parts, tower: Path, tmp_path: Path
-) -> None:
+def test_projectors_of_another_kind(names, match, parts, tower, tmp_path):
     source = world.write_original(parts, tmp_path / "original", str(tower), shards=1)
     weights = torch.load(source / "pytorch_model.bin", weights_only=True)
     for name, other in names.items():

@@ -165,16 +165,14 @@ def test_packed_text_loses_nothing_between_its_blocks(chat: ConversationEncoder)
 
 
 LLAVAS = {  # what get_modality_length_grouped_indices of LLaVA's llava_trainer.py gives after torch.manual_seed(5)
-    (
-        2,
-        4,
-    ): "30 18 37 5 19 23 41 1 35 14 25 10 38 6 11 15 4 0 8 36 12 32 24 28 17 9 39 7 21 34 43 3 22 31 26 45 29 2 42 "
-    "33 13 16 20 27 40 44",
-    (
-        4,
-        2,
-    ): "13 33 28 40 3 38 24 18 22 29 42 31 44 25 10 27 26 7 19 45 17 43 41 9 39 20 37 32 12 34 6 5 35 21 15 14 4 11 "
-    "2 23 8 1 36 30 16 0",
+    (2, 4): (
+        "30 18 37 5 19 23 41 1 35 14 25 10 38 6 11 15 4 0 8 36 12 32 24 28 17 9 39 7 21 34 43 3 22 31 26 45 29 2 42 "
+        "33 13 16 20 27 40 44"
+    ),
+    (4, 2): (
+        "13 33 28 40 3 38 24 18 22 29 42 31 44 25 10 27 26 7 19 45 17 43 41 9 39 20 37 32 12 34 6 5 35 21 15 14 4 11 "
+        "2 23 8 1 36 30 16 0"
+    ),
 }
 
 
@@ -270,9 +268,8 @@ def test_a_source_has_a_weight(bridge_talk: Path) -> None:
     path = str(bridge_talk / "talk.json")
     assert len(read_samples(ConversationSourceConfig(path=path, weight=1.5))) == 24
     assert len(read_samples(ConversationSourceConfig(path=path, weight=0.5, max_samples=8))) == 4
-    assert (
-        len(read_texts(ConversationSourceConfig(path=str(bridge_talk / "text.jsonl"), format="text", weight=0.25))) == 8
-    )
+    text = str(bridge_talk / "text.jsonl")
+    assert len(read_texts(ConversationSourceConfig(path=text, format="text", weight=0.25))) == 8
     drawn = [
         [sample.name for sample in read_samples(ConversationSourceConfig(path=path, weight=0.5), seed)]
         for seed in (0, 0, 1)

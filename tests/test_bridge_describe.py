@@ -91,13 +91,7 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def test_the_same_command_resumes(
-    bridge_llava: Path,
-    photos: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_same_command_resumes(bridge_llava, photos, tmp_path, capsys, monkeypatch):
     output = tmp_path / "new" / "out.jsonl"
     config = DescribeConfig(
         model=str(bridge_llava), images=[str(photos)], output=str(output), batch_size=2, max_new_tokens=3

@@ -197,9 +197,7 @@ def test_hidden_states_equal_transformers_own(name: str, specs: dict[str, str]) 
 
 
 @pytest.mark.parametrize("name", quick_of(SPECS, "clip", "siglip2", "dinov3", "open_clip", "timm", "trunk", "channels"))
-def test_images_do_not_mix_gradients_reach_trained_parts_and_saving_changes_nothing(
-    name: str, specs: dict[str, str], tmp_path: Path
-) -> None:
+def test_images_do_not_mix_gradients_reach_trained_parts_and_saving_changes_nothing(name, specs, tmp_path):
     model, batch = build_vision_model(load_encoder(specs[name], own_size(name))), pixels(name)
     found = states(model, batch)
     for one, other in zip(found, states(model, batch[[2, 0, 1]]), strict=True):
@@ -272,9 +270,7 @@ def test_several_encoders_give_what_each_gives_alone(name: str, specs: dict[str,
 
 
 @pytest.mark.parametrize("name", SEVERAL)
-def test_a_llava_of_several_encoders_is_saved_and_asked(
-    name: str, specs: dict[str, str], bridge_llm: Path, tmp_path: Path
-) -> None:
+def test_a_llava_of_several_encoders_is_saved_and_asked(name, specs, bridge_llm, tmp_path):
     model, processor = build_llava(LlavaParts(encoder=specs[name], llm=str(bridge_llm)))
     assert model.config.image_seq_length == {"channels": 16, "interleave": 32}[name]
     (picture,) = bridge_world.noise((50, 40))
@@ -315,9 +311,7 @@ def test_several_are_two_or_more(spec: str) -> None:
 
 
 @pytest.mark.parametrize("name", quick_of(CONFIGS, "clip", "dinov3"))
-def test_a_llava_with_a_tower_of_transformers_is_transformers_own(
-    name: str, specs: dict[str, str], bridge_llm: Path, tmp_path: Path
-) -> None:
+def test_a_llava_with_a_tower_of_transformers_is_transformers_own(name, specs, bridge_llm, tmp_path):
     model, processor = build_llava(LlavaParts(encoder=specs[name], llm=str(bridge_llm)))
     (picture,) = bridge_world.noise((50, 40))
     expected = answer(model, processor, [picture], ["What?"], max_new_tokens=5)

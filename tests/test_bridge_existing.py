@@ -140,9 +140,7 @@ def test_a_swap_keeps_the_precision_of_the_llm_and_the_bits_of_the_encoder(
         assert torch.equal(again.model.vision_tower.state_dict()[f"tower.model.{name}"], value), name
 
 
-def test_settings_next_to_a_llava_are_checked(
-    llava: Path, original_parts: world.Parts, bridge_talk: Path, tmp_path: Path
-) -> None:
+def test_settings_next_to_a_llava_are_checked(llava, original_parts, bridge_talk, tmp_path):
     stage = bridge_world.stage(bridge_talk)
 
     def config(llava: Path, **fields: Any) -> LlavaTrainConfig:
@@ -168,9 +166,7 @@ def test_settings_next_to_a_llava_are_checked(
 
 
 @pytest.mark.slow
-def test_swapped_aligned_and_converted_instructed(
-    llava: Path, converted: Path, bridge_encoder: Path, bridge_talk: Path, tmp_path: Path
-) -> None:
+def test_swapped_aligned_and_converted_instructed(llava, converted, bridge_encoder, bridge_talk, tmp_path):
     run_swap(SwapConfig(llava=str(llava), encoder=str(bridge_encoder), output=str(tmp_path / "swapped")))
     fields: dict[str, Any] = {
         "align": bridge_world.stage(bridge_talk, max_length=128),

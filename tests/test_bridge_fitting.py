@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from clips.errors import UserError
 from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.encoders.encoder import ImagePreprocess
 from llava_bridge.model.build import LlavaParts, build_llava
-from llava_bridge.model.image_processing import ASPECT_RATIO_MODES, Fit, make_image_processor, with_aspect_ratio
+from llava_bridge.model.image_processing import ASPECT_RATIO_MODES, make_image_processor, with_aspect_ratio
 from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
 
 PIXELS = ImagePreprocess(size=8, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0), interpolation="bicubic")
@@ -61,9 +60,7 @@ def test_squash_fills_the_square_and_crop_cuts_the_sides_off() -> None:
 
 
 @pytest.mark.parametrize("fit", list(ASPECT_RATIO_MODES))
-def test_a_saved_llava_prepares_images_as_in_training(
-    fit: Fit, bridge_encoder: Path, bridge_llm: Path, tmp_path: Path
-) -> None:
+def test_a_saved_llava_prepares_images_as_in_training(fit, bridge_encoder, bridge_llm, tmp_path):
     model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_llm), image_aspect_ratio=fit))
     processor.save_pretrained(tmp_path)
     again = AutoProcessor.from_pretrained(tmp_path)

@@ -24,9 +24,7 @@ from llava_bridge.training.trainer import frozen_encoder_apart, recompute_layers
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
-def test_a_frozen_llm_is_bit_for_bit_as_it_was_after_bf16(
-    stored: torch.dtype, tmp_path: Path, bridge_parts: bridge_world.Parts
-) -> None:
+def test_a_frozen_llm_is_bit_for_bit_as_it_was_after_bf16(stored, tmp_path, bridge_parts):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     llm = AutoModelForCausalLM.from_pretrained(bridge_parts.llm).to(stored)
@@ -63,9 +61,7 @@ def test_what_bf16_holds_and_what_not() -> None:
 
 @pytest.mark.parametrize("recomputed", [False, True])
 @pytest.mark.parametrize("kind", ["TRUNK", "RESNET"])
-def test_batch_norms_that_learn_are_not_shown_the_blank(
-    kind: str, recomputed: bool, tmp_path: Path, bridge_llm: Path
-) -> None:
+def test_batch_norms_that_learn_are_not_shown_the_blank(kind, recomputed, tmp_path, bridge_llm):
     bridge_world.make_encoder(tmp_path / "trunk", getattr(bridge_world, kind))
     model, _ = build_llava(LlavaParts(encoder=str(tmp_path / "trunk"), llm=str(bridge_llm)))
     model.requires_grad_(True).train()
@@ -80,9 +76,7 @@ def test_batch_norms_that_learn_are_not_shown_the_blank(
     assert all(weight.grad is not None for weight in model.model.multi_modal_projector.parameters())
 
 
-def test_an_encoder_that_is_put_apart_is_called_and_comes_back_to_its_place(
-    bridge_encoder: Path, bridge_llm: Path
-) -> None:
+def test_an_encoder_that_is_put_apart_is_called_and_comes_back_to_its_place(bridge_encoder, bridge_llm):
     model, _ = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_llm)))
     setup: Any = SimpleNamespace(model=model, parts=split_parts(model))
     names = list(model.state_dict())
@@ -141,9 +135,7 @@ def test_each_process_takes_the_gpu_of_its_own_number(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("drawn_before", [0, 7])
-def test_adapters_are_initialized_from_the_seed_alone(
-    drawn_before: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_adapters_are_initialized_from_the_seed_alone(drawn_before, tmp_path, monkeypatch):
     class Begun(Exception):
         pass
 

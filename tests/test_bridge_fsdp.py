@@ -104,9 +104,7 @@ def test_fsdp_takes_no_settings_of_deepspeed() -> None:
         ("mp_rank_00_model_states.pt", r"as DeepSpeed cannot convert it \(.+\)"),
     ],
 )
-def test_a_checkpoint_of_another_number_of_processes(
-    part: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_of_another_number_of_processes(part, why, tmp_path, monkeypatch):
     """The checkpoint of two processes under DeepSpeed, without contents: it is rejected and stays."""
     place = tmp_path / "checkpoint-4"
     (place / "global_step4").mkdir(parents=True)
@@ -129,9 +127,7 @@ def test_a_checkpoint_of_another_number_of_processes(
     ("processes", "way", "lora"),
     [(1, "zero2", None), (2, "zero2", LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1)), (2, "zero3", None)],
 )
-def test_a_stopped_run_of_two_processes_resumes_exactly(
-    processes: int, way: str, lora: LoraConfig | None, tmp_path: Path, bridge_parts: Parts
-) -> None:
+def test_a_stopped_run_of_two_processes_resumes_exactly(processes, way, lora, tmp_path, bridge_parts):
     (tmp_path / "whole").mkdir()
     stage = bridge_world.stage(bridge_parts.talk, **SIX_STEPS, lora=lora)
     fields: dict[str, Any] = {"launch": LaunchConfig(deepspeed=way), "instruct": stage}

@@ -12,7 +12,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 from bridge_world import config_file
-from original_world import Parts, draw_image, write_original, write_tower
+from original_world import draw_image, write_original, write_tower
 
 from benchmarks.tasks.eval_model import EvalModel
 from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
@@ -110,9 +110,7 @@ def test_what_is_not_there_takes_one_line(hub: Path, check: Any, name: str, mess
     assert "\n" not in str(caught.value)
 
 
-def test_only_what_is_read_is_asked_for_and_pickles_where_there_is_nothing_else(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_only_what_is_read_is_asked_for_and_pickles_where_there_is_nothing_else(monkeypatch, tmp_path):
     from huggingface_hub.utils import filter_repo_objects
 
     asked: list[dict[str, Any]] = []
@@ -136,9 +134,7 @@ def test_only_what_is_read_is_asked_for_and_pickles_where_there_is_nothing_else(
 
 
 @pytest.mark.parametrize("encoder", ["hf-hub:org/eyes", "transformers:org/tower", "transformers:hf-hub:org/tower@main"])
-def test_a_run_keeps_names_and_commits(
-    encoder: str, hub: Path, original_parts: Parts, bridge_talk: Path, tmp_path: Path
-) -> None:
+def test_a_run_keeps_names_and_commits(encoder, hub, original_parts, bridge_talk, tmp_path):
     put(hub, "tower", write_tower(original_parts, tmp_path / "clip", pickled=True), COMMIT, "main")
     path = config_file(tmp_path, "run", bridge_talk, encoder=encoder, llm="org/llm", stages=["align"])
     config = parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test").among(1)
@@ -176,9 +172,7 @@ def test_a_llava_of_the_hub_is_asked(hub: Path, tmp_path: Path, capsys: Any, mon
     assert len(served) == 1
 
 
-def test_an_original_llava_of_the_hub_is_converted(
-    hub: Path, original_parts: Parts, original_tower: Path, tmp_path: Path
-) -> None:
+def test_an_original_llava_of_the_hub_is_converted(hub, original_parts, original_tower, tmp_path):
     put(hub, "tower", original_tower, COMMIT, "main")
     put(hub, "original", write_original(original_parts, tmp_path / "original", "org/tower"), COMMIT, "main")
     run_convert(ConvertConfig(source="org/original", output="named"))

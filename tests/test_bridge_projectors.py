@@ -69,7 +69,7 @@ def test_neighbors_by_hand() -> None:
         (
             {"type": "pixel_shuffle", "downsample_factor": 3},
             SHAPE,
-            r"projector\.downsample_factor: expected a divisor of 4, .* got 3",
+            "downsample_factor: expected a divisor of 4, .* got 3",
         ),
         ({"type": "c_abstractor", "num_tokens": 8}, SHAPE, r"projector\.num_tokens: expected a square number up to 16"),
         (

@@ -153,9 +153,7 @@ def test_decoding_settings_reach_the_model(client: openai.OpenAI) -> None:
     ],
 )
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-def test_an_error_has_the_form_of_openai(
-    address: str, change: dict[str, Any], param: str, message: str, stream: bool
-) -> None:
+def test_an_error_has_the_form_of_openai(address, change, param, message, stream):
     body = {"model": "tiny", "messages": asked(), "stream": stream, "max_tokens": 2, **change}
     answer = httpx.post(f"{address}/v1/chat/completions", json=body)
     assert answer.status_code == (404 if param == "model" else 400)
@@ -245,9 +243,7 @@ def outcome(address: str, body: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("most", [100, 1], ids=["together", "too much memory"])
-def test_requests_that_wait_are_answered_together_each_as_if_it_were_alone(
-    address: str, llava: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, most: int
-) -> None:
+def test_requests_that_wait_are_answered_together_each_as_if_it_were_alone(address, llava, monkeypatch, most):
     alone = [outcome(address, body) for body in QUESTIONS]
     sizes, times = batches(monkeypatch, most), slowed(monkeypatch, llava, 0.02)
     with ThreadPoolExecutor(len(QUESTIONS) + 1) as pool:
@@ -264,9 +260,7 @@ def test_requests_that_wait_are_answered_together_each_as_if_it_were_alone(
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
-def test_a_client_that_goes_away_ends_its_answer(
-    address: str, llava: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, stream: bool
-) -> None:
+def test_a_client_that_goes_away_ends_its_answer(address, llava, monkeypatch, stream):
     times = slowed(monkeypatch, llava, 0.05)
     body = {"messages": asked(), "max_tokens": 90, "stream": stream}
     with httpx.Client(timeout=0.6 if not stream else 10) as leaving:
@@ -281,9 +275,7 @@ def test_a_client_that_goes_away_ends_its_answer(
     assert 1 < len(times) < 60  # of 91
 
 
-def test_a_client_that_goes_away_while_it_waits_is_never_answered(
-    address: str, llava: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_client_that_goes_away_while_it_waits_is_never_answered(address, llava, monkeypatch):
     times = slowed(monkeypatch, llava, 0.02)
     body = {"messages": asked(), "max_tokens": 50}
     with ThreadPoolExecutor(1) as pool:

@@ -56,9 +56,7 @@ async def answered(served: worker.GenerationWorker, temperature: float | None) -
         pytest.param([], False, 0, id="nobody waits"),
     ],
 )
-def test_how_long_to_wait_fits_the_queue(
-    temperatures: list[float | None], samples: bool, batches: int, busy: threading.Event
-) -> None:
+def test_how_long_to_wait_fits_the_queue(temperatures, samples, batches, busy):
     served = worker.GenerationWorker(SimpleNamespace(generation_config=SimpleNamespace(do_sample=samples)), None)
 
     async def told_and_taken() -> tuple[float, float]:

@@ -90,9 +90,7 @@ def test_files_have_the_permissions_of_the_umask(tmp_path: Path, mask: int):
 
 
 @pytest.mark.parametrize("path", ["", ".", "..", "/", "below/.."])
-def test_the_current_directory_and_those_above_it_are_not_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
-):
+def test_the_current_directory_and_those_above_it_are_not_replaced(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="expected a directory to write"), atomic_artifact_dir(path):
         pass

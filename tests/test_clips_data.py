@@ -167,9 +167,7 @@ def test_one_unreadable_shard_of_many_is_left_out(tmp_path: Path, capsys: pytest
 # ---- sources
 
 
-def test_of_a_cut_tar_the_samples_before_the_cut_are_used(
-    tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_of_a_cut_tar_the_samples_before_the_cut_are_used(tmp_path, shards, capsys):
     whole = (shards / "shard-00000.tar").read_bytes()
     index = index_tar(shards / "shard-00000.tar")
     offset, size = index.members["000000004.png"]
@@ -210,9 +208,7 @@ def test_a_file_that_is_no_tar_is_rejected_before_training(tmp_path: Path):
         ({"format": "karpaty", "path": "x"}, "unknown format of a data source 'karpaty'; did you mean 'karpathy'"),
     ],
 )
-def test_a_wrong_source_is_named_before_training(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, str], message: str
-):
+def test_a_wrong_source_is_named_before_training(shards, tmp_path, monkeypatch, fields, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         open_source(SourceConfig(**{"path": str(shards), **fields}))
@@ -274,9 +270,7 @@ def test_karpathy_layout(tmp_path: Path):
         ({"path": "images/0.jpg", "image_root": "images"}, "0.jpg: not valid JSON"),
     ],
 )
-def test_a_wrong_karpathy_source_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, str], message: str
-):
+def test_a_wrong_karpathy_source_is_named(tmp_path, monkeypatch, fields, message):
     monkeypatch.chdir(tmp_path)
     usual = {"format": "karpathy", "web_caption": "first_sentence", "synthetic_caption": "all_sentences"}
     given = {"path": str(karpathy_file(tmp_path)), **usual, **fields}

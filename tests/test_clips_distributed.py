@@ -154,9 +154,7 @@ def test_two_processes_train_what_one_trains(one: dict[str, Path], two: Path, wa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
-def test_the_main_process_counts_what_a_sample_computes_while_the_other_waits(
-    two: Path, one: dict[str, Path], way: str
-) -> None:
+def test_the_main_process_counts_what_a_sample_computes_while_the_other_waits(two, one, way):
     alone, shared = (metrics(folder)[-1] for folder in (one["whole"], two / "whole" / way))
     # captions are padded to the longest of a process's batch
     assert shared["flops_per_sample"] == pytest.approx(alone["flops_per_sample"], rel=0.05)
@@ -220,9 +218,7 @@ def test_a_run_of_two_processes_resumes_in_one(data: Path, one: dict[str, Path],
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "first", "second"), [(6, 2, 3), (4, 4, 2)])
-def test_a_training_resumes_in_another_number_of_processes(
-    data: Path, tmp_path: Path, batch_size: int, first: int, second: int
-):
+def test_a_training_resumes_in_another_number_of_processes(data, tmp_path, batch_size, first, second):
     """In four processes, each has one sample of the batch, and its losses need those of the others."""
     more = {"global_batch_size": batch_size}
     train(clips_world.train_config(data, tmp_path / "one", **fields(data, **more)))
@@ -323,10 +319,7 @@ def test_compiled_layers_train_alike(data: Path, tmp_path: Path, one: dict[str, 
     ("more", "message"),
     [
         ({"distributed": {"hang_timeout": 0}}, "distributed.hang_timeout: expected seconds above 0, got 0"),
-        (
-            {"distributed": {"device_peak_tflops": 0}},
-            "distributed.device_peak_tflops: expected 1e12 FLOP/s above 0, got 0",
-        ),
+        ({"distributed": {"device_peak_tflops": 0}}, "device_peak_tflops: expected 1e12 FLOP/s above 0, got 0"),
         (
             {"distributed": {"strategy": "zero2"}, "optimizer": {"grad_spike_factor": 4}},
             "optimizer.grad_spike_factor: expected null under ZeRO",

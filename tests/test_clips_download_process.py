@@ -37,9 +37,7 @@ def noted(folder: Path, workers: int) -> TrainDataset:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("local_rank", [None, "1"])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_the_training_process_downloads_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, local_rank: str | None
-):
+def test_the_training_process_downloads_nothing(tmp_path, monkeypatch, workers, local_rank):
     if local_rank:  # which prefetches nothing; its workers copy what no other has
         monkeypatch.setenv("LOCAL_RANK", local_rank)
     data = noted(tmp_path, workers)

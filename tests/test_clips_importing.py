@@ -292,9 +292,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", SPOILT)
-def test_a_directory_without_an_encoder_is_rejected_and_nothing_written(
-    tmp_path: Path, name: str, small_architecture: str
-):
+def test_a_directory_without_an_encoder_is_rejected_and_nothing_written(tmp_path, name, small_architecture):
     spoil, message = SPOILT[name]
     path = tmp_path / name
     spoil(path)

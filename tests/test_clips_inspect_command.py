@@ -80,9 +80,7 @@ def test_formats_of_sentences_need_no_names_of_captions(form: str, tmp_path: Pat
         ("null", "synthetic   none"),
     ],
 )
-def test_synthetic_captions_are_named_by_one_column_or_several(
-    synthetic: str | None, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_synthetic_captions_are_named_by_one_column_or_several(synthetic, expected, tmp_path, capsys):
     (tmp_path / "0.png").write_bytes(clips_world.draw_image(0))
     row = {"image_url": "0.png", "laion_2b": "red thing", "laion_coco": "picture"}
     lines = [json.dumps({**row, "capsfusion": "square" if number % 2 else None}) + "\n" for number in range(40)]
@@ -114,12 +112,8 @@ def test_where_captions_are_is_resolved_by_the_format():
     columns = {name: found.pop(name) for name in ("webdataset", "table", "datasets")}
     assert set(columns.values()) == {("web_caption", "synthetic_caption")}
     assert set(found.values()) == {("drawn_sentence", "other_sentences")}
-    assert (
-        InspectDatasetConfig(
-            path="x", format="coco", web_caption="first_sentence", synthetic_caption=None
-        ).synthetic_caption
-        is None
-    )
+    web_only = InspectDatasetConfig(path="x", format="coco", web_caption="first_sentence", synthetic_caption=None)
+    assert web_only.synthetic_caption is None
 
 
 def test_some_samples_stand_for_many(tmp_path: Path):

@@ -159,9 +159,7 @@ def test_mfu_of_a_run(tmp_path: Path):
     assert read == pytest.approx(counted | {"mfu": flops * 0.25e-10, "tflops": flops * 0.5e-10}, rel=0.01)
 
 
-def test_a_training_continues_if_its_flops_cannot_be_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_a_training_continues_if_its_flops_cannot_be_counted(tmp_path, monkeypatch, capsys):
     def fail(*_: Any) -> float:
         raise RuntimeError("no such operator")
 
@@ -285,9 +283,7 @@ def test_parameters_and_flops_of_the_large_model_by_hand():
     assert memory.flops(64) == pytest.approx(6 * (visual + text + captioner), rel=0.05)
 
 
-def test_the_command_prints_every_figure(
-    stages: list[StagePlan], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
+def test_the_command_prints_every_figure(stages, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(plan_tables, "plan_stages", lambda *_: stages)  # as of the same config
     path = write_config(tmp_path, ema_decay=0.999)
     data = ["--num_images", "1000000", "--bytes_per_image", "40000"]

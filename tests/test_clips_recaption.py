@@ -122,9 +122,7 @@ def test_the_result_is_described_and_clips_trains_on_it(settings: Settings, llav
     assert made["parents"]["out"]["hash"] == manifest["hash"]
 
 
-def test_batches_are_full_across_shards_and_invalid_images(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_batches_are_full_across_shards_and_invalid_images(settings, tmp_path, monkeypatch, capsys):
     samples = {f"{index:09d}": clips_world.sample(index) for index in range(21)}
     samples["000000003"]["png"] = b"not a picture"
     samples["000000012"]["json"] = b"{broken"
@@ -149,9 +147,7 @@ def test_batches_are_full_across_shards_and_invalid_images(
     assert not list((tmp_path / "strict").rglob("*.tar*"))
 
 
-def test_an_interrupted_recaptioning_resumes_and_writes_the_same(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_an_interrupted_recaptioning_resumes_and_writes_the_same(settings, tmp_path, monkeypatch):
     drawn = functools.partial(settings, temperature=1.0)
     monkeypatch.setattr("clips.recaption.work_split._BATCHES_OF_WINDOW", 1)
     run_recaption(drawn(output=str(tmp_path / "whole")))
@@ -178,9 +174,7 @@ def test_an_interrupted_recaptioning_resumes_and_writes_the_same(
     assert len(content(tmp_path / "whole")) == 3
 
 
-def test_a_finished_recaptioning_stays_and_other_settings_are_rejected(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys
-):
+def test_a_finished_recaptioning_stays_and_other_settings_are_rejected(settings, monkeypatch, capsys):
     config = settings(max_new_tokens=2)
     run_recaption(config)
     monkeypatch.setattr(CaptionModel, "__init__", lambda *arguments: pytest.fail("the model is loaded again"))
@@ -318,9 +312,7 @@ def test_mistakes_are_one_line(settings: Settings, fields: dict[str, Any], messa
 
 
 @pytest.mark.slow
-def test_a_llava_that_the_bridge_trained_in_processes_that_are_killed(
-    tmp_path: Path, bridge_encoder: Path, bridge_talk: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_a_llava_that_the_bridge_trained_in_processes_that_are_killed(tmp_path, bridge_encoder, bridge_talk, capsys):
     config = bridge_world.config_file(tmp_path, "llava", bridge_talk, encoder=str(bridge_encoder))
     trained = bridge_world.run_python("-m", "llava_bridge", "train", "--config", str(config))
     assert trained.returncode == 0, trained.stderr

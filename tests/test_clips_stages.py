@@ -108,9 +108,7 @@ def test_a_finished_stage_may_have_had_other_processes(data: Path, tmp_path: Pat
         ({"max_steps": 2, "max_samples": 8}, r"stages\[2\]: max_steps, max_samples, num_epochs: expected exactly one"),
     ],
 )
-def test_an_invalid_stage_is_reported_before_the_first_begins(
-    data: Path, tmp_path: Path, stage: dict[str, object], message: str
-):
+def test_an_invalid_stage_is_reported_before_the_first_begins(data, tmp_path, stage, message):
     stages = ({"max_steps": 1}, {"max_steps": 1, **stage})
     with pytest.raises(UserError, match=message):
         train(clips_world.train_config(data, tmp_path / "run", max_steps=None, stages=stages))

@@ -132,9 +132,7 @@ def test_flops_are_the_mean_of_batches_also_after_a_resume(tmp_path: Path):
     assert len(set(found[0])) > 1  # batches differ
 
 
-def test_a_finished_run_stays_and_another_config_is_rejected(
-    whole: Path, data: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_a_finished_run_stays_and_another_config_is_rejected(whole, data, capsys):
     before = {path: path.stat().st_mtime_ns for path in whole.iterdir()}
     train(clips_world.train_config(data, whole, logging_steps=1, save_steps=1))
     assert "already trained" in capsys.readouterr().err
@@ -174,10 +172,7 @@ def test_an_unfinished_run_may_change_the_stated_settings(data: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (
-            {"allow_changes_on_resume": ["seed"]},
-            "allow_changes_on_resume: expected fields that begin with optimizer., precision; got seed",
-        ),
+        ({"allow_changes_on_resume": ["seed"]}, "expected fields that begin with optimizer., precision; got seed"),
         (
             {
                 "model": {"architecture": "clips-tiny", "cache_trunk_features": True, "lock_image": True},
@@ -289,9 +284,7 @@ def test_a_full_disk_during_a_run_is_reported_and_the_run_resumes_later(whole: P
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_what_is_odd_about_the_data_is_said_and_validation_looked_at_first(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_what_is_odd_about_the_data_is_said_and_validation_looked_at_first(data, tmp_path, capsys):
     validation = {"source": {"path": str(tmp_path / "gone.tar")}}
     with pytest.raises(UserError, match=r"gone\.tar: no such file"):
         train(clips_world.train_config(data, tmp_path / "run", validation=validation))

@@ -131,9 +131,7 @@ def test_the_average_is_the_exponential_one(data: Path, tmp_path: Path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-def test_metrics_go_to_weights_and_biases_and_tensorboard_too(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_metrics_go_to_weights_and_biases_and_tensorboard_too(data, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -182,14 +180,7 @@ def test_a_tracker_that_fails_is_left_out(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("number", "status"), [pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow), (signal.SIGINT, 130)]
 )
-def test_a_stopped_run_saves_and_resumes_exactly(
-    data: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    number: int,
-    status: int,
-):
+def test_a_stopped_run_saves_and_resumes_exactly(data, tmp_path, monkeypatch, capsys, number, status):
     real = training.train_step
 
     def step_and_signal(run, batch):  # type: ignore[no-untyped-def]
@@ -213,9 +204,7 @@ def test_a_stopped_run_saves_and_resumes_exactly(
 
 @pytest.mark.usefixtures("listening")
 @pytest.mark.parametrize(("number", "later"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, None)])
-def test_a_second_ctrl_c_ends_at_once_but_not_the_launchers_echo_nor_a_second_sigterm(
-    monkeypatch: pytest.MonkeyPatch, number: int, later: type[BaseException] | None
-):
+def test_a_second_ctrl_c_ends_at_once_but_not_the_launchers_echo_nor_a_second_sigterm(monkeypatch, number, later):
     with graceful_shutdown() as stop:
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)

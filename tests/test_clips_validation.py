@@ -136,9 +136,7 @@ def two(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-def test_processes_share_the_encoding_and_measure_what_one_measures(
-    data: Path, tmp_path: Path, two: dict[str, list[dict[str, Any]]], way: str
-):
+def test_processes_share_the_encoding_and_measure_what_one_measures(data, tmp_path, two, way):
     config = shared(data, tmp_path / "one")
     run = setup_run(config, open_train_dataset(config))
     expected = RetrievalValidation(config.validation, run).measure(run.encoder)

@@ -151,9 +151,7 @@ def given(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(("away", "status"), [(0.0009, 0), (0.0011, 1), (float("nan"), 1)])
-def test_the_status_says_whether_the_curves_agree(
-    script: Any, given: list[str], away: float, status: int, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_the_status_says_whether_the_curves_agree(script, given, away, status, monkeypatch, capsys):
     ours = {"align": [3.0, 2.0], "instruct": [1.5, 1.0]}
     theirs = {**ours, "instruct": [1.5, 1.0 - away]}
     monkeypatch.setattr(script, "train_both", lambda args, folder: (ours, theirs))

@@ -73,9 +73,7 @@ def test_an_image_with_text_chunks_that_decompress_to_gigabytes_is_rejected(monk
         decode_image(whole[:33] + chunk + whole[33:])
 
 
-def test_a_tar_member_larger_than_any_image_is_an_invalid_sample(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tar_member_larger_than_any_image_is_an_invalid_sample(tmp_path, monkeypatch):
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
         for name, content in (
             ("a.json", b'{"web_caption": "a"}'),
@@ -154,9 +152,7 @@ BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
 
 
 @pytest.mark.parametrize(("text", "message"), [(BOMB, "aliases make more than"), ("a: " + "[" * 1500, "too deeply")])
-def test_yaml_that_would_fill_the_memory_is_rejected(
-    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_yaml_that_would_fill_the_memory_is_rejected(text, message, tmp_path, capsys, monkeypatch):
     path = tmp_path / "config.yaml"
     path.write_text(text)
     monkeypatch.setattr("sys.argv", ["clips", "train", "--config", str(path)])

@@ -111,9 +111,7 @@ def server() -> Iterator[http.server.ThreadingHTTPServer]:
     yield from serve(Pages, Path())
 
 
-def test_a_table_reaches_nothing_of_the_own_network(
-    server: http.server.ThreadingHTTPServer, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_table_reaches_nothing_of_the_own_network(server, folder, monkeypatch):
     here = address(server, "a.png")
     for name in (here, here.replace("127.0.0.1", "localhost"), here.replace("127.0.0.1", "[::ffff:127.0.0.1]")):
         with pytest.raises(

@@ -72,9 +72,7 @@ def test_deepspeed_reads_the_example_of_its_hosts() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["deepspeed", "fsdp"])
-def test_two_nodes_train_one_llava(
-    way: str, tmp_path: Path, bridge_encoder: Path, bridge_llm: Path, bridge_talk: Path
-) -> None:
+def test_two_nodes_train_one_llava(way, tmp_path, bridge_encoder, bridge_llm, bridge_talk):
     stage = StageConfig(
         data=[ConversationSourceConfig(path=str(bridge_talk / "talk.json"))], max_steps=2, global_batch_size=4
     )

@@ -54,26 +54,6 @@ def test_everything_runs_once_and_then_is_skipped_in_no_time(tmp_path):
     assert run(tmp_path, steps).done == ("one",)
 
 
-def test_another_key_moves_the_old_output_away_before_the_step_runs(tmp_path):
-    steps = [make(tmp_path, "data")]
-    run(tmp_path, steps)
-    hidden = tmp_path / "made" / ".data.work"
-    hidden.mkdir()
-    stage = tmp_path / "made" / "data.stages" / "1"
-    stage.mkdir(parents=True)
-    run(tmp_path, steps, mark=" changed")
-    assert visits(tmp_path, "data") == 1
-    assert not hidden.exists()
-    assert not stage.exists()  # else a training in stages would resume the old one, or reject it
-    [trashed] = (tmp_path / "trash").iterdir()
-    assert {path.relative_to(trashed).as_posix() for path in trashed.glob("*/*")} == {
-        "made/data",
-        "made/.data.work",
-        "made/data.stages",
-        "steps/data",
-    }
-
-
 def test_clearing_a_step_leaves_the_unfinished_work_of_a_step_with_a_longer_name(tmp_path):
     step = make(tmp_path, "a")
     names = [".a.work", ".a.partial", ".a.replaced", f".a.{'0' * 32}.partial"]

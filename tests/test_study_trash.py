@@ -290,9 +290,9 @@ e.run_study(study_commands.StudyConfig(study={study!r}, check=False, yes=True))
 def test_a_kill_between_the_trash_and_the_start_is_harmless(tmp_path, finished_study, place, after):
     finished_study(tmp_path)
     output = tmp_path / "out"
-    (output / "encoders/.clips-s0.work").mkdir()
-    for name in ("encoders/clips-s0/weights.bin", "encoders/.clips-s0.work/state.bin"):
-        (output / name).write_text("hours")
+    for name in ("clips-s0/weights.bin", "clips-s0.stages/1/state.bin", ".clips-s0.work/state.bin"):
+        (output / "encoders" / name).parent.mkdir(parents=True, exist_ok=True)
+        (output / "encoders" / name).write_text("hours")
     spend(tmp_path, "encoder-clips-s0", 7200)
     config = write_study(tmp_path, encoders=OTHER)
     tests = Path(__file__).parent
@@ -307,6 +307,7 @@ def test_a_kill_between_the_trash_and_the_start_is_harmless(tmp_path, finished_s
     found = sorted(path.relative_to(output).as_posix() for path in output.rglob("*.bin"))
     assert sorted(path.split("/", 2)[2] for path in found) == [
         "encoders/.clips-s0.work/state.bin",
+        "encoders/clips-s0.stages/1/state.bin",
         "encoders/clips-s0/weights.bin",
     ]
     assert all(path.startswith("trash/") for path in found)
