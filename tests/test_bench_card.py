@@ -61,7 +61,7 @@ def test_the_hub_reads_the_numbers(model: Path) -> None:
     assert (written.data.model_name, written.data.license, written.data.library_name) == ("Mine", "mit", "transformers")
 
 
-def test_the_table_says_what_is_there_and_what_is_not(model: Path) -> None:
+def test_the_table_lists_results_and_missing_ones(model: Path) -> None:
     put_failure(model.parent / "results", "row", "mme", "out of memory")
     edit(model.parent / "results/row/mme.json", model={"path": "", "hash": directory_hash(model)})
     text = fill(model).text
@@ -76,7 +76,7 @@ def test_the_table_says_what_is_there_and_what_is_not(model: Path) -> None:
     assert not [raw for raw in ("<script>", "\x1b") if raw in text]
 
 
-def test_what_a_card_said_stays_and_old_numbers_go(model: Path) -> None:
+def test_text_of_a_card_stays_and_old_numbers_are_removed(model: Path) -> None:
     (model / "README.md").write_text("---\nlicense: apache-2.0\ntags:\n- mine\n---\n# Title\n\nProse.\n")
     first = str(fill(model))
     assert "Prose." in first
@@ -118,8 +118,6 @@ def test_out_of_date_results_are_omitted_or_rejected(tmp_path, monkeypatch, caps
     (model / "README.md").unlink()
     for name in ("encoder-clip-s0", "llava-clips-tiny-s0"):
         edit(study / f"steps/evaluate-{name}/step.json", key="of an older study")
-    with pytest.raises(
-        UserError, match=r"^results: .+ nothing of .+model is up to date: .*pope: out of date \(not run"
-    ):
+    with pytest.raises(UserError, match=r"^results: .+ nothing of .+model is up to date: .*pope: out of date \(not"):
         run_card(config)
     assert not (model / "README.md").exists()

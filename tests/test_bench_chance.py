@@ -82,7 +82,7 @@ def _measured(task: str, samples: list[dict[str, Any]]) -> dict[str, dict[str, f
     return {name: dict(compute_metric(items, specs[name], blind=blind).chance_levels) for name in specs}
 
 
-def test_yes_and_no_by_a_coin_and_by_always_saying_yes():
+def test_chance_of_yes_and_no_by_a_coin_and_by_always_yes():
     truth = ["yes", "yes", "yes", "no"]
     kinds = ["random", "popular", "adversarial", "adversarial"]
     samples = [
@@ -100,7 +100,7 @@ def test_yes_and_no_by_a_coin_and_by_always_saying_yes():
     assert found["pope_yes_ratio"] == found["said_yes"] == {}
 
 
-def test_points_of_pairs_are_those_of_every_toss_of_coins():
+def test_points_of_pairs_are_averaged_over_all_coin_tosses():
     def sample(picture: str, answer: str, right: bool) -> dict[str, Any]:
         score = {"category": "a", "question_id": picture, "score": float(right)}
         return {"doc": {"answer": answer}, "mme_perception_score": score}
@@ -185,7 +185,7 @@ def test_winoground_by_its_definition():
 @pytest.mark.parametrize(
     "scores", [[[1, 1], [1, 1]], [[1, 0], [1, 0]], [[1, 1], [0, 1]], [[0.5, 0.5], [0, 0.5]], [[2, 1], [1, 2]]]
 )
-def test_ties_are_drawn_orders(scores):
+def test_ties_are_averaged_over_random_orders(scores):
     """The expected win is the mean over many tiny disturbances."""
     generator = np.random.default_rng(1)
     scores = np.array(scores, float)

@@ -84,7 +84,7 @@ def test_class_vectors_are_open_clips(monkeypatch):
     assert len(class_prompts("openai_imagenet", "x")) == 80
 
 
-def test_templates_are_those_asked_for_and_stated(tmp_path, ask):
+def test_templates_are_those_of_the_config_and_in_the_protocol(tmp_path, ask):
     data = classes.write_wds(tmp_path / "data")
     beside = ask(classes.Colorist(), data)
     assert beside.protocol["prompt"] == "a {} square. | there is a {} thing"
@@ -151,7 +151,7 @@ def test_a_fault_in_the_data_is_one_line(tmp_path, ask, breakage, said):
         ((), r"benchmarks\.templates: expected at least one text"),
     ],
 )
-def test_templates_that_cannot_be(templates, said):
+def test_invalid_templates(templates, said):
     with pytest.raises(UserError, match=said):
         BenchmarkConfig(name="x", data="y", templates=templates)
 

@@ -83,7 +83,7 @@ def test_sugarcrepe(tmp_path):
         _ = load_pair_set(str(tmp_path), "sugarcrepe").hash
 
 
-def test_aro_cuts_the_box_and_leaves_kinds_out_of_the_mean(tmp_path):
+def test_aro_crops_the_box_and_excludes_kinds_from_the_mean(tmp_path):
     relations = [{"relation_name": name} for name in ("on", "near", "behind")]
     pairs = load_pair_set(str(_aro(tmp_path / "r", relations)), "aro_relation")
     part = pairs.open(pairs.cases[1].pictures[0])
@@ -250,7 +250,7 @@ def test_winoground_by_similarity_and_by_likelihood_agree(tmp_path, monkeypatch)
         assert outcome.items["item"].is_unique
 
 
-def test_aros_first_number_is_its_authors_mean_over_kinds(tmp_path, monkeypatch):
+def test_the_primary_metric_of_aro_is_the_mean_over_kinds(tmp_path, monkeypatch):
     """Three of one relation are won; lost are one of another, and one that goes both ways, which is left out."""
     data = _aro(tmp_path, [{"relation_name": name} for name in ("on", "on", "on", "behind", "near")])
     rows = json.loads(data.read_text())
@@ -286,7 +286,7 @@ def test_likelihood_by_length_and_without_the_image(tmp_path, monkeypatch):
     assert len({outcome.protocol["score"] for outcome in found.values()}) == 3
 
 
-def test_asked_in_words_a_liking_for_a_letter_does_not_count(tmp_path, monkeypatch):
+def test_a_preference_for_a_letter_does_not_change_prompted_answers(tmp_path, monkeypatch):
     data = _winoground(tmp_path)
 
     def likes_a(number, prompt, letter):

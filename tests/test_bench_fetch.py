@@ -62,7 +62,7 @@ def here(tmp_path: Path) -> Iterator[Here]:
         server.terminate()
 
 
-def test_what_the_tasks_need_and_nothing_else(here):
+def test_only_the_data_of_the_tasks_are_downloaded(here):
     done = here.fetch("pope,gqa")
     assert done.returncode == 0, done.stderr
     parts = [f"testdev_balanced_{part}/testdev-00000-of-00001.parquet" for part in ("images", "instructions")]
@@ -115,7 +115,7 @@ def test_an_interrupted_download_resumes(here):
         ("pope", f"{world.HUB}/POPE: cannot be downloaded from the Hub"),
     ],
 )
-def test_what_cannot_be_fetched(here, tasks, said):
+def test_data_that_cannot_be_downloaded(here, tasks, said):
     done = here.fetch(tasks, url="http://127.0.0.1:9" if tasks == "pope" else None)
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]

@@ -87,7 +87,7 @@ def test_a_byte_order_mark_is_no_part_of_a_caption(tmp_path: Path) -> None:
     assert load(urban1k(tmp_path, b"\xef\xbb\xbf" + CAFE.encode())) == [[CAFE]]
 
 
-def test_a_kept_answer_that_was_damaged_is_asked_again(tmp_path: Path) -> None:
+def test_a_damaged_cached_answer_is_generated_again(tmp_path: Path) -> None:
     """Before: it counted with a replacement character in it."""
     lines = [json.dumps(["1", CAFE], ensure_ascii=False).encode(), b'["2", "' + LATIN + b'"]', b'["3", "caf\xc3']
     (tmp_path / "0.jsonl").write_bytes(b"\n".join(lines))

@@ -62,20 +62,20 @@ def test_an_interrupted_evaluation_resumes_after_the_last_batch(tmp_path, proble
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [whole(tmp_path)]
 
 
-def test_batches_of_another_size_are_not_mixed_with_what_was_begun(tmp_path):
+def test_batches_of_another_size_are_not_mixed_with_cached_ones(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         kept(tmp_path).collect(BATCHES, Tower(until=1))
     torch.testing.assert_close(kept(tmp_path).collect([[0, 1, 2], [3, 4]], Tower()), EXPECTED)
 
 
-def test_again_makes_them_again(tmp_path):
+def test_overwrite_computes_them_again(tmp_path):
     kept(tmp_path).collect(BATCHES, Tower())
     tensor_cache(tmp_path).put("k", torch.zeros(5, 2))
     assert kept(tmp_path).collect(BATCHES, Tower()).sum() == 0
     torch.testing.assert_close(kept(tmp_path, again=True).collect(BATCHES, Tower()), EXPECTED)
 
 
-def test_other_code_finds_nothing(monkeypatch):
+def test_another_code_version_finds_nothing(monkeypatch):
     before = cache_key(model="a")
     monkeypatch.setattr(module, "CODE_VERSION", module.CODE_VERSION + 1)
     assert cache_key(model="a") != before
@@ -147,7 +147,7 @@ def test_vectors_are_those_of_a_model_on_a_device_with_its_libraries(tmp_path, m
     assert len(set(keys)) == len(keys)
 
 
-def test_answers_are_there_as_soon_as_they_are_added(tmp_path):
+def test_answers_are_stored_as_soon_as_they_are_added(tmp_path):
     answers = AnswerCache(tmp_path / "k")
     answers.add({"1": "a dog", "2": "eine\nZeile, \u2028 und „mehr“"})
     answers.add({"3": ""})
@@ -158,7 +158,7 @@ def test_answers_are_there_as_soon_as_they_are_added(tmp_path):
 
 
 @pytest.mark.parametrize("cut", [1, 2, 9, 14, 17])
-def test_a_line_that_a_crash_cut_short_is_asked_again_and_costs_no_other(tmp_path, cut):
+def test_a_truncated_line_is_generated_again_and_costs_no_other(tmp_path, cut):
     answers = AnswerCache(tmp_path / "k")
     answers.add({"1": "a dog"})
     answers.add({"2": "a cat"})

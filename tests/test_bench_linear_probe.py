@@ -46,7 +46,7 @@ def test_it_learns_what_can_be_learned(tmp_path, encoder):
     assert (items.loc[blue, "prediction"] == items.loc[blue, "target"]).all()
 
 
-def test_what_is_asked_in_the_end_has_learned_from_all_of_train(tmp_path, encoder, monkeypatch):
+def test_the_final_probe_is_trained_on_all_of_train(tmp_path, encoder, monkeypatch):
     learned = []
     original = linear_probe.fit_classifier
 
@@ -107,7 +107,7 @@ def test_one_in_five_of_each_class_is_held_out():
         ({"train_split": "one"}, "holds no image of class 1"),
     ],
 )
-def test_splits_that_do_not_do(tmp_path, encoder, settings, said):
+def test_invalid_splits(tmp_path, encoder, settings, said):
     data = _data(tmp_path / "data")
     classes.write_wds(data, 1, split="one", shards=1)
     with pytest.raises(UserError, match=said):

@@ -60,7 +60,7 @@ def test_a_tower_that_reads_thirty_words(tmp_path, monkeypatch, long):
     assert evaluate(monkeypatch, tmp_path, long, pictures=PICTURES).metrics["captions_truncated"].value == 0
 
 
-def test_recall_by_how_long_captions_are(tmp_path, monkeypatch, long):
+def test_recall_by_caption_length(tmp_path, monkeypatch, long):
     result = evaluate(monkeypatch, tmp_path, long, pictures=PICTURES, context=30)
     for direction in ("t2i", "i2t"):
         assert result.metrics[f"{direction}_r1_of_5_to_16"].value == 1
@@ -71,7 +71,7 @@ def test_recall_by_how_long_captions_are(tmp_path, monkeypatch, long):
 
 
 @pytest.mark.parametrize(("words", "bins"), [((11, 50), {"12_to_50": 4}), ((12, 49), {"1_to_12": 1, "50_up": 3})])
-def test_bins_begin_and_end_where_they_say(tmp_path, monkeypatch, long, words, bins):
+def test_bins_include_their_bounds(tmp_path, monkeypatch, long, words, bins):
     result = evaluate(monkeypatch, tmp_path, dataclasses.replace(long, word_limits=words), pictures=PICTURES)
     for way in ("t2i", "i2t"):
         found = {name: metric.n for name, metric in result.metrics.items() if name.startswith(f"{way}_r1_of")}

@@ -283,7 +283,7 @@ def test_the_most_probable_choice_is_the_answer(places, tmp_path):
     assert result.metrics["acc"].value == pytest.approx(sum(right) / SEED_PICTURES)
 
 
-def test_what_is_not_offered(places):
+def test_unsupported_tasks(places):
     from benchmarks.tasks.mllm.offline_tasks import go_offline
 
     go_offline()

@@ -225,7 +225,7 @@ def test_the_crop_of_a_wide_image():
     assert inside.tolist() == [[True, False], [False, False]]
 
 
-def test_scenes_ask_for_what_one_phrase_tells_apart(tmp_path):
+def test_scenes_give_phrases_that_distinguish_one_object(tmp_path):
     def thing(kind: str, color: str | None) -> dict[str, object]:
         return {"kind": kind, "color": color, "box": [256, 512, 256, 256]}
 

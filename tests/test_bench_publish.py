@@ -75,7 +75,7 @@ def test_a_dry_run_lists_everything_without_a_request(hub, model, capsys):
     assert "`clips-bench card` writes one" in said
 
 
-def test_what_is_pushed_is_the_model_without_paths_of_this_machine(hub, model, capsys):
+def test_the_model_is_pushed_without_local_paths(hub, model, capsys):
     before = (model / "manifest.json").read_text(encoding="utf-8")
     push(model)
     pushed = hub.folder / "org/mine"
@@ -156,7 +156,7 @@ def test_results_are_published_without_benchmark_images(hub, tmp_path, capsys):
     assert (pushed / "row/gqa.items.parquet").is_file()
 
 
-def test_what_left_a_study_does_not_go_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_removed_results_of_a_study_are_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = make_study(tmp_path, monkeypatch)
     monkeypatch.setattr(upload_files, "_refuse_unfinished", lambda *_: None)  # one branch of it has failed
     put_result(study / "results", "former", "gqa", items_table(0.5, benchmark="gqa"))
@@ -172,7 +172,7 @@ def test_what_left_a_study_does_not_go_with_it(tmp_path: Path, monkeypatch: pyte
     assert not [name for name in files if "former" in name]
 
 
-def test_an_unfinished_study_stays(hub: type[Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unfinished_study_is_not_published(hub: type[Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"unfinished: step llava-net-tiny-s0 is not done, nor are 1 more"):
         push(make_study(tmp_path, monkeypatch))
     assert hub.seen == []

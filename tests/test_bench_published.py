@@ -31,7 +31,7 @@ def shown(built: Report) -> dict[str, list[str]]:
     return {row.name: texts for row, texts in zip(built.published.rows, frame.to_numpy().tolist(), strict=True)}
 
 
-def test_every_row_has_a_source_and_a_name_of_its_own():
+def test_every_row_has_a_source_and_a_unique_name():
     rows = load_reference_results()
     assert len({(row.set, row.name) for row in rows}) == len(rows)
     assert {row.set for row in rows} == {"clips", "openvision", "siglip2", "pe", "llava", "llava_more", "openclip"}
@@ -55,7 +55,7 @@ def test_values_are_those_of_the_sources(shared):
             assert row.values["flickr30k/i2t_r10"] == pytest.approx(100 * float(line["Flickr text retr. R@10"]))
 
 
-def test_they_stand_apart_in_every_format(results):
+def test_published_rows_are_separate_in_every_format(results):
     plain, built = build_report(results), build_report(results, published=PAIR)
     assert built.table == plain.table  # no mark, test or cell depends on them
     assert plain.published is None

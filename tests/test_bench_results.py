@@ -118,7 +118,7 @@ def test_a_result_of_a_newer_version_is_never_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "../x", ".hidden", "x" * 201])
-def test_names_that_are_no_file_names(name):
+def test_names_that_are_no_filenames(name):
     with pytest.raises(UserError, match="expected up to 200 letters"):
         check_name(name, "row")
 

@@ -224,7 +224,7 @@ def test_ids_of_mmvet_without_their_beginning(tmp_path, monkeypatch):
         ([], "answers.jsonl: no answers in it"),
     ],
 )
-def test_what_does_not_fit_takes_one_line(rows, said, hub, tmp_path):
+def test_unmatched_answers_are_reported_in_one_line(rows, said, hub, tmp_path):
     with pytest.raises(UserError) as caught:
         _score(hub, tmp_path, "pope", rows)
     assert said in str(caught.value)
@@ -327,7 +327,7 @@ def test_partial_excuses_answers_without_a_question_and_counts_them(hub_publishe
     assert "answered" in found.protocol
 
 
-def test_what_two_questions_have_in_common_finds_neither():
+def test_text_that_two_questions_share_matches_neither():
     docs = [{"question_id": "a/images/1.jpg", "question": "Red?"}, {"question_id": "a/1.jpg", "question": "Red?"}]
     told = [Answer(text="yes", id="a/x/1.jpg", prompt="Red?"), Answer(text="no", id="a/1.jpg", prompt="Red?")]
     found = match(told, docs, "f", partial=True)

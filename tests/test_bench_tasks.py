@@ -171,7 +171,7 @@ def test_no_point_in_six_questions_is_not_certainly_none_in_a_thousand(llava, tm
         ([0, 1, 0, 1], False, 100.0, 100.0),
     ],
 )
-def test_what_is_better_low_is_shown_as_it_is(numbers, higher, scale, shown):
+def test_a_lower_is_better_metric_is_shown_unscaled(numbers, higher, scale, shown):
     """Two rows of one benchmark were 40 and 0.6 errors, as the first had none above 1."""
     means = {"errors": sum(numbers) / len(numbers), "other": 0.5}
     samples = [{"errors": number, "other": 0.5} for number in numbers]
@@ -254,7 +254,7 @@ def test_the_registry_names_the_datasets_of_the_task_definitions():
         ),
     ],
 )
-def test_what_goes_wrong_takes_one_line(name, columns, said, reason, llava, tmp_path, answers, capsys):
+def test_errors_are_one_line(name, columns, said, reason, llava, tmp_path, answers, capsys):
     answers += [said]
     whole = _six(question=[f"Which {number}" for number in NUMBERS], answer="A", image=_images())
     with pytest.raises(UserError, match=reason) as caught:

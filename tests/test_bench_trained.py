@@ -92,7 +92,7 @@ def diff_lines(first: Path, second: Path, capsys: pytest.CaptureFixture[str]) ->
     return capsys.readouterr().out.splitlines()
 
 
-def test_what_differs_is_shown_and_what_is_the_same_is_counted(tmp_path, capsys):
+def test_differences_are_listed_and_equal_settings_counted(tmp_path, capsys):
     one = put_encoder(tmp_path / "one")
     two = put_encoder(tmp_path / "two", recipe={"name": "clips"}, seed=1)
     said = diff_lines(put_row(tmp_path / "results", one), put_row(tmp_path / "results", two), capsys)
@@ -145,7 +145,7 @@ def test_a_llava_reports_its_encoder_and_only_stages_that_ran(tmp_path):
     assert read_training(first).main["llm"] == "org/llm (cccccccccccc)"
 
 
-def test_what_training_began_with_is_weighed_by_how_it_was_trained(tmp_path):
+def test_pretrained_weights_are_compared_by_their_own_training(tmp_path):
     others = [put_encoder(tmp_path / f"begun{seed}", seed=seed) for seed in (0, 1)]
     others.append(put_encoder(tmp_path / "longer", steps=60))
     first, second, third = (

@@ -82,7 +82,7 @@ def test_towers_of_all_kinds(name: str, encoders: dict[str, str], llm: str) -> N
     torch.testing.assert_close(logits(model, processor), before, atol=1e-5, rtol=1e-5)
 
 
-def test_a_tower_whose_config_states_another_size_stays_ours(encoders: dict[str, str], llm: str) -> None:
+def test_a_tower_whose_config_states_another_size_keeps_our_class(encoders: dict[str, str], llm: str) -> None:
     """DINOv2 takes images of any size, also other than its config's; but transformers would join tiles of that size."""
     parts = {"encoder": encoders["dinov2"], "llm": llm, "image_size": 48}
     square, _ = build_llava(LlavaParts(**parts))
@@ -92,7 +92,7 @@ def test_a_tower_whose_config_states_another_size_stays_ours(encoders: dict[str,
     assert logits(model, processor).isfinite().all()
 
 
-def test_as_the_hubs_llava_nexts_say_it_and_taken_up_it_computes_the_same(stock: Path, tmp_path: Path) -> None:
+def test_the_config_is_that_of_llava_next_and_a_reload_computes_the_same(stock: Path, tmp_path: Path) -> None:
     theirs, processor = load_llava(stock, device="cpu")
     wanted = logits(theirs, processor)
     processor.vision_feature_select_strategy, processor.num_additional_image_tokens = "default", 1
@@ -125,7 +125,7 @@ def test_its_llm_and_swaps(stock: Path, bridge_encoder: Path, llm: str, tmp_path
         assert len(answer(model, processor, [draw_image()], ["What?"], max_new_tokens=2)) == 1
 
 
-def test_settings_that_do_not_go_together(stock: Path, bridge_talk: Path, tmp_path: Path) -> None:
+def test_incompatible_tile_settings(stock: Path, bridge_talk: Path, tmp_path: Path) -> None:
     data = bridge_world.source(bridge_talk)
 
     def config(align: dict[str, Any] | None = None, **fields: Any) -> LlavaTrainConfig:
@@ -158,7 +158,7 @@ def test_the_longest_sequence_has_room_for_the_largest_image(stock: Path, bridge
     assert max_length(tmp_path / "long") == 2048 + 88
 
 
-def test_results_say_which_tiles(stock: Path) -> None:
+def test_results_state_the_tiles(stock: Path) -> None:
     from benchmarks.tasks.mllm.evaluate_task import input_settings
 
     said = input_settings(load_llava(stock, device="cpu")[1])

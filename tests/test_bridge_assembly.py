@@ -206,7 +206,7 @@ def test_incomplete_directories_are_rejected_in_one_line(bridge_llm: Path, saved
         ("unlike", r"'.*mlp\.down_proj\.weight' has shape \(3, 5\), not \(32, 88\)"),
     ],
 )
-def test_no_weight_is_ever_made_up(fault, match, bridge_llm, saved, tmp_path, capfd):
+def test_missing_weights_are_an_error(fault, match, bridge_llm, saved, tmp_path, capfd):
     for directory, load in ((bridge_llm, lambda path: load_llm(str(path))), (saved, load_llava)):
         copy = tmp_path / directory.name
         shutil.copytree(directory, copy)

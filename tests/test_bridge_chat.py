@@ -51,7 +51,7 @@ def split(chat: ConversationEncoder, messages: list[dict[str, Any]], length: int
     return decode(encoded.input_ids), [decode(run) for run in runs if run]
 
 
-def test_an_llms_own_template_learns_answers_and_their_end_tokens(tokenizer: Any) -> None:
+def test_the_own_template_of_an_llm_supervises_answers_and_end_tokens(tokenizer: Any) -> None:
     chat = ConversationEncoder(tokenizer, resolve_chat_template(CHATML, "auto"), 1)
     repeated = [{"role": "user", "content": "yes yes"}, {"role": "assistant", "content": "yes"}]
     assert split(chat, repeated)[1] == ["yes</s>"]
@@ -158,7 +158,7 @@ def families(bridge_llm: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", [name for name in CHAT_TEMPLATES if name not in TEMPLATES_WITHOUT_EOT])
-def test_what_is_written_and_learned_by_hand(name: str, families: dict[str, Any]) -> None:
+def test_rendered_and_supervised_text_by_hand(name: str, families: dict[str, Any]) -> None:
     chat = ConversationEncoder(families[name], resolve_chat_template(None, name), 1)
     encoded = chat.encode(TALK, 400)
     text, learned = "", False
@@ -246,7 +246,7 @@ def test_a_template_whose_prompt_differs_from_training_is_rejected(families: dic
 
 
 @pytest.mark.parametrize("own", [QWEN3, None])
-def test_qwen_3_without_thoughts_asks_as_it_trains(own: str | None, families: dict[str, Any]) -> None:
+def test_qwen_3_without_thoughts_prompts_as_it_trains(own: str | None, families: dict[str, Any]) -> None:
     chat = ConversationEncoder(families["chatml"], resolve_chat_template(own, "chatml"), 1)
     ConversationDataset([], chat, 200)
     text, learned = split(chat, TALK)
@@ -257,14 +257,14 @@ def test_qwen_3_without_thoughts_asks_as_it_trains(own: str | None, families: di
 
 
 @pytest.mark.parametrize("name", sorted(CHAT_TEMPLATES))
-def test_shipped_templates_ask_as_they_train(name: str, families: dict[str, Any]) -> None:
+def test_shipped_templates_prompt_as_they_train(name: str, families: dict[str, Any]) -> None:
     tokenizer = families.get(name, families["chatml"])
     ConversationEncoder(
         tokenizer, resolve_chat_template(None, name), 1, must_end=name not in TEMPLATES_WITHOUT_EOT
     ).check_prompts()
 
 
-def test_what_a_template_does_with_a_system_turn_is_looked_at_too(tokenizer: Any) -> None:
+def test_a_template_is_also_checked_with_a_system_message(tokenizer: Any) -> None:
     other = "{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% if messages[0]['role'] == 'system' %}{{ 'Well, ' }}"
     own = CHATML.replace("{% if add_generation_prompt %}{{ '<s>assistant\n' }}", other + "{% endif %}")
     with pytest.raises(UserError, match=r"assistant\\n', but asks for one behind '.*assistant\\nWell, '"):
@@ -322,7 +322,7 @@ def test_plain_is_an_image_and_its_caption(tokenizer: Any) -> None:
         ConversationEncoder(tokenizer, resolve_chat_template(None, "plain"), 2)
 
 
-def test_a_template_that_tells_the_day_tells_the_same_one_always(tokenizer: Any) -> None:
+def test_a_template_with_a_date_uses_a_fixed_one(tokenizer: Any) -> None:
     own = (
         "{{ bos_token }}{%- if strftime_now is defined %}{%- set day = strftime_now('%d %b %Y') %}"
         "{%- else %}{%- set day = 'never' %}{%- endif %}Today: {{ day }}\n"

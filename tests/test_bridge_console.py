@@ -35,7 +35,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, text: bytes) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text), encoding="utf-8"))
 
 
-def test_the_talk_so_far_is_remembered_and_a_slip_does_not_end_it(bridge_llava, image_path, capsys, monkeypatch):
+def test_the_conversation_is_remembered_and_an_error_does_not_end_it(bridge_llava, image_path, capsys, monkeypatch):
     slips = [b"an <image> that is not there", b"much too long " * 100, "Welche Gr\u00f6\u00dfe?".encode("latin-1")]
     typed(monkeypatch, b"\n".join([b"What color?", *slips, b"Sure?", b"", b"never asked", b""]))
     run_chat(ChatConfig(model=str(bridge_llava), image=image_path, max_new_tokens=5))
@@ -55,7 +55,7 @@ def test_the_talk_so_far_is_remembered_and_a_slip_does_not_end_it(bridge_llava, 
     assert coded == "the question: expected UTF-8, got the byte 0xf6 in b'Welche Gr\\xf6\\xdfe?\\n'"
 
 
-def test_ctrl_c_ends_an_answer_and_at_the_prompt_the_talk(bridge_llava, capsys, monkeypatch):
+def test_ctrl_c_ends_an_answer_and_at_the_prompt_the_conversation(bridge_llava, capsys, monkeypatch):
     seen: list[list[Any]] = []
 
     def reply(model: Any, processor: Any, pictures: Any, messages: Any, decoding: Any, *, on_text: Any) -> None:

@@ -155,7 +155,7 @@ def test_captions_of_a_first_stage_are_the_originals_tokens(parts: world.Parts, 
     assert encoded.labels == [-100] * 17 + caption
 
 
-def test_a_template_named_for_a_converted_llava_writes_its_blanks(converted: Path) -> None:
+def test_a_template_chosen_for_a_converted_llava_writes_its_spaces(converted: Path) -> None:
     own = load_llava(converted, device="cpu")[1].chat_template
     assert "<image> " in own
     assert load_for_training(str(converted), "vicuna_v1")[1].chat_template == own
@@ -180,7 +180,9 @@ def test_weights_keep_their_precision_bit_for_bit(dtype: torch.dtype, tmp_path: 
             assert torch.equal(found[f"{prefix}.{name}"], value), name
 
 
-def test_there_and_back_is_the_identity(converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_conversion_and_back_is_the_identity(
+    converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     convert(converted, tmp_path / "original", format="original")
     assert "has no tokenizer.model: the original code needs" in capsys.readouterr().err
     moved = (tmp_path / "original").rename(tmp_path / "moved")  # the tower is found next to the other files
@@ -285,7 +287,7 @@ def test_a_real_llama_goes_there_and_back_with_its_slow_tokenizer(shared: Path, 
     assert torch.equal(before[1], after[1])
 
 
-def test_a_slow_tokenizer_alone_will_do(shared: Path, tmp_path: Path) -> None:
+def test_a_slow_tokenizer_alone_suffices(shared: Path, tmp_path: Path) -> None:
     """Most original checkpoints have no other."""
     try:
         import sentencepiece.sentencepiece_model_pb2  # noqa: F401

@@ -56,7 +56,7 @@ FIELDS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_settings_that_transformers_llava_has_no_place_for(name: str, original: Path) -> None:
+def test_settings_that_the_llava_of_transformers_lacks(name: str, original: Path) -> None:
     (value, match), field = FIELDS[name], name.strip()
     config = json.loads((original / "config.json").read_text())
     (original / "config.json").write_text(json.dumps({**config, field: value}))
@@ -134,7 +134,9 @@ def test_a_tower_of_another_width(parts: world.Parts, original: Path, tmp_path: 
     rejected(original, r"mm_projector: .*has shape \(32, 24\), not \(32, 48\)", vision_tower=str(tmp_path / "wide"))
 
 
-def test_what_is_ours_alone_stays_ours(bridge_encoder: Path, bridge_llm: Path, tower: Path, tmp_path: Path) -> None:
+def test_models_without_an_original_equivalent_are_not_exported(
+    bridge_encoder: Path, bridge_llm: Path, tower: Path, tmp_path: Path
+) -> None:
     def saved(name: str, encoder: str, **fields: Any) -> Path:
         return bridge_world.make_llava(tmp_path / name, encoder, bridge_llm, **fields)  # type: ignore[arg-type]
 
@@ -148,7 +150,7 @@ def test_what_is_ours_alone_stays_ours(bridge_encoder: Path, bridge_llm: Path, t
     rejected(saved("layers", clip, vision_feature_layer=[-2, -1]), match, format="original")
 
 
-def test_nothing_is_done_twice_or_over_something_else(original: Path, tmp_path: Path) -> None:
+def test_a_conversion_is_done_once_and_replaces_nothing_else(original: Path, tmp_path: Path) -> None:
     def run(*words: str) -> tuple[int, str]:
         status, _, told = bridge_world.run_cli("convert", *words)
         return status, told

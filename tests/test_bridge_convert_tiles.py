@@ -153,7 +153,7 @@ def test_pinpoints_may_be_written_as_python_writes_them(original: Path, tmp_path
     assert load_llava(tmp_path / "hf", "cpu")[1].image_processor.image_grid_pinpoints == [[32, 64], [96, 32]]
 
 
-def test_there_and_back_is_the_identity(original: Path, converted: Path, tmp_path: Path) -> None:
+def test_conversion_and_back_is_the_identity(original: Path, converted: Path, tmp_path: Path) -> None:
     run_convert(ConvertConfig(source=str(converted), output=str(tmp_path / "back"), format="original"))
     stated, before = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "back", original))
     for name in ("image_aspect_ratio", "mm_patch_merge_type", "image_grid_pinpoints", "mm_vision_select_layer"):

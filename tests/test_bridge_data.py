@@ -198,7 +198,7 @@ def test_which_samples_make_a_step_does_not_depend_on_their_lengths_or_the_proce
     assert all(steps_of(order, 20) == steps_of(orders[0], 20) for order in orders)
 
 
-def test_answers_of_few_tokens_weigh_in_the_mean_gradient_about_what_their_tokens_do() -> None:
+def test_short_answers_have_about_the_weight_of_their_tokens_in_the_gradient() -> None:
     short, long = 3, 60
     learned = [short if n % 10 else long for n in range(4000)]  # 31 % of the tokens are those of short answers
     order = LengthGroupedSampler([(True, 300 + tokens) for tokens in learned], batch_size=40, total=4000, seed=0)

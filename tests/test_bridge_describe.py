@@ -131,7 +131,7 @@ def test_answers_of_another_prompt_or_model_are_not_mixed(bridge_llava: Path, ph
     assert output.read_bytes() == before
 
 
-def test_only_when_all_fail_the_command_fails(bridge_llava: Path, photos: Path) -> None:
+def test_the_command_fails_only_if_all_images_fail(bridge_llava: Path, photos: Path) -> None:
     (photos / "worse.png").write_bytes(b"no picture")
     status, out, told = run_cli("describe", str(bridge_llava), f"{photos}/worse.png", f"{photos}/empty.jpg")
     assert (status, out) == (2, "")

@@ -321,7 +321,7 @@ def test_a_llava_with_a_tower_of_transformers_is_transformers_own(name, specs, b
     assert answer(again, processor, [picture], ["What?"], max_new_tokens=5) == expected
 
 
-def test_whole_clips_and_unfit_models(specs: dict[str, str], tmp_path: Path) -> None:
+def test_complete_clip_models_and_unfit_models(specs: dict[str, str], tmp_path: Path) -> None:
     torch.manual_seed(0)
     text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     whole = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=SMALL))

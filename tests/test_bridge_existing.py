@@ -57,7 +57,7 @@ def test_the_llm_of_a_llava(llava: Path, bridge_llm: Path) -> None:
 
 
 @pytest.mark.parametrize("which", ["llava", "converted"])
-def test_taken_up_it_computes_the_same_behind_a_tower_of_ours(which: str, request: pytest.FixtureRequest) -> None:
+def test_a_llava_computes_the_same_with_our_tower(which: str, request: pytest.FixtureRequest) -> None:
     directory = request.getfixturevalue(which)
     stock, processor = load_llava(directory, device="cpu")
     model, own = load_for_training(str(directory), "auto")
@@ -114,7 +114,7 @@ def test_a_swap_keeps_all_but_encoder_and_projector(llava: Path, bridge_encoder:
     assert len(answer(after, new, [world.draw_image()], ["What?"], max_new_tokens=2)) == 1
 
 
-def test_a_swap_is_what_train_begins_with(llava: Path, bridge_encoder: Path, tmp_path: Path) -> None:
+def test_training_starts_from_a_swap(llava: Path, bridge_encoder: Path, tmp_path: Path) -> None:
     """`encoder: NEW` and `llm: LLAVA` are the same start as the swapped directory, weight for weight."""
     run_swap(SwapConfig(llava=str(llava), encoder=str(bridge_encoder), output=str(tmp_path / "swapped"), seed=3))
     swapped, _ = load_for_training(str(tmp_path / "swapped"), "auto")

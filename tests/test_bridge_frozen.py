@@ -49,7 +49,7 @@ def test_a_frozen_llm_is_bit_for_bit_as_it_was_after_bf16(stored, tmp_path, brid
     assert stated["vision_config"]["dtype"] == "float32"
 
 
-def test_what_bf16_holds_and_what_not() -> None:
+def test_parts_that_are_bf16_and_parts_that_are_not() -> None:
     layer = torch.nn.Linear(4, 4).requires_grad_(False)
     assert not frozen_fits_bf16(layer)
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_batch_norms_that_learn_are_not_shown_the_blank(kind, recomputed, tmp_pa
     assert all(weight.grad is not None for weight in model.model.multi_modal_projector.parameters())
 
 
-def test_an_encoder_that_is_put_apart_is_called_and_comes_back_to_its_place(bridge_encoder, bridge_llm):
+def test_a_detached_encoder_is_called_and_reattached(bridge_encoder, bridge_llm):
     model, _ = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_llm)))
     setup: Any = SimpleNamespace(model=model, parts=split_parts(model))
     names = list(model.state_dict())
@@ -103,7 +103,7 @@ def kept(spec: str, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return tower(pixels, output_hidden_states=[-1]).hidden_states[-1], plain
 
 
-def test_the_cache_tells_encoders_of_the_same_weights_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_distinguishes_encoders_of_equal_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for name in ("one", "quick"):
@@ -122,7 +122,7 @@ def test_the_cache_tells_encoders_of_the_same_weights_apart(tmp_path: Path, monk
     assert torch.equal(kept(one, pixels)[0], outputs[one])  # found again
 
 
-def test_each_process_takes_the_gpu_of_its_own_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_uses_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     import deepspeed
 
     asked: list[Any] = []

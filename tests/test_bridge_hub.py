@@ -71,7 +71,7 @@ def same(one: Any, other: Any) -> bool:
     return own.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in own.items())
 
 
-def test_a_name_gives_what_its_directory_gives(hub: Path, bridge_encoder: Path, bridge_llm: Path) -> None:
+def test_a_hub_name_gives_the_same_as_its_directory(hub: Path, bridge_encoder: Path, bridge_llm: Path) -> None:
     for name in ("org/llm", "org/llm@main", f"org/llm@{COMMIT}"):
         assert same(load_llm(name), load_llm(str(bridge_llm)))
     assert load_tokenizer("org/llm").get_vocab() == load_tokenizer(str(bridge_llm)).get_vocab()
@@ -103,14 +103,14 @@ def test_a_name_gives_what_its_directory_gives(hub: Path, bridge_encoder: Path, 
         (check_encoder_files, "org/eyes", r"encoder: org/eyes is not a directory \(expected .*hf-hub:ORG/NAME"),
     ],
 )
-def test_what_is_not_there_takes_one_line(hub: Path, check: Any, name: str, message: str) -> None:
+def test_a_missing_repository_is_one_line(hub: Path, check: Any, name: str, message: str) -> None:
     Path("org/here").mkdir(parents=True)
     with pytest.raises(UserError, match=f"^{message}") as caught:
         check(name)
     assert "\n" not in str(caught.value)
 
 
-def test_only_what_is_read_is_asked_for_and_pickles_where_there_is_nothing_else(monkeypatch, tmp_path):
+def test_only_needed_files_are_requested_and_pickles_only_as_a_fallback(monkeypatch, tmp_path):
     from huggingface_hub.utils import filter_repo_objects
 
     asked: list[dict[str, Any]] = []
@@ -157,7 +157,7 @@ def test_a_llava_of_the_hub_takes_another_encoder(hub: Path, bridge_talk: Path, 
     assert "What color is it?" in capsys.readouterr().out
 
 
-def test_a_llava_of_the_hub_is_asked(hub: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_llava_of_the_hub_answers(hub: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_image().save(tmp_path / "picture.png")
     said = []
     for directory in (str(tmp_path / "llava"), "org/llava", "hf-hub:org/llava"):

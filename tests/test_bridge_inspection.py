@@ -28,7 +28,7 @@ def test_samples_are_printed_as_the_llm_sees_them(bridge_talk, bridge_llm, tmp_p
     assert "<mark> red&lt;/s&gt;</mark>" in html
 
 
-def test_what_cannot_be_used_is_counted_and_named(bridge_talk, bridge_llm, tmp_path, capsys):
+def test_unusable_samples_are_counted_and_named(bridge_talk, bridge_llm, tmp_path, capsys):
     rows = json.loads((bridge_talk / "talk.json").read_text())
     rows[0]["image"], rows[3]["image"] = "gone.png", "away.png"
     rows[1]["conversations"] = rows[1]["conversations"][:1]

@@ -112,7 +112,7 @@ def test_the_end_is_one_token_more(stock: tuple[Any, Any], monkeypatch: pytest.M
     assert spaced.tokens == plain.tokens
 
 
-def test_what_greedy_decoding_would_say_is_greedy(stock: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_greedy_flag_agrees_with_greedy_decoding(stock: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """A model whose favorite token is one that an answer consists of."""
     model, processor = stock
     favorite = processor.tokenizer(" red", add_special_tokens=False)["input_ids"]

@@ -55,7 +55,7 @@ def tokenizer(bridge_llm: Path) -> Any:
 
 
 @pytest.mark.parametrize("kind", quick_of(KINDS, "qwen3", "cohere", "falcon_h1", "gemma4_text"))
-def test_logits_are_the_llms_own_also_when_saved_and_taken_out(kind, tokenizer, tmp_path, bridge_encoder):
+def test_logits_equal_those_of_the_llm_also_after_saving(kind, tokenizer, tmp_path, bridge_encoder):
     llm = make(kind, tokenizer, tmp_path / "llm")
     words = len(tokenizer)
     own = logits(llm, words)
@@ -66,7 +66,7 @@ def test_logits_are_the_llms_own_also_when_saved_and_taken_out(kind, tokenizer, 
     torch.testing.assert_close(logits(load_llm(str(tmp_path / "llava")), words), own, atol=1e-5, rtol=1e-5)
 
 
-def test_a_cap_is_left_out_and_said(tokenizer, tmp_path, bridge_encoder, capsys):
+def test_a_logit_cap_is_dropped_with_a_warning(tokenizer, tmp_path, bridge_encoder, capsys):
     llm = make("gemma2", tokenizer, tmp_path / "llm", head_dim=8, final_logit_softcapping=5.0)
     model, _ = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(tmp_path / "llm")))
     assert "llm: gemma2 caps its logits, which LLaVAs do not: greedy answers are the same" in capsys.readouterr().err

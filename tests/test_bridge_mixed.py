@@ -82,6 +82,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, bridge_
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("way", ["zero3", "fsdp"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_mixed_steps_teach_the_same_in_every_way_to_share_the_work(kind: str, way: str, runs: Path) -> None:
+def test_mixed_batches_train_the_same_under_every_strategy(kind: str, way: str, runs: Path) -> None:
     assert len(losses(runs / f"{kind}_zero2")) == len(STEPS)
     assert_same_training(runs / f"{kind}_{way}", runs / f"{kind}_zero2", 1e-4, 1e-5)

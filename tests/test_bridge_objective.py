@@ -236,7 +236,7 @@ def test_an_output_layer_with_a_bias_and_one_in_bf16() -> None:
     assert gradient.dtype == torch.bfloat16
 
 
-def test_the_logits_never_exist_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_full_logits_are_never_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     from clips.model import losses
 
     monkeypatch.setattr(losses, "_CHUNK_ELEMENTS", 10_000)

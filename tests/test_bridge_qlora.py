@@ -64,7 +64,7 @@ def test_adapters_learn_on_a_4_bit_llm(runs: Path, parts: Parts) -> None:
 
 @needs_bitsandbytes
 @pytest.mark.slow
-def test_the_output_is_what_was_trained_whether_merged_or_not(runs: Path) -> None:
+def test_the_output_is_the_trained_model_merged_or_not(runs: Path) -> None:
     from llava_bridge import load_llava
 
     assert losses(runs / "beside") == losses(runs / "merged")
@@ -86,7 +86,7 @@ def test_an_interrupted_run_resumes(tmp_path: Path, parts: Parts, runs: Path) ->
 
 
 @needs_bitsandbytes
-def test_numbers_are_counted_two_to_a_byte_and_odd_widths_stay_whole() -> None:
+def test_four_bit_weights_are_counted_two_to_a_byte() -> None:
     from llava_bridge.training.quantization import numel_unpacked, quantize
 
     class Llava(torch.nn.Module):

@@ -62,7 +62,7 @@ def test_an_output_of_someone_else_is_not_replaced(manifest: str | None, path: P
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_finished_run_is_left_as_it_is(finished: LlavaTrainConfig, path: Path, tmp_path: Path) -> None:
+def test_a_finished_run_is_not_changed(finished: LlavaTrainConfig, path: Path, tmp_path: Path) -> None:
     for free in (
         [],
         ["--logging_steps", "3", "--num_workers", "1", "--save_steps", "9", "--launch.num_processes", "2"],

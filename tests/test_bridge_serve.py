@@ -308,7 +308,7 @@ def test_the_command_complains_in_one_line(address: str, tmp_path: Path, monkeyp
         run_serve(ServeConfig(model=str(tmp_path)))
 
 
-def test_nothing_is_downloaded_before_the_port_is_had(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_downloaded_before_the_port_is_bound(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
     def download(name: str, **options: Any) -> str:

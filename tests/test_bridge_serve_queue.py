@@ -56,7 +56,7 @@ async def answered(served: worker.GenerationWorker, temperature: float | None) -
         pytest.param([], False, 0, id="nobody waits"),
     ],
 )
-def test_how_long_to_wait_fits_the_queue(temperatures, samples, batches, busy):
+def test_the_stated_waiting_time_fits_the_queue(temperatures, samples, batches, busy):
     served = worker.GenerationWorker(SimpleNamespace(generation_config=SimpleNamespace(do_sample=samples)), None)
 
     async def told_and_taken() -> tuple[float, float]:
@@ -77,7 +77,7 @@ def test_how_long_to_wait_fits_the_queue(temperatures, samples, batches, busy):
     assert taken == pytest.approx(told, rel=0.3)
 
 
-def test_neither_batches_that_are_over_nor_clients_that_have_gone_are_waited_for(busy: threading.Event) -> None:
+def test_finished_batches_and_gone_clients_do_not_count_as_waiting(busy: threading.Event) -> None:
     served = worker.GenerationWorker(SimpleNamespace(generation_config=SimpleNamespace(do_sample=True)), None)
 
     async def told() -> float:

@@ -74,7 +74,7 @@ def count_images(llava: tuple[Any, Any]) -> list[int]:
     return passes
 
 
-def test_what_is_sampled_or_searched_is_not_worse_off(llava: Any) -> None:
+def test_sampling_and_beam_search_work_with_a_shared_prefix(llava: Any) -> None:
     built = llava("qwen3")
     (picture,) = noise_images(1)
     beams = ask(built, [picture] * 3, QUESTIONS[:3], num_beams=2)

@@ -337,12 +337,12 @@ def test_cocoqa_holds_out_whole_photos(tmp_path: Path) -> None:
     assert sum(turn.content.count("<image>") for turn in train[0].turns) == 1
 
 
-def test_the_rule_for_holding_back_never_changes() -> None:
+def test_the_held_out_rule_never_changes() -> None:
     held = [n for n in range(30) if is_held_out(f"COCO_train2014_{n:012d}.jpg")]
     assert held == [5, 8, 25, 27]
 
 
-def test_what_a_source_is_known_by(tmp_path: Path) -> None:
+def test_the_hash_of_a_source_covers_its_files(tmp_path: Path) -> None:
     """Its files' hash: another word in a table, a shard or a saved directory makes another source of it."""
     for make in (json_lines, parquet_of_structs, parquet_of_bytes, saved_dataset, hub_layout, shards):
         folder = tmp_path / make.__name__
@@ -356,7 +356,7 @@ def test_what_a_source_is_known_by(tmp_path: Path) -> None:
         assert describe_data(config)["hash"] != before["hash"], make.__name__
 
 
-def test_how_a_source_is_read_makes_no_other_run_of_it_and_its_content_does(bridge_talk: Path, tmp_path: Path) -> None:
+def test_reading_settings_keep_a_run_and_content_changes_it(bridge_talk: Path, tmp_path: Path) -> None:
     path = tmp_path / "text.jsonl"
     path.write_bytes((bridge_talk / "text.jsonl").read_bytes())
 
@@ -371,7 +371,7 @@ def test_how_a_source_is_read_makes_no_other_run_of_it_and_its_content_does(brid
     assert str(difference(before, known())).startswith("inputs.llm_pretrain.data[0].hash is ")
 
 
-def test_an_answer_before_the_first_question_is_left_out(tmp_path: Path) -> None:
+def test_an_answer_before_the_first_question_is_skipped(tmp_path: Path) -> None:
     """As of ShareGPT's conversations, which are cut in pieces; a system's word stays."""
     said = [("system", "Be short."), ("gpt", "so it was"), ("human", "Was it?"), ("gpt", "It was.")]
     talk = [{"from": speaker, "value": words} for speaker, words in said]

@@ -69,7 +69,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, bridge_parts: Parts, tiled: P
     return directory
 
 
-def test_the_parts_that_learn_are_those_that_are_named(runs: Path) -> None:
+def test_only_the_named_parts_are_trained(runs: Path) -> None:
     learned = {"plain": {"projector", "llm"}, "whole": set(EVERY), "rates": {"llm"}, "lora": {"projector", "llm"}}
     learned |= {"queries": {"llm"}, "dora": {"projector"}, "llm_alone": {"llm"}}  # DoRA's are next to the weights
     assert {name: moved(runs / "untrained", runs / name) for name in learned} == learned
@@ -89,7 +89,7 @@ def test_the_parts_that_learn_are_those_that_are_named(runs: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["", "tiled_"])
-def test_packed_kept_and_recomputed_it_learns_the_same(kind: str, runs: Path) -> None:
+def test_packing_caching_and_checkpointing_train_the_same(kind: str, runs: Path) -> None:
     plain = losses(runs / f"{kind}plain")
     assert losses(runs / f"{kind}packed") == pytest.approx(plain, abs=1e-4)
     assert losses(runs / f"{kind}kept") == pytest.approx(plain, abs=1e-6 if kind else 0)
@@ -100,7 +100,7 @@ def test_packed_kept_and_recomputed_it_learns_the_same(kind: str, runs: Path) ->
     assert len(kept) == len(bridge_world.COLORS) + 3 + 3 + 5 + 4
 
 
-def test_one_of_tiles_is_asked(runs: Path) -> None:
+def test_a_llava_with_tiles_answers(runs: Path) -> None:
     assert losses(runs / "tiled_both")[-1] < losses(runs / "tiled_both")[0]
     model, processor = load_llava(runs / "tiled_both", device="cpu")
     pictures: list[Any] = bridge_world.noise(*bridge_world.SHAPES)

@@ -139,7 +139,7 @@ def test_bad_encoders_are_rejected_in_one_line(bridge_encoder: Path, tmp_path: P
         load_encoder("timm:tiny_vit_5m_225@random")
 
 
-def test_kept_features_are_right_found_again_and_of_these_weights_and_layers(bridge_encoder, tmp_path, monkeypatch):
+def test_cached_features_are_right_and_specific_to_weights_and_layers(bridge_encoder, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     batch, computed = pixels(3, 32), []
 

@@ -17,7 +17,7 @@ from clips.errors import UserError
 KEY = "0123456789abcdef"
 
 
-def test_what_was_computed_is_found_and_computed_once(tmp_path: Path):
+def test_an_entry_is_computed_once(tmp_path: Path):
     computed: list[int] = []
     cache = json_cache(tmp_path)
     for _ in range(2):

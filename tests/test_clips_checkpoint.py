@@ -97,7 +97,7 @@ def test_a_run_resumes_bit_for_bit(tmp_path: Path):
     assert all(torch.equal(value, expected.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-def test_what_training_does_while_it_is_written_is_not_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_checkpoint_excludes_steps_made_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     start_processes()
     model, optimizer = trained(3)
     real, moved = checkpointing._save_tensors, threading.Event()
@@ -186,7 +186,7 @@ def begun(config: RunConfig, step: int = 0, **inputs: str) -> Identity:
     return known(config, **inputs)
 
 
-def test_a_run_keeps_to_its_settings_and_inputs_once_there_is_something_to_lose(tmp_path: Path):
+def test_settings_and_inputs_are_fixed_after_the_first_checkpoint(tmp_path: Path):
     config = RunConfig(output=str(tmp_path / "run"))
     other = dataclasses.replace(config, rate=0.2, data=DataPart(path="y"))
     assert is_trained(config, known(config)) is False
@@ -206,7 +206,7 @@ def test_a_run_keeps_to_its_settings_and_inputs_once_there_is_something_to_lose(
     assert resume_changes(allowed, known(allowed)) == ["rate 0.1 → 0.2"]
 
 
-def test_only_what_training_wrote_is_taken_for_a_run(tmp_path: Path):
+def test_only_outputs_of_training_count_as_a_run(tmp_path: Path):
     config = RunConfig(output=str(tmp_path / "mine"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.yaml").write_text(to_yaml(config))

@@ -205,7 +205,7 @@ def test_print_config_shows_what_would_run_and_runs_nothing(capsys: pytest.Captu
     assert received == [JobConfig(place="here", steps=4)]
 
 
-def test_help_tells_what_the_docstrings_tell(capsys: pytest.CaptureFixture[str]):
+def test_help_is_made_from_docstrings(capsys: pytest.CaptureFixture[str]):
     assert run("job", "--help") == 0
     text = " ".join(capsys.readouterr().out.split())
     assert text.startswith("usage: tool job PLACE [--config FILE]")
@@ -313,7 +313,7 @@ def test_torchrun_gets_the_error_line(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert int(told["extraInfo"]["timestamp"]) > 0
 
 
-def test_what_is_not_the_users_mistake_keeps_its_traceback():
+def test_internal_errors_keep_their_traceback():
     with pytest.raises(OSError, match="Input/output"):
         run("job", "broken")
 

@@ -118,7 +118,7 @@ def test_nothing_but_bad_samples_stops(tmp_path: Path, workers: int):
 
 
 @pytest.mark.parametrize("there", [20, 0])
-def test_what_a_shard_lacks_is_replaced_by_many_others(tmp_path: Path, there: int):
+def test_missing_samples_of_a_shard_are_replaced_by_many_others(tmp_path: Path, there: int):
     folder = clips_world.write_shards(tmp_path / "data", sizes=(40, there or 1, 40))
     if not there:
         (folder / "shard-00001.tar").write_bytes(b"no tar at all")

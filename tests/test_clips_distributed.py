@@ -154,7 +154,7 @@ def test_two_processes_train_what_one_trains(one: dict[str, Path], two: Path, wa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
-def test_the_main_process_counts_what_a_sample_computes_while_the_other_waits(two, one, way):
+def test_the_main_process_counts_flops_per_sample(two, one, way):
     alone, shared = (metrics(folder)[-1] for folder in (one["whole"], two / "whole" / way))
     # captions are padded to the longest of a process's batch
     assert shared["flops_per_sample"] == pytest.approx(alone["flops_per_sample"], rel=0.05)
@@ -269,7 +269,7 @@ def test_preempted_processes_wait_for_the_checkpoint(data: Path, tmp_path: Path)
 # ---- in one process
 
 
-def test_processes_share_the_writing_of_what_all_hold(data: Path, tmp_path: Path):
+def test_processes_share_the_writing_of_replicated_weights(data: Path, tmp_path: Path):
     config = clips_world.train_config(data, tmp_path / "x", recipe={"name": "clips"})
     encoder = build_model(config.model, config.recipe, 0)
     shares = []
@@ -282,7 +282,7 @@ def test_processes_share_the_writing_of_what_all_hold(data: Path, tmp_path: Path
     assert max(bytes_of) < 0.6 * sum(bytes_of)
 
 
-def test_layers_are_what_is_repeated(data: Path, tmp_path: Path):
+def test_repeated_layers_are_found(data: Path, tmp_path: Path):
     config = clips_world.train_config(data, tmp_path / "x", recipe={"captioner": {"max_length": 12, "num_layers": 2}})
     model = build_model(config.model, config.recipe, 0)
     counted = [type(layer).__name__ for layer in repeated_layers(model)]

@@ -123,7 +123,7 @@ def test_a_kill_of_the_downloading_process_costs_a_retry(tmp_path: Path):
     assert [path.name.partition("-")[2] for path in (tmp_path / "cache").glob("[!.]*")] == ["shard.tar"]
 
 
-def test_what_is_wrong_with_a_download_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_download_error_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("clips.data.remote_files.time.sleep", lambda seconds: None)
     cache = ShardCache(tmp_path / "cache", 1e9)
     cache.downloads = DownloadProcess()

@@ -77,14 +77,14 @@ def test_augmented_images_are_rejected():
         EncoderTrainConfig(output="o", model=CONFIG, data=DataConfig(sources=sources), max_steps=1)
 
 
-def test_only_a_frozen_timm_trunk_has_outputs_to_keep():
+def test_only_outputs_of_a_frozen_timm_trunk_are_cached():
     with pytest.raises(UserError, match=r"expected model\.lock_image beside it"):
         ModelConfig(cache_trunk_features=True)
     with pytest.raises(UserError, match="whose image tower is a timm model"):
         built(0, ModelConfig(lock_image=True, cache_trunk_features=True))
 
 
-def test_weights_that_are_loaded_later_are_the_ones_that_count(cache, computed):
+def test_outputs_are_cached_by_the_weights_loaded_last(cache, computed):
     image = torch.randn(2, 3, 64, 64)
     first, second = built(1), built(0)
     towers.encode_image(built(0), image)

@@ -40,7 +40,7 @@ def test_marked_fields_are_found_below_configs_and_lists_of_them():
     assert run_only_fields(Config) == names
 
 
-def test_only_what_decides_is_left_of_a_config():
+def test_result_settings_exclude_run_only_fields():
     config = Config(data=Nested(sources=(Source(path="a"), Source(path="b")), one=Source(path="c"), num_workers=3))
     settings = result_settings(to_plain(config), Config)
     sources = [{"path": "a"}, {"path": "b"}]

@@ -96,7 +96,7 @@ def test_the_ratio_is_of_the_samples_seen_so_far():
         training.check_invalid_samples(run)
 
 
-def test_what_is_kept_does_not_depend_on_who_met_it_when():
+def test_the_record_does_not_depend_on_order_or_process():
     indexes = random.Random(1).sample(range(100_000), 5000)
     found = []
     for parts in (1, 7):
@@ -212,8 +212,6 @@ def test_empty_alt_texts_do_not_end_a_run(tmp_path: Path, recipe: str):
 
 def test_too_many_bad_samples_stop_the_run(tmp_path: Path):
     data = spoil(tmp_path / "data", 8)
-    with pytest.raises(
-        UserError, match=r"of 20 samples are invalid, more than data.max_invalid_ratio \(0.2\) .*: unde"
-    ):
+    with pytest.raises(UserError, match=r"of 20 samples are invalid, more than data.max_invalid_ratio \(0.2\)"):
         trained(data, tmp_path / "run")
     assert not (tmp_path / "run" / "manifest.json").exists()

@@ -234,7 +234,7 @@ class Largest(TorchDispatchMode):
         return made
 
 
-def test_no_loss_ever_holds_all_of_its_logits(monkeypatch):
+def test_no_loss_materializes_all_logits(monkeypatch):
     monkeypatch.setattr("clips.model.losses._CHUNK_ELEMENTS", 5000)
     hidden = torch.randn(400, 8, requires_grad=True)
     weight = torch.randn(500, 8, requires_grad=True)

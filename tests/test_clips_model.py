@@ -158,7 +158,7 @@ ADDED = {
 @pytest.mark.parametrize(
     "architecture", quick_of(ADDED, "clips-rn-tiny", "timm:vit_tiny_patch16_224", "clips-tinyvit-tiny")
 )
-def test_what_other_towers_add_is_not_decayed_and_their_matrices_are(architecture: str):
+def test_extra_parameters_of_other_towers_are_not_decayed_and_matrices_are(architecture: str):
     model = build_model(ModelConfig(architecture=architecture), RecipeConfig(name="clip"), 0)
     names = model.no_decay_names()
     assert {f"clip.visual.{name}" for name in ADDED[architecture]} <= names
@@ -194,7 +194,7 @@ def spread(value: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def test_our_vits_begin_as_the_authors_do(model):
+def test_vits_are_initialized_as_in_the_reference(model):
     clip, width = model.clip, 128
     visual = clip.visual
     assert spread(visual.conv1.weight) == pytest.approx((2 / (3 * 16 * 16)) ** 0.5, rel=0.02)
@@ -214,7 +214,7 @@ def test_our_vits_begin_as_the_authors_do(model):
     assert not any(value.any() for name, value in model.named_parameters() if name.endswith("bias"))
 
 
-def test_other_architectures_begin_as_their_library_has_them(tmp_path):
+def test_other_architectures_keep_the_initialization_of_their_library(tmp_path):
     (tmp_path / "mine.json").write_text(json.dumps(read_config_file(CONFIG_DIR / "clips-tiny.json")))
     found = build_model(ModelConfig(architecture=str(tmp_path / "mine.json")), RecipeConfig(name="clip"), 0)
     assert found.clip.visual.transformer.resblocks[0].mlp.c_fc.bias.any()

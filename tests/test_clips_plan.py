@@ -221,7 +221,7 @@ def test_the_cost_of_a_training_is_that_of_its_stages(stages: list[StagePlan], t
     assert disk_alone == Cost(basis=disk_alone.basis, disk=cost.disk, most=cost.most)
 
 
-def test_what_each_parallelism_divides(stages: list[StagePlan]):
+def test_state_that_each_strategy_shards(stages: list[StagePlan]):
     plan, whole = stages[0], {"parameters": 4, "gradients": 4, "optimizer": 8, "average": 4}
     divided = {"ddp": set(), "fsdp": set(whole), "zero1": {"optimizer"}, "zero2": {"optimizer", "gradients"}}
     totals = {}

@@ -285,7 +285,7 @@ def test_readers_share_the_indexes_of_many_shards(tmp_path: Path, monkeypatch: p
     assert len(made) == len(set(made)) == 18
 
 
-def test_a_kept_index_that_is_broken_is_not_needed(tmp_path: Path):
+def test_a_broken_cached_index_is_not_needed(tmp_path: Path):
     assert open_source(many(tmp_path)).read(20, rng()).image == clips_world.draw_image(20)
     kept = list((tmp_path / "cache").glob("[!.]*.index"))
     assert len(kept) == 2
@@ -297,7 +297,7 @@ def test_a_kept_index_that_is_broken_is_not_needed(tmp_path: Path):
     ]
 
 
-def test_without_a_place_for_indexes_every_reader_makes_its_own(tmp_path: Path):
+def test_without_a_cache_directory_every_worker_builds_its_own_index(tmp_path: Path):
     config = dataclasses.replace(many(tmp_path), path=str(tmp_path / "many"), cache_dir="/proc/nothing")
     assert open_source(config).read(20, rng()).image == clips_world.draw_image(20)
 

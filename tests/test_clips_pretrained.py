@@ -54,7 +54,7 @@ def tiny(architecture: str = "clips-tiny", **fields: object) -> ClipsModel:
     return build_model(ModelConfig(architecture=architecture, context_length=12, **fields), RECIPE, seed=0)
 
 
-def test_the_same_shape_begins_with_the_same_weights(encoder: Path):
+def test_an_equal_architecture_starts_from_the_same_weights(encoder: Path):
     found, expected = (one.state_dict() for one in (model(pretrained=str(encoder), patch_dropout=0.25), model()))
     assert found.keys() == expected.keys()
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
@@ -183,7 +183,7 @@ def test_long_clip_keeps_the_first_positions():
         stretch_text_pos_embed(table, 16, 20)
 
 
-def test_what_does_not_fit_is_named(encoder: Path, tmp_path: Path):
+def test_weights_that_do_not_fit_are_named(encoder: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"expected an encoder directory with open_clip_model\.safetensors"):
         model(pretrained=str(tmp_path))
     with pytest.raises(UserError, match="expected the same architecture"):

@@ -120,7 +120,7 @@ def test_the_short_way_to_text_features_computes_less(attention):
     assert work[towers.encode_text_features] < {"all": 0.9, "causal": 0.7}[attention] * work[towers.encode_text]
 
 
-def test_what_stands_behind_the_end_token_of_a_causal_text_does_not_count():
+def test_tokens_after_the_end_token_of_a_causal_text_do_not_count():
     model, text = with_text("causal"), ClipsTokenizer(12)(["a red car", "two brown dogs run"])
     changed = text.clone()
     changed[0, 6:], changed[1, 7:] = 2000, 2000

@@ -284,7 +284,7 @@ def test_a_full_disk_during_a_run_is_reported_and_the_run_resumes_later(whole: P
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_what_is_odd_about_the_data_is_said_and_validation_looked_at_first(data, tmp_path, capsys):
+def test_unusual_data_is_reported_and_validation_checked_first(data, tmp_path, capsys):
     validation = {"source": {"path": str(tmp_path / "gone.tar")}}
     with pytest.raises(UserError, match=r"gone\.tar: no such file"):
         train(clips_world.train_config(data, tmp_path / "run", validation=validation))

@@ -167,7 +167,7 @@ class Broken:
     finish = None  # never asked any more
 
 
-def test_a_tracker_that_fails_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_failing_tracker_is_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     log = RunLogger(tmp_path, step=0, steps=2, trackers=[Broken()])
     with log:
         for step in (1, 2):

@@ -165,7 +165,7 @@ def holes(results: Path) -> None:
         ),
     ],
 )
-def test_the_page_holds_and_says_what_is_there(tmp_path: Path, make: Callable[[Path], object], expected: list[str]):
+def test_the_page_has_all_results(tmp_path: Path, make: Callable[[Path], object], expected: list[str]):
     make(tmp_path / "results")
     text = read(build_report(tmp_path / "results"))
     assert [each for each in expected if each not in text] == []
