@@ -162,9 +162,6 @@ def test_a_fault_is_one_line(tmp_path, format, content, said):
         load_pair_set(str(tmp_path / "x.json"), format)
 
 
-# ---------------------------------------------------------------------------------- the three ways, on Winoground
-
-
 def _number(image: Image.Image) -> int:
     return next(number for number in range(4) if world.draw_image(number).tobytes() == image.tobytes())
 

@@ -81,8 +81,6 @@ def test_another_code_version_finds_nothing(monkeypatch):
     assert cache_key(model="a") != before
 
 
-# ------------------------------------------------------------------------------- two processes, played by threads
-
 HERE = threading.local()
 
 

@@ -92,9 +92,6 @@ def test_points_of_the_curve_must_grow(words):
         BenchmarkConfig(name="long", data=".", word_limits=words)
 
 
-# ------------------------------------------------------------------------------------------ several languages
-
-
 def _languages(folder: Path, captions: dict[str, list[list[str]]]) -> Path:
     """XM3600's layout."""
     (folder / "images").mkdir(parents=True)

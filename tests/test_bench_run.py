@@ -175,9 +175,6 @@ def test_choice_by_hand(tmp_path, use):
     assert items.loc[items["category"] == "swap", "score"].tolist() == [1, 1, 0.5, 1]
 
 
-# ------------------------------------------------------------------------------------------ a real encoder
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_stock_open_clip_directory(tmp_path, shards):
     """A directory written by open_clip alone is evaluated; an untrained one is near chance."""

@@ -323,9 +323,6 @@ def test_an_interrupted_command_says_so(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().err == "tool: interrupted\n"
 
 
-# ---- the commands of clips
-
-
 def run_clips(*arguments: str) -> int:
     return dispatch("clips", "", cli.COMMANDS, arguments)
 

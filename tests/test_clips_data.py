@@ -76,9 +76,6 @@ def test_an_abandoned_stream_ends_its_thread(shards: Path):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("data")]
 
 
-# ---- bad samples
-
-
 def test_bad_samples_are_replaced_by_the_next_good_one_and_named(tmp_path: Path):
     samples = {f"{index:09d}": clips_world.sample(index) for index in range(6)}
     samples["000000001"]["png"] = b"not a picture"
@@ -162,9 +159,6 @@ def test_one_unreadable_shard_of_many_is_left_out(tmp_path: Path, capsys: pytest
     (folder / "shard-00008.tar").write_bytes(b"")
     with pytest.raises(UserError, match=r"shard-00008\.tar"):
         training_data(folder)
-
-
-# ---- sources
 
 
 def test_of_a_cut_tar_the_samples_before_the_cut_are_used(tmp_path, shards, capsys):
@@ -311,9 +305,6 @@ def test_image_references_lead_to_files_and_tar_members(shards: Path, tmp_path: 
     ):
         with pytest.raises(UserError, match=message):
             open_image(shards, reference)
-
-
-# ---- augmentation
 
 
 @pytest.mark.parametrize(

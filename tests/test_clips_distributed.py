@@ -266,9 +266,6 @@ def test_preempted_processes_wait_for_the_checkpoint(data: Path, tmp_path: Path)
     assert [path.name for path in list_checkpoints(output)] == ["step-00000003"]
 
 
-# ---- in one process
-
-
 def test_processes_share_the_writing_of_replicated_weights(data: Path, tmp_path: Path):
     config = clips_world.train_config(data, tmp_path / "x", recipe={"name": "clips"})
     encoder = build_model(config.model, config.recipe, 0)

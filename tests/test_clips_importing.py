@@ -134,9 +134,6 @@ def test_an_activation_that_differs_from_timm_is_reported(tmp_path: Path):
     assert 1e-5 < read_encoder_manifest(tmp_path / "encoder")["largest_difference"] < 0.1
 
 
-# ---------------------------------------------------------------- open_clip's files
-
-
 def as_training_checkpoint(model: torch.nn.Module, path: Path) -> None:
     state = {f"module._orig_mod.{name}": value for name, value in model.state_dict().items()}
     torch.save({"epoch": 3, "name": "run", "state_dict": state, "optimizer": {"state": {}, "param_groups": []}}, path)
@@ -235,9 +232,6 @@ def test_an_imported_encoder_embeds_for_the_benchmarks(tmp_path: Path):
         expected = theirs.get_text_features(input_ids=dual.tokenizer(["a red square"])).pooler_output
     torch.testing.assert_close(texts, F.normalize(expected, dim=-1), atol=1e-5, rtol=0)
     assert (images.shape, dual.how["input_resize"]) == ((2, 32), "squash")
-
-
-# ---------------------------------------------------------------- errors
 
 
 class Evil:

@@ -161,9 +161,6 @@ def test_a_stage_of_the_bridge_names_the_first_and_counts_all(capsys, monkeypatc
         trainer._judge(trainer.invalid.add(met([50_000])))
 
 
-# ---- a whole training
-
-
 def spoil(folder: Path, share: int) -> Path:
     samples = {f"{index:09d}": clips_world.sample(index) for index in range(20)}
     for index in range(share):

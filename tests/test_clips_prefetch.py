@@ -170,9 +170,6 @@ def test_a_machine_copies_only_its_share(tmp_path: Path, monkeypatch: pytest.Mon
     assert sorted(seen[0] + seen[1]) == list(range(64))
 
 
-# ---- when the network is slow, or away
-
-
 def many(tmp_path: Path, count: int = 18) -> SourceConfig:
     """Shards of two samples behind addresses."""
     folder = clips_world.write_sizes(clips_world.write_shards(tmp_path / "many", sizes=(2,) * count), (2,) * count)
@@ -267,9 +264,6 @@ def test_the_cache_leaves_other_files_alone_and_removes_what_kill_left(tmp_path:
     assert {name for name in left if not name.endswith("-two")} == {"mine.tar", "folder", young.name}
 
 
-# ---- indexes
-
-
 def test_readers_share_the_indexes_of_many_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     made: list[Path] = []
 
@@ -329,9 +323,6 @@ def test_a_sample_without_a_synthetic_caption_has_none(tmp_path: Path):
     samples = {str(number): {"png": clips_world.draw_image(number), "json": text} for number, text in enumerate(texts)}
     source = opened(clips_world.write_shard(tmp_path / "data" / "a.tar", samples).parent)
     assert [source.read(index, rng()).synthetic for index in range(2)] == ["A b. C d.", ""]
-
-
-# ---- what tars may hold, and disks may do
 
 
 def test_names_that_are_not_utf8_are_names(tmp_path: Path):

@@ -238,9 +238,6 @@ def test_a_model_of_another_family_without_a_chat_template(settings: Settings, t
     assert all(text.startswith("a picture of ") and len(text.split()) <= 6 for text in found)  # BLIP continues it
 
 
-# ---- the plan
-
-
 def test_shards_keep_to_the_sources_own_and_groups_to_whole_batches():
     assert split_into_shards([5, 3], 4) == [OutputShard(0, 0, 4), OutputShard(1, 4, 5), OutputShard(2, 5, 8)]
     shards = split_into_shards([100] * 10, 1000)
@@ -261,9 +258,6 @@ def test_the_work_is_shared_by_part_and_rank(settings: Settings, monkeypatch: py
     for part in ("0/4", "5/4", "1", "a/b"):
         with pytest.raises(UserError, match="shard: expected for instance 3/64"):
             settings(shard=part)
-
-
-# ---- what is kept of what was written
 
 
 @pytest.mark.parametrize(
@@ -306,9 +300,6 @@ def test_mistakes_are_one_line(settings: Settings, fields: dict[str, Any], messa
     with pytest.raises(UserError, match=message) as raised:
         run_recaption(settings(**fields))
     assert "\n" not in str(raised.value)
-
-
-# ---- whole processes
 
 
 @pytest.mark.slow

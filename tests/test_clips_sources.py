@@ -154,9 +154,6 @@ def test_a_wrong_table_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert "\n" not in str(raised.value)
 
 
-# ---- streams
-
-
 def streamed_rows(folder: Path) -> Path:
     """23 rows in two parquet files in the hub's layout, five rows a group, with a column that is not used."""
     frame = pd.DataFrame(

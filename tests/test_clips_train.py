@@ -46,9 +46,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     return output
 
 
-# ---- a whole run
-
-
 def test_all_files_of_a_run_have_the_permissions_of_the_umask(tmp_path: Path, data: Path):
     mask = 0o027
     before = os.umask(mask)
@@ -231,9 +228,6 @@ def test_it_learns(tmp_path: Path):
     losses = [entry["loss"] for entry in metrics(trained(small, tmp_path / "learned", data=still, **fields))]
     assert losses[0] > 0.8 * math.log(7)
     assert losses[-1] < 0.5 * losses[0]
-
-
-# ---- interruptions and processes
 
 
 def test_killed_in_mid_run_and_resumed_is_the_same_run(whole: Path, data: Path, tmp_path: Path):

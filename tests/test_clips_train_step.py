@@ -215,9 +215,6 @@ def test_a_second_ctrl_c_ends_at_once_but_not_the_launchers_echo_nor_a_second_si
             os.kill(os.getpid(), number)
 
 
-# ---- numbers and limits
-
-
 class FakeRecipe:
     def __init__(self, losses: list[float]) -> None:
         self.queue = losses
@@ -293,9 +290,6 @@ def test_images_are_normalized_by_the_mean_and_std_of_the_tower():
     run: Any = SimpleNamespace(processes=DistributedContext(), mean=mean, std=std)
     image = prepare_batch({"image": torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)}, run)["image"]
     assert image[0, :, 0, 0].tolist() == [1.0, 1.0, 0.5]
-
-
-# ---- gradients that stand out
 
 
 def test_a_gradient_that_stands_out_is_not_followed():

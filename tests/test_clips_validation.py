@@ -94,7 +94,7 @@ def test_invalid_samples_are_left_out_of_the_batch_that_they_are_in(tmp_path: Pa
     assert set(found.measure(run.encoder).values()) == {1.0}
 
 
-# ---------------------------------------------------------------- shared by processes
+# Shared by processes.
 
 WAYS: dict[str, dict[str, Any]] = {
     "ddp": {},

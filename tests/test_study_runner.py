@@ -14,7 +14,7 @@ from study_engine import FAKE, in_process, keys_of, make, run, visits
 
 from benchmarks.study import engine, job
 from benchmarks.study.job import JobRun
-from benchmarks.study.locks import acquire, is_at_work, locked
+from benchmarks.study.locks import acquire, is_at_work
 from benchmarks.study.status import step_state
 from benchmarks.study.step_state import StepKey, read_record, write_record
 from benchmarks.study.steps import Step, topological_order
@@ -137,12 +137,6 @@ def test_a_step_gets_an_equal_share_of_the_cores_or_what_the_study_says(tmp_path
     step = dataclasses.replace(make(tmp_path, "data"), command=("python", str(script)), outputs=(tmp_path / "made",))
     run(tmp_path, [step], jobs=jobs, threads=asked)
     assert (tmp_path / "made").read_text(encoding="utf-8") == threads
-
-
-def test_two_runners_on_one_directory_are_rejected(tmp_path):
-    with locked(tmp_path), pytest.raises(UserError, match=f"another runner .process {os.getpid()}."):
-        run(tmp_path, [make(tmp_path, "data")])
-    assert run(tmp_path, [make(tmp_path, "data")]).complete
 
 
 def test_a_step_that_a_killed_runner_left_at_work_keeps_the_next_one_out(tmp_path):
