@@ -51,16 +51,6 @@ def test_remote_shards_are_read_once_and_only_when_needed(server, tmp_path: Path
     assert copies(cache) == {0, 2}
 
 
-def test_the_cache_makes_room(tmp_path: Path):
-    folder = clips_world.write_shards(tmp_path / "afar", sizes=(2, 2, 2))
-    size = (folder / "shard-00000.tar").stat().st_size
-    cache = ShardCache(tmp_path / "cache", limit=2.5 * size)
-    for number in range(3):
-        cache.path(f"file://{folder}/shard-{number:05d}.tar")
-    left = sorted(path.name.partition("-")[2] for path in (tmp_path / "cache").glob("[!.]*"))
-    assert left == ["shard-00001.tar", "shard-00002.tar"]
-
-
 def test_a_remote_error_is_one_line(server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("clips.data.remote_files.time.sleep", lambda seconds: None)
     cache = {"cache_dir": str(tmp_path / "cache")}

@@ -247,15 +247,3 @@ def test_no_results_and_an_unknown_baseline_are_rejected(tmp_path):
     put_results(tmp_path, {"clip": SKILLS["clip"]})
     with pytest.raises(UserError, match="unknown baseline row 'clap'; did you mean 'clip'"):
         build_report(tmp_path, baseline="clap")
-
-
-@pytest.mark.parametrize("content", ["{", '{"schema": 99}'])
-def test_a_broken_file_of_a_plain_directory_fails_its_cell_only(tmp_path, content):
-    put_results(tmp_path)
-    whole = build_report(tmp_path).table
-    (tmp_path / "clips" / "gqa.json").write_text(content, encoding="utf-8")
-    table = build_report(tmp_path).table
-    assert [row.name for row in table.rows] == [row.name for row in whole.rows]
-    broken = [cell for cell in table.cells.values() if cell.missing]
-    assert {(cell.row, cell.column.benchmark) for cell in broken} == {("clips", "gqa")}
-    assert "clips/gqa.json" in broken[0].missing.reason

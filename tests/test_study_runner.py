@@ -15,7 +15,6 @@ from study_engine import FAKE, in_process, keys_of, make, run, visits
 from benchmarks.study import engine, job
 from benchmarks.study.job import JobRun
 from benchmarks.study.locks import acquire, is_at_work
-from benchmarks.study.status import step_state
 from benchmarks.study.step_state import StepKey, read_record, write_record
 from benchmarks.study.steps import Step, topological_order
 from benchmarks.study.trash import move_outputs
@@ -190,17 +189,6 @@ def test_what_failed_is_not_tried_again_by_the_engine_but_by_the_next_run(tmp_pa
     write_record(tmp_path, dataclasses.replace(read_record(tmp_path, "data"), run_id="before"))
     assert not JobRun(path, "data").run()
     assert visits(tmp_path, "data") == 2
-
-
-def test_a_record_of_a_dead_job_is_not_called_running(tmp_path):
-    step = make(tmp_path, "data")
-    run(tmp_path, [step])
-    write_record(tmp_path, dataclasses.replace(read_record(tmp_path, "data"), status="running"))
-    key = keys_of([step])["data"]
-    assert step_state(step, key, tmp_path) == "stopped"
-    lock = acquire(tmp_path / "steps" / "data" / ".lock")
-    assert step_state(step, key, tmp_path) == "running"
-    os.close(lock)
 
 
 def test_a_step_of_a_local_run_inside_a_slurm_job_is_no_job_of_its_own(tmp_path, monkeypatch):
