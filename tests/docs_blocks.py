@@ -14,10 +14,7 @@ from clips.commandline.commands import Command
 ROOT = Path(__file__).parents[1]
 PROGRAMS = {"clips": "clips.cli", "llava-bridge": "llava_bridge.cli", "clips-bench": "benchmarks.cli"}
 _MODULES = {"clips.cli": "clips", "clips": "clips", "llava_bridge": "llava-bridge", "benchmarks": "clips-bench"}
-_SCRIPTS = {
-    "scripts/slurm/train.sbatch": ["clips", "train"],
-    "scripts/slurm/llava.sbatch": ["llava-bridge", "train"],
-}
+_SCRIPTS = {"scripts/slurm/train.sbatch": ["clips", "train"], "scripts/slurm/llava.sbatch": ["llava-bridge", "train"]}
 """SLURM's scripts, which hand their arguments on."""
 _FENCE = re.compile(r"^( *)```(\S*)(.*)$")
 

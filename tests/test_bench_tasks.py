@@ -236,22 +236,12 @@ def test_the_registry_names_the_datasets_of_the_task_definitions():
     ("name", "columns", "said", "reason"),
     [
         ("realworldqa", {}, "", r"the model answers nothing: all 6 answers are empty"),
-        (
-            "realworldqa",
-            {"image": [*_images()[:5], None]},
-            "A",
-            "image of the question 'Which 5' is missing or broken",
-        ),
+        ("realworldqa", {"image": [*_images()[:5], None]}, "A", "image of the question 'Which 5' is missing or broken"),
         ("realworldqa", {"image": [*_images()[:5], b"no"]}, "A", "'Which 5' is missing or broken .*identify image"),
         ("realworldqa", {"answer": [None] * 6}, "A", "scorer of realworldqa rejects the question 'Which 0'"),
         ("vqav2_test", {"question_id": [*NUMBERS]}, "A", "vqav2_test gives no score, only a file to submit"),
         # MME wants exactly two questions an image and category
-        (
-            "mme",
-            {"question_id": [*"abcdef"], "category": ["color"] * 6, "answer": ["Yes"] * 6},
-            "Yes",
-            "pairwise",
-        ),
+        ("mme", {"question_id": [*"abcdef"], "category": ["color"] * 6, "answer": ["Yes"] * 6}, "Yes", "pairwise"),
     ],
 )
 def test_errors_are_one_line(name, columns, said, reason, llava, tmp_path, answers, capsys):

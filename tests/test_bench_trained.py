@@ -11,10 +11,7 @@ from report_material import edit, items_table, put_result
 from benchmarks.analysis.diff_command import DiffConfig, run_diff
 from benchmarks.report.notes import table_notes
 from benchmarks.report.report import build_report
-from benchmarks.study.training_settings import (
-    diff_training,
-    read_training,
-)
+from benchmarks.study.training_settings import diff_training, read_training
 from clips.core.artifact import directory_hash, write_manifest
 
 

@@ -134,7 +134,7 @@ def test_a_tower_of_another_width(parts: world.Parts, original: Path, tmp_path: 
     rejected(original, r"mm_projector: .*has shape \(32, 24\), not \(32, 48\)", vision_tower=str(tmp_path / "wide"))
 
 
-def test_models_without_an_original_equivalent_are_not_exported(
+def test_models_without_an_original_equivalent_are_not_converted(
     bridge_encoder: Path, bridge_llm: Path, tower: Path, tmp_path: Path
 ) -> None:
     def saved(name: str, encoder: str, **fields: Any) -> Path:
@@ -150,7 +150,7 @@ def test_models_without_an_original_equivalent_are_not_exported(
     rejected(saved("layers", clip, vision_feature_layer=[-2, -1]), match, format="original")
 
 
-def test_a_conversion_is_done_once_and_replaces_nothing_else(original: Path, tmp_path: Path) -> None:
+def test_a_conversion_replaces_only_its_own_output(original: Path, tmp_path: Path) -> None:
     def run(*words: str) -> tuple[int, str]:
         status, _, told = bridge_world.run_cli("convert", *words)
         return status, told

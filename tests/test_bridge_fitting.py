@@ -83,7 +83,7 @@ def test_results_state_the_image_aspect_ratio() -> None:
     assert said == {"squash": "squash", "pad": "pad", "crop": "shortest side, center crop"}
 
 
-def test_only_align_has_defaults_that_depend_on_instruct() -> None:
+def test_only_align_before_instruct_has_its_own_template_and_aspect_ratio() -> None:
     data = [ConversationSourceConfig(path="x")]
 
     def config(stages: list[Any], **own: Any) -> LlavaTrainConfig:

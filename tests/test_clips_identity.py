@@ -70,14 +70,8 @@ def test_a_difference_names_the_first_setting_and_counts_the_others():
 
 
 def test_settings_that_may_change_on_resume():
-    encoder = {
-        "output",
-        "report_to",
-        "logging_steps",
-        "save_steps",
-        "save_total_limit",
-        "keep_checkpoints_after_training",
-    }
+    encoder = {"output", "report_to", "logging_steps", "save_steps", "save_total_limit"}
+    encoder |= {"keep_checkpoints_after_training"}
     encoder |= {"allow_changes_on_resume", "micro_batch_size", "distributed", "validation", "license"}
     encoder |= {"data.num_workers", "data.cache_images"}
     encoder |= {"data.max_invalid_ratio", "data.sources[].cache_dir", "data.sources[].max_cache_gb"}

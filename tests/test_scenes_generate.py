@@ -186,10 +186,7 @@ def test_the_command_reads_yaml_and_rejects_mistakes(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("fields", "complaint"),
-    [
-        ({"num_scenes": 0}, "num_scenes: expected 1"),
-        ({"questions_per_image": 0}, "questions_per_image: expected 1"),
-    ],
+    [({"num_scenes": 0}, "num_scenes: expected 1"), ({"questions_per_image": 0}, "questions_per_image: expected 1")],
 )
 def test_bad_configs(fields, complaint):
     with pytest.raises(UserError, match=complaint):
