@@ -1,4 +1,4 @@
-"""Every format of training data: tables, hub datasets, COCO's layout, shards remote."""
+"""Every format of training data: tables, Hub datasets, COCO's format, remote shards."""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ def test_accepted_outputs_stay_and_say_what_differs(tmp_path, capsys):
     assert "was accepted" not in (tmp_path / "out/report/index.html").read_text(encoding="utf-8")
 
 
-def test_steps_that_cannot_be_accepted_are_named_and_nothing_is_accepted(tmp_path, finished_study, capsys):
+def test_an_invalid_acceptance_is_reported_and_nothing_is_accepted(tmp_path, finished_study, capsys):
     config = finished_study(tmp_path)
     capsys.readouterr()
     accept_outputs(AcceptConfig(study=config.study))
@@ -340,7 +340,7 @@ def test_chosen_steps_run_again_with_what_depends_on_them_and_without_what_other
     assert "again encoder-clips-s0, " in capsys.readouterr().err
 
 
-def test_rerun_needs_steps_or_include():
+def test_rerun_requires_steps_or_encoders():
     with pytest.raises(UserError, match=r"^steps: expected names of steps, or 'include'"):
         RerunConfig(study="study.yaml")
 
