@@ -1,4 +1,4 @@
-"""Classes of colors for the tests of classification and probes: pictures in every layout, and an encoder that sees."""
+"""Classes of colors for the tests of classification and probes: images in every layout, and an encoder that sees."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ class Colorist:
 
 
 def write_wds(root: Path, count: int = 12, *, split: str = "test", shards: int = 2, start: int = 0) -> Path:
-    """CLIP_benchmark's format; picture n is of class n modulo the number of classes."""
+    """CLIP_benchmark's format; image n is of class n modulo the number of classes."""
     for shard in range(shards):
         members: dict[str, bytes] = {}
         for number in range(start, start + count)[shard::shards]:
-            members[f"s{number:07d}.png"] = world.png(world.picture(number))
+            members[f"s{number:07d}.png"] = world.png(world.draw_image(number))
             members[f"s{number:07d}.cls"] = str(number % len(CLASSES)).encode()
         world.write_tar(root / split / f"{shard}.tar", members)
     (root / "classnames.txt").write_text("\n".join(CLASSES) + "\n")
@@ -69,7 +69,7 @@ def write_folders(root: Path, count: int = 12, *, split: str = "test") -> Path:
     for number in range(count):
         folder = root / split / f"a_{world.color(number)}_thing"
         folder.mkdir(parents=True, exist_ok=True)
-        world.picture(number).save(folder / f"{number}.png")
+        world.draw_image(number).save(folder / f"{number}.png")
     return root
 
 
@@ -77,7 +77,7 @@ def table(count: int = 12) -> object:
     """A ``datasets.Dataset`` with a ClassLabel."""
     import datasets
 
-    images = [{"bytes": world.png(world.picture(number)), "path": None} for number in range(count)]
+    images = [{"bytes": world.png(world.draw_image(number)), "path": None} for number in range(count)]
     labels = [number % len(CLASSES) for number in range(count)]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))})
     return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)

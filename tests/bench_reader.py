@@ -7,7 +7,7 @@ from pathlib import Path
 import bench_world as world
 import pytest
 import torch
-from bench_world import write_pictures as write_pictures
+from bench_world import write_images as write_images
 
 from benchmarks.results.results import Result
 from benchmarks.tasks.encoders import embedding
@@ -18,7 +18,7 @@ class Reader:
     """Its vectors have a dimension for each image; a text of no image is as far from all of them.
 
     Args:
-        pictures: how many of `world.picture` it knows.
+        images: how many of `world.draw_image` it knows.
         context: words that it reads.
         texts: texts that it knows by heart → the number of their image.
         blind: image_root that have the vector of the next one.
@@ -37,7 +37,7 @@ class Reader:
         self.visual, self.image_size = self, 64
         self.preprocess_cfg = {"size": (64, 64), "resize_mode": "squash", "interpolation": "bilinear"}
         self.pictures, self.context, self.texts, self.blind, self.broken = pictures, context, texts or {}, blind, broken
-        self.known = {world.picture(number).tobytes(): number for number in range(pictures)}
+        self.known = {world.draw_image(number).tobytes(): number for number in range(pictures)}
         self.words = {f"thing{number}": number + 1 for number in range(pictures)}
 
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:

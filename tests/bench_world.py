@@ -21,7 +21,7 @@ LMMS_EVAL_WARNS = pytest.mark.filterwarnings(
 """lmms-eval and pycocoevalcap warn when they are imported."""
 
 
-def picture(number: int, size: int = 64) -> Image.Image:
+def draw_image(number: int, size: int = 64) -> Image.Image:
     """A square of one color at a place that depends on ``number``, on noise of its own."""
     generator = np.random.default_rng(number)
     pixels = generator.integers(90, 130, (size, size, 3), dtype=np.uint8)
@@ -50,7 +50,7 @@ def png(image: Image.Image) -> bytes:
 
 
 def write_parquet(path: Path, columns: dict[str, list[Any]]) -> None:
-    """A parquet file as the hub's are; columns of pictures, of lists of them, or of None beside them become images."""
+    """A parquet file as the hub's are; columns of images, of lists of images, or of images and None become images."""
     import datasets
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,9 +75,9 @@ def _stored(value: Any) -> dict[str, Any] | None:
 
 
 def write_hub(root: Path, pictures: int = 6) -> Path:
-    """Seven tasks about the same pictures, several questions each where the task has them."""
+    """Seven tasks about the same images, several questions each where the task has them."""
     numbers = range(pictures)
-    images, colors = [picture(number) for number in numbers], [color(number) for number in numbers]
+    images, colors = [draw_image(number) for number in numbers], [color(number) for number in numbers]
     pairs = [(number, answer) for number in numbers for answer in ("yes", "no")]
     asked = [f"Is there a {color(number + (answer == 'no'))} square in the picture?" for number, answer in pairs]
     answers = [answer for _, answer in pairs]
@@ -93,7 +93,7 @@ def write_hub(root: Path, pictures: int = 6) -> Path:
         question=asked,
         answer=answers,
         category=["random" if index % 4 < 2 else "popular" for index in range(len(pairs))],
-        image=[picture(number) for number, _ in pairs],
+        image=[draw_image(number) for number, _ in pairs],
     )
     write(
         "MME/data/test",
@@ -101,7 +101,7 @@ def write_hub(root: Path, pictures: int = 6) -> Path:
         question=[f"{text} Please answer yes or no." for text in asked],
         answer=[answer.capitalize() for answer in answers],
         category=["color" if number % 2 else "existence" for number, _ in pairs],
-        image=[picture(number) for number, _ in pairs],
+        image=[draw_image(number) for number, _ in pairs],
     )
     write("GQA/testdev_balanced_instructions/testdev", id=names, imageId=names, **what_color)
     write("GQA/testdev_balanced_images/testdev", id=names, image=images)
@@ -124,7 +124,7 @@ def write_hub(root: Path, pictures: int = 6) -> Path:
 
 
 def write_mmmu(root: Path, pictures: int) -> None:
-    """MMMU's validation set: a question with options about each picture, and an open one."""
+    """MMMU's validation set: a question with options about each image, and an open one."""
     numbers = [number for number in range(pictures) for _ in "mo"]
     kinds = ["multiple-choice", "open"] * pictures
     options = [str(list(COLORS)) if kind == "multiple-choice" else "[]" for kind in kinds]
@@ -138,17 +138,17 @@ def write_mmmu(root: Path, pictures: int) -> None:
             "answer": [letter if kind != "open" else color(number)
                        for letter, kind, number in zip(letters, kinds, numbers, strict=True)],
             "question_type": kinds,
-            "image_1": [picture(number) for number in numbers],
+            "image_1": [draw_image(number) for number in numbers],
         },
     )  # fmt: skip
 
 
 def write_shards(root: Path, pictures: int = 6, shards: int = 2) -> Path:
-    """WebDataset shards of pictures with ``captions``."""
+    """WebDataset shards of images with ``captions``."""
     for shard in range(shards):
         members: dict[str, bytes] = {}
         for number in range(shard, pictures, shards):
-            members[f"{number:09d}.png"] = png(picture(number))
+            members[f"{number:09d}.png"] = png(draw_image(number))
             members[f"{number:09d}.json"] = json.dumps({"captions": captions(number)}).encode()
         write_tar(root / f"shard-{shard:05d}.tar", members)
     return root
@@ -164,11 +164,11 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
-def write_pictures(folder: Path, count: int, suffix: str = ".png") -> Path:
+def write_images(folder: Path, count: int, suffix: str = ".png") -> Path:
     """``0.png``, ``1.png``, …"""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
-        picture(number).save(folder / f"{number}{suffix}")
+        draw_image(number).save(folder / f"{number}{suffix}")
     return folder
 
 

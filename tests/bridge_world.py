@@ -1,4 +1,4 @@
-"""The bridge's miniature world: an encoder by open_clip, an LLM, pictures with talk, LLaVAs of them, trainings."""
+"""The bridge's miniature world: an encoder by open_clip, an LLM, images with talk, LLaVAs of them, trainings."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def noise(*sizes: tuple[int, int]) -> list[Image.Image]:
 
 
 def logits(model: Any, processor: Any, picture: Image.Image, prompt: str = "What?") -> torch.Tensor:
-    """(1, T, V): of one question about a picture, as our own chat encoder writes it."""
+    """(1, T, V): of one question about an image, as our own chat encoder writes it."""
     import torch
 
     from llava_bridge.model.build import make_conversation_encoder
@@ -131,7 +131,7 @@ def logits(model: Any, processor: Any, picture: Image.Image, prompt: str = "What
 
 
 def make_talk(directory: Path, samples: int = 16) -> Path:
-    """Pictures of one color and a conversation about each, in LLaVA's form, and the same as text."""
+    """Images of one color and a conversation about each, in LLaVA's form, and the same as text."""
     directory.mkdir(parents=True)
     rows = []
     for number in range(samples):
@@ -147,11 +147,11 @@ def make_talk(directory: Path, samples: int = 16) -> Path:
 
 
 SHAPES = ((40, 24), (24, 40), (64, 64), (200, 30))
-"""Widths and heights of an album's pictures."""
+"""Widths and heights of an album's images."""
 
 
 def make_album(directory: Path) -> Path:
-    """Noise of several shapes with talk about one picture, two, and none."""
+    """Noise of several shapes with talk about one image, two, and none."""
     directory.mkdir(parents=True)
     for number, size in enumerate(SHAPES):
         Image.effect_noise(size, 60).convert("RGB").save(directory / f"{number}.png")
@@ -247,7 +247,7 @@ def train(path: Path, *flags: str, **environment: str) -> str:
 
 @contextlib.contextmanager
 def training(path: Path, *command: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """The command, going on by itself; killed at the end."""
+    """The command in a process of its own; killed at the end."""
     words = [sys.executable, *(command or ("-m", "llava_bridge", "train")), "--config", str(path)]
     own = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     with tempfile.TemporaryFile("w+") as printed:
@@ -346,7 +346,7 @@ def assert_same_training(one: Path, other: Path, within: float, within_losses: f
 
 
 def run_processes(count: int, driver: str, *arguments: str, timeout: float, **environment: str) -> str:
-    """Run a driver in so many processes that share a training, as a launcher starts them; return what they print.
+    """Run a driver in several processes that share a training, as a launcher starts them; return what they print.
 
     All are ended when one fails, or after ``timeout`` seconds, which counts as a failure.
     """

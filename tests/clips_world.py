@@ -25,7 +25,7 @@ from clips.train import EncoderTrainConfig
 COLORS = ["red", "green", "blue", "yellow", "white", "black", "purple"]
 
 
-def picture(index: int, size: tuple[int, int] = (40, 32), kind: str = "png") -> bytes:
+def draw_image(index: int, size: tuple[int, int] = (40, 32), kind: str = "png") -> bytes:
     rng = np.random.default_rng(index)
     pixels = (rng.integers(0, 200, 3) + rng.integers(0, 56, (size[1], size[0], 3))).astype(np.uint8)
     stream = io.BytesIO()
@@ -43,7 +43,7 @@ def captions(index: int) -> dict[str, Any]:
 
 
 def sample(index: int) -> dict[str, bytes]:
-    return {"png": picture(index), "json": json.dumps(captions(index)).encode()}
+    return {"png": draw_image(index), "json": json.dumps(captions(index)).encode()}
 
 
 def write_shard(path: Path, samples: dict[str, dict[str, bytes]]) -> Path:
@@ -58,7 +58,7 @@ def write_shard(path: Path, samples: dict[str, dict[str, bytes]]) -> Path:
 
 
 def write_shards(folder: Path, sizes: tuple[int, ...] = (9, 7, 5)) -> Path:
-    """Shards of unlike sizes; sample ``index`` has key ``f"{index:09d}"``."""
+    """Shards of different sizes; sample ``index`` has key ``f"{index:09d}"``."""
     first = 0
     for number, size in enumerate(sizes):
         samples = {f"{index:09d}": sample(index) for index in range(first, first + size)}
@@ -68,7 +68,7 @@ def write_shards(folder: Path, sizes: tuple[int, ...] = (9, 7, 5)) -> Path:
 
 
 def write_sizes(folder: Path, sizes: tuple[int, ...]) -> Path:
-    """A sizes.json of shards as `write_shards` names them, whatever they hold."""
+    """A sizes.json of shards as `write_shards` names them, with any contents."""
     counts = {f"shard-{number:05d}.tar": size for number, size in enumerate(sizes)}
     (folder / "sizes.json").write_text(json.dumps(counts), encoding="utf-8")
     return folder

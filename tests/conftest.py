@@ -33,7 +33,7 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real data and models beside the checkout; users do not have it."""
+    """The directory of real data and models next to the checkout; users do not have it."""
     if not SHARED.is_dir():
         pytest.skip("no ../shared folder with real data and models")
     return SHARED
@@ -66,7 +66,7 @@ def _no_processes_left() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root ``hub`` about six pictures, and ``llava``, which transformers alone has made."""
+    """A data root ``hub`` about six images, and ``llava``, which transformers alone has made."""
     import bench_world
 
     root = tmp_path_factory.mktemp("places")
@@ -120,7 +120,7 @@ def bridge_llava(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path,
 
 @pytest.fixture(scope="session")
 def bridge_talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of one color with conversations (talk.json) and text (text.jsonl)."""
+    """Images of one color with conversations (talk.json) and text (text.jsonl)."""
     import bridge_world
 
     return bridge_world.make_talk(tmp_path_factory.mktemp("bridge") / "talk")
@@ -144,7 +144,7 @@ def bridge_long_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bridge_album(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Noise of several shapes with talk about one picture, two, and none."""
+    """Noise of several shapes with talk about one image, two, and none."""
     import bridge_world
 
     return bridge_world.make_album(tmp_path_factory.mktemp("bridge") / "album")

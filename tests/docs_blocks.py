@@ -14,10 +14,7 @@ from clips.commandline.commands import Command
 ROOT = Path(__file__).parents[1]
 PROGRAMS = {"clips": "clips.cli", "llava-bridge": "llava_bridge.cli", "clips-bench": "benchmarks.cli"}
 _MODULES = {"clips.cli": "clips", "clips": "clips", "llava_bridge": "llava-bridge", "benchmarks": "clips-bench"}
-_SCRIPTS = {
-    "scripts/slurm/train.sbatch": ["clips", "train"],
-    "scripts/slurm/llava.sbatch": ["llava-bridge", "train"],
-}
+_SCRIPTS = {"scripts/slurm/train.sbatch": ["clips", "train"], "scripts/slurm/llava.sbatch": ["llava-bridge", "train"]}
 """SLURM's scripts, which hand their arguments on."""
 _FENCE = re.compile(r"^( *)```(\S*)(.*)$")
 
@@ -49,7 +46,7 @@ class Shell:
 
     @property
     def called(self) -> list[str] | None:
-        """The words of the suite's own command, program first, whatever launcher stands before; None for others."""
+        """The words of the suite's own command, program first, without a launcher; None for others."""
         return called(self.words)
 
     def __str__(self) -> str:
@@ -101,7 +98,7 @@ def shell(block: Block) -> Iterator[Shell]:
         pending = f"{pending}\n{line}" if pending else line
         try:
             words = shlex.split(pending, comments=True)
-        except ValueError:  # a quote that goes on
+        except ValueError:  # a quote that continues
             continue
         if words:
             yield Shell(block, _without_comment(pending))

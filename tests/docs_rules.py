@@ -20,7 +20,7 @@ class Rule:
         swap: parts of the command that are replaced, each with what it is replaced by.
         add: what is appended.
         typed: what is typed while it runs.
-        shared: whether it needs the real data beside the checkout, as ``--paths.shared``; not run without them.
+        shared: whether it needs the real data next to the checkout, as ``--paths.shared``; not run without them.
         skip: why it is not run.
     """
 

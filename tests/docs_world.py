@@ -59,7 +59,7 @@ def write_configs(root: Path) -> None:
 
 
 def copy_tree(source: Path, target: Path) -> None:
-    """A copy whose weights, which nobody writes to, take no room."""
+    """A copy whose weights are links: they are only read."""
 
     def copy(file: str, to: str) -> None:
         (os.link if file.endswith(".safetensors") else shutil.copy2)(file, to)
@@ -70,7 +70,7 @@ def copy_tree(source: Path, target: Path) -> None:
 def make_world(root: Path) -> Path:
     """All of it."""
     write_configs(root)
-    _pictures(root)
+    _images(root)
     _shards(root)
     _benchmarks(root / "data")
     _models(root)
@@ -78,13 +78,13 @@ def make_world(root: Path) -> Path:
     return root
 
 
-def _pictures(root: Path) -> None:
+def _images(root: Path) -> None:
     folder = root / "photos" / "images"
     folder.mkdir(parents=True)
     rows = []
     for number in range(PICTURES):
         name = "first.jpg" if number == 0 else f"{number}.jpg"
-        bench_world.picture(number).save(folder / name)
+        bench_world.draw_image(number).save(folder / name)
         short, *more = bench_world.captions(number)
         rows.append({"file_name": name, "caption": short, "description": ". ".join(more)})
     shutil.copy(folder / "first.jpg", root / "photo.jpg")
@@ -100,11 +100,11 @@ def _pictures(root: Path) -> None:
 
 
 def karpathy(folder: Path, name: str) -> Path:
-    """Karpathy's JSON beside ``images``, a half of them in each of the splits train and test."""
+    """Karpathy's JSON next to ``images``, a half of them in each of the splits train and test."""
     if not (folder / "images").is_dir():
         (folder / "images").mkdir(parents=True)
         for number in range(6):
-            bench_world.picture(number).save(folder / "images" / f"{number}.jpg")
+            bench_world.draw_image(number).save(folder / "images" / f"{number}.jpg")
     images = [
         {
             "filename": path.name,
@@ -125,7 +125,7 @@ def _shards(root: Path) -> None:
         told = clips_world.captions(number)
         named = {"org_caption": told["web_caption"], "re_caption": told["synthetic_caption"]}
         text = json.dumps({**told, **named}).encode()
-        samples[f"{number:09d}"] = {"png": clips_world.picture(number), "json": text}
+        samples[f"{number:09d}"] = {"png": clips_world.draw_image(number), "json": text}
         rows.append({"url": f"photos/images/{number + 1}.jpg", **named})
     clips_world.write_shard(root / "shards" / "shard-00000.tar", samples)
     pd.DataFrame(rows).to_parquet(root / "rows.parquet")

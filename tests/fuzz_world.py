@@ -44,7 +44,7 @@ class Ended:
 
 
 def run(program: str, words: list[str], commands: Mapping[str, Command] | None = None) -> Ended:
-    """A command in this process; what it raises goes on."""
+    """A command in this process; it may raise."""
     about, own = PROGRAMS[program]
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -53,7 +53,7 @@ def run(program: str, words: list[str], commands: Mapping[str, Command] | None =
 
 
 def attempt(work: Callable[[], Any], refusal: type[Exception]) -> tuple[Any, Any]:
-    """What ``work`` gives, or its refusal; any other exception goes on."""
+    """The result of ``work``, or its expected error; any other exception is raised."""
     try:
         return work(), None
     except refusal as error:
@@ -61,7 +61,7 @@ def attempt(work: Callable[[], Any], refusal: type[Exception]) -> tuple[Any, Any
 
 
 def check_end(ended: Ended, program: str, *culprits: str, alone: bool = False) -> None:
-    """A command did its work, or told in one line what is wrong.
+    """A command did its work, or reported in one line what is wrong.
 
     Args:
         ended: how it ended.
@@ -120,7 +120,7 @@ class World:
             Image.effect_noise((24, 18), 50).convert("RGB").save(self.folder / f"picture.{end}", kind)
         self.pictures = [path.read_bytes() for path in sorted(self.folder.glob("picture.*"))]
         (self.folder / "images").mkdir()
-        (self.folder / "images" / "a.png").write_bytes(clips_world.picture(1))
+        (self.folder / "images" / "a.png").write_bytes(clips_world.draw_image(1))
 
     def fresh(self) -> Path:
         """An empty directory."""

@@ -1,4 +1,4 @@
-"""Broken input of every kind, and what must hold whatever comes: defined once, for the tests and ``scripts/fuzz.py``.
+"""Broken input of every kind, and what must hold for any of it: defined once, for the tests and ``scripts/fuzz.py``.
 
 A target draws input, gives it to a command in this process, and asserts that nothing went wrong but the input.
 """
@@ -65,7 +65,7 @@ def _as_yaml(content: Any) -> str:
 
 
 def configs(world: World, data: st.DataObject) -> None:
-    """A config with one key changed is refused by name, or is one that could run; a damaged file is refused."""
+    """A config with one key changed is rejected by name, or could run; a damaged file is rejected."""
     program, command, content = data.draw(st.sampled_from(CONFIGS))
     path = world.fresh() / "config.yaml"
     if data.draw(st.sampled_from(["key", "key", "key", "key", "bytes"])) == "bytes":
@@ -151,7 +151,7 @@ def manifests(world: World, data: st.DataObject) -> None:
 
 
 def shards(world: World, data: st.DataObject) -> None:
-    """Shards whose captions, pictures or bytes are anything."""
+    """Shards whose captions, images or bytes are anything."""
     place = world.fresh() / "shards"
     place.mkdir()
     kind = data.draw(st.sampled_from(["captions", "json", "picture", "names", "tar"]))
@@ -197,7 +197,7 @@ def _check_page(ended: Ended, page: Path) -> None:
 
 
 def tables(world: World, data: st.DataObject) -> None:
-    """Tables of pictures and captions: anything in their cells, or damaged files."""
+    """Tables of images and captions: anything in their cells, or damaged files."""
     place = world.fresh()
     shutil.copytree(world.folder / "images", place / "images")
     end = data.draw(st.sampled_from(["parquet", "jsonl", "csv", "tsv"]))
@@ -259,8 +259,8 @@ def conversations(world: World, data: st.DataObject) -> None:
                 assert picture.open().mode == "RGB"
 
 
-def pictures(world: World, data: st.DataObject) -> None:
-    """Damaged pictures become RGB or a reason."""
+def images(world: World, data: st.DataObject) -> None:
+    """Damaged images become RGB or a reason."""
     from clips.data.images import BadImageError, decode_image
 
     content = data.draw(damaged(data.draw(st.sampled_from(world.pictures))))
@@ -286,7 +286,7 @@ def captions(world: World, data: st.DataObject) -> None:
 
 
 def requests(world: World, data: st.DataObject) -> None:
-    """A request for a chat completion, changed or damaged, is understood or refused."""
+    """A request for a chat completion, changed or damaged, is understood or rejected."""
     from llava_bridge.serving.request import RequestError, parse_request
 
     parts = [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
@@ -327,7 +327,7 @@ TARGETS = {
     "shards": Target(shards, share=10, quick=6),
     "tables": Target(tables, share=5, quick=2),
     "conversations": Target(conversations, share=10, quick=40),
-    "pictures": Target(pictures, share=10, quick=40),
+    "pictures": Target(images, share=10, quick=40),
     "captions": Target(captions, share=5, quick=6),
     "requests": Target(requests, share=10, quick=40),
 }

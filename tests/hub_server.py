@@ -1,4 +1,4 @@
-"""A data set hub on this machine, as far as huggingface_hub asks it: descriptions, and files with ranges.
+"""A dataset hub on this machine, as far as huggingface_hub asks it: descriptions, and files with ranges.
 
     python hub_server.py FOLDER SENT     # prints its address, then serves FOLDER/ORG/NAME/…, appends to SENT
 

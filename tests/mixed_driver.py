@@ -1,4 +1,4 @@
-"""Started as one of several training processes: trains LLaVAs in whose steps some processes have text, others pictures.
+"""Started as one of several training processes: trains LLaVAs in whose steps some processes have text, others images.
 
 python mixed_driver.py CONFIG...
 """
@@ -16,13 +16,13 @@ from llava_bridge.training.train import run_train
 from llava_bridge.training.train_config import LlavaTrainConfig
 from llava_bridge.training.trainer import StageTrainer
 
-# A step's samples, T of text and P with a picture: of two processes the first has the first two, or every other one.
+# A step's samples, T of text and P with an image: of two processes the first has the first two, or every other one.
 STEPS = ("TTPP", "PPTT", "TPTT", "PTPP", "TTTT", "TTPP", "PPPT", "PPTT")
 STEP = StageTrainer.training_step
 
 
 def mixed_order(self: StageTrainer, train_dataset: Any = None) -> list[int]:
-    """Samples in the kinds that `STEPS` says, whatever order training takes by itself."""
+    """Samples in the kinds that `STEPS` states, in place of the order of training."""
     shows = [bool(shown) for shown, _ in self.train_dataset.sizes()]  # type: ignore[union-attr]
     of_kind = {
         kind: itertools.cycle([index for index, one in enumerate(shows) if one == (kind == "P")]) for kind in "TP"
@@ -32,13 +32,13 @@ def mixed_order(self: StageTrainer, train_dataset: Any = None) -> list[int]:
 
 def training_step(self: StageTrainer, model: Any, *arguments: Any, **options: Any) -> Any:
     """A step between two looks at what ZeRO-3 has cut: a weight that stays whole is gathered once."""
-    refuse_whole_weights(model)
+    reject_full_weights(model)
     loss = STEP(self, model, *arguments, **options)
-    refuse_whole_weights(model)
+    reject_full_weights(model)
     return loss
 
 
-def refuse_whole_weights(model: Any) -> None:
+def reject_full_weights(model: Any) -> None:
     whole = [
         name
         for name, weight in model.named_parameters()

@@ -71,7 +71,7 @@ class Parts:
                 weight.data += torch.randn_like(weight) * 0.05
 
     def pixels(self, picture: Image.Image) -> Tensor:
-        """(1, 3, 32, 32): a square of the mean color around the picture, resized, normalized."""
+        """(1, 3, 32, 32): a square of the mean color around the image, resized, normalized."""
         from transformers import CLIPImageProcessor
 
         side = max(picture.size)
@@ -80,7 +80,7 @@ class Parts:
         return CLIPImageProcessor(**preprocessing())(square, return_tensors="pt")["pixel_values"]
 
     def ids(self, prompt: str) -> list[list[int]]:
-        """The tokens before, between and behind pictures, each text tokenized by itself, the first with its <s>."""
+        """The tokens before, between and behind images, each text tokenized by itself, the first with its <s>."""
         texts = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in prompt.split("<image>")]
         return [[self.tokenizer.bos_token_id, *texts[0]], *texts[1:]]
 
@@ -168,7 +168,7 @@ def write_original(
     return directory
 
 
-def picture() -> Image.Image:
-    """A wide picture of noise."""
+def draw_image() -> Image.Image:
+    """A wide image of noise."""
     noise = torch.randint(0, 256, (20, 50, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     return Image.fromarray(noise.numpy())

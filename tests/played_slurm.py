@@ -1,6 +1,6 @@
 """Plays SLURM's programs on one machine, without accounting, by the name under which it is called.
 
-Jobs lie in the directory PLAYED_SLURM: files with what sbatch was told, the pid of its shell, its state. There is no
+Jobs lie in the directory PLAYED_SLURM: files with the arguments of sbatch, the pid of its shell, its state. There is no
 queue: what is submitted runs, unless a file ``hold`` is there.
 """
 

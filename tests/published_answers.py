@@ -2,7 +2,7 @@
 
 The answers are LLaVA-1.5-13B's own: haotian-liu/LLaVA, ``playground/data/eval`` of commit 32cebc38 (its ``eval.zip``),
 Apache-2.0. The right answers are those of MME (research use; as in OpenGVLab/InternVL's ``eval/mme``, MIT), of POPE
-(RUCAIBox/POPE ``output/coco``, MIT, questions as mended in November 2023) and of TextVQA 0.5.1 (CC BY 4.0).
+(RUCAIBox/POPE ``output/coco``, MIT, questions as corrected in November 2023) and of TextVQA 0.5.1 (CC BY 4.0).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "d" * 40
-REFUSED = "refused"  # a name that nobody may push to
+REFUSED = "refused"  # a name that no user may push to
 
 
 class Hub(BaseHTTPRequestHandler):

@@ -19,8 +19,8 @@ KINDS = ("dog", "cup", "kite", "tree", "boat", "clock")
 SKILLS = {"untrained": 0.05, "clip": 0.45, "clips": 0.62}
 
 
-def picture(number: int) -> bytes:
-    """A small picture with a disc, as JPEG."""
+def draw_image(number: int) -> bytes:
+    """A small image with a disc, as JPEG."""
     image = Image.new("RGB", (96, 96), ((number * 37) % 200 + 40, (number * 71) % 200 + 40, 180))
     ImageDraw.Draw(image).ellipse((20, 20, 76, 76), fill=((number * 91) % 255, 90, 60))
     stream = io.BytesIO()
@@ -53,7 +53,7 @@ def items_table(skill: float, *, benchmark: str, count: int = 120, seed: int = 0
             ],
             "target": [f"picture-{i // 2}" if retrieval else "yes" for i in range(count)],
             "score": right.astype(float),
-            "thumbnail": [picture(i // 2) if i % 2 == 0 else None for i in range(count)],
+            "thumbnail": [draw_image(i // 2) if i % 2 == 0 else None for i in range(count)],
             "hit": right.astype(float),
             "hit5": np.maximum(right, difficulty < skill + 0.25).astype(float),
         }

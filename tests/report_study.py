@@ -122,7 +122,7 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if not {"style", "script"} & {*self._open}:
             self._words.append(data if self._inline else f" {data}")
-            self._inline = self._inline and self._open[-1] == "a"  # what follows a link goes on where it ended
+            self._inline = self._inline and self._open[-1] == "a"  # text after a link continues without a space
 
 
 def section(page: str, name: str) -> str:

@@ -58,7 +58,7 @@ def digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def resume(config_file: str) -> None:
-    """Resume a run; writes counts and hashes of this process beside its config."""
+    """Resume a run; writes counts and hashes of this process next to its config."""
     _opens.clear()
     _bytes.clear()
     config = parse_config(EncoderTrainConfig, ["--config", config_file], prog="driver")

@@ -1,4 +1,4 @@
-"""Started as a launcher would start it: trains a LLaVA, and gets SIGTERM after so many steps.
+"""Started as a launcher would start it: trains a LLaVA, and gets SIGTERM after N steps.
 
 python stop_driver.py CONFIG STEPS
 """

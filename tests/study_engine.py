@@ -27,7 +27,7 @@ FAKE = Path(__file__).with_name("fake_step.py")
 
 
 def fake_program(words: Sequence[str]) -> list[str]:
-    """How a step is started: the fake, whatever the command."""
+    """How a step is started: the fake, for any command."""
     return [sys.executable, str(FAKE), *words]
 
 

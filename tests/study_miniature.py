@@ -95,7 +95,7 @@ def write_mmvet(hub: Path) -> None:
     """MM-Vet's columns, two questions."""
     columns = {
         "question_id": ["v1_0", "v1_1"],
-        "image": [bench_world.picture(0), bench_world.picture(1)],
+        "image": [bench_world.draw_image(0), bench_world.draw_image(1)],
         "question": ["What color is it?"] * 2,
         "answer": [bench_world.color(0), bench_world.color(1)],
         "image_source": ["VQAv2"] * 2,

@@ -1,4 +1,4 @@
-"""Caption scorers: what each picture adds, and the tokenizer with and without Java."""
+"""Caption scorers: what each image adds, and the tokenizer with and without Java."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_the_imitation_by_hand():
     ]
 
 
-def test_picture_scores_add_up_to_the_corpus_s(monkeypatch):
+def test_image_scores_add_up_to_the_corpus_score(monkeypatch):
     """BLEU from summed counts, CIDEr and ROUGE-L from means, equal pycocoevalcap's corpus values."""
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider

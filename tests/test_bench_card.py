@@ -61,7 +61,7 @@ def test_the_hub_reads_the_numbers(model: Path) -> None:
     assert (written.data.model_name, written.data.license, written.data.library_name) == ("Mine", "mit", "transformers")
 
 
-def test_the_table_says_what_is_there_and_what_is_not(model: Path) -> None:
+def test_the_table_lists_results_and_missing_ones(model: Path) -> None:
     put_failure(model.parent / "results", "row", "mme", "out of memory")
     edit(model.parent / "results/row/mme.json", model={"path": "", "hash": directory_hash(model)})
     text = fill(model).text
@@ -70,11 +70,13 @@ def test_the_table_says_what_is_there_and_what_is_not(model: Path) -> None:
     assert "- gqa, meteor: no Java &lt;script&gt;" in text
     assert "| data hash | abc |" in text
     assert "| data | not stated |" in text
+    assert "| align.steps | 5 |\n" in text
     assert "| align.samples | 40 |" in text
+    assert "| align, loss at its end | 2.000 |" in text
     assert not [raw for raw in ("<script>", "\x1b") if raw in text]
 
 
-def test_what_a_card_said_stays_and_old_numbers_go(model: Path) -> None:
+def test_text_of_a_card_stays_and_old_numbers_are_removed(model: Path) -> None:
     (model / "README.md").write_text("---\nlicense: apache-2.0\ntags:\n- mine\n---\n# Title\n\nProse.\n")
     first = str(fill(model))
     assert "Prose." in first
@@ -87,7 +89,7 @@ def test_what_a_card_said_stays_and_old_numbers_go(model: Path) -> None:
     assert str(fill(model)) == str(again)
 
 
-def test_results_of_other_models_are_refused(model: Path, tmp_path: Path) -> None:
+def test_results_of_other_models_are_rejected(model: Path, tmp_path: Path) -> None:
     other = make_model(tmp_path / "other")
     (other / "model.safetensors").write_bytes(b"others")
     with pytest.raises(UserError, match=r"^results: none of the 2 results in .+ is of .+other"):
@@ -95,9 +97,7 @@ def test_results_of_other_models_are_refused(model: Path, tmp_path: Path) -> Non
     assert not (other / "README.md").exists()
 
 
-def test_what_is_out_of_date_in_its_study_is_left_out_or_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_out_of_date_results_are_omitted_or_rejected(tmp_path, monkeypatch, capsys):
     study, model = make_study(tmp_path, monkeypatch), make_model(tmp_path / "model")
     described = {"path": str(model), "hash": directory_hash(model)}
     for name in ("clip-s0/retrieval", "clip-tiny-s0/pope", "clips-tiny-s0/pope"):
@@ -118,8 +118,6 @@ def test_what_is_out_of_date_in_its_study_is_left_out_or_refused(
     (model / "README.md").unlink()
     for name in ("encoder-clip-s0", "llava-clips-tiny-s0"):
         edit(study / f"steps/evaluate-{name}/step.json", key="of an older study")
-    with pytest.raises(
-        UserError, match=r"^results: .+ nothing of .+model is up to date: .*pope: out of date \(not run"
-    ):
+    with pytest.raises(UserError, match=r"^results: .+ nothing of .+model is up to date: .*pope: out of date \(not"):
         run_card(config)
     assert not (model / "README.md").exists()

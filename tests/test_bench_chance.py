@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from bench_reader import write_pictures
+from bench_reader import write_images
 
 from benchmarks.results.results import CHANCE
 from benchmarks.tasks.compositional.caption_scores import _guessed, win_probabilities
@@ -27,9 +27,9 @@ from benchmarks.tasks.mllm.task_metrics import TASK_METRICS
 from clips.data.formats import DatasetSpec
 
 
-def test_recall_by_chance_counts_pictures_and_all_their_captions(tmp_path):
+def test_recall_by_chance_counts_images_and_all_their_captions(tmp_path):
     captions_of = [3, 1, 2, 2, 4]
-    write_pictures(tmp_path / "images", len(captions_of))
+    write_images(tmp_path / "images", len(captions_of))
     rows = [
         {"image": f"images/{n}.png", "captions": [f"thing {n} {k}" for k in range(count)]}
         for n, count in enumerate(captions_of)
@@ -52,7 +52,7 @@ def test_recall_by_chance_counts_pictures_and_all_their_captions(tmp_path):
     assert found["t2i_median_rank"] == pytest.approx((pictures + 1) / 2)
 
 
-def test_classes_by_lot_and_the_commonest():
+def test_chance_of_random_and_of_majority_classes():
     found: Any = SimpleNamespace(targets=np.array([2, 2, 2, 0, 1, 6]), classes=list("abcdefgh"))
     assert chance_hits(found)["acc1"] == pytest.approx([1 / 8] * 6)
     assert chance_hits(found)["acc5"] == pytest.approx([5 / 8] * 6)
@@ -82,7 +82,7 @@ def _measured(task: str, samples: list[dict[str, Any]]) -> dict[str, dict[str, f
     return {name: dict(compute_metric(items, specs[name], blind=blind).chance_levels) for name in specs}
 
 
-def test_yes_and_no_by_a_coin_and_by_always_saying_yes():
+def test_chance_of_yes_and_no_by_a_coin_and_by_always_yes():
     truth = ["yes", "yes", "yes", "no"]
     kinds = ["random", "popular", "adversarial", "adversarial"]
     samples = [
@@ -100,7 +100,7 @@ def test_yes_and_no_by_a_coin_and_by_always_saying_yes():
     assert found["pope_yes_ratio"] == found["said_yes"] == {}
 
 
-def test_points_of_pairs_are_those_of_every_toss_of_coins():
+def test_points_of_pairs_are_averaged_over_all_coin_tosses():
     def sample(picture: str, answer: str, right: bool) -> dict[str, Any]:
         score = {"category": "a", "question_id": picture, "score": float(right)}
         return {"doc": {"answer": answer}, "mme_perception_score": score}
@@ -185,7 +185,7 @@ def test_winoground_by_its_definition():
 @pytest.mark.parametrize(
     "scores", [[[1, 1], [1, 1]], [[1, 0], [1, 0]], [[1, 1], [0, 1]], [[0.5, 0.5], [0, 0.5]], [[2, 1], [1, 2]]]
 )
-def test_ties_are_drawn_orders(scores):
+def test_ties_are_averaged_over_random_orders(scores):
     """The expected win is the mean over many tiny disturbances."""
     generator = np.random.default_rng(1)
     scores = np.array(scores, float)

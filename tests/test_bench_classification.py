@@ -84,7 +84,7 @@ def test_class_vectors_are_open_clips(monkeypatch):
     assert len(class_prompts("openai_imagenet", "x")) == 80
 
 
-def test_templates_are_those_asked_for_and_stated(tmp_path, ask):
+def test_templates_are_those_of_the_config_and_in_the_protocol(tmp_path, ask):
     data = classes.write_wds(tmp_path / "data")
     beside = ask(classes.Colorist(), data)
     assert beside.protocol["prompt"] == "a {} square. | there is a {} thing"
@@ -94,7 +94,7 @@ def test_templates_are_those_asked_for_and_stated(tmp_path, ask):
     assert given.key != beside.key
 
 
-def test_the_same_pictures_in_every_layout(tmp_path, monkeypatch):
+def test_every_layout_has_the_same_images(tmp_path, monkeypatch):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -110,12 +110,12 @@ def test_the_same_pictures_in_every_layout(tmp_path, monkeypatch):
         assert found.split == split
         assert list(found.classes) == list(wds.classes)
         assert found.targets.tolist() == [number % 4 for number in range(12)]
-        assert found.open(5).tobytes() == world.picture(5).tobytes()
+        assert found.open(5).tobytes() == world.draw_image(5).tobytes()
     with pytest.raises(UserError, match=r"parquet: .*split \"train\""):
         load_classification_set(str(tmp_path / "parquet"), split="train")
     folders = load_classification_set(str(classes.write_folders(tmp_path / "folders")))
     assert folders.classes == [f"a {name} thing" for name in sorted(classes.CLASSES)]
-    assert folders.open(0).tobytes() == world.picture(10).tobytes()  # a blue one, 10.png before 2.png
+    assert folders.open(0).tobytes() == world.draw_image(10).tobytes()  # a blue one, 10.png before 2.png
     (tmp_path / "folders/classnames.txt").write_text("B\nG\nR\nW\n")
     assert load_classification_set(str(tmp_path / "folders")).classes == ["B", "G", "R", "W"]
     few = load_classification_set(str(tmp_path / "folders"), limit=4)
@@ -151,7 +151,7 @@ def test_a_fault_in_the_data_is_one_line(tmp_path, ask, breakage, said):
         ((), r"benchmarks\.templates: expected at least one text"),
     ],
 )
-def test_templates_that_cannot_be(templates, said):
+def test_invalid_templates(templates, said):
     with pytest.raises(UserError, match=said):
         BenchmarkConfig(name="x", data="y", templates=templates)
 

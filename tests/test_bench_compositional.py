@@ -26,7 +26,7 @@ from llava_bridge.inference.loglikelihood import LogLikelihood
 
 
 def _sugarcrepe(root: Path) -> Path:
-    world.write_pictures(root / "images", 2)
+    world.write_images(root / "images", 2)
     pair = {"caption": "a red one", "negative_caption": "a blue one"}
     world.write_lines(root / "swap_att.json", [{"3": {"filename": "1.png", **pair}}])
     world.write_lines(root / "add_att.json", [{"0": {"filename": "0.png", **pair}, "7": {"filename": "1.png", **pair}}])
@@ -34,7 +34,7 @@ def _sugarcrepe(root: Path) -> Path:
 
 
 def _aro(root: Path, kinds: list[dict[str, Any]]) -> Path:
-    world.write_pictures(root / "images", 2)
+    world.write_images(root / "images", 2)
     box = {"bbox_x": 4, "bbox_y": 8, "bbox_w": 20, "bbox_h": 30}
     rows = [
         {"image_path": f"{number % 2}.png", "true_caption": "a on b", "false_caption": "b on a", **box, **kind}
@@ -44,8 +44,8 @@ def _aro(root: Path, kinds: list[dict[str, Any]]) -> Path:
 
 
 def _valse(root: Path) -> Path:
-    world.write_pictures(root / "images", 1)
-    world.write_pictures(root / "images/SWiG", 2)
+    world.write_images(root / "images", 1)
+    world.write_images(root / "images/SWiG", 2)
     pair = {"caption": "there is one", "foil": "there is none", "dataset": "SWiG"}
     rows = {
         "a": {**pair, "image_file": "0.png", "mturk": {"foil": 0, "caption": 3, "other": 0}},
@@ -62,7 +62,7 @@ def _winoground(root: Path) -> Path:
     for case, tag in enumerate(("Object", "Relation")):
         row: dict[str, Any] = {"id": case, "collapsed_tag": tag}
         for side, number in enumerate((2 * case, 2 * case + 1)):
-            world.picture(number).save(root / f"images/ex_{case}_img_{side}.png")
+            world.draw_image(number).save(root / f"images/ex_{case}_img_{side}.png")
             row |= {f"image_{side}": f"ex_{case}_img_{side}", f"caption_{side}": f"a {world.color(number)} square"}
         rows.append(row)
     world.write_lines(root / "examples.jsonl", rows)
@@ -73,7 +73,7 @@ def test_sugarcrepe(tmp_path):
     pairs = load_pair_set(str(_sugarcrepe(tmp_path)), "sugarcrepe")
     assert [case.name for case in pairs.cases] == ["add_att/0", "add_att/7", "swap_att/3"]
     assert pairs.cases[0].captions == ("a red one", "a blue one")
-    assert pairs.open(pairs.cases[1].pictures[0]).tobytes() == world.picture(1).tobytes()
+    assert pairs.open(pairs.cases[1].pictures[0]).tobytes() == world.draw_image(1).tobytes()
     assert len(pairs.pictures) == 2
     assert pairs.averaged == {case.kind for case in pairs.cases} == {"add_att", "swap_att"}
     (one,) = load_pair_set(str(tmp_path / "swap_att.json"), "sugarcrepe").cases
@@ -83,22 +83,22 @@ def test_sugarcrepe(tmp_path):
         _ = load_pair_set(str(tmp_path), "sugarcrepe").hash
 
 
-def test_aro_cuts_the_box_and_leaves_kinds_out_of_the_mean(tmp_path):
+def test_aro_crops_the_box_and_excludes_kinds_from_the_mean(tmp_path):
     relations = [{"relation_name": name} for name in ("on", "near", "behind")]
     pairs = load_pair_set(str(_aro(tmp_path / "r", relations)), "aro_relation")
     part = pairs.open(pairs.cases[1].pictures[0])
-    assert part.tobytes() == world.picture(1).crop((4, 8, 24, 38)).tobytes()
+    assert part.tobytes() == world.draw_image(1).crop((4, 8, 24, 38)).tobytes()
     assert pairs.averaged == {"on", "behind"}  # what is near is near both ways
     attributes = [{"attributes": ["red", "round"]}] * 25 + [{"attributes": ["old", "wet"]}] * 24
     pairs = load_pair_set(str(_aro(tmp_path / "a", attributes)), "aro_attribution")
     assert pairs.averaged == {"red_round"}
 
 
-def test_valse_takes_the_valid_and_looks_in_the_data_sets_folder(tmp_path):
+def test_valse_takes_valid_items_from_the_dataset_directory(tmp_path):
     pairs = load_pair_set(str(_valse(tmp_path)), "valse")
     assert [case.name for case in pairs.cases] == ["existence/a", "existence/c"]
     assert pairs.cases[1].pictures[0].reference == "SWiG/1.png"
-    assert pairs.open(pairs.cases[1].pictures[0]).tobytes() == world.picture(1).tobytes()
+    assert pairs.open(pairs.cases[1].pictures[0]).tobytes() == world.draw_image(1).tobytes()
 
 
 def test_winoground_as_files_and_as_the_hubs_parquet(tmp_path, monkeypatch):
@@ -115,12 +115,12 @@ def test_winoground_as_files_and_as_the_hubs_parquet(tmp_path, monkeypatch):
     hub = load_pair_set(str(tmp_path / "hub"), "winoground")
     assert [case.captions for case in hub.cases] == [case.captions for case in files.cases]
     assert hub.hash == files.hash
-    assert hub.open(hub.cases[1].pictures[1]).tobytes() == world.picture(3).tobytes()
+    assert hub.open(hub.cases[1].pictures[1]).tobytes() == world.draw_image(3).tobytes()
 
 
-def test_a_picture_under_one_name_or_two_is_not_taken_for_its_neighbor(tmp_path, monkeypatch):
-    """Vectors are kept by what pictures show: a set with a copy of a file has one more, though its hash is the same."""
-    world.write_pictures(tmp_path, 2)
+def test_an_image_under_one_or_two_names_is_not_mixed_up(tmp_path, monkeypatch):
+    """Vectors are kept by what images show: a set with a copy of a file has one more, though its hash is the same."""
+    world.write_images(tmp_path, 2)
     (tmp_path / "copy.png").write_bytes((tmp_path / "0.png").read_bytes())
     configs = {}
     for name, pictures in (("copied", ("0", "copy", "1")), ("once", ("0", "0", "1"))):
@@ -150,16 +150,8 @@ def test_real_pairs(shared):
     ("format", "content", "said"),
     [
         ("sugarcrepe", '{"0": {"filename": "0.png", "caption": "x"}}', r"x\.json: 0: negative_caption: expected a"),
-        (
-            "valse",
-            '{"a": {"caption": "x", "foil": "y", "image_file": "z", "mturk": {"caption": "2"}}}',
-            "mturk.caption",
-        ),
-        (
-            "aro_relation",
-            '[{"image_path": "a", "true_caption": "x", "false_caption": "y"}]',
-            "0: expected numbers bbox",
-        ),
+        ("valse", '{"a": {"caption": "x", "foil": "y", "image_file": "z", "mturk": {"caption": "2"}}}', "mturk"),
+        ("aro_relation", '[{"image_path": "a", "true_caption": "x", "false_caption": "y"}]', "0: expected numbers"),
         ("jsonl", '{"image": "a", "caption": "x", "negative": []}', "line 1: negative: expected a"),
         ("winoground", '{"image_0": "a", "image_1": "b", "caption_0": "x"}', "line 1: expected the key 'caption_1'"),
     ],
@@ -170,11 +162,8 @@ def test_a_fault_is_one_line(tmp_path, format, content, said):
         load_pair_set(str(tmp_path / "x.json"), format)
 
 
-# ---------------------------------------------------------------------------------- the three ways, on Winoground
-
-
 def _number(image: Image.Image) -> int:
-    return next(number for number in range(4) if world.picture(number).tobytes() == image.tobytes())
+    return next(number for number in range(4) if world.draw_image(number).tobytes() == image.tobytes())
 
 
 def _row(batch_size: int = 3, **parts: Any) -> Any:
@@ -187,7 +176,7 @@ def _row(batch_size: int = 3, **parts: Any) -> Any:
 
 
 def _llava(monkeypatch: pytest.MonkeyPatch, value: Any) -> Any:
-    """A row whose LLaVA's log-likelihood is ``value(number of the picture, prompt, text)``; tokens are its words."""
+    """A row whose LLaVA's log-likelihood is ``value(number of the image, prompt, text)``; tokens are its words."""
 
     def likelihoods(model, processor, images, prompts, texts, batch_size, *, end):
         found = [
@@ -212,7 +201,7 @@ def _values(outcome: Any) -> dict[str, float]:
 
 
 def _knows(number: int | None, prompt: str, text: str) -> float:
-    """Finds its own color likely, but for picture 3, which it takes for picture 2; long texts are less likely."""
+    """Finds its own color likely, but for image 3, which it takes for image 2; long texts are less likely."""
     seen = 2 if number == 3 else number
     fits = seen is not None and world.color(seen) in text
     return 3.0 * fits - 0.1 * len(text.split())
@@ -235,7 +224,7 @@ def test_winoground_by_similarity_and_by_likelihood_agree(tmp_path, monkeypatch)
     )
     seen = similarity.evaluate(_row(encoder=encoder), _config(data))
     likely = loglikelihood.evaluate(_llava(monkeypatch, _knows), _config(data, "_likelihood"))
-    # case 0 is won; in case 1 both pictures prefer the first caption, and each caption finds both pictures alike
+    # case 0 is won; in case 1 both images prefer the first caption, and each caption finds both images alike
     for outcome in (seen, likely):
         assert _values(outcome) == pytest.approx(
             {
@@ -252,13 +241,13 @@ def test_winoground_by_similarity_and_by_likelihood_agree(tmp_path, monkeypatch)
         assert outcome.items["target"].tolist()[0] == "1. a red square 2. a green square"
         both = Image.open(io.BytesIO(outcome.items["thumbnail"][0]))
         assert both.size == (128, 64)
-        for side in range(2):  # both pictures, one beside the other, but for what JPEG does to noise
+        for side in range(2):  # both images next to each other, except for JPEG's changes to noise
             half = np.asarray(both.crop((64 * side, 0, 64 * side + 64, 64)), float)
-            assert np.abs(half - np.asarray(world.picture(side), float)).mean() < 12
+            assert np.abs(half - np.asarray(world.draw_image(side), float)).mean() < 12
         assert outcome.items["item"].is_unique
 
 
-def test_aros_first_number_is_its_authors_mean_over_kinds(tmp_path, monkeypatch):
+def test_the_primary_metric_of_aro_is_the_mean_over_kinds(tmp_path, monkeypatch):
     """Three of one relation are won; lost are one of another, and one that goes both ways, which is left out."""
     data = _aro(tmp_path, [{"relation_name": name} for name in ("on", "on", "on", "behind", "near")])
     rows = json.loads(data.read_text())
@@ -273,8 +262,8 @@ def test_aros_first_number_is_its_authors_mean_over_kinds(tmp_path, monkeypatch)
     assert _values(outcome)["accuracy"] == pytest.approx(3 / 5)
 
 
-def test_likelihood_by_length_and_without_the_picture(tmp_path, monkeypatch):
-    world.write_pictures(tmp_path, 1)
+def test_likelihood_by_length_and_without_the_image(tmp_path, monkeypatch):
+    world.write_images(tmp_path, 1)
     right, wrong = "a red square that is long and red", "no"
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"image": "0.png", "caption": right, "negative": wrong}))
 
@@ -294,7 +283,7 @@ def test_likelihood_by_length_and_without_the_picture(tmp_path, monkeypatch):
     assert len({outcome.protocol["score"] for outcome in found.values()}) == 3
 
 
-def test_asked_in_words_a_liking_for_a_letter_does_not_count(tmp_path, monkeypatch):
+def test_a_preference_for_a_letter_does_not_change_prompted_answers(tmp_path, monkeypatch):
     data = _winoground(tmp_path)
 
     def likes_a(number, prompt, letter):
@@ -318,7 +307,7 @@ def test_asked_in_words_a_liking_for_a_letter_does_not_count(tmp_path, monkeypat
         multiple_choice.evaluate(_llava(monkeypatch, likes_a), _config(data, "_mcq", prompt="Eh?"))
 
 
-def test_a_score_that_is_no_number_is_refused(tmp_path, monkeypatch):
+def test_a_score_that_is_no_number_is_rejected(tmp_path, monkeypatch):
     row = _llava(monkeypatch, lambda number, *_: np.nan if number == 3 else 0.0)
     with pytest.raises(UserError, match=r": 1: the model gives a score that is not finite"):
         loglikelihood.evaluate(row, _config(_winoground(tmp_path), "_likelihood"))

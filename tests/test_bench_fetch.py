@@ -62,7 +62,7 @@ def here(tmp_path: Path) -> Iterator[Here]:
         server.terminate()
 
 
-def test_what_the_tasks_need_and_nothing_else(here):
+def test_only_the_data_of_the_tasks_are_downloaded(here):
     done = here.fetch("pope,gqa")
     assert done.returncode == 0, done.stderr
     parts = [f"testdev_balanced_{part}/testdev-00000-of-00001.parquet" for part in ("images", "instructions")]
@@ -78,7 +78,7 @@ def test_what_the_tasks_need_and_nothing_else(here):
     assert not [line for line in here.take() if ".parquet" in line]
 
 
-def test_a_damaged_file_is_named_and_mended(here):
+def test_a_damaged_file_is_named_and_downloaded_again(here):
     assert here.fetch("pope").returncode == 0
     config = BenchmarkConfig(name="pope", data=str(here.to))
     whole = data_hash(config)
@@ -94,11 +94,11 @@ def test_a_damaged_file_is_named_and_mended(here):
     assert data_hash(config) == whole
 
 
-def test_what_was_cut_off_goes_on(here):
+def test_an_interrupted_download_resumes(here):
     here.to.parent.mkdir(exist_ok=True)
     (here.hub / "cut").write_text(f"{POPE} 500\n")
     first = here.fetch("pope")
-    if first.returncode:  # huggingface_hub may have gone on by itself
+    if first.returncode:  # huggingface_hub may have resumed by itself
         assert "the same command goes on" in first.stderr
         assert here.fetch("pope").returncode == 0
     parts = [int(line.split()[1]) for line in here.take() if line.startswith(POPE)]
@@ -115,7 +115,7 @@ def test_what_was_cut_off_goes_on(here):
         ("pope", f"{world.HUB}/POPE: cannot be downloaded from the Hub"),
     ],
 )
-def test_what_cannot_be_fetched(here, tasks, said):
+def test_data_that_cannot_be_downloaded(here, tasks, said):
     done = here.fetch(tasks, url="http://127.0.0.1:9" if tasks == "pope" else None)
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]

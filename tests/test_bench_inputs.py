@@ -1,4 +1,4 @@
-"""Data that would silently make another number: other encodings, other kinds of pictures, ids that come twice."""
+"""Data that would silently make another number: other encodings, other kinds of images, ids that come twice."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def load(data: Path, **more: str) -> list[list[str]]:
 
 def save(path: Path, number: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    world.picture(number).save(path)
+    world.draw_image(number).save(path)
     return path
 
 
@@ -45,7 +45,7 @@ def text(folder: Path, caption: bytes) -> Path:
 
 
 def shards(folder: Path, caption: bytes) -> Path:
-    shard(folder / "test/0.tar", **{"a.png": world.png(world.picture(0)), "a.txt": b"one\n" + caption})
+    shard(folder / "test/0.tar", **{"a.png": world.png(world.draw_image(0)), "a.txt": b"one\n" + caption})
     return folder
 
 
@@ -72,7 +72,7 @@ def parallel(folder: Path, caption: bytes) -> Path:
         (parallel, "fra.txt line 2: not UTF-8 text (invalid continuation byte at byte 10)", {"language": "fra"}),
     ],
 )
-def test_captions_in_another_encoding_are_refused(tmp_path: Path, write, where: str, more: dict[str, str]) -> None:
+def test_captions_in_another_encoding_are_rejected(tmp_path: Path, write, where: str, more: dict[str, str]) -> None:
     """Before: they were read as 'Un caf\N{REPLACEMENT CHARACTER} noir', at 23.3 instead of 54.3 % recall."""
     (tmp_path / "good").mkdir()
     assert CAFE in str(load(write(tmp_path / "good", CAFE.encode()), **more))
@@ -87,27 +87,27 @@ def test_a_byte_order_mark_is_no_part_of_a_caption(tmp_path: Path) -> None:
     assert load(urban1k(tmp_path, b"\xef\xbb\xbf" + CAFE.encode())) == [[CAFE]]
 
 
-def test_a_kept_answer_that_was_damaged_is_asked_again(tmp_path: Path) -> None:
+def test_a_damaged_cached_answer_is_generated_again(tmp_path: Path) -> None:
     """Before: it counted with a replacement character in it."""
     lines = [json.dumps(["1", CAFE], ensure_ascii=False).encode(), b'["2", "' + LATIN + b'"]', b'["3", "caf\xc3']
     (tmp_path / "0.jsonl").write_bytes(b"\n".join(lines))
     assert AnswerCache(tmp_path).known == {"1": CAFE}
 
 
-def test_the_suffixes_of_pictures_are_those_of_the_formats_that_are_decoded() -> None:
+def test_image_suffixes_are_those_of_the_decoded_formats() -> None:
     Image.init()
     assert {Image.registered_extensions()[suffix] for suffix in IMAGE_SUFFIXES} == set(FORMATS)
     assert set(IMAGE_SUFFIXES) == SUFFIXES
 
 
 @pytest.mark.parametrize("suffix", quick_of(IMAGE_SUFFIXES, ".gif", ".bmp"))
-def test_pictures_of_every_kind_are_read_from_folders_shards_and_lists(tmp_path: Path, suffix: str) -> None:
+def test_images_are_read_from_folders_shards_and_lists(tmp_path: Path, suffix: str) -> None:
     """Before: .bmp, .gif and others were passed over without a word."""
     for number, name in enumerate(("red", "blue")):
         save(tmp_path / f"classes/{name}/0.png", number)
         other = save(tmp_path / f"classes/{name}/1{suffix.upper()}", number)
     assert len(load_classification_set(str(tmp_path / "classes")).pictures) == 4
-    members = {"0.png": world.png(world.picture(0)), "0.cls": b"0", f"1{suffix}": other.read_bytes(), "1.cls": b"1"}
+    members = {"0.png": world.png(world.draw_image(0)), "0.cls": b"0", f"1{suffix}": other.read_bytes(), "1.cls": b"1"}
     shard(tmp_path / "shards/0.tar", **members)
     (tmp_path / "shards/classnames.txt").write_text("red\nblue\n")
     assert len(load_classification_set(str(tmp_path / "shards")).pictures) == 2
@@ -119,8 +119,8 @@ def test_pictures_of_every_kind_are_read_from_folders_shards_and_lists(tmp_path:
     assert found.open(0).size == (64, 64)
 
 
-def test_hidden_files_and_directories_are_no_classes_and_no_pictures(tmp_path: Path) -> None:
-    """Before: .ipynb_checkpoints was a class, and what macOS leaves beside a picture one of its pictures."""
+def test_hidden_files_and_directories_are_no_classes_and_no_images(tmp_path: Path) -> None:
+    """Before: .ipynb_checkpoints was a class, and macOS's files next to an image were images."""
     for number, name in enumerate(("red", "blue")):
         save(tmp_path / name / "0.png", number)
     save(tmp_path / ".ipynb_checkpoints" / "0-checkpoint.png")
@@ -130,8 +130,8 @@ def test_hidden_files_and_directories_are_no_classes_and_no_pictures(tmp_path: P
     assert found.skipped == {}
 
 
-def test_pictures_beside_the_class_folders_are_counted(tmp_path: Path, capsys) -> None:
-    """Before: a picture that was not put into the folder of its class was dropped without a word."""
+def test_images_outside_the_class_folders_are_counted(tmp_path: Path, capsys) -> None:
+    """Before: an image that was not put into the folder of its class was dropped without a word."""
     for number, name in enumerate(("red", "blue")):
         save(tmp_path / "test" / name / "0.png", number)
     for number, name in enumerate(("1.png", "2.PNG")):
@@ -145,8 +145,8 @@ def test_pictures_beside_the_class_folders_are_counted(tmp_path: Path, capsys) -
     assert f"{tmp_path}/test: skipped 2 .png next to the class directories, 1 .heic next to" in capsys.readouterr().err
 
 
-def test_an_image_id_that_comes_twice_in_coco_is_refused(tmp_path: Path) -> None:
-    """Before: the first of the two pictures was lost, its captions went to the second."""
+def test_a_duplicate_image_id_in_coco_is_rejected(tmp_path: Path) -> None:
+    """Before: the first of the two images was lost, its captions went to the second."""
     images = [{"id": 7, "file_name": "a.jpg"}, {"id": 7, "file_name": "b.jpg"}]
     notes = [{"image_id": 7, "caption": "one"}, {"image_id": 7, "caption": "two"}]
     (tmp_path / "coco.json").write_text(json.dumps({"images": images, "annotations": notes}))
@@ -158,7 +158,7 @@ def test_an_image_id_that_comes_twice_in_coco_is_refused(tmp_path: Path) -> None
 
 def test_a_sample_whose_caption_is_in_another_encoding_is_invalid_for_training(tmp_path: Path) -> None:
     """Before: a model was trained on replacement characters."""
-    png = world.png(world.picture(0))
+    png = world.png(world.draw_image(0))
     members = {"0.png": png, "0.txt": CAFE.encode(), "1.gif": png, "1.txt": LATIN}
     shard(tmp_path / "0.tar", **members)
     source = open_source(SourceConfig(path=str(tmp_path), web_caption=".txt", synthetic_caption=None))

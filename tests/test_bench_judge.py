@@ -64,7 +64,7 @@ def judge() -> Iterator[Server]:
 def places(places: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("judged")
     (root / "llava").symlink_to(places / "llava")
-    numbers, image = range(QUESTIONS), [world.picture(number) for number in range(QUESTIONS)]
+    numbers, image = range(QUESTIONS), [world.draw_image(number) for number in range(QUESTIONS)]
 
     def write(file: str, **columns: Any) -> None:
         whole = {name: each if isinstance(each, list) else [each] * QUESTIONS for name, each in columns.items()}
@@ -134,7 +134,7 @@ def _marks(request: dict[str, Any]) -> str:
     return f"{0.3 * int(number):.1f}"
 
 
-def test_marks_are_counted_and_asked_for_once(places, tmp_path, judge, monkeypatch):
+def test_judge_scores_are_counted_and_requested_once(places, tmp_path, judge, monkeypatch):
     monkeypatch.setenv("SECRET", "key-7")
     judge.reply = _marks
     settings = {"judge_url": judge.url, "judge_model": "gpt-test", "judge_key_env": "SECRET"}
@@ -157,7 +157,7 @@ def test_marks_are_counted_and_asked_for_once(places, tmp_path, judge, monkeypat
     assert other.fingerprint != found.fingerprint
 
 
-def test_lmms_evals_own_variables_name_the_judge(places, tmp_path, judge, monkeypatch):
+def test_environment_variables_of_lmms_eval_name_the_judge(places, tmp_path, judge, monkeypatch):
     judge.reply = _marks
     monkeypatch.setenv("OPENAI_API_URL", f"{judge.url}/chat/completions")
     monkeypatch.setenv("OPENAI_API_KEY", "key-8")
@@ -173,7 +173,7 @@ def test_lmms_evals_own_variables_name_the_judge(places, tmp_path, judge, monkey
         ("http://127.0.0.1:9/v1", r"no judge: http://127\.0\.0\.1:9/v1 cannot be reached \(connection\)"),
     ],
 )
-def test_without_a_judge_the_answers_stay_and_no_mark_is_made_up(places, tmp_path, capsys, judge, url, said):
+def test_without_a_judge_answers_stay_and_there_is_no_score(places, tmp_path, capsys, judge, url, said):
     found = _run(places, tmp_path, judge_url=url)
     assert (found.status, dict(found.metrics)) == ("ok", {})
     assert re.fullmatch(said, found.missing_metrics["gpt_eval_score"])
@@ -198,11 +198,11 @@ def test_without_a_judge_the_answers_stay_and_no_mark_is_made_up(places, tmp_pat
         (503, "answers 503", 3),
     ],
 )
-def test_a_judge_that_gives_no_marks_is_told_and_asked_again(places, tmp_path, judge, reply, said, requests):
+def test_a_judge_without_scores_is_reported_and_retried(places, tmp_path, judge, reply, said, requests):
     judge.reply = lambda _: reply
     assert said in _run(places, tmp_path, judge_url=judge.url).missing_metrics["gpt_eval_score"]
     assert len(judge.asked) == requests
-    judge.reply = _marks  # mended: what it said before is not remembered
+    judge.reply = _marks  # fixed: its earlier answer is not remembered
     assert _run(places, tmp_path, judge_url=judge.url).metrics["gpt_eval_score"].value == pytest.approx(45)
 
 
@@ -216,7 +216,7 @@ def test_llava_bench_compares_two_answers(places, tmp_path, judge):
     assert found.protocol["judge"] == "gpt-4o-2024-11-20 (judge-2026)"
 
 
-def test_scorers_that_ask_by_requests(places, tmp_path, judge):
+def test_scorers_that_use_requests(places, tmp_path, judge):
     """HallusionBench asks about every answer, MMBench about those without a letter or an option in them."""
     judge.reply = lambda request: "Incorrect" if "number 3." in request["messages"][0]["content"] else "Correct."
     found = _run(places, tmp_path, "hallusion_bench_image", judge_url=judge.url)

@@ -1,4 +1,4 @@
-"""What a model made of items is kept: interrupted evaluations go on, and other benchmarks find it."""
+"""Outputs of a model are cached: interrupted evaluations resume, and other benchmarks find them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def whole(folder: Path, key: str = "k") -> Path:
 
 
 @pytest.mark.parametrize("problem", [KeyboardInterrupt, UserError, RuntimeError])
-def test_what_was_interrupted_goes_on_after_the_last_batch(tmp_path, problem):
+def test_an_interrupted_evaluation_resumes_after_the_last_batch(tmp_path, problem):
     first, second, third = Tower(until=2, problem=problem), Tower(), Tower()
     with pytest.raises(problem):
         kept(tmp_path).collect(BATCHES, first)
@@ -62,26 +62,24 @@ def test_what_was_interrupted_goes_on_after_the_last_batch(tmp_path, problem):
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [whole(tmp_path)]
 
 
-def test_batches_of_another_size_are_not_mixed_with_what_was_begun(tmp_path):
+def test_batches_of_another_size_are_not_mixed_with_cached_ones(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         kept(tmp_path).collect(BATCHES, Tower(until=1))
     torch.testing.assert_close(kept(tmp_path).collect([[0, 1, 2], [3, 4]], Tower()), EXPECTED)
 
 
-def test_again_makes_them_again(tmp_path):
+def test_overwrite_computes_them_again(tmp_path):
     kept(tmp_path).collect(BATCHES, Tower())
     tensor_cache(tmp_path).put("k", torch.zeros(5, 2))
     assert kept(tmp_path).collect(BATCHES, Tower()).sum() == 0
     torch.testing.assert_close(kept(tmp_path, again=True).collect(BATCHES, Tower()), EXPECTED)
 
 
-def test_other_code_finds_nothing(monkeypatch):
+def test_another_code_version_finds_nothing(monkeypatch):
     before = cache_key(model="a")
     monkeypatch.setattr(module, "CODE_VERSION", module.CODE_VERSION + 1)
     assert cache_key(model="a") != before
 
-
-# ------------------------------------------------------------------------------- two processes, played by threads
 
 HERE = threading.local()
 
@@ -118,7 +116,7 @@ def test_two_processes_share_the_batches(two, tmp_path):
         torch.testing.assert_close(each, EXPECTED)
 
 
-def test_a_mistake_that_the_first_process_meets_is_told_by_both(two):
+def test_an_error_of_the_first_process_is_raised_by_both(two):
     def find():
         raise UserError("no such file")
 
@@ -147,7 +145,7 @@ def test_vectors_are_those_of_a_model_on_a_device_with_its_libraries(tmp_path, m
     assert len(set(keys)) == len(keys)
 
 
-def test_answers_are_there_as_soon_as_they_are_added(tmp_path):
+def test_answers_are_stored_as_soon_as_they_are_added(tmp_path):
     answers = AnswerCache(tmp_path / "k")
     answers.add({"1": "a dog", "2": "eine\nZeile, \u2028 und „mehr“"})
     answers.add({"3": ""})
@@ -158,7 +156,7 @@ def test_answers_are_there_as_soon_as_they_are_added(tmp_path):
 
 
 @pytest.mark.parametrize("cut", [1, 2, 9, 14, 17])
-def test_a_line_that_a_crash_cut_short_is_asked_again_and_costs_no_other(tmp_path, cut):
+def test_a_truncated_line_is_generated_again_and_costs_no_other(tmp_path, cut):
     answers = AnswerCache(tmp_path / "k")
     answers.add({"1": "a dog"})
     answers.add({"2": "a cat"})

@@ -1,4 +1,4 @@
-"""Layouts of pictures with captions: each recognized by what lies there, each fault told in a line."""
+"""Layouts of images with captions: each recognized by its files, each fault reported in a line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import bench_world as world
 import pandas as pd
 import pytest
-from bench_reader import evaluate, write_pictures
+from bench_reader import evaluate, write_images
 
 from benchmarks.results.results import read_items
 from benchmarks.tasks.data.caption_sets import CaptionSet, load_caption_set
@@ -29,7 +29,7 @@ def _load(path: Path, *, captions_per_image: int = 5, limit: int | None = None, 
 
 
 def _karpathy(folder: Path) -> Path:
-    write_pictures(folder / "images" / "val2014", COUNT + 1)
+    write_images(folder / "images" / "val2014", COUNT + 1)
     rows = [
         {
             "filename": f"{number}.png",
@@ -43,40 +43,40 @@ def _karpathy(folder: Path) -> Path:
 
 
 def _coco(folder: Path) -> Path:
-    write_pictures(folder / "val2014", COUNT)
+    write_images(folder / "val2014", COUNT)
     notes = [{"image_id": n, "caption": world.captions(n)[k]} for k in range(3) for n in range(COUNT)]
     images = [{"id": number, "file_name": f"{number}.png"} for number in range(COUNT)]
     return world.write_lines(folder / "coco_test_karpathy.json", [{"images": images, "annotations": notes}])
 
 
 def _list(folder: Path) -> Path:
-    write_pictures(folder / "val2014", COUNT)
+    write_images(folder / "val2014", COUNT)
     rows = [{"image": f"val2014/{number}.png", "caption": world.captions(number)} for number in range(COUNT)]
     return world.write_lines(folder / "coco_karpathy_test.json", [rows])
 
 
 def _json_lines(folder: Path) -> Path:
-    write_pictures(folder / "pictures", COUNT)
+    write_images(folder / "pictures", COUNT)
     rows = [{"image": f"pictures/{n}.png", "captions": world.captions(n)} for n in range(COUNT)]
     return world.write_lines(folder / "x.jsonl", rows)
 
 
 def _text(folder: Path) -> Path:
-    write_pictures(folder / "Images", COUNT)
+    write_images(folder / "Images", COUNT)
     rows = [f"{n}.png,{text}\n" for n in range(COUNT) for text in world.captions(n)]
     (folder / "flickr30k_test_karpathy.txt").write_text("image,caption\n" + "".join(rows))
     return folder / "flickr30k_test_karpathy.txt"
 
 
 def _token(folder: Path) -> Path:
-    write_pictures(folder / "flickr30k-images", COUNT)
+    write_images(folder / "flickr30k-images", COUNT)
     rows = [f"{n}.png#{k}\t{text}\n" for n in range(COUNT) for k, text in enumerate(world.captions(n))]
     (folder / "results_20130124.token").write_text("".join(rows))
     return folder / "results_20130124.token"
 
 
 def _csv(folder: Path, suffix: str = ".csv", separator: str = ",") -> Path:
-    write_pictures(folder / "images", COUNT)
+    write_images(folder / "images", COUNT)
     rows = [{"image": f"{n}.png", "caption": text, "source": 'a, "b"\n'}
             for n in range(COUNT) for text in world.captions(n)]  # fmt: skip
     pd.DataFrame(rows).to_csv(folder / f"captions{suffix}", index=False, sep=separator)
@@ -88,7 +88,7 @@ def _tsv(folder: Path) -> Path:
 
 
 def _parquet_file(folder: Path) -> Path:
-    write_pictures(folder / "images", COUNT)
+    write_images(folder / "images", COUNT)
     rows = [{"image": f"{n}.png", "captions": world.captions(n)} for n in range(COUNT)]
     pd.DataFrame(rows).to_parquet(folder / "captions.parquet")
     return folder / "captions.parquet"
@@ -96,11 +96,11 @@ def _parquet_file(folder: Path) -> Path:
 
 def _sample(number: int, stem: str) -> dict[str, bytes]:
     text = "\n".join(world.captions(number)).encode()
-    return {f"{stem}{number}.png": world.png(world.picture(number)), f"{stem}{number}.txt": text}
+    return {f"{stem}{number}.png": world.png(world.draw_image(number)), f"{stem}{number}.txt": text}
 
 
 def _clip_benchmark_shards(folder: Path) -> Path:
-    """A shard a picture, of which the last two are out of the alphabet's order."""
+    """A shard an image, of which the last two are out of the alphabet's order."""
     for number, shard in enumerate((2, 9, 10)):
         world.write_tar(folder / f"wds/test/{shard}.tar", _sample(number, "deep/er/s000000"))
     (folder / "wds/test/nshards.txt").write_text(f"{COUNT}\n")
@@ -108,7 +108,7 @@ def _clip_benchmark_shards(folder: Path) -> Path:
 
 
 def _img2dataset(folder: Path) -> Path:
-    """A JSON about the download beside each text."""
+    """A JSON about the download next to each text."""
     members: dict[str, bytes] = {}
     for number in range(COUNT):
         status = {f"00000000{number}.json": b'{"status": "success", "url": "x"}'}
@@ -118,7 +118,7 @@ def _img2dataset(folder: Path) -> Path:
 
 
 def _parquet(folder: Path) -> Path:
-    columns = {"image": [*map(world.picture, range(COUNT))], "sentences": [*map(world.captions, range(COUNT))]}
+    columns = {"image": [*map(world.draw_image, range(COUNT))], "sentences": [*map(world.captions, range(COUNT))]}
     world.write_parquet(folder / "hub/data/test-00000-of-00001.parquet", columns)
     return folder / "hub"
 
@@ -126,7 +126,7 @@ def _parquet(folder: Path) -> Path:
 def _saved(folder: Path) -> Path:
     import datasets
 
-    rows = {"image": [{"bytes": world.png(world.picture(n)), "path": None} for n in range(COUNT)]}
+    rows = {"image": [{"bytes": world.png(world.draw_image(n)), "path": None} for n in range(COUNT)]}
     rows |= {f"caption_{k}": [world.captions(n)[k] for n in range(COUNT)] for k in range(3)}
     table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
     datasets.DatasetDict({"test": table}).save_to_disk(str(folder / "saved"))
@@ -152,7 +152,7 @@ def test_layouts_of_the_same_data_are_recognized_and_have_the_same_hash(tmp_path
     found = _load(path)
     assert found.captions == [world.captions(number) for number in range(COUNT)]
     for number in range(COUNT):
-        assert found.open(number).tobytes() == world.picture(number).tobytes()
+        assert found.open(number).tobytes() == world.draw_image(number).tobytes()
     assert found.hash == _load(_json_lines(tmp_path / "reference")).hash == _load(path, format=name).hash
     parted = write in {_karpathy, _clip_benchmark_shards, _parquet, _saved}
     assert found.split == ("test" if parted else "taken whole")
@@ -170,15 +170,15 @@ def test_splits(tmp_path):
         _load(shards, split="train")
 
 
-def test_settings_that_a_format_does_not_have_are_refused(tmp_path):
+def test_settings_that_a_format_lacks_are_rejected(tmp_path):
     with pytest.raises(UserError, match=r"language: .*dataset\.json: the format 'karpathy' has no such setting"):
         _load(_karpathy(tmp_path), language="de")
     with pytest.raises(UserError, match="unknown format of captions 'karpaty'; did you mean 'karpathy'"):
         _load(tmp_path / "dataset.json", format="karpaty")
 
 
-def test_captions_of_several_pictures(tmp_path, monkeypatch):
-    write_pictures(tmp_path, 4)
+def test_captions_of_several_images(tmp_path, monkeypatch):
+    write_images(tmp_path, 4)
     rows = [
         {"caption": "thing3", "images": ["3.png"]},
         {"caption": "thing0", "images": ["0.png", "1.png"]},
@@ -191,29 +191,28 @@ def test_captions_of_several_pictures(tmp_path, monkeypatch):
     assert (found.texts, found.pairs.tolist()) == (["thing3", "thing0", "thing2"], [[0, 0], [1, 1], [2, 1], [3, 2]])
     assert found.captions == [["thing3"], ["thing0"], ["thing0"], ["thing2"]]
     twice = [{"image": f"{n}.png", "caption": text} for n, text in ((3, "thing3"), (0, "thing0"), (1, "thing0"))]
-    assert (
-        _load(world.write_lines(tmp_path / "y.jsonl", [*twice, rows[2]])).hash != found.hash
-    )  # equal captions, but two of them
+    doubled = world.write_lines(tmp_path / "y.jsonl", [*twice, rows[2]])
+    assert _load(doubled).hash != found.hash  # equal captions, but two of them
     assert len(_load(file, limit=3).pairs) == 3
 
     result = evaluate(monkeypatch, tmp_path, BenchmarkConfig(name="x", task="retrieval", data=str(file)), pictures=4)
-    assert result.metrics["t2i_r1"].value == 1  # picture 0 answers "thing0", and 1 would be as right
+    assert result.metrics["t2i_r1"].value == 1  # image 0 answers "thing0", and 1 would be as right
     assert result.metrics["i2t_r1"].value == pytest.approx((3 + 1 / 3) / 4)  # 1 finds none of the three nearer
     assert (result.protocol["captions"], result.protocol["pictures_per_caption"]) == (3, "1 to 2")
     items = read_items(result).set_index("item")
     assert items.loc["t2i/0.png#0", "target"] == "0.png | 1.png"
 
 
-def test_a_caption_that_is_kept_keeps_its_pictures(tmp_path):
+def test_a_selected_caption_keeps_its_images(tmp_path):
     """Else an answer that is right would count as wrong."""
-    write_pictures(tmp_path, 2)
+    write_images(tmp_path, 2)
     rows = [{"image": "0.png", "captions": ["a", "b"]}, {"images": ["0.png", "1.png"], "caption": "both"}]
     found = _load(world.write_lines(tmp_path / "x.jsonl", rows), captions_per_image=2)
     assert (found.texts, found.pairs.tolist()) == (["a", "b", "both"], [[0, 0], [0, 1], [0, 2], [1, 2]])
 
 
-def test_a_picture_that_comes_several_times_is_one_with_all_its_captions(tmp_path):
-    write_pictures(tmp_path, 4)
+def test_a_repeated_image_is_one_with_all_its_captions(tmp_path):
+    write_images(tmp_path, 4)
     rows = [{"image": f"{n}.png", "captions": [world.captions(n)[k]]} for k in range(3) for n in range(4)]
     found = _load(world.write_lines(tmp_path / "one-caption-a-line.jsonl", rows))
     assert list(found.images) == [f"{n}.png" for n in range(4)]
@@ -223,7 +222,7 @@ def test_a_picture_that_comes_several_times_is_one_with_all_its_captions(tmp_pat
 
 
 def test_fewer_captions_than_asked_for_are_stated(tmp_path, monkeypatch):
-    write_pictures(tmp_path, 2)
+    write_images(tmp_path, 2)
     rows = [{"image": "0.png", "captions": ["thing0", "a thing0"]}, {"image": "1.png", "captions": ["thing1"]}]
     file = world.write_lines(tmp_path / "x.jsonl", rows)
     result = evaluate(monkeypatch, tmp_path, BenchmarkConfig(name="x", task="retrieval", data=str(file)), pictures=2)
@@ -286,7 +285,7 @@ def test_faults_of_files(tmp_path):
 
 
 def test_columns_of_a_table(tmp_path):
-    write_pictures(tmp_path, 2)
+    write_images(tmp_path, 2)
     file = tmp_path / "rows.csv"
     file.write_text('picture,web,long\n0.png,"a ""dog"", running",\n1.png,a cat,"A cat.\nOn a mat."\n', "utf-8-sig")
     found = _load(file, image_column="picture", caption_columns=("web", "long"))
@@ -303,17 +302,21 @@ def test_columns_of_a_table(tmp_path):
         file.write_text(f"image,caption{text}\n")
         with pytest.raises(UserError, match=problem):
             _load(file)
-    world.write_parquet(tmp_path / "two.parquet", {"image": [world.picture(0)], "caption": ["a dog"]})
+    world.write_parquet(tmp_path / "two.parquet", {"image": [world.draw_image(0)], "caption": ["a dog"]})
     with pytest.raises(UserError, match=r"row 1: image: expected the name of an image file.*give the directory"):
         _load(tmp_path / "two.parquet")
 
 
-def test_columns_of_a_data_set(tmp_path):
-    columns = {"photo": [world.png(world.picture(n)) for n in range(2)], "de": ["eins", "zwei"], "en": ["one", "two"]}
+def test_columns_of_a_dataset(tmp_path):
+    columns = {
+        "photo": [world.png(world.draw_image(n)) for n in range(2)],
+        "de": ["eins", "zwei"],
+        "en": ["one", "two"],
+    }
     world.write_parquet(tmp_path / "hub/test.parquet", columns)
     found = _load(tmp_path / "hub", image_column="photo", caption_columns=("en", "de"))
     assert found.captions == [["one", "eins"], ["two", "zwei"]]
-    assert found.open(1).tobytes() == world.picture(1).tobytes()
+    assert found.open(1).tobytes() == world.draw_image(1).tobytes()
     for asked, said in (
         ({}, "unknown column for image_column in .*hub 'image'"),
         ({"image_column": "photo", "caption_columns": ("fr",)}, "unknown column for caption_columns in .* 'fr'"),

@@ -1,4 +1,4 @@
-"""The data sets of long captions and of several languages, in the layouts of their authors."""
+"""The datasets of long captions and of several languages, in the layouts of their authors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import bench_world as world
 import pytest
-from bench_world import write_pictures
+from bench_world import write_images
 
 from benchmarks.tasks.data.caption_sets import CaptionSet, load_caption_set
 from clips.data.formats import DatasetSpec, detect
@@ -23,7 +23,7 @@ def _load(path: Path, **asked: Any) -> CaptionSet:
 
 
 def _urban1k(folder: Path) -> Path:
-    write_pictures(folder / "Urban1k/image", COUNT, ".jpg")
+    write_images(folder / "Urban1k/image", COUNT, ".jpg")
     (folder / "Urban1k/caption").mkdir()
     for number, text in enumerate(TEXTS):
         (folder / f"Urban1k/caption/{number}.txt").write_text(f"{text}\nA line that nobody measures on.\n")
@@ -31,7 +31,7 @@ def _urban1k(folder: Path) -> Path:
 
 
 def _sharegpt4v(folder: Path) -> Path:
-    write_pictures(folder / "data/sam/images", COUNT, ".jpg")
+    write_images(folder / "data/sam/images", COUNT, ".jpg")
     asked = {"from": "human", "value": "Describe it.\n<image>"}
     rows = []
     for number, text in enumerate(TEXTS):
@@ -41,7 +41,7 @@ def _sharegpt4v(folder: Path) -> Path:
 
 
 def _docci(folder: Path) -> Path:
-    write_pictures(folder / "docci/images", COUNT + 1, ".jpg")
+    write_images(folder / "docci/images", COUNT + 1, ".jpg")
     rows = [
         {"example_id": f"x_{number}", "split": split, "image_file": f"{number}.jpg", "description": text}
         for number, (text, split) in enumerate([*[(text, "test") for text in TEXTS], ("More.", "train")])
@@ -51,7 +51,7 @@ def _docci(folder: Path) -> Path:
 
 
 def _iiw(folder: Path) -> Path:
-    write_pictures(folder / "IIW-400/images_aar", COUNT, ".jpg")
+    write_images(folder / "IIW-400/images_aar", COUNT, ".jpg")
     rows = [{"IIW": TEXTS[n], "IIW-P5B": "By a machine.", "image/key": str(n), "objects": []} for n in range(COUNT)]
     world.write_lines(folder / "IIW-400/data.jsonl", rows)
     return folder / "IIW-400"
@@ -59,7 +59,7 @@ def _iiw(folder: Path) -> Path:
 
 def _dci(folder: Path) -> Path:
     root = folder / "densely_captioned_images"
-    write_pictures(root / "photos", COUNT + 1, ".jpg")
+    write_images(root / "photos", COUNT + 1, ".jpg")
     for number in range(COUNT + 1):
         first, _, rest = [*TEXTS, "More. And more."][number].partition(" ")
         row = {"image": f"{number}.jpg", "short_caption": first, "extra_caption": rest, "mask_data": {}}
@@ -104,7 +104,7 @@ CAPTIONS = {"de": [["eins", "eine eins"], ["zwei"], ["drei"]], "en": [["one"], [
 
 
 def _xm3600(folder: Path) -> Path:
-    write_pictures(folder / "xm3600/images", COUNT, ".jpg")
+    write_images(folder / "xm3600/images", COUNT, ".jpg")
     rows = [
         {"image/key": str(number), "image/locale": "de"}
         | {language: {"caption": texts[number], "caption/tokenized": []} for language, texts in CAPTIONS.items()}
@@ -123,7 +123,7 @@ def _xtd10(folder: Path) -> Path:
 
 
 def _parallel(folder: Path, index: str, name: str) -> Path:
-    write_pictures(folder / "images", COUNT, ".jpg")
+    write_images(folder / "images", COUNT, ".jpg")
     (folder / index).write_text("".join(f"{number}.jpg\n" for number in range(COUNT)))
     for language, texts in CAPTIONS.items():
         (folder / name.format(language)).write_text("".join(f"{group[0]}\n" for group in texts))
@@ -148,7 +148,7 @@ def test_languages(tmp_path, name, write):
 def test_clip_benchmarks_own_file_of_a_language(tmp_path):
     """It holds the paths of the machine that wrote it."""
     content = {"image_paths": ["/elsewhere/images/1.jpg", "/elsewhere/images/0.jpg"], "annotations": ["zwei", "eins"]}
-    write_pictures(tmp_path / "images", COUNT, ".jpg")
+    write_images(tmp_path / "images", COUNT, ".jpg")
     file = tmp_path / "flickr30k_200-deu_Latn.json"
     file.write_text(json.dumps(content))
     found = _load(file)

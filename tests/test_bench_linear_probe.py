@@ -46,7 +46,7 @@ def test_it_learns_what_can_be_learned(tmp_path, encoder):
     assert (items.loc[blue, "prediction"] == items.loc[blue, "target"]).all()
 
 
-def test_what_is_asked_in_the_end_has_learned_from_all_of_train(tmp_path, encoder, monkeypatch):
+def test_the_final_probe_is_trained_on_all_of_train(tmp_path, encoder, monkeypatch):
     learned = []
     original = linear_probe.fit_classifier
 
@@ -107,7 +107,7 @@ def test_one_in_five_of_each_class_is_held_out():
         ({"train_split": "one"}, "holds no image of class 1"),
     ],
 )
-def test_splits_that_do_not_do(tmp_path, encoder, settings, said):
+def test_invalid_splits(tmp_path, encoder, settings, said):
     data = _data(tmp_path / "data")
     classes.write_wds(data, 1, split="one", shards=1)
     with pytest.raises(UserError, match=said):
@@ -125,20 +125,19 @@ def test_a_timm_trunk_has_no_text_tower_and_needs_none(tmp_path):
 
 
 def test_the_class_token_is_the_embedding_where_there_is_one(tmp_path):
-    """The tower of a transformers CLIP: the vector of a picture is the first token of the last hidden state."""
+    """The tower of a transformers CLIP: the vector of an image is the first token of the last hidden state."""
     import original_world
     import torch
 
     tower = original_world.write_tower(original_world.Parts(), tmp_path / "clip")
     config = {"output": "unused", "benchmarks": [BenchmarkConfig(name="linear_probe", data="d")]}
     row = EvalModel(RunConfig(model_name="row", encoder=f"transformers:{tower}", **config))
-    picture = original_world.picture()
+    picture = original_world.draw_image()
     pixels = row.tower.preprocess(picture)[None]
     states = list(row.tower.model.tower.states(pixels, row.tower.model.tower.depth))
     expected = torch.nn.functional.normalize(states[-1][:, 0], dim=-1)
     torch.testing.assert_close(embedding.embed_images(row.tower, lambda _: picture, ["one"], 1), expected)
     own = row.model("tower")["hash"]
-    assert (
-        own != EvalModel(RunConfig(model_name="row", encoder="timm:resnet10t@random", **config)).model("tower")["hash"]
-    )
+    other = EvalModel(RunConfig(model_name="row", encoder="timm:resnet10t@random", **config))
+    assert own != other.model("tower")["hash"]
     assert len(own) == 64

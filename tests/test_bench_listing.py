@@ -10,7 +10,7 @@ from benchmarks.tasks.list_command import KNOWN_DATASETS, ListConfig, run_list
 from benchmarks.tasks.registry import BENCHMARKS
 
 
-def test_items_size_and_license_stand_beside_each_benchmark(capsys):
+def test_each_benchmark_has_items_size_and_license(capsys):
     run_list(ListConfig())
     lines = {line.split("  ")[0] or line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
     assert BENCHMARKS.keys() <= lines.keys()
@@ -22,14 +22,14 @@ def test_items_size_and_license_stand_beside_each_benchmark(capsys):
     assert lines["choice"].split()[1:3] == ["encoder", "yours"]
 
 
-def test_no_library_of_models_is_waited_for():
+def test_the_list_imports_no_model_library():
     code = "import sys; sys.modules.update(torch=None, transformers=None); from benchmarks.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code, "list"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "9,000" in done.stdout
 
 
-def test_the_protocols_tell_the_same_numbers_of_items():
+def test_the_protocols_page_has_the_same_numbers_of_items():
     told = (Path(__file__).parents[1] / "docs" / "protocols.md").read_text(encoding="utf-8")
     items = {name: entry.items for name, entry in BENCHMARKS.items() if entry.items}
     items |= {known.name: known.items for sets in KNOWN_DATASETS.values() for known in sets}

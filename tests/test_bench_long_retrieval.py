@@ -7,7 +7,7 @@ from pathlib import Path
 
 import bench_world as world
 import pytest
-from bench_reader import evaluate, write_pictures
+from bench_reader import evaluate, write_images
 
 from benchmarks.tasks.encoders.long_retrieval import truncate_words
 from benchmarks.tasks.run_config import BenchmarkConfig
@@ -23,8 +23,8 @@ def _caption(number: int, place: int, words: int) -> str:
 
 @pytest.fixture
 def long(tmp_path: Path) -> BenchmarkConfig:
-    """Captions that tell their picture by the 2nd, 10th, 20th and 40th word; all but the second have 50."""
-    write_pictures(tmp_path / "images", PICTURES)
+    """Captions that tell their image by the 2nd, 10th, 20th and 40th word; all but the second have 50."""
+    write_images(tmp_path / "images", PICTURES)
     places = [(2, 50), (10, 12), (20, 50), (40, 50)]
     rows = [
         {"image": f"images/{number}.png", "caption": _caption(number, place, words)}
@@ -40,8 +40,7 @@ def test_the_curve_by_hand(tmp_path, monkeypatch, long):
     result = evaluate(monkeypatch, tmp_path, long, pictures=PICTURES)
     for direction in ("t2i", "i2t"):
         found = {words: result.metrics[f"{direction}_r1_w{words}"].value for words in (4, 16, 32, 64)}
-        # who is not told apart is found by chance: a text without a thing is as far from all pictures, and a picture
-        # whose captions say nothing of it as far from all texts
+        # by chance: a text without a thing is as far from all images, an image whose captions omit it from all texts
         assert found == pytest.approx({4: (1 + 3 / 4) / 4, 16: (2 + 2 / 4) / 4, 32: (3 + 1 / 4) / 4, 64: 1.0})
         assert result.metrics[f"{direction}_r1"].value == 1
     assert result.metrics["mean_r1_w16"].value == pytest.approx((2 + 2 / 4) / 4)
@@ -54,14 +53,14 @@ def test_the_curve_by_hand(tmp_path, monkeypatch, long):
 def test_a_tower_that_reads_thirty_words(tmp_path, monkeypatch, long):
     result = evaluate(monkeypatch, tmp_path, long, pictures=PICTURES, context=30)
     assert result.metrics["t2i_r1"].value == pytest.approx((3 + 1 / 4) / 4)
-    assert result.metrics["t2i_r1_w64"].value == result.metrics["t2i_r1_w32"].value  # the curve stands still
+    assert result.metrics["t2i_r1_w64"].value == result.metrics["t2i_r1_w32"].value  # the curve is constant
     assert result.metrics["captions_truncated"].value == 3 / 4
     assert result.metrics["captions_truncated"].higher_is_better is None
     assert result.protocol["input_context_length"] == 30
     assert evaluate(monkeypatch, tmp_path, long, pictures=PICTURES).metrics["captions_truncated"].value == 0
 
 
-def test_recall_by_how_long_captions_are(tmp_path, monkeypatch, long):
+def test_recall_by_caption_length(tmp_path, monkeypatch, long):
     result = evaluate(monkeypatch, tmp_path, long, pictures=PICTURES, context=30)
     for direction in ("t2i", "i2t"):
         assert result.metrics[f"{direction}_r1_of_5_to_16"].value == 1
@@ -72,7 +71,7 @@ def test_recall_by_how_long_captions_are(tmp_path, monkeypatch, long):
 
 
 @pytest.mark.parametrize(("words", "bins"), [((11, 50), {"12_to_50": 4}), ((12, 49), {"1_to_12": 1, "50_up": 3})])
-def test_bins_begin_and_end_where_they_say(tmp_path, monkeypatch, long, words, bins):
+def test_bins_include_their_bounds(tmp_path, monkeypatch, long, words, bins):
     result = evaluate(monkeypatch, tmp_path, dataclasses.replace(long, word_limits=words), pictures=PICTURES)
     for way in ("t2i", "i2t"):
         found = {name: metric.n for name, metric in result.metrics.items() if name.startswith(f"{way}_r1_of")}
@@ -93,14 +92,11 @@ def test_points_of_the_curve_must_grow(words):
         BenchmarkConfig(name="long", data=".", word_limits=words)
 
 
-# ------------------------------------------------------------------------------------------ several languages
-
-
 def _languages(folder: Path, captions: dict[str, list[list[str]]]) -> Path:
     """XM3600's layout."""
     (folder / "images").mkdir(parents=True)
-    for number in range(PICTURES):  # lossless whatever the name says: the reader knows pictures bit by bit
-        (folder / f"images/{number}.jpg").write_bytes(world.png(world.picture(number)))
+    for number in range(PICTURES):  # lossless under any name: the reader knows images bit by bit
+        (folder / f"images/{number}.jpg").write_bytes(world.png(world.draw_image(number)))
     rows = [
         {"image/key": str(number)} | {language: {"caption": texts[number]} for language, texts in captions.items()}
         for number in range(PICTURES)
@@ -111,7 +107,7 @@ def _languages(folder: Path, captions: dict[str, list[list[str]]]) -> Path:
 
 @pytest.fixture
 def languages(tmp_path: Path) -> Path:
-    """German has two right captions a picture; in French those of two pictures are exchanged."""
+    """German has two right captions an image; in French those of two images are exchanged."""
     german = [[f"thing{n}", f"das ist thing{n}"] for n in range(PICTURES)]
     french = [[f"thing{n}"] for n in (1, 0, 2, 3)]
     return _languages(tmp_path / "xm3600", {"de": german, "fr": french})

@@ -1,4 +1,4 @@
-"""Which question an answer made elsewhere is taken for, where a wrong one would look right."""
+"""Which question an external answer is matched with, where a wrong match would look right."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_ids_with_words_may_stand_in_another_column(tmp_path):
     assert {place: answer.text for place, answer in found.places.items()} == {0: "0", 1: "1"}
 
 
-def test_of_two_answers_to_one_question_none_is_taken_across_ways():
+def test_two_answers_to_one_question_match_none():
     docs = [{"question_id": "1", "question": "Is it an apple?"}, {"question_id": "2", "question": "Is it red?"}]
     told = [
         Answer(text="yes", id="1", prompt="Is it an apple?"),
@@ -75,7 +75,7 @@ def test_of_two_answers_to_one_question_none_is_taken_across_ways():
         ("What is shown?\nA. a cat.\nA man is in the middle.", []),  # not options to its end
     ],
 )
-def test_only_lines_that_are_known_not_to_ask_are_left_out(prompt, found):
+def test_only_known_instruction_lines_are_ignored(prompt, found):
     answers = [Answer(text="yes", prompt=prompt), Answer(text="no", prompt="Who?")]  # the second has its question
     asked = ["What is shown?", "What is shown?\nHint: the left half.", "Who?"]
     places = match(answers, [{"question": text} for text in asked], "f", partial=True).places
@@ -86,7 +86,7 @@ QUERY = SimpleNamespace(doc_to_target=lambda doc: doc["answer"], doc_to_text=lam
 """A task of lmms-eval's whose column of questions has another name."""
 
 
-def test_input_is_compared_whatever_the_column_of_questions_is_called():
+def test_input_is_compared_under_any_name_of_the_question_column():
     docs = [{"query": f"Is it {color}?", "answer": "yes"} for color in ("red", "blue", "green")]
     right = [Answer(text="x", number=n, target="yes", input=QUERY.doc_to_text(doc)) for n, doc in enumerate(docs)]
     reject_contradictions(dict(enumerate(right)), docs, QUERY, "f")

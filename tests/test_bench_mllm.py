@@ -32,11 +32,11 @@ pytestmark = world.LMMS_EVAL_WARNS
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every attempt to reach another machine fails the test."""
 
-    def refuse(self: socket.socket, address: object) -> None:
+    def raise_error(self: socket.socket, address: object) -> None:
         if self.family != socket.AF_UNIX:
             raise AssertionError(f"a benchmark tried to connect to {address}")
 
-    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket.socket, "connect", raise_error)
 
 
 def _run(places: Path, results: Path, *benchmarks: BenchmarkConfig, **changes) -> dict[str, Result]:
@@ -54,8 +54,8 @@ def _all(places: Path, *tasks: str, **changes) -> list[BenchmarkConfig]:
 
 
 def _answering(monkeypatch: pytest.MonkeyPatch, reply) -> None:
-    """Let ``reply(number of the picture, prompt)`` answer in the model's place."""
-    numbers = {world.picture(number).tobytes(): number for number in range(PICTURES)}
+    """Let ``reply(number of the image, prompt)`` answer in the model's place."""
+    numbers = {world.draw_image(number).tobytes(): number for number in range(PICTURES)}
 
     def answer_batches(model, processor, images, prompts, max_new_tokens, batch_size):
         for place, (shown, prompt) in enumerate(zip(images, prompts, strict=True)):
@@ -87,7 +87,7 @@ def test_right_answers_get_full_marks(places, tmp_path, monkeypatch):
 
 
 def test_half_right_answers_by_hand(places, tmp_path, monkeypatch):
-    """It says yes to everything, names red whatever it sees, and captions one picture with nothing."""
+    """It says yes to everything, names red for any image, and captions one image with nothing."""
 
     def reply(number: int, prompt: str) -> str:
         if "Is there" in prompt:
@@ -113,7 +113,7 @@ def test_half_right_answers_by_hand(places, tmp_path, monkeypatch):
 
 
 def test_items_protocol_and_intervals(places, tmp_path, monkeypatch):
-    _answering(monkeypatch, lambda number, prompt: _knows_all(max(number, 1), prompt))  # takes picture 0 for 1
+    _answering(monkeypatch, lambda number, prompt: _knows_all(max(number, 1), prompt))  # takes image 0 for 1
     found = _run(places, tmp_path, *_all(places))
     for task, result in found.items():
         items = world.check_formulas(result)
@@ -129,7 +129,7 @@ def test_items_protocol_and_intervals(places, tmp_path, monkeypatch):
     pope = read_items(found["pope"])
     first = pope[["question", "prediction", "target"]].iloc[0].tolist()
     assert first == ["Is there a red square in the picture?", "No", "yes"]
-    assert pope["score"].tolist() == [0.0, 0.0] + [1.0] * 10  # and the pair of picture 0 in the categories
+    assert pope["score"].tolist() == [0.0, 0.0] + [1.0] * 10  # and the pair of image 0 in the categories
     assert pope["category"].unique().tolist() == ["random", "popular"]
     assert read_items(found["gqa"])["target"].tolist() == [world.color(number) for number in range(PICTURES)]
 
@@ -256,7 +256,7 @@ CHOICES = ("red", "a green square number 1.", "blue on grey", "yes")
 def _write_seed(root: Path) -> Path:
     rows = range(SEED_PICTURES)
     columns: dict[str, Any] = {
-        "image": [[world.picture(number)] for number in rows],
+        "image": [[world.draw_image(number)] for number in rows],
         "question": ["What is it?"] * SEED_PICTURES,
         **{f"choice_{letter}": [text] * SEED_PICTURES for letter, text in zip("abcd", CHOICES, strict=True)},
         "answer": ["A", "B", "C", "D"],
@@ -267,7 +267,7 @@ def _write_seed(root: Path) -> Path:
     return root
 
 
-def test_the_likeliest_choice_is_the_answer(places, tmp_path):
+def test_the_most_probable_choice_is_the_answer(places, tmp_path):
     llava = places / "llava"
     task = BenchmarkConfig(name="seedbench_ppl", data=str(_write_seed(tmp_path / "hub")))
     result = world.measure(tmp_path / "results", task, llava=llava, batch_size=3)
@@ -275,7 +275,7 @@ def test_the_likeliest_choice_is_the_answer(places, tmp_path):
     right = []
     for number in range(SEED_PICTURES):
         asked = ["What is it? Answer :"] * len(CHOICES)
-        found = loglikelihoods(model, processor, [world.picture(number)] * len(CHOICES), asked, CHOICES)
+        found = loglikelihoods(model, processor, [world.draw_image(number)] * len(CHOICES), asked, CHOICES)
         means = [each.total / each.tokens for each in found]
         right.append(float(means.index(max(means)) == number))
     assert 0 < sum(right) < SEED_PICTURES  # it prefers one and the same, by which the sign would show
@@ -283,7 +283,7 @@ def test_the_likeliest_choice_is_the_answer(places, tmp_path):
     assert result.metrics["acc"].value == pytest.approx(sum(right) / SEED_PICTURES)
 
 
-def test_what_is_not_offered(places):
+def test_unsupported_tasks(places):
     from benchmarks.tasks.mllm.offline_tasks import go_offline
 
     go_offline()

@@ -1,4 +1,4 @@
-"""Pictures of a benchmark are found in training data, whatever was done to their files, and others are not."""
+"""Images of a benchmark are found in training data also after changes of their files, and others are not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from clips.data.sources.source import SourceConfig
 
 
 def texture(number: int) -> Image.Image:
-    """A picture of soft spots, another for each number."""
+    """An image of soft spots, another for each number."""
     pixels = np.random.default_rng(number).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((320, 240), Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(2))
 
@@ -31,7 +31,7 @@ def encoded(picture: Image.Image, kind: str = "PNG", **more: int) -> bytes:
     return stream.getvalue()
 
 
-def unlike(first: Image.Image, second: Image.Image) -> int:
+def hamming_distance(first: Image.Image, second: Image.Image) -> int:
     one, other = (hash_image(picture.convert("RGB")).bits[None] for picture in (first, second))
     ((_, _, bits),) = near_pairs(one, other, BITS)
     return bits
@@ -54,13 +54,14 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_file_is_the_same_picture(change):
+def test_a_reencoded_file_is_the_same_image(change):
     assert all(
-        unlike(texture(number), CHANGES[change](texture(number))) <= MAX_HAMMING_DISTANCE for number in range(10)
+        hamming_distance(texture(number), CHANGES[change](texture(number))) <= MAX_HAMMING_DISTANCE
+        for number in range(10)
     )
 
 
-def test_unlike_pictures_are_far_apart():
+def test_different_images_are_far_apart():
     hashes = np.array([hash_image(texture(number)).bits for number in range(60)])
     pairs = [pair for pair in near_pairs(hashes, hashes, MAX_HAMMING_DISTANCE) if pair[0] != pair[1]]
     assert pairs == []
@@ -91,7 +92,7 @@ def test_blocks_find_what_a_loop_finds(monkeypatch):
     assert [*near_pairs(first, second, 120)] == naive
 
 
-def test_exact_and_near_are_told_apart_and_counted_by_picture_of_the_benchmark():
+def test_exact_and_near_duplicates_are_counted_by_benchmark_image():
     picture = encoded(texture(1))
     small = encoded(CHANGES["halved"](texture(2)))
     found = find_duplicates(
@@ -107,7 +108,7 @@ def test_exact_and_near_are_told_apart_and_counted_by_picture_of_the_benchmark()
     assert found.unreadable == ["d"]
 
 
-def test_pictures_of_one_color_are_alike_only_when_equal():
+def test_images_of_one_color_match_only_if_equal():
     grey, black = (encoded(Image.new("RGB", (64, 64), color)) for color in ("grey", "black"))
     found = find_duplicates([("grey", grey)], [("grey too", grey), ("black", black)])
     assert [(pair.benchmark, pair.exact) for pair in found.pairs] == [("grey too", True)]
@@ -123,7 +124,7 @@ def training_table(folder: Path, pictures: list[Image.Image]) -> SourceConfig:
 
 
 def test_the_command_reads_sources_of_training_and_writes_the_pairs(tmp_path, capsys):
-    source = training_table(tmp_path / "train", [texture(7), world.picture(2).resize((128, 128)), texture(8)])
+    source = training_table(tmp_path / "train", [texture(7), world.draw_image(2).resize((128, 128)), texture(8)])
     shards = world.write_shards(tmp_path / "shards", 4)
     for name in ("pairs.csv", "pairs.json"):
         output = str(tmp_path / name)
@@ -137,13 +138,13 @@ def test_the_command_reads_sources_of_training_and_writes_the_pairs(tmp_path, ca
     assert pd.read_csv(tmp_path / "pairs.csv").to_dict("records") == [pair]
 
 
-def test_pictures_come_from_every_layout_of_a_benchmark(tmp_path):
+def test_images_are_found_in_every_layout_of_a_benchmark(tmp_path):
     hub = world.write_hub(tmp_path / "hub", 3)
     pope = [*benchmark_images(str(hub / world.HUB / "POPE"))]
     assert [name for name, _ in pope][:2] == [f"test-00000-of-00001.parquet row {row} image" for row in (0, 1)]
     assert len(pope) == 6
     assert len([*benchmark_images(str(hub))]) > 12  # all tasks below a data root
-    world.picture(0).save(tmp_path / "0.png")
+    world.draw_image(0).save(tmp_path / "0.png")
     (tmp_path / "set.jsonl").write_text(json.dumps({"image": "0.png", "captions": ["x"]}))
     assert [name for name, _ in benchmark_images(str(tmp_path / "set.jsonl"))] == ["0.png"]
     world.write_shards(tmp_path / "wds/test", 2, shards=1)
@@ -151,12 +152,12 @@ def test_pictures_come_from_every_layout_of_a_benchmark(tmp_path):
     (tmp_path / "urban/caption").mkdir(parents=True)
     (tmp_path / "urban/caption/7.txt").write_text("x")
     (tmp_path / "urban/image").mkdir()
-    world.picture(0).save(tmp_path / "urban/image/7.jpg")
+    world.draw_image(0).save(tmp_path / "urban/image/7.jpg")
     for folder, names in (("wds", ["000000000.png", "000000001.png"]), ("urban", ["7.jpg"])):
         assert [Path(name).name for name, _ in benchmark_images(str(tmp_path / folder))] == names
     (tmp_path / "set.jsonl").write_text(json.dumps({"image": "0.png", "captions": {"de": ["x"]}}))
     assert [name for name, _ in benchmark_images(str(tmp_path / "set.jsonl"), language="de")] == ["0.png"]
-    for write in (classes.write_wds, classes.write_folders):  # pictures with classes, not captions
+    for write in (classes.write_wds, classes.write_folders):  # images with classes, not captions
         found = dict(benchmark_images(str(write(tmp_path / write.__name__, 8))))
         assert len(found) == 8
-        assert world.png(world.picture(0)) in found.values()
+        assert world.png(world.draw_image(0)) in found.values()

@@ -56,7 +56,7 @@ def data(tmp_path: Path) -> Path:
         {
             "question": [f"Is sign {number} red?" for number in range(QUESTIONS)],
             "answer": ["yes"] * QUESTIONS,
-            "image": [world.picture(number) for number in range(QUESTIONS)],
+            "image": [world.draw_image(number) for number in range(QUESTIONS)],
         },
     )
     return tmp_path / "data"
@@ -99,7 +99,7 @@ def test_a_file_a_folder_and_a_task_in_a_folder_are_one_task(data, tasks, capsys
     assert read_items(shown[0])["question"].tolist()[0] == "Is sign 0 red?"
 
 
-def test_a_llava_is_asked_it(places, data, tasks, tmp_path):
+def test_a_llava_is_evaluated_on_it(places, data, tasks, tmp_path):
     benchmark = BenchmarkConfig(name="signs", task=str(tasks), data=str(data))
     found = world.measure(tmp_path / "r", benchmark, llava=places / "llava")
     assert (found.status, found.metrics["right"].n) == ("ok", QUESTIONS)
@@ -109,7 +109,7 @@ def test_a_llava_is_asked_it(places, data, tasks, tmp_path):
     assert data_hash(benchmark) != found.protocol["data_hash"]  # another question: not done
 
 
-def test_the_scale_can_be_said_and_differing_ones_are_not_compared(data, tasks):
+def test_the_scale_can_be_set_and_different_ones_are_not_compared(data, tasks):
     shares = _score(data, str(tasks))
     said = _score(data, str(tasks), scale=1.0)
     assert said.metrics["right"].scale == said.metrics["points"].scale == 1.0

@@ -48,7 +48,7 @@ def towers(**vision: object):
     ],
     ids=["vit", "timm"],
 )
-def test_where_the_mean_of_places_is_taken_it_is_the_pictures_vector(vision):
+def test_the_mean_of_patches_is_the_image_vector_with_mean_pooling(vision):
     model = towers(**vision)
     pixels = torch.randn(2, 3, vision["image_size"], vision["image_size"])
     places = patch_embeddings(model, pixels)
@@ -87,7 +87,7 @@ def test_a_class_tokens_places_take_the_value_path_of_the_last_block():
 
 
 @torch.no_grad()
-def test_attention_pooling_has_places_and_an_unknown_tower_is_refused():
+def test_attention_pooling_has_patches_and_an_unknown_tower_is_rejected():
     model = towers(**VIT, attentional_pool=True, attn_pooler_queries=3, attn_pooler_heads=2)
     places = patch_embeddings(model, torch.randn(2, 3, 32, 32))
     assert places.shape == (2, 4, 4, 12)
@@ -142,7 +142,7 @@ def use(monkeypatch, tmp_path):
 
 @pytest.fixture
 def phrases(tmp_path) -> Path:
-    """Eight pictures of 128×64 with a square of each color in the middle 64×64, each in a cell of its own."""
+    """Eight images of 128×64 with a square of each color in the middle 64×64, each in a cell of its own."""
     generator = np.random.default_rng(0)
     lines = []
     for number in range(8):
@@ -173,7 +173,7 @@ def test_a_tower_that_sees_colors_points_at_them(phrases, use):
     first = json.loads(phrases.read_text().splitlines()[0])
     middle = [(first["box"][0] + 8) / 1.28, (first["box"][1] + 8) / 0.64]
     assert items["prediction"][0] == f"{middle[0]:.0f} % from the left, {middle[1]:.0f} % from the top"
-    assert items["map"].notna().sum() == 8  # one of each picture
+    assert items["map"].notna().sum() == 8  # one of each image
     assert items["thumbnail"].notna().sum() == 8
 
     whole = evaluate(phrases, use(ColorTower(side=1)), "blind")  # it has one place, which it must point at
@@ -181,8 +181,8 @@ def test_a_tower_that_sees_colors_points_at_them(phrases, use):
     assert whole.metrics["auc"].value == 0.5
 
 
-def test_a_measure_that_has_no_value_is_absent_and_the_others_are_told(phrases, use):
-    """Boxes of whole pictures leave nothing outside to be told from them."""
+def test_a_metric_without_a_value_is_missing_and_the_others_are_reported(phrases, use):
+    """Boxes of whole images leave no outside to compare with."""
     line = json.loads(phrases.read_text(encoding="utf-8").splitlines()[0])
     with Image.open(phrases.parent / line["image"]) as picture:
         line["box"] = [0, 0, *picture.size]
@@ -193,7 +193,7 @@ def test_a_measure_that_has_no_value_is_absent_and_the_others_are_told(phrases, 
     assert result.missing_metrics["auc"] == "no item has a value"
 
 
-def test_the_page_shows_the_maps_row_beside_row(phrases, use):
+def test_the_page_shows_the_maps_of_all_models(phrases, use):
     for row, side in (("fine", 4), ("coarse", 2)):
         evaluate(phrases, use(ColorTower(side)), row)
     results = phrases.parent / "results"
@@ -215,7 +215,7 @@ def test_points_and_areas_by_hand():
     assert np.isnan(pointing_auc(found, np.ones((2, 2), bool)))
 
 
-def test_what_a_model_sees_of_a_wide_picture():
+def test_the_crop_of_a_wide_image():
     assert VisibleRegion.of({"input_resize": "squash"}, 200, 100) == VisibleRegion(0, 0, 1, 1)
     assert VisibleRegion.of({"input_resize": "shortest"}, 200, 100) == VisibleRegion(0.25, 0, 0.75, 1)
     assert VisibleRegion.of({"input_resize": "longest"}, 200, 100) == VisibleRegion(0, -0.5, 1, 1.5)
@@ -225,7 +225,7 @@ def test_what_a_model_sees_of_a_wide_picture():
     assert inside.tolist() == [[True, False], [False, False]]
 
 
-def test_scenes_ask_for_what_one_phrase_tells_apart(tmp_path):
+def test_scenes_give_phrases_that_distinguish_one_object(tmp_path):
     def thing(kind: str, color: str | None) -> dict[str, object]:
         return {"kind": kind, "color": color, "box": [256, 512, 256, 256]}
 
@@ -235,7 +235,10 @@ def test_scenes_ask_for_what_one_phrase_tells_apart(tmp_path):
         [],
     ]
     samples = {
-        f"{number:09d}": {"png": clips_world.picture(number), "json": json.dumps({"scene": {"objects": each}}).encode()}
+        f"{number:09d}": {
+            "png": clips_world.draw_image(number),
+            "json": json.dumps({"scene": {"objects": each}}).encode(),
+        }
         for number, each in enumerate(scenes)
     }
     clips_world.write_shard(tmp_path / "scenes" / "shard-00000.tar", samples)
@@ -259,7 +262,7 @@ def test_a_broken_line_is_named(phrases, use, line, message):
         evaluate(phrases, use(ColorTower()))
 
 
-def test_look_writes_a_picture_that_is_bright_where_the_phrase_is(phrases, use, capsys):
+def test_look_writes_an_image_that_is_bright_where_the_phrase_is(phrases, use, capsys):
     line = json.loads(phrases.read_text().splitlines()[0])
     output = phrases.parent / "map.png"
     picture = phrases.parent / "0.png"

@@ -28,13 +28,13 @@ def _cocoqa(folder: Path, photos: int = 20) -> Path:
         for number in range(photos)
         for k in range(2)
     ]
-    world.write_pictures(folder / "images", photos)
+    world.write_images(folder / "images", photos)
     world.write_lines(folder / "questions.jsonl", rows)
     return folder
 
 
 def _flickr8k(folder: Path, photos: int = 4) -> Path:
-    world.write_pictures(folder / "images", photos, ".jpg")
+    world.write_images(folder / "images", photos, ".jpg")
     images = []
     for number in range(photos):
         sentences = [{"raw": text} for text in world.captions(number)]
@@ -54,7 +54,7 @@ def _prepare(what: str, source: Path, output: Path, **more: Any) -> Path:
     return output
 
 
-def test_cocoqa_holds_exactly_the_held_back_photos_or_all(tmp_path):
+def test_cocoqa_has_exactly_the_held_out_photos_or_all(tmp_path):
     source = _cocoqa(tmp_path / "in")
     out = _prepare("cocoqa", source, tmp_path / "out")
     held = [f"{number}.png" for number in range(20) if is_held_out(f"{number}.png")]
@@ -74,8 +74,8 @@ def test_cocoqa_holds_exactly_the_held_back_photos_or_all(tmp_path):
     assert _read(_prepare("cocoqa", source, tmp_path / "held", split="held_out") / file) == questions
 
 
-def test_coco_long_is_a_table_to_train_on_and_no_picture_of_it_is_tested(tmp_path):
-    world.write_pictures(tmp_path / "coco_mini/images", 4)
+def test_coco_long_is_a_training_table_without_test_images(tmp_path):
+    world.write_images(tmp_path / "coco_mini/images", 4)
     caption = {"long_captions": [{"caption": "One. Two."}]}
     long = [
         {"image": f"../coco_mini/images/{n}.png", "coco_id": n, "human_captions": [f"picture {n}"] if n else []}
@@ -121,7 +121,7 @@ def test_lmms_eval_reads_what_was_written(tmp_path):
         assert captions["annotations_captions"] == [world.captions(number) for number in range(limit or 4)]
 
 
-def test_a_broken_picture_leaves_nothing_behind(tmp_path):
+def test_a_broken_image_leaves_no_output(tmp_path):
     source = _flickr8k(tmp_path / "in")
     (source / "images" / "2.jpg").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"2\.jpg: undecodable image"):
@@ -130,7 +130,7 @@ def test_a_broken_picture_leaves_nothing_behind(tmp_path):
 
 
 def test_the_real_data(tmp_path, shared):
-    """A fifth of COCO-QA's photos is held back, and none of them is split between the sides."""
+    """A fifth of COCO-QA's photos is held out, and none of them is in both splits."""
     counts = read_manifest(_prepare("cocoqa", shared / "data/cocoqa", tmp_path / "out"))["counts"]
     assert 400 < counts["pictures"] < 550
     assert counts["questions"] > counts["pictures"]

@@ -88,7 +88,7 @@ def test_two_processes_give_what_one_gives(places, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_the_first_process_refuses_is_told_once_and_the_next_benchmark_goes_on(places, tmp_path):
+def test_an_error_of_the_first_process_is_reported_once_and_the_next_benchmark_runs(places, tmp_path):
     words = command(places, tmp_path / "refused", "pope", "gqa", processes=2)
     file = tmp_path / "refused.yaml"
     config = yaml.safe_load(file.read_text())
@@ -103,7 +103,7 @@ def test_what_the_first_process_refuses_is_told_once_and_the_next_benchmark_goes
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_it_goes_on_with_the_next_question(places, tmp_path):
+def test_a_killed_evaluation_resumes_with_the_next_question(places, tmp_path):
     """Killed while the LLaVA answers; what was answered is not asked again."""
     finish(command(places, tmp_path / "whole", "gqa"))
     words = command(places, tmp_path / "killed", "gqa")

@@ -89,7 +89,7 @@ def test_no_such_directory(made, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "results").exists()
 
 
-def test_from_the_number_to_the_shards(made, capsys):
+def test_provenance_from_a_number_to_the_shards(made, capsys):
     assert bench("provenance", str(made / "results/small")) == 0
     said = capsys.readouterr().out.splitlines()
     record = json.loads((made / "results/small/retrieval.json").read_text())
@@ -105,7 +105,7 @@ def test_from_the_number_to_the_shards(made, capsys):
     assert any("3 steps" in line and "cpu" in line for line in said)
 
 
-def test_from_what_was_made_to_the_shards_without_a_result(made, capsys):
+def test_provenance_of_an_artifact_without_a_result(made, capsys):
     assert bench("provenance", str(made / "small")) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"directory: {made / 'small'} ({model_of(made / 'small')['hash'][:12]})"
@@ -113,7 +113,7 @@ def test_from_what_was_made_to_the_shards_without_a_result(made, capsys):
     assert any(line.strip().startswith(f"sources: {made / 'train'}") for line in said)
 
 
-def test_what_was_changed_or_is_gone_is_said(copied, capsys):
+def test_changed_and_missing_inputs_are_reported(copied, capsys):
     weights = copied / "small/open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
     assert bench("provenance", str(copied / "results/small/retrieval.json")) == 0
@@ -143,7 +143,7 @@ def test_paths_are_found_from_any_folder_and_where_a_study_was_moved_to(copied, 
         assert "sources: " in said
 
 
-def test_a_model_of_others_has_no_past(copied, capsys):
+def test_a_foreign_model_has_no_provenance(copied, capsys):
     (copied / "small" / MANIFEST).unlink()
     assert bench("provenance", str(copied / "results/small"), "--check", "false") == 0
     assert capsys.readouterr().out.strip().endswith("not made by this suite")

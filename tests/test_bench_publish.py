@@ -62,9 +62,7 @@ def push(directory: Path, **changes: Any) -> None:
     run_publish(PublishConfig(directory=str(directory), repo_id="org/mine", **changes))
 
 
-def test_a_dry_run_lists_everything_and_asks_nobody(
-    hub: type[Hub], model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_lists_everything_without_a_request(hub, model, capsys):
     push(model, dry_run=True)
     said = capsys.readouterr().out
     assert hub.seen == []
@@ -77,9 +75,7 @@ def test_a_dry_run_lists_everything_and_asks_nobody(
     assert "`clips-bench card` writes one" in said
 
 
-def test_what_is_pushed_is_the_model_without_paths_of_this_machine(
-    hub: type[Hub], model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_model_is_pushed_without_local_paths(hub, model, capsys):
     before = (model / "manifest.json").read_text(encoding="utf-8")
     push(model)
     pushed = hub.folder / "org/mine"
@@ -133,10 +129,7 @@ def link(model: Path) -> None:
     [
         (lambda model: (model / "manifest.json").unlink(), "expected an encoder, a LLaVA, a study's output or"),
         (add("notes.txt", "mine"), "notes.txt is not of the artifact; move it elsewhere"),
-        (
-            add("config.json", '{"model_type": "other"}'),
-            "config.json is not as its manifest has it; it was changed after it was finished",
-        ),
+        (add("config.json", '{"model_type": "other"}'), "config.json is not as its manifest has it; it was changed"),
         (link, "model.safetensors is a link to a file elsewhere"),
         (add("README.md", f"token {TOKEN}"), "README.md: line 1 holds a token of the Hugging Face hub"),
         (add("config.yaml", "a: 1\nurl: s3://me:secret@bucket/x"), "config.yaml: line 2 holds a password"),
@@ -144,7 +137,7 @@ def link(model: Path) -> None:
         (listed("config.json", '{"_name_or_path": "/home/me/llm"}'), "config.json: names the directory /home/me/llm"),
     ],
 )
-def test_what_must_not_go_is_refused(hub: type[Hub], model: Path, change: Any, message: str) -> None:
+def test_private_content_is_rejected(hub: type[Hub], model: Path, change: Any, message: str) -> None:
     change(model)
     with pytest.raises(UserError, match=message) as caught:
         push(model)
@@ -152,9 +145,7 @@ def test_what_must_not_go_is_refused(hub: type[Hub], model: Path, change: Any, m
     assert hub.seen == []
 
 
-def test_results_go_without_the_benchmarks_pictures(
-    hub: type[Hub], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_results_are_published_without_benchmark_images(hub, tmp_path, capsys):
     put_result(tmp_path / "results", "row", "gqa", items_table(0.5, benchmark="gqa"))
     push(tmp_path / "results")
     pushed = hub.folder / "org/mine"
@@ -165,7 +156,7 @@ def test_results_go_without_the_benchmarks_pictures(
     assert (pushed / "row/gqa.items.parquet").is_file()
 
 
-def test_what_left_a_study_does_not_go_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_removed_results_of_a_study_are_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = make_study(tmp_path, monkeypatch)
     monkeypatch.setattr(upload_files, "_refuse_unfinished", lambda *_: None)  # one branch of it has failed
     put_result(study / "results", "former", "gqa", items_table(0.5, benchmark="gqa"))
@@ -181,7 +172,7 @@ def test_what_left_a_study_does_not_go_with_it(tmp_path: Path, monkeypatch: pyte
     assert not [name for name in files if "former" in name]
 
 
-def test_an_unfinished_study_stays(hub: type[Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unfinished_study_is_not_published(hub: type[Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"unfinished: step llava-net-tiny-s0 is not done, nor are 1 more"):
         push(make_study(tmp_path, monkeypatch))
     assert hub.seen == []

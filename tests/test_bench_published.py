@@ -7,10 +7,12 @@ import io
 
 import pytest
 from report_material import put_results
+from rich.console import Console
 
 from benchmarks.report.formats import REPORT_FORMATS
 from benchmarks.report.reference_table import REFERENCE_NOTE
 from benchmarks.report.report import Report, build_report
+from benchmarks.report.terminal_table import print_report
 from benchmarks.results.reference_results.load import load_reference_results, select_reference_results
 from benchmarks.study.schema import Study
 from clips.errors import UserError
@@ -29,7 +31,7 @@ def shown(built: Report) -> dict[str, list[str]]:
     return {row.name: texts for row, texts in zip(built.published.rows, frame.to_numpy().tolist(), strict=True)}
 
 
-def test_every_row_has_a_source_and_a_name_of_its_own():
+def test_every_row_has_a_source_and_a_unique_name():
     rows = load_reference_results()
     assert len({(row.set, row.name) for row in rows}) == len(rows)
     assert {row.set for row in rows} == {"clips", "openvision", "siglip2", "pe", "llava", "llava_more", "openclip"}
@@ -53,7 +55,7 @@ def test_values_are_those_of_the_sources(shared):
             assert row.values["flickr30k/i2t_r10"] == pytest.approx(100 * float(line["Flickr text retr. R@10"]))
 
 
-def test_they_stand_apart_in_every_format(results):
+def test_published_rows_are_separate_in_every_format(results):
     plain, built = build_report(results), build_report(results, published=PAIR)
     assert built.table == plain.table  # no mark, test or cell depends on them
     assert plain.published is None
@@ -85,14 +87,14 @@ def test_differences_are_those_of_the_paper(results):
         (["openclip:ViT-B-32/opena"], "unknown published row of openclip 'ViT-B-32/opena'; did you mean"),
     ],
 )
-def test_unknown_rows_are_refused(results, wanted, message):
+def test_unknown_rows_are_rejected(results, wanted, message):
     with pytest.raises(UserError, match=message):
         build_report(results, published=wanted)
     with pytest.raises(UserError, match=message):
         Study(name="x", encoders={"a": "b"}, reference_results=tuple(wanted))
 
 
-def test_a_baseline_that_is_not_among_those_shown_is_refused(results):
+def test_a_baseline_that_is_not_shown_is_rejected(results):
     with pytest.raises(UserError, match="unknown baseline among the published rows"):
         build_report(results, published=["llava"], baseline=BASE)
     with pytest.raises(UserError, match=r"reference_results: expected the set of 'OpenAI CLIP .*' as well"):
@@ -106,3 +108,16 @@ def test_recall_grows_with_its_cut_in_every_row():
                 found = [row.values.get(f"{name}/{direction}_r{cut}") for cut in (1, 5, 10)]
                 if None not in found:
                     assert found == sorted(found), row
+
+
+@pytest.mark.parametrize(
+    ("chosen", "name"),
+    [("clips", "CLIPS ViT-L/14 + Llama-3 (published, clips)"), ("openclip", "ViT-B-32/openai (published, openclip)")],
+)
+def test_many_models_are_legible_in_a_terminal_of_80_characters(results, chosen, name):
+    written = io.StringIO()
+    print_report(build_report(results, published=[chosen]), Console(file=written, width=80, highlight=False))
+    lines = written.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    tables = [line for line in lines if name in line]  # names are whole, in each part of the table
+    assert len(tables) > 1 if chosen == "openclip" else "60.3" in tables[0] and "86.7" in tables[0]

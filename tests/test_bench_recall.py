@@ -14,7 +14,7 @@ from benchmarks.tasks.encoders.recall import RetrievalRanks, compute_ranks
 
 
 def _from_similarity(similarity: np.ndarray, owner: list[int]) -> tuple[RetrievalRanks, RetrievalRanks]:
-    """Ranks for a given (pictures, captions) matrix, through embeddings that produce it."""
+    """Ranks for a given (images, captions) matrix, through embeddings that produce it."""
     images = torch.eye(len(similarity), dtype=torch.float64)
     return compute_ranks(images, torch.as_tensor(similarity.T, dtype=torch.float64), _pairs(owner))
 
@@ -36,7 +36,7 @@ def test_by_hand():
     assert to_captions.hit(1).tolist() == [1, 0, 1]
     assert to_captions.hit(5).tolist() == [1, 1, 1]
     assert to_captions.first.tolist() == [0, 1, 3]
-    # caption 0: picture 0 first; 1: 0.1 is third; 2: 0.4 is second; 3: first
+    # caption 0: image 0 first; 1: 0.1 is third; 2: 0.4 is second; 3: first
     assert to_images.expected().tolist() == [1, 3, 2, 1]
     assert to_images.hit(1).tolist() == [1, 0, 0, 1]
     assert to_images.first.tolist() == [0, 1, 0, 2]
@@ -65,7 +65,7 @@ def test_a_constant_model_scores_chance():
 
 
 def _clip_benchmark_recall(scores: torch.Tensor, positive_pairs: torch.Tensor, k: int) -> torch.Tensor:
-    """CLIP_benchmark's definition, written anew: the share of a query's positives in its top k, then whether any."""
+    """CLIP_benchmark's definition, again: the ratio of a query's positives in its top k, then whether any."""
     top = torch.topk(scores, k, dim=1).indices
     hits = torch.gather(positive_pairs, 1, top).sum(1)
     return (hits > 0).float()
@@ -95,15 +95,15 @@ def test_agrees_with_clip_benchmark_and_with_a_naive_loop(seed, monkeypatch):
         assert to_images.expected()[caption] == 1 + order.index(image)
 
 
-def test_a_caption_with_several_pictures_is_right_with_any_of_them():
+def test_any_image_of_a_caption_is_correct():
     similarity = np.array([[0.9, 0.3], [0.8, 0.1], [0.5, 0.7]])
-    pairs = np.array([[0, 1], [1, 0], [2, 0], [2, 1]])  # caption 0 tells of pictures 1 and 2, caption 1 of 0 and 2
+    pairs = np.array([[0, 1], [1, 0], [2, 0], [2, 1]])  # caption 0 tells of images 1 and 2, caption 1 of 0 and 2
     images, captions = torch.eye(3, dtype=torch.float64), torch.as_tensor(similarity.T)
     to_captions, to_images = compute_ranks(images, captions, pairs)
     assert to_images.expected().tolist() == [2, 1]
     assert to_captions.expected().tolist() == [2, 1, 1]
 
 
-def test_a_query_without_a_right_answer_is_refused():
+def test_a_query_without_a_correct_answer_is_rejected():
     with pytest.raises(ValueError, match="query 1 has no right answer"):
         compute_ranks(torch.eye(2), torch.eye(2), np.array([[0, 0], [0, 1]]))

@@ -22,10 +22,10 @@ from clips.train import train
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory) -> Path:
-    """``test`` with eight pictures and encoders without training, ``clips`` with a captioner and ``clip`` without."""
+    """``test`` with eight images and encoders without training, ``clips`` with a captioner and ``clip`` without."""
     root = tmp_path_factory.mktemp("recaption")
     data = clips_world.write_shards(root / "data", (8,))
-    broken = {"000000009": {"png": b"no picture", "json": b"{}"}, "000000010": {"png": clips_world.picture(1)}}
+    broken = {"000000009": {"png": b"no picture", "json": b"{}"}, "000000010": {"png": clips_world.draw_image(1)}}
     clips_world.write_shard(root / "test" / "shard-00001.tar", broken)
     (root / "test" / "shard-00000.tar").symlink_to(data / "shard-00000.tar")
     for name in ("clips", "clip"):
@@ -44,7 +44,7 @@ def _saying(monkeypatch, texts: list[str]) -> None:
     monkeypatch.setattr(generation, "generate_batch", lambda _, images, __: [next(rest) for _ in images])
 
 
-def test_a_captioner_that_says_it_all_and_one_that_always_says_the_same(places, tmp_path, monkeypatch):
+def test_scores_of_a_perfect_and_of_a_constant_captioner(places, tmp_path, monkeypatch):
     expected = [clips_world.captions(number)["synthetic_caption"] for number in range(8)]
     _saying(monkeypatch, expected)
     perfect = evaluate(places, tmp_path / "perfect")
@@ -67,12 +67,12 @@ def test_a_captioner_that_says_it_all_and_one_that_always_says_the_same(places, 
     assert all(each.notes and each.thumbnail for each in shown.cards)
 
 
-def test_it_writes_what_clips_caption_writes(places, tmp_path, capsys):
+def test_captions_equal_those_of_clips_caption(places, tmp_path, capsys):
     result = evaluate(places, tmp_path / "results", limit=3)
     assert result.protocol["pictures"] == 3
     for row in read_items(result).itertuples():
         picture = tmp_path / "photo.png"
-        picture.write_bytes(clips_world.picture(int(row.Index)))
+        picture.write_bytes(clips_world.draw_image(int(row.Index)))
         capsys.readouterr()
         caption.run_caption(
             caption.CaptionConfig(image=str(picture), encoder=str(places / "clips"), web_caption=row.given)
@@ -82,19 +82,19 @@ def test_it_writes_what_clips_caption_writes(places, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("forced", [False, True])
-def test_many_captions_are_those_of_one_after_the_other(forced):
+def test_batched_captions_equal_single_ones(forced):
     torch.manual_seed(2)
     shape = CaptionerDims(image_width=6, text_width=4, width=16, layers=1, heads=2, length=7, vocabulary=40)
     captioner = Captioner(CaptionerDims(**{**vars(shape), "teacher_forced": forced})).eval()
     images, texts = torch.randn(3, 5, 6), torch.randn(3, 3, 4)
     with torch.no_grad():
-        captioner.blocks[0].out.weight *= 50  # so that the pictures count beside the words
+        captioner.blocks[0].out.weight *= 50  # so that images and words count
         one_by_one = [generation.generate(captioner, images[n : n + 1], texts[n : n + 1]) for n in range(3)]
         assert generation.generate_batch(captioner, images, texts) == one_by_one
     assert len({tuple(each) for each in one_by_one}) > 1
 
 
-def test_without_a_captioner_there_is_no_number_and_a_reason(places, tmp_path):
+def test_without_a_captioner_the_result_has_a_reason(places, tmp_path):
     result = evaluate(places, tmp_path, "clip")
     assert (result.status, dict(result.metrics)) == ("ok", {})
     gap = read_source(tmp_path).outcomes["clip", "recaption"]

@@ -1,4 +1,4 @@
-"""Result files survive a round trip, and broken ones are refused in one line."""
+"""Result files survive a round trip, and broken ones are rejected in one line."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_result_of_a_newer_version_is_never_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "../x", ".hidden", "x" * 201])
-def test_names_that_are_no_file_names(name):
+def test_names_that_are_no_filenames(name):
     with pytest.raises(UserError, match="expected up to 200 letters"):
         check_name(name, "row")
 
@@ -149,7 +149,7 @@ def test_differences_in_words():
     assert describe_differences(*hashes) == [f'data hash: "{"a" * 12}…" against "{"b" * 12}…"']
 
 
-def test_a_setting_that_the_benchmark_does_not_take_is_refused(tmp_path):
+def test_a_setting_that_the_benchmark_lacks_is_rejected(tmp_path):
     shards = world.write_shards(tmp_path / "shards", 2)
     config = BenchmarkConfig(name="retrieval", data=str(shards), max_new_tokens=3)
     with pytest.raises(UserError, match=r"^benchmarks\[1\]\.max_new_tokens: 'retrieval' takes no such setting \(it ta"):

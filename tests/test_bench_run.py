@@ -57,11 +57,11 @@ def test_an_oracle_is_right_and_a_blind_spot_costs_what_it_must(tmp_path, shards
         "mean_recall": 1.0,
     }
     assert perfect.metrics["t2i_median_rank"].value == 1.0
-    assert 0.7 < perfect.metrics["t2i_r1"].ci_low < 1.0  # Wilson over twelve pictures, no false certainty
+    assert 0.7 < perfect.metrics["t2i_r1"].ci_low < 1.0  # Wilson over twelve images, no false certainty
 
     result = _run(tmp_path, use(blind=(3,)), shards, overwrite=True)
-    # picture 3 has the vector of picture 4. I→T: 3 finds 4's captions. T→I: 4's captions find 3 and 4 alike,
-    # 3's own are as far from every picture and hit one of the twelve by chance.
+    # image 3 has the vector of image 4. I→T: 3 finds 4's captions. T→I: 4's captions find 3 and 4 alike,
+    # 3's own are as far from every image and hit one of the twelve by chance.
     assert result.metrics["i2t_r1"].value == pytest.approx(11 / 12)
     assert result.metrics["t2i_r1"].value == pytest.approx((10 + 1 / 2 + 1 / 12) / 12)
     assert (result.metrics["t2i_r1"].n, result.metrics["t2i_r1"].clusters) == (36, 12)
@@ -102,7 +102,7 @@ def test_a_second_run_skips_until_model_data_or_settings_change(tmp_path, shards
     assert created() == first
     assert "done already" in capsys.readouterr().err
     (encoder / "weights").write_text("2")  # another model
-    _model_hash.cache_clear()  # a new process would read the directory anew
+    _model_hash.cache_clear()  # a new process would read the directory again
     second = created()
     assert second > first
     world.write_shards(shards, PICTURES - 1)  # other data
@@ -135,7 +135,7 @@ def test_failures_do_not_stop_the_others_and_are_named_at_the_end(tmp_path, shar
         ({"output": "a-file"}, "^a-file/row: cannot write here"),
     ],
 )
-def test_a_mistake_in_the_config_is_told_at_once_and_leaves_no_trace(tmp_path, monkeypatch, shards, use, changes, said):
+def test_a_config_error_is_raised_at_once_and_leaves_no_output(tmp_path, monkeypatch, shards, use, changes, said):
     monkeypatch.chdir(tmp_path)
     Path("a-file").write_text("")
     benchmark = {"name": "retrieval", "data": str(shards)}
@@ -147,9 +147,7 @@ def test_a_mistake_in_the_config_is_told_at_once_and_leaves_no_trace(tmp_path, m
 
 def test_a_failure_never_replaces_numbers(tmp_path, shards, use, capsys):
     before = _run(tmp_path, use(), shards)
-    with pytest.raises(
-        UserError, match=r"^failed: retrieval \(.*not finite for picture 'shard-00001.tar/000000005.png'"
-    ):
+    with pytest.raises(UserError, match=r"^failed: retrieval \(.*not finite for .* 'shard-00001.tar/000000005.png'"):
         _run(tmp_path, use(broken=5), shards, overwrite=True)
     assert "the earlier result is kept" in capsys.readouterr().err
     after = read_result(before.path)
@@ -158,7 +156,7 @@ def test_a_failure_never_replaces_numbers(tmp_path, shards, use, capsys):
 
 
 def test_choice_by_hand(tmp_path, use):
-    pairs = world.write_pictures(tmp_path / "pairs", 4)
+    pairs = world.write_images(tmp_path / "pairs", 4)
     rows = []
     for number in range(4):
         right, other, *_ = world.captions(number)
@@ -168,16 +166,13 @@ def test_choice_by_hand(tmp_path, use):
         rows.append(pair | {"kind": "add", "negative": swapped if number else other})
     file = world.write_lines(pairs / "pairs.jsonl", rows)
     result = _run(tmp_path, use(blind=(2,)), file, name="sugar", task="choice")
-    # picture 2 looks like 3: both its pairs are ties; picture 0's 'add' pair names it twice: a tie
+    # image 2 looks like 3: both its pairs are ties; image 0's 'add' pair names it twice: a tie
     assert result.metrics["accuracy"].value == pytest.approx((1 + 0.5 + 2 + 2 * 0.5 + 2) / 8)
     assert result.metrics["accuracy_swap"].value == pytest.approx(3.5 / 4)
     assert result.metrics["accuracy_add"].n == 4
     items = read_items(result)
     assert items["thumbnail"].notna().sum() == 4
     assert items.loc[items["category"] == "swap", "score"].tolist() == [1, 1, 0.5, 1]
-
-
-# ------------------------------------------------------------------------------------------ a real encoder
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

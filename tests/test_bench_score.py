@@ -1,4 +1,4 @@
-"""``clips-bench score``: answers made elsewhere get the numbers that our own run gives for the same answers."""
+"""``clips-bench score``: external answers get the numbers of our own run with the same answers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_our_own_format_and_the_result_is_like_any_other(hub, tmp_path):
     rows[1]["answer"] = "Yes, there is."  # wrong, in a sentence: the scorer's affair
     found = _score(hub, tmp_path, "pope", rows[::-1], name="pope_of_them")
     assert found.metrics["pope_accuracy"].value == 7 / 8
-    assert found.metrics["pope_accuracy"].clusters == PICTURES  # pictures are looked at, though no model is
+    assert found.metrics["pope_accuracy"].clusters == PICTURES  # images are looked at, though no model is
     assert found.model["path"].endswith("answers.jsonl")
     assert found.protocol["decoding"] == "made elsewhere"
     items = read_items(found)
@@ -74,7 +74,7 @@ def test_lmms_evals_samples_give_what_the_run_gave(places, hub, tmp_path):
     theirs = _score(hub, tmp_path, "gqa", rows)
     assert theirs.metrics == ours.metrics
     assert read_items(theirs)[["item", "image", "score"]].equals(items[["item", "image", "score"]])
-    assert theirs.fingerprint != ours.fingerprint  # nobody knows how they were made
+    assert theirs.fingerprint != ours.fingerprint  # it is not known how they were made
 
 
 def _samples(hub: Path, folder: Path, task_name: str, answers: list[str]) -> list[dict[str, Any]]:
@@ -132,8 +132,8 @@ def test_samples_whose_rows_contradict_the_data(hub, tmp_path):
         _score(hub, tmp_path, "pope", rows)
 
 
-def test_llavas_answers_to_pope_take_their_pictures_from_its_questions(tmp_path):
-    """The same words are asked of two pictures and in two categories, and the ids are LLaVA's own."""
+def test_llava_answers_to_pope_take_images_from_its_questions(tmp_path):
+    """The same words are asked of two images and in two categories, and the ids are LLaVA's own."""
     asked = [(image, category) for category in ("popular", "random") for image in ("COCO_1", "COCO_2")]
     world.write_parquet(
         tmp_path / "hub" / world.HUB / "POPE/data/test-00000-of-00001.parquet",
@@ -143,7 +143,7 @@ def test_llavas_answers_to_pope_take_their_pictures_from_its_questions(tmp_path)
             "answer": ["yes", "no", "yes", "no"],
             "image_source": [image for image, _ in asked],
             "category": [category for _, category in asked],
-            "image": [world.picture(number) for number in (0, 1, 0, 1)],
+            "image": [world.draw_image(number) for number in (0, 1, 0, 1)],
         },
     )
     prompt = f"Is there a dog in the image?{SHORT}"
@@ -203,7 +203,7 @@ def test_a_line_without_an_answer_is_not_answered_by_the_question(tmp_path):
 def test_ids_of_mmvet_without_their_beginning(tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     columns = {"question_id": ["v1_0", "v1_1"], "question": ["What is x?"] * 2, "capability": ["math"] * 2}
-    columns |= {"answer": ["1", "2"], "image": [world.picture(0), world.picture(1)]}
+    columns |= {"answer": ["1", "2"], "image": [world.draw_image(0), world.draw_image(1)]}
     world.write_parquet(tmp_path / "hub" / world.HUB / "MMVet/data/test-00000-of-00001.parquet", columns)
     rows = [{"question_id": number, "prompt": "What is x?", "text": str(number)} for number in (1, 0)]
     found = _score(tmp_path / "hub", tmp_path, "mmvet", rows)
@@ -224,7 +224,7 @@ def test_ids_of_mmvet_without_their_beginning(tmp_path, monkeypatch):
         ([], "answers.jsonl: no answers in it"),
     ],
 )
-def test_what_does_not_fit_takes_one_line(rows, said, hub, tmp_path):
+def test_unmatched_answers_are_reported_in_one_line(rows, said, hub, tmp_path):
     with pytest.raises(UserError) as caught:
         _score(hub, tmp_path, "pope", rows)
     assert said in str(caught.value)
@@ -241,7 +241,7 @@ def hub_published(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "POPE/data/test-00000-of-00001.parquet": published.POPE_DATA,
         "textvqa/data/validation-00000-of-00001.parquet": published.TEXTVQA_DATA,
     }.items():
-        images = [world.picture(number) for number in range(len(columns["question"]))]
+        images = [world.draw_image(number) for number in range(len(columns["question"]))]
         world.write_parquet(root / world.HUB / file, columns | {"image": images})
     return root
 
@@ -263,7 +263,7 @@ def test_mmes_own_file(hub_published, tmp_path, capsys):
 
 
 def test_popes_own_file(hub_published, tmp_path, capsys):
-    """The same words of one image in three kinds; "imange" in the answers' questions, mended in the data's."""
+    """The same words of one image in three kinds; "imange" in the answers' questions, corrected in the data."""
     questions = str(tmp_path / "questions.jsonl")
     Path(questions).write_text(published.POPE_QUESTIONS.lstrip())
     with pytest.raises(UserError, match=r"1 of 9 questions have no answer, 0 of 8 .*--partial true scores"):
@@ -292,7 +292,7 @@ def test_textvqas_own_file(hub_published, tmp_path, capsys):
 
 
 def test_older_data_that_say_a_umbrella(hub_published, tmp_path):
-    """POPE's labels before they were mended have one kind with "a umbrella": articles are a way of their own."""
+    """POPE's labels before their correction have one kind with "a umbrella": articles are a way of their own."""
     prompts = [json.loads(line) for line in published.POPE_QUESTIONS.split("\n") if line]
     answers = [Answer(text="Yes", id=str(row["question_id"]), prompt=row["text"], image=Path(row["image"]).stem,
                       category=row["category"]) for row in prompts]  # fmt: skip
@@ -327,7 +327,7 @@ def test_partial_excuses_answers_without_a_question_and_counts_them(hub_publishe
     assert "answered" in found.protocol
 
 
-def test_what_two_questions_have_in_common_finds_neither():
+def test_text_that_two_questions_share_matches_neither():
     docs = [{"question_id": "a/images/1.jpg", "question": "Red?"}, {"question_id": "a/1.jpg", "question": "Red?"}]
     told = [Answer(text="yes", id="a/x/1.jpg", prompt="Red?"), Answer(text="no", id="a/1.jpg", prompt="Red?")]
     found = match(told, docs, "f", partial=True)

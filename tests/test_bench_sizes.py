@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from bench_reader import evaluate
-from bench_world import write_lines, write_pictures
+from bench_world import write_images, write_lines
 from fuzz_world import run
 from report_material import items_table, put_result
 
@@ -88,8 +88,8 @@ def test_every_format_says_n_and_of_how_many(tmp_path: Path) -> None:
 
 
 def test_limit_is_stated_with_the_size_of_the_data(tmp_path: Path, monkeypatch, capsys) -> None:
-    """Before: of 4 pictures of 6 nothing was said, here, in the result or in the report."""
-    write_pictures(tmp_path / "images", 6)
+    """Before: of 4 images of 6 nothing was said, here, in the result or in the report."""
+    write_images(tmp_path / "images", 6)
     rows = [{"image": f"images/{n}.png", "captions": [f"thing{n}", f"a thing{n}"]} for n in range(6)]
     data = str(write_lines(tmp_path / "captions.jsonl", rows))
     kinds: dict[str, Result] = {}
@@ -109,7 +109,7 @@ def test_limit_is_stated_with_the_size_of_the_data(tmp_path: Path, monkeypatch, 
 
 def test_every_kind_of_data_knows_its_full_size(tmp_path: Path) -> None:
     for number, name in enumerate(("red", "blue")):
-        write_pictures(tmp_path / "classes" / name, 3 + number)
+        write_images(tmp_path / "classes" / name, 3 + number)
     assert load_classification_set(str(tmp_path / "classes"), limit=2).available == 7
     pairs = [{"image": f"{n}.png", "caption": "a", "negative": "b"} for n in range(5)]
     write_lines(tmp_path / "pairs.jsonl", pairs)

@@ -242,7 +242,7 @@ def test_holm_by_hand():
     assert holm_correction([]) == []
 
 
-def test_thumbnails_are_of_few_pictures_spread_evenly_and_once_each():
+def test_thumbnails_are_of_few_evenly_spaced_images_once_each():
     from PIL import Image
 
     from benchmarks.tasks.evaluation import thumbnails
@@ -253,7 +253,7 @@ def test_thumbnails_are_of_few_pictures_spread_evenly_and_once_each():
         opened.append(number)
         return Image.new("RGB", (4, 4))
 
-    names = [str(number // 2) for number in range(40)]  # twenty pictures, two items each
+    names = [str(number // 2) for number in range(40)]  # twenty images, two items each
     found = thumbnails(names, opener, most=5)
     assert [number for number, content in enumerate(found) if content] == opened == [0, 8, 16, 24, 32]
     assert sum(content is not None for content in thumbnails(names, opener, most=20)) == 20

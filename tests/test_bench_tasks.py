@@ -61,7 +61,7 @@ def _run(
 
 
 def _images() -> list[Any]:
-    return [world.picture(number) for number in NUMBERS]
+    return [world.draw_image(number) for number in NUMBERS]
 
 
 def _six(**columns: Any) -> dict[str, list[Any]]:
@@ -142,7 +142,7 @@ def test_mmmu_scores_options_and_open_answers(llava, tmp_path, answers):
 
 
 def test_a_task_that_is_not_listed(llava, tmp_path, answers):
-    """Any of lmms-eval's tasks works, and only its own data set counts; its mean metrics get intervals."""
+    """Any of lmms-eval's tasks works, and only its own dataset counts; its mean metrics get intervals."""
     answers += ["A", "A", "B"]
     columns = _six(options=[["x", "y"]] * 6, answer="0", image=_images())
     found = _run(llava, tmp_path, "ai2d_no_mask", columns)
@@ -171,7 +171,7 @@ def test_no_point_in_six_questions_is_not_certainly_none_in_a_thousand(llava, tm
         ([0, 1, 0, 1], False, 100.0, 100.0),
     ],
 )
-def test_what_is_better_low_is_shown_as_it_is(numbers, higher, scale, shown):
+def test_a_lower_is_better_metric_is_shown_unscaled(numbers, higher, scale, shown):
     """Two rows of one benchmark were 40 and 0.6 errors, as the first had none above 1."""
     means = {"errors": sum(numbers) / len(numbers), "other": 0.5}
     samples = [{"errors": number, "other": 0.5} for number in numbers]
@@ -180,10 +180,10 @@ def test_what_is_better_low_is_shown_as_it_is(numbers, higher, scale, shown):
     assert found["other"].higher_is_better
 
 
-def test_pictures_of_the_same_pixels_in_other_colors_are_two():
+def test_images_of_equal_pixels_in_other_colors_are_two():
     from benchmarks.tasks.mllm.llava_model import image_hash_name
 
-    shape = world.picture(0).convert("L").convert("P")
+    shape = world.draw_image(0).convert("L").convert("P")
     red, blue = shape.copy(), shape.copy()
     red.putpalette([255, 0, 0] * 256)
     blue.putpalette([0, 0, 255] * 256)
@@ -205,9 +205,9 @@ def test_the_data_are_read_for_their_hash_once_and_again_when_they_change(llava,
     assert found[0].protocol["data_hash"] != found[1].protocol["data_hash"]
 
 
-def test_answers_that_were_kept_have_their_pictures(llava, tmp_path, answers):
+def test_cached_answers_have_their_images(llava, tmp_path, answers):
     answers += ["A", "B"]
-    first = _run(llava, tmp_path, "realworldqa", _six(answer="A", image=[world.picture(n // 2) for n in NUMBERS]))
+    first = _run(llava, tmp_path, "realworldqa", _six(answer="A", image=[world.draw_image(n // 2) for n in NUMBERS]))
     answers[:] = ["not asked again"]
     benchmark = BenchmarkConfig(name="again", task="realworldqa", data=str(tmp_path / "hub"))
     again = world.measure(tmp_path / "results", benchmark, llava=llava)
@@ -226,7 +226,7 @@ def test_groups_name_their_members():
         get_benchmark("mmmu_vall")
 
 
-def test_the_catalogue_names_the_data_sets_that_the_definitions_name():
+def test_the_registry_names_the_datasets_of_the_task_definitions():
     entries = {name: entry for name, entry in BENCHMARKS.items() if entry.benchmark_type == "mllm"}
     assert {name: entry.dataset for name, entry in entries.items()} == {name: dataset_name(name) for name in entries}
     assert {name: entry.folder for name, entry in entries.items()} == {name: task_folders()[name] for name in entries}
@@ -236,25 +236,15 @@ def test_the_catalogue_names_the_data_sets_that_the_definitions_name():
     ("name", "columns", "said", "reason"),
     [
         ("realworldqa", {}, "", r"the model answers nothing: all 6 answers are empty"),
-        (
-            "realworldqa",
-            {"image": [*_images()[:5], None]},
-            "A",
-            "image of the question 'Which 5' is missing or broken",
-        ),
+        ("realworldqa", {"image": [*_images()[:5], None]}, "A", "image of the question 'Which 5' is missing or broken"),
         ("realworldqa", {"image": [*_images()[:5], b"no"]}, "A", "'Which 5' is missing or broken .*identify image"),
         ("realworldqa", {"answer": [None] * 6}, "A", "scorer of realworldqa rejects the question 'Which 0'"),
         ("vqav2_test", {"question_id": [*NUMBERS]}, "A", "vqav2_test gives no score, only a file to submit"),
-        # MME wants exactly two questions a picture and category
-        (
-            "mme",
-            {"question_id": [*"abcdef"], "category": ["color"] * 6, "answer": ["Yes"] * 6},
-            "Yes",
-            "pairwise",
-        ),
+        # MME wants exactly two questions an image and category
+        ("mme", {"question_id": [*"abcdef"], "category": ["color"] * 6, "answer": ["Yes"] * 6}, "Yes", "pairwise"),
     ],
 )
-def test_what_goes_wrong_takes_one_line(name, columns, said, reason, llava, tmp_path, answers, capsys):
+def test_errors_are_one_line(name, columns, said, reason, llava, tmp_path, answers, capsys):
     answers += [said]
     whole = _six(question=[f"Which {number}" for number in NUMBERS], answer="A", image=_images())
     with pytest.raises(UserError, match=reason) as caught:

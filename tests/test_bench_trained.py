@@ -11,10 +11,7 @@ from report_material import edit, items_table, put_result
 from benchmarks.analysis.diff_command import DiffConfig, run_diff
 from benchmarks.report.notes import table_notes
 from benchmarks.report.report import build_report
-from benchmarks.study.training_settings import (
-    diff_training,
-    read_training,
-)
+from benchmarks.study.training_settings import diff_training, read_training
 from clips.core.artifact import directory_hash, write_manifest
 
 
@@ -87,15 +84,15 @@ def put_row(results: Path, model: Path | str, benchmark: str = "gqa", digest: st
     return path
 
 
-def told(first: Path, second: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+def diff_lines(first: Path, second: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
     run_diff(DiffConfig(first=str(first), second=str(second)))
     return capsys.readouterr().out.splitlines()
 
 
-def test_what_differs_is_shown_and_what_is_the_same_is_counted(tmp_path, capsys):
+def test_differences_are_listed_and_equal_settings_counted(tmp_path, capsys):
     one = put_encoder(tmp_path / "one")
     two = put_encoder(tmp_path / "two", recipe={"name": "clips"}, seed=1)
-    said = told(put_row(tmp_path / "results", one), put_row(tmp_path / "results", two), capsys)
+    said = diff_lines(put_row(tmp_path / "results", one), put_row(tmp_path / "results", two), capsys)
     start = said.index("Training settings (A against B):")
     assert said[start + 1 : start + 4] == [
         "  recipe.name: clip against clips",
@@ -121,7 +118,7 @@ def test_an_unfair_comparison_is_warned_of(changes, warned, tmp_path, capsys):
     sentence = (
         f"Different training settings: {warned.format(tmp_path)}. This may explain a difference between the numbers."
     )
-    assert sentence in told(first, second, capsys)
+    assert sentence in diff_lines(first, second, capsys)
 
 
 def test_the_same_data_elsewhere_are_the_same(tmp_path):
@@ -132,7 +129,7 @@ def test_the_same_data_elsewhere_are_the_same(tmp_path):
     assert len(diff_training(read_training(second), read_training(other)).uneven) == 1
 
 
-def test_of_a_llava_its_encoder_is_told_too_and_no_stage_that_did_not_run(tmp_path):
+def test_a_llava_reports_its_encoder_and_only_stages_that_ran(tmp_path):
     first = put_llava(tmp_path / "one", put_encoder(tmp_path / "eyes"))
     second = put_llava(tmp_path / "two", put_encoder(tmp_path / "other", steps=60), lr=2e-3, seed=3)
     found = diff_training(read_training(first), read_training(second))
@@ -145,7 +142,7 @@ def test_of_a_llava_its_encoder_is_told_too_and_no_stage_that_did_not_run(tmp_pa
     assert read_training(first).main["llm"] == "org/llm (cccccccccccc)"
 
 
-def test_what_training_began_with_is_weighed_by_how_it_was_trained(tmp_path):
+def test_pretrained_weights_are_compared_by_their_own_training(tmp_path):
     others = [put_encoder(tmp_path / f"begun{seed}", seed=seed) for seed in (0, 1)]
     others.append(put_encoder(tmp_path / "longer", steps=60))
     first, second, third = (

@@ -1,4 +1,4 @@
-"""What differs between two results, in words, and what can be told of two rows."""
+"""Differences of two results in words, and the comparison of two models."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from report_material import edit, items_table, put_failure, put_result, put_resu
 from report_study import make_study
 
 from benchmarks.analysis.compare_command import (
+    WRITERS,
     CompareConfig,
     Comparison,
     build_comparison,
@@ -27,47 +28,47 @@ from benchmarks.results.results import read_result
 from clips.errors import UserError
 
 
-def told(capsys: pytest.CaptureFixture[str], first: object, second: object, benchmark: str | None = None) -> str:
+def diff_text(capsys: pytest.CaptureFixture[str], first: object, second: object, benchmark: str | None = None) -> str:
     run_diff(DiffConfig(first=str(first), second=str(second), benchmark=benchmark))
     return capsys.readouterr().out
 
 
 def test_rows_of_one_protocol_differ_in_the_model_alone(tmp_path, capsys):
     put_results(tmp_path)
-    said = told(capsys, tmp_path / "clip/gqa.json", tmp_path / "clips/gqa.json")
+    said = diff_text(capsys, tmp_path / "clip/gqa.json", tmp_path / "clips/gqa.json")
     assert "A: clip on gqa, exact match " in said
     assert "The model is the same (0123456789ab, once as encoders/clip, once as encoders/clips)." in said
     assert said.endswith("The evaluation settings are equal: they are ranked together.\n")
 
 
-def test_what_the_harness_did_otherwise_keeps_rows_apart(tmp_path, capsys):
+def test_other_evaluation_settings_prevent_a_comparison(tmp_path, capsys):
     put_results(tmp_path)
     other = {"prompt": "Say it.", "input_size": 224}
     put_result(tmp_path, "large", "gqa", items_table(0.6, benchmark="gqa"), protocol=other)
     edit(tmp_path / "large/gqa.json", model={"path": "x", "hash": "feed"})
-    said = told(capsys, tmp_path / "clip", tmp_path / "large", "gqa")
+    said = diff_text(capsys, tmp_path / "clip", tmp_path / "large", "gqa")
     assert "encoders/clip (0123456789ab) against x (feed)" in said
     assert "part of the model (A against B):\n  size: 64 against 224\n" in said
     assert '(A against B):\n  prompt: not stated against "Say it."\n' in said
     assert said.endswith("not ranked together: numbers of different protocols are shown, never compared.\n")
     put_result(tmp_path, "large", "gqa", items_table(0.6, benchmark="gqa"), protocol={"input_size": 224})
-    assert "they are ranked together" in told(capsys, tmp_path / "clip", tmp_path / "large", "gqa")
+    assert "they are ranked together" in diff_text(capsys, tmp_path / "clip", tmp_path / "large", "gqa")
     put_failure(tmp_path, "large", "gqa", "no picture")
-    said = told(capsys, tmp_path / "clip", tmp_path / "large", "gqa")
+    said = diff_text(capsys, tmp_path / "clip", tmp_path / "large", "gqa")
     assert "B: large on gqa, failed: no picture" in said
     assert "There is nothing to rank" in said
     assert "ranked together" not in said
 
 
-def test_what_a_split_is_called_does_not_matter_where_the_data_are_the_same(tmp_path, capsys):
+def test_the_name_of_a_split_does_not_matter_for_equal_data(tmp_path, capsys):
     put_results(tmp_path)
     for row, changes in (("old", {"split": "test"}), ("new", {"split": "taken whole"}), ("other", {"data_hash": "x"})):
         changes = {"split": "taken whole"} | changes
         put_result(tmp_path, row, "gqa", items_table(0.6, benchmark="gqa"), protocol=changes)
-    said = told(capsys, tmp_path / "old", tmp_path / "new", "gqa")
+    said = diff_text(capsys, tmp_path / "old", tmp_path / "new", "gqa")
     assert 'split: "test" against "taken whole"\n' in said
     assert said.endswith("They are ranked together: the data are the same, whatever their split is called.\n")
-    assert "not ranked together" in told(capsys, tmp_path / "old", tmp_path / "other", "gqa")
+    assert "not ranked together" in diff_text(capsys, tmp_path / "old", tmp_path / "other", "gqa")
     (line,) = lines_of(tmp_path, "old", "new").values()
     assert line.protocol_differences == ()
     source = read_source(tmp_path)
@@ -77,7 +78,7 @@ def test_what_a_split_is_called_does_not_matter_where_the_data_are_the_same(tmp_
     assert len({ranking_key(protocol) for protocol in nameless}) == 2  # nothing else says what the data are
 
 
-def test_what_names_no_result_is_refused(tmp_path):
+def test_a_path_without_a_result_is_rejected(tmp_path):
     put_results(tmp_path)
     for first, benchmark, message in (
         (tmp_path / "clip", None, "expected --benchmark with one of gqa, pope, retrieval"),
@@ -94,7 +95,7 @@ def lines_of(results, first: str, second: str, **more):  # type: ignore[no-untyp
     return {(line.benchmark, line.first.column.metric): line for line in lines}
 
 
-def test_better_worse_and_not_told_apart(tmp_path):
+def test_verdicts_better_worse_and_not_significant(tmp_path):
     put_results(tmp_path)
     lines = lines_of(tmp_path, "untrained", "clips")
     assert {line.verdict for line in lines.values()} == {"B is better"}
@@ -132,7 +133,7 @@ def test_all_lines_are_corrected_together(tmp_path):
     assert max(delta.p_adjusted / delta.p_value for delta in deltas) == pytest.approx(len(many))
 
 
-def test_unlike_protocols_and_unlike_items_are_not_tested(tmp_path, capsys):
+def test_different_protocols_and_items_are_not_tested(tmp_path, capsys):
     put_results(tmp_path)
     put_result(tmp_path, "other", "gqa", items_table(0.6, benchmark="gqa"), protocol={"prompt": "Say it."})
     put_result(tmp_path, "other", "pope", items_table(0.6, benchmark="pope", count=60), protocol={"items": 120})
@@ -195,7 +196,7 @@ def test_a_copy_is_unchanged(studies: tuple[Path, Path]) -> None:
     assert found.context == ()
 
 
-def test_what_moved_and_what_is_not_comparable_is_told(studies: tuple[Path, Path]) -> None:
+def test_moved_and_incomparable_results_are_reported(studies: tuple[Path, Path]) -> None:
     results = studies[1] / "results"
     put_result(results, "clips-tiny-s0", "pope", items_table(0.1, benchmark="pope"))
     edit(results / "clips-tiny-s0/pope.json", model={"path": "x", "hash": "f" * 64})
@@ -206,12 +207,10 @@ def test_what_moved_and_what_is_not_comparable_is_told(studies: tuple[Path, Path
     assert lines["clips", "gqa", "exact_match"].verdict == "not comparable"
     assert lines["clip", "pope", "accuracy"].verdict == "unchanged: the same model"
     assert found.answer == "7 of 8 numbers are comparable; beyond noise moved clips on pope accuracy."
-    assert (
-        found.said()[0] == 'clips on gqa was measured under different settings: data hash: "abc" against "other data".'
-    )
+    assert found.said()[0].endswith('measured under different settings: data hash: "abc" against "other data".')
 
 
-def test_what_the_two_ran_with_is_told(studies: tuple[Path, Path]) -> None:
+def test_differences_of_the_two_runs_are_reported(studies: tuple[Path, Path]) -> None:
     for path in (studies[1] / "results").glob("*/*.json"):
         versions = json.loads(path.read_text(encoding="utf-8"))["versions"] | {"torch": "9.9"}
         edit(path, created="2031-01-02T03:04:05+00:00", git={"commit": "e" * 40, "dirty": True}, versions=versions)
@@ -231,9 +230,36 @@ def test_a_result_that_is_not_of_the_study_any_more_is_not_compared(studies: tup
     assert "B: clips on pope: missing: not run since the study or its code changed" in found.left_out
 
 
-def test_a_study_without_results_is_refused(studies: tuple[Path, Path]) -> None:
+def test_a_study_without_results_is_rejected(studies: tuple[Path, Path]) -> None:
     shutil.rmtree(studies[1] / "results")
-    with pytest.raises(
-        UserError, match=r"^second: .+later: no result belongs to this study as it stands \(clip on gqa: missing"
-    ):
+    with pytest.raises(UserError, match=r"^second: .+later: no result belongs to this study .*\(clip on gqa: missing"):
         both(*studies)
+
+
+def test_each_format_of_a_comparison_escapes_names_and_a_narrow_terminal_shows_them_whole(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    put_results(tmp_path / "a", {"one": 0.3, "two": 0.5})
+    put_results(tmp_path / "b<i>", {"one": 0.7, "two": 0.5, "four": 0.7})
+    put_result(tmp_path / "b<i>", "one", "a_benchmark_of_a_long_name", items_table(0.3, benchmark="gqa"))
+    put_result(tmp_path / "a", "one", "a_benchmark_of_a_long_name", items_table(0.7, benchmark="gqa"))
+    for path in (tmp_path / "b<i>").glob("one/*.json"):
+        edit(path, model={"path": "", "hash": "f" * 64})
+        edit(path, next(iter(json.loads(path.read_text())["metrics"])), label="x <script>|\x1b[31m")
+    config = CompareConfig(first=str(tmp_path / "b<i>"), second=str(tmp_path / "a"), output=str(tmp_path / "x.html"))
+    compare(config)
+    printed, found = capsys.readouterr().out, build_comparison(config)
+    texts = {suffix: write(found) for suffix, write in WRITERS.items()}
+    assert texts[".html"] == (tmp_path / "x.html").read_text(encoding="utf-8")
+    for text in (printed, *texts.values()):
+        assert "A is better" in " ".join(text.split())
+        assert "\x1b" not in text
+    assert all("unchanged: the same model" in text for text in texts.values())
+    for text in (texts[".md"], texts[".html"]):
+        assert not [raw for raw in ("x <script>", "b<i>") if raw in text]
+    assert "only A has the row four" in found.left_out
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "…" not in printed
+    with pytest.raises(UserError, match=r"output: .* \.json, \.csv, \.md, \.html, got 'x\.t"):
+        CompareConfig(first="a", second="b", output="x.txt")

@@ -51,7 +51,7 @@ def single(values: np.ndarray, owner: np.ndarray | None = None) -> Scores:
 
 
 @pytest.mark.parametrize("kind", ["share", "F1", "CIDEr", "MME", "median"])
-def test_intervals_hold_the_truth_and_equal_models_are_seldom_distinguished(simulation, kind):
+def test_intervals_cover_the_truth_and_equal_models_rarely_differ(simulation, kind):
     found = simulation.simulate(simulation.World(kind=kind, images=150, questions=2), 150)
     assert 0.91 <= found.scores <= 0.99
     assert 0.91 <= found.differences <= 0.99
@@ -89,7 +89,7 @@ def test_two_seeds_with_equal_differences_are_no_certainty():
     assert p_values([difference_estimate(first, second, noise)])[0] > 0.2
 
 
-def test_seeds_without_any_spread_are_refused():
+def test_seeds_without_any_spread_are_rejected():
     same = np.random.default_rng(2).integers(0, 2, 80).astype(float)
     models = [answers(same, same), answers(1 - same, 1 - same)]
     noise = training_noise(models)
@@ -123,7 +123,7 @@ def test_images_alone_give_students_paired_t():
 
 
 def test_both_noises_add_and_what_seeds_share_is_counted_once():
-    """Answers are given anew with each seed: the variance over seeds holds that, the images' must not do so again."""
+    """Each seed gives new answers: the variance over seeds includes that, and that over images must not again."""
     generator = np.random.default_rng(4)
     found = []
     for _ in range(200):
@@ -132,9 +132,7 @@ def test_both_noises_add_and_what_seeds_share_is_counted_once():
         found.append(difference_estimate(models[0], models[1], noise))
     stated = np.mean([estimate.image_variance + estimate.training_variance for estimate in found])
     truth = 2 * 0.25 / (3 * 400)
-    assert (
-        truth < stated < 1.4 * truth
-    )  # a little more, since a variance over seeds below that of images is not believed
+    assert truth < stated < 1.4 * truth  # a variance over seeds below that of images is not believed
     assert np.var([estimate.value for estimate in found]) == pytest.approx(truth, rel=0.3)
 
 
@@ -151,7 +149,7 @@ def test_a_single_training_borrows_the_noise_of_others():
         several.values.var(ddof=1), several.interaction) / 5)  # fmt: skip
 
 
-def test_seeds_that_disagree_do_not_shrink_the_noise_beside_models_that_do_not():
+def test_noisy_seeds_do_not_shrink_the_noise_of_other_models():
     """Eight models at the end of the scale, two whose seeds disagree: pooled, these seemed to have no noise."""
     generator, alarms = np.random.default_rng(6), 0
     for _ in range(100):
@@ -162,7 +160,7 @@ def test_seeds_that_disagree_do_not_shrink_the_noise_beside_models_that_do_not()
 
 
 def test_models_near_the_end_of_the_scale_do_not_narrow_the_intervals_of_others():
-    """Their seeds hardly differ, whatever training does: pooled as they were, 80 % of the others' held the truth."""
+    """Their seeds hardly differ: pooled as they were, 80 % of the others' held the truth."""
     generator, held = np.random.default_rng(7), 0
     for _ in range(100):
         weak = [answers(*(generator.random((2, 2000)) < 0.001).astype(float)) for _ in range(8)]
@@ -254,7 +252,7 @@ def test_images_and_seeds_find_many_times_what_t_tests_over_seeds_find(simulatio
 
 
 def test_a_share_in_clusters_counts_as_many_items_as_it_is_worth():
-    """Ten questions about each picture, all right or all wrong, are worth one."""
+    """Ten questions about each image, all right or all wrong, are worth one."""
     values = np.repeat((np.arange(400) % 4 == 0).astype(float), 10)
     found = confidence_interval("mean", {"x": values}, ("x",), np.repeat(np.arange(400), 10))
     assert (found.low, found.high) == pytest.approx(wilson_interval(100, 400), abs=0.002)

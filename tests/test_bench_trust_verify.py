@@ -25,12 +25,12 @@ ALONE = ("recall", "ties", "pope", "mme", "vqa", "exact_match", "captions", "tes
 
 
 @pytest.mark.parametrize("name", ALONE)
-def test_what_needs_nothing_is_ok(name):
+def test_checks_without_requirements_pass(name):
     finding = run_check(name, VerifyConfig())
     assert (finding.outcome, bool(finding.detail)) == ("ok", True), finding
 
 
-def test_what_is_missing_is_skipped_and_said(capsys):
+def test_checks_without_their_data_are_skipped(capsys):
     run_verify(VerifyConfig(include=("lmms_eval", "rerun", "tests")))
     said = " ".join(capsys.readouterr().out.split())
     assert "needs --llava DIR and --data DIR" in said
@@ -60,7 +60,7 @@ def test_a_broken_harness_is_found(name, owner, attribute, broken, monkeypatch, 
     assert "1 failed" in capsys.readouterr().out
 
 
-def test_a_reader_that_takes_all_answers_for_right_is_found(monkeypatch):
+def test_a_scorer_that_accepts_all_answers_is_found(monkeypatch):
     monkeypatch.setitem(
         task_metrics.TASK_METRICS, "pope", dataclasses.replace(task_metrics.TASK_METRICS["pope"], columns=_all_right)
     )
@@ -69,7 +69,7 @@ def test_a_reader_that_takes_all_answers_for_right_is_found(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["averages", "recalls"])
-def test_a_slip_in_a_published_table_is_found(name, monkeypatch):
+def test_a_mistake_in_a_published_table_is_found(name, monkeypatch):
     (row,) = select_reference_results(["openclip:ViT-B-32/openai"])
     slip = dataclasses.replace(row, values={**row.values, "coco/i2t_r1": 90.01})
     monkeypatch.setattr(check_reference_results, "load_reference_results", lambda: (slip,))
@@ -92,7 +92,7 @@ def write_rerun(folder, share: float, benchmark: str = "coco_karpathy"):
     return str(folder / "vit")
 
 
-def test_a_re_run_lies_within_its_interval_or_fails(tmp_path):
+def test_a_rerun_is_within_its_interval_or_fails(tmp_path):
     (row,) = select_reference_results(["openclip:ViT-B-32/openai"])
     printed = row.values["coco/t2i_r1"] / 100
     published = "ViT-B-32/openai"
@@ -112,7 +112,7 @@ def test_a_re_run_lies_within_its_interval_or_fails(tmp_path):
 
 
 @pytest.mark.slow
-def test_lmms_eval_beside_the_harness(tmp_path):
+def test_lmms_eval_compared_with_the_harness(tmp_path):
     world.write_hub(tmp_path / "hub", 3)
     world.write_llava(tmp_path / "llava")
     config = VerifyConfig(llava=str(tmp_path / "llava"), data=str(tmp_path / "hub"), tasks=("pope", "gqa"), limit=4)

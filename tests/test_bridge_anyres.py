@@ -1,4 +1,4 @@
-"""Pictures as tiles: what the LLM gets, against transformers' own LLaVA-NeXT and against tiles joined by hand."""
+"""Images as tiles: what the LLM gets, against transformers' own LLaVA-NeXT and against tiles joined by hand."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def learned(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", quick_of(GRIDS, "mlp2x_gelu", "pixel_shuffle"))
-def test_a_picture_has_as_many_tokens_as_features(name: str, bridge_encoder: Path, llm: str) -> None:
+def test_an_image_has_as_many_tokens_as_features(name: str, bridge_encoder: Path, llm: str) -> None:
     projector = ProjectorConfig(type=name, num_tokens=4)
     parts = LlavaParts(encoder=str(bridge_encoder), llm=llm, image_aspect_ratio="anyres", projector=projector)
     model, processor = build_llava(parts)
@@ -100,7 +100,7 @@ def test_tiles_are_joined_as_by_hand(size: Any, tiles: Any, kept: Any, llava: tu
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_the_overview_and_the_tiles_are_parts_of_the_picture(llava: tuple[Any, Any]) -> None:
+def test_the_base_image_and_the_tiles_are_parts_of_the_image(llava: tuple[Any, Any]) -> None:
     """Left black, right white: the first tile is black, the second white, the overview has both."""
     picture = Image.new("RGB", (64, 32), "black")
     picture.paste("white", (32, 0, 64, 32))
@@ -113,7 +113,7 @@ def test_the_overview_and_the_tiles_are_parts_of_the_picture(llava: tuple[Any, A
 
 
 def test_the_loss_and_its_gradients_are_those_of_transformers(llava: tuple[Any, Any], bridge_album: Path) -> None:
-    """Samples of one picture, two, none; pictures of several shapes."""
+    """Samples of one image, two, none; images of several shapes."""
     model, processor = llava
     data = conversations(llava, bridge_album)
     collator = ConversationCollator(processor.image_processor, processor.tokenizer.pad_token_id)
@@ -140,7 +140,7 @@ def test_the_token_at_the_ends_of_rows_is_a_part_of_the_projector(llava: tuple[A
     assert sum(map(len, owned)) == len(list(model.parameters()))
 
 
-def test_no_picture_is_cut(llava: tuple[Any, Any], bridge_album: Path) -> None:
+def test_no_image_is_truncated(llava: tuple[Any, Any], bridge_album: Path) -> None:
     data = conversations(llava, bridge_album)
     lengths = [len(data.encode(sample)["input_ids"]) for sample in data.samples]
     assert lengths[2] - lengths[0] == 88 - 44
@@ -170,7 +170,7 @@ def test_pinpoints(bridge_encoder: Path, llm: str) -> None:
         check_pinpoints("pad", [[32, 64]])
 
 
-def test_what_has_no_places_is_refused(bridge_encoder: Path, llm: str) -> None:
+def test_an_encoder_without_patches_is_rejected(bridge_encoder: Path, llm: str) -> None:
     assert PROJECTORS.keys() - GRIDS.keys() == {"perceiver"}
     refused: list[tuple[dict[str, Any], str]] = [
         ({"projector": ProjectorConfig(type="perceiver")}, r"projector\.type: expected one whose tokens keep"),
@@ -185,7 +185,5 @@ def test_what_has_no_places_is_refused(bridge_encoder: Path, llm: str) -> None:
     with pytest.raises(UserError, match=r"^vision_feature_select_strategy: expected default with .* anyres, got full"):
         effective_patch_size(ProjectorConfig(), ProjectorShape(patches=16, width=8, llm=8, extra=1), 32)
     coarse = ProjectorConfig(type="c_abstractor", num_tokens=49)
-    with pytest.raises(
-        UserError, match=r"^image_size: 7 × 7 tokens for a tile of 32 pixels .* expected a multiple of 7"
-    ):
+    with pytest.raises(UserError, match=r"^image_size: 7 × 7 tokens for a tile of 32 pixels .* a multiple of 7"):
         effective_patch_size(coarse, ProjectorShape(patches=64, width=8, llm=8), 32)

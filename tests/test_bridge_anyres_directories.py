@@ -60,13 +60,13 @@ def stock(tmp_path_factory: pytest.TempPathFactory, encoders: dict[str, str], ll
     return bridge_world.save(directory, model, processor)
 
 
-def picture(width: int = 50, height: int = 30) -> Image.Image:
+def draw_image(width: int = 50, height: int = 30) -> Image.Image:
     ramp = torch.arange(width * height * 3).reshape(height, width, 3) % 251
     return Image.fromarray(ramp.to(torch.uint8).numpy())
 
 
 def logits(model: Any, processor: Any) -> torch.Tensor:
-    return bridge_world.logits(model, processor, picture())
+    return bridge_world.logits(model, processor, draw_image())
 
 
 @pytest.mark.parametrize("name", [*TOWERS, "timm", "trunk"])
@@ -74,7 +74,7 @@ def test_towers_of_all_kinds(name: str, encoders: dict[str, str], llm: str) -> N
     model, processor = build_llava(LlavaParts(encoder=encoders[name], llm=llm, image_aspect_ratio="anyres"))
     has_token = model.config.vision_config.class_token
     assert model.config.vision_feature_select_strategy == ("default" if has_token else "full")
-    pictures = [picture(), picture(31, 90), picture(80, 80)]
+    pictures = [draw_image(), draw_image(31, 90), draw_image(80, 80)]
     features = model.get_image_features(**processor.image_processor(pictures, return_tensors="pt")).pooler_output
     assert [len(one) for one in features] == [num_image_tokens(processor, one) for one in pictures]
     before = logits(model, processor)
@@ -82,8 +82,8 @@ def test_towers_of_all_kinds(name: str, encoders: dict[str, str], llm: str) -> N
     torch.testing.assert_close(logits(model, processor), before, atol=1e-5, rtol=1e-5)
 
 
-def test_a_tower_whose_config_states_another_size_stays_ours(encoders: dict[str, str], llm: str) -> None:
-    """DINOv2 takes pictures of any size, whatever its config says; but transformers would join tiles of that size."""
+def test_a_tower_whose_config_states_another_size_keeps_our_class(encoders: dict[str, str], llm: str) -> None:
+    """DINOv2 takes images of any size, also other than its config's; but transformers would join tiles of that size."""
     parts = {"encoder": encoders["dinov2"], "llm": llm, "image_size": 48}
     square, _ = build_llava(LlavaParts(**parts))
     assert convert_tower_to_transformers(square)
@@ -92,7 +92,7 @@ def test_a_tower_whose_config_states_another_size_stays_ours(encoders: dict[str,
     assert logits(model, processor).isfinite().all()
 
 
-def test_as_the_hubs_llava_nexts_say_it_and_taken_up_it_computes_the_same(stock: Path, tmp_path: Path) -> None:
+def test_the_config_is_that_of_llava_next_and_a_reload_computes_the_same(stock: Path, tmp_path: Path) -> None:
     theirs, processor = load_llava(stock, device="cpu")
     wanted = logits(theirs, processor)
     processor.vision_feature_select_strategy, processor.num_additional_image_tokens = "default", 1
@@ -106,7 +106,7 @@ def test_as_the_hubs_llava_nexts_say_it_and_taken_up_it_computes_the_same(stock:
     assert model.state_dict().keys() == theirs.state_dict().keys()
 
 
-def test_a_processor_that_makes_other_tiles_is_refused(stock: Path, tmp_path: Path) -> None:
+def test_a_processor_that_makes_other_tiles_is_rejected(stock: Path, tmp_path: Path) -> None:
     model, processor = load_llava(stock, device="cpu")
     model.config.image_grid_pinpoints = [[32, 64]]
     bridge_world.save(tmp_path / "other", model, processor)
@@ -122,10 +122,10 @@ def test_its_llm_and_swaps(stock: Path, bridge_encoder: Path, llm: str, tmp_path
         run_swap(SwapConfig(llava=str(stock), encoder=str(bridge_encoder), output=output, image_aspect_ratio=fit))  # type: ignore[arg-type]
         model, processor = load_llava(output, device="cpu")
         assert type(model).__name__ == f"{kind}ForConditionalGeneration"
-        assert len(answer(model, processor, [picture()], ["What?"], max_new_tokens=2)) == 1
+        assert len(answer(model, processor, [draw_image()], ["What?"], max_new_tokens=2)) == 1
 
 
-def test_settings_that_do_not_go_together(stock: Path, bridge_talk: Path, tmp_path: Path) -> None:
+def test_incompatible_tile_settings(stock: Path, bridge_talk: Path, tmp_path: Path) -> None:
     data = bridge_world.source(bridge_talk)
 
     def config(align: dict[str, Any] | None = None, **fields: Any) -> LlavaTrainConfig:
@@ -144,7 +144,7 @@ def test_settings_that_do_not_go_together(stock: Path, bridge_talk: Path, tmp_pa
         setup_stage(config({"image_aspect_ratio": "squash"}, llava=str(stock)), "align", tmp_path)
 
 
-def test_the_longest_sequence_has_room_for_the_largest_picture(stock: Path, bridge_talk: Path, tmp_path: Path) -> None:
+def test_the_longest_sequence_has_room_for_the_largest_image(stock: Path, bridge_talk: Path, tmp_path: Path) -> None:
     stage = StageConfig(data=bridge_world.source(bridge_talk))
 
     def max_length(llava: Path) -> int:
@@ -158,7 +158,7 @@ def test_the_longest_sequence_has_room_for_the_largest_picture(stock: Path, brid
     assert max_length(tmp_path / "long") == 2048 + 88
 
 
-def test_results_say_which_tiles(stock: Path) -> None:
+def test_results_state_the_tiles(stock: Path) -> None:
     from benchmarks.tasks.mllm.evaluate_task import input_settings
 
     said = input_settings(load_llava(stock, device="cpu")[1])
@@ -166,7 +166,7 @@ def test_results_say_which_tiles(stock: Path) -> None:
     assert said["input_resolution"] == 32
 
 
-def test_inspection_counts_the_tokens_of_each_picture(llm: str, tmp_path: Path, capsys: Any) -> None:
+def test_inspection_counts_the_tokens_of_each_image(llm: str, tmp_path: Path, capsys: Any) -> None:
     album = bridge_world.make_album(tmp_path / "album")
     fields: dict[str, Any] = {"path": str(album / "talk.json"), "llm": llm, "image_tokens": 16, "max_length": 400}
     run_inspect(InspectConversationsConfig(**fields, image_aspect_ratio="anyres", image_size=32, num_shown=5))

@@ -162,7 +162,7 @@ def test_feature_layers(bridge_encoder: Path, bridge_llm: Path) -> None:
             build_llava(LlavaParts(encoder=encoder, llm=str(bridge_llm), vision_feature_layer=layer))
 
 
-def test_an_llm_without_picture_and_padding_tokens_gets_them(shared: Path, bridge_encoder: Path) -> None:
+def test_an_llm_without_image_and_padding_tokens_gets_them(shared: Path, bridge_encoder: Path) -> None:
     llm = str(shared / "models/stories15M")
     model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=llm))
     assert len(processor.tokenizer) == model.get_input_embeddings().num_embeddings == 32002
@@ -174,7 +174,7 @@ def test_an_llm_without_picture_and_padding_tokens_gets_them(shared: Path, bridg
     assert text
 
 
-def test_incomplete_directories_are_refused_in_one_line(bridge_llm: Path, saved: Path, tmp_path: Path) -> None:
+def test_incomplete_directories_are_rejected_in_one_line(bridge_llm: Path, saved: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no config\.json"):
         load_tokenizer(str(tmp_path))
     with pytest.raises(UserError, match=r"no config\.json in it"):
@@ -206,9 +206,7 @@ def test_incomplete_directories_are_refused_in_one_line(bridge_llm: Path, saved:
         ("unlike", r"'.*mlp\.down_proj\.weight' has shape \(3, 5\), not \(32, 88\)"),
     ],
 )
-def test_no_weight_is_ever_made_up(
-    fault: str, match: str, bridge_llm: Path, saved: Path, tmp_path: Path, capfd: Any
-) -> None:
+def test_missing_weights_are_an_error(fault, match, bridge_llm, saved, tmp_path, capfd):
     for directory, load in ((bridge_llm, lambda path: load_llm(str(path))), (saved, load_llava)):
         copy = tmp_path / directory.name
         shutil.copytree(directory, copy)
@@ -232,9 +230,7 @@ QUESTIONS = ["What is it?", "Is there a red thing in the picture? Answer yes or 
 
 
 @pytest.mark.parametrize("image_aspect_ratio", ["pad", pytest.param("anyres", marks=pytest.mark.slow)])
-def test_lmms_evals_own_model_answers_the_same(
-    image_aspect_ratio: Any, tmp_path: Path, bridge_llm: Path, original_tower: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lmms_evals_own_model_answers_the_same(image_aspect_ratio, tmp_path, bridge_llm, original_tower, monkeypatch):
     encoder = f"transformers:{original_tower}"
     model, processor = build_llava(
         LlavaParts(encoder=encoder, llm=str(bridge_llm), image_aspect_ratio=image_aspect_ratio)
@@ -249,7 +245,7 @@ def test_lmms_evals_own_model_answers_the_same(
 
 
 def llava_hf(directory: Path, picture: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The answers to ``QUESTIONS`` about ``picture`` of lmms-eval's class."""
+    """The answers to ``QUESTIONS`` about ``image`` of lmms-eval's class."""
     video = types.ModuleType("decord")  # wanted for videos alone
     video.VideoReader = video.cpu = None  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "decord", video)

@@ -1,4 +1,4 @@
-"""Which tokens are learned: hand-written masks for templates, cuts, refusals."""
+"""Which tokens are supervised: hand-written masks for templates, truncation, errors."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def split(chat: ConversationEncoder, messages: list[dict[str, Any]], length: int
     return decode(encoded.input_ids), [decode(run) for run in runs if run]
 
 
-def test_an_llms_own_template_learns_answers_and_their_end_tokens(tokenizer: Any) -> None:
+def test_the_own_template_of_an_llm_supervises_answers_and_end_tokens(tokenizer: Any) -> None:
     chat = ConversationEncoder(tokenizer, resolve_chat_template(CHATML, "auto"), 1)
     repeated = [{"role": "user", "content": "yes yes"}, {"role": "assistant", "content": "yes"}]
     assert split(chat, repeated)[1] == ["yes</s>"]
@@ -158,7 +158,7 @@ def families(bridge_llm: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", [name for name in CHAT_TEMPLATES if name not in TEMPLATES_WITHOUT_EOT])
-def test_what_is_written_and_learned_by_hand(name: str, families: dict[str, Any]) -> None:
+def test_rendered_and_supervised_text_by_hand(name: str, families: dict[str, Any]) -> None:
     chat = ConversationEncoder(families[name], resolve_chat_template(None, name), 1)
     encoded = chat.encode(TALK, 400)
     text, learned = "", False
@@ -228,7 +228,7 @@ QWEN3 = r"""
 {%- endif %}"""  # noqa: E501
 
 
-def test_a_template_that_asks_otherwise_than_it_trains_is_refused(families: dict[str, Any]) -> None:
+def test_a_template_whose_prompt_differs_from_training_is_rejected(families: dict[str, Any]) -> None:
     """Qwen 3's: of several answers the last alone stands behind an empty thought, as each does that is asked for."""
     chat = ConversationEncoder(families["chatml"], resolve_chat_template(QWEN3, "auto"), 1)
     assert split(chat, TALK)[0] == (
@@ -246,7 +246,7 @@ def test_a_template_that_asks_otherwise_than_it_trains_is_refused(families: dict
 
 
 @pytest.mark.parametrize("own", [QWEN3, None])
-def test_qwen_3_without_thoughts_asks_as_it_trains(own: str | None, families: dict[str, Any]) -> None:
+def test_qwen_3_without_thoughts_prompts_as_it_trains(own: str | None, families: dict[str, Any]) -> None:
     chat = ConversationEncoder(families["chatml"], resolve_chat_template(own, "chatml"), 1)
     ConversationDataset([], chat, 200)
     text, learned = split(chat, TALK)
@@ -257,14 +257,14 @@ def test_qwen_3_without_thoughts_asks_as_it_trains(own: str | None, families: di
 
 
 @pytest.mark.parametrize("name", sorted(CHAT_TEMPLATES))
-def test_shipped_templates_ask_as_they_train(name: str, families: dict[str, Any]) -> None:
+def test_shipped_templates_prompt_as_they_train(name: str, families: dict[str, Any]) -> None:
     tokenizer = families.get(name, families["chatml"])
     ConversationEncoder(
         tokenizer, resolve_chat_template(None, name), 1, must_end=name not in TEMPLATES_WITHOUT_EOT
     ).check_prompts()
 
 
-def test_what_a_template_does_with_a_system_turn_is_looked_at_too(tokenizer: Any) -> None:
+def test_a_template_is_also_checked_with_a_system_message(tokenizer: Any) -> None:
     other = "{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% if messages[0]['role'] == 'system' %}{{ 'Well, ' }}"
     own = CHATML.replace("{% if add_generation_prompt %}{{ '<s>assistant\n' }}", other + "{% endif %}")
     with pytest.raises(UserError, match=r"assistant\\n', but asks for one behind '.*assistant\\nWell, '"):
@@ -282,7 +282,7 @@ def test_content_as_text_and_as_parts_render_alike(tokenizer: Any) -> None:
         assert shown in chat.prompt(parts)
 
 
-def test_long_samples_are_cut_on_the_right_but_never_in_a_picture(tokenizer: Any) -> None:
+def test_long_samples_are_truncated_on_the_right_but_never_in_an_image(tokenizer: Any) -> None:
     chat = ConversationEncoder(tokenizer, CHAT_TEMPLATES["vicuna"], 8)
     whole = chat.encode(TALK, 200)
     first = next(index for index, label in enumerate(whole.labels) if label != IGNORE_INDEX)
@@ -295,7 +295,7 @@ def test_long_samples_are_cut_on_the_right_but_never_in_a_picture(tokenizer: Any
         chat.encode(TALK, whole.input_ids.index(chat.image_id) + 7)
 
 
-def test_bad_templates_are_refused(tokenizer: Any) -> None:
+def test_bad_templates_are_rejected(tokenizer: Any) -> None:
     with pytest.raises(UserError, match="no special token follows an answer"):
         ConversationEncoder(tokenizer, "{% for m in messages %}{{ m['content'] + '\n' }}{% endfor %}", 1)
     with pytest.raises(UserError, match="did you mean 'vicuna'"):
@@ -308,7 +308,7 @@ def test_bad_templates_are_refused(tokenizer: Any) -> None:
         twice.encode(TALK, 200)
 
 
-def test_plain_is_a_picture_and_its_caption(tokenizer: Any) -> None:
+def test_plain_is_an_image_and_its_caption(tokenizer: Any) -> None:
     """LLaVA's first stage: no roles, no question; the caption is learned with the line's end."""
     chat = ConversationEncoder(tokenizer, resolve_chat_template(None, "plain"), 2, must_end=False)
     text, learned = split(chat, TALK[:2])
@@ -322,7 +322,7 @@ def test_plain_is_a_picture_and_its_caption(tokenizer: Any) -> None:
         ConversationEncoder(tokenizer, resolve_chat_template(None, "plain"), 2)
 
 
-def test_a_template_that_tells_the_day_tells_the_same_one_always(tokenizer: Any) -> None:
+def test_a_template_with_a_date_uses_a_fixed_one(tokenizer: Any) -> None:
     own = (
         "{{ bos_token }}{%- if strftime_now is defined %}{%- set day = strftime_now('%d %b %Y') %}"
         "{%- else %}{%- set day = 'never' %}{%- endif %}Today: {{ day }}\n"
@@ -336,7 +336,7 @@ def test_a_template_that_tells_the_day_tells_the_same_one_always(tokenizer: Any)
 
 
 @pytest.mark.parametrize("trim", [False, True])
-def test_blanks_in_answers_are_learned_whatever_the_offsets_say(trim: bool) -> None:
+def test_spaces_in_answers_are_supervised_with_any_offsets(trim: bool) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 

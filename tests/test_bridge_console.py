@@ -26,7 +26,7 @@ from llava_bridge.inference.chat_command import ChatConfig, run_chat
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> str:
+def image_path(tmp_path: Path) -> str:
     Image.new("RGB", (40, 24), "red").save(tmp_path / "red.png")
     return str(tmp_path / "red.png")
 
@@ -35,18 +35,16 @@ def typed(monkeypatch: pytest.MonkeyPatch, text: bytes) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text), encoding="utf-8"))
 
 
-def test_the_talk_so_far_is_remembered_and_a_slip_does_not_end_it(
-    bridge_llava: Path, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_conversation_is_remembered_and_an_error_does_not_end_it(bridge_llava, image_path, capsys, monkeypatch):
     slips = [b"an <image> that is not there", b"much too long " * 100, "Welche Gr\u00f6\u00dfe?".encode("latin-1")]
     typed(monkeypatch, b"\n".join([b"What color?", *slips, b"Sure?", b"", b"never asked", b""]))
-    run_chat(ChatConfig(model=str(bridge_llava), image=picture, max_new_tokens=5))
+    run_chat(ChatConfig(model=str(bridge_llava), image=image_path, max_new_tokens=5))
     model, processor = load_llava(bridge_llava)
     talk: list[dict[str, Any]] = []
     answers = []
     for question in ("<image>\nWhat color?", "Sure?"):
         talk.append({"role": "user", "content": question})
-        pictures = [[Image.open(picture)]]
+        pictures = [[Image.open(image_path)]]
         answers += generate.answer_conversations(model, processor, pictures, [talk], max_new_tokens=5)
         talk.append({"role": "assistant", "content": answers[-1]})
     captured = capsys.readouterr()
@@ -57,9 +55,7 @@ def test_the_talk_so_far_is_remembered_and_a_slip_does_not_end_it(
     assert coded == "the question: expected UTF-8, got the byte 0xf6 in b'Welche Gr\\xf6\\xdfe?\\n'"
 
 
-def test_ctrl_c_ends_an_answer_and_at_the_prompt_the_talk(
-    bridge_llava: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_ends_an_answer_and_at_the_prompt_the_conversation(bridge_llava, capsys, monkeypatch):
     seen: list[list[Any]] = []
 
     def reply(model: Any, processor: Any, pictures: Any, messages: Any, decoding: Any, *, on_text: Any) -> None:
@@ -81,7 +77,7 @@ def test_ctrl_c_ends_an_answer_and_at_the_prompt_the_talk(
         run_chat(ChatConfig(model=str(bridge_llava), prompt="What?"))
 
 
-def test_a_bad_picture_is_one_line_before_anything_is_loaded(tmp_path: Path) -> None:
+def test_a_bad_image_is_one_line_before_anything_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
     for name, what in (("none.png", "no such image"), ("text.png", "undecodable image"), ("", "no such image")):
         told = f"llava-bridge: {Path(tmp_path / name)}: {what}\n"

@@ -51,12 +51,12 @@ def converted(parts: world.Parts, tower: Path, tmp_path_factory: pytest.TempPath
 
 
 def converted_logits(directory: Path, prompt: str | None = None) -> tuple[list[int], Tensor, Tensor]:
-    """Tokens without the picture's, the logits at each place, and the pixels, for one question about a picture."""
+    """Tokens without the image's, the logits at each place, and the pixels, for one question about an image."""
     model, processor = load_llava(directory, device="cpu")
     chat = make_conversation_encoder(model, processor)
     text = prompt or chat.prompt([{"role": "user", "content": f"<image>\n{QUESTION}"}])
     ids = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-    pixels = processor.image_processor(world.picture(), return_tensors="pt")["pixel_values"]
+    pixels = processor.image_processor(world.draw_image(), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         logits = model(input_ids=ids, pixel_values=pixels).logits[0]
     return [token for token in ids[0].tolist() if token != chat.image_id], logits, pixels
@@ -109,11 +109,9 @@ def test_other_llms_and_projectors(kind: str, projector: str, tmp_path: Path) ->
         assert torch.equal(tensors(tmp_path / "back")[name], value)
 
 
-def test_pictures_are_padded_or_cropped_as_the_original_does(
-    parts: world.Parts, tower: Path, converted: Path, tmp_path: Path
-) -> None:
+def test_images_are_padded_or_cropped_as_in_the_original(parts, tower, converted, tmp_path):
     _, _, pixels = converted_logits(converted)
-    torch.testing.assert_close(pixels, parts.pixels(world.picture()), atol=0.02, rtol=0)
+    torch.testing.assert_close(pixels, parts.pixels(world.draw_image()), atol=0.02, rtol=0)
     assert (pixels[0, :, 0, 0].abs() < 0.02).all()  # the mean color
     tower = world.write_tower(parts, tmp_path / "clip")
     convert(
@@ -121,12 +119,12 @@ def test_pictures_are_padded_or_cropped_as_the_original_does(
     )
     from transformers import CLIPImageProcessor
 
-    cropped = CLIPImageProcessor(**world.preprocessing())(world.picture(), return_tensors="pt")["pixel_values"]
+    cropped = CLIPImageProcessor(**world.preprocessing())(world.draw_image(), return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(converted_logits(tmp_path / "hf")[2], cropped, atol=0.02, rtol=0)
     assert not torch.allclose(pixels, cropped, atol=0.5)
 
 
-def test_picture_and_padding_tokens_are_new_ones_that_are_never_said(parts: world.Parts, converted: Path) -> None:
+def test_image_and_padding_tokens_are_new_and_never_generated(parts: world.Parts, converted: Path) -> None:
     model, processor = load_llava(converted, device="cpu")
     known = len(parts.tokenizer)
     assert processor.tokenizer.convert_tokens_to_ids(["<image>", "<pad>"]) == [known, known + 1]
@@ -157,7 +155,7 @@ def test_captions_of_a_first_stage_are_the_originals_tokens(parts: world.Parts, 
     assert encoded.labels == [-100] * 17 + caption
 
 
-def test_a_template_named_for_a_converted_llava_writes_its_blanks(converted: Path) -> None:
+def test_a_template_chosen_for_a_converted_llava_writes_its_spaces(converted: Path) -> None:
     own = load_llava(converted, device="cpu")[1].chat_template
     assert "<image> " in own
     assert load_for_training(str(converted), "vicuna_v1")[1].chat_template == own
@@ -182,10 +180,12 @@ def test_weights_keep_their_precision_bit_for_bit(dtype: torch.dtype, tmp_path: 
             assert torch.equal(found[f"{prefix}.{name}"], value), name
 
 
-def test_there_and_back_is_the_identity(converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_conversion_and_back_is_the_identity(
+    converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     convert(converted, tmp_path / "original", format="original")
     assert "has no tokenizer.model: the original code needs" in capsys.readouterr().err
-    moved = (tmp_path / "original").rename(tmp_path / "moved")  # the tower is found beside the rest
+    moved = (tmp_path / "original").rename(tmp_path / "moved")  # the tower is found next to the other files
     convert(moved, tmp_path / "again")
     before, after = tensors(converted), tensors(tmp_path / "again")
     assert before.keys() == after.keys()
@@ -204,9 +204,7 @@ def json_or_text(path: Path) -> Any:
     )
 
 
-def test_the_original_layout_is_the_one_that_its_code_reads(
-    parts: world.Parts, converted: Path, tmp_path: Path
-) -> None:
+def test_the_original_layout_is_the_one_that_its_code_reads(parts, converted, tmp_path):
     shutil.copytree(converted, tmp_path / "hf")
     (tmp_path / "hf" / "tokenizer.model").write_bytes(b"sentencepiece")
     convert(tmp_path / "hf", tmp_path / "original", format="original")
@@ -226,9 +224,7 @@ def test_the_original_layout_is_the_one_that_its_code_reads(
     assert preprocess["crop_size"] == {"height": world.SIZE, "width": world.SIZE}
 
 
-def test_a_tower_among_the_weights_comes_before_the_one_that_is_named(
-    parts: world.Parts, tower: Path, tmp_path: Path
-) -> None:
+def test_a_tower_among_the_weights_comes_before_the_one_that_is_named(parts, tower, tmp_path):
     world.write_original(parts, tmp_path / "original", str(tower), shards=1, pickled=True)
     file = tmp_path / "original" / "pytorch_model.bin"
     weights = torch.load(file, weights_only=True)
@@ -268,12 +264,12 @@ def test_a_llava_of_ours_becomes_an_original_one(parts: world.Parts, tower: Path
     before, after = converted_logits(tmp_path / "ours"), converted_logits(tmp_path / "again")
     assert before[0] == after[0]
     for mine, theirs in zip(before[1:], after[1:], strict=True):
-        assert torch.equal(mine, theirs)  # pictures are squashed in both
+        assert torch.equal(mine, theirs)  # images are squashed in both
 
 
 @pytest.mark.slow
 def test_a_real_llama_goes_there_and_back_with_its_slow_tokenizer(shared: Path, tower: Path, tmp_path: Path) -> None:
-    """Which the original code reads, with the picture's token among it."""
+    """Which the original code reads, with the image's token among it."""
     llm = shared / "models" / "stories15M"
     model, processor = build_llava(LlavaParts(encoder=f"transformers:{tower}", llm=str(llm)))
     convert_tower_to_transformers(model)
@@ -291,7 +287,7 @@ def test_a_real_llama_goes_there_and_back_with_its_slow_tokenizer(shared: Path, 
     assert torch.equal(before[1], after[1])
 
 
-def test_a_slow_tokenizer_alone_will_do(shared: Path, tmp_path: Path) -> None:
+def test_a_slow_tokenizer_alone_suffices(shared: Path, tmp_path: Path) -> None:
     """Most original checkpoints have no other."""
     try:
         import sentencepiece.sentencepiece_model_pb2  # noqa: F401
@@ -310,7 +306,7 @@ def test_a_siglip_tower_has_neither_class_token_nor_crop(parts: world.Parts, tmp
     tower = SiglipVisionModel(SiglipVisionConfig(image_size=32, patch_size=8, **world.TOWER))
     theirs = SiglipImageProcessor(size={"height": 32, "width": 32})
     bridge_world.save(tmp_path / "tower", tower, theirs)
-    squashed = theirs(world.picture(), return_tensors="pt")["pixel_values"]
+    squashed = theirs(world.draw_image(), return_tensors="pt")["pixel_values"]
     for aspect in ("pad", "square"):
         original = world.write_original(parts, tmp_path / aspect, str(tmp_path / "tower"), image_aspect_ratio=aspect)
         directory = convert(original, tmp_path / f"hf-{aspect}")

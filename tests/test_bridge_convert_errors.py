@@ -1,4 +1,4 @@
-"""What cannot be converted is refused in one line, and nothing is left behind."""
+"""What cannot be converted is rejected in one line, and no output is left."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def original(parts: world.Parts, tower: Path, tmp_path: Path) -> Path:
     return world.write_original(parts, tmp_path / "original", str(tower), shards=2)
 
 
-def refused(source: Path, match: str, **options: Any) -> None:
+def rejected(source: Path, match: str, **options: Any) -> None:
     """The conversion ends in one line and writes nothing."""
     output = source.parent / "output"
     with pytest.raises(UserError, match=match) as caught:
@@ -56,15 +56,15 @@ FIELDS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_settings_that_transformers_llava_has_no_place_for(name: str, original: Path) -> None:
+def test_settings_that_the_llava_of_transformers_lacks(name: str, original: Path) -> None:
     (value, match), field = FIELDS[name], name.strip()
     config = json.loads((original / "config.json").read_text())
     (original / "config.json").write_text(json.dumps({**config, field: value}))
-    refused(original, match)
+    rejected(original, match)
 
 
 class Bomb:
-    """Runs a command when it is unpickled by whoever trusts it."""
+    """Runs a command when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -80,30 +80,30 @@ def test_pickles_that_would_run_code_are_not_read(file: str, parts: world.Parts,
         for shard in original.glob("pytorch_model*"):
             shard.unlink()
     torch.save({**world.projector_weights(parts), "more": Bomb(mark)}, original / file)
-    refused(original, f"{file}: rejected: it holds more than tensors, and reading it would run code")
+    rejected(original, f"{file}: rejected: it holds more than tensors, and reading it would run code")
     assert not mark.exists()
 
 
 def test_files_that_are_missing_or_of_another_kind(parts: world.Parts, original: Path, tmp_path: Path) -> None:
-    refused(tmp_path / "nothing", "nothing: no such directory")
+    rejected(tmp_path / "nothing", "nothing: no such directory")
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", "expected a LLaVA: mm_vision_tower in config.json, or mm_projector.bin")
-    refused(tmp_path / "empty", "empty is no LLaVA in transformers' layout", format="original")
-    refused(original, "is no LLaVA in transformers' layout; `llava-bridge convert` makes one of it", format="original")
+    rejected(tmp_path / "empty", "expected a LLaVA: mm_vision_tower in config.json, or mm_projector.bin")
+    rejected(tmp_path / "empty", "empty is no LLaVA in transformers' layout", format="original")
+    rejected(original, "is no LLaVA in transformers' layout; `llava-bridge convert` makes one of it", format="original")
     (original / "pytorch_model-00002-of-00002.bin").rename(tmp_path / "second.bin")
-    refused(
+    rejected(
         original, r"pytorch_model-00002-of-00002\.bin: no such file, although pytorch_model\.bin\.index\.json names"
     )
     (original / "adapter_config.json").write_text("{}")
-    refused(original, "a LoRA adapter; expected a whole model")
+    rejected(original, "a LoRA adapter; expected a whole model")
 
 
 def test_the_llm_is_given_once(parts: world.Parts, original: Path, tmp_path: Path) -> None:
-    refused(original, "llm: .*original has an LLM of its own; expected no --llm", llm=str(original))
+    rejected(original, "llm: .*original has an LLM of its own; expected no --llm", llm=str(original))
     for shard in original.glob("pytorch_model*"):
         shard.unlink()
     torch.save(world.projector_weights(parts), original / "mm_projector.bin")
-    refused(original, "llm: .*original has no weights of an LLM; expected its directory as --llm")
+    rejected(original, "llm: .*original has no weights of an LLM; expected its directory as --llm")
 
 
 @pytest.mark.parametrize(
@@ -114,9 +114,7 @@ def test_the_llm_is_given_once(parts: world.Parts, original: Path, tmp_path: Pat
         (dict.fromkeys(("0.weight", "0.bias", "2.weight", "2.bias")), "no weights of a projector"),
     ],
 )
-def test_projectors_of_another_kind(
-    names: dict[str, str | None], match: str, parts: world.Parts, tower: Path, tmp_path: Path
-) -> None:
+def test_projectors_of_another_kind(names, match, parts, tower, tmp_path):
     source = world.write_original(parts, tmp_path / "original", str(tower), shards=1)
     weights = torch.load(source / "pytorch_model.bin", weights_only=True)
     for name, other in names.items():
@@ -124,7 +122,7 @@ def test_projectors_of_another_kind(
         if other is not None:
             weights[f"model.mm_projector.{other}"] = value
     torch.save(weights, source / "pytorch_model.bin")
-    refused(source, match)
+    rejected(source, match)
 
 
 def test_a_tower_of_another_width(parts: world.Parts, original: Path, tmp_path: Path) -> None:
@@ -133,24 +131,26 @@ def test_a_tower_of_another_width(parts: world.Parts, original: Path, tmp_path: 
     sizes = {**world.TOWER, "hidden_size": 48}
     CLIPVisionModel(CLIPVisionConfig(image_size=32, patch_size=8, **sizes)).save_pretrained(tmp_path / "wide")
     CLIPImageProcessor(**world.preprocessing()).save_pretrained(tmp_path / "wide")
-    refused(original, r"mm_projector: .*has shape \(32, 24\), not \(32, 48\)", vision_tower=str(tmp_path / "wide"))
+    rejected(original, r"mm_projector: .*has shape \(32, 24\), not \(32, 48\)", vision_tower=str(tmp_path / "wide"))
 
 
-def test_what_is_ours_alone_stays_ours(bridge_encoder: Path, bridge_llm: Path, tower: Path, tmp_path: Path) -> None:
+def test_models_without_an_original_equivalent_are_not_converted(
+    bridge_encoder: Path, bridge_llm: Path, tower: Path, tmp_path: Path
+) -> None:
     def saved(name: str, encoder: str, **fields: Any) -> Path:
         return bridge_world.make_llava(tmp_path / name, encoder, bridge_llm, **fields)  # type: ignore[arg-type]
 
     own_tower, clip = saved("tower", str(bridge_encoder)), f"transformers:{tower}"
-    refused(own_tower, "has no class for this tower .open_clip.; expected CLIP's", format="original")
-    refused(own_tower, r"already, and loads after `import llava_bridge`: its tower \(open_clip\) is none that")
+    rejected(own_tower, "has no class for this tower .open_clip.; expected CLIP's", format="original")
+    rejected(own_tower, r"already, and loads after `import llava_bridge`: its tower \(open_clip\) is none that")
     perceiver = ProjectorConfig(type="perceiver", num_tokens=4, num_heads=4)
     match = "has no projector such as perceiver"
-    refused(saved("perceiver", clip, projector=perceiver), match, format="original")
+    rejected(saved("perceiver", clip, projector=perceiver), match, format="original")
     match = r"reads one feature layer; this one reads \[-2, -1\]"
-    refused(saved("layers", clip, vision_feature_layer=[-2, -1]), match, format="original")
+    rejected(saved("layers", clip, vision_feature_layer=[-2, -1]), match, format="original")
 
 
-def test_nothing_is_done_twice_or_over_something_else(original: Path, tmp_path: Path) -> None:
+def test_a_conversion_replaces_only_its_own_output(original: Path, tmp_path: Path) -> None:
     def run(*words: str) -> tuple[int, str]:
         status, _, told = bridge_world.run_cli("convert", *words)
         return status, told

@@ -60,7 +60,7 @@ def converted(original: Path) -> Path:
     return original.parent / "hf"
 
 
-def picture(width: int, height: int) -> Image.Image:
+def draw_image(width: int, height: int) -> Image.Image:
     """Noise without extremes, which PIL cuts off in the middle of scaling."""
     generator = torch.Generator().manual_seed(width)
     noise = torch.randint(64, 192, (height, width, 3), generator=generator, dtype=torch.uint8)
@@ -68,7 +68,7 @@ def picture(width: int, height: int) -> Image.Image:
 
 
 def best_pinpoint(size: tuple[int, int]) -> tuple[int, int]:
-    """Width and height of the pinpoint that keeps most of the picture and, of like ones, has the smallest bars."""
+    """Width and height of the pinpoint that keeps most of the image and, of like ones, has the smallest bars."""
 
     def merit(pinpoint: tuple[int, int]) -> tuple[int, int]:
         scale = min(pinpoint[0] / size[0], pinpoint[1] / size[1])
@@ -79,7 +79,7 @@ def best_pinpoint(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def tiles(shown: Image.Image) -> Tensor:
-    """(N, 3, S, S): the picture squashed, then the tiles of the picture between bars of black, row by row."""
+    """(N, 3, S, S): the image squashed, then the tiles of the image between bars of black, row by row."""
     wide, high = best_pinpoint(shown.size)
     scale = min(wide / shown.width, high / shown.height)
     fitted = shown.resize((min(math.ceil(shown.width * scale), wide), min(math.ceil(shown.height * scale), high)))
@@ -123,8 +123,8 @@ def ask(directory: Path, shown: Image.Image) -> tuple[str, Tensor, Tensor]:
 
 @pytest.mark.parametrize("size", SHAPES)
 def test_the_same_pixels_and_logits_as_by_hand(size: tuple[int, int], parts: world.Parts, converted: Path) -> None:
-    text, logits, pixels = ask(converted, picture(*size))
-    torch.testing.assert_close(pixels, tiles(picture(*size)), atol=0.03, rtol=0)
+    text, logits, pixels = ask(converted, draw_image(*size))
+    torch.testing.assert_close(pixels, tiles(draw_image(*size)), atol=0.03, rtol=0)
     first, *_, last = text.replace("<s> ", "").split("<image>")
     texts = parts.ids(f"{first}<image>{last.removeprefix(' ')}")
     expected = expected_logits(parts, texts, size, pixels)
@@ -153,7 +153,7 @@ def test_pinpoints_may_be_written_as_python_writes_them(original: Path, tmp_path
     assert load_llava(tmp_path / "hf", "cpu")[1].image_processor.image_grid_pinpoints == [[32, 64], [96, 32]]
 
 
-def test_there_and_back_is_the_identity(original: Path, converted: Path, tmp_path: Path) -> None:
+def test_conversion_and_back_is_the_identity(original: Path, converted: Path, tmp_path: Path) -> None:
     run_convert(ConvertConfig(source=str(converted), output=str(tmp_path / "back"), format="original"))
     stated, before = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "back", original))
     for name in ("image_aspect_ratio", "mm_patch_merge_type", "image_grid_pinpoints", "mm_vision_select_layer"):
@@ -168,7 +168,9 @@ def test_there_and_back_is_the_identity(original: Path, converted: Path, tmp_pat
     assert left_out == {"model.layers.0.self_attn.rotary_emb.inv_freq"}
     run_convert(ConvertConfig(source=str(tmp_path / "back"), output=str(tmp_path / "again")))
     for size in SHAPES[:2]:
-        for mine, theirs in zip(ask(converted, picture(*size)), ask(tmp_path / "again", picture(*size)), strict=True):
+        for mine, theirs in zip(
+            ask(converted, draw_image(*size)), ask(tmp_path / "again", draw_image(*size)), strict=True
+        ):
             assert mine == theirs if isinstance(mine, str) else torch.equal(mine, theirs)
 
 
@@ -183,22 +185,22 @@ FIELDS: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("field", FIELDS)
 def test_tiles_that_transformers_does_not_join(field: str, original: Path, tmp_path: Path) -> None:
     value, match = FIELDS[field]
-    refuse(original, {field: value}, match, tmp_path)
+    expect_error(original, {field: value}, match, tmp_path)
 
 
 def test_tiles_and_their_newline_go_together(original: Path, tmp_path: Path) -> None:
     flat = {"image_aspect_ratio": "pad", "mm_patch_merge_type": "flat"}
-    refuse(original, flat, r"model\.image_newline, but no anyres", tmp_path)
+    expect_error(original, flat, r"model\.image_newline, but no anyres", tmp_path)
     weights = load_file(original / "model.safetensors")
     del weights["model.image_newline"]
     (tmp_path / "none").mkdir()
     save_file(weights, tmp_path / "none" / "model.safetensors")
     (tmp_path / "none" / "config.json").write_text((original / "config.json").read_text())
-    refuse(tmp_path / "none", {}, r"no model\.image_newline in it, which LLaVA's tiles need", tmp_path)
+    expect_error(tmp_path / "none", {}, r"no model\.image_newline in it, which LLaVA's tiles need", tmp_path)
 
 
-def refuse(source: Path, fields: dict[str, Any], match: str, folder: Path) -> None:
-    """With these fields in its config the checkpoint is refused in one line, and nothing is written."""
+def expect_error(source: Path, fields: dict[str, Any], match: str, folder: Path) -> None:
+    """With these fields in its config the checkpoint is rejected in one line, and nothing is written."""
     other = varied(source, fields, folder / f"not {match[:20]}")
     with pytest.raises(UserError, match=match) as caught:
         run_convert(ConvertConfig(source=str(other), output=str(folder / "output")))

@@ -71,7 +71,7 @@ def test_unusable_samples_are_replaced_and_named(bridge_talk: Path, tmp_path: Pa
         ConversationDataset(data.samples, chat, 5)[0]
 
 
-def test_whatever_is_wrong_with_a_sample_it_is_skipped(bridge_talk: Path, tmp_path: Path, bridge_llm: Path) -> None:
+def test_an_invalid_sample_is_skipped(bridge_talk: Path, tmp_path: Path, bridge_llm: Path) -> None:
     strict = "{% if messages|length > 3 %}{{ raise_exception('roles must alternate') }}{% endif %}"
     tokenizer = AutoTokenizer.from_pretrained(bridge_llm)
     chat = ConversationEncoder(tokenizer, strict + resolve_chat_template(None, "vicuna"), 4)
@@ -92,7 +92,7 @@ def test_whatever_is_wrong_with_a_sample_it_is_skipped(bridge_talk: Path, tmp_pa
         ConversationEncoder(tokenizer, "{{ raise_exception('always wrong') }}", 4)
 
 
-def test_pictures_of_every_kind(tmp_path: Path, chat: ConversationEncoder) -> None:
+def test_images_of_every_kind(tmp_path: Path, chat: ConversationEncoder) -> None:
     """1 × 1, very long, CMYK, animated, turned by EXIF, see-through, 16 bits: right, or skipped with a reason."""
     red, blue = (255, 0, 0), (0, 0, 255)
     Image.new("RGB", (1, 1), red).save(tmp_path / "dot.png")
@@ -165,16 +165,14 @@ def test_packed_text_loses_nothing_between_its_blocks(chat: ConversationEncoder)
 
 
 LLAVAS = {  # what get_modality_length_grouped_indices of LLaVA's llava_trainer.py gives after torch.manual_seed(5)
-    (
-        2,
-        4,
-    ): "30 18 37 5 19 23 41 1 35 14 25 10 38 6 11 15 4 0 8 36 12 32 24 28 17 9 39 7 21 34 43 3 22 31 26 45 29 2 42 "
-    "33 13 16 20 27 40 44",
-    (
-        4,
-        2,
-    ): "13 33 28 40 3 38 24 18 22 29 42 31 44 25 10 27 26 7 19 45 17 43 41 9 39 20 37 32 12 34 6 5 35 21 15 14 4 11 "
-    "2 23 8 1 36 30 16 0",
+    (2, 4): (
+        "30 18 37 5 19 23 41 1 35 14 25 10 38 6 11 15 4 0 8 36 12 32 24 28 17 9 39 7 21 34 43 3 22 31 26 45 29 2 42 "
+        "33 13 16 20 27 40 44"
+    ),
+    (4, 2): (
+        "13 33 28 40 3 38 24 18 22 29 42 31 44 25 10 27 26 7 19 45 17 43 41 9 39 20 37 32 12 34 6 5 35 21 15 14 4 11 "
+        "2 23 8 1 36 30 16 0"
+    ),
 }
 
 
@@ -200,7 +198,7 @@ def test_which_samples_make_a_step_does_not_depend_on_their_lengths_or_the_proce
     assert all(steps_of(order, 20) == steps_of(orders[0], 20) for order in orders)
 
 
-def test_answers_of_few_tokens_weigh_in_the_mean_gradient_about_what_their_tokens_do() -> None:
+def test_short_answers_have_about_the_weight_of_their_tokens_in_the_gradient() -> None:
     short, long = 3, 60
     learned = [short if n % 10 else long for n in range(4000)]  # 31 % of the tokens are those of short answers
     order = LengthGroupedSampler([(True, 300 + tokens) for tokens in learned], batch_size=40, total=4000, seed=0)
@@ -231,7 +229,7 @@ def test_epochs_are_whole_and_a_function_of_the_seed(kind: str) -> None:
     assert sorted(few[:3]) == sorted(few[3:6]) == [0, 1, 2]
 
 
-def test_a_step_has_pictures_or_none() -> None:
+def test_a_step_has_only_samples_with_images_or_only_without() -> None:
     sizes = [(n % 3 > 0, (7 * n) % 100) for n in range(335)]
     kinds = [{sizes[n][0] for n in step} for step in steps_of(LengthGroupedSampler(sizes, 10, 670, seed=5), 10)]
     assert [len(kind) for kind in kinds[:32]] == [1] * 32  # then the last of both kinds, and the next epoch's first
@@ -270,9 +268,8 @@ def test_a_source_has_a_weight(bridge_talk: Path) -> None:
     path = str(bridge_talk / "talk.json")
     assert len(read_samples(ConversationSourceConfig(path=path, weight=1.5))) == 24
     assert len(read_samples(ConversationSourceConfig(path=path, weight=0.5, max_samples=8))) == 4
-    assert (
-        len(read_texts(ConversationSourceConfig(path=str(bridge_talk / "text.jsonl"), format="text", weight=0.25))) == 8
-    )
+    text = str(bridge_talk / "text.jsonl")
+    assert len(read_texts(ConversationSourceConfig(path=text, format="text", weight=0.25))) == 8
     drawn = [
         [sample.name for sample in read_samples(ConversationSourceConfig(path=path, weight=0.5), seed)]
         for seed in (0, 0, 1)
@@ -285,7 +282,7 @@ def test_a_source_has_a_weight(bridge_talk: Path) -> None:
             ConversationSourceConfig(path=path, weight=weight)
 
 
-def test_missing_pictures_are_named_and_counted(bridge_talk: Path, tmp_path: Path) -> None:
+def test_missing_images_are_named_and_counted(bridge_talk: Path, tmp_path: Path) -> None:
     found = json.loads((bridge_talk / "talk.json").read_text())
     with tarfile.open(tmp_path / "some.tar", "w") as tar:
         tar.add(bridge_talk / "0.png", "0.png")
@@ -316,7 +313,7 @@ def said(**fields: str) -> dict[str, Any]:
     return {"id": "1", "conversations": [{"from": who, "value": text} for who, text in SAID], **fields}
 
 
-def test_an_llm_learns_the_answers_of_conversations_without_pictures_alone(tmp_path: Path, bridge_llm: Path) -> None:
+def test_an_llm_learns_only_the_answers_of_text_conversations(tmp_path: Path, bridge_llm: Path) -> None:
     setup = setup_of(tmp_path, bridge_llm, said())
     batch = setup.collator([setup.dataset[0]])
     learned = batch["labels"][batch["labels"] != IGNORE_INDEX]

@@ -1,4 +1,4 @@
-"""``llava-bridge describe``: a line for each picture, whatever else lies there and however often it is interrupted."""
+"""``llava-bridge describe``: a line for each image, next to other files and after any number of interruptions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from llava_bridge.inference.describe_command import DescribeConfig, run_describe
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Five pictures, two of them below, one broken, one empty; and what is no picture."""
+    """Five images, two of them below, one broken, one empty; and what is no image."""
     folder = tmp_path / "photos"
     (folder / "more" / ".cache").mkdir(parents=True)
     for number, name in enumerate(["b.png", "a.jpg", "more/c.JPG", "more/d [1].webp", "e.png"]):
@@ -60,7 +60,7 @@ def test_files_folders_shards_and_globs(photos: Path, tmp_path: Path) -> None:
             find_images([f"{tmp_path}/{word}"])
 
 
-def test_every_picture_has_its_own_answer(bridge_llava: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_image_has_its_own_answer(bridge_llava: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = spied(monkeypatch)
     settings = ("--prompt", "What color?", "--batch_size", "2", "--max_new_tokens", "5")
     status, out, told = run_cli("describe", str(bridge_llava), str(photos), *settings)
@@ -91,13 +91,7 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def test_the_same_command_goes_on(
-    bridge_llava: Path,
-    photos: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_same_command_resumes(bridge_llava, photos, tmp_path, capsys, monkeypatch):
     output = tmp_path / "new" / "out.jsonl"
     config = DescribeConfig(
         model=str(bridge_llava), images=[str(photos)], output=str(output), batch_size=2, max_new_tokens=3
@@ -137,7 +131,7 @@ def test_answers_of_another_prompt_or_model_are_not_mixed(bridge_llava: Path, ph
     assert output.read_bytes() == before
 
 
-def test_only_when_all_fail_the_command_fails(bridge_llava: Path, photos: Path) -> None:
+def test_the_command_fails_only_if_all_images_fail(bridge_llava: Path, photos: Path) -> None:
     (photos / "worse.png").write_bytes(b"no picture")
     status, out, told = run_cli("describe", str(bridge_llava), f"{photos}/worse.png", f"{photos}/empty.jpg")
     assert (status, out) == (2, "")

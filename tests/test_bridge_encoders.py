@@ -1,4 +1,4 @@
-"""What every encoder must do, whatever its source: an entry of SPECS a kind, the same tests for all."""
+"""What an encoder of any source must do: an entry of SPECS a kind, the same tests for all."""
 
 from __future__ import annotations
 
@@ -197,9 +197,7 @@ def test_hidden_states_equal_transformers_own(name: str, specs: dict[str, str]) 
 
 
 @pytest.mark.parametrize("name", quick_of(SPECS, "clip", "siglip2", "dinov3", "open_clip", "timm", "trunk", "channels"))
-def test_pictures_are_not_mixed_gradients_reach_what_is_needed_and_saved_it_is_the_same(
-    name: str, specs: dict[str, str], tmp_path: Path
-) -> None:
+def test_images_do_not_mix_gradients_reach_trained_parts_and_saving_changes_nothing(name, specs, tmp_path):
     model, batch = build_vision_model(load_encoder(specs[name], own_size(name))), pixels(name)
     found = states(model, batch)
     for one, other in zip(found, states(model, batch[[2, 0, 1]]), strict=True):
@@ -222,7 +220,7 @@ def test_pictures_are_not_mixed_gradients_reach_what_is_needed_and_saved_it_is_t
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_another_picture_size(name: str, specs: dict[str, str]) -> None:
+def test_another_image_size(name: str, specs: dict[str, str]) -> None:
     size = 128 if name in SIDES else 64
     if name in ONE_SIZE:
         with pytest.raises(UserError, match=r"image_size: .* is no ViT, whose images alone"):
@@ -253,7 +251,7 @@ def test_several_encoders_give_what_each_gives_alone(name: str, specs: dict[str,
     alone = []
     for member in split_encoders(specs[name]):
         one = load_encoder(member, size)
-        own = pixels(name, size) * std + mean  # the picture's own values
+        own = pixels(name, size) * std + mean  # the image's own values
         own = (own - torch.tensor(one.pixels.mean)[:, None, None]) / torch.tensor(one.pixels.std)[:, None, None]
         model = build_vision_model(one)
         layer = model.tower.default_layer
@@ -272,9 +270,7 @@ def test_several_encoders_give_what_each_gives_alone(name: str, specs: dict[str,
 
 
 @pytest.mark.parametrize("name", SEVERAL)
-def test_a_llava_of_several_encoders_is_saved_and_asked(
-    name: str, specs: dict[str, str], bridge_llm: Path, tmp_path: Path
-) -> None:
+def test_a_llava_of_several_encoders_is_saved_and_asked(name, specs, bridge_llm, tmp_path):
     model, processor = build_llava(LlavaParts(encoder=specs[name], llm=str(bridge_llm)))
     assert model.config.image_seq_length == {"channels": 16, "interleave": 32}[name]
     (picture,) = bridge_world.noise((50, 40))
@@ -315,9 +311,7 @@ def test_several_are_two_or_more(spec: str) -> None:
 
 
 @pytest.mark.parametrize("name", quick_of(CONFIGS, "clip", "dinov3"))
-def test_a_llava_with_a_tower_of_transformers_is_transformers_own(
-    name: str, specs: dict[str, str], bridge_llm: Path, tmp_path: Path
-) -> None:
+def test_a_llava_with_a_tower_of_transformers_is_transformers_own(name, specs, bridge_llm, tmp_path):
     model, processor = build_llava(LlavaParts(encoder=specs[name], llm=str(bridge_llm)))
     (picture,) = bridge_world.noise((50, 40))
     expected = answer(model, processor, [picture], ["What?"], max_new_tokens=5)
@@ -327,7 +321,7 @@ def test_a_llava_with_a_tower_of_transformers_is_transformers_own(
     assert answer(again, processor, [picture], ["What?"], max_new_tokens=5) == expected
 
 
-def test_whole_clips_and_unfit_models(specs: dict[str, str], tmp_path: Path) -> None:
+def test_complete_clip_models_and_unfit_models(specs: dict[str, str], tmp_path: Path) -> None:
     torch.manual_seed(0)
     text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     whole = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=SMALL))

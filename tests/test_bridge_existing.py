@@ -42,7 +42,7 @@ def llava(tmp_path_factory: pytest.TempPathFactory, original_tower: Path, bridge
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory, original_parts: world.Parts, original_tower: Path) -> Path:
-    """An original checkpoint in transformers' layout; its pictures are padded."""
+    """An original checkpoint in transformers' layout; its images are padded."""
     folder = tmp_path_factory.mktemp("original")
     world.write_original(original_parts, folder / "original", str(original_tower))
     run_convert(ConvertConfig(source=str(folder / "original"), output=str(folder / "hf")))
@@ -57,16 +57,18 @@ def test_the_llm_of_a_llava(llava: Path, bridge_llm: Path) -> None:
 
 
 @pytest.mark.parametrize("which", ["llava", "converted"])
-def test_taken_up_it_computes_the_same_behind_a_tower_of_ours(which: str, request: pytest.FixtureRequest) -> None:
+def test_a_llava_computes_the_same_with_our_tower(which: str, request: pytest.FixtureRequest) -> None:
     directory = request.getfixturevalue(which)
     stock, processor = load_llava(directory, device="cpu")
     model, own = load_for_training(str(directory), "auto")
     assert isinstance(model.model.vision_tower, EncoderVisionModel)
     assert not any(weight.requires_grad for weight in model.model.vision_tower.parameters())
     assert own.chat_template == processor.chat_template
-    pixels = [each.image_processor(world.picture(), return_tensors="pt")["pixel_values"] for each in (own, processor)]
+    pixels = [
+        each.image_processor(world.draw_image(), return_tensors="pt")["pixel_values"] for each in (own, processor)
+    ]
     assert torch.equal(*pixels)
-    mine, theirs = (bridge_world.logits(*each, world.picture()) for each in ((model, own), (stock, processor)))
+    mine, theirs = (bridge_world.logits(*each, world.draw_image()) for each in ((model, own), (stock, processor)))
     torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-6)
     assert convert_tower_to_transformers(model)
     assert model.state_dict().keys() == stock.state_dict().keys()
@@ -109,10 +111,10 @@ def test_a_swap_keeps_all_but_encoder_and_projector(llava: Path, bridge_encoder:
     manifest = json.loads((tmp_path / "swapped" / "manifest.json").read_text())
     assert (manifest["kind"], manifest["projector"]) == ("llava", "untrained")
     assert manifest["parents"].keys() == {"llava", "encoder"}
-    assert len(answer(after, new, [world.picture()], ["What?"], max_new_tokens=2)) == 1
+    assert len(answer(after, new, [world.draw_image()], ["What?"], max_new_tokens=2)) == 1
 
 
-def test_a_swap_is_what_train_begins_with(llava: Path, bridge_encoder: Path, tmp_path: Path) -> None:
+def test_training_starts_from_a_swap(llava: Path, bridge_encoder: Path, tmp_path: Path) -> None:
     """`encoder: NEW` and `llm: LLAVA` are the same start as the swapped directory, weight for weight."""
     run_swap(SwapConfig(llava=str(llava), encoder=str(bridge_encoder), output=str(tmp_path / "swapped"), seed=3))
     swapped, _ = load_for_training(str(tmp_path / "swapped"), "auto")
@@ -138,9 +140,7 @@ def test_a_swap_keeps_the_precision_of_the_llm_and_the_bits_of_the_encoder(
         assert torch.equal(again.model.vision_tower.state_dict()[f"tower.model.{name}"], value), name
 
 
-def test_settings_beside_a_llava_are_checked(
-    llava: Path, original_parts: world.Parts, bridge_talk: Path, tmp_path: Path
-) -> None:
+def test_settings_next_to_a_llava_are_checked(llava, original_parts, bridge_talk, tmp_path):
     stage = bridge_world.stage(bridge_talk)
 
     def config(llava: Path, **fields: Any) -> LlavaTrainConfig:
@@ -166,9 +166,7 @@ def test_settings_beside_a_llava_are_checked(
 
 
 @pytest.mark.slow
-def test_swapped_aligned_and_converted_instructed(
-    llava: Path, converted: Path, bridge_encoder: Path, bridge_talk: Path, tmp_path: Path
-) -> None:
+def test_swapped_aligned_and_converted_instructed(llava, converted, bridge_encoder, bridge_talk, tmp_path):
     run_swap(SwapConfig(llava=str(llava), encoder=str(bridge_encoder), output=str(tmp_path / "swapped")))
     fields: dict[str, Any] = {
         "align": bridge_world.stage(bridge_talk, max_length=128),

@@ -1,8 +1,7 @@
-"""How pictures become squares, by hand, and as saved LLaVAs do it; the stage that does it otherwise."""
+"""How images become squares, by hand, and as saved LLaVAs do it; the stage that does it otherwise."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,11 @@ from clips.errors import UserError
 from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.encoders.encoder import ImagePreprocess
 from llava_bridge.model.build import LlavaParts, build_llava
-from llava_bridge.model.image_processing import ASPECT_RATIO_MODES, Fit, make_image_processor, with_aspect_ratio
+from llava_bridge.model.image_processing import ASPECT_RATIO_MODES, make_image_processor, with_aspect_ratio
 from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
 
 PIXELS = ImagePreprocess(size=8, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0), interpolation="bicubic")
-MEAN = (127, 63, 0)  # whole numbers of a byte, as LLaVA rounds them
+MEAN = (127, 63, 0)  # integers of a byte, as LLaVA rounds them
 
 
 def halves(width: int, height: int) -> Image.Image:
@@ -61,9 +60,7 @@ def test_squash_fills_the_square_and_crop_cuts_the_sides_off() -> None:
 
 
 @pytest.mark.parametrize("fit", list(ASPECT_RATIO_MODES))
-def test_a_saved_llava_prepares_pictures_as_in_training(
-    fit: Fit, bridge_encoder: Path, bridge_llm: Path, tmp_path: Path
-) -> None:
+def test_a_saved_llava_prepares_images_as_in_training(fit, bridge_encoder, bridge_llm, tmp_path):
     model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_llm), image_aspect_ratio=fit))
     processor.save_pretrained(tmp_path)
     again = AutoProcessor.from_pretrained(tmp_path)
@@ -79,14 +76,14 @@ def test_a_saved_llava_prepares_pictures_as_in_training(
         assert torch.equal(made, wanted) == (other == fit)
 
 
-def test_results_say_how_pictures_became_squares() -> None:
+def test_results_state_the_image_aspect_ratio() -> None:
     from benchmarks.tasks.mllm.evaluate_task import _resize
 
     said = {fit: _resize(make_image_processor(PIXELS, fit)) for fit in ASPECT_RATIO_MODES}
     assert said == {"squash": "squash", "pad": "pad", "crop": "shortest side, center crop"}
 
 
-def test_only_align_before_instruct_has_ways_of_its_own() -> None:
+def test_only_align_before_instruct_has_its_own_template_and_aspect_ratio() -> None:
     data = [ConversationSourceConfig(path="x")]
 
     def config(stages: list[Any], **own: Any) -> LlavaTrainConfig:

@@ -1,4 +1,4 @@
-"""What a process begins with; what is frozen stays as it was: in bf16, beside text, and in what is kept on disk."""
+"""Initial weights of a process; frozen weights stay equal: in bf16, in batches with text, in the cache on disk."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ from llava_bridge.training.trainer import frozen_encoder_apart, recompute_layers
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
-def test_a_frozen_llm_is_bit_for_bit_as_it_was_after_bf16(
-    stored: torch.dtype, tmp_path: Path, bridge_parts: bridge_world.Parts
-) -> None:
+def test_a_frozen_llm_is_bit_for_bit_as_it_was_after_bf16(stored, tmp_path, bridge_parts):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     llm = AutoModelForCausalLM.from_pretrained(bridge_parts.llm).to(stored)
@@ -51,7 +49,7 @@ def test_a_frozen_llm_is_bit_for_bit_as_it_was_after_bf16(
     assert stated["vision_config"]["dtype"] == "float32"
 
 
-def test_what_bf16_holds_and_what_not() -> None:
+def test_parts_that_are_bf16_and_parts_that_are_not() -> None:
     layer = torch.nn.Linear(4, 4).requires_grad_(False)
     assert not frozen_fits_bf16(layer)
     with torch.no_grad():
@@ -63,9 +61,7 @@ def test_what_bf16_holds_and_what_not() -> None:
 
 @pytest.mark.parametrize("recomputed", [False, True])
 @pytest.mark.parametrize("kind", ["TRUNK", "RESNET"])
-def test_batch_norms_that_learn_are_not_shown_the_blank(
-    kind: str, recomputed: bool, tmp_path: Path, bridge_llm: Path
-) -> None:
+def test_batch_norms_that_learn_are_not_shown_the_blank(kind, recomputed, tmp_path, bridge_llm):
     bridge_world.make_encoder(tmp_path / "trunk", getattr(bridge_world, kind))
     model, _ = build_llava(LlavaParts(encoder=str(tmp_path / "trunk"), llm=str(bridge_llm)))
     model.requires_grad_(True).train()
@@ -80,9 +76,7 @@ def test_batch_norms_that_learn_are_not_shown_the_blank(
     assert all(weight.grad is not None for weight in model.model.multi_modal_projector.parameters())
 
 
-def test_an_encoder_that_is_put_apart_is_called_and_comes_back_to_its_place(
-    bridge_encoder: Path, bridge_llm: Path
-) -> None:
+def test_a_detached_encoder_is_called_and_reattached(bridge_encoder, bridge_llm):
     model, _ = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_llm)))
     setup: Any = SimpleNamespace(model=model, parts=split_parts(model))
     names = list(model.state_dict())
@@ -109,7 +103,7 @@ def kept(spec: str, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return tower(pixels, output_hidden_states=[-1]).hidden_states[-1], plain
 
 
-def test_the_cache_tells_encoders_of_the_same_weights_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_distinguishes_encoders_of_equal_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for name in ("one", "quick"):
@@ -128,7 +122,7 @@ def test_the_cache_tells_encoders_of_the_same_weights_apart(tmp_path: Path, monk
     assert torch.equal(kept(one, pixels)[0], outputs[one])  # found again
 
 
-def test_each_process_takes_the_gpu_of_its_own_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_uses_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     import deepspeed
 
     asked: list[Any] = []
@@ -141,14 +135,12 @@ def test_each_process_takes_the_gpu_of_its_own_number(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("drawn_before", [0, 7])
-def test_adapters_begin_with_the_seed_whatever_was_drawn_before(
-    drawn_before: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_adapters_are_initialized_from_the_seed_alone(drawn_before, tmp_path, monkeypatch):
     class Begun(Exception):
         pass
 
     def set_up(*_: Any) -> None:
-        torch.rand(drawn_before)  # a projector is made anew, or read from the stage before
+        torch.rand(drawn_before)  # a projector is new, or read from the stage before
 
     def choose_what_learns(*_: Any) -> None:
         raise Begun(torch.rand(1).item())

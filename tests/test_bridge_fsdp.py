@@ -1,4 +1,4 @@
-"""FSDP2 and DeepSpeed: two processes under torchrun learn and save the same, stop, and go on in another number."""
+"""FSDP2 and DeepSpeed: two processes under torchrun learn and save the same, stop, and resume in another number."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_two_processes_learn_what_they_do_under_zero_2(name: str, runs: Path) ->
 
 
 @pytest.mark.slow
-def test_what_is_learned_moves_and_processes_that_find_their_features_wait_for_nobody(runs: Path) -> None:
+def test_trained_weights_move_and_processes_with_cached_features_do_not_wait(runs: Path) -> None:
     for name in STAGES:
         assert losses(runs / "fsdp" / name)[-1] < losses(runs / "fsdp" / name)[0]
     assert losses(runs / "fsdp" / "half") != pytest.approx(losses(runs / "fsdp" / "parts"), abs=1e-5)
@@ -83,7 +83,7 @@ def test_what_is_learned_moves_and_processes_that_find_their_features_wait_for_n
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "parts"])  # of an encoder that learns the last block gets no gradient
-def test_stopped_in_two_processes_it_goes_on_in_one(name: str, tmp_path: Path, bridge_parts: Parts, runs: Path) -> None:
+def test_a_run_of_two_processes_resumes_in_one(name: str, tmp_path: Path, bridge_parts: Parts, runs: Path) -> None:
     path = config(tmp_path, name, bridge_parts, "fsdp", save_steps=0)
     stopped = torchrun("stop_driver.py", str(path), "3")
     assert "instruct: stopped after step 4; the same command goes on" in stopped.stderr
@@ -104,10 +104,8 @@ def test_fsdp_takes_no_settings_of_deepspeed() -> None:
         ("mp_rank_00_model_states.pt", r"as DeepSpeed cannot convert it \(.+\)"),
     ],
 )
-def test_a_checkpoint_of_another_number_of_processes(
-    part: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What two processes under DeepSpeed leave, but for what is in it: refused and kept."""
+def test_a_checkpoint_of_another_number_of_processes(part, why, tmp_path, monkeypatch):
+    """The checkpoint of two processes under DeepSpeed, without contents: it is rejected and stays."""
     place = tmp_path / "checkpoint-4"
     (place / "global_step4").mkdir(parents=True)
     (place / "global_step4" / part).touch()
@@ -129,9 +127,7 @@ def test_a_checkpoint_of_another_number_of_processes(
     ("processes", "way", "lora"),
     [(1, "zero2", None), (2, "zero2", LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1)), (2, "zero3", None)],
 )
-def test_stopped_in_two_processes_it_goes_on_as_if_it_had_never_stopped(
-    processes: int, way: str, lora: LoraConfig | None, tmp_path: Path, bridge_parts: Parts
-) -> None:
+def test_a_stopped_run_of_two_processes_resumes_exactly(processes, way, lora, tmp_path, bridge_parts):
     (tmp_path / "whole").mkdir()
     stage = bridge_world.stage(bridge_parts.talk, **SIX_STEPS, lora=lora)
     fields: dict[str, Any] = {"launch": LaunchConfig(deepspeed=way), "instruct": stage}

@@ -12,7 +12,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 from bridge_world import config_file
-from original_world import Parts, picture, write_original, write_tower
+from original_world import draw_image, write_original, write_tower
 
 from benchmarks.tasks.eval_model import EvalModel
 from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
@@ -71,7 +71,7 @@ def same(one: Any, other: Any) -> bool:
     return own.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in own.items())
 
 
-def test_a_name_gives_what_its_directory_gives(hub: Path, bridge_encoder: Path, bridge_llm: Path) -> None:
+def test_a_hub_name_gives_the_same_as_its_directory(hub: Path, bridge_encoder: Path, bridge_llm: Path) -> None:
     for name in ("org/llm", "org/llm@main", f"org/llm@{COMMIT}"):
         assert same(load_llm(name), load_llm(str(bridge_llm)))
     assert load_tokenizer("org/llm").get_vocab() == load_tokenizer(str(bridge_llm)).get_vocab()
@@ -103,16 +103,14 @@ def test_a_name_gives_what_its_directory_gives(hub: Path, bridge_encoder: Path, 
         (check_encoder_files, "org/eyes", r"encoder: org/eyes is not a directory \(expected .*hf-hub:ORG/NAME"),
     ],
 )
-def test_what_is_not_there_takes_one_line(hub: Path, check: Any, name: str, message: str) -> None:
+def test_a_missing_repository_is_one_line(hub: Path, check: Any, name: str, message: str) -> None:
     Path("org/here").mkdir(parents=True)
     with pytest.raises(UserError, match=f"^{message}") as caught:
         check(name)
     assert "\n" not in str(caught.value)
 
 
-def test_only_what_is_read_is_asked_for_and_pickles_where_there_is_nothing_else(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_only_needed_files_are_requested_and_pickles_only_as_a_fallback(monkeypatch, tmp_path):
     from huggingface_hub.utils import filter_repo_objects
 
     asked: list[dict[str, Any]] = []
@@ -136,9 +134,7 @@ def test_only_what_is_read_is_asked_for_and_pickles_where_there_is_nothing_else(
 
 
 @pytest.mark.parametrize("encoder", ["hf-hub:org/eyes", "transformers:org/tower", "transformers:hf-hub:org/tower@main"])
-def test_a_run_keeps_names_and_commits(
-    encoder: str, hub: Path, original_parts: Parts, bridge_talk: Path, tmp_path: Path
-) -> None:
+def test_a_run_keeps_names_and_commits(encoder, hub, original_parts, bridge_talk, tmp_path):
     put(hub, "tower", write_tower(original_parts, tmp_path / "clip", pickled=True), COMMIT, "main")
     path = config_file(tmp_path, "run", bridge_talk, encoder=encoder, llm="org/llm", stages=["align"])
     config = parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test").among(1)
@@ -161,8 +157,8 @@ def test_a_llava_of_the_hub_takes_another_encoder(hub: Path, bridge_talk: Path, 
     assert "What color is it?" in capsys.readouterr().out
 
 
-def test_a_llava_of_the_hub_is_asked(hub: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    picture().save(tmp_path / "picture.png")
+def test_a_llava_of_the_hub_answers(hub: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_image().save(tmp_path / "picture.png")
     said = []
     for directory in (str(tmp_path / "llava"), "org/llava", "hf-hub:org/llava"):
         run_chat(ChatConfig(model=directory, image="picture.png", prompt="What?", max_new_tokens=5))
@@ -176,9 +172,7 @@ def test_a_llava_of_the_hub_is_asked(hub: Path, tmp_path: Path, capsys: Any, mon
     assert len(served) == 1
 
 
-def test_an_original_llava_of_the_hub_is_converted(
-    hub: Path, original_parts: Parts, original_tower: Path, tmp_path: Path
-) -> None:
+def test_an_original_llava_of_the_hub_is_converted(hub, original_parts, original_tower, tmp_path):
     put(hub, "tower", original_tower, COMMIT, "main")
     put(hub, "original", write_original(original_parts, tmp_path / "original", "org/tower"), COMMIT, "main")
     run_convert(ConvertConfig(source="org/original", output="named"))

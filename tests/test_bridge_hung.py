@@ -1,4 +1,4 @@
-"""A stop ends processes that wait for each other for ever, and leaves those in peace that only take their time."""
+"""A stop ends processes that wait for each other without end, and does not touch slow ones."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def running(config: Path) -> list[int]:
 
 @pytest.fixture
 def ended(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The statuses with which a watch ends the process, which goes on here."""
+    """The statuses with which a watch would end the process."""
     statuses: list[int] = []
     for name, seconds in (("_PAUSE", 0.02), ("_LEAST", 0.5), ("_FIRST", 0.6)):
         monkeypatch.setattr(hung, name, seconds)

@@ -1,4 +1,4 @@
-"""`llava-bridge data inspect`: what is supervised is marked, pictures are shown, faults are named."""
+"""`llava-bridge data inspect`: what is supervised is marked, images are shown, faults are named."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from clips.errors import UserError
 from llava_bridge.data.inspect_command import InspectConversationsConfig, run_inspect
 
 
-def test_samples_are_printed_as_the_llm_sees_them(
-    bridge_talk: Path, bridge_llm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_samples_are_printed_as_the_llm_sees_them(bridge_talk, bridge_llm, tmp_path, capsys):
     page = tmp_path / "page.html"
     fields = {"path": str(bridge_talk / "talk.json"), "llm": str(bridge_llm), "image_tokens": 4}
     run_inspect(InspectConversationsConfig(**fields, num_shown=2, html_output=str(page), num_samples=8))  # type: ignore[arg-type]
@@ -30,9 +28,7 @@ def test_samples_are_printed_as_the_llm_sees_them(
     assert "<mark> red&lt;/s&gt;</mark>" in html
 
 
-def test_what_cannot_be_used_is_counted_and_named(
-    bridge_talk: Path, bridge_llm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unusable_samples_are_counted_and_named(bridge_talk, bridge_llm, tmp_path, capsys):
     rows = json.loads((bridge_talk / "talk.json").read_text())
     rows[0]["image"], rows[3]["image"] = "gone.png", "away.png"
     rows[1]["conversations"] = rows[1]["conversations"][:1]

@@ -40,14 +40,14 @@ def real_words(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, s
     return load_llava(bridge_world.make_llava(directory, bridge_encoder, shared / "models/stories15M"), "cpu")
 
 
-def pictures() -> list[Any]:
+def sample_images() -> list[Any]:
     """One, two, none, one of another shape, one."""
     return [
-        bench_world.picture(0),
-        [bench_world.picture(1), bench_world.picture(2)],
+        bench_world.draw_image(0),
+        [bench_world.draw_image(1), bench_world.draw_image(2)],
         None,
-        bench_world.picture(3).resize((90, 40)),
-        bench_world.picture(4),
+        bench_world.draw_image(3).resize((90, 40)),
+        bench_world.draw_image(4),
     ]
 
 
@@ -91,8 +91,8 @@ def test_batches_are_one_by_one(kind: str, end: bool, side: str, request: pytest
     model, processor = request.getfixturevalue(kind)
     processor.tokenizer.padding_side = side
     for batch in (2, 5):
-        found = loglikelihoods(model, processor, pictures(), PROMPTS, TEXTS, batch, end=end)
-        for each, images, prompt, text in zip(found, pictures(), PROMPTS, TEXTS, strict=True):
+        found = loglikelihoods(model, processor, sample_images(), PROMPTS, TEXTS, batch, end=end)
+        for each, images, prompt, text in zip(found, sample_images(), PROMPTS, TEXTS, strict=True):
             total, tokens, greedy = naive(model, processor, images, prompt, text, end=end)
             assert each.total == pytest.approx(total, abs=2e-4)
             assert (each.tokens, each.greedy) == (tokens, greedy)
@@ -100,7 +100,7 @@ def test_batches_are_one_by_one(kind: str, end: bool, side: str, request: pytest
 
 def test_the_end_is_one_token_more(stock: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = stock
-    picture = bench_world.picture(0)
+    picture = bench_world.draw_image(0)
     (short,) = loglikelihoods(model, processor, [picture], ["What is it?"], ["red"], end=False)
     (whole,) = loglikelihoods(model, processor, [picture], ["What is it?"], ["red"])
     assert whole.tokens == short.tokens + 1
@@ -112,7 +112,7 @@ def test_the_end_is_one_token_more(stock: tuple[Any, Any], monkeypatch: pytest.M
     assert spaced.tokens == plain.tokens
 
 
-def test_what_greedy_decoding_would_say_is_greedy(stock: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_greedy_flag_agrees_with_greedy_decoding(stock: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """A model whose favorite token is one that an answer consists of."""
     model, processor = stock
     favorite = processor.tokenizer(" red", add_special_tokens=False)["input_ids"]
@@ -124,7 +124,7 @@ def test_what_greedy_decoding_would_say_is_greedy(stock: tuple[Any, Any], monkey
     found = loglikelihoods(model, processor, [None, None], ["Hm?", "Hm?"], ["red", "blue"], end=False)
     assert [each.greedy for each in found] == [True, False]
     assert found[0].total == pytest.approx(0, abs=1e-6)
-    assert not loglikelihoods(model, processor, [None], ["Hm?"], ["red"])[0].greedy  # it would go on, not end
+    assert not loglikelihoods(model, processor, [None], ["Hm?"], ["red"])[0].greedy  # it would continue, not end
 
 
 def test_a_word_is_its_own_token_behind_a_prompt(real_words: tuple[Any, Any]) -> None:
@@ -135,7 +135,7 @@ def test_a_word_is_its_own_token_behind_a_prompt(real_words: tuple[Any, Any]) ->
     assert sense.total > none.total
 
 
-def test_what_cannot_be_scored_is_refused(stock: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_that_cannot_be_scored_are_rejected(stock: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = stock
     for text in ("", "  "):
         with pytest.raises(UserError, match="expected a string to score, got"):
@@ -144,4 +144,4 @@ def test_what_cannot_be_scored_is_refused(stock: tuple[Any, Any], monkeypatch: p
         loglikelihoods(model, processor, [None], ["Hm?"], ["an <image> in it"])
     monkeypatch.setattr(model.config.get_text_config(), "max_position_embeddings", 20)
     with pytest.raises(UserError, match="images included; expected at most the LLM's context of 20 "):
-        loglikelihoods(model, processor, [bench_world.picture(0)], ["Hm?"], ["yes"])
+        loglikelihoods(model, processor, [bench_world.draw_image(0)], ["Hm?"], ["yes"])

@@ -55,9 +55,7 @@ def tokenizer(bridge_llm: Path) -> Any:
 
 
 @pytest.mark.parametrize("kind", quick_of(KINDS, "qwen3", "cohere", "falcon_h1", "gemma4_text"))
-def test_logits_are_the_llms_own_also_when_saved_and_taken_out(
-    kind: str, tokenizer: Any, tmp_path: Path, bridge_encoder: Path
-) -> None:
+def test_logits_equal_those_of_the_llm_also_after_saving(kind, tokenizer, tmp_path, bridge_encoder):
     llm = make(kind, tokenizer, tmp_path / "llm")
     words = len(tokenizer)
     own = logits(llm, words)
@@ -68,9 +66,7 @@ def test_logits_are_the_llms_own_also_when_saved_and_taken_out(
     torch.testing.assert_close(logits(load_llm(str(tmp_path / "llava")), words), own, atol=1e-5, rtol=1e-5)
 
 
-def test_a_cap_is_left_out_and_said(
-    tokenizer: Any, tmp_path: Path, bridge_encoder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_logit_cap_is_dropped_with_a_warning(tokenizer, tmp_path, bridge_encoder, capsys):
     llm = make("gemma2", tokenizer, tmp_path / "llm", head_dim=8, final_logit_softcapping=5.0)
     model, _ = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(tmp_path / "llm")))
     assert "llm: gemma2 caps its logits, which LLaVAs do not: greedy answers are the same" in capsys.readouterr().err
@@ -84,7 +80,7 @@ def test_a_cap_is_left_out_and_said(
     [("qwen3", lambda logits: logits**2), ("qwen3", lambda logits: logits / 2), ("cohere", lambda logits: logits**2)],
     ids=["square", "half", "square besides a factor"],
 )
-def test_an_llm_that_does_anything_else_is_refused(kind: str, more: Any, tokenizer: Any, tmp_path: Path) -> None:
+def test_an_llm_of_another_kind_is_rejected(kind: str, more: Any, tokenizer: Any, tmp_path: Path) -> None:
     """Factors, too, whose names are not known: those would stay in the config, and be taken twice one day."""
     llm = make(kind, tokenizer, tmp_path / "llm")
     forward = llm.forward
@@ -111,17 +107,13 @@ def test_an_llm_that_does_anything_else_is_refused(kind: str, more: Any, tokeniz
         ),
     ],
 )
-def test_an_llm_that_no_llava_can_have_is_refused(
-    kind: str, more: dict[str, Any], match: str, tokenizer: Any, tmp_path: Path, bridge_encoder: Path
-) -> None:
+def test_an_llm_that_fits_no_llava_is_rejected(kind, more, match, tokenizer, tmp_path, bridge_encoder):
     make(kind, tokenizer, tmp_path / "llm", **more)
     with pytest.raises(UserError, match=f"^llm: {match}"):
         build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(tmp_path / "llm")))
 
 
-def test_a_hybrid_of_states_and_attention_trains_and_answers(
-    tokenizer: Any, tmp_path: Path, bridge_encoder: Path
-) -> None:
+def test_a_hybrid_of_states_and_attention_trains_and_answers(tokenizer, tmp_path, bridge_encoder):
     """Granite 4's: answers in a batch, and those that share an image, are those given one by one."""
     make("granitemoehybrid", tokenizer, tmp_path / "llm")
     model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(tmp_path / "llm")))

@@ -1,4 +1,4 @@
-"""Text and pictures in one step: processes that have only text do what those with pictures do, in the same order."""
+"""Text and images in one step: processes that have only text do what those with images do, in the same order."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "unfrozen_tiles": {"max_length": 400, "tunable_parts": EVERY, "micro_batch_size": 1},
 }
-"""What a stage is told. Tiles are LLaVA-NeXT's (anyres), ``padded`` pads to squares, the others squash."""
+"""The settings of a stage. Tiles are LLaVA-NeXT's (anyres), ``padded`` pads to squares, the others squash."""
 
 
 def make_mixture(directory: Path) -> Path:
-    """Pictures of several shapes with talk about one or two of them, and as much talk about nothing."""
+    """Images of several shapes with talk about one or two of them, and as much talk about nothing."""
     album = bridge_world.make_album(directory)
     rows = json.loads((album / "talk.json").read_text())
     longer = [
@@ -82,6 +82,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, bridge_
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("way", ["zero3", "fsdp"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_mixed_steps_teach_the_same_in_every_way_to_share_the_work(kind: str, way: str, runs: Path) -> None:
+def test_mixed_batches_train_the_same_under_every_strategy(kind: str, way: str, runs: Path) -> None:
     assert len(losses(runs / f"{kind}_zero2")) == len(STEPS)
     assert_same_training(runs / f"{kind}_{way}", runs / f"{kind}_zero2", 1e-4, 1e-5)

@@ -38,7 +38,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def parts(bridge_encoder: Path, bridge_llm: Path, bridge_talk: Path) -> tuple[Any, Any, list[dict[str, Any]]]:
-    """A LLaVA, its processor, and samples of several lengths: with a picture, with two, with none."""
+    """A LLaVA, its processor, and samples of several lengths: with an image, with two, with none."""
     model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_llm), seed=3))
     (source,) = bridge_world.source(bridge_talk)
     data = ConversationDataset(read_samples(source), make_conversation_encoder(model, processor), 128)
@@ -81,7 +81,7 @@ def test_the_loss_and_its_gradients_are_those_of_transformers(parts: tuple[Any, 
     assert 3 * shared.item() == pytest.approx(loss, rel=1e-5)
 
 
-def test_a_batch_without_pictures_lets_the_projector_learn_nothing_but_be_asked(parts: tuple[Any, Any, Any]) -> None:
+def test_a_batch_without_images_runs_the_projector_but_gives_it_no_gradient(parts: tuple[Any, Any, Any]) -> None:
     model, processor, _ = parts
     _, gradients = learned(model, batch_of([TEXT, TEXT], processor))
     projector = {name: value for name, value in gradients.items() if "multi_modal_projector" in name}
@@ -92,7 +92,7 @@ def test_a_batch_without_pictures_lets_the_projector_learn_nothing_but_be_asked(
 
 @pytest.mark.parametrize("recomputed", [False, True])
 @pytest.mark.parametrize("fit", ["squash", "anyres"])
-def test_text_alone_and_pictures_go_through_the_modules_in_the_same_order(
+def test_text_and_images_go_through_the_modules_in_the_same_order(
     fit: str, recomputed: bool, bridge_encoder: Path, bridge_llm: Path, bridge_talk: Path
 ) -> None:
     model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_llm), image_aspect_ratio=fit))  # type: ignore[arg-type]
@@ -164,7 +164,7 @@ class Mixes(torch.nn.Module):
         return SimpleNamespace(last_hidden_state=input_ids.float().cumsum(1)[..., None])
 
 
-def test_an_llm_that_mixes_packed_samples_is_refused() -> None:
+def test_an_llm_that_mixes_packed_samples_is_rejected() -> None:
     llava = SimpleNamespace(
         model=SimpleNamespace(language_model=Mixes()),
         config=SimpleNamespace(text_config=SimpleNamespace(model_type="mixes")),
@@ -236,7 +236,7 @@ def test_an_output_layer_with_a_bias_and_one_in_bf16() -> None:
     assert gradient.dtype == torch.bfloat16
 
 
-def test_the_logits_never_exist_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_full_logits_are_never_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     from clips.model import losses
 
     monkeypatch.setattr(losses, "_CHUNK_ELEMENTS", 10_000)

@@ -53,7 +53,7 @@ def test_more_sizes_are_those_of_the_models():
     ],
 )
 def test_both_towers_of_released_encoders_take_what_open_clip_states(name, stated):
-    """GFLOPs of open_clip's own table of profiles, a picture and a text."""
+    """GFLOPs of open_clip's own table of profiles, an image and a text."""
     pair = dual_tower_size(f"hf-hub:timm/{name}")
     assert (pair.image_flops + pair.text_flops) / 1e9 == pytest.approx(stated, abs=0.01)
 
@@ -80,7 +80,7 @@ def recipe(**flags: object) -> LlavaTrainConfig:
     return config
 
 
-def test_the_published_hours_of_llava_come_out():
+def test_the_plan_gives_the_published_hours_of_llava():
     cost = llava_cost(recipe(), gpu="a100-80", count=8)
     assert cost.gpu_hours == pytest.approx(8 * (3.5 + 10), rel=0.1)
     assert cost.seconds == pytest.approx(cost.gpu_hours / 8 * 3600)
@@ -91,7 +91,7 @@ def test_the_published_hours_of_llava_come_out():
     assert cost.most == 2 * cost.disk + max(align.checkpoints, instruct.checkpoints)
 
 
-def test_memory_follows_how_states_are_cut_up_and_what_learns():
+def test_memory_follows_sharding_and_trained_parts():
     def instruct(**flags: object) -> float:
         config = recipe(**flags)
         return stage_cost(config, "instruct", sizes_of(config), 8).memory

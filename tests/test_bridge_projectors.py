@@ -35,7 +35,7 @@ def config(name: str) -> ProjectorConfig:
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_the_stated_number_of_tokens_comes_pictures_are_not_mixed_and_all_of_it_learns(name: str) -> None:
+def test_a_projector_gives_the_stated_tokens_mixes_no_images_and_learns_entirely(name: str) -> None:
     torch.manual_seed(0)
     module = build_projector(config(name), SHAPE).eval()
     features = torch.randn(3, 16, 32)
@@ -69,7 +69,7 @@ def test_neighbors_by_hand() -> None:
         (
             {"type": "pixel_shuffle", "downsample_factor": 3},
             SHAPE,
-            r"projector\.downsample_factor: expected a divisor of 4, .* got 3",
+            "downsample_factor: expected a divisor of 4, .* got 3",
         ),
         ({"type": "c_abstractor", "num_tokens": 8}, SHAPE, r"projector\.num_tokens: expected a square number up to 16"),
         (
@@ -82,7 +82,7 @@ def test_neighbors_by_hand() -> None:
         ({"num_layers": 0}, SHAPE, r"projector\.num_layers: expected 1 or more, got 0"),
     ],
 )
-def test_what_does_not_fit_is_refused(fields: dict[str, Any], shape: ProjectorShape, message: str) -> None:
+def test_projectors_that_do_not_fit_are_rejected(fields: dict[str, Any], shape: ProjectorShape, message: str) -> None:
     with pytest.raises(UserError, match=message):
         build_projector(ProjectorConfig(**fields), shape)
 
@@ -108,7 +108,7 @@ def test_a_llava_with_it_is_saved_and_loaded(name: str, bridge_encoder: Path, br
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", ["AutoModel", "AutoConfig", "LlavaForConditionalGeneration"])
-def test_whatever_of_transformers_is_imported_first(first: str) -> None:
+def test_any_module_of_transformers_may_be_imported_first(first: str) -> None:
     bridge_world.python(
         f"import llava_bridge; from transformers import {first}; from transformers import AutoConfig, AutoModel; "
         "assert AutoConfig.for_model('llava_bridge').model_type == 'llava_bridge'; "

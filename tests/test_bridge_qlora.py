@@ -1,4 +1,4 @@
-"""QLoRA: an LLM in 4 bits, adapters that learn beside it, and what is left of both in the output."""
+"""QLoRA: an LLM in 4 bits, adapters that learn with it, and both in the output."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run_file(folder: Path, name: str, parts: Parts, save_steps: int = 0, **lora:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, parts: Parts) -> Path:
-    """Two LLaVAs of the same training: adapters merged, and beside the weights."""
+    """Two LLaVAs of the same training: adapters merged, and next to the weights."""
     folder = tmp_path_factory.mktemp("runs")
     paths = [run_file(folder, name, parts, merge_weights=name == "merged") for name in ("merged", "beside")]
     bridge_world.trained_alone(*paths)
@@ -44,7 +44,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, parts: Parts) -> Path:
 
 @needs_bitsandbytes
 @pytest.mark.slow
-def test_adapters_learn_beside_4_bits(runs: Path, parts: Parts) -> None:
+def test_adapters_learn_on_a_4_bit_llm(runs: Path, parts: Parts) -> None:
     assert losses(runs / "merged")[-1] < losses(runs / "merged")[0]
     own = weights(parts.llm)
     before, after = weights(runs / "beside"), weights(runs / "merged")
@@ -64,7 +64,7 @@ def test_adapters_learn_beside_4_bits(runs: Path, parts: Parts) -> None:
 
 @needs_bitsandbytes
 @pytest.mark.slow
-def test_the_output_is_what_was_trained_whether_merged_or_not(runs: Path) -> None:
+def test_the_output_is_the_trained_model_merged_or_not(runs: Path) -> None:
     from llava_bridge import load_llava
 
     assert losses(runs / "beside") == losses(runs / "merged")
@@ -75,7 +75,7 @@ def test_the_output_is_what_was_trained_whether_merged_or_not(runs: Path) -> Non
 
 @needs_bitsandbytes
 @pytest.mark.slow
-def test_an_interrupted_run_goes_on(tmp_path: Path, parts: Parts, runs: Path) -> None:
+def test_an_interrupted_run_resumes(tmp_path: Path, parts: Parts, runs: Path) -> None:
     """Its checkpoints have the scales of 4 bits, for which there is no place in the model."""
     path = run_file(tmp_path, "run", parts, save_steps=2)
     checkpoint = tmp_path / ".run.work" / "instruct" / "checkpoints" / "checkpoint-2" / "complete"
@@ -86,7 +86,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, parts: Parts, runs: Path) ->
 
 
 @needs_bitsandbytes
-def test_numbers_are_counted_two_to_a_byte_and_odd_widths_stay_whole() -> None:
+def test_four_bit_weights_are_counted_two_to_a_byte() -> None:
     from llava_bridge.training.quantization import numel_unpacked, quantize
 
     class Llava(torch.nn.Module):
@@ -105,7 +105,7 @@ def test_numbers_are_counted_two_to_a_byte_and_odd_widths_stay_whole() -> None:
         quantize(Llava(32), "nf4", torch.float32)
 
 
-def test_refusals(parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_settings_are_rejected(parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llava_bridge.training import work_dir
 
     path = run_file(tmp_path, "run", parts)

@@ -89,7 +89,7 @@ def train(config: LlavaTrainConfig, tmp_path: Path) -> subprocess.CompletedProce
     )
 
 
-def test_the_first_stage_learns_plain_captions_of_cropped_pictures(
+def test_the_first_stage_learns_plain_captions_of_cropped_images(
     tmp_path: Path, bridge_encoder: Path, bridge_long_llm: Path, bridge_talk: Path
 ) -> None:
     from llava_bridge.training.setup import setup_stage
@@ -105,9 +105,7 @@ def test_the_first_stage_learns_plain_captions_of_cropped_pictures(
 
 
 @pytest.mark.slow
-def test_a_miniature_of_llava_1_5_trains(
-    tmp_path: Path, bridge_encoder: Path, bridge_long_llm: Path, bridge_talk: Path
-) -> None:
+def test_a_miniature_of_llava_1_5_trains(tmp_path, bridge_encoder, bridge_long_llm, bridge_talk):
     config = miniature(tmp_path, bridge_encoder, bridge_long_llm, bridge_talk)
     run = train(config, tmp_path)
     assert run.returncode == 0, run.stderr[-2000:]
@@ -128,9 +126,7 @@ def test_a_miniature_of_llava_1_5_trains(
 
 
 @pytest.mark.slow
-def test_a_missing_picture_is_told_before_anything_is_trained(
-    tmp_path: Path, bridge_encoder: Path, bridge_long_llm: Path, bridge_talk: Path
-) -> None:
+def test_a_missing_image_is_reported_before_training(tmp_path, bridge_encoder, bridge_long_llm, bridge_talk):
     config = miniature(tmp_path, bridge_encoder, bridge_long_llm, bridge_talk)
     rows = json.loads((bridge_talk / "talk.json").read_text())
     rows[3]["image"] = "gone.png"

@@ -1,4 +1,4 @@
-"""An answer told while it is written is the answer that comes at one go, and ends where it should."""
+"""A streamed answer equals the whole answer, and ends where it should."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def llava(bridge_llava: Path) -> tuple[Any, Any]:
 
 
 def forced(monkeypatch: pytest.MonkeyPatch, llava: tuple[Any, Any], text: str) -> list[int]:
-    """Make the LLaVA write ``text`` and its end token, whatever it is asked."""
+    """Make the LLaVA write ``text`` and its end token for any prompt."""
     model, processor = llava
     tokens = [*processor.tokenizer(text, add_special_tokens=False)["input_ids"], processor.tokenizer.eos_token_id]
     written: list[int] = []
@@ -77,7 +77,7 @@ def test_stop_texts(llava: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, sto
     assert (told.new_tokens == len(tokens)) is (text == "a red shape color")
 
 
-def test_nobody_wants_the_rest(llava: tuple[Any, Any]) -> None:
+def test_generation_stops_when_the_client_is_gone(llava: tuple[Any, Any]) -> None:
     asked = iter([False, False, True])
     told = stream_answer(*llava, [PICTURE], TALK, cancelled=lambda: next(asked))
     assert (told.new_tokens, told.finish) == (3, "cancelled")

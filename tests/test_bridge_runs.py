@@ -62,7 +62,7 @@ def test_an_output_of_someone_else_is_not_replaced(manifest: str | None, path: P
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_finished_run_is_left_as_it_is(finished: LlavaTrainConfig, path: Path, tmp_path: Path) -> None:
+def test_a_finished_run_is_not_changed(finished: LlavaTrainConfig, path: Path, tmp_path: Path) -> None:
     for free in (
         [],
         ["--logging_steps", "3", "--num_workers", "1", "--save_steps", "9", "--launch.num_processes", "2"],
@@ -82,9 +82,7 @@ def test_a_finished_run_is_left_as_it_is(finished: LlavaTrainConfig, path: Path,
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_finished_run_removes_its_own_work_directory_and_no_other_runs(
-    finished: LlavaTrainConfig, path: Path, tmp_path: Path
-) -> None:
+def test_a_finished_run_removes_its_own_work_directory_and_no_other_runs(finished, path, tmp_path):
     work = tmp_path / ".one.work"
     for seed in (1, finished.seed):
         work.mkdir(exist_ok=True)
@@ -99,9 +97,7 @@ def test_a_finished_run_removes_its_own_work_directory_and_no_other_runs(
 
 
 @pytest.mark.parametrize("progress", ["align/model", "instruct/checkpoints/checkpoint-3/complete"])
-def test_an_unfinished_run_with_other_settings_is_refused_and_kept(
-    progress: str, config: LlavaTrainConfig, tmp_path: Path
-) -> None:
+def test_an_unfinished_run_with_other_settings_is_rejected_and_stays(progress, config, tmp_path):
     work = tmp_path / "work"
     (work / "align/tokenizer").mkdir(parents=True)
     _prepare(work, config)
@@ -120,9 +116,7 @@ def test_an_unfinished_run_with_other_settings_is_refused_and_kept(
         _prepare(work, config)
 
 
-def test_an_earlier_request_to_stop_does_not_stop_processes_that_another_launcher_starts(
-    config: LlavaTrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_earlier_request_to_stop_does_not_stop_processes_that_another_launcher_starts(config, tmp_path, monkeypatch):
     (tmp_path / "stop").write_text("15")
     monkeypatch.setenv(launching._COMMAND_PID, "1")
     _prepare(tmp_path, config)
@@ -132,9 +126,7 @@ def test_an_earlier_request_to_stop_does_not_stop_processes_that_another_launche
     assert not (tmp_path / "stop").exists()
 
 
-def test_a_work_directory_belongs_to_one_run_and_goes_unless_it_helps_the_next(
-    config: LlavaTrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_a_work_directory_belongs_to_one_run_and_goes_unless_it_helps_the_next(config, tmp_path, monkeypatch, capsys):
     work = tmp_path / ".one.work"
     with work_dir.lock_work_dir(config):
         with pytest.raises(UserError, match=r"output: another run is writing .*one"), work_dir.lock_work_dir(config):
@@ -160,7 +152,7 @@ def test_a_work_directory_belongs_to_one_run_and_goes_unless_it_helps_the_next(
         assert "no locks here (No locks available); see to it that no other run writes" in capsys.readouterr().err
 
 
-def test_an_output_that_one_machine_alone_sees_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_that_only_one_machine_sees_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from clips.parallel import distributed
 
     (tmp_path / "run.json").touch()

@@ -77,8 +77,8 @@ def test_an_answer_is_that_of_the_bridge(client: openai.OpenAI, llava: tuple[Any
     openai.types.chat.ChatCompletion.model_validate(made.model_dump(), strict=True)
 
 
-def test_a_whole_talk_with_two_pictures(client: openai.OpenAI, llava: tuple[Any, Any]) -> None:
-    """Words are never a picture: those of a question about LLaVA's own prompts, for instance, in what anybody says."""
+def test_a_conversation_with_two_images(client: openai.OpenAI, llava: tuple[Any, Any]) -> None:
+    """Words are never an image: those of a question about LLaVA's own prompts, for instance, in what anybody says."""
     talk = [
         {"role": "system", "content": "No <image>."},
         *asked("What does <image> mean?"),
@@ -153,9 +153,7 @@ def test_decoding_settings_reach_the_model(client: openai.OpenAI) -> None:
     ],
 )
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-def test_a_mistake_is_told_in_openais_form(
-    address: str, change: dict[str, Any], param: str, message: str, stream: bool
-) -> None:
+def test_an_error_has_the_form_of_openai(address, change, param, message, stream):
     body = {"model": "tiny", "messages": asked(), "stream": stream, "max_tokens": 2, **change}
     answer = httpx.post(f"{address}/v1/chat/completions", json=body)
     assert answer.status_code == (404 if param == "model" else 400)
@@ -178,7 +176,7 @@ def test_mistakes_of_another_kind(address: str, client: openai.OpenAI, monkeypat
     assert caught.value.status_code == 413
 
 
-def test_a_failure_of_the_server_is_told_too(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_of_the_server_is_reported(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
     def replies(model: Any, processor: Any, prompts: Any) -> None:
         for prompt in prompts:
             prompt.on_text("It is")
@@ -245,9 +243,7 @@ def outcome(address: str, body: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("most", [100, 1], ids=["together", "too much memory"])
-def test_requests_that_wait_are_answered_together_each_as_if_it_were_alone(
-    address: str, llava: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, most: int
-) -> None:
+def test_requests_that_wait_are_answered_together_each_as_if_it_were_alone(address, llava, monkeypatch, most):
     alone = [outcome(address, body) for body in QUESTIONS]
     sizes, times = batches(monkeypatch, most), slowed(monkeypatch, llava, 0.02)
     with ThreadPoolExecutor(len(QUESTIONS) + 1) as pool:
@@ -264,9 +260,7 @@ def test_requests_that_wait_are_answered_together_each_as_if_it_were_alone(
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
-def test_a_client_that_goes_away_ends_its_answer(
-    address: str, llava: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, stream: bool
-) -> None:
+def test_a_client_that_goes_away_ends_its_answer(address, llava, monkeypatch, stream):
     times = slowed(monkeypatch, llava, 0.05)
     body = {"messages": asked(), "max_tokens": 90, "stream": stream}
     with httpx.Client(timeout=0.6 if not stream else 10) as leaving:
@@ -281,9 +275,7 @@ def test_a_client_that_goes_away_ends_its_answer(
     assert 1 < len(times) < 60  # of 91
 
 
-def test_a_client_that_goes_away_while_it_waits_is_never_answered(
-    address: str, llava: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_client_that_goes_away_while_it_waits_is_never_answered(address, llava, monkeypatch):
     times = slowed(monkeypatch, llava, 0.02)
     body = {"messages": asked(), "max_tokens": 50}
     with ThreadPoolExecutor(1) as pool:
@@ -316,7 +308,7 @@ def test_the_command_complains_in_one_line(address: str, tmp_path: Path, monkeyp
         run_serve(ServeConfig(model=str(tmp_path)))
 
 
-def test_nothing_is_downloaded_before_the_port_is_had(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_downloaded_before_the_port_is_bound(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
     def download(name: str, **options: Any) -> str:

@@ -78,7 +78,7 @@ class Site:
         return Prompt(ids=[0], pictures=pictures, decoding=decoding, most=1, **told)
 
     def replies(self, model: Any, processor: Any, prompts: list[Prompt]) -> list[StreamedAnswer]:
-        """Say the color of the last picture, and on and on of what is endless."""
+        """Say the color of the last image, and on and on of what is endless."""
         (prompt,), question = prompts, self.asked[-1][1][-1]["content"]
         if "fail" in question:
             raise RuntimeError("as asked")
@@ -155,7 +155,7 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium in
 
 
 @needs_browser
-def test_a_dropped_picture_is_asked_about(site: Site) -> None:
+def test_a_dropped_image_is_part_of_the_question(site: Site) -> None:
     seen = site.browse("""
       drop(await picture("red"));
       await until(() => !document.getElementById("chosen").hidden);

@@ -1,4 +1,4 @@
-"""How long a client that is refused is told to wait, against how long those before it take."""
+"""The waiting time that a rejected client gets, compared with the time of the requests before it."""
 
 from __future__ import annotations
 
@@ -56,9 +56,7 @@ async def answered(served: worker.GenerationWorker, temperature: float | None) -
         pytest.param([], False, 0, id="nobody waits"),
     ],
 )
-def test_how_long_to_wait_fits_the_queue(
-    temperatures: list[float | None], samples: bool, batches: int, busy: threading.Event
-) -> None:
+def test_the_stated_waiting_time_fits_the_queue(temperatures, samples, batches, busy):
     served = worker.GenerationWorker(SimpleNamespace(generation_config=SimpleNamespace(do_sample=samples)), None)
 
     async def told_and_taken() -> tuple[float, float]:
@@ -79,12 +77,12 @@ def test_how_long_to_wait_fits_the_queue(
     assert taken == pytest.approx(told, rel=0.3)
 
 
-def test_neither_batches_that_are_over_nor_clients_that_have_gone_are_waited_for(busy: threading.Event) -> None:
+def test_finished_batches_and_gone_clients_do_not_count_as_waiting(busy: threading.Event) -> None:
     served = worker.GenerationWorker(SimpleNamespace(generation_config=SimpleNamespace(do_sample=True)), None)
 
     async def told() -> float:
         await answered(served, None)
-        served._thread.submit(int).result()  # what the worker does after it has told
+        served._thread.submit(int).result()  # what the worker does after its answer
         assert served.seconds_to_wait() == 0
         asked = [asyncio.create_task(answered(served, None)) for _ in range(9)]
         await asyncio.sleep(SECONDS / 10)

@@ -1,4 +1,4 @@
-"""Questions about one picture share its pass through tower and LLM, and get the answers that they get alone."""
+"""Questions about one image share its pass through tower and LLM, and get the answers that they get alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUESTIONS = ["What is it?", "Is there a red thing in the picture? Answer yes or 
 SHARED = ["qwen3", "llama", "granite", "cohere", "gpt2", "opt", "gpt_neox"]
 
 
-def pictures(count: int, size: tuple[int, int] = (40, 30)) -> list[Image.Image]:
+def noise_images(count: int, size: tuple[int, int] = (40, 30)) -> list[Image.Image]:
     return bridge_world.noise(*[size] * count)
 
 
@@ -31,7 +31,7 @@ def llava(bridge_llm: Path, bridge_encoder: Path, tmp_path: Path) -> Any:
         make(kind, AutoTokenizer.from_pretrained(bridge_llm), tmp_path / "llm")
         model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(tmp_path / "llm"), **more))
         for weight in model.model.multi_modal_projector.parameters():
-            torch.nn.init.normal_(weight, std=0.5)  # so that the picture counts
+            torch.nn.init.normal_(weight, std=0.5)  # so that the image counts
         return model.eval(), processor
 
     return build
@@ -44,13 +44,13 @@ def ask(llava: tuple[Any, Any], shown: list[Any], asked: list[str], **more: Any)
 @pytest.mark.parametrize("kind", quick_of([*SHARED, "falcon_h1"], "qwen3", "falcon_h1"))
 def test_answers_are_those_of_questions_asked_alone(kind: str, llava: Any) -> None:
     built = llava(kind)
-    three = pictures(3)
+    three = noise_images(3)
     shown = [three[number % 3] for number in range(9)] + [None, three[:2], three[:2]]
     asked = [QUESTIONS[number % 4] for number in range(12)]
     alone = [ask(built, [picture], [question])[0] for picture, question in zip(shown, asked, strict=True)]
     assert len(set(alone)) > 5
-    passes = count_pictures(built)
-    for batch_size in (2, 4, 32):  # less than a picture's questions, some pictures, all
+    passes = count_images(built)
+    for batch_size in (2, 4, 32):  # less than an image's questions, some images, all
         passes.clear()
         assert ask(built, shown, asked, batch_size=batch_size) == alone
         if kind in SHARED:
@@ -60,31 +60,31 @@ def test_answers_are_those_of_questions_asked_alone(kind: str, llava: Any) -> No
 def test_a_config_that_a_trainer_left_without_cache(llava: Any) -> None:
     """Generating would take the prefix for what it has read, and then read it again behind itself."""
     built = llava("qwen3")
-    (picture,) = pictures(1)
+    (picture,) = noise_images(1)
     alone = [ask(built, [picture], [question])[0] for question in QUESTIONS]
     for config in (built[0].generation_config, built[0].config, built[0].config.text_config):
         config.use_cache = False
     assert ask(built, [picture] * 4, QUESTIONS) == alone
 
 
-def count_pictures(llava: tuple[Any, Any]) -> list[int]:
-    """A list to which every pass through the tower adds its pictures."""
+def count_images(llava: tuple[Any, Any]) -> list[int]:
+    """A list to which every pass through the tower adds its images."""
     passes: list[int] = []
     llava[0].model.vision_tower.register_forward_hook(lambda module, inputs, outputs: passes.append(len(inputs[0])))
     return passes
 
 
-def test_what_is_sampled_or_searched_is_not_worse_off(llava: Any) -> None:
+def test_sampling_and_beam_search_work_with_a_shared_prefix(llava: Any) -> None:
     built = llava("qwen3")
-    (picture,) = pictures(1)
+    (picture,) = noise_images(1)
     beams = ask(built, [picture] * 3, QUESTIONS[:3], num_beams=2)
     assert beams == [ask(built, [picture], [question], num_beams=2)[0] for question in QUESTIONS[:3]]
 
 
-def test_pictures_that_only_look_alike_are_not_mixed_up(llava: Any) -> None:
-    """The same object is the same picture; the same prompt about another one has a prefix of its own."""
+def test_images_that_only_look_alike_are_not_mixed_up(llava: Any) -> None:
+    """The same object is the same image; the same prompt about another one has a prefix of its own."""
     built = llava("qwen3")
-    first, second = pictures(2)
+    first, second = noise_images(2)
     asked = [QUESTIONS[0], QUESTIONS[1]] * 2
     found = ask(built, [first, first, second, second], asked)
     assert found[:2] == ask(built, [first, first], asked[:2])
@@ -94,7 +94,7 @@ def test_pictures_that_only_look_alike_are_not_mixed_up(llava: Any) -> None:
 
 def test_tiles(llava: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     built = llava("qwen3", image_aspect_ratio="anyres")
-    shown = [*pictures(1, (40, 30)) * 2, *pictures(1, (90, 30)) * 3]  # of unlike numbers of tokens
+    shown = [*noise_images(1, (40, 30)) * 2, *noise_images(1, (90, 30)) * 3]  # of different numbers of tokens
     asked = QUESTIONS + QUESTIONS[:1]
     prefixes = []
     original = generate.PrefixCache

@@ -1,4 +1,4 @@
-"""The same conversations from every form that data sets have: turns, pictures, what is refused; memory."""
+"""The same conversations from every dataset format: messages, images, errors; memory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TALKS: list[tuple[list[str], list[tuple[str, str]]]] = [
     ([], [("user", "What is 1 + 1?"), ("assistant", "2"), ("user", "Sure?"), ("assistant", "yes")]),
     (["green", "red"], [("user", "No marks."), ("assistant", "so they come first")]),
 ]
-"""Pictures by their colors, and who says what."""
+"""Images by their colors, and who says what."""
 EXPECTED = [*(turns for _, turns in TALKS[:3]), [("user", f"{'<image>' + chr(10)}" * 2 + "No marks."), TALKS[3][1][1]]]
 FROM = {"user": "human", "assistant": "gpt", "system": "system"}
 
@@ -87,7 +87,7 @@ def llava_json(folder: Path) -> ConversationSourceConfig:
     write_files(folder)
     found = [
         {"conversations": as_values(turns), "image": [f"{color}.png" for color in colors] or None}
-        for colors, turns in [*TALKS[:3], (TALKS[3][0], EXPECTED[3])]  # LLaVA's form has a mark for each picture
+        for colors, turns in [*TALKS[:3], (TALKS[3][0], EXPECTED[3])]  # LLaVA's form has a mark for each image
     ]
     return ConversationSourceConfig(path=write(folder / "talk.json", found))
 
@@ -182,7 +182,7 @@ def test_every_form_gives_the_same_samples(make: Callable[[Path], ConversationSo
     assert len({sample.name for sample in samples}) == 4
 
 
-def test_one_picture_a_row_in_a_column_of_its_own(tmp_path: Path) -> None:
+def test_one_image_a_row_in_its_own_column(tmp_path: Path) -> None:
     found = [
         {"conversations": as_values([("user", "<image>\nColor?"), ("assistant", "red")]), "image": png("red")},
         {"conversations": as_values([("user", "1 + 1?"), ("assistant", "2")]), "image": None},
@@ -205,8 +205,8 @@ def test_a_split_is_chosen(tmp_path: Path) -> None:
     ]
 
 
-def test_pictures_of_a_table_are_read_by_the_row_group(tmp_path: Path) -> None:
-    """Reading what is said touches no picture; opening one copies the row group that it is in, and no other."""
+def test_images_of_a_table_are_read_by_row_group(tmp_path: Path) -> None:
+    """Reading what is said touches no image; opening one copies the row group that it is in, and no other."""
     noise = [Image.effect_noise((200, 200), 90).convert("RGB").tobytes() for _ in range(8)]
     found = [{"messages": as_content(TALKS[2][1]), "images": [{"bytes": one, "path": None}]} for one in noise]
     pq.write_table(pa.Table.from_pylist(found), tmp_path / "talk.parquet", row_group_size=2)
@@ -249,7 +249,7 @@ def test_pictures_of_a_table_are_read_by_the_row_group(tmp_path: Path) -> None:
         ("cocoqa", [{"image": 5, "question": "what", "answer": "cat"}], "line 1: image: expected a string, got 5"),
     ],
 )
-def test_malformed_rows_are_refused_in_one_line(kind: str, rows: Any, match: str, tmp_path: Path) -> None:
+def test_malformed_rows_are_rejected_in_one_line(kind: str, rows: Any, match: str, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     path = write(tmp_path / ("rows.jsonl" if kind in {"cocoqa", "conversations"} else "rows.json"), rows)
     with pytest.raises(UserError, match=match) as caught:
@@ -258,41 +258,41 @@ def test_malformed_rows_are_refused_in_one_line(kind: str, rows: Any, match: str
     assert "\n" not in str(caught.value)
 
 
-def test_bad_files_are_refused_in_one_line(tmp_path: Path, bridge_talk: Path) -> None:
-    def refuse(match: str, path: str, read: Callable[..., Any] = read_samples, **fields: Any) -> None:
+def test_bad_files_are_rejected_in_one_line(tmp_path: Path, bridge_talk: Path) -> None:
+    def expect_error(match: str, path: str, read: Callable[..., Any] = read_samples, **fields: Any) -> None:
         with pytest.raises(UserError, match=match):
             read(ConversationSourceConfig(path=str(tmp_path / path), **{"format": "conversations", **fields}))
 
     (tmp_path / "talk.csv").write_text("a,b\n")
-    refuse(r"talk.csv: expected a file that ends in \.parquet, \.jsonl, \.json", "talk.csv")
+    expect_error(r"talk.csv: expected a file that ends in \.parquet, \.jsonl, \.json", "talk.csv")
     (tmp_path / "torn.parquet").write_bytes(b"PAR1")
-    refuse("torn.parquet: cannot be read as parquet", "torn.parquet")
+    expect_error("torn.parquet: cannot be read as parquet", "torn.parquet")
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "other.parquet")
-    refuse("other.parquet: expected messages or conversations, found text", "other.parquet")
+    expect_error("other.parquet: expected messages or conversations, found text", "other.parquet")
     (tmp_path / "empty").mkdir()
-    refuse("empty: expected a directory of datasets", "empty")
-    refuse("expected .tar shards in this directory, found none", "empty", format="webdataset")
-    refuse("talk-1.parquet: no such file", "talk-{1..2}.parquet")
+    expect_error("empty: expected a directory of datasets", "empty")
+    expect_error("expected .tar shards in this directory, found none", "empty", format="webdataset")
+    expect_error("talk-1.parquet: no such file", "talk-{1..2}.parquet")
     with tarfile.open(tmp_path / "lone.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("000.txt"), io.BytesIO(b""))
-    refuse("000: expected 000.json with what is said, found txt", "lone.tar", format="webdataset")
-    refuse("no such file", "none.json", format="llava")
-    refuse("did you mean 'llava'", "empty", format="lava")
-    refuse("only the llm_pretrain stage", "empty", format="text")
-    refuse("data.max_samples", "x", max_samples=0)
+    expect_error("000: expected 000.json with what is said, found txt", "lone.tar", format="webdataset")
+    expect_error("no such file", "none.json", format="llava")
+    expect_error("did you mean 'llava'", "empty", format="lava")
+    expect_error("only the llm_pretrain stage", "empty", format="text")
+    expect_error("data.max_samples", "x", max_samples=0)
     (tmp_path / "broken.json").write_text("[")
-    refuse("not valid JSON", "broken.json", format="llava")
+    expect_error("not valid JSON", "broken.json", format="llava")
     write(tmp_path / "t.jsonl", [{"text": "a"}, {"txt": "b"}])
-    refuse('line 2: expected an object with a "text"', "t.jsonl", read_texts, format="text")
-    refuse("expected format 'text'", str(bridge_talk / "talk.json"), read_texts, format="llava")
+    expect_error('line 2: expected an object with a "text"', "t.jsonl", read_texts, format="text")
+    expect_error("expected format 'text'", str(bridge_talk / "talk.json"), read_texts, format="llava")
     none = str(tmp_path / "none")
-    refuse("image_root: .*none: expected", str(bridge_talk / "talk.json"), format="llava", image_root=none)
+    expect_error("image_root: .*none: expected", str(bridge_talk / "talk.json"), format="llava", image_root=none)
     with pytest.raises(UserError, match="expected files of this machine"):
         read_samples(ConversationSourceConfig(format="webdataset", path="s3://bucket/{00..11}.tar"))
 
 
-def test_a_single_picture_of_llava_json_stands_before_the_text(tmp_path: Path) -> None:
-    """As LLaVA's training has it; what a turn says about several pictures is left as it is."""
+def test_a_single_image_of_llava_json_precedes_the_text(tmp_path: Path) -> None:
+    """As LLaVA's training has it; what a turn says about several images is left as it is."""
     said = ["What?\n<image>", "<image>", "Look at <image> here.", "Now <image> and <image>?"]
     talk = [[{"from": "human", "value": value}, {"from": "gpt", "value": "a <image>"}] for value in said]
     rows = [{"image": ["a.png"] * value.count("<image>"), "conversations": talk[n]} for n, value in enumerate(said)]
@@ -320,7 +320,7 @@ def test_karpathy_captions(tmp_path: Path) -> None:
         read_samples(ConversationSourceConfig(format="karpathy", path=str(tmp_path), split="trian"))
 
 
-def test_cocoqa_holds_back_whole_photos(tmp_path: Path) -> None:
+def test_cocoqa_holds_out_whole_photos(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     rows = [{"image": f"{n % 50}.jpg", "question": f"what {n}", "answer": "cat"} for n in range(100)]
     write(tmp_path / "questions.jsonl", rows)
@@ -337,12 +337,12 @@ def test_cocoqa_holds_back_whole_photos(tmp_path: Path) -> None:
     assert sum(turn.content.count("<image>") for turn in train[0].turns) == 1
 
 
-def test_the_rule_for_holding_back_never_changes() -> None:
+def test_the_held_out_rule_never_changes() -> None:
     held = [n for n in range(30) if is_held_out(f"COCO_train2014_{n:012d}.jpg")]
     assert held == [5, 8, 25, 27]
 
 
-def test_what_a_source_is_known_by(tmp_path: Path) -> None:
+def test_the_hash_of_a_source_covers_its_files(tmp_path: Path) -> None:
     """Its files' hash: another word in a table, a shard or a saved directory makes another source of it."""
     for make in (json_lines, parquet_of_structs, parquet_of_bytes, saved_dataset, hub_layout, shards):
         folder = tmp_path / make.__name__
@@ -356,7 +356,7 @@ def test_what_a_source_is_known_by(tmp_path: Path) -> None:
         assert describe_data(config)["hash"] != before["hash"], make.__name__
 
 
-def test_how_a_source_is_read_makes_no_other_run_of_it_and_its_content_does(bridge_talk: Path, tmp_path: Path) -> None:
+def test_reading_settings_keep_a_run_and_content_changes_it(bridge_talk: Path, tmp_path: Path) -> None:
     path = tmp_path / "text.jsonl"
     path.write_bytes((bridge_talk / "text.jsonl").read_bytes())
 
@@ -371,7 +371,7 @@ def test_how_a_source_is_read_makes_no_other_run_of_it_and_its_content_does(brid
     assert str(difference(before, known())).startswith("inputs.llm_pretrain.data[0].hash is ")
 
 
-def test_an_answer_before_the_first_question_is_left_out(tmp_path: Path) -> None:
+def test_an_answer_before_the_first_question_is_skipped(tmp_path: Path) -> None:
     """As of ShareGPT's conversations, which are cut in pieces; a system's word stays."""
     said = [("system", "Be short."), ("gpt", "so it was"), ("human", "Was it?"), ("gpt", "It was.")]
     talk = [{"from": speaker, "value": words} for speaker, words in said]

@@ -38,7 +38,7 @@ TILED = ("plain", "untrained", "packed", "again", "whole", "llm_alone", "lora", 
 
 @pytest.fixture(scope="module")
 def tiled(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, bridge_long_llm: Path) -> Parts:
-    """With an album, and two samples of it, of which one has no picture."""
+    """With an album, and two samples of it, of which one has no image."""
     album = bridge_world.make_album(tmp_path_factory.mktemp("tiled") / "album")
     rows = json.loads((album / "talk.json").read_text())
     (album / "mixed.json").write_text(json.dumps([rows[0], rows[5]]))
@@ -46,14 +46,14 @@ def tiled(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, bridge
 
 
 def mixed(folder: Path, name: str, parts: Parts, **fields: Any) -> Path:
-    """Three steps of two samples, so that a step has one with a picture and one without."""
+    """Three steps of two samples, so that a step has one with an image and one without."""
     settings = {"file": "mixed.json", "global_batch_size": 2, "tunable_parts": EVERY, "learning_rate": 1e-3}
     return instruct_file(folder, name, parts, settings, **fields)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, bridge_parts: Parts, tiled: Parts) -> Path:
-    """LLaVAs that one process trained, each with other settings: of squashed pictures, and of tiles."""
+    """LLaVAs that one process trained, each with other settings: of squashed images, and of tiles."""
     directory = tmp_path_factory.mktemp("runs")
     paths = [instruct_file(directory, name, bridge_parts, settings) for name, settings in STAGES.items()]
     anyres: dict[str, Any] = {"image_aspect_ratio": "anyres"}
@@ -69,9 +69,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, bridge_parts: Parts, tiled: P
     return directory
 
 
-def test_the_parts_that_learn_are_those_that_are_named(runs: Path) -> None:
+def test_only_the_named_parts_are_trained(runs: Path) -> None:
     learned = {"plain": {"projector", "llm"}, "whole": set(EVERY), "rates": {"llm"}, "lora": {"projector", "llm"}}
-    learned |= {"queries": {"llm"}, "dora": {"projector"}, "llm_alone": {"llm"}}  # DoRA's lie beside the weights
+    learned |= {"queries": {"llm"}, "dora": {"projector"}, "llm_alone": {"llm"}}  # DoRA's are next to the weights
     assert {name: moved(runs / "untrained", runs / name) for name in learned} == learned
     own = {"projector", "newline"}  # the end of rows learns with the projector
     learned = {"aligned": own, "llm_alone": {"llm"}, "whole": {"vision", "llm", *own}}
@@ -89,18 +89,18 @@ def test_the_parts_that_learn_are_those_that_are_named(runs: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["", "tiled_"])
-def test_packed_kept_and_recomputed_it_learns_the_same(kind: str, runs: Path) -> None:
+def test_packing_caching_and_checkpointing_train_the_same(kind: str, runs: Path) -> None:
     plain = losses(runs / f"{kind}plain")
     assert losses(runs / f"{kind}packed") == pytest.approx(plain, abs=1e-4)
     assert losses(runs / f"{kind}kept") == pytest.approx(plain, abs=1e-6 if kind else 0)
     assert losses(runs / f"{kind}found") == pytest.approx(plain, abs=1e-4)
     assert losses(runs / f"{kind}again") == pytest.approx(losses(runs / f"{kind}whole"), abs=1e-5)
     kept = [path for path in (runs / "cache" / "clips" / "features").rglob("*") if path.is_file()]
-    # all pictures of one color have the same pixels; each tile of the album's pictures is one
+    # all images of one color have the same pixels; each tile of the album's images is one
     assert len(kept) == len(bridge_world.COLORS) + 3 + 3 + 5 + 4
 
 
-def test_one_of_tiles_is_asked(runs: Path) -> None:
+def test_a_llava_with_tiles_answers(runs: Path) -> None:
     assert losses(runs / "tiled_both")[-1] < losses(runs / "tiled_both")[0]
     model, processor = load_llava(runs / "tiled_both", device="cpu")
     pictures: list[Any] = bridge_world.noise(*bridge_world.SHAPES)
@@ -111,9 +111,7 @@ def test_one_of_tiles_is_asked(runs: Path) -> None:
 
 
 @pytest.mark.parametrize(("fit", "way"), [("anyres", "zero2"), ("anyres", "zero3"), ("squash", "zero2")])
-def test_two_processes_of_which_one_has_no_picture_learn_what_one_does(
-    fit: str, way: str, runs: Path, tiled: Parts
-) -> None:
+def test_two_processes_of_which_one_has_no_image_learn_as_one(fit: str, way: str, runs: Path, tiled: Parts) -> None:
     name, launch = f"{fit}_{way}", LaunchConfig(num_processes=2, deepspeed=way)
     bridge_world.train(mixed(runs, name, tiled, image_aspect_ratio=fit, launch=launch))
     norms = [metrics(runs / one, "grad_norm") for one in (f"mixed_{fit}", name)]
@@ -131,7 +129,7 @@ def test_adapters_are_merged_into_the_weights_and_only_where_they_are(runs: Path
     assert losses(runs / "lora")[-1] < losses(runs / "lora")[0]
 
 
-def test_adapters_that_are_not_merged_lie_beside_the_model(runs: Path) -> None:
+def test_unmerged_adapters_are_saved_next_to_the_model(runs: Path) -> None:
     import peft
 
     model, processor = load_llava(runs / "dora")
@@ -165,7 +163,7 @@ def test_offload_learns_the_same(way: str, tmp_path: Path, bridge_parts: Parts, 
 ENDLESS = {"max_steps": 2000, "learning_rate": 1e-3}
 
 
-def test_sigterm_to_the_command_saves_and_the_same_command_goes_on(tmp_path: Path, bridge_parts: Parts) -> None:
+def test_sigterm_saves_and_the_same_command_resumes(tmp_path: Path, bridge_parts: Parts) -> None:
     path = instruct_file(tmp_path, "run", bridge_parts, ENDLESS, launch=LaunchConfig(num_processes=2), save_steps=0)
     work = tmp_path / ".run.work"
     with bridge_world.training(path) as process:

@@ -1,4 +1,4 @@
-"""Training through the real DeepSpeed launcher: stages, frozen parts, two processes, kill and resume, refusals."""
+"""Training through the real DeepSpeed launcher: stages, frozen parts, two processes, kill and resume, errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import bridge_world
 import pytest
 import torch
-from bridge_world import Parts, metrics
+from bridge_world import metrics
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -98,9 +98,7 @@ def test_killed_and_resumed_gives_the_same_weights(trained: Path, bridge_encoder
     bridge_world.assert_same_training(directory / "killed", trained, 0)
 
 
-def test_the_command_imports_neither_torch_nor_transformers(
-    tmp_path: Path, bridge_encoder: Path, bridge_talk: Path
-) -> None:
+def test_the_command_imports_neither_torch_nor_transformers(tmp_path, bridge_encoder, bridge_talk):
     config = bridge_world.config_file(tmp_path, "light", bridge_talk, encoder=str(bridge_encoder))
     code = f"""
 import sys
@@ -152,9 +150,7 @@ except UserError:
     assert "status 7" in printed
 
 
-def test_the_launcher_gets_processes_port_module_and_visible_gpus(
-    launched_by: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_launcher_gets_processes_port_module_and_visible_gpus(launched_by, monkeypatch):
     def machines(arguments: str) -> Any:
         return json.loads(base64.urlsafe_b64decode(arguments.removeprefix("--world_info=").partition(" ")[0]))
 
@@ -173,10 +169,7 @@ def test_the_launcher_gets_processes_port_module_and_visible_gpus(
     [
         (["--encoder", "none"], "encoder: none is not a directory"),
         (["--llm", "none"], "llm: none has no config.json"),
-        (
-            ["--align.global_batch_size", "5", "--launch.num_processes", "2"],
-            "align.global_batch_size: expected a multiple of processes",
-        ),
+        (["--align.global_batch_size", "5", "--launch.num_processes", "2"], "align.global_batch_size: expected a mult"),
         (["--stages", "[instruct,align]"], "stages: expected each once and in the order"),
         (["--align.warmup_ratio", "1.5"], "align.warmup_ratio: expected a share"),
         (["--align.data", "[{path: none.json}]"], "align.data: none.json: no such file or directory"),
@@ -187,9 +180,7 @@ def test_the_launcher_gets_processes_port_module_and_visible_gpus(
         ),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(
-    overrides: list[str], line: str, tmp_path: Path, bridge_parts: Parts, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bad_input_is_one_line_and_status_2(overrides, line, tmp_path, bridge_parts, monkeypatch):
     path = bridge_world.instruct_file(tmp_path, "bad", bridge_parts, {}, stages=["align", "instruct"])
     monkeypatch.setattr(launching, "_deepspeed", lambda: [sys.executable, "-c", "raise SystemExit('it was launched')"])
     status, _, printed = bridge_world.run_cli("train", "--config", str(path), *overrides)
@@ -206,12 +197,12 @@ def test_bad_input_is_one_line_and_status_2(
         SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
     ],
 )
-def test_a_full_disk_is_told_in_one_line(raised: Exception) -> None:
+def test_a_full_disk_is_reported_in_one_line(raised: Exception) -> None:
     with pytest.raises(UserError, match=r"^output: the disk is full"), launching.forward_user_errors():
         raise raised
 
 
-def test_frozen_parts_are_told_from_trained_ones_by_their_bits() -> None:
+def test_frozen_parts_differ_from_trained_ones_bit_by_bit() -> None:
     from llava_bridge.training.setup import StageSetup
     from llava_bridge.training.sharded_weights import frozen_tensors, tensors_hash
     from llava_bridge.training.trainer import set_trainable_parts
@@ -270,9 +261,7 @@ def test_too_many_bad_samples_and_a_loss_that_is_not_finite_stop_the_run(monkeyp
         stage_trainer().compute_loss(model, {})
 
 
-def test_bad_samples_are_counted_over_all_processes_and_attempts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bad_samples_are_counted_over_all_processes_and_attempts(tmp_path, monkeypatch):
     from clips.parallel import distributed
     from llava_bridge.training import checkpoints
 
@@ -296,7 +285,7 @@ def test_bad_samples_are_counted_over_all_processes_and_attempts(
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-4", "checkpoint-10"}
 
 
-def test_a_first_loss_that_is_odd_is_told() -> None:
+def test_an_unusual_first_loss_is_reported() -> None:
     from llava_bridge.training.callback import first_loss_warning
 
     warned = [first_loss_warning(loss, 32_000) for loss in (math.log(32_000) + 0.9, 0.05, 12.0, 0.001)]
@@ -305,9 +294,7 @@ def test_a_first_loss_that_is_odd_is_told() -> None:
     assert str(warned[3]).startswith("the first loss is 0.0010, as if the answers were known")
 
 
-def test_a_resumed_stage_logs_as_the_config_of_now_says_and_looks_at_its_first_loss(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_resumed_stage_logs_as_the_config_of_now_says_and_looks_at_its_first_loss(tmp_path, capsys):
     from transformers import TrainerState
 
     state = TrainerState(global_step=2, max_steps=9, logging_steps=5, save_steps=500)

@@ -1,4 +1,4 @@
-"""The vision tower: the source library's own hidden states, batches, saving, refusals."""
+"""The vision tower: the source library's own hidden states, batches, saving, errors."""
 
 from __future__ import annotations
 
@@ -109,9 +109,7 @@ def test_half_precision_weights_are_read_into_float32(shared: Path) -> None:
         ),
     ],
 )
-def test_odd_encoder_configs_are_refused_in_one_line(
-    fields: dict[str, object], match: str, bridge_encoder: Path, tmp_path: Path
-) -> None:
+def test_odd_encoder_configs_are_rejected_in_one_line(fields, match, bridge_encoder, tmp_path):
     shutil.copytree(bridge_encoder, tmp_path / "odd")
     path = tmp_path / "odd" / "open_clip_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
@@ -119,7 +117,7 @@ def test_odd_encoder_configs_are_refused_in_one_line(
         build_vision_model(load_encoder(str(tmp_path / "odd")))
 
 
-def test_bad_encoders_are_refused_in_one_line(bridge_encoder: Path, tmp_path: Path) -> None:
+def test_bad_encoders_are_rejected_in_one_line(bridge_encoder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a directory"):
         load_encoder(str(tmp_path / "nothing"))
     with pytest.raises(UserError, match=r"has no config \(expected open_clip_config.json\)"):
@@ -141,9 +139,7 @@ def test_bad_encoders_are_refused_in_one_line(bridge_encoder: Path, tmp_path: Pa
         load_encoder("timm:tiny_vit_5m_225@random")
 
 
-def test_kept_features_are_right_found_again_and_of_these_weights_and_layers(
-    bridge_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cached_features_are_right_and_specific_to_weights_and_layers(bridge_encoder, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     batch, computed = pixels(3, 32), []
 

@@ -65,7 +65,7 @@ def test_trained_weights_are_not_replaced_by_another_command(tmp_path: Path, sta
 
 
 @pytest.mark.parametrize("mask", [0o002, 0o027])
-def test_files_have_the_permissions_of_the_umask_whatever_a_library_gave_them(tmp_path: Path, mask: int):
+def test_files_have_the_permissions_of_the_umask(tmp_path: Path, mask: int):
     def write(path: Path) -> None:
         save_file({"a": torch.zeros(2)}, path)
 
@@ -90,9 +90,7 @@ def test_files_have_the_permissions_of_the_umask_whatever_a_library_gave_them(tm
 
 
 @pytest.mark.parametrize("path", ["", ".", "..", "/", "below/.."])
-def test_the_current_directory_and_those_above_it_are_not_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
-):
+def test_the_current_directory_and_those_above_it_are_not_replaced(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="expected a directory to write"), atomic_artifact_dir(path):
         pass
@@ -121,7 +119,7 @@ def test_an_earlier_artifact_is_there_until_the_new_one_is(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("name", ["n" * 300, "file/below", "/proc/nothing"])
-def test_a_place_that_cannot_be_written_is_told_with_its_reason(tmp_path: Path, name: str):
+def test_an_unwritable_path_is_reported_with_the_reason(tmp_path: Path, name: str):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match=r"cannot write here \(.+\)"), atomic_artifact_dir(tmp_path / name):
         pass

@@ -1,4 +1,4 @@
-"""The one cache: entries are whole or missing, whoever writes them at once and whatever a crash left."""
+"""The one cache: entries are whole or missing, also with several writers and after a crash."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clips.errors import UserError
 KEY = "0123456789abcdef"
 
 
-def test_what_was_computed_is_found_and_computed_once(tmp_path: Path):
+def test_an_entry_is_computed_once(tmp_path: Path):
     computed: list[int] = []
     cache = json_cache(tmp_path)
     for _ in range(2):

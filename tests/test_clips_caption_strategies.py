@@ -34,7 +34,7 @@ def test_sub_caption_draws_every_sentence_equally_often():
         *((name, "Two dogs.", 4, "Two dogs.") for name in ("block", "random", "truncate", "full")),
     ],
 )
-def test_what_is_short_or_has_no_choice(name, caption, tokens, expected):
+def test_short_captions_and_captions_without_a_choice(name, caption, tokens, expected):
     assert STRATEGIES[name](caption, np.random.default_rng(0), tokens) == expected
 
 

@@ -180,7 +180,7 @@ def score(model, image, text, words):
 
 
 @torch.no_grad()
-def test_learnable_tokens_give_the_likeliest_word_each(captioner, tokens):
+def test_learnable_tokens_give_the_most_probable_word_each(captioner, tokens):
     model, (image, text) = captioner.eval(), (part[:1] for part in tokens)
     expected = model.logits(image, text)[0].argmax(-1).tolist()
     expected = expected[: expected.index(EOS)] if EOS in expected else expected
@@ -214,7 +214,7 @@ def test_more_beams_find_a_caption_at_least_as_likely(tokens):
 
 def test_the_command_prints_words_and_writes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     data = clips_world.write_shards(tmp_path / "data")
-    (tmp_path / "photo.png").write_bytes(clips_world.picture(3))
+    (tmp_path / "photo.png").write_bytes(clips_world.draw_image(3))
     for name in ("clips", "coca", "clip"):
         recipe = {"name": name, "captioner": {"max_length": 12, "num_layers": 1, "width": 32}}
         trained(data, tmp_path / name, recipe=recipe, max_steps=1)

@@ -85,7 +85,7 @@ def restore(checkpoint: Path) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     return model, optimizer
 
 
-def test_a_run_goes_on_bit_for_bit(tmp_path: Path):
+def test_a_run_resumes_bit_for_bit(tmp_path: Path):
     checkpoint = save(tmp_path, 3)
     assert read_train_state(checkpoint) == TrainState(
         step=3, samples_seen=12, seconds=1.5, bad=invalid_samples(), norms=[0.25]
@@ -97,7 +97,7 @@ def test_a_run_goes_on_bit_for_bit(tmp_path: Path):
     assert all(torch.equal(value, expected.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-def test_what_training_does_while_it_is_written_is_not_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_checkpoint_excludes_steps_made_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     start_processes()
     model, optimizer = trained(3)
     real, moved = checkpointing._save_tensors, threading.Event()
@@ -152,7 +152,7 @@ def test_a_crash_while_saving_leaves_the_checkpoints_before(tmp_path: Path, monk
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "absent"])
 @pytest.mark.parametrize("kind", ["*.safetensors", "loop.json"])
-def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path, kind: str, damage: str):
+def test_a_damaged_checkpoint_is_rejected_by_name(tmp_path: Path, kind: str, damage: str):
     checkpoint = save(tmp_path, 1)
     (path,) = checkpoint.glob(kind)
     content = bytearray(path.read_bytes())
@@ -167,7 +167,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path, kind: str, dama
         verify_checkpoint(checkpoint)
 
 
-def test_weights_of_another_model_are_refused(tmp_path: Path):
+def test_weights_of_another_model_are_rejected(tmp_path: Path):
     checkpoint = save(tmp_path, 1)
     other = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.BatchNorm1d(4))
     with pytest.raises(UserError, match=r"step-00000001: model\.0\.weight is missing or has another shape"):
@@ -186,7 +186,7 @@ def begun(config: RunConfig, step: int = 0, **inputs: str) -> Identity:
     return known(config, **inputs)
 
 
-def test_a_run_keeps_to_its_settings_and_inputs_once_there_is_something_to_lose(tmp_path: Path):
+def test_settings_and_inputs_are_fixed_after_the_first_checkpoint(tmp_path: Path):
     config = RunConfig(output=str(tmp_path / "run"))
     other = dataclasses.replace(config, rate=0.2, data=DataPart(path="y"))
     assert is_trained(config, known(config)) is False
@@ -206,7 +206,7 @@ def test_a_run_keeps_to_its_settings_and_inputs_once_there_is_something_to_lose(
     assert resume_changes(allowed, known(allowed)) == ["rate 0.1 → 0.2"]
 
 
-def test_only_what_training_wrote_is_taken_for_a_run(tmp_path: Path):
+def test_only_outputs_of_training_count_as_a_run(tmp_path: Path):
     config = RunConfig(output=str(tmp_path / "mine"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.yaml").write_text(to_yaml(config))

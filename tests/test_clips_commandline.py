@@ -189,7 +189,7 @@ def test_a_config_survives_yaml(tmp_path: Path):
     assert to_plain({"path": Path("a"), 1: (2, 3)}) == {"path": "a", "1": [2, 3]}
 
 
-def test_later_config_files_are_laid_over_earlier_ones(tmp_path: Path):
+def test_later_config_files_override_earlier_ones(tmp_path: Path):
     (tmp_path / "a.yaml").write_text("place: there\npart: {rate: 1e-3}\nnames: {a: 1}\nitems: [{path: a}]\n")
     (tmp_path / "b.yaml").write_text("part: {kind: hard}\nnames: {b: 2}\nitems: []\n")
     files = [f"--config={tmp_path / name}" for name in ("a.yaml", "b.yaml")]
@@ -205,7 +205,7 @@ def test_print_config_shows_what_would_run_and_runs_nothing(capsys: pytest.Captu
     assert received == [JobConfig(place="here", steps=4)]
 
 
-def test_help_tells_what_the_docstrings_tell(capsys: pytest.CaptureFixture[str]):
+def test_help_is_made_from_docstrings(capsys: pytest.CaptureFixture[str]):
     assert run("job", "--help") == 0
     text = " ".join(capsys.readouterr().out.split())
     assert text.startswith("usage: tool job PLACE [--config FILE]")
@@ -305,7 +305,7 @@ def test_a_mistake_in_the_yaml_is_one_line(capsys: pytest.CaptureFixture[str], t
     assert received == []
 
 
-def test_torchrun_is_told_the_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_torchrun_gets_the_error_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
     assert run("job", "x", "--stepz", "3") == 2
     told = json.loads((tmp_path / "error.json").read_text(encoding="utf-8"))["message"]
@@ -313,7 +313,7 @@ def test_torchrun_is_told_the_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert int(told["extraInfo"]["timestamp"]) > 0
 
 
-def test_what_is_not_the_users_mistake_keeps_its_traceback():
+def test_internal_errors_keep_their_traceback():
     with pytest.raises(OSError, match="Input/output"):
         run("job", "broken")
 
@@ -321,9 +321,6 @@ def test_what_is_not_the_users_mistake_keeps_its_traceback():
 def test_an_interrupted_command_says_so(capsys: pytest.CaptureFixture[str]):
     assert run("job", "impatient") == 130
     assert capsys.readouterr().err == "tool: interrupted\n"
-
-
-# ---- the commands of clips
 
 
 def run_clips(*arguments: str) -> int:

@@ -37,7 +37,7 @@ def first_batch(data: TrainDataset) -> dict[str, Any]:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_batches_go_on_exactly_from_any_step_with_any_number_of_workers(shards: Path, workers: int):
+def test_batches_resume_exactly_from_any_step_with_any_number_of_workers(shards: Path, workers: int):
     whole = list(iterate_batches(training_data(shards, 5), first_step=0, last_step=8))
     rest = list(iterate_batches(training_data(shards, 5, num_workers=workers), first_step=5, last_step=8))
     assert (len(whole), len(rest)) == (8, 3)
@@ -76,13 +76,10 @@ def test_an_abandoned_stream_ends_its_thread(shards: Path):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("data")]
 
 
-# ---- bad samples
-
-
 def test_bad_samples_are_replaced_by_the_next_good_one_and_named(tmp_path: Path):
     samples = {f"{index:09d}": clips_world.sample(index) for index in range(6)}
     samples["000000001"]["png"] = b"not a picture"
-    samples["000000002"] = {"png": clips_world.picture(2), "json": b'{"web_caption": " ", "synthetic_caption": ""}'}
+    samples["000000002"] = {"png": clips_world.draw_image(2), "json": b'{"web_caption": " ", "synthetic_caption": ""}'}
     samples["000000004"]["json"] = b"{broken"
     samples["000000005"]["png"] = samples["000000005"]["png"][:400]
     data = training_data(clips_world.write_shard(tmp_path / "a.tar", samples).parent, 6)
@@ -118,7 +115,7 @@ def test_nothing_but_bad_samples_stops(tmp_path: Path, workers: int):
 
 
 @pytest.mark.parametrize("there", [20, 0])
-def test_what_a_shard_lacks_is_replaced_by_many_others(tmp_path: Path, there: int):
+def test_missing_samples_of_a_shard_are_replaced_by_many_others(tmp_path: Path, there: int):
     folder = clips_world.write_shards(tmp_path / "data", sizes=(40, there or 1, 40))
     if not there:
         (folder / "shard-00001.tar").write_bytes(b"no tar at all")
@@ -164,17 +161,12 @@ def test_one_unreadable_shard_of_many_is_left_out(tmp_path: Path, capsys: pytest
         training_data(folder)
 
 
-# ---- sources
-
-
-def test_of_a_cut_tar_the_samples_before_the_cut_are_used(
-    tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_of_a_cut_tar_the_samples_before_the_cut_are_used(tmp_path, shards, capsys):
     whole = (shards / "shard-00000.tar").read_bytes()
     index = index_tar(shards / "shard-00000.tar")
     offset, size = index.members["000000004.png"]
     cut = tmp_path / "cut.tar"
-    # in the picture, after it, in its header
+    # in the image, after it, in its header
     for length in (offset + size // 2, offset + -(-size // 512) * 512, offset - 200):
         cut.write_bytes(whole[:length])
         with pytest.raises(UserError, match=r"cut.tar: expected a whole"):
@@ -191,7 +183,7 @@ def test_of_a_cut_tar_the_samples_before_the_cut_are_used(
             opened(cut)
 
 
-def test_what_is_no_tar_is_refused_before_training(tmp_path: Path):
+def test_a_file_that_is_no_tar_is_rejected_before_training(tmp_path: Path):
     (tmp_path / "zip.tar").write_bytes(b"PK\3\4" + b"\0" * 2000)
     with pytest.raises(UserError, match=r"zip.tar: expected a whole, uncompressed tar"):
         index_tar(tmp_path / "zip.tar")
@@ -210,16 +202,14 @@ def test_what_is_no_tar_is_refused_before_training(tmp_path: Path):
         ({"format": "karpaty", "path": "x"}, "unknown format of a data source 'karpaty'; did you mean 'karpathy'"),
     ],
 )
-def test_a_wrong_source_is_named_before_training(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, str], message: str
-):
+def test_a_wrong_source_is_named_before_training(shards, tmp_path, monkeypatch, fields, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         open_source(SourceConfig(**{"path": str(shards), **fields}))
 
 
 def test_captions_come_from_keys_lists_and_text_files(tmp_path: Path):
-    files = {"jpg": clips_world.picture(0, kind="jpg"), "txt": b" as text \n", "json": clips_world.sample(0)["json"]}
+    files = {"jpg": clips_world.draw_image(0, kind="jpg"), "txt": b" as text \n", "json": clips_world.sample(0)["json"]}
     path = str(clips_world.write_shard(tmp_path / "a.tar", {"x/1.b": files}))  # the key ends at the first dot
     with pytest.raises(UserError, match=r"expects a \.txt file"):
         opened(path, web_caption=".txt")
@@ -236,7 +226,7 @@ def karpathy_file(tmp_path: Path) -> Path:
     images = []
     for index, split in enumerate(["train", "val", "train"]):
         name = f"{index}.jpg"
-        (tmp_path / "images" / name).write_bytes(clips_world.picture(index, kind="jpg"))
+        (tmp_path / "images" / name).write_bytes(clips_world.draw_image(index, kind="jpg"))
         sentences = [{"raw": f"Sentence {letter} of {index} ."} for letter in "abc"]
         images.append({"filename": name, "split": split, "sentences": sentences})
     path = tmp_path / "dataset.json"
@@ -274,9 +264,7 @@ def test_karpathy_layout(tmp_path: Path):
         ({"path": "images/0.jpg", "image_root": "images"}, "0.jpg: not valid JSON"),
     ],
 )
-def test_a_wrong_karpathy_source_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, str], message: str
-):
+def test_a_wrong_karpathy_source_is_named(tmp_path, monkeypatch, fields, message):
     monkeypatch.chdir(tmp_path)
     usual = {"format": "karpathy", "web_caption": "first_sentence", "synthetic_caption": "all_sentences"}
     given = {"path": str(karpathy_file(tmp_path)), **usual, **fields}
@@ -297,9 +285,9 @@ def test_real_shard_and_real_photos(shared: Path):
 
 def test_image_references_lead_to_files_and_tar_members(shards: Path, tmp_path: Path):
     member = open_image(shards, "shard-00001.tar/000000010.png")
-    assert np.array_equal(np.array(member), np.array(decode_image(clips_world.picture(10))))
+    assert np.array_equal(np.array(member), np.array(decode_image(clips_world.draw_image(10))))
     (shards / "file").write_text("x")
-    (tmp_path / "a.jpg").write_bytes(clips_world.picture(3, kind="jpg"))
+    (tmp_path / "a.jpg").write_bytes(clips_world.draw_image(3, kind="jpg"))
     assert open_image(tmp_path, "a.jpg").size == (40, 32)
     for reference, message in (
         ("shard-00001.tar/000000000.png", "no such image"),
@@ -317,9 +305,6 @@ def test_image_references_lead_to_files_and_tar_members(shards: Path, tmp_path: 
     ):
         with pytest.raises(UserError, match=message):
             open_image(shards, reference)
-
-
-# ---- augmentation
 
 
 @pytest.mark.parametrize(

@@ -154,9 +154,7 @@ def test_two_processes_train_what_one_trains(one: dict[str, Path], two: Path, wa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
-def test_the_main_process_counts_what_a_sample_computes_while_the_other_waits(
-    two: Path, one: dict[str, Path], way: str
-) -> None:
+def test_the_main_process_counts_flops_per_sample(two, one, way):
     alone, shared = (metrics(folder)[-1] for folder in (one["whole"], two / "whole" / way))
     # captions are padded to the longest of a process's batch
     assert shared["flops_per_sample"] == pytest.approx(alone["flops_per_sample"], rel=0.05)
@@ -204,13 +202,13 @@ def test_the_deepspeed_launcher_starts_the_same_training(data: Path, one: dict[s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-def test_a_run_of_one_process_goes_on_in_two(one: dict[str, Path], two: Path, way: str):
+def test_a_run_of_one_process_resumes_in_two(one: dict[str, Path], two: Path, way: str):
     assert_same_training(two / "taken_up" / way, one["whole"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-def test_a_run_of_two_processes_goes_on_in_one(data: Path, one: dict[str, Path], two: Path, tmp_path: Path, way: str):
+def test_a_run_of_two_processes_resumes_in_one(data: Path, one: dict[str, Path], two: Path, tmp_path: Path, way: str):
     output = tmp_path / way
     shutil.copytree(two / "stopped" / way, output)
     assert [path.name for path in list_checkpoints(output)] == ["step-00000002", "step-00000004"]
@@ -220,9 +218,7 @@ def test_a_run_of_two_processes_goes_on_in_one(data: Path, one: dict[str, Path],
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "first", "second"), [(6, 2, 3), (4, 4, 2)])
-def test_a_training_goes_on_in_another_number_of_processes(
-    data: Path, tmp_path: Path, batch_size: int, first: int, second: int
-):
+def test_a_training_resumes_in_another_number_of_processes(data, tmp_path, batch_size, first, second):
     """In four processes, each has one sample of the batch, and its losses need those of the others."""
     more = {"global_batch_size": batch_size}
     train(clips_world.train_config(data, tmp_path / "one", **fields(data, **more)))
@@ -239,7 +235,7 @@ def test_a_training_goes_on_in_another_number_of_processes(
 
 @pytest.mark.slow
 def test_shards_are_averaged_as_the_whole_is(data: Path, tmp_path: Path):
-    """Under ZeRO-3, validated with the average on the way, stopped, and gone on with: in two, then in one process."""
+    """Under ZeRO-3, validated with the average, stopped, and resumed: in two processes, then in one."""
     for name in ("again", "taken_up"):
         clips_world.train_config(
             data, tmp_path / name, **fields(data, ema_decay=0.5, distributed={"strategy": "zero3"})
@@ -270,10 +266,7 @@ def test_preempted_processes_wait_for_the_checkpoint(data: Path, tmp_path: Path)
     assert [path.name for path in list_checkpoints(output)] == ["step-00000003"]
 
 
-# ---- in one process
-
-
-def test_processes_share_the_writing_of_what_all_hold(data: Path, tmp_path: Path):
+def test_processes_share_the_writing_of_replicated_weights(data: Path, tmp_path: Path):
     config = clips_world.train_config(data, tmp_path / "x", recipe={"name": "clips"})
     encoder = build_model(config.model, config.recipe, 0)
     shares = []
@@ -286,7 +279,7 @@ def test_processes_share_the_writing_of_what_all_hold(data: Path, tmp_path: Path
     assert max(bytes_of) < 0.6 * sum(bytes_of)
 
 
-def test_layers_are_what_is_repeated(data: Path, tmp_path: Path):
+def test_repeated_layers_are_found(data: Path, tmp_path: Path):
     config = clips_world.train_config(data, tmp_path / "x", recipe={"captioner": {"max_length": 12, "num_layers": 2}})
     model = build_model(config.model, config.recipe, 0)
     counted = [type(layer).__name__ for layer in repeated_layers(model)]
@@ -323,10 +316,7 @@ def test_compiled_layers_train_alike(data: Path, tmp_path: Path, one: dict[str, 
     ("more", "message"),
     [
         ({"distributed": {"hang_timeout": 0}}, "distributed.hang_timeout: expected seconds above 0, got 0"),
-        (
-            {"distributed": {"device_peak_tflops": 0}},
-            "distributed.device_peak_tflops: expected 1e12 FLOP/s above 0, got 0",
-        ),
+        ({"distributed": {"device_peak_tflops": 0}}, "device_peak_tflops: expected 1e12 FLOP/s above 0, got 0"),
         (
             {"distributed": {"strategy": "zero2"}, "optimizer": {"grad_spike_factor": 4}},
             "optimizer.grad_spike_factor: expected null under ZeRO",
@@ -334,7 +324,7 @@ def test_compiled_layers_train_alike(data: Path, tmp_path: Path, one: dict[str, 
         ({"optimizer": {"grad_spike_factor": 1}}, "optimizer.grad_spike_factor: expected a number above 1 or null"),
     ],
 )
-def test_what_does_not_go_together_is_refused(data: Path, tmp_path: Path, more: dict[str, Any], message: str):
+def test_incompatible_settings_are_rejected(data: Path, tmp_path: Path, more: dict[str, Any], message: str):
     with pytest.raises(UserError, match=message):
         clips_world.train_config(data, tmp_path / "x", **more)
 

@@ -37,10 +37,8 @@ def noted(folder: Path, workers: int) -> TrainDataset:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("local_rank", [None, "1"])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_the_training_process_downloads_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, local_rank: str | None
-):
-    if local_rank:  # which fetches nothing ahead; its readers copy what nobody else has
+def test_the_training_process_downloads_nothing(tmp_path, monkeypatch, workers, local_rank):
+    if local_rank:  # which prefetches nothing; its workers copy what no other has
         monkeypatch.setenv("LOCAL_RANK", local_rank)
     data = noted(tmp_path, workers)
     found = list(iterate_batches(data, first_step=0, last_step=8))
@@ -125,7 +123,7 @@ def test_a_kill_of_the_downloading_process_costs_a_retry(tmp_path: Path):
     assert [path.name.partition("-")[2] for path in (tmp_path / "cache").glob("[!.]*")] == ["shard.tar"]
 
 
-def test_what_is_wrong_with_a_download_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_download_error_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("clips.data.remote_files.time.sleep", lambda seconds: None)
     cache = ShardCache(tmp_path / "cache", 1e9)
     cache.downloads = DownloadProcess()

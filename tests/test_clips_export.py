@@ -97,7 +97,7 @@ def test_a_checkpoint_becomes_an_encoder_directory(run: Path, tmp_path: Path, ca
         run_export(ExportConfig(checkpoint=str(run), output=str(tmp_path / "0")))
 
 
-def test_nothing_to_export_is_told(run: Path, tmp_path: Path):
+def test_a_run_without_weights_is_reported(run: Path, tmp_path: Path):
     finished = tmp_path / "finished"
     shutil.copytree(run, finished, ignore=shutil.ignore_patterns(".checkpoints"))
     for source, message in (
@@ -149,7 +149,7 @@ def test_a_broken_encoder_directory_is_named(run: Path, tmp_path: Path, spoil, m
         load_encoder(folder)
 
 
-def test_a_manifest_of_something_else_is_refused(tmp_path: Path):
+def test_a_manifest_of_something_else_is_rejected(tmp_path: Path):
     (tmp_path / "manifest.json").write_text('{"kind": "scenes"}')
     with pytest.raises(UserError, match="expected an encoder directory, found one of kind 'scenes'"):
         read_encoder_manifest(tmp_path)

@@ -151,7 +151,7 @@ def test_hf_dual(encoders: Path, tmp_path: Path, name: str):
         ("resnet", "timm", "timm has no ModifiedResNet"),
     ],
 )
-def test_what_does_not_fit_says_why(encoders: Path, tmp_path: Path, name: str, form: Any, why: str):
+def test_unsupported_conversions_state_the_reason(encoders: Path, tmp_path: Path, name: str, form: Any, why: str):
     with pytest.raises(UserError, match=why) as told:
         exported(encoders, name, form, tmp_path / "out")
     assert "\n" not in str(told.value)

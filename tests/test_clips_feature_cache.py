@@ -30,7 +30,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def computed(monkeypatch):
-    """How many pictures were computed in each call that computed any."""
+    """How many images were computed in each call that computed any."""
     counts = []
     run = feature_cache.FeatureCache._run
 
@@ -59,7 +59,7 @@ def test_outputs_are_computed_once_and_right(cache, computed):
     assert model.visual.head.proj.weight.grad.abs().sum() > 0  # what is not frozen still learns
 
 
-def test_another_trunk_or_precision_or_picture_is_computed_anew(cache, computed):
+def test_another_trunk_precision_or_image_is_computed_again(cache, computed):
     image = torch.randn(1, 3, 64, 64)
     towers.encode_image(built(0), image)
     towers.encode_image(built(1), image)
@@ -69,7 +69,7 @@ def test_another_trunk_or_precision_or_picture_is_computed_anew(cache, computed)
     assert computed == [1, 1, 1, 2]
 
 
-def test_pictures_that_vary_are_refused():
+def test_augmented_images_are_rejected():
     sources = (SourceConfig(path="x"),)
     same = DataConfig(sources=sources, augment=AugmentConfig(crop_scale_min=1.0))
     assert EncoderTrainConfig(output="o", model=CONFIG, data=same, max_steps=1)
@@ -77,14 +77,14 @@ def test_pictures_that_vary_are_refused():
         EncoderTrainConfig(output="o", model=CONFIG, data=DataConfig(sources=sources), max_steps=1)
 
 
-def test_only_a_frozen_timm_trunk_has_outputs_to_keep():
+def test_only_outputs_of_a_frozen_timm_trunk_are_cached():
     with pytest.raises(UserError, match=r"expected model\.lock_image beside it"):
         ModelConfig(cache_trunk_features=True)
     with pytest.raises(UserError, match="whose image tower is a timm model"):
         built(0, ModelConfig(lock_image=True, cache_trunk_features=True))
 
 
-def test_weights_that_are_loaded_later_are_the_ones_that_count(cache, computed):
+def test_outputs_are_cached_by_the_weights_loaded_last(cache, computed):
     image = torch.randn(2, 3, 64, 64)
     first, second = built(1), built(0)
     towers.encode_image(built(0), image)

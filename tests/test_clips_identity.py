@@ -40,7 +40,7 @@ def test_marked_fields_are_found_below_configs_and_lists_of_them():
     assert run_only_fields(Config) == names
 
 
-def test_only_what_decides_is_left_of_a_config():
+def test_result_settings_exclude_run_only_fields():
     config = Config(data=Nested(sources=(Source(path="a"), Source(path="b")), one=Source(path="c"), num_workers=3))
     settings = result_settings(to_plain(config), Config)
     sources = [{"path": "a"}, {"path": "b"}]
@@ -69,15 +69,9 @@ def test_a_difference_names_the_first_setting_and_counts_the_others():
     assert difference(there, {"a": 2, "b": [1], "c": 2}, may_change=("a",)) is None
 
 
-def test_what_the_trainings_may_go_on_with():
-    encoder = {
-        "output",
-        "report_to",
-        "logging_steps",
-        "save_steps",
-        "save_total_limit",
-        "keep_checkpoints_after_training",
-    }
+def test_settings_that_may_change_on_resume():
+    encoder = {"output", "report_to", "logging_steps", "save_steps", "save_total_limit"}
+    encoder |= {"keep_checkpoints_after_training"}
     encoder |= {"allow_changes_on_resume", "micro_batch_size", "distributed", "validation", "license"}
     encoder |= {"data.num_workers", "data.cache_images"}
     encoder |= {"data.max_invalid_ratio", "data.sources[].cache_dir", "data.sources[].max_cache_gb"}

@@ -1,4 +1,4 @@
-"""Decoding and augmenting pictures of training data."""
+"""Decoding and augmenting images of training data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def encode(image: Image.Image, kind: str = "png", **options: object) -> bytes:
     return stream.getvalue()
 
 
-def test_pictures_of_all_sorts_become_upright_rgb():
+def test_images_of_all_modes_become_upright_rgb():
     half = Image.new("RGBA", (8, 4), (255, 0, 0, 0))
     assert decode_image(encode(half)).getpixel((0, 0)) == (255, 255, 255)
     assert decode_image(encode(Image.new("CMYK", (8, 4)), "jpeg")).mode == "RGB"
@@ -38,8 +38,8 @@ def test_pictures_of_all_sorts_become_upright_rgb():
     assert decode_image(encode(frames[0], "gif", save_all=True, append_images=frames[1:])).getpixel((0, 0))[0] > 200
 
 
-def test_pictures_that_cannot_be_used_give_a_reason(monkeypatch: pytest.MonkeyPatch):
-    good = clips_world.picture(1)
+def test_unusable_images_give_a_reason(monkeypatch: pytest.MonkeyPatch):
+    good = clips_world.draw_image(1)
     monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)  # as lmms-eval leaves it in its process
     for content, reason in ((b"", "undecodable"), (b"GIF89a", "undecodable"), (good[: len(good) // 2], "truncated")):
         with pytest.raises(BadImageError, match=reason):

@@ -125,16 +125,13 @@ def test_hf_siglip(tmp_path: Path):
     assert read_encoder_manifest(tmp_path / "encoder")["format"] == "hf_siglip"
 
 
-def test_another_activation_than_timm_has_is_told_with_the_difference(tmp_path: Path):
+def test_an_activation_that_differs_from_timm_is_reported(tmp_path: Path):
     world.hf_siglip(tmp_path / "hf", vision={"hidden_act": "gelu"})
     with pytest.raises(UserError, match=r"by \d\.\de-0\d \(timm's .* computes gelu_pytorch_tanh, the source gelu\)"):
         imported(tmp_path / "hf", tmp_path / "encoder")
     assert not (tmp_path / "encoder").exists()
     imported(tmp_path / "hf", tmp_path / "encoder", tolerance=0.1)
     assert 1e-5 < read_encoder_manifest(tmp_path / "encoder")["largest_difference"] < 0.1
-
-
-# ---------------------------------------------------------------- open_clip's files
 
 
 def as_training_checkpoint(model: torch.nn.Module, path: Path) -> None:
@@ -237,9 +234,6 @@ def test_an_imported_encoder_embeds_for_the_benchmarks(tmp_path: Path):
     assert (images.shape, dual.how["input_resize"]) == ((2, 32), "squash")
 
 
-# ---------------------------------------------------------------- what is refused
-
-
 class Evil:
     """Makes a directory when it is unpickled."""
 
@@ -292,7 +286,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", SPOILT)
-def test_what_is_no_encoder_is_told_and_nothing_written(tmp_path: Path, name: str, small_architecture: str):
+def test_a_directory_without_an_encoder_is_rejected_and_nothing_written(tmp_path, name, small_architecture):
     spoil, message = SPOILT[name]
     path = tmp_path / name
     spoil(path)

@@ -19,7 +19,7 @@ from clips.errors import UserError
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    """Eight samples: one without a picture, one undecodable, two with the same web caption."""
+    """Eight samples: one without an image, one undecodable, two with the same web caption."""
     samples = {f"{number:09d}": clips_world.sample(number) for number in range(8)}
     del samples["000000002"]["png"]
     samples["000000003"]["png"] = b"nothing"
@@ -54,7 +54,7 @@ def test_lengths_are_in_wordpiece_tokens(shards: Path):
 @pytest.mark.parametrize("form", ["karpathy", "coco"])
 def test_formats_of_sentences_need_no_names_of_captions(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "0.png").write_bytes(clips_world.picture(0))
+    (tmp_path / "images" / "0.png").write_bytes(clips_world.draw_image(0))
     texts = ["A red car.", "A car stands there.", "Two words."]
     image = {"filename": "0.png", "file_name": "0.png", "id": 1, "split": "train"}
     content = {
@@ -80,10 +80,8 @@ def test_formats_of_sentences_need_no_names_of_captions(form: str, tmp_path: Pat
         ("null", "synthetic   none"),
     ],
 )
-def test_synthetic_captions_are_named_by_one_column_or_several(
-    synthetic: str | None, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    (tmp_path / "0.png").write_bytes(clips_world.picture(0))
+def test_synthetic_captions_are_named_by_one_column_or_several(synthetic, expected, tmp_path, capsys):
+    (tmp_path / "0.png").write_bytes(clips_world.draw_image(0))
     row = {"image_url": "0.png", "laion_2b": "red thing", "laion_coco": "picture"}
     lines = [json.dumps({**row, "capsfusion": "square" if number % 2 else None}) + "\n" for number in range(40)]
     (tmp_path / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -114,12 +112,8 @@ def test_where_captions_are_is_resolved_by_the_format():
     columns = {name: found.pop(name) for name in ("webdataset", "table", "datasets")}
     assert set(columns.values()) == {("web_caption", "synthetic_caption")}
     assert set(found.values()) == {("drawn_sentence", "other_sentences")}
-    assert (
-        InspectDatasetConfig(
-            path="x", format="coco", web_caption="first_sentence", synthetic_caption=None
-        ).synthetic_caption
-        is None
-    )
+    web_only = InspectDatasetConfig(path="x", format="coco", web_caption="first_sentence", synthetic_caption=None)
+    assert web_only.synthetic_caption is None
 
 
 def test_some_samples_stand_for_many(tmp_path: Path):
@@ -152,7 +146,7 @@ def test_index_writes_what_training_reads(tmp_path: Path):
         run_index(IndexShardsConfig(path="s3://bucket/{0..3}.tar"))
 
 
-def test_counting_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_interrupted_counting_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = clips_world.write_shards(tmp_path / "data", sizes=(4, 2, 3))
     config = IndexShardsConfig(path=str(folder))
     whole = (folder / "shard-00001.tar").read_bytes()
@@ -175,7 +169,7 @@ def test_counting_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: 
     assert list(json.loads((folder / "sizes.json").read_text()).values()) == [4, 2, 3]
 
 
-def test_a_look_from_afar_copies_few_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_inspection_of_remote_data_copies_few_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = clips_world.write_shards(tmp_path / "data", sizes=(1,) * 40)
     run_index(IndexShardsConfig(path=str(folder)))
     afar = {"path": f"file://{folder}/shard-{{00000..00039}}.tar", "cache_dir": str(tmp_path / "cache")}
@@ -185,7 +179,7 @@ def test_a_look_from_afar_copies_few_shards(tmp_path: Path, capsys: pytest.Captu
     assert "only 16 of 40 shards are looked at" in capsys.readouterr().err
 
 
-def test_a_source_of_which_nothing_can_be_used_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_source_without_usable_samples_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "t.csv").write_text("image,caption\na.jpg,a dog\nb.jpg,a cat\n")
     fields = {
         "format": "table",

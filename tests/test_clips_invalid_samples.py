@@ -96,7 +96,7 @@ def test_the_ratio_is_of_the_samples_seen_so_far():
         training.check_invalid_samples(run)
 
 
-def test_what_is_kept_does_not_depend_on_who_met_it_when():
+def test_the_record_does_not_depend_on_order_or_process():
     indexes = random.Random(1).sample(range(100_000), 5000)
     found = []
     for parts in (1, 7):
@@ -115,8 +115,8 @@ def test_reasons_are_bounded_and_add_up():
     assert found.by_reason[OTHER_REASONS] == 1000 - MAX_REASONS
 
 
-def test_samples_of_two_sources_that_have_one_name_are_both_told(tmp_path: Path):
-    """Shards are numbered anew in each source."""
+def test_equal_names_of_two_sources_are_both_reported(tmp_path: Path):
+    """Each source numbers its shards from 0."""
     samples = {f"{number:05d}": {"jpg": b"junk", "json": clips_world.sample(number)["json"]} for number in range(3)}
     for source in "ab":
         clips_world.write_shard(tmp_path / source / "00000.tar", samples)
@@ -142,35 +142,23 @@ def test_a_broken_record_is_named(tmp_path: Path, broken: Any):
         read_train_state(tmp_path)
 
 
-def test_a_stage_of_the_bridge_names_the_first_and_counts_all(tmp_path: Path, capsys, monkeypatch):
-    from llava_bridge.training import checkpoints
+def test_a_stage_of_the_bridge_names_the_first_and_counts_all(capsys, monkeypatch):
     from llava_bridge.training.trainer import StageTrainer
 
-    def trainer(invalid: InvalidSamples) -> StageTrainer:
-        made = StageTrainer.__new__(StageTrainer)
-        made.stage_name, made.invalid, made.max_invalid_ratio = "align", invalid, 0.5
-        made.train_dataset = range(100_000)  # type: ignore[assignment]
-        return made
-
+    trainer = StageTrainer.__new__(StageTrainer)
+    trainer.stage_name, trainer.invalid, trainer.max_invalid_ratio = "align", InvalidSamples(), 0.5
+    trainer.train_dataset = range(100_000)  # type: ignore[assignment]
     monkeypatch.setenv("WORLD_SIZE", "1")
-    first = trainer(InvalidSamples())
     for start in range(0, 50_000, 1000):
-        first._judge(first.invalid.add(met(list(range(start, start + 1000)))))
-    assert first.gather_invalid().count == 50_000
+        trainer._judge(trainer.invalid.add(met(list(range(start, start + 1000)))))
+    assert trainer.gather_invalid().count == 50_000
     told = capsys.readouterr()
     lines = (told.out + told.err).splitlines()
     assert len([line for line in lines if "align: skipped 0" in line]) == MAX_NAMES
     assert len([line for line in lines if "further ones are counted, not named" in line]) == 1
-    (tmp_path / "checkpoint-4").mkdir()
-    checkpoints.mark_complete(tmp_path / "checkpoint-4", first.invalid, 1.0)
-    assert sum(path.stat().st_size for path in (tmp_path / "checkpoint-4").iterdir()) < 50_000
-    again = trainer(checkpoints.load_invalid_samples(tmp_path / "checkpoint-4"))
-    again._judge(again.invalid.add(met([17, 49_999])))
+    trainer._judge(trainer.invalid.add(met([17, 49_999])))
     with pytest.raises(UserError, match="align: 50001 of 100000 samples are invalid"):
-        again._judge(again.invalid.add(met([50_000])))
-
-
-# ---- a whole training
+        trainer._judge(trainer.invalid.add(met([50_000])))
 
 
 def spoil(folder: Path, share: int) -> Path:
@@ -181,7 +169,7 @@ def spoil(folder: Path, share: int) -> Path:
     return folder
 
 
-def test_bad_samples_are_skipped_counted_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_invalid_samples_are_skipped_counted_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     data = spoil(tmp_path / "data", 2)
     # Two runs of three steps: what the first met is remembered by the second.
     output = tmp_path / "run"
@@ -221,8 +209,6 @@ def test_empty_alt_texts_do_not_end_a_run(tmp_path: Path, recipe: str):
 
 def test_too_many_bad_samples_stop_the_run(tmp_path: Path):
     data = spoil(tmp_path / "data", 8)
-    with pytest.raises(
-        UserError, match=r"of 20 samples are invalid, more than data.max_invalid_ratio \(0.2\) .*: unde"
-    ):
+    with pytest.raises(UserError, match=r"of 20 samples are invalid, more than data.max_invalid_ratio \(0.2\)"):
         trained(data, tmp_path / "run")
     assert not (tmp_path / "run" / "manifest.json").exists()

@@ -158,7 +158,7 @@ SMALL = CaptionerConfig(width=16, num_heads=2, num_layers=1, max_length=20)
 
 
 def batch_of(count):
-    """Captions of unlike length, so that the processes' numbers of counted tokens differ."""
+    """Captions of different length, so that the processes' numbers of counted tokens differ."""
     recipe, tokenizer = build_recipe(RecipeConfig(captioner=SMALL)), ClipsTokenizer(12)
     long = [f"{'a red car. two dogs! ' * (1 + 3 * i // count)}" for i in range(count)]
     rng = np.random.default_rng(0)
@@ -234,7 +234,7 @@ class Largest(TorchDispatchMode):
         return made
 
 
-def test_no_loss_ever_holds_all_of_its_logits(monkeypatch):
+def test_no_loss_materializes_all_logits(monkeypatch):
     monkeypatch.setattr("clips.model.losses._CHUNK_ELEMENTS", 5000)
     hidden = torch.randn(400, 8, requires_grad=True)
     weight = torch.randn(500, 8, requires_grad=True)
@@ -249,7 +249,7 @@ def test_no_loss_ever_holds_all_of_its_logits(monkeypatch):
 
 
 @pytest.mark.parametrize(("dtype", "chunks"), [(torch.float32, 1.2), (torch.bfloat16, 1.7)])  # with a copy in bfloat16
-def test_the_chunks_of_the_caption_loss_do_not_lie_beside_each_other(dtype, chunks, monkeypatch):
+def test_only_one_chunk_of_the_caption_loss_is_in_memory(dtype, chunks, monkeypatch):
     monkeypatch.setattr("clips.model.losses._CHUNK_ELEMENTS", 2**18)
     hidden, weight = torch.randn(1024, 4, requires_grad=True), torch.randn(2048, 4, requires_grad=True)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:

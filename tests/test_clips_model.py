@@ -71,18 +71,10 @@ def test_tokens_are_read_from_the_text_that_the_captioner_sees():
     torch.testing.assert_close(outputs["caption_loss_sum"], summed)
 
 
-def test_every_trained_parameter_gets_a_gradient_and_fixed_positions_none(model):
-    batch = batch_of(model)
-    model.recipe.losses(model(batch), batch)["loss"].backward()
-    without = [name for name, value in model.named_parameters() if value.grad is None]
-    assert without == ["clip.visual.positional_embedding"]
-    assert all(value.grad.abs().max() > 0 for value in model.parameters() if value.grad is not None)
-    model.zero_grad()
-
-
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
+        ("clips", {}),
         ("coca", {}),
         ("recap", {"loss": "sigmoid"}),
         ("clips", {"loss": "supcon", "positives": ("partial",)}),
@@ -95,6 +87,7 @@ def test_every_recipe_trains_all_that_it_builds(name, settings):
     model.recipe.losses(model(batch), batch)["loss"].backward()
     without = [name for name, value in model.named_parameters() if value.grad is None]
     assert without == ["clip.visual.positional_embedding"]
+    assert all(value.grad.abs().max() > 0 for value in model.parameters() if value.grad is not None)
     assert (model.captioner is None) == (name == "recap" or "caption_loss_weight" in settings)
     assert (model.clip.logit_bias is not None) == (settings.get("loss") == "sigmoid")
 
@@ -114,7 +107,7 @@ def test_bf16_autocast_is_finite_float32_and_near(model):
     model.zero_grad()
 
 
-def test_towers_start_equal_whatever_the_recipe_and_leave_the_global_generator_alone():
+def test_towers_start_equal_for_any_recipe_and_leave_the_global_generator_alone():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -126,7 +119,7 @@ def test_towers_start_equal_whatever_the_recipe_and_leave_the_global_generator_a
     assert not torch.equal(clip.clip.text_projection, other.clip.text_projection)
 
 
-def test_captioner_takes_the_text_towers_size_unless_told():
+def test_the_captioner_takes_the_size_of_the_text_tower_by_default():
     assert make().captioner.config.width == 128
     config = RecipeConfig(captioner=CaptionerConfig(width=32, num_layers=1, num_heads=2, max_length=16))
     shape = build_model(ModelConfig(context_length=12), config, 0).captioner.config
@@ -165,7 +158,7 @@ ADDED = {
 @pytest.mark.parametrize(
     "architecture", quick_of(ADDED, "clips-rn-tiny", "timm:vit_tiny_patch16_224", "clips-tinyvit-tiny")
 )
-def test_what_other_towers_add_is_not_decayed_and_their_matrices_are(architecture: str):
+def test_extra_parameters_of_other_towers_are_not_decayed_and_matrices_are(architecture: str):
     model = build_model(ModelConfig(architecture=architecture), RecipeConfig(name="clip"), 0)
     names = model.no_decay_names()
     assert {f"clip.visual.{name}" for name in ADDED[architecture]} <= names
@@ -201,7 +194,7 @@ def spread(value: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def test_our_vits_begin_as_the_authors_do(model):
+def test_vits_are_initialized_as_in_the_reference(model):
     clip, width = model.clip, 128
     visual = clip.visual
     assert spread(visual.conv1.weight) == pytest.approx((2 / (3 * 16 * 16)) ** 0.5, rel=0.02)
@@ -221,7 +214,7 @@ def test_our_vits_begin_as_the_authors_do(model):
     assert not any(value.any() for name, value in model.named_parameters() if name.endswith("bias"))
 
 
-def test_other_architectures_begin_as_their_library_has_them(tmp_path):
+def test_other_architectures_keep_the_initialization_of_their_library(tmp_path):
     (tmp_path / "mine.json").write_text(json.dumps(read_config_file(CONFIG_DIR / "clips-tiny.json")))
     found = build_model(ModelConfig(architecture=str(tmp_path / "mine.json")), RecipeConfig(name="clip"), 0)
     assert found.clip.visual.transformer.resblocks[0].mlp.c_fc.bias.any()

@@ -48,7 +48,7 @@ def test_patches_are_dropped_in_training_and_none_in_evaluation():
         torch.testing.assert_close(features, tokens_read(built(0.0).train(), image)[2])
 
 
-def test_a_picture_loses_other_patches_than_its_neighbor():
+def test_each_image_drops_other_patches():
     model, image = built(0.5).train(), torch.randn(1, 3, 64, 64).expand(2, -1, -1, -1)
     one, other = towers.encode_image(model, image)[0]
     assert not torch.equal(one, other)

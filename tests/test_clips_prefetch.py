@@ -1,4 +1,4 @@
-"""Shards from afar: copied once, ahead of need, whatever the network does meanwhile."""
+"""Remote shards: copied once, ahead of need, also with network failures."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def server(tmp_path: Path) -> Iterator[http.server.ThreadingHTTPServer]:
     yield from serve(Quiet, clips_world.write_sizes(folder, (9, 7, 5)))
 
 
-def test_shards_from_afar_are_read_once_and_only_when_needed(server, tmp_path: Path):
+def test_remote_shards_are_read_once_and_only_when_needed(server, tmp_path: Path):
     cache = tmp_path / "cache"
     source = opened(address(server), cache_dir=str(cache))
     assert len(source) == 21
@@ -46,22 +46,12 @@ def test_shards_from_afar_are_read_once_and_only_when_needed(server, tmp_path: P
     assert source.read(20, rng()).web == clips_world.captions(20)["web_caption"]
     assert source.name(20) == "shard-00002.tar/000000020"
     before = len(server.seen)
-    assert pickle.loads(pickle.dumps(source)).read(20, rng()).image == clips_world.picture(20)
+    assert pickle.loads(pickle.dumps(source)).read(20, rng()).image == clips_world.draw_image(20)
     assert len(server.seen) == before
     assert copies(cache) == {0, 2}
 
 
-def test_the_cache_makes_room(tmp_path: Path):
-    folder = clips_world.write_shards(tmp_path / "afar", sizes=(2, 2, 2))
-    size = (folder / "shard-00000.tar").stat().st_size
-    cache = ShardCache(tmp_path / "cache", limit=2.5 * size)
-    for number in range(3):
-        cache.path(f"file://{folder}/shard-{number:05d}.tar")
-    left = sorted(path.name.partition("-")[2] for path in (tmp_path / "cache").glob("[!.]*"))
-    assert left == ["shard-00001.tar", "shard-00002.tar"]
-
-
-def test_what_is_wrong_afar_is_one_line(server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_remote_error_is_one_line(server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("clips.data.remote_files.time.sleep", lambda seconds: None)
     cache = {"cache_dir": str(tmp_path / "cache")}
     with pytest.raises(UserError, match=r"shard-00003\.tar"):
@@ -94,7 +84,7 @@ def test_processes_copy_a_shard_once(tmp_path: Path):
     assert (tmp_path / "log").read_text().split() == ["copied"]
 
 
-def afar(folder: Path, cache: Path, workers: int = 0, **fields: object) -> TrainDataset:
+def remote_dataset(folder: Path, cache: Path, workers: int = 0, **fields: object) -> TrainDataset:
     """Four shards of 20 samples behind addresses, of which a window holds one; shard 0 comes late in the order."""
     if not folder.exists():
         clips_world.write_sizes(clips_world.write_shards(folder, sizes=(20,) * 4), (20,) * 4)
@@ -120,20 +110,20 @@ def copied(cache: Path, blocks: set[int], seconds: float) -> bool:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_the_next_windows_shards_are_copied_while_this_one_is_read(tmp_path: Path, monkeypatch, workers: int):
-    data = afar(tmp_path / "afar", tmp_path / "cache", workers)
+    data = remote_dataset(tmp_path / "afar", tmp_path / "cache", workers)
     now, later = data.order.shards_near(0, 40)
     steps = iterate_batches(data, first_step=0, last_step=40)
     next(steps)
     assert copied(tmp_path / "cache", {0, *now, *later}, seconds=20)
     assert len(list(steps)) == 39
     monkeypatch.setenv("LOCAL_RANK", "1")  # another process of the machine copies for this one
-    steps = iterate_batches(afar(tmp_path / "afar", tmp_path / "other"), first_step=0, last_step=40)
+    steps = iterate_batches(remote_dataset(tmp_path / "afar", tmp_path / "other"), first_step=0, last_step=40)
     next(steps)
     assert not copied(tmp_path / "other", {*later}, seconds=1)
 
 
 def test_no_window_is_copied_that_will_not_be_read(tmp_path: Path):
-    data = afar(tmp_path / "afar", tmp_path / "cache")
+    data = remote_dataset(tmp_path / "afar", tmp_path / "cache")
     now, _ = data.order.shards_near(0, 5)
     assert data.order.shards_near(0, 10) == (now, [])
     assert data.order.shards_near(0, 11) == (now, [data.order.at(20).index // 20])
@@ -142,9 +132,9 @@ def test_no_window_is_copied_that_will_not_be_read(tmp_path: Path):
 
 
 def test_a_folder_with_room_for_one_window_does_not_lose_it(tmp_path: Path, capsys):
-    data = afar(tmp_path / "afar", tmp_path / "cache")
+    data = remote_dataset(tmp_path / "afar", tmp_path / "cache")
     size = (tmp_path / "afar" / "shard-00000.tar").stat().st_size
-    data = afar(tmp_path / "afar", tmp_path / "small", max_cache_gb=1.5 * size / 1e9)
+    data = remote_dataset(tmp_path / "afar", tmp_path / "small", max_cache_gb=1.5 * size / 1e9)
     now, later = data.order.shards_near(0, 40)
     steps = iterate_batches(data, first_step=0, last_step=40)
     next(steps)
@@ -168,9 +158,6 @@ def test_a_machine_copies_only_its_share(tmp_path: Path, monkeypatch: pytest.Mon
         seen.append(torch.cat([batch["number"] for batch in found]).tolist())
         assert len(copies(tmp_path / f"cache-{rank}") - {0}) <= 8  # the first is opened by all
     assert sorted(seen[0] + seen[1]) == list(range(64))
-
-
-# ---- when the network is slow, or away
 
 
 def many(tmp_path: Path, count: int = 18) -> SourceConfig:
@@ -200,7 +187,7 @@ def test_reading_that_is_quicker_than_copying_does_not_stop_it(tmp_path: Path, m
 
 
 class Outage:
-    """An address that fails so many times, or for ever; time passes at once."""
+    """A URL that fails N times, or always; time passes at once."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.failures, self.pauses, self.fetch = 0.0, [], remote_files._fetch
@@ -218,7 +205,7 @@ def test_an_outage_of_minutes_costs_no_sample(tmp_path: Path, monkeypatch: pytes
     outage = Outage(monkeypatch)
     source = open_source(many(tmp_path))
     outage.failures = 8
-    assert source.read(20, rng()).image == clips_world.picture(20)
+    assert source.read(20, rng()).image == clips_world.draw_image(20)
     assert 120 < sum(outage.pauses) < 600
     assert capsys.readouterr().err.count("503 Slow Down); trying again") == 1
     outage.failures = float("inf")
@@ -226,10 +213,10 @@ def test_an_outage_of_minutes_costs_no_sample(tmp_path: Path, monkeypatch: pytes
         with pytest.raises(UnreachableError, match="503 Slow Down"):
             source.read(30, rng())
     outage.failures = 0
-    assert source.read(30, rng()).image == clips_world.picture(30)
+    assert source.read(30, rng()).image == clips_world.draw_image(30)
 
 
-def test_what_no_waiting_mends_is_told_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_permanent_error_is_reported_without_retries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A shard that is not there, a full disk; and an address that never worked, which is tried a few times."""
     outage = Outage(monkeypatch)
     source = open_source(many(tmp_path))
@@ -267,9 +254,6 @@ def test_the_cache_leaves_other_files_alone_and_removes_what_kill_left(tmp_path:
     assert {name for name in left if not name.endswith("-two")} == {"mine.tar", "folder", young.name}
 
 
-# ---- indexes
-
-
 def test_readers_share_the_indexes_of_many_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     made: list[Path] = []
 
@@ -281,32 +265,34 @@ def test_readers_share_the_indexes_of_many_shards(tmp_path: Path, monkeypatch: p
     for _ in range(2):  # two readers
         source = open_source(many(tmp_path))
         for index in range(36):
-            assert source.read(index, rng()).image == clips_world.picture(index)
+            assert source.read(index, rng()).image == clips_world.draw_image(index)
     assert len(made) == len(set(made)) == 18
 
 
-def test_a_kept_index_that_is_broken_is_not_needed(tmp_path: Path):
-    assert open_source(many(tmp_path)).read(20, rng()).image == clips_world.picture(20)
+def test_a_broken_cached_index_is_not_needed(tmp_path: Path):
+    assert open_source(many(tmp_path)).read(20, rng()).image == clips_world.draw_image(20)
     kept = list((tmp_path / "cache").glob("[!.]*.index"))
     assert len(kept) == 2
     for path, content in zip(kept, (b"", b"PK half a file"), strict=True):
         path.write_bytes(content)
     source = open_source(many(tmp_path))
-    assert [source.read(index, rng()).image for index in (0, 20)] == [clips_world.picture(index) for index in (0, 20)]
+    assert [source.read(index, rng()).image for index in (0, 20)] == [
+        clips_world.draw_image(index) for index in (0, 20)
+    ]
 
 
-def test_without_a_place_for_indexes_every_reader_makes_its_own(tmp_path: Path):
+def test_without_a_cache_directory_every_worker_builds_its_own_index(tmp_path: Path):
     config = dataclasses.replace(many(tmp_path), path=str(tmp_path / "many"), cache_dir="/proc/nothing")
-    assert open_source(config).read(20, rng()).image == clips_world.picture(20)
+    assert open_source(config).read(20, rng()).image == clips_world.draw_image(20)
 
 
 def test_a_shard_of_this_machine_that_changes_is_indexed_again(tmp_path: Path):
     folder = clips_world.write_sizes(clips_world.write_shards(tmp_path / "here", sizes=(2,)), (2,))
     config = SourceConfig(path=str(folder), cache_dir=str(tmp_path / "cache"))
-    assert open_source(config).read(1, rng()).image == clips_world.picture(1)
+    assert open_source(config).read(1, rng()).image == clips_world.draw_image(1)
     clips_world.write_shards(tmp_path / "other", sizes=(5, 2))
     (tmp_path / "other" / "shard-00001.tar").replace(folder / "shard-00000.tar")
-    assert open_source(config).read(1, rng()).image == clips_world.picture(6)
+    assert open_source(config).read(1, rng()).image == clips_world.draw_image(6)
 
 
 def test_an_index_is_the_same_after_it_was_written(tmp_path: Path):
@@ -324,12 +310,9 @@ def test_an_index_is_the_same_after_it_was_written(tmp_path: Path):
 
 def test_a_sample_without_a_synthetic_caption_has_none(tmp_path: Path):
     texts = (b'{"web_caption": "a", "synthetic_caption": "A b. C d."}', b'{"web_caption": "b"}')
-    samples = {str(number): {"png": clips_world.picture(number), "json": text} for number, text in enumerate(texts)}
+    samples = {str(number): {"png": clips_world.draw_image(number), "json": text} for number, text in enumerate(texts)}
     source = opened(clips_world.write_shard(tmp_path / "data" / "a.tar", samples).parent)
     assert [source.read(index, rng()).synthetic for index in range(2)] == ["A b. C d.", ""]
-
-
-# ---- what tars may hold, and disks may do
 
 
 def test_names_that_are_not_utf8_are_names(tmp_path: Path):
@@ -338,7 +321,7 @@ def test_names_that_are_not_utf8_are_names(tmp_path: Path):
     source = opened(tmp_path / "data")
     assert source.name(0) == "a.tar/caf\\xe9"
     source.name(0).encode()
-    assert source.read(0, rng()).image == clips_world.picture(0)
+    assert source.read(0, rng()).image == clips_world.draw_image(0)
 
 
 def test_bytes_that_the_disk_does_not_give_are_a_bad_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -359,4 +342,4 @@ def test_a_copy_that_another_process_removes_is_made_again(tmp_path: Path, monke
 
     source.read(7, rng())
     monkeypatch.setattr(ShardCache, "path", path_then_gone)
-    assert source.read(7, rng()).image == clips_world.picture(7)
+    assert source.read(7, rng()).image == clips_world.draw_image(7)

@@ -54,7 +54,7 @@ def tiny(architecture: str = "clips-tiny", **fields: object) -> ClipsModel:
     return build_model(ModelConfig(architecture=architecture, context_length=12, **fields), RECIPE, seed=0)
 
 
-def test_the_same_shape_begins_with_the_same_weights(encoder: Path):
+def test_an_equal_architecture_starts_from_the_same_weights(encoder: Path):
     found, expected = (one.state_dict() for one in (model(pretrained=str(encoder), patch_dropout=0.25), model()))
     assert found.keys() == expected.keys()
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
@@ -121,7 +121,7 @@ def test_of_an_encoder_with_other_tokens_the_image_tower_is_taken(tmp_path: Path
 
 
 @pytest.mark.parametrize("rows", [49408, 32000])
-def test_tokens_are_told_apart_by_more_than_their_number(tmp_path: Path, rows: int):
+def test_tokens_are_compared_by_more_than_their_id(tmp_path: Path, rows: int):
     stock_clip(tmp_path, text_cfg={"vocab_size": rows})  # SigLIP's vocabulary has as many words as this method's
     begun = model(pretrained=str(tmp_path), normalization="openai")
     old = tensors_of(tmp_path)
@@ -129,7 +129,7 @@ def test_tokens_are_told_apart_by_more_than_their_number(tmp_path: Path, rows: i
     assert not torch.equal(begun.clip.token_embedding.weight[:9], old["token_embedding.weight"][:9])
 
 
-def test_an_encoder_with_quick_gelu_goes_on_with_it(tmp_path: Path):
+def test_an_encoder_with_quick_gelu_keeps_it(tmp_path: Path):
     stock_clip(tmp_path, quick_gelu=True)
     with pytest.raises(UserError, match=r"^model\.architecture: expected one with -quickgelu, as .* was trained$"):
         model(pretrained=str(tmp_path), normalization="openai")
@@ -183,7 +183,7 @@ def test_long_clip_keeps_the_first_positions():
         stretch_text_pos_embed(table, 16, 20)
 
 
-def test_what_does_not_fit_is_named(encoder: Path, tmp_path: Path):
+def test_weights_that_do_not_fit_are_named(encoder: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"expected an encoder directory with open_clip_model\.safetensors"):
         model(pretrained=str(tmp_path))
     with pytest.raises(UserError, match="expected the same architecture"):

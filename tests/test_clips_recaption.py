@@ -1,4 +1,4 @@
-"""Synthetic captions by a LLaVA: what is written, what is kept, sharing, killing and going on."""
+"""Synthetic captions by a LLaVA: output, filters, work split, kill and resume."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def captions_of(directory: Path, **fields: Any) -> list[str]:
     return [source.read(index, np.random.default_rng(0)).synthetic for index in range(len(source))]
 
 
-def test_captions_are_those_of_each_picture_alone_and_all_else_is_kept(settings: Settings, llava: Path, shards: Path):
+def test_captions_are_those_of_each_image_alone_and_all_else_stays(settings: Settings, llava: Path, shards: Path):
     from llava_bridge import answer, load_llava
 
     config = settings()
@@ -122,9 +122,7 @@ def test_the_result_is_described_and_clips_trains_on_it(settings: Settings, llav
     assert made["parents"]["out"]["hash"] == manifest["hash"]
 
 
-def test_batches_are_full_across_shards_and_bad_pictures(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_batches_are_full_across_shards_and_invalid_images(settings, tmp_path, monkeypatch, capsys):
     samples = {f"{index:09d}": clips_world.sample(index) for index in range(21)}
     samples["000000003"]["png"] = b"not a picture"
     samples["000000012"]["json"] = b"{broken"
@@ -149,9 +147,7 @@ def test_batches_are_full_across_shards_and_bad_pictures(
     assert not list((tmp_path / "strict").rglob("*.tar*"))
 
 
-def test_interrupted_it_goes_on_and_writes_the_same(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_an_interrupted_recaptioning_resumes_and_writes_the_same(settings, tmp_path, monkeypatch):
     drawn = functools.partial(settings, temperature=1.0)
     monkeypatch.setattr("clips.recaption.work_split._BATCHES_OF_WINDOW", 1)
     run_recaption(drawn(output=str(tmp_path / "whole")))
@@ -178,7 +174,7 @@ def test_interrupted_it_goes_on_and_writes_the_same(
     assert len(content(tmp_path / "whole")) == 3
 
 
-def test_done_is_done_and_other_settings_are_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys):
+def test_a_finished_recaptioning_stays_and_other_settings_are_rejected(settings, monkeypatch, capsys):
     config = settings(max_new_tokens=2)
     run_recaption(config)
     monkeypatch.setattr(CaptionModel, "__init__", lambda *arguments: pytest.fail("the model is loaded again"))
@@ -201,7 +197,7 @@ def test_several_drawn_captions_as_a_table(settings: Settings, tmp_path: Path):
     frame_folder.mkdir()
     rows = []
     for index in range(6):
-        (frame_folder / f"{index}.png").write_bytes(clips_world.picture(index))
+        (frame_folder / f"{index}.png").write_bytes(clips_world.draw_image(index))
         rows.append({"url": f"{index}.png", "org_caption": f"thing {index}", "score": index})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     table = {
@@ -216,7 +212,7 @@ def test_several_drawn_captions_as_a_table(settings: Settings, tmp_path: Path):
     assert len(back) == 6
     drawn = {back.read(4, np.random.default_rng(seed)).synthetic for seed in range(30)}
     assert len(drawn) == 3
-    assert back.read(4, np.random.default_rng(0)).image == clips_world.picture(4)
+    assert back.read(4, np.random.default_rng(0)).image == clips_world.draw_image(4)
     assert back.read(4, np.random.default_rng(0)).web == "thing 4"
     run_recaption(settings(**table, output=str(tmp_path / "tar")))
     record = open_source(
@@ -239,10 +235,7 @@ def test_a_model_of_another_family_without_a_chat_template(settings: Settings, t
     run_recaption(settings(model=str(tmp_path / "blip"), prompt="a picture of", max_new_tokens=3))
     found = captions_of(tmp_path / "out")
     assert len(found) == 21
-    assert all(text.startswith("a picture of ") and len(text.split()) <= 6 for text in found)  # BLIP goes on from it
-
-
-# ---- the plan
+    assert all(text.startswith("a picture of ") and len(text.split()) <= 6 for text in found)  # BLIP continues it
 
 
 def test_shards_keep_to_the_sources_own_and_groups_to_whole_batches():
@@ -265,9 +258,6 @@ def test_the_work_is_shared_by_part_and_rank(settings: Settings, monkeypatch: py
     for part in ("0/4", "5/4", "1", "a/b"):
         with pytest.raises(UserError, match="shard: expected for instance 3/64"):
             settings(shard=part)
-
-
-# ---- what is kept of what was written
 
 
 @pytest.mark.parametrize(
@@ -312,13 +302,8 @@ def test_mistakes_are_one_line(settings: Settings, fields: dict[str, Any], messa
     assert "\n" not in str(raised.value)
 
 
-# ---- whole processes
-
-
 @pytest.mark.slow
-def test_a_llava_that_the_bridge_trained_in_processes_that_are_killed(
-    tmp_path: Path, bridge_encoder: Path, bridge_talk: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_a_llava_that_the_bridge_trained_in_processes_that_are_killed(tmp_path, bridge_encoder, bridge_talk, capsys):
     config = bridge_world.config_file(tmp_path, "llava", bridge_talk, encoder=str(bridge_encoder))
     trained = bridge_world.run_python("-m", "llava_bridge", "train", "--config", str(config))
     assert trained.returncode == 0, trained.stderr
@@ -339,7 +324,7 @@ def test_a_llava_that_the_bridge_trained_in_processes_that_are_killed(
     second = bridge_world.run_python(*options, str(tmp_path / "shared"), "--shard", "2/2")
     assert second.returncode == 0, second.stderr
     assert "this part is done" in second.stderr
-    rest = bridge_world.run_python(*options, str(tmp_path / "shared"))  # whatever is missing, in one process
+    rest = bridge_world.run_python(*options, str(tmp_path / "shared"))  # all that is missing, in one process
     assert rest.returncode == 0, rest.stderr
     assert dispatch("clips", "", COMMANDS, [*options[2:], str(tmp_path / "alone")]) == 0
     assert content(tmp_path / "shared") == content(tmp_path / "alone")

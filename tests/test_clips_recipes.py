@@ -140,6 +140,6 @@ def test_the_cosine_gap_by_hand():
         ({"caption_tokens": 0}, r"^recipe\.caption_tokens: "),
     ],
 )
-def test_what_is_no_recipe_is_told_by_its_field(fields, told):
+def test_an_invalid_recipe_names_its_field(fields, told):
     with pytest.raises(UserError, match=told):
         RecipeConfig(**fields)

@@ -22,7 +22,7 @@ FAMILIES = {
     "so400m": ((1152, 27, 4304, 16), (1152, 27, 4304, 16), 1152, 412),
     "h": ((1280, 32, 5120, 16), (1024, 24, 4096, 16), 1024, 632),
 }
-RELEASED = {  # by architecture: the family's published name, patch, picture sizes
+RELEASED = {  # by architecture: the family's published name, patch, image sizes
     "clips-ti-16": ("tiny", 16, [160, 224, 384]),
     "clips-ti-8": ("tiny", 8, [160, 224, 384]),
     "clips-s-16": ("small", 16, [160, 224, 384]),

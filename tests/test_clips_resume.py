@@ -50,9 +50,7 @@ def part_of(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Te
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-def test_one_process_of_a_machine_reads_the_checkpoint_and_all_hold_it(
-    stopped: dict[str, Any], resumed: dict[str, list[dict[str, Any]]], way: str
-):
+def test_one_process_of_a_machine_reads_the_checkpoint_and_all_hold_it(stopped, resumed, way):
     """Weights, moments and average, each put together from both processes where they hold shards."""
     tensors = stopped["tensors"]
     first, second = resumed[way]

@@ -88,7 +88,7 @@ def test_other_counts_have_their_rates(clock):
     assert log.getvalue() == "captioning: 30 of 90 samples · 0.5 samples/s · 15.5 tokens/s · 2 min left\n"
 
 
-def test_what_is_quick_says_nothing():
+def test_quick_work_logs_nothing():
     log = io.StringIO()
     with Progress("embedding", 3, stream=log) as shown:
         shown.advance(3)

@@ -58,7 +58,7 @@ def test_lanes_of_a_mixture_keep_to_its_weights_and_go_through_each_source():
     assert all((0, index) in read for index in range(280))  # the first epoch of both
 
 
-def test_a_lane_is_shuffled_anew_in_every_epoch():
+def test_a_stripe_is_shuffled_again_in_every_epoch():
     order = SampleOrder([[40] * 4], seed=0, window=2, batch_size=4)
     lane = [[order.at(160 * epoch + 4 * step).index for step in range(20)] for epoch in range(2)]
     assert lane[0] != sorted(lane[0])

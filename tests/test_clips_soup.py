@@ -47,7 +47,7 @@ def test_without_a_captioner_in_all_there_is_none(encoders: list[Path], tmp_path
     assert "license: unknown" in (tmp_path / "soup" / "README.md").read_text()  # they do not agree
 
 
-def test_what_does_not_mix_is_told(encoders: list[Path], tmp_path: Path):
+def test_models_that_do_not_match_are_rejected(encoders: list[Path], tmp_path: Path):
     with pytest.raises(UserError, match="two or more"):
         SoupConfig(encoders=("a",), output="b")
     with pytest.raises(UserError, match="expected an encoder directory"):

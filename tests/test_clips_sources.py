@@ -1,4 +1,4 @@
-"""Every format of training data: tables, hub data sets, COCO's layout, shards from afar."""
+"""Every format of training data: tables, Hub datasets, COCO's format, remote shards."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ TABLE = {"format": "table", "web_caption": "org_caption", "synthetic_caption": "
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def image_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     for index in range(COUNT):
-        (folder / f"{index}.png").write_bytes(clips_world.picture(index))
+        (folder / f"{index}.png").write_bytes(clips_world.draw_image(index))
     return folder
 
 
 def rows() -> pd.DataFrame:
-    """Recap-DataComp-1B's columns, the pictures as paths."""
+    """Recap-DataComp-1B's columns, the images as paths."""
     return pd.DataFrame(
         {
             "url": [f"{index}.png" for index in range(COUNT)],
@@ -60,23 +60,23 @@ def write_table(folder: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
-def test_tables_of_every_kind_read_alike(tmp_path: Path, pictures: Path, kind: str):
+def test_tables_of_every_kind_read_alike(tmp_path: Path, image_dir: Path, kind: str):
     path = write_table(tmp_path, kind)
-    config = SourceConfig(path=str(path), image_root=str(pictures), **TABLE)
+    config = SourceConfig(path=str(path), image_root=str(image_dir), **TABLE)
     source = open_source(config)
     assert len(source) == COUNT
     for index in range(COUNT):
         sample = source.read(index, rng())
-        assert sample.image == clips_world.picture(index)
+        assert sample.image == clips_world.draw_image(index)
         assert (sample.web, sample.synthetic) == (f"photo {index}", f"A photo. Number {index}.")
     whole = open_source(SourceConfig(**{**vars(config), "path": str(tmp_path)}))  # a directory of tables
     assert len(whole) == COUNT
     assert source.describe()["samples"] == COUNT
 
 
-def test_pictures_may_stand_in_the_table_and_captions_in_lists(tmp_path: Path):
+def test_a_table_may_contain_images_and_lists_of_captions(tmp_path: Path):
     frame = rows().assign(
-        image=[clips_world.picture(index) for index in range(COUNT)],
+        image=[clips_world.draw_image(index) for index in range(COUNT)],
         several=[[f"first of {index}", f"second of {index}"] for index in range(COUNT)],
     )
     frame.loc[2, "image"] = None
@@ -86,7 +86,7 @@ def test_pictures_may_stand_in_the_table_and_captions_in_lists(tmp_path: Path):
     source = open_source(SourceConfig(**{**fields, "synthetic_caption": "several"}))
     drawn = {source.read(1, rng(seed)).synthetic for seed in range(20)}
     assert drawn == {"first of 1", "second of 1"}
-    assert source.read(1, rng()).image == clips_world.picture(1)
+    assert source.read(1, rng()).image == clips_world.draw_image(1)
     alone = source.read(3, rng())
     assert (alone.web, alone.synthetic in {"first of 3", "second of 3"}) == ("", True)
     source = open_source(SourceConfig(**{**fields, "synthetic_caption": None}))
@@ -95,8 +95,8 @@ def test_pictures_may_stand_in_the_table_and_captions_in_lists(tmp_path: Path):
             source.read(index, rng())
 
 
-def test_saved_data_sets_of_the_hub(tmp_path: Path, pictures: Path):
-    columns = {"image": [str(pictures / f"{index}.png") for index in range(COUNT)], "text": rows()["org_caption"]}
+def test_saved_datasets_of_the_hub(tmp_path: Path, image_dir: Path):
+    columns = {"image": [str(image_dir / f"{index}.png") for index in range(COUNT)], "text": rows()["org_caption"]}
     made = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
     made.save_to_disk(tmp_path / "one")
     datasets.DatasetDict({"train": made, "test": made.select(range(2))}).save_to_disk(tmp_path / "both")
@@ -104,24 +104,24 @@ def test_saved_data_sets_of_the_hub(tmp_path: Path, pictures: Path):
     assert len(opened(tmp_path / "one", **config)) == COUNT
     test = opened(tmp_path / "both", split="test", **config)
     assert len(test) == 2
-    assert test.read(1, rng()).image == clips_world.picture(1)
+    assert test.read(1, rng()).image == clips_world.draw_image(1)
     assert test.read(1, rng()).synthetic == ""
     with pytest.raises(UserError, match=r"unknown split of .*both 'tets'; did you mean 'test'"):
         opened(tmp_path / "both", split="tets", **config)
 
 
-def test_cocos_own_layout(tmp_path: Path, pictures: Path):
+def test_cocos_own_layout(tmp_path: Path, image_dir: Path):
     images = [{"id": 10 + index, "file_name": f"{index}.png"} for index in range(3)]
     said = [(index, f" caption {number} of {index} ") for index in (0, 2) for number in range(5)]
     annotations = [{"image_id": 10 + index, "caption": caption} for index, caption in said]
     path = tmp_path / "captions_train2017.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations}), encoding="utf-8")
     fields = {"web_caption": "first_sentence", "synthetic_caption": "other_sentences"}
-    config = SourceConfig(format="coco", path=str(path), image_root=str(pictures), **fields)
+    config = SourceConfig(format="coco", path=str(path), image_root=str(image_dir), **fields)
     source = open_source(config)
     assert len(source) == 2
     sample = source.read(1, rng())
-    assert sample.image == clips_world.picture(2)
+    assert sample.image == clips_world.draw_image(2)
     assert sample.web == "caption 0 of 2"
     assert sample.synthetic == " ".join(f"caption {number} of 2." for number in range(1, 5))
     path.write_text('{"images": []}', encoding="utf-8")
@@ -154,14 +154,11 @@ def test_a_wrong_table_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert "\n" not in str(raised.value)
 
 
-# ---- streams
-
-
 def streamed_rows(folder: Path) -> Path:
-    """23 rows in two parquet files in the hub's layout, five rows a group, with a column that nobody asks for."""
+    """23 rows in two parquet files in the hub's layout, five rows a group, with a column that is not used."""
     frame = pd.DataFrame(
         {
-            "jpg": [{"bytes": clips_world.picture(index), "path": f"{index}.png"} for index in range(23)],
+            "jpg": [{"bytes": clips_world.draw_image(index), "path": f"{index}.png"} for index in range(23)],
             "text": [f"photo {index}" for index in range(23)],
             "re_caption": [[f"A photo. Number {index}.", f"Photo {index}."] for index in range(23)],
             "heavy": [np.random.default_rng(index).bytes(20_000) for index in range(23)],
@@ -198,7 +195,7 @@ def parquet_server(tmp_path: Path) -> Iterator[http.server.ThreadingHTTPServer]:
 STREAM = {"format": "datasets", "web_caption": "text", "synthetic_caption": "re_caption", "streaming": True}
 
 
-def test_a_data_set_in_the_hubs_layout_is_streamed(tmp_path: Path):
+def test_a_dataset_in_the_hub_layout_is_streamed(tmp_path: Path):
     hub = streamed_rows(tmp_path / "hub")
     fields = {**STREAM, "path": str(hub), "cache_dir": str(tmp_path / "cache")}
     copied = open_source(SourceConfig(**{**fields, "streaming": False}))
@@ -233,7 +230,7 @@ def test_a_broken_row_group_costs_its_rows_only(tmp_path: Path):
     assert [source.read(index, rng()).web for index in (4, 10)] == ["photo 4", "photo 10"]
 
 
-def test_a_table_that_was_written_anew_is_read_anew(tmp_path: Path):
+def test_a_rewritten_table_is_read_again(tmp_path: Path):
     fields = {**STREAM, "path": str(streamed_rows(tmp_path / "hub")), "cache_dir": str(tmp_path / "cache")}
     assert open_source(SourceConfig(**fields)).read(0, rng()).web == "photo 0"
     for file in (tmp_path / "hub" / "data").iterdir():
@@ -244,14 +241,14 @@ def test_a_table_that_was_written_anew_is_read_anew(tmp_path: Path):
     assert [source.read(index, rng()).web for index in (0, 22)] == ["another photo 0", "another photo 22"]
 
 
-def test_from_afar_only_what_is_needed_is_fetched(parquet_server, tmp_path: Path):
+def test_only_the_needed_remote_parts_are_downloaded(parquet_server, tmp_path: Path):
     path = address(parquet_server, "data/train-{00000..00001}-of-00002.parquet")
     cache = tmp_path / "cache"
-    limit = 3 * 5 * len(clips_world.picture(0)) * 1.4  # bytes of about three groups
+    limit = 3 * 5 * len(clips_world.draw_image(0)) * 1.4  # bytes of about three groups
     fields = {**STREAM, "format": "table", "path": path, "cache_dir": str(cache), "max_cache_gb": limit / 1e9}
     source = open_source(SourceConfig(**fields))
     before = len(parquet_server.seen)
-    assert source.read(12, rng()).image == clips_world.picture(12)
+    assert source.read(12, rng()).image == clips_world.draw_image(12)
     footer, group = parquet_server.seen[before:]
     assert (footer, group < 20_000) == (65_536, True)  # the three rows have 60,000 bytes more in another column
     config = DataConfig(sources=(SourceConfig(**fields),), shuffle_buffer_shards=2, num_workers=2)
@@ -287,12 +284,12 @@ def test_a_stream_is_shuffled_within_a_window(tmp_path: Path):
         DataConfig(sources=(SourceConfig(**STREAM, path="hub"),))
 
 
-def capsfusion_table(folder: Path, pictures: Path) -> Path:
-    """CapsFusion-120M's columns; picture 3 has no fused caption, picture 5 no synthetic one at all."""
+def capsfusion_table(folder: Path, image_dir: Path) -> Path:
+    """CapsFusion-120M's columns; image 3 has no fused caption, image 5 no synthetic one at all."""
     folder.mkdir()
     frame = pd.DataFrame(
         {
-            "image_url": [(pictures / f"{index}.png").as_uri() for index in range(COUNT)],
+            "image_url": [(image_dir / f"{index}.png").as_uri() for index in range(COUNT)],
             "laion_2b": [f"raw {index}" for index in range(COUNT)],
             "laion_coco": [f"a photo of {index}" if index != 5 else "" for index in range(COUNT)],
             "capsfusion": [f"A raw photo of {index}." if index not in {3, 5} else None for index in range(COUNT)],
@@ -303,25 +300,25 @@ def capsfusion_table(folder: Path, pictures: Path) -> Path:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_capsfusions_own_columns_are_its_formats_defaults(tmp_path: Path, pictures: Path, stream: bool):
-    path, cache = str(capsfusion_table(tmp_path / "table", pictures)), str(tmp_path / "cache")
-    source = opened(path, format="capsfusion", image_root=str(pictures), streaming=stream, cache_dir=cache)
+def test_capsfusions_own_columns_are_its_formats_defaults(tmp_path: Path, image_dir: Path, stream: bool):
+    path, cache = str(capsfusion_table(tmp_path / "table", image_dir)), str(tmp_path / "cache")
+    source = opened(path, format="capsfusion", image_root=str(image_dir), streaming=stream, cache_dir=cache)
     found = [source.read(4, rng(seed)) for seed in range(40)]
     assert {sample.web for sample in found} == {"raw 4"}
     fused = [sample.synthetic for sample in found].count("A raw photo of 4.")
     assert [sample.synthetic for sample in found].count("a photo of 4") == 40 - fused
     assert 10 < fused < 30
-    assert found[0].image == clips_world.picture(4)
+    assert found[0].image == clips_world.draw_image(4)
     assert {source.read(3, rng(seed)).synthetic for seed in range(9)} == {"a photo of 3"}
     assert source.read(5, rng()).synthetic == ""
 
 
-def test_real_capsfusion_captions(tmp_path: Path, pictures: Path, shared: Path):
+def test_real_capsfusion_captions(tmp_path: Path, image_dir: Path, shared: Path):
     rows = [json.loads(line) for line in (shared / "data" / "capsfusion_5k.jsonl").read_text().splitlines()[:COUNT]]
     lines = [json.dumps({"image_url": f"{index}.png", **row}) + "\n" for index, row in enumerate(rows)]
     (tmp_path / "rows.jsonl").write_text("".join(lines))
     fields = {"format": "table", "web_caption": "web", "synthetic_caption": ("short_synthetic", "fused")}
-    source = opened(tmp_path / "rows.jsonl", image_root=str(pictures), **fields)
+    source = opened(tmp_path / "rows.jsonl", image_root=str(image_dir), **fields)
     synthetic = {source.read(1, rng(seed)).synthetic for seed in range(20)}
     assert synthetic == {rows[1]["fused"].strip(), rows[1]["short_synthetic"].strip()}
     assert source.read(1, rng()).web == rows[1]["web"].strip()
@@ -344,9 +341,9 @@ def test_ranges_of_names():
     assert expand_brace_ranges("plain.tar") == ["plain.tar"]
 
 
-def test_sources_are_mixed_by_weight(tmp_path: Path, pictures: Path):
+def test_sources_are_mixed_by_weight(tmp_path: Path, image_dir: Path):
     shards = clips_world.write_shards(tmp_path / "shards", sizes=(9, 7, 5))
-    table = SourceConfig(path=str(write_table(tmp_path, "jsonl")), image_root=str(pictures), **TABLE, weight=1)
+    table = SourceConfig(path=str(write_table(tmp_path, "jsonl")), image_root=str(image_dir), **TABLE, weight=1)
     sources = (SourceConfig(path=str(shards), weight=3), table)
 
     def prepare(web: str, synthetic: str, rng: np.random.Generator) -> dict[str, object]:

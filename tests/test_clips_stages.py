@@ -31,9 +31,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return clips_world.write_shards(tmp_path_factory.mktemp("data") / "train")
 
 
-def test_stages_run_in_turn_and_go_on_where_they_were_stopped(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_stages_run_in_order_and_resume(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     config = clips_world.train_config(data, tmp_path / "run", max_steps=None, stages=STAGES)
     one, two = stage_configs(config)
     assert (one.seed, two.seed) == (config.seed, config.seed + 1)
@@ -110,9 +108,7 @@ def test_a_finished_stage_may_have_had_other_processes(data: Path, tmp_path: Pat
         ({"max_steps": 2, "max_samples": 8}, r"stages\[2\]: max_steps, max_samples, num_epochs: expected exactly one"),
     ],
 )
-def test_a_wrong_stage_is_told_before_the_first_begins(
-    data: Path, tmp_path: Path, stage: dict[str, object], message: str
-):
+def test_an_invalid_stage_is_reported_before_the_first_begins(data, tmp_path, stage, message):
     stages = ({"max_steps": 1}, {"max_steps": 1, **stage})
     with pytest.raises(UserError, match=message):
         train(clips_world.train_config(data, tmp_path / "run", max_steps=None, stages=stages))

@@ -102,6 +102,6 @@ def test_a_plan_fills_the_texts_of_stock_towers(stock: Path):
         ({"image_size": 33}, "model.image_size: expected a multiple of the patch size"),
     ],
 )
-def test_what_does_not_fit_an_encoder_as_it_is(stock: Path, fields: dict[str, Any], line: str):
+def test_settings_that_do_not_fit_an_encoder(stock: Path, fields: dict[str, Any], line: str):
     with pytest.raises(UserError, match=line):
         architectures.model_cfg(ModelConfig(**({"architecture": str(stock)} | fields)))

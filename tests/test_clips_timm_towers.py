@@ -29,14 +29,14 @@ def vision_of(architecture: str, **fields: Any) -> dict[str, Any]:
 
 
 def write_config(path: Path, **parts: Any) -> Path:
-    """A file of open_clip's format: a tiny ConvNeXt of timm beside a tiny text tower."""
+    """A file of open_clip's format: a tiny ConvNeXt of timm and a tiny text tower."""
     vision = {"timm_model_name": "test_convnext", "timm_pool": "", "timm_proj": "linear", "image_size": 64}
     text = {"context_length": 10, "width": 32, "heads": 2, "layers": 1}
     path.write_text(json.dumps({"embed_dim": 24, "vision_cfg": vision, "text_cfg": text, **parts}), encoding="utf-8")
     return path
 
 
-def test_a_timm_model_stands_beside_the_text_tower_of_clips_b_16():
+def test_a_timm_model_has_the_text_tower_of_clips_b_16():
     cfg = architectures.model_cfg(ModelConfig(architecture=f"timm:{NAME}"))
     beside = architectures.model_cfg(ModelConfig(architecture="clips-b-16"))
     assert {**cfg, "vision_cfg": None} == {**beside, "vision_cfg": None}
@@ -46,7 +46,7 @@ def test_a_timm_model_stands_beside_the_text_tower_of_clips_b_16():
     assert short["text_cfg"]["context_length"] == 12
 
 
-def test_pictures_are_as_timm_says_unless_the_config_does():
+def test_images_are_preprocessed_as_timm_states_by_default():
     assert vision_of("timm:convnext_atto")["image_size"] == 224
     assert vision_of("timm:convnext_atto", image_size=96)["image_size"] == 96
     with pytest.raises(UserError, match=r"model\.image_size: expected 160, at which alone open_clip loads this trunk"):
@@ -92,7 +92,7 @@ def test_a_file_has_its_own_sizes_and_this_methods_texts(tmp_path: Path):
         ('{"embed_dim": 8, "vision_cfg": {"widht": 8}, "text_cfg": {}}', "open_clip cannot build it .*'widht'"),
     ],
 )
-def test_a_wrong_file_is_told(tmp_path: Path, content: str | None, message: str):
+def test_a_wrong_file_is_reported(tmp_path: Path, content: str | None, message: str):
     path = tmp_path / "mine.json"
     if content is not None:
         path.write_text(content, encoding="utf-8")
@@ -126,7 +126,7 @@ def test_a_timm_model_trains_from_its_weights_and_is_loaded_by_stock_open_clip(t
     assert all(torch.equal(found[f"visual.trunk.{name}"], value) for name, value in weights.items())
 
 
-def test_a_file_trains_goes_on_and_is_exported(tmp_path: Path):
+def test_a_weights_file_trains_resumes_and_is_exported(tmp_path: Path):
     data, path = clips_world.write_shards(tmp_path / "data", (6,)), write_config(tmp_path / "mine.json")
     run = tmp_path / "run"
     settings: dict[str, Any] = {

@@ -120,7 +120,7 @@ def test_the_short_way_to_text_features_computes_less(attention):
     assert work[towers.encode_text_features] < {"all": 0.9, "causal": 0.7}[attention] * work[towers.encode_text]
 
 
-def test_what_stands_behind_the_end_token_of_a_causal_text_does_not_count():
+def test_tokens_after_the_end_token_of_a_causal_text_do_not_count():
     model, text = with_text("causal"), ClipsTokenizer(12)(["a red car", "two brown dogs run"])
     changed = text.clone()
     changed[0, 6:], changed[1, 7:] = 2000, 2000
@@ -182,7 +182,7 @@ def test_pretrained_trunk_is_loaded_and_cast(trunked, shared):
     assert towers.encode_image(trunked, images(2))[0].isfinite().all()
 
 
-def test_unfit_trunk_weights_are_refused(tiny, trunked, tmp_path):
+def test_unfit_trunk_weights_are_rejected(tiny, trunked, tmp_path):
     whole, path = trunked.visual.trunk.state_dict(), tmp_path / "trunk.safetensors"
     save_file(whole | {"head.fc.weight": torch.zeros(1000, 320)}, path)
     towers.load_trunk(trunked, path)  # a classifier is left out
@@ -249,7 +249,7 @@ def kind_of(cfg: dict[str, Any]) -> str:
 
 
 @pytest.mark.slow
-def test_open_clips_configs_of_every_kind_are_built_and_read_pictures_and_texts():
+def test_open_clip_configs_of_every_kind_encode_images_and_texts():
     import open_clip
 
     kinds: dict[str, dict[str, Any]] = {}
@@ -284,13 +284,13 @@ def test_open_clips_configs_of_every_kind_are_built_and_read_pictures_and_texts(
         ({"architecture": "RN5"}, r"unknown model\.architecture 'RN5'; did you mean 'RN50'\?"),
     ],
 )
-def test_bad_architectures_are_refused(fields, message):
+def test_bad_architectures_are_rejected(fields, message):
     with pytest.raises(UserError, match=message) as told:
         built(**fields)
     assert len(str(told.value)) < 200
 
 
-def test_trying_a_picture_leaves_no_trace():
+def test_a_trial_image_changes_no_state():
     made = towers.build_towers(architectures.model_cfg(ModelConfig(architecture="clips-rn-tiny")))
     assert all(module.training for module in made.modules())
     assert int(made.visual.bn1.num_batches_tracked) == 0

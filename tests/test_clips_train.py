@@ -46,9 +46,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     return output
 
 
-# ---- a whole run
-
-
 def test_all_files_of_a_run_have_the_permissions_of_the_umask(tmp_path: Path, data: Path):
     mask = 0o027
     before = os.umask(mask)
@@ -110,7 +107,7 @@ def test_an_entry_has_the_means_of_its_steps_also_in_a_resumed_run(whole: Path, 
         assert last[name] == pytest.approx(each[5][name]), name
 
 
-def test_flops_are_the_mean_of_batches_and_go_on_from_those_before(tmp_path: Path):
+def test_flops_are_the_mean_of_batches_also_after_a_resume(tmp_path: Path):
     words = "A red square. It lies on a table beside a dog, two cups and a very large green bottle."
     samples = {f"{index}": clips_world.sample(index) for index in range(12)}
     for index in range(0, 12, 3):
@@ -129,12 +126,10 @@ def test_flops_are_the_mean_of_batches_and_go_on_from_those_before(tmp_path: Pat
     train_counting_flops(resumed)
     found = [[entry["flops_per_sample"] for entry in metrics(tmp_path / name)] for name in ("whole", "resumed")]
     assert found[0] == found[1]
-    assert len(set(found[0])) > 1  # batches are unlike
+    assert len(set(found[0])) > 1  # batches differ
 
 
-def test_a_finished_run_is_left_alone_and_another_config_refused(
-    whole: Path, data: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_a_finished_run_stays_and_another_config_is_rejected(whole, data, capsys):
     before = {path: path.stat().st_mtime_ns for path in whole.iterdir()}
     train(clips_world.train_config(data, whole, logging_steps=1, save_steps=1))
     assert "already trained" in capsys.readouterr().err
@@ -154,13 +149,13 @@ def test_a_finished_run_is_left_alone_and_another_config_refused(
     assert {path: path.stat().st_mtime_ns for path in whole.iterdir()} == before
 
 
-def test_an_unfinished_run_may_change_what_it_is_told_it_may(data: Path, tmp_path: Path):
+def test_an_unfinished_run_may_change_the_stated_settings(data: Path, tmp_path: Path):
     run = tmp_path / "run"
     with stopped_at(4):
         train(clips_world.train_config(data, run))
     slower = {"optimizer": {"learning_rate": 0.0005}}
     allowed = clips_world.train_config(data, run, **slower, allow_changes_on_resume=["optimizer.learning_rate"])
-    with stopped_at(4):  # before it has come to another checkpoint: what it did not keep is no run to go on with
+    with stopped_at(4):  # before another checkpoint: a run without one cannot be resumed
         train(allowed)
     with pytest.raises(UserError, match=r"optimizer\.learning_rate is 0\.001 there and 0\.0005 now"):
         train(clips_world.train_config(data, run, **slower))
@@ -174,10 +169,7 @@ def test_an_unfinished_run_may_change_what_it_is_told_it_may(data: Path, tmp_pat
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (
-            {"allow_changes_on_resume": ["seed"]},
-            "allow_changes_on_resume: expected fields that begin with optimizer., precision; got seed",
-        ),
+        ({"allow_changes_on_resume": ["seed"]}, "expected fields that begin with optimizer., precision; got seed"),
         (
             {
                 "model": {"architecture": "clips-tiny", "cache_trunk_features": True, "lock_image": True},
@@ -188,7 +180,7 @@ def test_an_unfinished_run_may_change_what_it_is_told_it_may(data: Path, tmp_pat
         ),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_done(tmp_path: Path, fields: dict[str, Any], message: str):
+def test_impossible_settings_are_rejected_before_training(tmp_path: Path, fields: dict[str, Any], message: str):
     with pytest.raises(UserError, match=re.escape(message)):
         clips_world.train_config(tmp_path / "data", tmp_path / "run", **fields)
 
@@ -238,9 +230,6 @@ def test_it_learns(tmp_path: Path):
     assert losses[-1] < 0.5 * losses[0]
 
 
-# ---- interruptions and processes
-
-
 def test_killed_in_mid_run_and_resumed_is_the_same_run(whole: Path, data: Path, tmp_path: Path):
     output = tmp_path / "killed"
     config = clips_world.train_config(data, output, save_steps=1)
@@ -270,7 +259,7 @@ def test_the_batch_is_divided_evenly_or_not_at_all(data: Path, tmp_path: Path, m
         train(clips_world.train_config(data, tmp_path / "three"))
 
 
-def test_a_full_disk_in_mid_run_is_told_and_the_run_goes_on_later(whole: Path, data: Path, tmp_path: Path):
+def test_a_full_disk_during_a_run_is_reported_and_the_run_resumes_later(whole: Path, data: Path, tmp_path: Path):
     disk = tmp_path / "disk"
     disk.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=200M", "tmpfs", str(disk)]
@@ -289,9 +278,7 @@ def test_a_full_disk_in_mid_run_is_told_and_the_run_goes_on_later(whole: Path, d
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_what_is_odd_about_the_data_is_said_and_validation_looked_at_first(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_unusual_data_is_reported_and_validation_checked_first(data, tmp_path, capsys):
     validation = {"source": {"path": str(tmp_path / "gone.tar")}}
     with pytest.raises(UserError, match=r"gone\.tar: no such file"):
         train(clips_world.train_config(data, tmp_path / "run", validation=validation))

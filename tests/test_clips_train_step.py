@@ -131,9 +131,7 @@ def test_the_average_is_the_exponential_one(data: Path, tmp_path: Path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-def test_metrics_go_to_weights_and_biases_and_tensorboard_too(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_metrics_go_to_weights_and_biases_and_tensorboard_too(data, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -169,7 +167,7 @@ class Broken:
     finish = None  # never asked any more
 
 
-def test_a_tracker_that_fails_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_failing_tracker_is_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     log = RunLogger(tmp_path, step=0, steps=2, trackers=[Broken()])
     with log:
         for step in (1, 2):
@@ -182,14 +180,7 @@ def test_a_tracker_that_fails_is_left_out(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("number", "status"), [pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow), (signal.SIGINT, 130)]
 )
-def test_asked_to_stop_it_saves_and_goes_on_exactly(
-    data: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    number: int,
-    status: int,
-):
+def test_a_stopped_run_saves_and_resumes_exactly(data, tmp_path, monkeypatch, capsys, number, status):
     real = training.train_step
 
     def step_and_signal(run, batch):  # type: ignore[no-untyped-def]
@@ -213,9 +204,7 @@ def test_asked_to_stop_it_saves_and_goes_on_exactly(
 
 @pytest.mark.usefixtures("listening")
 @pytest.mark.parametrize(("number", "later"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, None)])
-def test_a_second_ctrl_c_ends_at_once_but_not_the_launchers_echo_nor_a_second_sigterm(
-    monkeypatch: pytest.MonkeyPatch, number: int, later: type[BaseException] | None
-):
+def test_a_second_ctrl_c_ends_at_once_but_not_the_launchers_echo_nor_a_second_sigterm(monkeypatch, number, later):
     with graceful_shutdown() as stop:
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)
@@ -224,9 +213,6 @@ def test_a_second_ctrl_c_ends_at_once_but_not_the_launchers_echo_nor_a_second_si
         monkeypatch.setattr(time, "monotonic", lambda: now + 3)
         with pytest.raises(later) if later else contextlib.nullcontext():
             os.kill(os.getpid(), number)
-
-
-# ---- numbers and limits
 
 
 class FakeRecipe:
@@ -299,14 +285,11 @@ def test_a_step_reports_and_clips_the_gradient():
     assert run.model.weight.grad is None
 
 
-def test_pictures_are_normalized_by_the_towers_mean_and_std():
+def test_images_are_normalized_by_the_mean_and_std_of_the_tower():
     mean, std = (torch.tensor(values)[:, None, None] for values in ([0.5, 0.0, 0.0], [0.5, 1.0, 2.0]))
     run: Any = SimpleNamespace(processes=DistributedContext(), mean=mean, std=std)
     image = prepare_batch({"image": torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)}, run)["image"]
     assert image[0, :, 0, 0].tolist() == [1.0, 1.0, 0.5]
-
-
-# ---- gradients that stand out
 
 
 def test_a_gradient_that_stands_out_is_not_followed():

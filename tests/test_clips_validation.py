@@ -1,4 +1,4 @@
-"""Zero-shot retrieval while training goes on."""
+"""Zero-shot retrieval during training."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_log_has_recalls_of_every_kind_of_caption_and_training_no_trace_of_t
 
 
 @pytest.mark.parametrize("recipe", ["clip", "clipa"])
-def test_partial_captions_are_a_sentence_whatever_the_recipe(tmp_path: Path, recipe: str):
+def test_partial_captions_are_a_sentence_for_any_recipe(tmp_path: Path, recipe: str):
     config = validated(tmp_path, recipe={"name": recipe})
     (batch,) = RetrievalValidation(config.validation, setup_run(config, open_train_dataset(config))).batches
     for part, whole in zip(batch.texts["partial"], batch.texts["whole"], strict=True):
@@ -71,7 +71,7 @@ def test_matching_features_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert measured["val_whole_t2i_r1"] == 0
 
 
-def test_a_source_without_usable_samples_is_told(tmp_path: Path):
+def test_a_source_without_usable_samples_is_reported(tmp_path: Path):
     config = validated(tmp_path)
     broken = {f"{n:09d}": {**clips_world.sample(n), "png": b"x"} for n in range(3)}
     clips_world.write_shard(tmp_path / "held_out" / "shard-00000.tar", broken)
@@ -89,12 +89,12 @@ def test_invalid_samples_are_left_out_of_the_batch_that_they_are_in(tmp_path: Pa
     found = RetrievalValidation(config.validation, run)
     assert [batch.numbers.tolist() for batch in found.batches] == [[0, 1], [3], [4, 5]]
     assert found.valid.tolist() == [True, True, False, True, True, True]
-    own = iter(torch.eye(5, run.encoder.model_cfg["embed_dim"]).split([2, 1, 2]))  # of each picture and its captions
+    own = iter(torch.eye(5, run.encoder.model_cfg["embed_dim"]).split([2, 1, 2]))  # of each image and its captions
     monkeypatch.setattr(validate, "encode", lambda *_: dict.fromkeys((IMAGE, *CAPTIONS), next(own)))
     assert set(found.measure(run.encoder).values()) == {1.0}
 
 
-# ---------------------------------------------------------------- shared by processes
+# Shared by processes.
 
 WAYS: dict[str, dict[str, Any]] = {
     "ddp": {},
@@ -136,9 +136,7 @@ def two(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-def test_processes_share_the_encoding_and_measure_what_one_measures(
-    data: Path, tmp_path: Path, two: dict[str, list[dict[str, Any]]], way: str
-):
+def test_processes_share_the_encoding_and_measure_what_one_measures(data, tmp_path, two, way):
     config = shared(data, tmp_path / "one")
     run = setup_run(config, open_train_dataset(config))
     expected = RetrievalValidation(config.validation, run).measure(run.encoder)

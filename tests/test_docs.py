@@ -147,7 +147,7 @@ def test_every_rule_is_used():
         assert [old for old, _ in swaps if old not in text] == [], f"{page}: {title}"
 
 
-def test_what_is_not_run_is_a_program_of_others_or_says_why():
+def test_a_command_that_is_not_run_is_foreign_or_states_the_reason():
     for page in PAGES:
         for block in blocks(page):
             for one in shell(block) if block.language == "sh" else ():

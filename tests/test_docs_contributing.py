@@ -98,7 +98,7 @@ def test_each_example_is_of_one_file_or_two_and_applies(changed: Path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", USES)
-def test_what_an_example_adds_works(name: str, changed: Path, tmp_path: Path):
+def test_additions_of_an_example_work(name: str, changed: Path, tmp_path: Path):
     code = "\n".join(line.removeprefix("        ") for line in USES[name].splitlines())
     ended = subprocess.run(
         [sys.executable, "-c", code],

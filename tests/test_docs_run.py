@@ -43,7 +43,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Reader:
-    """Somebody who does what a page says, in a folder of their own."""
+    """A reader who follows a page, in a directory of their own."""
 
     def __init__(self, page: str, folder: Path) -> None:
         self.page, self.folder = page, folder

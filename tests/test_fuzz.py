@@ -27,7 +27,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", fuzzing.TARGETS)
-def test_whatever_comes_is_borne(name: str, world: World) -> None:
+def test_any_input_is_handled(name: str, world: World) -> None:
     target = fuzzing.TARGETS[name]
     own = settings(max_examples=target.quick, deadline=None, derandomize=True, database=None)
 
@@ -83,7 +83,7 @@ def test_a_result_whose_model_has_no_path_is_explained(world: World) -> None:
 
 
 @pytest.mark.slow
-def test_the_long_run_counts_failures_and_goes_on(tmp_path: Path) -> None:
+def test_the_long_run_counts_failures_and_continues(tmp_path: Path) -> None:
     script = fuzzing.ROOT / "scripts" / "fuzz.py"
     report = tmp_path / "report.json"
     words = [sys.executable, str(script), "--inputs", "40", "--only", "pictures,requests", "--report", str(report)]

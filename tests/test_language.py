@@ -194,9 +194,13 @@ def test_the_old_names_are_still_there():
     assert {name for path in files for name in public_names(path)} >= OLD_NAMES
 
 
-def test_test_files_have_standard_names():
-    names = [path.stem for path in sorted((ROOT / "tests").glob("*.py"))]
-    assert wrong_words("tests", "\n".join(map(spaced, names))) == []
+def test_tests_have_standard_names():
+    wrong = []
+    for path in sorted((ROOT / "tests").glob("*.py")):
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        names = [node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+        wrong += wrong_words(path.name, "\n".join(map(spaced, [path.stem, *names])))
+    assert wrong == []
 
 
 def test_the_allowed_words_are_still_there():

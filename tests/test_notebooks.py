@@ -30,7 +30,7 @@ def test_a_notebook_is_kept_without_what_it_printed(name):
 
 
 @pytest.mark.parametrize("name", ORDER)
-def test_what_a_notebook_imports_of_the_suite_is_there(name):
+def test_imports_of_a_notebook_exist(name):
     found = 0
     for cell in read(name).cells:
         for node in ast.walk(ast.parse(cell.source)) if cell.cell_type == "code" else ():

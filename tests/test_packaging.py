@@ -117,7 +117,7 @@ def test_the_linter_finds_nothing():
     assert (ended.stdout, ended.returncode) == ("", 0)
 
 
-def test_what_is_copied_exists_and_enters_the_build():
+def test_copied_files_exist_and_are_in_the_build():
     let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = {
         name

@@ -60,7 +60,7 @@ def test_a_forest_plot_says_what_the_table_says(report):
     assert forest_plots(build_report(report.source.directory)) is None  # no baseline
 
 
-def test_a_difference_that_was_not_shown_is_not_told_as_one(tmp_path):
+def test_a_difference_that_is_not_significant_is_not_stated(tmp_path):
     for row in ("one", "other"):
         put_result(tmp_path, row, "pope", items_table(0.5 if row == "one" else 0.51, benchmark="pope"))
     figure = only(forest_plots(build_report(tmp_path, baseline="one")), "forest-pope-accuracy")
@@ -163,7 +163,7 @@ def test_what_a_score_cost_is_read_from_its_trainings(tmp_path):
     assert training_hours(TrainingRuns(encoder=encoder, others=(llava,))) == 2.0
     assert training_hours(TrainingRuns(encoder=encoder, others=(tmp_path / "gone",))) is None
     assert encoder_flops(TrainingRuns(encoder=encoder)) is None
-    lines = [  # 100 GFLOPs a sample, then 400 of larger pictures; a line stands twice after a resumption
+    lines = [  # 100 GFLOPs a sample, then 400 of larger images; a line stands twice after a resumption
         {"samples_seen": 1000, "tflops": 5.0, "samples_per_second": 100.0},
         {"samples_seen": 2000, "tflops": 10.0, "samples_per_second": 200.0},
         {"samples_seen": 2000, "tflops": 10.0, "samples_per_second": 200.0},
@@ -178,7 +178,7 @@ def test_what_a_score_cost_is_read_from_its_trainings(tmp_path):
 
 
 def test_the_cost_of_an_encoder_is_that_of_all_its_stages(tmp_path):
-    """Its manifest's own fields are the last stage's; what the first one logged lies beside it."""
+    """Its manifest's own fields are the last stage's; the log of the first one is next to it."""
     line = {"samples_seen": 1000, "tflops": 5.0, "samples_per_second": 100.0}
     first = {"steps": 10, "samples_seen": 9000, "seconds": 3600}
     stages = [first, {"steps": 1, "samples_seen": 1000, "seconds": 1800}]
@@ -227,7 +227,7 @@ def with_kinds(skills: dict[str, float], count: int = 240):
     return items.assign(category=kinds)
 
 
-def test_a_benchmark_is_told_kind_by_kind_with_tested_differences(tmp_path):
+def test_a_benchmark_is_split_by_category_with_tested_differences(tmp_path):
     put_result(tmp_path, "clip", "pope", with_kinds({"random": 0.5, "popular": 0.5}))
     put_result(tmp_path, "clips", "pope", with_kinds({"random": 0.9, "popular": 0.5}))
     report = build_report(tmp_path, baseline="clip")

@@ -60,7 +60,7 @@ def complaints() -> list[str]:
 
 @pytest.fixture(scope="module")
 def opened(browser, file, complaints) -> Iterator[Any]:
-    """One page for all tests; each loads it anew, which takes no time."""
+    """One page for all tests; each loads it again, which is fast."""
     page = browser.new_page(viewport={"width": 1440, "height": 900}, reduced_motion="reduce")
     page.set_default_timeout(5000)
     page.on("console", lambda message: complaints.append(message.text))
@@ -175,6 +175,18 @@ def test_a_link_into_a_folded_section_opens_it_and_print_opens_all(page):
     assert page.locator("details:not([open])").count() == folded
 
 
+def test_print_shows_the_whole_table_in_black_on_white(page):
+    page.set_viewport_size({"width": 360, "height": 800})
+    page.evaluate("document.querySelector('#details').open = false")
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.locator("body").evaluate("body => getComputedStyle(body).backgroundColor") == "rgb(255, 255, 255)"
+    shown = {place: page.locator(place).is_visible() for place in ("nav", "#filter", ".wide", ".narrow")}
+    assert shown == {"nav": False, "#filter": False, ".wide": True, ".narrow": False}
+    assert page.locator("#details table").evaluate("table => table.getBoundingClientRect().height") > 100
+    page.evaluate("document.querySelector('.wide').classList.add('broad')")  # wider than any paper
+    assert [page.locator(place).is_visible() for place in (".wide", ".narrow")] == [False, True]
+
+
 @pytest.mark.parametrize(
     ("which", "scheme", "width"),
     [
@@ -184,7 +196,7 @@ def test_a_link_into_a_folded_section_opens_it_and_print_opens_all(page):
         pytest.param("results", "light", 360, marks=pytest.mark.slow),
     ],
 )
-def test_axe_finds_nothing_to_mend(page, file, study_file, which, scheme, width):
+def test_axe_finds_no_violation(page, file, study_file, which, scheme, width):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": width, "height": 900})

@@ -26,7 +26,7 @@ TEX = shutil.which("pdflatex") and shutil.which("kpsewhich")
 
 
 def renamed(report: Report, name: str, to: str) -> Report:
-    """The report with another name of a row, of any characters: result files refuse most of them."""
+    """The report with another name of a row, of any characters: result files reject most of them."""
     rows = tuple(dataclasses.replace(row, name=to) if row.name == name else row for row in report.table.rows)
     cells = dict(report.table.cells)
     for key in [key for key in cells if key[0] == name]:
@@ -185,7 +185,7 @@ def chance_lines(built: Report) -> pd.DataFrame:
     return pd.read_csv(io.StringIO(rendered(built, "csv"))).set_index(["model", "benchmark"])
 
 
-def test_every_format_has_chance_beside_the_scores(tmp_path):
+def test_every_format_has_the_chance_level(tmp_path):
     built = chance_report(tmp_path, {"clip": 0.4, "clips": 0.7}, chance=0.5, yes=0.61)
     page = rendered(built, "html")
     assert len(re.findall(r'<th scope="row"><a [^>]*>chance</a></th>', page)) == 2  # wide, and narrow
@@ -237,7 +237,7 @@ def test_no_row_at_all_is_not_said_where_one_was_measured_otherwise(tmp_path):
         (0.9, None, "No model is significantly above chance on pope accuracy.", ": clip and clips on pope accuracy."),
     ],
 )
-def test_what_is_not_told_from_chance_is_said(tmp_path, chance, yes, answer, below):
+def test_models_not_above_chance_are_named(tmp_path, chance, yes, answer, below):
     built = chance_report(tmp_path, {"clip": 0.45, "clips": 0.7}, chance=chance, yes=yes)
     assert built.answer.endswith(answer or built.answer)
     assert ("chance" in built.answer) == bool(answer)

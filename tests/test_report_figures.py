@@ -1,19 +1,23 @@
-"""Figures: colors of the page inside it, files of their own beside it, nothing of a name that is markup."""
+"""Figures: colors of the page, files next to it, names escaped."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from colors import contrast
+from matplotlib.transforms import Bbox
 from report_study import make_study
 
 from benchmarks.report import figure_export, palette
 from benchmarks.report.figure import Figure, LegendEntry
 from benchmarks.report.figure_export import render_inline_svg, render_pdf, render_svg
 from benchmarks.report.formats import REPORT_FORMATS
+from benchmarks.report.label_placement import place_labels
 from benchmarks.report.learning_curves import Curve, draw_curves
 from benchmarks.report.palette import light_palette
 from benchmarks.report.report import build_report
@@ -77,3 +81,13 @@ def test_colors_have_the_contrast_of_wcag_aa(scheme):
             assert contrast(colors[text], colors[ground]) >= 4.5, (text, ground)
     for place in range(palette.SERIES_COLORS):
         assert contrast(colors[f"series-{place}"], colors["paper"]) >= 3
+
+
+def test_labels_overlap_no_other_label_and_no_point():
+    heap = 3 * np.random.default_rng(0).normal(size=(8, 2)) + 100
+    points = [*map(tuple, heap), (198, 198), (198, 198), (198, 198), (2, 2)]
+    middles = place_labels(points, [(8, 8)] * 12, (0, 0, 200, 200))
+    boxes = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in middles]
+    assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])]
+    assert not [point for point in points for box in boxes if box.contains(*point)]
+    assert all(min(*box.p0) >= 0 and max(*box.p1) <= 200 for box in boxes)

@@ -1,4 +1,4 @@
-"""The page's galleries: which items they show, what of them, and that nobody's text or picture can harm the page."""
+"""The page's galleries: their items and contents, and that no text or image of others can harm the page."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import re
 import pandas as pd
 import pytest
 import torch
-from bench_world import write_lines, write_pictures
+from bench_world import write_images, write_lines
 from PIL import Image
-from report_material import items_table, picture, put_result, put_results
+from report_material import draw_image, items_table, put_result, put_results
 from report_study import Page
 
 from benchmarks.report.gallery import thumbnails
@@ -40,7 +40,7 @@ HOSTILE = (
 )
 
 
-def test_the_lot_is_the_same_whatever_else_there_is():
+def test_examples_are_chosen_by_their_hash_alone():
     names = [f"item {number}" for number in range(50)]
     order = hash_order(names)
     assert order != names
@@ -83,7 +83,7 @@ def test_graded_items_show_their_score_and_others_right_or_wrong(tmp_path):
     put_result(tmp_path, "clip", "gqa", items)
     put_result(tmp_path, "clip", "pope", items.assign(score=items["score"] * 0.5))
     found = answer_galleries(read_source(tmp_path))
-    assert {gallery.disagreements for gallery in found} == {None}  # a single row disagrees with nobody
+    assert {gallery.disagreements for gallery in found} == {None}  # a single model disagrees with no other
     shown = {gallery.benchmark: gallery.cards for gallery in found}
     assert {(answer.right, answer.score) for example in shown["gqa"] for answer in example.answers} == {
         (True, ""),
@@ -95,8 +95,8 @@ def test_graded_items_show_their_score_and_others_right_or_wrong(tmp_path):
 
 @pytest.fixture
 def captions(tmp_path):
-    """Thirty pictures of two captions each."""
-    write_pictures(tmp_path / "images", 30)
+    """Thirty images of two captions each."""
+    write_images(tmp_path / "images", 30)
     rows = [{"image": f"images/{n}.png", "captions": [f"thing {n}", f"object {n}"]} for n in range(30)]
     write_lines(tmp_path / "set.jsonl", rows)
     return load_caption_set(DatasetSpec(path=str(tmp_path / "set.jsonl")))
@@ -107,10 +107,10 @@ def _items(captions, images, texts):
     return with_top_results(items, captions, images, texts, most=4)
 
 
-def test_queries_keep_what_they_find_with_its_pictures(captions):
+def test_queries_are_shown_with_the_images_they_find(captions):
     images = torch.eye(30)
     texts = images[captions.first_image_of_caption]
-    blind = texts.roll(2, dims=0)  # each caption finds the next picture's neighbor before its own
+    blind = texts.roll(2, dims=0)  # each caption finds the next image's neighbor before its own
     perfect, wrong = _items(captions, images, texts), _items(captions, images, blind)
     kept = perfect["found"].notna()
     assert kept.tolist() == wrong["found"].notna().tolist()  # the lot does not depend on the row
@@ -138,7 +138,7 @@ def _retrieval(tmp_path, row, found, **columns):
     put_result(tmp_path, row, "retrieval", items)
 
 
-def test_the_page_marks_the_right_answer_in_words_and_keeps_each_picture_once(tmp_path):
+def test_the_page_marks_the_correct_answer_in_words_and_embeds_each_image_once(tmp_path):
     answers = [{"answer": f"picture-{n}", "similarity": 0.5 - n / 10, "right": n == 2} for n in range(5)]
     for row in ("clip", "clips"):
         _retrieval(tmp_path, row, json.dumps(answers))
@@ -155,7 +155,7 @@ def test_the_page_marks_the_right_answer_in_words_and_keeps_each_picture_once(tm
     assert set(re.findall('<use href="#([^"]+)"', page)) <= {name for name, _ in written}
 
 
-def test_captions_stand_beside_their_references(tmp_path):
+def test_captions_are_shown_with_their_references(tmp_path):
     items = items_table(0.5, benchmark="captions").assign(target="a dog | one dog | the dog | dogs", prediction="a cat")
     put_result(tmp_path, "clip", "captions", items.assign(score=0.25, given="my pet"))
     put_result(tmp_path, "clip", "gqa", items)
@@ -191,20 +191,20 @@ def test_no_text_of_others_harms_the_page(tmp_path):
     assert len(re.sub('base64,[^"]+', "", page)) < 250_000
 
 
-def test_only_small_jpegs_become_pictures():
-    assert thumbnails.make_thumbnail(picture(1), "a").width == 96
+def test_only_small_jpegs_become_images():
+    assert thumbnails.make_thumbnail(draw_image(1), "a").width == 96
     stream = io.BytesIO()
     Image.new("RGB", (2000, 2)).save(stream, "JPEG")
     jpeg = b"\xff\xd8\xff"
     for content in (b"<svg onload=alert(1)>", jpeg + b"0" * 200_000, jpeg, stream.getvalue(), None):
         assert thumbnails.make_thumbnail(content, "a") is None
-    shown = thumbnails.make_thumbnail(picture(1), '"><script>')
+    shown = thumbnails.make_thumbnail(draw_image(1), '"><script>')
     assert '"&gt;&lt;script&gt;"' not in ImageDeduplicator().tag(shown)
     assert 'aria-label="&#34;&gt;&lt;script&gt;"' in ImageDeduplicator().tag(shown)
 
 
-def test_pictures_stay_within_their_share_of_the_page(tmp_path, monkeypatch):
-    one, two = (Card(thumbnail=thumbnails.make_thumbnail(picture(number), "a")) for number in (1, 2))
+def test_images_stay_within_their_part_of_the_page(tmp_path, monkeypatch):
+    one, two = (Card(thumbnail=thumbnails.make_thumbnail(draw_image(number), "a")) for number in (1, 2))
     sizes = [len(card.thumbnail.content) for card in (one, two)]
     room = sum(sizes) * 4 // 3
     assert take_within_budget([one, one, two, one], room) == ((one, one, two, one), 0)

@@ -95,7 +95,7 @@ def test_the_command_writes_every_format_and_says_where(study, capsys):
         run_report(ReportConfig(directory=str(study), formats=("htm",)))
 
 
-def test_a_report_against_another_baseline_stands_beside_the_studys(study, capsys):
+def test_a_report_with_another_baseline_does_not_replace_that_of_the_study(study, capsys):
     run_report(ReportConfig(directory=str(study), formats=("markdown",)))
     before = (study / "report" / "table.md").read_text(encoding="utf-8")
     run_report(ReportConfig(directory=str(study), formats=("markdown",), baseline="clips"))
@@ -165,7 +165,7 @@ def holes(results: Path) -> None:
         ),
     ],
 )
-def test_the_page_holds_and_says_what_is_there(tmp_path: Path, make: Callable[[Path], object], expected: list[str]):
+def test_the_page_has_all_results(tmp_path: Path, make: Callable[[Path], object], expected: list[str]):
     make(tmp_path / "results")
     text = read(build_report(tmp_path / "results"))
     assert [each for each in expected if each not in text] == []

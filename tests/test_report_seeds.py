@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from bench_reader import evaluate
-from bench_world import write_lines, write_pictures
+from bench_world import write_images, write_lines
 from report_material import items_table, put_result
 from report_study import record_study, section
 from scipy import stats
@@ -75,9 +75,8 @@ def test_the_table_shows_means_with_both_kinds_of_noise(study):
     pooled = ((0 + 25 + 25 + 36) / 4) ** 0.5
     assert cell.ci_high - cell.ci_low > 2 * stats.t.ppf(0.975, 8) * pooled / 3**0.5
     assert cell.by_seed == pytest.approx({0: 30, 1: 36, 2: 42})
-    assert (
-        8.5 < cell.image_ci_half_width < 9.5
-    )  # 1.96 × sqrt(0.36 × 0.64 / 100 pictures) is 9.4; the other seeds have less
+    # 1.96 × sqrt(0.36 × 0.64 / 100 images) is 9.4; the other seeds have less
+    assert 8.5 < cell.image_ci_half_width < 9.5
     assert cell.delta.baseline == "whole"
     assert cell.delta.value == pytest.approx(11)
     assert cell.delta.ci_low < 11 - stats.t.ppf(0.975, 8) * pooled * (2 / 3) ** 0.5
@@ -123,7 +122,7 @@ def test_the_result_of_another_row_is_no_number_of_a_cell(study, tmp_path):
     assert cell.by_seed == pytest.approx({1: 25, 2: 30})
 
 
-def test_a_figure_has_a_curve_for_each_strategy_and_a_level_for_what_stands_beside(study):
+def test_a_figure_has_a_curve_for_each_strategy_and_a_level_for_other_models(study):
     built = build_report(study)
     lines = rows_of(REPORT_FORMATS["sweep"].render(built))
     assert [(line["curve"], line["tokens"], float(line["value"])) for line in lines] == [
@@ -208,8 +207,8 @@ PICTURES = 4
 
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Rows that read 10 words and all of them, of captions that tell their picture by the 3rd, 6th, 12th, 24th word."""
-    write_pictures(tmp_path / "images", PICTURES)
+    """Rows that read 10 words and all of them, of captions that tell their image by the 3rd, 6th, 12th, 24th word."""
+    write_images(tmp_path / "images", PICTURES)
     captions = [" ".join([*["word"] * (place - 1), f"thing{n}", "end"]) for n, place in enumerate((3, 6, 12, 24))]
     rows = [{"image": f"images/{number}.png", "caption": text} for number, text in enumerate(captions)]
     data = str(write_lines(tmp_path / "long.jsonl", rows))

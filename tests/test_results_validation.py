@@ -1,4 +1,4 @@
-"""Result files that their items contradict: refused where they are read, in a report a cell with the reason."""
+"""Result files that their items contradict: rejected when read, in a report a cell with the reason."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ FIELDS = [
 
 
 @pytest.mark.parametrize(("fields", "told"), FIELDS)
-def test_a_number_that_its_items_contradict_is_refused(results: Path, fields: dict[str, object], told: str) -> None:
+def test_a_number_that_its_items_contradict_is_rejected(results: Path, fields: dict[str, object], told: str) -> None:
     path = results / "clip/pope.json"
     edit(path, "accuracy", **fields)
     with pytest.raises(UserError, match=told) as caught:
@@ -61,9 +61,7 @@ def test_a_number_that_its_items_contradict_is_refused(results: Path, fields: di
         ({"protocol": {"prompt": ["a"]}}, r'protocol\.prompt: expected a plain value, got \["a"\]$'),
     ],
 )
-def test_a_fingerprint_that_is_not_the_protocols_is_refused(
-    results: Path, fields: dict[str, object], told: str
-) -> None:
+def test_a_fingerprint_of_another_protocol_is_rejected(results: Path, fields: dict[str, object], told: str) -> None:
     path = results / "clip/pope.json"
     edit(path, **fields)
     with pytest.raises(UserError, match=told):
@@ -80,9 +78,7 @@ def test_a_fingerprint_that_is_not_the_protocols_is_refused(
         ({"thumbnail": 5}, r"pope\.items\.parquet: thumbnail: unexpected type int64$"),
     ],
 )
-def test_a_table_of_items_that_is_no_such_table_is_refused(
-    results: Path, columns: dict[str, object], told: str
-) -> None:
+def test_an_invalid_table_of_items_is_rejected(results: Path, columns: dict[str, object], told: str) -> None:
     path = results / "clip/pope.json"
     change_items(path, **columns)
     with pytest.raises(UserError, match=told):
@@ -164,7 +160,7 @@ def test_a_ratio_of_any_scale_has_wilsons_interval(tmp_path: Path) -> None:
     assert ends[1000.0] == pytest.approx(ends[100.0])
 
 
-def test_several_files_compare_and_card_refuse_an_invalid_one(results: Path) -> None:
+def test_compare_and_card_reject_an_invalid_file(results: Path) -> None:
     edit(results / "clip/pope.json", "accuracy", value=0.99)
     for command in (["compare", str(results / "clip"), str(results / "clips")], ["verify", str(results)]):
         ended = run("clips-bench", command)
@@ -174,7 +170,7 @@ def test_several_files_compare_and_card_refuse_an_invalid_one(results: Path) -> 
         find_results_by_row(str(results), "results")
 
 
-def test_two_results_of_one_cell_are_refused(results: Path) -> None:
+def test_duplicate_results_of_a_model_and_benchmark_are_rejected(results: Path) -> None:
     """Before: the report showed the one that was read last, and said nothing."""
     shutil.copytree(results / "clips", results / "clips-again")
     mine, other = results / "clips/gqa.json", results / "clips-again/gqa.json"

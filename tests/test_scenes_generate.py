@@ -37,7 +37,7 @@ def benchmarked(tmp_path_factory) -> Path:
     return out
 
 
-def test_shards_hold_pictures_and_captions(train):
+def test_shards_have_images_and_captions(train):
     shards = sorted(train.glob("*.tar"))
     assert [shard.name for shard in shards] == ["shard-00000.tar", "shard-00001.tar", "shard-00002.tar"]
     names = []
@@ -57,7 +57,7 @@ def test_shards_hold_pictures_and_captions(train):
     assert not (train / "hub").exists()
 
 
-def test_llava_files_point_to_the_pictures(train):
+def test_llava_files_refer_to_the_images(train):
     for name in ("llava_align.json", "llava_instruct.json"):
         records = json.loads((train / name).read_text())
         assert len(records) == 25
@@ -186,10 +186,7 @@ def test_the_command_reads_yaml_and_rejects_mistakes(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("fields", "complaint"),
-    [
-        ({"num_scenes": 0}, "num_scenes: expected 1"),
-        ({"questions_per_image": 0}, "questions_per_image: expected 1 to 20"),
-    ],
+    [({"num_scenes": 0}, "num_scenes: expected 1"), ({"questions_per_image": 0}, "questions_per_image: expected 1")],
 )
 def test_bad_configs(fields, complaint):
     with pytest.raises(UserError, match=complaint):
@@ -207,7 +204,7 @@ def test_a_failed_run_leaves_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "least"), [("pope", 6), ("mme", 2)])
-def test_fewer_rows_than_belong_together_are_refused_and_not_left_out_in_silence(name, least):
+def test_incomplete_groups_of_rows_are_rejected(name, least):
     assert getattr(BenchmarkRows(**{name: 0}), name) == 0
     assert getattr(BenchmarkRows(**{name: least}), name) == least
     with pytest.raises(UserError, match=f"benchmarks.{name}: expected 0 or at least {least}, got {least - 1}"):

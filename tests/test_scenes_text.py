@@ -214,7 +214,7 @@ def test_alignment_asks_which_thing_is_there_and_ends_with_the_summary(world, sc
         assert names_in(turns[-1]["value"], world) == {thing.kind for thing in scene.objects}
 
 
-def test_text_tells_the_picture_in_words_and_answers_from_them(world, scenes):
+def test_text_describes_the_image_and_answers_from_the_description(world, scenes):
     for scene in scenes:
         long = make_captions(world, scene).synthetic_caption
         turns = make_text_record(world, scene, long, "000000000", 7)["conversations"]
@@ -261,6 +261,6 @@ def test_captions_like_a_models_begin_with_the_summary_and_get_ever_less_reliabl
     ("fields", "complaint"),
     [({"num_details": 1}, "mllm_style.num_details"), ({"error_ratio": 0.6}, "mllm_style.error_ratio")],
 )
-def test_a_writer_out_of_range_is_refused(fields, complaint):
+def test_a_writer_out_of_range_is_rejected(fields, complaint):
     with pytest.raises(UserError, match=complaint):
         MllmCaptionStyle(**fields)

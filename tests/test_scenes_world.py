@@ -50,19 +50,19 @@ def truth_hash(world: SceneGenerator) -> str:
     return hashlib.sha256(json.dumps(scenes).encode()).hexdigest()
 
 
-def picture_hash(world: SceneGenerator, size: int) -> str:
+def image_hash(world: SceneGenerator, size: int) -> str:
     digest = hashlib.sha256()
     for split, index in itertools.product(("train", "test"), range(60)):
         digest.update(np.asarray(render(world, world.scene(split, index), size)).tobytes())
     return digest.hexdigest()
 
 
-def test_ground_truth_and_pictures_are_pinned(world):
+def test_ground_truth_and_images_are_pinned(world):
     assert truth_hash(world) == "c50546bb4e185271a36dbb0693eb98780e132a8affe8a4a04288e0015105ceb1"
     other = SceneGenerator(kinds=466, seed=7)
     assert truth_hash(other) == "2d8d4c2dea0c3867bd7291fb8d4f770463b74974556ab0e27f507cb5c3d5105e"
-    assert picture_hash(world, 64) == "bb4dceaf039e38f0d0c5c0effa80ce1a59b9492afe152bd539daca51218e4985"
-    assert picture_hash(other, 100) == "fe7110c83306f42be648d409bc844f169fd4c6efd689b5d3ebaccc69f77d68b1"
+    assert image_hash(world, 64) == "bb4dceaf039e38f0d0c5c0effa80ce1a59b9492afe152bd539daca51218e4985"
+    assert image_hash(other, 100) == "fe7110c83306f42be648d409bc844f169fd4c6efd689b5d3ebaccc69f77d68b1"
 
 
 def test_another_process_with_another_hash_seed_draws_the_same(world):
@@ -149,8 +149,8 @@ def test_place_names():
     assert {name: location_of(box) for name, box in boxes.items()} == {name: name for name in boxes}
 
 
-def test_a_picture_shows_its_things_where_the_truth_says(world):
-    """Taking a thing out of a scene changes the picture inside the thing's box and nowhere else."""
+def test_an_image_has_its_objects_at_the_positions_of_the_ground_truth(world):
+    """Taking a thing out of a scene changes the image inside the thing's box and nowhere else."""
     for index in range(30):
         scene = world.scene("train", index)
         without = dataclasses.replace(scene, objects=scene.objects[:-1])
@@ -192,7 +192,7 @@ def test_color_names():
     assert all(found[y, x] == hue(*map(int, pixels[y, x])) for y, x in itertools.product(range(10), range(10)))
 
 
-def test_large_signs_carry_the_chosen_words_and_fit_the_picture():
+def test_large_signs_have_the_chosen_words_and_fit_the_image():
     for words in (12, 40):  # some of the forty are too long to be as high as the others
         world = SceneGenerator(max_objects=2, signs=1000, sign_size="large", sign_words=words)
         signs = [scene.sign for scene in (world.scene("train", index) for index in range(900)) if scene.sign]

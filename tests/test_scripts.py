@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import http.server
 import importlib.util
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -149,9 +151,7 @@ def given(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(("away", "status"), [(0.0009, 0), (0.0011, 1), (float("nan"), 1)])
-def test_the_status_says_whether_the_curves_agree(
-    script: Any, given: list[str], away: float, status: int, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_the_status_says_whether_the_curves_agree(script, given, away, status, monkeypatch, capsys):
     ours = {"align": [3.0, 2.0], "instruct": [1.5, 1.0]}
     theirs = {**ours, "instruct": [1.5, 1.0 - away]}
     monkeypatch.setattr(script, "train_both", lambda args, folder: (ours, theirs))
@@ -159,6 +159,21 @@ def test_the_status_says_whether_the_curves_agree(
     printed = capsys.readouterr().out
     assert "   2   1.000000" in printed
     assert f"largest difference {away:.2g}" in printed
+
+
+def test_llavas_own_training_gets_the_settings_of_ours(script: Any, tmp_path: Path) -> None:
+    from llava_bridge.data import ConversationSourceConfig
+    from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
+
+    sizes = {"global_batch_size": 4, "micro_batch_size": 2}
+    stage = StageConfig(data=[ConversationSourceConfig(path="a.json")], learning_rate=3e-4, **sizes)
+    config = LlavaTrainConfig(output="run", llava="start", align=stage, instruct=stage, seed=5)
+    first, second = (script.their_options(config, name, tmp_path) for name in script.STAGES)
+    for options in (first, second):
+        assert (options["per_device_train_batch_size"], options["gradient_accumulation_steps"]) == (2, 2)
+        assert (options["learning_rate"], options["warmup_ratio"], options["seed"]) == (3e-4, 0.03, 5)
+    assert first["pretrain_mm_mlp_adapter"] == tmp_path / "projector" / "mm_projector.bin"
+    assert second["pretrain_mm_mlp_adapter"] == first["output_dir"] / "mm_projector.bin"  # of its own first stage
 
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "audit_dependencies.py"
@@ -199,3 +214,43 @@ def test_the_dependencies_of_the_project_have_licenses_that_it_may_use(audit, ca
     printed = capsys.readouterr().out
     assert "FLAGGED" not in printed
     assert "transformers" in printed
+
+
+def test_dependencies_of_dependencies_are_followed_and_reviewed_ones_are_not_flagged(audit):
+    packages, missing = audit.needed(["open_clip_torch", "no-such-package-anywhere"], "us")
+    needed_by = {package.name: package.needed_by for package in packages}
+    assert (needed_by["open-clip-torch"], needed_by["timm"]) == ("us", "open-clip-torch")
+    assert "pytest" not in needed_by  # an extra that no requirement names
+    assert missing == ["no-such-package-anywhere"]
+    package = audit.Package(name="nvidia-cublas", version="1", needed_by="torch", license="Proprietary")
+    assert (package.kind, package.flagged) == ("proprietary", False)
+
+
+class Osv(http.server.BaseHTTPRequestHandler):
+    """A small OSV: safetensors has a known vulnerability."""
+
+    def do_POST(self):
+        name = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["package"]["name"]
+        ranges = [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "99.1"}]}]
+        affected = [{"package": {"name": name, "ecosystem": "PyPI"}, "ranges": ranges}]
+        known = [{"id": "PYSEC-2026-1", "summary": "s", "details": "d", "affected": affected}]
+        body = json.dumps({"vulns": known} if name == "safetensors" else {}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_known_vulnerabilities_are_flagged(audit, monkeypatch, capsys):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Osv) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        arguments = ["--only", "vulnerabilities", "--service", f"http://127.0.0.1:{server.server_port}/v1/query"]
+        monkeypatch.setattr(audit, "project_requirements", lambda extras: ["safetensors", "filelock"])
+        assert audit.main(arguments) == 1
+        server.shutdown()
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "PYSEC-2026-1" in line]
+    assert line.startswith("safetensors ")
+    assert line.endswith(": 99.1")

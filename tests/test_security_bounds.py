@@ -1,4 +1,4 @@
-"""Small things that stand for large ones: pictures, texts, JSON and YAML that would take a machine's memory or days."""
+"""Small things that stand for large ones: images, texts, JSON and YAML that would take a machine's memory or days."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def claiming(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", [(30_000, 30_000), (12_000, 12_000), (2**31 - 1, 1), (60_000, 60_000)])
-def test_a_picture_that_states_a_giant_size_is_not_decoded(size: tuple[int, int]) -> None:
+def test_an_image_that_states_a_giant_size_is_not_decoded(size: tuple[int, int]) -> None:
     with pytest.raises(BadImageError, match="image too large"):
         decode_image(claiming(*size))
 
 
 @pytest.mark.parametrize("size", [(1, 100_000), (100_000, 1), (3, 601)])
-def test_a_picture_like_a_thread_is_refused(size: tuple[int, int]) -> None:
+def test_an_extremely_long_image_is_rejected(size: tuple[int, int]) -> None:
     with pytest.raises(BadImageError, match="too long and narrow"):
         decode_image(encoded(Image.new("RGB", size), "PNG"))
 
@@ -64,7 +64,7 @@ def test_no_other_decoder_is_reached(kind: str, monkeypatch: pytest.MonkeyPatch)
     assert not started
 
 
-def test_a_picture_within_text_chunks_that_unpack_to_gigabytes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_with_text_chunks_that_decompress_to_gigabytes_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)  # lmms-eval sets it where it is imported
     whole = encoded(Image.new("RGB", (4, 4)), "PNG")
     text = b"bomb\0\0" + zlib.compress(bytes(80 * 2**20), 9)
@@ -73,9 +73,7 @@ def test_a_picture_within_text_chunks_that_unpack_to_gigabytes_is_refused(monkey
         decode_image(whole[:33] + chunk + whole[33:])
 
 
-def test_a_member_of_a_tar_larger_than_any_picture_is_a_bad_sample(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tar_member_larger_than_any_image_is_an_invalid_sample(tmp_path, monkeypatch):
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
         for name, content in (
             ("a.json", b'{"web_caption": "a"}'),
@@ -91,7 +89,7 @@ def test_a_member_of_a_tar_larger_than_any_picture_is_a_bad_sample(
         source.read(0, np.random.default_rng())
 
 
-def test_a_packed_tar_is_refused(tmp_path: Path) -> None:
+def test_a_compressed_tar_is_rejected(tmp_path: Path) -> None:
     for kind in ("gz", "xz"):
         with tarfile.open(tmp_path / f"{kind}.tar", f"w:{kind}") as tar:  # type: ignore[call-overload]
             member = tarfile.TarInfo("a.json")
@@ -102,8 +100,8 @@ def test_a_packed_tar_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [-512, -1])
-def test_a_tar_whose_member_has_a_negative_size_is_refused(tmp_path: Path, size: int) -> None:
-    """With -512, the next header is where this one stands: it would be read for ever."""
+def test_a_tar_member_of_negative_size_is_rejected(tmp_path: Path, size: int) -> None:
+    """With -512, the next header is this one: it would be read in an endless loop."""
     header = bytearray(tarfile.TarInfo("a.jpg").tobuf(tarfile.USTAR_FORMAT))
     header[124:136] = b"\xff" + (256**11 + size).to_bytes(11, "big")  # as GNU writes what octal digits cannot
     header[148:156] = b" " * 8
@@ -154,9 +152,7 @@ BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
 
 
 @pytest.mark.parametrize(("text", "message"), [(BOMB, "aliases make more than"), ("a: " + "[" * 1500, "too deeply")])
-def test_yaml_that_would_fill_the_memory_is_refused(
-    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_yaml_that_would_fill_the_memory_is_rejected(text, message, tmp_path, capsys, monkeypatch):
     path = tmp_path / "config.yaml"
     path.write_text(text)
     monkeypatch.setattr("sys.argv", ["clips", "train", "--config", str(path)])

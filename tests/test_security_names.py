@@ -1,4 +1,4 @@
-"""What data name, a picture above all: a file below their folder or an address, never anything else of the machine."""
+"""What data name, an image above all: a file below their folder or an address, never anything else of the machine."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from clips.data.sources import BadSampleError, SourceConfig, open_source
 from clips.data.tar_index import index_tar
 from clips.errors import UserError
 
-PICTURE = clips_world.picture(1)
+PICTURE = clips_world.draw_image(1)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder of pictures with one beside it."""
+    """A directory of images and an image outside of it."""
     (tmp_path / "in" / "deep").mkdir(parents=True)
     for path in ("in/a.png", "in/deep/b.png", "beside.png"):
         (tmp_path / path).write_bytes(PICTURE)
     return tmp_path / "in"
 
 
-def test_pictures_in_the_folder_are_read(folder: Path) -> None:
+def test_images_in_the_directory_are_read(folder: Path) -> None:
     inside = ["a.png", "./deep/b.png", "deep/../a.png", str(folder / "a.png"), (folder / "a.png").as_uri()]
     assert [image_bytes(name, folder) for name in inside] == [PICTURE] * len(inside)
     assert image_bytes({"bytes": None, "path": str(folder / "a.png")}, folder) == PICTURE
@@ -86,13 +86,13 @@ def test_a_table_runs_no_command(folder: Path) -> None:
         "s3://a::file:///etc/passwd",
     ],
 )
-def test_addresses_of_other_kinds_are_refused(folder: Path, name: str) -> None:
+def test_urls_of_other_schemes_are_rejected(folder: Path, name: str) -> None:
     with pytest.raises(BadSampleError, match="image rejected"):
         image_bytes(name, folder)
 
 
 class Pages(Quiet):
-    """Answers with a picture, with a redirection to it, or without end; counts."""
+    """Answers with an image, with a redirection to it, or without end; counts."""
 
     def do_GET(self) -> None:
         self.server.seen.append(self.path)  # type: ignore[attr-defined]
@@ -111,9 +111,7 @@ def server() -> Iterator[http.server.ThreadingHTTPServer]:
     yield from serve(Pages, Path())
 
 
-def test_a_table_reaches_nothing_of_the_own_network(
-    server: http.server.ThreadingHTTPServer, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_table_reaches_nothing_of_the_own_network(server, folder, monkeypatch):
     here = address(server, "a.png")
     for name in (here, here.replace("127.0.0.1", "localhost"), here.replace("127.0.0.1", "[::ffff:127.0.0.1]")):
         with pytest.raises(

@@ -1,4 +1,4 @@
-"""Secrets stay out of whatever a run leaves behind, wherever they were given."""
+"""Secrets stay out of all outputs of a run, wherever they were given."""
 
 from __future__ import annotations
 
@@ -93,9 +93,7 @@ def test_values_of_the_environment_are_taken_out(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("where", ["there", "here"])
-def test_a_run_is_known_again_where_the_environment_knows_other_secrets(
-    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_is_known_again_where_the_environment_knows_other_secrets(where, tmp_path, monkeypatch):
     def config(path: str) -> EncoderTrainConfig:
         return clips_world.train_config(tmp_path, tmp_path / "out", data={"sources": [{"path": path}]})
 
@@ -143,9 +141,7 @@ def test_what_is_masked_stands_for_any_secret(one: Any, other: Any, expected: bo
 
 
 @pytest.mark.slow
-def test_a_training_leaves_none_behind(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_training_leaves_none_behind(tmp_path, capsys, monkeypatch):
     """Given as a command that reads shards, and in the environment; and the finished run is still known as the same."""
     monkeypatch.setenv("HF_TOKEN", f"{PLANTED}environment")
     shards = clips_world.write_shards(tmp_path / "shards")
@@ -169,9 +165,7 @@ def test_a_training_leaves_none_behind(
     _check_no_secret(tmp_path, capsys)
 
 
-def test_results_and_reports_hold_none(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_results_and_reports_hold_none(tmp_path, capsys, monkeypatch):
     results = report_material.put_results(tmp_path / "results", {"clip": 0.4, "clips": 0.7})
     for row in ("clip", "clips"):
         found = read_result(results / row / "pope.json")
@@ -185,9 +179,7 @@ def test_results_and_reports_hold_none(
     _check_no_secret(tmp_path, capsys)
 
 
-def test_complaints_and_logs_hold_none(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_complaints_and_logs_hold_none(tmp_path, capsys, monkeypatch):
     words = ["clips", "data", "inspect", f"https://me:{PLANTED}@127.0.0.1:1/a.tar?sig={PLANTED}"]
     monkeypatch.setattr("sys.argv", words)
     assert cli.main() == 2

@@ -1,4 +1,4 @@
-"""What the served page refuses, and what it never tells; the model is played."""
+"""What the server rejects, and what it never reveals; the model is a stand-in."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def said(text: str = "hello") -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}]}
 
 
-def picture(*sizes: tuple[int, int]) -> dict[str, Any]:
+def draw_image(*sizes: tuple[int, int]) -> dict[str, Any]:
     parts = []
     for size in sizes:
         stream = io.BytesIO()
@@ -110,7 +110,7 @@ def test_it_must_be_called_by_a_name_of_its_own() -> None:
         {"sec-fetch-site": "same-site", "sec-fetch-mode": "cors"},
     ],
 )
-def test_pages_of_other_sites_are_refused(path: str, headers: dict[str, str]) -> None:
+def test_pages_of_other_sites_are_rejected(path: str, headers: dict[str, str]) -> None:
     answer = ask(said(), headers=headers, path=path, method="POST" if path == CHAT else "GET")
     assert answer.status_code == 403
     assert "access-control-allow-origin" not in answer.headers
@@ -175,13 +175,13 @@ def test_half_characters_are_answered() -> None:
     assert refused.status_code == 404
 
 
-def test_pictures_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_images_of_a_request_have_a_common_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asked, "MAX_PIXELS", 10_000)
-    assert ask(picture((70, 70), (70, 70))).status_code == 200
-    answer = ask(picture((70, 70), (70, 70), (70, 70)))
+    assert ask(draw_image((70, 70), (70, 70))).status_code == 200
+    answer = ask(draw_image((70, 70), (70, 70), (70, 70)))
     assert answer.status_code == 413
     assert "0.01 megapixels together" in answer.json()["error"]["message"]
-    assert ask(picture(*[(1, 1)] * 65)).status_code == 413
+    assert ask(draw_image(*[(1, 1)] * 65)).status_code == 413
     assert ask({**said(), "stop": ["a"] * 17}).status_code == 400
     assert ask({**said(), "stop": "a" * 1001}).status_code == 400
 
@@ -203,7 +203,7 @@ def test_a_body_must_come_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "within 0.05 seconds" in answer.json()["error"]["message"]
 
 
-def test_only_so_many_wait_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_queue_of_requests_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "MAX_CONCURRENT_REQUESTS", 2)
 
     async def asking() -> tuple[list[int], httpx.Response, httpx.Response]:

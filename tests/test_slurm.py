@@ -72,9 +72,7 @@ def test_deepspeed_reads_the_example_of_its_hosts() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["deepspeed", "fsdp"])
-def test_two_nodes_train_one_llava(
-    way: str, tmp_path: Path, bridge_encoder: Path, bridge_llm: Path, bridge_talk: Path
-) -> None:
+def test_two_nodes_train_one_llava(way, tmp_path, bridge_encoder, bridge_llm, bridge_talk):
     stage = StageConfig(
         data=[ConversationSourceConfig(path=str(bridge_talk / "talk.json"))], max_steps=2, global_batch_size=4
     )
@@ -96,7 +94,7 @@ def test_two_nodes_train_one_llava(
 
 
 @pytest.mark.slow
-def test_two_nodes_train_one_encoder_and_go_on_after_a_preemption(tmp_path: Path) -> None:
+def test_two_nodes_train_one_encoder_and_resume_after_a_preemption(tmp_path: Path) -> None:
     data = clips_world.write_shards(tmp_path / "data")
     config = tmp_path / "run.json"
     config.write_text(clips_world.config_text(data, tmp_path / "run", max_steps=40))

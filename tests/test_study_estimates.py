@@ -86,7 +86,7 @@ IMAGENET = {"name": "imagenet1k", "task": "classification", "data": "x", "templa
 CLIP = "hf-hub:timm/vit_base_patch32_clip_224.openai"
 
 
-def test_an_evaluation_of_an_encoder_reads_pictures_and_texts_of_published_sets():
+def test_an_evaluation_of_an_encoder_reads_images_and_texts_of_published_sets():
     def asked(*benchmarks: dict[str, object]) -> CostEstimate:
         return analytic_estimate(encoder_evaluation(CLIP, *benchmarks), {}, Resources(gpus=1), "h200")
 

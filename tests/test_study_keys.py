@@ -162,7 +162,7 @@ def test_a_name_on_the_hub_is_no_missing_file(fields, hub):
     check_input_files([found], study(**fields))
 
 
-def test_a_data_set_of_the_hub_and_shards_afar_are_no_missing_files():
+def test_hub_datasets_and_remote_shards_are_no_missing_files():
     sources = [{"format": "datasets", "path": "org/photos"}, {"path": "s3://bucket/{00..11}.tar"}]
     found = named(study(encoders={"clip": {"data": {"sources": sources}}}), "encoder-clip-s0")
     assert (found.hub, found.needs) == (("org/photos",), ())
@@ -204,7 +204,7 @@ def test_what_a_step_makes_is_its_output_however_it_is_called(spelled, monkeypat
         assert not found.needs
 
 
-def test_files_count_by_their_times_beside_a_manifest_and_behind_links(tmp_path):
+def test_files_count_by_their_times_next_to_a_manifest_and_behind_links(tmp_path):
     inside, behind = tmp_path / "encoder", tmp_path / "behind"
     for folder in (inside, behind):
         folder.mkdir()

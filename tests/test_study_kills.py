@@ -24,7 +24,7 @@ NAMES = ("first", "a", "b", "c", "last")
 
 
 def chain(place: Path) -> list[object]:
-    """Steps of a third of a second: one, three beside each other, one."""
+    """Steps of a third of a second: one, three in parallel, one."""
     middle = [make(place, name, "first", sleep=0.3) for name in NAMES[1:4]]
     return [make(place, "first", sleep=0.3), *middle, make(place, "last", *NAMES[1:4], sleep=0.3)]
 

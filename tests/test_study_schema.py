@@ -1,4 +1,4 @@
-"""Study files: what is read, what is refused and how the refusal reads."""
+"""Study files: what is read, what is rejected and the messages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def step(plan, name):  # type: ignore[no-untyped-def]
     return next(step for step in plan.steps if step.name == name)
 
 
-def test_overrides_are_laid_over_the_defaults_key_by_key():
+def test_overrides_are_merged_into_the_defaults_by_key():
     config = step(build_plan(parse_study(SMALL)), "encoder-clips-s0").config
     assert config["optimizer"] == {"lr": 3, "warmup": 2}
     assert deep_merge({"a": [1], "b": {"c": 1}}, {"a": [2], "b": {"d": 2}}) == {"a": [2], "b": {"c": 1, "d": 2}}
@@ -84,18 +84,15 @@ def test_rows_are_encoders_times_llms_times_seeds_and_exceptions_apply():
         ({"overrides": [{"exclude": True}]}, "every row is left out"),
         ({"benchmarks": {"retrieval": {"captions_per_image": 0}}}, "benchmarks.retrieval: .*at least 1"),
         ({"benchmarks": {"pope": {"limit": "5"}}}, r"benchmarks\.pope: limit: expected an integer or null, got '5'"),
-        (
-            {"benchmarks": {"long_retrieval": {"word_limits": [8, "16"]}}},
-            r"word_limits\[2\]: expected an integer, got '16'",
-        ),
+        ({"benchmarks": {"long_retrieval": {"word_limits": [8, "16"]}}}, r"word_limits\[2\]: expected an int"),
     ],
 )
-def test_a_wrong_study_is_refused_naming_the_field(fields, message):
+def test_a_wrong_study_is_rejected_naming_the_field(fields, message):
     with pytest.raises(UserError, match=message):
         build_plan(parse_study(changed(**fields)))
 
 
-def test_a_key_that_stands_twice_is_refused(tmp_path):
+def test_a_duplicate_key_is_rejected(tmp_path):
     file = tmp_path / "study.yaml"
     file.write_text("name: a\nencoders: {clip: {}, clip: {}}\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"study\.yaml: line 2: the key 'clip' is given twice"):
@@ -105,7 +102,7 @@ def test_a_key_that_stands_twice_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "text", ["name: [", "", "name: a\n", "name: a\nencoders: &x {again: *x}\nbenchmarks: {pope: {data: d}}\n"]
 )
-def test_a_file_that_is_no_study_is_refused_in_one_line(tmp_path, text):
+def test_a_file_that_is_no_study_is_rejected_in_one_line(tmp_path, text):
     file = tmp_path / "study.yaml"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=r"study\.yaml") as refusal:
@@ -171,7 +168,7 @@ def test_rows_can_have_baselines_of_their_own():
         ),
     ],
 )
-def test_a_wrong_grid_or_figure_is_refused_naming_the_field(fields, message):
+def test_a_wrong_sweep_or_figure_is_rejected_naming_the_field(fields, message):
     content = changed(encoders={"clip": {"recipe": {}}, "part": GRID}, llms={}, benchmarks={"retrieval": {"data": "d"}})
     content["baseline"] = None if "encoders" in fields else "clip"
     with pytest.raises(UserError, match=message):
@@ -357,6 +354,6 @@ RETRIEVAL = {"retrieval": {"data": "d"}}
         ({"llava_variants": {"a": {"sweep": {"b": [float("nan")]}}}}, r"llava_variants\.a\.sweep\.b: .*, got nan"),
     ],
 )  # fmt: skip
-def test_a_wrong_row_is_refused_naming_the_field(fields, message):
+def test_a_wrong_row_is_rejected_naming_the_field(fields, message):
     with pytest.raises(UserError, match=message):
         planned(**fields)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import re
 import shutil
 import signal
@@ -18,8 +20,8 @@ from test_study_commands import _fakes, states  # noqa: F401  (the fixture count
 
 from benchmarks.analysis.provenance import ProvenanceConfig, run_provenance
 from benchmarks.analysis.study_with_report import rerun_study_with_report, run_study_with_report
-from benchmarks.study import study_commands
-from benchmarks.study.locks import locked
+from benchmarks.study import study_commands, trash
+from benchmarks.study.locks import acquire, locked
 from benchmarks.study.rerun_clean import AcceptConfig, CleanConfig, RerunConfig, accept_outputs, run_clean
 from benchmarks.study.step_state import read_record, write_record
 from benchmarks.study.study_commands import StudyPlanConfig, plan_study
@@ -51,6 +53,20 @@ def test_outputs_of_another_key_are_in_the_trash_with_what_tells_how_they_were_m
     [weights] = (tmp_path / "out/trash").rglob("weights.safetensors")
     assert weights.read_text() == "forty hours"
     assert weights.parts[-4].endswith("Z-encoder-clips-s0")
+
+
+def test_outputs_on_another_file_system_are_moved_and_moves_of_one_second_do_not_collide(tmp_path, monkeypatch):
+    def cross_device(path: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(Path, "rename", cross_device)
+    monkeypatch.setattr(os, "rename", cross_device)
+    for number in range(3):
+        (tmp_path / "made").mkdir()
+        (tmp_path / "made/weights").write_text(f"{number}")
+        trash.move(tmp_path, "step", [tmp_path / "made"])
+    assert not (tmp_path / "made").exists()
+    assert sorted(path.read_text() for path in tmp_path.glob("trash/*/made/weights")) == ["0", "1", "2"]
 
 
 def spend(folder: Path, name: str, seconds: float) -> None:
@@ -91,7 +107,7 @@ def test_what_took_long_is_not_made_again_without_yes(tmp_path, finished_study):
     assert "encoders/clips-s0/made.txt" in trashed(tmp_path)
 
 
-def test_what_goes_on_and_what_is_new_needs_no_yes(tmp_path, finished_study):
+def test_resumed_and_new_steps_need_no_yes(tmp_path, finished_study):
     finished_study(tmp_path)
     record = read_record(tmp_path / "out", "encoder-clips-s0")
     write_record(tmp_path / "out", dataclasses.replace(record, status="interrupted", seconds=1e6))
@@ -169,7 +185,7 @@ def test_accepted_outputs_stay_and_say_what_differs(tmp_path, capsys):
     assert "was accepted" not in (tmp_path / "out/report/index.html").read_text(encoding="utf-8")
 
 
-def test_what_cannot_be_accepted_is_told_and_nothing_is_accepted(tmp_path, finished_study, capsys):
+def test_an_invalid_acceptance_is_reported_and_nothing_is_accepted(tmp_path, finished_study, capsys):
     config = finished_study(tmp_path)
     capsys.readouterr()
     accept_outputs(AcceptConfig(study=config.study))
@@ -191,6 +207,27 @@ def test_what_cannot_be_accepted_is_told_and_nothing_is_accepted(tmp_path, finis
     said = capsys.readouterr().out
     assert "not encoder-clips-s0: " in said
     assert "not llava-clips-tiny-s0: it depends on encoder-clips-s0, which would be made again" in said
+
+
+def test_an_accepted_interrupted_training_resumes_from_its_own_work(tmp_path, finished_study):
+    finished_study(tmp_path)
+    output = tmp_path / "out"
+    config = write_study(tmp_path, encoders=OTHER)
+    accepted = AcceptConfig(study=config.study, steps=("encoder-clips-s0",))
+    (output / "encoders/clips-s0").rename(output / "encoders/.clips-s0.work")  # as of a training that is not finished
+    record = dataclasses.replace(read_record(output, "encoder-clips-s0"), status="interrupted", seconds=9e4)
+    write_record(output, dataclasses.replace(record, status="running", job="7"))
+    lock = acquire(output / "steps/encoder-clips-s0/.lock")
+    with pytest.raises(UserError, match="encoder-clips-s0: cannot be accepted: "):
+        accept_outputs(accepted)
+    os.close(lock)
+    write_record(output, record)
+    accept_outputs(accepted)
+    run_study(config)
+    assert (output / "encoders/.clips-s0.work/visits.txt").is_file()
+    record = read_record(output, "encoder-clips-s0")
+    assert record.seconds > 9e4
+    assert [entry["settings"]["optimizer.lr"] for entry in record.accepted] == [[3, 4]]
 
 
 def test_rerun_moves_to_the_trash_what_it_makes_again_and_what_models_gave(tmp_path, finished_study):
@@ -253,9 +290,9 @@ e.run_study(study_commands.StudyConfig(study={study!r}, check=False, yes=True))
 def test_a_kill_between_the_trash_and_the_start_is_harmless(tmp_path, finished_study, place, after):
     finished_study(tmp_path)
     output = tmp_path / "out"
-    (output / "encoders/.clips-s0.work").mkdir()
-    for name in ("encoders/clips-s0/weights.bin", "encoders/.clips-s0.work/state.bin"):
-        (output / name).write_text("hours")
+    for name in ("clips-s0/weights.bin", "clips-s0.stages/1/state.bin", ".clips-s0.work/state.bin"):
+        (output / "encoders" / name).parent.mkdir(parents=True, exist_ok=True)
+        (output / "encoders" / name).write_text("hours")
     spend(tmp_path, "encoder-clips-s0", 7200)
     config = write_study(tmp_path, encoders=OTHER)
     tests = Path(__file__).parent
@@ -270,6 +307,7 @@ def test_a_kill_between_the_trash_and_the_start_is_harmless(tmp_path, finished_s
     found = sorted(path.relative_to(output).as_posix() for path in output.rglob("*.bin"))
     assert sorted(path.split("/", 2)[2] for path in found) == [
         "encoders/.clips-s0.work/state.bin",
+        "encoders/clips-s0.stages/1/state.bin",
         "encoders/clips-s0/weights.bin",
     ]
     assert all(path.startswith("trash/") for path in found)
@@ -302,7 +340,7 @@ def test_chosen_steps_run_again_with_what_depends_on_them_and_without_what_other
     assert "again encoder-clips-s0, " in capsys.readouterr().err
 
 
-def test_rerun_wants_to_be_told_what():
+def test_rerun_requires_steps_or_encoders():
     with pytest.raises(UserError, match=r"^steps: expected names of steps, or 'include'"):
         RerunConfig(study="study.yaml")
 

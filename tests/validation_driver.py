@@ -20,7 +20,7 @@ _encoded: collections.Counter[str] = collections.Counter()
 
 
 def count_encoding() -> None:
-    """Count the pictures and texts that this process encodes."""
+    """Count the images and texts that this process encodes."""
     image, text = towers.encode_image, towers.encode_text_features
 
     def encode_image(clip: Any, pixels: Any) -> Any:
@@ -35,12 +35,12 @@ def count_encoding() -> None:
 
 
 def measure(config_file: str, broken_on: int | None) -> None:
-    """Validate a run's model; writes beside its config."""
+    """Validate a run's model; writes next to its config."""
     config = parse_config(EncoderTrainConfig, ["--config", config_file], prog="driver")
     assert config is not None
     run = setup_run(config, open_train_dataset(config))
     if run.processes.rank == broken_on:
-        validate.open_source = refuse  # type: ignore[assignment]
+        validate.open_source = raise_error  # type: ignore[assignment]
     validation = validate.RetrievalValidation(config.validation, run)
     encoder = export_model(run, everywhere=True)
     assert encoder is not None
@@ -49,7 +49,7 @@ def measure(config_file: str, broken_on: int | None) -> None:
     Path(config_file).with_suffix(f".rank{run.processes.rank}.json").write_text(json.dumps(found))
 
 
-def refuse(*_: Any) -> Any:
+def raise_error(*_: Any) -> Any:
     raise UserError("held_out.tar: broken on rank 1")
 
 
