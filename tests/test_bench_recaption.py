@@ -52,7 +52,7 @@ def test_a_captioner_that_says_it_all_and_one_that_always_says_the_same(places, 
     assert perfect.metrics["Bleu_4"].value == pytest.approx(1.0)
     assert perfect.metrics["ROUGE_L"].value == pytest.approx(1.0)
     assert perfect.metrics["CIDEr_of_others"].value < 5
-    assert (perfect.protocol["pictures"], perfect.protocol["left_out"]) == (8, 2)
+    assert (perfect.protocol["images"], perfect.protocol["excluded"]) == (8, 2)
     items = read_items(perfect)
     assert items["given"].tolist() == [clips_world.captions(number)["web_caption"] for number in range(8)]
     assert items["target"].tolist() == expected
@@ -69,7 +69,7 @@ def test_a_captioner_that_says_it_all_and_one_that_always_says_the_same(places, 
 
 def test_it_writes_what_clips_caption_writes(places, tmp_path, capsys):
     result = evaluate(places, tmp_path / "results", limit=3)
-    assert result.protocol["pictures"] == 3
+    assert result.protocol["images"] == 3
     for row in read_items(result).itertuples():
         picture = tmp_path / "photo.png"
         picture.write_bytes(clips_world.picture(int(row.Index)))

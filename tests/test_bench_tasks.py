@@ -217,7 +217,7 @@ def test_answers_that_were_kept_have_their_pictures(llava, tmp_path, answers):
 
 
 def test_groups_name_their_members():
-    with pytest.raises(UserError, match=r"'mmmu' is a group of lmms-eval's; name its members: mmmu_val, mmmu_test$"):
+    with pytest.raises(UserError, match=r"'mmmu' is a group of lmms-eval tasks; use its members: mmmu_val, mmmu_test$"):
         get_benchmark("mmmu")
     assert task_groups()["refcoco_bbox_rec"] == tuple(f"refcoco_bbox_rec_{split}" for split in
                                                       ("test", "testA", "testB", "val"))  # fmt: skip
@@ -235,7 +235,7 @@ def test_the_catalogue_names_the_data_sets_that_the_definitions_name():
 @pytest.mark.parametrize(
     ("name", "columns", "said", "reason"),
     [
-        ("realworldqa", {}, "", r"the model answers nothing: all 6 answers are empty"),
+        ("realworldqa", {}, "", r"all 6 answers of the model are empty"),
         (
             "realworldqa",
             {"image": [*_images()[:5], None]},
@@ -244,7 +244,7 @@ def test_the_catalogue_names_the_data_sets_that_the_definitions_name():
         ),
         ("realworldqa", {"image": [*_images()[:5], b"no"]}, "A", "'Which 5' is missing or broken .*identify image"),
         ("realworldqa", {"answer": [None] * 6}, "A", "scorer of realworldqa rejects the question 'Which 0'"),
-        ("vqav2_test", {"question_id": [*NUMBERS]}, "A", "vqav2_test gives no score, only a file to submit"),
+        ("vqav2_test", {"question_id": [*NUMBERS]}, "A", "vqav2_test has no score, only a file to submit"),
         # MME wants exactly two questions a picture and category
         (
             "mme",

@@ -107,37 +107,34 @@ KNOWN_DATASETS: dict[str, tuple[KnownDataset, ...]] = {
 }
 """Benchmark → datasets; docs/protocols.md describes their formats and sources."""
 
-_HEADS = ("benchmark", "needs", "items", "size", "license", "what it measures")
+_HEADER = ("benchmark", "needs", "items", "size", "license", "about")
 
 
 def run_list(config: ListConfig) -> None:
     """Print the built-in benchmarks: required model, number of items, license, description."""
     lines = [line for name, entry in BENCHMARKS.items() for line in _lines(name, entry)]
-    widths = [max(map(len, column)) for column in zip(_HEADS, *lines, strict=True)]
-    for line in (_HEADS, *lines):
+    widths = [max(map(len, column)) for column in zip(_HEADER, *lines, strict=True)]
+    for line in (_HEADER, *lines):
         name, needs, items, *rest = (f"{field:<{width}}" for field, width in zip(line, widths, strict=True))
         print("  ".join((name, needs, f"{items.rstrip():>{widths[2]}}", *rest)).rstrip())
     print(
-        "\nItems, size and license are those of the published set (questions, images or pairs of the split that is\n"
-        "measured); a license covers the questions, rarely the images. Indented: data that come in a layout which\n"
-        "the benchmark above them reads, by `data:` (docs/protocols.md)."
+        "\nItems, size and license are those of the published set (questions, images or pairs of a split);\n"
+        "a license covers the questions, rarely the images. Indented: datasets that the benchmark above reads with\n"
+        "`data:` (docs/protocols.md)."
     )
     if config.tasks:
         from benchmarks.tasks.mllm.offline_tasks import task_folders
 
         print("\n".join(["", *sorted(task_folders())]))
     else:
-        print("Any task of lmms-eval works as well (--tasks true names them).")
+        print("Any other task of lmms-eval works as well (--tasks true lists them).")
 
 
 def _lines(name: str, entry: Benchmark) -> list[tuple[str, ...]]:
-    given = entry.items is None and not entry.license
-    items = "yours" if given else f"{entry.items:,}" if entry.items else ""
-    own = (name, entry.needs, items, entry.size, entry.license, entry.about)
-    return [
-        own,
-        *(
-            (f"  {known.name}", "", f"{known.items:,}", known.size, known.license, known.about)
-            for known in KNOWN_DATASETS.get(name, ())
-        ),
+    is_users = entry.items is None and not entry.license
+    items = "yours" if is_users else f"{entry.items:,}" if entry.items else ""
+    datasets = [
+        (f"  {known.name}", "", f"{known.items:,}", known.size, known.license, known.about)
+        for known in KNOWN_DATASETS.get(name, ())
     ]
+    return [(name, entry.needs, items, entry.size, entry.license, entry.about), *datasets]
