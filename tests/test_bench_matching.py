@@ -1,4 +1,4 @@
-"""Which question an answer made elsewhere is taken for, where a wrong one would look right."""
+"""Which question a precomputed answer is matched to, where a wrong one would look right."""
 
 from __future__ import annotations
 

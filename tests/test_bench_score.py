@@ -1,4 +1,4 @@
-"""``clips-bench score``: answers made elsewhere get the numbers that our own run gives for the same answers."""
+"""``clips-bench score``: precomputed answers get the numbers that our own run gives for the same answers."""
 
 from __future__ import annotations
 

@@ -20,29 +20,29 @@ def shorten_name(name: str, longest: int = 28) -> str:
     return clean if len(clean) <= longest else f"{clean[:half]}…{clean[-half:]}"
 
 
-def format_number(value: float | None, places: int, *, sign: bool = False) -> str:
+def format_number(value: float | None, decimals: int, *, sign: bool = False) -> str:
     """A value as text with a real minus sign; an em dash for None and NaN."""
     if value is None or value != value:
         return "—"
-    text = f"{value:+,.{places}f}" if sign else f"{value:,.{places}f}"
+    text = f"{value:+,.{decimals}f}" if sign else f"{value:,.{decimals}f}"
     if not any(digit in text for digit in "123456789"):
         text = ("±" if sign else "") + text.lstrip("+-")
     return text.replace("-", "−").replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
-def decimals_needed(value: float | None, places: int) -> int:
-    """``places``, or more if a nonzero value would otherwise be shown as 0."""
-    if value is None or not math.isfinite(value) or value == 0 or float(f"{value:.{places}f}") != 0:
-        return places
+def decimals_needed(value: float | None, decimals: int) -> int:
+    """``decimals``, or more if a nonzero value would otherwise be shown as 0."""
+    if value is None or not math.isfinite(value) or value == 0 or float(f"{value:.{decimals}f}") != 0:
+        return decimals
     return min(-math.floor(math.log10(abs(value))), _MAX_DECIMALS)
 
 
-def difference_ci_text(low: float, high: float, places: int) -> str:
+def difference_ci_text(low: float, high: float, decimals: int) -> str:
     """The 95 % interval of a difference, ``−1.2 to +3.4``; an em dash without one."""
     if not (math.isfinite(low) and math.isfinite(high)):
-        return format_number(None, places)
-    places = decimals_needed(high - low, places)
-    return f"{format_number(low, places, sign=True)} to {format_number(high, places, sign=True)}"
+        return format_number(None, decimals)
+    decimals = decimals_needed(high - low, decimals)
+    return f"{format_number(low, decimals, sign=True)} to {format_number(high, decimals, sign=True)}"
 
 
 def join_with_and(words: Sequence[str]) -> str:

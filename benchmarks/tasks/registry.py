@@ -38,7 +38,7 @@ def _lmms_entry(
 _CAPTION_SETS = ("split", "image_root", "captions_per_image", "format", "subset", "image_column", "caption_columns")
 
 
-def compositional_benchmarks(name: str, format: str, about: str, **more: Any) -> dict[str, Benchmark]:
+def compositional_benchmarks(name: str, about: str, *, format: str = "", **more: Any) -> dict[str, Benchmark]:
     """The entries of a compositional benchmark: by similarity, and for a LLaVA by likelihood and as multiple choice."""
     note = "A model that ignores the image may prefer one type of caption, and score above or below chance."
     variants: dict[str, tuple[str, RequiredModel, str, tuple[str, ...]]] = {
@@ -53,7 +53,7 @@ def compositional_benchmarks(name: str, format: str, about: str, **more: Any) ->
             needs=needs,
             evaluate=f"benchmarks.tasks.compositional.{module}:evaluate",
             data_hash="benchmarks.tasks.compositional.caption_scores:data_hash",
-            format=format,
+            format=format or name,
             takes=("image_root", *takes),
             trivial_baseline_note="" if name == "winoground" else note,
             **more,
@@ -121,36 +121,25 @@ BENCHMARKS: dict[str, Benchmark] = {
         takes=("format", "image_root", "split", "subset", "web_caption", "synthetic_caption"),
         trivial_baseline_note="'CIDEr of another image's caption' is the score of captions that ignore their image.",
     ),
-    **compositional_benchmarks("choice", "jsonl", "a caption or one that differs in a detail: JSON lines of pairs"),
     **compositional_benchmarks(
-        "sugarcrepe",
+        "choice", "a caption or one that differs in a detail: JSON lines of pairs", format="jsonl"
+    ),
+    **compositional_benchmarks(
         "sugarcrepe",
         "a caption or one with something added, replaced or swapped (SugarCrepe)",
         items=7511,
         license="MIT",
     ),
     **compositional_benchmarks(
-        "aro_relation",
-        "aro_relation",
-        "order of relations: 'A on B' or 'B on A' (ARO, VG-Relation)",
-        items=23937,
-        license="MIT",
+        "aro_relation", "order of relations: 'A on B' or 'B on A' (ARO, VG-Relation)", items=23937, license="MIT"
+    ),
+    **compositional_benchmarks(  # its authors round the number of items
+        "aro_attribution", "which object has which attribute (ARO, VG-Attribution)", items=28700, license="MIT"
     ),
     **compositional_benchmarks(
-        "aro_attribution",
-        "aro_attribution",
-        "which object has which attribute (ARO, VG-Attribution)",
-        items=28700,  # rounded by its authors
-        license="MIT",
+        "valse", "a caption or a foil: existence, number, relation, action, reference (VALSE)", license="as its sources"
     ),
     **compositional_benchmarks(
-        "valse",
-        "valse",
-        "a caption or a foil: existence, number, relation, action, reference (VALSE)",
-        license="as its sources",
-    ),
-    **compositional_benchmarks(
-        "winoground",
         "winoground",
         "two images and two captions of the same words (Winoground)",
         items=400,

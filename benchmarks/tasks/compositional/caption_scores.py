@@ -69,10 +69,10 @@ def compute_evaluation(
     for case, each in zip(pairs.cases, scores, strict=True):
         if not np.isfinite(each).all():
             raise UserError(f"{pairs.root}: {case.name}: the model returns a score that is not finite")
-    alone = len(pairs.cases[0].pictures) == 1
-    items = _items(pairs, scores, compared=not alone and not uncompared)
+    single_image = len(pairs.cases[0].pictures) == 1
+    items = _items(pairs, scores, compared=not single_image and not uncompared)
     specs, absent = _specs(pairs), {}
-    if uncompared and not alone:
+    if uncompared and not single_image:
         absent = dict.fromkeys(_GROUPS, uncompared)
     for name, (spec, values) in (extra or {}).items():
         items[spec.columns[0]] = values
@@ -141,10 +141,10 @@ def _chance_columns(pairs: PairSet) -> dict[str, np.ndarray]:
 
 
 def _specs(pairs: PairSet) -> dict[str, MetricSpec]:
-    alone = len(pairs.cases[0].pictures) == 1
-    name, label = ("accuracy", "choice") if alone else ("text_score", "text")
+    single_image = len(pairs.cases[0].pictures) == 1
+    name, label = ("accuracy", "choice") if single_image else ("text_score", "text")
     specs = {name: MetricSpec(label=label, columns=("score",))}
-    if not alone:
+    if not single_image:
         specs |= {group: MetricSpec(label=word, columns=(group,)) for group, word in _GROUPS.items()}
     if len(pairs.averaged) > 1:
         specs[f"{name}_of_kinds"] = MetricSpec(

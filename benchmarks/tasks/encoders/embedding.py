@@ -197,5 +197,5 @@ def _check_finite(features: torch.Tensor, names: Sequence[str], what: str) -> to
     broken = (~features.isfinite().all(dim=1)).nonzero().flatten().tolist()
     if broken:
         more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
-        raise UserError(f"the encoder gives features that are not finite for {what} '{names[broken[0]]:.100}'{more}")
+        raise UserError(f"the encoder returns features that are not finite for {what} '{names[broken[0]]:.100}'{more}")
     return features

@@ -61,14 +61,14 @@ def upsample_map(found: Tensor) -> np.ndarray:
 
 
 def overlay_map(
-    image: Image, found: np.ndarray, seen: VisibleRegion, box: tuple[float, float, float, float] | None = None
+    image: Image, found: np.ndarray, visible: VisibleRegion, box: tuple[float, float, float, float] | None = None
 ) -> Image:
     """The image with brightness by similarity, scaled from this map's minimum to its maximum.
 
     Args:
         image: RGB.
         found: (R, R) similarity map over the visible region.
-        seen: the visible region; the image is darkest outside it.
+        visible: the visible region; the image is darkest outside it.
         box: left, top, right, bottom of the target, as ratios of the image size, drawn as a line.
     """
     from PIL import Image as Images
@@ -77,8 +77,8 @@ def overlay_map(
     width, height = image.size
     span = float(found.max() - found.min())
     light = _DARKEST + (1 - _DARKEST) * (found - found.min()) / span if span > 0 else np.full(found.shape, _DARKEST)
-    left, right = round(seen.left * width), round(seen.right * width)
-    top, bottom = round(seen.top * height), round(seen.bottom * height)
+    left, right = round(visible.left * width), round(visible.right * width)
+    top, bottom = round(visible.top * height), round(visible.bottom * height)
     mask = Images.new("L", image.size, round(255 * _DARKEST))
     resized = Images.fromarray((light * 255).round().astype(np.uint8)).resize(
         (max(1, right - left), max(1, bottom - top)), Images.Resampling.BILINEAR

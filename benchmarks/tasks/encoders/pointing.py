@@ -102,16 +102,16 @@ def _items(model: EvalModel, data: PhraseSet, texts: torch.Tensor) -> tuple[pd.D
             patches = patch_embeddings(encoder.model, pixels)[0]
             grid = f"{patches.shape[0]} x {patches.shape[1]}"
             maps = similarity_maps(patches, torch.cat([texts[numbers], any_phrase]))
-            seen = VisibleRegion.of(encoder.preprocessing, *image.size)
+            visible = VisibleRegion.of(encoder.preprocessing, *image.size)
             for index, number in enumerate(numbers):
                 phrase = data.phrases[number]
                 box = phrase.within(*image.size)
                 is_drawn = names[number] in with_map
-                overlay = thumbnail(overlay_map(image, upsample_map(maps[index]), seen, box)) if is_drawn else None
+                overlay = thumbnail(overlay_map(image, upsample_map(maps[index]), visible, box)) if is_drawn else None
                 rows.append(
                     {
                         "item": names[number],
-                        **_item(phrase, box, maps[index], maps[-1], seen),
+                        **_item(phrase, box, maps[index], maps[-1], visible),
                         "thumbnail": thumbnail(image) if index == 0 and name in with_thumbnail else None,
                         "map": overlay,
                     }
@@ -125,13 +125,13 @@ def _chance_columns(items: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def _item(
-    phrase: Phrase, box: Box, found: torch.Tensor, any_phrase: torch.Tensor, seen: VisibleRegion
+    phrase: Phrase, box: Box, found: torch.Tensor, any_phrase: torch.Tensor, visible: VisibleRegion
 ) -> dict[str, Any]:
     """Return the columns of one phrase; ``found`` and ``any_phrase`` are (h, w) maps."""
-    inside = seen.inside(box, *found.shape)
-    points = seen.inside(box, MAP_SIZE, MAP_SIZE)
+    inside = visible.inside(box, *found.shape)
+    points = visible.inside(box, MAP_SIZE, MAP_SIZE)
     row, column = divmod(int(found.argmax()), found.shape[1])
-    x, y = (centers[index] for centers, index in zip(seen.centers(*found.shape), (column, row), strict=True))
+    x, y = (centers[index] for centers, index in zip(visible.centers(*found.shape), (column, row), strict=True))
     left, top, right, bottom = (round(100 * side) for side in box)
     hit = pointing_hit(found.cpu().numpy(), inside)
     return {

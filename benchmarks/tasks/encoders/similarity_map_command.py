@@ -63,12 +63,12 @@ def run_similarity_map(config: SimilarityMapConfig) -> None:
     with torch.inference_mode():
         patches = patch_embeddings(encoder.model, encoder.preprocess(image)[None])[0]
         found = similarity_maps(patches, embed_texts(encoder, [config.phrase], 1))[0]
-    seen = VisibleRegion.of(encoder.preprocessing, *image.size)
+    visible = VisibleRegion.of(encoder.preprocessing, *image.size)
     row, column = divmod(int(found.argmax()), found.shape[1])
-    x, y = (centers[index] for centers, index in zip(seen.centers(*found.shape), (column, row), strict=True))
+    x, y = (centers[index] for centers, index in zip(visible.centers(*found.shape), (column, row), strict=True))
     image.thumbnail((_MAX_SIDE, _MAX_SIDE))
     stream = io.BytesIO()
-    overlay_map(image, upsample_map(found), seen).save(stream, "PNG")
+    overlay_map(image, upsample_map(found), visible).save(stream, "PNG")
     atomic_write(Path(config.output), stream.getvalue())
     rows, columns = found.shape
     log_info(

@@ -6,8 +6,8 @@ Three formats of JSON lines, distinguished by their fields:
   instead of ``question_id`` also another of ``ID_COLUMNS``;
 - LLaVA's playground: ``{"question_id": …, "prompt": "…", "text": "…"}`` (and ``convert_*`` files without a prompt);
 - lmms-eval's samples: ``{"doc_id": …, "resps": ["…"], "target": …}``, as ``--log_samples`` writes them. lmms-eval 0.7
-  omits ``resps`` if it equals ``filtered_resps``, writes the prompt as ``input``, and drops ``doc``, which older
-  versions kept.
+  omits ``resps`` if it equals ``filtered_resps``, writes the prompt as ``input``, and has no ``doc``, which older
+  versions have.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ def make_judge(config: BenchmarkConfig, task: str, results: str | Path) -> Judge
 
 def scorer_environment() -> contextlib.AbstractContextManager[Any]:
     """Environment variables that lmms-eval's scorers need on import, with a placeholder for the API key."""
-    return mock.patch.dict(os.environ, {"API_TYPE": "openai", "OPENAI_API_KEY": "kept by the judge"})
+    return mock.patch.dict(os.environ, {"API_TYPE": "openai", "OPENAI_API_KEY": "placeholder"})
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ numbers if that equals lmms-eval's value.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ class TaskMetrics:
     metrics: Mapping[str, MetricSpec]
     primary: tuple[str, ...]
     score: str
-    extra: Mapping[str, MetricSpec]
+    extra: Mapping[str, MetricSpec] = field(default_factory=dict)
     baselines: Callable[[Sequence[Sample]], ChanceLevels] = chance_levels.no_chance_level
 
 
@@ -210,7 +210,6 @@ TASK_METRICS: dict[str, TaskMetrics] = {
         task: TaskMetrics(
             columns=_exact_match,
             metrics={"exact_match": MetricSpec(label="exact match", columns=("correct",))},
-            extra={},
             primary=("exact_match",),
             score="correct",
             baselines=chance_levels.chance_over_options(chance_levels.count_listed_options(options), "correct")
@@ -230,7 +229,6 @@ TASK_METRICS: dict[str, TaskMetrics] = {
         task: TaskMetrics(
             columns=_numbers("anls"),
             metrics={"anls": MetricSpec(label="ANLS", columns=("anls",))},
-            extra={},
             primary=("anls",),
             score="anls",
         )
@@ -239,7 +237,6 @@ TASK_METRICS: dict[str, TaskMetrics] = {
     "mmmu_val": TaskMetrics(
         columns=_mmmu,
         metrics={"mmmu_acc": MetricSpec(label="accuracy", columns=("correct",), rounded=5e-6)},
-        extra={},
         primary=("mmmu_acc",),
         score="correct",
         baselines=chance_levels.chance_over_options(chance_levels.count_mmmu_options, "correct"),
@@ -254,14 +251,12 @@ TASK_METRICS: dict[str, TaskMetrics] = {
                 "augmented_split": "relaxed accuracy (augmented)",
             }.items()
         },
-        extra={},
         primary=("relaxed_overall",),
         score="relaxed_overall",
     ),
     "mmvet": TaskMetrics(
         columns=_mmvet,
         metrics={"gpt_eval_score": MetricSpec(label="score", columns=("points",), scale=1.0, most=100.0)},
-        extra={},
         primary=("gpt_eval_score",),
         score="points",
     ),
@@ -279,7 +274,6 @@ TASK_METRICS: dict[str, TaskMetrics] = {
                 )
                 for kind, label in _LLAVA_BENCH.items()
             },
-            extra={},
             primary=("gpt_eval_llava_all",),
             score="points_all",
         )
@@ -299,7 +293,6 @@ TASK_METRICS: dict[str, TaskMetrics] = {
             "seed_image": MetricSpec(label="accuracy (images)", columns=("on_images",)),
             "seed_video": MetricSpec(label="accuracy (videos)", columns=("on_videos",)),
         },
-        extra={},
         primary=("seed_image", "seed_all"),
         score="correct",
         baselines=_seed_chance,
@@ -319,7 +312,6 @@ TASK_METRICS: dict[str, TaskMetrics] = {
     "nocaps_val": TaskMetrics(
         columns=_captions,
         metrics={**caption_metrics("nocaps_"), "nocaps_METEOR": MetricSpec(label="METEOR", aggregation=None)},
-        extra={},
         primary=("nocaps_CIDEr",),
         score="cider",
     ),
@@ -356,7 +348,6 @@ def default_task_metrics(
             )
             for name in names
         },
-        extra={},
         primary=tuple(names[:1]),
         score=f"score_{names[0]}" if names and names[0] in usable else "",
     )
