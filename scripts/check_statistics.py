@@ -221,7 +221,7 @@ def smallest_is_found(world: World, trials: int) -> tuple[float, float]:
     rng = np.random.default_rng(9)
     columns = [Column(world, rng) for _ in range(trials)]
     equal = [compare(column.model(0), column.model(1), TrainingNoise()) for column in columns]
-    size = float(np.nanmedian([found.smallest for found in equal]))
+    size = float(np.nanmedian([found.min_detectable for found in equal]))
     found = [compare(column.model(1, size), column.model(0), TrainingNoise()) for column in columns]
     return float(np.mean([each.p_value < LEVEL for each in found])), size
 

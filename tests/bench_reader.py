@@ -59,7 +59,7 @@ class Reader:
         return torch.eye(self.pictures + 1)[[found[0] if found else self.pictures for found in known]]
 
     def use(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
-        how = embedding._how(self, "unused")
+        how = embedding._preprocessing(self, "unused")
         return world.use_encoder(monkeypatch, folder, world.dual_encoder(self, self.tokenizer, **how))
 
 

@@ -187,7 +187,7 @@ def dual_encoder(model: Any, tokenizer: Any, preprocess: Any = None, **how: Any)
 
     preprocess = preprocess or (lambda image: torch.from_numpy(np.array(image)))
     return DualEncoder(
-        model=model, preprocess=preprocess, tokenizer=tokenizer, how=how, device="cpu", precision="float32"
+        model=model, preprocess=preprocess, tokenizer=tokenizer, preprocessing=how, device="cpu", precision="float32"
     )
 
 

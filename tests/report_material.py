@@ -100,7 +100,7 @@ def put_result(
         status="ok",
         model=measured,
         metrics={
-            name: compute_metric(items, spec, blind=blind or {})
+            name: compute_metric(items, spec, baselines=blind or {})
             for name, spec in METRICS.get(benchmark, METRICS["gqa"]).items()
         },
         primary=primary or PRIMARY.get(benchmark, PRIMARY["gqa"]),

@@ -15,7 +15,7 @@ import torch
 from bench_reader import write_images
 
 from benchmarks.results.results import CHANCE
-from benchmarks.tasks.compositional.caption_scores import _guessed, win_probabilities
+from benchmarks.tasks.compositional.caption_scores import _chance_columns, win_probabilities
 from benchmarks.tasks.data.caption_sets import load_caption_set
 from benchmarks.tasks.encoders.classification import chance_hits, majority_class_hits
 from benchmarks.tasks.encoders.recall import compute_ranks
@@ -39,8 +39,10 @@ def test_recall_by_chance_counts_images_and_all_their_captions(tmp_path):
     texts, pictures = sum(captions_of), len(captions_of)
     vectors = torch.nn.functional.normalize(torch.randn(texts, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     items = items_of(captions, compute_ranks(vectors[:pictures], vectors, captions.pairs), with_thumbnails=False)
-    blind = {CHANCE: hit_columns(guessed_ranks(captions))}
-    found = {name: compute_metric(items, spec, blind=blind).chance_levels[CHANCE] for name, spec in METRICS.items()}
+    baselines = {CHANCE: hit_columns(guessed_ranks(captions))}
+    found = {
+        name: compute_metric(items, spec, baselines=baselines).chance_levels[CHANCE] for name, spec in METRICS.items()
+    }
 
     def missed(right: int, answers: int, k: int) -> float:
         return comb(answers - right, k) / comb(answers, k)
@@ -65,10 +67,10 @@ def test_pairs_of_captions_by_chance():
         return SimpleNamespace(pictures=range(pictures), captions=range(captions), kind=kind)
 
     pairs: Any = SimpleNamespace(cases=[case(1, 2, "two"), case(1, 5, "five")])
-    assert _guessed(pairs)["score"] == pytest.approx([1 / 2, 1 / 5])
-    assert _guessed(pairs)["score_five"] == pytest.approx([np.nan, 1 / 5], nan_ok=True)
+    assert _chance_columns(pairs)["score"] == pytest.approx([1 / 2, 1 / 5])
+    assert _chance_columns(pairs)["score_five"] == pytest.approx([np.nan, 1 / 5], nan_ok=True)
     pairs = SimpleNamespace(cases=[case(2, 2, "")])
-    assert [_guessed(pairs)[name][0] for name in ("score", "image_score", "group_score")] == pytest.approx(
+    assert [_chance_columns(pairs)[name][0] for name in ("score", "image_score", "group_score")] == pytest.approx(
         [1 / 4, 1 / 4, 1 / 6]
     )
 
@@ -77,9 +79,9 @@ def _measured(task: str, samples: list[dict[str, Any]]) -> dict[str, dict[str, f
     reader = TASK_METRICS[task]
     items = pd.DataFrame({**reader.columns(samples, None), "category": "a"})  # type: ignore[arg-type]
     items = items.assign(item=items.index.astype(str), image=items.index.astype(str))
-    blind = reader.blind(samples)
+    baselines = reader.baselines(samples)
     specs: dict[str, MetricSpec] = {**reader.metrics, **reader.extra}
-    return {name: dict(compute_metric(items, specs[name], blind=blind).chance_levels) for name in specs}
+    return {name: dict(compute_metric(items, specs[name], baselines=baselines).chance_levels) for name in specs}
 
 
 def test_chance_of_yes_and_no_by_a_coin_and_by_always_yes():
@@ -112,9 +114,9 @@ def test_points_of_pairs_are_averaged_over_all_coin_tosses():
     ]
     expected = np.mean([columns["points"] for columns in every], axis=0)
     samples = [sample(*each, right=True) for each in asked]
-    assert TASK_METRICS["mme"].blind(samples)[CHANCE]["points"] == pytest.approx(expected, nan_ok=True)
+    assert TASK_METRICS["mme"].baselines(samples)[CHANCE]["points"] == pytest.approx(expected, nan_ok=True)
     assert expected == pytest.approx([75, np.nan, 75, np.nan, 50], nan_ok=True)
-    assert TASK_METRICS["mme"].blind(samples)[ALWAYS_YES]["points"] == pytest.approx(
+    assert TASK_METRICS["mme"].baselines(samples)[ALWAYS_YES]["points"] == pytest.approx(
         [50, np.nan, 200, np.nan, 0], nan_ok=True
     )
     assert _measured("mme", samples)["mme_total"] == pytest.approx({CHANCE: 200 / 3, ALWAYS_YES: 250 / 3})

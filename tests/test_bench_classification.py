@@ -130,7 +130,7 @@ def _rename(path: Path, old: str, new: str) -> None:
 @pytest.mark.parametrize(
     ("breakage", "said"),
     [
-        (lambda d: _rename(d / "classnames.txt", "white\n", ""), r"s0000003\.png: is of class 3, but there are 3"),
+        (lambda d: _rename(d / "classnames.txt", "white\n", ""), r"s0000003\.png: has class 3, but there are 3"),
         (lambda d: (d / "classnames.txt").write_text("a\nb\nc\nd\ne\nf"), "no image of class 4, 'e'"),
         (lambda d: (d / "test/1.tar").unlink(), r"expected 2 shards, as nshards\.txt says, found 1"),
     ],
@@ -148,7 +148,7 @@ def test_a_fault_in_the_data_is_one_line(tmp_path, ask, breakage, said):
     [
         ("simpel", r"unknown set of benchmarks\.templates, or a list of strings, 'simpel'; did you mean 'simple'"),
         (("a photo",), r"benchmarks\.templates: expected \{\} where the class goes, got 'a photo'"),
-        ((), r"benchmarks\.templates: expected at least one text"),
+        ((), r"benchmarks\.templates: expected at least one string"),
     ],
 )
 def test_invalid_templates(templates, said):

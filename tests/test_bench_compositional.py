@@ -74,7 +74,7 @@ def test_sugarcrepe(tmp_path):
     assert [case.name for case in pairs.cases] == ["add_att/0", "add_att/7", "swap_att/3"]
     assert pairs.cases[0].captions == ("a red one", "a blue one")
     assert pairs.open(pairs.cases[1].pictures[0]).tobytes() == world.draw_image(1).tobytes()
-    assert len(pairs.pictures) == 2
+    assert len(pairs.images) == 2
     assert pairs.averaged == {case.kind for case in pairs.cases} == {"add_att", "swap_att"}
     (one,) = load_pair_set(str(tmp_path / "swap_att.json"), "sugarcrepe").cases
     assert one.name == "swap_att/3"
@@ -189,7 +189,7 @@ def _llava(monkeypatch: pytest.MonkeyPatch, value: Any) -> Any:
     monkeypatch.setattr("llava_bridge.inference.loglikelihood.loglikelihoods", likelihoods)
     monkeypatch.setattr(loglikelihood, "llava_protocol", lambda *_: {})
     monkeypatch.setattr(multiple_choice, "llava_protocol", lambda *_: {})
-    return _row(llava=(SimpleNamespace(), SimpleNamespace()), kept_answers=lambda *_: AnswerCache(None))
+    return _row(llava=(SimpleNamespace(), SimpleNamespace()), answer_cache=lambda *_: AnswerCache(None))
 
 
 def _config(data: Path, way: str = "", **settings: Any) -> BenchmarkConfig:
@@ -208,7 +208,7 @@ def _knows(number: int | None, prompt: str, text: str) -> float:
 
 
 def test_winoground_by_similarity_and_by_likelihood_agree(tmp_path, monkeypatch):
-    monkeypatch.setattr(cached_embeddings, "_kept", lambda *_, **__: NoCache())
+    monkeypatch.setattr(cached_embeddings, "_cache", lambda *_, **__: NoCache())
     import torch
 
     data = _winoground(tmp_path)
@@ -309,7 +309,7 @@ def test_a_preference_for_a_letter_does_not_change_prompted_answers(tmp_path, mo
 
 def test_a_score_that_is_no_number_is_rejected(tmp_path, monkeypatch):
     row = _llava(monkeypatch, lambda number, *_: np.nan if number == 3 else 0.0)
-    with pytest.raises(UserError, match=r": 1: the model gives a score that is not finite"):
+    with pytest.raises(UserError, match=r": 1: the model returns a score that is not finite"):
         loglikelihood.evaluate(row, _config(_winoground(tmp_path), "_likelihood"))
 
 

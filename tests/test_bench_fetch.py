@@ -74,7 +74,7 @@ def test_only_the_data_of_the_tasks_are_downloaded(here):
         assert (here.to / name).read_bytes() == (here.hub / name).read_bytes()
     here.take()
     again = here.fetch("pope,gqa")
-    assert (again.returncode, again.stderr.count("0 to fetch")) == (0, 2)
+    assert (again.returncode, again.stderr.count("0 to download")) == (0, 2)
     assert not [line for line in here.take() if ".parquet" in line]
 
 
@@ -84,10 +84,10 @@ def test_a_damaged_file_is_named_and_downloaded_again(here):
     whole = data_hash(config)
     content = (here.to / POPE).read_bytes()
     (here.to / POPE).write_bytes(content[:-1] + b"x")
-    with pytest.raises(UserError, match=rf"{POPE}: is not what was fetched: its hash differs \(run `clips-b"):
+    with pytest.raises(UserError, match=rf"{POPE}: changed since the download \(its hash differs\); run `clips-b"):
         data_hash(config)
     (here.to / POPE).unlink()
-    with pytest.raises(UserError, match=rf"{POPE}: was fetched and is missing"):
+    with pytest.raises(UserError, match=rf"{POPE}: missing; run `clips-bench download` again"):
         data_hash(config)
     (here.to / POPE).write_bytes(content[:-1] + b"x")
     assert here.fetch("pope").returncode == 0

@@ -12,7 +12,7 @@ from families import quick_of
 from PIL import Image
 
 from benchmarks.tasks.data.caption_sets import load_caption_set
-from benchmarks.tasks.data.classification_sets import load_classification_set, say_skipped
+from benchmarks.tasks.data.classification_sets import load_classification_set, log_skipped
 from benchmarks.tasks.output_cache import AnswerCache
 from clips.data.formats import DatasetSpec
 from clips.data.images import FORMATS, IMAGE_SUFFIXES
@@ -106,11 +106,11 @@ def test_images_are_read_from_folders_shards_and_lists(tmp_path: Path, suffix: s
     for number, name in enumerate(("red", "blue")):
         save(tmp_path / f"classes/{name}/0.png", number)
         other = save(tmp_path / f"classes/{name}/1{suffix.upper()}", number)
-    assert len(load_classification_set(str(tmp_path / "classes")).pictures) == 4
+    assert len(load_classification_set(str(tmp_path / "classes")).images) == 4
     members = {"0.png": world.png(world.draw_image(0)), "0.cls": b"0", f"1{suffix}": other.read_bytes(), "1.cls": b"1"}
     shard(tmp_path / "shards/0.tar", **members)
     (tmp_path / "shards/classnames.txt").write_text("red\nblue\n")
-    assert len(load_classification_set(str(tmp_path / "shards")).pictures) == 2
+    assert len(load_classification_set(str(tmp_path / "shards")).images) == 2
     shard(tmp_path / "captions/0.tar", **{f"1{suffix}": other.read_bytes(), "1.txt": b"one"})
     assert load(tmp_path / "captions") == [["one"]]
     (tmp_path / "list.txt").write_text(f"classes/blue/1{suffix.upper()},one\n")
@@ -126,7 +126,7 @@ def test_hidden_files_and_directories_are_no_classes_and_no_images(tmp_path: Pat
     save(tmp_path / ".ipynb_checkpoints" / "0-checkpoint.png")
     (tmp_path / "red/._0.png").write_bytes(b"\0\5\x16\7")
     found = load_classification_set(str(tmp_path))
-    assert (found.classes, found.pictures) == (["blue", "red"], ["blue/0.png", "red/0.png"])
+    assert (found.classes, found.images) == (["blue", "red"], ["blue/0.png", "red/0.png"])
     assert found.skipped == {}
 
 
@@ -139,9 +139,9 @@ def test_images_outside_the_class_folders_are_counted(tmp_path: Path, capsys) ->
     for name in ("3.heic", "classnames.txt", ".DS_Store"):
         (tmp_path / "test" / name).write_text("blue\nred\n")
     found = load_classification_set(str(tmp_path))
-    assert found.pictures == ["blue/0.png", "red/0.png"]
+    assert found.images == ["blue/0.png", "red/0.png"]
     assert found.skipped == {".png next to the class directories": 2, ".heic next to the class directories": 1}
-    say_skipped(found)
+    log_skipped(found)
     assert f"{tmp_path}/test: skipped 2 .png next to the class directories, 1 .heic next to" in capsys.readouterr().err
 
 

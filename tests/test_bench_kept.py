@@ -72,7 +72,7 @@ def test_overwrite_computes_them_again(tmp_path):
     kept(tmp_path).collect(BATCHES, Tower())
     tensor_cache(tmp_path).put("k", torch.zeros(5, 2))
     assert kept(tmp_path).collect(BATCHES, Tower()).sum() == 0
-    torch.testing.assert_close(kept(tmp_path, again=True).collect(BATCHES, Tower()), EXPECTED)
+    torch.testing.assert_close(kept(tmp_path, overwrite=True).collect(BATCHES, Tower()), EXPECTED)
 
 
 def test_another_code_version_finds_nothing(monkeypatch):
@@ -125,17 +125,17 @@ def test_an_error_of_the_first_process_is_raised_by_both(two):
 
 
 def test_vectors_are_those_of_a_model_on_a_device_with_its_libraries(tmp_path, monkeypatch):
-    encoder = SimpleNamespace(device="cpu", how={"input_resolution": 32}, precision="float32")
+    encoder = SimpleNamespace(device="cpu", preprocessing={"input_resolution": 32}, precision="float32")
     row = SimpleNamespace(
-        model=lambda part: {"hash": f"of the {part}"},
+        record=lambda part: {"hash": f"of the {part}"},
         config=SimpleNamespace(output=str(tmp_path), overwrite=False),
         processes=DistributedContext(),
     )
 
     def key(part: str = "tower", **content: str) -> str:
-        return cached_embeddings._kept(row, encoder, part, **content or {"pictures": "a"}).key
+        return cached_embeddings._cache(row, encoder, part, **content or {"images": "a"}).key
 
-    keys = [key(), key(part="encoder"), key(pictures="b"), key(texts="a")]
+    keys = [key(), key(part="encoder"), key(images="b"), key(texts="a")]
     encoder.device = "cuda"
     keys.append(key())
     encoder.device = "cpu"
@@ -151,7 +151,7 @@ def test_answers_are_stored_as_soon_as_they_are_added(tmp_path):
     answers.add({"3": ""})
     known = {"1": "a dog", "2": "eine\nZeile, \u2028 und „mehr“", "3": ""}
     assert AnswerCache(tmp_path / "k").known == answers.known == known
-    assert AnswerCache(tmp_path / "k", again=True).known == {}
+    assert AnswerCache(tmp_path / "k", overwrite=True).known == {}
     assert AnswerCache(tmp_path / "k").known == {}
 
 

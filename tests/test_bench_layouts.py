@@ -198,7 +198,7 @@ def test_captions_of_several_images(tmp_path, monkeypatch):
     result = evaluate(monkeypatch, tmp_path, BenchmarkConfig(name="x", task="retrieval", data=str(file)), pictures=4)
     assert result.metrics["t2i_r1"].value == 1  # image 0 answers "thing0", and 1 would be as right
     assert result.metrics["i2t_r1"].value == pytest.approx((3 + 1 / 3) / 4)  # 1 finds none of the three nearer
-    assert (result.protocol["captions"], result.protocol["pictures_per_caption"]) == (3, "1 to 2")
+    assert (result.protocol["captions"], result.protocol["images_per_caption"]) == (3, "1 to 2")
     items = read_items(result).set_index("item")
     assert items.loc["t2i/0.png#0", "target"] == "0.png | 1.png"
 
@@ -226,7 +226,7 @@ def test_fewer_captions_than_asked_for_are_stated(tmp_path, monkeypatch):
     rows = [{"image": "0.png", "captions": ["thing0", "a thing0"]}, {"image": "1.png", "captions": ["thing1"]}]
     file = world.write_lines(tmp_path / "x.jsonl", rows)
     result = evaluate(monkeypatch, tmp_path, BenchmarkConfig(name="x", task="retrieval", data=str(file)), pictures=2)
-    assert result.protocol["captions_per_picture"] == "1 to 2"
+    assert result.protocol["captions_per_image"] == "1 to 2"
     assert result.metrics["mean_r1"].value == 1
 
 

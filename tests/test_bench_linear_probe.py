@@ -40,7 +40,7 @@ def test_it_learns_what_can_be_learned(tmp_path, encoder):
     assert result.metrics["mean_per_class_recall"].value == pytest.approx(3 / 4)
     assert result.metrics["C"].value in C_VALUES
     assert result.metrics["C"].ci_low is None
-    assert (result.protocol["pictures"], result.protocol["train_pictures"]) == (12, 40)
+    assert (result.protocol["images"], result.protocol["train_images"]) == (12, 40)
     items = read_items(result)
     blue = items["target"].isin(["blue", "white"])
     assert (items.loc[blue, "prediction"] == items.loc[blue, "target"]).all()
@@ -103,8 +103,8 @@ def test_one_in_five_of_each_class_is_held_out():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"train_split": "test"}, "train_split: expected another than 'split', got 'test' for both"),
-        ({"train_split": "one"}, "holds no image of class 1"),
+        ({"train_split": "test"}, "train_split: expected a different one than 'split', got 'test' for both"),
+        ({"train_split": "one"}, "contains no image of class 1"),
     ],
 )
 def test_invalid_splits(tmp_path, encoder, settings, said):
@@ -137,7 +137,8 @@ def test_the_class_token_is_the_embedding_where_there_is_one(tmp_path):
     states = list(row.tower.model.tower.states(pixels, row.tower.model.tower.depth))
     expected = torch.nn.functional.normalize(states[-1][:, 0], dim=-1)
     torch.testing.assert_close(embedding.embed_images(row.tower, lambda _: picture, ["one"], 1), expected)
-    own = row.model("tower")["hash"]
-    other = EvalModel(RunConfig(model_name="row", encoder="timm:resnet10t@random", **config))
-    assert own != other.model("tower")["hash"]
+    own = row.record("tower")["hash"]
+    assert (
+        own != EvalModel(RunConfig(model_name="row", encoder="timm:resnet10t@random", **config)).record("tower")["hash"]
+    )
     assert len(own) == 64

@@ -46,7 +46,7 @@ def test_the_curve_by_hand(tmp_path, monkeypatch, long):
     assert result.metrics["mean_r1_w16"].value == pytest.approx((2 + 2 / 4) / 4)
     assert result.metrics["t2i_r5_w4"].value == 1  # five of four
     assert list(result.primary) == ["t2i_r1", "i2t_r1", "mean_r1"]
-    assert result.protocol["words_kept"] == "4, 16, 32, 64"
+    assert result.protocol["word_limits"] == "4, 16, 32, 64"
     assert result.protocol["mean_words"] == 40.5
 
 
@@ -88,7 +88,7 @@ def test_a_text_that_is_short_enough_stays_as_it_is(text, words, cut):
 
 @pytest.mark.parametrize("words", [(), (8, 4), (4, 4), (0, 4)])
 def test_points_of_the_curve_must_grow(words):
-    with pytest.raises(UserError, match=r"benchmarks\.word_limits: expected growing numbers above 0"):
+    with pytest.raises(UserError, match=r"benchmarks\.word_limits: expected increasing numbers above 0"):
         BenchmarkConfig(name="long", data=".", word_limits=words)
 
 
@@ -125,5 +125,5 @@ def test_each_language_and_their_mean(tmp_path, monkeypatch, languages):
     assert result.metrics["t2i_r1"].ci_low < 3 / 4 < result.metrics["t2i_r1"].ci_high
     assert (result.metrics["t2i_r1_de"].n, result.metrics["t2i_r1_fr"].n) == (8, 4)
     stated = result.protocol
-    assert (stated["languages"], stated["captions"], stated["captions_per_picture"]) == ("de, fr", 12, "de 2, fr 1")
+    assert (stated["languages"], stated["captions"], stated["captions_per_image"]) == ("de, fr", 12, "de 2, fr 1")
     assert world.check_formulas(result)["thumbnail"].notna().sum() == PICTURES

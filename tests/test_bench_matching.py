@@ -1,4 +1,4 @@
-"""Which question an external answer is matched with, where a wrong match would look right."""
+"""Which question a precomputed answer is matched to, where a wrong one would look right."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def test_ids_alone_match_no_column_of_another_name(tmp_path):
     """Numbers from 1 against an index from 0: all of them are found there, each one off."""
     docs = [{"question_id": f"q{number}", "index": number, "question": f"Q{number}?"} for number in range(8)]
     told = _answers(tmp_path, *[f'{{"question_id": {number}, "answer": "{number - 1}"}}' for number in range(1, 8)])
-    with pytest.raises(UserError, match=r"8 of 8 questions have no answer, 7 of 7 answers no question"):
+    with pytest.raises(UserError, match=r"8 of 8 questions have no answer, 7 of 7 answers have no question"):
         match(told, docs, "f", partial=True)
     told = _answers(tmp_path, *[f'{{"index": {number}, "answer": "{number}"}}' for number in range(8)])
     found = match(told, docs, "f")
-    assert {place: answer.text for place, answer in found.places.items()} == {n: str(n) for n in range(8)}
-    assert found.by == "index"
+    assert {place: answer.text for place, answer in found.answers.items()} == {n: str(n) for n in range(8)}
+    assert found.key == "index"
     del docs[0]["question_id"]
     told = _answers(tmp_path, '{"question_id": 1, "answer": "0"}')
-    with pytest.raises(UserError, match=r"neither ids nor words .* \(expected 'doc_id' or 'index'\)"):
+    with pytest.raises(UserError, match=r"neither ids nor texts .* \(expected 'doc_id' or 'index'\)"):
         match(told, docs, "f", partial=True)
 
 
@@ -42,8 +42,8 @@ def test_ids_with_words_may_stand_in_another_column(tmp_path):
     ]
     lines = [f'{{"question_id": "image{n}", "prompt": "What is {n}?", "text": "{n}"}}' for n in (1, 0)]
     found = match(_answers(tmp_path, *lines), docs, "f")
-    assert found.by == "image_id and words"
-    assert {place: answer.text for place, answer in found.places.items()} == {0: "0", 1: "1"}
+    assert found.key == "image_id and text"
+    assert {place: answer.text for place, answer in found.answers.items()} == {0: "0", 1: "1"}
 
 
 def test_two_answers_to_one_question_match_none():
@@ -53,13 +53,13 @@ def test_two_answers_to_one_question_match_none():
         Answer(text="no", id="1", prompt="is it a apple?"),
         Answer(text="no", id="2", prompt="Is it red?"),
     ]
-    with pytest.raises(UserError, match=r"1 of 2 questions have no answer, 2 of 3 answers no question"):
+    with pytest.raises(UserError, match=r"1 of 2 questions have no answer, 2 of 3 answers have no question"):
         match(told, docs, "f")
     for order in (told, told[::-1]):
         found = match(order, docs, "f", partial=True)
-        assert found.places == {1: told[2]}
-        assert found.ways == {"as written": 1}
-        assert [answer.text for answer in found.strangers] == [each.text for each in order if each.id == "1"]
+        assert found.answers == {1: told[2]}
+        assert found.counts == {"unchanged": 1}
+        assert [answer.text for answer in found.unmatched] == [each.text for each in order if each.id == "1"]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_two_answers_to_one_question_match_none():
 def test_only_known_instruction_lines_are_ignored(prompt, found):
     answers = [Answer(text="yes", prompt=prompt), Answer(text="no", prompt="Who?")]  # the second has its question
     asked = ["What is shown?", "What is shown?\nHint: the left half.", "Who?"]
-    places = match(answers, [{"question": text} for text in asked], "f", partial=True).places
+    places = match(answers, [{"question": text} for text in asked], "f", partial=True).answers
     assert [place for place, answer in places.items() if answer is answers[0]] == found
 
 
@@ -125,6 +125,6 @@ def test_numbers_are_compared_as_numbers(theirs, ours, agree):
             reject_contradictions({0: answer}, [{"label": ours}], task, "f")
             continue
         with pytest.raises(
-            UserError, match=rf"1 of 1 answers say otherwise .*: {what} '{theirs}', in the data '{ours}'"
+            UserError, match=rf"1 of 1 answers contradict the data.*: {what} '{theirs}', in the data '{ours}'"
         ):
             reject_contradictions({0: answer}, [{"label": ours}], task, "f")

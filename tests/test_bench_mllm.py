@@ -205,7 +205,7 @@ def test_without_java_only_meteor_is_missing(places, tmp_path, monkeypatch, besi
     finally:
         monkeypatch.undo()
         caption_metrics.is_java_available.cache_clear()
-    assert found.missing_metrics == {"nocaps_METEOR": "it is a Java program and there is no java here"}
+    assert found.missing_metrics == {"nocaps_METEOR": "it needs Java, which is not installed"}
     assert found.metrics["nocaps_CIDEr"].value > 3
     assert "imitated" in found.protocol["caption_tokenizer"]
     if beside_java and caption_metrics.is_java_available():
@@ -219,7 +219,7 @@ def test_metrics_can_be_left_out(places, tmp_path, monkeypatch):
     found = _run(places, tmp_path, dataclasses.replace(task, exclude_metrics=("nocaps_METEOR", "nocaps_Bleu_1")))[
         "nocaps_val"
     ]
-    assert found.missing_metrics == dict.fromkeys(("nocaps_METEOR", "nocaps_Bleu_1"), "left out by the config")
+    assert found.missing_metrics == dict.fromkeys(("nocaps_METEOR", "nocaps_Bleu_1"), "excluded by the config")
     assert "nocaps_Bleu_4" in found.metrics
     with pytest.raises(UserError, match="unknown metric of 'nocaps_val' 'nocaps_METEO'; did you mean 'nocaps_METEOR'"):
         _run(places, tmp_path, dataclasses.replace(task, exclude_metrics=("nocaps_METEO",)))
@@ -293,5 +293,5 @@ def test_unsupported_tasks(places):
 
     metadata = {"task": "t", "doc_id": 0, "repeats": 1}
     alone = Instance(request_type="loglikelihood", arguments=("", "red"), idx=0, task_name="t", metadata=metadata)
-    with pytest.raises(UserError, match=r"^t: asks for likelihoods without a question"):
+    with pytest.raises(UserError, match=r"^t: likelihoods without a question"):
         LlavaBridgeModel(loaded=load_llava(places / "llava", "cpu")).loglikelihood([alone])

@@ -95,7 +95,7 @@ def test_a_file_a_folder_and_a_task_in_a_folder_are_one_task(data, tasks, capsys
     assert (right.value, right.scale, right.ci_method) == (0.4, 100.0, "wilson")
     assert (points.value, points.scale) == (2.6, 1.0)  # numbers above 1 are no share
     assert "right 40.0, points 2.6 (5 questions)" in capsys.readouterr().err
-    assert shown[0].protocol["task"] == "a task of one's own, street_signs"
+    assert shown[0].protocol["task"] == "custom task street_signs"
     assert read_items(shown[0])["question"].tolist()[0] == "Is sign 0 red?"
 
 
@@ -115,5 +115,5 @@ def test_the_scale_can_be_set_and_different_ones_are_not_compared(data, tasks):
     assert said.metrics["right"].scale == said.metrics["points"].scale == 1.0
     assert said.metrics["right"].value == shares.metrics["right"].value
     assert shares.fingerprint != said.fingerprint
-    with pytest.raises(UserError, match="scale: the metrics of 'pope' have one of their own"):
+    with pytest.raises(UserError, match="scale: the metrics of 'pope' define their own"):
         _score(data, "pope", scale=1.0)

@@ -92,7 +92,7 @@ def test_attention_pooling_has_patches_and_an_unknown_tower_is_rejected():
     places = patch_embeddings(model, torch.randn(2, 3, 32, 32))
     assert places.shape == (2, 4, 4, 12)
     assert places.isfinite().all()
-    with pytest.raises(UserError, match="place by place"):
+    with pytest.raises(UserError, match="no patch embeddings"):
         patch_embeddings(SimpleNamespace(visual=torch.nn.Identity()), torch.randn(1, 3, 8, 8))
 
 
@@ -168,7 +168,7 @@ def test_a_tower_that_sees_colors_points_at_them(phrases, use):
     assert values["auc"] > 0.9
     assert values["chance"] == pytest.approx(1 / 16)
     assert values["pointing_any"] < 0.5
-    assert result.protocol["input_places"] == "4 x 4"
+    assert result.protocol["input_patch_grid"] == "4 x 4"
     items = read_items(result)
     first = json.loads(phrases.read_text().splitlines()[0])
     middle = [(first["box"][0] + 8) / 1.28, (first["box"][1] + 8) / 0.64]

@@ -67,7 +67,7 @@ def test_cocoqa_has_exactly_the_held_out_photos_or_all(tmp_path):
     assert [row["id"] for row in pictures] == held
     assert pictures[0]["image"]["bytes"] == (source / "images" / held[0]).read_bytes()
     manifest = read_manifest(out)
-    assert (manifest["kind"], manifest["counts"]) == ("hub", {"pictures": len(held), "questions": len(questions)})
+    assert (manifest["kind"], manifest["counts"]) == ("hub", {"images": len(held), "questions": len(questions)})
     asked = [json.loads(line) for line in (source / "questions.jsonl").read_text().splitlines()]
     rows = _read(_prepare("cocoqa", source, tmp_path / "all", split="all") / file)
     assert [(row["imageId"], row["question"]) for row in rows] == [(row["image"], row["question"]) for row in asked]
@@ -132,5 +132,5 @@ def test_a_broken_image_leaves_no_output(tmp_path):
 def test_the_real_data(tmp_path, shared):
     """A fifth of COCO-QA's photos is held out, and none of them is in both splits."""
     counts = read_manifest(_prepare("cocoqa", shared / "data/cocoqa", tmp_path / "out"))["counts"]
-    assert 400 < counts["pictures"] < 550
-    assert counts["questions"] > counts["pictures"]
+    assert 400 < counts["images"] < 550
+    assert counts["questions"] > counts["images"]

@@ -52,7 +52,7 @@ def test_scores_of_a_perfect_and_of_a_constant_captioner(places, tmp_path, monke
     assert perfect.metrics["Bleu_4"].value == pytest.approx(1.0)
     assert perfect.metrics["ROUGE_L"].value == pytest.approx(1.0)
     assert perfect.metrics["CIDEr_of_others"].value < 5
-    assert (perfect.protocol["pictures"], perfect.protocol["left_out"]) == (8, 2)
+    assert (perfect.protocol["images"], perfect.protocol["excluded"]) == (8, 2)
     items = read_items(perfect)
     assert items["given"].tolist() == [clips_world.captions(number)["web_caption"] for number in range(8)]
     assert items["target"].tolist() == expected
@@ -69,7 +69,7 @@ def test_scores_of_a_perfect_and_of_a_constant_captioner(places, tmp_path, monke
 
 def test_captions_equal_those_of_clips_caption(places, tmp_path, capsys):
     result = evaluate(places, tmp_path / "results", limit=3)
-    assert result.protocol["pictures"] == 3
+    assert result.protocol["images"] == 3
     for row in read_items(result).itertuples():
         picture = tmp_path / "photo.png"
         picture.write_bytes(clips_world.draw_image(int(row.Index)))

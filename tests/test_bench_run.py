@@ -80,7 +80,7 @@ def test_protocol_states_data_and_input(tmp_path, shards, use):
     result = _run(tmp_path, use(), shards)
     stated = result.protocol
     assert stated["data_hash"] == load_caption_set(DatasetSpec(path=str(shards))).hash
-    assert (stated["pictures"], stated["captions"], stated["captions_per_picture"]) == (12, 36, "3")
+    assert (stated["images"], stated["captions"], stated["captions_per_image"]) == (12, 36, "3")
     how = [stated[f"input_{name}"] for name in ("resolution", "resize", "interpolation")]
     assert how == [64, "squash", "bilinear"]
     assert (stated["precision"], stated["torch"]) == ("float32", torch.__version__.partition("+")[0])
@@ -147,9 +147,9 @@ def test_a_config_error_is_raised_at_once_and_leaves_no_output(tmp_path, monkeyp
 
 def test_a_failure_never_replaces_numbers(tmp_path, shards, use, capsys):
     before = _run(tmp_path, use(), shards)
-    with pytest.raises(UserError, match=r"^failed: retrieval \(.*not finite for .* 'shard-00001.tar/000000005.png'"):
+    with pytest.raises(UserError, match=r"^failed: retrieval \(.*not finite for image 'shard-00001.tar/000000005.png'"):
         _run(tmp_path, use(broken=5), shards, overwrite=True)
-    assert "the earlier result is kept" in capsys.readouterr().err
+    assert "the earlier result remains" in capsys.readouterr().err
     after = read_result(before.path)
     assert after == before
     assert len(read_items(after)) == 4 * PICTURES

@@ -1,4 +1,4 @@
-"""``clips-bench score``: external answers get the numbers of our own run with the same answers."""
+"""``clips-bench score``: precomputed answers get the numbers that our own run gives for the same answers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_our_own_format_and_the_result_is_like_any_other(hub, tmp_path):
     assert found.metrics["pope_accuracy"].value == 7 / 8
     assert found.metrics["pope_accuracy"].clusters == PICTURES  # images are looked at, though no model is
     assert found.model["path"].endswith("answers.jsonl")
-    assert found.protocol["decoding"] == "made elsewhere"
+    assert found.protocol["decoding"] == "precomputed"
     items = read_items(found)
     assert items["prediction"].tolist() == [said[0], "Yes, there is.", *said[2:]]
     assert items["thumbnail"].notna().sum() == PICTURES
@@ -112,7 +112,7 @@ def test_samples_whose_targets_contradict_the_data(hub, tmp_path):
     assert len({row["doc_hash"] for row in rows}) == 1  # of `null`: it tells nothing
     assert "resps" not in rows[0]  # equal to filtered_resps
     assert _score(hub, tmp_path, "pope", rows).metrics["pope_accuracy"].value == 1.0
-    with pytest.raises(UserError, match=r"answers.jsonl: 8 of 8 answers say otherwise .* question 0: target"):
+    with pytest.raises(UserError, match=r"answers.jsonl: 8 of 8 answers contradict the data.* question 0: target"):
         _score(hub, tmp_path, "pope", _permuted(rows))
     same = [row | {"target": _pope()[(row["doc_id"] + 1) % 8][1]} for row in rows]  # then only the words tell
     with pytest.raises(UserError, match=r"4 of 8 answers .*question 1: input 'Is there a .*, in the data 'is there a"):
@@ -125,10 +125,12 @@ def test_samples_whose_rows_contradict_the_data(hub, tmp_path):
             for number, (text, answer) in enumerate(_pope())]  # fmt: skip
     rows = [{"doc_id": number, "doc": doc, "resps": [[doc["answer"]]]} for number, doc in enumerate(docs)]
     assert _score(hub, tmp_path, "pope", rows).metrics["pope_accuracy"].value == 1.0
-    with pytest.raises(UserError, match=r"8 of 8 answers say otherwise .*: doc.question_id '7', in the data '0'"):
+    with pytest.raises(UserError, match=r"8 of 8 answers contradict the data.*: doc.question_id '7', in the data '0'"):
         _score(hub, tmp_path, "pope", _permuted(rows))
     rows[3]["doc"] = docs[3] | {"answer": "yes"}
-    with pytest.raises(UserError, match=r"1 of 8 answers say otherwise .*question 3: doc.answer 'yes', in the data"):
+    with pytest.raises(
+        UserError, match=r"1 of 8 answers contradict the data.*question 3: doc.answer 'yes', in the data"
+    ):
         _score(hub, tmp_path, "pope", rows)
 
 
@@ -156,11 +158,11 @@ def test_llava_answers_to_pope_take_images_from_its_questions(tmp_path):
     rows = [
         {"question_id": id, "prompt": prompt, "text": "yes" if image == "COCO_1" else "no"} for id, (image, _) in places
     ]
-    with pytest.raises(UserError, match=r"neither ids nor words tell|answers no question"):
+    with pytest.raises(UserError, match=r"neither ids nor texts match|answers have no question"):
         _score(tmp_path / "hub", tmp_path, "pope", rows)
     found = _score(tmp_path / "hub", tmp_path, "pope", rows, questions=questions)
     assert found.metrics["pope_accuracy"].value == 1.0
-    with pytest.raises(UserError, match="neither ids nor words tell which of its 1 answers and 4 questions"):
+    with pytest.raises(UserError, match="neither ids nor texts match its 1 answers and 4 questions"):
         _score(tmp_path / "hub", tmp_path, "pope", rows[1:2], partial=True)
     with pytest.raises(UserError, match=r"1 of 4 questions have no answer, 0 of 3 .*--partial true scores"):
         _score(tmp_path / "hub", tmp_path, "pope", rows[1:], questions=questions)
@@ -214,14 +216,14 @@ def test_ids_of_mmvet_without_their_beginning(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([{"question_id": "0", "answer": "yes"}], "7 of 8 questions have no answer, 0 of 1 answers no question"),
+        ([{"question_id": "0", "answer": "yes"}], "7 of 8 questions have no answer, 0 of 1 answers have no question"),
         (
             [{"question_id": str(number), "answer": "yes"} for number in [*range(8), 99]],
-            "0 of 8 questions have no answer, 1 of 9 answers no question of their own (told by question_id: 8 as",
+            "0 of 8 questions have no answer, 1 of 9 answers have no question (matched by question_id: 8 un",
         ),
         ([{"answer": "yes"}], "line 1: expected 'doc_id', 'question_id' or 'prompt'"),
         ([{"question_id": "0", "answer": 7}], "line 1: expected a string as 'answer'"),
-        ([], "answers.jsonl: no answers in it"),
+        ([], "answers.jsonl: contains no answers"),
     ],
 )
 def test_unmatched_answers_are_reported_in_one_line(rows, said, hub, tmp_path):
@@ -256,7 +258,7 @@ def test_mmes_own_file(hub_published, tmp_path, capsys):
     assert found.metrics["mme_perception_score"].value == (50 + 200) / 2
     assert found.metrics["mme_cognition_score"].value == 50
     said = capsys.readouterr().err
-    assert "2 without what says how to answer, 4 by the id without inner directories or 'v1_'" in said
+    assert "2 without the answer instruction, 4 by the id without inner directories or 'v1_'" in said
     assert "0 answers without a question, 0 questions without an answer" in said
     assert "perception points 125.0, cognition points 50.0" in said
     assert found.model["matched"] in said
@@ -278,7 +280,7 @@ def test_popes_own_file(hub_published, tmp_path, capsys):
     assert sizes == {"random": 2, "popular": 2, "adversarial": 4, "kinds": 8}
     assert values["pope_f1_random"] > found.metrics["pope_f1_random"].ci_low
     said = capsys.readouterr().err
-    assert "6 without what says how to answer, 2 with known misspellings fixed" in said
+    assert "6 without the answer instruction, 2 with known misspellings fixed" in said
     assert "8 of 9 questions answered" in said
     assert "F1, random 100.0, F1, popular 100.0, F1, adversarial 80.0, F1, mean of three kinds 93.3" in said
 
@@ -288,7 +290,7 @@ def test_textvqas_own_file(hub_published, tmp_path, capsys):
     found = _score_lines(hub_published, tmp_path, "textvqa_val", published.TEXTVQA)
     assert read_items(found)["prediction"].tolist() == ["22", "10 years", "Longmorn"]
     assert read_items(found)["score"].tolist() == [1.0, 1.0, 0.0]
-    assert "told by image_id and words: 3 in lower case" in capsys.readouterr().err
+    assert "matched by image_id and text: 3 in lower case" in capsys.readouterr().err
 
 
 def test_older_data_that_say_a_umbrella(hub_published, tmp_path):
@@ -300,10 +302,10 @@ def test_older_data_that_say_a_umbrella(hub_published, tmp_path):
     for doc in docs:
         doc["question"] = doc["question"].replace("an umbrella", "a umbrella")
     found = match(answers, docs, "f", partial=True)
-    assert found.ways == {"without what says how to answer": 6, "with known misspellings fixed": 2}
+    assert found.counts == {"without the answer instruction": 6, "with known misspellings fixed": 2}
     mended = [Answer(**{**vars(each), "prompt": (each.prompt or "").replace("imange", "image")}) for each in answers]
     found = match(mended, docs, "f", partial=True)
-    assert found.ways == {"without what says how to answer": 6, "with 'an' read as 'a'": 2}
+    assert found.counts == {"without the answer instruction": 6, "with 'an' read as 'a'": 2}
 
 
 def test_partial_excuses_answers_without_a_question_and_counts_them(hub_published, tmp_path, capsys):
@@ -311,7 +313,7 @@ def test_partial_excuses_answers_without_a_question_and_counts_them(hub_publishe
     with pytest.raises(UserError) as caught:
         _score_lines(hub_published, tmp_path, "mme", stray)
     said = str(caught.value)
-    assert "2 of 6 questions have no answer, 2 of 6 answers no question of their own" in said
+    assert "2 of 6 questions have no answer, 2 of 6 answers have no question" in said
     assert "\n" not in said
     assert (
         "without a question: 'code_reasoning/0020.png Is a fortran code shown in the picture?' "
@@ -331,5 +333,5 @@ def test_text_that_two_questions_share_matches_neither():
     docs = [{"question_id": "a/images/1.jpg", "question": "Red?"}, {"question_id": "a/1.jpg", "question": "Red?"}]
     told = [Answer(text="yes", id="a/x/1.jpg", prompt="Red?"), Answer(text="no", id="a/1.jpg", prompt="Red?")]
     found = match(told, docs, "f", partial=True)
-    assert {place: answer.text for place, answer in found.places.items()} == {1: "no"}
-    assert (found.unanswered, [each.text for each in found.strangers]) == (1, ["yes"])
+    assert {place: answer.text for place, answer in found.answers.items()} == {1: "no"}
+    assert (found.num_unanswered, [each.text for each in found.unmatched]) == (1, ["yes"])

@@ -22,7 +22,7 @@ from benchmarks.tasks.data.classification_sets import load_classification_set
 from benchmarks.tasks.data.pair_sets import load_pair_set
 from benchmarks.tasks.data.phrase_boxes import load_benchmark_phrases
 from benchmarks.tasks.run_config import BenchmarkConfig
-from benchmarks.tasks.sizes import full_size, n_words, part_words
+from benchmarks.tasks.sizes import full_size, item_count_text, subset_text
 
 TASK = "lmms-eval's pope"
 
@@ -42,14 +42,14 @@ def result(folder: Path, benchmark: str, row: str = "clip", count: int = 120, **
         ("gqa", {"task": TASK, "questions": 120}, "", "120"),  # other data by POPE's prompt and scorer
         ("gqa", {"task": "lmms-eval's mine", "questions": 120, "full_size": 500}, "120 of 500 questions", "120 of 500"),
         ("gqa", {"format": "winoground", "cases": 120}, "120 of 400 cases", "120 of 400"),
-        ("retrieval", {"task": "retrieval", "pictures": 30}, "", "120"),
-        ("retrieval", {"pictures": 30, "full_size": 1000}, "30 of 1,000 images", "120 (30 of 1,000 images)"),
+        ("retrieval", {"task": "retrieval", "images": 30}, "", "120"),
+        ("retrieval", {"images": 30, "full_size": 1000}, "30 of 1,000 images", "120 (30 of 1,000 images)"),
     ],
 )
 def test_the_words(tmp_path: Path, benchmark: str, protocol: dict[str, str | int], part: str, n: str) -> None:
     found = result(tmp_path, benchmark, **protocol)
-    assert part_words(found) == part
-    assert n_words(found, next(iter(found.metrics.values()))) == n
+    assert subset_text(found) == part
+    assert item_count_text(found, next(iter(found.metrics.values()))) == n
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_the_words(tmp_path: Path, benchmark: str, protocol: dict[str, str | int
      ("imagenet_v2", 10000), ("mine", None)],
 )  # fmt: skip
 def test_a_published_set_is_known_by_the_name_of_its_column(tmp_path: Path, name: str, full: int | None) -> None:
-    found = result(tmp_path, "retrieval", pictures=30)
+    found = result(tmp_path, "retrieval", images=30)
     path = tmp_path / "clip/retrieval.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"benchmark": name}))
     assert full_size(read_result(path)) == full
@@ -98,8 +98,8 @@ def test_limit_is_stated_with_the_size_of_the_data(tmp_path: Path, monkeypatch, 
         kinds[str(limit)] = evaluate(monkeypatch, tmp_path, benchmark, pictures=6)
     assert "full_size" not in kinds["None"].protocol
     assert kinds["4"].protocol["full_size"] == 6
-    assert n_words(kinds["4"], kinds["4"].metrics["t2i_r1"]) == "8 (4 of 6 images)"
-    assert n_words(kinds["4"], kinds["4"].metrics["i2t_r1"]) == "4 of 6"
+    assert item_count_text(kinds["4"], kinds["4"].metrics["t2i_r1"]) == "8 (4 of 6 images)"
+    assert item_count_text(kinds["4"], kinds["4"].metrics["i2t_r1"]) == "4 of 6"
     said = capsys.readouterr().err
     assert "T→I R@1 100.0, I→T R@1 100.0, mean R@1 100.0 (4 of 6 images)" in said
     assert said.count(" images)") == 1
@@ -130,4 +130,4 @@ def test_a_limit_of_questions_is_stated(places: Path, tmp_path: Path) -> None:
     run_score(ScoreConfig(task="textvqa_val", model_name="them", partial=True, **paths))
     found = read_result(tmp_path / "r/them/textvqa_val.json")
     assert (found.protocol["questions"], found.protocol["full_size"]) == (4, 6)
-    assert part_words(found) == "4 of 5,000 questions"
+    assert subset_text(found) == "4 of 5,000 questions"

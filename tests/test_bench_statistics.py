@@ -184,7 +184,7 @@ def test_paired_difference_of_a_row_with_itself_is_nothing():
     columns = {"x": np.random.default_rng(4).normal(size=30)}
     found = paired_difference("mean", columns, columns, ("x",), np.arange(30))
     assert (found.value, found.p_value) == (0.0, 1.0)
-    assert np.isnan([found.low, found.high, found.smallest]).all()  # scores without bounds: it cannot be said how sure
+    assert np.isnan([found.low, found.high, found.min_detectable]).all()  # unbounded scores
 
 
 def _tango(difference: float, gained: int, lost: int, n: int) -> float:
@@ -223,7 +223,7 @@ def test_items_that_all_agree_give_no_interval(formula, columns):
         low=None, high=None, method="none"
     )
     found = paired_difference(formula, columns, {**columns, "x": columns["x"] + 0.1}, tuple(columns), np.arange(size))
-    assert np.isnan([found.low, found.high, found.smallest]).all()
+    assert np.isnan([found.low, found.high, found.min_detectable]).all()
 
 
 def test_an_interval_leaves_out_zero_just_where_the_test_rejects():

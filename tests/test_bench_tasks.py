@@ -217,7 +217,7 @@ def test_cached_answers_have_their_images(llava, tmp_path, answers):
 
 
 def test_groups_name_their_members():
-    with pytest.raises(UserError, match=r"'mmmu' is a group of lmms-eval's; name its members: mmmu_val, mmmu_test$"):
+    with pytest.raises(UserError, match=r"'mmmu' is a group of lmms-eval tasks; use its members: mmmu_val, mmmu_test$"):
         get_benchmark("mmmu")
     assert task_groups()["refcoco_bbox_rec"] == tuple(f"refcoco_bbox_rec_{split}" for split in
                                                       ("test", "testA", "testB", "val"))  # fmt: skip
@@ -235,13 +235,23 @@ def test_the_registry_names_the_datasets_of_the_task_definitions():
 @pytest.mark.parametrize(
     ("name", "columns", "said", "reason"),
     [
-        ("realworldqa", {}, "", r"the model answers nothing: all 6 answers are empty"),
-        ("realworldqa", {"image": [*_images()[:5], None]}, "A", "image of the question 'Which 5' is missing or broken"),
+        ("realworldqa", {}, "", r"all 6 answers of the model are empty"),
+        (
+            "realworldqa",
+            {"image": [*_images()[:5], None]},
+            "A",
+            "image of the question 'Which 5' is missing or broken",
+        ),
         ("realworldqa", {"image": [*_images()[:5], b"no"]}, "A", "'Which 5' is missing or broken .*identify image"),
         ("realworldqa", {"answer": [None] * 6}, "A", "scorer of realworldqa rejects the question 'Which 0'"),
-        ("vqav2_test", {"question_id": [*NUMBERS]}, "A", "vqav2_test gives no score, only a file to submit"),
-        # MME wants exactly two questions an image and category
-        ("mme", {"question_id": [*"abcdef"], "category": ["color"] * 6, "answer": ["Yes"] * 6}, "Yes", "pairwise"),
+        ("vqav2_test", {"question_id": [*NUMBERS]}, "A", "vqav2_test has no score, only a file to submit"),
+        # MME wants exactly two questions a picture and category
+        (
+            "mme",
+            {"question_id": [*"abcdef"], "category": ["color"] * 6, "answer": ["Yes"] * 6},
+            "Yes",
+            "pairwise",
+        ),
     ],
 )
 def test_errors_are_one_line(name, columns, said, reason, llava, tmp_path, answers, capsys):

@@ -231,11 +231,11 @@ def test_the_smallest_difference_by_hand():
     generator = np.random.default_rng(5)
     first, second = generator.normal(size=1000), generator.normal(size=1000)
     found = compare(single(first), single(second), TrainingNoise())
-    assert found.smallest == pytest.approx(2.8 * (first - second).std() / math.sqrt(1000), rel=0.05)
+    assert found.min_detectable == pytest.approx(2.8 * (first - second).std() / math.sqrt(1000), rel=0.05)
     more = compare(single(np.tile(first, 2)), single(np.tile(second, 2)), TrainingNoise())
-    assert more.smallest == pytest.approx(found.smallest / math.sqrt(2), rel=0.05)
+    assert more.min_detectable == pytest.approx(found.min_detectable / math.sqrt(2), rel=0.05)
     same = compare(single(first), single(first), TrainingNoise())
-    assert math.isnan(same.smallest)  # no item differs: nothing is known of how much they would
+    assert math.isnan(same.min_detectable)  # no item differs: nothing is known of how much they would
 
 
 def test_a_difference_of_the_smallest_size_is_found_four_times_in_five(simulation):

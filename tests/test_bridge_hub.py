@@ -189,8 +189,8 @@ def test_models_of_the_hub_are_evaluated(hub: Path, bridge_encoder: Path, tmp_pa
     row = EvalModel(RunConfig(**fields, benchmarks=[BenchmarkConfig(name="retrieval", data="data")]))
     for needs, name, local in (("encoder", "eyes", bridge_encoder), ("llava", "llava", tmp_path / "llava")):
         assert row.path(needs) == str(hub / f"models--org--{name}/snapshots/{COMMIT}")  # type: ignore[arg-type]
-        assert row.model(needs)["hash"] == directory_hash(local)  # type: ignore[arg-type]
-    assert row.model("llava")["path"] == "org/llava"
+        assert row.record(needs)["hash"] == directory_hash(local)  # type: ignore[arg-type]
+    assert row.record("llava")["path"] == "org/llava"
     other = EvalModel(dataclasses.replace(row.config, encoder=str(bridge_encoder)))
     assert same(row.encoder.model, other.encoder.model)
     missing = EvalModel(dataclasses.replace(row.config, llava="org/none"))

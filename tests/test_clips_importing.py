@@ -231,7 +231,7 @@ def test_an_imported_encoder_embeds_for_the_benchmarks(tmp_path: Path):
     with torch.no_grad():
         expected = theirs.get_text_features(input_ids=dual.tokenizer(["a red square"])).pooler_output
     torch.testing.assert_close(texts, F.normalize(expected, dim=-1), atol=1e-5, rtol=0)
-    assert (images.shape, dual.how["input_resize"]) == ((2, 32), "squash")
+    assert (images.shape, dual.preprocessing["input_resize"]) == ((2, 32), "squash")
 
 
 class Evil:

@@ -59,8 +59,6 @@ _URL = re.compile(r"https?://\S+")
 ALLOWED = {
     ("scripts/slurm/train.sbatch", "goes on"): "the end of a message of clips train, for which the script searches",
     ("scripts/slurm/llava.sbatch", "goes on"): "the end of a message of llava-bridge train, as above",
-    ("docs/protocols.md", "picture"): "the label of a metric, as results store it",
-    ("docs/protocols.md", "made elsewhere"): "a value of the protocol, as results store it",
 }
 """Place and word (in lower case) → why the word is right there."""
 OLD_NAMES = frozenset(
@@ -76,9 +74,6 @@ OLD_NAMES = frozenset(
         "ChatRequest.pictures",
         "PairedTests.refused",
         "Table.refused",
-        "ClassificationSet.pictures",
-        "PairSet.pictures",
-        "Match.told",
     ]
 )
 """Names that predate this test. Rename one and remove it here; add none."""
@@ -96,11 +91,6 @@ OLD_HELP = frozenset(
         "llava-bridge data inspect",
         "llava-bridge chat",
         "llava-bridge describe",
-        "clips-bench run",
-        "clips-bench run encoder",
-        "clips-bench run llava",
-        "clips-bench prepare",
-        "clips-bench score",
         "clips-bench study run",
         "clips-bench study plan",
         "clips-bench study rerun",

@@ -74,7 +74,7 @@ def test_a_fingerprint_of_another_protocol_is_rejected(results: Path, fields: di
         ({"hit": "yes"}, r"columns: expected numbers in 'hit' of pope\.items\.parquet, got (large_)?string$"),
         ({"hit": 0.25}, r"metrics\.accuracy\.value: expected 0\.25, as its items give"),
         ({"item": "one"}, r"pope\.items\.parquet: item: expected different names, got 'one' twice$"),
-        ({"image": None}, r"pope\.items\.parquet: image: expected a name in each line, got none in 120$"),
+        ({"image": None}, r"pope\.items\.parquet: image: expected a name in each row, got none in 120$"),
         ({"thumbnail": 5}, r"pope\.items\.parquet: thumbnail: unexpected type int64$"),
     ],
 )
@@ -179,8 +179,8 @@ def test_duplicate_results_of_a_model_and_benchmark_are_rejected(results: Path) 
     for command in (["report", str(results)], ["compare", str(results), str(results)], publish):
         ended = run("clips-bench", command)
         assert ended.status == 2, command
-        assert f"{other}: expected one result of 'clips' on 'gqa', but {mine} is of it too" in ended.line()
-    with pytest.raises(UserError, match="is of it too; remove one"):
+        assert f"{other}: expected one result of 'clips' on 'gqa', but {mine} is another" in ended.line()
+    with pytest.raises(UserError, match="is another; remove one"):
         find_results_by_row(str(results), "results")
 
 

@@ -227,7 +227,7 @@ def _from_classes(data: str, split: str, otherwise: UserError) -> Iterator[Named
         found = load_classification_set(data, split=split)
     except UserError:
         raise otherwise from None
-    for name, image in zip(found.pictures, found.files, strict=True):
+    for name, image in zip(found.images, found.files, strict=True):
         yield name, image.read()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.results.results import Result, read_result, read_results, reject_twice
+from benchmarks.results.results import Result, read_result, read_results, reject_duplicates
 from clips.errors import UserError, unknown_name_error
 
 
@@ -47,7 +47,7 @@ def find_results_by_row(path: str, field: str) -> dict[str, dict[str, Result]]:
         results = read_results(root / "results")
     else:  # a model's own files if no subdirectory has any
         results = read_results(root) or [read_result(file) for file in sorted(root.glob("*.json"))]
-        reject_twice((result.model_name, result.benchmark, result.path) for result in results)
+        reject_duplicates((result.model_name, result.benchmark, result.path) for result in results)
     if not results:
         raise UserError(
             f"{field}: {path}: expected result files (<benchmark>.json, <row>/<benchmark>.json), found none"

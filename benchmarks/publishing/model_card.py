@@ -17,7 +17,7 @@ from benchmarks.results.formatting import commit_text, format_duration, format_n
 from benchmarks.results.results import Metric, Result
 from benchmarks.study.study_record import RECORD_FILE, read_study_record
 from benchmarks.study.training_settings import read_training
-from benchmarks.tasks.sizes import n_words
+from benchmarks.tasks.sizes import item_count_text
 from clips.core.artifact import atomic_write, directory_hash, log_info, read_manifest
 from clips.data.formats.dataset_format import WHOLE
 from clips.errors import UserError, error_reason
@@ -124,7 +124,7 @@ def add_evaluation_section(
         notes=notes,
         shown=lambda result: [*_shown(result).values()],
         value=_value,
-        n_words=n_words,
+        n_words=item_count_text,
     ).strip()
     text = re.sub(f"\n*{_BEGIN}.*?{_END}\n*", "\n\n", existing.text, flags=re.DOTALL).strip()
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n\n{section}\n")

@@ -12,7 +12,7 @@ from benchmarks.report.palette import SERIES_COLORS, Palette
 from benchmarks.report.report import Report
 from benchmarks.report.table import Cell, Table
 from benchmarks.results.formatting import format_number
-from benchmarks.tasks.encoders.long_retrieval import WORD_LIMIT_PREFIX, metric_suffix
+from benchmarks.tasks.encoders.long_retrieval import WORD_LIMITS, metric_suffix
 from benchmarks.tasks.encoders.retrieval import DIRECTION_LABELS
 
 _WHOLE = "whole"
@@ -44,9 +44,7 @@ def length_figures(report: Report) -> FigureSet | None:
     """A figure for each direction of the benchmarks that have such a curve; None where none has."""
     figures: list[Figure] = []
     for benchmark in report.source.benchmarks:
-        listed = [
-            str(result.protocol.get(WORD_LIMIT_PREFIX, "")) for result in report.source.results(benchmark).values()
-        ]
+        listed = [str(result.protocol.get(WORD_LIMITS, "")) for result in report.source.results(benchmark).values()]
         words = sorted({int(number) for numbers in listed if numbers for number in numbers.split(", ")})
         if words:
             figures += [_figure(report.details, benchmark, direction, words) for direction in DIRECTION_LABELS]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.results.protocol import ranking_key
-from benchmarks.results.results import Result, enclosing_study, has_items, read_result, reject_twice, result_files
+from benchmarks.results.results import Result, enclosing_study, has_items, read_result, reject_duplicates, result_files
 from benchmarks.study.step_state import StepRecord, read_record
 from benchmarks.study.study_record import RECORD_FILE, RowRecord, StudyRecord, read_study_record
 from benchmarks.study.trash import acceptance
@@ -260,7 +260,7 @@ def missing_reason(reason: str) -> MissingValue:
 def _plain_source(root: Path) -> ReportSource:
     files = result_files(root / "results" if (root / "results").is_dir() else root)
     found = [_read(file) for file in files]
-    reject_twice((row, benchmark, file) for (row, benchmark, _), file in zip(found, files, strict=True))
+    reject_duplicates((row, benchmark, file) for (row, benchmark, _), file in zip(found, files, strict=True))
     if not any(isinstance(outcome, Result) for _, _, outcome in found):
         broken = next((f"; {outcome.reason}" for _, _, outcome in found if isinstance(outcome, MissingValue)), "")
         raise UserError(f"{root}: expected study.json or result files (<row>/<benchmark>.json), found neither{broken}")

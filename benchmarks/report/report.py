@@ -14,7 +14,7 @@ from benchmarks.report.row_selection import Selection, select_benchmarks, select
 from benchmarks.report.significance import Evidence
 from benchmarks.report.summary import headline, row_summaries
 from benchmarks.report.table import Column, Table
-from benchmarks.tasks.sizes import full_size, n_words
+from benchmarks.tasks.sizes import full_size, item_count_text
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)  # one is as good as another only if it is the same
@@ -52,7 +52,7 @@ class Report:
         results = self.source.results(column.benchmark)
         measured = {row: result for row, result in results.items() if column.metric in result.metrics}
         groups = self.source.protocol_groups(measured)
-        found = [(result.metrics[column.metric].n, n_words(result, result.metrics[column.metric]))
+        found = [(result.metrics[column.metric].n, item_count_text(result, result.metrics[column.metric]))
                  for row, result in measured.items() if groups[row] == 0]  # fmt: skip
         least, most = min(found, default=(0, "")), max(found, default=(0, ""))
         return most[1] if least == most else f"{least[1]} to {most[1]}"

@@ -163,7 +163,7 @@ class PairedTests:
             ci_high=found.high * scale,
             p_value=found.p_value,
             p_adjusted=self._p_adjusted[key],
-            min_detectable_difference=found.smallest * scale,
+            min_detectable_difference=found.min_detectable * scale,
         )
 
     def refused(self, table: Table) -> tuple[tuple[Cell, Cell], ...]:

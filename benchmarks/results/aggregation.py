@@ -1,9 +1,9 @@
-"""Metrics as functions of item sums, so that one implementation gives values, chance levels and error estimates.
+"""Metrics as functions of item sums: one implementation gives values, chance levels and error estimates.
 
 A formula maps each item to summands (N, K) and the K sums to the metric: F1 is 2 · sum(true positives) / sum(predicted
 + actual). Its *influence function* is the derivative of the metric with respect to an item's weight (Hampel, Journal of
 the American Statistical Association 69, 1974; the infinitesimal jackknife of Efron, CBMS-NSF 38, 1982, chapter 6). The
-noise model (``noise.py``) needs nothing else of a metric.
+noise model (``noise.py``) uses only the value and the influence function.
 
 Letters: N items, K sums, B rows of sums.
 """
@@ -27,11 +27,11 @@ class Aggregation:
     """A metric of a table of items.
 
     Args:
-        summands: columns and the names of those that it takes → (N, K) summands of each item, dense or sparse; zero
-            for an item that lacks a value.
-        combine: (B, K) sums → (B,) metrics; NaN where there are no items.
-        bounded: whether the metric lies between 0 and what a right item is worth, where its items do.
-        counts: whether its columns are counts, so that it is bounded whatever they are.
+        summands: (columns, names of the used ones) → (N, K) summands of each item, dense or sparse; zero for an item
+            without a value.
+        combine: (B, K) sums → (B,) metrics; NaN without items.
+        bounded: whether the metric lies between 0 and the maximum of an item if its items do.
+        counts: whether its columns are counts, which makes it bounded regardless of their values.
         linear: whether it is a mean over items.
     """
 
@@ -51,19 +51,19 @@ class Aggregation:
         return np.asarray(summands @ self._gradient(_total(summands)[0])).ravel()
 
     def enters(self, columns: Columns, names: Sequence[str]) -> np.ndarray:
-        """(N,) whether an item has a part in the metric."""
+        """(N,) whether an item enters the metric."""
         return np.asarray(abs(self.summands(columns, names)).sum(axis=1)).ravel() > 0
 
     def _gradient(self, sums: np.ndarray) -> np.ndarray:
         """(K,) derivative of ``combine``, by central differences."""
         steps = _STEP * np.maximum(np.abs(sums), 1.0)
-        below = np.where(sums >= 0, np.minimum(steps, sums), steps)  # counts stay counts
+        below = np.where(sums >= 0, np.minimum(steps, sums), steps)  # sums of counts stay nonnegative
         rise = self.combine(sums + np.diag(steps)) - self.combine(sums - np.diag(below))
         return np.nan_to_num(rise / (steps + below))
 
 
 class _Median:
-    """Median of a column: the mean of the two middle values where their number is even. No function of sums."""
+    """Median of a column, the mean of the two middle values for an even number. It is no function of sums."""
 
     bounded = False
     counts = False
@@ -84,11 +84,11 @@ class _Median:
             return np.zeros(len(values))
         half = min(0.5, 0.98 / math.sqrt(count))
         low, high = np.quantile(values[present], (0.5 - half, 0.5 + half))
-        while low == high and half < 0.5:  # ties, as of ranks: up to the next value
+        while low == high and half < 0.5:  # ties: extend to the next value
             half = min(0.5, 1.5 * half)
             low, high = np.quantile(values[present], (0.5 - half, 0.5 + half))
-        side = np.where(present, np.sign(values - np.median(values[present])), 0.0) / 2
-        return side * (high - low) / (2 * half) / count
+        sign = np.where(present, np.sign(values - np.median(values[present])), 0.0) / 2
+        return sign * (high - low) / (2 * half) / count
 
     def enters(self, columns: Columns, names: Sequence[str]) -> np.ndarray:
         return ~np.isnan(columns[names[0]].astype(float))
@@ -103,28 +103,28 @@ def _ratio_of(numerator: np.ndarray, denominator: np.ndarray, *, empty: float = 
 
 
 def _values_and_counts(columns: Columns, names: Sequence[str]) -> np.ndarray:
-    """(N, 2 · names): each column's value, and 1 where it has one."""
+    """(N, 2 · names): each column's values with 0 for NaN, then 1 where it has a value."""
     values = np.stack([columns[name].astype(float) for name in names], axis=1)
     return np.hstack([np.nan_to_num(values), ~np.isnan(values)])
 
 
 def _mean_of_ratios(sums: np.ndarray) -> np.ndarray:
-    """Mean over columns of each column's mean over the items that have it."""
+    """Mean over columns of each column's mean over its non-missing items."""
     values, counts = np.hsplit(sums, 2)
     return _ratio_of(values, counts).mean(axis=1)
 
 
 def _grouped(columns: Columns, names: Sequence[str]) -> Any:
-    """(N, 2 · groups) sparse: the first column's value in the place of its group, the second's; likewise counts."""
+    """(N, 2 · groups) sparse: the first column's value in the column of its group, then likewise counts of 1."""
     from scipy import sparse
 
     values, groups = columns[names[0]].astype(float), columns[names[1]]
     present = ~np.isnan(values) & np.array([isinstance(group, str) for group in groups])
     rows = np.flatnonzero(present)
-    known, place = np.unique(groups[present].astype(str), return_inverse=True)
+    known, column = np.unique(groups[present].astype(str), return_inverse=True)
     shape = (len(values), len(known))
-    held = sparse.csr_array((values[present], (rows, place)), shape=shape)
-    return sparse.hstack([held, sparse.csr_array((np.ones(len(rows)), (rows, place)), shape=shape)], format="csr")
+    sums = sparse.csr_array((values[present], (rows, column)), shape=shape)
+    return sparse.hstack([sums, sparse.csr_array((np.ones(len(rows)), (rows, column)), shape=shape)], format="csr")
 
 
 def _group_means(sums: np.ndarray) -> np.ndarray:
@@ -143,7 +143,7 @@ def _mean_of_group_means(sums: np.ndarray) -> np.ndarray:
 
 
 def _true_positives(columns: Columns, names: Sequence[str]) -> np.ndarray:
-    """(N, 2 · groups): twice the true positives, and predicted plus actual, each in the place of the item's group."""
+    """(N, 2 · groups): twice the true positives, then predicted plus actual, in the column of the item's group."""
     predicted, actual = (np.nan_to_num(columns[name].astype(float)) for name in names[:2])
     groups = columns[names[2]] if len(names) > 2 else np.zeros(len(predicted))
     of_group = np.stack([groups == group for group in sorted(set(groups))], axis=1)
@@ -155,8 +155,8 @@ def _mean_f1(sums: np.ndarray) -> np.ndarray:
     return _ratio_of(found, possible, empty=0.0).mean(axis=1)
 
 
-def _as_they_are(columns: Columns, names: Sequence[str]) -> np.ndarray:
-    """(N, names): the columns; zeros for an item that lacks a value in one of them."""
+def _complete_columns(columns: Columns, names: Sequence[str]) -> np.ndarray:
+    """(N, names): the columns; zeros for an item with a missing value."""
     values = np.stack([columns[name].astype(float) for name in names], axis=1)
     return np.where(np.isnan(values).any(axis=1, keepdims=True), 0.0, values)
 
@@ -168,7 +168,7 @@ def _ratio_or_zero(sums: np.ndarray) -> np.ndarray:
 def _bleu(sums: np.ndarray) -> np.ndarray:
     """Corpus BLEU-n from sums of n matched and n possible n-grams, then candidate and reference lengths.
 
-    The same arithmetic as pycocoevalcap's ``BleuScorer``, its tiny constants included.
+    The arithmetic, small constants included, is that of pycocoevalcap's ``BleuScorer``.
     """
     order = (sums.shape[1] - 2) // 2
     matched, possible, lengths = sums[:, :order], sums[:, order : 2 * order], sums[:, 2 * order :]
@@ -180,14 +180,14 @@ def _bleu(sums: np.ndarray) -> np.ndarray:
 AGGREGATIONS: dict[str, Aggregation | _Median] = {
     "mean": Aggregation(summands=_values_and_counts, combine=_mean_of_ratios, linear=True),
     "mean_of_scores": Aggregation(summands=_values_and_counts, combine=_mean_of_ratios, bounded=False, linear=True),
-    "ratio": Aggregation(summands=_as_they_are, combine=_ratio_or_zero),
+    "ratio": Aggregation(summands=_complete_columns, combine=_ratio_or_zero),
     "f1": Aggregation(summands=_true_positives, combine=_mean_f1),
     "sum_of_group_means": Aggregation(summands=_grouped, combine=_sum_of_group_means, bounded=False),
     "mean_of_group_means": Aggregation(summands=_grouped, combine=_mean_of_group_means),
     "median": _Median(),
-    "bleu": Aggregation(summands=_as_they_are, combine=_bleu, counts=True),
+    "bleu": Aggregation(summands=_complete_columns, combine=_bleu, counts=True),
 }
-"""Mean: of a column over the items that have it; of several columns, the mean of their means. ``mean_of_scores``: the
-same of scores without an upper end. Ratio: sum of the first column over that of the second, 0 where that is 0. F1: from
-0/1 columns ``predicted`` and ``actual``; with a third column the mean of the F1 in each of its groups. Group means: of
-the first column within each group of the second (MME's total, mean per-class recall)."""
+"""``mean``: of a column over its non-missing items; of several columns, the mean of their means. ``mean_of_scores``:
+the same for unbounded scores. ``ratio``: sum of the first column over that of the second, 0 if it is 0. ``f1``: of 0/1
+columns ``predicted`` and ``actual``; with a third column, the mean of its groups' F1. Group means: of the first column
+within each group of the second (MME's total, mean per-class recall)."""

@@ -1,4 +1,4 @@
-"""How numbers, durations and lists are put into words, the same wherever they are shown."""
+"""Text of numbers, durations and lists, the same in all outputs."""
 
 from __future__ import annotations
 
@@ -6,43 +6,43 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clips.sanitize import strip_control_chars as strip_control_chars  # where the wording of a report is looked for
+from clips.sanitize import strip_control_chars as strip_control_chars  # used by the report
 
 MAX_TEXT_CHARS = 600
-_MOST_PLACES = 9
-_MOST_NAMED = 6
+_MAX_DECIMALS = 9
+_MAX_LISTED = 6
 
 
 def shorten_name(name: str, longest: int = 28) -> str:
-    """A row's name for a figure, its middle omitted where it is long: names differ at their ends most often."""
+    """A model's name for a figure; a long one loses its middle, because names differ mostly at their ends."""
     clean = strip_control_chars(name)
     half = (longest - 1) // 2
     return clean if len(clean) <= longest else f"{clean[:half]}…{clean[-half:]}"
 
 
-def format_number(value: float | None, places: int, *, sign: bool = False) -> str:
+def format_number(value: float | None, decimals: int, *, sign: bool = False) -> str:
     """A value as text with a real minus sign; an em dash for None and NaN."""
     if value is None or value != value:
         return "—"
-    text = f"{value:+,.{places}f}" if sign else f"{value:,.{places}f}"
+    text = f"{value:+,.{decimals}f}" if sign else f"{value:,.{decimals}f}"
     if not any(digit in text for digit in "123456789"):
         text = ("±" if sign else "") + text.lstrip("+-")
     return text.replace("-", "−").replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
-def decimals_needed(value: float | None, places: int) -> int:
-    """``places``, or as many as it takes until a value that is not 0 does not look like 0."""
-    if value is None or not math.isfinite(value) or value == 0 or float(f"{value:.{places}f}") != 0:
-        return places
-    return min(-math.floor(math.log10(abs(value))), _MOST_PLACES)
+def decimals_needed(value: float | None, decimals: int) -> int:
+    """``decimals``, or more if a nonzero value would otherwise be shown as 0."""
+    if value is None or not math.isfinite(value) or value == 0 or float(f"{value:.{decimals}f}") != 0:
+        return decimals
+    return min(-math.floor(math.log10(abs(value))), _MAX_DECIMALS)
 
 
-def difference_ci_text(low: float, high: float, places: int) -> str:
+def difference_ci_text(low: float, high: float, decimals: int) -> str:
     """The 95 % interval of a difference, ``−1.2 to +3.4``; an em dash without one."""
     if not (math.isfinite(low) and math.isfinite(high)):
-        return format_number(None, places)
-    places = decimals_needed(high - low, places)
-    return f"{format_number(low, places, sign=True)} to {format_number(high, places, sign=True)}"
+        return format_number(None, decimals)
+    decimals = decimals_needed(high - low, decimals)
+    return f"{format_number(low, decimals, sign=True)} to {format_number(high, decimals, sign=True)}"
 
 
 def join_with_and(words: Sequence[str]) -> str:
@@ -51,24 +51,24 @@ def join_with_and(words: Sequence[str]) -> str:
 
 
 def finite_or_none(value: float | None) -> float | None:
-    """``value`` where it is a number to be written down; None of an infinite one and of none."""
+    """``value``, or None if it is infinite or NaN."""
     return value if value is not None and math.isfinite(value) else None
 
 
 def commit_text(git: Mapping[str, Any]) -> str:
-    """A commit in short, and whether there were changes besides; empty where none is recorded."""
+    """The abbreviated commit, marked if there were uncommitted changes; empty if none is recorded."""
     return str(git["commit"])[:12] + (" (changed)" if git.get("dirty") else "") if git.get("commit") else ""
 
 
 def join_row_names(names: Sequence[str]) -> str:
-    """``a, b and c``, or the first of many and ``4 other models``."""
-    more = len(names) - _MOST_NAMED
-    return join_with_and(names) if more < 2 else f"{', '.join(names[:_MOST_NAMED])} and {more} other models"
+    """``a, b and c``; of many names the first ones and ``4 other models``."""
+    more = len(names) - _MAX_LISTED
+    return join_with_and(names) if more < 2 else f"{', '.join(names[:_MAX_LISTED])} and {more} other models"
 
 
 def join_or_count(words: Sequence[str], what: str) -> str:
-    """``a, b and c``, or ``12 measures`` where a sentence would drown in them."""
-    return f"{len(words)} {what}" if len(words) > _MOST_NAMED else join_with_and(words)
+    """``a, b and c``, or ``12 measures`` if there are many."""
+    return f"{len(words)} {what}" if len(words) > _MAX_LISTED else join_with_and(words)
 
 
 def format_duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""From result files to what the noise model takes: a metric of one model with the influence of every image on it."""
+"""From result files to the input of the noise model: a model's metric and the influence of every image on it."""
 
 from __future__ import annotations
 
@@ -21,53 +21,50 @@ _PER_CENT = 100.0  # scale of a ratio; points of 100 have a smaller one, and OCR
 
 
 class ItemScores:
-    """Reads tables of items, each once, and computes metrics of models from them."""
+    """Reads each table of items once, and computes metrics of models from them."""
 
     def __init__(self) -> None:
         self._tables: dict[Path | None, pd.DataFrame | None] = {}
 
     def items(self, result: Result) -> pd.DataFrame | None:
-        """A result's items, ordered by name, without its images; None where it kept none."""
+        """A result's items, ordered by name, without gallery columns; None if it has none."""
         if result.path not in self._tables:
-            found = None if not has_items(result) else read_items(result, numbers_only=True).sort_values("item")
-            self._tables[result.path] = found
+            table = read_items(result, numbers_only=True).sort_values("item") if has_items(result) else None
+            self._tables[result.path] = table
         return self._tables[result.path]
 
     def of_model(
         self, results: Sequence[Result], metric: str, *, single_training: bool = False, category: str | None = None
     ) -> Scores | None:
-        """A metric of one model; None where it cannot be computed from items, or the seeds do not share their items.
+        """A metric of one model; None if the items do not determine it, or differ between seeds.
 
         Args:
-            results: of the model on one benchmark, one for each seed. Results of the same files are one: a pretrained
-                model is evaluated once, however many seeds its row has.
+            results: of the model on one benchmark, one per seed. Results of the same weights count once, because a
+                pretrained model has no seeds.
             metric: its name.
-            single_training: whether a single result is of a training, whose noise that of other models can tell.
-            category: only the items of this category.
+            single_training: whether a single result comes from a training run, with the noise of other models' runs.
+            category: use only the items of this category.
         """
-        described = [result.metrics.get(metric) for result in results]
+        metrics = [result.metrics.get(metric) for result in results]
         models = {result.model.get("hash") or str(result.path) for result in results}
-        if len(models) == 1 and len({found and found.value for found in described}) == 1:
-            results, described = results[:1], described[:1]
-        tables = [self.items(result) for result in results]
-        kept = [table for table in tables if table is not None]
+        if len(models) == 1 and len({each and each.value for each in metrics}) == 1:
+            results, metrics = results[:1], metrics[:1]
+        tables = [table for result in results if (table := self.items(result)) is not None]
         if category is not None:
-            kept = [table[table["category"] == category] for table in kept]
-        spec = described[0] if described else None
-        if spec is None or spec.aggregation is None or len(kept) < len(results) or not _share_items(spec, kept):
+            tables = [table[table["category"] == category] for table in tables]
+        spec = metrics[0] if metrics else None
+        if spec is None or spec.aggregation is None or len(tables) < len(results) or not _share_items(spec, tables):
             return None
-        if any(
-            other is None or (other.aggregation, other.columns) != (spec.aggregation, spec.columns)
-            for other in described
-        ):
+        definition = (spec.aggregation, spec.columns)
+        if any(each is None or (each.aggregation, each.columns) != definition for each in metrics):
             return None
         found = image_scores(
             spec.aggregation,
-            [columns_of(table, spec.columns) for table in kept],
+            [columns_of(table, spec.columns) for table in tables],
             spec.columns,
-            kept[0]["image"].to_numpy(),
-            items=_places(kept[0]).tolist(),
-            most=1.0 if spec.scale >= _PER_CENT else _largest(kept, spec.columns),
+            tables[0]["image"].to_numpy(),
+            items=_item_keys(tables[0]).tolist(),
+            most=1.0 if spec.scale >= _PER_CENT else _largest(tables, spec.columns),
             trained=len(results) > 1 or single_training,
         )
         return None if math.isnan(found.value) else found
@@ -81,11 +78,13 @@ def _largest(tables: Sequence[pd.DataFrame], names: Sequence[str]) -> float:
 
 def _share_items(spec: Metric, tables: Sequence[pd.DataFrame]) -> bool:
     """Whether tables have the columns of a metric and the same items."""
-    names, first = set(spec.columns), _places(tables[0])
-    return len(first) > 0 and all(names.issubset(table) and np.array_equal(_places(table), first) for table in tables)
+    names, first = set(spec.columns), _item_keys(tables[0])
+    return len(first) > 0 and all(
+        names.issubset(table) and np.array_equal(_item_keys(table), first) for table in tables
+    )
 
 
-def _places(table: pd.DataFrame) -> np.ndarray:
+def _item_keys(table: pd.DataFrame) -> np.ndarray:
     """(N,) each item with its image."""
     return (table["item"].astype(str) + "\n" + table["image"].astype(str)).to_numpy(dtype=object)
 

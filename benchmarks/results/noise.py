@@ -1,16 +1,15 @@
-"""The noise of a number: the images that happen to be in a benchmark, and the luck of training.
+"""The noise model of a metric: sampling variance over images, and variance over training runs.
 
 docs/trust.md states the model with its formulas and sources; ``scripts/check_statistics.py`` simulates it.
 The estimate of a metric, or of the difference of two models, has an error of two parts:
 
-- images: the variance of the metric's influence function over images (clusters of items). Its degrees of freedom
-  follow from the kurtosis (Satterthwaite), and an error is as unlikely as Student's t says of it both as it is and
-  after Hall's transformation, which removes skewness (Journal of the Royal Statistical Society B 54, 1992);
+- images: the variance of the metric's influence function over images (clusters of items). Its degrees of freedom follow
+  from the kurtosis (Satterthwaite). The tail probability is the larger one of Student's t before and after Hall's
+  transformation, which removes skewness (Journal of the Royal Statistical Society B 54, 1992);
 - training: the variance over seeds, relative to that due to images, pooled over the trained models of one metric,
   with its few degrees of freedom.
 
-Their sum has the distribution of Behrens and Fisher: an error of many degrees of freedom for the images, of few for
-training.
+Their sum has the Behrens–Fisher distribution: many degrees of freedom for the images, few for training.
 
 Letters: C images, S seeds, P estimates.
 """
@@ -28,7 +27,7 @@ ALPHA = 0.05
 POWER = 0.8
 _NODES = 301  # of the integral over the training variance
 _ROUNDING = 1e-9
-_FROM_END = 0.25  # of the largest image variance of a metric: with less a model is near an end of the scale
+_MIN_VARIANCE_RATIO = 0.25  # to the largest image variance of a metric; models with less are near an end of the scale
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,12 +35,12 @@ class Scores:
     """One metric of one model, on the same C images for every seed.
 
     Args:
-        values: (S,) the metric with each seed; one where nothing was trained or a single training was evaluated.
+        values: (S,) the metric of each seed; a single one for a pretrained model or a single training run.
         influence: (S, C) derivative of each value with respect to an image's weight.
         enters: (C,) whether an image has items that enter the metric.
-        items: (N,) names of the items; models are compared on the same items only.
-        trained: whether seeds are trainings; a pretrained model, which is evaluated once, is not.
-        largest: the upper end of a metric that lies between 0 and it; None where there is none.
+        items: (N,) names of the items; only models with the same items are compared.
+        trained: whether the seeds are training runs; False for a pretrained model.
+        largest: the maximum of a bounded metric, whose minimum is 0; None for an unbounded one.
         linear: whether the metric is a mean over items.
     """
 
@@ -70,7 +69,7 @@ class Scores:
 
     @functools.cached_property
     def image_variance(self) -> float:
-        """Variance of one seed's value due to images, a mean over the seeds."""
+        """Variance of one seed's value due to images, averaged over the seeds."""
         inside = self.influence[:, self.enters]
         if inside.shape[1] < 2:
             return 0.0
@@ -79,7 +78,7 @@ class Scores:
 
     @functools.cached_property
     def interaction(self) -> float:
-        """Variance of one seed's value due to images that the seeds answer differently; 0 for one seed."""
+        """Variance of one seed's value due to seed–image interaction; 0 for one seed."""
         if self.num_seeds < 2:
             return 0.0
         deviations = self.influence - self.mean_influence
@@ -89,14 +88,14 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingNoise:
-    """What the trained models of a metric say together of the luck of training.
+    """Variance over training runs, pooled over the trained models of a metric.
 
     Args:
-        variance: of one training's value, but for images that the seeds answer differently; of a model whose variance
-            due to images is ``image_variance``, and in proportion to that of others.
-        image_variance: a mean over the models.
-        degrees: of freedom; 0 where no model has several seeds, or the seeds of none differ: nothing is known then.
-        without_spread: whether the seeds of none differ.
+        variance: of one run's value without seed–image interaction, for a model with image variance
+            ``image_variance``; other models' variances are in proportion to theirs.
+        image_variance: mean over the models.
+        degrees: degrees of freedom; 0 (unknown) if no model has several seeds that differ.
+        without_spread: whether models have several seeds, and the seeds of none differ.
     """
 
     variance: float = 0.0
@@ -105,24 +104,24 @@ class TrainingNoise:
     without_spread: bool = False
 
     def of(self, scores: Scores) -> float:
-        """Variance of the mean over a model's seeds: images on which its own seeds differ, and training as pooled."""
+        """Variance of a model's mean over seeds: its own interaction, and the pooled training variance."""
         relative = scores.image_variance / self.image_variance if self.image_variance else 1.0
         return (scores.interaction + self.variance * relative) / scores.num_seeds
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A metric, or a difference of two, with what is known of its error.
+    """A metric, or a difference of two, with the distribution of its error.
 
     Args:
         value: the estimate.
-        image_variance: of its error, due to the images.
-        training_variance: of its error, due to training.
-        image_degrees: of freedom of ``image_variance``.
-        training_degrees: of freedom of ``training_variance``; 0 where that is 0.
+        image_variance: variance of the error due to images.
+        training_variance: variance of the error due to training.
+        image_degrees: degrees of freedom of ``image_variance``.
+        training_degrees: degrees of freedom of ``training_variance``; 0 if that is 0.
         skewness: of the error.
-        clusters: images.
-        signs: images, of a difference of means; 0 of other metrics.
+        clusters: number of images.
+        signs: number of images for the sign test; 0 for metrics that are no means.
     """
 
     value: float
@@ -136,25 +135,25 @@ class Estimate:
 
     @property
     def standard_error(self) -> float:
-        """Of the value, over images and trainings."""
+        """Standard error of the value over images and training runs."""
         return math.sqrt(self.image_variance + self.training_variance)
 
     def quantile(self, probability: float) -> float:
-        """The size, in standard errors, that the absolute error exceeds with ``1 - probability``; NaN without error."""
+        """Quantile of the absolute error in standard errors; NaN if the standard error is 0."""
         from scipy import optimize, stats
 
         if not self.standard_error:
             return math.nan
         if not self.training_variance:
             return float(stats.t.isf((1 - probability) / 2, self.image_degrees))
-        wanted = math.log(1 - probability)
-        return math.exp(optimize.brentq(lambda size: math.log(self._tail(math.exp(size))) - wanted, -8.0, 40.0))
+        target = math.log(1 - probability)
+        return math.exp(optimize.brentq(lambda size: math.log(self._tail(math.exp(size))) - target, -8.0, 40.0))
 
     def _tail(self, size: float) -> float:
         return max(float(_tails([self], np.array([size]))[0]), 1e-300)
 
     def interval(self, level: float = 1 - ALPHA) -> tuple[float, float]:
-        """The values that a test at ``1 - level`` does not reject; NaN where nothing varies."""
+        """The values that a test at ``1 - level`` does not reject; NaN if the standard error is 0."""
         reach = self.quantile(level)
         below = max(reach, _inverse_hall(reach, self.skewness))
         above = max(reach, -_inverse_hall(-reach, self.skewness))
@@ -162,22 +161,22 @@ class Estimate:
 
     @property
     def min_detectable(self) -> float:
-        """The smallest true value that a single test at 5 % shows four times in five; NaN where nothing varies."""
+        """The smallest true value that a single test at 5 % detects with power 0.8; NaN if the standard error is 0."""
         return (self.quantile(1 - ALPHA) + self.quantile(2 * POWER - 1)) * self.standard_error
 
 
 def training_noise(models: Sequence[Scores]) -> TrainingNoise:
     """Pool the variance over seeds of the trained models of one metric, each relative to its variance due to images.
 
-    It is at least what the images explain on which seeds differ (``Scores.interaction``): a smaller variance is luck,
-    as where two seeds are right equally often and on different images. Models near an end of the scale, whose variance
-    is small whatever training does, say nothing of the others' and are omitted.
+    The variance over seeds has ``Scores.interaction`` as its lower bound: a smaller one is chance, for example if two
+    seeds have equal accuracy on different images. Models near an end of the scale are excluded, because their variance
+    is small regardless of training.
     """
     several = [scores for scores in models if scores.trained and scores.num_seeds > 1]
     spread = [scores for scores in several if _differ(scores)]
     if not spread:
         return TrainingNoise(without_spread=bool(several))
-    enough = _FROM_END * max(scores.image_variance for scores in spread)
+    enough = _MIN_VARIANCE_RATIO * max(scores.image_variance for scores in spread)
     inside = [scores for scores in spread if scores.image_variance >= enough]
     degrees = [scores.num_seeds - 1 for scores in inside]
     variances = [scores.values.var(ddof=1) - scores.interaction for scores in inside]
@@ -189,12 +188,12 @@ def training_noise(models: Sequence[Scores]) -> TrainingNoise:
 
 
 def _differ(scores: Scores) -> bool:
-    """Whether the seeds of a model differ by more than rounding, in value or on some image."""
+    """Whether the seeds of a model differ by more than rounding errors."""
     return max(float(scores.values.var()), scores.interaction) > (_ROUNDING * float(np.abs(scores.values).max())) ** 2
 
 
 def metric_estimate(scores: Scores, noise: TrainingNoise) -> Estimate:
-    """The metric of one model: the mean over its seeds, for the population of images and of trainings."""
+    """A model's mean over its seeds, for the population of images and training runs."""
     return contrast_estimate([scores], [1.0], noise)
 
 
@@ -239,9 +238,9 @@ def contrast_estimate(models: Sequence[Scores], weights: Sequence[float], noise:
 
 
 def p_values(estimates: Sequence[Estimate]) -> np.ndarray:
-    """(P,) two-sided p-values of "the value is 0", each for itself.
+    """(P,) uncorrected two-sided p-values of "the value is 0".
 
-    Where the images all agree there is no standard error: the sign test's 2^(1 − C) stands for means, 1 for all else.
+    Without a standard error (all images agree) means have the sign test's 2^(1 − C), other metrics 1.
     """
     if not estimates:
         return np.zeros(0)
@@ -255,24 +254,24 @@ def p_values(estimates: Sequence[Estimate]) -> np.ndarray:
 
 
 def _tails(estimates: Sequence[Estimate], sizes: np.ndarray) -> np.ndarray:
-    """(P,) probability that an error is at least ``sizes`` of its standard errors, to either side."""
+    """(P,) two-sided probability that an error is at least ``sizes`` standard errors."""
     from scipy import stats
 
-    freedom = np.array([estimate.image_degrees for estimate in estimates])
-    found = 2 * stats.t.sf(sizes, freedom)
+    image_degrees = np.array([estimate.image_degrees for estimate in estimates])
+    found = 2 * stats.t.sf(sizes, image_degrees)
     for degrees in {estimate.training_degrees for estimate in estimates} - {0}:
         chosen = np.array([estimate.training_degrees == degrees for estimate in estimates])
         training = np.array([estimate.training_variance for estimate in estimates])[chosen, None]
         images = np.array([estimate.image_variance for estimate in estimates])[chosen, None]
         ratios, weights = _variance_ratios(degrees)
         spread = np.sqrt((images + training / ratios) / (images + training))
-        found[chosen] = 2 * stats.t.sf(sizes[chosen, None] / spread, freedom[chosen, None]) @ weights
+        found[chosen] = 2 * stats.t.sf(sizes[chosen, None] / spread, image_degrees[chosen, None]) @ weights
     return found
 
 
 @functools.cache
 def _variance_ratios(degrees: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights for a mean over chi²/degrees: the trapezoid rule on its logarithm."""
+    """Nodes and weights of a mean over chi²/degrees, by the trapezoid rule on its logarithm."""
     from scipy import stats
 
     low, high = (math.log(end / degrees) for end in (stats.chi2.ppf(1e-13, degrees), stats.chi2.isf(1e-13, degrees)))
@@ -282,7 +281,7 @@ def _variance_ratios(degrees: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _hall(sizes: np.ndarray, skewness: np.ndarray) -> np.ndarray:
-    """Studentized estimates whose distribution skewness leaves almost unchanged (Hall 1992, section 2)."""
+    """Studentized estimates after Hall's transformation, which removes skewness (Hall 1992, section 2)."""
     return sizes + skewness * (2 * sizes**2 + 1) / 6 + skewness**2 * sizes**3 / 27
 
 

@@ -1,4 +1,4 @@
-"""What a result file holds, and the columns of its table of items."""
+"""The fields of a result file, and the columns of its table of items."""
 
 from __future__ import annotations
 
@@ -14,44 +14,43 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-SCHEMA = 4
+SCHEMA = 5
 CHANCE = "chance"
 ITEM_COLUMNS: dict[str, str] = {
-    "item": "unique within the benchmark; pairs the same item of two rows",
-    "image": "the image's reference; items with the same one form a cluster",
+    "item": "unique within the benchmark; pairs the same item of two models",
+    "image": "the image's reference; items of one image form a cluster",
     "direction": "retrieval: 'i2t' or 't2i'; otherwise empty",
-    "category": "the benchmark's own kind of item, or empty",
-    "question": "what the model was asked (retrieval: the query caption, or empty for a query image)",
-    "prediction": "what it answered (retrieval: the first caption found, or the reference of the first image)",
+    "category": "the benchmark's own category of the item, or empty",
+    "question": "the prompt (retrieval: the query caption, or empty for a query image)",
+    "prediction": "the answer (retrieval: the first caption found, or the reference of the first image)",
     "target": "the expected answer (several: joined by ' | ')",
-    "score": "this item's part in the first primary metric, higher is better; NaN where there is none",
+    "score": "the item's contribution to the first primary metric, higher is better; NaN if none",
     "thumbnail": "JPEG bytes, longest side 160, in the first item of each image; null elsewhere",
 }
 SHOWN_COLUMNS: dict[str, str] = {
-    "found": "retrieval: what a query found, as JSON (`encoders.found`); null where it was not drawn",
-    "map": "pointing: JPEG bytes, how similar each place of the image is to the phrase (`encoders.pointing`)",
+    "found": "retrieval: a query's top results as JSON (`encoders.top_results`); null for other queries",
+    "map": "pointing: JPEG bytes, similarity of each patch with the phrase (`encoders.pointing`)",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One number with its interval. To be shown: ``value * scale``, likewise ``low`` and ``high``.
+    """One number with its interval; outputs show ``value * scale``, likewise ``ci_low`` and ``ci_high``.
 
     Args:
-        value: what the formula, or lmms-eval's own aggregation, gives.
-        ci_low: lower end of the 95 % interval, in the unit of ``value``; None where none can be given.
+        value: of the aggregation, or of lmms-eval's own.
+        ci_low: lower end of the 95 % interval, in the unit of ``value``; None if undefined.
         ci_high: upper end.
-        n: items that enter it.
-        clusters: different images among them.
-        higher_is_better: None where neither is better (POPE's share of yes).
-        scale: 100 where ``value`` is a fraction that is shown in per cent, or as papers print CIDEr.
-        label: for a column's head, ``"T→I R@1"``.
+        n: number of items that enter it.
+        clusters: number of distinct images among them.
+        higher_is_better: None if neither direction is better (POPE's yes ratio).
+        scale: 100 for a fraction that is shown in percent, and for CIDEr, as in papers.
+        label: for a column header, ``"T→I R@1"``.
         ci_method: ``"wilson"``, ``"student"`` or ``"none"``, over images.
-        aggregation: a name in ``aggregation.AGGREGATIONS``; None where the value cannot be computed from the items.
-        columns: the item columns that the formula takes.
-        chance_levels: what answers give that are made without looking, in the unit of ``value``: ``"chance"`` (each
-            option is drawn as often as any other), ``"always yes"``, ``"majority class"``; empty where nothing can be
-            guessed.
+        aggregation: a name in ``aggregation.AGGREGATIONS``; None if the items do not determine the value.
+        columns: the item columns that the aggregation takes.
+        chance_levels: values of the trivial baselines, in the unit of ``value``: ``"chance"`` (uniform over the
+            options), ``"always yes"``, ``"majority class"``; empty for free-form answers.
     """
 
     value: float
@@ -70,7 +69,7 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What is known about one model on one benchmark.
+    """One model on one benchmark.
 
     Args:
         model_name: the model's name in the table.
@@ -78,23 +77,23 @@ class Result:
         benchmark_type: ``"retrieval"``, ``"classification"``, ``"captions"``, ``"pointing"``, ``"choice"`` or
             ``"mllm"``.
         status: ``"ok"`` or ``"failed"``.
-        failure_reason: one line, why it failed.
+        failure_reason: the error in one line.
         model: ``{"path": …, "hash": …}``.
-        metrics: name → metric; empty where it failed.
-        primary: the metrics to show in the main table, in order.
-        missing_metrics: metrics that this benchmark usually has → why not here.
-        trivial_baseline_note: what a model gets that does not look at the image, as a sentence.
-        protocol: everything that the numbers depend on besides the model, name → value.
-        fingerprint: SHA-256 of ``protocol``; numbers are ranked together only where it is equal.
-        items: file name of the items table next to the JSON; None where there is none.
-        seconds: wall time of this benchmark, model loading omitted.
+        metrics: name → metric; empty if it failed.
+        primary: the metrics of the main table, in order.
+        missing_metrics: usual metrics of this benchmark that are absent → reason.
+        trivial_baseline_note: the score of a model that ignores the image, as a sentence.
+        protocol: all settings that the numbers depend on besides the model, name → value.
+        fingerprint: SHA-256 of ``protocol``.
+        items: file name of the items table next to the JSON; None without one.
+        seconds: wall time of this benchmark without model loading.
         versions: of the libraries.
         created: ISO time.
-        git: commit of the suite and whether it had uncommitted changes; empty outside of a checkout.
-        command: the command line that made it.
-        key: what ``clips-bench run`` compares to know that this is done already.
-        schema: version of this layout.
-        path: the JSON file, when read from one (not stored).
+        git: the suite's commit and whether it had uncommitted changes; empty outside a checkout.
+        command: the command line.
+        key: hash of the inputs; ``clips-bench run`` skips a benchmark whose key is unchanged.
+        schema: version of this format.
+        path: the JSON file that it was read from (not stored).
     """
 
     model_name: str
@@ -121,5 +120,5 @@ class Result:
 
 
 def columns_of(items: pd.DataFrame, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The columns that a formula takes, as ``statistics`` wants them."""
+    """Column name → (N,) array, the input of ``statistics``."""
     return {name: items[name].to_numpy() for name in names}

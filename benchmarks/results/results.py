@@ -1,10 +1,10 @@
-"""Result files: one JSON and one table of items for each (row, benchmark).
+"""Result files: one JSON and one table of items for each model and benchmark.
 
-    <results>/<row>/<benchmark>.json
-    <results>/<row>/<benchmark>.items.parquet
+    <results>/<model>/<benchmark>.json
+    <results>/<model>/<benchmark>.items.parquet
 
-Columns of every items table (see ``ITEM_COLUMNS``), then the columns that the metrics' formulas name, then those that
-only a gallery reads (``SHOWN_COLUMNS``), of a few items.
+An items table has the columns of ``ITEM_COLUMNS``, those that the metrics' aggregations take, and for a few items those
+that only a gallery reads (``SHOWN_COLUMNS``).
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 def check_name(name: str, what: str) -> None:
-    """Reject names that cannot be file names everywhere."""
+    """Reject names that are not portable file names."""
     if not _NAME.fullmatch(name):
         raise UserError(f"{what}: expected up to 200 letters, digits, '.', '_' and '-', got '{name:.250}'")
 
 
 def enclosing_study(result: Path) -> Path:
-    """The directory that ``results/ROW/BENCHMARK.json`` is in, a study's where there is one; ``..`` is no directory."""
+    """The directory that contains ``results/MODEL/BENCHMARK.json``, its study's if it has one; ``..`` is resolved."""
     return list(lexical_abspath(result).parents)[:3][-1]
 
 
-def result_path(results: str | Path, row: str, benchmark: str) -> Path:
-    """Where the result of a row on a benchmark is stored."""
-    return Path(results) / row / f"{benchmark}.json"
+def result_path(results: str | Path, model: str, benchmark: str) -> Path:
+    """Path of a model's result on a benchmark."""
+    return Path(results) / model / f"{benchmark}.json"
 
 
-def check_not_newer(results: str | Path, row: str, benchmark: str) -> None:
-    """Raise NewerResultError where a newer version's result is in the place of one that is to be written."""
+def check_not_newer(results: str | Path, model: str, benchmark: str) -> None:
+    """Raise NewerResultError if writing this result would replace one of a newer version."""
     try:
-        read_fields(result_path(results, row, benchmark))
+        read_fields(result_path(results, model, benchmark))
     except NewerResultError:
         raise
     except UserError:
@@ -66,24 +66,20 @@ def check_not_newer(results: str | Path, row: str, benchmark: str) -> None:
 
 
 def write_result(results: str | Path, result: Result, items: pd.DataFrame | None = None) -> Path:
-    """Store a result and its items so that a crash leaves the old pair or the new one readable."""
+    """Store a result and its items; after a crash either the old pair or the new one is readable."""
     path = result_path(results, result.model_name, result.benchmark)
     table = path.with_name(f"{result.benchmark}.items.parquet")
     if items is not None:
-        _write_items(table, items)
+        with atomic_output_path(table) as partial:
+            items.to_parquet(partial, index=False)
         result = dataclasses.replace(result, items=table.name)
     content = {name: value for name, value in _finite(redact(to_plain(result))).items() if name != "path"}
     if result.status == "ok":
-        content["fingerprint"] = fingerprint(content["protocol"])  # of what is written, from which secrets are gone
+        content["fingerprint"] = fingerprint(content["protocol"])  # of the redacted protocol, as it is written
     atomic_write(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     if items is None:
         table.unlink(missing_ok=True)
     return path
-
-
-def _write_items(table: Path, items: pd.DataFrame) -> None:
-    with atomic_output_path(table) as partial:
-        items.to_parquet(partial, index=False)
 
 
 def _finite(value: Any) -> Any:
@@ -98,9 +94,9 @@ def read_result(path: str | Path) -> Result:
     """Read one result file and check it against its items.
 
     Raises:
-        NewerResultError: it is of a newer layout.
-        UserError: it is missing or cannot be read, is not JSON, a field is missing or of a wrong type, or what it says
-            is contradicted by its other fields or by its items.
+        NewerResultError: it has a newer schema.
+        UserError: it is missing, unreadable or not JSON, a field is missing or of a wrong type, or its other fields or
+            its items contradict it.
     """
     result = read_fields(path)
     if has_items(result):
@@ -109,7 +105,7 @@ def read_result(path: str | Path) -> Result:
 
 
 def read_fields(path: str | Path) -> Result:
-    """As `read_result`, but its items are not read."""
+    """As `read_result`, without reading the items."""
     file = Path(path)
     try:
         content = safe_json_loads(file.read_text(encoding="utf-8"))
@@ -126,7 +122,7 @@ def read_fields(path: str | Path) -> Result:
 
 
 def _check_schema(content: Any, file: Path) -> None:
-    """Reject what a newer version has written, and what lacks keys that every result file has."""
+    """Reject files of a newer version, and files without the required keys."""
     keys = content if isinstance(content, dict) else {}
     metrics = keys.get("metrics")
     schema = keys.get("schema")
@@ -135,7 +131,7 @@ def _check_schema(content: Any, file: Path) -> None:
     for name in ("schema", "metrics"):
         if name not in keys:
             raise UserError(f"{file}: not a result file: missing {name}")
-    if "path" in keys:  # which says where a result was read from
+    if "path" in keys:  # set when a result is read
         raise UserError(f"{file}: not a result file: unknown key 'path'")
     for name, metric in metrics.items() if isinstance(metrics, dict) else ():
         if isinstance(metric, dict) and "columns" not in metric:
@@ -143,57 +139,57 @@ def _check_schema(content: Any, file: Path) -> None:
 
 
 class NewerResultError(UserError):
-    """A result file that a newer version has written: it can be neither read nor replaced."""
+    """A result file of a newer version, which can be neither read nor replaced."""
 
 
 def result_files(results: str | Path) -> list[Path]:
-    """The result files below a directory, ``<row>/<benchmark>.json``, by row and benchmark name.
+    """The result files below a directory, ``<model>/<benchmark>.json``, by model and benchmark name.
 
     Raises:
         UserError: no such directory.
-        PermissionError: a row's directory may not be read.
+        PermissionError: a model's directory may not be read.
     """
     root = Path(results)
     if not root.is_dir():
         raise UserError(f"{results}: no such results directory")
-    rows = [row for row in sorted(root.iterdir()) if row.is_dir() and not row.name.startswith(".")]
-    files = [file for row in rows for file in sorted(row.iterdir())]  # a glob passes over what it may not read
+    models = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    files = [file for model in models for file in sorted(model.iterdir())]  # a glob skips unreadable directories
     return [file for file in files if file.suffix == ".json" and not file.name.startswith(".")]
 
 
 def read_results(results: str | Path) -> list[Result]:
-    """All results below a directory, by row and benchmark name.
+    """All results below a directory, by model and benchmark name.
 
     Raises:
-        UserError: no such directory, a file in it that cannot be read, or two of the same row and benchmark.
-        PermissionError: a row's directory may not be read.
+        UserError: no such directory, an unreadable file in it, or two of the same model and benchmark.
+        PermissionError: a model's directory may not be read.
     """
     found = [read_result(file) for file in result_files(results)]
-    reject_twice((result.model_name, result.benchmark, result.path) for result in found)
+    reject_duplicates((result.model_name, result.benchmark, result.path) for result in found)
     return found
 
 
-def reject_twice(found: Iterable[tuple[str, str, Path | None]]) -> None:
-    """Reject two files that name the same row and benchmark: one of them would stand for both.
+def reject_duplicates(found: Iterable[tuple[str, str, Path | None]]) -> None:
+    """Reject two files of the same model and benchmark.
 
     Args:
-        found: row, benchmark and file of each result.
+        found: model name, benchmark and file of each result.
 
     Raises:
         UserError: naming both files.
     """
     files: dict[tuple[str, str], Path | None] = {}
-    for row, benchmark, file in found:
-        if (row, benchmark) in files:
+    for model, benchmark, file in found:
+        if (model, benchmark) in files:
             raise UserError(
-                f"{file}: expected one result of '{row}' on '{benchmark}', but {files[row, benchmark]} is of it too; "
-                "remove one, or give its 'model_name' another name"
+                f"{file}: expected one result of '{model}' on '{benchmark}', but {files[model, benchmark]} is another; "
+                "remove one, or change its 'model_name'"
             )
-        files[row, benchmark] = file
+        files[model, benchmark] = file
 
 
 def has_items(result: Result) -> bool:
-    """Whether the table of items that a result names lies next to it; `clips-bench publish` leaves it out."""
+    """Whether the result's table of items exists next to it; `clips-bench publish` excludes it."""
     return result.path is not None and result.items is not None and _items_path(result.path, result.items).is_file()
 
 
@@ -204,7 +200,7 @@ def _items_path(path: Path, items: str) -> Path:
 def read_items(result: Result, *, numbers_only: bool = False) -> pd.DataFrame:
     """The items of a result that was read from a file; see ``ITEM_COLUMNS``.
 
-    ``numbers_only`` omits what galleries show, which is most of the file.
+    ``numbers_only`` omits the columns of galleries, which are most of the file.
     """
     import pandas as pd
     import pyarrow.parquet

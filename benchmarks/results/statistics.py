@@ -1,6 +1,6 @@
-"""How sure a benchmark's number is: intervals, and whether two models really differ.
+"""Confidence intervals of metrics, and significance tests of differences between models.
 
-The noise model is in ``noise.py``, metrics as functions of items in ``aggregation.py``; here both meet tables of items.
+It applies the noise model (``noise.py``) and the metrics (``aggregation.py``) to tables of items.
 
 Letters: N items, C clusters (images), S seeds.
 """
@@ -26,7 +26,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class ConfidenceInterval:
-    """A 95 % interval and how it was made (``"wilson"``, ``"student"`` or ``"none"``)."""
+    """A 95 % interval and its method (``"wilson"``, ``"student"`` or ``"none"``)."""
 
     low: float | None
     high: float | None
@@ -39,12 +39,12 @@ class PairedDifference:
 
     Args:
         value: metric of A minus metric of B, in the metric's own unit (not scaled).
-        low: lower end of the 95 % interval of the difference; NaN, like the upper one, where none can be given.
+        low: lower end of the 95 % interval of the difference; NaN, like ``high``, if undefined.
         high: upper end.
-        p_value: two-sided p-value of "no difference"; the interval omits 0 just where it is below 5 %.
-        n: items compared.
-        smallest: the smallest true difference that a single test at 5 % would show four times in five, on a benchmark
-            of this size and with models that differ from item to item as these two; NaN where no item differs.
+        p_value: two-sided p-value of "no difference"; the interval excludes 0 if and only if it is below 5 %.
+        n: number of compared items.
+        min_detectable: minimum detectable difference: the smallest true difference that a single test at 5 % detects
+            with power 0.8, for this number of items and this item-level variance; NaN if no item differs.
     """
 
     value: float
@@ -52,7 +52,7 @@ class PairedDifference:
     high: float
     p_value: float
     n: int
-    smallest: float
+    min_detectable: float
 
 
 def wilson_interval(successes: float, n: float, quantile: float = _Z95) -> tuple[float, float]:
@@ -67,7 +67,7 @@ def wilson_interval(successes: float, n: float, quantile: float = _Z95) -> tuple
 
 
 def aggregate(formula: str, columns: Columns, names: Sequence[str]) -> float:
-    """The value of a formula with every item counted once; NaN where it has no items to speak of."""
+    """The value of a metric over all items; NaN if none has a value."""
     return AGGREGATIONS[formula].value(columns, names)
 
 
@@ -85,12 +85,12 @@ def image_scores(
 
     Args:
         formula: a name in ``aggregation.AGGREGATIONS``.
-        tables: columns of the same items, once for every seed.
+        tables: columns of the same items, one table per seed.
         names: the columns that the formula takes.
         clusters: (N,) image of each item.
         items: (N,) names of the items.
-        most: the value of an item that is all right, of a metric that has an upper end.
-        trained: whether each table is of a training of its own.
+        most: maximum value of an item, for bounded metrics.
+        trained: whether each table comes from its own training run.
     """
     _, owner = np.unique(np.asarray(clusters), return_inverse=True)
     count = int(owner.max()) + 1 if len(owner) else 0
@@ -117,41 +117,40 @@ def _within(columns: Columns, names: Sequence[str], most: float) -> bool:
 def confidence_interval(
     formula: str, columns: Columns, names: Sequence[str], clusters: Sequence[Any], *, most: float = 1.0
 ) -> ConfidenceInterval:
-    """95 % interval of a metric whose items come in clusters (several questions about one image), over images alone.
+    """95 % interval of a metric over images, the clusters of its items, without training noise.
 
     Args:
         formula: a name in ``aggregation.AGGREGATIONS``.
         columns: column name → (N,) array.
         names: the columns that the formula takes.
         clusters: (N,) cluster of each item.
-        most: what a proportion is where all is right: 100 where items have points of 100.
+        most: maximum value of an item: 100 for points out of 100.
     """
     return scores_interval(image_scores(formula, [columns], names, clusters, most=most), TrainingNoise())
 
 
 def scores_interval(scores: Scores, noise: TrainingNoise) -> ConfidenceInterval:
-    """95 % interval of a metric, a mean over the model's seeds.
+    """95 % interval of a metric's mean over the model's seeds.
 
-    A metric between 0 and 1 has Wilson's interval, its sample size the *effective* number of items: so many independent
-    ones would leave as much uncertainty (Korn and Graubard, Survey Methodology 24, 1998). All else has Student's with
-    Hall's correction. Where no item differs from another nothing tells how far a number is to be trusted, unless it is
-    a proportion of 0 or 1 of so many images.
+    A bounded metric has Wilson's interval with the *effective* sample size, the number of independent items with the
+    same variance (Korn and Graubard, Survey Methodology 24, 1998). Other metrics have Student's with Hall's correction.
+    If all items are equal there is no interval, except for a proportion of 0 or 1.
     """
     if scores.enters.sum() == 0 or math.isnan(scores.value) or (noise.without_spread and scores.trained):
         return ConfidenceInterval(low=None, high=None, method="none")
     found = metric_estimate(scores, noise)
-    if found.training_variance and found.clusters < 2:  # nothing is known of the images
+    if found.training_variance and found.clusters < 2:  # a single image has no variance
         return ConfidenceInterval(low=None, high=None, method="none")
     if scores.largest is not None:
-        # Wilson's interval knows how skewed and heavy-tailed a proportion is: no degrees of freedom for that again
+        # Wilson's interval accounts for skewness and kurtosis: the degrees of freedom must not do so again
         found = dataclasses.replace(found, image_degrees=max(1.0, found.clusters - 1.0))
-        share = min(1.0, max(0.0, scores.value / scores.largest))
+        ratio = min(1.0, max(0.0, scores.value / scores.largest))
         error = found.standard_error / scores.largest
-        if error and share * (1 - share) > _ROUNDING:
-            size, quantile = share * (1 - share) / error**2, min(_LARGEST_QUANTILE, found.quantile(1 - LEVEL))
-            low, high = wilson_interval(share * size, size, quantile)
-        elif share * (1 - share) <= _ROUNDING:
-            low, high = wilson_interval(round(share) * found.clusters, found.clusters)
+        if error and ratio * (1 - ratio) > _ROUNDING:
+            size, quantile = ratio * (1 - ratio) / error**2, min(_LARGEST_QUANTILE, found.quantile(1 - LEVEL))
+            low, high = wilson_interval(ratio * size, size, quantile)
+        elif ratio * (1 - ratio) <= _ROUNDING:
+            low, high = wilson_interval(round(ratio) * found.clusters, found.clusters)
         else:
             return ConfidenceInterval(low=None, high=None, method="none")
         return ConfidenceInterval(low=low * scores.largest, high=high * scores.largest, method="wilson")
@@ -164,8 +163,8 @@ def scores_interval(scores: Scores, noise: TrainingNoise) -> ConfidenceInterval:
 def compare(first: Scores, second: Scores, noise: TrainingNoise) -> PairedDifference:
     """The metric of one model minus that of another on the same items, in the metric's unit.
 
-    Where the models answer alike the difference of two proportions has Tango's score interval (Statistics in Medicine
-    17, 1998), its sample size the number of images, and any other metric none.
+    If all images have the same difference, two proportions have Tango's score interval (Statistics in Medicine 17,
+    1998) with the number of images as sample size; other metrics have none.
     """
     estimate = difference_estimate(first, second, noise)
     low, high = estimate.interval()
@@ -174,7 +173,7 @@ def compare(first: Scores, second: Scores, noise: TrainingNoise) -> PairedDiffer
         low, high = (largest * end for end in _tango(estimate.value / largest, estimate.clusters))
     p_value = float(p_values([estimate])[0])
     if p_value >= LEVEL:
-        low, high = min(low, 0.0), max(high, 0.0)  # Tango's, of fewer than six images
+        low, high = min(low, 0.0), max(high, 0.0)  # Tango's with fewer than six images
     if largest is not None:
         low, high = max(low, -largest), min(high, largest)
     return PairedDifference(
@@ -183,15 +182,12 @@ def compare(first: Scores, second: Scores, noise: TrainingNoise) -> PairedDiffer
         high=high,
         p_value=p_value,
         n=len(first.items),
-        smallest=estimate.min_detectable,
+        min_detectable=estimate.min_detectable,
     )
 
 
 def _tango(difference: float, n: int) -> tuple[float, float]:
-    """95 % score interval of the difference of two proportions of n pairs that all differ by the same -1, 0 or 1.
-
-    There it is Wilson's interval: of the pairs that differ, none, for 0; of twice as far, all, for 1.
-    """
+    """Tango's 95 % interval for n pairs with the same difference, -1, 0 or 1: it follows from Wilson's interval."""
     step = round(difference)
     if abs(difference - step) > _ROUNDING:
         return math.nan, math.nan
@@ -202,7 +198,7 @@ def _tango(difference: float, n: int) -> tuple[float, float]:
 
 
 def holm_correction(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for many comparisons (Holm's step-down), in the order given."""
+    """p-values corrected for multiple comparisons (Holm's step-down), in the given order."""
     from statsmodels.stats.multitest import multipletests
 
     return [float(value) for value in multipletests(p_values, method="holm")[1]] if len(p_values) else []

@@ -1,4 +1,4 @@
-"""Whether a result file says what its items say: checked when it is read, so that no wrong number gets into a table."""
+"""Validation of result files on reading: fields and items must agree, so that no wrong number enters a table."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _RATIOS = {"mean", "mean_of_group_means", "f1", "ratio", "bleu"}  # "mean_of_sco
 _PER_CENT = 100.0  # the smallest scale of a ratio; ratios of points (LLaVA-Bench) have scale 1
 _GROUPS = {("sum_of_group_means", 1), ("mean_of_group_means", 1), ("f1", 2)}  # columns that name groups
 _ROUNDING = 1e-6
-_OF_WIDTH = 0.02  # of an interval: how far a value that its scorer rounds may are outside
+_WIDTH_TOLERANCE = 0.02  # of an interval: a value that its scorer rounds may be outside by this ratio
 _SCORERS_ROUNDING = 1e-5  # MMMU's scorer rounds its ratios
 _POINTS_ROUNDING = 0.1  # LLaVA-Bench's scorer rounds its ratios of points
-_LARGEST = 1e100  # of a number; NaN is not below it either
-_SHORTENED = (REDACTED, "…/")  # secrets, and absolute paths in published results: the protocol is not as it was hashed
+_LARGEST = 1e100  # the comparison also rejects NaN
+_REDACTIONS = (REDACTED, "…/")  # secrets, and absolute paths in published results; the fingerprint is of the original
 
 
 def check_fields(result: Result, file: Path) -> None:
@@ -34,7 +34,7 @@ def check_fields(result: Result, file: Path) -> None:
     Raises:
         UserError: naming the file, the field, and what was expected.
     """
-    _refuse(file, _wrong_fields(result))
+    _raise_first(file, _wrong_fields(result))
 
 
 def check_items(result: Result, table: Path) -> None:
@@ -43,10 +43,10 @@ def check_items(result: Result, table: Path) -> None:
     Raises:
         UserError: naming the result's file, the field, and what was expected; or the table cannot be read.
     """
-    _refuse(result.path, _wrong_items(result, table))
+    _raise_first(result.path, _wrong_items(result, table))
 
 
-def _refuse(file: Path | None, faults: Iterator[str]) -> None:
+def _raise_first(file: Path | None, faults: Iterator[str]) -> None:
     if fault := next(faults, None):
         raise UserError(f"{file}: {fault}")
 
@@ -62,7 +62,7 @@ def _wrong_fields(result: Result) -> Iterator[str]:
     for name, value in result.protocol.items():
         if not isinstance(value, str | int | float | bool | None):
             yield f"protocol.{name}: expected a plain value, got {json.dumps(value):.60}"
-    if result.status == "ok" and not _is_shortened(result.protocol):
+    if result.status == "ok" and not _is_redacted(result.protocol):
         expected = fingerprint(result.protocol)
         if result.fingerprint != expected:
             yield f"fingerprint: expected the protocol's, {expected[:12]}…, got '{result.fingerprint[:12]}'"
@@ -70,8 +70,8 @@ def _wrong_fields(result: Result) -> Iterator[str]:
         yield from (f"metrics.{name}.{fault}" for fault in _wrong_metric(metric))
 
 
-def _is_shortened(protocol: Mapping[str, Any]) -> bool:
-    return any(mark in str(value) for value in protocol.values() for mark in _SHORTENED)
+def _is_redacted(protocol: Mapping[str, Any]) -> bool:
+    return any(mark in str(value) for value in protocol.values() for mark in _REDACTIONS)
 
 
 def _wrong_metric(metric: Metric) -> Iterator[str]:
@@ -85,7 +85,7 @@ def _wrong_metric(metric: Metric) -> Iterator[str]:
     if metric.n < 0 or not 0 <= metric.clusters <= metric.n:
         yield f"n: expected at least as many items as clusters, got {metric.n} and {metric.clusters}"
     if metric.ci_low is not None and metric.ci_high is not None:
-        slack = _OF_WIDTH * (metric.ci_high - metric.ci_low) + _ROUNDING * max(1.0, abs(metric.value))
+        slack = _WIDTH_TOLERANCE * (metric.ci_high - metric.ci_low) + _ROUNDING * max(1.0, abs(metric.value))
         if not metric.ci_low - slack <= metric.value <= metric.ci_high + slack:
             yield f"value: expected it in its interval, {metric.ci_low:g} to {metric.ci_high:g}, got {metric.value:g}"
     if not 0 < metric.scale < math.inf:
@@ -98,7 +98,7 @@ def _wrong_metric(metric: Metric) -> Iterator[str]:
 
 
 def _wrong_items(result: Result, table: Path) -> Iterator[str]:
-    """Faults in the order in which the checks rely on each other: the first one is told."""
+    """Faults, in the order in which the checks depend on each other."""
     import numpy as np
     import pandas as pd
     import pyarrow.parquet
@@ -106,13 +106,13 @@ def _wrong_items(result: Result, table: Path) -> Iterator[str]:
     try:
         schema = pyarrow.parquet.read_schema(table)
         yield from _wrong_schema(result, schema, table.name)
-        needed = {"item", "image", *(name for metric in result.metrics.values() for name in metric.columns)}
-        items = pd.read_parquet(table, columns=sorted(needed))
+        columns = {"item", "image", *(name for metric in result.metrics.values() for name in metric.columns)}
+        items = pd.read_parquet(table, columns=sorted(columns))
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise UserError(f"{table}: not a readable parquet file ({error_reason(error)})") from None
     for name in ("item", "image"):
         if items[name].isna().any():
-            yield f"{table.name}: {name}: expected a name in each line, got none in {int(items[name].isna().sum())}"
+            yield f"{table.name}: {name}: expected a name in each row, got none in {int(items[name].isna().sum())}"
     for name in items["item"][items["item"].duplicated()]:
         yield f"{table.name}: item: expected different names, got '{name}' twice"
     with np.errstate(all="ignore"):
@@ -124,30 +124,27 @@ def _wrong_schema(result: Result, schema: pyarrow.Schema, table: str) -> Iterato
     for name in ITEM_COLUMNS:
         if name not in schema.names:
             yield f"{table}: expected a column '{name}'"
-        elif not _holds(schema.field(name).type, {"score": "numbers", "thumbnail": "bytes"}.get(name, "strings")):
+        elif not _can_hold(schema.field(name).type, {"score": "numbers", "thumbnail": "bytes"}.get(name, "strings")):
             yield f"{table}: {name}: unexpected type {schema.field(name).type}"
     for metric_name, metric in result.metrics.items():
-        for place, name in enumerate(metric.columns):
+        for index, name in enumerate(metric.columns):
+            where = f"metrics.{metric_name}.columns"
             if name not in schema.names:
-                yield f"metrics.{metric_name}.columns: expected one of {table}, got '{name:.60}'"
-            elif not _holds(
-                schema.field(name).type, "anything" if (metric.aggregation, place) in _GROUPS else "numbers"
-            ):
-                yield (
-                    f"metrics.{metric_name}.columns: expected numbers in '{name}' of {table}, "
-                    f"got {schema.field(name).type}"
-                )
+                yield f"{where}: expected one of {table}, got '{name:.60}'"
+                continue
+            kind = schema.field(name).type
+            if (metric.aggregation, index) not in _GROUPS and not _can_hold(kind, "numbers"):
+                yield f"{where}: expected numbers in '{name}' of {table}, got {kind}"
 
 
-def _holds(kind: pyarrow.DataType, what: str) -> bool:
-    """Whether a column of a type may hold what is expected; one without any value holds anything."""
+def _can_hold(kind: pyarrow.DataType, what: str) -> bool:
+    """Whether a column type fits the expected values; a column without values always does."""
     from pyarrow import types
 
     tests = {
         "numbers": (types.is_floating, types.is_integer, types.is_boolean),
         "strings": (types.is_string, types.is_large_string, types.is_string_view),
         "bytes": (types.is_binary, types.is_large_binary),
-        "anything": (lambda _: True,),
     }[what]
     return types.is_null(kind) or any(test(kind) for test in tests)
 

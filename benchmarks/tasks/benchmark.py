@@ -28,18 +28,17 @@ class Benchmark:
         data_hash: ``module:function`` of config → SHA-256 of the data that it reads.
         takes: the fields of ``BenchmarkConfig`` that it reads, in addition to name, data, task and limit.
         task: MLLM: lmms-eval's task name.
-        folder: MLLM: directory below lmms-eval's ``tasks`` that defines it (avoids reading all 2,000 definitions), or
-            the user's own.
-        own: MLLM: the YAML file that defines a task of the user's own.
+        folder: MLLM: directory of its definition, below lmms-eval's ``tasks`` or the user's own.
+        own: MLLM: the YAML file of a user's task.
         dataset: MLLM: the Hub name of its data, a path below the data root.
         format: compositional: the format of its data, a name in ``clips.data.formats.FORMATS``.
         also: MLLM: configurations of the dataset that the task's functions read in addition to its own.
-        max_new_tokens: MLLM: cap of an answer where the task itself states none.
+        max_new_tokens: MLLM: default cap of an answer if the task has none.
         judged: MLLM: its scorer sends requests to a judge model (``benchmarks.tasks.mllm.judge``).
-        trivial_baseline_note: one sentence for below the table: the score of a model that ignores the image.
-        items: number of questions or images of the published set; None where the user brings the data.
+        trivial_baseline_note: one sentence below the table: the score of a model that ignores the image.
+        items: number of questions or images of the published set; None for the user's data.
         license: of the published set, as its source states it.
-        size: of the published set on disk, roughly; empty where it is not known.
+        size: approximate size of the published set on disk; empty if unknown.
     """
 
     benchmark_type: Kind
@@ -61,9 +60,9 @@ class Benchmark:
     license: str = ""
     size: str = ""
 
-    def run(self, row: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
-        """Evaluate a model on this benchmark; None in a process that leaves the scoring to rank 0."""
-        return import_from_string(self.evaluate)(row, config)
+    def run(self, model: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
+        """Evaluate a model on this benchmark; None in processes other than rank 0 that do not score."""
+        return import_from_string(self.evaluate)(model, config)
 
     def hash_of_data(self, config: BenchmarkConfig) -> str:
         """SHA-256 of the data named by ``config``."""

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from benchmarks.tasks.output_cache import AnswerCache
     from clips.parallel.distributed import DistributedContext
 
-_WANTED: dict[RequiredModel, str] = {
-    "encoder": "expected an encoder directory, for this benchmark compares images and texts",
-    "tower": "expected an encoder, for this benchmark learns from its features",
-    "llava": "expected a LLaVA directory, for this benchmark asks questions about images",
+_EXPECTED: dict[RequiredModel, str] = {
+    "encoder": "expected an encoder directory: this benchmark compares images and texts",
+    "tower": "expected an encoder: this benchmark trains on its features",
+    "llava": "expected a LLaVA directory: this benchmark asks questions about images",
 }
 
 
@@ -46,7 +46,6 @@ class EvalModel:
             raise UserError("device: expected a GPU for cuda, found none")
         if self.config.device != "auto":
             return self.config.device
-
         return "cuda" if torch.cuda.is_available() else "cpu"
 
     @functools.cached_property
@@ -56,25 +55,20 @@ class EvalModel:
 
         return init_distributed()
 
-    def kept_answers(self, task: str, content: str) -> AnswerCache:
-        """The cache of the LLaVA's answers to a task's questions.
-
-        Args:
-            task: its name.
-            content: hash of its data.
-        """
+    def answer_cache(self, task: str, content: str) -> AnswerCache:
+        """The cache of the LLaVA's answers to the questions of ``task``; ``content`` is the hash of its data."""
         from benchmarks.tasks.output_cache import CACHE_DIR, AnswerCache, cache_key
 
         key = cache_key(
             task=task,
             content=content,
-            model=self.model("llava")["hash"],
+            model=self.record("llava")["hash"],
             device=self.device,
             precision=str(self.llava[0].dtype),
             libraries={name: library_versions().get(name) for name in ("lmms-eval", "transformers", "torch")},
         )
         folder = Path(self.config.output) / CACHE_DIR / "answers" / key
-        return AnswerCache(folder, self.processes, again=self.config.overwrite)
+        return AnswerCache(folder, self.processes, overwrite=self.config.overwrite)
 
     @functools.cached_property
     def encoder(self) -> DualEncoder:
@@ -89,7 +83,7 @@ class EvalModel:
 
     @functools.cached_property
     def tower(self) -> DualEncoder:
-        """The encoder's image tower; of an open_clip directory the encoder itself.
+        """The encoder's image tower; for an open_clip directory the encoder itself.
 
         Raises:
             UserError: there is none, or it cannot be loaded.
@@ -102,7 +96,7 @@ class EvalModel:
 
     @property
     def _is_bare_tower(self) -> bool:
-        """Whether the encoder is one of LLaVA's sources that have no text tower here, not open_clip's directory."""
+        """Whether the encoder is a tower without text (any source but open_clip's directory)."""
         return self.config.encoder is not None and parse_spec(self.config.encoder)[0] != "open_clip"
 
     @functools.cached_property
@@ -121,7 +115,7 @@ class EvalModel:
 
     @functools.cached_property
     def lmms(self) -> Any:
-        """The lmms-eval model that takes the LLaVA's place. Raises UserError if it cannot be loaded."""
+        """The lmms-eval model that replaces the LLaVA. Raises UserError if it cannot be loaded."""
         from benchmarks.tasks.mllm.lmms_models import load_lmms_model
 
         if self.config.lmms is None:
@@ -129,7 +123,7 @@ class EvalModel:
         return load_lmms_model(self.config.lmms)
 
     def load(self, needs: RequiredModel) -> None:
-        """Load the part that a benchmark uses, now."""
+        """Load the part that a benchmark uses."""
         _ = self.lmms if needs == "llava" and self.config.lmms is not None else getattr(self, needs)
 
     def path(self, needs: RequiredModel) -> str:
@@ -141,27 +135,27 @@ class EvalModel:
         field = MODEL_FIELDS[needs]
         given = getattr(self.config, field)
         if given is None:
-            raise UserError(f"{field}: {_WANTED[needs]}")
+            raise UserError(f"{field}: {_EXPECTED[needs]}")
         if needs == "encoder" and given.startswith("timm:"):
-            raise UserError(f"{field}: '{given}' has no text tower; {_WANTED[needs]}")
+            raise UserError(f"{field}: '{given}' has no text tower; {_EXPECTED[needs]}")
         if needs == "encoder" and given.startswith("transformers:"):
-            raise UserError(f"{field}: '{given}' must be made such a directory by `clips import`; {_WANTED[needs]}")
+            raise UserError(f"{field}: '{given}' must be converted by `clips import`; {_EXPECTED[needs]}")
         path = resolve_model_dir(given, field) if needs == "llava" else resolve_open_clip_dir(given)
         if not path.is_dir():
-            raise UserError(f"{field}: {given}: no such directory; {_WANTED[needs]}")
+            raise UserError(f"{field}: {given}: no such directory; {_EXPECTED[needs]}")
         return str(path)
 
-    def model(self, needs: RequiredModel) -> dict[str, str]:
-        """Path, or name on the Hub, and hash of the part that a benchmark uses."""
+    def record(self, needs: RequiredModel) -> dict[str, str]:
+        """Path or Hub repo id, and hash, of the part that a benchmark uses."""
         if needs == "llava" and self.config.lmms is not None:
-            return _other_model(self.config.lmms)
+            return _lmms_record(self.config.lmms)
         if needs == "tower" and self._is_bare_tower:
             return {"path": str(self.config.encoder), "hash": _tower_hash(str(self.config.encoder))}
         return {"path": getattr(self.config, MODEL_FIELDS[needs]), "hash": _model_hash(self.path(needs))}
 
 
-def _other_model(config: LmmsModel) -> dict[str, str]:
-    """Name and hash of a model of lmms-eval's: of its arguments, and of each directory that they name."""
+def _lmms_record(config: LmmsModel) -> dict[str, str]:
+    """Name of an lmms-eval model, and hash of its arguments and of each directory that they name."""
     from benchmarks.tasks.mllm.lmms_models import check_lmms_model_name
 
     check_lmms_model_name(config.model)
@@ -178,9 +172,9 @@ def _model_hash(path: str) -> str:
 
 @functools.cache
 def _tower_hash(spec: str) -> str:
-    """The hashes of the files that a spec names, and its remaining text."""
+    """Hash of the files that a spec names, and of its remaining text."""
     check_encoder_files(spec)
     paths = local_paths(spec)
     parts = encoder_commits(spec) | {part: directory_hash(path) for part, path in paths.items()}
-    words = functools.reduce(lambda text, path: text.replace(path, ""), paths.values(), spec)
-    return digest([words, parts])
+    rest = functools.reduce(lambda text, path: text.replace(path, ""), paths.values(), spec)
+    return digest([rest, parts])

@@ -1,4 +1,4 @@
-"""The result of evaluating one benchmark, and the computation of its metrics from its items."""
+"""The evaluation of one benchmark: its metrics, computed from its items."""
 
 from __future__ import annotations
 
@@ -31,9 +31,8 @@ class MetricSpec:
         columns: item columns that the aggregation takes.
         scale: factor for display.
         higher_is_better: None if neither direction is better.
-        most: the maximum, for metrics that are ratios.
-        rounded: the largest difference between the scorer's value and the aggregation that rounding in the scorer
-            explains.
+        most: maximum value of an item, for metrics that are ratios.
+        rounded: maximum rounding error of the benchmark's own scorer.
     """
 
     label: str
@@ -65,16 +64,16 @@ class Evaluation:
 
 
 def compute_metric(
-    items: pd.DataFrame, spec: MetricSpec, value: float | None = None, blind: ChanceLevels = MappingProxyType({})
+    items: pd.DataFrame, spec: MetricSpec, value: float | None = None, baselines: ChanceLevels = MappingProxyType({})
 ) -> Metric:
     """A metric with its 95 % interval, clustered by image.
 
     Args:
         items: the items table.
         spec: how to compute it.
-        value: the value of the benchmark's own scorer, if any; if the aggregation does not agree with it, the
-            aggregation is not used and there is no interval.
-        blind: the item columns of the trivial baselines. A column that holds the probability of a hit gives the
+        value: the value of the benchmark's own scorer, if any; if the aggregation gives another value, it is not used
+            and there is no interval.
+        baselines: the item columns of the trivial baselines. A column that holds the probability of a hit gives the
             expected score, except for a ratio or F1, where it gives the ratio of the expected sums.
     """
     names = spec.columns
@@ -96,7 +95,7 @@ def compute_metric(
         raise ValueError(f"{spec.label}: a metric without a formula needs a value")
     return Metric(
         value=float(value),
-        ci_low=None if interval.low is None else min(interval.low, value),  # a skewed metric's may leave the value out
+        ci_low=None if interval.low is None else min(interval.low, value),  # a skewed metric's may exclude the value
         ci_high=None if interval.high is None else max(interval.high, value),
         n=int(present.sum()),
         clusters=int(items.loc[present, "image"].nunique()),
@@ -106,19 +105,19 @@ def compute_metric(
         ci_method=interval.method,
         aggregation=formula,
         columns=names if formula else (),
-        chance_levels=_blind(items, spec, blind) if formula else {},
+        chance_levels=_chance_levels(items, spec, baselines) if formula else {},
     )
 
 
-def _blind(items: pd.DataFrame, spec: MetricSpec, ways: ChanceLevels) -> dict[str, float]:
+def _chance_levels(items: pd.DataFrame, spec: MetricSpec, baselines: ChanceLevels) -> dict[str, float]:
     """The metric's chance levels; empty if none of its columns depends on the answers."""
     found: dict[str, float] = {}
-    for way, columns in ways.items():
+    for name, columns in baselines.items():
         if spec.aggregation and spec.higher_is_better is not None and set(spec.columns) & set(columns):
-            answered = columns_of(items, spec.columns)
-            answered |= {name: columns[name] for name in spec.columns if name in columns}
-            value = statistics.aggregate(spec.aggregation, answered, spec.columns)
-            found |= {} if math.isnan(value) else {way: value}
+            values = columns_of(items, spec.columns)
+            values |= {column: columns[column] for column in spec.columns if column in columns}
+            value = statistics.aggregate(spec.aggregation, values, spec.columns)
+            found |= {} if math.isnan(value) else {name: value}
     return found
 
 
@@ -144,6 +143,6 @@ def thumbnails(names: Sequence[str], opener: Callable[[int], Any], most: int = M
         most: maximum number of images.
     """
     first = {name: number for number, name in reversed(list(enumerate(names)))}
-    places = sorted(first.values())
-    chosen = {places[number * len(places) // most] for number in range(most)} if len(places) > most else set(places)
+    starts = sorted(first.values())
+    chosen = {starts[number * len(starts) // most] for number in range(most)} if len(starts) > most else set(starts)
     return [thumbnail(opener(number)) if number in chosen else None for number in range(len(names))]

@@ -1,6 +1,4 @@
-"""Selection of the items that the report shows: pseudo-random by hash, so that no result influences it, and the same
-for every model.
-"""
+"""Pseudo-random selection of the items that the report shows: by hash, independent of results and models."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ from typing import Any
 
 
 def hash_order(names: Iterable[Any]) -> list[Any]:
-    """Names in the order of their SHA-256: pseudo-random, and independent of other names and of the caller."""
+    """Names in the order of their SHA-256: pseudo-random and independent of other names."""
     return sorted(names, key=lambda name: hashlib.sha256(str(name).encode()).digest())
 
 
@@ -19,7 +17,7 @@ def first_per_image(names: Iterable[Any], images: Mapping[Any, str], most: int) 
 
     Args:
         names: items, in order of preference.
-        images: item → image; an item without one is an image of its own.
+        images: item → image; an item without one counts as its own image.
         most: maximum number of names.
     """
     taken: dict[str, Any] = {}

@@ -1,5 +1,4 @@
-"""Conversion of local data into a format that the suite reads: ``clips-bench prepare --what cocoqa --source DIR
---output DIR``.
+"""Conversion of local data: ``clips-bench prepare --dataset cocoqa --source DIR --output DIR``.
 
 A converter is one entry in ``CONVERTERS``. Most write the format of an upstream lmms-eval task, which evaluates it with
 ``task:``, for instance ``{name: cocoqa, task: gqa, data: OUT}``.
@@ -31,13 +30,13 @@ class PrepareConfig:
 
     Args:
         dataset: ``cocoqa`` (as GQA), ``karpathy`` or ``flickr8k`` (a split of a Karpathy JSON, as NoCaps), ``mmvet``
-            (all of MM-Vet) or ``coco_long`` (photos with long captions by MLLMs as a table to train on, and others for
-            retrieval).
+            (all of MM-Vet) or ``coco_long`` (photos with long captions by MLLMs: a training table, and a retrieval set
+            of other photos).
         source: the directory of the data: ``questions.jsonl``, one ``dataset_*.json`` or ``mm-vet.jsonl``, next to
             ``images``; for coco_long the directory of both ``coco_long`` and ``coco_mini``.
         output: the directory to write.
-        split: of a Karpathy JSON any that it has, by default ``val``; of cocoqa ``held_out``, the fifth of its photos
-            that training omits, which is the default, or ``all``. The others have none.
+        split: for a Karpathy JSON one of its splits, by default ``val``; for cocoqa ``held_out``, the fifth of its
+            photos that training excludes (the default), or ``all``. The others have none.
         limit: use at most this number of images; for trials.
     """
 
@@ -75,7 +74,7 @@ def run_prepare(config: PrepareConfig) -> None:
 
 
 def _cocoqa(config: PrepareConfig, folder: Path) -> dict[str, int]:
-    """The questions about held-out photos, or about all, as GQA's balanced testdev."""
+    """The questions about held-out or all photos, in the format of GQA's balanced testdev."""
     source = Path(config.source)
     images: dict[str, None] = {}
     questions: list[dict[str, str]] = []
@@ -101,11 +100,10 @@ def _cocoqa(config: PrepareConfig, folder: Path) -> dict[str, int]:
     texts = dict.fromkeys(("id", "imageId", "question", "answer", "type"), "string")
     _write(data / "testdev_balanced_instructions" / "testdev-00000-of-00001.parquet", iter(questions), texts)
     rows = ({"id": name, "image": _bytes(FileImage(source / "images", name))} for name in images)
-    _write(
-        data / "testdev_balanced_images" / "testdev-00000-of-00001.parquet", rows, {"id": "string", "image": "image"}
-    )
+    columns = {"id": "string", "image": "image"}
+    _write(data / "testdev_balanced_images" / "testdev-00000-of-00001.parquet", rows, columns)
     atomic_write(data / "README.md", GQA_README)
-    return {"pictures": len(images), "questions": len(questions)}
+    return {"images": len(images), "questions": len(questions)}
 
 
 GQA_README = """---
@@ -123,26 +121,22 @@ configs:
 
 
 def _karpathy(config: PrepareConfig, folder: Path) -> dict[str, int]:
-    """A split's images with all their captions, as NoCaps' validation set."""
+    """A split's images with all captions, in the format of NoCaps' validation set."""
     spec = DatasetSpec(path=config.source, format="karpathy", split=config.split or "val")
     captions = load_caption_set(spec, captions_per_image=100, limit=config.limit)
     rows = (
-        {
-            "image": _bytes(image),
-            "image_id": number,
-            "annotations_captions": list(texts),
-        }
+        {"image": _bytes(image), "image_id": number, "annotations_captions": list(texts)}
         for number, (image, texts) in enumerate(zip(captions.files, captions.captions, strict=True))
     )
     kinds = {"image": "image", "image_id": "int64", "annotations_captions": "strings"}
     _write(folder / _HUB / "NoCaps" / "data" / "validation-00000-of-00001.parquet", rows, kinds)
-    return {"pictures": len(captions.images), "captions": sum(map(len, captions.captions))}
+    return {"images": len(captions.images), "captions": sum(map(len, captions.captions))}
 
 
 def _mmvet(config: PrepareConfig, folder: Path) -> dict[str, int]:
-    """All questions of MM-Vet with their images, as lmms-eval's test set."""
+    """All questions of MM-Vet with their images, in the format of lmms-eval's test set."""
     source = Path(config.source)
-    kept: list[dict[str, Any]] = []
+    questions: list[dict[str, Any]] = []
     images: dict[str, None] = {}
     for number, row in read_json_lines(
         source / "mm-vet.jsonl", texts=("question_id", "image", "question", "answer"), others=("capability",)
@@ -153,24 +147,23 @@ def _mmvet(config: PrepareConfig, folder: Path) -> dict[str, int]:
         if row["image"] not in images and config.limit is not None and len(images) == config.limit:
             continue
         images[row["image"]] = None
-        kept.append(row)
-    if not kept:
-        raise UserError(f"{source / 'mm-vet.jsonl'}: no questions in it")
+        questions.append(row)
+    if not questions:
+        raise UserError(f"{source / 'mm-vet.jsonl'}: contains no questions")
     rows = (
         {name: row[name] for name in ("question_id", "question", "answer")}
         | {"image": _bytes(FileImage(source / "images", row["image"])), "capability": ",".join(row["capability"])}
-        for row in kept
+        for row in questions
     )
     kinds = dict.fromkeys(("question_id", "question", "answer", "capability"), "string") | {"image": "image"}
     _write(folder / _HUB / "MMVet" / "data" / "test-00000-of-00001.parquet", rows, kinds)
-    return {"pictures": len(images), "questions": len(kept)}
+    return {"images": len(images), "questions": len(questions)}
 
 
 def _coco_long(config: PrepareConfig, folder: Path) -> dict[str, int]:
-    """``train.jsonl``: images with all their ``long`` captions; ``test.jsonl``: those of coco_mini not among them.
+    """``train.jsonl``: images with all ``long`` captions; ``both.jsonl``: those that also have ``human`` captions.
 
-    ``both.jsonl`` are those of the first that have ``human`` captions too. Images of the training files are relative to
-    ``source``, of the test to coco_mini.
+    ``test.jsonl`` has the other images of coco_mini. Image paths are relative to ``source``, in the test to coco_mini.
     """
     train, both, seen = [], [], set()
     source = Path(config.source)
@@ -193,19 +186,19 @@ def _coco_long(config: PrepareConfig, folder: Path) -> dict[str, int]:
     for name, rows in tables.items():
         atomic_write(folder / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return {
-        "training pictures": len(tables["train"]),
-        "of them with human captions": len(tables["both"]),
-        "test pictures": len(tables["test"]),
+        "training images": len(tables["train"]),
+        "of these with human captions": len(tables["both"]),
+        "test images": len(tables["test"]),
     }
 
 
 def _bytes(image: LazyImage) -> dict[str, Any]:
-    image.open()  # a broken image is named now, not in the middle of an evaluation
+    image.open()  # raises on a broken image now, not in the middle of an evaluation
     return {"bytes": image.read(), "path": Path(image.name).name}
 
 
 def _write(path: Path, rows: Iterator[Mapping[str, Any]], kinds: Mapping[str, str]) -> None:
-    """A parquet file as ``datasets`` writes it; ``kinds`` name each column's type."""
+    """Write a parquet file in the format of ``datasets``; ``kinds``: column → type."""
     import datasets
 
     types = {"image": datasets.Image(), "strings": datasets.List(datasets.Value("string"))}

@@ -12,7 +12,7 @@ from clips.errors import UserError
 
 
 def lmms_benchmark(about: str, task: str, folder: str, dataset: str, **more: Any) -> Benchmark:
-    """The entry of a task of lmms-eval's."""
+    """The benchmark of an lmms-eval task."""
     judge = ("judge_model", "judge_url", "judge_key_env")
     return Benchmark(
         benchmark_type="mllm",
@@ -28,17 +28,20 @@ def lmms_benchmark(about: str, task: str, folder: str, dataset: str, **more: Any
     )
 
 
+def _lmms_entry(
+    name: str, about: str, dataset: str, size: str, items: int, license: str, *, folder: str = "", **more: Any
+) -> dict[str, Benchmark]:
+    dataset = dataset if "/" in dataset else f"lmms-lab-encoder/{dataset}"
+    return {name: lmms_benchmark(about, name, folder or name, dataset, size=size, items=items, license=license, **more)}
+
+
 _CAPTION_SETS = ("split", "image_root", "captions_per_image", "format", "subset", "image_column", "caption_columns")
 
 
-def compositional_benchmarks(name: str, format: str, about: str, **more: Any) -> dict[str, Benchmark]:
+def compositional_benchmarks(name: str, about: str, *, format: str = "", **more: Any) -> dict[str, Benchmark]:
     """The entries of a compositional benchmark: by similarity, and for a LLaVA by likelihood and as multiple choice."""
-    pair = (
-        "A model that ignores the image may prefer one kind of caption, and end above or below chance."
-        if name != "winoground"
-        else ""
-    )
-    ways: dict[str, tuple[str, RequiredModel, str, tuple[str, ...]]] = {
+    note = "A model that ignores the image may prefer one type of caption, and score above or below chance."
+    variants: dict[str, tuple[str, RequiredModel, str, tuple[str, ...]]] = {
         name: ("similarity", "encoder", "by similarity", ()),
         f"{name}_likelihood": ("loglikelihood", "llava", "by likelihood", ("prompt", "likelihood_score")),
         f"{name}_mcq": ("multiple_choice", "llava", "multiple choice, A or B", ("prompt",)),
@@ -50,12 +53,12 @@ def compositional_benchmarks(name: str, format: str, about: str, **more: Any) ->
             needs=needs,
             evaluate=f"benchmarks.tasks.compositional.{module}:evaluate",
             data_hash="benchmarks.tasks.compositional.caption_scores:data_hash",
-            format=format,
+            format=format or name,
             takes=("image_root", *takes),
-            trivial_baseline_note=pair,
+            trivial_baseline_note="" if name == "winoground" else note,
             **more,
         )
-        for entry, (module, needs, how, takes) in ways.items()
+        for entry, (module, needs, how, takes) in variants.items()
     }
 
 
@@ -70,7 +73,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "long_retrieval": Benchmark(
         benchmark_type="retrieval",
-        about="the same with long captions, whole and cut to their first words (DOCCI, DCI, Urban-1k, ShareGPT4V, IIW)",
+        about="the same with long captions, full and truncated (DOCCI, DCI, Urban-1k, ShareGPT4V, IIW)",
         needs="encoder",
         evaluate="benchmarks.tasks.encoders.long_retrieval:evaluate",
         data_hash="benchmarks.tasks.encoders.retrieval:data_hash",
@@ -86,7 +89,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "classification": Benchmark(
         benchmark_type="classification",
-        about="zero-shot classification by prompts: ImageNet, its shifts, any set of CLIP_benchmark's layout",
+        about="zero-shot classification by prompts: ImageNet, its shifts, any dataset in CLIP_benchmark's format",
         needs="encoder",
         evaluate="benchmarks.tasks.encoders.classification:evaluate",
         data_hash="benchmarks.tasks.encoders.classification:data_hash",
@@ -94,7 +97,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "linear_probe": Benchmark(
         benchmark_type="classification",
-        about="logistic regression on an image tower's features, learned from a train split",
+        about="logistic regression on an image tower's features, trained on a train split",
         needs="tower",
         evaluate="benchmarks.tasks.encoders.linear_probe:evaluate",
         data_hash="benchmarks.tasks.encoders.linear_probe:data_hash",
@@ -102,269 +105,210 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "pointing": Benchmark(
         benchmark_type="pointing",
-        about="does the map of similarity with a phrase point at what it names: JSON lines with boxes, or scenes",
+        about="pointing game: does a phrase's similarity map point at its object (JSON lines with boxes, or scenes)",
         needs="encoder",
         evaluate="benchmarks.tasks.encoders.pointing:evaluate",
         data_hash="benchmarks.tasks.encoders.pointing:data_hash",
         takes=("image_root",),
-        trivial_baseline_note="What a map finds without the phrase, 'all phrases at once' shows.",
+        trivial_baseline_note="'all phrases at once' is the score of a map without the phrase.",
     ),
     "recaption": Benchmark(
         benchmark_type="captions",
-        about="an encoder's captioner: what it writes of an image and its web caption, against a synthetic caption",
+        about="captions of an encoder's captioner for an image and its web caption, against a synthetic caption",
         needs="encoder",
         evaluate="benchmarks.tasks.encoders.recaption:evaluate",
         data_hash="benchmarks.tasks.encoders.recaption:data_hash",
         takes=("format", "image_root", "split", "subset", "web_caption", "synthetic_caption"),
-        trivial_baseline_note=(
-            "What a captioner gets that says the same of every image, 'CIDEr of another image's caption' shows."
-        ),
+        trivial_baseline_note="'CIDEr of another image's caption' is the score of captions that ignore their image.",
     ),
-    **compositional_benchmarks("choice", "jsonl", "a caption or one that differs in a detail: JSON lines of pairs"),
     **compositional_benchmarks(
-        "sugarcrepe",
+        "choice", "a caption or one that differs in a detail: JSON lines of pairs", format="jsonl"
+    ),
+    **compositional_benchmarks(
         "sugarcrepe",
         "a caption or one with something added, replaced or swapped (SugarCrepe)",
         items=7511,
         license="MIT",
     ),
     **compositional_benchmarks(
-        "aro_relation",
-        "aro_relation",
-        "what is related to what: 'A on B' or 'B on A' (ARO, VG-Relation)",
-        items=23937,
-        license="MIT",
+        "aro_relation", "order of relations: 'A on B' or 'B on A' (ARO, VG-Relation)", items=23937, license="MIT"
+    ),
+    **compositional_benchmarks(  # its authors round the number of items
+        "aro_attribution", "which object has which attribute (ARO, VG-Attribution)", items=28700, license="MIT"
     ),
     **compositional_benchmarks(
-        "aro_attribution",
-        "aro_attribution",
-        "which thing has which attribute (ARO, VG-Attribution)",
-        items=28700,  # its authors print it rounded
-        license="MIT",
+        "valse", "a caption or a foil: existence, number, relation, action, reference (VALSE)", license="as its sources"
     ),
     **compositional_benchmarks(
-        "valse",
-        "valse",
-        "a caption or a foil: existence, number, relation, action, reference (VALSE)",
-        license="as its sources",
-    ),
-    **compositional_benchmarks(
-        "winoground",
         "winoground",
         "two images and two captions of the same words (Winoground)",
         items=400,
         license="its own terms, for research",
     ),
-    # Numbers of items are those of the evaluated split, sizes those of the files that the task reads, as stated on the
-    # Hub; licenses are those that the sources state, and cover the questions: most images have other owners
-    # (docs/protocols.md).
-    "pope": lmms_benchmark(
-        "is an object in the image: yes or no",
-        "pope",
-        "pope",
-        "lmms-lab-encoder/POPE",
-        size="255 MB",
-        items=9000,
-        license="MIT",
-    ),
-    "mme": lmms_benchmark(
-        "yes-no questions in pairs, fourteen abilities",
-        "mme",
-        "mme",
-        "lmms-lab-encoder/MME",
-        size="865 MB",
-        items=2374,
-        license="for research",
-    ),
-    "gqa": lmms_benchmark(
+    # name, description, Hub dataset, size of the files that the task reads (as stated on the Hub), number of items of
+    # the evaluated split, license of the questions as the sources state it (docs/protocols.md)
+    **_lmms_entry("pope", "is an object in the image: yes or no", "POPE", "255 MB", 9000, "MIT"),
+    **_lmms_entry("mme", "yes-no questions in pairs, fourteen abilities", "MME", "865 MB", 2374, "for research"),
+    **_lmms_entry(
+        "gqa",
         "one-word answers about objects, attributes, relations",
-        "gqa",
-        "gqa",
-        "lmms-lab-encoder/GQA",
+        "GQA",
+        "66 MB",
+        12578,
+        "MIT (hub's card)",
         also=("testdev_balanced_images",),
-        size="66 MB",
-        items=12578,
-        license="MIT (hub's card)",
     ),
-    "textvqa_val": lmms_benchmark(
-        "reading text in images",
+    **_lmms_entry(
         "textvqa_val",
+        "reading text in images",
         "textvqa",
-        "lmms-lab-encoder/textvqa",
+        "920 MB",
+        5000,
+        "CC BY 4.0",
+        folder="textvqa",
         max_new_tokens=32,
-        size="920 MB",
-        items=5000,
-        license="CC BY 4.0",
     ),
-    "nocaps_val": lmms_benchmark(
-        "captions against ten human ones",
-        "nocaps_val",
-        "nocaps",
-        "lmms-lab-encoder/NoCaps",
-        size="1.4 GB",
-        items=4500,
-        license="CC BY 2.0",
+    **_lmms_entry(
+        "nocaps_val", "captions against ten human ones", "NoCaps", "1.4 GB", 4500, "CC BY 2.0", folder="nocaps"
     ),
-    "mmmu_val": lmms_benchmark(
-        "college exam questions in thirty subjects, most with four options",
+    **_lmms_entry(
         "mmmu_val",
-        "mmmu",
-        "lmms-lab-encoder/MMMU",
+        "college exam questions in thirty subjects, most with four options",
+        "MMMU",
+        "341 MB",
+        900,
+        "Apache-2.0",
+        folder="mmmu",
         trivial_baseline_note="Answers that its scorer cannot read are guessed by it.",
-        size="341 MB",
-        items=900,
-        license="Apache-2.0",
     ),
-    "chartqa": lmms_benchmark(
-        "questions about charts; numbers may be off by 5 %",
-        "chartqa",
-        "chartqa",
-        "lmms-lab-encoder/ChartQA",
-        size="73 MB",
-        items=2500,
-        license="GPL-3.0",
-    ),
-    "mmvet": lmms_benchmark(
-        "open questions that need several abilities, marked by a judge",
+    **_lmms_entry("chartqa", "questions about charts; numbers may be off by 5 %", "ChartQA", "73 MB", 2500, "GPL-3.0"),
+    **_lmms_entry(
         "mmvet",
-        "mmvet",
-        "lmms-lab-encoder/MMVet",
+        "open questions that need several abilities, graded by a judge",
+        "MMVet",
+        "67 MB",
+        218,
+        "CC BY-NC 4.0",
         judged=True,
-        size="67 MB",
-        items=218,
-        license="CC BY-NC 4.0",
     ),
-    "llava_in_the_wild": lmms_benchmark(
-        "open questions about 24 images, answers compared with GPT-4's by a judge (LLaVA-Bench)",
+    **_lmms_entry(
         "llava_in_the_wild",
-        "llava-in-the-wild",
-        "lmms-lab-encoder/llava-bench-in-the-wild",
+        "open questions about 24 images, answers compared with GPT-4's by a judge (LLaVA-Bench)",
+        "llava-bench-in-the-wild",
+        "",
+        60,
+        "Apache-2.0",
+        folder="llava-in-the-wild",
         judged=True,
-        items=60,
-        license="Apache-2.0",
     ),
-    "llava_bench_coco": lmms_benchmark(
-        "open questions about 30 COCO images, answers compared with GPT-4's by a judge (LLaVA-Bench)",
+    **_lmms_entry(
         "llava_bench_coco",
+        "open questions about 30 COCO images, answers compared with GPT-4's by a judge (LLaVA-Bench)",
         "llava-bench-coco",
-        "lmms-lab-encoder/llava-bench-coco",
+        "",
+        90,
+        "Apache-2.0",
+        folder="llava-bench-coco",
         judged=True,
-        items=90,
-        license="Apache-2.0",
     ),
-    "ocrbench": lmms_benchmark(
-        "reading text of ten kinds, points of 1,000",
-        "ocrbench",
-        "ocrbench",
-        "echo840/OCRBench",
-        items=1000,
-        license="MIT",
-    ),
-    "scienceqa_img": lmms_benchmark(
-        "school science questions with an image, two to five options",
+    **_lmms_entry("ocrbench", "reading text of ten types, points of 1,000", "echo840/OCRBench", "", 1000, "MIT"),
+    **_lmms_entry(
         "scienceqa_img",
-        "scienceqa",
-        "lmms-lab-encoder/ScienceQA",
-        items=2017,
-        license="CC BY-NC-SA 4.0",
+        "school science questions with an image, two to five options",
+        "ScienceQA",
+        "",
+        2017,
+        "CC BY-NC-SA 4.0",
+        folder="scienceqa",
     ),
-    "seedbench": lmms_benchmark(
+    **_lmms_entry(
+        "seedbench",
         "multiple choice about images and frames of videos (SEED-Bench)",
-        "seedbench",
-        "seedbench",
-        "lmms-lab-encoder/SEED-Bench",
+        "SEED-Bench",
+        "",
+        17990,
+        "CC BY-NC 4.0",
         max_new_tokens=16,
-        items=17990,
-        license="CC BY-NC 4.0",
     ),
-    "mmbench_en_dev": lmms_benchmark(
-        "multiple choice in twenty abilities, asked with the options in every order (a judge reads unclear answers)",
+    **_lmms_entry(
         "mmbench_en_dev",
-        "mmbench",
-        "lmms-lab-encoder/MMBench",
+        "multiple choice in twenty abilities, with the options in every order (a judge reads unclear answers)",
+        "MMBench",
+        "97 MB",
+        4329,
+        "CC BY 4.0",
+        folder="mmbench",
         judged=True,
-        size="97 MB",
-        items=4329,
-        license="CC BY 4.0",
     ),
-    "ai2d": lmms_benchmark(
-        "multiple choice about diagrams of school science",
-        "ai2d",
-        "ai2d",
-        "lmms-lab-encoder/ai2d",
-        size="140 MB",
-        items=3088,
-        license="CC BY-SA",
-    ),
-    "docvqa_val": lmms_benchmark(
-        "reading scanned documents",
+    **_lmms_entry("ai2d", "multiple choice about diagrams of school science", "ai2d", "140 MB", 3088, "CC BY-SA"),
+    **_lmms_entry(
         "docvqa_val",
-        "docvqa",
-        "lmms-lab-encoder/DocVQA",
-        size="5.0 GB",
-        items=5349,
-        license="of its challenge (registration)",
+        "reading scanned documents",
+        "DocVQA",
+        "5.0 GB",
+        5349,
+        "of its challenge (registration)",
+        folder="docvqa",
     ),
-    "infovqa_val": lmms_benchmark(
-        "reading infographics",
+    **_lmms_entry(
         "infovqa_val",
-        "infovqa",
-        "lmms-lab-encoder/DocVQA",
-        size="3.7 GB",
-        items=2801,
-        license="of its challenge (registration)",
+        "reading infographics",
+        "DocVQA",
+        "3.7 GB",
+        2801,
+        "of its challenge (registration)",
+        folder="infovqa",
     ),
-    "refcoco_bbox_rec_val": lmms_benchmark(
-        "where in the image is what the expression says: a box as text",
+    **_lmms_entry(
         "refcoco_bbox_rec_val",
-        "refcoco",
-        "lmms-lab-encoder/RefCOCO",
+        "box of the object that an expression names, as text",
+        "RefCOCO",
+        "1.1 GB",
+        8811,
+        "Apache-2.0",
+        folder="refcoco",
         max_new_tokens=64,
-        size="1.1 GB",
-        items=8811,
-        license="Apache-2.0",
     ),
-    "vqav2_val": lmms_benchmark(
-        "short answers to open questions about COCO images",
+    **_lmms_entry(
         "vqav2_val",
-        "vqav2",
-        "lmms-lab-encoder/VQAv2",
-        items=214354,
-        license="CC BY 4.0",
+        "short answers to open questions about COCO images",
+        "VQAv2",
+        "",
+        214354,
+        "CC BY 4.0",
+        folder="vqav2",
     ),
-    "mmstar": lmms_benchmark(
+    **_lmms_entry(
+        "mmstar",
         "multiple choice that cannot be answered without the image, six abilities",
-        "mmstar",
-        "mmstar",
         "Lin-Chen/MMStar",
-        size="42 MB",
-        items=1500,
-        license="as its sources",
+        "42 MB",
+        1500,
+        "as its sources",
     ),
-    "realworldqa": lmms_benchmark(
-        "where things are in photographs, many from cars",
+    **_lmms_entry(
         "realworldqa",
-        "realworldqa",
-        "lmms-lab-encoder/RealWorldQA",
-        size="678 MB",
-        items=765,
-        license="CC BY-ND 4.0",
+        "spatial questions about photographs, many from cars",
+        "RealWorldQA",
+        "678 MB",
+        765,
+        "CC BY-ND 4.0",
     ),
-    "hallusion_bench_image": lmms_benchmark(
-        "yes-no questions on images and their edited copies, answers read by a judge (HallusionBench)",
+    **_lmms_entry(
         "hallusion_bench_image",
-        "hallusion_bench",
-        "lmms-lab-encoder/HallusionBench",
+        "yes-no questions on images and their edited copies, answers read by a judge (HallusionBench)",
+        "HallusionBench",
+        "147 MB",
+        951,
+        "BSD-3-Clause",
+        folder="hallusion_bench",
         judged=True,
-        size="147 MB",
-        items=951,
-        license="BSD-3-Clause",
     ),
 }
 
 
 def get_benchmark(name: str) -> Benchmark:
-    """The entry called ``name``; any other name is one of lmms-eval's tasks, or the path of a custom task.
+    """The built-in benchmark ``name``, or else an lmms-eval task by its name or by the path of a custom one.
 
     Raises:
         UserError: unknown name (the message lists close matches), or a group of tasks (it lists the members).
@@ -378,19 +322,17 @@ def get_benchmark(name: str) -> Benchmark:
     if name in tasks:
         return _unlisted(lmms_benchmark(f"lmms-eval's task {name}", name, tasks[name], dataset_name(name)))
     if members := task_groups().get(name):
-        raise UserError(f"benchmarks: '{name}' is a group of lmms-eval's; name its members: {', '.join(members)}")
+        raise UserError(f"benchmarks: '{name}' is a group of lmms-eval tasks; use its members: {', '.join(members)}")
     if own := own_task(name):
         task, path = own
         folder = str(path.parent.resolve())
-        entry = lmms_benchmark(
-            f"the task {task} of {path}", task, folder, dataset_name(task, path), own=str(path.resolve())
-        )
-        return _unlisted(entry)
+        dataset = dataset_name(task, path)
+        return _unlisted(lmms_benchmark(f"the task {task} of {path}", task, folder, dataset, own=str(path.resolve())))
     near = difflib.get_close_matches(name, {**BENCHMARKS, **tasks}, n=3, cutoff=0.6)
     hint = f"; did you mean {' or '.join(repr(each) for each in near)}?" if near else ""
-    raise UserError(f"benchmarks: unknown benchmark '{name}'{hint} (`clips-bench list` names them)")
+    raise UserError(f"benchmarks: unknown benchmark '{name}'{hint} (see `clips-bench list`)")
 
 
 def _unlisted(entry: Benchmark) -> Benchmark:
-    """A task whose metrics have no known scale."""
+    """Add the ``scale`` setting, because the metrics of an unlisted task have no known scale."""
     return dataclasses.replace(entry, takes=(*entry.takes, "scale"))

@@ -1,4 +1,4 @@
-"""One process, one model, many benchmarks: ``clips-bench run --config row.yaml``."""
+"""One process, one model, many benchmarks: ``clips-bench run --config model.yaml``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from benchmarks.tasks.evaluation import Evaluation
 from benchmarks.tasks.mllm.judge import NO_JUDGE, make_judge
 from benchmarks.tasks.registry import get_benchmark
 from benchmarks.tasks.run_config import COMMON_FIELDS, BenchmarkConfig, RunConfig
-from benchmarks.tasks.sizes import part_words
+from benchmarks.tasks.sizes import subset_text
 from clips.core.artifact import git_state, library_versions, log_info, writable_directory
 from clips.core.identity import digest, identity, is_below
 from clips.errors import UserError
@@ -41,26 +41,26 @@ def run_benchmarks(config: RunConfig) -> None:
         UserError: an unknown benchmark, or a missing model or dataset, before anything runs; or failed benchmarks,
             listed after all have run.
     """
-    row = EvalModel(config)
+    model = EvalModel(config)
     if config.device == "cuda":
-        _ = row.device  # raises immediately if there is none
+        _ = model.device  # raises if there is none
     for number, benchmark in enumerate(config.benchmarks, 1):
-        _check(row, benchmark, f"benchmarks[{number}]")
-    run_on_all(row.processes, lambda: writable_directory(Path(config.output) / config.model_name))
+        _check(model, benchmark, f"benchmarks[{number}]")
+    run_on_all(model.processes, lambda: writable_directory(Path(config.output) / config.model_name))
     results = []
     for benchmark in config.benchmarks:
-        with _alone(row, benchmark):
-            results.append(_one(row, benchmark))
+        with _locked(model, benchmark):
+            results.append(_run_one(model, benchmark))
     failed = [f"{result.benchmark} ({result.failure_reason})" for result in results if result.status == "failed"]
     if failed:
         raise UserError(f"failed: {', '.join(failed)}")
 
 
-def _check(row: EvalModel, config: BenchmarkConfig, item: str) -> None:
+def _check(model: EvalModel, config: BenchmarkConfig, item: str) -> None:
     """Reject invalid values before anything runs; ``item`` is the config's position."""
     entry = get_benchmark(config.entry)
-    row.model(entry.needs)
-    check_not_newer(row.config.output, row.config.model_name, config.name)
+    model.record(entry.needs)
+    check_not_newer(model.config.output, model.config.model_name, config.name)
     for field in config.given():
         if field not in {*entry.takes, *COMMON_FIELDS}:
             takes = ", ".join(sorted({*entry.takes, *COMMON_FIELDS}))
@@ -71,16 +71,16 @@ def _check(row: EvalModel, config: BenchmarkConfig, item: str) -> None:
 
 
 @contextlib.contextmanager
-def _alone(row: EvalModel, config: BenchmarkConfig) -> Iterator[None]:
-    """Wait until no other run evaluates this benchmark; its result is then found."""
-    if not row.processes.is_main:
+def _locked(model: EvalModel, config: BenchmarkConfig) -> Iterator[None]:
+    """Wait until no other run evaluates this benchmark; its result is reused."""
+    if not model.processes.is_main:
         yield
         return
-    lock = FileLock(Path(row.config.output) / row.config.model_name / f".{config.name}.lock")
+    lock = FileLock(Path(model.config.output) / model.config.model_name / f".{config.name}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        log_info(f"{row.config.model_name} {config.name}: another run works on it, waiting")
+        log_info(f"{model.config.model_name} {config.name}: another run evaluates it, waiting")
         lock.acquire()
     try:
         yield
@@ -88,66 +88,67 @@ def _alone(row: EvalModel, config: BenchmarkConfig) -> Iterator[None]:
         lock.release()
 
 
-def _one(row: EvalModel, config: BenchmarkConfig) -> Result:
-    """Evaluate one benchmark, or find its result, and store it; a failure never replaces numbers."""
+def _run_one(model: EvalModel, config: BenchmarkConfig) -> Result:
+    """Evaluate one benchmark and store the result, or reuse a stored one; a failure never replaces numbers."""
     entry = get_benchmark(config.entry)
     started = time.perf_counter()
-    earlier = run_on_main(row.processes, lambda: _earlier(row.config, config))
-    model = row.model(entry.needs)
+    earlier = run_on_main(model.processes, lambda: _earlier(model.config, config))
+    record = model.record(entry.needs)
     outcome: Evaluation | None = None
     key = ""
     reason = None
     try:
-        key = _key(row, entry, config, model["hash"])
-        if earlier is not None and (earlier.key, earlier.schema) == (key, SCHEMA) and not row.config.overwrite:
-            _say(row, f"{row.config.model_name} {config.name}: done already ({_headline(earlier)})")
+        key = _key(model, entry, config, record["hash"])
+        if earlier is not None and (earlier.key, earlier.schema) == (key, SCHEMA) and not model.config.overwrite:
+            _log(model, f"{model.config.model_name} {config.name}: done already ({_headline(earlier)})")
             return earlier
-        row.load(entry.needs)  # now, so that the time of a benchmark is its own
+        model.load(entry.needs)  # before the timer starts
         started = time.perf_counter()
-        outcome = entry.run(row, config)
+        outcome = entry.run(model, config)
     except UserError as error:
         reason = str(error)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise
-        if row.processes.count > 1:
-            raise  # other processes may wait for this one: only the launcher can end them reliably
+        if model.processes.count > 1:
+            raise  # other processes may wait for this one, and the launcher ends them
         if isinstance(error, PermissionError):
             reason = f"{error.filename}: permission denied"
         else:
-            traceback.print_exc()  # not a user error: the traceback is needed to fix it
+            traceback.print_exc()  # not a user error
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
     seconds = time.perf_counter() - started
-    result = run_on_main(row.processes, lambda: _result(row, entry, config, model, key, outcome, reason, seconds))
-    kept = "; the earlier result is kept" if result.status == "failed" and earlier is not None else ""
-    if row.processes.is_main and not kept:
-        write_result(row.config.output, result, None if outcome is None else outcome.items)
-    _say(row, f"{row.config.model_name} {config.name}: {_headline(result)}{kept}")
+    result = run_on_main(model.processes, lambda: _result(model, entry, config, record, key, outcome, reason, seconds))
+    keep_earlier = result.status == "failed" and earlier is not None
+    if model.processes.is_main and not keep_earlier:
+        write_result(model.config.output, result, None if outcome is None else outcome.items)
+    note = "; the earlier result remains" if keep_earlier else ""
+    _log(model, f"{model.config.model_name} {config.name}: {_headline(result)}{note}")
     return result
 
 
-def _say(row: EvalModel, message: str) -> None:
-    if row.processes.is_main:
+def _log(model: EvalModel, message: str) -> None:
+    if model.processes.is_main:
         log_info(message)
 
 
 def _result(
-    row: EvalModel,
+    model: EvalModel,
     entry: Benchmark,
     config: BenchmarkConfig,
-    model: dict[str, str],
+    record: dict[str, str],
     key: str,
     outcome: Evaluation | None,
     reason: str | None,
     seconds: float,
 ) -> Result:
     result = Result(
-        model_name=row.config.model_name,
+        model_name=model.config.model_name,
         benchmark=config.name,
         benchmark_type=entry.benchmark_type,
         status="failed" if outcome is None else "ok",
         failure_reason=reason,
-        model=model,
+        model=record,
         seconds=round(seconds, 3),
         git=git_state(),
         command=shlex.join(["clips-bench", *sys.argv[1:]]),
@@ -167,24 +168,24 @@ def _result(
     )
 
 
-def _key(row: EvalModel, entry: Benchmark, config: BenchmarkConfig, model_hash: str) -> str:
+def _key(model: EvalModel, entry: Benchmark, config: BenchmarkConfig, model_hash: str) -> str:
     """Hash of all inputs of the result, known before the evaluation."""
     inputs: dict[str, Any] = {
         "model": model_hash,
         "entry": config.entry,
-        "precision": row.config.precision,
+        "precision": model.config.precision,
         "data": entry.hash_of_data(config),
         "libraries": {name: library_versions().get(name) for name in _LIBRARIES},
     }
     if entry.judged:
-        inputs["judge_model"] = make_judge(config, entry.task, row.config.output).model
-    untaken = [field.name for field in dataclasses.fields(config) if field.name not in {*entry.takes, *COMMON_FIELDS}]
+        inputs["judge_model"] = make_judge(config, entry.task, model.config.output).model
+    unused = [field.name for field in dataclasses.fields(config) if field.name not in {*entry.takes, *COMMON_FIELDS}]
     found = identity("clips-bench run", config, inputs)
-    return digest({name: value for name, value in found.items() if not is_below(name, untaken)})
+    return digest({name: value for name, value in found.items() if not is_below(name, unused)})
 
 
 def _earlier(run_config: RunConfig, config: BenchmarkConfig) -> Result | None:
-    """The stored result, regardless of its key; None if there is none, or it is incomplete."""
+    """The stored result, regardless of its key; None if it is missing or incomplete."""
     path = result_path(run_config.output, run_config.model_name, config.name)
     if not path.is_file():
         return None
@@ -193,7 +194,7 @@ def _earlier(run_config: RunConfig, config: BenchmarkConfig) -> Result | None:
     except UserError:
         return None
     items = known.items is None or path.with_name(known.items).is_file()
-    judged = not any(why.startswith(NO_JUDGE) for why in known.missing_metrics.values())  # one may exist now
+    judged = not any(why.startswith(NO_JUDGE) for why in known.missing_metrics.values())
     return known if known.status == "ok" and items and judged else None
 
 
@@ -202,6 +203,6 @@ def _headline(result: Result) -> str:
         return f"failed: {result.failure_reason}"
     shown = [result.metrics[name] for name in result.primary if name in result.metrics]
     numbers = ", ".join(f"{metric.label} {metric.value * metric.scale:.1f}" for metric in shown)
-    if numbers and (part := part_words(result)):
+    if numbers and (part := subset_text(result)):
         numbers += f" ({part})"
     return numbers or "; ".join(dict.fromkeys(result.missing_metrics.values())) or "no metric"

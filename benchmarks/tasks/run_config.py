@@ -1,4 +1,4 @@
-"""What ``clips-bench run`` evaluates: one model on a list of benchmarks."""
+"""Configs of ``clips-bench run``: one model on a list of benchmarks."""
 
 from __future__ import annotations
 
@@ -16,62 +16,61 @@ COMMON_FIELDS = ("name", "data", "task", "limit")
 
 RequiredModel = Literal["encoder", "tower", "llava"]
 MODEL_FIELDS: dict[RequiredModel, str] = {"encoder": "encoder", "tower": "encoder", "llava": "llava"}
-"""What a benchmark needs → the field of ``RunConfig`` that names it."""
+"""Required part of a model → field of ``RunConfig``."""
 Likelihood = Literal["sum", "mean", "mutual_info"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 TORCH_DTYPES: dict[Precision, str] = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-"""Names of the dtypes in torch, and in the protocol of a result."""
+"""Config value → name of the dtype in torch and in protocols."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig:
-    """One benchmark and where its data lies.
+    """One benchmark and its data.
 
     Args:
         name: the column in the table, and the name of the result file.
         data: retrieval: WebDataset shards, a Karpathy JSON, JSON lines of {image, captions}, or another format
-            (docs/data-formats.md names them); classification: a directory of WebDataset shards, class folders or
-            parquet files; compositional: the benchmark's own file or directory of files, or JSON lines of {image,
-            caption, negative}; MLLM: a directory in the hub's layout (it holds ``lmms-lab-encoder/...``).
-        task: the benchmark to run (``clips-bench list``), any task name of lmms-eval, or a task of one's own: its YAML
-            file, its folder, or ``FOLDER/TASK``; by default ``name``.
-        split: of data that have any; of retrieval's ``all`` takes every one.
-        train_split: what a linear probe learns from.
-        templates: what a class is called in zero-shot classification: ``openai_imagenet``, ``simple``, or texts with
-            ``{}`` for its name; by default those in the file next to the data.
-        prompt: what a LLaVA is asked for captions, or for the letter of one (with ``{a}`` and ``{b}``); by default the
+            (see docs/data-formats.md); classification: a directory of WebDataset shards, class directories or parquet
+            files; compositional: the benchmark's own file or directory of files, or JSON lines of {image, caption,
+            negative}; MLLM: a directory in the Hub's structure (it contains ``lmms-lab-encoder/...``).
+        task: the benchmark to run (``clips-bench list``), any task name of lmms-eval, or a custom task: its YAML file,
+            its directory, or ``FOLDER/TASK``; by default ``name``.
+        split: split of the data, if it has any; ``all`` uses every split of retrieval data.
+        train_split: the linear probe's training split.
+        templates: prompts of zero-shot classification: ``openai_imagenet``, ``simple``, or strings with ``{}`` for the
+            class name; by default those in the file next to the data.
+        prompt: the LLaVA's prompt for captions, or for multiple choice (with ``{a}`` and ``{b}``); by default the
             benchmark's own.
         likelihood_score: a caption's score: the ``sum`` of its token log-likelihoods, their ``mean``, or
             ``mutual_info``, the sum minus that without the image (pointwise mutual information).
-        image_root: folder of the images; by default ``images`` next to a JSON, or the folder of the file itself.
-        captions_per_image: retrieval uses at most this number of captions of each image (5 under the COCO protocol).
-        format: of retrieval's data, where what lies there leaves a doubt; ``datasets`` with a name on the Hub. Of
-            recaption's the format of a training source, by default ``webdataset``.
-        web_caption: recaption: where the web caption is found, as ``web_caption`` of a training source.
-        synthetic_caption: recaption: where the synthetic caption is found, likewise.
+        image_root: directory of the images; by default ``images`` next to a JSON, or the directory of the file.
+        captions_per_image: retrieval uses at most this number of captions per image (5 in the COCO protocol).
+        format: of retrieval's data, if detection is ambiguous; ``datasets`` for a Hub repo id. For recaption the format
+            of a training source, by default ``webdataset``.
+        web_caption: recaption: field of the web caption, as ``web_caption`` of a training source.
+        synthetic_caption: recaption: field of the synthetic caption, likewise.
         language: of data in several languages.
-        languages: multilingual retrieval: those whose mean is the result.
+        languages: multilingual retrieval: the languages to average over.
         subset: a dataset's configuration on the Hub.
-        image_column: of a table (CSV, TSV, parquet) or data in the hub's layout.
-        caption_columns: likewise; one column of lists, or several. By default captions, caption, sentences, texts,
-            text, raw, or caption_0, caption_1, …, whichever is there.
+        image_column: of a table (CSV, TSV, parquet) or a Hugging Face dataset.
+        caption_columns: likewise; one column of lists, or several. By default the first existing one of captions,
+            caption, sentences, texts, text, raw, or caption_0, caption_1, ….
         word_limits: long retrieval: also truncate the captions to these numbers of words.
-        limit: use at most this number of images or questions only (in classification spread evenly); for
-        trials,
-            stated in the protocol.
+        limit: use at most this number of images or questions (in classification evenly spaced); for trials. The
+            protocol states it.
         max_new_tokens: cap of an answer's length; by default the task's own.
-        scale: a task that `clips-bench list` does not name: what its metrics are multiplied by to show them; by default
-            100 where all numbers of the questions are from 0 to 1 and higher is better, and 1 otherwise.
-        exclude_metrics: metrics of lmms-eval's that are not to be computed (METEOR takes seconds).
-        judge_model: the model that marks answers where the scorer asks one (MM-Vet); by default $MODEL_VERSION, or the
-            one that the task names.
-        judge_url: its OpenAI-compatible address, ``http://host:port/v1``; by default $OPENAI_API_URL, or OpenAI's.
-        judge_key_env: the environment variable that holds its key; an address given by ``judge_url`` may need none.
+        scale: for a task not in `clips-bench list`: display factor of its metrics; by default 100 if all per-question
+            numbers are from 0 to 1 and higher is better, otherwise 1.
+        exclude_metrics: lmms-eval's metrics to skip (METEOR takes seconds).
+        judge_model: the model that grades answers if the scorer needs one (MM-Vet); by default $MODEL_VERSION, or the
+            task's.
+        judge_url: its OpenAI-compatible URL, ``http://host:port/v1``; by default $OPENAI_API_URL, or OpenAI's.
+        judge_key_env: the environment variable with its API key, if the server needs one.
     """
 
     name: str = dataclasses.field(metadata=RUN_ONLY)
-    data: str = dataclasses.field(metadata=RUN_ONLY)  # the hash of what it holds counts
-    task: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)  # as the entry that it names
+    data: str = dataclasses.field(metadata=RUN_ONLY)  # its hash counts
+    task: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)  # its entry counts
     split: str = "test"
     train_split: str = "train"
     templates: str | tuple[str, ...] | None = None
@@ -92,9 +91,7 @@ class BenchmarkConfig:
     max_new_tokens: int | None = None
     scale: float | None = None
     exclude_metrics: tuple[str, ...] = ()
-    judge_model: str | None = dataclasses.field(
-        default=None, metadata=RUN_ONLY
-    )  # as the model that judges, named by it or not
+    judge_model: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)  # the resolved name counts
     judge_url: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
     judge_key_env: str = dataclasses.field(default="OPENAI_API_KEY", metadata=RUN_ONLY)
 
@@ -112,25 +109,25 @@ class BenchmarkConfig:
             raise UserError(f"benchmarks.scale: expected more than 0, got {self.scale} (benchmark '{self.name}')")
         if not self.word_limits or list(self.word_limits) != sorted({each for each in self.word_limits if each > 0}):
             raise UserError(
-                f"benchmarks.word_limits: expected growing numbers above 0, got {list(self.word_limits)} "
+                f"benchmarks.word_limits: expected increasing numbers above 0, got {list(self.word_limits)} "
                 f"(benchmark '{self.name}')"
             )
         if len(set(self.languages)) < len(self.languages):
             raise UserError(f"benchmarks.languages: expected different ones (benchmark '{self.name}')")
 
     def local_paths(self) -> dict[str, str]:
-        """Field → what must lie on this machine; a dataset of the hub need not."""
-        named = {"data": None if self.format == "datasets" else self.data, "image_root": self.image_root}
-        return {field: path for field, path in named.items() if path is not None}
+        """Field → path that must exist; a Hub repo id need not."""
+        paths = {"data": None if self.format == "datasets" else self.data, "image_root": self.image_root}
+        return {field: path for field, path in paths.items() if path is not None}
 
     def given(self) -> list[str]:
-        """The fields that are not at their defaults."""
+        """The fields with another value than the default."""
         fields = dataclasses.fields(self)
         return [each.name for each in fields if getattr(self, each.name) != each.default]
 
     @property
     def entry(self) -> str:
-        """The name under which the registry, or lmms-eval, knows it."""
+        """Its name in the registry or in lmms-eval."""
         return self.task or self.name
 
 
@@ -139,8 +136,8 @@ class LmmsModel:
     """One of lmms-eval's own models.
 
     Args:
-        model: its name there, for instance ``llava_hf``.
-        args: its arguments as ``--model_args`` takes them, ``pretrained=DIR,device_map=cpu``.
+        model: its name, for instance ``llava_hf``.
+        model_args: its arguments, in the format of ``--model_args``: ``pretrained=DIR,device_map=cpu``.
     """
 
     model: str
@@ -155,14 +152,14 @@ class RunConfig:
         model_name: the model's name in the table.
         output: directory of the result files, ``<output>/<model_name>/<benchmark>.json``.
         benchmarks: the benchmarks, each with its data.
-        encoder: an encoder directory with a text tower (open_clip layout), or ``hf-hub:ORG/NAME``, for all that
-            compares images and texts; for a linear probe any encoder that a LLaVA can be made with.
+        encoder: an encoder directory with a text tower (open_clip format), or ``hf-hub:ORG/NAME``, for benchmarks that
+            compare images and texts; for a linear probe any encoder that a LLaVA can use.
         llava: a LLaVA directory, or ``ORG/NAME`` on the Hub, for MLLM benchmarks.
-        lmms: one of lmms-eval's own models, in the place of ``llava``; device and precision are its arguments' affair.
-        batch_size: images, captions or questions that go through the model at once.
+        lmms: one of lmms-eval's own models instead of ``llava``; its arguments set device and precision.
+        batch_size: images, captions or questions per forward pass.
         precision: of the model; ``auto`` is fp32, except for a LLaVA on a GPU, which runs in bf16.
-        device: ``auto`` is a GPU where there is one.
-        overwrite: evaluate also what is done already.
+        device: ``auto`` is a GPU if available.
+        overwrite: evaluate again although a result exists.
     """
 
     model_name: str
@@ -187,11 +184,11 @@ class RunConfig:
         names = [benchmark.name for benchmark in self.benchmarks]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise UserError(f"benchmarks.name: '{twice[0]}' is there twice; give one of them another name and 'task:'")
+            raise UserError(f"benchmarks.name: '{twice[0]}' is used twice; rename one and set its 'task:'")
         if self.batch_size < 1:
             raise UserError(f"batch_size: expected at least 1, got {self.batch_size}")
 
     @property
     def dtype(self) -> str:
-        """``precision`` as torch names it; ``auto`` where the model decides."""
+        """``precision`` as torch names it, or ``auto``."""
         return TORCH_DTYPES[self.precision]

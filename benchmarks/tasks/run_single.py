@@ -1,4 +1,4 @@
-"""``clips-bench run encoder DIR`` and ``clips-bench run llava DIR``: one directory, after its training or during it."""
+"""``clips-bench run encoder DIR`` and ``clips-bench run llava DIR``: one directory, after or during its training."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from benchmarks.tasks.run_config import BenchmarkConfig, Precision, RunConfig
 from clips.core.artifact import directory_hash, file_hash
 from clips.core.cache import made_once
 from clips.model_refs import OPEN_CLIP_CONFIG
-from clips.training.train_state import CONFIG_FILE as RECORDED
-from clips.training.train_state import list_checkpoints, read_train_state
+from clips.training.train_state import CONFIG_FILE, list_checkpoints, read_train_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +89,14 @@ def _name(directory: str) -> str:
 def _exported(checkpoint: Path, folder: Path, name: str) -> str:
     """The encoder directory of a checkpoint, written by one process if missing.
 
-    Another run may have the same name and step count: the directory is found by the checkpoint's hash.
+    The checkpoint's hash is part of its name, because another run may have the same name and step count.
     """
     from clips.export import ExportConfig, run_export
 
-    key = cache_key(checkpoint=directory_hash(checkpoint), config=file_hash(checkpoint / RECORDED))
-    made = made_once(
+    key = cache_key(checkpoint=directory_hash(checkpoint), config=file_hash(checkpoint / CONFIG_FILE))
+    exported = made_once(
         folder / f"{name}-{key[:12]}",
         is_made=lambda directory: (directory / OPEN_CLIP_CONFIG).is_file(),
         make=lambda directory: run_export(ExportConfig(checkpoint=str(checkpoint), output=str(directory))),
     )
-    return str(made)
+    return str(exported)

@@ -1,4 +1,4 @@
-"""The part of its benchmark that a number was measured on, as text that is the same in all outputs."""
+"""The subset of its benchmark that a number was measured on, as text for all outputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.results.results import Metric, Result
 from benchmarks.tasks.list_command import KNOWN_DATASETS
 from benchmarks.tasks.registry import BENCHMARKS
 
-_COUNTS = {"questions": "questions", "cases": "cases", "pictures": "images"}  # protocol entry → unit
+_COUNTS = {"questions": "questions", "cases": "cases", "images": "images"}  # protocol entry → unit
 _TASK = "lmms-eval's "
 
 
@@ -18,7 +18,7 @@ def full_size(result: Result) -> int | None:
     """Number of items of the full benchmark if the result is known to have fewer; None otherwise.
 
     The larger of the data's size and the published set's size (`clips-bench list`), looked up by lmms-eval's task if
-    the column has its name, by the format of a compositional benchmark, or by the column's name.
+    the benchmark has its name, by the format of a compositional benchmark, or by the benchmark's name.
     """
     used, _ = _used(result)
     stated = result.protocol.get(FULL_SIZE)
@@ -26,16 +26,16 @@ def full_size(result: Result) -> int | None:
     return found if used and found > used else None
 
 
-def part_words(result: Result) -> str:
+def subset_text(result: Result) -> str:
     """``"30 of 1,000 images"``; empty if the result has all items, or their number is unknown."""
     used, unit = _used(result)
     full = full_size(result)
     return "" if full is None else f"{used:,} of {full:,} {unit}"
 
 
-def n_words(result: Result, metric: Metric) -> str:
+def item_count_text(result: Result, metric: Metric) -> str:
     """The items of a metric: ``"9,000"``, ``"30 of 9,000"``, or ``"150 (30 of 1,000 images)"`` of captions."""
-    part = part_words(result)
+    part = subset_text(result)
     used, unit = _used(result)
     if part and metric.n == used:
         return part.removesuffix(f" {unit}")
@@ -43,15 +43,15 @@ def n_words(result: Result, metric: Metric) -> str:
 
 
 def parts(results: Iterable[Result]) -> list[str]:
-    """``"pope: 30 of 9,000 questions (clip, clips)"`` for each benchmark of which some models have only a part."""
-    rows: dict[str, list[str]] = {}
+    """``"pope: 30 of 9,000 questions (clip, clips)"`` for each benchmark that some models ran only in part."""
+    models: dict[str, list[str]] = {}
     for result in results:
-        if words := part_words(result):
-            rows.setdefault(f"{result.benchmark}: {words}", []).append(result.model_name)
-    return [f"{words} ({_few(names)})" for words, names in rows.items()]
+        if text := subset_text(result):
+            models.setdefault(f"{result.benchmark}: {text}", []).append(result.model_name)
+    return [f"{text} ({_first_names(names)})" for text, names in models.items()]
 
 
-def _few(names: Sequence[str], most: int = 4) -> str:
+def _first_names(names: Sequence[str], most: int = 4) -> str:
     more = len(names) - most
     return ", ".join(names) if more < 2 else f"{', '.join(names[:most])} and {more} more"
 
@@ -70,7 +70,7 @@ def _published(result: Result) -> int:
     task, format = (str(result.protocol.get(name, "")) for name in ("task", "format"))
     name = task.removeprefix(_TASK)
     if task.startswith(_TASK) and _plain(name) != _plain(result.benchmark):
-        return 0  # other data by the task's prompt and scorer
+        return 0  # other data with the task's prompt and scorer
     entry = BENCHMARKS.get(name if task.startswith(_TASK) else format)
     if entry is not None:
         return entry.items or 0
@@ -79,5 +79,5 @@ def _published(result: Result) -> int:
 
 
 def _plain(name: str) -> str:
-    """``"ImageNet-1k"`` → ``"imagenet"``, ``"Urban-1k"`` → ``"urban"``: as columns are called, too."""
+    """``"ImageNet-1k"`` → ``"imagenet"``, ``"Urban-1k"`` → ``"urban"``."""
     return re.sub(r"[^a-z0-9]|-?(?:1k|400)$", "", name.casefold())

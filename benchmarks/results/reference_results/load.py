@@ -1,8 +1,8 @@
-"""Published rows: what papers and model cards print, one CSV for each kind of benchmark.
+"""Reference results from papers and model cards, one CSV for each type of benchmark.
 
-Columns are ``set`` (whose table), ``row``, ``about``, ``source``, then ``<data set>/<metric>`` in our names, values as
-printed (per cent, or points). What the prompt, the resize and the scorer were is mostly not said: such a row is never
-ranked with ours.
+Columns are ``set`` (the table's origin), ``row``, ``about``, ``source``, then ``<dataset>/<metric>`` in this suite's
+names, with the printed values (percent or points). Prompt, resize and scorer are mostly unstated, so these results are
+never ranked with measured ones.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _DESCRIBED = ("set", "row", "about", "source")
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceResult:
-    """One model's numbers as they were printed.
+    """One model's published numbers.
 
     Args:
-        set: whose table: clips, openvision, siglip2, pe, llava, llava_more or openclip.
+        set: the table's origin: clips, openvision, siglip2, pe, llava, llava_more or openclip.
         name: the model.
         about: its resolution, data or size.
-        source: where it is printed.
-        values: ``<data set>/<metric>`` → value as printed.
+        source: the publication.
+        values: ``<dataset>/<metric>`` → printed value.
     """
 
     set: str
@@ -41,39 +41,36 @@ class ReferenceResult:
 
 @functools.cache
 def load_reference_results() -> tuple[ReferenceResult, ...]:
-    """All of them."""
+    """All reference results."""
     found = []
     for file in _FILES:
         with (Path(__file__).parent / file).open(encoding="utf-8", newline="") as stream:
             for line in csv.DictReader(stream):
                 values = {name: float(text) for name, text in line.items() if name not in _DESCRIBED and text}
-                found.append(
-                    ReferenceResult(
-                        set=line["set"], name=line["row"], about=line["about"], source=line["source"], values=values
-                    )
-                )
+                described = {"about": line["about"], "source": line["source"]}
+                found.append(ReferenceResult(set=line["set"], name=line["row"], **described, values=values))
     return tuple(found)
 
 
-def select_reference_results(wanted: Sequence[str]) -> tuple[ReferenceResult, ...]:
-    """The rows that are asked for, in that order.
+def select_reference_results(selectors: Sequence[str]) -> tuple[ReferenceResult, ...]:
+    """The selected rows, in the order of the selectors.
 
     Args:
-        wanted: ``SET`` for all of its rows, or ``SET:ROW``, a row's name or a pattern (``openclip:ViT-B-32/*``).
+        selectors: ``SET`` for all of its rows, or ``SET:ROW``, a row's name or a pattern (``openclip:ViT-B-32/*``).
 
     Raises:
-        UserError: no such set or row; close matches are named.
+        UserError: no such set or row; the message lists close matches.
     """
     rows = load_reference_results()
     found: list[ReferenceResult] = []
-    for text in wanted:
-        name, mark, pattern = text.partition(":")
+    for text in selectors:
+        name, colon, pattern = text.partition(":")
         sets = {row.set for row in rows}
         if name not in sets:
             raise unknown_name_error(name, sets, "set of published rows")
-        mine = [row for row in rows if row.set == name]
-        chosen = [row for row in mine if not mark or row.name == pattern or fnmatch.fnmatchcase(row.name, pattern)]
+        of_set = [row for row in rows if row.set == name]
+        chosen = [row for row in of_set if not colon or row.name == pattern or fnmatch.fnmatchcase(row.name, pattern)]
         if not chosen:
-            raise unknown_name_error(pattern, [row.name for row in mine], f"published row of {name}")
+            raise unknown_name_error(pattern, [row.name for row in of_set], f"published row of {name}")
         found += [row for row in chosen if row not in found]
     return tuple(found)

@@ -5,8 +5,8 @@ Letters: P images of an item (one, or two in Winoground), C captions of it; capt
 An item with one image counts as correct if its caption has the highest score (accuracy). Items with two images have
 Winoground's three scores: text (each image gives its own caption the highest score), image (each caption gets its
 highest score from its own image) and group (both). Scores within ``TIE_TOLERANCE`` of each other count as tied in
-random order, and the expected value is used, so that a model that gives all captions the same score gets the chance
-level: 1 / C, or 25, 25 and 16.7 percent for two images.
+random order, and the expected value is used, so that equal scores yield the chance level: 1 / C, or 25, 25 and 16.7
+percent for two images.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from benchmarks.tasks.run_config import BenchmarkConfig
 
-_MOST_KINDS = 20  # with a metric of their own; ARO has hundreds, of which only the mean is reported
+_MAX_CATEGORIES = 20  # with a metric each; of ARO's hundreds only the mean is reported
 _GROUPS = {"image_score": "image", "group_score": "group"}
 
 
@@ -61,26 +61,28 @@ def compute_evaluation(
         scores: (P, C) per item, higher is better; comparable at least within each row.
         protocol: the settings that determine the scores.
         uncompared: why scores of different images are not comparable; empty if they are.
-        extra: name → a metric of one column of its own, and that column.
+        extra: name → a metric of one additional column, and the column.
 
     Raises:
         UserError: a score is NaN; the message names its item.
     """
     for case, each in zip(pairs.cases, scores, strict=True):
         if not np.isfinite(each).all():
-            raise UserError(f"{pairs.root}: {case.name}: the model gives a score that is not finite")
-    alone = len(pairs.cases[0].pictures) == 1
-    items = _items(pairs, scores, compared=not alone and not uncompared)
+            raise UserError(f"{pairs.root}: {case.name}: the model returns a score that is not finite")
+    single_image = len(pairs.cases[0].pictures) == 1
+    items = _items(pairs, scores, compared=not single_image and not uncompared)
     specs, absent = _specs(pairs), {}
-    if uncompared and not alone:
+    if uncompared and not single_image:
         absent = dict.fromkeys(_GROUPS, uncompared)
     for name, (spec, values) in (extra or {}).items():
         items[spec.columns[0]] = values
         specs[name] = spec
-    blind = {CHANCE: _guessed(pairs)}
-    first = "accuracy_of_kinds" if pairs.by_kinds and "accuracy_of_kinds" in specs else "accuracy"
+    baselines = {CHANCE: _chance_columns(pairs)}
+    first = "accuracy_of_kinds" if pairs.by_category and "accuracy_of_kinds" in specs else "accuracy"
     return Evaluation(
-        metrics={name: compute_metric(items, spec, blind=blind) for name, spec in specs.items() if name not in absent},
+        metrics={
+            name: compute_metric(items, spec, baselines=baselines) for name, spec in specs.items() if name not in absent
+        },
         primary=tuple(name for name in (first, "text_score", *_GROUPS) if name in specs and name not in absent),
         missing_metrics=absent,
         protocol=protocol,
@@ -89,7 +91,7 @@ def compute_evaluation(
 
 
 def data_settings(pairs: PairSet, config: BenchmarkConfig) -> Entries:
-    """Entries about the data and the way from scores to metrics."""
+    """Protocol entries about the data and the metrics."""
     return {
         "benchmark": config.name,
         "data_hash": pairs.hash,
@@ -102,29 +104,25 @@ def data_settings(pairs: PairSet, config: BenchmarkConfig) -> Entries:
 
 
 def win_probabilities(scores: np.ndarray) -> tuple[float, float, float]:
-    """Probability of the text, image and group win from scores (P, C), ties in random order; with P = 1 the latter two
-    are meaningless.
+    """Probability of the text, image and group win from scores (P, C), ties in random order; NaN for the latter two if
+    P = 1.
     """
     if len(scores) == 1:
-        text = (
-            0.0
-            if (scores[0] > scores[0, 0] + TIE_TOLERANCE).any()
-            else 1.0 / (np.abs(scores[0] - scores[0, 0]) <= TIE_TOLERANCE).sum()
-        )
-        return text, np.nan, np.nan
-    apart = np.abs(scores[:, :, None, None] - scores).reshape(scores.size, scores.size) + np.eye(scores.size)
-    orders = list(permutations(range(scores.size))) if (apart <= TIE_TOLERANCE).any() else [tuple(range(scores.size))]
-    found = np.array([_won(scores, np.reshape(order, scores.shape)) for order in orders], float)
-    text, image = found.T
+        if (scores[0] > scores[0, 0] + TIE_TOLERANCE).any():
+            return 0.0, np.nan, np.nan
+        return 1.0 / (np.abs(scores[0] - scores[0, 0]) <= TIE_TOLERANCE).sum(), np.nan, np.nan
+    gaps = np.abs(scores[:, :, None, None] - scores).reshape(scores.size, scores.size) + np.eye(scores.size)
+    orders = list(permutations(range(scores.size))) if (gaps <= TIE_TOLERANCE).any() else [tuple(range(scores.size))]
+    text, image = np.array([_wins(scores, np.reshape(order, scores.shape)) for order in orders], float).T
     return float(text.mean()), float(image.mean()), float((text * image).mean())
 
 
-def _won(scores: np.ndarray, order: np.ndarray) -> tuple[bool, bool]:
-    """Whether text and image are won where of two tied scores the one later in ``order`` counts as the higher."""
+def _wins(scores: np.ndarray, order: np.ndarray) -> tuple[bool, bool]:
+    """Whether text and image are won if ``order`` decides ties: the later one counts as higher."""
 
     def beats(one: tuple[int, int], other: tuple[int, int]) -> bool:
-        apart = scores[one] - scores[other]
-        return bool(order[one] > order[other] if abs(apart) <= TIE_TOLERANCE else apart > 0)
+        gap = scores[one] - scores[other]
+        return bool(order[one] > order[other] if abs(gap) <= TIE_TOLERANCE else gap > 0)
 
     images, captions = scores.shape
     text = all(beats((i, i), (i, j)) for i in range(images) for j in range(captions) if j != i)
@@ -132,8 +130,8 @@ def _won(scores: np.ndarray, order: np.ndarray) -> tuple[bool, bool]:
     return text, image
 
 
-def _guessed(pairs: PairSet) -> dict[str, np.ndarray]:
-    """The item columns if all scores were equal."""
+def _chance_columns(pairs: PairSet) -> dict[str, np.ndarray]:
+    """The item columns for equal scores."""
     shapes = [(len(case.pictures), len(case.captions)) for case in pairs.cases]
     of_shape = {shape: win_probabilities(np.zeros(shape)) for shape in set(shapes)}
     text, image, both = np.array([of_shape[shape] for shape in shapes]).T
@@ -143,10 +141,10 @@ def _guessed(pairs: PairSet) -> dict[str, np.ndarray]:
 
 
 def _specs(pairs: PairSet) -> dict[str, MetricSpec]:
-    alone = len(pairs.cases[0].pictures) == 1
-    name, label = ("accuracy", "choice") if alone else ("text_score", "text")
+    single_image = len(pairs.cases[0].pictures) == 1
+    name, label = ("accuracy", "choice") if single_image else ("text_score", "text")
     specs = {name: MetricSpec(label=label, columns=("score",))}
-    if not alone:
+    if not single_image:
         specs |= {group: MetricSpec(label=word, columns=(group,)) for group, word in _GROUPS.items()}
     if len(pairs.averaged) > 1:
         specs[f"{name}_of_kinds"] = MetricSpec(
@@ -159,58 +157,58 @@ def _specs(pairs: PairSet) -> dict[str, MetricSpec]:
 
 
 def _kinds(pairs: PairSet) -> list[str]:
-    """Those that have a metric of their own."""
+    """The categories with their own metric."""
     kinds = sorted({case.kind for case in pairs.cases if case.kind})
-    return kinds if len(kinds) <= _MOST_KINDS else []
+    return kinds if len(kinds) <= _MAX_CATEGORIES else []
 
 
 def _items(pairs: PairSet, scores: Sequence[np.ndarray], *, compared: bool) -> pd.DataFrame:
     import pandas as pd
 
     cases = pairs.cases
-    won = np.array([win_probabilities(each) for each in scores])
-    shown = [case.pictures[0] for case in cases]
+    wins = np.array([win_probabilities(each) for each in scores])
+    first = [case.pictures[0] for case in cases]
     small = thumbnails(
         [" ".join(map(_name, case.pictures)) for case in cases], lambda index: _side_by_side(pairs, cases[index])
     )
     items = pd.DataFrame(
         {
             "item": [case.name for case in cases],
-            "image": [image.reference for image in shown],
+            "image": [image.reference for image in first],
             "direction": "",
             "category": [case.kind for case in cases],
             "question": [" | ".join(case.captions) for case in cases],
-            "prediction": [_said(case, each) for case, each in zip(cases, scores, strict=True)],
+            "prediction": [_prediction(case, each) for case, each in zip(cases, scores, strict=True)],
             "target": [_numbered(case.captions[: len(case.pictures)]) for case in cases],
-            "score": won[:, 0],
+            "score": wins[:, 0],
             "thumbnail": small,
             "margin": [_margin(each) for each in scores],
             "averaged": [case.kind if case.kind in pairs.averaged else None for case in cases],
         }
     )
     if compared:
-        items["image_score"], items["group_score"] = won[:, 1], won[:, 2]
+        items["image_score"], items["group_score"] = wins[:, 1], wins[:, 2]
     for kind in _kinds(pairs):
         items[f"score_{kind}"] = items["score"].where(items["category"] == kind)
     return items
 
 
-def _name(picture: ImageRegion) -> str:
-    return picture.reference if picture.box is None else f"{picture.reference} {picture.box}"
+def _name(region: ImageRegion) -> str:
+    return region.reference if region.box is None else f"{region.reference} {region.box}"
 
 
-def _said(case: Pair, scores: np.ndarray) -> str:
+def _prediction(case: Pair, scores: np.ndarray) -> str:
     """The caption to which each image gives the highest score; the first of tied ones."""
     return _numbered([case.captions[int(np.argmax(row > row.max() - TIE_TOLERANCE))] for row in scores])
 
 
 def _numbered(texts: Sequence[str]) -> str:
-    """A single caption as it is; several captions each with its image's number."""
-    return texts[0] if len(texts) == 1 else " ".join(f"{place}. {text}" for place, text in enumerate(texts, 1))
+    """A single caption unchanged; several with numbers."""
+    return texts[0] if len(texts) == 1 else " ".join(f"{number}. {text}" for number, text in enumerate(texts, 1))
 
 
 def _side_by_side(pairs: PairSet, case: Pair) -> Image:
-    """The images of a case in one, equally high."""
+    """The images of a case next to each other, resized to equal height."""
     from PIL import Image
 
     images = [pairs.open(image) for image in case.pictures]
@@ -218,15 +216,15 @@ def _side_by_side(pairs: PairSet, case: Pair) -> Image:
         return images[0]
     height = max(image.height for image in images)
     resized = [image.resize((max(1, round(image.width * height / image.height)), height)) for image in images]
-    whole = Image.new("RGB", (sum(image.width for image in resized), height))
+    canvas = Image.new("RGB", (sum(image.width for image in resized), height))
     left = 0
     for image in resized:
-        whole.paste(image, (left, 0))
+        canvas.paste(image, (left, 0))
         left += image.width
-    return whole
+    return canvas
 
 
 def _margin(scores: np.ndarray) -> float:
-    """Score of the right caption minus the best wrong one, for the image with the smallest margin."""
+    """Score of the right caption minus the best wrong one, the minimum over the images."""
     wrong = np.where(np.eye(*scores.shape) > 0, -np.inf, scores).max(axis=1)
     return float((np.diagonal(scores) - wrong).min())

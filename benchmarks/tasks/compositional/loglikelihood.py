@@ -1,4 +1,4 @@
-"""Compositional benchmarks by likelihood: the caption that a LLaVA finds the likeliest answer to a request for one."""
+"""Compositional benchmarks by likelihood: the caption with the highest likelihood as a LLaVA's answer."""
 
 from __future__ import annotations
 
@@ -26,31 +26,29 @@ if TYPE_CHECKING:
     from llava_bridge.inference.loglikelihood import LogLikelihood
 
 PROMPT = "Provide a one-sentence caption for the provided image."
-"""The prompt of lmms-eval for NoCaps."""
+"""lmms-eval's prompt for NoCaps."""
 _SCORES = {
     "sum": "log-likelihood, summed over the caption's tokens and the end token",
     "mean": "log-likelihood, mean over the caption's tokens and the end token",
-    "mutual_info": "log-likelihood, summed over the caption's tokens and the end token, less what it is without the "
-    "picture",
+    "mutual_info": "log-likelihood, summed over the caption's tokens and the end token, minus that without the image",
 }
 
 
-def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
+def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Accuracy of a model's LLaVA that chooses the caption with the highest likelihood."""
     pairs = load_pairs(config)
     prompt = config.prompt or PROMPT
-    asked = [(image, prompt, text) for case in pairs.cases for image in case.pictures for text in case.captions]
-    model, processor = row.llava
-    texts = list(dict.fromkeys(text for _, _, text in asked)) if config.likelihood_score == "mutual_info" else []
-    found = score_texts(row, pairs, [*asked, *((None, prompt, text) for text in texts)])
-    alone = {text: each.total for text, each in zip(texts, found[len(asked) :], strict=True)}
-    values = [
-        each.total / (each.tokens if config.likelihood_score == "mean" else 1) - alone.get(text, 0.0)
-        for each, (_, _, text) in zip(found[: len(asked)], asked, strict=True)
-    ]
-    supply = iter(values)
+    requests = [(image, prompt, text) for case in pairs.cases for image in case.pictures for text in case.captions]
+    llava, processor = model.llava
+    texts = list(dict.fromkeys(text for _, _, text in requests)) if config.likelihood_score == "mutual_info" else []
+    found = score_texts(model, pairs, [*requests, *((None, prompt, text) for text in texts)])
+    without_image = {text: each.total for text, each in zip(texts, found[len(requests) :], strict=True)}
+    values = iter(
+        each.total / (each.tokens if config.likelihood_score == "mean" else 1) - without_image.get(text, 0.0)
+        for each, (_, _, text) in zip(found[: len(requests)], requests, strict=True)
+    )
     scores = [
-        np.array([[next(supply) for _ in case.captions] for _ in case.pictures], dtype=float) for case in pairs.cases
+        np.array([[next(values) for _ in case.captions] for _ in case.pictures], dtype=float) for case in pairs.cases
     ]
     return compute_evaluation(
         pairs,
@@ -61,61 +59,60 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
             "score": _SCORES[config.likelihood_score],
         }
         | data_settings(pairs, config)
-        | llava_protocol(model, processor),
+        | llava_protocol(llava, processor),
     )
 
 
 def llava_protocol(model: Any, processor: Any) -> Entries:
-    """Protocol entries about the likelihood computation and the LLaVA's input."""
+    """Protocol entries about the computation of likelihoods and the LLaVA's input."""
     from benchmarks.tasks.mllm.evaluate_task import input_settings
 
-    computed = {name: library_versions()[name].partition("+")[0] for name in ("torch", "transformers")}
-    return {"precision": str(model.dtype).removeprefix("torch."), **computed, **input_settings(processor)}
+    versions = {name: library_versions()[name].partition("+")[0] for name in ("torch", "transformers")}
+    return {"precision": str(model.dtype).removeprefix("torch."), **versions, **input_settings(processor)}
 
 
 def score_texts(
-    row: EvalModel, pairs: PairSet, asked: Sequence[tuple[ImageRegion | None, str, str]], *, end: bool = True
+    model: EvalModel, pairs: PairSet, requests: Sequence[tuple[ImageRegion | None, str, str]], *, end: bool = True
 ) -> list[LogLikelihood]:
     """Log-likelihood of each text as the answer to a prompt about an image, or about no image.
 
     Args:
-        row: the model; it has the LLaVA.
+        model: has the LLaVA.
         pairs: opens the images.
-        asked: (image, prompt, text).
+        requests: (image, prompt, text).
         end: include the EOS token of the answer.
     """
     from llava_bridge.inference.loglikelihood import LogLikelihood
 
-    kept = row.kept_answers("likelihood", pairs.hash)
+    cache = model.answer_cache("likelihood", pairs.hash)
     keys = [
-        cache_key(picture=None if image is None else pairs.contents[image], prompt=prompt, text=text, end=end)
-        for image, prompt, text in asked
+        cache_key(image=None if image is None else pairs.contents[image], prompt=prompt, text=text, end=end)
+        for image, prompt, text in requests
     ]
-    missing = [number for number, key in enumerate(keys) if key not in kept.known]
-    missing.sort(key=lambda number: len(asked[number][2]))
-    mine = missing[row.processes.rank :: row.processes.count]
+    missing = [number for number, key in enumerate(keys) if key not in cache.known]
+    missing.sort(key=lambda number: len(requests[number][2]))
+    mine = missing[model.processes.rank :: model.processes.count]
 
     def score() -> None:
-        size = row.config.batch_size
+        size = model.config.batch_size
         for start in progress_iter(range(0, len(mine), size), "scoring captions"):
             batch = mine[start : start + size]
-            found = _likelihoods(row, pairs, [asked[number] for number in batch], end=end)
-            kept.add(
-                {keys[number]: json.dumps(dataclasses.asdict(each)) for number, each in zip(batch, found, strict=True)}
-            )
+            found = _likelihoods(model, pairs, [requests[number] for number in batch], end=end)
+            texts = (json.dumps(dataclasses.asdict(each)) for each in found)
+            cache.add({keys[number]: text for number, text in zip(batch, texts, strict=True)})
 
-    run_on_all(row.processes, score)
-    for theirs in all_gather_objects(kept.known):
-        kept.known |= theirs
-    return [LogLikelihood(**json.loads(kept.known[key])) for key in keys]
+    run_on_all(model.processes, score)
+    for known in all_gather_objects(cache.known):
+        cache.known |= known
+    return [LogLikelihood(**json.loads(cache.known[key])) for key in keys]
 
 
 def _likelihoods(
-    row: EvalModel, pairs: PairSet, asked: Sequence[tuple[ImageRegion | None, str, str]], *, end: bool
+    model: EvalModel, pairs: PairSet, requests: Sequence[tuple[ImageRegion | None, str, str]], *, end: bool
 ) -> list[LogLikelihood]:
     from llava_bridge import loglikelihoods
 
-    opened = {image: pairs.open(image) for image, _, _ in asked if image is not None}
-    images = [None if image is None else opened[image] for image, _, _ in asked]
-    prompts, texts = [prompt for _, prompt, _ in asked], [text for _, _, text in asked]
-    return loglikelihoods(*row.llava, images, prompts, texts, row.config.batch_size, end=end)
+    opened = {image: pairs.open(image) for image, _, _ in requests if image is not None}
+    images = [None if image is None else opened[image] for image, _, _ in requests]
+    prompts, texts = [prompt for _, prompt, _ in requests], [text for _, _, text in requests]
+    return loglikelihoods(*model.llava, images, prompts, texts, model.config.batch_size, end=end)

@@ -26,53 +26,53 @@ PROMPT = (
 )
 """The multiple-choice format on which LLaVA-1.5 was trained (arXiv 2310.03744, table 7)."""
 OPTION_LETTERS = ("A", "B")
-_LIKES_A = MetricSpec(label="share of A", columns=("said_a",), higher_is_better=None)
+_A_RATIO = MetricSpec(label="ratio of A", columns=("said_a",), higher_is_better=None)
 
 
-def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
+def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Accuracy of a model's LLaVA that names the right caption."""
     pairs = load_pairs(config)
     prompt = config.prompt or PROMPT
     if "{a}" not in prompt or "{b}" not in prompt:
         raise UserError(f"benchmarks.prompt: expected {{a}} and {{b}} where the captions go, got '{prompt:.80}'")
-    asked = [
-        (case.pictures[place], _filled(prompt, *texts), letter)
+    requests = [
+        (case.pictures[right], _fill(prompt, *texts), letter)
         for case in pairs.cases
-        for place, wrong in _questions(case)
-        for texts in ((case.captions[place], case.captions[wrong]), (case.captions[wrong], case.captions[place]))
+        for right, wrong in _questions(case)
+        for texts in ((case.captions[right], case.captions[wrong]), (case.captions[wrong], case.captions[right]))
         for letter in OPTION_LETTERS
     ]
-    found = np.array([each.total for each in score_texts(row, pairs, asked, end=False)]).reshape(-1, 2, 2)
-    ahead = found[:, :, 0] - found[:, :, 1]  # of A, with the right caption first and last
-    margins, said_a = iter((ahead[:, 0] - ahead[:, 1]) / 2), iter((ahead > 0).mean(axis=1))
-    scores, likes = [], []
+    found = np.array([each.total for each in score_texts(model, pairs, requests, end=False)]).reshape(-1, 2, 2)
+    lead = found[:, :, 0] - found[:, :, 1]  # of A over B, with the right caption first and last
+    margins, said_a = iter((lead[:, 0] - lead[:, 1]) / 2), iter((lead > 0).mean(axis=1))
+    scores, a_ratios = [], []
     for case in pairs.cases:
         each = np.zeros((len(case.pictures), len(case.captions)))
-        for place, wrong in _questions(case):
-            each[place, wrong] = -next(margins)
+        for right, wrong in _questions(case):
+            each[right, wrong] = -next(margins)
         scores.append(each)
-        likes.append(float(np.mean([next(said_a) for _ in _questions(case)])))
+        a_ratios.append(float(np.mean([next(said_a) for _ in _questions(case)])))
     return compute_evaluation(
         pairs,
         scores,
         {
-            "task": "choice between a caption and one that differs in a detail, asked in words",
+            "task": "choice between a caption and one that differs in a detail, as multiple choice",
             "prompt": prompt,
-            "score": "log-likelihood of the letter of the right caption less that of the other, mean of both orders",
+            "score": "log-likelihood of the right caption's letter minus that of the other, mean of both orders",
         }
         | data_settings(pairs, config)
-        | llava_protocol(*row.llava),
-        uncompared="asked in words, a picture's captions are compared, not pictures",
-        extra={"said_a": (_LIKES_A, likes)},
+        | llava_protocol(*model.llava),
+        uncompared="multiple choice compares the captions of one image, not images",
+        extra={"said_a": (_A_RATIO, a_ratios)},
     )
 
 
 def _questions(case: Pair) -> list[tuple[int, int]]:
-    """(image and its caption, wrong caption) of every question about a case."""
+    """(index of image and right caption, index of wrong caption) of every question about a case."""
     return [
-        (place, wrong) for place in range(len(case.pictures)) for wrong in range(len(case.captions)) if wrong != place
+        (right, wrong) for right in range(len(case.pictures)) for wrong in range(len(case.captions)) if wrong != right
     ]
 
 
-def _filled(prompt: str, first: str, second: str) -> str:
-    return re.sub(r"\{[ab]\}", lambda mark: first if mark[0] == "{a}" else second, prompt)
+def _fill(prompt: str, first: str, second: str) -> str:
+    return re.sub(r"\{[ab]\}", lambda slot: first if slot[0] == "{a}" else second, prompt)

@@ -12,34 +12,32 @@ if TYPE_CHECKING:
     from benchmarks.tasks.run_config import BenchmarkConfig
 
 
-def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
+def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Accuracy of a model's encoder that chooses the most similar caption."""
     from benchmarks.tasks.encoders.cached_embeddings import image_embeddings, text_embeddings
     from benchmarks.tasks.encoders.embedding import encoder_settings
 
     pairs = load_pairs(config)
-    images = {image: number for number, image in enumerate(pairs.pictures)}
-    texts = {
-        text: number for number, text in enumerate(dict.fromkeys(t for case in pairs.cases for t in case.captions))
-    }
+    images = {image: number for number, image in enumerate(pairs.images)}
+    unique = dict.fromkeys(text for case in pairs.cases for text in case.captions)
+    texts = {text: number for number, text in enumerate(unique)}
     names = [image.reference for image in images]
-    seen = image_embeddings(row, lambda index: pairs.open(pairs.pictures[index]), names, pairs.images_hash)
-    read = text_embeddings(row, list(texts))
-    scores = [
-        (seen[[images[image] for image in case.pictures]] @ read[[texts[text] for text in case.captions]].T)
-        .cpu()
-        .numpy()
-        for case in pairs.cases
-    ]
+    image_vectors = image_embeddings(model, lambda index: pairs.open(pairs.images[index]), names, pairs.images_hash)
+    text_vectors = text_embeddings(model, list(texts))
+    scores = []
+    for case in pairs.cases:
+        of_images = image_vectors[[images[image] for image in case.pictures]]
+        of_captions = text_vectors[[texts[text] for text in case.captions]]
+        scores.append((of_images @ of_captions.T).cpu().numpy())
     return compute_evaluation(
         pairs,
         scores,
         {
             "task": "choice between a caption and one that differs in a detail, by similarity",
-            "caption_text": "as given, casing and punctuation kept; no prompt around it",
+            "caption_text": "unchanged, without a prompt",
             "similarity": "cosine",
         }
         | data_settings(pairs, config)
-        | row.encoder.how
-        | encoder_settings(row.encoder),
+        | model.encoder.preprocessing
+        | encoder_settings(model.encoder),
     )

@@ -1,5 +1,4 @@
-"""Relations of ARO's VG-Relation that its authors exclude from their mean: the order of the two objects carries little
-information.
+"""Relations of ARO's VG-Relation that its authors exclude from their mean, because they are nearly symmetric.
 
 Source: the list ``symmetric`` in the notebook of github.com/mertyg/vision-language-models-are-bows (MIT license).
 """

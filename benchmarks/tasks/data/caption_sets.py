@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from benchmarks.tasks.run_config import BenchmarkConfig
 
-_KEPT = 8  # cached sets per process: names and captions, no images
+_CACHED_SETS = 8  # per process: names and captions, no images
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class CaptionSet:
         texts: (M,) captions, grouped by image; equal captions of two images count as two.
         pairs: (P, 2) indices of an image and a matching caption, ordered by caption.
         source: the file or directory that was read, for messages.
-        split: the split; ``formats.base.WHOLE`` where there are none.
+        split: the split; ``formats.base.WHOLE`` without splits.
         available: number of images without ``limit``.
     """
 
@@ -69,7 +69,7 @@ class CaptionSet:
         return len(self.pairs) > len(self.texts)
 
     def open(self, index: int) -> Image:
-        """Image ``index`` as RGB. Raises UserError naming one that is missing or broken."""
+        """Image ``index`` as RGB. Raises UserError if it is missing or broken."""
         return self.files[index].open()
 
     @functools.cached_property
@@ -94,14 +94,14 @@ class CaptionSet:
 
     @functools.cached_property
     def captions_hash(self) -> str:
-        """SHA-256 over the captions and the images that each belongs to; no image is read."""
+        """SHA-256 over the captions and their pairs, without reading images."""
         return hashlib.sha256(json.dumps([self.texts, self.pairs.tolist()], ensure_ascii=False).encode()).hexdigest()
 
 
 def load_caption_set(source: DatasetSpec, *, captions_per_image: int = 5, limit: int | None = None) -> CaptionSet:
     """Read a retrieval dataset; cached per process until its files change.
 
-    An image that occurs several times becomes one image with all its captions.
+    Repeated images are merged with all their captions.
 
     Args:
         source: its location and format.
@@ -136,18 +136,18 @@ def file_stamps(path: Path) -> tuple[tuple[str, int, int], ...]:
     return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in facts))
 
 
-@functools.lru_cache(maxsize=_KEPT)
+@functools.lru_cache(maxsize=_CACHED_SETS)
 def _load(source: DatasetSpec, per_image: int, limit: int | None, _stamp: object) -> CaptionSet:
     found = read_dataset(source, "captions")
     images, texts, owners = _gather(found.records, source.path)
     if not texts:
-        raise UserError(f"{source.path}: holds no image with captions")
-    kept = _choose(owners, per_image, limit)
-    pairs = [(image, number) for number, (_, owned) in enumerate(kept) for image in owned]
+        raise UserError(f"{source.path}: contains no image with captions")
+    selected = _select_captions(owners, per_image, limit)
+    pairs = [(image, number) for number, (_, owned) in enumerate(selected) for image in owned]
     return CaptionSet(
         list(images.values())[:limit],
         list(images)[:limit],
-        [texts[caption] for caption, _ in kept],
+        [texts[caption] for caption, _ in selected],
         np.array(pairs),
         source.path,
         found.split,
@@ -179,16 +179,16 @@ def _check(captions: Any, where: str) -> None:
             raise UserError(f"{where}: caption {number} is empty")
 
 
-def _choose(owners: Sequence[Sequence[int]], per_image: int, limit: int | None) -> list[tuple[int, list[int]]]:
+def _select_captions(owners: Sequence[Sequence[int]], per_image: int, limit: int | None) -> list[tuple[int, list[int]]]:
     """(caption, its images) of the selected captions, ordered by their first image.
 
-    A selected caption keeps all of its selected images: if one were omitted, a right answer would count as wrong.
+    A selected caption has all of its selected images: without one, a right answer would count as wrong.
     """
-    taken: Counter[int] = Counter()
-    kept = []
+    counts: Counter[int] = Counter()
+    selected = []
     for caption in sorted(range(len(owners)), key=lambda caption: owners[caption][0]):
         owned = [image for image in owners[caption] if limit is None or image < limit]
-        if any(taken[image] < per_image for image in owned):
-            taken.update(owned)
-            kept.append((caption, owned))
-    return kept
+        if any(counts[image] < per_image for image in owned):
+            counts.update(owned)
+            selected.append((caption, owned))
+    return selected

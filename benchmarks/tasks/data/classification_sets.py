@@ -33,19 +33,19 @@ class ClassificationSet:
     Args:
         source: the directory that was read.
         files: (N,) the images.
-        pictures: (N,) their unique names.
+        images: (N,) their unique names.
         targets: (N,) index of each image's class.
         classes: (C,) names of the classes.
         named_by: the source of those names, as text.
         templates: texts with ``{}`` or ``{c}`` for the class, from the file next to the data; empty if there is none.
-        split: the split; ``formats.base.WHOLE`` where there are none.
+        split: the split; ``formats.base.WHOLE`` without splits.
         available: number of images without ``limit``.
-        skipped: file type → number of skipped files: no images, or outside all class directories.
+        skipped: file type → number of skipped files: other types, or outside the class directories.
     """
 
     source: str
     files: Sequence[LazyImage]
-    pictures: Sequence[str]
+    images: Sequence[str]
     targets: np.ndarray
     classes: Sequence[str]
     named_by: str
@@ -60,7 +60,7 @@ class ClassificationSet:
 
     @functools.cached_property
     def hash(self) -> str:
-        """SHA-256 over class names, classes and image contents, the same whatever format they came in."""
+        """SHA-256 over class names, classes and image contents, independent of the format."""
         digest = hashlib.sha256(json.dumps(list(self.classes), ensure_ascii=False).encode())
         for image, target in zip(self.files, self.targets, strict=True):
             digest.update(f"{hashlib.sha256(image.read()).hexdigest()} {target}\n".encode())
@@ -71,14 +71,14 @@ def load_classification_set(data: str, *, split: str = "test", limit: int | None
     """Read a classification dataset.
 
     Args:
-        data: a directory that holds, in a directory for each split or, for ``test``, itself: WebDataset shards with
-            ``.cls`` (CLIP_benchmark's layout), or a directory of images for each class; or a dataset of Hugging Face's
-            on disk. ``classnames.txt`` next to it, one line a class, takes precedence over any other names.
+        data: a directory with one directory per split (optional for ``test``), each with WebDataset shards with
+            ``.cls`` (CLIP_benchmark's format) or a directory of images per class; or a Hugging Face dataset on disk.
+            ``classnames.txt`` next to it, one line per class, overrides other class names.
         split: the directory, or the split of the dataset.
-        limit: number of images, evenly spaced over all.
+        limit: number of images, evenly spaced.
 
     Raises:
-        UserError: missing or malformed, a class beyond the names, without ``limit`` a class that has no image.
+        UserError: missing or malformed, a class without a name, or without ``limit`` a class without images.
     """
     root = Path(data)
     if not root.is_dir():
@@ -90,14 +90,13 @@ def load_classification_set(data: str, *, split: str = "test", limit: int | None
     classes = lines or found.classes
     _check(records, found.classes, classes, folder, complete=limit is None)
     count = len(records)
-    kept = [
-        records[index] for index in np.unique(np.linspace(0, count - 1, min(limit or count, count)).round().astype(int))
-    ]
+    indices = np.unique(np.linspace(0, count - 1, min(limit or count, count)).round().astype(int))
+    selected = [records[index] for index in indices]
     return ClassificationSet(
         source=str(folder),
-        files=[record.image for record in kept],
-        pictures=[record.name for record in kept],
-        targets=np.array([record.target for record in kept]),
+        files=[record.image for record in selected],
+        images=[record.name for record in selected],
+        targets=np.array([record.target for record in selected]),
         classes=classes,
         named_by=CLASS_NAMES if lines else found.named_by,
         templates=_lines(root, folder, TEMPLATES_FILE),
@@ -109,7 +108,7 @@ def load_classification_set(data: str, *, split: str = "test", limit: int | None
 
 def _lines(root: Path, folder: Path, name: str) -> list[str]:
     """The lines of a text file next to the data, in order; empty if there is no such file."""
-    path = next((place / name for place in (root, folder, folder.parent) if (place / name).is_file()), None)
+    path = next((parent / name for parent in (root, folder, folder.parent) if (parent / name).is_file()), None)
     if path is None:
         return []
     lines = read_text_lines(path)
@@ -124,23 +123,23 @@ def _check(
     records: Sequence[Classified], names: Sequence[str], classes: Sequence[str], folder: Path, *, complete: bool
 ) -> None:
     if not records:
-        raise UserError(f"{folder}: holds no image with a class")
+        raise UserError(f"{folder}: contains no image with a class")
     if not classes:
-        raise UserError(f"{folder}: expected {CLASS_NAMES} next to it, one line a class")
+        raise UserError(f"{folder}: expected {CLASS_NAMES} next to it, one line per class")
     for record in records:
         if not 0 <= record.target < len(classes):
             raise UserError(
-                f"{folder}/{record.name}: is of class {record.target}, but there are {len(classes)} class names"
+                f"{folder}/{record.name}: has class {record.target}, but there are {len(classes)} class names"
             )
     if names and len(names) != len(classes):
         raise UserError(f"{folder}: has {len(names)} classes, but {CLASS_NAMES} has {len(classes)} lines")
     missing = sorted(set(range(len(classes))) - {record.target for record in records})
     if missing and complete:
-        more = f" (nor of {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise UserError(f"{folder}: holds no image of class {missing[0]}, '{classes[missing[0]]}'{more}")
+        more = f" (and of {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise UserError(f"{folder}: contains no image of class {missing[0]}, '{classes[missing[0]]}'{more}")
 
 
-def say_skipped(found: ClassificationSet) -> None:
-    """Log the unused files among the images, if any."""
+def log_skipped(found: ClassificationSet) -> None:
+    """Log the skipped files, if any."""
     if found.skipped:
-        log_info(f"{found.source}: skipped {listed(found.skipped)}: neither of a class nor of a kind that is read")
+        log_info(f"{found.source}: skipped {listed(found.skipped)}: of an unsupported type, or without a class")

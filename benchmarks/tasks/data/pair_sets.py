@@ -1,4 +1,4 @@
-"""Images with captions that fit and captions that nearly fit, as compositional benchmarks use them."""
+"""Images with matching captions and hard negatives: the data of compositional benchmarks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from clips.jsontext import safe_json_loads
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_LEAST_OF_KIND = 25  # ARO's VG-Attribution leaves pairs of attributes out of its mean that are rarer
+_MIN_COUNT = 25  # rarer pairs of attributes do not enter the mean of ARO's VG-Attribution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,32 +31,32 @@ class PairSet:
         root: the path that was read, for messages.
         cases: at least one; all have the same number of images.
         averaged: the categories that enter the mean over categories.
-        by_kinds: whether its authors report that mean and not the accuracy over all items.
+        by_category: whether its authors report that mean instead of the accuracy over all items.
         available: number of items without ``limit``.
     """
 
     root: Path
     cases: Sequence[Pair]
     averaged: frozenset[str]
-    by_kinds: bool
+    by_category: bool
     available: int
 
     @functools.cached_property
-    def pictures(self) -> list[ImageRegion]:
-        """Every different image, in the order of the cases."""
+    def images(self) -> list[ImageRegion]:
+        """The distinct images, in the order of the cases."""
         return list(dict.fromkeys(image for case in self.cases for image in case.pictures))
 
-    def open(self, picture: ImageRegion) -> Image:
-        """An image, or the part that is meant, as RGB."""
-        image = picture.image.open()
-        return image if picture.box is None else image.crop(picture.box)
+    def open(self, region: ImageRegion) -> Image:
+        """An image, or its region, as RGB."""
+        image = region.image.open()
+        return image if region.box is None else image.crop(region.box)
 
     @functools.cached_property
     def contents(self) -> dict[ImageRegion, str]:
-        """What each of `pictures` shows: SHA-256 of its file, and the part that is meant."""
-        images = dict.fromkeys(picture.image for picture in self.pictures)
-        hashes = {image: hashlib.sha256(image.read()).hexdigest() for image in images}
-        return {picture: json.dumps([hashes[picture.image], picture.box]) for picture in self.pictures}
+        """Each of `images` → its content: SHA-256 of the file, and the box."""
+        files = dict.fromkeys(region.image for region in self.images)
+        hashes = {file: hashlib.sha256(file.read()).hexdigest() for file in files}
+        return {region: json.dumps([hashes[region.image], region.box]) for region in self.images}
 
     @functools.cached_property
     def images_hash(self) -> str:
@@ -85,16 +85,16 @@ def load_pair_set(data: str, format: str, *, images: str | None = None, limit: i
     Raises:
         UserError: missing or malformed, the message names the file.
     """
-    everything = list(read_dataset(DatasetSpec(path=data, format=format, image_root=images), "pairs").records)
-    cases = everything[:limit]
+    records = list(read_dataset(DatasetSpec(path=data, format=format, image_root=images), "pairs").records)
+    cases = records[:limit]
     if not cases:
-        raise UserError(f"{data}: holds no pair of captions")
+        raise UserError(f"{data}: contains no pair of captions")
     return PairSet(
         root=Path(data),
         cases=cases,
         averaged=_averaged(format, Counter(case.kind for case in cases if case.kind)),
-        by_kinds=format in {"aro_relation", "aro_attribution"},
-        available=len(everything),
+        by_category=format in {"aro_relation", "aro_attribution"},
+        available=len(records),
     )
 
 
@@ -103,5 +103,5 @@ def _averaged(format: str, counts: Mapping[str, int]) -> frozenset[str]:
     if format == "aro_relation":
         return frozenset(counts) - SYMMETRIC
     if format == "aro_attribution":
-        return frozenset(kind for kind, count in counts.items() if count >= _LEAST_OF_KIND)
+        return frozenset(category for category, count in counts.items() if count >= _MIN_COUNT)
     return frozenset(counts)

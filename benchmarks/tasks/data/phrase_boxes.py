@@ -1,6 +1,4 @@
-"""Images with phrases and the bounding box of the object that each phrase names: JSON lines, or shards of the suite's
-scenes.
-"""
+"""Images with phrases and the bounding boxes of the named objects: JSON lines, or shards of the suite's scenes."""
 
 from __future__ import annotations
 
@@ -35,13 +33,13 @@ class Phrase:
         image: the image's reference.
         text: the phrase.
         box: left, top, width and height of the named object, in pixels or as ratios of the image size.
-        shares: whether the box is given in ratios.
+        normalized: whether the box is in ratios.
     """
 
     image: str
     text: str
     box: Box
-    shares: bool
+    normalized: bool
 
     def within(self, width: int, height: int) -> Box:
         """Left, top, right and bottom of the box in an image of that size, as ratios of the image size.
@@ -49,7 +47,7 @@ class Phrase:
         Raises:
             UserError: the box is not inside the image.
         """
-        sides = (1.0, 1.0) if self.shares else (float(width), float(height))
+        sides = (1.0, 1.0) if self.normalized else (float(width), float(height))
         left, top, wide, tall = self.box
         found = (left / sides[0], top / sides[1], (left + wide) / sides[0], (top + tall) / sides[1])
         if not (0 <= found[0] < found[2] <= 1.001 and 0 <= found[1] < found[3] <= 1.001):
@@ -75,11 +73,11 @@ class PhraseSet:
 
     @functools.cached_property
     def images(self) -> tuple[str, ...]:
-        """The images, each once, in order."""
+        """The distinct images in order."""
         return tuple(dict.fromkeys(phrase.image for phrase in self.phrases))
 
     def open(self, image: str) -> Image:
-        """An image as RGB. Raises UserError naming one that is missing or broken."""
+        """An image as RGB. Raises UserError if it is missing or broken."""
         return FileImage(self.root, image).open()
 
     @functools.cached_property
@@ -88,16 +86,16 @@ class PhraseSet:
         digest = hashlib.sha256()
         for image in self.images:
             digest.update(hashlib.sha256(FileImage(self.root, image).read()).digest())
-        asked = [[phrase.image, phrase.text, phrase.box] for phrase in self.phrases]
-        digest.update(json.dumps(asked, ensure_ascii=False).encode())
+        phrases = [[phrase.image, phrase.text, phrase.box] for phrase in self.phrases]
+        digest.update(json.dumps(phrases, ensure_ascii=False).encode())
         return digest.hexdigest()
 
 
 def load_benchmark_phrases(config: BenchmarkConfig) -> PhraseSet:
-    """The phrases of a benchmark, of its first ``limit`` images.
+    """The phrases of a benchmark about its first ``limit`` images.
 
     Raises:
-        UserError: missing or malformed, or no phrase in it.
+        UserError: missing or malformed, or no phrases.
     """
     return _load(config.data, config.image_root, config.limit, file_stamps(Path(config.data)))
 
@@ -107,32 +105,30 @@ def _load(data: str, images: str | None, limit: int | None, _stamp: object) -> P
     path = Path(data)
     shards = path.is_dir()
     root = path if shards else Path(images or path.parent)
-    found = list(_of_scenes(path) if shards else _of_lines(path))
-    there = list(dict.fromkeys(phrase.image for phrase in found))
-    kept = set(there[:limit])
-    phrases = tuple(sorted((each for each in found if each.image in kept), key=lambda each: each.image))
+    found = list(_read_scenes(path) if shards else _read_lines(path))
+    images_found = list(dict.fromkeys(phrase.image for phrase in found))
+    selected = set(images_found[:limit])
+    phrases = tuple(sorted((each for each in found if each.image in selected), key=lambda each: each.image))
     if not phrases:
         raise UserError(f"{data}: expected phrases with boxes, found none (JSON lines, or shards of `clips scenes`)")
-    return PhraseSet(root, phrases, data, len(there))
+    return PhraseSet(root, phrases, data, len(images_found))
 
 
-def _of_lines(path: Path) -> Iterator[Phrase]:
+def _read_lines(path: Path) -> Iterator[Phrase]:
     for number, row in read_json_lines(path, texts=("image", "phrase"), others=("box",)):
         box = row["box"]
         if not isinstance(box, list) or len(box) != 4 or not all(_is_number(side) for side in box):
             raise UserError(f"{path} line {number}: box: expected left, top, width and height, got {box!r:.80}")
         left, top, width, height = map(float, box)
-        yield Phrase(row["image"], row["phrase"], (left, top, width, height), shares=False)
+        yield Phrase(row["image"], row["phrase"], (left, top, width, height), normalized=False)
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _of_scenes(root: Path) -> Iterator[Phrase]:
-    """The objects of each scene that one phrase distinguishes from all others in it: by color, where it has one, and
-    class.
-    """
+def _read_scenes(root: Path) -> Iterator[Phrase]:
+    """The objects of each scene that color (if any) and class distinguish from its other objects."""
     from clips.data.tar_index import index_tar
 
     for shard in sorted(root.glob("*.tar")):
@@ -142,10 +138,10 @@ def _of_scenes(root: Path) -> Iterator[Phrase]:
             if suffix != "json" or f"{stem}.png" not in index.members:
                 continue
             scene = parse_object(index.read(member), f"{shard}/{member}").get("scene")
-            things = scene.get("objects", []) if isinstance(scene, dict) else []
-            texts = [" ".join(filter(None, (thing.get("color"), thing["kind"]))) for thing in things]
-            told = Counter(word for thing, text in zip(things, texts, strict=True) for word in {text, thing["kind"]})
-            for thing, text in zip(things, texts, strict=True):
-                if told[text] == 1:
-                    left, top, width, height = (length / _SCENE_SIDE for length in thing["box"])
-                    yield Phrase(f"{shard.name}/{stem}.png", text, (left, top, width, height), shares=True)
+            objects = scene.get("objects", []) if isinstance(scene, dict) else []
+            texts = [" ".join(filter(None, (each.get("color"), each["kind"]))) for each in objects]
+            counts = Counter(name for each, text in zip(objects, texts, strict=True) for name in {text, each["kind"]})
+            for each, text in zip(objects, texts, strict=True):
+                if counts[text] == 1:
+                    left, top, width, height = (length / _SCENE_SIDE for length in each["box"])
+                    yield Phrase(f"{shard.name}/{stem}.png", text, (left, top, width, height), normalized=True)

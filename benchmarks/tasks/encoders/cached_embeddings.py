@@ -19,41 +19,41 @@ if TYPE_CHECKING:
 
 
 def image_embeddings(
-    row: EvalModel, opener: Callable[[int], Image], names: Sequence[str], content: str
+    model: EvalModel, opener: Callable[[int], Image], names: Sequence[str], content: str
 ) -> torch.Tensor:
     """Return (N, D) unit vectors of images by the model's image tower, on its device.
 
     Args:
-        row: the model.
+        model: the model.
         opener: opens image ``index``; called by several threads.
-        names: (N,) for messages.
+        names: (N,) image names for messages.
         content: hash of the images and their order.
 
     Raises:
-        UserError: an image cannot be opened, or its features are not finite; it is named.
+        UserError: an image cannot be opened, or its features are not finite; the message names it.
     """
-    encoder = row.tower
-    kept = _kept(row, encoder, "tower", pictures=content)
-    return embed_images(encoder, opener, names, row.config.batch_size, kept).to(encoder.device)
+    encoder = model.tower
+    cache = _cache(model, encoder, "tower", images=content)
+    return embed_images(encoder, opener, names, model.config.batch_size, cache).to(encoder.device)
 
 
-def text_embeddings(row: EvalModel, texts: Sequence[str]) -> torch.Tensor:
+def text_embeddings(model: EvalModel, texts: Sequence[str]) -> torch.Tensor:
     """Return (M, D) unit vectors of texts, on the model's device.
 
     Raises:
-        UserError: features that are not finite; the text is named.
+        UserError: features that are not finite; the message names the text.
     """
-    kept = _kept(row, row.encoder, "encoder", texts=list(texts))
-    return embed_texts(row.encoder, texts, row.config.batch_size, kept).to(row.encoder.device)
+    cache = _cache(model, model.encoder, "encoder", texts=list(texts))
+    return embed_texts(model.encoder, texts, model.config.batch_size, cache).to(model.encoder.device)
 
 
-def _kept(row: EvalModel, encoder: DualEncoder, part: RequiredModel, **content: str | list[str]) -> EmbeddingCache:
+def _cache(model: EvalModel, encoder: DualEncoder, part: RequiredModel, **content: str | list[str]) -> EmbeddingCache:
     key = cache_key(
-        model=row.model(part)["hash"],
+        model=model.record(part)["hash"],
         device=encoder.device,
-        how={**encoder.how, **encoder_settings(encoder)},
+        settings={**encoder.preprocessing, **encoder_settings(encoder)},
         libraries={name: library_versions().get(name) for name in ("timm", "transformers")},  # third-party towers
         **content,
     )
-    folder = Path(row.config.output) / CACHE_DIR / "vectors"
-    return EmbeddingCache(folder=folder, key=key, processes=row.processes, again=row.config.overwrite)
+    folder = Path(model.config.output) / CACHE_DIR / "vectors"
+    return EmbeddingCache(folder=folder, key=key, processes=model.processes, overwrite=model.config.overwrite)

@@ -15,7 +15,7 @@ from benchmarks.tasks.data.classification_sets import (
     TEMPLATES_FILE,
     ClassificationSet,
     load_classification_set,
-    say_skipped,
+    log_skipped,
 )
 from benchmarks.tasks.encoders.recall import TIE_TOLERANCE, RetrievalRanks
 from benchmarks.tasks.encoders.zero_shot_classifier import class_embeddings, class_prompts
@@ -38,19 +38,19 @@ METRICS: dict[str, MetricSpec] = {
         label="mean per-class recall", aggregation="mean_of_group_means", columns=("acc1", "category")
     ),
 }
-_CELLS_AT_ONCE = 16_000_000
+_MAX_BLOCK_ELEMENTS = 16_000_000
 
 
-def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
+def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Compute accuracy at 1 and 5 and mean per-class recall of a model's encoder."""
     from benchmarks.tasks.encoders.cached_embeddings import image_embeddings, text_embeddings
     from benchmarks.tasks.encoders.embedding import encoder_settings
 
     found = load_classification_set(config.data, split=config.split, limit=config.limit)
-    say_skipped(found)
+    log_skipped(found)
     templates = _templates(found, config)
-    classes = class_embeddings(functools.partial(text_embeddings, row), templates, found.classes)
-    images = image_embeddings(row, found.open, found.pictures, found.hash)
+    classes = class_embeddings(functools.partial(text_embeddings, model), templates, found.classes)
+    images = image_embeddings(model, found.open, found.images, found.hash)
     items = items_table(found, class_ranks(iter_similarities(images, classes), found.targets))
     return Evaluation(
         metrics=metrics(items, found),
@@ -61,13 +61,13 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
         | {
             "prompt": " | ".join(class_prompts(templates, "{}")),
             "class_names": found.named_by,
-            "class_embedding": "mean of the prompts' unit vectors, made a unit vector",
+            "class_embedding": "normalized mean of the prompts' unit vectors",
             "similarity": "cosine",
             "ties": f"expected value over random order of classes within {TIE_TOLERANCE}",
             "scorer": "benchmarks.classification 1",
         }
-        | row.encoder.how
-        | encoder_settings(row.encoder),
+        | model.encoder.preprocessing
+        | encoder_settings(model.encoder),
         items=items,
     )
 
@@ -84,24 +84,24 @@ def data_settings(found: ClassificationSet, config: BenchmarkConfig) -> Entries:
         "benchmark": config.name,
         "data_hash": found.hash,
         "split": found.split,
-        "pictures": len(found.pictures),
+        "images": len(found.images),
         "classes": len(found.classes),
-        **full_size_entry(len(found.pictures), found.available),
+        **full_size_entry(len(found.images), found.available),
     }
 
 
 def metrics(items: pd.DataFrame, found: ClassificationSet) -> dict[str, Metric]:
     """Return the metrics that are meaningful for this number of classes."""
-    blind = {CHANCE: chance_hits(found), MAJORITY_CLASS: majority_class_hits(found)}
+    baselines = {CHANCE: chance_hits(found), MAJORITY_CLASS: majority_class_hits(found)}
     return {
-        name: compute_metric(items, spec, blind=blind)
+        name: compute_metric(items, spec, baselines=baselines)
         for name, spec in METRICS.items()
         if name not in undefined_metrics(found)
     }
 
 
 def chance_hits(found: ClassificationSet) -> dict[str, np.ndarray]:
-    """Return the hits of random classes."""
+    """Return the expected hits of random classes."""
     none, ones = np.zeros(len(found.targets), int), np.ones(len(found.targets), int)
     ranks = RetrievalRanks(above=none, tied=len(found.classes) * ones, right=ones, first=none)
     return {f"acc{k}": ranks.hit(k) for k in CUTS}
@@ -109,13 +109,13 @@ def chance_hits(found: ClassificationSet) -> dict[str, np.ndarray]:
 
 def majority_class_hits(found: ClassificationSet) -> dict[str, np.ndarray]:
     """Return the hits of the majority classes, the most frequent first."""
-    common = np.argsort(-np.bincount(found.targets, minlength=len(found.classes)), kind="stable")
-    place = np.argsort(common)[found.targets]
-    return {f"acc{k}": (place < k).astype(float) for k in CUTS}
+    by_frequency = np.argsort(-np.bincount(found.targets, minlength=len(found.classes)), kind="stable")
+    rank = np.argsort(by_frequency)[found.targets]
+    return {f"acc{k}": (rank < k).astype(float) for k in CUTS}
 
 
 def undefined_metrics(found: ClassificationSet) -> Mapping[str, str]:
-    """Return the omitted metrics, and why."""
+    """Return the undefined metrics and the reason."""
     few = len(found.classes) <= CUTS[-1]
     return {f"acc{CUTS[-1]}": f"there are only {len(found.classes)} classes"} if few else {}
 
@@ -125,14 +125,14 @@ def _templates(found: ClassificationSet, config: BenchmarkConfig) -> str | Seque
     if not templates:
         raise UserError(
             f"{config.data}: expected {TEMPLATES_FILE} next to it, or 'templates:' openai_imagenet, simple or a "
-            f"list of texts"
+            "list of strings"
         )
     return templates
 
 
-def iter_similarities(pictures: torch.Tensor, classes: torch.Tensor) -> Iterator[np.ndarray]:
+def iter_similarities(images: torch.Tensor, classes: torch.Tensor) -> Iterator[np.ndarray]:
     """Yield blocks (n, C) of the similarity of (N, D) images to (C, D) classes."""
-    for block in pictures.split(max(1, _CELLS_AT_ONCE // len(classes))):
+    for block in images.split(max(1, _MAX_BLOCK_ELEMENTS // len(classes))):
         yield (block @ classes.T).cpu().numpy()
 
 
@@ -140,7 +140,7 @@ def class_ranks(scores: Iterator[np.ndarray], targets: np.ndarray) -> RetrievalR
     """Return the rank of each image's class.
 
     Args:
-        scores: blocks (n, C), together (N, C); more is more probable.
+        scores: blocks (n, C), together (N, C).
         targets: (N,) the correct classes.
     """
     parts, start = [], 0
@@ -154,21 +154,21 @@ def class_ranks(scores: Iterator[np.ndarray], targets: np.ndarray) -> RetrievalR
 
 
 def items_table(found: ClassificationSet, ranks: RetrievalRanks) -> pd.DataFrame:
-    """Build one item per image; its ``category`` is index and name of its class, because names may repeat."""
+    """Build one item per image; its ``category`` is index and name of the class, because names may repeat."""
     import pandas as pd
 
     hits = {f"acc{k}": ranks.hit(k) for k in CUTS}
     return pd.DataFrame(
         {
-            "item": found.pictures,
-            "image": found.pictures,
+            "item": found.images,
+            "image": found.images,
             "direction": "",
             "category": [f"{target} {found.classes[target]}" for target in found.targets],
             "question": "",
             "prediction": [found.classes[index] for index in ranks.first],
             "target": [found.classes[index] for index in found.targets],
             "score": hits["acc1"],
-            "thumbnail": thumbnails(found.pictures, found.open),
+            "thumbnail": thumbnails(found.images, found.open),
             **hits,
         }
     )

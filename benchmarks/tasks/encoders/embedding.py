@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-_DECODERS = min(16, os.cpu_count() or 1)  # threads that open images while the tower computes
-_BATCHES_AHEAD = 2
-Kept = EmbeddingCache | NoCache
+_DECODE_THREADS = min(16, os.cpu_count() or 1)
+_PREFETCH_BATCHES = 2
+VectorCache = EmbeddingCache | NoCache
 NO_CACHE = NoCache()
 
 
@@ -36,7 +36,7 @@ class DualEncoder:
         model: has ``encode_image(pixels (B, 3, H, W))`` and ``encode_text(tokens (B, L))``.
         preprocess: PIL image → (3, H, W).
         tokenizer: list of texts → (B, L).
-        how: the model's preprocessing, as its directory records it, as protocol entries.
+        preprocessing: protocol entries of the image preprocessing that the model's directory records.
         device: torch device.
         precision: the dtype of the towers.
     """
@@ -44,16 +44,16 @@ class DualEncoder:
     model: Any
     preprocess: Callable[[Any], torch.Tensor]
     tokenizer: Callable[[list[str]], torch.Tensor]
-    how: Entries
+    preprocessing: Entries
     device: str
     precision: str
 
 
 def load_dual_encoder(path: str, device: str, precision: str) -> DualEncoder:
-    """Load an encoder directory: of this suite, or any in open_clip's Hub format.
+    """Load an encoder directory in open_clip's Hub format.
 
     Raises:
-        UserError: not such a directory.
+        UserError: not an encoder directory.
     """
     if not (Path(path) / OPEN_CLIP_CONFIG).is_file():
         raise UserError(f"encoder: {path}: expected a directory with {OPEN_CLIP_CONFIG}")
@@ -68,25 +68,24 @@ def load_dual_encoder(path: str, device: str, precision: str) -> DualEncoder:
         model=model,
         preprocess=encoder.preprocess,
         tokenizer=encoder.tokenizer,
-        how=_how(model, path),
+        preprocessing=_preprocessing(model, path),
         device=device,
         precision=precision,
     )
 
 
 def encoder_settings(encoder: DualEncoder) -> Entries:
-    """Return the runtime of an encoder as protocol entries. A build (``2.9.0+cpu``) is not another version."""
+    """Return precision and library versions as protocol entries, without build tags (``+cpu``)."""
     found = {name: library_versions()[name].partition("+")[0] for name in ("torch", "open_clip_torch")}
     return {"precision": encoder.precision, **found}
 
 
-def _how(model: Any, path: str) -> Entries:
-    """Return resolution, resize and interpolation, from open_clip's own record."""
+def _preprocessing(model: Any, path: str) -> Entries:
+    """Return resolution, resize and interpolation from open_clip's config."""
     settings = getattr(model.visual, "preprocess_cfg", None)
     if not settings:
-        settings = safe_json_loads((Path(path) / OPEN_CLIP_CONFIG).read_text(encoding="utf-8")).get(
-            "preprocess_cfg", {}
-        )
+        content = safe_json_loads((Path(path) / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))
+        settings = content.get("preprocess_cfg", {})
     size = settings.get("size") or model.visual.image_size
     return {
         "input_resolution": max(size) if isinstance(size, list | tuple) else int(size),
@@ -100,64 +99,69 @@ def embed_images(
     opener: Callable[[int], Image],
     names: Sequence[str],
     batch_size: int,
-    kept: Kept = NO_CACHE,
+    cache: VectorCache = NO_CACHE,
 ) -> torch.Tensor:
     """Return (N, D) float32 unit vectors of the images ``opener(0) … opener(N - 1)``.
 
     Args:
         encoder: the encoder.
         opener: opens image ``index``; called by several threads.
-        names: (N,) for messages.
+        names: (N,) image names for messages.
         batch_size: images per batch.
-        kept: cache of the vectors.
+        cache: cache of the vectors.
 
     Raises:
-        UserError: an image cannot be opened, or its features are not finite; it is named.
+        UserError: an image cannot be opened, or its features are not finite; the message names it.
     """
     import torch
+
+    dtype = getattr(torch, encoder.precision)
 
     def prepare(index: int) -> torch.Tensor:
         return encoder.preprocess(opener(index))
 
     def compute(batches: Batches) -> Iterator[torch.Tensor]:
-        with torch.inference_mode(), ThreadPoolExecutor(_DECODERS) as pool:
-            for batch, pixels in zip(
-                progress_iter(batches, "embedding images"), _ahead(pool, prepare, batches), strict=True
-            ):
-                features = _unit(encoder.model.encode_image(_place(encoder, torch.stack(pixels))))
-                yield _finite(features, [names[index] for index in batch], "picture")
+        with torch.inference_mode(), ThreadPoolExecutor(_DECODE_THREADS) as pool:
+            prepared = _prefetch(pool, prepare, batches)
+            for batch, images in zip(progress_iter(batches, "embedding images"), prepared, strict=True):
+                # channels last is faster for convolutions
+                pixels = torch.stack(images).to(encoder.device, dtype, memory_format=torch.channels_last)
+                features = _normalize(encoder.model.encode_image(pixels))
+                yield _check_finite(features, [names[index] for index in batch], "image")
 
-    return kept.collect(_batches(range(len(names)), batch_size), compute)
+    return cache.collect(_batches(range(len(names)), batch_size), compute)
 
 
-def embed_texts(encoder: DualEncoder, texts: Sequence[str], batch_size: int, kept: Kept = NO_CACHE) -> torch.Tensor:
+def embed_texts(
+    encoder: DualEncoder, texts: Sequence[str], batch_size: int, cache: VectorCache = NO_CACHE
+) -> torch.Tensor:
     """Return (M, D) float32 unit vectors of the texts, computed in batches of similar length.
 
     Args:
         encoder: the encoder.
         texts: (M,) texts.
         batch_size: texts per batch.
-        kept: cache of the vectors.
+        cache: cache of the vectors.
 
     Raises:
-        UserError: features that are not finite; the text is named.
+        UserError: features that are not finite; the message names the text.
     """
     import torch
 
-    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # characters: tokens are not known yet
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # characters, before tokenization
 
     def compute(batches: Batches) -> Iterator[torch.Tensor]:
         with torch.inference_mode():
             for batch in progress_iter(batches, "embedding texts"):
                 chosen = [texts[index] for index in batch]
                 tokens = encoder.tokenizer(chosen).to(encoder.device)
-                yield _finite(_unit(_encode_text(encoder.model, tokens)), chosen, "text")
+                yield _check_finite(_normalize(_encode_text(encoder.model, tokens)), chosen, "text")
 
-    return kept.collect(_batches(order, batch_size), compute)
+    return cache.collect(_batches(order, batch_size), compute)
 
 
 def _encode_text(model: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """Return text features without padding where it has no effect; otherwise use the model's own function."""
+    """Encode without padding if the tower allows it, otherwise by the model's own function."""
     from open_clip import CLIP, CustomTextCLIP
     from open_clip.transformer import TextTransformer
 
@@ -172,33 +176,26 @@ def _batches(order: Sequence[int], batch_size: int) -> list[Sequence[int]]:
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def _ahead(pool: ThreadPoolExecutor, prepare: Callable[[int], Any], batches: Batches) -> Iterator[list[Any]]:
-    """Yield batches of prepared items; the next ones are prepared while the caller works on this one."""
-    waiting: deque[list[Future]] = deque()
+def _prefetch(pool: ThreadPoolExecutor, prepare: Callable[[int], Any], batches: Batches) -> Iterator[list[Any]]:
+    """Yield batches of prepared items while the pool prepares the next ones."""
+    pending: deque[list[Future]] = deque()
     for batch in batches:
-        waiting.append([pool.submit(prepare, index) for index in batch])
-        if len(waiting) > _BATCHES_AHEAD:
-            yield [future.result() for future in waiting.popleft()]
-    while waiting:
-        yield [future.result() for future in waiting.popleft()]
+        pending.append([pool.submit(prepare, index) for index in batch])
+        if len(pending) > _PREFETCH_BATCHES:
+            yield [future.result() for future in pending.popleft()]
+    while pending:
+        yield [future.result() for future in pending.popleft()]
 
 
-def _place(encoder: DualEncoder, pixels: torch.Tensor) -> torch.Tensor:
-    import torch
-
-    dtype = getattr(torch, encoder.precision)
-    return pixels.to(device=encoder.device, dtype=dtype, memory_format=torch.channels_last)  # faster for convolutions
-
-
-def _unit(features: torch.Tensor) -> torch.Tensor:
+def _normalize(features: torch.Tensor) -> torch.Tensor:
     import torch
 
     return torch.nn.functional.normalize(features.float(), dim=-1).cpu()
 
 
-def _finite(features: torch.Tensor, names: Sequence[str], what: str) -> torch.Tensor:
+def _check_finite(features: torch.Tensor, names: Sequence[str], what: str) -> torch.Tensor:
     broken = (~features.isfinite().all(dim=1)).nonzero().flatten().tolist()
     if broken:
         more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
-        raise UserError(f"the encoder gives features that are not finite for {what} '{names[broken[0]]:.100}'{more}")
+        raise UserError(f"the encoder returns features that are not finite for {what} '{names[broken[0]]:.100}'{more}")
     return features

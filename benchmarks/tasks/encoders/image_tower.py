@@ -1,4 +1,4 @@
-"""Image towers without text, from any source that a LLaVA can use, ready to embed."""
+"""Image towers without a text tower, from any source that a LLaVA can use."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def load_image_tower(spec: str, device: str, precision: str) -> DualEncoder:
     from llava_bridge.encoders import build_tower, load_encoder
     from llava_bridge.model.image_processing import make_image_processor
 
-    torch.manual_seed(0)  # for a tower without weights
+    torch.manual_seed(0)  # for a tower without pretrained weights
     encoder = load_encoder(spec)
     tower = build_tower(encoder.source, encoder.architecture)
     if encoder.weights is not None:
@@ -36,8 +36,8 @@ def load_image_tower(spec: str, device: str, precision: str) -> DualEncoder:
     return DualEncoder(
         model=_Pooled(tower.to(device=device, dtype=getattr(torch, precision)).eval()),
         preprocess=lambda image: processor(image, return_tensors="pt")["pixel_values"][0],
-        tokenizer=_no_texts,
-        how={
+        tokenizer=_reject_texts,
+        preprocessing={
             "input_resolution": encoder.pixels.size,
             "input_resize": "shortest",
             "input_interpolation": encoder.pixels.interpolation,
@@ -60,5 +60,5 @@ class _Pooled:
         return last[:, 0] if self.tower.class_token else last.mean(dim=1)
 
 
-def _no_texts(texts: list[str]) -> torch.Tensor:
+def _reject_texts(texts: list[str]) -> torch.Tensor:
     raise UserError("this encoder has no text tower")

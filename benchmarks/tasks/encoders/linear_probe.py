@@ -1,4 +1,4 @@
-"""Linear probe: logistic regression on an image tower's features, with regularization selected on a part of train.
+"""Linear probe: logistic regression on an image tower's features, regularization selected on a split of train.
 
 Letters: N images, D width, C classes.
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.tasks.data.classification_sets import ClassificationSet, load_classification_set, say_skipped
+from benchmarks.tasks.data.classification_sets import ClassificationSet, load_classification_set, log_skipped
 from benchmarks.tasks.encoders.classification import (
     PRIMARY,
     class_ranks,
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 
 C_VALUES = np.logspace(-6, 6, 97)
 """Values of C, the inverse of the regularization strength: eight per decade."""
-_HELD_OUT = 5  # ratio of held-out images, one in this number per class
+_HELD_OUT = 5  # one in this number of images per class is held out
 _STEPS = 1000
-_CHOSEN = MetricSpec(label="C", aggregation=None, scale=1.0, higher_is_better=None)
-_NEVER = -1e9  # log probability of a class that train does not contain
+_SELECTED_C = MetricSpec(label="C", aggregation=None, scale=1.0, higher_is_better=None)
+_ABSENT = -1e9  # log probability of a class that train does not contain
 
 
-def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
+def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Compute the test accuracy of a classifier trained on the train split, and the selected C."""
     from importlib.metadata import version
 
@@ -48,14 +48,15 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
 
     train, test = _load(config)
     for found in (train, test):
-        say_skipped(found)
-    learned = image_embeddings(row, train.open, train.pictures, train.hash).cpu().numpy()
-    asked = image_embeddings(row, test.open, test.pictures, test.hash).cpu().numpy()
-    strength = select_c(learned, train.targets)
-    scores = _scores(fit_classifier(learned, train.targets, strength, config.name), asked, len(test.classes))
+        log_skipped(found)
+    train_features = image_embeddings(model, train.open, train.images, train.hash).cpu().numpy()
+    test_features = image_embeddings(model, test.open, test.images, test.hash).cpu().numpy()
+    strength = select_c(train_features, train.targets)
+    classifier = fit_classifier(train_features, train.targets, strength, config.name)
+    scores = _scores(classifier, test_features, len(test.classes))
     items = items_table(test, class_ranks(iter([scores]), test.targets))
     return Evaluation(
-        metrics=metrics(items, test) | {"C": compute_metric(items, _CHOSEN, strength)},
+        metrics=metrics(items, test) | {"C": compute_metric(items, _SELECTED_C, strength)},
         primary=PRIMARY,
         missing_metrics=undefined_metrics(test),
         protocol={"task": "linear probe"}
@@ -63,17 +64,17 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
         | {
             "train_hash": train.hash,
             "train_split": config.train_split,
-            "train_pictures": len(train.pictures),
+            "train_images": len(train.images),
             "features": "unit vectors of the image embedding",
             "classifier": f"logistic regression, L2, L-BFGS, at most {_STEPS} steps",
-            "chosen_C": f"best of 1e-6 to 1e6, 8 a decade, by halving steps, on 1 in {_HELD_OUT} pictures of "
-            "train; then learned again from all of train",
+            "selected_C": f"best of 1e-6 to 1e6, 8 per decade, by halving steps, on 1 in {_HELD_OUT} images of train; "
+            "then refitted on all of train",
             "ties": f"expected value over random order of classes within {TIE_TOLERANCE}",
             "scorer": "benchmarks.linear_probe 1",
             "scikit-learn": version("scikit-learn"),
         }
-        | row.tower.how
-        | encoder_settings(row.tower),
+        | model.tower.preprocessing
+        | encoder_settings(model.tower),
         items=items,
     )
 
@@ -88,11 +89,11 @@ def data_hash(config: BenchmarkConfig) -> str:
 def _load(config: BenchmarkConfig) -> tuple[ClassificationSet, ClassificationSet]:
     """Return train and test; ``limit`` applies only to the test images."""
     if config.split == config.train_split:
-        raise UserError(f"benchmarks.train_split: expected another than 'split', got '{config.split}' for both")
+        raise UserError(f"benchmarks.train_split: expected a different one than 'split', got '{config.split}' for both")
     train = load_classification_set(config.data, split=config.train_split)
     test = load_classification_set(config.data, split=config.split, limit=config.limit)
     if list(train.classes) != list(test.classes):
-        raise UserError(f"{config.data}: '{config.train_split}' and '{config.split}' have other classes")
+        raise UserError(f"{config.data}: '{config.train_split}' and '{config.split}' have different classes")
     return train, test
 
 
@@ -106,25 +107,25 @@ def select_c(features: np.ndarray, targets: np.ndarray) -> float:
     Raises:
         UserError: too few images to hold any out, or a single class.
     """
-    held = validation_mask(targets)
-    if not held.any() or len(np.unique(targets[~held])) < 2:
-        raise UserError(f"linear probe: expected two classes and {_HELD_OUT} images of one of them to learn from")
+    held_out = validation_mask(targets)
+    if not held_out.any() or len(np.unique(targets[~held_out])) < 2:
+        raise UserError(f"linear probe: expected at least two classes and {_HELD_OUT} training images of one of them")
     known: dict[int, float] = {}
 
-    def accuracy(place: int) -> float:
-        if place not in known:
-            model = fit_classifier(features[~held], targets[~held], C_VALUES[place])
-            known[place] = float((model.predict(features[held]) == targets[held]).mean())
-        return known[place]
+    def accuracy(index: int) -> float:
+        if index not in known:
+            model = fit_classifier(features[~held_out], targets[~held_out], C_VALUES[index])
+            known[index] = float((model.predict(features[held_out]) == targets[held_out]).mean())
+        return known[index]
 
     last = len(C_VALUES) - 1
-    places, step = range(0, last + 1, 16), 16
+    candidates, step = range(0, last + 1, 16), 16
     while True:
-        best = max(places, key=lambda place: (accuracy(place), -place))
+        best = max(candidates, key=lambda index: (accuracy(index), -index))
         if step == 1:
             return float(C_VALUES[best])
         step //= 2
-        places = range(max(0, best - step), min(last, best + step) + 1, step)
+        candidates = range(max(0, best - step), min(last, best + step) + 1, step)
 
 
 def validation_mask(targets: np.ndarray) -> np.ndarray:
@@ -145,12 +146,12 @@ def fit_classifier(features: np.ndarray, targets: np.ndarray, strength: float, n
         warnings.simplefilter("ignore", ConvergenceWarning)
         model = LogisticRegression(C=strength, solver="lbfgs", max_iter=_STEPS, random_state=0).fit(features, targets)
     if name and model.n_iter_.max() >= _STEPS:
-        log_info(f"{name}: the classifier was stopped after {_STEPS} steps, as CLIP's are, before it had settled")
+        log_info(f"{name}: the classifier stopped after {_STEPS} steps, CLIP's limit, before convergence")
     return model
 
 
 def _scores(model: Any, features: np.ndarray, classes: int) -> np.ndarray:
     """Return (N, C) log probabilities."""
-    scores = np.full((len(features), classes), _NEVER)
+    scores = np.full((len(features), classes), _ABSENT)
     scores[:, model.classes_] = model.predict_log_proba(features)
     return scores

@@ -1,8 +1,8 @@
 """Retrieval with long captions: full, truncated to their first words, and by length.
 
 The curve of recall against the number of words shows how much of a caption an encoder uses: with a context of 77 tokens
-it stops rising there. All points use the same images and the same number of captions; only the texts get shorter. The
-length bin of an image or caption is that of the full caption, and the search covers all.
+it does not improve beyond them. All points use the same images and number of captions; only the texts get shorter.
+The length bin of an image or caption is that of the full caption, and the search covers all.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from benchmarks.tasks.eval_model import EvalModel
     from benchmarks.tasks.run_config import BenchmarkConfig
 
-WORD_LIMIT_PREFIX = "words_kept"
+WORD_LIMITS = "word_limits"
 """The protocol entry that lists the points of the curve, ``"8, 16, 32"``."""
 
 
-def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
+def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Compute recalls with full captions and with their first words, and R@1 per length bin."""
     from benchmarks.tasks.encoders.cached_embeddings import image_embeddings, text_embeddings
     from benchmarks.tasks.encoders.embedding import encoder_settings
@@ -50,34 +50,34 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
     versions = {"": list(captions.texts)} | {
         metric_suffix(words): [truncate_words(text, words) for text in captions.texts] for words in config.word_limits
     }
-    different = list(dict.fromkeys(text for texts in versions.values() for text in texts))
-    place = {text: number for number, text in enumerate(different)}
-    images = image_embeddings(row, captions.open, captions.images, captions.images_hash)
-    vectors = text_embeddings(row, different)
+    unique = list(dict.fromkeys(text for texts in versions.values() for text in texts))
+    index_of = {text: index for index, text in enumerate(unique)}
+    images = image_embeddings(model, captions.open, captions.images, captions.images_hash)
+    vectors = text_embeddings(model, unique)
     found = {
-        name: compute_ranks(images, vectors[[place[text] for text in texts]], captions.pairs, row.processes)
+        name: compute_ranks(images, vectors[[index_of[text] for text in texts]], captions.pairs, model.processes)
         for name, texts in versions.items()
     }
-    whole = vectors[[place[text] for text in captions.texts]]
-    items = with_top_results(items_of(captions, found[""]), captions, images, whole)
-    cut_off = _cut_off(captions.texts, row.encoder.tokenizer)
-    columns = {"cut_off": np.concatenate([np.full(len(captions.images), np.nan), cut_off])}
+    full = vectors[[index_of[text] for text in captions.texts]]
+    items = with_top_results(items_of(captions, found[""]), captions, images, full)
+    truncated = _truncated_by_tokenizer(captions.texts, model.encoder.tokenizer)
+    columns = {"truncated": np.concatenate([np.full(len(captions.images), np.nan), truncated])}
     for name in versions:
         columns |= hit_columns(found[name], name) if name else {}
     items = items.assign(**columns, **_by_length(items, captions, config.word_limits))
-    by_chance: dict[str, np.ndarray] = {}
+    chance: dict[str, np.ndarray] = {}
     for name in versions:
-        by_chance |= hit_columns(chance_ranks(captions), name)
-    by_chance |= _by_length(by_chance, captions, config.word_limits)
+        chance |= hit_columns(chance_ranks(captions), name)
+    chance |= _by_length(chance, captions, config.word_limits)
     specs = _specs(config.word_limits, items)
     return Evaluation(
-        metrics={name: compute_metric(items, spec, blind={CHANCE: by_chance}) for name, spec in specs.items()},
+        metrics={name: compute_metric(items, spec, baselines={CHANCE: chance}) for name, spec in specs.items()},
         primary=PRIMARY,
         protocol=retrieval_protocol(captions, config)
         | _protocol(captions, config)
-        | row.encoder.how
-        | {"input_context_length": int(row.encoder.tokenizer([""]).shape[1])}
-        | encoder_settings(row.encoder),
+        | model.encoder.preprocessing
+        | {"input_context_length": int(model.encoder.tokenizer([""]).shape[1])}
+        | encoder_settings(model.encoder),
         items=items,
     )
 
@@ -88,26 +88,25 @@ def metric_suffix(words: int) -> str:
 
 
 def truncate_words(text: str, words: int) -> str:
-    """Return the first ``words`` words with single spaces; a text that is short enough is unchanged."""
-    found = text.split()
-    return " ".join(found[:words]) if len(found) > words else text
+    """Return the first ``words`` words with single spaces; a shorter text is unchanged."""
+    split = text.split()
+    return " ".join(split[:words]) if len(split) > words else text
 
 
-def _cut_off(texts: Sequence[str], tokenizer: Callable[[list[str]], torch.Tensor]) -> np.ndarray:
-    """Return (M,) 1 for truncated captions: their tokens are the same without the last word."""
-    found = []
+def _truncated_by_tokenizer(texts: Sequence[str], tokenizer: Callable[[list[str]], torch.Tensor]) -> np.ndarray:
+    """Return (M,) 1 for truncated captions, whose tokens do not depend on the last word."""
+    parts = []
     for start in range(0, len(texts), 1000):
         block = list(texts[start : start + 1000])
         shorter = [" ".join(text.rsplit(None, 1)[:-1]) for text in block]
         same = (tokenizer(block) == tokenizer(shorter)).all(dim=1)
-        found.append(same.cpu().numpy().astype(float))
-    return np.concatenate(found)
+        parts.append(same.cpu().numpy().astype(float))
+    return np.concatenate(parts)
 
 
 def _bins(words: Sequence[int]) -> dict[str, tuple[int, float]]:
     """Map suffix to (lowest, highest) number of words, between the points of the curve."""
-    edges = [0, *words]
-    bounds: list[tuple[int, float]] = [(low + 1, high) for low, high in itertools.pairwise(edges)]
+    bounds: list[tuple[int, float]] = [(low + 1, high) for low, high in itertools.pairwise([0, *words])]
     closed = {f"_of_{low}_to_{high}": (low, high) for low, high in bounds}
     return closed | {f"_of_{words[-1] + 1}_up": (words[-1] + 1, np.inf)}
 
@@ -143,7 +142,7 @@ def _specs(words: Sequence[int], items: pd.DataFrame) -> dict[str, MetricSpec]:
                     label=f"{arrow} R@1, captions of {span} words", columns=(f"{direction}_r1{name}",)
                 )
     specs["captions_truncated"] = MetricSpec(
-        label="captions cut off by the text tower", columns=("cut_off",), higher_is_better=None
+        label="captions truncated by the text tower", columns=("truncated",), higher_is_better=None
     )
     return specs
 
@@ -151,9 +150,9 @@ def _specs(words: Sequence[int], items: pd.DataFrame) -> dict[str, MetricSpec]:
 def _protocol(captions: CaptionSet, config: BenchmarkConfig) -> Entries:
     lengths = [len(text.split()) for text in captions.texts]
     return {
-        "task": "zero-shot retrieval by long captions, whole and cut to their first words, both directions",
-        WORD_LIMIT_PREFIX: ", ".join(map(str, config.word_limits)),
-        "words": "what stands between white space; a cut caption has single spaces",
+        "task": "zero-shot retrieval by long captions, full and truncated to their first words, both directions",
+        WORD_LIMITS: ", ".join(map(str, config.word_limits)),
+        "words": "separated by whitespace; a truncated caption has single spaces",
         "mean_words": round(float(np.mean(lengths)), 1),
         "scorer": "benchmarks.long_retrieval 1",
     }

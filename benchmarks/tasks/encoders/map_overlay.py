@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAP_SIZE = 64
-"""Resolution (points per axis) at which a map is drawn and its area measured, independent of the model's number of
-patches.
-"""
+"""Points per axis at which a map is drawn and its area measured, independent of the number of patches."""
 
 _DARKEST = 0.25
 _LINE = (255, 170, 0)
@@ -26,7 +24,7 @@ _LINE = (255, 170, 0)
 class VisibleRegion:
     """The visible region of an image: left, top, right, bottom as ratios of the image size.
 
-    Where the preprocessing pads to a square, the region extends beyond the image.
+    With padding to a square it extends beyond the image.
     """
 
     left: float
@@ -35,42 +33,42 @@ class VisibleRegion:
     bottom: float
 
     @staticmethod
-    def of(how: Entries, width: int, height: int) -> VisibleRegion:
+    def of(preprocessing: Entries, width: int, height: int) -> VisibleRegion:
         """Compute it from the resize mode in the encoder's directory."""
         sides = {"shortest": min(width, height), "longest": max(width, height)}
-        side = sides.get(str(how["input_resize"]))
+        side = sides.get(str(preprocessing["input_resize"]))
         if side is None:  # squashed
             return VisibleRegion(0.0, 0.0, 1.0, 1.0)
         wide, tall = side / width, side / height
         return VisibleRegion((1 - wide) / 2, (1 - tall) / 2, (1 + wide) / 2, (1 + tall) / 2)
 
-    def middles(self, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    def centers(self, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
         """Return (columns,) x and (rows,) y of the patch centers, as ratios of the image size."""
         x = self.left + (np.arange(columns) + 0.5) / columns * (self.right - self.left)
         return x, self.top + (np.arange(rows) + 0.5) / rows * (self.bottom - self.top)
 
     def inside(self, box: tuple[float, float, float, float], rows: int, columns: int) -> np.ndarray:
         """Return (rows, columns) whether each patch center is in ``box``: left, top, right, bottom as ratios."""
-        x, y = self.middles(rows, columns)
+        x, y = self.centers(rows, columns)
         return ((y >= box[1]) & (y <= box[3]))[:, None] & ((x >= box[0]) & (x <= box[2]))[None]
 
 
 def upsample_map(found: Tensor) -> np.ndarray:
-    """Interpolate an (h, w) map to (RASTER, RASTER), bilinear between patch centers."""
+    """Interpolate an (h, w) map to (MAP_SIZE, MAP_SIZE), bilinear between patch centers."""
     from torch.nn.functional import interpolate
 
     return interpolate(found[None, None].float(), size=(MAP_SIZE, MAP_SIZE), mode="bilinear")[0, 0].cpu().numpy()
 
 
 def overlay_map(
-    image: Image, found: np.ndarray, seen: VisibleRegion, box: tuple[float, float, float, float] | None = None
+    image: Image, found: np.ndarray, visible: VisibleRegion, box: tuple[float, float, float, float] | None = None
 ) -> Image:
-    """The image, darker where the similarity is lower: from the least to the most similar position of this image.
+    """The image with brightness by similarity, scaled from this map's minimum to its maximum.
 
     Args:
         image: RGB.
         found: (R, R) similarity map over the visible region.
-        seen: the visible region; outside of it the image is darkest.
+        visible: the visible region; the image is darkest outside it.
         box: left, top, right, bottom of the target, as ratios of the image size, drawn as a line.
     """
     from PIL import Image as Images
@@ -79,13 +77,13 @@ def overlay_map(
     width, height = image.size
     span = float(found.max() - found.min())
     light = _DARKEST + (1 - _DARKEST) * (found - found.min()) / span if span > 0 else np.full(found.shape, _DARKEST)
-    left, right = round(seen.left * width), round(seen.right * width)
-    top, bottom = round(seen.top * height), round(seen.bottom * height)
+    left, right = round(visible.left * width), round(visible.right * width)
+    top, bottom = round(visible.top * height), round(visible.bottom * height)
     mask = Images.new("L", image.size, round(255 * _DARKEST))
-    spread = Images.fromarray((light * 255).round().astype(np.uint8)).resize(
+    resized = Images.fromarray((light * 255).round().astype(np.uint8)).resize(
         (max(1, right - left), max(1, bottom - top)), Images.Resampling.BILINEAR
     )
-    mask.paste(spread, (left, top))
+    mask.paste(resized, (left, top))
     shown = Images.composite(image, Images.new("RGB", image.size), mask)
     if box is not None:
         corners = (box[0] * width, box[1] * height, box[2] * width - 1, box[3] * height - 1)

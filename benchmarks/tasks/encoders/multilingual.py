@@ -1,7 +1,7 @@
 """Retrieval in several languages over the same images, and the mean over languages.
 
-An item is an image, or an image's n-th caption, with a column per language: an image counts with its captions in every
-language, and every language has the same weight independent of its number of captions.
+An item is an image, or an image's n-th caption, with a column per language. Every language has the same weight
+regardless of its number of captions.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ if TYPE_CHECKING:
     from benchmarks.tasks.run_config import BenchmarkConfig
 
 
-def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
+def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Compute recall at 1, 5 and 10 in each language, and the means over them."""
     from benchmarks.tasks.encoders.cached_embeddings import image_embeddings, text_embeddings
     from benchmarks.tasks.encoders.embedding import encoder_settings
 
     sets = _sets(config)
     first = next(iter(sets.values()))
-    images = image_embeddings(row, first.open, first.images, first.images_hash)
+    images = image_embeddings(model, first.open, first.images, first.images_hash)
     tables = {}
     for language, captions in sets.items():
-        found = compute_ranks(images, text_embeddings(row, captions.texts), captions.pairs, row.processes)
+        found = compute_ranks(images, text_embeddings(model, captions.texts), captions.pairs, model.processes)
         tables[language] = items_of(captions, found, with_thumbnails=captions is first).set_index("item")
     items = _join(tables)
-    by_chance = _join({name: table.assign(**hit_columns(chance_ranks(sets[name]))) for name, table in tables.items()})
-    blind = {CHANCE: {name: by_chance[name].to_numpy() for name in _columns(list(sets), *_hit_columns())}}
+    chance = _join({name: table.assign(**hit_columns(chance_ranks(sets[name]))) for name, table in tables.items()})
+    baselines = {CHANCE: {name: chance[name].to_numpy() for name in _columns(list(sets), *_hit_columns())}}
     return Evaluation(
-        metrics={name: compute_metric(items, spec, blind=blind) for name, spec in _specs(list(sets)).items()},
+        metrics={name: compute_metric(items, spec, baselines=baselines) for name, spec in _specs(list(sets)).items()},
         primary=PRIMARY,
-        protocol=_protocol(sets, config) | row.encoder.how | encoder_settings(row.encoder),
+        protocol=_protocol(sets, config) | model.encoder.preprocessing | encoder_settings(model.encoder),
         items=items,
     )
 
@@ -80,7 +80,7 @@ def _hash(sets: dict[str, CaptionSet]) -> str:
 
 
 def _join(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Merge all languages of an item into one row; it shows query and answer in the first language that has it."""
+    """Merge all languages of an item into one row; query and answer are of the first language that has it."""
     import pandas as pd
 
     shown = pd.concat(tables.values())
@@ -125,10 +125,10 @@ def _protocol(sets: dict[str, CaptionSet], config: BenchmarkConfig) -> Entries:
         "task": "zero-shot retrieval in several languages, both directions",
         "data_hash": _hash(sets),
         "captions": sum(len(captions.texts) for captions in sets.values()),
-        "captions_per_picture": ", ".join(
+        "captions_per_image": ", ".join(
             f"{language} {captions_per_image_range(captions)}" for language, captions in sets.items()
         ),
         "languages": ", ".join(languages),
-        "mean": "of the languages' recalls, each with the same weight",
+        "mean": "mean of the languages' recalls, equally weighted",
         "scorer": "benchmarks.multilingual 1",
     }

@@ -23,85 +23,84 @@ from clips.errors import UserError
 
 
 def patch_embeddings(model: Any, pixels: Tensor) -> Tensor:
-    """Return (B, h, w, E) vectors of the patches of images, not normalized.
+    """Return (B, h, w, E) vectors of the images' patches, not normalized.
 
     Args:
         model: an open_clip model.
         pixels: (B, 3, H, W), normalized.
 
     Raises:
-        UserError: the image tower pools its patches in another way than those above.
+        UserError: an image tower of another type.
     """
     from open_clip.transformer import VisionTransformer
 
     visual = model.visual
     try:
         if hasattr(visual, "trunk"):
-            places = _of_trunk(visual, pixels)
+            patches = _embed_timm(visual, pixels)
         elif hasattr(visual, "attnpool"):
-            places = _of_resnet(visual, pixels)
+            patches = _embed_resnet(visual, pixels)
         elif isinstance(visual, VisionTransformer):
-            places = _of_vit(visual, pixels)
+            patches = _embed_vit(visual, pixels)
         else:
-            raise UserError(f"encoder: it cannot be looked into place by place ({type(visual).__name__})")
+            raise UserError(f"encoder: no patch embeddings for {type(visual).__name__}")
     except (RuntimeError, AttributeError, AssertionError) as error:
-        raise UserError(f"encoder: it cannot be looked into place by place ({error})") from None
-    height, width = _grid(places.shape[1], pixels.shape[2], pixels.shape[3])
-    return places.unflatten(1, (height, width))
+        raise UserError(f"encoder: no patch embeddings ({error})") from None
+    return patches.unflatten(1, _grid_size(patches.shape[1], pixels.shape[2], pixels.shape[3]))
 
 
-def _of_vit(visual: Any, pixels: Tensor) -> Tensor:
+def _embed_vit(visual: Any, pixels: Tensor) -> Tensor:
     by_class_token = visual.attn_pool is None and visual.pool_type == "tok"
     blocks = visual.transformer.resblocks
     x = visual._embeds(pixels)
     for block in blocks[:-1] if by_class_token else blocks:
         x = block(x)
-    alone = _alone(x[:, 1:], 2)  # twice: pooling expects the class token at the first position
+    single = _as_sequences(x[:, 1:], 2)  # twice: pooling expects the class token at the first position
     if by_class_token:
-        alone = blocks[-1](alone)
-    pooled, _ = visual._pool(alone)
+        single = blocks[-1](single)
+    pooled, _ = visual._pool(single)
     projected = pooled if visual.proj is None else pooled @ visual.proj
     return projected.unflatten(0, (len(pixels), -1))
 
 
-def _of_resnet(visual: Any, pixels: Tensor) -> Tensor:
+def _embed_resnet(visual: Any, pixels: Tensor) -> Tensor:
     pool = visual.attnpool
     features = visual.forward_intermediates(pixels, indices=1)["image_intermediates"][0]
     tokens = features.flatten(2).transpose(1, 2) + pool.positional_embedding[1:].to(features.dtype)
     return pool.c_proj(pool.v_proj(tokens))
 
 
-def _of_trunk(visual: Any, pixels: Tensor) -> Tensor:
+def _embed_timm(visual: Any, pixels: Tensor) -> Tensor:
     trunk = visual.trunk
     features = trunk.forward_features(pixels)
     if features.ndim == 3:
         prefix = getattr(trunk, "num_prefix_tokens", 0)
-        alone = _alone(features[:, prefix:], prefix + 1)
+        single = _as_sequences(features[:, prefix:], prefix + 1)
     elif getattr(trunk, "output_fmt", "NCHW") == "NHWC":
-        alone = features.flatten(0, 2)[:, None, None, :]
+        single = features.flatten(0, 2)[:, None, None, :]
     else:
-        alone = features.permute(0, 2, 3, 1).flatten(0, 2)[:, :, None, None]
-    return visual.head(trunk.forward_head(alone)).unflatten(0, (len(pixels), -1))
+        single = features.permute(0, 2, 3, 1).flatten(0, 2)[:, :, None, None]
+    return visual.head(trunk.forward_head(single)).unflatten(0, (len(pixels), -1))
 
 
-def _alone(tokens: Tensor, copies: int) -> Tensor:
+def _as_sequences(tokens: Tensor, copies: int) -> Tensor:
     """Reshape (B, I, D) tokens to (B · I, copies, D), each a sequence of its own."""
     return tokens.flatten(0, 1)[:, None].expand(-1, copies, -1)
 
 
-def _grid(places: int, height: int, width: int) -> tuple[int, int]:
-    rows = round((places * height / width) ** 0.5)
-    if rows < 1 or places % rows:
-        raise UserError(f"encoder: its {places} places are no grid over an image of {width}x{height}")
-    return rows, places // rows
+def _grid_size(patches: int, height: int, width: int) -> tuple[int, int]:
+    rows = round((patches * height / width) ** 0.5)
+    if rows < 1 or patches % rows:
+        raise UserError(f"encoder: its {patches} patches form no grid over an image of {width}x{height}")
+    return rows, patches // rows
 
 
-def similarity_maps(places: Tensor, texts: Tensor) -> Tensor:
+def similarity_maps(patches: Tensor, texts: Tensor) -> Tensor:
     """Return (P, h, w) cosine of each patch of one image with each of P phrases.
 
     Args:
-        places: (h, w, E).
+        patches: (h, w, E).
         texts: (P, E) unit vectors.
     """
-    unit = torch.nn.functional.normalize(places.float(), dim=-1)
+    unit = torch.nn.functional.normalize(patches.float(), dim=-1)
     return torch.einsum("hwe,pe->phw", unit, texts.float())

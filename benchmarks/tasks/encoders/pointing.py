@@ -37,36 +37,35 @@ METRICS = {
 PRIMARY = ("pointing", "auc")
 
 
-def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
-    """Compute hits and areas of a model's encoder. The first of several processes computes the maps."""
+def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
+    """Compute hits and areas of a model's encoder; rank 0 computes the maps."""
     from benchmarks.tasks.encoders.cached_embeddings import text_embeddings
     from benchmarks.tasks.encoders.embedding import encoder_settings
 
     data = load_benchmark_phrases(config)
-    texts = text_embeddings(row, [phrase.text for phrase in data.phrases])
-    if not row.processes.is_main:
+    texts = text_embeddings(model, [phrase.text for phrase in data.phrases])
+    if not model.processes.is_main:
         return None
-    items, places = _items(row, data, texts)
-    blind = {CHANCE: _guessed(items)}
+    items, grid = _items(model, data, texts)
+    baselines = {CHANCE: _chance_columns(items)}
     return Evaluation(
-        metrics={name: compute_metric(items, spec, blind=blind) for name, spec in METRICS.items()},
+        metrics={name: compute_metric(items, spec, baselines=baselines) for name, spec in METRICS.items()},
         primary=PRIMARY,
         protocol={
-            "task": "pointing by the similarity of a phrase with each place of a picture",
+            "task": "pointing by the similarity of a phrase with each patch of an image",
             "benchmark": config.name,
             "data_hash": data.hash,
-            "pictures": len(data.images),
+            "images": len(data.images),
             "phrases": len(data.phrases),
             **full_size_entry(len(data.images), data.available),
-            "map": "cosine; each place goes through the pooling alone (MaskCLIP's value path)",
-            "point": f"the middle of the most similar place, the expected value over those within {TIE} of it",
-            "area": f"over {MAP_SIZE} x {MAP_SIZE} points of what the model sees, bilinear between the middles "
-            f"of places",
-            "phrase_text": "as given; no prompt around it",
+            "map": "cosine; each patch is pooled alone (MaskCLIP's value path)",
+            "point": f"center of the most similar patch, expected value over those within {TIE} of it",
+            "area": f"over {MAP_SIZE} x {MAP_SIZE} points of the visible region, bilinear between patch centers",
+            "phrase_text": "unchanged, without a prompt",
             "scorer": "benchmarks.pointing 1",
-            **row.encoder.how,
-            "input_places": places,
-            **encoder_settings(row.encoder),
+            **model.encoder.preprocessing,
+            "input_patch_grid": grid,
+            **encoder_settings(model.encoder),
         },
         items=items,
     )
@@ -77,7 +76,7 @@ def data_hash(config: BenchmarkConfig) -> str:
     return load_benchmark_phrases(config).hash
 
 
-def _items(row: EvalModel, data: PhraseSet, texts: torch.Tensor) -> tuple[pd.DataFrame, str]:
+def _items(model: EvalModel, data: PhraseSet, texts: torch.Tensor) -> tuple[pd.DataFrame, str]:
     """Return the items, and the patch grid of an image, ``"7 x 7"``."""
     import pandas as pd
     import torch
@@ -85,53 +84,54 @@ def _items(row: EvalModel, data: PhraseSet, texts: torch.Tensor) -> tuple[pd.Dat
     from benchmarks.tasks.encoders.patch_embeddings import patch_embeddings, similarity_maps
     from clips.commandline.progress import progress_iter
 
-    encoder = row.encoder
+    encoder = model.encoder
     any_phrase = torch.nn.functional.normalize(texts.mean(dim=0, keepdim=True), dim=-1)
     names = [f"{phrase.image}#{number}" for number, phrase in enumerate(data.phrases)]
     images = {name: phrase.image for name, phrase in zip(names, data.phrases, strict=True)}
-    drawn = set(first_per_image(hash_order(names), images, NUM_SAVED_MAPS))
-    kept = {images[name] for name in drawn} | set(hash_order(data.images)[:MAX_THUMBNAILS])
-    asked: dict[str, list[int]] = {}
+    with_map = set(first_per_image(hash_order(names), images, NUM_SAVED_MAPS))
+    with_thumbnail = {images[name] for name in with_map} | set(hash_order(data.images)[:MAX_THUMBNAILS])
+    phrases_of: dict[str, list[int]] = {}
     for number, phrase in enumerate(data.phrases):
-        asked.setdefault(phrase.image, []).append(number)
+        phrases_of.setdefault(phrase.image, []).append(number)
     rows: list[dict[str, Any]] = []
     grid = ""
     with torch.inference_mode():
-        for image in progress_iter(list(data.images), "looking at images"):
-            picture, numbers = data.open(image), asked[image]
-            pixels = encoder.preprocess(picture)[None].to(encoder.device, getattr(torch, encoder.precision))
-            places = patch_embeddings(encoder.model, pixels)[0]
-            grid = f"{places.shape[0]} x {places.shape[1]}"
-            maps = similarity_maps(places, torch.cat([texts[numbers], any_phrase]))
-            seen = VisibleRegion.of(encoder.how, *picture.size)
-            for place, number in enumerate(numbers):
+        for name in progress_iter(list(data.images), "computing similarity maps"):
+            image, numbers = data.open(name), phrases_of[name]
+            pixels = encoder.preprocess(image)[None].to(encoder.device, getattr(torch, encoder.precision))
+            patches = patch_embeddings(encoder.model, pixels)[0]
+            grid = f"{patches.shape[0]} x {patches.shape[1]}"
+            maps = similarity_maps(patches, torch.cat([texts[numbers], any_phrase]))
+            visible = VisibleRegion.of(encoder.preprocessing, *image.size)
+            for index, number in enumerate(numbers):
                 phrase = data.phrases[number]
-                box = phrase.within(*picture.size)
-                drawing = overlay_map(picture, upsample_map(maps[place]), seen, box) if names[number] in drawn else None
+                box = phrase.within(*image.size)
+                is_drawn = names[number] in with_map
+                overlay = thumbnail(overlay_map(image, upsample_map(maps[index]), visible, box)) if is_drawn else None
                 rows.append(
                     {
                         "item": names[number],
-                        **_item(phrase, box, maps[place], maps[-1], seen),
-                        "thumbnail": thumbnail(picture) if place == 0 and image in kept else None,
-                        "map": None if drawing is None else thumbnail(drawing),
+                        **_item(phrase, box, maps[index], maps[-1], visible),
+                        "thumbnail": thumbnail(image) if index == 0 and name in with_thumbnail else None,
+                        "map": overlay,
                     }
                 )
     return pd.DataFrame(rows), grid
 
 
-def _guessed(items: pd.DataFrame) -> dict[str, np.ndarray]:
+def _chance_columns(items: pd.DataFrame) -> dict[str, np.ndarray]:
     """Return the hits of a random patch, and the area of a random map."""
     return {"hit": items["chance"].to_numpy(), "auc": items["auc"].where(items["auc"].isna(), 0.5).to_numpy()}
 
 
 def _item(
-    phrase: Phrase, box: Box, found: torch.Tensor, any_phrase: torch.Tensor, seen: VisibleRegion
+    phrase: Phrase, box: Box, found: torch.Tensor, any_phrase: torch.Tensor, visible: VisibleRegion
 ) -> dict[str, Any]:
     """Return the columns of one phrase; ``found`` and ``any_phrase`` are (h, w) maps."""
-    inside = seen.inside(box, *found.shape)
-    points = seen.inside(box, MAP_SIZE, MAP_SIZE)
+    inside = visible.inside(box, *found.shape)
+    points = visible.inside(box, MAP_SIZE, MAP_SIZE)
     row, column = divmod(int(found.argmax()), found.shape[1])
-    x, y = (side[place] for side, place in zip(seen.middles(*found.shape), (column, row), strict=True))
+    x, y = (centers[index] for centers, index in zip(visible.centers(*found.shape), (column, row), strict=True))
     left, top, right, bottom = (round(100 * side) for side in box)
     hit = pointing_hit(found.cpu().numpy(), inside)
     return {

@@ -1,6 +1,6 @@
 """Ranks and recalls from embeddings, tile by tile, so that the full similarity matrix is never in memory.
 
-Letters: N images, M captions, D width, P matching pairs of an image and a caption.
+Letters: N images, M captions, D width, P matching image–caption pairs, Q queries.
 
 Recall at K is CLIP_benchmark's: the ratio of queries with a right answer among the K most similar ones; for an image
 any of its captions is right. Answers as similar as the right one (within ``TIE_TOLERANCE``) count as tied in random
@@ -49,12 +49,12 @@ class RetrievalRanks:
 
     def hit(self, k: int) -> np.ndarray:
         """(Q,) probability that a right answer is among the first ``k``, ties in random order."""
-        places = np.clip(k - self.above, 0, self.tied)
+        slots = np.clip(k - self.above, 0, self.tied)  # of the first k, filled from the tied answers
         miss = np.ones(len(self.above))
         wrong = self.tied - self.right
-        for drawn in range(int(places.max(initial=0))):
-            share = np.clip(wrong - drawn, 0, None) / np.maximum(self.tied - drawn, 1)
-            miss = np.where(drawn < places, miss * share, miss)
+        for draw in range(int(slots.max(initial=0))):
+            probability = np.clip(wrong - draw, 0, None) / np.maximum(self.tied - draw, 1)
+            miss = np.where(draw < slots, miss * probability, miss)
         return 1.0 - miss
 
     def expected(self) -> np.ndarray:
@@ -79,26 +79,27 @@ def compute_ranks(
     import torch
 
     right = torch.as_tensor(np.asarray(pairs), device=images.device)
-    alike = _similarity_of(images, captions, right)
+    similarities = _pair_similarities(images, captions, right)
     queries = [
-        _Queries.of(len(side), right[:, column], alike, images.device) for column, side in enumerate((images, captions))
+        _Queries.of(len(side), right[:, column], similarities, images.device)
+        for column, side in enumerate((images, captions))
     ]
-    mine, everyone = (0, 1) if processes is None else (processes.rank, processes.count)
-    with Progress("comparing images and captions", len(images) // everyone, "images") as progress:
-        for rows, columns in _tiles(len(images), len(captions), images.is_cuda, mine, everyone):
+    rank, count = (0, 1) if processes is None else (processes.rank, processes.count)
+    with Progress("comparing images and captions", len(images) // count, "images") as progress:
+        for rows, columns in _tiles(len(images), len(captions), images.is_cuda, rank, count):
             similarity = images[rows] @ captions[columns].T
             queries[0].count(similarity, rows, columns.start)
             queries[1].count(similarity.T, columns, rows.start)
             if columns.stop >= len(captions):
                 progress.advance(rows.stop - rows.start)
-    if everyone > 1:
+    if count > 1:
         for side in queries:
-            side.sum_up()
+            side.all_reduce()
     return queries[0].ranks(), queries[1].ranks()
 
 
-def _similarity_of(images: torch.Tensor, captions: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
-    """(P,) similarity of each right pair."""
+def _pair_similarities(images: torch.Tensor, captions: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+    """(P,) similarity of each matching pair."""
     import torch
 
     found = torch.empty(len(pairs), dtype=images.dtype, device=images.device)
@@ -113,13 +114,13 @@ def _similarity_of(images: torch.Tensor, captions: torch.Tensor, pairs: torch.Te
     return found
 
 
-def _tiles(pictures: int, captions: int, gpu: bool, mine: int, everyone: int) -> Iterator[tuple[slice, slice]]:
-    """The tiles of one process: every ``everyone``-th strip of images."""
+def _tiles(images: int, captions: int, gpu: bool, rank: int, count: int) -> Iterator[tuple[slice, slice]]:
+    """The tiles of one process: every ``count``-th strip of images."""
     height, width = _GPU_TILE if gpu else _TILE
-    for number, top in enumerate(range(0, pictures, height)):
-        if number % everyone != mine:
+    for number, top in enumerate(range(0, images, height)):
+        if number % count != rank:
             continue
-        rows = slice(top, min(top + height, pictures))
+        rows = slice(top, min(top + height, images))
         for left in range(0, captions, width):
             yield rows, slice(left, min(left + width, captions))
 
@@ -134,7 +135,7 @@ class _Queries:
         above: (Q,) answers above it so far.
         reached: (Q,) answers above it or tied with it so far.
         highest: (Q,) the highest similarity so far.
-        first: (Q,) where that was.
+        first: (Q,) the index of that answer.
     """
 
     best: torch.Tensor
@@ -145,23 +146,23 @@ class _Queries:
     first: torch.Tensor
 
     @staticmethod
-    def of(count: int, asked: torch.Tensor, alike: torch.Tensor, device: torch.device) -> _Queries:
+    def of(count: int, queries: torch.Tensor, similarities: torch.Tensor, device: torch.device) -> _Queries:
         """Counters before the first tile.
 
         Args:
             count: Q.
-            asked: (P,) the query of each matching pair.
-            alike: (P,) its similarity.
+            queries: (P,) the query of each matching pair.
+            similarities: (P,) its similarity.
             device: device of the counters.
         """
         import torch
 
-        lowest = torch.full((count,), -torch.inf, dtype=alike.dtype, device=device)
-        best = lowest.scatter_reduce(0, asked, alike, "amax")
+        lowest = torch.full((count,), -torch.inf, dtype=similarities.dtype, device=device)
+        best = lowest.scatter_reduce(0, queries, similarities, "amax")
         if not bool(best.isfinite().all()):
             raise ValueError(f"query {int(best.isfinite().logical_not().nonzero()[0])} has no right answer")
         none = torch.zeros(count, dtype=torch.int64, device=device)
-        right = none.scatter_add(0, asked, (alike >= best[asked] - TIE_TOLERANCE).long())
+        right = none.scatter_add(0, queries, (similarities >= best[queries] - TIE_TOLERANCE).long())
         return _Queries(best, right, none.clone(), none.clone(), lowest.clone(), none.clone())
 
     def count(self, similarity: torch.Tensor, mine: slice, start: int) -> None:
@@ -177,12 +178,12 @@ class _Queries:
         best = self.best[mine, None]
         self.above[mine] += _count(similarity > best + TIE_TOLERANCE)
         self.reached[mine] += _count(similarity >= best - TIE_TOLERANCE)
-        highest, place = similarity.max(dim=1)
+        highest, index = similarity.max(dim=1)
         better = highest > self.highest[mine]
         self.highest[mine] = torch.where(better, highest, self.highest[mine])
-        self.first[mine] = torch.where(better, place + start, self.first[mine])
+        self.first[mine] = torch.where(better, index + start, self.first[mine])
 
-    def sum_up(self) -> None:
+    def all_reduce(self) -> None:
         """Sum the counters over all processes."""
         import torch
         import torch.distributed as dist
@@ -199,7 +200,7 @@ class _Queries:
         """The ranks when all tiles are counted."""
         import torch
 
-        tied = torch.maximum(self.reached - self.above, self.right)  # rounding may lose the right one itself
+        tied = torch.maximum(self.reached - self.above, self.right)  # rounding may exclude the right answer itself
         return RetrievalRanks(*(found.cpu().numpy() for found in (self.above, tied, self.right, self.first)))
 
 

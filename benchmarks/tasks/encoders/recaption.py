@@ -1,6 +1,6 @@
 """Captions of an encoder's captioner for held-out images and their web captions, against the synthetic captions.
 
-Decoding is that of `clips caption`: all words in parallel if trained so, else greedy.
+Decoding is that of `clips caption`: all tokens in parallel if the captioner was trained so, otherwise greedy.
 """
 
 from __future__ import annotations
@@ -47,68 +47,68 @@ NO_CAPTIONER = "this encoder has no captioner (its recipe trains none)"
 
 @dataclass(frozen=True)
 class RecaptionSet:
-    """Samples of a training source that have an image and a synthetic caption.
+    """Samples of a training source with an image and a synthetic caption.
 
     Args:
         source: their data source.
-        numbers: (N,) indices of the samples in the source.
+        indices: (N,) indices of the samples in the source.
         names: (N,) readable sample names.
         web: (N,) web captions, some of which may be empty.
         synthetic: (N,) synthetic captions.
-        left_out: number of the source's samples without one or the other.
+        num_excluded: number of the source's samples without one or the other.
         hash: SHA-256 of images and captions.
     """
 
     source: Source
-    numbers: Sequence[int]
+    indices: Sequence[int]
     names: Sequence[str]
     web: Sequence[str]
     synthetic: Sequence[str]
-    left_out: int
+    num_excluded: int
     hash: str
 
     def open(self, index: int) -> Image:
-        """Image ``index`` of the N as RGB. Raises UserError naming one that is broken."""
+        """Image ``index`` of the N as RGB. Raises UserError if it is broken."""
         from clips.data.images import BadImageError, decode_image
 
         try:
-            return decode_image(self.source.read(self.numbers[index], _drawer(self.numbers[index])).image)
+            return decode_image(self.source.read(self.indices[index], _rng(self.indices[index])).image)
         except BadImageError as error:
             raise UserError(f"image {self.names[index]}: {error}") from None
 
 
-def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
-    """Compute CIDEr, BLEU and ROUGE-L of the captioner's captions. The first of several processes does it all."""
-    if not row.processes.is_main:
+def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
+    """Compute CIDEr, BLEU and ROUGE-L of the captioner's captions, on rank 0 only."""
+    if not model.processes.is_main:
         return None
     from benchmarks.tasks.encoders.embedding import encoder_settings
 
     samples = _samples(config)
-    stated = {
-        "task": "recaptioning: picture and web caption → synthetic caption",
+    protocol = {
+        "task": "recaptioning: image and web caption → synthetic caption",
         "benchmark": config.name,
         "data_hash": samples.hash,
-        "pictures": len(samples.numbers),
-        "left_out": samples.left_out,
-        **full_size_entry(len(samples.numbers) + samples.left_out, len(samples.source)),
-        "reference": "one, the whole synthetic caption",
-        "decoding": "the likeliest word each time",
+        "images": len(samples.indices),
+        "excluded": samples.num_excluded,
+        **full_size_entry(len(samples.indices) + samples.num_excluded, len(samples.source)),
+        "reference": "one, the full synthetic caption",
+        "decoding": "most probable token at each position",
         "scorer": f"pycocoevalcap {version('pycocoevalcap')}",
         "caption_tokenizer": tokenizer_name(),
-        **row.encoder.how,
-        **encoder_settings(row.encoder),
+        **model.encoder.preprocessing,
+        **encoder_settings(model.encoder),
     }
-    written = _written(row, samples)
-    if written is None:
+    captions = _generate(model, samples)
+    if captions is None:
         absent = dict.fromkeys(METRICS, NO_CAPTIONER)
         return Evaluation(
-            metrics={}, primary=PRIMARY, missing_metrics=absent, protocol=stated, items=_items(samples, None)
+            metrics={}, primary=PRIMARY, missing_metrics=absent, protocol=protocol, items=_items(samples, None)
         )
-    items = _items(samples, written)
+    items = _items(samples, captions)
     return Evaluation(
         metrics={name: compute_metric(items, spec) for name, spec in METRICS.items()},
         primary=PRIMARY,
-        protocol=stated,
+        protocol=protocol,
         items=items,
     )
 
@@ -139,60 +139,59 @@ def _read(config: SourceConfig, limit: int | None, _stamp: object) -> RecaptionS
 
     source = open_source(config)
     digest = hashlib.sha256()
-    numbers, web, synthetic, left_out = list[int](), list[str](), list[str](), 0
+    indices, web, synthetic, num_excluded = list[int](), list[str](), list[str](), 0
     for number in range(len(source)):
-        if limit is not None and len(numbers) == limit:
+        if limit is not None and len(indices) == limit:
             break
         try:
-            sample = source.read(number, _drawer(number))
+            sample = source.read(number, _rng(number))
         except BadSampleError:
-            left_out += 1
+            num_excluded += 1
             continue
         if not sample.web or not sample.synthetic.strip():
-            left_out += 1
+            num_excluded += 1
             continue
         image = hashlib.sha256(sample.image).hexdigest()
         digest.update(json.dumps([image, sample.web, sample.synthetic], ensure_ascii=False).encode())
-        numbers.append(number)
+        indices.append(number)
         web.append(sample.web)
         synthetic.append(sample.synthetic)
-    if not numbers:
+    if not indices:
         raise UserError(f"{config.path}: expected samples with a synthetic caption under '{config.synthetic_caption}'")
-    names = [source.name(number) for number in numbers]
-    return RecaptionSet(source, numbers, names, web, synthetic, left_out, digest.hexdigest())
+    names = [source.name(number) for number in indices]
+    return RecaptionSet(source, indices, names, web, synthetic, num_excluded, digest.hexdigest())
 
 
-def _drawer(number: int) -> np.random.Generator:
-    """A random generator that always makes the same choice."""
+def _rng(number: int) -> np.random.Generator:
     return np.random.default_rng([0, number])
 
 
-def _written(row: EvalModel, samples: RecaptionSet) -> list[str] | None:
+def _generate(model: EvalModel, samples: RecaptionSet) -> list[str] | None:
     """Return the captioner's captions; None if there is no captioner."""
     from clips.encoder import load_captioner
     from clips.model.generation import generate_batch
     from clips.model.tokenizer import ClipsTokenizer
 
-    directory = row.path("encoder")
+    directory = model.path("encoder")
     if not (Path(directory) / CAPTIONER_WEIGHTS).is_file():
         return None
     import torch
 
     from clips.model import towers
 
-    encoder, captioner, words = row.encoder, load_captioner(directory), ClipsTokenizer()
+    encoder, captioner, tokenizer = model.encoder, load_captioner(directory), ClipsTokenizer()
     captioner = captioner.to(encoder.device)
     dtype = getattr(torch, encoder.precision)
     found = []
     with torch.inference_mode():
-        for batch in progress_iter(list(_batches(len(samples.numbers), row.config.batch_size)), "writing captions"):
+        for batch in progress_iter(list(_batches(len(samples.indices), model.config.batch_size)), "writing captions"):
             pixels = torch.stack([encoder.preprocess(samples.open(index)) for index in batch])
             image = towers.encode_image(encoder.model, pixels.to(encoder.device, dtype))[1].float()
             text = None
             if captioner.text_projection is not None:
                 tokens = encoder.tokenizer([samples.web[index] for index in batch]).to(encoder.device)
                 text = towers.encode_text(encoder.model, tokens)[1].float()
-            found += [words.decode(tokens) for tokens in generate_batch(captioner, image, text)]
+            found += [tokenizer.decode(tokens) for tokens in generate_batch(captioner, image, text)]
     return found
 
 
@@ -200,14 +199,14 @@ def _batches(count: int, size: int) -> Iterator[range]:
     return (range(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def _items(samples: RecaptionSet, written: Sequence[str] | None) -> pd.DataFrame:
+def _items(samples: RecaptionSet, captions: Sequence[str] | None) -> pd.DataFrame:
     import pandas as pd
 
     names, count = list(samples.names), len(samples.names)
     columns = {}
-    if written is not None:
-        own = score_captions([[text] for text in samples.synthetic], written)
-        others = score_captions([[text] for text in np.roll(samples.synthetic, -1)], written)
+    if captions is not None:
+        own = score_captions([[text] for text in samples.synthetic], captions)
+        others = score_captions([[text] for text in np.roll(samples.synthetic, -1)], captions)
         columns = dict(caption_columns(range(count), own))
         columns["cider_of_others"] = np.array([others.cider[number] for number in range(count)])
     return pd.DataFrame(
@@ -217,7 +216,7 @@ def _items(samples: RecaptionSet, written: Sequence[str] | None) -> pd.DataFrame
             "direction": "",
             "category": "",
             "question": "",
-            "prediction": "" if written is None else written,
+            "prediction": "" if captions is None else captions,
             "target": list(samples.synthetic),
             "score": columns.get("cider", np.full(count, np.nan)),
             "thumbnail": thumbnails(names, samples.open),

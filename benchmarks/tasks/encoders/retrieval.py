@@ -52,20 +52,20 @@ METRICS: dict[str, MetricSpec] = {
 }
 
 
-def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
+def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Compute recall at 1, 5 and 10, median rank and means, of a model's encoder."""
     from benchmarks.tasks.encoders.cached_embeddings import image_embeddings, text_embeddings
     from benchmarks.tasks.encoders.embedding import encoder_settings
 
     captions = load_benchmark_captions(config)
-    images = image_embeddings(row, captions.open, captions.images, captions.images_hash)
-    texts = text_embeddings(row, captions.texts)
-    items = items_of(captions, compute_ranks(images, texts, captions.pairs, row.processes))
-    blind = {CHANCE: hit_columns(chance_ranks(captions))}
+    images = image_embeddings(model, captions.open, captions.images, captions.images_hash)
+    texts = text_embeddings(model, captions.texts)
+    items = items_of(captions, compute_ranks(images, texts, captions.pairs, model.processes))
+    baselines = {CHANCE: hit_columns(chance_ranks(captions))}
     return Evaluation(
-        metrics={name: compute_metric(items, spec, blind=blind) for name, spec in METRICS.items()},
+        metrics={name: compute_metric(items, spec, baselines=baselines) for name, spec in METRICS.items()},
         primary=PRIMARY,
-        protocol=retrieval_protocol(captions, config) | row.encoder.how | encoder_settings(row.encoder),
+        protocol=retrieval_protocol(captions, config) | model.encoder.preprocessing | encoder_settings(model.encoder),
         items=with_top_results(items, captions, images, texts),
     )
 
@@ -82,10 +82,10 @@ def retrieval_protocol(captions: CaptionSet, config: BenchmarkConfig) -> Entries
         "benchmark": config.name,
         "data_hash": captions.hash,
         "split": captions.split,
-        "pictures": len(captions.images),
+        "images": len(captions.images),
         "captions": len(captions.texts),
-        "captions_per_picture": captions_per_image_range(captions),
-        "caption_text": "as given, casing and punctuation kept; no prompt around it",
+        "captions_per_image": captions_per_image_range(captions),
+        "caption_text": "unchanged, without a prompt",
         "similarity": "cosine",
         "hit": "any right answer among the first K",
         "ties": f"expected value over random order of answers within {TIE_TOLERANCE}",
@@ -93,7 +93,7 @@ def retrieval_protocol(captions: CaptionSet, config: BenchmarkConfig) -> Entries
         **full_size_entry(len(captions.images), captions.available),
     }
     if captions.shared:
-        stated["pictures_per_caption"] = _span(np.bincount(captions.pairs[:, 1]).tolist())
+        stated["images_per_caption"] = _span(np.bincount(captions.pairs[:, 1]).tolist())
     if config.language is not None:
         stated["language"] = config.language
     return stated
@@ -115,8 +115,7 @@ def items_of(
 
     Args:
         captions: the data.
-        found: image → caption and caption → image. A caption of several images belongs to the first of them, the
-            cluster of the confidence intervals.
+        found: image → caption and caption → image. A caption of several images belongs to the cluster of the first.
         with_thumbnails: whether to add thumbnails.
     """
     import pandas as pd
@@ -138,16 +137,16 @@ def items_of(
     )
     owner = captions.first_image_of_caption
     _, start = np.unique(owner, return_index=True)
-    place = np.arange(len(owner)) - np.repeat(start, np.diff([*start, len(owner)]))
+    position = np.arange(len(owner)) - np.repeat(start, np.diff([*start, len(owner)]))
     by_caption = pd.DataFrame(
         {
-            "item": [f"t2i/{images[image]}#{number}" for image, number in zip(owner, place, strict=True)],
+            "item": [f"t2i/{images[image]}#{number}" for image, number in zip(owner, position, strict=True)],
             "image": [images[image] for image in owner],
             "direction": "t2i",
             "category": "",
             "question": texts,
             "prediction": [images[index] for index in to_images.first],
-            "target": _right_images(captions),
+            "target": _matching_images(captions),
             "score": to_images.hit(1),
             "thumbnail": None,
         }
@@ -178,7 +177,7 @@ def chance_ranks(captions: CaptionSet) -> tuple[RetrievalRanks, RetrievalRanks]:
     return sides[0], sides[1]
 
 
-def _right_images(captions: CaptionSet) -> list[str]:
+def _matching_images(captions: CaptionSet) -> list[str]:
     names: list[list[str]] = [[] for _ in captions.texts]
     for image, caption in captions.pairs:
         names[caption].append(captions.images[image])

@@ -12,7 +12,7 @@ from pathlib import Path
 from clips.core.artifact import atomic_write, log_info
 from clips.errors import UserError
 
-_LARGEST = 1024
+_MAX_SIDE = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class SimilarityMapConfig:
 
     def __post_init__(self) -> None:
         if not self.phrase.strip():
-            raise UserError("phrase: expected some words, got none")
+            raise UserError("phrase: expected text, got none")
         if Path(self.output).suffix.lower() != ".png":
             raise UserError(f"output: expected a name that ends in .png, got '{self.output}'")
 
@@ -61,17 +61,17 @@ def run_similarity_map(config: SimilarityMapConfig) -> None:
 
     encoder = load_dual_encoder(str(resolve_open_clip_dir(config.encoder)), "cpu", "auto")
     with torch.inference_mode():
-        places = patch_embeddings(encoder.model, encoder.preprocess(image)[None])[0]
-        found = similarity_maps(places, embed_texts(encoder, [config.phrase], 1))[0]
-    seen = VisibleRegion.of(encoder.how, *image.size)
+        patches = patch_embeddings(encoder.model, encoder.preprocess(image)[None])[0]
+        found = similarity_maps(patches, embed_texts(encoder, [config.phrase], 1))[0]
+    visible = VisibleRegion.of(encoder.preprocessing, *image.size)
     row, column = divmod(int(found.argmax()), found.shape[1])
-    x, y = (side[place] for side, place in zip(seen.middles(*found.shape), (column, row), strict=True))
-    image.thumbnail((_LARGEST, _LARGEST))
+    x, y = (centers[index] for centers, index in zip(visible.centers(*found.shape), (column, row), strict=True))
+    image.thumbnail((_MAX_SIDE, _MAX_SIDE))
     stream = io.BytesIO()
-    overlay_map(image, upsample_map(found), seen).save(stream, "PNG")
+    overlay_map(image, upsample_map(found), visible).save(stream, "PNG")
     atomic_write(Path(config.output), stream.getvalue())
     rows, columns = found.shape
     log_info(
         f"{config.output}: brightest {100 * x:.0f} % from the left, {100 * y:.0f} % from the top; "
-        f"similarity {float(found.min()):.3f} to {float(found.max()):.3f} over {rows} x {columns} places"
+        f"similarity {float(found.min()):.3f} to {float(found.max()):.3f} over {rows} x {columns} patches"
     )

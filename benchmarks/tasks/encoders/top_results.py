@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
-QUERIES_PER_DIRECTION = 24  # per direction, each about another image
+QUERIES_PER_DIRECTION = 24  # each about another image
 TOP_K = 5
 _LONGEST_CAPTION = 1000
 
@@ -33,11 +33,11 @@ def with_top_results(
 ) -> pd.DataFrame:
     """Add a column ``found`` and the thumbnails of all images in it to the items of a retrieval.
 
-    ``found`` is JSON, the most similar answers first: ``[{"answer": …, "similarity": 0.31, "right": true}, …]``, an
-    answer is an image's reference or a caption; null for queries that were not chosen.
+    ``found`` is JSON, the most similar answers first: ``[{"answer": …, "similarity": 0.31, "right": true}, …]``. An
+    answer is an image's reference or a caption. Other queries have null.
 
     Args:
-        items: one row per image, then one row per caption, as `retrieval.items_of` makes them.
+        items: one row per image, then one row per caption, from `retrieval.items_of`.
         captions: the data.
         images: (N, D) unit vectors of its images.
         texts: (M, D) unit vectors of its captions.
@@ -49,22 +49,22 @@ def with_top_results(
     number_of = {name: number for number, name in enumerate(captions.images)}
     for direction, side, answers, offset in (("i2t", images, texts, 0), ("t2i", texts, images, len(captions.images))):
         names = items.loc[items["direction"] == direction, "item"]
-        places = dict(zip(names, names.index, strict=True))
+        row_of = dict(zip(names, names.index, strict=True))
         for name in first_per_image(hash_order(names), image_of, most):
-            query = places[name] - offset
+            query = row_of[name] - offset
             similarity, found = (answers @ side[query]).topk(min(TOP_K, len(answers)))
-            column[places[name]] = _as_json(captions, direction, query, found.tolist(), similarity.tolist())
+            column[row_of[name]] = _as_json(captions, direction, query, found.tolist(), similarity.tolist())
             shown |= {number_of[image_of[name]], *(found.tolist() if direction == "t2i" else [])}
-    pictures = [
+    images_shown = [
         thumbnail(captions.open(number)) if number in shown and known is None else known
         for number, known in enumerate(items["thumbnail"])
     ]
-    return items.assign(found=column, thumbnail=pictures)
+    return items.assign(found=column, thumbnail=images_shown)
 
 
 def _as_json(captions: CaptionSet, direction: str, query: int, found: list[int], similarity: list[float]) -> str:
-    asked, answered = (0, 1) if direction == "i2t" else (1, 0)
-    right = set(captions.pairs[captions.pairs[:, asked] == query, answered].tolist())
+    query_side, answer_side = (0, 1) if direction == "i2t" else (1, 0)
+    right = set(captions.pairs[captions.pairs[:, query_side] == query, answer_side].tolist())
     texts = captions.texts if direction == "i2t" else captions.images
     return json.dumps(
         [

@@ -1,4 +1,4 @@
-"""The prompts of a class, and the vector built from them."""
+"""The prompts of a class and its embedding."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 TEMPLATE_SETS = {"openai_imagenet": "OPENAI_IMAGENET_TEMPLATES", "simple": "SIMPLE_IMAGENET_TEMPLATES"}
-"""Name in a config → open_clip's list: CLIP's 80 for ImageNet, and the seven that its authors found equally good."""
-_PLACES = ("{}", "{c}")
+"""Config value → open_clip's list: CLIP's 80 templates for ImageNet, and the seven that its authors found as good."""
+_SLOTS = ("{}", "{c}")
 
 
 def check_templates(templates: str | Sequence[str], field: str) -> None:
@@ -25,10 +25,10 @@ def check_templates(templates: str | Sequence[str], field: str) -> None:
     if isinstance(templates, str) and templates not in TEMPLATE_SETS:
         raise unknown_name_error(templates, TEMPLATE_SETS, f"set of {field}, or a list of strings,")
     for template in [] if isinstance(templates, str) else templates:
-        if not any(place in template for place in _PLACES):
+        if not any(slot in template for slot in _SLOTS):
             raise UserError(f"{field}: expected {{}} where the class goes, got '{template:.80}'")
     if not templates:
-        raise UserError(f"{field}: expected at least one text")
+        raise UserError(f"{field}: expected at least one string")
 
 
 def class_prompts(templates: str | Sequence[str], name: str) -> list[str]:

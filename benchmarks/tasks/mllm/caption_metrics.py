@@ -1,10 +1,9 @@
-"""Faster replacements of the caption scorers that lmms-eval calls: the same numbers, per image, and without Java if it
-is missing.
+"""Faster caption scorers for lmms-eval: the same numbers, also per image, and mostly without Java.
 
 lmms-eval's NoCaps scorer starts two Java programs for each of its seven metrics. Inside ``patched_caption_scorers()``
-every caption is tokenized once by the same Java program, METEOR's program starts only for METEOR, and the scores that
-pycocoevalcap computes for each image are collected. Without Java the captions are tokenized in Python
-(``_python_tokens``, which the protocol states); METEOR is then unavailable.
+the same Java program tokenizes every caption once, METEOR's program starts only for METEOR, and pycocoevalcap's scores
+of each image are collected. Without Java, tokenization is in Python (``_python_tokens``; the protocol states it), and
+METEOR is unavailable.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ _BRACKETS = {"(": " -lrb- ", ")": " -rrb- ", "[": " -lsb- ", "]": " -rsb- ", "{"
 
 @dataclass
 class ImageCaptionScores:
-    """What each image contributes, by its id.
+    """Scores of each image, by its id.
 
     Args:
-        cider: CIDEr of the image; the corpus's is their mean.
-        rouge: ROUGE-L of the image; the corpus's is their mean.
+        cider: CIDEr of the image; the corpus has their mean.
+        rouge: ROUGE-L of the image; the corpus has their mean.
         bleu: n-gram counts of the image: matched 1–4, possible 1–4, length, reference length.
     """
 
@@ -53,13 +52,13 @@ def is_java_available() -> bool:
 
 
 def tokenizer_name() -> str:
-    """Which tokenizer the captions go through, for the protocol."""
+    """Name of the caption tokenizer, for the protocol."""
     return "PTBTokenizer (Stanford, Java)" if is_java_available() else "PTBTokenizer imitated in Python (no Java)"
 
 
 @contextlib.contextmanager
 def patched_caption_scorers() -> Iterator[ImageCaptionScores]:
-    """Within the block, pycocoevalcap works as the module docstring describes; yields the scores of each image."""
+    """Patch pycocoevalcap as the module docstring describes; yields the scores of each image."""
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.bleu.bleu_scorer import BleuScorer
     from pycocoevalcap.cider.cider import Cider
@@ -70,13 +69,13 @@ def patched_caption_scorers() -> Iterator[ImageCaptionScores]:
     scores = ImageCaptionScores()
     with contextlib.ExitStack() as stack:
         for owner, name, replacement in (
-            (PTBTokenizer, "tokenize", _tokenizing({})),
-            (Meteor, "__init__", _idle),
-            (Meteor, "compute_score", _started(Meteor.__init__, Meteor.compute_score)),
-            (Cider, "compute_score", _keeping(Cider.compute_score, scores.cider)),
-            (Rouge, "compute_score", _keeping(Rouge.compute_score, scores.rouge)),
-            (Bleu, "compute_score", _counting(Bleu.compute_score, scores.bleu)),
-            (BleuScorer, "compute_score", _exposing(BleuScorer.compute_score)),
+            (PTBTokenizer, "tokenize", _cached_tokenize({})),
+            (Meteor, "__init__", _init_meteor_lazily),
+            (Meteor, "compute_score", _start_before(Meteor.__init__, Meteor.compute_score)),
+            (Cider, "compute_score", _collect_scores(Cider.compute_score, scores.cider)),
+            (Rouge, "compute_score", _collect_scores(Rouge.compute_score, scores.rouge)),
+            (Bleu, "compute_score", _collect_counts(Bleu.compute_score, scores.bleu)),
+            (BleuScorer, "compute_score", _expose_counts(BleuScorer.compute_score)),
         ):
             stack.enter_context(mock.patch.object(owner, name, replacement))
         yield scores
@@ -103,7 +102,7 @@ def score_captions(references: Sequence[Sequence[str]], captions: Sequence[str])
     return scores
 
 
-def _tokenizing(known: dict[str, str]) -> Any:
+def _cached_tokenize(known: dict[str, str]) -> Any:
     from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
 
     def tokenize(self: Any, captions_for_image: dict[Any, list[dict[str, str]]]) -> dict[Any, list[str]]:
@@ -120,8 +119,8 @@ def ptb_tokenize(lines: Sequence[str]) -> list[str]:
     """Each line lower-cased and split into Penn Treebank tokens joined by spaces, punctuation included."""
     if not lines:
         return []
-    whole = [_LINE_BREAKS.sub(" ", line) for line in lines]
-    return _java_tokens(whole) if is_java_available() else [_python_tokens(line) for line in whole]
+    clean = [_LINE_BREAKS.sub(" ", line) for line in lines]
+    return _java_tokens(clean) if is_java_available() else [_python_tokens(line) for line in clean]
 
 
 def _java_tokens(lines: Sequence[str]) -> list[str]:
@@ -137,12 +136,12 @@ def _java_tokens(lines: Sequence[str]) -> list[str]:
         )
     found = done.stdout.split("\n")
     if len(found) < len(lines):
-        raise RuntimeError(f"the caption tokenizer gave {len(found)} lines for {len(lines)} captions")
+        raise RuntimeError(f"the caption tokenizer returned {len(found)} lines for {len(lines)} captions")
     return found[: len(lines)]
 
 
 def _python_tokens(line: str) -> str:
-    """NLTK's Treebank rules with Stanford's habits where captions meet them: brackets, full stops inside a line."""
+    """NLTK's Treebank rules with Stanford's for brackets and full stops inside a line."""
     from nltk.tokenize import NLTKWordTokenizer
 
     text = re.sub(r"(?<![.A-Z\d])\.(?=\s|$)", " .", re.sub(r"\.{2,}", " ... ", line))
@@ -150,14 +149,14 @@ def _python_tokens(line: str) -> str:
     return re.sub(r"[()\[\]{}]", lambda bracket: _BRACKETS[bracket[0]], tokens).replace("  ", " ").strip()
 
 
-def _idle(self: Any) -> None:
-    """METEOR that starts its Java program only when a score is requested."""
+def _init_meteor_lazily(self: Any) -> None:
+    """Replacement of METEOR's constructor, which starts the Java program."""
     stream = SimpleNamespace(close=lambda: None)
     self.lock = threading.Lock()
     self.meteor_p = SimpleNamespace(stdin=stream, kill=lambda: None, wait=lambda: None)
 
 
-def _started(start: Any, compute: Any) -> Any:
+def _start_before(start: Any, compute: Any) -> Any:
     def compute_score(self: Any, gts: Any, res: Any) -> tuple[float, list[float]]:
         start(self)
         return compute(self, gts, res)
@@ -165,29 +164,29 @@ def _started(start: Any, compute: Any) -> Any:
     return compute_score
 
 
-def _keeping(compute: Any, kept: dict[int, float]) -> Any:
+def _collect_scores(compute: Any, collected: dict[int, float]) -> Any:
     def compute_score(self: Any, gts: Any, res: Any) -> Any:
         score, scores = compute(self, gts, res)
-        kept.update(zip(map(int, gts), map(float, scores), strict=True))
+        collected.update(zip(map(int, gts), map(float, scores), strict=True))
         return score, scores
 
     return compute_score
 
 
-def _counting(compute: Any, kept: dict[int, list[float]]) -> Any:
+def _collect_counts(compute: Any, collected: dict[int, list[float]]) -> Any:
     def compute_score(self: Any, gts: Any, res: Any, verbose: int = 0) -> Any:
         _exposed.clear()
         result = compute(self, gts, res, verbose)
-        kept.update(zip(map(int, gts), _exposed, strict=True))
+        collected.update(zip(map(int, gts), _exposed, strict=True))
         return result
 
     return compute_score
 
 
-_exposed: list[list[float]] = []  # the counts of the corpus that BLEU scored last, in its order
+_exposed: list[list[float]] = []  # counts of the last corpus that BLEU scored, in its order
 
 
-def _exposing(compute: Any) -> Any:
+def _expose_counts(compute: Any) -> Any:
     def compute_score(self: Any, option: Any = None, verbose: int = 0) -> Any:
         for counts in self.ctest:
             length = self._single_reflen(counts["reflen"], option, counts["testlen"])

@@ -1,7 +1,7 @@
-"""Item columns of the trivial baselines: answers that ignore the image.
+"""Item columns of the trivial baselines, which ignore the image.
 
-``chance`` chooses every option with equal probability; for a question without options no guess is right. ``always yes``
-answers yes. Tasks with free-form answers have neither.
+``chance`` selects an option uniformly; without options no guess is right. ``always yes`` answers yes. Tasks with
+free-form answers have neither.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ def chance_over_options(
 
     Args:
         count: a question of the dataset → its number of options; 0 if it has none.
-        columns: the columns that hold 1 where the answer is right.
+        columns: the columns with 1 for a right answer.
     """
 
-    def guessed(samples: Sequence[Sample]) -> ChanceLevels:
+    def baseline(samples: Sequence[Sample]) -> ChanceLevels:
         options = np.array([count(sample["doc"]) for sample in samples], float)
         right = np.divide(1.0, options, out=np.zeros(len(options)), where=options > 0)
         return {CHANCE: dict.fromkeys(columns, right)}
 
-    return guessed
+    return baseline
 
 
 def count_listed_options(column: str) -> Callable[[Mapping[str, Any]], int]:
@@ -79,11 +79,11 @@ def pope_chance(samples: Sequence[Sample]) -> ChanceLevels:
 def pope_kinds(samples: Sequence[Sample], **columns: np.ndarray) -> dict[str, np.ndarray]:
     """Columns per POPE category, NaN outside it, and ``kind`` if the data have all three."""
     kinds = np.array([str(sample.get("doc", {}).get("category")) for sample in samples])
-    there = [kind for kind in POPE_KINDS if kind in kinds]
+    present = [kind for kind in POPE_KINDS if kind in kinds]
     parts = {f"{name}_{kind}": np.where(kinds == kind, values, np.nan)
-             for name, values in columns.items() for kind in there}  # fmt: skip
-    whole = len(there) == len(POPE_KINDS) and set(kinds) == set(there)
-    return parts | ({"kind": kinds.astype(object)} if whole else {})
+             for name, values in columns.items() for kind in present}  # fmt: skip
+    is_complete = len(present) == len(POPE_KINDS) and set(kinds) == set(present)
+    return parts | ({"kind": kinds.astype(object)} if is_complete else {})
 
 
 def mme_chance(samples: Sequence[Sample]) -> ChanceLevels:
@@ -93,7 +93,7 @@ def mme_chance(samples: Sequence[Sample]) -> ChanceLevels:
 
 
 def mme_columns(samples: Sequence[Sample], right: np.ndarray) -> dict[str, np.ndarray]:
-    """MME's item columns: a pair's points (accuracy plus 100 for both right) are at its first question.
+    """MME's item columns; a pair's points (accuracy plus 100 for two right answers) are at its first question.
 
     Args:
         samples: lmms-eval's logged samples.
@@ -106,8 +106,9 @@ def mme_columns(samples: Sequence[Sample], right: np.ndarray) -> dict[str, np.nd
         pairs.setdefault((answer["category"], answer["question_id"]), []).append(index)
     for members in pairs.values():
         part = "perception" if "mme_perception_score" in samples[members[0]] else "cognition"
-        of_number = reduce(np.convolve, ([1 - each, each] for each in right[members]), np.ones(1))  # how many are right
-        both = of_number[2] if len(of_number) > 2 else 0.0
+        # probabilities of 0, 1, 2, … right answers
+        num_right = reduce(np.convolve, ([1 - each, each] for each in right[members]), np.ones(1))
+        both = num_right[2] if len(num_right) > 2 else 0.0
         columns[part][members[0]] = 100.0 * right[members].mean() + 100.0 * both
     return columns | {"correct": right, "points": np.fmax(columns["perception"], columns["cognition"])}
 

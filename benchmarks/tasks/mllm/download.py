@@ -1,10 +1,10 @@
 """Download the data of MLLM benchmarks from the Hub, for use on a machine without network.
 
-    clips-bench download pope,gqa --output data            # where there is a network; then copy the directory
+    clips-bench download pope,gqa --output data            # with network access; then copy the directory
     clips-bench run … --benchmarks '[{name: pope, data: data}]'
 
-It downloads the files of the configuration that the task reads, at one commit, which it records: the same command
-resumes an interrupted download, and downloads damaged files again, from that commit.
+It downloads the files of the configuration that the task reads, at one recorded commit. The same command resumes an
+interrupted download and replaces damaged files, from that commit.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from clips.errors import UserError, error_reason
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadConfig:
-    """Bring the data of MLLM benchmarks from the Hugging Face hub.
+    """Download the data of MLLM benchmarks from the Hugging Face Hub.
 
     Args:
-        tasks: names of benchmarks (`clips-bench list`) or of lmms-eval's tasks, several joined by commas.
-        output: the directory to fill, later the benchmarks' ``data``.
-        update: take the newest commit where an earlier fetch recorded one.
+        tasks: names of benchmarks (`clips-bench list`) or of lmms-eval's tasks, comma-separated.
+        output: the directory to write, later the benchmarks' ``data``.
+        update: use the newest commit instead of the recorded one.
     """
 
     tasks: str
@@ -46,30 +46,30 @@ def run_download(config: DownloadConfig) -> None:
     """Download the data of the tasks.
 
     Raises:
-        UserError: an unknown task, a task whose definition names no Hub dataset, the Hub cannot be reached, the disk is
-            full, a file arrives damaged.
+        UserError: an unknown task, a task whose definition names no Hub dataset, an unreachable Hub, a full disk, a
+            damaged file.
     """
-    wanted: dict[str, list[Benchmark]] = {}
+    datasets: dict[str, list[Benchmark]] = {}
     for task in filter(None, (name.strip() for name in config.tasks.split(","))):
         entry = get_benchmark(task)
         if not entry.dataset:
-            raise UserError(f"tasks: '{task}' names no dataset on the Hub (expected a task of lmms-eval's that does)")
-        wanted.setdefault(entry.dataset, []).append(entry)
-    if not wanted:
+            raise UserError(f"tasks: '{task}' names no dataset on the Hub (expected an lmms-eval task that does)")
+        datasets.setdefault(entry.dataset, []).append(entry)
+    if not datasets:
         raise UserError("tasks: expected at least one")
     root = Path(config.output)
     with write_errors_as_user_errors(root):
         root.mkdir(parents=True, exist_ok=True)
-    for name, entries in wanted.items():
-        _fetch(root, name, entries, update=config.update)
+    for name, entries in datasets.items():
+        _download_dataset(root, name, entries, update=config.update)
 
 
-def _fetch(root: Path, name: str, entries: Sequence[Benchmark], *, update: bool) -> None:
+def _download_dataset(root: Path, name: str, entries: Sequence[Benchmark], *, update: bool) -> None:
     record = read_record(root)
     known = record.get(name, {"revision": None, "files": {}})
-    info = _described(name, None if update else known["revision"])
-    same = info.sha == known["revision"]
-    if same:
+    info = _dataset_info(name, None if update else known["revision"])
+    same_revision = info.sha == known["revision"]
+    if same_revision:
         for path in changed_files(root, name, known["files"]):
             _forget(root / name, path)
     card = _download(name, info.sha, root / name, ["README.md"]) / "README.md"
@@ -80,14 +80,16 @@ def _fetch(root: Path, name: str, entries: Sequence[Benchmark], *, update: bool)
     size = sum(files[file].size or 0 for file in missing)
     if size > (free := shutil.disk_usage(root).free):
         raise UserError(f"{root}: {name} needs {size / 1e9:.1f} GB more, {free / 1e9:.1f} GB are free")
-    log_info(f"{name}: {len(files)} files at {info.sha[:12]}, {len(missing)} to fetch ({size / 1e6:,.0f} MB)")
+    log_info(f"{name}: {len(files)} files at {info.sha[:12]}, {len(missing)} to download ({size / 1e6:,.0f} MB)")
     _download(name, info.sha, root / name, sorted(files))
-    hashes = {file: _checked(root / name, file, files[file]) for file in sorted(files)}
-    write_record(root, record | {name: {"revision": info.sha, "files": (known["files"] if same else {}) | hashes}})
+    hashes = {file: _checked_hash(root / name, file, files[file]) for file in sorted(files)}
+    write_record(
+        root, record | {name: {"revision": info.sha, "files": (known["files"] if same_revision else {}) | hashes}}
+    )
 
 
-def _described(name: str, revision: str | None) -> Any:
-    """The Hub's description of a dataset at a commit: its files with their sizes and hashes."""
+def _dataset_info(name: str, revision: str | None) -> Any:
+    """The Hub's record of a dataset at a commit: its files with sizes and hashes."""
     from huggingface_hub import HfApi
 
     try:
@@ -111,12 +113,12 @@ def _download(name: str, revision: str, folder: Path, files: Sequence[str]) -> P
 
 
 def _literal(name: str) -> str:
-    """A pattern that matches this name alone."""
+    """A glob pattern that matches only this name."""
     return "".join(f"[{character}]" if character in "*?[" else character for character in name)
 
 
 def _patterns(card: Path, names: set[str | None]) -> list[str]:
-    """Patterns of the files of some configurations, as the dataset's card lists them; of all files where it does not.
+    """Patterns of the files of some configurations, as the dataset's card lists them, or else of all files.
 
     The card is YAML between two lines of dashes, ``configs: [{config_name, data_files: [{split, path}]}]``.
     """
@@ -136,7 +138,7 @@ def _patterns(card: Path, names: set[str | None]) -> list[str]:
 
 
 def _paths(data_files: Any) -> list[str]:
-    """The paths in any of the forms that the Hub allows for ``data_files``."""
+    """The paths in any of the Hub's formats of ``data_files``."""
     if isinstance(data_files, str):
         return [data_files]
     if isinstance(data_files, Mapping):
@@ -148,23 +150,23 @@ def _matches(file: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(file, pattern) for pattern in patterns)
 
 
-def _checked(folder: Path, file: str, described: Any) -> str:
+def _checked_hash(folder: Path, file: str, info: Any) -> str:
     """SHA-256 of a downloaded file, which must match the Hub's."""
     path = folder / file
     found = file_hash(path)
-    if described.lfs is not None:
-        whole = found == described.lfs.sha256
+    if info.lfs is not None:
+        matches = found == info.lfs.sha256
     else:
         content = path.read_bytes()  # small: large files are stored by their SHA-256
-        whole = described.blob_id in (None, hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest())
-    if not whole:
+        matches = info.blob_id in (None, hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest())
+    if not matches:
         _forget(folder, path)
-        raise UserError(f"{path}: arrived damaged and was removed (its hash is not the hub's); fetch again")
+        raise UserError(f"{path}: damaged download (its hash is not the Hub's), removed; run the command again")
     return found
 
 
 def _forget(folder: Path, path: Path) -> None:
     """Remove a file and huggingface_hub's record of it, so that it is downloaded again."""
     path.unlink(missing_ok=True)
-    remembered = folder / ".cache/huggingface/download" / path.relative_to(folder)
-    remembered.with_name(f"{remembered.name}.metadata").unlink(missing_ok=True)
+    record = folder / ".cache/huggingface/download" / path.relative_to(folder)
+    record.with_name(f"{record.name}.metadata").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What `clips-bench download` recorded of the files that it brought, and whether they still are these files.
+"""The record of `clips-bench download`, and the check of its files.
 
 ``<data>/download_record.json``:
 ``{"datasets": {"lmms-lab-encoder/POPE": {"revision": COMMIT, "files": {PATH: SHA-256}}}}``.
@@ -41,20 +41,20 @@ def write_record(root: Path, datasets: dict[str, Any]) -> None:
 
 def changed_files(root: Path, name: str, files: dict[str, str]) -> Iterator[Path]:
     """The files of a dataset that are missing or changed since the download."""
-    for file, wanted in sorted(files.items()):
+    for file, expected in sorted(files.items()):
         path = root / name / file
-        if not path.is_file() or file_hash(path) != wanted:
+        if not path.is_file() or file_hash(path) != expected:
             yield path
 
 
 def check_downloaded(root: Path, dataset: Path) -> None:
-    """Reject a downloaded dataset with a missing or changed file; data from elsewhere pass.
+    """Reject a downloaded dataset with a missing or changed file; datasets without a record pass.
 
     Raises:
         UserError: the message names the first such file.
     """
-    for name, fetched in read_record(root).items():
+    for name, entry in read_record(root).items():
         if root / name == dataset:
-            for path in changed_files(root, name, fetched["files"]):
-                what = "is not what was fetched: its hash differs" if path.is_file() else "was fetched and is missing"
-                raise UserError(f"{path}: {what} (run `clips-bench download` again)")
+            for path in changed_files(root, name, entry["files"]):
+                problem = "changed since the download (its hash differs)" if path.is_file() else "missing"
+                raise UserError(f"{path}: {problem}; run `clips-bench download` again")

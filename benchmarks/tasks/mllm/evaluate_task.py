@@ -35,33 +35,35 @@ if TYPE_CHECKING:
     from benchmarks.tasks.run_config import BenchmarkConfig
 
 
-def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
+def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
     """Answers, metrics and items of a model's LLaVA, or of its lmms-eval model, on one task.
 
-    With several processes all answer and rank 0 scores; the others return None.
+    All processes answer; rank 0 scores, and the others return None.
     """
     go_offline()
-    if row.config.lmms is not None:
-        if row.processes.count > 1:
-            raise UserError("lmms: one of lmms-eval's models runs in one process here; its arguments may spread it")
-        return evaluate_task(row.lmms, config, row.config.output, model_settings(row.lmms, row.config.lmms.model))
+    if model.config.lmms is not None:
+        if model.processes.count > 1:
+            raise UserError("lmms: lmms-eval's models run in one process here; their arguments may use several GPUs")
+        return evaluate_task(
+            model.lmms, config, model.config.output, model_settings(model.lmms, model.config.lmms.model)
+        )
     from benchmarks.tasks.mllm.llava_model import LlavaBridgeModel
-    from benchmarks.tasks.mllm.lmms_scoring import run_only
+    from benchmarks.tasks.mllm.lmms_scoring import run_without_scoring
 
-    model = LlavaBridgeModel(
-        loaded=row.llava,
-        batch_size=row.config.batch_size,
-        keep_pictures=True,
-        kept=row.kept_answers(get_benchmark(config.entry).task, data_hash(config)),
-        processes=row.processes,
+    llava = LlavaBridgeModel(
+        loaded=model.llava,
+        batch_size=model.config.batch_size,
+        record_images=True,
+        cache=model.answer_cache(get_benchmark(config.entry).task, data_hash(config)),
+        processes=model.processes,
     )
-    about = {"precision": str(row.llava[0].dtype).removeprefix("torch.")} | input_settings(model.processor)
-    if not row.processes.is_main:
-        entry, task = get_benchmark(config.entry), _task(model, config)
-        _leave_out(task, config)  # so that errors of rank 0 are raised here, before other processes wait for it
-        run_only(model, task, entry, _generation_settings(task, entry, config), limit=config.limit)
+    about = {"precision": str(model.llava[0].dtype).removeprefix("torch.")} | input_settings(llava.processor)
+    if not model.processes.is_main:
+        entry, task = get_benchmark(config.entry), _load(llava, config)
+        _exclude_metrics(task, config)  # raises what rank 0 raises, before other processes wait for it
+        run_without_scoring(llava, task, entry, _generation_settings(task, entry, config), limit=config.limit)
         return None
-    return evaluate_task(model, config, row.config.output, about)
+    return evaluate_task(llava, config, model.config.output, about)
 
 
 def evaluate_task(
@@ -72,18 +74,18 @@ def evaluate_task(
     Args:
         model: this suite's, one of lmms-eval's own, or precomputed answers.
         config: the benchmark.
-        results: directory of the results, which also caches the judge's replies.
-        about: protocol entries on the model's input and the generation of its answers.
+        results: directory of the results and of the cached judge replies.
+        about: protocol entries on the model's input and generation.
         only: indices of the questions; by default all.
     """
     from benchmarks.tasks.mllm.lmms_scoring import run_and_score
 
-    entry, task = get_benchmark(config.entry), _task(model, config)
+    entry, task = get_benchmark(config.entry), _load(model, config)
     available = len(task.eval_docs_no_media)
     if only:
         select_questions(task, only)
     settings = _generation_settings(task, entry, config)
-    absent = _leave_out(task, config)
+    absent = _exclude_metrics(task, config)
     judge = make_judge(config, entry.task, results)
     names, directions = list(task.aggregation()), task.higher_is_better()
     scored = run_and_score(model, task, entry, settings, judge=judge, limit=config.limit)
@@ -91,15 +93,13 @@ def evaluate_task(
     listed = None if entry.own else TASK_METRICS.get(entry.task)
     values = dict(scored.values) or dict.fromkeys(names)
     reader = listed or default_task_metrics(samples, values, directions, config.scale)
-    images = _pictures(model, task, samples)
+    images = _images(model, task, samples)
     absent |= dict.fromkeys(names, scored.no_judge) if scored.no_judge else {}
     columns = {} if scored.no_judge else reader.columns(samples, scored.captions)
     items = items_table(samples, images, columns, reader.score)
     if only:
-        items["item"] = [
-            str(only[sample["doc_id"]]) for sample in samples
-        ]  # as if the model had answered all questions
-    metrics = {} if scored.no_judge else _metrics(reader, scored.values, items, reader.blind(samples), absent)
+        items["item"] = [str(only[sample["doc_id"]]) for sample in samples]  # the index among all questions
+    metrics = {} if scored.no_judge else _metrics(reader, scored.values, items, reader.baselines(samples), absent)
     return Evaluation(
         metrics=metrics,
         primary=tuple(name for name in reader.primary if name in metrics or name in absent),
@@ -107,7 +107,7 @@ def evaluate_task(
         protocol=_protocol(task, entry, config, settings, len(samples))
         | ({} if listed else {"scales": _scales(reader)})
         | full_size_entry(len(samples), available)
-        | _judged(entry, judge)
+        | _judge_entry(entry, judge)
         | about,
         items=items,
     )
@@ -118,89 +118,92 @@ def _scales(reader: TaskMetrics) -> str:
     return json.dumps({name: spec.scale for name, spec in reader.metrics.items()}, sort_keys=True)
 
 
-def _task(model: Any, config: BenchmarkConfig) -> Any:
+def _load(model: Any, config: BenchmarkConfig) -> Any:
     entry = get_benchmark(config.entry)
     return load_task(entry.task, entry.folder, data_root(config.data), own=entry.own, simple=model.is_simple)
 
 
-def _pictures(model: Any, task: Any, samples: Sequence[Mapping[str, Any]]) -> Mapping[int, Any]:
-    """Question index → its image: recorded by this suite's model, otherwise (cached answers) read again."""
+def _images(model: Any, task: Any, samples: Sequence[Mapping[str, Any]]) -> Mapping[int, Any]:
+    """Question index → its image, as recorded by this suite's model, or read again if answers were cached."""
     numbers = [sample["doc_id"] for sample in samples]
-    kept = {number: image for (_, number), image in getattr(model, "pictures", {}).items()}
-    return kept if kept.keys() >= set(numbers) else first_images(task, numbers)
+    recorded = {number: image for (_, number), image in getattr(model, "images", {}).items()}
+    return recorded if recorded.keys() >= set(numbers) else first_images(task, numbers)
 
 
-def _judged(entry: Benchmark, judge: Judge) -> Entries:
+def _judge_entry(entry: Benchmark, judge: Judge) -> Entries:
     if not entry.judged and not judge.names:
         return {}
-    return {"judge": judge.name or judge.model or "not asked"}
+    return {"judge": judge.name or judge.model or "no request"}
 
 
 def data_hash(config: BenchmarkConfig) -> str:
-    """SHA-256 of the files of the task's dataset, of the full root directory if its definition names none.
+    """SHA-256 of the files of the task's dataset, or of the root directory if its definition names none.
 
-    For a user's own task it includes the definition, so that cached answers to other questions are not reused.
+    For a custom task it includes the definition, so that cached answers to other questions are not reused.
 
     Raises:
         UserError: there are no such files, or one of them differs from the download record.
     """
     root = data_root(config.data)
-    dataset = root / get_benchmark(config.entry).dataset
+    entry = get_benchmark(config.entry)
+    dataset = root / entry.dataset
     if not dataset.is_dir():
-        raise UserError(
-            f"{root}: expected the data of {config.entry} in {get_benchmark(config.entry).dataset}/ below it"
-        )
+        raise UserError(f"{root}: expected the data of {config.entry} in {entry.dataset}/ below it")
     content = _checked_hash(root, dataset, (*file_stamps(dataset), *file_stamps(root / DOWNLOAD_RECORD)))
-    own = get_benchmark(config.entry).own
-    return hashlib.sha256(f"{content} {definition_hash(Path(own))}".encode()).hexdigest() if own else content
+    if not entry.own:
+        return content
+    return hashlib.sha256(f"{content} {definition_hash(Path(entry.own))}".encode()).hexdigest()
 
 
 @functools.lru_cache(maxsize=8)
 def _checked_hash(root: Path, dataset: Path, _stamp: object) -> str:
-    """Cached per process until a file changes: a result's key, its answers and its protocol all need it."""
+    """Cached per process until a file changes."""
     check_downloaded(root, dataset)
     return directory_hash(dataset, recorded=False)
 
 
 def _generation_settings(task: Any, entry: Benchmark, config: BenchmarkConfig) -> dict[str, Any]:
-    """The task's own generation settings; the config caps the length, or this suite's default if the task sets none."""
+    """The task's generation settings, with the config's cap of the length, or this suite's if the task has none."""
     settings = dict(task.config.generation_kwargs or {})
     cap = config.max_new_tokens or settings.get("max_new_tokens") or entry.max_new_tokens
     return settings | ({"max_new_tokens": cap} if cap else {})
 
 
-def _leave_out(task: Any, config: BenchmarkConfig) -> dict[str, str]:
-    """Keep lmms-eval from computing metrics that are excluded or impossible here; metric → reason."""
-    absent = dict.fromkeys(config.exclude_metrics, "left out by the config")
+def _exclude_metrics(task: Any, config: BenchmarkConfig) -> dict[str, str]:
+    """Remove metrics that are excluded or impossible here from the task; metric → reason."""
+    absent = dict.fromkeys(config.exclude_metrics, "excluded by the config")
     if not is_java_available():
-        absent |= dict.fromkeys(JAVA_METRICS, "it is a Java program and there is no java here")
+        absent |= dict.fromkeys(JAVA_METRICS, "it needs Java, which is not installed")
     unknown = set(config.exclude_metrics) - set(task.aggregation())
     if unknown:
         raise unknown_name_error(min(unknown), task.aggregation(), f"metric of '{config.name}'")
     for name in [name for name in task.aggregation() if "submission" in name]:
-        task.aggregation().pop(name)  # a file for a submission server, which some of them cannot even write
+        task.aggregation().pop(name)  # files for a submission server
     if not task.aggregation():
-        raise UserError(f"lmms-eval's {task.config.task} gives no score, only a file to submit to its server")
+        raise UserError(f"lmms-eval's {task.config.task} has no score, only a file to submit to its server")
     return {name: why for name, why in absent.items() if task.aggregation().pop(name, None) is not None}
 
 
 def _metrics(
-    reader: TaskMetrics, values: Mapping[str, float], items: pd.DataFrame, blind: ChanceLevels, absent: dict[str, str]
+    reader: TaskMetrics,
+    values: Mapping[str, float],
+    items: pd.DataFrame,
+    baselines: ChanceLevels,
+    absent: dict[str, str],
 ) -> dict[str, Metric]:
-    """The metrics that lmms-eval computed; the missing ones are added to ``absent`` with the reason."""
+    """The metrics that lmms-eval computed; missing ones are added to ``absent`` with the reason."""
+    unused = "no question of this data enters it"
     metrics: dict[str, Metric] = {}
     for name, spec in reader.metrics.items():
         if name in values and math.isfinite(values[name]):
-            metrics[name] = compute_metric(items, spec, values[name], blind)
+            metrics[name] = compute_metric(items, spec, values[name], baselines)
         else:
-            absent.setdefault(
-                name, "lmms-eval gives no number" if name in values else "no question of this data enters it"
-            )
+            absent.setdefault(name, "lmms-eval returns no number" if name in values else unused)
     for name, spec in reader.extra.items():
         if set(spec.columns) <= set(items.columns):
-            metrics[name] = compute_metric(items, spec, blind=blind)
+            metrics[name] = compute_metric(items, spec, baselines=baselines)
         else:
-            absent.setdefault(name, "no question of this data enters it")
+            absent.setdefault(name, unused)
     return metrics
 
 
@@ -209,14 +212,14 @@ def _protocol(
 ) -> Entries:
     """The settings that the numbers depend on, besides the model and its input."""
     prompt = getattr(task, "lmms_eval_specific_kwargs", None) or {}
-    shown = {name: value for name, value in prompt.items() if isinstance(value, str | int | bool)}
+    plain = {name: value for name, value in prompt.items() if isinstance(value, str | int | bool)}
     protocol: Entries = {
-        "task": f"a task of one's own, {entry.task}" if entry.own else f"lmms-eval's {entry.task}",
+        "task": f"custom task {entry.task}" if entry.own else f"lmms-eval's {entry.task}",
         "benchmark": config.name,
         "data_hash": data_hash(config),
         "split": str(task.config.test_split or task.config.validation_split),
         "questions": questions,
-        "prompt": json.dumps(shown, ensure_ascii=False, sort_keys=True),
+        "prompt": json.dumps(plain, ensure_ascii=False, sort_keys=True),
         "decoding": json.dumps(settings, ensure_ascii=False, sort_keys=True, default=str),
         "shots": int(task.config.num_fewshot or 0),
         "scorer": f"lmms-eval {library_versions()['lmms-eval']}",
@@ -226,7 +229,7 @@ def _protocol(
 
 
 def input_settings(processor: Any) -> Entries:
-    """How the LLaVA takes images and text, as its directory records it."""
+    """The LLaVA's image preprocessing and chat template, as its directory records them."""
     from PIL.Image import Resampling
 
     images = processor.image_processor
@@ -241,7 +244,7 @@ def input_settings(processor: Any) -> Entries:
 
 
 def _resize(images: Any) -> str:
-    """How an image processor makes one square image, or several, of an image."""
+    """How an image processor converts an image to one or several squares."""
     if pinpoints := getattr(images, "image_grid_pinpoints", None):
         return "anyres " + " ".join(f"{height}x{width}" for height, width in pinpoints)
     if getattr(images, "do_center_crop", False):

@@ -15,13 +15,13 @@ Sample = Mapping[str, Any]
 
 
 def items_table(
-    samples: Sequence[Sample], pictures: Mapping[int, Any], columns: Mapping[str, Any], score: str
+    samples: Sequence[Sample], images: Mapping[int, Any], columns: Mapping[str, Any], score: str
 ) -> pd.DataFrame:
     """The items of a task.
 
     Args:
         samples: lmms-eval's logged samples.
-        pictures: question number → ``answering.Picture``.
+        images: question index → ``task_images.QuestionImage``.
         columns: columns that the metrics need.
         score: the column with the item's score.
     """
@@ -31,28 +31,26 @@ def items_table(
     return pd.DataFrame(
         {
             "item": [str(number) for number in numbers],
-            "image": [pictures[number].name if number in pictures else str(number) for number in numbers],
+            "image": [images[number].name if number in images else str(number) for number in numbers],
             "direction": "",
             "category": [_text(_category(sample["doc"])) for sample in samples],
             "question": [_question(sample) for sample in samples],
             "prediction": [_text(sample["filtered_resps"][0]) for sample in samples],
             "target": [_target(sample) for sample in samples],
             "score": columns.get(score, np.full(len(samples), np.nan)),
-            "thumbnail": [pictures[number].thumbnail if number in pictures else None for number in numbers],
+            "thumbnail": [images[number].thumbnail if number in images else None for number in numbers],
             **columns,
         }
     )
 
 
 def _question(sample: Sample) -> str:
-    asked = sample["doc"].get("question")
-    return asked.strip() if isinstance(asked, str) else _text(sample["arguments"][0])
+    question = sample["doc"].get("question")
+    return question.strip() if isinstance(question, str) else _text(sample["arguments"][0])
 
 
 def _target(sample: Sample) -> str:
-    """The expected answer; VQA tasks list the annotators' answers in the row, where the task's own target names a
-    column.
-    """
+    """The expected answer; for VQA tasks the annotators' answers, because their own target names a column."""
     return _text(sample["doc"].get("answers") or sample["target"])
 
 

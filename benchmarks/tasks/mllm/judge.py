@@ -1,10 +1,9 @@
-"""A judge: another model that grades answers, behind any OpenAI-compatible URL, with cached replies.
+"""A judge: a model that grades answers, behind any OpenAI-compatible URL, with cached replies.
 
-lmms-eval's scorers call a judge in three ways: through their own ``llm_judge`` providers (MM-Vet, LLaVA-Bench), with
-the openai client, or by ``requests.post`` (MMBench, HallusionBench). Inside ``patched_judge(judge)`` all three are
-redirected here. Without the patch they retry for more than a minute per question and then count an answer without a
-grade as wrong, so that an unreachable judge looks like a bad model. With it a failing judge ends the scoring
-immediately (``JudgeUnavailable``), and the metric is absent.
+lmms-eval's scorers call a judge by their own ``llm_judge`` providers (MM-Vet, LLaVA-Bench), the openai client, or
+``requests.post`` (MMBench, HallusionBench). ``patched_judge(judge)`` redirects all three. Unpatched, they retry for
+minutes and then count an ungraded answer as wrong, so that an unreachable judge looks like a bad model.
+Patched, a failing judge ends the scoring immediately (``JudgeUnavailable``), and the metric is absent.
 """
 
 from __future__ import annotations
@@ -28,16 +27,19 @@ if TYPE_CHECKING:
 
 OPENAI_URL = "https://api.openai.com/v1"
 NO_JUDGE = "no judge"
-_PATIENCE = (5.0, 120.0)  # seconds to be connected, and to be answered
-_BUSY = {429, 500, 502, 503, 529}  # delays in seconds before such a request is repeated
-_WAITS = (1.0, 4.0)
-_WARMER = (0.0, 0.5, 1.0, 1.5)  # added to the temperature if the judge did not give a grade, as MM-Vet's scorer does
+_TIMEOUTS = (5.0, 120.0)  # seconds: connection, reply
+_RETRY_STATUS = {429, 500, 502, 503, 529}
+_RETRY_DELAYS = (1.0, 4.0)  # seconds
+_TEMPERATURE_STEPS = (
+    0.0,
+    0.5,
+    1.0,
+    1.5,
+)  # added to the temperature after a reply without a grade, as in MM-Vet's scorer
 
 
 class JudgeUnavailable(BaseException):
-    """The judge gives no grades; the text states the reason. Not an ``Exception``: it must pass every handler in the
-    scorers.
-    """
+    """The judge returns no grades. It is no ``Exception``, because it must pass every handler in the scorers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,45 +64,43 @@ class Judge:
         model: its name; None for the name that the scorer requests.
         key: the API key; empty if the server needs none.
         cache: the replies, keyed by a hash of the request without the URL.
-        mark: the grade format that the scorer can read.
+        reply_format: the grade format that the scorer can read.
         names: the models that answered, for the protocol.
-        asked: number of requests sent.
     """
 
     url: str
     model: str | None
     key: str
     cache: Cache[Any]
-    mark: ReplyFormat
+    reply_format: ReplyFormat
     names: set[str] = field(default_factory=set)
-    asked: int = 0
 
     @property
     def name(self) -> str:
-        """The names of the judging models, for the protocol; empty if no request was sent."""
+        """The names of the judging models, for the protocol; empty without requests."""
         return ", ".join(sorted(self.names))
 
     def ask(self, payload: Mapping[str, Any]) -> tuple[str, str]:
-        """(reply, name of the model that gave it) to a request of the chat API, that contains a grade.
+        """(reply with a grade, name of its model) to a request of the chat API.
 
         Raises:
-            NoJudge: there is no key, the server cannot be reached or rejects the request, or no reply has a grade.
+            JudgeUnavailable: no API key, an unreachable server, a rejected request, or replies without a grade.
         """
         request = dict(payload) | ({"model": self.model} if self.model else {})
+        requested = str(request["model"])
         reply = ""
         new: dict[str, Any] = {}
-        for warmer in _WARMER:
-            warm = request | ({"temperature": (request.get("temperature") or 0) + warmer} if warmer else {})
-            reply, model = self._remembered(warm, new)
-            if self.mark.readable(reply):
-                for key, entry in new.items():  # replies without a grade are not cached: the cause may be fixed
+        for step in _TEMPERATURE_STEPS:
+            attempt = request | ({"temperature": (request.get("temperature") or 0) + step} if step else {})
+            reply, model = self._cached_post(attempt, new)
+            if self.reply_format.readable(reply):
+                for key, entry in new.items():  # only now: a judge without a grade may be fixed
                     self.cache.put(key, entry)
-                asked = str(request["model"])
-                self.names.add(asked if model in {"", asked} else f"{asked} ({model})")
-                return reply, model or asked
-        raise JudgeUnavailable(f"'{request['model']}' answers {reply[:60]!r} where {self.mark.expected} is expected")
+                self.names.add(requested if model in {"", requested} else f"{requested} ({model})")
+                return reply, model or requested
+        raise JudgeUnavailable(f"'{requested}' answers {reply[:60]!r}, expected {self.reply_format.expected}")
 
-    def _remembered(self, request: Mapping[str, Any], new: dict[str, Any]) -> tuple[str, str]:
+    def _cached_post(self, request: Mapping[str, Any], new: dict[str, Any]) -> tuple[str, str]:
         """(reply, model); uncached replies go to ``new``, key → entry."""
         key = digest(request)
         known = self.cache.get(key)
@@ -112,59 +112,58 @@ class Judge:
 
     def _post(self, request: Mapping[str, Any]) -> tuple[str, str]:
         if not self.key and self.url.rstrip("/") == OPENAI_URL:
-            raise JudgeUnavailable("no key: set OPENAI_API_KEY, or judge_url to an address that wants none")
+            raise JudgeUnavailable("no key: set OPENAI_API_KEY, or judge_url to a server without keys")
         import requests
 
         url = self.url.rstrip("/")
-        address = url if url.endswith("/chat/completions") else f"{url}/chat/completions"
+        endpoint = url if url.endswith("/chat/completions") else f"{url}/chat/completions"
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        for wait in (*_WAITS, None):
-            self.asked += 1
+        for delay in (*_RETRY_DELAYS, None):
             try:
                 with requests.Session() as session:
-                    answer = session.post(address, json=dict(request), headers=headers, timeout=_PATIENCE)
+                    answer = session.post(endpoint, json=dict(request), headers=headers, timeout=_TIMEOUTS)
             except requests.RequestException as error:
-                raise JudgeUnavailable(f"{self.url} cannot be reached ({_kind(error)})") from None
-            if answer.status_code not in _BUSY or wait is None:
+                raise JudgeUnavailable(f"{self.url} cannot be reached ({_short_name(error)})") from None
+            if answer.status_code not in _RETRY_STATUS or delay is None:
                 break
-            time.sleep(wait)
+            time.sleep(delay)
         if answer.status_code != 200:
-            said = " ".join(answer.text.split())[:120] or answer.reason or "no more"
-            raise JudgeUnavailable(f"{self.url} answers {answer.status_code} ({said})")
+            reason = " ".join(answer.text.split())[:120] or answer.reason or "no reason"
+            raise JudgeUnavailable(f"{self.url} answers {answer.status_code} ({reason})")
         try:
-            found = answer.json()
-            return str(found["choices"][0]["message"]["content"] or "").strip(), str(found.get("model") or "")
+            content = answer.json()
+            return str(content["choices"][0]["message"]["content"] or "").strip(), str(content.get("model") or "")
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
             raise JudgeUnavailable(f"{self.url} does not answer as OpenAI's chat API does") from None
 
 
-def _kind(error: Exception) -> str:
-    """A network error in a word or two: the libraries' own texts are paragraphs."""
+def _short_name(error: Exception) -> str:
+    """A network error in a few words; the libraries' own texts are paragraphs."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower().removesuffix(" error")
 
 
 def make_judge(config: BenchmarkConfig, task: str, results: str | Path) -> Judge:
-    """The judge that a benchmark's settings, or else lmms-eval's environment variables, name.
+    """The judge of a benchmark's settings, or else of lmms-eval's environment variables.
 
-    Replies are kept below ``results`` in ``.judge``, which all rows share.
+    All models share the cached replies in ``<results>/.judge``.
     """
     return Judge(
         url=config.judge_url or os.environ.get("OPENAI_API_URL") or OPENAI_URL,
         model=config.judge_model or os.environ.get("MODEL_VERSION") or None,
         key=os.environ.get(config.judge_key_env, ""),
         cache=json_cache(Path(results).absolute() / ".judge"),
-        mark=REPLY_FORMATS.get(task, _ANYTHING),
+        reply_format=REPLY_FORMATS.get(task, _ANYTHING),
     )
 
 
 def scorer_environment() -> contextlib.AbstractContextManager[Any]:
-    """What lmms-eval's scorers must find in the environment to be imported and built; no secret is shown to them."""
-    return mock.patch.dict(os.environ, {"API_TYPE": "openai", "OPENAI_API_KEY": "kept by the judge"})
+    """Environment variables that lmms-eval's scorers need on import, with a placeholder for the API key."""
+    return mock.patch.dict(os.environ, {"API_TYPE": "openai", "OPENAI_API_KEY": "placeholder"})
 
 
 @contextlib.contextmanager
 def patched_judge(judge: Judge) -> Iterator[None]:
-    """Within the block, whatever a scorer asks a judge is asked of this one."""
+    """Within the block, all requests of scorers go to this judge."""
     import openai.resources.chat.completions
     import requests
     from lmms_eval.llm_judge.protocol import Response
@@ -208,8 +207,8 @@ def _completion(reply: str, model: str) -> dict[str, Any]:
     return {"model": model, "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
 
 
-def _share(reply: str) -> bool:
-    """MM-Vet takes the first word for a number, and asks for ever where it is not between 0 and 1."""
+def _ratio(reply: str) -> bool:
+    """MM-Vet parses the first word as a number, and retries forever if it is not between 0 and 1."""
     try:
         return 0.0 <= float(reply.split(" ")[0].strip()) <= 1.0
     except ValueError:
@@ -217,7 +216,7 @@ def _share(reply: str) -> bool:
 
 
 def _two_numbers(reply: str) -> bool:
-    """LLaVA-Bench-COCO takes the first line for two numbers and nothing else; both kinds read such a line."""
+    """LLaVA-Bench-COCO parses the first line as exactly two numbers."""
     try:
         words = reply.strip().split("\n")[0].replace(",", " ").split(" ")
         return len(words) == 2 and min(map(float, words)) >= 0 and float(words[0]) > 0
@@ -225,18 +224,18 @@ def _two_numbers(reply: str) -> bool:
         return False
 
 
-def _more_numbers(reply: str) -> bool:
-    """LLaVA-Bench in the wild takes the first two numbers of the first line."""
+def _at_least_two_numbers(reply: str) -> bool:
+    """LLaVA-Bench in the wild parses the first two numbers of the first line."""
     line = reply.strip().split("\n")[0].replace(",", " ").replace(";", " ")
     numbers = [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", line)]
     return len(numbers) >= 2 and numbers[0] > 0 and numbers[1] >= 0
 
 
-_ANYTHING = ReplyFormat(expected="a text", readable=bool)
+_ANYTHING = ReplyFormat(expected="a string", readable=bool)
 REPLY_FORMATS: dict[str, ReplyFormat] = {
-    "mmvet": ReplyFormat(expected="a number from 0 to 1", readable=_share),
+    "mmvet": ReplyFormat(expected="a number from 0 to 1", readable=_ratio),
     "llava_bench_coco": ReplyFormat(expected="two numbers on the first line", readable=_two_numbers),
-    "llava_in_the_wild": ReplyFormat(expected="two numbers on the first line", readable=_more_numbers),
+    "llava_in_the_wild": ReplyFormat(expected="two numbers on the first line", readable=_at_least_two_numbers),
     "hallusion_bench_image": ReplyFormat(
         expected="correct, incorrect or unclear",
         readable=lambda reply: any(word in reply.lower() for word in ("correct", "unclear")),

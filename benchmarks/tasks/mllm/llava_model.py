@@ -1,4 +1,4 @@
-"""A LLaVA directory as a model of lmms-eval: questions are answered in batches of similar length."""
+"""A LLaVA directory as a model of lmms-eval, which answers in batches of similar length."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from lmms_eval.api.model import lmms
 from PIL.Image import Image
 
 from benchmarks.tasks.distributed import run_on_all
-from benchmarks.tasks.evaluation import MAX_THUMBNAILS, thumbnail
 from benchmarks.tasks.mllm.offline_tasks import unsuppressed_stderr
 from benchmarks.tasks.mllm.question_sharding import local_questions
-from benchmarks.tasks.mllm.task_images import QuestionImage, image_hash_name
+from benchmarks.tasks.mllm.task_images import QuestionImage, image_hash_name, record_image
 from benchmarks.tasks.output_cache import AnswerCache
 from clips.commandline.progress import Progress
 from clips.core.identity import digest
@@ -22,7 +21,7 @@ from clips.errors import UserError
 from clips.parallel.distributed import DistributedContext, all_gather_objects
 
 DEFAULT_NEW_TOKENS = 128  # default if neither the task nor the user sets a length
-_WINDOW = 16  # batches whose images are in memory at the same time
+_WINDOW = 16  # batches with images in memory at the same time
 
 
 class LlavaBridgeModel(lmms):
@@ -34,10 +33,9 @@ class LlavaBridgeModel(lmms):
         batch_size: questions per batch.
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto``.
         loaded: (model, processor) already in memory, instead of ``pretrained``.
-        keep_pictures: store a thumbnail of every image, see ``pictures``.
-        kept: the answer cache.
-        processes: the processes that share the questions. Under lmms-eval's own command line lmms-eval shards them
-            itself.
+        record_images: store names and thumbnails of the questions' images in ``images``.
+        cache: the answer cache.
+        processes: the processes that share the questions; with lmms-eval's own command line, lmms-eval shards them.
     """
 
     is_simple = True
@@ -49,73 +47,76 @@ class LlavaBridgeModel(lmms):
         batch_size: int | str = 32,
         dtype: str = "auto",
         loaded: tuple[Any, Any] | None = None,
-        keep_pictures: bool = False,
-        kept: AnswerCache | None = None,
+        record_images: bool = False,
+        cache: AnswerCache | None = None,
         processes: DistributedContext | None = None,
     ) -> None:
         super().__init__()
         self._model, self.processor = loaded or load_for_evaluation(pretrained, device or "auto", dtype)
         self.batch_size = int(batch_size)
-        self.keep_pictures = keep_pictures
-        self.kept = kept or AnswerCache(None)
+        self.record_images = record_images
+        self.cache = cache or AnswerCache(None)
         self.processes = processes or DistributedContext()
-        self.pictures: dict[tuple[str, int], QuestionImage] = {}
-        self._seen: set[str] = set()
+        self.images: dict[tuple[str, int], QuestionImage] = {}
+        self._image_names: set[str] = set()
 
     @property
     def device(self) -> Any:
-        """Where the model is."""
+        """The model's device."""
         return self._model.device
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """The answer to each request, in order; cached answers are not generated again."""
+        """The answer to each request, in order, from the cache or generated."""
         return self._collect(requests, [_key(request) for request in requests], self._answers)
 
     def _collect(
         self, requests: Sequence[Instance], keys: Sequence[str], answer: Callable[..., Iterator[dict[int, str]]]
     ) -> list[str]:
-        """The cached entry of each request's key, after all processes have answered the missing requests.
+        """The cached entry of each request, after all processes have answered the missing ones.
 
         Args:
             requests: lmms-eval's requests.
             keys: cache keys of the requests.
             answer: yields request index → answer for requests with the same settings, batch by batch.
         """
-        missing = [place for place, key in enumerate(keys) if key not in self.kept.known]
+        missing = [index for index, key in enumerate(keys) if key not in self.cache.known]
 
         def work() -> None:
             total = len(missing) // self.processes.count
             with Progress("answering", total, "questions", unsuppressed_stderr()) as progress:
-                for places in _alike(requests, missing):
-                    mine = local_questions(places, requests, self.task_dict, self.processes)
+                for indices in _group_by_settings(requests, missing):
+                    mine = local_questions(indices, requests, self.task_dict, self.processes)
                     size = self.batch_size * _WINDOW
                     for start in range(0, len(mine), size):
                         window = mine[start : start + size]
-                        for found in answer([requests[place] for place in window]):
-                            self.kept.add({keys[window[place]]: text for place, text in found.items()})
+                        for found in answer([requests[index] for index in window]):
+                            self.cache.add({keys[window[index]]: text for index, text in found.items()})
                             progress.advance(len(found))
 
         run_on_all(self.processes, work)
-        for known, images in all_gather_objects((self.kept.known, self.pictures)) if self.processes.count > 1 else []:
-            self.kept.known |= known
-            self.pictures |= images
-        return [self.kept.known[key] for key in keys]
+        for known, images in all_gather_objects((self.cache.known, self.images)) if self.processes.count > 1 else []:
+            self.cache.known |= known
+            self.images |= images
+        return [self.cache.known[key] for key in keys]
 
     def _answers(self, requests: Sequence[Instance]) -> Iterator[dict[int, str]]:
         from llava_bridge import iter_answer_batches
 
         settings = requests[0].args[1]
-        seen: dict[str, Image] = {}  # the same object for the same image, which is then hashed once
+        unique: dict[str, Image] = {}  # one object per image, which is then preprocessed once
         batches = iter_answer_batches(
             self._model,
             self.processor,
-            [[seen.setdefault(image_hash_name(visual), visual) for visual in self._visuals(each)] for each in requests],
+            [
+                [unique.setdefault(image_hash_name(visual), visual) for visual in self._visuals(each)]
+                for each in requests
+            ],
             [request.args[0] for request in requests],
             batch_size=self.batch_size,
             **_generation(settings),
         )
         for batch in batches:
-            yield {place: _until(text, settings.get("until")) for place, text in batch.items()}
+            yield {index: _truncate_at_stop(text, settings.get("until")) for index, text in batch.items()}
 
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """(loss, whether greedy decoding generates it) of each request's answer, in order.
@@ -123,11 +124,11 @@ class LlavaBridgeModel(lmms):
         lmms-eval's likelihood of multi-modal models is the mean loss over the answer's tokens including EOS, of which
         ``multiple_choice`` takes the smallest (``ConfigurableTask.process_results``).
         """
-        if unlike := next((each for each in requests if len(each.args) != 6), None):  # of acc_mutual_info
-            raise UserError(f"{unlike.task_name}: asks for likelihoods without a question, which is not offered")
+        if other := next((each for each in requests if len(each.args) != 6), None):  # of acc_mutual_info
+            raise UserError(f"{other.task_name}: likelihoods without a question are not supported")
         keys = [_key(request, self._continuation(request)) for request in requests]
         found = [json.loads(text) for text in self._collect(requests, keys, self._likelihoods)]
-        # its evaluator turns any other pair into text (``unwrap_generation_output``), which its scorers cannot read
+        # lmms-eval converts any other pair to text (``unwrap_generation_output``), which its scorers cannot read
         return [GenerationResult((loss, greedy)) for loss, greedy in found]
 
     def _likelihoods(self, requests: Sequence[Instance]) -> Iterator[dict[int, str]]:
@@ -143,9 +144,8 @@ class LlavaBridgeModel(lmms):
                 [self._continuation(each) for each in batch],
                 self.batch_size,
             )
-            yield {
-                start + place: json.dumps([-each.total / each.tokens, each.greedy]) for place, each in enumerate(scored)
-            }
+            texts = [json.dumps([-each.total / each.tokens, each.greedy]) for each in scored]
+            yield dict(enumerate(texts, start))
 
     def _continuation(self, request: Instance) -> str:
         """The answer whose likelihood is requested, or the one that the task builds from the question."""
@@ -153,24 +153,18 @@ class LlavaBridgeModel(lmms):
         return given if isinstance(given, str) else str(given(self.task_dict[task][split][doc_id]))
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """Not offered."""
-        raise UserError("this task asks in several rounds, which llava_bridge does not offer")
+        """Not supported."""
+        raise UserError("this task has several rounds, which llava_bridge does not support")
 
     def _visuals(self, request: Instance) -> list[Image]:
-        """The images of a request, the first one remembered."""
+        """The images of a request; the first one is recorded."""
         _, _, to_visual, doc_id, task, split = request.args
         visuals = to_visual(self.task_dict[task][split][doc_id]) or []
         if not all(isinstance(visual, Image) for visual in visuals):
-            raise UserError(f"{task}: question {doc_id} comes with something else than images")
-        if self.keep_pictures and visuals:
-            self._remember((task, doc_id), visuals[0])
+            raise UserError(f"{task}: question {doc_id} has visuals other than images")
+        if self.record_images and visuals:
+            self.images[task, doc_id] = record_image(visuals[0], self._image_names)
         return visuals
-
-    def _remember(self, key: tuple[str, int], picture: Image) -> None:
-        name = image_hash_name(picture)
-        shown = name not in self._seen and len(self._seen) < MAX_THUMBNAILS
-        self.pictures[key] = QuestionImage(name, thumbnail(picture) if shown else None)
-        self._seen.add(name)
 
 
 def load_for_evaluation(directory: str, device: str, precision: str) -> tuple[Any, Any]:
@@ -193,38 +187,38 @@ def load_for_evaluation(directory: str, device: str, precision: str) -> tuple[An
     return model, processor
 
 
-def _alike(requests: Sequence[Instance], places: Sequence[int]) -> list[list[int]]:
+def _group_by_settings(requests: Sequence[Instance], indices: Sequence[int]) -> list[list[int]]:
     """The request indices grouped by generation settings; likelihood requests have none."""
     groups: dict[str, list[int]] = {}
-    for place in places:
-        settings = requests[place].args[1]
+    for index in indices:
+        settings = requests[index].args[1]
         key = repr(sorted(settings.items(), key=str)) if isinstance(settings, Mapping) else ""
-        groups.setdefault(key, []).append(place)
+        groups.setdefault(key, []).append(index)
     return list(groups.values())
 
 
 def _key(request: Instance, continuation: str | None = None) -> str:
-    """The content of a request except the data and the model, which the cache key covers already."""
+    """Hash of a request without the data and the model, which the cache's own key covers."""
     prompt, settings, _, number, task, split = request.args
-    asked = [task, split, number, request.idx, prompt, continuation]
-    asked += sorted(map(repr, settings.items())) if continuation is None else []
-    return digest(asked)[:32]
+    content = [task, split, number, request.idx, prompt, continuation]
+    content += sorted(map(repr, settings.items())) if continuation is None else []
+    return digest(content)[:32]
 
 
 def _generation(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """lmms-eval's generation settings as transformers' ``generate`` takes them without complaint."""
-    made: dict[str, Any] = {"max_new_tokens": int(settings.get("max_new_tokens", DEFAULT_NEW_TOKENS))}
+    """lmms-eval's generation settings as arguments of transformers' ``generate``, without those that cause warnings."""
+    arguments: dict[str, Any] = {"max_new_tokens": int(settings.get("max_new_tokens", DEFAULT_NEW_TOKENS))}
     if settings.get("num_beams", 1) > 1:
-        made["num_beams"] = int(settings["num_beams"])
+        arguments["num_beams"] = int(settings["num_beams"])
     temperature = settings.get("temperature") or 0
     if settings.get("do_sample", temperature > 0) and temperature > 0:
-        made |= {"do_sample": True, "temperature": float(temperature)}
+        arguments |= {"do_sample": True, "temperature": float(temperature)}
         if settings.get("top_p") is not None:
-            made["top_p"] = float(settings["top_p"])
-    return made
+            arguments["top_p"] = float(settings["top_p"])
+    return arguments
 
 
-def _until(text: str, stops: str | Sequence[str] | None) -> str:
+def _truncate_at_stop(text: str, stops: str | Sequence[str] | None) -> str:
     """``text`` up to the first stop string."""
     for stop in [stops] if isinstance(stops, str) else stops or []:
         if stop:

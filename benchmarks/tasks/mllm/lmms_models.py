@@ -1,4 +1,4 @@
-"""Adapter for lmms-eval's models: this suite's items, protocol and statistics, the model's own generation."""
+"""lmms-eval's own models, evaluated with this suite's items, protocol and statistics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def load_lmms_model(config: LmmsModel) -> Any:
     """Load one of lmms-eval's models.
 
     Raises:
-        UserError: lmms-eval knows no model of that name, a library of its own is missing, or it cannot be loaded.
+        UserError: an unknown name, a missing library, or any other error of its class.
     """
     check_lmms_model_name(config.model)
     go_offline()
@@ -27,14 +27,12 @@ def load_lmms_model(config: LmmsModel) -> Any:
         with suppress_output():
             return get_model(config.model).create_from_arg_string(arguments.removeprefix(","))
     except Exception as error:
-        why = _ABSENT if isinstance(error, TypeError) and "'NoneType' object" in str(error) else error_reason(error)
+        # lmms-eval replaces modules that cannot be imported (vllm, sglang) by None
+        is_missing_library = isinstance(error, TypeError) and "'NoneType' object" in str(error)
+        reason = "a library that it needs is not installed" if is_missing_library else error_reason(error)
         raise UserError(
-            f"lmms: lmms-eval's {config.model} cannot be loaded with '{config.model_args}' ({why})"
+            f"lmms: lmms-eval's {config.model} cannot be loaded with '{config.model_args}' ({reason})"
         ) from None
-
-
-_ABSENT = "a library that it needs is not installed"
-"""Its classes replace modules that cannot be imported (vllm, sglang) by None, and fail at the first call."""
 
 
 def check_lmms_model_name(name: str) -> None:
@@ -47,7 +45,7 @@ def check_lmms_model_name(name: str) -> None:
 
 
 def model_settings(model: Any, name: str) -> Entries:
-    """Protocol entries of such a model; its class decides about image and text preprocessing."""
+    """Protocol entries of an lmms-eval model, whose class determines its preprocessing."""
     inner = getattr(model, "_model", None)
     return {
         "input_model": f"lmms-eval's {name}",

@@ -1,4 +1,4 @@
-"""What lmms-eval's entry point group ``lmms_eval.models`` finds: our LLaVA under the name ``llava_bridge``.
+"""Entry point of lmms-eval's group ``lmms_eval.models``: this suite's LLaVA as ``llava_bridge``.
 
 python -m lmms_eval --model llava_bridge --model_args pretrained=DIR --tasks pope --batch_size 32
 """

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -15,12 +14,13 @@ from unittest import mock
 from lmms_eval.api.model import lmms
 
 from benchmarks.tasks.benchmark import Benchmark
+from benchmarks.tasks.mllm.answers import ID_COLUMNS
 from benchmarks.tasks.mllm.caption_metrics import ImageCaptionScores, patched_caption_scorers
 from benchmarks.tasks.mllm.judge import NO_JUDGE, Judge, JudgeUnavailable, patched_judge
 from benchmarks.tasks.mllm.offline_tasks import error_reason, manager, suppress_output
 from clips.errors import UserError
 
-_LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
+_LAUNCHER_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class TaskScores:
         samples: its log of each question, in the data's order.
         values: metric → its value.
         captions: per-image values of the caption metrics.
-        no_judge: why the judge gave no grades (then there are no values); empty if it did or was not needed.
+        no_judge: why the judge returned no grades (then there are no values); empty otherwise.
     """
 
     samples: Sequence[Mapping[str, Any]]
@@ -41,7 +41,7 @@ class TaskScores:
 
 
 class RecordedAnswersModel(lmms):
-    """A model whose answers are known: question index → answer."""
+    """A model with recorded answers: question index → answer."""
 
     is_simple = True
 
@@ -50,16 +50,16 @@ class RecordedAnswersModel(lmms):
         self.answers = answers
 
     def generate_until(self, requests: list[Any]) -> list[str]:
-        """The known answer to each request."""
+        """The recorded answer to each request."""
         return [self.answers[request.args[3]] for request in requests]
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        """Not to be had from answers."""
-        raise UserError("this task scores likelihoods, which answers do not tell")
+        """Not available."""
+        raise UserError("this task scores likelihoods, which answers do not contain")
 
     def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
-        """Not to be had from answers."""
-        raise UserError("this task asks in several rounds, of which one answer tells nothing")
+        """Not available."""
+        raise UserError("this task has several rounds, but the file has one answer per question")
 
 
 def run_and_score(
@@ -78,29 +78,31 @@ def run_and_score(
         limit: use the first N questions.
 
     Raises:
-        UserError: an image is missing, all answers are empty, or the scorer rejects.
+        UserError: an image is missing, all answers are empty, or the scorer fails.
     """
     _name_failures(task)
     no_judge = ""
     try:
         results, captions = _lmms_eval(model, task, entry, settings, judge, limit)
-    except JudgeUnavailable as why:
-        no_judge = f"{NO_JUDGE}: {why}"
+    except JudgeUnavailable as error:
+        no_judge = f"{NO_JUDGE}: {error}"
         answers = {instance.doc_id: instance.resps[0] for instance in task.instances}
         task.process_results = _unscored
         results, captions = _lmms_eval(RecordedAnswersModel(answers), task, entry, settings, judge, limit)
     first: dict[int, Mapping[str, Any]] = {}
-    for sample in results["samples"][entry.task]:  # a task may read every answer in several ways: the first counts
+    for sample in results["samples"][entry.task]:  # a task may filter answers in several ways: the first one counts
         first.setdefault(sample["doc_id"], sample)
     samples = [first[number] for number in sorted(first)]
     if samples and not any(map(_answer, samples)):
-        raise UserError(f"the model answers nothing: all {len(samples)} answers are empty")
+        raise UserError(f"all {len(samples)} answers of the model are empty")
     values = {} if no_judge else _values(results["results"][entry.task], task)
     return TaskScores(samples=samples, values=values, captions=captions, no_judge=no_judge)
 
 
-def run_only(model: Any, task: Any, entry: Benchmark, settings: Mapping[str, Any], *, limit: int | None) -> None:
-    """Ask and leave the scoring to another process; as :func:`run_and_score`."""
+def run_without_scoring(
+    model: Any, task: Any, entry: Benchmark, settings: Mapping[str, Any], *, limit: int | None
+) -> None:
+    """Generate the answers as :func:`run_and_score`, for another process to score."""
     _name_failures(task)
     task.process_results = _unscored
     _lmms_eval(model, task, entry, settings, None, limit)
@@ -118,11 +120,11 @@ def _lmms_eval(
 
     with (
         tempfile.TemporaryDirectory() as folder,
-        _readable(task),
+        _name_broken_image(task),
         contextlib.chdir(folder),  # some scorers write files into the working directory
         suppress_output(),
         patched_judge(judge) if judge else contextlib.nullcontext(),
-        _seemingly_alone(),
+        _hide_launcher(),
         patched_caption_scorers() as scores,
     ):
         results = simple_evaluate(
@@ -140,65 +142,58 @@ def _lmms_eval(
 
 
 @contextlib.contextmanager
-def _seemingly_alone() -> Iterator[None]:
-    """Let lmms-eval see one process: questions are shared by image here (``mllm.dealing``), not one by one."""
+def _hide_launcher() -> Iterator[None]:
+    """Make lmms-eval see one process, because ``question_sharding`` shards the questions."""
     with mock.patch.dict(os.environ):
-        for name in _LAUNCHED:
+        for name in _LAUNCHER_VARIABLES:
             os.environ.pop(name, None)
         yield
 
 
 @contextlib.contextmanager
-def _readable(task: Any) -> Iterator[None]:
-    """If the block fails on a file, find the question whose image cannot be decoded, and name it."""
+def _name_broken_image(task: Any) -> Iterator[None]:
+    """Raise errors of image files as one-line messages that name the question."""
     try:
         yield
     except OSError:
-        for number, words in enumerate(task.eval_docs_no_media):
-            with _about(f"{task.config.task}: the image of {_name(words)} is missing or broken"):
+        for number, doc in enumerate(task.eval_docs_no_media):
+            with _convert_errors(f"{task.config.task}: the image of {_name(doc)} is missing or broken"):
                 task.eval_docs[number]
         raise
 
 
 def _name_failures(task: Any) -> None:
-    """Make errors in the task's functions name the question instead of a line in lmms-eval's code."""
+    """Wrap the task's functions so that their errors name the question."""
     visuals, process = task.doc_to_visual, task.process_results
 
-    def doc_to_visual(doc: Mapping[str, Any], *rest: Any) -> Any:
-        with _about(f"{task.config.task}: the image of {_name(doc)} is missing or broken"):
-            return visuals(doc, *rest)
+    def doc_to_visual(doc: Mapping[str, Any], *args: Any) -> Any:
+        with _convert_errors(f"{task.config.task}: the image of {_name(doc)} is missing or broken"):
+            return visuals(doc, *args)
 
-    def process_results(doc: Mapping[str, Any], *rest: Any, **more: Any) -> Any:
-        with _about(f"lmms-eval's scorer of {task.config.task} rejects {_name(doc)}"):
-            return process(doc, *rest, **more)
+    def process_results(doc: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        with _convert_errors(f"lmms-eval's scorer of {task.config.task} rejects {_name(doc)}"):
+            return process(doc, *args, **kwargs)
 
     task.doc_to_visual, task.process_results = doc_to_visual, process_results
     for name, function in list(task.aggregation().items()):
-        task.aggregation()[name] = _naming(f"lmms-eval's scorer of {task.config.task} rejects the data", function)
-
-
-def _naming(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)  # lmms-eval inspects its signature
-    def named(*arguments: Any, **more: Any) -> Any:
-        with _about(what):
-            return function(*arguments, **more)
-
-    return named
+        wrapper = _convert_errors(f"lmms-eval's scorer of {task.config.task} rejects the data")
+        task.aggregation()[name] = wrapper(function)  # functools.wraps inside: lmms-eval inspects its signature
 
 
 @contextlib.contextmanager
-def _about(what: str) -> Iterator[None]:
+def _convert_errors(message: str) -> Iterator[None]:
+    """Raise any error as a UserError; also a decorator."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{what} ({error_reason(error)})") from None
+        raise UserError(f"{message} ({error_reason(error)})") from None
 
 
 def _name(doc: Mapping[str, Any]) -> str:
-    """A question by its index in the data, or by its text."""
-    for column in ("question_id", "questionId", "id", "index", "image_id"):
+    """A question's id, or else its text."""
+    for column in ID_COLUMNS:
         if doc.get(column) not in (None, ""):
             return f"the question with {column} {doc[column]}"
     return f"the question {str(doc.get('question'))[:80]!r}"
@@ -206,14 +201,14 @@ def _name(doc: Mapping[str, Any]) -> str:
 
 def _answer(sample: Mapping[str, Any]) -> str:
     """The raw model output, before any extraction."""
-    found = sample["resps"][0]
-    return str(found if isinstance(found, str) or not found else found[0]).strip()
+    response = sample["resps"][0]
+    return str(response if isinstance(response, str) or not response else response[0]).strip()
 
 
-def _values(found: Mapping[str, Any], task: Any) -> dict[str, float]:
+def _values(results: Mapping[str, Any], task: Any) -> dict[str, float]:
     """lmms-eval's value of each numeric metric of the task."""
     values: dict[str, float] = {}
-    for key, value in found.items():
+    for key, value in results.items():
         name = key.partition(",")[0]
         if name in task.aggregation() and isinstance(value, int | float):
             values.setdefault(name, float(value))

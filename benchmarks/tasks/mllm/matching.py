@@ -1,10 +1,9 @@
 """Matching of precomputed answers to the questions of the data, for files written for other data.
 
 A match has a *key* and a *normalization*. The key is the question's index in the data, its image with its text, its id
-with its text, its id under the data's column name, or its text alone. Order is not a key: where many images share the
-same question, a wrong order looks right. The normalizations are `WAYS`; each adds one simplification to the previous
-ones, on both sides. An answer takes the first normalization that yields a question. If two questions become equal by a
-simplification, neither is matched, and of two answers to one question none is used.
+with its text, its id under the data's column name, or its text alone. Order is not a key: if many images share the same
+question, a wrong order looks right. `NORMALIZATIONS` apply in sequence, on both sides, and an answer uses the first one
+that yields a question. Questions that become equal are not matched, and of two answers to one question none is used.
 """
 
 from __future__ import annotations
@@ -28,38 +27,34 @@ TAILS = (
 )
 """Answer instructions at the end of questions (MME's) and of prompts, in lower case."""
 TAIL_LINES = re.compile(r"\(?[A-Z]\)?[.):] |Reference OCR tokens?:")
-"""Beginnings of the lines that LLaVA's prompts add below a question (options, TextVQA's OCR). Any other line may be
-part of the question.
-"""
+"""Prefixes of the lines that LLaVA's prompts add below a question (options, TextVQA's OCR)."""
 MISSPELLINGS = {"imange": "image"}
 """Known misspellings in published questions: POPE's until November 2023, which LLaVA's answers contain."""
 
-_SHOWN, _LOOKED_AT = 3, 10_000
+_MAX_LISTED, _MAX_COMPARED = 3, 10_000
 _AMBIGUOUS = -1
 
 
-def _plain(text: str) -> str:
+def _collapse_spaces(text: str) -> str:
     return " ".join(text.split())
 
 
-def _without_tail(text: str) -> str:
+def _strip_instructions(text: str) -> str:
     while tail := next((each for each in TAILS if text.lower().endswith(each)), ""):
         text = text[: -len(tail)].rstrip()
     return text
 
 
-def _without_lines(text: str) -> list[str]:
-    """A prompt, and its prefixes without the last line, the last two and so on, while these lines are not part of the
-    question.
-    """
-    texts, lines = [_plain(text)], text.strip().splitlines()
-    while len(lines) > 1 and (_plain(lines[-1]).lower() in TAILS or TAIL_LINES.match(lines[-1].strip())):
+def _strip_lines(text: str) -> list[str]:
+    """The prompt, then without its last line, its last two lines and so on, as far as these are no question text."""
+    texts, lines = [_collapse_spaces(text)], text.strip().splitlines()
+    while len(lines) > 1 and (_collapse_spaces(lines[-1]).lower() in TAILS or TAIL_LINES.match(lines[-1].strip())):
         lines.pop()
-        texts.append(_plain(" ".join(lines)))
+        texts.append(_collapse_spaces(" ".join(lines)))
     return texts
 
 
-def _short(name: str) -> str:
+def _shorten_id(name: str) -> str:
     """``MME/artwork/images/1.jpg`` → ``artwork/1.jpg``; ``v1_7`` → ``7`` (MM-Vet's, which LLaVA's files omit)."""
     return "/".join([part for part in name.split("/") if part != "images"][-2:]).removeprefix("v1_")
 
@@ -68,60 +63,56 @@ def _fix_misspellings(text: str) -> str:
     return re.sub(r"\w+", lambda word: MISSPELLINGS.get(word[0], word[0]), text)
 
 
-def _same(text: str) -> str:
-    return text
-
-
 @dataclass(frozen=True, kw_only=True)
-class Way:
+class Normalization:
     """One normalization step.
 
     Args:
         name: printed with the number of answers that it matched.
-        words: of a question's text, whitespace collapsed.
+        text: of a question's text, whitespace collapsed.
         id: of a question's id.
         lines: whether a prompt's last lines may be removed, one by one, if they are in ``TAILS`` or ``TAIL_LINES``.
     """
 
     name: str
-    words: Callable[[str], str] = _same
-    id: Callable[[str], str] = _same
+    text: Callable[[str], str] = str
+    id: Callable[[str], str] = str
     lines: bool = False
 
 
-WAYS = (
-    Way(name="as written"),
-    Way(name="without what says how to answer", words=_without_tail, lines=True),
-    Way(name="in lower case", words=str.lower),
-    Way(name="by the id without inner directories or 'v1_'", id=_short),
-    Way(name="with 'an' read as 'a'", words=lambda text: re.sub(r"\ban\b", "a", text)),
-    Way(name="with known misspellings fixed", words=_fix_misspellings),
+NORMALIZATIONS = (
+    Normalization(name="unchanged"),
+    Normalization(name="without the answer instruction", text=_strip_instructions, lines=True),
+    Normalization(name="in lower case", text=str.lower),
+    Normalization(name="by the id without inner directories or 'v1_'", id=_shorten_id),
+    Normalization(name="with 'an' read as 'a'", text=lambda text: re.sub(r"\ban\b", "a", text)),
+    Normalization(name="with known misspellings fixed", text=_fix_misspellings),
 )
 
 
-def loosest(text: str) -> str:
-    """A text after all normalization steps for texts."""
-    text = _plain(text)
-    for way in WAYS:
-        text = way.words(text)
+def normalize_text(text: str) -> str:
+    """A text after all normalization steps."""
+    text = _collapse_spaces(text)
+    for step in NORMALIZATIONS:
+        text = step.text(text)
     return text
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Asked:
-    """The matching key of a question or answer: fixed parts, an id, and the text (several, where lines are removed)."""
+class _Key:
+    """The matching key of a question or answer: exact parts, an id, and the text."""
 
-    fixed: Hashable = ()
+    exact: Hashable = ()
     id: str = ""
-    words: str = ""
+    text: str = ""
 
-    def keys(self, upto: int) -> list[Hashable]:
-        """The keys after the first ``upto`` + 1 normalization steps, the full prompt first."""
-        ways, name = WAYS[: upto + 1], self.id
-        texts = _without_lines(self.words) if any(way.lines for way in ways) else [_plain(self.words)]
-        for way in ways:
-            name, texts = way.id(name), [way.words(text) for text in texts]
-        return [(self.fixed, name, text) for text in texts]
+    def variants(self, level: int) -> list[Hashable]:
+        """The keys after the first ``level`` + 1 normalization steps, that of the full prompt first."""
+        steps, name = NORMALIZATIONS[: level + 1], self.id
+        texts = _strip_lines(self.text) if any(step.lines for step in steps) else [_collapse_spaces(self.text)]
+        for step in steps:
+            name, texts = step.id(name), [step.text(text) for text in texts]
+        return [(self.exact, name, text) for text in texts]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,23 +120,23 @@ class Match:
     """Matched answers.
 
     Args:
-        places: question index → its answer.
-        by: name of the matching key.
-        ways: name of a normalization → number of answers that it matched.
-        strangers: the answers without a question.
-        unanswered: number of questions without an answer.
+        answers: question index → its answer.
+        key: name of the matching key.
+        counts: name of a normalization → number of answers that it matched.
+        unmatched: the answers without a question.
+        num_unanswered: number of questions without an answer.
     """
 
-    places: Mapping[int, Answer]
-    by: str
-    ways: Mapping[str, int]
-    strangers: Sequence[Answer]
-    unanswered: int
+    answers: Mapping[int, Answer]
+    key: str
+    counts: Mapping[str, int]
+    unmatched: Sequence[Answer]
+    num_unanswered: int
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """As text: the key, and the number of matches per normalization."""
-        ways = ", ".join(f"{count:,} {name}" for name, count in self.ways.items())
-        return f"told by {self.by}" + (f": {ways}" if ways else "")
+        counts = ", ".join(f"{count:,} {name}" for name, count in self.counts.items())
+        return f"matched by {self.key}" + (f": {counts}" if counts else "")
 
 
 def match(answers: Sequence[Answer], docs: Sequence[Mapping[str, Any]], file: str, *, partial: bool = False) -> Match:
@@ -162,116 +153,118 @@ def match(answers: Sequence[Answer], docs: Sequence[Mapping[str, Any]], file: st
         UserError: no key distinguishes the questions, or too few answers match; the message counts both sides.
     """
     found: list[Match] = []
-    for by, asked, of_docs in _candidate_keys(answers, docs):
-        each = _assign(by, answers, asked, of_docs)
+    for name, answer_keys, question_keys in _candidate_keys(answers, docs):
+        each = _assign(name, answers, answer_keys, question_keys)
         if each is None:
             continue
-        if not each.strangers and not each.unanswered:
+        if not each.unmatched and not each.num_unanswered:
             return each
         found.append(each)
     if not found:
-        told = f"{len(answers)} answers and {len(docs)} questions"
+        sizes = f"{len(answers)} answers and {len(docs)} questions"
         ids = [name for name in ID_COLUMNS if len({str(doc[name]) for doc in docs if name in doc}) == len(docs)]
         names = " or ".join(map(repr, ["doc_id", *ids]))
-        raise UserError(f"{file}: neither ids nor words tell which of its {told} belong together (expected {names})")
-    best = max(found, key=lambda each: len(each.places))
-    excusable = bool(best.places) and (not best.strangers or best.by.endswith("words"))
-    if partial and excusable:
+        raise UserError(f"{file}: neither ids nor texts match its {sizes} (expected {names})")
+    best = max(found, key=lambda each: len(each.answers))
+    is_partial = bool(best.answers) and (not best.unmatched or best.key.endswith("text"))
+    if partial and is_partial:
         return best
-    hint = "; --partial true scores those that belong together" if excusable and not partial else ""
+    hint = "; --partial true scores the matching ones" if is_partial and not partial else ""
     raise UserError(
-        f"{file}: {best.unanswered} of {len(docs)} questions have no answer, {len(best.strangers)} of {len(answers)} "
-        f"answers no question of their own ({best.told()}){hint}{_nearest(best.strangers, docs)}"
+        f"{file}: {best.num_unanswered} of {len(docs)} questions have no answer, {len(best.unmatched)} of "
+        f"{len(answers)} answers have no question ({best.summary()}){hint}{_nearest(best.unmatched, docs)}"
     )
 
 
 def _candidate_keys(
     answers: Sequence[Answer], docs: Sequence[Mapping[str, Any]]
-) -> Iterator[tuple[str, list[_Asked], list[_Asked]]]:
+) -> Iterator[tuple[str, list[_Key], list[_Key]]]:
     """Candidate keys: name, keys of the answers, keys of the questions."""
     if all(answer.number is not None for answer in answers):
-        yield "doc_id", [_Asked(fixed=each.number) for each in answers], [_Asked(fixed=n) for n in range(len(docs))]
+        yield "doc_id", [_Key(exact=each.number) for each in answers], [_Key(exact=n) for n in range(len(docs))]
         return
-    words = all(answer.prompt is not None for answer in answers) and all("question" in doc for doc in docs)
-    prompts = [(answer.prompt or "").replace("<image>", "") if words else "" for answer in answers]
-    questions = [str(doc["question"]) if words else "" for doc in docs]
-    if words and all(answer.image for answer in answers) and all(doc.get("image_source") for doc in docs):
+    has_text = all(answer.prompt is not None for answer in answers) and all("question" in doc for doc in docs)
+    prompts = [(answer.prompt or "").replace("<image>", "") if has_text else "" for answer in answers]
+    questions = [str(doc["question"]) if has_text else "" for doc in docs]
+    if has_text and all(answer.image for answer in answers) and all(doc.get("image_source") for doc in docs):
         theirs = [(answer.image, answer.category) for answer in answers]
         ours = [(Path(doc["image_source"]).stem, doc.get("category")) for doc in docs]
         yield (
-            "image and words",
-            [_Asked(fixed=fixed, words=text) for fixed, text in zip(theirs, prompts, strict=True)],
-            [_Asked(fixed=fixed, words=text) for fixed, text in zip(ours, questions, strict=True)],
+            "image and text",
+            [_Key(exact=exact, text=text) for exact, text in zip(theirs, prompts, strict=True)],
+            [_Key(exact=exact, text=text) for exact, text in zip(ours, questions, strict=True)],
         )
     for column in ID_COLUMNS if all(answer.id is not None for answer in answers) else ():
         if any(doc.get(column) is None for doc in docs):
             continue
-        if not words and any(answer.id_name != column for answer in answers):
+        if not has_text and any(answer.id_name != column for answer in answers):
             continue  # unrelated ids often have the same range, and nothing else would reveal the mismatch
         yield (
-            f"{column} and words" if words else column,
-            [_Asked(id=str(each.id), words=text) for each, text in zip(answers, prompts, strict=True)],
-            [_Asked(id=str(doc[column]), words=text) for doc, text in zip(docs, questions, strict=True)],
+            f"{column} and text" if has_text else column,
+            [_Key(id=str(each.id), text=text) for each, text in zip(answers, prompts, strict=True)],
+            [_Key(id=str(doc[column]), text=text) for doc, text in zip(docs, questions, strict=True)],
         )
-    if words:
-        yield "words", [_Asked(words=text) for text in prompts], [_Asked(words=text) for text in questions]
+    if has_text:
+        yield "text", [_Key(text=text) for text in prompts], [_Key(text=text) for text in questions]
 
 
-def _assign(by: str, answers: Sequence[Answer], asked: Sequence[_Asked], docs: Sequence[_Asked]) -> Match | None:
+def _assign(
+    name: str, answers: Sequence[Answer], answer_keys: Sequence[_Key], question_keys: Sequence[_Key]
+) -> Match | None:
     """Match step by step; None if the data's own texts and ids do not distinguish the questions."""
-    taken: dict[int, tuple[int, str]] = {}
+    matched: dict[int, tuple[int, str]] = {}
     contested: set[int] = set()
-    free = list(range(len(answers)))
-    for level, way in enumerate(WAYS):
-        if not free:
+    unmatched = list(range(len(answers)))
+    for level, step in enumerate(NORMALIZATIONS):
+        if not unmatched:
             break
-        places: dict[Hashable, int] = {}
-        for place, doc in enumerate(docs):
-            key = doc.keys(level)[0]
-            places[key] = _AMBIGUOUS if key in places else place
-        if level == 0 and len(places) < len(docs):
+        questions: dict[Hashable, int] = {}
+        for number, question in enumerate(question_keys):
+            key = question.variants(level)[0]
+            questions[key] = _AMBIGUOUS if key in questions else number
+        if level == 0 and len(questions) < len(question_keys):
             return None
-        left = []
-        for index in free:
-            place = next((places[key] for key in asked[index].keys(level) if key in places), _AMBIGUOUS)
-            if place == _AMBIGUOUS:
-                left.append(index)
-            elif (
-                place in taken or place in contested
-            ):  # by this step or an earlier one: it is ambiguous which one counts
-                taken.pop(place, None)
-                contested.add(place)
+        remaining = []
+        for index in unmatched:
+            keys = answer_keys[index].variants(level)
+            number = next((questions[key] for key in keys if key in questions), _AMBIGUOUS)
+            if number == _AMBIGUOUS:
+                remaining.append(index)
+            elif number in matched or number in contested:  # two answers to one question: none is used
+                matched.pop(number, None)
+                contested.add(number)
             else:
-                taken[place] = index, way.name
-        free = left
-    used = {index for index, _ in taken.values()}
-    counts = Counter(name for _, name in taken.values())
+                matched[number] = index, step.name
+        unmatched = remaining
+    used = {index for index, _ in matched.values()}
+    counts = Counter(name for _, name in matched.values())
     return Match(
-        places={place: answers[taken[place][0]] for place in sorted(taken)},
-        by=by,
-        ways={way.name: counts[way.name] for way in WAYS if counts[way.name]},
-        strangers=[answer for index, answer in enumerate(answers) if index not in used],
-        unanswered=len(docs) - len(taken),
+        answers={number: answers[matched[number][0]] for number in sorted(matched)},
+        key=name,
+        counts={step.name: counts[step.name] for step in NORMALIZATIONS if counts[step.name]},
+        unmatched=[answer for index, answer in enumerate(answers) if index not in used],
+        num_unanswered=len(question_keys) - len(matched),
     )
 
 
-def _nearest(strangers: Sequence[Answer], docs: Sequence[Mapping[str, Any]]) -> str:
-    """The first few answers without a question, each next to the question that reads most like it."""
-    if not strangers:
+def _nearest(unmatched: Sequence[Answer], docs: Sequence[Mapping[str, Any]]) -> str:
+    """The first few answers without a question, each with the most similar question."""
+    if not unmatched:
         return ""
-    labels = [_label(_name(doc), doc.get("question", "")) for doc in docs[:_LOOKED_AT]]
+    labels = [_label(_id(doc), doc.get("question", "")) for doc in docs[:_MAX_COMPARED]]
     shown = []
-    for answer in strangers[:_SHOWN]:
+    for answer in unmatched[:_MAX_LISTED]:
         label = _label(answer.number if answer.id is None else answer.id, answer.prompt or "")
         near = difflib.get_close_matches(label, labels, n=1, cutoff=0.0)
         shown.append(f"{label!r} (nearest question: {near[0] if near else ''!r})")
     return "; without a question: " + "; ".join(shown)
 
 
-def _label(name: object, words: object) -> str:
-    """An id and the first line of a question, without the answer instruction that all questions share."""
-    return f"{name} {_without_tail(_plain(str(words).strip().partition(chr(10))[0]))}".strip()[:200]
+def _label(name: object, question: object) -> str:
+    """An id and the first line of a question, without its answer instruction."""
+    line = str(question).strip().partition("\n")[0]
+    return f"{name} {_strip_instructions(_collapse_spaces(line))}".strip()[:200]
 
 
-def _name(doc: Mapping[str, Any]) -> str:
+def _id(doc: Mapping[str, Any]) -> str:
     return next((str(doc[column]) for column in ID_COLUMNS if doc.get(column) is not None), "")

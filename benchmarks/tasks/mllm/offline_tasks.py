@@ -24,21 +24,21 @@ _HUB = "lmms-lab-encoder"
 
 
 def data_root(data: str) -> Path:
-    """The directory below which a task's Hub names are paths: ``data`` itself or ``data/hub``.
+    """The directory whose subdirectories have Hub names: ``data`` or ``data/hub``.
 
     Raises:
         UserError: no such directory.
     """
     root = Path(data)
     if not root.is_dir():
-        raise UserError(f"{data}: no such directory (expected one in the hub's layout, holding {_HUB}/…)")
+        raise UserError(f"{data}: no such directory (expected one in the Hub's structure, with {_HUB}/…)")
     inner = root / "hub"
     return (inner if not (root / _HUB).is_dir() and (inner / _HUB).is_dir() else root).resolve()
 
 
 @functools.cache
 def go_offline() -> None:
-    """Cut this process off from the Hub; works before and after the libraries are imported."""
+    """Disable this process's access to the Hub, before or after the import of the libraries."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE": "1"}
     import datasets
     import huggingface_hub.constants
@@ -48,7 +48,7 @@ def go_offline() -> None:
     huggingface_hub.constants.HF_HUB_OFFLINE = True
     datasets.config.HF_HUB_OFFLINE = True
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its warnings are part of the message below
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its warnings become part of UserError
     transformers.utils.logging.disable_progress_bar()
     logger.disable("lmms_eval")
     with suppress_output():
@@ -61,16 +61,16 @@ def go_offline() -> None:
 
 @contextlib.contextmanager
 def _own_cache() -> Iterator[None]:
-    """An empty cache for ``datasets``, neither the user's nor another data root's.
+    """An empty cache for ``datasets``.
 
-    ``datasets`` keys its cache by the name of the dataset, which is the same below every root: with a shared cache the
-    second root would silently get the data of the first.
+    ``datasets`` keys its cache by the dataset's name, which is the same below every data root: with a shared cache, a
+    second root would silently read the data of the first.
     """
     import datasets
     from lmms_eval.api import task
 
     folder = tempfile.TemporaryDirectory(prefix="clips-bench-")
-    _kept.append(folder)  # memory-mapped as long as the task is used
+    _open_caches.append(folder)  # memory-mapped while the task is used
     with (
         mock.patch.object(datasets.config, "HF_DATASETS_CACHE", Path(folder.name)),
         mock.patch.object(task, "_resolve_hf_datasets_cache_dir", return_value=folder.name),
@@ -78,26 +78,26 @@ def _own_cache() -> Iterator[None]:
         yield
 
 
-_kept: list[tempfile.TemporaryDirectory] = []  # removed when the process ends
+_open_caches: list[tempfile.TemporaryDirectory] = []  # removed when the process ends
 
 
 @contextlib.contextmanager
 def suppress_output() -> Iterator[None]:
-    """Suppress what libraries print (scorers and progress bars)."""
-    _heard.append(sys.stderr)
+    """Suppress the output of libraries (scorers, progress bars)."""
+    _outer_stderr.append(sys.stderr)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
-        _heard.pop()
+        _outer_stderr.pop()
 
 
 def unsuppressed_stderr() -> TextIO:
     """Standard error outside of ``suppress_output``, for messages to the user."""
-    return _heard[0] if _heard else sys.stderr
+    return _outer_stderr[0] if _outer_stderr else sys.stderr
 
 
-_heard: list[TextIO] = []
+_outer_stderr: list[TextIO] = []
 
 
 @functools.cache
@@ -130,7 +130,7 @@ def _tasks() -> Path:
 
 @functools.cache
 def _definitions() -> tuple[dict[str, Path], dict[str, list[str]]]:
-    """The file that defines each task, and the members that each group names."""
+    """The defining file of each task, and the members of each group."""
     tasks: dict[str, Path] = {}
     groups: dict[str, list[str]] = {}
     for path in sorted(_tasks().rglob("*.yaml")):
@@ -144,7 +144,7 @@ def _definitions() -> tuple[dict[str, Path], dict[str, list[str]]]:
 
 
 def _members(text: str) -> list[str]:
-    """What a group's file lists under ``task``: names, or mappings that name a task or a group."""
+    """The tasks and groups under ``task`` of a group's file: names, or mappings with a name."""
     listed = yaml.load(text, _Plain).get("task") or []
     found = [each if isinstance(each, str) else each.get("task") or each.get("group") for each in listed]
     return [name for name in found if isinstance(name, str)]
@@ -157,7 +157,7 @@ def task_name(path: Path) -> str | None:
 
 
 def dataset_name(task: str, own: Path | None = None) -> str:
-    """The Hub name of the dataset that a task's definition names; empty if its data come from elsewhere.
+    """The Hub repo id of a task's dataset; empty if its definition names none.
 
     Args:
         task: lmms-eval's task name.
@@ -168,15 +168,15 @@ def dataset_name(task: str, own: Path | None = None) -> str:
 
 
 def dataset_config_name(task: str) -> str | None:
-    """The configuration of its dataset that a task reads; None for the dataset's default."""
+    """The dataset configuration that a task reads; None for the default."""
     return definition(_definitions()[0][task]).get("dataset_name")
 
 
 def definition(path: Path) -> dict[str, Any]:
-    """A task's definition with those that it includes, functions left unresolved.
+    """A task's definition merged with the included ones, functions unresolved.
 
     Raises:
-        UserError: it, or a file that it includes, is missing or no YAML.
+        UserError: one of the files is missing or not YAML.
     """
     merged: dict[str, Any] = {}
     for file in reversed(_includes(path)):
@@ -185,7 +185,7 @@ def definition(path: Path) -> dict[str, Any]:
 
 
 def included(path: Path) -> list[Path]:
-    """The files that a task's definition includes, and those that these include."""
+    """The files that a task's definition includes, recursively."""
     return [each for file in _includes(path) for each in (file, *included(file))]
 
 
@@ -207,7 +207,7 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 
 class _Plain(yaml.SafeLoader):
-    """YAML whose own tags (``!function``) are read as strings: nothing is imported."""
+    """YAML with custom tags (``!function``) as strings, so that nothing is imported."""
 
 
 _Plain.add_multi_constructor("!", lambda loader, suffix, node: str(node.value))
@@ -219,7 +219,7 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 @functools.cache
 def manager(folder: str) -> Any:
-    """lmms-eval's index of the tasks in one directory below its ``tasks`` (all 2,000 take seconds), or at a path."""
+    """lmms-eval's index of the tasks in one directory, below its ``tasks`` or any other (all 2,000 take seconds)."""
     go_offline()
     import lmms_eval.tasks
 
@@ -229,14 +229,14 @@ def manager(folder: str) -> Any:
 
 
 def load_task(name: str, folder: str, root: Path, *, own: str = "", simple: bool = True) -> Any:
-    """One of lmms-eval's tasks with its data from below ``root``.
+    """One of lmms-eval's tasks with its data below ``root``.
 
     Args:
         name: name of the task.
         folder: directory of the definition, below lmms-eval's ``tasks`` or any other.
         root: the data.
         own: the user's file that defines it, if it is not lmms-eval's.
-        simple: whether it is for models that take text and images separately, not as a conversation.
+        simple: whether its models take text and images separately, not as a conversation.
 
     Raises:
         UserError: data that are missing or malformed; the message names the first invalid file.
@@ -253,10 +253,8 @@ def load_task(name: str, folder: str, root: Path, *, own: str = "", simple: bool
     except UserError:
         raise
     except Exception as error:
-        found = find_broken_parquet(root / dataset)
-        raise UserError(
-            f"{found or root / dataset}: cannot be read as the data of {name} ({error_reason(error)})"
-        ) from None
+        path = find_broken_parquet(root / dataset) or root / dataset
+        raise UserError(f"{path}: cannot be read as the data of {name} ({error_reason(error)})") from None
 
 
 def find_broken_parquet(dataset: Path) -> Path | None:
@@ -272,7 +270,7 @@ def find_broken_parquet(dataset: Path) -> Path | None:
 
 
 def select_questions(task: Any, numbers: Sequence[int]) -> None:
-    """Restrict a task to some questions, which are renumbered."""
+    """Restrict a task to some questions; their indices change."""
     split = task.config.test_split or task.config.validation_split
     for docs in {id(each): each for each in (task.dataset, task.dataset_no_image)}.values():
         docs[split] = docs[split].select(numbers)
@@ -280,20 +278,20 @@ def select_questions(task: Any, numbers: Sequence[int]) -> None:
 
 @contextlib.contextmanager
 def _without_workers() -> Iterator[None]:
-    """Let GQA join its images in this process: it would start eight workers, which copy the model's process."""
+    """Make GQA join its images in this process, without eight copies of the model's process."""
     import datasets
 
     original = datasets.Dataset.map
 
-    def alone(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def without_workers(self: Any, *args: Any, **kwargs: Any) -> Any:
         return original(self, *args, **kwargs | {"num_proc": None})
 
-    with mock.patch.object(datasets.Dataset, "map", alone):
+    with mock.patch.object(datasets.Dataset, "map", without_workers):
         yield
 
 
 def error_reason(error: BaseException) -> str:
-    """One line for an error, the last attempt's where it was tried several times."""
+    """One line for an error, for retries that of the last attempt."""
     attempt = getattr(error, "last_attempt", None)
     inner = attempt.exception() if attempt is not None else None
     if inner is not None:

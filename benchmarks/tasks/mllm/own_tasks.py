@@ -1,6 +1,6 @@
-"""Tasks that the user wrote for lmms-eval: a YAML file, or a directory of them as its ``--include_path`` takes.
+"""The user's own tasks for lmms-eval: a YAML file, or a directory as for its ``--include_path``.
 
-``task:`` names the file, the directory of one task, or ``FOLDER/TASK``. Relative paths start in the working directory.
+``task:`` names the file, the directory of one task, or ``FOLDER/TASK``, relative to the working directory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def own_task(task: str) -> tuple[str, Path] | None:
     """The task's name and the YAML file that defines it; None if ``task`` is not a path.
 
     Raises:
-        UserError: the path does not exist, is not a task, or holds several.
+        UserError: the path does not exist, is not a task, or contains several.
     """
     path = Path(task).expanduser()
     if path.is_dir():
@@ -31,16 +31,16 @@ def own_task(task: str) -> tuple[str, Path] | None:
         return next(iter(tasks.items()))
     if path.suffix in {".yaml", ".yml"}:
         if not path.is_file():
-            raise UserError(f"task: {task}: no such file (expected a task of lmms-eval's layout)")
+            raise UserError(f"task: {task}: no such file (expected a task in lmms-eval's format)")
         name = task_name(path)
-        if name is None or path.suffix == ".yml":  # lmms-eval does not find these in a directory
-            raise UserError(f"task: {task}: expected a .yaml file with 'task: NAME', as lmms-eval's tasks have it")
+        if name is None or path.suffix == ".yml":  # lmms-eval ignores .yml
+            raise UserError(f"task: {task}: expected a .yaml file with 'task: NAME'")
         _tasks(path.parent)
         return name, path
     if len(path.parts) < 2:
         return None
     if not path.parent.is_dir():
-        raise UserError(f"task: {task}: no such file or directory (expected a task of lmms-eval's layout)")
+        raise UserError(f"task: {task}: no such file or directory (expected a task in lmms-eval's format)")
     tasks = _tasks(path.parent)
     if path.name not in tasks:
         raise unknown_name_error(path.name, tasks, f"task in {path.parent}")
@@ -48,26 +48,26 @@ def own_task(task: str) -> tuple[str, Path] | None:
 
 
 def definition_hash(path: Path) -> str:
-    """SHA-256 of a task's definition: the files that it includes, the Python next to them, the data that it names."""
+    """SHA-256 of a task's definition, its includes, the Python files next to them, and its local data files."""
     files = {path, *included(path)}
     files |= {each for file in list(files) for each in file.parent.glob("*.py")} | set(_data_files(path))
-    named = sorted((file.name, file_hash(file)) for file in files if file.is_file())
-    return hashlib.sha256(repr(named).encode()).hexdigest()
+    hashes = sorted((file.name, file_hash(file)) for file in files if file.is_file())
+    return hashlib.sha256(repr(hashes).encode()).hexdigest()
 
 
 def _data_files(path: Path) -> Iterator[Path]:
-    """Local data files of the definition, which lmms-eval looks for next to it."""
-    found = (definition(path).get("dataset_kwargs") or {}).get("data_files") or []
-    for value in _texts(found):
+    """Local data files of the definition, relative to its directory."""
+    data_files = (definition(path).get("dataset_kwargs") or {}).get("data_files") or []
+    for value in _strings(data_files):
         yield from path.parent.glob(value) if not Path(value).is_absolute() else [Path(value)]
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping | list):
         for each in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(each)
+            yield from _strings(each)
 
 
 def _tasks(folder: Path) -> dict[str, Path]:
@@ -82,4 +82,4 @@ def _tasks(folder: Path) -> dict[str, Path]:
 
 
 def _listed(names: Mapping[str, Path]) -> str:
-    return "one of " + ", ".join(names) if names else "nowhere: no .yaml file in it has 'task: NAME'"
+    return "one of " + ", ".join(names) if names else "unknown: no .yaml file in it has 'task: NAME'"

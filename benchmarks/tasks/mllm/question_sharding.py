@@ -14,25 +14,26 @@ _NAMES = ("imageId", "image_id", "img_id", "image_name", "image_path", "image_so
 
 
 def local_questions(
-    places: Sequence[int], requests: Sequence[Instance], task_dict: Mapping[str, Any], processes: DistributedContext
+    indices: Sequence[int], requests: Sequence[Instance], task_dict: Mapping[str, Any], processes: DistributedContext
 ) -> list[int]:
     """This process's shard of the request indices.
 
-    Questions about one image are recognized by the stored data, since opening every image twice would cost more than it
-    saves. A wrong guess costs time and changes no answer.
+    Questions about one image are recognized by the undecoded data, which is cheaper than decoding every image twice. A
+    wrong guess costs time and changes no answer.
 
     Args:
-        places: indices of the requests to shard.
+        indices: indices of the requests to shard.
         requests: lmms-eval's, with (prompt, settings, visuals, number, task, split) as arguments.
         task_dict: task → split → dataset.
         processes: the processes that share them.
     """
-    guesses: dict[tuple[str, str], Callable[[int], str]] = {}
+    key_functions: dict[tuple[str, str], Callable[[int], str]] = {}
     groups: dict[tuple[str, str], list[int]] = {}
-    for place in places:
-        number, task, split = requests[place].args[-3:]
-        guess = guesses.get((task, split)) or guesses.setdefault((task, split), _guess(task_dict[task][split]))
-        groups.setdefault((task, guess(number)), []).append(place)
+    for index in indices:
+        number, task, split = requests[index].args[-3:]
+        if (task, split) not in key_functions:
+            key_functions[task, split] = _image_key(task_dict[task][split])
+        groups.setdefault((task, key_functions[task, split](number)), []).append(index)
     loads = [0] * processes.count
     mine: list[int] = []
     for group in groups.values():
@@ -43,8 +44,8 @@ def local_questions(
     return mine
 
 
-def _guess(documents: Any) -> Callable[[int], str]:
-    """Number of a question → something that is the same for questions about one image."""
+def _image_key(documents: Any) -> Callable[[int], str]:
+    """Question index → a key that is equal for questions about one image."""
     import datasets
 
     features = getattr(documents, "features", None) or {}
@@ -55,11 +56,11 @@ def _guess(documents: Any) -> Callable[[int], str]:
         for name in images:
             raw = raw.cast_column(name, datasets.Image(decode=False))
 
-        def of_contents(number: int) -> str:
+        def content_hash(number: int) -> str:
             found = [raw[number][name] or {} for name in images]
             return hashlib.sha256(b"".join(each.get("bytes") or str(each).encode() for each in found)).hexdigest()
 
-        return of_contents
+        return content_hash
     if names:
         named = documents.select_columns(names[:1])
         return lambda number: str(named[number][names[0]])

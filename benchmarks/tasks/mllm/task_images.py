@@ -1,4 +1,4 @@
-"""The images of a task's questions: their records and names."""
+"""Names and thumbnails of the images of a task's questions."""
 
 from __future__ import annotations
 
@@ -18,18 +18,26 @@ class QuestionImage:
 
     Args:
         name: hash of its pixels; questions about the same image share it.
-        thumbnail: a small JPEG, only for the first question about the image, and only for a limited number of images.
+        thumbnail: a small JPEG, only for the first question about the image, and for at most ``MAX_THUMBNAILS`` images.
     """
 
     name: str
     thumbnail: bytes | None
 
 
-def image_hash_name(picture: Image) -> str:
-    """A name derived from an image's decoded pixels, independent of its origin."""
-    rgb = picture.convert("RGB")  # the bytes of a palette image do not determine its colors
+def image_hash_name(image: Image) -> str:
+    """A name derived from an image's decoded pixels."""
+    rgb = image.convert("RGB")  # the bytes of a palette image do not determine its colors
     content = f"{rgb.mode}{rgb.size}".encode() + rgb.tobytes()
     return hashlib.sha256(content).hexdigest()[:16]
+
+
+def record_image(image: Image, recorded: set[str]) -> QuestionImage:
+    """The record of an image; its name is added to ``recorded``, the images that have a thumbnail already."""
+    name = image_hash_name(image)
+    is_new = name not in recorded and len(recorded) < MAX_THUMBNAILS
+    recorded.add(name)
+    return QuestionImage(name, thumbnail(image) if is_new else None)
 
 
 def first_images(task: Any, numbers: Sequence[int]) -> Mapping[int, QuestionImage]:
@@ -40,14 +48,10 @@ def first_images(task: Any, numbers: Sequence[int]) -> Mapping[int, QuestionImag
         numbers: indices of the questions.
     """
     found: dict[int, QuestionImage] = {}
-    seen: set[str] = set()
+    recorded: set[str] = set()
     for number in numbers:
-        first = next(
-            (visual for visual in task.doc_to_visual(task.eval_docs[number]) or [] if isinstance(visual, Image)), None
-        )
+        visuals = task.doc_to_visual(task.eval_docs[number]) or []
+        first = next((visual for visual in visuals if isinstance(visual, Image)), None)
         if first is not None:
-            name = image_hash_name(first)
-            shown = name not in seen and len(seen) < MAX_THUMBNAILS
-            found[number] = QuestionImage(name, thumbnail(first) if shown else None)
-            seen.add(name)
+            found[number] = record_image(first, recorded)
     return found

@@ -1,13 +1,13 @@
 """Computation of each task's metrics from lmms-eval's samples.
 
-A task listed in ``TASK_METRICS`` has a function that adds the columns of its metrics; for any other task a metric is
-the mean of its per-sample numbers if that agrees with lmms-eval's own value.
+``TASK_METRICS`` lists tasks with their own item columns; for any other task a metric is the mean of its per-sample
+numbers if that equals lmms-eval's value.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,17 +30,16 @@ class TaskMetrics:
         metrics: lmms-eval's metric name → spec.
         primary: for the main table.
         score: the column with each item's contribution to the first primary metric.
-        extra: metrics in addition to lmms-eval's, computed from the items alone; absent if ``columns`` yields no such
-            column for these data.
-        blind: samples → the columns of the trivial baselines.
+        extra: metrics in addition to lmms-eval's, computed from the items alone; absent if their columns are.
+        baselines: samples → the columns of the trivial baselines.
     """
 
     columns: Callable[[Sequence[Sample], ImageCaptionScores], Mapping[str, Any]]
     metrics: Mapping[str, MetricSpec]
     primary: tuple[str, ...]
     score: str
-    extra: Mapping[str, MetricSpec]
-    blind: Callable[[Sequence[Sample]], ChanceLevels] = chance_levels.no_chance_level
+    extra: Mapping[str, MetricSpec] = field(default_factory=dict)
+    baselines: Callable[[Sequence[Sample]], ChanceLevels] = chance_levels.no_chance_level
 
 
 def _pope(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
@@ -67,7 +66,7 @@ def _exact_match(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[st
 
 
 def _numbers(*names: str) -> Callable[[Sequence[Sample], ImageCaptionScores], Mapping[str, Any]]:
-    """Columns that are the samples' own numbers; NaN where a question does not enter a metric."""
+    """Columns of the samples' own numbers; NaN for questions that do not enter a metric."""
     return lambda samples, _: {name: np.array([_number(sample.get(name)) for sample in samples]) for name in names}
 
 
@@ -83,16 +82,13 @@ def _mmvet(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any
 
 
 def _llava_bench(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
-    """The judge's grades, out of 10, for the reference answer and for the model's, the latter times 100; 0 outside a
-    category.
-    """
+    """The judge's grades from 1 to 10 of the reference answer and, times 100, of the model's; 0 outside a category."""
+    grades = np.array([sample["gpt_eval_llava_all"]["scores"] for sample in samples], float)
     columns: dict[str, Any] = {}
     for kind in _LLAVA_BENCH:
         of_kind = [kind == "all" or sample["doc"]["category"] == kind for sample in samples]
-        marks = [sample["gpt_eval_llava_all"]["scores"] for sample in samples]
-        for place, (name, scale) in enumerate((("reference", 1.0), ("points", 100.0))):
-            values = [scale * mark[place] if ours else 0.0 for mark, ours in zip(marks, of_kind, strict=True)]
-            columns[f"{name}_{kind}"] = np.array(values)
+        columns[f"reference_{kind}"] = np.where(of_kind, grades[:, 0], 0.0)
+        columns[f"points_{kind}"] = np.where(of_kind, 100.0 * grades[:, 1], 0.0)
     return columns
 
 
@@ -104,7 +100,7 @@ def _ocrbench(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, 
 
 
 def _seed(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
-    """1 where the letter is right; per question category NaN outside it."""
+    """1 for a right letter; per question category NaN outside it."""
     right = [float(_seed_right(sample["seed_all"])) for sample in samples]
     columns = {"correct": np.array(right)}
     for kind in ("image", "video"):
@@ -114,14 +110,12 @@ def _seed(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]
 
 def _seed_chance(samples: Sequence[Sample]) -> ChanceLevels:
     """Uniform guesses, per question category NaN outside it."""
-    guessed = chance_levels.chance_over_options(chance_levels.count_seedbench_options, "correct")(samples)[CHANCE][
-        "correct"
-    ]
-    parts = {
-        f"on_{kind}s": np.where([f"seed_{kind}" in sample for sample in samples], guessed, np.nan)
-        for kind in ("image", "video")
-    }
-    return {CHANCE: {"correct": guessed, **parts}}
+    guess = chance_levels.chance_over_options(chance_levels.count_seedbench_options, "correct")
+    columns = {"correct": guess(samples)[CHANCE]["correct"]}
+    for kind in ("image", "video"):
+        of_kind = [f"seed_{kind}" in sample for sample in samples]
+        columns[f"on_{kind}s"] = np.where(of_kind, columns["correct"], np.nan)
+    return {CHANCE: columns}
 
 
 def _seed_right(answer: Mapping[str, str]) -> bool:
@@ -140,13 +134,13 @@ def _captions(samples: Sequence[Sample], scores: ImageCaptionScores) -> Mapping[
 
 
 def caption_columns(ids: Sequence[int], scores: ImageCaptionScores) -> Mapping[str, Any]:
-    """The item columns that `caption_metrics` need, of the images ``ids``."""
+    """The item columns of `caption_metrics` for the images ``ids``."""
     counts = np.array([scores.bleu[index] for index in ids], float)
     names = [f"bleu_{what}{n}" for what in ("matched", "possible") for n in _ORDERS] + ["length", "reference_length"]
     return {
         "cider": np.array([scores.cider[index] for index in ids]),
         "rouge": np.array([scores.rouge[index] for index in ids]),
-        **{name: counts[:, place] for place, name in enumerate(names)},
+        **dict(zip(names, counts.T, strict=True)),
     }
 
 
@@ -157,7 +151,7 @@ def _bleu_columns(n: int) -> tuple[str, ...]:
 
 
 def caption_metrics(prefix: str = "") -> dict[str, MetricSpec]:
-    """CIDEr, BLEU-1 to 4 and ROUGE-L, their names behind ``prefix``."""
+    """CIDEr, BLEU-1 to 4 and ROUGE-L; ``prefix`` is prepended to their names."""
     return {
         f"{prefix}CIDEr": MetricSpec(label="CIDEr", aggregation="mean_of_scores", columns=("cider",)),
         **{
@@ -176,10 +170,10 @@ TASK_METRICS: dict[str, TaskMetrics] = {
             "pope_accuracy": MetricSpec(label="accuracy", columns=("correct",)),
             "pope_precision": MetricSpec(label="precision", aggregation="ratio", columns=("hit_yes", "said_yes")),
             "pope_recall": MetricSpec(label="recall", aggregation="ratio", columns=("hit_yes", "is_yes")),
-            "pope_yes_ratio": MetricSpec(label="share of yes expected", columns=("is_yes",), higher_is_better=None),
+            "pope_yes_ratio": MetricSpec(label="ratio of yes expected", columns=("is_yes",), higher_is_better=None),
         },
         extra={
-            "said_yes": MetricSpec(label="share of yes answered", columns=("said_yes",), higher_is_better=None),
+            "said_yes": MetricSpec(label="ratio of yes answered", columns=("said_yes",), higher_is_better=None),
             **{
                 f"pope_f1_{kind}": MetricSpec(
                     label=f"F1, {kind}", aggregation="f1", columns=(f"said_yes_{kind}", f"is_yes_{kind}")
@@ -192,7 +186,7 @@ TASK_METRICS: dict[str, TaskMetrics] = {
         },
         primary=("pope_accuracy", "pope_f1_score"),
         score="correct",
-        blind=chance_levels.pope_chance,
+        baselines=chance_levels.pope_chance,
     ),
     "mme": TaskMetrics(
         columns=_mme,
@@ -210,16 +204,15 @@ TASK_METRICS: dict[str, TaskMetrics] = {
         },
         primary=("mme_total",),
         score="correct",
-        blind=chance_levels.mme_chance,
+        baselines=chance_levels.mme_chance,
     ),
     **{
         task: TaskMetrics(
             columns=_exact_match,
             metrics={"exact_match": MetricSpec(label="exact match", columns=("correct",))},
-            extra={},
             primary=("exact_match",),
             score="correct",
-            blind=chance_levels.chance_over_options(chance_levels.count_listed_options(options), "correct")
+            baselines=chance_levels.chance_over_options(chance_levels.count_listed_options(options), "correct")
             if options
             else chance_levels.no_chance_level,
         )
@@ -236,7 +229,6 @@ TASK_METRICS: dict[str, TaskMetrics] = {
         task: TaskMetrics(
             columns=_numbers("anls"),
             metrics={"anls": MetricSpec(label="ANLS", columns=("anls",))},
-            extra={},
             primary=("anls",),
             score="anls",
         )
@@ -245,10 +237,9 @@ TASK_METRICS: dict[str, TaskMetrics] = {
     "mmmu_val": TaskMetrics(
         columns=_mmmu,
         metrics={"mmmu_acc": MetricSpec(label="accuracy", columns=("correct",), rounded=5e-6)},
-        extra={},
         primary=("mmmu_acc",),
         score="correct",
-        blind=chance_levels.chance_over_options(chance_levels.count_mmmu_options, "correct"),
+        baselines=chance_levels.chance_over_options(chance_levels.count_mmmu_options, "correct"),
     ),
     "chartqa": TaskMetrics(
         columns=_numbers("relaxed_overall", "relaxed_human_split", "relaxed_augmented_split"),
@@ -260,14 +251,12 @@ TASK_METRICS: dict[str, TaskMetrics] = {
                 "augmented_split": "relaxed accuracy (augmented)",
             }.items()
         },
-        extra={},
         primary=("relaxed_overall",),
         score="relaxed_overall",
     ),
     "mmvet": TaskMetrics(
         columns=_mmvet,
         metrics={"gpt_eval_score": MetricSpec(label="score", columns=("points",), scale=1.0, most=100.0)},
-        extra={},
         primary=("gpt_eval_score",),
         score="points",
     ),
@@ -285,7 +274,6 @@ TASK_METRICS: dict[str, TaskMetrics] = {
                 )
                 for kind, label in _LLAVA_BENCH.items()
             },
-            extra={},
             primary=("gpt_eval_llava_all",),
             score="points_all",
         )
@@ -293,7 +281,7 @@ TASK_METRICS: dict[str, TaskMetrics] = {
     },
     "ocrbench": TaskMetrics(
         columns=_ocrbench,
-        metrics={"ocrbench_accuracy": MetricSpec(label="share of 1,000 points", columns=("correct",))},
+        metrics={"ocrbench_accuracy": MetricSpec(label="ratio of 1,000 points", columns=("correct",))},
         extra={"ocrbench_points": MetricSpec(label="points", columns=("correct",), scale=1000.0)},
         primary=("ocrbench_points",),
         score="correct",
@@ -305,10 +293,9 @@ TASK_METRICS: dict[str, TaskMetrics] = {
             "seed_image": MetricSpec(label="accuracy (images)", columns=("on_images",)),
             "seed_video": MetricSpec(label="accuracy (videos)", columns=("on_videos",)),
         },
-        extra={},
         primary=("seed_image", "seed_all"),
         score="correct",
-        blind=_seed_chance,
+        baselines=_seed_chance,
     ),
     "mmstar": TaskMetrics(
         columns=_mmstar,
@@ -320,15 +307,11 @@ TASK_METRICS: dict[str, TaskMetrics] = {
         extra={"mmstar_accuracy": MetricSpec(label="accuracy", columns=("correct",))},
         primary=("average",),
         score="correct",
-        blind=chance_levels.chance_over_options(chance_levels.count_mmstar_options, "correct"),
+        baselines=chance_levels.chance_over_options(chance_levels.count_mmstar_options, "correct"),
     ),
     "nocaps_val": TaskMetrics(
         columns=_captions,
-        metrics={
-            **caption_metrics("nocaps_"),
-            "nocaps_METEOR": MetricSpec(label="METEOR", aggregation=None),
-        },
-        extra={},
+        metrics={**caption_metrics("nocaps_"), "nocaps_METEOR": MetricSpec(label="METEOR", aggregation=None)},
         primary=("nocaps_CIDEr",),
         score="cider",
     ),
@@ -341,14 +324,14 @@ def default_task_metrics(
     directions: Mapping[str, bool],
     scale: float | None = None,
 ) -> TaskMetrics:
-    """Column functions of an unlisted task: each metric is tried as the mean of its per-sample numbers.
+    """Metrics of an unlisted task, each the mean of its per-sample numbers if it has any.
 
     Args:
         samples: lmms-eval's logged samples.
-        values: metric → lmms-eval's number, None if it has none.
-        directions: metric → whether higher is better; not for hallucinations and errors.
-        scale: display factor; by default 100 for metrics with all numbers from 0 to 1 and higher is better: error
-            counts may be in that range by chance.
+        values: metric → lmms-eval's number or None.
+        directions: metric → whether higher is better.
+        scale: display factor; by default 100 if all numbers are from 0 to 1 and higher is better (error counts may be
+            in that range by chance), otherwise 1.
     """
     names = list(values)
     found = {name: [_number(sample.get(name)) for sample in samples] for name in names}
@@ -361,11 +344,10 @@ def default_task_metrics(
                 aggregation="mean" if name in usable else None,
                 columns=(f"score_{name}",) if name in usable else (),
                 scale=scale or (1.0 if directions.get(name) is False else _scale([*found[name], values[name]])),
-                higher_is_better=directions.get(name) is not False,  # None if the definition does not state it
+                higher_is_better=directions.get(name) is not False,  # None: unstated
             )
             for name in names
         },
-        extra={},
         primary=tuple(names[:1]),
         score=f"score_{names[0]}" if names and names[0] in usable else "",
     )
