@@ -22,6 +22,7 @@ from benchmarks.study.steps import Step, time_left
 from benchmarks.study.study_commands import StudyPlanConfig, plan_study
 from clips.core.artifact import atomic_write
 from clips.serialization import to_yaml
+from clips.training.train_config import EncoderTrainConfig
 
 ENCODER = {"global_batch_size": 10, "optimizer": {}}
 
@@ -59,6 +60,14 @@ def test_a_step_is_estimated_by_its_last_run_or_by_like_ones(tmp_path):
     assert longer.basis == "the last runs of 1 like steps, by samples"
     assert found["data-train"] == CostEstimate(basis="has not run yet")
     assert found["encoder-other-s0"].seconds is None  # another recipe
+
+
+def test_a_batch_size_that_is_not_given_is_the_default_of_the_training(tmp_path):
+    default = EncoderTrainConfig.global_batch_size
+    explicit = {"global_batch_size": default, "max_steps": 100}
+    plan = planned(tmp_path, encoders={"clip": {"max_steps": 100}, "explicit": explicit})
+    ran(plan, "encoder-clip-s0", 50.0)
+    assert estimated(plan)["encoder-explicit-s0"].seconds == 50.0
 
 
 def test_a_step_that_was_changed_since_is_estimated_by_what_it_was(tmp_path):

@@ -169,6 +169,19 @@ def test_accepted_outputs_stay_and_say_what_differs(tmp_path, capsys):
     assert "was accepted" not in (tmp_path / "out/report/index.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("output", ["moved", "deeper/moved"])
+def test_paths_inside_a_moved_study_are_not_accepted_as_changed_settings(tmp_path, finished_study, output):
+    finished_study(tmp_path)
+    (tmp_path / output).parent.mkdir(exist_ok=True)
+    (tmp_path / "out").rename(tmp_path / output)
+    encoders = {**OTHER, "clip": {"recipe": "clip", "data": {"path": "$data/test"}}}
+    config = write_study(tmp_path, encoders=encoders, output=str(tmp_path / output))
+    accept_outputs(AcceptConfig(study=config.study))
+    accepted = {name: read_record(tmp_path / output, f"encoder-{name}-s0").accepted for name in ("clips", "clip")}
+    assert accepted["clips"][0]["settings"] == {"optimizer.lr": [3, 4]}
+    assert accepted["clip"][0]["settings"] == {"data.path": ["$data/train", "$data/test"]}
+
+
 def test_what_cannot_be_accepted_is_told_and_nothing_is_accepted(tmp_path, finished_study, capsys):
     config = finished_study(tmp_path)
     capsys.readouterr()

@@ -107,11 +107,13 @@ def _of_like(records: Sequence[tuple[Step, StepRecord]], step: Step) -> CostEsti
 
 
 def training_samples(step: Step) -> float | None:
-    """Samples that a training sees; None where its config does not tell or it is none."""
+    """Samples that a training step reads; None if its config does not define them or it is no training."""
     if step.kind == "encoder":
-        config = step.config
-        steps = config.get("max_steps")
-        count = config.get("max_samples") if steps is None else steps * config.get("global_batch_size", 256)
+        from clips.training.train_config import EncoderTrainConfig
+
+        config, steps = step.config, step.config.get("max_steps")
+        batch_size = config.get("global_batch_size", EncoderTrainConfig.global_batch_size)
+        count = config.get("max_samples") if steps is None else steps * batch_size
         return None if count is None or config.get("stages") else float(count)
     if step.kind not in {"llm", "llava"}:
         return None

@@ -151,7 +151,7 @@ def step_keys(
     def depends_on(step: Step, part: Step | OutputSpec) -> dict[str, Any]:
         return {
             "command": step.command,
-            "config": _apart_from(directory, to_plain(part.config)),
+            "config": relative_config(to_plain(part.config), directory),
             "version": version(step.command),
             "parents": {name: keys[name].key for name in part.parents},
             "files": {str(path): external_files_state(path) for path in part.needs},
@@ -171,16 +171,17 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _apart_from(directory: Path, config: Any) -> Any:
-    """A config whose paths in the study's directory are given from there."""
+def relative_config(config: Any, directory: Path) -> Any:
+    """A config with the paths inside a study's directory written as ``$PATH``, so that moving it changes none."""
 
-    def place(reference: str) -> str:
+    def relative(reference: str) -> str:
         path = Path(reference)
         return f"{PATH_PREFIX}{path.relative_to(directory).as_posix()}" if path.is_relative_to(directory) else reference
 
-    return map_strings(
-        config, lambda field, text: "".join(piece.before + place(piece.reference) for piece in split_refs(text, field))
-    )
+    def replace(field: str, text: str) -> str:
+        return "".join(piece.before + relative(piece.reference) for piece in split_refs(text, field))
+
+    return map_strings(config, replace)
 
 
 def external_files_state(path: Path) -> str:

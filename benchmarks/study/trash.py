@@ -34,6 +34,7 @@ from benchmarks.study.step_state import (
     StepRecord,
     is_done,
     read_record,
+    relative_config,
     stage_directories,
     step_directory,
     write_record,
@@ -363,22 +364,34 @@ def _accepted(step: Step, key: StepKey, before: StepRecord, output: Path) -> Ste
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "key": before.key,
         "changed": changes,
-        "settings": _differing(step, output) if "config" in changes else {},
+        "settings": _changed_settings(step, output) if "config" in changes else {},
     }
     return dataclasses.replace(
         before, key=key.key, parts=key.parts, outputs=key.outputs, accepted=(*before.accepted, entry)
     )
 
 
-def _differing(step: Step, output: Path) -> dict[str, list[Any]]:
-    """Settings that the outputs were made with and that are otherwise now: dotted name → [then, now]."""
+def _changed_settings(step: Step, output: Path) -> dict[str, list[Any]]:
+    """Dotted setting → [value in the config that made the outputs, current value], for settings that differ."""
     try:
-        then = yaml.safe_load((step_directory(output, step.name) / CONFIG_FILE).read_text(encoding="utf-8"))
+        made_with = yaml.safe_load((step_directory(output, step.name) / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
-    there, here = (dict(flatten(redact(to_plain(config)))) for config in (then, step.config))
-    names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
-    return {name: [there.get(name), here.get(name)] for name in names}
+    if not isinstance(made_with, dict):
+        return {}
+    then, now = (
+        dict(flatten(redact(relative_config(to_plain(config), directory))))
+        for config, directory in ((made_with, _former_directory(made_with, step, output)), (step.config, output))
+    )
+    names = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+    return {name: [then.get(name), now.get(name)] for name in names}
+
+
+def _former_directory(made_with: Mapping[str, Any], step: Step, output: Path) -> Path:
+    """The study's directory when a config was written, from the config's ``output``; it may have been moved since."""
+    former, current = (str(config.get("output")) for config in (made_with, step.config))
+    inside = f"/{os.path.relpath(current, output)}"
+    return Path(former.removesuffix(inside)) if former.endswith(inside) else output
 
 
 def acceptance(entry: Mapping[str, Any]) -> str:
