@@ -1,11 +1,11 @@
-"""Which share of its bare towers' speed does an evaluation keep when it embeds pictures and captions?
+"""The speed of an evaluation's image and caption embedding, relative to the bare towers.
 
     python scripts/bench/embedding.py --shared ../shared --threads 2 --architecture ViT-B-16
     python scripts/bench/embedding.py --shared ../shared --device cuda --batch 256 --precision bfloat16
 
-The pictures are photos on disk (opened, decoded and resized while the tower computes) and their human captions. The
-bare sides run the towers alone, on batches of pixels and tokens that lie in memory already; their text tower computes
-every row up to its full length, as open_clip's does. Vectors of both sides must be equal. Weights are random.
+The images are photos on disk, decoded and resized while the tower computes; the captions are human ones. The bare side
+runs the towers only, on batches of pixels and tokens in memory; its text tower computes every row up to its full
+length, as open_clip's does. Vectors of both sides must be equal. Weights are random.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def rows_of(name: str, args: argparse.Namespace, folder: Path) -> list[list[obje
         return torch.cat([torch.nn.functional.normalize(function(batch).float(), dim=1) for batch in batches]).cpu()
 
     sides = {
-        "pictures": (
+        "images": (
             lambda: bare(encoder.model.encode_image, pixels, dtype),
             lambda: embed_images(encoder, photos.open, photos.images, args.batch),
             len(pixels),
@@ -80,7 +80,7 @@ def rows_of(name: str, args: argparse.Namespace, folder: Path) -> list[list[obje
 
 
 def random_encoder(name: str, folder: Path, args: argparse.Namespace) -> Any:
-    """open_clip's architecture with random weights, loaded as an evaluation loads it."""
+    """An architecture of open_clip with random weights, loaded as for an evaluation."""
     import open_clip
     from safetensors.torch import save_file
 

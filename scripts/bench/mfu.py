@@ -1,15 +1,14 @@
-"""What share of the machine's matrix-product peak does our training step reach?
+"""The model FLOPs utilization (MFU) of this suite's training step.
 
     python scripts/bench/mfu.py --threads 2                                            (S/16 on a CPU)
     python scripts/bench/mfu.py --device cuda --architecture clips-l-14 --batch 256 --precisions bf16 --compile
 
-At a batch of 256 the planner reckons with 71 GB for L/14 under `clip` and 120 GB under `clips`; with --checkpointing
-12 and 17.
+At a batch of 256 `clips plan` estimates 71 GB for L/14 under `clip` and 120 GB under `clips`; with --checkpointing 12
+and 17.
 
-The peak is measured in the same run, in turns with the step: a large matrix product of the step's precision. The
-step's operations are those of its matrix products and attentions, counted as they run, the backward pass included and
-nothing recomputed counted twice; whatever is left out as padding is not counted. With --compile or --checkpointing
-they are counted on eight samples of a step without.
+The peak is that of a large matrix product in the step's precision, measured alternately with the step. The step's
+operations are those of its matrix products and attentions, counted as they run, with the backward pass, but without
+skipped padding and recomputation. With --compile or --checkpointing they are counted on eight samples without these.
 """
 
 from __future__ import annotations
@@ -77,7 +76,7 @@ def row(args: argparse.Namespace, recipe: str, precision: str) -> list[str]:
 
 
 def operations(args: argparse.Namespace, recipe: str, precision: str) -> float:
-    """Of a step, as the model has them."""
+    """Floating point operations of a step, without recomputation."""
     if not (args.compile or args.checkpointing):
         return flops(our_step(args, recipe, precision))
     fields = {**vars(args), "batch": min(args.batch, COUNTED), "compile": False, "checkpointing": False}
@@ -95,7 +94,7 @@ def our_step(args: argparse.Namespace, recipe: str, precision: str) -> Callable[
 
 
 def matrix_product(args: argparse.Namespace, precision: str) -> tuple[Callable[[], object], int]:
-    """Products of two square matrices for about a second; how many there are."""
+    """A function that multiplies two square matrices for about a second, and the number of its products."""
     kind = torch.float32 if precision == "fp32" else torch.bfloat16
     left, right = (torch.randn(args.matrix, args.matrix, device=args.device, dtype=kind) for _ in range(2))
     out = torch.empty_like(left)
