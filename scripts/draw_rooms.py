@@ -21,11 +21,7 @@ import networkx as nx
 
 ROOT = Path(__file__).resolve().parents[1]
 DRAWING = ROOT / "docs" / "rooms.svg"
-PACKAGES = {
-    "benchmarks": "evaluates and compares",
-    "llava_bridge": "builds LLaVAs",
-    "clips": "trains encoders",
-}
+PACKAGES = {"benchmarks": "evaluates and compares", "llava_bridge": "builds LLaVAs", "clips": "trains encoders"}
 BELOW, ABOVE = "shared modules", "command modules"
 WIDTH, BOX, GAP, ROW, MARGIN = 1000, 172, 14, 104, 20
 STYLE = """

@@ -278,14 +278,7 @@ def _row(
 
 
 def _evaluation_settings(study: Study, row: Combination, model: Settings, varying: Sequence[str] = ()) -> Settings:
-    """The overrides of a row's evaluation, and the settings that name its model.
-
-    Args:
-        study: the study.
-        row: of the model.
-        model: the settings that name it.
-        varying: fields in which the rows of this model differ; an override that names one applies to no evaluation.
-    """
+    """The overrides for a row's evaluation, without those of fields in which the rows of its model differ."""
     settings: Settings = {}
     for override in study.overrides:
         if study.applies(override, row) and all(getattr(override, field) is None for field in varying):
@@ -350,16 +343,7 @@ def _check_existing(settings: Settings, where: str) -> None:
 def _evaluate(
     builder: _PlanBuilder, columns: Mapping[str, _Column], names: list[str], model: str, kind: str, settings: Settings
 ) -> dict[str, CellRecord]:
-    """Add the step that evaluates one model on all its benchmarks.
-
-    Args:
-        builder: of the plan.
-        columns: all benchmarks.
-        names: the benchmarks to evaluate.
-        model: its name in results.
-        kind: ``encoder`` or ``llava``, for the name of the step.
-        settings: of ``clips-bench run``, including those that name the model.
-    """
+    """Add the step that evaluates one model on the benchmarks ``names``."""
     step = f"evaluate-{kind}-{model}"
     results = builder.study.directory / "results"
     if step not in builder.steps:

@@ -135,8 +135,7 @@ class RemoteConfig(ExecutorConfig):
     Args:
         max_jobs: maximum number of concurrent jobs.
         retries: how often an interrupted job is submitted again, to resume from its checkpoint.
-        cancel_on_interrupt: cancel the jobs on Ctrl-C. Otherwise they continue, and the next ``study run`` waits for
-            them.
+        cancel_on_interrupt: cancel jobs on Ctrl-C; by default they continue, and the next ``study run`` waits for them.
     """
 
     max_jobs: int = 256

@@ -44,6 +44,7 @@ from benchmarks.study.trash import move_outputs
 from clips.core.artifact import atomic_write, git_state, library_versions
 from clips.errors import UserError
 from clips.serialization import to_plain, to_yaml
+from clips.typed_data import from_plain
 
 PLAN = ".plan.json"
 NOTE_SECONDS = 30.0
@@ -109,16 +110,7 @@ def write_plan(plan: RunPlan) -> Path:
 
 def read_plan(path: Path) -> RunPlan:
     """Read a plan of ``write_plan``."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    jobs = {}
-    for name, job in content["jobs"].items():
-        step = {key: value for key, value in job["step"].items() if key != "parts"}
-        step |= {key: tuple(step[key]) for key in ("command", "parents", "hub")}
-        step |= {key: tuple(map(Path, step[key])) for key in ("outputs", "needs")}
-        records = {"step": Step(**step), "key": StepKey(**job["key"]), "resources": Resources(**job["resources"])}
-        lists = {"parents": tuple(job["parents"]), "devices": job["devices"] and tuple(job["devices"])}
-        jobs[name] = Job(**job | records | lists)
-    return RunPlan(**content | {"jobs": jobs})
+    return from_plain(RunPlan, json.loads(path.read_text(encoding="utf-8")))
 
 
 class JobRun:

@@ -14,6 +14,7 @@ from clips.core.artifact import atomic_write
 from clips.errors import UserError
 from clips.redaction import redact
 from clips.serialization import to_plain
+from clips.typed_data import from_plain
 
 RECORD_FILE = "study.json"
 EXCLUDED_FROM_BENCHMARK = "this benchmark is for other rows"
@@ -137,22 +138,8 @@ def read_study_record(output: Path) -> StudyRecord:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["schema"] > SCHEMA:
             raise UserError(f"{path}: written by a newer version (schema {content['schema']}; this one reads {SCHEMA})")
-        rows = tuple(
-            RowRecord(**row | {"cells": {name: CellRecord(**cell) for name, cell in row["cells"].items()}})
-            for row in content["rows"]
-        )
-        steps = {
-            name: StepPlan(**step | {"parents": tuple(step["parents"])}) for name, step in content["steps"].items()
-        }
-        figures = [
-            FigureSpec(**figure | {"reference_lines": tuple(figure["reference_lines"])})
-            for figure in content.get("figures", [])
-        ]
-        lists: dict[str, Any] = {"figures": tuple(figures)} | {
-            name: tuple(content.get(name, ())) for name in ("notes", "benchmarks", "reference_results")
-        }
-        return StudyRecord(**content | {"rows": rows, "steps": steps, **lists})
     except FileNotFoundError:
         raise UserError(f"{path}: no study was run here") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a study record ({type(error).__name__}: {error})") from None
+    return from_plain(StudyRecord, content, what=f"{path}: not a study record")

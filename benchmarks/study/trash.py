@@ -214,12 +214,9 @@ def _reason(key: StepKey, before: StepRecord | None) -> str:
 
 
 def _cost(step: Step, key: StepKey, before: StepRecord | None) -> float:
-    """Seconds that the outputs to be replaced took.
-
-    The record has the time of the step's last job, which may have written a new column only. The output files state the
-    time of each.
-    """
+    """Seconds that the outputs to be replaced took, from the record or from the outputs themselves."""
     replaced = [path for path in step.outputs if not _is_current(path, key, before)]
+    # the step's last job, whose time the record has, may have written a new column only
     recorded = before.seconds if before is not None and len(replaced) == len(step.outputs) else 0.0
     return max(recorded, sum(map(_stated_seconds, replaced)))
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import add_common, machine, speed_up, spread, table, take_turns
+from measure import common_parser, machine, speed_up, spread, table, take_turns
 from PIL import Image
 
 OBJECTS = ("dog", "person", "car", "tree", "ball", "child", "horse", "water", "hat")
@@ -39,8 +39,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_common(parser)
+    parser = common_parser(__doc__)
     parser.add_argument("--shared", default="../shared", help="a folder with data/flickr8k and models/stories15M")
     parser.add_argument("--llava", help="a LLaVA directory that transformers can read")
     parser.add_argument("--tower", type=int, nargs=3, default=[12, 768, 224], help="layers, width, pixels")

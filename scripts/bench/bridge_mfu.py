@@ -16,8 +16,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from measure import add_common, flops, machine, spread, table, take_turns
-from mfu import matrix_product
+from measure import common_parser, flops, machine, spread, table
+from mfu import measure_mfu
 from torch import Tensor
 
 from llava_bridge.encoders import load_encoder
@@ -34,25 +34,18 @@ def main() -> None:
     print(machine(args.device))
     model = llava(args)
     step, tokens = one_step(model, args), args.batch * args.length
-    work = flops(step)
-    product, repeats = matrix_product(args, args.precision)
-    seconds = take_turns({"step": step, "peak": product}, args.rounds, args.clock)
-    peaks = [2 * args.matrix**3 * repeats / value / 1e12 for value in seconds["peak"]]
-    rates = [work / value / 1e12 for value in seconds["step"]]
-    shares = spread([rate / peak for rate, peak in zip(rates, peaks, strict=True)])
+    seconds, cells = measure_mfu(step, flops(step), args, args.precision)
     sizes = [
         sum(w.numel() for w in part.parameters()) for part in (model.model.vision_tower, model.model.language_model)
     ]
     print(f"encoder {sizes[0] / 1e6:,.0f} M, LLM {sizes[1] / 1e6:,.0f} M weights, {args.batch} rows of {args.length}")
-    head = ["precision", "peak TFLOP/s", "step TFLOP/s", "share of peak", "tokens/s"]
-    rate = spread([tokens / value for value in seconds["step"]])
-    print(
-        table(head, [[args.precision, f"{spread(peaks):.3g}", f"{spread(rates):.3g}", f"{shares:.1%}", f"{rate:.4g}"]])
-    )
+    head = ["precision", "peak TFLOP/s", "step TFLOP/s", "MFU", "tokens/s"]
+    rate = spread([tokens / value for value in seconds])
+    print(table(head, [[args.precision, *cells, f"{rate:.4g}"]]))
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common_parser(__doc__)
     parser.add_argument("--encoder", default="timm:vit_large_patch14_clip_336@random")
     parser.add_argument(
         "--hidden", type=int, default=896, help="width of the LLM; 896 and 24 layers are Qwen 2.5's 0.5 B"
@@ -64,7 +57,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16, help="rows")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--matrix", type=int, default=4096, help="rows and columns of the product that is the peak")
-    add_common(parser)
     return parser.parse_args()
 
 

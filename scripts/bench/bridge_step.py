@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 from loss_memory import MIB, peak_bytes
-from measure import add_common, machine, speed_up, spread, table, take_turns
+from measure import common_parser, machine, speed_up, spread, table, take_turns
 from torch.utils.data import DataLoader, Subset
 from transformers import TrainerCallback
 
@@ -62,8 +62,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_common(parser)
+    parser = common_parser(__doc__)
     parser.add_argument("--shared", default="../shared", help="a folder with data/cocoqa, data/coco_long, models/")
     parser.add_argument("--llm", help="a directory; shared/models/stories15M if not given")
     parser.add_argument("--samples", type=int, default=256)

@@ -19,7 +19,7 @@ from typing import Any
 
 import measure
 import torch
-from measure import add_common, machine, spread, table
+from measure import common_parser, machine, spread, table
 
 from clips.method.recipes import RECIPES, RecipeConfig
 from clips.model.architectures import ModelConfig
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common_parser(__doc__)
     parser.add_argument("--architecture", default="clips-s-16")
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--batch", type=int, default=32)
@@ -73,7 +73,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--parallel", default="ddp", choices=list(STRATEGIES), help="in processes under torchrun")
     parser.add_argument("--steps", type=int, default=8, help="of a round")
     parser.add_argument("--folder", help="a directory on the disk in question")
-    add_common(parser)
     return parser.parse_args()
 
 

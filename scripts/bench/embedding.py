@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import add_common, machine, speed_up, spread, table, take_turns
+from measure import common_parser, machine, speed_up, spread, table, take_turns
 
 
 def main() -> None:
@@ -30,8 +30,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_common(parser)
+    parser = common_parser(__doc__)
     parser.add_argument("--shared", default="../shared", help="a folder with data/flickr8k")
     parser.add_argument("--architecture", nargs="+", default=["ViT-B-16"], help="open_clip's names")
     parser.add_argument("--images", type=int, default=128)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from bridge_step import moved, write_mix
-from measure import add_common, machine, seconds_of, speed_up, spread, take_turns
+from measure import common_parser, machine, seconds_of, speed_up, spread, take_turns
 from torch.utils.data import DataLoader, Subset
 
 from llava_bridge.data import ConversationSourceConfig, read_samples
@@ -38,8 +38,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_common(parser)
+    parser = common_parser(__doc__)
     parser.add_argument("--shared", default="../shared", help="a folder with data/cocoqa, data/coco_long, models/")
     parser.add_argument("--encoder", default="timm:vit_base_patch16_224@random")
     parser.add_argument("--llm", help="a directory; shared/models/stories15M if not given")

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from unittest import mock
 
 import torch
-from measure import add_common, machine, speed_up, spread, table, take_turns
+from measure import common_parser, machine, speed_up, spread, table, take_turns
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.profiler import ProfilerActivity, profile
@@ -41,14 +41,13 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common_parser(__doc__)
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=128, help="tokens of a sample")
     parser.add_argument("--widths", type=int, nargs="+", default=[384, 512, 768])
     parser.add_argument("--global-batches", type=int, nargs="+", default=[8192, 32768])
     parser.add_argument("--local-batch", type=int, default=2048)
     parser.add_argument("--bf16", action="store_true", help="caption loss: matrix products in bfloat16")
-    add_common(parser)
     return parser.parse_args()
 
 

@@ -37,8 +37,9 @@ from clips.training.train_step import TrainRun
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-def add_common(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of every benchmark."""
+def common_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the arguments of every benchmark."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=5)
@@ -48,6 +49,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         choices=list(CLOCKS),
         help="cpu counts this process's own seconds: for one thread on a machine that others use too",
     )
+    return parser
 
 
 def take_turns(

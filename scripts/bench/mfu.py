@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import measure
 import torch
-from measure import add_common, flops, machine, spread, table, take_turns
+from measure import common_parser, flops, machine, spread, table, take_turns
 
 from clips.method.recipes import RECIPES, RecipeConfig
 from clips.model.architectures import ModelConfig
@@ -37,14 +37,14 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     print(machine(args.device))
     print(f"{args.architecture} at {args.image_size} px, batch {args.batch}, texts: {args.captions or 'full rows'}")
-    head = ["recipe", "precision", "threads", "peak TFLOP/s", "step TFLOP/s", "share of peak", "samples/s"]
+    head = ["recipe", "precision", "threads", "peak TFLOP/s", "step TFLOP/s", "MFU", "samples/s"]
     for number, (recipe, precision) in enumerate(itertools.product(args.recipes, args.precisions)):
         lines = table(head, [row(args, recipe, precision)]).splitlines()
         print("\n".join(lines if number == 0 else lines[-1:]), flush=True)  # the next may not fit into memory
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common_parser(__doc__)
     parser.add_argument("--architecture", default="clips-s-16")
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--batch", type=int, default=64)
@@ -58,21 +58,26 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--checkpointing", action="store_true", help="compute activations again instead of keeping them"
     )
-    add_common(parser)
     return parser.parse_args()
 
 
 def row(args: argparse.Namespace, recipe: str, precision: str) -> list[str]:
-    work = operations(args, recipe, precision)
     step = our_step(args, recipe, precision)
+    seconds, cells = measure_mfu(step, operations(args, recipe, precision), args, precision)
+    samples = spread([args.batch / value for value in seconds])
+    return [recipe, precision, str(args.threads), *cells, f"{samples:.3g}"]
+
+
+def measure_mfu(
+    step: Callable[[], object], work: float, args: argparse.Namespace, precision: str
+) -> tuple[list[float], list[str]]:
+    """Seconds of a step of ``work`` operations; and peak TFLOP/s, step TFLOP/s and MFU as table cells."""
     product, repeats = matrix_product(args, precision)
     seconds = take_turns({"step": step, "peak": product}, args.rounds, args.clock)
     peaks = [2 * args.matrix**3 * repeats / value / 1e12 for value in seconds["peak"]]
     rates = [work / value / 1e12 for value in seconds["step"]]
-    shares = spread([rate / peak for rate, peak in zip(rates, peaks, strict=True)])
-    samples = spread([args.batch / value for value in seconds["step"]])
-    rest = [f"{spread(peaks):.3g}", f"{spread(rates):.3g}", f"{shares:.1%}", f"{samples:.3g}"]
-    return [recipe, precision, str(args.threads), *rest]
+    ratios = spread([rate / peak for rate, peak in zip(rates, peaks, strict=True)])
+    return seconds["step"], [f"{spread(peaks):.3g}", f"{spread(rates):.3g}", f"{ratios:.1%}"]
 
 
 def operations(args: argparse.Namespace, recipe: str, precision: str) -> float:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import add_common, machine, speed_up, spread, table
+from measure import common_parser, machine, speed_up, spread, table
 
 CUTS = (1, 5, 10)
 PER_IMAGE = 5
@@ -40,8 +40,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_common(parser)
+    parser = common_parser(__doc__)
     parser.add_argument("--sizes", nargs="+", default=["5000x25000"], help="images x captions")
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--batch", type=int, default=64, help="CLIP_benchmark's batch size; 64 is its default")

@@ -21,7 +21,7 @@ from typing import Any
 
 import measure
 import torch
-from measure import add_common, flops, machine, parameters, speed_up, spread, table, take_turns
+from measure import common_parser, flops, machine, parameters, speed_up, spread, table, take_turns
 from torch import Tensor
 
 from clips.method.clips_model import ClipsModel
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common_parser(__doc__)
     parser.add_argument("--architecture", default="clips-s-16")
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--batch", type=int, default=64)
@@ -68,7 +68,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--recipes", nargs="+", default=["clip", "coca"], choices=["clip", "coca"])
     parser.add_argument("--text-attention", nargs="+", default=["all", "causal"], choices=["all", "causal"])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
-    add_common(parser)
     return parser.parse_args()
 
 

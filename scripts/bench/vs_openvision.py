@@ -26,7 +26,7 @@ from pathlib import Path
 import measure
 import numpy as np
 import torch
-from measure import add_common, machine, parameters, speed_up, spread, table
+from measure import common_parser, machine, parameters, speed_up, spread, table
 from torch import Tensor
 
 from clips.method.recipes import RecipeConfig
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common_parser(__doc__)
     parser.add_argument("--openvision", required=True, help="a checkout of OpenVision's repository")
     parser.add_argument("--jax-python", required=True, help="a Python that has jax and flax")
     parser.add_argument("--remat", default="none", choices=["none", "full"])
@@ -62,7 +62,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--web", default="web", help="field of the web captions")
     parser.add_argument("--synthetic", default="fused", help="field of the synthetic captions")
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
-    add_common(parser)
     return parser.parse_args()
 
 
