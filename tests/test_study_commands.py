@@ -110,7 +110,7 @@ def test_a_failed_branch_is_reported_and_the_exit_status_is_1(tmp_path, capsys):
     assert states(write_study(tmp_path, encoders=encoders))["evaluate-llava-clip-tiny-s0"] == "done"
 
 
-def test_a_failed_benchmark_is_a_gap_with_its_reason_beside_the_numbers_of_the_others(tmp_path, capsys):
+def test_a_failed_benchmark_is_a_gap_with_its_reason_next_to_the_numbers_of_the_others(tmp_path, capsys):
     benchmarks = {**SMALL["benchmarks"], "gqa": {"split": "broken parquet"}}
     with pytest.raises(SystemExit):
         run_study_with_report(write_study(tmp_path, benchmarks=benchmarks))
@@ -177,7 +177,7 @@ def test_some_encoders_and_other_seeds_by_the_command_line(tmp_path):
         StudyConfig(study=file, include=("clisp",)).read()
 
 
-def test_a_typo_in_a_steps_config_is_told_before_anything_runs():
+def test_a_typo_in_a_steps_config_is_reported_before_anything_runs():
     content = {**SMALL, "data": {"train": {"num_scnes": 10}, "test": {}}}
     steps = [step for step in build_plan(parse_study(content)).steps if step.kind == "data"]
     with pytest.raises(UserError, match=r"^step data-train: .*unknown key 'num_scnes'; did you mean 'num_scenes'"):
@@ -185,7 +185,7 @@ def test_a_typo_in_a_steps_config_is_told_before_anything_runs():
     assert first_config_error([("data-test", ["clips", "scenes"], {"output": "x", "split": "test"})]) is None
 
 
-def test_unknown_programs_and_commands_are_refused():
+def test_unknown_programs_and_commands_are_rejected():
     with pytest.raises(UserError, match="unknown program 'clip'; did you mean 'clips'"):
         check_command(("clip", "train"))
     with pytest.raises(UserError, match="unknown command 'clips trian'; did you mean 'clips train'"):

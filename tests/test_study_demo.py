@@ -53,7 +53,7 @@ def test_the_shipped_miniature_is_the_demo_but_for_its_sizes():
     assert mini == demo
 
 
-def test_a_name_that_is_no_study_is_refused_and_a_file_goes_before_a_shipped_one(tmp_path, monkeypatch):
+def test_a_name_that_is_no_study_is_rejected_and_a_file_goes_before_a_shipped_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert resolve_study_file("mini") == str(ROOT / "benchmarks" / "studies" / "mini.yaml")
     with pytest.raises(UserError, match="'mni'; did you mean 'mini'"):

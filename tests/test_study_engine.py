@@ -112,7 +112,7 @@ def processes_of(place: Path) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("name", quick_of(["SIGINT", "SIGTERM", "SIGKILL"], "SIGKILL"))
-def test_an_interrupted_runner_leaves_nothing_at_work_and_goes_on_where_it_was(tmp_path, name):
+def test_an_interrupted_runner_leaves_nothing_at_work_and_resumes(tmp_path, name):
     process = start_runner(tmp_path)
     process.send_signal(signal.Signals[name])
     process.communicate(timeout=60)
@@ -130,7 +130,7 @@ def test_an_interrupted_runner_leaves_nothing_at_work_and_goes_on_where_it_was(t
     assert visits(tmp_path, "long") == 2  # the second visit found the first one's work
 
 
-def test_a_killed_job_has_failed_its_command_ends_and_the_next_run_goes_on(tmp_path):
+def test_a_killed_job_has_failed_its_command_ends_and_the_next_run_resumes(tmp_path):
     process = start_runner(tmp_path)
     job = next(each for each in psutil.process_iter(["cmdline"]) if (each.info["cmdline"] or [])[-1:] == ["long"])
     job.kill()

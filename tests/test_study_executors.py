@@ -57,7 +57,7 @@ def test_the_visible_gpus_are_those_that_the_environment_shows(monkeypatch, vari
     assert visible_gpus() == expected
 
 
-def test_what_the_machine_cannot_give_is_refused_before_anything_starts(monkeypatch):
+def test_what_the_machine_cannot_give_is_rejected_before_anything_starts(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
     with pytest.raises(UserError, match="step llava requests 3 GPUs, and 2 are visible"):
         GpusConfig().check({"llava": Resources(gpus=3)})
@@ -73,7 +73,7 @@ def test_what_the_machine_cannot_give_is_refused_before_anything_starts(monkeypa
         SlurmConfig().check({"llava": Resources(nodes=2)})
 
 
-def test_what_a_step_asks_for_is_what_snakemake_is_told():
+def test_what_a_step_asks_for_is_passed_to_snakemake():
     slurm = SlurmConfig(
         partition="gpu", account="vision", qos="high", constraint="h100", additional_parameters={"nice": 100}
     )
@@ -145,7 +145,7 @@ def test_resources_of_a_kind_are_overlaid_by_those_of_a_name():
         ),
     ],
 )
-def test_a_wrong_executor_or_resource_is_told_with_its_field(fields, message):
+def test_a_wrong_executor_or_resource_is_reported_with_its_field(fields, message):
     with pytest.raises(UserError, match=message):
         parse_study({**SMALL, **fields})
 
@@ -201,7 +201,7 @@ def test_torchrun_s_workers_end_with_the_runner_s_patience(tmp_path):
         time.sleep(0.02)
 
 
-def test_torchrun_on_several_nodes_is_told_by_the_environment_where_to_meet(tmp_path, monkeypatch):
+def test_torchrun_on_several_nodes_reads_its_rendezvous_from_the_environment(tmp_path, monkeypatch):
     from torch.distributed.run import get_args_parser
 
     names = tmp_path / "scontrol"

@@ -204,7 +204,7 @@ def test_what_a_step_makes_is_its_output_however_it_is_called(spelled, monkeypat
         assert not found.needs
 
 
-def test_files_count_by_their_times_beside_a_manifest_and_behind_links(tmp_path):
+def test_files_count_by_their_times_next_to_a_manifest_and_behind_links(tmp_path):
     inside, behind = tmp_path / "encoder", tmp_path / "behind"
     for folder in (inside, behind):
         folder.mkdir()

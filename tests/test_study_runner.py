@@ -27,7 +27,7 @@ def _engine(monkeypatch):
     monkeypatch.setattr(engine, "run_engine", in_process)
 
 
-def test_parents_come_first_and_circles_are_refused(tmp_path):
+def test_parents_come_first_and_cycles_are_rejected(tmp_path):
     steps = [make(tmp_path, "child", "parent"), make(tmp_path, "parent")]
     assert [step.name for step in topological_order(steps)] == ["parent", "child"]
     with pytest.raises(ValueError, match="wait for each other"):
@@ -64,7 +64,7 @@ def test_another_key_moves_the_old_output_away_before_the_step_runs(tmp_path):
     run(tmp_path, steps, mark=" changed")
     assert visits(tmp_path, "data") == 1
     assert not hidden.exists()
-    assert not stage.exists()  # else a training in stages would go on from the old one, or refuse it
+    assert not stage.exists()  # else a training in stages would resume from the old one, or reject it
     [trashed] = (tmp_path / "trash").iterdir()
     assert {path.relative_to(trashed).as_posix() for path in trashed.glob("*/*")} == {
         "made/data",
@@ -74,7 +74,7 @@ def test_another_key_moves_the_old_output_away_before_the_step_runs(tmp_path):
     }
 
 
-def test_clearing_a_step_leaves_the_unfinished_work_of_one_whose_name_goes_on_from_it(tmp_path):
+def test_clearing_a_step_leaves_the_unfinished_work_of_one_whose_name_begins_with_its_own(tmp_path):
     step = make(tmp_path, "a")
     names = [".a.work", ".a.partial", ".a.replaced", f".a.{'0' * 32}.partial"]
     others = [".a.b.work", ".a.b.partial", f".a.b.{'0' * 32}.partial", ".a.work.work"]
@@ -159,7 +159,7 @@ def test_a_step_gets_an_equal_share_of_the_cores_or_what_the_study_says(tmp_path
     assert (tmp_path / "made").read_text(encoding="utf-8") == threads
 
 
-def test_two_runners_on_one_directory_are_refused(tmp_path):
+def test_two_runners_on_one_directory_are_rejected(tmp_path):
     with locked(tmp_path), pytest.raises(UserError, match=f"another runner .process {os.getpid()}."):
         run(tmp_path, [make(tmp_path, "data")])
     assert run(tmp_path, [make(tmp_path, "data")]).complete

@@ -1,4 +1,4 @@
-"""Study files: what is read, what is refused and how the refusal reads."""
+"""Study files: valid ones, and the errors of invalid ones."""
 
 from __future__ import annotations
 
@@ -90,12 +90,12 @@ def test_rows_are_encoders_times_llms_times_seeds_and_exceptions_apply():
         ),
     ],
 )
-def test_a_wrong_study_is_refused_naming_the_field(fields, message):
+def test_a_wrong_study_is_rejected_naming_the_field(fields, message):
     with pytest.raises(UserError, match=message):
         build_plan(parse_study(changed(**fields)))
 
 
-def test_a_key_that_stands_twice_is_refused(tmp_path):
+def test_a_key_that_stands_twice_is_rejected(tmp_path):
     file = tmp_path / "study.yaml"
     file.write_text("name: a\nencoders: {clip: {}, clip: {}}\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"study\.yaml: line 2: the key 'clip' is given twice"):
@@ -105,7 +105,7 @@ def test_a_key_that_stands_twice_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "text", ["name: [", "", "name: a\n", "name: a\nencoders: &x {again: *x}\nbenchmarks: {pope: {data: d}}\n"]
 )
-def test_a_file_that_is_no_study_is_refused_in_one_line(tmp_path, text):
+def test_a_file_that_is_no_study_is_rejected_in_one_line(tmp_path, text):
     file = tmp_path / "study.yaml"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=r"study\.yaml") as refusal:
@@ -171,7 +171,7 @@ def test_rows_can_have_baselines_of_their_own():
         ),
     ],
 )
-def test_a_wrong_grid_or_figure_is_refused_naming_the_field(fields, message):
+def test_a_wrong_grid_or_figure_is_rejected_naming_the_field(fields, message):
     content = changed(encoders={"clip": {"recipe": {}}, "part": GRID}, llms={}, benchmarks={"retrieval": {"data": "d"}})
     content["baseline"] = None if "encoders" in fields else "clip"
     with pytest.raises(UserError, match=message):
@@ -357,6 +357,6 @@ RETRIEVAL = {"retrieval": {"data": "d"}}
         ({"llava_variants": {"a": {"sweep": {"b": [float("nan")]}}}}, r"llava_variants\.a\.sweep\.b: .*, got nan"),
     ],
 )  # fmt: skip
-def test_a_wrong_row_is_refused_naming_the_field(fields, message):
+def test_a_wrong_row_is_rejected_naming_the_field(fields, message):
     with pytest.raises(UserError, match=message):
         planned(**fields)

@@ -93,7 +93,7 @@ def test_steps_are_jobs_and_a_failed_one_leaves_its_log(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_job_goes_on_without_its_runner_and_the_next_one_waits_for_it(tmp_path):
+def test_a_job_continues_without_its_runner_and_the_next_one_waits_for_it(tmp_path):
     gate = tmp_path / "gate"
     process = start_runner(tmp_path, str(gate))
     process.kill()
@@ -122,7 +122,7 @@ def test_a_job_whose_step_has_changed_is_cancelled_before_the_step_runs_anew(tmp
 
 
 @pytest.mark.slow
-def test_a_job_that_slurm_interrupts_is_submitted_again_and_goes_on(tmp_path):
+def test_a_job_that_slurm_interrupts_is_submitted_again_and_resumes(tmp_path):
     gate = tmp_path / "gate"
     process = start_runner(tmp_path, str(gate))
     before = record_of(tmp_path, "long")

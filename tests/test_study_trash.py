@@ -91,7 +91,7 @@ def test_what_took_long_is_not_made_again_without_yes(tmp_path, finished_study):
     assert "encoders/clips-s0/made.txt" in trashed(tmp_path)
 
 
-def test_what_goes_on_and_what_is_new_needs_no_yes(tmp_path, finished_study):
+def test_resumed_and_new_steps_need_no_yes(tmp_path, finished_study):
     finished_study(tmp_path)
     record = read_record(tmp_path / "out", "encoder-clips-s0")
     write_record(tmp_path / "out", dataclasses.replace(record, status="interrupted", seconds=1e6))
