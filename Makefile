@@ -9,9 +9,9 @@ demo:     ## train, plug in, evaluate and compare, in 12 to 30 minutes on two co
 	@bash scripts/demo.sh
 test:     ## the tests, in 10 to 30 minutes on two cores
 	@bash scripts/test.sh
-test-long: ## the long tests: trainings in several processes, killed and resumed
+test-long: ## the slow tests: trainings in several processes, killed and resumed
 	@bash scripts/test.sh -m slow
-lint:     ## style, types and the one-way rule between the packages
+lint:     ## style, types and the direction of imports between the packages
 	@bash scripts/lint.sh
 audit:    ## licenses and known vulnerabilities of all dependencies; queries OSV (network)
 	@bash scripts/audit.sh

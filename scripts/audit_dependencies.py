@@ -1,11 +1,10 @@
-"""Licenses and known vulnerabilities of all that the suite needs: dependencies, theirs, and extras.
+"""Print licenses and known vulnerabilities of the suite's dependencies, direct and transitive, with extras.
 
     python scripts/audit_dependencies.py                      # or: make audit
     python scripts/audit_dependencies.py --only licenses      # without network
 
-Licenses are what the installed packages state of themselves. Vulnerabilities are asked of OSV (https://osv.dev) by
-pip-audit: names and versions go there, nothing else. Exit status 1 where something is flagged, 2 where the service
-cannot be asked.
+Licenses are those that the installed packages state. pip-audit queries OSV (https://osv.dev) for vulnerabilities; it
+sends names and versions only. Exit status 1 if a package is flagged, 2 if the service cannot be queried.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ KINDS = {
     "strong copyleft": r"(?<!l)gpl|(?<!lesser )general public|affero|sspl|eupl",
     "proprietary": r"proprietary|nvidia|commercial",
 }
-"""Kind → what its licenses' names contain, mildest first; of several that fit the strictest counts."""
-ALLOWED = {"permissive", "weak copyleft"}  # weak copyleft asks nothing of those who only import the library
+"""Type → pattern of license names, least strict first; if several match, the strictest counts."""
+ALLOWED = {"permissive", "weak copyleft"}  # weak copyleft has no obligations for code that only imports the library
 REVIEWED = {
     "nvidia-*": "NVIDIA's licenses: free of charge to use, not open source; torch's CUDA wheels need them",
     "cuda-*": "NVIDIA's licenses: free of charge to use, not open source; torch's CUDA wheels need them",
@@ -48,7 +47,7 @@ REVIEWED = {
     "docutils": "public domain and BSD; only its mode for Emacs is GPL (the COPYING that it brings)",
     "pycocoevalcap": "BSD-2-Clause (github.com/salaniz/pycocoevalcap); brings programs in Java, see docs/installing.md",
 }
-"""Packages whose license was looked at by a person: what it is, or why it may be there."""
+"""Packages whose license was reviewed: the license, or why it is acceptable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +57,8 @@ class Package:
     Args:
         name: normalized.
         version: installed.
-        needed_by: the package that asks for it, the first one found.
-        license: as it states it; empty where it does not.
+        needed_by: a package that requires it, the first one found.
+        license: as stated by the package; empty if it states none.
     """
 
     name: str
@@ -71,7 +70,7 @@ class Package:
     def kind(self) -> str:
         """``permissive``, ``weak copyleft``, ``strong copyleft``, ``proprietary``, ``unknown`` or ``unstated``.
 
-        Of a license made of parts (``MPL-2.0 AND MIT``) the strictest; where there is a choice (``OR``) the mildest.
+        The strictest of several licenses (``MPL-2.0 AND MIT``), the least strict of alternatives (``OR``).
         """
         if not self.license:
             return "unstated"
@@ -82,40 +81,38 @@ class Package:
 
     @property
     def reviewed(self) -> str:
-        """What a person found of it; empty where nobody looked."""
+        """The result of the license's review; empty without one."""
         return next((why for name, why in REVIEWED.items() if re.fullmatch(name.replace("*", ".*"), self.name)), "")
 
     @property
     def flagged(self) -> bool:
-        """Whether its license is neither of an allowed kind nor reviewed."""
+        """Whether its license is neither of an allowed type nor reviewed."""
         return self.kind not in ALLOWED and not self.reviewed
 
 
 def _kind_of(license: str) -> str:
-    fitting = [kind for kind, pattern in KINDS.items() if re.search(pattern, license, re.IGNORECASE)]
-    return fitting[-1] if fitting else "unknown"
+    matching = [kind for kind, pattern in KINDS.items() if re.search(pattern, license, re.IGNORECASE)]
+    return matching[-1] if matching else "unknown"
 
 
 def needed(requirements: Iterable[str], by: str) -> tuple[list[Package], list[str]]:
-    """The installed packages that requirements name, with all that these need; and the names that are not installed."""
+    """The installed packages of requirements, with transitive ones; and the names of those not installed."""
     found: dict[str, Package] = {}
     missing: set[str] = set()
     todo, seen = [(Requirement(text), by) for text in requirements], set()
     while todo:
-        wanted, asking = todo.pop()
-        name, extras = canonicalize_name(wanted.name), frozenset(wanted.extras)
+        requirement, parent = todo.pop()
+        name, extras = canonicalize_name(requirement.name), frozenset(requirement.extras)
         if (name, extras) in seen:
             continue
         seen.add((name, extras))
         try:
-            distribution = importlib.metadata.distribution(wanted.name)
+            distribution = importlib.metadata.distribution(requirement.name)
         except importlib.metadata.PackageNotFoundError:
             missing.add(name)
             continue
-        package = Package(
-            name=name, version=distribution.version, needed_by=asking, license=_stated(distribution.metadata)
-        )
-        found.setdefault(name, package)
+        license = _stated(distribution.metadata)
+        found.setdefault(name, Package(name=name, version=distribution.version, needed_by=parent, license=license))
         for text in distribution.requires or ():
             further = Requirement(text)
             if further.marker is None or any(further.marker.evaluate({"extra": extra}) for extra in ("", *extras)):
@@ -124,7 +121,7 @@ def needed(requirements: Iterable[str], by: str) -> tuple[list[Package], list[st
 
 
 def _stated(metadata: importlib.metadata.PackageMetadata) -> str:
-    """The license that a package states: SPDX where it can, else its classifiers, else the field of before both."""
+    """The license that a package states: its SPDX expression, else its classifiers, else the older license field."""
     fields = metadata.json
     classifiers = [text.rpartition(" :: ")[2] for text in fields.get("classifier", ()) if text.startswith("License ::")]
     field = str(fields.get("license", "")).strip()
@@ -134,16 +131,16 @@ def _stated(metadata: importlib.metadata.PackageMetadata) -> str:
 
 
 def project_requirements(extras: Iterable[str]) -> list[str]:
-    """What the project itself asks for, with some of its extras."""
+    """The project's own requirements, with those of some extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return [*project["dependencies"], *(text for extra in extras for text in project["optional-dependencies"][extra])]
 
 
 def vulnerabilities(packages: Iterable[Package], service: str | None) -> list[tuple[str, str, str]]:
-    """Known vulnerabilities: package with version, identifier, and the versions in which it is mended.
+    """Known vulnerabilities: package with version, identifier, and the versions that fix it.
 
     Raises:
-        ConnectionError: the service did not answer as it should; one line says why.
+        ConnectionError: the service gave no valid answer; one line states the reason.
     """
     with tempfile.TemporaryDirectory() as folder:
         listed = Path(folder) / "requirements.txt"
@@ -151,40 +148,40 @@ def vulnerabilities(packages: Iterable[Package], service: str | None) -> list[tu
         listed.write_text("".join(versions), encoding="utf-8")
         words = [sys.executable, "-m", "pip_audit", "--vulnerability-service", "osv", "--format", "json", "--no-deps"]
         words += ["--disable-pip", "--progress-spinner", "off", "--cache-dir", folder, "--requirement", str(listed)]
-        asked = subprocess.run(
+        audit = subprocess.run(
             [*words, *(["--osv-url", service] if service else [])], capture_output=True, text=True, check=False
         )
     with contextlib.suppress(json.JSONDecodeError):
         return [
             (f"{package['name']} {package['version']}", found["id"], ", ".join(found["fix_versions"]) or "none")
-            for package in json.loads(asked.stdout)["dependencies"]
+            for package in json.loads(audit.stdout)["dependencies"]
             for found in package.get("vulns", ())
         ]
-    last = next((line for line in reversed(asked.stderr.splitlines()) if line.strip()), "no answer")
-    raise ConnectionError(f"the vulnerability service cannot be asked ({last.strip()[:200]})")
+    last = next((line for line in reversed(audit.stderr.splitlines()) if line.strip()), "no answer")
+    raise ConnectionError(f"the vulnerability service cannot be queried ({last.strip()[:200]})")
 
 
 def print_licenses(packages: Iterable[Package]) -> None:
-    """A table of all packages, flagged ones marked, and the kinds counted."""
+    """Print a table of all packages, with flagged ones marked, and the number of each type of license."""
     packages, kinds = list(packages), dict.fromkeys([*KINDS, "unknown", "unstated"], 0)
     for package in packages:
         kinds[package.kind] += 1
-        told = package.reviewed or package.license or "not stated"
+        license = package.reviewed or package.license or "not stated"
         mark = "FLAGGED " if package.flagged else ""
-        print(f"{package.name:<32} {package.version:<16} {package.kind:<15} {mark}{told}  (for {package.needed_by})")
+        print(f"{package.name:<32} {package.version:<16} {package.kind:<15} {mark}{license}  (for {package.needed_by})")
     print(f"{len(packages)} packages: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count))
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print what was found; the exit status is 1 where something is flagged, 2 where the service cannot be asked."""
+    """Print the findings; the exit status is 1 if a package is flagged, 2 if the service cannot be queried."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["licenses", "vulnerabilities"], help="one of both")
-    parser.add_argument("--extras", default="tracking,serve,qlora,verify,remote", help="which, with commas between")
-    parser.add_argument("--service", help="another address that answers as OSV's query does")
+    parser.add_argument("--only", choices=["licenses", "vulnerabilities"], help="one of the two")
+    parser.add_argument("--extras", default="tracking,serve,qlora,verify,remote", help="extras, separated by commas")
+    parser.add_argument("--service", help="URL of another service with OSV's API")
     given = parser.parse_args(arguments)
     packages, missing = needed(project_requirements(filter(None, given.extras.split(","))), "clips-suite")
     if missing:
-        print(f"not installed, so not looked at: {', '.join(missing)}", file=sys.stderr)
+        print(f"not installed, so not checked: {', '.join(missing)}", file=sys.stderr)
     flagged = False
     if given.only != "vulnerabilities":
         print_licenses(packages)
@@ -195,8 +192,8 @@ def main(arguments: list[str] | None = None) -> int:
         except ConnectionError as error:
             print(f"audit_dependencies: {error}", file=sys.stderr)
             return 2
-        for package, name, mended in known:
-            print(f"{package:<40} {name:<24} mended in: {mended}")
+        for package, name, fixed in known:
+            print(f"{package:<40} {name:<24} fixed in: {fixed}")
         print(f"{len(packages)} packages, {len(known)} known vulnerabilities")
         flagged = flagged or bool(known)
     return int(flagged)

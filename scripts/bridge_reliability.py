@@ -1,11 +1,11 @@
-"""Kill a LLaVA's training with -9 again and again, and see that nothing is lost.
+"""Kill a LLaVA's training with -9 repeatedly, and check that the result is the same.
 
     python scripts/bridge_reliability.py --kills 50
 
-A tiny LLaVA is aligned and instructed by two processes under ZeRO-2, from shuffled samples of which one in a hundred
-has a broken picture. Killed are all processes at once, the command alone, or one of the two that train. The weights at
-the end are those of an uninterrupted training, bit for bit, and the same broken samples are counted. It ends with
-status 1 if not. About half an hour on two cores.
+Two processes under ZeRO-2 align and instruct a tiny LLaVA, on shuffled samples of which one in a hundred has a broken
+image. Each kill hits all processes, only the command, or one of the two training processes. Final weights and counts of
+broken samples must equal those of an uninterrupted training, bit for bit. Exit status 1 if they differ. About half an
+hour on two cores.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 import psutil
-from reliability import picture, told
+from reliability import noise_image, print_result
 
 LAUNCHED = 2
 
@@ -43,7 +43,7 @@ def main() -> int:
 
 
 def make_world(work: Path, rng: random.Random) -> None:
-    """Pictures with talk, one in a hundred broken, and a small LLM with its tokenizer."""
+    """Write images with conversations, one in a hundred broken, and a small LLM with its tokenizer."""
     import torch
 
     from llava_bridge.model.small_llama import SmallLlamaConfig, new_llama, train_tokenizer
@@ -51,10 +51,10 @@ def make_world(work: Path, rng: random.Random) -> None:
     (work / "data").mkdir(parents=True, exist_ok=True)
     rows = []
     for index in range(400):
-        name, content = f"{index}.png", b"broken" if rng.random() < 0.01 or index == 7 else picture(index)
+        name, content = f"{index}.png", b"broken" if rng.random() < 0.01 or index == 7 else noise_image(index)
         (work / "data" / name).write_bytes(content)
-        talk = [{"from": "human", "value": "<image>\nWhich?"}, {"from": "gpt", "value": f"It is {index}."}]
-        rows.append({"id": name, "image": name, "conversations": talk})
+        messages = [{"from": "human", "value": "<image>\nWhich?"}, {"from": "gpt", "value": f"It is {index}."}]
+        rows.append({"id": name, "image": name, "conversations": messages})
     (work / "data" / "talk.json").write_text(json.dumps(rows))
     config = SmallLlamaConfig(
         vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=128
@@ -95,8 +95,8 @@ def start(config: Path, log: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)
 
 
-def standing(work: Path) -> str:
-    """The last step of the killed run that is saved whole."""
+def last_checkpoint(work: Path) -> str:
+    """The last complete checkpoint of the killed training."""
     marks = work.glob(".killed.work/*/checkpoints/checkpoint-*/complete")
     steps = {mark.parts[-4]: int(mark.parent.name.rpartition("-")[2]) for mark in sorted(marks, key=_step)}
     done = [path.parent.name for path in work.glob(".killed.work/*/model")]
@@ -104,16 +104,12 @@ def standing(work: Path) -> str:
 
 
 def done_steps(work: Path) -> int:
-    """How many steps of both stages the killed run has written down."""
+    """The number of logged steps of the killed training, over both stages."""
     metrics = work / ".killed.work" / "metrics.jsonl"
-    rows = (
-        [json.loads(line) for line in metrics.read_text().splitlines() if line.endswith("}")]
-        if metrics.is_file()
-        else []
-    )
-    return sum(
-        max((row["step"] for row in rows if row["stage"] == stage), default=0) for stage in ("align", "instruct")
-    )
+    lines = metrics.read_text().splitlines() if metrics.is_file() else []
+    rows = [json.loads(line) for line in lines if line.endswith("}")]
+    last = {row["stage"]: row["step"] for row in sorted(rows, key=lambda row: row["step"])}
+    return sum(last.values())
 
 
 def _step(mark: Path) -> int:
@@ -126,7 +122,7 @@ def survives_kills(work: Path, arguments: argparse.Namespace, rng: random.Random
         time.sleep(0.1)
     startup = time.monotonic() - began
     if whole.wait():
-        return told(False, f"the uninterrupted training failed, see {work / 'whole.log'}")
+        return print_result(False, f"the uninterrupted training failed, see {work / 'whole.log'}")
     config, places, done = write_config(work, "killed", arguments), set(), 0
     while done < arguments.kills:
         process, until = start(config, work / "killed.log"), time.monotonic() + rng.uniform(0.3, 3) * startup
@@ -134,27 +130,27 @@ def survives_kills(work: Path, arguments: argparse.Namespace, rng: random.Random
         while process.poll() is None and time.monotonic() < until and done_steps(work) < enough:
             time.sleep(0.05)
         if process.poll() == 0:
-            break  # it came to its end before all kills were spent
+            break  # it ended before the last kill
         kill(process, rng)
         done += 1
-        places.add(standing(work))
-        print(f"\rkill {done} of {arguments.kills}, stands at {standing(work)}   ", end="", file=sys.stderr, flush=True)
+        places.add(saved := last_checkpoint(work))
+        print(f"\rkill {done} of {arguments.kills}, saved at {saved}   ", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     if start(config, work / "killed.log").wait():
-        return told(False, f"the killed training did not end, see {work / 'killed.log'}")
+        return print_result(False, f"the killed training did not end, see {work / 'killed.log'}")
     same = (work / "whole" / "model.safetensors").read_bytes() == (work / "killed" / "model.safetensors").read_bytes()
     reports = [json.loads((work / name / "manifest.json").read_text())["stages"] for name in ("whole", "killed")]
     bad = [{stage: summary["skipped"] for stage, summary in stages.items()} for stages in reports]
     spread = 4 * len(places) >= done
-    return told(
+    return print_result(
         done == arguments.kills and spread and same and bad[0] == bad[1] and bad[0]["align"] > 0,
-        f"{done} kills of {arguments.kills}, gone on from {len(places)} places: weights "
+        f"{done} kills of {arguments.kills}, resumed from {len(places)} checkpoints: weights "
         f"{'equal' if same else 'differ'}; broken samples met: {bad[0]} and {bad[1]}",
     )
 
 
 def kill(process: subprocess.Popen[bytes], rng: random.Random) -> None:
-    """End everything at once; or the command alone; or one of those that train. Returns when all are gone."""
+    """Kill all processes, only the command, or one training process; returns when all have ended."""
     with contextlib.suppress(psutil.NoSuchProcess):
         family = psutil.Process(process.pid).children(recursive=True)
         training = [one for one in family if "--no_local_rank" not in one.cmdline() and "train" in one.cmdline()]

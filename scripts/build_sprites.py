@@ -1,4 +1,4 @@
-"""Build the sprite sheet of the scenes: one picture and one index in clips/scenes/data/.
+"""Build the sprite sheet of the scenes and its index, in clips/scenes/data/.
 
     npm pack emoji-datasource-twitter@16.0.0 cldr-annotations-full@48.2.0
     mkdir emoji cldr
@@ -6,11 +6,10 @@
     tar xzf cldr-annotations-full-48.2.0.tgz -C cldr --strip-components=1
     python scripts/build_sprites.py emoji cldr
 
-Which emoji are taken, under which name, stands in scripts/sprites.csv. Its first rows are in their
-final order; the rest is spread so that any first N kinds are a balanced mixture of the categories.
-The letters of the rendered words are drawn once, here, so that pictures do not depend on the
-version of a font library. Graphics: Twemoji (CC-BY-4.0); keywords: CLDR (Unicode-3.0); letters:
-Pillow's bundled Aileron Regular (CC0-1.0).
+scripts/sprites.csv lists the emoji and their names. Its first rows are in their final order; the others are interleaved
+so that the first N object classes are a balanced mixture of the categories for any N. The letters of rendered words are
+drawn here, so that images do not depend on the version of a font library. Graphics: Twemoji (CC-BY-4.0); keywords: CLDR
+(Unicode-3.0); letters: Pillow's bundled Aileron Regular (CC0-1.0).
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ def regular_plural(name: str) -> str:
 
 
 def dominant_color(sprite: Image.Image) -> tuple[str | None, list[int]]:
-    """The one color name that covers most of the sprite, or None, and the mean RGB of its opaque pixels."""
+    """The color name that covers most of the sprite, or None; and the mean RGB of its opaque pixels."""
     pixels = np.asarray(sprite).reshape(-1, 4)
     opaque = pixels[pixels[:, 3] > 128][:, :3]
     names, counts = np.unique([nearest_color_name(*(int(v) for v in pixel)) for pixel in opaque], return_counts=True)
@@ -80,7 +79,7 @@ def dominant_color(sprite: Image.Image) -> tuple[str | None, list[int]]:
 
 
 def main_hue(sprite: Image.Image) -> int:
-    """The hue, in degrees, around which most of the sprite's colorful pixels lie: what paint replaces."""
+    """The hue, in degrees, of most of the sprite's colorful pixels, which paint replaces."""
     weights = np.zeros(360, dtype=np.int64)
     for red, green, blue, alpha in np.asarray(sprite).reshape(-1, 4).tolist():
         chroma = max(red, green, blue) - min(red, green, blue)
@@ -91,7 +90,7 @@ def main_hue(sprite: Image.Image) -> int:
 
 
 def draw_letters() -> tuple[Image.Image, dict[str, list[int]]]:
-    """The capital letters in one row of grey, and for each letter its [left, width]."""
+    """The capital letters in one grayscale row, and letter → [left, width]."""
     font = ImageFont.load_default(LETTER_HEIGHT * 5 // 4)
     row = Image.new("L", (LETTER_HEIGHT * 30, LETTER_HEIGHT))
     draw = ImageDraw.Draw(row)

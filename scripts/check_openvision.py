@@ -1,9 +1,9 @@
-"""Does `clips import` read the authors' JAX parameters as their own model does? Compares features of both.
+"""Compare the features of OpenVision's JAX model with those of the same parameters after `clips import`.
 
     python scripts/check_openvision.py --openvision OpenVision --jax-python jaxenv/bin/python
 
-``OpenVision`` is a checkout of github.com/UCSC-VLAA/OpenVision, ``jaxenv`` an environment as ``vs_openvision.py``
-says. Exit status 1 where features differ by more than 1e-5.
+``OpenVision`` is a checkout of github.com/UCSC-VLAA/OpenVision, ``jaxenv`` an environment as in ``vs_openvision.py``.
+Exit status 1 if features differ by more than 1e-5.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from clips.interchange.importing import ImportConfig, run_import
 from clips.model.tokenizer import ClipsTokenizer
 
 TEXTS = ("A cow stands in the back of a truck.", "two keys", "Best key soccer ball 2010, " * 12)
-LARGEST = 1e-5
+TOLERANCE = 1e-5
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--openvision", required=True)
     parser.add_argument("--jax-python", required=True)
-    parser.add_argument("--size", default="Ti", help="their name of the towers' size: Ti, S, B, L")
+    parser.add_argument("--size", default="Ti", help="OpenVision's name of the towers' size: Ti, S, B, L")
     parser.add_argument("--patch", type=int, default=16)
     args = parser.parse_args()
     architecture = f"clips-{args.size.lower()}-{args.patch}"
@@ -38,11 +38,11 @@ def main() -> int:
         differences = compare(args, architecture, Path(folder))
     for name, (between, within) in differences.items():
         print(f"{architecture}: {name} features differ by {between:.2g} at most, those of other inputs by {within:.2g}")
-    return int(any(between > LARGEST or within < 100 * LARGEST for between, within in differences.values()))
+    return int(any(between > TOLERANCE or within < 100 * TOLERANCE for between, within in differences.values()))
 
 
 def compare(args: argparse.Namespace, architecture: str, folder: Path) -> dict[str, tuple[float, float]]:
-    """By kind of input: the largest difference between the two models, and between two inputs of one."""
+    """Input type → the largest difference between the two models, and between two inputs of one model."""
     from clips.model.architectures import ModelConfig, model_cfg
 
     cfg = model_cfg(ModelConfig(architecture=architecture))

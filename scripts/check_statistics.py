@@ -1,14 +1,14 @@
-"""Do the intervals and tests of the reports hold what they promise? By simulation of benchmarks, models and seeds.
+"""Check the coverage of the reports' intervals, the false alarms of their tests and their power, by simulation.
 
-    python scripts/check_statistics.py                       (some two hours on one core)
-    python scripts/check_statistics.py --trials 60           (a third of an hour)
+    python scripts/check_statistics.py                       (about two hours on one core)
+    python scripts/check_statistics.py --trials 60           (about 20 minutes)
 
-In each world all models are equally good for the population of images and of trainings, and differ by luck alone: each
-answers some images in its own lasting way, each training answers some anew and is a little better or worse at all.
-A 95 % interval must hold the truth 95 times in 100, of a model's score as of a difference; of all tests of a table,
-Holm-corrected, any may distinguish two models in 5 tables of 100. Then models differ, and the share of the true
-differences that is found is compared with a t test over seeds (differences at equal seed, Holm-corrected), which knows
-the noise of training alone. Behind each figure stands twice its standard error.
+In each simulated table all models are equally good in the population of images and trainings, and differ at random:
+each model answers some images in its own way in all trainings, and each training answers some images differently and is
+a little better or worse overall. 95 % intervals of scores and of differences must contain the truth in 95 of 100 cases;
+the Holm-corrected tests of a table may have a false alarm in 5 of 100 tables. Then models differ, and the power is
+compared with that of t tests over seeds (differences at equal seed, Holm-corrected), which know the seed variance only.
+Each figure is followed by twice its standard error.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ class World:
         images: of each benchmark.
         questions: about each image.
         models: rows of the table.
-        pretrained: so many of them are evaluated once.
-        seeds: of each other.
-        tests: metrics, each on a benchmark of its own.
-        lasting: share of the images that a model answers in its own way, whatever the seed.
-        anew: share of the answers that each training gives anew.
+        pretrained: number of models that are evaluated once.
+        seeds: of each other model.
+        tests: metrics, each on its own benchmark.
+        lasting: ratio of images that a model answers in its own way with every seed.
+        per_training: ratio of answers that vary between trainings.
         training: standard deviation of a training's ability, in standard deviations of a score over 300 images.
-        unequal: how many times that the trainings of the first model vary.
-        weak: rows besides that are right in 1 % of the items, as controls are, and are not tested.
-        right: share of right answers.
+        unequal: factor of that deviation for the first model.
+        weak: number of additional rows with 1 % right answers, as of controls, that are not tested.
+        right: ratio of right answers.
     """
 
     kind: Kind = "share"
@@ -66,7 +66,7 @@ class World:
     seeds: int = 1
     tests: int = 1
     lasting: float = 0.25
-    anew: float = 0.15
+    per_training: float = 0.15
     training: float = 0.0
     unequal: float = 1.0
     weak: int = 0
@@ -99,14 +99,14 @@ class Column:
         self.luck = rng.random(len(self.owner))
 
     def _ease(self) -> np.ndarray:
-        """(images,) the chance of a right answer, or the mean score, of each image."""
+        """(images,) the probability of a right answer, or the mean score, of each image."""
         world, rng = self.world, self.rng
         if world.kind in {"share", "MME"}:
             return rng.beta(3 * world.right, 3 * (1 - world.right), world.images)
         return rng.gamma(4.0, 0.25, world.images)
 
     def model(self, place: int, gain: float = 0.0) -> Scores:
-        """A model, right more often than the others by ``gain``."""
+        """The scores of a model whose mean exceeds that of the others by ``gain``."""
         world, rng = self.world, self.rng
         own = rng.random(world.images) < world.lasting
         ease = np.where(own, self._ease(), self.ease)[self.owner]
@@ -116,24 +116,25 @@ class Column:
         tables = []
         for _ in range(world.seeds if trained else 1):
             shift = gain + (rng.normal() * spread if trained else 0.0)
-            fresh = np.where(rng.random(len(luck)) < world.anew, rng.random(len(luck)), luck) if trained else luck
-            tables.append(self._answers(place, ease, fresh, shift))
+            varies = rng.random(len(luck)) < world.per_training if trained else None
+            draws = luck if varies is None else np.where(varies, rng.random(len(luck)), luck)
+            tables.append(self._answers(place, ease, draws, shift))
         formula, names = COLUMNS[world.kind]
         return image_scores(
             formula, tables, names, self.owner, items=range(len(ease)), trained=trained and world.seeds > 1
         )
 
     def weak_models(self) -> list[Scores]:
-        """Rows at the lower end of a share, whose trainings hardly differ for that."""
+        """Rows near 0 %, whose trainings therefore hardly differ."""
         shape = (self.world.seeds, len(self.owner))
         tables = [(self.rng.random(shape) < 0.01).astype(float) for _ in range(self.world.weak)]
         return [image_scores("mean", [{"x": seed} for seed in table], ("x",), self.owner, trained=True)
                 for table in tables]  # fmt: skip
 
     def _answers(self, place: int, ease: np.ndarray, luck: np.ndarray, shift: float) -> dict[str, np.ndarray]:
-        """The items of one training: ``luck`` decides, ``shift`` is how much more often it is right."""
+        """The items of one training, from uniform draws ``luck`` and its additional ability ``shift``."""
         kind = self.world.kind
-        if kind == "F1":  # models say yes unequally often, with the same F1 of 0.8
+        if kind == "F1":  # models have different rates of yes, and the same F1 of 0.8
             hits = 0.72 + 0.25 * (place % 5) / 4
             alarms = 2 * hits / 0.8 - hits - 1
             return {"said": (luck < np.where(self.yes == 1, hits + shift, alarms)).astype(float), "is": self.yes}
@@ -142,13 +143,13 @@ class Column:
             chance = ease + shift * ease * (1 - ease) / (0.75 * right * (1 - right))
             answers = (luck < chance).astype(float)
             return {"x": answers if kind == "share" else 100 * answers, "group": self.groups}
-        if kind == "rare CIDEr":  # most captions share nothing with people's
+        if kind == "rare CIDEr":  # most captions have nothing in common with human ones
             return {"x": (1 + 2 * shift) * ease * stats.gamma.ppf(np.maximum(0, luck - 0.7) / 0.3, 1.5) / 0.45}
         return {"x": (1 + 2 * shift) * ease * stats.gamma.ppf(luck, 1.5) / 1.5}
 
     @property
     def truth(self) -> float:
-        """The metric of every model for the population; the median's by a large sample."""
+        """The metric of every model in the population; the median is that of a large sample."""
         return {"share": self.world.right, "F1": 0.8, "MME": 1000 * self.world.right, "median": _MEDIAN}.get(
             self.world.kind, 1.0
         )
@@ -164,7 +165,7 @@ _MEDIAN = _population_median()
 
 @dataclass(frozen=True)
 class Found:
-    """Shares of tables: intervals that hold the truth (of scores, of differences), and any false alarm."""
+    """Ratios of intervals that contain the truth (of scores, of differences), and of tables with a false alarm."""
 
     scores: float
     differences: float
@@ -172,7 +173,7 @@ class Found:
 
 
 def simulate(world: World, trials: int) -> Found:
-    """Draw tables of equal models and count."""
+    """Simulate tables of equal models."""
     rng, alarms = np.random.default_rng(7), 0
     scores, differences = [], []
     for _ in range(trials):
@@ -182,7 +183,7 @@ def simulate(world: World, trials: int) -> Found:
             models = [column.model(place) for place in range(world.models)]
             noise = training_noise([*models, *column.weak_models()])
             found += [difference_estimate(*pair, noise) for pair in itertools.combinations(models, 2)]
-            if len(scores) < 20 * trials:  # enough
+            if len(scores) < 20 * trials:
                 interval = scores_interval(models[-1], noise)
                 scores.append(interval.low is not None and interval.low <= column.truth <= interval.high)
                 between = compare(models[0], models[-1], noise)
@@ -192,7 +193,7 @@ def simulate(world: World, trials: int) -> Found:
 
 
 def found_differences(world: World, trials: int, gain: float) -> tuple[float, float]:
-    """Shares of true differences to the first model that are found: by this model of noise, and by t tests over seeds.
+    """The power of the reports' tests, and of t tests over seeds, for differences to the first model.
 
     The first model is worse than the others by ``gain`` standard deviations of training in every column.
     """
@@ -217,7 +218,7 @@ def found_differences(world: World, trials: int, gain: float) -> tuple[float, fl
 
 
 def smallest_is_found(world: World, trials: int) -> tuple[float, float]:
-    """How often a true difference of the size stated as the smallest is found by a single test, and that size."""
+    """The power of a single test for the stated minimum detectable difference, and that difference."""
     rng = np.random.default_rng(9)
     columns = [Column(world, rng) for _ in range(trials)]
     equal = [compare(column.model(0), column.model(1), TrainingNoise()) for column in columns]
@@ -281,18 +282,18 @@ POWER = World(models=10, tests=13, seeds=3, images=1000, training=0.5)
 
 
 def percent(share: float, trials: int) -> str:
-    """A share and twice its standard error, in per cent."""
+    """A ratio and twice its standard error, in percent."""
     return f"{100 * share:5.1f} ±{200 * math.sqrt(max(share * (1 - share), 0.01) / trials):.1f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=400)
-    parser.add_argument("--part", choices=PARTS, help="one of the parts alone")
+    parser.add_argument("--part", choices=PARTS, help="run one part only")
     given = parser.parse_args()
     trials = given.trials
     for title in [given.part] if given.part else PARTS:
-        print(f"{title}: % of intervals that hold the truth (scores, differences), % of tables with a false alarm")
+        print(f"{title}: % of intervals with the truth (scores, differences), % of tables with a false alarm")
         for world in PARTS[title]:
             rounds = trials if world.tests > 1 else 4 * trials
             found = simulate(world, rounds)
@@ -300,9 +301,9 @@ def main() -> None:
             print(f"  {world!s:<92}", *figures, flush=True)
     if given.part:
         return
-    print("differences of 5 standard deviations of training: % found by this model of noise, by t tests over seeds")
+    print("differences of 5 standard deviations of training: % found by the reports' tests, by t tests over seeds")
     print(f"  {POWER!s:<92}", *(percent(share, trials) for share in found_differences(POWER, trials // 10 + 1, 5.0)))
-    print("the smallest difference: its size in points, % of single tests that find it")
+    print("the minimum detectable difference: its size in points, % of single tests that find it")
     for images, questions in ((50, 3), (100, 5), (500, 2)):
         share, size = smallest_is_found(World(images=images, questions=questions), 2 * trials)
         print(f"  {images} images × {questions}: {100 * size:.1f}", percent(share, 2 * trials), flush=True)

@@ -1,4 +1,4 @@
-# Shared by the scripts beside it: where the project is, and an up-to-date environment in .venv.
+# Sourced by the scripts in this folder: changes to the project's root, and defines an up-to-date environment in .venv.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 VENV=${VENV:-.venv}

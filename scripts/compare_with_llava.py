@@ -1,16 +1,15 @@
-"""Is a step of `llava-bridge train` a step of LLaVA's own training? Trains the same twice and compares the losses.
+"""Compare the losses of `llava-bridge train` with those of LLaVA's own training, step by step.
 
     python scripts/compare_with_llava.py --llava LLaVA --site site --llm models/stories15M --data talk.json
 
-``LLaVA`` is a checkout of github.com/haotian-liu/LLaVA, ``site`` a directory of the libraries that it wants (`pip
+``LLaVA`` is a checkout of github.com/haotian-liu/LLaVA, ``site`` a directory of the libraries that it requires (`pip
 install --no-deps --target site transformers==4.37.2 tokenizers==0.15.2 accelerate==0.21.0 huggingface_hub==0.20.3`);
 the others are this environment's. ``models/stories15M`` is a Llama with SentencePiece's ``tokenizer.model``,
-``talk.json`` LLaVA's JSON list with a picture to each sample. A small untrained tower and projector are made.
+``talk.json`` LLaVA's JSON list with an image in each sample. The tower and the projector are small and untrained.
 
-Both begin with the same weights and take the same samples in the same order through both stages, as LLaVA-1.5's own
-scripts do: captions alone for the projector, then conversations for projector and LLM, each side beginning with the
-projector of its own first stage. All is computed in float32 on the CPU. Exit status 1 where a loss differs by more than
-1e-3.
+Both sides start from the same weights and read the same samples in the same order, in the stages of LLaVA-1.5's
+scripts: captions for the projector, then conversations for projector and LLM. Each side starts its second stage from
+its own projector. Both compute in float32 on the CPU. Exit status 1 if a loss differs by more than 1e-3.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from llava_material import write_parts
 
 from clips.errors import UserError
 
-LARGEST = 1e-3
+TOLERANCE = 1e-3
 STAGES = ("align", "instruct")
 
 
@@ -44,32 +43,32 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     largest = float(np.max([show(name, ours[name], theirs[name]) for name in STAGES]))  # a NaN if there is one
-    print(f"largest difference {largest:.2g}, allowed {LARGEST:g}")
-    return int(not largest <= LARGEST)
+    print(f"largest difference {largest:.2g}, allowed {TOLERANCE:g}")
+    return int(not largest <= TOLERANCE)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--llava", required=True, help="checkout of their repository")
-    parser.add_argument("--site", required=True, help="directory of their libraries")
+    parser.add_argument("--llava", required=True, help="checkout of LLaVA's repository")
+    parser.add_argument("--site", required=True, help="directory of LLaVA's libraries")
     parser.add_argument("--llm", required=True, help="directory of a Llama with tokenizer.model and tokenizer.json")
     parser.add_argument("--data", required=True, help="LLaVA's JSON list")
-    parser.add_argument("--images", help="folder of its pictures, if not that of the file")
+    parser.add_argument("--images", help="folder of its images; default: that of the file")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=4, help="samples of a step")
-    parser.add_argument("--micro_batch", type=int, help="samples computed at once, if not the whole batch")
+    parser.add_argument("--micro_batch", type=int, help="samples of a micro-batch; default: the whole batch")
     parser.add_argument("--align_lr", type=float, default=1e-3)
     parser.add_argument("--instruct_lr", type=float, default=2e-5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--tower", choices=["theirs", "float32"], default="float32", help="theirs computes in half precision in any run"
+        "--tower", choices=["theirs", "float32"], default="float32", help="theirs always computes in half precision"
     )
     parser.add_argument("--keep", help="work in this directory and leave it")
     return parser
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise UserError, naming the option, where something is not what it should be."""
+    """Raise UserError for an invalid option."""
     expected = {
         "llava": (Path(args.llava) / "llava/train/train.py", "a checkout of haotian-liu/LLaVA"),
         "site": (Path(args.site) / "transformers/__init__.py", "a directory with transformers 4.37.2 in it"),
@@ -85,14 +84,14 @@ def check(args: argparse.Namespace) -> None:
     if len(rows) < (needed := args.steps * args.batch):
         raise UserError(f"--data: expected {needed} samples, so that none comes twice, got {len(rows)}")
     if any("image" not in row for row in rows):
-        raise UserError("--data: expected a picture to each sample")
+        raise UserError("--data: expected an image in each sample")
 
 
-# ---------------------------------------------------------------- what both begin with
+# ---------------------------------------------------------------- initial weights and data
 
 
 def prepare(args: argparse.Namespace, folder: Path) -> Any:
-    """Write weights and data of both sides to ``folder``; the config of our training."""
+    """Write weights and data of both sides to ``folder``; returns the config of `llava-bridge train`."""
     import torch
 
     from llava_bridge.conversion.convert_command import ConvertConfig, run_convert
@@ -124,7 +123,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> Any:
 
 
 def write_data(args: argparse.Namespace, folder: Path) -> list[Path]:
-    """The rows of each stage: of the first one a single answer each, as `plain` takes no more."""
+    """Write the rows of each stage; the first has one answer per row, because `plain` supports one only."""
     rows = json.loads(Path(args.data).read_text())[: args.steps * args.batch]
     short = [{**row, "conversations": row["conversations"][:2]} for row in rows]
     files = [folder / f"{name}.json" for name in STAGES]
@@ -137,14 +136,14 @@ def write_data(args: argparse.Namespace, folder: Path) -> list[Path]:
 
 
 def train_both(args: argparse.Namespace, folder: Path) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """The losses of our training and of theirs, by stage; everything is written to ``folder``."""
+    """Stage → losses of `llava-bridge train`, and of LLaVA; all files are written to ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     config = prepare(args, folder)
     return train_ours(config, folder), train_theirs(args, config, folder)
 
 
 def train_ours(config: Any, folder: Path) -> dict[str, list[float]]:
-    """The losses of `llava-bridge train` by stage."""
+    """Stage → losses of `llava-bridge train`."""
     from clips.serialization import to_yaml
 
     (folder / "ours.yaml").write_text(to_yaml(config))
@@ -154,7 +153,7 @@ def train_ours(config: Any, folder: Path) -> dict[str, list[float]]:
 
 
 def train_theirs(args: argparse.Namespace, config: Any, folder: Path) -> dict[str, list[float]]:
-    """The losses of their training by stage."""
+    """Stage → losses of LLaVA's training."""
     losses = {}
     for name in STAGES:
         rows = json.loads(Path(config.stage(name).data[0].path).read_text())
@@ -170,7 +169,7 @@ def train_theirs(args: argparse.Namespace, config: Any, folder: Path) -> dict[st
 
 
 def their_options(config: Any, name: str, folder: Path) -> dict[str, Any]:
-    """What `llava/train/train.py` is told, as in `scripts/v1_5/pretrain.sh` and `finetune.sh`, but for the sizes."""
+    """The options of `llava/train/train.py`, as in `scripts/v1_5/pretrain.sh` and `finetune.sh` except for sizes."""
     stage = config.stage(name)
     micro = stage.micro_batch_size or stage.global_batch_size
     if name == "align":
@@ -206,7 +205,7 @@ def their_options(config: Any, name: str, folder: Path) -> dict[str, Any]:
 
 
 def our_order(config: Any, name: str, folder: Path) -> list[int]:
-    """Which samples our training takes, in its order."""
+    """The indices of the samples in the order of `llava-bridge train`."""
     from llava_bridge.training.setup import setup_stage
     from llava_bridge.training.trainer import order_of
 
@@ -225,7 +224,7 @@ def _run(command: list[str], **environment: str) -> None:
 
 
 def show(name: str, ours: list[float], theirs: list[float]) -> float:
-    """Print the two curves; their largest difference."""
+    """Print the two curves; returns their largest difference."""
     print(f"{name}: step, our loss, theirs, difference")
     for step, (mine, other) in enumerate(zip(ours, theirs, strict=True), 1):
         print(f"{step:4} {mine:10.6f} {other:10.6f} {mine - other:10.2g}")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the demo study: train encoders, plug them into LLaVA, evaluate all, print the table. Resumes where it was.
+# Run or resume the demo study: train encoders, plug them into LLaVA, evaluate all, print the table.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 ensure_venv
 exec "$VENV/bin/clips-bench" study run scripts/studies/demo.yaml "$@"

@@ -1,9 +1,9 @@
-"""Draw what each part of CLIPS adds, for docs/evidence.md: a panel for each world of an ablation's run.
+"""Draw the effect of each part of CLIPS for docs/evidence.md: a panel for each dataset of the ablation.
 
     python scripts/draw_ablation.py runs/ablation_again docs/ablation.svg
 
-T→I R@1 in points: a small dot for each seed, the mean with its 95 % interval (Student's t over seeds). Grey recipes
-have as many steps as cost what clips costs.
+T→I R@1 in points: a small dot for each seed, the mean with its 95 % interval (Student's t over seeds). Gray recipes
+have the compute of clips.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ COMPUTE = "_compute"
 
 
 def draw_panel(axes: Any, title: str, recipes: dict[str, list[float]]) -> None:
-    for place, (name, values) in enumerate(recipes.items()):
+    for position, (name, values) in enumerate(recipes.items()):
         color = "#777777" if name.endswith(COMPUTE) else "#0072b2"
         mean, interval = fmean(values), t_interval(values)
         low, high = interval or (mean, mean)
-        axes.errorbar(place, mean, [[mean - low], [high - mean]], color=color, marker="o", ms=4, capsize=2)
-        axes.plot([place + 0.18] * len(values), values, ".", color=color, ms=2.5, alpha=0.6)
+        axes.errorbar(position, mean, [[mean - low], [high - mean]], color=color, marker="o", ms=4, capsize=2)
+        axes.plot([position + 0.18] * len(values), values, ".", color=color, ms=2.5, alpha=0.6)
     names = [name.replace("_positive", "\npositive").replace(COMPUTE, "\nequal\ncompute") for name in recipes]
     axes.set_xticks(range(len(names)), names, fontsize=6)
     axes.set_xlim(-0.5, len(names) - 0.4)
@@ -41,12 +41,11 @@ def draw_panel(axes: Any, title: str, recipes: dict[str, list[float]]) -> None:
 
 
 def by_world(scores: dict[str, dict[int, float]]) -> dict[str, dict[str, list[float]]]:
-    """World → recipe → the scores of its seeds, in the order of the paper's ladder."""
+    """Dataset → recipe → the scores of its seeds, in the paper's order."""
     found: dict[str, dict[str, list[float]]] = {}
     for world in WORLDS:
-        names = [
-            recipe for recipe in (*RECIPES, *(name + COMPUTE for name in RECIPES)) if f"{world}.{recipe}" in scores
-        ]
+        every = [*RECIPES, *(name + COMPUTE for name in RECIPES)]
+        names = [recipe for recipe in every if f"{world}.{recipe}" in scores]
         if names:
             found[world] = {name: list(scores[f"{world}.{name}"].values()) for name in names}
     return found

@@ -1,8 +1,8 @@
-"""Draw the curves of docs/evidence.md: retrieval against the length of captions, a panel for each figure of a study.
+"""Draw the curves of docs/evidence.md: retrieval by caption length, a panel for each figure of a study.
 
     python scripts/draw_evidence.py runs/inverse_effect docs/inverse_effect.svg
 
-Bars are 95 % intervals over seeds, the dashed line and its band are whole captions. Only T→I R@1.
+T→I R@1. Bars are 95 % intervals over seeds; the dashed line and its band are those of full captions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _REST = "#555555"
 
 
 class Point(NamedTuple):
-    """A score with its interval, against the tokens kept; None for whole captions."""
+    """A score with its interval, and the number of caption tokens; None for full captions."""
 
     tokens: float | None
     value: float
@@ -51,7 +51,7 @@ def draw_panel(axes: Any, title: str, curves: Curves) -> None:
             axes.axhline(first.value, color=_REST, linestyle="--", linewidth=1.2, label="whole")
             axes.axhspan(first.low, first.high, color=_REST, alpha=0.12, linewidth=0)
             continue
-        x = [(point.tokens or 0) * 1.04 ** (number - 1.5) for point in points]  # bars side by side
+        x = [(point.tokens or 0) * 1.04 ** (number - 1.5) for point in points]  # so that bars do not overlap
         errors = [[p.value - p.low for p in points], [p.high - p.value for p in points]]
         axes.errorbar(x, [p.value for p in points], errors, color=COLORS.get(name, _REST), marker="o", ms=3, label=name)
     axes.set_xscale("log", base=2)
@@ -63,7 +63,7 @@ def draw_panel(axes: Any, title: str, curves: Curves) -> None:
 
 
 def main() -> None:
-    """Read the run that the command line names and write the figure."""
+    """Write the figure of a study's output."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,12 +1,11 @@
-"""Draw the rooms of the three packages and which of them imports which, as docs/rooms.svg.
+"""Draw the subpackages of the three packages and their imports, as docs/rooms.svg.
 
-    python scripts/draw_rooms.py            write it
-    python scripts/draw_rooms.py --check    exit with 1 where the drawing is not of the code as it stands
+    python scripts/draw_rooms.py            write the drawing
+    python scripts/draw_rooms.py --check    exit status 1 if the drawing is outdated
 
-A room is a folder with modules; what it says of itself is the first line of its ``__init__.py``. The files beside the
-rooms are drawn as two more: those that all stand on, and those that commands call; one between rooms has its own box.
-An arrow goes from a room to one that it imports, at the top of a file or within a function; an arrow that follows from
-two others is left out.
+The description of a subpackage is the first line of its ``__init__.py``. Modules outside subpackages are in two more
+boxes: those that subpackages import, and those that import them; a module between subpackages has its own box. An arrow
+is an import, at the top of a file or in a function; arrows that follow from two others are omitted.
 """
 
 from __future__ import annotations
@@ -21,13 +20,9 @@ from pathlib import Path
 import networkx as nx
 
 ROOT = Path(__file__).resolve().parents[1]
-PICTURE = ROOT / "docs" / "rooms.svg"
-PACKAGES = {
-    "benchmarks": "evaluates and compares",
-    "llava_bridge": "makes LLaVAs",
-    "clips": "trains encoders",
-}
-BELOW, ABOVE = "what all stand on", "what commands call"
+DRAWING = ROOT / "docs" / "rooms.svg"
+PACKAGES = {"benchmarks": "evaluates and compares", "llava_bridge": "builds LLaVAs", "clips": "trains encoders"}
+BELOW, ABOVE = "shared modules", "command modules"
 WIDTH, BOX, GAP, ROW, MARGIN = 1000, 172, 14, 104, 20
 STYLE = """
 text { font: 11px system-ui, sans-serif; fill: #333 } .name { font-weight: 600; font-size: 13px; fill: #111 }
@@ -42,35 +37,35 @@ text { font: 11px system-ui, sans-serif; fill: #333 } .name { font-weight: 600; 
 
 
 def main() -> int:
-    """Write the drawing, or compare it."""
+    """Write or check the drawing."""
     drawn = draw({package: rooms(package) for package in PACKAGES})
     if "--check" in sys.argv[1:]:
-        same = PICTURE.is_file() and PICTURE.read_text(encoding="utf-8") == drawn
-        print("docs/rooms.svg is of the code as it stands" if same else "docs/rooms.svg: run scripts/draw_rooms.py")
+        same = DRAWING.is_file() and DRAWING.read_text(encoding="utf-8") == drawn
+        print("docs/rooms.svg is up to date" if same else "docs/rooms.svg: run scripts/draw_rooms.py")
         return 0 if same else 1
-    PICTURE.write_text(drawn, encoding="utf-8")
+    DRAWING.write_text(drawn, encoding="utf-8")
     return 0
 
 
 def rooms(package: str) -> nx.DiGraph:
-    """The rooms of a package and the arrows between them; circles between rooms are one node each."""
+    """The subpackages of a package and their imports."""
     folder = ROOT / package
     files = {path: _imports(path, package) for path in folder.rglob("*.py") if path.stat().st_size}
     home = {path: _room(path, folder) for path in files}
     graph = nx.DiGraph()
     graph.add_nodes_from(sorted({name for name in home.values() if name}))
-    place = {path: name or _beside(path, files, home) for path, name in home.items()}
+    place = {path: name or _box_outside(path, files, home) for path, name in home.items()}
     for path, targets in files.items():
         for target in targets & files.keys():
             if place[path] != place[target]:
                 graph.add_edge(place[path], place[target])
     for name in graph:
-        graph.nodes[name]["says"] = _says(folder, name, place)
+        graph.nodes[name]["description"] = _description(folder, name, place)
     return graph
 
 
-def _beside(path: Path, files: dict[Path, set[Path]], home: dict[Path, str]) -> str:
-    """Where a file beside the rooms is drawn: below them, above them, or, between rooms, as a box of its own."""
+def _box_outside(path: Path, files: dict[Path, set[Path]], home: dict[Path, str]) -> str:
+    """The box of a module outside subpackages: below or above them, or its own box between them."""
     below, above = _reached({path}, files), {user for user in files if path in _reached({user}, files)}
     if not any(home[each] for each in above):
         return ABOVE
@@ -78,7 +73,7 @@ def _beside(path: Path, files: dict[Path, set[Path]], home: dict[Path, str]) -> 
 
 
 def _reached(paths: set[Path], files: dict[Path, set[Path]]) -> set[Path]:
-    """All files that ``paths`` import, directly or not, and themselves."""
+    """``paths`` and all files that they import, directly or indirectly."""
     found: set[Path] = set()
     waiting = list(paths)
     while waiting:
@@ -94,17 +89,16 @@ def _room(path: Path, folder: Path) -> str:
     return parts[0] if len(parts) > 1 else ""
 
 
-def _says(folder: Path, name: str, place: dict[Path, str]) -> str:
+def _description(folder: Path, name: str, place: dict[Path, str]) -> str:
     if name in (BELOW, ABOVE):
-        beside = sorted(path.stem for path, where in place.items() if where == name and not path.stem.startswith("__"))
-        return ", ".join(beside)
+        return ", ".join(sorted(path.stem for path, box in place.items() if box == name and path.stem[:2] != "__"))
     file = folder / name if name.endswith(".py") else folder / name / "__init__.py"
     tree = ast.parse(file.read_text(encoding="utf-8"))
     return (ast.get_docstring(tree) or "").partition("\n")[0]
 
 
 def _imports(path: Path, package: str) -> set[Path]:
-    """The files of the same package that one imports, but for what only types need."""
+    """The files of the same package that a file imports, except for type checking."""
     found = set()
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
@@ -125,7 +119,7 @@ def _imports(path: Path, package: str) -> set[Path]:
 
 
 def draw(packages: dict[str, nx.DiGraph]) -> str:
-    """The drawing as SVG: a band for each package, importers above what they import."""
+    """The drawing as SVG: a band for each package, importing subpackages above imported ones."""
     top, bands = MARGIN, []
     for number, (package, graph) in enumerate(packages.items()):
         rows = _rows(graph)
@@ -138,7 +132,7 @@ def draw(packages: dict[str, nx.DiGraph]) -> str:
         '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         '<path class="head" d="M0 0 8 4 0 8z"/></marker></defs>'
     )
-    label = "The rooms of the three packages; arrows go from a room to one that it imports."
+    label = "The subpackages of the three packages; arrows go from a subpackage to one that it imports."
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top}" role="img" aria-label="{label}">'
         f"<title>{label}</title><style>{STYLE}</style>{marker}\n" + "\n".join(bands) + "\n</svg>\n"
@@ -146,7 +140,7 @@ def draw(packages: dict[str, nx.DiGraph]) -> str:
 
 
 def _rows(graph: nx.DiGraph) -> list[list[str]]:
-    """Rooms in rows: none imports one of its own row or of a row above, except in a circle."""
+    """Subpackages in rows: none imports one of its own row or of a row above, except in a cycle."""
     whole = nx.condensation(graph)
     depth: dict[int, int] = {}
     for node in nx.topological_sort(whole):
@@ -178,8 +172,8 @@ def _band(package: str, graph: nx.DiGraph, rows: list[list[str]], height: int) -
         kind = "box files" if name in (BELOW, ABOVE) else "box"
         yield f'<rect class="{kind}" x="{x}" y="{y}" width="{BOX}" height="{ROW - 38}" rx="5"/>'
         yield f'<text class="name" x="{x + 9}" y="{y + 17}">{html.escape(name)}</text>'
-        said = textwrap.wrap(graph.nodes[name]["says"].replace("``", ""), 27, max_lines=3, placeholder=" …")
-        for line, text in enumerate(said):
+        lines = textwrap.wrap(graph.nodes[name]["description"].replace("``", ""), 27, max_lines=3, placeholder=" …")
+        for line, text in enumerate(lines):
             yield f'<text x="{x + 9}" y="{y + 32 + 13 * line}">{html.escape(text)}</text>'
 
 

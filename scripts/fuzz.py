@@ -1,10 +1,10 @@
-"""Give the commands thousands of broken inputs and tell what they did not bear.
+"""Run the commands on thousands of invalid inputs and report unexpected errors.
 
-python scripts/fuzz.py --inputs 10000
-python scripts/fuzz.py --inputs 500 --only configs,studies --seed 7
+    python scripts/fuzz.py --inputs 10000
+    python scripts/fuzz.py --inputs 500 --only configs,studies --seed 7
 
-Inputs and what must hold are those of tests/fuzzing.py. A failure does not end the run: failures are counted by where
-they were raised, and the first input of each is kept in the report. Exit status 1 where there were any.
+Inputs and checks are those of tests/fuzzing.py. Failures are counted by the line that raised them, and the report has
+the first traceback of each. Exit status 1 if there were any.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-_KEPT = 6000  # characters of a traceback
+_MAX_TRACEBACK = 6000  # characters
 
 
 def main() -> int:
@@ -41,13 +41,13 @@ def main() -> int:
     if args.report:
         args.report.write_text(json.dumps(report, indent=1, ensure_ascii=True) + "\n")
     print(f"{report['inputs']} inputs, {sum(report['failures'].values())} failures at {len(report['failures'])} places")
-    for place, count in sorted(report["failures"].items(), key=lambda item: -item[1]):
-        print(f"{count:6}  {place}\n        {report['first'][place][-1]}")
+    for location, count in sorted(report["failures"].items(), key=lambda item: -item[1]):
+        print(f"{count:6}  {location}\n        {report['first'][location][-1]}")
     return 1 if report["failures"] else 0
 
 
 class Tally:
-    """Failures by the place where they were raised, and what was raised there first."""
+    """Failures by the location that raised them, with the first traceback of each."""
 
     def __init__(self) -> None:
         self.inputs: collections.Counter[str] = collections.Counter()
@@ -55,7 +55,7 @@ class Tally:
         self.first: dict[str, list[str]] = {}
 
     def counting(self, name: str, check: Callable[..., None], world: object) -> Callable[..., None]:
-        """``check`` for hypothesis, whose failures are counted and end nothing."""
+        """A wrapper of ``check`` for hypothesis that counts failures instead of raising them."""
         import hypothesis
 
         def checked(data: object) -> None:
@@ -65,16 +65,16 @@ class Tally:
             except hypothesis.errors.HypothesisException:
                 raise
             except (Exception, SystemExit) as error:
-                place = f"{name}: {type(error).__name__} {where(error)}"
-                self.failures[place] += 1
-                told = traceback.format_exc(limit=-6).encode("ascii", "backslashreplace").decode()
-                self.first.setdefault(place, told[-_KEPT:].splitlines())
+                location = f"{name}: {type(error).__name__} {where(error)}"
+                self.failures[location] += 1
+                text = traceback.format_exc(limit=-6).encode("ascii", "backslashreplace").decode()
+                self.first.setdefault(location, text[-_MAX_TRACEBACK:].splitlines())
 
         return checked
 
 
 def fuzz(folder: Path, inputs: int, seed: int, only: list[str]) -> dict[str, object]:
-    """Counts of inputs and failures; what was raised first at each place."""
+    """Counts of inputs and failures, and the first traceback of each location."""
     import fuzzing
     import hypothesis
     from hypothesis import strategies as st
@@ -101,7 +101,7 @@ def fuzz(folder: Path, inputs: int, seed: int, only: list[str]) -> dict[str, obj
 
 
 def where(error: BaseException) -> str:
-    """The last place in the suite's own code through which an error came; of a broken promise, which it is."""
+    """The last frame of an error in the suite's own code; for a failed check of tests/fuzzing.py, its message."""
     if isinstance(error, AssertionError):
         return re.sub(r"\d+", "0", str(error).rpartition("): ")[2])[:90].encode("ascii", "backslashreplace").decode()
     frames = traceback.extract_tb(error.__traceback__)

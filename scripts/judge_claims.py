@@ -1,4 +1,4 @@
-"""Which of the paper's claims do the studies reproduce? By the criteria of docs/evidence.md, as a Markdown table.
+"""Judge the paper's claims from the results of studies, by the criteria of docs/evidence.md, as a Markdown table.
 
     python scripts/judge_claims.py runs/inverse_effect runs/ablation
 
@@ -47,7 +47,7 @@ def read(run: Path) -> Scores:
 
 
 def claims(scores: Scores) -> Iterable[tuple[str, str, str, list[str], list[str]]]:
-    """(claim, world, words, encoders on one side, on the other); each side is averaged."""
+    """(claim, dataset, comparison, encoders of one side, encoders of the other); each side is averaged."""
 
     def there(*names: str) -> list[str]:
         return [name for name in names if name in scores]
@@ -84,7 +84,7 @@ def claims(scores: Scores) -> Iterable[tuple[str, str, str, list[str], list[str]
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Student's 95 % interval of the mean of a normal sample; None for fewer than two values."""
+    """Student's t 95 % interval of the mean; None for fewer than two values."""
     if len(values) < 2:
         return None
     low, high = stats.t.interval(0.95, len(values) - 1, loc=fmean(values), scale=stats.sem(values))
@@ -92,7 +92,7 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def judged(scores: Scores, one: Sequence[str], other: Sequence[str]) -> list[str]:
-    """The difference with its interval, the number of seeds, and what follows."""
+    """The difference with its interval, the number of seeds, and the verdict."""
     seeds = set.intersection(*(set(scores[name]) for name in [*one, *other]))
     values = [
         fmean(scores[name][seed] for name in one) - fmean(scores[name][seed] for name in other)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Style (ruff), types (mypy) and the one-way rule between the packages (import-linter).
+# Check style (ruff), types (mypy) and the direction of imports between the packages (import-linter).
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 ensure_venv
 "$VENV/bin/ruff" check .

@@ -1,4 +1,4 @@
-"""What ``compare_with_llava.py`` begins with, in LLaVA's layout: an LLM, a small untrained tower and projector."""
+"""Initial weights for ``compare_with_llava.py`` in LLaVA's format: an LLM, a small untrained tower and projector."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ SIDE, PATCH = 56, 14
 
 
 def write_parts(llm: Path, folder: Path) -> None:
-    """Write the parts that LLaVA is trained from: ``llm``, ``tower`` and ``projector`` below ``folder``."""
+    """Write the initial weights of a LLaVA: ``llm``, ``tower`` and ``projector`` in ``folder``."""
     write_llm(llm, folder / "llm")
     write_tower(folder / "tower")
     write_projector(folder)
 
 
 def write_llm(source: Path, directory: Path) -> None:
-    """The LLM, its config and tokenizer as versions 4 and 5 of transformers both read them."""
+    """Write the LLM with a config and tokenizer that versions 4 and 5 of transformers both read."""
     from transformers import AutoConfig, AutoTokenizer
 
     shutil.copytree(source, directory, copy_function=shutil.copyfile, dirs_exist_ok=True)
     config = AutoConfig.from_pretrained(source)
     stated = {**config.to_dict(), "rope_theta": config.rope_parameters["rope_theta"], "torch_dtype": "float32"}
     (directory / "config.json").write_text(json.dumps(stated))
-    # SentencePiece's blank: before the whole text alone, as in Vicuna 1.5's tokenizer, or behind special tokens too.
+    # SentencePiece's blank is added before the text only, as in Vicuna 1.5's tokenizer, or also after special tokens.
     scheme = AutoTokenizer.from_pretrained(source).backend_tokenizer.pre_tokenizer.prepend_scheme
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     tokenizer = {"tokenizer_class": "LlamaTokenizer", "legacy": scheme != "first", **tokens}
@@ -33,7 +33,7 @@ def write_llm(source: Path, directory: Path) -> None:
 
 
 def write_tower(directory: Path) -> None:
-    """A CLIP tower without training, with the names that all versions of transformers know, and its preprocessing."""
+    """Write an untrained CLIP tower and its preprocessing, with weight names of all versions of transformers."""
     from safetensors.torch import save_file
     from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
@@ -46,7 +46,7 @@ def write_tower(directory: Path) -> None:
 
 
 def write_projector(folder: Path) -> None:
-    """LLaVA-1.5's projector between the two, as its first stage leaves it."""
+    """Write an untrained projector in the format of LLaVA-1.5's first stage."""
     import torch
     from torch import nn
 

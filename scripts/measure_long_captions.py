@@ -1,14 +1,15 @@
-"""What long captions that MLLMs wrote look like, sentence by sentence: the figures that scenes' ``mllm`` captions copy.
+"""Statistics of the sentences of MLLM captions, which the scenes' ``mllm`` captions reproduce.
 
     python scripts/measure_long_captions.py path/to/captions.jsonl
 
-Reads JSON lines with ``long_captions`` (each a ``caption``) and ``human_captions``, and prints how long the captions
-are, and for each place of a sentence: how many captions reach it, its length, how often it names a thing that people
-mention, how much of what people mention it is the first to name, and how much of what it is the first to name nobody
-mentions. The last line is a control: the same captions beside another photo's human captions.
+Reads JSON lines with ``long_captions`` (each with a ``caption``) and ``human_captions``. Prints the lengths of the
+captions, and for the first, second, … sentence: the ratio of captions that have it; its length; how often it names an
+object of the human captions; the ratio of the human captions' objects that it names first; and the ratio of objects
+that it names first and that no human caption names. The last line is a control with the human captions of another
+photo.
 
-What people mention is counted in the words for COCO's objects. That nobody of five mentions a thing does not prove
-that it is not there; the rise from the first sentence on is what tells.
+Objects are words for COCO's classes. An object that none of five people mentions may still be in the image; only the
+increase over the sentences is informative.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 
 from clips.method.caption_strategies import num_tokens, sentences
 
-_PLACES = 6
+_SENTENCES = 6
 _WORD = re.compile(r"[a-z]+")
 _OBJECTS = set(
     _WORD.findall(
@@ -46,7 +47,7 @@ _SAME = dict.fromkeys(_WORD.findall(_PEOPLE), "person") | {
 
 
 def objects_in(text: str) -> set[str]:
-    """The objects that a text names, each by one word."""
+    """The objects that a text names."""
     found = set()
     for word in _WORD.findall(text.lower()):
         for form in (word, word.removesuffix("s"), word.removesuffix("es")):
@@ -58,8 +59,8 @@ def objects_in(text: str) -> set[str]:
 
 
 @dataclass
-class Place:
-    """What was counted of all captions' first, second, … sentences."""
+class SentenceStats:
+    """Statistics of all captions' first, second, … sentences."""
 
     lengths: list[int] = field(default_factory=list)
     names_known: list[bool] = field(default_factory=list)
@@ -68,7 +69,7 @@ class Place:
     unconfirmed: int = 0
 
     def add(self, sentence: str, known: set[str], earlier: set[str]) -> None:
-        """Count a sentence beside what people mention and what the sentences before it named."""
+        """Add a sentence, given the objects of the human captions and those of earlier sentences."""
         named = objects_in(sentence)
         self.lengths.append(num_tokens(sentence))
         self.names_known.append(bool(named & known))
@@ -77,20 +78,20 @@ class Place:
         self.unconfirmed += len(named - earlier - known)
 
 
-def by_place(photos: list[dict[str, Any]], other: int = 0) -> tuple[list[Place], Place]:
-    """The counts of each place and of all together; with ``other``, beside the photo so many further on."""
-    places, together = [Place() for _ in range(_PLACES)], Place()
+def by_position(photos: list[dict[str, Any]], offset: int = 0) -> tuple[list[SentenceStats], SentenceStats]:
+    """The statistics by position and in total, with the human captions of the photo ``offset`` positions later."""
+    positions, total = [SentenceStats() for _ in range(_SENTENCES)], SentenceStats()
     for index, photo in enumerate(photos):
-        known = objects_in(" ".join(photos[(index + other) % len(photos)]["human_captions"]))
+        known = objects_in(" ".join(photos[(index + offset) % len(photos)]["human_captions"]))
         if not known:
             continue
         for caption in texts(photo):
             earlier: set[str] = set()
             for number, sentence in enumerate(sentences(caption)):
-                for place in (together, *places[number : number + 1]):
-                    place.add(sentence, known, earlier)
+                for stats in (total, *positions[number : number + 1]):
+                    stats.add(sentence, known, earlier)
                 earlier |= objects_in(sentence)
-    return places, together
+    return positions, total
 
 
 def texts(photo: dict[str, Any]) -> Iterator[str]:
@@ -99,7 +100,7 @@ def texts(photo: dict[str, Any]) -> Iterator[str]:
 
 
 def spread(values: list[int]) -> str:
-    """Mean, median and the middle nine tenths."""
+    """Mean, median, 5th and 95th percentile."""
     parts = quantiles(values, n=20)
     return f"mean {mean(values):.1f}, median {median(values):g}, 5–95 % {parts[0]:.0f}–{parts[-1]:.0f}"
 
@@ -114,23 +115,23 @@ def main() -> None:
     print("tokens:   ", spread([num_tokens(caption) for caption in captions]))
     print("sentences:", spread([len(sentences(caption)) for caption in captions]))
     described = [photo for photo in photos if photo["human_captions"]]
-    places, together = by_place(described)
-    _, control = by_place(described, other=1)
-    reached = sum(1 for photo in described for _ in texts(photo))
+    positions, total = by_position(described)
+    _, control = by_position(described, offset=1)
+    count = sum(1 for photo in described for _ in texts(photo))
     print(f"\nof {len(described)} photos with human captions, by sentence:")
-    print("        | captions | tokens | names people's | new of people's | its new ones nobody's")
-    for number, place in enumerate(places, 1):
-        print_line(str(number), place, reached)
-    print_line("all", together)
+    print("        | captions | tokens | names human's | first of human's | its first ones unconfirmed")
+    for number, stats in enumerate(positions, 1):
+        print_line(str(number), stats, count)
+    print_line("all", total)
     print_line("control", control)
 
 
-def print_line(label: str, place: Place, reached: int | None = None) -> None:
-    """One line of the table."""
-    share = f"{len(place.lengths) / reached:8.0%}" if reached else " " * 8
+def print_line(label: str, stats: SentenceStats, count: int | None = None) -> None:
+    """Print one line of the table."""
+    ratio = f"{len(stats.lengths) / count:8.0%}" if count else " " * 8
     print(
-        f"{label:>7} | {share} | {mean(place.lengths):6.1f} | {mean(place.names_known):14.0%} | "
-        f"{mean(place.newly_mentioned):15.1%} | {place.unconfirmed / place.named:.1%} of {place.named}"
+        f"{label:>7} | {ratio} | {mean(stats.lengths):6.1f} | {mean(stats.names_known):13.0%} | "
+        f"{mean(stats.newly_mentioned):16.1%} | {stats.unconfirmed / stats.named:.1%} of {stats.named}"
     )
 
 

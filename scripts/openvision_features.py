@@ -1,7 +1,4 @@
-"""The authors' side of ``check_openvision.py``: their model's features of given inputs. Runs under a Python with jax.
-
-Parameters are noise of the trained ones' size; all that is compared is what the model makes of them.
-"""
+"""The OpenVision side of ``check_openvision.py``: the features of its JAX model, with random parameters."""
 
 from __future__ import annotations
 
@@ -20,8 +17,8 @@ def main() -> None:
     parser.add_argument("--size", required=True)
     parser.add_argument("--patch", type=int, required=True)
     parser.add_argument("--inputs", required=True, help="npz: image (B, H, W, 3), text (B, L)")
-    parser.add_argument("--parameters", required=True, help="npz that is written: name → value, as theirs is stored")
-    parser.add_argument("--features", required=True, help="npz that is written: image, text, of unit length")
+    parser.add_argument("--parameters", required=True, help="npz to write: name → value, in OpenVision's format")
+    parser.add_argument("--features", required=True, help="npz to write: image, text, of unit length")
     args = parser.parse_args()
     sys.path.insert(0, args.openvision)
     replace_tensorflow()
@@ -51,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     rng = jax.random.PRNGKey(0)
     shapes = meta.unbox(jax.eval_shape(lambda *given: model.init(*given, train=False)["params"], rng, image, text))
     noise = np.random.default_rng(0)
-    params = jax.tree_util.tree_map_with_path(lambda path, shape: start(path, shape, noise), shapes)
+    params = jax.tree_util.tree_map_with_path(lambda path, shape: initial_value(path, shape, noise), shapes)
     with nn.logical_axis_rules(()):
         images, texts, _ = model.apply({"params": params}, image, text, train=False)
     np.savez(args.features, image=np.asarray(images), text=np.asarray(texts))
@@ -59,9 +56,9 @@ def run(args: argparse.Namespace) -> None:
     np.savez(args.parameters, **{"/".join(key.key for key in path): np.asarray(value) for path, value in flat})
 
 
-def start(path: Any, shape: Any, noise: Any) -> Any:
-    around = 1.0 if path[-1].key == "scale" else 0.0
-    return (around + 0.05 * noise.standard_normal(shape.shape)).astype(shape.dtype)
+def initial_value(path: Any, shape: Any, noise: Any) -> Any:
+    mean = 1.0 if path[-1].key == "scale" else 0.0
+    return (mean + 0.05 * noise.standard_normal(shape.shape)).astype(shape.dtype)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""Break a training in every way that clusters do, and see that nothing is lost.
+"""Break a training as clusters do, and check that the result is the same.
 
     python scripts/reliability.py --kills 100
 
-With two processes that each have a reader, data shuffled in windows of 20 shards, and one sample and one shard in a
-hundred broken:
+The training has two processes with one DataLoader worker each, a shuffle buffer of 20 shards, and one broken sample and
+one broken shard in a hundred.
 
-1. kill -9 at random moments, of all processes or of one, again and again: the parameters at the end are those of an
-   uninterrupted training, bit for bit, and the same broken samples are reported;
-2. a byte of a checkpoint is flipped: it is refused by name;
-3. the disk fills up while a checkpoint is written: one line, and the checkpoint before is intact (needs the right to
-   mount a small tmpfs).
+1. Repeated kill -9 at random moments, of all processes or of one: the final parameters equal those of an uninterrupted
+   training, bit for bit, and the same broken samples are reported.
+2. A flipped byte in a checkpoint: an error names the file.
+3. A full disk while a checkpoint is written: a one-line error, and the previous checkpoint is intact (needs the right
+   to mount a small tmpfs).
 
-It prints a line for each and ends with status 1 if one fails or cannot be tried. About half an hour on two cores.
+It prints a line for each; exit status 1 if one fails or cannot be tried. About half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ def main() -> int:
         data = write_data(work / "data", random.Random(arguments.seed))
         passed = [
             survives_kills(work, data, arguments),
-            refuses_a_flipped_byte(work, data),
+            rejects_a_flipped_byte(work, data),
             survives_a_full_disk(work, data),
         ]
     return 0 if all(passed) else 1
 
 
-# ---------------------------------------------------------------- the world
+# ---------------------------------------------------------------- data and config
 
 
 def write_data(folder: Path, rng: random.Random) -> Path:
-    """Shards of pictures with captions, one sample in a hundred undecodable, one shard in a hundred cut off somewhere.
+    """Write shards of images with captions: one sample in a hundred undecodable, one shard in a hundred truncated.
 
-    They are counted beforehand, as those from afar are, so that what the cut shard lacks must be replaced.
+    ``sizes.json`` states their counts as for remote shards, so that the loader must replace the missing samples.
     """
     folder.mkdir(parents=True, exist_ok=True)
     broken, cut = set(rng.sample(range(SHARDS * SAMPLES), SHARDS * SAMPLES // 100)), rng.randrange(SHARDS)
@@ -71,7 +71,7 @@ def write_data(folder: Path, rng: random.Random) -> Path:
         path = folder / f"{shard:05d}.tar"
         with tarfile.open(path, "w") as tar:
             for index in range(shard * SAMPLES, (shard + 1) * SAMPLES):
-                add(tar, f"{index:06d}.png", b"broken" if index in broken else picture(index))
+                add(tar, f"{index:06d}.png", b"broken" if index in broken else noise_image(index))
                 captions = {"web_caption": f"thing {index}", "synthetic_caption": f"It is {index}. There are {index}."}
                 add(tar, f"{index:06d}.json", json.dumps(captions).encode())
         if shard == cut:
@@ -81,7 +81,7 @@ def write_data(folder: Path, rng: random.Random) -> Path:
     return folder
 
 
-def picture(index: int) -> bytes:
+def noise_image(index: int) -> bytes:
     stream = io.BytesIO()
     pixels = np.random.default_rng(index).integers(0, 256, (4, 4, 3)).astype(np.uint8)
     Image.fromarray(pixels).resize((24, 24)).save(stream, "png")
@@ -121,7 +121,7 @@ def write_config(output: Path, data: Path, steps: int, parallel: str = "ddp") ->
 
 
 def start(config: Path, log: Path) -> subprocess.Popen[bytes]:
-    """Two processes in a session of their own."""
+    """Start a training with two processes in a new session."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launcher, "-m", "clips.cli", "train", "--config", str(config)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -148,34 +148,34 @@ def survives_kills(work: Path, data: Path, arguments: argparse.Namespace) -> boo
         time.sleep(0.1)
     startup = time.monotonic() - began
     if process.wait():
-        return told(False, f"the uninterrupted training failed, see {work / 'whole.log'}")
+        return print_result(False, f"the uninterrupted training failed, see {work / 'whole.log'}")
     config = write_config(killed, data, *settings)
     done, resumed_at = 0, set()
     while done < kills:
         process = start(config, work / "killed.log")
         with contextlib.suppress(subprocess.TimeoutExpired):
             if process.wait(rng.uniform(0, 2 * startup)) == 0:
-                break  # it came to its end before all kills were spent
+                break  # it ended before the last kill
         kill(process, rng)
         done += 1
         resumed_at.add(checkpoints(killed)[-1].name if checkpoints(killed) else "the beginning")
-        print(f"\rkill {done} of {kills}, stands at {max(resumed_at)} ", end="", file=sys.stderr, flush=True)
+        print(f"\rkill {done} of {kills}, saved at {max(resumed_at)} ", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     if finish(config, work / "killed.log"):
-        return told(False, f"the killed training did not end, see {work / 'killed.log'}")
+        return print_result(False, f"the killed training did not end, see {work / 'killed.log'}")
     same = all((whole / name).read_bytes() == (killed / name).read_bytes() for name in WEIGHTS)
     reports = [json.loads((output / "summary.json").read_text())["bad_samples"] for output in (whole, killed)]
     spent = f"{done} kills of {kills}" + ("" if done == kills else " (give it more --steps)")
-    spread = 5 * len(resumed_at) >= done  # or the machine was too busy for the trainings to come far
-    return told(
+    spread = 5 * len(resumed_at) >= done  # otherwise the machine was too busy for much progress
+    return print_result(
         done == kills and spread and same and reports[0] == reports[1] and reports[0]["count"] > 0,
-        f"{spent}, gone on from {len(resumed_at)} places: parameters "
+        f"{spent}, resumed from {len(resumed_at)} checkpoints: parameters "
         f"{'equal' if same else 'differ'}; broken samples met: {reports[0]['count']} and {reports[1]['count']}",
     )
 
 
 def kill(process: subprocess.Popen[bytes], rng: random.Random) -> None:
-    """End everything at once, or one of the two processes, whose launcher then ends the other."""
+    """Kill all processes, or one of the two, whose launcher then ends the other."""
     workers = [int(pid) for pid in children(process.pid)]
     if workers and rng.random() < 0.3:
         with contextlib.suppress(ProcessLookupError):
@@ -194,7 +194,7 @@ def children(pid: int) -> list[str]:
     return []
 
 
-def refuses_a_flipped_byte(work: Path, data: Path) -> bool:
+def rejects_a_flipped_byte(work: Path, data: Path) -> bool:
     output = work / "flipped"
     config = write_config(output, data, 100_000)
     process = start(config, work / "flipped.log")
@@ -208,7 +208,7 @@ def refuses_a_flipped_byte(work: Path, data: Path) -> bool:
     (work / "flipped.log").unlink()
     status = finish(config, work / "flipped.log")
     lines = [line for line in (work / "flipped.log").read_text().splitlines() if f"{victim}: damaged" in line]
-    return told(status != 0 and bool(lines), f"a flipped byte: {lines[0] if lines else 'not noticed'}")
+    return print_result(status != 0 and bool(lines), f"a flipped byte: {lines[0] if lines else 'not noticed'}")
 
 
 def survives_a_full_disk(work: Path, data: Path) -> bool:
@@ -230,16 +230,16 @@ def survives_a_full_disk(work: Path, data: Path) -> bool:
         left = checkpoints(output)
         ballast.unlink()
         lines = [line for line in (work / "full.log").read_text().splitlines() if "the disk is full" in line]
-        goes_on = start(config, work / "again.log")
+        process = start(config, work / "again.log")
         before = left[-1].name if left else ""
-        while goes_on.poll() is None and not (checkpoints(output) and checkpoints(output)[-1].name > before):
+        while process.poll() is None and not (checkpoints(output) and checkpoints(output)[-1].name > before):
             time.sleep(0.1)
-        went_on = goes_on.poll() is None
-        kill(goes_on, random.Random(1))
-        return told(
-            status != 0 and bool(lines) and bool(left) and went_on,
-            f"a full disk: {lines[0] if lines else 'no line tells of it'}; {before} stayed, and the training "
-            f"{'went on from it' if went_on else 'did not go on'}",
+        resumed = process.poll() is None
+        kill(process, random.Random(1))
+        return print_result(
+            status != 0 and bool(lines) and bool(left) and resumed,
+            f"a full disk: {lines[0] if lines else 'no line reports it'}; {before} stayed, and the training "
+            f"{'resumed' if resumed else 'did not resume'} from it",
         )
 
 
@@ -254,8 +254,8 @@ def small_disk(folder: Path) -> Iterator[Path | None]:
             subprocess.run(["umount", "-l", folder], check=True)
 
 
-def told(passed: bool, what: str) -> bool:
-    print(f"{'passed ' if passed else 'FAILED '} {what}", flush=True)
+def print_result(passed: bool, text: str) -> bool:
+    print(f"{'passed ' if passed else 'FAILED '} {text}", flush=True)
     return passed
 
 

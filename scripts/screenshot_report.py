@@ -1,4 +1,4 @@
-"""Take the README's picture of a report: the first screen of its page, in the light scheme.
+"""Take the README's screenshot of a report: the first screen of its page, in the light scheme.
 
     python scripts/screenshot_report.py runs/demo docs/report.png
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 WIDTH, HEIGHT = 1280, 1000
-COLORS = 128  # a page has few
+COLORS = 128
 
 
 def main() -> int:

@@ -1,12 +1,12 @@
-"""Kill the runner of a study with -9 again and again: the table at the end is that of a study that nobody disturbed.
+"""Kill the runner of a study with -9 repeatedly, and compare its table with that of an undisturbed study.
 
     python scripts/study_reliability.py --kills 30
     python scripts/study_reliability.py --kills 30 --study scripts/studies/demo.yaml     # hours
 
-A study (a small one of its own, every program real: scenes, two encoders, retrieval) runs undisturbed, then anew beside
-it with its runner killed at random moments of that time; after the last kill it comes to its end. Both must have
-the same table, and the same metrics, per-item scores, fingerprints and weights, digit by digit. It prints a line and
-ends with status 1 where they differ. About a quarter of an hour on two cores.
+A study (by default a small one with real programs: scenes, two encoders, retrieval) runs undisturbed. Then a copy runs
+in another directory, its runner killed at random moments until the number of kills is reached, and to its end. Table,
+metrics, per-item scores, fingerprints and weights must be equal, digit by digit. Exit status 1 if they differ. About a
+quarter of an hour on two cores.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from study_kills import tiny_study
 
-TOLD = (
+COMPARED = (
     "metrics",
     "primary",
     "missing_metrics",
@@ -63,7 +63,7 @@ def main() -> int:
 def trial(
     work: Path, kills: int, rng: random.Random, content: dict[str, Any] | None = None
 ) -> tuple[list[str], int, dict[str, int]]:
-    """What differs, how many kills there were, and kind of step → how many of them hit one at work."""
+    """The differences, the number of kills, and type of step → number of kills while such a step ran."""
     whole, killed = (write(work / name, content) for name in ("whole", "killed"))
     began = time.monotonic()
     if start(whole).wait() != 0:
@@ -84,7 +84,7 @@ def trial(
         else:
             if status != 0:
                 return [f"the killed study failed, see {killed}/log.txt"], done, places
-            begin_anew(killed / "out", rng)
+            reset_step(killed / "out", rng)
     print(file=sys.stderr)
     if start(killed).wait() != 0:
         return [f"the killed study failed, see {killed}/log.txt"], done, places
@@ -99,14 +99,14 @@ def write(folder: Path, content: dict[str, Any] | None) -> Path:
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
-    """A runner; it waits for what its killed predecessor has left behind."""
+    """Start a runner, which waits for the steps that its killed predecessor has left behind."""
     words = [sys.executable, "-m", "benchmarks", "study", "run", str(folder / "study.yaml"), "--wait_for_lock", "true"]
     with (folder / "log.txt").open("ab") as log:
         return subprocess.Popen(words, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 
 
-def begin_anew(output: Path, rng: random.Random) -> None:
-    """The study came to its end before all kills were spent: forget a step, and all that depends on it."""
+def reset_step(output: Path, rng: random.Random) -> None:
+    """Reset a random step and all results, because the study ended before the last kill."""
     step = rng.choice(sorted(path.name for path in (output / "steps").iterdir()))
     (output / "steps" / step / "step.json").unlink()
     shutil.rmtree(output / "results")
@@ -118,15 +118,15 @@ def at_work(output: Path) -> list[str]:
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What is not the same in two outputs of one study; times and places are left out."""
+    """The differences between two outputs of one study, except times and paths."""
     found = [
         f"report/{name} differs"
         for name in ("table.csv", "table.md")
         if (one / "report" / name).read_bytes() != (other / "report" / name).read_bytes()
     ]
-    for path in sorted(one.glob("results/[!.]*/[!.]*")):  # hidden: locks, and what models gave
+    for path in sorted(one.glob("results/[!.]*/[!.]*")):  # hidden ones are locks and cached model outputs
         twin = other / path.relative_to(one)
-        if not twin.is_file() or told(path, one) != told(twin, other):
+        if not twin.is_file() or compared_content(path, one) != compared_content(twin, other):
             found.append(f"{path.relative_to(one)} differs")
     for path in sorted(one.glob("encoders/*/*.safetensors")):
         twin = other / path.relative_to(one)
@@ -135,15 +135,15 @@ def differences(one: Path, other: Path) -> list[str]:
     return found
 
 
-def told(path: Path, root: Path) -> Any:
-    """What a result file says about the model, or its items' scores."""
+def compared_content(path: Path, root: Path) -> Any:
+    """The content of a result or item file, without times and paths."""
     if path.suffix == ".parquet":
         import pandas as pd
 
         return pd.read_parquet(path).to_csv(index=False)
     text = path.read_text(encoding="utf-8").replace(str(root), "")
     content = json.loads(text)
-    return {name: content[name] for name in TOLD} | {"model": content["model"]["hash"]}
+    return {name: content[name] for name in COMPARED} | {"model": content["model"]["hash"]}
 
 
 if __name__ == "__main__":

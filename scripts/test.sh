@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Run the tests, without those marked slow; arguments go to pytest (`-m slow` runs those, `-m ""` all).
+# Run the tests that are not marked slow; arguments go to pytest (`-m slow` runs the others, `-m ""` all).
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 ensure_venv
 workers=auto
-# Quick tests wait a fifth of the time for processes that they start: one worker more than cores, of 4 GB each.
+# Fast tests wait a fifth of the time for child processes: use one worker more than cores, if memory has 4 GB for each.
 if [[ $# == 0 && -r /proc/meminfo ]]; then
     cores=$(getconf _NPROCESSORS_ONLN)
     room=$(awk '/MemAvailable/ { print int($2 / 4000000) }' /proc/meminfo)

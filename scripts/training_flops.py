@@ -1,12 +1,12 @@
-"""Count what the encoders of a study cost, so that recipes compare at equal compute as well as at equal samples.
+"""Count the training FLOPs of a study's encoders, to compare recipes at equal compute.
 
     python scripts/training_flops.py scripts/studies/ablation.yaml --like scenes.clips
 
-For every encoder trained there (of names with dots, those that begin as ``--like``'s does): floating point operations
-of one sample in a training step (forward and backward, as torch's own counter sees them: attention, matrix products
-and convolutions), over the first batches of its own data, and the steps that cost as much as the encoder ``--like``;
-of an encoder with stages those of all, in their proportion. A frozen trunk counts even where its outputs are kept.
-The study's data are made first where they are not there yet.
+For every encoder that the study trains (with a dotted name: those with the first part of ``--like``), the table has the
+FLOPs of a training step, and the number of steps with the compute of the encoder ``--like``. FLOPs are those of torch's
+counter (attention, matrix products, convolutions; forward and backward) over the first batches of the encoder's data,
+summed over its stages. A frozen trunk counts even if its outputs are cached. Missing data of the study are created
+first.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _BATCHES = 2
 
 
 def flops_per_sample(config: EncoderTrainConfig) -> float:
-    """FLOPs of one sample in a training step of ``config``, over the first batches that it would be trained on."""
+    """FLOPs of one sample in a training step of ``config``, over the first batches of its data."""
     data = open_train_dataset(config)
     model, recipe = build_model(config.model, config.recipe, config.seed), recipes.build_recipe(config.recipe)
     found = 0.0
@@ -52,7 +52,7 @@ def flops_per_sample(config: EncoderTrainConfig) -> float:
 
 
 def stages_of(step: Step) -> list[EncoderTrainConfig]:
-    """The config of each stage of a training step of a study, the weights before it left out."""
+    """The config of each stage of a study's encoder, without the weights of the previous stage."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.yaml"
         file.write_text(to_yaml(step.config), encoding="utf-8")
@@ -60,7 +60,7 @@ def stages_of(step: Step) -> list[EncoderTrainConfig]:
     assert config is not None
     stages = stage_configs(config)
     if any(stage.steps is None for stage in stages):
-        raise UserError(f"{step.name}: expected its length in 'steps'")
+        raise UserError(f"{step.name}: expected its length in 'max_steps'")
     model = {"cache_trunk_features": False}
     return [
         replace(stage, model=replace(stage.model, **model, **({"pretrained": None} if number else {})))
@@ -69,7 +69,7 @@ def stages_of(step: Step) -> list[EncoderTrainConfig]:
 
 
 def make_data(plan: StudyPlan) -> None:
-    """Run the study's data steps that have not run."""
+    """Run the study's unfinished data steps."""
     steps = [step for step in plan.steps if step.kind == "data"]
     directory = plan.study.directory
     directory.mkdir(parents=True, exist_ok=True)
@@ -83,22 +83,22 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", help="the study file")
-    parser.add_argument("--like", required=True, help="the encoder whose compute the others shall have")
+    parser.add_argument("--like", required=True, help="the encoder whose compute is the reference")
     arguments = parser.parse_args()
     study = read_study(arguments.study)
     if arguments.like not in study.encoders:
         raise unknown_name_error(arguments.like, study.encoders, "encoder")
     plan = build_plan(study)
     make_data(plan)
-    world, dot, _ = arguments.like.partition(".")
-    names = [name for name in study.encoders if not dot or name.startswith(world + dot)]
-    wanted = {f"encoder-{name}-s{study.seeds[0]}": name for name in names}
-    cost: dict[str, tuple[int, float]] = {}  # encoder → its steps, what all of them cost
+    entry, dot, _ = arguments.like.partition(".")
+    names = [name for name in study.encoders if not dot or name.startswith(entry + dot)]
+    encoders = {f"encoder-{name}-s{study.seeds[0]}": name for name in names}
+    cost: dict[str, tuple[int, float]] = {}  # encoder → its training steps, their FLOPs
     for step in plan.steps:
-        if step.name in wanted:
+        if step.name in encoders:
             stages = stages_of(step)
             parts = [flops_per_sample(stage) * (stage.steps or 0) * stage.global_batch_size for stage in stages]
-            cost[wanted[step.name]] = sum(stage.steps or 0 for stage in stages), sum(parts)
+            cost[encoders[step.name]] = sum(stage.steps or 0 for stage in stages), sum(parts)
             print(f"{step.name}: {sum(parts) / 1e12:.2f} TFLOP", file=sys.stderr)
     if arguments.like not in cost:
         raise UserError(f"--like: expected an encoder that the study trains, got '{arguments.like}'")

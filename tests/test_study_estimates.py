@@ -1,4 +1,4 @@
-"""What a study's steps will take: from records, from like steps, worked out; and that nothing is invented."""
+"""Estimates of a study's steps: from records, from similar steps, derived from sizes, or unknown."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from benchmarks.study.steps import Step, time_left
 from benchmarks.study.study_commands import StudyPlanConfig, plan_study
 from clips.core.artifact import atomic_write
 from clips.serialization import to_yaml
+from clips.training.train_config import EncoderTrainConfig
 
 ENCODER = {"global_batch_size": 10, "optimizer": {}}
 
@@ -49,16 +50,24 @@ def ran(plan: StudyPlan, name: str, seconds: float, **fields: object) -> None:
     (step.outputs[0] / "weights").write_bytes(bytes(1000))
 
 
-def test_a_step_is_estimated_by_its_last_run_or_by_like_ones(tmp_path):
+def test_a_step_is_estimated_by_its_last_run_or_by_similar_ones(tmp_path):
     plan = planned(tmp_path)
     ran(plan, "encoder-clip-s0", 50.0, peak_memory_mb=2.0)
     found = estimated(plan)
     own, longer = found["encoder-clip-s0"], found["encoder-longer-s0"]
     assert (own.seconds, own.memory, own.disk, own.basis) == (50.0, 2.0 * 2**20, 1000.0, "its last run")
     assert (longer.seconds, longer.memory, longer.disk) == (150.0, 2.0 * 2**20, 1000.0)  # three times the samples
-    assert longer.basis == "the last runs of 1 like steps, by samples"
+    assert longer.basis == "the last runs of 1 similar steps, scaled by samples"
     assert found["data-train"] == CostEstimate(basis="has not run yet")
     assert found["encoder-other-s0"].seconds is None  # another recipe
+
+
+def test_a_batch_size_that_is_not_given_is_the_default_of_the_training(tmp_path):
+    default = EncoderTrainConfig.global_batch_size
+    explicit = {"global_batch_size": default, "max_steps": 100}
+    plan = planned(tmp_path, encoders={"clip": {"max_steps": 100}, "explicit": explicit})
+    ran(plan, "encoder-clip-s0", 50.0)
+    assert estimated(plan)["encoder-explicit-s0"].seconds == 50.0
 
 
 def test_a_step_that_was_changed_since_is_estimated_by_what_it_was(tmp_path):
@@ -69,7 +78,7 @@ def test_a_step_that_was_changed_since_is_estimated_by_what_it_was(tmp_path):
     atomic_write(tmp_path / "steps/encoder-clip-s0/config.yaml", to_yaml({**config, "max_steps": 10}))
     found = estimated(plan)
     assert found["encoder-clip-s0"].seconds == 500.0
-    assert found["encoder-clip-s0"].basis == "the last runs of 1 like steps, by samples"
+    assert found["encoder-clip-s0"].basis == "the last runs of 1 similar steps, scaled by samples"
     assert found["encoder-longer-s0"].seconds == 1500.0
     atomic_write(tmp_path / "steps/encoder-clip-s0/config.yaml", to_yaml({**config, "recipe": "clips"}))
     found = estimated(plan)
@@ -91,9 +100,9 @@ def test_an_evaluation_of_an_encoder_reads_images_and_texts_of_published_sets():
         return analytic_estimate(encoder_evaluation(CLIP, *benchmarks), {}, Resources(gpus=1), "h200")
 
     whole = asked(COCO, IMAGENET)
-    assert "55,000 pictures and 105,000 texts" in whole.basis
+    assert "55,000 images and 105,000 texts" in whole.basis
     assert whole.seconds == pytest.approx(asked(COCO).seconds + asked(IMAGENET).seconds)
-    assert "100 pictures and 200 texts" in asked({**COCO, "limit": 100, "captions_per_image": 2}).basis
+    assert "100 images and 200 texts" in asked({**COCO, "limit": 100, "captions_per_image": 2}).basis
 
 
 def test_a_record_on_gpus_tells_gpu_hours_and_one_on_a_cpu_does_not(tmp_path):
@@ -119,10 +128,10 @@ def test_the_sum_names_what_is_unknown_and_what_cannot_be_shared():
     }
     steps = [bare(name) for name in known]
     text = total_cost(known, steps, {name: {"jobs": 0.25} for name in known})
-    figures = ("2 min 00 s of steps", "less than 1 min 40 s", "3 GPU hours", "2 GB memory", "2 MB disk, and 4 MB for")
+    figures = ("2 min 00 s of steps", "at least 1 min 40 s", "3 GPU hours", "2 GB memory", "2 MB disk, and 4 MB for")
     assert [part for part in (*figures, "the time of 1 steps is unknown") if part not in text] == []
-    assert "side by side" not in total_cost(known, steps, {name: {"jobs": 1.0} for name in known})
-    assert total_cost({"dark": CostEstimate(basis="")}, steps, {"dark": {"jobs": 1.0}}) == "in all: time unknown"
+    assert "in parallel" not in total_cost(known, steps, {name: {"jobs": 1.0} for name in known})
+    assert total_cost({"dark": CostEstimate(basis="")}, steps, {"dark": {"jobs": 1.0}}) == "total: time unknown"
 
 
 def bare(name: str, *parents: str) -> Step:
@@ -167,7 +176,7 @@ def test_a_llava_of_known_parts_is_worked_out_and_one_of_unknown_parts_says_so()
     assert "no GPU is named" in cpu.basis
     for field, name in (("encoder", "transformers:nobody/knows"), ("llm", "nobody/knows")):
         unknown = analytic_estimate(llava_step(**{field: name}), {}, Resources(), "h200")
-        assert unknown == CostEstimate(basis="nobody knows the size of nobody/knows (no copy of it is here)")
+        assert unknown == CostEstimate(basis="unknown size of nobody/knows (no copy of it is here)")
     endless = analytic_estimate(llava_step(align={"data": [{"path": "not/here.json"}]}), {}, Resources(), "h200")
     assert endless.gpu_hours is None
     assert "the data of align are not here" in endless.basis
@@ -189,6 +198,6 @@ def test_the_plan_prints_estimates_and_names_of_the_hub_that_may_change(tmp_path
     assert "about 1 min 05 s, memory unknown, 1 kB disk (its last run)" in printed
     assert "from the Hub org/a (not pinned: add @REVISION)" in printed
     assert "from the Hub org/b@v1\n" in printed
-    assert "in all about 1 min 05 s of steps" in printed
+    assert "total: about 1 min 05 s of steps" in printed
     plan_study(StudyPlanConfig(study=str(tmp_path / "study.yaml"), check=False, estimates=False))
-    assert "in all" not in capsys.readouterr().out
+    assert "total:" not in capsys.readouterr().out

@@ -59,14 +59,14 @@ def test_the_visible_gpus_are_those_that_the_environment_shows(monkeypatch, vari
 
 def test_resources_that_the_machine_lacks_are_rejected_before_anything_starts(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
-    with pytest.raises(UserError, match="step llava wants 3 GPUs, and 2 are visible"):
+    with pytest.raises(UserError, match="step llava requests 3 GPUs, and 2 are visible"):
         GpusConfig().check({"llava": Resources(gpus=3)})
     with pytest.raises(UserError, match=r"executor.devices: expected some of 4, 5, got 0"):
         GpusConfig(devices=("0",)).check({})
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(UserError, match="no GPU is visible here"):
         GpusConfig().check({})
-    with pytest.raises(UserError, match="step llava wants 2 nodes; expected executor: slurm"):
+    with pytest.raises(UserError, match="step llava requests 2 nodes; expected executor: slurm"):
         LocalConfig().check({"llava": Resources(nodes=2)})
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UserError, match="executor: slurm"):

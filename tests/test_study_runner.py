@@ -31,7 +31,7 @@ def test_parents_come_first_and_cycles_are_rejected(tmp_path):
     assert [step.name for step in topological_order(steps)] == ["parent", "child"]
     with pytest.raises(ValueError, match="wait for each other"):
         topological_order([make(tmp_path, "a", "b"), make(tmp_path, "b", "a")])
-    with pytest.raises(ValueError, match="nothing makes"):
+    with pytest.raises(ValueError, match="no step makes"):
         topological_order([make(tmp_path, "a", "ghost")])
 
 
@@ -161,7 +161,7 @@ def test_a_second_job_of_a_step_waits_for_the_first_and_finds_it_done(tmp_path):
     path = plan_of(tmp_path, step)
     lock = acquire(tmp_path / "steps" / "data" / ".lock")
     second = JobRun(path, "data")
-    second.ask_to_end()
+    second.request_stop()
     assert not second.run()  # it waits for the lock until it is asked to end
     assert read_record(tmp_path, "data") is None
     os.close(lock)
@@ -174,7 +174,7 @@ def test_a_job_ends_when_the_plan_has_another_key_for_its_step(tmp_path):
     step = make(tmp_path, "data", until="/nowhere/at/all")
     running = JobRun(plan_of(tmp_path, step), "data")
     plan_of(tmp_path, step, mark=" changed")
-    running._looked -= 5
+    running._plan_checked -= 5
     assert not running.run()
     record = read_record(tmp_path, "data")
     assert (record.status, record.key, record.exit_status) == ("interrupted", "data", None)

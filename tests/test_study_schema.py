@@ -79,9 +79,9 @@ def test_rows_are_encoders_times_llms_times_seeds_and_exceptions_apply():
         ({"encoders": {"clip": 3}}, r"encoders\.clip: expected a mapping or a string, got 3"),
         ({"jobs": 0}, "jobs: expected at least 1"),
         ({"seeds": [1, 1]}, "seeds: expected different"),
-        ({"llms": {}}, "benchmarks.pope: asks a LLaVA, but the study has no 'llms'"),
+        ({"llms": {}}, "benchmarks.pope: needs a LLaVA, but the study has no 'llms'"),
         ({"overrides": [{"skp": True}]}, r"overrides\[1\]\.skp.*did you mean"),
-        ({"overrides": [{"exclude": True}]}, "every row is left out"),
+        ({"overrides": [{"exclude": True}]}, "every model is excluded"),
         ({"benchmarks": {"retrieval": {"captions_per_image": 0}}}, "benchmarks.retrieval: .*at least 1"),
         ({"benchmarks": {"pope": {"limit": "5"}}}, r"benchmarks\.pope: limit: expected an integer or null, got '5'"),
         ({"benchmarks": {"long_retrieval": {"word_limits": [8, "16"]}}}, r"word_limits\[2\]: expected an int"),
@@ -159,7 +159,7 @@ def test_rows_can_have_baselines_of_their_own():
     [
         ({"encoders": {"a": {"sweep": ["b"]}}}, r"encoders\.a\.sweep: expected a mapping"),
         ({"encoders": {"a": {"sweep": {"b": [1, 1]}}}}, r"encoders\.a\.sweep\.b: expected a list of different values"),
-        ({"encoders": {"a.1": {}, "a": {"sweep": {"b": [1]}}}}, r"its 'sweep' makes a\.1, which is there already"),
+        ({"encoders": {"a.1": {}, "a": {"sweep": {"b": [1]}}}}, r"its 'sweep' makes a\.1, which already exists"),
         ({"benchmarks": {"retrieval": {"data": "d", "encoders": ["prt"]}}}, r"'prt'; did you mean 'part'"),
         ({"figures": [{"benchmark": "retrieval", "encoders": "part"}]}, r"figures\[1\]: missing x"),
         (

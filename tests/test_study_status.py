@@ -17,7 +17,7 @@ from rich.console import Console
 
 from benchmarks.study import study_commands
 from benchmarks.study.locks import acquire
-from benchmarks.study.status import StepStatus, StudyWatch
+from benchmarks.study.status import StepStatus, StudyMonitor
 from benchmarks.study.step_state import LOG_FILE, read_record, step_directory, write_record
 from benchmarks.study.study_commands import StatusConfig, StudyConfig, follow, study_status
 from clips.errors import UserError
@@ -41,12 +41,12 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     os.close(lock)
 
 
-def watch(study: Path) -> StudyWatch:
-    return study_commands.resolve_study(StudyConfig(study=str(study.parent / "study.yaml"))).watch()
+def monitor(study: Path) -> StudyMonitor:
+    return study_commands.resolve_study(StudyConfig(study=str(study.parent / "study.yaml"))).monitor()
 
 
 def seen(study: Path, name: str = STEP) -> StepStatus:
-    return next(status for status in watch(study).look() if status.name == name)
+    return next(status for status in monitor(study).statuses() if status.name == name)
 
 
 def text_of(shown: Any, width: int = 160) -> str:
@@ -70,15 +70,15 @@ def test_a_running_step_tells_its_numbers_and_nothing_is_touched(study: Path) ->
 
 
 def test_the_screen_has_it_all_and_nothing_raw(study: Path) -> None:
-    looking = watch(study)
-    text = text_of(looking.view(looking.look(), 160))
+    monitored = monitor(study)
+    text = text_of(monitored.view(monitored.statuses(), 160))
     line = next(line for line in text.splitlines() if line.startswith(STEP))
     assert "running" in line
     assert "10/50 20 %" in line
     assert f"{STEP}: evil \N{REPLACEMENT CHARACTER}[31m\N{REPLACEMENT CHARACTER} line" in text
     assert "8 of 13 done" in text
     assert not {"\x1b", "\x07"} & set(text)
-    narrow = text_of(looking.view(looking.look(), 60), 60)
+    narrow = text_of(monitored.view(monitored.statuses(), 60), 60)
     assert "memory" not in narrow.splitlines()[0]
     assert STEP in narrow
 
@@ -105,7 +105,7 @@ def test_a_terminal_is_redrawn_until_nothing_runs(study: Path) -> None:
             record = read_record(study, STEP)
             write_record(study, dataclasses.replace(record, status="failed", log_tail=("no weights",)))
 
-    follow(watch(study), console, wait=wait)
+    follow(monitor(study), console, wait=wait)
     assert len(screens) == 2
     assert "10/50 20 %" in screens[0]
     assert "1/100 1 %" in screens[1]

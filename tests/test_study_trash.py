@@ -87,13 +87,13 @@ def test_what_took_long_is_not_made_again_without_yes(tmp_path, finished_study):
     before = everything(tmp_path)
     config = write_study(tmp_path, encoders=OTHER)
     expected = (
-        "would make again what took more than 1 h 00 min: encoder-clips-s0 (took 12 h 00 min; changed: config); "
-        f"--yes does it (into the trash first), `clips-bench study accept {config.study} [STEP ...]` keeps the outputs "
-        "as they are"
+        "would recompute steps that took more than 1 h 00 min: encoder-clips-s0 (took 12 h 00 min; changed: config); "
+        "--yes recomputes them (their outputs go to the trash first), "
+        f"`clips-bench study accept {config.study} [STEP ...]` keeps them"
     )
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError) as rejected:
         run_study(config)
-    assert str(refused.value) == expected
+    assert str(rejected.value) == expected
     assert everything(tmp_path) == before
     with pytest.raises(UserError, match=r"than 30 min 00 s: encoder-clips-s0 .*, llava-clips-tiny-s0 .*parents\);"):
         run_study(dataclasses.replace(config, confirm_hours=0.5))
@@ -131,9 +131,9 @@ def test_costly_outputs_that_are_missing_are_not_made_again_unasked(tmp_path, fi
     config = finished_study(tmp_path)
     spend(tmp_path, "encoder-clip-s0", 7200)
     (tmp_path / "out/encoders/clip-s0").rename(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=r"encoder-clip-s0 \(took 2 h 00 min; outputs missing\); --yes does it") as told:
+    with pytest.raises(UserError, match=r"encoder-clip-s0 \(took 2 h 00 min; outputs missing\); --yes") as rejected:
         run_study(config)
-    assert "accept" not in str(told.value)
+    assert "accept" not in str(rejected.value)
     run_study(dataclasses.replace(config, yes=True))
     assert set(states(config).values()) == {"done"}
 
@@ -146,9 +146,9 @@ def test_plan_says_what_would_be_made_again_and_what_would_go_to_the_trash(tmp_p
     capsys.readouterr()
     plan_study(StudyPlanConfig(study=config.study, estimates=False, check=False))
     said = capsys.readouterr().out
-    assert "made again (changed: config; took 2 h 00 min); to the trash: encoders/clips-s0 (5.0 MB)\n" in said
+    assert "recomputed (changed: config; took 2 h 00 min); to the trash: encoders/clips-s0 (5.0 MB)\n" in said
     assert "to the trash: results/clips-tiny-s0/pope.json (0.0 MB)\n" in said
-    assert "4 made again, 5.0 MB to the trash; --yes is needed, since 1 took more than 1 h 00 min\n" in said
+    assert "4 recomputed, 5.0 MB to the trash; --yes is needed, since 1 took more than 1 h 00 min\n" in said
     assert not (tmp_path / "out/trash").exists()
 
 
@@ -165,8 +165,8 @@ def test_accepted_outputs_stay_and_say_what_differs(tmp_path, capsys):
         "llava-clips-tiny-s0",
         "evaluate-llava-clips-tiny-s0",
     ]
-    assert said[0].endswith("; differs from what it was made with: optimizer.lr 3 → 4")
-    assert said[1].endswith("; differs from what it was made with: parents")
+    assert said[0].endswith("; changed since it was made: optimizer.lr 3 → 4")
+    assert said[1].endswith("; changed since it was made: parents")
     assert set(states(config).values()) == {"done"}
     before = everything(tmp_path)
     run_study_with_report(config)
@@ -185,11 +185,24 @@ def test_accepted_outputs_stay_and_say_what_differs(tmp_path, capsys):
     assert "was accepted" not in (tmp_path / "out/report/index.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("output", ["moved", "deeper/moved"])
+def test_paths_inside_a_moved_study_are_not_accepted_as_changed_settings(tmp_path, finished_study, output):
+    finished_study(tmp_path)
+    (tmp_path / output).parent.mkdir(exist_ok=True)
+    (tmp_path / "out").rename(tmp_path / output)
+    encoders = {**OTHER, "clip": {"recipe": "clip", "data": {"path": "$data/test"}}}
+    config = write_study(tmp_path, encoders=encoders, output=str(tmp_path / output))
+    accept_outputs(AcceptConfig(study=config.study))
+    accepted = {name: read_record(tmp_path / output, f"encoder-{name}-s0").accepted for name in ("clips", "clip")}
+    assert accepted["clips"][0]["settings"] == {"optimizer.lr": [3, 4]}
+    assert accepted["clip"][0]["settings"] == {"data.path": ["$data/train", "$data/test"]}
+
+
 def test_an_invalid_acceptance_is_reported_and_nothing_is_accepted(tmp_path, finished_study, capsys):
     config = finished_study(tmp_path)
     capsys.readouterr()
     accept_outputs(AcceptConfig(study=config.study))
-    assert capsys.readouterr().out == f"{tmp_path}/out: nothing has changed since it was made\n"
+    assert capsys.readouterr().out == f"{tmp_path}/out: no step has changed\n"
 
     config = write_study(tmp_path, encoders=OTHER)
     before = everything(tmp_path)
@@ -206,7 +219,7 @@ def test_an_invalid_acceptance_is_reported_and_nothing_is_accepted(tmp_path, fin
     accept_outputs(AcceptConfig(study=config.study))
     said = capsys.readouterr().out
     assert "not encoder-clips-s0: " in said
-    assert "not llava-clips-tiny-s0: it depends on encoder-clips-s0, which would be made again" in said
+    assert "not llava-clips-tiny-s0: it depends on encoder-clips-s0, which would be recomputed" in said
 
 
 def test_an_accepted_interrupted_training_resumes_from_its_own_work(tmp_path, finished_study):
@@ -357,7 +370,7 @@ def test_only_what_no_step_makes_is_removed(tmp_path, finished_study, capsys):
 
     run_clean(CleanConfig(study=config.study))
     said = capsys.readouterr().out
-    assert "would be removed" in said
+    assert "would be removed; --force true removes them" in said
     assert "encoders/clips-s0  " in said
     assert set((tmp_path / "out").rglob("*")) == everything
 
@@ -371,7 +384,7 @@ def test_only_what_no_step_makes_is_removed(tmp_path, finished_study, capsys):
     assert set(states(config).values()) == {"done"}
     capsys.readouterr()
     run_clean(CleanConfig(study=config.study, force=True))
-    assert "nothing that the study does not make" in capsys.readouterr().out
+    assert "every file belongs to a step" in capsys.readouterr().out
     run_clean(CleanConfig(study=config.study, force=True, include_cache=True))
     assert not (tmp_path / "out/results/.cache").exists()
 

@@ -12,7 +12,7 @@ from benchmarks.results.formatting import strip_control_chars
 from benchmarks.results.results import Result, enclosing_study
 from benchmarks.study.step_state import find_producer
 from benchmarks.study.training_settings import mapping, relocate
-from benchmarks.study.trash import acceptance
+from benchmarks.study.trash import describe_acceptance
 from clips.core.artifact import MANIFEST, directory_hash, read_manifest
 from clips.errors import UserError
 
@@ -156,7 +156,7 @@ def _step(made: Path) -> Iterator[str]:
     if record.peak_memory_mb:
         spent.append(f"at most {record.peak_memory_mb / 1024:.1f} GiB in one process")
     yield f"step {record.name}: {', '.join(spent)}{_code(record.git)}"
-    yield from (f"step {record.name} {acceptance(entry)}" for entry in record.accepted)
+    yield from (f"step {record.name} {describe_acceptance(entry)}" for entry in record.accepted)
     yield f"step's command: {record.command}"
     if record.machine:
         yield f"step's machine: {', '.join(f'{name} {value}' for name, value in record.machine.items())}"

@@ -17,7 +17,7 @@ from benchmarks.results.protocol import ranking_key
 from benchmarks.results.results import Result, enclosing_study, has_items, read_result, reject_duplicates, result_files
 from benchmarks.study.step_state import StepRecord, read_record
 from benchmarks.study.study_record import RECORD_FILE, RowRecord, StudyRecord, read_study_record
-from benchmarks.study.trash import acceptance
+from benchmarks.study.trash import describe_acceptance
 from benchmarks.tasks.mllm.judge import NO_JUDGE
 from clips.core.artifact import lexical_abspath
 from clips.errors import UserError, unknown_name_error
@@ -178,7 +178,7 @@ def _acceptances(ran: Sequence[StepRecord]) -> Iterator[str]:
     """A note for each step whose outputs were made with other settings, code or files than the study has now."""
     for record in ran:
         own = [entry for entry in record.accepted if entry["changed"] not in ([], ["parents"])]  # parents have notes
-        yield from (f"{record.name} was {acceptance(entry)}" for entry in own)
+        yield from (f"{record.name} was {describe_acceptance(entry)}" for entry in own)
 
 
 def _outcome(

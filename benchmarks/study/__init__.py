@@ -1,1 +1,1 @@
-"""Studies: which encoders, inside which LLMs, on which benchmarks; and running what of it is missing."""
+"""Studies: comparisons of encoders and LLaVAs, defined by a YAML file and executed step by step."""

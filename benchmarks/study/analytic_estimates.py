@@ -1,4 +1,4 @@
-"""What a step will take, from its config alone: parameters, samples and the GPU that is named."""
+"""Estimates of a step's cost from its config: parameters, samples and the type of GPU."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ UNKNOWN_ESTIMATE = CostEstimate(basis="has not run yet")
 
 
 def analytic_estimate(step: Step, steps: Mapping[str, Step], given: Resources, gpu: str | None) -> CostEstimate:
-    """What follows from parameters and samples; an estimate that knows nothing where nothing does.
+    """The cost derived from parameters and samples; its values are None if they cannot be derived.
 
     Args:
         step: of the study.
-        steps: all of them by name: an encoder or LLM that is not there yet is as large as its config says.
-        given: what it runs on.
-        gpu: kind of GPU; without one there are no times.
+        steps: all steps by name; the size of an encoder or LLM that is not trained yet comes from its config.
+        given: resources of the step.
+        gpu: type of GPU; without one there are no times.
     """
     from llava_bridge.planning.model_sizes import UnknownSizeError
 
-    ways = {"encoder": _encoder, "llm": _llava, "llava": _llava, "evaluation": _evaluation}
-    if step.kind not in ways:
+    estimators = {"encoder": _encoder, "llm": _llava, "llava": _llava, "evaluation": _evaluation}
+    if step.kind not in estimators:
         return UNKNOWN_ESTIMATE
     try:
-        return ways[step.kind](step, steps, max(1, given.gpus or given.processes) * given.nodes, gpu)
+        return estimators[step.kind](step, steps, max(1, given.gpus or given.processes) * given.nodes, gpu)
     except UnknownSizeError as error:
-        return CostEstimate(basis=f"nobody knows the size of {error}")
+        return CostEstimate(basis=f"unknown size of {error}")
     except UserError as error:
         return CostEstimate(basis=str(error))
 
@@ -43,13 +43,13 @@ def _encoder(step: Step, _steps: Mapping[str, Step], count: int, gpu: str | None
     return _encoder_estimate(json.dumps({**step.config, "output": "output", "seed": 0}), count, gpu)
 
 
-@functools.cache  # encoders that differ in their seed are alike
+@functools.cache  # encoders that differ in their seed only have the same estimate
 def _encoder_estimate(config: str, count: int, gpu: str | None) -> CostEstimate:
     from clips.planning.plan import TrainPlanConfig, training_cost
     from clips.training.train_config import EncoderTrainConfig
 
-    asked = TrainPlanConfig(train_config="", gpu=gpu or "h200", num_gpus=count)
-    cost = training_cost(asked, _parsed(EncoderTrainConfig, json.loads(config)), timed=gpu is not None)
+    plan = TrainPlanConfig(train_config="", gpu=gpu or "h200", num_gpus=count)
+    cost = training_cost(plan, _parsed(EncoderTrainConfig, json.loads(config)), timed=gpu is not None)
     return CostEstimate(**vars(cost))
 
 
@@ -57,12 +57,12 @@ def _llava(step: Step, steps: Mapping[str, Step], count: int, gpu: str | None) -
     from llava_bridge.planning.plan import llava_cost
     from llava_bridge.training.train_config import LlavaTrainConfig
 
-    sizes = {"vision": _made_vision(step, steps), "llm": _made_llm(step, steps)}
+    sizes = {"vision": _trained_vision(step, steps), "llm": _trained_llm(step, steps)}
     return CostEstimate(**vars(llava_cost(_parsed(LlavaTrainConfig, step.config), gpu=gpu, count=count, **sizes)))
 
 
 def _evaluation(step: Step, steps: Mapping[str, Step], count: int, gpu: str | None) -> CostEstimate:
-    """Of a LLaVA the least: that it reads pictures and questions. Generating, decoding and scoring come on top."""
+    """A lower bound: the forward pass over images and questions, without generation, image decoding and scoring."""
     if step.config.get("encoder") is not None:
         return _encoder_evaluation(step, steps, count, gpu)
     from benchmarks.tasks.registry import get_benchmark
@@ -74,88 +74,90 @@ def _evaluation(step: Step, steps: Mapping[str, Step], count: int, gpu: str | No
     if trained is None or gpu is None:
         return UNKNOWN_ESTIMATE
     config = _parsed(LlavaTrainConfig, trained.config)
-    sizes = sizes_of(config, vision=_made_vision(trained, steps), llm=_made_llm(trained, steps))
+    sizes = sizes_of(config, vision=_trained_vision(trained, steps), llm=_trained_llm(trained, steps))
     if sizes.vision is None:
         return UNKNOWN_ESTIMATE
-    asked = [
-        (get_benchmark(each.get("task") or each["name"]).items, each.get("limit")) for each in step.config["benchmarks"]
-    ]
-    items = sum(min(limit or total, total) for total, limit in asked if total)
+    totals = {each["name"]: get_benchmark(each.get("task") or each["name"]).items for each in step.config["benchmarks"]}
+    limits = {each["name"]: each.get("limit") for each in step.config["benchmarks"]}
+    items = sum(min(limits[name] or total, total) for name, total in totals.items() if total)
     flops = sizes.tiles * sizes.vision.flops + sizes.llm.forward_flops(sizes.tokens + ASSUMED_TEXT_TOKENS["align"])
     seconds = items * flops / (GPUS[gpu].peak("bf16") * ASSUMED_MFU * count)
-    left_out = [each["name"] for each, (total, _) in zip(step.config["benchmarks"], asked, strict=True) if not total]
-    more = f"; length unknown, left out: {', '.join(left_out)}" if left_out else ""
+    excluded = _excluded([name for name, total in totals.items() if not total])
     return CostEstimate(
-        basis=f"worked out for {count} × {gpu}, the least: {items:,} questions read, generating comes on top{more}",
+        basis=f"lower bound for {count} × {gpu}: {items:,} questions read, without generation{excluded}",
         seconds=seconds,
         gpu_hours=seconds / 3600 * count,
         memory=2.0 * (sizes.vision.parameters + sizes.llm.parameters),
     )
 
 
+def _excluded(names: list[str]) -> str:
+    return f"; excluded, since their length is unknown: {', '.join(names)}" if names else ""
+
+
 def _encoder_evaluation(step: Step, steps: Mapping[str, Step], count: int, gpu: str | None) -> CostEstimate:
-    """Of an encoder the least: that its towers read pictures and texts. Decoding pictures and scoring come on top."""
+    """A lower bound: the forward pass of both towers, without image decoding and scoring."""
     from benchmarks.study.benchmark_sizes import benchmark_size
     from clips.planning.hardware import GPUS
     from llava_bridge.planning.model_sizes import dual_tower_size
     from llava_bridge.planning.plan import ASSUMED_MFU
 
-    pair = dual_tower_size(_made_cfg(step, steps) or step.config["encoder"])  # a name is looked up
+    towers = dual_tower_size(_trained_cfg(step, steps) or step.config["encoder"])
     if gpu is None:
         return UNKNOWN_ESTIMATE
-    read = {each["name"]: benchmark_size(each) for each in step.config["benchmarks"]}
-    left_out = [name for name, numbers in read.items() if numbers is None]
-    more = f"length unknown, left out: {', '.join(left_out)}"
-    if len(left_out) == len(read):
-        return CostEstimate(basis=more, memory=2.0 * pair.parameters)
-    pictures, texts = (sum(column) for column in zip(*filter(None, read.values()), strict=True))
-    flops = pictures * pair.image_flops + texts * pair.text_flops
+    sizes = {each["name"]: benchmark_size(each) for each in step.config["benchmarks"]}
+    excluded = _excluded([name for name, size in sizes.items() if size is None])
+    known = [size for size in sizes.values() if size is not None]
+    if not known:
+        return CostEstimate(basis=excluded.removeprefix("; "), memory=2.0 * towers.parameters)
+    images, texts = (sum(counts) for counts in zip(*known, strict=True))
+    flops = images * towers.image_flops + texts * towers.text_flops
     seconds = flops / (GPUS[gpu].peak("bf16") * ASSUMED_MFU * count)
-    words = f"{pictures:,} pictures and {texts:,} texts read, as published; decoding comes on top"
-    words += f"; {more}" if left_out else ""
     return CostEstimate(
-        basis=f"worked out for {count} × {gpu} at {ASSUMED_MFU:.0%} of its peak, the least: {words}",
+        basis=f"lower bound for {count} × {gpu} at {ASSUMED_MFU:.0%} of its peak: {images:,} images and {texts:,} "
+        f"texts read, by published counts, without decoding{excluded}",
         seconds=seconds,
         gpu_hours=seconds / 3600 * count,
-        memory=2.0 * pair.parameters,
+        memory=2.0 * towers.parameters,
     )
 
 
-def _maker(step: Step, field: str, steps: Mapping[str, Step]) -> Step | None:
-    """The step that makes what a field of a config names."""
-    named = step.config.get(field)
-    makers = (steps[name] for name in step.parents)
-    return next((maker for maker in makers if named is not None and str(maker.outputs[0]) == str(named)), None)
+def _producer(step: Step, field: str, steps: Mapping[str, Step]) -> Step | None:
+    """The parent whose output a field of the config names."""
+    path = step.config.get(field)
+    parents = (steps[name] for name in step.parents)
+    return next((parent for parent in parents if path is not None and str(parent.outputs[0]) == str(path)), None)
 
 
-def _made_vision(step: Step, steps: Mapping[str, Step]) -> Any:
-    """The size of an encoder that the study trains; None of another."""
+def _trained_vision(step: Step, steps: Mapping[str, Step]) -> Any:
+    """The size of an encoder that the study trains, else None."""
     from llava_bridge.planning.model_sizes import vision_size_of
 
-    made = _made_cfg(step, steps)
-    return None if made is None else vision_size_of(made)
+    cfg = _trained_cfg(step, steps)
+    return None if cfg is None else vision_size_of(cfg)
 
 
-def _made_cfg(step: Step, steps: Mapping[str, Step]) -> dict[str, Any] | None:
-    """The ``model_cfg`` of an encoder that the study trains, after its last stage; None of another."""
+def _trained_cfg(step: Step, steps: Mapping[str, Step]) -> dict[str, Any] | None:
+    """The ``model_cfg`` after the last stage of an encoder that the study trains, else None."""
     from clips.model.architectures import model_cfg
     from clips.training.stages import stage_configs
     from clips.training.train_config import EncoderTrainConfig
 
-    maker = _maker(step, "encoder", steps)
-    if maker is None:
+    producer = _producer(step, "encoder", steps)
+    if producer is None:
         return None
-    return model_cfg(stage_configs(_parsed(EncoderTrainConfig, maker.config))[-1].model)
+    return model_cfg(stage_configs(_parsed(EncoderTrainConfig, producer.config))[-1].model)
 
 
-def _made_llm(step: Step, steps: Mapping[str, Step]) -> Any:
+def _trained_llm(step: Step, steps: Mapping[str, Step]) -> Any:
+    """The size of an LLM that the study trains, else None."""
     from llava_bridge.planning.model_sizes import llm_size, new_llm_size
     from llava_bridge.training.train_config import LlavaTrainConfig
 
-    maker = _maker(step, "llm", steps)
-    if maker is None:
+    producer = _producer(step, "llm", steps)
+    if producer is None:
         return None
-    config = _parsed(LlavaTrainConfig, maker.config)
+    config = _parsed(LlavaTrainConfig, producer.config)
     return new_llm_size(config.llm_from_scratch) if config.llm is None else llm_size(config.llm)
 
 

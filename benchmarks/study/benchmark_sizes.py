@@ -1,4 +1,4 @@
-"""How many pictures and texts an evaluation of an encoder reads, as far as the catalogue knows its benchmarks."""
+"""The number of images and texts that an evaluation of an encoder reads, for benchmarks of known size."""
 
 from __future__ import annotations
 
@@ -12,34 +12,27 @@ from benchmarks.tasks.run_config import BenchmarkConfig
 
 
 def benchmark_size(settings: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Pictures and texts of a benchmark; None where nobody published how many there are, or not of this part.
+    """Images and texts of a benchmark; None if the counts of this dataset or split are not published.
 
-    Items of compositional benchmarks share pictures, and how many differ is not published.
-
-    Data that anybody may bring are those of the published set that the column is called by: ``imagenet1k`` is
-    ImageNet-1k, ``coco_mini`` is not COCO.
+    A benchmark is identified with a dataset by its name: ``imagenet1k`` is ImageNet-1k, ``coco_mini`` is not COCO.
+    Compositional benchmarks have no count, because their items share images.
 
     Args:
         settings: of the benchmark, as in the config of ``clips-bench run``.
     """
-    limit = settings.get("limit")
-    task = settings.get("task") or settings["name"]
-    data = next((each for each in KNOWN_DATASETS.get(task, ()) if _plain(each.name) == _plain(settings["name"])), None)
+    task, name = settings.get("task") or settings["name"], _normalized(settings["name"])
+    data = next((each for each in KNOWN_DATASETS.get(task, ()) if _normalized(each.name) == name), None)
     if data is None or data.texts is None or settings.get("split", BenchmarkConfig.split) != BenchmarkConfig.split:
         return None
-    pictures = min(limit or data.items, data.items)
-    texts = _texts(settings, data.texts, pictures, get_benchmark(task).benchmark_type)
-    return None if texts is None else (pictures, texts)
-
-
-def _texts(settings: Mapping[str, Any], listed: int, pictures: int, kind: str) -> int | None:
-    if kind == "retrieval":
-        return min(listed, pictures * settings.get("captions_per_image", BenchmarkConfig.captions_per_image))
+    images = min(settings.get("limit") or data.items, data.items)
+    if get_benchmark(task).benchmark_type == "retrieval":
+        captions_per_image = settings.get("captions_per_image", BenchmarkConfig.captions_per_image)
+        return images, min(data.texts, images * captions_per_image)
     templates = settings.get("templates")
-    return (
-        None if templates is None else listed * len(class_prompts(templates, ""))
-    )  # else those in the file beside the data
+    if templates is None:  # they are in a file next to the data
+        return None
+    return images, data.texts * len(class_prompts(templates, ""))
 
 
-def _plain(name: str) -> str:
+def _normalized(name: str) -> str:
     return "".join(filter(str.isalnum, name.lower()))

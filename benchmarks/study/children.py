@@ -1,4 +1,4 @@
-"""Commands as children that end with their parent, however it ends (Linux), and hold its locks until they have."""
+"""Child processes that end with their parent, also after a kill -9 (Linux), and hold its locks until then."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def start_child(
     locks: Sequence[int] = (),
     on_death: int = signal.SIGTERM,
 ) -> subprocess.Popen[bytes]:
-    """Start a command in a session of its own.
+    """Start a command in its own session.
 
     Args:
         words: the command.
-        log: where it prints to.
+        log: for its output.
         environment: its environment.
-        locks: descriptors that it inherits, so that what they lock stays locked until it has ended.
-        on_death: the signal that the kernel sends it when this process dies.
+        locks: descriptors of locks that it inherits and holds until it has ended.
+        on_death: the signal that the kernel sends to it when this process dies.
     """
 
     def end_with_parent() -> None:
@@ -52,7 +52,7 @@ def start_child(
 
 
 def stop_child(process: subprocess.Popen[bytes], grace: float) -> None:
-    """SIGTERM to its group, SIGKILL to all that it has started when ``grace`` seconds are over or it has ended."""
+    """Send SIGTERM to its group, and SIGKILL to all its descendants after ``grace`` seconds or when it has ended."""
     started = _descendants(process.pid)
     end_group(process.pid, signal.SIGTERM)
     try:
@@ -61,13 +61,13 @@ def stop_child(process: subprocess.Popen[bytes], grace: float) -> None:
         started += _descendants(process.pid)
     end_group(process.pid, signal.SIGKILL)
     process.wait()
-    for below in started:  # torchrun's workers have sessions of their own
+    for descendant in started:  # torchrun's workers have their own sessions
         with contextlib.suppress(psutil.NoSuchProcess):
-            below.kill()
+            descendant.kill()
 
 
 def end_group(pid: int, number: int) -> None:
-    """Send a signal to a process group that may be gone."""
+    """Send a signal to a process group that may have ended."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
 

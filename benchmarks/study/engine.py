@@ -1,8 +1,7 @@
-"""Run what is missing of a study: Snakemake starts a job for each step, parents first.
+"""Run the unfinished steps of a study: Snakemake starts a job for each of them, parents first.
 
-A step's key alone says whether the step is missing: Snakemake gets the missing steps and nothing else, and keeps no
-state, for its lock and its metadata are turned off. It dies with the runner; the jobs notice and end, or go on where
-the executor runs them elsewhere.
+The key of a step decides whether it is done. Snakemake gets the unfinished steps only and stores no state: its lock
+and its metadata are off. It dies with the runner. Local jobs notice that and end; jobs on a cluster continue.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from benchmarks.study.children import start_child
 from benchmarks.study.executors import ExecutorConfig, GpusConfig, LocalConfig, SlurmConfig
@@ -50,7 +49,14 @@ _POLL_SECONDS = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """How a run of a study ended: the names of its steps by what became of them."""
+    """The result of executing a study: names of steps by outcome.
+
+    Args:
+        present: done before.
+        done: done now.
+        failed: failed or interrupted.
+        blocked: not started, because a parent failed.
+    """
 
     present: tuple[str, ...]
     done: tuple[str, ...]
@@ -80,15 +86,15 @@ def run_steps(
         steps: of the study.
         keys: step name → key.
         output: the study's directory.
-        jobs: steps at the same time, where the executor leaves that to the study.
-        executor: where they run; on this machine where None.
-        resources: step name → what it is given; one process each where None.
-        threads: OMP_NUM_THREADS of each process; None: an equal share of the cores.
+        jobs: maximum number of concurrent steps, for executors without a limit of their own.
+        executor: where the steps run; None for this machine.
+        resources: step name → its resources; one process each by default.
+        threads: OMP_NUM_THREADS of each process; by default an equal share of the cores.
         show: called about five times a second.
 
     Raises:
-        UserError: a program is not installed, or the executor cannot give what a step asks for.
-        KeyboardInterrupt: after the steps of this machine have ended.
+        UserError: a program is not installed, or the executor lacks the resources of a step.
+        KeyboardInterrupt: after the steps on this machine have ended.
     """
     executor = executor or LocalConfig()
     given = {step.name: (resources or {}).get(step.name, Resources()) for step in steps}
@@ -105,12 +111,12 @@ def run_steps(
     if isinstance(executor, SlurmConfig):
         _cancel_pending(executor.job_prefix(output))
     for name in left_behind(output, jobs=True):
-        _await_end_of_changed(output, name, keys.get(name))
-    run = secrets.token_hex(8)
-    write_jobs(missing, keys, output, run=run, jobs=jobs, executor=executor, resources=given, threads=threads)
-    flags = [*executor.flags(jobs), *executor.flags_of(output)]
+        _end_outdated_job(output, name, keys.get(name))
+    run_id = secrets.token_hex(8)
+    write_jobs(missing, keys, output, run=run_id, jobs=jobs, executor=executor, resources=given, threads=threads)
+    flags = [*executor.flags(jobs), *executor.study_flags(output)]
     status = run_engine(output, flags, show, leave=executor.leaves_jobs)
-    return _summary(missing, present, output, run=run, status=status)
+    return _summary(missing, present, output, run_id=run_id, status=status)
 
 
 def write_jobs(
@@ -124,7 +130,7 @@ def write_jobs(
     resources: Mapping[str, Resources],
     threads: int | None,
 ) -> Path:
-    """Write the plan of a run; what earlier runs told Snakemake of these steps is removed. See ``run_steps``."""
+    """Write ``.plan.json`` and remove Snakemake's markers of these steps; the arguments are those of ``run_steps``."""
     width = executor.limits(jobs).get("gpus") or jobs
     devices = (executor.devices or tuple(visible_gpus())) if isinstance(executor, GpusConfig) else None
     setup = "".join(f"{line}; " for line in executor.setup) if isinstance(executor, SlurmConfig) else ""
@@ -157,20 +163,21 @@ def write_jobs(
 
 
 def run_engine(output: Path, flags: Sequence[str], show: Callable[[], None], *, leave: bool) -> int:
-    """Run Snakemake on the plan that was written; its exit status.
+    """Run Snakemake on ``.plan.json`` and return its exit status.
 
     Args:
         output: the study's directory.
-        flags: of its executor.
+        flags: Snakemake's, of the executor.
         show: called while it runs.
-        leave: whether jobs go on when the run is interrupted.
+        leave: whether jobs continue after an interruption.
     """
     words = [sys.executable, "-m", "snakemake", "--snakefile", str(WORKFLOW), "--directory", str(output)]
     words += ["--nolock", "--drop-metadata", "--keep-going", "--rerun-incomplete", "--scheduler", "greedy", "--nocolor"]
     words += [*flags, "--config", f"plan={output.resolve() / '.plan.json'}"]
     path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with (output / LOG).open("wb") as log, _sigterm_interrupts():
-        # killed, not asked: its jobs end by themselves when it dies, and those elsewhere shall not
+        # When the runner dies, SIGKILL leaves Snakemake no time to cancel cluster jobs, which shall continue. Local
+        # jobs end when they notice that Snakemake is gone.
         process = start_child(words, log, os.environ | {"PYTHONPATH": path}, on_death=signal.SIGKILL)
         try:
             while process.poll() is None:
@@ -178,9 +185,9 @@ def run_engine(output: Path, flags: Sequence[str], show: Callable[[], None], *, 
                 time.sleep(_POLL_SECONDS)
         finally:
             if process.poll() is None and (leave or "--executor" not in flags):
-                process.kill()  # it alone: its jobs notice
+                process.kill()  # as above: local jobs end, cluster jobs continue
             elif process.poll() is None:
-                process.send_signal(signal.SIGINT)  # it cancels its jobs
+                process.send_signal(signal.SIGINT)  # Snakemake cancels its cluster jobs
             process.wait()
             while left_behind(output):
                 time.sleep(_POLL_SECONDS)
@@ -188,17 +195,14 @@ def run_engine(output: Path, flags: Sequence[str], show: Callable[[], None], *, 
     return process.returncode
 
 
-def _summary(missing: Sequence[Step], present: Sequence[str], output: Path, *, run: str, status: int) -> Summary:
-    """What became of the steps; a record of a job that was killed says so."""
+def _summary(missing: Sequence[Step], present: Sequence[str], output: Path, *, run_id: str, status: int) -> Summary:
+    """The outcome of each step; the record of a killed job is corrected to ``failed``."""
     done, failed, blocked = list[str](), list[str](), list[str]()
+    started = False
     for step in missing:
         record = read_record(output, step.name)
-        if (
-            record is not None
-            and record.run_id == run
-            and record.status == "running"
-            and not is_at_work(output, step.name)
-        ):
+        is_own = record is not None and record.run_id == run_id
+        if record is not None and is_own and record.status == "running" and not is_at_work(output, step.name):
             problem = (*log_tail(output, step.name), "its process was killed")
             record = dataclasses.replace(record, status="failed", log_tail=problem)
             write_record(output, record)
@@ -206,61 +210,51 @@ def _summary(missing: Sequence[Step], present: Sequence[str], output: Path, *, r
             done.append(step.name)
         elif any(parent in failed or parent in blocked for parent in step.parents):
             blocked.append(step.name)
+            continue
         else:
             failed.append(step.name)
-    if status == 0 and not failed:
-        return Summary(present=tuple(present), done=tuple(done), failed=(), blocked=())
-    if not any(_ended(output, name, run) for name in [*done, *failed]):
-        lines = (output / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
+        started |= is_own
+    if (failed or status != 0) and not started:
+        lines = (output / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["empty log"]
         reason = next((line.strip() for line in lines if "message:" in line or "rror:" in line), lines[-1])
         raise UserError(f"{output / LOG}: Snakemake could not run the steps: {reason:.300}")
     return Summary(present=tuple(present), done=tuple(done), failed=tuple(failed), blocked=tuple(blocked))
 
 
-def _ended(output: Path, name: str, run: str) -> bool:
-    record = read_record(output, name)
-    return record is not None and record.run_id == run
-
-
 def _cancel_pending(prefix: str) -> None:
-    """Cancel what an earlier run of this study submitted and has not begun: this run submits it anew."""
+    """Cancel this study's queued jobs; they are submitted again."""
     try:
-        listed = _output("squeue", "--me", "--noheader", "--states=PENDING", "--format=%i %j")
+        listed = _stdout("squeue", "--me", "--noheader", "--states=PENDING", "--format=%i %j")
     except (OSError, subprocess.SubprocessError) as error:
         raise UserError(f"executor: slurm: squeue does not answer here ({error})") from None
     pending = [words[0] for line in listed.splitlines() if (words := line.split())[1:] and words[1].startswith(prefix)]
     if pending:
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            _output("scancel", *pending)
+            _stdout("scancel", *pending)
 
 
-def _output(*words: str) -> str:
+def _stdout(*words: str) -> str:
     return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
-def _await_end_of_changed(output: Path, name: str, key: StepKey | None) -> None:
-    """Cancel a job of an earlier run whose step the study does not want so any more, and wait until it is gone."""
+def _end_outdated_job(output: Path, name: str, key: StepKey | None) -> None:
+    """Cancel a job whose step has another key by now or left the study, and wait until it has ended."""
     record = read_record(output, name)
     if record is None or (key is not None and record.key == key.key):
         return
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        _output("scancel", record.job)
+        _stdout("scancel", record.job)
     while is_at_work(output, name):
         time.sleep(_POLL_SECONDS)
 
 
 @contextlib.contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM ends the runner as Ctrl-C does. Only the main thread may set handlers."""
-
-    def interrupt(_signal: int, _frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:
+    """Have SIGTERM raise KeyboardInterrupt, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What one step of a study takes, as far as known, and what all take together."""
+"""The estimated cost of a study's steps and their sum."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _GB = 1e9
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CostEstimate:
-    """What one step takes; None where that is not known.
+    """The cost of one step; unknown values are None.
 
     Args:
-        basis: what it rests on, or why nothing is known.
+        basis: of the estimate, or the reason why it is unknown.
         seconds: wall time.
         memory: bytes of one process, or of one GPU.
-        disk: bytes that it leaves.
-        most: bytes on disk while it runs, where checkpoints make them more.
+        disk: bytes of its outputs.
+        most: peak bytes on disk, with checkpoints.
         gpu_hours: hours × GPUs.
     """
 
@@ -31,8 +31,8 @@ class CostEstimate:
     most: float | None = None
     gpu_hours: float | None = None
 
-    def words(self) -> str:
-        """The estimate in a line."""
+    def describe(self) -> str:
+        """The estimate as one line."""
         parts = [
             f"about {format_duration(self.seconds)}" if self.seconds is not None else "time unknown",
             f"{self.gpu_hours:,.3g} GPU hours" if self.gpu_hours is not None else "",
@@ -44,33 +44,33 @@ class CostEstimate:
 
 
 def total_cost(estimates: Mapping[str, CostEstimate], steps: Sequence[Step], shares: Mapping[str, Share]) -> str:
-    """The sum in a line; what is not known is counted.
+    """The sum as one line, with the number of steps whose time is unknown.
 
     Args:
         estimates: of the steps that would run.
-        steps: all of the study.
-        shares: how much of the executor each takes.
+        steps: all steps of the study.
+        shares: see ``ExecutorConfig.shares``.
     """
-    known = list(estimates.values())
-    rests = {name: one.seconds for name, one in estimates.items() if one.seconds is not None}
-    seconds, least = list(rests.values()), time_left(steps, rests, shares)
-    memory = [one.memory for one in known if one.memory is not None]
-    hours = [one.gpu_hours for one in known if one.gpu_hours is not None]
-    kept = [one.disk for one in known if one.disk is not None]
-    more = max([one.most - (one.disk or 0) for one in known if one.most is not None], default=0.0)
-    parts = [f"in all about {format_duration(sum(seconds))} of steps" if seconds else "in all: time unknown"]
-    if least < 0.99 * sum(seconds):  # not by rounding alone
-        parts.append(f"side by side not less than {format_duration(least)}")
+    costs = list(estimates.values())
+    seconds = {name: cost.seconds for name, cost in estimates.items() if cost.seconds is not None}
+    total, in_parallel = sum(seconds.values()), time_left(steps, seconds, shares)
+    memory = [cost.memory for cost in costs if cost.memory is not None]
+    hours = [cost.gpu_hours for cost in costs if cost.gpu_hours is not None]
+    disk = [cost.disk for cost in costs if cost.disk is not None]
+    checkpoints = max([cost.most - (cost.disk or 0) for cost in costs if cost.most is not None], default=0.0)
+    parts = [f"total: about {format_duration(total)} of steps" if seconds else "total: time unknown"]
+    if in_parallel < 0.99 * total:  # more than a rounding error
+        parts.append(f"in parallel at least {format_duration(in_parallel)}")
     parts += [f"{sum(hours):,.3g} GPU hours"] if hours else []
-    parts += [f"at most {format_bytes(max(memory))} memory at once in a step"] if memory else []
-    parts += [f"{format_bytes(sum(kept))} disk"] if kept else []
-    parts += [f"and {format_bytes(more)} for checkpoints"] if more > 0 else []
-    lacking = len(known) - len(seconds)
-    return ", ".join(parts) + (f"; the time of {lacking} steps is unknown" if lacking and seconds else "")
+    parts += [f"up to {format_bytes(max(memory))} memory in a step"] if memory else []
+    parts += [f"{format_bytes(sum(disk))} disk"] if disk else []
+    parts += [f"and {format_bytes(checkpoints)} for checkpoints"] if checkpoints > 0 else []
+    unknown = len(costs) - len(seconds)
+    return ", ".join(parts) + (f"; the time of {unknown} steps is unknown" if unknown and seconds else "")
 
 
 def format_bytes(count: float) -> str:
-    """Bytes in words."""
+    """Bytes with a decimal unit."""
     for unit, name in ((1e12, "TB"), (_GB, "GB"), (1e6, "MB")):
         if count >= unit:
             return f"{count / unit:,.3g} {name}"

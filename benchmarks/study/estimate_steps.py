@@ -1,7 +1,7 @@
-"""What the steps of a study will take: time, memory, disk, GPU hours; and what each estimate rests on.
+"""Estimates of each step's time, memory, disk and GPU hours, with their basis.
 
-In this order: the step's own last run, the last runs of like steps, what can be worked out from parameters and samples.
-The speed of a CPU is not guessed: without a record, and without a GPU named, a time is not known.
+The basis is the step's own record, else the records of similar steps, else parameters and samples. The speed of a CPU
+is not estimated: without a record and without ``gpu`` a time is unknown.
 """
 
 from __future__ import annotations
@@ -18,48 +18,44 @@ from benchmarks.study.estimate import CostEstimate
 from benchmarks.study.resources import Resources
 from benchmarks.study.step_state import CONFIG_FILE, StepRecord, read_record, step_directory
 from benchmarks.study.steps import Step
+from benchmarks.study.trash import size_of
 
 
 def estimate_steps(
     steps: Sequence[Step], output: Path, *, resources: Mapping[str, Resources], gpu: str | None
 ) -> dict[str, CostEstimate]:
-    """An estimate of each step.
+    """Step name → estimate.
 
     Args:
-        steps: all of the study.
-        output: its directory, with the records of earlier runs.
-        resources: what each step is given.
-        gpu: kind of GPU, an entry of ``clips.planning.hardware.GPUS``; None where none is named.
+        steps: all steps of the study.
+        output: the study's directory, with the records of finished steps.
+        resources: step name → its resources.
+        gpu: type of GPU, an entry of ``clips.planning.hardware.GPUS``, or None.
     """
-    ran = {
-        step.name: (_as_it_ran(step, output), record)
+    finished = {
+        step.name: (_recorded_step(step, output), record)
         for step in steps
         if (record := read_record(output, step.name)) is not None and record.status == "done"
     }
     by_name = {step.name: step for step in steps}
-    found = {}
+    estimates = {}
     for step in steps:
-        before, record = ran.get(step.name, (None, None))
-        like = [each for each in ran.values() if similarity_key(each[0]) == similarity_key(step)]
+        similar = [each for each in finished.values() if similarity_key(each[0]) == similarity_key(step)]
+        own = [record for before, record in similar if before.name == step.name]
         try:
-            if (
-                before
-                and record
-                and training_samples(before) == training_samples(step)
-                and similarity_key(before) == similarity_key(step)
-            ):
-                found[step.name] = _of_record(step, record, resources[step.name])
-            elif like and gpu is None:
-                found[step.name] = _in_doubt(step, by_name, _of_like(like, step))
+            if own and training_samples(finished[step.name][0]) == training_samples(step):
+                estimates[step.name] = _from_own_record(step, own[0], resources[step.name])
+            elif similar and gpu is None:
+                estimates[step.name] = _with_lookup_error(step, by_name, _from_similar(similar, step))
             else:
-                found[step.name] = analytic_estimate(step, by_name, resources[step.name], gpu)
-        except (TypeError, ValueError):  # of fields that the step's command will refuse, naming them
-            found[step.name] = CostEstimate(basis="its config has values of the wrong kind")
-    return found
+                estimates[step.name] = analytic_estimate(step, by_name, resources[step.name], gpu)
+        except (TypeError, ValueError):  # the command itself will name the field
+            estimates[step.name] = CostEstimate(basis="its config has values of the wrong type")
+    return estimates
 
 
-def _as_it_ran(step: Step, output: Path) -> Step:
-    """The step with the config of its last run, which the study may have changed since."""
+def _recorded_step(step: Step, output: Path) -> Step:
+    """The step with the config that it was executed with."""
     import yaml
 
     try:
@@ -70,15 +66,14 @@ def _as_it_ran(step: Step, output: Path) -> Step:
 
 
 def similarity_key(step: Step) -> tuple[str, ...]:
-    """Steps that have this in common take similar time, for as many samples."""
+    """A key of steps that take a similar time per sample."""
     if step.kind == "encoder":  # a recipe with a captioner takes three times as long as one without
-        own = json.dumps([step.config.get(name) for name in ("model", "recipe", "stages")], sort_keys=True, default=str)
-    else:
-        own = {"evaluation": step.name.split("-")[1], "data": step.name}.get(step.kind, "")
-    return step.kind, *step.command, own
+        part = [step.config.get(name) for name in ("model", "recipe", "stages")]
+        return step.kind, *step.command, json.dumps(part, sort_keys=True, default=str)
+    return step.kind, *step.command, {"evaluation": step.name.split("-")[1], "data": step.name}.get(step.kind, "")
 
 
-def _of_record(step: Step, record: StepRecord, given: Resources) -> CostEstimate:
+def _from_own_record(step: Step, record: StepRecord, given: Resources) -> CostEstimate:
     on_gpus = given.gpus and record.machine.get("accelerators", "none") != "none"
     return CostEstimate(
         basis="its last run",
@@ -89,17 +84,19 @@ def _of_record(step: Step, record: StepRecord, given: Resources) -> CostEstimate
     )
 
 
-def _of_like(records: Sequence[tuple[Step, StepRecord]], step: Step) -> CostEstimate:
-    """The mean of like steps, by samples where all tell how many they see."""
-    mine = training_samples(step)
-    rates = [record.seconds / work for other, record in records if (work := training_samples(other))]
-    by_samples = mine is not None and bool(rates)
-    times = [rate * mine for rate in rates] if by_samples and mine is not None else [r.seconds for _, r in records]
+def _from_similar(records: Sequence[tuple[Step, StepRecord]], step: Step) -> CostEstimate:
+    """The mean of similar steps, per sample if the configs define the samples."""
+    samples = training_samples(step)
+    rates = [record.seconds / count for other, record in records if (count := training_samples(other))]
+    if samples is not None and rates:
+        times, scaled = [rate * samples for rate in rates], ", scaled by samples"
+    else:
+        times, scaled = [record.seconds for _, record in records], ""
     spread = f", {format_duration(min(times))} to {format_duration(max(times))}" if len(times) > 1 else ""
     disks = [disk for other, _ in records if (disk := _on_disk(other)) is not None]
     memories = [memory for _, record in records if (memory := _memory(record)) is not None]
     return CostEstimate(
-        basis=f"the last runs of {len(times)} like steps{', by samples' if by_samples else ''}{spread}",
+        basis=f"the last runs of {len(times)} similar steps{scaled}{spread}",
         seconds=statistics.mean(times),
         memory=max(memories, default=None),
         disk=statistics.mean(disks) if disks else None,
@@ -107,11 +104,13 @@ def _of_like(records: Sequence[tuple[Step, StepRecord]], step: Step) -> CostEsti
 
 
 def training_samples(step: Step) -> float | None:
-    """Samples that a training sees; None where its config does not tell or it is none."""
+    """Samples that a training step reads; None if its config does not define them or it is no training."""
     if step.kind == "encoder":
-        config = step.config
-        steps = config.get("max_steps")
-        count = config.get("max_samples") if steps is None else steps * config.get("global_batch_size", 256)
+        from clips.training.train_config import EncoderTrainConfig
+
+        config, steps = step.config, step.config.get("max_steps")
+        batch_size = config.get("global_batch_size", EncoderTrainConfig.global_batch_size)
+        count = config.get("max_samples") if steps is None else steps * batch_size
         return None if count is None or config.get("stages") else float(count)
     if step.kind not in {"llm", "llava"}:
         return None
@@ -127,19 +126,16 @@ def _memory(record: StepRecord) -> float | None:
 
 
 def _on_disk(step: Step) -> float | None:
-    """Bytes of its outputs, where they are all there."""
+    """Bytes of its outputs; None if one is missing."""
     if not all(path.exists() for path in step.outputs):
         return None
-    whole = [path if path.is_dir() else path.with_name(f"{path.stem}.items.parquet") for path in step.outputs]
-    files = [file for path in (*step.outputs, *whole) for file in (path.rglob("*") if path.is_dir() else [path])]
-    return float(sum(file.stat().st_size for file in set(files) if file.is_file()))
+    items = [path.with_name(f"{path.stem}.items.parquet") for path in step.outputs if not path.is_dir()]
+    return float(sum(map(size_of, {*step.outputs, *(path for path in items if path.is_file())})))
 
 
-def _in_doubt(step: Step, steps: Mapping[str, Step], found: CostEstimate) -> CostEstimate:
-    """An estimate that also tells of an evaluation whose encoder no library here knows by its name."""
-    if (
-        step.kind != "evaluation"
-        or (looked_up := analytic_estimate(step, steps, Resources(), None)) == UNKNOWN_ESTIMATE
-    ):
-        return found
-    return dataclasses.replace(found, basis=f"{found.basis}; {looked_up.basis}")
+def _with_lookup_error(step: Step, steps: Mapping[str, Step], estimate: CostEstimate) -> CostEstimate:
+    """The estimate of an evaluation, with the reason if its encoder's name is unknown to all libraries."""
+    lookup = analytic_estimate(step, steps, Resources(), None) if step.kind == "evaluation" else UNKNOWN_ESTIMATE
+    if lookup == UNKNOWN_ESTIMATE:
+        return estimate
+    return dataclasses.replace(estimate, basis=f"{estimate.basis}; {lookup.basis}")

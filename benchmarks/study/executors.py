@@ -1,9 +1,9 @@
-"""Where the steps of a study run, and what Snakemake is told about it.
+"""Where the steps of a study run: one config class for each executor of Snakemake.
 
     executor: gpus
     executor: {name: slurm, partition: gpu, account: vision, time_limit_hours: 24}
 
-To add one: a config class here, and its entry in ``EXECUTORS``.
+To add an executor, write its config class and its entry in ``EXECUTORS``.
 """
 
 from __future__ import annotations
@@ -24,61 +24,61 @@ from benchmarks.study.steps import Share
 from clips.errors import UserError, unknown_name_error
 from clips.typed_data import from_plain
 
-_SIGNAL_SECONDS = 300  # before the end of its time a step is told to save, as by scripts/slurm/train.sbatch
-_SIGNAL_RATIO = 0.2  # of its time at most
+_SIGNAL_SECONDS = 300  # before its time limit SLURM signals a step to save, as in scripts/slurm/train.sbatch
+_MAX_SIGNAL_RATIO = 0.2  # of its time limit
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutorConfig:
-    """The executor ``local``: steps on this machine, as many at the same time as ``jobs`` of the study says."""
+    """The executor ``local``: up to ``jobs`` concurrent steps on this machine."""
 
     @property
     def remote(self) -> bool:
-        """Whether steps run elsewhere and outlive the runner."""
+        """Whether steps run on a cluster and outlive the runner."""
         return False
 
     @property
     def leaves_jobs(self) -> bool:
-        """Whether jobs continue when the run is interrupted."""
+        """Whether jobs continue when the runner is interrupted."""
         return False
 
     def check(self, resources: Mapping[str, Resources]) -> None:
-        """Refuse steps that the executor cannot run.
+        """Reject steps that the executor cannot run.
 
         Raises:
             UserError: naming the step.
         """
         for name, given in resources.items():
             if given.nodes > 1:
-                raise UserError(f"resources: step {name} wants {given.nodes} nodes; expected executor: slurm")
+                raise UserError(f"resources: step {name} requests {given.nodes} nodes; expected executor: slurm")
 
     def limits(self, jobs: int) -> dict[str, int]:
-        """How much there is of each thing that steps share."""
+        """Shared resource → its total amount."""
         return {"jobs": jobs}
 
     def demands(self, given: Resources) -> dict[str, Any]:
-        """What a step takes of these, and what else its rule's ``resources`` say."""
+        """The ``resources`` of a step's rule: its part of the shared resources, and settings of the executor."""
         return {"jobs": 1}
 
     def flags(self, jobs: int) -> list[str]:
-        """The flags of Snakemake that choose and configure its executor."""
+        """Snakemake's flags that select and configure its executor."""
         limits = self.limits(jobs)
         return ["--cores", str(sum(limits.values())), "--resources", *(f"{name}={n}" for name, n in limits.items())]
 
-    def flags_of(self, output: Path) -> list[str]:
-        """Those of them that name the study, whose directory is ``output``."""
+    def study_flags(self, output: Path) -> list[str]:
+        """Snakemake's flags that depend on the study's directory ``output``."""
         return []
 
     def shares(self, resources: Mapping[str, Resources], jobs: int) -> dict[str, Share]:
-        """How much of the executor each step takes while it runs, for estimates."""
+        """Step → shared resource → the fraction that the step occupies while it runs; for estimates."""
         limits = self.limits(jobs)
         return {
-            name: {thing: min(1.0, n / max(limits[thing], 1)) for thing, n in self.demands(given).items() if n}
+            name: {shared: min(1.0, n / max(limits[shared], 1)) for shared, n in self.demands(given).items() if n}
             for name, given in resources.items()
         }
 
     def grace(self, given: Resources) -> float:
-        """Seconds that a step has to save and end when it is asked to."""
+        """Seconds between the signal to a step to save and its termination."""
         return 20.0
 
 
@@ -89,10 +89,10 @@ class LocalConfig(ExecutorConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class GpusConfig(ExecutorConfig):
-    """The GPUs of this machine: each step has its own, through CUDA_VISIBLE_DEVICES, and sees no others.
+    """The GPUs of this machine: each step sees its own GPUs only, through CUDA_VISIBLE_DEVICES.
 
     Args:
-        devices: which GPUs, as CUDA_VISIBLE_DEVICES calls them; all that are visible where empty.
+        devices: the GPUs to use, as in CUDA_VISIBLE_DEVICES; all visible ones if empty.
     """
 
     devices: tuple[str, ...] = ()
@@ -102,10 +102,10 @@ class GpusConfig(ExecutorConfig):
             raise UserError(f"devices: expected different GPUs, got {', '.join(self.devices)}")
 
     def check(self, resources: Mapping[str, Resources]) -> None:
-        """Refuse steps that the executor cannot run.
+        """Reject steps that the executor cannot run.
 
         Raises:
-            UserError: no GPU is visible, one of ``devices`` is not, or a step wants more than there are.
+            UserError: no GPU is visible, one of ``devices`` is not, or a step requests too many.
         """
         super().check(resources)
         visible = visible_gpus()
@@ -117,25 +117,25 @@ class GpusConfig(ExecutorConfig):
                             "hides them)")  # fmt: skip
         for name, given in resources.items():
             if given.gpus > len(devices):
-                raise UserError(f"resources: step {name} wants {given.gpus} GPUs, and {len(devices)} are visible")
+                raise UserError(f"resources: step {name} requests {given.gpus} GPUs, and {len(devices)} are visible")
 
     def limits(self, jobs: int) -> dict[str, int]:
-        """The GPUs, and next to them ``jobs`` steps without one."""
+        """The GPUs, and ``jobs`` concurrent steps without a GPU."""
         return {"jobs": jobs, "gpus": len(self.devices or visible_gpus())}
 
     def demands(self, given: Resources) -> dict[str, Any]:
-        """GPUs, or one of ``jobs``."""
+        """GPUs, or one of ``jobs`` for a step without a GPU."""
         return {"gpus": given.gpus} if given.gpus else {"jobs": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteConfig(ExecutorConfig):
-    """What executors share whose jobs run elsewhere.
+    """Settings of the executors whose jobs run on a cluster.
 
     Args:
-        max_jobs: jobs at the same time.
-        retries: how often a job is submitted again that was interrupted, to resume from its checkpoint.
-        cancel_on_interrupt: whether Ctrl-C cancels the jobs. Else they continue, and the next run waits for them.
+        max_jobs: maximum number of concurrent jobs.
+        retries: how often an interrupted job is submitted again, to resume from its checkpoint.
+        cancel_on_interrupt: cancel jobs on Ctrl-C; by default they continue, and the next ``study run`` waits for them.
     """
 
     max_jobs: int = 256
@@ -150,43 +150,39 @@ class RemoteConfig(ExecutorConfig):
 
     @property
     def remote(self) -> bool:
-        """They do."""
+        """Always."""
         return True
 
     @property
     def leaves_jobs(self) -> bool:
-        """Unless they are to be cancelled."""
+        """Unless the config cancels them."""
         return not self.cancel_on_interrupt
 
     def limits(self, jobs: int) -> dict[str, int]:
-        """The jobs, should the cluster be free; how long its queue is nobody knows."""
+        """The jobs, as if the cluster's queue were empty."""
         return {"jobs": self.max_jobs}
 
     def flags(self, jobs: int) -> list[str]:
-        """The flags of Snakemake that choose and configure its executor."""
+        """Snakemake's flags that select and configure its executor."""
         return ["--jobs", str(self.max_jobs), "--retries", str(self.retries)]
 
     def shares(self, resources: Mapping[str, Resources], jobs: int) -> dict[str, Share]:
-        """Each is one of ``max_jobs``."""
+        """Each step occupies one of ``max_jobs``."""
         return {name: {"jobs": 1 / self.max_jobs} for name in resources}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmConfig(RemoteConfig):
-    """Jobs of a SLURM cluster, by Snakemake's plugin.
+    """Jobs of a SLURM cluster, through Snakemake's plugin.
 
     Args:
-        max_jobs: jobs at the same time.
-        retries: how often a job is submitted again that was interrupted, to resume from its checkpoint.
-        cancel_on_interrupt: whether Ctrl-C cancels the jobs. Else they continue, and the next run waits for them.
-        partition: where to run; SLURM's default where not given, as all that follows.
-        account: who pays.
+        partition: of the jobs; by default SLURM's, as for the following fields.
+        account: that is charged.
         qos: quality of service.
-        constraint: features that nodes must have.
-        time_limit_hours: time limit of steps whose ``resources`` say none.
-        setup: lines of shell before each job, ``module load cuda`` for instance.
-        additional_parameters: any other option of sbatch → its value, for instance ``{exclude: "node[7-9]", nice:
-            100}``.
+        constraint: required node features.
+        time_limit_hours: default time limit of a step, overridden by its ``resources``.
+        setup: shell lines before each job, such as ``module load cuda``.
+        additional_parameters: any other option of sbatch → its value, such as ``{exclude: "node[7-9]", nice: 100}``.
     """
 
     partition: str | None = None
@@ -203,10 +199,10 @@ class SlurmConfig(RemoteConfig):
             raise UserError(f"time_limit_hours: expected more than 0, got {self.time_limit_hours}")
 
     def check(self, resources: Mapping[str, Resources]) -> None:
-        """Any step may run there.
+        """Check that this machine can submit jobs; SLURM accepts any step.
 
         Raises:
-            UserError: Snakemake's plugin is not installed, or no jobs are submitted from this machine.
+            UserError: Snakemake's plugin or a SLURM command is not installed.
         """
         _require_plugin("slurm")
         for program in ("sbatch", "squeue", "scancel"):
@@ -214,16 +210,16 @@ class SlurmConfig(RemoteConfig):
                 raise UserError(f"executor: slurm: no program '{program}' here; run the study where jobs are submitted")
 
     def flags(self, jobs: int) -> list[str]:
-        """The flags of Snakemake that choose and configure its executor."""
+        """Snakemake's flags that select and configure its executor."""
         words = ["--executor", "slurm", "--slurm-init-seconds-before-status-checks", "5"]
         return [*super().flags(jobs), *words, "--slurm-status-command", "sacct" if _has_accounting() else "squeue"]
 
-    def flags_of(self, output: Path) -> list[str]:
-        """The names of the jobs, by which the next run finds them."""
+    def study_flags(self, output: Path) -> list[str]:
+        """The prefix of the job names, by which the next ``study run`` finds the jobs."""
         return ["--slurm-jobname-prefix", self.job_prefix(output)]
 
     def job_prefix(self, output: Path) -> str:
-        """What the names of a study's jobs begin with."""
+        """The prefix of the names of a study's jobs."""
         return f"clips_{hashlib.sha256(str(output.resolve()).encode()).hexdigest()[:10]}"
 
     def grace(self, given: Resources) -> float:
@@ -231,13 +227,13 @@ class SlurmConfig(RemoteConfig):
         return 0.8 * self._signal_seconds(given)
 
     def _signal_seconds(self, given: Resources) -> int:
-        return min(_SIGNAL_SECONDS, round(_SIGNAL_RATIO * 3600 * (given.time_limit_hours or self.time_limit_hours)))
+        return min(_SIGNAL_SECONDS, round(_MAX_SIGNAL_RATIO * 3600 * (given.time_limit_hours or self.time_limit_hours)))
 
     def demands(self, given: Resources) -> dict[str, Any]:
-        """One job; its size as Snakemake's SLURM plugin names it: one task on each node starts the node's processes."""
+        """One job and its size, in terms of Snakemake's SLURM plugin; one task on each node starts its processes."""
         options = {"signal": f"TERM@{self._signal_seconds(given)}", **self.additional_parameters}
         nodes = {"nodes": given.nodes, "tasks": given.nodes, "tasks_per_gpu": 0, "mpi": "srun"}
-        asked = {
+        demands = {
             "jobs": 1,
             "slurm_partition": self.partition,
             "slurm_account": self.account,
@@ -250,21 +246,18 @@ class SlurmConfig(RemoteConfig):
             "slurm_extra": " ".join(f"--{name}={shlex.quote(str(value))}" for name, value in options.items()),
             **(nodes if given.nodes > 1 else {}),
         }
-        return {name: value for name, value in asked.items() if value is not None}
+        return {name: value for name, value in demands.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
 class KubernetesConfig(RemoteConfig):
-    """Pods of a Kubernetes cluster, by Snakemake's plugin.
+    """Pods of a Kubernetes cluster, through Snakemake's plugin.
 
-    The study's directory, the data and the code lie on volumes that the pods see at the same path.
+    The study's directory, the data and the code are on volumes that all pods mount at the same path.
 
     Args:
         image: container image with the suite and Snakemake.
-        max_jobs: jobs at the same time.
-        retries: how often a job is submitted again that was interrupted, to resume from its checkpoint.
-        cancel_on_interrupt: whether Ctrl-C cancels the jobs. Else they continue, and the next run waits for them.
-        namespace: where the pods run.
+        namespace: of the pods.
         volumes: persistent volume claim → the path at which pods mount it.
     """
 
@@ -278,34 +271,34 @@ class KubernetesConfig(RemoteConfig):
             raise UserError("image: expected a container image with the suite")
 
     def check(self, resources: Mapping[str, Resources]) -> None:
-        """Refuse steps that the executor cannot run.
+        """Reject steps that the executor cannot run.
 
         Raises:
-            UserError: a step wants several nodes, or Snakemake's plugin is not installed.
+            UserError: a step requests several nodes, or Snakemake's plugin is not installed.
         """
         super().check(resources)
         _require_plugin("kubernetes")
 
     def flags(self, jobs: int) -> list[str]:
-        """The flags of Snakemake that choose and configure its executor."""
+        """Snakemake's flags that select and configure its executor."""
         volumes = [f"{claim}:{path}" for claim, path in self.volumes.items()]
         mounts = ["--kubernetes-persistent-volumes", *volumes] if volumes else []
-        place = ["--kubernetes-namespace", self.namespace, "--container-image", self.image]
-        return [*super().flags(jobs), "--executor", "kubernetes", *place, *mounts]
+        pods = ["--kubernetes-namespace", self.namespace, "--container-image", self.image]
+        return [*super().flags(jobs), "--executor", "kubernetes", *pods, *mounts]
 
-    def flags_of(self, output: Path) -> list[str]:
-        """Where the markers of finished steps go, which the plugin does not take from a shared disk as they are."""
+    def study_flags(self, output: Path) -> list[str]:
+        """The storage of the markers of finished steps; the plugin rejects plain paths on a shared disk."""
         return ["--default-storage-provider", "fs", "--default-storage-prefix", str(output.resolve() / ".markers")]
 
     def demands(self, given: Resources) -> dict[str, Any]:
-        """One job; its size as Snakemake's Kubernetes plugin names it."""
-        asked = {"jobs": 1, "gpu": given.gpus or None, "gpu_manufacturer": "nvidia" if given.gpus else None}
-        asked["mem_mb"] = round(given.memory_gb * 1024) if given.memory_gb else None
-        return {name: value for name, value in asked.items() if value is not None}
+        """One job and its size, in terms of Snakemake's Kubernetes plugin."""
+        demands = {"jobs": 1, "gpu": given.gpus or None, "gpu_manufacturer": "nvidia" if given.gpus else None}
+        demands["mem_mb"] = round(given.memory_gb * 1024) if given.memory_gb else None
+        return {name: value for name, value in demands.items() if value is not None}
 
 
 def _has_accounting() -> bool:
-    """Whether the cluster's accounting answers; ``sacct`` is installed where it does not, too."""
+    """Whether ``sacct`` answers: it may be installed on a cluster without accounting."""
     try:
         return subprocess.run(["sacct", "--noheader"], capture_output=True, timeout=60).returncode == 0
     except (OSError, subprocess.SubprocessError):
@@ -326,10 +319,10 @@ EXECUTORS: Mapping[str, type[ExecutorConfig]] = {
 
 
 def executor_config(content: Any) -> ExecutorConfig:
-    """The executor that a study file names, alone or with settings of its own.
+    """The executor of a study file, given as a name or as a mapping with ``name`` and settings.
 
     Raises:
-        UserError: no such executor, an unknown setting, a value of the wrong kind.
+        UserError: an unknown executor, an unknown setting, a value of the wrong type.
     """
     settings = {"name": content} if isinstance(content, str) else content
     if not isinstance(settings, dict) or not isinstance(settings.get("name"), str):
@@ -337,5 +330,5 @@ def executor_config(content: Any) -> ExecutorConfig:
                         f"{content!r:.80}")  # fmt: skip
     if settings["name"] not in EXECUTORS:
         raise unknown_name_error(settings["name"], EXECUTORS, "executor")
-    own = {key: value for key, value in settings.items() if key != "name"}
-    return from_plain(EXECUTORS[settings["name"]], own, what="executor")
+    fields = {key: value for key, value in settings.items() if key != "name"}
+    return from_plain(EXECUTORS[settings["name"]], fields, what="executor")

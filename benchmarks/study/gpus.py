@@ -1,4 +1,4 @@
-"""The GPUs of this machine, handed out to steps: a file lock on each, so that studies beside each other share them."""
+"""The GPUs of this machine, assigned to steps by file locks, so that concurrent studies share them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that a program started here would see, as CUDA_VISIBLE_DEVICES calls them: numbers or UUIDs.
+    """The GPUs that a new process sees: indices or UUIDs, as in CUDA_VISIBLE_DEVICES.
 
     CUDA reads that variable up to the first entry that is no device; without it all are visible.
     """
     if VISIBLE in os.environ:
-        named = [entry.strip() for entry in os.environ[VISIBLE].split(",")]
-        return list(itertools.takewhile(lambda entry: entry not in {"", "-1"}, named))
+        entries = [entry.strip() for entry in os.environ[VISIBLE].split(",")]
+        return list(itertools.takewhile(lambda entry: entry not in {"", "-1"}, entries))
     command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
     try:
         listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
@@ -31,30 +31,30 @@ def visible_gpus() -> list[str]:
 
 
 def take_gpus(devices: Sequence[str], count: int) -> tuple[list[str], list[int]] | None:
-    """Take ``count`` of ``devices``; None where fewer are free.
+    """Lock ``count`` of ``devices``; None if fewer are free.
 
     Returns:
-        the devices, and the descriptors of the locks on them: a device is taken as long as one is open.
+        the devices, and the descriptors of their locks; closing a descriptor frees its device.
     """
     folder = Path(tempfile.gettempdir()) / f"clips-gpus-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    choosing = acquire(folder / "all.lock", wait=True)  # one at a time, or two might take half of what they need
-    assert choosing is not None
-    held: dict[str, int] = {}
+    mutex = acquire(folder / "all.lock", wait=True)  # else two processes might each lock a part of their devices
+    assert mutex is not None
+    locks: dict[str, int] = {}
     try:
         for device in devices:
-            if len(held) < count and (lock := acquire(folder / f"{device.replace('/', '_')}.lock")) is not None:
-                held[device] = lock
+            if len(locks) < count and (lock := acquire(folder / f"{device.replace('/', '_')}.lock")) is not None:
+                locks[device] = lock
     finally:
-        os.close(choosing)
-    if len(held) == count:
-        return list(held), list(held.values())
-    for lock in held.values():
+        os.close(mutex)
+    if len(locks) == count:
+        return list(locks), list(locks.values())
+    for lock in locks.values():
         os.close(lock)
     return None
 
 
 def gpu_environment(devices: Sequence[str]) -> dict[str, str]:
-    """The environment variables that show ``devices`` alone."""
-    order = {} if VISIBLE in os.environ else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # nvidia-smi's numbers
+    """The environment variables that make only ``devices`` visible."""
+    order = {} if VISIBLE in os.environ else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # the order of nvidia-smi's indices
     return {VISIBLE: ",".join(devices), **order}

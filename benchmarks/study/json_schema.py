@@ -1,4 +1,4 @@
-"""The JSON Schema of study files: the study's own fields, and within them the settings of the commands it runs."""
+"""The JSON Schema of study files: the study's own fields, and in them the settings of its steps' commands."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from benchmarks.study.sweep import SWEEP
 from benchmarks.tasks.run_config import BenchmarkConfig
 from clips.commandline.config_schema import config_schema, optional_field_schemas
 
-_VARY = {
+_SWEEP_SCHEMA = {
     "type": "object",
     "minProperties": 1,
-    "description": "Settings (such as recipe.caption_strategy) and their values; each combination is an entry.",
+    "description": "Settings (such as recipe.caption_strategy) and their values; every combination is an entry.",
     "additionalProperties": {"type": "array", "minItems": 1, "items": {"type": ["string", "number"]}},
 }
-_COMMAND = {"type": "string", "description": f"What makes the data; `{DEFAULT_DATA_COMMAND}` where not given."}
-_ENCODERS = {"type": "array", "items": {"type": "string"}, "description": "For these encoders, entries or patterns."}
+_COMMAND = {"type": "string", "description": f"The command that creates the data; default: `{DEFAULT_DATA_COMMAND}`."}
+_ENCODERS = {"type": "array", "items": {"type": "string"}, "description": "Encoders, entries or patterns to evaluate."}
 
 
 def study_schema() -> dict[str, Any]:
-    """The schema of a study file, a whole document. Ranges and references are checked by reading it, not here."""
+    """The schema of a study file. Ranges and references are not part of it; the reader checks them."""
     study = config_schema(Study, "a study of clips-bench")
     fields, defs = study["properties"], study["$defs"]
-    del fields["sweeps"]  # which nobody writes
-    settings, further = _settings()
+    del fields["sweeps"]  # no key of study files
+    settings, settings_defs = _settings()
     for record, keys in {
         "Defaults": {key: key for key in ("encoder", "llm", "llava", "benchmark", "evaluation")},
         "Override": {"llava": "llava", "evaluation": "evaluation_of_rows"},
@@ -50,40 +50,39 @@ def study_schema() -> dict[str, Any]:
         "resources": [{"$ref": "#/$defs/settings.resources"}],
         "benchmarks": [{"$ref": "#/$defs/settings.benchmarks"}],
     }.items():
-        values = {"anyOf": [*choices, {"type": "null"}]}  # an empty entry stands for the defaults
+        values = {"anyOf": [*choices, {"type": "null"}]}  # an empty entry means the defaults
         _fill(fields[entries], {"type": "object", "additionalProperties": values})
     _fill(fields["executor"], {"anyOf": [{"enum": list(EXECUTORS)}, *_executors(settings)]})
-    if twice := defs.keys() & further.keys():
-        raise ValueError(f"two kinds of settings are called {min(twice)}")
-    defs |= further | {f"settings.{name}": schema for name, schema in settings.items()}
+    if duplicates := defs.keys() & settings_defs.keys():
+        raise ValueError(f"two definitions have the name {min(duplicates)}")
+    defs |= settings_defs | {f"settings.{name}": schema for name, schema in settings.items()}
     return study
 
 
 def _settings() -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings that a study file holds, by the field of ``Defaults`` or ``Study`` that they stand in."""
+    """Field of ``Defaults`` or ``Study`` → schema of the settings in it; and the definitions that these refer to."""
     encoder, llava, evaluation, data = (
         find_command(words).config_class()
         for words in (TRAIN_ENCODER, TRAIN_LLAVA, EVALUATE, tuple(DEFAULT_DATA_COMMAND.split()))
     )
-    kinds = {"encoder": encoder, "llm": llava, "llava": llava, "benchmark": BenchmarkConfig, "evaluation": evaluation}
-    settings, defs = optional_field_schemas({**kinds, "data": data, "resources": Resources, **EXECUTORS})
-    for entries, one in (("encoders", "encoder"), ("llms", "llm"), ("llava_variants", "llava")):
-        settings[entries] = _with(settings[one], {SWEEP: _VARY})
-    of_rows = {name: settings["evaluation"]["properties"][name] for name in ROW_EVALUATION_FIELDS}
-    settings["evaluation_of_rows"] = {**settings["evaluation"], "properties": of_rows}
+    classes = {"encoder": encoder, "llm": llava, "llava": llava, "benchmark": BenchmarkConfig, "evaluation": evaluation}
+    settings, defs = optional_field_schemas({**classes, "data": data, "resources": Resources, **EXECUTORS})
+    for entries, entry in (("encoders", "encoder"), ("llms", "llm"), ("llava_variants", "llava")):
+        settings[entries] = _with(settings[entry], {SWEEP: _SWEEP_SCHEMA})
+    row_fields = {name: settings["evaluation"]["properties"][name] for name in ROW_EVALUATION_FIELDS}
+    settings["evaluation_of_rows"] = {**settings["evaluation"], "properties": row_fields}
     settings["benchmarks"] = _with(settings["benchmark"], {"encoders": _ENCODERS})
     settings["data"] = _with(settings["data"], {"command": {**_COMMAND, "const": DEFAULT_DATA_COMMAND}})
     return settings, defs
 
 
 def _executors(settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """An executor with settings of its own, which are taken out of ``settings``."""
-    chosen = [(name, _with(settings.pop(name), {"name": {"const": name}})) for name in EXECUTORS]
-    return [{**schema, "required": ["name"]} for _, schema in chosen]
+    """The schemas of executors as mappings, which are removed from ``settings``."""
+    return [{**_with(settings.pop(name), {"name": {"const": name}}), "required": ["name"]} for name in EXECUTORS]
 
 
 def _any_command() -> dict[str, Any]:
-    """Data by another command, whose settings it checks itself."""
+    """Data of another command, which checks its settings itself."""
     other = {**_COMMAND, "not": {"const": DEFAULT_DATA_COMMAND}}
     return {"type": "object", "required": ["command"], "properties": {"command": other}}
 
@@ -94,7 +93,7 @@ def _with(schema: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fill(field: dict[str, Any], schema: dict[str, Any]) -> None:
-    """Replace what a field's schema allows, keeping its description."""
-    described = field.get("description")
+    """Replace a field's schema except its description."""
+    description = {"description": field["description"]} if "description" in field else {}
     field.clear()
-    field.update(schema if described is None else {**schema, "description": described})
+    field.update(schema | description)

@@ -23,14 +23,14 @@ CLI_ENTRY_POINTS: dict[str, str] = {
 PYTHON_SCRIPT = "python"
 """The first word of a command that is a script of the user's: ``python path/to/script.py``."""
 
-_STARTS_ITSELF = ("llava-bridge", "train")
-_SHARED = {
+_SELF_LAUNCHING = ("llava-bridge", "train")
+_DISTRIBUTED = {
     ("clips", "train"): "clips.cli",
     ("clips", "recaption"): "clips.cli",
     ("clips-bench", "run"): "benchmarks",
-    _STARTS_ITSELF: "llava_bridge",
+    _SELF_LAUNCHING: "llava_bridge",
 }
-"""Command that several processes can share → the module that torchrun runs in each."""
+"""Command that runs in several processes → the module that torchrun runs in each."""
 _TORCHRUN = "torchrun"
 
 
@@ -46,10 +46,10 @@ def commands_of(program: str) -> Mapping[str, Command]:
 
 
 def find_command(words: tuple[str, ...]) -> Command:
-    """The command that ``("clips", "train")`` names.
+    """The command of words such as ``("clips", "train")``.
 
     Raises:
-        UserError: there is none.
+        UserError: an unknown command.
     """
     commands, name = commands_of(words[0]), " ".join(words[1:])
     if name not in commands:
@@ -58,10 +58,10 @@ def find_command(words: tuple[str, ...]) -> Command:
 
 
 def check_command(words: tuple[str, ...]) -> None:
-    """Refuse a command that does not exist.
+    """Check that a command exists.
 
     Raises:
-        UserError: naming it.
+        UserError: an unknown command, or a script that is missing.
     """
     if words[0] != PYTHON_SCRIPT:
         find_command(words)
@@ -70,53 +70,52 @@ def check_command(words: tuple[str, ...]) -> None:
 
 
 def command_version(words: tuple[str, ...]) -> int | str:
-    """The command's version number, or the SHA-256 of a user's script, which has none."""
+    """The command's version number; the SHA-256 of a user's script."""
     if words[0] == PYTHON_SCRIPT:
         return hashlib.sha256(Path(words[1]).read_bytes()).hexdigest()
     return version_of(" ".join(words))
 
 
 def launch_command(words: tuple[str, ...], config: Path, resources: Resources) -> tuple[str, ...]:
-    """A step's command with the launcher that its processes need, as a user would type it.
+    """A step's command with the launcher of its processes, as a user would type it.
 
-    One process needs none. ``llava-bridge train`` starts its own on one machine; for the others it is torchrun, which
-    on several machines is told the rest by its environment (PET_NODE_RANK, PET_RDZV_ENDPOINT).
+    One process needs no launcher. ``llava-bridge train`` starts its own processes on one node. All others use torchrun,
+    which reads its rendezvous between nodes from the environment (PET_NODE_RANK, PET_RDZV_ENDPOINT).
 
     Raises:
-        UserError: the command cannot be shared by processes.
+        UserError: the command runs in one process only.
     """
     given = ("--config", str(config))
     if resources.processes == resources.nodes == 1:
         return (*words, *given)
-    if words not in _SHARED:
+    if words not in _DISTRIBUTED:
         raise UserError(
             f"resources: '{' '.join(words)}' runs in one process; got processes: {resources.processes}, "
             f"nodes: {resources.nodes}"
         )
-    if words == _STARTS_ITSELF and resources.nodes == 1:
+    if words == _SELF_LAUNCHING and resources.nodes == 1:
         return (*words, *given, "--launch.num_processes", str(resources.processes))
-    # a training saves when it is asked to stop, which torchrun gives it half a minute for unless it is told otherwise
-    saves = ("--shutdown-timeout", "270")
+    timeout = ("--shutdown-timeout", "270")  # to save a checkpoint on SIGTERM; torchrun's default is 30 seconds
     nodes = ("--standalone",) if resources.nodes == 1 else ("--nnodes", str(resources.nodes), "--rdzv-backend", "c10d")
     count = ("--nproc-per-node", str(resources.processes))
-    return (_TORCHRUN, *nodes, *saves, *count, "-m", _SHARED[words], *words[1:], *given)
+    return (_TORCHRUN, *nodes, *timeout, *count, "-m", _DISTRIBUTED[words], *words[1:], *given)
 
 
 def resolve_executable(words: tuple[str, ...]) -> list[str]:
-    """How to start a command: the program installed beside this Python, else the one on the path.
+    """A command with the path of its program: the one installed next to this Python, else the one on PATH.
 
     Args:
-        words: of a step, or what ``launch_command`` made of them.
+        words: from ``launch_command``.
 
     Raises:
-        UserError: it is not installed.
+        UserError: the program is not installed.
     """
     if words[0] == _TORCHRUN:
         return [sys.executable, "-m", "torch.distributed.run", *words[1:]]
     if words[0] == PYTHON_SCRIPT:
         return [sys.executable, *words[1:]]
-    beside = Path(sys.executable).parent / words[0]
-    found = str(beside) if beside.is_file() else shutil.which(words[0])
-    if found is None:
+    sibling = Path(sys.executable).with_name(words[0])
+    program = str(sibling) if sibling.is_file() else shutil.which(words[0])
+    if program is None:
         raise UserError(f"{words[0]}: no such program; install the suite with `pip install -e .`")
-    return [found, *words[1:]]
+    return [program, *words[1:]]

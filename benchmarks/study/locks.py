@@ -1,4 +1,4 @@
-"""File locks: one runner in a study's directory, one job on each step. The kernel frees those of the dead."""
+"""File locks: one runner in a study's directory, one job on each step. The kernel frees the locks of dead processes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _POLL_SECONDS = 0.2
 
 
 def acquire(path: Path, *, wait: bool = False) -> int | None:
-    """Lock a file, made if it is not there; the descriptor that holds it, None where another process does."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # as the umask has it
+    """Lock a file, which is created if missing; the descriptor that holds the lock, or None if another process does."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # less the umask
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
@@ -32,7 +32,7 @@ def acquire(path: Path, *, wait: bool = False) -> int | None:
 
 
 def is_at_work(output: Path, name: str) -> bool:
-    """Whether a process is at work on a step, also on another machine that shares its files."""
+    """Whether a process holds the lock of a step, on this machine or on another one with the same file system."""
     path = step_directory(output, name) / LOCK
     if not path.is_file():
         return False
@@ -43,28 +43,28 @@ def is_at_work(output: Path, name: str) -> bool:
 
 
 def runner_lives(output: Path) -> bool:
-    """Whether the process that holds the study's lock is on this machine; the lock itself is not touched."""
+    """Whether the runner of a study is alive on this machine; the lock itself is not touched."""
     try:
         os.kill(int((output / LOCK).read_text(encoding="utf-8").strip()), 0)
     except (OSError, ValueError) as error:
-        return isinstance(error, PermissionError)  # it is there, and somebody else's
+        return isinstance(error, PermissionError)  # alive, and another user's
     return True
 
 
 @contextlib.contextmanager
 def locked(output: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold the study's directory.
+    """Lock the study's directory.
 
     Args:
         output: the directory.
-        wait: for who is at work there, instead of refusing.
+        wait: until other processes have ended, instead of raising.
 
     Raises:
-        UserError: another runner, or a step that a killed runner left behind on this machine, is at work there; or it
-            cannot be written.
+        UserError: another runner is at work there, or a step that a killed runner left behind on this machine; or the
+            directory cannot be written.
     """
     path = writable_directory(output) / LOCK
-    descriptor, told = acquire(path), False
+    descriptor, is_logged = acquire(path), False
     while descriptor is None or left_behind(output):
         owner = path.read_text(encoding="utf-8").strip() or "unknown"
         who = f"{output}: another runner (process {owner}) or a step it left behind is at work here"
@@ -72,9 +72,9 @@ def locked(output: Path, *, wait: bool = False) -> Iterator[None]:
             if descriptor is not None:
                 os.close(descriptor)
             raise UserError(f"{who}; end it, or wait for it with --wait_for_lock true")
-        if not told:
+        if not is_logged:
             log_info(f"{who}; waiting")
-        told = True
+        is_logged = True
         time.sleep(_POLL_SECONDS)
         descriptor = acquire(path) if descriptor is None else descriptor
     try:
@@ -87,7 +87,7 @@ def locked(output: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 def left_behind(output: Path, *, jobs: bool = False) -> list[str]:
-    """The steps at work on this machine; with ``jobs`` those that are jobs of a cluster."""
+    """The steps at work on this machine; with ``jobs`` those that run as jobs of a cluster."""
     names = [path.parent.name for path in (output / "steps").glob(f"*/{LOCK}")]
     records = {name: read_record(output, name) for name in names if is_at_work(output, name)}
     return [name for name, record in records.items() if bool(record and record.job) is jobs]

@@ -1,4 +1,4 @@
-"""What a study ran on, for the report: system, processor, memory, accelerators."""
+"""A description of the machine, for reports: system, processor, memory, accelerators."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def available_cores() -> int:
 
 
 def describe_machine() -> dict[str, str]:
-    """Plain words about this machine; what cannot be found out is left out. Names no host and no user."""
+    """Property → value for this machine, without unknown ones and without the names of host and user."""
     found = {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),

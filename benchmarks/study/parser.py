@@ -1,4 +1,4 @@
-"""How a study file is read: its dataclasses are checked by `clips.typed_data`, entries with ``sweep`` are expanded."""
+"""Read study files: expand entries with ``sweep``, and build a checked `Study`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def read_study(path: str | Path) -> Study:
     """Read and check a study file.
 
     Raises:
-        UserError: naming file and field, with the near miss of an unknown key.
+        UserError: naming file and field, with the close match of an unknown key.
     """
     content = read_yaml(path)
     try:
@@ -39,10 +39,10 @@ def parse_study(content: Any) -> Study:
     if not isinstance(content, dict):
         raise UserError(f"expected a mapping with name, encoders, benchmarks, …, got {content!r:.80}")
     fields = {name: value for name, value in to_plain(content).items() if value is not None}
-    if "sweeps" in fields:  # a field of ``Study`` that nobody writes
+    if "sweeps" in fields:  # a field of ``Study`` that is no key of study files
         raise UserError("unknown key 'sweeps'; did you mean 'sweep' in an entry?")
     for name in _ENTRIES:
-        if isinstance(fields.get(name), dict):  # an empty entry stands for "the defaults"
+        if isinstance(fields.get(name), dict):  # an empty entry means the defaults
             fields[name] = {key: {} if entry is None else entry for key, entry in fields[name].items()}
     for name in ("encoders", "llms", "llava_variants"):
         if isinstance(fields.get(name), dict):

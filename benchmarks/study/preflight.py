@@ -1,8 +1,8 @@
-"""Check a study's steps before the first of them runs: a typo or a missing file is told now, not after hours.
+"""Check the configs and input files of a study's steps before the first one starts.
 
-The configs are checked in a process of its own, ``python -m benchmarks.study.preflight``, which reads
-``[[step, command, config], …]`` from its standard input: the commands' config classes live in modules that import
-torch, without which the runner does.
+The configs are checked in a separate process, ``python -m benchmarks.study.preflight``, which reads
+``[[step, command, config], …]`` from its standard input: some config classes are in modules that import torch, which
+the runner does not import.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from clips.serialization import to_plain, to_yaml
 
 
 def check_input_files(steps: Iterable[Step], study: Study) -> None:
-    """Check that the files that steps need and no step makes are there; each missing one is named on a line.
+    """Check that all external input files exist; one line is logged for each missing file.
 
     Raises:
-        UserError: some are missing.
+        UserError: with the number of missing files.
     """
     missing: dict[Path, list[str]] = {}
     for step in steps:
         for path in step.needs:
-            if _is_file_of(step, path, study) and not all(map(os.path.exists, expand_brace_ranges(str(path)))):
+            if _is_input_file(step, path, study) and not all(map(os.path.exists, expand_brace_ranges(str(path)))):
                 missing.setdefault(path, []).append(step.name)
     for path, (first, *others) in missing.items():
         more = f" and {len(others)} more" if others else ""
@@ -44,14 +44,12 @@ def check_input_files(steps: Iterable[Step], study: Study) -> None:
         raise UserError(f"{study.name}: files that no step makes are missing: {len(missing)}")
 
 
-def _is_file_of(step: Step, path: Path, study: Study) -> bool:
-    """Whether something that looks like a path surely is one, and no step's output.
-
-    The configs of the suite's commands hold nothing else with a slash. A script of the user's may call anything
-    ``a/b``: there only what lies below the study's ``paths`` counts.
-    """
+def _is_input_file(step: Step, path: Path, study: Study) -> bool:
+    """Whether a string that looks like a path certainly is an external file."""
     if path.resolve().is_relative_to(study.directory.resolve()):
         return False
+    # In configs of the suite's commands every string with a slash is a path. A user's script may have others, so that
+    # only paths below the study's ``paths`` count.
     return step.command[0] != PYTHON_SCRIPT or any(path.is_relative_to(root) for root in study.paths.values())
 
 
@@ -59,25 +57,22 @@ def check_configs(steps: Iterable[Step]) -> None:
     """Check every step's config against its command's config class.
 
     Raises:
-        UserError: the first config that its command would refuse: which step, and why.
+        UserError: the step and the error of the first invalid config.
     """
-    asked = [
-        [step.name, list(step.command), to_plain(step.config)] for step in steps if step.command[0] != PYTHON_SCRIPT
-    ]
-    if not asked:
+    configs = [[step.name, step.command, to_plain(step.config)] for step in steps if step.command[0] != PYTHON_SCRIPT]
+    if not configs:
         return
-    child = subprocess.run(
-        [sys.executable, "-m", "benchmarks.study.preflight"], input=json.dumps(asked), capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "benchmarks.study.preflight"]
+    child = subprocess.run(command, input=json.dumps(configs), capture_output=True, text=True)
     if child.returncode == 2:
         raise UserError(child.stderr.strip().splitlines()[-1])
     if child.returncode != 0:
         raise RuntimeError(f"checking the steps' configs failed:\n{child.stderr}")
 
 
-def first_config_error(asked: Sequence[tuple[str, list[str], Any]]) -> str | None:
-    """What is wrong with the first wrong config; None where all are right."""
-    for name, words, config in asked:
+def first_config_error(configs: Sequence[tuple[str, list[str], Any]]) -> str | None:
+    """The step and the error of the first invalid ``(step, command, config)``, or None."""
+    for name, words, config in configs:
         try:
             _parse(tuple(words), config)
         except UserError as error:
@@ -94,7 +89,7 @@ def _parse(words: tuple[str, ...], config: Any) -> None:
 
 
 def main() -> int:
-    """Check what standard input holds; the problem goes to standard error and the exit status is 2."""
+    """Check the configs on standard input; the first error goes to standard error, and the exit status is 2."""
     problem = first_config_error(json.load(sys.stdin))
     if problem is not None:
         print(problem, file=sys.stderr)

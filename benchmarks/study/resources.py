@@ -1,12 +1,12 @@
-"""What steps are given to run on: processes, nodes, GPUs, cores, memory, hours.
+"""The resources of steps: processes, nodes, GPUs, cores, memory, hours.
 
     resources:
-      encoder: {processes: 8, hours: 12}           # a kind of step: data, encoder, llm, llava, evaluation
-      llava: {processes: 8, nodes: 2, hours: 24}
-      "encoder-huge*": {nodes: 4}                  # steps by name; laid over their kind's
+      encoder: {processes: 8, time_limit_hours: 12}    # a type of step: data, encoder, llm, llava, evaluation
+      llava: {processes: 8, nodes: 2, time_limit_hours: 24}
+      "encoder-huge*": {nodes: 4}                      # steps by name, which override their type's
 
-None of it is part of a step's key: a training takes the same samples in every step however many processes share its
-batch, and a shared evaluation has the same scores. Sums come in another order, so that last digits may differ.
+Resources are not part of a step's key: the global batch of a training is the same for any number of processes, and so
+are the scores of an evaluation. The order of summation differs, so that last digits may differ.
 """
 
 from __future__ import annotations
@@ -25,17 +25,15 @@ STEP_KINDS: tuple[str, ...] = typing.get_args(StepKind)
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one step runs on.
+    """The resources of one step.
 
     Args:
-        processes: on each node, started under the launcher that the step's command needs.
-        nodes: machines that share the step; more than one under SLURM only.
-        gpus: on each node, for executors that hand out GPUs (gpus, slurm). ``resolve_resources`` gives one for each
-        process
-            where the study says nothing, and none to steps of the kind ``data``.
-        cpus: cores for each process; as the study's ``threads`` says where not given.
-        memory_gb: on each node. Asked of SLURM; elsewhere nobody holds a step to it.
-        time_limit_hours: at the longest. Asked of SLURM; elsewhere nobody holds a step to it.
+        processes: on each node, under the launcher of the step's command.
+        nodes: of the step; more than one under SLURM only.
+        gpus: on each node, for executors that assign GPUs; by default one per process, and none for ``data`` steps.
+        cpus: cores per process; by default the study's ``threads``.
+        memory_gb: on each node, for executors on a cluster; not enforced by others.
+        time_limit_hours: for SLURM; not enforced by others.
     """
 
     processes: int = 1
@@ -56,31 +54,31 @@ class Resources:
             raise UserError(f"gpus: expected 0 or more, got {self.gpus}")
 
 
-def resolve_resources(asked: Mapping[str, Settings], step: Step) -> Resources:
-    """What a step is given: its kind's, over these every pattern's that fits its name, in their order.
+def resolve_resources(resources: Mapping[str, Settings], step: Step) -> Resources:
+    """The resources of a step: those of its type, overridden by every matching pattern in order.
 
     Args:
-        asked: ``resources`` of the study, checked.
-        step: a LLaVA's or LLM's may say ``launch.num_processes`` itself, which holds where ``asked`` is silent.
+        resources: of the study, checked.
+        step: its config may set ``launch.num_processes``, the default of ``processes``.
     """
     launch = step.config.get("launch")
-    own = launch.get("num_processes") if isinstance(launch, Mapping) else None
-    settings: dict[str, typing.Any] = {"processes": own} if isinstance(own, int) else {}
-    settings |= asked.get(step.kind, {})
-    for pattern, over in asked.items():
+    processes = launch.get("num_processes") if isinstance(launch, Mapping) else None
+    settings: dict[str, typing.Any] = {"processes": processes} if isinstance(processes, int) else {}
+    settings |= resources.get(step.kind, {})
+    for pattern, override in resources.items():
         if pattern not in STEP_KINDS and fnmatch.fnmatchcase(step.name, pattern):
-            settings |= over
+            settings |= override
     settings = {name: value for name, value in settings.items() if value is not None}
     return Resources(**{"gpus": 0 if step.kind == "data" else settings.get("processes", 1), **settings})
 
 
-def check_patterns(asked: Mapping[str, Settings], steps: Iterable[Step]) -> None:
-    """Refuse resources for steps that the study does not have.
+def check_patterns(resources: Mapping[str, Settings], steps: Iterable[Step]) -> None:
+    """Check that every pattern matches a step of the study.
 
     Raises:
-        UserError: naming the pattern, with the near miss.
+        UserError: naming the pattern, with its close match.
     """
     names = [step.name for step in steps]
-    for pattern in asked:
+    for pattern in resources:
         if pattern not in STEP_KINDS and not fnmatch.filter(names, pattern):
             raise unknown_name_error(pattern, [*STEP_KINDS, *names], "kind or step in 'resources'")

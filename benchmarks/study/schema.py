@@ -1,30 +1,30 @@
-"""The study file: what is compared, as frozen dataclasses (``reading`` reads it).
+"""The study file as frozen dataclasses; ``parser`` reads it.
 
     name: demo
     baseline: clip
-    data:       {train: {...}, test: {...}}         # made by `clips scenes`, into <output>/data/<name>
+    data:       {train: {...}, test: {...}}         # created by `clips scenes` in <output>/data/<name>
     defaults:   {encoder: {...}, llm: {...}, llava: {...}, benchmark: {...}, evaluation: {...}}
     encoders:
-      clip:         {recipe: {name: clip}}          # a mapping: trained here, laid over defaults.encoder
-      efficientnet: "timm:efficientnet_lite0"       # a text: pretrained, from anywhere
-      sized: {sweep: {global_batch_size: [64, 128]}}        # several: sized.64 and sized.128, see ``grid``
+      clip:         {recipe: {name: clip}}          # a mapping: trained here, overrides defaults.encoder
+      efficientnet: "timm:efficientnet_lite0"       # a string: pretrained
+      sized: {sweep: {global_batch_size: [64, 128]}}        # sized.64 and sized.128, see ``sweep``
     llms:
-      tiny:     {}                                  # likewise: trained here, over defaults.llm
+      tiny:     {}                                  # trained here, overrides defaults.llm
       stories:  path/to/any/transformers/llm
-    llava_variants:                                 # ways to train a LLaVA, laid over defaults.llava; may be left out
+    llava_variants:                                 # ways to train a LLaVA, override defaults.llava; optional
       mlp:      {}
       pooled:   {projector: {type: pool}}
-    existing_llavas:                                # rows of LLaVAs that are there already
+    existing_llavas:
       theirs:   path/to/a/llava
       other:    {lmms: {model: llava_hf, model_args: "pretrained=path/to/it"}}
     benchmarks: {retrieval: {data: $data/test}, pope: {}}
 
-    executor: slurm                               # where steps run, see ``executors``
-    resources: {encoder: {processes: 8}}          # what they run on, see ``resources``
+    executor: slurm                               # see ``executors``
+    resources: {encoder: {processes: 8}}          # see ``resources``
 
-A value that begins with ``$`` is a path inside the study's output, and the step that makes it runs before; or
-it is a path below an entry of ``paths``. Encoders × LLMs × LLaVA variants × seeds are the rows, after them the
-existing LLaVAs; benchmarks are the columns.
+A value that begins with ``$`` is a path in the study's output, and the step that creates it runs first; or it is a path
+below an entry of ``paths``. The rows are encoders × LLMs × LLaVA variants × seeds, followed by the existing LLaVAs; the
+columns are the benchmarks.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]{0,59}")
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """What all rows share. Every entry is laid under the settings of the single encoder, LLM or benchmark.
+    """Default settings, overridden by those of an encoder, LLM or benchmark.
 
     Args:
         encoder: fields of ``clips train``.
@@ -68,18 +68,18 @@ class Defaults:
 
 @dataclass(frozen=True, kw_only=True)
 class Override:
-    """An exception for some rows: those that match every name given.
+    """Settings for the rows that match all of ``encoder``, ``llm``, ``llava_variant`` and ``seed`` that are given.
 
     Args:
-        encoder: rows with this encoder, of this entry, or of a pattern (``photos.*``); all where None.
-        llm: rows with this LLM, or of a pattern.
-        llava_variant: rows with this variant, or of a pattern.
-        seed: rows with this seed.
-        exclude: leave these rows out.
-        llava: laid over ``defaults.llava`` for these rows.
-        evaluation: laid over ``defaults.evaluation`` for these rows: batch_size, precision, device, overwrite. An
-            encoder is evaluated once for all its LLaVAs, so that a rule for an LLM or a variant is not for its own
-            benchmarks; nor is one for a seed, of an encoder that is not trained here.
+        encoder: name, entry or pattern (``photos.*``).
+        llm: name or pattern.
+        llava_variant: name or pattern.
+        seed: of the row.
+        exclude: remove these rows.
+        llava: overrides ``defaults.llava``.
+        evaluation: overrides ``defaults.evaluation``: batch_size, precision, device, overwrite. An encoder is evaluated
+            once for all its LLaVAs, so that an override of an LLM or variant does not apply to its own benchmarks, nor
+            one of a seed if the encoder is not trained here.
     """
 
     encoder: str | None = None
@@ -93,7 +93,7 @@ class Override:
 
 @dataclass(frozen=True, kw_only=True)
 class Combination:
-    """What one row is made of; ``llm`` is None in a study without LLMs, ``llava_variant`` in one that names none."""
+    """The parts of one row; ``llm`` and ``llava_variant`` are None if the study defines none."""
 
     encoder: str
     llm: str | None
@@ -103,40 +103,40 @@ class Combination:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A comparison.
+    """A comparison of models.
 
     Args:
         name: of the study; its output goes to ``runs/<name>``.
-        title: of the report; the name where empty.
-        question: that the study answers, in words, for the report.
-        notes: what a reader must know about the data and the set-up, one line each.
-        output: another place for the output.
-        baseline: the encoder (or LLaVA of ``existing_llavas``) that the others are compared with; or a mapping from
-            encoders, entries or patterns (``photos.*``) to theirs, the first that fits.
-        jobs: steps that run at the same time.
-        threads: threads of each step; the cores divided by ``jobs`` where not given.
-        confirm_hours: steps that took longer are made again only with ``--yes``.
+        title: of the report; by default the name.
+        question: that the study answers, for the report.
+        notes: caveats about data and setup, one line each.
+        output: the study's directory; by default ``runs/<name>``.
+        baseline: the encoder or existing LLaVA that the others are compared with; or a mapping from encoders, entries
+            or patterns (``photos.*``) to their baselines, the first match wins.
+        jobs: maximum number of concurrent steps.
+        threads: threads of each step; by default the cores divided by ``jobs``.
+        confirm_hours: steps that took longer are recomputed only with ``--yes``.
         executor: where steps run, see ``executors``.
-        gpu: kind of GPU that ``study plan`` reckons with, see ``clips.planning.hardware``.
-        resources: kind of step, or pattern of step names → fields of ``resources.Resources``.
+        gpu: type of GPU that ``study plan`` assumes, see ``clips.planning.hardware``.
+        resources: type of step, or pattern of step names → fields of ``resources.Resources``.
         seeds: every encoder and LLaVA is trained once with each.
         paths: name → directory outside the study, for ``$name/…``.
-        data: name → settings of the command that makes it, ``clips scenes`` unless ``command`` says otherwise.
-        defaults: what all rows share.
-        encoders: name → settings of ``clips train``, or a text: where a pretrained one is.
-        llms: name → settings of ``llava-bridge train``, or a text: where a pretrained one is. None: no LLaVAs.
-        llava_variants: name → settings of ``llava-bridge train``, laid over ``defaults.llava``: each encoder is plugged
-            into each LLM in each variant.
-        existing_llavas: rows of LLaVAs that are there already: name → a directory or name on the Hub, or settings of
-            ``clips-bench run`` with ``llava`` or ``lmms``, laid over ``defaults.evaluation``.
-        overrides: exceptions for some rows.
-        benchmarks: column → settings of the benchmark; ``encoders`` among them: for these encoders,
-            LLaVAs, entries or patterns only.
+        data: name → settings of its command, ``clips scenes`` unless ``command`` names another.
+        defaults: shared settings.
+        encoders: name → settings of ``clips train``, or the location of a pretrained encoder.
+        llms: name → settings of ``llava-bridge train``, or the location of a pretrained LLM. Without LLMs no LLaVA is
+            trained.
+        llava_variants: name → settings of ``llava-bridge train``, which override ``defaults.llava``; every encoder is
+            combined with every LLM in every variant.
+        existing_llavas: name → a directory or name on the Hub, or settings of ``clips-bench run`` with ``llava`` or
+            ``lmms``, which override ``defaults.evaluation``.
+        overrides: settings for some rows.
+        benchmarks: column → settings of the benchmark; their key ``encoders`` limits it to these encoders, LLaVAs,
+            entries or patterns.
         figures: of the report, see ``FigureSpec``.
-        reference_results: rows that others have printed, shown beside the report's table (``clips``,
-            ``openclip:NAME``).
-        include: encoders, LLaVAs, entries or patterns that are compared; all where empty.
-        sweeps: the encoders that an entry with ``sweep`` stands for (they are among ``encoders``).
+        reference_results: models of papers, shown next to the report's table (``clips``, ``openclip:NAME``).
+        include: encoders, LLaVAs, entries or patterns to compare; all if empty.
+        sweeps: encoder → its sweep point, for encoders of entries with ``sweep``.
     """
 
     name: str
@@ -172,11 +172,11 @@ class Study:
                 _check_name(name, f"{what}.{name}")
         _check_name(self.name, "name")
         for name in _OWN_FOLDERS.intersection(self.paths):
-            raise UserError(f"paths.{name}: this name means a folder of the study's own; choose another")
+            raise UserError(f"paths.{name}: the study has a directory of this name; choose another")
         if not self.models:
             raise UserError("encoders: expected at least one, or one of 'existing_llavas'")
         if self.llava_variants and not self.llms:
-            raise UserError("llava_variants: expected none without 'llms', for they say how LLaVAs are trained")
+            raise UserError("llava_variants: expected none without 'llms', because they define how LLaVAs are trained")
         for name in self.encoders.keys() & self.existing_llavas.keys():
             raise UserError(f"existing_llavas.{name}: an encoder has this name already; choose another")
         select_reference_results(self.reference_results)
@@ -188,17 +188,17 @@ class Study:
         for name in self.baseline if isinstance(self.baseline, Mapping) else ():
             self._check_encoder(name, "baseline")
         if self.gpu is not None and self.gpu not in GPUS:
-            raise unknown_name_error(self.gpu, GPUS, "kind of GPU")
+            raise unknown_name_error(self.gpu, GPUS, "type of GPU")
         if self.jobs < 1:
             raise UserError(f"jobs: expected at least 1, got {self.jobs}")
         if self.threads is not None and self.threads < 1:
             raise UserError(f"threads: expected at least 1, got {self.threads}")
         if not self.confirm_hours >= 0:
-            raise UserError(f"confirm_hours: expected a number from 0 on, got {self.confirm_hours}")
+            raise UserError(f"confirm_hours: expected 0 or more, got {self.confirm_hours}")
         for name, settings in self.resources.items():
             from_plain(Resources, settings, what=f"resources.{name}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise UserError(f"seeds: expected different whole numbers from 0 on, got {list(self.seeds)}")
+            raise UserError(f"seeds: expected different integers of 0 or more, got {list(self.seeds)}")
         for override in self.overrides:
             if override.encoder is not None:
                 self._check_encoder(override.encoder, "overrides", [*self.encoders])
@@ -207,18 +207,18 @@ class Study:
                 if name is not None and not fnmatch.filter(known, name):
                     raise unknown_name_error(name, known, f"{what} in 'overrides'")
         for name, settings in self.benchmarks.items():
-            asked = settings.get("encoders") or []
-            if not isinstance(asked, list) or not all(isinstance(each, str) for each in asked):
-                raise UserError(f"benchmarks.{name}.encoders: expected a list, each item a name, got {asked!r:.80}")
-            for each in asked:
+            encoders = settings.get("encoders") or []
+            if not isinstance(encoders, list) or not all(isinstance(each, str) for each in encoders):
+                raise UserError(f"benchmarks.{name}.encoders: expected a list of names, got {encoders!r:.80}")
+            for each in encoders:
                 self._check_encoder(each, f"benchmarks.{name}.encoders")
         for number, figure in enumerate(self.figures, 1):
             self._check_figure(figure, f"figures[{number}]")
 
-    def _check_encoder(self, name: str, where: str, among: Sequence[str] | None = None) -> None:
-        """Refuse what means none of some models, of all where not given."""
-        known = self.models if among is None else among
-        if not any(self.means(name, model) for model in known):
+    def _check_encoder(self, name: str, where: str, models: Sequence[str] | None = None) -> None:
+        """Reject a name that matches none of ``models``, by default all."""
+        known = self.models if models is None else models
+        if not any(self.matches(name, model) for model in known):
             raise unknown_name_error(name, [*known, *self.entries], f"encoder in '{where}'")
 
     def _check_figure(self, figure: FigureSpec, where: str) -> None:
@@ -226,7 +226,7 @@ class Study:
             raise unknown_name_error(figure.benchmark, self.benchmarks, f"benchmark in '{where}.benchmark'")
         if figure.encoders not in self.entries:
             raise unknown_name_error(figure.encoders, self.entries, f"entry with 'sweep' in '{where}.encoders'")
-        settings = next(varied.settings for varied in self.sweeps.values() if varied.entry == figure.encoders)
+        settings = next(point.settings for point in self.sweeps.values() if point.entry == figure.encoders)
         if figure.x not in settings:
             raise unknown_name_error(figure.x, settings, f"setting in '{where}.x'")
         if isinstance(settings[figure.x], str):
@@ -236,67 +236,68 @@ class Study:
 
     @property
     def models(self) -> list[str]:
-        """Names of all that is compared: encoders, and LLaVAs that are there already."""
+        """Names of the encoders and the existing LLaVAs."""
         return [*self.encoders, *self.existing_llavas]
 
     @property
     def entries(self) -> list[str]:
         """Names of the entries with ``sweep``."""
-        return list(dict.fromkeys(varied.entry for varied in self.sweeps.values()))
+        return list(dict.fromkeys(point.entry for point in self.sweeps.values()))
 
-    def means(self, name: str, encoder: str) -> bool:
-        """Whether ``name`` is an encoder's, or its entry's, or a pattern such as ``photos.*`` that fits it."""
-        varied = self.sweeps.get(encoder)
-        return fnmatch.fnmatchcase(encoder, name) or (varied is not None and varied.entry == name)
+    def matches(self, name: str, encoder: str) -> bool:
+        """Whether ``name`` is the encoder, its entry with ``sweep``, or a matching pattern such as ``photos.*``."""
+        point = self.sweeps.get(encoder)
+        return fnmatch.fnmatchcase(encoder, name) or (point is not None and point.entry == name)
 
     def applies(self, override: Override, row: Combination) -> bool:
-        """Whether a row is meant by an exception."""
+        """Whether an override applies to a row."""
         return (
-            (override.encoder is None or self.means(override.encoder, row.encoder))
+            (override.encoder is None or self.matches(override.encoder, row.encoder))
             and (override.llm is None or fnmatch.fnmatchcase(row.llm or "", override.llm))
             and (override.llava_variant is None or fnmatch.fnmatchcase(row.llava_variant or "", override.llava_variant))
             and override.seed in {None, row.seed}
         )
 
     def combinations(self) -> list[Combination]:
-        """Encoders × LLMs × LLaVA variants × seeds, but for those left out, in the order of the table."""
+        """Encoders × LLMs × LLaVA variants × seeds without excluded ones, in the order of the table."""
         every = (
-            Combination(encoder=encoder, llm=llm, llava_variant=recipe, seed=seed)
+            Combination(encoder=encoder, llm=llm, llava_variant=variant, seed=seed)
             for llm in (self.llms or (None,))
-            for recipe in (self.llava_variants or (None,))
+            for variant in (self.llava_variants or (None,))
             for seed in self.seeds
             for encoder in self.encoders
-            if self.compares(encoder)
+            if self.is_included(encoder)
         )
-        return [row for row in every if not any(rule.exclude and self.applies(rule, row) for rule in self.overrides)]
+        exclusions = [override for override in self.overrides if override.exclude]
+        return [row for row in every if not any(self.applies(exclusion, row) for exclusion in exclusions)]
 
     def label(self, row: Combination) -> str:
-        """What a row is called in the table: the encoder, and of the rest what the study varies."""
+        """A row's name in the table: the encoder, and those of LLM, variant and seed that vary in the study."""
         with_llm = f" + {row.llm}" if len(self.llms) > 1 else ""
-        with_recipe = f" by {row.llava_variant}" if len(self.llava_variants) > 1 else ""
+        with_variant = f" by {row.llava_variant}" if len(self.llava_variants) > 1 else ""
         with_seed = f" (seed {row.seed})" if len(self.seeds) > 1 else ""
-        return f"{row.encoder}{with_llm}{with_recipe}{with_seed}"
+        return f"{row.encoder}{with_llm}{with_variant}{with_seed}"
 
     def baseline_of(self, encoder: str) -> str | None:
-        """The encoder or LLaVA that one is compared with; None for a baseline itself."""
+        """The baseline of an encoder or LLaVA; None for a baseline itself."""
         if isinstance(self.baseline, Mapping):
-            found = next((base for name, base in self.baseline.items() if self.means(name, encoder)), None)
+            found = next((base for name, base in self.baseline.items() if self.matches(name, encoder)), None)
         else:
             found = self.baseline
         return None if found == encoder else found
 
-    def compares(self, encoder: str) -> bool:
-        """Whether an encoder is among those compared."""
-        return not self.include or any(self.means(name, encoder) for name in self.include)
+    def is_included(self, encoder: str) -> bool:
+        """Whether ``include`` contains an encoder or LLaVA."""
+        return not self.include or any(self.matches(name, encoder) for name in self.include)
 
-    def asks(self, benchmark: str, encoder: str) -> bool:
-        """Whether a benchmark is for an encoder: all are, unless it names some."""
-        wanted = self.benchmarks[benchmark].get("encoders")
-        return wanted is None or any(self.means(name, encoder) for name in wanted)
+    def evaluates(self, benchmark: str, encoder: str) -> bool:
+        """Whether a benchmark evaluates an encoder or LLaVA: by default all, else those in its ``encoders``."""
+        encoders = self.benchmarks[benchmark].get("encoders")
+        return encoders is None or any(self.matches(name, encoder) for name in encoders)
 
     @property
     def directory(self) -> Path:
-        """Where everything that the study makes lies."""
+        """The directory of all outputs."""
         return Path(self.output or f"runs/{self.name}")
 
 

@@ -1,4 +1,4 @@
-"""``clips-bench schema``: JSON Schemas of every command's config, of study files and of what the suite writes.
+"""``clips-bench schema``: JSON Schemas of every command's config, of study files and of the suite's output files.
 
     clips-bench schema --output schemas
 
@@ -24,10 +24,10 @@ from clips.core.artifact import atomic_write, log_info, writable_directory
 
 @dataclass(frozen=True, kw_only=True)
 class SchemaConfig:
-    """Write the JSON Schemas of all configs, by which editors complete and check YAML files.
+    """Write the JSON Schemas of all configs, with which editors complete and check YAML files.
 
     Args:
-        output: the directory to write them into.
+        output: directory of the schemas.
     """
 
     output: str = "schemas"
@@ -35,16 +35,16 @@ class SchemaConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What every ``manifest.json`` tells of the directory that it lies in; each kind adds more.
+    """The keys of every ``manifest.json``; each type of artifact adds more.
 
     Args:
-        kind: what the directory is: ``scenes``, ``captions``, ``encoder``, ``llm``, ``llava``, or the format of an
+        kind: type of the directory: ``scenes``, ``captions``, ``encoder``, ``llm``, ``llava``, or the format of an
             encoder for another library.
         created: ISO time.
-        config: of the command that made it.
-        seed: of the run.
-        data: what was read that is no directory of the suite's: name → path, hash, counts.
-        parents: what it was made from: name → path and hash.
+        config: of the command that wrote it.
+        seed: of the command.
+        data: external inputs: name → path, hash, counts.
+        parents: input artifacts: name → path and hash.
         versions: of the libraries.
         git: commit of the suite and whether it had uncommitted changes; empty outside of a checkout.
         hash: SHA-256 over the names and hashes of its files.
@@ -64,7 +64,7 @@ class Manifest:
 
 
 def schemas() -> Iterator[tuple[str, dict[str, Any]]]:
-    """File name → schema: one for each command, then those of files."""
+    """File names and schemas: one for each command, then those of files."""
     for program in CLI_ENTRY_POINTS:
         for name, command in commands_of(program).items():
             kind = command.config_class()
@@ -77,7 +77,7 @@ def schemas() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _result_schema() -> dict[str, Any]:
     schema = config_schema(Result, "a result file")
-    del schema["properties"]["path"]  # where it was read from
+    del schema["properties"]["path"]  # set by the reader
     return schema | {"required": [field.name for field in dataclasses.fields(Result) if field.name != "path"]}
 
 
@@ -87,4 +87,4 @@ def write_schemas(config: SchemaConfig) -> None:
     written = dict(schemas())
     for name, schema in written.items():
         atomic_write(Path(output) / name, json.dumps(schema, indent=1, ensure_ascii=False) + "\n")
-    log_info(f"{output}: {len(written)} schemas; docs/installing.md says how an editor uses them")
+    log_info(f"{output}: {len(written)} schemas; docs/installing.md explains how to use them in an editor")

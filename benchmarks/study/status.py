@@ -1,7 +1,8 @@
-"""How far a study is, from its files as they are at one moment, and how that looks in a terminal."""
+"""The progress of a study, read from its files, and its display in a terminal."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import statistics
 import time
@@ -21,23 +22,23 @@ if TYPE_CHECKING:
 _COUNTED = re.compile(r"(?:step |: )([\d,]+)(?:/| of )([\d,]+)")
 _STYLES = {"done": "green", "failed": "red", "cannot run": "red", "running": "cyan", "waiting": "dim"}
 _ENDED = {"done", "failed", "cannot run"}
-_EXPENDABLE = ("memory", "time", "progress")  # columns to leave out in a narrow terminal, in this order
+_OPTIONAL_COLUMNS = ("memory", "time", "progress")  # omitted in a narrow terminal, in this order
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepStatus:
-    """How far one step is.
+    """The progress of one step.
 
     Args:
         name: of the step.
-        state: ``new``, ``changed: …``, ``missing`` (its outputs are gone), ``failed``, ``interrupted``, ``stopped``
-            (its record says that it runs, and nothing does), ``running`` or ``done``; what a runner has still to do is
-            ``waiting`` or ``cannot run``.
-        record: of its last run.
-        seconds: since it began, or that it took.
-        left: seconds, guessed; None where nothing tells.
-        progress: ``40/150 27 %``, where its log tells.
-        last: the last line of its log, where it runs or failed.
+        state: ``new``, ``changed: …``, ``missing`` (without its outputs), ``failed``, ``interrupted``, ``stopped``
+            (recorded as running, without a process), ``running`` or ``done``; with a runner at work also ``waiting``
+            and ``cannot run``.
+        record: of its last job.
+        seconds: elapsed time.
+        left: estimated remaining seconds; None if unknown.
+        progress: such as ``40/150 27 %``, from its log; empty if unknown.
+        last: the last line of its log while it runs or after a failure.
     """
 
     name: str
@@ -64,61 +65,56 @@ def step_state(step: Step, key: StepKey, output: Path) -> str:
     return record.status if record.status != "done" or is_done(step, key, output) else "missing"
 
 
-class StudyWatch:
-    """Looks at a study again and again.
+class StudyMonitor:
+    """Reads the progress of a study repeatedly.
 
     Args:
         steps: of the study, parents first.
         keys: step → its current key.
         output: the study's directory.
-        shares: step → how much of the executor it takes, for the time left.
+        shares: see ``ExecutorConfig.shares``; for the remaining time.
     """
 
     def __init__(
         self, steps: Sequence[Step], keys: Mapping[str, StepKey], output: Path, shares: Mapping[str, Share]
     ) -> None:
         self.steps, self.keys, self.output, self.shares = steps, keys, output, shares
-        self.began = {step.name: read_record(output, step.name) for step in steps}
+        self.initial_records = {step.name: read_record(output, step.name) for step in steps}
 
-    def look(self, *, running: bool | None = None) -> list[StepStatus]:
-        """The steps as they are now.
+    def statuses(self, *, running: bool | None = None) -> list[StepStatus]:
+        """The current status of every step.
 
         Args:
-            running: whether a runner is at work; found out where None.
+            running: whether a runner is at work; by default it is checked.
         """
         running = runner_lives(self.output) if running is None else running
-        found: dict[str, StepStatus] = {}
+        statuses: dict[str, StepStatus] = {}
         durations = self._durations()
         for step in self.steps:
             state = step_state(step, self.keys[step.name], self.output)
             record = read_record(self.output, step.name)
-            if running and state not in {"done", "running"} and record == self.began[step.name]:
-                above = {found[parent].state for parent in step.parents}
-                state = "cannot run" if above & {"failed", "cannot run"} else "waiting"
-            found[step.name] = self._status(step, state, record, durations)
-        return list(found.values())
+            if running and state not in {"done", "running"} and record == self.initial_records[step.name]:
+                parents = {statuses[parent].state for parent in step.parents}
+                state = "cannot run" if parents & {"failed", "cannot run"} else "waiting"
+            statuses[step.name] = self._status(step, state, record, durations)
+        return list(statuses.values())
 
     def _status(self, step: Step, state: str, record: StepRecord | None, durations: Mapping[str, float]) -> StepStatus:
-        guess = durations.get(step.name, durations.get(step.kind))
+        duration = durations.get(step.name, durations.get(step.kind))
+        status = StepStatus(name=step.name, state=state, record=record, left=duration)
         if record is None or state in {"new", "waiting", "cannot run"}:
-            return StepStatus(name=step.name, state=state, record=record, left=guess)
+            return status
         if state != "running":
             last = record.log_tail[-1] if record.log_tail else ""
-            return StepStatus(name=step.name, state=state, record=record, seconds=record.seconds, last=last, left=guess)
+            return dataclasses.replace(status, seconds=record.seconds, last=last)
         lines = log_tail(self.output, step.name)
         seconds = record.previous_seconds + time.time() - record.started
-        return StepStatus(
-            name=step.name,
-            state=state,
-            record=record,
-            seconds=seconds,
-            left=None if guess is None else max(guess - seconds, 0.0),
-            progress=_progress(lines),
-            last=lines[-1] if lines else "",
-        )
+        left = None if duration is None else max(duration - seconds, 0.0)
+        last = lines[-1] if lines else ""
+        return dataclasses.replace(status, seconds=seconds, left=left, progress=_progress(lines), last=last)
 
     def _durations(self) -> dict[str, float]:
-        """What steps took, and the means of their kinds."""
+        """Step → recorded seconds, and type of step → their mean."""
         records = {step.name: read_record(self.output, step.name) for step in self.steps}
         own = {name: record.seconds for name, record in records.items() if record and record.status == "done"}
         kinds: dict[str, list[float]] = {}
@@ -127,17 +123,17 @@ class StudyWatch:
                 kinds.setdefault(step.kind, []).append(own[step.name])
         return own | {kind: statistics.mean(values) for kind, values in kinds.items()}
 
-    def left(self, seen: Sequence[StepStatus]) -> float | None:
-        """Seconds until all that runs or waits is done, guessed; None where the time of a step is not known."""
-        rests = {status.name: status.left for status in seen if status.state in {"waiting", "running"}}
-        known = {name: rest for name, rest in rests.items() if rest is not None}
-        return time_left(self.steps, known, self.shares) if len(known) == len(rests) else None
+    def time_left(self, statuses: Sequence[StepStatus]) -> float | None:
+        """Estimated seconds until all running and waiting steps are done; None if the time of one is unknown."""
+        left = {status.name: status.left for status in statuses if status.state in {"waiting", "running"}}
+        known = {name: seconds for name, seconds in left.items() if seconds is not None}
+        return time_left(self.steps, known, self.shares) if len(known) == len(left) else None
 
-    def lines(self, before: Sequence[StepStatus], now: Sequence[StepStatus]) -> list[str]:
-        """What has changed, a line each: ``[3/15] encoder-clips-s0: done after 12 s``."""
+    def changes(self, before: Sequence[StepStatus], now: Sequence[StepStatus]) -> list[str]:
+        """Lines such as ``[3/15] encoder-clips-s0: done after 12 s`` for changed states, with the log of failures."""
         states = {status.name: status.state for status in before}
         ended = sum(status.state in _ENDED for status in before)
-        said = []
+        lines = []
         for status in now:
             if status.state == states.get(status.name) or status.state == "waiting":
                 continue
@@ -147,67 +143,67 @@ class StudyWatch:
                 line += f" ({status.record.command})"
             elif status.record is not None and status.state != "cannot run":
                 line += f" after {format_duration(status.seconds)}"
-            said.append(line)
+            lines.append(line)
             if status.record is not None and status.state == "failed":
-                said += [f"{status.name} failed: {status.record.command}"]
-                said += [f"    {strip_control_chars(text)}" for text in status.record.log_tail]
-        return said
+                lines.append(f"{status.name} failed: {status.record.command}")
+                lines += [f"    {strip_control_chars(text)}" for text in status.record.log_tail]
+        return lines
 
-    def view(self, seen: Sequence[StepStatus], width: int) -> Group:
-        """A table of the steps, and the last lines of those that run or failed.
+    def view(self, statuses: Sequence[StepStatus], width: int) -> Group:
+        """A table of the steps, and the last log lines of running and failed ones.
 
         Args:
-            seen: what ``look`` returned.
-            width: of the terminal; columns are left out where it is narrow, names of steps never cut.
+            statuses: of all steps.
+            width: of the terminal; a narrow one gets fewer columns, but whole names of steps.
         """
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
-        rows = [_row(status) for status in seen]
-        heads = _fitting(rows, width)
+        rows = [_row(status) for status in statuses]
+        columns = _fitting_columns(rows, width)
         table = Table(box=None, pad_edge=False)
-        for head in heads:
-            table.add_column(head, justify="right" if head in {"time", "left", "memory"} else "left", no_wrap=True)
-        for row, status in zip(rows, seen, strict=True):
+        for column in columns:
+            table.add_column(column, justify="right" if column in {"time", "left", "memory"} else "left", no_wrap=True)
+        for row, status in zip(rows, statuses, strict=True):
             style = _STYLES.get(status.state, "yellow")
-            table.add_row(*(Text(row[head], style=style if head in {"step", "state"} else "") for head in heads))
-        parts: list[Table | Text] = [table, Text(self._summary(seen), style="bold")]
-        for status in seen:
+            table.add_row(*(Text(row[name], style=style if name in {"step", "state"} else "") for name in columns))
+        parts: list[Table | Text] = [table, Text(self._summary(statuses), style="bold")]
+        for status in statuses:
             if status.last and status.state != "done":
                 parts.append(Text(f"{status.name}: {strip_control_chars(status.last, 160)}", style="dim"))
         return Group(*parts)
 
-    def _summary(self, seen: Sequence[StepStatus]) -> str:
-        """``3 of 9 done, 1 failed, about 4 min 10 s left``."""
-        failed = sum(status.state == "failed" for status in seen)
-        parts = [f"{sum(status.state == 'done' for status in seen)} of {len(seen)} done"]
-        parts += [f"{failed} failed"] if failed else []
-        if any(status.state in {"waiting", "running"} for status in seen):
-            left = self.left(seen)
+    def _summary(self, statuses: Sequence[StepStatus]) -> str:
+        """Such as ``3 of 9 done, 1 failed, about 4 min 10 s left``."""
+        states = [status.state for status in statuses]
+        done, failed = states.count("done"), states.count("failed")
+        parts = [f"{done} of {len(states)} done", *([f"{failed} failed"] if failed else [])]
+        if {"waiting", "running"} & set(states):
+            left = self.time_left(statuses)
             parts += [f"about {format_duration(left)} left"] if left else []
-        elif len(seen) > sum(status.state == "done" for status in seen):
+        elif len(states) > done:
             parts.append("nothing is running")
         return ", ".join(parts)
 
 
-class Progress:
-    """What a runner shows: the table, redrawn, in a terminal; a line for each change elsewhere.
+class ProgressDisplay:
+    """The runner's display: in a terminal a table that is redrawn, elsewhere a line for each change.
 
     Args:
-        watch: the study.
-        console: where to.
+        monitor: of the study.
+        console: for the output.
     """
 
-    def __init__(self, watch: StudyWatch, console: Console) -> None:
+    def __init__(self, monitor: StudyMonitor, console: Console) -> None:
         from rich.live import Live
 
-        self.watch, self.console = watch, console
-        self.seen = watch.look(running=True)
+        self.monitor, self.console = monitor, console
+        self.statuses = monitor.statuses(running=True)
         self.live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._shown = 0.0
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressDisplay:
         if self.live:
             self.live.start()
         return self
@@ -219,15 +215,15 @@ class Progress:
             self.live.stop()
 
     def show(self) -> None:
-        """Look, and show what is new, not more than twice a second."""
+        """Update the display, at most twice a second."""
         if time.monotonic() - self._shown < 0.5:
             return
         self._shown = time.monotonic()
-        before, self.seen = self.seen, self.watch.look(running=True)
+        before, self.statuses = self.statuses, self.monitor.statuses(running=True)
         if self.live:
-            self.live.update(self.watch.view(self.seen, self.console.width), refresh=True)
+            self.live.update(self.monitor.view(self.statuses, self.console.width), refresh=True)
         else:
-            for line in self.watch.lines(before, self.seen):
+            for line in self.monitor.changes(before, self.statuses):
                 self.console.print(line, markup=False, soft_wrap=True)
 
 
@@ -243,18 +239,17 @@ def _row(status: StepStatus) -> dict[str, str]:
     }
 
 
-def _fitting(rows: Sequence[Mapping[str, str]], width: int) -> list[str]:
-    """The columns that there is room for."""
-    widths = {head: max([len(head), *(len(row[head]) for row in rows)]) + 2 for head in rows[0]} if rows else {}
-    heads = list(widths)
-    for head in _EXPENDABLE:
-        if sum(widths[each] for each in heads) > width:
-            heads.remove(head)
-    return heads
+def _fitting_columns(rows: Sequence[Mapping[str, str]], width: int) -> list[str]:
+    widths = {name: max([len(name), *(len(row[name]) for row in rows)]) + 2 for name in rows[0]} if rows else {}
+    columns = list(widths)
+    for name in _OPTIONAL_COLUMNS:
+        if sum(widths[column] for column in columns) > width:
+            columns.remove(name)
+    return columns
 
 
 def _progress(lines: Sequence[str]) -> str:
-    """``40/150 27 %`` from ``step 40/150`` or ``1,000 of 9,000`` in the last line that has it."""
+    """``40/150 27 %`` from the last line with ``step 40/150`` or ``1,000 of 9,000``; else empty."""
     for line in reversed(lines):
         if found := _COUNTED.search(line):
             done, total = (int(text.replace(",", "")) for text in found.groups())

@@ -1,4 +1,4 @@
-"""One step of a study: one command with one config file, and the outputs that it leaves."""
+"""One step of a study: one command with one config file, and its outputs."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any, Literal
 
 StepKind = Literal["data", "encoder", "llm", "llava", "evaluation"]
 Share = Mapping[str, float]
-"""What a step takes of its executor: its GPUs, or a place among the ``jobs``, as parts of all that there are."""
+"""Shared resource of the executor (``gpus``, ``jobs``) → the fraction of it that a step occupies."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OutputSpec:
-    """What one output of a step depends on, where a step has several that can be kept one by one.
+    """The dependencies of one output of a step; an output whose dependencies did not change stays in place.
 
     Args:
         output: the output.
         config: the part of the step's config that it depends on.
-        parents: names of the steps that this part of the config refers to.
+        parents: names of the steps that this part refers to.
         needs: files outside the study that it refers to.
         hub: names on the Hub that it refers to.
     """
@@ -37,15 +37,15 @@ class Step:
     """One command that a user could type alone.
 
     Args:
-        name: unique in the study; also the directory under ``steps/``. For instance ``encoder-clips``.
-        kind: what is made; steps of one kind take similar time and are drawn in one color.
-        command: the words before ``--config``, for instance ``("clips", "train")``.
-        config: the whole content of the step's config file.
-        outputs: what exists when the step has succeeded, directories or result files; nothing else writes them.
+        name: unique in the study, such as ``encoder-clips``; also the directory under ``steps/``.
+        kind: type of the output.
+        command: the words before ``--config``, such as ``("clips", "train")``.
+        config: the content of the step's config file.
+        outputs: the directories or result files that it writes; no other step writes them.
         parents: names of the steps whose outputs the config refers to.
-        needs: files outside the study that the config refers to (they are part of the step's key).
+        needs: files outside the study that the config refers to; part of the step's key.
         hub: names on the Hub that the config refers to.
-        parts: one for each output, where a change that concerns one output shall leave the others in place.
+        parts: the dependencies of each output, for a step whose outputs are replaced one by one.
     """
 
     name: str
@@ -58,8 +58,12 @@ class Step:
     hub: tuple[str, ...] = ()
     parts: tuple[OutputSpec, ...] = ()
 
+    def output_paths(self, directory: Path) -> tuple[str, ...]:
+        """The outputs inside the study's directory, relative to it."""
+        return tuple(path.relative_to(directory).as_posix() for path in self.outputs if path.is_relative_to(directory))
+
     def problems(self) -> list[str]:
-        """What is wrong with the outputs, a line each: missing ones, and result files that record a failure."""
+        """A line for each missing output and each result file that records a failure."""
         found = []
         for path in self.outputs:
             if not path.exists():
@@ -80,16 +84,16 @@ def _failure(path: Path) -> list[str]:
 
 
 def topological_order(steps: Iterable[Step]) -> list[Step]:
-    """The steps, parents before children, otherwise in the order given.
+    """The steps, parents before children, otherwise in the given order.
 
     Raises:
-        ValueError: a parent that is not among the steps, or a circle.
+        ValueError: an unknown parent, or a cycle.
     """
     waiting = {step.name: step for step in steps}
     known = set(waiting)
     for step in waiting.values():
         if unknown := set(step.parents) - known:
-            raise ValueError(f"step {step.name} waits for {sorted(unknown)}, which nothing makes")
+            raise ValueError(f"step {step.name} waits for {sorted(unknown)}, which no step makes")
     ordered: list[Step] = []
     done: set[str] = set()
     while waiting:
@@ -102,19 +106,19 @@ def topological_order(steps: Iterable[Step]) -> list[Step]:
     return ordered
 
 
-def time_left(steps: Sequence[Step], rests: Mapping[str, float], shares: Mapping[str, Share]) -> float:
-    """Seconds until all steps are done: as the executor has room for them, and no step before its parents.
+def time_left(steps: Sequence[Step], remaining: Mapping[str, float], shares: Mapping[str, Share]) -> float:
+    """Lower bound of the seconds until all steps are done, from the executor's capacity and the order of the steps.
 
     Args:
         steps: of the study.
-        rests: of those that are not done, what each still takes.
-        shares: how much of the executor each takes meanwhile, see ``ExecutorConfig.shares``.
+        remaining: unfinished step → its remaining seconds.
+        shares: see ``ExecutorConfig.shares``.
     """
     ends: dict[str, float] = {}
     for step in topological_order(steps):
-        ends[step.name] = rests.get(step.name, 0.0) + max((ends[parent] for parent in step.parents), default=0.0)
+        ends[step.name] = remaining.get(step.name, 0.0) + max((ends[parent] for parent in step.parents), default=0.0)
     busy: dict[str, float] = {}
-    for name, rest in rests.items():
-        for room, part in shares[name].items():
-            busy[room] = busy.get(room, 0.0) + rest * part
+    for name, seconds in remaining.items():
+        for resource, fraction in shares[name].items():
+            busy[resource] = busy.get(resource, 0.0) + seconds * fraction
     return max(0.0, *busy.values(), *ends.values())

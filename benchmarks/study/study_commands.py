@@ -1,4 +1,4 @@
-"""``clips-bench study run | plan | status STUDY.yaml``."""
+"""``clips-bench study run | plan | status STUDY.yaml``: execute a study, preview it, print its progress."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from benchmarks.study.parser import read_study
 from benchmarks.study.resources import Resources, check_patterns, resolve_resources
 from benchmarks.study.schema import Study
 from benchmarks.study.shipped import resolve_study_file
-from benchmarks.study.status import Progress, StudyWatch, step_state
+from benchmarks.study.status import ProgressDisplay, StudyMonitor, step_state
 from benchmarks.study.step_state import CONFIG_FILE, StepKey, is_done, step_directory, step_keys
 from benchmarks.study.study_record import RECORD_FILE, StepPlan, StudyRecord, write_study_record
-from benchmarks.study.trash import Replacement, check_costly, replaced_in_all, replacements, trash_words
+from benchmarks.study.trash import Replacement, check_costly, describe_trash, replacements, summarize_replacements
 from clips.core.artifact import git_state, library_versions, log_info
 from clips.errors import UserError, unknown_name_error
 
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
-    """Run a study, or look at it. Finished steps are not run again; changed ones, and what depends on them, are.
+    """Run the unfinished steps of a study: new and changed ones, and the steps that depend on them.
 
     Args:
-        study: the study file, or the name of a study that is shipped (``mini``).
-        output: another directory for what it makes.
-        jobs: steps that run at the same time; as the study says where not given.
-        paths: name → directory, instead of those in the study's ``paths``.
-        seeds: instead of the study's.
-        include: encoders, entries or patterns such as ``photos.*``, instead of all.
-        check: check every step's config, and that the files it needs are there, before the first one runs.
-        wait_for_lock: for another runner that is at work in the study's directory, instead of rejecting.
-        yes: make again also what took longer than ``confirm_hours``; the former outputs go to the study's trash.
-        confirm_hours: instead of the study's.
+        study: the study file, or the name of a built-in study (``mini``).
+        output: directory of the study, overriding the study file.
+        jobs: maximum number of concurrent steps, overriding the study file.
+        paths: name → directory, overriding ``paths`` of the study file.
+        seeds: overriding those of the study file.
+        include: encoders, LLaVAs, entries or patterns such as ``photos.*``; default: those of the study file.
+        check: before the first step starts, check every step's config and that all input files exist.
+        wait_for_lock: wait for another runner in the study's directory instead of raising an error.
+        yes: recompute steps that took longer than ``confirm_hours``, too; their outputs go to the study's trash.
+        confirm_hours: overriding that of the study file.
     """
 
     study: str
@@ -64,20 +64,20 @@ class StudyConfig:
         if self.jobs is not None and self.jobs < 1:
             raise UserError(f"jobs: expected at least 1, got {self.jobs}")
         if self.confirm_hours is not None and not self.confirm_hours >= 0:
-            raise UserError(f"confirm_hours: expected a number from 0 on, got {self.confirm_hours}")
+            raise UserError(f"confirm_hours: expected 0 or more, got {self.confirm_hours}")
 
     @property
     def file(self) -> str:
-        """The study file; UserError where ``study`` is no file's nor a shipped study's name."""
+        """The study file; UserError if ``study`` is neither a file nor a built-in study."""
         return resolve_study_file(self.study)
 
     def read(self) -> Study:
-        """The study with the command line's changes."""
+        """The study with the overrides of the command line."""
         study = read_study(self.file)
         for name in self.paths:
             if name not in study.paths:
                 raise unknown_name_error(name, study.paths, "name in 'paths'")
-        unknown = [name for name in self.include if not any(study.means(name, model) for model in study.models)]
+        unknown = [name for name in self.include if not any(study.matches(name, model) for model in study.models)]
         if unknown:
             raise unknown_name_error(unknown[0], study.models, "encoder in 'include'")
         return dataclasses.replace(
@@ -92,8 +92,20 @@ class StudyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StudyToolConfig(StudyConfig):
+    """Settings of a command that executes no step.
+
+    Args:
+        jobs: not used by this command.
+        check: not used by this command.
+        yes: not used by this command.
+        confirm_hours: not used by this command.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResolvedStudy:
-    """A plan with the key of each step, and the text of the study file that it was read from."""
+    """A plan with the key of each step and the text of the study file."""
 
     plan: StudyPlan
     keys: dict[str, StepKey]
@@ -101,12 +113,12 @@ class ResolvedStudy:
 
     @property
     def resources(self) -> dict[str, Resources]:
-        """What each step is given."""
+        """Step → its resources."""
         return {step.name: resolve_resources(self.plan.study.resources, step) for step in self.plan.steps}
 
     @property
     def shares(self) -> dict[str, Share]:
-        """How much of the study's executor each step takes."""
+        """Step → the fraction of the executor that it occupies."""
         return self.plan.study.executor.shares(self.resources, self.plan.study.jobs)
 
     @property
@@ -114,28 +126,28 @@ class ResolvedStudy:
         """The study's directory."""
         return self.plan.study.directory
 
-    def replaces(self, again: Collection[str] = ()) -> list[Replacement]:
-        """What a run would make again, see ``trash.replacements``."""
-        return replacements(self.plan.steps, self.keys, self.output, again=again)
+    def replacements(self, rerun: Collection[str] = ()) -> list[Replacement]:
+        """The finished steps that would be executed again, see ``trash.replacements``."""
+        return replacements(self.plan.steps, self.keys, self.output, rerun=rerun)
 
-    def reject_costly(self, config: StudyConfig, again: Collection[str] = ()) -> None:
-        """Raise UserError where a run without ``yes`` would make again what took long, see ``trash.check_costly``."""
+    def reject_costly(self, config: StudyConfig, rerun: Collection[str] = ()) -> None:
+        """Raise UserError if a costly step would be executed again without ``yes``, see ``trash.check_costly``."""
         if not config.yes:
-            check_costly(self.replaces(again), hours=self.plan.study.confirm_hours, study=config.study)
+            check_costly(self.replacements(rerun), hours=self.plan.study.confirm_hours, study=config.study)
 
-    def watch(self) -> StudyWatch:
-        """What tells how far the study is."""
-        return StudyWatch(self.plan.steps, self.keys, self.output, self.shares)
+    def monitor(self) -> StudyMonitor:
+        """A monitor of the study's progress."""
+        return StudyMonitor(self.plan.steps, self.keys, self.output, self.shares)
 
 
 def resolve_study(config: StudyConfig) -> ResolvedStudy:
-    """Read a study and work out its steps and their keys.
+    """Read a study and derive its steps and their keys.
 
     Raises:
-        UserError: what is wrong with the study file.
+        UserError: the study file is invalid.
     """
     plan = build_plan(config.read())
-    text = Path(config.file).read_text(encoding="utf-8")  # now: while the study runs it may be edited for the next run
+    text = Path(config.file).read_text(encoding="utf-8")  # now, because the file may be edited while the study runs
     check_patterns(plan.study.resources, plan.steps)
     for step in plan.steps:
         check_command(step.command)
@@ -144,90 +156,87 @@ def resolve_study(config: StudyConfig) -> ResolvedStudy:
 
 
 def current_keys(plan: StudyPlan) -> dict[str, StepKey]:
-    """The keys of a plan's steps, with the files outside as they are now."""
+    """The keys of a plan's steps, with the current external files."""
     return step_keys(plan.steps, plan.study.directory, version=command_version)
 
 
 def run_study_steps(config: StudyConfig, *, report: Callable[[Path], None]) -> None:
-    """Run what is missing, then report it, before another runner may begin. Exit status 1 where a step failed.
+    """Run the unfinished steps and report, under one lock of the study's directory. Exit status 1 if a step failed.
 
     Args:
         config: the study.
-        report: is given the study's directory.
+        report: called with the study's directory.
 
     Raises:
-        UserError: the study cannot be run, or would make again what took long; then nothing has been started.
+        UserError: the study is invalid, or would recompute costly steps; then no step has started.
     """
     from benchmarks.results.formatting import format_duration
     from benchmarks.study.preflight import check_configs, check_input_files
 
-    keyed = resolve_study(config)
-    keyed.reject_costly(config)
-    study, steps, output = keyed.plan.study, keyed.plan.steps, keyed.output
-    missing = [step for step in steps if not is_done(step, keyed.keys[step.name], output)]
+    resolved = resolve_study(config)
+    resolved.reject_costly(config)
+    study, steps, output = resolved.plan.study, resolved.plan.steps, resolved.output
+    missing = [step for step in steps if not is_done(step, resolved.keys[step.name], output)]
     log_info(f"{study.name}: {len(steps)} steps, {len(steps) - len(missing)} done before; output in {output}")
     if config.check and missing:
         check_input_files(missing, study)
         check_configs(missing)
     begun = time.monotonic()
     with locked(output, wait=config.wait_for_lock):
-        if config.wait_for_lock:  # the study or its code may have changed meanwhile
-            keyed = resolve_study(config)
-            keyed.reject_costly(config)
-        summary = _run_locked(keyed, config)
+        if config.wait_for_lock:  # the study may have changed meanwhile
+            resolved = resolve_study(config)
+            resolved.reject_costly(config)
+        summary = _run_locked(resolved, config)
         report(output)
     if missing:
-        log_info(f"{study.name}: {format_duration(time.monotonic() - begun)} in all{trash_words(output)}")
+        log_info(f"{study.name}: {format_duration(time.monotonic() - begun)} in total{describe_trash(output)}")
     if not summary.complete:
         names = ", ".join(summary.failed)
-        log_info(f"{study.name}: failed: {names}; the logs are {output}/steps/<step>/log.txt. Run it again to go on.")
+        log_info(f"{study.name}: failed: {names}; see {output}/steps/<step>/log.txt. The same command resumes.")
         sys.exit(1)
 
 
-def _run_locked(keyed: ResolvedStudy, config: StudyConfig) -> Summary:
-    """Run what is missing, with a record of the study before, for those who look on, and after."""
+def _run_locked(resolved: ResolvedStudy, config: StudyConfig) -> Summary:
+    """Run the unfinished steps, and write ``study.json`` before (for `study status`) and after them."""
     from rich.console import Console
 
     from benchmarks.study.engine import run_steps
 
-    study, steps, output = keyed.plan.study, keyed.plan.steps, keyed.output
-    if not (output / RECORD_FILE).is_file() or not all(is_done(step, keyed.keys[step.name], output) for step in steps):
-        write_study_record(output, study_record(keyed, config.file))
-    with Progress(keyed.watch(), Console(file=sys.stderr, highlight=False)) as progress:
+    study, steps, output = resolved.plan.study, resolved.plan.steps, resolved.output
+    done = all(is_done(step, resolved.keys[step.name], output) for step in steps)
+    if not done or not (output / RECORD_FILE).is_file():
+        write_study_record(output, study_record(resolved, config.file))
+    with ProgressDisplay(resolved.monitor(), Console(file=sys.stderr, highlight=False)) as display:
         summary = run_steps(
             steps,
-            keyed.keys,
+            resolved.keys,
             output,
             jobs=study.jobs,
             threads=study.threads,
             executor=study.executor,
-            resources=keyed.resources,
-            show=progress.show,
+            resources=resolved.resources,
+            show=display.show,
         )
-    now = dataclasses.replace(keyed, keys=current_keys(keyed.plan))
+    now = dataclasses.replace(resolved, keys=current_keys(resolved.plan))
     write_study_record(output, study_record(now, config.file))
     return summary
 
 
-def study_record(keyed: ResolvedStudy, file: str) -> StudyRecord:
-    """What ``study.json`` says about a plan."""
+def study_record(resolved: ResolvedStudy, file: str) -> StudyRecord:
+    """The content of ``study.json``."""
     from benchmarks.study.machine import describe_machine
 
-    study = keyed.plan.study
-    steps = {
-        step.name: StepPlan(
+    study, resources, shares = resolved.plan.study, resolved.resources, resolved.shares
+    steps = {}
+    for step in resolved.plan.steps:
+        config_file = step_directory(resolved.output, step.name) / CONFIG_FILE
+        steps[step.name] = StepPlan(
             kind=step.kind,
-            command=" ".join(
-                launch_command(
-                    step.command, step_directory(keyed.output, step.name) / CONFIG_FILE, keyed.resources[step.name]
-                )
-            ),
-            key=keyed.keys[step.name].key,
+            command=" ".join(launch_command(step.command, config_file, resources[step.name])),
+            key=resolved.keys[step.name].key,
             parents=step.parents,
-            executor_share=keyed.shares[step.name],
+            executor_share=shares[step.name],
         )
-        for step in keyed.plan.steps
-    }
     return StudyRecord(
         name=study.name,
         title=study.title or study.name,
@@ -235,9 +244,9 @@ def study_record(keyed: ResolvedStudy, file: str) -> StudyRecord:
         notes=study.notes,
         reference_results=study.reference_results,
         file=file,
-        text=keyed.text,
-        rows=keyed.plan.rows,
-        benchmarks=keyed.plan.benchmarks,
+        text=resolved.text,
+        rows=resolved.plan.rows,
+        benchmarks=resolved.plan.benchmarks,
         steps=steps,
         figures=study.figures,
         machine=describe_machine(),
@@ -248,37 +257,30 @@ def study_record(keyed: ResolvedStudy, file: str) -> StudyRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyPlanConfig(StudyConfig):
-    """Look at a study before it runs: its steps, which of them are done, and what the others will take.
+    """Print the steps of a study, their states, and the estimated cost of unfinished ones.
 
     Args:
-        study: the study file.
-        gpu: kind of GPU to assume (a100-80, h100, h200 …), instead of the study's.
-        estimates: say what each step will take: time, memory, disk, GPU hours.
-        output: another directory for what it makes.
-        jobs: steps that run at the same time; as the study says where not given.
-        paths: name → directory, instead of those in the study's ``paths``.
-        seeds: instead of the study's.
-        include: encoders, entries or patterns such as ``photos.*``, instead of all.
-        check: check that the files that steps need are there.
-        wait_for_lock: not used here.
-        yes: not used here.
-        confirm_hours: instead of the study's.
+        gpu: type of GPU to assume (a100-80, h100, h200 …), overriding that of the study file.
+        estimates: estimate time, memory, disk and GPU hours of every step.
+        check: check every unfinished step's config and that all input files exist.
+        wait_for_lock: not used by this command.
+        yes: not used by this command.
     """
 
     gpu: str | None = None
     estimates: bool = True
 
     def read(self) -> Study:
-        """The study with the command line's changes."""
+        """The study with the overrides of the command line."""
         study = super().read()
         return dataclasses.replace(study, gpu=self.gpu or study.gpu)
 
 
 def plan_study(config: StudyPlanConfig) -> None:
-    """Print the steps of a study, what each depends on, what would run, and what that will take.
+    """Print the steps of a study with their dependencies, states and estimated cost.
 
     Raises:
-        UserError: a step's command would refuse its config, or files that steps need are missing.
+        UserError: the study or a step's config is invalid, or input files are missing.
     """
     from rich.console import Console
     from rich.text import Text
@@ -287,18 +289,17 @@ def plan_study(config: StudyPlanConfig) -> None:
     from benchmarks.study.estimate_steps import estimate_steps
     from benchmarks.study.preflight import check_configs, check_input_files
 
-    keyed = resolve_study(config)
-    study = keyed.plan.study
-    states = {step.name: step_state(step, keyed.keys[step.name], keyed.output) for step in keyed.plan.steps}
-    would_run = [step for step in keyed.plan.steps if states[step.name] != "done"]
-    replaced = {each.name: each for each in keyed.replaces()}
+    resolved = resolve_study(config)
+    study, steps, output = resolved.plan.study, resolved.plan.steps, resolved.output
+    states = {step.name: step_state(step, resolved.keys[step.name], output) for step in steps}
+    would_run = [step for step in steps if states[step.name] != "done"]
+    replaced = {each.name: each for each in resolved.replacements()}
     estimates = {}
     if config.estimates:
-        given = keyed.resources
-        estimates = estimate_steps(keyed.plan.steps, keyed.output, resources=given, gpu=study.gpu)
+        estimates = estimate_steps(steps, output, resources=resolved.resources, gpu=study.gpu)
     console = Console(highlight=False)
-    width = max(len(step.name) for step in keyed.plan.steps)
-    for step in keyed.plan.steps:  # names are long: no columns that would squeeze them
+    width = max(len(step.name) for step in steps)
+    for step in steps:  # no table, whose columns would be too narrow for the names
         line = Text.assemble(f"{step.name:<{width}}  ", _colored(states[step.name]), "  ")
         console.print(line.append(" ".join(step.command), style="dim"), soft_wrap=True)
         if step.parents:
@@ -306,45 +307,36 @@ def plan_study(config: StudyPlanConfig) -> None:
         if step.hub:
             console.print(Text(f"    from the Hub {', '.join(map(_pinned, step.hub))}", style="dim"), soft_wrap=True)
         if step.name in estimates:
-            console.print(Text(f"    {estimates[step.name].words()}"), soft_wrap=True)
+            console.print(Text(f"    {estimates[step.name].describe()}"), soft_wrap=True)
         if step.name in replaced:
-            console.print(Text(f"    {replaced[step.name].words(keyed.output)}"), soft_wrap=True)
-    rows = ", ".join(row.name for row in keyed.plan.rows)
-    facts = f"rows: {rows}\ncolumns: {', '.join(keyed.plan.benchmarks)}\noutput: {keyed.output}"
+            console.print(Text(f"    {replaced[step.name].describe(output)}"), soft_wrap=True)
+    rows = ", ".join(row.name for row in resolved.plan.rows)
+    facts = f"rows: {rows}\ncolumns: {', '.join(resolved.plan.benchmarks)}\noutput: {output}"
     console.print(Text(facts), soft_wrap=True)
-    console.print(Text(f"{len(would_run)} of {len(keyed.plan.steps)} steps would run"))
+    console.print(Text(f"{len(would_run)} of {len(steps)} steps would run"))
     if would_run and estimates:
-        known = {step.name: estimates[step.name] for step in would_run}
-        console.print(Text(total_cost(known, keyed.plan.steps, keyed.shares)), soft_wrap=True)
+        costs = {step.name: estimates[step.name] for step in would_run}
+        console.print(Text(total_cost(costs, steps, resolved.shares)), soft_wrap=True)
     if replaced:
-        console.print(Text(replaced_in_all([*replaced.values()], study.confirm_hours)), soft_wrap=True)
+        console.print(Text(summarize_replacements([*replaced.values()], study.confirm_hours)), soft_wrap=True)
     if config.check:
         check_input_files(would_run, study)
         check_configs(would_run)
 
 
 def _pinned(name: str) -> str:
-    """A name on the Hub, and whether it is always the same: no key says what a branch holds today."""
+    """A Hub name, marked if it follows a branch, whose changes no key detects."""
     return name if "@" in name else f"{name} (not pinned: add @REVISION)"
 
 
 @dataclass(frozen=True, kw_only=True)
-class StatusConfig(StudyConfig):
-    """Tell how far a study is; what it reads stays as it is.
+class StatusConfig(StudyToolConfig):
+    """Print the progress of a study; no file is changed.
 
     Args:
-        study: the study file, or the name of a study that is shipped (``mini``).
-        follow: redraw it until nothing runs any more, or Ctrl-C.
-        every: seconds between two looks.
-        output: another directory for what it makes.
-        jobs: steps that run at the same time; as the study says where not given.
-        paths: name → directory, instead of those in the study's ``paths``.
-        seeds: instead of the study's.
-        include: encoders, entries or patterns such as ``photos.*``, instead of all.
-        check: not used here.
-        wait_for_lock: not used here.
-        yes: not used here.
-        confirm_hours: not used here.
+        follow: redraw it in a terminal until no step runs, or Ctrl-C.
+        every: seconds between two updates.
+        wait_for_lock: not used by this command.
     """
 
     follow: bool = False
@@ -357,34 +349,33 @@ class StatusConfig(StudyConfig):
 
 
 def study_status(config: StatusConfig) -> None:
-    """Print how far a study is: state, progress, time and memory of each step, and the last lines of some logs."""
+    """Print state, progress, time and memory of each step, and the last log lines of running and failed ones."""
     from rich.console import Console
 
     console = Console(highlight=False)
-    watch = resolve_study(config).watch()
-    seen = watch.look()
-    if not config.follow or not console.is_terminal:
-        console.print(watch.view(seen, console.width))
-        return
-    follow(watch, console, wait=lambda: time.sleep(config.every))
+    monitor = resolve_study(config).monitor()
+    if config.follow and console.is_terminal:
+        follow(monitor, console, wait=lambda: time.sleep(config.every))
+    else:
+        console.print(monitor.view(monitor.statuses(), console.width))
 
 
-def follow(watch: StudyWatch, console: Console, wait: Callable[[], None]) -> None:
-    """Redraw how far a study is until nothing runs any more.
+def follow(monitor: StudyMonitor, console: Console, wait: Callable[[], None]) -> None:
+    """Redraw the progress of a study until no step runs.
 
     Args:
-        watch: the study.
-        console: where to.
-        wait: called between two looks.
+        monitor: of the study.
+        console: for the output.
+        wait: called between two updates.
     """
     from rich.live import Live
 
-    seen = watch.look()
-    with Live(watch.view(seen, console.width), console=console, auto_refresh=False) as live:
-        while any(status.state in {"waiting", "running"} for status in seen):
+    statuses = monitor.statuses()
+    with Live(monitor.view(statuses, console.width), console=console, auto_refresh=False) as live:
+        while any(status.state in {"waiting", "running"} for status in statuses):
             wait()
-            seen = watch.look()
-            live.update(watch.view(seen, console.width), refresh=True)
+            statuses = monitor.statuses()
+            live.update(monitor.view(statuses, console.width), refresh=True)
 
 
 def _colored(state: str) -> Text:

@@ -1,4 +1,4 @@
-"""``study.json``: the study as resolved, its rows, columns, steps and keys; for the report."""
+"""``study.json``: the resolved study with its rows, columns, steps and keys, for the report."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from clips.core.artifact import atomic_write
 from clips.errors import UserError
 from clips.redaction import redact
 from clips.serialization import to_plain
+from clips.typed_data import from_plain
 
 RECORD_FILE = "study.json"
 EXCLUDED_FROM_BENCHMARK = "this benchmark is for other rows"
 NO_LLAVA = "no LLaVA in this row"
-EXISTING_LLAVA_NO_ENCODER = "a LLaVA that was there already; its encoder is not asked"
+EXISTING_LLAVA_NO_ENCODER = "an existing LLaVA; its encoder is not evaluated"
 SCHEMA = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class CellRecord:
-    """Where one number comes from: the step that makes it and its result file, relative to the study's directory."""
+    """The source of one result: the step that writes it, and its file relative to the study's directory."""
 
     step: str
     result: str
@@ -37,16 +38,16 @@ class RowRecord:
     Args:
         name: unique.
         encoder: its name in the study.
-        llm: name of the LLM; None where the row has none.
-        llava_variant: name of the way in which its LLaVA was trained; None where the study names none.
-        seed: of everything trained for it; None where nothing is.
+        llm: name of the LLM; None for a row without one.
+        llava_variant: name of the LLaVA variant; None if the study defines none.
+        seed: of its trainings; None if nothing is trained.
         baseline: the row that it is compared with; None for a baseline itself.
-        spec: what ``encoder`` stands for: a directory in the study, or where a pretrained one comes from.
-        cells: benchmark → where its number comes from.
-        not_applicable: benchmark → why this row has no number there by its nature.
-        sweep_settings: the encoder's own values where an entry with ``sweep`` made it: dotted field → value.
-        sweep_name: name of that entry; empty otherwise.
-        artifacts: ``"encoder"``, ``"llm"`` and ``"llava"`` → directory relative to the study's, of what was trained.
+        spec: location of the encoder: a directory in the study, or the source of a pretrained one.
+        cells: benchmark → source of its result.
+        not_applicable: benchmark → why the row has no result there.
+        sweep_settings: dotted field → value that ``sweep`` gave to the encoder.
+        sweep_name: name of the entry with ``sweep``; empty without one.
+        artifacts: ``"encoder"``, ``"llm"`` and ``"llava"`` → directory of the trained model, relative to the study's.
     """
 
     name: str
@@ -64,13 +65,13 @@ class RowRecord:
 
     @property
     def but_for_seed(self) -> tuple[str | None, ...]:
-        """What rows that differ in their seed alone have in common."""
+        """A key that rows share if they differ in their seed only."""
         return self.encoder, self.llm, self.llava_variant
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepPlan:
-    """One step as planned: what it makes, its command, key and parents, and how much of the executor it takes."""
+    """One planned step: type of its outputs, command, key, parents, and the fraction of the executor it occupies."""
 
     kind: str
     command: str
@@ -81,24 +82,24 @@ class StepPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRecord:
-    """The whole study as resolved.
+    """The resolved study.
 
     Args:
         name: of the study.
         title: of the report.
-        question: that it asks.
-        notes: what the reader must know.
+        question: that the study answers.
+        notes: caveats.
         file: the study file, as given on the command line.
-        text: its content.
+        text: content of the study file.
         rows: in the order of the table.
         benchmarks: in the order of the columns.
         figures: of the report.
-        reference_results: rows of others beside it.
+        reference_results: models of papers, shown next to the table.
         steps: name → plan, parents before children.
-        machine: what it ran on, see ``machine.describe_machine``.
+        machine: see ``machine.describe_machine``.
         versions: of the libraries.
-        git: commit and whether the tree was dirty.
-        schema: version of this layout.
+        git: commit and whether it had uncommitted changes.
+        schema: version of this format.
     """
 
     name: str
@@ -119,7 +120,7 @@ class StudyRecord:
 
 
 def write_study_record(output: Path, record: StudyRecord) -> None:
-    """Write ``study.json`` whole, unless it says the same already."""
+    """Write ``study.json`` atomically, unless its content is the same."""
     text = json.dumps(redact(to_plain(record)), indent=2, ensure_ascii=False) + "\n"
     path = output / RECORD_FILE
     if not (path.is_file() and path.read_text(encoding="utf-8") == text):
@@ -130,29 +131,15 @@ def read_study_record(output: Path) -> StudyRecord:
     """Read ``study.json``.
 
     Raises:
-        UserError: it is missing, broken, or written by a newer version.
+        UserError: it is missing, invalid, or written by a newer version.
     """
     path = output / RECORD_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["schema"] > SCHEMA:
             raise UserError(f"{path}: written by a newer version (schema {content['schema']}; this one reads {SCHEMA})")
-        rows = tuple(
-            RowRecord(**row | {"cells": {name: CellRecord(**cell) for name, cell in row["cells"].items()}})
-            for row in content["rows"]
-        )
-        steps = {
-            name: StepPlan(**step | {"parents": tuple(step["parents"])}) for name, step in content["steps"].items()
-        }
-        figures = [
-            FigureSpec(**figure | {"reference_lines": tuple(figure["reference_lines"])})
-            for figure in content.get("figures", [])
-        ]
-        lists: dict[str, Any] = {"figures": tuple(figures)} | {
-            name: tuple(content.get(name, ())) for name in ("notes", "benchmarks", "reference_results")
-        }
-        return StudyRecord(**content | {"rows": rows, "steps": steps, **lists})
     except FileNotFoundError:
         raise UserError(f"{path}: no study was run here") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a study record ({type(error).__name__}: {error})") from None
+    return from_plain(StudyRecord, content, what=f"{path}: not a study record")

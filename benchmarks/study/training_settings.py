@@ -1,4 +1,4 @@
-"""How a model was trained: read from the manifest in its directory, or from its study's step; and two such compared."""
+"""The training settings of a model, from its manifest or its study's step; and the comparison of two trainings."""
 
 from __future__ import annotations
 
@@ -15,54 +15,52 @@ from benchmarks.study.step_state import CONFIG_FILE, find_producer, step_directo
 from clips.core.artifact import MANIFEST, lexical_abspath, read_manifest
 from clips.core.identity import is_below, run_only_fields
 from clips.errors import UserError
-from clips.training.train_config import EncoderTrainConfig as EncoderTrainConfig
-from llava_bridge.training.train_config import STAGE_NAMES
-from llava_bridge.training.train_config import LlavaTrainConfig as LlavaTrainConfig
+from clips.training.train_config import EncoderTrainConfig
+from llava_bridge.training.train_config import STAGE_NAMES, LlavaTrainConfig
 
 _RUN_ONLY = run_only_fields(EncoderTrainConfig) | run_only_fields(LlavaTrainConfig)
 _RUN_ONLY_OF_SOURCES = {name.partition("[].")[2] for name in _RUN_ONLY} | {"path"}
 _AMOUNTS = {"max_steps": "steps", "max_samples": "samples", "num_epochs": "epochs"}
-"""A length of a training as its config states it → as its manifest does, which knows how long it was."""
-_OF_DATA = re.compile(r"(?:\w+\.)*data\.")  # whose max_samples is no length of a training
-_MODELS = ("encoder", "llm", "llava")  # kinds of artifacts that are trained
+"""Length of a training: field of the config → field of the manifest, which has the actual length."""
+_DATA_FIELD = re.compile(r"(?:\w+\.)*data\.")  # its max_samples is not the length of a training
+_MODELS = ("encoder", "llm", "llava")  # types of trained artifacts
 _STAGE = rf"(?:{'|'.join(STAGE_NAMES)})\."
-_MAIN = re.compile(rf"(?:\w+\.)?(?:recipe\.name|model\.architecture|projector\.type|encoder\w*|seed|{_STAGE}loss)")
-# What one model must not have had more or better of than another, for the difference to be the method's: data, amount,
-# batch, learning rates, precision, what it began with and which parts learned.
-_WEIGHS = re.compile(
+_HEADLINE = re.compile(rf"(?:\w+\.)?(?:recipe\.name|model\.architecture|projector\.type|encoder\w*|seed|{_STAGE}loss)")
+# Settings that must be equal for a difference of scores to be an effect of the method: data, amount, batch size,
+# learning rates, precision, initial weights and trainable parts.
+_CONFOUNDER = re.compile(
     rf"(?:(?:\w+|model\.\w+)\.)*?(?:{_STAGE})?"
     r"(?:data|data(?:\.sources)?(?:\.\d+)?\.(?:split|subset|max_samples|captions_per_image|weight)|steps|samples|global_batch_size|optimizer\.(?:base_)?learning_rate|(?:\w+_)?lr|learning_rate|precision|stages|tunable_parts|lora|llm|llava"
     r"|model\.pretrained|model\.pretrained_trunk|llm_from_scratch\.\w+)"
 )
-_MADE_FROM = re.compile(r"(?:encoder\w*|llm|llava|model\.\w+)\.")
+_PARENT_PREFIX = re.compile(r"(?:encoder\w*|llm|llava|model\.\w+)\.")
 CONFOUNDED_WARNING = "This may explain a difference between the numbers."
-_BEGUN_WITH = ("pretrained", "pretrained_trunk", "architecture")
-_OF_SOUP = re.compile(r"\d+(?= )")  # models that were averaged are numbered, before their names
-_DIGITS = 12  # of a hash
-_NOWHERE = "is no directory on this machine"
+_INITIAL_WEIGHTS = ("pretrained", "pretrained_trunk", "architecture")
+_SOUP_INDEX = re.compile(r"\d+(?= )")  # precedes the name of each model of a weight average
+_HASH_DIGITS = 12
+_NOT_FOUND = "is no directory on this machine"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSetting:
-    """One thing that a model was trained with.
+    """One training setting.
 
     Args:
-        text: the value in words.
-        hashes: of what it names; where two settings have them these decide whether they are the same, not the words.
-        weighs: whether a comparison of models that differ in it is unfair.
+        text: the value as text.
+        hashes: of the data or models that it names; compared instead of the text if both settings have hashes.
+        is_confounder: whether models that differ in it cannot be compared fairly.
     """
 
     text: str
     hashes: tuple[str, ...] = ()
-    weighs: bool = False
+    is_confounder: bool = False
 
-    @property
-    def shown(self) -> str:
-        """The words, with the beginnings of the hashes."""
-        return f"{self.text} ({', '.join(each[:_DIGITS] for each in self.hashes)})" if self.hashes else self.text
+    def describe(self) -> str:
+        """The text with the beginnings of the hashes."""
+        return f"{self.text} ({', '.join(each[:_HASH_DIGITS] for each in self.hashes)})" if self.hashes else self.text
 
-    def same(self, other: TrainingSetting) -> bool:
-        """Whether both are one and the same."""
+    def equals(self, other: TrainingSetting) -> bool:
+        """Whether the hashes are equal, or the texts if one has no hashes."""
         if self.hashes and other.hashes:
             return self.hashes == other.hashes
         return self.text == other.text
@@ -70,12 +68,12 @@ class TrainingSetting:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """What is known of how a model was trained.
+    """The known training settings of a model.
 
     Args:
-        settings: dotted name, as in the config → value; those of the encoder or LLM that it was made from begin with
-            ``encoder.`` and ``llm.``. How the run was carried out (output, workers, checkpoints, …) is left out.
-        unknown: in words, of what nothing is known, and why.
+        settings: dotted name, as in the config → value; those of its encoder and LLM begin with ``encoder.`` and
+            ``llm.``. Settings without an effect on the result (output, workers, checkpoints, …) are excluded.
+        unknown: the models whose training is unknown, with reasons.
     """
 
     settings: Mapping[str, TrainingSetting] = field(default_factory=dict)
@@ -83,34 +81,34 @@ class TrainingSettings:
 
     @property
     def main(self) -> dict[str, str]:
-        """The settings of the model's own training that a reader looks for first, in words."""
+        """The headline settings of the model's own training: name → text."""
         return {
-            name: each.shown
+            name: each.describe()
             for name, each in self.settings.items()
-            if is_headline_setting(name) and not _MADE_FROM.match(name) and each.text != _word(None)
+            if is_headline_setting(name) and not _PARENT_PREFIX.match(name) and each.text != _format_value(None)
         }
 
 
 def is_confounder(name: str) -> bool:
-    """Whether a comparison of models that differ in this setting is unfair."""
-    return bool(_WEIGHS.fullmatch(name))
+    """Whether models that differ in this setting cannot be compared fairly."""
+    return bool(_CONFOUNDER.fullmatch(name))
 
 
 def is_headline_setting(name: str) -> bool:
-    """Whether a setting is one that a reader looks for first."""
-    return bool(_MAIN.fullmatch(name)) or is_confounder(name)
+    """Whether a setting is among the most informative ones."""
+    return bool(_HEADLINE.fullmatch(name)) or is_confounder(name)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingDiff:
-    """How two trainings differ.
+    """The differences between two trainings.
 
     Args:
         differing: ``name: value against value``.
-        same: how many settings are the same.
-        one_sided: how many are stated of one of the two alone, and are not among the differing.
-        uneven: of the differing those that make a comparison unfair: ``name value against value``.
-        unknown: in words, of what nothing is known.
+        same: number of equal settings.
+        one_sided: number of settings that only one of the two has and that are not among ``differing``.
+        uneven: the confounders among ``differing``: ``name value against value``.
+        unknown: the models whose training is unknown, with reasons.
     """
 
     differing: tuple[str, ...]
@@ -121,7 +119,7 @@ class TrainingDiff:
 
     @property
     def rest(self) -> str:
-        """How many settings are not shown, and why; empty where nothing is known."""
+        """The number of settings that are not in ``differing``; empty if none is known."""
         if not self.differing and not self.same:
             return ""
         alone = f", {self.one_sided} more stated of one alone" if self.one_sided else ""
@@ -129,84 +127,79 @@ class TrainingDiff:
 
     @property
     def in_short(self) -> str:
-        """What differs and what not, as part of a sentence; empty where nothing is known."""
-        return "; ".join(
-            [*(each.replace(": ", " ", 1) for each in self.differing), *([self.rest] if self.rest else [])]
-        )
+        """The differences and the number of the other settings; empty if none is known."""
+        return "; ".join(filter(None, [*(each.replace(": ", " ", 1) for each in self.differing), self.rest]))
 
     @property
     def sentences(self) -> list[str]:
-        """What differs, and of what nothing is known."""
+        """The differences and the unknown trainings."""
         return [*([f"trained (A against B): {self.in_short}."] if self.in_short else []), *self.unknown]
 
     @property
     def warnings(self) -> list[str]:
-        """The sentence that warns of an unfair comparison, where it is one."""
+        """A sentence about the confounders, if there are any."""
         if not self.uneven:
             return []
         return [f"Different training settings: {'; '.join(self.uneven)}. {CONFOUNDED_WARNING}"]
 
 
 def diff_training(first: TrainingSettings, second: TrainingSettings) -> TrainingDiff:
-    """What two trainings do not share."""
+    """The differences between two trainings."""
     sides = (("A", first), ("B", second))
     unknown = [f"Not known of {letter}: {why}." for letter, each in sides for why in each.unknown]
     one, two = first.settings, second.settings
     if not one or not two:
         return TrainingDiff(differing=(), same=0, one_sided=0, uneven=(), unknown=tuple(unknown))
     both = [name for name in one if name in two]
-    unlike = [name for name in both if not one[name].same(two[name])]
+    different = [name for name in both if not one[name].equals(two[name])]
     alone = [name for name in dict.fromkeys([*one, *two]) if (name in one) != (name in two)]
-    told = [name for name in alone if is_headline_setting(name) and _of_both(name, one, two)]
-    shown = {name: f"{_shown(one, name)} against {_shown(two, name)}" for name in [*unlike, *told]}
+    printed = [name for name in alone if is_headline_setting(name) and _is_known_of_both(name, one, two)]
+    values = {name: " against ".join(each[name].describe() if name in each else "not stated" for each in (one, two))
+              for name in [*different, *printed]}  # fmt: skip
+    confounders = [name for name in different if one[name].is_confounder or two[name].is_confounder]
     return TrainingDiff(
-        differing=tuple(f"{name}: {values}" for name, values in shown.items()),
-        same=len(both) - len(unlike),
-        one_sided=len(alone) - len(told),
-        uneven=tuple(f"{name} {shown[name]}" for name in unlike if one[name].weighs or two[name].weighs),
+        differing=tuple(f"{name}: {pair}" for name, pair in values.items()),
+        same=len(both) - len(different),
+        one_sided=len(alone) - len(printed),
+        uneven=tuple(f"{name} {values[name]}" for name in confounders),
         unknown=tuple(unknown),
     )
 
 
-def _of_both(name: str, *sides: Mapping[str, TrainingSetting]) -> bool:
-    """Whether of both sides something is known of what the setting is of: the model itself, its encoder, its LLM."""
-    part = _MADE_FROM.match(name)
-    return part is None or all(any(each.startswith(part[0]) for each in side) for side in sides)
-
-
-def _shown(settings: Mapping[str, TrainingSetting], name: str) -> str:
-    return settings[name].shown if name in settings else "not stated"
+def _is_known_of_both(name: str, *sides: Mapping[str, TrainingSetting]) -> bool:
+    """Whether both sides have settings of the model that the setting belongs to: the model itself, its encoder, …"""
+    prefix = _PARENT_PREFIX.match(name)
+    return prefix is None or all(any(each.startswith(prefix[0]) for each in side) for side in sides)
 
 
 def training_of_result(result: Result) -> TrainingSettings:
-    """How the model of a result was trained; nothing is said of a directory that holds another model by now."""
+    """The training of the model of a result; unknown if its directory contains another model by now."""
     study = enclosing_study(result.path) if result.path else Path.cwd()
     return _training(str(result.model.get("path") or ""), str(result.model.get("hash") or ""), study, frozenset())
 
 
 def read_training(directory: Path) -> TrainingSettings:
-    """How the model in a directory was trained."""
+    """The training of the model in a directory."""
     return _training(str(directory), "", lexical_abspath(directory).parent.parent, frozenset())
 
 
 def relocate(path: str, study: Path, digest: str = "") -> Path:
-    """Where a recorded path is: as it was written, or in the study that its reader belongs to, which may have been
-    moved, and whose paths may be relative to another folder than this one.
+    """The current location of a recorded path: unchanged, or in a study that was moved or is addressed differently.
 
     Args:
         path: as recorded.
         study: the study's directory.
-        digest: hash of what was there; a place with this one goes before others.
+        digest: hash of the artifact; a location with this hash is preferred.
     """
-    there = [place for place in _places(path, study) if place.exists()]
-    told = (place for place in there if digest and _hash_of(place) == digest)
-    return next(told, there[0] if there else Path(path))
+    existing = [candidate for candidate in _candidates(path, study) if candidate.exists()]
+    matching = (candidate for candidate in existing if digest and _hash_of(candidate) == digest)
+    return next(matching, existing[0] if existing else Path(path))
 
 
-def _places(path: str, study: Path) -> Iterator[Path]:
-    written = Path(path)
-    yield written
-    yield from (study.joinpath(*written.parts[start:]) for start in range(1, len(written.parts) - 1))
+def _candidates(path: str, study: Path) -> Iterator[Path]:
+    recorded = Path(path)
+    yield recorded
+    yield from (study.joinpath(*recorded.parts[start:]) for start in range(1, len(recorded.parts) - 1))
 
 
 def _hash_of(directory: Path) -> str:
@@ -218,32 +211,32 @@ def _hash_of(directory: Path) -> str:
 
 def _training(path: str, digest: str, study: Path, seen: frozenset[str]) -> TrainingSettings:
     if not path:
-        return _not_known("no directory is recorded")
+        return _unknown("no directory is recorded")
     directory = relocate(path, study, digest)
     if not (directory / MANIFEST).is_file():
-        if (told := _of_step(path, study)) is not None:
-            return _read(told, study, seen | {path})
-        return _not_known(f"{directory} {'has no manifest of this suite' if directory.is_dir() else _NOWHERE}")
+        if (manifest := _manifest_of_step(path, study)) is not None:
+            return _read(manifest, study, seen | {path})
+        return _unknown(f"{directory} {'has no manifest of this suite' if directory.is_dir() else _NOT_FOUND}")
     try:
         manifest = read_manifest(directory)
     except UserError as error:
-        return _not_known(str(error))
+        return _unknown(str(error))
     if digest and manifest.get("hash") != digest:
-        return _not_known(f"{directory} holds another model by now")
+        return _unknown(f"{directory} contains another model by now")
     found = _read(manifest, study, seen | {path})
-    return found if found.settings or found.unknown else _not_known(f"{directory / MANIFEST} does not tell")
+    return found if found.settings or found.unknown else _unknown(f"{directory / MANIFEST} has no settings")
 
 
-def _not_known(why: str) -> TrainingSettings:
-    return TrainingSettings(unknown=(f"how it was trained ({why})",))
+def _unknown(reason: str) -> TrainingSettings:
+    return TrainingSettings(unknown=(f"how it was trained ({reason})",))
 
 
-def _of_step(path: str, study: Path) -> dict[str, Any] | None:
-    """What the record of a study's step tells of a model whose directory is gone, as a manifest has it."""
+def _manifest_of_step(path: str, study: Path) -> dict[str, Any] | None:
+    """The known part of the manifest of a deleted model, from the record of its study's step."""
     import yaml
 
-    for place in _places(path, study):
-        found = find_producer(place)
+    for candidate in _candidates(path, study):
+        found = find_producer(candidate)
         if found is not None and found[1].kind in _MODELS:
             root, record = found
             with contextlib.suppress(yaml.YAMLError, OSError, UnicodeDecodeError):
@@ -254,130 +247,128 @@ def _of_step(path: str, study: Path) -> dict[str, Any] | None:
 
 def _read(manifest: Mapping[str, Any], study: Path, seen: frozenset[str]) -> TrainingSettings:
     config = mapping(manifest.get("config"))
-    settings = {
-        _amount(name): TrainingSetting(text=_word(value)) for name, value in _flat(_without_idle_stages(config), "")
-    }
+    values = dict(_flat(_without_unused_stages(config), ""))
+    settings = {_manifest_name(name): TrainingSetting(text=_format_value(value)) for name, value in values.items()}
     amounts = {name: TrainingSetting(text=f"{value:,}") for name, value in _amounts(manifest.get("stages"))}
     if amounts:
         settings = {name: each for name, each in settings.items() if name.rpartition(".")[2] not in _AMOUNTS.values()}
     settings |= amounts
-    settings |= {
-        name: TrainingSetting(text=_word(manifest[name])) for name in ("seed", "precision") if name in manifest
-    }
+    for name in ("seed", "precision"):
+        if name in manifest:
+            settings[name] = TrainingSetting(text=_format_value(manifest[name]))
     sources = _sources(mapping(manifest.get("data")), config)
     settings |= {name: _named(each) for name, each in sources.items()}
-    for name, commit in mapping(manifest.get("data")).items():  # of what came from the Hub
+    for name, commit in mapping(manifest.get("data")).items():  # of data from the Hub
         if isinstance(commit, str) and name in settings:
             settings[name] = dataclasses.replace(settings[name], hashes=(commit,))
-    settings = {name: dataclasses.replace(each, weighs=is_confounder(name)) for name, each in settings.items()}
+    settings = {name: dataclasses.replace(each, is_confounder=is_confounder(name)) for name, each in settings.items()}
     data = {str(source.get("path")) for each in sources.values() for source in each}
     encoders: dict[str, TrainingSettings] = {}
     for name, parent in _parents(manifest, data):
         path, digest = str(parent.get("path", "")), str(parent.get("hash") or "")
-        below = _training(path, digest, study, seen) if path not in seen else TrainingSettings()
-        # a model of which more is known is weighed by its own settings: another seed alone is not unfair
-        settings[name] = dataclasses.replace(_named([parent]), weighs=is_confounder(name) and not below.settings)
-        settings |= {f"{name}.{each}": setting for each, setting in below.settings.items()}
-        encoders |= {name: below} if name.startswith("encoder") else {}
+        training = _training(path, digest, study, seen) if path not in seen else TrainingSettings()
+        # If a parent's training is known, its own settings are the confounders: another seed alone is fair.
+        confounds = is_confounder(name) and not training.settings
+        settings[name] = dataclasses.replace(_named([parent]), is_confounder=confounds)
+        settings |= {f"{name}.{each}": setting for each, setting in training.settings.items()}
+        encoders |= {name: training} if name.startswith("encoder") else {}
     return TrainingSettings(settings=settings, unknown=tuple(_unknown_encoders(manifest, settings, encoders)))
 
 
 def _unknown_encoders(
-    manifest: Mapping[str, Any], settings: Mapping[str, TrainingSetting], followed: Mapping[str, TrainingSettings]
+    manifest: Mapping[str, Any], settings: Mapping[str, TrainingSetting], encoders: Mapping[str, TrainingSettings]
 ) -> Iterator[str]:
-    for name, below in followed.items():
-        yield from (f"how its {name} was trained ({why.partition('(')[2]}" for why in below.unknown)
-    if manifest.get("kind") == "llava" and not followed and "encoder" in settings:
-        named = settings["encoder"].text
-        if named != _word(None):
-            yield f"how its encoder was trained ({named} {_NOWHERE})"
+    for name, training in encoders.items():
+        yield from (f"how its {name} was trained ({reason.partition('(')[2]}" for reason in training.unknown)
+    if manifest.get("kind") == "llava" and not encoders and "encoder" in settings:
+        encoder = settings["encoder"].text
+        if encoder != _format_value(None):
+            yield f"how its encoder was trained ({encoder} {_NOT_FOUND})"
 
 
 def _parents(manifest: Mapping[str, Any], data: set[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """What the model began with, by the name of the setting that says so; data are told as data."""
+    """Setting → parent for the models that this one was initialized from; data are not among them."""
     for name, parent in mapping(manifest.get("parents")).items():
         if isinstance(parent, Mapping) and str(parent.get("path")) not in data:
-            number = _OF_SOUP.match(name)
-            part = number[0] if number else name
-            yield (f"model.{part}" if number or name in _BEGUN_WITH else name), parent
+            index = _SOUP_INDEX.match(name)
+            setting = index[0] if index else name
+            yield (f"model.{setting}" if index or name in _INITIAL_WEIGHTS else name), parent
 
 
-def _without_idle_stages(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config of ``llava-bridge train`` without the stages that did not run, and without an LLM that was not made."""
+def _without_unused_stages(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config of ``llava-bridge train`` without settings of stages that did not run or of an LLM that is not new."""
     stages = config.get("stages")
     if not isinstance(stages, list) or not set(map(str, stages)) <= set(STAGE_NAMES):
         return dict(config)
-    idle = set(STAGE_NAMES) - set(stages)
-    idle |= set() if "llm_pretrain" in stages and not config.get("llm") else {"llm_from_scratch"}
-    return {name: value for name, value in config.items() if name not in idle}
+    unused = set(STAGE_NAMES) - set(stages)
+    unused |= set() if "llm_pretrain" in stages and not config.get("llm") else {"llm_from_scratch"}
+    return {name: value for name, value in config.items() if name not in unused}
 
 
 def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Dotted names and values, those that decide nothing left out; of a list of mappings each, numbered from 1."""
+    """Dotted names and values of settings with an effect on the result; lists of mappings are numbered from 1."""
     if is_below(name, _RUN_ONLY):
         return
-    below = f"{name}." if name else ""
+    prefix = f"{name}." if name else ""
     if isinstance(value, Mapping) and not name.endswith("lora"):
         for key, item in value.items():
-            yield from _flat(item, f"{below}{key}")
+            yield from _flat(item, f"{prefix}{key}")
     elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
         for number, item in enumerate(value, 1):
-            where = name if len(value) == 1 else f"{below}{number}"
+            where = name if len(value) == 1 else f"{prefix}{number}"
             yield from _flat({key: each for key, each in item.items() if key not in _RUN_ONLY_OF_SOURCES}, where)
     else:
         yield name, value
 
 
-def _amount(name: str) -> str:
-    """A setting's name; that of a training's length as the manifest of a trained model has it."""
-    place, dot, field = name.rpartition(".")
-    return name if _OF_DATA.match(name) else f"{place}{dot}{_AMOUNTS.get(field, field)}"
+def _manifest_name(name: str) -> str:
+    """A setting's name, with the manifest's name for the length of a training."""
+    parent, dot, field = name.rpartition(".")
+    return name if _DATA_FIELD.match(name) else f"{parent}{dot}{_AMOUNTS.get(field, field)}"
 
 
 def _amounts(stages: Any) -> Iterator[tuple[str, int]]:
-    """Steps and samples that were trained on: of each of a LLaVA's stages, of an encoder's together."""
-    kinds = {"steps": "steps", "samples_seen": "samples"}
+    """Steps and samples of the training: of each stage of a LLaVA, summed over the stages of an encoder."""
+    keys = {"steps": "steps", "samples_seen": "samples"}
     if isinstance(stages, list):
-        found = [mapping(stage) for stage in stages]
-        for key, name in kinds.items():
-            counts = [stage.get(key) for stage in found]
+        for key, name in keys.items():
+            counts = [mapping(stage).get(key) for stage in stages]
             if counts and all(isinstance(count, int) for count in counts):
                 yield name, sum(count for count in counts if isinstance(count, int))
-    for stage, done in mapping(stages).items():
-        for key, name in kinds.items():
-            if isinstance(count := mapping(done).get(key), int):
+    for stage, state in mapping(stages).items():
+        for key, name in keys.items():
+            if isinstance(count := mapping(state).get(key), int):
                 yield f"{stage}.{name}", count
 
 
 def _sources(data: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
-    """What was trained on: ``data`` of an encoder, ``align.data`` of a LLaVA; as the config has it, where only that is
-    known."""
-    told = {"data" if name == "sources" else f"{name}.data": each for name, each in data.items()}
-    if not told:
-        told = {"data": mapping(config.get("data")).get("sources")}
-        told |= {f"{stage}.data": mapping(config.get(stage)).get("data") for stage in STAGE_NAMES}
-    lists = {name: [each for each in found if isinstance(each, Mapping)] for name, found in told.items()
+    """The training data (``data`` of an encoder, ``align.data`` of a LLaVA), from the manifest or else the config."""
+    sources = {"data" if name == "sources" else f"{name}.data": each for name, each in data.items()}
+    if not sources:
+        sources = {"data": mapping(config.get("data")).get("sources")}
+        sources |= {f"{stage}.data": mapping(config.get(stage)).get("data") for stage in STAGE_NAMES}
+    lists = {name: [each for each in found if isinstance(each, Mapping)] for name, found in sources.items()
              if isinstance(found, list)}  # fmt: skip
     return {name: found for name, found in lists.items() if found}
 
 
-def _named(described: list[Mapping[str, Any]]) -> TrainingSetting:
-    """A setting that names data or models: by path and, where each is known, hash."""
-    hashes = [str(each.get("hash") or "") for each in described]
-    text = ", ".join(str(each.get("path", "not stated")) for each in described)
+def _named(references: list[Mapping[str, Any]]) -> TrainingSetting:
+    """A setting that names data or models, by path and, if all are known, hash."""
+    hashes = [str(each.get("hash") or "") for each in references]
+    text = ", ".join(str(each.get("path", "not stated")) for each in references)
     return TrainingSetting(text=text, hashes=tuple(hashes) if all(hashes) else ())
 
 
-def _word(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_word(each)}" for name, each in value.items())
+        return ", ".join(f"{name} {_format_value(each)}" for name, each in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(map(_word, value)) or "none"
+        return ", ".join(map(_format_value, value)) or "none"
     if value is None or isinstance(value, bool):
         return {None: "not set", True: "yes", False: "no"}[value]
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
-    """A part of a manifest that should be an object; empty where it is something else."""
+    """A part of a manifest that should be an object; empty if it has another type."""
     return value if isinstance(value, Mapping) else {}

@@ -1,4 +1,4 @@
-# The steps of a study that are not done, as `engine.py` writes them to `.plan.json`; a step's key decides what that is.
+# The unfinished steps of a study, which `engine.py` writes to `.plan.json`; the key of a step decides whether it is done.
 import json
 import re
 
@@ -26,7 +26,7 @@ for _number, (_name, _job) in enumerate(_plan["jobs"].items()):
             touch(_marker(_name)),
         localrule: _job["is_adopted"]
         priority: len(_plan["jobs"]) - _number
-        params:  # evaluated now; what follows `shell` is evaluated when the job runs
+        params:  # evaluated now, while the text after `shell` is evaluated when the job runs
             command=_job["command_line"],
         resources:
             **_job["demands"],

@@ -1,12 +1,12 @@
-"""What share of the machine's matrix-product peak does a step of a LLaVA's instruct stage reach?
+"""The model FLOPs utilization (MFU) of a step of a LLaVA's instruct stage.
 
     python scripts/bench/bridge_mfu.py --device cuda --precision bf16               (L/14 at 336 px, an LLM of 0.5 B)
     python scripts/bench/bridge_mfu.py --threads 2 --encoder timm:test_vit@random --hidden 256 --layers 4 --batch 4
 
-Encoder and LLM have random weights: speed does not depend on them. The encoder is frozen, projector and LLM learn by
-the bridge's loss and AdamW, from rows that are packed full, each with ``--pictures`` pictures. The peak is measured in
-the same run, in turns with the step, as a large matrix product of the step's precision; the step's operations are those
-of its matrix products and attentions, counted as they run.
+Encoder and LLM have random weights, on which the speed does not depend. The encoder is frozen; projector and LLM train
+with the bridge's loss and AdamW on full packed rows with ``--images`` images each. The peak is that of a large matrix
+product in the step's precision, measured alternately with the step; the step's operations are those of its matrix
+products and attentions, counted as they run.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from measure import add_common, flops, machine, spread, table, take_turns
-from mfu import matrix_product
+from measure import common_parser, flops, machine, spread, table
+from mfu import measure_mfu
 from torch import Tensor
 
 from llava_bridge.encoders import load_encoder
@@ -25,7 +25,7 @@ from llava_bridge.model.modeling_llava import AnyLlava, empty_llava, new_project
 from llava_bridge.model.modeling_vision import build_vision_model, resolve_feature_layer
 from llava_bridge.training.loss import LlavaLoss
 
-PICTURE = 5  # a token of the vocabulary that stands for a picture
+IMAGE_TOKEN = 5  # any token of the vocabulary
 
 
 def main() -> None:
@@ -34,37 +34,29 @@ def main() -> None:
     print(machine(args.device))
     model = llava(args)
     step, tokens = one_step(model, args), args.batch * args.length
-    work = flops(step)
-    product, repeats = matrix_product(args, args.precision)
-    seconds = take_turns({"step": step, "peak": product}, args.rounds, args.clock)
-    peaks = [2 * args.matrix**3 * repeats / value / 1e12 for value in seconds["peak"]]
-    rates = [work / value / 1e12 for value in seconds["step"]]
-    shares = spread([rate / peak for rate, peak in zip(rates, peaks, strict=True)])
+    seconds, cells = measure_mfu(step, flops(step), args, args.precision)
     sizes = [
         sum(w.numel() for w in part.parameters()) for part in (model.model.vision_tower, model.model.language_model)
     ]
     print(f"encoder {sizes[0] / 1e6:,.0f} M, LLM {sizes[1] / 1e6:,.0f} M weights, {args.batch} rows of {args.length}")
-    head = ["precision", "peak TFLOP/s", "step TFLOP/s", "share of peak", "tokens/s"]
-    rate = spread([tokens / value for value in seconds["step"]])
-    print(
-        table(head, [[args.precision, f"{spread(peaks):.3g}", f"{spread(rates):.3g}", f"{shares:.1%}", f"{rate:.4g}"]])
-    )
+    head = ["precision", "peak TFLOP/s", "step TFLOP/s", "MFU", "tokens/s"]
+    rate = spread([tokens / value for value in seconds])
+    print(table(head, [[args.precision, *cells, f"{rate:.4g}"]]))
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common_parser(__doc__)
     parser.add_argument("--encoder", default="timm:vit_large_patch14_clip_336@random")
     parser.add_argument(
         "--hidden", type=int, default=896, help="width of the LLM; 896 and 24 layers are Qwen 2.5's 0.5 B"
     )
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--vocabulary", type=int, default=151_936)
-    parser.add_argument("--length", type=int, default=2048, help="tokens of a row, pictures included")
-    parser.add_argument("--pictures", type=int, default=2, help="in each row")
+    parser.add_argument("--length", type=int, default=2048, help="tokens of a row, images included")
+    parser.add_argument("--images", type=int, default=2, help="in each row")
     parser.add_argument("--batch", type=int, default=16, help="rows")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--matrix", type=int, default=4096, help="rows and columns of the product that is the peak")
-    add_common(parser)
     return parser.parse_args()
 
 
@@ -87,7 +79,7 @@ def llava(args: argparse.Namespace) -> AnyLlava:
     config = LlavaConfig(
         vision_config=vision.config,
         text_config=text,
-        image_token_index=PICTURE,
+        image_token_index=IMAGE_TOKEN,
         image_seq_length=(vision.config.image_size // vision.config.patch_size) ** 2,
         vision_feature_select_strategy="default" if vision.config.class_token else "full",
         vision_feature_layer=resolve_feature_layer(vision.tower, None),
@@ -103,19 +95,19 @@ def llava(args: argparse.Namespace) -> AnyLlava:
 
 
 def one_step(model: Any, args: argparse.Namespace) -> Callable[[], object]:
-    """Forward, backward and AdamW of one batch; all but the pictures' tokens are learned."""
+    """Forward, backward and AdamW of one batch; all tokens except those of images are supervised."""
     config, kind = model.config, next(model.lm_head.parameters()).dtype
-    size, tokens = config.vision_config.image_size, config.image_seq_length * args.pictures
+    size, tokens = config.vision_config.image_size, config.image_seq_length * args.images
     if tokens >= args.length:
-        raise SystemExit(f"--length: expected more than the {tokens} tokens of {args.pictures} pictures")
+        raise SystemExit(f"--length: expected more than the {tokens} tokens of {args.images} images")
     words = torch.randint(10, args.vocabulary, (args.batch, args.length - tokens), device=args.device)
-    ids = torch.cat([torch.full((args.batch, tokens), PICTURE, device=args.device), words], dim=1)
-    batch: dict[str, Tensor] = {"input_ids": ids, "labels": ids.masked_fill(ids == PICTURE, -100)}
+    ids = torch.cat([torch.full((args.batch, tokens), IMAGE_TOKEN, device=args.device), words], dim=1)
+    batch: dict[str, Tensor] = {"input_ids": ids, "labels": ids.masked_fill(ids == IMAGE_TOKEN, -100)}
     batch["attention_mask"] = torch.ones_like(ids)
-    batch["pixel_values"] = torch.randn(args.batch * args.pictures, 3, size, size, device=args.device, dtype=kind)
+    batch["pixel_values"] = torch.randn(args.batch * args.images, 3, size, size, device=args.device, dtype=kind)
     objective = LlavaLoss(model)
-    learns = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(learns, lr=1e-5, fused=args.device == "cuda")
+    trainable = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=1e-5, fused=args.device == "cuda")
 
     def step() -> None:
         objective(**batch)["loss"].backward()

@@ -1,10 +1,10 @@
-"""How long is it from the command to the first step of a LLaVA's training, beside importing what it needs?
+"""The time from the command to the first step of a LLaVA's training, compared with the import of its libraries.
 
     python scripts/bench/bridge_start.py --shared ../shared
 
 One side is ``llava-bridge train`` (tiny_vit, the LLM of ``--llm``, real questions about photos, one step): the seconds
-from its start until the first step is written down. The other is a Python that imports the libraries of that training
-and does nothing else. They take turns; the files that they read are warm.
+from its start until the first step is logged. The other side is a Python that only imports the libraries of that
+training. The sides alternate, after a round that warms up the file cache.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> None:
         begun, imported = [], []
         for number in range(args.rounds + 1):
             pair = [until_first_step(config, Path(folder)), until_imported()]
-            if number:  # the first round warms the files up
+            if number:  # the first round warms up the file cache
                 begun.append(pair[0])
                 imported.append(pair[1])
     ratio = spread([ours / theirs for ours, theirs in zip(begun, imported, strict=True)])
@@ -74,7 +74,7 @@ def write_config(args: argparse.Namespace, folder: Path) -> Path:
 
 
 def until_first_step(config: Path, folder: Path) -> float:
-    """Seconds from the command's start until its first step is written down; the output is removed."""
+    """Seconds from the command's start until its first step is logged; the output is removed."""
     started = time.time()
     command = [sys.executable, "-m", "llava_bridge", "train", "--config", str(config)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())

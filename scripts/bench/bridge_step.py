@@ -1,19 +1,18 @@
-"""How fast does the bridge train, beside a bare loop around transformers' LLaVA, and packed beside padded?
+"""The training speed of the bridge compared with a bare loop around transformers' LLaVA, and of packing vs. padding.
 
     python scripts/bench/bridge_step.py --shared ../shared --threads 2
 
-Data: of instruction mixes the kinds, from real questions and captions: short questions about photos (COCO-QA, half of
-the samples), long captions that MLLMs wrote (coco_long, a third), conversations without a picture (all captions of a
-photo, to be shortened one by one, a sixth); shuffled. Their lengths are printed. Parts: tiny_vit (49 tokens a
-picture) and the LLM of ``--llm``.
+The data resemble an instruction mix, from real questions and captions: short questions about photos (COCO-QA, half of
+the samples), long captions of MLLMs (coco_long, a third), conversations without an image (requests to shorten captions,
+a sixth); shuffled. Their lengths are printed. The parts are tiny_vit (49 tokens an image) and the LLM of ``--llm``.
 
-1. *packing*: forward and backward of the same samples in micro-batches, each padded in random order, padded in LLaVA's
-   order (steps of 8 micro-batches, as the bridge's stage 2 has it), packed into rows of ``--room`` tokens.
-2. *overhead*: whole steps of the bridge's trainer under DeepSpeed beside a loop of transformers' model, AdamW and
-   nothing else, over the same batches, data loading included; with the loss of transformers' model, and with the
-   bridge's, so that what the trainer costs is told from what its loss saves.
-3. *memory*: the most that forward and backward of a batch allocate with the loss of the bridge, and with transformers'
-   own, whose logits exist whole, for an LLM with ``--vocabulary`` tokens.
+1. *packing*: forward and backward of the same samples in micro-batches: padded in random order, padded in LLaVA's order
+   (steps of 8 micro-batches, as in the bridge's stage 2), packed into rows of ``--room`` tokens.
+2. *overhead*: whole steps of the bridge's trainer under DeepSpeed vs. a loop of transformers' model and AdamW over the
+   same batches, including data loading; with transformers' loss and with the bridge's, to separate the cost of the
+   trainer from the savings of its loss.
+3. *memory*: the peak allocation of forward and backward of a batch with the bridge's loss, and with that of
+   transformers, which materializes all logits, for an LLM with ``--vocabulary`` tokens.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from typing import Any
 
 import torch
 from loss_memory import MIB, peak_bytes
-from measure import add_common, machine, speed_up, spread, table, take_turns
+from measure import common_parser, machine, speed_up, spread, table, take_turns
 from torch.utils.data import DataLoader, Subset
 from transformers import TrainerCallback
 
@@ -53,7 +52,7 @@ def main() -> None:
         mix = write_mix(Path(args.shared), Path(folder) / "mix.json", args.samples)
         model, processor, data = parts(args, mix)
         lengths = sorted(len(data[index]["input_ids"]) for index in range(len(data)))
-        print(f"tokens of a sample, pictures included: {quantiles(lengths)}")
+        print(f"tokens of a sample, images included: {quantiles(lengths)}")
         if "packing" in args.rows:
             print(packing_table(args, model, processor, data))
         if "overhead" in args.rows:
@@ -63,47 +62,46 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_common(parser)
+    parser = common_parser(__doc__)
     parser.add_argument("--shared", default="../shared", help="a folder with data/cocoqa, data/coco_long, models/")
     parser.add_argument("--llm", help="a directory; shared/models/stories15M if not given")
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--micro-batch", type=int, default=16)
     parser.add_argument("--room", type=int, default=1024, help="tokens of a packed row")
-    parser.add_argument("--steps", type=int, default=8, help="of a round of the overhead's measurement")
+    parser.add_argument("--steps", type=int, default=8, help="of a round of the overhead measurement")
     parser.add_argument("--vocabulary", type=int, default=128_256)
     parser.add_argument("--rows", nargs="+", default=["packing", "overhead", "memory"])
     return parser.parse_args()
 
 
 def write_mix(shared: Path, path: Path, count: int) -> Path:
-    """A LLaVA JSON of half questions, a third long answers, a sixth without a picture."""
+    """Write LLaVA JSON: half short questions, a third long answers, a sixth without an image."""
     photos: dict[str, list[str]] = {}
     for line in (shared / "data/cocoqa/questions.jsonl").read_text().splitlines():
         row = json.loads(line)
         photos.setdefault(row["image"], []).extend([row["question"], row["answer"]])
-    asked = [
+    questions = [
         sample(f"data/cocoqa/images/{photo}", [text.capitalize() for text in turns])
         for photo, turns in photos.items()
         if (shared / "data/cocoqa/images" / photo).is_file()
     ]
-    described, talked = [], []
+    descriptions, texts = [], []
     for line in (shared / "data/coco_long/captions.jsonl").read_text().splitlines():
         row = json.loads(line)
         captions = [caption["caption"] for caption in row["long_captions"]]
-        described.append(sample(f"data/coco_long/{row['image']}", ["Describe the picture.", captions[0]]))
+        descriptions.append(sample(f"data/coco_long/{row['image']}", ["Describe the picture.", captions[0]]))
         pairs = ((f"Shorten this: {caption}", f"{caption.partition('. ')[0]}.") for caption in captions)
-        talked.append(sample(None, [text for pair in pairs for text in pair]))
-    mix = asked[: count // 2] + described[: count // 3] + talked[: count - count // 2 - count // 3]
+        texts.append(sample(None, [text for pair in pairs for text in pair]))
+    mix = questions[: count // 2] + descriptions[: count // 3] + texts[: count - count // 2 - count // 3]
     random.Random(0).shuffle(mix)
     path.write_text(json.dumps(mix))
     return path
 
 
-def sample(picture: str | None, turns: Sequence[str]) -> dict[str, Any]:
-    marked = [f"<image>\n{turns[0]}" if picture else turns[0], *turns[1:]]
-    talk = [{"from": ("human", "gpt")[index % 2], "value": text} for index, text in enumerate(marked)]
-    return {"conversations": talk} | ({"image": picture} if picture else {})
+def sample(image: str | None, turns: Sequence[str]) -> dict[str, Any]:
+    texts = [f"<image>\n{turns[0]}" if image else turns[0], *turns[1:]]
+    messages = [{"from": ("human", "gpt")[index % 2], "value": text} for index, text in enumerate(texts)]
+    return {"conversations": messages} | ({"image": image} if image else {})
 
 
 def parts(args: argparse.Namespace, mix: Path) -> tuple[Any, Any, ConversationDataset]:
@@ -121,9 +119,8 @@ def parts(args: argparse.Namespace, mix: Path) -> tuple[Any, Any, ConversationDa
 
 def quantiles(lengths: list[int]) -> str:
     shares = (0.05, 0.25, 0.5, 0.75, 0.95)
-    marks = {share: lengths[min(len(lengths) - 1, int(share * len(lengths)))] for share in shares}
-    shown = ", ".join(f"{share:.0%} {length}" for share, length in marks.items())
-    return f"{shown}, longest {lengths[-1]}, mean {statistics.mean(lengths):.0f}"
+    values = [f"{share:.0%} {lengths[min(len(lengths) - 1, int(share * len(lengths)))]}" for share in shares]
+    return f"{', '.join(values)}, longest {lengths[-1]}, mean {statistics.mean(lengths):.0f}"
 
 
 # ---------------------------------------------------------------- packing
@@ -135,7 +132,7 @@ def packing_table(args: argparse.Namespace, model: Any, processor: Any, data: Co
     grouped = list(LengthGroupedSampler(sizes, 8 * args.micro_batch, len(items), seed=0, micro_batches=8))
     shuffled = random.Random(1).sample(range(len(items)), len(items))
     sides: dict[str, Callable[[], object]] = {}
-    places: dict[str, int] = {}
+    positions: dict[str, int] = {}
     for name, order, room in (
         ("padded, random order", shuffled, None),
         ("padded, LLaVA's order", grouped, None),
@@ -144,15 +141,15 @@ def packing_table(args: argparse.Namespace, model: Any, processor: Any, data: Co
         collate = ConversationCollator(processor.image_processor, processor.tokenizer.pad_token_id, room)
         chosen = [order[first : first + args.micro_batch] for first in range(0, len(order), args.micro_batch)]
         batches = [moved(collate([items[index] for index in batch]), args.device) for batch in chosen]
-        places[name] = sum(batch["input_ids"].numel() for batch in batches)
+        positions[name] = sum(batch["input_ids"].numel() for batch in batches)
         sides[name] = lambda batches=batches: [step(objective, batch) for batch in batches]
     seconds = take_turns(sides, args.rounds, args.clock)
     tokens = sum(len(item["input_ids"]) for item in items)
-    head = ["", "places that hold a token", "samples/s", "times as fast as random order"]
+    head = ["", "positions with a token", "samples/s", "times as fast as random order"]
     rows = [
         [
             name,
-            f"{tokens / places[name]:.0%}",
+            f"{tokens / positions[name]:.0%}",
             f"{spread([len(items) / value for value in seconds[name]]):.3g}",
             f"{speed_up(seconds, name, 'padded, random order'):.2f}",
         ]
@@ -175,7 +172,7 @@ def step(objective: LlavaLoss, batch: dict[str, Any]) -> None:
 
 
 class Clock(TrainerCallback):
-    """When each step ended."""
+    """Records the end of each step."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -203,7 +200,7 @@ def overhead_table(
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(args.rounds + 1):
         for name in list(sides)[:: -1 if number % 2 else 1]:
-            taken = statistics.fmean(sides[name](args, model, processor, data))  # batches are of very unlike lengths
+            taken = statistics.fmean(sides[name](args, model, processor, data))  # the mean, since batch lengths vary
             if number:  # the first round warms up
                 seconds[name].append(taken)
     ours = seconds["the bridge"]
@@ -217,7 +214,7 @@ def overhead_table(
 def bridge_steps(
     args: argparse.Namespace, model: Any, processor: Any, data: ConversationDataset, *, mix: Path, folder: Path
 ) -> list[float]:
-    """Seconds of each step but the first two."""
+    """Seconds of each step except the first two."""
     from clips.data.invalid_samples import InvalidSamples
     from llava_bridge.training.setup import split_parts
     from llava_bridge.training.trainer import StageTrainer, training_arguments
@@ -253,15 +250,15 @@ def bridge_steps(
 def bare_steps(
     args: argparse.Namespace, model: Any, processor: Any, data: ConversationDataset, *, own_loss: bool
 ) -> list[float]:
-    """The same of a loop of AdamW and nothing else, with the loss of the bridge's own objective or transformers'."""
+    """The same for a bare loop with AdamW, with the bridge's loss or that of transformers."""
     order = list(LengthGroupedSampler(data.sizes(), args.micro_batch, args.steps * args.micro_batch, 0))
     collate = ConversationCollator(processor.image_processor, processor.tokenizer.pad_token_id)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=1e-6, weight_decay=0.0)
-    learner: Any = LlavaLoss(model) if own_loss else model
+    objective: Any = LlavaLoss(model) if own_loss else model
     ends = [time.perf_counter()]
     for batch in DataLoader(Subset(data, order), batch_size=args.micro_batch, collate_fn=collate):
-        learner(**moved(batch, args.device))["loss"].backward()
+        objective(**moved(batch, args.device))["loss"].backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -273,7 +270,7 @@ def bare_steps(
 
 
 def memory_sides(args: argparse.Namespace) -> tuple[dict[str, Callable[[], torch.Tensor]], int]:
-    """The loss of one batch by each side, and the batch's tokens."""
+    """The loss function of each side for one batch, and the number of its tokens."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
     small = {"num_hidden_layers": 1, "num_attention_heads": 4, "hidden_size": 64, "intermediate_size": 64}
@@ -291,7 +288,7 @@ def memory_sides(args: argparse.Namespace) -> tuple[dict[str, Callable[[], torch
 def memory_table(args: argparse.Namespace) -> str:
     sides, tokens = memory_sides(args)
     for loss in sides.values():
-        loss().backward()  # gradients exist from here on
+        loss().backward()  # allocates the gradients
     peaks = {name: peak_bytes(lambda loss=loss: loss().backward(), args.device) for name, loss in sides.items()}
     logits = tokens * args.vocabulary * 4
     rows = [

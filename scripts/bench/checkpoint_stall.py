@@ -1,10 +1,10 @@
-"""How many training steps does a checkpoint cost?
+"""The cost of a checkpoint, in training steps.
 
     python scripts/bench/checkpoint_stall.py --architecture clips-s-16 --batch 32
     torchrun --nproc-per-node 2 scripts/bench/checkpoint_stall.py --parallel fsdp --batch 16
 
-Rounds of steps with one checkpoint and without take turns. What is lost is the difference of their times, in steps: the
-copying that training waits for, and whatever the writing in the background takes from the steps beside it.
+Rounds of steps with a checkpoint alternate with rounds without one. The cost is the difference of their times, in
+steps: the copying that training waits for, and the slowdown of steps during the writing in the background.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import measure
 import torch
-from measure import add_common, machine, spread, table
+from measure import common_parser, machine, spread, table
 
 from clips.method.recipes import RECIPES, RecipeConfig
 from clips.model.architectures import ModelConfig
@@ -58,22 +58,21 @@ def main() -> None:
         end_processes()
     say(f"{args.architecture}, {args.recipe}, batch {args.batch}, {args.precision}: a step takes {step:.2f} s,")
     say(f"{processes.count} process(es), {args.parallel}")
-    say(f"a checkpoint has {size / 2**20:.0f} MiB; {args.steps} steps beside each")
-    say(table(["", "steps"], [["training waits for", f"{waited:.2f}"], ["lost in all", f"{lost:.2f}"]]))
+    say(f"a checkpoint has {size / 2**20:.0f} MiB; {args.steps} steps per checkpoint")
+    say(table(["", "steps"], [["training waits for", f"{waited:.2f}"], ["total cost", f"{lost:.2f}"]]))
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common_parser(__doc__)
     parser.add_argument("--architecture", default="clips-s-16")
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--recipe", default="clip", choices=list(RECIPES))
-    parser.add_argument("--positions", type=int, help="places of a caption that the captioner learns from")
+    parser.add_argument("--positions", type=int, help="tokens of a caption that the captioner's loss uses")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--parallel", default="ddp", choices=list(STRATEGIES), help="in processes under torchrun")
     parser.add_argument("--steps", type=int, default=8, help="of a round")
     parser.add_argument("--folder", help="a directory on the disk in question")
-    add_common(parser)
     return parser.parse_args()
 
 
@@ -82,7 +81,7 @@ def trial(run: TrainRun, batch: dict[str, Any], folder: Path, args: argparse.Nam
     seconds: dict[str, list[float]] = {"with": [], "without": []}
     waits = []
     with Checkpointer(folder, run.processes, keep=1) as checkpointer:
-        for number in range(-1, args.rounds):  # the first is for warming up
+        for number in range(-1, args.rounds):  # the first round warms up
             for side in ("with", "without")[:: -1 if number % 2 else 1]:
                 measure.synchronize()
                 start = time.perf_counter()

@@ -1,11 +1,11 @@
-"""Which share of its bare towers' speed does an evaluation keep when it embeds pictures and captions?
+"""The speed of an evaluation's image and caption embedding, relative to the bare towers.
 
     python scripts/bench/embedding.py --shared ../shared --threads 2 --architecture ViT-B-16
     python scripts/bench/embedding.py --shared ../shared --device cuda --batch 256 --precision bfloat16
 
-The pictures are photos on disk (opened, decoded and resized while the tower computes) and their human captions. The
-bare sides run the towers alone, on batches of pixels and tokens that lie in memory already; their text tower computes
-every row up to its full length, as open_clip's does. Vectors of both sides must be equal. Weights are random.
+The images are photos on disk, decoded and resized while the tower computes; the captions are human ones. The bare side
+runs the towers only, on batches of pixels and tokens in memory; its text tower computes every row up to its full
+length, as open_clip's does. Vectors of both sides must be equal. Weights are random.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import add_common, machine, speed_up, spread, table, take_turns
+from measure import common_parser, machine, speed_up, spread, table, take_turns
 
 
 def main() -> None:
@@ -30,8 +30,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_common(parser)
+    parser = common_parser(__doc__)
     parser.add_argument("--shared", default="../shared", help="a folder with data/flickr8k")
     parser.add_argument("--architecture", nargs="+", default=["ViT-B-16"], help="open_clip's names")
     parser.add_argument("--images", type=int, default=128)
@@ -59,7 +58,7 @@ def rows_of(name: str, args: argparse.Namespace, folder: Path) -> list[list[obje
         return torch.cat([torch.nn.functional.normalize(function(batch).float(), dim=1) for batch in batches]).cpu()
 
     sides = {
-        "pictures": (
+        "images": (
             lambda: bare(encoder.model.encode_image, pixels, dtype),
             lambda: embed_images(encoder, photos.open, photos.images, args.batch),
             len(pixels),
@@ -80,7 +79,7 @@ def rows_of(name: str, args: argparse.Namespace, folder: Path) -> list[list[obje
 
 
 def random_encoder(name: str, folder: Path, args: argparse.Namespace) -> Any:
-    """open_clip's architecture with random weights, loaded as an evaluation loads it."""
+    """An architecture of open_clip with random weights, loaded as for an evaluation."""
     import open_clip
     from safetensors.torch import save_file
 

@@ -1,10 +1,10 @@
-"""How much faster is a step of stage 1 with the frozen encoder's features kept on disk (``cache_vision_features``)?
+"""The speedup of a step of stage 1 by caching the frozen encoder's features on disk (``cache_vision_features``).
 
     python scripts/bench/kept_features.py --shared ../shared --threads 2
 
 The encoder is by default a ViT-B/16 with random weights, the LLM is that of ``--llm``; the projector trains on real
-questions about photos and long captions. Both sides do whole steps: pictures decoded and resized, forward, backward,
-AdamW. The features are computed and written in a first pass that is not measured but told.
+questions about photos and long captions. Both sides run whole steps: image decoding and resizing, forward, backward,
+AdamW. The time of the first pass, which writes the features, is printed separately.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from bridge_step import moved, write_mix
-from measure import add_common, machine, seconds_of, speed_up, spread, take_turns
+from measure import common_parser, machine, seconds_of, speed_up, spread, take_turns
 from torch.utils.data import DataLoader, Subset
 
 from llava_bridge.data import ConversationSourceConfig, read_samples
@@ -34,57 +34,55 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder
         mix = write_mix(Path(args.shared), Path(folder) / "mix.json", args.samples)
-        print(kept_line(args, mix))
+        print(comparison(args, mix))
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_common(parser)
+    parser = common_parser(__doc__)
     parser.add_argument("--shared", default="../shared", help="a folder with data/cocoqa, data/coco_long, models/")
     parser.add_argument("--encoder", default="timm:vit_base_patch16_224@random")
     parser.add_argument("--llm", help="a directory; shared/models/stories15M if not given")
-    parser.add_argument("--samples", type=int, default=48, help="in the mix; a sixth of them has no picture")
+    parser.add_argument("--samples", type=int, default=48, help="in the mix; a sixth of them has no image")
     parser.add_argument("--micro-batch", type=int, default=8)
     return parser.parse_args()
 
 
-def kept_line(args: argparse.Namespace, mix: Path) -> str:
+def comparison(args: argparse.Namespace, mix: Path) -> str:
     llm = args.llm or str(Path(args.shared) / "models/stories15M")
     model, processor = build_llava(LlavaParts(encoder=args.encoder, llm=llm))
     model.to(args.device).train().requires_grad_(False)
     model.model.multi_modal_projector.requires_grad_(True)
     samples = read_samples(ConversationSourceConfig(path=str(mix), image_root=args.shared))
     data = ConversationDataset(samples, make_conversation_encoder(model, processor), 1024)
-    shown = [index for index, sample in enumerate(samples) if sample.images]
-    shown = shown[: len(shown) // args.micro_batch * args.micro_batch]
+    indices = [index for index, sample in enumerate(samples) if sample.images]
+    indices = indices[: len(indices) // args.micro_batch * args.micro_batch]
     tower = model.model.vision_tower
     tower.keep_outputs(model.config.vision_feature_layer)
     lookup = tower.kept
 
-    def run(kept: Any) -> None:
-        tower.kept = kept
-        steps(args, model, processor, data, shown)
+    def run(cache: Any) -> None:
+        tower.kept = cache
+        steps(args, model, processor, data, indices)
 
     first = seconds_of(lambda: run(lookup), args.clock)
-    seconds = take_turns({"computed": lambda: run(None), "kept": lambda: run(lookup)}, args.rounds, args.clock)
-    each = {
-        name: spread([value * args.micro_batch / len(shown) for value in values]) for name, values in seconds.items()
-    }
+    seconds = take_turns({"computed": lambda: run(None), "cached": lambda: run(lookup)}, args.rounds, args.clock)
+    per_step = args.micro_batch / len(indices)
+    each = {name: spread([value * per_step for value in values]) for name, values in seconds.items()}
     return (
-        f"a step of {args.micro_batch} samples: features computed {each['computed']:.3f} s, kept {each['kept']:.3f} s, "
-        f"{speed_up(seconds, 'kept', 'computed'):.2f} times as fast; in the pass that fills the cache "
-        f"{first * args.micro_batch / len(shown):.3f} s"
+        f"a step of {args.micro_batch} samples: features computed {each['computed']:.3f} s, cached "
+        f"{each['cached']:.3f} s, {speed_up(seconds, 'cached', 'computed'):.2f} times as fast; in the pass that fills "
+        f"the cache {first * per_step:.3f} s"
     )
 
 
 def steps(
-    args: argparse.Namespace, model: Any, processor: Any, data: ConversationDataset, shown: Sequence[int]
+    args: argparse.Namespace, model: Any, processor: Any, data: ConversationDataset, indices: Sequence[int]
 ) -> None:
-    """One pass over these samples."""
+    """Train one pass over some samples."""
     objective = LlavaLoss(model)
     optimizer = torch.optim.AdamW(model.model.multi_modal_projector.parameters(), lr=1e-6)
     collate = ConversationCollator(processor.image_processor, processor.tokenizer.pad_token_id)
-    for batch in DataLoader(Subset(data, shown), batch_size=args.micro_batch, collate_fn=collate):
+    for batch in DataLoader(Subset(data, indices), batch_size=args.micro_batch, collate_fn=collate):
         objective(**moved(batch, args.device))["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -1,14 +1,14 @@
-"""How much of bare decoding our loader reaches, with as many processes: PIL alone, our loader, webdataset's.
+"""The speed of this suite's loader compared with bare decoding and webdataset's, by equal numbers of processes.
 
     python scripts/bench/loader.py --photos shard.tar --captions captions.jsonl --workers 2
 
-Each side reads the same photos at 224 pixels with the same crop, flip and filter. `bare` is a loop over bytes in
-memory: open, draft, crop and resize, flip, array; nothing else, no captions. `clips` is the loader as training uses it:
-order, tar, JSON, captions drawn and tokenized, batches sent to the trainer. `webdataset` (where installed) is
-open_clip's pipeline of the same library, with torchvision's crop and the same tokenizer.
+Each side reads the same photos at 224 pixels with the same crop, flip and filter. `bare` is a loop over bytes in memory
+(open, draft, crop and resize, flip, array) without captions. `clips` is the loader as in training: order, tar, JSON,
+sampled and tokenized captions, batches sent to the trainer. `webdataset` (if installed) is open_clip's pipeline, with
+torchvision's crop and the same tokenizer.
 
-The sides take turns in short bursts; what is reported is the median of the ratios of neighboring bursts, in photos a
-second and in photos a CPU second of all processes of a side, which others' work on the machine changes less.
+The sides alternate in short bursts. The table has the medians of the ratios of neighboring bursts, in photos per second
+and in photos per CPU second of all processes of a side, which depend less on the load of the machine.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Burst(NamedTuple):
-    """Photos a second and photos a CPU second."""
+    """Photos per second and per CPU second."""
 
     wall: float
     cpu: float
@@ -61,7 +61,7 @@ def cpu_seconds(pids: list[int]) -> float:
 
 
 def wait_until_idle(pids: list[int]) -> None:
-    """Return when loaders have read ahead as far as they do."""
+    """Wait until the loaders have finished prefetching."""
     before = -1.0
     while (now := cpu_seconds(pids)) > before + 2 / TICKS:
         before = now
@@ -78,7 +78,7 @@ def timed(pids: list[int], count: int, work: Any) -> Burst:
 
 
 def read_photos(path: Path, side: int | None) -> list[bytes]:
-    """JPEGs of a tar or a folder; with ``side`` scaled to that longer side and saved at quality 90."""
+    """JPEGs of a tar or a folder; with ``side`` scaled to that length of the longer side, at quality 90."""
     if path.is_dir():
         found = [file.read_bytes() for file in sorted(path.glob("*.jpg"))[:1000]]
     else:
@@ -97,7 +97,7 @@ def _scaled(photo: bytes, side: int) -> bytes:
 
 
 def read_captions(path: Path) -> list[str]:
-    """The longest text of each line of a JSONL file, wherever in it it stands."""
+    """The longest string of each line of a JSONL file, at any depth."""
 
     def texts(value: Any) -> Iterator[str]:
         if isinstance(value, str):
@@ -126,7 +126,7 @@ def write_shards(folder: Path, photos: list[bytes], captions: list[str], samples
 
 
 class Bare:
-    """Processes that decode, crop and flip photos that lie in memory."""
+    """Processes that decode, crop and flip photos in memory."""
 
     def __init__(self, photos: list[bytes], config: AugmentConfig, workers: int) -> None:
         self.pipes, self.processes = [], []
@@ -163,7 +163,7 @@ def _bare(pipe: Connection, photos: list[bytes], config: AugmentConfig, seed: in
 
 
 class Loader:
-    """Batches from worker processes, consumed as fast as they come."""
+    """Batches from worker processes, consumed immediately."""
 
     def __init__(self, stream: Iterator[Any], batch_size: int, workers: int) -> None:
         self.stream, self.batch_size, self.workers = stream, batch_size, workers
@@ -171,7 +171,7 @@ class Loader:
         self.pids = list[int]()
 
     def burst(self, count: int) -> Burst:
-        for _ in range(4 * self.workers):  # what they read ahead while the other side worked
+        for _ in range(4 * self.workers):  # batches that were prefetched while the other side ran
             next(self.stream)
         steps = max(1, count // self.batch_size)
         return timed(self.pids, steps * self.batch_size, lambda: [next(self.stream) for _ in range(steps)])
@@ -197,12 +197,12 @@ def webdataset_loader(folder: Path, config: AugmentConfig, arguments: argparse.N
     tokenizer = ClipsTokenizer()
     flip = [transforms.RandomHorizontalFlip()] if config.horizontal_flip else []
     crop = transforms.RandomResizedCrop(SIZE, scale=(config.crop_scale_min, 1.0), antialias=True)
-    picture = transforms.Compose([crop, *flip, transforms.PILToTensor()])
+    preprocess = transforms.Compose([crop, *flip, transforms.PILToTensor()])
 
     def sample(found: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         captions = found["json"]
         texts = tokenizer([captions["web_caption"], captions["synthetic_caption"]])
-        return picture(found["jpg"]), texts, tokenizer.encode_target(captions["synthetic_caption"])[0]
+        return preprocess(found["jpg"]), texts, tokenizer.encode_target(captions["synthetic_caption"])[0]
 
     pipeline = webdataset.DataPipeline(
         webdataset.ResampledShards(sorted(map(str, folder.glob("*.tar")))),
@@ -273,7 +273,7 @@ def main() -> None:
     print(
         f"{len(photos)} photos, on average {statistics.mean(map(len, photos)) / 1024:.0f} KiB and {pixels:.0f} pixels "
         f"on the longer side; captions of {statistics.mean(len(text.split()) for text in captions):.0f} words; "
-        f"{arguments.workers} processes a side, {arguments.rounds} rounds of {arguments.burst} photos; "
+        f"{arguments.workers} processes per side, {arguments.rounds} rounds of {arguments.burst} photos; "
         f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores, "
         + ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "pillow"))
         + "\n"

@@ -1,15 +1,15 @@
-"""What do our losses cost in memory and time beside the naive ones, forward and backward?
+"""Memory and time of this suite's losses compared with naive ones, forward and backward.
 
     python scripts/bench/loss_memory.py --samples 16 --rounds 3              (seconds; the ratios hold at any size)
     python scripts/bench/loss_memory.py --threads 2                          (256 × 128 tokens: naive needs 13 GB)
     python scripts/bench/loss_memory.py --device cuda
 
-Caption loss: ``clips.model.losses.linear_cross_entropy`` beside ``F.cross_entropy(hidden @ weight.T)``, torch's own
-``F.linear_cross_entropy`` where torch has it, and, where it is installed and there is a GPU, Liger's fused one. With
+Caption loss: ``clips.model.losses.linear_cross_entropy`` vs. ``F.cross_entropy(hidden @ weight.T)``, torch's own
+``F.linear_cross_entropy`` if this version has it, and Liger's fused one if it is installed and there is a GPU. With
 ``--bf16`` matrix products are those of autocast. Contrastive loss: ``clips.model.losses.softmax_loss`` of one process
-among many, its partners' features simulated, beside this process's rows of the matrix of
-logits, as open_clip's ``--local-loss`` holds them. Memory is the peak of what torch allocates beyond the inputs and
-their gradients, counted at every allocation; all gradients must be equal (in bfloat16 nearly).
+among many, with simulated features of the others, vs. this process's rows of the logits, as with open_clip's
+``--local-loss``. Memory is the peak of torch's allocations beyond the inputs and their gradients, counted at every
+allocation; all gradients must be equal (nearly in bfloat16).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from unittest import mock
 
 import torch
-from measure import add_common, machine, speed_up, spread, table, take_turns
+from measure import common_parser, machine, speed_up, spread, table, take_turns
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.profiler import ProfilerActivity, profile
@@ -41,14 +41,13 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common_parser(__doc__)
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=128, help="tokens of a sample")
     parser.add_argument("--widths", type=int, nargs="+", default=[384, 512, 768])
     parser.add_argument("--global-batches", type=int, nargs="+", default=[8192, 32768])
     parser.add_argument("--local-batch", type=int, default=2048)
     parser.add_argument("--bf16", action="store_true", help="caption loss: matrix products in bfloat16")
-    add_common(parser)
     return parser.parse_args()
 
 
@@ -116,25 +115,23 @@ def unit(count: int, device: str) -> Tensor:
 
 
 def contrastive_losses(partners: list[Tensor]) -> dict[str, Loss]:
-    """Losses of the first process, by its own features; "naive" is open_clip's with ``--local-loss``."""
+    """Losses of the first process for its own features; "naive" is open_clip's with ``--local-loss``."""
 
     def gathered(image: Tensor, text: Tensor) -> list[Tensor]:
         return [torch.cat([own, others]) for own, others in zip((image, text), partners, strict=True)]
 
     def ours(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-        with mock.patch.object(
-            losses, "gather_features", side_effect=gathered(image, text)
-        ):  # images first, as it asks
+        features = gathered(image, text)  # in the order of the loss's calls
+        with mock.patch.object(losses, "gather_features", side_effect=features):
             return losses.softmax_loss(image, [text], scale)
 
-    def rows_at_once(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+    def naive(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
         images, texts = gathered(image, text)
         labels = torch.arange(len(image), device=image.device)
-        return (
-            F.cross_entropy(scale * image @ texts.t(), labels) + F.cross_entropy(scale * text @ images.t(), labels)
-        ) / 2
+        by_image, by_text = scale * image @ texts.t(), scale * text @ images.t()
+        return (F.cross_entropy(by_image, labels) + F.cross_entropy(by_text, labels)) / 2
 
-    return {"naive": rows_at_once, "ours": ours}
+    return {"naive": naive, "ours": ours}
 
 
 # ---------------------------------------------------------------- both
@@ -143,12 +140,12 @@ def contrastive_losses(partners: list[Tensor]) -> dict[str, Loss]:
 def compare(
     sides: dict[str, Loss], leaves: tuple[Tensor, Tensor], last: Tensor, args: argparse.Namespace, key: list[str]
 ) -> list[list[str]]:
-    """A row for each side; raises AssertionError where the gradients differ."""
+    """A row for each side; raises AssertionError if the gradients differ."""
     runs = {name: gradients_of(loss, leaves, last) for name, loss in sides.items()}
     expected = runs["naive"]()
     for run in runs.values():
-        for found, wanted in zip(run(), expected, strict=True):
-            assert (found - wanted).norm() < (0.02 if args.bf16 else 1e-4) * wanted.norm()
+        for found, gradient in zip(run(), expected, strict=True):
+            assert (found - gradient).norm() < (0.02 if args.bf16 else 1e-4) * gradient.norm()
     returned = sum(value.nbytes for value in expected)
     del expected
     peaks = {name: peak_bytes(run, args.device) - returned for name, run in runs.items()}
@@ -171,7 +168,7 @@ def gradients_of(loss: Loss, leaves: tuple[Tensor, Tensor], last: Tensor) -> Cal
 
 
 def peak_bytes(run: Callable[[], object], device: str) -> int:
-    """The most bytes that ``run`` holds at a time beyond what was held before, as the allocator counts them."""
+    """The peak of the bytes that ``run`` allocates, as counted by the allocator."""
     if device == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()

@@ -1,4 +1,4 @@
-"""What the benchmarks share: sides that take turns, ratios with their spread, the machine, real captions."""
+"""Shared code of the benchmarks: alternating sides, ratios with their spread, the machine, real captions."""
 
 from __future__ import annotations
 
@@ -37,8 +37,9 @@ from clips.training.train_step import TrainRun
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-def add_common(parser: argparse.ArgumentParser) -> None:
-    """Arguments that every benchmark has."""
+def common_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the arguments of every benchmark."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=5)
@@ -48,12 +49,13 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         choices=list(CLOCKS),
         help="cpu counts this process's own seconds: for one thread on a machine that others use too",
     )
+    return parser
 
 
 def take_turns(
     sides: Mapping[str, Callable[[], object]], rounds: int, clock: str = "wall", warmup: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of each side in each round; the order turns round from one round to the next (ABBA)."""
+    """Seconds of each side in each round; the order alternates between rounds (ABBA)."""
     for _ in range(warmup):
         for run in sides.values():
             run()
@@ -65,7 +67,7 @@ def take_turns(
 
 
 def seconds_of(run: Callable[[], object], clock: str) -> float:
-    """How long ``run`` takes by ``clock``, the device's work included."""
+    """The duration of ``run`` by ``clock``, including the work of the device."""
     now = CLOCKS[clock]
     synchronize()
     start = now()
@@ -92,13 +94,13 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median and quartiles; of fewer than two numbers all the same."""
+    """Median and quartiles; a single number is all three."""
     low, _, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else (values[0],) * 3
     return Spread(low, statistics.median(values), high)
 
 
 def speed_up(seconds: Mapping[str, Sequence[float]], ours: str, theirs: str) -> Spread:
-    """How many times as fast ``ours`` is as ``theirs``, from the pairs of each round."""
+    """The speed of ``ours`` relative to ``theirs``, from the pairs of each round."""
     return spread([their / our for our, their in zip(seconds[ours], seconds[theirs], strict=True)])
 
 
@@ -106,7 +108,7 @@ def speed_up(seconds: Mapping[str, Sequence[float]], ours: str, theirs: str) -> 
 
 
 def machine(device: str) -> str:
-    """The machine in a line: what computes, with how many threads, how busy it was before, which versions."""
+    """The machine as one line: device, threads, load, versions."""
     name = torch.cuda.get_device_name() if device == "cuda" else f"{_cpu_name()}, {torch.get_num_threads()} thread(s)"
     versions = [f"{package} {_version(package)}" for package in ("torch", "open_clip_torch")]
     return f"{name}; load {os.getloadavg()[0]:.1f} of {os.cpu_count()} cores at the start; {', '.join(versions)}"
@@ -127,7 +129,7 @@ def _version(package: str) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table; all columns but the first to the right."""
+    """A Markdown table; all columns except the first are right-aligned."""
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in [head, rule, *rows])
 
@@ -136,7 +138,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def captions(path: str | None, field: str, count: int) -> list[str]:
-    """The first ``count`` captions of a JSONL or JSON file, of several the first; without a file, long ones."""
+    """``count`` captions of a JSONL or JSON file, the first of each row; without a file, long ones."""
     if path is None:
         return [" ".join(["word"] * 200)] * count
     text = Path(path).read_text(encoding="utf-8")
@@ -160,16 +162,16 @@ def start(
     processes: DistributedContext | None = None,
     scale: DistributedConfig | None = None,
 ) -> tuple[TrainRun, dict[str, Tensor]]:
-    """What `clips.training.train_step.train_step` needs: a new model with its optimizer, and a batch.
+    """The arguments of `clips.training.train_step.train_step`: a new model with its optimizer, and a batch.
 
     Args:
         model_config: the towers.
         recipe_config: the recipe.
         precision: fp32 or bf16.
-        texts: the web captions and the synthetic ones; the batch has as many samples. Its pictures are noise.
+        texts: the web captions and the synthetic ones of all samples; the images are noise.
         device: cpu or cuda.
-        processes: who trains, each with a batch of its own; None means this one alone.
-        scale: how they share the model; None means that each has all of it.
+        processes: the processes of the training, each with its own batch; None for this one only.
+        scale: how the processes share the model; None for a copy in each.
     """
     encoder = build_model(model_config, recipe_config, seed=0)
     config = EncoderTrainConfig(
@@ -200,7 +202,7 @@ def start(
 
 
 def make_batch(model: ClipsModel, texts: list[list[str]], device: str) -> dict[str, Tensor]:
-    """Noise pictures and the tokens of web and synthetic captions, as the trainer's loader makes them."""
+    """Noise images, and the tokens of web and synthetic captions as from the trainer's loader."""
     tokenizer, rng = ClipsTokenizer(model.context_length), np.random.default_rng(0)
     samples = [model.recipe.prepare(web, synthetic, rng, tokenizer) for web, synthetic in zip(*texts, strict=True)]
     batch = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
@@ -209,12 +211,12 @@ def make_batch(model: ClipsModel, texts: list[list[str]], device: str) -> dict[s
 
 
 def parameters(model: torch.nn.Module) -> int:
-    """How many parameters train."""
+    """The number of trainable parameters."""
     return sum(value.numel() for value in model.parameters() if value.requires_grad)
 
 
 def flops(run: Callable[[], object]) -> int:
-    """Floating point operations of the matrix products and attentions that ``run`` does, backward passes included."""
+    """Floating point operations of the matrix products and attentions of ``run``, including backward passes."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:

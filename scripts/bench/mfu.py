@@ -1,15 +1,14 @@
-"""What share of the machine's matrix-product peak does our training step reach?
+"""The model FLOPs utilization (MFU) of this suite's training step.
 
     python scripts/bench/mfu.py --threads 2                                            (S/16 on a CPU)
     python scripts/bench/mfu.py --device cuda --architecture clips-l-14 --batch 256 --precisions bf16 --compile
 
-At a batch of 256 the planner reckons with 71 GB for L/14 under `clip` and 120 GB under `clips`; with --checkpointing
-12 and 17.
+At a batch of 256 `clips plan` estimates 71 GB for L/14 under `clip` and 120 GB under `clips`; with --checkpointing 12
+and 17.
 
-The peak is measured in the same run, in turns with the step: a large matrix product of the step's precision. The
-step's operations are those of its matrix products and attentions, counted as they run, the backward pass included and
-nothing recomputed counted twice; whatever is left out as padding is not counted. With --compile or --checkpointing
-they are counted on eight samples of a step without.
+The peak is that of a large matrix product in the step's precision, measured alternately with the step. The step's
+operations are those of its matrix products and attentions, counted as they run, with the backward pass, but without
+skipped padding and recomputation. With --compile or --checkpointing they are counted on eight samples without these.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from collections.abc import Callable
 
 import measure
 import torch
-from measure import add_common, flops, machine, spread, table, take_turns
+from measure import common_parser, flops, machine, spread, table, take_turns
 
 from clips.method.recipes import RECIPES, RecipeConfig
 from clips.model.architectures import ModelConfig
@@ -38,14 +37,14 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     print(machine(args.device))
     print(f"{args.architecture} at {args.image_size} px, batch {args.batch}, texts: {args.captions or 'full rows'}")
-    head = ["recipe", "precision", "threads", "peak TFLOP/s", "step TFLOP/s", "share of peak", "samples/s"]
+    head = ["recipe", "precision", "threads", "peak TFLOP/s", "step TFLOP/s", "MFU", "samples/s"]
     for number, (recipe, precision) in enumerate(itertools.product(args.recipes, args.precisions)):
         lines = table(head, [row(args, recipe, precision)]).splitlines()
         print("\n".join(lines if number == 0 else lines[-1:]), flush=True)  # the next may not fit into memory
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common_parser(__doc__)
     parser.add_argument("--architecture", default="clips-s-16")
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--batch", type=int, default=64)
@@ -59,25 +58,30 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--checkpointing", action="store_true", help="compute activations again instead of keeping them"
     )
-    add_common(parser)
     return parser.parse_args()
 
 
 def row(args: argparse.Namespace, recipe: str, precision: str) -> list[str]:
-    work = operations(args, recipe, precision)
     step = our_step(args, recipe, precision)
+    seconds, cells = measure_mfu(step, operations(args, recipe, precision), args, precision)
+    samples = spread([args.batch / value for value in seconds])
+    return [recipe, precision, str(args.threads), *cells, f"{samples:.3g}"]
+
+
+def measure_mfu(
+    step: Callable[[], object], work: float, args: argparse.Namespace, precision: str
+) -> tuple[list[float], list[str]]:
+    """Seconds of a step of ``work`` operations; and peak TFLOP/s, step TFLOP/s and MFU as table cells."""
     product, repeats = matrix_product(args, precision)
     seconds = take_turns({"step": step, "peak": product}, args.rounds, args.clock)
     peaks = [2 * args.matrix**3 * repeats / value / 1e12 for value in seconds["peak"]]
     rates = [work / value / 1e12 for value in seconds["step"]]
-    shares = spread([rate / peak for rate, peak in zip(rates, peaks, strict=True)])
-    samples = spread([args.batch / value for value in seconds["step"]])
-    rest = [f"{spread(peaks):.3g}", f"{spread(rates):.3g}", f"{shares:.1%}", f"{samples:.3g}"]
-    return [recipe, precision, str(args.threads), *rest]
+    ratios = spread([rate / peak for rate, peak in zip(rates, peaks, strict=True)])
+    return seconds["step"], [f"{spread(peaks):.3g}", f"{spread(rates):.3g}", f"{ratios:.1%}"]
 
 
 def operations(args: argparse.Namespace, recipe: str, precision: str) -> float:
-    """Of a step, as the model has them."""
+    """Floating point operations of a step, without recomputation."""
     if not (args.compile or args.checkpointing):
         return flops(our_step(args, recipe, precision))
     fields = {**vars(args), "batch": min(args.batch, COUNTED), "compile": False, "checkpointing": False}
@@ -95,7 +99,7 @@ def our_step(args: argparse.Namespace, recipe: str, precision: str) -> Callable[
 
 
 def matrix_product(args: argparse.Namespace, precision: str) -> tuple[Callable[[], object], int]:
-    """Products of two square matrices for about a second; how many there are."""
+    """A function that multiplies two square matrices for about a second, and the number of its products."""
     kind = torch.float32 if precision == "fp32" else torch.bfloat16
     left, right = (torch.randn(args.matrix, args.matrix, device=args.device, dtype=kind) for _ in range(2))
     out = torch.empty_like(left)

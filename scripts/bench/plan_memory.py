@@ -1,12 +1,12 @@
-"""What `clips plan` says of memory against what training takes: real steps in float32 on a CPU.
+"""The memory that `clips plan` estimates compared with that of real training steps, in float32 on a CPU.
 
     python scripts/bench/plan_memory.py
     python scripts/bench/plan_memory.py --processes 2 --parallel ddp fsdp zero1 zero2 zero3 --cases clips-s-16:16
 
-A case is architecture:batch or architecture:batch:micro_batch. Of each, in fresh processes: all that torch's allocator
-gave out at the fullest instant of the second step, parameters and optimizer included, which is what the plan's parts
-add up to; and, in another run without the profiler that tells this, the growth of the process's peak resident memory,
-which holds the libraries' own work space and the allocator's gaps as well. Of several processes the first is told.
+A case is architecture:batch or architecture:batch:micro_batch. Each is measured in new processes: the peak of torch's
+allocations in the second step, with parameters and optimizer, which corresponds to the sum of the plan's parts; and,
+without the profiler, the growth of the process's peak resident memory, which includes the libraries' work space and the
+allocator's gaps. Of several processes the first is reported.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MIB = 2**20
 
 
 def main() -> None:
-    """Plan and measure all cases; each measurement is this script again, in processes of its own."""
+    """Plan and measure all cases; each measurement runs this script in separate processes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", nargs="+", default=CASES)
     parser.add_argument("--parallel", nargs="+", default=["ddp"], choices=get_args(Parallel))
@@ -75,7 +75,7 @@ def plan(case: str, parallel: Parallel, processes: int) -> dict[str, float]:
 
 
 def measure(name: str, case: str, parallel: Parallel, processes: int) -> float:
-    """Bytes that the first of ``processes`` measured."""
+    """Bytes measured by the first of ``processes``."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     this = [__file__, "--measure", name, "--cases", case, "--parallel", parallel]
     done = subprocess.run([sys.executable, *(launcher if processes > 1 else []), *this], stdout=subprocess.PIPE)
@@ -101,7 +101,7 @@ def training(case: str, parallel: Parallel, output: str) -> EncoderTrainConfig:
 
 
 def measured_here(arguments: argparse.Namespace) -> None:
-    """Begin a training, take two steps, and tell from the main process what they held."""
+    """Set up a training, run two steps, and print the measured bytes on the main process."""
     with tempfile.TemporaryDirectory() as folder:
         config = training(arguments.cases[0], arguments.parallel[0], output=f"{folder}/run")
         local = config.global_batch_size // int(os.environ.get("WORLD_SIZE", 1))
@@ -112,10 +112,10 @@ def measured_here(arguments: argparse.Namespace) -> None:
         print(json.dumps({"bytes": bytes_held}), flush=True)
 
 
-def tensor_bytes(config: EncoderTrainConfig, texts: dict[str, Any], pictures: tuple[int, ...]) -> int:
-    """The most that torch's allocator had given out at once during the second step, by its own events."""
+def tensor_bytes(config: EncoderTrainConfig, texts: dict[str, Any], image_shape: tuple[int, ...]) -> int:
+    """The peak of torch's allocations during the second step, from the allocator's events."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        run, batch = started(config, texts, pictures)
+        run, batch = started(config, texts, image_shape)
         train_step(run, batch)
         with torch.profiler.record_function("second step"):
             train_step(run, batch)
@@ -126,12 +126,12 @@ def tensor_bytes(config: EncoderTrainConfig, texts: dict[str, Any], pictures: tu
     return int(held[np.array([instant for instant, _ in changes]) >= begun].max())
 
 
-def resident_bytes(config: EncoderTrainConfig, texts: dict[str, Any], pictures: tuple[int, ...]) -> int:
+def resident_bytes(config: EncoderTrainConfig, texts: dict[str, Any], image_shape: tuple[int, ...]) -> int:
     """Growth of this process's resident memory to its peak in the second step."""
     before = resident("VmRSS")
-    run, batch = started(config, texts, pictures)
+    run, batch = started(config, texts, image_shape)
     train_step(run, batch)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew (man 5 proc)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak (man 5 proc)
     train_step(run, batch)
     return resident("VmHWM") - before
 
@@ -140,16 +140,16 @@ MEASURES = {"tensors": tensor_bytes, "resident": resident_bytes}
 
 
 def started(
-    config: EncoderTrainConfig, texts: dict[str, Any], pictures: tuple[int, ...]
+    config: EncoderTrainConfig, texts: dict[str, Any], image_shape: tuple[int, ...]
 ) -> tuple[TrainRun, dict[str, Any]]:
     """A training before its first step, and a batch without padding."""
     run = setup_run(config, cast(Any, range(100_000)))
     run.model.train()
-    return run, {**{name: value.clone() for name, value in texts.items()}, "image": torch.randn(pictures)}
+    return run, {**{name: value.clone() for name, value in texts.items()}, "image": torch.randn(image_shape)}
 
 
 def resident(field: str) -> int:
-    """Bytes of this process's memory by /proc."""
+    """Bytes of this process's memory from /proc."""
     found = re.search(rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert found is not None
     return int(found[1]) * 1024

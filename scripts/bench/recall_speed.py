@@ -1,4 +1,4 @@
-"""How long do recalls from embeddings take, and how much memory, beside CLIP_benchmark's own function?
+"""Time and memory of recalls from embeddings, compared with CLIP_benchmark's function.
 
     pip install --no-deps clip-benchmark
     python scripts/bench/recall_speed.py --threads 2                           (COCO's test: 5,000 × 25,000)
@@ -6,10 +6,10 @@
     python scripts/bench/recall_speed.py --alone --sizes 10000x50000 20000x100000 40000x200000 --rounds 3
     python scripts/bench/recall_speed.py --device cuda
 
-The embeddings are random unit vectors with five captions near each picture, the same for both sides. Each side runs in
-a process of its own and gives R@1, 5 and 10 in both directions, which must be equal; memory is the peak of that process
-above what it held with the embeddings loaded (on a GPU: of torch's allocations). ``--alone`` leaves CLIP_benchmark out,
-where its matrices would not fit.
+The embeddings are random unit vectors with five captions near each image, the same for both sides. Each side runs in a
+separate process and returns R@1, 5 and 10 in both directions, which must be equal. Memory is the peak of that process
+beyond the loaded embeddings (on a GPU: of torch's allocations). ``--alone`` omits CLIP_benchmark, whose matrices do not
+fit at larger sizes.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import add_common, machine, speed_up, spread, table
+from measure import common_parser, machine, speed_up, spread, table
 
 CUTS = (1, 5, 10)
-PER_PICTURE = 5
+PER_IMAGE = 5
 MIB = 2**20
 
 
@@ -35,14 +35,13 @@ def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
     print(machine(args.device))
-    head = ["pictures × captions", "side", "seconds", "peak MiB", "times as fast", "share of its memory", "ps a cell"]
+    head = ["images × captions", "side", "seconds", "peak MiB", "times as fast", "share of its memory", "ps a cell"]
     print(table(head, [row for size in args.sizes for row in rows_of(size, args)]))
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_common(parser)
-    parser.add_argument("--sizes", nargs="+", default=["5000x25000"], help="pictures x captions")
+    parser = common_parser(__doc__)
+    parser.add_argument("--sizes", nargs="+", default=["5000x25000"], help="images x captions")
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--batch", type=int, default=64, help="CLIP_benchmark's batch size; 64 is its default")
     parser.add_argument("--alone", action="store_true", help="without CLIP_benchmark")
@@ -50,12 +49,12 @@ def arguments() -> argparse.Namespace:
 
 
 def rows_of(size: str, args: argparse.Namespace) -> list[list[object]]:
-    pictures, captions = map(int, re.split("[x×]", size))
+    num_images, captions = map(int, re.split("[x×]", size))
     names = ["ours"] if args.alone else ["ours", "CLIP_benchmark"]
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for number in range(args.rounds):
         for name in names[:: -1 if number % 2 else 1]:
-            runs[name].append(in_a_process(name, pictures, captions, args))
+            runs[name].append(in_a_process(name, num_images, captions, args))
     seconds = {name: [run["seconds"] for run in found] for name, found in runs.items()}
     memory = {name: spread([run["memory"] / MIB for run in found]) for name, found in runs.items()}
     if not args.alone:
@@ -68,16 +67,16 @@ def rows_of(size: str, args: argparse.Namespace) -> list[list[object]]:
         if name == "ours" and not args.alone:
             times = f"{speed_up(seconds, 'ours', 'CLIP_benchmark'):.1f}"
             share = f"{memory['ours'].median / memory['CLIP_benchmark'].median:.4f}"
-        cells = spread([1e12 * value / (pictures * captions) for value in seconds[name]])
+        cells = spread([1e12 * value / (num_images * captions) for value in seconds[name]])
         rows.append([size, name, f"{spread(seconds[name]):.2f}", f"{memory[name]:.0f}", times, share, f"{cells:.0f}"])
     return rows
 
 
-def in_a_process(name: str, pictures: int, captions: int, args: argparse.Namespace) -> dict[str, Any]:
+def in_a_process(name: str, num_images: int, captions: int, args: argparse.Namespace) -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(
-        target=measured, args=(theirs, name, pictures, captions, args.width, args.device, args.threads, args.batch)
+        target=measured, args=(theirs, name, num_images, captions, args.width, args.device, args.threads, args.batch)
     )
     child.start()
     theirs.close()
@@ -90,13 +89,13 @@ def in_a_process(name: str, pictures: int, captions: int, args: argparse.Namespa
 
 
 def measured(
-    sender: Any, name: str, pictures: int, captions: int, width: int, device: str, threads: int, batch: int
+    sender: Any, name: str, num_images: int, captions: int, width: int, device: str, threads: int, batch: int
 ) -> None:
     torch.set_num_threads(threads)
-    images, texts, owner = (value.to(device) for value in embeddings(pictures, captions, width))
+    images, texts, owner = (value.to(device) for value in embeddings(num_images, captions, width))
     recalls = {"ours": our_recalls, "CLIP_benchmark": functools.partial(their_recalls, batch)}[name]
-    recalls(images[:50], texts[: 50 * PER_PICTURE], owner[: 50 * PER_PICTURE])  # libraries are loaded now
-    _ = float(images.sum() + texts.sum())  # what the system has put away meanwhile is held again
+    recalls(images[:50], texts[: 50 * PER_IMAGE], owner[: 50 * PER_IMAGE])  # loads libraries
+    _ = float(images.sum() + texts.sum())  # brings swapped pages back
     before = start_counting(device)
     start = time.perf_counter()
     found = recalls(images, texts, owner)
@@ -105,11 +104,11 @@ def measured(
     sender.close()
 
 
-def embeddings(pictures: int, captions: int, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Unit vectors of pictures, of captions near their pictures, and each caption's picture."""
+def embeddings(num_images: int, captions: int, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Unit vectors of images, of captions near their images, and the index of each caption's image."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.nn.functional.normalize(torch.randn(pictures, width, generator=generator), dim=1)
-    owner = torch.arange(captions) * pictures // captions
+    images = torch.nn.functional.normalize(torch.randn(num_images, width, generator=generator), dim=1)
+    owner = torch.arange(captions) * num_images // captions
     noise = torch.randn(captions, width, generator=generator).mul_(0.2)
     texts = torch.nn.functional.normalize(noise.add_(images[owner]), dim=1)
     return images, texts, owner
@@ -124,7 +123,7 @@ def our_recalls(images: torch.Tensor, texts: torch.Tensor, owner: torch.Tensor) 
 
 
 def their_recalls(batch: int, images: torch.Tensor, texts: torch.Tensor, owner: torch.Tensor) -> list[float]:
-    """What CLIP_benchmark's ``evaluate`` does when it has the embeddings."""
+    """The recalls as in CLIP_benchmark's ``evaluate``, from embeddings."""
     from clip_benchmark.metrics.zeroshot_retrieval import batchify, recall_at_k
 
     scores = texts.cpu() @ images.cpu().t()
@@ -140,11 +139,11 @@ def their_recalls(batch: int, images: torch.Tensor, texts: torch.Tensor, owner: 
 
 
 def start_counting(device: str) -> int:
-    """Forget the peak so far; what is held now."""
+    """Reset the peak; the current memory."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak on Linux
     return peak(device)
 
 

@@ -1,13 +1,14 @@
-"""How fast is our training step beside open_clip's own, with the same model, the same tokens and the same batch?
+"""The speed of this suite's training step compared with open_clip's, with the same model, tokens and batch.
 
     python scripts/bench/step_vs_open_clip.py --captions ../shared/data/capsfusion_5k.jsonl --threads 2
     python scripts/bench/step_vs_open_clip.py --device cuda --architecture clips-l-14 --batch 512 --rounds 30
 
-Theirs is ``open_clip_train.train.train_one_epoch`` itself, on a loader of one batch, with the optimizer, loss and
-autocast that its ``main`` makes by default; ours is ``clips.training.train_step.train_step``. For ``clip`` both train a
-copy of one open_clip model. For ``coca`` each trains its own decoder over the same towers' shapes, of the same width,
-depth and heads: open_clip's decoder has self- and cross-attention blocks after a causal text tower, ours one block each
-over picture and text. Parameters and operations of both are printed. Without ``--captions`` every text fills its row.
+"theirs" is ``open_clip_train.train.train_one_epoch`` on a loader of one batch, with the default optimizer, loss and
+autocast of open_clip's ``main``; "ours" is ``clips.training.train_step.train_step``. For ``clip`` both train a copy of
+one open_clip model. For ``coca`` each trains its own decoder on towers of the same shapes, with the same width, depth
+and heads: open_clip's decoder has self- and cross-attention blocks after a causal text tower, this suite's has one
+block per layer over image and text. Parameters and operations of both are printed. Without ``--captions`` every text
+fills its row.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 import measure
 import torch
-from measure import add_common, flops, machine, parameters, speed_up, spread, table, take_turns
+from measure import common_parser, flops, machine, parameters, speed_up, spread, table, take_turns
 from torch import Tensor
 
 from clips.method.clips_model import ClipsModel
@@ -58,7 +59,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common_parser(__doc__)
     parser.add_argument("--architecture", default="clips-s-16")
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--batch", type=int, default=64)
@@ -67,7 +68,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--recipes", nargs="+", default=["clip", "coca"], choices=["clip", "coca"])
     parser.add_argument("--text-attention", nargs="+", default=["all", "causal"], choices=["all", "causal"])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
-    add_common(parser)
     return parser.parse_args()
 
 
@@ -120,14 +120,14 @@ def open_clips_step(
 
 
 class Log(dict):  # type: ignore[type-arg]
-    """What ``train_one_epoch`` tells TensorBoard: the step's losses, under the names that ours have."""
+    """A TensorBoard writer for ``train_one_epoch`` that stores the step's losses under this suite's names."""
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
         self[name.removeprefix("train/")] = value
 
 
 class OneBatch(list):  # type: ignore[type-arg]
-    """A loader of one batch, as ``train_one_epoch`` asks for it."""
+    """A loader of one batch for ``train_one_epoch``."""
 
     num_batches = 1
 
@@ -149,7 +149,7 @@ def open_clips_arguments(model: Any, precision: str, device: str) -> argparse.Na
 
 
 def open_clips_optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
-    """AdamW as open_clip's ``main`` makes it: no decay on vectors, its defaults for ViTs."""
+    """AdamW as in open_clip's ``main``: no decay on vectors, its defaults for ViTs."""
     groups: dict[bool, list[Tensor]] = {True: [], False: []}
     for name, value in model.named_parameters():
         if value.requires_grad:
@@ -160,7 +160,7 @@ def open_clips_optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
 
 
 def open_clips_coca(ours: ClipsModel) -> torch.nn.Module:
-    """open_clip's CoCa with our towers' and captioner's shapes, its text rows one shorter for its own class token."""
+    """open_clip's CoCa with the shapes of ``ours``; its text rows are one token shorter for its own class token."""
     from open_clip.coca_model import CoCa
 
     assert ours.captioner is not None
@@ -180,7 +180,7 @@ def open_clips_coca(ours: ClipsModel) -> torch.nn.Module:
 
 
 def coca_rows(batch: dict[str, Tensor]) -> Tensor:
-    """Text rows as CoCa reads them: those of the contrastive loss without the class token, which it appends itself."""
+    """Text rows for CoCa: those of the contrastive loss without the class token, which CoCa appends itself."""
     return batch["mixed"][:, :-1]
 
 

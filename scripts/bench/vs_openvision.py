@@ -1,16 +1,16 @@
-"""How fast is our training step of the ``clips`` recipe beside the authors' JAX step, on the same CPU?
+"""The speed of this suite's training step of the ``clips`` recipe compared with OpenVision's JAX step, on one CPU.
 
     python scripts/bench/vs_openvision.py --openvision OpenVision --jax-python jaxenv/bin/python \\
         --captions captions.jsonl --web short --synthetic long
 
 ``OpenVision`` is a checkout of github.com/UCSC-VLAA/OpenVision; ``jaxenv`` an environment with the versions that it
-asks for: ``pip install jax==0.4.38 flax==0.10.2 optax ml_collections einops orbax-checkpoint absl-py scipy``.
+requires: ``pip install jax==0.4.38 flax==0.10.2 optax ml_collections einops orbax-checkpoint absl-py scipy``.
 
-Both train the same shapes on the same tokens: towers, 80 tokens of web and of partial synthetic caption, a decoder of
-128 learnable tokens. Their model, loss and optimizer run in a process of their own under jit, which takes turns with
-ours. They compute all 128 targets of every sample; ours leaves out those behind a caption's end, so that there is a row
-with captions that fill everything ("full rows": equal work) and one with real ones. Their towers recompute activations
-in the backward pass by default (``--remat full``); the faster ``none`` is what we compare with.
+Both sides ("ours" and "theirs") train the same shapes on the same tokens: towers, 80 tokens of web and of partial
+synthetic caption, a decoder of 128 learnable tokens. OpenVision's side runs in a separate process under jit; the sides
+alternate. It computes all 128 targets of every sample, while this suite skips those after a caption's end: the table
+has a row with captions of full length ("full rows": equal work) and one with real captions. OpenVision's towers
+recompute activations in the backward pass by default (``--remat full``); the comparison uses the faster ``none``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 import measure
 import numpy as np
 import torch
-from measure import add_common, machine, parameters, speed_up, spread, table
+from measure import common_parser, machine, parameters, speed_up, spread, table
 from torch import Tensor
 
 from clips.method.recipes import RecipeConfig
@@ -39,7 +39,7 @@ HEAD = ["texts", "precision", "threads", "batch", "ours / s", "OpenVision / s", 
 
 def main() -> None:
     args = arguments()
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])  # jax takes as many threads as it may use
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])  # jax uses a thread for each allowed core
     torch.set_num_threads(args.threads)
     print(machine(args.device))
     rows = []
@@ -51,8 +51,8 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--openvision", required=True, help="a checkout of their repository")
+    parser = common_parser(__doc__)
+    parser.add_argument("--openvision", required=True, help="a checkout of OpenVision's repository")
     parser.add_argument("--jax-python", required=True, help="a Python that has jax and flax")
     parser.add_argument("--remat", default="none", choices=["none", "full"])
     parser.add_argument("--size", default="S", choices=["S", "B"])
@@ -62,7 +62,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--web", default="web", help="field of the web captions")
     parser.add_argument("--synthetic", default="fused", help="field of the synthetic captions")
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
-    add_common(parser)
     return parser.parse_args()
 
 
@@ -92,7 +91,7 @@ def row(args: argparse.Namespace, captions: str | None, precision: str) -> list[
 
 
 def write_batch(batch: dict[str, Tensor], path: Path) -> Path:
-    """Our batch as theirs: channels last, targets without the begin token, a mask of those that count."""
+    """Write a batch in OpenVision's format: channels last, targets without the begin token, a mask of targets."""
     np.savez(
         path,
         image=batch["image"].permute(0, 2, 3, 1).numpy(),
@@ -105,7 +104,7 @@ def write_batch(batch: dict[str, Tensor], path: Path) -> Path:
 
 
 class OpenVision:
-    """Their training step in a process of its own."""
+    """OpenVision's training step in a separate process."""
 
     def __init__(self, args: argparse.Namespace, precision: str, batch: Path) -> None:
         options = {
@@ -135,7 +134,7 @@ class OpenVision:
         self.parameters = int(self._answer()["parameters"])
 
     def seconds(self, clock: str) -> float:
-        """Train a step; how long it took by ``clock``."""
+        """Run a training step; its duration by ``clock``."""
         assert self.process.stdin is not None
         self.process.stdin.write("step\n")
         self.process.stdin.flush()

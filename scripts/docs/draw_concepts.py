@@ -1,6 +1,6 @@
 """Draw the figures of docs/concepts.md: ``python scripts/docs/draw_concepts.py`` writes ``docs/concepts_*.svg``.
 
-Each follows the reader's light or dark scheme by itself.
+Each adapts to the reader's light or dark color scheme.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STYLE = """
 
 
 class Figure:
-    """An SVG in the making: shapes are added one after the other."""
+    """An SVG, built shape by shape."""
 
     def __init__(self, width: int, height: int, title: str, about: str) -> None:
         self.parts = [
@@ -43,11 +43,11 @@ class Figure:
         ]
 
     def text(self, x: float, y: float, words: str, kind: str = "") -> None:
-        """Words at a point: their left end, or their middle where ``kind`` says so."""
+        """Text at a point: its left end, or its center with the class ``middle``."""
         self.parts.append(f'<text x="{x:g}" y="{y:g}" class="{kind}">{html.escape(words)}</text>')
 
     def box(self, x: float, y: float, width: float, height: float, words: str = "", *, on: bool = False) -> None:
-        """A box with words in its middle."""
+        """A box with centered text."""
         kind, corner = ("on" if on else "box"), min(6, width / 6)
         self.parts.append(
             f'<rect class="{kind}" x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="{corner:g}"/>'
@@ -60,16 +60,16 @@ class Figure:
         self.parts.append(f'<path class="way" d="M{"L".join(f"{x:g} {y:g}" for x, y in points)}"/>')
 
     def write(self, folder: Path, name: str) -> None:
-        """The file ``concepts_<name>.svg``."""
+        """Write ``concepts_<name>.svg``."""
         (folder / f"concepts_{name}.svg").write_text("\n".join([*self.parts, "</svg>", ""]), encoding="utf-8")
 
 
 def positives(folder: Path) -> None:
-    """Two matrices of similarities, one for each text of a picture."""
+    """Two similarity matrices, one for each text of an image."""
     figure = Figure(
         760, 290, "Several positives",
-        "Four pictures against their web captions and against their partial captions. In each matrix the diagonal is "
-        "right and every other field a negative; the loss is the mean of both.",
+        "Similarities of four images to their web captions and to their partial captions. In each matrix the diagonal "
+        "is positive and all other entries are negative; the loss is the mean of both.",
     )  # fmt: skip
     for left, texts in ((110, "web captions"), (450, "partial captions")):
         figure.text(left + 80, 34, texts, "middle strong")
@@ -80,7 +80,7 @@ def positives(folder: Path) -> None:
                 figure.box(
                     left + 2 + 40 * column, 72 + 40 * row, 36, 36, "+" if row == column else "", on=row == column
                 )
-        figure.text(left + 80, 258, "a softmax of its own", "middle soft")
+        figure.text(left + 80, 258, "a separate softmax", "middle soft")
         figure.text(left + 80, 276, "over rows and over columns", "middle soft")
     figure.text(360, 160, "and", "middle soft")
     figure.text(690, 150, "loss:", "middle strong")
@@ -89,7 +89,7 @@ def positives(folder: Path) -> None:
 
 
 def partial(folder: Path) -> None:
-    """One sentence of the synthetic caption after the other."""
+    """Sentences of a synthetic caption, one per epoch."""
     sentences = (
         "A small boat lies on a beach.",
         "Its bow faces the water.",
@@ -98,8 +98,8 @@ def partial(folder: Path) -> None:
     )
     figure = Figure(
         760, 250, "Partial captions",
-        "A synthetic caption of four sentences. Each time the picture comes, one of them, drawn anew, is the positive; "
-        "the others rest.",
+        "A synthetic caption of four sentences. In each epoch a random one of them is the positive; the others are "
+        "not used.",
     )  # fmt: skip
     figure.text(24, 40, "synthetic caption", "strong")
     for number, words in enumerate(sentences):
@@ -114,23 +114,23 @@ def partial(folder: Path) -> None:
 
 
 def captioner(folder: Path) -> None:
-    """What the captioner reads and predicts."""
+    """The inputs and predictions of the captioner."""
     words = ("A", "small", "boat", "lies", "on", "…")
     figure = Figure(
         760, 330, "The captioner",
         "The image tower's tokens, the text tower's tokens of the web caption and learnable tokens enter the "
         "captioner; each learnable token predicts one word of the whole synthetic caption, without knowing the others.",
     )  # fmt: skip
-    tokens(figure, 30, 5, "picture tokens")
+    tokens(figure, 30, 5, "image tokens")
     tokens(figure, 220, 4, "web caption's tokens")
     tokens(figure, 410, len(words), "learnable tokens", on=True)
     figure.text(30, 318, "from the image tower", "soft")
     figure.text(220, 318, "from the text tower", "soft")
-    figure.box(30, 148, 410 + 46 * len(words) - 40, 62, "captioner: a decoder, left behind at the end")
+    figure.box(30, 148, 410 + 46 * len(words) - 40, 62, "captioner: a decoder, removed after training")
     for x in (30 + 34 * 2.5, 220 + 34 * 2, 410 + 46 * len(words) / 2 - 4):
         figure.way((x, 246), (x, 216))
     figure.text(550, 40, "the whole synthetic caption", "middle strong")
-    figure.text(550, 60, "every word for itself", "middle soft")
+    figure.text(550, 60, "every word independently", "middle soft")
     for number, word in enumerate(words):
         left = 410 + 46 * number
         figure.way((left + 19, 142), (left + 19, 112))
@@ -139,7 +139,7 @@ def captioner(folder: Path) -> None:
 
 
 def tokens(figure: Figure, left: float, count: int, words: str, *, on: bool = False) -> None:
-    """A row of tokens with words below."""
+    """A row of tokens with text below."""
     step = 46 if on else 34
     for number in range(count):
         figure.box(left + step * number, 250, step - 8, 26, on=on)
@@ -147,10 +147,10 @@ def tokens(figure: Figure, left: float, count: int, words: str, *, on: bool = Fa
 
 
 def fingerprint(folder: Path) -> None:
-    """Which entries of a protocol are hashed, and what for."""
+    """The entries of a protocol that the fingerprint hashes."""
     figure = Figure(
         760, 300, "Protocol and fingerprint",
-        "A result has a score and a protocol. Entries that begin with input_ are decided by the model's directory. All "
+        "A result has a score and a protocol. Entries that begin with input_ come from the model's directory. All "
         "others are hashed; rows with the same hash are ranked together.",
     )  # fmt: skip
     entries(figure, 30, "the model's own", ("input_resolution: 224", "input_resize: squash"), on=False, top=178)
@@ -163,16 +163,16 @@ def fingerprint(folder: Path) -> None:
     figure.way((494, 100), (566, 126))
     figure.text(574, 54, "the same: ranked and", "")
     figure.text(574, 72, "tested together", "")
-    figure.text(574, 124, "another: shown beside,", "")
+    figure.text(574, 124, "different: shown,", "")
     figure.text(574, 142, "never compared", "")
     figure.way((250, 226), (566, 226))
     figure.text(574, 222, "differs: ranked together,", "")
-    figure.text(574, 240, "with a remark", "")
+    figure.text(574, 240, "with a note", "")
     figure.write(folder, "fingerprint")
 
 
 def entries(figure: Figure, left: float, title: str, lines: Sequence[str], *, on: bool, top: float) -> None:
-    """A box of a protocol's lines."""
+    """A box with entries of a protocol."""
     figure.box(left, top, 214, 34 + 22 * len(lines), on=on)
     figure.text(left + 14, top + 24, title, "strong")
     for number, line in enumerate(lines):
@@ -180,7 +180,7 @@ def entries(figure: Figure, left: float, title: str, lines: Sequence[str], *, on
 
 
 def main(folder: Path = DOCS) -> None:
-    """Write all of them."""
+    """Write all figures."""
     for draw in (positives, partial, captioner, fingerprint):
         draw(folder)
 

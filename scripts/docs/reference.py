@@ -111,7 +111,7 @@ def overview() -> str:
 
 
 def command_lines(program: str, name: str, command: Command) -> Iterator[str]:
-    """The page of one command: what it does, its defaults, its fields."""
+    """The page of one command: description, usage, fields with defaults."""
     config = command.config_class()
     words = "".join(f" {word.upper()}" for word in command.positional)
     words += f" {command.rest.upper()} …" if command.rest else ""
@@ -132,7 +132,7 @@ def command_lines(program: str, name: str, command: Command) -> Iterator[str]:
 
 
 def table(fields: list[str], kinds: dict[str, Any], texts: dict[str, str], defaults: dict[str, str]) -> Iterator[str]:
-    """A table of those of the fields that hold a value themselves."""
+    """A table of the fields that have values, without the configs that contain them."""
     yield "\n| field | expected | default | |\n|---|---|---|---|"
     for field in fields:
         if not any(other.startswith(f"{field}.") for other in kinds):
@@ -141,12 +141,12 @@ def table(fields: list[str], kinds: dict[str, Any], texts: dict[str, str], defau
 
 
 def cell(text: str) -> str:
-    """A text as a table's cell; what has no blanks for 40 letters may be broken."""
+    """A text escaped for a table cell."""
     return html.escape(text, quote=False).replace("|", "\\|")
 
 
 def markdown(text: str) -> str:
-    """A docstring's text: its literals as Markdown's, its roles as code, the rest escaped."""
+    """A docstring as Markdown: literals and roles as code, all other text escaped."""
     text = re.sub(r"``(.+?)``", r"`\1`", re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text))
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(
@@ -155,7 +155,7 @@ def markdown(text: str) -> str:
 
 
 def default_values(config: type, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted name → how the page tells the default, also of nested configs; "required" where there is none."""
+    """Dotted names and defaults, also of nested configs; "required" for a field without default."""
     for field in dataclasses.fields(config):
         if field.default is not dataclasses.MISSING:
             made: Any = field.default
@@ -171,7 +171,7 @@ def default_values(config: type, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def values_of(made: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted name → value of a config that stands as a default."""
+    """Dotted names and values of a config that is a default."""
     for field in dataclasses.fields(made):
         value = getattr(made, field.name)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -181,12 +181,12 @@ def values_of(made: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def shown(value: Any) -> str:
-    """A default as YAML has it."""
+    """A default as YAML."""
     return f"`{json.dumps(to_plain(value), ensure_ascii=False)}`".replace("|", "\\|")
 
 
 def imported(package: str) -> str:
-    """What a package's own docstring says, and the names that can be imported from it."""
+    """A package's docstring, and the names that it exports."""
     module = importlib.import_module(package)
     names = ", ".join(f"`{package}.{name}`" for name in getattr(module, "__all__", ()))
     return f"{markdown(inspect.getdoc(module) or '')}" + (
