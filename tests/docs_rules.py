@@ -36,7 +36,8 @@ class Rule:
         return self.has in command.text and self.page in {"", command.block.page}
 
 
-_FEW = "--align.max_steps 1 --align.global_batch_size 4 --instruct.max_steps 1 --instruct.global_batch_size 4 --precision fp32"
+_ONE_STEP = "--align.max_steps 1 --align.global_batch_size 4 --instruct.max_steps 1 --instruct.global_batch_size 4"
+_FEW = f"{_ONE_STEP} --precision fp32"
 _MEASURES = "measures for minutes; in miniature in tests/test_scripts.py"
 _HOURS = "hours of training; in miniature in tests/test_scripts.py"
 

@@ -93,6 +93,13 @@ def test_a_command_that_ends_well_without_its_output_has_failed(tmp_path):
     assert "elsewhere: not written" in record.log_tail[-1]
 
 
+def test_a_failed_result_is_reported_with_its_reason(tmp_path):
+    path = tmp_path / "pope.json"
+    path.write_text(json.dumps({"benchmark": "pope", "status": "failed", "failure_reason": "no question"}))
+    step = dataclasses.replace(make(tmp_path, "data"), outputs=(path,))
+    assert step.problems() == ["pope failed: no question"]
+
+
 def evaluation(root: Path, benchmarks: dict[str, dict[str, str]]) -> Step:
     entries = [{"name": name, **settings} for name, settings in benchmarks.items()]
     results, count = str(root / "results"), str(root / "runs.txt")

@@ -79,7 +79,7 @@ def _failure(path: Path) -> list[str]:
     except (OSError, ValueError) as error:
         return [f"{path}: not readable ({error})"]
     if isinstance(result, dict) and result.get("status") == "failed":
-        return [f"{result.get('benchmark')} failed: {result.get('reason')}"]
+        return [f"{result.get('benchmark')} failed: {result.get('failure_reason')}"]
     return []
 
 
