@@ -65,7 +65,6 @@ ALLOWED = {
 """Place and word (in lower case) → why the word is right there."""
 OLD_NAMES = frozenset(
     [
-        "Pair.pictures",
         "LoadedSample.picture",
         "CaptionedSample.picture",
         "HeldOut.pictures",

@@ -69,7 +69,7 @@ def compute_evaluation(
     for case, each in zip(pairs.cases, scores, strict=True):
         if not np.isfinite(each).all():
             raise UserError(f"{pairs.root}: {case.name}: the model gives a score that is not finite")
-    alone = len(pairs.cases[0].pictures) == 1
+    alone = len(pairs.cases[0].images) == 1
     items = _items(pairs, scores, compared=not alone and not uncompared)
     specs, absent = _specs(pairs), {}
     if uncompared and not alone:
@@ -134,7 +134,7 @@ def _won(scores: np.ndarray, order: np.ndarray) -> tuple[bool, bool]:
 
 def _guessed(pairs: PairSet) -> dict[str, np.ndarray]:
     """The item columns if all scores were equal."""
-    shapes = [(len(case.pictures), len(case.captions)) for case in pairs.cases]
+    shapes = [(len(case.images), len(case.captions)) for case in pairs.cases]
     of_shape = {shape: win_probabilities(np.zeros(shape)) for shape in set(shapes)}
     text, image, both = np.array([of_shape[shape] for shape in shapes]).T
     kinds = np.array([case.kind for case in pairs.cases])
@@ -143,7 +143,7 @@ def _guessed(pairs: PairSet) -> dict[str, np.ndarray]:
 
 
 def _specs(pairs: PairSet) -> dict[str, MetricSpec]:
-    alone = len(pairs.cases[0].pictures) == 1
+    alone = len(pairs.cases[0].images) == 1
     name, label = ("accuracy", "choice") if alone else ("text_score", "text")
     specs = {name: MetricSpec(label=label, columns=("score",))}
     if not alone:
@@ -169,9 +169,9 @@ def _items(pairs: PairSet, scores: Sequence[np.ndarray], *, compared: bool) -> p
 
     cases = pairs.cases
     won = np.array([win_probabilities(each) for each in scores])
-    shown = [case.pictures[0] for case in cases]
+    shown = [case.images[0] for case in cases]
     small = thumbnails(
-        [" ".join(map(_name, case.pictures)) for case in cases], lambda index: _side_by_side(pairs, cases[index])
+        [" ".join(map(_name, case.images)) for case in cases], lambda index: _side_by_side(pairs, cases[index])
     )
     items = pd.DataFrame(
         {
@@ -181,7 +181,7 @@ def _items(pairs: PairSet, scores: Sequence[np.ndarray], *, compared: bool) -> p
             "category": [case.kind for case in cases],
             "question": [" | ".join(case.captions) for case in cases],
             "prediction": [_said(case, each) for case, each in zip(cases, scores, strict=True)],
-            "target": [_numbered(case.captions[: len(case.pictures)]) for case in cases],
+            "target": [_numbered(case.captions[: len(case.images)]) for case in cases],
             "score": won[:, 0],
             "thumbnail": small,
             "margin": [_margin(each) for each in scores],
@@ -213,7 +213,7 @@ def _side_by_side(pairs: PairSet, case: Pair) -> Image:
     """The images of a case in one, equally high."""
     from PIL import Image
 
-    images = [pairs.open(image) for image in case.pictures]
+    images = [pairs.open(image) for image in case.images]
     if len(images) == 1:
         return images[0]
     height = max(image.height for image in images)

@@ -39,7 +39,7 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Accuracy of a model's LLaVA that chooses the caption with the highest likelihood."""
     pairs = load_pairs(config)
     prompt = config.prompt or PROMPT
-    asked = [(image, prompt, text) for case in pairs.cases for image in case.pictures for text in case.captions]
+    asked = [(image, prompt, text) for case in pairs.cases for image in case.images for text in case.captions]
     model, processor = row.llava
     texts = list(dict.fromkeys(text for _, _, text in asked)) if config.likelihood_score == "mutual_info" else []
     found = score_texts(row, pairs, [*asked, *((None, prompt, text) for text in texts)])
@@ -50,7 +50,7 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
     ]
     supply = iter(values)
     scores = [
-        np.array([[next(supply) for _ in case.captions] for _ in case.pictures], dtype=float) for case in pairs.cases
+        np.array([[next(supply) for _ in case.captions] for _ in case.images], dtype=float) for case in pairs.cases
     ]
     return compute_evaluation(
         pairs,

@@ -36,7 +36,7 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
     if "{a}" not in prompt or "{b}" not in prompt:
         raise UserError(f"benchmarks.prompt: expected {{a}} and {{b}} where the captions go, got '{prompt:.80}'")
     asked = [
-        (case.pictures[place], _filled(prompt, *texts), letter)
+        (case.images[place], _filled(prompt, *texts), letter)
         for case in pairs.cases
         for place, wrong in _questions(case)
         for texts in ((case.captions[place], case.captions[wrong]), (case.captions[wrong], case.captions[place]))
@@ -47,7 +47,7 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
     margins, said_a = iter((ahead[:, 0] - ahead[:, 1]) / 2), iter((ahead > 0).mean(axis=1))
     scores, likes = [], []
     for case in pairs.cases:
-        each = np.zeros((len(case.pictures), len(case.captions)))
+        each = np.zeros((len(case.images), len(case.captions)))
         for place, wrong in _questions(case):
             each[place, wrong] = -next(margins)
         scores.append(each)
@@ -70,7 +70,7 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
 def _questions(case: Pair) -> list[tuple[int, int]]:
     """(image and its caption, wrong caption) of every question about a case."""
     return [
-        (place, wrong) for place in range(len(case.pictures)) for wrong in range(len(case.captions)) if wrong != place
+        (place, wrong) for place in range(len(case.images)) for wrong in range(len(case.captions)) if wrong != place
     ]
 
 

@@ -26,9 +26,7 @@ def evaluate(row: EvalModel, config: BenchmarkConfig) -> Evaluation:
     seen = image_embeddings(row, lambda index: pairs.open(pairs.pictures[index]), names, pairs.images_hash)
     read = text_embeddings(row, list(texts))
     scores = [
-        (seen[[images[image] for image in case.pictures]] @ read[[texts[text] for text in case.captions]].T)
-        .cpu()
-        .numpy()
+        (seen[[images[image] for image in case.images]] @ read[[texts[text] for text in case.captions]].T).cpu().numpy()
         for case in pairs.cases
     ]
     return compute_evaluation(
