@@ -1,4 +1,4 @@
-"""Every format of training data: tables, hub data sets, COCO's layout, shards from afar."""
+"""Every format of training data: tables, Hub datasets, COCO's format, remote shards."""
 
 from __future__ import annotations
 
