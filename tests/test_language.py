@@ -57,16 +57,17 @@ WORDS = {
 _PATTERN = re.compile("|".join(rf"(?P<w{number}>\b(?:{word})\b)" for number, word in enumerate(WORDS)), re.IGNORECASE)
 _URL = re.compile(r"https?://\S+")
 ALLOWED = {
-    ("scripts/slurm/train.sbatch", "goes on"): "the end of a message of clips train, for which the script searches",
-    ("scripts/slurm/llava.sbatch", "goes on"): "the end of a message of llava-bridge train, as above",
+    (
+        "scripts/slurm/llava.sbatch",
+        "goes on",
+    ): "the end of a message of llava-bridge train, for which the script searches",
     ("docs/protocols.md", "picture"): "the label of a metric, as results store it",
+    ("clips recaption", "picture"): "the default prompt, on which captions depend",
     ("docs/protocols.md", "made elsewhere"): "a value of the protocol, as results store it",
 }
 """Place and word (in lower case) → why the word is right there."""
 OLD_NAMES = frozenset(
     [
-        "LoadedSample.picture",
-        "CaptionedSample.picture",
         "HeldOut.pictures",
         "open_picture",
         "Pictures",
@@ -84,12 +85,6 @@ OLD_NAMES = frozenset(
 OLD_HELP = frozenset(
     {
         "clips scenes",
-        "clips data inspect",
-        "clips data index",
-        "clips recaption",
-        "clips train",
-        "clips export",
-        "clips caption",
         "llava-bridge train",
         "llava-bridge swap",
         "llava-bridge data inspect",
