@@ -57,10 +57,7 @@ WORDS = {
 _PATTERN = re.compile("|".join(rf"(?P<w{number}>\b(?:{word})\b)" for number, word in enumerate(WORDS)), re.IGNORECASE)
 _URL = re.compile(r"https?://\S+")
 ALLOWED = {
-    (
-        "scripts/slurm/llava.sbatch",
-        "goes on",
-    ): "the end of a message of llava-bridge train, for which the script searches",
+    ("scripts/slurm/llava.sbatch", "goes on"): "the end of a message of llava-bridge train, which the script finds",
     ("docs/protocols.md", "picture"): "the label of a metric, as results store it",
     ("clips recaption", "picture"): "the default prompt, on which captions depend",
     ("docs/protocols.md", "made elsewhere"): "a value of the protocol, as results store it",

@@ -153,7 +153,9 @@ BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
 )
 
 
-@pytest.mark.parametrize(("text", "message"), [(BOMB, "aliases make more than"), ("a: " + "[" * 1500, "too deeply")])
+@pytest.mark.parametrize(
+    ("text", "message"), [(BOMB, "aliases expand to more than"), ("a: " + "[" * 1500, "too deeply")]
+)
 def test_yaml_that_would_fill_the_memory_is_refused(
     text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
