@@ -11,7 +11,7 @@ from typing import Any
 REDACTED = "***"
 _NAME = r"(?:token|api[_-]?key|access[_-]?key(?:[_-]?id)?|key|secret|signature|sig|password|passwd|credential)"
 _PATTERNS = (
-    (re.compile(r"(://)[^/\s\"'@\\:]*:[^/\s\"'\\]*@"), rf"\1{REDACTED}@"),  # user:password in an address
+    (re.compile(r"(://)[^/\s\"'@\\:]*:[^/\s\"'\\]*@"), rf"\1{REDACTED}@"),  # user:password in a URL
     (re.compile(r"(\bcurl\b[^\n]{0,500}?\s(?:-u|--user)[ =]?)[^\s\"'\\]+"), rf"\1{REDACTED}"),
     (re.compile(rf"(?i)([?&;](?:[\w.%-]{{0,80}}[_.-])?{_NAME}=)[^&;#\s\"'\\]+"), rf"\1{REDACTED}"),  # in its query
     (re.compile(rf"(?i)((?:^|\s)--(?:[\w.-]{{0,80}}[_.-])?{_NAME}[ =])[^\s\"'\\]+"), rf"\1{REDACTED}"),  # a flag

@@ -160,7 +160,7 @@ class Location:
         return self.path / name if self.path.is_dir() else self.path
 
     def has_file(self, name: str) -> bool:
-        """Whether it is a file of this name or a directory that holds one."""
+        """Whether it is a file of this name or a directory that contains it."""
         return self.file(name).name == name and self.file(name).is_file()
 
     def image_root(self, *defaults: str) -> Path:
