@@ -3,8 +3,7 @@
 import importlib
 from typing import Any
 
-# Public names and their modules; a module is imported when one of its names is first used.
-_HOMES = {
+_MODULES = {  # of the public names; imported when one of their names is first used
     "LoadedEncoder": "clips.encoder",
     "UserError": "clips.errors",
     "decode_image": "clips.data",
@@ -15,6 +14,6 @@ __all__ = ["LoadedEncoder", "UserError", "decode_image", "load_encoder", "open_i
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'clips' has no attribute '{name}'")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)

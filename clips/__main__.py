@@ -1,4 +1,4 @@
-"""``python -m clips``: the command, also for launchers that start modules."""
+"""``python -m clips``, for launchers that start modules."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""``clips caption``: the caption that a trained captioner generates for an image.
+"""Caption an image with a trained captioner.
 
 clips caption photo.jpg --encoder runs/clips --web_caption "my dog"
 clips caption photo.jpg --encoder runs/coca --num_beams 4 --html_output caption.html
@@ -32,15 +32,14 @@ _PAGE = """<!doctype html>
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CaptionConfig:
-    """Print what the captioner of an encoder directory says of an image.
+    """Print the caption that the captioner of an encoder directory generates for an image.
 
     Args:
-        image: the image's file.
+        image: the image file.
         encoder: the encoder directory; its recipe must have trained a captioner.
-        web_caption: the image's web caption, which the captioner of CLIPS reads next to the image.
-        num_beams: 1 takes the most probable word each time; more search for a likelier whole, where the captioner is
-        fed
-            its own words.
+        web_caption: the image's web caption, an additional input of the captioner of CLIPS.
+        num_beams: 1 is greedy decoding; more beams search for a more probable caption if the captioner is
+            autoregressive.
         html_output: an HTML page with image and caption to write as well.
     """
 
@@ -56,8 +55,11 @@ class CaptionConfig:
 
 
 def run_caption(config: CaptionConfig) -> None:
-    """Carry out ``config``."""
-    content = _read(config.image)
+    """Run `clips caption`."""
+    try:
+        content = Path(config.image).read_bytes()
+    except OSError as error:
+        raise UserError(f"{config.image}: expected an image ({error_reason(error)})") from None
     check_captioner(Path(config.encoder))
     import torch
 
@@ -75,27 +77,15 @@ def run_caption(config: CaptionConfig) -> None:
         text_tokens = None
         if captioner.text_projection is not None:
             text_tokens = towers.encode_text(encoder.model, encoder.tokenizer([config.web_caption]))[1]
-        said = ClipsTokenizer().decode(generate(captioner, image_tokens, text_tokens, beams=config.num_beams))
-    print(strip_control_chars(said))
+        caption = ClipsTokenizer().decode(generate(captioner, image_tokens, text_tokens, beams=config.num_beams))
+    print(strip_control_chars(caption))
     if config.html_output:
-        _write_page(config, content, said)
+        import jinja2
 
-
-def _read(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: expected an image ({error_reason(error)})") from None
-
-
-def _write_page(config: CaptionConfig, content: bytes, said: str) -> None:
-    import jinja2
-
-    assert config.html_output is not None
-    page = jinja2.Environment(autoescape=True, finalize=jinja_finalize).from_string(_PAGE)
-    image = base64.b64encode(content).decode()
-    atomic_write(
-        Path(config.html_output),
-        page.render(caption=said, picture=image, web=config.web_caption, encoder=config.encoder),
-    )
-    log_info(f"html_output: {config.html_output}")
+        environment = jinja2.Environment(autoescape=True, finalize=jinja_finalize, undefined=jinja2.StrictUndefined)
+        encoded = base64.b64encode(content).decode()
+        page = environment.from_string(_PAGE).render(
+            caption=caption, image=encoded, web=config.web_caption, encoder=config.encoder
+        )
+        atomic_write(Path(config.html_output), page)
+        log_info(f"html_output: {config.html_output}")

@@ -8,16 +8,16 @@ from clips.commandline.commands import Command, dispatch
 
 COMMANDS = {
     "scenes": Command(
-        help="make the embedded world: images, captions and questions",
+        help="write the synthetic dataset: images, captions and questions",
         target="clips.scenes.generate:generate_scenes",
     ),
     "data inspect": Command(
-        help="tell what training data holds: counts, caption lengths, samples, what is broken",
+        help="report on training data: counts, caption lengths, samples, invalid samples",
         target="clips.data.inspect_command:run_inspect",
         positional=("path",),
     ),
     "data index": Command(
-        help="count the samples of tar shards once and for all",
+        help="write the sample counts of tar shards to sizes.json",
         target="clips.data.inspect_command:run_index",
         positional=("path",),
     ),
@@ -32,7 +32,7 @@ COMMANDS = {
         config="clips.training.train_config:EncoderTrainConfig",
     ),
     "plan": Command(
-        help="what a training will need: memory, time, GPUs, storage",
+        help="estimate the memory, time, GPUs and storage of a training",
         target="clips.planning.plan_command:run_plan",
         positional=("train_config",),
     ),
@@ -42,19 +42,19 @@ COMMANDS = {
         positional=("checkpoint",),
     ),
     "import": Command(
-        help="make an encoder directory from open_clip's, transformers' or the authors' weights",
+        help="write an encoder directory from open_clip's, transformers' or OpenVision's weights",
         target="clips.interchange.importing:run_import",
         positional=("path",),
     ),
     "soup": Command(help="average the weights of several encoders", target="clips.soup:run_soup", rest="encoders"),
     "caption": Command(
-        help="what a trained captioner says of an image", target="clips.caption:run_caption", positional=("image",)
+        help="caption an image with a trained captioner", target="clips.caption:run_caption", positional=("image",)
     ),
 }
 
 
 def main() -> int:
-    """Run the command that the command line names and return its exit status."""
+    """Run the command line and return the exit status."""
     return dispatch("clips", "Train CLIP encoders on web captions and long synthetic captions.", COMMANDS)
 
 

@@ -24,7 +24,7 @@ from clips.model_refs import CAPTIONER_CONFIG, CAPTIONER_WEIGHTS, OPEN_CLIP_CONF
 
 
 def write_encoder(model: ClipsModel, directory: Path) -> None:
-    """Write towers, tokenizer, preprocessing and, where there is one, the captioner into ``directory``."""
+    """Write towers, tokenizer, preprocessing and the captioner, if any, into ``directory``."""
     config = {"model_cfg": model.model_cfg, "preprocess_cfg": model.preprocess_cfg}
     atomic_write(directory / OPEN_CLIP_CONFIG, json.dumps(config, indent=2) + "\n")
     _write_weights(model.clip, directory / OPEN_CLIP_WEIGHTS)
@@ -48,7 +48,7 @@ class LoadedEncoder:
     Args:
         model: the open_clip model, in evaluation mode, on CPU, float32.
         preprocess: image → (3, size, size) float tensor.
-        tokenizer: list of texts → (n, context length) int64 tokens.
+        tokenizer: list of n strings → (n, context length) int64 tokens.
         config: the directory's open_clip_config.json.
     """
 
@@ -59,7 +59,7 @@ class LoadedEncoder:
 
 
 def load_encoder(directory: str | Path) -> LoadedEncoder:
-    """Load an encoder directory, of this suite or any other in open_clip's Hub format.
+    """Load an encoder directory of this suite, or any other in open_clip's Hub format.
 
     Raises:
         UserError: the directory or its config or weights are missing, invalid or do not match.
@@ -77,29 +77,29 @@ def load_encoder(directory: str | Path) -> LoadedEncoder:
         tokenizer = open_clip.get_tokenizer(f"local-dir:{directory}")
     except Exception as error:  # open_clip raises the exceptions of its dependencies: torch, safetensors, transformers
         raise UserError(f"{directory}: open_clip cannot load this encoder ({error_reason(error)})") from None
-    return LoadedEncoder(model.eval(), preprocess, _Shortening(tokenizer), config)
+    return LoadedEncoder(model.eval(), preprocess, _TruncatingTokenizer(tokenizer), config)
 
 
-class _Shortening:
-    """open_clip's tokenizer for texts of any length, see `shortened`; all else is the tokenizer's own."""
+class _TruncatingTokenizer:
+    """open_clip's tokenizer, with `truncate_text` for strings of any length."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self._own = tokenizer
+        self._tokenizer = tokenizer
 
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
-        return self._own([truncate_text(text, self._own.context_length) for text in texts])
+        return self._tokenizer([truncate_text(text, self._tokenizer.context_length) for text in texts])
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_own":  # an empty copy
+        if name == "_tokenizer":  # of an empty copy, as `copy` and `pickle` create it
             raise AttributeError(name)
-        return getattr(self._own, name)
+        return getattr(self._tokenizer, name)
 
 
 def load_captioner(directory: str | Path) -> Captioner:
     """The captioner of an encoder directory, in evaluation mode.
 
     Raises:
-        UserError: the directory has none, or it is broken.
+        UserError: the directory has none, or it is invalid.
     """
     from safetensors.torch import load_file
 
@@ -130,7 +130,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 
 def read_encoder_manifest(directory: str | Path) -> dict[str, Any]:
-    """The manifest of an encoder directory; UserError where it is one of something else."""
+    """The manifest of an encoder directory. Raises UserError for other directories."""
     manifest = read_manifest(directory)
     if manifest.get("kind") != "encoder":
         raise UserError(f"{directory}: expected an encoder directory, found one of kind '{manifest.get('kind')}'")

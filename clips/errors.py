@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-_LISTED = 30  # more names than this are no help in one line
+_MAX_LISTED = 30  # names in one line
 
 
 class UserError(Exception):
@@ -22,17 +22,11 @@ def error_reason(error: Exception) -> str:
 
 
 def unknown_name_error(name: str, choices: Iterable[str], what: str) -> UserError:
-    """The error for an unknown ``name``, with the choices and close matches.
-
-    Args:
-        name: the user's value.
-        choices: the existing names.
-        what: the kind of name, for instance ``"recipe"``.
-    """
+    """The error for an unknown ``name`` of a ``what`` (for instance "recipe"), with the choices and close matches."""
     known = sorted(choices)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean '{near[0]}'?" if near else ""
-    shown = ", ".join(known)
-    if len(known) > _LISTED:
-        shown = f"{', '.join(difflib.get_close_matches(name, known, n=5, cutoff=0.0))} and {len(known) - 5} more"
-    return UserError(f"unknown {what} '{name}'{hint} (known: {shown})")
+    listed = ", ".join(known)
+    if len(known) > _MAX_LISTED:
+        listed = f"{', '.join(difflib.get_close_matches(name, known, n=5, cutoff=0.0))} and {len(known) - 5} more"
+    return UserError(f"unknown {what} '{name}'{hint} (known: {listed})")

@@ -1,4 +1,4 @@
-"""The encoder of a training that is still resuming, and encoders for other libraries.
+"""The encoder of an unfinished training, and encoders for other libraries.
 
 clips export runs/clips --output encoders/clips
 clips export encoders/clips --output towers/clips --format timm
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Write the encoder directory of a training run that is still resuming, or an encoder for another library.
+    """Write the encoder directory of an unfinished training run, or an encoder for another library.
 
     Args:
-        checkpoint: the run's directory, whose latest checkpoint is taken, or a checkpoint's; for the formats of other
+        checkpoint: the directory of a run, for its latest checkpoint, or of a checkpoint; for the formats of other
             libraries also an encoder directory.
         output: the directory to write.
         format: open_clip (the encoder directory), hf_clip (transformers' CLIPModel), hf_siglip (its SiglipModel),
-            hf_dual (its VisionTextDualEncoderModel) or timm (the image tower alone). A format that cannot compute
-            what the encoder does says why.
-        license: of the weights, for the model card.
+            hf_dual (its VisionTextDualEncoderModel) or timm (the image tower alone). Raises an error if the format
+            cannot represent the encoder.
+        license: license of the weights, for the model card.
     """
 
     checkpoint: str
@@ -55,14 +55,14 @@ class ExportConfig:
 
 
 def run_export(config: ExportConfig) -> None:
-    """Carry out ``config``."""
+    """Run `clips export`."""
     if config.format == "open_clip":
         _export_checkpoint(config)
     elif (Path(config.checkpoint) / OPEN_CLIP_CONFIG).is_file():
         export_encoder(config.checkpoint, config.output, format=config.format, license=config.license)
     else:
-        with tempfile.TemporaryDirectory() as folder:  # the checkpoint becomes an encoder directory for a moment
-            encoder = str(Path(folder) / "encoder")
+        with tempfile.TemporaryDirectory() as directory:
+            encoder = str(Path(directory) / "encoder")
             _export_checkpoint(dataclasses.replace(config, output=encoder))
             export_encoder(encoder, config.output, format=config.format, license=config.license)
 
@@ -107,14 +107,12 @@ def _find_checkpoint(path: Path) -> Path:
 
 
 def _last_validation(checkpoint: Path, step: int) -> dict[str, Any]:
-    """The last entry of the run's metrics.jsonl up to ``step`` that validation is in; none where there is none."""
-    for folder in checkpoint.resolve().parents[:2]:
-        if (folder / METRICS_FILE).is_file():
-            entries = [
-                safe_json_loads(line) for line in (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
-            ]
-            validated = [entry for entry in entries if entry["step"] <= step and any("val_" in name for name in entry)]
-            return validated[-1] if validated else {}
+    """The last entry with validation metrics in the run's metrics.jsonl up to ``step``; empty if there is none."""
+    for directory in checkpoint.resolve().parents[:2]:
+        if (directory / METRICS_FILE).is_file():
+            lines = (directory / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+            entries = [entry for entry in map(safe_json_loads, lines) if entry["step"] <= step]
+            return next((entry for entry in reversed(entries) if any("val_" in name for name in entry)), {})
     return {}
 
 
@@ -129,8 +127,7 @@ def _rebuild(recorded: dict[str, Any], checkpoint: Path) -> ClipsModel:
     from clips.method.clips_model import build_model
     from clips.training.checkpoint import load_export_weights
 
-    # The checkpoint holds every weight: the initial weights need not exist any more.
-    bare = dataclasses.replace(model_config, pretrained_trunk=None, pretrained=None)
-    model = build_model(bare, recipe, seed)
+    # The checkpoint has every weight; the initial weights may be gone.
+    model = build_model(dataclasses.replace(model_config, pretrained_trunk=None, pretrained=None), recipe, seed)
     load_export_weights(checkpoint, model)
     return model

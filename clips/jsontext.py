@@ -1,4 +1,4 @@
-"""JSON of other programs: any valid JSON is read; errors are of a single type."""
+"""JSON of other programs: any valid JSON is read, and errors have one type."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import json
 import re
 from typing import Any
 
-_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # how a part of a surrogate pair may be written
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escaped part of a surrogate pair
 
 
 def safe_json_loads(content: str | bytes) -> Any:
     """The parsed value of ``content``.
 
-    Half of a surrogate pair, left by programs that cut a text within an emoji, becomes a question mark: it cannot be
+    A lone surrogate, left by programs that truncate strings within an emoji, becomes a question mark: it cannot be
     encoded, and tokenizers reject it.
 
     Raises:
@@ -21,7 +21,7 @@ def safe_json_loads(content: str | bytes) -> Any:
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
         value = json.loads(text)
-        if _HALF.search(text):
+        if _SURROGATE.search(text):
             value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
         return value
     except RecursionError:

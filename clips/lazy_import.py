@@ -7,6 +7,6 @@ from typing import Any
 
 
 def import_from_string(reference: str) -> Any:
-    """What ``module:name`` names; imports the module."""
+    """Import ``module:name``."""
     module, _, name = reference.partition(":")
     return getattr(importlib.import_module(module), name)

@@ -1,4 +1,4 @@
-"""Model cards: README.md of an artifact, the readable form of its manifest. One template per type, in cards/."""
+"""Model cards: README.md of an artifact, rendered from its manifest with the templates in cards/."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from clips.sanitize import escape_markdown
 
 MODEL_CARD = "README.md"
 CARD_TEMPLATES_DIR = Path(__file__).parent / "cards"
-_RESULT = "val_"  # prefixes of validation entries in metrics.jsonl
+_VALIDATION_PREFIX = "val_"  # of entries in metrics.jsonl
 
 
 def write_card(directory: Path, template: str, **facts: Any) -> None:
-    """Write README.md from ``cards/<template>.md``; a missing fact of the template is an error."""
+    """Write README.md from ``cards/<template>.md``; a missing variable of the template is an error."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -26,12 +26,12 @@ def write_card(directory: Path, template: str, **facts: Any) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"text": escape_markdown, "yaml": _yaml_text}  # a license may be a stranger's words
+    environment.filters |= {"text": escape_markdown, "yaml": _yaml_text}  # a license is untrusted text
     atomic_write(directory / MODEL_CARD, environment.get_template(f"{template}.md").render(facts))
 
 
 def _yaml_text(text: str) -> str:
-    """Text as a value in the card's head, on one line."""
+    """Text as a value in the card's YAML header, on one line."""
     import yaml
 
     return yaml.safe_dump(" ".join(text.split()), allow_unicode=True, width=10**6).splitlines()[0]
@@ -41,9 +41,8 @@ def write_model_card(directory: Path, manifest: dict[str, Any]) -> None:
     """The card of a trained encoder.
 
     Args:
-        directory: the encoder's directory, with its config.
-        manifest: of the training; its ``last`` metrics entry may hold validation results, its ``data`` the sources'
-            entries.
+        directory: the encoder directory, with its config.
+        manifest: the training's manifest: ``last`` may have validation results, ``data`` the entries of the sources.
     """
     config = manifest["config"]
     recipe = config["recipe"]
@@ -68,10 +67,10 @@ def license_from_manifest(directory: Path) -> str:
 
 
 def validation_recalls(entry: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Validation's R@1 in an entry of metrics.jsonl: caption type → direction (i2t, t2i) → recall."""
-    found: dict[str, dict[str, float]] = {}
+    """Validation R@1 in an entry of metrics.jsonl: caption type → direction (i2t, t2i) → recall."""
+    recalls: dict[str, dict[str, float]] = {}
     for name, value in entry.items():
-        if name.startswith(_RESULT):
-            kind, direction, _ = name.removeprefix(_RESULT).rsplit("_", 2)
-            found.setdefault(kind, {})[direction] = value
-    return found
+        if name.startswith(_VALIDATION_PREFIX):
+            caption_type, direction, _ = name.removeprefix(_VALIDATION_PREFIX).rsplit("_", 2)
+            recalls.setdefault(caption_type, {})[direction] = value
+    return recalls

@@ -1,4 +1,4 @@
-"""Directories by reference: a path, or a name on the Hub, ``ORG/NAME`` or ``ORG/NAME@REVISION``."""
+"""References to model directories: a path, or a Hub repo id ``ORG/NAME`` or ``ORG/NAME@REVISION``."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ CAPTIONER_WEIGHTS = "captioner.safetensors"
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
 HF_HUB_PREFIX = "hf-hub:"
 TIMM_PREFIX = "timm:"
-_WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 _PICKLES = ["pytorch_model*.bin", "mm_projector.bin"]
-_TWICE = ["consolidated*"]  # the same weights once more, in their authors' layout
+_DUPLICATES = ["consolidated*"]  # the same weights in another format
 
 
 def is_config_file(reference: str) -> bool:
-    """Whether it is a file of open_clip's model configs rather than a name or a directory."""
+    """Whether it is a file with an open_clip model config, not a name or a directory."""
     return reference.endswith(".json")
 
 
@@ -36,34 +36,34 @@ def download_from_hub(name: str, field: str) -> Path:
 
     Args:
         name: ``ORG/NAME``, or ``ORG/NAME@REVISION`` for a branch, tag or commit.
-        field: of the config, for the error.
+        field: config field, for the error.
 
     Raises:
         UserError: no such repository, no permission to read it, or no network and no copy.
     """
-    directory = _download(name, field, _WANTED)
+    directory = _download(name, field, _PATTERNS)
     if not any(directory.glob("*.safetensors")):
-        return _download(name, field, [*_WANTED, *_PICKLES])
+        return _download(name, field, [*_PATTERNS, *_PICKLES])
     return directory
 
 
-def _download(name: str, field: str, wanted: list[str]) -> Path:
+def _download(name: str, field: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    repository, _, revision = name.partition("@")
+    repo_id, _, revision = name.partition("@")
+    options: dict[str, Any] = {"allow_patterns": patterns, "ignore_patterns": _DUPLICATES}
     try:
-        found = snapshot_download(repository, revision=revision or None, allow_patterns=wanted, ignore_patterns=_TWICE)
-    except Exception as error:  # the Hub's, the network's and the file system's own
+        return Path(snapshot_download(repo_id, revision=revision or None, **options))
+    except Exception as error:  # of the Hub, the network or the file system
         raise UserError(f"{field}: {name}: cannot be downloaded from the Hub ({error_reason(error)})") from None
-    return Path(found)
 
 
 def resolve_encoder_dir(reference: str, field: str) -> Path:
     """The directory of an encoder.
 
     Args:
-        reference: the directory, or ``hf-hub:NAME``, as of :func:`download_from_hub`.
-        field: of the config, for the error.
+        reference: the directory, or ``hf-hub:NAME`` (see `download_from_hub`).
+        field: config field, for the error.
 
     Raises:
         UserError: no such encoder.
@@ -76,27 +76,26 @@ def resolve_encoder_dir(reference: str, field: str) -> Path:
 
 
 def read_encoder_config(directory: Path) -> dict[str, Any]:
-    """The manifest of an encoder directory; empty if it has none."""
+    """The open_clip config of an encoder directory; empty if it has none."""
     file = directory / OPEN_CLIP_CONFIG
     return dict(safe_json_loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
 def is_on_hub(reference: str) -> bool:
-    """Whether a model is meant by its name on the Hub: ``hf-hub:ORG/NAME``, or ``ORG/NAME``, no directory here."""
-    return reference.startswith(HF_HUB_PREFIX) or (
-        bool(_HUB_NAME.fullmatch(reference)) and not Path(reference).exists()
-    )
+    """Whether it is a Hub repo id: ``hf-hub:ORG/NAME``, or ``ORG/NAME`` without a local directory of this name."""
+    is_repo_id = bool(_HUB_NAME.fullmatch(reference)) and not Path(reference).exists()
+    return reference.startswith(HF_HUB_PREFIX) or is_repo_id
 
 
 def resolve_model_dir(reference: str, field: str) -> Path:
-    """The path of a model in transformers' format, or of a LLaVA in another: the directory itself, or the Hub's copy.
+    """The directory of a model in transformers' format, or of a LLaVA in another; downloaded if it is on the Hub.
 
     Args:
-        reference: a directory; or ``ORG/NAME`` on the Hub, also ``ORG/NAME@REVISION``, also behind ``hf-hub:``.
-        field: of the config, for the error.
+        reference: a directory; or ``ORG/NAME`` or ``ORG/NAME@REVISION`` on the Hub, with or without ``hf-hub:``.
+        field: config field, for the error.
 
     Raises:
-        UserError: it is neither.
+        UserError: neither exists.
     """
     if not is_on_hub(reference):
         return Path(reference)
@@ -109,8 +108,7 @@ def resolve_model_dir(reference: str, field: str) -> Path:
 
 
 def check_captioner(directory: Path) -> None:
-    """Raises UserError where an encoder directory has no captioner, or is none."""
+    """Raise UserError for anything but an encoder directory with a captioner."""
     if not (directory / CAPTIONER_WEIGHTS).is_file():
-        raise UserError(
-            f"{directory}: expected an encoder directory with {CAPTIONER_WEIGHTS} (a recipe with a captioner)"
-        )
+        expected = f"an encoder directory with {CAPTIONER_WEIGHTS} (a recipe with a captioner)"
+        raise UserError(f"{directory}: expected {expected}")

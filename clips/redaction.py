@@ -1,4 +1,4 @@
-"""Redaction of passwords, keys and signatures from records: manifests, results, logs and reports are passed on."""
+"""Redaction of passwords, keys and signatures from manifests, results, logs and reports, which people share."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 REDACTED = "***"
 _NAME = r"(?:token|api[_-]?key|access[_-]?key(?:[_-]?id)?|key|secret|signature|sig|password|passwd|credential)"
-_SHAPES = (
-    (re.compile(r"(://)[^/\s\"'@\\:]*:[^/\s\"'\\]*@"), rf"\1{REDACTED}@"),  # user:password in an address
+_PATTERNS = (
+    (re.compile(r"(://)[^/\s\"'@\\:]*:[^/\s\"'\\]*@"), rf"\1{REDACTED}@"),  # user:password in a URL
     (re.compile(r"(\bcurl\b[^\n]{0,500}?\s(?:-u|--user)[ =]?)[^\s\"'\\]+"), rf"\1{REDACTED}"),
     (re.compile(rf"(?i)([?&;](?:[\w.%-]{{0,80}}[_.-])?{_NAME}=)[^&;#\s\"'\\]+"), rf"\1{REDACTED}"),  # in its query
     (re.compile(rf"(?i)((?:^|\s)--(?:[\w.-]{{0,80}}[_.-])?{_NAME}[ =])[^\s\"'\\]+"), rf"\1{REDACTED}"),  # a flag
     (re.compile(rf"\b((?:[A-Z0-9_]{{0,80}}_)?{_NAME.upper()}=)[^\s\"'\\]+"), rf"\1{REDACTED}"),  # set for a command
-    # in a header; or anywhere, if it is no word: "a basic comparison" is none of our business
+    # in a header; or anywhere, unless it is a word, as in "a basic comparison"
     (re.compile(r"(?i)(authorization[\"']?\s{0,9}[:=]\s{0,9}[\"']?(?:[\w-]{1,40}\s+)?)[^\s\"'\\]+"), rf"\1{REDACTED}"),
     (re.compile(r"(?i)(\bx-[\w-]{0,80}(?:key|token|secret)[\"']?\s{0,9}:\s{0,9}[\"']?)[^\s\"'\\]+"), rf"\1{REDACTED}"),
     (re.compile(r"(?i)(\b(?:bearer|basic)\s+)(?=[\w.~+/-]*[\d=])[\w.~+/=-]{8,}"), rf"\1{REDACTED}"),
@@ -30,17 +30,17 @@ _SHAPES = (
 )
 _ENVIRONMENT = re.compile(r"(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD)$")
 _STARS = re.compile(r"\*{3,}")
-_SHORTEST = 8  # of an environment value to be redacted; "true" or "1" is no secret
+_MIN_LENGTH = 8  # of a redacted environment value; "true" or "1" is no secret
 
 
 def redact(value: Any) -> Any:
     """Plain data or a string with ``***`` in place of likely secrets.
 
-    These are: user and password in a URL, keys and signatures in its query, values of flags and variables with such
-    names, bearer tokens, tokens of known formats, and the environment's values under such names.
+    These are user and password in a URL, keys and signatures in its query, flags and environment variables with names
+    like ``token``, bearer tokens, and tokens of known formats.
     """
     if isinstance(value, str):
-        return _masked(value)
+        return _redact_text(value)
     if isinstance(value, Mapping):
         return {redact(name): redact(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -49,12 +49,12 @@ def redact(value: Any) -> Any:
 
 
 def equal_up_to_redaction(one: Any, other: Any) -> bool:
-    """Whether two values may be equal, except for the masked parts of either.
+    """Whether two values may be equal, except for the redacted parts of either.
 
-    A value recorded in one environment is compared in another, which may know fewer secrets, or more.
+    The environments in which they were recorded may have different secrets.
     """
     if isinstance(one, str) and isinstance(other, str):
-        return one == other or _represents(one, other) or _represents(other, one)
+        return one == other or _matches(one, other) or _matches(other, one)
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(equal_up_to_redaction(one[name], other[name]) for name in one)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
@@ -62,34 +62,34 @@ def equal_up_to_redaction(one: Any, other: Any) -> bool:
     return one == other
 
 
-def _represents(masked: str, text: str) -> bool:
-    """Whether ``masked`` is ``text`` with ``***`` for parts that are long enough for secrets, or also masked."""
-    first, *others = _STARS.split(masked)
+def _matches(redacted: str, text: str) -> bool:
+    """Whether ``redacted`` is ``text`` with ``***`` for parts that are long enough for secrets, or also redacted."""
+    first, *others = _STARS.split(redacted)
     if not others or not text.startswith(first):
         return False
-    place = len(first)
+    position = len(first)
     for number, piece in enumerate(others, 1):
-        shortest = len(REDACTED) if text.startswith(REDACTED, place) else _SHORTEST
+        min_length = len(REDACTED) if text.startswith(REDACTED, position) else _MIN_LENGTH
         find = text.rfind if number == len(others) else text.find
-        found = find(piece, place + shortest)
+        found = find(piece, position + min_length)
         if found < 0:
             return False
-        place = found + len(piece)
-    return place == len(text)
+        position = found + len(piece)
+    return position == len(text)
 
 
-def _is_place(value: str) -> bool:
-    """Whether a variable holds the path of a key, which is no secret itself (``SSH_KEY=/home/me/.ssh/id``)."""
+def _is_path(value: str) -> bool:
+    """Whether a variable has the path of a key, which is no secret (``SSH_KEY=/home/me/.ssh/id``)."""
     try:
         return Path(value).is_absolute() and Path(value).exists()
     except (OSError, ValueError):
         return False
 
 
-def _masked(text: str) -> str:
-    for name, known in os.environ.items():
-        if len(known) >= _SHORTEST and known in text and _ENVIRONMENT.search(name) and not _is_place(known):
-            text = text.replace(known, REDACTED)
-    for shape, instead in _SHAPES:
-        text = shape.sub(instead, text)
+def _redact_text(text: str) -> str:
+    for name, value in os.environ.items():
+        if len(value) >= _MIN_LENGTH and value in text and _ENVIRONMENT.search(name) and not _is_path(value):
+            text = text.replace(value, REDACTED)
+    for pattern, replacement in _PATTERNS:
+        text = pattern.sub(replacement, text)
     return text

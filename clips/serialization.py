@@ -1,4 +1,4 @@
-"""Configs and records as plain data: what JSON and YAML can hold."""
+"""Configs and records as plain data, the values of JSON and YAML."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def to_plain(value: Any) -> Any:
-    """``value`` with dataclasses as dicts, tuples as lists and paths as text: what JSON and YAML can hold."""
+    """``value`` with dataclasses as dicts, tuples as lists and paths as strings."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):

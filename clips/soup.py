@@ -21,15 +21,15 @@ from clips.model_refs import CAPTIONER_CONFIG, CAPTIONER_WEIGHTS, OPEN_CLIP_CONF
 if TYPE_CHECKING:
     from torch import Tensor
 
-_KEPT = (".json", ".txt", ".model")  # endings of configs and of all tokenizers' files
+_COPIED_SUFFIXES = (".json", ".txt", ".model")  # of configs and tokenizers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SoupConfig:
-    """Average the weights of encoders that began from the same ones.
+    """Average the weights of encoders with the same initial weights.
 
     Args:
-        encoders: two or more encoder directories of one architecture; a captioner is averaged where all have one.
+        encoders: two or more encoder directories of one architecture; captioners are averaged if all have one.
         output: the encoder directory to write.
     """
 
@@ -42,40 +42,39 @@ class SoupConfig:
 
 
 def run_soup(config: SoupConfig) -> None:
-    """Carry out ``config``."""
-    folders = [Path(path) for path in config.encoders]
-    settings = [_read_settings(folder) for folder in folders]
-    for folder, found in zip(folders, settings, strict=True):
+    """Run `clips soup`."""
+    encoders = [Path(path) for path in config.encoders]
+    settings = [_read_settings(encoder) for encoder in encoders]
+    for encoder, found in zip(encoders, settings, strict=True):
         if found != settings[0]:
-            raise UserError(f"{folder / OPEN_CLIP_CONFIG}: expected the settings of {folders[0]}, which differ")
+            raise UserError(f"{encoder / OPEN_CLIP_CONFIG}: expected the settings of {encoders[0]}, which differ")
     with atomic_artifact_dir(config.output, kind="encoder") as partial:
-        for path in folders[0].iterdir():
-            if path.suffix in _KEPT and path.name not in HASH_EXCLUDED_FILES:
+        for path in encoders[0].iterdir():
+            if path.suffix in _COPIED_SUFFIXES and path.name not in HASH_EXCLUDED_FILES:
                 shutil.copyfile(path, partial / path.name)
-        _average([folder / OPEN_CLIP_WEIGHTS for folder in folders], partial / OPEN_CLIP_WEIGHTS)
-        if all((folder / CAPTIONER_WEIGHTS).is_file() for folder in folders):
-            _average([folder / CAPTIONER_WEIGHTS for folder in folders], partial / CAPTIONER_WEIGHTS)
+        _average([encoder / OPEN_CLIP_WEIGHTS for encoder in encoders], partial / OPEN_CLIP_WEIGHTS)
+        if all((encoder / CAPTIONER_WEIGHTS).is_file() for encoder in encoders):
+            _average([encoder / CAPTIONER_WEIGHTS for encoder in encoders], partial / CAPTIONER_WEIGHTS)
         else:
             (partial / CAPTIONER_CONFIG).unlink(missing_ok=True)
-        parents = {f"{number} {folder.name}": folder for number, folder in enumerate(folders)}
-        found = {license_from_manifest(folder) for folder in folders}
-        license = found.pop() if len(found) == 1 else "unknown"
+        parents = {f"{number} {encoder.name}": encoder for number, encoder in enumerate(encoders)}
+        licenses = set(map(license_from_manifest, encoders))
+        license = licenses.pop() if len(licenses) == 1 else "unknown"
         write_manifest(partial, kind="encoder", config=config, parents=parents, license=license)
         write_card(partial, "soup", config=config, license=license, cfg=settings[0]["model_cfg"])
-    log_info(f"{config.output}: the mean of {len(folders)} encoders")
+    log_info(f"{config.output}: the mean of {len(encoders)} encoders")
 
 
-def _read_settings(folder: Path) -> Any:
+def _read_settings(encoder: Path) -> Any:
     try:
-        return safe_json_loads((folder / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))
+        return safe_json_loads((encoder / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder}: expected an encoder directory with {OPEN_CLIP_CONFIG} ({error_reason(error)})"
-        ) from None
+        reason = error_reason(error)
+        raise UserError(f"{encoder}: expected an encoder directory with {OPEN_CLIP_CONFIG} ({reason})") from None
 
 
 def _average(files: list[Path], output: Path) -> None:
-    """Write the mean of the floating-point weights; integers, as batch norms count, are the first file's."""
+    """Write the mean of the floating-point weights; integers, such as batch norm counts, are the first file's."""
     import torch
     from safetensors import safe_open
     from safetensors.torch import save_file
@@ -94,12 +93,8 @@ def _average(files: list[Path], output: Path) -> None:
                         total[name] += value
         except UserError:
             raise
-        except Exception as error:  # safetensors raises its own errors, torch its own for other shapes
+        except Exception as error:  # of safetensors, or of torch for other shapes
             raise UserError(f"{path}: cannot be averaged ({error_reason(error)})") from None
-    save_file(
-        {
-            name: (value / len(files)).float() if value.dtype == torch.float64 else value
-            for name, value in total.items()
-        },
-        output,
-    )
+    for name, value in total.items():
+        total[name] = (value / len(files)).float() if value.dtype == torch.float64 else value
+    save_file(total, output)

@@ -3,7 +3,7 @@
     clips train --config encoder.yaml --optimizer.learning_rate 2e-3
     torchrun --nproc-per-node 2 -m clips.cli train --config encoder.yaml     (or the deepspeed launcher)
 
-The training step is `clips.training.train_step.train_step`; everything here carries batches to it and results from it.
+The training step is `clips.training.train_step.train_step`; this module is the loop around it.
 """
 
 from __future__ import annotations
@@ -47,30 +47,30 @@ from clips.training.train_step import TrainRun, prepare_batch, train_step
 from clips.training.validation import RetrievalValidation
 
 SUMMARY_FILE = "summary.json"
-_OF_ITS_STEP = ("lr", "logit_scale")  # in an entry of the log; other numbers of the training step are means
-_JUDGED_SAMPLES = 1000  # the ratio of invalid samples is not judged on fewer
+_LAST_VALUES = ("lr", "logit_scale")  # logged as of the last step; other values are logged as means
+_MIN_CHECKED_SAMPLES = 1000  # for the ratio of invalid samples
 
 
 def train(config: EncoderTrainConfig) -> None:
-    """Carry out ``config``: its output directory becomes an encoder directory."""
+    """Run `clips train`: the output directory becomes an encoder directory."""
     with graceful_shutdown() as stop:
         configs = stage_configs(config)
         check_stages(configs)
         for stage in configs:
             train_stage(stage, stop, last=stage is configs[-1])
-    end_processes()  # not after an error: others may never come
+    end_processes()  # not after an error: it would wait for other processes forever
 
 
 def train_stage(config: EncoderTrainConfig, stop: StopRequest, *, last: bool = True) -> None:
-    """Carry out one stage, or say that it is done.
+    """Train one stage, unless it is finished.
 
     Args:
-        config: of the stage.
-        stop: heeded after each step, and after the stage if it is not the ``last``.
-        last: whether the training ends with it.
+        config: config of the stage.
+        stop: checked after each step, and after the stage if it is not the ``last``.
+        last: whether it is the last stage.
 
     Raises:
-        SystemExit: the training was asked to stop, and is saved.
+        SystemExit: the training was stopped by a signal, and is saved.
     """
     data = open_train_dataset(config)
     inputs = {name: directory_hash(path) for name, path in parent_artifacts(config, data).items()}
@@ -89,35 +89,29 @@ def train_stage(config: EncoderTrainConfig, stop: StopRequest, *, last: bool = T
     if encoder is not None:
         finalize_run(run, encoder, summary)
     wait_for_main_process()
-    if not last and (asked := stop.of_any_process(run.processes.device)):
+    if not last and (signal := stop.of_any_process(run.processes.device)):
         log_stopped(run)
-        raise SystemExit(exit_status_for_signal(asked))
+        raise SystemExit(exit_status_for_signal(signal))
 
 
-# ---------------------------------------------------------------- around it
+# ---------------------------------------------------------------- the loop
 
 
 def log_config_changes(run: TrainRun) -> None:
-    """What the config has otherwise than it had when the run was interrupted is said, and kept for the manifest."""
+    """Log the config's changes since the interruption, and record them for the manifest."""
     for change in resume_changes(run.config, run.loop.identity) if run.loop.step else ():
-        told = f"from step {run.loop.step + 1}: {change}"
-        log_info(f"{run.config.output}: {told}")
-        run.loop.changes.append(told)
+        message = f"from step {run.loop.step + 1}: {change}"
+        log_info(f"{run.config.output}: {message}")
+        run.loop.changes.append(message)
 
 
 def train_loop(run: TrainRun, stop: StopRequest) -> dict[str, Any]:
-    """Train to the end; returns the last entry of the log, empty where there was no step to do."""
-    config, loop, is_main = run.config, run.loop, run.processes.is_main
+    """Train to the end; returns the last log entry, empty if there was no step left."""
+    config, loop, is_main, device = run.config, run.loop, run.processes.is_main, run.processes.device
     validation = RetrievalValidation(config.validation, run) if config.validation.source else None
     trackers = open_trackers(config.report_to, config.output, to_plain(config)) if is_main else []
     log = RunLogger(config.output, step=loop.step, steps=run.steps, quiet=not is_main, trackers=trackers)
-    meter = MfuMeter(
-        config,
-        device=run.processes.device,
-        precision=run.precision,
-        processes=run.processes.count,
-        counted=loop.flops,
-    )
+    meter = MfuMeter(config, device=device, precision=run.precision, processes=run.processes.count, counted=loop.flops)
     stream = read_batches(run)
     run.model.train()
     entry: dict[str, Any] = {}
@@ -138,38 +132,33 @@ def train_loop(run: TrainRun, stop: StopRequest) -> dict[str, Any]:
             if last or validates or loop.step % config.logging_steps == 0:
                 check_invalid_samples(run)
                 entry = log_entry(run, values, clock)
-                with clock.stopped():  # counting takes longer than a small training's steps
+                with clock.stopped():  # counting FLOPs takes longer than the steps of a small model
                     entry |= meter.read(batch, entry["samples_per_second"]) if is_main else {}
                 if validation and validates:
                     entry |= validate(run, validation, watchdog)
                 log.write(entry)
-            asked = 0 if last else stop.of_any_process(run.processes.device)
-            if not last and (asked or loop.step % config.save_steps == 0):
+            signal = 0 if last else stop.of_any_process(device)
+            if not last and (signal or loop.step % config.save_steps == 0):
                 watchdog.at(loop.step, "saving")
                 save_checkpoint(run, checkpointer)
-            if asked:
+            if signal:
                 checkpointer.wait()
-                wait_for_main_process()  # which puts the checkpoint in its place
+                wait_for_main_process()  # which renames the checkpoint
                 log_stopped(run)
-                raise SystemExit(exit_status_for_signal(asked))
+                raise SystemExit(exit_status_for_signal(signal))
     return entry
 
 
 def read_batches(run: TrainRun) -> Iterator[dict[str, Any]]:
-    """This process's part of the batches that are left."""
-    return iterate_batches(
-        run.data,
-        first_step=run.loop.step,
-        last_step=run.steps,
-        rank=run.processes.rank,
-        world_size=run.processes.count,
-    )
+    """This process's part of the remaining batches."""
+    rank, world_size = run.processes.rank, run.processes.count
+    return iterate_batches(run.data, first_step=run.loop.step, last_step=run.steps, rank=rank, world_size=world_size)
 
 
 def next_batch(
     run: TrainRun, stream: Iterator[dict[str, Any]], clock: ThroughputTimer, watchdog: Watchdog
 ) -> dict[str, Any]:
-    """Wait for a batch; its invalid samples are counted."""
+    """Wait for a batch, and count its invalid samples."""
     watchdog.at(run.loop.step, "waiting for data")
     with clock.waiting():
         batch = next(stream)
@@ -179,7 +168,7 @@ def next_batch(
 
 
 def train_one_batch(run: TrainRun, batch: dict[str, Any], clock: ThroughputTimer) -> dict[str, float]:
-    """Train on a batch; returns the step's numbers."""
+    """Train on a batch; returns the step's metrics."""
     loop = run.loop
     _seed_step(run.config.seed, loop.step, run.processes.rank)
     values = train_step(run, prepare_batch(batch, run))
@@ -191,79 +180,78 @@ def train_one_batch(run: TrainRun, batch: dict[str, Any], clock: ThroughputTimer
 
 
 def validate(run: TrainRun, validation: RetrievalValidation, watchdog: Watchdog) -> dict[str, float]:
-    """Retrieval on held-out images, of which each process encodes its share."""
+    """Retrieval on held-out images; each process encodes a part of them."""
 
-    def moved() -> None:
+    def report_progress() -> None:
         watchdog.at(run.loop.step, "validating")
 
-    moved()
+    report_progress()
     encoder = export_model(run, everywhere=True)
     assert encoder is not None
-    return validation.measure(encoder, moved)
+    return validation.measure(encoder, report_progress)
 
 
 def log_stopped(run: TrainRun) -> None:
-    """Tell the user that nothing is lost."""
+    """Log that the training is saved and how to resume it."""
     if run.processes.is_main:
         log_info(
-            f"{run.config.output}: stopped and saved after step {run.loop.step}; the same command goes on from there"
+            f"{run.config.output}: stopped and saved after step {run.loop.step}; the same command resumes from there"
         )
 
 
 def _seed_step(seed: int, step: int, rank: int) -> None:
-    """Random numbers of one step depend on (seed, step, rank) alone, so that a resumed run draws the same."""
+    """Seed a step by (seed, step, rank) alone, so that a resumed run has the same random numbers."""
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]))
 
 
 def log_entry(run: TrainRun, values: dict[str, float], clock: ThroughputTimer) -> dict[str, Any]:
-    """One line of metrics.jsonl; losses are means over the steps since the line before, and over the processes."""
-    means = run.loop.take_means() | {name: values[name] for name in _OF_ITS_STEP}
-    return {
-        "step": run.loop.step,
-        "samples_seen": run.loop.samples_seen,
-        "epoch": run.loop.samples_seen / len(run.data),
-        **all_reduce_mean(means),
-        **clock.read(),
-    }
+    """One line of metrics.jsonl; losses are means over the steps since the previous line, and over the processes."""
+    means = run.loop.take_means() | {name: values[name] for name in _LAST_VALUES}
+    seen = run.loop.samples_seen
+    progress = {"step": run.loop.step, "samples_seen": seen, "epoch": seen / len(run.data)}
+    return {**progress, **all_reduce_mean(means), **clock.read()}
 
 
 def check_invalid_samples(run: TrainRun) -> None:
-    """Stop a run whose data has too many invalid samples; judged on at least 1,000 samples or all there are.
+    """Raise UserError if the data has too many invalid samples, of at least 1,000 samples or the full dataset.
 
-    All processes call it together.
+    All processes must call it together.
     """
     run.loop.bad.gather()
-    seen = max(min(run.loop.samples_seen, len(run.data)), min(len(run.data), _JUDGED_SAMPLES))
+    seen = min(max(run.loop.samples_seen, _MIN_CHECKED_SAMPLES), len(run.data))
     run.loop.bad.check("data", "data.max_invalid_ratio", run.config.data.max_invalid_ratio, seen)
 
 
-# ---------------------------------------------------------------- after it
+# ---------------------------------------------------------------- outputs
 
 
 def save_checkpoint(run: TrainRun, checkpointer: Checkpointer) -> None:
-    """Begin to save where the run stands."""
+    """Start saving the state of the run."""
     parallel = run.parallel
     parts = {"model": parallel.own(parallel.weights()), "optimizer": parallel.moments()}
     if run.average is not None:
         parts["average"] = parallel.own(parallel.gathered(run.average.state))
     tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
     run.loop.bad.gather()
-    run.loop.sums = all_reduce_mean(run.loop.sums)  # the main process's are kept
+    run.loop.sums = all_reduce_mean(run.loop.sums)  # the main process saves them
     checkpointer.save(tensors, run.loop, run.config)
 
 
 def export_model(run: TrainRun, *, everywhere: bool = False) -> ClipsModel | None:
-    """The model whose weights are the result, whole, on the main process or everywhere; else None. All ask together."""
-    wanted = run.processes.is_main or everywhere
+    """The model with the full weights to export, on the main process or ``everywhere``; None on other processes.
+
+    All processes must call it together.
+    """
+    returns_model = run.processes.is_main or everywhere
     if run.average is None and not run.parallel.shards_weights:
-        return run.encoder if wanted else None
+        return run.encoder if returns_model else None
     parallel, average = run.parallel, run.average
     weights = {}
     for name, value in (parallel.weights() if average is None else parallel.gathered(average.state)).items():
-        tensor = whole(value)  # of many tensors, one at a time is whole on the device
+        tensor = whole(value)  # only one full tensor at a time is on the device
         if run.processes.is_main:
             weights[name] = tensor.cpu()
-    if not wanted:
+    if not returns_model:
         return None
     encoder = build_model_without_pretrained(run.config)
     if run.processes.is_main:
@@ -276,7 +264,7 @@ def export_model(run: TrainRun, *, everywhere: bool = False) -> ClipsModel | Non
 
 
 def summarize(run: TrainRun, metrics: dict[str, Any]) -> dict[str, Any]:
-    """What summary.json tells of the finished run, on the main process."""
+    """The content of summary.json, on the main process."""
     check_invalid_samples(run)
     loop = run.loop
     return {
@@ -301,8 +289,7 @@ def _count(module: torch.nn.Module) -> int:
 
 def finalize_run(run: TrainRun, encoder: ClipsModel, summary: dict[str, Any]) -> None:
     """Turn the output directory into an encoder directory."""
-    config = run.config
-    output = Path(config.output)
+    config, output = run.config, Path(run.config.output)
     with atomic_update_dir(output) as partial:
         write_encoder(encoder, partial)
         atomic_write(partial / SUMMARY_FILE, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
@@ -322,7 +309,5 @@ def finalize_run(run: TrainRun, encoder: ClipsModel, summary: dict[str, Any]) ->
     if not config.keep_checkpoints_after_training:
         remove_checkpoints(output)
     bad = run.loop.bad
-    log_info(
-        f"{output}: trained on {summary['samples_seen']} samples in {summary['seconds']:.0f} s; "
-        + (f"{bad.count} invalid samples skipped ({bad.reasons()})" if bad.count else "no invalid samples")
-    )
+    skipped = f"{bad.count} invalid samples skipped ({bad.reasons()})" if bad.count else "no invalid samples"
+    log_info(f"{output}: trained on {summary['samples_seen']} samples in {summary['seconds']:.0f} s; {skipped}")

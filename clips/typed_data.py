@@ -1,7 +1,7 @@
-"""Dataclasses from plain data: the one place where configs, study files and result files are checked.
+"""Dataclasses from plain data: configs, study files and result files are validated here.
 
-pydantic checks the types of the fields, strictly: a number in quotes is a string. What is wrong is one line, which
-names the field by its dotted path and says what was expected.
+pydantic checks the types of the fields strictly: a number in quotes is a string. An error is one line with the dotted
+path of the field and the expected type.
 """
 
 from __future__ import annotations
@@ -31,18 +31,17 @@ def from_plain(kind: type[Record], values: Any, *, what: str = "") -> Record:
 
     Args:
         kind: the dataclass.
-        values: field → value, nested: what JSON and YAML can hold.
+        values: field → value, nested plain data.
         what: the command, file or key that the values are from, for messages.
 
     Raises:
-        UserError: an unknown key (with the close match), a wrong type, a missing field, or what the dataclass rejects
-            itself.
+        UserError: an unknown key (with the close match), a wrong type, a missing field, or a UserError of the class.
     """
     from pydantic import ValidationError
 
     try:
         content, text = _as_json(kind, values)
-        # as JSON, in which pydantic takes lists for tuples and mappings for dataclasses, and is strict all the same
+        # From JSON, pydantic accepts lists as tuples and mappings as dataclasses also in strict mode.
         return adapter(typing.cast(Any, kind)).validate_json(text, strict=True)
     except ValidationError as error:
         problem = _problem(error.errors(include_url=False), kind, content)
@@ -55,16 +54,16 @@ def _as_json(kind: type, values: Any) -> tuple[dict[str, Any], str]:
     if not isinstance(values, Mapping):
         raise UserError(f"expected a mapping of field names to values, got {values!r:.80}")
     try:
-        content = _over_defaults(kind, to_plain(values))
+        content = _fill_sections(kind, to_plain(values))
         return content, json.dumps(content)
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"expected plain values ({error_reason(error)})") from None
 
 
-def _over_defaults(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:
-    """``content`` with the settings of sections that are given in part: those of the section's own default.
+def _fill_sections(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:
+    """``content`` with incomplete sections filled from the field's default instead of the defaults of its class.
 
-    pydantic fills a section from its class alone, but ``align`` and ``instruct`` are of one class with other defaults.
+    For example, ``align`` and ``instruct`` have the same class but different defaults.
     """
     filled, hints = dict(content), typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
@@ -74,27 +73,27 @@ def _over_defaults(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:
             continue
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         if is_config(type(default)):
-            given = _over_default(default, given)
-        filled[field.name] = _over_defaults(section, given)
+            given = _fill_from(default, given)
+        filled[field.name] = _fill_sections(section, given)
     return filled
 
 
-def _over_default(default: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """``given`` with those values of ``default`` that are not what its class has by default."""
+def _fill_from(default: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """``given`` with the values of ``default`` that differ from the defaults of its class."""
     merged = dict(given)
     for field in dataclasses.fields(default):
         value, name = getattr(default, field.name), field.name
         if name not in given:
-            own = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-            merged |= {name: to_plain(value)} if value != own else {}
+            class_default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            merged |= {name: to_plain(value)} if value != class_default else {}
         elif is_config(type(value)) and isinstance(given[name], Mapping):
-            merged[name] = _over_default(value, given[name])
+            merged[name] = _fill_from(value, given[name])
     return merged
 
 
 @functools.cache
 def adapter(kind: Any) -> TypeAdapter[Any]:
-    """pydantic's validator of a dataclass, which accepts no other keys than its fields."""
+    """pydantic's validator of a dataclass, which rejects unknown keys."""
     from pydantic import ConfigDict, TypeAdapter, with_config
 
     for each in _dataclasses(kind):
@@ -103,7 +102,7 @@ def adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def _dataclasses(kind: Any) -> Iterator[type]:
-    """The dataclasses that a type consists of, each with those of its fields."""
+    """The dataclasses in a type, and recursively in their fields."""
     for each in (kind, *typing.get_args(kind)):
         if is_config(each):
             yield each
@@ -119,7 +118,7 @@ def is_config(kind: Any) -> bool:
 
 
 def _problem(errors: Sequence[Any], kind: Any, content: Any) -> str:
-    """One line about one of pydantic's errors: an unknown key, which may stand for what is missing, before others."""
+    """One line about one of pydantic's errors: an unknown key first, because it may be a misspelled missing one."""
     first = min(errors, key=lambda error: (error["type"] not in _UNKNOWN_KEY, error["type"] == "missing"))
     if first["type"] == "json_invalid":
         return f"expected plain values ({first['ctx']['error']})"
@@ -128,21 +127,21 @@ def _problem(errors: Sequence[Any], kind: Any, content: Any) -> str:
     if first["type"] in _UNKNOWN_KEY:
         return _unknown_key(name, str(last), holder, kind)
     if first["type"] == "missing" and isinstance(last, str):
-        beside = (error["loc"] for error in errors if error["type"] == "missing")
-        missing = ", ".join(loc[-1] for loc in beside if loc[:-1] == (*outer,))
+        locations = (error["loc"] for error in errors if error["type"] == "missing")
+        missing = ", ".join(loc[-1] for loc in locations if loc[:-1] == (*outer,))
         return f"{name}: missing {missing}" if name else f"missing {missing}"
-    if first["type"] != "missing":  # as of a pair with one item, whose holder is what is wrong
+    if first["type"] != "missing":  # a missing item of a fixed-length list is an error of the list
         name, found, holder = _spot(kind, first["loc"], content)
     return f"{name}: expected {describe_type(holder)}, got {'null' if found is None else f'{found!r:.80}'}"
 
 
 def _spot(kind: Any, loc: Sequence[str | int], content: Any) -> tuple[str, Any, Any]:
-    """Where pydantic's location leads: the dotted path, the value there, and the type that was expected of it."""
+    """The dotted path of pydantic's location, the value at it, and the expected type."""
     name = ""
     for part in loc:
         options = options_of(kind)
         if len(options) > 1:
-            break  # what follows names one of the options
+            break  # the next part is the name of an option
         (holder,) = options
         inner = typing.get_args(holder)
         if is_config(holder):
@@ -157,14 +156,14 @@ def _spot(kind: Any, loc: Sequence[str | int], content: Any) -> tuple[str, Any, 
 
 
 def options_of(kind: Any) -> tuple[Any, ...]:
-    """The types that a value may be of, null omitted."""
+    """The types in a union, without None."""
     if typing.get_origin(kind) in {types.UnionType, typing.Union}:
         return tuple(part for part in typing.get_args(kind) if part is not type(None))
     return (kind,)
 
 
 def _unknown_key(path: str, key: str, holder: Any, root: Any) -> str:
-    """The line about a key that ``holder``, which is at ``path``, has no field for."""
+    """The message for a key that is not a field of ``holder``, which is at ``path``."""
     outer = f"{path}." if path else ""
     own = [field.name for option in options_of(holder) if is_config(option) for field in dataclasses.fields(option)]
     near = [f"{outer}{name}" for name in difflib.get_close_matches(key, own, n=1, cutoff=0.5)]
@@ -173,7 +172,7 @@ def _unknown_key(path: str, key: str, holder: Any, root: Any) -> str:
 
 
 def field_types(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and types of a config's fields, nested ones too; those of a list's items as ``list[].name``."""
+    """Dotted names and types of a config's fields and nested fields; those of list items are ``list[].name``."""
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
@@ -185,7 +184,7 @@ def field_types(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def describe_type(kind: Any) -> str:
-    """A field's type in words."""
+    """A human-readable type."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if kind in _NAMES:
         return _NAMES[kind]

@@ -1,4 +1,4 @@
-"""YAML as people write it by hand: one strict loader for configs, study files and values of flags."""
+"""One strict YAML loader for configs, study files and values of flags."""
 
 from __future__ import annotations
 
@@ -11,32 +11,31 @@ import yaml
 from clips.errors import UserError
 
 MAX_VALUES = 100_000
-"""Of a YAML file, those that its aliases repeat counted each time."""
+"""Maximum number of values in a YAML file, with its aliases expanded."""
 _FLOAT, _MERGE, _TIMESTAMP = (f"tag:yaml.org,2002:{name}" for name in ("float", "merge", "timestamp"))
 
 
 def check_expanded_size(node: yaml.Node, known: dict[int, int] | None = None) -> int:
-    """How many values a node stands for once its aliases are written out.
+    """The number of values of a node with its aliases expanded.
 
     Raises:
-        UserError: more than ``MAX_VALUES``, as a few lines of aliases to aliases would make.
+        UserError: more than ``MAX_VALUES``, which a few lines of nested aliases can produce.
     """
     known = {} if known is None else known
     if id(node) not in known:
-        known[id(node)] = 1  # of a node that contains itself, which is rejected later
+        known[id(node)] = 1  # ends the recursion for a node that contains itself, which is rejected later
         inner = node.value if isinstance(node, yaml.CollectionNode) else []
         parts = [part for item in inner for part in (item if isinstance(item, tuple) else (item,))]
         known[id(node)] = 1 + sum(check_expanded_size(part, known) for part in parts)
         if known[id(node)] > MAX_VALUES:
-            raise UserError(f"line {node.start_mark.line + 1}: aliases make more than {MAX_VALUES:,} values of it")
+            raise UserError(f"line {node.start_mark.line + 1}: aliases expand to more than {MAX_VALUES:,} values")
     return known[id(node)]
 
 
 class StrictLoader(yaml.SafeLoader):
     """YAML's safe loader, which reads ``1e-3`` as a number and a date as a string.
 
-    It rejects a key that is given twice, an anchor that contains itself, and what is small but stands for very much
-    (`check_expanded_size`).
+    It rejects duplicate keys, anchors that contain themselves, and alias bombs (`check_expanded_size`).
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012  # yaml's own attribute
@@ -45,13 +44,13 @@ class StrictLoader(yaml.SafeLoader):
     }
 
     def construct_document(self, node: yaml.Node) -> Any:
-        """Build inner parts at once rather than later, so that a cycle is seen."""
+        """Construct nested values immediately, so that cycles are detected."""
         check_expanded_size(node)
         self.deep_construct = True
         return super().construct_document(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping whose keys are all different."""
+        """A mapping with unique keys."""
         seen: set[Any] = set()
         for key_node, _ in node.value:
             if key_node.tag != _MERGE:
@@ -68,11 +67,7 @@ StrictLoader.add_implicit_resolver(_FLOAT, re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]
 
 
 def parse_yaml(text: str) -> Any:
-    """The value that a YAML text states.
-
-    Raises:
-        UserError: it is no YAML, or what `StrictLoader` rejects; names the line where it is known.
-    """
+    """The value of a YAML text. Raises UserError, if possible with the line."""
     try:
         return yaml.load(text, Loader=StrictLoader)
     except RecursionError:
@@ -85,11 +80,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_yaml(path: str | Path) -> Any:
-    """The content of a YAML file.
-
-    Raises:
-        UserError: naming the file: it cannot be read, is not UTF-8, or `parse_yaml` rejects it.
-    """
+    """The value of a YAML file. Raises UserError if it cannot be read or `parse_yaml` rejects it."""
     try:
         return parse_yaml(Path(path).read_text(encoding="utf-8"))
     except UserError as error:

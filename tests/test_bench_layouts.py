@@ -293,7 +293,7 @@ def test_columns_of_a_table(tmp_path):
     with pytest.raises(UserError, match=r"column for image_column in .*rows\.csv 'image'"):
         _load(file)
     wrong = {
-        "\n0.png,a dog\n1.png": r"rows\.csv line 3: expected 2 cells, as the head has",
+        "\n0.png,a dog\n1.png": r"rows\.csv line 3: expected 2 cells, as in the header",
         ",caption\n0.png,a,b": "several columns are called 'caption'",
         '\n0.png,"a\n1.png,b': "line 3: can",
         "\n0.png,": "row 1: caption: ",

@@ -112,7 +112,7 @@ def test_an_unfinished_run_with_other_settings_is_rejected_and_stays(progress, c
     assert (work / progress).exists()
     assert (work / "run.json").read_text() == record
     (work / "run.json").write_text("{")
-    with pytest.raises(UserError, match=r"run.json: not valid JSON .*; remove .*work, and the run begins again"):
+    with pytest.raises(UserError, match=r"run.json: not valid JSON .*; remove .*work to start from scratch"):
         _prepare(work, config)
 
 

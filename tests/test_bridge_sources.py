@@ -227,7 +227,7 @@ def test_images_of_a_table_are_read_by_row_group(tmp_path: Path) -> None:
     [
         ("conversations", [{"text": "a"}], "row 0: expected messages or conversations, found text"),
         ("conversations", [{"messages": 5}], "row 0: expected messages or conversations of from"),
-        ("conversations", [{"messages": "USER: hello"}], "expected a list of messages, got the text 'USER: hello'"),
+        ("conversations", [{"messages": "USER: hello"}], "expected a list of messages, got the string 'USER: hello'"),
         ("conversations", [{"messages": [{"role": "tool", "content": "a"}]}], r"row 0: expected .*\('tool'\)"),
         ("conversations", [{"messages": [{"role": "user", "content": [{"type": "video"}]}]}], "a part of type 'video'"),
         ("conversations", [{"messages": [{"role": "user", "content": None}]}], "expected text, got null"),
@@ -275,7 +275,7 @@ def test_bad_files_are_rejected_in_one_line(tmp_path: Path, bridge_talk: Path) -
     expect_error("talk-1.parquet: no such file", "talk-{1..2}.parquet")
     with tarfile.open(tmp_path / "lone.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("000.txt"), io.BytesIO(b""))
-    expect_error("000: expected 000.json with what is said, found txt", "lone.tar", format="webdataset")
+    expect_error("000: expected 000.json with the conversation, found txt", "lone.tar", format="webdataset")
     expect_error("no such file", "none.json", format="llava")
     expect_error("did you mean 'llava'", "empty", format="lava")
     expect_error("only the llm_pretrain stage", "empty", format="text")
@@ -287,7 +287,7 @@ def test_bad_files_are_rejected_in_one_line(tmp_path: Path, bridge_talk: Path) -
     expect_error("expected format 'text'", str(bridge_talk / "talk.json"), read_texts, format="llava")
     none = str(tmp_path / "none")
     expect_error("image_root: .*none: expected", str(bridge_talk / "talk.json"), format="llava", image_root=none)
-    with pytest.raises(UserError, match="expected files of this machine"):
+    with pytest.raises(UserError, match="expected local files"):
         read_samples(ConversationSourceConfig(format="webdataset", path="s3://bucket/{00..11}.tar"))
 
 

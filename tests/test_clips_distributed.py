@@ -262,7 +262,7 @@ def test_preempted_processes_wait_for_the_checkpoint(data: Path, tmp_path: Path)
     plan = [{"config": str(output.with_suffix(".json")), "stop": None, "preempt": 2}]
     assert start_drive(tmp_path, plan).wait(200) != 0
     log = (tmp_path / "log").read_text()
-    assert "stopped and saved after step 3; the same command goes on from there" in log, log
+    assert "stopped and saved after step 3; the same command resumes from there" in log, log
     assert [path.name for path in list_checkpoints(output)] == ["step-00000003"]
 
 

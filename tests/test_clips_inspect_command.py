@@ -33,7 +33,7 @@ def test_inspect_counts_measures_and_shows(shards: Path, tmp_path: Path, capsys:
     told = capsys.readouterr().out
     assert "8 in the source, 8 read, 2 invalid" in told
     assert "1 × no image (shard.tar/000000002)" in told
-    assert "0.0% are longer than the text tower's 80 places" in told
+    assert "0.0% are longer than the text tower's context of 80 tokens" in told
     assert "16.7% of the web captions are another sample's" in told
     html = page.read_text(encoding="utf-8")
     assert html.count("<img") == 6
@@ -74,7 +74,10 @@ def test_formats_of_sentences_need_no_names_of_captions(form: str, tmp_path: Pat
     ("synthetic", "expected"),
     [
         (None, "median 1 (5 % below 1, 5 % above 1) tokens"),  # one of those of laion_coco and capsfusion
-        ("[capsfusion]", "median 1 (5 % below 1, 5 % above 1) tokens; 0.0% are longer than the text tower's 80"),
+        (
+            "[capsfusion]",
+            "median 1 (5 % below 1, 5 % above 1) tokens; 0.0% are longer than the text tower's context of 80 tokens",
+        ),
         ("laion_2b", "median 2 (5 % below 2, 5 % above 2) tokens"),
         ("[laion_2b, laion_coco, capsfusion]", "median 1 (5 % below 1, 5 % above 2) tokens"),
         ("null", "synthetic   none"),
@@ -142,7 +145,7 @@ def test_index_writes_what_training_reads(tmp_path: Path):
     assert sizes == {"shard-00000.tar": 4, "shard-00001.tar": 2}
     assert len(open_source(SourceConfig(path=str(folder)))) == 6
     assert [path.name for path in folder.iterdir() if path.suffix not in {".tar", ".json"}] == []
-    with pytest.raises(UserError, match="output: expected a file to write"):
+    with pytest.raises(UserError, match="output: expected a file, since"):
         run_index(IndexShardsConfig(path="s3://bucket/{0..3}.tar"))
 
 
@@ -176,7 +179,7 @@ def test_inspection_of_remote_data_copies_few_shards(tmp_path: Path, capsys: pyt
     config = InspectDatasetConfig(**afar, num_samples=30, html_output=str(tmp_path / "page.html"))
     assert collect_stats(open_source(config), config).scanned == 16
     assert len(list((tmp_path / "cache").glob("*.tar"))) == 16
-    assert "only 16 of 40 shards are looked at" in capsys.readouterr().err
+    assert "only 16 of 40 shards are inspected" in capsys.readouterr().err
 
 
 def test_a_source_without_usable_samples_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

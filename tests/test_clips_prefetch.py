@@ -60,7 +60,7 @@ def test_a_remote_error_is_one_line(server, tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(UserError, match=r"gone\.tar: no such file"):
         opened(address(server, "gone.tar"), shard_sizes=str(tmp_path / "sizes.json"), **cache)
     (tmp_path / "afar" / "sizes.json").unlink()
-    missing = r"sizes\.json: no such file; shards from afar need this count .* `clips data index"
+    missing = r"sizes\.json: no such file; remote shards need this count .* `clips data index"
     with pytest.raises(UserError, match=missing):
         opened(address(server), **cache)
 
@@ -69,7 +69,7 @@ def test_a_shard_that_has_less_than_counted_gives_bad_samples(tmp_path: Path):
     folder = clips_world.write_sizes(clips_world.write_shards(tmp_path / "here", sizes=(2, 2)), (2, 3))
     source = opened(folder)
     assert len(source) == 5
-    with pytest.raises(BadSampleError, match=r"sizes\.json counts it"):
+    with pytest.raises(BadSampleError, match=r"missing, but counted in sizes\.json"):
         source.read(4, rng())
 
 
@@ -168,13 +168,13 @@ def many(tmp_path: Path, count: int = 18) -> SourceConfig:
 
 
 def test_reading_that_is_quicker_than_copying_does_not_stop_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    source, fetch = open_source(many(tmp_path, 36)), remote_files._fetch
+    source, fetch = open_source(many(tmp_path, 36)), remote_files._download
 
     def slow(address: str, partial: Path) -> None:
         time.sleep(0.05)
         fetch(address, partial)
 
-    monkeypatch.setattr(remote_files, "_fetch", slow)
+    monkeypatch.setattr(remote_files, "_download", slow)
     order = SampleOrder([shard_lengths(source)], seed=0, window=12, batch_size=24)
     fetcher = ShardPrefetcher(order, [source], last=3)
     try:
@@ -190,8 +190,8 @@ class Outage:
     """A URL that fails N times, or always; time passes at once."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.failures, self.pauses, self.fetch = 0.0, [], remote_files._fetch
-        monkeypatch.setattr(remote_files, "_fetch", self)
+        self.failures, self.pauses, self.fetch = 0.0, [], remote_files._download
+        monkeypatch.setattr(remote_files, "_download", self)
         monkeypatch.setattr(remote_files.time, "sleep", self.pauses.append)
 
     def __call__(self, address: str, partial: Path) -> None:
@@ -207,7 +207,7 @@ def test_an_outage_of_minutes_costs_no_sample(tmp_path: Path, monkeypatch: pytes
     outage.failures = 8
     assert source.read(20, rng()).image == clips_world.draw_image(20)
     assert 120 < sum(outage.pauses) < 600
-    assert capsys.readouterr().err.count("503 Slow Down); trying again") == 1
+    assert capsys.readouterr().err.count("503 Slow Down); retrying") == 1
     outage.failures = float("inf")
     for _ in range(2):  # it is not remembered as a broken shard
         with pytest.raises(UnreachableError, match="503 Slow Down"):

@@ -26,7 +26,7 @@ from clips.errors import UserError
 from clips.recaption.caption_model import CaptionModel, GeneratedCaption
 from clips.recaption.cleaning import clean_caption, filter_captions
 from clips.recaption.recaption_config import RecaptionConfig
-from clips.recaption.run import _begin, run_recaption
+from clips.recaption.run import _start_or_resume, run_recaption
 from clips.recaption.shard_writers import WORK_DIR, ShardWriter
 from clips.recaption.work_split import OutputShard, group_shards, split_into_shards, split_into_windows
 
@@ -149,7 +149,7 @@ def test_batches_are_full_across_shards_and_invalid_images(settings, tmp_path, m
 
 def test_an_interrupted_recaptioning_resumes_and_writes_the_same(settings, tmp_path, monkeypatch):
     drawn = functools.partial(settings, temperature=1.0)
-    monkeypatch.setattr("clips.recaption.work_split._BATCHES_OF_WINDOW", 1)
+    monkeypatch.setattr("clips.recaption.work_split._WINDOW_BATCHES", 1)
     run_recaption(drawn(output=str(tmp_path / "whole")))
     describe = CaptionModel.describe
     for after, shards in ((1, 0), (3, 1), (5, 2)):
@@ -184,9 +184,9 @@ def test_a_finished_recaptioning_stays_and_other_settings_are_rejected(settings,
         run_recaption(settings(max_new_tokens=3))
     begun = settings(output=f"{config.output}-begun")
     Path(begun.output, ".work").mkdir(parents=True)  # as by a process that began at the same time
-    assert _begin(begun, 21)
+    assert _start_or_resume(begun, 21)
     with pytest.raises(UserError, match="max_new_tokens is 8 there and 3 now"):
-        _begin(settings(output=begun.output, max_new_tokens=3), 21)
+        _start_or_resume(settings(output=begun.output, max_new_tokens=3), 21)
     Path(config.output, "manifest.json").unlink()
     with pytest.raises(UserError, match="not empty, and not an artifact"):
         run_recaption(config)
@@ -290,7 +290,7 @@ def test_captions_that_do_not_fit_are_dropped(settings: Settings):
     [
         ({"num_captions": 2}, "temperature: expected above 0 for 2 captions"),
         ({"max_words": 3, "min_words": 5}, r"max_words: expected 5 \(min_words\) or more"),
-        ({"caption_column": "web_caption"}, "caption_column: expected another name than the web caption's"),
+        ({"caption_column": "web_caption"}, "caption_column: expected a name other than the web caption's"),
         ({"batch_size": 0}, "batch_size: expected 1 or more"),
         ({"import_modules": ("no_such_module",)}, "import_modules: cannot import 'no_such_module'"),
         ({"model": "no/such/model"}, "model: no/such/model cannot be loaded"),

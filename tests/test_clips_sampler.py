@@ -1,4 +1,4 @@
-"""Which sample comes when: whole epochs, windows, lanes, mixtures, any number of processes."""
+"""Which sample comes when: whole epochs, windows, stripes, mixtures, any number of processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def epochs_of(order: SampleOrder, count: int) -> list[list[int]]:
     return [[order.at(position).index for position in range(size * e, size * e + size)] for e in range(count)]
 
 
-@pytest.mark.parametrize("batch_size", [1, 8])  # lanes
+@pytest.mark.parametrize("batch_size", [1, 8])  # stripes
 @pytest.mark.parametrize("window", [None, 1, 2, 5, 9])
 def test_an_epoch_holds_every_sample_once_in_another_order_each_time(window: int | None, batch_size: int):
     blocks = [[7, 1, 4, 3], [3, 6]]  # 24 samples are whole steps
@@ -47,7 +47,7 @@ def test_a_machine_needs_only_its_share_of_a_windows_shards(blocks, weights, mac
             assert read <= asked_for
 
 
-def test_lanes_of_a_mixture_keep_to_its_weights_and_go_through_each_source():
+def test_stripes_of_a_mixture_keep_to_its_weights_and_go_through_each_source():
     order = SampleOrder([[10] * 16, [10] * 12], [3.0, 1.0], seed=2, window=4, batch_size=8)
     places = [order.at(position) for position in range(8 * 1000)]
     counts = [sum(place.index < 160 for place in places[start : start + 1000]) for start in range(0, 8000, 1000)]
@@ -60,9 +60,9 @@ def test_lanes_of_a_mixture_keep_to_its_weights_and_go_through_each_source():
 
 def test_a_stripe_is_shuffled_again_in_every_epoch():
     order = SampleOrder([[40] * 4], seed=0, window=2, batch_size=4)
-    lane = [[order.at(160 * epoch + 4 * step).index for step in range(20)] for epoch in range(2)]
-    assert lane[0] != sorted(lane[0])
-    assert sorted(lane[0]) != sorted(lane[1])
+    stripe = [[order.at(160 * epoch + 4 * step).index for step in range(20)] for epoch in range(2)]
+    assert stripe[0] != sorted(stripe[0])
+    assert sorted(stripe[0]) != sorted(stripe[1])
 
 
 def test_a_window_reads_few_shards_at_a_time():

@@ -71,7 +71,7 @@ def test_a_reader_that_dies_ends_the_training_with_one_line(data: Path, tmp_path
 
         patch.setattr(training, "train_step", kill_the_reader)
         with pytest.raises(
-            UserError, match=r"data\.num_workers: a process that reads data died \(.*\), as it does for want"
+            UserError, match=r"data\.num_workers: a DataLoader worker died \(.*\), probably out of memory"
         ):
             train(config)
     assert read_train_state(list_checkpoints(tmp_path / "run")[-1]).step >= 3

@@ -57,15 +57,12 @@ WORDS = {
 _PATTERN = re.compile("|".join(rf"(?P<w{number}>\b(?:{word})\b)" for number, word in enumerate(WORDS)), re.IGNORECASE)
 _URL = re.compile(r"https?://\S+")
 ALLOWED = {
-    ("scripts/slurm/train.sbatch", "goes on"): "the end of a message of clips train, for which the script searches",
-    ("scripts/slurm/llava.sbatch", "goes on"): "the end of a message of llava-bridge train, as above",
+    ("scripts/slurm/llava.sbatch", "goes on"): "the end of a message of llava-bridge train, which the script finds",
+    ("clips recaption", "picture"): "the default prompt, on which captions depend",
 }
 """Place and word (in lower case) → why the word is right there."""
 OLD_NAMES = frozenset(
     [
-        "Pair.pictures",
-        "LoadedSample.picture",
-        "CaptionedSample.picture",
         "HeldOut.pictures",
         "open_picture",
         "Pictures",
@@ -80,12 +77,6 @@ OLD_NAMES = frozenset(
 OLD_HELP = frozenset(
     {
         "clips scenes",
-        "clips data inspect",
-        "clips data index",
-        "clips recaption",
-        "clips train",
-        "clips export",
-        "clips caption",
         "llava-bridge train",
         "llava-bridge swap",
         "llava-bridge data inspect",

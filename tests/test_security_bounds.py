@@ -123,7 +123,7 @@ def test_cutting_changes_no_tokens() -> None:
     long = "a red car near 3 trees, " * 2000
     assert len(tokenizer.truncate_text(long, 77)) == 77 * tokenizer.MAX_CHARS_PER_TOKEN
     stock = SimpleTokenizer()
-    assert (encoder._Shortening(stock)([long, "a car"]) == stock([long, "a car"])).all()
+    assert (encoder._TruncatingTokenizer(stock)([long, "a car"]) == stock([long, "a car"])).all()
     ours = tokenizer.ClipsTokenizer()
     assert (ours([long]) == ours([long[:3000]])).all()
 
@@ -151,7 +151,9 @@ BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
 )
 
 
-@pytest.mark.parametrize(("text", "message"), [(BOMB, "aliases make more than"), ("a: " + "[" * 1500, "too deeply")])
+@pytest.mark.parametrize(
+    ("text", "message"), [(BOMB, "aliases expand to more than"), ("a: " + "[" * 1500, "too deeply")]
+)
 def test_yaml_that_would_fill_the_memory_is_rejected(text, message, tmp_path, capsys, monkeypatch):
     path = tmp_path / "config.yaml"
     path.write_text(text)

@@ -115,7 +115,7 @@ def test_a_table_reaches_nothing_of_the_own_network(server, folder, monkeypatch)
     here = address(server, "a.png")
     for name in (here, here.replace("127.0.0.1", "localhost"), here.replace("127.0.0.1", "[::ffff:127.0.0.1]")):
         with pytest.raises(
-            BadSampleError, match=r"this machine or a private network \(data source's 'allow_private_network'\)"
+            BadSampleError, match=r"this host or a private network \(data source's 'allow_private_network'\)"
         ):
             image_bytes(name, folder)
     assert server.seen == []  # type: ignore[attr-defined]
@@ -133,11 +133,11 @@ def test_a_table_reaches_nothing_of_the_own_network(server, folder, monkeypatch)
 )
 def test_private_addresses_are_known(host: str) -> None:
     with pytest.raises(OSError, match="private network"):
-        untrusted_files._outside_socket((2, 1, 6, "", (host, 80)))
+        untrusted_files._public_socket((2, 1, 6, "", (host, 80)))
 
 
 def test_public_addresses_pass() -> None:
-    untrusted_files._outside_socket((2, 1, 6, "", ("93.184.216.34", 80))).close()
+    untrusted_files._public_socket((2, 1, 6, "", ("93.184.216.34", 80))).close()
 
 
 def in_table(folder: Path, cell: object) -> bytes:
@@ -148,7 +148,7 @@ def test_a_benchmarks_table_names_only_its_own_files(folder: Path) -> None:
     assert in_table(folder, {"bytes": PICTURE}) == PICTURE
     assert in_table(folder, {"bytes": None, "path": str(folder / "a.png")}) == PICTURE
     with pytest.raises(
-        UserError, match=r"beside\.png: image rejected: a path outside the directory of images; .* are looked for in "
+        UserError, match=r"beside\.png: image rejected: a path outside the directory of images; .* are relative to "
     ):
         in_table(folder, {"bytes": None, "path": str(folder.parent / "beside.png")})
     with pytest.raises(UserError, match=r"gone\.png: missing image"):

@@ -20,7 +20,7 @@ from clips.errors import UserError
 from llava_bridge.data import ConversationSourceConfig, read_samples
 
 MB = 1 << 20
-REFUSED = r"bomb\.parquet: unpacks to more than \d+ MB, that is 256 MB and 100 times its size"
+REFUSED = r"bomb\.parquet: decompresses to more than \d+ MB, that is 256 MB and 100 times its size"
 
 
 @pytest.fixture
@@ -100,11 +100,11 @@ def test_one_row_may_not_be_larger_than_a_member_of_a_tar(tmp_path: Path) -> Non
     file = write(tmp_path / "wide.parquet", texts=row)
     padding = pa.array(np.random.default_rng(0).bytes(MB) for _ in range(2))
     padded = write(tmp_path / "padded.parquet", texts=row, noise=padding)
-    with pytest.raises(UserError, match=r"wide\.parquet: unpacks to more than"):
+    with pytest.raises(UserError, match=r"wide\.parquet: decompresses to more than"):
         list(iter_record_batches(file.name, str(file), columns=["texts"]))
-    with pytest.raises(UserError, match=r"padded\.parquet: a row unpacks to 30. MB, expected at most 256"):
+    with pytest.raises(UserError, match=r"padded\.parquet: a row decompresses to 30. MB, expected at most 256"):
         list(iter_record_batches(padded.name, str(padded), columns=["texts", "noise"]))
-    with pytest.raises(UserError, match=r"padded\.parquet: a row unpacks to 30. MB"):
+    with pytest.raises(UserError, match=r"padded\.parquet: a row decompresses to 30. MB"):
         check_decompressed_size([str(padded)])
 
 

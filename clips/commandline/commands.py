@@ -1,9 +1,8 @@
 """Subcommands whose options are the fields of a frozen dataclass.
 
-Each command is a function of one config: ``def train(config: TrainConfig) -> None``. Its YAML file (``--config FILE``)
-is the record of a run, dotted flags (``--optimizer.learning_rate 1e-3``) override it, ``--print_config`` shows the
-config. The module of a command is imported when that command is called, so ``clips --help`` is fast although training
-needs torch; errors in a config are also reported before that import.
+Each command is a function of one config: ``def train(config: TrainConfig) -> None``. Values come from a YAML file
+(``--config FILE``) and dotted flags (``--optimizer.learning_rate 1e-3``), which override it; ``--print_config`` prints
+the config. A command's module is imported when it is called, so that ``clips --help`` does not import torch.
 """
 
 from __future__ import annotations
@@ -31,10 +30,8 @@ from clips.sanitize import strip_control_chars
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
-_LAUNCHER_FLAG = re.compile(
-    r"--local[_-]rank=\d+"
-)  # the deepspeed launcher adds it; the environment has the same value
-_LAUNCHER_FILE = "TORCHELASTIC_ERROR_FILE"  # where torchrun reads a process's error message
+_LAUNCHER_FLAG = re.compile(r"--local[_-]rank=\d+")  # added by the deepspeed launcher, which also sets LOCAL_RANK
+_LAUNCHER_FILE = "TORCHELASTIC_ERROR_FILE"  # from which torchrun reads a process's error message
 _HELP = {"-h", "--help", "help"}
 _DISK_FULL = ("No space left on device", "Disk quota exceeded")  # safetensors raises no OSError
 
@@ -45,9 +42,9 @@ class Command:
 
     Args:
         help: one line for the list of commands.
-        target: ``module:function``; the function takes one config dataclass, which its annotation names.
-        config: ``module:Class`` of that dataclass if a module without torch defines it and the function's module needs
-            torch: errors in a config are then reported without importing torch.
+        target: ``module:function``; the function's parameter is annotated with a config dataclass.
+        config: ``module:Class`` of that dataclass if its module, other than the function's, does not import torch, so
+            that errors in a config are reported fast.
         positional: fields of the config that may be given without a flag, in this order.
         rest: a list field that takes all further arguments without a flag.
     """
@@ -68,21 +65,21 @@ class Command:
 
 
 def dispatch(program: str, about: str, commands: Mapping[str, Command], argv: Sequence[str] | None = None) -> int:
-    """Dispatch ``argv`` to one of ``commands`` and return the exit status (2 for the user's mistakes)."""
-    given = [word for word in (sys.argv[1:] if argv is None else argv) if not _LAUNCHER_FLAG.fullmatch(word)]
+    """Dispatch ``argv`` to one of ``commands`` and return the exit status (2 for user errors)."""
+    arguments = [word for word in (sys.argv[1:] if argv is None else argv) if not _LAUNCHER_FLAG.fullmatch(word)]
     try:
-        return _dispatch(program, about, commands, given)
+        return _dispatch(program, about, commands, arguments)
     except UserError as error:
-        return _complain(program, str(error))
-    except BrokenPipeError:  # the reader of our output has gone (`clips … | head`)
+        return _report_error(program, str(error))
+    except BrokenPipeError:  # the reader of the output has ended (`clips … | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except PermissionError as error:
-        return _complain(program, f"{error.filename}: permission denied")
+        return _report_error(program, f"{error.filename}: permission denied")
     except Exception as error:
-        if any(sign in str(error) for sign in _DISK_FULL):
+        if any(message in str(error) for message in _DISK_FULL):
             where = getattr(error, "filename", None) or "output"
-            return _complain(program, f"{where}: the disk is full; free some space and run the same command again")
+            return _report_error(program, f"{where}: the disk is full; free some space and run the same command again")
         raise
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
@@ -102,25 +99,22 @@ def _dispatch(program: str, about: str, commands: Mapping[str, Command], argumen
         return 0
     name = _command_name(commands, arguments)
     command = commands[name]
-    rest = arguments[len(name.split()) :]
-    config = parse_config(
-        command.config_class(), rest, prog=f"{program} {name}", positional=command.positional, rest=command.rest
-    )
+    words, prog = arguments[len(name.split()) :], f"{program} {name}"
+    config = parse_config(command.config_class(), words, prog=prog, positional=command.positional, rest=command.rest)
     if config is not None:
         command.function()(config)
     return 0
 
 
 def _command_name(commands: Mapping[str, Command], arguments: Sequence[str]) -> str:
-    for words in (2, 1):
-        name = " ".join(arguments[:words])
+    for length in (2, 1):
+        name = " ".join(arguments[:length])
         if name in commands:
             return name
-    near = difflib.get_close_matches(
-        " ".join(arguments[:2]), [name for name in commands if " " in name], n=1, cutoff=0.8
-    )
+    both = " ".join(arguments[:2])
+    near = difflib.get_close_matches(both, [name for name in commands if " " in name], n=1, cutoff=0.8)
     if near and arguments[1:]:
-        raise UserError(f"unknown command '{' '.join(arguments[:2])}'; did you mean '{near[0]}'?")
+        raise UserError(f"unknown command '{both}'; did you mean '{near[0]}'?")
     if family := _family(commands, arguments[0]):
         raise UserError(f"'{arguments[0]}' needs one of: {', '.join(name.split()[1] for name in family)}")
     near = difflib.get_close_matches(arguments[0], commands, n=1)
@@ -129,7 +123,7 @@ def _command_name(commands: Mapping[str, Command], arguments: Sequence[str]) -> 
 
 
 def _family(commands: Mapping[str, Command], word: str) -> dict[str, Command]:
-    """The commands of two words of which ``word`` is the first."""
+    """The two-word commands that begin with ``word``."""
     return {name: command for name, command in commands.items() if name.split()[0] == word != name}
 
 
@@ -137,23 +131,22 @@ def _overview(program: str, about: str, commands: Mapping[str, Command]) -> str:
     width = max(len(name) for name in commands)
     lines = [f"usage: {program} COMMAND [--config FILE] [--FIELD VALUE ...]", "", about.strip(), "", "commands:"]
     lines += [f"  {name:<{width}}  {command.help}" for name, command in commands.items()]
-    lines += ["", f"`{program} COMMAND --help` lists a command's fields, `--print_config` shows what would run."]
+    lines += ["", f"`{program} COMMAND --help` lists a command's fields, `--print_config` prints its config."]
     return "\n".join(lines)
 
 
 def config_class_of(function: Any) -> type:
-    """The dataclass that the only parameter of ``function`` is annotated with."""
+    """The annotation of the only parameter of ``function``."""
     (parameter,) = inspect.signature(function).parameters
     return typing.get_type_hints(function)[parameter]
 
 
-def _complain(program: str, message: str) -> int:
-    line = strip_control_chars(
-        redact(" ".join((message if message.startswith(program) else f"{program}: {message}").splitlines()))
-    )
-    sys.stderr.write(line + "\n")  # at one go: under a launcher others write there too
-    if file := os.environ.get(_LAUNCHER_FILE):  # torchrun's last lines, after its own traceback, are then this message
+def _report_error(program: str, message: str) -> int:
+    message = message if message.startswith(program) else f"{program}: {message}"
+    line = strip_control_chars(redact(" ".join(message.splitlines())))
+    sys.stderr.write(line + "\n")  # in one call: under a launcher other processes write there too
+    if file := os.environ.get(_LAUNCHER_FILE):  # torchrun prints this message after its own traceback
         with contextlib.suppress(OSError):
-            told = {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}
-            Path(file).write_text(json.dumps({"message": told}), encoding="utf-8")
+            entry = {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}
+            Path(file).write_text(json.dumps({"message": entry}), encoding="utf-8")
     return EXIT_USER_ERROR

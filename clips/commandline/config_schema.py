@@ -1,8 +1,8 @@
-"""JSON Schemas of configs: an editor uses them to complete and check the YAML files of ``--config``.
+"""JSON Schemas of configs, with which editors complete and check the YAML files of ``--config``.
 
-Built from the commands' own definitions: the dataclasses' fields, types and defaults, and their docstrings. The
-metadata of a field for an entry of a registry name it: ``choices`` is "module:REGISTRY", whose entries are the only
-valid values; ``known`` is the same, but other values are valid, too.
+They are built from the dataclasses' fields, types, defaults and docstrings. A field's metadata may name a registry as
+"module:REGISTRY": with the key ``choices`` its entries are the only valid values, with ``known`` other values are
+valid, too.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ JSON_SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 class _Generator(GenerateJsonSchema):
-    """Pydantic's own docstring, where an object has only its fields as keys and each field has a description."""
+    """Pydantic's generator, with descriptions from docstrings and without titles."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
-        """Never: a title would repeat the field's name."""
+        """False: a title would repeat the field's name."""
         return False
 
     def dataclass_schema(self, schema: Any) -> dict[str, Any]:
         """The schema of a dataclass."""
-        made = super().dataclass_schema(schema)
-        texts = dict(field_help(schema["cls"]))
-        for name, field in made["properties"].items():
-            if name in texts:
-                field["description"] = texts[name]
+        found = super().dataclass_schema(schema)
+        descriptions = dict(field_help(schema["cls"]))
+        for name, field in found["properties"].items():
+            if name in descriptions:
+                field["description"] = descriptions[name]
         for declared in dataclasses.fields(schema["cls"]):
-            _add_choices(made["properties"].get(declared.name, {}), declared.metadata)
-        made.pop("title", None)
-        return made | {"description": docstring_summary(schema["cls"])}
+            _add_choices(found["properties"].get(declared.name, {}), declared.metadata)
+        found.pop("title", None)
+        return found | {"description": docstring_summary(schema["cls"])}
 
 
 def _add_choices(field: dict[str, Any], metadata: Mapping[str, Any]) -> None:
@@ -48,20 +48,18 @@ def _add_choices(field: dict[str, Any], metadata: Mapping[str, Any]) -> None:
         if key == "known":
             field["examples"] = names
             continue
-        texts = [one for one in field.get("anyOf", [field]) if one.get("type") != "null"]
-        for text in texts:
-            text.get("items", text)["enum"] = names
+        for option in field.get("anyOf", [field]):
+            if option.get("type") != "null":
+                option.get("items", option)["enum"] = names
 
 
 def config_schema(config_class: type, title: str) -> dict[str, Any]:
-    """The schema of a config class, a complete document.
-
-    Args:
-        config_class: a dataclass; nested ones, in lists and mappings too, are included.
-        title: title of the file for readers.
-    """
-    made = adapter(config_class).json_schema(schema_generator=_Generator)
-    return {"$schema": JSON_SCHEMA_DIALECT, "title": title, **made}
+    """The schema of a config class and its nested classes, a complete document."""
+    return {
+        "$schema": JSON_SCHEMA_DIALECT,
+        "title": title,
+        **adapter(config_class).json_schema(schema_generator=_Generator),
+    }
 
 
 def optional_field_schemas(config_classes: Mapping[str, type]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -71,16 +69,16 @@ def optional_field_schemas(config_classes: Mapping[str, type]) -> tuple[dict[str
         config_classes: name → dataclass.
 
     Returns:
-        name → schema, and the ``$defs`` that these refer to, with different names for different classes.
+        name → schema, and the ``$defs`` that they refer to, with unique names.
     """
-    asked: list[tuple[str, Literal["validation"], TypeAdapter[Any]]]
-    asked = [(name, "validation", adapter(kind)) for name, kind in config_classes.items()]
-    made, shared = TypeAdapter.json_schemas(asked, schema_generator=_Generator)
-    defs = {name: _without_required(one) for name, one in shared.get("$defs", {}).items()}
-    found = {}
-    for (name, _), one in made.items():
-        found[name] = defs[one["$ref"].rpartition("/")[2]] if "$ref" in one else _without_required(one)
-    return found, defs
+    adapters: list[tuple[str, Literal["validation"], TypeAdapter[Any]]]
+    adapters = [(name, "validation", adapter(kind)) for name, kind in config_classes.items()]
+    schemas, shared = TypeAdapter.json_schemas(adapters, schema_generator=_Generator)
+    defs = {name: _without_required(schema) for name, schema in shared.get("$defs", {}).items()}
+    optional = {}
+    for (name, _), schema in schemas.items():
+        optional[name] = defs[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else _without_required(schema)
+    return optional, defs
 
 
 def _without_required(schema: Mapping[str, Any]) -> dict[str, Any]:

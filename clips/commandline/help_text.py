@@ -23,8 +23,8 @@ _SPECIAL = (
 
 def help_text(config_class: type, prog: str, positional: Sequence[str], rest: str | None) -> str:
     """The output of ``--help``: usage, the command's description, and each field with its meaning, type and default."""
-    words = "".join(f" {name.upper()}" for name in positional) + (f" {rest.upper()} …" if rest else "")
-    lines = [f"usage: {prog}{words} [--config FILE] [--FIELD VALUE ...]", "", docstring_summary(config_class), ""]
+    arguments = "".join(f" {name.upper()}" for name in positional) + (f" {rest.upper()} …" if rest else "")
+    lines = [f"usage: {prog}{arguments} [--config FILE] [--FIELD VALUE ...]", "", docstring_summary(config_class), ""]
     for flag, text in _SPECIAL:
         lines += [f"  {flag}", f"      {text}"]
     return "\n".join([*lines, *_field_lines(config_class, "--")])
@@ -34,9 +34,8 @@ def list_item_help(config_class: type, arguments: Sequence[str]) -> str | None:
     """The output of ``--LIST.help``: the fields of an item of that list; None if it is not requested."""
     for name, kind in list_item_classes(config_class):
         if f"--{name}.help" in arguments:
-            return "\n".join(
-                [f"Each item of {name} is a mapping. {docstring_summary(kind)}", "", *_field_lines(kind, "")]
-            )
+            summary = f"Each item of {name} is a mapping. {docstring_summary(kind)}"
+            return "\n".join([summary, "", *_field_lines(kind, "")])
     return None
 
 
@@ -59,12 +58,12 @@ def _field_lines(config_class: type, prefix: str) -> Iterator[str]:
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
-    made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    return "required" if made is dataclasses.MISSING else f"default: {json.dumps(to_plain(made), ensure_ascii=False)}"
+    value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return "required" if value is dataclasses.MISSING else f"default: {json.dumps(to_plain(value), ensure_ascii=False)}"
 
 
 def list_item_classes(config_class: type) -> Iterator[tuple[str, type]]:
-    """The lists of configs among the fields: dotted name and the class of the items."""
+    """(dotted name, class of the items) of each field that is a list of configs."""
     for name, kind in field_types(config_class):
         if typing.get_origin(kind) in {list, tuple} and "[]" not in name:
             yield from ((name, inner) for inner in typing.get_args(kind) if is_config(inner))

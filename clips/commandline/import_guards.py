@@ -1,4 +1,4 @@
-"""Keep unneeded libraries out of the start of a command."""
+"""Avoid slow imports at the start of a command."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def without_wandb() -> Iterator[None]:
-    """Import timm or open_clip in this block: they then do without wandb.
+    """Hide wandb from imports in this block.
 
-    timm imports wandb if it is installed, for a summary writer of its training script. That costs several seconds in
-    every process that only needs a model.
+    timm, and so open_clip, imports wandb for its training script if it is installed, which takes several seconds.
     """
     if "wandb" in sys.modules:
         yield
         return
-    sys.modules["wandb"] = None  # type: ignore[assignment]  # Python's own way to say "cannot be imported"
+    sys.modules["wandb"] = None  # type: ignore[assignment]  # makes `import wandb` raise ImportError
     try:
         yield
     finally:

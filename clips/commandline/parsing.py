@@ -1,6 +1,6 @@
-"""A config dataclass from YAML files and dotted flags; errors are one line.
+"""Parsing of YAML files and dotted flags into a config dataclass, with one-line errors.
 
-Flags may be written with hyphens, lists with commas, and a command's positional fields without a flag.
+Flags may have hyphens, lists may be separated by commas, and positional fields need no flag.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ def parse_config(
     positional: Sequence[str] = (),
     rest: str | None = None,
 ) -> Any | None:
-    """Build ``config_class`` from ``--config FILE`` and dotted flags, of which later ones override earlier ones.
+    """Build ``config_class`` from ``--config FILE`` and dotted flags; later ones override earlier ones.
 
     Args:
         config_class: the dataclass.
         arguments: words of the command line.
         prog: the command, for usage and messages.
-        positional, rest: of its fields, see `clips.commandline.commands.Command`.
+        positional, rest: see `clips.commandline.commands.Command`.
 
     Returns:
-        The config; None where help or the config (``--print_config``) was printed instead.
+        The config; None if help or the config (``--print_config``) was printed instead.
 
     Raises:
         UserError: an unknown key (with the close match), a wrong type, a missing field or file.
     """
-    if (printed := list_item_help(config_class, arguments)) is not None:
-        print(printed)
+    if (help_of_items := list_item_help(config_class, arguments)) is not None:
+        print(help_of_items)
         return None
     if {"-h", "--help"} & set(arguments):
         print(help_text(config_class, prog, positional, rest))
@@ -57,18 +57,18 @@ def parse_config(
 def _read(
     config_class: type, arguments: Sequence[str], positional: Sequence[str], rest: str | None
 ) -> tuple[dict[str, Any], bool]:
-    """The values of files and flags, as plain data, and whether to print the config only."""
+    """The values of files and flags, as plain data, and whether to only print the config."""
     values: dict[str, Any] = {}
-    names, left, print_only = list(positional), list(arguments), False
-    while left:
-        word = left.pop(0)
+    names, remaining, print_only = list(positional), list(arguments), False
+    while remaining:
+        word = remaining.pop(0)
         flag, equals, text = word.partition("=")
-        if not word.startswith("-") and (names or rest):
-            name = names.pop(0) if names else None
-            if name is None:
-                values[str(rest)] = [*values.get(str(rest), ()), word]
-            else:
-                values[name] = _typed(word, typing.get_type_hints(config_class)[name])
+        if not word.startswith("-") and names:
+            name = names.pop(0)
+            values[name] = _typed(word, typing.get_type_hints(config_class)[name])
+            continue
+        if not word.startswith("-") and rest:
+            values[rest] = [*values.get(rest, ()), word]
             continue
         if not flag.startswith("--") or flag == "--":
             raise UserError(f"unrecognized argument: {word}")
@@ -76,19 +76,19 @@ def _read(
         if path == ["print_config"]:
             print_only = True
             continue
-        followed = bool(left) and not left[0].startswith("--")
-        if not equals and not followed and kind is not bool:
+        has_value = bool(remaining) and not remaining[0].startswith("--")
+        if not equals and not has_value and kind is not bool:
             raise UserError(f"{'.'.join(path)}: expected a value")
-        text = text if equals else left.pop(0) if followed else "true"
+        if not equals:
+            text = remaining.pop(0) if has_value else "true"
         if path == ["config"]:
-            values = _merged(values, _mapping(text), config_class)
+            values = _merged(values, _read_config_file(text), config_class)
         else:
-            _put(values, path, _typed(text, kind))
+            _set(values, path, _typed(text, kind))
     return values, print_only
 
 
-def _mapping(path: str) -> dict[str, Any]:
-    """The content of a file that ``--config`` names."""
+def _read_config_file(path: str) -> dict[str, Any]:
     try:
         content = read_yaml(path)
     except UserError as error:
@@ -99,49 +99,42 @@ def _mapping(path: str) -> dict[str, Any]:
 
 
 def _field(config_class: type, dotted: str) -> tuple[list[str], Any]:
-    """Path and type of the field that a flag names; hyphens are underscores but in keys that users choose."""
+    """Path and type of a flag's field; hyphens become underscores, except in keys of mappings."""
     path: list[str] = []
     kind: Any = config_class
     parts = dotted.split(".")
-    for number, part in enumerate(parts):
+    for depth, part in enumerate(parts):
         config = next((option for option in options_of(kind) if is_config(option)), None)
-        if config is not None:
-            path.append(part.replace("-", "_"))
-            kind = typing.get_type_hints(config).get(path[-1], Any)
-        else:
-            inner = typing.get_args(kind)
-            return [*path, ".".join(parts[number:])], inner[1] if _is_mapping(kind) else Any
+        if config is None:
+            origin = typing.get_origin(kind)
+            is_mapping = isinstance(origin, type) and issubclass(origin, Mapping)
+            return [*path, ".".join(parts[depth:])], typing.get_args(kind)[1] if is_mapping else Any
+        path.append(part.replace("-", "_"))
+        kind = typing.get_type_hints(config).get(path[-1], Any)
     return path, kind
 
 
-def _is_mapping(kind: Any) -> bool:
-    origin = typing.get_origin(kind)
-    return isinstance(origin, type) and issubclass(origin, Mapping)
-
-
 def _typed(text: str, kind: Any) -> Any:
-    """A word of the command line as a value of a field: YAML, but where the field takes strings or a list."""
+    """A word of the command line as a value of a field: a string, a list separated by commas, else YAML."""
     options, hints = options_of(kind), typing.get_args(kind)
     if text == "null" and type(None) in hints:
         return None
-    listed = next((option for option in options if typing.get_origin(option) in {list, tuple}), None)
+    is_bracketed = text.lstrip().startswith("[")
+    list_type = next((option for option in options if typing.get_origin(option) in {list, tuple}), None)
     literals = [each for option in options if typing.get_origin(option) is Literal for each in typing.get_args(option)]
-    if text in literals or (str in options and not (listed and text.lstrip().startswith("["))):
+    if text in literals or (str in options and not (list_type and is_bracketed)):
         return text
-    inner = typing.get_args(listed)[0] if listed else None
-    if (
-        (inner in {str, int} or typing.get_origin(inner) is Literal)
-        and not text.lstrip().startswith("[")
-        and (len(options) == 1 or "," in text)
-    ):
-        return [_typed(part.strip(), inner) for part in text.split(",") if part.strip()]
+    item = typing.get_args(list_type)[0] if list_type else None
+    splits = item in {str, int} or typing.get_origin(item) is Literal
+    if splits and not is_bracketed and (len(options) == 1 or "," in text):
+        return [_typed(part.strip(), item) for part in text.split(",") if part.strip()]
     try:
         return parse_yaml(text)
     except UserError:
-        return text  # of the wrong type, as the field's check reports
+        return text  # the check of the field's type reports it
 
 
-def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
+def _set(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
     *outer, last = path
     for part in outer:
         if not isinstance(values.get(part), dict):
@@ -150,12 +143,12 @@ def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
     values[last] = value
 
 
-def _merged(below: Mapping[str, Any], above: Mapping[Any, Any], kind: Any) -> dict[str, Any]:
-    """``above`` over ``below``: nested configs field by field, everything else replaced."""
+def _merged(values: Mapping[str, Any], overrides: Mapping[Any, Any], kind: Any) -> dict[str, Any]:
+    """``values`` with ``overrides``: nested configs are merged field by field, everything else is replaced."""
     hints = typing.get_type_hints(kind)
-    merged = dict(below)
-    for key, value in above.items():
-        inner = next((option for option in options_of(hints.get(key)) if is_config(option)), None)
-        both = inner and isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merged(merged[key], value, inner) if both else value
+    merged = dict(values)
+    for key, value in overrides.items():
+        config = next((option for option in options_of(hints.get(key)) if is_config(option)), None)
+        is_nested = config and isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value, config) if is_nested else value
     return merged

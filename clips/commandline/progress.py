@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from types import TracebackType
 from typing import Any, TextIO, TypeVar
 
-_SECONDS = 30.0  # between lines
+_LOG_SECONDS = 30.0  # between log lines
 
 Item = TypeVar("Item")
 
@@ -32,7 +32,7 @@ class Progress:
         self._bar: Any = None
 
     def __enter__(self) -> Progress:
-        self._began = self._told = time.monotonic()
+        self._start = self._last_line = time.monotonic()
         if self.stream.isatty():
             from rich import progress
             from rich.console import Console
@@ -49,27 +49,27 @@ class Progress:
             self._bar.stop()
 
     def advance(self, count: int = 1, **others: int) -> None:
-        """Count ``count`` more finished items, and ``others``, such as ``tokens=31``."""
+        """Count finished items, and ``others``, such as ``tokens=31``."""
         self.done += count
         self.others.update(others)
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, rates=self.rates())
-        elif time.monotonic() - self._told > _SECONDS:
-            self._told = time.monotonic()
-            left = (self.total - self.done) * (self._told - self._began) / max(1, self.done)
+        elif time.monotonic() - self._last_line > _LOG_SECONDS:
+            self._last_line = time.monotonic()
+            left = (self.total - self.done) * (self._last_line - self._start) / max(1, self.done)
             unit = f" {self.unit}" if self.unit else ""
             line = f"{self.what}: {self.done:,} of {self.total:,}{unit} · {self.rates()} · {left / 60:.0f} min left"
             print(line, file=self.stream, flush=True)
 
     def rates(self) -> str:
-        """``"3.1 samples/s · 912.0 tokens/s"`` since the beginning."""
-        passed = max(time.monotonic() - self._began, 1e-9)
+        """``"3.1 samples/s · 912.0 tokens/s"`` since the start."""
+        seconds = max(time.monotonic() - self._start, 1e-9)
         counts = {self.unit: self.done, **self.others}
-        return " · ".join(f"{count / passed:,.1f}{f' {name}' if name else ''}/s" for name, count in counts.items())
+        return " · ".join(f"{count / seconds:,.1f}{f' {name}' if name else ''}/s" for name, count in counts.items())
 
 
 def progress_iter(items: Collection[Item], what: str) -> Iterator[Item]:
-    """Each of ``items``, with the progress of going through them."""
+    """Iterate over ``items`` and show the progress."""
     with Progress(what, len(items)) as progress:
         for item in items:
             yield item

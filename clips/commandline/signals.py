@@ -1,4 +1,4 @@
-"""Stop between two steps on request: Ctrl-C, or SIGTERM, which schedulers send before they reclaim a node."""
+"""Graceful shutdown between two steps, on Ctrl-C or on SIGTERM, which schedulers send before they reclaim a node."""
 
 from __future__ import annotations
 
@@ -11,66 +11,66 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import torch  # not for launchers, which only forward signals
+    import torch
 
 EXIT_PREEMPTED = 75
 """Exit status after SIGTERM: training was saved, and the same command resumes it (EX_TEMPFAIL of sysexits.h)."""
 EXIT_INTERRUPTED = 130
-_ECHO = 2.0  # seconds in which a second Ctrl-C is the first one, passed on by a launcher
+_ECHO_SECONDS = 2.0  # in which a second Ctrl-C is the first one, forwarded by a launcher
 
 
 class StopRequest:
-    """Whether this process was asked to stop, and by which signal."""
+    """The signal that requested this process to stop; 0 for none."""
 
     def __init__(self) -> None:
         self.signal = 0
 
     def of_any_process(self, device: torch.device) -> int:
-        """The signal that any process got, 0 for none; all processes must call it together, and learn the same."""
+        """The signal that any process received, 0 for none. All processes must call it together."""
         import torch.distributed
 
         if not torch.distributed.is_initialized():
             return self.signal
-        asked = torch.tensor(self.signal, device=device)
-        torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
-        return int(asked)
+        received = torch.tensor(self.signal, device=device)
+        torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX)
+        return int(received)
 
 
 @contextlib.contextmanager
-def graceful_shutdown(heard: Callable[[int], object] = lambda number: None) -> Iterator[StopRequest]:
+def graceful_shutdown(on_signal: Callable[[int], object] = lambda number: None) -> Iterator[StopRequest]:
     """Turn Ctrl-C and SIGTERM in this block into a request; a second Ctrl-C ends the process immediately.
 
-    A second SIGTERM has no effect: schedulers send it to every process of a job, torchrun among them, which forwards
-    it. Use SIGKILL to stop without a checkpoint.
+    A second SIGTERM has no effect, because schedulers send it to all processes of a job and torchrun forwards it. Use
+    SIGKILL to stop without a checkpoint.
 
     Args:
-        heard: called with the first signal.
+        on_signal: called with the first signal.
     """
     request = StopRequest()
-    asked = 0.0
-    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+    requested_at = 0.0
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield request
         return
 
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal requested_at
         if request.signal == 0:
-            request.signal, asked = number, time.monotonic()
-            heard(number)
-        elif number == signal.SIGINT and time.monotonic() - asked > _ECHO:
+            request.signal, requested_at = number, time.monotonic()
+            on_signal(number)
+        elif number == signal.SIGINT and time.monotonic() - requested_at > _ECHO_SECONDS:
             raise KeyboardInterrupt
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number, handler in before.items():
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in previous.items():
         if handler is not signal.SIG_IGN:
-            signal.signal(number, note)
+            signal.signal(number, handle)
     try:
         yield request
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 def exit_status_for_signal(number: int) -> int:
-    """The status to end with after signal ``number``."""
+    """The exit status after signal ``number``."""
     return EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED

@@ -34,11 +34,11 @@ from clips.serialization import to_plain
 
 MANIFEST = "manifest.json"
 UUID_PATTERN = "[0-9a-f]{32}"
-"""Pattern of the names that `partial_beside` makes."""
+"""Pattern of the unique part in the names of `temp_path_for`."""
 STAGES_DIR = ".stages"
 """Suffix of an encoder's name: the directory with the outputs of its earlier training stages."""
-# The history of an artifact, for readers and reports: not part of its content, so not of its hash.
 HASH_EXCLUDED_FILES = frozenset({MANIFEST, "README.md", "config.yaml", "metrics.jsonl", "summary.json"})
+"""Files about the history of an artifact, which are not part of its content."""
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _LIBRARIES = ("torch", "transformers", "deepspeed", "open_clip_torch", "timm", "lmms-eval", "datasets", "peft")
 
@@ -48,15 +48,14 @@ def atomic_artifact_dir(path: str | Path, *, kind: str | None = None) -> Iterato
     """A fresh directory next to ``path`` that replaces it when the block succeeds, and is removed when it fails.
 
     Args:
-        path: the directory to write; only an earlier untrained artifact is replaced.
-        kind: the allowed type of the earlier artifact, so that others are rejected before the work; by default the new
-            type.
+        path: the directory to write; it may only contain an earlier untrained artifact.
+        kind: the type that the earlier artifact must have; by default the new one's, checked at the end.
     """
     with write_errors_as_user_errors(path):
         check_overwritable(path, kind)
         target = Path(path).resolve()
         partial, replaced = (target.with_name(f".{target.name}.{end}") for end in ("partial", "replaced"))
-        _settle(target, replaced)
+        _end_replacement(target, replaced)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     try:
@@ -71,26 +70,23 @@ def atomic_artifact_dir(path: str | Path, *, kind: str | None = None) -> Iterato
         shutil.rmtree(partial, ignore_errors=True)
         raise
     finally:
-        _settle(target, replaced)
+        _end_replacement(target, replaced)
 
 
 def open_to_umask(root: Path) -> None:
-    """Give files that a library created for their owner alone the permissions that the umask gives new files.
+    """Set the umask's permissions on a file, or all files below a directory, if their mode is 0600.
 
-    safetensors and `tempfile` write with mode 0600.
-
-    Args:
-        root: a file, or a directory tree.
+    safetensors and `tempfile` write with that mode.
     """
     files = [root] if root.is_file() else [path for path in root.rglob("*") if not path.is_symlink() and path.is_file()]
     for path in files:
         if stat.S_IMODE(path.stat().st_mode) == 0o600:
-            path.chmod(_usual_mode(path.parent))
+            path.chmod(_default_mode(path.parent))
 
 
 @functools.cache
-def _usual_mode(directory: Path) -> int:
-    """The permissions of a new file; the umask itself cannot be read without setting it for all threads."""
+def _default_mode(directory: Path) -> int:
+    """The permissions of a new file; the umask cannot be read without setting it for all threads."""
     probe = temp_path_for(directory / "umask")
     os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
@@ -99,8 +95,8 @@ def _usual_mode(directory: Path) -> int:
         probe.unlink()
 
 
-def _settle(target: Path, replaced: Path) -> None:
-    """End a replacement: remove the old artifact, or restore it if nothing replaced it."""
+def _end_replacement(target: Path, replaced: Path) -> None:
+    """Remove the old artifact, or restore it if nothing replaced it."""
     if target.exists():
         shutil.rmtree(replaced, ignore_errors=True)
     elif replaced.is_dir():
@@ -108,21 +104,23 @@ def _settle(target: Path, replaced: Path) -> None:
 
 
 def check_overwritable(path: str | Path, kind: str | None = None, *, trained: bool = False) -> None:
-    """Reject a path where an artifact would destroy anything but an earlier one.
+    """Reject a path where an artifact would overwrite anything except an earlier one.
 
     Args:
         path: path of the artifact.
         kind: required type of an earlier artifact; any type if not given.
-        trained: whether it may be the output of a training, or of an export from one, which may have taken weeks.
+        trained: whether it may contain trained weights, which may have taken weeks.
 
     Raises:
-        UserError: the current directory or one above it, a file, or a directory with other content.
+        UserError: the current directory or a parent of it, a file, or a directory with other content.
     """
     target = Path(path).resolve()
     if target in {Path.cwd(), *Path.cwd().parents} or target.is_mount():
-        raise UserError(f"'{path}': expected a directory to write, not the current one, one above it or a mount point")
+        raise UserError(
+            f"'{path}': expected a directory to write, not the current one, a parent of it or a mount point"
+        )
     if target.exists() and not target.is_dir():
-        raise UserError(f"{path}: a file is in the way; expected a directory to write")
+        raise UserError(f"{path}: is a file; expected a directory to write")
     if target.is_dir() and any(target.iterdir()) and (_kind(target) is None or kind not in (None, _kind(target))):
         what = f"of kind '{kind}'" if kind else "with a manifest of this suite"
         raise UserError(f"{path}: not empty, and not an artifact {what}; choose another directory or remove it")
@@ -143,20 +141,20 @@ def is_finished(output: str | Path, kind: str, run: Identity, *, work: Path | No
     """Whether the run of this identity is already finished in ``output``.
 
     Args:
-        output: the run's directory, existing or not.
+        output: the run's directory, which may not exist.
         kind: type of the run's artifact.
         run: the identity of the run.
-        work: a path within ``output`` that exists while it holds unfinished work of this command.
+        work: a path in ``output`` that exists while it contains unfinished work of this command.
 
     Raises:
-        UserError: the directory holds something else, or the work of another run; the message names the difference.
+        UserError: the directory contains something else, or the work of another run; the message has the difference.
     """
     with write_errors_as_user_errors(output):
         finished = (Path(output) / MANIFEST).is_file()
         try:
             check_overwritable(output, kind, trained=True)
         except UserError:
-            if finished or work is None or not work.exists():  # another process may have started just now
+            if finished or work is None or not work.exists():  # if it exists, another process has just started
                 raise
     if finished:
         recorded = read_manifest(output).get("identity")
@@ -166,7 +164,7 @@ def is_finished(output: str | Path, kind: str, run: Identity, *, work: Path | No
 
 @contextlib.contextmanager
 def atomic_update_dir(directory: str | Path) -> Iterator[Path]:
-    """A fresh directory whose files move into ``directory`` when the block ends well, the manifest last."""
+    """A fresh directory whose files move into ``directory`` when the block succeeds, the manifest last."""
     target = Path(directory)
     with atomic_artifact_dir(target / ".added") as partial:
         yield partial
@@ -177,7 +175,7 @@ def atomic_update_dir(directory: str | Path) -> Iterator[Path]:
 
 
 def lexical_abspath(path: Path) -> Path:
-    """A path from the root, without ``..``, by its words alone: links are not followed."""
+    """An absolute path without ``..``; symlinks are not followed."""
     return Path(os.path.normpath(path.absolute()))
 
 
@@ -187,7 +185,7 @@ def temp_path_for(path: Path) -> Path:
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> None:
-    """Write ``content``, a text as UTF-8, so that a crash leaves either the old file or the new one, never a part."""
+    """Write ``content``, a string as UTF-8, so that a crash leaves either the old or the new file."""
     with atomic_output_path(Path(path)) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
@@ -207,24 +205,17 @@ def atomic_output_path(path: Path) -> Iterator[Path]:
 
 
 def writable_directory(path: str | Path) -> Path:
-    """``path``, created if missing, before any work whose result could not be stored there.
-
-    Raises:
-        UserError: it cannot be created or written.
-    """
+    """``path``, created if missing. Raises UserError if it is not writable, before any work is lost."""
     directory = Path(path)
     with write_errors_as_user_errors(path):
         directory.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=directory).close()  # the only reliable test: permissions are meaningless in /proc
+        tempfile.TemporaryFile(dir=directory).close()  # permissions are no reliable test, for example in /proc
     return directory
 
 
 @contextlib.contextmanager
 def write_errors_as_user_errors(path: str | Path) -> Iterator[None]:
-    """Report in one line why the system does not let this block write at ``path``.
-
-    A full disk is not reported here: the command itself reports that error.
-    """
+    """Turn an OSError into a UserError, except that of a full disk, which `clips.commandline.commands` reports."""
     try:
         yield
     except OSError as error:
@@ -256,21 +247,19 @@ def write_manifest(
         data: inputs that are not artifacts: name → description (path, hash, counts).
         parents: input artifacts: name → directory. Their hashes are recorded.
         known: file name → size, modified_ns and hash, for files hashed while writing.
-        identity: of the run that produced it (`clips.core.identity`); `is_finished` compares it.
-        details: further facts, for instance ``samples_seen`` or ``seconds``.
+        identity: identity of the run (`clips.core.identity`); `is_finished` compares it.
+        details: further entries, for instance ``samples_seen`` or ``seconds``.
     """
     files = _describe_files(directory, known=known or {})
-    told = redact({"config": to_plain(config), "data": to_plain(data or {}), **to_plain(details)})
+    hashes = {name: {"path": redact(str(path)), "hash": directory_hash(path)} for name, path in (parents or {}).items()}
     manifest = {
         "kind": kind,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "config": told.pop("config"),
+        "config": redact(to_plain(config)),
         "seed": seed,
-        "data": told.pop("data"),
-        "parents": {
-            name: {"path": redact(str(path)), "hash": directory_hash(path)} for name, path in (parents or {}).items()
-        },
-        **told,
+        "data": redact(to_plain(data or {})),
+        "parents": hashes,
+        **redact(to_plain(details)),
         **({} if identity is None else {"identity": identity}),
         "versions": library_versions(),
         "git": git_state(),
@@ -302,11 +291,11 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
 
 
 def directory_hash(directory: str | Path, *, recorded: bool = True) -> str:
-    """SHA-256 over the names and contents of the files in ``directory``, RECORDS and hidden files omitted.
+    """SHA-256 over names and contents of the files in ``directory``, except `HASH_EXCLUDED_FILES` and hidden files.
 
     Args:
-        directory: any directory; a single file is hashed alone.
-        recorded: read only the files whose size or time of change is not the one that the manifest records.
+        directory: a directory, or a single file.
+        recorded: use the manifest's hash of a file if its size and modification time are unchanged.
     """
     root = Path(directory)
     if not root.exists():
@@ -320,23 +309,21 @@ def _digest(files: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _describe_files(root: Path, *, known: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Size, time of change and hash of each file by its name; a hash is ``known`` where size and time are the same."""
+    """File name → size, modification time and hash; a ``known`` hash is used if size and time are equal."""
     described = {}
     for path in [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file()):
         name = path.relative_to(root).as_posix() if path != root else path.name
         if name in HASH_EXCLUDED_FILES or any(part.startswith(".") for part in Path(name).parts):
             continue
-        status, before = path.stat(), known.get(name)
+        status, recorded = path.stat(), known.get(name, {})
         stamp: dict[str, Any] = {"size": status.st_size, "modified_ns": status.st_mtime_ns}
-        if isinstance(before, dict) and stamp.items() <= before.items() and "hash" in before:
-            described[name] = stamp | {"hash": before["hash"]}
-        else:
-            described[name] = stamp | {"hash": file_hash(path)}
+        is_known = isinstance(recorded, dict) and stamp.items() <= recorded.items() and "hash" in recorded
+        described[name] = stamp | {"hash": recorded["hash"] if is_known else file_hash(path)}
     return described
 
 
 def file_hash(path: str | Path) -> str:
-    """SHA-256 of one file's content; UserError where it cannot be read."""
+    """SHA-256 of one file's content. Raises UserError if it cannot be read."""
     try:
         with Path(path).open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -347,8 +334,7 @@ def file_hash(path: str | Path) -> str:
 @functools.cache
 def library_versions() -> dict[str, str]:
     """Versions of Python and of the libraries that results depend on."""
-    found = {"python": platform.python_version(), "clips-suite": _version("clips-suite")}
-    return found | {name: _version(name) for name in _LIBRARIES}
+    return {"python": platform.python_version(), **{name: _version(name) for name in ("clips-suite", *_LIBRARIES)}}
 
 
 def _version(name: str) -> str:
@@ -372,5 +358,5 @@ def git_state() -> dict[str, Any]:
 
 
 def log_info(message: str) -> None:
-    """One plain log line to standard error, for terminals and log files alike."""
+    """Print one log line to standard error, without control characters and secrets."""
     print(strip_control_chars(redact(message)), file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
-"""The store of recomputable results: keyed by a hash of all inputs, so that stale entries are never read.
+"""Caches of recomputable results, keyed by a hash of all inputs, so that stale entries are never read.
 
 Entries are written by an atomic rename: processes that write the same entry concurrently leave one complete entry. An
-unreadable entry counts as missing and is computed again. A cache can be deleted at any time.
+unreadable entry counts as missing. A cache can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
     import torch
 
 Value = TypeVar("Value")
-_TENSOR = "value"  # its name in a file of safetensors
+_TENSOR = "value"  # name of the tensor in a safetensors file
 
 
 def cache_directory(kind: str) -> Path:
-    """The cache directory of this ``kind``: ``clips/KIND`` in the user's cache."""
+    """``clips/KIND`` in the user's cache directory."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clips" / kind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cache(Generic[Value]):
-    """Files of one kind, each named by the hash of its inputs (`clips.core.identity.digest`).
+    """Files named by the hash of their inputs (`clips.core.identity.digest`).
 
     Args:
-        directory: holds the files, in directories named by the first two digits.
-        suffix: of the files.
+        directory: contains the files, in subdirectories named by the first two digits.
+        suffix: file suffix.
         read: reads the value of a file; any error means that the file is invalid.
         write: writes a value to a path.
     """
@@ -46,28 +46,28 @@ class Cache(Generic[Value]):
     write: Callable[[Path, Value], Any]
 
     def path(self, key: str) -> Path:
-        """The file of an entry, there or not."""
+        """The file of an entry, which may not exist."""
         return self.directory / key[:2] / f"{key}{self.suffix}"
 
     def get(self, key: str) -> Value | None:
-        """The value of an entry; None where it is missing or broken."""
+        """The value of an entry; None if it is missing or invalid."""
         try:
             return self.read(self.path(key))
         except Exception:  # libraries raise errors of their own
             return None
 
     def put(self, key: str, value: Value) -> None:
-        """Write an entry atomically. UserError if the system does not allow it."""
+        """Write an entry atomically. Raises UserError if the directory is not writable."""
         with atomic_output_path(self.path(key)) as partial:
             self.write(partial, value)
 
     def get_or_compute(self, key: str, compute: Callable[[], Value]) -> Value:
-        """The value of an entry, computed and written where it is missing."""
-        found = self.get(key)
-        if found is None:
-            found = compute()
-            self.put(key, found)
-        return found
+        """The value of an entry, computed and written if it is missing."""
+        value = self.get(key)
+        if value is None:
+            value = compute()
+            self.put(key, value)
+        return value
 
 
 def json_cache(directory: Path) -> Cache[Any]:
@@ -98,13 +98,7 @@ def tensor_cache(directory: Path) -> Cache[torch.Tensor]:
 
 
 def made_once(directory: Path, is_made: Callable[[Path], bool], make: Callable[[Path], None]) -> Path:
-    """A directory named by a hash, created by one process while the others wait.
-
-    Args:
-        directory: its path.
-        is_made: whether it exists.
-        make: writes it atomically.
-    """
+    """Create a directory in one process while others wait, unless ``is_made``; ``make`` writes it atomically."""
     with FileLock(writable_directory(directory.parent) / f".{directory.name}.lock"):
         if not is_made(directory):
             make(directory)

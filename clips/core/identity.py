@@ -1,11 +1,13 @@
-"""The identity of a run: the settings that its result depends on, the hashes of its inputs, and the version of its
-command.
+"""The identity of a run: the settings that its result depends on, the hashes of its inputs, its command's version.
 
-Runs of the same identity produce the same result. This module alone defines the identity and compares runs;
-`clips.core.artifact.is_finished` decides whether a run is finished.
+Runs of the same identity produce the same result. This module defines and compares identities, and
+`clips.core.artifact.is_finished` decides with them whether an output directory is finished. Other modules decide what
+to reuse in the benchmarks: ``benchmarks.study.step_state`` which steps of a study are out of date (a hash of config,
+command version, parents, and names, sizes and times of external files), ``benchmarks.tasks.run_benchmarks`` which
+results are stored already (a hash of an identity), ``benchmarks.tasks.output_cache`` which model outputs are.
 
 A field that affects the execution but not the result is marked in its declaration: ``logging_steps: int =
-field(default=10, metadata=RUN_ONLY)``. An interrupted run may resume with other values of these.
+field(default=10, metadata=RUN_ONLY)``. An interrupted run may resume with other values of it.
 """
 
 from __future__ import annotations
@@ -28,10 +30,10 @@ from clips.serialization import flatten, to_plain
 RUN_ONLY: Mapping[str, Any] = MappingProxyType({"run_only": True})
 """The metadata of a field that the result does not depend on."""
 VERSIONS = {"clips-bench run": 4}
-"""Command → version of its results, 1 for those not listed.
+"""Command → version of its results, 1 for other commands.
 
 Raise it in the commit that changes the command's result for the same config: study steps, results and cached answers
-are then computed again, and outputs of the earlier version are rejected.
+are then recomputed, and outputs of the earlier version are rejected.
 """
 RUN = "run.json"
 """Name of the file with the identity of an unfinished run."""
@@ -45,13 +47,13 @@ def identity(command: str, config: Any, inputs: Mapping[str, Any] | None = None)
     """The identity of a run.
 
     Args:
-        command: such as ``"clips train"``; its version counts.
+        command: for example ``"clips train"``; its version is included.
         config: the run's config, a dataclass whose run-only fields are marked.
         inputs: the run's inputs: name → hash of the content.
     """
-    read = {f"{_INPUTS}{name}": content for name, content in (inputs or {}).items()}
-    found = result_settings(to_plain(config), type(config)) | read
-    return redact(found) | {"version": version_of(command)}
+    settings = result_settings(to_plain(config), type(config))
+    hashes = {f"{_INPUTS}{name}": content for name, content in (inputs or {}).items()}
+    return redact(settings | hashes) | {"version": version_of(command)}
 
 
 def version_of(command: str) -> int:
@@ -60,78 +62,63 @@ def version_of(command: str) -> int:
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of plain data, in hexadecimal; the order of keys does not count."""
+    """SHA-256 of plain data, in hexadecimal; independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+def differing(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """The names in which two identities differ.
 
     ``***`` in place of a secret matches any value: environments have different secrets. An input missing on one side is
-    no difference: the initial files of a run may be gone.
+    not a difference: the initial files of a run may have been removed.
     """
-    there = redact(there)  # by today's rules and environment
+    recorded = redact(recorded)  # with the current rules and environment
     return [
         name
-        for name in sorted(there.keys() | here.keys())
-        if not equal_up_to_redaction(there.get(name), here.get(name))
-        if not (name.startswith(_INPUTS) and (name in there) != (name in here))
+        for name in sorted(recorded.keys() | current.keys())
+        if not equal_up_to_redaction(recorded.get(name), current.get(name))
+        if not (name.startswith(_INPUTS) and (name in recorded) != (name in current))
     ]
 
 
-def difference(there: Mapping[str, Any], here: Mapping[str, Any], *, may_change: Sequence[str] = ()) -> str | None:
-    """How two identities differ, in one line: the first name with both values, and how many more; None if they do not.
+def difference(
+    recorded: Mapping[str, Any], current: Mapping[str, Any], *, may_change: Sequence[str] = ()
+) -> str | None:
+    """The difference of two identities in one line: the first name with both values, and the number of others.
 
-    Args:
-        there: as recorded.
-        here: as it is now.
-        may_change: names that may differ, with all below them.
+    None if they are equal. ``may_change`` lists names that may differ, with all names below them.
     """
-    found = [name for name in differing(there, here) if not is_below(name, may_change)]
-    if not found:
+    names = [name for name in differing(recorded, current) if not is_below(name, may_change)]
+    if not names:
         return None
-    name, more = found[0], f" and {len(found) - 1} more" if len(found) > 1 else ""
-    return f"{name} is {there.get(name)!r} there and {here.get(name)!r} now{more}"
+    name, more = names[0], f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{name} is {recorded.get(name)!r} there and {current.get(name)!r} now{more}"
 
 
 def reject_other_run(
-    place: str | Path, there: Mapping[str, Any], here: Mapping[str, Any], *, may_change: Sequence[str] = ()
+    directory: str | Path, recorded: Mapping[str, Any], current: Mapping[str, Any], *, may_change: Sequence[str] = ()
 ) -> None:
-    """Raise unless the stored work belongs to this run.
-
-    Args:
-        place: the directory of that work.
-        there: identity of its run.
-        here: identity of the current run.
-        may_change: see `difference`.
-
-    Raises:
-        UserError: they differ; the first differing name is in the message.
-    """
-    if found := difference(there, here, may_change=may_change):
-        raise UserError(f"output: {place} holds another run: {found}; choose another output or remove it")
+    """Raise UserError unless the work in ``directory`` belongs to the current run; see `difference`."""
+    if found := difference(recorded, current, may_change=may_change):
+        raise UserError(f"output: {directory} holds another run: {found}; choose another output or remove it")
 
 
 def read_run(path: Path) -> Identity | None:
-    """The identity that `run_text` wrote to a file; None where there is no such file.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
+    """The identity in a file with the content `run_text`; None if it does not exist, UserError if it is invalid."""
     try:
-        found = safe_json_loads(path.read_text(encoding="utf-8"))
+        recorded = safe_json_loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, OSError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); remove {path.parent}, and the run begins again") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected an object; remove {path.parent}, and the run begins again")
-    return found
+        raise UserError(f"{path}: not valid JSON ({error}); remove {path.parent} to start from scratch") from None
+    if not isinstance(recorded, dict):
+        raise UserError(f"{path}: expected an object; remove {path.parent} to start from scratch")
+    return recorded
 
 
-def run_text(found: Identity) -> str:
+def run_text(run: Identity) -> str:
     """An identity as `read_run` reads it."""
-    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(run, indent=1, ensure_ascii=False) + "\n"
 
 
 def is_below(name: str, fields: Iterable[str]) -> bool:
@@ -141,14 +128,14 @@ def is_below(name: str, fields: Iterable[str]) -> bool:
 
 @functools.cache
 def run_only_fields(config_class: type) -> frozenset[str]:
-    """Dotted names of the marked fields; fields in a list are named like ``data.sources[].cache_dir``."""
+    """Dotted names of the marked fields; those of list items are like ``data.sources[].cache_dir``."""
     hints, names = typing.get_type_hints(config_class), set()
     for field in dataclasses.fields(config_class):
         if field.metadata.get("run_only"):
             names.add(field.name)
             continue
-        for part, is_item in _configs_in(hints[field.name], is_item=False):
-            names |= {f"{field.name}{'[]' if is_item else ''}.{below}" for below in run_only_fields(part)}
+        for nested, is_item in _configs_in(hints[field.name], is_item=False):
+            names |= {f"{field.name}{'[]' if is_item else ''}.{name}" for name in run_only_fields(nested)}
     return frozenset(names)
 
 
@@ -169,17 +156,14 @@ def result_settings(values: Mapping[str, Any], config_class: type) -> dict[str, 
         config_class: class with the marked fields.
     """
     run_only = run_only_fields(config_class)
-    return {
-        name: _without(value, f"{name}[].", run_only) for name, value in flatten(values) if not is_below(name, run_only)
-    }
+    settings = {name: value for name, value in flatten(values) if not is_below(name, run_only)}
+    return {name: _drop_from_items(value, f"{name}[].", run_only) for name, value in settings.items()}
 
 
-def _without(value: Any, prefix: str, run_only: frozenset[str]) -> Any:
-    if not isinstance(value, list | tuple):
-        return value
-    return [
-        {key: one for key, one in item.items() if f"{prefix}{key}" not in run_only}
-        if isinstance(item, Mapping)
-        else item
-        for item in value
-    ]
+def _drop_from_items(value: Any, prefix: str, run_only: frozenset[str]) -> Any:
+    """A list without the run-only fields of its items; any other value unchanged."""
+    if isinstance(value, list | tuple):
+        return [_drop_from_items(item, prefix, run_only) for item in value]
+    if isinstance(value, Mapping):
+        return {key: item for key, item in value.items() if f"{prefix}{key}" not in run_only}
+    return value

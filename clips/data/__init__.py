@@ -1,4 +1,4 @@
-"""Images and captions for training: sources, order, augmentation, batches."""
+"""Images and captions for training: sources, sample order, augmentation, batches."""
 
 from clips.data.images import BadImageError, decode_image, image_exists, open_image, read_image_bytes
 

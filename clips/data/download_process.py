@@ -1,7 +1,7 @@
-"""Downloads in a process of their own: in Python they take the interpreter lock, which training needs for its step.
+"""Downloads in a separate process, because they would take the interpreter lock from the training step.
 
-The process is started at the first download and ends with the one that started it, however that ends; a download that
-it leaves unfinished then leaves no file.
+The process starts with the first download and ends with its parent, also if that is killed; unfinished downloads leave
+no file.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from pathlib import Path
 from clips.errors import UserError, error_reason
 
 Download = Callable[[Path], None]
-_MAX_DOWNLOADS = 16  # concurrent downloads; fewer threads wait for them
-_MAX_SECONDS_TO_END = 5.0
+_MAX_DOWNLOADS = 16  # concurrent ones; more than the requesting threads
+_CLOSE_SECONDS = 5.0
 _COMMAND = "from clips.data.download_process import serve; serve({fd})"
 
 
 class DownloadProcess:
-    """Runs downloads for the process that created it, any number of whose threads may request them concurrently.
+    """Runs downloads for the threads of the process that created it.
 
-    Processes forked from that one, and all processes after `close`, run their downloads themselves.
+    Forked processes, and all processes after `close`, run their downloads themselves.
     """
 
     def __init__(self) -> None:
@@ -38,10 +38,10 @@ class DownloadProcess:
         self._child: _Child | None = None
 
     def run(self, download: Download, path: Path) -> None:
-        """Call ``download(path)``, which must be picklable, in the process.
+        """Call the picklable ``download`` with ``path`` in the process.
 
         Raises:
-            Exception: what it raises; an OSError if that cannot be pickled.
+            Exception: the download's exception, or an OSError if it cannot be pickled.
             OSError: the process ended; the next call starts another one.
         """
         if os.getpid() != self._owner:
@@ -81,12 +81,12 @@ class _Child:
                 raise OSError("the process that downloads has ended")
             number = next(self._numbers)
             self._waiting[number] = future
-            with contextlib.suppress(OSError):  # it has ended, which `_receive` will detect and report
+            with contextlib.suppress(OSError):  # the process has ended; `_receive` reports it
                 self._connection.send((number, download, path))
         future.result()
 
     def _receive(self) -> None:
-        """Hand results to the waiting threads, until the process ends."""
+        """Pass results to the waiting threads until the process ends."""
         with contextlib.suppress(EOFError, OSError):
             while True:
                 number, error = self._connection.recv()
@@ -105,19 +105,19 @@ class _Child:
     def close(self) -> None:
         self._process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_MAX_SECONDS_TO_END)
+            self._process.wait(_CLOSE_SECONDS)
 
 
 def serve(fd: int) -> None:
-    """Main loop of the process: downloads that arrive at ``fd``, until the requesting process is gone.
+    """Main loop of the process: run the downloads that arrive at ``fd`` until the requesting process ends.
 
-    It ignores signals, which schedulers and terminals send to every process: training handles them.
+    Ignores signals, which schedulers and terminals send to every process: training handles them.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     connection, sending, unfinished = Connection(fd), threading.Lock(), set[Path]()
 
-    def carry_out(number: int, download: Download, path: Path) -> None:
+    def run(number: int, download: Download, path: Path) -> None:
         error = None
         unfinished.add(path)
         try:
@@ -131,13 +131,13 @@ def serve(fd: int) -> None:
     executor = concurrent.futures.ThreadPoolExecutor(_MAX_DOWNLOADS)
     with contextlib.suppress(EOFError, OSError):
         while True:
-            executor.submit(carry_out, *connection.recv())
+            executor.submit(run, *connection.recv())
     for path in unfinished.copy():
         path.unlink(missing_ok=True)
     os._exit(0)  # without waiting for downloads
 
 
 def _sendable(error: Exception) -> Exception:
-    """``error``, or an OSError of the same words where its class may not survive being sent."""
-    known = isinstance(error, UserError) or type(error).__module__ == "builtins"
-    return error if known else OSError(error_reason(error))
+    """``error``, or an OSError with the same message if its class may not be picklable."""
+    is_picklable = isinstance(error, UserError) or type(error).__module__ == "builtins"
+    return error if is_picklable else OSError(error_reason(error))

@@ -16,37 +16,35 @@ from clips.errors import UserError
 
 MAX_PIXELS = 100_000_000
 MAX_ASPECT_RATIO = 200
-"""The longer side of an image over the shorter: one of 1 × 100,000 pixels would take 34 GB where encoders scale the
-shorter side to their size before they crop.
-"""
+"""Longer side over shorter side. 1 × 100,000 pixels would take 34 GB in encoders that resize before they crop."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
-"""Pillow's names of the accepted formats; it knows others, for one of which (EPS) it starts a program on the file."""
+"""Pillow's names of the accepted formats; for others, such as EPS, it starts a program on the file."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm")
-"""In lower case, of files in ``FORMATS``: they identify images among other files in a directory or shard."""
+"""In lower case: they identify images among other files in a directory or shard."""
 _ORIENTATION = 0x0112
 
 
 class BadImageError(Exception):
-    """An image that cannot be used; the message is a short reason, the same for all images with that fault."""
+    """An invalid image; the message is one of a few short reasons."""
 
 
 class BadSampleError(Exception):
-    """A sample without a usable part; the message is a short reason, the same for all samples with that fault."""
+    """A sample without a usable image or caption; the message is one of a few short reasons."""
 
 
 def decode_image(content: bytes, *, at_least: int | None = None) -> Image.Image:
-    """Decode an image in one of ``FORMATS`` to RGB: turned upright, on white, the first frame of an animated one.
+    """Decode an image in one of ``FORMATS`` to RGB: upright, on white, the first frame of an animation.
 
     Args:
         content: the file's bytes.
-        at_least: let a JPEG decode at a half, quarter or eighth of its size, no side below this many pixels.
+        at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, with no side below this number of pixels.
 
     Raises:
-        BadImageError: not an image, truncated, larger than MAX_PIXELS, or longer than MAX_ASPECT allows.
+        BadImageError: not an image, truncated, above ``MAX_PIXELS`` or above ``MAX_ASPECT_RATIO``.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # oversized images are rejected below, the rest is noise about metadata
+            warnings.simplefilter("ignore")  # oversized images are rejected below; others concern metadata
             image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
                 raise BadImageError("image too large")
@@ -63,14 +61,14 @@ def decode_image(content: bytes, *, at_least: int | None = None) -> Image.Image:
         raise
     except Image.DecompressionBombError as error:  # Pillow's own limit, at about twice this one
         raise BadImageError("image too large") from error
-    except Exception as error:  # decoders raise any exception for a broken file
-        known = isinstance(error, OSError) and "truncated" in str(error)
-        raise BadImageError("truncated image" if known else "undecodable image") from error
+    except Exception as error:  # decoders raise any exception for an invalid file
+        is_truncated = isinstance(error, OSError) and "truncated" in str(error)
+        raise BadImageError("truncated image" if is_truncated else "undecodable image") from error
 
 
 @contextlib.contextmanager
 def _reject_truncated_images() -> Iterator[None]:
-    """Reject them although other libraries, such as lmms-eval, disable the check in the whole process."""
+    """Enable Pillow's check, which other libraries, such as lmms-eval, disable in the whole process."""
     before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
         yield
@@ -94,7 +92,7 @@ def open_image(root: str | Path, reference: str) -> Image.Image:
     """The RGB image that ``reference`` names below ``root``: a file, or ``shard.tar/member`` inside a tar.
 
     Raises:
-        UserError: the reference leaves ``root``, or there is no such file or member, or it is not an image.
+        UserError: the reference leaves ``root``, there is no such file or member, or it is not an image.
     """
     try:
         return decode_image(read_image_bytes(root, reference))
@@ -113,12 +111,12 @@ def read_image_bytes(root: str | Path, reference: str) -> bytes:
         return (Path(root) / reference).read_bytes()
     except PermissionError:
         raise UserError(f"{Path(root) / reference}: permission denied") from None
-    except (OSError, ValueError):  # a part of the path is a file, a name is too long or holds a null character
+    except (OSError, ValueError):  # also a file as a parent, a name that is too long or has a null character
         raise UserError(f"{Path(root) / reference}: no such image") from None
 
 
 def image_exists(root: str | Path, reference: str) -> bool:
-    """Whether there is something behind an image reference (see `open_image`); it is not read."""
+    """Whether the file or member of an image reference (see `open_image`) exists."""
     if ".." in Path(reference).parts or Path(reference).is_absolute():
         return False
     tar, mark, member = reference.partition(".tar/")

@@ -2,7 +2,7 @@
 
 clips data inspect /data/recap/shards
 clips data inspect rows.parquet --format table --web_caption org_caption --synthetic_caption re_caption
-clips data index s3://bucket/recap            (writes sizes.json, which remote shards need)
+clips data index s3://bucket/recap            (writes sizes.json, which remote shards require)
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from clips.method.caption_strategies import sentences
 from clips.model.tokenizer import BOS, CONTEXT_LENGTH, EOS, ClipsTokenizer
 from clips.sanitize import strip_control_chars
 
-_BLOCKS_COPIED = 16  # of a remote source, for inspection
-_AT_ONCE = 8  # shards copied and counted
+_MAX_REMOTE_SHARDS = 16  # downloaded for an inspection
+_NUM_THREADS = 8  # that download and count shards
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InspectDatasetConfig(SourceConfig):
-    """Report what a source of training data holds: counts, caption lengths, samples, and invalid samples.
+    """Report statistics of a training data source: counts, caption lengths, samples, and invalid samples.
 
     Args:
-        num_samples: number of samples to read, spread evenly over the source, if remote over 16 of its shards; 0 reads
-            all.
-        num_shown: how many of them the page shows with their images.
+        num_samples: number of samples to read, evenly spaced over the source, or over 16 shards of a remote source; 0
+            reads all.
+        num_shown: number of samples that the page shows with their images.
         html_output: the HTML page to write.
-        seed: of the captions that are sampled where a sample has several.
+        seed: seed for choosing among several captions of a sample.
     """
 
     num_samples: int = 2000
@@ -69,12 +69,13 @@ class DatasetStats:
         samples: number of samples in the source.
         scanned: number of samples read.
         invalid: samples that training would skip.
-        tokens: "web" and "synthetic" → WordPiece tokens of each caption, begin and end token omitted.
-        sentences: of each synthetic caption; ``sentence_tokens`` of each of its sentences.
+        tokens: "web" and "synthetic" → number of WordPiece tokens of each caption, without BOS and EOS.
+        sentences: number of sentences of each synthetic caption.
+        sentence_tokens: number of tokens of each sentence.
         sizes: width and height of each image.
-        formats: image encodings → counts.
+        formats: image encoding → count.
         file_sizes: bytes of each encoded image.
-        duplicates: ratio of the web captions that an earlier sample has as well.
+        duplicates: ratio of web captions that an earlier sample has as well.
         examples: some samples.
     """
 
@@ -92,86 +93,77 @@ class DatasetStats:
 
 
 def run_inspect(config: InspectDatasetConfig) -> None:
-    """Carry out ``config``: a summary on the terminal, and the page.
+    """Run `clips data inspect`: print a summary and write the page.
 
     Raises:
         UserError: the source cannot be read, or none of its samples is valid.
     """
     source = open_source(config)
-    found = collect_stats(source, config)
-    lines = list(format_stats(found))
+    stats = collect_stats(source, config)
+    lines = list(format_stats(stats))
     for line in lines:
         print(strip_control_chars(line))
-    if found.scanned and not found.sizes:
-        raise UserError(f"{config.path}: none of {found.scanned:,} samples can be used; the reasons are printed above")
-    sides = [min(size) for size in found.sizes]
+    if stats.scanned and not stats.sizes:
+        raise UserError(f"{config.path}: none of {stats.scanned:,} samples can be used; the reasons are printed above")
     charts = {
-        "Tokens of a web caption": found.tokens["web"],
-        "Tokens of a synthetic caption": found.tokens["synthetic"],
-        "Sentences of a synthetic caption": found.sentences,
-        "Pixels of an image's short side": sides,
+        "Tokens of a web caption": stats.tokens["web"],
+        "Tokens of a synthetic caption": stats.tokens["synthetic"],
+        "Sentences of a synthetic caption": stats.sentences,
+        "Pixels of an image's short side": [min(size) for size in stats.sizes],
     }
-    write_page(
-        config.html_output,
-        title=config.path,
-        lines=lines,
-        examples=found.examples,
-        invalid=found.invalid,
-        charts=charts,
-    )
+    examples, invalid = stats.examples, stats.invalid
+    write_page(config.html_output, title=config.path, lines=lines, examples=examples, invalid=invalid, charts=charts)
 
 
 def collect_stats(source: Source, config: InspectDatasetConfig) -> DatasetStats:
-    """Read samples spread over ``source`` and collect their `Survey`."""
-    found = DatasetStats(samples=len(source))
-    chosen = _chosen(source, config.num_samples)
+    """Read evenly spaced samples of ``source`` and collect their statistics."""
+    stats = DatasetStats(samples=len(source))
+    chosen = _choose_indices(source, config.num_samples)
     shown = set(chosen[evenly(len(chosen), config.num_shown)].tolist()) if config.num_shown else set()
     tokenizer, seen = ClipsTokenizer(), Counter[str]()
     for index in progress_iter(chosen.tolist(), "reading"):
-        found.scanned += 1
+        stats.scanned += 1
         try:
             sample = source.read(index, np.random.default_rng([config.seed, index]))
             image = decode_image(sample.image)
         except (BadSampleError, BadImageError) as error:
-            found.invalid.add([(index, source.name(index), str(error))])
+            stats.invalid.add([(index, source.name(index), str(error))])
             continue
-        _count(found, sample, tokenizer)
-        found.sizes.append(image.size)
-        found.formats[Image.open(io.BytesIO(sample.image)).format or "?"] += 1
+        _count(stats, sample, tokenizer)
+        stats.sizes.append(image.size)
+        stats.formats[Image.open(io.BytesIO(sample.image)).format or "?"] += 1
         if sample.web:
             seen[sample.web] += 1
         if index in shown:
             texts = {label: [Span(text=text)] for label, text in _texts(sample).items() if text}
-            found.examples.append(Example(name=source.name(index), thumbnails=[thumbnail(image)], texts=texts))
-    found.duplicates = 1 - len(seen) / max(1, seen.total())
-    return found
+            stats.examples.append(Example(name=source.name(index), thumbnails=[thumbnail(image)], texts=texts))
+    stats.duplicates = 1 - len(seen) / max(1, seen.total())
+    return stats
 
 
-def _chosen(source: Source, count: int) -> np.ndarray:
-    """Evenly spaced indices of ``count`` samples, 0 for all; for remote data in few shards, which are copied
-    completely.
-    """
-    everything, blocks = np.arange(len(source)), shard_lengths(source)
-    if count and getattr(source, "is_remote", False) and len(blocks) > _BLOCKS_COPIED:
-        log_info(f"only {_BLOCKS_COPIED} of {len(blocks):,} shards are looked at, since each has to be copied")
-        ends = np.cumsum(blocks)
-        copied = evenly(len(blocks), _BLOCKS_COPIED)
-        everything = np.concatenate([np.arange(ends[block] - blocks[block], ends[block]) for block in copied])
-    return everything[evenly(len(everything), count)]
+def _choose_indices(source: Source, count: int) -> np.ndarray:
+    """Evenly spaced indices of ``count`` samples, 0 for all; of remote data in few shards, which are downloaded."""
+    indices, lengths = np.arange(len(source)), shard_lengths(source)
+    if count and getattr(source, "is_remote", False) and len(lengths) > _MAX_REMOTE_SHARDS:
+        log_info(f"only {_MAX_REMOTE_SHARDS} of {len(lengths):,} shards are inspected, since each must be downloaded")
+        ends = np.cumsum(lengths)
+        shards = evenly(len(lengths), _MAX_REMOTE_SHARDS)
+        indices = np.concatenate([np.arange(ends[shard] - lengths[shard], ends[shard]) for shard in shards])
+    return indices[evenly(len(indices), count)]
 
 
-def _count(found: DatasetStats, sample: Sample, tokenizer: ClipsTokenizer) -> None:
-    found.file_sizes.append(len(sample.image))
+def _count(stats: DatasetStats, sample: Sample, tokenizer: ClipsTokenizer) -> None:
+    stats.file_sizes.append(len(sample.image))
     for kind, text in _texts(sample).items():
         if text:
-            found.tokens[kind] += _lengths([text], tokenizer)
+            stats.tokens[kind] += _lengths([text], tokenizer)
     if pieces := sentences(sample.synthetic):
-        found.sentences.append(len(pieces))
-        found.sentence_tokens += _lengths(pieces, tokenizer)
+        stats.sentences.append(len(pieces))
+        stats.sentence_tokens += _lengths(pieces, tokenizer)
 
 
 def _lengths(texts: list[str], tokenizer: ClipsTokenizer) -> list[int]:
-    """Tokens of each text, without those of every row."""
+    """Number of tokens of each text, without BOS, EOS and padding."""
     rows = tokenizer.encode_target(texts, 2048)
     return [int(count) for count in ((rows != 0) & (rows != BOS) & (rows != EOS)).sum(dim=1)]
 
@@ -180,47 +172,47 @@ def _texts(sample: Sample) -> dict[str, str]:
     return {"web": sample.web, "synthetic": sample.synthetic}
 
 
-def format_stats(found: DatasetStats) -> Iterator[str]:
-    """The survey in lines of text."""
-    yield f"samples     {found.samples:,} in the source, {found.scanned:,} read, {found.invalid.count:,} invalid"
-    yield from found.invalid.summary()
-    if not found.sizes:
+def format_stats(stats: DatasetStats) -> Iterator[str]:
+    """The statistics as lines of text."""
+    yield f"samples     {stats.samples:,} in the source, {stats.scanned:,} read, {stats.invalid.count:,} invalid"
+    yield from stats.invalid.summary()
+    if not stats.sizes:
         return
-    for kind, lengths in found.tokens.items():
+    for kind, lengths in stats.tokens.items():
         if lengths:
-            without = len(found.sizes) - len(lengths)
-            none = f"; {without:,} samples have none" if without else ""
-            yield f"{kind:<11} {_spread(lengths)} tokens; {_too_long(lengths)}{none}"
+            missing = len(stats.sizes) - len(lengths)
+            none = f"; {missing:,} samples have none" if missing else ""
+            yield f"{kind:<11} {_quantiles(lengths)} tokens; {_too_long(lengths)}{none}"
         else:
             yield f"{kind:<11} none"
-    if found.sentences:
-        yield f"            {_spread(found.sentences)} sentences in a synthetic caption, of which recipes such as clips"
-        yield f"            contrast one at a time: {_spread(found.sentence_tokens)} tokens;"
-        yield f"            {_too_long(found.sentence_tokens)}"
-    yield f"repeated    {found.duplicates:.1%} of the web captions are another sample's as well"
-    short = [min(size) for size in found.sizes]
-    kinds = ", ".join(f"{name} {count / found.formats.total():.0%}" for name, count in found.formats.most_common())
-    yield f"images      {_spread(short)} pixels on the short side; {kinds}"
-    yield f"            {_spread([size / 1024 for size in found.file_sizes])} KiB"
+    if stats.sentences:
+        yield f"            {_quantiles(stats.sentences)} sentences in a synthetic caption; recipes such as clips"
+        yield f"            contrast one of them at a time: {_quantiles(stats.sentence_tokens)} tokens;"
+        yield f"            {_too_long(stats.sentence_tokens)}"
+    yield f"repeated    {stats.duplicates:.1%} of the web captions are another sample's as well"
+    short = [min(size) for size in stats.sizes]
+    kinds = ", ".join(f"{name} {count / stats.formats.total():.0%}" for name, count in stats.formats.most_common())
+    yield f"images      {_quantiles(short)} pixels on the short side; {kinds}"
+    yield f"            {_quantiles([size / 1024 for size in stats.file_sizes])} KiB"
 
 
 def _too_long(lengths: Sequence[int]) -> str:
-    """The ratio of captions that the text tower's rows, with three special tokens, truncate."""
-    share = np.mean(np.asarray(lengths) > CONTEXT_LENGTH - 3)
-    return f"{share:.1%} are longer than the text tower's {CONTEXT_LENGTH} places"
+    """The ratio of captions that the text tower truncates; its context includes three special tokens."""
+    ratio = np.mean(np.asarray(lengths) > CONTEXT_LENGTH - 3)
+    return f"{ratio:.1%} are longer than the text tower's context of {CONTEXT_LENGTH} tokens"
 
 
-def _spread(values: Sequence[float]) -> str:
+def _quantiles(values: Sequence[float]) -> str:
     low, median, high = np.quantile(values, (0.05, 0.5, 0.95))
     return f"median {median:,.0f} (5 % below {low:,.0f}, 5 % above {high:,.0f})"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IndexShardsConfig:
-    """Count the samples of tar shards and write sizes.json, with which training opens no shard before it needs it.
+    """Count the samples of tar shards and write sizes.json, so that training opens a shard only when it is needed.
 
     Args:
-        path: a directory of .tar files, one .tar, or addresses as `clips data inspect` takes them.
+        path: a directory of .tar files, one .tar, or URLs as for `clips data inspect`.
         output: the file to write; null means sizes.json next to local shards.
         cache_dir: the directory for copies of remote shards.
         max_cache_gb: its maximum size.
@@ -233,36 +225,29 @@ class IndexShardsConfig:
 
 
 def run_index(config: IndexShardsConfig) -> None:
-    """Run the command; samples that an interrupted call has counted are not counted again."""
+    """Run `clips data index`; shards that an interrupted call has counted are not counted again."""
     shards = list_shards(config.path)
     if config.output is None and is_remote(config.path):
-        raise UserError(
-            f"output: expected a file to write, since {config.path} is not here; then upload it as {SIZES_FILE}"
-        )
+        raise UserError(f"output: expected a file, since {config.path} is remote; then upload it as {SIZES_FILE}")
     cache = ShardCache(Path(config.cache_dir).expanduser(), config.max_cache_gb * 1e9)
     output = Path(config.output) if config.output else Path(shards[0]).parent / SIZES_FILE
-    begun = output.with_name(f"{output.name}.partial")
+    partial = output.with_name(f"{output.name}.partial")
     sizes: dict[str, int] = {}
-    with write_errors_as_user_errors(begun):
-        sizes |= _counted_before(begun)
-        atomic_write(begun, "".join(json.dumps(entry) + "\n" for entry in sizes.items()))  # without half a line
-        left = [shard for shard in shards if _name(shard) not in sizes]
-        with begun.open("a", encoding="utf-8") as record, concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as threads:
-            counts = threads.map(lambda shard: len(index_shard(cache.path(shard))), left)
-            for shard, count in zip(progress_iter(left, "reading"), counts, strict=True):
+    with write_errors_as_user_errors(partial):
+        lines = partial.read_text(encoding="utf-8").split("\n")[:-1] if partial.exists() else []
+        sizes |= dict(map(json.loads, lines))
+        atomic_write(partial, "".join(json.dumps(entry) + "\n" for entry in sizes.items()))  # without a partial line
+        missing = [shard for shard in shards if _name(shard) not in sizes]
+        with partial.open("a", encoding="utf-8") as log, concurrent.futures.ThreadPoolExecutor(_NUM_THREADS) as threads:
+            counts = threads.map(lambda shard: len(index_shard(cache.path(shard))), missing)
+            for shard, count in zip(progress_iter(missing, "reading"), counts, strict=True):
                 sizes[_name(shard)] = count
-                record.write(json.dumps([_name(shard), count]) + "\n")
-                record.flush()
+                log.write(json.dumps([_name(shard), count]) + "\n")
+                log.flush()
     atomic_write(output, json.dumps({_name(shard): sizes[_name(shard)] for shard in shards}, indent=1) + "\n")
-    begun.unlink()
+    partial.unlink()
     log_info(f"{output}: {sum(sizes.values()):,} samples in {len(sizes):,} shards")
 
 
 def _name(shard: str) -> str:
     return shard.rpartition("/")[2]
-
-
-def _counted_before(begun: Path) -> dict[str, int]:
-    """What a call that was interrupted wrote; its last line may be half a one."""
-    lines = begun.read_text(encoding="utf-8").split("\n")[:-1] if begun.exists() else []
-    return dict(map(json.loads, lines))

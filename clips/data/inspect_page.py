@@ -1,4 +1,4 @@
-"""Shared parts of ``clips data inspect`` and ``llava-bridge data inspect``: sample selection, and the report."""
+"""Shared parts of ``clips data inspect`` and ``llava-bridge data inspect``: sample selection and the HTML page."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from clips.sanitize import jinja_finalize
 
 _THUMBNAIL = 320  # pixels
 _BARS = 24
-_NAMES_ON_PAGE = 20  # of samples that are invalid for the same reason
+_NAMES_ON_PAGE = 20  # of invalid samples, for each reason
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Span:
-    """A run of text of a sample: ``supervised`` if a model learns to write it."""
+    """A part of a sample's text: ``supervised`` if the loss includes it."""
 
     text: str
     supervised: bool = False
@@ -35,7 +35,7 @@ class Example:
     Args:
         name: of the sample.
         thumbnails: its images as base64 JPEGs, see `thumbnail`.
-        texts: label → its runs of text; a label may be empty.
+        texts: label, which may be empty → spans.
     """
 
     name: str
@@ -43,9 +43,9 @@ class Example:
     texts: dict[str, list[Span]]
 
 
-def evenly(count: int, wanted: int) -> np.ndarray:
-    """Evenly spaced indices of ``wanted`` of ``count`` items, from the first to the last; all of them for 0."""
-    return np.linspace(0, count - 1, min(wanted or count, count)).round().astype(int)
+def evenly(count: int, num_selected: int) -> np.ndarray:
+    """Indices of ``num_selected`` evenly spaced items of ``count``, from the first to the last; 0 selects all."""
+    return np.linspace(0, count - 1, min(num_selected or count, count)).round().astype(int)
 
 
 def thumbnail(image: Image.Image) -> str:
@@ -58,7 +58,7 @@ def thumbnail(image: Image.Image) -> str:
 
 
 def histogram(values: Sequence[float]) -> list[dict[str, float]]:
-    """Bars for a page: start and end of each, its count, and its height relative to the highest."""
+    """Bars for a page: start, end, count, and the height relative to the highest bar."""
     if not values:
         return []
     last = float(np.quantile(values, 0.99)) + 1
@@ -82,11 +82,11 @@ def write_page(
 
     Args:
         output: the file.
-        title: of the page.
+        title: title of the page.
         lines: the summary.
         examples: some samples.
-        invalid: the invalid ones.
-        charts: title → the values of a histogram.
+        invalid: the invalid samples.
+        charts: title → values of a histogram.
     """
     import jinja2
 

@@ -1,7 +1,7 @@
-"""Samples that cannot be used: all of them counted exactly, the first of them named, too many of them an error.
+"""Invalid samples: an exact count, the names of the first, and an error if there are too many.
 
-A count must survive a resume and several epochs, so each sample is remembered by one bit: a dataset of 100 million
-samples takes 12.5 MB of memory, and much less in a checkpoint, where the bits are compressed.
+The count must survive a resume and several epochs, so each sample has one bit: a dataset of 100 million samples takes
+12.5 MB of memory, and much less in a checkpoint, where the bits are compressed.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 from clips.errors import UserError
 
 MAX_NAMES = 100
-"""Invalid samples that are named."""
+"""Maximum number of invalid samples that are named."""
 MAX_REASONS = 50
 """Maximum number of distinct reasons."""
 OTHER_REASONS = "other reasons"
 
 Invalid = tuple[int, str, str]
-"""A sample's index in the dataset, its name, and why it cannot be used."""
+"""A sample's index in the dataset, its name, and the reason."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -31,10 +31,10 @@ class InvalidSamples:
 
     Args:
         count: number of distinct samples.
-        by_reason: reason → samples, which add up to ``count``; beyond `MAX_REASONS` under `OTHER_REASONS`.
-        named: (index, name, reason) of the `MAX_NAMES` that come first in the dataset, regardless of process and time.
-        bits: one a sample of the dataset, as far as the last invalid one.
-        unshared: those known to this process only, see `gather`; not stored.
+        by_reason: reason → number of samples; beyond `MAX_REASONS` under `OTHER_REASONS`.
+        named: the `MAX_NAMES` samples that are first in the dataset, regardless of process and time.
+        bits: one per sample of the dataset, up to the last invalid one.
+        unshared: samples that other processes do not know yet, see `gather`; not stored.
     """
 
     count: int = 0
@@ -44,7 +44,7 @@ class InvalidSamples:
     unshared: list[Invalid] = dataclasses.field(default_factory=list, compare=False, repr=False)
 
     def add(self, found: Iterable[Invalid]) -> list[Invalid]:
-        """Add samples that this process has met; returns those that were not known."""
+        """Add invalid samples of this process; returns the new ones."""
         new = self._include(found)
         self.unshared += new
         return new
@@ -53,7 +53,7 @@ class InvalidSamples:
         """Add the invalid samples of the other processes; returns the new ones. All processes call it together."""
         from clips.parallel.distributed import all_gather_objects  # imports torch
 
-        new = [entry for met in all_gather_objects(self.unshared) for entry in self._include(met)]
+        new = [entry for samples in all_gather_objects(self.unshared) for entry in self._include(samples)]
         self.unshared = []
         return new
 
@@ -61,20 +61,20 @@ class InvalidSamples:
         new = [entry for entry in found if self._mark(entry[0])]
         for _, _, reason in new:
             known = reason in self.by_reason or len(self.by_reason) < MAX_REASONS
-            kept = reason if known else OTHER_REASONS
-            self.by_reason[kept] = self.by_reason.get(kept, 0) + 1
+            group = reason if known else OTHER_REASONS
+            self.by_reason[group] = self.by_reason.get(group, 0) + 1
         self.count += len(new)
         if new:
             self.named = sorted([*self.named, *new])[:MAX_NAMES]
         return new
 
     def _mark(self, index: int) -> bool:
-        """Set a sample's bit; whether it was not set."""
-        place, bit = index >> 3, 1 << (index & 7)
-        if place >= len(self.bits):
-            self.bits.extend(bytes(place + 1 - len(self.bits)))
-        was_set = self.bits[place] & bit
-        self.bits[place] |= bit
+        """Set a sample's bit; returns whether it is new."""
+        byte, bit = index >> 3, 1 << (index & 7)
+        if byte >= len(self.bits):
+            self.bits.extend(bytes(byte + 1 - len(self.bits)))
+        was_set = self.bits[byte] & bit
+        self.bits[byte] |= bit
         return not was_set
 
     def check(self, where: str, setting: str, max_ratio: float, samples: int) -> None:
@@ -84,7 +84,7 @@ class InvalidSamples:
             where: the source or the stage, for the message.
             setting: the field that limits the ratio, for the message.
             max_ratio: the limit.
-            samples: how many there are, valid or not.
+            samples: number of samples, valid or not.
         """
         if self.count > max_ratio * samples:
             _, name, reason = self.named[0]
@@ -95,18 +95,17 @@ class InvalidSamples:
 
     def reasons(self) -> str:
         """The reasons with their counts, the most frequent first."""
-        ordered = sorted(self.by_reason.items(), key=lambda item: -item[1])
-        return ", ".join(f"{count:,} × {reason}" for reason, count in ordered)
+        return ", ".join(f"{count:,} × {reason}" for reason, count in Counter(self.by_reason).most_common())
 
     def summary(self, limit: int = 5) -> Iterator[str]:
-        """A line for each reason, the most frequent first: how many samples, and the names of ``limit`` of them."""
-        for reason, count in sorted(self.by_reason.items(), key=lambda item: -item[1]):
+        """A line for each reason, the most frequent first: the number of samples, and ``limit`` of their names."""
+        for reason, count in Counter(self.by_reason).most_common():
             names = [name for _, name, why in self.named if why == reason][:limit]
             more = ["…"] if count > len(names) else []
             yield f"invalid     {count:,} × {reason} ({', '.join([*names, *more])})"
 
     def lines(self, new: list[Invalid]) -> Iterator[str]:
-        """A line for each of the ``new`` samples just added, up to `MAX_NAMES` in all; then one line more."""
+        """A line for each of the ``new`` samples just added, up to `MAX_NAMES` in total; then one final line."""
         before = self.count - len(new)
         for _, name, reason in new[: max(0, MAX_NAMES - before)]:
             yield f"skipped {name}: {reason}"
@@ -114,13 +113,13 @@ class InvalidSamples:
             yield f"more than {MAX_NAMES} samples skipped; further ones are counted, not named"
 
     def report(self) -> dict[str, Any]:
-        """For people: ``count``, ``by_reason``, ``samples`` (name → reason) and how many ``more`` are not named.
+        """For people: ``count``, ``by_reason``, ``samples`` (name → reason) and the number of ``more``, unnamed ones.
 
-        Names are those within a source; where two samples have the same one, each has its index in the dataset too.
+        Names that two sources share are followed by the sample's index in the dataset.
         """
-        times = Counter(name for _, name, _ in self.named)
+        counts = Counter(name for _, name, _ in self.named)
         samples = {
-            name if times[name] == 1 else f"{name} (sample {index})": reason for index, name, reason in self.named
+            name if counts[name] == 1 else f"{name} (sample {index})": reason for index, name, reason in self.named
         }
         return {
             "count": self.count,
@@ -136,11 +135,7 @@ class InvalidSamples:
 
 
 def restored(stored: Mapping[str, Any]) -> InvalidSamples:
-    """The samples of `InvalidSamples.stored`.
-
-    Raises:
-        ValueError, TypeError, KeyError: it is something else.
-    """
+    """Read `InvalidSamples.stored`. Raises ValueError, TypeError or KeyError for anything else."""
     try:
         bits = bytearray(zlib.decompress(base64.b64decode(stored["bits"], validate=True)))
     except zlib.error as error:

@@ -16,25 +16,25 @@ from clips.errors import UserError
 
 
 class LazyImage(abc.ABC):
-    """An image that can be read; as text it is where people find it."""
+    """An image that can be read; ``str()`` gives its location for people."""
 
     __slots__ = ()
 
     @property
     @abc.abstractmethod
     def name(self) -> str:
-        """What the dataset calls it."""
+        """The dataset's name of the image."""
 
     @abc.abstractmethod
     def read(self) -> bytes:
         """The encoded image. Raises UserError if it is missing."""
 
     def exists(self) -> bool:
-        """Whether its file exists, without reading it; true for an image at a known position within a file."""
+        """Whether its file exists; always true for an image at a known position within a file."""
         return True
 
     def open(self) -> Image.Image:
-        """The image in RGB. Raises UserError if it is missing or broken."""
+        """The image in RGB. Raises UserError if it is missing or invalid."""
         try:
             return decode_image(self.read())
         except BadImageError as error:
@@ -72,7 +72,7 @@ class FileImage(LazyImage):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TarImage(LazyImage):
-    """A member of a tar at a known position: ``size`` bytes from ``offset`` on; the shard is below ``root``."""
+    """A member of a tar: ``size`` bytes from ``offset``; the shard is below ``root``."""
 
     root: Path
     shard: Path
@@ -101,10 +101,10 @@ class ImageColumn:
     """The images of a table.
 
     Args:
-        rows: index → row, a dict with the column: bytes, ``{"bytes", "path"}``, a path, or a list of such.
-        name: the column's.
+        rows: index → row, a dict with the column: bytes, ``{"bytes", "path"}``, a path, or a list of these.
+        name: name of the column.
         table: the file or directory, for messages.
-        root: directory that paths start from.
+        root: base directory of paths.
     """
 
     rows: Any
@@ -119,9 +119,9 @@ class TableImage(LazyImage):
 
     Args:
         column: its column.
-        row: its row.
-        number: its index if the column holds lists.
-        label: its name; by default the number of its row.
+        row: index of its row.
+        number: its index within the row if the column contains lists.
+        label: its name; by default the index of its row.
     """
 
     column: ImageColumn
@@ -130,8 +130,8 @@ class TableImage(LazyImage):
     label: str = ""
 
     def __str__(self) -> str:
-        place = "" if self.number is None else f"[{self.number}]"
-        return f"{self.column.table} row {self.row} {self.column.name}{place}"
+        index = "" if self.number is None else f"[{self.number}]"
+        return f"{self.column.table} row {self.row} {self.column.name}{index}"
 
     @property
     def name(self) -> str:
@@ -147,32 +147,32 @@ class TableImage(LazyImage):
             return image_bytes(cell, self.column.root, settings=False)
         except BadSampleError as error:
             path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
-            below = f"; paths in the table are looked for in {self.column.root}" if path else ""
-            raise UserError(f"{self}: {f'{path}: ' if path else ''}{error}{below}") from None
+            hint = f"; paths in the table are relative to {self.column.root}" if path else ""
+            raise UserError(f"{self}: {f'{path}: ' if path else ''}{error}{hint}") from None
 
 
-def image_bytes(found: Any, folder: str | Path, *, allow_private_network: bool = False, settings: bool = True) -> bytes:
-    """The encoded image behind a table's value: bytes, ``{"bytes", "path"}``, or a path or URL.
+def image_bytes(value: Any, root: str | Path, *, allow_private_network: bool = False, settings: bool = True) -> bytes:
+    """The encoded image of a table's value: bytes, ``{"bytes", "path"}``, or a path or URL.
 
     Args:
-        found: the value.
-        folder: base directory of paths, which they may not leave; see `clips.data.untrusted_files`.
+        value: the value.
+        root: base directory of paths, which they may not leave; see `clips.data.untrusted_files`.
         allow_private_network: whether a URL may lead to this host or a private network.
         settings: whether the error names the setting of a data source that would allow it.
 
     Raises:
-        BadSampleError: there is none, or it cannot or may not be read.
+        BadSampleError: there is no image, or it is missing or forbidden.
     """
-    folders = [Path(folder)]
-    if isinstance(found, dict):
-        found = found.get("bytes") or found.get("path")
-        folders += _stored_by_datasets()
-    if isinstance(found, bytes | bytearray):
-        return bytes(found)
-    if not isinstance(found, str) or not found:
+    directories = [Path(root)]
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+        directories += _datasets_caches()
+    if isinstance(value, bytes | bytearray):
+        return bytes(value)
+    if not isinstance(value, str) or not value:
         raise BadSampleError("no image")
     try:
-        return read_untrusted(found, folders, allow_private_network=allow_private_network)
+        return read_untrusted(value, directories, allow_private_network=allow_private_network)
     except ForbiddenReferenceError as error:
         allowed_by = f" (data source's '{error.setting}')" if settings and error.setting else ""
         raise BadSampleError(f"image rejected: {error}{allowed_by}") from None
@@ -180,8 +180,8 @@ def image_bytes(found: Any, folder: str | Path, *, allow_private_network: bool =
         raise BadSampleError("missing image") from None
 
 
-def _stored_by_datasets() -> list[Path]:
-    """The directory into which ``datasets`` unpacks a dataset's images, which it then names by absolute paths."""
+def _datasets_caches() -> list[Path]:
+    """The directories into which ``datasets`` unpacks images, which it then names by absolute paths."""
     import datasets
     import huggingface_hub
 

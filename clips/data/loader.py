@@ -1,4 +1,4 @@
-"""Batches for training: samples in a fixed order, read ahead, bad ones replaced and reported."""
+"""Batches for training: samples in a fixed order, read ahead; invalid samples are replaced and reported."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from clips.data.sources import BadSampleError, Sample, Source, open_source, shar
 from clips.errors import UserError, error_reason
 
 _READ_AHEAD = 3  # batches
-_APART = ("bad", "image")  # per sample, fields that are not simply stacked
-_NEAR = 256  # positions: most of them are in the same shards
-_REPLACEMENT = 3  # a stream of random numbers, next to those of clips.data.sampler
-_TOGETHER = 32  # samples: more would only take more memory
+_UNSTACKED = ("bad", "image")  # fields of a sample that need more than torch.stack
+_NEARBY = 256  # positions that are mostly in the same shards
+_REPLACEMENT = 3  # random number stream, in addition to those of clips.data.sampler
+_CHUNK = 32  # samples; more would only take more memory
 
 Prepare = Callable[[str, str, np.random.Generator], dict[str, torch.Tensor]]
 
@@ -45,18 +45,18 @@ class ConcatSource:
         return int(self.ends[-1])
 
     def _locate(self, index: int) -> tuple[Source, int]:
-        number = int(np.searchsorted(self.ends, index, side="right"))
-        return self.sources[number], index - int(self.ends[number] - len(self.sources[number]))
+        source = int(np.searchsorted(self.ends, index, side="right"))
+        return self.sources[source], index - int(self.ends[source] - len(self.sources[source]))
 
     def read(self, index: int, rng: np.random.Generator) -> Sample:
         """See `Source`."""
-        source, place = self._locate(index)
-        return source.read(place, rng)
+        source, local_index = self._locate(index)
+        return source.read(local_index, rng)
 
     def name(self, index: int) -> str:
         """See `Source`."""
-        source, place = self._locate(index)
-        return source.name(place)
+        source, local_index = self._locate(index)
+        return source.name(local_index)
 
 
 class TrainDataset(torch.utils.data.Dataset):
@@ -78,63 +78,65 @@ class TrainDataset(torch.utils.data.Dataset):
         return len(self.sources)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        """The tensors at ``position`` ("image" uint8 (3, size, size), and those of the recipe), and "bad".
+        """The tensors at ``position``: "image" uint8 (3, size, size), and those of the recipe.
 
-        "bad" lists the `Invalid` samples; each is replaced by the next one in the source.
+        "bad" lists `Invalid` samples, which are replaced by others of the source.
         """
         return self.__getitems__([position])[0]
 
     def __getitems__(self, positions: Sequence[int]) -> list[dict[str, Any]]:
-        """The samples at ``positions``, as torch's DataLoader requests those of a batch."""
+        """The samples at ``positions``, for torch's DataLoader."""
         return [
             sample
-            for start in range(0, len(positions), _TOGETHER)
-            for sample in self._together(positions[start : start + _TOGETHER])
+            for start in range(0, len(positions), _CHUNK)
+            for sample in self._load_chunk(positions[start : start + _CHUNK])
         ]
 
-    def _together(self, positions: Sequence[int]) -> list[dict[str, Any]]:
-        """The samples at ``positions``, each stage for all of them before the next.
-
-        Decoding an image evicts everything else from the processor's caches: interleaved with it, tokenization takes
-        three times as long.
-        """
-        places = [self.order.at(position) for position in positions]
-        rngs = [self.order.generator(place) for place in places]
-        samples = [_or_none(self.sources.read, place.index, rng) for place, rng in zip(places, rngs, strict=True)]
+    def _load_chunk(self, positions: Sequence[int]) -> list[dict[str, Any]]:
+        """The samples at ``positions``: all are read, then all decoded, then all tokenized."""
+        # Decoding an image evicts the processor's caches: interleaved with it, tokenization takes three times as long.
+        locations = [self.order.at(position) for position in positions]
+        rngs = [self.order.generator(location) for location in locations]
+        samples = [
+            _none_if_invalid(self.sources.read, location.index, rng)
+            for location, rng in zip(locations, rngs, strict=True)
+        ]
         images = [
-            sample and _or_none(self._image, place, sample, rng)
-            for place, sample, rng in zip(places, samples, rngs, strict=True)
+            sample and _none_if_invalid(self._image, location, sample, rng)
+            for location, sample, rng in zip(locations, samples, rngs, strict=True)
         ]
         texts = [
             self.prepare(sample.web, sample.synthetic, rng) if sample else {}
             for sample, rng in zip(samples, rngs, strict=True)
         ]
         return [
-            self._next_good(position) if image is None else {"image": image, **text, "bad": []}
+            self._first_valid(position) if image is None else {"image": image, **text, "bad": []}
             for position, image, text in zip(positions, images, texts, strict=True)
         ]
 
-    def _next_good(self, position: int) -> dict[str, Any]:
-        """The sample at ``position``, or a replacement: the samples of a missing shard are replaced by many others."""
+    def _first_valid(self, position: int) -> dict[str, Any]:
+        """The sample at ``position``, or a replacement; a missing shard is replaced by samples of many others."""
         bad: list[Invalid] = []
-        for ahead in _places_ahead(len(self), self.order, np.random.default_rng([_REPLACEMENT, self.seed, position])):
-            place = self.order.at(position, ahead=ahead)
-            rng = self.order.generator(place)
+        for ahead in _replacement_distances(
+            len(self), self.order, np.random.default_rng([_REPLACEMENT, self.seed, position])
+        ):
+            location = self.order.at(position, ahead=ahead)
+            rng = self.order.generator(location)
             try:
-                sample = self.sources.read(place.index, rng)
-                image = self._image(place, sample, rng)
+                sample = self.sources.read(location.index, rng)
+                image = self._image(location, sample, rng)
                 texts = self.prepare(sample.web, sample.synthetic, rng)
-                return {"image": image, **texts, "bad": bad[:1]}  # the others are counted at their own positions
+                return {"image": image, **texts, "bad": bad[:1]}  # the others are reported at their own positions
             except (BadSampleError, BadImageError) as error:
-                bad.append((place.index, self.sources.name(place.index), str(error)))
+                bad.append((location.index, self.sources.name(location.index), str(error)))
         raise UserError(f"data.sources: {len(bad)} samples in a row cannot be used; {bad[0][1]}: {bad[0][2]}")
 
-    def _image(self, place: SamplePosition, sample: Sample, rng: np.random.Generator) -> torch.Tensor:
-        image = self.cache.get(place.index) if self.cache is not None else None
+    def _image(self, location: SamplePosition, sample: Sample, rng: np.random.Generator) -> torch.Tensor:
+        image = self.cache.get(location.index) if self.cache is not None else None
         if image is None:
             image = decode_image(sample.image, at_least=min_decode_size(self.size, self.config.augment))
             if self.cache is not None:
-                self.cache[place.index] = image
+                self.cache[location.index] = image
         return augment(image, self.size, self.config.augment, rng)
 
     def parents(self) -> dict[str, str]:
@@ -150,38 +152,34 @@ class TrainDataset(torch.utils.data.Dataset):
         return [source.describe() for source in self.parts]
 
 
-def _places_ahead(count: int, order: SampleOrder, rng: np.random.Generator) -> Iterator[int]:
-    """Distance in a stream of ``count`` samples at which a replacement is searched.
-
-    In the local shards, then in those of the same window, then anywhere.
-    """
+def _replacement_distances(count: int, order: SampleOrder, rng: np.random.Generator) -> Iterator[int]:
+    """Distances to try for a replacement: first in the node's own shards, then in the window, then anywhere."""
     yield 0
-    if count <= 2 * _NEAR:
+    if count <= 2 * _NEARBY:
         yield from rng.permutation(np.arange(1, count)).tolist()
     else:
-        near = min(_NEAR, max(2, order.part))
-        yield from (order.lanes * rng.integers(1, near, size=_NEAR // 16)).tolist()
-        yield from rng.integers(1, _NEAR, size=_NEAR // 4).tolist()
-        yield from rng.integers(1, count, size=4 * _NEAR).tolist()
+        near = min(_NEARBY, max(2, order.part))
+        yield from (order.stripes * rng.integers(1, near, size=_NEARBY // 16)).tolist()
+        yield from rng.integers(1, _NEARBY, size=_NEARBY // 4).tolist()
+        yield from rng.integers(1, count, size=4 * _NEARBY).tolist()
 
 
-def _or_none(work: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of ``work``, None for an invalid sample."""
+def _none_if_invalid(load: Callable[..., Any], *arguments: Any) -> Any:
     try:
-        return work(*arguments)
+        return load(*arguments)
     except (BadSampleError, BadImageError):
         return None
 
 
-def collate(samples: list[dict[str, Any]], pictures: torch.Tensor | None = None) -> dict[str, Any]:
-    """Stack the tensors of a batch, the images into ``pictures`` if given; the lists of bad samples become one.
+def collate(samples: list[dict[str, Any]], images: torch.Tensor | None = None) -> dict[str, Any]:
+    """Stack the tensors of a batch, the images into ``images`` if given; concatenate the lists of invalid samples.
 
-    Images and ``pictures`` have their channels last in memory.
+    Images are in channels-last memory format.
     """
-    stacked = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0] if name not in _APART}
+    stacked = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0] if name not in _UNSTACKED}
     if "image" in samples[0]:
         rows = [sample["image"].permute(1, 2, 0) for sample in samples]
-        out = None if pictures is None else pictures.permute(0, 2, 3, 1)
+        out = None if images is None else images.permute(0, 2, 3, 1)
         stacked["image"] = torch.stack(rows, out=out).permute(0, 3, 1, 2)
     return {**stacked, "bad": [entry for sample in samples for entry in sample["bad"]]}
 
@@ -197,19 +195,21 @@ def iterate_batches(
         step_positions(step, batch_size=data.order.batch_size, rank=rank, world_size=world_size)
         for step in range(first_step, last_step)
     ]
-    found = _from_workers(_SharedBatches(data, plan)) if data.config.num_workers and plan else _read_ahead(data, plan)
-    with contextlib.closing(found), start_prefetcher(data.order, data.parts, last_step, rank, world_size) as fetcher:
-        for step in range(first_step, last_step):  # the readers' processes are there before the fetcher's threads
+    use_workers = data.config.num_workers and plan
+    batches = _from_workers(_SharedBatches(data, plan)) if use_workers else _read_ahead(data, plan)
+    # Workers are forked before the prefetcher starts its threads.
+    with contextlib.closing(batches), start_prefetcher(data.order, data.parts, last_step, rank, world_size) as fetcher:
+        for step in range(first_step, last_step):
             if fetcher:
                 fetcher.reach(step)
-            yield next(found)
+            yield next(batches)
 
 
 class _SharedBatches(torch.utils.data.Dataset):
-    """The batches of a plan without their images, which are in ``pictures``, (slots, batch, 3, size, size) uint8.
+    """The batches of a plan without their images, which are in ``images``, (slots, batch, 3, size, size) uint8.
 
-    All processes share that memory, and it is reused: fresh pages for each batch cost more time than filling them. The
-    loader never has as many batches in flight as there are slots.
+    All processes share ``images`` and reuse it: fresh pages for each batch take longer than filling them. The loader
+    always has fewer batches in flight than there are slots.
     """
 
     def __init__(self, data: TrainDataset, plan: list[range]) -> None:
@@ -217,10 +217,10 @@ class _SharedBatches(torch.utils.data.Dataset):
         slots = data.config.num_workers * _READ_AHEAD + 1
         shape = (slots, len(plan[0]), data.size, data.size, 3)
         try:
-            self.pictures = torch.empty(shape, dtype=torch.uint8).share_memory_().permute(0, 1, 4, 2, 3)
+            self.images = torch.empty(shape, dtype=torch.uint8).share_memory_().permute(0, 1, 4, 2, 3)
         except RuntimeError as error:
             raise UserError(
-                f"data.num_workers: {data.config.num_workers} expect {math.prod(shape) / 1e9:.2g} GB of shared memory "
+                f"data.num_workers: {data.config.num_workers} need {math.prod(shape) / 1e9:.2g} GB of shared memory "
                 f"in each process ({error_reason(error)}); docker has --shm-size, "
                 "Kubernetes an emptyDir with medium: Memory"
             ) from None
@@ -228,23 +228,23 @@ class _SharedBatches(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.plan)
 
-    def slot(self, number: int) -> torch.Tensor:
-        """The slot with the images of batch ``number``."""
-        return self.pictures[number % len(self.pictures)]
+    def slot(self, index: int) -> torch.Tensor:
+        """The slot with the images of batch ``index``."""
+        return self.images[index % len(self.images)]
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        batch = collate(self.data.__getitems__(self.plan[number]), self.slot(number))
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        batch = collate(self.data.__getitems__(self.plan[index]), self.slot(index))
         del batch["image"]
         return batch
 
 
 def _from_workers(shared: _SharedBatches) -> Generator[dict[str, Any]]:
-    """The batches in order; the workers are started here and now."""
+    """The batches in order; starts the workers immediately."""
     loader = torch.utils.data.DataLoader(
         shared,
         batch_size=None,
         num_workers=shared.data.config.num_workers,
-        collate_fn=_as_it_is,
+        collate_fn=_identity,
         prefetch_factor=_READ_AHEAD,
         worker_init_fn=_begin_worker,
         pin_memory=torch.cuda.is_available(),
@@ -252,39 +252,37 @@ def _from_workers(shared: _SharedBatches) -> Generator[dict[str, Any]]:
     return _with_images(shared, iter(loader))
 
 
-def _with_images(shared: _SharedBatches, rest: Iterator[dict[str, Any]]) -> Generator[dict[str, Any]]:
+def _with_images(shared: _SharedBatches, batches: Iterator[dict[str, Any]]) -> Generator[dict[str, Any]]:
     on_gpu = torch.cuda.is_available()
     try:
-        for number, batch in enumerate(rest):
-            images = shared.slot(number)
+        for index, batch in enumerate(batches):
+            images = shared.slot(index)
             yield {"image": images.pin_memory() if on_gpu else images, **batch}
-    except UserError as error:  # torch makes a worker's traceback the message
+    except UserError as error:  # torch puts the worker's traceback into the message
         raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
 @contextlib.contextmanager
 def worker_death_as_user_error() -> Iterator[None]:
-    """Say in one line that a worker died; torch raises it wherever the process happens to be."""
+    """Report a dead DataLoader worker in one line; torch raises the error in any line of the process."""
     try:
         yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(
-            f"data.num_workers: a process that reads data died ({error_reason(error)}), as it does for want of memory; "
+            f"data.num_workers: a DataLoader worker died ({error_reason(error)}), probably out of memory; "
             "the same command resumes from the last checkpoint"
         ) from None
 
 
 def _begin_worker(_: int) -> None:
-    """One thread each; signals are the training's to answer, which needs its readers until it has saved.
-
-    Schedulers send SIGTERM to every process of a job, terminals send Ctrl-C to every one in the foreground.
-    """
+    """Use one thread, and ignore signals: schedulers and terminals send them to all processes of a job, but training
+    needs its workers until it has saved."""
     torch.set_num_threads(1)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -292,8 +290,8 @@ def _begin_worker(_: int) -> None:
 
 @atexit.register
 def _end_stuck_workers() -> None:
-    """Workers that did not end on request; multiprocessing would send them SIGTERM and wait forever."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would take them for accidents
+    """Kill workers that did not end on request; multiprocessing would send them SIGTERM and wait forever."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report them as crashed
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()

@@ -1,8 +1,7 @@
-"""Bounded reading of parquet files: a few rows at a time, with a memory limit relative to the file size, since a
-kilobyte may decompress to gigabytes.
+"""Bounded reading of parquet files, of which a kilobyte may decompress to gigabytes.
 
-Strings and bytes are read dictionary-encoded, each distinct value once, so that their sizes are known before the rows
-are materialized.
+A few rows are read at a time, with a memory limit relative to the file size. Strings and bytes are read
+dictionary-encoded, each distinct value once, so that their sizes are known before the rows are materialized.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from clips.core.cache import cache_directory
 from clips.data.tar_index import MAX_MEMBER_BYTES
 from clips.errors import UserError, error_reason
 
-_ANYWAY, _RATIO = 256 << 20, 100  # bytes that any file may unpack to, and how many for each that it has
-_AT_ONCE, _MOST_ROWS = 64 << 20, 8192
+_BASE_BYTES, _MAX_RATIO = 256 << 20, 100  # decompressed bytes allowed for any file, and per compressed byte
+_BATCH_BYTES, _MAX_BATCH_ROWS = 64 << 20, 8192
 _MB = 1 << 20
 
 
@@ -57,46 +56,44 @@ def iter_record_batches(
     every = [chunk for found in chunks.values() for chunk in found]
     leaves = {leaf.path: leaf for leaf in map(footer.schema.column, range(len(footer.schema)))}
     delta = {chunk.path_in_schema for chunk in every if any(each.startswith("DELTA") for each in chunk.encodings)}
-    once = {path for path, leaf in leaves.items() if _is_text(leaf)} - delta  # each different text is read once
-    allowance = _ANYWAY + _RATIO * sum(chunk.total_compressed_size for chunk in every)
-    _check(file, sum(_stated_size(chunk, leaves) for chunk in every), allowance)
-    reader = pyarrow.parquet.ParquetFile(stream, metadata=footer, read_dictionary=sorted(once), pre_buffer=True)
-    plain = _without_views(
-        pyarrow.parquet.ParquetFile(stream, metadata=footer).read_row_groups([], list(columns)).schema
-    )
+    dictionaries = {path for path, leaf in leaves.items() if _reads_as_dictionary(leaf)} - delta
+    allowance = _BASE_BYTES + _MAX_RATIO * sum(chunk.total_compressed_size for chunk in every)
+    _check_size(file, sum(_stated_size(chunk, leaves) for chunk in every), allowance)
+    reader = pyarrow.parquet.ParquetFile(stream, metadata=footer, read_dictionary=sorted(dictionaries), pre_buffer=True)
+    empty_table = pyarrow.parquet.ParquetFile(stream, metadata=footer).read_row_groups([], list(columns))
+    schema = _plain_schema(empty_table.schema)
     total = 0
     for number in groups:
-        rows = _rows_at_once(chunks[number], leaves, footer.row_group(number).num_rows)
+        rows = _batch_rows(chunks[number], leaves, footer.row_group(number).num_rows)
         for batch in reader.iter_batches(rows, row_groups=[number], columns=list(columns)):
-            total += _size(batch)
-            _check(file, total, allowance)
-            for part in _parts(file, batch):
-                yield _laid_out(part, plain) if whole else part
+            total += _materialized_size(batch)
+            _check_size(file, total, allowance)
+            for part in _split_batch(file, batch):
+                yield _materialize(part, schema) if whole else part
 
 
 def check_decompressed_size(files: Iterable[str]) -> None:
-    """Reject local parquet files that are unsafe for a library which materializes them completely.
+    """Reject local parquet files that are unsafe for a library that materializes them completely.
 
-    One process reads each file once for that; a record in the user's cache lists the accepted files.
+    Each file is read once, by one process; marker files in the user's cache record the accepted files.
 
     Raises:
-        UserError: as for `unpacked`.
-        pyarrow.ArrowException: an invalid file.
+        UserError: see `iter_record_batches`; also for an invalid file.
     """
     for file in files:
-        facts = Path(file).stat()
-        identity = f"{Path(file).resolve()} {facts.st_size} {facts.st_mtime_ns}"
-        passed = cache_directory("rows") / f"unpacks-{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
-        if passed.exists():
+        status = Path(file).stat()
+        version = f"{Path(file).resolve()} {status.st_size} {status.st_mtime_ns}"
+        marker = cache_directory("rows") / f"unpacks-{hashlib.sha256(version.encode()).hexdigest()[:32]}"
+        if marker.exists():
             continue
-        with contextlib.ExitStack() as held:
-            with contextlib.suppress(OSError):  # a cache that cannot be written: then each reads, each time
-                passed.parent.mkdir(parents=True, exist_ok=True)
-                held.enter_context(FileLock(passed.with_name(f".{passed.name}.lock")))
-            if not passed.exists():
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):  # without a writable cache each process reads the file each time
+                marker.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(FileLock(marker.with_name(f".{marker.name}.lock")))
+            if not marker.exists():
                 _check_file(file)
                 with contextlib.suppress(UserError):
-                    atomic_write(passed, "")
+                    atomic_write(marker, "")
 
 
 def _check_file(file: str) -> None:
@@ -104,41 +101,40 @@ def _check_file(file: str) -> None:
 
     try:
         footer = pyarrow.parquet.read_metadata(file)
-        for _ in iter_record_batches(
-            file, file, columns=footer.schema.to_arrow_schema().names, footer=footer, whole=False
-        ):
+        columns = footer.schema.to_arrow_schema().names
+        for _ in iter_record_batches(file, file, columns=columns, footer=footer, whole=False):
             pass
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file}: not a whole parquet file ({error_reason(error)})") from None
 
 
-def _laid_out(batch: Any, plain: Any) -> Any:
-    """A batch with all strings materialized, in the schema ``plain``."""
+def _materialize(batch: Any, schema: Any) -> Any:
+    """A batch with all strings materialized, in the given schema."""
     import pyarrow as pa
 
-    pairs = zip(batch.columns, plain, strict=True)  # pyarrow fails to cast a struct of nulls to itself
+    pairs = zip(batch.columns, schema, strict=True)  # pyarrow fails to cast a struct of nulls to itself
     columns = [column if column.type == field.type else column.cast(field.type) for column, field in pairs]
-    return pa.RecordBatch.from_arrays(columns, schema=plain)
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _without_views(schema: Any) -> Any:
-    """The schema with texts that a dictionary can be cast to."""
+def _plain_schema(schema: Any) -> Any:
+    """The schema without string views, to which a dictionary cannot be cast."""
     import pyarrow as pa
 
-    kinds = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
-    return pa.schema([field.with_type(kinds.get(field.type, field.type)) for field in schema])
+    types = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+    return pa.schema([field.with_type(types.get(field.type, field.type)) for field in schema])
 
 
 def _chunks(group: Any, columns: Sequence[str]) -> Iterator[Any]:
-    """The metadata of the columns to read of a row group."""
+    """The metadata of the selected columns of a row group."""
     for number in range(group.num_columns):
         chunk = group.column(number)
         if any(chunk.path_in_schema == name or chunk.path_in_schema.startswith(f"{name}.") for name in columns):
             yield chunk
 
 
-def _is_text(leaf: Any) -> bool:
-    """Whether pyarrow can read each different value of a column once: not of JSON and the like."""
+def _reads_as_dictionary(leaf: Any) -> bool:
+    """Whether pyarrow can read each distinct value of a column once; it cannot for JSON and similar types."""
     return leaf.physical_type == "BYTE_ARRAY" and str(leaf.logical_type) in {"None", "String"}
 
 
@@ -150,54 +146,57 @@ def _stated_size(chunk: Any, leaves: Mapping[str, Any]) -> int:
     return max(size, width * chunk.num_values)
 
 
-def _rows_at_once(chunks: Sequence[Any], leaves: Mapping[str, Any], count: int) -> int:
-    """Rows of a row group, of ``count``, that hold about 64 MB.
-
-    Strings that may share parts with others (JSON, delta encoding) may each be as long as all stored data.
-    """
-    texts = [(leaves[chunk.path_in_schema], chunk) for chunk in chunks]
-    texts = [(leaf, chunk) for leaf, chunk in texts if leaf.physical_type == "BYTE_ARRAY"]
-    shared = [chunk for leaf, chunk in texts if not _is_text(leaf) or "DELTA_BYTE_ARRAY" in chunk.encodings]
+def _batch_rows(chunks: Sequence[Any], leaves: Mapping[str, Any], count: int) -> int:
+    """The number of rows, of ``count`` in a row group, that take about 64 MB."""
+    strings = [(leaves[chunk.path_in_schema], chunk) for chunk in chunks]
+    strings = [(leaf, chunk) for leaf, chunk in strings if leaf.physical_type == "BYTE_ARRAY"]
+    # A string that shares parts with others (JSON, delta encoding) may be as long as all stored data.
+    shared = [
+        chunk for leaf, chunk in strings if not _reads_as_dictionary(leaf) or "DELTA_BYTE_ARRAY" in chunk.encodings
+    ]
     longest = sum(chunk.total_uncompressed_size for chunk in shared)
     size = sum(_stated_size(chunk, leaves) for chunk in chunks)
-    return max(1, min(_MOST_ROWS, _AT_ONCE * count // max(size, 1), _AT_ONCE // max(longest, 1)))
+    return max(1, min(_MAX_BATCH_ROWS, _BATCH_BYTES * count // max(size, 1), _BATCH_BYTES // max(longest, 1)))
 
 
-def _check(file: str, size: int, allowance: int) -> None:
+def _check_size(file: str, size: int, allowance: int) -> None:
     if size > allowance:
         raise UserError(
-            f"{file}: unpacks to more than {allowance // _MB:,} MB, that is {_ANYWAY // _MB} MB and {_RATIO} times its "
-            "size; expected a table whose rows repeat less, or in smaller files"
+            f"{file}: decompresses to more than {allowance // _MB:,} MB, that is {_BASE_BYTES // _MB} MB and "
+            f"{_MAX_RATIO} times its size; expected a table whose rows repeat less, or in smaller files"
         )
 
 
-def _parts(file: str, batch: Any) -> Iterator[Any]:
-    """A batch in pieces of 64 MB or one row; UserError if a row is too large."""
-    size = _size(batch)
-    if size <= _AT_ONCE or batch.num_rows == 1:
+def _split_batch(file: str, batch: Any) -> Iterator[Any]:
+    """A batch in parts of at most 64 MB or one row; UserError if a row is too large."""
+    size = _materialized_size(batch)
+    if size <= _BATCH_BYTES or batch.num_rows == 1:
         if size > MAX_MEMBER_BYTES:
-            raise UserError(f"{file}: a row unpacks to {size // _MB:,} MB, expected at most {MAX_MEMBER_BYTES // _MB}")
+            limit = MAX_MEMBER_BYTES // _MB
+            raise UserError(f"{file}: a row decompresses to {size // _MB:,} MB, expected at most {limit}")
         yield batch
         return
     half = batch.num_rows // 2
     for part in (batch.slice(0, half), batch.slice(half)):
-        yield from _parts(file, part)
+        yield from _split_batch(file, part)
 
 
-def _size(found: Any) -> int:
+def _materialized_size(found: Any) -> int:
     """Bytes of an array or batch after materialization."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     if isinstance(found, pa.RecordBatch):
-        return sum(map(_size, found.columns))
+        return sum(map(_materialized_size, found.columns))
     if isinstance(found, pa.StructArray):
-        return sum(map(_size, found.flatten()))
+        return sum(map(_materialized_size, found.flatten()))
     if isinstance(found, pa.MapArray):
         first, last = found.offsets[0].as_py(), found.offsets[-1].as_py()
-        return 8 * len(found) + sum(_size(part.slice(first, last - first)) for part in (found.keys, found.items))
+        return 8 * len(found) + sum(
+            _materialized_size(part.slice(first, last - first)) for part in (found.keys, found.items)
+        )
     if isinstance(found, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
-        return 8 * len(found) + _size(found.flatten())
+        return 8 * len(found) + _materialized_size(found.flatten())
     if isinstance(found, pa.DictionaryArray) and not pa.types.is_primitive(found.dictionary.type):
         lengths = pc.take(pc.binary_length(found.dictionary).cast(pa.int64()), found.indices)
         return int(found.indices.nbytes) + (pc.sum(lengths).as_py() or 0)

@@ -1,7 +1,7 @@
-"""Prefetching of remote shards: those of the next window are downloaded while the current one is read.
+"""Prefetching of remote shards: the shards of the next window are downloaded while the current one is read.
 
-Samples are shuffled over a whole window of shards, so that its first batch needs nearly all of them. One process per
-node downloads for all: they share the directory of copies (`clips.data.remote_files.ShardCache`).
+Samples are shuffled over a window of shards, so its first batch needs nearly all of them. One process per node
+downloads for all processes of the node, which share a cache (`clips.data.remote_files.ShardCache`).
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from clips.data.sampler import SampleOrder
 from clips.data.sources import RemoteSource, Source, shard_lengths
 from clips.errors import UserError
 
-_AT_ONCE = 4  # copies under way
-_PARTING = 5.0  # seconds that a copy under way may take to end
+_NUM_THREADS = 4  # concurrent downloads
+_CLOSE_SECONDS = 5.0  # for running downloads to end
 
 
 class ShardPrefetcher:
     """Downloads the shards of the current window, and of the next one as far as both fit into the cache.
 
-    Its threads start with the first `reach`: worker processes must be forked before that, so that they do not inherit a
-    lock held by one of these threads. The program does not wait for them at its end.
+    Its daemon threads start with the first `reach`. Worker processes must be forked before that, so that they do not
+    inherit a lock held by one of these threads.
 
     Args:
         order: sample order.
@@ -41,32 +41,34 @@ class ShardPrefetcher:
     def __init__(
         self, order: SampleOrder, sources: Sequence[Source], last: int, share: tuple[float, float] = (0, 1)
     ) -> None:
-        self.order, self.sources, self.last, self.share = order, [_afar(source) for source in sources], last, share
+        self.order, self.sources, self.last, self.share = order, list(map(_if_remote, sources)), last, share
         self.blocks = [len(shard_lengths(source)) for source in sources]
         self.ends = np.cumsum(self.blocks)
-        self._asked: tuple[list[int], list[int]] = [], []
+        self._requested: tuple[list[int], list[int]] = [], []
         self._threads: list[threading.Thread] = []
         self._state = threading.Condition()  # guards the following
         self._closed = False
-        self._now: deque[int] = deque()  # to be copied for the window that is read
-        self._later: deque[int] = deque()  # and, when that one is complete, for the next
-        self._copying = 0  # for the window that is read
-        self._sizes: dict[int, int] = {}  # of the wanted copies; of those under way a guess
-        self._told = False
+        self._current: deque[int] = deque()  # shards to download for the current window
+        self._next_window: deque[int] = deque()  # downloaded when the current window is complete
+        self._copying = 0  # running downloads for the current window
+        self._sizes: dict[int, int] = {}  # shard → bytes; an estimate until it is downloaded
+        self._warned = False
 
     def reach(self, step: int) -> None:
-        """The batch of ``step`` comes next: download its shards and those of later batches."""
+        """Download the shards of ``step``, which is read next, and those of later steps."""
         if not self._threads:
-            self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(_AT_ONCE)]
+            self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(_NUM_THREADS)]
             for thread in self._threads:
                 thread.start()
-        asked = self.order.shards_near(step, self.last, self.share)
-        if asked == self._asked:
+        requested = self.order.shards_near(step, self.last, self.share)
+        if requested == self._requested:
             return
-        self._asked = asked
-        with self._state:  # pending requests are either renewed or no longer needed
-            self._sizes = {block: size for block, size in self._sizes.items() if block in {*asked[0], *asked[1]}}
-            self._now, self._later = (deque(filter(self._is_remote, blocks)) for blocks in asked)
+        self._requested = requested
+        with self._state:  # replaces the pending requests
+            self._sizes = {
+                block: size for block, size in self._sizes.items() if block in {*requested[0], *requested[1]}
+            }
+            self._current, self._next_window = (deque(filter(self._is_remote, blocks)) for blocks in requested)
             self._state.notify_all()
 
     def _source_of(self, block: int) -> int:
@@ -76,48 +78,44 @@ class ShardPrefetcher:
         return self.sources[self._source_of(block)] is not None
 
     def _work(self) -> None:
-        while (wanted := self._next()) is not None:
-            block, needed_now = wanted
+        while (task := self._next_task()) is not None:
+            block, is_current = task
             number = self._source_of(block)
+            source, first = cast(RemoteSource, self.sources[number]), int(self.ends[number]) - self.blocks[number]
             with contextlib.suppress(UserError, FileNotFoundError):  # the reader retries, and reports the error
-                path = cast(RemoteSource, self.sources[number]).fetch(
-                    block - int(self.ends[number]) + self.blocks[number]
-                )
-                self._note(block, path.stat().st_size)
+                size = source.fetch(block - first).stat().st_size
+                with self._state:
+                    self._sizes[block] = size
             with self._state:
-                self._copying -= needed_now
+                self._copying -= is_current
                 self._state.notify_all()
 
-    def _next(self) -> tuple[int, bool] | None:
-        """A block to copy, and whether the window that is read needs it; None when there will be none any more."""
+    def _next_task(self) -> tuple[int, bool] | None:
+        """A shard to download, and whether the current window needs it; None after `close`."""
         with self._state:
             while not self._closed:
-                if self._now:
+                if self._current:
                     self._copying += 1
-                    return self._now.popleft(), True
-                while self._later and not self._copying:
-                    if self._has_room(block := self._later.popleft()):
+                    return self._current.popleft(), True
+                while self._next_window and not self._copying:
+                    if self._has_room(block := self._next_window.popleft()):
                         return block, False
                 self._state.wait()
         return None
 
-    def _note(self, block: int, size: int) -> None:
-        with self._state:
-            self._sizes[block] = size
-
     def _has_room(self, block: int) -> bool:
-        """Whether a copy for the next window leaves those of this one alone; if so, its room is taken."""
+        """Reserve cache space for a shard of the next window, unless shards of this one would have to go."""
         number = self._source_of(block)
         room = cast(RemoteSource, self.sources[number]).copies.limit
         sizes = [size for other, size in self._sizes.items() if other != block]
         if sum(sizes) + max(sizes, default=0) <= room:
             self._sizes[block] = max(sizes, default=0)
             return True
-        if not self._told:
-            self._told = True
+        if not self._warned:
+            self._warned = True
             log_info(
                 f"data.sources[{number}].max_cache_gb: {room / 1e9:g} GB have no room for two windows of "
-                "data.shuffle_buffer_shards shards; some of the next are copied only when they are needed"
+                "data.shuffle_buffer_shards shards; some of the next window are downloaded only when they are needed"
             )
         return False
 
@@ -127,10 +125,10 @@ class ShardPrefetcher:
             self._closed = True
             self._state.notify_all()
         for thread in self._threads:
-            thread.join(_PARTING / _AT_ONCE)
+            thread.join(_CLOSE_SECONDS / _NUM_THREADS)
 
 
-def _afar(source: Source) -> RemoteSource | None:
+def _if_remote(source: Source) -> RemoteSource | None:
     return cast(RemoteSource, source) if getattr(source, "is_remote", False) else None
 
 
@@ -138,27 +136,28 @@ def _afar(source: Source) -> RemoteSource | None:
 def start_prefetcher(
     order: SampleOrder, sources: Sequence[Source], last: int, rank: int = 0, world_size: int = 1
 ) -> Iterator[ShardPrefetcher | None]:
-    """A `Fetcher` if there is anything to download and this process is the first of its node, else None.
+    """A `ShardPrefetcher` if there are remote shards and this process is the first of its node, else None.
 
-    This process itself then downloads nothing: its threads wait for a `DownloadProcess`.
+    The downloads run in a `DownloadProcess`.
     """
     local_rank, local_size = _local_rank(rank, world_size)
-    remote = [source for source in map(_afar, sources) if source is not None]
+    remote = [source for source in map(_if_remote, sources) if source is not None]
     with _download_in_process(remote):
         if order.window is None or local_rank or not remote:
             yield None
             return
-        fetcher = ShardPrefetcher(order, sources, last, (rank / world_size, min(1, (rank + local_size) / world_size)))
+        prefetcher = ShardPrefetcher(
+            order, sources, last, (rank / world_size, min(1, (rank + local_size) / world_size))
+        )
         try:
-            yield fetcher
+            yield prefetcher
         finally:
-            fetcher.close()
+            prefetcher.close()
 
 
 @contextlib.contextmanager
 def _download_in_process(sources: Sequence[RemoteSource]) -> Iterator[None]:
-    """What this process copies of ``sources`` meanwhile, a process of its own downloads. Readers forked before do not
-    know of it, and need not: they are processes of their own."""
+    """Run this process's downloads of ``sources`` in a `DownloadProcess`; workers forked earlier do not need it."""
     downloads = DownloadProcess()
     for source in sources:
         source.copies.downloads = downloads
@@ -172,7 +171,7 @@ def _download_in_process(sources: Sequence[RemoteSource]) -> Iterator[None]:
 
 def _local_rank(rank: int, world_size: int) -> tuple[int, int]:
     """This process's rank on its node, assuming consecutive ranks, and the number of processes on the node."""
-    if "LOCAL_RANK" not in os.environ:  # then each fetches for itself
+    if "LOCAL_RANK" not in os.environ:  # each process downloads for itself
         return 0, 1
     local_size = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")  # torchrun; deepspeed
     return int(os.environ["LOCAL_RANK"]), int(local_size or world_size - rank)

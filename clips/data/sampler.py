@@ -1,12 +1,12 @@
 """The sample order: pure functions of the seed, so that a run can resume from any step on any world size.
 
 Training reads one endless stream of positions 0, 1, 2, … Step s of global batch B reads positions s·B … (s+1)·B − 1,
-cut into equal, consecutive slices, one per process. `Order` computes the sample at a position without iterating over
-earlier ones.
+cut into equal, consecutive slices, one per process. `SampleOrder` computes the sample at a position without iterating
+over earlier ones.
 
-Where only a window of shards is shuffled at a time, a batch is cut into as many as 256 equal lanes, a window's samples
-likewise, and a lane of the batch reads one of those parts: a node, whose processes read some of the lanes, needs only
-their shards. The lanes do not depend on the number of processes.
+With a window (`data.shuffle_buffer_shards`), a batch is cut into up to 256 equal stripes and the window's samples into
+as many parts, and each stripe reads one part. A node reads some of the stripes and therefore needs only the shards of
+their parts. The stripes do not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from fractions import Fraction
 
 import numpy as np
 
-_ORDER, _SAMPLE, _DEAL = 0, 1, 2  # separate streams of random numbers
-_CYCLE = 1000  # after this many samples of a lane a mixture matches its weights
-_LANES = 256  # at most: of eight processes on each of 32 machines each has its own
+_ORDER, _SAMPLE, _MIXTURE = 0, 1, 2  # separate streams of random numbers
+_CYCLE = 1000  # after this number of samples of a stripe a mixture matches its weights
+_MAX_STRIPES = 256  # one for each of 8 processes on 32 nodes
 
 
 @dataclass(frozen=True)
 class SamplePosition:
-    """What is at a position: a sample's index, and how often its source was gone through before."""
+    """The sample at a position: its index, and the number of completed passes over its source."""
 
     index: int
     epoch: int
@@ -35,11 +35,10 @@ class SamplePosition:
 class SampleOrder:
     """The order of one source or several.
 
-    Without weights the sources are one sequence; epoch after epoch, each sample occurs once, in a new order. With
-    weights, each source is a stream of its own. After every 1,000 samples of a lane (without lanes: every 1,000
-    positions) its count equals its weight's share of all so far, rounded to whole samples; rarer sources are rounded
-    first, and the most frequent one gets the rest. Lanes round at different positions, so that their sum matches the
-    weights as well.
+    Without weights the sources are one sequence; each sample occurs once per epoch, in a new order. With weights, each
+    source is a separate stream. After every 1,000 samples of a stripe (without stripes: every 1,000 positions) its
+    count is proportional to its weight, rounded to integers; rarer sources are rounded first, and the most frequent one
+    gets the remainder. Stripes round at different positions, so that their sum matches the weights as well.
 
     Args:
         blocks: for each source, the sample counts of its shards.
@@ -47,7 +46,7 @@ class SampleOrder:
         seed: seed of the order.
         window: number of shards that are shuffled together; None shuffles all samples of an epoch, which takes 8 bytes
             each.
-        batch_size: positions of one step over all processes; only the order with a window depends on it.
+        batch_size: positions of one step over all processes; the order depends on it only with a window.
     """
 
     def __init__(
@@ -60,41 +59,36 @@ class SampleOrder:
         batch_size: int = 1,
     ) -> None:
         self.seed, self.window, self.batch_size = seed, window, batch_size
-        self.lanes = math.gcd(batch_size, _LANES) if window else 1
-        self._width = batch_size // self.lanes  # of a lane: positions of a step
+        self.stripes = math.gcd(batch_size, _MAX_STRIPES) if window else 1
+        self._width = batch_size // self.stripes  # of a stripe: positions of a step
         self.samples = sum(map(sum, blocks))
         if weights is None:
             blocks = [[size for source in blocks for size in source]]
         self._streams = [
-            _Stream(sizes, (seed, number), window, self.lanes, batch_size) for number, sizes in enumerate(blocks)
+            _Stream(sizes, (seed, number), window, self.stripes, batch_size) for number, sizes in enumerate(blocks)
         ]
         self._starts = np.cumsum([0, *(stream.size for stream in self._streams)])
         self._first_blocks = np.cumsum([0, *(len(stream.blocks) for stream in self._streams)])
-        self._mixture = _Mixture(weights or [1.0], seed, self.lanes)
+        self._mixture = _Mixture(weights or [1.0], seed, self.stripes)
 
     @property
     def part(self) -> int:
-        """About how many samples a lane has of a window; of all samples where there are no windows."""
+        """The approximate number of samples in a stripe's part of a window; without windows, of all samples."""
         count = sum(len(stream.blocks) for stream in self._streams)
-        return int(self.samples * min(1, (self.window or count) / count)) // self.lanes
+        return int(self.samples * min(1, (self.window or count) / count)) // self.stripes
 
     def __len__(self) -> int:
-        """The number of samples, of all sources."""
+        """The number of samples of all sources."""
         return self.samples
 
     def at(self, position: int, *, ahead: int = 0) -> SamplePosition:
         """The sample at ``position``, or ``ahead`` samples further in the same source's stream."""
-        step, offset = divmod(position, self.batch_size)
-        lane, inside = divmod(offset, self._width)
-        source, count = self._source_at(lane, step * self._width + inside)
-        found = self._streams[source].at(count * self.lanes + lane + ahead)
+        step, in_batch = divmod(position, self.batch_size)
+        stripe, in_stripe = divmod(in_batch, self._width)
+        number = step * self._width + in_stripe
+        source, count = (0, number) if len(self._streams) == 1 else self._mixture.at(stripe, number)
+        found = self._streams[source].at(count * self.stripes + stripe + ahead)
         return SamplePosition(found.index + int(self._starts[source]), found.epoch)
-
-    def _source_at(self, lane: int, number: int) -> tuple[int, int]:
-        """Which source sample ``number`` of a lane is from, and how many of the lane's before it are too."""
-        if len(self._streams) == 1:
-            return 0, number
-        return self._mixture.at(lane, number)
 
     def shards_near(self, step: int, last: int, share: tuple[float, float] = (0, 1)) -> tuple[list[int], list[int]]:
         """The shards (indices over all sources) of the windows read at ``step``, and of the next ones.
@@ -108,185 +102,175 @@ class SampleOrder:
         """
         now: list[int] = []
         later: list[int] = []
-        lanes = range(math.floor(share[0] * self.lanes), math.ceil(share[1] * self.lanes))
-        for number, (stream, first) in enumerate(zip(self._streams, self._first_blocks, strict=False)):
-            start = self._counts(number, lanes, step * self._width).min()
-            end = self._counts(number, lanes, last * self._width).max()
-            for found, blocks in zip((now, later), stream.windows_from(int(start), int(end), lanes), strict=True):
-                found += [int(first) + block for block in blocks]
+        stripes = range(math.floor(share[0] * self.stripes), math.ceil(share[1] * self.stripes))
+        for source, (stream, first) in enumerate(zip(self._streams, self._first_blocks, strict=False)):
+            start = self._counts(source, stripes, step * self._width).min()
+            end = self._counts(source, stripes, last * self._width).max()
+            for shards, blocks in zip((now, later), stream.windows_from(int(start), int(end), stripes), strict=True):
+                shards += [int(first) + block for block in blocks]
         return now, later
 
-    def _counts(self, source: int, lanes: range, number: int) -> np.ndarray:
-        """How many of each lane's first ``number`` samples are from ``source``."""
+    def _counts(self, source: int, stripes: range, number: int) -> np.ndarray:
         if len(self._streams) == 1:
-            return np.full(len(lanes), number)
-        return self._mixture.counts(source, lanes, number)
+            return np.full(len(stripes), number)
+        return self._mixture.counts(source, stripes, number)
 
-    def generator(self, place: SamplePosition) -> np.random.Generator:
-        """Random numbers for drawing captions and crops: the same for the same sample in the same epoch."""
-        return np.random.default_rng([_SAMPLE, self.seed, place.epoch, place.index])
+    def generator(self, sample: SamplePosition) -> np.random.Generator:
+        """Random numbers for captions and augmentation, the same for the same sample in the same epoch."""
+        return np.random.default_rng([_SAMPLE, self.seed, sample.epoch, sample.index])
 
 
 class _Stream:
-    """Every sample of one sequence of shards once per epoch; its positions are assigned to the lanes round-robin."""
+    """Each sample of a sequence of shards once per epoch; positions are assigned to the stripes round-robin."""
 
     def __init__(
-        self, blocks: Sequence[int], seed: tuple[int, int], window: int | None, lanes: int, batch_size: int
+        self, blocks: Sequence[int], seed: tuple[int, int], window: int | None, stripes: int, batch_size: int
     ) -> None:
         self.blocks = np.asarray(blocks, dtype=np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.blocks)[:-1]])
         self.size = int(self.blocks.sum())
         self.seed = seed
-        self.window, self.lanes, self.batch_size = window, lanes, batch_size
-        # DataLoader workers get the stream without its memory.
+        self.window, self.stripes, self.batch_size = window, stripes, batch_size
+        # DataLoader workers get the stream without these caches.
         self._plan = functools.lru_cache(maxsize=2)(self._make_plan)
-        spanned = 0 if window is None else batch_size * len(self.blocks) // max(1, window * self.size)  # by a batch
-        self._shuffled = functools.lru_cache(maxsize=4 + spanned)(self._shuffle)
-        self._whole = functools.lru_cache(maxsize=2)(functools.partial(_permutation, self.size, *self.seed))
+        windows = 0 if window is None else batch_size * len(self.blocks) // max(1, window * self.size)  # in a batch
+        self._shuffled = functools.lru_cache(maxsize=4 + windows)(self._shuffle)
+        self._permuted = functools.lru_cache(maxsize=2)(functools.partial(_permutation, self.size, *self.seed))
 
     def __reduce__(self) -> tuple[type[_Stream], tuple[list[int], tuple[int, int], int | None, int, int]]:
-        return _Stream, (self.blocks.tolist(), self.seed, self.window, self.lanes, self.batch_size)
+        return _Stream, (self.blocks.tolist(), self.seed, self.window, self.stripes, self.batch_size)
 
     def at(self, position: int) -> SamplePosition:
-        epoch, place = divmod(position, self.size)
+        epoch, offset = divmod(position, self.size)
         if self.window is None:
-            return SamplePosition(int(self._whole(epoch)[place]), epoch)
-        number, start, _ = self._window_at(epoch, place)
-        return SamplePosition(int(self._shuffled(epoch, number)[place - start]), epoch)
+            return SamplePosition(int(self._permuted(epoch)[offset]), epoch)
+        window, start, _ = self._window_at(epoch, offset)
+        return SamplePosition(int(self._shuffled(epoch, window)[offset - start]), epoch)
 
-    def windows_from(self, count: int, end: int, lanes: range) -> tuple[list[int], list[int]]:
-        """The shards of ``lanes`` in the window of their sample ``count``, and in the next one.
+    def windows_from(self, count: int, end: int, stripes: range) -> tuple[list[int], list[int]]:
+        """The shards of ``stripes`` in the window of their sample ``count``, and in the next one.
 
         The latter is empty if it begins after their sample ``end``.
         """
-        epoch, place = divmod(count * self.lanes + lanes.start, self.size)
-        number, _, stop = self._window_at(epoch, place)
-        after = (epoch, number + 1) if stop < self.size else (epoch + 1, 0)
-        is_read = epoch * self.size + stop < end * self.lanes
-        return self._blocks_of(epoch, number, lanes), self._blocks_of(*after, lanes) if is_read else []
+        epoch, offset = divmod(count * self.stripes + stripes.start, self.size)
+        window, _, stop = self._window_at(epoch, offset)
+        following = (epoch, window + 1) if stop < self.size else (epoch + 1, 0)
+        is_read = epoch * self.size + stop < end * self.stripes
+        return self._blocks_of(epoch, window, stripes), self._blocks_of(*following, stripes) if is_read else []
 
-    def _window_at(self, epoch: int, place: int) -> tuple[int, int, int]:
-        """The index of the window that contains ``place``, and its start and end within the epoch."""
+    def _window_at(self, epoch: int, offset: int) -> tuple[int, int, int]:
+        """The index of the window that contains ``offset``, and its start and end within the epoch."""
         _, ends = self._plan(epoch)
-        number = int(np.searchsorted(ends, place, side="right"))
-        return number, int(ends[number - 1]) if number else 0, int(ends[number])
+        window = int(np.searchsorted(ends, offset, side="right"))
+        return window, int(ends[window - 1]) if window else 0, int(ends[window])
 
-    def _blocks_of(self, epoch: int, number: int, lanes: range | None = None) -> list[int]:
-        """The shards of a window, or those that the parts of ``lanes`` are in."""
+    def _blocks_of(self, epoch: int, window: int, stripes: range | None = None) -> list[int]:
+        """The shards of a window, or those that contain the parts of ``stripes``."""
         order, ends = self._plan(epoch)
         assert self.window is not None
-        blocks = order[number * self.window : (number + 1) * self.window]
-        if lanes is not None:
-            parts = self._parts(epoch, int(ends[number - 1]) if number else 0, int(ends[number]))
+        blocks = order[window * self.window : (window + 1) * self.window]
+        if stripes is not None:
+            parts = self._parts(epoch, int(ends[window - 1]) if window else 0, int(ends[window]))
             block_ends = np.cumsum(self.blocks[blocks])
-            first, last = parts[lanes.start], parts[lanes.stop]
+            first, last = parts[stripes.start], parts[stripes.stop]
             blocks = blocks[(block_ends > first) & (block_ends - self.blocks[blocks] < last)]
         return [int(block) for block in blocks]
 
     def _parts(self, epoch: int, start: int, stop: int) -> np.ndarray:
-        """Where each lane's part begins among the samples of a window, block after block; and where the last ends."""
+        """The start of each stripe's part among the samples of a window, and the end of the last part."""
         first, last = epoch * self.size + start, epoch * self.size + stop
-        lanes = np.arange(self.lanes)
-        return np.concatenate([[0], np.cumsum((last - lanes - 1) // self.lanes - (first - lanes - 1) // self.lanes)])
+        stripes = np.arange(self.stripes)
+        return np.concatenate(
+            [[0], np.cumsum((last - stripes - 1) // self.stripes - (first - stripes - 1) // self.stripes)]
+        )
 
     def _make_plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The blocks in this epoch's order, and where each window of them ends among the positions."""
+        """The shards in this epoch's order, and the end of each window in samples."""
         order = _permutation(len(self.blocks), *self.seed, epoch)
         ends = np.cumsum(self.blocks[order])
         assert self.window is not None
         last = np.arange(self.window - 1, len(order) + self.window - 1, self.window).clip(max=len(order) - 1)
         return order, ends[last]
 
-    def _shuffle(self, epoch: int, number: int) -> np.ndarray:
-        """The samples of one window in order: each lane's part shuffled separately, and the lanes interleaved."""
-        chosen = self._blocks_of(epoch, number)
-        samples = np.concatenate([self.starts[block] + np.arange(self.blocks[block]) for block in chosen])
+    def _shuffle(self, epoch: int, window: int) -> np.ndarray:
+        """The samples of a window in order: each stripe's part shuffled separately, and the stripes interleaved."""
+        blocks = self._blocks_of(epoch, window)
+        samples = np.concatenate([self.starts[block] + np.arange(self.blocks[block]) for block in blocks])
         _, ends = self._plan(epoch)
-        stop = int(ends[number])
-        start, rng = stop - len(samples), np.random.default_rng([_ORDER, *self.seed, epoch, number])
+        stop = int(ends[window])
+        start, rng = stop - len(samples), np.random.default_rng([_ORDER, *self.seed, epoch, window])
         parts = self._parts(epoch, start, stop)
         shuffled = np.empty_like(samples)
-        for lane in range(self.lanes):
-            first = (lane - epoch * self.size - start) % self.lanes
-            shuffled[first :: self.lanes] = rng.permutation(samples[parts[lane] : parts[lane + 1]])
+        for stripe in range(self.stripes):
+            first = (stripe - epoch * self.size - start) % self.stripes
+            shuffled[first :: self.stripes] = rng.permutation(samples[parts[stripe] : parts[stripe + 1]])
         return shuffled
 
 
 def _permutation(size: int, seed: int, stream: int, epoch: int) -> np.ndarray:
     order = np.random.default_rng([_ORDER, seed, epoch, *([stream] if stream else [])]).permutation(size)
-    return order.astype(np.int32) if size < 2**31 else order  # every reader holds it
+    return order.astype(np.int32) if size < 2**31 else order  # every worker holds it in memory
 
 
 class _Mixture:
-    """The source of each sample of a lane, in proportions that are exact in the long run.
+    """The source of each sample of a stripe, in proportions that are exact in the long run."""
 
-    Args:
-        weights: of the sources, relative to each other.
-        seed: seed of the order.
-        lanes: number of lanes.
-    """
-
-    def __init__(self, weights: Sequence[float], seed: int, lanes: int) -> None:
-        self.weights, self.seed, self.lanes = list(weights), seed, lanes
-        self._sources = functools.lru_cache(maxsize=4)(self._deal)
+    def __init__(self, weights: Sequence[float], seed: int, stripes: int) -> None:
+        self.weights, self.seed, self.stripes = list(weights), seed, stripes
+        self._sources = functools.lru_cache(maxsize=4)(self._assign)
         self._totals = functools.lru_cache(maxsize=8)(self._count)
 
     def __reduce__(self) -> tuple[type[_Mixture], tuple[list[float], int, int]]:
-        return _Mixture, (self.weights, self.seed, self.lanes)  # without its memory
+        return _Mixture, (self.weights, self.seed, self.stripes)  # without the caches
 
-    def at(self, lane: int, number: int) -> tuple[int, int]:
-        """Which source sample ``number`` of ``lane`` is from, and how many of the lane's before it are too."""
-        cycle, place = divmod(number, _CYCLE)
-        dealt = self._sources(cycle)[lane]
-        source = int(dealt[place])
-        return source, int(self._totals(cycle)[source, lane]) + int(np.count_nonzero(dealt[:place] == source))
+    def at(self, stripe: int, number: int) -> tuple[int, int]:
+        """The source of sample ``number`` of ``stripe``, and the number of earlier samples from it in the stripe."""
+        cycle, offset = divmod(number, _CYCLE)
+        assigned = self._sources(cycle)[stripe]
+        source = int(assigned[offset])
+        return source, int(self._totals(cycle)[source, stripe]) + int(np.count_nonzero(assigned[:offset] == source))
 
-    def counts(self, source: int, lanes: range, number: int) -> np.ndarray:
-        """How many of each lane's first ``number`` samples are from ``source``."""
-        cycle, place = divmod(number, _CYCLE)
-        chosen = slice(lanes.start, lanes.stop)
-        dealt = self._sources(cycle)[chosen, :place]
-        return self._totals(cycle)[source, chosen] + (dealt == source).sum(axis=1)
+    def counts(self, source: int, stripes: range, number: int) -> np.ndarray:
+        """How many of each stripe's first ``number`` samples are from ``source``."""
+        cycle, offset = divmod(number, _CYCLE)
+        rows = slice(stripes.start, stripes.stop)
+        assigned = self._sources(cycle)[rows, :offset]
+        return self._totals(cycle)[source, rows] + (assigned == source).sum(axis=1)
 
     def _count(self, cycle: int) -> np.ndarray:
-        """Number of each lane's samples before ``cycle`` from each source, (sources, lanes).
-
-        Integer arithmetic throughout: a weight is a decimal fraction as written, for any number of samples. Each
-        source's count never falls from cycle to cycle, since it is a rounded share of the remainder after the rarer
-        ones.
-        """
-        left = [cycle * _CYCLE] * self.lanes
+        """Number of each stripe's samples before ``cycle`` from each source, (sources, stripes)."""
+        # Exact arithmetic, for any number of samples: a weight is the decimal fraction that the config states. No
+        # source's count decreases from cycle to cycle: it is a rounded ratio of the remainder after the rarer sources.
+        remaining = [cycle * _CYCLE] * self.stripes
         weights = [Fraction(str(float(weight))) for weight in self.weights]
-        found = np.zeros((len(weights), self.lanes), dtype=np.int64)
+        counts = np.zeros((len(weights), self.stripes), dtype=np.int64)
         *rarer, last = sorted(range(len(weights)), key=weights.__getitem__)
-        rest = sum(weights, Fraction(0))
+        remaining_weight = sum(weights, Fraction(0))
         for number, source in enumerate(rarer, 1):
-            stride = int(0.618 * number % 1 * self.lanes) | 1  # each time other lanes round up, and not neighbors
-            phases = [2 * (lane * stride % self.lanes) + 1 for lane in range(self.lanes)]  # of 2 · lanes
-            part, whole = (weights[source] / rest).as_integer_ratio()
+            stride = int(0.618 * number % 1 * self.stripes) | 1  # each time other stripes round up, and not neighbors
+            phases = [2 * (stripe * stride % self.stripes) + 1 for stripe in range(self.stripes)]  # of 2 · stripes
+            numerator, denominator = (weights[source] / remaining_weight).as_integer_ratio()
             taken = [
-                (2 * self.lanes * part * room + whole * phase) // (2 * self.lanes * whole)
-                for room, phase in zip(left, phases, strict=True)
+                (2 * self.stripes * numerator * count + denominator * phase) // (2 * self.stripes * denominator)
+                for count, phase in zip(remaining, phases, strict=True)
             ]
-            found[source] = taken
-            left = [room - share for room, share in zip(left, taken, strict=True)]
-            rest -= weights[source]
-        found[last] = left
-        return found
+            counts[source] = taken
+            remaining = [count - share for count, share in zip(remaining, taken, strict=True)]
+            remaining_weight -= weights[source]
+        counts[last] = remaining
+        return counts
 
-    def _deal(self, cycle: int) -> np.ndarray:
-        """The sources of a cycle's samples, (lanes, samples).
-
-        Lanes have the same order but begin at different offsets, so that few positions of all lanes match the weights.
-        """
+    def _assign(self, cycle: int) -> np.ndarray:
+        """The sources of a cycle's samples, (stripes, samples)."""
+        # Stripes have the same order at different offsets: few positions of all stripes together match the weights.
         ends = np.cumsum(self._totals(cycle + 1) - self._totals(cycle), axis=0)
-        slots = np.random.default_rng([_DEAL, self.seed, cycle]).permutation(np.arange(_CYCLE))
-        starts = np.arange(self.lanes) * _CYCLE // self.lanes
+        slots = np.random.default_rng([_MIXTURE, self.seed, cycle]).permutation(np.arange(_CYCLE))
+        starts = np.arange(self.stripes) * _CYCLE // self.stripes
         slots = slots[(starts[:, None] + np.arange(_CYCLE)) % _CYCLE]
-        dealt = np.zeros(slots.shape, dtype=np.int16)
+        assigned = np.zeros(slots.shape, dtype=np.int16)
         for end in ends[:-1]:
-            dealt += slots >= end[:, None]
-        return dealt
+            assigned += slots >= end[:, None]
+        return assigned
 
 
 def step_positions(step: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> range:

@@ -1,4 +1,4 @@
-"""Index of a tar shard's samples: built once from the headers, small enough to hold for many shards."""
+"""Index of a tar shard's samples: built once from the headers, small enough to keep for many shards."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class ShardIndex:
 
     Args:
         keys: (samples,) names in UTF-8.
-        starts: (samples + 1,) start of each sample's files among all files.
-        kinds: (files,) each file's index in ``extensions``.
+        starts: (samples + 1,) index of each sample's first file.
+        kinds: (files,) index of each file's extension.
         spans: (files, 2) offset and size of each file's bytes.
-        extensions: (file types,) in UTF-8.
+        extensions: (distinct extensions,) in UTF-8.
     """
 
     keys: np.ndarray
@@ -38,13 +38,13 @@ class ShardIndex:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def key(self, place: int) -> str:
+    def key(self, sample: int) -> str:
         """The name of a sample."""
-        return bytes(self.keys[place]).decode(errors="backslashreplace")
+        return bytes(self.keys[sample]).decode(errors="backslashreplace")
 
-    def files(self, place: int) -> dict[str, tuple[int, int]]:
+    def files(self, sample: int) -> dict[str, tuple[int, int]]:
         """A sample's files by extension, see `Spans`."""
-        first, last = self.starts[place : place + 2]
+        first, last = self.starts[sample : sample + 2]
         names = (bytes(self.extensions[kind]).decode(errors="backslashreplace") for kind in self.kinds[first:last])
         return dict(zip(names, map(tuple, self.spans[first:last].tolist()), strict=True))
 
@@ -59,16 +59,16 @@ INDEX_READ_ERRORS = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile
 
 
 def load_index(path: Path) -> ShardIndex:
-    """What `ShardIndex.save` wrote; one of `UNREADABLE_INDEX` of anything else."""
+    """Read the output of `ShardIndex.save`; raises one of `INDEX_READ_ERRORS` for anything else."""
     with np.load(path) as arrays:
         return ShardIndex(**{field.name: arrays[field.name] for field in dataclasses.fields(ShardIndex)})
 
 
 def index_shard(shard: Path) -> ShardIndex:
-    """The samples of a local shard; of a truncated one those before the cut, with a warning.
+    """The samples of a local shard; of a truncated shard the complete ones, with a warning.
 
     Raises:
-        UserError: the shard is missing, or no tar.
+        UserError: the shard is missing, or not a tar.
     """
     index = index_tar(shard, allow_cut=True)
     files: dict[str, dict[str, tuple[int, int]]] = {}
@@ -76,7 +76,7 @@ def index_shard(shard: Path) -> ShardIndex:
         key, extension = _split_name(name)
         files.setdefault(key, {})[extension] = span
     if index.cut:
-        files.popitem()  # of the last one something may be missing
+        files.popitem()  # the last sample may be incomplete
         if not files:
             raise UserError(f"{shard}: expected a whole tar; it is truncated in its first sample")
         log_info(f"{shard}: truncated; its first {len(files)} samples are used")
@@ -84,19 +84,19 @@ def index_shard(shard: Path) -> ShardIndex:
 
 
 def _as_arrays(files: Mapping[str, Spans]) -> ShardIndex:
-    extensions = dict.fromkeys(name for one in files.values() for name in one)
-    number = {extension: place for place, extension in enumerate(extensions)}
+    names = [extension for spans in files.values() for extension in spans]
+    kinds = {extension: kind for kind, extension in enumerate(dict.fromkeys(names))}
     return ShardIndex(
-        keys=np.array([_encoded(key) for key in files], dtype=np.bytes_),
+        keys=np.array(list(map(_encode, files)), dtype=np.bytes_),
         starts=np.cumsum([0, *map(len, files.values())], dtype=np.int32),
-        kinds=np.array([number[name] for one in files.values() for name in one], dtype=np.int32),
-        spans=np.array([span for one in files.values() for span in one.values()], dtype=np.int64).reshape(-1, 2),
-        extensions=np.array([_encoded(name) for name in number], dtype=np.bytes_),
+        kinds=np.array([kinds[name] for name in names], dtype=np.int32),
+        spans=np.array([span for spans in files.values() for span in spans.values()], dtype=np.int64).reshape(-1, 2),
+        extensions=np.array(list(map(_encode, kinds)), dtype=np.bytes_),
     )
 
 
-def _encoded(name: str) -> bytes:
-    return name.encode(errors="surrogateescape")  # tarfile's way with names that are not UTF-8
+def _encode(name: str) -> bytes:
+    return name.encode(errors="surrogateescape")  # as tarfile decodes names that are not UTF-8
 
 
 def _split_name(name: str) -> tuple[str, str]:

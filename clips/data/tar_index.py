@@ -1,4 +1,4 @@
-"""Random access into tar files: the position of each member's bytes, found once by reading the headers."""
+"""Random access to tar files: the offset of each member's bytes, read once from the headers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from clips.errors import UserError
 
 MAX_MEMBER_BYTES = 256 * 2**20
-"""Of a member that is read into memory; no image or text is as large."""
+"""Maximum size of a member that is read into memory; images and texts are smaller."""
 _BLOCK = 512
 
 
@@ -30,7 +30,7 @@ class TarIndex:
     cut: bool = False
 
     def read(self, name: str) -> bytes:
-        """The content of member ``name``; FileNotFoundError where there is none."""
+        """The content of member ``name``. Raises FileNotFoundError."""
         try:
             offset, size = self.members[name]
         except KeyError:
@@ -39,7 +39,7 @@ class TarIndex:
 
 
 def read_byte_range(path: Path, offset: int, size: int) -> bytes:
-    """``size`` bytes of a file from ``offset`` on; OSError where they are more than ``MAX_MEMBER_BYTES``."""
+    """``size`` bytes of a file from ``offset``. Raises OSError for more than ``MAX_MEMBER_BYTES``."""
     if size > MAX_MEMBER_BYTES:
         raise OSError(f"{size / 2**20:,.0f} MB, expected at most {MAX_MEMBER_BYTES // 2**20}")
     descriptor = os.open(path, os.O_RDONLY)
@@ -66,7 +66,7 @@ def index_tar(path: str | Path, *, allow_cut: bool = False) -> TarIndex:
         size = path.stat().st_size
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                if member.size < 0:  # it would lead back to the same position in an endless loop
+                if member.size < 0:  # would cause an endless loop
                     raise tarfile.ReadError("a member of negative size")
                 end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
                 if member.isreg() and member.offset_data + member.size <= size:

@@ -29,11 +29,11 @@ def read_json_lines(
 
     Args:
         path: the file.
-        texts: keys that every object must have, with a text that is not empty.
+        texts: keys that every object must have, with a nonempty string.
         others: keys that every object must have.
 
     Raises:
-        UserError: it is missing, or a line is no such object.
+        UserError: the file is missing, or a line is not an object with these keys.
     """
     if not path.is_file():
         raise UserError(f"{path}: expected a file, got a directory" if path.is_dir() else f"{path}: no such file")
@@ -46,7 +46,7 @@ def read_json_lines(
 
 
 def parse_object(content: bytes, where: str) -> dict[str, Any]:
-    """The JSON object in ``content``; UserError with ``where`` if it is none."""
+    """The JSON object in ``content``; UserError with ``where`` for anything else."""
     try:
         value = safe_json_loads(content)
     except ValueError as error:
@@ -57,7 +57,7 @@ def parse_object(content: bytes, where: str) -> dict[str, Any]:
 
 
 def check_keys(row: Any, where: str, *, texts: Sequence[str], others: Sequence[str] = ()) -> None:
-    """Reject values that are no object with these keys; those in ``texts`` must be non-empty strings."""
+    """Reject values that are not objects with these keys; the values of ``texts`` must be nonempty strings."""
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected a JSON object, got {row!r:.80}")
     for key in (*texts, *others):
@@ -68,16 +68,12 @@ def check_keys(row: Any, where: str, *, texts: Sequence[str], others: Sequence[s
 
 
 def read_text_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 file with any of the three line endings; a byte order mark is removed.
-
-    Raises:
-        UserError: it is missing, or not UTF-8; the latter with line and byte.
-    """
+    """The lines of a UTF-8 file. Raises UserError if it is missing or not UTF-8."""
     return text_lines(_content(path), str(path))
 
 
 def text_lines(content: bytes, where: str) -> list[str]:
-    """The same of a file's content; ``where`` names the file in messages."""
+    """The lines of UTF-8 text with any line endings, without a byte order mark; ``where`` names it in errors."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -1,6 +1,6 @@
 """Files named by untrusted data: below an allowed directory, or at an allowed URL.
 
-A user's config may name any fsspec URL, or a command; a table from the web may not.
+A user's config may name any fsspec URL or a command; a table from the web may not.
 """
 
 from __future__ import annotations
@@ -9,23 +9,23 @@ import os
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 MAX_BYTES = 64 * 2**20
-"""Of a file that is fetched; photos of 100 megapixels have about 40 MB."""
+"""Maximum size of a downloaded file; photos of 100 megapixels have about 40 MB."""
 TIMEOUT_SECONDS = 60
-"""Seconds that fetching one may take."""
+"""Maximum duration of a download."""
 _STORES = ("s3", "gs", "gcs", "hf")  # object stores: the user's own credentials decide about access
 
 
 class ForbiddenReferenceError(Exception):
-    """Data name a file that is not allowed; the message is a short reason, the same for all of a kind.
+    """Data name a file that is not allowed; the message is one of a few short reasons.
 
     Args:
-        reason: why.
+        reason: the message.
         setting: the setting of a training data source that would allow it; None if there is none.
     """
 
@@ -34,76 +34,73 @@ class ForbiddenReferenceError(Exception):
         self.setting = setting
 
 
-def read_untrusted(name: str, folders: list[Path], *, allow_private_network: bool = False) -> bytes:
+def read_untrusted(name: str, directories: list[Path], *, allow_private_network: bool = False) -> bytes:
     """The content of a file named by data.
 
     Args:
         name: a path (relative to the first directory), a ``file://`` URL, or one of http, https, s3, gs, hf.
-        folders: allowed directories of paths; symlinks that the user put there are followed.
+        directories: allowed directories of paths; symlinks in them are followed.
         allow_private_network: whether a URL may lead to this host or a private network.
 
     Raises:
-        NotAllowedError: a path outside, a command, another URL scheme or a private network; too large.
-        OSError: it does not exist, or cannot be reached.
-        ValueError: it is no path.
+        ForbiddenReferenceError: a path outside, a command, another URL scheme, a private network, or too large a file.
+        OSError: the file does not exist, or cannot be reached.
+        ValueError: not a path.
     """
     scheme, mark, rest = name.partition("://")
     if name.startswith("pipe:"):
         raise ForbiddenReferenceError("a command where an image is expected")
     if not mark:
-        return _inside(name, folders).read_bytes()
+        return _resolve_path(name, directories).read_bytes()
     if scheme == "file":
-        return _inside(urllib.request.url2pathname(urllib.parse.urlsplit(name).path), folders).read_bytes()
+        return _resolve_path(urllib.request.url2pathname(urllib.parse.urlsplit(name).path), directories).read_bytes()
     if scheme in {"http", "https"}:
-        return _fetched(name, allow_private_network=allow_private_network)
+        return _download(name, allow_private_network=allow_private_network)
     if scheme in _STORES and "::" not in rest:  # which would be a chain of file systems
         import fsspec
 
         with fsspec.open(name) as file:
-            return _at_most(file.read)
-    raise ForbiddenReferenceError("an address of another kind than http, https, s3, gs, hf or file")
+            return _read_limited(file.read)
+    raise ForbiddenReferenceError("a URL with a scheme other than http, https, s3, gs, hf or file")
 
 
-def _inside(name: str, folders: list[Path]) -> Path:
-    """The path of ``name``, resolved lexically, so that symlinks inside a directory stay usable.
-
-    The directory itself may be behind a symlink; then both of its names are accepted.
-    """
-    wanted = os.path.normpath(name)  # pathlib does not take ".." away
-    if not Path(wanted).is_absolute():
-        if Path(wanted).parts[:1] != (os.pardir,):
-            return folders[0] / wanted
-    elif any(Path(wanted).is_relative_to(root) for folder in folders for root in _names_of(folder)):
-        return Path(wanted)
+def _resolve_path(name: str, directories: list[Path]) -> Path:
+    """The path of ``name``, resolved lexically, so that symlinks inside a directory stay usable."""
+    path = Path(os.path.normpath(name))  # pathlib does not remove ".."
+    if not path.is_absolute():
+        if path.parts[:1] != (os.pardir,):
+            return directories[0] / path
+    elif any(path.is_relative_to(root) for directory in directories for root in _absolute_names(directory)):
+        return path
     raise ForbiddenReferenceError("a path outside the directory of images", "image_root")
 
 
-def _names_of(folder: Path) -> Iterator[str]:
-    yield os.path.abspath(folder)  # noqa: PTH100  which takes ".." away
-    yield os.path.realpath(folder)
+def _absolute_names(directory: Path) -> tuple[str, str]:
+    """Both names of a directory that may be behind a symlink."""
+    return os.path.abspath(directory), os.path.realpath(directory)  # noqa: PTH100  which removes ".."
 
 
-def _fetched(address: str, *, allow_private_network: bool) -> bytes:
+def _download(url: str, *, allow_private_network: bool) -> bytes:
     import aiohttp
     from fsspec.implementations.http import HTTPFileSystem
 
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
     system = HTTPFileSystem(
-        client_kwargs={"timeout": timeout}, get_client=_any_client if allow_private_network else _client
+        client_kwargs={"timeout": timeout}, get_client=_unrestricted_client if allow_private_network else _public_client
     )
     try:
-        with system.open(address, "rb", block_size=0) as file:
-            return _at_most(file.read)
+        with system.open(url, "rb", block_size=0) as file:
+            return _read_limited(file.read)
     except (OSError, aiohttp.ClientError, TimeoutError) as error:
         cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, _OwnNetworkError):
+        while cause is not None and not isinstance(cause, _PrivateNetworkError):
             cause = cause.__cause__ or cause.__context__
         raise (
             OSError(str(error)) if cause is None else ForbiddenReferenceError(str(cause), "allow_private_network")
         ) from None
 
 
-def _at_most(read: Callable[[int], bytes]) -> bytes:
+def _read_limited(read: Callable[[int], bytes]) -> bytes:
     content = bytearray()
     while len(content) <= MAX_BYTES and (piece := read(2**20)):
         content += piece
@@ -112,25 +109,25 @@ def _at_most(read: Callable[[int], bytes]) -> bytes:
     return bytes(content)
 
 
-class _OwnNetworkError(OSError):
+class _PrivateNetworkError(OSError):
     pass
 
 
-def _outside_socket(info: tuple[Any, ...]) -> socket.socket:
-    """A socket for one checked address, regardless of names, redirections and the time of resolution."""
+def _public_socket(info: tuple[Any, ...]) -> socket.socket:
+    """A socket for a resolved address, checked after name resolution and for each redirect."""
     family, kind, protocol, _, where = info
     if not ip_address(where[0].partition("%")[0]).is_global:
-        raise _OwnNetworkError("an address of this machine or a private network")
+        raise _PrivateNetworkError("an address of this host or a private network")
     return socket.socket(family, kind, protocol)
 
 
-async def _client(**options: Any) -> Any:
+async def _public_client(**options: Any) -> Any:
     import aiohttp
 
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(socket_factory=_outside_socket), **options)
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(socket_factory=_public_socket), **options)
 
 
-async def _any_client(**options: Any) -> Any:
+async def _unrestricted_client(**options: Any) -> Any:
     import aiohttp
 
     return aiohttp.ClientSession(**options)

@@ -20,7 +20,7 @@ from clips.recaption.recaption_config import RecaptionConfig
 
 @dataclasses.dataclass(frozen=True)
 class GeneratedCaption:
-    """The model's output for an image: its text, number of tokens, and whether it ended with EOS."""
+    """The model's output for an image: its text, number of tokens, and whether it ends with EOS."""
 
     text: str
     tokens: int
@@ -31,7 +31,7 @@ class CaptionModel:
     """A model with its processor, on this process's device.
 
     Raises:
-        UserError: a module of ``imports`` is missing, the model cannot be loaded, or weights of it are missing.
+        UserError: a module of ``import_modules`` is missing, or the model or its weights cannot be loaded.
     """
 
     def __init__(self, config: RecaptionConfig) -> None:
@@ -44,22 +44,20 @@ class CaptionModel:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-        half = config.precision == "bf16" or (
-            config.precision == "auto" and device != "cpu" and torch.cuda.is_bf16_supported()
-        )
-        dtype = torch.bfloat16 if half else torch.float32
+        supports_bf16 = device != "cpu" and torch.cuda.is_bf16_supported()
+        uses_bf16 = config.precision == "bf16" or (config.precision == "auto" and supports_bf16)
+        dtype = torch.bfloat16 if uses_bf16 else torch.float32
         what = f"model: {config.model}"
         loaded = load_pretrained(AutoModelForImageTextToText, Path(config.model), what, dtype=dtype)
         self.model = loaded.to(device).eval()
         with library_errors_as_user_errors(f"{what}: its processor cannot be loaded"):
             self.processor = AutoProcessor.from_pretrained(config.model)
             self.tokenizer = self.processor.tokenizer
-            # The output is at the end of a row, so prompts end at the same position.
-            self.tokenizer.padding_side = "left"
+            self.tokenizer.padding_side = "left"  # so that all prompts end at the position where the output begins
             if self.tokenizer.pad_token_id is None:
                 self.tokenizer.pad_token = self.tokenizer.eos_token
         self.model.generation_config.pad_token_id = self.tokenizer.pad_token_id
-        self.ends = _end_tokens(self.model.generation_config.eos_token_id, self.tokenizer.eos_token_id)
+        self.end_tokens = _end_tokens(self.model.generation_config.eos_token_id, self.tokenizer.eos_token_id)
 
     def prompt(self, text: str) -> str:
         """``text`` after one image, in the model's own template."""
@@ -70,44 +68,43 @@ class CaptionModel:
 
     @torch.inference_mode()
     def describe(
-        self, pictures: Sequence[Image.Image], prompts: Sequence[str], seed: int
+        self, images: Sequence[Image.Image], prompts: Sequence[str], seed: int
     ) -> list[list[GeneratedCaption]]:
-        """The model's captions of each image, ``config.captions`` each.
+        """Generate ``config.num_captions`` captions for each image.
 
         Args:
             images: RGB.
             prompts: one per image, from `prompt`.
-            seed: of the sampling: the same batch yields the same captions.
+            seed: seed of the sampling: the same batch yields the same captions.
         """
-        begins = str(self.tokenizer.bos_token or "")
+        bos = str(self.tokenizer.bos_token or "")
         inputs = self.processor(
             text=list(prompts),
-            images=[[image] for image in pictures],
+            images=[[image] for image in images],
             padding=True,
             return_tensors="pt",
-            add_special_tokens=not (begins and prompts[0].startswith(begins)),
+            add_special_tokens=not (bos and prompts[0].startswith(bos)),
         ).to(self.model.device, self.model.dtype)
         torch.manual_seed(seed)
-        made = self.model.generate(**inputs, **self._decoding())
-        given = inputs["input_ids"]
-        repeated = given.repeat_interleave(self.config.num_captions, dim=0)
-        if made.shape[1] >= given.shape[1] and torch.equal(made[:, : given.shape[1]], repeated):
-            made = made[:, given.shape[1] :]  # decoders repeat the prompt, encoder-decoders do not
-        said = [self._read(row) for row in made.tolist()]
-        count = self.config.num_captions
-        return [said[start : start + count] for start in range(0, len(said), count)]
+        output = self.model.generate(**inputs, **self._decoding())
+        count, length = self.config.num_captions, inputs["input_ids"].shape[1]
+        prompt_ids = inputs["input_ids"].repeat_interleave(count, dim=0)
+        if output.shape[1] >= length and torch.equal(output[:, :length], prompt_ids):
+            output = output[:, length:]  # decoders repeat the prompt, encoder-decoders do not
+        captions = [self._decode(row) for row in output.tolist()]
+        return [captions[start : start + count] for start in range(0, len(captions), count)]
 
     def _decoding(self) -> dict[str, Any]:
         common = {"max_new_tokens": self.config.max_new_tokens, "num_return_sequences": self.config.num_captions}
         if not self.config.temperature:
             return {**common, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        drawn = {"do_sample": True, "temperature": self.config.temperature, "top_p": self.config.top_p, "top_k": 0}
-        return {**common, **drawn}
+        sampling = {"do_sample": True, "temperature": self.config.temperature, "top_p": self.config.top_p, "top_k": 0}
+        return {**common, **sampling}
 
-    def _read(self, row: list[int]) -> GeneratedCaption:
-        end = next((place for place, token in enumerate(row) if token in self.ends), len(row))
-        text = self.tokenizer.decode(row[:end], skip_special_tokens=True)
-        return GeneratedCaption(text, min(end + 1, len(row)), ended=end < len(row))
+    def _decode(self, ids: list[int]) -> GeneratedCaption:
+        end = next((index for index, token in enumerate(ids) if token in self.end_tokens), len(ids))
+        text = self.tokenizer.decode(ids[:end], skip_special_tokens=True)
+        return GeneratedCaption(text, min(end + 1, len(ids)), ended=end < len(ids))
 
     def identity(self) -> dict[str, Any]:
         """The manifest entry of the model: its hash, or its commit on the Hub."""
@@ -118,4 +115,9 @@ class CaptionModel:
 
 
 def _end_tokens(*found: int | Sequence[int] | None) -> set[int]:
-    return {token for ends in found if ends is not None for token in ([ends] if isinstance(ends, int) else ends)}
+    return {
+        token
+        for end_tokens in found
+        if end_tokens is not None
+        for token in ([end_tokens] if isinstance(end_tokens, int) else end_tokens)
+    }

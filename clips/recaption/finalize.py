@@ -1,4 +1,4 @@
-"""Completion of a directory of captioned shards as a dataset: sizes, manifest and description."""
+"""Completion of a directory of captioned shards: sizes, manifest and dataset card."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 _MODEL = "model.json"
 
 
-def save_model_record(config: RecaptionConfig, describer: CaptionModel) -> None:
-    """Record the model until the dataset is complete."""
-    note = Path(config.output) / WORK_DIR / _MODEL
-    if not note.is_file():
-        atomic_write(note, json.dumps(describer.identity()))
+def save_model_record(config: RecaptionConfig, caption_model: CaptionModel) -> None:
+    """Record the model for `finalize_dataset`, which may run in another process."""
+    path = Path(config.output) / WORK_DIR / _MODEL
+    if not path.is_file():
+        atomic_write(path, json.dumps(caption_model.identity()))
 
 
 def finalize_dataset(config: RecaptionConfig, source: Source, shards: Sequence[str]) -> None:
-    """Complete ``config.output``, all of whose shards are there; another process may do the same at the same time."""
+    """Complete ``config.output``, all of whose shards exist; several processes may do so concurrently."""
     output = Path(config.output)
     try:
         counts = {name: _read(output, f"{name}.json") for name in shards}
@@ -40,34 +40,31 @@ def finalize_dataset(config: RecaptionConfig, source: Source, shards: Sequence[s
         if (output / MANIFEST).is_file():  # the other process was faster
             return
         raise
-    written = {name: count["written"] for name, count in counts.items()}
+    sizes = {name: count["written"] for name, count in counts.items()}
     dropped = sum((Counter(count["dropped"]) for count in counts.values()), Counter[str]())
     totals = {
-        "written": sum(written.values()),
+        "written": sum(sizes.values()),
         "tokens": sum(count["tokens"] for count in counts.values()),
         "dropped": dict(dropped.most_common()),
     }
     if config.output_format == "tar":
-        atomic_write(output / SIZES_FILE, json.dumps(written, indent=1) + "\n")
+        atomic_write(output / SIZES_FILE, json.dumps(sizes, indent=1) + "\n")
     atomic_write(output / "README.md", dataset_card(config, totals, model))
+    inputs = {"source": config.path, "model": config.model}
     write_manifest(
         output,
         kind="captions",
         config=config,
         seed=config.seed,
         data={"source": source.describe(), "model": model},
-        parents={
-            name: path
-            for name, path in (("source", config.path), ("model", config.model))
-            if (Path(path) / MANIFEST).is_file()
-        },
+        parents={name: path for name, path in inputs.items() if (Path(path) / MANIFEST).is_file()},
         known={name: count["file"] for name, count in counts.items()},
         identity=run,
         captions=totals,
     )
     shutil.rmtree(output / WORK_DIR, ignore_errors=True)
-    lost = "".join(f"; {count:,} × {reason}" for reason, count in totals["dropped"].items())
-    log_info(f"{output}: {totals['written']:,} captions in {len(shards):,} shards{lost}")
+    reasons = "".join(f"; {count:,} × {reason}" for reason, count in totals["dropped"].items())
+    log_info(f"{output}: {totals['written']:,} captions in {len(shards):,} shards{reasons}")
     log_info(f"train on it with {source_config_hint(config)}")
 
 
@@ -76,25 +73,24 @@ def _read(output: Path, name: str) -> Any:
 
 
 def source_config_hint(config: RecaptionConfig) -> str:
-    """The entry of ``data.sources`` that reads the captions back."""
+    """The entry of ``data.sources`` that reads the captions."""
+    output, web, synthetic = config.output, config.web_caption, config.caption_column
     if config.output_format == "tar":
-        return (
-            f"{{path: {config.output}, web_caption: {config.web_caption}, synthetic_caption: {config.caption_column}}}"
-        )
+        return f"{{path: {output}, web_caption: {web}, synthetic_caption: {synthetic}}}"
     return (
-        f"{{format: table, path: {config.output}, web_caption: {config.web_caption.lstrip('.')}, "
-        f"synthetic_caption: {config.caption_column}, image_root: the directory of images}}"
+        f"{{format: table, path: {output}, web_caption: {web.lstrip('.')}, "
+        f"synthetic_caption: {synthetic}, image_root: the directory of images}}"
     )
 
 
 def dataset_card(config: RecaptionConfig, totals: Mapping[str, Any], model: Mapping[str, Any]) -> str:
     """README.md of the dataset."""
-    drawn = f"drawn at temperature {config.temperature:g}, top p {config.top_p:g}" if config.temperature else "greedy"
+    sampled = f"sampled at temperature {config.temperature:g}, top p {config.top_p:g}"
+    decoding = sampled if config.temperature else "greedy"
     dropped = "".join(f"- {count:,} × {reason}\n" for reason, count in totals["dropped"].items()) or "- none\n"
-    used = "".join(
-        f"- {name} {version}\n" for name, version in library_versions().items() if version != "not installed"
-    )
-    quoted = config.prompt.replace("\n", "\n> ")
+    installed = {name: version for name, version in library_versions().items() if version != "not installed"}
+    libraries = "".join(f"- {name} {version}\n" for name, version in installed.items())
+    prompt = config.prompt.replace("\n", "\n> ")
     return f"""---
 task_categories:
 - image-to-text
@@ -104,17 +100,17 @@ tags:
 # Synthetic captions for `{config.path}`
 
 {totals["written"]:,} images, {totals["tokens"]:,} tokens of captions under `{config.caption_column}`, written by
-`{model["path"]}` ({model["class"]}), {drawn}, at most {config.max_new_tokens} tokens. It was asked:
+`{model["path"]}` ({model["class"]}), {decoding}, at most {config.max_new_tokens} tokens. The prompt:
 
-> {quoted}
+> {prompt}
 
 Read it with `clips train`, as an entry of `data.sources`:
 
     {source_config_hint(config)}
 
-Samples of the source that are not here:
+Dropped samples of the source:
 
 {dropped}
 Written with
 
-{used}"""
+{libraries}"""

@@ -1,4 +1,4 @@
-"""What `clips recaption` can be told."""
+"""The config of `clips recaption`."""
 
 from __future__ import annotations
 
@@ -12,42 +12,43 @@ from clips.data.sources import SourceConfig
 from clips.errors import UserError
 
 WEB_CAPTION_PLACEHOLDER = "{web}"
-_PART = re.compile(r"(\d+)/(\d+)")
+_SHARD = re.compile(r"(\d+)/(\d+)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecaptionConfig(SourceConfig):
-    """Write a synthetic caption for every image of a source, by any image-text model of transformers.
+    """Write a synthetic caption for every image of a source, with any image-text model of transformers.
 
     Args:
-        synthetic_caption: not read.
-        weight: not read.
-        model: the model's directory or its name on the Hugging Face hub (what ``AutoModelForImageTextToText`` loads).
+        synthetic_caption: ignored.
+        weight: ignored.
+        model: the model's directory or Hub repo id, for ``AutoModelForImageTextToText``.
         import_modules: Python modules to import first, so that transformers knows the model; a LLaVA of the bridge
             needs ``[llava_bridge]``.
         output: the directory to write.
-        output_format: tar: WebDataset shards with the same images, what was known of them, and the caption; parquet:
-            tables of key, image (path or address, where the source has one), the web caption and the caption.
+        output_format: tar: WebDataset shards with the same images and fields, and the caption; parquet: tables of key,
+            image (path or URL, if the source has it), web caption and caption.
         caption_column: the key or column that the caption is written to.
-        prompt: what the model is asked, through its own chat template; {web} stands for the web caption. A model
-            without a template gets it as it is.
-        batch_size: images that the model sees at once.
-        max_new_tokens: a caption is cut there.
-        temperature: 0 takes the most probable word each time; above, words are drawn.
-        top_p: they are drawn among the most probable that together have this probability.
-        num_captions: for each image; several need a temperature above 0, are written as a list, and training draws
-            one of them each time.
-        drop_incomplete_sentence: a caption that was cut loses its unfinished last sentence.
+        prompt: the prompt, formatted with the model's chat template if it has one; {web} is replaced by the web
+            caption.
+        batch_size: images per batch.
+        max_new_tokens: maximum length of a caption.
+        temperature: 0 is greedy decoding; above 0, tokens are sampled.
+        top_p: sample from the most probable tokens whose probabilities add up to this.
+        num_captions: number of captions per image; several need a temperature above 0 and are written as a list, of
+            which training samples one each time.
+        drop_incomplete_sentence: drop the incomplete last sentence of a truncated caption.
         min_words: shorter captions are dropped.
         max_words: longer captions are dropped; null keeps them.
-        max_image_size: larger images are shrunk to this many pixels for the model; those written stay as they are.
-        shard_size: most samples in one shard of the output; no shard has samples of two shards of the source.
-        shard: "3/64" is the third of 64 runs that share the work, for instance of a SLURM array. Under torchrun each
-            process takes its share by itself.
+        max_image_size: larger images are resized to this number of pixels for the model; the output has the originals.
+        shard_size: maximum number of samples in an output shard; none has samples of two shards of the source.
+        shard: "3/64" is the third of 64 runs that share the work, for instance of a SLURM array. Under torchrun, the
+            processes share the work of a run.
         num_workers: threads that read and decode images ahead.
-        precision: fp32 or bf16; auto is bf16 on a GPU that has it.
-        max_invalid_ratio: stop where a shard loses a larger share of its samples to bad images and dropped captions.
-        seed: of what is drawn.
+        precision: fp32 or bf16; auto is bf16 on a GPU that supports it.
+        max_invalid_ratio: stop if a shard loses more than this ratio of its samples to invalid images and dropped
+            captions.
+        seed: seed of the sampling.
     """
 
     synthetic_caption: str | None = None
@@ -76,40 +77,29 @@ class RecaptionConfig(SourceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in (
-            "batch_size",
-            "max_new_tokens",
-            "num_captions",
-            "min_words",
-            "max_image_size",
-            "shard_size",
-            "num_workers",
-        ):
+        counts = ("batch_size", "max_new_tokens", "num_captions", "min_words")
+        for name in (*counts, "max_image_size", "shard_size", "num_workers"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: expected 1 or more, got {getattr(self, name)}")
         if self.temperature < 0:
             raise UserError(f"temperature: expected 0 or more, got {self.temperature}")
         if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p: expected a share above 0 and at most 1, got {self.top_p}")
+            raise UserError(f"top_p: expected a ratio above 0 and at most 1, got {self.top_p}")
         if self.num_captions > 1 and not self.temperature:
-            raise UserError(
-                f"temperature: expected above 0 for {self.num_captions} captions of a picture, which are drawn"
-            )
+            raise UserError(f"temperature: expected above 0 for {self.num_captions} captions per image, got 0")
         if self.max_words is not None and self.max_words < self.min_words:
             raise UserError(f"max_words: expected {self.min_words} (min_words) or more, got {self.max_words}")
         if not 0 <= self.max_invalid_ratio <= 1:
-            raise UserError(f"max_invalid_ratio: expected a share from 0 to 1, got {self.max_invalid_ratio}")
+            raise UserError(f"max_invalid_ratio: expected a ratio from 0 to 1, got {self.max_invalid_ratio}")
         if self.caption_column == self.web_caption:
-            raise UserError(
-                f"caption_column: expected another name than the web caption's, got '{self.caption_column}'"
-            )
+            raise UserError(f"caption_column: expected a name other than the web caption's '{self.web_caption}'")
         self.share()
 
     def share(self) -> tuple[int, int]:
-        """(number, count): this process does every ``count``-th piece of work from ``number`` on."""
+        """(index, count): this process does every ``count``-th part of the work, starting with ``index``."""
         number, count = 1, 1
         if self.shard is not None:
-            match = _PART.fullmatch(self.shard)
+            match = _SHARD.fullmatch(self.shard)
             number, count = (int(match[1]), int(match[2])) if match else (0, 0)
             if not 1 <= number <= count:
                 raise UserError(f"shard: expected for instance 3/64, the third of 64, got '{self.shard}'")

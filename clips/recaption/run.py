@@ -4,14 +4,15 @@
     torchrun --nproc-per-node 8 -m clips.cli recaption --config recaption.yaml
     clips recaption --config recaption.yaml --shard $SLURM_ARRAY_TASK_ID/64       (a SLURM array 1-64)
 
-After an interruption the same command resumes with the missing shards. The last process to finish completes the
-directory: sizes.json, manifest.json and README.md.
+After an interruption the same command resumes with the missing shards. The last process to finish writes sizes.json,
+manifest.json and README.md.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,18 +39,18 @@ KIND = "captions"
 
 @dataclasses.dataclass(frozen=True)
 class LoadedSample:
-    """A usable sample of the source, its image ready for the model."""
+    """A valid sample of the source with its decoded image."""
 
     index: int
     sample: Sample
-    picture: Image.Image
+    image: Image.Image
 
 
 def run_recaption(config: RecaptionConfig) -> None:
-    """Carry out ``config``."""
+    """Run `clips recaption`."""
     source = open_source(config)
     shards = split_into_shards(shard_lengths(source), config.shard_size)
-    if not _begin(config, len(source)):
+    if not _start_or_resume(config, len(source)):
         log_info(f"{config.output}: done before")
         return
     number, count = config.share()
@@ -58,33 +59,30 @@ def run_recaption(config: RecaptionConfig) -> None:
     if missing:
         from clips.recaption.caption_model import CaptionModel
 
-        found = CaptionModel(config)
-        save_model_record(config, found)
+        caption_model = CaptionModel(config)
+        save_model_record(config, caption_model)
         with Progress("captioning", sum(shard.stop - shard.start for shard in missing), "samples") as progress:
             for group in groups:
                 if any(not _is_done(shard, config) for shard in group):
-                    _caption_group(group, source, found, config, progress)
-    left = sum(not _is_done(shard, config) for shard in shards)
-    if left:
-        log_info(f"{config.output}: this part is done; {left} of {len(shards)} shards are other processes' or missing")
+                    _caption_group(group, source, caption_model, config, progress)
+    num_missing = sum(not _is_done(shard, config) for shard in shards)
+    if num_missing:
+        rest = f"{num_missing} of {len(shards)} shards are missing or other processes write them"
+        log_info(f"{config.output}: this part is done; {rest}")
     else:
         finalize_dataset(config, source, [shard_name(shard.number, config) for shard in shards])
 
 
-def _begin(config: RecaptionConfig, samples: int) -> bool:
-    """Create the directory, or resume it; False if it is complete already.
-
-    Raises:
-        UserError: it holds something else, or captions with other settings.
-    """
+def _start_or_resume(config: RecaptionConfig, samples: int) -> bool:
+    """Create the directory or resume in it; False if it is complete. UserError if it belongs to another run."""
     work, run = Path(config.output) / WORK_DIR, identity("clips recaption", config, {"samples": samples})
     if is_finished(config.output, KIND, run, work=work):
         return False
-    before = read_run(work / RUN)
-    if before is None:
+    recorded = read_run(work / RUN)
+    if recorded is None:
         atomic_write(work / RUN, run_text(run))
     else:
-        reject_other_run(config.output, before, run)
+        reject_other_run(config.output, recorded, run)
     return True
 
 
@@ -93,60 +91,56 @@ def _is_done(shard: OutputShard, config: RecaptionConfig) -> bool:
 
 
 def _caption_group(
-    group: Sequence[OutputShard], source: Source, describer: CaptionModel, config: RecaptionConfig, progress: Progress
+    group: Sequence[OutputShard],
+    source: Source,
+    caption_model: CaptionModel,
+    config: RecaptionConfig,
+    progress: Progress,
 ) -> None:
     """Write the missing shards of a group; a window shared with finished shards is captioned again."""
     missing = [shard for shard in group if not _is_done(shard, config)]
-    windows = [
-        window
-        for window in split_into_windows(group, config.batch_size)
-        if any(overlaps(window, shard) for shard in missing)
-    ]
-    waiting = list(missing)
-    opened: ShardWriter | None = None
+    windows = split_into_windows(group, config.batch_size)
+    windows = [window for window in windows if any(overlaps(window, shard) for shard in missing)]
+    writer: ShardWriter | None = None
     try:
         for window, samples in _read_ahead(windows, source, config):
-            written = _caption_window(window, samples, describer, config)
+            captions = _caption_window(window, samples, caption_model, config)
             for index in window:
-                if not waiting or index < waiting[0].start:
+                if not missing or index < missing[0].start:
                     continue
-                opened = opened or ShardWriter(waiting[0].number, config)
-                said = written.get(index, [])
-                if reason := _add(opened, samples[index], said, source, config):
-                    opened.dropped.add([(index - waiting[0].start, source.name(index), reason)])
-                progress.advance(tokens=sum(one.tokens for one in said))
-                if index == waiting[0].stop - 1:
-                    _finish(opened, waiting.pop(0), config)
-                    _report(opened, progress)
-                    opened = None
+                shard = missing[0]
+                writer = writer or ShardWriter(shard.number, config)
+                generated = captions.get(index, [])
+                if reason := _add_sample(writer, samples[index], generated, source, config):
+                    writer.dropped.add([(index - shard.start, source.name(index), reason)])
+                progress.advance(tokens=sum(caption.tokens for caption in generated))
+                if index == shard.stop - 1:
+                    _finish(writer, shard, config)
+                    log_info(f"{writer.summary()} · {progress.rates()}")
+                    del missing[0]
+                    writer = None
     finally:
-        if opened is not None:
-            opened.abandon()
-
-
-def _report(shard: ShardWriter, progress: Progress) -> None:
-    """Log a finished shard and the dropped samples."""
-    dropped = f"; {shard.dropped.reasons()}" if shard.dropped.count else ""
-    log_info(f"{shard.target.name}: {shard.written:,} captions{dropped} · {progress.rates()}")
+        if writer is not None:
+            writer.abandon()
 
 
 def _read_ahead(
     windows: Sequence[range], source: Source, config: RecaptionConfig
 ) -> Iterator[tuple[range, dict[int, LoadedSample | str]]]:
-    """Each window with its samples, or why they cannot be used; the next one is read meanwhile."""
-    with concurrent.futures.ThreadPoolExecutor(config.num_workers, thread_name_prefix="reader") as readers:
+    """Each window with its samples, or the reasons why they are invalid; the next window is read meanwhile."""
+    with concurrent.futures.ThreadPoolExecutor(config.num_workers, thread_name_prefix="reader") as executor:
 
         def submit(window: range) -> list[concurrent.futures.Future[LoadedSample | str]]:
-            return [readers.submit(_read, source, index, config) for index in window]
+            return [executor.submit(_read, source, index, config) for index in window]
 
         try:
             pending = submit(windows[0])
-            for number, window in enumerate(windows):
-                following = submit(windows[number + 1]) if number + 1 < len(windows) else []
+            for window, following in itertools.zip_longest(windows, windows[1:], fillvalue=range(0)):
+                submitted = submit(following)
                 yield window, {index: future.result() for index, future in zip(window, pending, strict=True)}
-                pending = following
+                pending = submitted
         finally:
-            readers.shutdown(wait=True, cancel_futures=True)
+            executor.shutdown(wait=True, cancel_futures=True)
 
 
 def _read(source: Source, index: int, config: RecaptionConfig) -> LoadedSample | str:
@@ -160,40 +154,41 @@ def _read(source: Source, index: int, config: RecaptionConfig) -> LoadedSample |
 
 
 def _caption_window(
-    window: range, samples: dict[int, LoadedSample | str], describer: CaptionModel, config: RecaptionConfig
+    window: range, samples: dict[int, LoadedSample | str], caption_model: CaptionModel, config: RecaptionConfig
 ) -> dict[int, list[GeneratedCaption]]:
-    """The captions of the usable samples, by their index; batches of prompts of similar length."""
-    usable = [sample for sample in samples.values() if isinstance(sample, LoadedSample)]
-    prompts = {
-        found.index: describer.prompt(config.prompt.replace(WEB_CAPTION_PLACEHOLDER, found.sample.web))
-        for found in usable
-    }
-    usable.sort(key=lambda found: len(prompts[found.index]))  # stable: equals stay in their order
-    said: dict[int, list[GeneratedCaption]] = {}
-    for start in range(0, len(usable), config.batch_size):
-        batch = usable[start : start + config.batch_size]
+    """Index → captions of the valid samples, generated in batches of prompts of similar length."""
+    valid = [sample for sample in samples.values() if isinstance(sample, LoadedSample)]
+    texts = [config.prompt.replace(WEB_CAPTION_PLACEHOLDER, sample.sample.web) for sample in valid]
+    prompts = {sample.index: caption_model.prompt(text) for sample, text in zip(valid, texts, strict=True)}
+    valid.sort(key=lambda sample: len(prompts[sample.index]))
+    generated: dict[int, list[GeneratedCaption]] = {}
+    for start in range(0, len(valid), config.batch_size):
+        batch = valid[start : start + config.batch_size]
+        images, batch_prompts = [sample.image for sample in batch], [prompts[sample.index] for sample in batch]
         seed = int(np.random.SeedSequence([config.seed, window.start, start]).generate_state(1)[0])
-        written = describer.describe(
-            [found.picture for found in batch], [prompts[found.index] for found in batch], seed
-        )
-        said |= {found.index: texts for found, texts in zip(batch, written, strict=True)}
-    return said
+        captions = caption_model.describe(images, batch_prompts, seed)
+        generated |= {sample.index: each for sample, each in zip(batch, captions, strict=True)}
+    return generated
 
 
-def _add(
-    shard: ShardWriter, read: LoadedSample | str, said: list[GeneratedCaption], source: Source, config: RecaptionConfig
+def _add_sample(
+    writer: ShardWriter,
+    loaded: LoadedSample | str,
+    generated: list[GeneratedCaption],
+    source: Source,
+    config: RecaptionConfig,
 ) -> str:
     """Append a sample; returns the reason if it has no caption, else an empty string."""
-    if isinstance(read, str):
-        return read
-    captions, reason = filter_captions(said, config)
+    if isinstance(loaded, str):
+        return loaded
+    captions, reason = filter_captions(generated, config)
     if captions:
-        captioned = CaptionedSample(source.record(read.index), read.sample.image, read.sample.web, captions)
-        shard.add(captioned, sum(one.tokens for one in said))
+        captioned = CaptionedSample(source.record(loaded.index), loaded.sample.image, loaded.sample.web, captions)
+        writer.add(captioned, sum(caption.tokens for caption in generated))
     return "" if captions else reason
 
 
-def _finish(opened: ShardWriter, shard: OutputShard, config: RecaptionConfig) -> None:
-    """Complete a shard, unless too much of it was dropped."""
-    opened.dropped.check(str(opened.target), "max_invalid_ratio", config.max_invalid_ratio, shard.stop - shard.start)
-    opened.finish()
+def _finish(writer: ShardWriter, shard: OutputShard, config: RecaptionConfig) -> None:
+    """Complete a shard, unless too many of its samples were dropped."""
+    writer.dropped.check(str(writer.target), "max_invalid_ratio", config.max_invalid_ratio, shard.stop - shard.start)
+    writer.finish()

@@ -18,7 +18,7 @@ from clips.data.sources import Record
 from clips.recaption.recaption_config import RecaptionConfig
 
 WORK_DIR = ".work"
-"""In the output, until it is complete: counts of finished shards, and unfinished ones."""
+"""A directory in the output, until that is complete: counts of finished shards, and unfinished shards."""
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 
 
@@ -27,7 +27,7 @@ class CaptionedSample:
     """A sample with its new captions; ``image`` is still encoded."""
 
     record: Record
-    picture: bytes
+    image: bytes
     web: str
     captions: list[str]
 
@@ -43,7 +43,7 @@ class Writer(Protocol):
 
 
 class TarWriter:
-    """WebDataset's layout: image, JSON with the caption, and the other files of the sample."""
+    """WebDataset's format: image, JSON with the caption, and the other files of the sample."""
 
     def __init__(self, path: Path, config: RecaptionConfig) -> None:
         self.config = config
@@ -51,8 +51,8 @@ class TarWriter:
 
     def add(self, sample: CaptionedSample) -> None:
         """See `Writer`."""
-        kind, image = _known_kind(sample.picture)
-        fields = sample.record.fields | {self.config.caption_column: _one_or_list(sample.captions, self.config)}
+        kind, image = _webdataset_image(sample.image)
+        fields = sample.record.fields | {self.config.caption_column: _caption_value(sample.captions, self.config)}
         files = {kind: image, **sample.record.files}
         files["json"] = json.dumps(fields, ensure_ascii=False, default=str).encode()
         for extension, content in files.items():
@@ -66,7 +66,7 @@ class TarWriter:
 
 
 class ParquetWriter:
-    """Rows of key, image, web caption and caption: to train from where the images are, or to join by key."""
+    """Rows of key, image path or URL, web caption and caption, to train with the original images or to join by key."""
 
     def __init__(self, path: Path, config: RecaptionConfig) -> None:
         import pyarrow as pa
@@ -81,10 +81,10 @@ class ParquetWriter:
 
     def add(self, sample: CaptionedSample) -> None:
         """See `Writer`."""
-        said = _one_or_list(sample.captions, self.config)
+        caption = _caption_value(sample.captions, self.config)
         record = sample.record
         self.rows.append(
-            {"key": record.key, "image": record.reference, self.web: sample.web, self.config.caption_column: said}
+            {"key": record.key, "image": record.reference, self.web: sample.web, self.config.caption_column: caption}
         )
 
     def close(self) -> None:
@@ -104,12 +104,7 @@ def shard_name(number: int, config: RecaptionConfig) -> str:
 
 
 class ShardWriter:
-    """A shard while it is written; it appears under its name when complete.
-
-    Args:
-        number: of the shard.
-        config: sets the directory and format.
-    """
+    """A shard while it is written; it appears under its name when complete."""
 
     def __init__(self, number: int, config: RecaptionConfig) -> None:
         self.target = Path(config.output) / shard_name(number, config)
@@ -121,7 +116,7 @@ class ShardWriter:
         self.written, self.tokens, self.dropped = 0, 0, InvalidSamples()
 
     def add(self, sample: CaptionedSample, tokens: int) -> None:
-        """Append a sample, for which the model wrote ``tokens`` tokens."""
+        """Append a sample for which the model generated ``tokens`` tokens."""
         with write_errors_as_user_errors(self.target):
             self.writer.add(sample)
         self.written, self.tokens = self.written + 1, self.tokens + tokens
@@ -137,22 +132,27 @@ class ShardWriter:
         with write_errors_as_user_errors(self.target):
             self.partial.replace(self.target)
 
+    def summary(self) -> str:
+        """A log line: file name, number of captions, and dropped samples."""
+        dropped = f"; {self.dropped.reasons()}" if self.dropped.count else ""
+        return f"{self.target.name}: {self.written:,} captions{dropped}"
+
     def abandon(self) -> None:
-        """Remove all of it."""
+        """Remove the unfinished shard."""
         with contextlib.suppress(Exception):  # earlier errors have been reported
             self.writer.close()
         self.partial.unlink(missing_ok=True)
 
 
-def _one_or_list(captions: list[str], config: RecaptionConfig) -> str | list[str]:
+def _caption_value(captions: list[str], config: RecaptionConfig) -> str | list[str]:
     return captions if config.num_captions > 1 else captions[0]
 
 
-def _known_kind(picture: bytes) -> tuple[str, bytes]:
+def _webdataset_image(content: bytes) -> tuple[str, bytes]:
     """File extension and bytes; formats that WebDataset readers do not support become PNG."""
-    with Image.open(io.BytesIO(picture)) as image:
+    with Image.open(io.BytesIO(content)) as image:
         if image.format in _EXTENSIONS:
-            return _EXTENSIONS[image.format], picture
+            return _EXTENSIONS[image.format], content
         stream = io.BytesIO()
         image.convert("RGBA" if "transparency" in image.info else "RGB").save(stream, "PNG")
         return "png", stream.getvalue()

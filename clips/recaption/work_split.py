@@ -1,10 +1,9 @@
 """Split of the work: a function of the source and the config alone.
 
-Every batch therefore holds the same images, regardless of the number of processes and of interruptions, and the
-captions are the same.
+The batches, and therefore the captions, do not depend on the number of processes and on interruptions.
 
 A *shard* is written atomically. Neighboring shards form a *group*, the unit of work of a process. A group is read in
-*windows* across the borders of its shards; the captions of a window are generated in batches of similar prompts, all of
+*windows* across the borders of its shards. The captions of a window are generated in batches of similar prompts, all of
 them full except the last.
 """
 
@@ -13,13 +12,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-_BATCHES_OF_GROUP = 64  # at least: at most one in N batches is not full for lack of samples
-_BATCHES_OF_WINDOW = 8
+_MIN_GROUP_BATCHES = 64  # at most one of them is not full
+_WINDOW_BATCHES = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class OutputShard:
-    """Samples ``start`` … ``stop - 1`` of the source, by the number that names their shard."""
+    """Samples ``start`` … ``stop - 1`` of the source; ``number`` is in the shard's file name."""
 
     number: int
     start: int
@@ -41,7 +40,7 @@ def group_shards(shards: Sequence[OutputShard], batch_size: int) -> list[list[Ou
     """Neighboring shards, together at least 64 batches, except for the last group."""
     groups: list[list[OutputShard]] = []
     for shard in shards:
-        if groups and shard.start - groups[-1][0].start < _BATCHES_OF_GROUP * batch_size:
+        if groups and shard.start - groups[-1][0].start < _MIN_GROUP_BATCHES * batch_size:
             groups[-1].append(shard)
         else:
             groups.append([shard])
@@ -49,11 +48,11 @@ def group_shards(shards: Sequence[OutputShard], batch_size: int) -> list[list[Ou
 
 
 def split_into_windows(group: Sequence[OutputShard], batch_size: int) -> list[range]:
-    """The samples of a group in pieces of eight batches."""
-    start, stop, size = group[0].start, group[-1].stop, _BATCHES_OF_WINDOW * batch_size
+    """The samples of a group in windows of eight batches."""
+    start, stop, size = group[0].start, group[-1].stop, _WINDOW_BATCHES * batch_size
     return [range(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
 def overlaps(window: range, shard: OutputShard) -> bool:
-    """Whether some of the window's samples are of this shard."""
+    """Whether the window contains samples of the shard."""
     return window.start < shard.stop and shard.start < window.stop

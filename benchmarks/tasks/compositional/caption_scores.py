@@ -69,7 +69,7 @@ def compute_evaluation(
     for case, each in zip(pairs.cases, scores, strict=True):
         if not np.isfinite(each).all():
             raise UserError(f"{pairs.root}: {case.name}: the model returns a score that is not finite")
-    single_image = len(pairs.cases[0].pictures) == 1
+    single_image = len(pairs.cases[0].images) == 1
     items = _items(pairs, scores, compared=not single_image and not uncompared)
     specs, absent = _specs(pairs), {}
     if uncompared and not single_image:
@@ -132,7 +132,7 @@ def _wins(scores: np.ndarray, order: np.ndarray) -> tuple[bool, bool]:
 
 def _chance_columns(pairs: PairSet) -> dict[str, np.ndarray]:
     """The item columns for equal scores."""
-    shapes = [(len(case.pictures), len(case.captions)) for case in pairs.cases]
+    shapes = [(len(case.images), len(case.captions)) for case in pairs.cases]
     of_shape = {shape: win_probabilities(np.zeros(shape)) for shape in set(shapes)}
     text, image, both = np.array([of_shape[shape] for shape in shapes]).T
     kinds = np.array([case.kind for case in pairs.cases])
@@ -141,7 +141,7 @@ def _chance_columns(pairs: PairSet) -> dict[str, np.ndarray]:
 
 
 def _specs(pairs: PairSet) -> dict[str, MetricSpec]:
-    single_image = len(pairs.cases[0].pictures) == 1
+    single_image = len(pairs.cases[0].images) == 1
     name, label = ("accuracy", "choice") if single_image else ("text_score", "text")
     specs = {name: MetricSpec(label=label, columns=("score",))}
     if not single_image:
@@ -167,9 +167,9 @@ def _items(pairs: PairSet, scores: Sequence[np.ndarray], *, compared: bool) -> p
 
     cases = pairs.cases
     wins = np.array([win_probabilities(each) for each in scores])
-    first = [case.pictures[0] for case in cases]
+    first = [case.images[0] for case in cases]
     small = thumbnails(
-        [" ".join(map(_name, case.pictures)) for case in cases], lambda index: _side_by_side(pairs, cases[index])
+        [" ".join(map(_name, case.images)) for case in cases], lambda index: _side_by_side(pairs, cases[index])
     )
     items = pd.DataFrame(
         {
@@ -179,7 +179,7 @@ def _items(pairs: PairSet, scores: Sequence[np.ndarray], *, compared: bool) -> p
             "category": [case.kind for case in cases],
             "question": [" | ".join(case.captions) for case in cases],
             "prediction": [_prediction(case, each) for case, each in zip(cases, scores, strict=True)],
-            "target": [_numbered(case.captions[: len(case.pictures)]) for case in cases],
+            "target": [_numbered(case.captions[: len(case.images)]) for case in cases],
             "score": wins[:, 0],
             "thumbnail": small,
             "margin": [_margin(each) for each in scores],
@@ -211,7 +211,7 @@ def _side_by_side(pairs: PairSet, case: Pair) -> Image:
     """The images of a case next to each other, resized to equal height."""
     from PIL import Image
 
-    images = [pairs.open(image) for image in case.pictures]
+    images = [pairs.open(image) for image in case.images]
     if len(images) == 1:
         return images[0]
     height = max(image.height for image in images)

@@ -38,7 +38,7 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Accuracy of a model's LLaVA that chooses the caption with the highest likelihood."""
     pairs = load_pairs(config)
     prompt = config.prompt or PROMPT
-    requests = [(image, prompt, text) for case in pairs.cases for image in case.pictures for text in case.captions]
+    requests = [(image, prompt, text) for case in pairs.cases for image in case.images for text in case.captions]
     llava, processor = model.llava
     texts = list(dict.fromkeys(text for _, _, text in requests)) if config.likelihood_score == "mutual_info" else []
     found = score_texts(model, pairs, [*requests, *((None, prompt, text) for text in texts)])
@@ -48,7 +48,7 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
         for each, (_, _, text) in zip(found[: len(requests)], requests, strict=True)
     )
     scores = [
-        np.array([[next(values) for _ in case.captions] for _ in case.pictures], dtype=float) for case in pairs.cases
+        np.array([[next(values) for _ in case.captions] for _ in case.images], dtype=float) for case in pairs.cases
     ]
     return compute_evaluation(
         pairs,

@@ -36,7 +36,7 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     if "{a}" not in prompt or "{b}" not in prompt:
         raise UserError(f"benchmarks.prompt: expected {{a}} and {{b}} where the captions go, got '{prompt:.80}'")
     requests = [
-        (case.pictures[right], _fill(prompt, *texts), letter)
+        (case.images[right], _fill(prompt, *texts), letter)
         for case in pairs.cases
         for right, wrong in _questions(case)
         for texts in ((case.captions[right], case.captions[wrong]), (case.captions[wrong], case.captions[right]))
@@ -47,7 +47,7 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     margins, said_a = iter((lead[:, 0] - lead[:, 1]) / 2), iter((lead > 0).mean(axis=1))
     scores, a_ratios = [], []
     for case in pairs.cases:
-        each = np.zeros((len(case.pictures), len(case.captions)))
+        each = np.zeros((len(case.images), len(case.captions)))
         for right, wrong in _questions(case):
             each[right, wrong] = -next(margins)
         scores.append(each)
@@ -70,7 +70,7 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
 def _questions(case: Pair) -> list[tuple[int, int]]:
     """(index of image and right caption, index of wrong caption) of every question about a case."""
     return [
-        (right, wrong) for right in range(len(case.pictures)) for wrong in range(len(case.captions)) if wrong != right
+        (right, wrong) for right in range(len(case.images)) for wrong in range(len(case.captions)) if wrong != right
     ]
 
 

@@ -26,7 +26,7 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     text_vectors = text_embeddings(model, list(texts))
     scores = []
     for case in pairs.cases:
-        of_images = image_vectors[[images[image] for image in case.pictures]]
+        of_images = image_vectors[[images[image] for image in case.images]]
         of_captions = text_vectors[[texts[text] for text in case.captions]]
         scores.append((of_images @ of_captions.T).cpu().numpy())
     return compute_evaluation(

@@ -14,7 +14,7 @@ import numpy as np
 
 from clips.core.artifact import log_info
 from clips.data.formats import DatasetSpec, read_dataset
-from clips.data.formats.classes import CLASS_NAMES, listed
+from clips.data.formats.classes import CLASS_NAMES, format_counts
 from clips.data.formats.dataset_format import Classified
 from clips.data.lazy_images import LazyImage
 from clips.data.text_files import read_text_lines
@@ -142,4 +142,4 @@ def _check(
 def log_skipped(found: ClassificationSet) -> None:
     """Log the skipped files, if any."""
     if found.skipped:
-        log_info(f"{found.source}: skipped {listed(found.skipped)}: of an unsupported type, or without a class")
+        log_info(f"{found.source}: skipped {format_counts(found.skipped)}: of an unsupported type, or without a class")

@@ -44,7 +44,7 @@ class PairSet:
     @functools.cached_property
     def images(self) -> list[ImageRegion]:
         """The distinct images, in the order of the cases."""
-        return list(dict.fromkeys(image for case in self.cases for image in case.pictures))
+        return list(dict.fromkeys(image for case in self.cases for image in case.images))
 
     def open(self, region: ImageRegion) -> Image:
         """An image, or its region, as RGB."""
@@ -68,7 +68,7 @@ class PairSet:
         """SHA-256 of the captions, categories and images, independent of file locations and names."""
         digest = hashlib.sha256()
         for case in self.cases:
-            shown = [safe_json_loads(self.contents[image]) for image in case.pictures]
+            shown = [safe_json_loads(self.contents[image]) for image in case.images]
             digest.update(json.dumps([case.kind, case.captions, shown], ensure_ascii=False).encode())
         return digest.hexdigest()
 

@@ -31,19 +31,19 @@ Kind = Literal["captions", "conversations", "classes", "pairs"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Format:
-    """One format. Functions are named as ``module:function`` of this package, and imported when they are called.
+    """One format. Functions are given as ``module:function`` of this package, and imported when they are called.
 
     Args:
         about: a short description.
         fits: detects the format of a path; empty if it cannot be detected.
-        captions: yields images with captions.
-        conversations: yields conversations about images.
-        classes: yields images with one class each.
-        pairs: yields images with right captions and near-miss captions.
+        captions: reads images with captions.
+        conversations: reads conversations about images.
+        classes: reads images with one class each.
+        pairs: reads images with matching and near-miss captions.
         takes: the fields of `DatasetSpec` that it reads, besides path and format.
-        source: the class for training, with random access; empty: all captions are listed.
+        source: the class for training, with random access; empty: all captions are listed in memory.
         web_caption: the default location of its short web caption in training.
-        synthetic_caption: the same of its long synthetic caption, or of several.
+        synthetic_caption: the default location of its long synthetic caption, or of several.
     """
 
     about: str
@@ -63,14 +63,14 @@ class Format:
         return bool(self.source or self.captions)
 
     def reader(self, kind: Kind) -> Callable[[Location], Dataset[Any]]:
-        """The readers of a record type."""
+        """The reader of a record type."""
         return _function(getattr(self, kind))
 
 
 _COLUMNS: dict[str, Any] = {"web_caption": "web_caption", "synthetic_caption": "synthetic_caption"}
 FORMATS: dict[str, Format] = {
     "webdataset": Format(
-        about="WebDataset tar shards, CLIP_benchmark's included: in a directory a split or in one",
+        about="WebDataset tar shards, also CLIP_benchmark's: in one directory, or in one per split",
         fits="tar_shards:is_webdataset",
         captions="tar_shards:read_captions",
         conversations="tar_shards:read_conversations",
@@ -110,7 +110,7 @@ FORMATS: dict[str, Format] = {
         takes=("image_root", "language"),
     ),
     "parallel": Format(
-        about="Flickr30k-200, XTD200, XTD10: names of images and a file of captions a language",
+        about="Flickr30k-200, XTD200, XTD10: names of images and a file of captions per language",
         fits="multilingual:is_parallel",
         captions="multilingual:read_parallel",
         takes=("image_root", "language"),
@@ -131,7 +131,7 @@ FORMATS: dict[str, Format] = {
         takes=("split", "image_root"),
     ),
     "llava": Format(
-        about="LLaVA's JSON list, also ShareGPT4V's and that of `clips scenes`",
+        about="LLaVA's JSON list, also ShareGPT4V's and the one that `clips scenes` writes",
         fits="conversations:is_llava",
         conversations="conversations:read_llava",
         takes=("image_root",),
@@ -165,7 +165,7 @@ FORMATS: dict[str, Format] = {
         takes=("split", "image_root"),
     ),
     "list": Format(
-        about="a JSON list of {image, caption}, as ALBEF and BLIP have it",
+        about="a JSON list of {image, caption}, as ALBEF and BLIP use it",
         fits="caption_files:is_list",
         captions="caption_files:read_list",
         takes=("image_root",),
@@ -192,7 +192,7 @@ FORMATS: dict[str, Format] = {
         synthetic_caption=("laion_coco", "capsfusion"),
     ),
     "flickr": Format(
-        about="lines of image,caption or image#0<tab>caption, as Flickr30k's and Flickr8k's text files",
+        about="lines of image,caption or image#0<tab>caption, as in Flickr30k's and Flickr8k's text files",
         fits="caption_files:is_flickr",
         captions="caption_files:read_flickr",
         takes=("image_root",),
@@ -230,22 +230,22 @@ def read_dataset(spec: DatasetSpec, kind: Literal["classes"]) -> Dataset[Classif
 @overload
 def read_dataset(spec: DatasetSpec, kind: Literal["pairs"]) -> Dataset[Pair]: ...
 def read_dataset(spec: DatasetSpec, kind: Kind) -> Dataset[Any]:
-    """The records of a dataset, by the format that the spec names or that is detected.
+    """The records of a dataset in the format that the spec names or that is detected.
 
     Raises:
-        UserError: nothing is there, no format matches, or it does not support a setting; malformed data raise while the
-            records are read.
+        UserError: the path does not exist, no format matches, or it does not support a setting. Malformed data raise
+            while the records are read.
     """
     name = spec.format or detect(spec, kind)
     if name not in formats_of(kind):
         raise unknown_name_error(name, formats_of(kind), f"format of {kind}")
-    taken = {"path", "format", *FORMATS[name].takes}
+    takes = FORMATS[name].takes
     for field in dataclasses.fields(spec):
-        if field.name not in taken and getattr(spec, field.name) != field.default:
-            takes = ", ".join(FORMATS[name].takes)
-            raise UserError(f"{field.name}: {spec.path}: the format '{name}' has no such setting (it has {takes})")
-    elsewhere = name == "datasets" or is_remote(spec.path) or "{" in spec.path
-    if not elsewhere and not Path(spec.path).exists():
+        if field.name not in ("path", "format", *takes) and getattr(spec, field.name) != field.default:
+            known = ", ".join(takes)
+            raise UserError(f"{field.name}: {spec.path}: the format '{name}' has no such setting (it has {known})")
+    is_path = name != "datasets" and not is_remote(spec.path) and "{" not in spec.path
+    if is_path and not Path(spec.path).exists():
         raise UserError(f"{spec.path}: no such file or directory")
     return FORMATS[name].reader(kind)(Location(spec))
 
@@ -254,13 +254,13 @@ def detect(spec: DatasetSpec, kind: Kind) -> str:
     """The first format of a record type that matches the path.
 
     Raises:
-        UserError: nothing is there, or none matches.
+        UserError: the path does not exist, or no format matches.
     """
     if not Path(spec.path).exists():
         raise UserError(f"{spec.path}: no such file or directory (a dataset of the Hub needs 'format: datasets')")
-    found, choices = Location(spec), formats_of(kind)
+    location, choices = Location(spec), formats_of(kind)
     for name, entry in choices.items():
-        if entry.fits and _function(entry.fits)(found):
+        if entry.fits and _function(entry.fits)(location):
             return name
     raise UserError(f"{spec.path}: expected {kind} in one of the formats {', '.join(choices)}; none fits")
 

@@ -1,4 +1,4 @@
-"""Images with one class each: a directory a class, or a dataset of Hugging Face's with a column of classes."""
+"""Images with one class each: a directory per class, or a Hugging Face dataset with a column of classes."""
 
 from __future__ import annotations
 
@@ -14,59 +14,62 @@ from clips.data.lazy_images import FileImage, ImageColumn, TableImage
 from clips.errors import UserError
 
 CLASS_NAMES = "classnames.txt"
-"""Next to the data: the name of each class, a line each; goes before any other names."""
-_NOTES = {"", ".txt", ".md", ".json", ".csv"}  # metadata files that datasets place next to their class directories
+"""A file next to the data with one class name per line; overrides all other names."""
+_METADATA_SUFFIXES = {"", ".txt", ".md", ".json", ".csv"}  # of files next to the class directories
 _WORDNET = re.compile(r"n\d{8}")
 _LABELS = ("label", "labels", "cls")
 
 
-def is_folders(found: Location) -> bool:
+def is_folders(location: Location) -> bool:
     """A directory with directories in it."""
-    return found.path.is_dir() and any(path.is_dir() for path in found.path.iterdir())
+    return location.path.is_dir() and any(path.is_dir() for path in location.path.iterdir())
 
 
-def read_folders(found: Location) -> Dataset[Classified]:
+def read_folders(location: Location) -> Dataset[Classified]:
     """A directory of images for each class, in a directory for each split or, for ``test``, in the directory itself."""
-    folder = found.path / found.asked.split
-    if not folder.is_dir():
-        if found.asked.split != "test":
-            raise UserError(f"{found.path}: has no split '{found.asked.split}' (expected a directory of that name)")
-        folder = found.path
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    directory = location.path / location.spec.split
+    if not directory.is_dir():
+        if location.spec.split != "test":
+            raise UserError(
+                f"{location.path}: has no split '{location.spec.split}' (expected a directory of that name)"
+            )
+        directory = location.path
+    names = sorted(path.name for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not names:
-        raise UserError(f"{folder}: expected .tar shards, parquet files or a directory of images for each class")
-    beside = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-    skipped = Counter(f"{_kind(path)} next to the class directories" for path in beside if path.suffix not in _NOTES)
+        raise UserError(f"{directory}: expected .tar shards, parquet files or a directory of images for each class")
+    files = [path for path in directory.iterdir() if path.is_file() and not path.name.startswith(".")]
+    unexpected = [path for path in files if path.suffix not in _METADATA_SUFFIXES]
+    skipped = Counter(f"{_file_type(path)} next to the class directories" for path in unexpected)
     records = []
-    for number, name in enumerate(names):
-        there = [path for path in (folder / name).iterdir() if not path.name.startswith(".")]
-        files = sorted(path for path in there if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-        others = Counter(map(_kind, {*there} - {*files}))
-        if not files:
-            held = f" ({listed(others)})" if others else ""
-            raise UserError(f"{folder / name}: expected the images of a class, found none{held}")
+    for target, name in enumerate(names):
+        entries = [path for path in (directory / name).iterdir() if not path.name.startswith(".")]
+        images = sorted(path for path in entries if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+        others = Counter(map(_file_type, {*entries} - {*images}))
+        if not images:
+            details = f" ({format_counts(others)})" if others else ""
+            raise UserError(f"{directory / name}: expected the images of a class, found none{details}")
         skipped += others
-        images = [FileImage(folder, f"{name}/{path.name}") for path in files]
-        records += [Classified(image.name, image, number) for image in images]
+        references = [f"{name}/{path.name}" for path in images]
+        records += [Classified(reference, FileImage(directory, reference), target) for reference in references]
     return Dataset(
         records=records,
-        split=WHOLE if folder == found.path else found.asked.split,
-        classes=_names_of_folders(folder, names),
-        named_by="the folders' names, _ as a blank",
+        split=WHOLE if directory == location.path else location.spec.split,
+        classes=_names_of_folders(directory, names),
+        named_by="the folders' names, _ as a blank",  # stored in results: part of their identity
         skipped=skipped,
     )
 
 
-def _kind(path: Path) -> str:
+def _file_type(path: Path) -> str:
     return "directories" if path.is_dir() else path.suffix.lower() or "files without a suffix"
 
 
-def listed(skipped: Mapping[str, int]) -> str:
-    """``4 .heic, 2 directories``, the most first."""
-    return ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items(), key=lambda each: -each[1]))
+def format_counts(skipped: Mapping[str, int]) -> str:
+    """``4 .heic, 2 directories``, the most frequent first."""
+    return ", ".join(f"{count} {file_type}" for file_type, count in Counter(skipped).most_common())
 
 
-def _names_of_folders(folder: Path, names: list[str]) -> list[str]:
+def _names_of_folders(directory: Path, names: list[str]) -> list[str]:
     """Class names from directory names; ImageNet's are WordNet ids, in the order of its classes."""
     if not all(map(_WORDNET.fullmatch, names)):
         return [name.replace("_", " ") for name in names]
@@ -76,22 +79,21 @@ def _names_of_folders(folder: Path, names: list[str]) -> list[str]:
         with without_wandb():
             from open_clip import IMAGENET_CLASSNAMES
         return list(IMAGENET_CLASSNAMES)
-    named = any((place / CLASS_NAMES).is_file() for place in (folder, folder.parent))
-    if not named:
+    if not any((parent / CLASS_NAMES).is_file() for parent in (directory, directory.parent)):
         raise UserError(
-            f"{folder}: its directories are WordNet numbers; expected {CLASS_NAMES} next to it, one line a directory"
+            f"{directory}: its directories are WordNet ids; expected {CLASS_NAMES} next to it, one line per directory"
         )
     return names
 
 
-def read_datasets(found: Location) -> Dataset[Classified]:
-    """One column of images and one of classes; a dataset saved without splits is its ``test``."""
+def read_datasets(location: Location) -> Dataset[Classified]:
+    """One column of images and one of classes; a dataset saved without splits counts as ``test``."""
     import datasets
 
-    path, split = found.asked.path, found.asked.split
-    if not has_splits(found.path) and split != "test":
+    path, split = location.spec.path, location.spec.split
+    if not has_splits(location.path) and split != "test":
         raise UserError(f"{path}: has no split '{split}' (it has: test)")
-    rows = open_rows(path, found.asked.subset, split)
+    rows = open_rows(path, location.spec.subset, split)
     images = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
     labels = [name for name, feature in rows.features.items() if isinstance(feature, datasets.ClassLabel)]
     labels = labels or [name for name in _LABELS if name in rows.features]
@@ -101,14 +103,15 @@ def read_datasets(found: Location) -> Dataset[Classified]:
             raise UserError(f"{path}: expected one column of {what}, got {len(columns)} (columns: {known})")
     (image,), (label,) = images, labels
     targets = rows[label][:]
-    strange = next((value for value in targets if not isinstance(value, int)), None)
-    if strange is not None or None in targets:
-        raise UserError(f"{path}: {label}: expected the number of one class, got {strange!r:.40}")
-    column = ImageColumn(rows, image, path, found.path)
-    named = [(f"{number:08d}", number, target) for number, target in enumerate(targets)]
+    invalid = [value for value in targets if not isinstance(value, int)]
+    if invalid:
+        raise UserError(f"{path}: {label}: expected the index of one class, got {invalid[0]!r:.40}")
+    column = ImageColumn(rows, image, path, location.path)
+    names = [f"{row:08d}" for row in range(len(targets))]
+    images = [TableImage(column, row, label=name) for row, name in enumerate(names)]
     return Dataset(
-        records=[Classified(name, TableImage(column, number, label=name), target) for name, number, target in named],
-        split=split if has_splits(found.path) else WHOLE,
+        records=list(map(Classified, names, images, targets)),
+        split=split if has_splits(location.path) else WHOLE,
         classes=list(getattr(rows.features[label], "names", None) or []),
-        named_by=f"the data set's column {label}",
+        named_by=f"the data set's column {label}",  # likewise
     )

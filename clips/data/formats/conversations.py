@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,30 +33,30 @@ from clips.errors import UserError, unknown_name_error
 from clips.model.loading import library_errors_as_user_errors
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
-"""Follows a question with a one-word answer; also the words of lmms-eval's question tasks."""
-_ROWS_AT_ONCE = 256
+"""Prompt suffix for questions with a one-word answer, the same as in lmms-eval's tasks."""
+_BATCH_ROWS = 256
 _SUFFIXES = (".parquet", ".jsonl", ".json")
 _HELD_OUT_ONE_IN = 5
 
 
-def is_held_out(photo: str) -> bool:
-    """Whether the photo with this file name belongs to COCO-QA's held-out fifth, which no training uses.
+def is_held_out(name: str) -> bool:
+    """Whether the image with this file name belongs to COCO-QA's held-out fifth, which no training uses.
 
-    One rule for training and for the benchmark: it depends on the name alone, so that all questions about one photo are
-    in one split, and adding photos moves none.
+    Training and benchmark share this rule. It depends on the name alone: all questions about one image are in one
+    split, and adding images moves none.
     """
-    return int.from_bytes(hashlib.sha256(photo.encode()).digest()[:8], "big") % _HELD_OUT_ONE_IN == 0
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % _HELD_OUT_ONE_IN == 0
 
 
-def is_llava(found: Location) -> bool:
+def is_llava(location: Location) -> bool:
     """``[{"conversations"}]``."""
-    first = found.json[0] if isinstance(found.json, list) and found.json else None
+    first = location.json[0] if isinstance(location.json, list) and location.json else None
     return isinstance(first, dict) and "conversations" in first
 
 
-def read_llava(found: Location) -> Dataset[Conversation]:
+def read_llava(location: Location) -> Dataset[Conversation]:
     """LLaVA's JSON list: id, image (a reference, a list of them, or none), conversations (from, value)."""
-    path, root = found.path, found.folder()
+    path, root = location.path, location.image_root()
     rows = read_json(path)
     if not isinstance(rows, list):
         raise UserError(f"{path}: expected a JSON list of samples, got {type(rows).__name__}")
@@ -70,65 +70,62 @@ def read_llava(found: Location) -> Dataset[Conversation]:
                 turns = place_image_first(drop_before_first_user_turn(parse_messages(row["conversations"])))
                 image = row.get("image")
                 references = [] if image is None else [image] if isinstance(image, str) else image
-                images = [FileImage(root, text(one)) for one in references]
+                images = [FileImage(root, text(reference)) for reference in references]
             yield Conversation(f"{path.name} {row.get('id', number)}", images, turns)
 
     return Dataset(records=records())
 
 
-def read_cocoqa(found: Location) -> Dataset[Conversation]:
-    """Questions with one-word answers (COCO-QA), all questions about a photo in one conversation."""
-    path, root = found.file("questions.jsonl"), found.folder("images")
-    split = found.asked.split
-    rules: dict[str, Callable[[str], bool]] = {
-        "train": lambda photo: not is_held_out(photo),
-        "held_out": is_held_out,
-        "all": lambda photo: True,
-    }
-    if split not in rules:
-        raise unknown_name_error(split, rules, "split of cocoqa")
-    photos: dict[str, list[Turn]] = {}
+def read_cocoqa(location: Location) -> Dataset[Conversation]:
+    """Questions with one-word answers (COCO-QA), all questions about an image in one conversation."""
+    path, root = location.file("questions.jsonl"), location.image_root("images")
+    split = location.spec.split
+    held_out = {"train": {False}, "held_out": {True}, "all": {False, True}}
+    if split not in held_out:
+        raise unknown_name_error(split, held_out, "split of cocoqa")
+    conversations: dict[str, list[Turn]] = {}
     for _, row in read_json_lines(path, texts=("image", "question", "answer")):
-        if rules[split](row["image"]):
-            turns = photos.setdefault(row["image"], [])
-            image = "" if turns else f"{IMAGE}\n"
-            turns.append(Turn("user", f"{image}{row['question']}\n{SHORT_ANSWER}"))
+        if is_held_out(row["image"]) in held_out[split]:
+            turns = conversations.setdefault(row["image"], [])
+            placeholder = "" if turns else f"{IMAGE}\n"
+            turns.append(Turn("user", f"{placeholder}{row['question']}\n{SHORT_ANSWER}"))
             turns.append(Turn("assistant", row["answer"]))
-    records = [Conversation(photo, [FileImage(root, photo)], turns) for photo, turns in photos.items()]
+    records = [Conversation(name, [FileImage(root, name)], turns) for name, turns in conversations.items()]
     return Dataset(records=records, split=split)
 
 
-def read_rows(found: Location) -> Dataset[Conversation]:
+def read_rows(location: Location) -> Dataset[Conversation]:
     """Rows with messages or conversations in either format, and images or image: bytes, paths, or none.
 
     Raises:
-        UserError: a file is missing or broken, of no known format, or lacks the columns.
+        UserError: a file is missing, malformed or of an unknown format, or lacks the columns.
     """
-    return Dataset(records=_saved(found) if is_saved(found.path) else _in_files(found), split=found.asked.split)
+    read = _read_saved if is_saved(location.path) else _read_files
+    return Dataset(records=read(location), split=location.spec.split)
 
 
-def _in_files(found: Location) -> Iterator[Conversation]:
-    path = found.path
-    for file in _files(found):
-        root = found.folder() if found.asked.image_root or path.is_dir() else file.parent
+def _read_files(location: Location) -> Iterator[Conversation]:
+    path = location.path
+    for file in _files(location):
+        root = location.image_root() if location.spec.image_root or path.is_dir() else file.parent
         if file.suffix == ".parquet":
-            yield from _parquet(file, root, found.asked.max_cache_gb)
+            yield from _read_parquet(file, root, location.spec.max_cache_gb)
         elif file.suffix in _SUFFIXES:
-            yield from _json(file, root)
+            yield from _read_json(file, root)
         else:
             raise UserError(f"{file}: expected a file that ends in {', '.join(_SUFFIXES)}, or a directory of datasets")
 
 
-def _files(found: Location) -> list[Path]:
-    """A directory's files are those that ``datasets`` would read of the split, as of a dataset on the Hub."""
-    path = found.path
+def _files(location: Location) -> list[Path]:
+    """The files of the path; in a directory those that ``datasets`` would read for the split."""
+    path = location.path
     if not path.is_dir():
-        return local_files(found.asked.path)
+        return local_files(location.spec.path)
     with library_errors_as_user_errors(f"{path}: expected a directory of datasets, or of {', '.join(_SUFFIXES)} files"):
         splits = files_of_splits(str(path.resolve()))
-    if found.asked.split not in splits:
-        raise unknown_name_error(found.asked.split, splits, f"split of {path}")
-    return [Path(file) for file in splits[found.asked.split]]
+    if location.spec.split not in splits:
+        raise unknown_name_error(location.spec.split, splits, f"split of {path}")
+    return [Path(file) for file in splits[location.spec.split]]
 
 
 def local_files(path: str) -> list[Path]:
@@ -138,26 +135,28 @@ def local_files(path: str) -> list[Path]:
         UserError: one of them does not exist, or is not local.
     """
     if is_remote(path):
-        raise UserError(f"{path}: expected files of this machine; copy them here first")
-    files = [Path(one) for one in expand_brace_ranges(path)]
-    for one in files:
-        if not one.exists():
-            raise UserError(f"{one}: no such file or directory")
+        raise UserError(f"{path}: expected local files; download them first")
+    files = [Path(file) for file in expand_brace_ranges(path)]
+    for file in files:
+        if not file.exists():
+            raise UserError(f"{file}: no such file or directory")
     return files
 
 
-def _json(file: Path, root: Path) -> Iterator[Conversation]:
+def _read_json(file: Path, root: Path) -> Iterator[Conversation]:
     rows = (row for _, row in read_json_lines(file)) if file.suffix == ".jsonl" else read_json(file)
     if isinstance(rows, dict):
         raise UserError(f"{file}: expected a list of rows, got an object")
     for number, row in enumerate(rows):
         with library_errors_as_user_errors(f"{file} row {number}: expected an object whose images are paths"):
-            said, column = _columns(dict(row), f"{file} row {number}")
-            images = [FileImage(root, _path(one)) for one in _as_list(row.get(column))]
-        yield _conversation(str(file), f"{file.name} row {number}", row[said], images)
+            text_column, image_column = _columns(dict(row), f"{file} row {number}")
+            value = row.get(image_column)
+            values = [] if value is None else value if isinstance(value, list) else [value]
+            images = [FileImage(root, _path(each)) for each in values]
+        yield _conversation(str(file), f"{file.name} row {number}", row[text_column], images)
 
 
-def _parquet(file: Path, root: Path, cache_gb: float) -> Iterator[Conversation]:
+def _read_parquet(file: Path, root: Path, cache_gb: float) -> Iterator[Conversation]:
     import pyarrow.parquet
 
     from clips.data.sources.parquet import ParquetRows
@@ -165,34 +164,37 @@ def _parquet(file: Path, root: Path, cache_gb: float) -> Iterator[Conversation]:
     with library_errors_as_user_errors(f"{file}: cannot be read as parquet"):
         reader = pyarrow.parquet.ParquetFile(file)
         names = reader.schema_arrow.names
-    said, column = _columns(names, str(file))
-    wanted, kept = [said], None
-    if column in names:
+    text_column, image_column = _columns(names, str(file))
+    columns, images = [text_column], None
+    if image_column in names:
         cache = ShardCache(cache_directory("rows"), cache_gb * 1e9)
-        kept = ImageColumn(ParquetRows([str(file.resolve())], cache).select_columns([column]), column, str(file), root)
+        rows = ParquetRows([str(file.resolve())], cache).select_columns([image_column])
+        images = ImageColumn(rows, image_column, str(file), root)
         leaves = [leaf.path for leaf in map(reader.schema.column, range(len(reader.schema)))]
-        paths = [leaf for leaf in leaves if leaf.startswith(f"{column}.") and leaf.endswith(".path")]
-        wanted += paths or [column]  # for images with paths these give their number: no need to read any
+        paths = [leaf for leaf in leaves if leaf.startswith(f"{image_column}.") and leaf.endswith(".path")]
+        columns += paths or [image_column]  # paths are enough to count the images, without reading them
     with library_errors_as_user_errors(f"{file}: cannot be read as parquet"):
-        batches = iter_record_batches(str(file), file, columns=wanted, footer=reader.metadata)
-        yield from _of_batches(batches, said, kept, file.name, str(file))
+        batches = iter_record_batches(str(file), file, columns=columns, footer=reader.metadata)
+        yield from _read_batches(batches, text_column, images, file.name, str(file))
 
 
-def _saved(found: Location) -> Iterator[Conversation]:
-    path, root = found.path, found.folder()
-    rows = open_rows(found.asked.path, None, found.asked.split).with_format("arrow")  # slices are views of the files
-    said, column = _columns(rows.column_names, str(path))
-    kept = None
-    if column in rows.column_names:
-        kept = ImageColumn(_OneByOne(rows.select_columns([column])), column, str(path), root)
-    tables = (rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE))
+def _read_saved(location: Location) -> Iterator[Conversation]:
+    path, root = location.path, location.image_root()
+    rows = open_rows(location.spec.path, None, location.spec.split).with_format(
+        "arrow"
+    )  # slices are views of the files
+    text_column, image_column = _columns(rows.column_names, str(path))
+    images = None
+    if image_column in rows.column_names:
+        images = ImageColumn(_PlainRows(rows.select_columns([image_column])), image_column, str(path), root)
+    tables = (rows[start : start + _BATCH_ROWS] for start in range(0, len(rows), _BATCH_ROWS))
     batches = (batch for table in tables for batch in table.to_batches())
-    yield from _of_batches(batches, said, kept, path.name, str(path))
+    yield from _read_batches(batches, text_column, images, path.name, str(path))
 
 
 @dataclasses.dataclass(frozen=True)
-class _OneByOne:
-    """A dataset in Arrow's format, by row as plain objects."""
+class _PlainRows:
+    """The rows of a dataset in Arrow's format as plain objects."""
 
     rows: Any
 
@@ -201,39 +203,43 @@ class _OneByOne:
         return row
 
 
-def _of_batches(
-    batches: Iterable[Any], said: str, kept: ImageColumn | None, name: str, where: str
+def _read_batches(
+    batches: Iterable[Any], text_column: str, image_column: ImageColumn | None, name: str, where: str
 ) -> Iterator[Conversation]:
-    """The rows in batches of Arrow: paths of images as files, all other images by their row."""
-    number = 0
+    """The rows of Arrow batches: image paths as files, all other images by their row."""
+    row = 0
     for batch in batches:
-        talks = batch.column(said).to_pylist()
-        paths = [[]] * len(talks) if kept is None else _paths_of_rows(batch.column(kept.name))
-        for talk, listed in zip(talks, paths, strict=True):
+        conversations = batch.column(text_column).to_pylist()
+        paths = [[]] * len(conversations) if image_column is None else _row_paths(batch.column(image_column.name))
+        for messages, row_paths in zip(conversations, paths, strict=True):
             images: list[LazyImage] = []
-            for place, path in enumerate(listed):
-                assert kept is not None
-                images.append(TableImage(kept, number, place) if path is None else FileImage(kept.root, path))
-            yield _conversation(where, f"{name} row {number}", talk, images)
-            number += 1
+            for index, path in enumerate(row_paths):
+                assert image_column is not None
+                if path is None:
+                    images.append(TableImage(image_column, row, index))
+                else:
+                    images.append(FileImage(image_column.root, path))
+            yield _conversation(where, f"{name} row {row}", messages, images)
+            row += 1
 
 
-def _conversation(where: str, name: str, said: Any, images: list[Any]) -> Conversation:
+def _conversation(where: str, name: str, messages: Any, images: list[Any]) -> Conversation:
     with library_errors_as_user_errors(f"{where}: {name}: expected {EXPECTED_FORMAT}"):
-        turns = parse_messages(said)
+        turns = parse_messages(messages)
     return Conversation(name, images, place_images(turns, len(images)))
 
 
-def _paths_of_rows(column: Any) -> list[list[str | None]]:
-    """The path of each image of each row, None if the image is in the row; images are not read."""
+def _row_paths(column: Any) -> list[list[str | None]]:
+    """The path of each image of each row, None if the row contains the image; images are not read."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     if pa.types.is_null(column.type):
         return [[] for _ in range(len(column))]
     if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
-        there = zip(column.is_valid().to_pylist(), _paths(column), strict=True)
-        return [[path] if valid else [] for valid, path in there]
+        return [
+            [path] if valid else [] for valid, path in zip(column.is_valid().to_pylist(), _paths(column), strict=True)
+        ]
     flat = iter(_paths(column.flatten()))
     return [[next(flat) for _ in range(length or 0)] for length in pc.list_value_length(column).to_pylist()]
 
@@ -245,25 +251,16 @@ def _paths(values: Any) -> list[str | None]:
     return values.to_pylist() if is_text else [None] * len(values)
 
 
-def _columns(names: Iterable[str], where: str) -> tuple[str, str]:
-    """The columns of the text and of the images; the latter may be missing.
-
-    Raises:
-        UserError: there is no text column.
-    """
-    found = list(names)
-    said = next((name for name in CONVERSATION_KEYS if name in found), None)
-    if said is None:
-        raise UserError(f"{where}: expected {' or '.join(CONVERSATION_KEYS)}, found {', '.join(map(str, found))}")
-    return said, next((name for name in IMAGE_KEYS if name in found), IMAGE_KEYS[0])
+def _columns(names: Collection[str], where: str) -> tuple[str, str]:
+    """The columns of the text and of the images; the latter may be missing."""
+    text_column = next((name for name in CONVERSATION_KEYS if name in names), None)
+    if text_column is None:
+        raise UserError(f"{where}: expected {' or '.join(CONVERSATION_KEYS)}, found {', '.join(map(str, names))}")
+    return text_column, next((name for name in IMAGE_KEYS if name in names), IMAGE_KEYS[0])
 
 
-def _as_list(found: Any) -> list[Any]:
-    return [] if found is None else found if isinstance(found, list) else [found]
-
-
-def _path(found: Any) -> str:
-    path = found.get("path") if isinstance(found, dict) else found
+def _path(value: Any) -> str:
+    path = value.get("path") if isinstance(value, dict) else value
     if not isinstance(path, str):
-        raise TypeError(f"expected a path, got {str(found)[:80]}")
+        raise TypeError(f"expected a path, got {str(value)[:80]}")
     return path

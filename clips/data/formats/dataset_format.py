@@ -14,7 +14,7 @@ from clips.data.text_files import parse_object, read_json
 from clips.errors import UserError, unknown_name_error
 
 ALL = "all"
-"""As a split: every one that there is."""
+"""As a split: every split of the dataset."""
 WHOLE = "taken whole"
 """The split's name in protocols of datasets without splits."""
 IMAGE = "<image>"
@@ -29,14 +29,14 @@ class DatasetSpec:
     """The specification of a dataset.
 
     Args:
-        path: a file, a directory, or with the format ``datasets`` a name on the Hub.
+        path: a file, a directory, or a Hub repo id with the format ``datasets``.
         format: a name in ``FORMATS``; None detects it.
         split: for formats with splits; ``all`` reads every split.
         image_root: directory of the images, for files that name them.
         language: for multilingual data.
-        subset: a hub dataset's configuration (``datasets``).
+        subset: configuration of a Hub dataset (``datasets``).
         image_column: column of the images or their names (``datasets``, ``table``).
-        caption_columns: columns of the captions (likewise); one column of lists, or several.
+        caption_columns: columns of the captions (``datasets``, ``table``); one column of lists, or several columns.
         max_cache_gb: limit of the disk cache for images of streamed tables.
     """
 
@@ -69,13 +69,7 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Conversation:
-    """A conversation about images; ``<image>`` in the text stands for each of them in order.
-
-    Args:
-        name: for messages about it.
-        images: its images.
-        turns: its messages.
-    """
+    """A conversation about images, each with an ``<image>`` in the text, in order; errors refer to it by ``name``."""
 
     name: str
     images: Sequence[LazyImage]
@@ -89,7 +83,7 @@ class Conversation:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Classified:
-    """An image, its name and the number of its class."""
+    """An image, its name and the index of its class."""
 
     name: str
     image: LazyImage
@@ -105,24 +99,24 @@ class ImageRegion:
 
     @property
     def reference(self) -> str:
-        """What the dataset calls the image."""
+        """The dataset's name of the image."""
         return self.image.name
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pair:
-    """Captions for one image or two, including near-miss captions. Letters: P images, C captions.
+    """Captions for P images (1 or 2), including near-miss captions.
 
     Args:
         name: unique within the dataset.
         kind: category of the wrong captions; empty if not stated.
-        pictures: (P,) images.
-        captions: (C,) captions; caption i < P is of image i, the others match no image.
+        images: P images.
+        captions: caption i < P is of image i, the others match no image.
     """
 
     name: str
     kind: str
-    pictures: tuple[ImageRegion, ...]
+    images: tuple[ImageRegion, ...]
     captions: tuple[str, ...]
 
 
@@ -134,7 +128,7 @@ class Dataset(Generic[Record]):
         records: read while iterated; malformed records raise then.
         split: the split; `WHOLE` if there are none.
         classes: the format's own class names, for classification data.
-        named_by: source of those names, as text.
+        named_by: source of the class names, human-readable.
         skipped: file type → number of skipped files.
     """
 
@@ -149,16 +143,16 @@ class Dataset(Generic[Record]):
 class Location:
     """A dataset specification and its files on disk, read once and lazily."""
 
-    asked: DatasetSpec
+    spec: DatasetSpec
 
     @property
     def path(self) -> Path:
         """The file or directory."""
-        return Path(self.asked.path)
+        return Path(self.spec.path)
 
     @functools.cached_property
     def names(self) -> set[str]:
-        """What a directory holds; empty for a file."""
+        """The names of the entries of a directory; empty for a file."""
         return {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
 
     def file(self, name: str) -> Path:
@@ -166,28 +160,23 @@ class Location:
         return self.path / name if self.path.is_dir() else self.path
 
     def has_file(self, name: str) -> bool:
-        """Whether it is a file of this name or a directory that holds one."""
+        """Whether it is a file of this name or a directory that contains it."""
         return self.file(name).name == name and self.file(name).is_file()
 
-    def folder(self, *usual: str) -> Path:
-        """The directory of the images: the requested one, else the first existing default.
+    def image_root(self, *defaults: str) -> Path:
+        """The directory of the images: the requested one, else the first existing default, else the dataset's own.
 
-        The defaults are next to the file that names the images; the last one is that file's own directory.
-
-        Raises:
-            UserError: the requested one is no directory.
+        The defaults are relative to the dataset's directory. Raises UserError if the requested one is no directory.
         """
-        if self.asked.image_root:
-            if not Path(self.asked.image_root).is_dir():
-                raise UserError(
-                    f"image_root: {self.asked.image_root}: expected the directory of the images; no such directory"
-                )
-            return Path(self.asked.image_root)
+        if requested := self.spec.image_root:
+            if not Path(requested).is_dir():
+                raise UserError(f"image_root: {requested}: expected the directory of the images; no such directory")
+            return Path(requested)
         base = self.path if self.path.is_dir() else self.path.parent
-        return next((base / name for name in usual if (base / name).is_dir()), base)
+        return next((base / name for name in defaults if (base / name).is_dir()), base)
 
     def first_row(self, name: str = "") -> dict[str, Any]:
-        """The first object of a JSON lines file; empty where there is none, or it is broken."""
+        """The first object of a JSON lines file; empty if there is none, or it is malformed."""
         path = self.file(name)
         if path.suffix not in {".jsonl", ".jsonlines"} or not path.is_file():
             return {}
@@ -200,33 +189,32 @@ class Location:
 
     @functools.cached_property
     def json(self) -> Any:
-        """The content of a ``.json`` file; None for anything else. Raises UserError where it is no JSON."""
+        """The content of a ``.json`` file; None for anything else. Raises UserError for invalid JSON."""
         return read_json(self.path) if self.path.suffix == ".json" and not self.path.is_dir() else None
 
     def rows_of_split(self, records: Iterable[tuple[str, Record]]) -> Iterator[Record]:
         """The records of the requested split, from (split, record). Raises UserError if there is none."""
-        wanted, seen, taken = self.asked.split, set(), False
+        requested, seen = self.spec.split, set()
         for split, record in records:
             seen.add(split)
-            if wanted in {split, ALL}:
-                taken = True
+            if requested in {split, ALL}:
                 yield record
-        if not taken and seen:
-            raise unknown_name_error(wanted, seen, f"split of {self.path}")
+        if seen and requested not in {*seen, ALL}:
+            raise unknown_name_error(requested, seen, f"split of {self.path}")
 
     def language(self, available: Iterable[str]) -> str:
         """The requested language. Raises UserError if it is missing or not among those available."""
         known = list(available)
-        if self.asked.language is None:
+        if self.spec.language is None:
             listed = ", ".join(itertools.islice(sorted(known), 60))
             raise UserError(f"language: expected one of those of {self.path} ({listed}), got none")
-        if self.asked.language not in known:
-            raise unknown_name_error(self.asked.language, known, f"language of {self.path}")
-        return self.asked.language
+        if self.spec.language not in known:
+            raise unknown_name_error(self.spec.language, known, f"language of {self.path}")
+        return self.spec.language
 
 
 def texts_of(captions: Any, where: str) -> list[str]:
-    """The captions of a record. Raises UserError where they are no list of texts."""
+    """The captions of a record. Raises UserError if they are not a list of strings."""
     if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
         raise UserError(f"{where}: expected a list of captions, got {captions!r:.80}")
     return captions

@@ -1,4 +1,4 @@
-"""Images with captions that fit and captions that nearly fit, as compositional benchmarks publish them."""
+"""Images with matching and near-miss captions, in the formats of compositional benchmarks."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from clips.errors import UserError
 _WINOGROUND = ("caption_0", "caption_1")
 
 
-def read_jsonl(found: Location) -> Dataset[Pair]:
+def read_jsonl(location: Location) -> Dataset[Pair]:
     """JSON lines of {image, caption, negative, kind}; ``negative`` is a string or a list."""
-    path, root = found.path, found.folder()
+    path, root = location.path, location.image_root()
 
     def pairs() -> Iterator[Pair]:
         rows = read_json_lines(path, texts=("image", "caption"), others=("negative",))
         for number, (line, row) in enumerate(rows):
             negative = row["negative"]
             wrong = [negative] if isinstance(negative, str) else negative
-            where = f"{path} line {line}"
             if not isinstance(wrong, list) or not wrong or not all(isinstance(text, str) and text for text in wrong):
-                raise UserError(f"{where}: negative: expected a string, or a list of strings, got {negative!r:.80}")
+                where = f"{path} line {line}: negative"
+                raise UserError(f"{where}: expected a string, or a list of strings, got {negative!r:.80}")
             name = f"{number}/{row['image']}"
             yield _pair(name, str(row.get("kind", "")), root, row["image"], (row["caption"], *wrong))
 
     return Dataset(records=pairs())
 
 
-def read_sugarcrepe(found: Location) -> Dataset[Pair]:
-    """A JSON file per category, number → {filename, caption, negative_caption}."""
-    root = found.folder("images")
+def read_sugarcrepe(location: Location) -> Dataset[Pair]:
+    """A JSON file per category: number → {filename, caption, negative_caption}."""
+    root = location.image_root("images")
 
     def pairs() -> Iterator[Pair]:
-        for file, number, row in _objects(found.path):
+        for file, number, row in _objects(location.path):
             text = functools.partial(_text, f"{file}: {number}", row)
             captions = (text("caption"), text("negative_caption"))
             yield _pair(f"{file.stem}/{number}", file.stem, root, text("filename"), captions)
@@ -48,18 +48,18 @@ def read_sugarcrepe(found: Location) -> Dataset[Pair]:
     return Dataset(records=pairs())
 
 
-def read_aro(found: Location) -> Dataset[Pair]:
-    """A JSON list of {image_path, true_caption, false_caption, bbox_x, bbox_y, bbox_w, bbox_h, …}, the box cut out."""
-    path, root = found.path, found.folder("images")
+def read_aro(location: Location) -> Dataset[Pair]:
+    """A JSON list of {image_path, true_caption, false_caption, bbox_x, bbox_y, bbox_w, bbox_h, …}; crops to the box."""
+    path, root = location.path, location.image_root("images")
 
     def pairs() -> Iterator[Pair]:
         for number, row in enumerate(_list(path)):
             where = f"{path}: {number}"
             text = functools.partial(_text, where, row)
-            sides = [row.get(f"bbox_{side}") for side in "xywh"]
-            numbers = [int(side) for side in sides if isinstance(side, int | float)]
+            box = [row.get(f"bbox_{side}") for side in "xywh"]
+            numbers = [int(side) for side in box if isinstance(side, int | float)]
             if len(numbers) < 4 or min(numbers[2:]) <= 0:
-                raise UserError(f"{where}: expected numbers bbox_x, bbox_y, bbox_w and bbox_h, got {sides}")
+                raise UserError(f"{where}: expected numbers bbox_x, bbox_y, bbox_w and bbox_h, got {box}")
             left, top, width, height = numbers
             region = ImageRegion(FileImage(root, text("image_path")), (left, top, left + width, top + height))
             kind = row.get("relation_name") or "_".join(map(str, row.get("attributes") or []))
@@ -69,17 +69,17 @@ def read_aro(found: Location) -> Dataset[Pair]:
     return Dataset(records=pairs())
 
 
-def read_valse(found: Location) -> Dataset[Pair]:
-    """A JSON file per instrument, name → {image_file, dataset, caption, foil, mturk}.
+def read_valse(location: Location) -> Dataset[Pair]:
+    """A JSON file per instrument: name → {image_file, dataset, caption, foil, mturk}.
 
-    Used are the valid pairs by the authors' definition: at least two of three annotators chose the caption and not the
-    foil; a pair without annotations is used. Images are in the directory, or in a subdirectory with the name of their
-    dataset.
+    Only pairs that are valid by the authors' definition are used: at least two of three annotators chose the caption
+    over the foil. Pairs without annotations are used too. Images are in the directory, or in a subdirectory named
+    after their dataset.
     """
-    root = found.folder("images")
+    root = location.image_root("images")
 
     def pairs() -> Iterator[Pair]:
-        for file, name, row in _objects(found.path):
+        for file, name, row in _objects(location.path):
             text = functools.partial(_text, f"{file}: {name}", row)
             votes = row.get("mturk")
             if isinstance(votes, dict):
@@ -88,18 +88,18 @@ def read_valse(found: Location) -> Dataset[Pair]:
                     raise UserError(f"{file}: {name}: mturk.caption: expected a number, got {chosen!r:.80}")
                 if chosen < 2:
                     continue
-            image, within = text("image_file"), f"{row.get('dataset', '')}/{row['image_file']}"
-            image = within if not image_exists(root, image) and image_exists(root, within) else image
+            image, nested = text("image_file"), f"{row.get('dataset', '')}/{row['image_file']}"
+            image = nested if not image_exists(root, image) and image_exists(root, nested) else image
             yield _pair(f"{file.stem}/{name}", file.stem, root, image, (text("caption"), text("foil")))
 
     return Dataset(records=pairs())
 
 
-def read_winoground(found: Location) -> Dataset[Pair]:
+def read_winoground(location: Location) -> Dataset[Pair]:
     """The Hub's dataset: parquet with its images, or ``examples.jsonl`` with a directory of PNGs."""
-    if holds_rows(found.path):
-        return Dataset(records=_winoground_rows(found))
-    file, root = found.file("examples.jsonl"), found.folder("images")
+    if holds_rows(location.path):
+        return Dataset(records=_winoground_rows(location))
+    file, root = location.file("examples.jsonl"), location.image_root("images")
 
     def pairs() -> Iterator[Pair]:
         for line, row in read_json_lines(file, texts=("image_0", "image_1", *_WINOGROUND)):
@@ -110,16 +110,15 @@ def read_winoground(found: Location) -> Dataset[Pair]:
     return Dataset(records=pairs())
 
 
-def _winoground_rows(found: Location) -> Iterator[Pair]:
-    rows = open_rows(found.asked.path, found.asked.subset, found.asked.split)
+def _winoground_rows(location: Location) -> Iterator[Pair]:
+    rows = open_rows(location.spec.path, location.spec.subset, location.spec.split)
     for column in ("image_0", "image_1", *_WINOGROUND):
         if column not in rows.features:
-            raise UserError(f"{found.path}: expected the columns image_0, image_1, caption_0 and caption_1")
-    columns = [ImageColumn(rows, f"image_{side}", found.asked.path, found.path) for side in (0, 1)]
-    for number, row in enumerate(
-        rows.select_columns([name for name in rows.features if not name.startswith("image_")])
-    ):
-        text = functools.partial(_text, f"{found.path}: row {number}", row)
+            raise UserError(f"{location.path}: expected the columns image_0, image_1, caption_0 and caption_1")
+    columns = [ImageColumn(rows, f"image_{side}", location.spec.path, location.path) for side in (0, 1)]
+    other_columns = [name for name in rows.features if not name.startswith("image_")]
+    for number, row in enumerate(rows.select_columns(other_columns)):
+        text = functools.partial(_text, f"{location.path}: row {number}", row)
         images = [TableImage(column, number, label=f"{number}/{column.name}") for column in columns]
         yield _winoground(number, row, images, text)
 
@@ -138,7 +137,7 @@ def _objects(path: Path) -> Iterator[tuple[Path, str, dict[str, Any]]]:
     """(file, name, object) of all JSON files of named objects in a directory, or of one such file."""
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     if not files:
-        raise UserError(f"{path}: expected a .json file for each kind, found none")
+        raise UserError(f"{path}: expected a .json file for each category, found none")
     for file in files:
         content = read_json(file)
         if not isinstance(content, dict) or not all(isinstance(row, dict) for row in content.values()):

@@ -1,8 +1,8 @@
 """WebDataset's tar shards: images next to JSON or text files of the same name.
 
-Captions and classes are as CLIP_benchmark's reader and writer (``webdataset_builder.py``) have them: ``test/0.tar``,
-``test/1.tar`` and so on, their number in ``test/nshards.txt``, images next to a ``.txt`` with a caption a line or a
-``.cls``; or as the suite writes them, with ``captions`` in each JSON.
+Captions and classes have the format of CLIP_benchmark's reader and writer (``webdataset_builder.py``): ``test/0.tar``,
+``test/1.tar``, …, their number in ``test/nshards.txt``, images next to a ``.txt`` with one caption per line or a
+``.cls``; or the format of this suite, with ``captions`` in each JSON.
 """
 
 from __future__ import annotations
@@ -25,42 +25,42 @@ from clips.errors import UserError
 from clips.jsontext import safe_json_loads
 from clips.model.loading import library_errors_as_user_errors
 
-_BESIDE = {"cls", "json", "txt", "key"}  # metadata that WebDataset's writers add to an image
+_METADATA_EXTENSIONS = {"cls", "json", "txt", "key"}  # that WebDataset's writers add to an image
 _OTHER_FORMATS = {".json": "karpathy or coco"} | dict.fromkeys((".csv", ".tsv", ".jsonl", ".parquet"), "table")
 _DIGITS = re.compile(r"(\d+)")
 
 
 def list_shards(path: str) -> list[str]:
-    """The shards that ``path`` names: a directory's .tar files, or those of a range of names, here or remote.
+    """The shards of ``path``: a directory's .tar files, or a range of local or remote names.
 
     Raises:
         UserError: there are none.
     """
-    found = expand_brace_ranges(path)
+    location = expand_brace_ranges(path)
     if is_remote(path):
-        return found
-    if len(found) == 1 and Path(path).is_dir():
-        found = list(map(str, _shards(Path(path))))
-        if not found:
+        return location
+    if len(location) == 1 and Path(path).is_dir():
+        location = list(map(str, _shards(Path(path))))
+        if not location:
             raise UserError(f"{path}: expected .tar shards in this directory, found none")
-    for shard in found:
+    for shard in location:
         if not Path(shard).exists():
             raise UserError(f"{shard}: no such file or directory")
         if other := _OTHER_FORMATS.get(Path(shard).suffix):
             raise UserError(f"{shard}: expected tar shards, as format webdataset has them; give format: {other}")
-    return found
+    return location
 
 
-def is_webdataset(found: Location) -> bool:
+def is_webdataset(location: Location) -> bool:
     """Shards in the directory, or in directories of splits."""
-    return any(next(found.path.glob(where), None) for where in ("*.tar", "*/*.tar"))
+    return any(next(location.path.glob(where), None) for where in ("*.tar", "*/*.tar"))
 
 
-def read_captions(found: Location) -> Dataset[Captioned]:
+def read_captions(location: Location) -> Dataset[Captioned]:
     """The images that have a caption next to them."""
-    folder, shards = _shards_of_split(found)
-    records = (record for shard in shards for record in _captions(found.path, shard))
-    return Dataset(records=records, split=WHOLE if folder == found.path else found.asked.split)
+    directory, shards = _shards_of_split(location)
+    records = (record for shard in shards for record in _captions(location.path, shard))
+    return Dataset(records=records, split=WHOLE if directory == location.path else location.spec.split)
 
 
 def _captions(root: Path, shard: Path) -> Iterator[Captioned]:
@@ -77,24 +77,24 @@ def _captions(root: Path, shard: Path) -> Iterator[Captioned]:
         yield Captioned([TarImage(root, shard, member, *index.members[member])], texts)
 
 
-def read_classes(found: Location) -> Dataset[Classified]:
-    """Images with their class index in a ``.cls`` file; all files are listed before the first record."""
-    folder, shards = _shards_of_split(found)
+def read_classes(location: Location) -> Dataset[Classified]:
+    """Images with their class index in a ``.cls`` file."""
+    directory, shards = _shards_of_split(location)
     records, skipped = [], Counter[str]()
     for shard in shards:
         index = index_tar(shard)
         for member, stem, suffix in _parts(index):
             if member is None:
-                skipped.update([] if suffix in _BESIDE else [f".{suffix}".lower()])
+                skipped.update([] if suffix in _METADATA_EXTENSIONS else [f".{suffix}".lower()])
                 continue
             if f"{stem}.cls" not in index.members:
-                raise UserError(f"{shard}/{member}: expected {stem}.cls next to it, the number of its class")
+                raise UserError(f"{shard}/{member}: expected {stem}.cls next to it, the index of its class")
             content = index.read(f"{stem}.cls").decode("utf-8", "replace").strip()
             if not content.isdecimal():
-                raise UserError(f"{shard}/{stem}.cls: expected the number of one class, got {content!r:.40}")
-            image = TarImage(folder, shard, member, *index.members[member])
+                raise UserError(f"{shard}/{stem}.cls: expected the index of one class, got {content!r:.40}")
+            image = TarImage(directory, shard, member, *index.members[member])
             records.append(Classified(image.name, image, int(content)))
-    return Dataset(records=records, split=WHOLE if folder == found.path else found.asked.split, skipped=skipped)
+    return Dataset(records=records, split=WHOLE if directory == location.path else location.spec.split, skipped=skipped)
 
 
 def _parts(index: TarIndex) -> Iterator[tuple[str | None, str, str]]:
@@ -104,51 +104,53 @@ def _parts(index: TarIndex) -> Iterator[tuple[str | None, str, str]]:
         yield member if f"{dot}{suffix}".lower() in IMAGE_SUFFIXES else None, stem, suffix
 
 
-def _shards_of_split(found: Location) -> tuple[Path, list[Path]]:
-    """The directory of the split (the directory itself where it has no such directories) and the shards in it."""
-    folder = found.path / found.asked.split
-    if not _shards(folder):
-        if found.asked.split != "test":
-            raise UserError(f"{found.path}: has no split '{found.asked.split}' (expected .tar shards in {folder})")
-        folder = found.path
-    shards = _shards(folder)
+def _shards_of_split(location: Location) -> tuple[Path, list[Path]]:
+    """The split's directory, or the dataset's if it has no splits, and its shards."""
+    directory = location.path / location.spec.split
+    if not _shards(directory):
+        if location.spec.split != "test":
+            raise UserError(
+                f"{location.path}: has no split '{location.spec.split}' (expected .tar shards in {directory})"
+            )
+        directory = location.path
+    shards = _shards(directory)
     if not shards:
-        raise UserError(f"{found.path}: expected .tar shards, found none")
-    counted = folder / "nshards.txt"
-    if counted.is_file():  # so that a shard that was not copied is missed
-        stated = counted.read_text(encoding="utf-8", errors="replace").strip()
-        if stated != str(len(shards)):
-            raise UserError(f"{folder}: expected {stated:.20} shards, as nshards.txt says, found {len(shards)}")
-    return folder, shards
+        raise UserError(f"{location.path}: expected .tar shards, found none")
+    count_file = directory / "nshards.txt"
+    if count_file.is_file():  # detects shards that were not copied
+        expected = count_file.read_text(encoding="utf-8", errors="replace").strip()
+        if expected != str(len(shards)):
+            raise UserError(f"{directory}: expected {expected:.20} shards, as nshards.txt says, found {len(shards)}")
+    return directory, shards
 
 
-def _shards(folder: Path) -> list[Path]:
+def _shards(directory: Path) -> list[Path]:
     """Numeric order for numbered files: 10.tar comes after 9.tar."""
-    return sorted(folder.glob("*.tar"), key=lambda path: _by_numbers(path.name))
+    return sorted(directory.glob("*.tar"), key=lambda path: _numeric_key(path.name))
 
 
-def _by_numbers(name: str) -> list[tuple[int, str]]:
+def _numeric_key(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in _DIGITS.split(name)]
 
 
-def read_conversations(found: Location) -> Dataset[Conversation]:
+def read_conversations(location: Location) -> Dataset[Conversation]:
     """``key.json`` has the text, ``key.jpg`` or ``key.0.jpg, key.1.jpg …`` the images in order."""
-    shards = list_shards(found.asked.path)
-    if is_remote(found.asked.path):
-        raise UserError(f"{found.asked.path}: expected files of this machine; copy them here first")
+    shards = list_shards(location.spec.path)
+    if is_remote(location.spec.path):
+        raise UserError(f"{location.spec.path}: expected local files; download them first")
     return Dataset(records=(record for shard in shards for record in _conversations(Path(shard))))
 
 
 def _conversations(shard: Path) -> Iterator[Conversation]:
     index = index_shard(shard)
-    for place in range(len(index)):
-        key, files = index.key(place), index.files(place)
+    for sample in range(len(index)):
+        key, files = index.key(sample), index.files(sample)
         where = f"{shard}/{key}"
         if "json" not in files:
-            raise UserError(f"{where}: expected {key}.json with what is said, found {', '.join(files)}")
+            raise UserError(f"{where}: expected {key}.json with the conversation, found {', '.join(files)}")
         with library_errors_as_user_errors(f"{where}.json: expected an object with {EXPECTED_FORMAT}"):
             row = safe_json_loads(read_byte_range(shard, *files["json"]))
             turns = parse_messages(row[next(name for name in CONVERSATION_KEYS if name in row)])
-        names = sorted((name for name in files if f".{name.rpartition('.')[2]}" in IMAGE_SUFFIXES), key=_by_numbers)
+        names = sorted((name for name in files if f".{name.rpartition('.')[2]}" in IMAGE_SUFFIXES), key=_numeric_key)
         images = [TarImage(shard.parent, shard, f"{key}.{name}", *files[name]) for name in names]
         yield Conversation(f"{shard.name}/{key}", images, place_images(turns, len(images)))

@@ -1,4 +1,4 @@
-"""The messages of a conversation, from the two formats that datasets use."""
+"""The messages of a conversation, parsed from the two formats that datasets use."""
 
 from __future__ import annotations
 
@@ -27,37 +27,36 @@ _ROLES: dict[str, Any] = {
 
 
 def text(value: Any) -> str:
-    """``value``, which is to be text. Raises TypeError."""
+    """``value``, checked to be a string. Raises TypeError."""
     if not isinstance(value, str):
         raise TypeError(f"expected text, got {json.dumps(value, default=repr)}")
     return value
 
 
-def parse_messages(talk: Any) -> list[Turn]:
+def parse_messages(messages: Any) -> list[Turn]:
     """The messages of a conversation in either format: from and value (LLaVA's) or role and content (transformers').
 
     Args:
-        talk: a list of messages; or, as ``datasets`` stores sequences of objects, an object of lists.
+        messages: a list of messages; or, as ``datasets`` stores sequences of objects, an object of lists.
 
     Raises:
-        Exception: of any kind, if it has neither format; the caller adds the location and `EXPECTED`.
+        Exception: of any type, for neither format; the caller adds the location and `EXPECTED_FORMAT`.
     """
-    if isinstance(talk, Mapping):
-        talk = [dict(zip(talk, values, strict=True)) for values in zip(*talk.values(), strict=True)]
-    if isinstance(talk, str):
-        raise TypeError(f"expected a list of messages, got the text {talk[:40]!r}")
-    return [_turn(message) for message in talk]
+    if isinstance(messages, Mapping):
+        messages = [dict(zip(messages, values, strict=True)) for values in zip(*messages.values(), strict=True)]
+    if isinstance(messages, str):
+        raise TypeError(f"expected a list of messages, got the string {messages[:40]!r}")
+    return [_turn(message) for message in messages]
 
 
 def _turn(message: Mapping[str, Any]) -> Turn:
-    role, said = ("from", "value") if message.get("from") is not None else ("role", "content")
-    content = message[said]
-    return Turn(_ROLES[message[role]], content if isinstance(content, str) else _flat(content))
+    role, content = ("from", "value") if message.get("from") is not None else ("role", "content")
+    return Turn(_ROLES[message[role]], _join_parts(message[content]))
 
 
-def _flat(parts: Sequence[Mapping[str, Any]]) -> str:
-    """Parts as text, as the chat template writes them at inference."""
-    if not isinstance(parts, Sequence):
+def _join_parts(parts: Any) -> str:
+    """Content as text, as the chat template writes it at inference."""
+    if isinstance(parts, str) or not isinstance(parts, Sequence):
         return text(parts)
     pieces = []
     for part in parts:
@@ -68,35 +67,34 @@ def _flat(parts: Sequence[Mapping[str, Any]]) -> str:
 
 
 def drop_before_first_user_turn(turns: list[Turn]) -> list[Turn]:
-    """Drop messages before the user's first one; a system message stays.
+    """Drop messages before the user's first one, except system messages.
 
-    LLaVA's training drops such a first message (``preprocess_v1`` in ``train.py``): ShareGPT's conversations are split
-    into pieces, some of which begin with an answer.
+    LLaVA's training drops them too (``preprocess_v1`` in ``train.py``): ShareGPT's conversations are split into pieces,
+    some of which begin with an answer.
     """
-    first = next((place for place, turn in enumerate(turns) if turn.role == "user"), len(turns))
-    return [turn for place, turn in enumerate(turns) if place >= first or turn.role == "system"]
+    first = next((index for index, turn in enumerate(turns) if turn.role == "user"), len(turns))
+    return [turn for index, turn in enumerate(turns) if index >= first or turn.role == "system"]
 
 
 def place_images(turns: list[Turn], count: int) -> list[Turn]:
-    """Images without a placeholder come before the user's first message."""
+    """Put ``count`` placeholders before the user's first message if the conversation has none."""
     if not count or any(IMAGE in turn.content for turn in turns):
         return turns
-    first = next((place for place, turn in enumerate(turns) if turn.role == "user"), None)
+    first = next((index for index, turn in enumerate(turns) if turn.role == "user"), None)
     if first is None:
         return turns
-    shown = Turn("user", f"{IMAGE}\n" * count + turns[first].content)
-    return [*turns[:first], shown, *turns[first + 1 :]]
+    with_images = Turn("user", f"{IMAGE}\n" * count + turns[first].content)
+    return [*turns[:first], with_images, *turns[first + 1 :]]
 
 
 def place_image_first(turns: list[Turn]) -> list[Turn]:
-    """In a message with one image, the placeholder moves to a line before the text.
+    """Move the placeholder of a user message with one image to a line before the text.
 
-    LLaVA's data have it before or after the text, its training (``preprocess_multimodal`` in ``train.py``) always
-    before.
+    LLaVA's data have it before or after the text; its training (``preprocess_multimodal`` in ``train.py``) moves it.
     """
     return [_image_first(turn) if turn.role == "user" and turn.content.count(IMAGE) == 1 else turn for turn in turns]
 
 
 def _image_first(turn: Turn) -> Turn:
-    said = turn.content.replace(IMAGE, "").strip()
-    return Turn(turn.role, f"{IMAGE}\n{said}" if said else IMAGE)
+    content = turn.content.replace(IMAGE, "").strip()
+    return Turn(turn.role, f"{IMAGE}\n{content}" if content else IMAGE)

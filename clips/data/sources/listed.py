@@ -1,4 +1,4 @@
-"""Training data in any format whose captions are listed: images in a directory with about five human sentences each."""
+"""Training data in formats that list captions: images in a directory with about five human sentences each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TRIED_IMAGES = 20
 
 
 class ListedCaptions:
-    """All images and their sentences in memory, images as their paths."""
+    """The paths and sentences of all images, in memory."""
 
     def __init__(self, config: SourceConfig) -> None:
         self.config = config
@@ -46,9 +46,8 @@ class ListedCaptions:
         ]
         tried = [image for image, _ in self.samples[:_TRIED_IMAGES]]
         if tried and not any(image.exists() for image in tried):
-            raise UserError(
-                f"{tried[0].root}: expected the images there (data source's 'image_root'); none of the first is"
-            )
+            where = f"{tried[0].root}: expected the images there (data source's 'image_root')"
+            raise UserError(f"{where}; none of the first {len(tried)} exists")
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -63,16 +62,16 @@ class ListedCaptions:
         if not sentences:
             raise BadSampleError("no sentences")
         web = int(rng.integers(len(sentences))) if self.config.web_caption == "drawn_sentence" else 0
-        kept = [
-            _as_sentence(sentence)
+        others = [
+            f"{sentence.rstrip(' .!')}."  # so that it is a sentence when a caption is cut into sub-captions
             for number, sentence in enumerate(sentences)
             if number != web or "all_sentences" in self.config.synthetics
         ]
-        synthetic = " ".join(kept) if self.config.synthetics else ""
+        synthetic = " ".join(others) if self.config.synthetics else ""
         return Sample(image_bytes(image.reference, image.root), sentences[web], synthetic)
 
     def record(self, index: int) -> Record:
-        """See `Source`; a list of sentences stays one where the web caption is drawn from it."""
+        """See `Source`; with drawn_sentence the web caption is the list of all sentences."""
         image, sentences = self.samples[index]
         web = sentences if self.config.web_caption == "drawn_sentence" else sentences[0]
         fields = {"file": image.name, "sentences": sentences, self.config.web_caption: web}
@@ -83,9 +82,3 @@ class ListedCaptions:
         path = Path(self.config.path)
         described = {"path": str(path), "split": self.config.split, "samples": len(self)}
         return described | ({"hash": file_hash(path)} if path.is_file() else {})
-
-
-def _as_sentence(text: str) -> str:
-    """Sentences must be distinguished again when a caption is cut into sub-captions."""
-    text = text.rstrip(" .!")
-    return f"{text}."

@@ -1,8 +1,7 @@
 """Random access to rows of parquet files, local or remote, without a full copy.
 
-A row group is copied when one of its rows is first read: only the requested columns, as an Arrow file in the shard
-cache, which is read by memory map. The disk usage is bounded by the cache limit, and the sample order is the same as
-for local data.
+A row group is copied when one of its rows is first read: only the requested columns, as a memory-mapped Arrow file in
+the shard cache. The cache limit bounds the disk usage. The sample order is the same as for local data.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from clips.data.parquet_limits import iter_record_batches
 from clips.data.remote_files import ShardCache, UnreachableError, is_remote
 from clips.errors import UserError, error_reason
 
-_FOOTERS_AT_ONCE = 16
-_BROKEN = ("deserializ", "thrift", "corrupt", "decompress", "malformed", "magic bytes")  # in Arrow's messages
-_FILES_KEPT = 64  # open footers and row groups per process
+_FOOTER_THREADS = 16
+_CORRUPTION_SIGNS = ("deserializ", "thrift", "corrupt", "decompress", "malformed", "magic bytes")  # in Arrow's messages
+_MAX_OPEN = 64  # open footers and row groups per process
 
 
 class ParquetRows:
-    """Rows of many files as one sequence, with the part of ``datasets.Dataset``'s interface that the sources use.
+    """Rows of many files as one sequence, with the part of `datasets.Dataset`'s interface that the sources use.
 
     Args:
         files: paths or URLs that fsspec reads.
@@ -43,25 +42,25 @@ class ParquetRows:
         self.groups = _row_groups(self.files, cache)
         self.ends = np.cumsum([rows for _, _, rows in self.groups])
         self.unreadable: dict[int, str] = {}  # row group index → its error
-        self._forget()
+        self._reset_caches()
         self.column_names = list(self._footer_of(self.files[0]).schema.to_arrow_schema().names)
 
     def select_columns(self, names: Sequence[str]) -> ParquetRows:
         """The same rows with fewer columns."""
-        found = copy.copy(self)
-        found.column_names = list(names)
-        return found
+        selected = copy.copy(self)
+        selected.column_names = list(names)
+        return selected
 
-    def _forget(self) -> None:
-        self._table = functools.lru_cache(maxsize=_FILES_KEPT)(self._open_group)
-        self._footer_of = functools.lru_cache(maxsize=_FILES_KEPT)(self._footer)
+    def _reset_caches(self) -> None:
+        self._table = functools.lru_cache(maxsize=_MAX_OPEN)(self._open_group)
+        self._footer_of = functools.lru_cache(maxsize=_MAX_OPEN)(self._footer)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in {"_table", "_footer_of"}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._forget()
+        self._reset_caches()
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
@@ -73,17 +72,17 @@ class ParquetRows:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the file names and of the row counts of their groups."""
+        """Hash of the file names and of the row counts of their row groups."""
         return hashlib.sha256(json.dumps([[*map(_name, self.files)], self.blocks]).encode()).hexdigest()
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         number = int(np.searchsorted(self.ends, index, side="right"))
-        place = index - int(self.ends[number]) + self.groups[number][2]
-        row: dict[str, Any] = self._rows_of(number).slice(place, 1).to_pylist()[0]
+        row_index = index - int(self.ends[number]) + self.groups[number][2]
+        row: dict[str, Any] = self._read_group(number).slice(row_index, 1).to_pylist()[0]
         return row
 
-    def _rows_of(self, number: int) -> Any:
-        """A row group; BadSampleError for each row of an invalid one."""
+    def _read_group(self, number: int) -> Any:
+        """A row group. Raises BadSampleError if it is invalid."""
         if number not in self.unreadable:
             try:
                 return self._table(number)
@@ -96,7 +95,7 @@ class ParquetRows:
     def fetch(self, number: int) -> Path:
         """The local copy of row group ``number``, created if missing. Raises UserError."""
         file, group, _ = self.groups[number]
-        key = f"{_identity(self.files[file])}#{group}#{','.join(self.column_names)}"
+        key = f"{_file_version(self.files[file])}#{group}#{','.join(self.column_names)}"
         make = functools.partial(self._copy_group, self.files[file], group)
         return self.cache.made(key, "group.arrow", make, remote=is_remote(self.files[file]))
 
@@ -118,8 +117,8 @@ class ParquetRows:
                 with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
                     for part in itertools.chain([first], parts):
                         writer.write_batch(part)
-            except (pa.ArrowException, OSError) as error:  # an OSError for the network's faults and the file's
-                if any(sign in str(error).lower() for sign in _BROKEN):
+            except (pa.ArrowException, OSError) as error:  # OSError: a network error, or an invalid file
+                if any(sign in str(error).lower() for sign in _CORRUPTION_SIGNS):
                     raise UserError(f"{file}: row group {group} is broken ({error_reason(error)})") from None
                 raise
 
@@ -131,23 +130,26 @@ class ParquetRows:
             return pyarrow.parquet.read_metadata(stream)
 
 
-def _identity(file: str) -> str:
-    """A file's URL; for a local file with size and time, so that copies of an earlier version are not used."""
+def _file_version(file: str) -> str:
+    """A file's URL; for a local file with size and time, so that copies of earlier versions are not used."""
     if is_remote(file):
         return file
-    facts = Path(file).stat()
-    return f"{file} {facts.st_size} {facts.st_mtime_ns}"
+    status = Path(file).stat()
+    return f"{file} {status.st_size} {status.st_mtime_ns}"
 
 
 def _row_groups(files: Sequence[str], cache: ShardCache) -> list[tuple[int, int, int]]:
-    """(file index, row group index, number of rows); read from the footers once and then cached."""
-    kept = cache.folder / f"rows-{hashlib.sha256(json.dumps([*map(_identity, files)]).encode()).hexdigest()[:16]}.json"
+    """(file index, row group index, number of rows), read from the footers and cached."""
+    cached = (
+        cache.directory
+        / f"rows-{hashlib.sha256(json.dumps([*map(_file_version, files)]).encode()).hexdigest()[:16]}.json"
+    )
     try:
-        counts = json.loads(kept.read_text(encoding="utf-8"))
+        counts = json.loads(cached.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        with concurrent.futures.ThreadPoolExecutor(_FOOTERS_AT_ONCE) as executor:
+        with concurrent.futures.ThreadPoolExecutor(_FOOTER_THREADS) as executor:
             counts = list(executor.map(_rows_of_groups, files))
-        atomic_write(kept, json.dumps(counts))
+        atomic_write(cached, json.dumps(counts))
     return [(file, group, rows) for file, found in enumerate(counts) for group, rows in enumerate(found) if rows]
 
 
@@ -157,7 +159,7 @@ def _rows_of_groups(file: str) -> list[int]:
 
 
 def _open(file: str) -> Any:
-    """A file whose ranges are read as pyarrow requests them: it knows the next ranges better than fsspec's caches."""
+    """Open a file without fsspec's caches: pyarrow knows the next ranges better."""
     if not is_remote(file):
         return Path(file).open("rb")
     import fsspec

@@ -1,4 +1,4 @@
-"""Sources of images with captions: config, samples, and helpers that all formats share."""
+"""Sources of images with captions: config, samples, and helpers for all formats."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from clips.data.remote_files import ShardCache
 from clips.errors import UserError, unknown_name_error
 
 AUTO = "auto"
-"""Of a config's ``web_caption`` and ``synthetic_caption``: where the format has its captions (`Format`)."""
-
-
+"""A config's ``web_caption`` or ``synthetic_caption`` is the format's default (`Format`)."""
 TRAINING_FORMATS = {name: entry for name, entry in FORMATS.items() if entry.trains_encoders}
 """The formats that ``clips train`` reads."""
 
@@ -30,45 +28,41 @@ class SourceConfig:
 
     Args:
         format: webdataset (tar shards of images with JSON or text files of the same name), table (a CSV, TSV, JSON
-            lines or parquet file, or a directory of such, an image a row), capsfusion (a table with the columns of
-            CapsFusion-120M), datasets (a dataset of the Hugging Face hub, or a directory that ``save_to_disk`` wrote),
-            karpathy (Karpathy's JSON: COCO, Flickr30k, Flickr8k), coco (COCO's captions_*.json), or another that lists
-            captions (docs/data-formats.md).
-        path: the file, the directory, or the dataset's name on the Hub. webdataset and tables also take addresses that
-            fsspec reads (https://, s3://, …), with ``{000..127}`` for many of them; webdataset also commands that write
-            a shard (``pipe:aws s3 cp s3://bucket/{000..127}.tar -``).
-        image_column: tables, datasets: the column of the image: its bytes, or its path or address. null takes the
-            first of image, jpg, png, image_path, file_name, path, url, image_url that is there.
-        web_caption: where the short web caption is found. webdataset: a key of the sample's JSON, or ".txt" for the
-            text file;
-            tables, datasets: a column; a list of captions there means one drawn at random each time.
-            karpathy, coco:
-            "drawn_sentence" (another human sentence each epoch) or "first_sentence". auto is
-            drawn_sentence of these
-            two, laion_2b of capsfusion, web_caption of the others.
-        synthetic_caption: where the long synthetic caption is found, as ``web_caption``; a list of such names means one
-            of these captions drawn at random each time; null if there is none. karpathy, coco: "other_sentences" (all
-            but the web caption, joined: a stand-in for a long caption) or "all_sentences". auto is other_sentences of
-            these two, [laion_coco, capsfusion] of capsfusion, synthetic_caption of the others.
+            lines or parquet file, or a directory of them, one image per row), capsfusion (a table with the columns of
+            CapsFusion-120M), datasets (a dataset of the Hugging Face Hub, or a directory that ``save_to_disk`` wrote),
+            karpathy (Karpathy's JSON: COCO, Flickr30k, Flickr8k), coco (COCO's captions_*.json), or another format
+            that lists captions (docs/data-formats.md).
+        path: the file, the directory, or the Hub repo id. webdataset and tables also accept fsspec URLs (https://,
+            s3://, …), with ``{000..127}`` for many of them; webdataset also accepts commands that write a shard
+            (``pipe:aws s3 cp s3://bucket/{000..127}.tar -``).
+        image_column: tables, datasets: the column with the image's bytes, path or URL. null means the first existing
+            one of image, jpg, png, image_path, file_name, path, url, image_url.
+        web_caption: location of the short web caption. webdataset: a key of the sample's JSON, or ".txt" for the text
+            file. tables, datasets: a column; from a list of captions, one is sampled each time. karpathy, coco:
+            "drawn_sentence" (another human sentence each epoch) or "first_sentence". auto means drawn_sentence for
+            these two, laion_2b for capsfusion, and web_caption for the others.
+        synthetic_caption: location of the long synthetic caption, as for ``web_caption``; from a list of locations, one
+            caption is sampled each time; null if there is none. karpathy, coco: "other_sentences" (all except the web
+            caption, joined: a substitute for a long caption) or "all_sentences". auto means other_sentences for these
+            two, [laion_coco, capsfusion] for capsfusion, and synthetic_caption for the others.
         split: karpathy, datasets: the split to read.
-        subset: datasets: the configuration of a hub dataset that has several.
-        streaming: tables, datasets: read parquet files where they are, a row group at a time and of it only the columns
-            named here, instead of copying all to this disk before training begins. Copies of row groups are kept in
-            ``cache_dir``; they are what ``data.shuffle_buffer_shards`` counts.
+        subset: datasets: the configuration of a Hub dataset that has several.
+        streaming: tables, datasets: read remote or local parquet files by row group, and only the required columns,
+            instead of copying all files to this disk before training. Copies of row groups are cached in
+            ``cache_dir``; ``data.shuffle_buffer_shards`` counts row groups.
         image_root: tables, karpathy, coco: the directory of images; null means the directory of the table, or "images"
-            next to the JSON file. Paths that lead out of it are rejected.
-        allow_private_network: tables: whether addresses of images in them may lead to this machine or a private
-            network. A table
-            from elsewhere must not name such images.
-        shard_sizes: webdataset: a JSON file that says how many samples each shard has; null means sizes.json next to
-            the shards. With it no shard is opened before it is needed; remote shards need it (``clips data index``
-            writes it).
+            next to the JSON file. Paths outside it are rejected.
+        allow_private_network: tables: whether image URLs may lead to this host or a private network. Leave it off for
+            tables from other people.
+        shard_sizes: webdataset: a JSON file with the number of samples of each shard; null means sizes.json next to
+            the shards. With it, a shard is opened only when it is needed; remote shards require it (``clips data
+            index`` writes it).
         cache_dir: the directory for copies of remote shards and of streamed row groups.
-        max_cache_gb: how much that directory may hold; the longest unused copies go first. While one
-            ``data.shuffle_buffer_shards`` of shards is read, the next one is copied: give it room for two.
-        weight: how much of all batches comes from this source, relative to the weights of the others; give one to each
-            source or to none. Without, the sources are read as one, each sample once an epoch. Small weights are kept
-            too: shares of all samples so far are rounded to whole samples, every 1,000 samples.
+        max_cache_gb: the maximum size of that directory; the least recently used copies are deleted first. While one
+            window of ``data.shuffle_buffer_shards`` is read, the next one is copied: set it to the size of two.
+        weight: ratio of samples from this source, relative to the weights of the others; set it for each source or for
+            none. Without weights, the sources are read as one, each sample once per epoch. Small weights are exact
+            too: every 1,000 samples, each source's count is its ratio of all samples so far, rounded to an integer.
     """
 
     format: str = dataclasses.field(
@@ -107,7 +101,7 @@ class SourceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One image, still encoded, with its captions: "" where one is empty, or the source has no synthetic ones."""
+    """One encoded image with its captions; "" for a caption that is empty or that the source does not have."""
 
     image: bytes
     web: str
@@ -116,12 +110,11 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A sample without its image, for writing the sample again.
+    """A sample without its image, for writing it to another dataset.
 
     Args:
         key: unique within its shard.
-        fields: captions and all other fields, as plain data; its web caption is under the config's
-            ``web_caption``.
+        fields: captions and all other fields, as plain data; the web caption's key is the config's ``web_caption``.
         files: other files of the sample: extension → content.
         reference: the path or URL of its image, if the source has it.
     """
@@ -136,16 +129,16 @@ class Source(Protocol):
     """A sequence of samples by index; `clips.data.sampler` determines their order."""
 
     def __len__(self) -> int:
-        """The number of samples, bad ones included."""
+        """The number of samples, including invalid ones."""
 
     def read(self, index: int, rng: np.random.Generator) -> Sample:
-        """Sample ``index``; ``rng`` draws captions. Raises BadSampleError."""
+        """Sample ``index``; ``rng`` selects captions. Raises BadSampleError."""
 
     def record(self, index: int) -> Record:
-        """What is known of sample ``index``, which `read` could read."""
+        """The other data of sample ``index``, which must be valid."""
 
     def name(self, index: int) -> str:
-        """How people find the sample again."""
+        """The location of the sample, for messages."""
 
     def describe(self) -> dict[str, Any]:
         """The manifest entry of the source: its path, size and hash."""
@@ -156,14 +149,14 @@ class RemoteSource(Protocol):
 
     @property
     def is_remote(self) -> bool:
-        """Whether there are such blocks."""
+        """Whether its shards or row groups are remote."""
 
     @property
     def copies(self) -> ShardCache:
-        """The cache of them."""
+        """The cache of its shards or row groups."""
 
     def fetch(self, block: int) -> Path:
-        """The local copy of ``block``, created if missing. Raises UserError."""
+        """The local copy of a shard or row group, created if missing. Raises UserError."""
 
 
 def shard_lengths(source: Source) -> list[int]:
@@ -171,22 +164,22 @@ def shard_lengths(source: Source) -> list[int]:
     return list(getattr(source, "blocks", None) or [len(source)])
 
 
-def sample_caption(found: Any, wanted: str, rng: np.random.Generator) -> str:
-    """One caption, "" where it is empty: ``found`` is a text, a list of which one is drawn, or None.
+def sample_caption(value: Any, name: str, rng: np.random.Generator) -> str:
+    """One caption: ``value`` itself, or one of a list at random; "" if it is empty or None.
 
     Raises:
-        BadSampleError: it is something else.
+        BadSampleError: the value is something else.
     """
-    if isinstance(found, list | np.ndarray):
-        found = found[rng.integers(len(found))] if len(found) else None
-    if found is None:
+    if isinstance(value, list | np.ndarray):
+        value = value[rng.integers(len(value))] if len(value) else None
+    if value is None:
         return ""
-    if not isinstance(found, str):
-        raise BadSampleError(f"no caption '{wanted}'")
-    return found.strip()
+    if not isinstance(value, str):
+        raise BadSampleError(f"no caption '{name}'")
+    return value.strip()
 
 
 def choose_nonempty(captions: Sequence[str], rng: np.random.Generator) -> str:
-    """One of those that are not empty, each equally likely; "" where there is none."""
-    there = [caption for caption in captions if caption]
-    return there[rng.integers(len(there))] if len(there) > 1 else "".join(there)
+    """One of the nonempty captions, with equal probability; "" if there is none."""
+    nonempty = [caption for caption in captions if caption]
+    return nonempty[rng.integers(len(nonempty))] if len(nonempty) > 1 else "".join(nonempty)

@@ -24,35 +24,34 @@ _READERS: dict[str, tuple[str, dict[str, Any]]] = {
     "parquet": ("parquet", {}),
 }
 """File extension → datasets' reader and its options."""
-_PICTURE_COLUMNS = ("image", "jpg", "png", "image_path", "file_name", "path", "url", "image_url")
-_BLOCK = 10_000
+_IMAGE_COLUMNS = ("image", "jpg", "png", "image_path", "file_name", "path", "url", "image_url")
+_BLOCK_ROWS = 10_000
 
 
 class DatasetsSource:
-    """A dataset of the Hugging Face hub, a directory in the Hub's structure or of ``save_to_disk``, with random access.
+    """A dataset of the Hugging Face Hub, or a directory in the Hub's structure or of ``save_to_disk``.
 
-    Read by ``datasets``, or with ``stream`` directly from its parquet files.
+    ``datasets`` reads it; with ``streaming`` its parquet files are read directly.
     """
 
     def __init__(self, config: SourceConfig) -> None:
         self.config = config
         with one_line_errors(config.path):
             self.rows = self.read_rows()
-        found = self.rows.column_names
-        self.picture = config.image_column or _image_column(config.path, found)
-        wanted = [
-            ("image_column", self.picture),
+        names = self.rows.column_names
+        self.image_column = config.image_column or _find_image_column(config.path, names)
+        columns = [
+            ("image_column", self.image_column),
             ("web_caption", config.web_caption),
             *(("synthetic_caption", name) for name in config.synthetics),
         ]
-        for field, column in wanted:
-            if column not in found:
-                raise UserError(
-                    f"{config.path}: {unknown_name_error(column, found, f'column for data source field {field}')}"
-                )
-        self.whole_rows = self.rows
-        self.rows = self.whole_rows.select_columns(list(dict.fromkeys(column for _, column in wanted)))
-        self.folder = config.image_root or self.image_root_of()
+        for field, column in columns:
+            if column not in names:
+                error = unknown_name_error(column, names, f"column for data source field {field}")
+                raise UserError(f"{config.path}: {error}")
+        self.full_rows = self.rows
+        self.rows = self.full_rows.select_columns(list(dict.fromkeys(column for _, column in columns)))
+        self.image_root = config.image_root or self.default_image_root()
 
     def read_rows(self) -> Any:
         """The rows, as a ``datasets.Dataset`` or `ParquetRows`."""
@@ -61,41 +60,41 @@ class DatasetsSource:
         files = files_of_splits(self.config.path, self.config.subset)
         if self.config.split not in files:
             raise unknown_name_error(self.config.split, files, f"split of {self.config.path}")
-        return self.streamed(files[self.config.split])
+        return self.stream_rows(files[self.config.split])
 
-    def streamed(self, files: Sequence[str]) -> ParquetRows:
+    def stream_rows(self, files: Sequence[str]) -> ParquetRows:
         """Rows of parquet files without a full copy."""
         if other := next((file for file in files if not file.endswith(".parquet")), None):
             raise UserError(f"{self.config.path}: a data source with 'streaming' expects .parquet files, found {other}")
         return ParquetRows(files, ShardCache(Path(self.config.cache_dir).expanduser(), self.config.max_cache_gb * 1e9))
 
-    def image_root_of(self) -> str:
+    def default_image_root(self) -> str:
         """The directory that paths of images are relative to."""
         return self.config.path
 
     @property
     def blocks(self) -> list[int]:
-        """Groups of neighboring rows for shuffling: row groups in streaming mode."""
+        """Sizes of groups of neighboring rows, which are shuffled like shards: row groups if streamed."""
         if isinstance(self.rows, ParquetRows):
             return self.rows.blocks
-        whole, rest = divmod(len(self), _BLOCK)
-        return [_BLOCK] * whole + [rest] * bool(rest)
+        full, remainder = divmod(len(self), _BLOCK_ROWS)
+        return [_BLOCK_ROWS] * full + [remainder] * bool(remainder)
 
     @property
     def is_remote(self) -> bool:
-        """See `Afar`."""
+        """See `RemoteSource`."""
         return isinstance(self.rows, ParquetRows) and any(map(is_remote, self.rows.files))
 
     @property
     def copies(self) -> ShardCache:
-        """See `Afar`."""
-        found: ShardCache = self.rows.cache
-        return found
+        """See `RemoteSource`."""
+        cache: ShardCache = self.rows.cache
+        return cache
 
     def fetch(self, block: int) -> Path:
-        """See `Afar`."""
-        copied: Path = self.rows.fetch(block)
-        return copied
+        """See `RemoteSource`."""
+        path: Path = self.rows.fetch(block)
+        return path
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -111,16 +110,17 @@ class DatasetsSource:
         synthetic = choose_nonempty([sample_caption(row[name], name, rng) for name in self.config.synthetics], rng)
         if not web and not synthetic:
             raise BadSampleError(f"no caption '{self.config.web_caption}'")
-        image = image_bytes(row[self.picture], self.folder, allow_private_network=self.config.allow_private_network)
+        allow_private = self.config.allow_private_network
+        image = image_bytes(row[self.image_column], self.image_root, allow_private_network=allow_private)
         return Sample(image, web, synthetic)
 
     def record(self, index: int) -> Record:
         """See `Source`."""
-        row = self.whole_rows[index]
-        image = row.pop(self.picture)
+        row = self.full_rows[index]
+        image = row.pop(self.image_column)
         reference = image.get("path") if isinstance(image, dict) else image
         if isinstance(reference, str):
-            row[self.picture] = reference
+            row[self.image_column] = reference
         fields = {name: value for name, value in row.items() if not isinstance(value, bytes | bytearray)}
         return Record(f"{index:09d}", fields, reference=reference if isinstance(reference, str) else None)
 
@@ -137,9 +137,9 @@ class DatasetsSource:
 class TableSource(DatasetsSource):
     """CSV, TSV, JSON lines or parquet files.
 
-    Recap-DataComp-1B's parquet has columns url, org_caption, re_caption; CapsFusion-120M's has image_url, laion_2b (the
-    web caption), laion_coco (a synthetic one) and capsfusion (an LLM's fusion of both). Image URLs are downloaded
-    sample by sample, which suits an inspection of the data; for training, download the images first (img2dataset writes
+    Recap-DataComp-1B has columns url, org_caption, re_caption; CapsFusion-120M has image_url, laion_2b (the web
+    caption), laion_coco (a synthetic caption) and capsfusion (an LLM's fusion of both). Image URLs are downloaded
+    sample by sample, which suffices for an inspection; for training, download the images first (img2dataset writes
     webdataset shards with all columns in the JSON).
     """
 
@@ -148,9 +148,9 @@ class TableSource(DatasetsSource):
         super().__init__(config)
 
     def read_rows(self) -> Any:
-        """See `HubDataset`."""
+        """See `DatasetsSource`."""
         if self.config.streaming:
-            return self.streamed(self.files)
+            return self.stream_rows(self.files)
         import datasets
 
         kind = Path(self.files[0]).suffix.lstrip(".")
@@ -161,21 +161,20 @@ class TableSource(DatasetsSource):
         reader, options = _READERS[kind]
         return undecoded(datasets.load_dataset(reader, data_files=self.files, split="train", **options))
 
-    def image_root_of(self) -> str:
-        """See `HubDataset`."""
+    def default_image_root(self) -> str:
+        """See `DatasetsSource`."""
         path = Path(self.config.path)
         return str(path if path.is_dir() else path.parent)
 
 
-def _image_column(path: str, columns: Sequence[str]) -> str:
-    for name in _PICTURE_COLUMNS:
+def _find_image_column(path: str, columns: Sequence[str]) -> str:
+    for name in _IMAGE_COLUMNS:
         if name in columns:
             return name
     raise UserError(
         f"{path}: no column of images, as training needs (columns: {', '.join(columns)}); expected one of "
-        f"{', '.join(_PICTURE_COLUMNS)}, or its name as data source field image_column; captions alone have to "
-        f"be joined with "
-        "paths of their images first"
+        f"{', '.join(_IMAGE_COLUMNS)}, or its name as data source field image_column; captions alone have to be joined "
+        "with paths of their images first"
     )
 
 
@@ -187,7 +186,7 @@ def _table_files(path: str) -> list[str]:
         if not found:
             raise UserError(f"{path}: expected files that end in {', '.join(_READERS)} in this directory, found none")
         if len({Path(file).suffix for file in found}) > 1:
-            raise UserError(f"{path}: expected tables of one kind, found {found[0]} and {found[-1]}")
+            raise UserError(f"{path}: expected tables of one file type, found {found[0]} and {found[-1]}")
         return found
     files = expand_brace_ranges(path)
     for file in files:

@@ -1,4 +1,4 @@
-"""WebDataset's tar shards, here or anywhere that fsspec reads, at random through an index of their headers."""
+"""Random access to local and remote WebDataset tar shards through an index of their headers."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from clips.errors import UserError, error_reason, unknown_name_error
 from clips.jsontext import safe_json_loads
 
 SIZES_FILE = "sizes.json"
-"""Next to the shards: {shard's name: samples in it}, as webdataset and open_clip have it."""
-_TRIED_SAMPLES = 20  # before training, for the keys that they have
+"""A file next to the shards: {shard name: number of samples}, as in webdataset and open_clip."""
+_CHECKED_SAMPLES = 20  # whose keys are checked before training
 _IMAGE_EXTENSIONS = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
-_INDEXES_KEPT = 128  # of shards whose sizes are known: more than the usual shuffle window has
-_UNREADABLE_SHARE = 0.02  # of the shards may be so when they are counted; more are the user's mistake
+_MAX_CACHED_INDEXES = 128  # more than the usual number of shards in a shuffle window
+_MAX_UNREADABLE_RATIO = 0.02  # of the shards when they are counted; more are a user error
 
 ReadSpan = Callable[[tuple[int, int]], bytes]
 
 
 class WebDatasetSource:
-    """Tar shards; where their sizes are known beforehand (`SIZES`), a shard is not opened until it is needed."""
+    """Tar shards; with a file of their sizes (`SIZES_FILE`), a shard is opened only when it is needed."""
 
     def __init__(self, config: SourceConfig) -> None:
         self.config = config
         self.cache = ShardCache(Path(config.cache_dir).expanduser(), config.max_cache_gb * 1e9)
         self.shards = list_shards(config.path)
         sizes = _known_sizes(config.shard_sizes, self.shards)
-        self.many = sizes is not None
-        self.indexes_kept = _INDEXES_KEPT if self.many else len(self.shards)
-        self._index = functools.lru_cache(maxsize=self.indexes_kept)(self._read_index)
+        self.has_sizes = sizes is not None
+        self.num_cached_indexes = _MAX_CACHED_INDEXES if self.has_sizes else len(self.shards)
+        self._index = functools.lru_cache(maxsize=self.num_cached_indexes)(self._read_index)
         self.unreadable: dict[int, str] = {}  # shard index → its error
-        self.sizes = sizes or self._counted()
+        self.sizes = sizes or self._count_samples()
         self.ends = np.cumsum(self.sizes)
         self._check_keys()
 
@@ -53,7 +53,7 @@ class WebDatasetSource:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._index = functools.lru_cache(maxsize=self.indexes_kept)(self._read_index)
+        self._index = functools.lru_cache(maxsize=self.num_cached_indexes)(self._read_index)
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -65,34 +65,34 @@ class WebDatasetSource:
 
     @property
     def is_remote(self) -> bool:
-        """See `Afar`."""
+        """See `RemoteSource`."""
         return any(map(is_remote, self.shards))
 
     @property
     def copies(self) -> ShardCache:
-        """See `Afar`."""
+        """See `RemoteSource`."""
         return self.cache
 
     def fetch(self, block: int) -> Path:
-        """See `Afar`. DataLoader workers build its index, since the prefetching process has other work."""
+        """See `RemoteSource`. The index is built later, by DataLoader workers."""
         return self.cache.path(self.shards[block])
 
-    def _counted(self) -> list[int]:
-        """Samples in each shard, 0 in one that cannot be read; of those there may be few."""
+    def _count_samples(self) -> list[int]:
+        """Samples in each shard, 0 for one of the few that may be unreadable."""
         sizes = []
-        for number in range(len(self.shards)):
+        for shard in range(len(self.shards)):
             try:
-                sizes.append(len(self._index(number)))
+                sizes.append(len(self._index(shard)))
             except UserError as error:
-                self.unreadable[number] = str(error)
-                if number == 0 or len(self.unreadable) > _UNREADABLE_SHARE * len(self.shards):
+                self.unreadable[shard] = str(error)
+                if shard == 0 or len(self.unreadable) > _MAX_UNREADABLE_RATIO * len(self.shards):
                     raise
                 log_info(f"{error}; none of its samples is used")
                 sizes.append(0)
         return sizes
 
     def _samples_of(self, shard: int) -> ShardIndex:
-        """Those of a shard; BadSampleError for each of one that cannot be read, though it can be reached."""
+        """The index of a shard. Raises BadSampleError if it is unreadable, UnreachableError if it is unreachable."""
         if shard not in self.unreadable:
             try:
                 return self._index(shard)
@@ -104,28 +104,27 @@ class WebDatasetSource:
 
     def name(self, index: int) -> str:
         """See `Source`."""
-        shard, place = self._locate(index)
-        key = str(place)
-        if shard not in self.unreadable and place < len(samples := self._index(shard)):
-            key = samples.key(place)
+        shard, sample = self._locate(index)
+        key = str(sample)
+        if shard not in self.unreadable and sample < len(samples := self._index(shard)):
+            key = samples.key(sample)
         return f"{_file_name(self.shards[shard])}/{key}"
 
     def read(self, index: int, rng: np.random.Generator) -> Sample:
         """See `Source`."""
-        shard, place = self._locate(index)
+        shard, sample = self._locate(index)
         samples = self._samples_of(shard)
-        if place >= len(samples):
-            raise BadSampleError(f"missing, though {SIZES_FILE} counts it")
-        spans = samples.files(place)
+        if sample >= len(samples):
+            raise BadSampleError(f"missing, but counted in {SIZES_FILE}")
+        spans = samples.files(sample)
         image = next((spans[extension] for extension in _IMAGE_EXTENSIONS if extension in spans), None)
         if image is None:
             raise BadSampleError("no image")
         read = functools.partial(self._bytes, shard)
         captions = _captions(spans, read)
         web = self._caption(self.config.web_caption, captions, spans, read, rng)
-        synthetic = choose_nonempty(
-            [self._caption(name, captions, spans, read, rng) for name in self.config.synthetics], rng
-        )
+        synthetics = [self._caption(name, captions, spans, read, rng) for name in self.config.synthetics]
+        synthetic = choose_nonempty(synthetics, rng)
         if not web and not synthetic:
             raise BadSampleError(f"no caption '{self.config.web_caption}'")
         return Sample(read(image), web, synthetic)
@@ -138,13 +137,13 @@ class WebDatasetSource:
                 continue
             except OSError as error:
                 raise BadSampleError(f"unreadable ({error_reason(error)})") from None
-        raise BadSampleError("gone while it was read")
+        raise BadSampleError("deleted while it was read")
 
     def record(self, index: int) -> Record:
         """See `Source`."""
-        shard, place = self._locate(index)
+        shard, sample = self._locate(index)
         samples = self._index(shard)
-        key, spans = samples.key(place), samples.files(place)
+        key, spans = samples.key(sample), samples.files(sample)
         read = functools.partial(self._bytes, shard)
         others = {name: span for name, span in spans.items() if name not in (*_IMAGE_EXTENSIONS, "json")}
         return Record(key, _captions(spans, read), files={name: read(span) for name, span in others.items()})
@@ -154,59 +153,54 @@ class WebDatasetSource:
         return shard, index - int(self.ends[shard]) + self.sizes[shard]
 
     def _read_index(self, shard: int) -> ShardIndex:
-        """With many shards it is cached on disk, since every worker of the node needs nearly all of them."""
-        if self.many:
-            with contextlib.suppress(*INDEX_READ_ERRORS):  # or no space to cache it: then every worker builds its own
+        """The index of a shard; with many shards it is cached on disk, for all workers of the node."""
+        if self.has_sizes:
+            with contextlib.suppress(*INDEX_READ_ERRORS):  # also without disk space: each worker builds its own
                 return load_index(self._index_file(shard))
         return index_shard(self.cache.path(self.shards[shard]))
 
     def _index_file(self, shard: int) -> Path:
         path = self.cache.path(self.shards[shard])
-        facts = path.stat()
-        key = f"index of {self.shards[shard]}, {facts.st_size} bytes"
+        status = path.stat()
+        key = f"index of {self.shards[shard]}, {status.st_size} bytes"
         if not is_remote(self.shards[shard]):
-            key += f" of {facts.st_mtime_ns}"
+            key += f" of {status.st_mtime_ns}"
         return self.cache.made(key, f"{path.name}.index", lambda file: index_shard(path).save(file))
 
     @staticmethod
-    def _caption(
-        wanted: str, captions: Mapping[str, Any], spans: Spans, read: ReadSpan, rng: np.random.Generator
-    ) -> str:
-        """The caption under ``wanted``, "" where it is empty or missing."""
-        if not wanted.startswith("."):
-            return sample_caption(captions.get(wanted), wanted, rng)
-        span = spans.get(wanted[1:])
+    def _caption(name: str, captions: Mapping[str, Any], spans: Spans, read: ReadSpan, rng: np.random.Generator) -> str:
+        """The caption of a key or extension, "" if it is empty or missing."""
+        if not name.startswith("."):
+            return sample_caption(captions.get(name), name, rng)
+        span = spans.get(name[1:])
         try:
-            return sample_caption(read(span).decode("utf-8") if span else None, wanted, rng)
+            return sample_caption(read(span).decode("utf-8") if span else None, name, rng)
         except UnicodeDecodeError as error:
-            raise BadSampleError(f"{wanted} is not UTF-8 text ({error.reason})") from None
+            raise BadSampleError(f"{name} is not UTF-8 text ({error.reason})") from None
 
     def _check_keys(self) -> None:
-        """A key that no sample has is a user error, and is reported before training; a few invalid samples are not."""
+        """Raise UserError for a caption key that none of the first samples has."""
         extensions: dict[str, None] = {}
         keys: dict[str, None] = {}
         index = self._index(0)
-        for spans in map(index.files, range(min(_TRIED_SAMPLES, len(index)))):
+        for spans in map(index.files, range(min(_CHECKED_SAMPLES, len(index)))):
             extensions |= dict.fromkeys(spans)
             try:
                 keys |= dict.fromkeys(_captions(spans, functools.partial(self._bytes, 0)))
             except BadSampleError:
                 continue
-        for field, wanted in [
-            ("web_caption", self.config.web_caption),
-            *(("synthetic_caption", name) for name in self.config.synthetics),
-        ]:
+        synthetics = [("synthetic_caption", name) for name in self.config.synthetics]
+        for field, key in [("web_caption", self.config.web_caption), *synthetics]:
             what = f"{self.config.path}: data source's '{field}' expects"
-            if wanted.startswith("."):
-                if wanted[1:] not in extensions:
+            if key.startswith("."):
+                if key[1:] not in extensions:
                     found = ", ".join(f".{name}" for name in extensions)
-                    raise UserError(f"{what} a {wanted} file (found {found})")
+                    raise UserError(f"{what} a {key} file (found {found})")
             elif "json" not in extensions:
-                raise UserError(f"{what} key '{wanted}' in a .json file; none")
-            elif keys and wanted not in keys:
-                raise UserError(
-                    f"{self.config.path}: {unknown_name_error(wanted, keys, f'key for data source field {field}')}"
-                )
+                raise UserError(f"{what} key '{key}' in a .json file; none")
+            elif keys and key not in keys:
+                error = unknown_name_error(key, keys, f"key for data source field {field}")
+                raise UserError(f"{self.config.path}: {error}")
 
     def describe(self) -> dict[str, Any]:
         """See `Source`."""
@@ -216,20 +210,15 @@ class WebDatasetSource:
             return described | {"hash": directory_hash(root)}
         digest = hashlib.sha256()
         for shard, size in zip(self.shards, self.sizes, strict=True):
-            bytes_here = None if is_remote(shard) else Path(shard).stat().st_size
-            digest.update(json.dumps([_file_name(shard), size, bytes_here]).encode())
+            num_bytes = None if is_remote(shard) else Path(shard).stat().st_size
+            digest.update(json.dumps([_file_name(shard), size, num_bytes]).encode())
         return described | {"index_hash": digest.hexdigest()}
 
 
 def _known_sizes(path: str | None, shards: list[str]) -> list[int] | None:
-    """Samples in each shard, from a JSON file; None if there is none next to local shards.
+    """Samples in each shard, from the JSON file ``path`` or `SIZES_FILE` next to the shards.
 
-    Args:
-        path: the file; None means `SIZES` next to the shards.
-        shards: the shards.
-
-    Raises:
-        UserError: it lacks a shard, or it is missing although it was requested or the shards are remote.
+    None if there is no such file next to local shards, or it lacks one of them.
     """
     file = path or f"{shards[0].rpartition('/')[0] or '.'}/{SIZES_FILE}"
     may_count = path is None and not is_remote(shards[0])
@@ -249,13 +238,12 @@ def _known_sizes(path: str | None, shards: list[str]) -> list[int] | None:
             return None
         missing = isinstance(error, FileNotFoundError)
         raise UserError(
-            f"{file}: {'no such file' if missing else f'cannot be read ({error_reason(error)})'}; shards from "
-            f"afar need "
-            "this count of their samples: `clips data index SHARDS --output sizes.json` writes it, data source's "
-            "'sizes' names it where it does not lie next to them"
+            f"{file}: {'no such file' if missing else f'cannot be read ({error_reason(error)})'}; remote shards need "
+            "this count of their samples: `clips data index SHARDS --output sizes.json` writes it; set the data "
+            "source's 'shard_sizes' if it is not next to them"
         ) from None
     except (ValueError, TypeError, AttributeError):
-        raise UserError(f"{file}: expected JSON of shard: number of its samples") from None
+        raise UserError(f"{file}: expected a JSON object of shard name → number of samples") from None
 
 
 def _captions(spans: Spans, read: ReadSpan) -> dict[str, Any]:
@@ -264,12 +252,11 @@ def _captions(spans: Spans, read: ReadSpan) -> dict[str, Any]:
     try:
         captions = safe_json_loads(read(spans["json"]))
     except (ValueError, RecursionError):
-        raise BadSampleError("broken JSON") from None
+        captions = None
     if not isinstance(captions, dict):
         raise BadSampleError("broken JSON")
     return captions
 
 
-def _file_name(address: str) -> str:
-    # A command may continue after the name.
-    return address.rpartition("/")[2].split(" ")[0]
+def _file_name(url: str) -> str:
+    return url.rpartition("/")[2].split(" ")[0]  # a command may continue after the name
