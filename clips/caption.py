@@ -75,7 +75,7 @@ def run_caption(config: CaptionConfig) -> None:
         text_tokens = None
         if captioner.text_projection is not None:
             text_tokens = towers.encode_text(encoder.model, encoder.tokenizer([config.web_caption]))[1]
-        said = ClipsTokenizer().decode(generate(captioner, image_tokens, text_tokens, beams=config.num_beams))
+        said = ClipsTokenizer().decode(generate(captioner, image_tokens, text_tokens, num_beams=config.num_beams))
     print(strip_control_chars(said))
     if config.html_output:
         _write_page(config, content, said)

@@ -107,7 +107,7 @@ def test_two_nodes_train_one_encoder_and_go_on_after_a_preemption(tmp_path: Path
     before = len(printed)
     status, printed = sbatch("train.sbatch", tmp_path, "--config", str(config))
     assert status == 0, printed[-3000:]
-    assert "going on from step" in printed[before:]
+    assert "resuming from step" in printed[before:]
     assert printed.count("scontrol requeue 7") == 1
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["samples_seen"] == 40 * 4
@@ -120,7 +120,7 @@ def test_two_nodes_train_one_encoder_and_go_on_after_a_preemption(tmp_path: Path
     [
         ("llava.sbatch", "instruct: stopped after step 4; the same command goes on", True),
         ("llava.sbatch", "RuntimeError: out of memory", False),
-        ("train.sbatch", "run: stopped and saved after step 4; the same command goes on from there", True),
+        ("train.sbatch", "run: stopped and saved after step 4; the same command resumes from there", True),
         ("train.sbatch", "RuntimeError: out of memory", False),
     ],
 )
