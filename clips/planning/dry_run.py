@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import gc
 import math
-import unittest.mock
+import types
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -229,12 +229,16 @@ def profile_validation(
 def _fake_processes(count: int) -> Iterator[None]:
     """Simulate ``count`` processes in `clips.model.losses`, without communication."""
     before = losses.world_size, losses.rank, losses.dist
-    no_communication: Any = unittest.mock.Mock()
+    no_communication: Any = types.SimpleNamespace(all_gather_into_tensor=_no_op, all_reduce=_no_op)
     losses.world_size, losses.rank, losses.dist = (lambda: count), (lambda: 0), no_communication
     try:
         yield
     finally:
         losses.world_size, losses.rank, losses.dist = before
+
+
+def _no_op(*arguments: Any, **named: Any) -> None:
+    pass
 
 
 @contextlib.contextmanager
