@@ -77,7 +77,7 @@ def run_caption(config: CaptionConfig) -> None:
         text_tokens = None
         if captioner.text_projection is not None:
             text_tokens = towers.encode_text(encoder.model, encoder.tokenizer([config.web_caption]))[1]
-        caption = ClipsTokenizer().decode(generate(captioner, image_tokens, text_tokens, beams=config.num_beams))
+        caption = ClipsTokenizer().decode(generate(captioner, image_tokens, text_tokens, num_beams=config.num_beams))
     print(strip_control_chars(caption))
     if config.html_output:
         import jinja2

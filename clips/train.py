@@ -24,7 +24,7 @@ from clips.data.loader import iterate_batches, worker_death_as_user_error
 from clips.encoder import write_encoder
 from clips.method.clips_model import ClipsModel
 from clips.model_card import write_model_card
-from clips.parallel.ddp import whole
+from clips.parallel.ddp import full_tensor
 from clips.parallel.distributed import all_reduce_mean, end_processes, wait_for_main_process
 from clips.parallel.watchdog import Watchdog
 from clips.planning.mfu import MfuMeter
@@ -228,9 +228,9 @@ def check_invalid_samples(run: TrainRun) -> None:
 def save_checkpoint(run: TrainRun, checkpointer: Checkpointer) -> None:
     """Start saving the state of the run."""
     parallel = run.parallel
-    parts = {"model": parallel.own(parallel.weights()), "optimizer": parallel.moments()}
+    parts = {"model": parallel.select_own(parallel.state_dict()), "optimizer": parallel.optimizer_state_dict()}
     if run.average is not None:
-        parts["average"] = parallel.own(parallel.gathered(run.average.state))
+        parts["average"] = parallel.select_own(parallel.gather_state_dict(run.average.state))
     tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
     run.loop.bad.gather()
     run.loop.sums = all_reduce_mean(run.loop.sums)  # the main process saves them
@@ -247,8 +247,9 @@ def export_model(run: TrainRun, *, everywhere: bool = False) -> ClipsModel | Non
         return run.encoder if returns_model else None
     parallel, average = run.parallel, run.average
     weights = {}
-    for name, value in (parallel.weights() if average is None else parallel.gathered(average.state)).items():
-        tensor = whole(value)  # only one full tensor at a time is on the device
+    state = parallel.state_dict() if average is None else parallel.gather_state_dict(average.state)
+    for name, value in state.items():
+        tensor = full_tensor(value)  # one at a time, to save memory of the device
         if run.processes.is_main:
             weights[name] = tensor.cpu()
     if not returns_model:

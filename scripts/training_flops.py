@@ -40,7 +40,7 @@ _BATCHES = 2
 def flops_per_sample(config: EncoderTrainConfig) -> float:
     """FLOPs of one sample in a training step of ``config``, over the first batches of its data."""
     data = open_train_dataset(config)
-    model, recipe = build_model(config.model, config.recipe, config.seed), recipes.build_recipe(config.recipe)
+    model, recipe = build_model(config.model, config.recipe, config.seed), recipes.Recipe(config.recipe)
     found = 0.0
     for batch in iterate_batches(data, first_step=0, last_step=_BATCHES):
         del batch["bad"]

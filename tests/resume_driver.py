@@ -16,7 +16,7 @@ import torch
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 
 from clips.commandline.parsing import parse_config
-from clips.parallel.ddp import whole
+from clips.parallel.ddp import full_tensor
 from clips.parallel.distributed import end_processes
 from clips.train import EncoderTrainConfig
 from clips.training.setup import open_train_dataset, setup_run
@@ -53,7 +53,7 @@ def digest(tensors: Mapping[str, torch.Tensor]) -> str:
     found = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         found.update(name.encode())
-        found.update(whole(value.detach()).cpu().contiguous().numpy().tobytes())
+        found.update(full_tensor(value.detach()).cpu().contiguous().numpy().tobytes())
     return found.hexdigest()
 
 
@@ -66,10 +66,10 @@ def resume(config_file: str) -> None:
     run = setup_run(config, open_train_dataset(config))
     found = {"opens": dict(_opens), "bytes": dict(_bytes), "step": run.loop.step, "invalid": run.loop.bad.count}
     parallel = run.parallel
-    moments = {name: value for name, value in parallel.moments().items() if not name.endswith(".step")}
-    state = {"weights": parallel.weights(), "moments": moments}
+    moments = {name: value for name, value in parallel.optimizer_state_dict().items() if not name.endswith(".step")}
+    state = {"weights": parallel.state_dict(), "moments": moments}
     if run.average is not None:
-        state["average"] = dict(parallel.gathered(run.average.state))
+        state["average"] = dict(parallel.gather_state_dict(run.average.state))
     found |= {name: digest(values) for name, values in state.items()}
     Path(config_file).with_suffix(f".rank{run.processes.rank}.json").write_text(json.dumps(found))
 

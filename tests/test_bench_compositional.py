@@ -73,7 +73,7 @@ def test_sugarcrepe(tmp_path):
     pairs = load_pair_set(str(_sugarcrepe(tmp_path)), "sugarcrepe")
     assert [case.name for case in pairs.cases] == ["add_att/0", "add_att/7", "swap_att/3"]
     assert pairs.cases[0].captions == ("a red one", "a blue one")
-    assert pairs.open(pairs.cases[1].pictures[0]).tobytes() == world.draw_image(1).tobytes()
+    assert pairs.open(pairs.cases[1].images[0]).tobytes() == world.draw_image(1).tobytes()
     assert len(pairs.images) == 2
     assert pairs.averaged == {case.kind for case in pairs.cases} == {"add_att", "swap_att"}
     (one,) = load_pair_set(str(tmp_path / "swap_att.json"), "sugarcrepe").cases
@@ -86,7 +86,7 @@ def test_sugarcrepe(tmp_path):
 def test_aro_crops_the_box_and_excludes_kinds_from_the_mean(tmp_path):
     relations = [{"relation_name": name} for name in ("on", "near", "behind")]
     pairs = load_pair_set(str(_aro(tmp_path / "r", relations)), "aro_relation")
-    part = pairs.open(pairs.cases[1].pictures[0])
+    part = pairs.open(pairs.cases[1].images[0])
     assert part.tobytes() == world.draw_image(1).crop((4, 8, 24, 38)).tobytes()
     assert pairs.averaged == {"on", "behind"}  # what is near is near both ways
     attributes = [{"attributes": ["red", "round"]}] * 25 + [{"attributes": ["old", "wet"]}] * 24
@@ -97,8 +97,8 @@ def test_aro_crops_the_box_and_excludes_kinds_from_the_mean(tmp_path):
 def test_valse_takes_valid_items_from_the_dataset_directory(tmp_path):
     pairs = load_pair_set(str(_valse(tmp_path)), "valse")
     assert [case.name for case in pairs.cases] == ["existence/a", "existence/c"]
-    assert pairs.cases[1].pictures[0].reference == "SWiG/1.png"
-    assert pairs.open(pairs.cases[1].pictures[0]).tobytes() == world.draw_image(1).tobytes()
+    assert pairs.cases[1].images[0].reference == "SWiG/1.png"
+    assert pairs.open(pairs.cases[1].images[0]).tobytes() == world.draw_image(1).tobytes()
 
 
 def test_winoground_as_files_and_as_the_hubs_parquet(tmp_path, monkeypatch):
@@ -115,7 +115,7 @@ def test_winoground_as_files_and_as_the_hubs_parquet(tmp_path, monkeypatch):
     hub = load_pair_set(str(tmp_path / "hub"), "winoground")
     assert [case.captions for case in hub.cases] == [case.captions for case in files.cases]
     assert hub.hash == files.hash
-    assert hub.open(hub.cases[1].pictures[1]).tobytes() == world.draw_image(3).tobytes()
+    assert hub.open(hub.cases[1].images[1]).tobytes() == world.draw_image(3).tobytes()
 
 
 def test_an_image_under_one_or_two_names_is_not_mixed_up(tmp_path, monkeypatch):
@@ -143,7 +143,7 @@ def test_real_pairs(shared):
     pairs = load_pair_set(str(shared / "data/coco_mini/sugarcrepe.jsonl"), "jsonl")
     assert len(pairs.cases) == 478
     assert len(pairs.averaged) == 7
-    assert pairs.open(pairs.cases[0].pictures[0]).width > 100
+    assert pairs.open(pairs.cases[0].images[0]).width > 100
 
 
 @pytest.mark.parametrize(

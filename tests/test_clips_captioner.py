@@ -187,7 +187,7 @@ def test_learnable_tokens_give_the_most_probable_word_each(captioner, tokens):
     expected = expected[: expected.index(EOS)] if EOS in expected else expected
     assert generate(model, image, text) == [token for token in expected if token not in {PAD, BOS}]
     with pytest.raises(UserError, match="num_beams: expected 1"):
-        generate(model, image, text, beams=2)
+        generate(model, image, text, num_beams=2)
 
 
 @torch.no_grad()
@@ -208,7 +208,7 @@ def test_teacher_forcing_feeds_its_own_words(tokens):
 def test_more_beams_find_a_caption_at_least_as_likely(tokens):
     model, (image, text) = captioner_of(1, teacher_forced=True).eval(), (part[:1] for part in tokens)
     model.head.weight[EOS] += 0.5 * model.head.weight.mean(0)
-    wide = [generate(model, image, text, beams=beams) for beams in (1, 4, 12)]
+    wide = [generate(model, image, text, num_beams=beams) for beams in (1, 4, 12)]
     scores = [score(model, image, text, words) for words in wide if len(words) < SHAPE.length - 1]
     assert scores == sorted(scores)
 

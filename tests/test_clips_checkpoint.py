@@ -163,7 +163,7 @@ def test_a_damaged_checkpoint_is_rejected_by_name(tmp_path: Path, kind: str, dam
     else:
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
-    with pytest.raises(UserError, match=rf"step-00000001/{path.name}: .*; remove this checkpoint to go on without it"):
+    with pytest.raises(UserError, match=rf"step-00000001/{path.name}: .*; remove this checkpoint to resume without it"):
         verify_checkpoint(checkpoint)
 
 

@@ -227,7 +227,7 @@ def test_a_training_resumes_in_another_number_of_processes(data, tmp_path, batch
         for name, way in ways.items():
             clips_world.train_config(data, tmp_path / name, **fields(data, **more, **way))
         drive(tmp_path, [{"config": str(tmp_path / f"{name}.json"), "stop": stop} for name in ways], processes)
-    assert "going on from step 4" in (tmp_path / "log").read_text()
+    assert "resuming from step 4" in (tmp_path / "log").read_text()
     for name in ways:
         assert_same_training(tmp_path / name, tmp_path / "one")
         assert processes_of(tmp_path / name) == second
@@ -273,7 +273,7 @@ def test_processes_share_the_writing_of_replicated_weights(data: Path, tmp_path:
     for rank in range(3):
         parallel = DDPStrategy(encoder, config.optimizer, DistributedContext(rank=0, count=1))
         parallel.processes = DistributedContext(rank=rank, count=3)
-        shares.append(parallel.own(parallel.weights()))
+        shares.append(parallel.select_own(parallel.state_dict()))
     assert sorted(name for share in shares for name in share) == sorted(encoder.state_dict())
     bytes_of = [sum(value.nbytes for value in share.values()) for share in shares]
     assert max(bytes_of) < 0.6 * sum(bytes_of)

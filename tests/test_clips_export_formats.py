@@ -143,12 +143,12 @@ def test_hf_dual(encoders: Path, tmp_path: Path, name: str):
     [
         ("clips", "hf_clip", "norms the patches before the first block, this tower does not"),
         ("tinyvit", "hf_clip", "has a ViT, this image tower is a TimmModel"),
-        ("clips", "hf_siglip", "has a ViT that is pooled by attention, this image tower is another"),
+        ("clips", "hf_siglip", "has a ViT with attention pooling, this image tower does not"),
         ("biased", "hf_clip", "has no logit bias, which this encoder's sigmoid loss has trained"),
         ("sigmoid", "hf_dual", "has no logit bias, which this encoder's sigmoid loss has trained"),
         ("siglip", "hf_dual", "projects texts without a bias"),
-        ("resnet", "hf_dual", "timm has no ModifiedResNet"),
-        ("resnet", "timm", "timm has no ModifiedResNet"),
+        ("resnet", "hf_dual", "timm has no equivalent of this image tower \\(ModifiedResNet"),
+        ("resnet", "timm", "timm has no equivalent of this image tower \\(ModifiedResNet"),
     ],
 )
 def test_unsupported_conversions_state_the_reason(encoders: Path, tmp_path: Path, name: str, form: Any, why: str):
@@ -232,7 +232,7 @@ def test_a_card_has_results_and_what_the_data_was(tmp_path: Path, capsys: pytest
     run_export(ExportConfig(checkpoint=str(latest), output=str(tmp_path / "again")))
     assert (tmp_path / "again" / "README.md").read_text().startswith("---\nlicense: cc-by-4.0\n")
     run_export(ExportConfig(checkpoint=str(run), output=str(tmp_path / "tower"), format="timm"))
-    assert "without the captioner, for which timm has no place" in capsys.readouterr().err
+    assert "without the captioner, which timm does not support" in capsys.readouterr().err
 
 
 def test_soup_of_imported_encoders_keeps_their_tokenizer(encoders: Path, tmp_path: Path):

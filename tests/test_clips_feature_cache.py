@@ -32,13 +32,13 @@ def cache(tmp_path, monkeypatch):
 def computed(monkeypatch):
     """How many images were computed in each call that computed any."""
     counts = []
-    run = feature_cache.FeatureCache._run
+    run = feature_cache.FeatureCache._compute
 
     def counted(self, image):
         counts.append(len(image))
         return run(self, image)
 
-    monkeypatch.setattr(feature_cache.FeatureCache, "_run", counted)
+    monkeypatch.setattr(feature_cache.FeatureCache, "_compute", counted)
     return counts
 
 
@@ -73,12 +73,12 @@ def test_augmented_images_are_rejected():
     sources = (SourceConfig(path="x"),)
     same = DataConfig(sources=sources, augment=AugmentConfig(crop_scale_min=1.0))
     assert EncoderTrainConfig(output="o", model=CONFIG, data=same, max_steps=1)
-    with pytest.raises(UserError, match=r"cache_trunk_features: expected pictures that never change"):
+    with pytest.raises(UserError, match=r"cache_trunk_features: expected images without random augmentation"):
         EncoderTrainConfig(output="o", model=CONFIG, data=DataConfig(sources=sources), max_steps=1)
 
 
 def test_only_outputs_of_a_frozen_timm_trunk_are_cached():
-    with pytest.raises(UserError, match=r"expected model\.lock_image beside it"):
+    with pytest.raises(UserError, match=r"expected model\.lock_image: true"):
         ModelConfig(cache_trunk_features=True)
     with pytest.raises(UserError, match="whose image tower is a timm model"):
         built(0, ModelConfig(lock_image=True, cache_trunk_features=True))

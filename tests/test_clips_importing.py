@@ -19,6 +19,7 @@ from clips.core.artifact import directory_hash
 from clips.encoder import load_encoder, read_encoder_manifest
 from clips.errors import UserError
 from clips.interchange.importing import ImportConfig, run_import
+from clips.model.architectures import ModelConfig
 from clips.model.tokenizer import ClipsTokenizer, tokenizer_text_cfg
 
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__:DeprecationWarning")
@@ -213,8 +214,8 @@ def test_training_and_bridge_read_an_imported_encoder(tmp_path: Path):
 
     torch.manual_seed(7)
     other = type(encoder.model)(**encoder.config["model_cfg"])
-    said = load_pretrained(other, None, str(tmp_path / "encoder"), tokenizer_text_cfg(12))
-    assert said == [f"the text tower of {tmp_path / 'encoder'} reads other tokens; a new one begins"]
+    said = load_pretrained(other, None, ModelConfig(pretrained=str(tmp_path / "encoder")), tokenizer_text_cfg(12))
+    assert said == [f"the text tower of {tmp_path / 'encoder'} has other tokens; it is randomly initialized"]
     assert all(
         torch.equal(value, other.visual.state_dict()[k]) for k, value in encoder.model.visual.state_dict().items()
     )
@@ -261,12 +262,12 @@ def state() -> dict[str, torch.Tensor]:
 
 SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "hf": (spoil_hf, r"hf: its weights do not fit its config\.json: missing keys: "),
-    "bert": (spoil_bert, r"bert: its config\.json is of a 'bert'; expected open_clip's hub layout"),
+    "bert": (spoil_bert, r"bert: its config\.json is of a 'bert'; expected open_clip's Hub format"),
     "absent.pt": (lambda path: None, r"absent\.pt: no such file or directory"),
     "broken.pt": (lambda path: path.write_bytes(b"no weights"), r"broken\.pt: .*expected a state dict"),
     "evil.pt": (
         lambda path: torch.save({"state_dict": state(), "args": Evil(path.parent)}, path),
-        r"evil\.pt: rejected: it holds more than tensors, and reading it would run code",
+        r"evil\.pt: rejected: it contains more than tensors, and reading it would run code",
     ),
     "other.pt": (
         lambda path: torch.save(state() | {"visual.extra": torch.zeros(1)}, path),
@@ -274,7 +275,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "shape.pt": (
         lambda path: torch.save(state() | {"visual.proj": torch.zeros(64, 23)}, path),
-        r"visual\.proj has shape \(64, 23\), expected \(64, 24\)$",
+        r"another shape of visual\.proj: \(64, 23\), expected \(64, 24\)$",
     ),
     "objects.npz": (lambda path: np.savez(path, a=np.array([{}], dtype=object)), r"objects\.npz: not a readable \.npz"),
     "other.npz": (
@@ -302,10 +303,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], small_a
     torch.save(world.open_clip_model(world.VIT).state_dict(), path)
     run = ["import", str(path), "--output", str(output)]
     for extra, complaint in (
-        ([], "does not say what it is of; give its --architecture"),
+        ([], "does not state its architecture; give --architecture"),
         (["--architecture", "ViT-small0-9"], "did you mean 'ViT-small0-8'?"),
         (["--architecture", "coca_ViT-B-32"], "has CoCa's decoder"),
-        (["--architecture", small_architecture, "--format", "hf_clip"], "expected none, for"),
+        (["--architecture", small_architecture, "--format", "hf_clip"], "expected none, because"),
         (["--format", "gguf"], "unknown format 'gguf' (known: hf_clip"),
         (["--tolerance", "0"], "tolerance: expected a number above 0"),
     ):

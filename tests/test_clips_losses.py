@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clips.method.clips_model import ModelConfig, build_model
-from clips.method.recipes import RecipeConfig, build_recipe
+from clips.method.recipes import Recipe, RecipeConfig
 from clips.model.captioner_config import CONTRASTIVE_LOSSES, CaptionerConfig
 from clips.model.length_grouping import group_by_length
 from clips.model.losses import caption_loss, contrastive_loss, linear_cross_entropy
@@ -159,7 +159,7 @@ SMALL = CaptionerConfig(width=16, num_heads=2, num_layers=1, max_length=20)
 
 def batch_of(count):
     """Captions of different length, so that the processes' numbers of counted tokens differ."""
-    recipe, tokenizer = build_recipe(RecipeConfig(captioner=SMALL)), ClipsTokenizer(12)
+    recipe, tokenizer = Recipe(RecipeConfig(captioner=SMALL)), ClipsTokenizer(12)
     long = [f"{'a red car. two dogs! ' * (1 + 3 * i // count)}" for i in range(count)]
     rng = np.random.default_rng(0)
     samples = [recipe.prepare(f"photo {i}", long[i], rng, tokenizer) for i in range(count)]

@@ -70,7 +70,7 @@ def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch):
         ({"seed": -3}, "seed: expected 0 or more"),
         ({"seed": 2**70}, r"seed: expected 0 or more, below 2\*\*63"),
         ({"optimizer": {"learning_rate": 0}}, "optimizer.learning_rate: expected a number above 0"),
-        ({"optimizer": {"warmup_ratio": 1}}, "optimizer.warmup_ratio: expected a share"),
+        ({"optimizer": {"warmup_ratio": 1}}, "optimizer.warmup_ratio: expected a ratio"),
         ({"optimizer": {"base_learning_rate": -1e-6}}, "optimizer.base_learning_rate: expected a number above 0"),
         ({"optimizer": {"learning_rate": 1e-3, "base_learning_rate": 1e-6}}, "base_learning_rate: expected one"),
         ({"optimizer": {"warmup_ratio": 0.1, "warmup_samples": 0}}, "warmup_samples: expected one of them, got both"),

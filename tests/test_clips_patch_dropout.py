@@ -77,5 +77,5 @@ def test_a_resumed_training_drops_the_same_patches(tmp_path: Path):
 def test_only_vits_have_patches_to_drop():
     with pytest.raises(UserError, match=r"model\.patch_dropout: expected a ViT, not a ResNet"):
         architectures.model_cfg(ModelConfig(architecture="clips-rn-tiny", patch_dropout=0.5))
-    with pytest.raises(UserError, match=r"model\.patch_dropout: expected a share from 0 to below 1, got 1\.0"):
+    with pytest.raises(UserError, match=r"model\.patch_dropout: expected a ratio from 0 to below 1, got 1\.0"):
         ModelConfig(patch_dropout=1.0)

@@ -136,7 +136,7 @@ def test_other_towers(architecture: str):
 
 def test_a_trunk_of_timm_is_never_held_in_memory(monkeypatch: pytest.MonkeyPatch):
     built: list[ClipsModel] = []
-    monkeypatch.setattr(dry_run, "_from_meta", built.append)
+    monkeypatch.setattr(dry_run, "_replace_by_empty", built.append)
     fake_model(ModelConfig(architecture="clips-tinyvit"), RecipeConfig(name="clip"))
     assert all(value.is_meta for value in built[0].parameters())
 
@@ -291,13 +291,13 @@ def test_the_command_prints_every_figure(stages, tmp_path, capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert "training data: 40.0 GB" in shown
     assert "Stage 1 of 2: 16 pixels, 8 × l4" in shown
-    assert "tensors within 10 %; a CPU process held up to 23 % more" in " ".join(shown.split())
+    assert "tensors within 10 %; a CPU process used up to 23 % more" in " ".join(shown.split())
     assert max(map(len, shown.splitlines())) <= 80
     stage, layout = stages[1], stages[1].layout(8)
     memory = stage.memory(layout, local=stage.local(8), at_once=stage.at_once(layout))
     rows = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in shown.splitlines() if "│" in line}
     assert rows["optimizer state"] == f"{memory['optimizer'] / 1e9:.2g}"  # below 0.05 GB
-    assert rows["in all, of 24.0"] == f"{sum(memory.values()) / 1e9:.1f}"
+    assert rows["total, of 24.0"] == f"{sum(memory.values()) / 1e9:.1f}"
     assert rows["largest batch of a GPU"] == f"{stage.largest_batch(layout):,}"
 
 

@@ -18,7 +18,7 @@ from clips.method.clips_model import ClipsModel, ModelConfig, build_model
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import NORMALIZATIONS
 from clips.model.captioner_config import CaptionerConfig
-from clips.model.pos_embed import openvision_sincos_pos_embed, stretch_text_pos_embed
+from clips.model.pos_embed import openvision_sincos_pos_embed, resize_text_pos_embed
 
 RECIPE = RecipeConfig(captioner=CaptionerConfig(max_length=12, num_layers=1))
 
@@ -113,10 +113,10 @@ def test_of_an_encoder_with_other_tokens_the_image_tower_is_taken(tmp_path: Path
     assert begun.preprocess_cfg["mean"] == NORMALIZATIONS["openai"][0]
     said = capsys.readouterr().err
     assert "image positions interpolated from 5 to 10" in said
-    assert f"the text tower of {tmp_path} reads other tokens; a new one begins" in said
+    assert f"the text tower of {tmp_path} has other tokens; it is randomly initialized" in said
     with pytest.raises(UserError, match=r"^model\.normalization: expected openai, with which .* was trained$"):
         model(pretrained=str(tmp_path))
-    with pytest.raises(UserError, match=r"^model\.lock_text: expected false, or model.architecture: .* reads other"):
+    with pytest.raises(UserError, match=r"^model\.lock_text: expected false, or model.architecture: .* has other"):
         model(pretrained=str(tmp_path), normalization="openai", lock_text=True)
 
 
@@ -169,7 +169,7 @@ def test_positions_of_a_resnets_pooling_follow_the_size(tmp_path: Path, before: 
 
 def test_long_clip_keeps_the_first_positions():
     table = torch.randn(77, 4, generator=torch.Generator().manual_seed(0))
-    longer = stretch_text_pos_embed(table, 248, 20)
+    longer = resize_text_pos_embed(table, 248, 20)
     assert longer.shape == (248, 4)
     assert torch.equal(longer[:20], table[:20])
     torch.testing.assert_close(longer[20], table[20])
@@ -179,8 +179,8 @@ def test_long_clip_keeps_the_first_positions():
         lower = min(int(at), 75)
         expected = table[lower] + (at - lower) * (table[lower + 1] - table[lower])
         torch.testing.assert_close(longer[place], expected, atol=1e-4, rtol=0)
-    with pytest.raises(UserError, match="expected more than the 20 positions"):
-        stretch_text_pos_embed(table, 16, 20)
+    with pytest.raises(UserError, match="expected more than the 20 fixed positions"):
+        resize_text_pos_embed(table, 16, 20)
 
 
 def test_weights_that_do_not_fit_are_named(encoder: Path, tmp_path: Path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from clips.errors import UserError
-from clips.method.recipes import RecipeConfig, build_recipe, cosine_margin
+from clips.method.recipes import Recipe, RecipeConfig, cosine_margin
 from clips.model.captioner_config import CaptionerConfig
 from clips.model.tokenizer import ClipsTokenizer
 
@@ -14,7 +14,7 @@ TOKENIZER = ClipsTokenizer(16)
 
 
 def prepare(config, web=WEB, synthetic=SYNTHETIC, seed=0):
-    return build_recipe(config).prepare(web, synthetic, np.random.default_rng(seed), TOKENIZER)
+    return Recipe(config).prepare(web, synthetic, np.random.default_rng(seed), TOKENIZER)
 
 
 def test_clip_reads_the_web_caption_alone():
@@ -108,11 +108,11 @@ def test_total_is_the_weighted_sum():
     features = torch.eye(3)
     outputs = {"image": features, "web": features, "partial": features.roll(1, 0), "logit_scale": torch.tensor(2.0)}
     outputs |= {"caption_loss_sum": torch.tensor(10.0, requires_grad=True), "caption_tokens": torch.tensor(4)}
-    losses = build_recipe(RecipeConfig(contrastive_loss_weight=0.5, caption_loss_weight=3.0)).losses(outputs, {})
+    losses = Recipe(RecipeConfig(contrastive_loss_weight=0.5, caption_loss_weight=3.0)).losses(outputs, {})
     assert losses["caption_loss"].item() == 2.5
     expected = 0.5 * losses["contrastive_loss"].item() + 3 * 2.5
     assert losses["loss"].item() == pytest.approx(expected)
-    web_only = build_recipe(RecipeConfig(name="clip")).losses(outputs, {})["contrastive_loss"]
+    web_only = Recipe(RecipeConfig(name="clip")).losses(outputs, {})["contrastive_loss"]
     assert losses["contrastive_loss"].item() > web_only.item()  # the partial captions are mismatched
     assert [name for name, value in losses.items() if value.requires_grad] == ["loss"]
 

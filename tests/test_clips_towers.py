@@ -189,14 +189,14 @@ def test_unfit_trunk_weights_are_rejected(tiny, trunked, tmp_path):
     first = next(iter(whole))
     for weights, message in (
         ({name: value for name, value in whole.items() if name != first}, f"lacks {first}"),
-        (whole | {"other.weight": torch.zeros(2)}, "has the unknown other.weight"),
+        (whole | {"other.weight": torch.zeros(2)}, "has the unexpected other.weight"),
         (whole | {first: torch.zeros(2)}, f"has another shape of {first}"),
     ):
         save_file(weights, path)
         with pytest.raises(UserError, match=f"{path} {message}"):
             towers.load_trunk(trunked, path)
     path.write_bytes(b"not weights")
-    with pytest.raises(UserError, match="not a safetensors file"):
+    with pytest.raises(UserError, match="not a readable safetensors file"):
         towers.load_trunk(trunked, path)
     with pytest.raises(UserError, match="no such file"):
         towers.load_trunk(trunked, tmp_path / "absent.safetensors")
@@ -277,8 +277,14 @@ def test_open_clip_configs_of_every_kind_encode_images_and_texts():
     [
         ({"architecture": "clips-tyni"}, "'clips-tyni'; did you mean 'clips-tiny'"),
         ({"image_size": 60}, r"model\.image_size: expected a multiple of the patch size 16, got 60"),
-        ({"architecture": "ViT-B-16-SigLIP", "image_size": 192}, r"model\.image_size: expected 224, at which alone"),
-        ({"architecture": "ViTamin-XL-384", "image_size": 256}, r"model\.image_size: expected 384, at which alone"),
+        (
+            {"architecture": "ViT-B-16-SigLIP", "image_size": 192},
+            r"model\.image_size: expected 224, the fixed size of this trunk",
+        ),
+        (
+            {"architecture": "ViTamin-XL-384", "image_size": 256},
+            r"model\.image_size: expected 384, the fixed size of this trunk",
+        ),
         ({"context_length": 2}, r"model\.context_length: expected at least 4, got 2"),
         ({"architecture": "clips-rn-tiny", "image_size": 20}, r"20 does not fit this image tower \(.*too small\)"),
         ({"architecture": "RN5"}, r"unknown model\.architecture 'RN5'; did you mean 'RN50'\?"),

@@ -176,7 +176,7 @@ def test_an_unfinished_run_may_change_the_stated_settings(data: Path, tmp_path: 
                 "data": {"sources": [{"path": "x"}], "augment": {"crop_scale_min": 1.0}},
                 "distributed": {"strategy": "fsdp"},
             },
-            "model.cache_trunk_features: expected false where parameters are in shards",
+            "model.cache_trunk_features: expected false with sharded parameters",
         ),
     ],
 )
@@ -288,8 +288,8 @@ def test_unusual_data_is_reported_and_validation_checked_first(data, tmp_path, c
     validation = {"eval_steps": 1, "num_samples": 5, "source": {"path": str(data)}}
     trained(data, tmp_path / "run", validation=validation, **fields)
     said = capsys.readouterr().err
-    assert "none has synthetic captions; recipe clips takes web captions in their place" in said
-    assert "global_batch_size: 30 of 21 samples: an image comes several times in a step" in said
+    assert "none has synthetic captions; recipe clips uses web captions instead" in said
+    assert "global_batch_size: 30 of 21 samples: an image occurs several times in a step" in said
     assert re.search(r"T→I R@1 web \d+\.\d, partial \d+\.\d, whole \d+\.\d", said)
     trained(data, tmp_path / "web", recipe={"name": "clip"}, **fields)
     assert "none has synthetic" not in capsys.readouterr().err

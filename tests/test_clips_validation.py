@@ -87,7 +87,7 @@ def test_invalid_samples_are_left_out_of_the_batch_that_they_are_in(tmp_path: Pa
     config = dataclasses.replace(config, validation=dataclasses.replace(config.validation, num_samples=6, batch_size=2))
     run = setup_run(config, open_train_dataset(config))
     found = RetrievalValidation(config.validation, run)
-    assert [batch.numbers.tolist() for batch in found.batches] == [[0, 1], [3], [4, 5]]
+    assert [batch.indices.tolist() for batch in found.batches] == [[0, 1], [3], [4, 5]]
     assert found.valid.tolist() == [True, True, False, True, True, True]
     own = iter(torch.eye(5, run.encoder.model_cfg["embed_dim"]).split([2, 1, 2]))  # of each image and its captions
     monkeypatch.setattr(validate, "encode", lambda *_: dict.fromkeys((IMAGE, *CAPTIONS), next(own)))

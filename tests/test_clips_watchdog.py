@@ -24,21 +24,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return clips_world.write_shards(tmp_path_factory.mktemp("data") / "train")
 
 
-def place(step: int, doing: str, who: str) -> dict[str, Any]:
-    return {"step": step, "doing": doing, "who": who, "moves": 1}
+def status(step: int, phase: str, process: str) -> dict[str, Any]:
+    return {"step": step, "phase": phase, "process": process, "updates": 1}
 
 
 def test_the_one_that_the_others_wait_for_is_named():
-    still = {0: place(6, "computing", "rank 0"), 1: place(6, "waiting for data", "rank 1 (host b, process 7)")}
-    assert describe_stalled(still, 2, 60) == (
-        "rank 1 (host b, process 7) has stood still for 60 s (waiting for data, step 7; distributed.hang_timeout) "
+    stalled = {0: status(6, "computing", "rank 0"), 1: status(6, "waiting for data", "rank 1 (host b, process 7)")}
+    assert describe_stalled(stalled, 2, 60) == (
+        "rank 1 (host b, process 7) made no progress for 60 s (waiting for data, step 7; distributed.hang_timeout) "
         "and the others wait for it; ended"
     )
-    still[1] = place(5, "saving", "rank 1")
-    assert describe_stalled(still, 2, 60).startswith("rank 1 has stood still for 60 s (saving, step 6;")
-    still[1] = place(6, "computing", "rank 1")
-    assert describe_stalled(still, 2, 60).startswith("all 2 processes have stood still for 60 s (computing, step 7;")
-    assert describe_stalled({3: place(2, "computing", "rank 3")}, 9, 60).startswith("rank 3 has stood still")
+    stalled[1] = status(5, "saving", "rank 1")
+    assert describe_stalled(stalled, 2, 60).startswith("rank 1 made no progress for 60 s (saving, step 6;")
+    stalled[1] = status(6, "computing", "rank 1")
+    assert describe_stalled(stalled, 2, 60).startswith("all 2 processes made no progress for 60 s (computing, step 7;")
+    assert describe_stalled({3: status(2, "computing", "rank 3")}, 9, 60).startswith("rank 3 made no progress")
 
 
 @pytest.mark.slow
@@ -51,7 +51,7 @@ def test_a_process_that_hangs_is_named_and_the_training_ends(data: Path, tmp_pat
     plan = [{"config": str(output.with_suffix(".json")), "stop": None, "hang": hang}]
     assert start_drive(tmp_path, plan, "--shutdown-timeout", "2").wait(200) != 0
     log = (tmp_path / "log").read_text()
-    blamed = rf"rank {rank} \(host .*, process \d+\) has stood still for 6 s \(waiting for data, step 4; "
+    blamed = rf"rank {rank} \(host .*, process \d+\) made no progress for 6 s \(waiting for data, step 4; "
     assert re.search(blamed, log), log
     assert f"exitcode  : {EXIT_HUNG}" in log
     assert list_checkpoints(output)[-1].name == "step-00000003"

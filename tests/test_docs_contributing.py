@@ -16,9 +16,9 @@ DIFFS = [block for block in blocks("CONTRIBUTING.md") if block.language == "diff
 USES = {
     "clips/method/recipes.py": """
         import numpy as np
-        from clips.method.recipes import RecipeConfig, build_recipe
+        from clips.method.recipes import Recipe, RecipeConfig
         from clips.model.tokenizer import ClipsTokenizer
-        recipe = build_recipe(RecipeConfig(name="two_blocks", caption_tokens=4))
+        recipe = Recipe(RecipeConfig(name="two_blocks", caption_tokens=4))
         rng = np.random.default_rng(0)
         texts = recipe.prepare("one two three four five six", "a b c d e f. g h i.", rng, ClipsTokenizer())
         assert set(texts) == {"web", "partial"}, texts

@@ -63,7 +63,6 @@ ALLOWED = {
 """Place and word (in lower case) → why the word is right there."""
 OLD_NAMES = frozenset(
     [
-        "HeldOut.pictures",
         "open_picture",
         "Pictures",
         "Prefix.pictures",
@@ -76,7 +75,6 @@ OLD_NAMES = frozenset(
 """Names that predate this test. Rename one and remove it here; add none."""
 OLD_HELP = frozenset(
     {
-        "clips scenes",
         "llava-bridge train",
         "llava-bridge swap",
         "llava-bridge data inspect",

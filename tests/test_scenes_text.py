@@ -36,7 +36,7 @@ def scenes(world):
 def names_in(text: str, world: SceneGenerator) -> set[str]:
     """The kinds named in a text, longest names first so that "soccer ball" is not also a "ball"."""
     found, rest = set(), text.lower()
-    for kind in sorted(world.inhabitants, key=lambda kind: -len(kind.name)):
+    for kind in sorted(world.object_classes, key=lambda kind: -len(kind.name)):
         pattern = rf"\b({re.escape(kind.plural.lower())}|{re.escape(kind.name.lower())})\b"
         if re.search(pattern, rest):
             found.add(kind.name)

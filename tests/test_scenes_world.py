@@ -59,7 +59,7 @@ def image_hash(world: SceneGenerator, size: int) -> str:
 
 def test_ground_truth_and_images_are_pinned(world):
     assert truth_hash(world) == "c50546bb4e185271a36dbb0693eb98780e132a8affe8a4a04288e0015105ceb1"
-    other = SceneGenerator(kinds=466, seed=7)
+    other = SceneGenerator(num_object_classes=466, seed=7)
     assert truth_hash(other) == "2d8d4c2dea0c3867bd7291fb8d4f770463b74974556ab0e27f507cb5c3d5105e"
     assert image_hash(world, 64) == "bb4dceaf039e38f0d0c5c0effa80ce1a59b9492afe152bd539daca51218e4985"
     assert image_hash(other, 100) == "fe7110c83306f42be648d409bc844f169fd4c6efd689b5d3ebaccc69f77d68b1"
@@ -111,17 +111,17 @@ def test_the_rule_holds_out_a_fifth_and_does_not_depend_on_order():
 
 def test_every_kind_and_background_occurs_in_training(world, train):
     seen = Counter(kind for scene in train for kind in kinds_of(scene))
-    assert set(seen) == {kind.name for kind in world.inhabitants}
+    assert set(seen) == {kind.name for kind in world.object_classes}
     assert min(seen.values()) > TRAIN / 200
     assert {scene.background for scene in train} == {background.name for background in all_backgrounds()}
     alone = {next(iter(kinds_of(scene))) for scene in train if len(kinds_of(scene)) == 1}
-    assert len(alone) == world.kinds
+    assert len(alone) == world.num_object_classes
 
 
 @pytest.mark.parametrize("kinds", [8, 12, 466])
 def test_any_number_of_kinds_makes_a_world(kinds):
-    world = SceneGenerator(kinds=kinds)
-    known = {kind.name for kind in world.inhabitants}
+    world = SceneGenerator(num_object_classes=kinds)
+    known = {kind.name for kind in world.object_classes}
     for split, index in itertools.product(("train", "test"), range(100)):
         scene = world.scene(split, index)
         assert kinds_of(scene) <= known
@@ -131,7 +131,7 @@ def test_any_number_of_kinds_makes_a_world(kinds):
 def test_scenes_are_varied_and_things_lie_inside_and_apart(train):
     assert {len(scene.objects) for scene in train} == {1, 2, 3, 4, 5}
     assert 0.08 < sum(scene.sign is not None for scene in train) / TRAIN < 0.2
-    assert len({thing.place for scene in train for thing in scene.objects}) == 9
+    assert len({thing.location for scene in train for thing in scene.objects}) == 9
     for scene in train:
         boxes = [thing.box for thing in scene.objects] + ([scene.sign.box] if scene.sign else [])
         for x, y, width, height in boxes:
@@ -194,7 +194,7 @@ def test_color_names():
 
 def test_large_signs_have_the_chosen_words_and_fit_the_image():
     for words in (12, 40):  # some of the forty are too long to be as high as the others
-        world = SceneGenerator(max_objects=2, signs=1000, sign_size="large", sign_words=words)
+        world = SceneGenerator(max_objects=2, signs_per_mille=1000, sign_size="large", num_sign_words=words)
         signs = [scene.sign for scene in (world.scene("train", index) for index in range(900)) if scene.sign]
         assert len(signs) > 100
         assert {sign.word for sign in signs} == set(world.words)
@@ -220,11 +220,11 @@ def test_dice_are_even_and_repeatable():
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({"kinds": 7}, "num_object_classes: expected 8 to 466, got 7"),
+        ({"num_object_classes": 7}, "num_object_classes: expected 8 to 466, got 7"),
         ({"max_objects": 6}, "max_objects: expected 1 to 5, got 6"),
-        ({"signs": 1001}, "sign_ratio: expected"),
-        ({"sign_words": 1}, "num_sign_words: expected 2 to 40, got 1"),
-        ({"hand": "twemojis"}, "did you mean 'twemoji'"),
+        ({"signs_per_mille": 1001}, "sign_ratio: expected"),
+        ({"num_sign_words": 1}, "num_sign_words: expected 2 to 40, got 1"),
+        ({"sprite_set": "twemojis"}, "did you mean 'twemoji'"),
     ],
 )
 def test_bad_worlds(fields, complaint):

@@ -105,7 +105,7 @@ def test_two_nodes_train_one_encoder_and_resume_after_a_preemption(tmp_path: Pat
     before = len(printed)
     status, printed = sbatch("train.sbatch", tmp_path, "--config", str(config))
     assert status == 0, printed[-3000:]
-    assert "going on from step" in printed[before:]
+    assert "resuming from step" in printed[before:]
     assert printed.count("scontrol requeue 7") == 1
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["samples_seen"] == 40 * 4

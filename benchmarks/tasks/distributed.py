@@ -26,7 +26,7 @@ def init_distributed() -> DistributedContext:
     from clips.parallel.distributed import DistributedContext, start_processes
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return start_processes(patience=_TIMEOUT)
+        return start_processes(timeout=_TIMEOUT)
     return DistributedContext()
 
 

@@ -20,8 +20,7 @@ _TOLERANCE = 1e-5  # of unit features; a larger difference means that the conver
 
 
 def export_encoder(encoder_directory: str | Path, output: str, *, format: str, license: str | None = None) -> None:
-    """Write the encoder in ``encoder_directory`` to ``output`` in the format ``format``, an entry of
-    ``EXPORT_FORMATS``.
+    """Write the encoder in ``encoder_directory`` to ``output`` in a format of ``EXPORT_FORMATS``.
 
     Raises:
         UserError: the other library cannot compute this encoder, or the features would differ.
@@ -49,5 +48,5 @@ def export_encoder(encoder_directory: str | Path, output: str, *, format: str, l
         )
         write_card(partial, format, manifest=manifest, license=license, cfg=encoder.config["model_cfg"])
     if (source / CAPTIONER_WEIGHTS).is_file():
-        log_info(f"{output}: without the captioner, for which {format} has no place")
+        log_info(f"{output}: without the captioner, which {format} does not support")
     log_info(f"{output}: {format}, features differ from the encoder's by {difference:.1e} at most")

@@ -18,7 +18,7 @@ from clips.interchange.imported_encoder import (
     no_tokenizer,
     tower_shapes,
 )
-from clips.interchange.tower_config import norm_eps_matches, pool_type, text_prefix, text_tower, transformer_spec
+from clips.interchange.tower_config import norm_eps_matches, reject_unsupported, text_prefix, transformer_spec
 from clips.interchange.weight_mapping import (
     OPEN_CLIP,
     TRANSFORMERS,
@@ -30,11 +30,12 @@ from clips.interchange.weight_mapping import (
     weight_bias_links,
     weight_link,
 )
+from clips.model.towers import eot_token_id, text_pool_type, text_tower
 
-_OPENAI_WORDS = 49408  # entries of OpenAI's vocabulary, which ships with open_clip
-_HUB_TOKENIZER = "openai/clip-vit-large-patch14"  # where open_clip finds a Hub copy of the vocabulary
-_BY_LARGEST = 2  # with this eos_token_id transformers reads the largest token, as open_clip's "argmax"
-_WANTED = "hf_clip: transformers' CLIPModel"
+_OPENAI_VOCAB_SIZE = 49408  # of the vocabulary that ships with open_clip
+_HUB_TOKENIZER = "openai/clip-vit-large-patch14"  # with a copy of the vocabulary for open_clip
+_ARGMAX_EOS = 2  # with this eos_token_id transformers reads the largest token, as open_clip's "argmax"
+_TARGET = "hf_clip: transformers' CLIPModel"
 
 
 def weight_links(vision_layers: int, text_layers: int, text: str = "") -> list[WeightLink]:
@@ -82,21 +83,21 @@ def load(path: Path, architecture: str | None) -> ImportedEncoder:
     from transformers import CLIPModel
 
     if architecture is not None:
-        raise UserError(f"architecture: expected none, for {path} says its own")
+        raise UserError(f"architecture: expected none, because {path} states its own")
     model = files.from_pretrained(CLIPModel, path)
     cfg = _model_cfg(model.config, path)
-    own_words = files.has_tokenizer(path)
-    if own_words:
+    has_tokenizer = files.has_tokenizer(path)
+    if has_tokenizer:
         cfg["text_cfg"]["hf_tokenizer_name"] = _HUB_TOKENIZER
-    elif cfg["text_cfg"]["vocab_size"] != _OPENAI_WORDS:
-        raise UserError(f"{path}: expected a tokenizer (tokenizer.json), for its words are not OpenAI's")
+    elif cfg["text_cfg"]["vocab_size"] != _OPENAI_VOCAB_SIZE:
+        raise UserError(f"{path}: expected a tokenizer (tokenizer.json), because its vocabulary is not OpenAI's")
     size = cfg["vision_cfg"]["image_size"]
-    named = weight_links(cfg["vision_cfg"]["layers"], cfg["text_cfg"]["layers"])
+    links = weight_links(cfg["vision_cfg"]["layers"], cfg["text_cfg"]["layers"])
     return ImportedEncoder(
         model_cfg=cfg,
         preprocess_cfg=files.read_preprocessing(path, size, OPENAI_PREPROCESS),
-        weights=to_open_clip(model.state_dict(), named, tower_shapes(cfg, path)),
-        write_tokenizer=(lambda directory: files.save_tokenizer(path, directory)) if own_words else no_tokenizer,
+        weights=to_open_clip(model.state_dict(), links, tower_shapes(cfg, path)),
+        write_tokenizer=(lambda directory: files.save_tokenizer(path, directory)) if has_tokenizer else no_tokenizer,
         features=feature_functions(model),
         license=license_from_card(path),
         where=path,
@@ -106,8 +107,8 @@ def load(path: Path, architecture: str | None) -> ImportedEncoder:
 def _model_cfg(config: Any, where: Path) -> dict[str, Any]:
     vision, text = config.vision_config, config.text_config
     quick_gelu, vision_options, text_options = files.activation_options(vision.hidden_act, text.hidden_act, where)
-    last_word = text.eos_token_id in (_BY_LARGEST, text.vocab_size - 1)
-    pooling = {"pool_type": "argmax"} if last_word else {"pool_type": "eos", "eos_id": text.eos_token_id}
+    is_argmax = text.eos_token_id in (_ARGMAX_EOS, text.vocab_size - 1)
+    pooling = {"pool_type": "argmax"} if is_argmax else {"pool_type": "eos", "eos_id": text.eos_token_id}
     return {
         "embed_dim": config.projection_dim,
         "quick_gelu": quick_gelu,
@@ -139,8 +140,8 @@ def feature_functions(model: Any) -> Features:
     """Image and text features of a two-tower model of transformers, not normalized."""
 
     def features(pixels: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        found = (model.get_image_features(pixel_values=pixels), model.get_text_features(input_ids=tokens))
-        image, text = (getattr(output, "pooler_output", output) for output in found)  # older versions return the tensor
+        outputs = (model.get_image_features(pixel_values=pixels), model.get_text_features(input_ids=tokens))
+        image, text = (getattr(output, "pooler_output", output) for output in outputs)  # a tensor in older versions
         return image, text
 
     return features
@@ -167,10 +168,9 @@ def export(encoder: LoadedEncoder, directory: Path) -> Features:
         logit_scale_init_value=model.logit_scale.item(),
     )
     theirs = CLIPModel(config).eval()
-    named = weight_links(
-        len(model.visual.transformer.resblocks), len(text_tower(model).transformer.resblocks), text_prefix(model)
-    )
-    theirs.load_state_dict(from_open_clip(model.state_dict(), named, shapes_of(theirs)))
+    text = text_tower(model)
+    links = weight_links(len(model.visual.transformer.resblocks), len(text.transformer.resblocks), text_prefix(model))
+    theirs.load_state_dict(from_open_clip(model.state_dict(), links, shapes_of(theirs)))
     theirs.save_pretrained(directory)
     files.write_preprocessing(encoder.config["preprocess_cfg"], directory)
     files.write_tokenizer(encoder.tokenizer, directory)
@@ -182,34 +182,41 @@ def _check_vision(visual: Any) -> None:
     from torch import nn
 
     if not isinstance(visual, VisionTransformer):
-        raise UserError(f"{_WANTED} has a ViT, this image tower is a {type(visual).__name__}; use hf_dual or timm")
-    for unfit, why in (
+        raise UserError(f"{_TARGET} has a ViT, this image tower is a {type(visual).__name__}; use hf_dual or timm")
+    problems = (
         (isinstance(visual.ln_pre, nn.Identity), "norms the patches before the first block, this tower does not"),
         (visual.attn_pool is not None, "has no attention pooling"),
         (visual.pool_type != "tok", "reads its class token, this tower pools its patches otherwise"),
-    ):
-        if unfit:
-            raise UserError(f"{_WANTED} {why}; use hf_dual or timm")
+    )
+    reject_unsupported(_TARGET, problems)
 
 
 def _check_text(model: Any) -> None:
     text = text_tower(model)
-    for unfit, why in (
-        (not hasattr(text, "token_embedding"), "has a text tower of its own, not this one"),
+    if not hasattr(text, "token_embedding"):
+        raise UserError(f"{_TARGET} has a text tower of its own, not this one; use hf_dual or timm")
+    problems = (
         (getattr(text, "attn_mask", None) is None, "masks later words, this text tower does not"),
-        (pool_type(model) not in ("argmax", "eos"), "reads the end token, this text tower another position"),
+        (text_pool_type(model) not in ("argmax", "eos"), "reads the end token, this text tower another position"),
+        *text_tower_problems(model),
+    )
+    reject_unsupported(_TARGET, problems)
+
+
+def text_tower_problems(model: Any) -> list[tuple[bool, str]]:
+    """Return properties of a text tower that transformers' text towers do not support, and whether it has them."""
+    text = text_tower(model)
+    return [
         (getattr(text, "cls_emb", None) is not None, "has no class token for texts"),
         (not isinstance(text.text_projection, torch.nn.Parameter), "projects texts without a bias"),
         (model.logit_bias is not None, "has no logit bias, which this encoder's sigmoid loss has trained"),
-    ):
-        if unfit:
-            raise UserError(f"{_WANTED} {why}; use hf_dual or timm")
+    ]
 
 
 def _vision_config(visual: Any) -> dict[str, Any]:
-    blocks = transformer_spec(visual, "image", _WANTED)
+    blocks = transformer_spec(visual, "image", _TARGET)
     if not (norm_eps_matches(visual.ln_pre, blocks) and norm_eps_matches(visual.ln_post, blocks)):
-        raise UserError(f"{_WANTED} has one epsilon for all norms; use timm")
+        raise UserError(f"{_TARGET} has one epsilon for all norms; use timm")
     return {
         "hidden_size": blocks.width,
         "intermediate_size": blocks.inner,
@@ -226,16 +233,15 @@ def _vision_config(visual: Any) -> dict[str, Any]:
 def clip_text_config(model: Any) -> dict[str, Any]:
     """Return the entries of a ``CLIPTextConfig`` equivalent to a model's text tower."""
     text = text_tower(model)
-    blocks = transformer_spec(text, "text", _WANTED)
-    words, length = text.token_embedding.num_embeddings, text.positional_embedding.shape[0]
-    by_largest = words - 1 if words == _OPENAI_WORDS else _BY_LARGEST
-    end = (
-        by_largest if pool_type(model) == "argmax" else (text.eos_id if hasattr(text, "eos_id") else model.text_eos_id)
-    )
-    if pool_type(model) == "eos" and end == _BY_LARGEST:
-        raise UserError(f"{_WANTED} reads the largest token where the end token is {_BY_LARGEST}; use timm")
+    blocks = transformer_spec(text, "text", _TARGET)
+    vocab_size, length = text.token_embedding.num_embeddings, text.positional_embedding.shape[0]
+    is_openai = vocab_size == _OPENAI_VOCAB_SIZE
+    if text_pool_type(model) == "argmax":
+        eos = vocab_size - 1 if is_openai else _ARGMAX_EOS
+    elif (eos := eot_token_id(model)) == _ARGMAX_EOS:
+        raise UserError(f"{_TARGET} reads the largest token if the end token is {_ARGMAX_EOS}; use timm")
     return {
-        "vocab_size": words,
+        "vocab_size": vocab_size,
         "hidden_size": blocks.width,
         "intermediate_size": blocks.inner,
         "num_hidden_layers": blocks.layers,
@@ -244,7 +250,7 @@ def clip_text_config(model: Any) -> dict[str, Any]:
         "hidden_act": blocks.activation,
         "layer_norm_eps": blocks.eps,
         "projection_dim": text.text_projection.shape[1],
-        "bos_token_id": words - 2 if words == _OPENAI_WORDS else 0,
-        "eos_token_id": end,
-        "pad_token_id": words - 1 if words == _OPENAI_WORDS else 0,
+        "bos_token_id": vocab_size - 2 if is_openai else 0,
+        "eos_token_id": eos,
+        "pad_token_id": vocab_size - 1 if is_openai else 0,
     }

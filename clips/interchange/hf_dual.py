@@ -1,7 +1,7 @@
 """transformers' ``VisionTextDualEncoderModel``: any timm image tower with the text tower of CLIP or SigLIP.
 
-A CLIPS text tower is SigLIP's (no causal mask, the last position read), which transformers does not let ``AutoModel``
-build unless it is registered, in one line:
+A CLIPS text tower is SigLIP's (no causal mask, the feature at the last position), which transformers' ``AutoModel``
+builds only if it is registered:
 
     AutoModel.register(SiglipTextConfig, SiglipTextModel, exist_ok=True)
 """
@@ -19,10 +19,13 @@ from clips.interchange import hf_clip, timm_tower
 from clips.interchange import hf_files as files
 from clips.interchange.hf_siglip import siglip_text_config
 from clips.interchange.imported_encoder import Features
-from clips.interchange.tower_config import pool_type, text_prefix, text_tower, transformer_spec
+from clips.interchange.tower_config import reject_unsupported, text_prefix, transformer_spec
 from clips.interchange.weight_mapping import Weights, from_open_clip, shapes_of, weight_link
+from clips.model.towers import text_pool_type, text_tower
 
-_WANTED = "hf_dual: transformers' VisionTextDualEncoderModel"
+_TARGET = "hf_dual: transformers' VisionTextDualEncoderModel"
+_TEXT_TOWERS = {(True, "argmax"): "clip", (True, "eos"): "clip", (False, "last"): "siglip"}
+"""Whether later words are masked, and the position of the feature → the model with this text tower."""
 
 
 def register_siglip_text() -> None:
@@ -46,7 +49,7 @@ def export(encoder: LoadedEncoder, directory: Path) -> Features:
     tower = timm_tower.build_timm_tower(encoder)
     classifier = tower.get_classifier()
     if not isinstance(classifier, torch.nn.Linear) or (classifier.bias is not None and classifier.bias.any()):
-        raise UserError(f"{_WANTED} projects images without a bias, this image tower otherwise; use timm")
+        raise UserError(f"{_TARGET} projects images without a bias, this image tower otherwise; use timm")
     config = VisionTextDualEncoderConfig(
         vision_config=_vision_config(encoder, tower),
         text_config=_text_config(model),
@@ -61,45 +64,25 @@ def export(encoder: LoadedEncoder, directory: Path) -> Features:
 
 
 def _check(model: Any) -> None:
-    text = text_tower(model)
-    if not hasattr(text, "token_embedding"):
-        raise UserError(f"{_WANTED} is made with open_clip's own text tower, this is another; use timm")
-    read_as = (getattr(text, "attn_mask", None) is not None, pool_type(model))
-    for unfit, why in (
-        (read_as not in _TEXT_TOWERS, "has no stock text tower that masks and reads words as this one"),
-        (getattr(text, "cls_emb", None) is not None, "has no class token for texts"),
-        (not isinstance(text.text_projection, torch.nn.Parameter), "projects texts without a bias"),
-        (model.logit_bias is not None, "has no logit bias, which this encoder's sigmoid loss has trained"),
-    ):
-        if unfit:
-            raise UserError(f"{_WANTED} {why}; use timm")
+    if not hasattr(text_tower(model), "token_embedding"):
+        raise UserError(f"{_TARGET} needs open_clip's own text tower, this is another; use timm")
+    no_text_tower = (_text_model_type(model) is None, "has no text tower with this attention mask and pooling")
+    reject_unsupported(_TARGET, [no_text_tower, *hf_clip.text_tower_problems(model)], hint="; use timm")
 
 
-def _clip_text_config(model: Any) -> dict[str, Any]:
-    return {"model_type": "clip_text_model"} | hf_clip.clip_text_config(model)
-
-
-def _siglip_text_config(model: Any) -> dict[str, Any]:
-    text = text_tower(model)
-    own = siglip_text_config(text, transformer_spec(text, "text", _WANTED))
-    return {"model_type": "siglip_text_model"} | own
-
-
-# by whether later words are masked, and the position of the feature
-_TEXT_TOWERS = {
-    (True, "argmax"): _clip_text_config,
-    (True, "eos"): _clip_text_config,
-    (False, "last"): _siglip_text_config,
-}
+def _text_model_type(model: Any) -> str | None:
+    return _TEXT_TOWERS.get((getattr(text_tower(model), "attn_mask", None) is not None, text_pool_type(model)))
 
 
 def _text_config(model: Any) -> dict[str, Any]:
-    masked = getattr(text_tower(model), "attn_mask", None) is not None
-    return _TEXT_TOWERS[masked, pool_type(model)](model)
+    if _text_model_type(model) == "clip":
+        return {"model_type": "clip_text_model"} | hf_clip.clip_text_config(model)
+    text = text_tower(model)
+    return {"model_type": "siglip_text_model"} | siglip_text_config(text, transformer_spec(text, "text", _TARGET))
 
 
 def _vision_config(encoder: LoadedEncoder, tower: Any) -> dict[str, Any]:
-    """Return the entries of a ``TimmWrapperConfig``, with the width that the dual encoder needs."""
+    """Return the entries of a ``TimmWrapperConfig``."""
     from open_clip.transformer import VisionTransformer
 
     visual = encoder.model.visual
@@ -125,13 +108,13 @@ def _weights(model: Any, tower: Any, classifier: torch.nn.Linear, theirs: Any) -
     head = next(name for name, module in tower.named_modules() if module is classifier)
     image = {name: value for name, value in tower.state_dict().items() if not name.startswith(f"{head}.")}
     ours = {name: value for name, value in model.state_dict().items() if not name.startswith("visual.")}
-    named = [
+    links = [
         *hf_clip.text_weight_links(len(text_tower(model).transformer.resblocks), text),
         weight_link(f"{text}text_projection", "text_projection.weight", transposed=True),
         weight_link("logit_scale", "logit_scale"),
     ]
-    weights = from_open_clip(ours, named, shapes)
-    if "text_model.head.weight" in shapes:  # SigLIP's own projection becomes the identity
+    weights = from_open_clip(ours, links, shapes)
+    if "text_model.head.weight" in shapes:  # the identity as SigLIP's projection
         weights["text_model.head.weight"] = torch.eye(shapes["text_model.head.weight"][0])
         weights["text_model.head.bias"] = torch.zeros(shapes["text_model.head.bias"])
     weights |= {f"vision_model.timm_model.{name}": value for name, value in image.items()}

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clips.errors import UserError, error_reason
+from clips.errors import UserError
 from clips.jsontext import safe_json_loads
+from clips.model.loading import library_errors_as_user_errors
 
 _RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}
-_ACTIVATIONS: dict[
-    str, tuple[bool, dict[str, Any] | None]
-] = {  # transformers' name → whether open_clip calls it quick_gelu, and the act_kwargs of its GELU
-    "quick_gelu": (True, None),
-    "gelu": (False, None),
-    "gelu_new": (False, {"approximate": "tanh"}),
-    "gelu_pytorch_tanh": (False, {"approximate": "tanh"}),
+_ACTIVATIONS: dict[str, tuple[bool, dict[str, Any]]] = {
+    "quick_gelu": (True, {}),
+    "gelu": (False, {}),
+    "gelu_new": (False, {"act_kwargs": {"approximate": "tanh"}}),
+    "gelu_pytorch_tanh": (False, {"act_kwargs": {"approximate": "tanh"}}),
 }
+"""transformers' name → open_clip's ``quick_gelu``, and other entries of a tower's config."""
 
 
 def model_type(path: Path) -> str | None:
@@ -30,17 +29,6 @@ def model_type(path: Path) -> str | None:
     return found.get("model_type") if isinstance(found, dict) else None
 
 
-@contextmanager
-def library_errors_as_user_errors(where: str | Path, what: str) -> Iterator[None]:
-    """Convert a library's exception about a user's file to one line: the file, the expectation, the reason."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # transformers, timm and safetensors raise their own
-        raise UserError(f"{where}: {what} ({error_reason(error)})") from None
-
-
 def from_pretrained(kind: Any, path: Path) -> Any:
     """Load the model of class ``kind`` from a directory, in evaluation mode and float32.
 
@@ -49,18 +37,15 @@ def from_pretrained(kind: Any, path: Path) -> Any:
     """
     import torch
 
-    with library_errors_as_user_errors(path, f"transformers reads no {kind.__name__} here"):
+    safe = any(path.glob("*.safetensors")) or None
+    with library_errors_as_user_errors(f"{path}: transformers cannot read a {kind.__name__}"):
         model, info = kind.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True, use_safetensors=_safe(path), weights_only=True
+            path, dtype=torch.float32, output_loading_info=True, use_safetensors=safe, weights_only=True
         )
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := sorted(map(str, info.get(problem) or ())):
             raise UserError(f"{path}: its weights do not fit its config.json: {problem.replace('_', ' ')}: {names[0]}")
     return model.eval()
-
-
-def _safe(path: Path) -> bool | None:
-    return True if any(path.glob("*.safetensors")) else None
 
 
 def activation_options(vision: str, text: str, where: Path) -> tuple[bool, dict[str, Any], dict[str, Any]]:
@@ -72,18 +57,14 @@ def activation_options(vision: str, text: str, where: Path) -> tuple[bool, dict[
     for name in (vision, text):
         if name not in _ACTIVATIONS:
             raise UserError(f"{where}: open_clip has no activation '{name}'; expected {', '.join(_ACTIVATIONS)}")
-    (quick, vision_kwargs), (text_quick, text_kwargs) = _ACTIVATIONS[vision], _ACTIVATIONS[text]
+    (quick, vision_options), (text_quick, text_options) = _ACTIVATIONS[vision], _ACTIVATIONS[text]
     if quick != text_quick:
         raise UserError(f"{where}: open_clip has quick_gelu in both towers or in none, not {vision} and {text}")
-    options = [{"act_kwargs": found} if found else {} for found in (vision_kwargs, text_kwargs)]
-    return quick, options[0], options[1]
+    return quick, vision_options, text_options
 
 
 def activation_name(act: Any) -> str | None:
-    """Return the name of an open_clip activation module in transformers and timm; None if they have none.
-
-    timm spells the tanh variant ``gelu_tanh``, see `clips.interchange.timm_tower`.
-    """
+    """Return transformers' name of an open_clip activation module; None if there is none."""
     from open_clip.transformer import QuickGELU
     from torch import nn
 
@@ -107,7 +88,7 @@ def read_preprocessing(path: Path, size: int, default: Mapping[str, Any]) -> dic
         return {"size": [size, size]} | dict(default)
     from transformers import AutoImageProcessor
 
-    with library_errors_as_user_errors(path / names[0], "transformers cannot read this preprocessing"):
+    with library_errors_as_user_errors(f"{path / names[0]}: transformers cannot read this preprocessing"):
         processor = AutoImageProcessor.from_pretrained(path)
         shortest = "shortest_edge" in dict(processor.size)
         return {
@@ -122,18 +103,18 @@ def read_preprocessing(path: Path, size: int, default: Mapping[str, Any]) -> dic
 
 
 def write_preprocessing(preprocess: Mapping[str, Any], directory: Path) -> None:
-    """Return preprocessor_config.json of an open_clip preprocess_cfg."""
+    """Write preprocessor_config.json of an open_clip preprocess_cfg."""
     from transformers import CLIPImageProcessor
 
     height, width = preprocess["size"]
-    cut = preprocess.get("resize_mode", "shortest") == "shortest"
+    crops = preprocess.get("resize_mode", "shortest") == "shortest"
     resampling = {name: number for number, name in _RESAMPLING.items()}
     if preprocess.get("resize_mode") not in (None, "shortest", "squash"):
         raise UserError(f"preprocess_cfg: transformers has no resize mode '{preprocess['resize_mode']}'")
     CLIPImageProcessor(
-        size={"shortest_edge": min(height, width)} if cut else {"height": height, "width": width},
+        size={"shortest_edge": min(height, width)} if crops else {"height": height, "width": width},
         crop_size={"height": height, "width": width},
-        do_center_crop=cut,
+        do_center_crop=crops,
         resample=resampling[preprocess.get("interpolation", "bicubic")],
         image_mean=list(preprocess["mean"]),
         image_std=list(preprocess["std"]),
@@ -141,7 +122,7 @@ def write_preprocessing(preprocess: Mapping[str, Any], directory: Path) -> None:
 
 
 def has_tokenizer(path: Path) -> bool:
-    """Whether a directory holds a tokenizer that transformers may read."""
+    """Whether a directory contains the files of a tokenizer."""
     return any((path / name).is_file() for name in ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model"))
 
 
@@ -149,7 +130,7 @@ def save_tokenizer(path: Path, directory: Path) -> None:
     """Write the tokenizer of a directory of transformers into ``directory``."""
     from transformers import AutoTokenizer
 
-    with library_errors_as_user_errors(path, "transformers cannot read this tokenizer"):
+    with library_errors_as_user_errors(f"{path}: transformers cannot read this tokenizer"):
         AutoTokenizer.from_pretrained(path).save_pretrained(directory)
 
 
@@ -160,9 +141,9 @@ def write_tokenizer(tokenizer: Any, directory: Path) -> None:
         return
     from transformers import CLIPTokenizer
 
-    named = {tokenizer.sot_token_id: "<|startoftext|>", tokenizer.eot_token_id: "<|endoftext|>"}
+    special = {tokenizer.sot_token_id: "<|startoftext|>", tokenizer.eot_token_id: "<|endoftext|>"}
     CLIPTokenizer(
-        vocab={named.get(number, word): number for word, number in tokenizer.encoder.items()},
+        vocab={special.get(token_id, word): token_id for word, token_id in tokenizer.encoder.items()},
         merges=list(tokenizer.bpe_ranks),
         model_max_length=tokenizer.context_length,
     ).save_pretrained(directory)

@@ -17,7 +17,7 @@ from clips.interchange import hf_files as files
 from clips.interchange.hf_clip import feature_functions, text_weight_links
 from clips.interchange.imported_encoder import Features, ImportedEncoder, license_from_card, tower_shapes
 from clips.interchange.timm_tower import activation_name
-from clips.interchange.tower_config import pool_type, transformer_spec
+from clips.interchange.tower_config import reject_unsupported, transformer_spec
 from clips.interchange.weight_mapping import (
     TIMM,
     TRANSFORMERS,
@@ -29,6 +29,7 @@ from clips.interchange.weight_mapping import (
     weight_bias_links,
     weight_link,
 )
+from clips.model.towers import text_pool_type
 
 _PREPROCESS = {
     "mode": "RGB",
@@ -38,12 +39,9 @@ _PREPROCESS = {
     "resize_mode": "squash",
     "fill_color": 0,
 }
-_HUB_TOKENIZERS = {
-    True: "timm/ViT-B-16-SigLIP2-256",
-    False: "timm/ViT-B-16-SigLIP",
-}  # by whether the vocabulary is Gemma's
-_GEMMA_WORDS = 256_000
-_WANTED = "hf_siglip: transformers' SiglipModel"
+_HUB_TOKENIZER, _HUB_GEMMA_TOKENIZER = "timm/ViT-B-16-SigLIP", "timm/ViT-B-16-SigLIP2-256"
+_GEMMA_VOCAB_SIZE = 256_000
+_TARGET = "hf_siglip: transformers' SiglipModel"
 
 
 def weight_links(vision_layers: int, text_layers: int) -> list[WeightLink]:
@@ -88,13 +86,13 @@ def load(path: Path, architecture: str | None) -> ImportedEncoder:
     model = files.from_pretrained(SiglipModel, path)
     cfg = _model_cfg(model.config, architecture, path)
     size = cfg["vision_cfg"]["image_size"]
-    named = weight_links(model.config.vision_config.num_hidden_layers, cfg["text_cfg"]["layers"])
+    links = weight_links(model.config.vision_config.num_hidden_layers, cfg["text_cfg"]["layers"])
     if not files.has_tokenizer(path):
         raise UserError(f"{path}: expected a tokenizer (tokenizer.json or spiece.model) next to the weights")
     return ImportedEncoder(
         model_cfg=cfg,
         preprocess_cfg=files.read_preprocessing(path, size, _PREPROCESS),
-        weights=to_open_clip(model.state_dict(), named, tower_shapes(cfg, path)),
+        weights=to_open_clip(model.state_dict(), links, tower_shapes(cfg, path)),
         write_tokenizer=lambda directory: files.save_tokenizer(path, directory),
         features=feature_functions(model),
         approximation=_approximation(cfg["vision_cfg"]["timm_model_name"], model.config.vision_config.hidden_act),
@@ -122,7 +120,7 @@ def _model_cfg(config: Any, tower: str | None, where: Path) -> dict[str, Any]:
         "text_cfg": {
             "context_length": text.max_position_embeddings,
             "vocab_size": text.vocab_size,
-            "hf_tokenizer_name": _HUB_TOKENIZERS[text.vocab_size == _GEMMA_WORDS],
+            "hf_tokenizer_name": _HUB_GEMMA_TOKENIZER if text.vocab_size == _GEMMA_VOCAB_SIZE else _HUB_TOKENIZER,
             "tokenizer_kwargs": {"clean": "canonicalize"},
             "width": text.hidden_size,
             "heads": text.num_attention_heads,
@@ -138,41 +136,35 @@ def _model_cfg(config: Any, tower: str | None, where: Path) -> dict[str, Any]:
 
 
 def _timm_name(vision: Any, where: Path) -> str:
-    """Return timm's name of an image tower: of the same sizes and, if there is one, of the same activation."""
+    """Return timm's name of an image tower of the same sizes and, if there is one, the same activation."""
     import timm
 
-    fitting = []
+    width, layers = vision.hidden_size, vision.num_hidden_layers
+    sizes = (width, layers, vision.intermediate_size, vision.num_attention_heads)
+    candidates = []
     for name in timm.list_models(f"vit_*_patch{vision.patch_size}_siglip_{vision.image_size}"):
-        with torch.device("meta"):
-            trunk: Any = timm.create_model(name, num_classes=0)
-        sizes = (
-            trunk.embed_dim,
-            len(trunk.blocks),
-            trunk.blocks[0].mlp.fc1.out_features,
-            trunk.blocks[0].attn.num_heads,
-        )
-        if sizes == (
-            vision.hidden_size,
-            vision.num_hidden_layers,
-            vision.intermediate_size,
-            vision.num_attention_heads,
-        ):
-            fitting.append((activation_name(trunk.blocks[0].mlp.act) != vision.hidden_act, name))
-    if not fitting:
+        trunk = _meta_trunk(name)
+        block = trunk.blocks[0]
+        if (trunk.embed_dim, len(trunk.blocks), block.mlp.fc1.out_features, block.attn.num_heads) == sizes:
+            candidates.append((activation_name(block.mlp.act) != vision.hidden_act, name))
+    if not candidates:
         raise UserError(
-            f"{where}: timm has no SigLIP tower of width {vision.hidden_size}, {vision.num_hidden_layers} layers and "
-            f"patches of {vision.patch_size} at {vision.image_size} px, and open_clip builds it by timm's name"
+            f"{where}: timm has no SigLIP tower of width {width}, {layers} layers and patches of {vision.patch_size} "
+            f"at {vision.image_size} px, and open_clip builds it by timm's name"
         )
-    return min(fitting)[1]
+    return min(candidates)[1]
 
 
 def _approximation(name: str, activation: str) -> str | None:
+    own = activation_name(_meta_trunk(name).blocks[0].mlp.act)
+    return None if own == activation else f"timm's {name} computes {own}, the source {activation}"
+
+
+def _meta_trunk(name: str) -> Any:
     import timm
 
     with torch.device("meta"):
-        trunk: Any = timm.create_model(name, num_classes=0)
-    own = activation_name(trunk.blocks[0].mlp.act)
-    return None if own == activation else f"timm's {name} computes {own}, the source {activation}"
+        return timm.create_model(name, num_classes=0)
 
 
 # ---------------------------------------------------------------- write
@@ -189,8 +181,7 @@ def export(encoder: LoadedEncoder, directory: Path) -> Features:
     model = encoder.model
     _check(model)
     trunk, text = model.visual.trunk, model.text
-    activation = activation_name(trunk.blocks[0].mlp.act)
-    blocks = transformer_spec(text, "text", _WANTED)
+    blocks = transformer_spec(text, "text", _TARGET)
     config = SiglipConfig(
         vision_config={
             "hidden_size": trunk.embed_dim,
@@ -199,14 +190,14 @@ def export(encoder: LoadedEncoder, directory: Path) -> Features:
             "num_attention_heads": trunk.blocks[0].attn.num_heads,
             "image_size": trunk.patch_embed.img_size[0],
             "patch_size": trunk.patch_embed.patch_size[0],
-            "hidden_act": activation,
+            "hidden_act": activation_name(trunk.blocks[0].mlp.act),
             "layer_norm_eps": trunk.norm.eps,
         },
         text_config=siglip_text_config(text, blocks) | {"projection_size": text.text_projection.out_features},
     )
     theirs = SiglipModel(config).eval()
-    named = weight_links(len(trunk.blocks), blocks.layers)
-    theirs.load_state_dict(from_open_clip(model.state_dict(), named, shapes_of(theirs)))
+    links = weight_links(len(trunk.blocks), blocks.layers)
+    theirs.load_state_dict(from_open_clip(model.state_dict(), links, shapes_of(theirs)))
     theirs.save_pretrained(directory)
     files.write_preprocessing(encoder.config["preprocess_cfg"], directory)
     files.write_tokenizer(encoder.tokenizer, directory)
@@ -232,16 +223,12 @@ def siglip_text_config(text: Any, blocks: Any) -> dict[str, Any]:
 
 def _check(model: Any) -> None:
     trunk, text = getattr(model.visual, "trunk", None), getattr(model, "text", None)
-    fits_image = trunk is not None and getattr(trunk, "global_pool", "") == "map" and trunk.cls_token is None
-    for unfit, why in (
-        (
-            not fits_image or len(model.visual.head),
-            "has a ViT that is pooled by attention, this image tower is another",
-        ),
-        (text is None or pool_type(model) != "last", "reads texts at the last position, this text tower does not"),
+    map_pooled = trunk is not None and getattr(trunk, "global_pool", "") == "map" and trunk.cls_token is None
+    problems = (
+        (not map_pooled or len(model.visual.head) > 0, "has a ViT with attention pooling, this image tower does not"),
+        (text is None or text_pool_type(model) != "last", "reads texts at the last position, this text tower does not"),
         (getattr(text, "attn_mask", None) is not None, "does not mask later words, this text tower does"),
         (not isinstance(getattr(text, "text_projection", None), nn.Linear), "projects texts with a bias"),
         (model.logit_bias is None, "has a logit bias, this encoder has none"),
-    ):
-        if unfit:
-            raise UserError(f"{_WANTED} {why}; use hf_dual or timm")
+    )
+    reject_unsupported(_TARGET, problems)

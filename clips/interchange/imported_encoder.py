@@ -77,8 +77,7 @@ def parse_released_name(name: str) -> tuple[str, int | None]:
 
 
 def configs_for_architecture(name: str, weights: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return ``model_cfg`` and ``preprocess_cfg`` of an architecture; for a CLIPS one the position tables determine the
-    sizes.
+    """Return ``model_cfg`` and ``preprocess_cfg`` of an architecture; the weights determine the sizes of a CLIPS one.
 
     Raises:
         UserError: an unknown architecture.
@@ -91,21 +90,21 @@ def configs_for_architecture(name: str, weights: Mapping[str, Tensor]) -> tuple[
         patch = cfg["vision_cfg"].get("patch_size")
         if size is None and patch and "visual.positional_embedding" in weights:
             size = int(patch) * round((len(weights["visual.positional_embedding"]) - 1) ** 0.5)
-        if size is not None:  # SO400M/14 was published at 384 px; its patches skip six of them
+        if size is not None:  # not always a multiple of the patch size: SO400M/14 was published at 384 px
             cfg["vision_cfg"]["image_size"] = size
         if "logit_bias" in weights:
             cfg["init_logit_bias"] = 0.0
         return cfg, clips_preprocess_cfg(cfg)
     import open_clip
 
-    stock = open_clip.get_model_config(architecture)
-    if stock is None:
+    open_clip_cfg = open_clip.get_model_config(architecture)
+    if open_clip_cfg is None:
         raise unknown_name_error(name, [*list_architectures(), *open_clip.list_models()], "architecture")
-    return stock, default_preprocess(stock)
+    return open_clip_cfg, default_preprocess(open_clip_cfg)
 
 
 def default_preprocess(cfg: dict[str, Any]) -> dict[str, Any]:
-    """Return the preprocessing of an open_clip architecture that states none: the timm trunk's, else OpenAI's."""
+    """Return the default preprocessing of an open_clip architecture: the timm trunk's, else OpenAI's."""
     if cfg["vision_cfg"].get("timm_model_name"):
         return clips_preprocess_cfg(cfg)
     size = cfg["vision_cfg"].get("image_size", 224)

@@ -3,8 +3,8 @@
     clips import path/to/clip-vit-base-patch32 --output encoders/openai-b-32
     clips import epoch_32.pt --architecture ViT-B-32 --output encoders/mine
 
-The output is checked: unmodified open_clip loads it, and if the source's own library is installed, both give the same
-features.
+The output is verified: unmodified open_clip loads it, and if the source's own library is installed, both compute the
+same features.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ImportConfig:
             CLIPModel or SiglipModel; or a weights file: safetensors, a torch state dict or checkpoint, or the authors'
             JAX parameters (.npz).
         output: the encoder directory to write.
-        architecture: architecture of a weights file: a CLIPS architecture, an open_clip name, or a published one
+        architecture: of a weights file: a CLIPS architecture, an open_clip name, or a published one
             (openvision-vit-large-patch14-224, ViT-L-14-CLIPS-336). For a SiglipModel, timm's name of its image tower.
         format: open_clip, hf_clip, hf_siglip or openvision_jax; detected from the content if not given.
         license: license of the weights; the one in the source's model card if not given.
@@ -73,13 +73,13 @@ def run_import(config: ImportConfig) -> None:
     from clips.interchange.imported_encoder import tower_shapes
     from clips.interchange.weight_mapping import conform
 
-    name = config.format or _recognized(path)
-    found: ImportedEncoder = importlib.import_module(IMPORT_FORMATS[name]).load(path, config.architecture)
-    weights = conform(found.weights, tower_shapes(found.model_cfg, path), found.where)
-    license = config.license or found.license or "unknown"
+    name = config.format or _detect_format(path)
+    imported: ImportedEncoder = importlib.import_module(IMPORT_FORMATS[name]).load(path, config.architecture)
+    weights = conform(imported.weights, tower_shapes(imported.model_cfg, path), imported.where)
+    license = config.license or imported.license or "unknown"
     with atomic_artifact_dir(config.output, kind="encoder") as partial:
-        _write(found, weights, partial)
-        difference = _checked(partial, found, config)
+        _write(imported, weights, partial)
+        difference = _verify_features(partial, imported, config)
         manifest = write_manifest(
             partial,
             kind="encoder",
@@ -90,47 +90,44 @@ def run_import(config: ImportConfig) -> None:
             license=license,
             largest_difference=difference,
         )
-        write_card(partial, "imported", manifest=manifest, license=license, config=config, cfg=found.model_cfg)
+        write_card(partial, "imported", manifest=manifest, license=license, config=config, cfg=imported.model_cfg)
     parity = "" if difference is None else f", features differ from the source's by {difference:.1e} at most"
     log_info(f"{config.output}: encoder imported from {name}{parity}")
 
 
-def _recognized(path: Path) -> str:
+def _detect_format(path: Path) -> str:
     for name, module in IMPORT_FORMATS.items():
         if importlib.import_module(module).is_supported(path):
             return name
     if path.is_dir():
         from clips.interchange.hf_files import model_type
 
-        what = (
-            f"its config.json is of a '{model_type(path)}'"
-            if model_type(path)
-            else f"no {OPEN_CLIP_CONFIG}, no config.json"
-        )
-        raise UserError(f"{path}: {what}; expected open_clip's hub layout, or transformers' CLIPModel or SiglipModel")
+        kind = model_type(path)
+        found = f"its config.json is of a '{kind}'" if kind else f"no {OPEN_CLIP_CONFIG}, no config.json"
+        raise UserError(f"{path}: {found}; expected open_clip's Hub format, or transformers' CLIPModel or SiglipModel")
     raise UserError(f"{path}: expected a checkpoint that ends in .safetensors, .bin, .pt, .pth, .ckpt or .npz")
 
 
-def _write(found: ImportedEncoder, weights: dict[str, Any], directory: Path) -> None:
+def _write(imported: ImportedEncoder, weights: dict[str, Any], directory: Path) -> None:
     from safetensors.torch import save_file
 
-    config = {"model_cfg": found.model_cfg, "preprocess_cfg": found.preprocess_cfg}
+    config = {"model_cfg": imported.model_cfg, "preprocess_cfg": imported.preprocess_cfg}
     atomic_write(directory / OPEN_CLIP_CONFIG, json.dumps(config, indent=2) + "\n")
     save_file(weights, directory / OPEN_CLIP_WEIGHTS)
-    found.write_tokenizer(directory)
+    imported.write_tokenizer(directory)
 
 
-def _checked(partial: Path, found: ImportedEncoder, config: ImportConfig) -> float | None:
+def _verify_features(partial: Path, imported: ImportedEncoder, config: ImportConfig) -> float | None:
     """Return the difference between the features of the new encoder and the source; None if it cannot be computed."""
     from clips.encoder import load_encoder
     from clips.interchange.parity import max_feature_difference
 
     encoder = load_encoder(partial)
-    if found.features is None:
+    if imported.features is None:
         return None
-    difference = max_feature_difference(encoder, found.features)
+    difference = max_feature_difference(encoder, imported.features)
     if not difference <= config.tolerance:
-        why = f" ({found.approximation})" if found.approximation else ""
+        why = f" ({imported.approximation})" if imported.approximation else ""
         raise UserError(
             f"{config.path}: open_clip's features would differ from the source's by {difference:.1e}{why}, "
             f"and tolerance is {config.tolerance:.0e}"

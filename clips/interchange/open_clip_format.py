@@ -20,6 +20,7 @@ from clips.interchange.imported_encoder import (
 )
 from clips.interchange.weight_mapping import Weights, read_weights
 from clips.jsontext import safe_json_loads
+from clips.model.loading import library_errors_as_user_errors
 from clips.model.text_tokenizer import copy_tokenizer_files
 from clips.model.tokenizer import ClipsTokenizer, tokenizer_text_cfg
 from clips.model_refs import CAPTIONER_WEIGHTS, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
@@ -37,7 +38,7 @@ def is_supported(path: Path) -> bool:
 
 def load(path: Path, architecture: str | None) -> ImportedEncoder:
     """See `clips.interchange.importing`."""
-    where = _weights_in(path) if path.is_dir() else path
+    where = _find_weights(path) if path.is_dir() else path
     recorded = _read_config(path / OPEN_CLIP_CONFIG) if path.is_dir() else None
     weights = read_weights(where)
     if recorded is not None and architecture is None:
@@ -46,24 +47,24 @@ def load(path: Path, architecture: str | None) -> ImportedEncoder:
     elif architecture is not None:
         cfg, preprocess = configs_for_architecture(architecture, weights)
     else:
-        raise UserError(f"{path}: a file of weights does not say what it is of; give its --architecture")
+        raise UserError(f"{path}: a weights file does not state its architecture; give --architecture")
+    cfg = _with_tokenizer(cfg)
     return ImportedEncoder(
-        model_cfg=_tokenizer_stated(cfg),
+        model_cfg=cfg,
         preprocess_cfg=preprocess,
-        weights=_text_placed(weights, bool(cfg.get("custom_text"))),
-        write_tokenizer=_tokenizer_of(path, _tokenizer_stated(cfg)["text_cfg"]),
+        weights=_rename_text_tower(weights, bool(cfg.get("custom_text"))),
+        write_tokenizer=_tokenizer_writer(path, cfg["text_cfg"]),
         license=license_from_card(path),
         where=where,
     )
 
 
-def _weights_in(folder: Path) -> Path:
-    named = [folder / name for name in _WEIGHTS]
-    others = sorted(path for path in folder.iterdir() if path.suffix in _ENDINGS)
-    found = [path for path in [*named, *others] if path.is_file() and path.name != CAPTIONER_WEIGHTS]
-    if not found:
-        raise UserError(f"{folder}: no weights in it; expected {_WEIGHTS[0]} or {_WEIGHTS[-1]}")
-    return found[0]
+def _find_weights(directory: Path) -> Path:
+    others = sorted(path for path in directory.iterdir() if path.suffix in _ENDINGS)
+    for path in [*(directory / name for name in _WEIGHTS), *others]:
+        if path.is_file() and path.name != CAPTIONER_WEIGHTS:
+            return path
+    raise UserError(f"{directory}: no weights in it; expected {_WEIGHTS[0]} or {_WEIGHTS[-1]}")
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -76,10 +77,10 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: expected open_clip's model_cfg with both towers ({error_reason(error)})") from None
 
 
-def _tokenizer_stated(cfg: dict[str, Any]) -> dict[str, Any]:
-    """Return ``cfg`` with an explicit CLIPS tokenization where the authors' fork of open_clip derives it from the name.
+def _with_tokenizer(cfg: dict[str, Any]) -> dict[str, Any]:
+    """Return ``cfg`` with the CLIPS tokenization, which the authors' fork of open_clip derives from the model's name.
 
-    It is the only text tower with BERT's vocabulary, without a causal mask, and with the feature at the last position.
+    Only its text towers have BERT's vocabulary, no causal mask, and the feature at the last position.
     """
     text = cfg["text_cfg"]
     if (
@@ -88,32 +89,30 @@ def _tokenizer_stated(cfg: dict[str, Any]) -> dict[str, Any]:
         and text.get("pool_type") == "last"
         and not text.get("tokenizer_mode")
     ):
-        plain = {key: value for key, value in text.items() if key != "tokenizer_kwargs"}
-        return cfg | {"text_cfg": plain | tokenizer_text_cfg(text.get("context_length", 77))}
+        text = {key: value for key, value in text.items() if key != "tokenizer_kwargs"}
+        return cfg | {"text_cfg": text | tokenizer_text_cfg(text.get("context_length", 77))}
     return cfg
 
 
-def _tokenizer_of(path: Path, text: dict[str, Any]) -> Callable[[Path], None]:
+def _tokenizer_writer(path: Path, text: dict[str, Any]) -> Callable[[Path], None]:
     if text.get("tokenizer_mode") == "clips":
         return ClipsTokenizer(text["context_length"]).save
     if not text.get("hf_tokenizer_name"):
         return no_tokenizer
     if path.is_dir() and any((path / name).is_file() for name in _TOKENIZER):
         return lambda directory: copy_tokenizer_files(path, directory)
-    return lambda directory: _fetch_tokenizer(str(text["hf_tokenizer_name"]), directory)
+    return lambda directory: _download_tokenizer(str(text["hf_tokenizer_name"]), directory)
 
 
-def _fetch_tokenizer(name: str, directory: Path) -> None:
+def _download_tokenizer(name: str, directory: Path) -> None:
     from transformers import AutoTokenizer
 
-    try:
+    with library_errors_as_user_errors(f"tokenizer {name}: cannot be downloaded from the Hub"):
         AutoTokenizer.from_pretrained(name).save_pretrained(directory)
-    except Exception as error:  # the Hub's, the network's and the tokenizer's own
-        raise UserError(f"tokenizer {name}: cannot be downloaded from the Hub ({error_reason(error)})") from None
 
 
-def _text_placed(weights: Weights, custom_text: bool) -> Weights:
-    """Return ``weights`` with the text tower's names at the prefix of this architecture, ``text.`` or none."""
+def _rename_text_tower(weights: Weights, custom_text: bool) -> Weights:
+    """Return ``weights`` with the text tower's prefix of this architecture, ``text.`` or none."""
     if custom_text:
         return {f"text.{name}" if name.startswith(_TEXT_PARTS) else name: value for name, value in weights.items()}
     return {name.removeprefix("text."): value for name, value in weights.items()}

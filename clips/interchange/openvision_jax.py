@@ -1,9 +1,9 @@
 """Weights of the reference JAX code (CLIPS, OpenVision): a ``.npz`` of its parameters under their flax names.
 
 Names: ``img/…`` and ``txt/…`` are the towers, ``t`` the log-scale, below ``params/`` or at the top; the captioner
-(``txt_decoder/…``) is skipped. Kernels are input × output there. The sinusoidal image positions are not stored; they
-follow MoCo v3, whose frequencies differ slightly from open_clip's. Source: [C], ``src/models/vit.py`` and
-``src/convert_upload/transfer_jax2hf.py``.
+(``txt_decoder/…``) is skipped. Kernels are input × output. The sinusoidal image positions are not stored; they follow
+MoCo v3, whose frequencies differ slightly from open_clip's. Source: ``src/models/vit.py`` and
+``src/convert_upload/transfer_jax2hf.py`` of https://github.com/UCSC-VLAA/OpenVision.
 """
 
 from __future__ import annotations
@@ -48,15 +48,14 @@ def is_supported(path: Path) -> bool:
 def load(path: Path, architecture: str | None) -> ImportedEncoder:
     """See `clips.interchange.importing`."""
     if architecture is None:
-        raise UserError(f"{path}: a file of weights does not say what it is of; give its --architecture")
+        raise UserError(f"{path}: a weights file does not state its architecture; give --architecture")
     stored = _as_torch(_read_parameters(path))
     table = stored.get("txt.pos_embedding", torch.empty(1, 0, 0))[0]
     cfg, preprocess = configs_for_architecture(architecture, {"positional_embedding": table})
     vision, text = cfg["vision_cfg"], cfg["text_cfg"]
     if "img.pos_embedding" not in stored:
-        stored["img.pos_embedding"] = openvision_sincos_pos_embed(
-            vision["image_size"] // vision["patch_size"], vision["width"]
-        )
+        side = vision["image_size"] // vision["patch_size"]
+        stored["img.pos_embedding"] = openvision_sincos_pos_embed(side, vision["width"])
     links = [
         weight_link("visual.positional_embedding", "img.pos_embedding"),
         weight_link("visual.class_embedding", "img.cls"),
@@ -101,25 +100,23 @@ def _read_parameters(path: Path) -> dict[str, np.ndarray]:
 
 
 def _as_torch(stored: dict[str, np.ndarray]) -> Weights:
-    """Return each tensor in torch's orientation, under a dotted name, with kernels and scales called weights."""
+    """Convert to torch's axis order and dotted names, with kernels and scales called weights."""
     weights = {}
     for name, value in stored.items():
-        *folders, last = name.split("/")
+        *modules, last = name.split("/")
         tensor = torch.from_numpy(np.asarray(value, dtype=np.float32))
         if last == "kernel":
-            tensor, last = _kernel(tensor, folders), "weight"
-        elif last == "scale":
-            last = "weight"
+            tensor = _transpose_kernel(tensor, modules)
         elif last == "bias":
-            tensor = tensor.flatten()  # attention kernels may be heads × head width
-        weights[".".join([*folders, last])] = tensor
+            tensor = tensor.flatten()  # attention biases may be heads × head width
+        weights[".".join([*modules, "weight" if last in ("kernel", "scale") else last])] = tensor
     return weights
 
 
-def _kernel(kernel: Tensor, folders: list[str]) -> Tensor:
+def _transpose_kernel(kernel: Tensor, modules: list[str]) -> Tensor:
     """Return a convolution's kernel as output × input × height × width, a dense one as output × input."""
     if kernel.ndim == 4:
         return kernel.permute(3, 2, 0, 1)
     if kernel.ndim == 3:  # attention kernels, split by heads
-        kernel = kernel.flatten(0, 1) if folders[-1] == "out" else kernel.flatten(1, 2)
+        kernel = kernel.flatten(0, 1) if modules[-1] == "out" else kernel.flatten(1, 2)
     return kernel.t()

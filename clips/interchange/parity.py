@@ -17,13 +17,12 @@ def max_feature_difference(encoder: Any, features: Features) -> float:
     """Return the largest difference between the unit features of an encoder and those of ``features``.
 
     Args:
-        encoder: an `clips.encoder.LoadedEncoder`; images are noise of its size, texts pass through its tokenizer.
-        features: the other side.
+        encoder: a `clips.encoder.LoadedEncoder`; images are noise of its size.
+        features: computes the features to compare with.
     """
-    noise = torch.Generator().manual_seed(0)
     size = encoder.config["preprocess_cfg"]["size"]
-    pixels = torch.randn(2, 3, *size, generator=noise)
+    pixels = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
     tokens = encoder.tokenizer(_TEXTS)
     ours = encoder.model.encode_image(pixels), encoder.model.encode_text(tokens)
     pairs = zip(ours, features(pixels, tokens), strict=True)
-    return max(float((F.normalize(one, dim=-1) - F.normalize(other, dim=-1)).abs().max()) for one, other in pairs)
+    return max(float((F.normalize(own, dim=-1) - F.normalize(other, dim=-1)).abs().max()) for own, other in pairs)

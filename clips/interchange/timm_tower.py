@@ -15,7 +15,7 @@ from clips.encoder import LoadedEncoder
 from clips.errors import UserError
 from clips.interchange.hf_files import mlp_ratio
 from clips.interchange.imported_encoder import Features
-from clips.interchange.tower_config import TransformerSpec, norm_eps_matches, transformer_spec
+from clips.interchange.tower_config import norm_eps_matches, reject_unsupported, transformer_spec
 from clips.interchange.weight_mapping import (
     OPEN_CLIP,
     TIMM,
@@ -27,10 +27,10 @@ from clips.interchange.weight_mapping import (
     weight_link,
 )
 
-# timm models whose arguments are all configurable except the epsilon of the norms: one for each epsilon
-_BASES = {1e-6: "vit_base_patch16_224", 1e-5: "vit_base_patch16_clip_224"}
+# timm models of which everything is configurable except the epsilon of the norms
+_BASE_MODELS = {1e-6: "vit_base_patch16_224", 1e-5: "vit_base_patch16_clip_224"}
 _ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}
-_WANTED = "timm's VisionTransformer"
+_TARGET = "timm's VisionTransformer"
 
 
 def export(encoder: LoadedEncoder, directory: Path) -> Features:
@@ -56,29 +56,24 @@ def build_timm_tower(encoder: LoadedEncoder) -> Any:
 
     visual = encoder.model.visual
     if isinstance(visual, VisionTransformer):
-        return _vit(visual, encoder.config["preprocess_cfg"])
+        return _build_vit(visual, encoder.config["preprocess_cfg"])
     if hasattr(visual, "trunk"):
-        return _trunk(visual, encoder.config)
-    raise UserError(f"timm has no {type(visual).__name__} such as this image tower; it stays open_clip's")
+        return _build_trunk(visual, encoder.config)
+    raise UserError(f"timm has no equivalent of this image tower ({type(visual).__name__})")
 
 
 def vit_arguments(visual: Any) -> tuple[str, dict[str, Any]]:
     """Return timm's name and arguments of a model equivalent to an open_clip ViT, up to the projection."""
-    blocks = transformer_spec(visual, "image", _WANTED)
-    has_norm_before = not isinstance(visual.ln_pre, nn.Identity)
-    for unfit, why in (
-        (visual.attn_pool is not None or visual.pool_type not in ("avg", "tok"), "has no such pooling"),
-        (blocks.eps not in _BASES, f"knows the epsilons {', '.join(map(str, _BASES))}, not {blocks.eps}"),
-        (not norm_eps_matches(visual.ln_post, blocks), "has one epsilon for all norms"),
-        (has_norm_before and not norm_eps_matches(visual.ln_pre, blocks), "has one epsilon for all norms"),
-    ):
-        if unfit:
-            raise UserError(f"{_WANTED} {why}")
-    return _BASES[blocks.eps], _arguments(visual, blocks, has_norm_before)
-
-
-def _arguments(visual: Any, blocks: TransformerSpec, has_norm_before: bool) -> dict[str, Any]:
-    return {
+    blocks = transformer_spec(visual, "image", _TARGET)
+    has_pre_norm = not isinstance(visual.ln_pre, nn.Identity)
+    norms = [visual.ln_post, visual.ln_pre] if has_pre_norm else [visual.ln_post]
+    problems = (
+        (visual.attn_pool is not None or visual.pool_type not in ("avg", "tok"), "does not support this pooling"),
+        (blocks.eps not in _BASE_MODELS, f"has the epsilons {', '.join(map(str, _BASE_MODELS))}, not {blocks.eps}"),
+        (not all(norm_eps_matches(norm, blocks) for norm in norms), "has one epsilon for all norms"),
+    )
+    reject_unsupported(_TARGET, problems, hint="")
+    return _BASE_MODELS[blocks.eps], {
         "img_size": visual.image_size[0],
         "patch_size": visual.patch_size[0],
         "embed_dim": blocks.width,
@@ -86,7 +81,7 @@ def _arguments(visual: Any, blocks: TransformerSpec, has_norm_before: bool) -> d
         "num_heads": blocks.heads,
         "mlp_ratio": mlp_ratio(blocks.inner, blocks.width),
         "act_layer": _ACTIVATIONS[blocks.activation],
-        "pre_norm": has_norm_before,
+        "pre_norm": has_pre_norm,
         "class_token": True,
         "global_pool": "avg" if visual.pool_type == "avg" else "token",
         "fc_norm": bool(visual.final_ln_after_pool),
@@ -94,7 +89,7 @@ def _arguments(visual: Any, blocks: TransformerSpec, has_norm_before: bool) -> d
 
 
 def vit_links(layers: int, *, norm_after_pool: bool) -> list[WeightLink]:
-    """Names of a ViT's tensors; timm's patch bias, if any, is zero."""
+    """Names of a ViT's tensors, without timm's patch bias."""
     return [
         weight_link("visual.class_embedding", "cls_token"),
         weight_link("visual.positional_embedding", "pos_embed"),
@@ -106,18 +101,16 @@ def vit_links(layers: int, *, norm_after_pool: bool) -> list[WeightLink]:
     ]
 
 
-def _vit(visual: Any, preprocess: dict[str, Any]) -> Any:
+def _build_vit(visual: Any, preprocess: dict[str, Any]) -> Any:
     import timm
 
     name, arguments = vit_arguments(visual)
-    outputs = visual.proj.shape[1]
-    tower: Any = timm.create_model(
-        name, pretrained_cfg_overlay=timm_preprocessing(preprocess), num_classes=outputs, **arguments
-    )
+    overlay, classes = timm_preprocessing(preprocess), visual.proj.shape[1]
+    tower: Any = timm.create_model(name, pretrained_cfg_overlay=overlay, num_classes=classes, **arguments)
     shapes = shapes_of(tower)
-    named = vit_links(arguments["depth"], norm_after_pool=arguments["fc_norm"])
+    links = vit_links(arguments["depth"], norm_after_pool=arguments["fc_norm"])
     ours = {f"visual.{key}": value for key, value in visual.state_dict().items()}
-    weights = from_open_clip(ours, named, shapes)
+    weights = from_open_clip(ours, links, shapes)
     for bias in ("patch_embed.proj.bias", "head.bias"):
         if bias in shapes:
             weights[bias] = torch.zeros(shapes[bias])
@@ -125,13 +118,13 @@ def _vit(visual: Any, preprocess: dict[str, Any]) -> Any:
     return tower.eval()
 
 
-def _trunk(visual: Any, config: dict[str, Any]) -> Any:
+def _build_trunk(visual: Any, config: dict[str, Any]) -> Any:
     """Return a timm trunk with open_clip's linear projection as its classifier; unchanged without a projection."""
     import timm
 
     vision = config["model_cfg"]["vision_cfg"]
     if not set(visual.head._modules) <= {"drop", "proj"}:
-        raise UserError("timm has no such head as this image tower's; it stays open_clip's")
+        raise UserError("timm has no equivalent of this image tower's head")
     projection = getattr(visual.head, "proj", None)
     options: dict[str, Any] = {"num_classes": 0 if projection is None else projection.out_features}
     if vision.get("timm_pool"):

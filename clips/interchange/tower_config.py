@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,6 @@ from torch import nn
 
 from clips.errors import UserError
 from clips.interchange.hf_files import activation_name
-
-Tower = Any  # an open_clip VisionTransformer, TextTransformer, or the CLIP that holds the parts of a text transformer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +21,8 @@ class TransformerSpec:
         layers: number of blocks.
         heads: number of attention heads.
         inner: width of the MLP's hidden layer.
-        activation: transformers' name of it.
-        eps: of every layer norm.
+        activation: its name in transformers.
+        eps: of all layer norms.
     """
 
     width: int
@@ -34,13 +33,13 @@ class TransformerSpec:
     eps: float
 
 
-def transformer_spec(tower: Tower, side: str, wanted: str) -> TransformerSpec:
-    """The blocks of a tower.
+def transformer_spec(tower: Any, modality: str, target: str) -> TransformerSpec:
+    """Return the sizes of a tower's transformer.
 
     Args:
         tower: has ``transformer``.
-        side: image or text, for the message.
-        wanted: the target, for the message.
+        modality: image or text, for the message.
+        target: the class to export to, for the message.
 
     Raises:
         UserError: blocks, activation or norms that only open_clip has.
@@ -51,10 +50,10 @@ def transformer_spec(tower: Tower, side: str, wanted: str) -> TransformerSpec:
     first = blocks[0]
     norms = {module.eps for module in tower.transformer.modules() if isinstance(module, nn.LayerNorm)}
     if not isinstance(first, ResidualAttentionBlock) or not isinstance(first.ls_1, nn.Identity):
-        raise UserError(f"{wanted} has no such blocks as this {side} tower's ({type(first).__name__})")
+        raise UserError(f"{target} does not support the blocks of this {modality} tower ({type(first).__name__})")
     activation = activation_name(first.mlp.gelu)
     if activation is None or len(norms) != 1:
-        raise UserError(f"{wanted} has no such blocks as this {side} tower's (activation or norms)")
+        raise UserError(f"{target} does not support the blocks of this {modality} tower (activation or norms)")
     return TransformerSpec(
         width=tower.transformer.width,
         layers=len(blocks),
@@ -65,19 +64,16 @@ def transformer_spec(tower: Tower, side: str, wanted: str) -> TransformerSpec:
     )
 
 
-def text_tower(model: Any) -> Tower:
-    """Return the module that holds the text tower's parts."""
-    return model.text if hasattr(model, "text") else model
+def reject_unsupported(target: str, problems: Iterable[tuple[bool, str]], hint: str = "; use hf_dual or timm") -> None:
+    """Raise a UserError with the first of ``problems`` whose condition holds."""
+    for unsupported, reason in problems:
+        if unsupported:
+            raise UserError(f"{target} {reason}{hint}")
 
 
 def text_prefix(model: Any) -> str:
     """Return the prefix of the text tower's names in the state dict."""
     return "text." if hasattr(model, "text") else ""
-
-
-def pool_type(model: Any) -> str:
-    """Return the position of the text tower that gives the feature."""
-    return model.text.pool_type if hasattr(model, "text") else model.text_pool_type
 
 
 def norm_eps_matches(norm: nn.Module, blocks: TransformerSpec) -> bool:

@@ -1,9 +1,9 @@
 """Caption strategies, which shorten a caption for the contrastive loss: one function each, selected by name.
 
-A strategy maps (caption, random generator, number of tokens to keep) to a shorter caption and depends on nothing else:
-the same generator state gives the same text. A *token* here is a word or a punctuation mark, as BERT splits a text
-before it looks words up. Source: [P] compares truncate, random, block and sub-caption; [C] defines sub-caption;
-sub_captions extends it to a number of tokens, which [P]'s comparison over lengths needs.
+A strategy maps (caption, random generator, maximum number of tokens) to a shorter caption; the same generator state
+gives the same text. A *token* here is a word or a punctuation mark, as in BERT's pre-tokenization. Source: the paper
+[P] compares truncate, random, block and sub-caption; the authors' code [C] defines sub-caption (see
+`clips.method.recipes`); sub_captions extends it to a number of tokens, for [P]'s comparison over lengths.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
 def sentences(caption: str) -> list[str]:
-    """Return the pieces of ``caption`` between runs of ``.`` or ``!``, without empty ones."""
+    """Split ``caption`` at runs of ``.`` or ``!``; empty sentences are dropped."""
     return [piece.strip() for piece in _SENTENCE_END.split(caption) if piece.strip()]
 
 
@@ -38,14 +38,14 @@ def sub_caption(caption: str, rng: np.random.Generator, caption_tokens: int) -> 
 def sub_captions(caption: str, rng: np.random.Generator, caption_tokens: int) -> str:
     """Return whole sentences in order, sampled until the next would exceed ``caption_tokens``; at least one."""
     pieces = sentences(caption)
-    kept: list[int] = []
-    room = caption_tokens
+    selected: list[int] = []
+    remaining = caption_tokens
     for index in rng.permutation(len(pieces)):
-        room -= num_tokens(pieces[index])
-        if kept and room < 0:
+        remaining -= num_tokens(pieces[index])
+        if selected and remaining < 0:
             break
-        kept.append(int(index))
-    return ". ".join(pieces[index] for index in sorted(kept))
+        selected.append(int(index))
+    return ". ".join(pieces[index] for index in sorted(selected))
 
 
 def block(caption: str, rng: np.random.Generator, caption_tokens: int) -> str:
@@ -62,8 +62,8 @@ def random_tokens(caption: str, rng: np.random.Generator, caption_tokens: int) -
     tokens = _TOKEN.findall(caption)
     if len(tokens) <= caption_tokens:
         return caption
-    kept = np.sort(rng.choice(len(tokens), caption_tokens, replace=False))
-    return " ".join(tokens[index] for index in kept)
+    selected = np.sort(rng.choice(len(tokens), caption_tokens, replace=False))
+    return " ".join(tokens[index] for index in selected)
 
 
 def truncate(caption: str, rng: np.random.Generator, caption_tokens: int) -> str:

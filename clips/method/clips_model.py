@@ -1,7 +1,7 @@
 """The trained model: open_clip towers and, if the recipe has one, the captioner, in a single forward call.
 
     model = build_model(ModelConfig(architecture="clips-tiny"), RecipeConfig(name="clips"), seed=0)
-    losses = recipes.build(recipe_config).losses(model(batch), batch)
+    losses = model.recipe.losses(model(batch), batch)
 
 All parameters are used inside ``ClipsModel.forward``, so that DDP or DeepSpeed can wrap it.
 """
@@ -18,18 +18,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from clips.core.artifact import log_info
-from clips.method import recipes
 from clips.method.recipes import Recipe, RecipeConfig
 from clips.model import architectures, towers
 from clips.model.architectures import ModelConfig
 from clips.model.captioner import Captioner, CaptionerDims
-from clips.model.initialization import initialize_as_the_authors
+from clips.model.initialization import initialize_openvision
 from clips.model.pretrained import check_pretrained_compatible, load_pretrained
 from clips.model.text_tokenizer import TextTokenizer, build_text_tokenizer
 from clips.model.tokenizer import VOCAB_SIZE
 
 MAX_LOGIT_SCALE = math.log(100.0)
-"""Upper bound of the logit scale, as CLIP's: a higher one makes the softmax brittle."""
+"""Upper bound of the logit scale, as CLIP's, for stability."""
 _SIGMOID_START = {"init_logit_scale": math.log(10.0), "init_logit_bias": -10.0}  # as SigLIP
 
 
@@ -91,7 +90,7 @@ class ClipsModel(nn.Module):
 
     def _encode(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         image, image_tokens = towers.encode_image(self.clip, batch["image"])
-        texts, read = self._encode_texts(batch)
+        texts, text_tokens = self._encode_texts(batch)
         # No output is a view of another tensor, because FSDP attaches hooks to them.
         features = {"image": image, **texts}
         outputs = {name: F.normalize(value.float(), dim=-1) for name, value in features.items()}
@@ -99,7 +98,8 @@ class ClipsModel(nn.Module):
         if self.clip.logit_bias is not None:
             outputs["logit_bias"] = self.clip.logit_bias.float().sum()
         if self.captioner is not None:
-            outputs["caption_loss_sum"] = self.captioner(image_tokens, read, batch["target"], batch["target_mask"])
+            target, target_mask = batch["target"], batch["target_mask"]
+            outputs["caption_loss_sum"] = self.captioner(image_tokens, text_tokens, target, target_mask)
             outputs["caption_tokens"] = batch["target_mask"].sum()
         return outputs
 
@@ -115,7 +115,7 @@ class ClipsModel(nn.Module):
         return features, tokens
 
     def train(self, mode: bool = True) -> ClipsModel:
-        """As every module's; but the batch norms of frozen layers keep their trained statistics."""
+        """Set the training mode, except for the batch norms of frozen layers, whose statistics stay fixed."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(
@@ -125,7 +125,7 @@ class ClipsModel(nn.Module):
         return self
 
     def checkpoint_activations(self, *, enable: bool = True) -> None:
-        """Enable activation checkpointing: keep each layer's input, recompute its activations in the backward pass."""
+        """Enable activation checkpointing: store only each layer's input, recompute the activations when needed."""
         self.clip.set_grad_checkpointing(enable)
         if self.captioner is not None:
             self.captioner.checkpoints_activations = enable
@@ -136,18 +136,18 @@ class ClipsModel(nn.Module):
         self.clip.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)
 
     def no_decay_names(self) -> set[str]:
-        """Return the names of the parameters without weight decay: all that are not matrices of products [C].
+        """Return the names of the parameters without weight decay: all except weight matrices [C].
 
         open_clip's own list lacks the token embeddings, and all of timm's trunks.
         """
         tables = {f"{name}.weight" for name, module in self.named_modules() if isinstance(module, nn.Embedding)}
-        return {name for name, value in self.named_parameters() if name in tables or not _multiplies(name, value)}
+        return {name for name, value in self.named_parameters() if name in tables or not _is_matrix(name, value)}
 
 
-def _multiplies(name: str, value: Tensor) -> bool:
-    """Whether a parameter is a matrix of a product, by its name: all names of open_clip and timm follow this."""
-    own = name.rpartition(".")[2]
-    return value.ndim > 1 and ("weight" in own or "proj" in own)
+def _is_matrix(name: str, value: Tensor) -> bool:
+    """Whether a parameter of open_clip or timm is a weight matrix, by its name."""
+    last = name.rpartition(".")[2]
+    return value.ndim > 1 and ("weight" in last or "proj" in last)
 
 
 def build_model(config: ModelConfig, recipe_config: RecipeConfig, seed: int) -> ClipsModel:
@@ -156,45 +156,37 @@ def build_model(config: ModelConfig, recipe_config: RecipeConfig, seed: int) -> 
     Raises:
         UserError: an unknown architecture, sizes that do not fit together, trunk weights that do not match.
     """
-    recipe = recipes.build_recipe(recipe_config)
+    recipe = Recipe(recipe_config)
     cfg = architectures.model_cfg(config) | (_SIGMOID_START if recipe_config.loss == "sigmoid" else {})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         clip = towers.build_towers(cfg)
         if config.architecture in architectures.list_architectures():
-            initialize_as_the_authors(clip)
+            initialize_openvision(clip)
         if config.pretrained_trunk is not None:
             towers.load_trunk(clip, config.pretrained_trunk)
-        captioner = None if recipe.captioning is None else Captioner(captioner_shape(clip, cfg, recipe))
+        captioner = None if recipe.captioning is None else Captioner(captioner_dims(clip, cfg, recipe))
     preprocess = architectures.resolve_preprocess_cfg(config)
     if config.pretrained is not None:
         check_pretrained_compatible(cfg, preprocess, config.pretrained)
-        lines = load_pretrained(
-            clip,
-            captioner,
-            config.pretrained,
-            cfg["text_cfg"],
-            stretch=config.text_pos_embed_interpolation,
-            needs_text=config.lock_text,
-        )
-        for line in lines:
+        for line in load_pretrained(clip, captioner, config, cfg["text_cfg"]):
             log_info(f"model.pretrained: {line}")
     towers.lock_towers(clip, config)
     return ClipsModel(clip, captioner, recipe, cfg, preprocess, build_text_tokenizer(config))
 
 
-def captioner_shape(clip: towers.Towers, cfg: dict[str, Any], recipe: Recipe) -> CaptionerDims:
+def captioner_dims(clip: towers.Towers, cfg: dict[str, Any], recipe: Recipe) -> CaptionerDims:
     """Return the captioner's resolved size: unset fields are those of the text tower."""
     image_width, text_width = towers.token_widths(clip)
-    text, wanted, does = cfg["text_cfg"], recipe.config.captioner, recipe.captioning
-    assert does is not None
+    text, config, task = cfg["text_cfg"], recipe.config.captioner, recipe.captioning
+    assert task is not None
     return CaptionerDims(
         image_width=image_width,
-        text_width=None if does.reads is None else text_width,
-        width=wanted.width or text["width"],
-        layers=wanted.num_layers or text["layers"],
-        heads=wanted.num_heads or text["heads"],
-        length=wanted.max_length,
+        text_width=None if task.reads is None else text_width,
+        width=config.width or text["width"],
+        layers=config.num_layers or text["layers"],
+        heads=config.num_heads or text["heads"],
+        length=config.max_length,
         vocabulary=VOCAB_SIZE,
-        teacher_forced=does.teacher_forcing if wanted.teacher_forcing is None else wanted.teacher_forcing,
+        teacher_forced=task.teacher_forcing if config.teacher_forcing is None else config.teacher_forcing,
     )

@@ -1,4 +1,4 @@
-"""AdamW with warm-up and cosine decay, as CLIPS trains."""
+"""AdamW with warm-up and cosine decay, as in CLIPS. Source: the authors' code [C], see `clips.method.recipes`."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class OptimizerConfig:
 
     Args:
         learning_rate: at the end of warm-up; 1e-3 if neither it nor ``base_learning_rate`` is given.
-        base_learning_rate: the same for 256 samples: times global_batch_size / 256 it is the learning rate. The
-            authors' ``base_lr``: 8e-6, and 4e-7 and 1e-7 in the later stages.
-        warmup_ratio: the ratio of the run with linear warm-up from 0; cosine decay to 0 follows. 0.05 if neither it
-            nor ``warmup_samples`` is given.
+        base_learning_rate: learning rate for a batch of 256 samples, scaled by global_batch_size / 256. The authors'
+            ``base_lr``: 8e-6, and 4e-7 and 1e-7 in the later stages.
+        warmup_ratio: ratio of the run with linear warm-up from 0; cosine decay to 0 follows. 0.05 if neither it nor
+            ``warmup_samples`` is given.
         warmup_samples: the same in samples, rounded to whole steps.
         betas: Adam's decay rates for the gradient and its square.
-        weight_decay: on the matrices of products; not on norms, biases, embeddings, positions or the temperature [C].
+        weight_decay: of the weight matrices; norms, biases, embeddings, positions and the logit scale have none.
         max_grad_norm: maximum gradient norm; null does not clip.
         grad_spike_factor: skip a step whose gradient norm exceeds this multiple of the median of the last hundred, and
             stop after ten such steps in a row; null skips none.
@@ -52,7 +52,7 @@ class OptimizerConfig:
             if (rate := getattr(self, name)) is not None and rate <= 0:
                 raise UserError(f"optimizer.{name}: expected a number above 0, got {rate}")
         if self.warmup_ratio is not None and not 0 <= self.warmup_ratio < 1:
-            raise UserError(f"optimizer.warmup_ratio: expected a share from 0 to below 1, got {self.warmup_ratio}")
+            raise UserError(f"optimizer.warmup_ratio: expected a ratio from 0 to below 1, got {self.warmup_ratio}")
         if self.warmup_samples is not None and self.warmup_samples < 0:
             raise UserError(f"optimizer.warmup_samples: expected 0 or more, got {self.warmup_samples}")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -67,7 +67,7 @@ class OptimizerConfig:
             )
 
     def resolved(self) -> OptimizerConfig:
-        """Return the same with defaults filled in, as it is recorded."""
+        """Return the config with defaults filled in."""
         missing = [pair for pair in EITHER if all(getattr(self, name) is None for name in pair)]
         defaults: dict[str, Any] = {pair[0]: EITHER[pair] for pair in missing}
         return dataclasses.replace(self, **defaults)
@@ -86,13 +86,13 @@ class OptimizerConfig:
         """
         if self.warmup_samples is None:
             return round((self.resolved().warmup_ratio or 0.0) * steps)
-        found = round(self.warmup_samples / batch_size)
-        if found >= max(1, steps):
+        warmup_steps = round(self.warmup_samples / batch_size)
+        if warmup_steps >= max(1, steps):
             raise UserError(
                 f"optimizer.warmup_samples: expected fewer than the {steps * batch_size} samples of the training, "
                 f"got {self.warmup_samples}"
             )
-        return found
+        return warmup_steps
 
 
 def build_optimizer(
@@ -100,14 +100,14 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Return AdamW over the trainable parameters of ``model``, without decay for ``no_decay``.
 
-    Set its learning rate before each step, see `learning_rate_at`.
+    Set its learning rate before each step, see `cosine_lr`.
     """
     import torch
 
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     decayed = [parameter for name, parameter in trainable if name not in no_decay]
-    kept = [parameter for name, parameter in trainable if name in no_decay]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    undecayed = [parameter for name, parameter in trainable if name in no_decay]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=config.learning_rate or 0.0, betas=config.betas, fused=True
     )

@@ -1,9 +1,9 @@
-"""Recipes: the captions that a sample yields, the losses that they enter, and the captioner's target.
+"""Recipes: the texts of a sample, the losses that they enter, and the captioner's target.
 
-A recipe is one entry of ``RECIPES`` and combines named parts: the texts that are contrasted with the image
-(``POSITIVES``),
-a contrastive loss (``clips.model.captioner_config.CONTRASTIVE_LOSSES``) and a captioner. A config can override the
-settings of the recipe, so an ablation is a config.
+`RecipeSpec` is the definition of a named recipe, an entry of ``RECIPES``. `RecipeConfig` is the user's choice: the name
+of one, and settings that override it, so an ablation is a config. `Recipe` applies both to samples and model outputs.
+
+Sources: [P] is the paper (CLIPS, arXiv 2411.16828), [C] the authors' code (https://github.com/UCSC-VLAA/OpenVision).
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeConfig:
-    """What is trained on a sample's captions. Settings that are not given are the recipe's own.
+    """The recipe of a training: a name of ``RECIPES``, and settings that override it; unset ones are the recipe's.
 
     Args:
-        name: clip (the web caption), recap and veclip (the web or the synthetic caption, drawn again each time: the web
-            caption in 80 % and 50 % of the cases), clipa (as recap, both cut to a block of words), coca (as recap, with
-            a captioner that is fed the words before the one it predicts), clips (web and partial synthetic caption, and
-            a captioner that predicts the whole synthetic one from image and web caption).
-        positives: what is contrasted with the image, one positive each: web, partial (the synthetic caption,
-            shortened), mixed (one of the two).
-        loss: softmax (the mean of a symmetric CLIP loss for each text, as CLIPS), supcon (one softmax in which all
-            texts of an image are positives), sigmoid (each pair judged by itself, as SigLIP).
-        caption_strategy: how the synthetic caption is shortened: sub_caption (one sentence, regardless of its length),
-            sub_captions (as many as fit), block, random, truncate, full.
+        name: clip (the web caption), recap and veclip (the web or the synthetic caption, sampled for each use: the
+            web caption in 80 % and 50 % of the cases), clipa (as recap, both cut to a block of words), coca (as recap,
+            with a captioner that is fed the previous words of its target), clips (web and partial synthetic caption,
+            and a captioner that predicts the full synthetic one from image and web caption).
+        positives: the texts that are contrasted with the image: web, partial (the shortened synthetic caption), mixed
+            (one of the two).
+        loss: softmax (mean of a symmetric CLIP loss for each text, as CLIPS), supcon (one softmax in which all texts of
+            an image are positives), sigmoid (each pair is classified separately, as SigLIP).
+        caption_strategy: how the synthetic caption is shortened: sub_caption (one sentence of any length), sub_captions
+            (as many sentences as fit), block, random, truncate, full.
         web_caption_strategy: how the web caption is shortened.
-        caption_tokens: tokens that sub_captions, block, random and truncate keep; sub_caption and full do not read it.
+        caption_tokens: maximum number of tokens for sub_captions, block, random and truncate.
         web_caption_prob: probability that mixed is the web caption, 0 to 1.
         contrastive_loss_weight: factor of the contrastive loss.
         caption_loss_weight: factor of the caption loss; 0 trains without a captioner.
-        captioner: the captioner's size and kind.
+        captioner: the captioner's size and type.
     """
 
     name: str = field(default="clips", metadata={"choices": "clips.method.recipes:RECIPES"})
@@ -80,7 +80,7 @@ class RecipeConfig:
         if self.caption_tokens < 1:
             raise UserError(f"recipe.caption_tokens: expected at least 1, got {self.caption_tokens}")
         if self.web_caption_prob is not None and not 0 <= self.web_caption_prob <= 1:
-            raise UserError(f"recipe.web_caption_prob: expected a share from 0 to 1, got {self.web_caption_prob}")
+            raise UserError(f"recipe.web_caption_prob: expected a number from 0 to 1, got {self.web_caption_prob}")
         for weight in ("contrastive_loss_weight", "caption_loss_weight"):
             if not getattr(self, weight) >= 0:
                 raise UserError(f"recipe.{weight}: expected a number not below 0, got {getattr(self, weight)}")
@@ -91,7 +91,7 @@ class CaptionerTask:
     """The captioner of a recipe.
 
     Args:
-        reads: the text that it sees in addition to the image; None for the image only.
+        reads: the text that it attends to in addition to the image; None for the image only.
         predicts: "synthetic", the full synthetic caption, or "contrasted", the recipe's first text.
         teacher_forcing: whether it is fed the previous target tokens.
     """
@@ -103,7 +103,7 @@ class CaptionerTask:
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeSpec:
-    """One entry of ``RECIPES``: settings as in `RecipeConfig`, which may override them, and the captioner."""
+    """The definition of a named recipe: its captioner, and settings that a `RecipeConfig` may override."""
 
     positives: tuple[str, ...] = ("web",)
     caption_strategy: str = "full"
@@ -133,7 +133,7 @@ class CaptionPair:
 
 
 def web_text(captions: CaptionPair, rng: np.random.Generator, recipe: Recipe) -> str:
-    """Return the web caption, shortened by ``web_caption_strategy``; full if that is empty. Empty is valid [C]."""
+    """Return the web caption, shortened by ``web_caption_strategy``; full if that is empty. It may be empty [C]."""
     return STRATEGIES[recipe.spec.web_caption_strategy](captions.web, rng, recipe.config.caption_tokens) or captions.web
 
 
@@ -164,24 +164,21 @@ POSITIVES: dict[str, Callable[[CaptionPair, np.random.Generator, Recipe], str]] 
     "mixed": mixed_text,
 }
 """Name in the batch → function that samples the text from a sample's captions."""
-_WORDS = ClipsTokenizer()
-"""The tokenizer of the captioner's target, for any tokenizer of the text tower."""
+_TARGET_TOKENIZER = ClipsTokenizer()  # of the captioner, for any tokenizer of the text tower
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe with its settings: from a sample's captions to tensors, from a model's outputs to losses."""
+    """A recipe in use: a sample's captions → token tensors, a model's outputs → losses."""
 
     config: RecipeConfig
 
     @functools.cached_property
     def spec(self) -> RecipeSpec:
-        """The entry of ``RECIPES``, with the overrides of the config."""
-        given = {
-            name: getattr(self.config, name)
-            for name in ("positives", "caption_strategy", "web_caption_strategy", "web_caption_prob")
-        }
-        return replace(RECIPES[self.config.name], **{name: value for name, value in given.items() if value is not None})
+        """The definition in ``RECIPES``, with the overrides of the config."""
+        fields = ("positives", "caption_strategy", "web_caption_strategy", "web_caption_prob")
+        overrides = {name: value for name in fields if (value := getattr(self.config, name)) is not None}
+        return replace(RECIPES[self.config.name], **overrides)
 
     @property
     def captioning(self) -> CaptionerTask | None:
@@ -195,13 +192,13 @@ class Recipe:
 
     @property
     def needs_synthetic(self) -> bool:
-        """Whether it uses synthetic captions; for a sample without one, the web caption replaces it."""
+        """Whether it uses synthetic captions; a missing one is replaced by the web caption."""
         predicts = self.captioning.predicts if self.captioning else None
         return predicts == "synthetic" or any(name != "web" for name in self.spec.positives)
 
     @property
     def encoded(self) -> tuple[str, ...]:
-        """Names of the texts for the text tower: the contrasted ones, and one that only the captioner reads."""
+        """Names of the texts that the text tower encodes: the contrasted ones and the captioner's."""
         reads = self.reads
         return self.spec.positives if reads is None or reads in self.spec.positives else (*self.spec.positives, reads)
 
@@ -215,20 +212,21 @@ class Recipe:
             bool, True where a label (the target shifted by one) counts.
         """
         captions = CaptionPair(web, synthetic)
-        drawn = {name: POSITIVES[name](captions, rng, self) for name in self.encoded}
-        sample = dict(zip(drawn, tokenizer(list(drawn.values())), strict=True))
+        texts = {name: POSITIVES[name](captions, rng, self) for name in self.encoded}
+        sample = dict(zip(texts, tokenizer(list(texts.values())), strict=True))
         if self.captioning is not None:
-            contrasted = drawn[self.spec.positives[0]]
+            contrasted = texts[self.spec.positives[0]]
             text = full_synthetic_text(captions) if self.captioning.predicts == "synthetic" else contrasted
-            target = _WORDS.encode_target(text, self.config.captioner.max_length)[0]
-            sample |= {"target": target, "target_mask": _counted(target, rng, self.config.captioner.max_loss_tokens)}
+            target = _TARGET_TOKENIZER.encode_target(text, self.config.captioner.max_length)[0]
+            mask = _target_mask(target, rng, self.config.captioner.max_loss_tokens)
+            sample |= {"target": target, "target_mask": mask}
         return sample
 
     def losses(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return named losses (): "loss" is the weighted total; the others are for logging, without gradients.
 
         The means of the losses over processes are the global values. "cosine_gap" is the mean cosine margin between an
-        image's own first text and those of this process's other images: with smaller slices it varies more.
+        image's own first text and those of this process's other images.
         """
         from clips.model.losses import caption_loss, contrastive_loss
 
@@ -250,17 +248,12 @@ def cosine_margin(image: Tensor, text: Tensor) -> Tensor:
     return matching / count - (all_pairs - matching) / max(1, count * (count - 1)) if count > 1 else matching * 0
 
 
-def build_recipe(config: RecipeConfig) -> Recipe:
-    """Return the recipe of ``config``."""
-    return Recipe(config)
-
-
-def _counted(target: Tensor, rng: np.random.Generator, positions: int | None) -> Tensor:
+def _target_mask(target: Tensor, rng: np.random.Generator, max_tokens: int | None) -> Tensor:
     from clips.model.captioner import shift_labels
 
-    counted = shift_labels(target) != PAD
-    places = counted.nonzero()[:, 0].numpy()
-    if positions is not None and len(places) > positions:
-        counted = counted.new_zeros(counted.shape)
-        counted[rng.choice(places, positions, replace=False)] = True
-    return counted
+    mask = shift_labels(target) != PAD
+    positions = mask.nonzero()[:, 0].numpy()
+    if max_tokens is not None and len(positions) > max_tokens:
+        mask = mask.new_zeros(mask.shape)
+        mask[rng.choice(positions, max_tokens, replace=False)] = True
+    return mask

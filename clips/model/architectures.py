@@ -1,9 +1,8 @@
 """Architectures: from a name to the open_clip configuration of its towers, with the CLIPS conventions.
 
 An architecture is a file of ``configs/`` (open_clip's JSON format) or of the user's, any open_clip name, or a timm
-model with the text tower of clips-b-16. In each case the text side is adapted to the CLIPS tokenization: its
-vocabulary, attention without a causal mask, the feature at the last position, that of the class token ([C] of the
-method).
+model with the text tower of clips-b-16. The text side is adapted to the CLIPS tokenization: its vocabulary, attention
+without a causal mask, the feature at the last position, that of the class token ([C] of `clips.method.recipes`).
 """
 
 from __future__ import annotations
@@ -28,21 +27,12 @@ from clips.model_refs import (
 
 CONFIG_FIELD = "model.architecture"
 CONFIG_DIR = Path(__file__).parent / "configs"
-_TEXT_CONVENTIONS = {
-    "proj_bias": False,
-    "act_kwargs": {"approximate": "tanh"},
-    "norm_kwargs": {"eps": 1e-6},
-}
+_TEXT_CONVENTIONS = {"proj_bias": False, "act_kwargs": {"approximate": "tanh"}, "norm_kwargs": {"eps": 1e-6}}
 _TEXT_ATTENTION: dict[str, dict[str, Any]] = {
     "all": {"no_causal_mask": True, "pool_type": "last"},
     "causal": {"no_causal_mask": False, "pool_type": "eos", "eos_id": EOS},
 }
-_CLIPS_PREPROCESS = {
-    "mode": "RGB",
-    "interpolation": "bilinear",
-    "resize_mode": "squash",
-    "fill_color": 0,
-}
+_CLIPS_PREPROCESS = {"mode": "RGB", "interpolation": "bilinear", "resize_mode": "squash", "fill_color": 0}
 NORMALIZATIONS: dict[str, tuple[list[float], list[float]]] = {
     "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
     "openai": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
@@ -105,15 +95,15 @@ class ModelConfig:
         if is_encoder_ref(self.architecture) and self.text_attention != "all":
             raise UserError("model.text_attention: expected none with an encoder's own towers")
         if self.pretrained and self.pretrained_trunk:
-            raise UserError("model.pretrained_trunk: expected none beside model.pretrained, which has its own trunk")
+            raise UserError("model.pretrained_trunk: expected none with model.pretrained, which has its own trunk")
         if not 0 <= self.patch_dropout < 1:
-            raise UserError(f"model.patch_dropout: expected a share from 0 to below 1, got {self.patch_dropout}")
+            raise UserError(f"model.patch_dropout: expected a ratio from 0 to below 1, got {self.patch_dropout}")
         for lock, name in (("lock_image", "lock_image_unlocked_groups"), ("lock_text", "lock_text_unlocked_layers")):
             unlocked = getattr(self, name)
             if unlocked < 0 or (unlocked and not getattr(self, lock)):
                 raise UserError(f"model.{name}: expected 0, or more with model.{lock}, got {unlocked}")
         if self.cache_trunk_features and (not self.lock_image or self.lock_image_unlocked_groups):
-            raise UserError("model.cache_trunk_features: expected model.lock_image beside it, and no unlocked groups")
+            raise UserError("model.cache_trunk_features: expected model.lock_image: true and no unlocked groups")
         if self.context_length is not None and self.context_length < 4:
             raise UserError(f"model.context_length: expected at least 4, got {self.context_length}")
         if self.image_size is not None and self.image_size < 1:
@@ -121,7 +111,7 @@ class ModelConfig:
 
 
 def list_architectures() -> list[str]:
-    """Names of the architectures that ship with this package."""
+    """Return the names of the architectures that ship with this package."""
     return sorted(path.stem for path in CONFIG_DIR.glob("*.json"))
 
 
@@ -132,24 +122,25 @@ def model_cfg(config: ModelConfig) -> dict[str, Any]:
         UserError: the architecture is unknown, or its text tower cannot read the CLIPS tokens.
     """
     if is_encoder_ref(config.architecture):
-        return _as_it_is(config)
-    cfg = _named(config.architecture)
+        return _encoder_model_cfg(config)
+    cfg = _base_cfg(config.architecture)
     text = cfg["text_cfg"]
     if "hf_model_name" in text:
         raise UserError(
             f"model.architecture: expected a text tower that can be trained from scratch, but that of "
-            f"'{config.architecture}' is {text['hf_model_name']}, with its own tokens{_other_texts(cfg)}"
+            f"'{config.architecture}' is {text['hf_model_name']}, with its own tokens{_suggest_text_tower(cfg)}"
         )
-    default = tokenizer_text_cfg()["context_length"]
-    stated = default if _is_open_clips(config.architecture) else text.get("context_length", default)
-    length = config.context_length or stated
-    kept = {key: text[key] for key in ("width", "heads", "layers", "mlp_ratio", "ls_init_value") if key in text}
+    length = config.context_length
+    if length is None:  # open_clip's architectures have CLIP's length instead of this method's
+        default = tokenizer_text_cfg()["context_length"]
+        length = default if _is_open_clip_name(config.architecture) else text.get("context_length", default)
+    sizes = {key: text[key] for key in ("width", "heads", "layers", "mlp_ratio", "ls_init_value") if key in text}
     quick_gelu = bool(cfg.get("quick_gelu"))
     conventions = {key: value for key, value in _TEXT_CONVENTIONS.items() if not (quick_gelu and key == "act_kwargs")}
     return {
         "embed_dim": cfg["embed_dim"],
         "vision_cfg": _vision_cfg(config, cfg["vision_cfg"]),
-        "text_cfg": kept | tokenizer_text_cfg(length) | conventions | _TEXT_ATTENTION[config.text_attention],
+        "text_cfg": sizes | tokenizer_text_cfg(length) | conventions | _TEXT_ATTENTION[config.text_attention],
         **({"quick_gelu": True} if quick_gelu else {}),
         "nonscalar_logit_scale": True,  # [C]; and DeepSpeed cannot broadcast a 0-dim parameter
     }
@@ -164,7 +155,7 @@ def is_encoder_ref(architecture: str) -> bool:
     )
 
 
-def _as_it_is(config: ModelConfig) -> dict[str, Any]:
+def _encoder_model_cfg(config: ModelConfig) -> dict[str, Any]:
     """Return the ``model_cfg`` of an encoder directory, with the sizes of ``config``."""
     cfg = read_encoder_config(resolve_encoder_dir(config.architecture, CONFIG_FIELD)).get("model_cfg")
     if cfg is None or "hf_model_name" in cfg["text_cfg"]:
@@ -172,8 +163,8 @@ def _as_it_is(config: ModelConfig) -> dict[str, Any]:
             f"{CONFIG_FIELD}: {config.architecture}: expected {OPEN_CLIP_CONFIG} with a text tower of open_clip's own"
         )
     length = {} if config.context_length is None else {"context_length": config.context_length}
-    kept = {name: value for name, value in cfg.items() if not name.startswith("init_logit_")}
-    return kept | {
+    cfg = {name: value for name, value in cfg.items() if not name.startswith("init_logit_")}
+    return cfg | {
         "vision_cfg": _vision_cfg(config, cfg["vision_cfg"]),
         "text_cfg": cfg["text_cfg"] | length,
         "nonscalar_logit_scale": True,
@@ -181,24 +172,24 @@ def _as_it_is(config: ModelConfig) -> dict[str, Any]:
 
 
 def _vision_cfg(config: ModelConfig, vision: dict[str, Any]) -> dict[str, Any]:
-    fixed = _timm_cfg(vision["timm_model_name"]) if vision.get("timm_model_name") else None
-    only = fixed.input_size[-1] if fixed is not None and fixed.fixed_input_size else None
-    size = config.image_size or only or vision.get("image_size", 224)  # open_clip's default
-    if only is not None and size != only:
-        raise UserError(f"model.image_size: expected {only}, at which alone open_clip loads this trunk")
+    trunk = _timm_cfg(vision["timm_model_name"]) if vision.get("timm_model_name") else None
+    fixed_size = trunk.input_size[-1] if trunk is not None and trunk.fixed_input_size else None
+    size = config.image_size or fixed_size or vision.get("image_size", 224)  # open_clip's default
+    if fixed_size is not None and size != fixed_size:
+        raise UserError(f"model.image_size: expected {fixed_size}, the fixed size of this trunk")
     patch = vision.get("patch_size")
     if isinstance(patch, int) and size % patch:
         raise UserError(f"model.image_size: expected a multiple of the patch size {patch}, got {size}")
-    found = {key: value for key, value in vision.items() if key != "output_tokens"} | {"image_size": size}
+    cfg = {key: value for key, value in vision.items() if key != "output_tokens"} | {"image_size": size}
     if config.patch_dropout:
         if isinstance(vision.get("layers"), list):
             raise UserError("model.patch_dropout: expected a ViT, not a ResNet")
-        found["patch_dropout"] = config.patch_dropout
-    return found
+        cfg["patch_dropout"] = config.patch_dropout
+    return cfg
 
 
-def _other_texts(cfg: dict[str, Any]) -> str:
-    """Return an open_clip architecture with the same image tower and an open_clip text tower, if there is one."""
+def _suggest_text_tower(cfg: dict[str, Any]) -> str:
+    """Name an open_clip architecture with the same image tower and an open_clip text tower, if there is one."""
     with without_wandb():
         import open_clip
 
@@ -221,33 +212,31 @@ def preprocess_cfg(cfg: dict[str, Any], normalization: str | None = None) -> dic
     vision = cfg["vision_cfg"]
     size = vision.get("image_size", 224)
     mean, std = NORMALIZATIONS[normalization or "imagenet"]
-    sides = [size, size] if isinstance(size, int) else list(size)
-    chosen = {"size": sides, "mean": mean, "std": std} | _CLIPS_PREPROCESS
-    if vision.get("timm_model_name"):
-        found = _timm_cfg(vision["timm_model_name"])
-        if found is not None:
-            own = {} if normalization else {"mean": list(found.mean), "std": list(found.std)}
-            chosen |= own | {"interpolation": found.interpolation}
-    return chosen
+    height_width = [size, size] if isinstance(size, int) else list(size)
+    preprocess = {"size": height_width, "mean": mean, "std": std} | _CLIPS_PREPROCESS
+    trunk = _timm_cfg(vision["timm_model_name"]) if vision.get("timm_model_name") else None
+    if trunk is not None:
+        own = {} if normalization else {"mean": list(trunk.mean), "std": list(trunk.std)}
+        preprocess |= own | {"interpolation": trunk.interpolation}
+    return preprocess
 
 
 def resolve_preprocess_cfg(config: ModelConfig) -> dict[str, Any]:
     """Return the ``preprocess_cfg`` of the towers of ``config``; unset fields are those of the encoder, if given."""
-    chosen = preprocess_cfg(model_cfg(config), config.normalization)
+    preprocess = preprocess_cfg(model_cfg(config), config.normalization)
     if config.normalization is None and is_encoder_ref(config.architecture):
-        told = read_encoder_config(resolve_encoder_dir(config.architecture, CONFIG_FIELD)).get("preprocess_cfg", {})
-        chosen |= {name: told[name] for name in ("mean", "std") if name in told}
-    return chosen
+        own = read_encoder_config(resolve_encoder_dir(config.architecture, CONFIG_FIELD)).get("preprocess_cfg", {})
+        preprocess |= {name: own[name] for name in ("mean", "std") if name in own}
+    return preprocess
 
 
-def _is_open_clips(architecture: str) -> bool:
-    """Whether it is an open_clip name, whose texts have CLIP's length instead of this method's."""
+def _is_open_clip_name(architecture: str) -> bool:
     return not (
         architecture in list_architectures() or architecture.startswith(TIMM_PREFIX) or is_config_file(architecture)
     )
 
 
-def _named(architecture: str) -> dict[str, Any]:
+def _base_cfg(architecture: str) -> dict[str, Any]:
     if architecture in list_architectures():
         return read_config_file(CONFIG_DIR / f"{architecture}.json")
     if architecture.startswith(TIMM_PREFIX):
@@ -310,12 +299,10 @@ def _with_clips_text(name: str) -> dict[str, Any]:
     if not isinstance(features, torch.Tensor):
         raise UserError(f"{CONFIG_FIELD}: {TIMM_PREFIX}{name}: expected a model with one set of features, not several")
     own_head = getattr(trunk, "head_hidden_size", trunk.num_features) != trunk.num_features
-    # open_clip's projection fits trunks that end with their pooling; a head with its own layers is kept, and its
-    # classifier is the projection
+    # A head with its own layers stays, and its classifier is the projection; otherwise open_clip adds a linear one.
     pool, projection = ("avg", "") if own_head else ("", "linear")
-    beside = read_config_file(CONFIG_DIR / "clips-b-16.json")
     vision = {"timm_model_name": name, "timm_model_pretrained": False, "timm_pool": pool, "timm_proj": projection}
-    return beside | {"vision_cfg": vision | {"image_size": size}}
+    return read_config_file(CONFIG_DIR / "clips-b-16.json") | {"vision_cfg": vision | {"image_size": size}}
 
 
 def _timm_cfg(name: str) -> Any | None:

@@ -1,7 +1,8 @@
-"""The captioner: a decoder that sees an image and its web caption and predicts the full synthetic caption.
+"""The captioner: a decoder that reads an image and its web caption and predicts the full synthetic caption.
 
-Learnable token *i* predicts target token *i*. Source: [C] of the method. With teacher forcing, which is not part of the
-method, token *i* of the target is added to learnable token *i*, so that the decoder knows the previous words (as CoCa).
+Learnable token *i* predicts target token *i*. Source: [C] of `clips.method.recipes`. With teacher forcing, which is not
+part of the method, token *i* of the target is added to learnable token *i*, so that previous words are known, as in
+CoCa.
 
 Dimension letters: B samples, I image tokens, W web caption tokens, T learnable tokens, D decoder width, V vocabulary
 rows, N counted target tokens of a batch.
@@ -26,7 +27,7 @@ _EPSILON = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionerDims:
-    """Everything that a captioner's weights depend on; ``captioner_config.json`` holds it.
+    """The sizes that determine the shapes of a captioner's weights, as in ``captioner_config.json``.
 
     Args:
         image_width: channels of the image tokens.
@@ -56,8 +57,8 @@ class CaptionerDims:
 def combination_mask(prefix: int, queries: int) -> Tensor:
     """Return the attention mask, (prefix + queries, prefix + queries) bool, True where a row may attend to a column.
 
-    Image and web-caption tokens (the prefix) attend to each other and never to the learnable tokens; learnable token
-    *i* attends to the full prefix and the learnable tokens up to *i*.
+    Image and web caption tokens (the prefix) attend to each other; learnable token *i* attends to the full prefix and
+    the learnable tokens up to *i*.
     """
     mask = torch.ones(prefix + queries, prefix + queries, dtype=torch.bool).tril()
     mask[:prefix, :prefix] = True
@@ -90,8 +91,8 @@ class Block(nn.Module):
         y = self.norm_1(x)
         query = self._split(self.query(y[:, first:]))
         key, value = (self._split(part) for part in self.key_value(y).chunk(2, dim=-1))
-        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[first:])
-        x = x[:, first:] + self.out(seen.transpose(1, 2).flatten(2))
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[first:])
+        x = x[:, first:] + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.mlp_out(F.gelu(self.mlp_in(self.norm_2(x)), approximate="tanh"))
 
     def _split(self, x: Tensor) -> Tensor:
@@ -101,8 +102,8 @@ class Block(nn.Module):
 class CaptionHead(nn.Module):
     """Output LayerNorm and bias-free vocabulary matrix.
 
-    LayerNorm, softmax and loss are float32 under any autocast, whose dtype applies to the matrix product: it is the
-    captioner's largest, and takes less than half the time in bfloat16 (docs/performance.md).
+    LayerNorm, softmax and loss are float32; an autocast applies to the matrix product only, which is the captioner's
+    largest and takes less than half the time in bfloat16 (docs/performance.md).
     """
 
     def __init__(self, width: int, vocabulary: int) -> None:
@@ -122,7 +123,7 @@ class CaptionHead(nn.Module):
 
 
 class Captioner(nn.Module):
-    """Image tokens and web-caption tokens to hidden states of the synthetic caption's tokens."""
+    """Decoder from image and web caption tokens to the synthetic caption's tokens."""
 
     def __init__(self, shape: CaptionerDims) -> None:
         super().__init__()
@@ -147,16 +148,16 @@ class Captioner(nn.Module):
             target: (B, T) rows of ``ClipsTokenizer.encode_target``.
             counted: (B, T) bool, the counted labels; label *i* is target token *i* + 1.
         """
-        places = torch.arange(1, counted.shape[1] + 1, device=counted.device)
-        order, sizes, longest = group_by_length((counted * places).amax(dim=1).clamp(min=1))
-        groups = list(zip(order.split(sizes), longest, strict=True))
-        chosen = [counted[rows, :length].flatten().nonzero()[:, 0] for rows, length in groups]
+        positions = torch.arange(1, counted.shape[1] + 1, device=counted.device)
+        order, sizes, lengths = group_by_length((counted * positions).amax(dim=1).clamp(min=1))
+        groups = list(zip(order.split(sizes), lengths, strict=True))
+        selected = [counted[rows, :length].flatten().nonzero()[:, 0] for rows, length in groups]
         hidden, labels = [], []
-        for (rows, length), kept in zip(groups, chosen, strict=True):
-            image, wanted = image_tokens.index_select(0, rows), target[rows]
+        for (rows, length), indices in zip(groups, selected, strict=True):
+            image, targets = image_tokens.index_select(0, rows), target[rows]
             text = None if text_tokens is None else text_tokens.index_select(0, rows)
-            hidden.append(self.decode(image, text, length, wanted).flatten(0, 1).index_select(0, kept))
-            labels.append(shift_labels(wanted)[:, :length].flatten()[kept])
+            hidden.append(self.decode(image, text, length, targets).flatten(0, 1).index_select(0, indices))
+            labels.append(shift_labels(targets)[:, :length].flatten()[indices])
         return self.head(torch.cat(hidden), torch.cat(labels))
 
     def logits(self, image_tokens: Tensor, text_tokens: Tensor | None, target: Tensor | None = None) -> Tensor:
@@ -167,10 +168,7 @@ class Captioner(nn.Module):
     def decode(
         self, image_tokens: Tensor, text_tokens: Tensor | None, length: int | None = None, target: Tensor | None = None
     ) -> Tensor:
-        """Return hidden states (B, length, D) of the first ``length`` learnable tokens (all if not given).
-
-        Skipping later tokens does not change the earlier ones, which do not attend to them.
-        """
+        """Return hidden states (B, length, D) of the first ``length`` learnable tokens (all if not given)."""
         queries = self.learnable_tokens[:length].expand(image_tokens.shape[0], -1, -1)
         if self.embedding is not None:
             assert target is not None
@@ -182,7 +180,7 @@ class Captioner(nn.Module):
         mask = combination_mask(start, queries.shape[1]).to(prefix.device)
         x = torch.cat([prefix, queries.to(prefix.dtype)], dim=1)
         for number, block in enumerate(self.blocks, 1):
-            first = start if number == len(self.blocks) else 0  # the last layer's prefix is not used
+            first = start if number == len(self.blocks) else 0  # the last block's prefix is not used
             if self.checkpoints_activations and torch.is_grad_enabled():
                 x = checkpoint(block, x, mask, first, use_reentrant=False)
             else:

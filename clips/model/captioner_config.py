@@ -1,4 +1,4 @@
-"""Config of the model's parts; without torch, so that mistakes are reported immediately."""
+"""Config of the captioner, and names of precisions and losses; without torch, to check a config quickly."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ class CaptionerConfig:
         width: channels.
         num_layers: number of blocks.
         num_heads: attention heads of a block.
-        max_length: learnable tokens = longest target, begin and end token included.
+        max_length: number of learnable tokens, the maximum length of a target with begin and end token.
         teacher_forcing: whether it is fed the previous target tokens; null is the recipe's setting.
-        max_loss_tokens: maximum number of target tokens per sample, sampled at random, in the caption loss (all if not
-            given, as the authors do). The 32,000-way head becomes cheaper in proportion, and long captions weigh no
-            more than short ones.
+        max_loss_tokens: maximum number of target tokens per sample, sampled at random, in the caption loss; null is
+            all, as the authors do. Fewer make the 32,000-way head cheaper and give long captions no larger weight.
     """
 
     width: int | None = None

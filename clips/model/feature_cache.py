@@ -1,7 +1,6 @@
-"""Disk cache for the outputs of a frozen module: trainings with the same pixels need not run it again.
+"""Disk cache for the outputs of a frozen module, shared by all trainings with the same pixels.
 
-The key is a hash of the pixels, and of the module's config and weights, so stale entries are never used. Without crops
-and flips a dataset is computed once for all trainings that use it.
+The key is a hash of the pixels, and of the module's config and weights, so stale entries are never used.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ Forward = Callable[[Tensor], Tensor]
 
 
 def enable_feature_cache(trunk: nn.Module) -> None:
-    """Let ``trunk.forward_features`` of a frozen timm trunk read its output (B, …) from the cache, or compute it."""
-    kept = FeatureCache(trunk, trunk.forward_features, kind="trunks", remember=True)  # type: ignore[arg-type]
-    trunk.forward_features = kept  # type: ignore[assignment]
+    """Cache the outputs (B, …) of a frozen timm trunk's ``forward_features``."""
+    cache = FeatureCache(trunk, trunk.forward_features, kind="trunks", remember=True)  # type: ignore[arg-type]
+    trunk.forward_features = cache  # type: ignore[assignment]
 
 
 class FeatureCache:
     """A function of images that reads its output from the cache, or computes it.
 
     Args:
-        module: determines the outputs by its weights; it is in evaluation mode while it computes.
+        module: its weights determine the outputs; it computes in evaluation mode.
         compute: images (B, 3, S, S) → outputs (B, …).
         kind: the cache's directory.
-        variant: other settings that the outputs depend on.
-        remember: also keep the outputs in memory.
+        variant: other settings that determine the outputs.
+        remember: also store the outputs in memory.
     """
 
     def __init__(
@@ -43,17 +42,17 @@ class FeatureCache:
         self.kind = kind
         self.variant = variant
         self.remember = remember
-        self.held: dict[tuple[str, str], Tensor] = {}
+        self.in_memory: dict[tuple[str, str], Tensor] = {}
 
     @functools.cached_property
     def weights(self) -> str:
-        """Computed at the first image or first access: until then weights may still be loaded."""
+        """Hash of module and weights, computed at the first access, because weights may be loaded later."""
         state = self.module.state_dict()
-        made_of = f"{self.module!r} {list(state)}".encode()
-        return _digest(torch.frombuffer(bytearray(made_of), dtype=torch.uint8), *state.values())
+        structure = f"{self.module!r} {list(state)}".encode()
+        return _digest(torch.frombuffer(bytearray(structure), dtype=torch.uint8), *state.values())
 
     def freeze_weights_hash(self) -> None:
-        """Hash the current weights: later they may be rounded or sharded."""
+        """Hash the current weights, before they are rounded or sharded."""
         _ = self.weights
 
     @torch.no_grad()
@@ -63,28 +62,28 @@ class FeatureCache:
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else image.dtype
         name = f"{self.weights}{self.variant}-{str(precision).removeprefix('torch.')}"
         cache = tensor_cache(cache_directory(self.kind) / name)
-        keys = [_digest(picture) for picture in image.cpu()]
-        found: dict[str, Tensor] = {}
+        keys = [_digest(pixels) for pixels in image.cpu()]
+        outputs: dict[str, Tensor] = {}
         for key in set(keys):
-            output = self.held.get((name, key))
+            output = self.in_memory.get((name, key))
             output = cache.get(key) if output is None else output
             if output is not None:
-                found[key] = output
-        missing = {key: index for index, key in enumerate(keys) if key not in found}
+                outputs[key] = output
+        missing = {key: index for index, key in enumerate(keys) if key not in outputs}
         if missing:
-            for key, output in zip(missing, self._run(image[list(missing.values())]).cpu(), strict=True):
-                found[key] = output.clone(memory_format=torch.contiguous_format)
-                cache.put(key, found[key])
+            for key, output in zip(missing, self._compute(image[list(missing.values())]).cpu(), strict=True):
+                outputs[key] = output.clone(memory_format=torch.contiguous_format)
+                cache.put(key, outputs[key])
         if self.remember:
-            self.held |= {(name, key): output for key, output in found.items()}
-        return torch.stack([found[key] for key in keys]).to(image.device)
+            self.in_memory |= {(name, key): output for key, output in outputs.items()}
+        return torch.stack([outputs[key] for key in keys]).to(image.device)
 
-    def _run(self, image: Tensor) -> Tensor:
-        learns, _ = self.module.training, self.module.eval()
+    def _compute(self, image: Tensor) -> Tensor:
+        was_training, _ = self.module.training, self.module.eval()
         try:
             return self.compute(image)
         finally:
-            self.module.train(learns)
+            self.module.train(was_training)
 
 
 def _digest(*values: Tensor) -> str:

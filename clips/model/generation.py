@@ -10,45 +10,47 @@ from clips.model.captioner import Captioner
 from clips.model.tokenizer import BOS, EOS, PAD
 
 
-def generate(captioner: Captioner, image_tokens: Tensor, text_tokens: Tensor | None, *, beams: int = 1) -> list[int]:
+def generate(
+    captioner: Captioner, image_tokens: Tensor, text_tokens: Tensor | None, *, num_beams: int = 1
+) -> list[int]:
     """Return the tokens of one image's caption, without begin and end token.
 
-    A captioner of learnable tokens predicts all words in parallel. A teacher-forced one is fed its own words: greedily,
-    or by beam search over the mean log-probability of a word.
+    A captioner of learnable tokens predicts all words in parallel. A teacher-forced one decodes autoregressively:
+    greedily, or by beam search over the mean log-probability of a word.
 
     Args:
         captioner: in evaluation mode.
         image_tokens: (1, I, image width).
         text_tokens: (1, W, text width), or None if it reads no text.
-        beams: number of beams.
+        num_beams: number of beams.
 
     Raises:
         UserError: more than one beam for a captioner that predicts in parallel.
     """
     if captioner.embedding is None:
-        if beams > 1:
-            raise UserError("num_beams: expected 1, since this captioner predicts all words at once")
+        if num_beams > 1:
+            raise UserError("num_beams: expected 1, because this captioner predicts all words in parallel")
         return _until_end(captioner.logits(image_tokens, text_tokens)[0].argmax(dim=-1).tolist())
-    kept, done = [([BOS], 0.0)], []
+    beams, finished = [([BOS], 0.0)], []
     for _ in range(captioner.config.length - 1):
-        rows = torch.tensor([tokens for tokens, _ in kept], device=image_tokens.device)
-        images = image_tokens.expand(len(kept), -1, -1)
-        texts = None if text_tokens is None else text_tokens.expand(len(kept), -1, -1)
+        rows = torch.tensor([tokens for tokens, _ in beams], device=image_tokens.device)
+        images = image_tokens.expand(len(beams), -1, -1)
+        texts = None if text_tokens is None else text_tokens.expand(len(beams), -1, -1)
         scores = captioner.logits(images, texts, rows)[:, -1].log_softmax(dim=-1)
         scores[:, [PAD, BOS]] = -torch.inf
-        best, tokens = scores.topk(beams, dim=-1)
-        grown = [
-            ([*kept[row][0], int(tokens[row, rank])], kept[row][1] + float(best[row, rank]))
-            for row in range(len(kept))
-            for rank in range(beams)
+        best, tokens = scores.topk(num_beams, dim=-1)
+        extended = [
+            ([*beams[row][0], int(tokens[row, rank])], beams[row][1] + float(best[row, rank]))
+            for row in range(len(beams))
+            for rank in range(num_beams)
         ]
-        grown.sort(key=lambda item: -item[1])
-        done += [item for item in grown[:beams] if item[0][-1] == EOS]
-        kept = [item for item in grown if item[0][-1] != EOS][:beams]
-        if len(done) >= beams:
+        extended.sort(key=lambda beam: -beam[1])
+        finished += [beam for beam in extended[:num_beams] if beam[0][-1] == EOS]
+        beams = [beam for beam in extended if beam[0][-1] != EOS][:num_beams]
+        if len(finished) >= num_beams:
             break
-    best_of = max(done or kept, key=lambda item: item[1] / (len(item[0]) - 1))
-    return _until_end(best_of[0][1:])
+    best_beam = max(finished or beams, key=lambda beam: beam[1] / (len(beam[0]) - 1))
+    return _until_end(best_beam[0][1:])
 
 
 def generate_batch(captioner: Captioner, image_tokens: Tensor, text_tokens: Tensor | None) -> list[list[int]]:
@@ -69,5 +71,5 @@ def generate_batch(captioner: Captioner, image_tokens: Tensor, text_tokens: Tens
 
 
 def _until_end(tokens: list[int]) -> list[int]:
-    kept = tokens[: tokens.index(EOS)] if EOS in tokens else tokens
-    return [token for token in kept if token not in {PAD, BOS}]
+    words = tokens[: tokens.index(EOS)] if EOS in tokens else tokens
+    return [token for token in words if token not in {PAD, BOS}]

@@ -1,7 +1,7 @@
-"""Initialization of this suite's architectures, equal to the reference code, layer by layer [C].
+"""Initialization of this suite's architectures, equal to that of the authors' code (OpenVision) layer by layer.
 
-Its vision tower: patches Kaiming-uniform, the class token normal(1e-6), matrices normal(0.02), except the MLP's second,
-a truncated normal of variance 0.3072 / width; all biases 0. Its text tower is open_clip's except for the MLP's biases,
+Image tower: patch embedding Kaiming-uniform, class token normal(1e-6), matrices normal(0.02), except the MLP's second,
+a truncated normal of variance 0.3072 / width; all biases 0. Text tower: as open_clip, except for the MLP's biases,
 which are 0. Source: vit.py and text_transformer.py of OpenVision; flax's initializers.
 """
 
@@ -22,7 +22,7 @@ _TRUNCATED = 0.87962566103423978  # standard deviation of a standard normal trun
 
 
 @torch.no_grad()
-def initialize_as_the_authors(clip: Towers) -> None:
+def initialize_openvision(clip: Towers) -> None:
     """Initialize the weights of an open_clip model: its ViT, if it has one, and the biases of its text tower."""
     for block in clip.transformer.resblocks:
         _zero_biases(block)
@@ -33,10 +33,10 @@ def initialize_as_the_authors(clip: Towers) -> None:
     nn.init.normal_(visual.class_embedding, std=_CLASS_STD)
     nn.init.normal_(visual.proj, std=_STD)
     for block in visual.transformer.resblocks:
-        _draw(block)
+        _initialize_block(block)
 
 
-def _draw(block: Any) -> None:
+def _initialize_block(block: Any) -> None:
     _zero_biases(block)
     for weight in (block.attn.in_proj_weight, block.attn.out_proj.weight, block.mlp.c_fc.weight):
         nn.init.normal_(weight, std=_STD)

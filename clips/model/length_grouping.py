@@ -1,14 +1,14 @@
-"""Group the rows of a batch by length, so that each is computed only up to the longest row of its group.
+"""Group the rows of a batch by length, so that each group is computed only up to its longest row.
 
-If nothing after a row's end can influence its result, this only skips padding.
+This only skips padding if tokens after a row's end do not influence its result.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-_MOST_GROUPS = 8
-_SMALLEST_GROUP = 16  # rows; each group writes the gradients of all weights once more
+_MAX_GROUPS = 8
+_MIN_GROUP_SIZE = 16  # rows; each group writes the gradients of all weights once more
 
 
 def group_by_length(lengths: Tensor) -> tuple[Tensor, list[int], list[int]]:
@@ -25,7 +25,6 @@ def group_by_length(lengths: Tensor) -> tuple[Tensor, list[int], list[int]]:
         group.
     """
     order = lengths.argsort()
-    parts = order.tensor_split(max(1, min(_MOST_GROUPS, len(lengths) // _SMALLEST_GROUP)))
-    sizes = [len(part) for part in parts]
-    longest = [int(part.max()) for part in lengths[order].cpu().split(sizes)]
-    return order, sizes, longest
+    groups = order.tensor_split(max(1, min(_MAX_GROUPS, len(lengths) // _MIN_GROUP_SIZE)))
+    sizes = [len(group) for group in groups]
+    return order, sizes, [int(group.max()) for group in lengths[order].cpu().split(sizes)]

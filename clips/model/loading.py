@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clips.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @contextlib.contextmanager
@@ -48,9 +51,10 @@ def load_pretrained(kind: Any, directory: Path | None, what: str, **options: Any
             directory, output_loading_info=True, ignore_mismatched_sizes=True, **safely, **options
         )
     if missing := sorted(found["missing_keys"]):
-        raise UserError(f"{what} lacks weights that its config.json needs: {_some(missing)}")
-    if unlike := sorted(found["mismatched_keys"]):
-        name, stored, expected = unlike[0]
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(f"{what} lacks weights that its config.json needs: '{missing[0]}'{more}")
+    if mismatched := sorted(found["mismatched_keys"]):
+        name, stored, expected = mismatched[0]
         raise UserError(
             f"{what} has weights that do not fit its config.json: '{name}' has shape {tuple(stored)}, "
             f"not {tuple(expected)}"
@@ -76,5 +80,24 @@ def silence_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _some(names: list[str]) -> str:
-    return f"'{names[0]}'" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+def read_safetensors(path: Path, what: str) -> dict[str, torch.Tensor]:
+    """Read a safetensors file; a UserError about it begins with ``what``."""
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UserError(f"{what}: no such file")
+    with library_errors_as_user_errors(f"{what}: not a readable safetensors file"):
+        return load_file(path)
+
+
+def first_mismatch(weights: Mapping[str, torch.Tensor], shapes: Mapping[str, torch.Size]) -> str | None:
+    """Return the first difference from the names and shapes of a module's state dict, in words; None if they match."""
+    missing = [name for name in shapes if name not in weights and not name.endswith("num_batches_tracked")]
+    extra = [name for name in weights if name not in shapes]
+    reshaped = [name for name in weights if name in shapes and weights[name].shape != shapes[name]]
+    for problem, names in (("has another shape of", reshaped), ("lacks", missing), ("has the unexpected", extra)):
+        if names:
+            name, more = names[0], f" and {len(names) - 1} more" if len(names) > 1 else ""
+            sizes = f": {tuple(weights[name].shape)}, expected {tuple(shapes[name])}" if names is reshaped else ""
+            return f"{problem} {name}{more}{sizes}"
+    return None

@@ -2,7 +2,7 @@
 
 Every function returns this process's part, scaled so that the *mean over processes* is the loss of the global batch and
 the mean of the gradients, which DDP and DeepSpeed compute, is its gradient: two processes train as one would. All
-processes must hold batches of equal size. Source: [C] of the method.
+processes must have batches of equal size. Source: [C] of `clips.method.recipes`.
 
 Dimension letters: B samples of this process, G samples of all processes, E embedding width, N counted target tokens, D
 decoder width, V vocabulary rows.
@@ -18,11 +18,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-_CHUNK_ELEMENTS = 2**24  # logits held at a time: 64 MiB of float32
+_CHUNK_ELEMENTS = 2**24  # logits in memory at a time: 64 MiB of float32
 
 
 def softmax_loss(image: Tensor, texts: Sequence[Tensor], scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return the mean () of the symmetric CLIP losses of the images with each type of text. Source: [C].
+    """Return the mean () of the symmetric CLIP losses of the images with each type of text.
 
     Args:
         image: (B, E) image features of unit length.
@@ -31,11 +31,11 @@ def softmax_loss(image: Tensor, texts: Sequence[Tensor], scale: Tensor, bias: Te
         bias: unused; a softmax is invariant to it.
     """
     images, own = gather_features(image), _own_rows(image)
-    halves = []
+    losses = []
     for text in texts:
-        halves.append(linear_cross_entropy(scale * image, gather_features(text), own))
-        halves.append(linear_cross_entropy(scale * text, images, own))
-    return torch.stack(halves).mean() / len(image)
+        losses.append(linear_cross_entropy(scale * image, gather_features(text), own))
+        losses.append(linear_cross_entropy(scale * text, images, own))
+    return torch.stack(losses).mean() / len(image)
 
 
 def supcon_loss(image: Tensor, texts: Sequence[Tensor], scale: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -46,8 +46,8 @@ def supcon_loss(image: Tensor, texts: Sequence[Tensor], scale: Tensor, bias: Ten
     """
     images, own = gather_features(image), _own_rows(image)
     matches = torch.stack([(scale * image * text).sum() for text in texts])
-    everything = torch.cat([gather_features(text) for text in texts])
-    to_texts = linear_cross_entropy(scale * image, everything, own) + matches[0] - matches.mean()
+    all_texts = torch.cat([gather_features(text) for text in texts])
+    to_texts = linear_cross_entropy(scale * image, all_texts, own) + matches[0] - matches.mean()
     to_images = torch.stack([linear_cross_entropy(scale * text, images, own) for text in texts]).mean()
     return (to_texts + to_images) / (2 * len(image))
 
@@ -76,7 +76,7 @@ def contrastive_loss(
 ) -> Tensor:
     """Return the loss () ``kind``, in float32 under any autocast.
 
-    A process holds at most one chunk of its rows of the global similarity matrix.
+    A process computes its rows of the global similarity matrix chunk by chunk.
 
     Args:
         image: (B, E) image features of unit length.
@@ -96,27 +96,27 @@ def _own_rows(local: Tensor) -> Tensor:
     return rank() * len(local) + torch.arange(len(local), device=local.device)
 
 
-def caption_loss(summed: Tensor, counted: Tensor) -> Tensor:
+def caption_loss(loss_sum: Tensor, num_tokens: Tensor) -> Tensor:
     """Return the cross-entropy () averaged over the counted target tokens of all processes.
 
     Args:
-        summed: () cross-entropy summed over this process's counted tokens.
-        counted: () their number.
+        loss_sum: () cross-entropy summed over this process's counted tokens.
+        num_tokens: () their number.
     """
-    total = counted.detach().float().clone()
+    total = num_tokens.detach().float().clone()
     if world_size() > 1:
         dist.all_reduce(total)
-    return summed * world_size() / total.clamp(min=1.0)
+    return loss_sum * world_size() / total.clamp(min=1.0)
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Return the sum-reduced cross-entropy () of ``hidden @ weight.T`` without holding all its (N, V) logits.
+    """Return the sum-reduced cross-entropy () of ``hidden @ weight.T`` without all its (N, V) logits in memory.
 
     Args:
-        hidden: (N, D), any float; its gradient is of the same.
-        weight: (V, D), any float; its gradient is summed in float32 and then of the same.
+        hidden: (N, D), any float dtype, also of its gradient.
+        weight: (V, D), any float dtype, also of its gradient, which is summed in float32.
         labels: (N,) int64.
-        dtype: of the matrix products' factors and results, hidden's if not given; softmax and sums are float32.
+        dtype: of the matrix products, hidden's if not given; softmax and sums are float32.
     """
     return _LinearCrossEntropy.apply(hidden, weight, labels, dtype or hidden.dtype)
 
@@ -126,10 +126,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
-        want_hidden, want_weight, *_ = ctx.needs_input_grad
-        hidden_grad = torch.zeros_like(hidden) if want_hidden else None
+        needs_hidden, needs_weight, *_ = ctx.needs_input_grad
+        hidden_grad = torch.zeros_like(hidden) if needs_hidden else None
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        weight_grad = torch.zeros_like(weight, dtype=wide) if want_weight else None
+        weight_grad = torch.zeros_like(weight, dtype=wide) if needs_weight else None
         total = hidden.new_zeros((), dtype=wide)
         factors = weight.to(dtype)
         step = max(1, _CHUNK_ELEMENTS // len(weight))
@@ -141,11 +141,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             powers = logits.sub_(largest).exp_()
             normalizer = powers.sum(dim=1, keepdim=True)
             total += (largest + normalizer.log() - own).sum()
-            if not (want_hidden or want_weight):
+            if not (needs_hidden or needs_weight):
                 continue
             error = powers.div_(normalizer)  # softmax, then minus one at the label
             error = error.scatter_add_(1, label, error.new_full(label.shape, -1.0)).to(dtype)
-            del logits, powers  # otherwise they stay in memory next to the products and the next chunk's
+            del logits, powers  # frees their memory before the products and the next chunk
             if hidden_grad is not None:
                 hidden_grad[start : start + step] = error @ factors
             if weight_grad is not None:
@@ -174,7 +174,7 @@ def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
 
 
 class _PairwiseSigmoid(torch.autograd.Function):
-    """Summed -log sigmoid(±logit) of ``hidden @ weight.T + bias``, plus for the label's column; gradients as above."""
+    """Sum of -log sigmoid(±logit) of ``hidden @ weight.T + bias``, with plus at the label; gradients as above."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
@@ -207,9 +207,9 @@ def gather_features(features: Tensor) -> Tensor:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local: Tensor) -> Tensor:
-        everyone = local.new_empty((world_size() * len(local), *local.shape[1:]))
-        dist.all_gather_into_tensor(everyone, local.contiguous())
-        return everyone
+        gathered = local.new_empty((world_size() * len(local), *local.shape[1:]))
+        dist.all_gather_into_tensor(gathered, local.contiguous())
+        return gathered
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:

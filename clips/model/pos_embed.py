@@ -1,4 +1,4 @@
-"""Position tables for another image size or text length than that of their training."""
+"""Resize position embeddings to another image size or text length."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def resize_pos_embed(table: Tensor, patches: int, prefix: int, *, antialias: boo
 
 
 def resize_timm_pos_embed(table: Tensor, trunk: Any) -> Tensor:
-    """Interpolate learned positions for a timm ViT, as timm itself does; matching ones are returned unchanged.
+    """Interpolate learned positions for a timm ViT, as timm does; matching ones are returned unchanged.
 
     Args:
         table: (1, prefix + old patches, D).
@@ -57,11 +57,11 @@ def resize_sincos_pos_embed(table: Tensor, patches: int) -> Tensor | None:
     """
     from open_clip.pos_embed import get_2d_sincos_pos_embed
 
-    def stock(side: int, width: int) -> Tensor:
+    def open_clip_sincos_pos_embed(side: int, width: int) -> Tensor:
         return torch.from_numpy(get_2d_sincos_pos_embed(width, side, cls_token=True)).float()
 
     before, after = math.isqrt(len(table) - 1), math.isqrt(patches)
-    for formula in (stock, openvision_sincos_pos_embed):
+    for formula in (open_clip_sincos_pos_embed, openvision_sincos_pos_embed):
         if torch.allclose(formula(before, table.shape[1]), table.float(), atol=1e-3):
             return formula(after, table.shape[1])
     return None
@@ -75,18 +75,18 @@ def openvision_sincos_pos_embed(side: int, width: int) -> Tensor:
     """
     frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4 - 1))
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    x, y = (place.flatten()[:, None] * frequencies for place in (columns, rows))
+    x, y = (index.flatten()[:, None] * frequencies for index in (columns, rows))
     table = torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1)
     return torch.cat([table.new_zeros(1, width), table]).float()
 
 
-def stretch_text_pos_embed(table: Tensor, length: int, kept: int) -> Tensor:
-    """Return (length, width) positions from ``table``: the first ``kept`` unchanged, the rest interpolated.
+def resize_text_pos_embed(table: Tensor, length: int, fixed: int) -> Tensor:
+    """Interpolate learned positions linearly to (length, width), except the first ``fixed``, which stay unchanged.
 
     Raises:
-        UserError: there would be no room for the rest.
+        UserError: ``length`` is not above ``fixed``.
     """
-    if not kept < min(len(table), length):
-        raise UserError(f"model.context_length: expected more than the {kept} positions that are kept, got {length}")
-    rest = F.interpolate(table[kept:].t()[None], size=length - kept, mode="linear", align_corners=True)
-    return torch.cat([table[:kept], rest[0].t()])
+    if not fixed < min(len(table), length):
+        raise UserError(f"model.context_length: expected more than the {fixed} fixed positions, got {length}")
+    resized = F.interpolate(table[fixed:].t()[None], size=length - fixed, mode="linear", align_corners=True)
+    return torch.cat([table[:fixed], resized[0].t()])

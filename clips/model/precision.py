@@ -15,7 +15,7 @@ from clips.model.captioner_config import Precision
 def resolve_precision(wanted: Precision, device: torch.device) -> tuple[Literal["fp32", "bf16"], str]:
     """Return the precision and the reason. ``auto`` selects bf16 if the hardware multiplies it faster than float32.
 
-    The criterion is the machine's instruction set, not a timing: two runs of one comparison must not differ in it.
+    The criterion is the instruction set, not a timing, so that all runs on a machine have the same precision.
     """
     if wanted != "auto":
         return wanted, "as configured"
@@ -35,10 +35,10 @@ def _cpu_multiplies_bf16() -> bool:
 
 @contextlib.contextmanager
 def fast_sdpa_backend(device: torch.device, precision: Literal["fp32", "bf16"]) -> Iterator[None]:
-    """Use attention by plain matrix products where training is faster with them: in bf16 on a CPU.
+    """Use attention by plain matrix products for bf16 on a CPU, where training is faster with them.
 
-    The backward pass of the fused kernel takes three to ten times as long there at the lengths of small towers. Forward
-    and backward belong in one block: recomputed activations must come from the same kernel.
+    The backward pass of the fused kernel takes three to ten times as long at the lengths of small towers. Enclose
+    forward and backward pass together: recomputed activations must come from the same kernel.
     """
     if device.type != "cpu" or precision != "bf16":
         yield

@@ -1,6 +1,6 @@
-"""The text tower's tokenizer: this method's own, or that of an encoder whose towers are trained unchanged.
+"""The text tower's tokenizer: this method's, or that of an encoder whose towers are trained unchanged.
 
-tokenize = text_tokenizer(ModelConfig(architecture="imported/clip"))
+tokenize = build_text_tokenizer(ModelConfig(architecture="imported/clip"))
 tokenize(["a red car"])  # (1, context length)
 """
 
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from clips.commandline.import_guards import without_wandb
 from clips.core.artifact import HASH_EXCLUDED_FILES
-from clips.errors import UserError, error_reason
 from clips.model import architectures
 from clips.model.architectures import CONFIG_FIELD, ModelConfig
+from clips.model.loading import library_errors_as_user_errors
 from clips.model.tokenizer import ClipsTokenizer, truncate_text
 from clips.model_refs import CAPTIONER_CONFIG, OPEN_CLIP_CONFIG, resolve_encoder_dir
 
@@ -53,12 +53,8 @@ class OpenClipTokenizer:
         with without_wandb():
             import open_clip
 
-        try:
+        with library_errors_as_user_errors(f"{CONFIG_FIELD}: {directory}: its tokenizer cannot be loaded"):
             self._tokenize: Any = open_clip.get_tokenizer(f"local-dir:{directory}", context_length=context_length)
-        except Exception as error:  # transformers passes on the exceptions of its parts
-            raise UserError(
-                f"{CONFIG_FIELD}: {directory}: its tokenizer cannot be loaded ({error_reason(error)})"
-            ) from None
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Rows (n, context length) int64."""
@@ -78,21 +74,17 @@ def build_text_tokenizer(config: ModelConfig) -> TextTokenizer:
     length = int(architectures.model_cfg(config)["text_cfg"]["context_length"])
     if not architectures.is_encoder_ref(config.architecture):
         return ClipsTokenizer(length)
-    return _stock(config.architecture, length)
+    return _encoder_tokenizer(config.architecture, length)
 
 
 @functools.cache
-def _stock(reference: str, context_length: int) -> OpenClipTokenizer:
+def _encoder_tokenizer(reference: str, context_length: int) -> OpenClipTokenizer:
     return OpenClipTokenizer(resolve_encoder_dir(reference, CONFIG_FIELD), context_length)
 
 
 def copy_tokenizer_files(source: Path, directory: Path) -> None:
     """Copy the small files of ``source`` that may belong to a tokenizer, without config and artifact records."""
+    excluded = {*HASH_EXCLUDED_FILES, OPEN_CLIP_CONFIG, "config.json", CAPTIONER_CONFIG}
     for path in sorted(source.iterdir()):
-        if path.suffix in _ENDINGS and path.name not in {
-            *HASH_EXCLUDED_FILES,
-            OPEN_CLIP_CONFIG,
-            "config.json",
-            CAPTIONER_CONFIG,
-        }:
+        if path.suffix in _ENDINGS and path.name not in excluded:
             shutil.copyfile(path, directory / path.name)

@@ -3,7 +3,7 @@
 >>> ClipsTokenizer(8)("a red car")
 tensor([[   1, 1037, 2417, 2482,    2,    0,    0,  101]])
 
-Source: [C] of the method; equal to unmodified open_clip's ``HFTokenizer(tokenizer_mode="clips")`` token by token.
+Source: [C] of `clips.method.recipes`; equal to open_clip's ``HFTokenizer(tokenizer_mode="clips")`` token by token.
 The vocabulary (``vocab/vocab.txt``, BERT base uncased, Apache-2.0) ships with the package: no download is needed.
 """
 
@@ -29,10 +29,10 @@ CONTEXT_LENGTH = 80
 VOCAB_FILE = Path(__file__).parent / "vocab" / "vocab.txt"
 _SPECIAL = {"pad": "[PAD]", "bos": "[unused0]", "eos": "[unused1]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"}
 _SPECIAL["mask"] = "[MASK]"
-_WORDS_KEPT = 1 << 16  # words whose tokens a process caches: most words of a caption are frequent
-_LONGEST_WORD = 100  # of cached words; otherwise a process would cache texts without spaces, of any length
+_CACHED_WORDS = 1 << 16  # per process; most words of a caption are frequent
+_MAX_CACHED_WORD_CHARS = 100  # limits the memory of the cache for texts without spaces
 MAX_CHARS_PER_TOKEN = 50
-"""More characters than any token has, see `shortened`."""
+"""Upper bound of the characters of a token, see `truncate_text`."""
 
 
 class ClipsTokenizer:
@@ -78,7 +78,7 @@ class ClipsTokenizer:
         (folder / "vocab.txt").write_bytes(VOCAB_FILE.read_bytes())
 
     def _rows(self, texts: str | Sequence[str], length: int, last: int | None = None) -> Tensor:
-        import torch  # not needed by code that only counts tokens
+        import torch  # here, so that code that only counts tokens starts faster
 
         texts = [texts] if isinstance(texts, str) else texts
         rows = torch.full((len(texts), length), PAD)
@@ -86,8 +86,8 @@ class ClipsTokenizer:
         if last is not None:
             filled[:, -1] = last
         for row, text in zip(filled, texts, strict=True):
-            kept = [BOS, *_first_ids(text, length - 2 - (last is not None)), EOS]
-            row[: len(kept)] = kept
+            ids = [BOS, *_first_ids(text, length - 2 - (last is not None)), EOS]
+            row[: len(ids)] = ids
         return rows
 
 
@@ -95,15 +95,15 @@ def _first_ids(text: str, count: int) -> list[int]:
     """Return the first ``count`` tokens of ``text``, without special ones."""
     ids: list[int] = []
     for word in clean_text(truncate_text(text, count)).split(" "):
-        ids += _ids_of(word) if len(word) <= _LONGEST_WORD else wordpiece().encode(word, add_special_tokens=False).ids
+        ids += _word_ids(word) if len(word) <= _MAX_CACHED_WORD_CHARS else _word_ids.__wrapped__(word)
         if len(ids) >= count:
             break
     return ids[:count]
 
 
-@lru_cache(maxsize=_WORDS_KEPT)
-def _ids_of(word: str) -> tuple[int, ...]:
-    """Return the tokens of a string between two spaces: WordPiece does not look beyond it."""
+@lru_cache(maxsize=_CACHED_WORDS)
+def _word_ids(word: str) -> tuple[int, ...]:
+    """Return the tokens of a string between two spaces, which do not depend on the other strings."""
     return tuple(wordpiece().encode(word, add_special_tokens=False).ids)
 
 
@@ -125,17 +125,17 @@ def wordpiece() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(cleanup=True)
     tokenizer.add_special_tokens(list(_SPECIAL.values()))
-    tokenizer.encode_special_tokens = True  # "[CLS]" in a caption is a word in brackets [C]
+    tokenizer.encode_special_tokens = True  # "[CLS]" in a caption is text, as in the authors' code
     return tokenizer
 
 
 def truncate_text(text: str, tokens: int) -> str:
     """Return the part of a very long text that can contain its first ``tokens`` tokens; other texts unchanged.
 
-    Unmodified tokenizers process all of it first: one word of a megabyte takes BPE hours.
+    Tokenizers process the full text before they truncate it: one word of a megabyte takes BPE hours.
     """
-    most = MAX_CHARS_PER_TOKEN * tokens
-    return text if len(text) <= most else " ".join(text.split())[:most]
+    limit = MAX_CHARS_PER_TOKEN * tokens
+    return text if len(text) <= limit else " ".join(text.split())[:limit]
 
 
 def clean_text(text: str) -> str:

@@ -14,6 +14,7 @@ from clips.errors import UserError, error_reason
 from clips.model.architectures import ModelConfig, preprocess_cfg
 from clips.model.feature_cache import enable_feature_cache
 from clips.model.length_grouping import group_by_length
+from clips.model.loading import first_mismatch, read_safetensors
 
 Towers = Any  # an open_clip model: CLIP or CustomTextCLIP
 _CLASSIFIERS = ("head.fc.", "head.", "classifier.", "fc.")
@@ -32,13 +33,13 @@ def build_towers(cfg: dict[str, Any]) -> Towers:
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise UserError(f"model.architecture: open_clip cannot build it ({error_reason(error)})") from None
     set_model_preprocess_cfg(towers, preprocess_cfg(cfg))
-    _try_image(towers, preprocess_cfg(cfg)["size"])
+    _check_image_size(towers, preprocess_cfg(cfg)["size"])
     return towers
 
 
 @torch.no_grad()
-def _try_image(towers: Towers, size: list[int]) -> None:
-    """Reject an image size that the strides of the image tower reduce to nothing, or that its weights do not expect."""
+def _check_image_size(towers: Towers, size: list[int]) -> None:
+    """Reject an image size that is too small for the strides of the image tower, or not that of its weights."""
     try:
         encode_image(towers.eval(), torch.zeros(1, 3, *size, device=next(towers.parameters()).device))
     except (RuntimeError, ValueError, AssertionError) as error:
@@ -56,18 +57,15 @@ def load_trunk(towers: Towers, path: str | Path) -> None:
     trunk = getattr(towers.visual, "trunk", None)
     if trunk is None:
         raise UserError("model.pretrained_trunk: expected an architecture whose image tower is a timm model")
-    weights = _read_safetensors(Path(path))
-    wanted = trunk.state_dict()
-    extra = [name for name in weights if name not in wanted and not name.startswith(_CLASSIFIERS)]
-    missing = [name for name in wanted if name not in weights and not name.endswith("num_batches_tracked")]
-    unlike = [name for name in weights if name in wanted and weights[name].shape != wanted[name].shape]
-    for problem, names in (("lacks", missing), ("has the unknown", extra), ("has another shape of", unlike)):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise UserError(
-                f"model.pretrained_trunk: {path} {problem} {names[0]}{more}; expected weights of this trunk"
-            )
-    trunk.load_state_dict({name: value for name, value in weights.items() if name in wanted}, strict=False)
+    shapes = {name: value.shape for name, value in trunk.state_dict().items()}
+    weights = {
+        name: value
+        for name, value in read_safetensors(Path(path), f"model.pretrained_trunk: {path}").items()
+        if name in shapes or not name.startswith(_CLASSIFIERS)
+    }
+    if mismatch := first_mismatch(weights, shapes):
+        raise UserError(f"model.pretrained_trunk: {path} {mismatch}; expected weights of this trunk")
+    trunk.load_state_dict(weights, strict=False)
 
 
 def lock_towers(towers: Towers, config: ModelConfig) -> None:
@@ -101,7 +99,7 @@ def encode_image(towers: Towers, image: Tensor) -> tuple[Tensor, Tensor]:
     visual = towers.visual
     if hasattr(visual, "trunk"):
         features = visual.trunk.forward_features(image)
-        return visual.head(visual.trunk.forward_head(features)), _flattened(features, visual.trunk)
+        return visual.head(visual.trunk.forward_head(features)), _patch_tokens(features, visual.trunk)
     if hasattr(visual, "attnpool"):  # CLIP's ResNet
         outputs = visual.forward_intermediates(image, indices=1)
         return outputs["image_features"], outputs["image_intermediates"][0].flatten(2).transpose(1, 2)
@@ -130,52 +128,51 @@ def encode_text_features(towers: Towers, text: Tensor) -> Tensor:
         towers: an open_clip model.
         text: (B, L) token sequences.
     """
-    tower = towers.text if hasattr(towers, "text") else towers
+    tower = text_tower(towers)
     if getattr(tower, "cls_emb", None) is not None or getattr(tower, "use_pad_mask", False):
         return encode_text(towers, text)[0]
-    pool = _pooling(towers)
+    pool = text_pool_type(towers)
     if tower.attn_mask is not None and pool in ("eos", "argmax"):
-        pooled = _at_end_tokens(tower, text, _ends(towers, text))
-    elif tower.attn_mask is None and pool == "last" and _is_plain(tower.transformer.resblocks[-1]):
-        pooled = _at_last_token(tower, text)
+        is_end = text if pool == "argmax" else torch.as_tensor(text == eot_token_id(towers)).int()
+        pooled = _encode_up_to(tower, text, is_end.argmax(dim=1))
+    elif tower.attn_mask is None and pool == "last" and _is_unmodified(tower.transformer.resblocks[-1]):
+        pooled = _encode_last_token(tower, text)
     else:
         return encode_text(towers, text)[0]
     pooled, projection = tower.ln_final(pooled), tower.text_projection
     return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
 
 
-def eot_token_id(towers: Towers) -> int | None:
-    """Return the token at whose position a text's feature is; None for the last position."""
-    tower = towers.text if hasattr(towers, "text") else towers
-    pool = _pooling(towers)
-    if pool == "argmax":  # OpenAI's end token is the largest
-        return int(tower.vocab_size) - 1
-    return int(tower.eos_id if hasattr(towers, "text") else tower.text_eos_id) if pool == "eos" else None
+def text_tower(towers: Towers) -> Any:
+    """Return the module that holds the text tower's parts: its own, or the open_clip model itself."""
+    return towers.text if hasattr(towers, "text") else towers
 
 
-def _ends(towers: Towers, text: Tensor) -> Tensor:
-    """Return the position (B,) of each text's end token."""
-    if _pooling(towers) == "argmax":
-        return text.argmax(dim=1)
-    return torch.as_tensor(text == eot_token_id(towers)).int().argmax(dim=1)
-
-
-def _pooling(towers: Towers) -> str:
+def text_pool_type(towers: Towers) -> str:
+    """Return open_clip's name of the position of a text's feature: last, eos or argmax."""
     return str(towers.text.pool_type if hasattr(towers, "text") else towers.text_pool_type)
 
 
-def _at_end_tokens(tower: Any, text: Tensor, ends: Tensor) -> Tensor:
-    """Return the last layer (B, width) at the positions ``ends`` (B,) of end tokens, computed only up to there."""
-    order, sizes, longest = group_by_length(ends + 1)
-    found = []
-    for rows, end, length in zip(text[order].split(sizes), ends[order].split(sizes), longest, strict=True):
+def eot_token_id(towers: Towers) -> int | None:
+    """Return the token at whose position a text's feature is; None for the last position."""
+    pool = text_pool_type(towers)
+    if pool == "argmax":  # OpenAI's end token is the largest
+        return int(text_tower(towers).vocab_size) - 1
+    return int(towers.text.eos_id if hasattr(towers, "text") else towers.text_eos_id) if pool == "eos" else None
+
+
+def _encode_up_to(tower: Any, text: Tensor, ends: Tensor) -> Tensor:
+    """Return the last layer (B, width) at the positions ``ends`` (B,), computed only up to there."""
+    order, sizes, lengths = group_by_length(ends + 1)
+    pooled = []
+    for rows, end, length in zip(text[order].split(sizes), ends[order].split(sizes), lengths, strict=True):
         x = tower.token_embedding(rows[:, :length]) + tower.positional_embedding[:length]
         x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
-        found.append(x[torch.arange(len(end), device=end.device), end])
-    return torch.cat(found)[order.argsort()]
+        pooled.append(x[torch.arange(len(end), device=end.device), end])
+    return torch.cat(pooled)[order.argsort()]
 
 
-def _at_last_token(tower: Any, text: Tensor) -> Tensor:
+def _encode_last_token(tower: Any, text: Tensor) -> Tensor:
     """Return the last layer (B, width) at the last position; its block needs only keys and values of the others."""
     *_, block = tower.transformer.resblocks
     x = tower.token_embedding(text) + tower.positional_embedding
@@ -187,15 +184,15 @@ def _at_last_token(tower: Any, text: Tensor) -> Tensor:
     return (last + block.ls_2(block.mlp(block.ln_2(last))))[:, 0]
 
 
-def _is_plain(block: Any) -> bool:
-    """Whether a block is open_clip's unmodified default, not a variant or changed by a wrapper."""
+def _is_unmodified(block: Any) -> bool:
+    """Whether a block is open_clip's default, not a variant or a wrapped one."""
     from open_clip.transformer import ResidualAttentionBlock
 
     return type(block) is ResidualAttentionBlock
 
 
 def token_widths(towers: Towers) -> tuple[int, int]:
-    """Channels of the image tokens and of the text tokens that the ``encode_`` functions return."""
+    """Return the channels of the image tokens and of the text tokens that the ``encode_`` functions return."""
     visual = towers.visual
     if hasattr(visual, "trunk"):
         image = visual.trunk.num_features
@@ -203,25 +200,12 @@ def token_widths(towers: Towers) -> tuple[int, int]:
         image = visual.layer4[-1].bn3.num_features
     else:
         image = visual.transformer.width
-    text = towers.text if hasattr(towers, "text") else towers
-    return image, text.transformer.width
+    return image, text_tower(towers).transformer.width
 
 
-def _flattened(features: Tensor, trunk: Any) -> Tensor:
+def _patch_tokens(features: Tensor, trunk: Any) -> Tensor:
     if features.ndim == 3:
         return features[:, getattr(trunk, "num_prefix_tokens", 0) :]
     if getattr(trunk, "output_fmt", "NCHW") == "NHWC":
         return features.flatten(1, 2)
     return features.flatten(2).transpose(1, 2)
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"model.pretrained_trunk: {path}: no such file") from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"model.pretrained_trunk: {path}: not a safetensors file ({error})") from None

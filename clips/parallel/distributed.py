@@ -1,4 +1,4 @@
-"""One process or many: the same training, started by python, torchrun or deepspeed."""
+"""The processes of a training, started by python, torchrun or deepspeed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Result = TypeVar("Result")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistributedContext:
-    """The processes of a training, from the view of one of them.
+    """The processes of a training.
 
     Args:
-        rank: its rank.
+        rank: of this process.
         count: number of processes.
-        device: its device.
+        device: of this process.
     """
 
     rank: int = 0
@@ -34,18 +34,15 @@ class DistributedContext:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes and speaks."""
+        """Whether this process writes files and log lines."""
         return self.rank == 0
 
 
-def start_processes(*, patience: float = 1800) -> DistributedContext:
-    """Join the process group of the launcher's environment, or create one with this process alone.
-
-    An existing group is used as it is.
+def start_processes(*, timeout: float = 1800) -> DistributedContext:
+    """Join the process group of the launcher's environment, or create one of this process; an existing one is reused.
 
     Args:
-        patience: seconds that a process may hang; the group's timeout is longer, so that the watchdog can name the
-            process.
+        timeout: seconds that a process may hang; the group's is longer, so that the watchdog can name the process.
     """
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
@@ -53,7 +50,7 @@ def start_processes(*, patience: float = 1800) -> DistributedContext:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         # Checkpoints are written over gloo while nccl trains.
-        backend, wait = "cpu:gloo,cuda:nccl" if cuda else "gloo", datetime.timedelta(seconds=2 * patience + 60)
+        backend, wait = "cpu:gloo,cuda:nccl" if cuda else "gloo", datetime.timedelta(seconds=2 * timeout + 60)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             dist.init_process_group(backend, timeout=wait, device_id=device if cuda else None)
         else:
@@ -62,19 +59,19 @@ def start_processes(*, patience: float = 1800) -> DistributedContext:
 
 
 def describe_process() -> str:
-    """A description of this process, for users of a cluster."""
+    """Return rank, host and process id."""
     rank = dist.get_rank() if dist.is_initialized() else 0
     return f"rank {rank} (host {socket.gethostname()}, process {os.getpid()})"
 
 
 def all_reduce_mean(values: dict[str, float]) -> dict[str, float]:
-    """The mean of each value over all processes; the values themselves where there is one."""
-    everyone = all_gather_objects(values)
-    return {name: sum(theirs[name] for theirs in everyone) / len(everyone) for name in values}
+    """Return the mean of each value over all processes."""
+    gathered = all_gather_objects(values)
+    return {name: sum(theirs[name] for theirs in gathered) / len(gathered) for name in values}
 
 
 def all_gather_objects(value: Any) -> list[Any]:
-    """``value`` of every process, in order of rank, on every process."""
+    """Return ``value`` of every process in rank order, on every process."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -83,29 +80,29 @@ def all_gather_objects(value: Any) -> list[Any]:
 
 
 def all_or_none(work: Callable[[], Result]) -> Result:
-    """What ``work`` returns; an error that it meets in any process is raised in all. All call it together.
+    """Return the result of ``work``; an error on any process is raised on all. A collective call.
 
     Raises:
-        UserError, OSError: as ``work`` does in any process.
-        RuntimeError: in the others, where it raises anything else in one.
+        UserError, OSError: as ``work`` on any process.
+        RuntimeError: for any other error on another process.
     """
     result: Any = None
     error: Exception | None = None
     try:
         result = work()
-    except Exception as raised:  # the others would wait for this process for ever
+    except Exception as raised:  # the other processes would wait for this one until the timeout
         error = raised
-    told = error if error is None or isinstance(error, UserError | OSError) else RuntimeError(error_reason(error))
-    found = next(filter(None, all_gather_objects(told)), None)
+    portable = error if error is None or isinstance(error, UserError | OSError) else RuntimeError(error_reason(error))
+    first_error = next(filter(None, all_gather_objects(portable)), None)
     if error is not None:
         raise error
-    if found is not None:
-        raise found
+    if first_error is not None:
+        raise first_error
     return result
 
 
 def from_main(work: Callable[[], Result]) -> Result:
-    """What ``work`` returns in the main process, which alone does it; so with its errors. All call it together."""
+    """Run ``work`` on the main process only; all return its result or raise its error. A collective call."""
     if not dist.is_initialized():
         return work()
     values: list[Any] = [all_or_none(lambda: work() if dist.get_rank() == 0 else None)]
@@ -114,8 +111,8 @@ def from_main(work: Callable[[], Result]) -> Result:
 
 
 @contextlib.contextmanager
-def machine_group() -> Iterator[tuple[Any, int]]:
-    """A process group of the processes on this node, and the rank of the first of them. A collective call."""
+def node_group() -> Iterator[tuple[Any, int]]:
+    """Create a group of the processes on this node; yields it and its first rank. A collective call."""
     if not dist.is_initialized():
         yield None, 0
         return
@@ -129,7 +126,7 @@ def machine_group() -> Iterator[tuple[Any, int]]:
 
 
 def wait_for_main_process() -> None:
-    """Return when all processes have arrived here."""
+    """Wait until all processes have made this call."""
     if dist.is_initialized():
         dist.barrier()
 

@@ -1,4 +1,4 @@
-"""How a training is spread over processes, and what memory is traded for: settings that leave its result alone."""
+"""Config of distributed training, memory saving and compilation, which do not change the result."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from clips.errors import UserError
 Parallel = Literal["ddp", "fsdp", "zero1", "zero2", "zero3"]
 
 ZERO_REDUCE_BUCKET_SIZE = 100_000_000
-"""Numbers in the buffer that ZeRO packs gradients into, held as a whole; DeepSpeed's default is five times as many."""
+"""Gradient elements in ZeRO's buffer, which is allocated at full size; DeepSpeed's default is five times larger."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistributedConfig:
-    """How the work is spread, and what is traded for memory. The result is the same but for rounding.
+    """Settings of distributed training and memory saving. The result is the same except for rounding.
 
     Args:
-        strategy: ddp (every process holds the whole model), fsdp (parameters, gradients and optimizer state in shards,
-            torch's FSDP2), or DeepSpeed's ZeRO with shards of the optimizer state (zero1), of the gradients too
-            (zero2), of the parameters too (zero3). A run may resume under another one, and on more or fewer processes.
-        activation_checkpointing: keep each layer's input only and compute its activations again in the backward pass.
-        torch_compile: compile the layers with torch.compile; pays on GPUs.
+        strategy: ddp (every process holds the full model), fsdp (shards of parameters, gradients and optimizer state,
+            torch's FSDP2), or DeepSpeed's ZeRO with shards of the optimizer state (zero1), also of the gradients
+            (zero2), also of the parameters (zero3). A run may resume with another strategy or number of processes.
+        activation_checkpointing: store only each layer's input and recompute its activations in the backward pass.
+        torch_compile: compile the layers with torch.compile; faster on GPUs.
         hang_timeout: seconds that a process may hang before the training ends and names it.
-        device_peak_tflops: what a device can reach in the training's precision, in 1e12 FLOP/s, for the log's ``mfu``;
-            by default the data sheet's of the GPU. Of a CPU, ``scripts/bench/mfu.py`` measures it.
+        device_peak_tflops: peak of the device in the training's precision, in 1e12 FLOP/s, for the log's ``mfu``; by
+            default that of the GPU's data sheet. ``scripts/bench/mfu.py`` measures it for a CPU.
     """
 
     strategy: Parallel = "ddp"

@@ -24,16 +24,16 @@ def shard_model(
     exact: Sequence[nn.Module] = (),
     unsharded: Sequence[nn.Module] = (),
 ) -> nn.Module:
-    """Keep a shard of each weight on this process; repeated layers are gathered one at a time, the rest as one.
+    """Shard a model's weights; repeated layers are gathered one at a time, all other weights together.
 
     Weights stay float32, gradients are reduced in float32.
 
     Args:
-        model: full; changed in place.
-        processes: the processes that share it.
+        model: unsharded; changed in place.
+        processes: the processes of the training.
         bf16: cast weights and inputs of the layers to bf16 when they compute.
-        exact: its modules that keep float32 weights and inputs, since they enter autocast themselves.
-        unsharded: its modules that stay replicated, since not all processes call them in every step.
+        exact: modules with float32 weights and inputs, because they enter autocast themselves.
+        unsharded: modules that stay replicated, because not all processes call them in every step.
     """
     mesh = init_device_mesh(processes.device.type, (processes.count,))
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
@@ -48,14 +48,14 @@ def shard_model(
 
 
 class FSDPStrategy(DDPStrategy):
-    """Parameters, gradients and optimizer state in shards. Arguments as `DataParallel`."""
+    """Parameters, gradients and optimizer state in shards. Arguments as `DDPStrategy`."""
 
     shards_weights = True
 
-    def _wrapped(self) -> nn.Module:
+    def _wrap(self) -> nn.Module:
         return shard_model(self.encoder, self.processes)
 
-    def part(self, *, last: bool) -> AbstractContextManager[Any]:
-        """See `DataParallel`."""
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:
+        """See `DDPStrategy`."""
         self.model.set_requires_gradient_sync(last)
         return contextlib.nullcontext()

@@ -21,9 +21,8 @@ from clips.parallel.fsdp import FSDPStrategy
 def _zero(encoder: ClipsModel, optim: OptimizerConfig, processes: DistributedContext, *, stage: int) -> DDPStrategy:
     from clips.parallel.zero import Zero3Strategy, ZeroStrategy  # takes seconds to import
 
-    return (
-        Zero3Strategy(encoder, optim, processes) if stage == 3 else ZeroStrategy(encoder, optim, processes, stage=stage)
-    )
+    kind = Zero3Strategy if stage == 3 else ZeroStrategy
+    return kind(encoder, optim, processes, stage=stage)
 
 
 STRATEGIES: dict[Parallel, Callable[[ClipsModel, OptimizerConfig, DistributedContext], DDPStrategy]] = {
@@ -38,7 +37,7 @@ STRATEGIES: dict[Parallel, Callable[[ClipsModel, OptimizerConfig, DistributedCon
 def build_strategy(
     encoder: ClipsModel, distributed: DistributedConfig, optim: OptimizerConfig, processes: DistributedContext
 ) -> DDPStrategy:
-    """Turn ``encoder``, with its weights, into a model for distributed training; it is changed in place."""
+    """Prepare ``encoder`` for distributed training; it is changed in place."""
     if distributed.activation_checkpointing:
         encoder.checkpoint_activations()
     if distributed.torch_compile:

@@ -28,7 +28,7 @@ class ZeroStrategy(DDPStrategy):
     Args:
         encoder: the model, on the device.
         optim: the optimizer's settings.
-        processes: the processes that share the work.
+        processes: the processes of the training.
         stage: ZeRO stage, 1 or 2.
     """
 
@@ -37,11 +37,11 @@ class ZeroStrategy(DDPStrategy):
     ) -> None:
         self.encoder, self.processes = encoder, processes
         self.model: Any
-        os.environ.setdefault("LOCAL_RANK", "0")  # without a launcher; DeepSpeed insists on it
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed requires it even without a launcher
         deepspeed.init_distributed(auto_mpi_discovery=False)
         self.inner = build_optimizer(encoder, optim, encoder.no_decay_names())
         for group in self.inner.param_groups:
-            group["lr"] = 0.0  # stage 3 creates its state by a step of its own
+            group["lr"] = 0.0  # stage 3 creates the optimizer's state by a step
         settings = {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_clipping": optim.max_grad_norm or 0.0,
@@ -55,21 +55,21 @@ class ZeroStrategy(DDPStrategy):
 
     # ---- a step
 
-    def part(self, *, last: bool) -> AbstractContextManager[Any]:
-        """See `DataParallel`."""
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:
+        """See `DDPStrategy`."""
         self.model.set_gradient_accumulation_boundary(last)
         return contextlib.nullcontext()
 
     def backward(self, loss: Tensor) -> None:
-        """See `DataParallel`."""
+        """See `DDPStrategy`."""
         self.model.backward(loss)
 
-    def clip(self, limit: float | None) -> Tensor | None:
-        """See `DataParallel`: DeepSpeed clips while it updates."""
+    def clip_grad_norm(self, limit: float | None) -> Tensor | None:
+        """See `DDPStrategy`: DeepSpeed clips in its own step."""
         return None
 
-    def update(self, rate: float) -> float | None:
-        """See `DataParallel`."""
+    def optimizer_step(self, rate: float) -> float | None:
+        """See `DDPStrategy`."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.step()
@@ -78,14 +78,14 @@ class ZeroStrategy(DDPStrategy):
         allowed = value.clamp(0.0, MAX_LOGIT_SCALE)
         if scale.requires_grad and not torch.equal(allowed, value):
             self._set(scale, allowed)
-        self.share_buffers()
+        self.broadcast_buffers()
         return float(self.model.get_global_grad_norm())
 
     def zero_grad(self) -> None:
-        """See `DataParallel`."""
+        """See `DDPStrategy`."""
         self.model.zero_grad()
 
-    # ---- single parameters in the shards: DeepSpeed's own setters fail if sizes do not divide evenly
+    # ---- single parameters and their optimizer state
 
     def _set(self, parameter: Tensor, value: Tensor, moment: str | None = None) -> None:
         if moment is None:
@@ -94,11 +94,8 @@ class ZeroStrategy(DDPStrategy):
         else:
             utils.safe_set_full_optimizer_state(parameter, value, moment)
 
-    def _make_state(self) -> None:
-        """Make the optimizer's state where there is none yet, and tell each parameter where its part of it is.
-
-        DeepSpeed 0.19 itself tells the parameters of the first group only.
-        """
+    def _create_optimizer_state(self) -> None:
+        """Create missing optimizer state and map it to each parameter; DeepSpeed 0.19 maps only the first group."""
         zero = self.optimizer
         for group, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
             state = self._state_of(flat)
@@ -115,104 +112,101 @@ class ZeroStrategy(DDPStrategy):
 
     # ---- checkpoint contents
 
-    def moments(self) -> dict[str, Tensor]:
-        """See `DataParallel`; full tensors, each on the process that writes it."""
-        self._make_state()
+    def optimizer_state_dict(self) -> dict[str, Tensor]:
+        """See `DDPStrategy`; full tensors, each on the process that writes it."""
+        self._create_optimizer_state()
         step = next(iter(self.inner.state.values()))["step"]
-        found: dict[str, Tensor] = {}
+        state: dict[str, Tensor] = {}
         for name, parameter in self.encoder.named_parameters():
             if parameter.requires_grad:
                 for moment in ADAM_STATE_NAMES:
                     gathered = utils.safe_get_full_optimizer_state(parameter, moment)
-                    if self._is_mine(f"{name}.{moment}"):
-                        found[f"{name}.{moment}"] = gathered.cpu()
-                if self._is_mine(f"{name}.step"):
-                    found[f"{name}.step"] = step.reshape(())
-        return found
+                    if self._is_own(f"{name}.{moment}"):
+                        state[f"{name}.{moment}"] = gathered.cpu()
+                if self._is_own(f"{name}.step"):
+                    state[f"{name}.step"] = step.reshape(())
+        return state
 
     def empty_optimizer_state_dict(self) -> dict[str, Tensor]:
-        """See `DataParallel`; full tensors, on every process."""
-        found: dict[str, Tensor] = {}
+        """See `DDPStrategy`; full tensors, on every process."""
+        state: dict[str, Tensor] = {}
         for name, parameter in self.encoder.named_parameters():
             if parameter.requires_grad:
                 shape = getattr(parameter, "ds_shape", parameter.shape)
-                found |= {f"{name}.{moment}": torch.zeros(shape) for moment in ADAM_STATE_NAMES}
-                found[f"{name}.step"] = torch.zeros(())
-        return found
+                state |= {f"{name}.{moment}": torch.zeros(shape) for moment in ADAM_STATE_NAMES}
+                state[f"{name}.step"] = torch.zeros(())
+        return state
 
-    def load_optimizer_state_dict(self, moments: Mapping[str, Tensor]) -> None:
-        """See `DataParallel`."""
-        self._make_state()
+    def load_optimizer_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """See `DDPStrategy`."""
+        self._create_optimizer_state()
         for name, parameter in self.encoder.named_parameters():
-            if f"{name}.step" in moments:
+            if f"{name}.step" in state:
                 for moment in ADAM_STATE_NAMES:
-                    self._set(parameter, moments[f"{name}.{moment}"].to(parameter.device), moment)
-        steps = [value for name, value in moments.items() if name.endswith(".step")]
-        for state in self.inner.state.values():
-            state["step"].copy_(torch.stack(steps).max())  # ZeRO counts for all parameters together
+                    self._set(parameter, state[f"{name}.{moment}"].to(parameter.device), moment)
+        steps = [value for name, value in state.items() if name.endswith(".step")]
+        for values in self.inner.state.values():
+            values["step"].copy_(torch.stack(steps).max())  # ZeRO has one step count for all parameters
 
 
 class Zero3Strategy(ZeroStrategy):
-    """Parameters, gradients and the optimizer's state in shards (stage 3). Arguments as `Zero`."""
+    """Parameters, gradients and the optimizer's state in shards (stage 3). Arguments as `ZeroStrategy`."""
 
     shards_weights = True
 
-    def __init__(self, encoder: ClipsModel, optim: OptimizerConfig, processes: DistributedContext) -> None:
-        super().__init__(encoder, optim, processes, stage=3)
-
     def _set(self, parameter: Any, value: Tensor, moment: str | None = None) -> None:
-        own = self._share(parameter, value)
+        own = self._shard(parameter, value)  # DeepSpeed's setters of full tensors fail if sizes do not divide evenly
         if moment is None:
             utils.safe_set_local_fp32_param(parameter, own)
             parameter.ds_tensor.data.copy_(own)
         else:
             utils.safe_set_local_optimizer_state(parameter, own, moment)
 
-    def _share(self, parameter: Any, value: Tensor) -> Tensor:
-        """This process's shard of ``value``, a full tensor."""
-        share = parameter.ds_tensor.numel()
-        flat = F.pad(value.flatten(), (0, share * self.processes.count - value.numel()))
-        return flat[share * self.processes.rank :][:share]
+    def _shard(self, parameter: Any, value: Tensor) -> Tensor:
+        """Return this process's shard of a full tensor."""
+        size = parameter.ds_tensor.numel()
+        flat = F.pad(value.flatten(), (0, size * self.processes.count - value.numel()))
+        return flat[size * self.processes.rank :][:size]
 
-    def _make_state(self) -> None:
+    def _create_optimizer_state(self) -> None:
         for flat in self.optimizer.fp32_partitioned_groups_flat:
             self._state_of(flat)
 
-    def weights(self) -> dict[str, Tensor]:
-        """See `DataParallel`; full tensors, on the main process."""
-        found = {}
+    def state_dict(self) -> dict[str, Tensor]:
+        """See `DDPStrategy`; full tensors, on the main process."""
+        state = {}
         for name, value in self.encoder.state_dict(keep_vars=True).items():
             with deepspeed.zero.GatheredParameters([value], enabled=hasattr(value, "ds_id")):
                 if self.processes.is_main:
-                    found[name] = value.detach().to("cpu", copy=True)
-        return found
+                    state[name] = value.detach().to("cpu", copy=True)
+        return state
 
-    def held(self) -> dict[str, Tensor]:
-        """See `DataParallel`; flat shards, and full buffers."""
+    def local_state_dict(self) -> dict[str, Tensor]:
+        """See `DDPStrategy`; flat shards, and full buffers."""
         state = self.encoder.state_dict(keep_vars=True)
         return {name: getattr(value, "ds_tensor", value) for name, value in state.items()}
 
-    def gathered(self, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See `DataParallel`; full tensors, on the main process."""
-        found = {}
+    def gather_state_dict(self, local: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `DDPStrategy`; full tensors, on the main process."""
+        state = {}
         for name, value in self.encoder.state_dict(keep_vars=True).items():
-            whole = held[name]
+            full = local[name]
             if hasattr(value, "ds_id"):
-                flat = whole.new_empty(whole.numel() * self.processes.count)
-                dist.all_gather_into_tensor(flat, whole)
-                whole = flat[: value.ds_numel].view(value.ds_shape)
+                flat = full.new_empty(full.numel() * self.processes.count)
+                dist.all_gather_into_tensor(flat, full)
+                full = flat[: value.ds_numel].view(value.ds_shape)
             if self.processes.is_main:
-                found[name] = whole.detach().to("cpu", copy=True)
-        return found
+                state[name] = full.detach().to("cpu", copy=True)
+        return state
 
-    def load_ema_state_dict(self, held: Mapping[str, Tensor], load: Callable[[Mapping[str, Tensor]], None]) -> None:
-        """See `DataParallel`; full tensors are filled, of which each process keeps its shard."""
+    def load_ema_state_dict(self, local: Mapping[str, Tensor], load: Callable[[Mapping[str, Tensor]], None]) -> None:
+        """See `DDPStrategy`; ``load`` fills full tensors, of which each process copies its shard."""
         state = self.encoder.state_dict(keep_vars=True)
-        whole = {name: held[name].new_zeros(getattr(value, "ds_shape", value.shape)) for name, value in state.items()}
-        load(whole)
+        full = {name: local[name].new_zeros(getattr(value, "ds_shape", value.shape)) for name, value in state.items()}
+        load(full)
         for name, value in state.items():
-            held[name].copy_(self._share(value, whole[name]) if hasattr(value, "ds_id") else whole[name])
+            local[name].copy_(self._shard(value, full[name]) if hasattr(value, "ds_id") else full[name])
 
-    def own(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See `DataParallel`; only the main process has full weights."""
+    def select_own(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `DDPStrategy`; only the main process has full weights."""
         return dict(state)

@@ -1,4 +1,4 @@
-"""What a training will need before it costs anything: memory, time, GPUs and storage."""
+"""Estimates of the memory, time, GPUs and storage that a training needs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ class Cost:
     """Estimated resources of a training or other work; None if unknown.
 
     Args:
-        basis: the basis of the numbers, or why there are none.
+        basis: source of the numbers, or why there are none.
         seconds: wall time.
         gpu_hours: hours × GPUs.
         memory: bytes of one GPU, or of one process.
         disk: bytes on disk afterwards.
-        most: bytes on disk while it runs, if checkpoints make it more.
+        most: peak bytes on disk during the run, with checkpoints.
     """
 
     basis: str

@@ -1,7 +1,7 @@
-"""One training step on torch's fake tensors: its FLOPs, and its memory, without computing anything.
+"""Profile FLOPs and memory of a training step on torch's fake tensors, without computing it.
 
-Fake tensors have shapes and types but no content: a step of the largest model takes seconds and no memory. Tokens are
-real, so that code may inspect them.
+Fake tensors have shapes and dtypes but no data: a step of the largest model takes seconds and no memory. Tokens are
+real, because code inspects them.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ from clips.model.towers import eot_token_id
 from clips.planning.profilers import FlopCounter, MemoryTrace
 from clips.training import validation
 from clips.training.train_config import ValidationConfig
+from clips.training.train_step import normalize
 
 Device = Literal["cpu", "cuda"]
 BATCH_DIVISOR = 23
-"""A prime that divides the widths, lengths and vocabularies of no usual model: bytes it divides grow with the batch."""
+"""A prime that does not divide usual widths, lengths and vocabulary sizes: bytes it divides grow with the batch."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,9 +47,9 @@ class StepProfile:
         flops: of forward and backward pass, without recomputation.
         inputs: bytes of the batch.
         timeline: (instants, 3) bytes at every allocation: gradients of parameters, low-precision copies of parameters,
-            and everything else that the step allocates (activations, their gradients, work space).
-        growth: (instants,) bytes of everything else per additional sample; for multiples of ``BATCH_DIVISOR``.
-        forward_end: the instant at which the forward pass was over.
+            and other tensors (activations, their gradients, temporary ones).
+        growth: (instants,) bytes of other tensors per additional sample; for multiples of ``BATCH_DIVISOR``.
+        forward_end: the instant at the end of the forward pass.
     """
 
     samples: int
@@ -65,28 +66,28 @@ class StepProfile:
         return self.flops / self.samples
 
     def scaled_timeline(self, samples: int) -> np.ndarray:
-        """The timeline scaled to ``samples`` samples."""
+        """Return the timeline scaled to ``samples`` samples."""
         timeline = self.timeline.astype(np.float64)
         timeline[:, 2] += (samples - self.samples) * self.growth
         return timeline
 
 
 def fake_model(model: ModelConfig, recipe: RecipeConfig) -> ClipsModel:
-    """The model of a config, its parameters without content; pretrained weights are not read."""
-    fresh = dataclasses.replace(model, pretrained=None, pretrained_trunk=None)
+    """Build the model of a config with fake parameters; pretrained weights are not read."""
+    config = dataclasses.replace(model, pretrained=None, pretrained_trunk=None)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    if "timm_model_name" not in model_cfg(fresh)["vision_cfg"]:
+    if "timm_model_name" not in model_cfg(config)["vision_cfg"]:
         with mode:
-            return build_model(fresh, recipe, seed=0)
-    with torch.device("meta"):  # timm's constructors do not bear fake tensors
-        built = build_model(fresh, recipe, seed=0)
+            return build_model(config, recipe, seed=0)
+    with torch.device("meta"):  # timm's constructors fail with fake tensors
+        built = build_model(config, recipe, seed=0)
     with mode:
-        _from_meta(built)
+        _replace_by_empty(built)
     return built
 
 
-def _from_meta(model: nn.Module) -> None:
-    """Replace parameters and buffers by empty ones, which an active fake tensor mode makes fake."""
+def _replace_by_empty(model: nn.Module) -> None:
+    """Replace parameters and buffers by empty ones, which are fake in a fake tensor mode."""
     for module in model.modules():
         for name, value in module.named_parameters(recurse=False):
             setattr(module, name, nn.Parameter(torch.empty(value.shape), requires_grad=value.requires_grad))
@@ -97,12 +98,12 @@ def _from_meta(model: nn.Module) -> None:
 def fake_batch(
     model: ClipsModel, samples: int, caption_tokens: int | None = None, texts: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """A batch as `clips.training.train_step.prepare_batch` returns it: texts without padding, images without content.
+    """Return a batch as `clips.training.train_step.prepare_batch` does: fake images, and texts without padding.
 
     Args:
         model: of `fake_model`.
-        samples: in the batch.
-        caption_tokens: tokens of a sample's caption that enter the loss; None takes the captioner's maximum.
+        samples: number of samples in the batch.
+        caption_tokens: tokens of a sample's caption that enter the loss; None is the captioner's maximum.
         texts: the token tensors of a real batch, which replace those without padding.
     """
     size = model.image_size
@@ -112,18 +113,18 @@ def fake_batch(
     if model.captioner is not None:
         length, limit = model.captioner.config.length, model.recipe.config.captioner.max_loss_tokens
         # The begin token is no label.
-        labels = min(length - 1, *(value for value in (caption_tokens, limit) if value is not None), length - 1)
-        counted = torch.arange(length).expand(samples, -1) < labels
-        batch |= {"target": torch.full((samples, length), EOS), "target_mask": counted}
+        labels = min([length - 1, *(value for value in (caption_tokens, limit) if value is not None)])
+        mask = torch.arange(length).expand(samples, -1) < labels
+        batch |= {"target": torch.full((samples, length), EOS), "target_mask": mask}
     return {"image": image, **batch, **(texts or {})}
 
 
 def full_length_texts(model: ClipsModel, samples: int) -> Tensor:
-    """Token rows (samples, context length) without padding."""
-    rows = torch.full((samples, model.context_length), EOS + 1)
+    """Return token sequences (samples, context length) without padding."""
+    tokens = torch.full((samples, model.context_length), EOS + 1)
     if (end := eot_token_id(model.clip)) is not None:
-        rows[:, -1] = end
-    return rows
+        tokens[:, -1] = end
+    return tokens
 
 
 def profile_step(
@@ -136,12 +137,12 @@ def profile_step(
     caption_tokens: int | None = None,
     texts: Mapping[str, Tensor] | None = None,
 ) -> StepProfile:
-    """Forward and backward pass over a batch of ``samples``, as on ``device``.
+    """Profile forward and backward pass over a batch of ``samples``, as on ``device``.
 
     Args:
         model: of `fake_model`.
-        samples: in the batch.
-        device: whose attention kernels and autocast types are taken.
+        samples: number of samples in the batch.
+        device: determines attention kernels and autocast dtypes.
         bf16: activations in bfloat16 by autocast.
         checkpointing: activation checkpointing.
         caption_tokens: see `fake_batch`; ``texts`` likewise.
@@ -152,7 +153,7 @@ def profile_step(
     model.checkpoint_activations(enable=checkpointing)
     trace = MemoryTrace(model, divisor=math.gcd(samples, BATCH_DIVISOR))
     attention = fast_sdpa_backend(torch.device(device), "bf16" if bf16 else "fp32")
-    with _young_garbage(), _kernels_of(device), attention, trace, FlopCounter() as counter:
+    with _frozen_garbage(), _kernels_of(device), attention, trace, FlopCounter() as counter:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             outputs = model(batch)
         forward_end, forward = len(trace.timeline), counter.total
@@ -166,18 +167,18 @@ def profile_step(
         flops=counter.total,
         inputs=sum(value.nbytes for value in batch.values()),
         timeline=np.asarray(trace.timeline, dtype=np.int64),
-        growth=np.asarray(trace.growing, dtype=np.float64) / samples,
+        growth=np.asarray(trace.growth, dtype=np.float64) / samples,
         forward_end=forward_end,
     )
 
 
 def profile_contrastive_loss(model: ClipsModel, samples: int, processes: int) -> tuple[float, int]:
-    """FLOPs and peak bytes that the contrastive loss and its gradient cost one of ``processes`` processes.
+    """Return FLOPs and peak bytes of the contrastive loss and its gradient for one process.
 
     Args:
         model: of `fake_model`.
         samples: of each process.
-        processes: number of processes that share the global batch.
+        processes: number of processes of the global batch.
     """
     recipe, width = model.recipe, int(model.model_cfg["embed_dim"])
     with _mode_of(model):
@@ -189,7 +190,7 @@ def profile_contrastive_loss(model: ClipsModel, samples: int, processes: int) ->
 
 
 def contrastive_flops(model: ClipsModel, samples: int, processes: int) -> float:
-    """The FLOPs of `profile_contrastive_loss` by hand: logits and two gradients, for each text and direction."""
+    """Compute the FLOPs of `profile_contrastive_loss`: logits and two gradients, for each text and direction."""
     directions = 1 if model.recipe.config.loss == "sigmoid" else 2
     pairs = samples * samples * processes * len(model.recipe.spec.positives) * directions
     return 3.0 * 2 * int(model.model_cfg["embed_dim"]) * pairs
@@ -198,14 +199,12 @@ def contrastive_flops(model: ClipsModel, samples: int, processes: int) -> float:
 def profile_validation(
     model: ClipsModel, config: ValidationConfig, *, device: Device = "cuda", bf16: bool
 ) -> dict[str, float]:
-    """Bytes of `clips.training.validation.RetrievalValidation`: "features" of all samples, and what a batch adds at
-    its peak.
+    """Return bytes of `clips.training.validation.RetrievalValidation`: features of all samples, and peak of a batch.
 
     Args:
         model: of `fake_model`.
         config: of the validation.
-        device: see `profile_step`.
-        bf16: see `profile_step`.
+        device: see `profile_step`; ``bf16`` likewise.
     """
     samples, size = min(config.num_samples, config.batch_size), model.image_size
     model.eval()
@@ -214,40 +213,37 @@ def profile_validation(
         with MemoryTrace(model) as encoding:
             with _mode_of(model):
                 mean = torch.empty(3, 1, 1)
-                pixels = validation.normalized(torch.empty(samples, 3, size, size, dtype=torch.uint8), mean, mean)
+                pixels = normalize(torch.empty(samples, 3, size, size, dtype=torch.uint8), mean, mean)
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 encoded = validation.encode(model, pixels, tokens)
             del pixels, encoded
-        with _mode_of(model), MemoryTrace(model) as keeping:
+        with _mode_of(model), MemoryTrace(model) as storing:
             features = validation.empty_features(model, config.num_samples, torch.device("cpu"))
         with _mode_of(model), MemoryTrace(model) as ranking:
             query, own = features["web"][:samples], torch.zeros(samples, dtype=torch.long)
             validation.hits(query.clone(), features[validation.IMAGE], own)
-    return {
-        "features": float(keeping.peak),
-        "similarities and activations": float(max(encoding.peak, ranking.peak)),
-    }
+    return {"features": float(storing.peak), "similarities and activations": float(max(encoding.peak, ranking.peak))}
 
 
 @contextlib.contextmanager
 def _fake_processes(count: int) -> Iterator[None]:
-    """`clips.model.losses` for ``count`` simulated processes without communication."""
+    """Simulate ``count`` processes in `clips.model.losses`, without communication."""
     before = losses.world_size, losses.rank, losses.dist
-    silent: Any = types.SimpleNamespace(all_gather_into_tensor=_nothing, all_reduce=_nothing)
-    losses.world_size, losses.rank, losses.dist = (lambda: count), (lambda: 0), silent
+    no_communication: Any = types.SimpleNamespace(all_gather_into_tensor=_no_op, all_reduce=_no_op)
+    losses.world_size, losses.rank, losses.dist = (lambda: count), (lambda: 0), no_communication
     try:
         yield
     finally:
         losses.world_size, losses.rank, losses.dist = before
 
 
-def _nothing(*arguments: Any, **named: Any) -> None:
+def _no_op(*arguments: Any, **named: Any) -> None:
     pass
 
 
 @contextlib.contextmanager
-def _young_garbage() -> Iterator[None]:
-    """Exclude existing objects from garbage collection, which then takes no time."""
+def _frozen_garbage() -> Iterator[None]:
+    """Exclude existing objects from garbage collection, which saves time."""
     gc.collect()
     gc.freeze()
     try:
@@ -258,11 +254,11 @@ def _young_garbage() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _kernels_of(device: Device) -> Iterator[None]:
-    """On CPU tensors, the attention and the autocast types of ``device``.
+    """Use the attention and the autocast dtypes of ``device`` for CPU tensors.
 
-    A GPU has fused attention under any mask, which stores queries, keys, values, result and one number per row; and its
-    autocast computes layer norms in float32, a CPU's in bfloat16 (the lists in torch's autocast_mode.h). Functions are
-    replaced, since a mode of torch's is not in force where checkpoints are recomputed.
+    A GPU has fused attention under any mask, which stores queries, keys, values, result and one number per row. Its
+    autocast computes layer norms in float32, that of a CPU in bfloat16 (the lists in torch's autocast_mode.h).
+    Functions are replaced, because torch's modes are inactive during the recomputation of checkpoints.
     """
     before = F.scaled_dot_product_attention, F.layer_norm
     if device == "cuda":
@@ -293,7 +289,7 @@ def _fused_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """The operator of F.scaled_dot_product_attention that stores on a CPU what fused attention stores on a GPU."""
+    """Attention on a CPU that stores the same tensors as fused attention on a GPU."""
     if torch.is_autocast_enabled("cpu"):
         query, key, value = (part.to(torch.get_autocast_dtype("cpu")) for part in (query, key, value))
     if attn_mask is not None and attn_mask.dtype is not query.dtype:

@@ -1,4 +1,4 @@
-"""The GPUs that plans know: memory, peak FLOP/s and bandwidth."""
+"""Memory, peak FLOP/s and bandwidth of GPUs, from their data sheets."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Gpu:
         bf16: FLOP/s of dense bfloat16 matrix products with float32 sums, without sparsity.
         fp32: FLOP/s of float32 outside of tensor cores.
         link: bytes per second to the other GPUs of its node, in one direction.
-        network: bytes per second to other nodes; typical of nodes with it, not its own property.
-        per_machine: GPUs of a typical node.
-        name: a pattern that torch.cuda.get_device_name matches; only if the name identifies the model.
+        network: bytes per second to other nodes, typical of nodes with this GPU.
+        per_node: GPUs of a typical node.
+        name: a pattern that torch.cuda.get_device_name matches.
     """
 
     memory: float
@@ -25,11 +25,11 @@ class Gpu:
     fp32: float
     link: float
     network: float
-    per_machine: int = 8
+    per_node: int = 8
     name: str
 
     def peak(self, precision: str) -> float:
-        """FLOP/s in ``precision``, "bf16" or "fp32"."""
+        """Return FLOP/s in ``precision``, "bf16" or "fp32"."""
         return self.bf16 if precision == "bf16" else self.fp32
 
 
@@ -51,5 +51,5 @@ GPUS: dict[str, Gpu] = {
 
 
 def find_gpu(device_name: str) -> Gpu | None:
-    """The entry for a name of torch.cuda.get_device_name; None for a GPU that is not in the table."""
+    """Return the entry for a name of torch.cuda.get_device_name; None if there is none."""
     return next((gpu for gpu in GPUS.values() if re.search(gpu.name, device_name)), None)

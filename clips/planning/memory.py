@@ -40,23 +40,23 @@ SHARDED: dict[Parallel, frozenset[str]] = {
 """Parts of which each process holds 1/count."""
 
 _FLOAT32, _ADAM = 4, 8  # bytes per parameter: weights and gradients are float32, AdamW stores two moments
-_FEW = 16  # more samples than these are extrapolated from one dry step, since bytes grow linearly
-_PLAIN = 2 * BATCH_DIVISOR  # samples of that step: the fewest with more than one group of texts of similar length,
-_CHECKPOINTED = 8 * BATCH_DIVISOR  # and with the most groups, of which one at a time is recomputed
-_MAX_PAIRS = 2**25  # of samples in dry runs of the contrastive loss: some chunks of it
-_ZERO3_LIVE = 1_000_000_000  # parameters that DeepSpeed's stage 3 keeps gathered from one use to the next
-_ZERO3_PREFETCH = 50_000_000  # parameters in the buffer that it gathers the next ones into
+_MAX_PROFILED = 16  # samples; larger steps are extrapolated from one profile, because bytes grow linearly
+_SAMPLES = 2 * BATCH_DIVISOR  # of that profile: the minimum with more than one group of texts of similar length,
+_CHECKPOINTED_SAMPLES = 8 * BATCH_DIVISOR  # and with the maximum of groups, which are recomputed one at a time
+_MAX_PAIRS = 2**25  # of samples in profiles of the contrastive loss: several chunks
+_ZERO3_LIVE = 1_000_000_000  # parameters that DeepSpeed's stage 3 does not release between two uses
+_ZERO3_PREFETCH = 50_000_000  # parameters in its prefetch buffer
 
 Parts = dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How the work is distributed.
+    """The distribution of a training.
 
     Args:
         parallel: see `clips.parallel.distributed_config.DistributedConfig`.
-        count: processes, one a GPU.
+        count: number of processes, one per GPU.
         checkpointing: activation checkpointing.
     """
 
@@ -66,11 +66,11 @@ class Layout:
 
 
 class MemoryModel:
-    """The model of one training stage and its dry steps, each of which runs once.
+    """Memory and FLOPs of one training stage; each profile runs once.
 
     Args:
         config: of the stage.
-        device: whose kernels are assumed.
+        device: determines the kernels.
         bf16: activations in bfloat16.
         caption_tokens: see `clips.planning.dry_run.fake_batch`.
     """
@@ -101,49 +101,49 @@ class MemoryModel:
         )
 
     def flops(self, count: int) -> float:
-        """Model FLOPs of a sample, including its part of the contrastive loss over the global batch."""
+        """Return model FLOPs per sample, including its part of the contrastive loss over the global batch."""
         local = self.config.global_batch_size // count
-        return self.step(_PLAIN, False).flops_per_sample + contrastive_flops(self.model, local, count) / local
+        return self.step(_SAMPLES, False).flops_per_sample + contrastive_flops(self.model, local, count) / local
 
     def computed_flops(self, layout: Layout, *, in_parts: bool) -> float:
-        """FLOPs that a GPU executes for a sample, recomputation included."""
-        plain = self.step(_PLAIN, False)
+        """Return FLOPs that a GPU executes per sample, including recomputation."""
+        plain = self.step(_SAMPLES, False)
         recomputed = self._large(layout.checkpointing).flops_per_sample - plain.flops_per_sample
         return self.flops(layout.count) + recomputed + (plain.forward_flops / plain.samples if in_parts else 0)
 
     def parts(self, layout: Layout, *, local: int, at_once: int) -> Parts:
-        """Bytes of each part at the step's fullest instant, or those of validation if that takes more.
+        """Return bytes by part at the peak of a step, or of validation if that is higher.
 
         Args:
-            layout: how the work is distributed.
-            local: a process's samples of a step.
-            at_once: samples whose activations it holds at a time; fewer than ``local`` take two forward passes.
+            layout: the distribution of the training.
+            local: samples per step of one process.
+            at_once: samples of a micro-batch; fewer than ``local`` take two forward passes.
         """
-        plain, sharded = self.step(_PLAIN, False), SHARDED[layout.parallel]
-        lasting = self._lasting(layout) | {"batch": local * plain.inputs / plain.samples}
-        gradient_share = layout.count if "gradients" in sharded else 1
+        plain, sharded = self.step(_SAMPLES, False), SHARDED[layout.parallel]
+        persistent = self._persistent_parts(layout) | {"batch": local * plain.inputs / plain.samples}
+        gradient_shards = layout.count if "gradients" in sharded else 1
         contrast = self._contrast(local, layout.count)
         if at_once >= local:
-            moment = _fullest(*self._timeline(local, layout.checkpointing), gradient_share, contrast)
+            peak = _peak(*self._timeline(local, layout.checkpointing), gradient_shards, contrast)
         else:
             features = 2 * local * self.model.model_cfg["embed_dim"] * (1 + len(self.model.recipe.encoded)) * _FLOAT32
-            lasting["batch"] += features  # and their gradients
-            # Of a part of a batch, the gradients exist already and the contrastive loss is over.
-            moment = _fullest(*self._timeline(at_once, layout.checkpointing), math.inf, 0.0)
-            if moment["copies"] + moment["activations"] < contrast:
-                moment |= {"copies": 0.0, "activations": 0.0, "contrast": contrast}
-        if at_once < local or layout.parallel == "zero3":  # whose gradients have memory of their own throughout
-            moment["gradients"] = self.trained * _FLOAT32 / gradient_share
+            persistent["batch"] += features  # and their gradients
+            # With micro-batches, gradients exist throughout and the contrastive loss is computed before.
+            peak = _peak(*self._timeline(at_once, layout.checkpointing), math.inf, 0.0)
+            if peak["copies"] + peak["activations"] < contrast:
+                peak |= {"copies": 0.0, "activations": 0.0, "contrast": contrast}
+        if at_once < local or layout.parallel == "zero3":  # ZeRO-3 allocates gradients once for all steps
+            peak["gradients"] = self.trained * _FLOAT32 / gradient_shards
         validation = sum(self.validation(layout).values())
-        if validation > sum(moment.values()):  # between two steps, whose tensors are gone
-            gradients = moment["gradients"] if layout.parallel == "zero3" else 0.0
-            return lasting | dict.fromkeys(moment, 0.0) | {"gradients": gradients, "validation": validation}
-        return lasting | moment | {"validation": 0.0}
+        if validation > sum(peak.values()):  # validation runs between steps, without their tensors
+            gradients = peak["gradients"] if layout.parallel == "zero3" else 0.0
+            return persistent | dict.fromkeys(peak, 0.0) | {"gradients": gradients, "validation": validation}
+        return persistent | peak | {"validation": 0.0}
 
     def validation(self, layout: Layout) -> Parts:
-        """Bytes of each part that validation adds between two steps; none without validation data.
+        """Return bytes by part that validation adds between two steps; none without validation data.
 
-        The "model" is a full one in addition to the training's, if that is sharded, or if an EMA is validated.
+        "model" is an unsharded copy, if the training's model is sharded or an EMA is validated.
         """
         if self.config.validation.source is None:
             return {}
@@ -151,11 +151,10 @@ class MemoryModel:
         return self._validation() | {"model": float(self.parameters * _FLOAT32 + self.buffers) if copies else 0.0}
 
     def activation_bytes(self, checkpointing: bool) -> float:
-        """Bytes that every further sample of a step takes."""
+        """Return bytes per additional sample of a step."""
         return float(self._large(checkpointing).growth.max())
 
-    def _lasting(self, layout: Layout) -> Parts:
-        """Bytes that are held throughout a step."""
+    def _persistent_parts(self, layout: Layout) -> Parts:
         unsharded = {
             "parameters": self.parameters * _FLOAT32,
             "optimizer": self.trained * _ADAM,
@@ -169,48 +168,47 @@ class MemoryModel:
         return parts | {"exchange": float(self._exchange_buffers(layout))}
 
     def _exchange_buffers(self, layout: Layout) -> int:
-        """Bytes of the buffers of gradients and of gathered layers."""
+        """Return bytes of the buffers for gradients and gathered layers."""
         if layout.parallel == "ddp":
             return self.trained * _FLOAT32 if layout.count > 1 else 0
         if layout.parallel == "fsdp":  # this layer, the next, and a gradient
-            layers = [sum(value.numel() for value in layer.parameters()) for layer in repeated_layers(self.model)] or [
-                0
-            ]
-            return (self.parameters - sum(layers) + 3 * max(layers)) * _FLOAT32 if layout.count > 1 else 0
+            layers = [sum(value.numel() for value in layer.parameters()) for layer in repeated_layers(self.model)]
+            gathered = self.parameters - sum(layers) + 3 * max(layers, default=0)
+            return gathered * _FLOAT32 if layout.count > 1 else 0
         if layout.parallel != "zero3":
             return ZERO_REDUCE_BUCKET_SIZE * _FLOAT32
         gathered = min(_ZERO3_LIVE, self.parameters) + min(_ZERO3_PREFETCH, self.parameters)
         return (ZERO_REDUCE_BUCKET_SIZE + gathered) * _FLOAT32
 
     def _contrast(self, local: int, count: int) -> float:
-        """Bytes of the contrastive loss; linear between and beyond powers of two, which saves dry runs."""
+        """Return bytes of the contrastive loss, interpolated between powers of two to save profiles."""
         limit = math.isqrt(_MAX_PAIRS // count)
-        less = min(1 << (local.bit_length() - 1), max(1, (1 << (limit.bit_length() - 1)) // 2))
-        if local == less:
+        lower = min(1 << (local.bit_length() - 1), max(1, (1 << (limit.bit_length() - 1)) // 2))
+        if local == lower:
             return self._contrastive_peak(local, count)
-        low, high = (self._contrastive_peak(size, count) for size in (less, 2 * less))
-        return low + (local / less - 1) * (high - low)
+        low, high = (self._contrastive_peak(size, count) for size in (lower, 2 * lower))
+        return low + (local / lower - 1) * (high - low)
 
     def _timeline(self, samples: int, checkpointing: bool) -> tuple[np.ndarray, int]:
-        """The timeline of a step of N samples, see `StepProfile`, and when its forward pass ends."""
-        step = self.step(samples, checkpointing) if samples <= _FEW else self._large(checkpointing)
+        """Return the timeline of a step, see `StepProfile`, and the end of its forward pass."""
+        step = self.step(samples, checkpointing) if samples <= _MAX_PROFILED else self._large(checkpointing)
         return step.scaled_timeline(samples), step.forward_end
 
     def _large(self, checkpointing: bool) -> StepProfile:
-        """The dry step from which those of many samples are extrapolated."""
-        return self.step(_CHECKPOINTED if checkpointing else _PLAIN, checkpointing)
+        """Return the profile from which larger steps are extrapolated."""
+        return self.step(_CHECKPOINTED_SAMPLES if checkpointing else _SAMPLES, checkpointing)
 
 
 def largest(fits: Callable[[int], bool], limit: int) -> int:
-    """The largest number up to ``limit`` that ``fits``, a multiple of 8 above 8; 0 where not even 1 does."""
-    tried = sorted({*range(1, min(8, limit) + 1), *range(8, limit + 1, 8), limit})
-    return [0, *tried][bisect.bisect_left(tried, True, key=lambda number: not fits(number))]
+    """Return the largest number up to ``limit`` that ``fits``, above 8 a multiple of 8; 0 if 1 does not fit."""
+    candidates = sorted({*range(1, min(8, limit) + 1), *range(8, limit + 1, 8), limit})
+    return [0, *candidates][bisect.bisect_left(candidates, True, key=lambda number: not fits(number))]
 
 
-def _fullest(timeline: np.ndarray, forward_end: int, gradient_share: float, contrast: float) -> Parts:
-    """The instant of the peak memory of a step, with the contrastive loss at the end of its forward pass."""
-    timeline = timeline / [gradient_share, 1, 1]
-    instant, at_end = timeline[int(timeline.sum(axis=1).argmax())], timeline[forward_end - 1]
-    if at_end.sum() + contrast <= instant.sum():
-        at_end, contrast = instant, 0.0
-    return dict(zip(("gradients", "copies", "activations", "contrast"), [*at_end, contrast], strict=True))
+def _peak(timeline: np.ndarray, forward_end: int, gradient_shards: float, contrast: float) -> Parts:
+    """Return bytes by part at the peak of a step, with the contrastive loss at the end of its forward pass."""
+    timeline = timeline / [gradient_shards, 1, 1]
+    peak, at_loss = timeline[int(timeline.sum(axis=1).argmax())], timeline[forward_end - 1]
+    if at_loss.sum() + contrast <= peak.sum():
+        at_loss, contrast = peak, 0.0
+    return dict(zip(("gradients", "copies", "activations", "contrast"), [*at_loss, contrast], strict=True))

@@ -14,11 +14,11 @@ from clips.errors import error_reason
 from clips.planning.hardware import find_gpu
 from clips.training.train_config import EncoderTrainConfig
 
-_COUNTED = 8  # batches
+_MAX_COUNTED = 8  # batches
 
 
 class MfuMeter:
-    """FLOPs of a run's samples, and its FLOP/s as a ratio of its devices' peak if known.
+    """Counts a run's FLOPs per sample, and computes its FLOP/s as a ratio of its devices' peak, if known.
 
     Args:
         config: of the run; its ``distributed.device_peak_tflops`` takes precedence over `clips.planning.hardware`.
@@ -44,18 +44,18 @@ class MfuMeter:
         self._failed = False
 
     def read(self, batch: Mapping[str, Tensor], samples_per_second: float) -> dict[str, float]:
-        """The log's "flops_per_sample"; with a peak "mfu" and, of one process, "tflops". The first calls take seconds.
+        """Return "flops_per_sample" and, with a known peak, "mfu" and "tflops" of one process.
 
-        FLOPs depend on the lengths of a batch's captions: the mean over the batches of the first eight calls.
+        FLOPs depend on the lengths of captions: they are a mean over the first eight calls, which take seconds.
 
         Args:
             batch: one of this process.
             samples_per_second: of all processes.
         """
-        if len(self.counted) < _COUNTED and not self._failed:
+        if len(self.counted) < _MAX_COUNTED and not self._failed:
             try:
                 self.counted.append(flops_per_sample(self.config, batch, self.processes))
-            except Exception as error:  # of another torch's internals; no training should end for this
+            except Exception as error:  # torch's internals may differ; the training should not end
                 log_info(f"FLOPs: cannot be counted ({error_reason(error)})")
                 self._failed = True
         if self._failed:
@@ -69,11 +69,11 @@ class MfuMeter:
 
 
 def flops_per_sample(config: EncoderTrainConfig, batch: Mapping[str, Tensor], processes: int) -> float:
-    """FLOPs of a sample's forward and backward pass, including its part of the global contrastive loss.
+    """Count FLOPs of a sample's forward and backward pass, including its part of the global contrastive loss.
 
     Recomputation to save memory is not counted; products with padding count if the model computes them.
     """
-    # Imported within `read`'s try: it uses torch's internals, and without them the training continues.
+    # Imported here, because an error about torch's internals must not end the training.
     from clips.planning.dry_run import contrastive_flops, fake_model, profile_step
 
     model = fake_model(config.model, config.recipe)
@@ -84,7 +84,7 @@ def flops_per_sample(config: EncoderTrainConfig, batch: Mapping[str, Tensor], pr
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """FLOP/s that ``device`` can reach in ``precision``; None for a device that is not in the table of GPUs."""
+    """Return the peak FLOP/s of ``device`` in ``precision``; None for a device that is not in the table of GPUs."""
     if device.type != "cuda":
         return None
     gpu = find_gpu(torch.cuda.get_device_name(device))

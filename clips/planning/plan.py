@@ -1,6 +1,6 @@
 """Memory, time, GPUs and storage of a training.
 
-Nothing is trained and no data is read; the model is built without content (see `clips.planning.dry_run`).
+No training runs and no data is read; the model has fake tensors (see `clips.planning.dry_run`).
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ _GB = 1e9
 
 
 def plan_stages(config: TrainPlanConfig, training: EncoderTrainConfig) -> list[StagePlan]:
-    """The stages of ``training``, each with its dry steps."""
+    """Return the stages of ``training``."""
     return [StagePlan(config, stage) for stage in stage_configs(training)]
 
 
 def training_cost(config: TrainPlanConfig, training: EncoderTrainConfig, *, timed: bool = True) -> Cost:
-    """The cost of a training as it is configured.
+    """Return the cost of a training as configured.
 
     Args:
         config: of the plan.
         training: the training.
-        timed: whether a GPU was chosen; otherwise only storage is known.
+        timed: whether the type of GPU is known; otherwise only storage is estimated.
     """
     stages = plan_stages(config, training)
     storage = [stage.storage() for stage in stages]
     disk = storage[-1]["encoder"]
     cost = Cost(
-        basis="disk worked out; no GPU is named, and no like step has run",
+        basis="disk computed; no GPU is named, and no similar step has run",
         disk=disk,
         most=disk + max(each["checkpoints"] for each in storage),
     )
@@ -51,27 +51,27 @@ def training_cost(config: TrainPlanConfig, training: EncoderTrainConfig, *, time
         return cost
     speeds = [speed for stage in stages if (speed := stage.speed(stage.layout(config.num_gpus)))]
     if len(speeds) < len(stages):
-        return dataclasses.replace(cost, basis=f"worked out: not one sample fits on {config.gpu}")
-    parts = [speed.at_once for speed in speeds]
-    in_parts = any(part < stage.local(config.num_gpus) for part, stage in zip(parts, stages, strict=True))
-    hint = f", with micro_batch_size {', '.join(map(str, parts))} in its stages" if in_parts else ""
-    memory = [
-        sum(stage.memory(layout, local=stage.local(config.num_gpus), at_once=part).values())
-        for stage, part in zip(stages, parts, strict=True)
-        for layout in [stage.layout(config.num_gpus)]
-    ]
+        return dataclasses.replace(cost, basis=f"computed: not one sample fits on {config.gpu}")
+    count = config.num_gpus
+    needs_micro_batches, memory = False, 0.0
+    for stage, speed in zip(stages, speeds, strict=True):
+        local = stage.local(count)
+        needs_micro_batches |= speed.at_once < local
+        memory = max(memory, sum(stage.memory(stage.layout(count), local=local, at_once=speed.at_once).values()))
+    sizes = ", ".join(str(speed.at_once) for speed in speeds)
+    hint = f", with micro_batch_size {sizes} in its stages" if needs_micro_batches else ""
     seconds = sum(speed.hours for speed in speeds) * 3600
     return dataclasses.replace(
         cost,
-        basis=f"worked out for {config.num_gpus} × {config.gpu} at {config.mfu:.0%} of its peak{hint}, see clips plan",
+        basis=f"computed for {count} × {config.gpu} at {config.mfu:.0%} of its peak{hint}, see clips plan",
         seconds=seconds,
-        gpu_hours=seconds / 3600 * config.num_gpus,
-        memory=float(max(memory)),
+        gpu_hours=seconds / 3600 * count,
+        memory=memory,
     )
 
 
 def resolve_mfu(config: TrainPlanConfig) -> float:
-    """The utilization to assume: the measured one if there is a measurement."""
+    """Return the measured utilization if there is one, else the assumed one."""
     if config.metrics_file is None:
         return config.mfu
     path = Path(config.metrics_file)
@@ -90,7 +90,7 @@ class Speed:
     """The speed of a stage.
 
     Args:
-        at_once: samples whose activations a GPU holds at the same time.
+        at_once: samples of a GPU's micro-batch.
         computing: seconds of a step's computation.
         samples_per_second: of all GPUs.
         slowest: samples per second if no communication overlaps with computation.
@@ -105,11 +105,11 @@ class Speed:
 
 
 class StagePlan:
-    """One stage: its memory model, and derived estimates.
+    """Estimates for one stage.
 
     Args:
         config: of the plan.
-        stage: of the stage's training.
+        stage: the config of the stage.
     """
 
     def __init__(self, config: TrainPlanConfig, stage: EncoderTrainConfig) -> None:
@@ -120,22 +120,22 @@ class StagePlan:
         self.at_once = functools.cache(self._at_once)
 
     def layout(self, count: int) -> Layout:
-        """The stage's own strategy on ``count`` GPUs."""
+        """Return the stage's configured distribution on ``count`` GPUs."""
         distributed = self.stage.distributed
         return Layout(parallel=distributed.strategy, count=count, checkpointing=distributed.activation_checkpointing)
 
     def memory(self, layout: Layout, *, local: int, at_once: int) -> Parts:
-        """Bytes of each part, see `MemoryModel.parts`, with an allowance for uncounted memory."""
+        """Return bytes by part, see `MemoryModel.parts`, with an allowance for uncounted memory."""
         parts = self.model.parts(layout, local=local, at_once=at_once)
         allowance = self.config.reserve_gb * _GB + self.config.fragmentation * sum(parts.values())
         return parts | {"allowance": allowance}
 
     def fits(self, layout: Layout, *, local: int, at_once: int) -> bool:
-        """Whether that is within the GPU's memory."""
+        """Whether the total is within the GPU's memory."""
         return sum(self.memory(layout, local=local, at_once=at_once).values()) <= self.gpu.memory
 
     def _at_once(self, layout: Layout) -> int:
-        """Samples whose activations a GPU holds at a time: the stage's setting, else as many as fit; 0 if none does."""
+        """Return samples of a micro-batch: the stage's setting, else the maximum that fits; 0 if none does."""
         local = self.local(layout.count)
         limit = min(self.stage.micro_batch_size or local, local)
         if self.fits(layout, local=local, at_once=limit):
@@ -145,12 +145,12 @@ class StagePlan:
         return largest(lambda size: self.fits(layout, local=local, at_once=size), local - 1)
 
     def largest_batch(self, layout: Layout) -> int:
-        """The maximum number of samples per step whose activations fit into a GPU together."""
+        """Return the maximum number of samples per step of a GPU without micro-batches."""
         limit = self.gpu.memory / self.model.activation_bytes(layout.checkpointing)
         return largest(lambda size: self.fits(layout, local=size, at_once=size), int(limit))
 
     def local(self, count: int) -> int:
-        """Samples of a GPU's step."""
+        """Return the samples per step of one GPU."""
         if self.stage.global_batch_size % count:
             raise UserError(
                 f"num_gpus: expected a divisor of global_batch_size {self.stage.global_batch_size}, got {count}"
@@ -158,14 +158,14 @@ class StagePlan:
         return self.stage.global_batch_size // count
 
     def speed(self, layout: Layout) -> Speed | None:
-        """Step time and derived estimates; None if not even one sample fits."""
+        """Return step time and derived estimates; None if not even one sample fits."""
         local, at_once = self.local(layout.count), self.at_once(layout)
         if not at_once:
             return None
         flops = self.model.computed_flops(layout, in_parts=at_once < local)
         computing = local * flops / (self.gpu.peak(self.precision) * self.mfu)
         gradients, features = (sent / ring_bandwidth(self.gpu, layout.count) for sent in self._sent(layout, local))
-        step = max(computing, gradients) + features  # gradients travel while others are computed, features cannot
+        step = max(computing, gradients) + features  # sending gradients overlaps with computation, features do not
         return Speed(
             at_once=at_once,
             computing=computing,
@@ -175,9 +175,9 @@ class StagePlan:
         )
 
     def _sent(self, layout: Layout, local: int) -> tuple[float, float]:
-        """Bytes that a GPU sends in a step by ring algorithms: for gradients and parameters, and for features.
+        """Return bytes that a GPU sends per step by ring algorithms: for gradients and parameters, and for features.
 
-        All-reduce 2 × and all-gather or reduce-scatter 1 × (count - 1) / count of the total.
+        An all-reduce sends 2 × (count - 1) / count of the total, an all-gather or reduce-scatter half of that.
         """
         rounds = 3 if "parameters" in SHARDED[layout.parallel] else 2  # gather twice and scatter, or reduce
         ring = (layout.count - 1) / layout.count
@@ -186,7 +186,7 @@ class StagePlan:
         return rounds * ring * self.model.trained * 4, 3 * ring * features
 
     def storage(self) -> dict[str, float]:
-        """Bytes on disk: the encoder directory, and the peak of the checkpoints, one being written."""
+        """Return bytes on disk: the encoder directory, and the peak of the checkpoints while one is written."""
         weights = self.model.parameters * 4 + self.model.buffers
         average = weights if self.stage.ema_decay is not None else 0
         checkpoint = weights + self.model.trained * 8 + average
@@ -194,8 +194,8 @@ class StagePlan:
 
 
 def ring_bandwidth(gpu: Gpu, count: int) -> float:
-    """Bytes a second that each GPU of a ring over ``count`` GPUs sends, nodes with all their network cards."""
-    return gpu.link if count <= gpu.per_machine else min(gpu.link, gpu.network * gpu.per_machine)
+    """Return bytes per second that each GPU of a ring sends; a node uses all its network cards."""
+    return gpu.link if count <= gpu.per_node else min(gpu.link, gpu.network * gpu.per_node)
 
 
 def _steps(stage: EncoderTrainConfig) -> int:
@@ -204,15 +204,13 @@ def _steps(stage: EncoderTrainConfig) -> int:
     samples = float(stage.max_samples or 0)
     if stage.num_epochs is not None:
         if any(is_remote(source.path) for source in stage.data.sources):
-            raise UserError(
-                "num_epochs: expected max_samples or max_steps for a plan, since remote data is not counted"
-            )
+            raise UserError("num_epochs: expected max_samples or max_steps for a plan, because the data is remote")
         samples = stage.num_epochs * sum(len(open_source(source)) for source in stage.data.sources)
     return math.ceil(samples / stage.global_batch_size)
 
 
 def data_bytes(config: TrainPlanConfig, training: EncoderTrainConfig) -> float | None:
-    """Bytes of the training data, as stated or where all of it is local."""
+    """Return bytes of the training data, as configured or if all of it is local."""
     if config.num_images is not None and config.bytes_per_image is not None:
         return config.num_images * config.bytes_per_image
     paths = [Path(source.path) for source in training.data.sources]

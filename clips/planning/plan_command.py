@@ -1,4 +1,4 @@
-"""``clips plan``: the training's config is read before torch is imported."""
+"""``clips plan``, which reads the training's config before it imports torch."""
 
 from __future__ import annotations
 

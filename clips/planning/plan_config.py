@@ -13,20 +13,20 @@ from clips.planning.hardware import GPUS
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainPlanConfig:
-    """Print what a training will need, stage by stage: memory of a GPU by part, time, GPU hours, storage.
+    """Print estimates for each stage of a training: memory of a GPU by part, time, GPU hours, storage.
 
     Args:
         train_config: a YAML file of `clips train`.
         gpu: the type of GPU, such as a100-80, h100, h200, b200, l40s, 4090.
         num_gpus: number of GPUs.
         mfu: model FLOPs utilization, the assumed ratio of model FLOP/s to the GPU's peak.
-        metrics_file: a metrics.jsonl whose median "mfu" is taken instead.
-        mean_loss_tokens: tokens of a synthetic caption that enter the caption loss on average; null takes the
-            captioner's maximum.
-        reserve_gb: GB of a GPU for what no tensor holds: context, libraries, buffers of NCCL.
+        metrics_file: a metrics.jsonl whose median "mfu" replaces ``mfu``.
+        mean_loss_tokens: mean number of tokens of a synthetic caption in the caption loss; null is the captioner's
+            maximum.
+        reserve_gb: GB of a GPU that are not tensors: context, libraries, NCCL's buffers.
         fragmentation: bytes lost to gaps between tensors, as a ratio of the tensors.
-        num_images: number of different images of the training data, where the data is remote.
-        bytes_per_image: of one image with its captions, as stored.
+        num_images: number of images of remote training data.
+        bytes_per_image: stored bytes of an image with its captions.
     """
 
     train_config: str

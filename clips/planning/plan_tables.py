@@ -20,10 +20,10 @@ _PARTS = {
     "parameters": "parameters",
     "gradients": "gradients",
     "optimizer": "optimizer state",
-    "average": "average of weights",
-    "exchange": "buffers of exchange",
+    "average": "EMA of weights",
+    "exchange": "communication buffers",
     "copies": "bf16 copies of weights",
-    "activations": "activations, work space",
+    "activations": "activations, temporary",
     "contrast": "contrastive loss",
     "batch": "batch and features",
     "validation": "validation",
@@ -37,12 +37,12 @@ def print_plan(config: TrainPlanConfig, training: EncoderTrainConfig) -> None:
     console, stages = Console(), plan_stages(config, training)
     for number, stage in enumerate(stages, 1):
         log_info(f"{config.train_config}: stage {number} of {len(stages)} in a dry run …")
-        facts, memory = _facts(stage), _memory(stage)
+        tables = _facts(stage), _memory(stage)
         size = stage.model.model.image_size
         title = f"Stage {number} of {len(stages)}: {size} pixels, {config.num_gpus} × {config.gpu}"
         console.print(f"\n[bold]{title}[/bold]")
-        console.print(facts)
-        console.print(memory)
+        for table in tables:
+            console.print(table)
     data = data_bytes(config, training)
     console.print(
         "training data: not local; --num_images and --bytes_per_image state its size"
@@ -52,28 +52,25 @@ def print_plan(config: TrainPlanConfig, training: EncoderTrainConfig) -> None:
     clusters = {count: speeds(stages, count) for count in sorted({*_COUNTS, config.num_gpus})}
     console.print(_times(config, stages, clusters))
     console.print(_concurrent_bytes(stages, clusters))
-    if any(_needs_parts(stages, count) for count in [config.num_gpus, *_timed(clusters)]):
+    feasible = [count for count, found in clusters.items() if not isinstance(found, str)]
+    if any(_needs_micro_batches(stages, count) for count in [config.num_gpus, *feasible]):
         console.print(
-            "Where fewer samples fit at once than a GPU's step has, give the stage micro_batch_size: so many."
+            "Where fewer samples fit at once than a GPU's step has, set the stage's micro_batch_size to them."
         )
     for line in _basis(config, stages[0].mfu):
         console.print(line, style="dim")
 
 
 def speeds(stages: list[StagePlan], count: int) -> list[Speed] | str:
-    """The speed of each stage on ``count`` GPUs, or why there is none."""
+    """Return the speed of each stage on ``count`` GPUs, or why there is none."""
     if any(stage.stage.global_batch_size % count for stage in stages):
         return "the batch cannot be divided by it"
     found = [speed for stage in stages if (speed := stage.speed(stage.layout(count)))]
     return found if len(found) == len(stages) else "not enough memory"
 
 
-def _timed(clusters: dict[int, list[Speed] | str]) -> dict[int, list[Speed]]:
-    return {count: found for count, found in clusters.items() if not isinstance(found, str)}
-
-
-def _needs_parts(stages: list[StagePlan], count: int) -> bool:
-    """Whether a stage fits only in parts that its config does not set yet."""
+def _needs_micro_batches(stages: list[StagePlan], count: int) -> bool:
+    """Whether a stage fits only with micro-batches, which its config does not set yet."""
     return any(
         0 < stage.at_once(stage.layout(count)) < stage.local(count)
         and stage.stage.micro_batch_size is None
@@ -89,7 +86,7 @@ def _facts(plan: StagePlan) -> Table:
     sizes = {name: sum(value.numel() for value in part.parameters()) for name, part in model.model.named_children()}
     sizes = {name: size for name, size in sizes.items() if size} | {"all": model.parameters, "trained": model.trained}
     table.add_row("parameters", ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in sizes.items()) + " (millions)")
-    table.add_row("FLOPs of a sample", f"{model.flops(count) / 1e9:,.1f} G, forward and backward")
+    table.add_row("FLOPs per sample", f"{model.flops(count) / 1e9:,.1f} G, forward and backward")
     batch = stage.global_batch_size
     length = f"{plan.steps * batch:,} samples, {plan.steps:,} steps of {batch:,}, {plan.precision}"
     table.add_row("length", length)
@@ -112,7 +109,7 @@ def _memory(plan: StagePlan) -> Table:
     """Bytes by part under each strategy."""
     own, local = plan.layout(plan.config.num_gpus), plan.local(plan.config.num_gpus)
     at_once, limit = plan.at_once(own) or 1, plan.gpu.memory
-    recomputed = ", layers computed again" if own.checkpointing else ""
+    recomputed = ", activation checkpointing" if own.checkpointing else ""
     table = Table(title=f"GB of a GPU with {at_once} samples at once{recomputed}", title_justify="left")
     table.add_column("part")
     layouts = [dataclasses.replace(own, parallel=parallel) for parallel in PARALLELS]
@@ -126,17 +123,22 @@ def _memory(plan: StagePlan) -> Table:
     table.add_section()
     totals = (sum(column.values()) for column in columns)
     table.add_row(
-        f"in all, of {_gb(limit)}", *(f"[red]{_gb(size)}[/red]" if size > limit else _gb(size) for size in totals)
+        f"total, of {_gb(limit)}", *(f"[red]{_gb(size)}[/red]" if size > limit else _gb(size) for size in totals)
     )
-    for name, checkpointing in (("largest batch of a GPU", False), ("… layers computed again", True)):
+    for name, checkpointing in (("largest batch of a GPU", False), ("… activation checkpointing", True)):
         found = (plan.largest_batch(dataclasses.replace(layout, checkpointing=checkpointing)) for layout in layouts)
         table.add_row(name, *(f"{size:,}" for size in found))
     return table
 
 
 def _times(config: TrainPlanConfig, stages: list[StagePlan], clusters: dict[int, list[Speed] | str]) -> Table:
-    table = Table(title=f"The whole training on {config.gpu}s, as configured", title_justify="left")
-    _add_columns(table, ["GPUs", "days", "GPU hours", *_headers(stages, "samples/s")])
+    table = _numeric_table(
+        f"The whole training on {config.gpu}s, as configured",
+        "GPUs",
+        "days",
+        "GPU hours",
+        *_headers(stages, "samples/s"),
+    )
     for count, found in clusters.items():
         if isinstance(found, str):
             table.add_row(str(count), "—", "—", *["—"] * len(stages))
@@ -148,8 +150,7 @@ def _times(config: TrainPlanConfig, stages: list[StagePlan], clusters: dict[int,
 
 
 def _concurrent_bytes(stages: list[StagePlan], clusters: dict[int, list[Speed] | str]) -> Table:
-    table = Table(title="Samples that a GPU holds at once, of those of its step", title_justify="left")
-    _add_columns(table, ["GPUs", *_headers(stages, "samples")])
+    table = _numeric_table("Samples of a GPU at once, of those of its step", "GPUs", *_headers(stages, "samples"))
     for count, found in clusters.items():
         cells = (
             [found]
@@ -160,9 +161,11 @@ def _concurrent_bytes(stages: list[StagePlan], clusters: dict[int, list[Speed] |
     return table
 
 
-def _add_columns(table: Table, names: list[str]) -> None:
-    for name in names:
+def _numeric_table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in columns:
         table.add_column(name, justify="right")
+    return table
 
 
 def _headers(stages: list[StagePlan], name: str) -> list[str]:
@@ -174,21 +177,19 @@ def _gb(size: float) -> str:
 
 
 def _basis(config: TrainPlanConfig, mfu: float) -> Iterator[str]:
-    """The assumptions behind the numbers, for readers."""
+    """Yield the assumptions behind the numbers."""
     yield (
-        "Counted on the model itself: parameters, FLOPs, and the tensors of a step, texts without padding. "
-        "Checked against measurements on CPU, with one and two processes: tensors within 10 %; a CPU process held up "
-        "to 23 % more than planned (docs/performance.md)."
+        "Counted on the model: parameters, FLOPs, and the tensors of a step, texts without padding. Compared with "
+        "measurements on CPU, with one and two processes: tensors within 10 %; a CPU process used up to 23 % more than "
+        "planned (docs/performance.md)."
     )
-    source = (
-        f"the median of {config.metrics_file}" if config.metrics_file else "assumed; --metrics_file takes that of a run"
-    )
+    source = f"the median of {config.metrics_file}" if config.metrics_file else "assumed; --metrics_file uses a run's"
     yield f"MFU {mfu:.0%}: {source}."
     yield (
-        f"Allowed for, not measured: {config.reserve_gb:g} GB for context and libraries, {config.fragmentation:.0%} "
-        "for gaps. Not included: torch.compile, waiting for data, failures, the time of validation."
+        f"Assumed, not measured: {config.reserve_gb:g} GB for context and libraries, {config.fragmentation:.0%} for "
+        "fragmentation. Not included: torch.compile, waiting for data, failures, the time of validation."
     )
     yield (
-        "Estimated, not measured: the time of more than one GPU: ring algorithms at the data sheet's bandwidth, "
-        "gradients sent while others are computed. Everything up to 512 GPUs is extrapolated."
+        "Estimated, not measured: the time of more than one GPU, with ring algorithms at the data sheet's bandwidth "
+        "and gradients that are sent during the backward pass."
     )

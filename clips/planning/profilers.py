@@ -1,4 +1,4 @@
-"""Counters of floating point operations and of bytes of tensors, fake or real."""
+"""Counters of FLOPs and of the bytes of fake or real tensors."""
 
 from __future__ import annotations
 
@@ -19,64 +19,62 @@ _FLASH_BACKWARD = 2.5  # torch counts the recomputed scores of flash attention's
 class FlopCounter(TorchDispatchMode):
     """Counts model FLOPs, as MFU defines them: without the attention scores that a fused backward kernel recomputes.
 
-    torch's own counter, whose formulas are used, distinguishes modules by hooks that keep recomputed layers alive, and
-    costs a third of a dry run's time.
-
-    Source: appendix B of PaLM (arXiv 2204.02311).
+    It uses the formulas of torch's own counter, whose hooks keep recomputed layers alive and take a third of a dry
+    run's time. Source: appendix B of PaLM (arXiv 2204.02311).
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.total = 0.0
 
-    def __torch_dispatch__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        kind = func.overloadpacket
-        if (formula := _FORMULAS.get(kind)) is not None:
+        operator = func.overloadpacket
+        if (formula := _FORMULAS.get(operator)) is not None:
             flops = formula(*args, **(kwargs or {}), out_val=result)
-            self.total += flops * 2 / _FLASH_BACKWARD if kind in _RECOMPUTES_SCORES else flops
+            self.total += flops * 2 / _FLASH_BACKWARD if operator in _ATTENTION_BACKWARD else flops
         return result
 
 
-def _added_product(into: Any, left: Any, right: Any, **named: Any) -> int:
-    """FLOPs of a product that is added in place, from shapes; torch counts only out-of-place ones."""
+def _addmm_inplace_flops(total: Any, left: Any, right: Any, **options: Any) -> int:
+    """Return FLOPs from shapes; torch counts only the out-of-place operator."""
     return 2 * left[0] * left[1] * right[1]
 
 
-def _convolution_backward(gradient: Any, x: Any, weight: Any, *settings: Any, **named: Any) -> int:
-    """FLOPs of a convolution's gradients, from shapes; torch's formula ignores groups."""
-    wanted = sum(settings[-1][:2])  # by the input, by the weight
-    return wanted * 2 * math.prod(weight) * gradient[0] * math.prod(gradient[2:])
+def _convolution_backward_flops(gradient: Any, x: Any, weight: Any, *settings: Any, **options: Any) -> int:
+    """Return FLOPs from shapes; torch's formula ignores groups."""
+    num_gradients = sum(settings[-1][:2])  # of the input, of the weight
+    return num_gradients * 2 * math.prod(weight) * gradient[0] * math.prod(gradient[2:])
 
 
 _FORMULAS: dict[Any, Any] = {
     **flop_registry,
-    torch.ops.aten.addmm_: shape_wrapper(_added_product),
-    torch.ops.aten.convolution_backward: shape_wrapper(_convolution_backward),
+    torch.ops.aten.addmm_: shape_wrapper(_addmm_inplace_flops),
+    torch.ops.aten.convolution_backward: shape_wrapper(_convolution_backward_flops),
 }
-_RECOMPUTES_SCORES = {kind for kind in _FORMULAS if "attention" in str(kind) and "backward" in str(kind)}
+_ATTENTION_BACKWARD = {name for name in _FORMULAS if "attention" in str(name) and "backward" in str(name)}
 
 
 class MemoryTrace(TorchDispatchMode):
-    """The bytes of all live tensors allocated within it, after every allocating operation.
+    """Records the bytes of the live tensors allocated within it, after every allocation.
 
     Args:
         model: its parameters and buffers are not counted; their gradients and low-precision copies count separately.
-        divisor: of the batch size and of none of the model's sizes: bytes that it divides grow with the batch.
+        divisor: divides the batch size and none of the model's sizes: bytes that it divides grow with the batch.
     """
 
     def __init__(self, model: nn.Module, divisor: int = 1) -> None:
         super().__init__()
         self.model, self.divisor = model, divisor
         self.timeline: list[tuple[int, int, int]] = []
-        self.growing: list[int] = []
-        self._bytes = {"gradients": 0, "copies": 0, "rest": 0, "growing": 0}
+        self.growth: list[int] = []
+        self._bytes = {"gradients": 0, "copies": 0, "other": 0, "growth": 0}
         self._kinds: Any = WeakIdKeyDictionary()  # storage → [kind], or None for those that existed before
         self._hooks: list[Any] = []
 
     @property
     def peak(self) -> int:
-        """Bytes at the fullest instant."""
+        """Maximum of the total bytes."""
         return max(map(sum, self.timeline))
 
     def __enter__(self) -> MemoryTrace:
@@ -85,50 +83,50 @@ class MemoryTrace(TorchDispatchMode):
             self._kinds[value.untyped_storage()] = None
             if value.requires_grad:
                 self._parameters[value.untyped_storage()] = True
-                self._hooks.append(value.register_post_accumulate_grad_hook(self._has_gradient))
-        self._note()
+                self._hooks.append(value.register_post_accumulate_grad_hook(self._mark_gradient))
+        self._record()
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        self._note()
+        self._record()
         for hook in self._hooks:
             hook.remove()
         super().__exit__(*error)
 
-    def __torch_dispatch__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         copies = func is torch.ops.aten._to_copy.default and args[0].untyped_storage() in self._parameters
         for value in tree_leaves(result):
             if isinstance(value, Tensor):
-                self._count(value.untyped_storage(), "copies" if copies else "rest")
+                self._count(value.untyped_storage(), "copies" if copies else "other")
         return result
 
     def _count(self, storage: Any, kind: str) -> None:
         if storage in self._kinds:
             return
-        held, size = [kind], storage.nbytes()
-        self._kinds[storage] = held
+        kind_of_storage, size = [kind], storage.nbytes()
+        self._kinds[storage] = kind_of_storage
         self._add(kind, size)
-        weakref.finalize(storage, self._gone, held, size)
-        self._note()
+        weakref.finalize(storage, self._free, kind_of_storage, size)
+        self._record()
 
     def _add(self, kind: str, size: int) -> None:
         self._bytes[kind] += size
-        if kind == "rest" and size % self.divisor == 0:
-            self._bytes["growing"] += size
+        if kind == "other" and size % self.divisor == 0:
+            self._bytes["growth"] += size
 
-    def _gone(self, held: list[str], size: int) -> None:
-        self._add(held[0], -size)
+    def _free(self, kind: list[str], size: int) -> None:
+        self._add(kind[0], -size)
 
-    def _has_gradient(self, parameter: Tensor) -> None:
+    def _mark_gradient(self, parameter: Tensor) -> None:
         assert parameter.grad is not None
         storage = parameter.grad.untyped_storage()
-        held = self._kinds.get(storage)
-        if held is not None and held[0] != "gradients":
-            self._add(held[0], -storage.nbytes())
+        kind = self._kinds.get(storage)
+        if kind is not None and kind[0] != "gradients":
+            self._add(kind[0], -storage.nbytes())
             self._add("gradients", storage.nbytes())
-            held[0] = "gradients"
+            kind[0] = "gradients"
 
-    def _note(self) -> None:
-        self.timeline.append((self._bytes["gradients"], self._bytes["copies"], self._bytes["rest"]))
-        self.growing.append(self._bytes["growing"])
+    def _record(self) -> None:
+        self.timeline.append((self._bytes["gradients"], self._bytes["copies"], self._bytes["other"]))
+        self.growth.append(self._bytes["growth"])

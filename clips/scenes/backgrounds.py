@@ -1,6 +1,7 @@
 """Backgrounds of scenes: plain colors, patterns, textures and simple landscapes, each with a name.
 
-A background is a function of (image size, dice) that paints an (S, S, 3) array of bytes with integer arithmetic only.
+A background is a function of (image size, random generator) that paints an (S, S, 3) array of bytes with integer
+arithmetic only.
 """
 
 from __future__ import annotations
@@ -75,17 +76,17 @@ def _two_tone(mask: Pixels, size: int, first: Rgb, second: Rgb) -> Pixels:
 
 
 def _plain(color: Rgb) -> Painter:
-    def paint(size: int, dice: DeterministicRng) -> Pixels:
-        return np.broadcast_to(_rgb(color) + dice.between(-8, 8), (size, size, 3)).copy()
+    def paint(size: int, rng: DeterministicRng) -> Pixels:
+        return np.broadcast_to(_rgb(color) + rng.between(-8, 8), (size, size, 3)).copy()
 
     return paint
 
 
 def _gradient(first: Rgb, second: Rgb) -> Painter:
-    def paint(size: int, dice: DeterministicRng) -> Pixels:
+    def paint(size: int, rng: DeterministicRng) -> Pixels:
         rows, columns = _grid(size)
-        ramp = [rows + 0 * columns, columns + 0 * rows, (rows + columns) // 2][dice.below(3)]
-        if dice.chance(500):
+        ramp = [rows + 0 * columns, columns + 0 * rows, (rows + columns) // 2][rng.below(3)]
+        if rng.chance(500):
             ramp = 1023 - ramp
         return _rgb(first) + (_rgb(second) - _rgb(first)) * ramp[..., None] // 1023
 
@@ -93,27 +94,27 @@ def _gradient(first: Rgb, second: Rgb) -> Painter:
 
 
 def _stripes(first: Rgb, second: Rgb) -> Painter:
-    def paint(size: int, dice: DeterministicRng) -> Pixels:
+    def paint(size: int, rng: DeterministicRng) -> Pixels:
         rows, columns = _grid(size)
-        across = [rows + 0 * columns, columns + 0 * rows, (rows + columns) * 3 // 4][dice.below(3)]
-        return _two_tone((across + dice.below(256)) // 128 % 2 == 0, size, first, second)
+        across = [rows + 0 * columns, columns + 0 * rows, (rows + columns) * 3 // 4][rng.below(3)]
+        return _two_tone((across + rng.below(256)) // 128 % 2 == 0, size, first, second)
 
     return paint
 
 
 def _checks(first: Rgb, second: Rgb) -> Painter:
-    def paint(size: int, dice: DeterministicRng) -> Pixels:
+    def paint(size: int, rng: DeterministicRng) -> Pixels:
         rows, columns = _grid(size)
-        side = dice.choice((128, 171, 256))
+        side = rng.choice((128, 171, 256))
         return _two_tone((rows // side + columns // side) % 2 == 0, size, first, second)
 
     return paint
 
 
 def _dots(first: Rgb, second: Rgb) -> Painter:
-    def paint(size: int, dice: DeterministicRng) -> Pixels:
+    def paint(size: int, rng: DeterministicRng) -> Pixels:
         rows, columns = _grid(size)
-        step, shift = dice.choice((171, 205, 256)), dice.below(128)
+        step, shift = rng.choice((171, 205, 256)), rng.below(128)
         y, x = (rows + shift) % step - step // 2, (columns + shift) % step - step // 2
         return _two_tone(y * y + x * x < (step * step) // 14, size, first, second)
 
@@ -121,15 +122,15 @@ def _dots(first: Rgb, second: Rgb) -> Painter:
 
 
 def _texture(color: Rgb, depth: int) -> Painter:
-    def paint(size: int, dice: DeterministicRng) -> Pixels:
-        return _rgb(color) + _grain(size, dice, depth)
+    def paint(size: int, rng: DeterministicRng) -> Pixels:
+        return _rgb(color) + _grain(size, rng, depth)
 
     return paint
 
 
-def _grain(size: int, dice: DeterministicRng, depth: int) -> Pixels:
+def _grain(size: int, rng: DeterministicRng, depth: int) -> Pixels:
     """Return gray noise of ± depth, in grains of 1/64 of the image size, (S, S, 1)."""
-    grains = np.frombuffer(random_bytes(64 * 64, dice.below(1 << 30)), dtype=np.uint8).astype(np.int32).reshape(64, 64)
+    grains = np.frombuffer(random_bytes(64 * 64, rng.below(1 << 30)), dtype=np.uint8).astype(np.int32).reshape(64, 64)
     at = np.arange(size) * 64 // size
     return ((grains[at[:, None], at[None, :]] - 128) * depth // 128)[..., None]
 
@@ -137,36 +138,36 @@ def _grain(size: int, dice: DeterministicRng, depth: int) -> Pixels:
 def _land(sky: Rgb, ground: Rgb, *, sky_end: Rgb | None = None, grain: int = 10, stars: bool = False) -> Painter:
     """Paint sky above ground: a horizon at a random height, a gradient in the sky, grain on the ground."""
 
-    def paint(size: int, dice: DeterministicRng) -> Pixels:
+    def paint(size: int, rng: DeterministicRng) -> Pixels:
         rows, columns = _grid(size)
-        horizon = dice.between(460, 660)
+        horizon = rng.between(460, 660)
         light = _rgb(sky) + (_rgb(sky_end or sky) - _rgb(sky)) * rows[..., None] // horizon
         light = np.broadcast_to(light, (size, size, 3))
         if stars:
-            speckle = _grain(size, dice, 128) > 124
+            speckle = _grain(size, rng, 128) > 124
             light = np.where(speckle, _rgb((250, 250, 220)), light)
-        earth = _rgb(ground) + _grain(size, dice, grain)
-        hill = horizon + (columns * dice.between(-90, 90) >> 10)
+        earth = _rgb(ground) + _grain(size, rng, grain)
+        hill = horizon + (columns * rng.between(-90, 90) >> 10)
         return np.where((rows < hill)[..., None], light, earth)
 
     return paint
 
 
 def _bricks(brick: Rgb, mortar: Rgb) -> Painter:
-    def paint(size: int, dice: DeterministicRng) -> Pixels:
+    def paint(size: int, rng: DeterministicRng) -> Pixels:
         rows, columns = _grid(size)
         course = rows // 128
         seams = (rows % 128 < 20) | ((columns + course % 2 * 128) % 256 < 20)
-        return _two_tone(seams, size, mortar, brick) + _grain(size, dice, 8)
+        return _two_tone(seams, size, mortar, brick) + _grain(size, rng, 8)
 
     return paint
 
 
 def _planks(light: Rgb, dark: Rgb) -> Painter:
-    def paint(size: int, dice: DeterministicRng) -> Pixels:
+    def paint(size: int, rng: DeterministicRng) -> Pixels:
         rows, columns = _grid(size)
         seams = (rows % 205 < 20) | ((columns + rows // 205 * 397) % 1024 < 18)
-        return _two_tone(seams, size, dark, light) + _grain(size, dice, 7)
+        return _two_tone(seams, size, dark, light) + _grain(size, rng, 7)
 
     return paint
 
@@ -263,7 +264,7 @@ _PATTERN: dict[str, tuple[Callable[[Rgb, Rgb], Painter], str, str]] = {
 
 @functools.cache
 def all_backgrounds() -> tuple[Background, ...]:
-    """All backgrounds, in a fixed order."""
+    """Return all backgrounds, in a fixed order."""
     return (*_plain_ones(), *_patterned_ones(), *_textured_ones(), *_landscapes())
 
 
@@ -326,13 +327,7 @@ def _textured_ones() -> list[Background]:
 def _landscapes() -> list[Background]:
     return [
         Background(
-            name=name,
-            where=where,
-            description=description,
-            style="landscape",
-            color=None,
-            colors=colors,
-            paint=paint,
+            name=name, where=where, description=description, style="landscape", color=None, colors=colors, paint=paint
         )
         for name, where, description, colors, paint in _LANDSCAPES
     ]
@@ -342,7 +337,7 @@ def _a(phrase: str) -> str:
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
-def paint_background(background: Background, size: int, dice: DeterministicRng) -> Pixels:
-    """Return the background as an (S, S, 3) array of bytes; each dice give another variant of it."""
-    pixels = background.paint(size, dice)
-    return np.clip(pixels * dice.between(940, 1060) // 1000, 0, 255).astype(np.uint8)
+def paint_background(background: Background, size: int, rng: DeterministicRng) -> Pixels:
+    """Return a random variant of the background as an (S, S, 3) array of bytes."""
+    pixels = background.paint(size, rng)
+    return np.clip(pixels * rng.between(940, 1060) // 1000, 0, 255).astype(np.uint8)

@@ -1,7 +1,7 @@
-"""Benchmarks about test scenes in the exact structure in which lmms-eval finds them on the Hub.
+"""Benchmarks about test scenes in the formats of lmms-eval's datasets on the Hub.
 
-``hub/`` becomes lmms-eval's working directory: its tasks then load ``lmms-lab-encoder/POPE`` and the others from here,
-unmodified. Column names and splits are those of the Hub's datasets.
+With ``hub/`` as working directory, unmodified tasks of lmms-eval load ``lmms-lab-encoder/POPE`` and the others from it.
+Column names and splits are those of the Hub's datasets.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HUB_OWNER = "lmms-lab-encoder"
 YES_OR_NO = " Please answer yes or no."
 """The end of every MME question."""
 _POPE_CATEGORIES = ("random", "popular", "adversarial")
-_MOST_POPULAR, _MOST_ADVERSARIAL = 12, 6
+_MAX_POPULAR, _MAX_ADVERSARIAL = 12, 6
 _ANSWERS = 10
 
 
@@ -82,8 +82,8 @@ class TestImage:
         """Return the image as a cell of an image column."""
         return {"bytes": self.image(), "path": self.name}
 
-    def dice(self, purpose: str) -> DeterministicRng:
-        """Return the random choices for one benchmark about this image."""
+    def rng(self, purpose: str) -> DeterministicRng:
+        """Return the random generator of one benchmark about this image."""
         scene = self.described.scene
         return DeterministicRng(purpose, scene.seed, scene.split, scene.index)
 
@@ -91,40 +91,40 @@ class TestImage:
 Rows = list[dict[str, Any]]
 
 
-def write_benchmarks(root: Path, pictures: Sequence[TestImage], sizes: BenchmarkRows) -> dict[str, int]:
+def write_benchmarks(root: Path, images: Sequence[TestImage], sizes: BenchmarkRows) -> dict[str, int]:
     """Write the benchmarks under ``root`` and return the number of rows of each."""
     rows = {
-        "pope": pope_rows(pictures, sizes.pope),
-        "mme": mme_rows(pictures, sizes.mme),
-        "textvqa": textvqa_rows(pictures, sizes.textvqa),
-        "nocaps": nocaps_rows(pictures, sizes.nocaps),
+        "pope": pope_rows(images, sizes.pope),
+        "mme": mme_rows(images, sizes.mme),
+        "textvqa": textvqa_rows(images, sizes.textvqa),
+        "nocaps": nocaps_rows(images, sizes.nocaps),
     }
-    places = {"pope": ("POPE", "test"), "mme": ("MME", "test"), "textvqa": ("textvqa", "validation"),
+    datasets = {"pope": ("POPE", "test"), "mme": ("MME", "test"), "textvqa": ("textvqa", "validation"),
               "nocaps": ("NoCaps", "validation")}  # fmt: skip
-    for name, (dataset, split) in places.items():
+    for name, (dataset, split) in datasets.items():
         if rows[name]:
             _write_parquet(root / HUB_OWNER / dataset / "data" / f"{split}-00000-of-00001.parquet", rows[name])
-    questions, images = gqa_rows(pictures, sizes.gqa)
+    questions, question_images = gqa_rows(images, sizes.gqa)
     if questions:
-        _write_gqa(root / HUB_OWNER / "GQA", questions, images)
+        _write_gqa(root / HUB_OWNER / "GQA", questions, question_images)
     return {name: len(found) for name, found in rows.items()} | {"gqa": len(questions)}
 
 
-def pope_rows(pictures: Sequence[TestImage], limit: int) -> Rows:
+def pope_rows(images: Sequence[TestImage], limit: int) -> Rows:
     """POPE: for each image and way of choosing, one present object and one absent one.
 
     Absent objects are sampled at random, among the most frequent of the split (popular), and among those that most
     often co-occur with the present ones (adversarial), as POPE defines them.
     """
-    frequency, together = _statistics(pictures)
+    frequency, together = _class_counts(images)
     rows: Rows = []
-    for image in pictures:
+    for image in images:
         if len(rows) + 2 * len(_POPE_CATEGORIES) > limit:
             break
-        dice = image.dice("pope")
-        present = itertools.cycle(dice.shuffled(image.described.groups))
+        rng = image.rng("pope")
+        present = itertools.cycle(rng.shuffled(image.described.groups))
         for category in _POPE_CATEGORIES:
-            absent = _absent(image.described, category, frequency, together, dice)
+            absent = _absent(image.described, category, frequency, together, rng)
             for kind, answer in ((next(present).kind, "yes"), (absent, "no")):
                 rows.append(
                     {
@@ -140,11 +140,11 @@ def pope_rows(pictures: Sequence[TestImage], limit: int) -> Rows:
     return rows
 
 
-def _statistics(pictures: Sequence[TestImage]) -> tuple[Counter[str], dict[str, Counter[str]]]:
+def _class_counts(images: Sequence[TestImage]) -> tuple[Counter[str], dict[str, Counter[str]]]:
     """Count how often each object class occurs in an image, and together with each other class."""
     frequency: Counter[str] = Counter()
     together: dict[str, Counter[str]] = {}
-    for image in pictures:
+    for image in images:
         kinds = sorted(image.described.kinds)
         frequency.update(kinds)
         for first, second in itertools.permutations(kinds, 2):
@@ -157,25 +157,23 @@ def _absent(
     category: str,
     frequency: Counter[str],
     together: Mapping[str, Counter[str]],
-    dice: DeterministicRng,
+    rng: DeterministicRng,
 ) -> ObjectClass:
     absent = absent_classes(described)
     if category == "popular":
-        absent = sorted(absent, key=lambda kind: (-frequency[kind.name], kind.number))[:_MOST_POPULAR]
+        absent = sorted(absent, key=lambda kind: (-frequency[kind.name], kind.number))[:_MAX_POPULAR]
     if category == "adversarial":
-        company: Counter[str] = Counter()
-        for name in sorted(described.kinds):
-            company.update(together.get(name, Counter()))
-        absent = sorted(absent, key=lambda kind: (-company[kind.name], kind.number))[:_MOST_ADVERSARIAL]
-    return dice.choice(absent)
+        counts = sum((together.get(name, Counter()) for name in described.kinds), Counter[str]())
+        absent = sorted(absent, key=lambda kind: (-counts[kind.name], kind.number))[:_MAX_ADVERSARIAL]
+    return rng.choice(absent)
 
 
-def mme_rows(pictures: Sequence[TestImage], limit: int) -> Rows:
+def mme_rows(images: Sequence[TestImage], limit: int) -> Rows:
     """MME: two questions for each (category, image), one with each answer; categories as balanced as possible."""
     found: dict[str, list[tuple[TestImage, str, str]]] = {}
-    for image in pictures:
+    for image in images:
         seen = set()
-        for pair in yes_no_pairs(image.described, image.dice("mme")):
+        for pair in yes_no_pairs(image.described, image.rng("mme")):
             if pair.category not in seen:
                 seen.add(pair.category)
                 found.setdefault(pair.category, []).append((image, pair.yes, pair.no))
@@ -198,30 +196,25 @@ def mme_rows(pictures: Sequence[TestImage], limit: int) -> Rows:
     return rows
 
 
-def gqa_rows(pictures: Sequence[TestImage], limit: int) -> tuple[Rows, Rows]:
+def gqa_rows(images: Sequence[TestImage], limit: int) -> tuple[Rows, Rows]:
     """GQA: the questions, at most two per image, and their images."""
     questions: Rows = []
-    images: Rows = []
-    for image in pictures:
-        chosen = open_questions(image.described, image.dice("gqa"))[: min(2, limit - len(questions))]
+    question_images: Rows = []
+    for image in images:
+        chosen = open_questions(image.described, image.rng("gqa"))[: min(2, limit - len(questions))]
         for question in chosen:
             questions.append(
-                {
-                    "id": str(len(questions)),
-                    "imageId": image.key,
-                    "question": question.text,
-                    "answer": question.answer,
-                }
+                {"id": str(len(questions)), "imageId": image.key, "question": question.text, "answer": question.answer}
             )
         if chosen:
-            images.append({"id": image.key, "image": image.cell()})
-    return questions, images
+            question_images.append({"id": image.key, "image": image.cell()})
+    return questions, question_images
 
 
-def textvqa_rows(pictures: Sequence[TestImage], limit: int) -> Rows:
+def textvqa_rows(images: Sequence[TestImage], limit: int) -> Rows:
     """TextVQA: questions about signs; ten answers, which agree here."""
     rows: Rows = []
-    for image in pictures:
+    for image in images:
         for question in sign_questions(image.described)[: max(0, limit - len(rows))]:
             rows.append(
                 {
@@ -235,10 +228,10 @@ def textvqa_rows(pictures: Sequence[TestImage], limit: int) -> Rows:
     return rows
 
 
-def nocaps_rows(pictures: Sequence[TestImage], limit: int) -> Rows:
+def nocaps_rows(images: Sequence[TestImage], limit: int) -> Rows:
     """NoCaps: images with their human-like captions."""
     rows: Rows = []
-    for number, image in enumerate(pictures[:limit]):
+    for number, image in enumerate(images[:limit]):
         world: SceneGenerator = image.described.world
         captions = make_captions(world, image.described.scene).captions
         rows.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 
 from clips.scenes.mllm_captions import MllmCaptionStyle, mllm_caption
@@ -53,93 +54,83 @@ def make_captions(world: SceneGenerator, scene: Scene, model: MllmCaptionStyle |
     )
 
 
-def human_captions(described: SceneDescription, dice: DeterministicRng) -> list[str]:
+def human_captions(described: SceneDescription, rng: DeterministicRng) -> list[str]:
     """Return five captions as different people write them: short, partial, each in its own style."""
-    styles: list[Callable[[SceneDescription, DeterministicRng], str]] = [
-        _everything,
-        _everything,
-        _placed,
-        _bare,
-        _partial,
-    ]
-    if any(found for _, _, found in _pairs(described)):
+    styles: list[Callable[[SceneDescription, DeterministicRng], str]]
+    styles = [plain_caption, plain_caption, _placed, _bare, _partial]
+    if _related_pairs(described):
         styles.append(_related)
     if described.scene.sign:
         styles.append(_with_sign)
-    return [_handwritten(style(described, dice), dice) for style in dice.sample(styles, NUM_HUMAN_CAPTIONS)]
+    return [_handwritten(style(described, rng), rng) for style in rng.sample(styles, NUM_HUMAN_CAPTIONS)]
 
 
-def plain_caption(described: SceneDescription, dice: DeterministicRng) -> str:
-    """Return one plain sentence that names everything: a good answer to a request for a caption."""
-    return _everything(described, dice)
+def plain_caption(described: SceneDescription, rng: DeterministicRng) -> str:
+    """Return one plain sentence that names all objects."""
+    with_size = rng.chance(350)
+    things = [
+        noun_with_size(group, rng) if with_size else group.some(color=rng.chance(650))
+        for group in rng.shuffled(described.groups)
+    ]
+    return f"{join_with_and(things)} {described.background.where}"
 
 
-def terse_description(described: SceneDescription, dice: DeterministicRng) -> str:
+def terse_description(described: SceneDescription, rng: DeterministicRng) -> str:
     """Name the content of the image in as few words as possible."""
-    things = [group.some(color=True) for group in dice.shuffled(described.groups)]
+    things = [group.some(color=True) for group in rng.shuffled(described.groups)]
     if described.scene.sign:
         things.append(f'a sign with the word "{described.scene.sign.word.lower()}"')
     return f"{join_with_and(things)} {described.background.where}"
 
 
-def _handwritten(words: str, dice: DeterministicRng) -> str:
-    words = words[0].upper() + words[1:] if dice.chance(350) else words
-    return words + "." if dice.chance(300) else words
+def _handwritten(words: str, rng: DeterministicRng) -> str:
+    words = words[0].upper() + words[1:] if rng.chance(350) else words
+    return words + "." if rng.chance(300) else words
 
 
-def _everything(described: SceneDescription, dice: DeterministicRng) -> str:
-    with_size = dice.chance(350)
-    things = [
-        noun_with_size(group, dice) if with_size else group.some(color=dice.chance(650))
-        for group in dice.shuffled(described.groups)
-    ]
-    return f"{join_with_and(things)} {described.background.where}"
-
-
-def _placed(described: SceneDescription, dice: DeterministicRng) -> str:
+def _placed(described: SceneDescription, rng: DeterministicRng) -> str:
     parts = [
-        f"{group.some(color=dice.chance(400))} {LOCATION_PHRASES[group.place][0]}" if group.count == 1 else group.some()
-        for group in dice.shuffled(described.groups)[:3]
+        f"{group.some(color=rng.chance(400))} {LOCATION_PHRASES[group.location][0]}"
+        if group.count == 1
+        else group.some()
+        for group in rng.shuffled(described.groups)[:3]
     ]
     return join_with_and(parts)
 
 
-def _bare(described: SceneDescription, dice: DeterministicRng) -> str:
-    things = join_with_and([group.some() for group in dice.shuffled(described.groups)])
-    return (
-        dice.choice(("a picture of {}", "there is {}", "{} next to each other", "an image with {}")).format(things)
-        if len(described.groups) > 1
-        else dice.choice(("a picture of {}", "just {}", "an image with {}")).format(
-            f"{things} {described.background.where}"
+def _bare(described: SceneDescription, rng: DeterministicRng) -> str:
+    things = join_with_and([group.some() for group in rng.shuffled(described.groups)])
+    if len(described.groups) > 1:
+        return rng.choice(("a picture of {}", "there is {}", "{} next to each other", "an image with {}")).format(
+            things
         )
-    )
+    where = described.background.where
+    return rng.choice(("a picture of {}", "just {}", "an image with {}")).format(f"{things} {where}")
 
 
-def _partial(described: SceneDescription, dice: DeterministicRng) -> str:
-    things = [group.some(color=True) for group in dice.shuffled(described.groups)[:2]]
-    if dice.chance(500):
+def _partial(described: SceneDescription, rng: DeterministicRng) -> str:
+    things = [group.some(color=True) for group in rng.shuffled(described.groups)[:2]]
+    if rng.chance(500):
         return f"{described.background.description} with {join_with_and(things)}"
     return f"{join_with_and(things)} {described.background.where}"
 
 
-def _pairs(described: SceneDescription) -> list[tuple[ObjectGroup, ObjectGroup, str | None]]:
+def _related_pairs(described: SceneDescription) -> list[tuple[ObjectGroup, ObjectGroup, str]]:
     return [
-        (first, second, group_relation(first, second))
-        for first in described.groups
-        for second in described.groups
-        if first is not second
+        (first, second, relation)
+        for first, second in itertools.permutations(described.groups, 2)
+        if (relation := group_relation(first, second))
     ]
 
 
-def _related(described: SceneDescription, dice: DeterministicRng) -> str:
-    first, second, found = dice.choice([pair for pair in _pairs(described) if pair[2]])
-    assert found is not None
-    clear = {"left": "left of", "right": "right of"}.get(found, RELATIONS[found])
-    return f"{noun_with_size(first, dice)} {clear} {second.some(color=True)}"
+def _related(described: SceneDescription, rng: DeterministicRng) -> str:
+    first, second, relation = rng.choice(_related_pairs(described))
+    short = {"left": "left of", "right": "right of"}.get(relation, RELATIONS[relation])
+    return f"{noun_with_size(first, rng)} {short} {second.some(color=True)}"
 
 
-def _with_sign(described: SceneDescription, dice: DeterministicRng) -> str:
+def _with_sign(described: SceneDescription, rng: DeterministicRng) -> str:
     assert described.scene.sign is not None
     word = described.scene.sign.word
-    things = join_with_and([group.some(color=dice.chance(400)) for group in described.groups[:3]])
-    return dice.choice((f"a sign that says {word.lower()} and {things}", f'{things} and a "{word}" sign'))
+    things = join_with_and([group.some(color=rng.chance(400)) for group in described.groups[:3]])
+    return rng.choice((f"a sign that says {word.lower()} and {things}", f'{things} and a "{word}" sign'))

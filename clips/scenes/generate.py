@@ -28,7 +28,7 @@ from clips.scenes.mllm_captions import MllmCaptionStyle
 from clips.scenes.phrases import describe_scene
 from clips.scenes.render import render
 from clips.scenes.words import SIGN_WORDS
-from clips.scenes.world import Scene, SceneGenerator, SignSize, Split
+from clips.scenes.world import Scene, SceneGenerator, SignSize
 
 _ENCODING: dict[str, dict[str, Any]] = {
     "png": {"format": "PNG", "compress_level": 3},
@@ -43,7 +43,7 @@ class ScenesConfig:
 
     Args:
         output: the directory to write.
-        split: train or test; test scenes are combinations of objects that no training scene has.
+        split: train or test; test scenes are combinations of objects that do not occur in training scenes.
         num_scenes: number of scenes.
         num_object_classes: number of object classes, 8 or more.
         max_objects: maximum number of objects in one scene, 1 to 5.
@@ -53,7 +53,7 @@ class ScenesConfig:
         image_size: size of the square images in pixels.
         seed: another seed gives other scenes.
         sprite_set: sprite set.
-        image_format: png and webp are lossless, jpg is not.
+        image_format: png and webp are lossless.
         mllm_style: write the long captions as multimodal models do, a summary and then details of decreasing
             importance, some of them wrong; null writes complete and true ones.
         questions_per_image: maximum number of questions in an instruction conversation.
@@ -100,38 +100,37 @@ class ScenesConfig:
     def world(self) -> SceneGenerator:
         """Return the generator of the scenes."""
         return SceneGenerator(
-            kinds=self.num_object_classes,
+            num_object_classes=self.num_object_classes,
             max_objects=self.max_objects,
-            signs=round(1000 * self.sign_ratio),
+            signs_per_mille=round(1000 * self.sign_ratio),
             sign_size=self.sign_size,
-            sign_words=self.num_sign_words,
+            num_sign_words=self.num_sign_words,
             seed=self.seed,
-            hand=self.sprite_set,
+            sprite_set=self.sprite_set,
         )
 
 
 def generate_scenes(config: ScenesConfig) -> None:
-    """Write ``config.output`` atomically.
+    """Run ``clips scenes``.
 
     Raises:
         UserError: the directory cannot be written.
     """
-    world, began = config.world(), time.monotonic()
+    world, started = config.world(), time.monotonic()
     with atomic_artifact_dir(config.output, kind="scenes") as folder:
         _write_split(folder, world, config)
         rows = _write_benchmarks(folder, world, config) if config.split == "test" else {}
         write_manifest(
             folder, kind="scenes", config=config, seed=config.seed, scenes=config.num_scenes, benchmarks=rows
         )
-    seconds = time.monotonic() - began
-    count = config.num_scenes
+    seconds, count = time.monotonic() - started, config.num_scenes
     log_info(f"{config.output}: {count} {config.split} scenes in {seconds:.1f} s ({count / seconds:.0f}/s)")
 
 
 def _write_split(folder: Path, world: SceneGenerator, config: ScenesConfig) -> None:
     records: dict[str, list[dict[str, Any]]] = {"align": [], "instruct": [], "text": []}
     turns = config.questions_per_image
-    for number, start in enumerate(progress_iter(range(0, config.num_scenes, config.shard_size), "making scenes")):
+    for number, start in enumerate(progress_iter(range(0, config.num_scenes, config.shard_size), "generating scenes")):
         shard = f"shard-{number:05d}.tar"
         with tarfile.open(folder / shard, "w") as tar:
             for index in range(start, min(start + config.shard_size, config.num_scenes)):
@@ -166,18 +165,17 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _write_benchmarks(folder: Path, world: SceneGenerator, config: ScenesConfig) -> dict[str, int]:
-    rows = write_benchmarks(folder / "hub", list(_pictures(world, config)), config.benchmarks)
+    rows = write_benchmarks(folder / "hub", list(_test_images(world, config)), config.benchmarks)
     for name, found in rows.items():
-        wanted = getattr(config.benchmarks, name)
-        if found < wanted - (wanted % 6 if name == "pope" else wanted % 2 if name == "mme" else 0):
-            log_info(f"benchmarks.{name}: {found} rows instead of {wanted}; more scenes (size) would yield more")
+        limit = getattr(config.benchmarks, name)
+        if found < limit - (limit % 6 if name == "pope" else limit % 2 if name == "mme" else 0):
+            log_info(f"benchmarks.{name}: {found} rows instead of {limit}; more scenes (num_scenes) would yield more")
     return rows
 
 
-def _pictures(world: SceneGenerator, config: ScenesConfig) -> Iterable[TestImage]:
-    split: Split = config.split
+def _test_images(world: SceneGenerator, config: ScenesConfig) -> Iterable[TestImage]:
     for index in range(config.num_scenes):
-        scene, key = world.scene(split, index), f"{index:09d}"
+        scene, key = world.scene(config.split, index), f"{index:09d}"
         yield TestImage(
             key=key,
             name=f"{key}.{config.image_format}",

@@ -31,37 +31,39 @@ _DESCRIBE = (
     ONE_SENTENCE,
 )
 _EXISTENCE_FIRST = 600  # per mille: an earlier question about an object would reveal that it is present
-_SHARES = {"existence": 40, "choice": 25, "pair": 12, "open": 23}
+_WEIGHTS = {"existence": 40, "choice": 25, "pair": 12, "open": 23}
 _ALIGN_CHOICES = 3
 _CAPTION = 200  # per mille of conversations about an image
-# Per mille. The first: of conversations without images, those that begin with a caption. Of their other questions:
-# those about the word on a sign, if there is one; of the rest, those that offer two objects; of the rest, those about
-# something other than the content; of those about the content, those in two words. The answer to those that offer two
-# objects is a word of the text and not only yes, which a small LLM learns to look up sooner: yes or no was correct at
-# 0.87 and 0.89 after 800 steps (two seeds), without them at 0.69 after 1000.
-_TEXT_CAPTION, _WORD, _CHOICE, _TOLD, _TERSE = 300, 250, 400, 100, 550
+# Questions of conversations without images, per mille. A choice between two objects has a word of the text as answer,
+# and makes a small LLM learn sooner to look words up: yes or no was correct at 0.87 and 0.89 after 800 steps (two
+# seeds), without choices at 0.69 after 1000.
+_TEXT_CAPTION = 300  # of the conversations: begin with a request for a caption
+_WORD = 250  # of the questions: about the word on a sign, if there is one
+_CHOICE = 400  # of the rest: between two objects
+_ATTRIBUTE = 100  # of the rest: not about the presence of an object
+_TERSE = 550  # of the rest and of the choices: short, as "a dog?"
 
 
 def make_align_record(world: SceneGenerator, scene: Scene, long_caption: str, key: str, image: str) -> dict[str, Any]:
     """Return one entry of ``llava_align.json``: which of two objects is present, a few times, then a summary.
 
-    The questions require words from the projector that the frozen LLM can look up.
+    The questions make the projector produce words that the frozen LLM can look up.
     """
-    dice = DeterministicRng("align", scene.seed, scene.split, scene.index)
+    rng = DeterministicRng("align", scene.seed, scene.split, scene.index)
     described = describe_scene(world, scene)
-    questions = [_choice(described, described.groups, dice)[1] for _ in range(_ALIGN_CHOICES)]
-    return _record(key, image, _conversation("<image>", [*questions, _description(long_caption, dice)]))
+    questions = [_choice(described, described.groups, rng)[1] for _ in range(_ALIGN_CHOICES)]
+    return _record(key, image, _conversation("<image>", [*questions, _description(long_caption, rng)]))
 
 
 def make_instruct_record(world: SceneGenerator, scene: Scene, key: str, image: str, turns: int) -> dict[str, Any]:
     """Return one entry of ``llava_instruct.json``: ``turns`` short questions, or a request for a caption.
 
-    A caption is alone in its conversation, because it would reveal the answers to the questions.
+    A caption is the only message pair of its conversation, because it would reveal the answers to questions.
     """
-    dice = DeterministicRng("instruct", scene.seed, scene.split, scene.index)
+    rng = DeterministicRng("instruct", scene.seed, scene.split, scene.index)
     described = describe_scene(world, scene)
-    caption = Question(text=ONE_SENTENCE, answer=plain_caption(described, dice))
-    questions = [caption] if dice.chance(_CAPTION) else instruct_questions(described, turns, dice)
+    caption = Question(text=ONE_SENTENCE, answer=plain_caption(described, rng))
+    questions = [caption] if rng.chance(_CAPTION) else instruct_questions(described, turns, rng)
     return _record(key, image, _conversation("<image>", questions or [caption]))
 
 
@@ -72,112 +74,110 @@ def make_text_record(world: SceneGenerator, scene: Scene, long_caption: str, key
     words. Small LLMs learn it sooner from short questions ("a dog?") than from full sentences, so both occur. Questions
     may repeat, because repeating an answer is the first step of looking up.
     """
-    dice = DeterministicRng("text", scene.seed, scene.split, scene.index)
+    rng = DeterministicRng("text", scene.seed, scene.split, scene.index)
     described = describe_scene(world, scene)
-    questions = [_text_question(described, dice) for _ in range(turns)]
-    if dice.chance(_TEXT_CAPTION):
-        questions[: (turns + 1) // 2] = [_description(long_caption, dice)]
-    return _record(key, None, _conversation(terse_description(described, dice), questions))
+    questions = [_text_question(described, rng) for _ in range(turns)]
+    if rng.chance(_TEXT_CAPTION):
+        questions[: (turns + 1) // 2] = [_description(long_caption, rng)]
+    return _record(key, None, _conversation(terse_description(described, rng), questions))
 
 
-def _description(long_caption: str, dice: DeterministicRng) -> Question:
+def _description(long_caption: str, rng: DeterministicRng) -> Question:
     summary = long_caption.split(". ")[0].rstrip(".") + "."
-    return Question(text=dice.choice(_DESCRIBE), answer=summary)
+    return Question(text=rng.choice(_DESCRIBE), answer=summary)
 
 
-def _text_question(described: SceneDescription, dice: DeterministicRng) -> Question:
+def _text_question(described: SceneDescription, rng: DeterministicRng) -> Question:
     """Ask which of two objects is present, or whether one is, in short or full form; or ask for other content."""
     words = sign_questions(described)
-    if words and dice.chance(_WORD):
-        return dice.choice(words)
-    if dice.chance(_CHOICE):
-        return _choice(described, described.groups, dice)[1]
-    told = caption_answerable_questions(described)
-    if told and dice.chance(_TOLD):
-        return dice.choice(told)
-    kind, answer = _presence(described, described.groups, 0, dice)
-    return Question(
-        text=f"{with_article(kind.name)}?" if dice.chance(_TERSE) else existence_question(kind), answer=answer
-    )
+    if words and rng.chance(_WORD):
+        return rng.choice(words)
+    if rng.chance(_CHOICE):
+        return _choice(described, described.groups, rng)[1]
+    attributes = caption_answerable_questions(described)
+    if attributes and rng.chance(_ATTRIBUTE):
+        return rng.choice(attributes)
+    kind, answer = _presence(described, described.groups, 0, rng)
+    text = f"{with_article(kind.name)}?" if rng.chance(_TERSE) else existence_question(kind)
+    return Question(text=text, answer=answer)
 
 
-def _conversation(picture: str, questions: Sequence[Question]) -> list[tuple[str, str]]:
-    """Return the questions as messages; as in LLaVA's data, only the first states how short the answers are."""
-    said: list[tuple[str, str]] = []
+def _conversation(context: str, questions: Sequence[Question]) -> list[tuple[str, str]]:
+    """Return the questions as messages; as in LLaVA's data, only the first asks for short answers."""
+    messages: list[tuple[str, str]] = []
     for question in questions:
-        short = "" if said or question.text in _DESCRIBE else SHORT_ANSWER
-        said += [("human", question.text if said else f"{picture}\n{question.text}{short}")]
-        said += [("gpt", question.answer)]
-    return said
+        hint = "" if question.text in _DESCRIBE else SHORT_ANSWER
+        text = question.text if messages else f"{context}\n{question.text}{hint}"
+        messages += [("human", text), ("gpt", question.answer)]
+    return messages
 
 
-def instruct_questions(described: SceneDescription, count: int, dice: DeterministicRng) -> list[Question]:
+def instruct_questions(described: SceneDescription, count: int, rng: DeterministicRng) -> list[Question]:
     """Return short questions without repetition; yes is as likely as no.
 
     POPE's questions and choices name an object at most once, so that one does not answer the other.
     """
-    facts, openly = yes_no_pairs(described, dice), open_questions(described, dice)
-    present = dice.shuffled(described.groups)
+    pairs, open_ones = yes_no_pairs(described, rng), open_questions(described, rng)
+    present = rng.shuffled(described.groups)
     words = sign_questions(described)
-    chosen = [dice.choice(words)] if words and dice.chance(700) else []
+    chosen = [rng.choice(words)] if words and rng.chance(700) else []
     for _ in range(4 * count):
         if len(chosen) >= count:
             break
-        family, question = dice.weighted(tuple(_SHARES), tuple(_SHARES.values())), None
+        family, question = rng.weighted(tuple(_WEIGHTS), tuple(_WEIGHTS.values())), None
         if family in ("existence", "choice") and present:
             ask = _existence if family == "existence" else _choice
-            kind, question = ask(described, present, dice)
+            kind, question = ask(described, present, rng)
             present = [group for group in present if group.kind is not kind]
-        elif family == "pair" and facts:
-            question = _one_side(facts.pop(), dice)
-        elif family == "open" and openly:
-            question = openly.pop()
+        elif family == "pair" and pairs:
+            question = _one_side(pairs.pop(), rng)
+        elif family == "open" and open_ones:
+            question = open_ones.pop()
         if question and question.text not in {other.text for other in chosen}:
             chosen.append(question)
-    ordered = dice.shuffled(chosen[:count])
-    if dice.chance(_EXISTENCE_FIRST):
+    ordered = rng.shuffled(chosen[:count])
+    if rng.chance(_EXISTENCE_FIRST):
         ordered.sort(key=lambda question: not question.text.startswith("Is there"))
     return ordered
 
 
 def _existence(
-    described: SceneDescription, present: Sequence[ObjectGroup], dice: DeterministicRng
+    described: SceneDescription, present: Sequence[ObjectGroup], rng: DeterministicRng
 ) -> tuple[ObjectClass, Question]:
     """Return POPE's question with its object class; half of the absent classes are similar to present ones."""
-    kind, answer = _presence(described, present, 500, dice)
+    kind, answer = _presence(described, present, 500, rng)
     return kind, Question(text=existence_question(kind), answer=answer)
 
 
 def _presence(
-    described: SceneDescription, present: Sequence[ObjectGroup], alike: int, dice: DeterministicRng
+    described: SceneDescription, present: Sequence[ObjectGroup], similar: int, rng: DeterministicRng
 ) -> tuple[ObjectClass, str]:
     """Return one of ``present`` with yes, or an absent class with no.
 
-    ``alike`` per mille of the absent ones are of a category that is present, as in POPE's adversarial questions.
+    ``similar`` per mille of the absent ones are of a present category, as in POPE's adversarial questions.
     """
-    if dice.chance(500):
-        return dice.choice(present).kind, "yes"
+    if rng.chance(500):
+        return rng.choice(present).kind, "yes"
     absent = absent_classes(described)
     categories = {group.kind.category for group in described.groups}
-    near = [kind for kind in absent if kind.category in categories]
-    return dice.choice(near if near and dice.chance(alike) else absent), "no"
+    candidates = [kind for kind in absent if kind.category in categories]
+    return rng.choice(candidates if candidates and rng.chance(similar) else absent), "no"
 
 
 def _choice(
-    described: SceneDescription, present: Sequence[ObjectGroup], dice: DeterministicRng
+    described: SceneDescription, present: Sequence[ObjectGroup], rng: DeterministicRng
 ) -> tuple[ObjectClass, Question]:
     """Ask which of two objects is present, as GQA's questions of type "choose" do; with the present one."""
-    there, absent = dice.choice(present).kind, dice.choice(absent_classes(described))
-    text = " or ".join(with_article(kind.name) for kind in dice.shuffled([there, absent]))
-    return there, Question(
-        text=f"{text}?" if dice.chance(_TERSE) else f"Is there {text} in the image?", answer=there.name
-    )
+    kind, absent = rng.choice(present).kind, rng.choice(absent_classes(described))
+    choice = " or ".join(with_article(option.name) for option in rng.shuffled([kind, absent]))
+    text = f"{choice}?" if rng.chance(_TERSE) else f"Is there {choice} in the image?"
+    return kind, Question(text=text, answer=kind.name)
 
 
-def _one_side(pair: YesNoPair, dice: DeterministicRng) -> Question:
-    return Question(text=pair.yes, answer="yes") if dice.chance(500) else Question(text=pair.no, answer="no")
+def _one_side(pair: YesNoPair, rng: DeterministicRng) -> Question:
+    return Question(text=pair.yes, answer="yes") if rng.chance(500) else Question(text=pair.no, answer="no")
 
 
 def _record(key: str, image: str | None, turns: list[tuple[str, str]]) -> dict[str, Any]:
-    picture = {} if image is None else {"image": image}
-    return {"id": key, **picture, "conversations": [{"from": who, "value": text} for who, text in turns]}
+    fields = {} if image is None else {"image": image}
+    return {"id": key, **fields, "conversations": [{"from": role, "value": text} for role, text in turns]}

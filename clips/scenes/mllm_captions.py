@@ -1,10 +1,10 @@
 """Long captions with the errors of multimodal models: a summary, then details of decreasing importance.
 
-Measured on captions that models wrote about COCO (``scripts/measure_long_captions.py``, docs/evidence.md): five
-sentences, three to seven; the first names two thirds of the objects that humans mention. Later ones add almost none of
-them, but repeat them: four in five of the second sentences, three in five of the fifth. An increasing part of a
-sentence's new objects is mentioned by no human: 8 % in the first, 45 % in the second, 90 % in the fifth, as many as in
-a caption of another photo. These data do not show how many of those are wrong and how many only unimportant.
+Modeled on captions of COCO images by models (``scripts/measure_long_captions.py``, docs/evidence.md): three to seven
+sentences, five on average; the first names two thirds of the objects that humans mention. Later ones repeat these: four
+in five of the second sentences, three in five of the fifth. The ratio of new objects that no human mentions increases:
+8 % in the first sentence, 45 % in the second, 90 % in the fifth, as in a caption of another photo. The data do not show
+how many of those are wrong and how many only unimportant.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from clips.scenes.rng import DeterministicRng
 from clips.scenes.synthetic_captions import background_sentence, object_clause, sign_sentence, summary
 
 _ALSO_IN_SUMMARY = 500  # per mille of the objects other than the most important one
-_NAMES_A_THING = 500  # per mille of the sentences that add nothing new
+_NAMES_OBJECT = 500  # per mille of the sentences that add nothing new
 _VAGUE = (
     "the scene has a cheerful and lively atmosphere, as if it was meant to make people smile",
     "the arrangement of the elements creates a sense of balance and harmony in the picture",
@@ -65,49 +65,49 @@ class MllmCaptionStyle:
         if not 2 <= self.num_details <= 8:
             raise UserError(f"mllm_style.num_details: expected 2 to 8, got {self.num_details}")
         if not 0 <= self.error_ratio <= 0.5:
-            raise UserError(f"mllm_style.error_ratio: expected a share from 0 to 0.5, got {self.error_ratio}")
+            raise UserError(f"mllm_style.error_ratio: expected 0 to 0.5, got {self.error_ratio}")
 
 
-def mllm_caption(described: SceneDescription, dice: DeterministicRng, writer: MllmCaptionStyle) -> str:
+def mllm_caption(described: SceneDescription, rng: DeterministicRng, writer: MllmCaptionStyle) -> str:
     """Return a summary of the important content, then details, later ones less important and more often wrong."""
     groups = sorted(described.groups, key=lambda group: (group.size != "large", -group.count))
-    main = [group for number, group in enumerate(groups) if not number or dice.chance(_ALSO_IN_SUMMARY)]
-    count = max(1, dice.between(writer.num_details - 2, writer.num_details + 2))
-    true = _true_details(described, groups, dice)
-    sentences = [summary(described, main, dice)]
+    main = [group for number, group in enumerate(groups) if not number or rng.chance(_ALSO_IN_SUMMARY)]
+    count = max(1, rng.between(writer.num_details - 2, writer.num_details + 2))
+    true = _true_details(described, groups, rng)
+    sentences = [summary(described, main, rng)]
     for number in range(count):
-        if dice.chance(round(2000 * writer.error_ratio * (number + 1) / (count + 1))):
-            sentences.append(_wrong(described, groups, dice))
+        if rng.chance(round(2000 * writer.error_ratio * (number + 1) / (count + 1))):
+            sentences.append(_wrong(described, groups, rng))
         else:
-            sentences.append(true.pop(0) if true else _vague(groups, dice))
+            sentences.append(true.pop(0) if true else _vague(groups, rng))
     return " ".join(sentences)
 
 
-def _true_details(described: SceneDescription, groups: list[ObjectGroup], dice: DeterministicRng) -> list[str]:
+def _true_details(described: SceneDescription, groups: list[ObjectGroup], rng: DeterministicRng) -> list[str]:
     """Return the true facts, the most important first, with vague sentences in between."""
-    found = [capitalize_sentence(object_clause(group, groups, dice, slips=0)) for group in groups]
+    found = [capitalize_sentence(object_clause(group, groups, rng, errors=0)) for group in groups]
     if described.scene.sign:
-        found.append(sign_sentence(described, dice))
-    found.append(background_sentence(described, dice))
+        found.append(sign_sentence(described, rng))
+    found.append(background_sentence(described, rng))
     for number in range(1, len(found)):
-        if dice.chance(300):
-            found.insert(number, _vague(groups, dice))
+        if rng.chance(300):
+            found.insert(number, _vague(groups, rng))
     return found
 
 
-def _vague(groups: list[ObjectGroup], dice: DeterministicRng) -> str:
+def _vague(groups: list[ObjectGroup], rng: DeterministicRng) -> str:
     """Return a sentence that fits any image, usually about an object of this one, which it names again."""
-    if dice.chance(_NAMES_A_THING):
-        return capitalize_sentence(dice.choice(_VAGUE_ABOUT).format(thing=dice.choice(groups).the()))
-    return capitalize_sentence(dice.choice(_VAGUE))
+    if rng.chance(_NAMES_OBJECT):
+        return capitalize_sentence(rng.choice(_VAGUE_ABOUT).format(thing=rng.choice(groups).the()))
+    return capitalize_sentence(rng.choice(_VAGUE))
 
 
-def _wrong(described: SceneDescription, groups: list[ObjectGroup], dice: DeterministicRng) -> str:
+def _wrong(described: SceneDescription, groups: list[ObjectGroup], rng: DeterministicRng) -> str:
     """Return a sentence with a wrong color or position, or about absent objects."""
-    if dice.chance(300):
-        return capitalize_sentence(object_clause(dice.choice(groups), groups, dice, slips=1000))
-    absent = [kind.name for kind in described.world.inhabitants if kind.name not in described.kinds]
-    one, two = (with_article(name) for name in dice.sample(absent, 2))
-    where = dice.choice(LOCATION_PHRASES[dice.choice(sorted(LOCATION_PHRASES))])
-    pattern = dice.choice(_WRONG_ABOUT if dice.chance(_NAMES_A_THING) else _WRONG)
-    return capitalize_sentence(pattern.format(one=one, two=two, where=where, thing=dice.choice(groups).the()))
+    if rng.chance(300):
+        return capitalize_sentence(object_clause(rng.choice(groups), groups, rng, errors=1000))
+    absent = [kind.name for kind in described.world.object_classes if kind.name not in described.kinds]
+    one, two = (with_article(name) for name in rng.sample(absent, 2))
+    where = rng.choice(LOCATION_PHRASES[rng.choice(sorted(LOCATION_PHRASES))])
+    pattern = rng.choice(_WRONG_ABOUT if rng.chance(_NAMES_OBJECT) else _WRONG)
+    return capitalize_sentence(pattern.format(one=one, two=two, where=where, thing=rng.choice(groups).the()))

@@ -11,9 +11,9 @@ from clips.scenes.sprites import ObjectClass
 from clips.scenes.world import Box, Scene, SceneGenerator, box_center
 
 NUMBERS = ("no", "one", "two", "three", "four", "five")
-_SAID_WITH_A = ("uni", "use", "eu")
-_SAID_WITH_AN = ("hour",)
-_NEAR, _FAR = 160, 3
+_A_BEFORE_VOWEL = ("uni", "use", "eu")
+_AN_BEFORE_CONSONANT = "hour"
+_MIN_OFFSET, _MIN_SLOPE = 160, 3  # of a clear relation; the slope in halves
 
 LOCATION_PHRASES = {
     "top left": ("in the top left corner", "at the upper left"),
@@ -38,7 +38,7 @@ class ObjectGroup:
         kind: their class.
         color, painted, size: as in SceneObject.
         boxes: their positions, one box each.
-        place: the position of the first.
+        location: of the first.
     """
 
     kind: ObjectClass
@@ -46,35 +46,35 @@ class ObjectGroup:
     painted: bool
     size: str
     boxes: tuple[Box, ...]
-    place: str
+    location: str
 
     @property
     def count(self) -> int:
-        """Return the number of objects."""
+        """The number of objects."""
         return len(self.boxes)
 
     @property
     def noun(self) -> str:
-        """Return the bare name, in the plural for several."""
+        """The name without article, in the plural for several."""
         return self.kind.name if self.count == 1 else self.kind.plural
 
     @property
     def is_are(self) -> str:
-        """Return the verb that agrees."""
+        """The verb that agrees with the noun."""
         return "is" if self.count == 1 else "are"
 
     def adjectives(self, *, size: str = "", color: bool = False) -> str:
-        """Size word and color, followed by the noun."""
+        """Return the size word, the color and the noun."""
         shade = self.color if color and self.color and self.color not in self.kind.name else ""
         return " ".join(word for word in (size, shade, self.noun) if word)
 
     def some(self, *, size: str = "", color: bool = False) -> str:
-        """An indefinite noun phrase: "a small red car", "two cats"."""
+        """Return an indefinite noun phrase: "a small red car", "two cats"."""
         words = self.adjectives(size=size, color=color)
         return with_article(words) if self.count == 1 else f"{NUMBERS[self.count]} {words}"
 
     def the(self, *, color: bool = False) -> str:
-        """A definite noun phrase: "the red car", "the two cats"."""
+        """Return a definite noun phrase: "the red car", "the two cats"."""
         words = self.adjectives(color=color)
         return f"the {words}" if self.count == 1 else f"the {NUMBERS[self.count]} {words}"
 
@@ -90,24 +90,23 @@ class SceneDescription:
 
     @functools.cached_property
     def kinds(self) -> set[str]:
-        """Return the names of the present classes."""
+        """The names of the present classes."""
         return {group.kind.name for group in self.groups}
 
 
 def describe_scene(world: SceneGenerator, scene: Scene) -> SceneDescription:
     """Group a scene's objects by class, in the order in which the classes were sampled."""
-    names = list(dict.fromkeys(thing.kind for thing in scene.objects))
     groups = []
-    for name in names:
-        things = [thing for thing in scene.objects if thing.kind == name]
+    for name in dict.fromkeys(item.kind for item in scene.objects):
+        items = [item for item in scene.objects if item.kind == name]
         groups.append(
             ObjectGroup(
                 kind=world.sprites.by_name[name],
-                color=things[0].color,
-                painted=things[0].painted,
-                size=things[0].size,
-                boxes=tuple(thing.box for thing in things),
-                place=things[0].place,
+                color=items[0].color,
+                painted=items[0].painted,
+                size=items[0].size,
+                boxes=tuple(item.box for item in items),
+                location=items[0].location,
             )
         )
     return SceneDescription(
@@ -116,21 +115,21 @@ def describe_scene(world: SceneGenerator, scene: Scene) -> SceneDescription:
 
 
 def with_article(words: str) -> str:
-    """``words`` with the indefinite article."""
+    """Add the indefinite article."""
     start = words.lower()
-    vowel = start[0] in "aeiou" and not start.startswith(_SAID_WITH_A)
-    return f"{'an' if vowel or start.startswith(_SAID_WITH_AN) else 'a'} {words}"
+    vowel = start[0] in "aeiou" and not start.startswith(_A_BEFORE_VOWEL)
+    return f"{'an' if vowel or start.startswith(_AN_BEFORE_CONSONANT) else 'a'} {words}"
 
 
 def join_with_and(parts: Sequence[str], *, joiner: str = "and") -> str:
-    """ "x", "x and y", "x, y and z"."""
+    """Return "x", "x and y", or "x, y and z"."""
     if len(parts) < 2:
         return "".join(parts)
     return f"{', '.join(parts[:-1])} {joiner} {parts[-1]}"
 
 
 def capitalize_sentence(words: str) -> str:
-    """``words`` with a capital and a full stop."""
+    """Add a capital and a full stop."""
     return words[0].upper() + words[1:] + "."
 
 
@@ -138,13 +137,13 @@ def relation(first: Box, second: Box) -> str | None:
     """Return the relation of ``first`` to ``second`` if it is clear: left, right, above, below; else None."""
     (x1, y1), (x2, y2) = box_center(first), box_center(second)
     dx, dy = x1 - x2, y1 - y2
-    if abs(dx) >= _NEAR and 2 * abs(dx) >= _FAR * abs(dy):
+    if abs(dx) >= _MIN_OFFSET and 2 * abs(dx) >= _MIN_SLOPE * abs(dy):
         return "left" if dx < 0 else "right"
-    if abs(dy) >= _NEAR and 2 * abs(dy) >= _FAR * abs(dx):
+    if abs(dy) >= _MIN_OFFSET and 2 * abs(dy) >= _MIN_SLOPE * abs(dx):
         return "above" if dy < 0 else "below"
     return None
 
 
 def group_relation(first: ObjectGroup, second: ObjectGroup) -> str | None:
-    """As ``relation``, for classes that occur once each."""
+    """Return the `relation` of two classes that occur once each."""
     return relation(first.boxes[0], second.boxes[0]) if first.count == second.count == 1 else None

@@ -29,8 +29,8 @@ SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 ONE_SENTENCE = "Provide a one-sentence caption for the provided image."
 """lmms-eval's prompt for NoCaps."""
 
-_OFF_CENTRE = 128
-_ASK_TOTAL = 250  # per mille of scenes: this question fits every image and would dominate the others
+_MIN_OFFSET = 128  # from the center
+_ASK_TOTAL = 250  # per mille of scenes; the question fits every image and would dominate the others
 _CATEGORY_QUESTIONS = {
     "animal": ("Is there an animal in this image?", "What animal is in the image?"),
     "food": ("Is there something to eat in this image?", "What food is in the image?"),
@@ -61,62 +61,47 @@ class Question:
 
 
 def existence_question(kind: ObjectClass) -> str:
-    """POPE's question."""
+    """Return POPE's question."""
     return f"Is there {with_article(kind.name)} in the image?"
 
 
 def absent_classes(described: SceneDescription) -> list[ObjectClass]:
     """Return the classes that are not in the image."""
     present = described.kinds
-    return [kind for kind in described.world.inhabitants if kind.name not in present]
+    return [kind for kind in described.world.object_classes if kind.name not in present]
 
 
-def yes_no_pairs(described: SceneDescription, dice: DeterministicRng) -> list[YesNoPair]:
+def yes_no_pairs(described: SceneDescription, rng: DeterministicRng) -> list[YesNoPair]:
     """Return all MME-like pairs of the scene, one or a few per category, in random order."""
     makers = (_existence, _count, _position, _relations, _color, _background, _sign, _commonsense)
-    return dice.shuffled([pair for maker in makers for pair in maker(described, dice)])
+    return rng.shuffled([pair for maker in makers for pair in maker(described, rng)])
 
 
-def _existence(described: SceneDescription, dice: DeterministicRng) -> Iterator[YesNoPair]:
+def _existence(described: SceneDescription, rng: DeterministicRng) -> Iterator[YesNoPair]:
     absent = absent_classes(described)
+    text = "Is there {} in this image?"
     for group in described.groups:
-        there = f"Is there {with_article(group.kind.name)} in this image?"
-        yield YesNoPair(
-            category="existence", yes=there, no=f"Is there {with_article(dice.choice(absent).name)} in this image?"
-        )
+        yes, no = with_article(group.kind.name), with_article(rng.choice(absent).name)
+        yield YesNoPair(category="existence", yes=text.format(yes), no=text.format(no))
 
 
-def _count(described: SceneDescription, dice: DeterministicRng) -> Iterator[YesNoPair]:
+def _count(described: SceneDescription, rng: DeterministicRng) -> Iterator[YesNoPair]:
     total = len(described.scene.objects)
-    other = _another_number(total, dice)
-    yield YesNoPair(
-        category="count",
-        yes=f"{_are_there(total)} {NUMBERS[total]} {_objects(total)} in this image?",
-        no=f"{_are_there(other)} {NUMBERS[other]} {_objects(other)} in this image?",
-    )
+    other = rng.choice([n for n in (total - 2, total - 1, total + 1, total + 2) if 1 <= n <= MAX_OBJECTS])
+    yield YesNoPair(category="count", yes=_count_question(total), no=_count_question(other))
     for group in described.groups:
         if group.count > 1:
-            wrong = 5 - group.count  # two to three
-            yield YesNoPair(
-                category="count",
-                yes=f"Are there {NUMBERS[group.count]} {group.kind.plural} in this image?",
-                no=f"Are there {NUMBERS[wrong]} {group.kind.plural} in this image?",
-            )
+            text = f"Are there {{}} {group.kind.plural} in this image?"
+            wrong = NUMBERS[5 - group.count]  # two to three
+            yield YesNoPair(category="count", yes=text.format(NUMBERS[group.count]), no=text.format(wrong))
 
 
-def _another_number(number: int, dice: DeterministicRng) -> int:
-    return dice.choice([n for n in (number - 2, number - 1, number + 1, number + 2) if 1 <= n <= MAX_OBJECTS])
+def _count_question(count: int) -> str:
+    start, noun = ("Is there only", "object") if count == 1 else ("Are there", "objects")
+    return f"{start} {NUMBERS[count]} {noun} in this image?"
 
 
-def _are_there(number: int) -> str:
-    return "Is there only" if number == 1 else "Are there"
-
-
-def _objects(number: int) -> str:
-    return "object" if number == 1 else "objects"
-
-
-def _position(described: SceneDescription, dice: DeterministicRng) -> Iterator[YesNoPair]:
+def _position(described: SceneDescription, rng: DeterministicRng) -> Iterator[YesNoPair]:
     for group in described.groups:
         side = _side(group)
         if side:
@@ -127,74 +112,72 @@ def _position(described: SceneDescription, dice: DeterministicRng) -> Iterator[Y
 def _side(group: ObjectGroup) -> str | None:
     """Return left or right, for a single object that is clearly off center."""
     offset = box_center(group.boxes[0])[0] - 512
-    if group.count > 1 or abs(offset) < _OFF_CENTRE:
+    if group.count > 1 or abs(offset) < _MIN_OFFSET:
         return None
     return "left" if offset < 0 else "right"
 
 
-def _relations(described: SceneDescription, dice: DeterministicRng) -> Iterator[YesNoPair]:
+def _relations(described: SceneDescription, rng: DeterministicRng) -> Iterator[YesNoPair]:
     for first in described.groups:
         for second in described.groups:
             found = group_relation(first, second) if first is not second else None
             if found:
                 text = f"Is {first.the()} {{}} {second.the()}?"
                 yield YesNoPair(
-                    category="position",
-                    yes=text.format(RELATIONS[found]),
-                    no=text.format(RELATIONS[OPPOSITE[found]]),
+                    category="position", yes=text.format(RELATIONS[found]), no=text.format(RELATIONS[OPPOSITE[found]])
                 )
 
 
-def _color(described: SceneDescription, dice: DeterministicRng) -> Iterator[YesNoPair]:
+def _color(described: SceneDescription, rng: DeterministicRng) -> Iterator[YesNoPair]:
     for group in described.groups:
         if group.painted and group.count == 1:
-            wrong = dice.choice([color for color in OBJECT_COLORS if color != group.color])
-            text = dice.choice((f"Is {group.the()} {{}}?", f"Is the color of {group.the()} {{}}?"))
+            wrong = rng.choice([color for color in OBJECT_COLORS if color != group.color])
+            text = rng.choice((f"Is {group.the()} {{}}?", f"Is the color of {group.the()} {{}}?"))
             yield YesNoPair(category="color", yes=text.format(group.color), no=text.format(wrong))
 
 
-def _background(described: SceneDescription, dice: DeterministicRng) -> Iterator[YesNoPair]:
+def _background(described: SceneDescription, rng: DeterministicRng) -> Iterator[YesNoPair]:
     own = described.background
     others = [other for other in all_backgrounds() if other.style == own.style and other.name != own.name]
     if own.style == "plain":
         text = "Is the background of this image {}?"
-        yield YesNoPair(category="scene", yes=text.format(own.color), no=text.format(dice.choice(others).color))
+        yield YesNoPair(category="scene", yes=text.format(own.color), no=text.format(rng.choice(others).color))
     elif own.style == "landscape":
         text = "Does this image show {}?"
         yield YesNoPair(
-            category="scene", yes=text.format(own.description), no=text.format(dice.choice(others).description)
+            category="scene", yes=text.format(own.description), no=text.format(rng.choice(others).description)
         )
 
 
-def _sign(described: SceneDescription, dice: DeterministicRng) -> Iterator[YesNoPair]:
+def _sign(described: SceneDescription, rng: DeterministicRng) -> Iterator[YesNoPair]:
     if described.scene.sign:
         word = described.scene.sign.word
-        wrong = dice.choice([other for other in described.world.words if other != word])
+        wrong = rng.choice([other for other in described.world.words if other != word])
         text = 'Is the word on the sign "{}"?'
         yield YesNoPair(category="OCR", yes=text.format(word.lower()), no=text.format(wrong.lower()))
 
 
-def _commonsense(described: SceneDescription, dice: DeterministicRng) -> Iterator[YesNoPair]:
-    there = {group.kind.category for group in described.groups}
-    possible = {kind.category for kind in described.world.inhabitants}
-    present = [name for name in _CATEGORY_QUESTIONS if name in there]
-    missing = [name for name in _CATEGORY_QUESTIONS if name in possible - there]
+def _commonsense(described: SceneDescription, rng: DeterministicRng) -> Iterator[YesNoPair]:
+    categories = {group.kind.category for group in described.groups}
+    possible = {kind.category for kind in described.world.object_classes}
+    present = [name for name in _CATEGORY_QUESTIONS if name in categories]
+    missing = [name for name in _CATEGORY_QUESTIONS if name in possible - categories]
     if present and missing:
         yield YesNoPair(
             category="commonsense_reasoning",
-            yes=_CATEGORY_QUESTIONS[dice.choice(present)][0],
-            no=_CATEGORY_QUESTIONS[dice.choice(missing)][0],
+            yes=_CATEGORY_QUESTIONS[rng.choice(present)][0],
+            no=_CATEGORY_QUESTIONS[rng.choice(missing)][0],
         )
 
 
-def open_questions(described: SceneDescription, dice: DeterministicRng) -> list[Question]:
+def open_questions(described: SceneDescription, rng: DeterministicRng) -> list[Question]:
     """Return all questions with a one-word answer other than yes and no, in random order."""
     makers = (_ask_color, _ask_count, _ask_side, _ask_neighbor, _ask_category, _ask_background)
-    found = [question for maker in makers for question in maker(described)]
-    if not found or dice.chance(_ASK_TOTAL):
+    questions = [question for maker in makers for question in maker(described)]
+    if not questions or rng.chance(_ASK_TOTAL):
         total = NUMBERS[len(described.scene.objects)]
-        found.append(Question(text="How many objects are there in the image?", answer=total))
-    return dice.shuffled(found)
+        questions.append(Question(text="How many objects are there in the image?", answer=total))
+    return rng.shuffled(questions)
 
 
 def caption_answerable_questions(described: SceneDescription) -> list[Question]:

@@ -50,15 +50,15 @@ class ObjectClass:
 class Sprites:
     """A sheet of one sprite set. ``Sprites.load`` caches one per process."""
 
-    def __init__(self, hand: str) -> None:
-        if hand not in SPRITE_SETS:
-            raise unknown_name_error(hand, SPRITE_SETS, "sprite set")
+    def __init__(self, sprite_set: str) -> None:
+        if sprite_set not in SPRITE_SETS:
+            raise unknown_name_error(sprite_set, SPRITE_SETS, "sprite set")
         data = importlib.resources.files("clips.scenes") / "data"
-        index: dict[str, Any] = json.loads((data / f"{SPRITE_SETS[hand]}.json").read_text(encoding="utf-8"))
+        index: dict[str, Any] = json.loads((data / f"{SPRITE_SETS[sprite_set]}.json").read_text(encoding="utf-8"))
         self.cell: int = index["cell"]
         self._columns: int = index["columns"]
         self._letters: dict[str, list[int]] = index["letters"]
-        with (data / f"{SPRITE_SETS[hand]}.webp").open("rb") as stream:
+        with (data / f"{SPRITE_SETS[sprite_set]}.webp").open("rb") as stream:
             self._sheet = Image.open(stream).convert("RGBA")
         with (data / "letters.png").open("rb") as stream:
             self._alphabet = Image.open(stream).convert("L")
@@ -76,51 +76,51 @@ class Sprites:
             for number, entry in enumerate(index["kinds"])
         )
         self.by_name = {kind.name: kind for kind in self.kinds}
-        self._sized: dict[tuple[int, str | None, int], Image.Image] = {}
+        self._resized: dict[tuple[int, str | None, int], Image.Image] = {}
         self._words: dict[tuple[str, int], Image.Image] = {}
 
     @staticmethod
     @functools.cache
-    def load(hand: str) -> Sprites:
-        """Load the sheet of the sprite set ``hand``.
+    def load(sprite_set: str) -> Sprites:
+        """Load the sheet of a sprite set.
 
         Raises:
             UserError: no such sprite set.
         """
-        return Sprites(hand)
+        return Sprites(sprite_set)
 
     def sprite(self, kind: ObjectClass, paint: str | None, side: int) -> Image.Image:
         """Return the sprite as RGBA of ``side`` × ``side`` pixels, in its own colors or painted."""
         key = (kind.number, paint, side)
-        if key not in self._sized:
+        if key not in self._resized:
             row, column = divmod(kind.number, self._columns)
             left, top = column * self.cell, row * self.cell
             image = self._sheet.crop((left, top, left + self.cell, top + self.cell))
             if paint is not None:
                 image = recolor(image, kind, OBJECT_COLORS[paint])
-            self._sized[key] = image.resize((side, side), _RESAMPLING)
-        return self._sized[key]
+            self._resized[key] = image.resize((side, side), _RESAMPLING)
+        return self._resized[key]
 
     def word(self, text: str, height: int) -> Image.Image:
         """Return capital letters as a gray mask of ``height`` pixels."""
         key = (text, height)
         if key not in self._words:
             boxes = [self._letters[letter] for letter in text]
-            tall = self._alphabet.height
-            mask = Image.new("L", (sum(width for _, width in boxes) + 3 * (len(boxes) - 1), tall))
+            alphabet_height = self._alphabet.height
+            mask = Image.new("L", (sum(width for _, width in boxes) + 3 * (len(boxes) - 1), alphabet_height))
             left = 0
             for start, width in boxes:
-                mask.paste(self._alphabet.crop((start, 0, start + width, tall)), (left, 0))
+                mask.paste(self._alphabet.crop((start, 0, start + width, alphabet_height)), (left, 0))
                 left += width + 3
-            wide = max(1, mask.width * height // tall)
-            self._words[key] = mask.resize((wide, height), _RESAMPLING)
+            word_width = max(1, mask.width * height // alphabet_height)
+            self._words[key] = mask.resize((word_width, height), _RESAMPLING)
         return self._words[key]
 
 
 def recolor(sprite: Image.Image, kind: ObjectClass, paint: Rgb) -> Image.Image:
     """Repaint the pixels of ``sprite`` near the class's main hue; shades stay dark and tints stay pale."""
     if kind.paint_hue is None:
-        raise UserError(f"{kind.name}: expected a kind that can be painted")
+        raise UserError(f"{kind.name}: expected an object class that can be painted")
     pixels = np.asarray(sprite).astype(np.int32)
     rgb = pixels[..., :3]
     high, low = rgb.max(axis=-1), rgb.min(axis=-1)

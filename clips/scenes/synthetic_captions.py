@@ -16,44 +16,44 @@ from clips.scenes.phrases import (
 )
 from clips.scenes.rng import DeterministicRng
 
-_SLIP = 40  # per mille of later sentences that contain an error
+_ERROR = 40  # per mille of later sentences that contain an error
 _INVENTION = 30  # per mille of long captions that name an absent object
 _SIZE_WORDS = {"small": ("small", "small", "little", "tiny"), "large": ("large", "large", "big")}
 
 
-def faithful_caption(described: SceneDescription, dice: DeterministicRng) -> str:
+def faithful_caption(described: SceneDescription, rng: DeterministicRng) -> str:
     """Return three to seven sentences as a multimodal model writes them.
 
     The first names everything. The later ones give attributes, positions and relations, the words on a sign and the
     background, and sometimes a wrong color or position or an absent object.
     """
-    groups = dice.shuffled(described.groups)
-    sentences = [summary(described, groups, dice), *_details(groups, dice)]
+    groups = rng.shuffled(described.groups)
+    sentences = [summary(described, groups, rng), *_details(groups, rng)]
     if described.scene.sign:
-        sentences.append(sign_sentence(described, dice))
-    sentences.append(background_sentence(described, dice))
-    if len(sentences) < 7 and dice.chance(_INVENTION):
-        absent = [kind for kind in described.world.inhabitants if kind.name not in described.kinds]
+        sentences.append(sign_sentence(described, rng))
+    sentences.append(background_sentence(described, rng))
+    if len(sentences) < 7 and rng.chance(_INVENTION):
+        absent = [kind for kind in described.world.object_classes if kind.name not in described.kinds]
         sentences.append(
-            capitalize_sentence(f"there is also {with_article(dice.choice(absent).name)} in the background")
+            capitalize_sentence(f"there is also {with_article(rng.choice(absent).name)} in the background")
         )
-    elif len(sentences) < 5 and dice.chance(250):
-        sentences.append(generic_sentence(groups, dice))
+    elif len(sentences) < 5 and rng.chance(250):
+        sentences.append(generic_sentence(groups, rng))
     return " ".join(sentences)
 
 
-def noun_with_size(group: ObjectGroup, dice: DeterministicRng, *, color: bool = True) -> str:
+def noun_with_size(group: ObjectGroup, rng: DeterministicRng, *, color: bool = True) -> str:
     """Return an object with a word for its size: "a tiny red car"."""
-    return group.some(size=dice.choice(_SIZE_WORDS[group.size]), color=color)
+    return group.some(size=rng.choice(_SIZE_WORDS[group.size]), color=color)
 
 
-def summary(described: SceneDescription, groups: list[ObjectGroup], dice: DeterministicRng) -> str:
+def summary(described: SceneDescription, groups: list[ObjectGroup], rng: DeterministicRng) -> str:
     """Return the first sentence of a long caption: ``groups`` and their positions."""
     things = join_with_and(
-        [noun_with_size(group, dice) if dice.chance(600) else group.some(color=True) for group in groups]
+        [noun_with_size(group, rng) if rng.chance(600) else group.some(color=True) for group in groups]
     )
     is_are = "are" if len(groups) > 1 or groups[0].count > 1 else "is"
-    pattern = dice.choice(
+    pattern = rng.choice(
         (
             "the image features {things} {where}",
             "the image shows {things} {where}",
@@ -66,42 +66,42 @@ def summary(described: SceneDescription, groups: list[ObjectGroup], dice: Determ
     return capitalize_sentence(pattern.format(things=things, where=described.background.where, is_are=is_are))
 
 
-def _details(groups: list[ObjectGroup], dice: DeterministicRng) -> list[str]:
+def _details(groups: list[ObjectGroup], rng: DeterministicRng) -> list[str]:
     """Describe position and appearance of each object; four or five objects share sentences in pairs."""
-    clauses = [object_clause(group, groups, dice) for group in groups]
+    clauses = [object_clause(group, groups, rng) for group in groups]
     if len(clauses) < 4:
         return [capitalize_sentence(words) for words in clauses]
     pairs = [clauses[at : at + 2] for at in range(0, len(clauses), 2)]
     return [capitalize_sentence(", while ".join(pair)) for pair in pairs]
 
 
-def object_clause(group: ObjectGroup, groups: list[ObjectGroup], dice: DeterministicRng, *, slips: int = _SLIP) -> str:
-    """Describe position and appearance of an object, wrong in ``slips`` per mille of the cases."""
-    slip = dice.chance(slips)
-    place = dice.choice(sorted(LOCATION_PHRASES)) if slip and dice.chance(500) else group.place
-    color = dice.choice(list(OBJECT_COLORS)) if slip and place == group.place else group.color
+def object_clause(group: ObjectGroup, groups: list[ObjectGroup], rng: DeterministicRng, *, errors: int = _ERROR) -> str:
+    """Describe position and appearance of an object, wrong in ``errors`` per mille of the cases."""
+    is_wrong = rng.chance(errors)
+    location = rng.choice(sorted(LOCATION_PHRASES)) if is_wrong and rng.chance(500) else group.location
+    color = rng.choice(list(OBJECT_COLORS)) if is_wrong and location == group.location else group.color
     if group.count > 1:
         looks = f"{group.size} and {color}" if color else group.size
-        return dice.choice((f"{group.the()} are {looks}", f"all {NUMBERS[group.count]} {group.noun} are {looks}"))
+        return rng.choice((f"{group.the()} are {looks}", f"all {NUMBERS[group.count]} {group.noun} are {looks}"))
     others = [(other, group_relation(group, other)) for other in groups if other is not group]
     related = [(other, found) for other, found in others if found]
-    where = dice.choice(LOCATION_PHRASES[place])
-    if related and dice.chance(700):
-        other, found = dice.choice(related)
-        where = dice.choice((f"{where}, {RELATIONS[found]} {other.the(color=dice.chance(300))}",
-                             f"{RELATIONS[found]} {other.the(color=dice.chance(300))}"))  # fmt: skip
+    where = rng.choice(LOCATION_PHRASES[location])
+    if related and rng.chance(700):
+        other, found = rng.choice(related)
+        where = rng.choice((f"{where}, {RELATIONS[found]} {other.the(color=rng.chance(300))}",
+                             f"{RELATIONS[found]} {other.the(color=rng.chance(300))}"))  # fmt: skip
     shade = f"{color} " if color and color not in group.kind.name else ""
-    verb = dice.choice(("is", "is located", "is positioned", "is placed", "can be seen"))
-    if dice.chance(300):
+    verb = rng.choice(("is", "is located", "is positioned", "is placed", "can be seen"))
+    if rng.chance(300):
         return f"the {shade}{group.noun}, which is {group.size}, {verb} {where}"
     return f"the {shade}{group.noun} {verb} {where}"
 
 
-def sign_sentence(described: SceneDescription, dice: DeterministicRng) -> str:
+def sign_sentence(described: SceneDescription, rng: DeterministicRng) -> str:
     """Describe the written word and its position."""
     assert described.scene.sign is not None
-    where = dice.choice(LOCATION_PHRASES[described.scene.sign.place])
-    pattern = dice.choice(
+    where = rng.choice(LOCATION_PHRASES[described.scene.sign.location])
+    pattern = rng.choice(
         (
             'there is a white sign with the word "{word}" on it {where}',
             'a sign {where} reads "{word}"',
@@ -111,10 +111,10 @@ def sign_sentence(described: SceneDescription, dice: DeterministicRng) -> str:
     return capitalize_sentence(pattern.format(word=described.scene.sign.word, where=where))
 
 
-def background_sentence(described: SceneDescription, dice: DeterministicRng) -> str:
+def background_sentence(described: SceneDescription, rng: DeterministicRng) -> str:
     """Describe the background."""
     description, color = described.background.description, described.background.color
-    pattern = dice.choice(
+    pattern = rng.choice(
         (
             f"the background is plain {color}"
             if described.background.style == "plain"
@@ -128,11 +128,11 @@ def background_sentence(described: SceneDescription, dice: DeterministicRng) -> 
     return capitalize_sentence(pattern.format(description=description, everything=everything))
 
 
-def generic_sentence(groups: list[ObjectGroup], dice: DeterministicRng) -> str:
+def generic_sentence(groups: list[ObjectGroup], rng: DeterministicRng) -> str:
     """Describe the image in words that fit any image."""
     things = join_with_and([group.the() for group in groups])
     is_are = "are" if len(groups) > 1 or groups[0].count > 1 else "is"
-    pattern = dice.choice(
+    pattern = rng.choice(
         (
             "overall, {things} {is_are} the main focus of the image",
             "the arrangement of {things} gives the picture a playful look",

@@ -44,38 +44,38 @@ _JUNK = (
 )
 
 
-def web_caption(described: SceneDescription, dice: DeterministicRng) -> str:
+def web_caption(described: SceneDescription, rng: DeterministicRng) -> str:
     """Return the alt text of a scene on some web page."""
-    style = dice.weighted(_STYLES, _WEIGHTS)
-    groups = dice.shuffled(described.groups)
+    style = rng.weighted(_STYLES, _WEIGHTS)
+    groups = rng.shuffled(described.groups)
     if style == "sign" and described.scene.sign:
-        return _framed(f"{described.scene.sign.word} sign", dice)
+        return _framed(f"{described.scene.sign.word} sign", rng)
     if style == "junk":
-        return dice.choice(_JUNK).format(n=dice.between(10, 99), d=dice.between(1, 9))
+        return rng.choice(_JUNK).format(n=rng.between(10, 99), d=rng.between(1, 9))
     if style == "wrong":
-        absent = [kind.name for kind in described.world.inhabitants if kind.name not in described.kinds]
-        return _framed(dice.choice(absent), dice)
+        absent = [kind.name for kind in described.world.object_classes if kind.name not in described.kinds]
+        return _framed(rng.choice(absent), rng)
     if style == "keywords":
-        return _keywords(groups, dice)
-    wanted = {"one": 1, "two": 2}.get(style, len(groups))
-    names = [_named(group, dice) for group in groups[:wanted]]
-    if dice.chance(_BACKGROUND):
-        return _framed(f"{join_with_and(names)} {described.background.where}", dice)
-    return _framed(dice.choice((" ", ", ")).join(names) if dice.chance(300) else join_with_and(names), dice)
+        return _keywords(groups, rng)
+    count = {"one": 1, "two": 2}.get(style, len(groups))
+    names = [_named(group, rng) for group in groups[:count]]
+    if rng.chance(_BACKGROUND):
+        return _framed(f"{join_with_and(names)} {described.background.where}", rng)
+    return _framed(rng.choice((" ", ", ")).join(names) if rng.chance(300) else join_with_and(names), rng)
 
 
-def _named(group: ObjectGroup, dice: DeterministicRng) -> str:
-    words = group.adjectives(color=dice.chance(350))
-    return words.title() if dice.chance(150) else words
+def _named(group: ObjectGroup, rng: DeterministicRng) -> str:
+    words = group.adjectives(color=rng.chance(350))
+    return words.title() if rng.chance(150) else words
 
 
-def _keywords(groups: list[ObjectGroup], dice: DeterministicRng) -> str:
+def _keywords(groups: list[ObjectGroup], rng: DeterministicRng) -> str:
     """Return the tags of a shop or an icon site: the name among related words."""
     tags = []
     for group in groups[:2]:
-        tags += [group.kind.name, *dice.sample(group.kind.keywords, 2), group.kind.category]
-    return ", ".join(dice.shuffled(list(dict.fromkeys(tags))))
+        tags += [group.kind.name, *rng.sample(group.kind.keywords, 2), group.kind.category]
+    return ", ".join(rng.shuffled(list(dict.fromkeys(tags))))
 
 
-def _framed(words: str, dice: DeterministicRng) -> str:
-    return dice.choice(_FRAMES).format(words, n=dice.between(10, 29))
+def _framed(words: str, rng: DeterministicRng) -> str:
+    return rng.choice(_FRAMES).format(words, n=rng.between(10, 29))

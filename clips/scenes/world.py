@@ -21,12 +21,14 @@ from clips.scenes.words import SIGN_WORDS
 CANVAS_SIZE = 1024
 SPLITS = ("train", "test")
 MAX_OBJECTS = 5
-_HOW_MANY = (20, 32, 26, 13, 9)
-_REPEATED = 150
+_COUNT_WEIGHTS = (20, 32, 26, 13, 9)  # of scenes with 1 to 5 objects
+_REPEATED = 150  # per mille of scenes with two objects of one class
 _SIZES = {"small": (304, 336), "large": (448, 480, 512)}
 _SIGN_HEIGHTS = {"small": 224, "large": 320}
 _CONTRAST = 75
 _TRIES = 30
+_STYLES = {"plain": 34, "gradient": 10, "stripes": 8, "checks": 5, "dots": 6, "texture": 9, "landscape": 28}
+"""Background style → weight."""
 
 Split = Literal["train", "test"]
 SignSize = Literal["small", "large"]
@@ -54,8 +56,8 @@ class SceneObject:
     box: Box
 
     @property
-    def place(self) -> str:
-        """Return the ninth of the image that contains the center: "top left", "top", …, "center"."""
+    def location(self) -> str:
+        """The ninth of the image that contains the center: "top left", "top", …, "center"."""
         return location_of(self.box)
 
 
@@ -67,8 +69,8 @@ class TextSign:
     box: Box
 
     @property
-    def place(self) -> str:
-        """As SceneObject.place."""
+    def location(self) -> str:
+        """As SceneObject.location."""
         return location_of(self.box)
 
 
@@ -89,16 +91,16 @@ class Scene:
             "background": self.background,
             "objects": [
                 {
-                    "kind": thing.kind,
-                    "category": thing.category,
-                    "color": thing.color,
-                    "size": thing.size,
-                    "place": thing.place,
-                    "box": list(thing.box),
+                    "kind": item.kind,
+                    "category": item.category,
+                    "color": item.color,
+                    "size": item.size,
+                    "place": item.location,
+                    "box": list(item.box),
                 }
-                for thing in self.objects
+                for item in self.objects
             ],
-            "sign": {"word": self.sign.word, "place": self.sign.place, "box": list(self.sign.box)}
+            "sign": {"word": self.sign.word, "place": self.sign.location, "box": list(self.sign.box)}
             if self.sign
             else None,
         }
@@ -119,25 +121,25 @@ def location_of(box: Box) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SceneGenerator:
-    """Everything that a scene depends on except its split and index.
+    """Settings of all scenes; split and index select one.
 
     Args:
-        kinds: number of object classes, at least 8.
+        num_object_classes: number of object classes, at least 8.
         max_objects: maximum number of objects in a scene, 1 to 5.
-        signs: scenes with a sign, per mille; fewer if there is no room for it.
+        signs_per_mille: scenes with a sign, per mille; fewer if there is no room for it.
         sign_size: "small", or "large": legible in images of 64 pixels.
-        sign_words: number of words for signs, at least 2.
+        num_sign_words: number of words for signs, at least 2.
         seed: random seed.
-        hand: sprite set.
+        sprite_set: sprite set.
     """
 
-    kinds: int = 60
+    num_object_classes: int = 60
     max_objects: int = MAX_OBJECTS
-    signs: int = 150
+    signs_per_mille: int = 150
     sign_size: SignSize = "small"
-    sign_words: int = len(SIGN_WORDS)
+    num_sign_words: int = len(SIGN_WORDS)
     seed: int = 0
-    hand: str = "twemoji"
+    sprite_set: str = "twemoji"
 
     def __post_init__(self) -> None:
         """Check the fields.
@@ -145,50 +147,50 @@ class SceneGenerator:
         Raises:
             UserError: a field out of its range.
         """
-        known = len(Sprites.load(self.hand).kinds)
-        if not 8 <= self.kinds <= known:
-            raise UserError(f"num_object_classes: expected 8 to {known}, got {self.kinds}")
+        known = len(Sprites.load(self.sprite_set).kinds)
+        if not 8 <= self.num_object_classes <= known:
+            raise UserError(f"num_object_classes: expected 8 to {known}, got {self.num_object_classes}")
         if not 1 <= self.max_objects <= MAX_OBJECTS:
             raise UserError(f"max_objects: expected 1 to {MAX_OBJECTS}, got {self.max_objects}")
-        if not 0 <= self.signs <= 1000:
-            raise UserError(f"sign_ratio: expected 0 to 1000 per mille, got {self.signs}")
-        if not 2 <= self.sign_words <= len(SIGN_WORDS):
-            raise UserError(f"num_sign_words: expected 2 to {len(SIGN_WORDS)}, got {self.sign_words}")
+        if not 0 <= self.signs_per_mille <= 1000:
+            raise UserError(f"sign_ratio: expected 0 to 1000 per mille, got {self.signs_per_mille}")
+        if not 2 <= self.num_sign_words <= len(SIGN_WORDS):
+            raise UserError(f"num_sign_words: expected 2 to {len(SIGN_WORDS)}, got {self.num_sign_words}")
 
     @property
     def sprites(self) -> Sprites:
         """The sprites of the objects."""
-        return Sprites.load(self.hand)
+        return Sprites.load(self.sprite_set)
 
     @property
     def words(self) -> tuple[str, ...]:
         """The words on signs."""
-        return SIGN_WORDS[: self.sign_words]
+        return SIGN_WORDS[: self.num_sign_words]
 
     @property
-    def inhabitants(self) -> tuple[ObjectClass, ...]:
+    def object_classes(self) -> tuple[ObjectClass, ...]:
         """The object classes."""
-        return self.sprites.kinds[: self.kinds]
+        return self.sprites.kinds[: self.num_object_classes]
 
     def scene(self, split: Split, index: int) -> Scene:
         """Return the scene ``index`` of ``split``. Test scenes are combinations that no training scene has."""
         for attempt in itertools.count():
-            dice = DeterministicRng("scene", self.seed, split, index, attempt)
-            scene = self._attempt(split, index, dice)
+            rng = DeterministicRng("scene", self.seed, split, index, attempt)
+            scene = self._attempt(split, index, rng)
             if scene is not None:
                 return scene
         raise AssertionError("unreachable")
 
-    def _attempt(self, split: Split, index: int, dice: DeterministicRng) -> Scene | None:
+    def _attempt(self, split: Split, index: int, rng: DeterministicRng) -> Scene | None:
         counts = range(1, self.max_objects + 1)
-        count = dice.weighted(counts, _HOW_MANY[: self.max_objects])
-        kinds = self._choose_kinds(split, count, dice)
-        background = self._choose_background(split, kinds, dice)
+        count = rng.weighted(counts, _COUNT_WEIGHTS[: self.max_objects])
+        kinds = self._choose_kinds(split, count, rng)
+        background = self._choose_background(split, kinds, rng)
         if background is None:
             return None
-        things = self._dress(kinds, background, dice)
-        boxes = _place([_side(size, dice) for _, _, size in things], dice)
-        if things and boxes is None:
+        looks = self._choose_looks(kinds, background, rng)
+        boxes = _place_boxes([rng.choice(_SIZES[size]) for _, _, size in looks], rng)
+        if boxes is None:
             return None
         objects = tuple(
             SceneObject(
@@ -199,74 +201,65 @@ class SceneGenerator:
                 size=size,
                 box=box,
             )
-            for (kind, paint, size), box in zip(things, boxes or [], strict=True)
+            for (kind, paint, size), box in zip(looks, boxes, strict=True)
         )
-        sign = self._hang_sign([thing.box for thing in objects], dice) if dice.chance(self.signs) else None
+        sign = self._place_sign([item.box for item in objects], rng) if rng.chance(self.signs_per_mille) else None
         return Scene(seed=self.seed, split=split, index=index, background=background.name, objects=objects, sign=sign)
 
-    def _hang_sign(self, taken: list[Box], dice: DeterministicRng) -> TextSign | None:
-        """Return a sign if there is room for it, else None."""
-        word = dice.choice(self.words)
-        width, height = _sign_sides(word, _SIGN_HEIGHTS[self.sign_size])
+    def _place_sign(self, taken: list[Box], rng: DeterministicRng) -> TextSign | None:
+        """Return a sign, or None if there is no room for it."""
+        word = rng.choice(self.words)
+        width, height = _sign_size(word, _SIGN_HEIGHTS[self.sign_size])
         for _ in range(_TRIES):
-            box = (dice.between(8, CANVAS_SIZE - width - 8), dice.between(8, CANVAS_SIZE - height - 8), width, height)
+            box = (rng.between(8, CANVAS_SIZE - width - 8), rng.between(8, CANVAS_SIZE - height - 8), width, height)
             if all(_apart(box, other) for other in taken):
                 return TextSign(word=word, box=box)
         return None
 
-    def _choose_kinds(self, split: Split, count: int, dice: DeterministicRng) -> list[ObjectClass]:
+    def _choose_kinds(self, split: Split, count: int, rng: DeterministicRng) -> list[ObjectClass]:
         """Return ``count`` classes; one of them may be repeated."""
-        repeats = dice.between(1, min(count - 1, 2)) if count > 1 and dice.chance(_REPEATED) else 0
-        different = count - repeats
+        repeats = rng.between(1, min(count - 1, 2)) if count > 1 and rng.chance(_REPEATED) else 0
+        num_classes = count - repeats
         chosen: list[ObjectClass] = []
-        if split == "test" and different > 1:
-            chosen = [self.inhabitants[number] for number in dice.choice(heldout_pairs(self.hand, self.kinds))]
-        while len(chosen) < different:
-            kind = dice.choice(self.inhabitants)
-            barred = split == "train" and any(is_pair_heldout(kind.name, other.name) for other in chosen)
-            if kind not in chosen and not barred:
+        if split == "test" and num_classes > 1:
+            chosen = [
+                self.object_classes[number]
+                for number in rng.choice(heldout_pairs(self.sprite_set, self.num_object_classes))
+            ]
+        while len(chosen) < num_classes:
+            kind = rng.choice(self.object_classes)
+            heldout = split == "train" and any(is_pair_heldout(kind.name, other.name) for other in chosen)
+            if kind not in chosen and not heldout:
                 chosen.append(kind)
-            elif barred and dice.chance(50):  # with few classes, none may be compatible with all of these
+            elif heldout and rng.chance(50):  # with few classes, none may be compatible with all chosen ones
                 break
-        chosen = dice.shuffled(chosen)
+        chosen = rng.shuffled(chosen)
         return [chosen[0]] * repeats + chosen
 
-    def _choose_background(self, split: Split, kinds: list[ObjectClass], dice: DeterministicRng) -> Background | None:
+    def _choose_background(self, split: Split, kinds: list[ObjectClass], rng: DeterministicRng) -> Background | None:
         names = [kind.name for kind in kinds]
-        belongs = is_train_scene if split == "train" else is_test_scene
+        is_in_split = is_train_scene if split == "train" else is_test_scene
         for _ in range(_TRIES):
-            background = _any_background(dice)
-            if belongs(names, background.name) and all(
+            style = rng.weighted(tuple(_STYLES), tuple(_STYLES.values()))
+            background = rng.choice(_backgrounds_of(style))
+            if is_in_split(names, background.name) and all(
                 kind.paint_hue is not None or _visible(kind.mean_rgb, background) for kind in kinds
             ):
                 return background
         return None
 
-    def _dress(
-        self, kinds: list[ObjectClass], background: Background, dice: DeterministicRng
+    def _choose_looks(
+        self, kinds: list[ObjectClass], background: Background, rng: DeterministicRng
     ) -> list[tuple[ObjectClass, str | None, Literal["small", "large"]]]:
-        """Give each object a paint (if paintable) and a size; objects of one class get the same."""
+        """Return class, paint (if paintable) and size of each object; objects of one class look the same."""
         paints = [name for name, rgb in OBJECT_COLORS.items() if _visible(rgb, background)] or list(OBJECT_COLORS)
-        crowd = len(kinds)
-        large = {1: 750, 2: 500, 3: 300, 4: 120, 5: 50}[crowd]
+        large = {1: 750, 2: 500, 3: 300, 4: 120, 5: 50}[len(kinds)]
         looks: dict[str, tuple[str | None, Literal["small", "large"]]] = {}
         for kind in kinds:
             if kind.name not in looks:
-                paint = dice.choice(paints) if kind.paint_hue is not None else None
-                looks[kind.name] = (paint, "large" if dice.chance(large) else "small")
+                paint = rng.choice(paints) if kind.paint_hue is not None else None
+                looks[kind.name] = (paint, "large" if rng.chance(large) else "small")
         return [(kind, *looks[kind.name]) for kind in kinds]
-
-
-def _side(size: str, dice: DeterministicRng) -> int:
-    return dice.choice(_SIZES[size])
-
-
-_STYLES = {"plain": 34, "gradient": 10, "stripes": 8, "checks": 5, "dots": 6, "texture": 9, "landscape": 28}
-
-
-def _any_background(dice: DeterministicRng) -> Background:
-    style = dice.weighted(tuple(_STYLES), tuple(_STYLES.values()))
-    return dice.choice(_backgrounds_of(style))
 
 
 @functools.cache
@@ -280,18 +273,20 @@ def _visible(rgb: Rgb, background: Background) -> bool:
 
 
 @functools.cache
-def heldout_pairs(hand: str, kinds: int) -> tuple[tuple[int, int], ...]:
-    """Return the held-out pairs of classes (by index) among the first ``kinds``."""
-    names = [kind.name for kind in Sprites.load(hand).kinds[:kinds]]
-    return tuple((a, b) for a, b in itertools.combinations(range(kinds), 2) if is_pair_heldout(names[a], names[b]))
+def heldout_pairs(sprite_set: str, num_classes: int) -> tuple[tuple[int, int], ...]:
+    """Return the held-out pairs of classes (by index) among the first ``num_classes``."""
+    names = [kind.name for kind in Sprites.load(sprite_set).kinds[:num_classes]]
+    return tuple(
+        (a, b) for a, b in itertools.combinations(range(num_classes), 2) if is_pair_heldout(names[a], names[b])
+    )
 
 
-def _place(sides: list[int], dice: DeterministicRng) -> list[Box] | None:
-    """Return random boxes with little overlap; None if there was no room."""
+def _place_boxes(sides: list[int], rng: DeterministicRng) -> list[Box] | None:
+    """Return random boxes with little overlap; None if there is no room."""
     boxes: list[Box] = []
     for side in sides:
         for _ in range(_TRIES):
-            box = (dice.between(8, CANVAS_SIZE - side - 8), dice.between(8, CANVAS_SIZE - side - 8), side, side)
+            box = (rng.between(8, CANVAS_SIZE - side - 8), rng.between(8, CANVAS_SIZE - side - 8), side, side)
             if all(_apart(box, other) for other in boxes):
                 boxes.append(box)
                 break
@@ -307,8 +302,8 @@ def _apart(first: Box, second: Box) -> bool:
     return 16 * abs(x1 - x2) > 7 * wide or 16 * abs(y1 - y2) > 7 * high
 
 
-def _sign_sides(word: str, height: int) -> tuple[int, int]:
-    """Return width and height of a sign; a long word lowers the height of a large one."""
+def _sign_size(word: str, height: int) -> tuple[int, int]:
+    """Return width and height of a sign; a large one with a long word is scaled down."""
     width = (136 * len(word) + 40) * height // 224
-    most = CANVAS_SIZE - 16
-    return (width, height) if width <= most else (most, height * most // width)
+    max_width = CANVAS_SIZE - 16
+    return (width, height) if width <= max_width else (max_width, height * max_width // width)

@@ -1,1 +1,1 @@
-"""A training run: its config, its step, its checkpoints and what it records."""
+"""A training run: its config, training step, checkpoints, validation and logs."""

@@ -1,4 +1,4 @@
-"""A running average of a model's weights (EMA), which generalizes better than the weights of the last step."""
+"""Exponential moving average (EMA) of a model's weights, which generalizes better than the weights of the last step."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 class ModelEma:
-    """The exponential average of a state that training moves; shards average to shards.
+    """The EMA of a state dict of full tensors or shards.
 
     Args:
-        decay: the share of the average that a step leaves in place.
-        state: before the first step, or what a checkpoint kept.
-        updates: how many steps are in it already; before the first it takes the state as it is.
+        decay: weight of the previous average in an update.
+        state: the state before the first step, or a checkpoint's average.
+        updates: number of updates so far; the first one copies the state.
     """
 
     def __init__(self, decay: float, state: Mapping[str, Tensor], *, updates: int = 0) -> None:
@@ -23,7 +23,7 @@ class ModelEma:
 
     @torch.no_grad()
     def update(self, state: Mapping[str, Tensor]) -> None:
-        """Take one step's state in; counters are taken as they are."""
+        """Update with the state after a step; integer tensors are copied."""
         weight = 1 - self.decay if self.updates else 1.0
         for name, value in state.items():
             if value.is_floating_point():

@@ -1,4 +1,4 @@
-"""Steps whose gradient stands out from those before, as one broken batch or a training that diverges makes it."""
+"""Gradient norms that are outliers, as after an invalid batch or in a diverging training."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ import statistics
 from clips.errors import UserError
 from clips.training.train_state import TrainState
 
-_KEPT, _NEEDED, _IN_A_ROW = 100, 20, 10
+_WINDOW, _MIN_NORMS, _MAX_SPIKES_IN_A_ROW = 100, 20, 10
 
 
 def is_grad_spike(loop: TrainState, norm: float, limit: float) -> bool:
-    """Whether a gradient is better not followed: its norm is more than ``limit`` times the median of those before.
+    """Whether a gradient's norm is more than ``limit`` times the median norm of the last hundred steps.
 
-    The first twenty steps never are; the norms of such steps do not count for later ones.
+    The first twenty steps are never spikes. The norms of spikes do not enter the median.
 
     Args:
-        loop: where the run stands; it remembers the norms.
+        loop: the run's state, with the norms.
         norm: of this step's gradient.
         limit: ``optimizer.grad_spike_factor``.
 
     Raises:
-        UserError: ten steps in a row stood out: this is no outlier.
+        UserError: ten spikes in a row, so the training diverges.
     """
-    usual = statistics.median(loop.norms) if len(loop.norms) >= _NEEDED else None
-    if usual is None or norm <= limit * usual:
-        loop.norms = [*loop.norms, norm][-_KEPT:]
+    median = statistics.median(loop.norms) if len(loop.norms) >= _MIN_NORMS else None
+    if median is None or norm <= limit * median:
+        loop.norms = [*loop.norms, norm][-_WINDOW:]
         loop.spikes_in_a_row = 0
         return False
     loop.skipped += 1
     loop.spikes_in_a_row += 1
-    if loop.spikes_in_a_row == _IN_A_ROW:
+    if loop.spikes_in_a_row == _MAX_SPIKES_IN_A_ROW:
         raise UserError(
-            f"step {loop.step + 1}: for {_IN_A_ROW} steps the gradient's norm was more than {limit:g} times the usual "
-            f"{usual:.3g} (optimizer.grad_spike_factor); stopped. A lower optimizer.learning_rate may "
-            "help (see allow_changes_on_resume)"
+            f"step {loop.step + 1}: for {_MAX_SPIKES_IN_A_ROW} steps the gradient's norm was more than {limit:g} times "
+            f"the median {median:.3g} (optimizer.grad_spike_factor); stopped. A lower optimizer.learning_rate may help "
+            "(see allow_changes_on_resume)"
         )
     return True

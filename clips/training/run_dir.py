@@ -1,4 +1,4 @@
-"""A training run's directory: what it records of itself, and when another run may go on in it."""
+"""A training run's directory: its identity and config, and whether a run may resume in it."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from clips.training.train_state import CHECKPOINTS_DIR, CONFIG_FILE, list_checkp
 
 
 def is_trained(config: Any, run: Identity) -> bool:
-    """Whether the run is already finished in ``config.output``; False also where it can be resumed from a checkpoint.
+    """Whether the run is finished in ``config.output``; False also if it can resume from a checkpoint.
 
     Raises:
-        UserError: the directory holds something else, or the work of another config or from other inputs.
+        UserError: the directory contains something else, or a run of another config or other inputs.
     """
     output = Path(config.output)
     if is_finished(output, "encoder", run, work=output / CHECKPOINTS_DIR / RUN):
         return True
-    for checkpoint in list_checkpoints(output)[-1:]:  # before the first there is nothing to lose
+    for checkpoint in list_checkpoints(output)[-1:]:  # without a checkpoint the run may be overwritten
         reject_other_run(output, read_train_state(checkpoint).identity, run, may_change=config.allow_changes_on_resume)
     return False
 
 
 def create_run_dir(config: Any, run: Identity) -> None:
-    """Create a run's directory with its identity and config; UserError where that cannot be."""
+    """Create a run's directory with its identity and config; UserError if it cannot be written."""
     atomic_write(Path(config.output) / CHECKPOINTS_DIR / RUN, run_text(run))
     atomic_write(Path(config.output) / CONFIG_FILE, to_yaml(redact(to_plain(config))))
 
 
 def read_run_config(directory: str | Path) -> dict[str, Any]:
-    """The config of the run or checkpoint in ``directory`` as plain data; UserError where there is none."""
+    """Return the config of the run or checkpoint in ``directory`` as plain data; UserError if there is none."""
     path = Path(directory) / CONFIG_FILE
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -50,10 +50,10 @@ def read_run_config(directory: str | Path) -> dict[str, Any]:
 
 
 def resume_changes(config: Any, run: Identity) -> list[str]:
-    """The settings that ``allow_changes_on_resume`` lets differ and that do, since the latest checkpoint; in words."""
-    there = read_train_state(list_checkpoints(config.output)[-1]).identity
+    """Return the changes since the latest checkpoint that ``allow_changes_on_resume`` permits, as "NAME OLD → NEW"."""
+    before = read_train_state(list_checkpoints(config.output)[-1]).identity
     return [
-        f"{name} {there.get(name)} → {run.get(name)}"
-        for name in differing(there, run)
+        f"{name} {before.get(name)} → {run.get(name)}"
+        for name in differing(before, run)
         if is_below(name, config.allow_changes_on_resume)
     ]

@@ -1,4 +1,4 @@
-"""What a training run tells while it goes on: a progress line, metrics.jsonl for the report, and trackers."""
+"""Logging of a training run: a progress line, metrics.jsonl for the report, and trackers."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class RunLogger:
     """Progress of one run.
 
     Args:
-        directory: where metrics.jsonl goes; entries after ``step`` are dropped from one that is there.
-        step: the step from which the run goes on.
-        steps: the step at which it ends.
-        quiet: write and show nothing, as all processes but one do.
-        trackers: what else gets the numbers, see `clips.training.trackers`.
+        directory: of metrics.jsonl; entries after ``step`` are removed from an existing file.
+        step: the step from which the run resumes.
+        steps: the last step.
+        quiet: write and show nothing, as on all processes except the main one.
+        trackers: see `clips.training.trackers`.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class RunLogger:
     def __enter__(self) -> RunLogger:
         if self.quiet:
             return self
-        _drop_after(self.path, self.step)
+        _remove_entries_after(self.path, self.step)
         if sys.stderr.isatty():
             self.bar = Progress(
                 MofNCompleteColumn(),
@@ -71,40 +71,40 @@ class RunLogger:
             self._track(tracker, tracker.finish)
 
     def advance(self) -> None:
-        """One step is done."""
+        """Count a completed step."""
         if self.bar is not None:
             self.bar.advance(self.task)
 
     def _track(self, tracker: MetricsTracker, work: Callable[[], None]) -> None:
-        """A tracker that fails is left out: metrics.jsonl has everything, and no training should end for this."""
+        """Remove a tracker that fails: metrics.jsonl has all metrics, and the training should not end."""
         try:
             work()
-        except Exception as error:  # theirs are of any kind; a service that SIGTERM ended, an address that is away
-            log_info(f"report_to: {type(tracker).__name__} failed ({error_reason(error)}) and is left out from here on")
+        except Exception as error:  # trackers raise arbitrary exceptions, for example without a network
+            log_info(f"report_to: {type(tracker).__name__} failed ({error_reason(error)}) and is not used any more")
             self.trackers.remove(tracker)
 
     def write(self, entry: Mapping[str, Any]) -> None:
-        """Append one entry to metrics.jsonl and show it."""
+        """Append an entry to metrics.jsonl, pass it to the trackers and show it."""
         if self.quiet:
             return
         with write_errors_as_user_errors(self.path), self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry) + "\n")
         for tracker in list(self.trackers):
             self._track(tracker, functools.partial(tracker.log, dict(entry), step=entry["step"]))
-        shown = f"loss {entry['loss']:.3f} · {entry['samples_per_second']:.0f} samples/s{_validated(entry)}"
+        summary = f"loss {entry['loss']:.3f} · {entry['samples_per_second']:.0f} samples/s{_validation_summary(entry)}"
         if self.bar is not None:
-            self.bar.update(self.task, description=shown)
+            self.bar.update(self.task, description=summary)
         else:
             rate = max(entry["samples_per_second"], 1e-9)
             left = (self.steps - entry["step"]) * entry["samples_seen"] / max(1, entry["step"]) / rate
-            log_info(f"step {entry['step']}/{self.steps} · {shown} · {_minutes(left)} left")
+            log_info(f"step {entry['step']}/{self.steps} · {summary} · {int(left) // 60}:{int(left) % 60:02d} left")
 
 
 class ThroughputTimer:
-    """Time of a training loop: in all, since the last reading, and of that, waiting for data.
+    """Measures the total time of a training loop, its throughput, and the time spent waiting for data.
 
     Args:
-        loop: its ``seconds`` go on from where an interrupted run stood.
+        loop: the run's state, whose ``seconds`` it continues.
     """
 
     def __init__(self, loop: TrainState) -> None:
@@ -112,66 +112,60 @@ class ThroughputTimer:
 
     def __enter__(self) -> ThroughputTimer:
         self._started = time.perf_counter() - self.loop.seconds
-        self._read_at, self._read_samples, self._waited = self.loop.seconds, self.loop.samples_seen, 0.0
+        self._start_interval()
         return self
+
+    def _start_interval(self) -> None:
+        self._read_at, self._read_samples, self._waited = self.loop.seconds, self.loop.samples_seen, 0.0
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.tick()
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time in this block is spent waiting for data."""
+        """Count the time of the block as waiting for data."""
         started = time.perf_counter()
         yield
         self._waited += time.perf_counter() - started
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
-        """Time in this block is not the training's."""
-        began = time.perf_counter()
+        """Exclude the time of the block from the training time."""
+        started = time.perf_counter()
         yield
-        self._started += time.perf_counter() - began
+        self._started += time.perf_counter() - started
 
     def tick(self) -> None:
-        """Bring ``loop.seconds`` up to now."""
+        """Set ``loop.seconds`` to the current training time."""
         self.loop.seconds = time.perf_counter() - self._started
 
     def read(self) -> dict[str, float]:
-        """Samples a second and the share of time that went into waiting for data, since the last reading."""
-        passed = max(self.loop.seconds - self._read_at, 1e-9)
+        """Return samples per second and the ratio of time spent waiting for data, since the last call."""
+        elapsed = max(self.loop.seconds - self._read_at, 1e-9)
         samples = self.loop.samples_seen - self._read_samples
-        reading = {
-            "samples_per_second": samples / passed,
-            "data_wait": self._waited / passed,
-            "time": self.loop.seconds,
-        }
-        self._read_at, self._read_samples, self._waited = self.loop.seconds, self.loop.samples_seen, 0.0
-        return reading
+        reading = {"samples_per_second": samples / elapsed, "data_wait": self._waited / elapsed}
+        self._start_interval()
+        return reading | {"time": self.loop.seconds}
 
 
-def _validated(entry: Mapping[str, Any]) -> str:
-    """Validation's results in an entry, text to image."""
-    found = [
+def _validation_summary(entry: Mapping[str, Any]) -> str:
+    recalls = [
         f"{name.removeprefix('val_').removesuffix('_t2i_r1')} {100 * value:.1f}"
         for name, value in entry.items()
         if name.startswith("val_") and name.endswith("_t2i_r1")
     ]
-    return f" · T→I R@1 {', '.join(found)}" if found else ""
+    return f" · T→I R@1 {', '.join(recalls)}" if recalls else ""
 
 
-def _minutes(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
-def _drop_after(path: Path, step: int) -> None:
-    """Forget entries of steps that an interrupted run logged but did not keep; a torn last line goes too."""
+def _remove_entries_after(path: Path, step: int) -> None:
+    """Remove entries of steps after the checkpoint, and an incomplete last line."""
     if not path.is_file():
         return
-    kept = []
+    lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+                lines.append(line + "\n")
         except ValueError:
             break
-    atomic_write(path, "".join(kept))
+    atomic_write(path, "".join(lines))

@@ -1,4 +1,4 @@
-"""Begin a training run, or take up one where its last checkpoint stands."""
+"""Start a training run, or resume it from its latest checkpoint."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from clips.model_refs import is_config_file
 from clips.parallel.ddp import DDPStrategy
 from clips.parallel.distributed import from_main, start_processes
 from clips.parallel.strategies import build_strategy
-from clips.training.checkpoint import load_tensors, tensor_names, verify_checkpoint_distributed
+from clips.training.checkpoint import load_tensors, tensor_names, verify_checkpoint
 from clips.training.ema import ModelEma
 from clips.training.train_config import EncoderTrainConfig
 from clips.training.train_state import TrainState, list_checkpoints, read_train_state
@@ -33,11 +33,9 @@ from clips.training.train_step import TrainRun
 
 
 def open_train_dataset(config: EncoderTrainConfig) -> TrainDataset:
-    """The training data, opened first: what is wrong with it is told before anything heavy is loaded."""
+    """Open the training data; before the model is built, so that its errors are reported early."""
     cfg = architectures.model_cfg(config.model)
-    prepare = functools.partial(
-        recipes.build_recipe(config.recipe).prepare, tokenizer=build_text_tokenizer(config.model)
-    )
+    prepare = functools.partial(recipes.Recipe(config.recipe).prepare, tokenizer=build_text_tokenizer(config.model))
     if config.validation.source is not None and os.environ.get("RANK", "0") == "0":
         open_source(config.validation.source)
     size = int(architectures.preprocess_cfg(cfg)["size"][0])
@@ -45,22 +43,23 @@ def open_train_dataset(config: EncoderTrainConfig) -> TrainDataset:
 
 
 def check_stages(stages: Sequence[EncoderTrainConfig]) -> None:
-    """Refuse before the first stage what would end a later one, perhaps weeks on; UserError names stage and field."""
+    """Raise before the first stage the errors that would end a later one; UserError names stage and field."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     for number, (before, stage) in enumerate(itertools.pairwise(stages), 2):
         try:
-            if _lasting(architectures.model_cfg(stage.model)) != _lasting(architectures.model_cfg(before.model)):
+            if _tower_cfg(stage) != _tower_cfg(before):
                 raise UserError(f"model: expected the towers of the stage before, {before.model.architecture}")
             if not (Path(stage.output) / MANIFEST).is_file():
-                _refuse_uneven(stage.global_batch_size, processes)
+                _check_divisible(stage.global_batch_size, processes)
             if stage.data.sources != before.data.sources:
                 open_train_dataset(stage)
         except UserError as error:
             raise UserError(f"stages[{number}]: {error}") from None
 
 
-def _lasting(cfg: dict[str, Any]) -> dict[str, Any]:
-    """What of a ``model_cfg`` stages cannot change; timm names its trunks after their pictures' size."""
+def _tower_cfg(config: EncoderTrainConfig) -> dict[str, Any]:
+    """Return the entries of the ``model_cfg`` that stages share; timm's trunk names end with the image size."""
+    cfg = architectures.model_cfg(config.model)
     vision = {name: value for name, value in cfg["vision_cfg"].items() if name not in ("image_size", "patch_dropout")}
     if trunk := vision.get("timm_model_name"):
         vision["timm_model_name"] = trunk.rstrip("0123456789")
@@ -68,63 +67,57 @@ def _lasting(cfg: dict[str, Any]) -> dict[str, Any]:
     return {**cfg, "vision_cfg": vision, "text_cfg": text}
 
 
-def _refuse_uneven(batch_size: int, processes: int) -> None:
+def _check_divisible(batch_size: int, processes: int) -> None:
     if batch_size % processes:
         raise UserError(f"global_batch_size: expected a multiple of the {processes} processes, got {batch_size}")
 
 
 def parent_artifacts(config: EncoderTrainConfig, data: TrainDataset) -> dict[str, str]:
-    """What the encoder is made from: artifacts among the data, and the weights begun with. Name → path."""
-    begun_with = {name: getattr(config.model, name) for name in ("pretrained_trunk", "pretrained")}
+    """Return the local inputs of the encoder, name → path: artifacts among the data, and initial weights."""
+    initial = {name: getattr(config.model, name) for name in ("pretrained_trunk", "pretrained")}
     if is_config_file(config.model.architecture):
-        begun_with["architecture"] = config.model.architecture
-    local = {name: path for name, path in begun_with.items() if path is not None and Path(path).exists()}
+        initial["architecture"] = config.model.architecture
+    local = {name: path for name, path in initial.items() if path is not None and Path(path).exists()}
     return data.parents() | local
 
 
 def setup_run(config: EncoderTrainConfig, data: TrainDataset) -> TrainRun:
-    """Processes, model and optimizer, standing where the output directory says.
-
-    Precedence: (1) the latest checkpoint in the output directory, (2) a fresh model, its trunk pretrained or not.
-    """
-    processes = start_processes(patience=config.distributed.hang_timeout)
-    _refuse_uneven(config.global_batch_size, processes.count)
+    """Set up processes, model and optimizer, from the latest checkpoint in the output directory if there is one."""
+    processes = start_processes(timeout=config.distributed.hang_timeout)
+    _check_divisible(config.global_batch_size, processes.count)
     precision, reason = resolve_precision(config.precision, processes.device)
-    latest, loop = from_main(lambda: _standing(config))
-    encoder = _begin(config, latest).to(processes.device)
+    latest, loop = from_main(lambda: _latest_checkpoint(config))
+    encoder = _build_encoder(config, latest).to(processes.device)
     if config.micro_batch_size is not None and has_trainable_batchnorm(encoder):
-        raise UserError(
-            "micro_batch_size: expected null with batch norms, whose statistics are those of the whole batch"
-        )
+        raise UserError("micro_batch_size: expected null with batch norms, whose statistics cover the full batch")
     parallel = build_strategy(encoder, config.distributed, config.optimizer, processes)
+    preprocess, device = encoder.preprocess_cfg, processes.device
     run = TrainRun(
         config=config,
         data=data,
-        recipe=recipes.build_recipe(config.recipe),
+        recipe=recipes.Recipe(config.recipe),
         processes=processes,
         parallel=parallel,
-        average=None if config.ema_decay is None else _average(config.ema_decay, parallel, latest, loop),
+        average=None if config.ema_decay is None else _build_ema(config.ema_decay, parallel, latest, loop),
         loop=loop,
         steps=config.steps_for(len(data)),
         precision=precision,
-        mean=_channels(encoder.preprocess_cfg["mean"], processes.device),
-        std=_channels(encoder.preprocess_cfg["std"], processes.device),
+        mean=torch.tensor(preprocess["mean"], device=device)[:, None, None],
+        std=torch.tensor(preprocess["std"], device=device)[:, None, None],
     )
     if latest is not None:
         _load_optimizer_state(parallel, latest)
     if processes.is_main:
-        _announce(run, reason)
+        _log_start(run, reason)
     return run
 
 
-def _standing(config: EncoderTrainConfig) -> tuple[Path | None, TrainState]:
-    """The latest checkpoint, and the loop state that it holds."""
+def _latest_checkpoint(config: EncoderTrainConfig) -> tuple[Path | None, TrainState]:
     latest = next(reversed(list_checkpoints(config.output)), None)
     return latest, TrainState() if latest is None else read_train_state(latest)
 
 
-def _announce(run: TrainRun, reason: str) -> None:
-    """Say what begins, and what of it is odd."""
+def _log_start(run: TrainRun, reason: str) -> None:
     config, processes = run.config, run.processes
     under = f" under {config.distributed.strategy}" if config.distributed.strategy != "ddp" else ""
     log_info(
@@ -132,53 +125,45 @@ def _announce(run: TrainRun, reason: str) -> None:
         f"{processes.count} process(es){under} on {processes.device.type}, {run.precision} ({reason})"
     )
     if run.loop.step:
-        log_info(f"going on from step {run.loop.step}")
+        log_info(f"resuming from step {run.loop.step}")
     if run.recipe.needs_synthetic and not any(source.synthetics for source in config.data.sources):
-        log_info(
-            f"data.sources: none has synthetic captions; recipe {config.recipe.name} takes web captions in their place"
-        )
+        log_info(f"data.sources: none has synthetic captions; recipe {config.recipe.name} uses web captions instead")
     if config.global_batch_size > len(run.data):
         batch = f"{config.global_batch_size} of {len(run.data)} samples"
-        log_info(f"global_batch_size: {batch}: an image comes several times in a step")
+        log_info(f"global_batch_size: {batch}: an image occurs several times in a step")
 
 
-def _begin(config: EncoderTrainConfig, latest: Path | None) -> ClipsModel:
-    """The whole model with the weights it goes on with; sharding comes later."""
+def _build_encoder(config: EncoderTrainConfig, latest: Path | None) -> ClipsModel:
+    """Build the unsharded model with its initial weights or those of a checkpoint."""
     if latest is None:
         return build_model(config.model, config.recipe, config.seed)
-    verify_checkpoint_distributed(latest)
+    from_main(lambda: verify_checkpoint(latest))
     encoder = build_model_without_pretrained(config)
     load_tensors(latest, encoder.state_dict(), "model.")
     return encoder
 
 
 def has_trainable_batchnorm(model: torch.nn.Module) -> bool:
-    """Whether there are batch norms in training, whose statistics are those of the samples seen together."""
+    """Whether the model has batch norms in training mode, whose statistics depend on the micro-batch."""
     norms = (one for one in model.modules() if isinstance(one, torch.nn.modules.batchnorm._BatchNorm))
     return any(value.requires_grad for norm in norms for value in norm.parameters())
 
 
 def build_model_without_pretrained(config: EncoderTrainConfig) -> ClipsModel:
-    """A model to be filled with weights: what training began with need not be there any more."""
+    """Build a model whose weights are loaded afterwards: the pretrained ones may no longer exist."""
     model = dataclasses.replace(config.model, pretrained=None, pretrained_trunk=None)
     return build_model(model, config.recipe, config.seed)
 
 
 def _load_optimizer_state(parallel: DDPStrategy, latest: Path) -> None:
-    kept = tensor_names(latest)
-    moments = {
-        name: value for name, value in parallel.empty_optimizer_state_dict().items() if f"optimizer.{name}" in kept
-    }
-    load_tensors(latest, moments, "optimizer.")
-    parallel.load_optimizer_state_dict(moments)
+    stored, empty = tensor_names(latest), parallel.empty_optimizer_state_dict()
+    state = {name: value for name, value in empty.items() if f"optimizer.{name}" in stored}
+    load_tensors(latest, state, "optimizer.")
+    parallel.load_optimizer_state_dict(state)
 
 
-def _average(decay: float, parallel: DDPStrategy, latest: Path | None, loop: TrainState) -> ModelEma:
-    average = ModelEma(decay, parallel.held(), updates=loop.step - loop.skipped)
+def _build_ema(decay: float, parallel: DDPStrategy, latest: Path | None, loop: TrainState) -> ModelEma:
+    average = ModelEma(decay, parallel.local_state_dict(), updates=loop.step - loop.skipped)
     if latest is not None:
         parallel.load_ema_state_dict(average.state, lambda tensors: load_tensors(latest, tensors, "average."))
     return average
-
-
-def _channels(values: list[float], device: torch.device) -> torch.Tensor:
-    return torch.tensor(values, device=device)[:, None, None]

@@ -1,4 +1,4 @@
-"""Training in stages of growing resolution: each begins with the weights of the one before.
+"""Training in stages of growing resolution, each initialized from the previous one.
 
 stages:
   - {model.image_size: 84, max_samples: 12800000000, global_batch_size: 32768, optimizer.base_learning_rate: 8.0e-6}
@@ -20,26 +20,26 @@ from clips.typed_data import from_plain
 
 
 def stage_configs(config: EncoderTrainConfig) -> list[EncoderTrainConfig]:
-    """The config of each stage, in order: ``config`` itself where it has no stages.
+    """Return the config of each stage, in order: ``config`` itself if it has no stages.
 
-    A stage's fields are laid over the config's. All but the last write into ``OUTPUT.stages/N``. The order of the
-    samples differs from stage to stage.
+    A stage's fields override the config's. All stages except the last write into ``OUTPUT.stages/N``. Each stage has
+    its own sample order.
 
     Raises:
-        UserError: a stage has an unknown or unfitting field; it is named.
+        UserError: a stage has an unknown or invalid field.
     """
     if not config.stages:
         return [config]
     found: list[EncoderTrainConfig] = []
     for number, fields in enumerate(config.stages, 1):
-        last = number == len(config.stages)
         values = to_plain(config) | {"stages": []}
         if any(name in fields for name in LENGTHS):
             values |= dict.fromkeys(LENGTHS)
         for pair in EITHER:
             if any(name in _optimizer_fields(fields) for name in pair):
                 values["optimizer"] |= dict.fromkeys(pair)
-        _lay_over(values, fields, f"stages[{number}]")
+        _override(values, fields, f"stages[{number}]")
+        last = number == len(config.stages)
         values["output"] = config.output if last else f"{config.output}{STAGES_DIR}/{number}"
         values["seed"] = config.seed + number - 1
         if found:
@@ -49,46 +49,41 @@ def stage_configs(config: EncoderTrainConfig) -> list[EncoderTrainConfig]:
 
 
 def _optimizer_fields(fields: Mapping[str, Any]) -> set[str]:
-    """Which fields of ``optimizer`` a stage gives, in either way of writing."""
+    """Return the fields of ``optimizer`` that a stage sets, nested or dotted."""
     nested = fields.get("optimizer")
     dotted = {name.removeprefix("optimizer.") for name in fields if name.startswith("optimizer.")}
     return dotted | (set(nested) if isinstance(nested, Mapping) else set())
 
 
 def completed_stages(config: Mapping[str, Any], loop: Mapping[str, Any], image_size: int) -> list[dict[str, Any]]:
-    """What each stage of a training has done, for its manifest; the last is the one that ``config`` is of.
+    """Return the record of each stage up to the one of ``config``, for its manifest.
 
     Args:
         config: of the stage, as plain data.
         loop: its steps, samples_seen and seconds.
-        image_size: pixels of a picture's side.
+        image_size: in pixels.
     """
-    model, folder = config["model"], _folder(config["output"])
+    model, output = config["model"], Path(config["output"])
+    # The output of a stage is in the directory of stages, except the last one's, which is next to it.
+    stages_dir = output.parent if output.parent.name.endswith(STAGES_DIR) else Path(f"{output}{STAGES_DIR}")
     begun_from = model["pretrained"] or model["pretrained_trunk"]
     before: list[dict[str, Any]] = []
-    if begun_from is not None and Path(begun_from).parent == folder and (Path(begun_from) / MANIFEST).is_file():
+    if begun_from is not None and Path(begun_from).parent == stages_dir and (Path(begun_from) / MANIFEST).is_file():
         before = read_manifest(Path(begun_from)).get("stages", [])
-    done = {name: loop[name] for name in ("steps", "samples_seen", "seconds")}
+    progress = {name: loop[name] for name in ("steps", "samples_seen", "seconds")}
     this = {"begun_from": begun_from, "image_size": image_size, "global_batch_size": config["global_batch_size"]}
-    return [*before, this | done]
+    return [*before, this | progress]
 
 
-def _folder(output: str) -> Path:
-    """Where the stages of a training are whose last, or another of whose stages, writes into ``output``."""
-    parent = Path(output).parent
-    return parent if parent.name.endswith(STAGES_DIR) else Path(f"{output}{STAGES_DIR}")
-
-
-def _lay_over(values: dict[str, Any], fields: Mapping[str, Any], what: str) -> None:
+def _override(values: dict[str, Any], fields: Mapping[str, Any], what: str) -> None:
+    """Set ``fields``, whose names may be dotted, in the nested ``values``."""
     for name, value in fields.items():
-        place, rest = values, name
-        while "." in rest:
-            first, _, rest = rest.partition(".")
-            inner = place.get(first)
-            if not isinstance(inner, dict):
+        parent, (*sections, field) = values, name.split(".")
+        for section in sections:
+            if not isinstance(parent.get(section), dict):
                 raise UserError(f"{what}: unknown field '{name}'")
-            place = inner
-        if isinstance(value, Mapping) and isinstance(place.get(rest), dict):
-            _lay_over(place[rest], value, f"{what}.{name}")
+            parent = parent[section]
+        if isinstance(value, Mapping) and isinstance(parent.get(field), dict):
+            _override(parent[field], value, f"{what}.{name}")
         else:
-            place[rest] = value
+            parent[field] = value

@@ -1,4 +1,4 @@
-"""Where a run's numbers go besides metrics.jsonl: a tracker is one entry of ``TRACKERS``."""
+"""Destinations of a run's metrics in addition to metrics.jsonl; each is an entry of ``TRACKERS``."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from clips.errors import UserError
 from clips.redaction import redact
 from clips.serialization import flatten
 
-_WANDB_RUN = ".wandb-run"  # beside metrics.jsonl: the run that a training which goes on belongs to
+_WANDB_RUN = ".wandb-run"  # next to metrics.jsonl: the id of the W&B run, which a resumed training continues
 
 
 class MetricsTracker(Protocol):
-    """One run's numbers, somewhere."""
+    """Records the metrics of one run."""
 
     def log(self, entry: Mapping[str, Any], step: int) -> None:
-        """Note the numbers of ``entry`` at ``step``."""
+        """Record the numbers of ``entry`` at ``step``."""
 
     def finish(self) -> None:
-        """Write what is not written yet."""
+        """Write buffered entries."""
 
 
 class TensorBoardTracker:
@@ -38,34 +38,34 @@ class TensorBoardTracker:
         self.writer.add_text("config", "\n".join(["| field | value |", "| --- | --- |", *rows]))
 
     def log(self, entry: Mapping[str, Any], step: int) -> None:
-        """See `Tracker`."""
+        """See `MetricsTracker`."""
         for name, value in entry.items():
             self.writer.add_scalar(name, value, step)
         self.writer.flush()
 
     def finish(self) -> None:
-        """See `Tracker`."""
+        """See `MetricsTracker`."""
         self.writer.close()
 
 
 class WandbTracker:
-    """A run of the project "clips", or of WANDB_PROJECT; a training that goes on goes on in the same one."""
+    """A run of the project "clips", or of WANDB_PROJECT; a resumed training continues its run."""
 
     def __init__(self, directory: Path, config: Mapping[str, Any]) -> None:
         import wandb
 
-        kept = directory / _WANDB_RUN
-        name = kept.read_text(encoding="utf-8").strip() if kept.is_file() else uuid.uuid4().hex[:8]
-        atomic_write(kept, name + "\n")
+        id_file = directory / _WANDB_RUN
+        run_id = id_file.read_text(encoding="utf-8").strip() if id_file.is_file() else uuid.uuid4().hex[:8]
+        atomic_write(id_file, run_id + "\n")
         project = os.environ.get("WANDB_PROJECT", "clips")
-        self.run = wandb.init(project=project, name=directory.name, id=name, resume="allow", config=dict(config))
+        self.run = wandb.init(project=project, name=directory.name, id=run_id, resume="allow", config=dict(config))
 
     def log(self, entry: Mapping[str, Any], step: int) -> None:
-        """See `Tracker`."""
+        """See `MetricsTracker`."""
         self.run.log(dict(entry), step=step)
 
     def finish(self) -> None:
-        """See `Tracker`."""
+        """See `MetricsTracker`."""
         self.run.finish()
 
 
@@ -76,7 +76,7 @@ TRACKERS: dict[str, Callable[[Path, Mapping[str, Any]], MetricsTracker]] = {
 
 
 def open_trackers(names: Sequence[str], directory: str | Path, config: Mapping[str, Any]) -> list[MetricsTracker]:
-    """Trackers by name, told the run's config.
+    """Open trackers, which also record the run's config.
 
     Args:
         names: of ``TRACKERS``.
@@ -86,13 +86,11 @@ def open_trackers(names: Sequence[str], directory: str | Path, config: Mapping[s
     Raises:
         UserError: a tracker's package is not installed.
     """
-    shown: dict[str, Any] = {
-        name: value if isinstance(value, bool | int | float | str) else str(value)
-        for name, value in flatten(redact(config))
-    }
+    scalar = bool | int | float | str
+    fields = {name: value if isinstance(value, scalar) else str(value) for name, value in flatten(redact(config))}
     for name in names:
         try:
             importlib.import_module(name)
         except ImportError:
             raise UserError(f"report_to: expected the package {name} to be installed (pip install {name})") from None
-    return [TRACKERS[name](Path(directory), shown) for name in names]
+    return [TRACKERS[name](Path(directory), fields) for name in names]

@@ -17,8 +17,8 @@ from clips.model.captioner_config import Precision
 from clips.parallel.distributed_config import DistributedConfig
 
 LENGTHS = ("max_steps", "max_samples", "num_epochs")
-"""The fields that give a training's length, one of them."""
-_MAY_CHANGE = ("optimizer.", "precision")  # what else a run is cannot change without it being another run
+"""The alternative fields for the length of a training."""
+_MAY_CHANGE = ("optimizer.", "precision")  # a change of any other field makes another run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,10 +26,10 @@ class ValidationConfig:
     """Retrieval on held-out images during training.
 
     Args:
-        source: the images and their captions; null for none.
-        eval_steps: steps from one validation to the next.
-        num_samples: how many images, spread evenly over the source.
-        batch_size: images encoded at once.
+        source: the images and their captions; null disables validation.
+        eval_steps: steps between validations.
+        num_samples: number of images, evenly spaced in the source.
+        batch_size: images per forward pass.
     """
 
     source: SourceConfig | None = None
@@ -45,39 +45,38 @@ class ValidationConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderTrainConfig:
-    """Train an encoder on images with captions, or resume with an interrupted training.
+    """Train an encoder on images with captions, or resume an interrupted training.
 
     Args:
-        output: the directory that becomes the encoder directory; progress and checkpoints live there meanwhile.
-        data: what is trained on.
+        output: the encoder directory to write; during training it contains metrics and checkpoints.
+        data: the training data.
         model: the towers.
-        recipe: what they learn from web and synthetic captions.
+        recipe: the texts and losses of the training.
         optimizer: AdamW's settings.
         validation: zero-shot retrieval on held-out images during training.
         max_steps: length of the training in steps; 0 writes the untrained encoder. Give one of max_steps, max_samples,
             num_epochs.
         max_samples: length of the training in samples, over the whole run.
         num_epochs: length of the training in passes over the data.
-        global_batch_size: samples a step, over all processes.
-        micro_batch_size: samples that one process holds activations of at a time; null means its slice of the batch.
-            The gradient is the same: features are computed twice, and contrasted over the global batch (GradCache,
-            arXiv 2101.06983). This is how gradients are accumulated: a contrastive loss cannot be summed over parts.
-        distributed: how the work is spread over processes, and what is traded for memory.
-        ema_decay: decay of a running average of the weights (EMA), such as 0.9999, which is what is exported then; null
-            exports the weights themselves.
-        seed: of the weights, the order of the data, crops and caption draws.
-        precision: of activations; auto takes bf16 where the hardware multiplies it faster.
-        report_to: where metrics go besides metrics.jsonl: tensorboard, wandb.
+        global_batch_size: samples per step, over all processes.
+        micro_batch_size: samples whose activations a process holds at a time; null is its slice of the batch. The
+            gradient is the same: features are computed twice, and contrasted over the global batch (GradCache, arXiv
+            2101.06983). It replaces gradient accumulation, because a contrastive loss is no sum over micro-batches.
+        distributed: the strategy of several processes, and settings that save memory.
+        ema_decay: decay of the exponential moving average (EMA) of the weights, such as 0.9999, which is exported
+            then; null exports the weights themselves.
+        seed: of the initial weights, the sample order, crops and sampled captions.
+        precision: of activations; auto is bf16 if the hardware multiplies it faster.
+        report_to: trackers in addition to metrics.jsonl: tensorboard, wandb.
         logging_steps: steps between entries of metrics.jsonl, whose losses and gradient norms are means over them.
         save_steps: steps between checkpoints.
-        save_total_limit: how many checkpoints are kept.
-        keep_checkpoints_after_training: leave the checkpoints in place when the training is done.
+        save_total_limit: number of checkpoints to keep.
+        keep_checkpoints_after_training: do not delete the checkpoints at the end of the training.
         license: of the weights, for the model card, such as apache-2.0.
-        allow_changes_on_resume: fields in which an unfinished run may resume with other values than it had, such as
-            optimizer.learning_rate after it diverged; what changed, and at which step, stands in the manifest.
-        stages: trainings one after the other, each a mapping of the fields in which it differs from the above
-            (``model.image_size: 224``); each begins with the weights of the one before, and the last one's encoder is
-            the output.
+        allow_changes_on_resume: fields whose values may change when an unfinished run is resumed, such as
+            optimizer.learning_rate after it diverged; the manifest records each change and its step.
+        stages: consecutive trainings, each a mapping of the fields that differ from the above
+            (``model.image_size: 224``); each is initialized from the previous one, and the output is the last encoder.
     """
 
     output: str = dataclasses.field(metadata=RUN_ONLY)
@@ -120,13 +119,11 @@ class EncoderTrainConfig:
             self.steps_for(0)
         if self.model.cache_trunk_features and self.data.augment.varies:
             raise UserError(
-                "model.cache_trunk_features: expected pictures that never change "
+                "model.cache_trunk_features: expected images without random augmentation "
                 "(data.augment.crop_scale_min: 1.0, no flips)"
             )
         if self.model.cache_trunk_features and self.distributed.strategy in {"fsdp", "zero3"}:
-            raise UserError(
-                "model.cache_trunk_features: expected false where parameters are in shards (distributed.strategy)"
-            )
+            raise UserError("model.cache_trunk_features: expected false with sharded parameters (distributed.strategy)")
         if fixed := next((name for name in self.allow_changes_on_resume if not name.startswith(_MAY_CHANGE)), None):
             raise UserError(
                 f"allow_changes_on_resume: expected fields that begin with {', '.join(_MAY_CHANGE)}; got {fixed}"
@@ -135,19 +132,18 @@ class EncoderTrainConfig:
             raise UserError(f"micro_batch_size: expected 1 or more, got {self.micro_batch_size}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise UserError(f"ema_decay: expected a decay from 0 to below 1, got {self.ema_decay}")
-        zero = self.distributed.strategy.startswith("zero")
-        if zero and self.optimizer.grad_spike_factor is not None:
+        if self.distributed.strategy.startswith("zero") and self.optimizer.grad_spike_factor is not None:
             raise UserError(
-                "optimizer.grad_spike_factor: expected null under ZeRO, which tells a gradient's norm after the step"
+                "optimizer.grad_spike_factor: expected null under ZeRO, which returns the gradient norm after the step"
             )
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed: expected 0 or more, below 2**63, got {self.seed}")
 
     def steps_for(self, samples_in_data: int) -> int:
-        """The length of the training in steps; a last part of a batch becomes a whole one.
+        """Return the length of the training in steps, the last of which has a full batch.
 
         Raises:
-            UserError: its warm-up is longer.
+            UserError: the warm-up is longer.
         """
         samples = self.max_samples if self.max_samples is not None else (self.num_epochs or 0) * samples_in_data
         steps = self.max_steps if self.max_steps is not None else math.ceil(samples / self.global_batch_size)

@@ -1,4 +1,4 @@
-"""Where a training run stands, as its checkpoints say; without torch, for those who only look."""
+"""The progress of a training run, as checkpoints store it; without torch, for programs that only read it."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ TRAIN_STATE_FILE = "loop.json"
 
 @dataclasses.dataclass(kw_only=True)
 class TrainState:
-    """Where a training run stands.
+    """The progress of a training run.
 
     Args:
-        step: steps done.
+        step: number of completed steps.
         samples_seen: samples trained on, over all processes.
-        seconds: time spent in training, interruptions left out.
-        bad: invalid samples that all processes have met so far.
+        seconds: training time without interruptions.
+        bad: invalid samples found by all processes.
         identity: of the run (`clips.core.identity`).
-        sources: what the data say of themselves: path, size, hash.
-        norms: the gradient's norms of the latest steps.
-        skipped: steps whose gradient was not followed because its norm stood out; ``spikes_in_a_row`` the latest.
-        changes: fields of the config that became others on the way.
-        sums: of the steps since the last entry of the log, each number added up; ``summed`` is how many they are.
-        flops: FLOPs of a sample in the batches that were counted.
+        sources: path, size and hash of each data source.
+        norms: gradient norms of the latest steps.
+        skipped: steps skipped because of their gradient norm; ``spikes_in_a_row``: the uninterrupted latest ones.
+        changes: config fields that changed when the run was resumed.
+        sums: sum of each metric over the ``summed`` steps since the last entry of the log.
+        flops: FLOPs per sample of the batches counted so far.
     """
 
     step: int = 0
@@ -52,38 +52,40 @@ class TrainState:
     flops: list[float] = dataclasses.field(default_factory=list)
 
     def add(self, values: Mapping[str, float]) -> None:
-        """Take the numbers of a step into account for the next entry of the log."""
+        """Add the metrics of a step to the sums for the next entry of the log."""
         self.sums = {name: self.sums.get(name, 0.0) + value for name, value in values.items()}
         self.summed += 1
 
     def take_means(self) -> dict[str, float]:
-        """The means of the numbers over the steps since the last entry of the log, which is now."""
+        """Return the mean of each metric since the last entry of the log, and reset the sums."""
         means = {name: total / self.summed for name, total in self.sums.items()}
         self.sums, self.summed = {}, 0
         return means
 
 
 def list_checkpoints(output: str | Path) -> list[Path]:
-    """The checkpoints of a run, the latest last."""
+    """Return the checkpoints of a run, the latest last."""
     found = (Path(output) / CHECKPOINTS_DIR).glob(f"[!.]*/{TRAIN_STATE_FILE}")
     return [path.parent for path in sorted(found, key=lambda path: read_train_state(path.parent).step)]
 
 
 def loop_text(loop: TrainState) -> str:
-    """``loop`` as `read_loop` reads it."""
+    """Return ``loop`` as the JSON that `read_train_state` reads."""
     fields = {field.name: getattr(loop, field.name) for field in dataclasses.fields(loop)}
     return json.dumps(fields | {"bad": loop.bad.stored()}, ensure_ascii=False)
 
 
 def read_train_state(checkpoint: Path) -> TrainState:
-    """Where the run stood at ``checkpoint``; UserError where its record is broken."""
+    """Return the state of the run at ``checkpoint``; UserError if it cannot be read."""
     path = checkpoint / TRAIN_STATE_FILE
     try:
         stored = safe_json_loads(path.read_text(encoding="utf-8"))
         loop = TrainState(**{**stored, "bad": restored(stored["bad"])})
         return dataclasses.replace(loop, step=int(loop.step), identity=dict(loop.identity))
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-        raise UserError(f"{path}: broken ({error_reason(error)}); remove this checkpoint to go on without it") from None
+        raise UserError(
+            f"{path}: broken ({error_reason(error)}); remove this checkpoint to resume without it"
+        ) from None
 
 
 def remove_checkpoints(output: str | Path) -> None:

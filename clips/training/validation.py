@@ -1,7 +1,6 @@
-"""Zero-shot retrieval while training goes on: web, partial and whole synthetic captions against held-out pictures.
+"""Zero-shot retrieval during training: web, partial and full synthetic captions of held-out images.
 
-The processes share the work batch by batch. Batches and the blocks of similarities are the same whatever the number
-of processes, and so are the metrics.
+The processes share the work batch by batch. The batches, and so the metrics, are the same for any number of processes.
 """
 
 from __future__ import annotations
@@ -20,18 +19,17 @@ from clips.data.data_config import AugmentConfig
 from clips.data.images import BadImageError, decode_image
 from clips.data.sources import BadSampleError, Sample, Source, open_source
 from clips.errors import UserError
-from clips.method import recipes
 from clips.method.clips_model import ClipsModel
-from clips.method.recipes import CaptionPair, RecipeConfig, partial_text
+from clips.method.recipes import CaptionPair, Recipe, RecipeConfig, partial_text
 from clips.model import towers
 from clips.parallel.distributed import all_or_none
 from clips.training.train_config import ValidationConfig
-from clips.training.train_step import TrainRun
+from clips.training.train_step import TrainRun, normalize
 
 IMAGE, CAPTIONS = "image", ("web", "partial", "whole")
-_SENTENCE = recipes.build_recipe(RecipeConfig(name="clips"))
+_CLIPS_RECIPE = Recipe(RecipeConfig(name="clips"))
 _ROUNDING = 1e-6  # of a cosine in float32
-_UNCHANGED = AugmentConfig(crop_scale_min=1.0, color_jitter=0.0, gray_scale_prob=0.0, horizontal_flip=False)
+_NO_AUGMENTATION = AugmentConfig(crop_scale_min=1.0, color_jitter=0.0, gray_scale_prob=0.0, horizontal_flip=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,141 +37,136 @@ class HeldOut:
     """A batch of valid samples.
 
     Args:
-        numbers: of each among the chosen samples, (n,).
-        pictures: (n, 3, size, size) uint8.
-        texts: kind of caption → n of them.
+        indices: of the samples among the selected ones, (n,).
+        images: (n, 3, size, size) uint8.
+        texts: type of caption → n captions.
     """
 
-    numbers: Tensor
-    pictures: Tensor
+    indices: Tensor
+    images: Tensor
     texts: dict[str, list[str]]
 
 
 class RetrievalValidation:
-    """Held-out pictures with their captions: each process reads its batches once, encodes them when asked for.
+    """Held-out images with their captions: each process reads its batches once and encodes them in each validation.
 
-    All processes of a training make it together.
+    A collective call.
 
     Args:
         config: with a source.
-        run: the training run. Partial captions are one sentence whatever its recipe, so that recipes compare.
+        run: the training run. Partial captions are one sentence for any recipe, so that recipes compare.
 
     Raises:
-        UserError: the source is broken, or has no usable sample; in all processes, whichever met it.
+        UserError: on all processes: the source cannot be read, or has no valid sample.
     """
 
     def __init__(self, config: ValidationConfig, run: TrainRun) -> None:
         assert config.source is not None
         self.config, self.run = config, run
         source = all_or_none(lambda: open_source(config.source))  # type: ignore[arg-type]
-        chosen = np.linspace(0, len(source) - 1, min(config.num_samples, len(source))).round().astype(int)
-        self.batches = all_or_none(lambda: list(self._read(source, chosen)))
-        valid = torch.zeros(len(chosen), device=run.processes.device)
+        selected = np.linspace(0, len(source) - 1, min(config.num_samples, len(source))).round().astype(int)
+        self.batches = all_or_none(lambda: list(self._read(source, selected)))
+        valid = torch.zeros(len(selected), device=run.processes.device)
         for batch in self.batches:
-            valid[batch.numbers] = 1
-        self.valid = _over_processes(valid).bool()
+            valid[batch.indices] = 1
+        self.valid = _all_reduce(valid).bool()
         if not self.valid.any():
-            raise UserError(f"validation.source: {config.source.path}: none of {len(chosen)} samples can be used")
+            raise UserError(f"validation.source: {config.source.path}: none of {len(selected)} samples can be used")
 
-    def _read(self, source: Source, chosen: np.ndarray) -> Iterator[HeldOut]:
-        """This process's batches; invalid samples are left out and leave theirs smaller."""
-        starts = range(0, len(chosen), self.config.batch_size)
+    def _read(self, source: Source, selected: np.ndarray) -> Iterator[HeldOut]:
+        """Yield this process's batches without their invalid samples."""
+        starts = range(0, len(selected), self.config.batch_size)
         for start in starts[self.run.processes.rank :: self.run.processes.count]:
-            numbers, pictures = list[int](), list[Tensor]()
+            indices, images = list[int](), list[Tensor]()
             texts: dict[str, list[str]] = {kind: [] for kind in CAPTIONS}
-            for number, index in enumerate(chosen[start : start + self.config.batch_size].tolist(), start):
-                rng = np.random.default_rng([index])
+            for index, source_index in enumerate(selected[start : start + self.config.batch_size].tolist(), start):
+                rng = np.random.default_rng([source_index])
                 try:
-                    sample = source.read(index, rng)
+                    sample = source.read(source_index, rng)
                     if not sample.web:
-                        continue  # retrieval would ask for it by an empty text
-                    picture = augment(decode_image(sample.image), self.run.encoder.image_size, _UNCHANGED, rng)
+                        continue  # an empty text is no query
+                    image = augment(decode_image(sample.image), self.run.encoder.image_size, _NO_AUGMENTATION, rng)
                 except (BadSampleError, BadImageError):
                     continue
-                numbers.append(number)
-                pictures.append(picture)
+                indices.append(index)
+                images.append(image)
                 for kind, text in _captions(sample, rng).items():
                     texts[kind].append(text)
-            if numbers:
+            if indices:
                 device = self.run.processes.device
-                yield HeldOut(numbers=torch.tensor(numbers, device=device), pictures=torch.stack(pictures), texts=texts)
+                yield HeldOut(indices=torch.tensor(indices, device=device), images=torch.stack(images), texts=texts)
 
     @torch.no_grad()
-    def measure(self, encoder: ClipsModel, moved: Callable[[], None] = lambda: None) -> dict[str, float]:
-        """R@1 of each kind of caption in both directions, 0 to 1, by name: ``val_web_t2i_r1`` …
+    def measure(self, encoder: ClipsModel, heartbeat: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """Return R@1 of each type of caption in both directions, 0 to 1, by name: ``val_web_t2i_r1`` …
 
-        All processes call it together.
+        A collective call.
 
         Args:
-            encoder: whole, on the run's device, the same in all processes.
-            moved: called now and then, as a sign of life.
+            encoder: unsharded, on the run's device, the same on all processes.
+            heartbeat: called before each batch.
         """
-        learns, _ = encoder.training, encoder.eval()
+        was_training, _ = encoder.training, encoder.eval()
         try:
             features = empty_features(encoder, len(self.valid), self.run.processes.device)
             for batch in self.batches:
-                moved()
+                heartbeat()
                 for kind, found in self._encode(encoder, batch).items():
-                    features[kind][batch.numbers] = found
-            features = {kind: _over_processes(value) for kind, value in features.items()}
-            moved()
+                    features[kind][batch.indices] = found
+            features = {kind: _all_reduce(value) for kind, value in features.items()}
+            heartbeat()
             return self._recalls(features)
         finally:
-            encoder.train(learns)
+            encoder.train(was_training)
 
     def _encode(self, encoder: ClipsModel, batch: HeldOut) -> dict[str, Tensor]:
         device = self.run.processes.device
         tokens = {kind: self.run.encoder.tokenizer(texts).to(device) for kind, texts in batch.texts.items()}
-        pixels = normalized(batch.pictures.to(device), self.run.mean, self.run.std)
+        pixels = normalize(batch.images.to(device), self.run.mean, self.run.std)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.run.precision == "bf16"):
             found = encode(encoder, pixels, tokens)
         return {kind: F.normalize(value.float(), dim=-1) for kind, value in found.items()}
 
     def _recalls(self, features: Mapping[str, Tensor]) -> dict[str, float]:
-        """R@1 from the features of all samples, of which each process ranks its own."""
+        """Compute R@1 from the features of all samples; each process ranks its own samples."""
         valid = {kind: value[self.valid] for kind, value in features.items()}
         row_of = self.valid.cumsum(0) - 1
-        directions = {"i2t": lambda kind: (IMAGE, kind), "t2i": lambda kind: (kind, IMAGE)}
-        found = {}
+        recalls = {}
         for kind in CAPTIONS:
-            for name, ends in directions.items():
-                query, candidates = (valid[end] for end in ends(kind))
-                ranked = torch.zeros(len(query), device=query.device)
+            for direction, query, candidates in (
+                ("i2t", valid[IMAGE], valid[kind]),
+                ("t2i", valid[kind], valid[IMAGE]),
+            ):
+                correct = torch.zeros(len(query), device=query.device)
                 for batch in self.batches:
-                    rows = row_of[batch.numbers]
-                    ranked[rows] = hits(query[rows], candidates, rows)
-                found[f"val_{kind}_{name}_r1"] = float(_over_processes(ranked).double().mean())
-        return found
+                    rows = row_of[batch.indices]
+                    correct[rows] = hits(query[rows], candidates, rows)
+                recalls[f"val_{kind}_{direction}_r1"] = float(_all_reduce(correct).double().mean())
+        return recalls
 
 
 def _captions(sample: Sample, rng: np.random.Generator) -> dict[str, str]:
     captions = CaptionPair(sample.web, sample.synthetic)
-    whole = captions.synthetic or captions.web
-    return {"web": captions.web, "partial": partial_text(captions, rng, _SENTENCE), "whole": whole}
+    full = captions.synthetic or captions.web
+    return {"web": captions.web, "partial": partial_text(captions, rng, _CLIPS_RECIPE), "whole": full}
 
 
 def empty_features(encoder: ClipsModel, count: int, device: torch.device) -> dict[str, Tensor]:
-    """Where the features of ``count`` samples go: of pictures and of each kind of caption, (count, width) zeros."""
+    """Return zeros (count, width) for the image features and those of each type of caption."""
     width = int(encoder.model_cfg["embed_dim"])
     return {kind: torch.zeros(count, width, device=device) for kind in (IMAGE, *CAPTIONS)}
 
 
-def normalized(pictures: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 pictures as the towers take them: see `clips.training.train_step.prepare_batch`."""
-    pixels = pictures.contiguous(memory_format=torch.channels_last).float()
-    return (pixels / 255 - mean) / std
-
-
 def encode(encoder: ClipsModel, pixels: Tensor, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The features of a batch: of its ``pixels`` and of the ``tokens`` of each kind of caption."""
+    """Return the features of a batch: of its ``pixels`` and of the ``tokens`` of each type of caption."""
     texts = {kind: towers.encode_text_features(encoder.clip, rows) for kind, rows in tokens.items()}
     return {IMAGE: towers.encode_image(encoder.clip, pixels)[0], **texts}
 
 
 def hits(query: Tensor, candidates: Tensor, own: Tensor) -> Tensor:
-    """Of each row of ``query``, (n, width), whether its own candidate is its nearest; a tie counts as its part of one.
+    """Return whether the most similar candidate of each query is its own, (n,); 1 / k if k candidates tie.
 
-    Cosines closer than rounding tie: that of equal features depends on where they lie in memory.
+    Cosines that differ by less than rounding tie: the cosine of equal features depends on their memory layout.
 
     Args:
         query: features, (n, width).
@@ -181,13 +174,13 @@ def hits(query: Tensor, candidates: Tensor, own: Tensor) -> Tensor:
         own: the row of each query's own candidate, (n,).
     """
     cosines = query @ candidates.t()
-    nearest = cosines.gather(1, own[:, None])
-    nearer, at_least_as_near = (cosines > nearest + _ROUNDING).sum(dim=1), (cosines >= nearest - _ROUNDING).sum(dim=1)
-    return (nearer == 0) / at_least_as_near
+    target = cosines.gather(1, own[:, None])
+    closer, at_least_as_close = (cosines > target + _ROUNDING).sum(dim=1), (cosines >= target - _ROUNDING).sum(dim=1)
+    return (closer == 0) / at_least_as_close
 
 
-def _over_processes(value: Tensor) -> Tensor:
-    """``value``, of which each process has filled rows of its own and left zeros, filled by all."""
+def _all_reduce(value: Tensor) -> Tensor:
+    """Sum ``value``, of which each process has filled other rows, over the processes."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(value)
     return value

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from transformers import Trainer
 
-from clips.parallel.ddp import whole
+from clips.parallel.ddp import full_tensor
 from llava_bridge.training.launch import is_main_process
 from llava_bridge.training.work_dir import SHARDS_DIR
 
@@ -33,7 +33,7 @@ class ShardedTrainer(Trainer):
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         learns: Iterable[Tensor] = [weight for weight in model.parameters() if weight.requires_grad]
-        return whole(nn.utils.clip_grad_norm_(learns, self.args.max_grad_norm))
+        return full_tensor(nn.utils.clip_grad_norm_(learns, self.args.max_grad_norm))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         dcp.save(self._state(), checkpoint_id=Path(output_dir) / SHARDS_DIR)

@@ -41,7 +41,7 @@ from clips.data.data_config import AugmentConfig, DataConfig
 from clips.data.loader import TrainDataset, iterate_batches
 from clips.data.sources import SourceConfig
 from clips.data.tar_index import index_tar
-from clips.method.recipes import RecipeConfig, build_recipe
+from clips.method.recipes import Recipe, RecipeConfig
 from clips.model.tokenizer import ClipsTokenizer
 
 SIZE = 224
@@ -178,7 +178,7 @@ class Loader:
 
 
 def clips_loader(folder: Path, config: AugmentConfig, arguments: argparse.Namespace) -> Iterator[Any]:
-    recipe, tokenizer = build_recipe(RecipeConfig(name="clips")), ClipsTokenizer()
+    recipe, tokenizer = Recipe(RecipeConfig(name="clips")), ClipsTokenizer()
     data = TrainDataset(
         DataConfig(sources=(SourceConfig(path=str(folder)),), augment=config, num_workers=arguments.workers),
         size=SIZE,
