@@ -135,13 +135,13 @@ def link(model: Path) -> None:
         (add("notes.txt", "mine"), "notes.txt is not of the artifact; move it elsewhere"),
         (
             add("config.json", '{"model_type": "other"}'),
-            "config.json is not as its manifest has it; it was changed after it was finished",
+            "config.json differs from its manifest; it was changed after it was finished",
         ),
-        (link, "model.safetensors is a link to a file elsewhere"),
-        (add("README.md", f"token {TOKEN}"), "README.md: line 1 holds a token of the Hugging Face hub"),
-        (add("config.yaml", "a: 1\nurl: s3://me:secret@bucket/x"), "config.yaml: line 2 holds a password"),
-        (add("summary.json", "-----BEGIN RSA PRIVATE KEY-----"), "summary.json: line 1 holds a private key"),
-        (listed("config.json", '{"_name_or_path": "/home/me/llm"}'), "config.json: names the directory /home/me/llm"),
+        (link, "model.safetensors is a symlink to a file elsewhere"),
+        (add("README.md", f"token {TOKEN}"), "README.md: line 1 contains a token of the Hugging Face hub"),
+        (add("config.yaml", "a: 1\nurl: s3://me:secret@bucket/x"), "config.yaml: line 2 contains a password"),
+        (add("summary.json", "-----BEGIN RSA PRIVATE KEY-----"), "summary.json: line 1 contains a private key"),
+        (listed("config.json", '{"_name_or_path": "/home/me/llm"}'), "config.json: names the local directory /home/me/llm"),
     ],
 )
 def test_what_must_not_go_is_refused(hub: type[Hub], model: Path, change: Any, message: str) -> None:

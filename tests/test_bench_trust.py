@@ -66,7 +66,7 @@ def test_what_a_split_is_called_does_not_matter_where_the_data_are_the_same(tmp_
         put_result(tmp_path, row, "gqa", items_table(0.6, benchmark="gqa"), protocol=changes)
     said = told(capsys, tmp_path / "old", tmp_path / "new", "gqa")
     assert 'split: "test" against "taken whole"\n' in said
-    assert said.endswith("They are ranked together: the data are the same, whatever their split is called.\n")
+    assert said.endswith("They are ranked together: the data are the same, under different names of the split.\n")
     assert "not ranked together" in told(capsys, tmp_path / "old", tmp_path / "other", "gqa")
     (line,) = lines_of(tmp_path, "old", "new").values()
     assert line.protocol_differences == ()
@@ -82,7 +82,7 @@ def test_what_names_no_result_is_refused(tmp_path):
     for first, benchmark, message in (
         (tmp_path / "clip", None, "expected --benchmark with one of gqa, pope, retrieval"),
         (tmp_path / "clip", "gqu", "unknown benchmark of .* 'gqu'; did you mean 'gqa'"),
-        (tmp_path, "gqa", "first: .* has several rows; expected one of clip, clips, untrained below it"),
+        (tmp_path, "gqa", "first: .* has several models; expected the directory of one of clip, clips, untrained"),
     ):
         with pytest.raises(UserError, match=message):
             run_diff(DiffConfig(first=str(first), second=str(tmp_path / "clip"), benchmark=benchmark))
@@ -162,7 +162,7 @@ def test_directories_of_rows_are_compared_row_by_row(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "A one, B one" in shown
     assert "A three" not in shown
-    assert "only B has the row three" in shown
+    assert "only B has the model three" in shown
     table = pd.read_csv(target).set_index("model")
     assert list(table.index) == ["A one", "B one", "A two", "B two"]
     assert table.loc["A one", "baseline"] == "B one"
@@ -189,7 +189,7 @@ def both(first: Path, second: Path, **changes: Any) -> Comparison:
 def test_a_copy_is_unchanged(studies: tuple[Path, Path]) -> None:
     found = both(*studies)
     assert {line.verdict for line in found.lines} == {"unchanged: the same model"}
-    assert found.answer == "8 of 8 numbers are comparable; none moved beyond noise."
+    assert found.answer == "8 of 8 numbers are comparable; significantly different: none."
     assert {line.rows for line in found.lines} == {("clip", "clip"), ("clips", "clips")}
     assert any(gap.startswith("A: net on pope: failed: step llava-net-tiny-s0 failed") for gap in found.left_out)
     assert found.context == ()
@@ -205,9 +205,9 @@ def test_what_moved_and_what_is_not_comparable_is_told(studies: tuple[Path, Path
     assert lines["clips", "pope", "accuracy"].verdict == "A is better"
     assert lines["clips", "gqa", "exact_match"].verdict == "not comparable"
     assert lines["clip", "pope", "accuracy"].verdict == "unchanged: the same model"
-    assert found.answer == "7 of 8 numbers are comparable; beyond noise moved clips on pope accuracy."
+    assert found.answer == "7 of 8 numbers are comparable; significantly different: clips on pope accuracy."
     assert (
-        found.said()[0] == 'clips on gqa was measured under different settings: data hash: "abc" against "other data".'
+        found.notes()[0] == 'clips on gqa was measured under different settings: data hash: "abc" against "other data".'
     )
 
 
@@ -234,6 +234,6 @@ def test_a_result_that_is_not_of_the_study_any_more_is_not_compared(studies: tup
 def test_a_study_without_results_is_refused(studies: tuple[Path, Path]) -> None:
     shutil.rmtree(studies[1] / "results")
     with pytest.raises(
-        UserError, match=r"^second: .+later: no result belongs to this study as it stands \(clip on gqa: missing"
+        UserError, match=r"^second: .+later: no result belongs to the current study \(clip on gqa: missing"
     ):
         both(*studies)

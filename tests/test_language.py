@@ -74,8 +74,6 @@ OLD_NAMES = frozenset(
         "Prefix.pictures",
         "Prompt.pictures",
         "ChatRequest.pictures",
-        "PairedTests.refused",
-        "Table.refused",
         "ClassificationSet.pictures",
         "PairSet.pictures",
         "Match.told",
@@ -106,9 +104,6 @@ OLD_HELP = frozenset(
         "clips-bench study rerun",
         "clips-bench study accept",
         "clips-bench study clean",
-        "clips-bench publish",
-        "clips-bench verify",
-        "clips-bench contamination",
     }
 )
 """Commands whose help predates this test. Reword one and remove it here; add none."""
