@@ -141,7 +141,10 @@ def link(model: Path) -> None:
         (add("README.md", f"token {TOKEN}"), "README.md: line 1 contains a token of the Hugging Face hub"),
         (add("config.yaml", "a: 1\nurl: s3://me:secret@bucket/x"), "config.yaml: line 2 contains a password"),
         (add("summary.json", "-----BEGIN RSA PRIVATE KEY-----"), "summary.json: line 1 contains a private key"),
-        (listed("config.json", '{"_name_or_path": "/home/me/llm"}'), "config.json: names the local directory /home/me/llm"),
+        (
+            listed("config.json", '{"_name_or_path": "/home/me/llm"}'),
+            "config.json: names the local directory /home/me/llm",
+        ),
     ],
 )
 def test_what_must_not_go_is_refused(hub: type[Hub], model: Path, change: Any, message: str) -> None:
