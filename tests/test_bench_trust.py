@@ -55,7 +55,7 @@ def test_what_the_harness_did_otherwise_keeps_rows_apart(tmp_path, capsys):
     put_failure(tmp_path, "large", "gqa", "no picture")
     said = told(capsys, tmp_path / "clip", tmp_path / "large", "gqa")
     assert "B: large on gqa, failed: no picture" in said
-    assert "There is nothing to rank" in said
+    assert "They cannot be ranked" in said
     assert "ranked together" not in said
 
 
@@ -66,7 +66,7 @@ def test_what_a_split_is_called_does_not_matter_where_the_data_are_the_same(tmp_
         put_result(tmp_path, row, "gqa", items_table(0.6, benchmark="gqa"), protocol=changes)
     said = told(capsys, tmp_path / "old", tmp_path / "new", "gqa")
     assert 'split: "test" against "taken whole"\n' in said
-    assert said.endswith("They are ranked together: the data are the same, under different names of the split.\n")
+    assert said.endswith("They are ranked together: the data are the same under different names of the split.\n")
     assert "not ranked together" in told(capsys, tmp_path / "old", tmp_path / "other", "gqa")
     (line,) = lines_of(tmp_path, "old", "new").values()
     assert line.protocol_differences == ()
@@ -160,8 +160,8 @@ def test_directories_of_rows_are_compared_row_by_row(tmp_path, capsys):
     first, second = str(tmp_path / "before"), str(tmp_path / "after")
     compare(CompareConfig(first=first, second=second, benchmarks=("gqa",), output=str(target)))
     shown = capsys.readouterr().out
-    assert "A one, B one" in shown
-    assert "A three" not in shown
+    assert "A: one, B: one" in shown
+    assert "A: three" not in shown
     assert "only B has the model three" in shown
     table = pd.read_csv(target).set_index("model")
     assert list(table.index) == ["A one", "B one", "A two", "B two"]

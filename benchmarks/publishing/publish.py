@@ -122,11 +122,13 @@ def _size(count: int) -> str:
 def _push(config: PublishConfig, plan: UploadPlan, staging: Path) -> None:
     from huggingface_hub import HfApi
 
-    api, repo = HfApi(), {"repo_id": config.repo_id, "repo_type": plan.repo_type}
+    api, repo_id, repo_type = HfApi(), config.repo_id, plan.repo_type
     try:
-        _check_visibility(api, config, plan.repo_type)
-        api.create_repo(**repo, private=config.private, exist_ok=True)
-        commit = api.upload_folder(**repo, folder_path=staging, commit_message=config.commit_message)
+        _check_visibility(api, config, repo_type)
+        api.create_repo(repo_id, repo_type=repo_type, private=config.private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id, repo_type=repo_type, folder_path=staging, commit_message=config.commit_message
+        )
     except UserError:
         raise
     except Exception as error:  # of the Hub, the network or the file system
