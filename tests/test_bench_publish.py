@@ -170,7 +170,7 @@ def test_results_go_without_the_benchmarks_pictures(
 
 def test_what_left_a_study_does_not_go_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = make_study(tmp_path, monkeypatch)
-    monkeypatch.setattr(upload_files, "_refuse_unfinished", lambda *_: None)  # one branch of it has failed
+    monkeypatch.setattr(upload_files, "_check_finished", lambda *_: None)  # one branch of it has failed
     put_result(study / "results", "former", "gqa", items_table(0.5, benchmark="gqa"))
     for name in ("table.csv", "table_wide.csv", "notes.txt"):
         atomic_write(study / "report" / name, "x")

@@ -25,7 +25,7 @@ CHECKS: dict[str, Check] = {
     "vqa": Check(about="VQA accuracy on a known case", run=check_scorers.check_vqa),
     "exact_match": Check(about="exact match on a known case", run=check_scorers.check_exact_match),
     "captions": Check(about="CIDEr and BLEU on a known case", run=check_scorers.check_captions),
-    "tests": Check(about="intervals and corrections on known cases", run=check_scorers.check_statistics),
+    "tests": Check(about="statistics on known cases", run=check_scorers.check_statistics),
     "averages": Check(about="averages of open_clip's table", run=check_reference_results.check_averages),
     "recalls": Check(about="consistency of published recalls", run=check_reference_results.check_recalls),
     "lmms_eval": Check(about="lmms-eval's own command", run=check_lmms.check_lmms_eval),
