@@ -176,7 +176,7 @@ def test_what_left_a_study_does_not_go_with_it(tmp_path: Path, monkeypatch: pyte
         atomic_write(study / "report" / name, "x")
     for step in ("former", "encoder-clip-s0"):
         atomic_write(study / "steps" / step / "config.yaml", "a: 1\n")
-    files = upload_files.plan_upload(study, pictures=True).files
+    files = upload_files.plan_upload(study, include_images=True).files
     assert "results/clip-s0/retrieval.json" in files
     assert "results/clip-s0/retrieval.items.parquet" in files
     assert "steps/encoder-clip-s0/config.yaml" in files
