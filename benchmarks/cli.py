@@ -23,7 +23,7 @@ COMMANDS = {
         target="benchmarks.tasks.encoders.similarity_map_command:run_similarity_map",
         positional=("encoder",),
     ),
-    "list": Command(help="the benchmarks that are known by name", target="benchmarks.tasks.list_command:run_list"),
+    "list": Command(help="list the built-in benchmarks", target="benchmarks.tasks.list_command:run_list"),
     "prepare": Command(
         help="write local data in the layout that lmms-eval's tasks read",
         target="benchmarks.tasks.prepare_data:run_prepare",
@@ -39,58 +39,58 @@ COMMANDS = {
         target="benchmarks.tasks.mllm.score_answers:run_score",
     ),
     "study run": Command(
-        help="run what is missing of a study, then report it",
+        help="run the pending steps of a study, then write its report",
         target="benchmarks.analysis.study_with_report:run_study_with_report",
         positional=("study",),
     ),
     "study plan": Command(
-        help="the steps of a study and which of them would run",
+        help="list the steps of a study and those that would run",
         target="benchmarks.study.study_commands:plan_study",
         positional=("study",),
     ),
     "study status": Command(
-        help="how far a study is; --follow redraws it while it runs",
+        help="print the progress of a study; --follow updates it",
         target="benchmarks.study.study_commands:study_status",
         positional=("study",),
     ),
     "study rerun": Command(
-        help="make chosen steps of a study again, and what depends on them",
+        help="run selected steps of a study again, and their dependents",
         target="benchmarks.analysis.study_with_report:rerun_study_with_report",
         positional=("study",),
     ),
     "study accept": Command(
-        help="take a study's outputs as they are, although something has changed",
+        help="mark outputs of a study as current, despite a change",
         target="benchmarks.study.rerun_clean:accept_outputs",
         positional=("study",),
         rest="steps",
     ),
     "study clean": Command(
-        help="remove a study's trash and what no step of it makes",
+        help="remove a study's trash and files that belong to no step",
         target="benchmarks.study.rerun_clean:run_clean",
         positional=("study",),
     ),
     "report": Command(
-        help="one page and tables from a study or a directory of results",
+        help="write a page and tables from a study or a directory of results",
         target="benchmarks.report.report_command:run_report",
         positional=("directory",),
     ),
     "card": Command(
-        help="write what was measured into a model's card",
+        help="write the evaluation results into a model's card",
         target="benchmarks.publishing.model_card:run_card",
         positional=("directory",),
     ),
     "publish": Command(
-        help="push an encoder, a LLaVA or results to the Hugging Face hub",
+        help="push an encoder, a LLaVA or results to the Hugging Face Hub",
         target="benchmarks.publishing.publish:run_publish",
         positional=("directory",),
     ),
     "diff": Command(
-        help="in words, what differs between two results",
+        help="print the differences between two results",
         target="benchmarks.analysis.diff_command:run_diff",
         positional=("first", "second"),
     ),
     "provenance": Command(
-        help="from a number back to the data: what it rests on, and whether that is still so",
+        help="trace a result back to its model and data, and check that they are unchanged",
         target="benchmarks.analysis.provenance:run_provenance",
         positional=("result",),
     ),
@@ -107,7 +107,7 @@ COMMANDS = {
         target="benchmarks.analysis.contamination:run_contamination",
     ),
     "schema": Command(
-        help="JSON Schemas of all configs, for editors that complete YAML",
+        help="write JSON Schemas of all configs, for editors with YAML completion",
         target="benchmarks.study.schema_command:write_schemas",
     ),
 }

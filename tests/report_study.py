@@ -108,7 +108,7 @@ class Page(HTMLParser):
             target = given.get(name) or ""
             self._links += [target[1:]] if target.startswith("#") and tag == "a" else []
             self.fetched += [f"{tag} {name}={target}"] if target and not target.startswith(("#", "data:")) else []
-        self._inline = given.get("class") == "word"
+        self._inline = given.get("class") == "term"
         if tag not in _VOID:
             self._open.append(tag)
 

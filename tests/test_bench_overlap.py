@@ -79,7 +79,7 @@ def test_real_photos(change, shared):
 
 
 def test_blocks_find_what_a_loop_finds(monkeypatch):
-    monkeypatch.setattr("benchmarks.analysis.perceptual_hash._AT_ONCE", 50)
+    monkeypatch.setattr("benchmarks.analysis.perceptual_hash._MAX_CHUNK_PAIRS", 50)
     generator = np.random.default_rng(0)
     first, second = (generator.integers(0, 2**63, (count, 4), dtype=np.uint64) for count in (23, 17))
     naive = [

@@ -202,7 +202,7 @@ def test_the_page_shows_the_maps_of_all_models(phrases, use):
     assert {tuple(each.row for each in card.answers) for card in shown.cards} == {("coarse", "fine")}
     assert all(card.answers[1].right is True for card in shown.cards)
     page = render_page(build_report(results))
-    assert 'id="maps"' in page
+    assert 'id="similarity-maps"' in page
     assert page.count("✓ inside the box") >= 8
 
 

@@ -129,12 +129,18 @@ def link(model: Path) -> None:
     [
         (lambda model: (model / "manifest.json").unlink(), "expected an encoder, a LLaVA, a study's output or"),
         (add("notes.txt", "mine"), "notes.txt is not of the artifact; move it elsewhere"),
-        (add("config.json", '{"model_type": "other"}'), "config.json is not as its manifest has it; it was changed"),
-        (link, "model.safetensors is a link to a file elsewhere"),
-        (add("README.md", f"token {TOKEN}"), "README.md: line 1 holds a token of the Hugging Face hub"),
-        (add("config.yaml", "a: 1\nurl: s3://me:secret@bucket/x"), "config.yaml: line 2 holds a password"),
-        (add("summary.json", "-----BEGIN RSA PRIVATE KEY-----"), "summary.json: line 1 holds a private key"),
-        (listed("config.json", '{"_name_or_path": "/home/me/llm"}'), "config.json: names the directory /home/me/llm"),
+        (
+            add("config.json", '{"model_type": "other"}'),
+            "config.json differs from its manifest; it was changed after it was finished",
+        ),
+        (link, "model.safetensors is a symlink to a file elsewhere"),
+        (add("README.md", f"token {TOKEN}"), "README.md: line 1 contains a token of the Hugging Face hub"),
+        (add("config.yaml", "a: 1\nurl: s3://me:secret@bucket/x"), "config.yaml: line 2 contains a password"),
+        (add("summary.json", "-----BEGIN RSA PRIVATE KEY-----"), "summary.json: line 1 contains a private key"),
+        (
+            listed("config.json", '{"_name_or_path": "/home/me/llm"}'),
+            "config.json: names the local directory /home/me/llm",
+        ),
     ],
 )
 def test_private_content_is_rejected(hub: type[Hub], model: Path, change: Any, message: str) -> None:
@@ -158,13 +164,13 @@ def test_results_are_published_without_benchmark_images(hub, tmp_path, capsys):
 
 def test_removed_results_of_a_study_are_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = make_study(tmp_path, monkeypatch)
-    monkeypatch.setattr(upload_files, "_refuse_unfinished", lambda *_: None)  # one branch of it has failed
+    monkeypatch.setattr(upload_files, "_check_finished", lambda *_: None)  # one branch of it has failed
     put_result(study / "results", "former", "gqa", items_table(0.5, benchmark="gqa"))
     for name in ("table.csv", "table_wide.csv", "notes.txt"):
         atomic_write(study / "report" / name, "x")
     for step in ("former", "encoder-clip-s0"):
         atomic_write(study / "steps" / step / "config.yaml", "a: 1\n")
-    files = upload_files.plan_upload(study, pictures=True).files
+    files = upload_files.plan_upload(study, include_images=True).files
     assert "results/clip-s0/retrieval.json" in files
     assert "results/clip-s0/retrieval.items.parquet" in files
     assert "steps/encoder-clip-s0/config.yaml" in files

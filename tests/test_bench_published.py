@@ -27,8 +27,8 @@ def results(tmp_path):
 
 
 def shown(built: Report) -> dict[str, list[str]]:
-    frame = built.published.text()
-    return {row.name: texts for row, texts in zip(built.published.rows, frame.to_numpy().tolist(), strict=True)}
+    frame = built.reference_results.text()
+    return {row.name: texts for row, texts in zip(built.reference_results.rows, frame.to_numpy().tolist(), strict=True)}
 
 
 def test_every_row_has_a_source_and_a_unique_name():
@@ -56,10 +56,10 @@ def test_values_are_those_of_the_sources(shared):
 
 
 def test_published_rows_are_separate_in_every_format(results):
-    plain, built = build_report(results), build_report(results, published=PAIR)
+    plain, built = build_report(results), build_report(results, reference_results=PAIR)
     assert built.table == plain.table  # no mark, test or cell depends on them
-    assert plain.published is None
-    assert built.published.columns == ("gqa/exact_match", "pope/pope_f1_score")  # of the report's benchmarks
+    assert plain.reference_results is None
+    assert built.reference_results.columns == ("gqa/exact_match", "pope/pope_f1_score")  # of the report's benchmarks
     assert shown(built) == {BASE: ["57.5", "83.8"], "CLIPS ViT-L/14 + Llama-3": ["60.3", "86.7"]}
     for name in ("html", "markdown", "latex"):
         text = REPORT_FORMATS[name].render(built)
@@ -73,7 +73,7 @@ def test_published_rows_are_separate_in_every_format(results):
 
 
 def test_differences_are_those_of_the_paper(results):
-    built = build_report(results, published=[*PAIR, "llava"], baseline=BASE)
+    built = build_report(results, reference_results=[*PAIR, "llava"], baseline=BASE)
     assert shown(built)["CLIPS ViT-L/14 + Llama-3"] == ["60.3 (+2.8)", "86.7 (+2.9)"]
     assert shown(built)[BASE] == ["57.5", "83.8"]
     assert shown(built)["OpenAI CLIP ViT-L/14 336 + Vicuna-1.5-7B"] == ["62.0", "85.9"]  # of another source
@@ -89,14 +89,14 @@ def test_differences_are_those_of_the_paper(results):
 )
 def test_unknown_rows_are_rejected(results, wanted, message):
     with pytest.raises(UserError, match=message):
-        build_report(results, published=wanted)
+        build_report(results, reference_results=wanted)
     with pytest.raises(UserError, match=message):
         Study(name="x", encoders={"a": "b"}, reference_results=tuple(wanted))
 
 
 def test_a_baseline_that_is_not_shown_is_rejected(results):
-    with pytest.raises(UserError, match="unknown baseline among the published rows"):
-        build_report(results, published=["llava"], baseline=BASE)
+    with pytest.raises(UserError, match="unknown baseline among the published models"):
+        build_report(results, reference_results=["llava"], baseline=BASE)
     with pytest.raises(UserError, match=r"reference_results: expected the set of 'OpenAI CLIP .*' as well"):
         build_report(results, baseline=BASE)
 

@@ -9,7 +9,7 @@ import clips_world
 import pytest
 import torch
 
-from benchmarks.report.gallery.caption_examples import captioned
+from benchmarks.report.gallery.caption_examples import caption_galleries
 from benchmarks.report.load_results import MissingValue, read_source
 from benchmarks.results.results import Result, read_items
 from benchmarks.tasks.run_config import BenchmarkConfig
@@ -62,7 +62,7 @@ def test_scores_of_a_perfect_and_of_a_constant_captioner(places, tmp_path, monke
     assert same.metrics["CIDEr"].value == pytest.approx(same.metrics["CIDEr_of_others"].value)
     assert same.metrics["CIDEr"].value < 5
 
-    (shown,) = captioned(read_source(tmp_path / "perfect"))
+    (shown,) = caption_galleries(read_source(tmp_path / "perfect"))
     assert {(each.references[0], each.answers[0].score) for each in shown.cards} <= {(e, "1000") for e in expected}
     assert all(each.notes and each.thumbnail for each in shown.cards)
 

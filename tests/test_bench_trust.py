@@ -56,7 +56,7 @@ def test_other_evaluation_settings_prevent_a_comparison(tmp_path, capsys):
     put_failure(tmp_path, "large", "gqa", "no picture")
     said = diff_text(capsys, tmp_path / "clip", tmp_path / "large", "gqa")
     assert "B: large on gqa, failed: no picture" in said
-    assert "There is nothing to rank" in said
+    assert "They cannot be ranked" in said
     assert "ranked together" not in said
 
 
@@ -67,7 +67,7 @@ def test_the_name_of_a_split_does_not_matter_for_equal_data(tmp_path, capsys):
         put_result(tmp_path, row, "gqa", items_table(0.6, benchmark="gqa"), protocol=changes)
     said = diff_text(capsys, tmp_path / "old", tmp_path / "new", "gqa")
     assert 'split: "test" against "taken whole"\n' in said
-    assert said.endswith("They are ranked together: the data are the same, whatever their split is called.\n")
+    assert said.endswith("They are ranked together: the data are the same under different names of the split.\n")
     assert "not ranked together" in diff_text(capsys, tmp_path / "old", tmp_path / "other", "gqa")
     (line,) = lines_of(tmp_path, "old", "new").values()
     assert line.protocol_differences == ()
@@ -83,7 +83,7 @@ def test_a_path_without_a_result_is_rejected(tmp_path):
     for first, benchmark, message in (
         (tmp_path / "clip", None, "expected --benchmark with one of gqa, pope, retrieval"),
         (tmp_path / "clip", "gqu", "unknown benchmark of .* 'gqu'; did you mean 'gqa'"),
-        (tmp_path, "gqa", "first: .* has several rows; expected one of clip, clips, untrained below it"),
+        (tmp_path, "gqa", "first: .* has several models; expected the directory of one of clip, clips, untrained"),
     ):
         with pytest.raises(UserError, match=message):
             run_diff(DiffConfig(first=str(first), second=str(tmp_path / "clip"), benchmark=benchmark))
@@ -161,9 +161,9 @@ def test_directories_of_rows_are_compared_row_by_row(tmp_path, capsys):
     first, second = str(tmp_path / "before"), str(tmp_path / "after")
     compare(CompareConfig(first=first, second=second, benchmarks=("gqa",), output=str(target)))
     shown = capsys.readouterr().out
-    assert "A one, B one" in shown
-    assert "A three" not in shown
-    assert "only B has the row three" in shown
+    assert "A: one, B: one" in shown
+    assert "A: three" not in shown
+    assert "only B has the model three" in shown
     table = pd.read_csv(target).set_index("model")
     assert list(table.index) == ["A one", "B one", "A two", "B two"]
     assert table.loc["A one", "baseline"] == "B one"
@@ -190,7 +190,7 @@ def both(first: Path, second: Path, **changes: Any) -> Comparison:
 def test_a_copy_is_unchanged(studies: tuple[Path, Path]) -> None:
     found = both(*studies)
     assert {line.verdict for line in found.lines} == {"unchanged: the same model"}
-    assert found.answer == "8 of 8 numbers are comparable; none moved beyond noise."
+    assert found.answer == "8 of 8 numbers are comparable; significantly different: none."
     assert {line.rows for line in found.lines} == {("clip", "clip"), ("clips", "clips")}
     assert any(gap.startswith("A: net on pope: failed: step llava-net-tiny-s0 failed") for gap in found.left_out)
     assert found.context == ()
@@ -206,8 +206,10 @@ def test_moved_and_incomparable_results_are_reported(studies: tuple[Path, Path])
     assert lines["clips", "pope", "accuracy"].verdict == "A is better"
     assert lines["clips", "gqa", "exact_match"].verdict == "not comparable"
     assert lines["clip", "pope", "accuracy"].verdict == "unchanged: the same model"
-    assert found.answer == "7 of 8 numbers are comparable; beyond noise moved clips on pope accuracy."
-    assert found.said()[0].endswith('measured under different settings: data hash: "abc" against "other data".')
+    assert found.answer == "7 of 8 numbers are comparable; significantly different: clips on pope accuracy."
+    assert (
+        found.notes()[0] == 'clips on gqa was measured under different settings: data hash: "abc" against "other data".'
+    )
 
 
 def test_differences_of_the_two_runs_are_reported(studies: tuple[Path, Path]) -> None:
@@ -232,7 +234,9 @@ def test_a_result_that_is_not_of_the_study_any_more_is_not_compared(studies: tup
 
 def test_a_study_without_results_is_rejected(studies: tuple[Path, Path]) -> None:
     shutil.rmtree(studies[1] / "results")
-    with pytest.raises(UserError, match=r"^second: .+later: no result belongs to this study .*\(clip on gqa: missing"):
+    with pytest.raises(
+        UserError, match=r"^second: .+later: no result belongs to the current study \(clip on gqa: missing"
+    ):
         both(*studies)
 
 

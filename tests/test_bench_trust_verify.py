@@ -27,7 +27,7 @@ ALONE = ("recall", "ties", "pope", "mme", "vqa", "exact_match", "captions", "tes
 @pytest.mark.parametrize("name", ALONE)
 def test_checks_without_requirements_pass(name):
     finding = run_check(name, VerifyConfig())
-    assert (finding.outcome, bool(finding.detail)) == ("ok", True), finding
+    assert (finding.status, bool(finding.detail)) == ("ok", True), finding
 
 
 def test_checks_without_their_data_are_skipped(capsys):
@@ -65,7 +65,7 @@ def test_a_scorer_that_accepts_all_answers_is_found(monkeypatch):
         task_metrics.TASK_METRICS, "pope", dataclasses.replace(task_metrics.TASK_METRICS["pope"], columns=_all_right)
     )
     finding = run_check("pope", VerifyConfig())
-    assert (finding.outcome, finding.detail) == ("failed", "pope_accuracy from the items: expected 0.6, found 1")
+    assert (finding.status, finding.detail) == ("failed", "pope_accuracy from the items: expected 0.6, found 1")
 
 
 @pytest.mark.parametrize("name", ["averages", "recalls"])
@@ -73,7 +73,7 @@ def test_a_mistake_in_a_published_table_is_found(name, monkeypatch):
     (row,) = select_reference_results(["openclip:ViT-B-32/openai"])
     slip = dataclasses.replace(row, values={**row.values, "coco/i2t_r1": 90.01})
     monkeypatch.setattr(check_reference_results, "load_reference_results", lambda: (slip,))
-    assert run_check(name, VerifyConfig()).outcome == "failed"
+    assert run_check(name, VerifyConfig()).status == "failed"
 
 
 def _all_right(samples, _scores):
@@ -99,16 +99,16 @@ def test_a_rerun_is_within_its_interval_or_fails(tmp_path):
     near = run_check(
         "rerun", VerifyConfig(results=write_rerun(tmp_path / "a", printed + 0.01), reference_model=published)
     )
-    assert near.outcome == "ok"
+    assert near.status == "ok"
     assert f"printed {100 * printed:.1f}" in near.detail
     far = run_check(
         "rerun", VerifyConfig(results=write_rerun(tmp_path / "b", printed + 0.3), reference_model=published)
     )
-    assert (far.outcome, far.detail[:16]) == ("failed", "1 of 1 outside: ")
+    assert (far.status, far.detail[:16]) == ("failed", "1 of 1 outside: ")
     other = run_check(
         "rerun", VerifyConfig(results=write_rerun(tmp_path / "c", printed, "dogs"), reference_model=published)
     )
-    assert other.outcome == "skipped"
+    assert other.status == "skipped"
 
 
 @pytest.mark.slow
@@ -117,7 +117,7 @@ def test_lmms_eval_compared_with_the_harness(tmp_path):
     world.write_llava(tmp_path / "llava")
     config = VerifyConfig(llava=str(tmp_path / "llava"), data=str(tmp_path / "hub"), tasks=("pope", "gqa"), limit=4)
     finding = run_check("lmms_eval", config)
-    assert finding.outcome == "ok", finding
+    assert finding.status == "ok", finding
     pope, gqa = finding.detail.split("; ")
     assert pope.startswith("pope: 4 answers equal, and so pope_f1_score, pope_accuracy, ")
     assert gqa == "gqa: 3 answers equal, and so exact_match"

@@ -68,8 +68,6 @@ OLD_NAMES = frozenset(
         "Prefix.pictures",
         "Prompt.pictures",
         "ChatRequest.pictures",
-        "PairedTests.refused",
-        "Table.refused",
     ]
 )
 """Names that predate this test. Rename one and remove it here; add none."""
@@ -80,9 +78,6 @@ OLD_HELP = frozenset(
         "llava-bridge data inspect",
         "llava-bridge chat",
         "llava-bridge describe",
-        "clips-bench publish",
-        "clips-bench verify",
-        "clips-bench contamination",
     }
 )
 """Commands whose help predates this test. Reword one and remove it here; add none."""

@@ -119,7 +119,7 @@ def test_three_rows_are_points_without_a_correlation_and_the_page_says_so(tmp_pa
     found = correlation_figures(build_report(results))
     assert [figure.title for figure in found.figures] == ["gqa exact match", "pope accuracy"]
     assert {row[0] for row in found.figures[0].rows} == {"untrained", "clip", "clips"}
-    assert found.rows == found.remarks == ()
+    assert found.rows == found.notes == ()
     assert "3 models have both a retrieval and an MLLM score. A correlation needs 4 models" in found.lead
     shutil.rmtree(results / "untrained")
     found = correlation_figures(build_report(results))
@@ -239,7 +239,7 @@ def test_a_benchmark_is_split_by_category_with_tested_differences(tmp_path):
     assert cells["clips", "random"].delta.significant
     assert not cells["clips", "popular"].delta.significant
     figure = only(category_figures(report), "kinds-pope")
-    assert figure.heads == ("kind", "items", "clip", "clips")
+    assert figure.headers == ("category", "items", "clip", "clips")
     assert [row[:2] for row in figure.rows] == [("popular", "120"), ("random", "120")]
     assert "(▲ +" in figure.rows[1][3]
     assert "≈" in figure.rows[0][3]

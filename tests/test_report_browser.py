@@ -90,14 +90,14 @@ def shown_rows(page) -> list[str]:
 
 def test_the_table_sorts_by_a_column_and_says_so(page):
     before = shown_rows(page)
-    head = page.locator("tr.heads th").nth(2)  # pope, which one row failed
+    head = page.locator("tr.headers th").nth(2)  # pope, which one row failed
     head.get_by_role("button").click()
     assert head.get_attribute("aria-sort") == "descending"
     assert shown_rows(page) == ["clips", "clip", LONG_NAME, "untrained", "broken"]
     head.get_by_role("button").press("Enter")
     assert head.get_attribute("aria-sort") == "ascending"
     assert shown_rows(page) == ["untrained", LONG_NAME, "clip", "clips", "broken"]
-    page.locator("tr.heads th").nth(0).get_by_role("button").click()
+    page.locator("tr.headers th").nth(0).get_by_role("button").click()
     assert shown_rows(page) == sorted(before)
     assert head.get_attribute("aria-sort") is None
 
@@ -108,11 +108,11 @@ def test_rows_and_columns_can_be_chosen(page):
     page.get_by_label("Models with").fill("CLIP s")
     assert shown_rows(page) == ["clips"]
     assert page.locator("#filter output").inner_text() == "1 of 5 models"
-    heads = page.locator("tr.groups th:visible")
-    assert heads.all_inner_texts() == ["gqa", "pope", "retrieval"]
+    headers = page.locator("tr.groups th:visible")
+    assert headers.all_inner_texts() == ["gqa", "pope", "retrieval"]
     cells = page.locator("table.main tbody tr:visible td:visible").count()
     page.get_by_role("checkbox", name="pope").uncheck()
-    assert heads.all_inner_texts() == ["gqa", "retrieval"]
+    assert headers.all_inner_texts() == ["gqa", "retrieval"]
     assert page.locator("table.main tbody tr:visible td:visible").count() == cells - 1
     page.get_by_label("Models with").fill("nothing of that name")
     assert shown_rows(page) == []
@@ -154,9 +154,9 @@ def test_scripts_are_needed_for_sorting_and_filtering_only(browser, file):
     page = browser.new_page(java_script_enabled=False)
     page.goto(file.as_uri())
     assert page.locator("#filter").is_hidden()
-    assert page.locator("tr.heads button").count() == 0
+    assert page.locator("tr.headers button").count() == 0
     assert page.locator("table.main tbody tr").count() == 5
-    assert page.locator("#word-interval dd").is_visible()  # not all browsers open what a link leads to
+    assert page.locator("#term-interval dd").is_visible()  # not all browsers open what a link leads to
     page.locator("summary", has_text="All metrics").click()
     assert page.get_by_role("table", name="All metrics of all models").is_visible()
     page.locator("label", has_text="dark").click()
@@ -165,9 +165,9 @@ def test_scripts_are_needed_for_sorting_and_filtering_only(browser, file):
 
 
 def test_a_link_into_a_folded_section_opens_it_and_print_opens_all(page):
-    assert not page.locator("#details table").is_visible()
-    page.locator("nav a[href='#details']").click()
-    page.locator("#details table").wait_for(state="visible")
+    assert not page.locator("#all-metrics table").is_visible()
+    page.locator("nav a[href='#all-metrics']").click()
+    page.locator("#all-metrics table").wait_for(state="visible")
     folded = page.locator("details:not([open])").count()
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert page.locator("details:not([open])").count() == 0

@@ -128,9 +128,9 @@ def test_columns_are_chosen_after_the_tests(tmp_path: Path) -> None:
     assert [column.metric for column in part.table.columns] == ["accuracy", "exact_match"]
     assert deltas(part) == {key: p for key, p in deltas(whole).items() if key[1] != "retrieval"}
     assert part.table.comparisons == whole.table.comparisons
-    assert "Omitted from this table: 2 of 4 columns. Tests are corrected for all columns" in part.remarks[0]
+    assert "Omitted from this table: 2 of 4 columns. Tests are corrected for all columns" in part.notes[0]
     assert "retrieval" not in part.answer
-    assert not any(remark.startswith("Left out") for remark in whole.remarks)
+    assert not any(remark.startswith("Left out") for remark in whole.notes)
     more = build_report(tmp_path, selection=Selection(columns=("pope:Share of Yes", "pope:yes")))
     assert [column.metric for column in more.table.columns] == ["yes"]  # which the main table lacks
     assert all(more.table.cell(row, more.table.columns[0]).value is not None for row in more.table.rows)
@@ -142,7 +142,7 @@ def test_rows_are_chosen_before_the_tests(tmp_path: Path) -> None:
     assert [row.name for row in part.table.rows] == ["untrained", "clip"]
     assert {cell.row for cell in part.table.cells.values() if cell.mark == "best"} == {"clip"}
     assert part.table.comparisons == 4
-    assert part.remarks[0].startswith("Omitted from this table: 1 of 3 models.")
+    assert part.notes[0].startswith("Omitted from this table: 1 of 3 models.")
     alone = build_report(tmp_path, baseline="clip", selection=Selection(rows=("c*s", "untrained")))
     assert [row.name for row in alone.table.rows] == ["clips", "untrained"]
     assert not deltas(alone)
@@ -151,7 +151,7 @@ def test_rows_are_chosen_before_the_tests(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("selection", "message"),
     [
-        (Selection(rows=("clap",)), r"unknown row in 'rows' 'clap'; did you mean 'clip"),
+        (Selection(rows=("clap",)), r"unknown model in 'rows' 'clap'; did you mean 'clip"),
         (Selection(columns=("pop",)), r"unknown benchmark in 'columns' 'pop'; did you mean 'pope'"),
         (Selection(columns=("pope:accurate",)), r"unknown metric of pope in 'columns' 'accurate'; did you mean 'acc"),
         (Selection(columns=("pope:beauty",)), r"\(known: accuracy, share of yes, yes\)"),
@@ -241,7 +241,7 @@ def test_models_not_above_chance_are_named(tmp_path, chance, yes, answer, below)
     built = chance_report(tmp_path, {"clip": 0.45, "clips": 0.7}, chance=chance, yes=yes)
     assert built.answer.endswith(answer or built.answer)
     assert ("chance" in built.answer) == bool(answer)
-    said = [line for line in built.remarks if line.startswith("Not significantly above chance")]
+    said = [line for line in built.notes if line.startswith("Not significantly above chance")]
     assert bool(said) == (below is not None)
     assert not below or said[0].endswith(below)
 

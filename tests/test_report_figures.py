@@ -26,9 +26,9 @@ from benchmarks.report.sections import report_figures
 CURVE = Curve(name="clip", color=1, x=(0.0, 1.0, 2.0), y=(3.0, 2.0, 1.0))
 FIGURE = Figure(
     **{"name": "curve", "title": "Loss <b>", "alt": 'falls "fast" & <i>', "x_label": "a <b> & $c$ \u202e"},
-    plot=lambda axes, inks: draw_curves([CURVE], axes, inks),
+    plot=lambda axes, palette: draw_curves([CURVE], axes, palette),
     legend=(LegendEntry(color=1, label="row <x>"),),
-    heads=("row", "loss"),
+    headers=("row", "loss"),
     rows=(("clip", "1"),),
 )
 
@@ -67,7 +67,7 @@ def test_every_figure_of_the_page_can_be_had_by_name(tmp_path, monkeypatch):
         for content in files.values():
             assert (content.encode() if isinstance(content, str) else content).startswith(begin)
     figure = found["curves-llava-align"]
-    assert figure.heads == ("model", "step", "first loss", "last loss", "lowest")
+    assert figure.headers == ("model", "step", "first loss", "last loss", "lowest")
     assert figure.rows[0] == ("clip", "19", "5.00", "0.25", "0.25")
 
 

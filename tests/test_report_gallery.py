@@ -16,8 +16,8 @@ from report_study import Page
 
 from benchmarks.report.gallery import thumbnails
 from benchmarks.report.gallery.answer_examples import answer_galleries, select_items
-from benchmarks.report.gallery.caption_examples import captioned
-from benchmarks.report.gallery.cards import Card, Gallery, fitted
+from benchmarks.report.gallery.caption_examples import caption_galleries
+from benchmarks.report.gallery.cards import Card, Gallery, limit_galleries
 from benchmarks.report.gallery.retrieval_examples import retrieval_galleries
 from benchmarks.report.gallery.thumbnails import ImageDeduplicator, take_within_budget
 from benchmarks.report.html_page import render_page
@@ -54,9 +54,9 @@ def test_examples_are_those_on_which_rows_differ_dealt_over_who_is_right():
     scores = pd.DataFrame({"a": [1, 1, 1, 0, 0, 1.0], "b": [0, 0, 0, 1, 0, 1.0]}, index=names)
     first, second, third = hash_order(["a1", "a2", "a3"])
     images = {name: name for name in names}
-    assert select_items(scores, images, most=4) == [first, "b1", "none", "both"]
-    assert select_items(scores.iloc[::-1], images, most=6) == [first, "b1", second, third, "none", "both"]
-    assert select_items(scores, images | {"b1": first}, most=3) == [first, "none", "both"]
+    assert select_items(scores, images, max_items=4) == [first, "b1", "none", "both"]
+    assert select_items(scores.iloc[::-1], images, max_items=6) == [first, "b1", second, third, "none", "both"]
+    assert select_items(scores, images | {"b1": first}, max_items=3) == [first, "none", "both"]
 
 
 def test_row_against_row_shows_both_ways_in_equal_numbers(tmp_path):
@@ -159,10 +159,10 @@ def test_captions_are_shown_with_their_references(tmp_path):
     items = items_table(0.5, benchmark="captions").assign(target="a dog | one dog | the dog | dogs", prediction="a cat")
     put_result(tmp_path, "clip", "captions", items.assign(score=0.25, given="my pet"))
     put_result(tmp_path, "clip", "gqa", items)
-    assert captioned(read_source(tmp_path)) == []  # no metric of theirs compares captions
+    assert caption_galleries(read_source(tmp_path)) == []  # no metric of theirs compares captions
     file = tmp_path / "clip" / "captions.json"
     file.write_text(file.read_text().replace('"label": "exact match"', '"label": "CIDEr"'))
-    (shown,) = captioned(read_source(tmp_path))
+    (shown,) = caption_galleries(read_source(tmp_path))
     assert (shown.benchmark, len(shown.cards), shown.items) == ("captions", 6, len(items))
     first = shown.cards[0]
     assert first.references == ("a dog", "one dog", "the dog")
@@ -181,8 +181,8 @@ def test_no_text_of_others_harms_the_page(tmp_path):
     file = tmp_path / "clip" / "gqa.json"
     file.write_text(file.read_text().replace('"label": "exact match"', '"label": "CIDEr"'))
     page = render_page(build_report(tmp_path))
-    assert 'id="captioned"' in page
-    assert 'id="found"' in page
+    assert 'id="caption-examples"' in page
+    assert 'id="retrieval-examples"' in page
     found = Page(page)
     assert found.tags.count("script") == 1
     assert not found.handlers
@@ -211,10 +211,10 @@ def test_images_stay_within_their_part_of_the_page(tmp_path, monkeypatch):
     assert take_within_budget([one, one, two, one], room - 10) == ((one, one), 2)
     gallery = Gallery(benchmark="captions", cards=(two, two), items=9)
     monkeypatch.setattr(thumbnails, "MAX_SECTION_BYTES", 2 * sizes[1] * 4 // 3)
-    first, second = fitted([gallery, None, gallery])
+    first, second = limit_galleries([gallery, None, gallery])
     assert (len(first.cards), first.left_out, second.left_out) == (2, 0, 0)
     monkeypatch.setattr(thumbnails, "MAX_SECTION_BYTES", 2 * sizes[1])
-    assert [(each.cards, each.left_out) for each in fitted([gallery, gallery])] == [((), 2)] * 2
+    assert [(each.cards, each.left_out) for each in limit_galleries([gallery, gallery])] == [((), 2)] * 2
     put_results(tmp_path)
     monkeypatch.setattr("benchmarks.report.gallery.answer_examples.MAX_SECTION_BYTES", 30_000)
     page = render_page(build_report(tmp_path))

@@ -28,11 +28,19 @@ def study(tmp_path, monkeypatch) -> Path:
 
 def test_a_studys_page_has_every_section(study):
     page = render_page(build_report(study))
-    others = {"settings", "seeds", "lengths", "published", "kinds", "cost", "found", "captioned", "maps"}
+    others = {
+        "sweeps",
+        "per-seed-results",
+        "recall-vs-caption-length",
+        "published-numbers",
+        "by-category",
+        "score-vs-cost",
+    }
+    others |= {"retrieval-examples", "caption-examples", "similarity-maps"}
     assert {each.id for each in SECTIONS if f'id="{each.id}"' not in page} == others
     said = ("Which is better?", "A note for the reader.", "no text tower", "weights are not of this architecture")
     assert [text for text in (*said, "never evidence") if text not in page] == []  # since the data are scenes
-    assert section(page, "curves").count("<svg") == 2  # contrastive loss and projector alone
+    assert section(page, "learning-curves").count("<svg") == 2  # contrastive loss and projector alone
 
 
 def test_a_failed_step_explains_the_cells_behind_it(study):
@@ -56,14 +64,14 @@ def test_results_without_records_of_their_steps_are_shown_as_they_lie(study):
     shutil.rmtree(study / "steps")
     report = build_report(study)
     assert {place for place, cell in report.table.cells.items() if cell.value is not None} == before
-    assert NO_STEP_RECORDS_NOTE in report.remarks
+    assert NO_STEP_RECORDS_NOTE in report.notes
     for file in (study / "results").rglob("*.json"):
         file.unlink()
     bare = build_report(study)
     assert {cell.missing.reason for cell in bare.table.cells.values() if cell.missing.kind == "missing"} == {
         "not run yet"
     }
-    assert NO_STEP_RECORDS_NOTE not in bare.remarks
+    assert NO_STEP_RECORDS_NOTE not in bare.notes
 
 
 def test_a_broken_result_of_a_study_fails_its_cell_only(study):
@@ -179,12 +187,14 @@ def test_the_answer_says_where_nothing_beats_the_baseline(tmp_path):
 
 
 def explained(many_rows_page: str) -> set[str]:
-    return {*re.findall(r'<div id="word-([\w-]+)">', many_rows_page)}
+    return {*re.findall(r'<div id="term-([\w-]+)">', many_rows_page)}
 
 
 def visible_text(many_rows_page: str) -> str:
     """What a reader sees of a many_rows_page, but for its glossary and what the study itself says."""
-    body = many_rows_page[many_rows_page.index("<body>") : many_rows_page.index('<details class="section" id="words"')]
+    body = many_rows_page[
+        many_rows_page.index("<body>") : many_rows_page.index('<details class="section" id="glossary"')
+    ]
     body = re.sub(r"<(script|style|pre|svg|dl)\b.*?</\1>", " ", body, flags=re.DOTALL)
     return html.unescape(re.sub(r"<[^>]+>", "", body))
 
@@ -193,9 +203,9 @@ def test_the_first_of_each_word_is_a_link_and_all_else_is_text():
     glossary = Glossary()
     linked = str(glossary.link("<b> an interval & Spearman's ρ, an interval; chance"))
     assert linked == (
-        '&lt;b&gt; an <a class="word" href="#word-interval">interval</a> &amp; '
-        '<a class="word" href="#word-spearman">Spearman&#39;s ρ</a>, an interval; '
-        '<a class="word" href="#word-chance">chance</a>'
+        '&lt;b&gt; an <a class="term" href="#term-interval">interval</a> &amp; '
+        '<a class="term" href="#term-spearman">Spearman&#39;s ρ</a>, an interval; '
+        '<a class="term" href="#term-chance">chance</a>'
     )
     assert {"interval", "spearman", "chance"} <= {word.id for word in glossary.used}
     assert "pareto" not in {word.id for word in glossary.used}
@@ -206,7 +216,7 @@ def test_a_word_that_explains_another_is_explained_too():
     glossary.link("by a permutation test")
     assert {"permutation", "p"} <= {word.id for word in glossary.used}
     glossary = Glossary()
-    glossary.look_up("AUC")
+    glossary.add_terms("AUC")
     assert [word.id for word in glossary.used] == ["interval", "chance", "auc"]  # chance by AUC, the interval by chance
 
 
@@ -224,5 +234,5 @@ def test_all_words_of_statistics_on_a_page_are_explained_there(many_rows_page):
     used = {word.id for word in GLOSSARY if re.search(word.pattern, text)}
     assert {"interval", "p"} <= used
     assert used <= explained(many_rows_page)
-    assert {*re.findall(r'href="#word-([\w-]+)"', many_rows_page)} <= explained(many_rows_page)
+    assert {*re.findall(r'href="#term-([\w-]+)"', many_rows_page)} <= explained(many_rows_page)
     assert explained(many_rows_page) < {word.id for word in GLOSSARY}  # and no others

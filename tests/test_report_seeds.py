@@ -84,7 +84,7 @@ def test_the_table_shows_means_with_both_kinds_of_noise(study):
     constant = built.table.cell(built.table.rows[2], column).delta
     assert constant.ci_low < 25 < 30 < 35 < constant.ci_high  # equal differences are no certainty
     assert "part.block.8 beats whole by 30.0 points" in " ".join([built.answer, *built.sentences])
-    assert any("and the seed variance" in remark for remark in built.remarks)
+    assert any("and the seed variance" in remark for remark in built.notes)
 
 
 def test_both_kinds_of_noise_and_every_seed_are_in_the_csv(study):
@@ -139,9 +139,9 @@ def test_a_figure_has_a_curve_for_each_strategy_and_a_level_for_other_models(stu
     assert slope - low == pytest.approx(high - slope, rel=0.3)
     assert lines[2]["slope"] == ""
     page = render_page(built)
-    assert 'id="seeds"' in page
+    assert 'id="per-seed-results"' in page
     assert "&lt;Lengths&gt;" in page
-    assert section(page, "settings").count("<svg") == 1
+    assert section(page, "sweeps").count("<svg") == 1
 
 
 def test_galleries_look_at_the_first_seed_and_figures_are_of_the_means(study):
@@ -149,7 +149,9 @@ def test_galleries_look_at_the_first_seed_and_figures_are_of_the_means(study):
     assert [(row.encoder, row.seed) for row in rows] == [(name, 0) for name in SHARES]
     built = build_report(study)
     shown = {section.id: content for section, content in built_sections(built)}
-    forest = {figure.name: figure for figure in shown["forest"].figures}["forest-retrieval-t2i-r1"]
+    forest = {figure.name: figure for figure in shown["differences-from-the-baseline"].figures}[
+        "forest-retrieval-t2i-r1"
+    ]
     assert [row[0] for row in forest.rows] == ["part.block.8", "part.block.16", "pretrained"]
     assert forest.rows[0][1] == "+30.0"
     assert "setting-0-t2i-r1" in report_figures(built)
@@ -222,7 +224,7 @@ def test_a_curve_for_each_row_and_direction(results):
     report = build_report(results)
     drawn = length_figures(report)
     assert [figure.title for figure in drawn.figures] == ["docci: T→I R@1", "docci: I→T R@1"]
-    assert drawn.figures[0].heads == ("words", "4", "8", "16", "whole", "truncated")
+    assert drawn.figures[0].headers == ("words", "4", "8", "16", "whole", "truncated")
     labels = ("4", "8", "16", "whole")
     metrics = {label: "t2i_r1" if label == "whole" else f"t2i_r1{metric_suffix(int(label))}" for label in labels}
     curves = {curve.name: curve for curve in length_curves(report.details, "docci", metrics)}
@@ -231,9 +233,9 @@ def test_a_curve_for_each_row_and_direction(results):
     assert values["whole"] == pytest.approx(dict(zip(labels, found, strict=True)))
     assert values["short"] == pytest.approx(dict(zip(labels, [*found[:2], found[1], found[1]], strict=True)))
     assert list(values["other"]) == ["8", "whole"]
-    assert (curves["short"].cut_off.value, curves["whole"].cut_off.value) == (50, 0)
+    assert (curves["short"].truncated.value, curves["whole"].truncated.value) == (50, 0)
     assert {name for name, curve in curves.items() if curve.protocol_differences} == {"other"}  # two are alike
-    shown = section(render_page(report), "lengths")
+    shown = section(render_page(report), "recall-vs-caption-length")
     assert shown.count("<svg") == 2
     assert "short: 50 % truncated" in shown
     rows = re.findall(r"<tr>.*?</tr>", shown, re.DOTALL)

@@ -60,7 +60,7 @@ def test_pairing_is_by_item_and_not_by_place(tmp_path):
     assert set(marks(report).values()) == {""}
     assert "do not differ significantly" in report.answer
     assert not any(
-        remark.startswith("Minimum detectable difference") for remark in report.remarks
+        remark.startswith("Minimum detectable difference") for remark in report.notes
     )  # nothing is known of it
     assert math.isnan(lines_of(report).loc["two", "gqa"].min_detectable_difference)
 
@@ -74,7 +74,7 @@ def test_different_protocols_are_not_ranked_together_and_named(tmp_path):
     assert cell(report, "lucky").delta is None
     assert any(
         "lucky on gqa exact match was measured under different settings" in remark and "easier" in remark
-        for remark in report.remarks
+        for remark in report.notes
     )
 
 
@@ -83,10 +83,10 @@ def test_the_models_own_resolution_is_part_of_the_model_and_said(tmp_path):
     put_result(tmp_path, "large", "gqa", items_table(0.9, benchmark="gqa", seed=2), protocol={"input_size": 224})
     report = build_report(tmp_path, baseline="clip")
     assert marks(report)["large"] == "best"
-    assert any("size" in remark and "large 224" in remark for remark in report.remarks)
+    assert any("size" in remark and "large 224" in remark for remark in report.notes)
     put_result(tmp_path, "large", "gqa", items_table(0.9, benchmark="gqa", seed=2), protocol={"input_features": "mean"})
-    remarks = build_report(tmp_path).remarks
-    assert any("features clip not stated, clips not stated, large mean" in remark for remark in remarks)
+    notes = build_report(tmp_path).notes
+    assert any("features clip not stated, clips not stated, large mean" in remark for remark in notes)
 
 
 def test_lower_is_better_and_neither_is_better_are_respected(tmp_path):
@@ -139,7 +139,7 @@ def test_the_minimum_detectable_difference_is_reported(tmp_path):
     line = lines_of(report).loc["clips", "gqa"]
     assert (line.baseline, line.min_detectable_difference) == ("clip", pytest.approx(delta.min_detectable_difference))
     larger = max(delta.min_detectable_difference, cell(report, "untrained").delta.min_detectable_difference)
-    said = next(remark for remark in report.remarks if remark.startswith("Minimum detectable difference"))
+    said = next(remark for remark in report.notes if remark.startswith("Minimum detectable difference"))
     assert f"{format_number(larger, 1)} on gqa exact match" in said
 
 
@@ -159,7 +159,7 @@ def test_where_no_interval_can_be_given_the_page_says_so(tmp_path):
     put_result(tmp_path, "three", "gqa", items_table(0.7, benchmark="gqa"))
     report = build_report(tmp_path, baseline="one")
     assert cell(report, "two").ci_low is None
-    assert any(line.startswith("No interval: one on gqa exact match and two on gqa") for line in report.remarks)
+    assert any(line.startswith("No interval: one on gqa exact match and two on gqa") for line in report.notes)
     known = lines_of(report)[["ci_low", "ci_high"]].notna().droplevel("benchmark")
     assert known.T.to_dict("list") == {"one": [False] * 2, "three": [True] * 2, "two": [False] * 2}
 
@@ -245,5 +245,5 @@ def test_no_results_and_an_unknown_baseline_are_rejected(tmp_path):
     with pytest.raises(UserError, match=r"expected study\.json or result files"):
         build_report(tmp_path)
     put_results(tmp_path, {"clip": SKILLS["clip"]})
-    with pytest.raises(UserError, match="unknown baseline row 'clap'; did you mean 'clip'"):
+    with pytest.raises(UserError, match="unknown baseline model 'clap'; did you mean 'clip'"):
         build_report(tmp_path, baseline="clap")

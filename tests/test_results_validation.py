@@ -120,7 +120,7 @@ def test_an_invalid_file_is_a_cell_of_the_report(results: Path, fields: dict[str
     cells = {(cell.row, cell.column.benchmark): cell for cell in built.table.cells.values()}
     assert cells["clip", "pope"].missing.kind == "invalid"
     assert all(cell.value is not None for place, cell in cells.items() if place != ("clip", "pope"))
-    assert any(remark.startswith("clip on pope: invalid: clip/pope.json: ") for remark in built.remarks)
+    assert any(remark.startswith("clip on pope: invalid: clip/pope.json: ") for remark in built.notes)
     for name in ("html", "markdown", "latex", "csv", "wide"):
         assert "invalid: clip/pope.json" in REPORT_FORMATS[name].render(built).replace(r"\_", "_"), name
 
@@ -131,7 +131,7 @@ def test_numbers_of_another_scale_do_not_stand_in_one_column(results: Path) -> N
     (column,) = (column for column in built.table.columns if column.benchmark == "pope")
     gap = built.table.cell(next(row for row in built.table.rows if row.name == "clips"), column).missing
     assert gap is not None
-    assert gap.reason == "scale: expected 100.0 as other rows have, got 1000.0"
+    assert gap.reason == "scale: expected 100.0 as other models have, got 1000.0"
 
 
 def test_an_interval_is_that_of_the_items(results: Path) -> None:
@@ -191,4 +191,4 @@ def test_a_result_whose_items_are_missing_is_shown_and_said_to_be_unchecked(resu
     built = build_report(results, baseline="clips")
     (cell,) = [each for each in built.table.cells.values() if (each.row, each.column.benchmark) == ("clip", "pope")]
     assert (cell.value, cell.delta) == (value * 100, None)
-    assert "Not checked, because their items are missing: clip on pope." in built.remarks
+    assert "Not checked, because their items are missing: clip on pope." in built.notes

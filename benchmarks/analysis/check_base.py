@@ -44,7 +44,7 @@ class VerifyConfig:
         for one, other in (("llava", "data"), ("results", "reference_model")):
             if (getattr(self, one) is None) != (getattr(self, other) is None):
                 missing = one if getattr(self, one) is None else other
-                raise UserError(f"{missing}: expected as well, since its check needs '{one}' and '{other}'")
+                raise UserError(f"{missing}: required, since the check needs both '{one}' and '{other}'")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from benchmarks.analysis.find_results import find_results_by_row
 from benchmarks.results.reference_results.load import ReferenceResult, load_reference_results, select_reference_results
 from benchmarks.results.results import Result
 
-_COCO_PICTURES = 5000
+_COCO_IMAGES = 5000
 
 
 def check_averages(_: VerifyConfig) -> str:
@@ -28,21 +28,21 @@ def check_recalls(_: VerifyConfig) -> str:
         for name in ("coco/i2t", "coco/t2i", "flickr30k/i2t", "flickr30k/t2i"):
             found = [row.values[f"{name}_r{cut}"] for cut in (1, 5, 10) if f"{name}_r{cut}" in row.values]
             if found != sorted(found):
-                raise CheckFailedError(f"{row.name}: recalls of {name} do not grow with the cut: {found}")
+                raise CheckFailedError(f"{row.name}: recalls of {name} do not grow with K: {found}")
         if row.set == "openclip":
-            _expect_integer(row, "coco/i2t_r1", _COCO_PICTURES)
-    return f"recalls of {len(rows)} rows grow with their cut and are shares of whole images"
+            _expect_integer(row, "coco/i2t_r1", _COCO_IMAGES)
+    return f"recalls of {len(rows)} models grow with K and correspond to integer numbers of images"
 
 
-def _expect_integer(row: ReferenceResult, name: str, pictures: int) -> None:
-    right = row.values[name] / 100 * pictures
-    expect_close(right, round(right), f"{row.name}: images that are right in {name}", tolerance=1e-3)
+def _expect_integer(row: ReferenceResult, name: str, num_images: int) -> None:
+    correct = row.values[name] / 100 * num_images
+    expect_close(correct, round(correct), f"{row.name}: number of correct images in {name}", tolerance=1e-3)
 
 
 def check_rerun(config: VerifyConfig) -> str:
     """The published recalls of an open_clip model are in the intervals of its re-run."""
     if config.results is None:
-        raise CheckSkippedError("needs --results ROW and --reference_model NAME, a model in open_clip's table")
+        raise CheckSkippedError("needs --results DIR and --reference_model NAME, a model in open_clip's table")
     (published,) = select_reference_results([f"openclip:{config.reference_model}"])[:1]
     found = [
         line
@@ -64,12 +64,9 @@ def compare_with_published(result: Result, published: ReferenceResult) -> list[t
     for name, metric in result.metrics.items():
         for dataset in ("coco", "flickr30k"):
             printed = published.values.get(f"{dataset}/{name}")
-            if (
-                printed is None
-                or not result.benchmark.startswith(dataset)
-                or metric.ci_low is None
-                or metric.ci_high is None
-            ):
+            if printed is None or metric.ci_low is None or metric.ci_high is None:
+                continue
+            if not result.benchmark.startswith(dataset):
                 continue
             low, high = metric.ci_low * metric.scale, metric.ci_high * metric.scale
             found = f"{metric.value * metric.scale:.1f} [{low:.1f}, {high:.1f}]"

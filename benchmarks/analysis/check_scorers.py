@@ -1,4 +1,4 @@
-"""Scorers against cases small enough to compute by hand; comments show the arithmetic."""
+"""Scorers on small cases with a known score; comments show the arithmetic."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from benchmarks.tasks.mllm.task_metrics import TASK_METRICS
 
 
 def check_pope(_: VerifyConfig) -> str:
-    """Five questions: two rightly yes, one wrongly yes, one wrongly no, one rightly no."""
+    """Five questions: two true positives, one false positive, one false negative, one true negative."""
     utils = _scorers("pope")
     answers = [("yes", "yes"), ("yes", "yes"), ("yes", "no"), ("no", "yes"), ("no", "no")]
     samples = [
-        utils.pope_process_results({"question_id": number, "answer": truth}, [said.capitalize()])
-        for number, (said, truth) in enumerate(answers)
+        utils.pope_process_results({"question_id": number, "answer": truth}, [answer.capitalize()])
+        for number, (answer, truth) in enumerate(answers)
     ]
     expected = {
         "pope_accuracy": 3 / 5,
-        "pope_precision": 2 / 3,  # of three times yes two are right
+        "pope_precision": 2 / 3,  # two of three answers yes are correct
         "pope_recall": 2 / 3,  # two of three present objects are found
-        "pope_f1_score": 2 * 2 / (3 + 3),  # twice the right ones over predicted plus present
+        "pope_f1_score": 2 * 2 / (3 + 3),  # twice the true positives over predicted plus present
     }
     for name, value in expected.items():
-        told = [sample[name] for sample in samples]
-        expect_close(getattr(utils, f"pope_aggregate_{name.removeprefix('pope_')}")(told), value, f"lmms-eval's {name}")
+        scores, aggregate_name = [sample[name] for sample in samples], f"pope_aggregate_{name.removeprefix('pope_')}"
+        expect_close(getattr(utils, aggregate_name)(scores), value, f"lmms-eval's {name}")
     _expect_from_items("pope", samples, expected)
     return "accuracy 3/5, precision 2/3, recall 2/3, F1 2·2/(3+3)"
 
@@ -46,10 +46,10 @@ def check_mme(_: VerifyConfig) -> str:
         for (kind, image), hits in right.items()
         for hit, truth in zip(hits, ("Yes", "No"), strict=True)
     ]
-    told = [sample["mme_perception_score"] for sample in samples]
+    scores = [sample["mme_perception_score"] for sample in samples]
     with suppress_output():
-        expect_close(utils.mme_aggregate_results(told), 125 + 0, "lmms-eval's MME points")
-    categories = np.array([answer["category"] for answer in told])
+        expect_close(utils.mme_aggregate_results(scores), 125 + 0, "lmms-eval's MME points")
+    categories = np.array([score["category"] for score in scores])
     _expect_from_items("mme", samples, {"mme_perception_score": 125.0}, category=categories)
     return "(200 + 50)/2 + 0 = 125 points"
 
@@ -60,7 +60,7 @@ def check_vqa(_: VerifyConfig) -> str:
     sample = utils.textvqa_process_results({"question_id": 0, "answers": ["Cat."] * 3 + ["dog"] * 7}, ["a cat"])
     expect_close(sample["exact_match"], (3 * 2 / 3 + 7 * 1) / 10, "lmms-eval's VQA accuracy")
     _expect_from_items("textvqa_val", [sample], {"exact_match": 0.9})
-    return "(3 · 2/3 + 7 · 1)/10 = 0.9, articles and full stops left out"
+    return "(3 · 2/3 + 7 · 1)/10 = 0.9, without articles and full stops"
 
 
 def check_exact_match(_: VerifyConfig) -> str:
@@ -106,7 +106,7 @@ def check_captions(_: VerifyConfig) -> str:
 
 
 def check_statistics(_: VerifyConfig) -> str:
-    """Wilson's interval of 81 in 263 (Newcombe 1998, table I), and Holm's correction by hand."""
+    """Wilson's interval of 81 in 263 (Newcombe 1998, table I), and Holm's correction of three p-values."""
     low, high = wilson_interval(81, 263)
     expect_close(low, 0.2553, "Wilson's lower end", tolerance=1e-4)
     expect_close(high, 0.3662, "Wilson's upper end", tolerance=1e-4)
@@ -115,13 +115,13 @@ def check_statistics(_: VerifyConfig) -> str:
     return "81/263: 25.53 to 36.62 %; p 0.01, 0.04, 0.03 become 0.03, 0.06, 0.06"
 
 
-def _scorers(folder: str) -> Any:
-    """The module of one of lmms-eval's tasks that scores its answers."""
+def _scorers(task: str) -> Any:
+    """The module with the scorers of an lmms-eval task."""
     import importlib
 
     go_offline()
     with suppress_output():
-        return importlib.import_module(f"lmms_eval.tasks.{folder}.utils")
+        return importlib.import_module(f"lmms_eval.tasks.{task}.utils")
 
 
 def _columns(task: str, samples: Sequence[Mapping[str, Any]], scores: ImageCaptionScores) -> Mapping[str, np.ndarray]:

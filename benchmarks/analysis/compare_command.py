@@ -34,7 +34,7 @@ class CompareConfig:
     """Compare two models, or two studies, benchmark by benchmark, with confidence intervals and corrected tests.
 
     Args:
-        first: a model's directory (``results/ROW``); or a directory of results or a study's output: then models with
+        first: a model's directory (``results/MODEL``); or a directory of results or a study's output: then models with
             equal names are compared, new and removed models are listed, and so are the differences of the two runs.
         second: likewise.
         benchmarks: only these; all if empty.
@@ -74,14 +74,14 @@ def build_comparison(config: CompareConfig) -> Comparison:
     for name in config.benchmarks:
         if name not in known:
             raise unknown_name_error(name, known, "benchmark ('benchmarks')")
-    pairs = [_chosen(pair, config.benchmarks) for pair in pairs]
+    pairs = [_select(pair, config.benchmarks) for pair in pairs]
     table, lines = comparison_lines(pairs, all_metrics=config.include_all_metrics)
     left_out = [reason for pair in pairs for reason in _without_numbers(*pair)]
     if not lines:
-        why = f" ({'; '.join(left_out)})" if left_out else ""
-        raise UserError(f"{config.second}: has no metric in common with {config.first}{why}")
-    single = len(first.rows) == len(second.rows) == 1
-    left_out += [] if single else [*_new_and_gone(first, second)]
+        reasons = f" ({'; '.join(left_out)})" if left_out else ""
+        raise UserError(f"{config.second}: has no metric in common with {config.first}{reasons}")
+    if not len(first.rows) == len(second.rows) == 1:
+        left_out += _new_and_removed(first, second)
     left_out += [f"{letter}: {gap}" for letter, side in ((_A, first), (_B, second)) for gap in side.gaps]
     return Comparison(
         sides=(first, second),
@@ -92,15 +92,15 @@ def build_comparison(config: CompareConfig) -> Comparison:
     )
 
 
-def _chosen(pair: tuple[Row, Row], benchmarks: Sequence[str]) -> tuple[Row, Row]:
-    mine, other = ({name: row[name] for name in row if not benchmarks or name in benchmarks} for row in pair)
-    return mine, other
+def _select(pair: tuple[Row, Row], benchmarks: Sequence[str]) -> tuple[Row, Row]:
+    first, second = ({name: row[name] for name in row if not benchmarks or name in benchmarks} for row in pair)
+    return first, second
 
 
-def _new_and_gone(first: ComparisonSide, second: ComparisonSide) -> Iterator[str]:
-    for letter, mine, other in ((_A, first, second), (_B, second, first)):
-        if alone := [name for name in mine.rows if name not in other.rows]:
-            yield f"only {letter} has the row{'s' if len(alone) > 1 else ''} {join_with_and(alone)}"
+def _new_and_removed(first: ComparisonSide, second: ComparisonSide) -> Iterator[str]:
+    for letter, side, other in ((_A, first, second), (_B, second, first)):
+        if names := [name for name in side.rows if name not in other.rows]:
+            yield f"only {letter} has the model{'s' if len(names) > 1 else ''} {join_with_and(names)}"
 
 
 def _paired(first: Mapping[str, Row], second: Mapping[str, Row]) -> list[tuple[Row, Row]]:
@@ -109,7 +109,7 @@ def _paired(first: Mapping[str, Row], second: Mapping[str, Row]) -> list[tuple[R
         return [(next(iter(first.values())), next(iter(second.values())))]
     common = [name for name in first if name in second]
     if not common:
-        raise UserError(f"second: expected a row of {abbreviate_names(first)}; it has {abbreviate_names(second)}")
+        raise UserError(f"second: expected a model of {abbreviate_names(first)}; it has {abbreviate_names(second)}")
     return [(first[name], second[name]) for name in common]
 
 
@@ -125,63 +125,58 @@ def comparison_lines(
     evidence = Evidence(source)
     table = build_results_table(source, evidence, primary_only=not all_metrics, by_seed=True)
     (table,) = add_significance([table], evidence, ranked=False, untested=_unchanged(source))
-    return table, [line for number, pair in enumerate(pairs) for line in _lines(source, table, number, pair)]
+    return table, [line for index in range(len(pairs)) for line in _lines(source, table, index)]
 
 
 def _source(pairs: Sequence[tuple[Row, Row]]) -> ReportSource:
-    """The report input of both models of each pair; A has B as its baseline."""
+    """The report input of both models of each pair; B is the baseline of A."""
     rows: list[RowRecord] = []
     outcomes: dict[tuple[str, str], Result | MissingValue] = {}
     benchmarks = tuple(dict.fromkeys(name for pair in pairs for name in pair[0] if name in pair[1]))
     for pair in pairs:
-        names = [f"{letter} {_name(row)}" for letter, row in zip((_A, _B), pair, strict=True)]
+        names = [f"{letter} {next(iter(row.values())).model_name}" for letter, row in zip((_A, _B), pair, strict=True)]
         rows += [RowRecord(name=names[0], encoder="", baseline=names[1]), RowRecord(name=names[1], encoder="")]
         for name, row in zip(names, pair, strict=True):
             for benchmark in benchmarks:
                 result = row.get(benchmark)
-                numbers = result is not None and bool(result.metrics)
-                outcomes[name, benchmark] = (
-                    result if numbers and result else MissingValue(kind="missing", reason=_why(result))
-                )
+                has_numbers = result is not None and result.metrics
+                missing = MissingValue(kind="missing", reason=_missing_reason(result))
+                outcomes[name, benchmark] = result if result and has_numbers else missing
     return ReportSource(
         title="", question="", notes=(), rows=tuple(rows), benchmarks=benchmarks, outcomes=outcomes, steps=(),
         study=None, directory=Path(),
     )  # fmt: skip
 
 
-def _name(row: Row) -> str:
-    return next((result.model_name for result in row.values()), "")
-
-
-def _lines(source: ReportSource, table: Table, number: int, pair: tuple[Row, Row]) -> Iterator[ComparisonLine]:
-    first, second = table.rows[2 * number : 2 * number + 2]
+def _lines(source: ReportSource, table: Table, index: int) -> Iterator[ComparisonLine]:
+    rows = table.rows[2 * index : 2 * index + 2]
     trainings: dict[str, TrainingDiff] = {}
     for column in table.columns:
-        cells = table.cell(first, column), table.cell(second, column)
+        cells = [table.cell(row, column) for row in rows]
         if any(cell.value is None for cell in cells):
             continue
-        mine, other = (source.results(column.benchmark)[row.name] for row in (first, second))
-        models = repr((mine.model, other.model))
-        if not _same_model(mine, other) and models not in trainings:
-            trainings[models] = diff_training(training_of_result(mine), training_of_result(other))
+        first, second = (source.results(column.benchmark)[row.name] for row in rows)
+        models = repr((first.model, second.model))
+        if not _same_model(first, second) and models not in trainings:
+            trainings[models] = diff_training(training_of_result(first), training_of_result(second))
         yield ComparisonLine(
-            rows=(mine.model_name, other.model_name),
+            rows=(first.model_name, second.model_name),
             first=cells[0],
             second=cells[1],
-            protocol_differences=_unlike(mine, other),
-            same_model=_same_model(mine, other),
+            protocol_differences=_protocol_differences(first, second),
+            same_model=_same_model(first, second),
             training=trainings.get(models),
         )
 
 
-def _unlike(first: Result, second: Result) -> tuple[str, ...]:
+def _protocol_differences(first: Result, second: Result) -> tuple[str, ...]:
     if ranking_key(first.protocol) == ranking_key(second.protocol):
         return ()
-    own = [
+    one, other = (
         {name: value for name, value in result.protocol.items() if not name.startswith(INPUT_PREFIX)}
         for result in (first, second)
-    ]
-    return tuple(describe_differences(*own))
+    )
+    return tuple(describe_differences(one, other))
 
 
 def _unchanged(source: ReportSource) -> Callable[[Cell, Cell], bool]:
@@ -197,37 +192,37 @@ def _same_model(first: Result, second: Result) -> bool:
 
 
 def _without_numbers(first: Row, second: Row) -> Iterator[str]:
-    """As text, the benchmarks that are not compared, and why."""
-    for letter, mine, other in ((_A, first, second), (_B, second, first)):
-        if alone := [name for name in mine if name not in other]:
-            yield f"only {letter} has {join_with_and(alone)}"
+    """As text, the benchmarks that are not compared, with the reasons."""
+    for letter, row, other in ((_A, first, second), (_B, second, first)):
+        if names := [name for name in row if name not in other]:
+            yield f"only {letter} has {join_with_and(names)}"
     for name in first:
-        pair = {_A: first[name], _B: second.get(name)}
-        lacking = [f"{letter}: {_why(result)}" for letter, result in pair.items() if result and not result.metrics]
-        if lacking and name in second:
-            yield f"{name} ({'; '.join(lacking)})"
+        if name in second:
+            pair = {_A: first[name], _B: second[name]}
+            reasons = [f"{side}: {_missing_reason(result)}" for side, result in pair.items() if not result.metrics]
+            if reasons:
+                yield f"{name} ({'; '.join(reasons)})"
 
 
-def _why(result: Result | None) -> str:
-    """The reason why a model has no number."""
+def _missing_reason(result: Result | None) -> str:
     if result is None:
         return "no result"
-    return (
-        f"failed: {result.failure_reason}"
-        if result.failure_reason
-        else "; ".join(dict.fromkeys(result.missing_metrics.values()))
-    )
+    if result.failure_reason:
+        return f"failed: {result.failure_reason}"
+    return "; ".join(dict.fromkeys(result.missing_metrics.values()))
 
 
 def print_comparison(found: Comparison) -> None:
-    """All of it in the terminal; names are text, never markup."""
+    """Print the comparison; names are never markup."""
     from rich.console import Console
     from rich.text import Text
 
     console = Console(highlight=False)
+    for letter, side in zip((_A, _B), found.sides, strict=True):
+        console.print(Text(strip_control_chars(f"{letter}: {side.name}")))
     for title, frame in found.texts().items():
         print_frame(frame, console, title=title)
-    for line in (found.answer, *found.said()):
+    for line in (found.answer, *found.notes()):
         console.print(Text(strip_control_chars(line)))
 
 
@@ -235,11 +230,11 @@ def _markdown(found: Comparison) -> str:
     parts = [f"# {escape_markdown(found.title)}", f"**{escape_markdown(found.answer)}**"]
     for title, frame in found.texts().items():
         parts += [f"## {escape_markdown(title)}", markdown_frame(frame)]
-    return "\n\n".join([*parts, markdown_list(found.said())]) + "\n"
+    return "\n\n".join([*parts, markdown_list(found.notes())]) + "\n"
 
 
 def _html(found: Comparison) -> str:
-    return render_comparison(title=found.title, answer=found.answer, tables=found.texts(), notes=found.said())
+    return render_comparison(title=found.title, answer=found.answer, tables=found.texts(), notes=found.notes())
 
 
 WRITERS: dict[str, Callable[[Comparison], str]] = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from benchmarks.analysis.comparison_side import ComparisonSide
-from benchmarks.report.cell_text import column_head, decimals
+from benchmarks.report.cell_text import column_header, decimals
 from benchmarks.report.table import Cell, Table
 from benchmarks.report.tidy import tidy
 from benchmarks.results.formatting import decimals_needed, difference_ci_text, format_number, join_with_and
@@ -16,8 +16,8 @@ from benchmarks.study.training_settings import TrainingDiff
 if TYPE_CHECKING:
     import pandas as pd
 
-_NAMED = 8  # models or numbers in a sentence
-HEADS = ("A", "B", "A−B", "95 % interval", "p", "MDD", "")
+_MAX_NAMES = 8  # models or numbers in a sentence
+HEADERS = ("A", "B", "A − B", "95 % interval", "corrected p", "MDD", "verdict")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +26,9 @@ class ComparisonLine:
 
     Args:
         rows: names of A and B.
-        first: A's cell, whose ``delta`` is A minus B if it can be tested.
+        first: A's cell, whose ``delta`` is A minus B; no delta without a test.
         second: B's cell.
-        protocol_differences: as text, why the two cannot be compared; empty if they can.
+        protocol_differences: as text, differences that make the two incomparable.
         same_model: whether both results come from the same model files.
         training: differences of the two models' training settings; None for the same model.
     """
@@ -42,12 +42,12 @@ class ComparisonLine:
 
     @property
     def benchmark(self) -> str:
-        """The benchmark."""
+        """The benchmark's name."""
         return self.first.column.benchmark
 
     @property
     def verdict(self) -> str:
-        """The verdict."""
+        """Whether A or B is better, or why there is no test."""
         if self.protocol_differences:
             return "not comparable"
         if self.same_model and self.first.value == self.second.value:
@@ -67,21 +67,19 @@ class ComparisonLine:
         return self.rows[0] if self.rows[0] == self.rows[1] else f"{self.rows[0]} against {self.rows[1]}"
 
     def texts(self) -> list[str]:
-        """What is under `HEADS`."""
+        """The line's cells in the order of `HEADERS`."""
         places, delta = decimals(self.first.column), self.first.delta
         values = [format_number(cell.value, places) for cell in (self.first, self.second)]
-        gain = format_number((self.first.value or 0.0) - (self.second.value or 0.0), places, sign=True)
+        difference = format_number((self.first.value or 0.0) - (self.second.value or 0.0), places, sign=True)
         if delta is None:
-            return [*values, "" if self.protocol_differences else gain, "", "", "", self.verdict]
-        smallest = format_number(
-            delta.min_detectable_difference, decimals_needed(delta.min_detectable_difference, places)
-        )
+            return [*values, "" if self.protocol_differences else difference, "", "", "", self.verdict]
+        detectable = delta.min_detectable_difference
         return [
             *values,
-            gain,
+            difference,
             difference_ci_text(delta.ci_low, delta.ci_high, places),
             f"{delta.p_adjusted:.2g}",
-            smallest,
+            format_number(detectable, decimals_needed(detectable, places)),
             self.verdict,
         ]
 
@@ -92,9 +90,9 @@ class Comparison:
 
     Args:
         sides: A and B.
-        table: the models of both, A's with their differences to B's.
+        table: the models of both, A's with their differences from B's.
         lines: the common metrics.
-        left_out: as text, the excluded results, and why.
+        left_out: as text, the excluded results with the reasons.
         context: as text, differences of the two sides other than numbers: code, versions, machine, study file.
     """
 
@@ -113,18 +111,18 @@ class Comparison:
     def answer(self) -> str:
         """The number of comparable metrics, and those with a significant difference."""
         comparable = [line for line in self.lines if not line.protocol_differences]
-        moved = [line for line in comparable if line.first.delta and line.first.delta.significant]
-        names = [f"{line.pair} on {line.benchmark} {line.first.column.label}" for line in moved]
-        if len(names) > _NAMED:
-            names = [*names[: _NAMED - 1], f"{len(names) - _NAMED + 1} more"]
-        said = f"{len(comparable)} of {len(self.lines)} numbers are comparable"
-        return f"{said}; beyond noise moved {join_with_and(names)}." if names else f"{said}; none moved beyond noise."
+        significant = [line for line in comparable if line.first.delta and line.first.delta.significant]
+        names = [f"{line.pair} on {line.benchmark} {line.first.column.label}" for line in significant]
+        if len(names) > _MAX_NAMES:
+            names = [*names[: _MAX_NAMES - 1], f"{len(names) - _MAX_NAMES + 1} more"]
+        counts = f"{len(comparable)} of {len(self.lines)} numbers are comparable"
+        return f"{counts}; significantly different: {join_with_and(names) if names else 'none'}."
 
     def tidy(self) -> pd.DataFrame:
-        """The table as a report's ``table.csv`` has it, with the verdicts in the lines of A."""
+        """The table in the form of a report's ``table.csv``, with the verdicts in the lines of A."""
         import pandas as pd
 
-        told = pd.DataFrame(
+        verdicts = pd.DataFrame(
             [
                 {
                     "model": line.first.row,
@@ -139,68 +137,62 @@ class Comparison:
                 for line in self.lines
             ]
         )
-        return tidy(self.table).drop(columns="notes").merge(told, how="left", on=["model", "benchmark", "metric"])
+        return tidy(self.table).drop(columns="notes").merge(verdicts, how="left", on=["model", "benchmark", "metric"])
 
     def texts(self) -> dict[str, pd.DataFrame]:
-        """``A …, B …`` → a readable line for each metric of these two models."""
+        """``A: …, B: …`` → a readable line for each metric of these two models."""
         import pandas as pd
 
-        found: dict[str, list[ComparisonLine]] = {}
+        by_pair: dict[str, list[ComparisonLine]] = {}
         for line in self.lines:
-            found.setdefault(f"A {line.rows[0]}, B {line.rows[1]}", []).append(line)
+            by_pair.setdefault(f"A: {line.rows[0]}, B: {line.rows[1]}", []).append(line)
         return {
             title: pd.DataFrame(
                 [line.texts() for line in lines],
-                index=[column_head(line.first.column) for line in lines],
-                columns=[*HEADS],
+                index=[column_header(line.first.column) for line in lines],
+                columns=[*HEADERS],
             )
-            for title, lines in found.items()
+            for title, lines in by_pair.items()
         }
 
-    def said(self) -> list[str]:
-        """The notes below the table: incomparable results, training differences, omissions, and the context."""
-        apart = {
+    def notes(self) -> list[str]:
+        """The notes below the table: incomparable results, training differences, omissions, context, and tests."""
+        incomparable = {
             f"{line.pair} on {line.benchmark}": "; ".join(line.protocol_differences)
             for line in self.lines
             if line.protocol_differences
         }
+        tests = (
+            f"Corrected p: paired tests over images, Holm-corrected for {self.table.comparisons}; intervals are not "
+            "corrected. MDD: minimum detectable difference, the true difference that a single such test detects with "
+            "power 0.8. None of them includes seed variance."
+        )
         return [
-            *(f"{what} was measured under different settings: {why}." for what, why in apart.items()),
-            *self.trained(),
+            *(f"{name} was measured under different settings: {why}." for name, why in incomparable.items()),
+            *self._training_notes(),
             *(f"Not compared: {reason}." for reason in self.left_out),
             *self.context,
-            *self.about_tests(),
+            *([tests] if self.table.comparisons else []),
         ]
 
-    def trained(self) -> list[str]:
-        """As text, the training differences of the models, warnings last; a difference shared by several pairs is
-        listed once.
-        """
-        told: dict[str, dict[str, list[str]]] = {}  # sentence → models → benchmarks
-        for last in (False, True):
-            for line in {(line.rows, line.benchmark): line for line in self.lines if line.training}.values():
-                assert line.training is not None
-                for sentence in line.training.warnings if last else line.training.sentences:
-                    told.setdefault(sentence, {}).setdefault(line.pair, []).append(line.benchmark)
+    def _training_notes(self) -> list[str]:
+        """The training differences, warnings last; a difference of several pairs is listed once."""
+        by_sentence: dict[str, dict[str, list[str]]] = {}  # sentence → models → benchmarks
+        lines = {(line.rows, line.benchmark): line for line in self.lines if line.training}.values()
+        trained = [(line, line.training) for line in lines if line.training]
+        sentences = [(line, sentence) for line, training in trained for sentence in training.sentences]
+        sentences += [(line, warning) for line, training in trained for warning in training.warnings]
+        for line, sentence in sentences:
+            by_sentence.setdefault(sentence, {}).setdefault(line.pair, []).append(line.benchmark)
         return [
-            f"{abbreviate_names(f'{rows} on {join_with_and(benchmarks)}' for rows, benchmarks in where.items())}: "
+            f"{abbreviate_names(f'{pair} on {join_with_and(benchmarks)}' for pair, benchmarks in pairs.items())}: "
             f"{sentence}"
-            for sentence, where in told.items()
-        ]
-
-    def about_tests(self) -> list[str]:
-        """The meaning of p and MDD; empty if nothing was tested."""
-        if not self.table.comparisons:
-            return []
-        return [
-            f"p: paired tests over images, Holm-corrected for {self.table.comparisons}; intervals are not corrected. "
-            "MDD: minimum detectable difference, the true difference that a single such test detects with power 0.8. "
-            "None of them includes seed variance."
+            for sentence, pairs in by_sentence.items()
         ]
 
 
 def abbreviate_names(names: Iterable[str]) -> str:
-    """Names in a sentence; of many the first ones, and the number of others."""
-    found = [*names]
-    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-    return ", ".join(found[:_NAMED]) + more
+    """The first names in a sentence, and the number of others."""
+    listed = [*names]
+    more = f" and {len(listed) - _MAX_NAMES} more" if len(listed) > _MAX_NAMES else ""
+    return ", ".join(listed[:_MAX_NAMES]) + more

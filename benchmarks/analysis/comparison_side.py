@@ -15,7 +15,7 @@ from benchmarks.study.study_record import EXCLUDED_FROM_BENCHMARK, RECORD_FILE
 from benchmarks.tasks.sizes import parts
 from clips.errors import UserError
 
-_LISTED = 4  # maximum number of listed differences
+_MAX_LISTED = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +47,14 @@ def read_side(path: str, field: str) -> ComparisonSide:
         return _of_study(read_source(path), path, field)
     found = find_results_by_row(path, field)
     old = stale_results(result for row in found.values() for result in row.values())
-    gaps = [f"{result.model_name} on {result.benchmark}: {old[result.path]}"
-            for row in found.values() for result in row.values() if result.path in old]  # fmt: skip
-    rows = {
-        name: {benchmark: result for benchmark, result in row.items() if result.path not in old}
-        for name, row in found.items()
-    }
-    rows = {name: row for name, row in rows.items() if row}
+    rows: dict[str, dict[str, Result]] = {}
+    gaps = []
+    for name, row in found.items():
+        for benchmark, result in row.items():
+            if result.path in old:
+                gaps.append(f"{result.model_name} on {benchmark}: {old[result.path]}")
+            else:
+                rows.setdefault(name, {})[benchmark] = result
     if not rows:
         raise UserError(f"{field}: {path}: no result is up to date ({'; '.join(gaps[:1])})")
     return ComparisonSide(name=path, rows=rows, gaps=tuple(gaps), facts=_facts(rows))
@@ -74,7 +75,7 @@ def _of_study(source: ReportSource, path: str, field: str) -> ComparisonSide:
     study = source.study
     assert study is not None
     if not rows:
-        raise UserError(f"{field}: {path}: no result belongs to this study as it stands ({'; '.join(gaps[:1])})")
+        raise UserError(f"{field}: {path}: no result belongs to the current study ({'; '.join(gaps[:1])})")
     machine = {f"machine's {name}": str(value) for name, value in study.machine.items()}
     return ComparisonSide(
         name=f"{source.title} ({path})", rows=rows, gaps=tuple(gaps), facts=_facts(rows) | machine, study=study.text
@@ -98,11 +99,10 @@ def _facts(rows: Mapping[str, Mapping[str, Result]]) -> dict[str, str]:
 
 def describe_run_differences(first: ComparisonSide, second: ComparisonSide) -> Iterator[str]:
     """As text, differences of the two sides other than numbers."""
-    names = dict.fromkeys([*first.facts, *second.facts])
-    differing = [name for name in names if first.facts.get(name) != second.facts.get(name)]
-    for name in differing:
-        one, other = (side.facts.get(name) or "not stated" for side in (first, second))
-        yield f"{name[0].upper()}{name[1:]}: A {one}, B {other}."
+    for name in dict.fromkeys([*first.facts, *second.facts]):
+        if first.facts.get(name) != second.facts.get(name):
+            one, other = (side.facts.get(name) or "not stated" for side in (first, second))
+            yield f"{name[0].upper()}{name[1:]}: A {one}, B {other}."
     for letter, side in (("A", first), ("B", second)):
         for part in parts(result for row in side.rows.values() for result in row.values()):
             yield f"{letter} has a part of {part}."
@@ -116,5 +116,5 @@ def _study_files(first: str, second: str) -> Iterator[str]:
     lines = [line for line in difflib.ndiff(first.splitlines(), second.splitlines()) if line[:2] in {"- ", "+ "}]
     changed = [f"{'A' if line[0] == '-' else 'B'} `{line[2:].strip()}`" for line in lines if line[2:].strip()]
     if changed:
-        more = f" and {len(changed) - _LISTED} lines more" if len(changed) > _LISTED else ""
-        yield f"The study files differ: {', '.join(changed[:_LISTED])}{more}."
+        more = f" and {len(changed) - _MAX_LISTED} more lines" if len(changed) > _MAX_LISTED else ""
+        yield f"The study files differ: {', '.join(changed[:_MAX_LISTED])}{more}."

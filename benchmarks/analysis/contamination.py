@@ -27,11 +27,11 @@ from clips.data.sources.source import SourceConfig
 from clips.errors import UserError
 from clips.serialization import to_plain
 
-_THREADS = 2
-_BLOCK = 4096  # training images per chunk
-_SAID_EVERY = 60  # seconds
+_NUM_THREADS = 2
+_CHUNK_SIZE = 4096  # images
+_LOG_EVERY_SECONDS = 60
 
-Named = tuple[str, bytes]
+NamedImage = tuple[str, bytes]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class ContaminationConfig:
 
 @dataclass(frozen=True)
 class DuplicatePair:
-    """A training image and an image of the benchmark that are one.
+    """A training image and its duplicate in the benchmark.
 
     Args:
         training: the training image's name.
@@ -85,7 +85,7 @@ class DuplicatePair:
 
 @dataclass
 class ContaminationResult:
-    """What was found; counts are of images."""
+    """Numbers of images, unreadable images, and pairs of duplicates."""
 
     training: int = 0
     benchmark: int = 0
@@ -94,12 +94,12 @@ class ContaminationResult:
 
     @property
     def exact(self) -> int:
-        """The benchmark's images that are in the training data pixel for pixel."""
+        """Number of benchmark images with equal pixels in the training data."""
         return len({pair.benchmark for pair in self.pairs if pair.exact})
 
     @property
     def near(self) -> int:
-        """Those that are nearly so, and not exactly."""
+        """Number of benchmark images with near duplicates only."""
         return len({pair.benchmark for pair in self.pairs}) - self.exact
 
 
@@ -107,7 +107,7 @@ def run_contamination(config: ContaminationConfig) -> None:
     """Print counts and ratios, and write the pairs to ``output``.
 
     Raises:
-        UserError: data that are missing or malformed, a benchmark without images.
+        UserError: missing or malformed data, or a benchmark without images.
     """
     from clips.data.sources import open_source
 
@@ -117,7 +117,7 @@ def run_contamination(config: ContaminationConfig) -> None:
     training = itertools.chain.from_iterable(_training_images(source) for source in sources)
     found = find_duplicates(training, images, within=config.max_hamming_distance)
     if not found.benchmark:
-        raise UserError(f"benchmark: {config.benchmark}: holds no image")
+        raise UserError(f"benchmark: {config.benchmark}: contains no image")
     for line in format_result(found, config.max_hamming_distance):
         print(line)
     if config.output:
@@ -128,48 +128,50 @@ def run_contamination(config: ContaminationConfig) -> None:
 
 
 def find_duplicates(
-    training: Iterable[Named], benchmark: Iterable[Named], *, within: int = MAX_HAMMING_DISTANCE
+    training: Iterable[NamedImage], benchmark: Iterable[NamedImage], *, within: int = MAX_HAMMING_DISTANCE
 ) -> ContaminationResult:
     """Compare every training image with every benchmark image.
 
     Args:
-        training: (name, encoded image); an unreadable image has no bytes.
-        benchmark: likewise; 64 bytes of each stay in memory, nothing of the training images.
+        training: (name, encoded image); an unreadable image has no bytes. They are read in chunks.
+        benchmark: likewise; 64 bytes of each image stay in memory.
         within: Hamming distance up to which two images count as duplicates.
     """
     found = ContaminationResult()
-    known = [each for block in _looks(benchmark, found) for each in block]
+    known = [each for chunk in _hashed_chunks(benchmark, found) for each in chunk]
     found.benchmark = len(known)
     by_pixels: dict[bytes, list[str]] = {}
-    for name, look in known:
-        by_pixels.setdefault(look.pixels, []).append(name)
-    names, hashes = _hashes(known)
-    said = time.monotonic()
-    for block in _looks(training, found):
-        found.training += len(block)
-        exact = {(mine, name) for mine, look in block for name in by_pixels.get(look.pixels, ())}
+    for name, image_hash in known:
+        by_pixels.setdefault(image_hash.pixels, []).append(name)
+    names, bits = _perceptual_hashes(known)
+    logged = time.monotonic()
+    for chunk in _hashed_chunks(training, found):
+        found.training += len(chunk)
+        exact = {(own, name) for own, image_hash in chunk for name in by_pixels.get(image_hash.pixels, ())}
         found.pairs += [DuplicatePair(*pair, 0, True) for pair in sorted(exact)]
-        mine, theirs = _hashes(block)
-        near = [(mine[row], names[column], unlike) for row, column, unlike in near_pairs(theirs, hashes, within)]
+        own_names, own_bits = _perceptual_hashes(chunk)
+        near = [
+            (own_names[row], names[column], bits_off) for row, column, bits_off in near_pairs(own_bits, bits, within)
+        ]
         found.pairs += [DuplicatePair(*pair, False) for pair in near if pair[:2] not in exact]
-        if time.monotonic() - said > _SAID_EVERY:
+        if time.monotonic() - logged > _LOG_EVERY_SECONDS:
             log_info(f"{found.training:,} training images, {len(found.pairs):,} pairs")
-            said = time.monotonic()
+            logged = time.monotonic()
     return found
 
 
-def _looks(pictures: Iterable[Named], found: ContaminationResult) -> Iterator[list[tuple[str, ImageHash]]]:
-    """Blocks of the images that can be read, decoded on threads; the others are noted."""
-    rest = iter(pictures)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        while block := list(itertools.islice(rest, _BLOCK)):
-            looks = pool.map(_look, (content for _, content in block))
-            seen = [(name, look) for (name, _), look in zip(block, looks, strict=True)]
-            found.unreadable += [name for name, look in seen if look is None]
-            yield [(name, look) for name, look in seen if look is not None]
+def _hashed_chunks(images: Iterable[NamedImage], found: ContaminationResult) -> Iterator[list[tuple[str, ImageHash]]]:
+    """Hash the images in chunks on threads; unreadable images are added to ``found``."""
+    remaining = iter(images)
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        while chunk := list(itertools.islice(remaining, _CHUNK_SIZE)):
+            names = [name for name, _ in chunk]
+            hashes = list(pool.map(_hash_bytes, (content for _, content in chunk)))
+            found.unreadable += [name for name, each in zip(names, hashes, strict=True) if each is None]
+            yield [(name, each) for name, each in zip(names, hashes, strict=True) if each is not None]
 
 
-def _look(content: bytes) -> ImageHash | None:
+def _hash_bytes(content: bytes) -> ImageHash | None:
     from clips.data.images import BadImageError, decode_image
 
     try:
@@ -178,14 +180,14 @@ def _look(content: bytes) -> ImageHash | None:
         return None
 
 
-def _hashes(looks: Sequence[tuple[str, ImageHash]]) -> tuple[list[str], np.ndarray]:
-    """Names and (N, 4) hashes of the images that have one."""
-    there = [(name, look.bits) for name, look in looks if look.bits is not None]
-    return [name for name, _ in there], np.array([bits for _, bits in there], np.uint64).reshape(-1, BITS // 64)
+def _perceptual_hashes(images: Sequence[tuple[str, ImageHash]]) -> tuple[list[str], np.ndarray]:
+    """Names and (N, 4) perceptual hashes of the images that have one."""
+    hashes = [(name, image.bits) for name, image in images if image.bits is not None]
+    return [name for name, _ in hashes], np.array([bits for _, bits in hashes], np.uint64).reshape(-1, BITS // 64)
 
 
-def _training_images(source: Any) -> Iterator[Named]:
-    """(name, encoded image) of a source; no bytes where training would skip the sample."""
+def _training_images(source: Any) -> Iterator[NamedImage]:
+    """(name, encoded image) of a source; no bytes for samples that training would skip."""
     from clips.data.sources import BadSampleError
 
     for index in range(len(source)):
@@ -197,8 +199,8 @@ def _training_images(source: Any) -> Iterator[Named]:
 
 def benchmark_images(
     data: str, *, split: str = "test", images: str | None = None, language: str | None = None
-) -> Iterator[Named]:
-    """(name, encoded image) of a benchmark's data, see `OverlapConfig`.
+) -> Iterator[NamedImage]:
+    """(name, encoded image) of a benchmark's data, see `ContaminationConfig`.
 
     Raises:
         UserError: missing or malformed.
@@ -221,18 +223,18 @@ def benchmark_images(
         yield image.name, image.read()
 
 
-def _from_classes(data: str, split: str, otherwise: UserError) -> Iterator[Named]:
-    """The images of a classification dataset; raises ``otherwise`` if it is none."""
+def _from_classes(data: str, split: str, caption_error: UserError) -> Iterator[NamedImage]:
+    """The images of a classification dataset; raises ``caption_error`` if it is none."""
     try:
         found = load_classification_set(data, split=split)
     except UserError:
-        raise otherwise from None
+        raise caption_error from None
     for name, image in zip(found.images, found.files, strict=True):
         yield name, image.read()
 
 
-def _from_parquet(path: Path) -> Iterator[Named]:
-    """The images of all columns that hold such, as ``datasets`` stores them: {bytes, path}."""
+def _from_parquet(path: Path) -> Iterator[NamedImage]:
+    """The images of all image columns, which ``datasets`` stores as {bytes, path}."""
     import pyarrow
     from pyarrow import parquet
 
@@ -260,16 +262,17 @@ def _has_images(kind: Any) -> bool:
 
 
 def format_result(found: ContaminationResult, within: int) -> Iterator[str]:
-    """What was found, in lines of text."""
+    """The counts and ratios in lines of text."""
     yield f"training    {found.training:,} images"
     yield f"benchmark   {found.benchmark:,} images"
     if found.unreadable:
-        yield f"unreadable  {len(found.unreadable):,}, which were left out, for instance {found.unreadable[0]}"
-    yield f"exact       {_share(found.exact, found)} of the benchmark are training images, pixel for pixel"
-    yield f"near        {_share(found.near, found)} more differ from one in at most {within} of {BITS} bits"
+        yield f"unreadable  {len(found.unreadable):,} images, which were skipped, for instance {found.unreadable[0]}"
+    yield f"exact       {_ratio(found.exact, found)} of the benchmark have equal pixels in the training data"
+    near = _ratio(found.near, found)
+    yield f"near        {near} more differ from a training image in at most {within} of {BITS} bits"
 
 
-def _share(count: int, found: ContaminationResult) -> str:
+def _ratio(count: int, found: ContaminationResult) -> str:
     return f"{count:,} ({count / found.benchmark:.2%})"
 
 

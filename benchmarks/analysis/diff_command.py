@@ -42,7 +42,7 @@ def run_diff(config: DiffConfig) -> None:
 
 
 def explain(first: Result, second: Result) -> Iterator[str]:
-    """The differences in lines of text, a verdict last."""
+    """The differences in lines of text, with a verdict at the end."""
     for letter, result in (("A", first), ("B", second)):
         yield f"{letter}: {result.model_name} on {result.benchmark}, {_numbers(result)}  ({result.path})"
     old = stale_results((first, second))
@@ -52,69 +52,63 @@ def explain(first: Result, second: Result) -> Iterator[str]:
     yield ""
     yield from _about_model(first, second)
     if "failed" in {first.status, second.status}:
-        yield "There is nothing to rank: a failed result has neither numbers nor a protocol."
+        yield "They cannot be ranked: a failed result has neither numbers nor a protocol."
         return
-    one, other = _split(first), _split(second)
-    taken, harness = describe_differences(one[0], other[0]), describe_differences(one[1], other[1])
-    if taken:
-        yield "How the models take their input, which is part of the model (A against B):"
-        yield from (f"  {line.removeprefix(INPUT_PREFIX.replace('_', ' '))}" for line in taken)
+    (first_input, first_harness), (second_input, second_harness) = _split(first), _split(second)
+    inputs = describe_differences(first_input, second_input)
+    harness = describe_differences(first_harness, second_harness)
+    if inputs:
+        yield "Input settings, which are part of the model (A against B):"
+        yield from (f"  {line.removeprefix(INPUT_PREFIX.replace('_', ' '))}" for line in inputs)
     if harness:
         yield "Evaluation settings (A against B):"
         yield from (f"  {line}" for line in harness)
     if ranking_key(first.protocol) != ranking_key(second.protocol):
         yield "They are not ranked together: numbers of different protocols are shown, never compared."
     elif harness:
-        yield "They are ranked together: the data are the same, whatever their split is called."
+        yield "They are ranked together: the data are the same under different names of the split."
     else:
         yield "The evaluation settings are equal: they are ranked together."
 
 
 def _about_model(first: Result, second: Result) -> Iterator[str]:
-    one, other = dict(first.model), dict(second.model)
-    if one.get("hash") == other.get("hash"):
-        where = (
-            "" if one.get("path") == other.get("path") else f", once as {one.get('path')}, once as {other.get('path')}"
-        )
-        yield f"The model is the same ({one.get('hash', '')[:12]}{where})."
-    else:
-        yield "The models differ (A against B):"
-        yield "  " + " against ".join(f"{model.get('path')} ({model.get('hash', '')[:12]})" for model in (one, other))
-        yield from _about_training(first, second)
-
-
-def _about_training(first: Result, second: Result) -> Iterator[str]:
-    found = diff_training(training_of_result(first), training_of_result(second))
-    if found.rest:
+    models = (first.model, second.model)
+    paths = [model.get("path") for model in models]
+    hashes = [model.get("hash", "")[:12] for model in models]
+    if first.model.get("hash") == second.model.get("hash"):
+        where = "" if paths[0] == paths[1] else f", once as {paths[0]}, once as {paths[1]}"
+        yield f"The model is the same ({hashes[0]}{where})."
+        return
+    yield "The models differ (A against B):"
+    yield "  " + " against ".join(f"{path} ({digest})" for path, digest in zip(paths, hashes, strict=True))
+    differences = diff_training(training_of_result(first), training_of_result(second))
+    if differences.rest:
         yield "Training settings (A against B):"
-        yield from (f"  {line}" for line in (*found.differing, found.rest))
-    yield from found.unknown
-    yield from found.warnings
+        yield from (f"  {line}" for line in (*differences.differing, differences.rest))
+    yield from differences.unknown
+    yield from differences.warnings
 
 
 def _split(result: Result) -> tuple[Protocol, Protocol]:
-    """(entries that the model's directory determines, entries that the harness determines) of a protocol."""
-    taken = {name: value for name, value in result.protocol.items() if name.startswith(INPUT_PREFIX)}
-    return taken, {name: value for name, value in result.protocol.items() if name not in taken}
+    """The protocol's entries that the model's directory determines, and those that the harness determines."""
+    inputs = {name: value for name, value in result.protocol.items() if name.startswith(INPUT_PREFIX)}
+    return inputs, {name: value for name, value in result.protocol.items() if name not in inputs}
 
 
 def _numbers(result: Result) -> str:
     if result.status == "failed":
         return f"failed: {result.failure_reason}"
-    shown = [result.metrics[name] for name in result.primary if name in result.metrics]
-    return ", ".join(f"{metric.label} {shown_value(metric, metric.value)}" for metric in shown) or "no metric"
+    metrics = [result.metrics[name] for name in result.primary if name in result.metrics]
+    numbers = [format_number(metric.value * metric.scale, decimals(metric_column(metric))) for metric in metrics]
+    pairs = zip(metrics, numbers, strict=True)
+    return ", ".join(f"{metric.label} {number}" for metric, number in pairs) or "no metric"
 
 
-def shown_value(metric: Metric, value: float, *, sign: bool = False) -> str:
-    """``value``, in the metric's unit, as the report shows it."""
-    return format_number(value * metric.scale, decimals(column_of("", "", metric)), sign=sign)
-
-
-def column_of(benchmark: str, name: str, metric: Metric) -> Column:
-    """The report's column for a metric."""
+def metric_column(metric: Metric) -> Column:
+    """The report's column for a metric, without names."""
     return Column(
-        benchmark=benchmark,
-        metric=name,
+        benchmark="",
+        metric="",
         label=metric.label,
         scale=metric.scale,
         higher_is_better=metric.higher_is_better,

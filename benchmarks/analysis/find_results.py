@@ -30,7 +30,7 @@ def find_result(path: str, benchmark: str | None, field: str) -> Result:
         raise unknown_name_error(benchmark, names, f"benchmark of {path}")
     found = [result for result in found if benchmark in {None, result.benchmark}]
     if len(found) > 1:
-        raise UserError(f"{field}: {path} has several rows; expected one of {', '.join(rows)} below it")
+        raise UserError(f"{field}: {path} has several models; expected the directory of one of {', '.join(rows)}")
     return found[0]
 
 
@@ -50,7 +50,7 @@ def find_results_by_row(path: str, field: str) -> dict[str, dict[str, Result]]:
         reject_duplicates((result.model_name, result.benchmark, result.path) for result in results)
     if not results:
         raise UserError(
-            f"{field}: {path}: expected result files (<benchmark>.json, <row>/<benchmark>.json), found none"
+            f"{field}: {path}: expected result files (<benchmark>.json, <model>/<benchmark>.json), found none"
         )
     rows: dict[str, dict[str, Result]] = {}
     for result in results:

@@ -16,12 +16,12 @@ from benchmarks.study.trash import describe_acceptance
 from clips.core.artifact import MANIFEST, directory_hash, read_manifest
 from clips.errors import UserError
 
-_SHOWN = 12  # digits of a hash
+_HASH_DIGITS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProvenanceConfig:
-    """Print the provenance of a number: data, model, and its inputs, back to the training data.
+    """Print the provenance of a result: data, model, and its inputs, back to the training data.
 
     Args:
         result: a result file, or a directory: of a model, of results with one model, of an encoder, a LLaVA or data.
@@ -64,13 +64,13 @@ def run_provenance(config: ProvenanceConfig) -> None:
         print(strip_control_chars(line))
 
 
-def trace_directory(made: Path, *, check: bool = True) -> ProvenanceNode:
+def trace_directory(directory: Path, *, check: bool = True) -> ProvenanceNode:
     """The tree below an encoder, a LLaVA or data, by its manifest.
 
     Raises:
         UserError: its manifest cannot be read.
     """
-    path = made.absolute()
+    path = directory.absolute()
     described = {"path": str(path), "hash": str(read_manifest(path).get("hash", ""))}
     return _artifact("directory", described, path.parent.parent, check=check)
 
@@ -127,35 +127,31 @@ def _artifact(
 
 
 def _about(manifest: Mapping[str, Any]) -> Iterator[str]:
-    made = f"made {manifest.get('created', '')}{_code(mapping(manifest.get('git')))}"
     seed = manifest.get("seed")
-    yield made + (f", seed {seed}" if seed is not None else "")
-    amounts = {
-        "steps": manifest.get("steps"),
-        "samples": manifest.get("samples_seen"),
-        "s": manifest.get("seconds"),
-        "processes": manifest.get("processes"),
-    }
-    known = [f"{value:,.0f} {unit}" for unit, value in amounts.items() if isinstance(value, int | float)]
-    where = [str(manifest[name]) for name in ("device", "precision") if manifest.get(name)]
-    if known or where:
-        yield ", ".join([*known, *where])
+    seed_text = f", seed {seed}" if seed is not None else ""
+    yield f"created {manifest.get('created', '')}{_code(mapping(manifest.get('git')))}{seed_text}"
+    units = {"steps": "steps", "samples_seen": "samples", "seconds": "s", "processes": "processes"}
+    numbers = ((manifest.get(name), unit) for name, unit in units.items())
+    facts = [f"{value:,.0f} {unit}" for value, unit in numbers if isinstance(value, int | float)]
+    facts += [str(manifest[name]) for name in ("device", "precision") if manifest.get(name)]
+    if facts:
+        yield ", ".join(facts)
     versions = mapping(manifest.get("versions"))
-    wanted = [f"{name} {versions[name]}" for name in ("torch", "transformers", "open_clip_torch") if name in versions]
-    if wanted:
-        yield ", ".join(wanted)
+    libraries = [name for name in ("torch", "transformers", "open_clip_torch") if name in versions]
+    if libraries:
+        yield ", ".join(f"{name} {versions[name]}" for name in libraries)
 
 
-def _step(made: Path) -> Iterator[str]:
-    """The study runner's record of the step that produced it: command, time, memory and machine."""
-    found = find_producer(made)
+def _step(output: Path) -> Iterator[str]:
+    """The study runner's record of the step that produced an output: command, time, memory and machine."""
+    found = find_producer(output)
     if found is None:
         return
     record = found[1]
-    spent = [f"{record.seconds:,.0f} s"]
+    usage = [f"{record.seconds:,.0f} s"]
     if record.peak_memory_mb:
-        spent.append(f"at most {record.peak_memory_mb / 1024:.1f} GiB in one process")
-    yield f"step {record.name}: {', '.join(spent)}{_code(record.git)}"
+        usage.append(f"at most {record.peak_memory_mb / 1024:.1f} GiB in one process")
+    yield f"step {record.name}: {', '.join(usage)}{_code(record.git)}"
     yield from (f"step {record.name} {describe_acceptance(entry)}" for entry in record.accepted)
     yield f"step's command: {record.command}"
     if record.machine:
@@ -163,7 +159,7 @@ def _step(made: Path) -> Iterator[str]:
 
 
 def _sources(data: Mapping[str, Any], study: Path, *, check: bool) -> Iterator[ProvenanceNode]:
-    """What was read that is no artifact: files and shards, by the paths and hashes that are recorded."""
+    """The input files and shards, by their recorded paths and hashes."""
     for name, described in data.items():
         for each in described if isinstance(described, list) else [described]:
             if isinstance(each, Mapping) and "path" in each:
@@ -172,20 +168,19 @@ def _sources(data: Mapping[str, Any], study: Path, *, check: bool) -> Iterator[P
 
 def _source(name: str, described: Mapping[str, Any], study: Path, *, check: bool) -> ProvenanceNode:
     path = relocate(str(described["path"]), study)
-    facts = [f"{key} {value}" for key, value in described.items() if isinstance(value, int | str)]
-    rest = [fact for fact in facts if not fact.startswith(("path ", "hash ", "directory_hash "))]
-    said = f"{name}: {path}" + (f" ({_short(str(described['hash']))})" if described.get("hash") else "")
+    hidden = {"path", "hash", "directory_hash"}
+    others = {key: value for key, value in described.items() if key not in hidden and isinstance(value, int | str)}
+    facts = [", ".join(f"{key} {value}" for key, value in others.items())] if others else []
+    title = f"{name}: {path}" + (f" ({_short(str(described['hash']))})" if described.get("hash") else "")
     if not path.exists():
-        return ProvenanceNode(f"{said}, not on this machine", [", ".join(rest)] if rest else [])
+        return ProvenanceNode(f"{title}, not on this machine", facts)
     if path.is_file() and (path.parent / MANIFEST).is_file():
-        whole = {"path": str(path.parent), "hash": str(described.get("directory_hash", ""))}
-        return ProvenanceNode(
-            said, [", ".join(rest)] if rest else [], [_artifact("part of", whole, study, check=check)]
-        )
+        directory = {"path": str(path.parent), "hash": str(described.get("directory_hash", ""))}
+        return ProvenanceNode(title, facts, [_artifact("part of", directory, study, check=check)])
     if path.is_dir() and (path / MANIFEST).is_file():
         node = _artifact(name, {"path": str(path)}, study, check=check)
-        return ProvenanceNode(said, [*([", ".join(rest)] if rest else []), *node.facts], node.made_from)
-    return ProvenanceNode(said, [", ".join(rest)] if rest else [])
+        return ProvenanceNode(title, [*facts, *node.facts], node.made_from)
+    return ProvenanceNode(title, facts)
 
 
 def lines(node: ProvenanceNode, depth: int = 0) -> Iterator[str]:
@@ -200,9 +195,9 @@ def lines(node: ProvenanceNode, depth: int = 0) -> Iterator[str]:
 
 def _code(git: Mapping[str, Any]) -> str:
     commit = str(git.get("commit") or "")
-    changed = " and changes that were not committed" if git.get("dirty") else ""
-    return f", code {commit[:_SHOWN]}{changed}" if commit else ""
+    changed = " and uncommitted changes" if git.get("dirty") else ""
+    return f", code {commit[:_HASH_DIGITS]}{changed}" if commit else ""
 
 
 def _short(digest: str) -> str:
-    return digest[:_SHOWN] if digest else "no hash"
+    return digest[:_HASH_DIGITS] if digest else "no hash"

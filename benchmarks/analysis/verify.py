@@ -18,16 +18,16 @@ from clips.errors import UserError, unknown_name_error
 
 CHECKS: dict[str, Check] = {
     "recall": Check(about="recall by its definition", run=check_recall.check_recall_by_definition),
-    "ties": Check(about="recall of a model that cannot tell", run=check_recall.check_constant_model),
+    "ties": Check(about="recall of a constant model", run=check_recall.check_constant_model),
     "clip_benchmark": Check(about="recall by CLIP_benchmark's function", run=check_recall.check_clip_benchmark),
-    "pope": Check(about="POPE by hand", run=check_scorers.check_pope),
-    "mme": Check(about="MME by hand", run=check_scorers.check_mme),
-    "vqa": Check(about="VQA accuracy by hand", run=check_scorers.check_vqa),
-    "exact_match": Check(about="exact match by hand", run=check_scorers.check_exact_match),
-    "captions": Check(about="CIDEr and BLEU by hand", run=check_scorers.check_captions),
-    "tests": Check(about="intervals and corrections by hand", run=check_scorers.check_statistics),
+    "pope": Check(about="POPE on a known case", run=check_scorers.check_pope),
+    "mme": Check(about="MME on a known case", run=check_scorers.check_mme),
+    "vqa": Check(about="VQA accuracy on a known case", run=check_scorers.check_vqa),
+    "exact_match": Check(about="exact match on a known case", run=check_scorers.check_exact_match),
+    "captions": Check(about="CIDEr and BLEU on a known case", run=check_scorers.check_captions),
+    "tests": Check(about="statistics on known cases", run=check_scorers.check_statistics),
     "averages": Check(about="averages of open_clip's table", run=check_reference_results.check_averages),
-    "recalls": Check(about="published recalls among themselves", run=check_reference_results.check_recalls),
+    "recalls": Check(about="consistency of published recalls", run=check_reference_results.check_recalls),
     "lmms_eval": Check(about="lmms-eval's own command", run=check_lmms.check_lmms_eval),
     "rerun": Check(about="a re-run of an open_clip model", run=check_reference_results.check_rerun),
 }
@@ -38,7 +38,7 @@ class CheckResult:
     """The status and finding of a check."""
 
     name: str
-    outcome: Literal["ok", "failed", "skipped"]
+    status: Literal["ok", "failed", "skipped"]
     detail: str
 
 
@@ -47,7 +47,7 @@ def run_verify(config: VerifyConfig) -> None:
 
     Raises:
         UserError: an unknown check, task or published model, or a missing directory.
-        SystemExit: some check failed.
+        SystemExit: a check failed.
     """
     for name in config.include:
         if name not in CHECKS:
@@ -61,9 +61,9 @@ def run_verify(config: VerifyConfig) -> None:
             raise UserError(f"llava: {config.llava}: expected a LLaVA directory, with config.json")
         for task in config.tasks:
             find_benchmark(task)
-    findings = [run_check(name, config) for name in config.include or CHECKS]
-    _print(findings)
-    if any(finding.outcome == "failed" for finding in findings):
+    results = [run_check(name, config) for name in config.include or CHECKS]
+    _print(results)
+    if any(result.status == "failed" for result in results):
         raise SystemExit(1)
 
 
@@ -79,21 +79,19 @@ def run_check(name: str, config: VerifyConfig) -> CheckResult:
         return CheckResult(name, "failed", f"{type(error).__name__}: {' '.join(str(error).split())}"[:300])
 
 
-def _print(findings: Sequence[CheckResult]) -> None:
+def _print(results: Sequence[CheckResult]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     styles = {"ok": "green", "failed": "bold red", "skipped": "dim"}
     table = Table()
-    for head in ("check", "", "what was found"):
-        table.add_column(head)
-    for finding in findings:
-        about = CHECKS[finding.name].about
-        table.add_row(
-            about, Text(finding.outcome, style=styles[finding.outcome]), Text(strip_control_chars(finding.detail))
-        )
+    for header in ("check", "", "finding"):
+        table.add_column(header)
+    for result in results:
+        status = Text(result.status, style=styles[result.status])
+        table.add_row(CHECKS[result.name].about, status, Text(strip_control_chars(result.detail)))
     console = Console(highlight=False)
     console.print(table)
-    counts = {kind: sum(finding.outcome == kind for finding in findings) for kind in styles}
-    console.print(", ".join(f"{count} {kind}" for kind, count in counts.items() if count))
+    counts = {status: sum(result.status == status for result in results) for status in styles}
+    console.print(", ".join(f"{count} {status}" for status, count in counts.items() if count))

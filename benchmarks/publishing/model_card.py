@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.analysis.diff_command import column_of
+from benchmarks.analysis.diff_command import metric_column
 from benchmarks.analysis.find_results import find_results_by_row
 from benchmarks.report.cell_text import decimals
 from benchmarks.report.load_results import stale_results
@@ -66,28 +66,28 @@ def run_card(config: CardConfig) -> None:
     if "hash" not in manifest or "kind" not in manifest:
         raise UserError(f"{directory}: expected an encoder or a LLaVA with a manifest of this suite")
     model = directory_hash(directory)
-    everything = [result for row in find_results_by_row(config.results, "results").values() for result in row.values()]
-    own = [result for result in everything if result.model.get("hash") == model]
+    results = [result for row in find_results_by_row(config.results, "results").values() for result in row.values()]
+    own = [result for result in results if result.model.get("hash") == model]
     if not own:
         raise UserError(
-            f"results: none of the {len(everything)} results in {config.results} is of {directory} ({model[:12]})"
+            f"results: none of the {len(results)} results in {config.results} is of {directory} ({model[:12]})"
         )
-    old = stale_results(own)
-    left_out = [f"{each.benchmark}: out of date ({old[each.path]})" for each in own if each.path in old]
-    own = [result for result in own if result.path not in old]
+    stale = stale_results(own)
+    left_out = [f"{each.benchmark}: out of date ({stale[each.path]})" for each in own if each.path in stale]
+    own = [result for result in own if result.path not in stale]
     if not own:
         raise UserError(f"results: {config.results}: nothing of {directory} is up to date: {'; '.join(left_out)}")
     name = config.name or directory.resolve().name
-    notes = [SYNTHETIC_DATA_NOTE] if _of_scenes(Path(config.results)) else []
-    filled = add_evaluation_section(_card(directory, manifest, name), own, name, notes, left_out)
-    atomic_write(directory / MODEL_CARD, str(filled))
+    notes = [SYNTHETIC_DATA_NOTE] if _uses_synthetic_data(Path(config.results)) else []
+    card = add_evaluation_section(_load_card(directory, manifest, name), own, name, notes, left_out)
+    atomic_write(directory / MODEL_CARD, str(card))
     log_info(f"card: {directory / MODEL_CARD}, with {', '.join(result.benchmark for result in own)}")
     for line in left_out:
         log_info(f"left out: {line}")
 
 
-def _of_scenes(directory: Path) -> bool:
-    """Whether a study there generated its own data."""
+def _uses_synthetic_data(directory: Path) -> bool:
+    """Whether this is a study that generated its data."""
     if not (directory / RECORD_FILE).is_file():
         return False
     return any(step.command.startswith("clips scenes") for step in read_study_record(directory).steps.values())
@@ -107,7 +107,7 @@ def add_evaluation_section(
         results: the results of this model.
         name: the model's name, in the metadata.
         notes: caveats for readers of the numbers.
-        left_out: as text, excluded results, and why.
+        left_out: as text, the excluded results with the reasons.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -122,7 +122,7 @@ def add_evaluation_section(
         results=[result for result in results if result.metrics],
         missing=[*_missing(results), *left_out],
         notes=notes,
-        shown=lambda result: [*_shown(result).values()],
+        primary_metrics=lambda result: [*_primary_metrics(result).values()],
         value=_value,
         n_words=item_count_text,
     ).strip()
@@ -131,7 +131,7 @@ def add_evaluation_section(
 
 
 def eval_results(result: Result) -> list[EvalResult]:
-    """A result's main metrics as the Hub's ``model-index`` has them, values scaled as shown."""
+    """A result's primary metrics for the Hub's ``model-index``, scaled for display."""
     from huggingface_hub import EvalResult
 
     split = result.protocol.get("split")
@@ -146,33 +146,31 @@ def eval_results(result: Result) -> list[EvalResult]:
             metric_name=metric.label,
             metric_value=round(metric.value * metric.scale, 4),
             metric_args={
-                "interval_95": [None if end is None else round(end * metric.scale, 4) for end in _ends(metric)],
+                "interval_95": [
+                    None if end is None else round(end * metric.scale, 4) for end in (metric.ci_low, metric.ci_high)
+                ],
                 "items": metric.n,
                 "protocol": result.fingerprint,
             },
         )
-        for metric_name, metric in _shown(result).items()
+        for metric_name, metric in _primary_metrics(result).items()
     ]
 
 
-def _shown(result: Result) -> dict[str, Metric]:
-    """The metrics of the main table."""
+def _primary_metrics(result: Result) -> dict[str, Metric]:
     return {name: result.metrics[name] for name in result.primary if name in result.metrics}
 
 
-def _ends(metric: Metric) -> tuple[float | None, float | None]:
-    return metric.ci_low, metric.ci_high
-
-
 def _value(metric: Metric) -> str:
-    places = decimals(column_of("", "", metric))
-    low, high = (None if end is None else format_number(end * metric.scale, places) for end in _ends(metric))
-    interval = "no interval" if low is None or high is None else f"{low}, {high}"
+    places, interval = decimals(metric_column(metric)), "no interval"
+    if metric.ci_low is not None and metric.ci_high is not None:
+        ends = (metric.ci_low, metric.ci_high)
+        interval = ", ".join(format_number(end * metric.scale, places) for end in ends)
     return f"{format_number(metric.value * metric.scale, places)} [{interval}]"
 
 
 def _missing(results: Sequence[Result]) -> Iterator[str]:
-    """As text, the missing numbers, and why."""
+    """As text, the missing numbers with the reasons."""
     for result in results:
         if result.status == "failed":
             yield f"{result.benchmark}: failed ({result.failure_reason or 'no reason was recorded'})"
@@ -180,15 +178,15 @@ def _missing(results: Sequence[Result]) -> Iterator[str]:
             yield f"{result.benchmark}, {name}: {reason}"
 
 
-def _card(directory: Path, manifest: Mapping[str, Any], name: str) -> ModelCard:
-    """The model's card; one from the manifest if there is none."""
+def _load_card(directory: Path, manifest: Mapping[str, Any], name: str) -> ModelCard:
+    """The model's card; a new one from the manifest if there is none."""
     from huggingface_hub import ModelCard
 
     path = directory / MODEL_CARD
     try:
         return ModelCard.load(path) if path.is_file() else ModelCard(_new_card(directory, manifest, name))
-    except Exception as error:  # YAML's, the Hub's own checks and the file system's
-        raise UserError(f"{path}: not a model card that the hub would read ({error_reason(error)})") from None
+    except Exception as error:  # of YAML, the Hub's checks or the file system
+        raise UserError(f"{path}: not a valid model card ({error_reason(error)})") from None
 
 
 def _new_card(directory: Path, manifest: Mapping[str, Any], name: str) -> str:
@@ -212,10 +210,10 @@ def training_facts(manifest: Mapping[str, Any], training: Mapping[str, str]) -> 
         training: the main training settings, as text.
     """
     stages = manifest.get("stages") or {}
-    of_llava = stages if isinstance(stages, Mapping) else {}
-    losses = {f"{name}, loss at its end": stage.get("loss") for name, stage in of_llava.items()}
+    llava_stages = stages if isinstance(stages, Mapping) else {}
+    losses = {f"{name}, loss at its end": stage.get("loss") for name, stage in llava_stages.items()}
     git = manifest.get("git") or {}
-    seconds = _seconds(manifest, [*of_llava.values()] if of_llava else [*stages])
+    seconds = _seconds(manifest, [*llava_stages.values()] if llava_stages else [*stages])
     return {
         **({} if any(name.endswith("data") for name in training) else {"data": _NOT_STATED}),
         "seed": _NOT_STATED,
@@ -228,10 +226,9 @@ def training_facts(manifest: Mapping[str, Any], training: Mapping[str, str]) -> 
 
 
 def _seconds(manifest: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -> Any:
-    """Of all stages together; an encoder's manifest states those of the last one."""
-    seconds = [stage.get("seconds") for stage in stages]
-    counted = [each for each in seconds if isinstance(each, int | float)]
-    return sum(counted) if counted and len(counted) == len(seconds) else manifest.get("seconds")
+    """Training time of all stages; the top-level field of an encoder's manifest is that of the last stage."""
+    seconds = [each for stage in stages if isinstance(each := stage.get("seconds"), int | float)]
+    return sum(seconds) if seconds and len(seconds) == len(stages) else manifest.get("seconds")
 
 
 def _render(template: str, **values: Any) -> str:
@@ -242,7 +239,7 @@ def _render(template: str, **values: Any) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        autoescape=False,  # it is Markdown, which `text` escapes
+        autoescape=False,  # the filter `text` escapes Markdown
     )
     environment.filters["text"] = escape_markdown
     return environment.get_template(template).render(values)

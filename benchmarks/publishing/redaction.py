@@ -8,16 +8,16 @@ from pathlib import Path
 from clips.errors import UserError
 
 _TEXT = {".json", ".jsonl", ".yaml", ".yml", ".md", ".txt", ".csv", ".tex", ".jinja", ".html", ".svg"}
-_MOST = 32 * 2**20  # bytes of a text that is searched; larger files are data
+_MAX_BYTES = 32 * 2**20  # larger files are data
 SECRET_PATTERNS: dict[str, re.Pattern[str]] = {
     "a token of the Hugging Face hub": re.compile(r"\bhf_[A-Za-z0-9]{30,}\b"),
-    "a key of OpenAI's kind": re.compile(r"\bsk-[A-Za-z0-9_-]{20,}\b"),
+    "an OpenAI-style key": re.compile(r"\bsk-[A-Za-z0-9_-]{20,}\b"),
     "an AWS access key": re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
     "an AWS secret key": re.compile(r"(?i)aws_secret_access_key\W{1,5}[A-Za-z0-9/+]{40}"),
     "a GitHub token": re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{40,})"),
     "a Google key": re.compile(r"\bAIza[0-9A-Za-z_-]{35}\b"),
     "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
-    "a password in an address": re.compile(r"[a-z][a-z0-9+.-]*://[^\s/@:\"']+:[^\s/@\"']+@"),
+    "a password in a URL": re.compile(r"[a-z][a-z0-9+.-]*://[^\s/@:\"']+:[^\s/@\"']+@"),
     "a named secret": re.compile(
         r"(?i)\b(?:hf_token|wandb_api_key|openai_api_key|api_key|password)\b[\"']?\s*[:=]\s*[\"']?[A-Za-z0-9_./+-]{8,}"
     ),
@@ -30,8 +30,8 @@ _NAMES = re.compile(r'"(?:_name_or_path|name_or_path|model_path)"\s*:\s*"([^"]*)
 
 
 def is_text_file(path: Path) -> bool:
-    """Whether a file is searched."""
-    return path.suffix in _TEXT and path.stat().st_size <= _MOST
+    """Whether a file is text, and is searched for secrets and paths."""
+    return path.suffix in _TEXT and path.stat().st_size <= _MAX_BYTES
 
 
 def check_no_secrets(name: str, path: Path) -> None:
@@ -43,24 +43,24 @@ def check_no_secrets(name: str, path: Path) -> None:
     if not is_text_file(path):
         return
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        for what, pattern in SECRET_PATTERNS.items():
+        for secret, pattern in SECRET_PATTERNS.items():
             if pattern.search(line):
-                raise UserError(f"{name}: line {number} holds {what}; remove it (and revoke it) first")
+                raise UserError(f"{name}: line {number} contains {secret}; remove it (and revoke it) first")
 
 
 def check_no_local_paths(name: str, path: Path) -> None:
-    """Reject a file of the model that names a local directory, since it cannot be rewritten.
+    """Check a model's file for local directories; it cannot be rewritten, since its hash is in the manifest.
 
     Raises:
-        UserError: it does.
+        UserError: it names a local directory.
     """
     if path.suffix != ".json" or not is_text_file(path):
         return
     for found in _NAMES.findall(path.read_text(encoding="utf-8", errors="replace")):
         if _IS_PATH.fullmatch(found):
-            raise UserError(f"{name}: names the directory {found} of this machine; remove that entry first")
+            raise UserError(f"{name}: names the local directory {found}; remove that entry first")
 
 
 def shorten_local_paths(text: str) -> tuple[str, int]:
-    """A record's text with only the last part of each absolute path left, and how many paths were shortened."""
+    """A record's text with absolute paths reduced to their last parts, and the number of shortened paths."""
     return _PATH.subn(lambda found: "…/" + re.split(r"[/\\]+", found[0].rstrip("/\\"))[-1], text)

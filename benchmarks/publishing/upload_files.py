@@ -1,8 +1,8 @@
-"""The files of a directory that may be published; no other file is."""
+"""Selection of the files of a directory that are published."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from benchmarks.study.study_record import RECORD_FILE, StudyRecord, read_study_r
 from clips.core.artifact import HASH_EXCLUDED_FILES, MANIFEST, file_hash, read_manifest
 from clips.errors import UserError
 
-_LEFT_BEHIND = {"tensorboard", "checkpoints"}  # training state, not needed to use the model
+_TRAINING_STATE = {"tensorboard", "checkpoints"}  # not needed to use the model
 _REPORT = {"table.csv", "table_wide.csv", "table.md", "table.tex", "seeds.csv", "sweep.csv", "reference_results.csv"}
 _UNKNOWN = "unknown"
 
@@ -39,13 +39,13 @@ class UploadPlan:
     parents: dict[str, str]
 
 
-def plan_upload(directory: Path, *, pictures: bool) -> UploadPlan:
-    """Collect the files of a directory that go to the Hub.
+def plan_upload(directory: Path, *, include_images: bool) -> UploadPlan:
+    """Select the files of a directory to upload.
 
     Args:
         directory: an artifact (encoder, LLaVA, export), a study's output or a directory of results.
-        pictures: include the files that show the benchmarks' own images and questions: items tables and the report's
-            page.
+        include_images: include the files that show the benchmarks' own images and questions: items tables and the
+            report's page.
 
     Raises:
         UserError: none of these, incomplete, changed since its completion, or with foreign files.
@@ -54,7 +54,7 @@ def plan_upload(directory: Path, *, pictures: bool) -> UploadPlan:
         raise UserError(f"{directory}: no such directory")
     if (directory / MANIFEST).is_file():
         return _artifact(directory)
-    return _results(directory, pictures)
+    return _results(directory, include_images)
 
 
 def _artifact(directory: Path) -> UploadPlan:
@@ -62,24 +62,24 @@ def _artifact(directory: Path) -> UploadPlan:
     if not isinstance(manifest.get("files"), dict) or "hash" not in manifest:
         raise UserError(f"{directory / MANIFEST}: expected the manifest of a finished artifact")
     known = {*manifest["files"], *HASH_EXCLUDED_FILES}
-    there = {path.relative_to(directory).as_posix(): path for path in sorted(directory.rglob("*")) if not path.is_dir()}
-    behind = {name for name in there if _is_left_behind(name)}
-    foreign = [name for name in there if name not in known and name not in behind]
+    paths = {path.relative_to(directory).as_posix(): path for path in sorted(directory.rglob("*")) if not path.is_dir()}
+    excluded = {name for name in paths if _is_excluded(name)}
+    foreign = [name for name in paths if name not in known and name not in excluded]
     if foreign:
         raise UserError(f"{directory}: {foreign[0]} is not of the artifact{_more(foreign)}; move it elsewhere")
     for name, described in manifest["files"].items():
-        if name not in there or not _is_unchanged(there[name], described):
-            raise UserError(f"{directory}: {name} is not as its manifest has it; it was changed after it was finished")
-    files = {name: path for name, path in there.items() if name in known - behind}
+        if name not in paths or not _is_unchanged(paths[name], described):
+            raise UserError(f"{directory}: {name} differs from its manifest; it was changed after it was finished")
+    files = {name: path for name, path in paths.items() if name in known - excluded}
     for name, path in files.items():
         if path.is_symlink() and not path.resolve().is_relative_to(directory.resolve()):
-            raise UserError(f"{directory}: {name} is a link to a file elsewhere; expected the file itself")
+            raise UserError(f"{directory}: {name} is a symlink to a file elsewhere; expected the file itself")
     parents = manifest.get("parents") or {}
     return UploadPlan(
         repo_type="model",
         files=files,
         records=HASH_EXCLUDED_FILES & files.keys(),
-        left_out=tuple(sorted({name.split("/")[0] for name in behind})),
+        left_out=tuple(sorted({name.split("/")[0] for name in excluded})),
         license=str(manifest.get("license") or _UNKNOWN),
         parents={
             f"{name} {parent.get('path')}": _license(Path(str(parent.get("path")))) for name, parent in parents.items()
@@ -94,9 +94,9 @@ def _is_unchanged(path: Path, described: Mapping[str, Any]) -> bool:
     return status.st_mtime_ns == described.get("modified_ns") or file_hash(path) == described["hash"]
 
 
-def _is_left_behind(name: str) -> bool:
+def _is_excluded(name: str) -> bool:
     parts = name.split("/")
-    return parts[0] in _LEFT_BEHIND or any(part.startswith(".") for part in parts)
+    return parts[0] in _TRAINING_STATE or any(part.startswith(".") for part in parts)
 
 
 def _more(names: list[str]) -> str:
@@ -104,48 +104,48 @@ def _more(names: list[str]) -> str:
 
 
 def _license(parent: Path) -> str:
-    """The facts of a parent's manifest; the parent may have moved."""
+    """The license in a parent's manifest; the parent may have moved."""
     try:
         return str(read_manifest(parent).get("license") or _UNKNOWN)
     except UserError:
         return f"{_UNKNOWN} (not here)"
 
 
-def _results(directory: Path, pictures: bool) -> UploadPlan:
+def _results(directory: Path, include_images: bool) -> UploadPlan:
     study = read_study_record(directory) if (directory / RECORD_FILE).is_file() else None
     if study:
-        _refuse_unfinished(directory, study)
+        _check_finished(directory, study)
     root = directory / "results" if (directory / "results").is_dir() else directory
     results = [result for result in read_results(root) if study is None or _is_of(study, directory, result)]
     if not results:
         raise UserError(f"{directory}: expected an encoder, a LLaVA, a study's output or a directory of results")
-    found = [result.path for result in results if result.path is not None]
+    records = [result.path for result in results if result.path is not None]
     if study:
-        found += [directory / RECORD_FILE, *_steps(directory, study)]
+        records += [directory / RECORD_FILE, *_steps(directory, study)]
     report = [path for path in sorted((directory / "report").glob("*")) if path.name in _REPORT]
     report += sorted((directory / "report" / "figures").glob("*.*"))
-    shown = [path.with_name(Path(result.items).name) for result in results if (path := result.path) and result.items]
-    shown += [path for path in [directory / "report" / "index.html"] if path.is_file()]
-    names = [path.relative_to(directory).as_posix() for path in shown if path.is_file()]
-    files = {path.relative_to(directory).as_posix(): path for path in [*found, *report]}
+    with_images = [path.with_name(Path(each.items).name) for each in results if (path := each.path) and each.items]
+    with_images.append(directory / "report" / "index.html")
+    images = {path.relative_to(directory).as_posix(): path for path in with_images if path.is_file()}
+    files = {path.relative_to(directory).as_posix(): path for path in [*records, *report]}
     return UploadPlan(
         repo_type="dataset",
-        files=files | (dict(zip(names, shown, strict=True)) if pictures else {}),
+        files=files | images if include_images else files,
         records=frozenset(files) - {path.relative_to(directory).as_posix() for path in report if path.suffix == ".pdf"},
-        left_out=() if pictures else _summed_up(names),
+        left_out=() if include_images else _summary(images),
         license=_UNKNOWN,
         parents={},
     )
 
 
-def _summed_up(names: list[str]) -> tuple[str, ...]:
-    tables = sum(name.endswith(".parquet") for name in names)
+def _summary(names: Iterable[str]) -> tuple[str, ...]:
     others = [name for name in names if not name.endswith(".parquet")]
-    return (*([f"{tables} tables of items (.items.parquet)"] if tables else []), *others)
+    num_tables = sum(name.endswith(".parquet") for name in names)
+    return (*([f"{num_tables} tables of items (.items.parquet)"] if num_tables else []), *others)
 
 
 def _is_of(study: StudyRecord, directory: Path, result: Result) -> bool:
-    """Whether a result belongs to the current study file: removed models leave their results behind."""
+    """Whether a result belongs to the current study file; results of removed models stay in the directory."""
     cells = {cell.result for row in study.rows for cell in row.cells.values()}
     return result.path is not None and result.path.relative_to(directory).as_posix() in cells
 
@@ -156,12 +156,12 @@ def _steps(directory: Path, study: StudyRecord) -> Iterator[Path]:
         yield from (path for path in files if path.is_file())
 
 
-def _refuse_unfinished(directory: Path, study: StudyRecord) -> None:
+def _check_finished(directory: Path, study: StudyRecord) -> None:
     records = {name: read_record(directory, name) for name in study.steps}
-    open_steps = [
+    unfinished = [
         name
         for name, record in records.items()
         if record is None or record.status != "done" or record.key != study.steps[name].key
     ]
-    if open_steps:
-        raise UserError(f"{directory}: unfinished: step {open_steps[0]} is not done{_more(open_steps)}")
+    if unfinished:
+        raise UserError(f"{directory}: unfinished: step {unfinished[0]} is not done{_more(unfinished)}")

@@ -1,4 +1,4 @@
-"""Results become the table: its columns, its plain cells, and the comparisons between them."""
+"""Build the table from results: its columns, its cells, and the comparisons between them."""
 
 from __future__ import annotations
 
@@ -21,23 +21,22 @@ def build_results_table(
     also: Collection[tuple[str, str]] = (),
     by_seed: bool = False,
 ) -> Table:
-    """Make the table of a source's primary metrics, with differences and marks, or of all its metrics, without.
+    """Build the table of the primary metrics, with differences and marks, or of all metrics, without them.
 
-    Rows that differ in their seed alone are one, whose numbers are means.
+    Rows that differ only in their seed become one row of means.
 
     Args:
-        source: what was read.
-        evidence: of the source, to read its items once for several tables.
-        primary_only: leave the other metrics out.
-        also: (benchmark, metric) of others that shall be there, and be tested, as well.
-        by_seed: the plain table: each seed is a row of its own, without differences and marks.
+        source: the results.
+        evidence: of the source; pass it to read the items once for several tables.
+        primary_only: omit the other metrics.
+        also: (benchmark, metric) of other metrics to include, with tests.
+        by_seed: keep each seed as a row of its own, without differences and marks.
     """
-    asked = [name for name in source.benchmarks if _is_requested(source, name)]
-    columns = [column for name in asked for column in _columns(source, name, primary_only, also)]
-    cells: dict[tuple[str, str, str], Cell] = {}
-    for column in columns:
-        for cell in _plain_cells(source, column):
-            cells[cell.row, column.benchmark, column.metric] = cell
+    requested = [name for name in source.benchmarks if _is_requested(source, name)]
+    columns = [column for name in requested for column in _columns(source, name, primary_only, also)]
+    cells = {
+        (cell.row, column.benchmark, column.metric): cell for column in columns for cell in _plain_cells(source, column)
+    }
     table = Table(rows=source.rows, columns=tuple(columns), cells=cells, comparisons=0)
     evidence = evidence or Evidence(source)
     table = with_intervals(table, evidence)
@@ -49,23 +48,21 @@ def build_results_table(
 
 
 def _is_requested(source: ReportSource, benchmark: str) -> bool:
-    """Whether any row is measured on a benchmark; some of a study's are for rows that a filter has omitted."""
+    """Whether the benchmark applies to a shown model; a study may restrict a benchmark to models that are omitted."""
     outcomes = [source.outcomes[row.name, benchmark] for row in source.rows]
-    return not all(
-        isinstance(outcome, MissingValue) and outcome.reason == EXCLUDED_FROM_BENCHMARK for outcome in outcomes
-    )
+    return any(isinstance(outcome, Result) or outcome.reason != EXCLUDED_FROM_BENCHMARK for outcome in outcomes)
 
 
 def _columns(
     source: ReportSource, benchmark: str, primary_only: bool, also: Collection[tuple[str, str]]
 ) -> list[Column]:
-    found: dict[str, list[Metric]] = {}
+    by_name: dict[str, list[Metric]] = {}
     for result in source.results(benchmark).values():
-        named = [metric for of, metric in also if of == benchmark and metric not in result.primary]
-        for name in [*result.primary, *named] if primary_only else result.metrics:
+        others = [metric for other, metric in also if other == benchmark and metric not in result.primary]
+        for name in [*result.primary, *others] if primary_only else result.metrics:
             if name in result.metrics:
-                found.setdefault(name, []).append(result.metrics[name])
-    if not found and primary_only:
+                by_name.setdefault(name, []).append(result.metrics[name])
+    if not by_name and primary_only:
         return [Column(benchmark=benchmark, metric="", label=benchmark, scale=1.0, higher_is_better=None)]
     return [
         Column(
@@ -75,28 +72,27 @@ def _columns(
             scale=metrics[0].scale,
             higher_is_better=metrics[0].higher_is_better,
             largest=max(abs(metric.value * metric.scale) for metric in metrics),
-            chance_levels=_blind(source, benchmark, name),
+            chance_levels=_chance_levels(source, benchmark, name),
         )
-        for name, metrics in found.items()
+        for name, metrics in by_name.items()
     ]
 
 
-def _blind(source: ReportSource, benchmark: str, metric: str) -> dict[str, float]:
-    """What answers without looking give, of the rows that were measured as most were; the best of them where that
-    depends on the row, as a place at random in what an encoder sees of an image does.
-    """
-    measured = {row: result for row, result in source.results(benchmark).items() if metric in result.metrics}
+def _chance_levels(source: ReportSource, benchmark: str, metric: str) -> dict[str, float]:
+    """Trivial baseline → its score in the main protocol; the best one if it depends on the model, as a random patch."""
+    measured = source.results_with_metric(benchmark, metric)
     groups = source.protocol_groups(measured)
-    alike = [result.metrics[metric] for row, result in measured.items() if groups[row] == 0]
-    best = min if alike[0].higher_is_better is False else max
-    ways = dict.fromkeys(way for each in alike for way in each.chance_levels)  # results of before schema 3 have none
-    return {
-        way: best(each.chance_levels[way] * each.scale for each in alike if way in each.chance_levels) for way in ways
-    }
+    metrics = [result.metrics[metric] for row, result in measured.items() if groups[row] == 0]
+    best = min if metrics[0].higher_is_better is False else max
+    levels: dict[str, list[float]] = {}
+    for each in metrics:
+        for name, value in each.chance_levels.items():
+            levels.setdefault(name, []).append(value * each.scale)
+    return {name: best(values) for name, values in levels.items()}
 
 
 def _plain_cells(source: ReportSource, column: Column) -> list[Cell]:
-    measured = _measured(source, column)
+    measured = source.results_with_metric(column.benchmark, column.metric)
     groups = source.protocol_groups(measured)
     main = next((result for name, result in measured.items() if groups[name] == 0), None)
     cells = []
@@ -104,32 +100,27 @@ def _plain_cells(source: ReportSource, column: Column) -> list[Cell]:
         outcome = source.outcomes[row.name, column.benchmark]
         if isinstance(outcome, MissingValue):
             cells.append(Cell(row=row.name, column=column, missing=outcome))
-        elif row.name in measured and (fault := _hamming_column(outcome.metrics[column.metric], column)):
-            cells.append(Cell(row=row.name, column=column, missing=MissingValue(kind="failed", reason=fault)))
+        elif row.name in measured and (mismatch := _mismatch(outcome.metrics[column.metric], column)):
+            cells.append(Cell(row=row.name, column=column, missing=MissingValue(kind="failed", reason=mismatch)))
         elif main is None or row.name not in measured:
-            reason = outcome.missing_metrics.get(column.metric, "this metric was not computed for this row")
+            reason = outcome.missing_metrics.get(column.metric, "this metric was not computed for this model")
             cells.append(Cell(row=row.name, column=column, missing=missing_reason(reason)))
         else:
             group = groups[row.name]
-            unlike = tuple(describe_differences(main.protocol, outcome.protocol)) if group else ()
-            cells.append(_number(row, column, outcome.metrics[column.metric], group, unlike))
+            differences = tuple(describe_differences(main.protocol, outcome.protocol)) if group else ()
+            cells.append(_number(row, column, outcome.metrics[column.metric], group, differences))
     return cells
 
 
-def _hamming_column(metric: Metric, column: Column) -> str:
-    """Why a number cannot be in a column; empty if it can."""
+def _mismatch(metric: Metric, column: Column) -> str:
+    """Why a metric does not fit into a column; empty if it does."""
     for field in ("scale", "higher_is_better"):
         if getattr(metric, field) != getattr(column, field):
-            return f"{field}: expected {getattr(column, field)} as other rows have, got {getattr(metric, field)}"
+            return f"{field}: expected {getattr(column, field)} as other models have, got {getattr(metric, field)}"
     return ""
 
 
-def _measured(source: ReportSource, column: Column) -> dict[str, Result]:
-    results = source.results(column.benchmark)
-    return {name: result for name, result in results.items() if column.metric in result.metrics}
-
-
-def _number(row: RowRecord, column: Column, metric: Metric, group: int, unlike: tuple[str, ...]) -> Cell:
+def _number(row: RowRecord, column: Column, metric: Metric, group: int, differences: tuple[str, ...]) -> Cell:
     return Cell(
         row=row.name,
         seed=row.seed,
@@ -139,5 +130,5 @@ def _number(row: RowRecord, column: Column, metric: Metric, group: int, unlike: 
         ci_high=None if metric.ci_high is None else metric.ci_high * metric.scale,
         n=metric.n,
         group=group,
-        protocol_differences=unlike,
+        protocol_differences=differences,
     )

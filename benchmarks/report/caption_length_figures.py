@@ -1,4 +1,4 @@
-"""Recall against the length of captions: what retrieval by long captions measured, from the numbers of the details."""
+"""Recall against the length of captions, from the metrics of long-caption retrieval."""
 
 from __future__ import annotations
 
@@ -15,20 +15,25 @@ from benchmarks.results.formatting import format_number
 from benchmarks.tasks.encoders.long_retrieval import WORD_LIMITS, metric_suffix
 from benchmarks.tasks.encoders.retrieval import DIRECTION_LABELS
 
-_WHOLE = "whole"
+_FULL = "whole"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LengthCurve:
-    """A row's line: words, or ``whole`` → cell; and the share of captions that its text tower does not read to the end.
+    """A model's curve.
 
-    ``unlike`` says in words what was measured otherwise than in the first row.
+    Args:
+        name: of the model.
+        color: index of its color.
+        points: number of words, or ``whole`` → cell.
+        truncated: ratio of captions that the text tower truncates.
+        protocol_differences: as text, differences from the main protocol.
     """
 
     name: str
     color: int
     points: Mapping[str, Cell]
-    cut_off: Cell | None
+    truncated: Cell | None
     protocol_differences: tuple[str, ...]
 
 
@@ -41,72 +46,73 @@ _LEAD = (
 
 
 def length_figures(report: Report) -> FigureSet | None:
-    """A figure for each direction of the benchmarks that have such a curve; None where none has."""
+    """A figure for each direction of the benchmarks with captions of several lengths; None without any."""
     figures: list[Figure] = []
     for benchmark in report.source.benchmarks:
-        listed = [str(result.protocol.get(WORD_LIMITS, "")) for result in report.source.results(benchmark).values()]
-        words = sorted({int(number) for numbers in listed if numbers for number in numbers.split(", ")})
+        results = report.source.results(benchmark).values()
+        limits = [str(result.protocol.get(WORD_LIMITS, "")) for result in results]
+        words = sorted({int(number) for numbers in limits if numbers for number in numbers.split(", ")})
         if words:
             figures += [_figure(report.details, benchmark, direction, words) for direction in DIRECTION_LABELS]
     return FigureSet(lead=_LEAD, figures=tuple(figures)) if figures else None
 
 
 def _figure(table: Table, benchmark: str, direction: str, words: Sequence[int]) -> Figure:
-    metrics = {str(count): f"{direction}_r1{metric_suffix(count)}" for count in words} | {_WHOLE: f"{direction}_r1"}
+    metrics = {str(count): f"{direction}_r1{metric_suffix(count)}" for count in words} | {_FULL: f"{direction}_r1"}
     curves = length_curves(table, benchmark, metrics)
     title = f"{benchmark}: {DIRECTION_LABELS[direction]} R@1"
     return Figure(
         name=safe_file_name("lengths", benchmark, direction),
         title=title,
         alt=f"Line chart of {title} against the words of each caption, a line each for {len(curves)} models.",
-        plot=lambda axes, inks: _plot(curves, tuple(metrics), axes, inks),
+        plot=lambda axes, palette: _plot(curves, tuple(metrics), axes, palette),
         x_label="words of each caption",
         y_label="R@1",
-        legend=tuple(LegendEntry(color=curve.color, label=_with_cut(curve)) for curve in curves),
-        heads=("words", *metrics, "truncated"),
+        legend=tuple(
+            LegendEntry(color=curve.color, label=f"{curve.name}: {ratio} truncated" if ratio else curve.name)
+            for curve in curves
+            for ratio in [_truncated_ratio(curve)]
+        ),
+        headers=("words", *metrics, "truncated"),
         rows=tuple(_line(curve, tuple(metrics)) for curve in curves),
     )
 
 
-def _with_cut(curve: LengthCurve) -> str:
-    return f"{curve.name}: {_cut(curve)} truncated" if _cut(curve) != "—" else curve.name
-
-
-def _cut(curve: LengthCurve) -> str:
-    return f"{format_number(curve.cut_off.value, 0)} %" if curve.cut_off and curve.cut_off.value is not None else "—"
+def _truncated_ratio(curve: LengthCurve) -> str:
+    known = curve.truncated is not None and curve.truncated.value is not None
+    return f"{format_number(curve.truncated.value, 0)} %" if curve.truncated and known else ""
 
 
 def _line(curve: LengthCurve, labels: Sequence[str]) -> tuple[str, ...]:
     name = f"{curve.name} ({'; '.join(curve.protocol_differences)})" if curve.protocol_differences else curve.name
-    cells = [curve.points.get(label) for label in labels]
-    said = [score(cell) if cell else "—" for cell in cells]
-    return (name, *said, _cut(curve))
+    scores = [score(curve.points[label]) if label in curve.points else "—" for label in labels]
+    return (name, *scores, _truncated_ratio(curve) or "—")
 
 
 def length_curves(table: Table, benchmark: str, metrics: Mapping[str, str]) -> list[LengthCurve]:
-    """The lines of one direction: words → metric gives each its points."""
+    """The models' curves of one direction; ``metrics`` is number of words → metric."""
     columns = {column.metric: column for column in table.columns if column.benchmark == benchmark}
+    truncated = columns.get("captions_truncated")
     curves = []
-    for place, row in enumerate(table.rows):
+    for index, row in enumerate(table.rows):
         cells = {label: table.cell(row, columns[metric]) for label, metric in metrics.items() if metric in columns}
         points = {label: cell for label, cell in cells.items() if cell.value is not None}
         if points:
             curves.append(
                 LengthCurve(
                     name=row.name,
-                    color=place % SERIES_COLORS,
+                    color=index % SERIES_COLORS,
                     points=points,
-                    cut_off=table.cell(row, columns["captions_truncated"]) if "captions_truncated" in columns else None,
-                    protocol_differences=cells[_WHOLE].protocol_differences,
+                    truncated=table.cell(row, truncated) if truncated else None,
+                    protocol_differences=cells[_FULL].protocol_differences,
                 )
             )
     return curves
 
 
-def _plot(curves: Sequence[LengthCurve], labels: Sequence[str], axes: Any, inks: Palette) -> None:
-    places = {label: place for place, label in enumerate(labels)}
+def _plot(curves: Sequence[LengthCurve], labels: Sequence[str], axes: Any, palette: Palette) -> None:
     for curve in curves:
-        color, style = inks.series(curve.color), ":" if curve.protocol_differences else "-"
-        plot_points(axes, [(places[label], cell) for label, cell in curve.points.items()], color, style)
+        color, style = palette.series(curve.color), ":" if curve.protocol_differences else "-"
+        plot_points(axes, [(labels.index(label), cell) for label, cell in curve.points.items()], color, style)
     axes.set_xticks(range(len(labels)), labels)
     axes.set_ylim(bottom=0)

@@ -1,36 +1,36 @@
-"""How a table's columns, values, intervals and gaps are put into words, the same in every format."""
+"""The text of a table's columns, values, intervals and missing values, the same in every format."""
 
 from __future__ import annotations
 
 from benchmarks.report.table import Cell, Column
 from benchmarks.results.formatting import decimals_needed, format_number
 
-_LOPSIDED = 0.25  # of an interval's width: how much longer one side may be before both are told
-_LONGEST_REASON = 60
+_MAX_ASYMMETRY = 0.25  # difference of the two sides of an interval that is still shown as ±, relative to its width
+_MAX_REASON_CHARS = 60
 
 
 def decimals(column: Column) -> int:
-    """Decimal places that a column's values are shown with: per cent and large numbers to a tenth, else a hundredth."""
+    """Decimal places of a column: 1 for per cent and values from 10, else 2."""
     return 1 if column.scale == 100 or column.largest >= 10 else 2
 
 
 def column_title(column: Column) -> str:
-    """The column named in a sentence: ``"pope F1"``; the benchmark is omitted where the label names it."""
+    """The column's name in a sentence: ``"pope F1"``, without the benchmark if the label contains it."""
     label, benchmark = column.label, column.benchmark
     return label if benchmark.casefold() in label.casefold() else f"{benchmark} {label}"
 
 
-def column_head(column: Column) -> str:
-    """The column's title, with an arrow where lower is better."""
+def column_header(column: Column) -> str:
+    """The column's title, with ↓ if lower is better."""
     return column_title(column) + (" ↓" if column.higher_is_better is False else "")
 
 
 def margin(cell: Cell) -> str:
-    """The 95 % interval next to its value: ``±1.2``, or ``+8.0/−0.0`` where it is lopsided; empty without one."""
+    """The 95 % interval relative to its value: ``±1.2``, or ``+8.0/−0.0`` if asymmetric; empty without one."""
     if cell.ci_low is None or cell.ci_high is None or cell.value is None:
         return ""
     places, above, below = decimals(cell.column), cell.ci_high - cell.value, cell.value - cell.ci_low
-    if abs(above - below) <= _LOPSIDED * (above + below):
+    if abs(above - below) <= _MAX_ASYMMETRY * (above + below):
         half = (above + below) / 2
         return f"±{format_number(half, decimals_needed(half, places))}"
     up, down = (format_number(end, decimals_needed(end, places)) for end in (above, below))
@@ -42,8 +42,8 @@ def score(cell: Cell) -> str:
     return f"{format_number(cell.value, decimals(cell.column))} {margin(cell)}".rstrip()
 
 
-def ends(cell: Cell) -> str:
-    """The 95 % interval by its ends, ``51.0 – 57.6``; empty without one."""
+def interval_text(cell: Cell) -> str:
+    """The ends of the 95 % interval, ``51.0 – 57.6``; empty without one."""
     if cell.ci_low is None or cell.ci_high is None:
         return ""
     places = decimals_needed(cell.ci_high - cell.ci_low, decimals(cell.column))
@@ -51,25 +51,21 @@ def ends(cell: Cell) -> str:
 
 
 def group_sign(cell: Cell) -> str:
-    """A dagger for each step away from the column's main protocol."""
+    """One dagger for group 1, two for group 2, …; empty for the main protocol."""
     return "†" * cell.group
 
 
-def short_gap(cell: Cell) -> str:
-    """What is in a cell without a number; empty where there is one."""
-    return (
-        ""
-        if cell.missing is None
-        else {"missing": "not run", "not applicable": "—"}.get(cell.missing.kind, cell.missing.kind)
-    )
+def missing_label(cell: Cell) -> str:
+    """The short text of a missing value; empty for a number."""
+    if cell.missing is None:
+        return ""
+    return {"missing": "not run", "not applicable": "—"}.get(cell.missing.kind, cell.missing.kind)
 
 
-def gap_words(cell: Cell) -> str:
-    """As ``short_gap``, with the reason of a failure or of an invalid file, cut where it is long; the whole reason is
-    below the table.
-    """
+def missing_text(cell: Cell) -> str:
+    """As `missing_label`, with the shortened reason of a failure or an invalid file; a note has the full reason."""
     if cell.missing is None or cell.missing.kind not in {"failed", "invalid"}:
-        return short_gap(cell)
+        return missing_label(cell)
     reason = " ".join(cell.missing.reason.split())
-    short = reason if len(reason) <= _LONGEST_REASON else reason[: _LONGEST_REASON - 1].rstrip() + "…"
+    short = reason if len(reason) <= _MAX_REASON_CHARS else reason[: _MAX_REASON_CHARS - 1].rstrip() + "…"
     return f"{cell.missing.kind}: {short}"

@@ -1,13 +1,12 @@
-"""Which scores are told from those of answers that are made without looking, and how the latter are put into words.
+"""Chance levels: the scores of trivial baselines, and the models that are significantly above them.
 
-A score is told from chance where its 95 % interval is above all that such answers give: a guess among the options, and,
-where it gives more, always saying yes or always naming the majority class.
+A score is significantly above chance if its 95 % interval is above all trivial baselines: guessing among the options,
+always answering yes, and always naming the majority class.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from benchmarks.report.cell_text import column_title, decimals
 from benchmarks.report.table import Cell, Column, Table
@@ -16,83 +15,81 @@ from benchmarks.results.results import CHANCE
 
 
 def has_chance_level(table: Table) -> bool:
-    """Whether chance is known of some column."""
+    """Whether the chance level of any column is known."""
     return any(column.chance_levels for column in table.columns)
 
 
 def trivial_baselines(column: Column) -> dict[str, str]:
-    """Way of answering without looking → its score as shown; next to chance itself only ways that give more."""
-    best = column.chance_levels.get(CHANCE)
-    kept = {
-        way: value for way, value in column.chance_levels.items() if way == CHANCE or best is None or _more(value, best)
+    """Trivial baseline → its score as text: chance, and the baselines that score higher."""
+    chance = column.chance_levels.get(CHANCE)
+    return {
+        name: format_number(value, decimals_needed(value, decimals(column)))
+        for name, value in column.chance_levels.items()
+        # of C equally frequent classes, the majority class scores as chance does, except for rounding
+        if name == CHANCE or chance is None or (value > chance and not math.isclose(value, chance))
     }
-    return {way: format_number(value, decimals_needed(value, decimals(column))) for way, value in kept.items()}
-
-
-def _more(value: float, best: float) -> bool:
-    """Whether it is more, and by more than rounding: naming one of C equally common classes gives what a lot gives."""
-    return value > best and not math.isclose(value, best)
 
 
 def chance_text(column: Column) -> str:
-    """``"50.0"``, or ``"50.0 (always yes 66.7)"``; empty where chance is not known."""
-    parts = trivial_baselines(column)
-    others = ", ".join(f"{way} {text}" for way, text in parts.items() if way != CHANCE)
-    return parts.get(CHANCE, "") + (f" ({others})" if others else "")
+    """``"50.0"``, or ``"50.0 (always yes 66.7)"``; empty if chance is unknown."""
+    baselines = trivial_baselines(column)
+    chance = baselines.pop(CHANCE, "")
+    others = ", ".join(f"{name} {text}" for name, text in baselines.items())
+    return chance + (f" ({others})" if others else "")
 
 
 def is_above_chance(cell: Cell) -> bool | None:
-    """Whether a cell's interval is above all that answers without looking give; None where that cannot be said."""
-    blind: Mapping[str, float] = cell.column.chance_levels
-    if not blind or cell.group or cell.ci_low is None or cell.ci_high is None or cell.column.higher_is_better is None:
+    """Whether a cell's interval is above all trivial baselines; None without an interval or known chance level."""
+    column, levels = cell.column, cell.column.chance_levels.values()
+    if not levels or cell.group or cell.ci_low is None or cell.ci_high is None or column.higher_is_better is None:
         return None
-    return cell.ci_low > max(blind.values()) if cell.column.higher_is_better else cell.ci_high < min(blind.values())
+    return cell.ci_low > max(levels) if column.higher_is_better else cell.ci_high < min(levels)
 
 
-def _measure(column: Column) -> str:
-    """The measure, and what gives more on it than guessing does: ``pope F1 (always yes)``."""
-    others = [way for way in trivial_baselines(column) if way != CHANCE]
+def _title(column: Column) -> str:
+    """The metric, with the trivial baselines that score above chance: ``pope F1 (always yes)``."""
+    others = [name for name in trivial_baselines(column) if name != CHANCE]
     return column_title(column) + (f" ({' or '.join(others)})" if others else "")
 
 
 def no_row_above_chance(table: Table) -> str:
-    """A sentence on the measures on which no row at all is told from chance; empty where there is none. Of a measure
-    that some rows were asked by another protocol, whose chance is not that of the column, nothing is said."""
-    told = {column: [is_above_chance(cell) for cell in table.column_cells(column)] for column in table.columns}
-    known = [column for column, said in told.items() if set(said) - {None}]
-    apart = {column for column in known if any(cell.group for cell in table.column_cells(column))}
-    lost = [column for column in known if True not in told[column] and column not in apart]
-    if not lost:
+    """A sentence on the metrics on which no model is significantly above chance; empty if there are none.
+
+    It omits columns with several protocols, since the chance level is that of the main one.
+    """
+    above = {column: [is_above_chance(cell) for cell in table.column_cells(column)] for column in table.columns}
+    known = [column for column, values in above.items() if set(values) - {None}]
+    none_above = [
+        column
+        for column in known
+        if True not in above[column] and not any(cell.group for cell in table.column_cells(column))
+    ]
+    if not none_above:
         return ""
-    if len(lost) == len(known) > 1:
+    if len(none_above) == len(known) > 1:
         return "No model is significantly above chance on any metric with a known chance level."
-    return (
-        f"No model is significantly above chance on {join_or_count([_measure(column) for column in lost], 'metrics')}."
-    )
+    return f"No model is significantly above chance on {join_or_count([*map(_title, none_above)], 'metrics')}."
 
 
 def chance_notes(table: Table) -> list[str]:
-    """Lines for below the table: what chance is, and which scores are not told from it."""
+    """Notes below the table: the definition of chance, and the scores not significantly above it."""
     if not has_chance_level(table):
         return []
-    lost: dict[str, list[str]] = {}
+    by_model: dict[str, list[str]] = {}
     for column in table.columns:
         for cell in table.column_cells(column):
             if is_above_chance(cell) is False:
-                lost.setdefault(cell.row, []).append(_measure(column))
-    ways = list(dict.fromkeys(way for column in table.columns for way in trivial_baselines(column)))
-    beside = (
-        f", with {join_with_and([way for way in ways if way != CHANCE])} where that scores higher" if ways[1:] else ""
-    )
-    alike: dict[tuple[str, ...], list[str]] = {}
-    for row, names in lost.items():
-        alike.setdefault(tuple(names), []).append(row)
-    where = [f"{join_or_count(rows, 'models')} on {join_or_count(names, 'metrics')}" for names, rows in alike.items()]
-    return [
-        f"Chance is the score of guessing among the answers, computed from the same items{beside}.",
-        *(
-            [f"Not significantly above chance (the interval is not entirely better): {'; '.join(where)}."]
-            if where
-            else []
-        ),
+                by_model.setdefault(cell.row, []).append(_title(column))
+    names = list(dict.fromkeys(name for column in table.columns for name in trivial_baselines(column)))
+    others = join_with_and([name for name in names if name != CHANCE]) if names[1:] else ""
+    by_metrics: dict[tuple[str, ...], list[str]] = {}
+    for row, titles in by_model.items():
+        by_metrics.setdefault(tuple(titles), []).append(row)
+    where = [f"{join_or_count(rows, 'models')} on {join_or_count(on, 'metrics')}" for on, rows in by_metrics.items()]
+    lines = [
+        "Chance is the score of guessing among the answers, computed from the same items"
+        + (f", with {others} where that scores higher." if others else ".")
     ]
+    if where:
+        lines.append(f"Not significantly above chance (the interval is not entirely better): {'; '.join(where)}.")
+    return lines

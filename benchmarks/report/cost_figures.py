@@ -1,13 +1,14 @@
-"""What a score cost: samples, FLOPs and hours of training, from what the trainings wrote of themselves."""
+"""Scores against training cost: images, FLOPs and hours, from the trainings' manifests and logs."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report.cell_text import column_head, column_title, score
+from benchmarks.report.cell_text import column_header, column_title, score
 from benchmarks.report.figure import MAX_POINT_LABELS, Figure, FigureSet, number_points, safe_file_name
 from benchmarks.report.load_results import read_metrics
 from benchmarks.report.palette import Palette
@@ -18,9 +19,8 @@ from benchmarks.study.study_record import RowRecord
 from clips.core.artifact import STAGES_DIR, read_manifest
 from clips.errors import UserError
 
-_LOG_SCALE_FROM = 20
-_WORTH_A_FIGURE = 1.05
-_THOUSAND = 1000
+_LOG_SCALE_RATIO = 20
+_MIN_COST_RATIO = 1.05  # smaller ratios of run times are noise
 _LEAD = (
     "The training cost of each score, for models trained in this study; the earlier cost of pretrained models "
     "is unknown and not included. The dashed line is the Pareto front: no model on it is both more expensive and worse "
@@ -30,7 +30,7 @@ _LEAD = (
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRuns:
-    """What was trained for a score: directories in the order of their making, the encoder's first."""
+    """The output directories of a model's trainings: the encoder's, and the others in order."""
 
     encoder: Path
     others: tuple[Path, ...] = ()
@@ -38,13 +38,13 @@ class TrainingRuns:
 
 @dataclass(frozen=True)
 class CostAxis:
-    """A kind of cost; a further one is one entry in ``COSTS``.
+    """A type of cost; a new one is one entry in ``COSTS``.
 
     Args:
         name: in the figures' names.
         title: in their titles.
         label: of the axis.
-        of: what a training cost; None where that was not recorded.
+        of: trainings → cost; None if it was not recorded.
     """
 
     name: str
@@ -54,40 +54,40 @@ class CostAxis:
 
 
 def images_seen(training: TrainingRuns) -> float | None:
-    """Images that the encoder was shown in all stages of its training, repeated ones counted again."""
-    return _in_all(training.encoder, "samples_seen")
+    """Images that the encoder was trained on in all stages, with repetitions."""
+    return _stage_sum(training.encoder, "samples_seen")
 
 
 def encoder_flops(training: TrainingRuns) -> float | None:
-    """FLOPs of the encoder's training, from those of a sample in its log, on whatever device it ran."""
+    """FLOPs of the encoder's training, from the FLOPs per sample in its log."""
     encoder = training.encoder
     earlier = encoder.with_name(encoder.name + STAGES_DIR)
-    stages = [_logged_flops(earlier / str(number)) for number in range(1, len(_stages(encoder)))]
-    known = [flops for flops in [*stages, _logged_flops(encoder)] if flops]
-    return sum(known) if len(known) == len(stages) + 1 else None
+    directories = [*(earlier / str(number) for number in range(1, len(_stages(encoder)))), encoder]
+    flops = [_logged_flops(directory) for directory in directories]
+    return sum(flops) if all(flops) else None
 
 
 def _logged_flops(directory: Path) -> float:
     processes = _field(directory, "processes") or 1.0
     total, seen = 0.0, 0.0
     for entry in read_metrics(directory):
-        each, now = _flops_per_sample(entry, processes), _number(entry.get("samples_seen"))
-        if each and now:
-            total += each * max(0.0, now - seen)
-            seen = max(seen, now)
+        flops, samples = _flops_per_sample(entry, processes), _number(entry.get("samples_seen"))
+        if flops and samples:
+            total += flops * max(0.0, samples - seen)
+            seen = max(seen, samples)
     return total
 
 
 def _flops_per_sample(entry: Mapping[str, Any], processes: float) -> float | None:
-    """As logged; older logs have the rate of a process alone, where the device's peak was known."""
+    """As logged; logs without it may have the TFLOPS of a process."""
     rate, speed = _number(entry.get("tflops")), _number(entry.get("samples_per_second"))
     by_rate = rate * 1e12 * processes / speed if rate and speed else None
     return _number(entry.get("flops_per_sample")) or by_rate
 
 
 def training_hours(training: TrainingRuns) -> float | None:
-    """Hours of wall time, all trainings of the row together; as measured, on whatever each of them ran."""
-    seconds = [_in_all(training.encoder, "seconds"), *(_field(directory, "seconds") for directory in training.others)]
+    """Hours of wall time of all trainings of the model, on their own devices."""
+    seconds = [_stage_sum(training.encoder, "seconds"), *(_field(path, "seconds") for path in training.others)]
     return None if None in seconds else sum(each for each in seconds if each is not None) / 3600
 
 
@@ -98,8 +98,8 @@ COSTS: tuple[CostAxis, ...] = (
 )
 
 
-def _in_all(encoder: Path, name: str) -> float | None:
-    """A field of an encoder's manifest, summed over the stages of its training: the field itself is the last one's."""
+def _stage_sum(encoder: Path, name: str) -> float | None:
+    """A field of an encoder's manifest, summed over its training stages; the top-level field is the last stage's."""
     stages = [_number(stage.get(name)) for stage in _stages(encoder)]
     if not stages:
         return _field(encoder, name)
@@ -128,9 +128,13 @@ def _number(value: Any) -> float | None:
 
 @dataclass(frozen=True, kw_only=True)
 class CostPoint:
-    """A row's cost and score; ``front`` where no other row that costs no more is as good.
+    """A model's cost and score.
 
-    ``color`` is the row's place in the table.
+    Args:
+        cost: of its training.
+        cell: its score.
+        color: its index in the table.
+        front: whether it is on the Pareto front.
     """
 
     cost: float
@@ -140,47 +144,43 @@ class CostPoint:
 
 
 def cost_figures(report: Report) -> FigureSet | None:
-    """A figure for each kind of cost and benchmark in which rows differ; None where there is none."""
-    first = {
-        column.benchmark: column for column in reversed(report.table.columns) if column.higher_is_better is not None
-    }
+    """A figure for each type of cost and benchmark with models of different cost; None without any."""
+    ranked = [column for column in report.table.columns if column.higher_is_better is not None]
+    first = {column.benchmark: column for column in reversed(ranked)}
     columns = [first[name] for name in report.source.benchmarks if name in first]
-    drawn = [(cost, column, cost_points(report, column, cost)) for cost in COSTS for column in columns]
-    figures = [_figure(*each) for each in drawn if _differ([point.cost for point in each[2]])]
+    figures = []
+    for cost, column in itertools.product(COSTS, columns):
+        points = cost_points(report, column, cost)
+        if len(points) > 1 and points[-1].cost > _MIN_COST_RATIO * points[0].cost:
+            figures.append(_figure(cost, column, points))
     return FigureSet(lead=_LEAD, figures=tuple(figures)) if figures else None
 
 
-def _differ(costs: Sequence[float]) -> bool:
-    """Whether costs differ by more than a machine's mood."""
-    return len(costs) > 1 and max(costs) > _WORTH_A_FIGURE * min(costs)
-
-
 def cost_points(report: Report, column: Column, cost: CostAxis) -> list[CostPoint]:
-    """The rows whose cost is known and that were measured alike, the cheapest first."""
-    found = []
-    for place, row in enumerate(report.table.rows):
-        cell = report.table.cell(row, column)
-        training = _training(report.source.directory, row, column, report)
+    """The models of the main protocol with a known cost, by cost."""
+    models = []
+    for index, row in enumerate(report.table.rows):
+        cell, training = report.table.cell(row, column), _training_runs(report, row, column)
         value = cost.of(training) if training and cell.value is not None and cell.group == 0 else None
         if value is not None:
-            found.append((value, cell, place))
+            models.append((value, cell, index))
     sign = 1 if column.higher_is_better else -1
-    found.sort(key=lambda each: (each[0], -sign * (each[1].value or 0.0)))
+    models.sort(key=lambda each: (each[0], -sign * (each[1].value or 0.0)))
     points, best = [], float("-inf")
-    for value, cell, place in found:
-        score = sign * (cell.value or 0.0)
-        points.append(CostPoint(cost=value, cell=cell, color=place, front=score > best))
-        best = max(best, score)
+    for value, cell, index in models:
+        signed_score = sign * (cell.value or 0.0)
+        points.append(CostPoint(cost=value, cell=cell, color=index, front=signed_score > best))
+        best = max(best, signed_score)
     return points
 
 
-def _training(directory: Path, row: RowRecord, column: Column, report: Report) -> TrainingRuns | None:
-    encoder = row.artifacts.get("encoder")
-    if encoder is None:
+def _training_runs(report: Report, row: RowRecord, column: Column) -> TrainingRuns | None:
+    if "encoder" not in row.artifacts:
         return None
-    kinds = {result.benchmark_type for result in report.source.results(column.benchmark).values()}
-    others = [row.artifacts[name] for name in ("llm", "llava") if name in row.artifacts] if "mllm" in kinds else []
-    return TrainingRuns(encoder=directory / encoder, others=tuple(directory / each for each in others))
+    types = {result.benchmark_type for result in report.source.results(column.benchmark).values()}
+    names = [name for name in ("llm", "llava") if name in row.artifacts and "mllm" in types]
+    encoder, *others = (report.source.directory / row.artifacts[name] for name in ("encoder", *names))
+    return TrainingRuns(encoder=encoder, others=tuple(others))
 
 
 def _figure(cost: CostAxis, column: Column, points: Sequence[CostPoint]) -> Figure:
@@ -190,47 +190,41 @@ def _figure(cost: CostAxis, column: Column, points: Sequence[CostPoint]) -> Figu
     )
     return Figure(
         name=safe_file_name("cost", cost.name, column.benchmark, column.metric),
-        title=f"{column_head(column)} against {cost.title}",
+        title=f"{column_header(column)} against {cost.title}",
         alt=f"Scatter plot of {column_title(column)} against {cost.title}, {len(points)} models; on the Pareto front: "
         f"{join_with_and(front)}.",
-        plot=lambda axes, inks: _plot(points, axes, inks),
+        plot=lambda axes, palette: _plot(points, axes, palette),
         x_label=cost.label,
         y_label=column.label,
         legend=legend,
         labels=labels,
-        heads=("model", cost.label, column_title(column), "on the front"),
+        headers=("model", cost.label, column_title(column), "on the front"),
         rows=tuple(
-            (
-                point.cell.row,
-                f"{point.cost:.3g}",
-                score(point.cell),
-                "yes" if point.front else "no",
-            )
-            for point in points
+            (point.cell.row, f"{point.cost:.3g}", score(point.cell), "yes" if point.front else "no") for point in points
         ),
     )
 
 
-def _plot(points: Sequence[CostPoint], axes: Any, inks: Palette) -> None:
+def _plot(points: Sequence[CostPoint], axes: Any, palette: Palette) -> None:
     from matplotlib.ticker import EngFormatter
 
     front = [point for point in points if point.front]
     axes.plot(
         [point.cost for point in front],
         [point.cell.value for point in front],
-        color=inks["ink-soft"],
+        color=palette["ink-soft"],
         linewidth=1,
         linestyle="--",
         drawstyle="steps-post",
     )
     for point in points:
-        color = inks.series(point.color) if len(points) <= MAX_POINT_LABELS else inks["ink-soft"]
+        color = palette.series(point.color) if len(points) <= MAX_POINT_LABELS else palette["ink-soft"]
         if point.cell.ci_low is not None:
             axes.vlines(point.cost, point.cell.ci_low, point.cell.ci_high, color=color, linewidth=1.2, alpha=0.6)
-        face = color if point.front else inks["sheet"]
+        face = color if point.front else palette["sheet"]
         axes.plot(point.cost, point.cell.value, "o", color=color, markerfacecolor=face, markersize=5.5)
     costs = [point.cost for point in points]
-    if min(costs) > 0 and max(costs) / min(costs) > _LOG_SCALE_FROM:
+    if min(costs) > 0 and max(costs) / min(costs) > _LOG_SCALE_RATIO:
         axes.set_xscale("log")
-    if max(costs) >= _THOUSAND:
+    if max(costs) >= 1000:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -1,4 +1,4 @@
-"""A figure as data: what every section of figures makes, and what the page, SVG and PDF files draw."""
+"""A figure as data: built by the sections, and drawn on the page and in SVG and PDF files."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from benchmarks.report.palette import Palette
 from benchmarks.report.table import Cell
 
 MAX_POINT_LABELS = 12
-"""How many points of a figure are distinguished, by color and number."""
+"""Maximum number of points with colors and numbers of their own."""
 
 Plot = Callable[[Any, Palette], None]
 
 
 def safe_file_name(*parts: str) -> str:
-    """Parts of a figure's name, which may come from files of others, joined to what is fit for a file."""
+    """Join parts of a figure's name, which may come from untrusted files, to a file name."""
     return "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-.") for part in parts if part)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LegendEntry:
-    """An entry of a figure's legend: the place of its color among the series, and what has that color."""
+    """An entry of a figure's legend: the index of its color in the series, and its label."""
 
     color: int
     label: str
@@ -31,7 +31,7 @@ class LegendEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class PointLabel:
-    """What stands next to a point, where there is room: its data coordinates and the text."""
+    """The label of a point: the point's data coordinates and the text."""
 
     x: float
     y: float
@@ -41,20 +41,26 @@ class PointLabel:
 def number_points(
     points: Sequence[tuple[int, str, float, float]],
 ) -> tuple[tuple[LegendEntry, ...], tuple[PointLabel, ...]]:
-    """Legend and labels of points (place of the color, name, x, y): numbers, told in the legend; of many none."""
+    """Legend and numbered labels of points (index of the color, name, x, y); none for many points."""
     if len(points) > MAX_POINT_LABELS:
         return (), ()
-    keys = tuple(LegendEntry(color=place, label=f"{place + 1} {name}") for place, name, _, _ in sorted(points))
-    return keys, tuple(PointLabel(x=x, y=y, text=str(place + 1)) for place, _, x, y in points)
+    legend = tuple(LegendEntry(color=index, label=f"{index + 1} {name}") for index, name, _, _ in sorted(points))
+    return legend, tuple(PointLabel(x=x, y=y, text=str(index + 1)) for index, _, x, y in points)
 
 
 def plot_points(axes: Any, points: Sequence[tuple[float, Cell]], color: str, style: str = "-") -> None:
-    """A line through cells at their places on the x axis, with strokes for their 95 % intervals."""
-    x, y = zip(*((place, cell.value) for place, cell in points), strict=True)
-    axes.plot(x, y, style, color=color, linewidth=1.8, marker="o", markersize=3.5)
-    ends = [(place, cell.ci_low, cell.ci_high) for place, cell in points if cell.ci_low is not None]
-    if ends:
-        axes.vlines(*zip(*ends, strict=True), color=color, linewidth=1.2, alpha=0.6)
+    """Plot a line through (x, cell) points, with vertical strokes for their 95 % intervals."""
+    axes.plot(
+        *zip(*((x, cell.value) for x, cell in points), strict=True),
+        style,
+        color=color,
+        linewidth=1.8,
+        marker="o",
+        markersize=3.5,
+    )
+    intervals = [(x, cell.ci_low, cell.ci_high) for x, cell in points if cell.ci_low is not None]
+    if intervals:
+        axes.vlines(*zip(*intervals, strict=True), color=color, linewidth=1.2, alpha=0.6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,18 +68,18 @@ class Figure:
     """One figure.
 
     Args:
-        name: unique in the report, fit for a file.
+        name: unique in the report, and a valid file name.
         title: above it.
-        alt: what it shows, for those who do not see it; the numbers are in the table.
-        plot: draws on matplotlib's axes with the inks that it is given.
+        alt: its alternative text; the numbers are in the table.
+        plot: draws on matplotlib's axes with a palette.
         x_label: name of the x axis.
         y_label: name of the y axis; may be empty.
-        legend: which color is what.
-        labels: of points; numbers that are in the legend.
-        heads: of the table of what was drawn.
-        rows: of that table; the first cell of each names it.
-        height: in inches; figures are 4.4 wide.
-        upright: whether lines are at the values of the x axis instead of the y axis'.
+        legend: the colors and their labels.
+        labels: of points; numbers that the legend explains.
+        headers: of the table of the drawn numbers.
+        rows: of that table; the first cell of each is its header.
+        height: in inches; the width is 4.4.
+        vertical_grid: draw the grid lines at the values of the x axis instead of the y axis.
     """
 
     name: str
@@ -84,26 +90,26 @@ class Figure:
     y_label: str = ""
     legend: tuple[LegendEntry, ...] = ()
     labels: tuple[PointLabel, ...] = ()
-    heads: tuple[str, ...]
+    headers: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     height: float = 2.7
-    upright: bool = False
+    vertical_grid: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class FigureSet:
-    """What a section of figures shows.
+    """The content of a section of figures.
 
     Args:
         lead: how to read the figures.
-        figures: in order; the page folds those behind the sixth.
-        remarks: below them.
-        heads: of a table below them; no table where empty.
+        figures: in order; the page folds those after the sixth.
+        notes: below them.
+        headers: of a table below them; empty without a table.
         rows: of that table.
     """
 
     lead: str
     figures: tuple[Figure, ...]
-    remarks: tuple[str, ...] = ()
-    heads: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    headers: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()

@@ -1,11 +1,11 @@
-"""Forest plots: for each measure every row's difference to its baseline, with its interval."""
+"""Forest plots: the difference of each model from its baseline with its interval, one figure per metric."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from benchmarks.report.cell_text import column_head, column_title, decimals
+from benchmarks.report.cell_text import column_header, column_title, decimals
 from benchmarks.report.figure import Figure, FigureSet, safe_file_name
 from benchmarks.report.palette import Palette
 from benchmarks.report.report import Report
@@ -25,18 +25,18 @@ _LEAD = (
 
 
 def forest_plots(report: Report) -> FigureSet | None:
-    """A figure for every ranked measure on which some row can be compared with its baseline; None where none can."""
-    compared = [(column, compared_cells(report.table, column)) for column in report.table.columns]
+    """A figure for each ranked metric with a difference from a baseline; None without any."""
+    compared = [(column, _compared_cells(report.table, column)) for column in report.table.columns]
     figures = tuple(_figure(column, cells) for column, cells in compared if cells)
     return FigureSet(lead=_LEAD, figures=figures) if figures else None
 
 
-def compared_cells(table: Table, column: Column) -> list[tuple[Cell, BaselineDifference]]:
-    """The cells of a ranked column that have a difference, the largest first."""
+def _compared_cells(table: Table, column: Column) -> list[tuple[Cell, BaselineDifference]]:
+    """The cells of a ranked column with their differences, the largest first."""
     if column.higher_is_better is None:
         return []
-    found = [(cell, cell.delta) for cell in table.column_cells(column) if cell.delta is not None]
-    return sorted(found, key=lambda each: -each[1].value)
+    cells = [(cell, cell.delta) for cell in table.column_cells(column) if cell.delta is not None]
+    return sorted(cells, key=lambda each: -each[1].value)
 
 
 def effect_direction(cell: Cell, delta: BaselineDifference) -> str:
@@ -49,15 +49,15 @@ def effect_direction(cell: Cell, delta: BaselineDifference) -> str:
 def _figure(column: Column, cells: list[tuple[Cell, BaselineDifference]]) -> Figure:
     places, baselines = decimals(column), list(dict.fromkeys(delta.baseline for _, delta in cells))
     names = [cell.row if len(baselines) == 1 else f"{cell.row} − {delta.baseline}" for cell, delta in cells]
-    shown = [name for name, (cell, delta) in zip(names, cells, strict=True) if delta.significant]
+    significant = [name for name, (_, delta) in zip(names, cells, strict=True) if delta.significant]
     return Figure(
         name=safe_file_name("forest", column.benchmark, column.metric),
-        title=column_head(column),
+        title=column_header(column),
         alt=f"Forest plot of differences on {column_title(column)}: "
-        + (f"significant: {join_with_and(shown)}." if shown else f"none of {len(cells)} is significant."),
-        plot=lambda axes, inks: _plot(cells, names, axes, inks),
+        + (f"significant: {join_with_and(significant)}." if significant else f"none of {len(cells)} is significant."),
+        plot=lambda axes, palette: _plot(cells, names, axes, palette),
         x_label=f"difference from {shorten_name(baselines[0])}" if len(baselines) == 1 else "difference",
-        heads=("model", "difference", "95 % interval", "corrected p", "significant", "minimum detectable difference"),
+        headers=("model", "difference", "95 % interval", "corrected p", "significant", "minimum detectable difference"),
         rows=tuple(
             (
                 name,
@@ -72,24 +72,23 @@ def _figure(column: Column, cells: list[tuple[Cell, BaselineDifference]]) -> Fig
             for name, (cell, delta) in zip(names, cells, strict=True)
         ),
         height=0.75 + 0.24 * len(cells),
-        upright=True,
+        vertical_grid=True,
     )
 
 
 _MARKERS = {"better": ("^", "gain"), "worse": ("v", "loss"), "not significant": ("o", "ink-soft")}
 
 
-def _plot(cells: list[tuple[Cell, BaselineDifference]], names: list[str], axes: Any, inks: Palette) -> None:
-    axes.axvline(0, color=inks["ink-soft"], linewidth=1)
-    for place, (cell, delta) in enumerate(cells):
-        kind = effect_direction(cell, delta)
-        marker, ink = _MARKERS[kind]
+def _plot(cells: list[tuple[Cell, BaselineDifference]], names: list[str], axes: Any, palette: Palette) -> None:
+    axes.axvline(0, color=palette["ink-soft"], linewidth=1)
+    for y, (cell, delta) in enumerate(cells):
+        direction = effect_direction(cell, delta)
+        marker, color_name = _MARKERS[direction]
+        color = palette[color_name]
         if math.isfinite(delta.ci_low):
-            axes.hlines(place, delta.ci_low, delta.ci_high, color=inks[ink], linewidth=1.4)
-        face = inks["sheet"] if kind == "not significant" else inks[ink]
-        axes.plot(
-            delta.value, place, marker, color=inks[ink], markerfacecolor=face, markersize=5.5 if marker != "o" else 4.5
-        )
+            axes.hlines(y, delta.ci_low, delta.ci_high, color=color, linewidth=1.4)
+        face, size = (palette["sheet"], 4.5) if direction == "not significant" else (color, 5.5)
+        axes.plot(delta.value, y, marker, color=color, markerfacecolor=face, markersize=size)
     axes.set_yticks(range(len(names)), [shorten_name(name) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)

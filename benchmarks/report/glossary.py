@@ -1,6 +1,6 @@
-"""What the words of statistics on the page mean: linked where they stand, explained at its end.
+"""The glossary of statistical terms: links from the page's text to explanations at its end.
 
-A further word is one entry in ``glossary.yaml``. The page explains those that it has used and no others.
+A new term is one entry in ``glossary.yaml``. The page explains only the terms that it uses.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from clips.sanitize import jinja_finalize
 
 @dataclass(frozen=True)
 class GlossaryEntry:
-    """A word and what it means.
+    """A term and its meaning.
 
     Args:
-        id: its anchor is ``word-<id>``.
-        name: as the glossary heads it.
-        pattern: how it is written on the page.
-        meaning: a sentence or two for one who has had no course in statistics.
-        linked: whether it is a link where it stands; measures, which stand everywhere, are not.
+        id: its anchor is ``term-<id>``.
+        name: its heading in the glossary.
+        pattern: regular expression of its spellings on the page.
+        meaning: one or two sentences for readers without a course in statistics.
+        linked: whether its occurrences are links; metrics, which occur everywhere, are not.
     """
 
     id: str
@@ -38,46 +38,43 @@ class GlossaryEntry:
 GLOSSARY: tuple[GlossaryEntry, ...] = tuple(
     GlossaryEntry(**entry) for entry in yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 )
-_ANY = re.compile("|".join(f"(?P<w{place}>{word.pattern})" for place, word in enumerate(GLOSSARY)))
+_TERMS = re.compile("|".join(f"(?P<term{index}>{entry.pattern})" for index, entry in enumerate(GLOSSARY)))
+_LINK = '<a class="term" href="#term-{id}">{text}</a>'
 
 
 class Glossary:
-    """Links words, and remembers which."""
+    """Links terms, and collects the used ones."""
 
     def __init__(self) -> None:
         self._used: set[GlossaryEntry] = set()
 
     def link(self, text: str) -> Any:
-        """A text as markup, the first of each word in it being a link to its meaning."""
+        """The text as markup, in which the first occurrence of each term is a link to its meaning."""
         from markupsafe import Markup, escape
 
-        clean, parts, linked, end = str(jinja_finalize(text)), [], set(), 0
-        for word, found in _words(clean):
-            if word not in linked and word.linked:
-                parts += [escape(clean[end : found.start()]), _LINK.format(id=word.id, text=escape(found[0]))]
-                end = found.end()
-            linked.add(word)
-        self._used |= linked
+        clean, parts, seen, end = str(jinja_finalize(text)), [], set(), 0
+        for entry, match in _occurrences(clean):
+            if entry not in seen and entry.linked:
+                parts += [escape(clean[end : match.start()]), _LINK.format(id=entry.id, text=escape(match[0]))]
+                end = match.end()
+            seen.add(entry)
+        self._used |= seen
         return Markup("".join([*parts, escape(clean[end:])]))
 
-    def look_up(self, text: str) -> str:
-        """Have the words of a text explained that cannot be links, such as the heads of columns; gives nothing."""
-        self._used |= {word for word, _ in _words(text)}
-        return ""
+    def add_terms(self, text: str) -> None:
+        """Mark the terms of a text without links, such as a column header, as used."""
+        self._used |= {entry for entry, _ in _occurrences(text)}
 
     @property
     def used(self) -> list[GlossaryEntry]:
-        """What is to be explained: the words that were used, and those that explain them."""
-        known = 0
-        while known < len(self._used):
-            known = len(self._used)
-            self.look_up(" ".join(word.meaning for word in GLOSSARY if word in self._used))
-        return [word for word in GLOSSARY if word in self._used]
+        """The entries to explain: the used terms, and the terms in their explanations."""
+        num_known = 0
+        while num_known < len(self._used):
+            num_known = len(self._used)
+            self.add_terms(" ".join(entry.meaning for entry in GLOSSARY if entry in self._used))
+        return [entry for entry in GLOSSARY if entry in self._used]
 
 
-_LINK = '<a class="word" href="#word-{id}">{text}</a>'
-
-
-def _words(text: str) -> Iterator[tuple[GlossaryEntry, re.Match[str]]]:
-    for found in _ANY.finditer(text):
-        yield GLOSSARY[int((found.lastgroup or "")[1:])], found
+def _occurrences(text: str) -> Iterator[tuple[GlossaryEntry, re.Match[str]]]:
+    for match in _TERMS.finditer(text):
+        yield GLOSSARY[int((match.lastgroup or "").removeprefix("term"))], match

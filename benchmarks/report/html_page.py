@@ -1,13 +1,14 @@
-"""The page: the sections of ``sections.py``, put into the templates next to this file.
+"""The page: the sections of ``sections.py``, rendered with the templates next to this file.
 
-Everything that comes from a file is escaped by Jinja; only a figure's drawing is markup, which matplotlib has escaped.
-The page loads nothing: its content security policy forbids it to.
+Jinja escapes all text from files; only a figure's SVG is markup, which matplotlib has escaped. The page's content
+security policy forbids external resources.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +17,14 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from benchmarks.report.cell_text import (
-    column_head,
+    column_header,
     column_title,
     decimals,
-    ends,
-    gap_words,
     group_sign,
+    interval_text,
     margin,
-    short_gap,
+    missing_label,
+    missing_text,
 )
 from benchmarks.report.chance_level import chance_text, has_chance_level, trivial_baselines
 from benchmarks.report.figure import FigureSet
@@ -48,8 +49,8 @@ _STYLES = ("style.css", "gallery.css")
 
 
 def render_page(report: Report) -> str:
-    """The whole page as one HTML text."""
-    glossary, notes = Glossary(), report.below(PAGE)
+    """The complete page as HTML."""
+    glossary, notes = Glossary(), report.all_notes(PAGE)
     environment = _environment(glossary)
     sections = [
         (section, "figures" if isinstance(content, FigureSet) else section.id, content)
@@ -57,7 +58,7 @@ def render_page(report: Report) -> str:
     ]
     answer = glossary.link(report.answer)
     for column in report.table.columns:
-        glossary.look_up(column.label)
+        glossary.add_terms(column.label)
     body = environment.get_template("sections.html.jinja").render(
         report=report, notes=notes, note=lambda cell: note_for_cell(cell, notes), sections=sections
     )
@@ -68,18 +69,18 @@ def render_page(report: Report) -> str:
         answer=answer,
         body=Markup(body),
         sections=sections,
-        words=glossary.used,
+        terms=glossary.used,
     )
 
 
 def render_comparison(*, title: str, answer: str, tables: Mapping[str, pd.DataFrame], notes: Sequence[str]) -> str:
-    """A page of some frames of texts.
+    """A page of tables.
 
     Args:
         title: of the page.
         answer: its first sentence.
-        tables: heading → frame.
-        notes: below them.
+        tables: heading → frame of strings.
+        notes: below the tables.
     """
     template = _environment(Glossary()).get_template("comparison.html.jinja")
     return template.render(title=title, command="clips-bench compare", answer=answer, tables=tables, notes=notes)
@@ -96,28 +97,18 @@ def _environment(glossary: Glossary) -> jinja2.Environment:
         lstrip_blocks=True,
         finalize=jinja_finalize,
     )
-    words = (
-        *(formatting.format_number, formatting.decimals_needed, formatting.difference_ci_text),
-        decimals,
-        column_head,
-        margin,
-        ends,
-        short_gap,
-        gap_words,
+    functions = (
+        *(chance_text, column_header, decimals, error_bar, formatting.decimals_needed, formatting.difference_ci_text),
+        *(formatting.format_number, has_chance_level, header_groups, interval_text, margin, missing_label),
+        *(missing_text, render_inline_svg, trivial_baselines),
     )
-    environment.globals.update({function.__name__: function for function in words})
+    environment.globals.update({function.__name__: function for function in functions})
     script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
     environment.globals.update(
-        has_chance=has_chance_level,
-        chance_parts=trivial_baselines,
-        chance_words=chance_text,
-        whisker=error_bar,
-        groups=header_groups,
         thumbnail=ImageDeduplicator().tag,
-        series=lambda place: place % SERIES_COLORS,
-        svg=render_inline_svg,
-        gloss=glossary.link,
-        published_remark=REFERENCE_NOTE,
+        series=lambda index: index % SERIES_COLORS,
+        link_terms=glossary.link,
+        reference_note=REFERENCE_NOTE,
         style="".join((_TEMPLATES / name).read_text(encoding="utf-8") for name in _STYLES),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -126,18 +117,18 @@ def _environment(glossary: Glossary) -> jinja2.Environment:
 
 
 def note_for_cell(cell: Cell, notes: Sequence[str]) -> int | None:
-    """Which of the notes below the table says why a cell is empty or not ranked; None where none does."""
+    """Index of the note on why a cell is missing or not ranked; None without one."""
     if cell.missing is None:
         start = f"{group_sign(cell)} {cell.row} on {column_title(cell.column)} "
-        return next((place for place, note in enumerate(notes) if note.startswith(start)), None)
-    told = f"{cell.missing.kind}: {cell.missing.reason.rstrip('.')}."
-    about = [place for place, note in enumerate(notes) if note.endswith(told)]
-    return next((place for place in about if cell.row in notes[place]), next(iter(about), None))
+        return next((index for index, note in enumerate(notes) if note.startswith(start)), None)
+    reason = f"{cell.missing.kind}: {cell.missing.reason.rstrip('.')}."
+    indices = [index for index, note in enumerate(notes) if note.endswith(reason)]
+    return next((index for index in indices if cell.row in notes[index]), next(iter(indices), None))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorBar:
-    """A cell's interval on its column's common axis, in per cent of its length."""
+    """A cell's interval on the common axis of its column, in per cent of the axis."""
 
     low: float
     high: float
@@ -145,24 +136,17 @@ class ErrorBar:
 
 
 def error_bar(table: Table, cell: Cell) -> ErrorBar | None:
-    """Where the interval of a cell lies between the column's lowest and highest end; None without an interval."""
-    cells = [
-        other for other in table.column_cells(cell.column) if other.ci_low is not None and other.ci_high is not None
-    ]
+    """The interval of a cell between the lowest and the highest end of its column; None without an interval."""
     if cell.ci_low is None or cell.ci_high is None or cell.value is None:
         return None
-    low = min(other.ci_low for other in cells if other.ci_low is not None)
-    span = max(other.ci_high for other in cells if other.ci_high is not None) - low or 1.0
-    place = [round(100 * (value - low) / span, 2) for value in (cell.ci_low, cell.ci_high, cell.value)]
-    return ErrorBar(low=place[0], high=place[1], value=place[2])
+    cells = table.column_cells(cell.column)
+    low = min(each.ci_low for each in cells if each.ci_low is not None)
+    span = max(each.ci_high for each in cells if each.ci_high is not None) - low or 1.0
+    start, end, value = (round(100 * (each - low) / span, 2) for each in (cell.ci_low, cell.ci_high, cell.value))
+    return ErrorBar(low=start, high=end, value=value)
 
 
 def header_groups(table: Table) -> list[tuple[str, list[Column]]]:
-    """Columns that stand next to each other by benchmark, for a head of two lines."""
-    groups: list[tuple[str, list[Column]]] = []
-    for column in table.columns:
-        if groups and groups[-1][0] == column.benchmark:
-            groups[-1][1].append(column)
-        else:
-            groups.append((column.benchmark, [column]))
-    return groups
+    """Adjacent columns by benchmark, for a header of two lines."""
+    groups = itertools.groupby(table.columns, key=lambda column: column.benchmark)
+    return [(benchmark, [*columns]) for benchmark, columns in groups]

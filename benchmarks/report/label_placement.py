@@ -1,4 +1,4 @@
-"""Where the labels of a scatter plot's points go, so that none is on another or on a point."""
+"""Placement of the labels of a scatter plot, without overlaps of labels and points."""
 
 from __future__ import annotations
 
@@ -9,72 +9,69 @@ from typing import Any
 from benchmarks.report.figure import PointLabel
 from benchmarks.report.palette import Palette
 
-_DIRECTIONS = (45, 135, 315, 225, 0, 180, 90, 270)  # degrees; slanting ones first, away from the intervals' strokes
-_DISTANCES = (6, 11, 17, 24, 32, 42)  # from the point's middle to the label's edge
-_NEAR = _DISTANCES[0]
-_POINT = 4  # half a point's width
-_SIZE = 7.5
+_DIRECTIONS = (45, 135, 315, 225, 0, 180, 90, 270)  # degrees; diagonals first, away from the strokes of intervals
+_DISTANCES = (6, 11, 17, 24, 32, 42)  # from the point's center to the label's edge
+_POINT_RADIUS = 4
+_FONT_SIZE = 7.5
 
-Place = tuple[float, float]
+XY = tuple[float, float]
+_Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 
-def place_labels(
-    points: Sequence[Place], sizes: Sequence[Place], within: tuple[float, float, float, float]
-) -> list[Place]:
-    """The middle of each point's label: the first free place around it, nearer ones first.
+def place_labels(points: Sequence[XY], sizes: Sequence[XY], bounds: _Box) -> list[XY]:
+    """The center of each point's label: the first free position around the point, by distance.
 
     Args:
-        points: (x, y) of each, in points of the page.
+        points: (x, y) of each, in points.
         sizes: width and height of each label.
-        within: left, bottom, right and top of where labels may be.
+        bounds: left, bottom, right and top of the area for labels.
     """
-    taken = [_box(point, (2 * _POINT, 2 * _POINT)) for point in points]
-    found = []
+    occupied = [_box(point, (2 * _POINT_RADIUS, 2 * _POINT_RADIUS)) for point in points]
+    centers = []
     for point, size in zip(points, sizes, strict=True):
         candidates = [
-            (sum(_overlap(box, other) for other in taken) + _outside(box, within), middle, box)
-            for middle in _around(point, size)
-            for box in [_box(middle, size)]
+            (sum(_overlap(box, other) for other in occupied) + _area_outside(box, bounds), center, box)
+            for center in _positions(point, size)
+            for box in [_box(center, size)]
         ]
-        _, middle, box = min(candidates, key=lambda each: each[0])  # the first of equals
-        taken.append(box)
-        found.append(middle)
-    return found
+        _, center, box = min(candidates, key=lambda each: each[0])
+        occupied.append(box)
+        centers.append(center)
+    return centers
 
 
-def _around(point: Place, size: Place) -> list[Place]:
-    places = []
+def _positions(point: XY, size: XY) -> list[XY]:
+    positions = []
     for distance in _DISTANCES:
         for degrees in _DIRECTIONS:
-            way = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-            x, y = (
-                at + each * distance + round(each) * wide / 2 for at, each, wide in zip(point, way, size, strict=True)
-            )
-            places.append((x, y))
-    return places
+            dx, dy = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+            x = point[0] + dx * distance + round(dx) * size[0] / 2
+            y = point[1] + dy * distance + round(dy) * size[1] / 2
+            positions.append((x, y))
+    return positions
 
 
-def _box(middle: Place, size: Place) -> tuple[float, float, float, float]:
-    return middle[0] - size[0] / 2, middle[1] - size[1] / 2, middle[0] + size[0] / 2, middle[1] + size[1] / 2
+def _box(center: XY, size: XY) -> _Box:
+    return center[0] - size[0] / 2, center[1] - size[1] / 2, center[0] + size[0] / 2, center[1] + size[1] / 2
 
 
-def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
-    wide, high = (min(one[2 + side], other[2 + side]) - max(one[side], other[side]) for side in (0, 1))
-    return wide * high if wide > 0 and high > 0 else 0.0
+def _overlap(first: _Box, second: _Box) -> float:
+    width, height = (min(first[2 + axis], second[2 + axis]) - max(first[axis], second[axis]) for axis in (0, 1))
+    return width * height if width > 0 and height > 0 else 0.0
 
 
-def _outside(box: Sequence[float], within: Sequence[float]) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1]) - _overlap(box, within)
+def _area_outside(box: _Box, bounds: _Box) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1]) - _overlap(box, bounds)
 
 
-def draw_labels(sheet: Any, axes: Any, labels: Sequence[PointLabel], inks: Palette) -> None:
-    """Write the labels next to their points; the axes stay as they are, whatever is written.
+def draw_labels(figure: Any, axes: Any, labels: Sequence[PointLabel], palette: Palette) -> None:
+    """Draw the labels next to their points, without a change of the axes' limits.
 
     Args:
-        sheet: matplotlib's figure, all else drawn.
-        axes: where the points are.
-        labels: what to write.
-        inks: the colors.
+        figure: matplotlib's figure, complete except for the labels.
+        axes: of the points.
+        labels: the labels.
+        palette: the colors.
     """
     axes.set_xlim(axes.get_xlim())
     axes.set_ylim(axes.get_ylim())
@@ -83,22 +80,23 @@ def draw_labels(sheet: Any, axes: Any, labels: Sequence[PointLabel], inks: Palet
         for label in labels
     ]
     for text in texts:
-        text.set(fontsize=_SIZE, color=inks["ink-soft"], in_layout=False)
-    sheet.draw_without_rendering()
-    unit = 72 / sheet.dpi
+        text.set(fontsize=_FONT_SIZE, color=palette["ink-soft"], in_layout=False)
+    figure.draw_without_rendering()
+    unit = 72 / figure.dpi
     boxes = [text.get_window_extent() for text in texts]
     points = [tuple(unit * axes.transData.transform((label.x, label.y))) for label in labels]
-    inside = axes.get_window_extent()
-    within = (unit * inside.x0, unit * inside.y0, unit * inside.x1, unit * inside.y1)
-    places = place_labels(points, [(unit * box.width, unit * box.height) for box in boxes], within)
-    for text, (x, y), (left, bottom) in zip(texts, points, places, strict=True):
-        text.set_position((left - x, bottom - y))
-        if math.hypot(left - x, bottom - y) > 2 * _NEAR + _SIZE:
+    area = axes.get_window_extent()
+    bounds = (unit * area.x0, unit * area.y0, unit * area.x1, unit * area.y1)
+    centers = place_labels(points, [(unit * box.width, unit * box.height) for box in boxes], bounds)
+    for text, (x, y), (label_x, label_y) in zip(texts, points, centers, strict=True):
+        offset = label_x - x, label_y - y
+        text.set_position(offset)
+        if math.hypot(*offset) > 2 * _DISTANCES[0] + _FONT_SIZE:
             axes.annotate(
                 "",
-                (text.xy),
-                (left - x, bottom - y),
+                text.xy,
+                offset,
                 textcoords="offset points",
-                arrowprops={"arrowstyle": "-", "color": inks["line"], "linewidth": 0.8, "shrinkA": 4, "shrinkB": 3},
+                arrowprops={"arrowstyle": "-", "color": palette["line"], "linewidth": 0.8, "shrinkA": 4, "shrinkB": 3},
                 in_layout=False,
             )

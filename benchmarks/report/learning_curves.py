@@ -1,4 +1,4 @@
-"""Learning curves: what every training wrote to metrics.jsonl."""
+"""Learning curves, from the metrics.jsonl of every training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.results.formatting import format_number, join_with_and
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One line: a row's name, its place among the colors, and the points."""
+    """One curve: the model's name, the index of its color, and the points."""
 
     name: str
     color: int
@@ -25,15 +25,15 @@ class Curve:
 
 @dataclass(frozen=True)
 class PanelSpec:
-    """What a panel shows; a further one is one entry in ``PANELS``.
+    """The content of a panel; a new one is one entry in ``PANELS``.
 
     Args:
         title: above it.
-        artifact: whose metrics.jsonl is read: ``"encoder"``, ``"llm"`` or ``"llava"``.
+        artifact: the training whose metrics.jsonl is read: ``"encoder"``, ``"llm"`` or ``"llava"``.
         x: the field along the x axis.
         y: the field along the y axis.
         x_label: name of the x axis.
-        stage: only entries of this stage; all where None.
+        stage: only entries of this stage; None for all.
     """
 
     title: str
@@ -57,21 +57,24 @@ _LEAD = "The logged losses of every training: thin lines raw, thick lines smooth
 
 
 def learning_curves(source: ReportSource) -> FigureSet | None:
-    """A figure for every kind that has at least one line of two points; None where none has."""
-    figures = tuple(_figure(kind, curves) for kind in PANELS if (curves := _curves(source, kind)))
+    """A figure for each panel with a curve of at least two points; None without any."""
+    figures = tuple(_figure(panel, curves) for panel in PANELS if (curves := _curves(source, panel)))
     return FigureSet(lead=_LEAD, figures=figures) if figures else None
 
 
-def _figure(kind: PanelSpec, curves: Sequence[Curve]) -> Figure:
+def _figure(panel: PanelSpec, curves: Sequence[Curve]) -> Figure:
+    changes = [
+        f"{curve.name} from {format_number(curve.y[0], 2)} to {format_number(curve.y[-1], 2)}" for curve in curves
+    ]
     return Figure(
-        name=safe_file_name("curves", kind.artifact, kind.stage or kind.y),
-        title=kind.title,
-        alt=f"Line chart of the loss against {kind.x_label}: {join_with_and([_in_words(curve) for curve in curves])}.",
-        plot=lambda axes, inks: draw_curves(curves, axes, inks),
-        x_label=kind.x_label,
+        name=safe_file_name("curves", panel.artifact, panel.stage or panel.y),
+        title=panel.title,
+        alt=f"Line chart of the loss against {panel.x_label}: {join_with_and(changes)}.",
+        plot=lambda axes, palette: draw_curves(curves, axes, palette),
+        x_label=panel.x_label,
         y_label="loss",
         legend=tuple(LegendEntry(color=curve.color, label=curve.name) for curve in curves),
-        heads=("model", kind.x_label, "first loss", "last loss", "lowest"),
+        headers=("model", panel.x_label, "first loss", "last loss", "lowest"),
         rows=tuple(
             (
                 curve.name,
@@ -83,32 +86,28 @@ def _figure(kind: PanelSpec, curves: Sequence[Curve]) -> Figure:
     )
 
 
-def _in_words(curve: Curve) -> str:
-    return f"{curve.name} from {format_number(curve.y[0], 2)} to {format_number(curve.y[-1], 2)}"
-
-
-def _curves(source: ReportSource, kind: PanelSpec) -> list[Curve]:
+def _curves(source: ReportSource, panel: PanelSpec) -> list[Curve]:
     curves: list[Curve] = []
     drawn: set[str] = set()
-    for place, row in enumerate(source.rows):
-        folder = row.artifacts.get(kind.artifact)
-        if folder is None or folder in drawn:
+    for index, row in enumerate(source.rows):
+        directory = row.artifacts.get(panel.artifact)
+        if directory is None or directory in drawn:
             continue
-        drawn.add(folder)
-        points = _points(read_metrics(source.directory / folder), kind)
+        drawn.add(directory)
+        points = _points(read_metrics(source.directory / directory), panel)
         if len(points) > 1:
-            name, color = (row.llm or row.name, len(drawn) - 1) if kind.artifact == "llm" else (row.name, place)
+            name, color = (row.llm or row.name, len(drawn) - 1) if panel.artifact == "llm" else (row.name, index)
             x, y = zip(*points, strict=True)
             curves.append(Curve(name=name, color=color % SERIES_COLORS, x=x, y=y))
     return curves
 
 
-def _points(entries: Sequence[dict[str, Any]], kind: PanelSpec) -> list[tuple[float, float]]:
+def _points(entries: Sequence[dict[str, Any]], panel: PanelSpec) -> list[tuple[float, float]]:
     points = []
     for entry in entries:
-        x, y = entry.get(kind.x), entry.get(kind.y)
-        right_stage = kind.stage is None or entry.get("stage") == kind.stage
-        if right_stage and _is_finite(x) and _is_finite(y):
+        x, y = entry.get(panel.x), entry.get(panel.y)
+        in_stage = panel.stage is None or entry.get("stage") == panel.stage
+        if in_stage and _is_finite(x) and _is_finite(y):
             points.append((float(x), float(y)))  # type: ignore[arg-type]
     return points
 
@@ -118,18 +117,18 @@ def _is_finite(value: Any) -> bool:
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
-    """Mean over the ``window`` points around each, fewer at the ends."""
+    """Moving average over a centered window, shorter at the ends."""
     half = window // 2
     parts = [values[max(0, index - half) : index + half + 1] for index in range(len(values))]
     return [sum(part) / len(part) for part in parts]
 
 
-def draw_curves(curves: Sequence[Curve], axes: Any, inks: Palette) -> None:
-    """The curves, each thin as it is and thick as it runs smoothed."""
+def draw_curves(curves: Sequence[Curve], axes: Any, palette: Palette) -> None:
+    """Plot each curve as a thin raw and a thick smoothed line."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     for curve in curves:
-        color = inks.series(curve.color)
+        color = palette.series(curve.color)
         axes.plot(curve.x, curve.y, color=color, linewidth=0.8, alpha=0.3)
         axes.plot(curve.x, smooth(curve.y, max(1, len(curve.y) // 20) | 1), color=color, linewidth=1.8)
     axes.xaxis.set_major_locator(MaxNLocator(5))

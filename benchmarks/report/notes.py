@@ -1,14 +1,14 @@
-"""Below the table: the legend of the marks that are in it, why cells are empty, what was not ranked together."""
+"""The notes below the table: the legend of its marks, reasons of missing values, differences of protocols."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from benchmarks.report.cell_text import column_title, decimals
+from benchmarks.report.cell_text import column_title, decimals, group_sign
 from benchmarks.report.chance_level import chance_notes
 from benchmarks.report.load_results import MissingValue, ReportSource
-from benchmarks.report.table import ALPHA, BaselineDifference, Table
+from benchmarks.report.table import ALPHA, Table
 from benchmarks.results.formatting import (
     MAX_TEXT_CHARS,
     decimals_needed,
@@ -31,13 +31,13 @@ SYNTHETIC_DATA_NOTE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class MarkLegend:
-    """How a format shows what was tested.
+class MarkStyle:
+    """How a format shows the marks.
 
     Args:
-        best: how a cell looks that is told from all others of its column; empty where it looks like any.
-        tied: the same of cells at the top that are not told from each other.
-        differences: whether ▲, ▼ and ≈ are at differences to a baseline.
+        best: the look of a cell with the mark ``best``; empty if the format does not show it.
+        tied: the same for ``tied``.
+        differences: whether differences from a baseline have the signs ▲, ▼ and ≈.
     """
 
     best: str
@@ -45,63 +45,58 @@ class MarkLegend:
     differences: bool = False
 
 
-PAGE = MarkLegend(best="bold, filled mark", tied="open mark", differences=True)
-MARKDOWN = MarkLegend(best="bold", tied="italics")
-LATEX = MarkLegend(best="bold", tied="underlined")
-TERMINAL = MarkLegend(best="bold, green", tied="green")
-PLAIN = MarkLegend(best="", tied="")
+PAGE = MarkStyle(best="bold, filled mark", tied="open mark", differences=True)
+MARKDOWN = MarkStyle(best="bold", tied="italics")
+LATEX = MarkStyle(best="bold", tied="underlined")
+TERMINAL = MarkStyle(best="bold, green", tied="green")
+PLAIN = MarkStyle(best="", tied="")
 
 
-def table_notes(source: ReportSource, table: Table, by_row: Table) -> list[str]:
-    """All remarks that apply, the study's own notes first; ``by_row`` is the table before its seeds were made one."""
-    found = [*source.notes]
-    if any(record.command.startswith("clips scenes") for record in source.steps):
-        found.append(SYNTHETIC_DATA_NOTE)
+def table_notes(source: ReportSource, table: Table, seed_table: Table) -> list[str]:
+    """All notes that apply, the study's own first; ``seed_table`` is the table before the aggregation of seeds."""
+    synthetic = any(record.command.startswith("clips scenes") for record in source.steps)
+    part_sizes = parts(result for name in source.benchmarks for result in source.results(name).values())
     return [
-        *found,
+        *source.notes,
+        *([SYNTHETIC_DATA_NOTE] if synthetic else []),
         *_about_intervals(table),
         *_about_power(table),
         *chance_notes(table),
-        *_about_skill(source),
+        *_about_trivial_baselines(source),
         *_about_training(source),
-        *_about_gaps(source, by_row),
+        *_about_missing_values(source, seed_table),
         *_about_missing_items(source),
-        *_about_sizes(source),
-        *_about_protocols(source, by_row),
+        *([f"Measured on a part of the benchmark: {'; '.join(part_sizes)}."] if part_sizes else []),
+        *_about_protocols(seed_table),
+        *_about_inputs(source),
     ]
 
 
-def mark_legend(table: Table, signs: MarkLegend) -> list[str]:
-    """What the marks mean that are in ``table`` where it is shown with ``signs``."""
+def mark_legend(table: Table, style: MarkStyle) -> list[str]:
+    """The legend of the marks of ``table``, as a format shows them."""
     lines = []
     marks = {cell.mark for cell in table.cells.values()}
-    if "best" in marks and signs.best:
-        lines.append(f"Best ({signs.best}): significantly different from every other model of its column.")
-    if "tied" in marks and signs.tied:
-        lines.append(f"Tied ({signs.tied}): not significantly different from the model at the top of the column.")
+    if "best" in marks and style.best:
+        lines.append(f"Best ({style.best}): significantly different from every other model of its column.")
+    if "tied" in marks and style.tied:
+        lines.append(f"Tied ({style.tied}): not significantly different from the model at the top of the column.")
     if not table.comparisons:
         return lines
-    what = [*(["marks"] if lines else []), *(["differences from the baseline"] if _deltas(table) else [])]
-    if what:
-        test = "paired tests over images and seeds" if table.seeds else "paired tests over images"
+    deltas = [cell.delta for cell in table.cells.values() if cell.delta is not None]
+    subjects = [*(["marks"] if lines else []), *(["differences from the baseline"] if deltas else [])]
+    if subjects:
+        shown = {delta.significant for delta in deltas} if style.differences else set()
+        meanings = ((True, f"▲ and ▼ are significant (p < {ALPHA})"), (False, "≈ is not significant"))
+        signs = ", ".join(text for significant, text in meanings if significant in shown)
         lines.append(
-            f"{' and '.join(what).capitalize()} use {test}, the p-values of all {table.comparisons} tests "
-            f"Holm-corrected together{_sign_lines(table, signs)}."
+            f"{' and '.join(subjects).capitalize()} use paired tests over {_variance_sources(table)}, the p-values of "
+            f"all {table.comparisons} tests Holm-corrected together{f'; {signs}' if signs else ''}."
         )
     return lines
 
 
-def _sign_lines(table: Table, signs: MarkLegend) -> str:
-    if not signs.differences:
-        return ""
-    shown = {bool(delta.significant) for delta in _deltas(table)}
-    said = {True: f"▲ and ▼ are significant (p < {ALPHA})", False: "≈ is not significant"}
-    told = ", ".join(said[kind] for kind in (True, False) if kind in shown)
-    return f"; {told}" if told else ""
-
-
-def _deltas(table: Table) -> list[BaselineDifference]:
-    return [cell.delta for cell in table.cells.values() if cell.delta is not None]
+def _variance_sources(table: Table) -> str:
+    return "images and seeds" if table.seeds else "images"
 
 
 def _about_intervals(table: Table) -> list[str]:
@@ -110,36 +105,30 @@ def _about_intervals(table: Table) -> list[str]:
             f"Numbers are means over up to {table.seeds} seeds. Their 95 % intervals include the variance over the "
             "benchmark's images and the seed variance, which is pooled over the trained models of a column. A "
             "pretrained model is evaluated once, and its interval is over images only.",
-            *_about_refusals(table),
-            *_about_bare_numbers(table),
+            *_about_untestable_pairs(table),
+            *_about_missing_intervals(table),
         ]
     lines = []
     if any(cell.ci_low is not None for cell in table.cells.values()):
         lines.append("Intervals are 95 % intervals over the benchmark's images and do not include seed variance.")
-    return lines + _about_bare_numbers(table)
+    return lines + _about_missing_intervals(table)
 
 
-def _about_bare_numbers(table: Table) -> list[str]:
-    """Which numbers have no interval."""
-    bare = [cell for cell in table.cells.values() if cell.value is not None and cell.ci_low is None]
-    if bare:
-        where = dict.fromkeys(f"{cell.row} on {column_title(cell.column)}" for cell in bare)
-        return [
-            f"No interval: {join_or_count([*where], 'numbers')}. All items have the same score, or only the "
-            "scorer's total is known."
-        ]
-    return []
+def _about_missing_intervals(table: Table) -> list[str]:
+    cells = [cell for cell in table.cells.values() if cell.value is not None and cell.ci_low is None]
+    names = list(dict.fromkeys(f"{cell.row} on {column_title(cell.column)}" for cell in cells))
+    reason = "All items have the same score, or only the scorer's total is known."
+    return [f"No interval: {join_or_count(names, 'numbers')}. {reason}"] if names else []
 
 
-def _about_refusals(table: Table) -> list[str]:
-    """Which differences nothing can be said of, since the seeds have no spread."""
-    where: dict[str, list[str]] = {}
-    for first, second in table.refused:
-        where.setdefault(column_title(first.column), []).append(f"{first.row} and {second.row}")
+def _about_untestable_pairs(table: Table) -> list[str]:
+    by_column: dict[str, list[str]] = {}
+    for first, second in table.untestable:
+        by_column.setdefault(column_title(first.column), []).append(f"{first.row} and {second.row}")
     return [
         f"No test on {column}: the seeds of every model with several seeds have equal scores, so the seed variance is "
         f"unknown ({join_or_count(pairs, 'pairs')})."
-        for column, pairs in where.items()
+        for column, pairs in by_column.items()
     ] + [
         f"On {column_title(column)} each model was evaluated once: intervals and tests are over images only."
         for column in table.images_only
@@ -147,37 +136,35 @@ def _about_refusals(table: Table) -> list[str]:
 
 
 def _about_power(table: Table) -> list[str]:
-    """What the comparisons could have shown at all: no difference shown is not the same as no difference."""
-    smallest: dict[str, str] = {}
+    """The minimum detectable differences: a difference that is not significant may still exist."""
+    differences: list[str] = []
     for column in table.columns:
-        found = [cell.delta.min_detectable_difference for cell in table.column_cells(column) if cell.delta]
-        known = [value for value in found if math.isfinite(value)]
-        if known and column.higher_is_better is not None:
-            smallest[column_title(column)] = format_number(max(known), decimals_needed(max(known), decimals(column)))
-    if not smallest:
+        values = [cell.delta.min_detectable_difference for cell in table.column_cells(column) if cell.delta]
+        largest = max(filter(math.isfinite, values), default=None)
+        if largest is not None and column.higher_is_better is not None:
+            number = format_number(largest, decimals_needed(largest, decimals(column)))
+            differences.append(f"{number} on {column_title(column)}")
+    if not differences:
         return []
-    over = "images and seeds" if table.seeds else "images"
-    said = join_with_and([f"{value} on {name}" for name, value in smallest.items()])
     return [
-        f"Minimum detectable difference from the baseline: {said} (a single test at the 5 % level with power 0.8 and "
-        f"the observed variance over {over}; larger for models that differ on more items, and after the correction for "
-        "many tests)."
+        f"Minimum detectable difference from the baseline: {join_with_and(differences)} (a single test at the 5 % "
+        f"level with power 0.8 and the observed variance over {_variance_sources(table)}; larger for models that "
+        "differ on more items, and after the correction for many tests)."
     ]
 
 
-def _about_skill(source: ReportSource) -> list[str]:
-    said = {
-        name: {result.trivial_baseline_note for result in source.results(name).values()} - {""}
-        for name in source.benchmarks
-    }
+def _about_trivial_baselines(source: ReportSource) -> list[str]:
     return [
-        f"{name}: {strip_control_chars(text, MAX_TEXT_CHARS)}" for name, texts in said.items() for text in sorted(texts)
+        f"{name}: {strip_control_chars(note, MAX_TEXT_CHARS)}"
+        for name in source.benchmarks
+        for note in sorted({result.trivial_baseline_note for result in source.results(name).values()} - {""})
     ]
 
 
 def _about_training(source: ReportSource) -> list[str]:
-    """Which rows were given other data, steps, batches, rates, … than what they are compared with; seeds are fine."""
-    found: dict[str, tuple[dict[str, None], dict[str, None]]] = {}  # sentence → rows, what they are compared with
+    """The models with other data, steps, batch sizes, learning rates, … than their baseline; seeds may differ."""
+    by_difference: dict[str, tuple[dict[str, None], dict[str, None]]] = {}  # sentence → models, their baselines
+
     trainings: dict[str, TrainingSettings] = {}
 
     def training(result: Result) -> TrainingSettings:
@@ -192,74 +179,64 @@ def _about_training(source: ReportSource) -> list[str]:
         for row in source.rows:
             other = row.baseline or first
             if row.name in results and other in results and row.name != other:
-                for what in diff_training(training(results[row.name]), training(results[other])).uneven:
-                    rows, others = found.setdefault(what, ({}, {}))
+                for difference in diff_training(training(results[row.name]), training(results[other])).uneven:
+                    rows, others = by_difference.setdefault(difference, ({}, {}))
                     rows[row.name], others[other] = None, None
-    told: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
-    for what, (rows, others) in found.items():
-        told.setdefault((tuple(rows), tuple(others)), []).append(what)
+    by_models: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
+    for difference, (rows, others) in by_difference.items():
+        by_models.setdefault((tuple(rows), tuple(others)), []).append(difference)
     return [
         f"{join_row_names([*rows])} and {join_row_names([*others])} were trained with different settings: "
-        f"{'; '.join(what for what in whats if f'encoder.{what}' not in whats)}. " + CONFOUNDED_WARNING
-        for (rows, others), whats in told.items()
+        f"{'; '.join(each for each in differences if f'encoder.{each}' not in differences)}. " + CONFOUNDED_WARNING
+        for (rows, others), differences in by_models.items()
     ]
 
 
-def _about_gaps(source: ReportSource, table: Table) -> list[str]:
-    places: dict[tuple[str, str], dict[str, None]] = {}
+def _about_missing_values(source: ReportSource, table: Table) -> list[str]:
+    by_reason: dict[tuple[str, str], dict[str, None]] = {}  # model, reason → benchmarks or metrics
     for column in table.columns:
         for cell in table.column_cells(column):
             if cell.missing and cell.missing.reason != EXCLUDED_FROM_BENCHMARK:
-                whole = isinstance(source.outcomes[cell.row, column.benchmark], MissingValue)
-                where = column.benchmark if whole else column_title(column)
-                places.setdefault((cell.row, f"{cell.missing.kind}: {cell.missing.reason}"), {})[where] = None
-    rows: dict[tuple[str, str], list[str]] = {}
-    for (row, reason), benchmarks in places.items():
-        rows.setdefault((join_with_and([*benchmarks]), reason), []).append(row)
-    return [f"{join_row_names(names)} on {on}: {reason.rstrip('.')}." for (on, reason), names in rows.items()]
+                no_result = isinstance(source.outcomes[cell.row, column.benchmark], MissingValue)
+                name = column.benchmark if no_result else column_title(column)
+                by_reason.setdefault((cell.row, f"{cell.missing.kind}: {cell.missing.reason}"), {})[name] = None
+    models: dict[tuple[str, str], list[str]] = {}
+    for (row, reason), names in by_reason.items():
+        models.setdefault((join_with_and([*names]), reason), []).append(row)
+    return [f"{join_row_names(rows)} on {on}: {reason.rstrip('.')}." for (on, reason), rows in models.items()]
 
 
 def _about_missing_items(source: ReportSource) -> list[str]:
-    """Numbers that had to be believed: a result is checked against its items when it is read."""
-    found: dict[str, list[str]] = {}
+    """The results without items: reading a result checks its numbers against its items."""
+    by_models: dict[str, list[str]] = {}
     for benchmark in source.benchmarks:
-        bare = [row for row, result in source.results(benchmark).items() if result.items is None]
-        if bare:
-            found.setdefault(join_row_names(bare), []).append(benchmark)
-    where = "; ".join(f"{rows} on {join_or_count(names, 'benchmarks')}" for rows, names in found.items())
+        models = [row for row, result in source.results(benchmark).items() if result.items is None]
+        if models:
+            by_models.setdefault(join_row_names(models), []).append(benchmark)
+    where = "; ".join(f"{models} on {join_or_count(names, 'benchmarks')}" for models, names in by_models.items())
     return [f"Not checked, because their items are missing: {where}."] if where else []
 
 
-def _about_sizes(source: ReportSource) -> list[str]:
-    found = parts(result for name in source.benchmarks for result in source.results(name).values())
-    return [f"Measured on a part of the benchmark: {'; '.join(found)}."] if found else []
-
-
-def _about_protocols(source: ReportSource, table: Table) -> list[str]:
-    lines = []
-    for column in table.columns:
-        for cell in table.column_cells(column):
-            if cell.protocol_differences:
-                sign = "†" * cell.group
-                lines.append(
-                    f"{sign} {cell.row} on {column_title(column)} was measured under different settings and is not "
-                    f"ranked with the rest of its column ({'; '.join(cell.protocol_differences)})."
-                )
-    return lines + _about_inputs(source)
+def _about_protocols(table: Table) -> list[str]:
+    return [
+        f"{group_sign(cell)} {cell.row} on {column_title(column)} was measured under different settings and is not "
+        f"ranked with the rest of its column ({'; '.join(cell.protocol_differences)})."
+        for column in table.columns
+        for cell in table.column_cells(column)
+        if cell.protocol_differences
+    ]
 
 
 def _about_inputs(source: ReportSource) -> list[str]:
-    """How a model takes its input belongs to it; where the rows differ in it, the reader is told."""
-    lines = []
+    """The input settings that differ between models: they are part of a model, so the models are ranked together."""
+    lines: dict[str, None] = {}
     for benchmark in source.benchmarks:
         results = source.results(benchmark)
-        names = sorted(
-            {name for result in results.values() for name in result.protocol if name.startswith(INPUT_PREFIX)}
-        )
-        for name in names:
-            values = {row: result.protocol.get(name, "not stated") for row, result in results.items()}
-            if len(set(map(str, values.values()))) > 1:
-                what = name.removeprefix(INPUT_PREFIX).replace("_", " ")
-                said = join_with_and([f"{row} {value}" for row, value in values.items()])
-                lines.append(f"Input settings differ between the models: {what} {said}.")
-    return list(dict.fromkeys(lines))
+        names = {name for result in results.values() for name in result.protocol if name.startswith(INPUT_PREFIX)}
+        for name in sorted(names):
+            values = {row: str(result.protocol.get(name, "not stated")) for row, result in results.items()}
+            if len({*values.values()}) > 1:
+                setting = name.removeprefix(INPUT_PREFIX).replace("_", " ")
+                by_model = join_with_and([f"{row} {value}" for row, value in values.items()])
+                lines[f"Input settings differ between the models: {setting} {by_model}."] = None
+    return [*lines]

@@ -1,7 +1,7 @@
-"""Published numbers next to a report: a table of their own, without intervals, marks or tests.
+"""Published numbers: a table of their own, without intervals, marks or tests.
 
-What a paper does not say of its protocol cannot be compared with ours: the numbers are shown as printed, and the
-differences between them are plain subtraction, as papers print them.
+Papers do not state their protocols in full, so their numbers cannot be compared with measured ones: they are shown as
+printed, and differences between them are plain subtractions.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ _METRICS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceTable:
-    """The published rows that a report shows.
+    """The published models that a report shows.
 
     Args:
-        columns: ``<data set>/<metric>``.
-        rows: as selected.
-        baseline: of these rows, whose values the others' are compared with; None where there is none.
+        columns: ``<dataset>/<metric>``.
+        rows: the selected models.
+        baseline: the model that the others are compared with.
     """
 
     columns: tuple[str, ...]
@@ -56,18 +56,17 @@ class ReferenceTable:
     baseline: ReferenceResult | None = None
 
     def delta(self, row: ReferenceResult, column: str) -> float | None:
-        """A value minus the baseline's, rounded as both are printed.
+        """A value minus the baseline's, rounded to 2 decimals as both are printed.
 
-        None where one of them is missing, or is in another table: the same model is 3 points better in one paper than
-        in another.
+        None if one of them is missing or from another source: numbers of one model differ between papers by 3 points.
         """
         if self.baseline is None or row is self.baseline or row.source != self.baseline.source:
             return None
-        mine, base = row.values.get(column), self.baseline.values.get(column)
-        return None if mine is None or base is None else round(mine - base, 2)
+        value, base = row.values.get(column), self.baseline.values.get(column)
+        return None if value is None or base is None else round(value - base, 2)
 
     def text(self) -> pd.DataFrame:
-        """The rows as people read them, ``60.3 (+2.8)``; an em dash where nothing was published."""
+        """The table as text, ``60.3 (+2.8)``; an em dash for an unpublished number."""
         import pandas as pd
 
         return pd.DataFrame(
@@ -77,13 +76,13 @@ class ReferenceTable:
         )
 
     def sources(self) -> list[str]:
-        """Where the rows are printed."""
+        """The sources of the numbers."""
         return list(dict.fromkeys(row.source for row in self.rows))
 
     def _text(self, row: ReferenceResult, column: str) -> str:
         delta = self.delta(row, column)
-        gain = "" if delta is None else f" ({format_number(delta, 1, sign=True)})"
-        return format_number(row.values.get(column), 1) + gain
+        difference = "" if delta is None else f" ({format_number(delta, 1, sign=True)})"
+        return format_number(row.values.get(column), 1) + difference
 
 
 def column_label(column: str) -> str:
@@ -93,22 +92,26 @@ def column_label(column: str) -> str:
 
 
 def is_reference_row(name: str) -> bool:
-    """Whether a published row has this name, bare or behind its set (``clips:CLIPS ViT-L/14``)."""
-    return any(name in {row.name, f"{row.set}:{row.name}"} for row in load_reference_results())
+    """Whether this is the name of a published model, with or without its set (``clips:CLIPS ViT-L/14``)."""
+    return any(name in _names(row) for row in load_reference_results())
+
+
+def _names(row: ReferenceResult) -> set[str]:
+    return {row.name, f"{row.set}:{row.name}"}
 
 
 def build_reference_table(
     wanted: Sequence[str], benchmarks: Sequence[str], baseline: str | None = None
 ) -> ReferenceTable | None:
-    """The published rows asked for; None where none are.
+    """The table of some published models; None without any.
 
     Args:
-        wanted: see `select_rows`.
-        benchmarks: those of the report: where some of the rows' datasets are among them, only these are shown.
-        baseline: one of the rows, by name.
+        wanted: names, see `select_reference_results`.
+        benchmarks: of the report; limits the columns to their datasets, if the models have any of them.
+        baseline: name of one of the models.
 
     Raises:
-        UserError: no such row or set, or a baseline and no rows.
+        UserError: an unknown model or set, or a baseline without models.
     """
     if not wanted:
         if baseline is not None:
@@ -116,14 +119,14 @@ def build_reference_table(
         return None
     rows = select_reference_results(wanted)
     columns = list(dict.fromkeys(column for row in rows for column in row.values))
-    asked = [column for column in columns if any(_same_data(column, name) for name in benchmarks)]
-    base = next((row for row in rows if baseline in {row.name, f"{row.set}:{row.name}"}), None)
+    shared = [column for column in columns if any(_is_on_dataset(benchmark, column) for benchmark in benchmarks)]
+    base = next((row for row in rows if baseline in _names(row)), None)
     if baseline is not None and base is None:
-        raise unknown_name_error(baseline, [row.name for row in rows], "baseline among the published rows")
-    return ReferenceTable(columns=tuple(asked or columns), rows=rows, baseline=base)
+        raise unknown_name_error(baseline, [row.name for row in rows], "baseline among the published models")
+    return ReferenceTable(columns=tuple(shared or columns), rows=rows, baseline=base)
 
 
-def _same_data(column: str, benchmark: str) -> bool:
-    """Whether a benchmark's name is that of a column's dataset, or begins with it (``coco_karpathy``)."""
+def _is_on_dataset(benchmark: str, column: str) -> bool:
+    """Whether a benchmark's name is a column's dataset or begins with it (``coco_karpathy``)."""
     dataset = column.partition("/")[0]
     return benchmark == dataset or benchmark.startswith((f"{dataset}_", f"{dataset}-", f"{dataset}."))

@@ -1,4 +1,4 @@
-"""A report: the source and everything that is worked out from it once, for all formats."""
+"""A report: the source and everything that is computed from it once, for all formats."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from pathlib import Path
 
 from benchmarks.report.build_table import build_results_table
 from benchmarks.report.load_results import ReportSource, read_source
-from benchmarks.report.notes import MarkLegend, mark_legend, table_notes
+from benchmarks.report.notes import MarkStyle, mark_legend, table_notes
 from benchmarks.report.reference_table import ReferenceTable, build_reference_table, is_reference_row
-from benchmarks.report.row_selection import Selection, select_benchmarks, select_columns
+from benchmarks.report.row_selection import Selection, omission_notes, select_benchmarks, select_columns
 from benchmarks.report.significance import Evidence
 from benchmarks.report.summary import headline, row_summaries
 from benchmarks.report.table import Column, Table
 from benchmarks.tasks.sizes import full_size, item_count_text
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)  # one is as good as another only if it is the same
+@dataclass(frozen=True, kw_only=True, eq=False)  # hashed by identity, to cache the sections of a report
 class Report:
-    """What the formats print.
+    """The content of a report, which the formats render.
 
     Args:
-        source: what was read.
-        table: rows × primary metrics, with marks and differences; means over seeds where there are several.
-        evidence: what the table's cells rest on.
-        details: rows × all metrics.
-        answer: one sentence.
-        sentences: one for every row that has a baseline.
-        remarks: below the table, behind what `below` says of its marks.
-        published: numbers of others that stand apart.
+        source: the results.
+        table: models × primary metrics, with marks and differences; means over seeds if there are several.
+        evidence: the items and the training noise of the table's cells.
+        details: models × all metrics.
+        answer: the headline, one sentence.
+        sentences: one for each model with a baseline.
+        notes: below the table, after the legend of its marks.
+        reference_results: published numbers, in a table of their own.
     """
 
     source: ReportSource
@@ -38,73 +38,65 @@ class Report:
     details: Table
     answer: str
     sentences: tuple[str, ...]
-    remarks: tuple[str, ...]
-    published: ReferenceTable | None = None
+    notes: tuple[str, ...]
+    reference_results: ReferenceTable | None = None
 
     @property
     def other_sentences(self) -> list[str]:
-        """Those on the rows of which the answer does not speak."""
+        """The sentences that are not part of the answer."""
         return [sentence for sentence in self.sentences if not self.answer.startswith(sentence)]
 
-    def n_words(self, column: Column) -> str:
-        """The items of a column's numbers, ``"30 of 9,000"``; ``"90 to 120"`` where the rows of the main protocol have
-        unlike many."""
-        results = self.source.results(column.benchmark)
-        measured = {row: result for row, result in results.items() if column.metric in result.metrics}
+    def items_text(self, column: Column) -> str:
+        """Number of items of a column, ``"30 of 9,000"``; ``"90 to 120"`` if it varies within the main protocol."""
+        measured = self.source.results_with_metric(column.benchmark, column.metric)
         groups = self.source.protocol_groups(measured)
-        found = [(result.metrics[column.metric].n, item_count_text(result, result.metrics[column.metric]))
-                 for row, result in measured.items() if groups[row] == 0]  # fmt: skip
-        least, most = min(found, default=(0, "")), max(found, default=(0, ""))
-        return most[1] if least == most else f"{least[1]} to {most[1]}"
+        metrics = {name: result.metrics[column.metric] for name, result in measured.items() if groups[name] == 0}
+        counts = [(metric.n, item_count_text(measured[name], metric)) for name, metric in metrics.items()]
+        smallest, largest = min(counts, default=(0, "")), max(counts, default=(0, ""))
+        return largest[1] if smallest == largest else f"{smallest[1]} to {largest[1]}"
 
     def full_size(self, column: Column, row: str) -> int | None:
-        """Items of the whole benchmark where a row, or one of its seeds, was measured on fewer; None otherwise."""
+        """Items of the full benchmark if a model, or one of its seeds, was evaluated on a part; None otherwise."""
         results = self.source.results(column.benchmark)
-        mine = [each.name for each in self.source.rows if each.name in {row, f"{row} (seed {each.seed})"}]
-        sizes = [full_size(results[name]) for name in mine if name in results]
+        seeds = [each.name for each in self.source.rows if each.name in {row, f"{row} (seed {each.seed})"}]
+        sizes = [full_size(results[name]) for name in seeds if name in results]
         return max((size for size in sizes if size is not None), default=None)
 
-    def below(self, signs: MarkLegend) -> list[str]:
-        """What is below the table where it is shown with ``signs``: the legend of its marks, then the remarks."""
-        return [*mark_legend(self.table, signs), *self.remarks]
+    def all_notes(self, style: MarkStyle) -> list[str]:
+        """The lines below the table: the legend of its marks in a format's ``style``, then the notes."""
+        return [*mark_legend(self.table, style), *self.notes]
 
 
 def build_report(
     directory: str | Path,
     *,
     baseline: str | None = None,
-    published: Sequence[str] = (),
+    reference_results: Sequence[str] = (),
     selection: Selection = Selection(),  # noqa: B008 - it is frozen
 ) -> Report:
-    """Read a study or a directory of results and work out its report.
+    """Read a study or a directory of results and compute its report.
 
     Args:
         directory: of the study or the results.
-        baseline: a row that the others are compared with; the name of a published one goes for published rows.
-        published: published rows next to it, see `select_rows`; those that the study names where empty.
-        selection: the rows and columns to show.
+        baseline: the model that the others are compared with; the name of a published model compares published ones.
+        reference_results: published models, see `select_reference_results`; those that the study names if empty.
+        selection: the models and columns to show.
 
     Raises:
-        UserError: nothing to report there, an unreadable file, an unknown baseline, row, column or published row.
+        UserError: no results, an unreadable file, or an unknown baseline, model, column or published model.
     """
-    of_others = baseline is not None and is_reference_row(baseline)
-    everything = read_source(directory, baseline=None if of_others else baseline)
-    source = selection.of_source(everything)
-    places = selection.places(source)
+    of_reference = baseline is not None and is_reference_row(baseline)
+    complete = read_source(directory, baseline=None if of_reference else baseline)
+    source = selection.select_models(complete)
+    keys = selection.column_keys(source)
     evidence = Evidence(source)
-    whole, single = (
-        build_results_table(source, evidence, also=places),
-        build_results_table(source, evidence, also=places, by_seed=True),
-    )
+    full_table = build_results_table(source, evidence, also=keys)
+    full_seed_table = build_results_table(source, evidence, also=keys, by_seed=True)
     details = build_results_table(source, evidence, primary_only=False)
-    source, by_row, table = (
-        select_benchmarks(source, places),
-        select_columns(single, places),
-        select_columns(whole, places),
-    )
-    shown = published or (source.study.reference_results if source.study else ())
-    rows = {row.but_for_seed if whole.seeds else row.name for row in everything.rows}
-    left_out = selection.remark(whole, table, len(rows))
+    source = select_benchmarks(source, keys)
+    seed_table, table = select_columns(full_seed_table, keys), select_columns(full_table, keys)
+    references = reference_results or (source.study.reference_results if source.study else ())
+    num_models = len({row.but_for_seed if full_table.seeds else row.name for row in complete.rows})
     return Report(
         source=source,
         table=table,
@@ -112,6 +104,6 @@ def build_report(
         details=details,
         answer=headline(table),
         sentences=tuple(row_summaries(table)),
-        remarks=(*left_out, *table_notes(source, table, by_row)),
-        published=build_reference_table(shown, source.benchmarks, baseline if of_others else None),
+        notes=(*omission_notes(full_table, table, num_models), *table_notes(source, table, seed_table)),
+        reference_results=build_reference_table(references, source.benchmarks, baseline if of_reference else None),
     )

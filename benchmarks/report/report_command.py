@@ -12,21 +12,20 @@ from clips.errors import unknown_name_error
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """Write the report of a study, or of any directory of result files.
+    """Write the report of a study, or of a directory of result files.
 
     Args:
-        directory: a study's output, or a directory with ``<row>/<benchmark>.json``.
-        output: where the report goes; where not given ``report`` inside the directory, with a baseline
-            ``report-vs-MODEL``, with rows or columns ``report-subset``, so that the study's own stays.
-        baseline: the row that the others are compared with; as the study says where not given.
-        reference_results: results that papers report, shown apart: SET or SET:ROW, ``clips`` or
-            ``openclip:ViT-B-32/openai`` (sets: clips, openvision, siglip2, pe, llava, llava_more, openclip). Where
-            ``baseline`` names one of them, the others' differences to it are shown.
-        rows: only these, in this order: names or patterns, ``clip,clips`` or ``clips*``.
-        columns: only these, in this order: ``BENCHMARK`` or ``BENCHMARK:METRIC``, ``retrieval,pope:accuracy``; also
-            metrics that the main table omits.
-        formats: which of html, csv, wide, reference_results, seeds, sweep, markdown, latex, svg, pdf to write; all
-            where empty.
+        directory: a study's output, or a directory with ``<model>/<benchmark>.json``.
+        output: directory of the report; by default ``report`` in the directory, ``report-vs-MODEL`` with a baseline,
+            ``report-subset`` with rows or columns, so that the study's own report stays.
+        baseline: the model that the others are compared with; by default the study's.
+        reference_results: results from papers, in a table of their own: SET or SET:MODEL, ``clips`` or
+            ``openclip:ViT-B-32/openai`` (sets: clips, openvision, siglip2, pe, llava, llava_more, openclip). If
+            ``baseline`` is one of them, the table has the differences from it.
+        rows: only these models, in this order: names or patterns, ``clip,clips`` or ``clips*``.
+        columns: only these, in this order: ``BENCHMARK`` or ``BENCHMARK:METRIC``, ``retrieval,pope:accuracy``;
+            including metrics that the main table omits.
+        formats: any of html, csv, wide, reference_results, seeds, sweep, markdown, latex, svg, pdf; all if empty.
     """
 
     directory: str
@@ -39,11 +38,11 @@ class ReportConfig:
 
 
 def run_report(config: ReportConfig) -> None:
-    """Write the report's files and print the table and their place.
+    """Write the report's files, and print the table and the path.
 
     Raises:
-        UserError: nothing to report, an unreadable result, an unknown baseline, row, column or format, no place to
-            write.
+        UserError: no results, an unreadable result, an unknown baseline, model, column or format, or an output that is
+            not writable.
     """
     from rich.console import Console
 
@@ -58,32 +57,31 @@ def run_report(config: ReportConfig) -> None:
         if name not in REPORT_FORMATS:
             raise unknown_name_error(name, REPORT_FORMATS, "format")
     selection = Selection(rows=_names(config.rows), columns=_names(config.columns))
-    built = build_report(
-        config.directory, baseline=config.baseline, published=_names(config.reference_results), selection=selection
-    )
-    output = writable_directory(config.output or Path(config.directory) / _folder(config))
+    references = _names(config.reference_results)
+    report = build_report(config.directory, baseline=config.baseline, reference_results=references, selection=selection)
+    output = writable_directory(config.output or Path(config.directory) / _default_output(config))
     contents = {
         output / name: content
         for chosen in formats or REPORT_FORMATS
-        for name, content in REPORT_FORMATS[chosen].files(built).items()
+        for name, content in REPORT_FORMATS[chosen].files(report).items()
         if content
     }
     for path, content in contents.items():
         atomic_write(path, content)
-    print_report(built, Console(highlight=False))
-    for (row, benchmark), outcome in built.source.outcomes.items():
+    print_report(report, Console(highlight=False))
+    for (row, benchmark), outcome in report.source.outcomes.items():
         if isinstance(outcome, MissingValue) and outcome.kind == "invalid":
             log_info(f"warning: {row} on {benchmark}: {outcome.reason}")
     written = [*contents]
     log_info(f"report: {', '.join(map(str, written if formats else written[:1]))}")
 
 
-def _names(given: tuple[str, ...] | str) -> tuple[str, ...]:
-    """A list, or names with commas between."""
-    words = given.split(",") if isinstance(given, str) else given
-    return tuple(name.strip() for name in words if name.strip())
+def _names(value: tuple[str, ...] | str) -> tuple[str, ...]:
+    """The names of a list or of a string with commas."""
+    names = value.split(",") if isinstance(value, str) else value
+    return tuple(name.strip() for name in names if name.strip())
 
 
-def _folder(config: ReportConfig) -> str:
-    against = "" if config.baseline is None else "-vs-" + re.sub(r"[^\w.-]+", "_", config.baseline)
-    return "report" + against + ("-subset" if config.rows or config.columns else "")
+def _default_output(config: ReportConfig) -> str:
+    baseline = "" if config.baseline is None else "-vs-" + re.sub(r"[^\w.-]+", "_", config.baseline)
+    return "report" + baseline + ("-subset" if config.rows or config.columns else "")

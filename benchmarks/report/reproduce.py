@@ -1,4 +1,4 @@
-"""What a reader needs to make the same numbers again, and to know exactly what was measured."""
+"""Commands, versions and hashes to reproduce the numbers of a report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.results.results import Result
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredCell:
-    """One model on one benchmark: hashes of the model and of the protocol."""
+    """One model on one benchmark: the model's path, and hashes of the model and the protocol."""
 
     row: str
     benchmark: str
@@ -27,13 +27,13 @@ class Reproduction:
     """Commands, study file, versions, machine and hashes.
 
     Args:
-        command: the one command that makes everything.
-        steps: (name, command) of the single steps, in order.
-        file: the study file's name.
+        command: of the study; empty for a directory of results.
+        steps: (name, command) of each step, in order.
+        file: name of the study file.
         text: its content.
-        facts: what it ran on and with, name → value.
-        protocols: benchmark → its protocol, name → value, as in its first result.
-        measured: one entry a result.
+        facts: machine, code and versions, name → value.
+        protocols: benchmark → protocol of its first result, name → value.
+        measured: one entry per result.
     """
 
     command: str
@@ -46,20 +46,24 @@ class Reproduction:
 
 
 def reproduction_info(source: ReportSource) -> Reproduction:
-    """Collect it from the study's record and from the results."""
+    """Collect the information from the study's record and the results."""
     study = source.study
     results = [(name, row, result) for name in source.benchmarks for row, result in source.results(name).items()]
-    versions = dict(study.versions) if study else dict(results[0][2].versions) if results else {}
-    state = study.git if study else {}
-    git = {"commit": commit_text(state)} if state else {}
+    git = {"commit": commit_text(study.git)} if study and study.git else {}
     git |= _evaluated_by(result for *_, result in results)
+    versions = study.versions if study else results[0][2].versions if results else {}
+    first_results = {name: result for name, _, result in reversed(results)}
     return Reproduction(
         command=f"clips-bench study run {study.file}" if study else "",
         steps=tuple((name, step.command) for name, step in study.steps.items()) if study else (),
         file=study.file if study else "",
         text=study.text if study else "",
         facts={name: str(value) for name, value in {**(study.machine if study else {}), **git, **versions}.items()},
-        protocols=_protocols(source),
+        protocols={
+            name: {key.replace("_", " "): str(value) for key, value in first_results[name].protocol.items()}
+            for name in source.benchmarks
+            if name in first_results
+        },
         measured=tuple(
             MeasuredCell(
                 row=row,
@@ -74,16 +78,7 @@ def reproduction_info(source: ReportSource) -> Reproduction:
 
 
 def _evaluated_by(results: Iterable[Result]) -> dict[str, str]:
-    """The commits that made the results, each with how many: a study whose code has changed has results of several."""
-    made = Counter(commit_text(result.git) for result in results if result.git.get("commit"))
-    told = ", ".join(f"{code} ({count} of {made.total()} results)" for code, count in made.most_common())
-    return {"evaluated by commit": told} if made else {}
-
-
-def _protocols(source: ReportSource) -> dict[str, dict[str, str]]:
-    found = {}
-    for name in source.benchmarks:
-        results = list(source.results(name).values())
-        if results:
-            found[name] = {key.replace("_", " "): str(value) for key, value in results[0].protocol.items()}
-    return found
+    """The commits of the results with their counts; results of one study may come from several commits."""
+    counts = Counter(commit_text(result.git) for result in results if result.git.get("commit"))
+    commits = ", ".join(f"{commit} ({count} of {counts.total()} results)" for commit, count in counts.most_common())
+    return {"evaluated by commit": commits} if counts else {}

@@ -1,7 +1,7 @@
-"""A part of a report: some of its rows, some of its columns, in the order asked for.
+"""A report of selected models and columns, in the given order.
 
-Rows are omitted *before* the tests, so that a mark speaks of the rows that are shown. Columns are omitted *after* them:
-choosing the columns that came out well must not make their p-values smaller.
+Models are omitted *before* the tests, so that the marks refer to the shown models. Columns are omitted *after* the
+tests, so that selecting favorable columns does not lower their p-values.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from benchmarks.report.load_results import ReportSource
 from benchmarks.report.table import Table
 from clips.errors import UserError, unknown_name_error
 
-_Place = tuple[str, str]  # a benchmark and its metric
+_ColumnKey = tuple[str, str]  # benchmark, metric
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What of a report is shown.
+    """The shown models and columns of a report.
 
     Args:
-        rows: names or patterns; all where empty.
-        columns: ``BENCHMARK`` (its main metrics) or ``BENCHMARK:METRIC``, by the metric's name or label; all main
-            metrics where empty.
+        rows: names or patterns of models; all if empty.
+        columns: ``BENCHMARK`` (its primary metrics) or ``BENCHMARK:METRIC``, by the metric's name or label; all
+            primary metrics if empty.
     """
 
     rows: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
 
-    def of_source(self, source: ReportSource) -> ReportSource:
-        """The source with the chosen rows. A row whose baseline is omitted is compared with none.
+    def select_models(self, source: ReportSource) -> ReportSource:
+        """The source with the selected models; a model whose baseline is omitted has no baseline.
 
         Raises:
-            UserError: a name that no row has.
+            UserError: an unknown model.
         """
         if not self.rows:
             return source
@@ -45,80 +45,74 @@ class Selection:
         rows = [row if row.baseline in names else dataclasses.replace(row, baseline=None) for row in rows]
         return dataclasses.replace(source, rows=tuple(rows))
 
-    def places(self, source: ReportSource) -> tuple[_Place, ...]:
-        """The chosen columns in order; empty where all are shown.
+    def column_keys(self, source: ReportSource) -> tuple[_ColumnKey, ...]:
+        """The selected columns in order; empty for all.
 
         Raises:
-            UserError: a benchmark or metric that is not there.
+            UserError: an unknown benchmark or metric.
         """
-        return tuple(dict.fromkeys(place for name in self.columns for place in _places(name, source)))
-
-    def remark(self, whole: Table, shown: Table, rows: int) -> list[str]:
-        """A line that says what is omitted; none where nothing is.
-
-        Args:
-            whole: the table with all columns.
-            shown: the chosen ones.
-            rows: how many there were.
-        """
-        left_out = [
-            f"{total - here} of {total} {what}"
-            for what, total, here in (
-                ("models", rows, len(shown.rows)),
-                ("columns", len(whole.columns), len(shown.columns)),
-            )
-            if here < total
-        ]
-        if not left_out:
-            return []
-        tests = " Tests are corrected for all columns, omitted ones included." if whole.comparisons else ""
-        return [f"Omitted from this table: {' and '.join(left_out)}.{tests}"]
+        return tuple(dict.fromkeys(key for name in self.columns for key in _column_keys(name, source)))
 
 
-def select_columns(table: Table, places: Sequence[_Place]) -> Table:
-    """The table with some columns; all where ``places`` is empty."""
-    if not places:
+def omission_notes(full: Table, shown: Table, num_models: int) -> list[str]:
+    """A line with the numbers of omitted models and columns, if any.
+
+    Args:
+        full: the table with all columns.
+        shown: the table with the selected ones.
+        num_models: number of models before the selection.
+    """
+    totals = {"models": (num_models, len(shown.rows)), "columns": (len(full.columns), len(shown.columns))}
+    omitted = [f"{total - left} of {total} {name}" for name, (total, left) in totals.items() if left < total]
+    if not omitted:
+        return []
+    tests = " Tests are corrected for all columns, omitted ones included." if full.comparisons else ""
+    return [f"Omitted from this table: {' and '.join(omitted)}.{tests}"]
+
+
+def select_columns(table: Table, keys: Sequence[_ColumnKey]) -> Table:
+    """The table with some columns; all if ``keys`` is empty."""
+    if not keys:
         return table
     columns = {(column.benchmark, column.metric): column for column in table.columns}
-    chosen = [columns[place] for place in places if place in columns]
-    cells = {key: cell for key, cell in table.cells.items() if key[1:] in places}
-    return dataclasses.replace(table, columns=tuple(chosen), cells=cells)
+    selected = [columns[key] for key in keys if key in columns]
+    cells = {key: cell for key, cell in table.cells.items() if key[1:] in keys}
+    return dataclasses.replace(table, columns=tuple(selected), cells=cells)
 
 
-def select_benchmarks(source: ReportSource, places: Sequence[_Place]) -> ReportSource:
-    """The source with the benchmarks of some columns; all where ``places`` is empty."""
-    names = tuple(dict.fromkeys(benchmark for benchmark, _ in places))
+def select_benchmarks(source: ReportSource, keys: Sequence[_ColumnKey]) -> ReportSource:
+    """The source with the benchmarks of some columns; all if ``keys`` is empty."""
+    names = tuple(dict.fromkeys(benchmark for benchmark, _ in keys))
     return dataclasses.replace(source, benchmarks=names) if names else source
 
 
 def _matching(pattern: str, source: ReportSource) -> list[str]:
-    """Rows of that name or pattern; a name without its seed means all seeds."""
-    found = [
+    """The models that match a name or pattern; a name without its seed matches all seeds."""
+    names = [
         row.name
         for row in source.rows
         if row.name == pattern
         or row.name.removesuffix(f" (seed {row.seed})") == pattern
         or fnmatch.fnmatchcase(row.name, pattern)
     ]
-    if not found:
-        raise unknown_name_error(pattern, [row.name for row in source.rows], "row in 'rows'")
-    return found
+    if not names:
+        raise unknown_name_error(pattern, [row.name for row in source.rows], "model in 'rows'")
+    return names
 
 
-def _places(name: str, source: ReportSource) -> list[_Place]:
+def _column_keys(name: str, source: ReportSource) -> list[_ColumnKey]:
     benchmark, colon, metric = name.partition(":")
     if benchmark not in source.benchmarks:
         raise unknown_name_error(benchmark, source.benchmarks, "benchmark in 'columns'")
     results = source.results(benchmark).values()
     if not colon:
-        places = [(benchmark, found) for result in results for found in result.primary if found in result.metrics]
-        return list(dict.fromkeys(places)) or [(benchmark, "")]
-    labels = {found: entry.label for result in results for found, entry in result.metrics.items()}
-    for known, label in labels.items():
-        if metric == known or metric.casefold() == label.casefold():
-            return [(benchmark, known)]
+        keys = [(benchmark, primary) for result in results for primary in result.primary if primary in result.metrics]
+        return list(dict.fromkeys(keys)) or [(benchmark, "")]
+    labels = {key: entry.label for result in results for key, entry in result.metrics.items()}
+    for key, label in labels.items():
+        if metric == key or metric.casefold() == label.casefold():
+            return [(benchmark, key)]
     if not labels:
-        raise UserError(f"columns: {benchmark} has no number in any row, so no metric '{metric}'")
-    raise unknown_name_error(
-        metric, list(dict.fromkeys([*labels, *labels.values()])), f"metric of {benchmark} in 'columns'"
-    )
+        raise UserError(f"columns: {benchmark} has no number for any model, so no metric '{metric}'")
+    known = dict.fromkeys([*labels, *labels.values()])
+    raise unknown_name_error(metric, [*known], f"metric of {benchmark} in 'columns'")

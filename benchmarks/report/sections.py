@@ -1,8 +1,9 @@
-"""The sections of a report, one entry each in ``SECTIONS``: what they are called and what they show."""
+"""The sections of the report page, in order; a new section is one entry in ``SECTIONS``."""
 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from benchmarks.report.cost_figures import cost_figures
 from benchmarks.report.figure import Figure, FigureSet
 from benchmarks.report.forest_plots import forest_plots
 from benchmarks.report.gallery.answer_examples import answer_galleries
-from benchmarks.report.gallery.caption_examples import captioned
+from benchmarks.report.gallery.caption_examples import caption_galleries
 from benchmarks.report.gallery.retrieval_examples import retrieval_galleries
 from benchmarks.report.gallery.similarity_maps import similarity_maps
 from benchmarks.report.learning_curves import learning_curves
@@ -27,86 +28,75 @@ from benchmarks.report.sweep_figures import sweep_figures
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of the page.
+    """A section of the page.
 
     Args:
-        id: anchor; and, unless it shows a ``FigureSet``, which needs none of its own, name of the template
-            ``sections/<id>.html.jinja``, which sees ``content`` and ``report``.
-        title: heading, and entry of the contents.
-        build: what is shown; a false value leaves the section out.
-        about: what is in it, in a line, where most readers skip it: it is folded up behind its title.
+        title: the heading, and the entry in the table of contents.
+        build: report → content; the page omits the section if the content is false. The template ``figures`` shows a
+            `FigureSet`, ``sections/<id>.html.jinja`` any other content.
+        about: the summary of a folded section; empty if the section is open.
     """
 
-    id: str
     title: str
     build: Callable[[Report], Any]
     about: str = ""
 
     @property
-    def folded(self) -> bool:
-        """Whether a reader has to open it."""
-        return bool(self.about)
+    def id(self) -> str:
+        """The anchor: ``"Recall vs. caption length"`` → ``"recall-vs-caption-length"``."""
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower())
 
 
 SECTIONS: tuple[Section, ...] = (
-    Section(id="table", title="Results", build=lambda report: report.table),
-    Section(id="published", title="Published numbers", build=lambda report: report.published),
-    Section(id="forest", title="Differences from the baseline", build=forest_plots),
-    Section(id="settings", title="Sweeps", build=sweep_figures),
-    Section(id="lengths", title="Recall vs. caption length", build=length_figures),
-    Section(id="relation", title="Retrieval vs. MLLM scores", build=correlation_figures),
-    Section(id="examples", title="Examples", build=lambda report: answer_galleries(limit_rows(report.source))),
-    Section(id="cost", title="Score vs. cost", build=cost_figures, about="images seen, FLOPs and hours"),
+    Section(title="Results", build=lambda report: report.table),
+    Section(title="Published numbers", build=lambda report: report.reference_results),
+    Section(title="Differences from the baseline", build=forest_plots),
+    Section(title="Sweeps", build=sweep_figures),
+    Section(title="Recall vs. caption length", build=length_figures),
+    Section(title="Retrieval vs. MLLM scores", build=correlation_figures),
+    Section(title="Examples", build=lambda report: answer_galleries(limit_rows(report.source))),
+    Section(title="Score vs. cost", build=cost_figures, about="images seen, FLOPs and hours"),
     Section(
-        id="kinds",
         title="By category",
         build=category_figures,
         about="each benchmark's first metric on the items of one category",
     ),
     Section(
-        id="seeds",
         title="Per-seed results",
         build=lambda report: report.table.seeds and report.table,
         about="means, intervals, and every seed's own number",
     ),
     Section(
-        id="details",
         title="All metrics",
         build=lambda report: report.details.columns and report.details,
         about="with their intervals and numbers of items",
     ),
     Section(
-        id="curves",
         title="Learning curves",
         build=lambda report: learning_curves(limit_rows(report.source)),
         about="the logged losses of every training",
     ),
     Section(
-        id="found",
         title="Retrieval examples",
         build=lambda report: retrieval_galleries(limit_rows(report.source)),
         about="the five most similar results of each model for a query",
     ),
     Section(
-        id="captioned",
         title="Caption examples",
-        build=lambda report: captioned(limit_rows(report.source)),
+        build=lambda report: caption_galleries(limit_rows(report.source)),
         about="generated captions next to the references",
     ),
     Section(
-        id="maps",
         title="Similarity maps",
         build=lambda report: similarity_maps(limit_rows(report.source)),
         about="bright where the image is similar to the phrase",
     ),
     Section(
-        id="timing",
         title="Run time",
         build=lambda report: build_timeline(report.source.steps),
         about="time and memory of each step",
     ),
     Section(
-        id="reproduce",
         title="Reproduce",
         build=lambda report: reproduction_info(report.source),
         about="commands, protocols, hashes, machine and versions",
@@ -114,13 +104,13 @@ SECTIONS: tuple[Section, ...] = (
 )
 
 
-@functools.lru_cache(maxsize=1)  # for all formats
+@functools.lru_cache(maxsize=1)  # shared by all formats
 def built_sections(report: Report) -> tuple[tuple[Section, Any], ...]:
-    """The sections that have something to show, with what they show."""
+    """The sections that have content, each with its content."""
     return tuple((section, content) for section in SECTIONS if (content := section.build(report)))
 
 
 def report_figures(report: Report) -> dict[str, Figure]:
-    """The figures of all sections, in the order of the page, by their names."""
+    """Name → figure, of all sections in the order of the page."""
     sets = [content for _, content in built_sections(report) if isinstance(content, FigureSet)]
     return {figure.name: figure for each in sets for figure in each.figures}

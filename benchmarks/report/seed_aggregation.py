@@ -1,4 +1,4 @@
-"""Several seeds of a model made one row: means over the seeds, with intervals over images and training."""
+"""Aggregation of seeds: one row of means for all seeds of a model, with intervals over images and seeds."""
 
 from __future__ import annotations
 
@@ -7,58 +7,55 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from benchmarks.report.load_results import ReportSource
-from benchmarks.report.significance import Evidence, pool_training_noise
+from benchmarks.report.significance import Evidence
 from benchmarks.report.table import Cell, Table
 from benchmarks.results.statistics import scores_interval
 from benchmarks.study.study_record import RowRecord
 
 
 def has_seeds(source: ReportSource) -> bool:
-    """Whether some model was trained with more than one seed."""
+    """Whether a model was trained with more than one seed."""
     return len(groups(source.rows)) < len(source.rows)
 
 
 def groups(rows: Sequence[RowRecord]) -> list[tuple[RowRecord, ...]]:
-    """The rows that differ in their seed alone, together, in the order of the first of them."""
-    found: dict[tuple[str | None, ...] | str, list[RowRecord]] = {}
+    """Groups of rows that differ only in their seed, in the order of their first rows."""
+    by_model: dict[tuple[str | None, ...] | str, list[RowRecord]] = {}
     for row in rows:
-        found.setdefault(row.name if row.seed is None else row.but_for_seed, []).append(row)
-    return [tuple(group) for group in found.values()]
+        by_model.setdefault(row.name if row.seed is None else row.but_for_seed, []).append(row)
+    return [tuple(group) for group in by_model.values()]
 
 
 def aggregate_seeds(table: Table, evidence: Evidence) -> Table:
-    """A table of one row for all seeds of a model, in the order of the first seed's rows."""
+    """A table with one row for all seeds of a model, in the order of the first seeds."""
     members = groups(table.rows)
-    named = {row.name: row for row in table.rows}
-    rows = tuple(_summary_row(group, named) for group in members)
+    by_name = {row.name: row for row in table.rows}
+    rows = tuple(_mean_row(group, by_name) for group in members)
     cells = {
         (row.name, column.benchmark, column.metric): _mean_cell(row.name, [table.cell(one, column) for one in group])
         for row, group in zip(rows, members, strict=True)
         for column in table.columns
     }
-    summary = Table(
-        rows=rows, columns=table.columns, cells=cells, comparisons=0, seeds=max(len(group) for group in members)
-    )
-    pool_training_noise(summary, evidence)
-    unknown = tuple(
+    means = Table(rows=rows, columns=table.columns, cells=cells, comparisons=0, seeds=max(map(len, members)))
+    evidence.pool_training_noise(means)
+    images_only = tuple(
         column
         for column in table.columns
         if any(cell.ci_low is not None for cell in table.column_cells(column))
-        and not any(evidence.training_noise(cell).degrees for cell in summary.column_cells(column))
+        and not any(evidence.training_noise(cell).degrees for cell in means.column_cells(column))
     )
-    return with_intervals(dataclasses.replace(summary, images_only=unknown), evidence)
+    return with_intervals(dataclasses.replace(means, images_only=images_only), evidence)
 
 
 def with_intervals(table: Table, evidence: Evidence) -> Table:
-    """The table with 95 % intervals computed from items, over images and, where known, training."""
-    cells = {place: _with_interval(cell, evidence) for place, cell in table.cells.items()}
+    """The table with 95 % intervals computed from items, over images and, if known, seeds."""
+    cells = {key: _with_interval(cell, evidence) for key, cell in table.cells.items()}
     return dataclasses.replace(table, cells=cells)
 
 
-def _summary_row(group: tuple[RowRecord, ...], named: Mapping[str, RowRecord]) -> RowRecord:
-    first = next((row for row in group if row.baseline), group[0])
-    baseline = first.baseline and _without_seed(first.baseline, named.get(first.baseline, first))
-    first = group[0]
+def _mean_row(group: tuple[RowRecord, ...], by_name: Mapping[str, RowRecord]) -> RowRecord:
+    first, compared = group[0], next((row for row in group if row.baseline), group[0])
+    baseline = compared.baseline and _without_seed(compared.baseline, by_name.get(compared.baseline, compared))
     return dataclasses.replace(first, name=_without_seed(first.name, first), seed=None, baseline=baseline)
 
 
@@ -72,7 +69,7 @@ def _mean_cell(row: str, cells: list[Cell]) -> Cell:
     if not numbers:
         return dataclasses.replace(cells[0], row=row)
     values = {cell.seed: cell.value for cell in numbers if cell.value is not None}
-    halves = [
+    half_widths = [
         (cell.ci_high - cell.ci_low) / 2 for cell in numbers if cell.ci_low is not None and cell.ci_high is not None
     ]
     return dataclasses.replace(
@@ -83,7 +80,7 @@ def _mean_cell(row: str, cells: list[Cell]) -> Cell:
         ci_high=None,
         by_seed=values,
         members=tuple(cell.row for cell in numbers),
-        image_ci_half_width=fmean(halves) if halves else None,
+        image_ci_half_width=fmean(half_widths) if half_widths else None,
     )
 
 
@@ -93,5 +90,5 @@ def _with_interval(cell: Cell, evidence: Evidence) -> Cell:
         return cell
     found = scores_interval(scores, evidence.training_noise(cell))
     low, high = (None if end is None else end * cell.column.scale for end in (found.low, found.high))
-    once = dict([*cell.by_seed.items()][: scores.num_seeds])  # a model that was evaluated once has one number
-    return dataclasses.replace(cell, ci_low=low, ci_high=high, by_seed=once)
+    by_seed = dict([*cell.by_seed.items()][: scores.num_seeds])  # a pretrained model has one number for all seeds
+    return dataclasses.replace(cell, ci_low=low, ci_high=high, by_seed=by_seed)

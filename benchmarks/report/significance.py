@@ -1,7 +1,7 @@
-"""Which cells differ: the tests behind a table's marks and its differences to the baselines.
+"""The paired tests behind a table's marks and its differences from the baselines.
 
-Every pair of models that a column may rank is tested, since the model at the top was chosen by its score; all tests of
-a table, or of the tables of one section, are corrected together. Marks and differences only read them.
+Every pair of models of a ranked column is tested, since the top model was chosen by its score. All tests of a table, or
+of the tables of one section, are corrected together; marks and differences use the corrected p-values.
 """
 
 from __future__ import annotations
@@ -11,75 +11,68 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 from benchmarks.report.load_results import ReportSource
-from benchmarks.report.table import ALPHA, BaselineDifference, Cell, RankMark, Table
+from benchmarks.report.table import ALPHA, BaselineDifference, Cell, Column, RankMark, Table
 from benchmarks.results.item_scores import ItemScores, comparable
 from benchmarks.results.noise import Estimate, Scores, TrainingNoise, difference_estimate, p_values, training_noise
 from benchmarks.results.results import Result
 from benchmarks.results.statistics import compare, holm_correction
 
 Group = list[Cell]
-_Key = tuple[str, str, frozenset[str]]
+_CellKey = tuple[str, str, str]  # model, benchmark, metric
+_PairKey = tuple[str, str, frozenset[str]]  # benchmark, metric, both models
 
 
 class Evidence:
-    """What the cells of a source rest on: their items, and the training noise of each column.
+    """The items of a source's cells, and the training noise of each column.
 
     Args:
-        source: what was read.
-        place: of a cell → its benchmark, metric and the category of its items (None for all).
-        items: tables that were read already.
+        source: the results.
+        item_key: cell → its benchmark, metric and the category of its items (None for all).
+        items: cache of item tables.
     """
 
     def __init__(
         self,
         source: ReportSource,
-        place: Callable[[Cell], tuple[str, str, str | None]] | None = None,
+        item_key: Callable[[Cell], tuple[str, str, str | None]] | None = None,
         items: ItemScores | None = None,
     ) -> None:
         self._source = source
-        self._place = place or (lambda cell: (cell.column.benchmark, cell.column.metric, None))
+        self._item_key = item_key or (lambda cell: (cell.column.benchmark, cell.column.metric, None))
         self._items = items or ItemScores()
         self._rows = {row.name: row for row in source.rows}
         self._scores: dict[tuple[object, ...], Scores | None] = {}
-        self._noise: dict[tuple[object, ...], TrainingNoise] = {}
+        self._noise: dict[_CellKey, TrainingNoise] = {}
 
     def scores(self, cell: Cell) -> Scores | None:
-        """The metric of a cell's model with each image's influence; None where it cannot be computed from items."""
+        """A cell's metric with the influence of each image; None if it cannot be computed from items."""
         if cell.value is None:
             return None
-        benchmark, metric, category = self._place(cell)
+        benchmark, metric, category = self._item_key(cell)
         names = cell.members or (cell.row,)
         key = (benchmark, metric, category, names)
         if key not in self._scores:
-            results = [self._source.outcomes[name, benchmark] for name in names]
-            found = [result for result in results if isinstance(result, Result)]
-            single = bool(cell.members) and any(self._is_trained(name, found[0]) for name in names)
-            self._scores[key] = self._items.of_model(found, metric, single_training=single, category=category)
+            outcomes = [self._source.outcomes[name, benchmark] for name in names]
+            results = [outcome for outcome in outcomes if isinstance(outcome, Result)]
+            single = bool(cell.members) and any(self._is_trained(name, results[0]) for name in names)
+            self._scores[key] = self._items.of_model(results, metric, single_training=single, category=category)
         return self._scores[key]
 
     def _is_trained(self, name: str, result: Result) -> bool:
-        """Whether a result is of a model that the study trained for a row."""
+        """Whether the study trained the model of a result."""
         path = str(result.model.get("path", ""))
-        return any(path.endswith(made) for made in self._rows[name].artifacts.values())
+        return any(path.endswith(artifact) for artifact in self._rows[name].artifacts.values())
 
-    def learn_noise(self, cells: Sequence[Cell]) -> None:
-        """Pool the training noise of the cells of one column that were measured alike."""
-        scores = [found for cell in cells if cell.members and (found := self.scores(cell)) is not None]
-        noise = training_noise(scores)
-        for cell in cells:
-            self._noise[cell.row, cell.column.benchmark, cell.column.metric] = noise
+    def pool_training_noise(self, table: Table) -> None:
+        """Pool the training noise of each column and protocol of a table over seeds."""
+        for column in table.columns:
+            for group in _protocol_groups(table, column):
+                scores = [found for cell in group if cell.members and (found := self.scores(cell)) is not None]
+                self._noise |= dict.fromkeys(map(_cell_key, group), training_noise(scores))
 
     def training_noise(self, cell: Cell) -> TrainingNoise:
         """The training noise of a cell's column."""
-        return self._noise.get((cell.row, cell.column.benchmark, cell.column.metric), TrainingNoise())
-
-
-def pool_training_noise(table: Table, evidence: Evidence) -> None:
-    """Let ``evidence`` know the training noise of every column of a table over seeds."""
-    for column in table.columns:
-        numbers = [cell for cell in table.column_cells(column) if cell.value is not None]
-        for group in {cell.group for cell in numbers}:
-            evidence.learn_noise([cell for cell in numbers if cell.group == group])
+        return self._noise.get(_cell_key(cell), TrainingNoise())
 
 
 def add_significance(
@@ -89,13 +82,13 @@ def add_significance(
     ranked: bool = True,
     untested: Callable[[Cell, Cell], bool] = lambda cell, base: False,
 ) -> list[Table]:
-    """Tables with their differences to the baselines, their marks, and the number of tests behind them.
+    """Tables with differences from the baselines, marks, and the number of tests.
 
     Args:
-        tables: whose tests are corrected together.
+        tables: one family of tests, corrected together.
         evidence: of their cells.
-        ranked: whether each pair of models is tested and the best are marked.
-        untested: pairs of a cell and its baseline's that are not tested.
+        ranked: test each pair of models and mark the best.
+        untested: (cell, baseline's cell) → whether to omit this test.
     """
     tests = PairedTests(tables, evidence, ranked=ranked, untested=untested)
     return [_compared(table, tests, ranked=ranked) for table in tables]
@@ -103,59 +96,58 @@ def add_significance(
 
 def _compared(table: Table, tests: PairedTests, *, ranked: bool) -> Table:
     cells = dict(table.cells)
-    for cell, base in _against_baseline(table):
-        cells[_place(cell)] = dataclasses.replace(cell, delta=tests.delta(cell, base))
+    for cell, base in _baseline_pairs(table):
+        cells[_cell_key(cell)] = dataclasses.replace(cell, delta=tests.delta(cell, base))
     for group in _ranked_groups(table) if ranked else ():
         for cell, mark in _marks(group, tests):
-            cells[_place(cell)] = dataclasses.replace(cells[_place(cell)], mark=mark)
-    return dataclasses.replace(table, cells=cells, comparisons=len(tests), refused=tests.refused(table))
+            cells[_cell_key(cell)] = dataclasses.replace(cells[_cell_key(cell)], mark=mark)
+    return dataclasses.replace(table, cells=cells, comparisons=len(tests), untestable=tests.untestable(table))
 
 
 class PairedTests:
-    """Every test that the marks and differences of some tables need, Holm-corrected as one family."""
+    """The tests behind the marks and differences of some tables, Holm-corrected as one family."""
 
     def __init__(
         self, tables: Sequence[Table], evidence: Evidence, *, ranked: bool, untested: Callable[[Cell, Cell], bool]
     ) -> None:
         self._evidence = evidence
-        pairs = [pair for table in tables for pair in _against_baseline(table) if not untested(*pair)]
+        pairs = [pair for table in tables for pair in _baseline_pairs(table) if not untested(*pair)]
         if ranked:
             groups = (group for table in tables for group in _ranked_groups(table))
             pairs += [pair for group in groups for pair in itertools.combinations(group, 2)]
-        self._estimates: dict[_Key, Estimate] = {}
-        self._refused: dict[_Key, tuple[Cell, Cell]] = {}
+        self._estimates: dict[_PairKey, Estimate] = {}
+        self._untestable: dict[_PairKey, tuple[Cell, Cell]] = {}
         for first, second in pairs:
-            key = _key(first, second)
-            if key not in self._estimates and key not in self._refused:
+            key = _pair_key(first, second)
+            if key not in self._estimates and key not in self._untestable:
                 self._add(key, *sorted((first, second), key=lambda cell: cell.row))
         corrected = holm_correction(p_values([*self._estimates.values()]).tolist())
         self._p_adjusted = dict(zip(self._estimates, corrected, strict=True))
 
-    def _add(self, key: _Key, first: Cell, second: Cell) -> None:
-        mine, other = self._evidence.scores(first), self._evidence.scores(second)
-        if mine is None or other is None or not comparable(mine, other):
+    def _add(self, key: _PairKey, first: Cell, second: Cell) -> None:
+        scores, others = self._evidence.scores(first), self._evidence.scores(second)
+        if scores is None or others is None or not comparable(scores, others):
             return
         noise = self._evidence.training_noise(first)
-        if noise.without_spread and (mine.trained or other.trained):
-            self._refused[key] = first, second
+        if noise.without_spread and (scores.trained or others.trained):
+            self._untestable[key] = first, second
         else:
-            self._estimates[key] = difference_estimate(mine, other, noise)
+            self._estimates[key] = difference_estimate(scores, others, noise)
 
     def __len__(self) -> int:
         return len(self._estimates)
 
     def p_adjusted(self, first: Cell, second: Cell) -> float:
-        """Corrected p-value of "no difference"; 1 where no test is possible."""
-        return self._p_adjusted.get(_key(first, second), 1.0)
+        """Corrected p-value of "no difference"; 1 without a test."""
+        return self._p_adjusted.get(_pair_key(first, second), 1.0)
 
     def delta(self, cell: Cell, base: Cell) -> BaselineDifference | None:
-        """``cell`` minus ``base``, scaled as shown; None where no test is possible."""
-        key = _key(cell, base)
-        mine, other = self._evidence.scores(cell), self._evidence.scores(base)
-        if key not in self._estimates or mine is None or other is None:
+        """``cell`` minus ``base``, scaled; None without a test."""
+        key = _pair_key(cell, base)
+        scores, others = self._evidence.scores(cell), self._evidence.scores(base)
+        if key not in self._estimates or scores is None or others is None:
             return None
-        noise = self._evidence.training_noise(cell)
-        found, scale = compare(mine, other, noise), cell.column.scale
+        found, scale = compare(scores, others, self._evidence.training_noise(cell)), cell.column.scale
         return BaselineDifference(
             baseline=base.row,
             value=found.value * scale,
@@ -166,22 +158,22 @@ class PairedTests:
             min_detectable_difference=found.min_detectable * scale,
         )
 
-    def refused(self, table: Table) -> tuple[tuple[Cell, Cell], ...]:
-        """Pairs of a table that no test can tell anything of, since the seeds of no model differ."""
-        shown = {(column.benchmark, column.metric) for column in table.columns}
-        return tuple(pair for key, pair in self._refused.items() if key[:2] in shown)
+    def untestable(self, table: Table) -> tuple[tuple[Cell, Cell], ...]:
+        """Pairs of a table without a test, since the seeds of every trained model have equal scores."""
+        metrics = {(column.benchmark, column.metric) for column in table.columns}
+        return tuple(pair for key, pair in self._untestable.items() if key[:2] in metrics)
 
 
-def _place(cell: Cell) -> tuple[str, str, str]:
+def _cell_key(cell: Cell) -> _CellKey:
     return cell.row, cell.column.benchmark, cell.column.metric
 
 
-def _key(first: Cell, second: Cell) -> _Key:
+def _pair_key(first: Cell, second: Cell) -> _PairKey:
     return first.column.benchmark, first.column.metric, frozenset({first.row, second.row})
 
 
-def _against_baseline(table: Table) -> Iterator[tuple[Cell, Cell]]:
-    """Each cell with its baseline's, where both were measured alike."""
+def _baseline_pairs(table: Table) -> Iterator[tuple[Cell, Cell]]:
+    """Each cell with its baseline's, if both have the same protocol."""
     for row in table.rows:
         for column in table.columns if row.baseline else ():
             cell = table.cell(row, column)
@@ -190,22 +182,23 @@ def _against_baseline(table: Table) -> Iterator[tuple[Cell, Cell]]:
                 yield cell, base
 
 
+def _protocol_groups(table: Table, column: Column) -> list[Group]:
+    numbers = [cell for cell in table.column_cells(column) if cell.value is not None]
+    return [[cell for cell in numbers if cell.group == group] for group in sorted({cell.group for cell in numbers})]
+
+
 def _ranked_groups(table: Table) -> Iterator[Group]:
-    """Cells that may be ranked together, best first: of one column, measured alike."""
+    """The cells of each ranked column and protocol, best first."""
     for column in table.columns:
-        if column.higher_is_better is None:
-            continue
-        sign = 1 if column.higher_is_better else -1
-        numbers = [cell for cell in table.column_cells(column) if cell.value is not None]
-        for group in sorted({cell.group for cell in numbers}):
-            yield sorted(
-                (cell for cell in numbers if cell.group == group), key=lambda cell: -sign * (cell.value or 0.0)
-            )
+        if column.higher_is_better is not None:
+            sign = -1 if column.higher_is_better else 1
+            for group in _protocol_groups(table, column):
+                yield sorted(group, key=lambda cell: sign * (cell.value or 0.0))
 
 
 def _marks(group: Group, tests: PairedTests) -> list[tuple[Cell, RankMark]]:
     top, *others = group
-    near = [other for other in others if tests.p_adjusted(top, other) >= ALPHA]
-    if len(near) == len(others):
-        return []  # also where the top is alone
-    return [(cell, "tied") for cell in (top, *near)] if near else [(top, "best")]
+    tied = [other for other in others if tests.p_adjusted(top, other) >= ALPHA]
+    if len(tied) == len(others):  # also if the group has a single cell
+        return []
+    return [(cell, "tied") for cell in (top, *tied)] if tied else [(top, "best")]

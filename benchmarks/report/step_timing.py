@@ -1,6 +1,6 @@
-"""How long each step took, as bars on one time axis from which the pauses between runs are cut.
+"""The duration of each step, as bars on one time axis without the pauses between runs.
 
-A step that went on after interruptions is drawn as though it had run at one go up to its end.
+A step that was interrupted and resumed is drawn as if it had run without a break up to its end.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from benchmarks.results.formatting import format_duration
 from benchmarks.study.step_state import StepRecord
 
-_LONGEST_PAUSE = 30.0
+_MAX_IDLE_SECONDS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimelineBar:
-    """One step. ``left`` and ``width`` are per cent of the axis."""
+    """One step; ``left`` and ``width`` are per cent of the axis."""
 
     name: str
     kind: str
-    outcome: str
+    status: str
     left: float
     width: float
     duration: str
@@ -30,7 +30,7 @@ class TimelineBar:
 
 @dataclass(frozen=True, kw_only=True)
 class Timeline:
-    """All steps, the wall time without pauses and the sum of the steps' times."""
+    """All steps, the wall time without pauses, and the sum of the steps' times."""
 
     bars: tuple[TimelineBar, ...]
     wall: str
@@ -38,7 +38,7 @@ class Timeline:
 
 
 def build_timeline(records: Sequence[StepRecord]) -> Timeline | None:
-    """The bars of the steps that ran; None where none did."""
+    """The bars of the steps; None without any."""
     if not records:
         return None
     begins = [record.started - record.previous_seconds for record in records]
@@ -48,7 +48,7 @@ def build_timeline(records: Sequence[StepRecord]) -> Timeline | None:
         TimelineBar(
             name=record.name,
             kind=record.kind,
-            outcome=record.status,
+            status=record.status,
             left=round(100 * start / end, 3),
             width=round(max(100 * record.seconds / end, 0.4), 3),
             duration=format_duration(record.seconds),
@@ -63,19 +63,16 @@ def build_timeline(records: Sequence[StepRecord]) -> Timeline | None:
 
 
 def compress_idle_time(spans: Sequence[tuple[float, float]]) -> tuple[list[float], float]:
-    """Where each span (start, end) begins, and where all end, once idle time beyond 30 s is cut to nothing."""
-    cut: list[tuple[float, float]] = []  # (from when on, seconds cut so far)
-    busy_until = min(start for start, _ in spans)
-    total = busy_until
+    """The start of each span (start, end) and the end of all, after idle times of more than 30 s are removed."""
+    first = busy_until = offset = min(start for start, _ in spans)
+    offsets = [(first, offset)]  # (start, seconds to subtract from then on)
     for start, end in sorted(spans):
-        if start - busy_until > _LONGEST_PAUSE:
-            total += start - busy_until
-            cut.append((start, total))
+        if start - busy_until > _MAX_IDLE_SECONDS:
+            offset += start - busy_until
+            offsets.append((start, offset))
         busy_until = max(busy_until, end)
-    first = min(start for start, _ in spans)
 
-    def shifted(moment: float) -> float:
-        gone = [seconds for since, seconds in cut if since <= moment]
-        return moment - (gone[-1] if gone else first)
+    def shifted(time: float) -> float:
+        return time - [seconds for since, seconds in offsets if since <= time][-1]
 
     return [shifted(start) for start, _ in spans], max(shifted(start) + end - start for start, end in spans) or 1.0

@@ -1,4 +1,4 @@
-"""The answer in one sentence, and one sentence for every row, made from the tests and nothing else."""
+"""The headline and one sentence for each model, generated from the tests."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from benchmarks.report.chance_level import no_row_above_chance
 from benchmarks.report.table import Cell, Table
 from benchmarks.results.formatting import format_number, join_or_count, join_with_and
 
-_WITH_SIZE = 2
+_MAX_SIZES = 2
 
 
 def headline(table: Table) -> str:
-    """The sentence for the row that differs most from its baseline, and where no row is told from chance."""
+    """The sentence on the model that differs most from its baseline, and on metrics without a model above chance."""
     return " ".join(filter(None, (_comparison(table), no_row_above_chance(table))))
 
 
 def _comparison(table: Table) -> str:
-    """The sentence for the row that differs most from its baseline, gains counted before losses."""
-    compared = [row.name for row in table.rows if _deltas(table, row.name)]
+    compared = [row.name for row in table.rows if _compared_cells(table, row.name)]
     if compared:
-        leader = max(compared, key=lambda name: _gains(table, name))
-        behind = [name for name in compared if _gains(table, name)[0] < 0]
-        return (
-            row_summary(table, leader)
-            if _wins(table, leader) or not behind or len(compared) == 1
-            else _none_beats(behind)
-        )
+        balances = {name: _balance(table, name) for name in compared}
+        leader = max(compared, key=lambda name: balances[name])
+        worse = [name for name in compared if balances[name][0] < 0]
+        wins = any(_direction(cell) > 0 for cell in _compared_cells(table, leader))
+        if wins or not worse or len(compared) == 1:
+            return row_summary(table, leader)
+        verb = "loses" if len(worse) == 1 else "lose"
+        return f"No model beats its baseline on any metric; {join_or_count(worse, 'models')} {verb} to it on some."
     if not any(cell.value is not None for cell in table.cells.values()):
         return "There is no number yet; the table states the reasons."
     if len(table.rows) == 1:
@@ -42,51 +42,49 @@ def _comparison(table: Table) -> str:
     for cell in best:
         by_row.setdefault(cell.row, []).append(column_title(cell.column))
     others = "others with the same settings" if any(cell.group for cell in table.cells.values()) else "others"
-    told = join_with_and([f"{row} on {join_with_and(on)}" for row, on in by_row.items()])
-    return f"Significantly different from all {others} by paired tests: {told}."
+    where = join_with_and([f"{row} on {join_with_and(titles)}" for row, titles in by_row.items()])
+    return f"Significantly different from all {others} by paired tests: {where}."
 
 
 def row_summaries(table: Table) -> list[str]:
-    """One sentence for every row that has a baseline, in the order of the table."""
-    return [row_summary(table, row.name) for row in table.rows if _deltas(table, row.name)]
+    """One sentence for each model with a baseline, in the order of the table."""
+    return [row_summary(table, row.name) for row in table.rows if _compared_cells(table, row.name)]
 
 
 def row_summary(table: Table, row: str) -> str:
     """``clips beats clip by 6.1 points [4.9, 7.3] on T→I R@1; no significant difference on POPE.``"""
-    cells = _deltas(table, row)
-    better = [cell for cell in cells if _gain(cell) > 0]
-    worse = [cell for cell in cells if _gain(cell) < 0]
-    alike = [cell for cell in cells if _gain(cell) == 0]
+    cells = _compared_cells(table, row)
+    better, worse, equal = ([cell for cell in cells if _direction(cell) == sign] for sign in (1, -1, 0))
     baseline = cells[0].delta.baseline if cells[0].delta else ""
     if not better and not worse:
         return f"{row} and {baseline} do not differ significantly on any of {len(cells)} metrics."
     parts = []
     if better:
-        parts.append(f"{row} beats {baseline} {_on(better)}")
+        parts.append(f"{row} beats {baseline} {_sizes(better)}")
     if worse:
-        parts.append(f"{'it loses' if better else f'{row} loses to {baseline}'} {_on(worse)}")
-    if alike:
-        parts.append(f"no significant difference on {_named(alike)}")
+        parts.append(f"{'it loses' if better else f'{row} loses to {baseline}'} {_sizes(worse)}")
+    if equal:
+        parts.append(f"no significant difference on {_titles(equal)}")
     return "; ".join(parts) + "."
 
 
-def _on(cells: Sequence[Cell]) -> str:
-    """The sizes on the first measures, each of another benchmark, and the names of the other measures."""
-    leading: dict[str, Cell] = {}
+def _sizes(cells: Sequence[Cell]) -> str:
+    """The differences on the first metrics, each of another benchmark, and the names of the other metrics."""
+    first: dict[str, Cell] = {}
     for cell in cells:
-        if len(leading) < _WITH_SIZE:
-            leading.setdefault(cell.column.benchmark, cell)
-    rest = [cell for cell in cells if cell not in leading.values()]
-    sizes = join_with_and([_by(cell) for cell in leading.values()])
-    return sizes + (f", and also on {_named(rest)}" if rest else "")
+        if len(first) < _MAX_SIZES:
+            first.setdefault(cell.column.benchmark, cell)
+    others = [cell for cell in cells if cell not in first.values()]
+    sizes = join_with_and([_size(cell) for cell in first.values()])
+    return sizes + (f", and also on {_titles(others)}" if others else "")
 
 
-def _named(cells: Sequence[Cell]) -> str:
+def _titles(cells: Sequence[Cell]) -> str:
     return join_or_count([column_title(cell.column) for cell in cells], "other metrics")
 
 
-def _deltas(table: Table, row: str) -> list[Cell]:
-    """The row's cells that can be compared, in the order of the columns; those of unranked columns omitted."""
+def _compared_cells(table: Table, row: str) -> list[Cell]:
+    """The model's cells with a difference from the baseline, in ranked columns."""
     return [
         cell
         for column in table.columns
@@ -95,31 +93,20 @@ def _deltas(table: Table, row: str) -> list[Cell]:
     ]
 
 
-def _gain(cell: Cell) -> int:
-    """1 where the row is better than its baseline, -1 where worse, 0 where no difference was shown."""
+def _direction(cell: Cell) -> int:
+    """1 if significantly better than the baseline, -1 if worse, 0 if not significant."""
     if cell.delta is None or not cell.delta.significant:
         return 0
     return 1 if (cell.delta.value > 0) == bool(cell.column.higher_is_better) else -1
 
 
-def _wins(table: Table, row: str) -> bool:
-    return any(_gain(cell) > 0 for cell in _deltas(table, row))
+def _balance(table: Table, row: str) -> tuple[int, int]:
+    """Significant gains minus losses, and their number."""
+    directions = [_direction(cell) for cell in _compared_cells(table, row)]
+    return sum(directions), sum(map(abs, directions))
 
 
-def _none_beats(behind: Sequence[str]) -> str:
-    """``No model beats its baseline on any metric; a and b lose to it on some.``"""
-    names = join_or_count(behind, "models")
-    return (
-        f"No model beats its baseline on any metric; {names} {'loses' if len(behind) == 1 else 'lose'} to it on some."
-    )
-
-
-def _gains(table: Table, row: str) -> tuple[int, int]:
-    gains = [_gain(cell) for cell in _deltas(table, row)]
-    return sum(gains), sum(map(abs, gains))
-
-
-def _by(cell: Cell) -> str:
+def _size(cell: Cell) -> str:
     assert cell.delta is not None
     places = decimals(cell.column)
     sign = 1 if cell.delta.value > 0 else -1

@@ -1,7 +1,7 @@
-"""Scores against a setting: the figures that a study asks for, from the numbers of its main table.
+"""Scores against a setting: the figures that a study configures, from the numbers of its main table.
 
-Next to each curve stands its slope: the score's change where the setting doubles, by least squares on the setting's
-logarithm: a weighted sum of the points, whose interval has the noise of images and of training as theirs have.
+Each curve has a slope: the change of the score per doubling of the setting, by least squares on the setting's
+logarithm. It is a weighted sum of the points, so its interval includes the same variance over images and seeds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmarks.study.sweep import FigureSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Slope:
-    """Change of the score for each doubling of the setting, scaled as shown, and its 95 % interval."""
+    """Change of the score per doubling of the setting, scaled, and its 95 % interval."""
 
     value: float
     low: float | None = None
@@ -36,7 +36,7 @@ class Slope:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepCurve:
-    """One line: value on the axis → cell; a level line has one cell and no values."""
+    """One curve: value on the x axis → cell; a horizontal reference line has the cell ``level`` and no points."""
 
     name: str
     color: int
@@ -46,13 +46,13 @@ class SweepCurve:
 
     @property
     def cells(self) -> list[tuple[float | None, Cell]]:
-        """Its points, or the level."""
+        """The points, or the level."""
         return [*self.points.items()] if self.level is None else [(None, self.level)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepPanel:
-    """A metric against a setting; ``slope`` is the mean of its curves'."""
+    """A metric against a setting; ``slope`` is the mean slope of its curves."""
 
     name: str
     title: str
@@ -64,32 +64,32 @@ class SweepPanel:
 
 
 def sweep_panels(report: Report) -> list[SweepPanel]:
-    """A panel for each figure and primary metric that has a number."""
+    """A panel for each configured figure and metric with a number."""
     study = report.source.study
     return [
         panel
-        for place, figure in enumerate(study.figures if study else ())
+        for index, figure in enumerate(study.figures if study else ())
         for column in report.table.columns
         if column.benchmark == figure.benchmark
-        and (panel := _panel(figure, report, column, name=safe_file_name("setting", str(place), column.metric)))
+        and (panel := _panel(figure, report, column, name=safe_file_name("setting", str(index), column.metric)))
     ]
 
 
 def _panel(figure: FigureSpec, report: Report, column: Column, *, name: str) -> SweepPanel | None:
     table = report.table
     measured = [(row, cell) for row in table.rows if (cell := table.cell(row, column)).value is not None]
-    of_entry = [(row, cell) for row, cell in measured if row.sweep_name == figure.encoders]
-    if not of_entry:
+    swept = [(row, cell) for row, cell in measured if row.sweep_name == figure.encoders]
+    if not swept:
         return None
-    group = min(cell.group for _, cell in of_entry)  # what was measured otherwise is on no curve
-    also = [name for name in ("llm", "llava_variant") if len({getattr(row, name) for row, _ in of_entry}) > 1]
+    group = min(cell.group for _, cell in swept)  # a curve has one protocol
+    varying = [name for name in ("llm", "llava_variant") if len({getattr(row, name) for row, _ in swept}) > 1]
     points: dict[str, dict[float, Cell]] = {}
-    for row, cell in of_entry:
+    for row, cell in swept:
         if cell.group == group:
-            points.setdefault(_name(row, figure, also), {})[float(row.sweep_settings[figure.x])] = cell
+            points.setdefault(_curve_name(row, figure, varying), {})[float(row.sweep_settings[figure.x])] = cell
     curves = [
-        SweepCurve(name=curve, color=place, points=found, slope=mean_slope([found], report.evidence))
-        for place, (curve, found) in enumerate(points.items())
+        SweepCurve(name=curve, color=index, points=cells, slope=mean_slope([cells], report.evidence))
+        for index, (curve, cells) in enumerate(points.items())
     ]
     for row, cell in measured:
         if cell.group == group and {row.encoder, row.sweep_name} & set(figure.reference_lines):
@@ -100,17 +100,17 @@ def _panel(figure: FigureSpec, report: Report, column: Column, *, name: str) -> 
         title=f"{figure.title or figure.encoders}: {column_title(column)}",
         label=label,
         column=column,
-        values=tuple(sorted({value for found in points.values() for value in found})),
+        values=tuple(sorted({value for cells in points.values() for value in cells})),
         curves=tuple(curves),
         slope=mean_slope([*points.values()], report.evidence),
     )
 
 
 def mean_slope(curves: Sequence[Mapping[float, Cell]], evidence: Evidence) -> Slope | None:
-    """The mean slope of some curves; None where nothing can be fitted.
+    """The mean slope of some curves; None if a curve has a single point or values that are not positive.
 
     Args:
-        curves: value on the axis → cell.
+        curves: value on the x axis → cell.
         evidence: of the cells.
     """
     if any(len(points) < 2 or min(points) <= 0 for points in curves):
@@ -123,7 +123,7 @@ def mean_slope(curves: Sequence[Mapping[float, Cell]], evidence: Evidence) -> Sl
 
 
 def _slope_weights(setting: Sequence[float]) -> list[float]:
-    """What each point counts in the slope of a line through all, by least squares on the setting's logarithm."""
+    """The weight of each point in the slope of a least-squares line on the setting's logarithm."""
     logs = [math.log2(value) for value in setting]
     centered = [log - fmean(logs) for log in logs]
     squares = sum(each**2 for each in centered)
@@ -131,8 +131,9 @@ def _slope_weights(setting: Sequence[float]) -> list[float]:
 
 
 def _slope_interval(cells: Sequence[Cell], weights: Sequence[float], evidence: Evidence) -> tuple[float, float] | None:
-    """The interval of a weighted sum; None where the points do not share their items, or nothing is known of noise."""
-    scores, noise = [found for cell in cells if (found := evidence.scores(cell))], evidence.training_noise(cells[0])
+    """The interval of a weighted sum; None if the points have different items or the seed variance is unknown."""
+    scores = [each for cell in cells if (each := evidence.scores(cell))]
+    noise = evidence.training_noise(cells[0])
     if len(scores) < len(cells) or not all(comparable(scores[0], each) for each in scores):
         return None
     if noise.without_spread and any(each.trained for each in scores):
@@ -141,12 +142,10 @@ def _slope_interval(cells: Sequence[Cell], weights: Sequence[float], evidence: E
     return None if math.isnan(low) else (low, high)
 
 
-def _name(row: RowRecord, figure: FigureSpec, also: Sequence[str]) -> str:
-    """The settings that tell this row's curve from the others; ``also`` are fields of the row that do."""
-    own = (
-        ", ".join(str(value) for setting, value in row.sweep_settings.items() if setting != figure.x) or row.sweep_name
-    )
-    return ", ".join([own, *(str(getattr(row, name)) for name in also)])
+def _curve_name(row: RowRecord, figure: FigureSpec, varying: Sequence[str]) -> str:
+    """The other settings of the model, and its fields that vary between curves."""
+    settings = ", ".join(str(value) for setting, value in row.sweep_settings.items() if setting != figure.x)
+    return ", ".join([settings or row.sweep_name, *(str(getattr(row, name)) for name in varying)])
 
 
 _LEAD = (
@@ -156,51 +155,47 @@ _LEAD = (
 
 
 def sweep_figures(report: Report) -> FigureSet | None:
-    """The panels of two values or more as figures; None where the study asks for none or there is no number."""
+    """The panels with at least two values as figures; None without any."""
     figures = tuple(_figure(panel) for panel in sweep_panels(report) if len(panel.values) > 1)
     return FigureSet(lead=_LEAD, figures=figures) if figures else None
 
 
 def _figure(panel: SweepPanel) -> Figure:
     values = [f"{value:g}" for value in panel.values]
-    blanks = ("",) * len(values)
     return Figure(
         name=panel.name,
         title=panel.title,
         alt=f"Line chart of {panel.title} against {panel.label} with 95 % intervals: {len(panel.curves)} lines.",
-        plot=lambda axes, inks: _plot(panel, axes, inks),
+        plot=lambda axes, palette: _plot(panel, axes, palette),
         x_label=panel.label,
         y_label=panel.column.label,
         legend=tuple(LegendEntry(color=curve.color, label=curve.name) for curve in panel.curves),
-        heads=(panel.label, *values, "slope"),
+        headers=(panel.label, *values, "slope"),
         rows=(
             *(_line(curve, panel) for curve in panel.curves),
-            ("all curves", *blanks, _sloped(panel.slope, panel.column)),
+            ("all curves", *("" for _ in values), _slope_text(panel.slope, panel.column)),
         ),
     )
 
 
 def _line(curve: SweepCurve, panel: SweepPanel) -> tuple[str, ...]:
     if curve.level:
-        return (f"{curve.name}, without this setting", *[_said(curve.level)] * len(panel.values), "—")
-    points = [_said(curve.points[value]) if value in curve.points else "—" for value in panel.values]
-    return (curve.name, *points, _sloped(curve.slope, panel.column))
+        return (f"{curve.name}, without this setting", *[score(curve.level)] * len(panel.values), "—")
+    points = [score(curve.points[value]) if value in curve.points else "—" for value in panel.values]
+    return (curve.name, *points, _slope_text(curve.slope, panel.column))
 
 
-def _said(cell: Cell) -> str:
-    return score(cell)
-
-
-def _sloped(slope: Slope | None, column: Column) -> str:
+def _slope_text(slope: Slope | None, column: Column) -> str:
     if slope is None:
         return "—"
-    value, *ends = (format_number(each, decimals(column), sign=True) for each in (slope.value, slope.low, slope.high))
-    return f"{value} ({ends[0]} to {ends[1]})" if slope.low is not None else value
+    numbers = (slope.value, slope.low, slope.high)
+    value, low, high = (format_number(each, decimals(column), sign=True) for each in numbers)
+    return f"{value} ({low} to {high})" if slope.low is not None else value
 
 
-def _plot(panel: SweepPanel, axes: Any, inks: Palette) -> None:
+def _plot(panel: SweepPanel, axes: Any, palette: Palette) -> None:
     for curve in panel.curves:
-        color = inks.series(curve.color)
+        color = palette.series(curve.color)
         if curve.level is not None:
             axes.axhline(curve.level.value, color=color, linewidth=1.4, linestyle="--")
             if curve.level.ci_low is not None:

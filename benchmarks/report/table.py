@@ -1,14 +1,13 @@
-"""The one table that every format prints: rows × primary metrics, with intervals, differences and honest marks.
+"""The table that every format renders: models × primary metrics, with intervals, differences and marks.
 
-Rules of the marks, in one place:
-- cells are compared only within a *group* of equal protocol (how a model takes its input may differ: it is
-  part of the model);
-- ``best``: alone at the top, and a paired test distinguishes it from every other cell of its group;
-- ``tied``: the top of a group and those that no test distinguishes from it, where there is a worse cell;
-- no mark where nothing can be distinguished.
-The tests of a table, of every pair of cells of a group and of the differences to the baselines, are one family: their
-p-values are Holm-corrected together, so that a mark and a difference never contradict each other, and the cell at the
-top needs no luck to be there.
+Rules of the marks:
+- cells are compared only within a *group* of equal protocol; input settings may differ, since they are part of a model;
+- ``best``: the top cell of a group, significantly different from every other cell of the group;
+- ``tied``: the top cell and those not significantly different from it, if the group has a significantly worse cell;
+- no mark if no difference from the top cell is significant.
+All tests of a table (every pair of cells of a group, and the differences from the baselines) are one family: their
+p-values are Holm-corrected together, so that marks and differences never contradict each other, and choosing the top
+cell by its score does not inflate its significance.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ class Column:
 
     Args:
         benchmark: name of the benchmark.
-        metric: name of the metric; empty where no row has a number.
-        label: for the head, ``"T→I R@1"``.
-        scale: values are shown times this.
-        higher_is_better: None where neither is better; such a column is not ranked.
-        largest: the largest value shown, without its sign.
-        chance_levels: what answers give that are made without looking (`results.Metric`), scaled as shown.
+        metric: name of the metric; empty if no model has a number.
+        label: for the header, ``"T→I R@1"``.
+        scale: factor from stored to displayed values.
+        higher_is_better: None if neither is better; such a column is not ranked.
+        largest: the largest absolute value, scaled.
+        chance_levels: trivial baseline → its score (see `results.Metric`), scaled.
     """
 
     benchmark: str
@@ -49,17 +48,17 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineDifference:
-    """Difference to the baseline row, scaled as shown.
+    """Difference from the baseline model, scaled.
 
     Args:
-        baseline: the row that it is taken from.
-        value: row minus baseline.
-        ci_low: lower end of the 95 % interval; NaN, like the upper one, where none can be given.
+        baseline: the baseline model.
+        value: model minus baseline.
+        ci_low: lower end of the 95 % interval; both ends are NaN if the interval is unknown.
         ci_high: upper end.
         p_value: of this test alone.
-        p_adjusted: corrected for the tests of the whole table.
-        min_detectable_difference: the smallest true difference that a single such test would show four times in five;
-            NaN where nothing differs, and so nothing is known of the spread.
+        p_adjusted: Holm-corrected for all tests of the table.
+        min_detectable_difference: the true difference that a single such test detects with power 0.8; NaN if no item
+            differs, since the variance is then unknown.
     """
 
     baseline: str
@@ -72,30 +71,30 @@ class BaselineDifference:
 
     @property
     def significant(self) -> bool:
-        """Whether a difference was shown, given how many were looked at."""
+        """Whether the corrected p-value is below `ALPHA`."""
         return self.p_adjusted < ALPHA
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One number, or why there is none.
+    """One number, or why it is missing.
 
     Args:
-        row: its row.
+        row: name of the model.
         column: its column.
-        value: as shown (scaled); None where there is a gap.
-        ci_low: lower end of the 95 % interval.
+        value: scaled; None if missing.
+        ci_low: lower end of the 95 % interval; over images and seeds if the value is a mean over seeds.
         ci_high: upper end.
-        n: items.
-        delta: against the baseline row, where both were measured alike.
+        n: number of items.
+        delta: difference from the baseline model, if both have the same protocol.
         mark: see the module's docstring.
         group: 0 for the column's main protocol, 1, 2, … for others, which are not ranked with it.
-        protocol_differences: in words, what differs from the main protocol.
+        protocol_differences: as text, differences from the main protocol.
         missing: why there is no number.
-        seed: of the row.
-        by_seed: where the value is a mean over seeds (and the interval one over images and seeds): seed → value.
-        members: where the value is a mean over seeds: the rows of the single seeds.
-        image_ci_half_width: half the width of the interval over images that a single seed's value has, on average.
+        seed: of the model.
+        by_seed: seed → value, if the value is a mean over seeds.
+        members: names of the single seeds' rows, if the value is a mean over seeds.
+        image_ci_half_width: average half width of a single seed's interval over images.
     """
 
     row: str
@@ -117,11 +116,16 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """The rows, columns and cells, and how many tests stand behind the marks and differences.
+    """Models × metrics.
 
-    ``seeds`` is 0 unless the numbers are means over so many seeds. ``refused`` are pairs of cells that cannot be
-    tested: all seeds of the trained models of their column have the same answers. ``images_only`` are columns of which
-    nothing is known of training: a table over seeds has one evaluation of each model there.
+    Args:
+        rows: the models.
+        columns: the metrics.
+        cells: (model, benchmark, metric) → cell.
+        comparisons: number of tests behind the marks and differences.
+        seeds: number of seeds that the values are means over; 0 without several seeds.
+        untestable: pairs of cells without a test, since the seeds of every trained model have equal scores.
+        images_only: columns of a table over seeds in which each model was evaluated once, without seed variance.
     """
 
     rows: tuple[RowRecord, ...]
@@ -129,16 +133,16 @@ class Table:
     cells: Mapping[tuple[str, str, str], Cell]
     comparisons: int
     seeds: int = 0
-    refused: tuple[tuple[Cell, Cell], ...] = ()
+    untestable: tuple[tuple[Cell, Cell], ...] = ()
     images_only: tuple[Column, ...] = ()
 
     @property
     def baselines(self) -> frozenset[str | None]:
-        """The rows that others are compared with."""
+        """The models that others are compared with."""
         return frozenset(row.baseline for row in self.rows)
 
     def cell(self, row: RowRecord, column: Column) -> Cell:
-        """The cell of a row in a column."""
+        """The cell of a model and a metric."""
         return self.cells[row.name, column.benchmark, column.metric]
 
     def column_cells(self, column: Column) -> list[Cell]:

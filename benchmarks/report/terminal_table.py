@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from benchmarks.report.cell_text import decimals, group_sign, margin, short_gap
+from benchmarks.report.cell_text import decimals, group_sign, margin, missing_label
 from benchmarks.report.notes import PLAIN, TERMINAL
 from benchmarks.report.reference_table import REFERENCE_NOTE
 from benchmarks.report.report import Report
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-_EDGES = 3  # a column's edge and the blanks next to it
+_BORDER = 3  # a column's border and its padding
 
 
 def print_report(report: Report, console: Console) -> None:
-    """The main table, a sentence for each compared row, the legend and remarks. Names are text, never markup.
+    """Print the main table, a sentence for each compared model, the legend and the notes; names are never markup.
 
-    Metrics go down the side where there are more of them than rows, so that the table stays narrow.
+    The table is transposed if it has more metrics than models, so that it stays narrow.
     """
     from rich.text import Text
 
@@ -33,72 +33,70 @@ def print_report(report: Report, console: Console) -> None:
     console.print(Text(strip_control_chars(report.answer), style="bold"))
     for sentence in report.other_sentences:
         console.print(Text(strip_control_chars(sentence)))
-    if report.published:
+    if report.reference_results:
         console.print(Text(f"Published. {REFERENCE_NOTE}", style="dim"))
-        for part, widths in _fitted(report.published.text(), console.width):
+        for part, widths in _split(report.reference_results.text(), console.width):
             print_frame(part, console, widths=widths)
-    for remark in report.below(TERMINAL if console.color_system else PLAIN):
-        console.print(Text(f"  {strip_control_chars(remark)}", style="dim"))
+    for note in report.all_notes(TERMINAL if console.color_system else PLAIN):
+        console.print(Text(f"  {strip_control_chars(note)}", style="dim"))
 
 
 def print_frame(
     frame: pd.DataFrame, console: Console, *, title: str = "", widths: Sequence[int | None] | None = None
 ) -> None:
-    """A frame of texts as a table; names break where they are long and are never cut."""
+    """Print a frame of strings as a table; long names wrap and are never cut."""
     from rich.table import Table
     from rich.text import Text
 
     def plain(value: object, style: str = "") -> Text:
         return Text(value.plain if isinstance(value, Text) else strip_control_chars(str(value)), style=style)
 
-    heading = plain(title) if title else None
-    table = Table(title=heading, title_style="bold", title_justify="left", pad_edge=False)
+    table = Table(title=plain(title) if title else None, title_style="bold", title_justify="left", pad_edge=False)
     table.add_column("", overflow="fold")
-    for head, width in zip(frame.columns, widths or [None] * frame.shape[1], strict=True):
-        table.add_column(plain(head), justify="right" if head else "left", overflow="fold", width=width)
+    for header, width in zip(frame.columns, widths or [None] * frame.shape[1], strict=True):
+        table.add_column(plain(header), justify="right" if header else "left", overflow="fold", width=width)
     for name, line in zip(frame.index, frame.to_numpy(), strict=True):
-        cells = (each if isinstance(each, Text) else plain(each) for each in line)
-        table.add_row(plain(name, "bold"), *cells)
+        table.add_row(plain(name, "bold"), *(each if isinstance(each, Text) else plain(each) for each in line))
     console.print(table)
 
 
-def _fitted(frame: pd.DataFrame, width: int) -> Iterator[tuple[pd.DataFrame, list[int] | None]]:
-    """A frame of texts in parts no wider than the terminal, with the widths of their columns: metrics down the side
-    where that is enough, else as many metrics side by side as there is room for, without the rows that have none."""
-    on_side = frame.T
-    if max(map(len, frame.columns)) + sum(_widths(on_side)) < width:
-        yield on_side, None
+def _split(frame: pd.DataFrame, width: int) -> Iterator[tuple[pd.DataFrame, list[int] | None]]:
+    """Parts of a frame no wider than the terminal, with their column widths.
+
+    That is the transposed frame if it fits, else groups of columns, each without the rows that have no number in it.
+    """
+    transposed = frame.T
+    if max(map(len, frame.columns)) + sum(_min_widths(transposed)) < width:
+        yield transposed, None
         return
-    room = width - min(max(map(len, frame.index)), width // 2) - _EDGES
-    for places in _pages(_widths(frame), room):
-        part = frame.iloc[:, places]
-        yield part[(part != format_number(None, 0)).any(axis=1)], [each - _EDGES for each in _widths(part)]
+    room = width - min(max(map(len, frame.index)), width // 2) - _BORDER
+    for indices in _column_groups(_min_widths(frame), room):
+        part = frame.iloc[:, indices]
+        yield part[(part != format_number(None, 0)).any(axis=1)], [each - _BORDER for each in _min_widths(part)]
 
 
-def _widths(frame: pd.DataFrame) -> list[int]:
-    """What each column takes at least: its head breaks between words."""
-    texts = ((*head.split(), *frame.iloc[:, place]) for place, head in enumerate(frame.columns))
-    return [max(map(len, each)) + _EDGES for each in texts]
+def _min_widths(frame: pd.DataFrame) -> list[int]:
+    """The minimum width of each column; headers wrap between words."""
+    texts = ((*header.split(), *frame.iloc[:, index]) for index, header in enumerate(frame.columns))
+    return [max(map(len, each)) + _BORDER for each in texts]
 
 
-def _pages(widths: Sequence[int], room: int) -> Iterator[list[int]]:
-    """Columns side by side, as many as there is room for, one at least."""
-    page: list[int] = []
-    for place, width in enumerate(widths):
-        if page and sum(widths[each] for each in page) + width > room:
-            yield page
-            page = []
-        page.append(place)
-    yield page
+def _column_groups(widths: Sequence[int], room: int) -> Iterator[list[int]]:
+    group: list[int] = []
+    for index, width in enumerate(widths):
+        if group and sum(widths[each] for each in group) + width > room:
+            yield group
+            group = []
+        group.append(index)
+    yield group
 
 
 def _text(cell: Cell) -> Text:
     from rich.text import Text
 
     if cell.value is None:
-        return Text(
-            short_gap(cell), style="red" if cell.missing and cell.missing.kind in {"failed", "invalid"} else "dim"
-        )
+        failed = cell.missing is not None and cell.missing.kind in {"failed", "invalid"}
+        return Text(missing_label(cell), style="red" if failed else "dim")
     style = {"best": "bold green", "tied": "green", "": ""}[cell.mark]
     text = Text(format_number(cell.value, decimals(cell.column)), style=style)
     text.append(f" {margin(cell)}{group_sign(cell)}", style="dim")

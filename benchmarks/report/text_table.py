@@ -1,11 +1,11 @@
-"""Tables as people read them: frames of texts, models down and metrics across, which pandas and rich write."""
+"""Tables for readers: frames of strings, models × metrics, which pandas and rich render."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.report.cell_text import column_head
+from benchmarks.report.cell_text import column_header
 from benchmarks.report.chance_level import chance_text, has_chance_level
 from benchmarks.report.report import Report
 from benchmarks.report.table import Cell, Column
@@ -21,13 +21,13 @@ def main_table(
     text: Callable[[str], Any],
     chance: Callable[[Column], Any] | None = None,
 ) -> pd.DataFrame:
-    """The wide view of a report's table, below the models the lines on chance, where it is known, and on n.
+    """The wide view of a report's table: a line per model, the chance levels if any are known, and n.
 
     Args:
         report: the report.
-        cell: what a format shows of a number, or of its absence.
-        text: what it shows of a name or of the words in the two last lines.
-        chance: what it shows of a column's chance; its words where not given.
+        cell: formats a number or a missing value.
+        text: formats a name, or a text of the last two lines.
+        chance: formats a column's chance levels; by default as text.
     """
     import pandas as pd
 
@@ -38,35 +38,34 @@ def main_table(
         names.append("chance")
         lines.append([chance(column) if chance else text(chance_text(column) or none) for column in table.columns])
     names.append("n")
-    lines.append([text(report.n_words(column) or none) for column in table.columns])
-    heads = [text(column_head(column)) for column in table.columns]
-    return pd.DataFrame(lines, index=[text(name) for name in names], columns=heads, dtype=object)
+    lines.append([text(report.items_text(column) or none) for column in table.columns])
+    headers = [text(column_header(column)) for column in table.columns]
+    return pd.DataFrame(lines, index=[text(name) for name in names], columns=headers, dtype=object)
 
 
 def markdown_table(frame: pd.DataFrame) -> str:
-    """A frame of Markdown texts as a pipe table."""
-    aligned = ["left", *["right"] * frame.shape[1]]
-    return frame.to_markdown(tablefmt="pipe", disable_numparse=True, colalign=aligned)
+    """A frame of Markdown strings as a pipe table."""
+    alignment = ["left", *["right"] * frame.shape[1]]
+    return frame.to_markdown(tablefmt="pipe", disable_numparse=True, colalign=alignment)
 
 
-def latex_table(frame: pd.DataFrame, *, foot: int = 0) -> list[str]:
-    """A frame of LaTeX texts as the lines of a booktabs tabular.
+def latex_table(frame: pd.DataFrame, *, num_footer_lines: int = 0) -> list[str]:
+    """A frame of LaTeX strings as the lines of a booktabs tabular.
 
     Args:
-        frame: where its columns have two levels, the upper one is above a rule over what it has in common.
-        foot: how many of the last lines are below a rule.
+        frame: with two column levels, a rule groups the columns with equal upper headers.
+        num_footer_lines: number of last lines below a rule.
     """
-    width = frame.shape[1]
-    written = frame.style.to_latex(column_format="l" + "r" * width, hrules=True, multicol_align="c")
-    lines = written.splitlines()
+    column_format = "l" + "r" * frame.shape[1]
+    lines = frame.style.to_latex(column_format=column_format, hrules=True, multicol_align="c").splitlines()
     if frame.columns.nlevels > 1:
         lines.insert(lines.index(r"\midrule") - 1, " ".join(_rules([*frame.columns.get_level_values(0)])))
-    if foot:
-        lines.insert(lines.index(r"\bottomrule") - foot, r"\midrule")
+    if num_footer_lines:
+        lines.insert(lines.index(r"\bottomrule") - num_footer_lines, r"\midrule")
     return lines
 
 
-def _rules(above: list[str]) -> list[str]:
-    starts = [place for place, name in enumerate(above) if place == 0 or name != above[place - 1]]
-    ends = [*starts[1:], len(above)]
-    return [rf"\cmidrule(lr){{{start + 2}-{end + 1}}}" for start, end in zip(starts, ends, strict=True)]
+def _rules(headers: list[str]) -> list[str]:
+    starts = [index for index, name in enumerate(headers) if index == 0 or name != headers[index - 1]]
+    stops = [*starts[1:], len(headers)]
+    return [rf"\cmidrule(lr){{{start + 2}-{stop + 1}}}" for start, stop in zip(starts, stops, strict=True)]

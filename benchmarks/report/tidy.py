@@ -1,8 +1,7 @@
-"""The table as data: a tidy (long) frame, a line for each model and metric; the wide ones are views of it.
+"""The table as data: a tidy (long) frame with one line per model and metric; wide tables are views of it.
 
-``table.csv`` is this frame, and `COLUMNS` says what is in it; behind `chance` there is a column for each other way of
-answering without looking (``always_yes``, ``majority_class``). Values are scaled as shown: per cent where papers print
-per cent.
+``table.csv`` is this frame, and `COLUMNS` describes its columns; after ``chance`` there is a column for each other
+trivial baseline (``always_yes``, ``majority_class``). Values are scaled for display, as in papers: most are per cent.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from benchmarks.report.table import Cell, Table
+from benchmarks.report.table import BaselineDifference, Cell, Table
 from benchmarks.results.formatting import finite_or_none
 from benchmarks.results.results import CHANCE
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS: Mapping[str, str] = {
-    "model": "name of the row",
+    "model": "name of the model",
     "benchmark": "name of the benchmark",
     "metric": "name of the metric; empty where no model has a number",
     "label": "the metric as the column's header shows it",
@@ -26,13 +25,13 @@ COLUMNS: Mapping[str, str] = {
     "ci_low": "lower end of the 95 % interval",
     "ci_high": "upper end of the 95 % interval",
     "n": "items that the value was computed from",
-    "n_full": "items of the whole benchmark where the value was computed from a part of it",
+    "n_full": "items of the full benchmark if the value was computed from a part of it",
     "chance": "score of guessing among the answers on the same items; empty outside of the main protocol",
-    "num_seeds": "trainings behind the value, where there are several",
-    "image_ci_half_width": "with several seeds: half the width of one seed's interval over images, on average",
-    "baseline": "the model that the difference is taken to",
+    "num_seeds": "number of seeds if the value is a mean over seeds",
+    "image_ci_half_width": "with several seeds: average half width of a single seed's interval over images",
+    "baseline": "the model that is subtracted in delta",
     "delta": "value minus the baseline's",
-    "delta_ci_low": "lower end of its 95 % interval; empty where none can be given",
+    "delta_ci_low": "lower end of its 95 % interval; empty if unknown",
     "delta_ci_high": "upper end of its 95 % interval",
     "p_value": "of the paired test of this difference alone",
     "p_adjusted": "the same, corrected by Holm's method for all tests of the table",
@@ -40,7 +39,7 @@ COLUMNS: Mapping[str, str] = {
     "min_detectable_difference": "the true difference that one such test detects with power 0.8",
     "mark": "best: significantly different from all others of its metric and protocol; tied: at the top",
     "scale": "factor by which the metric is multiplied for display",
-    "higher_is_better": "empty where neither is better",
+    "higher_is_better": "empty if neither is better",
     "protocol_group": "values are comparable only within a group; 0 is the main protocol",
     "missing": "why there is no value: `failed: …`, `missing: …`, …",
     "notes": "differences from the main protocol",
@@ -52,21 +51,23 @@ def tidy(table: Table, full_sizes: Mapping[tuple[str, str], int | None] | None =
 
     Args:
         table: the table.
-        full_sizes: (model, benchmark) → items of the whole benchmark, where a part was measured.
+        full_sizes: (model, benchmark) → items of the full benchmark, if a part was measured.
     """
     import pandas as pd
 
     cells = [table.cell(row, column) for row in table.rows for column in table.columns]
     lines = [_line(cell, (full_sizes or {}).get((cell.row, cell.column.benchmark))) for cell in cells]
-    ways = dict.fromkeys(_field(way) for column in table.columns for way in column.chance_levels if way != CHANCE)
-    place = [*COLUMNS].index(CHANCE) + 1
-    frame = pd.DataFrame(lines, columns=[*[*COLUMNS][:place], *ways, *[*COLUMNS][place:]])
+    names = list(COLUMNS)
+    after_chance = names.index(CHANCE) + 1
+    baselines = (_field(name) for column in table.columns for name in column.chance_levels if name != CHANCE)
+    names[after_chance:after_chance] = dict.fromkeys(baselines)
+    frame = pd.DataFrame(lines, columns=names)
     return frame.astype(dict.fromkeys(("n", "n_full", "num_seeds"), "Int64") | {"significant": "boolean"})
 
 
 def _line(cell: Cell, full_size: int | None) -> dict[str, object]:
-    column, delta, gap = cell.column, cell.delta, cell.missing
-    blind = {} if cell.group else column.chance_levels
+    column, delta, missing = cell.column, cell.delta, cell.missing
+    chance_levels = {} if cell.group else column.chance_levels
     return {
         "model": cell.row,
         "benchmark": column.benchmark,
@@ -75,36 +76,36 @@ def _line(cell: Cell, full_size: int | None) -> dict[str, object]:
         **cell_fields(cell),
         "n": cell.n or None,
         "n_full": full_size,
-        **{_field(way): value for way, value in blind.items()},
-        **(
-            {
-                "baseline": delta.baseline,
-                "delta": delta.value,
-                "delta_ci_low": finite_or_none(delta.ci_low),
-                "delta_ci_high": finite_or_none(delta.ci_high),
-                "p_value": delta.p_value,
-                "p_adjusted": delta.p_adjusted,
-                "significant": delta.significant,
-                "min_detectable_difference": finite_or_none(delta.min_detectable_difference),
-            }
-            if delta
-            else {}
-        ),
+        **{_field(name): value for name, value in chance_levels.items()},
+        **(_delta_fields(delta) if delta else {}),
         "mark": cell.mark or None,
         "scale": column.scale,
         "higher_is_better": column.higher_is_better,
         "protocol_group": cell.group,
-        "missing": f"{gap.kind}: {gap.reason}" if gap else None,
+        "missing": f"{missing.kind}: {missing.reason}" if missing else None,
         "notes": "; ".join(cell.protocol_differences) or None,
     }
 
 
-def _field(way: str) -> str:
-    return way.replace(" ", "_")
+def _delta_fields(delta: BaselineDifference) -> dict[str, object]:
+    return {
+        "baseline": delta.baseline,
+        "delta": delta.value,
+        "delta_ci_low": finite_or_none(delta.ci_low),
+        "delta_ci_high": finite_or_none(delta.ci_high),
+        "p_value": delta.p_value,
+        "p_adjusted": delta.p_adjusted,
+        "significant": delta.significant,
+        "min_detectable_difference": finite_or_none(delta.min_detectable_difference),
+    }
+
+
+def _field(baseline: str) -> str:
+    return baseline.replace(" ", "_")
 
 
 def cell_fields(cell: Cell) -> dict[str, object]:
-    """A cell's value with its interval, and what several seeds say."""
+    """A cell's value with its interval, and the fields of several seeds."""
     return {
         "value": cell.value,
         "ci_low": cell.ci_low,
@@ -115,11 +116,11 @@ def cell_fields(cell: Cell) -> dict[str, object]:
 
 
 def wide(frame: pd.DataFrame) -> pd.DataFrame:
-    """The wide view of a tidy frame: a line a model, and for each metric its filled fields side by side."""
+    """The wide view of a tidy frame: one line per model, with the non-empty fields of each metric as columns."""
     fields = [name for name in frame if name not in {"model", "benchmark", "metric", "label", "scale"}]
-    names = frame["benchmark"] + ("/" + frame["metric"]).where(frame["metric"] != "", "")
-    places = [(name, field) for name in dict.fromkeys(names) for field in fields]
-    found = frame.assign(column=names).pivot(index="model", columns="column", values=fields)
-    found = found.swaplevel(axis=1)[places].reindex(dict.fromkeys(frame["model"])).dropna(axis=1, how="all")
-    found.columns = [" ".join(name) for name in found.columns]
-    return found.reset_index()
+    metrics = frame["benchmark"] + ("/" + frame["metric"]).where(frame["metric"] != "", "")
+    columns = [(metric, field) for metric in dict.fromkeys(metrics) for field in fields]
+    view = frame.assign(column=metrics).pivot(index="model", columns="column", values=fields)
+    view = view.swaplevel(axis=1)[columns].reindex(dict.fromkeys(frame["model"])).dropna(axis=1, how="all")
+    view.columns = [" ".join(name) for name in view.columns]
+    return view.reset_index()

@@ -1,6 +1,6 @@
-"""The formats of a report, a file each; one entry each in ``REPORT_FORMATS``.
+"""The formats of a report; a new format is one entry in ``REPORT_FORMATS``.
 
-Names and reasons come from files that others wrote: every format escapes them.
+Every format escapes names and reasons, since they come from untrusted files.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ from benchmarks.report.sections import report_figures
 
 
 class ReportFormat(Protocol):
-    """What a report is written as."""
+    """A format of a report."""
 
     def files(self, report: Report) -> Mapping[str, str | bytes]:
-        """Name in the report's directory → content; a file without content is not written."""
+        """Name in the report's directory → content; files with empty content are not written."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OneFile:
-    """A format of one text file: its name, and what makes its content."""
+    """A format of one text file: its name, and the function that renders its content."""
 
     file: str
     render: Callable[[Report], str]
 
     def files(self, report: Report) -> Mapping[str, str | bytes]:
-        """See `Format`."""
+        """See `ReportFormat`."""
         return {self.file: self.render(report)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class FigureFiles:
-    """A format of a file for each figure, under ``figures/``: how they end, and what draws one."""
+    """A format of one file per figure, in ``figures/``: the suffix, and the function that renders a figure."""
 
     suffix: str
-    draw: Callable[[Figure], str | bytes]
+    render: Callable[[Figure], str | bytes]
 
     def files(self, report: Report) -> Mapping[str, str | bytes]:
-        """See `Format`."""
-        return {f"figures/{name}{self.suffix}": self.draw(figure) for name, figure in report_figures(report).items()}
+        """See `ReportFormat`."""
+        return {f"figures/{name}{self.suffix}": self.render(figure) for name, figure in report_figures(report).items()}
 
 
 REPORT_FORMATS: dict[str, ReportFormat] = {
@@ -65,6 +65,6 @@ REPORT_FORMATS: dict[str, ReportFormat] = {
     "sweep": OneFile(file="sweep.csv", render=render_sweep_csv),
     "markdown": OneFile(file="table.md", render=render_markdown),
     "latex": OneFile(file="table.tex", render=render_latex),
-    "svg": FigureFiles(suffix=".svg", draw=render_svg),
-    "pdf": FigureFiles(suffix=".pdf", draw=render_pdf),
+    "svg": FigureFiles(suffix=".svg", render=render_svg),
+    "pdf": FigureFiles(suffix=".pdf", render=render_pdf),
 }

@@ -1,4 +1,4 @@
-"""CSV: for spreadsheets and programs, one file a table."""
+"""CSV: for spreadsheets and programs, one file per table."""
 
 from __future__ import annotations
 
@@ -16,29 +16,26 @@ if TYPE_CHECKING:
 
 def render_csv(report: Report) -> str:
     """The tidy table: one line for each model and metric, see `benchmarks.report.tidy`."""
-    return csv_text(tidy_table(report))
+    return csv_text(_tidy_table(report))
 
 
 def render_wide(report: Report) -> str:
-    """One line a model, the fields of each metric side by side."""
-    return csv_text(wide(tidy_table(report)))
+    """One line per model, with the fields of each metric as columns."""
+    return csv_text(wide(_tidy_table(report)))
 
 
-def tidy_table(report: Report) -> pd.DataFrame:
-    """The report's main table as a tidy frame."""
+def _tidy_table(report: Report) -> pd.DataFrame:
     cells = report.table.cells.values()
-    return tidy(
-        report.table,
-        {(cell.row, cell.column.benchmark): report.full_size(cell.column, cell.row) for cell in cells},
-    )
+    sizes = {(cell.row, cell.column.benchmark): report.full_size(cell.column, cell.row) for cell in cells}
+    return tidy(report.table, sizes)
 
 
 def render_reference_csv(report: Report) -> str:
-    """One line a published row, values as printed, and differences to the baseline if it is one of them."""
-    table = report.published
+    """One line per published model: values as printed, and differences from the baseline if it is one of them."""
+    table = report.reference_results
     if table is None:
         return ""
-    return _lines(
+    return _csv(
         {
             "model": row.name,
             "set": row.set,
@@ -52,9 +49,9 @@ def render_reference_csv(report: Report) -> str:
 
 
 def render_seeds(report: Report) -> str:
-    """One line a model and metric: mean over seeds, both kinds of noise, every seed; empty without several seeds."""
+    """One line per model and metric: mean over seeds, both intervals, every seed; empty without several seeds."""
     table = report.table
-    return _lines(
+    return _csv(
         {
             "model": row.name,
             "benchmark": column.benchmark,
@@ -69,8 +66,8 @@ def render_seeds(report: Report) -> str:
 
 
 def render_sweep_csv(report: Report) -> str:
-    """One line for each point of the figures of scores against settings, with the curve's slope; empty without any."""
-    return _lines(
+    """One line for each point of the sweep figures, with the slope of its curve; empty without sweeps."""
+    return _csv(
         {
             "figure": panel.title,
             "curve": curve.name,
@@ -88,19 +85,19 @@ def render_sweep_csv(report: Report) -> str:
     )
 
 
-def _lines(lines: Iterable[Mapping[str, object]]) -> str:
+def _csv(lines: Iterable[Mapping[str, object]]) -> str:
     import pandas as pd
 
     return csv_text(pd.DataFrame(lines))
 
 
 def csv_text(frame: pd.DataFrame) -> str:
-    """A frame as CSV, its texts fit for a spreadsheet; empty without lines."""
+    """A frame as CSV, safe to open in a spreadsheet; empty without lines."""
     return frame.map(_safe_cell).to_csv(index=False, lineterminator="\n") if len(frame) else ""
 
 
 def _safe_cell(value: object) -> object:
-    """A value; of a text one that a spreadsheet will not take for a formula, nor a terminal for a command."""
+    """The value; a string without control characters, and quoted if a spreadsheet would run it as a formula."""
     if not isinstance(value, str):
         return value
     clean = strip_control_chars(value)

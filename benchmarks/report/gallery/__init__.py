@@ -1,1 +1,1 @@
-"""The page's galleries: examples that people look at. What they show was kept by the evaluation; no model is asked."""
+"""The page's galleries of examples, from outputs that the evaluation saved."""

@@ -1,9 +1,9 @@
-"""What galleries consist of: cards with an image, what was asked, and what the rows answered."""
+"""The parts of galleries: cards with an image, a question, and the models' answers."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,18 +13,18 @@ from benchmarks.report.gallery import thumbnails
 from benchmarks.report.gallery.thumbnails import Thumbnail, take_within_budget
 from benchmarks.results.results import Result, read_items
 
-LONGEST_TEXT = 600  # characters of a caption or a reference; other texts are cut sooner
+MAX_CAPTION_CHARS = 600
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What one row said or found.
+    """A model's answer or search result.
 
     Args:
-        row: the row; empty where its name is above several answers.
-        text: its words; empty where it is an image.
-        thumbnail: the image that it found, or its map.
-        right: whether it is right; None where that cannot be said.
+        row: name of the model; empty if a heading above several answers states it.
+        text: the answer; empty for an image.
+        thumbnail: the retrieved image, or the similarity map.
+        right: whether it is correct; None if unknown.
         score: its score, rank or similarity as text.
     """
 
@@ -37,14 +37,14 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """One item with the answers of some rows.
+    """One item with the answers of some models.
 
     Args:
-        thumbnail: the item's.
-        question: what was asked: a question, a caption, a phrase.
-        notes: (label, text) of what was given and expected.
-        references: captions that others wrote.
-        answers: of the rows.
+        thumbnail: the item's image.
+        question: a question, a caption or a phrase.
+        notes: (label, text) of the input and the expected answer.
+        references: reference captions.
+        answers: of the models.
     """
 
     thumbnail: Thumbnail | None
@@ -60,7 +60,14 @@ class Card:
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """The cards of one benchmark that are shown, of so many items, and how many made the page too large."""
+    """The cards of one benchmark.
+
+    Args:
+        benchmark: its name.
+        cards: the shown ones.
+        items: number of items that the cards were selected from.
+        left_out: number of cards that are omitted to limit the page size.
+    """
 
     benchmark: str
     cards: tuple[Any, ...]
@@ -68,19 +75,19 @@ class Gallery:
     left_out: int = 0
 
 
-def tables_of(results: Mapping[str, Result], has: Callable[[Result, pd.DataFrame], bool]) -> dict[str, pd.DataFrame]:
-    """Row → its items by name, of the rows whose items were kept and ``has`` what a gallery shows."""
+def item_tables(results: Mapping[str, Result], has: Callable[[Result, pd.DataFrame], bool]) -> dict[str, pd.DataFrame]:
+    """Model → its items by name, of the models with items for which ``has`` is true."""
     tables = {row: read_items(result).set_index("item") for row, result in results.items() if result.items}
     return {row: table for row, table in tables.items() if has(results[row], table)}
 
 
-def first_of(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """The items of the first row, which say what all were asked."""
+def first_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The items of the first model; the questions are the same for all."""
     return next(iter(tables.values()))
 
 
-def fitted(galleries: Iterable[Gallery | None]) -> list[Gallery]:
-    """Galleries of one section that together keep to ``SECTION_BYTES``, equal shares for all."""
-    found: Sequence[Gallery] = [gallery for gallery in galleries if gallery is not None]
-    fitting = [(each, take_within_budget(each.cards, thumbnails.MAX_SECTION_BYTES // len(found))) for each in found]
-    return [dataclasses.replace(each, cards=cards, left_out=left_out) for each, (cards, left_out) in fitting]
+def limit_galleries(galleries: Iterable[Gallery | None]) -> list[Gallery]:
+    """The galleries of one section within ``MAX_SECTION_BYTES``, divided equally."""
+    found = [gallery for gallery in galleries if gallery is not None]
+    limited = [(each, take_within_budget(each.cards, thumbnails.MAX_SECTION_BYTES // len(found))) for each in found]
+    return [dataclasses.replace(each, cards=cards, left_out=left_out) for each, (cards, left_out) in limited]

@@ -1,4 +1,4 @@
-"""Images on the page: small JPEGs that the evaluation kept, each written once however often it is shown."""
+"""Images on the page: small JPEGs saved by the evaluation, each embedded once."""
 
 from __future__ import annotations
 
@@ -16,29 +16,30 @@ from markupsafe import Markup
 from benchmarks.results.formatting import strip_control_chars
 
 MAX_SECTION_BYTES = 2_000_000
-"""What the images of one gallery may take of the page, which is to stay below 15 MB."""
+"""Limit for the images of one section, so that the page stays below 15 MB."""
 
-_JPEG, _LARGEST_THUMBNAIL = b"\xff\xd8\xff", 100_000
-_LARGEST_SIDE = 1000
-_LONGEST_NAME = 80
+_JPEG_MAGIC = b"\xff\xd8\xff"
+_MAX_THUMBNAIL_BYTES = 100_000
+_MAX_SIDE = 1000
+_MAX_ALT_CHARS = 80
 
 
-class _HasPictures(Protocol):
+class _HasThumbnails(Protocol):
     def thumbnails(self) -> Iterable[Thumbnail | None]: ...
 
 
-_Card = TypeVar("_Card", bound=_HasPictures)
+_Card = TypeVar("_Card", bound=_HasThumbnails)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thumbnail:
-    """A thumbnail, and the words that stand for it where it cannot be seen.
+    """A JPEG.
 
     Args:
-        content: a JPEG's bytes.
+        content: its bytes.
         width: in pixels.
         height: in pixels.
-        alt: the words.
+        alt: its alternative text.
     """
 
     content: bytes
@@ -48,74 +49,68 @@ class Thumbnail:
 
     @functools.cached_property
     def id(self) -> str:
-        """The same for the same content: its anchor in the page."""
+        """Its anchor on the page, derived from the content."""
         return "image-" + hashlib.sha256(self.content).hexdigest()[:16]
 
 
 def make_thumbnail(content: object, alt: str) -> Thumbnail | None:
-    """A kept thumbnail; None for anything but a small JPEG, which is all that the evaluation writes."""
+    """A saved thumbnail; None for anything but a small JPEG."""
     from PIL import Image, UnidentifiedImageError
 
-    if not isinstance(content, bytes) or not content.startswith(_JPEG) or len(content) > _LARGEST_THUMBNAIL:
+    if not isinstance(content, bytes) or not content.startswith(_JPEG_MAGIC) or len(content) > _MAX_THUMBNAIL_BYTES:
         return None
     try:
-        width, height = Image.open(io.BytesIO(content), formats=["JPEG"]).size  # of the header: nothing is decoded
+        width, height = Image.open(io.BytesIO(content), formats=["JPEG"]).size  # reads only the header
     except (UnidentifiedImageError, OSError, ValueError):
         return None
-    if max(width, height) > _LARGEST_SIDE:
+    if max(width, height) > _MAX_SIDE:
         return None
-    return Thumbnail(content=content, width=width, height=height, alt=strip_control_chars(alt, _LONGEST_NAME))
+    return Thumbnail(content=content, width=width, height=height, alt=strip_control_chars(alt, _MAX_ALT_CHARS))
 
 
 def thumbnails_of(tables: Iterable[pd.DataFrame]) -> dict[str, Thumbnail]:
-    """Reference → thumbnail, of all images that some row kept."""
-    found: dict[str, Thumbnail] = {}
+    """Image name → thumbnail, of all models' items."""
+    thumbnails: dict[str, Thumbnail] = {}
     for table in tables:
-        for image, thumbnail in zip(table["image"], table["thumbnail"], strict=True):
-            if str(image) not in found and (known := make_thumbnail(thumbnail, f"image {image}")) is not None:
-                found[str(image)] = known
-    return found
+        for image, content in zip(table["image"].map(str), table["thumbnail"], strict=True):
+            if image not in thumbnails and (thumbnail := make_thumbnail(content, f"image {image}")) is not None:
+                thumbnails[image] = thumbnail
+    return thumbnails
 
 
 class ImageDeduplicator:
-    """Writes images into one page: where one comes again, the page refers to its first place."""
+    """Embeds images into one page; further occurrences of an image refer to the first one."""
 
     def __init__(self) -> None:
-        self._written: set[str] = set()
+        self._embedded: set[str] = set()
 
-    def tag(self, shown: Thumbnail, words: str = "") -> Markup:
-        """The image as SVG, for that alone can be referred to; ``words`` are before its own alternative text."""
-        first = shown.id not in self._written
-        self._written.add(shown.id)
-        content = (
-            Markup('<image id="{}" href="{}" width="{}" height="{}"/>').format(
-                shown.id, data_uri(shown.content), shown.width, shown.height
+    def tag(self, image: Thumbnail, prefix: str = "") -> Markup:
+        """The image as SVG, which allows references; ``prefix`` precedes its alternative text."""
+        if image.id in self._embedded:
+            content = Markup('<use href="#{}"/>').format(image.id)
+        else:
+            self._embedded.add(image.id)
+            uri = "data:image/jpeg;base64," + base64.b64encode(image.content).decode()
+            content = Markup('<image id="{}" href="{}" width="{}" height="{}"/>').format(
+                image.id, uri, image.width, image.height
             )
-            if first
-            else Markup('<use href="#{}"/>').format(shown.id)
-        )
         return Markup('<svg class="image" role="img" aria-label="{}{}" viewBox="0 0 {} {}">{}</svg>').format(
-            words, shown.alt, shown.width, shown.height, content
+            prefix, image.alt, image.width, image.height, content
         )
 
 
-def data_uri(content: bytes) -> str:
-    """A JPEG as a ``data:`` URI."""
-    return "data:image/jpeg;base64," + base64.b64encode(content).decode()
-
-
-def take_within_budget(cards: Sequence[_Card], most: int) -> tuple[tuple[_Card, ...], int]:
-    """The first cards whose different images take no more than ``most`` bytes in the page, and how many are omitted.
+def take_within_budget(cards: Sequence[_Card], max_bytes: int) -> tuple[tuple[_Card, ...], int]:
+    """The first cards whose distinct images take at most ``max_bytes`` of the page, and the number of omitted cards.
 
     Args:
-        cards: in the order in which they are shown.
-        most: bytes, as base64 takes them.
+        cards: in the order of the page.
+        max_bytes: in base64.
     """
     size, seen = 0, set[str]()
-    for number, card in enumerate(cards):
-        new = {shown.id: shown for shown in card.thumbnails() if shown is not None and shown.id not in seen}
-        size += sum(len(shown.content) * 4 // 3 for shown in new.values())
-        if size > most:
-            return tuple(cards[:number]), len(cards) - number
+    for index, card in enumerate(cards):
+        new = {image.id: image for image in card.thumbnails() if image is not None and image.id not in seen}
+        size += sum(len(image.content) * 4 // 3 for image in new.values())
+        if size > max_bytes:
+            return tuple(cards[:index]), len(cards) - index
         seen |= new.keys()
     return tuple(cards), 0

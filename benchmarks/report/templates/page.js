@@ -1,22 +1,21 @@
 "use strict";
-// The main table sorts by a click on a column's head, and shows the rows and columns that are asked for. Without this
-// it stands as written.
+// Sort the main table by a click on a column's header, and filter its rows and columns.
 const table = document.querySelector("table.main");
 if (table) {
   const body = table.tBodies[0];
-  const heads = Array.from(table.querySelectorAll("tr.heads th"));
-  heads.forEach((head, place) => {
+  const headers = Array.from(table.querySelectorAll("tr.headers th"));
+  headers.forEach((header, index) => {
     const button = document.createElement("button");
     button.type = "button";
-    button.append(...head.childNodes);
-    head.append(button);
+    button.append(...header.childNodes);
+    header.append(button);
     button.addEventListener("click", () => {
-      const descending = head.getAttribute("aria-sort") !== "descending";
-      for (const other of heads) other.removeAttribute("aria-sort");
-      head.setAttribute("aria-sort", descending ? "descending" : "ascending");
+      const descending = header.getAttribute("aria-sort") !== "descending";
+      for (const other of headers) other.removeAttribute("aria-sort");
+      header.setAttribute("aria-sort", descending ? "descending" : "ascending");
       const sign = descending ? -1 : 1;
       const rows = Array.from(body.rows);
-      rows.sort((one, two) => compare(one.cells[place], two.cells[place], sign));
+      rows.sort((one, two) => compare(one.cells[index], two.cells[index], sign));
       body.append(...rows);
     });
   });
@@ -26,7 +25,7 @@ if (table) {
 function compare(one, two, sign) {
   if (one.tagName === "TH") return sign * two.textContent.localeCompare(one.textContent, undefined, { numeric: true });
   const [first, second] = [one.dataset.value, two.dataset.value];
-  if (first === "" || second === "") return (first === "") - (second === ""); // gaps stay at the end
+  if (first === "" || second === "") return (first === "") - (second === ""); // missing values stay at the end
   return sign * (Number(first) - Number(second));
 }
 
@@ -54,7 +53,7 @@ function filter(table) {
   });
 }
 
-// Folded sections open for links that lead into them, and for print.
+// Open folded sections for links into them, and for print.
 function unfold(target) {
   for (let each = target; each; each = each.parentElement) if (each.tagName === "DETAILS") each.open = true;
 }
