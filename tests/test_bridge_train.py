@@ -88,7 +88,7 @@ def test_killed_and_resumed_gives_the_same_weights(trained: Path, bridge_encoder
         assert 0 < known["seconds"] < 1000
         mark.write_text(json.dumps(known | {"seconds": known["seconds"] + 10_000}))
     resumed = bridge_world.train(config, "--local_rank=0", **bridge_world.launched())
-    assert "going on with the unfinished run" in resumed
+    assert "resuming the unfinished run" in resumed
     assert "align: done before" in resumed
     assert metrics(directory / "killed", *LOGGED) == metrics(trained, *LOGGED)
     manifest = json.loads((directory / "killed" / "manifest.json").read_text())
@@ -178,7 +178,7 @@ def test_the_launcher_gets_processes_port_module_and_visible_gpus(
             "align.global_batch_size: expected a multiple of processes",
         ),
         (["--stages", "[instruct,align]"], "stages: expected each once and in the order"),
-        (["--align.warmup_ratio", "1.5"], "align.warmup_ratio: expected a share"),
+        (["--align.warmup_ratio", "1.5"], "align.warmup_ratio: expected a ratio"),
         (["--align.data", "[{path: none.json}]"], "align.data: none.json: no such file or directory"),
         (["--align.learning_rate", ".nan"], "align.learning_rate: expected more than 0, got nan"),
         (

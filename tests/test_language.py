@@ -58,7 +58,7 @@ _PATTERN = re.compile("|".join(rf"(?P<w{number}>\b(?:{word})\b)" for number, wor
 _URL = re.compile(r"https?://\S+")
 ALLOWED = {
     ("scripts/slurm/train.sbatch", "goes on"): "the end of a message of clips train, for which the script searches",
-    ("scripts/slurm/llava.sbatch", "goes on"): "the end of a message of llava-bridge train, as above",
+    ("llava-bridge describe", "picture"): "the default prompt, a part of the identity of outputs",
     ("docs/protocols.md", "picture"): "the label of a metric, as results store it",
     ("docs/protocols.md", "made elsewhere"): "a value of the protocol, as results store it",
 }
@@ -69,11 +69,6 @@ OLD_NAMES = frozenset(
         "LoadedSample.picture",
         "CaptionedSample.picture",
         "HeldOut.pictures",
-        "open_picture",
-        "Pictures",
-        "Prefix.pictures",
-        "Prompt.pictures",
-        "ChatRequest.pictures",
         "PairedTests.refused",
         "Table.refused",
         "ClassificationSet.pictures",
@@ -91,11 +86,6 @@ OLD_HELP = frozenset(
         "clips train",
         "clips export",
         "clips caption",
-        "llava-bridge train",
-        "llava-bridge swap",
-        "llava-bridge data inspect",
-        "llava-bridge chat",
-        "llava-bridge describe",
         "clips-bench run",
         "clips-bench run encoder",
         "clips-bench run llava",

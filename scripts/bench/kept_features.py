@@ -58,11 +58,11 @@ def kept_line(args: argparse.Namespace, mix: Path) -> str:
     shown = [index for index, sample in enumerate(samples) if sample.images]
     shown = shown[: len(shown) // args.micro_batch * args.micro_batch]
     tower = model.model.vision_tower
-    tower.keep_outputs(model.config.vision_feature_layer)
-    lookup = tower.kept
+    tower.cache_features(model.config.vision_feature_layer)
+    lookup = tower.feature_cache
 
     def run(kept: Any) -> None:
-        tower.kept = kept
+        tower.feature_cache = kept
         steps(args, model, processor, data, shown)
 
     first = seconds_of(lambda: run(lookup), args.clock)
