@@ -48,7 +48,7 @@ def test_three_stages_under_the_launcher(trained: Path, bridge_encoder: Path) ->
     assert len(manifest["data"]["align"][0]["hash"]) == 64
     printed = (trained.parent / "printed.txt").read_text()
     assert "align: vision frozen" in printed
-    assert "align: projector trains" in printed
+    assert "align: projector trainable" in printed
     assert "[INFO]" not in printed
     assert not list(trained.parent.glob(".*"))
     usual = (trained.parent / "printed.txt").stat().st_mode
@@ -250,7 +250,7 @@ def stage_callback(tmp_path: Path) -> Any:
     from llava_bridge.training.progress import StageProgress
 
     progress = StageProgress("align", 4, tmp_path / "metrics.jsonl", 0.0)
-    nobody = SimpleNamespace(of_any_process=lambda: 0, asked=lambda: False)
+    nobody = SimpleNamespace(of_any_process=lambda: 0, is_requested=lambda: False)
     return StageCallback(progress, stage_trainer().gather_invalid, {}, 320, nobody, lambda: None)  # type: ignore[arg-type]
 
 
@@ -279,7 +279,7 @@ def test_bad_samples_are_counted_over_all_processes_and_attempts(
     monkeypatch.setattr(distributed, "all_gather_objects", lambda own: [own, [(1, "b", "of rank 1")]])
     monkeypatch.setattr(checkpoints, "barrier", lambda: None)
     trainer = stage_trainer(0.7)
-    trainer._judge(trainer.invalid.add([(0, "a", "of rank 0")]))
+    trainer._check_invalid(trainer.invalid.add([(0, "a", "of rank 0")]))
     assert trainer.gather_invalid().named == [(0, "a", "of rank 0"), (1, "b", "of rank 1")]
     monkeypatch.setenv("WORLD_SIZE", "2")
     for step in (4, 10):
@@ -291,7 +291,7 @@ def test_bad_samples_are_counted_over_all_processes_and_attempts(
     assert (checkpoints.load_elapsed_seconds(start), checkpoints.load_elapsed_seconds(None)) == (15.0, 0.0)
     trainer.invalid = checkpoints.load_invalid_samples(start)
     with pytest.raises(UserError, match="align: 3 of 3 samples are invalid"):
-        trainer._judge(trainer.invalid.add([(1, "b", "met before"), (7, "c", "after resuming")]))
+        trainer._check_invalid(trainer.invalid.add([(1, "b", "met before"), (7, "c", "after resuming")]))
     assert not (tmp_path / "checkpoint-12").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-4", "checkpoint-10"}
 

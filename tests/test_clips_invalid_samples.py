@@ -155,7 +155,7 @@ def test_a_stage_of_the_bridge_names_the_first_and_counts_all(tmp_path: Path, ca
     monkeypatch.setenv("WORLD_SIZE", "1")
     first = trainer(InvalidSamples())
     for start in range(0, 50_000, 1000):
-        first._judge(first.invalid.add(met(list(range(start, start + 1000)))))
+        first._check_invalid(first.invalid.add(met(list(range(start, start + 1000)))))
     assert first.gather_invalid().count == 50_000
     told = capsys.readouterr()
     lines = (told.out + told.err).splitlines()
@@ -165,9 +165,9 @@ def test_a_stage_of_the_bridge_names_the_first_and_counts_all(tmp_path: Path, ca
     checkpoints.mark_complete(tmp_path / "checkpoint-4", first.invalid, 1.0)
     assert sum(path.stat().st_size for path in (tmp_path / "checkpoint-4").iterdir()) < 50_000
     again = trainer(checkpoints.load_invalid_samples(tmp_path / "checkpoint-4"))
-    again._judge(again.invalid.add(met([17, 49_999])))
+    again._check_invalid(again.invalid.add(met([17, 49_999])))
     with pytest.raises(UserError, match="align: 50001 of 100000 samples are invalid"):
-        again._judge(again.invalid.add(met([50_000])))
+        again._check_invalid(again.invalid.add(met([50_000])))
 
 
 # ---- a whole training
