@@ -23,24 +23,22 @@ def _template(system: str, user: str, assistant: str, prompt: str, *, before: st
 
 
 def _with_first_question(wrapped: str, user: str, assistant: str, prompt: str) -> str:
-    """For LLMs without a system role: the system message becomes part of the first question, in the form of
-    ``wrapped``.
-    """
+    """For LLMs without a system role: the first question begins with the system message, as ``wrapped`` writes it."""
     return _frame(
-        f"{BOS}{{%- set system = namespace(said='') -%}}",
-        "system.said + ",
-        f"{{%- set system.said = {wrapped} -%}}",
-        f"{{{{ {user} }}}}{{%- set system.said = '' -%}}",
+        f"{BOS}{{%- set system = namespace(text='') -%}}",
+        "system.text + ",
+        f"{{%- set system.text = {wrapped} -%}}",
+        f"{{{{ {user} }}}}{{%- set system.text = '' -%}}",
         assistant,
         prompt,
     )
 
 
 def _frame(before: str, ahead: str, system: str, user: str, assistant: str, prompt: str) -> str:
-    """The common part of both: a branch for each role; ``said`` is the message prefixed by ``ahead``."""
+    """A branch for each role; ``text`` is the message after ``ahead``."""
     return (
         f"{before}{{%- for message in messages -%}}"
-        f"{{%- set said = {ahead}message['content'] -%}}"
+        f"{{%- set text = {ahead}message['content'] -%}}"
         f"{{%- if message['role'] == 'system' -%}}{system}"
         f"{{%- elif message['role'] == 'user' -%}}{user}"
         f"{{%- else -%}}{{{{ {assistant} }}}}{{%- endif -%}}"
@@ -51,23 +49,20 @@ def _frame(before: str, ahead: str, system: str, user: str, assistant: str, prom
 
 def _plain(caption: str) -> str:
     """An image and its caption: the user's text is omitted (LLaVA's ``preprocess_plain`` in ``train.py``)."""
-    refusal = "plain: expected a picture and its caption, got a conversation"
-    return (
-        "{%- if messages|length > 2 -%}{{ raise_exception('"
-        + refusal
-        + "') }}{%- endif -%}"
-        + _frame(BOS, "", "", "{{ '<image>' * (said.split('<image>')|length - 1) }}", rf"{caption} + '\n'", "''")
-    )
+    message = "plain: expected an image and its caption, got a conversation"
+    check = f"{{%- if messages|length > 2 -%}}{{{{ raise_exception('{message}') }}}}{{%- endif -%}}"
+    marks = "{{ '<image>' * (text.split('<image>')|length - 1) }}"
+    return check + _frame(BOS, "", "", marks, rf"{caption} + '\n'", "''")
 
 
-_VICUNA = ("said + ' '", "'USER: ' + said + ' '", "'ASSISTANT: ' + said + eos_token", "'ASSISTANT:'")
-_LLAMA_3_SYSTEM = r"'<|start_header_id|>system<|end_header_id|>\n\n' + said + '<|eot_id|>'"
+_VICUNA = ("text + ' '", "'USER: ' + text + ' '", "'ASSISTANT: ' + text + eos_token", "'ASSISTANT:'")
+_LLAMA_3_SYSTEM = r"'<|start_header_id|>system<|end_header_id|>\n\n' + text + '<|eot_id|>'"
 _LLAMA_3 = (
-    r"'<|start_header_id|>user<|end_header_id|>\n\n' + said + '<|eot_id|>'",
-    r"'<|start_header_id|>assistant<|end_header_id|>\n\n' + said + '<|eot_id|>'",
+    r"'<|start_header_id|>user<|end_header_id|>\n\n' + text + '<|eot_id|>'",
+    r"'<|start_header_id|>assistant<|end_header_id|>\n\n' + text + '<|eot_id|>'",
     r"'<|start_header_id|>assistant<|end_header_id|>\n\n'",
 )
-# 3.1 always states two dates before the system message; Llama 3.2 the current day, replaced by this one.
+# Llama 3.1 states two dates before the system message; Llama 3.2 the current one, replaced by this one.
 _LLAMA_3_1_BEGIN = (
     r"{{- '<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
     rf"Today Date: {FIXED_DATE}\n\n' -}}}}"
@@ -81,12 +76,12 @@ CHAT_TEMPLATES: dict[str, str] = {
         before=BOS + "{%- if messages[0]['role'] != 'system' -%}{{ " + f'"{_PREAMBLE} "' + " }}{%- endif -%}",
     ),
     # One token begins each message: for the small LLMs trained here, with short contexts and expensive steps.
-    "turns": _template("said + ' '", "'<|user|> ' + said", "'<|assistant|> ' + said + eos_token", "'<|assistant|>'"),
+    "turns": _template("text + ' '", "'<|user|> ' + text", "'<|assistant|> ' + text + eos_token", "'<|assistant|>'"),
     "llama_2": _with_first_question(
-        r"'<<SYS>>\n' + said + '\n<</SYS>>\n\n'",
+        r"'<<SYS>>\n' + text + '\n<</SYS>>\n\n'",
         "(bos_token if not loop.first and messages[loop.index0 - 1]['role'] == 'assistant' else '')"
-        " + '[INST] ' + said + ' [/INST]'",
-        "' ' + said + ' ' + eos_token",
+        " + '[INST] ' + text + ' [/INST]'",
+        "' ' + text + ' ' + eos_token",
         "''",
     ),
     "llama_3": _template(_LLAMA_3_SYSTEM, *_LLAMA_3),
@@ -98,37 +93,37 @@ CHAT_TEMPLATES: dict[str, str] = {
         *_LLAMA_3[1:],
     ),
     "chatml": _template(
-        r"'<|im_start|>system\n' + said + '<|im_end|>\n'",
-        r"'<|im_start|>user\n' + said + '<|im_end|>\n'",
-        r"'<|im_start|>assistant\n' + said + '<|im_end|>\n'",
+        r"'<|im_start|>system\n' + text + '<|im_end|>\n'",
+        r"'<|im_start|>user\n' + text + '<|im_end|>\n'",
+        r"'<|im_start|>assistant\n' + text + '<|im_end|>\n'",
         r"'<|im_start|>assistant\n'",
         before="",
     ),
-    "mistral": _with_first_question(r"said + '\n\n'", "'[INST] ' + said + ' [/INST]'", "' ' + said + eos_token", "''"),
+    "mistral": _with_first_question(r"text + '\n\n'", "'[INST] ' + text + ' [/INST]'", "' ' + text + eos_token", "''"),
     "gemma": _with_first_question(
-        r"said + '\n\n'",
-        r"'<start_of_turn>user\n' + said + '<end_of_turn>\n'",
-        r"'<start_of_turn>model\n' + said + '<end_of_turn>\n'",
+        r"text + '\n\n'",
+        r"'<start_of_turn>user\n' + text + '<end_of_turn>\n'",
+        r"'<start_of_turn>model\n' + text + '<end_of_turn>\n'",
         r"'<start_of_turn>model\n'",
     ),
     "phi_3": _template(
-        r"'<|system|>\n' + said + '<|end|>\n'",
-        r"'<|user|>\n' + said + '<|end|>\n'",
-        r"'<|assistant|>\n' + said + '<|end|>\n'",
+        r"'<|system|>\n' + text + '<|end|>\n'",
+        r"'<|user|>\n' + text + '<|end|>\n'",
+        r"'<|assistant|>\n' + text + '<|end|>\n'",
         r"'<|assistant|>\n'",
     ),
     "tulu": _template(
-        r"'<|system|>\n' + said + '\n'",
-        r"'<|user|>\n' + said + '\n'",
-        r"'<|assistant|>\n' + said + eos_token + '\n'",
+        r"'<|system|>\n' + text + '\n'",
+        r"'<|user|>\n' + text + '\n'",
+        r"'<|assistant|>\n' + text + eos_token + '\n'",
         r"'<|assistant|>\n'",
     ),
-    "plain": _plain("said"),
+    "plain": _plain("text"),
 }
 """Name → Jinja source."""
 
-PLAIN_WITH_SPACE = _plain("' ' + said")
-"""`plain` with a blank between image and caption."""
+PLAIN_WITH_SPACE = _plain("' ' + text")
+"""`plain` with a space between image and caption."""
 
 TEMPLATES_WITHOUT_EOT = frozenset({"plain"})
-"""Templates for single training stages, which a LLaVA cannot keep: their answers end without a special token."""
+"""Templates for single training stages only: their answers end without a special token."""

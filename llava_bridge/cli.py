@@ -4,38 +4,38 @@ from __future__ import annotations
 
 from clips.commandline.commands import Command, dispatch
 
-ABOUT = """Plug a vision encoder into an LLM, train the LLaVA under DeepSpeed, and talk to it."""
+ABOUT = "Plug a vision encoder into an LLM, train the LLaVA under DeepSpeed, and chat with it."
 
 COMMANDS = {
     "train": Command(help="train a LLaVA (or first its LLM) by stages", target="llava_bridge.training.train:run_train"),
     "convert": Command(
-        help="LLaVAs between their first authors' layout and that of transformers",
+        help="convert LLaVAs between the original format and that of transformers",
         target="llava_bridge.conversion.convert_command:run_convert",
         positional=("source",),
     ),
     "swap": Command(
-        help="another encoder in a LLaVA, with a new projector to train",
+        help="replace the encoder of a LLaVA; the new projector is untrained",
         target="llava_bridge.conversion.swap_encoder:run_swap",
         positional=("llava",),
     ),
     "data inspect": Command(
-        help="show samples as the LLM sees them, what is learned of them, and what cannot be used",
+        help="show samples as the LLM sees them, their supervised tokens, and invalid samples",
         target="llava_bridge.data.inspect_command:run_inspect",
         positional=("path",),
     ),
     "chat": Command(
-        help="talk to a LLaVA about an image",
+        help="chat with a LLaVA about an image",
         target="llava_bridge.inference.chat_command:run_chat",
         positional=("model",),
     ),
     "describe": Command(
-        help="ask a LLaVA the same about many images",
+        help="ask a LLaVA the same question about many images",
         target="llava_bridge.inference.describe_command:run_describe",
         positional=("model",),
         rest="images",
     ),
     "serve": Command(
-        help="serve a LLaVA by OpenAI's chat API, with a page to talk to it",
+        help="serve a LLaVA with OpenAI's chat API and a chat page",
         target="llava_bridge.serving.serve_command:run_serve",
         positional=("model",),
     ),

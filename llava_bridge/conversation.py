@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -27,10 +28,10 @@ from clips.model.loading import library_errors_as_user_errors
 from llava_bridge.chat_templates import BOS, CHAT_TEMPLATES, FIXED_DATE, PLAIN_WITH_SPACE
 
 IGNORE_INDEX = -100
-"""The label of a token that is not learned (PyTorch's and transformers' convention)."""
+"""The label of a token that is not supervised (PyTorch's and transformers' convention)."""
 
-# Put before any template: content given as a list of parts (transformers' multimodal form) becomes text, and Qwen 3's
-# thinking is switched off, since no data here contain it.
+# Precedes every template: content as a list of parts (transformers' multimodal form) becomes text, and Qwen 3's
+# thinking is switched off, since no dataset here contains it.
 _FLATTEN = (
     "{%- set enable_thinking = false -%}"
     "{%- set flat = namespace(messages=[]) -%}"
@@ -47,9 +48,9 @@ _FLATTEN = (
 )
 
 # Llama 3.2's and SmolLM 3's templates state the current date, which would change samples and answers every day.
-_A_DAY = "{%- macro strftime_now(format) -%}" + FIXED_DATE + "{%- endmacro -%}"
+_FIXED_STRFTIME = "{%- macro strftime_now(format) -%}" + FIXED_DATE + "{%- endmacro -%}"
 
-_BLANKS = (
+_SPACES = (
     "{%- set flat = namespace(messages=[]) -%}"
     "{%- for message in messages -%}"
     "{%- set content = message['content'] | replace('<image>', '<image> ') -%}"
@@ -58,8 +59,8 @@ _BLANKS = (
     "{%- set messages = flat.messages -%}"
 )
 
-_PHOTO = (640, 480)
-_CONTEXT = 22  # characters that messages show before where texts differ: <|im_start|>assistant
+_TYPICAL_IMAGE_SIZE = (640, 480)
+_CONTEXT = 22  # characters that messages show before the first difference of two texts: <|im_start|>assistant
 _MARK = "\ue000{}\ue001"
 _MARKS = re.compile("\ue000(\\d+)\ue001")
 Message = Mapping[str, Any]
@@ -87,17 +88,17 @@ def resolve_chat_template(own: str | None, choice: str) -> str:
         raise unknown_name_error(choice, {"auto", *CHAT_TEMPLATES}, "chat template")
     if is_wrapped_template(body):
         return body
-    return _FLATTEN + (_A_DAY if "strftime_now" in body else "") + body
+    return _FLATTEN + (_FIXED_STRFTIME if "strftime_now" in body else "") + body
 
 
 def resolve_chat_template_with_spaces(own: str | None, choice: str, tokenizer: Any) -> str:
-    """As :func:`resolve_chat_template`, with the blanks of :func:`add_sentencepiece_spaces` where ``own`` has them."""
+    """As :func:`resolve_chat_template`, with the spaces of :func:`add_sentencepiece_spaces` where ``own`` has them."""
     template = resolve_chat_template(own, choice)
-    return add_sentencepiece_spaces(template, tokenizer) if own is not None and _BLANKS in own else template
+    return add_sentencepiece_spaces(template, tokenizer) if own is not None and _SPACES in own else template
 
 
 def is_wrapped_template(template: str | None) -> bool:
-    """Whether :func:`resolve_chat_template` made ``template``."""
+    """Whether ``template`` is from :func:`resolve_chat_template`."""
     return template is not None and template.startswith(_FLATTEN)
 
 
@@ -119,12 +120,12 @@ def add_sentencepiece_spaces(template: str, tokenizer: Any) -> str:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
     needed = tokens(f"{IMAGE}\nx")[1:] != tokens("\nx") == tokens(f"{IMAGE} \nx")[1:]
-    if not needed or _BLANKS in template:
+    if not needed or _SPACES in template:
         return template
-    if template == _FLATTEN + CHAT_TEMPLATES["plain"]:  # a text without anything before the image, not even a blank
+    if template == _FLATTEN + CHAT_TEMPLATES["plain"]:  # nothing precedes the image, not even a space
         return _FLATTEN + PLAIN_WITH_SPACE
     begin = BOS.replace("bos_token if", "bos_token + ' ' if")
-    return template.replace(_FLATTEN, _FLATTEN + _BLANKS, 1).replace(BOS, begin, 1)
+    return template.replace(_FLATTEN, _FLATTEN + _SPACES, 1).replace(BOS, begin, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,51 +162,50 @@ class ConversationEncoder:
         self.template = template
         self.image_tokens = image_tokens
         self.image_id: int = tokenizer.convert_tokens_to_ids(IMAGE)
-        added = {
-            str(token) for token in tokenizer.added_tokens_decoder.values() if token.special
-        }  # for instance Phi's <|end|>
+        # Added ones are, for instance, Phi's <|end|>.
+        added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         special = sorted((added | set(tokenizer.all_special_tokens)) - {IMAGE}, key=len, reverse=True)
         self._end = re.compile(r"\s*(" + "|".join(map(re.escape, special)) + ")") if special else re.compile("$^")
         with library_errors_as_user_errors("chat_template: it cannot render a question and its answer"):
             self.end_token, self._lead = self._find_borders(must_end)
 
-    def tokens_of(self, pictures: Sequence[Image.Image]) -> list[int]:
-        """How many tokens each of the images takes."""
+    def num_image_tokens(self, images: Sequence[Image.Image]) -> list[int]:
+        """The number of tokens of each image."""
         if isinstance(self.image_tokens, int):
-            return [self.image_tokens] * len(pictures)
-        return [self.image_tokens(image) for image in pictures]
+            return [self.image_tokens] * len(images)
+        return [self.image_tokens(image) for image in images]
 
     @functools.cached_property
-    def usual_tokens(self) -> int:
-        """How many tokens an image takes, more or less: exact, or those of a photo."""
-        return self.tokens_of([Image.new("1", _PHOTO)])[0]
+    def typical_image_tokens(self) -> int:
+        """The number of tokens of an image: exact if all have the same number, else that of a photo."""
+        return self.num_image_tokens([Image.new("1", _TYPICAL_IMAGE_SIZE)])[0]
 
-    def prompt(self, messages: Sequence[Message], pictures: Sequence[Image.Image] = ()) -> str:
-        """The text up to where the next answer begins, each ``<image>`` repeated for all of its tokens.
+    def prompt(self, messages: Sequence[Message], images: Sequence[Image.Image] = ()) -> str:
+        """The text before the next answer, each ``<image>`` repeated for all of its tokens.
 
         Args:
             messages: the last one is the user's.
-            pictures: those of the messages, in order; not needed where all take equally many tokens.
+            images: of the messages, in order; not needed if all have the same number of tokens.
         """
-        return _expand(self._render(messages, add_generation_prompt=True), self._counts(pictures))
+        return _expand(self._render(messages, add_generation_prompt=True), self._counts(images))
 
     def encode(
-        self, messages: Sequence[Message], max_length: int, pictures: Sequence[Image.Image] = ()
+        self, messages: Sequence[Message], max_length: int, images: Sequence[Image.Image] = ()
     ) -> EncodedConversation:
-        """The tokens of a conversation, cut on the right to ``max_length``, and which of them are learned.
+        """The tokens of a conversation, truncated on the right to ``max_length``, and their labels.
 
         Args:
             messages: the conversation.
             max_length: in tokens, those of images included.
-            pictures: see :meth:`prompt`.
+            images: see :meth:`prompt`.
 
         Raises:
-            SampleError: there is no answer; the cut would fall into an image or before the first answer token.
+            InvalidConversationError: no answer, or truncation inside an image or before the first answer token.
         """
-        text, spans = self._text_and_answers(messages, self._counts(pictures))
+        text, spans = self._text_and_answers(messages, self._counts(images))
         tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, offsets = tokens["input_ids"], _with_blanks_placed(text, tokens["offset_mapping"])
-        labels = _labels(ids, list(offsets), spans)
+        ids, offsets = tokens["input_ids"], _with_space_starts(text, tokens["offset_mapping"])
+        labels = _labels(ids, offsets, spans)
         if len(ids) > max_length:
             if self.image_id in ids[max_length:]:
                 raise InvalidConversationError(f"its images do not fit into {max_length} tokens")
@@ -217,38 +217,37 @@ class ConversationEncoder:
     def check_prompts(self) -> None:
         """Check that each answer is trained after exactly the prompt that generation uses.
 
-        Templates of thinking LLMs may write something before the last answer only, as Qwen 3's does.
+        A thinking LLM's template may write additional text before the last answer only, as Qwen 3's does.
 
         Raises:
-            UserError: the prompts differ for some answer, with a system message or without.
+            UserError: the prompts of an answer differ, with a system message or without.
         """
-        talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ""}] * 3
-        for beginning in ([], [{"role": "system", "content": "!"}]):
-            with contextlib.suppress(
-                TemplateError
-            ):  # it supports no system message, or a single answer: each such sample is reported
-                self._check_prompts_of([*beginning, *talk])
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ""}] * 3
+        for system in ([], [{"role": "system", "content": "!"}]):
+            # A template may support no system message, or only one answer: training reports each such sample.
+            with contextlib.suppress(TemplateError):
+                self._check_prompts_of([*system, *turns])
 
     def _check_prompts_of(self, messages: Sequence[Message]) -> None:
-        places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+        answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         marked = [{**message, "content": message["content"] or _MARK.format(0)} for message in messages]
         pieces = _MARKS.split(self._render(marked))[::2]
-        for number, place in enumerate(places):
-            trained = _MARK.format(0).join(pieces[: number + 1])
-            asked = self._render(marked[:place], add_generation_prompt=True) + self._lead
-            if trained != asked:
-                pairs = zip(trained, asked, strict=False)
-                start = max(0, sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)) - _CONTEXT)
+        for number, index in enumerate(answers):
+            training = _MARK.format(0).join(pieces[: number + 1])
+            generation = self._render(marked[:index], add_generation_prompt=True) + self._lead
+            if training != generation:
+                common = os.path.commonprefix([training, generation])  # noqa: RUF071  characters are meant
+                start = max(0, len(common) - _CONTEXT)
                 raise UserError(
-                    f"chat_template: it trains an answer behind {trained[start:]!r}, but asks for one behind "
-                    f"{asked[start:]!r}; expected a template that writes the same both times, such as chatml for Qwen 3"
+                    f"chat_template: it trains an answer after {training[start:]!r}, but generates one after "
+                    f"{generation[start:]!r}; expected a template with equal prompts, such as chatml for Qwen 3"
                 )
 
-    def _counts(self, pictures: Sequence[Image.Image]) -> Iterator[int]:
+    def _counts(self, images: Sequence[Image.Image]) -> Iterator[int]:
         """The number of tokens of each ``<image>``, in order."""
         if isinstance(self.image_tokens, int):
             return itertools.repeat(self.image_tokens)
-        return iter(self.tokens_of(pictures))
+        return iter(self.num_image_tokens(images))
 
     def _text_and_answers(
         self, messages: Sequence[Message], counts: Iterator[int]
@@ -271,46 +270,43 @@ class ConversationEncoder:
         return text, spans
 
     def _find_borders(self, must_end: bool) -> tuple[str, str]:
-        """The end token after an answer, and the space before it that the prompt does not hold (often one blank)."""
+        """The end token after an answer, and the whitespace between the generation prompt and an answer."""
         question = {"role": "user", "content": "?"}
-        asked = self._render([question], add_generation_prompt=True)
+        prompt = self._render([question], add_generation_prompt=True)
         before, _, after = _MARKS.split(self._render([question, {"role": "assistant", "content": _MARK.format(0)}]))
         if not must_end and not self._end.match(after):
             self._end = re.compile(f"({re.escape(after)})")
         end = self._end.match(after)
         if end is None:
             raise UserError("chat_template: no special token follows an answer; expected one, such as </s>")
-        lead = before.removeprefix(asked)
-        if not before.startswith(asked) or lead.strip():
-            raise UserError("chat_template: its generation prompt is not what it writes before an answer")
+        lead = before.removeprefix(prompt)
+        if not before.startswith(prompt) or lead.strip():
+            raise UserError("chat_template: its generation prompt is not the text that it writes before an answer")
         return end[1], lead
 
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
         return self.tokenizer.apply_chat_template(
-            list(messages),
-            chat_template=self.template,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
+            list(messages), chat_template=self.template, tokenize=False, add_generation_prompt=add_generation_prompt
         )
 
 
 def _expand(text: str, counts: Iterator[int]) -> str:
-    """Repeat each ``<image>`` by its count; one without a count does not change."""
+    """Repeat each ``<image>`` by its count."""
     return re.sub(IMAGE, lambda mark: mark[0] * next(counts, 1), text)
 
 
-def _labels(ids: Sequence[int], offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
-    """Keep the ids of tokens that overlap one of the ``spans`` (both in order of position)."""
-    labels, waiting = [], list(reversed(spans))
+def _labels(ids: Sequence[int], offsets: Iterable[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
+    """The ids of tokens that overlap one of the ``spans`` (in order of position), ``IGNORE_INDEX`` for others."""
+    labels, remaining = [], list(reversed(spans))
     for token, (start, end) in zip(ids, offsets, strict=True):
-        while waiting and waiting[-1][1] <= start:
-            waiting.pop()
-        inside = bool(waiting) and end > waiting[-1][0] and end > start
+        while remaining and remaining[-1][1] <= start:
+            remaining.pop()
+        inside = bool(remaining) and end > remaining[-1][0] and end > start
         labels.append(token if inside else IGNORE_INDEX)
     return labels
 
 
-def _with_blanks_placed(text: str, offsets: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Tokenizers that exclude spaces from their offsets (``trim_offsets``) give tokens of spaces only an end."""
+def _with_space_starts(text: str, offsets: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Tokenizers that exclude spaces from their offsets (``trim_offsets``) state only the end of a token of spaces."""
     for start, end in offsets:
         yield (end - 1 if start == end and text[end - 1 : end].isspace() else start), end

@@ -66,7 +66,7 @@ def test_an_image_has_as_many_tokens_as_features(name: str, bridge_encoder: Path
     features = model.get_image_features(**processor.image_processor(pictures, return_tensors="pt")).pooler_output
     counted = [num_image_tokens(processor, picture) for picture in pictures]
     assert [len(one) for one in features] == counted
-    assert make_conversation_encoder(model, processor).tokens_of(pictures) == counted
+    assert make_conversation_encoder(model, processor).num_image_tokens(pictures) == counted
     assert len(set(counted)) > 4
     grid = GRIDS[name]
     assert max(counted) == max_image_tokens(processor) == grid**2 + 2 * grid * (2 * grid + 1)
@@ -166,14 +166,14 @@ def test_pinpoints(bridge_encoder: Path, llm: str) -> None:
     for wrong in ([], [[32]], [[0, 32]]):
         with pytest.raises(UserError, match="image_grid_pinpoints: expected pairs of height and width"):
             check_pinpoints("anyres", wrong)
-    with pytest.raises(UserError, match=r"image_grid_pinpoints: expected none but .*, got image_aspect_ratio pad"):
+    with pytest.raises(UserError, match=r"image_grid_pinpoints: expected none without .*, got image_aspect_ratio pad"):
         check_pinpoints("pad", [[32, 64]])
 
 
 def test_an_encoder_without_patches_is_rejected(bridge_encoder: Path, llm: str) -> None:
     assert PROJECTORS.keys() - GRIDS.keys() == {"perceiver"}
     refused: list[tuple[dict[str, Any], str]] = [
-        ({"projector": ProjectorConfig(type="perceiver")}, r"projector\.type: expected one whose tokens keep"),
+        ({"projector": ProjectorConfig(type="perceiver")}, r"projector\.type: expected one that preserves the grid"),
         ({"encoder": f"several:interleave:{bridge_encoder} + timm:test_vit@random"}, "encoder: expected one token"),
         ({"image_grid_pinpoints": [[32, 65]]}, "image_grid_pinpoints: expected multiples of 32"),
     ]
@@ -185,5 +185,7 @@ def test_an_encoder_without_patches_is_rejected(bridge_encoder: Path, llm: str) 
     with pytest.raises(UserError, match=r"^vision_feature_select_strategy: expected default with .* anyres, got full"):
         effective_patch_size(ProjectorConfig(), ProjectorShape(patches=16, width=8, llm=8, extra=1), 32)
     coarse = ProjectorConfig(type="c_abstractor", num_tokens=49)
-    with pytest.raises(UserError, match=r"^image_size: 7 × 7 tokens for a tile of 32 pixels .* a multiple of 7"):
+    with pytest.raises(
+        UserError, match=r"^image_size: .* 7 × 7 tokens for a tile of 32 pixels; expected a multiple of 7"
+    ):
         effective_patch_size(coarse, ProjectorShape(patches=64, width=8, llm=8), 32)

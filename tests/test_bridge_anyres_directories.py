@@ -136,9 +136,9 @@ def test_incompatible_tile_settings(stock: Path, bridge_talk: Path, tmp_path: Pa
     config(**new, image_aspect_ratio="anyres", image_grid_pinpoints=[[32, 64]])
     with pytest.raises(UserError, match=r"^align\.image_aspect_ratio: expected null, since all stages"):
         config({"image_aspect_ratio": "squash"}, **new, image_aspect_ratio="anyres")
-    with pytest.raises(UserError, match=r"^image_grid_pinpoints: expected none but with image_aspect_ratio anyres"):
+    with pytest.raises(UserError, match=r"^image_grid_pinpoints: expected none without image_aspect_ratio anyres"):
         config(**new, image_grid_pinpoints=[[32, 64]])
-    with pytest.raises(UserError, match=r"^image_aspect_ratio: expected none beside llava"):
+    with pytest.raises(UserError, match=r"^image_aspect_ratio: expected none with llava"):
         config(llava=str(stock), image_aspect_ratio="anyres")
     with pytest.raises(UserError, match=r"^align\.image_aspect_ratio: expected null, since .*stock has tiles"):
         setup_stage(config({"image_aspect_ratio": "squash"}, llava=str(stock)), "align", tmp_path)

@@ -237,8 +237,8 @@ def test_a_template_whose_prompt_differs_from_training_is_rejected(families: dic
     )
     assert chat.prompt(TALK[:1]).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
     message = (
-        r"chat_template: it trains an answer behind '<|im_start|>assistant\n', but asks for one behind "
-        r"'<|im_start|>assistant\n<think>\n\n</think>\n\n'; expected a template that writes the same both times, "
+        r"chat_template: it trains an answer after '<|im_start|>assistant\n', but generates one after "
+        r"'<|im_start|>assistant\n<think>\n\n</think>\n\n'; expected a template with equal prompts, "
         "such as chatml for Qwen 3"
     )
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
@@ -267,7 +267,7 @@ def test_shipped_templates_prompt_as_they_train(name: str, families: dict[str, A
 def test_a_template_is_also_checked_with_a_system_message(tokenizer: Any) -> None:
     other = "{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% if messages[0]['role'] == 'system' %}{{ 'Well, ' }}"
     own = CHATML.replace("{% if add_generation_prompt %}{{ '<s>assistant\n' }}", other + "{% endif %}")
-    with pytest.raises(UserError, match=r"assistant\\n', but asks for one behind '.*assistant\\nWell, '"):
+    with pytest.raises(UserError, match=r"assistant\\n', but generates one after '.*assistant\\nWell, '"):
         ConversationEncoder(tokenizer, own, 1).check_prompts()
 
 
@@ -316,7 +316,7 @@ def test_plain_is_an_image_and_its_caption(tokenizer: Any) -> None:
     assert learned == ["red\n"]
     two = [{"role": "user", "content": "Compare <image> with <image>."}, TALK[1]]
     assert split(chat, two)[0] == "<s><image><image><image><image>red\n"
-    with pytest.raises(Exception, match="plain: expected a picture and its caption"):
+    with pytest.raises(Exception, match="plain: expected an image and its caption"):
         chat.encode(TALK, 100)
     with pytest.raises(UserError, match="no special token follows an answer"):
         ConversationEncoder(tokenizer, resolve_chat_template(None, "plain"), 2)

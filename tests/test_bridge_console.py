@@ -50,7 +50,7 @@ def test_the_conversation_is_remembered_and_an_error_does_not_end_it(bridge_llav
     captured = capsys.readouterr()
     assert captured.out == "".join(f"{strip_control_chars(text)}\n" for text in answers)
     marks, long, coded = captured.err.splitlines()
-    assert marks == "a prompt has 1 images but not as many <image> marks"
+    assert marks == "a prompt has 1 images but not as many <image> tokens"
     assert "expected fewer than the LLM's context of 128" in long
     assert coded == "the question: expected UTF-8, got the byte 0xf6 in b'Welche Gr\\xf6\\xdfe?\\n'"
 
@@ -68,8 +68,8 @@ def test_ctrl_c_ends_an_answer_and_at_the_prompt_the_conversation(bridge_llava, 
             raise KeyboardInterrupt
         return "What?"
 
-    monkeypatch.setattr(replying, "stream_answer", reply)
-    monkeypatch.setattr(chat_command, "_ask", ask)
+    monkeypatch.setattr(replying, "prepare_prompt", reply)
+    monkeypatch.setattr(chat_command, "_read_prompt", ask)
     run_chat(ChatConfig(model=str(bridge_llava)))
     assert capsys.readouterr().out == "It is a\nIt is a\n"
     assert [message["content"] for message in seen[1]] == ["What?", "It is a", "What?"]

@@ -32,7 +32,7 @@ from llava_bridge.data.sources import reject_missing, weighted
 from llava_bridge.model.small_llama import SmallLlamaConfig, new_llama, train_tokenizer
 from llava_bridge.training.setup import setup_stage
 from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
-from llava_bridge.training.trainer import order_of
+from llava_bridge.training.trainer import make_sampler
 
 TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "red"}]
 
@@ -159,7 +159,7 @@ def test_packed_text_loses_nothing_between_its_blocks(chat: ConversationEncoder)
     pieces = [piece.removesuffix("</s>") for piece in text.split("<s>")[1:]]
     assert sorted([*pieces[:-1], next(t for t in texts if t.startswith(pieces[-1]))]) == sorted(texts)
     assert data[0]["labels"] is data[0]["input_ids"] or torch.equal(data[0]["labels"], data[0]["input_ids"])
-    assert len(PackedTextDataset(texts * 10, chat.tokenizer, 4, seed=1, enough=3)) == 3
+    assert len(PackedTextDataset(texts * 10, chat.tokenizer, 4, seed=1, max_blocks=3)) == 3
     with pytest.raises(UserError, match="not one block of 1000"):
         PackedTextDataset(texts, chat.tokenizer, 1000, seed=0)
 
@@ -245,8 +245,8 @@ def test_each_stage_has_llavas_order_by_default(chat: ConversationEncoder, bridg
     config = from_plain(LlavaTrainConfig, given, what="config")
     assert (config.align.learning_rate, config.instruct.learning_rate) == (1e-3, 2e-5)  # each stage's own default
     data = ConversationDataset(read_samples(config.align.data[0]), chat, 200)
-    assert isinstance(order_of(data, config.align, 3, 0, 4), RandomOrder)
-    order = order_of(data, config.instruct, 3, 0, 16)
+    assert isinstance(make_sampler(data, config.align, 3, 0, 4), RandomOrder)
+    order = make_sampler(data, config.instruct, 3, 0, 16)
     assert isinstance(order, LengthGroupedSampler)
     assert (order.micro_batches, order.batch_size, len(order)) == (8, 128, 384)
 
@@ -319,7 +319,7 @@ def test_an_llm_learns_only_the_answers_of_text_conversations(tmp_path: Path, br
     learned = batch["labels"][batch["labels"] != IGNORE_INDEX]
     assert setup.processor.decode(learned).split() == ["yes</s>", "no</s>"]
     assert "pixel_values" not in batch
-    with pytest.raises(UserError, match=r"llm_pretrain\.data: expected conversations without pictures"):
+    with pytest.raises(UserError, match=r"llm_pretrain\.data: expected conversations without images"):
         setup_of(tmp_path, bridge_llm, said(), said(image="x.png"))
     with pytest.raises(UserError, match=r"llm_pretrain\.data: expected either text"):
         setup_of(tmp_path, bridge_llm, said(), text=True)

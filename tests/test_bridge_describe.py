@@ -13,7 +13,7 @@ from bridge_world import run_cli
 from PIL import Image
 
 from clips.errors import UserError
-from llava_bridge.image_paths import find_images, open_picture
+from llava_bridge.image_paths import find_images, open_image_or_member
 from llava_bridge.inference import generate
 from llava_bridge.inference.describe_command import DescribeConfig, run_describe
 
@@ -53,7 +53,7 @@ def test_files_folders_shards_and_globs(photos: Path, tmp_path: Path) -> None:
     assert find_images([f"{photos}/more/d [1].webp"] * 2) == [f"{photos}/more/d [1].webp"]
     assert find_images([f"{tmp_path}/s.tar"]) == [f"{tmp_path}/s.tar/a.jpg", f"{tmp_path}/s.tar/e.png"]
     assert find_images([f"{photos}/notes.txt"]) == [f"{photos}/notes.txt"]  # who names a file means it
-    assert open_picture(f"{tmp_path}/s.tar/e.png").getpixel((0, 0)) == (255, 255, 255)
+    assert open_image_or_member(f"{tmp_path}/s.tar/e.png").getpixel((0, 0)) == (255, 255, 255)
     (tmp_path / "nothing").mkdir()
     for word, what in (("nothing", "no images in it"), ("none.png", "no such file"), ("*.gif", "no such file")):
         with pytest.raises(UserError, match=f"^images: .*{what}; expected images, directories"):
@@ -67,7 +67,7 @@ def test_every_image_has_its_own_answer(bridge_llava: Path, photos: Path, monkey
     assert status == 0
     loaded = generate.load_llava(bridge_llava)
     alone = [
-        generate.answer(*loaded, [open_picture(f"{photos}/{name}")], ["What color?"], max_new_tokens=5)[0]
+        generate.answer(*loaded, [open_image_or_member(f"{photos}/{name}")], ["What color?"], max_new_tokens=5)[0]
         for name in GOOD
     ]
     assert lines(out) == [{"image": f"{photos}/{name}", "text": text} for name, text in zip(GOOD, alone, strict=True)]
@@ -126,7 +126,7 @@ def test_answers_of_another_prompt_or_model_are_not_mixed(bridge_llava: Path, ph
         run_describe(DescribeConfig(model=str(other), **settings))
     assert output.read_bytes() == before
     (tmp_path / "out.jsonl.run.json").unlink()
-    with pytest.raises(UserError, match=r"out\.jsonl is in the way"):
+    with pytest.raises(UserError, match=r"out\.jsonl exists and is not"):
         run_describe(DescribeConfig(model=str(bridge_llava), **settings))
     assert output.read_bytes() == before
 

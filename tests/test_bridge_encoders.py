@@ -223,14 +223,14 @@ def test_images_do_not_mix_gradients_reach_trained_parts_and_saving_changes_noth
 def test_another_image_size(name: str, specs: dict[str, str]) -> None:
     size = 128 if name in SIDES else 64
     if name in ONE_SIZE:
-        with pytest.raises(UserError, match=r"image_size: .* is no ViT, whose images alone"):
+        with pytest.raises(UserError, match=r"image_size: .* is no ViT"):
             load_encoder(specs[name], size)
         return
     model = build_vision_model(load_encoder(specs[name], size))
     grid = model.config.image_size // model.config.patch_size
     assert (model.config.image_size, states(model, pixels(name, size))[-1].shape[1]) == (
         size,
-        grid**2 * model.config.tokens_of_a_place + int(model.config.class_token),
+        grid**2 * model.config.tokens_per_cell + int(model.config.class_token),
     )
     if name in ("clip", "siglip", "dinov2", "dinov2_with_registers", "dinov3", "siglip2", "aimv2_native"):
         options = {"interpolate_pos_encoding": True} if name in ("clip", "siglip") else {}
@@ -335,5 +335,5 @@ def test_complete_clip_models_and_unfit_models(specs: dict[str, str], tmp_path: 
     with pytest.raises(UserError, match=r"nothing is not a directory \(expected one, or ORG/NAME on the Hub"):
         load_encoder(f"transformers:{tmp_path / 'nothing'}")
     (tmp_path / "whole" / "preprocessor_config.json").unlink()
-    with pytest.raises(UserError, match=r"expected a preprocessor_config\.json that says how"):
+    with pytest.raises(UserError, match=r"expected a preprocessor_config\.json that states how"):
         load_encoder(f"transformers:{tmp_path / 'whole'}")

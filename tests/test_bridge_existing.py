@@ -42,7 +42,7 @@ def llava(tmp_path_factory: pytest.TempPathFactory, original_tower: Path, bridge
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory, original_parts: world.Parts, original_tower: Path) -> Path:
-    """An original checkpoint in transformers' layout; its images are padded."""
+    """An original checkpoint in the transformers format; its images are padded."""
     folder = tmp_path_factory.mktemp("original")
     world.write_original(original_parts, folder / "original", str(original_tower))
     run_convert(ConvertConfig(source=str(folder / "original"), output=str(folder / "hf")))
@@ -85,7 +85,7 @@ def test_a_template_that_cannot_be_learned_from_needs_another(llava: Path, tmp_p
     model.config.image_seq_length = 576  # which older directories do not say
     processor.chat_template = processor.tokenizer.chat_template = template
     bridge_world.save(tmp_path / "hub", model, processor)
-    with pytest.raises(UserError, match=r"chat_template: .*; of .*hub\. Name another, such as vicuna_v1"):
+    with pytest.raises(UserError, match=r"chat_template: .*hub\); set another chat_template, such as .* vicuna_v1"):
         load_for_training(str(tmp_path / "hub"), "auto")
     model, own = load_for_training(str(tmp_path / "hub"), "vicuna_v1")
     assert model.config.image_seq_length == 16
@@ -98,7 +98,7 @@ def test_a_swap_keeps_all_but_encoder_and_projector(llava: Path, bridge_encoder:
     words = [str(llava), "--encoder", str(bridge_encoder), "--output", output, "--projector.type", "mlp3x_gelu"]
     status, _, told = bridge_world.run_cli("swap", *words)
     assert status == 0
-    assert "its projector is new and means nothing to the LLM before it is trained" in told
+    assert "the projector is untrained; train it by" in told
     assert f"llava-bridge train --llava {output} --output" in told
     (before, old), (after, new) = load_llava(llava, device="cpu"), load_llava(output, device="cpu")
     for part in ("model.language_model", "lm_head"):
@@ -151,14 +151,14 @@ def test_settings_next_to_a_llava_are_checked(llava, original_parts, bridge_talk
     beside: dict[str, Any] = {"encoder": "timm:x", "llm": "x", "image_size": 32, "vision_feature_layer": -1}
     beside |= {"vision_feature_select_strategy": "full", "projector": ProjectorConfig(type="linear")}
     for name, value in beside.items():
-        with pytest.raises(UserError, match=rf"^{name}: expected none beside llava"):
+        with pytest.raises(UserError, match=rf"^{name}: expected none with llava"):
             config(llava, **{name: value})
     with pytest.raises(UserError, match=r"^llava: expected none with the stage llm_pretrain"):
         config(llava, stages=["llm_pretrain", "align"], llm_pretrain=stage)
     original = world.write_original(original_parts, tmp_path / "original", "clip")
     for wrong, match in (
         (tmp_path / "no", "is not a directory"),
-        (bridge_talk, "no LLaVA in transformers' layout"),
+        (bridge_talk, "no LLaVA in the transformers format"),
         (original, "`llava-bridge convert`"),
     ):
         with pytest.raises(UserError, match=f"^llava: .*{match}"):

@@ -19,7 +19,7 @@ from llava_bridge.training.loss import LlavaLoss
 from llava_bridge.training.setup import split_parts
 from llava_bridge.training.sharded_weights import frozen_fits_bf16
 from llava_bridge.training.train_config import LoraConfig, StageConfig
-from llava_bridge.training.trainer import frozen_encoder_apart, recompute_layers
+from llava_bridge.training.trainer import detached_frozen_encoder, recompute_layers
 
 
 @pytest.mark.slow
@@ -82,7 +82,7 @@ def test_a_detached_encoder_is_called_and_reattached(bridge_encoder, bridge_llm)
     names = list(model.state_dict())
     pixels = torch.zeros(1, 3, 32, 32)
     before = torch.cat(tuple(model.get_image_features(pixels).pooler_output))
-    with frozen_encoder_apart(setup):
+    with detached_frozen_encoder(setup):
         assert not any("vision_tower" in name for name, _ in model.named_parameters())
         model.to(torch.bfloat16)
         assert model.model.vision_tower.dtype == torch.float32
@@ -91,7 +91,7 @@ def test_a_detached_encoder_is_called_and_reattached(bridge_encoder, bridge_llm)
     after = torch.cat(tuple(model.get_image_features(pixels).pooler_output))
     torch.testing.assert_close(after, before, atol=0.05, rtol=0.05)
     model.requires_grad_(True)
-    with frozen_encoder_apart(setup):  # it learns
+    with detached_frozen_encoder(setup):  # it learns
         assert list(model.state_dict()) == names
 
 
@@ -99,7 +99,7 @@ def kept(spec: str, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Features that come through the cache, and those without."""
     tower: Any = build_vision_model(load_encoder(spec, None), None).requires_grad_(False)
     plain = tower(pixels, output_hidden_states=[-1]).hidden_states[-1]
-    tower.keep_outputs(-1)
+    tower.cache_features(-1)
     return tower(pixels, output_hidden_states=[-1]).hidden_states[-1], plain
 
 

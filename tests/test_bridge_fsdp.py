@@ -86,9 +86,9 @@ def test_trained_weights_move_and_processes_with_cached_features_do_not_wait(run
 def test_a_run_of_two_processes_resumes_in_one(name: str, tmp_path: Path, bridge_parts: Parts, runs: Path) -> None:
     path = config(tmp_path, name, bridge_parts, "fsdp", save_steps=0)
     stopped = torchrun("stop_driver.py", str(path), "3")
-    assert "instruct: stopped after step 4; the same command goes on" in stopped.stderr
+    assert "instruct: stopped after step 4; the same command resumes it" in stopped.stderr
     assert not (tmp_path / name).exists()
-    assert "going on with the unfinished run" in bridge_world.train(path)
+    assert "resuming the unfinished run" in bridge_world.train(path)
     assert_same_training(tmp_path / name, runs / "deepspeed" / name, 2e-5)
 
 
@@ -132,11 +132,11 @@ def test_a_stopped_run_of_two_processes_resumes_exactly(processes, way, lora, tm
     stage = bridge_world.stage(bridge_parts.talk, **SIX_STEPS, lora=lora)
     fields: dict[str, Any] = {"launch": LaunchConfig(deepspeed=way), "instruct": stage}
     path = config(tmp_path, "plain", bridge_parts, "deepspeed", save_steps=0, **fields)
-    assert "stopped after step 4; the same command goes on" in torchrun("stop_driver.py", str(path), "3").stderr
+    assert "stopped after step 4; the same command resumes it" in torchrun("stop_driver.py", str(path), "3").stderr
     whole = config(tmp_path / "whole", "plain", bridge_parts, "deepspeed", **fields)
     if processes == 1:
         bridge_world.trained_alone(whole)
-        assert "one for any number of processes: 2 have written it" in bridge_world.train(path)
+        assert ", written by 2, to any number of processes" in bridge_world.train(path)
     else:
         for one in (path, whole):
             done = torchrun("swap_driver.py", str(one))

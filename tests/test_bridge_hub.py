@@ -93,7 +93,7 @@ def test_a_hub_name_gives_the_same_as_its_directory(hub: Path, bridge_encoder: P
         (check_llm_dir, "org/llm@old", r"llm: org/llm@old has no weights"),
         (check_llm_dir, "org/here", r"llm: org/here has no config\.json"),  # a directory of that name comes first
         (check_llm_dir, "org/none", r"llm: org/none is not a directory; org/none: cannot be downloaded from the Hub"),
-        (check_llava_dir, "org/llm", r"llava: org/llm is no LLaVA in transformers' layout"),
+        (check_llava_dir, "org/llm", r"llava: org/llm is no LLaVA in the transformers format"),
         (check_llm_dir, "org/eyes", r"llm: org/eyes has no config\.json"),
         (check_encoder_files, "transformers:org/none", r"encoder: org/none is not a directory; org/none: cannot be"),
         (check_encoder_files, "transformers:org/eyes", r"encoder: org/eyes has no config\.json"),
@@ -137,7 +137,7 @@ def test_only_needed_files_are_requested_and_pickles_only_as_a_fallback(monkeypa
 def test_a_run_keeps_names_and_commits(encoder, hub, original_parts, bridge_talk, tmp_path):
     put(hub, "tower", write_tower(original_parts, tmp_path / "clip", pickled=True), COMMIT, "main")
     path = config_file(tmp_path, "run", bridge_talk, encoder=encoder, llm="org/llm", stages=["align"])
-    config = parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test").among(1)
+    config = parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test").with_processes(1)
     check_inputs(config)
     found = run_identity(config)
     assert (found["encoder"], found["llm"]) == (encoder, "org/llm")

@@ -36,7 +36,7 @@ def test_sigterm_ends_processes_that_wait_in_a_collective(tmp_path: Path, bridge
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
     assert process.returncode == EXIT_HUNG, printed
-    assert re.search(r"instruct: asked to stop, but a step has not ended for \d+ s: processes wait", printed)
+    assert re.search(r"instruct: a stop was requested, but a step has not ended for \d+ s", printed)
     assert "Traceback" not in printed
 
 
@@ -55,7 +55,7 @@ def running(config: Path) -> list[int]:
 def ended(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The statuses with which a watch would end the process."""
     statuses: list[int] = []
-    for name, seconds in (("_PAUSE", 0.02), ("_LEAST", 0.5), ("_FIRST", 0.6)):
+    for name, seconds in (("_POLL_SECONDS", 0.02), ("_MIN_SECONDS", 0.5), ("_FIRST_STEP_SECONDS", 0.6)):
         monkeypatch.setattr(hung, name, seconds)
     monkeypatch.setattr(hung, "end_hung", lambda status, why: statuses.append(status))
     return statuses
@@ -63,7 +63,7 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def watch(*, asked: bool) -> tuple[HungWatch, SimpleNamespace]:
     wish = SimpleNamespace(now=asked)
-    wish.asked = lambda: wish.now
+    wish.is_requested = lambda: wish.now
     return HungWatch(wish, "instruct"), wish  # type: ignore[arg-type]
 
 

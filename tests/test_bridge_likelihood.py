@@ -105,7 +105,7 @@ def test_the_end_is_one_token_more(stock: tuple[Any, Any], monkeypatch: pytest.M
     (whole,) = loglikelihoods(model, processor, [picture], ["What is it?"], ["red"])
     assert whole.tokens == short.tokens + 1
     assert whole.total < short.total < 0
-    monkeypatch.setattr(loglikelihood, "_ROWS_AT_ONCE", 1)
+    monkeypatch.setattr(loglikelihood, "_CHUNK_ROWS", 1)
     assert loglikelihoods(model, processor, [picture], ["What is it?"], ["red"])[0].total == pytest.approx(whole.total)
     plain, spaced = loglikelihoods(model, processor, [None] * 2, ["Hm?"] * 2, ["yes", "  yes\n"])
     assert spaced.total == pytest.approx(plain.total, abs=1e-5)  # white space around a text changes nothing
@@ -140,7 +140,7 @@ def test_samples_that_cannot_be_scored_are_rejected(stock: tuple[Any, Any], monk
     for text in ("", "  "):
         with pytest.raises(UserError, match="expected a string to score, got"):
             loglikelihoods(model, processor, [None], ["Hm?"], [text])
-    with pytest.raises(UserError, match="a prompt has 0 images but not as many <image> marks"):
+    with pytest.raises(UserError, match="a prompt has 0 images but not as many <image> tokens"):
         loglikelihoods(model, processor, [None], ["Hm?"], ["an <image> in it"])
     monkeypatch.setattr(model.config.get_text_config(), "max_position_embeddings", 20)
     with pytest.raises(UserError, match="images included; expected at most the LLM's context of 20 "):

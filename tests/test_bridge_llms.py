@@ -91,19 +91,19 @@ def test_an_llm_of_another_kind_is_rejected(kind: str, more: Any, tokenizer: Any
         return found
 
     llm.forward = doing_more
-    with pytest.raises(UserError, match=f"llm: {kind} does more for its logits than an output layer"):
+    with pytest.raises(UserError, match=f"llm: {kind} processes the output layer's result further"):
         extract_lm_head(llm)
 
 
 @pytest.mark.parametrize(
     ("kind", "more", "match"),
     [
-        ("mamba", {"state_size": 8}, "mamba remembers no keys and values, which transformers' LLaVA asks of"),
+        ("mamba", {"state_size": 8}, "mamba has no key-value cache, which transformers' LLaVA requires"),
         # Gemma 4's E2B and E4B: an image has no token whose further embeddings each layer could take
         (
             "gemma4_text",
             {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 320},
-            "gemma4_text reads its tokens next to their embeddings, and images in a",
+            "gemma4_text needs tokens in addition to their embeddings, but images in a",
         ),
     ],
 )

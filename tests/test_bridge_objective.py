@@ -20,7 +20,7 @@ from llava_bridge.data import read_samples
 from llava_bridge.data.collator import ConversationCollator, ConversationDataset, TextCollator, pack_lengths
 from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder
 from llava_bridge.training.loss import LlavaLoss, chunked_cross_entropy
-from llava_bridge.training.setup import _room, supports_packing
+from llava_bridge.training.setup import _packed_length, supports_packing
 from llava_bridge.training.train_config import StageConfig
 from llava_bridge.training.trainer import recompute_layers
 
@@ -61,7 +61,7 @@ def learned(model: Any, batch: dict[str, torch.Tensor]) -> tuple[float, dict[str
     return loss.item(), named
 
 
-TEXT = {"input_ids": [1, 40, 41, 42], "labels": [-100, -100, 41, 42], "pictures": [], "skipped": []}
+TEXT = {"input_ids": [1, 40, 41, 42], "labels": [-100, -100, 41, 42], "images": [], "skipped": []}
 
 
 def test_the_loss_and_its_gradients_are_those_of_transformers(parts: tuple[Any, Any, Any]) -> None:
@@ -137,7 +137,7 @@ def test_packing_keeps_samples_apart_in_llms_of_many_kinds(kind: str) -> None:
     llm = bridge_world.widen(AutoModelForCausalLM.from_config(config).eval(), 0.3)
     dice = np.random.default_rng(1)
     items = [
-        {"input_ids": (ids := dice.integers(3, 64, length).tolist()), "labels": ids, "pictures": [], "skipped": []}
+        {"input_ids": (ids := dice.integers(3, 64, length).tolist()), "labels": ids, "images": [], "skipped": []}
         for length in (30, 7, 19, 24, 3)
     ]
     packed = ConversationCollator(None, 0, 50)(items)
@@ -170,8 +170,8 @@ def test_an_llm_that_mixes_packed_samples_is_rejected() -> None:
         config=SimpleNamespace(text_config=SimpleNamespace(model_type="mixes")),
     )
     with pytest.raises(UserError, match=r"instruct\.packing: expected false, since this LLM \(mixes\) mixes samples"):
-        _room(llava, 100, "instruct", StageConfig(packing=True))
-    assert _room(llava, 100, "instruct", StageConfig()) is None
+        _packed_length(llava, 100, "instruct", StageConfig(packing=True))
+    assert _packed_length(llava, 100, "instruct", StageConfig()) is None
 
 
 def test_the_trial_of_packing_does_not_ask_flash_attention() -> None:
@@ -184,7 +184,7 @@ def test_the_trial_of_packing_does_not_ask_flash_attention() -> None:
     llm = LlamaModel(LlamaConfig(**SMALL_LLM, vocab_size=64))
     llm.config._attn_implementation = "flash_test"
     llava = SimpleNamespace(model=SimpleNamespace(language_model=llm), config=SimpleNamespace(text_config=llm.config))
-    assert _room(llava, 100, "instruct", StageConfig(packing=True)) == sys.maxsize  # one row, however long
+    assert _packed_length(llava, 100, "instruct", StageConfig(packing=True)) == sys.maxsize  # one row, however long
     assert llm.config._attn_implementation == "flash_test"
     with pytest.raises(RuntimeError, match="FlashAttention"):
         llm(input_ids=torch.arange(3)[None])
@@ -203,9 +203,9 @@ def test_packing_by_hand() -> None:
 
 
 def test_a_packed_batch_by_hand() -> None:
-    first = {"input_ids": [5, 6, 7], "labels": [5, -100, 7], "pictures": ["a"], "skipped": []}
-    second = {"input_ids": [8, 9], "labels": [-100, 9], "pictures": ["b", "c"], "skipped": [("x", "torn")]}
-    third = {"input_ids": [4, 4, 4, 4], "labels": [-100] * 3 + [4], "pictures": [], "skipped": []}
+    first = {"input_ids": [5, 6, 7], "labels": [5, -100, 7], "images": ["a"], "skipped": []}
+    second = {"input_ids": [8, 9], "labels": [-100, 9], "images": ["b", "c"], "skipped": [("x", "torn")]}
+    third = {"input_ids": [4, 4, 4, 4], "labels": [-100] * 3 + [4], "images": [], "skipped": []}
 
     def names(pictures: list[str], return_tensors: str) -> dict[str, Any]:
         return {"pixel_values": pictures}

@@ -81,7 +81,7 @@ def test_an_interrupted_run_resumes(tmp_path: Path, parts: Parts, runs: Path) ->
     checkpoint = tmp_path / ".run.work" / "instruct" / "checkpoints" / "checkpoint-2" / "complete"
     with bridge_world.training(path, **launched()) as process:
         bridge_world.wait_for(checkpoint.is_file, process)
-    assert "going on with the unfinished run" in bridge_world.train(path, **launched())
+    assert "resuming the unfinished run" in bridge_world.train(path, **launched())
     assert losses(tmp_path / "run") == pytest.approx(losses(runs / "merged"), abs=1e-5)
 
 

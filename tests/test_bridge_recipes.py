@@ -109,10 +109,10 @@ def test_a_miniature_of_llava_1_5_trains(tmp_path, bridge_encoder, bridge_long_l
     config = miniature(tmp_path, bridge_encoder, bridge_long_llm, bridge_talk)
     run = train(config, tmp_path)
     assert run.returncode == 0, run.stderr[-2000:]
-    assert "align: 8 samples an epoch from" in run.stderr
-    assert "instruct: 24 samples an epoch from" in run.stderr
-    assert "instruct: 4 samples an epoch from" in run.stderr
-    assert "looking for all pictures of" in run.stderr
+    assert "align: 8 samples per epoch from" in run.stderr
+    assert "instruct: 24 samples per epoch from" in run.stderr
+    assert "instruct: 4 samples per epoch from" in run.stderr
+    assert "checking all images of" in run.stderr
     steps = [(stage, step) for stage in ("align", "instruct") for step in (1, 2, 3)]
     assert bridge_world.metrics(tmp_path / "llava", "stage", "step") == steps
     shown: dict[str, Any] = json.loads((tmp_path / "llava" / "processor_config.json").read_text())["image_processor"]

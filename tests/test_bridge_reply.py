@@ -15,11 +15,16 @@ from llava_bridge.inference.streaming import (
     GenerationParams,
     StreamedAnswer,
     context_length,
-    stream_answer,
+    generate_answers,
+    prepare_prompt,
 )
 
 PICTURE = Image.new("RGB", (30, 20), "red")
 TALK = [{"role": "user", "content": "<image>\nWhat color is it?"}]
+
+
+def stream_answer(model: Any, processor: Any, *prompt: Any, **callbacks: Any) -> StreamedAnswer:
+    return generate_answers(model, processor, [prepare_prompt(model, processor, *prompt, **callbacks)])[0]
 
 
 @pytest.fixture(scope="module")

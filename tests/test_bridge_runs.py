@@ -38,7 +38,7 @@ def config(path: Path) -> LlavaTrainConfig:
 @pytest.fixture
 def finished(config: LlavaTrainConfig, tmp_path: Path) -> LlavaTrainConfig:
     """The config of a run whose output is there."""
-    done = config.among(1)
+    done = config.with_processes(1)
     (tmp_path / "one").mkdir()
     write_manifest(tmp_path / "one", kind="llava", config=done, identity=run_identity(done))
     return done
@@ -91,7 +91,7 @@ def test_a_finished_run_removes_its_own_work_directory_and_no_other_runs(finishe
         (work / "instruct/checkpoints/checkpoint-3/complete").mkdir(parents=True)
         status, told = train(path)
         assert status == 0
-        assert (f"{work} holds an unfinished run with other settings" in told) == work.exists() == (seed == 1)
+        assert (f"{work} has an unfinished run with other settings" in told) == work.exists() == (seed == 1)
         if seed == 1:
             shutil.rmtree(work)
 
@@ -149,7 +149,7 @@ def test_a_work_directory_belongs_to_one_run_and_goes_unless_it_helps_the_next(c
 
     monkeypatch.setattr(work_dir.fcntl, "flock", flock)
     with work_dir.lock_work_dir(config):
-        assert "no locks here (No locks available); see to it that no other run writes" in capsys.readouterr().err
+        assert "no locks here (No locks available); ensure that no other run writes" in capsys.readouterr().err
 
 
 def test_an_output_that_only_one_machine_sees_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +158,7 @@ def test_an_output_that_only_one_machine_sees_is_rejected(tmp_path: Path, monkey
     (tmp_path / "run.json").touch()
     _check_shared(tmp_path)
     monkeypatch.setattr(distributed, "all_gather_objects", lambda sees: [sees, False])
-    with pytest.raises(UserError, match=r"output: expected a place that all machines share, but the process of rank 1"):
+    with pytest.raises(UserError, match=r"output: expected a directory shared by all nodes, but the process of rank 1"):
         _check_shared(tmp_path)
 
 
@@ -168,7 +168,7 @@ def test_the_number_of_processes(path: Path, config: LlavaTrainConfig, monkeypat
     status, told = train(path, *flags)
     assert status == 2
     assert "align.cache_vision_features: expected false under ZeRO-3 with several processes" in told
-    assert config.among(4).launch.num_processes == 4
+    assert config.with_processes(4).launch.num_processes == 4
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "3"}.items():
         monkeypatch.setenv(name, value)
     status, told = train(path)
@@ -176,4 +176,4 @@ def test_the_number_of_processes(path: Path, config: LlavaTrainConfig, monkeypat
     assert "llm_pretrain.global_batch_size: expected a multiple of processes (3)" in told
     status, told = train(path, "--launch.num_processes", "2")
     assert status == 2
-    assert "launch.num_processes: expected 3, as many as the launcher has started, or null, got 2" in told
+    assert "launch.num_processes: expected 3, the number of the launcher's processes, or null, got 2" in told

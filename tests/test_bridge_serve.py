@@ -182,11 +182,11 @@ def test_a_failure_of_the_server_is_reported(client: openai.OpenAI, monkeypatch:
             prompt.on_text("It is")
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(worker, "replies", replies)
-    with pytest.raises(openai.InternalServerError, match="its terminal says why"):
+    monkeypatch.setattr(worker, "generate_answers", replies)
+    with pytest.raises(openai.InternalServerError, match="its terminal shows the error"):
         complete(client)
     stream = complete(client, stream=True)
-    with pytest.raises(openai.APIError, match="its terminal says why"):
+    with pytest.raises(openai.APIError, match="its terminal shows the error"):
         assert [chunk.choices[0].delta.content for chunk in stream] == ["", "It is"]
 
 
@@ -207,7 +207,7 @@ def slowed(monkeypatch: pytest.MonkeyPatch, llava: tuple[Any, Any], seconds: flo
 def batches(monkeypatch: pytest.MonkeyPatch, most: int = 100) -> list[int]:
     """The sizes of the batches that are answered; more than ``most`` at once are too much for the memory."""
     sizes: list[int] = []
-    real = worker.replies
+    real = worker.generate_answers
 
     def replies(model: Any, processor: Any, prompts: Any) -> Any:
         sizes.append(len(prompts))
@@ -215,7 +215,7 @@ def batches(monkeypatch: pytest.MonkeyPatch, most: int = 100) -> list[int]:
             raise RuntimeError("out of memory")
         return real(model, processor, prompts)
 
-    monkeypatch.setattr(worker, "replies", replies)
+    monkeypatch.setattr(worker, "generate_answers", replies)
     return sizes
 
 

@@ -66,8 +66,8 @@ class Site:
         self.reports: queue.Queue[Any] = queue.Queue()
         self.page, self.folder = folder / "page.html", folder
         self.cancelled = threading.Event()
-        monkeypatch.setattr(worker, "prompt", self.prompt)
-        monkeypatch.setattr(worker, "replies", self.replies)
+        monkeypatch.setattr(worker, "prepare_prompt", self.prompt)
+        monkeypatch.setattr(worker, "generate_answers", self.replies)
         monkeypatch.setattr(serving, "PAGE_FILE", self.page)
 
     def prompt(
@@ -75,14 +75,14 @@ class Site:
     ) -> Prompt:
         """Keep what is asked for, as the model has neither tokenizer nor context."""
         self.asked.append((pictures, messages, decoding))
-        return Prompt(ids=[0], pictures=pictures, decoding=decoding, most=1, **told)
+        return Prompt(ids=[0], images=pictures, params=decoding, max_new_tokens=1, **told)
 
     def replies(self, model: Any, processor: Any, prompts: list[Prompt]) -> list[StreamedAnswer]:
         """Say the color of the last image, and on and on of what is endless."""
         (prompt,), question = prompts, self.asked[-1][1][-1]["content"]
         if "fail" in question:
             raise RuntimeError("as asked")
-        text = f"<b>{prompt.pictures[-1].getpixel((0, 0))}</b>" if prompt.pictures else "no picture"
+        text = f"<b>{prompt.images[-1].getpixel((0, 0))}</b>" if prompt.images else "no picture"
         for piece in text:
             prompt.on_text(piece)
         if "endless" in question:
@@ -164,7 +164,7 @@ def test_a_dropped_image_is_part_of_the_question(site: Site) -> None:
       type("Sure?");
       await until(() => counts() === 2);
       const first = turns(), shown = document.querySelectorAll(".user img").length;
-      document.getElementById("anew").click();
+      document.getElementById("reset").click();
       type("And now?");
       await until(() => counts() === 1);
       return {focus: document.activeElement.id, first, shown, second: turns(),
@@ -194,13 +194,13 @@ def test_escape_ends_an_answer_and_a_fault_keeps_the_question(site: Site) -> Non
       drop(new File(["no picture"], "a.png", {type: "image/png"}));
       await until(() => !document.getElementById("chosen").hidden);
       type("What is it?");
-      await until(() => document.querySelector(".fault"));
+      await until(() => document.querySelector(".error"));
       const refused = turns(), kept = document.getElementById("question").value;
       document.getElementById("remove").click();
       type("please fail");
-      await until(() => document.querySelectorAll(".fault").length === 2);
+      await until(() => document.querySelectorAll(".error").length === 2);
       drop(new File(["text"], "a.txt", {type: "text/plain"}));
-      await until(() => document.querySelectorAll(".fault").length === 3);
+      await until(() => document.querySelectorAll(".error").length === 3);
       return {stop, stopped, refused, kept, faults: turns().slice(-2)};
     """)
     assert "error" not in seen, seen
@@ -208,6 +208,6 @@ def test_escape_ends_an_answer_and_a_fault_keeps_the_question(site: Site) -> Non
     assert seen["stopped"] == ["endless", "no picture …"]
     assert seen["refused"][2:] == ["messages[2].content[0].image_url.url: undecodable image"]
     assert seen["kept"] == "What is it?"
-    assert seen["faults"] == ["the server failed; its terminal says why", "a.txt: not a picture"]
+    assert seen["faults"] == ["the server failed; its terminal shows the error", "a.txt: not an image"]
     assert site.cancelled.wait(10)
     assert seen["complaints"] == []

@@ -26,22 +26,22 @@ def busy(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     def ready(
         model: Any, processor: Any, pictures: Any, messages: Any, decoding: GenerationParams, **told: Any
     ) -> Prompt:
-        return Prompt(ids=[0], pictures=pictures, decoding=decoding, most=1, **told)
+        return Prompt(ids=[0], images=pictures, params=decoding, max_new_tokens=1, **told)
 
     def replies(model: Any, processor: Any, prompts: list[Prompt]) -> list[StreamedAnswer]:
         began.set()
         time.sleep(SECONDS)
         return [StreamedAnswer(text="", prompt_tokens=1, new_tokens=1, finish="stop") for _ in prompts]
 
-    monkeypatch.setattr(worker, "prompt", ready)
-    monkeypatch.setattr(worker, "replies", replies)
+    monkeypatch.setattr(worker, "prepare_prompt", ready)
+    monkeypatch.setattr(worker, "generate_answers", replies)
     return began
 
 
 async def answered(served: worker.GenerationWorker, temperature: float | None) -> None:
     decoding = GenerationParams(temperature=temperature)
-    asked = ChatRequest(model=None, messages=[], pictures=[], decoding=decoding, stream=False, usage=False)
-    async for _ in served.write(asked):
+    asked = ChatRequest(model=None, messages=[], images=[], params=decoding, stream=False, usage=False)
+    async for _ in served.stream(asked):
         pass
 
 

@@ -78,10 +78,10 @@ def test_only_the_named_parts_are_trained(runs: Path) -> None:
     learned |= {name: {"llm", *own} for name in ("plain", "both", "lora")}
     assert {name: moved(runs / "tiled_untrained", runs / f"tiled_{name}") for name in learned} == learned
     printed = (runs / "printed.txt").read_text()
-    assert "instruct: vision trains, " in printed
-    assert "parameters of adapters beside" in printed
+    assert "instruct: vision trainable, " in printed
+    assert "trainable adapter parameters, " in printed
     # two linear layers with biases, from 32 to 32, and the 32 of the token
-    assert "align: projector trains, 2,144 parameters" in printed
+    assert "align: projector trainable, 2,144 parameters" in printed
     for name in ("plain", "again", "lora", "dora"):  # transformers' trainer turns it off in the config
         model, _ = load_llava(runs / name, device="cpu", adapter=False)
         assert model.config.text_config.use_cache, name
@@ -182,7 +182,7 @@ def test_sigterm_saves_and_the_same_command_resumes(tmp_path: Path, bridge_parts
         bridge_world.wait_for(lambda: step + 3 in metrics(work, "step"), process)
         printed = bridge_world.ended_by(signal.SIGINT, process)
         assert process.returncode == 130, printed
-    assert "going on with the unfinished run" in printed
+    assert "resuming the unfinished run" in printed
     assert step + 1 in metrics(work, "step")
 
 

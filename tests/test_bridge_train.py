@@ -48,7 +48,7 @@ def test_three_stages_under_the_launcher(trained: Path, bridge_encoder: Path) ->
     assert len(manifest["data"]["align"][0]["hash"]) == 64
     printed = (trained.parent / "printed.txt").read_text()
     assert "align: vision frozen" in printed
-    assert "align: projector trains" in printed
+    assert "align: projector trainable" in printed
     assert "[INFO]" not in printed
     assert not list(trained.parent.glob(".*"))
     usual = (trained.parent / "printed.txt").stat().st_mode
@@ -88,7 +88,7 @@ def test_killed_and_resumed_gives_the_same_weights(trained: Path, bridge_encoder
         assert 0 < known["seconds"] < 1000
         mark.write_text(json.dumps(known | {"seconds": known["seconds"] + 10_000}))
     resumed = bridge_world.train(config, "--local_rank=0", **bridge_world.launched())
-    assert "going on with the unfinished run" in resumed
+    assert "resuming the unfinished run" in resumed
     assert "align: done before" in resumed
     assert metrics(directory / "killed", *LOGGED) == metrics(trained, *LOGGED)
     manifest = json.loads((directory / "killed" / "manifest.json").read_text())
@@ -171,7 +171,7 @@ def test_the_launcher_gets_processes_port_module_and_visible_gpus(launched_by, m
         (["--llm", "none"], "llm: none has no config.json"),
         (["--align.global_batch_size", "5", "--launch.num_processes", "2"], "align.global_batch_size: expected a mult"),
         (["--stages", "[instruct,align]"], "stages: expected each once and in the order"),
-        (["--align.warmup_ratio", "1.5"], "align.warmup_ratio: expected a share"),
+        (["--align.warmup_ratio", "1.5"], "align.warmup_ratio: expected a ratio"),
         (["--align.data", "[{path: none.json}]"], "align.data: none.json: no such file or directory"),
         (["--align.learning_rate", ".nan"], "align.learning_rate: expected more than 0, got nan"),
         (
@@ -241,7 +241,7 @@ def stage_callback(tmp_path: Path) -> Any:
     from llava_bridge.training.progress import StageProgress
 
     progress = StageProgress("align", 4, tmp_path / "metrics.jsonl", 0.0)
-    nobody = SimpleNamespace(of_any_process=lambda: 0, asked=lambda: False)
+    nobody = SimpleNamespace(of_any_process=lambda: 0, is_requested=lambda: False)
     return StageCallback(progress, stage_trainer().gather_invalid, {}, 320, nobody, lambda: None)  # type: ignore[arg-type]
 
 
@@ -268,7 +268,7 @@ def test_bad_samples_are_counted_over_all_processes_and_attempts(tmp_path, monke
     monkeypatch.setattr(distributed, "all_gather_objects", lambda own: [own, [(1, "b", "of rank 1")]])
     monkeypatch.setattr(checkpoints, "barrier", lambda: None)
     trainer = stage_trainer(0.7)
-    trainer._judge(trainer.invalid.add([(0, "a", "of rank 0")]))
+    trainer._check_invalid(trainer.invalid.add([(0, "a", "of rank 0")]))
     assert trainer.gather_invalid().named == [(0, "a", "of rank 0"), (1, "b", "of rank 1")]
     monkeypatch.setenv("WORLD_SIZE", "2")
     for step in (4, 10):
@@ -280,7 +280,7 @@ def test_bad_samples_are_counted_over_all_processes_and_attempts(tmp_path, monke
     assert (checkpoints.load_elapsed_seconds(start), checkpoints.load_elapsed_seconds(None)) == (15.0, 0.0)
     trainer.invalid = checkpoints.load_invalid_samples(start)
     with pytest.raises(UserError, match="align: 3 of 3 samples are invalid"):
-        trainer._judge(trainer.invalid.add([(1, "b", "met before"), (7, "c", "after resuming")]))
+        trainer._check_invalid(trainer.invalid.add([(1, "b", "met before"), (7, "c", "after resuming")]))
     assert not (tmp_path / "checkpoint-12").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-4", "checkpoint-10"}
 

@@ -146,7 +146,7 @@ def test_cached_features_are_right_and_specific_to_weights_and_layers(bridge_enc
     def tower(layers: int | list[int], shift: float = 0.0) -> EncoderVisionModel:
         model = build_vision_model(load_encoder(str(bridge_encoder)))
         next(model.parameters()).data.add_(shift)
-        model.keep_outputs(layers)
+        model.cache_features(layers)
         states = model.tower.states
         model.tower.states = lambda seen, deepest: (computed.append(len(seen)), states(seen, deepest))[1]
         return model

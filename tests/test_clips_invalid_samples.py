@@ -142,7 +142,8 @@ def test_a_broken_record_is_named(tmp_path: Path, broken: Any):
         read_train_state(tmp_path)
 
 
-def test_a_stage_of_the_bridge_names_the_first_and_counts_all(capsys, monkeypatch):
+def test_a_stage_of_the_bridge_names_the_first_and_counts_all(tmp_path: Path, capsys, monkeypatch):
+    from llava_bridge.training.checkpoints import load_invalid_samples, mark_complete
     from llava_bridge.training.trainer import StageTrainer
 
     trainer = StageTrainer.__new__(StageTrainer)
@@ -150,15 +151,18 @@ def test_a_stage_of_the_bridge_names_the_first_and_counts_all(capsys, monkeypatc
     trainer.train_dataset = range(100_000)  # type: ignore[assignment]
     monkeypatch.setenv("WORLD_SIZE", "1")
     for start in range(0, 50_000, 1000):
-        trainer._judge(trainer.invalid.add(met(list(range(start, start + 1000)))))
+        trainer._check_invalid(trainer.invalid.add(met(list(range(start, start + 1000)))))
     assert trainer.gather_invalid().count == 50_000
     told = capsys.readouterr()
     lines = (told.out + told.err).splitlines()
     assert len([line for line in lines if "align: skipped 0" in line]) == MAX_NAMES
     assert len([line for line in lines if "further ones are counted, not named" in line]) == 1
-    trainer._judge(trainer.invalid.add(met([17, 49_999])))
+    mark_complete(tmp_path, trainer.invalid, 1.0)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 50_000
+    trainer.invalid = load_invalid_samples(tmp_path)
+    trainer._check_invalid(trainer.invalid.add(met([17, 49_999])))
     with pytest.raises(UserError, match="align: 50001 of 100000 samples are invalid"):
-        trainer._judge(trainer.invalid.add(met([50_000])))
+        trainer._check_invalid(trainer.invalid.add(met([50_000])))
 
 
 def spoil(folder: Path, share: int) -> Path:

@@ -57,30 +57,10 @@ WORDS = {
 _PATTERN = re.compile("|".join(rf"(?P<w{number}>\b(?:{word})\b)" for number, word in enumerate(WORDS)), re.IGNORECASE)
 _URL = re.compile(r"https?://\S+")
 ALLOWED = {
-    ("scripts/slurm/llava.sbatch", "goes on"): "the end of a message of llava-bridge train, which the script finds",
     ("clips recaption", "picture"): "the default prompt, on which captions depend",
+    ("llava-bridge describe", "picture"): "the default prompt, a part of the identity of outputs",
 }
 """Place and word (in lower case) → why the word is right there."""
-OLD_NAMES = frozenset(
-    [
-        "open_picture",
-        "Pictures",
-        "Prefix.pictures",
-        "Prompt.pictures",
-        "ChatRequest.pictures",
-    ]
-)
-"""Names that predate this test. Rename one and remove it here; add none."""
-OLD_HELP = frozenset(
-    {
-        "llava-bridge train",
-        "llava-bridge swap",
-        "llava-bridge data inspect",
-        "llava-bridge chat",
-        "llava-bridge describe",
-    }
-)
-"""Commands whose help predates this test. Reword one and remove it here; add none."""
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "mkdocs.yml", "Makefile"]
 PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
 TEXTS = sorted(
@@ -143,8 +123,6 @@ def test_help_uses_standard_terms(program: str, name: str):
     about = inspect.getmodule(importlib.import_module(PROGRAMS[program]))
     assert about
     wrong = wrong_words(f"{program} {name}", "\n".join([*texts, about.__doc__ or ""]))
-    if f"{program} {name}" in OLD_HELP and wrong:
-        pytest.xfail(f"{len(wrong)} words")
     assert wrong == []
 
 
@@ -153,14 +131,9 @@ def test_modules_symbols_and_fields_have_standard_names(package: str):
     wrong = []
     for path in sorted((ROOT / package).rglob("*.py")):
         for name in public_names(path):
-            if not re.search(r"(?:^|\.)_", name) and name not in OLD_NAMES:
+            if not re.search(r"(?:^|\.)_", name):
                 wrong += wrong_words(f"{path.relative_to(ROOT)}: {name}", spaced(name))
     assert wrong == []
-
-
-def test_the_old_names_are_still_there():
-    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
-    assert {name for path in files for name in public_names(path)} >= OLD_NAMES
 
 
 def test_tests_have_standard_names():

@@ -32,7 +32,7 @@ class Played:
         self.going, self.begun = asyncio.Event(), 0
         self.going.set()
 
-    async def write(self, asked: Any) -> AsyncIterator[Any]:
+    async def stream(self, asked: Any) -> AsyncIterator[Any]:
         self.begun += 1
         await self.going.wait()
         if asked.messages[-1]["content"] == "fail":
@@ -49,7 +49,7 @@ class Played:
 def site(worker: Played, base: str = "http://localhost:8000") -> httpx.AsyncClient:
     """A client of the application as `serve` makes it for this machine alone."""
     server = serving.Server(worker, "mine", 7)  # type: ignore[arg-type]
-    app = server.app(serve_command._names(ServeConfig(model="d")))
+    app = server.app(serve_command._host_names(ServeConfig(model="d")))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url=base)
 
@@ -82,13 +82,13 @@ def draw_image(*sizes: tuple[int, int]) -> dict[str, Any]:
 
 def test_by_default_only_this_machine_is_answered() -> None:
     assert ServeConfig(model="d").host == "127.0.0.1"
-    assert serve_command._names(ServeConfig(model="d")) == ["localhost"]
-    wide = serve_command._names(ServeConfig(model="d", host="0.0.0.0", allowed_hosts=("llava.example.org",)))
+    assert serve_command._host_names(ServeConfig(model="d")) == ["localhost"]
+    wide = serve_command._host_names(ServeConfig(model="d", host="0.0.0.0", allowed_hosts=("llava.example.org",)))
     assert {"localhost", "llava.example.org", "0.0.0.0"} < set(wide)
     assert "*" not in wide
     own, others = ("127.0.0.1", "::1", "localhost"), ("0.0.0.0", "::", "192.168.1.2", "example.org")
-    assert all(map(serve_command._is_own, own))
-    assert not any(map(serve_command._is_own, others))
+    assert all(map(serve_command._is_loopback, own))
+    assert not any(map(serve_command._is_loopback, others))
 
 
 def test_it_must_be_called_by_a_name_of_its_own() -> None:
@@ -229,13 +229,13 @@ def test_the_queue_of_requests_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_client_may_not_ask_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "MAX_REQUESTS_PER_MINUTE", 3)
-    monkeypatch.setattr(middleware, "_CLIENTS_KNOWN", 2)
+    monkeypatch.setattr(middleware, "_MAX_CLIENTS", 2)
     now = 100.0
     monkeypatch.setattr(middleware.time, "monotonic", lambda: now)
     watch = middleware.RequestGuardMiddleware(lambda *_: None, ["*"], lambda: 1.0)  # type: ignore[arg-type, return-value]
 
     def early(client: str) -> float:
-        return watch._too_early({"client": (client, 1)})
+        return watch._rate_limit_seconds({"client": (client, 1)})
 
     assert [early("a") for _ in range(3)] == [0, 0, 0]
     now += 20

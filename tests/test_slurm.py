@@ -116,7 +116,7 @@ def test_two_nodes_train_one_encoder_and_resume_after_a_preemption(tmp_path: Pat
 @pytest.mark.parametrize(
     ("script", "line", "again"),
     [
-        ("llava.sbatch", "instruct: stopped after step 4; the same command goes on", True),
+        ("llava.sbatch", "instruct: stopped after step 4; the same command resumes it", True),
         ("llava.sbatch", "RuntimeError: out of memory", False),
         ("train.sbatch", "run: stopped and saved after step 4; the same command resumes from there", True),
         ("train.sbatch", "RuntimeError: out of memory", False),

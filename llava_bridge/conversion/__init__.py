@@ -1,1 +1,1 @@
-"""LLaVAs that are there: other layouts on disk, other encoders."""
+"""Conversion of existing LLaVAs: other file formats, other encoders."""

@@ -1,10 +1,10 @@
 """The original LLaVA format: the entries of its ``config.json``, and its weight names.
 
 Source: haotian-liu/LLaVA, ``llava_arch.py`` and both ``builder.py`` below ``llava/model``; ``mm_utils.py`` for tiles.
-Their LLM is ``model.*`` and ``lm_head.*``, the projector ``model.mm_projector.*``; the tower is named by
-``mm_vision_tower`` and, in some checkpoints, among the weights as ``model.vision_tower.vision_tower.*``. LLaVA-1.6
-(LLaVA-NeXT) also has ``model.image_newline``, the token at the end of a row of tiles; its pinpoints are (width,
-height), transformers' (height, width).
+The LLM is ``model.*`` and ``lm_head.*``, the projector ``model.mm_projector.*``. ``mm_vision_tower`` names the tower;
+some checkpoints also contain it as ``model.vision_tower.vision_tower.*``. LLaVA-1.6 (LLaVA-NeXT) also has
+``model.image_newline``, the token at the end of a row of tiles; its pinpoints are (width, height), those of
+transformers (height, width).
 """
 
 from __future__ import annotations
@@ -38,13 +38,14 @@ MODEL_TYPES = {"llama": "llava_llama", "mistral": "llava_mistral"}
 ARCHITECTURES = {"llama": "LlavaLlamaForCausalLM", "mistral": "LlavaMistralForCausalLM"}
 PROJECTOR_FILE = "mm_projector.bin"
 _PROJECTOR, _TOWER, _NEWLINE = "mm_projector.", "model.vision_tower.vision_tower.", "model.image_newline"
-# Only there to be computed again; older versions of the libraries saved them.
+_LLM_ENDS = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+# Buffers that older versions of the libraries saved and newer ones compute.
 _COMPUTED = re.compile(r"rotary_emb\.inv_freq$|(^|\.)position_ids$")
-# What transformers writes of any model.
+# Fields that transformers writes for every model.
 _GENERAL = {"chunk_size_feed_forward", "id2label", "is_encoder_decoder", "label2id", "output_attentions"}
 _GENERAL |= {"output_hidden_states", "problem_type", "return_dict", "_name_or_path", "dtype", "rope_parameters"}
-# Settings with which the original LLaVA computes more than transformers' LLaVA, and their neutral values.
-_ELSEWHERE: dict[str, tuple[Any, ...]] = {
+# Settings of the original LLaVA → the values that transformers' LLaVA supports.
+_SUPPORTED: dict[str, tuple[Any, ...]] = {
     "image_aspect_ratio": ("pad", "square", "anyres"),
     "mm_use_im_start_end": (False,),
     "s2": (False,),
@@ -74,15 +75,15 @@ class OriginalCheckpoint:
     @property
     def pinpoints(self) -> list[list[int]] | None:
         """Heights and widths in pixels that images are fitted into before they are cut; None without tiles."""
-        return _turned(_pinpoints(self.config) or []) if is_anyres(self.config) else None
+        return _swap_pairs(_pinpoints(self.config) or []) if is_anyres(self.config) else None
 
 
 def is_anyres(config: Mapping[str, Any]) -> bool:
-    """Whether an original ``config.json`` is one of LLaVA-1.6, whose images are cut into tiles."""
+    """Whether an original ``config.json`` is of LLaVA-1.6, whose images are cut into tiles."""
     return bool(config.get("image_aspect_ratio") == "anyres")
 
 
-def _turned(pinpoints: Sequence[Sequence[int]]) -> list[list[int]]:
+def _swap_pairs(pinpoints: Sequence[Sequence[int]]) -> list[list[int]]:
     return [[second, first] for first, second in pinpoints]
 
 
@@ -95,8 +96,8 @@ def read_original(source: Path, llm: str | None) -> OriginalCheckpoint:
     config = read_config(source)
     if not is_original_llava(source):
         raise UserError(f"{source}: expected a LLaVA: mm_vision_tower in config.json, or {PROJECTOR_FILE}")
-    _check(config, source)
-    weights = _read_directory(source)
+    _check_supported(config, source)
+    weights = _read_weights_dir(source)
     if not any(_PROJECTOR in name for name in weights) and (source / PROJECTOR_FILE).is_file():
         weights |= read_weights(source / PROJECTOR_FILE)
     projector = {name.rpartition(_PROJECTOR)[2]: value for name, value in weights.items() if _PROJECTOR in name}
@@ -107,17 +108,17 @@ def read_original(source: Path, llm: str | None) -> OriginalCheckpoint:
     }
     newline = weights.pop(_NEWLINE, None)
     if (newline is None) == is_anyres(config):
-        what = f"no {_NEWLINE} in it, which LLaVA's tiles need" if newline is None else f"{_NEWLINE}, but no anyres"
-        raise UserError(f"{source}: {what}")
+        fault = f"no {_NEWLINE} in it, which LLaVA's tiles need" if newline is None else f"{_NEWLINE}, but no anyres"
+        raise UserError(f"{source}: {fault}")
     own = {name: value for name, value in weights.items() if _PROJECTOR not in name and not name.startswith(_TOWER)}
     if unknown := sorted(name for name in own if not name.startswith(("model.layers.", *_LLM_ENDS))):
-        raise UserError(f"{source}: '{unknown[0]}' has no place in transformers' LLaVA")
+        raise UserError(f"{source}: transformers' LLaVA has no weight '{unknown[0]}'")
     if bool(llm) == any(name.startswith("model.layers.") for name in own):
-        what = "has an LLM of its own; expected no" if llm else "has no weights of an LLM; expected its directory as"
-        raise UserError(f"llm: {source} {what} --llm")
+        fault = "has an LLM of its own; expected no" if llm else "has no weights of an LLM; expected its directory as"
+        raise UserError(f"llm: {source} {fault} --llm")
     return OriginalCheckpoint(
         config=config,
-        llm=_read_directory(Path(llm)) if llm else own,
+        llm=_read_weights_dir(Path(llm)) if llm else own,
         projector=projector,
         projector_name=_projector_name(projector, source, config.get("mm_projector_type")),
         tower={name: value for name, value in tower.items() if not _COMPUTED.search(name)},
@@ -125,43 +126,42 @@ def read_original(source: Path, llm: str | None) -> OriginalCheckpoint:
     )
 
 
-_LLM_ENDS = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
-
-
-def _check(config: Mapping[str, Any], source: Path) -> None:
+def _check_supported(config: Mapping[str, Any], source: Path) -> None:
     """Reject settings that transformers' LLaVA does not support."""
     if (source / "adapter_config.json").is_file():
-        raise UserError(f"{source}: a LoRA adapter; expected a whole model (LLaVA's merge_lora_weights.py makes one)")
-    kind = config.get("model_type")
-    if kind not in LLM_TYPES:
-        raise UserError(f"{source}: model_type: expected one of {', '.join(LLM_TYPES)}, got {kind}")
-    for field, values in _ELSEWHERE.items():
+        raise UserError(f"{source}: a LoRA adapter; expected a whole model (from LLaVA's merge_lora_weights.py)")
+    model_type = config.get("model_type")
+    if model_type not in LLM_TYPES:
+        raise UserError(f"{source}: model_type: expected one of {', '.join(LLM_TYPES)}, got {model_type}")
+    for field, values in _SUPPORTED.items():
         value = config.get(field)
         if value is not None and value not in values:
             expected = " or ".join(map(str, values))
-            raise UserError(f"{source}: {field}: transformers' LLaVA knows only {expected}, got {value}")
+            raise UserError(f"{source}: {field}: transformers' LLaVA supports only {expected}, got {value}")
     tiles = is_anyres(config)
-    merge, wanted = config.get("mm_patch_merge_type", "flat"), "spatial_unpad" if tiles else "flat"
-    if merge != wanted:
-        beside = f"with image_aspect_ratio {config.get('image_aspect_ratio')}"
-        raise UserError(f"{source}: mm_patch_merge_type: transformers' LLaVA knows only {wanted} {beside}, got {merge}")
+    merge, expected = config.get("mm_patch_merge_type", "flat"), "spatial_unpad" if tiles else "flat"
+    if merge != expected:
+        aspect = f"with image_aspect_ratio {config.get('image_aspect_ratio')}"
+        raise UserError(
+            f"{source}: mm_patch_merge_type: transformers' LLaVA supports only {expected} {aspect}, got {merge}"
+        )
     if tiles and not _pinpoints(config):
-        given = config.get("image_grid_pinpoints")
-        raise UserError(f"{source}: image_grid_pinpoints: expected pairs of width and height, got {given}")
+        stated = config.get("image_grid_pinpoints")
+        raise UserError(f"{source}: image_grid_pinpoints: expected pairs of width and height, got {stated}")
 
 
 def _pinpoints(config: Mapping[str, Any]) -> list[list[int]] | None:
-    """The pairs of width and height, which may be written as Python writes them; None where there are none."""
-    given: Any = config.get("image_grid_pinpoints")
+    """The pairs of width and height, maybe as a Python literal in a string; None if missing or malformed."""
+    stated: Any = config.get("image_grid_pinpoints")
     with contextlib.suppress(ValueError, SyntaxError, TypeError):
-        pairs = [list(pair) for pair in (ast.literal_eval(given) if isinstance(given, str) else given)]
+        pairs = [list(pair) for pair in (ast.literal_eval(stated) if isinstance(stated, str) else stated)]
         if all(len(pair) == 2 and all(isinstance(length, int) for length in pair) for pair in pairs):
             return pairs
     return None
 
 
-def _read_directory(directory: Path) -> dict[str, Tensor]:
-    """All weights of a directory, safetensors before pickles; none where there are no files of weights."""
+def _read_weights_dir(directory: Path) -> dict[str, Tensor]:
+    """All weights of a directory, from safetensors rather than pickles; empty without weight files."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = directory / f"{name}.index.json"
         if index.is_file():
@@ -181,7 +181,7 @@ def _read_directory(directory: Path) -> dict[str, Tensor]:
 
 
 def _projector_name(weights: Mapping[str, Tensor], source: Path, stated: str | None) -> str:
-    """The projector of the registry whose weights have these names."""
+    """The registered projector whose weights have these names."""
     if weights.keys() == {"weight", "bias"}:
         return "linear"
     layers = len(weights) // 2
@@ -202,20 +202,20 @@ def llm_config(config: Mapping[str, Any]) -> Any:
 
     from clips.model.loading import library_errors_as_user_errors
 
-    kind = LLM_TYPES[config["model_type"]]
-    left_out = {"model_type", "architectures", "transformers_version", "dtype"}
-    known = AutoConfig.for_model(kind).to_dict().keys() - left_out
+    model_type = LLM_TYPES[config["model_type"]]
+    excluded = {"model_type", "architectures", "transformers_version", "dtype"}
+    known = AutoConfig.for_model(model_type).to_dict().keys() - excluded
     own = {key: config[key] for key in config.keys() & known}
     if "rope_parameters" not in own:
         scaling = dict(config.get("rope_scaling") or {"type": "default"})
-        kind_of_rope = scaling.pop("type", None) or scaling.pop("rope_type")
-        own["rope_parameters"] = {"rope_theta": config.get("rope_theta", 10000.0), "rope_type": kind_of_rope, **scaling}
+        rope_type = scaling.pop("type", None) or scaling.pop("rope_type")
+        own["rope_parameters"] = {"rope_theta": config.get("rope_theta", 10000.0), "rope_type": rope_type, **scaling}
     with library_errors_as_user_errors("config.json does not describe an LLM"):
-        return AutoConfig.for_model(kind, **own)
+        return AutoConfig.for_model(model_type, **own)
 
 
 def original_config(model: Any, processor: Any, tower: str) -> dict[str, Any]:
-    """The original ``config.json`` of a LLaVA, with the names that LLaVA's own version of transformers knows.
+    """The original ``config.json`` of a LLaVA, with the field names of the original code's version of transformers.
 
     Args:
         model: a LLaVA in transformers.
@@ -223,7 +223,7 @@ def original_config(model: Any, processor: Any, tower: str) -> dict[str, Any]:
         tower: path of the tower's directory.
 
     Raises:
-        UserError: the original cannot represent this LLaVA.
+        UserError: the original format does not support this LLaVA.
     """
     text, vision = model.config.text_config, model.config.vision_config
     if text.model_type not in MODEL_TYPES:
@@ -235,13 +235,12 @@ def original_config(model: Any, processor: Any, tower: str) -> dict[str, Any]:
         raise UserError(f"the original LLaVA reads one feature layer; this one reads {list(layer)}")
     rope = dict(text.rope_parameters or {})
     scaling = {"type": rope.pop("rope_type", "default"), **{k: v for k, v in rope.items() if k != "rope_theta"}}
-    dtype = str(model.dtype).removeprefix("torch.")
-    own = {key: value for key, value in text.to_dict().items() if key not in _GENERAL}
+    select_feature = "patch" if model.config.vision_feature_select_strategy == "default" else "cls_patch"
     return {
-        **own,
+        **{key: value for key, value in text.to_dict().items() if key not in _GENERAL},
         "architectures": [ARCHITECTURES[text.model_type]],
         "model_type": MODEL_TYPES[text.model_type],
-        "torch_dtype": dtype,
+        "torch_dtype": str(model.dtype).removeprefix("torch."),
         "rope_theta": rope.get("rope_theta", 10000.0),
         "rope_scaling": None if scaling["type"] == "default" else scaling,
         "use_mm_proj": True,
@@ -249,24 +248,21 @@ def original_config(model: Any, processor: Any, tower: str) -> dict[str, Any]:
         "mm_projector_type": projector_type(model),
         "mm_hidden_size": vision.hidden_size,
         "mm_vision_select_layer": layer,
-        "mm_vision_select_feature": (
-            "patch" if model.config.vision_feature_select_strategy == "default" else "cls_patch"
-        ),
+        "mm_vision_select_feature": select_feature,
         "mm_use_im_start_end": False,
         "mm_use_im_patch_token": False,
-        **_fit(processor.image_processor),
+        **_aspect_ratio_settings(processor.image_processor),
     }
 
 
-def _fit(images: Any) -> dict[str, Any]:
-    """The original's setting for an image processor's aspect-ratio handling."""
-    if is_anyres_processor(images):
+def _aspect_ratio_settings(image_processor: Any) -> dict[str, Any]:
+    if is_anyres_processor(image_processor):
         return {
             "image_aspect_ratio": "anyres",
-            "image_grid_pinpoints": _turned(images.image_grid_pinpoints),
+            "image_grid_pinpoints": _swap_pairs(image_processor.image_grid_pinpoints),
             "mm_patch_merge_type": "spatial_unpad",
         }
-    aspect = "pad" if getattr(images, "do_pad", None) else "square"
+    aspect = "pad" if getattr(image_processor, "do_pad", None) else "square"
     return {"image_aspect_ratio": aspect, "mm_patch_merge_type": "flat"}
 
 
@@ -274,29 +270,28 @@ def projector_type(model: Any) -> str:
     """``mm_projector_type`` of a LLaVA.
 
     Raises:
-        UserError: the original has none that computes the same.
+        UserError: the original LLaVA has no equal projector.
     """
-    ours = getattr(model.config, "projector", None)
-    name = ours["type"] if ours else "mlp2x_gelu"
+    own = getattr(model.config, "projector", None)
+    name = own["type"] if own else "mlp2x_gelu"
     if name != "linear" and not re.fullmatch(r"mlp\d+x_gelu", name):
-        raise UserError(f"the original LLaVA has no projector such as {name}; expected linear or mlpNx_gelu")
-    if not ours and (model.config.projector_hidden_act != "gelu" or not model.config.multimodal_projector_bias):
-        raise UserError("the original LLaVA's projector has GELU and biases; this one has not")
+        raise UserError(f"the original LLaVA has no projector {name}; expected linear or mlpNx_gelu")
+    if not own and (model.config.projector_hidden_act != "gelu" or not model.config.multimodal_projector_bias):
+        raise UserError("the original LLaVA's projector has GELU and biases; this one does not")
     return name
 
 
 def original_weights(model: Any) -> dict[str, Tensor]:
-    """LLM and projector of a LLaVA with their original names, and the token at the end of a row of tiles."""
-    whole = model.model
-    weights = {f"model.{name}": value for name, value in whole.language_model.state_dict().items()}
+    """LLM, projector and ``image_newline`` (with tiles) of a LLaVA, by their original names."""
+    weights = {f"model.{name}": value for name, value in model.model.language_model.state_dict().items()}
     if not model.config.tie_word_embeddings:
         weights["lm_head.weight"] = model.lm_head.weight
-    if hasattr(whole, "image_newline"):
-        weights[_NEWLINE] = whole.image_newline.data
-    names = hf_projector_names(whole.multi_modal_projector.state_dict())
-    return {**weights, **{f"model.{_PROJECTOR}{name}": value for name, value in names.items()}}
+    if hasattr(model.model, "image_newline"):
+        weights[_NEWLINE] = model.model.image_newline.data
+    projector = rename_hf_projector(model.model.multi_modal_projector.state_dict())
+    return weights | {f"model.{_PROJECTOR}{name}": value for name, value in projector.items()}
 
 
-def hf_projector_names(projector: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A projector's weights by their original names, where they have those of transformers' LLaVA."""
+def rename_hf_projector(projector: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A projector's weights by their original names, if they have those of transformers' LLaVA."""
     return {name.replace("linear_1.", "0.").replace("linear_2.", "2."): value for name, value in projector.items()}

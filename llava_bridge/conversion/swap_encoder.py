@@ -1,4 +1,4 @@
-"""``llava-bridge swap``: replaces a LLaVA's encoder; it keeps the LLM, tokenizer and template, the projector is new.
+"""``llava-bridge swap``: replaces a LLaVA's encoder and projector; LLM, tokenizer and template stay.
 
 llava-bridge swap runs/mine-llava --encoder encoders/other --output runs/swapped
 llava-bridge train --llava runs/swapped --output runs/swapped-trained --align.data … --instruct.data …
@@ -21,27 +21,25 @@ from llava_bridge.projectors import ProjectorConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SwapConfig:
-    """Put another encoder into a LLaVA. LLM, tokenizer and chat template are kept; the projector is new and untrained.
+    """Replace the encoder of a LLaVA. LLM, tokenizer and chat template stay; the projector is new and untrained.
 
     Args:
-        llava: the LLaVA directory, in transformers' layout, or ORG/NAME on the Hub.
+        llava: the LLaVA directory, in the transformers format, or ORG/NAME on the Hub.
         encoder: an encoder directory, ``hf-hub:ORG/NAME``, ``timm:NAME`` or ``transformers:DIRECTORY``, as for
             ``llava-bridge train``.
         output: the LLaVA directory to write; ``llava-bridge train --llava`` trains it.
-        image_size: side of the images in pixels; None takes the encoder's own.
-        vision_feature_layer: hidden state of the encoder that the LLM sees, or several, side by side; None: -2 for ViTs
-            and CLIP's ResNets, -1 for timm's others. Of ``several:`` each gives this one, or its own default.
+        image_size: image size in pixels; None uses the encoder's own.
+        vision_feature_layer: hidden state of the encoder that the LLM sees, or several, concatenated; None: -2 for ViTs
+            and CLIP's ResNets, -1 for timm's others. Each of ``several:`` uses this one, or its own default.
         vision_feature_select_strategy: ``default`` drops the class token, ``full`` keeps it, as in transformers
             (LLaVA: ``patch``, ``cls_patch``).
         image_aspect_ratio: how images become squares: ``squash``, ``pad`` with the encoder's mean color
-            (LLaVA-1.5's), ``crop``
-            of the middle; or ``anyres``, LLaVA-NeXT's: several, an overview and tiles at full
-            resolution.
-        image_grid_pinpoints: with ``anyres``: the heights and widths in pixels into which images are fitted before they
-            are cut into tiles; None takes LLaVA-NeXT's, 1 × 2, 2 × 1, 2 × 2, 3 × 1 and 1 × 3 tiles.
-        projector: what makes tokens of the LLM of the encoder's features.
-        chat_template: ``auto`` (the LLaVA's own) or the name of one.
-        seed: of the projector's weights.
+            (LLaVA-1.5's), or a center ``crop``; or ``anyres``, LLaVA-NeXT's: a base image and tiles at full resolution.
+        image_grid_pinpoints: with ``anyres``: the heights and widths in pixels that images are resized into before they
+            are cut into tiles; None uses LLaVA-NeXT's, 1 × 2, 2 × 1, 2 × 2, 3 × 1 and 1 × 3 tiles.
+        projector: maps the encoder's features to tokens of the LLM.
+        chat_template: ``auto`` (the LLaVA's own) or a template's name.
+        seed: seed of the projector's weights.
     """
 
     llava: str
@@ -67,10 +65,10 @@ class SwapConfig:
 
 
 def run_swap(config: SwapConfig) -> None:
-    """Carry out ``config``.
+    """Write the LLaVA with the new encoder.
 
     Raises:
-        UserError: LLaVA or encoder are missing or incomplete, or do not fit.
+        UserError: LLaVA or encoder are missing, incomplete or incompatible.
     """
     check_llava_dir(config.llava)
     check_encoder_files(config.encoder)
@@ -79,10 +77,9 @@ def run_swap(config: SwapConfig) -> None:
 
     from llava_bridge.model.build import LlavaParts, build_llava, convert_tower_to_transformers
 
-    fields = {
-        field.name: getattr(config, field.name) for field in dataclasses.fields(LlavaParts) if field.name != "llm"
-    }
-    model, processor = build_llava(LlavaParts(llm=config.llava, **fields))
+    names = {field.name for field in dataclasses.fields(LlavaParts)} - {"llm"}
+    parts = {name: getattr(config, name) for name in names}
+    model, processor = build_llava(LlavaParts(llm=config.llava, **parts))
     directory = resolve_model_dir(config.llava, "llava")
     stored = AutoConfig.from_pretrained(directory).dtype
     if stored is not None:  # encoder and projector stay in float32, as at the start of training
@@ -104,6 +101,6 @@ def run_swap(config: SwapConfig) -> None:
             projector="untrained",
         )
     log_info(
-        f"{config.output}: its projector is new and means nothing to the LLM before it is trained: `llava-bridge train "
-        f"--llava {config.output} --output … --align.data … --instruct.data …`"
+        f"{config.output}: the projector is untrained; train it by `llava-bridge train --llava {config.output} "
+        "--output … --align.data … --instruct.data …`"
     )

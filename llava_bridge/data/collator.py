@@ -19,7 +19,7 @@ from clips.data.invalid_samples import Invalid
 from clips.errors import UserError
 from llava_bridge.conversation import IGNORE_INDEX, IMAGE, ConversationEncoder, InvalidConversationError
 
-_TEXTS_AT_ONCE = 1000
+_CHUNK_TEXTS = 1000
 
 
 class ConversationDataset(Dataset):
@@ -42,23 +42,20 @@ class ConversationDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         skipped: list[Invalid] = []
-        for step in range(len(self.samples)):
-            place = (index + step) % len(self.samples)
-            sample = self.samples[place]
+        for offset in range(len(self.samples)):
+            candidate = (index + offset) % len(self.samples)
+            sample = self.samples[candidate]
             try:
                 return {**self.encode(sample), "skipped": skipped}
             except (InvalidConversationError, UserError) as error:
-                skipped.append((place, sample.name, str(error)))
-            except Exception as error:  # templates and images fail in every way; max_invalid_ratio bounds how often
-                skipped.append((place, sample.name, f"{type(error).__name__}: {error}"))
+                skipped.append((candidate, sample.name, str(error)))
+            except Exception as error:  # of any template or image library; max_invalid_ratio limits their number
+                skipped.append((candidate, sample.name, f"{type(error).__name__}: {error}"))
         raise UserError(f"none of {len(self.samples)} samples can be used; the first: {': '.join(skipped[0][1:])}")
 
     def sizes(self) -> list[tuple[bool, int]]:
-        """Of each sample, to put like with like: whether it shows images, and about how long it is.
-
-        Lengths are characters, an image's tokens counted as four each.
-        """
-        tokens = self.chat.usual_tokens * 4
+        """Whether each sample has images, and its approximate length in characters, four per image token."""
+        tokens = self.chat.typical_image_tokens * 4
         return [
             (bool(sample.images), sum(len(turn.content) for turn in sample.turns) + tokens * len(sample.images))
             for sample in self.samples
@@ -68,26 +65,23 @@ class ConversationDataset(Dataset):
         """Tokens, labels and opened images of one sample.
 
         Raises:
-            SampleError: its text does not fit its images or the length, or an answer is empty.
-            UserError: an image is missing or broken.
+            InvalidConversationError: the images do not match the text, the sample is too long, or an answer is empty.
+            UserError: an image is missing or undecodable.
         """
         if not sample.turns:
-            raise InvalidConversationError("nothing is said")
-        if any(turn.role == "assistant" and not turn.content.strip() for turn in sample.turns):
-            raise InvalidConversationError(
-                "an answer is empty"
-            )  # it would teach that an answer may end before it begins
+            raise InvalidConversationError("the conversation is empty")
+        answers = [turn.content for turn in sample.turns if turn.role == "assistant"]
+        if not all(answer.strip() for answer in answers):  # they would teach the LLM to end an answer immediately
+            raise InvalidConversationError("an answer is empty")
         messages = [{"role": turn.role, "content": turn.content} for turn in sample.turns]
-        marks = [message["content"].count(IMAGE) for message in messages if message["role"] != "assistant"]
-        if sum(marks) != len(sample.images) or any(
-            IMAGE in turn.content for turn in sample.turns if turn.role == "assistant"
-        ):
+        marks = sum(turn.content.count(IMAGE) for turn in sample.turns if turn.role != "assistant")
+        if marks != len(sample.images) or any(IMAGE in answer for answer in answers):
             raise InvalidConversationError(
-                f"{len(sample.images)} images but {sum(marks)} {IMAGE} marks in what the user says"
+                f"{len(sample.images)} images but {marks} {IMAGE} tokens in the user's messages"
             )
         images = [image.open() for image in sample.images]
         encoded = self.chat.encode(messages, self.max_length, images)
-        return {"input_ids": encoded.input_ids, "labels": encoded.labels, "pictures": images}
+        return {"input_ids": encoded.input_ids, "labels": encoded.labels, "images": images}
 
 
 class ConversationCollator:
@@ -96,13 +90,13 @@ class ConversationCollator:
     Args:
         image_processor: the LLaVA's image processor; None for an LLM without images.
         pad: id of the padding token.
-        room: tokens per row for packing several samples; None pads each sample to a row of its own.
+        packed_length: tokens per row for packing several samples; None pads each sample to a row of its own.
     """
 
-    def __init__(self, image_processor: Any, pad: int, room: int | None = None) -> None:
+    def __init__(self, image_processor: Any, pad: int, packed_length: int | None = None) -> None:
         self.image_processor = image_processor
         self.pad = pad
-        self.room = room
+        self.packed_length = packed_length
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Collate items into a batch.
@@ -110,24 +104,26 @@ class ConversationCollator:
         Returns:
             ``input_ids`` and ``labels`` (R, T); ``attention_mask``, or for packed rows ``position_ids`` (R, T);
             ``pixel_values`` (P, 3, S, S) in the order of their tokens; ``skipped``, the `Invalid` samples. For a LLaVA
-            with tiles ``pixel_values`` (P, N, 3, S, S), padded with zeros for images with fewer, and ``image_sizes``
-            (P, 2), heights and widths.
+            with tiles ``pixel_values`` (P, N, 3, S, S), padded with zero tiles, and ``image_sizes`` (P, 2), heights and
+            widths.
         """
         lengths = [len(item["input_ids"]) for item in items]
-        rows = [[index] for index in range(len(items))] if self.room is None else pack_lengths(lengths, self.room)
-        labels = _right_padded([_end_to_end([_learned(items[index]) for index in row]) for row in rows], IGNORE_INDEX)
-        tokens = [_end_to_end([items[index]["input_ids"] for index in row]) for row in rows]
+        rows = [[index] for index in range(len(items))]
+        if self.packed_length is not None:
+            rows = pack_lengths(lengths, self.packed_length)
+        # The token before a sample's first one may belong to another sample, so the first label is not supervised.
+        labels = [[IGNORE_INDEX, *item["labels"][1:]] for item in items]
         batch: dict[str, Any] = {
-            "input_ids": _right_padded(tokens, self.pad),
-            "labels": labels,
+            "input_ids": _right_padded(_joined([item["input_ids"] for item in items], rows), self.pad),
+            "labels": _right_padded(_joined(labels, rows), IGNORE_INDEX),
             "skipped": [skip for item in items for skip in item["skipped"]],
         }
-        places = [_end_to_end([list(range(lengths[index])) for index in row]) for row in rows]
-        if self.room is None:
-            batch["attention_mask"] = _right_padded([[1] * len(row) for row in places], 0)
+        positions = _joined([range(length) for length in lengths], rows)
+        if self.packed_length is None:
+            batch["attention_mask"] = _right_padded([[1] * len(row) for row in positions], 0)
         else:
-            batch["position_ids"] = _right_padded(places, 0)
-        images = [image for row in rows for index in row for image in items[index]["pictures"]]
+            batch["position_ids"] = _right_padded(positions, 0)
+        images = [image for row in rows for index in row for image in items[index]["images"]]
         if images:
             batch.update(self.image_processor(images, return_tensors="pt"))
         return batch
@@ -149,37 +145,32 @@ class TextCollator(ConversationCollator):
         return {**batch, **supervised_positions(batch["labels"])}
 
 
-def pack_lengths(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Assignment of samples to rows of ``room`` tokens: few rows of similar length, since all are padded to the
-    longest.
+def pack_lengths(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Assignment of samples to rows of ``max_tokens``: few rows, of similar length because of the padding.
 
-    In descending order of length, each sample goes into the least full row. A sample longer than ``room`` gets a row of
-    its own.
+    In descending order of length, each sample goes into the least full row. A longer sample than ``max_tokens`` gets a
+    row of its own.
     """
     longest_first = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    for count in range(max(1, math.ceil(sum(lengths) / room)), len(lengths) + 1):
+    for count in range(max(1, math.ceil(sum(lengths) / max_tokens)), len(lengths) + 1):
         rows: list[list[int]] = [[] for _ in range(count)]
         filled = [0] * count
         for index in longest_first:
             row = filled.index(min(filled))
             rows[row].append(index)
             filled[row] += lengths[index]
-        if all(tokens <= room or len(row) == 1 for tokens, row in zip(filled, rows, strict=True)):
+        if all(tokens <= max_tokens or len(row) == 1 for tokens, row in zip(filled, rows, strict=True)):
             return [row for row in rows if row]
     return [[index] for index in longest_first]
 
 
-def _learned(item: dict[str, Any]) -> list[int]:
-    """Its labels; the token before its first one belongs to another sample, and its prediction is not supervised."""
-    return [IGNORE_INDEX, *item["labels"][1:]]
-
-
-def _end_to_end(parts: Sequence[Sequence[int]]) -> list[int]:
-    return [value for part in parts for value in part]
+def _joined(sequences: Sequence[Sequence[int]], rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The concatenated sequences of each row of indices."""
+    return [[value for index in row for value in sequences[index]] for row in rows]
 
 
 def supervised_positions(labels: Tensor) -> dict[str, Tensor]:
-    """``labels`` (B, T) reduced to the positions (K,) whose logits some row needs, and their next tokens (B, K)."""
+    """``labels`` (B, T) with the positions (K,) whose logits any row needs, and their next tokens (B, K)."""
     following = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
     positions = (following != IGNORE_INDEX).any(0).nonzero()[:, 0]
     return {"labels": labels, "logits_to_keep": positions, "shift_labels": following[:, positions].contiguous()}
@@ -195,22 +186,22 @@ class PackedTextDataset(Dataset):
         tokenizer: with an EOS token; BOS is used if it has one.
         length: tokens per block.
         seed: seed of the order.
-        enough: maximum number of blocks; None uses all texts.
+        max_blocks: maximum number of blocks; None uses all texts.
     """
 
     def __init__(
-        self, texts: Sequence[str], tokenizer: Any, length: int, *, seed: int, enough: int | None = None
+        self, texts: Sequence[str], tokenizer: Any, length: int, *, seed: int, max_blocks: int | None = None
     ) -> None:
         begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
         stream: list[int] = []
-        for start in range(0, len(order), _TEXTS_AT_ONCE):
-            if enough is not None and len(stream) >= enough * length:
+        for start in range(0, len(order), _CHUNK_TEXTS):
+            if max_blocks is not None and len(stream) >= max_blocks * length:
                 break
-            some = [texts[index] for index in order[start : start + _TEXTS_AT_ONCE]]
-            for ids in tokenizer(some, add_special_tokens=False)["input_ids"]:
+            chunk = [texts[index] for index in order[start : start + _CHUNK_TEXTS]]
+            for ids in tokenizer(chunk, add_special_tokens=False)["input_ids"]:
                 stream += [*begin, *ids, tokenizer.eos_token_id]
-        blocks = min(len(stream) // length, enough or len(stream))
+        blocks = min(len(stream) // length, max_blocks or len(stream))
         if blocks == 0:
             raise UserError(f"llm_pretrain.max_length: the texts have {len(stream)} tokens, not one block of {length}")
         self.blocks = torch.tensor(stream[: blocks * length]).view(blocks, length)
@@ -219,7 +210,7 @@ class PackedTextDataset(Dataset):
         return len(self.blocks)
 
     def sizes(self) -> list[tuple[bool, int]]:
-        """No images, and the length of each block, all equal."""
+        """As :meth:`ConversationDataset.sizes`: no images, and equal lengths."""
         return [(False, self.blocks.shape[1])] * len(self)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:

@@ -37,16 +37,15 @@ class InspectConversationsConfig(ConversationSourceConfig):
 
     Args:
         llm: the LLM's directory, or its name on the Hub, whose tokenizer and chat template are used.
-        chat_template: ``auto`` (the LLM's own if it has one, else vicuna) or the name of one.
-        image_tokens: how many tokens an image takes: 576 for a ViT-L/14 at 336 pixels. With
-            ``image_aspect_ratio: anyres`` that is one of its tiles.
-        image_aspect_ratio: ``anyres`` counts the tokens of images that are cut into tiles; other ways do not matter
-            here.
-        image_size: with ``anyres``: side of a tile in pixels.
+        chat_template: ``auto`` (the LLM's own if it has one, else vicuna) or a template's name.
+        image_tokens: number of tokens per image, with ``image_aspect_ratio: anyres`` per tile: 576 for a ViT-L/14 at
+            336 pixels.
+        image_aspect_ratio: ``anyres`` counts the tokens of all tiles of an image; the other values are equivalent here.
+        image_size: with ``anyres``: tile size in pixels.
         image_grid_pinpoints: with ``anyres``: as for ``llava-bridge train``.
-        max_length: longest sequence in tokens, images included.
-        num_shown: how many samples are printed.
-        num_samples: number of samples to read, spread evenly; 0 reads all.
+        max_length: maximum sequence length in tokens, images included.
+        num_shown: number of samples to print.
+        num_samples: number of samples to read, evenly spaced; 0 reads all.
         html_output: an HTML page to write, with the images.
     """
 
@@ -63,15 +62,10 @@ class InspectConversationsConfig(ConversationSourceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (
-            ("image_tokens", 1),
-            ("image_size", 1),
-            ("max_length", 1),
-            ("num_shown", 0),
-            ("num_samples", 0),
-        ):
-            if getattr(self, name) < least:
-                raise UserError(f"{name}: expected {least} or more, got {getattr(self, name)}")
+        minima = {"image_tokens": 1, "image_size": 1, "max_length": 1, "num_shown": 0, "num_samples": 0}
+        for name, minimum in minima.items():
+            if getattr(self, name) < minimum:
+                raise UserError(f"{name}: expected {minimum} or more, got {getattr(self, name)}")
         check_pinpoints(self.image_aspect_ratio, self.image_grid_pinpoints)
         grid = math.isqrt(self.image_tokens)
         if self.image_aspect_ratio == "anyres" and (
@@ -85,7 +79,7 @@ class InspectConversationsConfig(ConversationSourceConfig):
 
 @dataclasses.dataclass
 class ConversationStats:
-    """Statistics: tokens of valid samples, of them supervised, images, truncated and invalid samples, some examples."""
+    """Per valid sample tokens and supervised tokens; counts of images, truncated and invalid samples; examples."""
 
     tokens: list[int] = dataclasses.field(default_factory=list)
     supervised: list[int] = dataclasses.field(default_factory=list)
@@ -100,19 +94,19 @@ def run_inspect(config: InspectConversationsConfig) -> None:
     from llava_bridge.data.sources import read_samples
 
     samples = read_samples(config)
-    found = collect_stats(samples, _chat(config), config)
-    for example in found.examples:
+    stats = collect_stats(samples, _conversation_encoder(config), config)
+    for example in stats.examples:
         print_example(example)
-    if found.examples:
+    if stats.examples:
         print("supervised text is between « and »\n")
-    lines = list(format_stats(len(samples), found))
+    lines = list(format_stats(len(samples), stats))
     for line in lines:
         print(strip_control_chars(line))
     if config.html_output:
-        write_page(config.html_output, title=config.path, lines=lines, examples=found.examples, invalid=found.invalid)
+        write_page(config.html_output, title=config.path, lines=lines, examples=stats.examples, invalid=stats.invalid)
 
 
-def _chat(config: InspectConversationsConfig) -> Any:
+def _conversation_encoder(config: InspectConversationsConfig) -> Any:
     from llava_bridge.chat_templates import TEMPLATES_WITHOUT_EOT
     from llava_bridge.conversation import ConversationEncoder, resolve_chat_template_with_spaces
     from llava_bridge.model.build import add_image_token, load_tokenizer
@@ -122,17 +116,17 @@ def _chat(config: InspectConversationsConfig) -> Any:
     template = resolve_chat_template_with_spaces(tokenizer.chat_template, config.chat_template, tokenizer)
     tokens: Any = config.image_tokens
     if config.image_aspect_ratio == "anyres":
-        tokens = functools.partial(num_image_tokens, _tiling(config, tokenizer, template))
+        tokens = functools.partial(num_image_tokens, _anyres_processor(config, tokenizer, template))
     return ConversationEncoder(tokenizer, template, tokens, must_end=config.chat_template not in TEMPLATES_WITHOUT_EOT)
 
 
-def _tiling(config: InspectConversationsConfig, tokenizer: Any, template: str) -> Any:
-    """The processor of a LLaVA with such tiles."""
+def _anyres_processor(config: InspectConversationsConfig, tokenizer: Any, template: str) -> Any:
+    """The processor of a LLaVA with these tiles, for their number only."""
     from llava_bridge.encoders.encoder import ImagePreprocess
     from llava_bridge.model.build import build_processor
 
-    none = (0.0, 0.0, 0.0)  # only sizes matter
-    pixels = ImagePreprocess(size=config.image_size, mean=none, std=none, interpolation="bicubic")
+    unused = (0.0, 0.0, 0.0)
+    pixels = ImagePreprocess(size=config.image_size, mean=unused, std=unused, interpolation="bicubic")
     images = make_anyres_processor(pixels, resolve_pinpoints(config.image_size, config.image_grid_pinpoints))
     return build_processor(images, tokenizer, config.image_size, config.image_tokens, template)
 
@@ -142,29 +136,29 @@ def collect_stats(samples: list[Conversation], chat: Any, config: InspectConvers
     from llava_bridge.conversation import IGNORE_INDEX
     from llava_bridge.data.collator import ConversationDataset
 
-    data, found = ConversationDataset(samples, chat, config.max_length), ConversationStats()
-    complete = ConversationDataset(samples, chat, sys.maxsize)
+    dataset, stats = ConversationDataset(samples, chat, config.max_length), ConversationStats()
+    untruncated = ConversationDataset(samples, chat, sys.maxsize)
     for index in progress_iter(evenly(len(samples), config.num_samples).tolist(), "reading"):
         sample = samples[index]
         try:
-            encoded = data.encode(sample)
-        except Exception as error:  # any reason for which training would skip it
+            encoded = dataset.encode(sample)
+        except Exception as error:  # training skips a sample at any error
             reason = str(error) or type(error).__name__
             for image in sample.images:  # so that samples with the same fault are counted together
                 reason = reason.replace(f"{image}: ", "")
-            found.invalid.add([(index, sample.name, reason)])
+            stats.invalid.add([(index, sample.name, reason)])
             continue
         ids, labels = encoded["input_ids"], encoded["labels"]
-        found.tokens.append(len(ids))
-        found.supervised.append(sum(label != IGNORE_INDEX for label in labels))
-        found.images[len(sample.images)] += 1
+        stats.tokens.append(len(ids))
+        stats.supervised.append(sum(label != IGNORE_INDEX for label in labels))
+        stats.images[len(sample.images)] += 1
         if len(ids) == config.max_length:
-            found.truncated += len(complete.encode(sample)["input_ids"]) > config.max_length
-        if len(found.examples) < config.num_shown:
+            stats.truncated += len(untruncated.encode(sample)["input_ids"]) > config.max_length
+        if len(stats.examples) < config.num_shown:
             name = f"{sample.name}  {', '.join(map(str, sample.images))}"
-            images = [thumbnail(image) for image in encoded["pictures"]] if config.html_output else []
-            found.examples.append(Example(name=name, thumbnails=images, texts={"": spans_of(chat, ids, labels)}))
-    return found
+            images = [thumbnail(image) for image in encoded["images"]] if config.html_output else []
+            stats.examples.append(Example(name=name, thumbnails=images, texts={"": spans_of(chat, ids, labels)}))
+    return stats
 
 
 def spans_of(chat: Any, ids: list[int], labels: list[int]) -> list[Span]:
@@ -189,20 +183,20 @@ def print_example(example: Example) -> None:
     text = Text(strip_control_chars(f"{example.name}\n"), style="dim")
     for span in example.texts[""]:
         content = strip_control_chars(span.text)
-        text.append(
-            f"«{content}»" if span.supervised else content, style="bold green" if span.supervised else "default"
-        )
+        if span.supervised:
+            text.append(f"«{content}»", style="bold green")
+        else:
+            text.append(content, style="default")
     Console(highlight=False, soft_wrap=True).print(text, end="\n\n")
 
 
-def format_stats(count: int, found: ConversationStats) -> Iterator[str]:
+def format_stats(count: int, stats: ConversationStats) -> Iterator[str]:
     """The statistics in lines of text."""
-    read = len(found.tokens) + found.invalid.count
-    yield f"samples     {count:,} in the source, {read:,} read, {found.invalid.count:,} invalid"
-    yield from found.invalid.summary()
-    if found.tokens:
-        mean = sum(found.tokens) / len(found.tokens)
-        most = max(found.tokens)
-        yield f"images      {', '.join(f'{number:,} with {many}' for many, number in sorted(found.images.items()))}"
-        yield f"tokens      {mean:.0f} on average, {most} at most; {found.truncated:,} truncated at max_length"
-        yield f"supervised  {sum(found.supervised) / sum(found.tokens):.1%} of them"
+    read = len(stats.tokens) + stats.invalid.count
+    yield f"samples     {count:,} in the source, {read:,} read, {stats.invalid.count:,} invalid"
+    yield from stats.invalid.summary()
+    if stats.tokens:
+        mean, longest = sum(stats.tokens) / len(stats.tokens), max(stats.tokens)
+        yield f"images      {', '.join(f'{number:,} with {images}' for images, number in sorted(stats.images.items()))}"
+        yield f"tokens      {mean:.0f} on average, {longest} at most; {stats.truncated:,} truncated at max_length"
+        yield f"supervised  {sum(stats.supervised) / sum(stats.tokens):.1%} of them"

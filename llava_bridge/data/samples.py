@@ -13,7 +13,7 @@ from clips.errors import UserError, unknown_name_error
 TEXT = "text"
 """The format of JSON lines with "text", which only the llm_pretrain stage reads."""
 READ_FORMATS = (TEXT, *(name for name, entry in FORMATS.items() if entry.conversations or entry.captions))
-"""The formats that LLaVA's training reads: of captions each is an answer."""
+"""The formats that LLaVA's training reads; each caption is an answer."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,22 +21,22 @@ class ConversationSourceConfig:
     """One data source.
 
     Args:
-        path: its file or directory. ``conversations`` and ``webdataset`` also take ``{000..127}`` for many files.
+        path: its file or directory. ``conversations`` and ``webdataset`` also accept ``{000..127}`` for many files.
         format: ``llava`` (LLaVA's JSON list, also ShareGPT4V's and that of ``clips scenes``), ``conversations`` (rows
             with messages or conversations and images: a directory of ``datasets``, parquet, JSON lines), ``webdataset``
             (tar shards of images and JSON), ``text`` (JSON lines with "text"), ``cocoqa`` (JSON lines of image,
-            question, answer), ``karpathy`` (captions in Karpathy's JSON) or another that lists captions.
-        image_root: directory that image references start from; None takes the directory of the file.
-        split: for ``karpathy`` the split to read, for ``conversations`` that of a directory which has several; for
-            ``cocoqa`` ``train`` (without the held-out fifth of the photos), ``held_out`` or ``all``.
-        captions_per_image: for captions, how many of each image; None takes all.
-        max_samples: read at most this number of samples; None reads all.
-        weight: how often an epoch has each sample: 0.5 takes half of them, drawn with the seed, 2 each twice, 1.5 each
-            once and half of them twice.
-        missing_images: ``skip`` leaves a sample out when its image turns out to be missing (see ``max_invalid_ratio``);
-            ``error`` looks for the files of all images before training starts.
-        max_cache_gb: for ``conversations`` in parquet: how much of this disk copies of images may take, in the user's
-            cache. Row groups are copied when they are first needed; the longest unused go first.
+            question, answer), ``karpathy`` (captions in Karpathy's JSON) or another format of captions.
+        image_root: base directory of image references; None uses the directory of the file.
+        split: for ``karpathy`` and directories of ``conversations`` the split to read; for ``cocoqa`` ``train``
+            (without the held-out fifth of the photos), ``held_out`` or ``all``.
+        captions_per_image: maximum number of captions of each image; None uses all.
+        max_samples: maximum number of samples; None reads all.
+        weight: repetitions of each sample per epoch: 0.5 uses a random half, 2 each twice, 1.5 each once and a random
+            half twice.
+        missing_images: ``skip`` skips samples whose image is missing (see ``max_invalid_ratio``); ``error`` checks the
+            files of all images before training starts.
+        max_cache_gb: for ``conversations`` in parquet: maximum size of the images copied to the user's cache. Row
+            groups are copied at first use; the least recently used are deleted first.
     """
 
     path: str

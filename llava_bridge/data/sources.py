@@ -1,4 +1,4 @@
-"""The conversations of a data source, as often as an epoch has them; captions become answers to one question."""
+"""The conversations of a data source, repeated for one epoch; captions become answers to one question."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from clips.errors import UserError
 from llava_bridge.data.samples import TEXT, ConversationSourceConfig
 
 CAPTION_PROMPT = "Provide a one-sentence caption for the provided image."
-"""What captions answer; also the words of lmms-eval's captioning tasks."""
-_AT_ONCE = 32
+"""The question of all captions, as in lmms-eval's captioning tasks."""
+_THREADS = 32
 _SECONDS_BETWEEN_LINES = 20.0
 Item = TypeVar("Item")
 
@@ -28,7 +28,7 @@ def read_samples(config: ConversationSourceConfig, seed: int = 0) -> list[Conver
 
     Args:
         config: the source.
-        seed: of the sampling if the weight is no integer.
+        seed: seed of the sampling if the weight is no integer.
 
     Raises:
         UserError: a missing or malformed file, or an empty one.
@@ -36,14 +36,14 @@ def read_samples(config: ConversationSourceConfig, seed: int = 0) -> list[Conver
     if config.format == TEXT:
         raise UserError(f"data.format: {config.path} is text, which only the llm_pretrain stage reads")
     settings = {"split": config.split, "image_root": config.image_root, "max_cache_gb": config.max_cache_gb}
-    given: dict[str, Any] = {name: value for name, value in settings.items() if name in FORMATS[config.format].takes}
-    spec = DatasetSpec(path=config.path, format=config.format, **given)
-    found: Iterable[Conversation]
+    used: dict[str, Any] = {name: value for name, value in settings.items() if name in FORMATS[config.format].takes}
+    spec = DatasetSpec(path=config.path, format=config.format, **used)
+    records: Iterable[Conversation]
     if FORMATS[config.format].conversations:
-        found = read_dataset(spec, "conversations").records
+        records = read_dataset(spec, "conversations").records
     else:
-        found = _captions(spec, config.captions_per_image)
-    samples = list(itertools.islice(found, config.max_samples))
+        records = _captions(spec, config.captions_per_image)
+    samples = list(itertools.islice(records, config.max_samples))
     if not samples:
         raise UserError(f"{config.path}: no samples (format {config.format}, split {config.split})")
     return _weighted(samples, config, seed)
@@ -53,11 +53,10 @@ def _captions(spec: DatasetSpec, captions_per_image: int | None) -> Iterator[Con
     """A sample for each caption."""
     for record in read_dataset(spec, "captions").records:
         name = " ".join(image.name for image in record.images)
-        captions = [
-            text.strip() for text in texts_of(record.captions, f"{spec.path}: {name:.200}")[:captions_per_image]
-        ]
+        captions = texts_of(record.captions, f"{spec.path}: {name:.200}")[:captions_per_image]
         for image, caption in itertools.product(record.images, captions):
-            yield Conversation(name, [image], [Turn("user", f"{IMAGE}\n{CAPTION_PROMPT}"), Turn("assistant", caption)])
+            answer = Turn("assistant", caption.strip())
+            yield Conversation(name, [image], [Turn("user", f"{IMAGE}\n{CAPTION_PROMPT}"), answer])
 
 
 def read_texts(config: ConversationSourceConfig, seed: int = 0) -> list[str]:
@@ -81,10 +80,10 @@ def read_texts(config: ConversationSourceConfig, seed: int = 0) -> list[str]:
 
 
 def _weighted(items: list[Item], config: ConversationSourceConfig, seed: int) -> list[Item]:
-    found = weighted(items, config.weight, seed)
-    if not found:
-        raise UserError(f"data.weight: {config.weight} of the {len(items)} samples of {config.path} is none of them")
-    return found
+    repeated = weighted(items, config.weight, seed)
+    if not repeated:
+        raise UserError(f"data.weight: {config.weight} of the {len(items)} samples of {config.path} is none")
+    return repeated
 
 
 def weighted(items: Sequence[Item], weight: float, seed: int) -> list[Item]:
@@ -93,34 +92,34 @@ def weighted(items: Sequence[Item], weight: float, seed: int) -> list[Item]:
     Args:
         items: all of them.
         weight: 1 returns them unchanged, 0.5 half of them, 1.5 each once and half of them twice.
-        seed: of the sampling of the additional items.
+        seed: seed of the sampling of the additional items.
     """
-    whole, part = divmod(weight, 1)
-    drawn = random.Random(seed).sample(range(len(items)), round(part * len(items)))
-    return [*itertools.chain.from_iterable([items] * int(whole)), *(items[index] for index in sorted(drawn))]
+    repeats, fraction = divmod(weight, 1)
+    sampled = random.Random(seed).sample(range(len(items)), round(fraction * len(items)))
+    return [*itertools.chain.from_iterable([items] * int(repeats)), *(items[index] for index in sorted(sampled))]
 
 
-def reject_missing(samples: Iterable[Conversation], path: str, say: Callable[[str], None]) -> None:
+def reject_missing(samples: Iterable[Conversation], path: str, log: Callable[[str], None]) -> None:
     """Check that the file of every image exists.
 
     Args:
         samples: samples of a source.
         path: the source's path, for messages.
-        say: receives progress messages.
+        log: receives progress messages.
 
     Raises:
         UserError: the message names the first missing file and counts them.
     """
     images = list({str(image): image for sample in samples for image in sample.images}.values())
-    missing, told = [], time.monotonic()
-    with ThreadPoolExecutor(_AT_ONCE) as threads:
+    missing, last_line = [], time.monotonic()
+    with ThreadPoolExecutor(_THREADS) as threads:
         found = threads.map(lambda image: image.exists(), images)
         for done, (image, exists) in enumerate(zip(images, found, strict=True), 1):
             if not exists:
                 missing.append(image)
-            if time.monotonic() - told > _SECONDS_BETWEEN_LINES:
-                told = time.monotonic()
-                say(f"{path}: looked for {done:,} of {len(images):,} images")
+            if time.monotonic() - last_line > _SECONDS_BETWEEN_LINES:
+                last_line = time.monotonic()
+                log(f"{path}: checked {done:,} of {len(images):,} images")
     if missing:
         raise UserError(
             f"data.missing_images: {len(missing):,} of {len(images):,} images of {path} are missing; "

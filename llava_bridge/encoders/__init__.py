@@ -12,8 +12,8 @@
 ``several:interleave:A + B``              their tokens, interleaved
 ========================================  =====================================================
 
-A source is one module with two functions: ``load(reference, image_size) -> Encoder`` reads it, and
-``build(architecture) -> VisionTower`` rebuilds the tower without weights from a stored config.
+A source is a module with two functions: ``load(reference, image_size) -> VisionEncoder``, and
+``build(architecture) -> VisionTower``, which rebuilds the tower without weights from a stored config.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def load_encoder(spec: str, image_size: int | None = None) -> VisionEncoder:
 
     Args:
         spec: see the module's table.
-        image_size: image size in pixels; None is the encoder's own.
+        image_size: image size in pixels; None uses the encoder's own.
 
     Raises:
         UserError: an unknown source or name, missing or non-matching weights.

@@ -25,8 +25,7 @@ from clips.errors import UserError
 class VisionTower(nn.Module, ABC):
     """Pixels (B, 3, S, S) to hidden states, each (B, N, D): G² patch tokens, row-major, after the class token if any.
 
-    In a hierarchical tower G and D differ between states. A tower must not mix images: permuting the batch permutes the
-    output.
+    G and D differ between the states of a hierarchical tower. Permuting the batch must permute the output.
     """
 
     depth: int
@@ -35,47 +34,46 @@ class VisionTower(nn.Module, ABC):
     """Whether token 0 of every hidden state is a class token."""
     default_layer: int
     """The hidden state that LLaVA reads by default, counted from the end (-1 is the last)."""
-
-    tokens_of_a_place: int = 1
-    """Number of tokens per grid cell, consecutive."""
+    tokens_per_cell: int = 1
+    """Number of consecutive tokens per grid cell."""
+    recompute: bool = False
+    """Whether blocks use activation checkpointing."""
 
     @abstractmethod
     def states(self, pixels: Tensor, deepest: int) -> Iterator[Tensor]:
         """Yield hidden states 0 … ``deepest`` in order, without computing later ones."""
 
-    def stock(self) -> Any | None:
+    def hf_model(self) -> Any | None:
         """Return the model that transformers' own LLaVA would use instead of this tower; None if it has none."""
         return None
-
-    recompute: bool = False
-    """Whether blocks use activation checkpointing."""
 
     def run_block(self, block: nn.Module, tokens: Tensor) -> Tensor:
         """Run one block, under activation checkpointing if ``recompute`` is set."""
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(block, tokens, use_reentrant=False, context_fn=functools.partial(_now_and_again, self))
+            contexts = functools.partial(_checkpoint_contexts, self)
+            return checkpoint(block, tokens, use_reentrant=False, context_fn=contexts)
         return block(tokens)
 
 
-def _now_and_again(tower: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Contexts of a block's two computations: the second has the training mode of the first."""
-    modes = {layer: layer.training for layer in tower.modules()}
+def _checkpoint_contexts(tower: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts of a block's two forward passes: the second has the training mode of the first."""
+    first_modes = {module: module.training for module in tower.modules()}
 
     @contextlib.contextmanager
-    def as_before() -> Iterator[None]:
-        meanwhile = {layer: layer.training for layer in modes}
-        _set_modes(modes)
+    def first_mode() -> Iterator[None]:
+        current_modes = {module: module.training for module in first_modes}
+        _set_modes(first_modes)
         try:
             yield
         finally:
-            _set_modes(meanwhile)
+            _set_modes(current_modes)
 
-    return contextlib.nullcontext(), as_before()
+    return contextlib.nullcontext(), first_mode()
 
 
 def _set_modes(modes: Mapping[nn.Module, bool]) -> None:
-    for layer, trains in modes.items():
-        layer.training = trains
+    for module, training in modes.items():
+        module.training = training
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,11 +98,11 @@ class VisionEncoder:
     """An encoder read from its source.
 
     Args:
-        source: the registry entry that can build the tower again.
+        source: the entry of ``ENCODER_SOURCES`` that builds the tower.
         architecture: the arguments of this entry (plain JSON values).
         weights: the tower's state dict; None keeps the initialization of its library.
         pixels: its image preprocessing.
-        parent: the directory or file it was read from, None if there is none.
+        parent: the directory or file of the weights, if any.
     """
 
     source: str
@@ -114,15 +112,11 @@ class VisionEncoder:
     parent: str | None
 
 
-def check_feature_layer(tower: VisionTower, layer: int, whose: str = "this encoder") -> None:
-    """Reject a hidden state that ``tower`` does not have.
-
-    Raises:
-        UserError: naming those that it has.
-    """
+def check_feature_layer(tower: VisionTower, layer: int, name: str = "this encoder") -> None:
+    """Raise UserError, with the valid range, if ``tower`` has no hidden state ``layer``."""
     if not -tower.depth - 1 <= layer <= tower.depth:
-        only = f"{-tower.depth - 1} to {tower.depth}" if tower.depth else "only -1, the last feature map"
-        raise UserError(f"vision_feature_layer: {whose} has {only}, got {layer}")
+        valid = f"{-tower.depth - 1} to {tower.depth}" if tower.depth else "only -1, the last feature map"
+        raise UserError(f"vision_feature_layer: {name} has {valid}, got {layer}")
 
 
 def load_weights(tower: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
@@ -132,14 +126,23 @@ def load_weights(tower: nn.Module, weights: Mapping[str, Tensor], where: str) ->
         UserError: naming the first tensor that is missing, unexpected or of another shape.
     """
     own = tower.state_dict()
-    missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    unlike = [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
-    if missing or extra or unlike:
-        what = f"lacks '{missing[0]}'" if missing else f"has an unexpected '{extra[0]}'" if extra else ""
-        if unlike:
-            what = f"'{unlike[0]}' has shape {tuple(weights[unlike[0]].shape)}, not {tuple(own[unlike[0]].shape)}"
-        raise UserError(f"{where}: these weights are not of this architecture ({what})")
+    fault = None
+    if reshaped := [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]:
+        name = reshaped[0]
+        fault = f"'{name}' has shape {tuple(weights[name].shape)}, not {tuple(own[name].shape)}"
+    elif missing := sorted(own.keys() - weights.keys()):
+        fault = f"lacks '{missing[0]}'"
+    elif unexpected := sorted(weights.keys() - own.keys()):
+        fault = f"has an unexpected '{unexpected[0]}'"
+    if fault:
+        raise UserError(f"{where}: these weights are not of this architecture ({fault})")
     tower.load_state_dict(dict(weights))
+
+
+def hidden_state(tower: VisionTower, pixels: Tensor, layer: int) -> Tensor:
+    """Return hidden state ``layer`` (B, N, D) of ``tower``, counted from the end if negative."""
+    index = layer % (tower.depth + 1)
+    return next(itertools.islice(tower.states(pixels, index), index, None))
 
 
 @torch.no_grad()
@@ -147,14 +150,12 @@ def probe_output_shape(tower: VisionTower, size: int, layer: int, where: str) ->
     """Run a dummy image; return (grid size G, width D) of hidden state ``layer``, counted from the end if negative.
 
     Raises:
-        UserError: the tokens do not form a square grid that LLaVA's processor can count.
+        UserError: the tokens do not form a square grid, or one whose size LLaVA's processor cannot compute.
     """
     was_training = tower.training
-    tower.eval()
-    index = layer % (tower.depth + 1)
-    state = next(itertools.islice(tower.states(torch.zeros(1, 3, size, size), index), index, None))
+    state = hidden_state(tower.eval(), torch.zeros(1, 3, size, size), layer)
     tower.train(was_training)
-    patches = (state.shape[1] - int(tower.class_token)) // tower.tokens_of_a_place
+    patches = (state.shape[1] - int(tower.class_token)) // tower.tokens_per_cell
     grid = math.isqrt(patches)
     if grid * grid != patches or size // (size // grid) != grid:
         raise UserError(f"{where}: images of {size} px give {patches} patch tokens, which is no square grid")

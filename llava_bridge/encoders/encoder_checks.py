@@ -13,7 +13,7 @@ from clips.model_refs import (
     is_on_hub,
     resolve_model_dir,
 )
-from llava_bridge.encoders.spec import parse_spec, split_encoders
+from llava_bridge.encoders.spec import numbered_encoders, parse_spec, split_encoders
 
 
 def resolve_open_clip_dir(reference: str) -> Path:
@@ -22,33 +22,20 @@ def resolve_open_clip_dir(reference: str) -> Path:
     Raises:
         UserError: it cannot be downloaded.
     """
-    return (
-        download_from_hub(reference.removeprefix(HF_HUB_PREFIX), "encoder")
-        if reference.startswith(HF_HUB_PREFIX)
-        else Path(reference)
-    )
-
-
-def resolve_vision_dir(reference: str) -> Path:
-    """Return the directory of an encoder in the transformers format, as :func:`resolve_model_dir`."""
-    return resolve_model_dir(reference, "encoder")
+    if reference.startswith(HF_HUB_PREFIX):
+        return download_from_hub(reference.removeprefix(HF_HUB_PREFIX), "encoder")
+    return Path(reference)
 
 
 def encoder_commits(spec: str) -> dict[str, str]:
-    """Return ``{"encoder": commit}`` of a spec's Hub repository, ``encoder_1`` … for several; none for timm's.
-
-    The Hub's cache names a repository's directory by its commit.
-    """
-    found = {}
-    encoders = split_encoders(spec)
-    for number, encoder in enumerate(encoders, 1):
-        source, reference = parse_spec(encoder)
-        field = "encoder" if len(encoders) == 1 else f"encoder_{number}"
+    """Return ``{"encoder": commit}`` of a spec's Hub repository, ``encoder_1`` … for several; none for timm's."""
+    commits = {}  # the Hub's cache names a repository's directory by its commit
+    for field, source, reference in numbered_encoders(spec):
         if source == "open_clip" and reference.startswith(HF_HUB_PREFIX):
-            found[field] = resolve_open_clip_dir(reference).name
+            commits[field] = resolve_open_clip_dir(reference).name
         elif source == "transformers" and is_on_hub(reference):
-            found[field] = resolve_vision_dir(reference).name
-    return found
+            commits[field] = resolve_model_dir(reference, "encoder").name
+    return commits
 
 
 def check_encoder_files(spec: str) -> None:
@@ -58,21 +45,21 @@ def check_encoder_files(spec: str) -> None:
         directory = resolve_open_clip_dir(reference)
         if not directory.is_dir():
             raise UserError(
-                f"encoder: {directory} is not a directory (expected one in open_clip's hub layout, hf-hub:ORG/NAME, "
+                f"encoder: {directory} is not a directory (expected one in open_clip's Hub format, hf-hub:ORG/NAME, "
                 "timm:NAME, or transformers:DIRECTORY)"
             )
         if not (directory / OPEN_CLIP_CONFIG).is_file() and (directory / "config.json").is_file():
-            instead = f"transformers:{reference.removeprefix(HF_HUB_PREFIX)}"
-            raise UserError(f"encoder: {reference} is no directory of open_clip's; try {instead}")
-        for name, what in ((OPEN_CLIP_CONFIG, "config"), (OPEN_CLIP_WEIGHTS, "weights")):
+            suggestion = f"transformers:{reference.removeprefix(HF_HUB_PREFIX)}"
+            raise UserError(f"encoder: {reference} is no directory of open_clip's; try {suggestion}")
+        for name, content in ((OPEN_CLIP_CONFIG, "config"), (OPEN_CLIP_WEIGHTS, "weights")):
             if not (directory / name).is_file():
-                raise UserError(f"encoder: {reference} has no {what} (expected {name})")
+                raise UserError(f"encoder: {reference} has no {content} (expected {name})")
     elif source == "transformers":
-        directory = resolve_vision_dir(reference)
+        directory = resolve_model_dir(reference, "encoder")
         if not directory.is_dir():
             raise UserError(f"encoder: {directory} is not a directory (expected one, or ORG/NAME on the Hub)")
         if not (directory / "config.json").is_file():
-            raise UserError(f"encoder: {reference} has no config.json (expected a model in transformers' layout)")
+            raise UserError(f"encoder: {reference} has no config.json (expected a model in the transformers format)")
     elif source == "several":
         for member in split_encoders(spec):
             check_encoder_files(member)

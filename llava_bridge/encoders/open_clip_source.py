@@ -1,7 +1,4 @@
-"""Encoders in open_clip's Hub format: ``open_clip_config.json`` and ``open_clip_model.safetensors``.
-
-open_clip's own ViT, CLIP's ResNet, and directories whose image tower is a timm trunk.
-"""
+"""Encoders in open_clip's Hub format: its own ViT, CLIP's ResNet, and timm trunks."""
 
 from __future__ import annotations
 
@@ -23,8 +20,8 @@ from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder, Vision
 from llava_bridge.encoders.encoder_checks import check_encoder_files, resolve_open_clip_dir
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_POSITIONS = "positional_embedding"
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+_POSITIONS = "positional_embedding"
 
 
 class OpenClipVit(VisionTower):
@@ -102,8 +99,9 @@ def load(reference: str, image_size: int | None) -> VisionEncoder:
         return timm_source.make_encoder(vision["timm_model_name"], trunk, pixels, where=str(directory))
     architecture = {key: model[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in model}
     if pixels != own:
-        architecture["vision_cfg"] = {**vision, "image_size": _other_size(vision, pixels.size, directory)}
-        _fit_positions(weights, vision, pixels.size)
+        _check_image_size(vision, pixels.size, directory)
+        architecture["vision_cfg"] = {**vision, "image_size": pixels.size}
+        _resize_positions(weights, vision, pixels.size)
     return VisionEncoder(
         source="open_clip",
         architecture=architecture,
@@ -113,17 +111,16 @@ def load(reference: str, image_size: int | None) -> VisionEncoder:
     )
 
 
-def _other_size(vision: Mapping[str, Any], size: int, directory: Path) -> int:
+def _check_image_size(vision: Mapping[str, Any], size: int, directory: Path) -> None:
     patch = vision.get("patch_size")
     if isinstance(vision.get("layers"), list) or not isinstance(patch, int):
-        raise UserError(f"image_size: {directory} is no ViT, whose images alone may have another size; leave it out")
+        raise UserError(f"image_size: expected none, as {directory} is no ViT")
     if size % patch:
         raise UserError(f"image_size: expected a multiple of {patch}, the patch size of {directory}, got {size}")
-    return size
 
 
-def _fit_positions(weights: dict[str, Tensor], vision: Mapping[str, Any], size: int) -> None:
-    """Interpolate learned positions to the grid of another image size, compute fixed ones for it."""
+def _resize_positions(weights: dict[str, Tensor], vision: Mapping[str, Any], size: int) -> None:
+    """Interpolate learned positions, or compute fixed ones, for another image size."""
     if (table := weights.get(_POSITIONS)) is not None:
         patches = (size // vision["patch_size"]) ** 2
         fixed = resize_sincos_pos_embed(table, patches) if vision.get("pos_embed_type") == "sin_cos_2d" else None
@@ -141,12 +138,12 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 
 def _pixels(path: Path, vision: Mapping[str, Any], preprocess: Mapping[str, Any]) -> ImagePreprocess:
-    """Return the tower's own preprocessing, as the config in ``path`` states it."""
+    """Return the tower's own preprocessing, from the config in ``path``."""
     with library_errors_as_user_errors(
         f"{path}: expected sizes, mean and std of three channels and an interpolation in preprocess_cfg"
     ):
         pixels = ImagePreprocess(
-            size=_side(preprocess.get("size") or vision.get("image_size", 224)),
+            size=_image_size(preprocess.get("size") or vision.get("image_size", 224)),
             mean=_channels(preprocess.get("mean") or OPENAI_MEAN),
             std=_channels(preprocess.get("std") or OPENAI_STD),
             interpolation=preprocess.get("interpolation") or "bicubic",
@@ -175,7 +172,7 @@ def _visual_weights(directory: Path) -> dict[str, Tensor]:
         return {name.removeprefix("visual."): file.get_tensor(name) for name in names}
 
 
-def _side(size: Any) -> int:
+def _image_size(size: Any) -> int:
     sides = [size, size] if isinstance(size, int) else list(size)
     if sides[0] != sides[-1]:
         raise UserError(f"{OPEN_CLIP_CONFIG}: expected square images, got image size {sides}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from clips.errors import UserError, unknown_name_error
@@ -45,18 +46,24 @@ def split_encoders(spec: str) -> list[str]:
     return listed
 
 
-def fusion_mode(spec: str) -> str:
-    """Return how the features of several encoders are joined: ``channels`` or ``interleave``."""
-    return "interleave" if parse_spec(spec)[1].startswith("interleave:") else "channels"
+def is_interleaved(spec: str) -> bool:
+    """Whether the tokens of several encoders are interleaved, instead of their features concatenated."""
+    source, reference = parse_spec(spec)
+    return source == "several" and reference.startswith("interleave:")
+
+
+def numbered_encoders(spec: str) -> Iterator[tuple[str, str, str]]:
+    """Yield (field, source, reference) of each encoder; the fields are ``encoder``, or ``encoder_1`` … for several."""
+    encoders = split_encoders(spec)
+    for number, encoder in enumerate(encoders, 1):
+        yield "encoder" if len(encoders) == 1 else f"encoder_{number}", *parse_spec(encoder)
 
 
 def local_paths(spec: str) -> dict[str, str]:
     """Return ``{"encoder": path}`` of a spec's local directory or file, ``encoder_1`` … for several."""
-    found = {}
-    encoders = split_encoders(spec)
-    for number, encoder in enumerate(encoders, 1):
-        source, reference = parse_spec(encoder)
+    paths = {}
+    for field, source, reference in numbered_encoders(spec):
         path = reference.partition("@")[2] if source == "timm" else reference
         if path and Path(path).exists():
-            found["encoder" if len(encoders) == 1 else f"encoder_{number}"] = path
-    return found
+            paths[field] = path
+    return paths

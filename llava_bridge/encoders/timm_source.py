@@ -1,8 +1,7 @@
-"""Encoders that are timm models: the outputs of their blocks, or their last feature map, become tokens.
+"""Encoders that are timm models.
 
-Only timm's ViTs have a sequence of equal blocks, whose outputs are hidden states. In all other trunks, convolutional
-and hierarchical ones, the feature layer can only be the last feature map (-1), before any pooling, projection or
-classifier. Class and register tokens of timm's ViTs are dropped.
+The hidden states of timm's ViTs are the outputs of their blocks, without class and register tokens. All other trunks,
+convolutional and hierarchical ones, have one: the last feature map, before any pooling, projection or classifier.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class TimmTower(VisionTower):
 class TimmVit(VisionTower):
     """timm's ``VisionTransformer`` or ``Eva``: hidden state i is the output of block i, each (B, G², D).
 
-    The last is timm's own last feature map, after the final norm if there is one; the others are before it.
+    The last one is timm's last feature map, after the final norm if there is one.
     """
 
     class_token = False
@@ -63,8 +62,8 @@ class TimmVit(VisionTower):
 
     def states(self, pixels: Tensor, deepest: int) -> Iterator[Tensor]:
         """Yield the embedded patches, then each block's output."""
-        entering: list[Tensor] = []
-        hook = self.trunk.blocks[0].register_forward_pre_hook(lambda _, inputs: entering.append(inputs[0]))
+        embedded: list[Tensor] = []
+        hook = self.trunk.blocks[0].register_forward_pre_hook(lambda _, inputs: embedded.append(inputs[0]))
         self.trunk.set_grad_checkpointing(self.recompute and torch.is_grad_enabled())
         blocks = list(range(max(1, deepest)))  # timm computes at least one
         try:
@@ -76,7 +75,7 @@ class TimmVit(VisionTower):
         prefix = self.trunk.num_prefix_tokens
         if deepest == self.depth:
             outputs[-1] = last[:, prefix:]
-        yield from [entering[0][:, prefix:], *outputs][: deepest + 1]
+        yield from [embedded[0][:, prefix:], *outputs][: deepest + 1]
 
 
 def build(architecture: Mapping[str, Any]) -> VisionTower:
@@ -85,33 +84,27 @@ def build(architecture: Mapping[str, Any]) -> VisionTower:
         from timm.models.eva import Eva
         from timm.models.vision_transformer import VisionTransformer
 
-    trunk = _trunk(architecture)
+    trunk = _build_trunk(architecture)
     return TimmVit(trunk) if isinstance(trunk, VisionTransformer | Eva) else TimmTower(trunk)
 
 
-def _trunk(architecture: Mapping[str, Any]) -> Any:
+def _build_trunk(architecture: Mapping[str, Any]) -> Any:
     """Return timm's own model, without classifier."""
-    timm = _timm()
-
     name = architecture["name"]
-    if not timm.is_model(name):
-        raise _unknown(name)
+    _check_name(name)
     options = {"img_size": architecture["image_size"]} if architecture.get("fixed_size") else {}
-    return timm.create_model(name, pretrained=False, num_classes=0, **options)
+    return _timm().create_model(name, pretrained=False, num_classes=0, **options)
 
 
 def load(reference: str, image_size: int | None) -> VisionEncoder:
     """Read ``NAME``, ``NAME@weights.safetensors`` or ``NAME@random``.
 
     Raises:
-        UserError: timm does not know the name; the file is missing or of another architecture.
+        UserError: timm has no such model; the file is missing or of another architecture.
     """
-    timm = _timm()
-
     name, _, origin = reference.partition("@")
-    if not timm.is_model(name):
-        raise _unknown(name)
-    settings = timm.get_pretrained_cfg(name)
+    _check_name(name)
+    settings = _timm().get_pretrained_cfg(name)
     pixels = ImagePreprocess(
         size=settings.input_size[-1] if image_size is None else image_size,
         mean=tuple(settings.mean),
@@ -121,7 +114,7 @@ def load(reference: str, image_size: int | None) -> VisionEncoder:
     if origin == "random":
         return make_encoder(name, None, pixels, where=None)
     if origin:
-        return make_encoder(name, _read(Path(origin)), pixels, where=origin)
+        return make_encoder(name, _read_weights(Path(origin)), pixels, where=origin)
     return make_encoder(name, _pretrained(name), pixels, where=None)
 
 
@@ -129,31 +122,21 @@ def make_encoder(
     name: str, weights: Mapping[str, Tensor] | None, pixels: ImagePreprocess, *, where: str | None
 ) -> VisionEncoder:
     """Return the encoder for timm model ``name``; classifier weights among ``weights`` are dropped."""
-    timm = _timm()
-
-    if not timm.is_model(name):
-        raise _unknown(name)
-    settings = timm.get_pretrained_cfg(name)
+    _check_name(name)
+    settings = _timm().get_pretrained_cfg(name)
     fixed = bool(settings.fixed_input_size)
     architecture = {"name": name, "image_size": pixels.size, "fixed_size": fixed}
-    kept = None
+    own = None
     if weights is not None:
-        kept = {f"trunk.{key}": value for key, value in weights.items() if not key.startswith(_heads(settings))}
-        if fixed and _POSITIONS in kept:
-            kept[_POSITIONS] = resize_timm_pos_embed(
-                kept[_POSITIONS], _empty_trunk(architecture, where or f"timm:{name}")
-            )
-    return VisionEncoder(
-        source="timm",
-        architecture=architecture,
-        weights=kept,
-        pixels=pixels,
-        parent=where,
-    )
+        own = {f"trunk.{key}": value for key, value in weights.items() if not key.startswith(_heads(settings))}
+        if fixed and _POSITIONS in own:
+            trunk = _empty_trunk(architecture, where or f"timm:{name}")
+            own[_POSITIONS] = resize_timm_pos_embed(own[_POSITIONS], trunk)
+    return VisionEncoder(source="timm", architecture=architecture, weights=own, pixels=pixels, parent=where)
 
 
 def _heads(settings: Any) -> tuple[str, ...]:
-    """Return prefixes of classifier weights; some files have others than the current model."""
+    """Return prefixes of classifier weights; those of some files differ from the current model's."""
     own = settings.classifier or ()
     return (*_HEADS, *(f"{name}." for name in ([own] if isinstance(own, str) else own)))
 
@@ -161,19 +144,19 @@ def _heads(settings: Any) -> tuple[str, ...]:
 def _empty_trunk(architecture: Mapping[str, Any], where: str) -> Any:
     """Build the trunk without memory for its weights, to read its number of positions."""
     size = architecture["image_size"]
-    with library_errors_as_user_errors(f"image_size: {where} cannot take images of {size} px"), torch.device("meta"):
-        return _trunk(architecture)
+    with library_errors_as_user_errors(f"image_size: {where} does not support {size} px"), torch.device("meta"):
+        return _build_trunk(architecture)
 
 
-def _unknown(name: str) -> UserError:
+def _check_name(name: str) -> None:
     timm = _timm()
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise UserError(f"encoder: timm has no model '{name}'{hint}")
 
-    near = difflib.get_close_matches(name, timm.list_models(), n=3)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    return UserError(f"encoder: timm has no model '{name}'{hint}")
 
-
-def _read(path: Path) -> dict[str, Tensor]:
+def _read_weights(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     if not path.is_file():
@@ -183,10 +166,8 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _pretrained(name: str) -> dict[str, Tensor]:
-    timm = _timm()
-
     try:
-        return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
+        return _timm().create_model(name, pretrained=True, num_classes=0).state_dict()
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"encoder: no pretrained weights for timm:{name} ({reason}); try timm:{name}@FILE") from None

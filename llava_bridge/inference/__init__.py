@@ -1,1 +1,1 @@
-"""Asking a LLaVA: one prompt, many images, a talk in the terminal."""
+"""Inference with a LLaVA: answers, log-likelihoods, chat in the terminal."""

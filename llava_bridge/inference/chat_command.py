@@ -1,7 +1,7 @@
 """``llava-bridge chat``: a conversation with a LLaVA about an image, in the terminal.
 
-llava-bridge chat runs/demo/llava/clips-s0 --image picture.png
-llava-bridge chat runs/demo/llava/clips-s0 --image picture.png --prompt "Is there a dog?"
+llava-bridge chat runs/demo/llava/clips-s0 --image image.png
+llava-bridge chat runs/demo/llava/clips-s0 --image image.png --prompt "Is there a dog?"
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from PIL import Image
 from clips.core.artifact import log_info
 from clips.errors import UserError
 from clips.sanitize import strip_control_chars
-from llava_bridge.image_paths import open_picture
+from llava_bridge.image_paths import open_image_or_member
 from llava_bridge.inference.directory import resolve_llava_dir
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ChatConfig:
-    """Talk to a LLaVA about an image.
+    """Chat with a LLaVA about an image.
 
     Args:
         model: the LLaVA directory, or ``ORG/NAME`` on the Hub.
-        image: an image file, or one in a shard (``shard.tar/000000003.png``); without one the talk is about text alone.
-        prompt: ask this once and print the answer; without it, ask again and again until an empty line.
-        max_new_tokens: an answer is cut there.
+        image: an image file, or one in a shard (``shard.tar/000000003.png``); without one the chat has text only.
+        prompt: a question to answer once; without it, questions are read until an empty line.
+        max_new_tokens: maximum length of an answer.
     """
 
     model: str
@@ -42,81 +42,83 @@ class ChatConfig:
 
 
 def run_chat(config: ChatConfig) -> None:
-    """Answer the prompt, or each line that is typed, the talk so far included.
+    """Answer the prompt, or each line of input, with the conversation so far.
 
-    Ctrl-C ends an answer, not the talk; at the prompt it ends the talk, as an empty line and the end of input do.
+    Ctrl-C ends an answer; at the prompt it ends the chat, as do an empty line and the end of input.
 
     Raises:
         UserError: no such directory or image; a prompt that cannot be answered.
     """
-    images = [] if config.image is None else [open_picture(config.image)]
+    images = [] if config.image is None else [open_image_or_member(config.image)]
     resolve_llava_dir(config.model)  # reported before torch is imported
     from llava_bridge.inference.generate import load_llava
 
-    talk = _Talk(*load_llava(config.model), images, config.max_new_tokens)
+    chat = _Chat(*load_llava(config.model), images, config.max_new_tokens)
     if config.prompt is not None:
-        talk.say(config.prompt)
+        chat.answer(config.prompt)
         return
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             try:
-                if not (prompt := _ask()):
+                if not (prompt := _read_prompt()):
                     return
-                talk.say(prompt, interruptible=True)
-            except UserError as error:  # the next question may do
+                chat.answer(prompt, interruptible=True)
+            except UserError as error:  # the next question may succeed
                 log_info(str(error))
     log_info("")  # after the terminal's ^C
 
 
-class _Talk:
+class _Chat:
     """The conversation so far, about the images."""
 
-    def __init__(self, model: Any, processor: Any, pictures: list[Image.Image], max_new_tokens: int) -> None:
-        self.model, self.processor, self.pictures = model, processor, pictures
+    def __init__(self, model: Any, processor: Any, images: list[Image.Image], max_new_tokens: int) -> None:
+        self.model, self.processor, self.images = model, processor, images
         self.max_new_tokens = max_new_tokens
         self.messages: list[dict[str, Any]] = []
 
-    def say(self, prompt: str, *, interruptible: bool = False) -> None:
+    def answer(self, prompt: str, *, interruptible: bool = False) -> None:
         """Print the answer to ``prompt`` while it is generated, and append both to the conversation unless it fails."""
         from llava_bridge.inference.generate import prepend_image_tokens
-        from llava_bridge.inference.streaming import GenerationParams, stream_answer
+        from llava_bridge.inference.streaming import GenerationParams, generate_answers, prepare_prompt
 
-        asked = {"role": "user", "content": prompt if self.messages else prepend_image_tokens(prompt, self.pictures)}
+        text = prompt if self.messages else prepend_image_tokens(prompt, self.images)
+        messages = [*self.messages, {"role": "user", "content": text}]
         pieces: list[str] = []
 
-        def tell(piece: str) -> None:
+        def on_text(piece: str) -> None:
             pieces.append(piece)
             print(strip_control_chars(piece), end="", flush=True)
 
-        decoding = GenerationParams(max_new_tokens=self.max_new_tokens)
+        params = GenerationParams(max_new_tokens=self.max_new_tokens)
         try:
-            stream_answer(self.model, self.processor, self.pictures, [*self.messages, asked], decoding, on_text=tell)
+            prepared = prepare_prompt(self.model, self.processor, self.images, messages, params, on_text=on_text)
+            generate_answers(self.model, self.processor, [prepared])
         except KeyboardInterrupt:
             if not interruptible:
                 raise
         print(flush=True)
-        self.messages += [asked, {"role": "assistant", "content": "".join(pieces)}]
+        self.messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
 
 
-def _ask() -> str:
+def _read_prompt() -> str:
     """The next line, edited with the arrow keys in a terminal; empty at the end of input.
 
     Raises:
         UserError: it is not UTF-8.
     """
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        return _text(sys.stdin.buffer.readline()).strip()
+        return _decode(sys.stdin.buffer.readline())
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  input() uses it
     try:
-        return _text(input("> ").encode("utf-8", "surrogateescape")).strip()
+        return _decode(input("> ").encode("utf-8", "surrogateescape"))
     except EOFError:
         print()
         return ""
 
 
-def _text(line: bytes) -> str:
+def _decode(line: bytes) -> str:
     try:
-        return line.decode("utf-8")
+        return line.decode("utf-8").strip()
     except UnicodeDecodeError as error:
         raise UserError(f"the question: expected UTF-8, got the byte {line[error.start]:#04x} in {line!r}") from None

@@ -1,4 +1,4 @@
-"""``llava-bridge describe``: a LLaVA's descriptions of many images, as JSON lines.
+"""``llava-bridge describe``: a LLaVA's answers to one question about many images, as JSON lines.
 
 llava-bridge describe runs/mine-llava photos/ --output described.jsonl
 llava-bridge describe runs/mine-llava photos/*.jpg --prompt "Is there a dog in the image?" | head
@@ -27,25 +27,25 @@ from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError
 from clips.jsontext import safe_json_loads
 from clips.model_refs import resolve_model_dir
-from llava_bridge.image_paths import find_images, open_picture
+from llava_bridge.image_paths import find_images, open_image_or_member
 from llava_bridge.inference.directory import resolve_llava_dir
 
-_READERS = 4  # threads that decode images ahead
+_READER_THREADS = 4
 Batch = list[tuple[str, Image.Image]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DescribeConfig:
-    """Ask a LLaVA the same about many images; one line ``{"image": …, "text": …}`` each.
+    """Ask a LLaVA the same question about many images; one line ``{"image": …, "text": …}`` each.
 
     Args:
         model: the LLaVA directory, or ``ORG/NAME`` on the Hub.
         images: image files, images in shards (``shard.tar/000000003.png``), directories, shards and globs.
-        prompt: what it is asked about each image.
-        output: the file of JSON lines to write; the same command resumes with the images that it lacks. Without it
-            lines are printed.
-        batch_size: images at once.
-        max_new_tokens: an answer is cut there.
+        prompt: the question about each image.
+        output: the file of JSON lines to write; the same command resumes with the missing images. Without it lines are
+            printed.
+        batch_size: images per batch.
+        max_new_tokens: maximum length of an answer.
     """
 
     model: str = dataclasses.field(metadata=RUN_ONLY)  # identified by a content hash
@@ -66,22 +66,21 @@ class DescribeConfig:
 
 
 def run_describe(config: DescribeConfig) -> None:
-    """Carry out ``config``: a line for each image that can be read; the others are named at the end.
+    """Write a line for each image; those that cannot be read are counted and listed at the end.
 
     Raises:
-        UserError: no such images or LLaVA, an output of another prompt or model, or not one image can be read.
+        UserError: no such images or LLaVA, an output of another prompt or model, or no image can be read.
     """
     names = find_images(config.images)
     resolve_llava_dir(config.model)  # reported before torch is imported
-    output = _Output(config) if config.output else None
-    done = output.pictures() if output else set()
-    missing = [name for name in names if name not in done]
-    already = len(names) - len(missing)
-    if already:
-        log_info(f"{already:,} of {len(names):,} images are described already")
+    output = _OutputFile(config) if config.output else None
+    described_before = output.described_images() if output else set()
+    missing = [name for name in names if name not in described_before]
+    if len(missing) < len(names):
+        log_info(f"{len(names) - len(missing):,} of {len(names):,} images are described already")
     invalid = InvalidSamples()
     if missing:
-        _ask(config, missing, output, invalid)
+        _describe(config, missing, output, invalid)
     for line in invalid.summary():
         log_info(line)
     described = len(names) - invalid.count
@@ -91,14 +90,16 @@ def run_describe(config: DescribeConfig) -> None:
         log_info(f"{config.output}: {described:,} of {len(names):,} images described")
 
 
-def _ask(config: DescribeConfig, names: Sequence[str], output: _Output | None, invalid: InvalidSamples) -> None:
-    """Write a line for each of the images; those that cannot be read go to ``invalid``."""
+def _describe(
+    config: DescribeConfig, names: Sequence[str], output: _OutputFile | None, invalid: InvalidSamples
+) -> None:
+    """Write a line for each image; add those that cannot be read to ``invalid``."""
     from llava_bridge.inference.generate import answer, load_llava
 
     model, processor = load_llava(config.model)
     described = 0
     with (
-        output.adding() if output else contextlib.nullcontext(sys.stdout) as lines,
+        output.open_to_append() if output else contextlib.nullcontext(sys.stdout) as lines,
         Progress("describing", len(names), "images") as progress,
     ):
         for batch in _batches(names, config.batch_size, invalid):
@@ -112,7 +113,7 @@ def _ask(config: DescribeConfig, names: Sequence[str], output: _Output | None, i
             progress.advance(described + invalid.count - progress.done)
 
 
-class _Output:
+class _OutputFile:
     """The file of answers, and the file next to it with the identity of its run."""
 
     def __init__(self, config: DescribeConfig) -> None:
@@ -121,47 +122,47 @@ class _Output:
         model = directory_hash(resolve_model_dir(config.model, "llava"))
         self.run = identity("llava-bridge describe", config, {"model": model})
 
-    def pictures(self) -> set[str]:
-        """The images that are described already.
+    def described_images(self) -> set[str]:
+        """The names of the images in the file.
 
         Raises:
-            UserError: the file is something else, or from another model or prompt.
+            UserError: it is another file, or from another model or prompt.
         """
         if not self.path.exists():
             return set()
         before = read_run(self.record)
         if before is None:
-            line = (
-                f"output: {self.path} is in the way and not of this command, or {self.record.name} next to it is lost"
+            raise UserError(
+                f"output: {self.path} exists and is not from this command, or {self.record.name} next to it is "
+                "missing; choose another output"
             )
-            raise UserError(f"{line}; choose another output")
         reject_other_run(self.path, before, self.run)
         try:
-            return {safe_json_loads(line)["image"] for line in self._whole_lines().splitlines()}
+            return {safe_json_loads(line)["image"] for line in self._complete_lines().splitlines()}
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"output: {self.path} is no output of this command; choose another") from None
 
     @contextlib.contextmanager
-    def adding(self) -> Iterator[TextIO]:
-        """The file open for more lines; one that a killed run left unfinished is taken away."""
+    def open_to_append(self) -> Iterator[TextIO]:
+        """The open file, without the incomplete line of a killed run."""
         with write_errors_as_user_errors(self.path):
             if self.path.exists():
-                os.truncate(self.path, len(self._whole_lines()))
+                os.truncate(self.path, len(self._complete_lines()))
             else:
                 atomic_write(self.record, run_text(self.run))
             stream = self.path.open("a", encoding="utf-8")
         with stream:
             yield stream
 
-    def _whole_lines(self) -> bytes:
+    def _complete_lines(self) -> bytes:
         content = self.path.read_bytes()
         return content[: content.rfind(b"\n") + 1]
 
 
 def _batches(names: Sequence[str], size: int, invalid: InvalidSamples) -> Iterator[Batch]:
-    """Full batches of those images that can be read; the others go to ``invalid``."""
+    """Full batches of the readable images; the others are added to ``invalid``."""
     batch: Batch = []
-    for index, (name, image) in enumerate(_read_ahead(names, 2 * size)):
+    for index, (name, image) in enumerate(_prefetch(names, 2 * size)):
         if isinstance(image, UserError):
             invalid.add([(index, name, str(image).removeprefix(f"{name}: "))])
             continue
@@ -173,20 +174,20 @@ def _batches(names: Sequence[str], size: int, invalid: InvalidSamples) -> Iterat
         yield batch
 
 
-def _read_ahead(names: Iterable[str], count: int) -> Iterator[tuple[str, Image.Image | UserError]]:
+def _prefetch(names: Iterable[str], count: int) -> Iterator[tuple[str, Image.Image | UserError]]:
     """Each name with its image or its error; up to ``count`` are decoded ahead."""
-    left = iter(names)
-    with ThreadPoolExecutor(_READERS) as pool:
-        waiting = deque((name, pool.submit(_try_to_open, name)) for name in itertools.islice(left, count))
-        while waiting:
-            name, image = waiting.popleft()
-            if (further := next(left, None)) is not None:
-                waiting.append((further, pool.submit(_try_to_open, further)))
+    remaining = iter(names)
+    with ThreadPoolExecutor(_READER_THREADS) as pool:
+        pending = deque((name, pool.submit(_try_to_open, name)) for name in itertools.islice(remaining, count))
+        while pending:
+            name, image = pending.popleft()
+            if (following := next(remaining, None)) is not None:
+                pending.append((following, pool.submit(_try_to_open, following)))
             yield name, image.result()
 
 
 def _try_to_open(name: str) -> Image.Image | UserError:
     try:
-        return open_picture(name)
+        return open_image_or_member(name)
     except UserError as error:
         return error

@@ -1,7 +1,7 @@
 """Load a LLaVA directory and generate answers.
 
 >>> model, processor = load_llava("runs/demo/llava/clips-s0")
->>> answer(model, processor, [image], ["Is there a dog in the picture?"], max_new_tokens=8)
+>>> answer(model, processor, [image], ["Is there a dog in the image?"], max_new_tokens=8)
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from llava_bridge.inference.directory import resolve_llava_dir
 from llava_bridge.inference.prefix_cache import Prefix, PrefixCache, batch_prefixes, find_shared_prefixes
 from llava_bridge.training.lora import ADAPTER_DIR, load_adapter
 
-Pictures = Image.Image | Sequence[Image.Image] | None
+ImageInput = Image.Image | Sequence[Image.Image] | None
+"""The images of one prompt."""
 
 
 def load_llava(directory: str | Path, device: str | None = None, *, adapter: bool = True) -> tuple[Any, Any]:
     """Load (model, processor) from a LLaVA directory, ready to generate.
 
     Args:
-        directory: written by ``llava-bridge train``, or any LLaVA in transformers' layout; or its name on the Hub, as
-            of :func:`~clips.model_refs.resolve_model_dir`.
-        device: None takes the GPU if there is one, where the model runs in bfloat16; on CPU in float32.
+        directory: written by ``llava-bridge train``, or any LLaVA in the transformers format; or its Hub repo id, as
+            for :func:`~clips.model_refs.resolve_model_dir`.
+        device: None uses a GPU if available. The model runs in bfloat16 on a GPU, in float32 on CPU.
         adapter: add the unmerged adapter in its directory ``adapter``, if any.
 
     Raises:
@@ -53,7 +54,7 @@ def load_llava(directory: str | Path, device: str | None = None, *, adapter: boo
 def answer(
     model: Any,
     processor: Any,
-    images: Sequence[Pictures],
+    images: Sequence[ImageInput],
     prompts: Sequence[str],
     max_new_tokens: int = 64,
     batch_size: int = 32,
@@ -75,29 +76,30 @@ def answer(
         The answers, in the order of the prompts.
     """
     generation |= {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    return _in_order(len(prompts), iter_answer_batches(model, processor, images, prompts, **generation))
+    return _ordered(len(prompts), iter_answer_batches(model, processor, images, prompts, **generation))
 
 
 def iter_answer_batches(
     model: Any,
     processor: Any,
-    images: Sequence[Pictures],
+    images: Sequence[ImageInput],
     prompts: Sequence[str],
     max_new_tokens: int = 64,
     batch_size: int = 32,
     **generation: Any,
 ) -> Iterator[dict[int, str]]:
     """Like :func:`answer`, but yields each batch: prompt indices → answers."""
-    conversations = [[{"role": "user", "content": prepend_image_tokens(prompt, to_image_list(image))}]
-                     for prompt, image in zip(prompts, images, strict=True)]  # fmt: skip
+    conversations = []
+    for prompt, image in zip(prompts, images, strict=True):
+        conversations.append([{"role": "user", "content": prepend_image_tokens(prompt, to_image_list(image))}])
     generation["max_new_tokens"] = max_new_tokens
-    yield from _answered(model, processor, images, conversations, batch_size, generation)
+    yield from _answer_batches(model, processor, images, conversations, batch_size, generation)
 
 
 def answer_conversations(
     model: Any,
     processor: Any,
-    images: Sequence[Pictures],
+    images: Sequence[ImageInput],
     conversations: Sequence[Sequence[Message]],
     max_new_tokens: int = 64,
     batch_size: int = 32,
@@ -105,18 +107,19 @@ def answer_conversations(
 ) -> list[str]:
     """Like :func:`answer`, for conversations whose last message is the user's."""
     generation["max_new_tokens"] = max_new_tokens
-    return _in_order(len(conversations), _answered(model, processor, images, conversations, batch_size, generation))
+    batches = _answer_batches(model, processor, images, conversations, batch_size, generation)
+    return _ordered(len(conversations), batches)
 
 
-def _in_order(count: int, batches: Iterator[dict[int, str]]) -> list[str]:
-    answers = {place: text for batch in batches for place, text in batch.items()}
-    return [answers[place] for place in range(count)]
+def _ordered(count: int, batches: Iterator[dict[int, str]]) -> list[str]:
+    answers = {index: text for batch in batches for index, text in batch.items()}
+    return [answers[index] for index in range(count)]
 
 
-def _answered(
+def _answer_batches(
     model: Any,
     processor: Any,
-    images: Sequence[Pictures],
+    images: Sequence[ImageInput],
     conversations: Sequence[Sequence[Message]],
     batch_size: int,
     generation: dict[str, Any],
@@ -124,27 +127,27 @@ def _answered(
     from llava_bridge.model.build import make_conversation_encoder
 
     chat = make_conversation_encoder(model, processor)
-    pictures = [to_image_list(image) for image in images]
-    ids = [encode_prompt(chat, messages, own) for messages, own in zip(conversations, pictures, strict=True)]
-    asked = _Asked(model, processor, ids, pictures, generation)
-    alone = set(range(len(ids)))
-    for prefixes in batch_prefixes(find_shared_prefixes(ids, pictures, chat.image_id), batch_size):
-        for batch in asked.with_prefixes(prefixes, batch_size):
-            alone -= set(batch)
+    image_lists = [to_image_list(image) for image in images]
+    ids = [encode_prompt(chat, messages, own) for messages, own in zip(conversations, image_lists, strict=True)]
+    generator = _Generator(model, processor, ids, image_lists, generation)
+    remaining = set(range(len(ids)))
+    for prefixes in batch_prefixes(find_shared_prefixes(ids, image_lists, chat.image_id), batch_size):
+        for batch in generator.answer_with_prefixes(prefixes, batch_size):
+            remaining -= set(batch)
             yield batch
-    order = sorted(alone, key=lambda row: len(ids[row]))
+    order = sorted(remaining, key=lambda row: len(ids[row]))
     for start in range(0, len(order), batch_size):
-        yield asked.one_by_one(order[start : start + batch_size])
+        yield generator.answer_separately(order[start : start + batch_size])
 
 
-class _Asked:
-    """Prompts that are to be answered.
+class _Generator:
+    """Answers prompts by row.
 
     Args:
         model: the LLaVA.
         processor: its processor.
         ids: each prompt's tokens.
-        pictures: each prompt's images.
+        images: each prompt's images.
         generation: settings of ``generate``.
     """
 
@@ -153,105 +156,102 @@ class _Asked:
         model: Any,
         processor: Any,
         ids: Sequence[Sequence[int]],
-        pictures: Sequence[Sequence[Image.Image]],
+        images: Sequence[Sequence[Image.Image]],
         generation: dict[str, Any],
     ) -> None:
         self.model, self.processor = model, processor
-        self.ids, self.pictures = ids, pictures
-        self.generation = {
-            "use_cache": True,
-            **generation,
-        }  # otherwise a trainer's settings in the config would be used
+        self.ids, self.images = ids, images
+        self.generation = {"use_cache": True, **generation}  # overrides a trainer's setting in the config
         self.can_share = generation.get("num_beams", 1) == 1  # beams would have to be copied with the cache
 
     @torch.inference_mode()
-    def one_by_one(self, rows: Sequence[int]) -> dict[int, str]:
+    def answer_separately(self, rows: Sequence[int]) -> dict[int, str]:
         """The answers to a batch of prompts, each with its own images."""
-        shown = [image for row in rows for image in self.pictures[row]]
-        return self._generate(
-            rows, prepare_generate_inputs(self.model, self.processor, [self.ids[row] for row in rows], shown)
-        )
+        images = [image for row in rows for image in self.images[row]]
+        ids = [self.ids[row] for row in rows]
+        return self._generate(rows, prepare_generate_inputs(self.model, self.processor, ids, images))
 
-    def with_prefixes(self, prefixes: Sequence[Prefix], batch_size: int) -> Iterator[dict[int, str]]:
-        """The answers to all prompts with shared prefixes; None if this LLM's cache cannot be shared."""
-        computed = self._compute(prefixes) if self.can_share else None
-        if computed is None or not computed.can_be_shared:
+    def answer_with_prefixes(self, prefixes: Sequence[Prefix], batch_size: int) -> Iterator[dict[int, str]]:
+        """The answers to all prompts with these prefixes; none if this LLM's cache cannot be shared."""
+        cache = self._compute_cache(prefixes) if self.can_share else None
+        if cache is None or not cache.can_be_shared:
             self.can_share = False
             return
-        places = [(place, row) for place, prefix in enumerate(prefixes) for row in prefix.rows]
-        for start in range(0, len(places), batch_size):
-            batch = places[start : start + batch_size]
-            rest = [self.ids[row][len(prefixes[place].ids) :] for place, row in batch]
-            following = _left_padded(rest, self.processor.tokenizer.pad_token_id, self.model.device)
+        pairs = [(number, row) for number, prefix in enumerate(prefixes) for row in prefix.rows]
+        for start in range(0, len(pairs), batch_size):
+            batch = pairs[start : start + batch_size]
+            suffixes = [self.ids[row][len(prefixes[number].ids) :] for number, row in batch]
+            padded = _left_padded(suffixes, self.processor.tokenizer.pad_token_id, self.model.device)
             with torch.inference_mode():
-                inputs = computed.inputs_for([place for place, _ in batch], following)
-                found = self._generate([row for _, row in batch], inputs)
-            yield found
+                inputs = cache.inputs_for([number for number, _ in batch], padded)
+                answers = self._generate([row for _, row in batch], inputs)
+            yield answers
 
     @torch.inference_mode()
-    def _compute(self, prefixes: Sequence[Prefix]) -> PrefixCache:
-        shown = [image for prefix in prefixes for image in prefix.pictures]
-        begun = [prefix.ids for prefix in prefixes]
-        return PrefixCache(self.model, prepare_generate_inputs(self.model, self.processor, begun, shown))
+    def _compute_cache(self, prefixes: Sequence[Prefix]) -> PrefixCache:
+        images = [image for prefix in prefixes for image in prefix.images]
+        ids = [prefix.ids for prefix in prefixes]
+        return PrefixCache(self.model, prepare_generate_inputs(self.model, self.processor, ids, images))
 
     def _generate(self, rows: Sequence[int], inputs: dict[str, Any]) -> dict[int, str]:
-        made = self.model.generate(**inputs, **self.generation)
-        texts = self.processor.tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        output = self.model.generate(**inputs, **self.generation)
+        new_tokens = output[:, inputs["input_ids"].shape[1] :]
+        texts = self.processor.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
         return {row: text.strip() for row, text in zip(rows, texts, strict=True)}
 
 
-def encode_prompt(chat: ConversationEncoder, messages: Sequence[Message], pictures: Sequence[Image.Image]) -> list[int]:
-    """The tokens of a conversation up to where the next answer begins.
+def encode_prompt(chat: ConversationEncoder, messages: Sequence[Message], images: Sequence[Image.Image]) -> list[int]:
+    """The tokens of a conversation before the next answer.
 
     Raises:
-        UserError: the messages have not one ``<image>`` for each of the images, or the chat template rejects them.
+        UserError: the numbers of images and ``<image>`` tokens differ, or the chat template rejects the messages.
     """
-    with library_errors_as_user_errors("this conversation does not suit the LLM's chat template"):
-        text = chat.prompt(messages, pictures)
+    with library_errors_as_user_errors("the LLM's chat template does not support this conversation"):
+        text = chat.prompt(messages, images)
     ids = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
-    if ids.count(chat.image_id) != sum(chat.tokens_of(pictures)):
-        raise UserError(f"a prompt has {len(pictures)} images but not as many {IMAGE} marks")
+    check_image_tokens(chat, ids, images)
     return ids
 
 
+def check_image_tokens(chat: ConversationEncoder, ids: Sequence[int], images: Sequence[Image.Image]) -> None:
+    """Raise UserError unless ``ids`` have the tokens of all ``images``."""
+    if ids.count(chat.image_id) != sum(chat.num_image_tokens(images)):
+        raise UserError(f"a prompt has {len(images)} images but not as many {IMAGE} tokens")
+
+
 def prepare_generate_inputs(
-    model: Any, processor: Any, ids: Sequence[Sequence[int]], pictures: Sequence[Image.Image]
+    model: Any, processor: Any, ids: Sequence[Sequence[int]], images: Sequence[Image.Image]
 ) -> dict[str, Tensor]:
-    """What ``model.generate`` reads: prompts padded on the left to (B, L), all their images in order (P, 3, S, S).
+    """The inputs of ``model.generate``: prompts padded on the left to (B, L), all images in order (P, 3, S, S).
 
-    For a LLaVA with tiles images are (P, N, 3, S, S), and there are ``image_sizes`` (P, 2).
+    For a LLaVA with tiles, images are (P, N, 3, S, S), with ``image_sizes`` (P, 2).
     """
-    return _left_padded(ids, processor.tokenizer.pad_token_id, model.device) | preprocess_images(
-        pictures, processor, model
-    )
+    tokens = _left_padded(ids, processor.tokenizer.pad_token_id, model.device)
+    return tokens | preprocess_images(images, processor, model)
 
 
-def prepend_image_tokens(prompt: str, pictures: Sequence[Any]) -> str:
+def prepend_image_tokens(prompt: str, images: Sequence[Any]) -> str:
     """``prompt`` with one ``<image>`` line per image before it, unless it contains them already."""
-    return prompt if IMAGE in prompt else f"{IMAGE}\n" * len(pictures) + prompt
+    return prompt if IMAGE in prompt else f"{IMAGE}\n" * len(images) + prompt
 
 
-def to_image_list(pictures: Pictures) -> list[Image.Image]:
-    """The images of one prompt."""
-    if pictures is None:
+def to_image_list(images: ImageInput) -> list[Image.Image]:
+    """The images of one prompt as a list."""
+    if images is None:
         return []
-    return [pictures] if isinstance(pictures, Image.Image) else list(pictures)
+    return [images] if isinstance(images, Image.Image) else list(images)
 
 
 def _left_padded(ids: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, Tensor]:
     length = max(map(len, ids))
     rows = [[pad] * (length - len(row)) + list(row) for row in ids]
     mask = [[0] * (length - len(row)) + [1] * len(row) for row in ids]
-    return {
-        "input_ids": torch.tensor(rows, device=device),
-        "attention_mask": torch.tensor(mask, device=device),
-    }
+    return {"input_ids": torch.tensor(rows, device=device), "attention_mask": torch.tensor(mask, device=device)}
 
 
-def preprocess_images(pictures: Sequence[Image.Image], processor: Any, model: Any) -> dict[str, Tensor]:
-    """The LLaVA's image inputs, as of :func:`prepare_generate_inputs`; empty if there are no images."""
-    if not pictures:
+def preprocess_images(images: Sequence[Image.Image], processor: Any, model: Any) -> dict[str, Tensor]:
+    """The image inputs of :func:`prepare_generate_inputs`; empty without images."""
+    if not images:
         return {}
-    rgb = [image.convert("RGB") for image in pictures]
-    shown = processor.image_processor(rgb, return_tensors="pt")
-    return {**shown, "pixel_values": shown["pixel_values"].to(model.device, model.dtype)}
+    inputs = processor.image_processor([image.convert("RGB") for image in images], return_tensors="pt")
+    return {**inputs, "pixel_values": inputs["pixel_values"].to(model.device, model.dtype)}

@@ -1,6 +1,6 @@
 """Log-likelihood of a text as a LLaVA's answer to a prompt.
 
->>> likelihoods(model, processor, [image] * 2, ["Describe it."] * 2, ["A dog.", "A cat."])
+>>> loglikelihoods(model, processor, [image] * 2, ["Describe it."] * 2, ["A dog.", "A cat."])
 
 Legend: B texts per batch, T positions, N scored tokens, D width, V vocabulary.
 """
@@ -17,11 +17,17 @@ from torch import Tensor
 
 from clips.errors import UserError
 from clips.model.loading import library_errors_as_user_errors
-from llava_bridge.conversation import IGNORE_INDEX, IMAGE, ConversationEncoder, EncodedConversation
-from llava_bridge.inference.generate import Pictures, prepend_image_tokens, preprocess_images, to_image_list
+from llava_bridge.conversation import IGNORE_INDEX, ConversationEncoder, EncodedConversation
+from llava_bridge.inference.generate import (
+    ImageInput,
+    check_image_tokens,
+    prepend_image_tokens,
+    preprocess_images,
+    to_image_list,
+)
 from llava_bridge.inference.streaming import context_length
 
-_ROWS_AT_ONCE = 512  # of logits, which are V wide and in float32
+_CHUNK_ROWS = 512  # of logits, which are V wide and in float32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +49,7 @@ class LogLikelihood:
 def loglikelihoods(
     model: Any,
     processor: Any,
-    images: Sequence[Pictures],
+    images: Sequence[ImageInput],
     prompts: Sequence[str],
     continuations: Sequence[str],
     batch_size: int = 32,
@@ -62,7 +68,7 @@ def loglikelihoods(
         prompts: the user's messages. Images precede the text unless it contains ``<image>``.
         continuations: the answers to score.
         batch_size: texts per batch.
-        end: also score the EOS token of the answer: the likelihood of the complete answer, not of a prefix.
+        end: also score the EOS token: the likelihood of the complete answer, not of a prefix.
 
     Returns:
         In the order of the prompts.
@@ -73,41 +79,39 @@ def loglikelihoods(
     from llava_bridge.model.build import make_conversation_encoder
 
     chat = make_conversation_encoder(model, processor)
-    pictures = [to_image_list(image) for image in images]
+    image_lists = [to_image_list(image) for image in images]
     rows = [
         _encode(chat, prompt, own, continuation, context_length(model), end=end)
-        for prompt, own, continuation in zip(prompts, pictures, continuations, strict=True)
+        for prompt, own, continuation in zip(prompts, image_lists, continuations, strict=True)
     ]
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
-    found: dict[int, LogLikelihood] = {}
+    results: dict[int, LogLikelihood] = {}
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        shown = [picture for index in batch for picture in pictures[index]]
-        scored = _score(model, [rows[index] for index in batch], preprocess_images(shown, processor, model))
-        found.update(zip(batch, scored, strict=True))
-    return [found[index] for index in range(len(rows))]
+        batch_images = [image for index in batch for image in image_lists[index]]
+        scored = _score(model, [rows[index] for index in batch], preprocess_images(batch_images, processor, model))
+        results.update(zip(batch, scored, strict=True))
+    return [results[index] for index in range(len(rows))]
 
 
 def _encode(
     chat: ConversationEncoder,
     prompt: str,
-    pictures: Sequence[Image.Image],
+    images: Sequence[Image.Image],
     continuation: str,
     context: int,
     *,
     end: bool,
 ) -> EncodedConversation:
-    """The tokens of prompt and continuation; labeled are those to score."""
-    said = prepend_image_tokens(prompt, pictures)
-    messages = [{"role": "user", "content": said}, {"role": "assistant", "content": continuation}]
+    """The tokens of prompt and continuation, with labels of the tokens to score."""
     if not continuation.strip():
         raise UserError(f"expected a string to score, got {continuation!r}")
-    with library_errors_as_user_errors("this prompt and its continuation do not suit the LLM's chat template"):
-        encoded = chat.encode(messages, 2**31, pictures)
+    question = {"role": "user", "content": prepend_image_tokens(prompt, images)}
+    with library_errors_as_user_errors("the LLM's chat template does not support this prompt and its continuation"):
+        encoded = chat.encode([question, {"role": "assistant", "content": continuation}], 2**31, images)
     ids, labels = encoded.input_ids, list(encoded.labels)
-    if ids.count(chat.image_id) != sum(chat.tokens_of(pictures)):
-        raise UserError(f"a prompt has {len(pictures)} images but not as many {IMAGE} marks")
-    last = max(place for place, label in enumerate(labels) if label != IGNORE_INDEX)
+    check_image_tokens(chat, ids, images)
+    last = max(index for index, label in enumerate(labels) if label != IGNORE_INDEX)
     if not end and labels[last] == chat.tokenizer.convert_tokens_to_ids(chat.end_token):
         labels[last] = IGNORE_INDEX
     if len(ids) > context:
@@ -131,24 +135,24 @@ def _score(model: Any, rows: Sequence[EncodedConversation], pixels: dict[str, Te
     hidden = model.model(
         input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False, **pixels
     ).last_hidden_state
-    following = labels[:, 1:].to(device)
-    owner, place = (following != IGNORE_INDEX).nonzero(as_tuple=True)
-    logs, likeliest = _logs(hidden[owner, place], model.lm_head, following[owner, place])
-    owner = owner.cpu()
-    totals = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, owner, logs)
-    misses = torch.zeros(len(rows)).index_add_(0, owner, (~likeliest).float())
-    tokens = torch.bincount(owner, minlength=len(rows))
+    next_labels = labels[:, 1:].to(device)
+    owners, positions = (next_labels != IGNORE_INDEX).nonzero(as_tuple=True)
+    log_probs, greedy = _score_tokens(hidden[owners, positions], model.lm_head, next_labels[owners, positions])
+    owners = owners.cpu()
+    totals = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, owners, log_probs)
+    misses = torch.zeros(len(rows)).index_add_(0, owners, (~greedy).float())
+    tokens = torch.bincount(owners, minlength=len(rows))
     return [
         LogLikelihood(total=total, tokens=count, greedy=missed == 0)
         for total, count, missed in zip(totals.tolist(), tokens.tolist(), misses.tolist(), strict=True)
     ]
 
 
-def _logs(hidden: Tensor, head: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """(N,) log-likelihoods of ``labels`` and whether they are the likeliest tokens, from hidden states (N, D)."""
-    logs, likeliest = [], []
-    for states, wanted in zip(hidden.split(_ROWS_AT_ONCE), labels.split(_ROWS_AT_ONCE), strict=True):
+def _score_tokens(hidden: Tensor, head: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(N,) log-likelihoods of ``labels``, and whether each is the most probable token, from hidden states (N, D)."""
+    log_probs, greedy = [], []
+    for states, targets in zip(hidden.split(_CHUNK_ROWS), labels.split(_CHUNK_ROWS), strict=True):
         logits = head(states).float()
-        logs.append(logits.gather(1, wanted[:, None])[:, 0].double() - logits.logsumexp(dim=1).double())
-        likeliest.append(logits.argmax(dim=1) == wanted)
-    return torch.cat(logs).cpu(), torch.cat(likeliest).cpu()
+        log_probs.append(logits.gather(1, targets[:, None])[:, 0].double() - logits.logsumexp(dim=1).double())
+        greedy.append(logits.argmax(dim=1) == targets)
+    return torch.cat(log_probs).cpu(), torch.cat(greedy).cpu()

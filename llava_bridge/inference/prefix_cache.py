@@ -1,8 +1,8 @@
-"""Several questions about one image: the image, and the prompt up to its end, pass through the model once.
+"""Shared prefixes: prompts about the same image compute the image and the text before it once.
 
-The keys and values of that prefix are computed for one row per image and copied to one row per question; the rest of
-each prompt continues from there. A row is then ``[padding, prefix, padding, question]``; the attention mask excludes
-the padding, and positions are counted without it, so that every token's result equals that of a single prompt.
+The keys and values of a prefix are computed once and copied to each of its prompts. A row is then ``[padding, prefix,
+padding, question]``; the attention mask excludes the padding, and positions are counted without it, so that every
+token's result equals that of a single prompt.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-Pictures = Sequence[Image.Image]
-_SPARE = 4  # batches with shared prefixes need less memory: a quarter of it computes more prefixes
+_SPARE = 4  # batches with shared prefixes need less memory: a quarter of it is used for more prefixes
 
 
 @dataclass(frozen=True)
@@ -26,38 +25,36 @@ class Prefix:
 
     Args:
         ids: its tokens, up to the last token of the last image.
-        pictures: its images.
+        images: its images.
         rows: the prompts with this prefix.
     """
 
     ids: list[int]
-    pictures: Pictures
+    images: Sequence[Image.Image]
     rows: list[int]
 
 
-def find_shared_prefixes(ids: Sequence[Sequence[int]], pictures: Sequence[Pictures], image_id: int) -> list[Prefix]:
+def find_shared_prefixes(
+    ids: Sequence[Sequence[int]], images: Sequence[Sequence[Image.Image]], image_id: int
+) -> list[Prefix]:
     """The prefixes that at least two of the prompts share.
 
     Args:
         ids: each prompt's tokens.
-        pictures: each prompt's images; the same objects are the same images.
+        images: each prompt's images; the same objects are the same images.
         image_id: the placeholder token of images.
     """
-    found: dict[Any, Prefix] = {}
-    for row, (tokens, shown) in enumerate(zip(ids, pictures, strict=True)):
-        end = _end_of_images(tokens, image_id)
+    prefixes: dict[Any, Prefix] = {}
+    for row, (tokens, own) in enumerate(zip(ids, images, strict=True)):
+        end = max((position + 1 for position, token in enumerate(tokens) if token == image_id), default=0)
         if 0 < end < len(tokens):
-            key = (tuple(map(id, shown)), tuple(tokens[:end]))
-            found.setdefault(key, Prefix(list(tokens[:end]), shown, [])).rows.append(row)
-    return [prefix for prefix in found.values() if len(prefix.rows) > 1]
-
-
-def _end_of_images(tokens: Sequence[int], image_id: int) -> int:
-    return max((place + 1 for place, token in enumerate(tokens) if token == image_id), default=0)
+            key = (tuple(map(id, own)), tuple(tokens[:end]))
+            prefixes.setdefault(key, Prefix(list(tokens[:end]), own, [])).rows.append(row)
+    return [prefix for prefix in prefixes.values() if len(prefix.rows) > 1]
 
 
 def batch_prefixes(prefixes: Sequence[Prefix], batch_size: int) -> Iterator[list[Prefix]]:
-    """Batches of prefixes of similar length: enough for a batch of prompts, and more for the tower's efficiency.
+    """Batches of prefixes of similar length, each for at least one batch of prompts.
 
     Args:
         prefixes: all of them.
@@ -89,25 +86,25 @@ class PrefixCache:
 
     @property
     def can_be_shared(self) -> bool:
-        """Whether the cache is only keys and values of every token: not so with state-space layers or windows."""
+        """Whether the cache has only keys and values of every token, no states and no sliding windows."""
         from transformers import DynamicCache
         from transformers.cache_utils import DynamicLayer
 
         return type(self.cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in self.cache.layers)
 
-    def inputs_for(self, rows: Sequence[int], rest: dict[str, Tensor]) -> dict[str, Any]:
+    def inputs_for(self, prefixes: Sequence[int], suffixes: dict[str, Tensor]) -> dict[str, Any]:
         """The inputs of ``model.generate``.
 
         Args:
-            rows: (B,) index of each prompt's prefix.
-            rest: ``input_ids`` and ``attention_mask`` (B, R) of the remaining tokens, padded on the left.
+            prefixes: (B,) index of each prompt's prefix.
+            suffixes: ``input_ids`` and ``attention_mask`` (B, R) of the remaining tokens, padded on the left.
         """
-        chosen = torch.tensor(rows, device=self.ids.device)
+        indices = torch.tensor(prefixes, device=self.ids.device)
         cache = copy.copy(self.cache)
         cache.layers = [copy.copy(layer) for layer in self.cache.layers]  # selecting replaces tensors, not contents
-        cache.batch_select_indices(chosen)
+        cache.batch_select_indices(indices)
         return {
-            "input_ids": torch.cat([self.ids[chosen], rest["input_ids"]], dim=1),
-            "attention_mask": torch.cat([self.mask[chosen], rest["attention_mask"]], dim=1),
+            "input_ids": torch.cat([self.ids[indices], suffixes["input_ids"]], dim=1),
+            "attention_mask": torch.cat([self.mask[indices], suffixes["attention_mask"]], dim=1),
             "past_key_values": cache,
         }

@@ -1,6 +1,7 @@
-"""Streaming generation of one answer.
+"""Streaming generation of answers.
 
->>> reply(model, processor, [image], [{"role": "user", "content": "<image>\\nWhat is it?"}], on_text=print)
+>>> prompt = prepare_prompt(model, processor, [image], [{"role": "user", "content": "<image>\\nHow?"}], on_text=print)
+>>> generate_answers(model, processor, [prompt])
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from clips.errors import UserError
 from llava_bridge.conversation import Message
 from llava_bridge.inference.generate import encode_prompt, prepare_generate_inputs
 
-_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # the decoding of tokens that hold part of a character
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # decoded from tokens of an incomplete character
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,8 +31,8 @@ class GenerationParams:
         temperature: 0 is greedy decoding; above 0, tokens are sampled; None uses the LLaVA's own generation config
             (greedy for those of ``llava-bridge train``).
         top_p: nucleus sampling: sample among the most probable tokens with this total probability.
-        seed: of the sampling; None is different each time.
-        stop: the answer ends before the first of these texts.
+        seed: seed of the sampling; None is different each time.
+        stop: stop strings; the answer ends before the first of them.
     """
 
     max_new_tokens: int = 64
@@ -65,205 +66,167 @@ class ContextLengthError(UserError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """A conversation that is ready to be answered, see :func:`prompt`.
+    """A conversation for :func:`generate_answers`, see :func:`prepare_prompt`.
 
     Args:
-        ids: its tokens, up to the beginning of the answer.
-        pictures: images of all messages.
-        decoding: generation settings.
-        most: maximum number of answer tokens.
+        ids: its tokens before the answer.
+        images: images of all messages.
+        params: generation settings.
+        max_new_tokens: maximum length of the answer, within the LLM's context.
         on_text: called with each new piece of the answer.
         cancelled: checked after each token.
     """
 
     ids: list[int]
-    pictures: Sequence[Image.Image]
-    decoding: GenerationParams
-    most: int
-    on_text: Callable[[str], None]
-    cancelled: Callable[[], bool]
+    images: Sequence[Image.Image]
+    params: GenerationParams
+    max_new_tokens: int
+    on_text: Callable[[str], None] | None
+    cancelled: Callable[[], bool] | None
 
 
-def prompt(
+def prepare_prompt(
     model: Any,
     processor: Any,
-    pictures: Sequence[Image.Image],
+    images: Sequence[Image.Image],
     messages: Sequence[Message],
-    decoding: GenerationParams | None = None,
+    params: GenerationParams | None = None,
     *,
     on_text: Callable[[str], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> Prompt:
-    """A conversation for :func:`replies`; arguments and errors are those of :func:`stream_answer`."""
+    """Tokenize a conversation for :func:`generate_answers`.
+
+    Args:
+        model: from :func:`~llava_bridge.inference.generate.load_llava`.
+        processor: from the same.
+        images: of all messages, in order; each has an ``<image>`` in the text.
+        messages: the last one is the user's.
+        params: generation settings.
+        on_text: called with each new piece of the text; the concatenated pieces are the answer.
+        cancelled: checked after each token; True ends the answer.
+
+    Raises:
+        ContextLengthError: the context has no space for an answer.
+        UserError: the numbers of images and ``<image>`` tokens differ.
+    """
     from llava_bridge.model.build import make_conversation_encoder
 
-    decoding = decoding or GenerationParams()
-    ids = encode_prompt(make_conversation_encoder(model, processor), messages, pictures)
-    room = context_length(model) - len(ids)
-    if room < 1:
+    params = params or GenerationParams()
+    ids = encode_prompt(make_conversation_encoder(model, processor), messages, images)
+    available = context_length(model) - len(ids)
+    if available < 1:
         raise ContextLengthError(
             f"the conversation has {len(ids)} tokens, images included; expected fewer than the LLM's context of "
             f"{context_length(model)}"
         )
     return Prompt(
         ids=ids,
-        pictures=pictures,
-        decoding=decoding,
-        most=min(decoding.max_new_tokens, room),
-        on_text=on_text or _ignore,
-        cancelled=cancelled or _never,
+        images=images,
+        params=params,
+        max_new_tokens=min(params.max_new_tokens, available),
+        on_text=on_text,
+        cancelled=cancelled,
     )
-
-
-def stream_answer(
-    model: Any,
-    processor: Any,
-    pictures: Sequence[Image.Image],
-    messages: Sequence[Message],
-    decoding: GenerationParams | None = None,
-    *,
-    on_text: Callable[[str], None] | None = None,
-    cancelled: Callable[[], bool] | None = None,
-) -> StreamedAnswer:
-    """Answer one conversation; decoded greedily, the text is that of :func:`~llava_bridge.inference.generate.answer`.
-
-    Args:
-        model: from :func:`~llava_bridge.inference.generate.load_llava`.
-        processor: from the same.
-        pictures: of all messages, in order; each has an ``<image>`` in the text.
-        messages: the last one is the user's.
-        decoding: generation settings.
-        on_text: called with each new piece of the text; the concatenated pieces are the answer.
-        cancelled: checked after each token; True ends the answer.
-
-    Raises:
-        ContextError: there is no room for an answer.
-        UserError: the numbers of images and ``<image>`` tokens differ.
-    """
-    asked = prompt(model, processor, pictures, messages, decoding, on_text=on_text, cancelled=cancelled)
-    return replies(model, processor, [asked])[0]
 
 
 @torch.inference_mode()
-def replies(model: Any, processor: Any, prompts: Sequence[Prompt]) -> list[StreamedAnswer]:
-    """Answer several conversations in one batch, each as :func:`stream_answer` does.
+def generate_answers(model: Any, processor: Any, prompts: Sequence[Prompt]) -> list[StreamedAnswer]:
+    """Answer conversations in one batch; greedy ones as :func:`~llava_bridge.inference.generate.answer`.
 
     Args:
         model: from :func:`~llava_bridge.inference.generate.load_llava`.
         processor: from the same.
-        prompts: one, or several whose tokens are not drawn (see :func:`draws`).
+        prompts: one, or several without sampling (see :func:`is_sampled`).
     """
-    decoding = prompts[0].decoding
-    if decoding.seed is not None:
-        torch.manual_seed(decoding.seed)
+    params = prompts[0].params
+    if params.seed is not None:
+        torch.manual_seed(params.seed)
     ends = model.generation_config.eos_token_id
-    writers = _Writers(processor.tokenizer, prompts, ends if isinstance(ends, list) else [ends])
-    shown = [image for asked in prompts for image in asked.pictures]
+    streams = [_Stream(processor.tokenizer, prompt, ends if isinstance(ends, list) else [ends]) for prompt in prompts]
+
+    def is_done(ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        for stream, token in zip(streams, ids[:, -1].tolist(), strict=True):
+            stream.put(token)
+        return torch.tensor([stream.finish is not None for stream in streams], device=ids.device)
+
+    images = [image for prompt in prompts for image in prompt.images]
     model.generate(
-        **prepare_generate_inputs(model, processor, [asked.ids for asked in prompts], shown),
-        max_new_tokens=max(asked.most for asked in prompts),
-        stopping_criteria=StoppingCriteriaList([writers.are_done]),
-        **_sampling(decoding),
+        **prepare_generate_inputs(model, processor, [prompt.ids for prompt in prompts], images),
+        max_new_tokens=max(prompt.max_new_tokens for prompt in prompts),
+        stopping_criteria=StoppingCriteriaList([is_done]),
+        **_sampling_options(params),
     )
-    return [writer.reply() for writer in writers.rows]
+    return [stream.answer() for stream in streams]
 
 
-def draws(model: Any, decoding: GenerationParams) -> bool:
+def is_sampled(model: Any, params: GenerationParams) -> bool:
     """Whether tokens are sampled; then the answer depends on its batch, and is therefore generated alone."""
-    if decoding.temperature is None:
+    if params.temperature is None:
         return bool(model.generation_config.do_sample)
-    return decoding.temperature > 0
+    return params.temperature > 0
 
 
 def context_length(model: Any) -> int:
-    """How many tokens the LLM can read and write together."""
+    """Maximum number of tokens of a conversation with its answer."""
     return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31)
 
 
-def _sampling(decoding: GenerationParams) -> dict[str, Any]:
-    """Temperature and top p as ``generate`` accepts them without warnings; beam search cannot be streamed."""
-    if decoding.temperature is None:
+def _sampling_options(params: GenerationParams) -> dict[str, Any]:
+    """Options that ``generate`` accepts without warnings; beam search cannot be streamed."""
+    if params.temperature is None:
         return {"num_beams": 1}
-    if decoding.temperature == 0:
+    if params.temperature == 0:
         return {"num_beams": 1, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    top_p = 1.0 if decoding.top_p is None else max(decoding.top_p, 1e-6)  # 0 would leave no token at all
-    drawn = {"temperature": float(decoding.temperature), "top_p": top_p, "top_k": 0}
-    return {"num_beams": 1, "do_sample": True, **drawn}
+    top_p = 1.0 if params.top_p is None else max(params.top_p, 1e-6)  # 0 would leave no token
+    return {"num_beams": 1, "do_sample": True, "temperature": float(params.temperature), "top_p": top_p, "top_k": 0}
 
 
-class _Writers:
-    """The streams of a batch's rows, called by ``generate`` as a stopping criterion."""
-
-    def __init__(self, tokenizer: Any, prompts: Sequence[Prompt], ends: Sequence[int | None]) -> None:
-        self.rows = [_Writer(tokenizer, asked, ends) for asked in prompts]
-
-    def are_done(self, ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        """Process the newest token of each row (B, L); returns which rows are finished, (B,) of bool."""
-        for writer, token in zip(self.rows, ids[:, -1].tolist(), strict=True):
-            writer.put(token)
-        return torch.tensor([writer.finish is not None for writer in self.rows], device=ids.device)
-
-
-class _Writer:
+class _Stream:
     """Receives each token of an answer, emits the text that is final, and detects the end.
 
-    Not final are an incomplete character, whitespace that may be the last, and a possible beginning of a stop string.
+    Not final are an incomplete character, trailing whitespace, and a possible beginning of a stop string.
     """
 
-    def __init__(self, tokenizer: Any, asked: Prompt, ends: Sequence[int | None]) -> None:
-        self.tokenizer, self.asked, self.ends = tokenizer, asked, ends
-        self.stop = [text for text in asked.decoding.stop if text]
+    def __init__(self, tokenizer: Any, prompt: Prompt, ends: Sequence[int | None]) -> None:
+        self.tokenizer, self.prompt, self.ends = tokenizer, prompt, ends
+        self.stop = [text for text in prompt.params.stop if text]
         self.tokens: list[int] = []
         self.finish: Literal["stop", "length", "cancelled"] | None = None
         self.text = ""
 
     def put(self, token: int) -> None:
-        """Take the next token; those after the answer's end are padding."""
+        """Add the next token; those after the answer's end are padding."""
         if self.finish is not None:
             return
         self.tokens.append(token)
-        said = self._said()
-        if token in self.ends or self._end(said) < len(said):
+        text = self.tokenizer.decode(self.tokens, skip_special_tokens=True).lstrip()
+        end = min((index for stop in self.stop if (index := text.find(stop)) >= 0), default=len(text))
+        if token in self.ends or end < len(text):
             self.finish = "stop"
         else:
-            self._tell(said[: len(said) - self._held_back(said)])
-            if self.asked.cancelled():
+            self._emit(text[: self._final_length(text)])
+            if self.prompt.cancelled is not None and self.prompt.cancelled():
                 self.finish = "cancelled"
-            elif len(self.tokens) == self.asked.most:
+            elif len(self.tokens) == self.prompt.max_new_tokens:
                 self.finish = "length"
         if self.finish is not None:
-            self._tell(said[: self._end(said)].rstrip())
+            self._emit(text[:end].rstrip())
 
-    def reply(self) -> StreamedAnswer:
+    def answer(self) -> StreamedAnswer:
         """The complete answer."""
-        counts = {"prompt_tokens": len(self.asked.ids), "new_tokens": len(self.tokens)}
+        counts = {"prompt_tokens": len(self.prompt.ids), "new_tokens": len(self.tokens)}
         return StreamedAnswer(text=self.text, finish=self.finish or "length", **counts)
 
-    def _said(self) -> str:
-        return self.tokenizer.decode(self.tokens, skip_special_tokens=True).lstrip()
+    def _final_length(self, text: str) -> int:
+        final = len(text.rstrip(_INCOMPLETE).rstrip())
+        for stop in self.stop:
+            matched = next((n for n in range(min(len(stop), len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+            final = min(final, len(text[: len(text) - matched].rstrip()))
+        return final
 
-    def _end(self, said: str) -> int:
-        """Where the first stop text begins, else the length."""
-        return min((place for text in self.stop if (place := said.find(text)) >= 0), default=len(said))
-
-    def _held_back(self, said: str) -> int:
-        """How many characters at the end are not certain."""
-        certain = len(said.rstrip(_INCOMPLETE).rstrip())
-        for text in self.stop:
-            begun = next((n for n in range(min(len(text), len(said)), 0, -1) if said.endswith(text[:n])), 0)
-            certain = min(certain, len(said[: len(said) - begun].rstrip()))
-        return len(said) - certain
-
-    def _tell(self, certain: str) -> None:
-        new = certain[len(self.text) :]
-        if new:
+    def _emit(self, text: str) -> None:
+        if new := text[len(self.text) :]:
             self.text += new
-            self.asked.on_text(new)
-
-
-def _ignore(text: str) -> None:
-    pass
-
-
-def _never() -> bool:
-    return False
+            if self.prompt.on_text is not None:
+                self.prompt.on_text(new)

@@ -1,13 +1,13 @@
 """High-resolution images as in LLaVA-NeXT: a base image, and tiles of the encoder's image size.
 
-An image is resized into one of several resolutions, the *pinpoints*, with its aspect ratio, and cut into tiles. Its
-features are joined again, without those of the padding, with a learned token at the end of each row. The number of its
-tokens therefore depends on its aspect ratio. transformers' ``LlavaNextForConditionalGeneration`` and
+An image is resized into one of several resolutions, the *pinpoints*, with its aspect ratio, and cut into tiles. The
+tiles' features are joined, without those of the padding, with a learned token at the end of each row. The number of
+tokens therefore depends on the aspect ratio. transformers' ``LlavaNextForConditionalGeneration`` and
 ``LlavaNextImageProcessor`` do all this; this module has their settings and limits.
 
 Source: LLaVA-NeXT (llava-vl.github.io/blog/2024-01-30-llava-next), ``anyres`` with ``spatial_unpad`` in its code.
 
-Nothing heavy is imported here: configs are checked before torch is.
+This module does not import torch, so that configs are checked quickly.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from llava_bridge.encoders.encoder import ImagePreprocess
 
 ImageAspectRatio = Literal["squash", "pad", "crop", "anyres"]
-"""How images become squares; with ``anyres`` several of each."""
+"""How an image becomes a square, or several with ``anyres``."""
 DEFAULT_TILE_GRIDS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
 """LLaVA-NeXT's pinpoints: rows and columns of tiles."""
 
 
-def check_pinpoints(fit: str, pinpoints: Sequence[Sequence[int]] | None) -> None:
+def check_pinpoints(aspect: str, pinpoints: Sequence[Sequence[int]] | None) -> None:
     """Raise UserError unless ``image_grid_pinpoints`` match ``image_aspect_ratio``."""
     if pinpoints is None:
         return
-    if fit != "anyres":
+    if aspect != "anyres":
         raise UserError(
-            f"image_grid_pinpoints: expected none but with image_aspect_ratio anyres, got image_aspect_ratio {fit}"
+            f"image_grid_pinpoints: expected none without image_aspect_ratio anyres, got image_aspect_ratio {aspect}"
         )
     if not pinpoints or any(len(pair) != 2 or min(pair) < 1 for pair in pinpoints):
         raise UserError(
@@ -45,20 +45,18 @@ def check_pinpoints(fit: str, pinpoints: Sequence[Sequence[int]] | None) -> None
         )
 
 
-def resolve_pinpoints(side: int, wanted: Sequence[Sequence[int]] | None) -> list[list[int]]:
-    """Return the pinpoints (height, width) in pixels: ``wanted``, or LLaVA-NeXT's.
+def resolve_pinpoints(side: int, pinpoints: Sequence[Sequence[int]] | None) -> list[list[int]]:
+    """Return the pinpoints (height, width) in pixels; LLaVA-NeXT's if None.
 
     Raises:
         UserError: they are not multiples of tiles of ``side`` pixels.
     """
-    if wanted is None:
+    if pinpoints is None:
         return [[rows * side, columns * side] for rows, columns in DEFAULT_TILE_GRIDS]
-    found = [list(pair) for pair in wanted]
-    if wrong := next((pair for pair in found if any(length % side for length in pair)), None):
-        raise UserError(
-            f"image_grid_pinpoints: expected multiples of {side}, the encoder's side in pixels, got {wrong}"
-        )
-    return found
+    pairs = [list(pair) for pair in pinpoints]
+    if wrong := next((pair for pair in pairs if any(length % side for length in pair)), None):
+        raise UserError(f"image_grid_pinpoints: expected multiples of {side}, the encoder's image size, got {wrong}")
+    return pairs
 
 
 def effective_patch_size(projector: ProjectorConfig, shape: ProjectorShape, side: int) -> int:
@@ -69,31 +67,30 @@ def effective_patch_size(projector: ProjectorConfig, shape: ProjectorShape, side
     """
     if shape.extra:
         raise UserError("vision_feature_select_strategy: expected default with image_aspect_ratio anyres, got full")
-    if shape.in_turn > 1:
+    if shape.tokens_per_cell > 1:
         raise UserError(
-            "encoder: expected one token for each place with image_aspect_ratio anyres, got several:interleave"
+            "encoder: expected one token per grid cell with image_aspect_ratio anyres, got several:interleave"
         )
     if not preserves_grid(projector):
         raise UserError(
-            "projector.type: expected one whose tokens keep their places with image_aspect_ratio anyres, "
-            f"got {projector.type}"
+            f"projector.type: expected one that preserves the grid with image_aspect_ratio anyres, got {projector.type}"
         )
     grid = math.isqrt(num_output_tokens(projector, shape))
     if not is_unpad_compatible(side, grid):
         raise UserError(
-            f"image_size: {grid} × {grid} tokens for a tile of {side} pixels cannot be told to transformers; "
+            f"image_size: transformers does not support {grid} × {grid} tokens for a tile of {side} pixels; "
             f"expected a multiple of {grid}"
         )
     return side // grid
 
 
 def is_unpad_compatible(side: int, grid: int) -> bool:
-    """Whether transformers, given the pixels of a token, computes ``grid`` × ``grid`` for a tile of ``side`` pixels."""
+    """Whether transformers computes ``grid`` × ``grid`` tokens for a tile of ``side`` pixels."""
     return grid <= side and side // (side // grid) == grid
 
 
 def make_anyres_processor(pixels: ImagePreprocess, pinpoints: list[list[int]]) -> Any:
-    """Return transformers' image processor that makes base image and tiles, and returns the image sizes."""
+    """Return transformers' image processor for base image and tiles."""
     from transformers import LlavaNextImageProcessor
 
     from llava_bridge.model.image_processing import PIL_RESAMPLING
@@ -115,9 +112,9 @@ def is_anyres_processor(image_processor: Any) -> bool:
     return getattr(image_processor, "image_grid_pinpoints", None) is not None
 
 
-def num_image_tokens(processor: Any, picture: Image.Image) -> int:
+def num_image_tokens(processor: Any, image: Image.Image) -> int:
     """Return the number of tokens of an image, by transformers' own ``LlavaNextProcessor``."""
-    return num_image_tokens_for_size(processor, picture.height, picture.width)
+    return num_image_tokens_for_size(processor, image.height, image.width)
 
 
 def num_image_tokens_for_size(processor: Any, height: int, width: int) -> int:
@@ -127,5 +124,5 @@ def num_image_tokens_for_size(processor: Any, height: int, width: int) -> int:
 
 
 def max_image_tokens(processor: Any) -> int:
-    """Return the maximum number of tokens of an image: one in the shape of a pinpoint, without padding."""
+    """Return the maximum number of tokens of an image: that of an image of a pinpoint's size."""
     return max(num_image_tokens_for_size(processor, *pair) for pair in processor.image_processor.image_grid_pinpoints)

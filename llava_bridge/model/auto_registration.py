@@ -1,8 +1,8 @@
 """Register this suite's models with transformers when, and only if, its Auto classes are imported.
 
-``import llava_bridge`` must register the configs of its tower and LLaVA, but importing transformers takes many seconds,
-which commands such as ``llava-bridge --help`` should not spend. So the configs are registered when the modules that
-they need have been imported, and the models when one of their configs is created for the first time.
+``import llava_bridge`` must register the configs of its tower and LLaVA, but importing transformers takes seconds that
+``llava-bridge --help`` should not spend. The configs are therefore registered when transformers' modules are imported,
+and the models when the first of these configs is created.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def register_on_import() -> None:
     """Register the configs now if ``AutoConfig`` is already imported, else when it is."""
     if AUTO_CONFIG_MODULE in sys.modules:
         register_configs()
-    elif not any(isinstance(finder, _Waiter) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Waiter())
+    elif not any(isinstance(finder, _ImportObserver) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _ImportObserver())
 
 
 def register_configs() -> None:
@@ -61,8 +61,8 @@ def _register_models() -> None:
         AutoModelForImageTextToText.register(llava.config_class, llava, exist_ok=True)
 
 
-class _Waiter(importlib.abc.MetaPathFinder):
-    """Observes the import of the awaited modules."""
+class _ImportObserver(importlib.abc.MetaPathFinder):
+    """Registers the configs after the import of the modules that they need."""
 
     def __init__(self) -> None:
         self.seen: set[str] = set()
@@ -75,11 +75,11 @@ class _Waiter(importlib.abc.MetaPathFinder):
         self.seen.add(name)
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.loader is not None:
-            spec.loader = _ThenRegister(spec.loader)
+            spec.loader = _RegisteringLoader(spec.loader)
         return spec
 
 
-class _ThenRegister(importlib.abc.Loader):
+class _RegisteringLoader(importlib.abc.Loader):
     def __init__(self, loader: importlib.abc.Loader) -> None:
         self.loader = loader
 

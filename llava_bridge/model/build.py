@@ -44,7 +44,7 @@ from llava_bridge.model.lm_head import extract_lm_head, neutralize_logit_scaling
 from llava_bridge.model.modeling_llava import (
     AnyConfig,
     AnyLlava,
-    config_kind,
+    config_class,
     empty_llava,
     new_image_newline,
     new_projector,
@@ -64,17 +64,17 @@ class LlavaParts:
         encoder: see :mod:`llava_bridge.encoders`.
         llm: a directory with a transformers causal LM and its tokenizer, or a LLaVA directory, whose LLM is used; or
             the Hub repo id of either.
-        image_size: image size in pixels; None is the encoder's own.
+        image_size: image size in pixels; None uses the encoder's own.
         vision_feature_layer: the hidden state of the encoder that the LLM sees (-1 is the last), or several,
-            concatenated; None is the encoder's default: -2 for ViTs and CLIP's ResNets, -1 (the last feature map) for
+            concatenated; None uses the encoder's default: -2 for ViTs and CLIP's ResNets, -1 (the last feature map) for
             timm's others. Each of several encoders uses this one, or its own default.
-        vision_feature_select_strategy: ``default`` (patches alone), or ``full`` with the class token before them.
-        projector: maps them to tokens of the LLM.
+        vision_feature_select_strategy: ``default`` (patches only), or ``full`` with the class token before them.
+        projector: maps the features to tokens of the LLM.
         image_aspect_ratio: how images become squares: ``squash``, ``pad`` or ``crop``; or ``anyres``, by tiles.
-        image_grid_pinpoints: with ``anyres``, the heights and widths that images are resized into; None is
+        image_grid_pinpoints: with ``anyres``, the heights and widths that images are resized into; None uses
             LLaVA-NeXT's, for the encoder's size.
         chat_template: ``auto`` (the LLM's own, else ``vicuna``) or a template's name.
-        seed: for the projector and for an encoder without weights.
+        seed: seed of the projector and of an encoder without weights.
     """
 
     encoder: str
@@ -111,51 +111,51 @@ def build_llava_from_parts(
     Raises:
         UserError: they are incompatible.
     """
-    wanted = parts.vision_feature_layer
+    layer = parts.vision_feature_layer
     if encoder.source == "several":
-        encoder, wanted = with_feature_layer(encoder, wanted), None
-    vision = build_vision_model(encoder, wanted)
+        encoder, layer = with_feature_layer(encoder, layer), None
+    vision = build_vision_model(encoder, layer)
     add_tokens(tokenizer, llm)
-    layers = resolve_feature_layer(vision.tower, wanted)
-    whole = parts.vision_feature_select_strategy == "full"
-    if whole and not vision.config.class_token:
+    layers = resolve_feature_layer(vision.tower, layer)
+    use_class_token = parts.vision_feature_select_strategy == "full"
+    if use_class_token and not vision.config.class_token:
         raise UserError(
             f"vision_feature_select_strategy: expected default, as {parts.encoder} has no class token, got full"
         )
     shape = ProjectorShape(
-        patches=(vision.config.image_size // vision.config.patch_size) ** 2 * vision.config.tokens_of_a_place,
+        patches=(vision.config.image_size // vision.config.patch_size) ** 2 * vision.config.tokens_per_cell,
         width=vision.config.hidden_size * (len(layers) if isinstance(layers, list) else 1),
         llm=llm.config.hidden_size,
-        extra=int(whole),
-        in_turn=vision.config.tokens_of_a_place,
+        extra=int(use_class_token),
+        tokens_per_cell=vision.config.tokens_per_cell,
     )
-    own: dict[str, Any] = {}
-    stock, tiles = parts.projector.is_stock, parts.image_aspect_ratio == "anyres"
-    if not stock:
-        own |= {"projector": dataclasses.asdict(parts.projector), "projector_shape": vars(shape)}
+    extra_fields: dict[str, Any] = {}
+    tiles = parts.image_aspect_ratio == "anyres"
+    if not parts.projector.in_hf_llava:
+        extra_fields |= {"projector": dataclasses.asdict(parts.projector), "projector_shape": vars(shape)}
     if tiles:
         vision.config.patch_size = effective_patch_size(parts.projector, shape, encoder.pixels.size)
-        own["image_grid_pinpoints"] = resolve_pinpoints(encoder.pixels.size, parts.image_grid_pinpoints)
+        extra_fields["image_grid_pinpoints"] = resolve_pinpoints(encoder.pixels.size, parts.image_grid_pinpoints)
     head = extract_lm_head(llm)
-    config = config_kind(tiles=tiles, stock=stock)(
+    config = config_class(tiles=tiles, hf_projector=parts.projector.in_hf_llava)(
         vision_config=vision.config,
         text_config=llm.config,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
         image_seq_length=num_output_tokens(parts.projector, shape),
         projector_hidden_act="gelu",
-        vision_feature_select_strategy="default" if vision.config.class_token and not whole else "full",
+        vision_feature_select_strategy="default" if vision.config.class_token and not use_class_token else "full",
         vision_feature_layer=layers,
         tie_word_embeddings=llm.config.tie_word_embeddings,
-        **own,
+        **extra_fields,
     )
-    model = _join(config, vision, llm, head)
+    model = _assemble(config, vision, llm, head)
     processor = make_processor(tokenizer, encoder.pixels, config, parts)
     set_generation_config(model, processor)
     return model, processor
 
 
-def _join(config: AnyConfig, vision: EncoderVisionModel, llm: Any, head: nn.Module) -> AnyLlava:
-    """Build a LLaVA around existing parts; only the projector and the token that ends rows of tiles are new."""
+def _assemble(config: AnyConfig, vision: EncoderVisionModel, llm: Any, head: nn.Module) -> AnyLlava:
+    """Build a LLaVA from existing parts; only the projector and ``image_newline`` are new."""
     model = empty_llava(config)
     model.model.vision_tower = vision
     model.model.multi_modal_projector = new_projector(config)
@@ -169,24 +169,23 @@ def _join(config: AnyConfig, vision: EncoderVisionModel, llm: Any, head: nn.Modu
 def convert_tower_to_transformers(model: AnyLlava) -> bool:
     """Replace the tower by transformers' own vision model, if there is one; return whether it was possible.
 
-    The LLaVA then loads without any import of this package.
+    The LLaVA then loads without an import of this package.
     """
     tower = model.model.vision_tower
-    theirs = tower.tower.stock() if isinstance(tower, EncoderVisionModel) else None
-    if theirs is None or (hasattr(model.model, "image_newline") and not _joins_equal(theirs.config, tower.config)):
+    hf_tower = tower.tower.hf_model() if isinstance(tower, EncoderVisionModel) else None
+    if hf_tower is None:
         return False
-    stock = tower.stock()
-    model.model.vision_tower = stock
-    model.config.vision_config = stock.config
+    # transformers joins tiles by the tower's config; that of DINOv2 states the image size of its training.
+    if hasattr(model.model, "image_newline") and _grid(hf_tower.config) != _grid(tower.config):
+        return False
+    model.model.vision_tower = tower.hf_model()
+    model.config.vision_config = hf_tower.config
     return True
 
 
-def _joins_equal(one: Any, other: Any) -> bool:
-    """Whether transformers joins tiles equally by two tower configs: DINOv2's states the size of its training."""
-    return (one.image_size, one.image_size // one.patch_size) == (
-        other.image_size,
-        other.image_size // other.patch_size,
-    )
+def _grid(config: Any) -> tuple[int, int]:
+    """Image size, and number of patches in a row."""
+    return config.image_size, config.image_size // config.patch_size
 
 
 def make_processor(tokenizer: Any, pixels: ImagePreprocess, config: AnyConfig, parts: LlavaParts) -> AnyProcessor:
@@ -195,27 +194,22 @@ def make_processor(tokenizer: Any, pixels: ImagePreprocess, config: AnyConfig, p
         images = make_anyres_processor(pixels, resolve_pinpoints(pixels.size, parts.image_grid_pinpoints))
     else:
         images = make_image_processor(pixels, parts.image_aspect_ratio)
-    return build_processor(
-        images,
-        tokenizer,
-        pixels.size,
-        config.image_seq_length,
-        resolve_chat_template_with_spaces(tokenizer.chat_template, parts.chat_template, tokenizer),
-    )
+    template = resolve_chat_template_with_spaces(tokenizer.chat_template, parts.chat_template, tokenizer)
+    return build_processor(images, tokenizer, pixels.size, config.image_seq_length, template)
 
 
 def build_processor(images: Any, tokenizer: Any, size: int, tokens: int, template: str) -> AnyProcessor:
     """Build the processor for images, or tiles, of ``size`` pixels that become ``tokens`` tokens.
 
-    transformers' processor computes the number of an image's tokens from the patch size. It gets one patch as large as
-    the image and the remaining tokens as additional ones, so the number is correct for any projector. For tiles, which
-    are joined, it needs the real grid.
+    transformers' processor computes the number of an image's tokens from the patch size. A patch of the image's size
+    and ``tokens - 1`` additional tokens give the correct number for any projector. Tiles, which are joined, need the
+    real grid.
     """
     tokenizer.chat_template = template
     tokenizer.padding_side = "left"
     tiles = is_anyres_processor(images)
-    kind: Any = LlavaNextProcessor if tiles else LlavaProcessor
-    return kind(
+    processor_class: Any = LlavaNextProcessor if tiles else LlavaProcessor
+    return processor_class(
         image_processor=images,
         tokenizer=tokenizer,
         patch_size=size // math.isqrt(tokens) if tiles else size,
@@ -241,11 +235,10 @@ def set_generation_config(model: AnyLlava, processor: AnyProcessor) -> None:
     """Set greedy decoding that stops at the template's EOS token.
 
     Raises:
-        UserError: the template's generation prompt differs from its training format, see
-        :meth:`ConversationEncoder.check_prompts`.
+        UserError: see :meth:`ConversationEncoder.check_prompts`.
     """
     tokenizer, chat = processor.tokenizer, make_conversation_encoder(model, processor)
-    chat.check_prompts()  # now, and not after a stage with its own template
+    chat.check_prompts()  # before the first stage, which may have its own template
     end = tokenizer.convert_tokens_to_ids(chat.end_token)
     generation = model.generation_config
     generation.do_sample = False
@@ -259,7 +252,7 @@ def load_tokenizer(llm: str) -> Any:
     """Load the tokenizer of an LLM directory.
 
     Raises:
-        UserError: no directory, no tokenizer in it, or not a fast one (only fast ones map characters to tokens).
+        UserError: no directory, no tokenizer in it, or a slow one (only fast ones map characters to tokens).
     """
     check_llm_dir(llm)
     return read_tokenizer(llm)
@@ -268,10 +261,10 @@ def load_tokenizer(llm: str) -> Any:
 def read_tokenizer(llm: str) -> Any:
     """As :func:`load_tokenizer`, regardless of the directory's other files."""
     directory = resolve_model_dir(llm, "llm")
-    what = f"llm: the tokenizer of {llm} cannot be read"
+    fault = f"llm: the tokenizer of {llm} cannot be read"
     if not (directory / "tokenizer.json").is_file() and (directory / "tokenizer.model").is_file():
-        what += "; tokenizer.model takes a protobuf that suits the installed sentencepiece (0.2.1 suits any)"
-    with library_errors_as_user_errors(what), silence_transformers():
+        fault += "; tokenizer.model needs a protobuf compatible with the installed sentencepiece (0.2.1 works with any)"
+    with library_errors_as_user_errors(fault), silence_transformers():
         tokenizer = AutoTokenizer.from_pretrained(directory)
     if not tokenizer.is_fast:
         raise UserError(f"llm: {llm} has a slow tokenizer; expected tokenizer.json (the fast form)")
@@ -284,7 +277,7 @@ def load_llm(llm: str) -> Any:
     """Load the causal LM of a directory, or that of a LLaVA, in float32.
 
     Raises:
-        UserError: transformers cannot load it, or some of its weights are missing.
+        UserError: transformers cannot load it, or weights are missing.
     """
     check_llm_dir(llm)
     directory = resolve_model_dir(llm, "llm")

@@ -7,21 +7,18 @@ from typing import Any
 
 from transformers import LlavaConfig, LlavaNextConfig, PretrainedConfig
 
-_waiting: list[Callable[[], None]] = []
+_callbacks: list[Callable[[], None]] = []
 
 
-def on_first_instantiation(call: Callable[[], None]) -> None:
-    """Register a callback for the creation of the first of these configs.
-
-    Not earlier: transformers may still be importing what the models need.
-    """
-    if call not in _waiting:
-        _waiting.append(call)
+def on_first_instantiation(callback: Callable[[], None]) -> None:
+    """Call ``callback`` when the first of these configs is created, after transformers has been imported."""
+    if callback not in _callbacks:
+        _callbacks.append(callback)
 
 
-def _made() -> None:
-    while _waiting:
-        _waiting.pop()()
+def _run_callbacks() -> None:
+    while _callbacks:
+        _callbacks.pop()()
 
 
 class EncoderVisionConfig(PretrainedConfig):
@@ -33,10 +30,10 @@ class EncoderVisionConfig(PretrainedConfig):
         hidden_size: D.
         num_hidden_layers: index of the last hidden state.
         image_size: S.
-        patch_size: S divided by the size of the token grid; in a LLaVA with tiles, of the projector's output grid, from
-            which transformers computes how tiles join.
+        patch_size: S divided by the size of the token grid; in a LLaVA with tiles, of the projector's output grid, by
+            which transformers joins tiles.
         class_token: whether token 0 of each hidden state is a class token.
-        tokens_of_a_place: number of tokens per grid cell.
+        tokens_per_cell: number of tokens per grid cell.
     """
 
     model_type = "llava_bridge_encoder"
@@ -49,15 +46,15 @@ class EncoderVisionConfig(PretrainedConfig):
     image_size: int = 0
     patch_size: int = 1
     class_token: bool = True
-    tokens_of_a_place: int = 1
+    tokens_per_cell: int = 1
 
     def __post_init__(self, **fields: Any) -> None:
-        _made()
+        _run_callbacks()
         super().__post_init__(**fields)
 
 
 class BridgeLlavaConfig(LlavaConfig):
-    """A LLaVA's config that also states the projector between encoder and LLM.
+    """A LLaVA's config with the projector between encoder and LLM.
 
     Args:
         projector: the fields of :class:`llava_bridge.projectors.ProjectorConfig`.
@@ -70,7 +67,7 @@ class BridgeLlavaConfig(LlavaConfig):
     projector_shape: dict[str, Any] | None = None
 
     def __post_init__(self, **fields: Any) -> None:
-        _made()
+        _run_callbacks()
         super().__post_init__(**fields)
 
 
@@ -79,7 +76,7 @@ class BridgeLlavaNextConfig(LlavaNextConfig):
 
     Args:
         projector: see :class:`BridgeLlavaConfig`.
-        projector_shape: see there.
+        projector_shape: see :class:`BridgeLlavaConfig`.
     """
 
     model_type = "llava_next_bridge"
@@ -88,5 +85,5 @@ class BridgeLlavaNextConfig(LlavaNextConfig):
     projector_shape: dict[str, Any] | None = None
 
     def __post_init__(self, **fields: Any) -> None:
-        _made()
+        _run_callbacks()
         super().__post_init__(**fields)

@@ -1,7 +1,6 @@
-"""How an image of any shape becomes a square: transformers image processors, one entry of :data:`ASPECT_RATIO_MODES`
-each.
+"""transformers image processors that map images of any shape to squares, by :data:`ASPECT_RATIO_MODES`.
 
-They are saved with the LLaVA, so any software that loads it prepares images as in training.
+They are saved with the LLaVA, so any software that loads it preprocesses images as in training.
 """
 
 from __future__ import annotations
@@ -18,27 +17,27 @@ PIL_RESAMPLING = {"bilinear": 2, "bicubic": 3}  # PIL's constants, which transfo
 
 ASPECT_RATIO_MODES: dict[str, Callable[[int], tuple[Any, dict[str, Any]]]] = {
     "squash": lambda side: (CLIPImageProcessor, {"size": _square(side), "do_center_crop": False}),
-    # LLaVA-1.5's image_aspect_ratio "pad": padding with the encoder's mean color, before the image is downscaled.
+    # LLaVA-1.5's "pad": padding with the encoder's mean color, before resizing.
     "pad": lambda side: (LlavaImageProcessor, {"size": _square(side), "do_center_crop": False, "do_pad": True}),
-    # CLIP's own, and LLaVA's image_aspect_ratio "square": the longer side is cropped.
+    # CLIP's own, and LLaVA's "square".
     "crop": lambda side: (CLIPImageProcessor, {"size": {"shortest_edge": side}, "do_center_crop": True}),
 }
-"""Name → size of the square in pixels → image processor's class and settings."""
+"""Name → (size of the square in pixels → image processor's class and settings)."""
 
 
 def make_image_processor(pixels: ImagePreprocess, fit: Fit) -> Any:
     """Build the image processor that maps images to ``pixels``."""
-    return _made(fit, pixels.size, list(pixels.mean), list(pixels.std), PIL_RESAMPLING[pixels.interpolation])
+    return _build(fit, pixels.size, list(pixels.mean), list(pixels.std), PIL_RESAMPLING[pixels.interpolation])
 
 
 def with_aspect_ratio(processor: Any, fit: Fit) -> Any:
-    """Build another image processor for the same encoder, from one that :func:`make_image_processor` built."""
-    return _made(fit, processor.crop_size["height"], processor.image_mean, processor.image_std, processor.resample)
+    """Build an image processor of another mode, from one of :func:`make_image_processor`."""
+    return _build(fit, processor.crop_size["height"], processor.image_mean, processor.image_std, processor.resample)
 
 
-def _made(fit: Fit, side: int, mean: Any, std: Any, resample: Any) -> Any:
-    kind, settings = ASPECT_RATIO_MODES[fit](side)
-    return kind(**settings, crop_size=_square(side), resample=resample, image_mean=mean, image_std=std)
+def _build(fit: Fit, side: int, mean: Any, std: Any, resample: Any) -> Any:
+    processor_class, settings = ASPECT_RATIO_MODES[fit](side)
+    return processor_class(**settings, crop_size=_square(side), resample=resample, image_mean=mean, image_std=std)
 
 
 def _square(side: int) -> dict[str, int]:

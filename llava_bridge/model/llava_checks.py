@@ -1,4 +1,4 @@
-"""Fast checks of LLaVAs and LLMs, before heavy imports."""
+"""Fast checks of LLaVAs and LLMs, without torch."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def is_llava(directory: str | Path) -> bool:
 
 def is_original_llava(directory: str | Path) -> bool:
     """Whether ``directory`` holds a LLaVA in its authors' original format, or a projector of one."""
-    stated = "mm_vision_tower" in read_config(directory) or "mm_hidden_size" in read_config(directory)
-    return stated or (Path(directory) / "mm_projector.bin").is_file()
+    has_fields = bool({"mm_vision_tower", "mm_hidden_size"} & read_config(directory).keys())
+    return has_fields or (Path(directory) / "mm_projector.bin").is_file()
 
 
 def read_config(directory: str | Path) -> dict[str, Any]:
@@ -51,8 +51,8 @@ def check_llava_dir(llava: str) -> None:
     if not directory.is_dir():
         raise UserError(f"llava: {llava} is not a directory")
     if not is_llava(directory):
-        hint = "; `llava-bridge convert` makes one of it" if is_original_llava(directory) else ""
-        raise UserError(f"llava: {llava} is no LLaVA in transformers' layout{hint}")
+        hint = "; `llava-bridge convert` writes one" if is_original_llava(directory) else ""
+        raise UserError(f"llava: {llava} is no LLaVA in the transformers format{hint}")
     _check_model(llava, directory, "llava", "LLaVA")
 
 
@@ -64,13 +64,13 @@ def check_llm_dir(llm: str) -> None:
     """
     directory = resolve_model_dir(llm, "llm")
     if "mm_vision_tower" in read_config(directory):
-        raise UserError(f"llm: {llm} is a LLaVA in the original layout; give what `llava-bridge convert` makes of it")
+        raise UserError(f"llm: {llm} is a LLaVA in the original format; convert it by `llava-bridge convert`")
     _check_model(llm, directory, "llm", "causal LM")
 
 
-def _check_model(name: str, directory: Path, field: str, kind: str) -> None:
+def _check_model(name: str, directory: Path, field: str, model: str) -> None:
     if not (directory / "config.json").is_file():
-        raise UserError(f"{field}: {name} has no config.json (expected a directory with a transformers {kind})")
+        raise UserError(f"{field}: {name} has no config.json (expected a directory with a transformers {model})")
     if not any((directory / file).is_file() for file in _TOKENIZERS):
         raise UserError(f"{field}: {name} has no tokenizer (expected tokenizer.json next to config.json)")
     if not any([*directory.glob("*.safetensors"), *directory.glob("pytorch_model*.bin")]):

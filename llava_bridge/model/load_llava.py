@@ -1,4 +1,4 @@
-"""Load an existing LLaVA for training: its tower behind this suite's interface, its template adapted."""
+"""Load an existing LLaVA for training."""
 
 from __future__ import annotations
 
@@ -34,60 +34,55 @@ def load_for_training(llava: str, chat_template: str) -> tuple[Any, Any]:
     directory = resolve_model_dir(llava, "llava")
     model = load_pretrained(AutoModelForImageTextToText, directory, f"llava: {llava}", dtype=torch.float32)
     with library_errors_as_user_errors(f"llava: the processor of {llava} cannot be loaded"):
-        theirs = AutoProcessor.from_pretrained(directory)
-        size = image_size_of(theirs.image_processor)
-    tokenizer = theirs.tokenizer
+        stored = AutoProcessor.from_pretrained(directory)
+        size = image_size_of(stored.image_processor)
+    tokenizer = stored.tokenizer
     if size is None or tokenizer.convert_tokens_to_ids(IMAGE) != model.config.image_token_index:
-        wrong = "square images" if size is None else f"{IMAGE} in its tokenizer as its config.json says"
-        raise UserError(f"llava: {llava}: expected {wrong}")
-    check_anyres_consistency(model.config, theirs.image_processor, llava)
-    _use_our_tower(model, size, llava)
-    template = resolve_chat_template_with_spaces(
-        theirs.chat_template or tokenizer.chat_template, chat_template, tokenizer
-    )
-    processor = build_processor(theirs.image_processor, tokenizer, size, model.config.image_seq_length, template)
+        expected = "square images" if size is None else f"{IMAGE} in its tokenizer as its config.json states"
+        raise UserError(f"llava: {llava}: expected {expected}")
+    check_anyres_consistency(model.config, stored.image_processor, llava)
+    _wrap_tower(model, size, llava)
+    own_template = stored.chat_template or tokenizer.chat_template
+    template = resolve_chat_template_with_spaces(own_template, chat_template, tokenizer)
+    processor = build_processor(stored.image_processor, tokenizer, size, model.config.image_seq_length, template)
     try:
         set_generation_config(model, processor)
     except UserError as error:
-        raise UserError(f"{error}; of {llava}. Name another, such as vicuna_v1, LLaVA-1.5's") from None
+        raise UserError(f"{error} ({llava}); set another chat_template, such as LLaVA-1.5's vicuna_v1") from None
     return model, processor
 
 
-def check_anyres_consistency(config: Any, images: Any, where: str) -> None:
-    """Reject a LLaVA-NeXT whose model would join tiles differently from its processor."""
-    if not is_anyres_processor(images):
+def check_anyres_consistency(config: Any, image_processor: Any, where: str) -> None:
+    """Raise UserError if the model of a LLaVA-NeXT would join tiles differently from its processor."""
+    if not is_anyres_processor(image_processor):
         return
-    told, made = getattr(config, "image_grid_pinpoints", None), images.image_grid_pinpoints
-    if [list(pair) for pair in told or []] != [list(pair) for pair in made]:
+    expected, stated = image_processor.image_grid_pinpoints, getattr(config, "image_grid_pinpoints", None)
+    if [list(pair) for pair in stated or []] != [list(pair) for pair in expected]:
         raise UserError(
-            f"llava: {where}: expected the image_grid_pinpoints of its processor in its config.json, {made}"
+            f"llava: {where}: expected the image_grid_pinpoints of its processor in its config.json, {expected}"
         )
 
 
-def _use_our_tower(model: Any, size: int, where: str) -> None:
-    """Wrap transformers' vision model in this suite's interface, which can cache features on disk.
-
-    It is the inverse of :func:`llava_bridge.model.build.convert_tower_to_transformers`.
-    """
+def _wrap_tower(model: Any, size: int, where: str) -> None:
+    """Inverse of :func:`llava_bridge.model.build.convert_tower_to_transformers`: makes feature caching possible."""
     config = model.config
     if not isinstance(model.model.vision_tower, EncoderVisionModel):
-        if config.vision_config.model_type not in FAMILIES:
-            kind = config.vision_config.model_type
-            raise UserError(f"llava: the tower of {where} is a {kind}; expected one of {', '.join(FAMILIES)}")
+        model_type = config.vision_config.model_type
+        if model_type not in FAMILIES:
+            raise UserError(f"llava: the tower of {where} is a {model_type}; expected one of {', '.join(FAMILIES)}")
         encoder = VisionEncoder(
             source="transformers",
             architecture={"config": config.vision_config.to_dict()},
             weights={f"model.{name}": value for name, value in model.model.vision_tower.state_dict().items()},
-            # the processor normalizes images
+            # not used: the processor normalizes images
             pixels=ImagePreprocess(size=size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="bicubic"),
             parent=where,
         )
         model.model.vision_tower = build_vision_model(encoder, config.vision_feature_layer)
         config.vision_config = tower = model.model.vision_tower.config
-        if not isinstance(
-            config, BridgeLlavaConfig | BridgeLlavaNextConfig
-        ):  # others may not state the number of tokens of an image
-            whole = tower.class_token and config.vision_feature_select_strategy == "full"
-            config.image_seq_length = (tower.image_size // tower.patch_size) ** 2 + int(whole)
+        # transformers' own configs may not state the number of tokens of an image.
+        if not isinstance(config, BridgeLlavaConfig | BridgeLlavaNextConfig):
+            use_class_token = tower.class_token and config.vision_feature_select_strategy == "full"
+            config.image_seq_length = (tower.image_size // tower.patch_size) ** 2 + int(use_class_token)
     model.requires_grad_(True)
     model.model.vision_tower.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""LLaVA with this suite's projectors, which transformers' own LLaVA and LLaVA-NeXT lack."""
+"""transformers' LLaVA and LLaVA-NeXT with this suite's projectors."""
 
 from __future__ import annotations
 
@@ -43,45 +43,45 @@ class BridgeLlavaNextForConditionalGeneration(LlavaNextForConditionalGeneration)
         self.model.multi_modal_projector = new_projector(config)
 
 
-def config_kind(*, tiles: bool, stock: bool) -> Any:
-    """Return the class of a LLaVA's config: with or without tiles, transformers' own or with a suite projector."""
+def config_class(*, tiles: bool, hf_projector: bool) -> Any:
+    """Return the class of a LLaVA's config: with or without tiles, with transformers' projector or another one."""
     if tiles:
-        return LlavaNextConfig if stock else BridgeLlavaNextConfig
-    return LlavaConfig if stock else BridgeLlavaConfig
+        return LlavaNextConfig if hf_projector else BridgeLlavaNextConfig
+    return LlavaConfig if hf_projector else BridgeLlavaConfig
 
 
 def empty_llava(config: AnyConfig) -> Any:
     """Build the LLaVA of ``config``, with its weights on the meta device."""
-    kinds: dict[type, Any] = {
+    model_classes: dict[type, Any] = {
         LlavaConfig: LlavaForConditionalGeneration,
         LlavaNextConfig: LlavaNextForConditionalGeneration,
         BridgeLlavaConfig: BridgeLlavaForConditionalGeneration,
         BridgeLlavaNextConfig: BridgeLlavaNextForConditionalGeneration,
     }
     with torch.device("meta"):
-        return kinds[type(config)](config)
+        return model_classes[type(config)](config)
 
 
 def new_projector(config: AnyConfig) -> nn.Module:
     """Build the untrained projector of ``config``, initialized as PyTorch does; seed torch before."""
     if isinstance(config, BridgeLlavaConfig | BridgeLlavaNextConfig):
-        return build_projector(
-            ProjectorConfig(**(config.projector or {})), ProjectorShape(**(config.projector_shape or {}))
-        )
-    kind: Any = LlavaNextMultiModalProjector if isinstance(config, LlavaNextConfig) else LlavaMultiModalProjector
-    return kind(config)
+        shape = ProjectorShape(**(config.projector_shape or {}))
+        return build_projector(ProjectorConfig(**(config.projector or {})), shape)
+    if isinstance(config, LlavaNextConfig):
+        return LlavaNextMultiModalProjector(config)
+    return LlavaMultiModalProjector(config)
 
 
 def new_image_newline(width: int) -> nn.Parameter:
-    """Return the untrained token (W,) that ends a row of tile features, initialized as the original does."""
+    """Return the untrained token (W,) that ends a row of tile features, initialized as in the original LLaVA."""
     return nn.Parameter(torch.randn(width) / width**0.5)
 
 
 class MultimodalConnector(nn.Module):
-    """The modules between encoder and LLM, as one part without forward.
+    """The trainable modules between encoder and LLM: projector, and with tiles ``image_newline``; no forward.
 
     Args:
-        llava: a transformers LLaVA. One with tiles also has a learned token for the ends of rows.
+        llava: a transformers LLaVA.
     """
 
     def __init__(self, llava: Any) -> None:

@@ -1,7 +1,6 @@
-"""The vision tower inside a transformers LLaVA: any encoder of this suite, rebuilt from its config.
+"""The vision tower of a transformers LLaVA: any encoder of this suite, rebuilt from its config.
 
-``import llava_bridge`` registers both classes with transformers, after which unmodified
-``LlavaForConditionalGeneration.from_pretrained`` loads a directory that the bridge wrote.
+After ``import llava_bridge`` unmodified ``LlavaForConditionalGeneration.from_pretrained`` loads the bridge's LLaVAs.
 
 Legend: B images, S image size in pixels, N tokens, D width.
 """
@@ -43,9 +42,9 @@ class EncoderVisionModel(PreTrainedModel):
         super().__init__(config)
         self.tower: VisionTower = build_tower(config.source, config.architecture or {})
         self.computed_buffers = _save_all_buffers(self.tower)
-        self.kept: FeatureCache | None = None
-        self.kept_layers: list[int] = []
-        self.gradient_checkpointing = False  # transformers looks for this attribute before it checkpoints anything
+        self.feature_cache: FeatureCache | None = None
+        self.cached_layers: list[int] = []
+        self.gradient_checkpointing = False  # transformers requires this attribute for activation checkpointing
         self.post_init()
 
     def forward(
@@ -64,72 +63,72 @@ class EncoderVisionModel(PreTrainedModel):
             return_dict: ignored, the output is always a dict.
             unused: other arguments that LLaVA passes to its tower.
         """
-        wanted = self._wanted(output_hidden_states)
-        states: list[Tensor | None] = [None] * (self.tower.depth + 1)
-        if self.kept is not None and sorted(wanted) == self.kept_layers:
-            found = dict(zip(self.kept_layers, self.kept(pixel_values).unbind(1), strict=True))
+        layers = self._layer_indices(output_hidden_states)
+        if self.feature_cache is not None and sorted(layers) == self.cached_layers:
+            states = dict(zip(self.cached_layers, self.feature_cache(pixel_values).unbind(1), strict=True))
         else:
-            found = self._computed(pixel_values, wanted)
-        for index, state in found.items():
-            states[index] = state
-        asked = output_hidden_states is not None and output_hidden_states is not False
-        hidden: Any = tuple(states) if asked else None
-        return BaseModelOutputWithPooling(last_hidden_state=states[-1], hidden_states=hidden)
+            states = self._compute_states(pixel_values, layers)
+        hidden: Any = None
+        if output_hidden_states is not None and output_hidden_states is not False:
+            hidden = tuple(states.get(index) for index in range(self.tower.depth + 1))
+        return BaseModelOutputWithPooling(last_hidden_state=states.get(self.tower.depth), hidden_states=hidden)
 
-    def _computed(self, pixel_values: Tensor, wanted: set[int]) -> dict[int, Tensor]:
+    def _compute_states(self, pixel_values: Tensor, layers: set[int]) -> dict[int, Tensor]:
         """Return the hidden states of these indices, each (B, N, D)."""
         states: dict[int, Tensor] = {}
         self.tower.recompute = self.gradient_checkpointing and self.training
-        learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in self.parameters())
-        half = pixel_values.dtype != self.dtype  # bf16 training around a tower that keeps its float32 weights
+        needs_grad = torch.is_grad_enabled() and any(weight.requires_grad for weight in self.parameters())
+        autocast = pixel_values.dtype != self.dtype  # bf16 training with float32 weights of the tower
         with (
-            torch.set_grad_enabled(learns),
-            torch.autocast(pixel_values.device.type, pixel_values.dtype, enabled=half),
+            torch.set_grad_enabled(needs_grad),
+            torch.autocast(pixel_values.device.type, pixel_values.dtype, enabled=autocast),
         ):
             pixels = pixel_values.to(self.dtype, memory_format=torch.channels_last)  # faster for convolutions
-            for index, state in enumerate(self.tower.states(pixels, max(wanted))):
-                if index in wanted:
+            for index, state in enumerate(self.tower.states(pixels, max(layers))):
+                if index in layers:
                     states[index] = state.to(pixel_values.dtype)
         return states
 
-    def keep_outputs(self, layers: int | list[int]) -> None:
+    def cache_features(self, layers: int | list[int]) -> None:
         """Read these hidden states from the user's cache from now on, and compute missing ones.
 
         For a frozen tower. Call it while the weights are unsharded: their hash is part of the cache key.
         """
-        wanted = sorted(self._wanted(layers))
+        indices = sorted(self._layer_indices(layers))
 
         def compute(pixels: Tensor) -> Tensor:
-            states = self._computed(pixels, set(wanted))
-            return torch.stack([states[index] for index in wanted], dim=1)
+            states = self._compute_states(pixels, set(indices))
+            return torch.stack([states[index] for index in indices], dim=1)
 
-        made_as = json.dumps([self.config.source, self.config.architecture], sort_keys=True, default=str)
-        variant = "".join(f"-{index}" for index in wanted) + f"-{hashlib.sha256(made_as.encode()).hexdigest()[:12]}"
-        self.kept, self.kept_layers = FeatureCache(self.tower, compute, kind="features", variant=variant), wanted
-        self.kept.freeze_weights_hash()
+        architecture = json.dumps([self.config.source, self.config.architecture], sort_keys=True, default=str)
+        digest = hashlib.sha256(architecture.encode()).hexdigest()[:12]
+        variant = "".join(f"-{index}" for index in indices) + f"-{digest}"
+        self.feature_cache = FeatureCache(self.tower, compute, kind="features", variant=variant)
+        self.cached_layers = indices
+        self.feature_cache.freeze_weights_hash()
 
-    def stock(self) -> PreTrainedModel | None:
+    def hf_model(self) -> PreTrainedModel | None:
         """Return the model that transformers' own LLaVA uses instead of this one, with these weights, or None.
 
         It needs no import of this package, but computes all of its layers, and in the LLM's precision. Values computed
         at construction are not saved with it.
         """
-        model = self.tower.stock()
+        model = self.tower.hf_model()
         for name in self.computed_buffers if model is not None else ():
             module, _, buffer = name.rpartition(".")
             self.tower.get_submodule(module)._non_persistent_buffers_set.add(buffer)
         return model
 
-    def _wanted(self, asked: bool | int | list[int] | None) -> set[int]:
+    def _layer_indices(self, layers: bool | int | list[int] | None) -> set[int]:
         count = self.tower.depth + 1
-        if asked is None or asked is False:
+        if layers is None or layers is False:
             return {count - 1}
-        if asked is True:
+        if layers is True:
             return set(range(count))
-        return {index % count for index in ([asked] if isinstance(asked, int) else asked)}
+        return {index % count for index in ([layers] if isinstance(layers, int) else layers)}
 
     def train(self, mode: bool = True) -> EncoderVisionModel:
-        """Keep a tower without trainable weights in evaluation mode: no dropped paths, no new batch statistics."""
+        """Keep a frozen tower in evaluation mode: no stochastic depth, no new batch statistics."""
         return super().train(mode and any(weight.requires_grad for weight in self.parameters()))
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -152,28 +151,28 @@ def build_vision_model(encoder: VisionEncoder, layer: int | Sequence[int] | None
 
     Args:
         encoder: as read from its source.
-        layer: the hidden state whose grid and width the config states, or several that share them; None is the tower's
-            default.
+        layer: the hidden state whose grid and width the config states, or several that share them; None uses the
+            tower's default.
 
     Raises:
         UserError: no such architecture, the weights do not match, there is no such state, or it is not a square grid.
     """
     where = encoder.parent or f"{encoder.source} {dict(encoder.architecture)}"
     config = EncoderVisionConfig(source=encoder.source, architecture=_plain(encoder.architecture))
-    with library_errors_as_user_errors(f"encoder: the architecture that {where} states cannot be built"):
+    with library_errors_as_user_errors(f"encoder: the architecture of {where} cannot be built"):
         model = EncoderVisionModel(config).float()
     if encoder.weights is not None:
         computed = {name: value for name, value in model.tower.named_buffers() if name in model.computed_buffers}
         load_weights(model.tower, {**computed, **encoder.weights}, where)
-    chosen = resolve_feature_layer(model.tower, layer)
-    with library_errors_as_user_errors(f"image_size: {where} cannot take images of {encoder.pixels.size} px"):
+    layers = resolve_feature_layer(model.tower, layer)
+    with library_errors_as_user_errors(f"image_size: {where} does not support {encoder.pixels.size} px"):
         shapes = {
-            probe_output_shape(model.tower, encoder.pixels.size, one, where)
-            for one in (chosen if isinstance(chosen, list) else [chosen])
+            probe_output_shape(model.tower, encoder.pixels.size, index, where)
+            for index in (layers if isinstance(layers, list) else [layers])
         }
     if len(shapes) > 1:
         raise UserError(
-            f"vision_feature_layer: the states {chosen} of {where} differ in grid or width; expected one of them"
+            f"vision_feature_layer: the states {layers} of {where} differ in grid or width; expected one of them"
         )
     grid, width = shapes.pop()
     config.hidden_size = width
@@ -181,22 +180,22 @@ def build_vision_model(encoder: VisionEncoder, layer: int | Sequence[int] | None
     config.image_size = encoder.pixels.size
     config.patch_size = encoder.pixels.size // grid
     config.class_token = model.tower.class_token
-    config.tokens_of_a_place = model.tower.tokens_of_a_place
+    config.tokens_per_cell = model.tower.tokens_per_cell
     model.requires_grad_(False)
     return model.eval()
 
 
-def resolve_feature_layer(tower: VisionTower, wanted: int | Sequence[int] | None) -> int | list[int]:
-    """Return the hidden state that the LLM sees, or the concatenated ones: ``wanted``, or the tower's default if None.
+def resolve_feature_layer(tower: VisionTower, layer: int | Sequence[int] | None) -> int | list[int]:
+    """Return the hidden state that the LLM sees, or the concatenated ones; None is replaced by the tower's default.
 
     Raises:
         UserError: there is no such state.
     """
-    if wanted is None:
+    if layer is None:
         return tower.default_layer
-    layers = [wanted] if isinstance(wanted, int) else list(wanted)
-    for layer in layers:
-        check_feature_layer(tower, layer)
+    layers = [layer] if isinstance(layer, int) else list(layer)
+    for index in layers:
+        check_feature_layer(tower, index)
     return layers[0] if len(layers) == 1 else layers
 
 

@@ -22,11 +22,11 @@ class SmallLlamaConfig:
         vocab_size: entries of the byte-pair tokenizer, which is trained on the same texts.
         hidden_size: width.
         num_hidden_layers: depth.
-        num_attention_heads: they divide the width.
+        num_attention_heads: a divisor of the width.
         mlp_ratio: width of the gated MLP over the model's width.
         max_position_embeddings: maximum sequence length in tokens, images included.
-        initializer_range: standard deviation of the initial weights; None is 1/√hidden_size, with which small widths
-            learn to look things up in their context several times sooner than with the 0.02 of large models.
+        initializer_range: standard deviation of the initial weights; None is 1/√hidden_size, with which small models
+            learn to retrieve from their context several times sooner than with the 0.02 of large ones.
     """
 
     vocab_size: int = 1024

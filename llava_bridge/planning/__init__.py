@@ -1,1 +1,1 @@
-"""What a LLaVA's training will need before it costs anything."""
+"""Estimates of a LLaVA training's cost."""

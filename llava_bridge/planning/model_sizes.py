@@ -1,15 +1,14 @@
 """Sizes of the parts of a LLaVA and their FLOPs, from configs alone.
 
 Models are built on torch's meta device, where tensors have shapes and no content. The config is that of the directory,
-of the local copy of a hub repository, or, for names without a local copy, of ``known_configs.json``: widths and depths
-as the models' own config.json states them. Names of timm and open_clip are these libraries' own.
+of the local copy of a Hub repository, or of ``known.json``: widths and depths of well-known models. timm's and
+open_clip's models are built by name.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -20,8 +19,8 @@ import torch
 
 from clips.errors import UserError
 from clips.model_refs import HF_HUB_PREFIX, OPEN_CLIP_CONFIG, is_on_hub
-from llava_bridge.encoders.encoder import VisionTower
-from llava_bridge.encoders.spec import parse_spec, split_encoders
+from llava_bridge.encoders.encoder import VisionTower, hidden_state
+from llava_bridge.encoders.spec import is_interleaved, parse_spec, split_encoders
 from llava_bridge.model.small_llama import SmallLlamaConfig
 from llava_bridge.projectors import ProjectorConfig
 
@@ -70,8 +69,8 @@ class LlmSize:
 
     Args:
         parameters: of it.
-        multiplied: parameters that every token is multiplied with: all but the table of embeddings.
-        layers: how many.
+        multiplied: parameters that every token is multiplied with: all except input embeddings that are not tied.
+        layers: number of layers.
         width: of a token.
     """
 
@@ -81,7 +80,7 @@ class LlmSize:
     width: int
 
     def forward_flops(self, tokens: float) -> float:
-        """Of one sequence: two for each parameter and token, and the causal half of attention's two products."""
+        """Of one sequence: two per parameter and token, and the causal half of attention's two products."""
         return 2.0 * self.multiplied * tokens + 2.0 * self.layers * self.width * tokens**2
 
 
@@ -97,19 +96,21 @@ def vision_size(spec: str, image_size: int | None = None) -> VisionSize:
 
     Args:
         spec: as in a LLaVA's config.
-        image_size: of the images, where it is not the encoder's own.
+        image_size: image size in pixels; None uses the encoder's own.
 
     Raises:
         UnknownSizeError: its size is unknown.
         UserError: the library does not know the name.
     """
-    parts = [_tower_size(*_tower(member, image_size)) for member in split_encoders(spec)]
-    in_turn = len(parts) > 1 and "interleave:" in spec
+    encoders = [_tower_size(*_tower(member, image_size)) for member in split_encoders(spec)]
+    tokens = [encoder.tokens for encoder in encoders]
+    widths = [encoder.width for encoder in encoders]
+    interleaved = is_interleaved(spec)
     return VisionSize(
-        parameters=sum(part.parameters for part in parts),
-        flops=sum(part.flops for part in parts),
-        tokens=sum(part.tokens for part in parts) if in_turn else max(part.tokens for part in parts),
-        width=max(part.width for part in parts) if in_turn else sum(part.width for part in parts),
+        parameters=sum(encoder.parameters for encoder in encoders),
+        flops=sum(encoder.flops for encoder in encoders),
+        tokens=sum(tokens) if interleaved else max(tokens),
+        width=max(widths) if interleaved else sum(widths),
     )
 
 
@@ -119,7 +120,7 @@ def vision_size_of(model_cfg: Mapping[str, Any]) -> VisionSize:
 
 
 def dual_tower_size(encoder: str | Mapping[str, Any]) -> DualTowerSize:
-    """Sizes of both towers of an encoder; for an image tower without text tower, texts cost nothing.
+    """Sizes of both towers of an encoder; without a text tower, texts have no FLOPs.
 
     Args:
         encoder: an encoder spec, or an open_clip ``model_cfg``.
@@ -128,16 +129,14 @@ def dual_tower_size(encoder: str | Mapping[str, Any]) -> DualTowerSize:
         UnknownSizeError: their size is unknown, for instance of transformers' text towers.
         UserError: the library does not know the name, or cannot build it.
     """
-    if isinstance(encoder, str):
-        source, reference = parse_spec(encoder)
-        if source != "open_clip":
-            vision = vision_size(encoder)
-            return DualTowerSize(parameters=vision.parameters, image_flops=vision.flops)
-        encoder = _open_clip_config(reference)
-    if "text_cfg" not in encoder:
-        vision = vision_size_of(encoder)
-        return DualTowerSize(parameters=vision.parameters, image_flops=vision.flops)
-    return _dual_tower_size(json.dumps(encoder, sort_keys=True))
+    if isinstance(encoder, str) and parse_spec(encoder)[0] != "open_clip":
+        vision = vision_size(encoder)
+    else:
+        model_cfg = _open_clip_config(parse_spec(encoder)[1]) if isinstance(encoder, str) else encoder
+        if "text_cfg" in model_cfg:
+            return _dual_tower_size(json.dumps(model_cfg, sort_keys=True))
+        vision = vision_size_of(model_cfg)
+    return DualTowerSize(parameters=vision.parameters, image_flops=vision.flops)
 
 
 @functools.cache  # models that differ only in seed or recipe have equal sizes
@@ -154,9 +153,9 @@ def _dual_tower_size(model_cfg: str) -> DualTowerSize:
         towers = build_towers(cfg).eval()
         images = torch.empty(1, 3, *preprocess_cfg(cfg)["size"])
         texts = torch.zeros(1, cfg["text_cfg"].get("context_length", 77), dtype=torch.long)  # open_clip's default
-        for encode, given in ((towers.encode_image, images), (towers.encode_text, texts)):
+        for encode, inputs in ((towers.encode_image, images), (towers.encode_text, texts)):
             with FlopCounter() as counter:
-                encode(given)
+                encode(inputs)
             flops.append(counter.total)
     parameters = sum(value.numel() for value in towers.parameters())
     return DualTowerSize(parameters=parameters, image_flops=flops[0], text_flops=flops[1])
@@ -167,8 +166,7 @@ def _tower_size(tower: VisionTower, size: int) -> VisionSize:
 
     tower.eval()
     with torch.no_grad(), torch.device("meta"), FlopCounter() as counter:
-        layer = tower.default_layer % (tower.depth + 1)
-        state = next(itertools.islice(tower.states(torch.empty(1, 3, size, size), layer), layer, None))
+        state = hidden_state(tower, torch.empty(1, 3, size, size), tower.default_layer)
     return VisionSize(
         parameters=sum(value.numel() for value in tower.parameters()),
         flops=counter.total,
@@ -178,21 +176,20 @@ def _tower_size(tower: VisionTower, size: int) -> VisionSize:
 
 
 def _tower(spec: str, image_size: int | None) -> tuple[VisionTower, int]:
-    """The tower without content, and the side of its images."""
+    """The tower on the meta device, and its image size."""
     source, reference = parse_spec(spec)
     if source == "timm":
         return _timm_tower(reference.partition("@")[0], image_size)
     if source == "transformers":
         from llava_bridge.encoders import transformers_source
 
-        config = _config_of(reference)
+        config = _hf_config(reference)
         config = {**config, **config.get("vision_config", {})}
-        side = image_size or config.get("image_size")
-        if side is None:
+        size = image_size or config.get("image_size")
+        if size is None:
             raise UnknownSizeError(f"{reference} (its config.json states no image_size)")
-        config["image_size"] = side
         with torch.device("meta"):
-            return transformers_source.build({"config": config}), int(side)
+            return transformers_source.build({"config": {**config, "image_size": size}}), int(size)
     return _open_clip_tower(_open_clip_config(reference), image_size)
 
 
@@ -204,10 +201,10 @@ def _timm_tower(name: str, image_size: int | None) -> tuple[VisionTower, int]:
     if not timm.is_model(name):
         raise UserError(f"encoder: timm has no model '{name}'")
     settings: Any = timm.get_pretrained_cfg(name)
-    side = image_size or int(settings.input_size[-1])
+    size = image_size or int(settings.input_size[-1])
     with torch.device("meta"):
-        tower = timm_source.build({"name": name, "image_size": side, "fixed_size": bool(settings.fixed_input_size)})
-    return tower, side
+        tower = timm_source.build({"name": name, "image_size": size, "fixed_size": bool(settings.fixed_input_size)})
+    return tower, size
 
 
 def _open_clip_tower(model_cfg: Mapping[str, Any], image_size: int | None) -> tuple[VisionTower, int]:
@@ -216,9 +213,9 @@ def _open_clip_tower(model_cfg: Mapping[str, Any], image_size: int | None) -> tu
     vision = dict(model_cfg["vision_cfg"])
     if vision.get("timm_model_name"):
         return _timm_tower(vision["timm_model_name"], image_size or vision.get("image_size"))
-    side = int(image_size or vision.get("image_size", 224))
+    size = int(image_size or vision.get("image_size", 224))
     with torch.device("meta"):
-        return open_clip_source.build({**model_cfg, "vision_cfg": {**vision, "image_size": side}}), side
+        return open_clip_source.build({**model_cfg, "vision_cfg": {**vision, "image_size": size}}), size
 
 
 def _open_clip_config(reference: str) -> Mapping[str, Any]:
@@ -229,8 +226,7 @@ def _open_clip_config(reference: str) -> Mapping[str, Any]:
     from clips.model.architectures import ModelConfig, model_cfg
 
     name = reference.removeprefix(HF_HUB_PREFIX).partition("@")[0]
-    file = _file(reference, OPEN_CLIP_CONFIG)
-    if file is not None:
+    if (file := _local_file(reference, OPEN_CLIP_CONFIG)) is not None:
         stated = json.loads(file.read_text(encoding="utf-8")).get("model_cfg")
         if stated is None:
             raise UnknownSizeError(f"{reference} (its {OPEN_CLIP_CONFIG} has no model_cfg)")
@@ -243,21 +239,20 @@ def _open_clip_config(reference: str) -> Mapping[str, Any]:
     for model, tag in open_clip.list_pretrained():
         if (open_clip.get_pretrained_cfg(model, tag) or {}).get("hf_hub", "").rstrip("/") == name:
             return open_clip.get_model_config(model)
-    raise UnknownSizeError(f"{name} (no copy of it is here)")
+    raise UnknownSizeError(f"{name} (no local copy)")
 
 
-def _config_of(reference: str) -> dict[str, Any]:
-    """The ``config.json`` of a model in transformers' layout."""
-    file = _file(reference, "config.json")
-    if file is not None:
+def _hf_config(reference: str) -> dict[str, Any]:
+    """The ``config.json`` of a model in the transformers format."""
+    if (file := _local_file(reference, "config.json")) is not None:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     name = reference.removeprefix(HF_HUB_PREFIX).partition("@")[0]
     if name not in known_configs():
-        raise UnknownSizeError(f"{name} (no copy of it is here)")
+        raise UnknownSizeError(f"{name} (no local copy)")
     return dict(known_configs()[name])
 
 
-def _file(reference: str, name: str) -> Path | None:
+def _local_file(reference: str, name: str) -> Path | None:
     """A file of a directory, or of the Hub's local copy; None if it is missing."""
     if not is_on_hub(reference):
         file = Path(reference) / name
@@ -271,14 +266,14 @@ def _file(reference: str, name: str) -> Path | None:
 
 @functools.cache
 def llm_size(reference: str) -> LlmSize:
-    """The language model that a reference names, a LLaVA's own included.
+    """The language model that a reference names, or that of a LLaVA.
 
     Raises:
         UnknownSizeError: its size is unknown.
     """
     from transformers import AutoConfig
 
-    config = _config_of(reference)
+    config = _hf_config(reference)
     config = {**config.get("text_config", config)}
     return _llm_size(AutoConfig.for_model(config.pop("model_type", "llama"), **config))
 
@@ -304,12 +299,12 @@ def _llm_size(config: Any) -> LlmSize:
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    whole = sum(value.numel() for value in model.parameters())
-    table = model.get_input_embeddings().weight
-    tied = model.get_output_embeddings().weight is table
+    parameters = sum(value.numel() for value in model.parameters())
+    embeddings = model.get_input_embeddings().weight
+    tied = model.get_output_embeddings().weight is embeddings
     return LlmSize(
-        parameters=whole,
-        multiplied=whole if tied else whole - table.numel(),
+        parameters=parameters,
+        multiplied=parameters if tied else parameters - embeddings.numel(),
         layers=config.num_hidden_layers,
         width=config.hidden_size,
     )

@@ -1,7 +1,7 @@
 """Time, memory and storage of a LLaVA's training, estimated from parameters and tokens; nothing is run.
 
-Model FLOPs of a stage are those of its forward pass (two for each parameter and token, and attention), twice that for
-gradients of trainable weights, once where gradients only pass through; a frozen encoder only runs forward.
+Model FLOPs of a stage are those of its forward pass (two per parameter and token, and attention), twice that for
+gradients of trainable weights, once for frozen weights that gradients pass through, none for a frozen encoder.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from llava_bridge.planning.model_sizes import LlmSize, VisionSize, llm_size, new
 from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
 
 ASSUMED_MFU = 0.27
-"""Assumed ratio of model FLOP/s to the GPUs' peak, from what the README of github.com/haotian-liu/LLaVA states.
+"""Assumed ratio of model FLOP/s to the GPUs' peak, from the README of github.com/haotian-liu/LLaVA.
 
 LLaVA-1.5-7B took about 3.5 hours to align and 10 hours to tune on 8 A100: 30 % and 25 % by this count.
 """
 ASSUMED_TEXT_TOKENS = {"align": 32, "instruct": 256}
-"""Tokens of a sample's text in LLaVA-1.5's data: an assumption, on which ``ASSUMED_MFU`` is based."""
-_RESERVE = 2e9  # bytes for context, libraries, NCCL: as clips.planning.plan allows
-_ACTIVATIONS = 34  # bytes a token, layer and unit of width, in half precision (arXiv 2205.05198, table 2)
-MAX_TILES = 5  # with tiles: an overview and the four of LLaVA-NeXT's largest
+"""Assumed tokens of a sample's text in LLaVA-1.5's data, on which ``ASSUMED_MFU`` is based."""
+_RESERVE = 2e9  # bytes for context, libraries, NCCL, as in clips.planning.plan
+_ACTIVATIONS = 34  # bytes per token, layer and unit of width, in half precision (arXiv 2205.05198, table 2)
+MAX_TILES = 5  # the base image and the four tiles of LLaVA-NeXT's largest pinpoint
 _CHECKPOINTS = 3  # two are stored, and one is being written
 
 
@@ -34,7 +34,7 @@ class StageCost:
     """The cost of one stage.
 
     Args:
-        steps: of the optimizer; None where they depend on missing data.
+        steps: of the optimizer; None if the data is missing.
         flops: model FLOPs of a sample.
         memory: bytes of a GPU.
         checkpoints: bytes on disk while it runs.
@@ -96,8 +96,8 @@ def llava_cost(
         config: of ``llava-bridge train``.
         gpu: an entry of ``clips.planning.hardware.GPUS``; None leaves time and memory out.
         count: number of GPUs.
-        vision: the encoder's size, where it does not exist yet.
-        llm: the LLM's, likewise.
+        vision: size of an encoder that does not exist yet.
+        llm: size of an LLM that does not exist yet.
 
     Raises:
         UnknownSizeError: the size of the encoder or the LLM is unknown.
@@ -116,7 +116,7 @@ def llava_cost(
     cost = dataclasses.replace(cost, memory=max(stage.memory for stage in stages.values()))
     if unknown := [name for name, stage in stages.items() if stage.steps is None]:
         return dataclasses.replace(
-            cost, basis=f"disk worked out; the data of {', '.join(unknown)} are not here; steps would tell"
+            cost, basis=f"disk worked out; steps unknown: the data of {', '.join(unknown)} is missing"
         )
     rate = GPUS[gpu].peak("fp32" if config.precision == "fp32" else "bf16") * ASSUMED_MFU
     work = sum(
@@ -133,47 +133,44 @@ def llava_cost(
 def stage_cost(config: LlavaTrainConfig, name: str, sizes: Sizes, count: int) -> StageCost:
     """The cost of the stage ``name`` on ``count`` GPUs."""
     stage, llm, parameters = config.stage(name), sizes.llm, sizes.parameters
-    learning = stage.trained(name)
+    trained = stage.trained_parts(name)
     length = (stage.max_length or 0) if name == "llm_pretrain" else sizes.tokens + ASSUMED_TEXT_TOKENS[name]
     length = min(length, stage.max_length or length)
-    flops = llm.forward_flops(length) * (3 if "llm" in learning and stage.lora is None else 2)
+    flops = llm.forward_flops(length) * (3 if "llm" in trained and stage.lora is None else 2)
     if sizes.vision is not None and name != "llm_pretrain":
-        flops += sizes.tiles * sizes.vision.flops * (3 if "vision" in learning else 1)
-    learned = sum(parameters[part] for part in learning if stage.lora is None or part not in stage.lora.apply_to)
+        flops += sizes.tiles * sizes.vision.flops * (3 if "vision" in trained else 1)
+    trainable = sum(parameters[part] for part in trained if stage.lora is None or part not in stage.lora.apply_to)
     weights = sum(parameters.values()) if name != "llm_pretrain" else parameters["llm"]
-    frozen = name != "llm_pretrain" and "vision" not in learning and config.launch.strategy == "deepspeed"
+    frozen = name != "llm_pretrain" and "vision" not in trained and config.launch.strategy == "deepspeed"
     unsharded = parameters["vision"] if frozen else 0  # float32 in every process
-    half = config.precision != "fp32"
+    bf16 = config.precision != "fp32"
     micro = stage.micro_batch_size or math.ceil(stage.global_batch_size / count)
+    states = _state_bytes(config, weights - unsharded, trainable, count, bf16=bf16)
+    checkpoint = (2 if bf16 else 4) * weights + (12 if bf16 else 8) * trainable
     return StageCost(
         steps=_steps(stage, name),
         flops=flops,
-        memory=4 * unsharded
-        + _states(config, weights - unsharded, learned, count, half=half)
-        + micro * _activations(stage, llm, length)
-        + _RESERVE,
-        checkpoints=_CHECKPOINTS * ((2 if half else 4) * weights + (12 if half else 8) * learned)
-        if config.save_steps
-        else 0.0,
+        memory=4 * unsharded + states + micro * _activation_bytes(stage, llm, length) + _RESERVE,
+        checkpoints=_CHECKPOINTS * checkpoint if config.save_steps else 0.0,
     )
 
 
-def _states(config: LlavaTrainConfig, weights: int, learned: int, count: int, *, half: bool) -> float:
+def _state_bytes(config: LlavaTrainConfig, weights: int, trainable: int, count: int, *, bf16: bool) -> float:
     """Bytes of weights, gradients and optimizer state on one GPU, sharded as ZeRO does (arXiv 1910.02054).
 
     In bf16 the optimizer keeps float32 weights and two moments per trainable weight, 12 bytes.
     """
     deepspeed, fsdp = config.launch.deepspeed, config.launch.strategy == "fsdp"
-    each = 2 if half else 4
-    states = (12 if half else 8) * learned / count
-    gradients = each * learned / count
+    weight_size = 2 if bf16 else 4
+    optimizer = 0 if "offload" in deepspeed else (12 if bf16 else 8) * trainable / count
+    gradients = weight_size * trainable / count
     if fsdp or "zero3" in deepspeed:
-        return each * weights / count + gradients + (0 if "offload" in deepspeed else states)
-    return each * weights + gradients + (0 if "offload" in deepspeed else states)
+        return weight_size * weights / count + gradients + optimizer
+    return weight_size * weights + gradients + optimizer
 
 
-def _activations(stage: StageConfig, llm: LlmSize, length: int) -> float:
-    """Bytes of a sample's activations in the LLM: all layers, or the inputs of all and the full activations of one."""
+def _activation_bytes(stage: StageConfig, llm: LlmSize, length: int) -> float:
+    """Bytes of a sample's activations in the LLM: of all layers, or with checkpointing of one and of all inputs."""
     layer = _ACTIVATIONS * llm.width * length
     return layer + 2 * llm.layers * llm.width * length if stage.activation_checkpointing else llm.layers * layer
 
@@ -183,8 +180,8 @@ def _steps(stage: StageConfig, name: str) -> int | None:
         return stage.max_steps
     if not all(Path(source.path).exists() for source in stage.data):
         return None
-    read = [
-        (read_texts if name == "llm_pretrain" and source.format == "text" else read_samples)(source)
-        for source in stage.data
-    ]
-    return math.ceil(stage.num_epochs * sum(map(len, read)) / stage.global_batch_size)
+    samples = 0
+    for source in stage.data:
+        read = read_texts if name == "llm_pretrain" and source.format == "text" else read_samples
+        samples += len(read(source))
+    return math.ceil(stage.num_epochs * samples / stage.global_batch_size)

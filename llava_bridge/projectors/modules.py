@@ -1,4 +1,4 @@
-"""The projectors' modules: each is built from (config, shape) and maps features (B, extra + G², D) to (B, M, W).
+"""The projectors' modules, each built from (config, shape); they map features (B, extra + G², D) to (B, M, W).
 
 Legend: B images, G size of the encoder's grid, D its width (times the number of feature layers), M tokens of the LLM, W
 its width.
@@ -24,14 +24,14 @@ def make_mlp(depth: int, width: int, llm: int) -> nn.Sequential:
 
 
 class Mlp(nn.Sequential):
-    """Each feature separately through the number of linear layers in the name."""
+    """An MLP on each feature, with the number of layers in the name."""
 
     def __init__(self, config: ProjectorConfig, shape: ProjectorShape) -> None:
         super().__init__(*make_mlp(config.mlp_depth, shape.width, shape.llm))
 
 
 class Linear(nn.Linear):
-    """Each feature separately, as in the first LLaVA (arXiv 2304.08485)."""
+    """One layer on each feature, as in the first LLaVA (arXiv 2304.08485)."""
 
     def __init__(self, config: ProjectorConfig, shape: ProjectorShape) -> None:
         super().__init__(shape.width, shape.llm)
@@ -92,9 +92,9 @@ class CAbstractor(nn.Module):
         nn.init.trunc_normal_(self.positions, std=0.02)
 
         def stage() -> nn.Module:
-            width, group = shape.width, math.gcd(shape.width, 64)  # RegNet's groups, or the largest that divide
-            kinds: dict[str, Any] = {"act_layer": nn.SiLU, "norm_layer": LayerNormAct2d}
-            return RegStage(config.num_layers, width, width, stride=1, dilation=1, group_size=group, **kinds)
+            width, group = shape.width, math.gcd(shape.width, 64)  # RegNet's group size, or the largest divisor
+            layers: dict[str, Any] = {"act_layer": nn.SiLU, "norm_layer": LayerNormAct2d}
+            return RegStage(config.num_layers, width, width, stride=1, dilation=1, group_size=group, **layers)
 
         self.before, self.after = stage(), stage()
         self.pool = nn.AdaptiveAvgPool2d(self.side)
@@ -110,7 +110,7 @@ class CAbstractor(nn.Module):
 class Perceiver(nn.Module):
     """Learned queries that attend to the features and to each other.
 
-    Source: Flamingo (arXiv 2204.14198, section 3.1.1): keys and values are features and queries together.
+    Source: Flamingo (arXiv 2204.14198, section 3.1.1): keys and values are features and queries, concatenated.
     """
 
     def __init__(self, config: ProjectorConfig, shape: ProjectorShape) -> None:
@@ -140,6 +140,6 @@ class PerceiverLayer(nn.Module):
     def forward(self, queries: Tensor, features: Tensor) -> Tensor:
         """(B, M, D) and (B, N, D) to (B, M, D)."""
         normed = self.norm_queries(queries)
-        seen = torch.cat([self.norm_features(features), normed], dim=1)
-        queries = queries + self.attention(normed, seen, seen, need_weights=False)[0]
+        keys = torch.cat([self.norm_features(features), normed], dim=1)
+        queries = queries + self.attention(normed, keys, keys, need_weights=False)[0]
         return queries + self.mlp(self.norm_mlp(queries))

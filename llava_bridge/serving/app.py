@@ -43,10 +43,10 @@ class Server:
     """Answers requests with one model.
 
     Args:
-        worker: the model's.
-        name: the model's, in the API.
-        max_new_tokens: if a request does not limit the length of the answer.
-        greeting: lines to print when it is ready.
+        worker: runs the model.
+        name: the model's name in the API.
+        max_new_tokens: maximum length of an answer if a request sets none.
+        greeting: lines to print at startup.
     """
 
     def __init__(self, worker: GenerationWorker, name: str, max_new_tokens: int, greeting: Sequence[str] = ()) -> None:
@@ -57,7 +57,7 @@ class Server:
         """Return the application.
 
         Args:
-            hosts: names by which it may be addressed besides IP addresses, any by default; see `Guard`.
+            hosts: host names by which it may be addressed, any by default; see :class:`RequestGuardMiddleware`.
         """
         routes = [
             Route("/", self.page),
@@ -65,9 +65,9 @@ class Server:
             Route("/v1/models/{name:path}", self.model),
             Route("/v1/chat/completions", self.complete, methods=["POST"]),
         ]
-        faults: Any = {RequestError: _fault, UserError: _fault, HTTPException: _fault, Exception: _fault}
+        handlers: Any = dict.fromkeys((RequestError, UserError, HTTPException, Exception), _handle_error)
         middleware = [Middleware(RequestGuardMiddleware, hosts=hosts, seconds_to_wait=self.worker.seconds_to_wait)]
-        return Starlette(routes=routes, exception_handlers=faults, middleware=middleware, lifespan=self._lifespan)
+        return Starlette(routes=routes, exception_handlers=handlers, middleware=middleware, lifespan=self._lifespan)
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -79,7 +79,7 @@ class Server:
     async def page(self, request: Request) -> Response:
         """``GET /``: the page, which may run its own script and connect only to this server."""
         html = PAGE_FILE.read_text(encoding="utf-8")
-        return HTMLResponse(html, headers={"Content-Security-Policy": _policy(html)})
+        return HTMLResponse(html, headers={"Content-Security-Policy": _content_security_policy(html)})
 
     async def models(self, request: Request) -> Response:
         """``GET /v1/models``."""
@@ -92,21 +92,20 @@ class Server:
 
     async def complete(self, request: Request) -> Response:
         """``POST /v1/chat/completions``."""
-        body = await _body(request)
-        asked = await asyncio.to_thread(parse_request, body, self.max_new_tokens)
-        self._check_model(asked.model)
-        began, pieces = time.monotonic(), self.worker.write(asked)
-        if asked.stream:
-            first = await _unless_gone(request, anext(pieces))  # so that errors are reported by the status
-            answer = {"id": _new_id(), "created": int(time.time()), "model": self.name}
-            lines = _events(answer, first, pieces, usage=asked.usage, began=began)
-            return StreamingResponse(lines, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        reply = await _unless_gone(request, _last(pieces))
-        _log(reply, began)
-        message = {"role": "assistant", "content": reply.text, "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reply.finish}
-        answer = {"id": _new_id(), "object": "chat.completion", "created": int(time.time()), "model": self.name}
-        return JSONResponse({**answer, "choices": [choice], "usage": _usage(reply)})
+        body = await _read_body(request)
+        chat = await asyncio.to_thread(parse_request, body, self.max_new_tokens)
+        self._check_model(chat.model)
+        started, pieces = time.monotonic(), self.worker.stream(chat)
+        header = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
+        if chat.stream:
+            first = await _unless_disconnected(request, anext(pieces))  # so that the status reports errors
+            events = _events(header, first, pieces, usage=chat.usage, started=started)
+            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        answer = await _unless_disconnected(request, _last(pieces))
+        _log(answer, started)
+        message = {"role": "assistant", "content": answer.text, "refusal": None}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish}
+        return JSONResponse({**header, "object": "chat.completion", "choices": [choice], "usage": _usage(answer)})
 
     def _description(self) -> dict[str, Any]:
         return {"id": self.name, "object": "model", "created": self.started, "owned_by": "llava-bridge"}
@@ -117,15 +116,15 @@ class Server:
             raise RequestError(line, param="model", code="model_not_found", status=404)
 
 
-async def _body(request: Request) -> bytes:
-    """Read the JSON of a request. Its content type is required, which other sites cannot send unasked."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise RequestError(f"content-type: expected application/json, got '{kind}'", status=415)
+async def _read_body(request: Request) -> bytes:
+    """Read the JSON of a request; browsers send its content type to other sites only with their permission."""
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise RequestError(f"content-type: expected application/json, got '{content_type}'", status=415)
     body, size = bytearray(), 0
     try:
         async with asyncio.timeout(REQUEST_TIMEOUT):
-            async for chunk in request.stream():  # to its end, because clients listen only then
+            async for chunk in request.stream():  # to its end, because clients read the response only then
                 size += len(chunk)
                 if size <= MAX_REQUEST_BYTES:
                     body += chunk
@@ -138,25 +137,25 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """Return the result of ``work``; it is cancelled when the client disconnects.
+async def _unless_disconnected(request: Request, work: Awaitable[T]) -> T:
+    """Return the result of ``work``; cancel it when the client disconnects.
 
     Raises:
         HTTPException: the client has disconnected; 499 is nginx's status for that, and is not sent.
     """
-    working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    result, disconnect = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            log_info("a client went away before its answer")
-            raise HTTPException(499, "the client has gone")
-        return working.result()
+        await asyncio.wait({result, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+        if not result.done():
+            log_info("a client disconnected before its answer")
+            raise HTTPException(499, "the client has disconnected")
+        return result.result()
     finally:
-        for task in (working, waiting):
-            task.cancel()
+        result.cancel()
+        disconnect.cancel()
 
 
-async def _gone(request: Request) -> None:
+async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -166,74 +165,63 @@ async def _last(pieces: AsyncGenerator[str | StreamedAnswer, None]) -> StreamedA
         async for piece in pieces:
             if isinstance(piece, StreamedAnswer):
                 return piece
-    raise AssertionError("a worker's last word is the whole")
+    raise AssertionError("a stream ends with the full answer")
 
 
 async def _events(
-    answer: dict[str, Any],
+    header: dict[str, Any],
     first: str | StreamedAnswer,
     pieces: AsyncGenerator[str | StreamedAnswer, None],
     *,
     usage: bool,
-    began: float,
+    started: float,
 ) -> AsyncGenerator[str, None]:
     """A stream's server-sent events."""
 
     def event(delta: dict[str, Any] | None, **more: Any) -> str:
         choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": more.pop("finish", None)}]
         counts = {"usage": None} if usage else {}
-        chunk = {**answer, "object": "chat.completion.chunk", "choices": choices, **counts, **more}
+        chunk = {**header, "object": "chat.completion.chunk", "choices": choices, **counts, **more}
         return f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
 
-    ended = False
+    completed = False
     try:
         async with contextlib.aclosing(pieces):
             yield event({"role": "assistant", "content": ""})
-            async for piece in _with_first(first, pieces):
-                if isinstance(piece, StreamedAnswer):
-                    _log(piece, began)
-                    yield event({}, finish=piece.finish)
-                    if usage:
-                        yield event(None, usage=_usage(piece))
-                else:
-                    yield event({"content": piece})
+            piece = first
+            while isinstance(piece, str):
+                yield event({"content": piece})
+                piece = await anext(pieces)
+            _log(piece, started)
+            yield event({}, finish=piece.finish)
+            if usage:
+                yield event(None, usage=_usage(piece))
         yield "data: [DONE]\n\n"
-        ended = True
+        completed = True
     except (RequestError, UserError) as error:  # the status has already been sent
-        yield f"data: {json.dumps(_told(error)[1])}\n\n"
-        ended = True
+        yield f"data: {json.dumps(_error_response(error)[1])}\n\n"
+        completed = True
     finally:
-        if not ended:
-            log_info("a client went away during its answer")
+        if not completed:
+            log_info("a client disconnected during its answer")
 
 
-async def _with_first(first: T, others: AsyncIterator[T]) -> AsyncIterator[T]:
-    yield first
-    if not isinstance(first, StreamedAnswer):
-        async for other in others:
-            yield other
+def _usage(answer: StreamedAnswer) -> dict[str, int]:
+    total = answer.prompt_tokens + answer.new_tokens
+    return {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.new_tokens, "total_tokens": total}
 
 
-def _usage(reply: StreamedAnswer) -> dict[str, int]:
-    total = reply.prompt_tokens + reply.new_tokens
-    return {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.new_tokens, "total_tokens": total}
+def _log(answer: StreamedAnswer, started: float) -> None:
+    seconds = time.monotonic() - started
+    log_info(f"answered: {answer.prompt_tokens} + {answer.new_tokens} tokens, {answer.finish}, {seconds:.1f} s")
 
 
-def _log(reply: StreamedAnswer, began: float) -> None:
-    seconds = time.monotonic() - began
-    log_info(f"answered: {reply.prompt_tokens} + {reply.new_tokens} tokens, {reply.finish}, {seconds:.1f} s")
-
-
-def _new_id() -> str:
-    return f"chatcmpl-{uuid.uuid4().hex}"
-
-
-async def _fault(request: Request, error: Exception) -> Response:
-    status, content = _told(error)
+async def _handle_error(request: Request, error: Exception) -> Response:
+    status, content = _error_response(error)
     return JSONResponse(content, status_code=status, headers=getattr(error, "headers", None))
 
 
-def _told(error: Exception) -> tuple[int, dict[str, Any]]:
+def _error_response(error: Exception) -> tuple[int, dict[str, Any]]:
     """Return the status and OpenAI's error JSON."""
     param, code, status = None, None, 500
     message = "the server failed"
@@ -244,11 +232,11 @@ def _told(error: Exception) -> tuple[int, dict[str, Any]]:
         param, code = "messages", "context_length_exceeded" if isinstance(error, ContextLengthError) else None
     elif isinstance(error, HTTPException):
         message, status = error.detail, error.status_code
-    kind = "server_error" if status >= 500 else "invalid_request_error"
-    return status, {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    error_type = "server_error" if status >= 500 else "invalid_request_error"
+    return status, {"error": {"message": message, "type": error_type, "param": param, "code": code}}
 
 
-def _policy(html: str) -> str:
+def _content_security_policy(html: str) -> str:
     """Return a content security policy that allows only the page's own scripts."""
     scripts = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
     digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]

@@ -23,16 +23,16 @@ from llava_bridge.inference.generate import prepend_image_tokens
 from llava_bridge.inference.streaming import GenerationParams
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-_READ = {"model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens"}
-_READ |= {"temperature", "top_p", "seed", "stop"}
-# These do not affect the answer.
+_SUPPORTED = {"model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens"}
+_SUPPORTED |= {"temperature", "top_p", "seed", "stop"}
+# Fields that do not affect the answer.
 _WITHOUT_EFFECT = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
 _WITHOUT_EFFECT |= {"parallel_tool_calls", "tool_choice"}
-# Other fields change the answer; they are accepted with a value that changes nothing (null, 0, false, empty).
+# Other fields change the answer; they are accepted only with a neutral value: null, 0, false, empty, or these.
 _NEUTRAL: Mapping[str, Any] = {"n": 1, "response_format": {"type": "text"}, "modalities": ["text"]}
-_MOST_STOPS, _LONGEST_STOP = 16, 1000  # each is searched for after each token
-_MOST_PICTURES = 64
-_NO_IMAGE = "< image>"
+_MAX_STOPS, _MAX_STOP_LENGTH = 16, 1000  # each is searched for after each token
+_MAX_IMAGES = 64
+_ESCAPED_IMAGE = "< image>"
 _DATA_URL = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 
 
@@ -58,16 +58,16 @@ class ChatRequest:
     Args:
         model: its name; None if the request has none.
         messages: in the format of the bridge's chat, each image an ``<image>`` before its message's text.
-        pictures: the images of all messages, in order.
-        decoding: decoding settings.
+        images: the images of all messages, in order.
+        params: generation settings.
         stream: send the answer while it is generated.
         usage: send token counts at the end of a stream.
     """
 
     model: str | None
     messages: list[dict[str, str]]
-    pictures: list[Image.Image]
-    decoding: GenerationParams
+    images: list[Image.Image]
+    params: GenerationParams
     stream: bool
     usage: bool
 
@@ -77,136 +77,138 @@ def parse_request(body: bytes, max_new_tokens: int) -> ChatRequest:
 
     Args:
         body: its JSON.
-        max_new_tokens: if it does not limit the length of the answer.
+        max_new_tokens: maximum length of the answer if the request sets none.
 
     Raises:
         RequestError: it is not valid in OpenAI's API, or uses an unsupported feature.
     """
     try:
-        given = safe_json_loads(body)
+        fields = safe_json_loads(body)
     except ValueError as error:
         raise RequestError(f"the body is not JSON ({error})") from None
-    if not isinstance(given, dict):
+    if not isinstance(fields, dict):
         raise RequestError("the body: expected a JSON object")
-    _refuse_unsupported(given)
-    messages, images = _conversation(given.get("messages"))
-    options = _field(given, "stream_options", dict, "an object") or {}
+    _reject_unsupported(fields)
+    messages, images = _parse_messages(fields.get("messages"))
+    options = _field(fields, "stream_options", dict, "an object") or {}
     return ChatRequest(
-        model=_field(given, "model", str, "a name"),
+        model=_field(fields, "model", str, "a name"),
         messages=messages,
-        pictures=images,
-        decoding=_decoding(given, max_new_tokens),
-        stream=bool(_field(given, "stream", bool, "true or false")),
+        images=images,
+        params=_parse_params(fields, max_new_tokens),
+        stream=bool(_field(fields, "stream", bool, "true or false")),
         usage=bool(options.get("include_usage")),
     )
 
 
-def _refuse_unsupported(given: Mapping[str, Any]) -> None:
-    for name, value in given.items():
-        if name in _READ or name in _WITHOUT_EFFECT or not value or value == _NEUTRAL.get(name):
+def _reject_unsupported(fields: Mapping[str, Any]) -> None:
+    for name, value in fields.items():
+        if name in _SUPPORTED or name in _WITHOUT_EFFECT or not value or value == _NEUTRAL.get(name):
             continue
-        told = " ".join(name.split())[:60]
-        raise RequestError(f"{told}: this server does not support it", param=told, code="unsupported_parameter")
+        short = " ".join(name.split())[:60]
+        raise RequestError(f"{short}: this server does not support it", param=short, code="unsupported_parameter")
 
 
-def _decoding(given: Mapping[str, Any], max_new_tokens: int) -> GenerationParams:
-    longest = "max_completion_tokens" if given.get("max_completion_tokens") is not None else "max_tokens"
-    limit = _number(given, longest, 1, math.inf, whole=True)
-    seed = _number(given, "seed", -(2**63), 2**63 - 1, whole=True)
-    stop = given.get("stop")
+def _parse_params(fields: Mapping[str, Any], max_new_tokens: int) -> GenerationParams:
+    limit_field = "max_completion_tokens" if fields.get("max_completion_tokens") is not None else "max_tokens"
+    limit = _number(fields, limit_field, 1, math.inf, integer=True)
+    seed = _number(fields, "seed", -(2**63), 2**63 - 1, integer=True)
+    stop = fields.get("stop")
     stops = [stop] if isinstance(stop, str) else stop or []
     if not isinstance(stops, list) or not all(isinstance(text, str) for text in stops):
         raise RequestError("stop: expected a string or a list of strings", param="stop")
-    if len(stops) > _MOST_STOPS or max(map(len, stops), default=0) > _LONGEST_STOP:
-        raise RequestError(f"stop: expected at most {_MOST_STOPS} texts of {_LONGEST_STOP} characters", param="stop")
+    if len(stops) > _MAX_STOPS or max(map(len, stops), default=0) > _MAX_STOP_LENGTH:
+        raise RequestError(f"stop: expected at most {_MAX_STOPS} texts of {_MAX_STOP_LENGTH} characters", param="stop")
     return GenerationParams(
         max_new_tokens=int(limit) if limit is not None else max_new_tokens,
-        temperature=_number(given, "temperature", 0, 2),
-        top_p=_number(given, "top_p", 0, 1),
+        temperature=_number(fields, "temperature", 0, 2),
+        top_p=_number(fields, "top_p", 0, 1),
         seed=int(seed) if seed is not None else None,
         stop=stops,
     )
 
 
-def _number(given: Mapping[str, Any], name: str, least: float, most: float, *, whole: bool = False) -> float | None:
-    value = given.get(name)
+def _number(
+    fields: Mapping[str, Any], name: str, minimum: float, maximum: float, *, integer: bool = False
+) -> float | None:
+    value = fields.get(name)
     if value is None:
         return None
-    kinds = int if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:
-        kind = "an integer" if whole else "a number"
-        span = f"from {least} to {most}" if most < 2**32 else f"of {least} or more"
-        raise RequestError(f"{name}: expected {kind} {span}, got {json.dumps(value)}", param=name)
+    types = int if integer else (int, float)
+    if isinstance(value, bool) or not isinstance(value, types) or not minimum <= value <= maximum:
+        expected = "an integer" if integer else "a number"
+        span = f"from {minimum} to {maximum}" if maximum < 2**32 else f"of {minimum} or more"
+        raise RequestError(f"{name}: expected {expected} {span}, got {json.dumps(value)}", param=name)
     return value
 
 
-def _field(given: Mapping[str, Any], name: str, kind: type, what: str) -> Any:
-    value = given.get(name)
-    if value is not None and not isinstance(value, kind):
-        raise RequestError(f"{name}: expected {what}", param=name)
+def _field(fields: Mapping[str, Any], name: str, field_type: type, expected: str) -> Any:
+    value = fields.get(name)
+    if value is not None and not isinstance(value, field_type):
+        raise RequestError(f"{name}: expected {expected}", param=name)
     return value
 
 
-def _conversation(given: Any) -> tuple[list[dict[str, str]], list[Image.Image]]:
+def _parse_messages(given: Any) -> tuple[list[dict[str, str]], list[Image.Image]]:
     if not isinstance(given, list) or not given:
         raise RequestError("messages: expected a list of messages", param="messages")
     messages: list[dict[str, str]] = []
     images: list[Image.Image] = []
     for number, message in enumerate(given):
-        place = f"messages[{number}]"
+        field = f"messages[{number}]"
         role = message.get("role") if isinstance(message, dict) else None
         if not isinstance(role, str) or role not in _ROLES:
-            raise RequestError(f"{place}.role: expected one of {', '.join(_ROLES)}", param=f"{place}.role")
-        earlier = len(images)
-        text = _content(message.get("content"), f"{place}.content", images if role == "user" else None)
-        said = text.replace(IMAGE, _NO_IMAGE)  # an image is a part of its own; text never contains one
-        messages.append({"role": _ROLES[role], "content": prepend_image_tokens(said, images[earlier:])})
+            raise RequestError(f"{field}.role: expected one of {', '.join(_ROLES)}", param=f"{field}.role")
+        num_before = len(images)
+        text = _parse_content(message.get("content"), f"{field}.content", images if role == "user" else None)
+        text = text.replace(IMAGE, _ESCAPED_IMAGE)  # only image parts become image tokens
+        messages.append({"role": _ROLES[role], "content": prepend_image_tokens(text, images[num_before:])})
     if messages[-1]["role"] != "user":
         raise RequestError("messages: expected the last one to be the user's", param="messages")
     return messages, images
 
 
-def _content(content: Any, place: str, pictures: list[Image.Image] | None) -> str:
-    """Return the text of a message, its parts as paragraphs; its images are appended to ``pictures``, if allowed."""
+def _parse_content(content: Any, field: str, images: list[Image.Image] | None) -> str:
+    """Return the text of a message, its parts as paragraphs; its images are appended to ``images``, if allowed."""
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):
-        raise RequestError(f"{place}: expected a string or a list of parts", param=place)
+        raise RequestError(f"{field}: expected a string or a list of parts", param=field)
     texts: list[str] = []
     for number, part in enumerate(content):
-        at = f"{place}[{number}]"
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "text" and isinstance(part.get("text"), str):
+        part_field = f"{field}[{number}]"
+        part_type = part.get("type") if isinstance(part, dict) else None
+        if part_type == "text" and isinstance(part.get("text"), str):
             texts.append(part["text"])
-        elif kind == "image_url" and pictures is not None:
-            pictures.append(_picture(part.get("image_url"), f"{at}.image_url"))
-            _check_size(pictures)
+        elif part_type == "image_url" and images is not None:
+            images.append(_decode_data_url(part.get("image_url"), f"{part_field}.image_url"))
+            _check_size(images)
         else:
-            parts = "text, or image_url in the user's messages" if kind != "text" else "its text"
-            raise RequestError(f"{at}: expected {parts}", param=at)
+            expected = "text, or image_url in the user's messages" if part_type != "text" else "its text"
+            raise RequestError(f"{part_field}: expected {expected}", param=part_field)
     return "\n".join(texts)
 
 
-def _check_size(pictures: list[Image.Image]) -> None:
+def _check_size(images: list[Image.Image]) -> None:
     """Reject more images than one request may hold in memory; small files may be large images."""
-    if len(pictures) > _MOST_PICTURES or sum(image.width * image.height for image in pictures) > MAX_PIXELS:
-        line = f"expected at most {_MOST_PICTURES} images, of {MAX_PIXELS / 1e6:g} megapixels together"
-        raise RequestError(f"messages: {line}", param="messages", status=413)
+    if len(images) > _MAX_IMAGES or sum(image.width * image.height for image in images) > MAX_PIXELS:
+        expected = f"expected at most {_MAX_IMAGES} images, of {MAX_PIXELS / 1e6:g} megapixels together"
+        raise RequestError(f"messages: {expected}", param="messages", status=413)
 
 
-def _picture(given: Any, place: str) -> Image.Image:
-    """Decode the image in a data: URL; no URL or local file is ever fetched."""
-    url = given.get("url") if isinstance(given, dict) else None
-    place = f"{place}.url"
+def _decode_data_url(image_url: Any, field: str) -> Image.Image:
+    """Decode the image in a data: URL; other URLs and local files are never read."""
+    url = image_url.get("url") if isinstance(image_url, dict) else None
+    field = f"{field}.url"
     if not isinstance(url, str):
-        raise RequestError(f"{place}: expected a data: URL", param=place)
-    head = _DATA_URL.match(url[:200])
-    if head is None:
-        line = "this server fetches nothing; expected the image itself as data:image/jpeg;base64,…"
-        raise RequestError(f"{place}: {line}", param=place, code="invalid_image_url")
+        raise RequestError(f"{field}: expected a data: URL", param=field)
+    header = _DATA_URL.match(url[:200])
+    if header is None:
+        expected = "this server fetches nothing; expected the image itself as data:image/jpeg;base64,…"
+        raise RequestError(f"{field}: {expected}", param=field, code="invalid_image_url")
     try:
-        return decode_image(base64.b64decode("".join(url[head.end() :].split()), validate=True))
+        return decode_image(base64.b64decode("".join(url[header.end() :].split()), validate=True))
     except binascii.Error as error:
-        raise RequestError(f"{place}: not base64 ({error})", param=place, code="invalid_base64") from None
+        raise RequestError(f"{field}: not base64 ({error})", param=field, code="invalid_base64") from None
     except BadImageError as error:
-        raise RequestError(f"{place}: {error}", param=place, code="invalid_image_format") from None
+        raise RequestError(f"{field}: {error}", param=field, code="invalid_image_format") from None

@@ -1,4 +1,4 @@
-"""``llava-bridge serve``: a LLaVA behind OpenAI's chat API, with a page to talk to it.
+"""``llava-bridge serve``: a LLaVA with OpenAI's chat API and a chat page.
 
 llava-bridge serve runs/demo/llava/clips-s0
 """
@@ -15,7 +15,7 @@ from clips.errors import UserError
 from clips.model_refs import is_on_hub
 from llava_bridge.inference.directory import resolve_llava_dir
 
-_CONNECTIONS = 256
+_MAX_CONNECTIONS = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,10 +24,8 @@ class ServeConfig:
 
     Args:
         model: the LLaVA directory, or a Hub repo id ``ORG/NAME``; its name is the model's name in the API.
-        host: the address to listen at. A non-local address lets in every client that can reach it: there is no
-            password.
-        allowed_hosts: names by which it may be addressed besides IP addresses, localhost and the host name, such as
-            that of a proxy.
+        host: the address to listen at. Every client that can reach it can use the model: there is no password.
+        allowed_hosts: further host names by which it may be addressed, such as that of a proxy.
         port: 0 selects a free one.
         max_new_tokens: maximum length of an answer if a request does not set one.
     """
@@ -49,9 +47,9 @@ def run_serve(config: ServeConfig) -> None:
     """Answer requests until interrupted.
 
     Raises:
-        UserError: no such LLaVA; the address is in use or not local; the extra ``run_serve`` is not installed.
+        UserError: no such LLaVA; the address is in use or not local; the extra ``serve`` is not installed.
     """
-    if not is_on_hub(config.model):  # downloads start once nothing else can fail
+    if not is_on_hub(config.model):  # a download starts after all checks
         resolve_llava_dir(config.model)  # reported before torch is imported
     try:
         import uvicorn
@@ -61,7 +59,7 @@ def run_serve(config: ServeConfig) -> None:
         if (error.name or "").partition(".")[0] not in {"starlette", "uvicorn"}:
             raise
         raise UserError(f"serve needs {error.name}: pip install 'clips-suite[serve]'") from None
-    with _listening(config) as listener:
+    with _listen(config) as listener:
         from llava_bridge.inference.generate import load_llava
         from llava_bridge.serving.worker import GenerationWorker
 
@@ -69,45 +67,45 @@ def run_serve(config: ServeConfig) -> None:
         name = Path(config.model).resolve().name
         server = Server(worker, name, config.max_new_tokens, _greeting(config, name, listener))
         settings = uvicorn.Config(
-            server.app(_names(config)),
+            server.app(_host_names(config)),
             log_level="warning",
             access_log=False,
             server_header=False,
-            limit_concurrency=_CONNECTIONS,
+            limit_concurrency=_MAX_CONNECTIONS,
             timeout_graceful_shutdown=2,
         )
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(settings).run(sockets=[listener])
 
 
-def _names(config: ServeConfig) -> list[str]:
+def _host_names(config: ServeConfig) -> list[str]:
     """Return the names by which the server may be addressed."""
-    own = ["localhost", *config.allowed_hosts]
-    return own if _is_own(config.host) else [*own, config.host, socket.gethostname(), socket.getfqdn()]
+    names = ["localhost", *config.allowed_hosts]
+    return names if _is_loopback(config.host) else [*names, config.host, socket.gethostname(), socket.getfqdn()]
 
 
 def _greeting(config: ServeConfig, name: str, listener: socket.socket) -> list[str]:
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     lines = [f"{name}: page {address}/, API {address}/v1; Ctrl-C ends"]
-    if not _is_own(config.host):
-        lines.append(f"everybody who can reach {address} can use it: there is no password")
+    if not _is_loopback(config.host):
+        lines.append(f"every client that can reach {address} can use it: there is no password")
     return lines
 
 
-def _listening(config: ServeConfig) -> socket.socket:
-    """Open the socket, before a large model is loaded in vain."""
+def _listen(config: ServeConfig) -> socket.socket:
+    """Open the socket; this fails before a large model is loaded."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
         return socket.create_server((config.host, config.port), family=family, backlog=128)
     except OSError as error:
-        why = (error.strerror or str(error)).partition(" (")[0]
+        reason = (error.strerror or str(error)).partition(" (")[0]
         raise UserError(
-            f"host, port: cannot listen at {config.host}:{config.port} ({why}); expected a free port of this machine"
+            f"host, port: cannot listen at {config.host}:{config.port} ({reason}); expected a free port of this machine"
         ) from None
 
 
-def _is_own(host: str) -> bool:
+def _is_loopback(host: str) -> bool:
     """Whether ``host`` is reachable only locally."""
     if host == "localhost":
         return True

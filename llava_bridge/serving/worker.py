@@ -15,25 +15,25 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from clips.errors import UserError
-from llava_bridge.inference.streaming import Prompt, StreamedAnswer, draws, prompt, replies
+from llava_bridge.inference.streaming import Prompt, StreamedAnswer, generate_answers, is_sampled, prepare_prompt
 from llava_bridge.serving.request import ChatRequest, RequestError
 
-MOST_TOGETHER = 16
-"""Maximum requests per batch."""
+MAX_BATCH_SIZE = 16
+"""Maximum number of requests per batch."""
 
 
-@dataclasses.dataclass(kw_only=True)
-class _Waiting:
+@dataclasses.dataclass(kw_only=True, eq=False)
+class _QueuedRequest:
     """A request and the receiver of its answer."""
 
-    asked: ChatRequest
-    tell: Callable[[str | StreamedAnswer | Exception], None]
-    gone: threading.Event = dataclasses.field(default_factory=threading.Event)
-    told: bool = False
+    request: ChatRequest
+    deliver: Callable[[str | StreamedAnswer | Exception], None]
+    cancelled: threading.Event = dataclasses.field(default_factory=threading.Event)
+    has_text: bool = False
 
     def on_text(self, piece: str) -> None:
-        self.told = True
-        self.tell(piece)
+        self.has_text = True
+        self.deliver(piece)
 
 
 class GenerationWorker:
@@ -47,110 +47,113 @@ class GenerationWorker:
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor = model, processor
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self._waiting: deque[_Waiting] = deque()
+        self._queue: deque[_QueuedRequest] = deque()
         self._lock = threading.Lock()
-        self._writing = False
-        self._seconds = 1.0  # that the last batch took
+        self._is_generating = False
+        self._batch_seconds = 1.0  # of the last batch
 
-    async def write(self, asked: ChatRequest) -> AsyncGenerator[str | StreamedAnswer, None]:
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[str | StreamedAnswer, None]:
         """Yield the pieces of an answer as they are generated, then the full answer.
 
         Closing or cancelling the generator ends generation after the next token, or before the first.
 
         Raises:
-            UserError: the request does not suit the model; see :func:`~llava_bridge.inference.streaming.stream_answer`.
+            UserError: see :func:`~llava_bridge.inference.streaming.prepare_prompt`.
             RequestError: generation failed.
         """
-        loop, written = asyncio.get_running_loop(), asyncio.Queue[str | StreamedAnswer | Exception]()
+        loop, items = asyncio.get_running_loop(), asyncio.Queue[str | StreamedAnswer | Exception]()
 
-        def tell(item: str | StreamedAnswer | Exception) -> None:
+        def deliver(item: str | StreamedAnswer | Exception) -> None:
             with contextlib.suppress(RuntimeError):  # the server has stopped in the meantime
-                loop.call_soon_threadsafe(written.put_nowait, item)
+                loop.call_soon_threadsafe(items.put_nowait, item)
 
-        waiting = _Waiting(asked=asked, tell=tell)
+        queued = _QueuedRequest(request=request, deliver=deliver)
         with self._lock:
-            self._waiting.append(waiting)
+            self._queue.append(queued)
         self._thread.submit(self._answer_next)
         try:
             while True:
-                item = await written.get()
+                item = await items.get()
                 if isinstance(item, Exception):
                     raise item
                 yield item
                 if isinstance(item, StreamedAnswer):
                     return
         finally:
-            waiting.gone.set()
+            queued.cancelled.set()
 
     def seconds_to_wait(self) -> float:
-        """Estimate the seconds until the waiting requests are answered, if each batch takes as long as the last."""
+        """Estimate the seconds until the queued requests are answered, if each batch takes as long as the last."""
         with self._lock:
-            present = [one for one in self._waiting if not one.gone.is_set()]
-            alone = sum(self._alone(one) for one in present)
-            batches = self._writing + alone + math.ceil((len(present) - alone) / MOST_TOGETHER)
-        return self._seconds * batches
+            active = self._active()
+            sampled = sum(self._is_sampled(queued) for queued in active)
+            batches = self._is_generating + sampled + math.ceil((len(active) - sampled) / MAX_BATCH_SIZE)
+        return self._batch_seconds * batches
 
     def _answer_next(self) -> None:
-        began, ready = time.monotonic(), []
-        for one in self._take():
+        started, batch = time.monotonic(), []
+        for queued in self._next_batch():
             try:
-                ready.append((one, self._prompt(one)))
+                batch.append((queued, self._prepare(queued)))
             except UserError as error:
-                one.tell(error)
+                queued.deliver(error)
             except Exception:
-                one.tell(_failure())
-        if ready:
-            self._write(ready)
-            self._seconds = time.monotonic() - began
-        self._writing = False
+                queued.deliver(_server_error())
+        if batch:
+            self._generate(batch)
+            self._batch_seconds = time.monotonic() - started
+        self._is_generating = False
 
-    def _take(self) -> list[_Waiting]:
-        """Return the first waiting request and those that can join its batch."""
+    def _active(self) -> list[_QueuedRequest]:
+        return [queued for queued in self._queue if not queued.cancelled.is_set()]
+
+    def _next_batch(self) -> list[_QueuedRequest]:
+        """Return the first queued request and those that can join its batch."""
         with self._lock:
-            present = [one for one in self._waiting if not one.gone.is_set()]
-            taken = present[:1]
-            if taken and not self._alone(taken[0]):
-                taken = [one for one in present if not self._alone(one)][:MOST_TOGETHER]
-            self._waiting = deque(one for one in present if not any(one is other for other in taken))
-            self._writing = bool(taken)
-        return taken
+            active = self._active()
+            batch = active[:1]
+            if batch and not self._is_sampled(batch[0]):
+                batch = [queued for queued in active if not self._is_sampled(queued)][:MAX_BATCH_SIZE]
+            self._queue = deque(queued for queued in active if queued not in batch)
+            self._is_generating = bool(batch)
+        return batch
 
-    def _alone(self, one: _Waiting) -> bool:
-        return draws(self.model, one.asked.decoding)
+    def _is_sampled(self, queued: _QueuedRequest) -> bool:
+        return is_sampled(self.model, queued.request.params)
 
-    def _prompt(self, one: _Waiting) -> Prompt:
-        asked = one.asked
-        return prompt(
+    def _prepare(self, queued: _QueuedRequest) -> Prompt:
+        request = queued.request
+        return prepare_prompt(
             self.model,
             self.processor,
-            asked.pictures,
-            asked.messages,
-            asked.decoding,
-            on_text=one.on_text,
-            cancelled=one.gone.is_set,
+            request.images,
+            request.messages,
+            request.params,
+            on_text=queued.on_text,
+            cancelled=queued.cancelled.is_set,
         )
 
-    def _write(self, batch: list[tuple[_Waiting, Prompt]]) -> None:
+    def _generate(self, batch: list[tuple[_QueuedRequest, Prompt]]) -> None:
         try:
-            answers = replies(self.model, self.processor, [asked for _, asked in batch])
+            answers = generate_answers(self.model, self.processor, [prompt for _, prompt in batch])
         except Exception:  # from the libraries, for example out of memory: the next request may succeed
-            if len(batch) > 1 and not any(one.told for one, _ in batch):
+            if len(batch) > 1 and not any(queued.has_text for queued, _ in batch):
                 for pair in batch:
-                    self._write([pair])
+                    self._generate([pair])
                 return
-            failure = _failure()
-            for one, _ in batch:
-                one.tell(failure)
+            failure = _server_error()
+            for queued, _ in batch:
+                queued.deliver(failure)
             return
-        for (one, _), answer in zip(batch, answers, strict=True):
-            one.tell(answer)
+        for (queued, _), answer in zip(batch, answers, strict=True):
+            queued.deliver(answer)
 
     def close(self) -> None:
         """Start no more answers."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
-def _failure() -> RequestError:
-    """Return the message for the current exception; the terminal shows the full one."""
+def _server_error() -> RequestError:
+    """Return the message for the current exception, and print its traceback in the server's terminal."""
     traceback.print_exc()
-    return RequestError("the server failed; its terminal says why", status=500)
+    return RequestError("the server failed; its terminal shows the error", status=500)

@@ -1,1 +1,1 @@
-"""Training: stages, HF Trainer under DeepSpeed or FSDP, checkpoints, what is saved."""
+"""Training: stages, HF Trainer under DeepSpeed or FSDP, checkpoints, saved models."""

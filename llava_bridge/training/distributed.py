@@ -1,4 +1,4 @@
-"""The training processes among each other."""
+"""The process group of training."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 
 
 def init_process_group() -> None:
-    """Join the process group of the launcher, with this process's GPU for the one to use where nothing else is said."""
+    """Join the process group of the launcher, and select this process's GPU."""
     import deepspeed
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 
-    # On CPU DeepSpeed would first compile a shared-memory all-reduce (a minute of C++); gloo serves as well.
+    # On CPU DeepSpeed would first compile a shared-memory all-reduce for a minute; gloo needs none.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)

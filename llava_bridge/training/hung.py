@@ -1,4 +1,4 @@
-"""A process that waits for another one in a collective hears no signal: this ends it where a stop is asked for."""
+"""End a process that hangs in a collective, where it cannot handle a stop request."""
 
 from __future__ import annotations
 
@@ -8,62 +8,64 @@ import time
 from clips.parallel.watchdog import EXIT_HUNG
 from llava_bridge.training.launch import DistributedStopRequest, end_hung, is_main_process
 
-_PAUSE = 1.0
-_LEAST = 30.0
-_FIRST = 120.0
-_STEPS = 4
+_POLL_SECONDS = 1.0
+_MIN_SECONDS = 30.0
+_FIRST_STEP_SECONDS = 120.0
+_MAX_STEP_RATIO = 4
 
 
 class HungWatch:
-    """Ends this process if, after a stop is asked for, a step takes several times as long as any before.
+    """Ends this process if, after a stop request, a step takes several times as long as the longest before.
 
-    The time before the request does not count: a step that is slow, and not hung, ends, hears the request and saves.
+    The time before the request does not count: a slow step that does not hang ends and handles the request.
 
     Args:
-        stop: whether anybody wants the run to stop.
-        stage: its name.
+        stop: the run's stop request.
+        stage: the stage's name.
     """
 
     def __init__(self, stop: DistributedStopRequest, stage: str) -> None:
         self.stop = stop
         self.stage = stage
         self._longest = 0.0
-        self._since: float | None = None
-        self._over = threading.Event()
+        self._step_start: float | None = None
+        self._ended = threading.Event()
 
     def start(self) -> None:
-        """Steps are computed from now on."""
-        self._since = time.monotonic()
+        """Start watching; a step begins."""
+        self._step_start = time.monotonic()
         threading.Thread(target=self._watch, name="hung", daemon=True).start()
 
     def step_ended(self, *, saves: bool) -> None:
-        """A step has ended; ``saves``: what comes next, until `saved`, takes as long as it takes."""
+        """Record the end of a step; if it ``saves``, the time until :meth:`saved` is unlimited."""
         now = time.monotonic()
-        if self._since is not None:
-            self._longest = max(self._longest, now - self._since)
-        self._since = None if saves else now
+        if self._step_start is not None:
+            self._longest = max(self._longest, now - self._step_start)
+        self._step_start = None if saves else now
 
     def saved(self) -> None:
-        """A checkpoint is written."""
-        self._since = time.monotonic()
+        """Record that a checkpoint is written; a step begins."""
+        self._step_start = time.monotonic()
 
     def end(self) -> None:
-        """No more steps are to come."""
-        self._over.set()
+        """Stop watching after the last step."""
+        self._ended.set()
 
     def _watch(self) -> None:
-        asked: float | None = None
-        while not self._over.wait(_PAUSE):
-            since, limit = self._since, max(_LEAST, _STEPS * self._longest) if self._longest else _FIRST
-            if asked is None and self.stop.asked():
-                asked = time.monotonic()
-            if since is None or asked is None:
+        requested: float | None = None
+        while not self._ended.wait(_POLL_SECONDS):
+            start, limit = self._step_start, _FIRST_STEP_SECONDS
+            if self._longest:
+                limit = max(_MIN_SECONDS, _MAX_STEP_RATIO * self._longest)
+            if requested is None and self.stop.is_requested():
+                requested = time.monotonic()
+            if start is None or requested is None:
                 continue
             if not is_main_process():
-                limit += 2 * _PAUSE  # that one tells why
-            if (waited := time.monotonic() - max(since, asked)) > limit and not self._over.is_set():
+                limit += 2 * _POLL_SECONDS  # rank 0 reports first
+            if (waited := time.monotonic() - max(start, requested)) > limit and not self._ended.is_set():
                 end_hung(
                     EXIT_HUNG,
-                    f"{self.stage}: asked to stop, but a step has not ended for {waited:.0f} s: processes wait for "
-                    "each other; ended without saving; from the last checkpoint the same command goes on",
+                    f"{self.stage}: a stop was requested, but a step has not ended for {waited:.0f} s: the processes "
+                    "hang; ended without saving; the same command resumes from the last checkpoint",
                 )

@@ -1,8 +1,7 @@
-"""Start training processes, several through the ``deepspeed`` launcher, and speak with them.
+"""Start training processes, several through the ``deepspeed`` launcher, and communicate with them.
 
-The command's own process stays light: it imports neither torch nor transformers. It passes on what the
-processes report, keeps everything else that the launcher and the libraries print in a log file, and turns a
-user's mistake found inside a process into its own one line and exit status.
+The command's process imports neither torch nor transformers. It prints the lines that the processes report, writes all
+other output of the launcher and the libraries to a log file, and raises the user errors of the processes.
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ from clips.redaction import redact
 from clips.sanitize import strip_control_chars
 
 _COMMAND_PID = "LLAVA_BRIDGE_COMMAND_PID"
-_REPORT, _MISTAKE, _STATUS = "\x1e", "\x1f", "\x1d"  # begin the lines that a process prints for the command
+_REPORT, _USER_ERROR, _STATUS = "\x1e", "\x1f", "\x1d"  # prefixes of the lines that a process prints for the command
 STOP_FILE = "stop"
-"""The file in a work directory by which the command asks its processes to stop."""
-_TAIL = 25
-_ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-# What is raised where a disk is full: by the system, by safetensors, by torch.save.
+"""The file in a work directory with which the command requests its processes to stop."""
+_TAIL_LINES = 25
+_SINGLE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+# Error messages of a full disk: of the system, safetensors and torch.save.
 _DISK_FULL = ("No space left on device", "Disk quota exceeded", "unexpected pos", "PytorchStreamWriter failed")
 
 
 def launcher_world_size() -> int | None:
-    """How many processes the distributed launcher (deepspeed, torchrun) has started; None if none started this one."""
+    """Number of processes of the distributed launcher (deepspeed, torchrun); None without one."""
     launched = {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys()
     return int(os.environ["WORLD_SIZE"]) if launched else None
 
@@ -48,7 +47,7 @@ def is_main_process() -> bool:
 
 
 def is_reporting_process() -> bool:
-    """Whether this process is the command itself, or rank 0 of processes that someone else's launcher started."""
+    """Whether this process is the command itself, or rank 0 of another launcher."""
     return is_main_process() and _COMMAND_PID not in os.environ
 
 
@@ -57,50 +56,48 @@ def launch(arguments: Sequence[str], processes: int, log: Path, lock: int | None
 
     Args:
         arguments: the command and its options.
-        processes: how many on this machine.
-        log: where everything is written that the processes print.
+        processes: number of processes on this machine.
+        log: file of the processes' output.
         lock: a file descriptor that the launcher keeps open until its processes have ended.
 
     Raises:
-        UserError: a process ended with one.
+        UserError: of a process.
         SystemExit: a process failed otherwise, and the end of the log has been printed; or the run was stopped.
     """
     environment = {**os.environ, _COMMAND_PID: str(os.getpid())}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if processes == 1:  # a launcher would import torch once more before anything begins
-        command = [sys.executable, "-u"]
-        environment |= _ALONE | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    if processes == 1:  # a launcher would import torch in another process first
+        command = [sys.executable, "-u", "-m"]
+        environment |= _SINGLE_PROCESS | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     else:
-        machines = json.dumps({"localhost": _gpus(processes)}).encode()
-        command = [*_deepspeed(), f"--world_info={base64.urlsafe_b64encode(machines).decode()}"]
-        command += ["--master_addr=127.0.0.1"]
-        command += [f"--master_port={_free_port()}", "--no_local_rank"]
-    command += ["-m" if processes == 1 else "--module", "llava_bridge", *arguments]
-    tail: deque[str] = deque(maxlen=_TAIL)
-    mistakes: list[str] = []
-    ended_as = None
+        hosts = base64.urlsafe_b64encode(json.dumps({"localhost": _gpus(processes)}).encode()).decode()
+        command = [*_deepspeed(), f"--world_info={hosts}", "--master_addr=127.0.0.1", f"--master_port={_free_port()}"]
+        command += ["--no_local_rank", "--module"]
+    tail: deque[str] = deque(maxlen=_TAIL_LINES)
+    user_errors: list[str] = []
+    reported_status = None
     with (
         log.open("a", encoding="utf-8") as file,
-        _stops_passed_on(log.with_name(STOP_FILE)),
-        _group(command, environment, lock) as process,
+        _forward_stop_signals(log.with_name(STOP_FILE)),
+        _process_group([*command, "llava_bridge", *arguments], environment, lock) as process,
     ):
         assert process.stdout is not None
         for line in process.stdout:
-            file.write(line.lstrip(_REPORT + _MISTAKE + _STATUS))
+            file.write(line.lstrip(_REPORT + _USER_ERROR + _STATUS))
             if line.startswith(_REPORT):
                 log_info(line[1:].rstrip("\n"))
             elif line.startswith(_STATUS):
-                ended_as = int(line[1:])
-            elif line.startswith(_MISTAKE):
-                mistakes.append(line[1:].rstrip("\n"))
+                reported_status = int(line[1:])
+            elif line.startswith(_USER_ERROR):
+                user_errors.append(line[1:].rstrip("\n"))
             else:
                 tail.append(line)
         status = process.wait()
-    if mistakes:
-        raise UserError(mistakes[0])
-    if ended_as is not None:
-        raise SystemExit(ended_as)
+    if user_errors:
+        raise UserError(user_errors[0])
+    if reported_status is not None:
+        raise SystemExit(reported_status)
     if status:
         log_info("".join(tail).rstrip("\n"))
         log_info(f"llava-bridge: a training process ended with status {status}; its whole log: {log}")
@@ -108,11 +105,7 @@ def launch(arguments: Sequence[str], processes: int, log: Path, lock: int | None
 
 
 def _gpus(processes: int) -> list[int] | list[str]:
-    """The GPU of each process, as the launcher is told: those that CUDA_VISIBLE_DEVICES shows, else the first ones.
-
-    Raises:
-        UserError: fewer are visible.
-    """
+    """The GPU of each process: those in CUDA_VISIBLE_DEVICES, else the first ones; UserError if fewer are visible."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     if not visible:
         return list(range(processes))
@@ -123,21 +116,21 @@ def _gpus(processes: int) -> list[int] | list[str]:
 
 
 @contextlib.contextmanager
-def _stops_passed_on(file: Path) -> Iterator[None]:
-    """Let SIGTERM and Ctrl-C ask the training processes to save and stop; Ctrl-C once more ends them at once."""
+def _forward_stop_signals(file: Path) -> Iterator[None]:
+    """SIGTERM and Ctrl-C request the training processes to save and stop; a second Ctrl-C ends them immediately."""
     file.unlink(missing_ok=True)
     partial = file.with_suffix(".partial")
 
-    def heard(number: int) -> None:
+    def write_stop_file(number: int) -> None:
         partial.write_text(str(number))
-        partial.replace(file)  # who finds it finds the number in it
+        partial.replace(file)  # readers never see an empty file
 
-    with graceful_shutdown(heard):
+    with graceful_shutdown(write_stop_file):
         yield
 
 
 class DistributedStopRequest:
-    """Whether anybody wants this training to stop: a signal to any of its processes, or to the command.
+    """A stop request for a training: a signal to any of its processes, or to the command.
 
     Args:
         request: the signals to this process.
@@ -148,12 +141,12 @@ class DistributedStopRequest:
         self.request = request
         self.file = work / STOP_FILE
 
-    def asked(self) -> bool:
-        """Whether this process knows of such a wish."""
+    def is_requested(self) -> bool:
+        """Whether this process has received a request."""
         return self.request.signal != 0 or self.file.is_file()
 
     def of_any_process(self) -> int:
-        """The signal, 0 for none; all processes must call it together, and learn the same."""
+        """The signal, 0 for none, equal in all processes, which must call this together."""
         import torch
 
         if self.request.signal == 0 and is_main_process() and self.file.is_file():
@@ -168,9 +161,9 @@ def exit_after_stop(number: int) -> NoReturn:
     raise SystemExit(exit_status_for_signal(number))
 
 
-def end_hung(status: int, why: str) -> NoReturn:
-    """End this process, and the command that started it, from a thread, as the main one waits for ever."""
-    log_rank0(why)
+def end_hung(status: int, reason: str) -> NoReturn:
+    """End this process, and the command that started it, from a thread, since the main thread hangs."""
+    log_rank0(reason)
     _log_status(status)
     os._exit(status)
 
@@ -181,7 +174,7 @@ def _log_status(status: int) -> None:
 
 
 def deepspeed_config(name: str) -> dict[str, Any]:
-    """The DeepSpeed settings that ``name`` says: one of the shipped ones, or a JSON file.
+    """The DeepSpeed config ``name``: a shipped one, or a JSON file.
 
     Raises:
         UserError: no such file, or not JSON.
@@ -198,7 +191,7 @@ def deepspeed_config(name: str) -> dict[str, Any]:
 
 
 def log_rank0(line: str) -> None:
-    """One line from rank 0 to whoever runs the command."""
+    """Log a line in rank 0, through the command that started it."""
     if not is_main_process():
         return
     if _COMMAND_PID in os.environ:
@@ -207,31 +200,30 @@ def log_rank0(line: str) -> None:
         log_info(line)
 
 
-def _log_command(mark: str, line: str) -> None:
-    """A line for the command that started this process, which knows it by its mark."""
-    print(mark + strip_control_chars(redact(line)), file=sys.stderr, flush=True)
+def _log_command(prefix: str, line: str) -> None:
+    """Print a line for the command that started this process."""
+    print(prefix + strip_control_chars(redact(line)), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def forward_user_errors() -> Iterator[None]:
-    """Tell a user's mistake, as which a full disk counts, to the command that started this process; then let it pass.
+    """Report user errors, full disks among them, to the command that started this process, and raise them.
 
     Raises:
-        UserError: the mistake.
+        UserError: the error.
     """
     try:
         yield
     except Exception as error:
-        mistake = error if isinstance(error, UserError) else _disk_full(error)
-        if mistake is None:
+        user_error = error if isinstance(error, UserError) else _disk_full_error(error)
+        if user_error is None:
             raise
         if _COMMAND_PID in os.environ:
-            _log_command(_MISTAKE, " ".join(str(mistake).splitlines()))
-        raise mistake from None
+            _log_command(_USER_ERROR, " ".join(str(user_error).splitlines()))
+        raise user_error from None
 
 
-def _disk_full(error: Exception) -> UserError | None:
-    """What to tell if ``error`` means that a disk is full."""
+def _disk_full_error(error: Exception) -> UserError | None:
     if not any(sign in str(error) for sign in _DISK_FULL):
         return None
     where = getattr(error, "filename", None) or "output"
@@ -239,7 +231,7 @@ def _disk_full(error: Exception) -> UserError | None:
 
 
 def is_parent_dead() -> bool:
-    """Whether the command that started this process has died (then nobody wants the result any more)."""
+    """Whether the command that started this process has ended."""
     pid = os.environ.get(_COMMAND_PID)
     if pid is None:
         return False
@@ -253,13 +245,15 @@ def is_parent_dead() -> bool:
 
 
 def _deepspeed() -> list[str]:
-    """What ``deepspeed`` itself starts on each machine; on one machine it need not be found out which those are."""
+    """The command that ``deepspeed`` starts on each host; on one host its search for others is not needed."""
     return [sys.executable, "-u", "-m", "deepspeed.launcher.launch"]
 
 
 @contextlib.contextmanager
-def _group(command: Sequence[str], environment: dict[str, str], lock: int | None) -> Iterator[subprocess.Popen[str]]:
-    """A process whose whole process group is ended with the block."""
+def _process_group(
+    command: Sequence[str], environment: dict[str, str], lock: int | None
+) -> Iterator[subprocess.Popen[str]]:
+    """A process whose process group is ended with the block."""
     process = subprocess.Popen(
         command,
         env=environment,

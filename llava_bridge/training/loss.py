@@ -1,7 +1,7 @@
-"""A LLaVA and the loss that it is trained with, in one forward call.
+"""A LLaVA with its training loss, in one forward call.
 
-Legend: R rows, T places of a row, P pictures, S side in pixels, G tiles of a picture (the overview included), N learned
-tokens, D width, V vocabulary.
+Legend: R rows, T tokens of a row, P images, S image size in pixels, G tiles of an image (including the base image), N
+supervised tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from llava_bridge.conversation import IGNORE_INDEX
 
 
 class LlavaLoss(nn.Module):
-    """Mean cross-entropy over the learned tokens of a batch; their logits (N, V) never exist whole.
+    """Mean cross-entropy over the supervised tokens of a batch, without materializing their logits (N, V).
 
-    Wrapped by DeepSpeed or FSDP as a whole, since the output layer's weights are used beside its own forward.
+    DeepSpeed or FSDP wraps this module as one, since the output layer's weights are used outside the layer's forward.
 
     Args:
         llava: a transformers LLaVA.
     """
 
-    accepts_loss_kwargs = True  # HF's Trainer then tells the number of learned tokens of all processes
+    accepts_loss_kwargs = True  # HF's Trainer then passes num_items_in_batch
 
     def __init__(self, llava: Any) -> None:
         super().__init__()
         self.llava = llava
-        self.config = llava.config  # DeepSpeed's "auto" settings read the width there
+        self.config = llava.config  # DeepSpeed's "auto" settings read the width from it
 
     def forward(
         self,
@@ -44,47 +44,47 @@ class LlavaLoss(nn.Module):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        **pictures: Tensor,
+        **image_inputs: Tensor,
     ) -> dict[str, Tensor]:
         """The loss ().
 
         Args:
             input_ids: (R, T).
-            labels: (R, T), ``IGNORE_INDEX`` where nothing is learned; of a packed row's first tokens too.
-            attention_mask: (R, T), 0 where a row is padded; None for packed rows.
-            position_ids: (R, T) for packed rows: they begin again with each sample, which keeps samples apart.
-            num_items_in_batch: learned tokens over which to average; those of this batch if not given.
-            pictures: ``pixel_values`` (P, 3, S, S) if there are pictures; for a LLaVA with tiles (P, G, 3, S, S), and
+            labels: (R, T), ``IGNORE_INDEX`` for unsupervised tokens and for the first token of each packed sample.
+            attention_mask: (R, T), 0 for padding; None for packed rows.
+            position_ids: (R, T) for packed rows: they restart with each sample, which separates samples.
+            num_items_in_batch: number of supervised tokens to average over; None uses those of this batch.
+            image_inputs: ``pixel_values`` (P, 3, S, S) if there are images; for a LLaVA with tiles (P, G, 3, S, S), and
                 ``image_sizes`` (P, 2).
         """
-        with contextlib.nullcontext() if "pixel_values" in pictures else self._shown_a_blank():
+        with contextlib.nullcontext() if "pixel_values" in image_inputs else self._blank_image():
             hidden = self.llava.model(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
                 use_cache=False,
-                **pictures,
+                **image_inputs,
             ).last_hidden_state
-        following = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
-        learned = following != IGNORE_INDEX
-        total = chunked_cross_entropy(hidden[learned], self.llava.lm_head, following[learned])
-        loss = total / (learned.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+        supervised = targets != IGNORE_INDEX
+        total = chunked_cross_entropy(hidden[supervised], self.llava.lm_head, targets[supervised])
+        loss = total / (supervised.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
         return {"loss": loss}
 
     @contextlib.contextmanager
-    def _shown_a_blank(self) -> Iterator[None]:
-        """A blank picture goes through vision tower and projector meanwhile, and 0 of it into the LLM.
+    def _blank_image(self) -> Iterator[None]:
+        """Meanwhile the LLM's input has the features of a blank image, multiplied by 0.
 
-        Processes whose batch has no picture must do what the others do, and in the same order: those wait for their
-        gradients, and under ZeRO-3 for the parts of their weights, module by module. A LLaVA calls its tower between
-        the embedding of the tokens and the LLM; so does this, and computes again in the backward pass what it does.
-        Only batch norms do not learn what a blank looks like.
+        A process without images in its batch must call the same modules as the others in the same order: these wait for
+        its gradients, and under ZeRO-3 for its shards, module by module. A LLaVA calls its tower after the embedding of
+        the tokens; so does this hook. Batch norms do not update their statistics with the blank image.
         """
         model = self.llava.model
 
-        def add_nothing(_: Any, __: Any, embedded: Tensor) -> Tensor:
+        def add_blank_features(_: Any, __: Any, embedded: Tensor) -> Tensor:
             blank = blank_image_inputs(self.llava.config, embedded)
-            norms = [one for one in model.vision_tower.modules() if isinstance(one, _BatchNorm) and one.training]
+            norms = [module for module in model.vision_tower.modules() if isinstance(module, _BatchNorm)]
+            norms = [norm for norm in norms if norm.training]
             for norm in norms:
                 norm.eval()
             features = torch.cat(tuple(model.get_image_features(**blank, return_dict=True).pooler_output))
@@ -92,7 +92,7 @@ class LlavaLoss(nn.Module):
                 norm.train()
             return embedded + 0.0 * features.sum().to(embedded.dtype)
 
-        hook = model.get_input_embeddings().register_forward_hook(add_nothing)
+        hook = model.get_input_embeddings().register_forward_hook(add_blank_features)
         try:
             yield
         finally:
@@ -100,7 +100,7 @@ class LlavaLoss(nn.Module):
 
 
 def blank_image_inputs(config: Any, like: Tensor) -> dict[str, Tensor]:
-    """What a LLaVA of this config is shown of one picture, all zeros, in the precision and at the place of ``like``."""
+    """The image inputs of one image, all zeros, for a LLaVA of this config; dtype and device are those of ``like``."""
     size = config.vision_config.image_size
     if not hasattr(config, "image_grid_pinpoints"):
         return {"pixel_values": torch.zeros(1, 3, size, size, dtype=like.dtype, device=like.device)}
@@ -120,11 +120,8 @@ def chunked_cross_entropy(hidden: Tensor, head: nn.Module, labels: Tensor) -> Te
         labels: (N,).
     """
     weight: Any = head.weight
-    if (bias := getattr(head, "bias", None)) is not None:  # as one more input that is always 1
+    if (bias := getattr(head, "bias", None)) is not None:  # the weights of one more input, which is always 1
         hidden, weight = F.pad(hidden, (0, 1), value=1.0), torch.cat([weight, bias[:, None]], dim=1)
-    return linear_cross_entropy(hidden, weight, labels, _product_dtype(weight))
-
-
-def _product_dtype(weight: Tensor) -> torch.dtype:
     device = weight.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    return linear_cross_entropy(hidden, weight, labels, dtype)

@@ -1,4 +1,4 @@
-"""What a training run says while it runs: lines for people, ``metrics.jsonl`` for the report."""
+"""Progress of a training run: log lines, and ``metrics.jsonl`` for the report."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ LOG_INTERVAL_SECONDS = 5.0
 
 
 class StageProgress:
-    """Follows one stage.
+    """Logs the steps of one stage.
 
     Args:
         stage: its name.
-        batch_size: samples in a step.
-        metrics: the JSON lines file; lines of other stages in it are kept.
-        since: when the stage began, on the clock ``time.monotonic``, interruptions and lost work left out.
+        batch_size: samples per step.
+        metrics: the JSON lines file, also of other stages.
+        start_time: of the stage, on the clock ``time.monotonic``, without interruptions and lost work.
     """
 
-    def __init__(self, stage: str, batch_size: int, metrics: Path, since: float) -> None:
+    def __init__(self, stage: str, batch_size: int, metrics: Path, start_time: float) -> None:
         self.stage = stage
         self.batch_size = batch_size
         self.metrics = metrics
-        self.since = since
+        self.start_time = start_time
         self.last_loss = float("nan")
         self._total = self._first = 0
-        self._started = self._said = 0.0
+        self._resume_time = self._last_line = 0.0
 
     @property
     def seconds(self) -> float:
-        """What the stage has taken until now: of earlier attempts, as much as this one goes on from."""
-        return time.monotonic() - self.since
+        """Elapsed time of the stage, with the time before the checkpoint that it has resumed from."""
+        return time.monotonic() - self.start_time
 
     def begin(self, step: int, total: int) -> None:
-        """Training starts after ``step`` of ``total``; lines of later steps, from a lost attempt, are dropped."""
+        """Start after ``step`` of ``total``; lines of later steps, from a lost attempt, are deleted."""
         self._first, self._total = step, total
-        self._started = time.monotonic()
+        self._resume_time = time.monotonic()
         if not is_main_process():
             return
         lines = self.metrics.read_text().splitlines() if self.metrics.is_file() else []
         rows = [json.loads(line) for line in lines]
-        kept = [row for row in rows if row["stage"] != self.stage or row["step"] <= step]
-        self.metrics.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        self.last_loss = next((row["loss"] for row in reversed(kept) if row["stage"] == self.stage), float("nan"))
+        rows = [row for row in rows if row["stage"] != self.stage or row["step"] <= step]
+        self.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        self.last_loss = next((row["loss"] for row in reversed(rows) if row["stage"] == self.stage), float("nan"))
 
     def log(self, step: int, logs: dict[str, Any]) -> None:
-        """Record HF Trainer's ``logs`` after ``step``, and say so every few seconds and at the end."""
+        """Record HF Trainer's ``logs`` after ``step``; print a line every few seconds and at the end."""
         now = time.monotonic()
-        rate = (step - self._first) * self.batch_size / max(now - self._started, 1e-9)
+        rate = (step - self._first) * self.batch_size / max(now - self._resume_time, 1e-9)
         self.last_loss = float(logs["loss"])
         row = {
             "stage": self.stage,
@@ -65,8 +65,8 @@ class StageProgress:
         }
         with self.metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        if now - self._said >= LOG_INTERVAL_SECONDS or step == self._total:
-            self._said = now
+        if now - self._last_line >= LOG_INTERVAL_SECONDS or step == self._total:
+            self._last_line = now
             left = (self._total - step) * self.batch_size / rate
             log_rank0(
                 f"{self.stage}: step {step}/{self._total}  loss {self.last_loss:.4f}  {rate:.0f} samples/s  "

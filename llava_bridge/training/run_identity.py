@@ -1,4 +1,4 @@
-"""What a run reads: encoder, LLM and data, with the hashes of their content, which are part of its identity."""
+"""The identity of a run: its config with the hashes of encoder, LLM and data."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from llava_bridge.encoders.encoder_checks import encoder_commits
 from llava_bridge.encoders.spec import local_paths
 from llava_bridge.training.train_config import LlavaTrainConfig
 
-_WITH_PICTURES = {".parquet", ".arrow", ".tar"}
-_END_BYTES = 1 << 20  # parquet's footer, which knows all row groups, lies at its end
+_IMAGE_CONTAINERS = {".parquet", ".arrow", ".tar"}
+_END_BYTES = 1 << 20  # includes parquet's footer with all row groups
 
 
 def artifact_kind(config: LlavaTrainConfig) -> str:
-    """What the manifest calls the output."""
+    """The kind of the output in its manifest."""
     return "llm" if config.stages[-1] == "llm_pretrain" else "llava"
 
 
@@ -37,7 +37,7 @@ def run_identity(config: LlavaTrainConfig) -> Identity:
 
 
 def parent_artifacts(config: LlavaTrainConfig) -> dict[str, str]:
-    """The artifacts on disk that the model is made from."""
+    """The local directories and files of encoder, LLM and LLaVA."""
     found: dict[str, str] = {}
     if config.encoder and config.stages[-1] != "llm_pretrain":
         found |= local_paths(config.encoder)
@@ -49,7 +49,7 @@ def parent_artifacts(config: LlavaTrainConfig) -> dict[str, str]:
 
 
 def data_manifest(config: LlavaTrainConfig) -> dict[str, Any]:
-    """Each stage's data sources with their hashes, and the commits of what comes from the Hub."""
+    """Each stage's data sources with their hashes, and the commits of Hub repositories."""
     return sources_of(config) | hub_commits(config)
 
 
@@ -59,39 +59,39 @@ def sources_of(config: LlavaTrainConfig) -> dict[str, list[dict[str, Any]]]:
 
 
 def hub_commits(config: LlavaTrainConfig) -> dict[str, str]:
-    """The commit that each name on the Hub means: so the hub's cache calls its directory."""
-    found: dict[str, str] = {}
+    """The commit of each Hub repository, by which the Hub's cache names its directory."""
+    commits: dict[str, str] = {}
     if config.encoder and config.stages[-1] != "llm_pretrain":
-        found |= encoder_commits(config.encoder)
+        commits |= encoder_commits(config.encoder)
     for field in ("llm", "llava"):
         name = getattr(config, field)
         if name and is_on_hub(name):
-            found[field] = resolve_model_dir(name, field).name
-    return found
+            commits[field] = resolve_model_dir(name, field).name
+    return commits
 
 
 def describe_data(data: ConversationSourceConfig) -> dict[str, Any]:
-    """A source with the hash of its files (pictures are not read), and that of its manifest if it has one."""
+    """A source with the hash of its files (without separate images), and that of its manifest if it has one."""
     path = Path(data.path)
-    files = [file for named in local_files(data.path) for file in _conversation_files(named, data.format)]
-    digest = hashlib.sha256("".join(map(_file_hash, files)).encode()).hexdigest()
-    manifest = path.parent / "manifest.json"
-    whole = {"directory_hash": directory_hash(path.parent)} if path.is_file() and manifest.is_file() else {}
-    return {**to_plain(data), "hash": digest, **whole}
+    files = [file for listed in local_files(data.path) for file in _conversation_files(listed, data.format)]
+    description = {**to_plain(data), "hash": hashlib.sha256("".join(map(_file_hash, files)).encode()).hexdigest()}
+    if path.is_file() and path.with_name("manifest.json").is_file():
+        description["directory_hash"] = directory_hash(path.parent)
+    return description
 
 
 def _conversation_files(path: Path, format: str) -> list[Path]:
-    """A file itself, or those in a directory that a format may read what is said from."""
+    """``path`` itself, or the files in this directory from which a format may read conversations."""
     if path.is_file():
         return [path]
     texts = sorted([*path.glob("*.json"), *path.glob("*.jsonl")])
     tables = path.rglob("*") if format in {"conversations", "webdataset"} else []
-    return texts + sorted(file for file in tables if file.suffix in _WITH_PICTURES)
+    return texts + sorted(file for file in tables if file.suffix in _IMAGE_CONTAINERS)
 
 
 def _file_hash(path: Path) -> str:
-    """A file's hash; of one that holds pictures, and may be large, that of its size and its ends."""
-    if path.suffix not in _WITH_PICTURES:
+    """A file's hash; for one with images, which may be large, the hash of its size and its ends."""
+    if path.suffix not in _IMAGE_CONTAINERS:
         return directory_hash(path)
     size = path.stat().st_size
     ends = [read_byte_range(path, start, _END_BYTES) for start in (0, max(0, size - _END_BYTES))]

@@ -1,4 +1,4 @@
-"""The model that a stage leaves: whole, merged, and where possible without need of this package."""
+"""Save a stage's model: unsharded, merged, and if possible loadable without this package."""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ def save_stage_model(
     summary: Mapping[str, Any],
     *,
     lora: LoraConfig | None,
-    again: Callable[[], StageSetup],
+    load_initial: Callable[[], StageSetup],
     rounded: bool,
-    half: bool,
+    bf16: bool,
     last: bool,
 ) -> None:
-    """Write the stage's model whole or not at all, then drop its checkpoints; called in every process.
+    """Write the stage's model atomically, then delete its checkpoints; called in every process.
 
     Args:
-        setup: the stage's, trained.
+        setup: of the stage, trained.
         folder: of the stage.
-        summary: what is known of the training.
-        lora: the adapters' settings, if there are any.
-        again: makes the setup that the stage began with.
-        rounded: whether training has rounded what is frozen; then it is taken from where the stage began.
-        half: whether it was trained in bf16; then what bf16 holds is saved so.
-        last: whether the model, if it is a LLaVA, is to load without this package where it can.
+        summary: statistics of the training.
+        lora: settings of the adapters, if any.
+        load_initial: loads the setup before training.
+        rounded: whether training has rounded frozen weights; they are then saved from the initial setup.
+        bf16: whether the model was trained in bf16; weights that bf16 represents exactly are then saved in it.
+        last: whether a LLaVA should load without this package, if possible.
     """
     weights = gather_trained_weights(setup.model) if lora is not None or rounded or is_sharded(setup.model) else None
     if is_main_process():
         partial = folder / "partial"
         shutil.rmtree(partial, ignore_errors=True)
         if weights is None:
-            _write(setup, setup.model, partial, half=half, last=last)
+            _write(setup, setup.model, partial, bf16=bf16, last=last)
         elif "vision" in setup.parts:
-            _rewrite(again(), weights, partial, lora, half=half, last=last, trained=setup.model)
-        else:  # an LLM alone learns as a whole
-            _let_it_cache(setup.model)
+            _write_trained(load_initial(), weights, partial, lora, bf16=bf16, last=last, trained=setup.model)
+        else:  # all weights of an LLM alone are trained
+            _enable_cache(setup.model)
             setup.model.save_pretrained(partial, state_dict=weights)
             setup.processor.save_pretrained(partial)
         (partial / "stage.json").write_text(json.dumps(summary))
@@ -64,59 +64,59 @@ def save_stage_model(
     barrier()
 
 
-def _write(setup: StageSetup, model: Any, directory: Path, *, half: bool, last: bool) -> None:
-    sees = "vision" in setup.parts
-    if half:
-        _store_in_bf16(setup)
-    if last and sees and convert_tower_to_transformers(model):
+def _write(setup: StageSetup, model: Any, directory: Path, *, bf16: bool, last: bool) -> None:
+    is_llava = "vision" in setup.parts
+    if bf16:
+        _convert_to_bf16(setup)
+    if last and is_llava and convert_tower_to_transformers(model):
         log_rank0("the model loads in transformers without llava_bridge")
-    _let_it_cache(model)
+    _enable_cache(model)
     model.save_pretrained(directory)
-    if sees:  # transformers states the precision of the first weight, which is the encoder's
+    if is_llava:  # transformers states the dtype of the first weight, which is the encoder's
         model.config.vision_config.dtype = model.model.vision_tower.dtype
         model.config.dtype = model.config.text_config.dtype = model.model.language_model.dtype
         model.config.save_pretrained(directory)
     setup.processor.save_pretrained(directory)
 
 
-def _store_in_bf16(setup: StageSetup) -> None:
-    """Turn what bf16 holds as it is into bf16: the encoder by itself, projector and LLM as one."""
+def _convert_to_bf16(setup: StageSetup) -> None:
+    """Convert the encoder, and projector and LLM together, to bf16 if that is lossless."""
     vision = [weight for part, module in setup.parts.items() if part == "vision" for weight in module.parameters()]
-    rest = [weight for part, module in setup.parts.items() if part != "vision" for weight in module.parameters()]
-    for weights in (vision, rest):
+    others = [weight for part, module in setup.parts.items() if part != "vision" for weight in module.parameters()]
+    for weights in (vision, others):
         if all(map(fits_bf16, weights)):
             for weight in weights:
                 weight.data = weight.data.bfloat16() if weight.is_floating_point() else weight.data
 
 
-def _let_it_cache(model: Any) -> None:
-    """Undo what transformers' trainer writes into the config, which would make whoever generates do without a cache."""
+def _enable_cache(model: Any) -> None:
+    """Reset ``use_cache``, which transformers' trainer disables in the config."""
     for config in (model.config, model.config.get_text_config(), model.generation_config):
         config.use_cache = True
 
 
-def _rewrite(
-    fresh: StageSetup,
+def _write_trained(
+    initial: StageSetup,
     weights: Mapping[str, Tensor],
     directory: Path,
     lora: LoraConfig | None,
     *,
-    half: bool,
+    bf16: bool,
     last: bool,
     trained: Any,
 ) -> None:
-    """What was learned, put into the model that the stage began with, or what 4 bits hold of that."""
-    adapted = None if lora is None else add_lora(fresh.model, lora)
-    unknown = fresh.model.load_state_dict(weights, strict=False).unexpected_keys
+    """Write the initial (or dequantized) model with the trained weights."""
+    adapted = None if lora is None else add_lora(initial.model, lora)
+    unknown = initial.model.load_state_dict(weights, strict=False).unexpected_keys
     assert not unknown, unknown
     if lora is not None and lora.quantization:
-        copy_dequantized(trained, fresh.model)
+        copy_dequantized(trained, initial.model)
     if adapted is None or lora is None:
-        _write(fresh, fresh.model, directory, half=half, last=last)
-    elif lora.merge_weights or not last:  # the next stage goes on from whole weights
-        _write(fresh, adapted.merge_and_unload(), directory, half=half, last=last)
+        _write(initial, initial.model, directory, bf16=bf16, last=last)
+    elif lora.merge_weights or not last:  # the next stage needs merged weights
+        _write(initial, adapted.merge_and_unload(), directory, bf16=bf16, last=last)
     else:
-        if half:
-            _store_in_bf16(fresh)
+        if bf16:
+            _convert_to_bf16(initial)
         save_adapter(adapted, directory / ADAPTER_DIR)
-        _write(fresh, adapted.unload(), directory, half=half, last=last)
+        _write(initial, adapted.unload(), directory, bf16=bf16, last=last)

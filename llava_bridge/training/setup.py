@@ -1,4 +1,4 @@
-"""What a stage starts with: model, processor, data."""
+"""Setup of a stage: model, processor, data."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ from llava_bridge.training.launch import is_main_process
 from llava_bridge.training.train_config import LlavaTrainConfig, Part, StageConfig
 from llava_bridge.training.work_dir import stage_start_dir
 
-_LONGEST = 2048
+_DEFAULT_MAX_LENGTH = 2048
 
 
 @dataclasses.dataclass
 class StageSetup:
-    """A stage's model (in float32), what is saved beside it, its parts by name, its data, and how these are mixed."""
+    """A stage's model (in float32) and its processor, its parts by name, its data, and log lines about a mixture."""
 
     model: Any
     processor: Any
@@ -53,22 +53,22 @@ class StageSetup:
 
 
 def setup_stage(config: LlavaTrainConfig, name: str, work: Path) -> StageSetup:
-    """Load or build what stage ``name`` starts with; called in every process.
+    """Load or build model and data of stage ``name``; called in every process.
 
     Raises:
-        UserError: parts or data are missing or do not fit.
+        UserError: parts or data are missing or incompatible.
     """
-    return _text(config, work) if name == "llm_pretrain" else _llava(config, name, work)
+    return _setup_llm(config, work) if name == "llm_pretrain" else _setup_llava(config, name, work)
 
 
-def _text(config: LlavaTrainConfig, work: Path) -> StageSetup:
+def _setup_llm(config: LlavaTrainConfig, work: Path) -> StageSetup:
     stage = config.llm_pretrain
-    spoken = [data.format != "text" for data in stage.data]
-    if any(spoken) != all(spoken):
-        raise UserError("llm_pretrain.data: expected either text, of which all is learned, or conversations; got both")
-    samples, mixture = _samples(stage, config.seed) if any(spoken) else ([], [])
-    if shown := next((sample for sample in samples if sample.images), None):
-        raise UserError(f"llm_pretrain.data: expected conversations without pictures, but {shown.name} has one")
+    are_conversations = {data.format != "text" for data in stage.data}
+    if len(are_conversations) > 1:
+        raise UserError("llm_pretrain.data: expected either text, all of it supervised, or conversations; got both")
+    samples, mixture = _read_samples(stage, config.seed) if True in are_conversations else ([], [])
+    if with_image := next((sample for sample in samples if sample.images), None):
+        raise UserError(f"llm_pretrain.data: expected conversations without images, but {with_image.name} has one")
     texts = [sample.text for sample in samples]
     texts = texts or [text for data in stage.data for text in read_texts(data, config.seed)]
     if config.llm:
@@ -97,14 +97,14 @@ def _text(config: LlavaTrainConfig, work: Path) -> StageSetup:
             TextCollator(tokenizer.pad_token_id),
             mixture,
         )
-    enough = None if stage.max_steps is None else stage.max_steps * stage.global_batch_size
-    dataset = PackedTextDataset(texts, tokenizer, length, seed=config.seed, enough=enough)
+    max_blocks = None if stage.max_steps is None else stage.max_steps * stage.global_batch_size
+    dataset = PackedTextDataset(texts, tokenizer, length, seed=config.seed, max_blocks=max_blocks)
     return StageSetup(model, tokenizer, {"llm": model}, dataset, default_data_collator)
 
 
-def _llava(config: LlavaTrainConfig, name: str, work: Path) -> StageSetup:
+def _setup_llava(config: LlavaTrainConfig, name: str, work: Path) -> StageSetup:
     stage = config.stage(name)
-    samples, mixture = _samples(stage, config.seed)
+    samples, mixture = _read_samples(stage, config.seed)
     before = stage_start_dir(config, name, work)
     model: Any
     if before is not None and before.parent.name == "align":
@@ -130,74 +130,70 @@ def _llava(config: LlavaTrainConfig, name: str, work: Path) -> StageSetup:
         )
     if config.attn_implementation is not None:
         with library_errors_as_user_errors(
-            f"attn_implementation: {config.attn_implementation} does not serve this LLM here"
+            f"attn_implementation: this LLM does not support {config.attn_implementation} here"
         ):
             model.model.language_model.set_attn_implementation(config.attn_implementation)
-    images, longest = processor.image_processor, _LONGEST
+    images, max_length = processor.image_processor, _DEFAULT_MAX_LENGTH
     if is_anyres_processor(images):
-        longest += max_image_tokens(processor)
+        max_length += max_image_tokens(processor)
         if stage.image_aspect_ratio is not None:
             raise UserError(f"{name}.image_aspect_ratio: expected null, since {config.llava} has tiles in all stages")
     elif stage.image_aspect_ratio is not None:
         images = with_aspect_ratio(images, stage.image_aspect_ratio)
-    length = _max_length(model.config.text_config, name, stage.max_length, longest)
+    length = _max_length(model.config.text_config, name, stage.max_length, max_length)
     return StageSetup(
         model,
         processor,
         split_parts(model),
         ConversationDataset(samples, make_conversation_encoder(model, processor, stage.chat_template), length),
-        ConversationCollator(images, processor.tokenizer.pad_token_id, _room(model, length, name, stage)),
+        ConversationCollator(images, processor.tokenizer.pad_token_id, _packed_length(model, length, name, stage)),
         mixture,
     )
 
 
-def _samples(stage: StageConfig, seed: int) -> tuple[list[Conversation], list[str]]:
-    """Those of all sources of a stage; of a mixture also what to tell of where they are from."""
-    found: list[Conversation] = []
-    told = []
+def _read_samples(stage: StageConfig, seed: int) -> tuple[list[Conversation], list[str]]:
+    """The samples of a stage's sources, and for a mixture a line about each source."""
+    samples: list[Conversation] = []
+    lines = []
     for data in stage.data:
-        found += (some := read_samples(data, seed))
+        samples += (own := read_samples(data, seed))
         if len(stage.data) > 1 or data.weight != 1:
-            told.append(f"{len(some):,} samples an epoch from {data.path} (weight {data.weight:g})")
-    return found, told
+            lines.append(f"{len(own):,} samples per epoch from {data.path} (weight {data.weight:g})")
+    return samples, lines
 
 
-def _room(model: Any, length: int, name: str, stage: StageConfig) -> int | None:
-    """Tokens of a packed row; None where nothing is packed.
-
-    Raises:
-        UserError: the LLM does not keep packed samples apart.
-    """
+def _packed_length(model: Any, length: int, name: str, stage: StageConfig) -> int | None:
+    """Tokens of a packed row; None without packing. UserError if the LLM does not separate packed samples."""
     if not stage.packing:
         return None
     if not supports_packing(model):
-        kind = model.config.text_config.model_type
-        raise UserError(f"{name}.packing: expected false, since this LLM ({kind}) mixes samples that share a row")
+        model_type = model.config.text_config.model_type
+        raise UserError(f"{name}.packing: expected false, since this LLM ({model_type}) mixes samples that share a row")
     flash = str(model.config.text_config._attn_implementation).startswith("flash")
-    return sys.maxsize if flash else length  # FlashAttention tells samples of a single row apart, of several not
+    return sys.maxsize if flash else length  # FlashAttention separates samples only in a single row
 
 
 @torch.no_grad()
 def supports_packing(model: Any) -> bool:
-    """Whether what a LLaVA makes of a sample is the same alone and behind another one in a packed row."""
+    """Whether the LLM's output for a sample is the same alone and after another one in a packed row."""
     llm, count = model.model.language_model, 6
     tokens = torch.arange(1, 2 * count + 1, device=llm.device)[None]
-    places = torch.arange(count, device=llm.device)[None]
-    learns, _ = llm.training, llm.eval()
-    way = llm.config._attn_implementation
-    if str(way).startswith("flash"):  # its kernels take neither float32 nor a CPU, and know samples by their positions
+    positions = torch.arange(count, device=llm.device)[None]
+    was_training, _ = llm.training, llm.eval()
+    attention = llm.config._attn_implementation
+    if str(attention).startswith("flash"):  # supports neither float32 nor CPU, and separates samples by positions
         llm.config._attn_implementation = "eager"
     try:
-        packed = llm(input_ids=tokens, position_ids=places.repeat(1, 2), use_cache=False).last_hidden_state
-        alone = llm(input_ids=tokens[:, count:], position_ids=places, use_cache=False).last_hidden_state
+        packed = llm(input_ids=tokens, position_ids=positions.repeat(1, 2), use_cache=False).last_hidden_state
+        alone = llm(input_ids=tokens[:, count:], position_ids=positions, use_cache=False).last_hidden_state
     finally:
-        llm.train(learns)
-        llm.config._attn_implementation = way
+        llm.train(was_training)
+        llm.config._attn_implementation = attention
     return torch.allclose(packed[:, count:], alone, atol=1e-4, rtol=1e-3)
 
 
 def split_parts(model: Any) -> dict[Part, nn.Module]:
-    """The parts of a LLaVA that train or are frozen as one."""
+    """The parts of a LLaVA that are trained or frozen as one."""
     return {
         "vision": model.model.vision_tower,
         "projector": MultimodalConnector(model),
@@ -205,10 +201,10 @@ def split_parts(model: Any) -> dict[Part, nn.Module]:
     }
 
 
-def _max_length(config: Any, name: str, wanted: int | None, longest: int = _LONGEST) -> int:
+def _max_length(config: Any, name: str, max_length: int | None, default: int = _DEFAULT_MAX_LENGTH) -> int:
     limit = getattr(config, "max_position_embeddings", None)
-    if wanted is None:
-        return min(limit or longest, longest)
-    if limit is not None and wanted > limit:
-        raise UserError(f"{name}.max_length: this LLM takes at most {limit} tokens, got {wanted}")
-    return wanted
+    if max_length is None:
+        return min(limit or default, default)
+    if limit is not None and max_length > limit:
+        raise UserError(f"{name}.max_length: expected at most {limit}, the LLM's context, got {max_length}")
+    return max_length

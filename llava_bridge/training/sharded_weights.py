@@ -1,4 +1,4 @@
-"""Weights that may lie in parts: under ZeRO-3 and FSDP each process holds a part of every one."""
+"""Weights that may be sharded: under ZeRO-3 and FSDP each process has a shard of every one."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from llava_bridge.training.launch import is_main_process
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether the weights lie in parts."""
+    """Whether the weights are sharded."""
     return any(hasattr(weight, "ds_tensor") or isinstance(weight, DTensor) for weight in model.parameters())
 
 
 def fits_bf16(weight: Tensor) -> bool:
-    """Whether bf16 holds ``weight`` as it is; of 4 bits it does."""
+    """Whether bf16 represents ``weight`` exactly; true for 4 bits."""
     return not weight.is_floating_point() or torch.equal(weight, weight.bfloat16().to(weight.dtype))
 
 
 def frozen_fits_bf16(module: nn.Module) -> bool:
-    """Whether bf16 holds the frozen weights of ``module`` as they are."""
+    """Whether bf16 represents the frozen weights of ``module`` exactly."""
     return all(fits_bf16(weight) for weight in module.parameters() if not weight.requires_grad)
 
 
 def finer_than_bf16(model: nn.Module) -> dict[str, Tensor]:
-    """The weights that learn and that bf16 does not hold, by name; DeepSpeed puts rounded ones in their place."""
-    learn = ((name, weight.data) for name, weight in model.named_parameters() if weight.requires_grad)
-    return {name: value for name, value in learn if not fits_bf16(value)}
+    """The trainable weights, by name, that bf16 does not represent exactly; DeepSpeed rounds them."""
+    trainable = ((name, weight.data) for name, weight in model.named_parameters() if weight.requires_grad)
+    return {name: value for name, value in trainable if not fits_bf16(value)}
 
 
 def set_masters(model: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Let DeepSpeed's float32 copies of these weights, which the optimizer moves, begin with ``values``.
+    """Set DeepSpeed's float32 master weights to ``values``.
 
-    DeepSpeed makes them of the weights that it has rounded to bf16 before. From there, updates below half a step of
-    bf16 leave what is computed with as it is until they add up; from the exact values some of them cross at once.
+    DeepSpeed initializes them from the weights rounded to bf16. Small updates from rounded values change the bf16
+    weights only after they have accumulated; from exact values some change them immediately.
     """
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
@@ -49,28 +49,31 @@ def set_masters(model: nn.Module, values: Mapping[str, Tensor]) -> None:
         if not hasattr(weight, "ds_tensor"):
             safe_set_full_fp32_param(weight, value)
             continue
-        part, rank = weight.ds_tensor.numel(), torch.distributed.get_rank()
-        own = value.flatten()[part * rank : part * (rank + 1)]
-        safe_set_local_fp32_param(weight, nn.functional.pad(own, (0, part - own.numel())))
+        size, rank = weight.ds_tensor.numel(), torch.distributed.get_rank()
+        shard = value.flatten()[size * rank : size * (rank + 1)]
+        safe_set_local_fp32_param(weight, nn.functional.pad(shard, (0, size - shard.numel())))
 
 
 def gather_trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weights that have learned and all that is persistent beside weights, by name, whole, on the CPU.
+    """The trainable weights and the persistent buffers, by name, unsharded, on the CPU.
 
-    Called in every process; only the main process gets them. One weight is whole at a time.
+    Called in every process; only the main process returns them. One weight is unsharded at a time.
     """
-    found: dict[str, Tensor] = {}
-    kept = model.state_dict().keys()
-    learned = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
-    for name, value in [*learned, *((name, value) for name, value in model.named_buffers() if name in kept)]:
-        with _whole(value) as all_of_it:
+    gathered: dict[str, Tensor] = {}
+    persistent = model.state_dict().keys()
+    values: list[tuple[str, Tensor]] = [
+        (name, value) for name, value in model.named_parameters() if value.requires_grad
+    ]
+    values += [(name, value) for name, value in model.named_buffers() if name in persistent]
+    for name, value in values:
+        with _unsharded(value) as full:
             if is_main_process():
-                found[name] = all_of_it.detach().cpu().clone()
-    return found
+                gathered[name] = full.detach().cpu().clone()
+    return gathered
 
 
 @contextlib.contextmanager
-def _whole(value: Tensor) -> Iterator[Tensor]:
+def _unsharded(value: Tensor) -> Iterator[Tensor]:
     if not hasattr(value, "ds_tensor"):
         yield value.full_tensor() if isinstance(value, DTensor) else value
         return
@@ -81,17 +84,17 @@ def _whole(value: Tensor) -> Iterator[Tensor]:
 
 
 def frozen_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """What of ``module`` must not change in training: weights without gradients, and buffers if it has no others.
+    """The tensors that training must not change: frozen weights, and the buffers if all weights are frozen.
 
-    Of weights in parts it is this process's part.
+    Of a sharded weight this process's shard.
     """
     weights = {name: value for name, value in module.named_parameters() if not value.requires_grad}
-    learns = len(weights) < len(list(module.parameters()))
-    buffers = {} if learns else dict(module.named_buffers())
-    return {name: _own_part(value) for name, value in {**weights, **buffers}.items()}
+    all_frozen = len(weights) == len(list(module.parameters()))
+    buffers = dict(module.named_buffers()) if all_frozen else {}
+    return {name: _local_shard(value) for name, value in {**weights, **buffers}.items()}
 
 
-def _own_part(value: Tensor) -> Tensor:
+def _local_shard(value: Tensor) -> Tensor:
     return value.to_local() if isinstance(value, DTensor) else getattr(value, "ds_tensor", value)
 
 
@@ -100,9 +103,5 @@ def tensors_hash(values: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, value in values.items():
         digest.update(name.encode())
-        digest.update(_bytes(value))
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _bytes(value: Tensor) -> Any:
-    return value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data

@@ -1,11 +1,11 @@
-"""The stages of a run, one after the other in the same processes; finished ones are not repeated.
+"""The stages of a run, one after the other in the same processes; finished ones are skipped.
 
 State of an unfinished run, in its work directory::
 
-    run.json            what the run is; another run is refused, or begins anew where this one has no progress yet
+    run.json            the run's identity; another run is rejected, or replaces this one if it has no progress
     metrics.jsonl       one line per logged step
-    <stage>/model       the model after the stage, written whole or not at all
-    <stage>/checkpoints HF Trainer's checkpoints of the stage that is under way
+    <stage>/model       the model after the stage, written atomically
+    <stage>/checkpoints HF Trainer's checkpoints of the current stage
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from llava_bridge.training.work_dir import has_progress, work_dir
 
 
 def run_stages(config: LlavaTrainConfig) -> None:
-    """Run what is missing of the stages and write the output directory; called in every process."""
+    """Run the missing stages and write the output directory; called in every process."""
     from llava_bridge.training import distributed
 
     distributed.init_process_group()
@@ -50,13 +50,13 @@ def run_stages(config: LlavaTrainConfig) -> None:
 
 
 def _check_shared(work: Path) -> None:
-    """Raise UserError if not every process sees what the main one has written."""
+    """Raise UserError unless every process can read the work directory of rank 0."""
     from clips.parallel.distributed import all_gather_objects  # imports torch
 
-    for rank, sees in enumerate(all_gather_objects((work / RUN).is_file())):
-        if not sees:
+    for rank, can_read in enumerate(all_gather_objects((work / RUN).is_file())):
+        if not can_read:
             raise UserError(
-                f"output: expected a place that all machines share, but the process of rank {rank} does not see {work}"
+                f"output: expected a directory shared by all nodes, but the process of rank {rank} does not find {work}"
             )
 
 
@@ -71,22 +71,22 @@ def _run_missing(config: LlavaTrainConfig, work: Path, stop: DistributedStopRequ
 
 
 def _prepare(work: Path, config: LlavaTrainConfig) -> None:
-    """Keep the state of an interrupted run if it is this one; remove that of another one which never got far.
+    """Keep the state of this run if it was interrupted; delete that of another run without progress.
 
     Raises:
-        UserError: pictures are missing where the config asks to look for them all, or another run has progress here.
+        UserError: images are missing with ``missing_images: error``, or another run has progress here.
     """
     for data in (data for name in config.stages for data in config.stage(name).data):
         if data.missing_images == "error" and data.format != "text":
-            log_rank0(f"looking for all pictures of {data.path}")
+            log_rank0(f"checking all images of {data.path}")
             reject_missing(read_samples(data, config.seed), data.path, log_rank0)
-    if is_reporting_process():  # else the command has looked after it
+    if is_reporting_process():  # else the command has deleted it
         (work / STOP_FILE).unlink(missing_ok=True)
     run, before = run_identity(config), read_run(work / RUN)
     if has_progress(work):
         reject_other_run(work, before or {}, run)
     if before is not None and difference(before, run) is None:
-        log_rank0(f"going on with the unfinished run in {work}")
+        log_rank0(f"resuming the unfinished run in {work}")
         return
     for entry in work.iterdir():
         if entry.name not in {"lock", "log.txt", "config.yaml", STOP_FILE}:
@@ -95,10 +95,10 @@ def _prepare(work: Path, config: LlavaTrainConfig) -> None:
 
 
 def remove_leftover(config: LlavaTrainConfig) -> None:
-    """Remove the work directory of a finished run; one with the progress of another run stays, and is named."""
+    """Delete the work directory of a finished run, unless another run has progress in it."""
     work = work_dir(config)
     if has_progress(work) and difference(read_run(work / RUN) or {}, run_identity(config)):
-        log_rank0(f"{work} holds an unfinished run with other settings; remove it if it is not wanted")
+        log_rank0(f"{work} has an unfinished run with other settings; remove it if it is not needed")
         return
     shutil.rmtree(work, ignore_errors=True)
 
@@ -122,7 +122,7 @@ def _write_output(config: LlavaTrainConfig, work: Path) -> None:
             seconds=round(sum(summary["seconds"] for summary in summaries.values()), 1),
         )
     for name, summary in summaries.items():
-        skipped = f", {summary['skipped']} samples could not be used" if summary["skipped"] else ""
+        skipped = f", {summary['skipped']} invalid samples skipped" if summary["skipped"] else ""
         log_rank0(
             f"{name}: {summary['steps']} steps, final loss {summary['loss']:.4f}, {summary['seconds']:.0f} s{skipped}"
         )

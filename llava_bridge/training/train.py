@@ -1,10 +1,10 @@
 """``llava-bridge train``: from an encoder and an LLM to a LLaVA, by stages.
 
     llava-bridge train --config llava.yaml                                          # starts deepspeed itself
-    deepspeed --num_accelerators 2 --module llava_bridge train --config llava.yaml  # the same by hand
+    deepspeed --num_accelerators 2 --module llava_bridge train --config llava.yaml  # under another launcher
 
-The way from here: :func:`run_train` starts the processes, :func:`llava_bridge.training.stages.run_stages` runs in each
-of them, and :func:`llava_bridge.training.trainer.train_stage` is one stage.
+:func:`run_train` starts the processes, :func:`llava_bridge.training.stages.run_stages` runs in each of them, and
+:func:`llava_bridge.training.trainer.train_stage` trains one stage.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from llava_bridge.training.work_dir import check_inputs, lock_work_dir, work_dir
 
 
 def run_train(config: LlavaTrainConfig) -> None:
-    """Run the stages, in this process if a launcher started it, else in processes that DeepSpeed's launcher starts.
+    """Run the stages: in this process under a launcher, else in processes that DeepSpeed's launcher starts.
 
-    Interrupted, the same command resumes from the last checkpoint; finished, it does nothing.
+    After an interruption the same command resumes from the last checkpoint; after the end it does nothing.
 
     Raises:
-        UserError: see :class:`LlavaTrainConfig`; missing or unfitting parts and data.
+        UserError: see :class:`LlavaTrainConfig`; missing or incompatible parts and data.
     """
     processes = launcher_world_size()
     with forward_user_errors():
-        config = config if processes is None else config.among(processes)
+        config = config if processes is None else config.with_processes(processes)
         check_inputs(config)
         if is_finished(config.output, artifact_kind(config), run_identity(config)):
             log_rank0(f"{config.output}: already trained with this config; nothing to do")

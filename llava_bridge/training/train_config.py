@@ -22,27 +22,27 @@ DEFAULT_TUNABLE_PARTS: dict[str, tuple[Part, ...]] = {
     "align": ("projector",),
     "instruct": ("projector", "llm"),
 }
-"""The parts of the model that each stage trains if its config does not say; all others are frozen."""
+"""The parts that each stage trains by default; all others are frozen."""
 RATE_FIELDS: dict[Part, str] = {"vision": "vision_tower_lr", "projector": "projector_lr", "llm": "llm_lr"}
 """The field of each part's own peak learning rate."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Low-rank adapters (arXiv 2106.09685) instead of whole weights. Defaults are LLaVA-1.5's.
+    """Low-rank adapters (arXiv 2106.09685) instead of full weights. Defaults are LLaVA-1.5's.
 
     Args:
         r: rank of the matrices.
-        lora_alpha: what they learn is multiplied by lora_alpha / r.
-        lora_dropout: fraction of their inputs dropped in training.
-        use_dora: learn magnitudes next to directions (DoRA, arXiv 2402.09353).
-        apply_to: the parts whose linear layers are adapted; a part's other weights are frozen. A part that is not
-            adapted trains, or is frozen, as the stage says.
-        target_modules: names of linear layers, such as q_proj; None takes all of them.
-        merge_weights: add what was learned to the weights at the end. Else, after the last stage, the adapter lies in
-            the output's ``adapter/``, next to the weights of before.
-        quantization: ``nf4`` holds the LLM's linear layers in 4 bits while adapters learn next to them (QLoRA, arXiv
-            2305.14314); the output has the values that 4 bits can hold. Takes the extra ``qlora``.
+        lora_alpha: the adapters' output is scaled by lora_alpha / r.
+        lora_dropout: dropout probability of their inputs.
+        use_dora: also learn magnitudes (DoRA, arXiv 2402.09353).
+        apply_to: the parts whose linear layers are adapted; a part's other weights are frozen. Other parts are trained
+            or frozen by ``tunable_parts``.
+        target_modules: names of linear layers, such as q_proj; None adapts all of them.
+        merge_weights: merge the adapters into the weights at the end. Otherwise the last stage writes them to the
+            output's ``adapter/``, next to the initial weights.
+        quantization: ``nf4`` quantizes the LLM's linear layers to 4 bits during training (QLoRA, arXiv 2305.14314); the
+            output has the dequantized values. Needs the extra ``qlora``.
     """
 
     r: int = 128
@@ -60,7 +60,7 @@ class LoraConfig:
         if not self.lora_alpha > 0:
             raise UserError(f"lora.lora_alpha: expected more than 0, got {self.lora_alpha}")
         if not 0 <= self.lora_dropout < 1:
-            raise UserError(f"lora.lora_dropout: expected a share from 0 to below 1, got {self.lora_dropout}")
+            raise UserError(f"lora.lora_dropout: expected a ratio from 0 to below 1, got {self.lora_dropout}")
         if not self.apply_to or len(set(self.apply_to)) != len(self.apply_to):
             raise UserError(f"lora.apply_to: expected some of vision, llm, each once, got {list(self.apply_to)}")
         if self.quantization and "llm" not in self.apply_to:
@@ -74,35 +74,33 @@ class StageConfig:
     """One stage of training.
 
     Args:
-        data: its sources, one after the other; their samples are shuffled together.
-        num_epochs: passes over the data, if ``max_steps`` is not given.
-        max_steps: optimizer steps; None means by ``num_epochs``.
-        global_batch_size: samples in a step, over all processes.
-        micro_batch_size: samples that one process computes at once; None takes its whole share of the batch.
+        data: its sources; their samples are shuffled together.
+        num_epochs: passes over the data, without ``max_steps``.
+        max_steps: optimizer steps; None uses ``num_epochs``.
+        global_batch_size: samples per step, over all processes.
+        micro_batch_size: samples per forward pass of a process; None uses its slice of the batch.
         learning_rate: peak learning rate.
-        tunable_parts: the parts that learn: vision, projector, llm; None takes the stage's own. Others are frozen.
-        vision_tower_lr: peak learning rate of the vision tower; None takes ``learning_rate``, and so for the other
-            parts.
+        tunable_parts: the trained parts: vision, projector, llm; None uses the stage's default. Others are frozen.
+        vision_tower_lr: peak learning rate of the vision tower; None uses ``learning_rate``, as for the other parts.
         projector_lr: of the projector.
         llm_lr: of the LLM, or its adapters.
-        lora: adapters that learn in place of whole weights; None trains the weights themselves.
-        warmup_ratio: ratio of the steps in which the rate rises to ``learning_rate``; cosine to 0 follows.
+        lora: adapters that are trained instead of full weights; None trains the weights.
+        warmup_ratio: ratio of the steps with linear warmup to ``learning_rate``; cosine decay to 0 follows.
         weight_decay: of AdamW.
         adam_beta2: of AdamW.
-        max_length: longest sequence in tokens, images included; what is beyond is cut, but never an image. None
-            takes the LLM's own limit, but no more than 2048 next to the largest image that tiles may make.
-        group_by_modality_length: LLaVA's order of samples: in each step those with images or those without, else at
-            random; false shuffles all alike. LLaVA-1.5 has it in ``instruct`` alone. Which samples a step has does not
-            depend on their lengths, nor on ``micro_batch_size`` and processes.
-        packing: put samples of a micro-batch end to end into rows of ``max_length`` tokens, kept apart from each other,
-            instead of padding each. The same samples make a step either way, and their losses are the same.
-        cache_vision_features: store the frozen encoder's features of each image in the user's cache, for all
-            trainings with the same images and encoder: 1.2 MB of disk an image, or tile, for CLIP L/14 at 336 pixels
-            in bf16.
-        chat_template: the template of this stage, where it is not the LLaVA's: ``plain`` is LLaVA-1.5's in align, the
+        max_length: maximum sequence length in tokens, images included; text beyond it is truncated, images never. None
+            uses the LLM's own limit, but at most 2048 plus the largest image with tiles.
+        group_by_modality_length: LLaVA's order of samples: each step has only samples with images or only samples
+            without, at random; false shuffles all. LLaVA-1.5 has it in ``instruct`` only. The samples of a step do not
+            depend on their lengths, ``micro_batch_size`` or the number of processes.
+        packing: concatenate samples of a micro-batch to rows of ``max_length`` tokens, with attention within each
+            sample, instead of padding each. Steps have the same samples and losses either way.
+        cache_vision_features: store the frozen encoder's features of each image in the user's cache, for all trainings
+            with the same images and encoder: 1.2 MB per image, or tile, for CLIP L/14 at 336 pixels in bf16.
+        chat_template: the template of this stage, if it is not the LLaVA's: ``plain`` is LLaVA-1.5's in align, the
             image and then its caption, without roles and questions.
-        image_aspect_ratio: how images become squares in this stage, where it is not as in the LLaVA.
-        activation_checkpointing: keep each layer's input only and compute its activations again in the backward pass.
+        image_aspect_ratio: how images become squares in this stage, if it is not as in the LLaVA.
+        activation_checkpointing: store only each layer's input and recompute its activations in the backward pass.
     """
 
     data: list[ConversationSourceConfig] = dataclasses.field(default_factory=list)
@@ -127,19 +125,19 @@ class StageConfig:
     image_aspect_ratio: Literal["squash", "pad", "crop"] | None = None
     activation_checkpointing: bool = dataclasses.field(default=False, metadata=RUN_ONLY)
 
-    def trained(self, name: str) -> tuple[Part, ...]:
-        """The parts that learn in the stage ``name``, those with adapters among them."""
-        chosen = DEFAULT_TUNABLE_PARTS[name] if self.tunable_parts is None else tuple(self.tunable_parts)
-        adapted = () if self.lora is None else tuple(part for part in self.lora.apply_to if part not in chosen)
-        return (*chosen, *adapted)
+    def trained_parts(self, name: str) -> tuple[Part, ...]:
+        """The trained parts of the stage ``name``, including those with adapters."""
+        parts = DEFAULT_TUNABLE_PARTS[name] if self.tunable_parts is None else tuple(self.tunable_parts)
+        adapted = () if self.lora is None else tuple(part for part in self.lora.apply_to if part not in parts)
+        return (*parts, *adapted)
 
-    def rate(self, part: Part) -> float:
+    def peak_lr(self, part: Part) -> float:
         """The peak learning rate of a part."""
         own: float | None = getattr(self, RATE_FIELDS[part])
         return self.learning_rate if own is None else own
 
     def check(self, name: str, processes: int) -> None:
-        """Raise UserError, naming the field, if the stage cannot run on so many processes."""
+        """Raise UserError, naming the field, if the stage cannot run on this number of processes."""
         if not self.data:
             raise UserError(f"{name}.data: expected at least one source for the stage {name}")
         numbers = ("num_epochs", "max_steps", "global_batch_size", "micro_batch_size", "max_length")
@@ -149,12 +147,12 @@ class StageConfig:
                 raise UserError(f"{name}.{field}: expected more than 0, got {value}")
         for field in ("warmup_ratio", "adam_beta2"):
             if not 0 <= getattr(self, field) < 1:
-                raise UserError(f"{name}.{field}: expected a share from 0 to below 1, got {getattr(self, field)}")
+                raise UserError(f"{name}.{field}: expected a ratio from 0 to below 1, got {getattr(self, field)}")
         if not 0 <= self.weight_decay < math.inf:
             raise UserError(f"{name}.weight_decay: expected 0 or more, got {self.weight_decay}")
         self._check_parts(name)
-        share = self.micro_batch_size or self.global_batch_size / processes
-        if self.global_batch_size % (processes * share) or share != int(share):
+        micro = self.micro_batch_size or self.global_batch_size / processes
+        if self.global_batch_size % (processes * micro) or micro != int(micro):
             raise UserError(
                 f"{name}.global_batch_size: expected a multiple of processes ({processes}) × micro_batch_size, "
                 f"got {self.global_batch_size}"
@@ -172,23 +170,22 @@ class StageConfig:
             )
         if name == "llm_pretrain" and (self.packing or self.lora):
             field = "packing" if self.packing else "lora"
-            raise UserError(f"llm_pretrain.{field}: expected none, only align and instruct have it")
-        if self.cache_vision_features and (name == "llm_pretrain" or "vision" in self.trained(name)):
-            raise UserError(f"{name}.cache_vision_features: expected false, but for a stage with a frozen encoder")
+            raise UserError(f"llm_pretrain.{field}: expected none; only align and instruct have it")
+        if self.cache_vision_features and (name == "llm_pretrain" or "vision" in self.trained_parts(name)):
+            raise UserError(f"{name}.cache_vision_features: expected false in a stage without a frozen encoder")
         for part, field in RATE_FIELDS.items():
-            if getattr(self, field) is not None and part not in self.trained(name):
+            if getattr(self, field) is not None and part not in self.trained_parts(name):
                 raise UserError(f"{name}.{field}: expected none, as {part} is frozen in this stage (see tunable_parts)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LaunchConfig:
-    """How the training processes are started.
+    """The training processes.
 
     Args:
-        num_processes: how many; one per GPU, or CPU processes. None takes one, or as many as another launcher has
-            started.
-        strategy: how they share the work: by ``deepspeed``, or by PyTorch's own ``fsdp`` (FSDP2), which cuts weights,
-            gradients and optimizer state into shards as ZeRO-3 does.
+        num_processes: number of processes: one per GPU, or CPU processes. None uses one, or those of another launcher.
+        strategy: ``deepspeed``, or PyTorch's own ``fsdp`` (FSDP2), which shards weights, gradients and optimizer state
+            as ZeRO-3 does.
         deepspeed: the DeepSpeed JSON: zero2, zero2_offload, zero3, zero3_offload (shipped) or a file.
     """
 
@@ -207,50 +204,48 @@ class LaunchConfig:
 class LlavaTrainConfig:
     """Train a LLaVA (from encoder and LLM, or further), or first the LLM itself, under the DeepSpeed launcher.
 
-    The published recipe is ``align`` (the projector learns captions) and then ``instruct`` (projector and LLM
-    learn conversations), the encoder frozen throughout. ``llm_pretrain`` trains an LLM on text before.
+    The published recipe is ``align`` (the projector, on captions) and then ``instruct`` (projector and LLM, on
+    conversations), the encoder frozen throughout. ``llm_pretrain`` trains an LLM on text before.
 
     Args:
         output: the directory to write: an LLM directory if ``llm_pretrain`` is the last stage, else a LLaVA directory.
-        stages: which of llm_pretrain, align, instruct run, in this order.
+        stages: the stages to run, of llm_pretrain, align, instruct in this order.
         encoder: an encoder directory, or ``hf-hub:ORG/NAME``; ``timm:NAME``, ``timm:NAME@weights.safetensors``,
             ``timm:NAME@random``; or ``transformers:DIRECTORY`` (or ORG/NAME on the Hub) for CLIP, SigLIP, DINO, AIMv2.
         llm: a directory with a transformers causal LM and its tokenizer, or ``ORG/NAME`` on the Hub
-            (``ORG/NAME@REVISION`` for one of its commits). Not needed after ``llm_pretrain``, which then makes a new
-            one (``llm_from_scratch``); given, ``llm_pretrain`` trains it further. A LLaVA directory gives its LLM.
-        llava: a LLaVA directory, or ``ORG/NAME`` on the Hub, that is trained further, in place of encoder and llm: of
-            this suite or in transformers' layout (``llava-bridge convert`` makes one of an original LLaVA,
-            ``llava-bridge swap`` one with another encoder).
-        image_size: side of the images in pixels; None takes the encoder's own. ViTs take another: their learned
-            positions are interpolated.
-        vision_feature_layer: hidden state of the encoder that the LLM sees, or several, side by side: ``[-2, -5]``;
-            None: -2 for ViTs and CLIP's ResNets, -1 for timm's others. Of ``several:`` each gives this one, or its own
+            (``ORG/NAME@REVISION`` for one of its commits), or a LLaVA, whose LLM is used. ``llm_pretrain`` trains it
+            further, or builds a new one if None (``llm_from_scratch``).
+        llava: a LLaVA directory, or ``ORG/NAME`` on the Hub, to train further, instead of encoder and llm: of this
+            suite or in the transformers format (``llava-bridge convert`` converts original LLaVAs, ``llava-bridge
+            swap`` replaces the encoder).
+        image_size: image size in pixels; None uses the encoder's own. For ViTs learned positions are interpolated.
+        vision_feature_layer: hidden state of the encoder that the LLM sees, or several, concatenated: ``[-2, -5]``;
+            None: -2 for ViTs and CLIP's ResNets, -1 for timm's others. Each of ``several:`` uses this one, or its own
             default.
         vision_feature_select_strategy: ``default`` drops the class token, ``full`` keeps it, as in transformers
             (LLaVA: ``patch``, ``cls_patch``).
         image_aspect_ratio: how images become squares: ``squash``, ``pad`` with the encoder's mean color
-            (LLaVA-1.5's), ``crop`` of the middle; or ``anyres``, LLaVA-NeXT's: several, an overview and tiles at full
-            resolution.
-        image_grid_pinpoints: with ``anyres``: the heights and widths in pixels into which images are fitted before
-            they are cut into tiles; None takes LLaVA-NeXT's, 1 × 2, 2 × 1, 2 × 2, 3 × 1 and 1 × 3 tiles.
-        projector: what makes tokens of the LLM of the encoder's features.
-        chat_template: ``auto`` (the LLM's own if it has one, else vicuna) or the name of one: vicuna, vicuna_v1 (with
+            (LLaVA-1.5's), or a center ``crop``; or ``anyres``, LLaVA-NeXT's: a base image and tiles at full resolution.
+        image_grid_pinpoints: with ``anyres``: the heights and widths in pixels that images are resized into before they
+            are cut into tiles; None uses LLaVA-NeXT's, 1 × 2, 2 × 1, 2 × 2, 3 × 1 and 1 × 3 tiles.
+        projector: maps the encoder's features to tokens of the LLM.
+        chat_template: ``auto`` (the LLM's own if it has one, else vicuna) or a template's name: vicuna, vicuna_v1 (with
             LLaVA-1.5's preamble), llama_2, llama_3, llama_3_1 (3.2, too), chatml (Qwen, SmolLM), mistral, gemma, phi_3,
             tulu (OLMo), turns.
-        attn_implementation: how the LLM computes attention, by transformers' name: sdpa, eager, flash_attention_2 …;
-            None takes its own choice.
-        llm_from_scratch: the LLM that ``llm_pretrain`` makes.
+        attn_implementation: the LLM's attention, by transformers' name: sdpa, eager, flash_attention_2 …; None uses
+            transformers' default.
+        llm_from_scratch: the LLM that ``llm_pretrain`` builds.
         llm_pretrain: trains the LLM without images, on text (format ``text``) or on conversations.
         align: trains the projector only; LLaVA calls this stage pretraining.
         instruct: trains projector and LLM; LLaVA calls this stage finetuning.
         launch: processes and DeepSpeed settings.
-        precision: ``auto`` takes bf16 where the hardware multiplies it faster than fp32. The encoder in the output
-            equals the one given bit for bit either way.
-        seed: of initial weights and of the order of samples.
-        save_steps: steps between checkpoints, from which an interrupted run resumes; 0 keeps only whole stages.
+        precision: ``auto`` uses bf16 if the hardware computes it faster than fp32. A frozen encoder is bit-identical in
+            the output either way.
+        seed: seed of initial weights and of the order of samples.
+        save_steps: steps between checkpoints, from which an interrupted run resumes; 0 saves only finished stages.
         logging_steps: steps between lines of metrics.jsonl.
-        num_workers: processes that load data next to each training process; 0 loads within it.
-        max_invalid_ratio: training stops when more than this share of a stage's samples cannot be used.
+        num_workers: DataLoader workers of each training process; 0 loads data within it.
+        max_invalid_ratio: training stops when more than this ratio of a stage's samples is invalid.
     """
 
     output: str = dataclasses.field(metadata=RUN_ONLY)
@@ -292,9 +287,9 @@ class LlavaTrainConfig:
         self._check_stages()
         for stage in self.stages:
             self.stage(stage).check(stage, self.launch.num_processes or 1)
-        self._check_beginning()
+        self._check_model()
         check_pinpoints(self.image_aspect_ratio, self.image_grid_pinpoints)
-        self._check_own_ways()
+        self._check_stage_overrides()
         for name in ("save_steps", "num_workers"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
@@ -303,7 +298,7 @@ class LlavaTrainConfig:
             if value is not None and value < 1:
                 raise UserError(f"{name}: expected at least 1, got {value}")
         if not 0 <= self.max_invalid_ratio <= 1:
-            raise UserError(f"max_invalid_ratio: expected a share from 0 to 1, got {self.max_invalid_ratio}")
+            raise UserError(f"max_invalid_ratio: expected a ratio from 0 to 1, got {self.max_invalid_ratio}")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed: expected 0 to {2**32 - 1}, got {self.seed}")
 
@@ -319,8 +314,8 @@ class LlavaTrainConfig:
                 f"stages: expected each once and in the order {', '.join(STAGE_NAMES)}, got {list(self.stages)}"
             )
 
-    def _check_own_ways(self) -> None:
-        """What a LLaVA is asked with is what its last stage was trained with; only stages before may differ."""
+    def _check_stage_overrides(self) -> None:
+        """The last stage has the template and preprocessing of inference; earlier ones may differ."""
         for name in self.stages:
             if self.image_aspect_ratio == "anyres" and self.stage(name).image_aspect_ratio is not None:
                 raise UserError(
@@ -330,8 +325,8 @@ class LlavaTrainConfig:
                 if getattr(self.stage(name), field) is not None and (name == "llm_pretrain" or name == self.stages[-1]):
                     raise UserError(f"{name}.{field}: expected null; only align has its own, before instruct")
 
-    def _check_beginning(self) -> None:
-        """Encoder and LLM, or a LLaVA that has both."""
+    def _check_model(self) -> None:
+        """Check for encoder and LLM, or a LLaVA that has both."""
         if self.llava is None:
             if self.stages[-1] != "llm_pretrain" and not self.encoder:
                 raise UserError("encoder: expected an encoder directory or timm:NAME for the stages align and instruct")
@@ -340,25 +335,25 @@ class LlavaTrainConfig:
             return
         if self.stages[0] == "llm_pretrain":
             raise UserError("llava: expected none with the stage llm_pretrain; `llm: LLAVA_DIRECTORY` trains its LLM")
-        unset = {
+        defaults = {
             "vision_feature_select_strategy": "default",
             "projector": ProjectorConfig(),
             "image_aspect_ratio": "squash",
         }
         parts = ("encoder", "llm", "image_size", "vision_feature_layer", "vision_feature_select_strategy", "projector")
         for name in (*parts, "image_aspect_ratio", "image_grid_pinpoints"):
-            if getattr(self, name) != unset.get(name):
-                raise UserError(f"{name}: expected none beside llava, which brings its own; see `llava-bridge swap`")
+            if getattr(self, name) != defaults.get(name):
+                raise UserError(f"{name}: expected none with llava, which has its own; see `llava-bridge swap`")
 
-    def among(self, processes: int) -> LlavaTrainConfig:
-        """The same run, its work shared by as many processes as a launcher has started.
+    def with_processes(self, processes: int) -> LlavaTrainConfig:
+        """The same run on the processes of a launcher.
 
         Raises:
-            UserError: ``launch.num_processes`` says another number, or the batches cannot be shared by so many.
+            UserError: ``launch.num_processes`` is another number, or does not divide the batches.
         """
         if self.launch.num_processes not in {None, processes}:
             raise UserError(
-                f"launch.num_processes: expected {processes}, as many as the launcher has started, or null, "
+                f"launch.num_processes: expected {processes}, the number of the launcher's processes, or null, "
                 f"got {self.launch.num_processes}"
             )
         return dataclasses.replace(self, launch=dataclasses.replace(self.launch, num_processes=processes))

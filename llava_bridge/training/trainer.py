@@ -1,7 +1,4 @@
-"""One stage of training: what trains and what is frozen, HF's Trainer under DeepSpeed, the saved model.
-
-The training step itself is HF Trainer's; :class:`StageTrainer` adds what a LLaVA needs around its loss.
-"""
+"""One stage of training: trainable parts, HF's Trainer under DeepSpeed or FSDP, the saved model."""
 
 from __future__ import annotations
 
@@ -52,88 +49,89 @@ from llava_bridge.training.work_dir import CHECKPOINTS_DIR
 
 
 def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: DistributedStopRequest) -> None:
-    """Run stage ``name`` and leave its model in ``work/name/model``; called in every process.
+    """Run stage ``name`` and write its model to ``work/name/model``; called in every process.
 
     Raises:
-        UserError: parts or data do not fit, too many samples cannot be used, or the loss is not finite.
+        UserError: parts or data are incompatible, too many samples are invalid, or the loss is not finite.
         SystemExit: the run was stopped; its state is saved.
     """
     started = time.monotonic()
     stage, folder = config.stage(name), work / name
     setup = setup_stage(config, name, work)
-    torch.manual_seed(config.seed)  # of adapters, whatever the stages before have drawn
-    half = precision(config) == "bf16"
-    set_trainable_parts(setup, stage, name, torch.bfloat16 if half else torch.float32)
+    torch.manual_seed(config.seed)  # for adapters, regardless of earlier stages
+    bf16 = precision(config) == "bf16"
+    set_trainable_parts(setup, stage, name, torch.bfloat16 if bf16 else torch.float32)
     if stage.cache_vision_features:
         enable_feature_cache(setup)
     if stage.activation_checkpointing:
         recompute_layers(setup.model)
     steps = num_training_steps(len(setup.dataset), stage)
-    _announce(setup, config, name, steps)
-    parts = [module for part, module in setup.parts.items() if part != "vision"]  # the encoder keeps its own precision
-    rounded = half and not all(frozen_fits_bf16(module) for module in parts)
-    start = last_checkpoint(folder / CHECKPOINTS_DIR)
-    progress = StageProgress(
-        name, stage.global_batch_size, work / "metrics.jsonl", started - load_elapsed_seconds(start)
-    )
-    if reshaped := start is not None and needs_universal_conversion(start):
-        convert_to_universal(start)
-    args = training_arguments(config, stage, steps, folder / CHECKPOINTS_DIR, universal=reshaped)
+    _log_stage(setup, config, name, steps)
+    parts = [module for part, module in setup.parts.items() if part != "vision"]  # the encoder keeps its own dtype
+    rounded = bf16 and not all(frozen_fits_bf16(module) for module in parts)
+    checkpoint = last_checkpoint(folder / CHECKPOINTS_DIR)
+    start_time = started - load_elapsed_seconds(checkpoint)
+    progress = StageProgress(name, stage.global_batch_size, work / "metrics.jsonl", start_time)
+    if universal := checkpoint is not None and needs_universal_conversion(checkpoint):
+        convert_to_universal(checkpoint)
+    args = training_arguments(config, stage, steps, folder / CHECKPOINTS_DIR, universal=universal)
     sharded = config.launch.strategy == "fsdp"
-    model = _to_train(setup, half=half, sharded=sharded, some_call_encoder=stage.cache_vision_features)
-    masters = finer_than_bf16(setup.model) if half and not sharded else {}
+    model = _training_model(setup, bf16=bf16, sharded=sharded, unsharded_encoder=stage.cache_vision_features)
+    masters = finer_than_bf16(setup.model) if bf16 and not sharded else {}
     trainer = TRAINERS[config.launch.strategy](
         stage=stage,
         stage_name=name,
         parts=setup.parts,
-        order=order_of(setup.dataset, stage, steps, config.seed, args.per_device_train_batch_size),
-        invalid=load_invalid_samples(start),
+        sampler=make_sampler(setup.dataset, stage, steps, config.seed, args.per_device_train_batch_size),
+        invalid=load_invalid_samples(checkpoint),
         max_invalid_ratio=config.max_invalid_ratio,
         model=model,
         args=args,
         train_dataset=setup.dataset,
         data_collator=setup.collator,
     )
-    vocabulary = setup.model.get_input_embeddings().num_embeddings
+    vocab_size = setup.model.get_input_embeddings().num_embeddings
     begin = functools.partial(set_masters, setup.model, masters)
-    callback = StageCallback(progress, trainer.gather_invalid, setup.parts, vocabulary, stop, begin)
+    callback = StageCallback(progress, trainer.gather_invalid, setup.parts, vocab_size, stop, begin)
     del begin, masters
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(callback)
-    with contextlib.nullcontext() if sharded else frozen_encoder_apart(setup):
-        trainer.train(resume_from_checkpoint=None if start is None else str(start))
-    if callback.stopped_by:
-        log_rank0(f"{name}: stopped after step {trainer.state.global_step}; the same command goes on")
-        exit_after_stop(callback.stopped_by)
-    unset_hf_deepspeed_config()  # under ZeRO-3 transformers would load every further model in parts
+    with contextlib.nullcontext() if sharded else detached_frozen_encoder(setup):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if callback.stop_signal:
+        log_rank0(f"{name}: stopped after step {trainer.state.global_step}; the same command resumes it")
+        exit_after_stop(callback.stop_signal)
+    unset_hf_deepspeed_config()  # under ZeRO-3 transformers would shard every model that it loads
     summary = _summary(trainer, stage, progress)
     last = name == config.stages[-1]
-    again = functools.partial(setup_stage, config, name, work)
-    save_stage_model(setup, folder, summary, lora=stage.lora, again=again, rounded=rounded, half=half, last=last)
+    initial = functools.partial(setup_stage, config, name, work)
+    save_stage_model(
+        setup, folder, summary, lora=stage.lora, load_initial=initial, rounded=rounded, bf16=bf16, last=last
+    )
     _free(trainer, setup)
 
 
-def _to_train(setup: StageSetup, *, half: bool, sharded: bool, some_call_encoder: bool) -> nn.Module:
-    """The model with its loss, in shards if they are FSDP's."""
+def _training_model(setup: StageSetup, *, bf16: bool, sharded: bool, unsharded_encoder: bool) -> nn.Module:
+    """The model with its loss, sharded under FSDP."""
     model: nn.Module = LlavaLoss(setup.model) if "vision" in setup.parts else setup.model
     if not sharded:
         return model
     towers = [part for part in setup.parts.values() if isinstance(part, EncoderVisionModel)]
-    unsharded = towers if some_call_encoder else []  # only those who miss a picture call it
-    model = shard_model(model, start_processes(), bf16=half, exact=towers, unsharded=unsharded)
+    unsharded = towers if unsharded_encoder else []  # with cached features only some processes call it
+    model = shard_model(model, start_processes(), bf16=bf16, exact=towers, unsharded=unsharded)
     if "vision" in setup.parts:
-        setup.parts.update(split_parts(setup.model))  # a weight beside modules is another one now
+        setup.parts.update(split_parts(setup.model))  # sharding has replaced image_newline
     return model
 
 
 def set_trainable_parts(setup: StageSetup, stage: StageConfig, name: str, compute: torch.dtype = torch.float32) -> None:
-    """Let gradients reach the parts that train, or their adapters, and nothing else.
+    """Set ``requires_grad`` for the trained parts, or their adapters, and for nothing else.
 
     Args:
-        setup: what the stage begins with.
+        setup: of the stage.
         stage: its settings.
         name: its name.
-        compute: in which precision weights of 4 bits are multiplied.
+        compute: dtype of matrix products with quantized weights.
     """
     setup.model.requires_grad_(False)
     if stage.lora is not None:
@@ -141,19 +139,19 @@ def set_trainable_parts(setup: StageSetup, stage: StageConfig, name: str, comput
             quantize(setup.model, stage.lora.quantization, compute)
         add_lora(setup.model, stage.lora)
     adapted = () if stage.lora is None else stage.lora.apply_to
-    for part in stage.trained(name):
+    for part in stage.trained_parts(name):
         if part not in adapted:
             setup.parts[part].requires_grad_(True)
 
 
 def recompute_layers(model: Any) -> None:
-    """Let each layer of a transformers model keep its input only, and compute the rest again in the backward pass."""
-    named = "activation_checkpointing_enable"  # newer transformers' name for it
-    getattr(model, named, model.gradient_checkpointing_enable)()
+    """Enable activation checkpointing of a transformers model."""
+    new_name = "activation_checkpointing_enable"  # in newer versions of transformers
+    getattr(model, new_name, model.gradient_checkpointing_enable)()
 
 
 def enable_feature_cache(setup: StageSetup) -> None:
-    """Let the frozen encoder look its features up.
+    """Read the frozen encoder's features from the cache.
 
     Raises:
         UserError: the tower is transformers' own.
@@ -161,15 +159,15 @@ def enable_feature_cache(setup: StageSetup) -> None:
     tower = setup.model.model.vision_tower
     if not isinstance(tower, EncoderVisionModel):
         raise UserError("cache_vision_features: expected false, as the vision tower of this LLaVA is transformers' own")
-    tower.keep_outputs(setup.model.config.vision_feature_layer)
+    tower.cache_features(setup.model.config.vision_feature_layer)
 
 
 @contextlib.contextmanager
-def frozen_encoder_apart(setup: StageSetup) -> Iterator[None]:
-    """Meanwhile DeepSpeed does not find a frozen encoder in the model, which has and calls it as before.
+def detached_frozen_encoder(setup: StageSetup) -> Iterator[None]:
+    """Meanwhile a frozen encoder is an attribute of the model, but no submodule.
 
-    DeepSpeed would round its weights to bf16, and under ZeRO-3 cut them. So every process has the whole of it in the
-    precision in which it was loaded, whatever the way to share the rest.
+    DeepSpeed would round its weights to bf16, and shard them under ZeRO-3. Detached, every process has all of them in
+    the dtype in which they were loaded.
     """
     tower = setup.parts.get("vision")
     if tower is None or any(weight.requires_grad for weight in tower.parameters()):
@@ -184,32 +182,32 @@ def frozen_encoder_apart(setup: StageSetup) -> Iterator[None]:
         yield
     finally:
         del model.__dict__["vision_tower"]
-        model._modules.update({name: model._modules.pop(name, tower) for name in before})  # in the order that it had
+        model._modules.update({name: model._modules.pop(name, tower) for name in before})  # in the initial order
 
 
-def _announce(setup: StageSetup, config: LlavaTrainConfig, name: str, steps: int) -> None:
+def _log_stage(setup: StageSetup, config: LlavaTrainConfig, name: str, steps: int) -> None:
     stage = config.stage(name)
     for line in setup.mixture:
         log_rank0(f"{name}: {line}")
     for part, module in setup.parts.items():
         count = sum(numel_unpacked(weight) for weight in module.parameters())
-        learns = sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
-        if learns in (0, count):
-            log_rank0(f"{name}: {part} {'trains' if learns else 'frozen'}, {count:,} parameters")
+        trainable = sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
+        if trainable in (0, count):
+            log_rank0(f"{name}: {part} {'trainable' if trainable else 'frozen'}, {count:,} parameters")
         else:
-            log_rank0(f"{name}: {part} trains {learns:,} parameters of adapters beside {count - learns:,} frozen ones")
+            log_rank0(f"{name}: {part} has {trainable:,} trainable adapter parameters, {count - trainable:,} frozen")
     log_rank0(
         f"{name}: {len(setup.dataset):,} samples, {steps} steps of {stage.global_batch_size}, {precision(config)}"
     )
 
 
 def num_training_steps(samples: int, stage: StageConfig) -> int:
-    """Optimizer steps of a stage; a batch may end one epoch and begin the next."""
+    """Optimizer steps of a stage; a batch may have samples of two epochs."""
     return stage.max_steps or max(1, math.ceil(stage.num_epochs * samples / stage.global_batch_size))
 
 
-def order_of(dataset: Any, stage: StageConfig, steps: int, seed: int, micro_batch_size: int) -> Sampler[int]:
-    """The order in which a stage of so many ``steps`` sees its samples."""
+def make_sampler(dataset: Any, stage: StageConfig, steps: int, seed: int, micro_batch_size: int) -> Sampler[int]:
+    """The sampler of a stage with this number of ``steps``."""
     total = steps * stage.global_batch_size
     if not stage.group_by_modality_length:
         return RandomOrder(len(dataset), total, seed)
@@ -219,12 +217,12 @@ def order_of(dataset: Any, stage: StageConfig, steps: int, seed: int, micro_batc
 
 
 def precision(config: LlavaTrainConfig) -> Literal["fp32", "bf16"]:
-    """What to compute in on this machine."""
+    """The precision of computation on this machine."""
     return resolve_precision(config.precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))[0]
 
 
 class StageTrainer(Trainer):
-    """HF's Trainer with a LLaVA's cares: rates by part, invalid samples counted, a non-finite loss stops the step."""
+    """HF's Trainer with learning rates by part, counted invalid samples, and an error at a non-finite loss."""
 
     def __init__(
         self,
@@ -232,7 +230,7 @@ class StageTrainer(Trainer):
         stage: StageConfig,
         stage_name: str,
         parts: Mapping[Part, nn.Module],
-        order: Sampler[int],
+        sampler: Sampler[int],
         invalid: InvalidSamples,
         max_invalid_ratio: float,
         **options: Any,
@@ -241,89 +239,90 @@ class StageTrainer(Trainer):
         self.stage = stage
         self.stage_name = stage_name
         self.parts = parts
-        self.order = order
+        self.sampler = sampler
         self.invalid = invalid
         self.max_invalid_ratio = max_invalid_ratio
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return self.order
+        return self.sampler
 
     def get_train_dataloader(self) -> Any:
-        """HF's; what schedulers send to all processes of a job does not end those that read data."""
+        """HF's; its workers ignore signals, which schedulers send to all processes of a job."""
         loader: Any = super().get_train_dataloader()
-        inner = getattr(loader, "base_dataloader", loader)  # accelerate's stands around torch's
+        inner = getattr(loader, "base_dataloader", loader)  # torch's within accelerate's
         if inner.num_workers:
-            inner.worker_init_fn = functools.partial(_begin_worker, inner.worker_init_fn)
+            inner.worker_init_fn = functools.partial(_init_worker, inner.worker_init_fn)
         return loader
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """HF's AdamW, each part at its own rate; biases and norms do not decay."""
+        """HF's AdamW with a learning rate for each part; biases and norms have no weight decay."""
         if self.optimizer is None:
-            whole: Any = self.model if model is None else model
-            kind, options = self.get_optimizer_cls_and_kwargs(self.args, whole)
-            decays = set(self.get_decay_parameter_names(whole))
-            self.optimizer = kind(optimizer_param_groups(whole, self.parts, self.stage, decays), **options)
+            optimized: Any = self.model if model is None else model
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, optimized)
+            decayed = set(self.get_decay_parameter_names(optimized))
+            groups = optimizer_param_groups(optimized, self.parts, self.stage, decayed)
+            self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Nothing: a checkpoint has DeepSpeed's state; `training.saving` writes the model at the end."""
+        """Do nothing: checkpoints have DeepSpeed's state; ``save_stage_model`` writes the model at the end."""
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
-        """The mean loss over the learned tokens of the whole batch, over all processes."""
-        self._judge(self.invalid.add(inputs.pop("skipped", [])))
+        """The mean loss over the supervised tokens of the global batch."""
+        self._check_invalid(self.invalid.add(inputs.pop("skipped", [])))
         result = super().compute_loss(model, inputs, *arguments, **options)
         loss: Tensor = result[0] if isinstance(result, tuple) else result
         if not torch.isfinite(loss):
             raise UserError(
-                f"{self.stage_name}: the loss is {loss.item()} in step {self.state.global_step + 1}, "
-                f"before which nothing is lost; a lower {self.stage_name}.learning_rate may help"
+                f"{self.stage_name}: the loss is {loss.item()} in step {self.state.global_step + 1}; earlier "
+                f"checkpoints are not affected; a lower {self.stage_name}.learning_rate may help"
             )
         return result
 
     def gather_invalid(self) -> InvalidSamples:
-        """The invalid samples that all processes have met, which call it together.
+        """The invalid samples of all processes, which call this together.
 
         Raises:
             UserError: too many.
         """
-        self._judge(self.invalid.gather())
+        self._check_invalid(self.invalid.gather())
         return self.invalid
 
-    def _judge(self, new: list[Invalid]) -> None:
-        """Report ``new`` invalid samples, and stop the stage at too many."""
+    def _check_invalid(self, new: list[Invalid]) -> None:
+        """Report ``new`` invalid samples; UserError if there are too many."""
         for line in self.invalid.lines(new):
             log_rank0(f"{self.stage_name}: {line}")
         self.invalid.check(self.stage_name, "max_invalid_ratio", self.max_invalid_ratio, len(self.train_dataset))  # type: ignore[arg-type]
 
 
 class ShardedStageTrainer(ShardedTrainer, StageTrainer):
-    """The same under FSDP2."""
+    """:class:`StageTrainer` under FSDP2."""
 
 
 TRAINERS: dict[Strategy, type[StageTrainer]] = {"deepspeed": StageTrainer, "fsdp": ShardedStageTrainer}
 
 
-def _begin_worker(begin: Callable[[int], None] | None, number: int) -> None:
-    for one in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(one, signal.SIG_IGN)
-    if begin is not None:
-        begin(number)
+def _init_worker(init: Callable[[int], None] | None, worker_id: int) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    if init is not None:
+        init(worker_id)
 
 
 def optimizer_param_groups(
-    model: nn.Module, parts: Mapping[Part, nn.Module], stage: StageConfig, decays: set[str]
+    model: nn.Module, parts: Mapping[Part, nn.Module], stage: StageConfig, decayed: set[str]
 ) -> list[dict[str, Any]]:
-    """The weights that learn, by part and by whether they decay, with their peak learning rates."""
+    """The trainable weights by part and weight decay, with their peak learning rates."""
     names = {id(weight): name for name, weight in model.named_parameters() if weight.requires_grad}
     groups = []
     for part, module in parts.items():
         own = {names.pop(id(weight)): weight for weight in module.parameters() if id(weight) in names}
-        for decay, chosen in (
-            (stage.weight_decay, [weight for name, weight in own.items() if name in decays]),
-            (0.0, [weight for name, weight in own.items() if name not in decays]),
+        for decay, weights in (
+            (stage.weight_decay, [weight for name, weight in own.items() if name in decayed]),
+            (0.0, [weight for name, weight in own.items() if name not in decayed]),
         ):
-            if chosen:
-                groups.append({"params": chosen, "lr": stage.rate(part), "weight_decay": decay})
+            if weights:
+                groups.append({"params": weights, "lr": stage.peak_lr(part), "weight_decay": decay})
     assert not names, names
     return groups
 
@@ -331,9 +330,9 @@ def optimizer_param_groups(
 def training_arguments(
     config: LlavaTrainConfig, stage: StageConfig, steps: int, folder: Path, *, universal: bool = False
 ) -> TrainingArguments:
-    """What HF's Trainer is told of a stage of so many ``steps``, with its checkpoints in ``folder``.
+    """HF Trainer's arguments for a stage of this number of ``steps``, with its checkpoints in ``folder``.
 
-    ``universal`` says that it goes on from a checkpoint which `make_universal` has made.
+    ``universal``: it resumes from a checkpoint of :func:`convert_to_universal`.
     """
     processes = int(os.environ["WORLD_SIZE"])
     deepspeed = deepspeed_config(config.launch.deepspeed) if config.launch.strategy == "deepspeed" else None
@@ -350,7 +349,7 @@ def training_arguments(
         warmup_steps=math.ceil(stage.warmup_ratio * steps),
         weight_decay=stage.weight_decay,
         adam_beta2=stage.adam_beta2,
-        bf16=deepspeed is not None and precision(config) == "bf16",  # FSDP's own policy does it
+        bf16=deepspeed is not None and precision(config) == "bf16",  # FSDP has its own policy
         use_cpu=not torch.cuda.is_available(),
         seed=config.seed,
         logging_steps=min(config.logging_steps, steps),
@@ -379,7 +378,7 @@ def _summary(trainer: StageTrainer, stage: StageConfig, progress: StageProgress)
 
 
 def _free(trainer: StageTrainer, setup: StageSetup) -> None:
-    """Let go of the DeepSpeed engine and the model before the next stage makes its own."""
+    """Free the DeepSpeed engine and the model before the next stage builds its own."""
     engine: Any = trainer.deepspeed
     if engine is not None:
         engine.destroy()

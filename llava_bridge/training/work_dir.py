@@ -1,4 +1,4 @@
-"""Where a run reads and writes, looked at before anything starts."""
+"""The work directory of a run, and checks of its inputs before processes start."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from llava_bridge.training.train_config import LlavaTrainConfig
 
 CHECKPOINTS_DIR = "checkpoints"
 SHARDS_DIR = "shards"
-"""The folder in a checkpoint with the shards of FSDP's processes."""
+"""The directory of FSDP's shards in a checkpoint."""
 COMPLETE_MARKER = "complete"
 """The file in a checkpoint that is written last."""
 
 
 def work_dir(config: LlavaTrainConfig) -> Path:
-    """Where an unfinished run keeps its state: a hidden directory beside the output."""
+    """The hidden directory next to the output with the state of an unfinished run."""
     output = Path(config.output)
     return output.with_name(f".{output.name}.work")
 
 
 @contextlib.contextmanager
 def lock_work_dir(config: LlavaTrainConfig) -> Iterator[int]:
-    """Hold the work directory for this run; yields the lock, which a child process that inherits it holds as well.
+    """Lock the work directory for this run; yields the lock's file descriptor, for child processes to inherit.
 
-    The directory goes when the block ends well, or with a mistake before there is anything to go on with.
+    The directory is deleted when the block succeeds, or fails with a UserError before there is progress.
 
     Raises:
-        UserError: another run holds it, and they would spoil each other; or it cannot be written.
+        UserError: another run has locked it, or it cannot be written.
     """
     work = work_dir(config)
     with write_errors_as_user_errors(config.output):
@@ -48,8 +48,8 @@ def lock_work_dir(config: LlavaTrainConfig) -> Iterator[int]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"output: another run is writing {config.output}") from None
-        except OSError as error:  # network file systems may be mounted without
-            log_info(f"{work}: no locks here ({error.strerror}); see to it that no other run writes {config.output}")
+        except OSError as error:  # network file systems may be mounted without locks
+            log_info(f"{work}: no locks here ({error.strerror}); ensure that no other run writes {config.output}")
         try:
             yield lock.fileno()
         except UserError:
@@ -60,22 +60,22 @@ def lock_work_dir(config: LlavaTrainConfig) -> Iterator[int]:
 
 
 def has_progress(work: Path) -> bool:
-    """Whether a work directory has something to go on with: a finished stage or a whole checkpoint."""
+    """Whether a work directory has a finished stage or a complete checkpoint."""
     return any(work.glob("*/model")) or any(work.glob(f"*/{CHECKPOINTS_DIR}/*/{COMPLETE_MARKER}"))
 
 
 def stage_start_dir(config: LlavaTrainConfig, name: str, work: Path) -> Path | None:
-    """The model that stage ``name`` goes on from: that of the stage before it, None if it is the first."""
+    """The model of the stage before ``name``; None if it is the first."""
     stages: list[str] = list(config.stages)
     before = stages[: stages.index(name)]
     return work / before[-1] / "model" if before else None
 
 
 def check_inputs(config: LlavaTrainConfig) -> None:
-    """Find missing parts and data before processes are started.
+    """Check parts and data before processes are started.
 
     Raises:
-        UserError: naming the file or directory that is missing, or what cannot be kept under ZeRO-3.
+        UserError: a file or directory is missing, or a setting is not supported with these processes.
     """
     if config.llava:
         check_llava_dir(config.llava)
@@ -83,13 +83,13 @@ def check_inputs(config: LlavaTrainConfig) -> None:
         check_llm_dir(config.llm)
     if config.encoder and config.stages[-1] != "llm_pretrain":
         check_encoder_files(config.encoder)
-    cuts_weights = deepspeed_config(config.launch.deepspeed).get("zero_optimization", {}).get("stage") == 3
-    _check_quantizing(config)
+    zero3 = deepspeed_config(config.launch.deepspeed).get("zero_optimization", {}).get("stage") == 3
+    _check_quantization(config, zero3=zero3)
     for name in config.stages:
-        if config.stage(name).cache_vision_features and cuts_weights and (config.launch.num_processes or 1) > 1:
+        if config.stage(name).cache_vision_features and zero3 and (config.launch.num_processes or 1) > 1:
             raise UserError(
                 f"{name}.cache_vision_features: expected false under ZeRO-3 with several processes, which is not "
-                "tested; launch.strategy: fsdp takes it"
+                "tested; launch.strategy: fsdp supports it"
             )
         for data in config.stage(name).data:
             try:
@@ -98,16 +98,15 @@ def check_inputs(config: LlavaTrainConfig) -> None:
                 raise UserError(f"{name}.data: {error}") from None
 
 
-def _check_quantizing(config: LlavaTrainConfig) -> None:
+def _check_quantization(config: LlavaTrainConfig, *, zero3: bool) -> None:
     loras = {name: config.stage(name).lora for name in config.stages}
     first = next((name for name, lora in loras.items() if lora is not None and lora.quantization), None)
     if first is None:
         return
+    field = f"{first}.lora.quantization"
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            f"{first}.lora.quantization: expected bitsandbytes beside it (pip install 'clips-suite[qlora]')"
-        )
+        raise UserError(f"{field}: expected bitsandbytes to be installed (pip install 'clips-suite[qlora]')")
     if config.launch.strategy == "fsdp":
-        raise UserError(f"launch.strategy: expected deepspeed with {first}.lora.quantization; FSDP does not cut 4 bits")
-    if deepspeed_config(config.launch.deepspeed).get("zero_optimization", {}).get("stage") == 3:
-        raise UserError(f"launch.deepspeed: expected zero2 with {first}.lora.quantization; ZeRO-3 does not cut 4 bits")
+        raise UserError(f"launch.strategy: expected deepspeed with {field}; FSDP does not shard 4 bits")
+    if zero3:
+        raise UserError(f"launch.deepspeed: expected zero2 with {field}; ZeRO-3 does not shard 4 bits")

@@ -233,7 +233,7 @@ def bridge_steps(
         stage=stage,
         stage_name="instruct",
         parts=split_parts(model),
-        order=LengthGroupedSampler(data.sizes(), args.micro_batch, args.steps * args.micro_batch, 0),
+        sampler=LengthGroupedSampler(data.sizes(), args.micro_batch, args.steps * args.micro_batch, 0),
         invalid=InvalidSamples(),
         max_invalid_ratio=1.0,
         model=LlavaLoss(model),

@@ -57,11 +57,11 @@ def comparison(args: argparse.Namespace, mix: Path) -> str:
     indices = [index for index, sample in enumerate(samples) if sample.images]
     indices = indices[: len(indices) // args.micro_batch * args.micro_batch]
     tower = model.model.vision_tower
-    tower.keep_outputs(model.config.vision_feature_layer)
-    lookup = tower.kept
+    tower.cache_features(model.config.vision_feature_layer)
+    lookup = tower.feature_cache
 
     def run(cache: Any) -> None:
-        tower.kept = cache
+        tower.feature_cache = cache
         steps(args, model, processor, data, indices)
 
     first = seconds_of(lambda: run(lookup), args.clock)
