@@ -176,7 +176,7 @@ def test_a_llava_of_known_parts_is_worked_out_and_one_of_unknown_parts_says_so()
     assert "no GPU is named" in cpu.basis
     for field, name in (("encoder", "transformers:nobody/knows"), ("llm", "nobody/knows")):
         unknown = analytic_estimate(llava_step(**{field: name}), {}, Resources(), "h200")
-        assert unknown == CostEstimate(basis="nobody knows the size of nobody/knows (no local copy)")
+        assert unknown == CostEstimate(basis="unknown size of nobody/knows (no local copy)")
     endless = analytic_estimate(llava_step(align={"data": [{"path": "not/here.json"}]}), {}, Resources(), "h200")
     assert endless.gpu_hours is None
     assert "the data of align are not here" in endless.basis
