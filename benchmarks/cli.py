@@ -12,11 +12,11 @@ COMMANDS = {
     ),
     "run encoder": Command(
         help="evaluate one encoder directory, during its training or after",
-        target="benchmarks.tasks.run_single:run_encoder",
+        target="benchmarks.tasks.run_benchmarks:run_encoder",
         positional=("model",),
     ),
     "run llava": Command(
-        help="evaluate one LLaVA directory", target="benchmarks.tasks.run_single:run_llava", positional=("model",)
+        help="evaluate one LLaVA directory", target="benchmarks.tasks.run_benchmarks:run_llava", positional=("model",)
     ),
     "similarity-map": Command(
         help="write an image–phrase similarity map",

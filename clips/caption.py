@@ -15,7 +15,7 @@ from clips.data.images import BadImageError, decode_image
 from clips.errors import UserError, error_reason
 from clips.model.tokenizer import ClipsTokenizer
 from clips.model_refs import check_captioner
-from clips.sanitize import jinja_finalize, strip_control_chars
+from clips.safe_text import jinja_finalize, strip_control_chars
 
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">

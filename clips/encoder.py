@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from clips.commandline.import_guards import without_wandb
 from clips.core.artifact import atomic_write, read_manifest
 from clips.errors import UserError, error_reason
-from clips.jsontext import safe_json_loads
+from clips.lazy_import import without_wandb
 from clips.method.clips_model import ClipsModel
 from clips.model.captioner import Captioner, CaptionerDims
 from clips.model.tokenizer import truncate_text
 from clips.model_refs import CAPTIONER_CONFIG, CAPTIONER_WEIGHTS, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, check_captioner
+from clips.text_files import safe_json_loads
 
 
 def write_encoder(model: ClipsModel, directory: Path) -> None:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from clips.core.artifact import MANIFEST, atomic_artifact_dir, log_info, write_manifest
 from clips.errors import UserError, error_reason, unknown_name_error
 from clips.interchange.exporting import EXPORT_FORMATS, export_encoder
-from clips.jsontext import safe_json_loads
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig
 from clips.model_card import write_model_card
 from clips.model_refs import OPEN_CLIP_CONFIG
+from clips.text_files import safe_json_loads
 from clips.training.run_dir import read_run_config
 from clips.training.run_logger import METRICS_FILE
 from clips.training.stages import completed_stages

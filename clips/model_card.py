@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from clips.core.artifact import MANIFEST, atomic_write, read_manifest
-from clips.jsontext import safe_json_loads
 from clips.method.recipes import RECIPES
 from clips.model_refs import CAPTIONER_WEIGHTS, OPEN_CLIP_CONFIG
-from clips.sanitize import escape_markdown
+from clips.safe_text import escape_markdown
+from clips.text_files import safe_json_loads
 
 MODEL_CARD = "README.md"
 CARD_TEMPLATES_DIR = Path(__file__).parent / "cards"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clips.errors import UserError, error_reason
-from clips.jsontext import safe_json_loads
+from clips.text_files import safe_json_loads
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"

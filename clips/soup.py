@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from clips.core.artifact import HASH_EXCLUDED_FILES, atomic_artifact_dir, log_info, write_manifest
 from clips.errors import UserError, error_reason
-from clips.jsontext import safe_json_loads
 from clips.model_card import license_from_manifest, write_card
 from clips.model_refs import CAPTIONER_CONFIG, CAPTIONER_WEIGHTS, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
+from clips.text_files import safe_json_loads
 
 if TYPE_CHECKING:
     from torch import Tensor

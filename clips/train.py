@@ -24,14 +24,13 @@ from clips.data.loader import iterate_batches, worker_death_as_user_error
 from clips.encoder import write_encoder
 from clips.method.clips_model import ClipsModel
 from clips.model_card import write_model_card
-from clips.parallel.ddp import full_tensor
 from clips.parallel.distributed import all_reduce_mean, end_processes, wait_for_main_process
+from clips.parallel.strategies import full_tensor
 from clips.parallel.watchdog import Watchdog
 from clips.planning.mfu import MfuMeter
-from clips.serialization import to_plain
 from clips.training.checkpoint import Checkpointer
 from clips.training.run_dir import create_run_dir, is_trained, resume_changes
-from clips.training.run_logger import RunLogger, ThroughputTimer
+from clips.training.run_logger import RunLogger, ThroughputTimer, open_trackers
 from clips.training.setup import (
     build_model_without_pretrained,
     check_stages,
@@ -40,11 +39,11 @@ from clips.training.setup import (
     setup_run,
 )
 from clips.training.stages import completed_stages, stage_configs
-from clips.training.trackers import open_trackers
 from clips.training.train_config import EncoderTrainConfig
 from clips.training.train_state import remove_checkpoints
 from clips.training.train_step import TrainRun, prepare_batch, train_step
 from clips.training.validation import RetrievalValidation
+from clips.typed_data import to_plain
 
 SUMMARY_FILE = "summary.json"
 _LAST_VALUES = ("lr", "logit_scale")  # logged as of the last step; other values are logged as means

@@ -1,8 +1,4 @@
-"""Dataclasses from plain data: configs, study files and result files are validated here.
-
-pydantic checks the types of the fields strictly: a number in quotes is a string. An error is one line with the dotted
-path of the field and the expected type.
-"""
+"""Dataclasses from plain data and back: the one place where configs, study files and result files are checked."""
 
 from __future__ import annotations
 
@@ -13,13 +9,41 @@ import json
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from clips.errors import UserError, error_reason
-from clips.serialization import to_plain
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
+
+
+def to_plain(value: Any) -> Any:
+    """``value`` with dataclasses as dicts, tuples as lists and paths as strings."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def to_yaml(config: Any) -> str:
+    """A config dataclass as the YAML text that ``--config`` reads back."""
+    import yaml
+
+    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True, width=100)
+
+
+def flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of nested plain data."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from flatten(item, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
+
 
 Record = TypeVar("Record")
 _UNKNOWN_KEY = {"extra_forbidden", "unexpected_keyword_argument"}  # pydantic's types of errors

@@ -144,7 +144,7 @@ def train_both(args: argparse.Namespace, folder: Path) -> tuple[dict[str, list[f
 
 def train_ours(config: Any, folder: Path) -> dict[str, list[float]]:
     """Stage → losses of `llava-bridge train`."""
-    from clips.serialization import to_yaml
+    from clips.typed_data import to_yaml
 
     (folder / "ours.yaml").write_text(to_yaml(config))
     _run([sys.executable, "-m", "llava_bridge", "train", "--config", str(folder / "ours.yaml")])

@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.study.build_steps import StudyPlan, build_plan
 from benchmarks.study.engine import run_steps
 from benchmarks.study.locks import locked
-from benchmarks.study.parser import read_study
+from benchmarks.study.schema import read_study
 from benchmarks.study.steps import Step
 from benchmarks.study.study_commands import current_keys
 from clips.commandline.parsing import parse_config
@@ -29,10 +29,10 @@ from clips.errors import UserError, unknown_name_error
 from clips.method import recipes
 from clips.method.clips_model import build_model
 from clips.planning.profilers import FlopCounter
-from clips.serialization import to_yaml
 from clips.training.setup import open_train_dataset
 from clips.training.stages import stage_configs
 from clips.training.train_config import EncoderTrainConfig
+from clips.typed_data import to_yaml
 
 _BATCHES = 2
 

@@ -42,7 +42,7 @@ TEXTS = [f"The shape is {color}. USER: What color is it? ASSISTANT: {color}" for
 def open_clip_model(model_cfg: dict[str, Any], seed: int = 0) -> Any:
     import torch
 
-    from clips.commandline.import_guards import without_wandb
+    from clips.lazy_import import without_wandb
 
     with without_wandb():
         from open_clip.model import CLIP, CustomTextCLIP
@@ -203,7 +203,7 @@ def instruct_file(directory: Path, name: str, parts: Parts, settings: Mapping[st
 
 def config_file(directory: Path, name: str, talk: Path, **fields: Any) -> Path:
     """A tiny run of all stages; ``fields`` of TrainConfig override it."""
-    from clips.serialization import to_yaml
+    from clips.typed_data import to_yaml
     from llava_bridge.model.small_llama import SmallLlamaConfig
     from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
 

@@ -19,7 +19,7 @@ import benchmarks.cli
 import clips.cli
 import llava_bridge.cli
 from clips.commandline.commands import Command, dispatch
-from clips.sanitize import strip_control_chars
+from clips.safe_text import strip_control_chars
 
 PROGRAMS = {
     "clips": ("", clips.cli.COMMANDS),

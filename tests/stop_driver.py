@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clips.commandline.parsing import parse_config
-from llava_bridge.training.progress import StageProgress
+from llava_bridge.training.callback import StageProgress
 from llava_bridge.training.train import run_train
 from llava_bridge.training.train_config import LlavaTrainConfig
 

@@ -15,9 +15,9 @@ from bench_reader import Reader
 from PIL import Image
 
 from benchmarks.results.results import read_items, read_result, result_path
-from benchmarks.tasks.compositional import loglikelihood, multiple_choice, similarity
+from benchmarks.tasks.compositional import caption_scores, loglikelihood, multiple_choice
 from benchmarks.tasks.data.pair_sets import load_pair_set
-from benchmarks.tasks.encoders import cached_embeddings
+from benchmarks.tasks.encoders import embedding
 from benchmarks.tasks.eval_model import EvalModel
 from benchmarks.tasks.output_cache import AnswerCache, NoCache
 from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
@@ -208,7 +208,7 @@ def _knows(number: int | None, prompt: str, text: str) -> float:
 
 
 def test_winoground_by_similarity_and_by_likelihood_agree(tmp_path, monkeypatch):
-    monkeypatch.setattr(cached_embeddings, "_cache", lambda *_, **__: NoCache())
+    monkeypatch.setattr(embedding, "_cache", lambda *_, **__: NoCache())
     import torch
 
     data = _winoground(tmp_path)
@@ -222,7 +222,7 @@ def test_winoground_by_similarity_and_by_likelihood_agree(tmp_path, monkeypatch)
         lambda texts: torch.tensor([[numbers[text]] for text in texts]),
         lambda image: torch.full((3, 2, 2), _number(image), dtype=torch.float32),
     )
-    seen = similarity.evaluate(_row(encoder=encoder), _config(data))
+    seen = caption_scores.evaluate(_row(encoder=encoder), _config(data))
     likely = loglikelihood.evaluate(_llava(monkeypatch, _knows), _config(data, "_likelihood"))
     # case 0 is won; in case 1 both images prefer the first caption, and each caption finds both images alike
     for outcome in (seen, likely):

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.tasks.mllm.answers import Answer, read_answers
-from benchmarks.tasks.mllm.matching import match
+from benchmarks.tasks.mllm.matching import Answer, match, read_answers
 from benchmarks.tasks.mllm.score_answers import reject_contradictions
 from clips.errors import UserError
 

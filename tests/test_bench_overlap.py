@@ -14,8 +14,16 @@ import pytest
 from families import quick_of
 from PIL import Image, ImageEnhance, ImageFilter
 
-from benchmarks.analysis.contamination import ContaminationConfig, benchmark_images, find_duplicates, run_contamination
-from benchmarks.analysis.perceptual_hash import BITS, MAX_HAMMING_DISTANCE, hash_image, near_pairs
+from benchmarks.analysis.contamination import (
+    BITS,
+    MAX_HAMMING_DISTANCE,
+    ContaminationConfig,
+    benchmark_images,
+    find_duplicates,
+    hash_image,
+    near_pairs,
+    run_contamination,
+)
 from clips.data.sources.source import SourceConfig
 
 
@@ -79,7 +87,7 @@ def test_real_photos(change, shared):
 
 
 def test_blocks_find_what_a_loop_finds(monkeypatch):
-    monkeypatch.setattr("benchmarks.analysis.perceptual_hash._MAX_CHUNK_PAIRS", 50)
+    monkeypatch.setattr("benchmarks.analysis.contamination._MAX_CHUNK_PAIRS", 50)
     generator = np.random.default_rng(0)
     first, second = (generator.integers(0, 2**63, (count, 4), dtype=np.uint64) for count in (23, 17))
     naive = [

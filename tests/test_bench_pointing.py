@@ -20,9 +20,8 @@ from benchmarks.report.load_results import read_source
 from benchmarks.report.report import build_report
 from benchmarks.results.results import Result, read_items
 from benchmarks.tasks.data.phrase_boxes import load_benchmark_phrases
-from benchmarks.tasks.encoders.map_overlay import VisibleRegion
 from benchmarks.tasks.encoders.patch_embeddings import patch_embeddings
-from benchmarks.tasks.encoders.pointing import pointing_auc, pointing_hit
+from benchmarks.tasks.encoders.pointing import VisibleRegion, pointing_auc, pointing_hit
 from benchmarks.tasks.encoders.similarity_map_command import SimilarityMapConfig, run_similarity_map
 from benchmarks.tasks.run_config import BenchmarkConfig
 from clips.errors import UserError

@@ -17,7 +17,7 @@ from report_study import make_study
 
 from benchmarks.publishing import upload_files
 from benchmarks.publishing.publish import PublishConfig, run_publish
-from benchmarks.publishing.redaction import shorten_local_paths
+from benchmarks.publishing.upload_files import shorten_local_paths
 from clips.core.artifact import atomic_write, write_manifest
 from clips.errors import UserError
 

@@ -12,8 +12,8 @@ from rich.console import Console
 from benchmarks.report.formats import REPORT_FORMATS
 from benchmarks.report.reference_table import REFERENCE_NOTE
 from benchmarks.report.report import Report, build_report
-from benchmarks.report.terminal_table import print_report
-from benchmarks.results.reference_results.load import load_reference_results, select_reference_results
+from benchmarks.report.text_table import print_report
+from benchmarks.results.reference_results import load_reference_results, select_reference_results
 from benchmarks.study.schema import Study
 from clips.errors import UserError
 

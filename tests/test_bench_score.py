@@ -11,8 +11,7 @@ import published_answers as published
 import pytest
 
 from benchmarks.results.results import Result, read_items, read_result, result_path
-from benchmarks.tasks.mllm.answers import Answer
-from benchmarks.tasks.mllm.matching import match
+from benchmarks.tasks.mllm.matching import Answer, match
 from benchmarks.tasks.mllm.score_answers import ScoreConfig, run_score
 from benchmarks.tasks.run_config import BenchmarkConfig
 from clips.errors import UserError
@@ -191,7 +190,7 @@ def test_answers_to_other_questions_are_neither_ranked_nor_paired(hub, tmp_path)
 
 
 def test_a_line_without_an_answer_is_not_answered_by_the_question(tmp_path):
-    from benchmarks.tasks.mllm.answers import read_answers
+    from benchmarks.tasks.mllm.matching import read_answers
 
     asked = _write(tmp_path / "questions.jsonl", [{"question_id": 1, "text": "Is it red?", "image": "a.jpg"}])
     answers = _write(tmp_path / "answers.jsonl", [{"question_id": 1}])

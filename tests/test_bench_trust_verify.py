@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from report_material import items_table
 
-from benchmarks.analysis import check_reference_results, check_scorers
-from benchmarks.analysis.check_base import VerifyConfig
+from benchmarks.analysis import check_scorers, checks
+from benchmarks.analysis.checks import VerifyConfig
 from benchmarks.analysis.verify import run_check, run_verify
 from benchmarks.results import statistics
-from benchmarks.results.reference_results.load import select_reference_results
+from benchmarks.results.reference_results import select_reference_results
 from benchmarks.results.results import Result, write_result
 from benchmarks.tasks.encoders.recall import RetrievalRanks
 from benchmarks.tasks.evaluation import MetricSpec, compute_metric
@@ -72,7 +72,7 @@ def test_a_scorer_that_accepts_all_answers_is_found(monkeypatch):
 def test_a_mistake_in_a_published_table_is_found(name, monkeypatch):
     (row,) = select_reference_results(["openclip:ViT-B-32/openai"])
     slip = dataclasses.replace(row, values={**row.values, "coco/i2t_r1": 90.01})
-    monkeypatch.setattr(check_reference_results, "load_reference_results", lambda: (slip,))
+    monkeypatch.setattr(checks, "load_reference_results", lambda: (slip,))
     assert run_check(name, VerifyConfig()).status == "failed"
 
 

@@ -18,7 +18,7 @@ from bridge_world import run_cli
 from PIL import Image
 
 from clips.errors import UserError
-from clips.sanitize import strip_control_chars
+from clips.safe_text import strip_control_chars
 from llava_bridge import load_llava
 from llava_bridge.inference import chat_command, generate
 from llava_bridge.inference import streaming as replying

@@ -18,8 +18,7 @@ from safetensors.torch import save_file
 
 from clips.errors import UserError
 from llava_bridge.encoders import ENCODER_SOURCES, load_encoder
-from llava_bridge.encoders.encoder_checks import check_encoder_files
-from llava_bridge.encoders.spec import parse_spec, split_encoders
+from llava_bridge.encoders.spec import check_encoder_files, parse_spec, split_encoders
 from llava_bridge.encoders.timm_source import TimmVit
 from llava_bridge.inference.generate import answer, load_llava
 from llava_bridge.model.build import LlavaParts, build_llava, convert_tower_to_transformers

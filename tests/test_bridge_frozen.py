@@ -14,7 +14,7 @@ import torch
 from llava_bridge.encoders import load_encoder
 from llava_bridge.model.build import LlavaParts, build_llava
 from llava_bridge.model.modeling_vision import build_vision_model
-from llava_bridge.training import distributed, trainer
+from llava_bridge.training import sharded_weights, trainer
 from llava_bridge.training.loss import LlavaLoss
 from llava_bridge.training.setup import split_parts
 from llava_bridge.training.sharded_weights import frozen_fits_bf16
@@ -130,7 +130,7 @@ def test_each_process_uses_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", asked.append)
     monkeypatch.setattr(deepspeed, "init_distributed", lambda dist_backend, **_: asked.append(dist_backend))
-    distributed.init_process_group()
+    sharded_weights.init_process_group()
     assert asked == [3, "nccl"]  # the device first, or all would join with the first GPU
 
 

@@ -24,7 +24,7 @@ from llava_bridge.conversion.convert_command import ConvertConfig, run_convert
 from llava_bridge.conversion.swap_encoder import SwapConfig, run_swap
 from llava_bridge.data.inspect_command import InspectConversationsConfig, run_inspect
 from llava_bridge.encoders import load_encoder
-from llava_bridge.encoders.encoder_checks import check_encoder_files
+from llava_bridge.encoders.spec import check_encoder_files
 from llava_bridge.inference.chat_command import ChatConfig, run_chat
 from llava_bridge.inference.describe_command import DescribeConfig, run_describe
 from llava_bridge.inference.generate import load_llava

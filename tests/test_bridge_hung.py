@@ -14,8 +14,8 @@ import bridge_world
 import pytest
 
 from clips.parallel.watchdog import EXIT_HUNG
-from llava_bridge.training import hung
-from llava_bridge.training.hung import HungWatch
+from llava_bridge.training import callback
+from llava_bridge.training.callback import HungWatch
 from llava_bridge.training.train_config import LaunchConfig
 
 
@@ -56,8 +56,8 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The statuses with which a watch would end the process."""
     statuses: list[int] = []
     for name, seconds in (("_POLL_SECONDS", 0.02), ("_MIN_SECONDS", 0.5), ("_FIRST_STEP_SECONDS", 0.6)):
-        monkeypatch.setattr(hung, name, seconds)
-    monkeypatch.setattr(hung, "end_hung", lambda status, why: statuses.append(status))
+        monkeypatch.setattr(callback, name, seconds)
+    monkeypatch.setattr(callback, "end_hung", lambda status, why: statuses.append(status))
     return statuses
 
 

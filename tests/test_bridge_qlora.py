@@ -87,7 +87,7 @@ def test_an_interrupted_run_resumes(tmp_path: Path, parts: Parts, runs: Path) ->
 
 @needs_bitsandbytes
 def test_four_bit_weights_are_counted_two_to_a_byte() -> None:
-    from llava_bridge.training.quantization import numel_unpacked, quantize
+    from llava_bridge.training.lora import numel_unpacked, quantize
 
     class Llava(torch.nn.Module):
         def __init__(self, width: int) -> None:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from clips.commandline.parsing import parse_config
-from clips.serialization import to_yaml
+from clips.typed_data import to_yaml
 from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.projectors import ProjectorConfig
 from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig

@@ -19,7 +19,7 @@ from clips.errors import UserError
 from llava_bridge.training import launch as launching
 from llava_bridge.training import work_dir
 from llava_bridge.training.run_identity import run_identity
-from llava_bridge.training.stages import _check_shared, _prepare
+from llava_bridge.training.train import _check_shared, _prepare
 from llava_bridge.training.train_config import LlavaTrainConfig
 
 

@@ -237,8 +237,7 @@ def stage_trainer(max_invalid_ratio: float = 0.5) -> Any:
 
 
 def stage_callback(tmp_path: Path) -> Any:
-    from llava_bridge.training.callback import StageCallback
-    from llava_bridge.training.progress import StageProgress
+    from llava_bridge.training.callback import StageCallback, StageProgress
 
     progress = StageProgress("align", 4, tmp_path / "metrics.jsonl", 0.0)
     nobody = SimpleNamespace(of_any_process=lambda: 0, is_requested=lambda: False)

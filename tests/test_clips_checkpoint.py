@@ -12,7 +12,6 @@ from clips.core.identity import RUN_ONLY, Identity, identity
 from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError
 from clips.parallel.distributed import DistributedContext, start_processes
-from clips.serialization import to_yaml
 from clips.training import checkpoint as checkpointing
 from clips.training.checkpoint import Checkpointer, load_tensors, verify_checkpoint
 from clips.training.run_dir import create_run_dir, is_trained, read_run_config, resume_changes
@@ -23,6 +22,7 @@ from clips.training.train_state import (
     read_train_state,
     remove_checkpoints,
 )
+from clips.typed_data import to_yaml
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

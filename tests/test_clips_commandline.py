@@ -19,8 +19,7 @@ from clips.commandline.commands import Command, config_class_of, dispatch
 from clips.commandline.help_text import field_help
 from clips.commandline.parsing import parse_config
 from clips.errors import UserError
-from clips.serialization import to_plain, to_yaml
-from clips.typed_data import field_types
+from clips.typed_data import field_types, to_plain, to_yaml
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

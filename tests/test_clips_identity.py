@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from clips.core.identity import RUN_ONLY, VERSIONS, difference, digest, identity, result_settings, run_only_fields
-from clips.serialization import to_plain
 from clips.training.train_config import EncoderTrainConfig as EncoderTrainConfig
+from clips.typed_data import to_plain
 from llava_bridge.inference.describe_command import DescribeConfig
 from llava_bridge.training.train_config import LlavaTrainConfig as LlavaTrainConfig
 

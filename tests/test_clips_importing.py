@@ -197,7 +197,7 @@ def test_released_clips_gets_its_tokenizer(tmp_path: Path):
 
 
 def test_training_and_bridge_read_an_imported_encoder(tmp_path: Path):
-    from clips.model.pretrained import load_pretrained
+    from clips.model.initialization import load_pretrained
     from llava_bridge.encoders import build_tower
     from llava_bridge.encoders import load_encoder as load_for_bridge
 

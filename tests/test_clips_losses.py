@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from clips.method.clips_model import ModelConfig, build_model
 from clips.method.recipes import Recipe, RecipeConfig
-from clips.model.captioner_config import CONTRASTIVE_LOSSES, CaptionerConfig
+from clips.model.architectures import CONTRASTIVE_LOSSES, CaptionerConfig
 from clips.model.length_grouping import group_by_length
 from clips.model.losses import caption_loss, contrastive_loss, linear_cross_entropy
 from clips.model.tokenizer import ClipsTokenizer

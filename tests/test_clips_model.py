@@ -14,8 +14,7 @@ from clips.method.clips_model import ModelConfig, build_model
 from clips.method.optimizer import OptimizerConfig, build_optimizer
 from clips.method.recipes import RecipeConfig
 from clips.model import towers
-from clips.model.architectures import CONFIG_DIR, read_config_file
-from clips.model.captioner_config import CaptionerConfig
+from clips.model.architectures import CONFIG_DIR, CaptionerConfig, read_config_file
 from clips.model.tokenizer import ClipsTokenizer
 
 CAPTIONER = CaptionerConfig(max_length=16)

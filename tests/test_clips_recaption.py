@@ -24,11 +24,18 @@ from clips.data import decode_image
 from clips.data.sources import SourceConfig, open_source
 from clips.errors import UserError
 from clips.recaption.caption_model import CaptionModel, GeneratedCaption
-from clips.recaption.cleaning import clean_caption, filter_captions
 from clips.recaption.recaption_config import RecaptionConfig
-from clips.recaption.run import _start_or_resume, run_recaption
+from clips.recaption.run import (
+    OutputShard,
+    _start_or_resume,
+    clean_caption,
+    filter_captions,
+    group_shards,
+    run_recaption,
+    split_into_shards,
+    split_into_windows,
+)
 from clips.recaption.shard_writers import WORK_DIR, ShardWriter
-from clips.recaption.work_split import OutputShard, group_shards, split_into_shards, split_into_windows
 
 PROMPT = "{web}. What color is it?"
 
@@ -149,7 +156,7 @@ def test_batches_are_full_across_shards_and_invalid_images(settings, tmp_path, m
 
 def test_an_interrupted_recaptioning_resumes_and_writes_the_same(settings, tmp_path, monkeypatch):
     drawn = functools.partial(settings, temperature=1.0)
-    monkeypatch.setattr("clips.recaption.work_split._WINDOW_BATCHES", 1)
+    monkeypatch.setattr("clips.recaption.run._WINDOW_BATCHES", 1)
     run_recaption(drawn(output=str(tmp_path / "whole")))
     describe = CaptionModel.describe
     for after, shards in ((1, 0), (3, 1), (5, 2)):

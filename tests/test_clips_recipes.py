@@ -6,7 +6,7 @@ import torch
 
 from clips.errors import UserError
 from clips.method.recipes import Recipe, RecipeConfig, cosine_margin
-from clips.model.captioner_config import CaptionerConfig
+from clips.model.architectures import CaptionerConfig
 from clips.model.tokenizer import ClipsTokenizer
 
 WEB, SYNTHETIC = "my dog pic", "A dog runs on grass. It is brown! A ball lies near."

@@ -13,11 +13,11 @@ from docs_blocks import PROGRAMS, ROOT, Shell, blocks, commands, pages, shell, s
 from docs_rules import RULES, SWAPS, rule_for
 from docs_world import write_configs
 
-from benchmarks.study.parser import parse_study
+from benchmarks.study.schema import parse_study
 from clips.commandline.parsing import parse_config
 from clips.errors import UserError
+from clips.text_files import parse_yaml
 from clips.typed_data import field_types, from_plain
-from clips.yaml_files import parse_yaml
 
 PAGES = pages()
 LANGUAGES = {"sh", "yaml", "python", "diff", ""}

@@ -13,13 +13,11 @@ from colors import contrast
 from matplotlib.transforms import Bbox
 from report_study import make_study
 
-from benchmarks.report import figure_export, palette
-from benchmarks.report.figure import Figure, LegendEntry
-from benchmarks.report.figure_export import render_inline_svg, render_pdf, render_svg
+from benchmarks.report import figure, figure_export
+from benchmarks.report.figure import Figure, LegendEntry, light_palette
+from benchmarks.report.figure_export import place_labels, render_inline_svg, render_pdf, render_svg
 from benchmarks.report.formats import REPORT_FORMATS
-from benchmarks.report.label_placement import place_labels
 from benchmarks.report.learning_curves import Curve, draw_curves
-from benchmarks.report.palette import light_palette
 from benchmarks.report.report import build_report
 from benchmarks.report.sections import report_figures
 
@@ -79,7 +77,7 @@ def test_colors_have_the_contrast_of_wcag_aa(scheme):
     for ground in ("paper", "sheet", "tint"):
         for text in ("ink", "ink-soft", "accent", "gain", "loss"):
             assert contrast(colors[text], colors[ground]) >= 4.5, (text, ground)
-    for place in range(palette.SERIES_COLORS):
+    for place in range(figure.SERIES_COLORS):
         assert contrast(colors[f"series-{place}"], colors["paper"]) >= 3
 
 

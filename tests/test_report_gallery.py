@@ -14,20 +14,18 @@ from PIL import Image
 from report_material import draw_image, items_table, put_result, put_results
 from report_study import Page
 
-from benchmarks.report.gallery import thumbnails
+from benchmarks.report.gallery import cards
 from benchmarks.report.gallery.answer_examples import answer_galleries, select_items
 from benchmarks.report.gallery.caption_examples import caption_galleries
-from benchmarks.report.gallery.cards import Card, Gallery, limit_galleries
+from benchmarks.report.gallery.cards import Card, Gallery, ImageDeduplicator, limit_galleries, take_within_budget
 from benchmarks.report.gallery.retrieval_examples import retrieval_galleries
-from benchmarks.report.gallery.thumbnails import ImageDeduplicator, take_within_budget
 from benchmarks.report.html_page import render_page
 from benchmarks.report.load_results import limit_rows, read_source
 from benchmarks.report.report import build_report
 from benchmarks.tasks.data.caption_sets import load_caption_set
 from benchmarks.tasks.encoders.recall import compute_ranks
-from benchmarks.tasks.encoders.retrieval import items_of
-from benchmarks.tasks.encoders.top_results import with_top_results
-from benchmarks.tasks.item_sampling import hash_order
+from benchmarks.tasks.encoders.retrieval import items_of, with_top_results
+from benchmarks.tasks.evaluation import hash_order
 from clips.data.formats import DatasetSpec
 
 HOSTILE = (
@@ -192,28 +190,28 @@ def test_no_text_of_others_harms_the_page(tmp_path):
 
 
 def test_only_small_jpegs_become_images():
-    assert thumbnails.make_thumbnail(draw_image(1), "a").width == 96
+    assert cards.make_thumbnail(draw_image(1), "a").width == 96
     stream = io.BytesIO()
     Image.new("RGB", (2000, 2)).save(stream, "JPEG")
     jpeg = b"\xff\xd8\xff"
     for content in (b"<svg onload=alert(1)>", jpeg + b"0" * 200_000, jpeg, stream.getvalue(), None):
-        assert thumbnails.make_thumbnail(content, "a") is None
-    shown = thumbnails.make_thumbnail(draw_image(1), '"><script>')
+        assert cards.make_thumbnail(content, "a") is None
+    shown = cards.make_thumbnail(draw_image(1), '"><script>')
     assert '"&gt;&lt;script&gt;"' not in ImageDeduplicator().tag(shown)
     assert 'aria-label="&#34;&gt;&lt;script&gt;"' in ImageDeduplicator().tag(shown)
 
 
 def test_images_stay_within_their_part_of_the_page(tmp_path, monkeypatch):
-    one, two = (Card(thumbnail=thumbnails.make_thumbnail(draw_image(number), "a")) for number in (1, 2))
+    one, two = (Card(thumbnail=cards.make_thumbnail(draw_image(number), "a")) for number in (1, 2))
     sizes = [len(card.thumbnail.content) for card in (one, two)]
     room = sum(sizes) * 4 // 3
     assert take_within_budget([one, one, two, one], room) == ((one, one, two, one), 0)
     assert take_within_budget([one, one, two, one], room - 10) == ((one, one), 2)
     gallery = Gallery(benchmark="captions", cards=(two, two), items=9)
-    monkeypatch.setattr(thumbnails, "MAX_SECTION_BYTES", 2 * sizes[1] * 4 // 3)
+    monkeypatch.setattr(cards, "MAX_SECTION_BYTES", 2 * sizes[1] * 4 // 3)
     first, second = limit_galleries([gallery, None, gallery])
     assert (len(first.cards), first.left_out, second.left_out) == (2, 0, 0)
-    monkeypatch.setattr(thumbnails, "MAX_SECTION_BYTES", 2 * sizes[1])
+    monkeypatch.setattr(cards, "MAX_SECTION_BYTES", 2 * sizes[1])
     assert [(each.cards, each.left_out) for each in limit_galleries([gallery, gallery])] == [((), 2)] * 2
     put_results(tmp_path)
     monkeypatch.setattr("benchmarks.report.gallery.answer_examples.MAX_SECTION_BYTES", 30_000)

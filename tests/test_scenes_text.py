@@ -14,10 +14,10 @@ import pytest
 from clips.errors import UserError
 from clips.scenes.captions import make_captions
 from clips.scenes.llava_data import make_align_record, make_instruct_record, make_text_record
-from clips.scenes.mllm_captions import MllmCaptionStyle
 from clips.scenes.phrases import describe_scene, group_relation, join_with_and, relation, with_article
 from clips.scenes.questions import ONE_SENTENCE, SHORT_ANSWER, open_questions, sign_questions, yes_no_pairs
 from clips.scenes.rng import DeterministicRng
+from clips.scenes.synthetic_captions import MllmCaptionStyle
 from clips.scenes.world import SceneGenerator
 
 COUNT = 300

@@ -24,8 +24,8 @@ from clips.commandline.help_text import list_item_help
 from clips.core.artifact import write_manifest
 from clips.errors import UserError
 from clips.method.recipes import RECIPES
+from clips.text_files import read_yaml
 from clips.typed_data import adapter, from_plain
-from clips.yaml_files import read_yaml
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {

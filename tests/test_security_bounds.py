@@ -15,14 +15,14 @@ import pytest
 from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image, ImageFile
 
-from benchmarks.study.parser import read_study
+from benchmarks.study.schema import read_study
 from clips import cli, encoder
 from clips.data import tar_index
 from clips.data.images import BadImageError, decode_image
 from clips.data.sources import BadSampleError, SourceConfig, open_source
 from clips.errors import UserError
-from clips.jsontext import safe_json_loads
 from clips.model import tokenizer
+from clips.text_files import safe_json_loads
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:

@@ -16,7 +16,7 @@ from clips import cli
 from clips.core.artifact import log_info, read_manifest, write_manifest
 from clips.core.identity import Identity, identity
 from clips.errors import UserError
-from clips.redaction import REDACTED, equal_up_to_redaction, redact
+from clips.safe_text import REDACTED, equal_up_to_redaction, redact
 from clips.train import train
 from clips.training.run_dir import create_run_dir, is_trained
 from clips.training.train_config import EncoderTrainConfig

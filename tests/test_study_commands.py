@@ -18,8 +18,8 @@ from benchmarks.analysis.study_with_report import run_study_with_report
 from benchmarks.study import study_commands
 from benchmarks.study.build_steps import build_plan
 from benchmarks.study.launchers import check_command
-from benchmarks.study.parser import parse_study
 from benchmarks.study.preflight import check_configs, first_config_error
+from benchmarks.study.schema import parse_study
 from benchmarks.study.status import step_state
 from benchmarks.study.study_commands import StatusConfig, StudyConfig, StudyPlanConfig, plan_study, study_status
 from benchmarks.study.study_record import read_study_record

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from study_kills import small
 
-from benchmarks.study.shipped import resolve_study_file
+from benchmarks.study.schema import resolve_study_file
 from clips.errors import UserError
 
 ROOT = Path(__file__).parents[1]

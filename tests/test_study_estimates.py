@@ -10,19 +10,18 @@ import yaml
 from study_material import SMALL
 
 from benchmarks.study import study_commands
-from benchmarks.study.analytic_estimates import analytic_estimate
 from benchmarks.study.build_steps import StudyPlan, build_plan
-from benchmarks.study.estimate import CostEstimate, total_cost
+from benchmarks.study.estimate import CostEstimate, analytic_estimate, total_cost
 from benchmarks.study.estimate_steps import estimate_steps
 from benchmarks.study.executors import GpusConfig, LocalConfig, SlurmConfig
-from benchmarks.study.parser import parse_study
 from benchmarks.study.resources import Resources, resolve_resources
+from benchmarks.study.schema import parse_study
 from benchmarks.study.step_state import StepRecord, write_record
 from benchmarks.study.steps import Step, time_left
 from benchmarks.study.study_commands import StudyPlanConfig, plan_study
 from clips.core.artifact import atomic_write
-from clips.serialization import to_yaml
 from clips.training.train_config import EncoderTrainConfig
+from clips.typed_data import to_yaml
 
 ENCODER = {"global_batch_size": 10, "optimizer": {}}
 

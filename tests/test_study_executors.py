@@ -11,15 +11,21 @@ from pathlib import Path
 import pytest
 from study_material import SMALL
 
-from benchmarks.study import gpus, locks
+from benchmarks.study import locks, resources
 from benchmarks.study.children import start_child, stop_child
 from benchmarks.study.executors import GpusConfig, KubernetesConfig, LocalConfig, SlurmConfig, executor_config
-from benchmarks.study.gpus import gpu_environment, take_gpus, visible_gpus
 from benchmarks.study.job import rendezvous
 from benchmarks.study.launchers import launch_command
 from benchmarks.study.locks import locked
-from benchmarks.study.parser import parse_study
-from benchmarks.study.resources import Resources, check_patterns, resolve_resources
+from benchmarks.study.resources import (
+    Resources,
+    check_patterns,
+    gpu_environment,
+    resolve_resources,
+    take_gpus,
+    visible_gpus,
+)
+from benchmarks.study.schema import parse_study
 from benchmarks.study.steps import Step
 from clips.errors import UserError
 
@@ -29,7 +35,7 @@ def step(name: str, kind: str = "encoder", **config: object) -> Step:
 
 
 def test_gpus_are_taken_whole_and_are_free_when_their_locks_are_closed(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpus.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(resources.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     first, wide = take_gpus(["0", "1", "2"], 2), take_gpus(["0", "1", "2"], 2)
     assert first is not None

@@ -12,10 +12,10 @@ from study_miniature import STUDIES, full, miniature
 
 from benchmarks.study.build_steps import StudyPlan, build_plan
 from benchmarks.study.estimate_steps import estimate_steps
-from benchmarks.study.parser import read_study
 from benchmarks.study.preflight import first_config_error
 from benchmarks.study.resources import resolve_resources
-from clips.serialization import to_plain
+from benchmarks.study.schema import read_study
+from clips.typed_data import to_plain
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("paper_retrieval", "paper_llava", "encoder_zoo")

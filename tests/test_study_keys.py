@@ -12,10 +12,9 @@ from study_material import SMALL
 from benchmarks.results.protocol import CODE_VERSION
 from benchmarks.study.build_steps import build_plan
 from benchmarks.study.launchers import command_version
-from benchmarks.study.parser import parse_study
 from benchmarks.study.path_refs import split_refs
 from benchmarks.study.preflight import check_input_files
-from benchmarks.study.schema import Study
+from benchmarks.study.schema import Study, parse_study
 from benchmarks.study.step_state import external_files_state, step_keys
 from benchmarks.study.steps import Step
 from clips.core.identity import VERSIONS

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.analysis.check_base import VerifyConfig, expect_close
+from benchmarks.analysis.checks import VerifyConfig, expect_close
 from benchmarks.results.statistics import aggregate, holm_correction, wilson_interval
 from benchmarks.tasks.mllm.caption_metrics import ImageCaptionScores, patched_caption_scorers
 from benchmarks.tasks.mllm.offline_tasks import go_offline, suppress_output

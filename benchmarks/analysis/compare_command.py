@@ -6,8 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.analysis.comparison import Comparison, ComparisonLine, abbreviate_names
-from benchmarks.analysis.comparison_side import ComparisonSide, describe_run_differences, read_side
+from benchmarks.analysis.comparison import (
+    Comparison,
+    ComparisonLine,
+    ComparisonSide,
+    abbreviate_names,
+    describe_run_differences,
+    read_side,
+)
 from benchmarks.report.build_table import build_results_table
 from benchmarks.report.formats.csv_tables import csv_text
 from benchmarks.report.formats.markdown import markdown_frame, markdown_list
@@ -15,7 +21,7 @@ from benchmarks.report.html_page import render_comparison
 from benchmarks.report.load_results import MissingValue, ReportSource
 from benchmarks.report.significance import Evidence, add_significance
 from benchmarks.report.table import Cell, Table
-from benchmarks.report.terminal_table import print_frame
+from benchmarks.report.text_table import print_frame
 from benchmarks.results.formatting import join_with_and, strip_control_chars
 from benchmarks.results.protocol import INPUT_PREFIX, describe_differences, ranking_key
 from benchmarks.results.results import Result
@@ -23,7 +29,7 @@ from benchmarks.study.study_record import RowRecord
 from benchmarks.study.training_settings import TrainingDiff, diff_training, training_of_result
 from clips.core.artifact import atomic_write, log_info
 from clips.errors import UserError, unknown_name_error
-from clips.sanitize import escape_markdown
+from clips.safe_text import escape_markdown
 
 Row = Mapping[str, Result]
 _A, _B = "A", "B"  # both results may have the same model name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import time
@@ -10,11 +11,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.analysis.perceptual_hash import BITS, MAX_HAMMING_DISTANCE, ImageHash, hash_image, near_pairs
 from benchmarks.results.formatting import format_duration
 from benchmarks.tasks.data.caption_sets import load_caption_set
 from benchmarks.tasks.data.classification_sets import load_classification_set
@@ -25,7 +25,65 @@ from clips.data.formats.tar_shards import is_webdataset
 from clips.data.parquet_limits import iter_record_batches
 from clips.data.sources.source import SourceConfig
 from clips.errors import UserError
-from clips.serialization import to_plain
+from clips.typed_data import to_plain
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+MAX_HAMMING_DISTANCE = 60
+"""Hamming distance, of `BITS`, up to which two images count as duplicates."""
+DCT_SIZE = 16
+BITS = DCT_SIZE * DCT_SIZE
+_MIN_STD = 2.0  # gray levels: below it, an image has only noise
+_MAX_CHUNK_PAIRS = 4_000_000
+
+
+@dataclass(frozen=True)
+class ImageHash:
+    """The hashes of an image.
+
+    Args:
+        pixels: SHA-256 of its size and pixels.
+        bits: (4,) uint64, the perceptual hash; None for an image of a single color.
+    """
+
+    pixels: bytes
+    bits: np.ndarray | None
+
+
+def hash_image(image: Image) -> ImageHash:
+    """The hashes of an RGB image."""
+    from PIL.Image import Resampling
+    from scipy.fft import dctn
+
+    gray = np.asarray(image.convert("L").resize((4 * DCT_SIZE, 4 * DCT_SIZE), Resampling.LANCZOS), np.float32)
+    pixels = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).digest()
+    if gray.std() < _MIN_STD:
+        return ImageHash(pixels, None)
+    coefficients = dctn(gray, norm="ortho")[:DCT_SIZE, :DCT_SIZE].ravel()
+    return ImageHash(pixels, np.packbits(coefficients > np.median(coefficients[1:])).view(np.uint64))
+
+
+def near_pairs(first: np.ndarray, second: np.ndarray, within: int) -> Iterator[tuple[int, int, int]]:
+    """(index, index, Hamming distance) of all pairs with a distance of at most ``within``.
+
+    All pairs are compared, in numpy chunks: time grows as N × M, memory does not.
+
+    Args:
+        first: (N, 4) uint64 hashes.
+        second: (M, 4) uint64 hashes.
+        within: the largest Hamming distance.
+    """
+    rows = max(1, _MAX_CHUNK_PAIRS // max(1, len(second)))
+    for start in range(0, len(first), rows):
+        chunk = first[start : start + rows]
+        distances = np.zeros((len(chunk), len(second)), np.uint16)
+        for word in range(BITS // 64):
+            distances += np.bitwise_count(chunk[:, word, None] ^ second[None, :, word])
+        for row, column in zip(*np.nonzero(distances <= within), strict=True):
+            yield start + int(row), int(column), int(distances[row, column])
+
 
 _NUM_THREADS = 2
 _CHUNK_SIZE = 4096  # images

@@ -7,29 +7,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.analysis import check_lmms, check_recall, check_reference_results, check_scorers
-from benchmarks.analysis.check_base import Check, CheckFailedError, CheckSkippedError, VerifyConfig
+from benchmarks.analysis import check_scorers, checks
+from benchmarks.analysis.checks import Check, CheckFailedError, CheckSkippedError, VerifyConfig
 from benchmarks.analysis.find_results import find_results_by_row
 from benchmarks.results.formatting import strip_control_chars
-from benchmarks.results.reference_results.load import select_reference_results
+from benchmarks.results.reference_results import select_reference_results
 from benchmarks.tasks.mllm.offline_tasks import data_root
 from benchmarks.tasks.registry import get_benchmark as find_benchmark
 from clips.errors import UserError, unknown_name_error
 
 CHECKS: dict[str, Check] = {
-    "recall": Check(about="recall by its definition", run=check_recall.check_recall_by_definition),
-    "ties": Check(about="recall of a constant model", run=check_recall.check_constant_model),
-    "clip_benchmark": Check(about="recall by CLIP_benchmark's function", run=check_recall.check_clip_benchmark),
+    "recall": Check(about="recall by its definition", run=checks.check_recall_by_definition),
+    "ties": Check(about="recall of a constant model", run=checks.check_constant_model),
+    "clip_benchmark": Check(about="recall by CLIP_benchmark's function", run=checks.check_clip_benchmark),
     "pope": Check(about="POPE on a known case", run=check_scorers.check_pope),
     "mme": Check(about="MME on a known case", run=check_scorers.check_mme),
     "vqa": Check(about="VQA accuracy on a known case", run=check_scorers.check_vqa),
     "exact_match": Check(about="exact match on a known case", run=check_scorers.check_exact_match),
     "captions": Check(about="CIDEr and BLEU on a known case", run=check_scorers.check_captions),
     "tests": Check(about="statistics on known cases", run=check_scorers.check_statistics),
-    "averages": Check(about="averages of open_clip's table", run=check_reference_results.check_averages),
-    "recalls": Check(about="consistency of published recalls", run=check_reference_results.check_recalls),
-    "lmms_eval": Check(about="lmms-eval's own command", run=check_lmms.check_lmms_eval),
-    "rerun": Check(about="a re-run of an open_clip model", run=check_reference_results.check_rerun),
+    "averages": Check(about="averages of open_clip's table", run=checks.check_averages),
+    "recalls": Check(about="consistency of published recalls", run=checks.check_recalls),
+    "lmms_eval": Check(about="lmms-eval's own command", run=checks.check_lmms_eval),
+    "rerun": Check(about="a re-run of an open_clip model", run=checks.check_rerun),
 }
 
 

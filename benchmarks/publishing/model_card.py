@@ -22,7 +22,7 @@ from clips.core.artifact import atomic_write, directory_hash, log_info, read_man
 from clips.data.formats.dataset_format import WHOLE
 from clips.errors import UserError, error_reason
 from clips.model_card import MODEL_CARD
-from clips.sanitize import escape_markdown
+from clips.safe_text import escape_markdown
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.publishing.redaction import (
+from benchmarks.publishing.upload_files import (
+    UploadPlan,
     check_no_local_paths,
     check_no_secrets,
     is_text_file,
+    plan_upload,
     shorten_local_paths,
 )
-from benchmarks.publishing.upload_files import UploadPlan, plan_upload
 from benchmarks.results.formatting import strip_control_chars
 from clips.core.artifact import log_info
 from clips.errors import UserError, error_reason

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.report.cell_text import score
-from benchmarks.report.figure import Figure, FigureSet, LegendEntry, plot_points, safe_file_name
-from benchmarks.report.palette import SERIES_COLORS, Palette
+from benchmarks.report.figure import SERIES_COLORS, Figure, FigureSet, LegendEntry, Palette, plot_points, safe_file_name
 from benchmarks.report.report import Report
 from benchmarks.report.table import Cell, Table
 from benchmarks.results.formatting import format_number

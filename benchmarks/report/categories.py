@@ -15,10 +15,9 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.report.cell_text import column_title, decimals, score
-from benchmarks.report.figure import Figure, FigureSet, LegendEntry, safe_file_name
+from benchmarks.report.figure import SERIES_COLORS, Figure, FigureSet, LegendEntry, Palette, safe_file_name
 from benchmarks.report.forest_plots import effect_direction
 from benchmarks.report.load_results import ReportSource, limit_rows
-from benchmarks.report.palette import SERIES_COLORS, Palette
 from benchmarks.report.report import Report
 from benchmarks.report.seed_aggregation import aggregate_seeds, has_seeds, with_intervals
 from benchmarks.report.significance import Evidence, add_significance

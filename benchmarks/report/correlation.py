@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from benchmarks.report.cell_text import column_title, score
-from benchmarks.report.figure import Figure, FigureSet, number_points, safe_file_name
-from benchmarks.report.palette import Palette
+from benchmarks.report.figure import Figure, FigureSet, Palette, number_points, safe_file_name
 from benchmarks.report.report import Report
 from benchmarks.report.table import Cell, Column
 from benchmarks.results.formatting import format_number

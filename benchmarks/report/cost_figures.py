@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report.cell_text import column_header, column_title, score
-from benchmarks.report.figure import MAX_POINT_LABELS, Figure, FigureSet, number_points, safe_file_name
+from benchmarks.report.figure import MAX_POINT_LABELS, Figure, FigureSet, Palette, number_points, safe_file_name
 from benchmarks.report.load_results import read_metrics
-from benchmarks.report.palette import Palette
 from benchmarks.report.report import Report
 from benchmarks.report.table import Cell, Column
 from benchmarks.results.formatting import join_with_and

@@ -6,8 +6,7 @@ import math
 from typing import Any
 
 from benchmarks.report.cell_text import column_header, column_title, decimals
-from benchmarks.report.figure import Figure, FigureSet, safe_file_name
-from benchmarks.report.palette import Palette
+from benchmarks.report.figure import Figure, FigureSet, Palette, safe_file_name
 from benchmarks.report.report import Report
 from benchmarks.report.table import BaselineDifference, Cell, Column, Table
 from benchmarks.results.formatting import (

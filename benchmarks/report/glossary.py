@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from clips.sanitize import jinja_finalize
+from clips.safe_text import jinja_finalize
 
 
 @dataclass(frozen=True)

@@ -27,18 +27,17 @@ from benchmarks.report.cell_text import (
     missing_text,
 )
 from benchmarks.report.chance_level import chance_text, has_chance_level, trivial_baselines
-from benchmarks.report.figure import FigureSet
+from benchmarks.report.figure import SERIES_COLORS, FigureSet
 from benchmarks.report.figure_export import render_inline_svg
-from benchmarks.report.gallery.thumbnails import ImageDeduplicator
+from benchmarks.report.gallery.cards import ImageDeduplicator
 from benchmarks.report.glossary import Glossary
 from benchmarks.report.notes import PAGE
-from benchmarks.report.palette import SERIES_COLORS
 from benchmarks.report.reference_table import REFERENCE_NOTE
 from benchmarks.report.report import Report
 from benchmarks.report.sections import built_sections
 from benchmarks.report.table import Cell, Column, Table
 from benchmarks.results import formatting
-from clips.sanitize import jinja_finalize
+from clips.safe_text import jinja_finalize
 
 if TYPE_CHECKING:
     import jinja2

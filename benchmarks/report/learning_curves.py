@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.report.figure import Figure, FigureSet, LegendEntry, safe_file_name
+from benchmarks.report.figure import SERIES_COLORS, Figure, FigureSet, LegendEntry, Palette, safe_file_name
 from benchmarks.report.load_results import ReportSource, read_metrics
-from benchmarks.report.palette import SERIES_COLORS, Palette
 from benchmarks.results.formatting import format_number, join_with_and
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from benchmarks.results.formatting import format_number
-from benchmarks.results.reference_results.load import ReferenceResult, load_reference_results, select_reference_results
+from benchmarks.results.reference_results import ReferenceResult, load_reference_results, select_reference_results
 from clips.errors import UserError, unknown_name_error
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.report.cell_text import column_title, decimals, score
-from benchmarks.report.figure import Figure, FigureSet, LegendEntry, plot_points, safe_file_name
-from benchmarks.report.palette import Palette
+from benchmarks.report.figure import Figure, FigureSet, LegendEntry, Palette, plot_points, safe_file_name
 from benchmarks.report.report import Report
 from benchmarks.report.significance import Evidence
 from benchmarks.report.table import Cell, Column

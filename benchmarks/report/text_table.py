@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.report.cell_text import column_header
+from benchmarks.report.cell_text import column_header, decimals, group_sign, margin, missing_label
 from benchmarks.report.chance_level import chance_text, has_chance_level
+from benchmarks.report.notes import PLAIN, TERMINAL
+from benchmarks.report.reference_table import REFERENCE_NOTE
 from benchmarks.report.report import Report
 from benchmarks.report.table import Cell, Column
-from benchmarks.results.formatting import format_number
+from benchmarks.results.formatting import format_number, strip_control_chars
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import Console
+    from rich.text import Text
 
 
 def main_table(
@@ -69,3 +73,88 @@ def _rules(headers: list[str]) -> list[str]:
     starts = [index for index, name in enumerate(headers) if index == 0 or name != headers[index - 1]]
     stops = [*starts[1:], len(headers)]
     return [rf"\cmidrule(lr){{{start + 2}-{stop + 1}}}" for start, stop in zip(starts, stops, strict=True)]
+
+
+_BORDER = 3  # a column's border and its padding
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print the main table, a sentence for each compared model, the legend and the notes; names are never markup.
+
+    The table is transposed if it has more metrics than models, so that it stays narrow.
+    """
+    from rich.text import Text
+
+    frame = main_table(report, _text, lambda text: Text(strip_control_chars(text), style="dim"))
+    print_frame(frame.T if frame.shape[1] > len(frame) else frame, console, title=report.source.title)
+    console.print(Text(strip_control_chars(report.answer), style="bold"))
+    for sentence in report.other_sentences:
+        console.print(Text(strip_control_chars(sentence)))
+    if report.reference_results:
+        console.print(Text(f"Published. {REFERENCE_NOTE}", style="dim"))
+        for part, widths in _split(report.reference_results.text(), console.width):
+            print_frame(part, console, widths=widths)
+    for note in report.all_notes(TERMINAL if console.color_system else PLAIN):
+        console.print(Text(f"  {strip_control_chars(note)}", style="dim"))
+
+
+def print_frame(
+    frame: pd.DataFrame, console: Console, *, title: str = "", widths: Sequence[int | None] | None = None
+) -> None:
+    """Print a frame of strings as a table; long names wrap and are never cut."""
+    from rich.table import Table
+    from rich.text import Text
+
+    def plain(value: object, style: str = "") -> Text:
+        return Text(value.plain if isinstance(value, Text) else strip_control_chars(str(value)), style=style)
+
+    table = Table(title=plain(title) if title else None, title_style="bold", title_justify="left", pad_edge=False)
+    table.add_column("", overflow="fold")
+    for header, width in zip(frame.columns, widths or [None] * frame.shape[1], strict=True):
+        table.add_column(plain(header), justify="right" if header else "left", overflow="fold", width=width)
+    for name, line in zip(frame.index, frame.to_numpy(), strict=True):
+        table.add_row(plain(name, "bold"), *(each if isinstance(each, Text) else plain(each) for each in line))
+    console.print(table)
+
+
+def _split(frame: pd.DataFrame, width: int) -> Iterator[tuple[pd.DataFrame, list[int] | None]]:
+    """Parts of a frame no wider than the terminal, with their column widths.
+
+    That is the transposed frame if it fits, else groups of columns, each without the rows that have no number in it.
+    """
+    transposed = frame.T
+    if max(map(len, frame.columns)) + sum(_min_widths(transposed)) < width:
+        yield transposed, None
+        return
+    room = width - min(max(map(len, frame.index)), width // 2) - _BORDER
+    for indices in _column_groups(_min_widths(frame), room):
+        part = frame.iloc[:, indices]
+        yield part[(part != format_number(None, 0)).any(axis=1)], [each - _BORDER for each in _min_widths(part)]
+
+
+def _min_widths(frame: pd.DataFrame) -> list[int]:
+    """The minimum width of each column; headers wrap between words."""
+    texts = ((*header.split(), *frame.iloc[:, index]) for index, header in enumerate(frame.columns))
+    return [max(map(len, each)) + _BORDER for each in texts]
+
+
+def _column_groups(widths: Sequence[int], room: int) -> Iterator[list[int]]:
+    group: list[int] = []
+    for index, width in enumerate(widths):
+        if group and sum(widths[each] for each in group) + width > room:
+            yield group
+            group = []
+        group.append(index)
+    yield group
+
+
+def _text(cell: Cell) -> Text:
+    from rich.text import Text
+
+    if cell.value is None:
+        failed = cell.missing is not None and cell.missing.kind in {"failed", "invalid"}
+        return Text(missing_label(cell), style="red" if failed else "dim")
+    style = {"best": "bold green", "tied": "green", "": ""}[cell.mark]
+    text = Text(format_number(cell.value, decimals(cell.column)), style=style)
+    text.append(f" {margin(cell)}{group_sign(cell)}", style="dim")
+    return text

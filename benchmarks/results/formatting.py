@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clips.sanitize import strip_control_chars as strip_control_chars  # used by the report
+from clips.safe_text import strip_control_chars as strip_control_chars  # used by the report
 
 MAX_TEXT_CHARS = 600
 _MAX_DECIMALS = 9

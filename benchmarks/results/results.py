@@ -27,10 +27,9 @@ from benchmarks.results.result_types import columns_of as columns_of
 from benchmarks.results.validation import check_fields, check_items
 from clips.core.artifact import atomic_output_path, atomic_write, lexical_abspath
 from clips.errors import UserError
-from clips.jsontext import safe_json_loads
-from clips.redaction import redact
-from clips.serialization import to_plain
-from clips.typed_data import from_plain
+from clips.safe_text import redact
+from clips.text_files import safe_json_loads
+from clips.typed_data import from_plain, to_plain
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.results.protocol import fingerprint
 from benchmarks.results.result_types import ITEM_COLUMNS, Metric, Result, columns_of
 from clips.errors import UserError, error_reason
-from clips.redaction import REDACTED
+from clips.safe_text import REDACTED
 
 if TYPE_CHECKING:
     import pandas as pd

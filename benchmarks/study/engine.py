@@ -23,12 +23,10 @@ from pathlib import Path
 
 from benchmarks.study.children import start_child
 from benchmarks.study.executors import ExecutorConfig, GpusConfig, LocalConfig, SlurmConfig
-from benchmarks.study.gpus import visible_gpus
 from benchmarks.study.job import Job, RunPlan, write_plan
 from benchmarks.study.launchers import launch_command, resolve_executable
 from benchmarks.study.locks import is_at_work, left_behind
-from benchmarks.study.machine import available_cores
-from benchmarks.study.resources import Resources
+from benchmarks.study.resources import Resources, visible_gpus
 from benchmarks.study.step_state import (
     CONFIG_FILE,
     StepKey,
@@ -39,6 +37,7 @@ from benchmarks.study.step_state import (
     write_record,
 )
 from benchmarks.study.steps import Step, topological_order
+from benchmarks.study.study_record import available_cores
 from clips.errors import UserError
 
 WORKFLOW = Path(__file__).with_name("workflow.smk")

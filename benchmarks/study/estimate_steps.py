@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.results.formatting import format_duration
-from benchmarks.study.analytic_estimates import UNKNOWN_ESTIMATE, analytic_estimate
-from benchmarks.study.estimate import CostEstimate
+from benchmarks.study.estimate import UNKNOWN_ESTIMATE, CostEstimate, analytic_estimate
 from benchmarks.study.resources import Resources
 from benchmarks.study.step_state import CONFIG_FILE, StepRecord, read_record, step_directory
 from benchmarks.study.steps import Step

@@ -18,8 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study.gpus import visible_gpus
-from benchmarks.study.resources import Resources
+from benchmarks.study.resources import Resources, visible_gpus
 from benchmarks.study.steps import Share
 from clips.errors import UserError, unknown_name_error
 from clips.typed_data import from_plain

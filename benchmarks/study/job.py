@@ -23,11 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.study.children import end_group, start_child, stop_child
-from benchmarks.study.gpus import gpu_environment, take_gpus
 from benchmarks.study.launchers import launch_command, resolve_executable
 from benchmarks.study.locks import LOCK, acquire
-from benchmarks.study.machine import describe_machine
-from benchmarks.study.resources import Resources
+from benchmarks.study.resources import Resources, gpu_environment, take_gpus
 from benchmarks.study.step_state import (
     CONFIG_FILE,
     LOG_FILE,
@@ -40,11 +38,11 @@ from benchmarks.study.step_state import (
     write_record,
 )
 from benchmarks.study.steps import Step
+from benchmarks.study.study_record import describe_machine
 from benchmarks.study.trash import move_outputs
 from clips.core.artifact import atomic_write, git_state, library_versions
 from clips.errors import UserError
-from clips.serialization import to_plain, to_yaml
-from clips.typed_data import from_plain
+from clips.typed_data import from_plain, to_plain, to_yaml
 
 PLAN = ".plan.json"
 NOTE_SECONDS = 30.0

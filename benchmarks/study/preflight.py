@@ -23,7 +23,7 @@ from clips.commandline.parsing import parse_config
 from clips.core.artifact import log_info
 from clips.data.remote_files import expand_brace_ranges
 from clips.errors import UserError
-from clips.serialization import to_plain, to_yaml
+from clips.typed_data import to_plain, to_yaml
 
 
 def check_input_files(steps: Iterable[Step], study: Study) -> None:

@@ -1,4 +1,4 @@
-"""The resources of steps: processes, nodes, GPUs, cores, memory, hours.
+"""The resources of steps: processes, nodes, cores, memory, hours, and the GPUs of this machine with their locks.
 
     resources:
       encoder: {processes: 8, time_limit_hours: 12}    # a type of step: data, encoder, llm, llava, evaluation
@@ -12,10 +12,16 @@ are the scores of an evaluation. The order of summation differs, so that last di
 from __future__ import annotations
 
 import fnmatch
+import itertools
+import os
+import subprocess
+import tempfile
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from benchmarks.study.locks import acquire
 from benchmarks.study.steps import Step, StepKind
 from benchmarks.study.sweep import Settings
 from clips.errors import UserError, unknown_name_error
@@ -82,3 +88,52 @@ def check_patterns(resources: Mapping[str, Settings], steps: Iterable[Step]) -> 
     for pattern in resources:
         if pattern not in STEP_KINDS and not fnmatch.filter(names, pattern):
             raise unknown_name_error(pattern, [*STEP_KINDS, *names], "kind or step in 'resources'")
+
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that a new process sees: indices or UUIDs, as in CUDA_VISIBLE_DEVICES.
+
+    CUDA reads that variable up to the first entry that is no device; without it all are visible.
+    """
+    if VISIBLE in os.environ:
+        entries = [entry.strip() for entry in os.environ[VISIBLE].split(",")]
+        return list(itertools.takewhile(lambda entry: entry not in {"", "-1"}, entries))
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return listed.split()
+
+
+def take_gpus(devices: Sequence[str], count: int) -> tuple[list[str], list[int]] | None:
+    """Lock ``count`` of ``devices``; None if fewer are free.
+
+    Returns:
+        the devices, and the descriptors of their locks; closing a descriptor frees its device.
+    """
+    folder = Path(tempfile.gettempdir()) / f"clips-gpus-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    mutex = acquire(folder / "all.lock", wait=True)  # else two processes might each lock a part of their devices
+    assert mutex is not None
+    locks: dict[str, int] = {}
+    try:
+        for device in devices:
+            if len(locks) < count and (lock := acquire(folder / f"{device.replace('/', '_')}.lock")) is not None:
+                locks[device] = lock
+    finally:
+        os.close(mutex)
+    if len(locks) == count:
+        return list(locks), list(locks.values())
+    for lock in locks.values():
+        os.close(lock)
+    return None
+
+
+def gpu_environment(devices: Sequence[str]) -> dict[str, str]:
+    """The environment variables that make only ``devices`` visible."""
+    order = {} if VISIBLE in os.environ else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # the order of nvidia-smi's indices
+    return {VISIBLE: ",".join(devices), **order}

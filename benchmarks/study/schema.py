@@ -1,4 +1,4 @@
-"""The study file as frozen dataclasses; ``parser`` reads it.
+"""The study file as frozen dataclasses, how it is found and read.
 
     name: demo
     baseline: clip
@@ -29,19 +29,39 @@ columns are the benchmarks.
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from benchmarks.results.reference_results.load import select_reference_results
-from benchmarks.study.executors import ExecutorConfig, LocalConfig
+from benchmarks.results.reference_results import select_reference_results
+from benchmarks.study.executors import ExecutorConfig, LocalConfig, executor_config
 from benchmarks.study.resources import Resources
-from benchmarks.study.sweep import FigureSpec, Settings, SweepPoint
+from benchmarks.study.sweep import FigureSpec, Settings, SweepPoint, expand_sweeps
 from clips.errors import UserError, unknown_name_error
 from clips.planning.hardware import GPUS
-from clips.typed_data import from_plain
+from clips.text_files import read_yaml
+from clips.typed_data import from_plain, to_plain
+
+BUILTIN_STUDIES_DIR = Path(__file__).parents[1] / "studies"
+
+
+def resolve_study_file(named: str) -> str:
+    """The study file of a path or of the name of a built-in study.
+
+    Raises:
+        UserError: a plain name that is neither a file nor a built-in study.
+    """
+    built_in = {path.stem: str(path) for path in BUILTIN_STUDIES_DIR.glob("*.yaml")}
+    if Path(named).is_file() or Path(named).name != named or Path(named).suffix:
+        return named
+    if named not in built_in:
+        raise unknown_name_error(named, built_in, "study (a file, or the name of a built-in study)")
+    return built_in[named]
+
 
 _OWN_FOLDERS = {"data", "encoders", "llms", "llava", "results", "steps", "report", "trash"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]{0,59}")
@@ -304,3 +324,41 @@ class Study:
 def _check_name(name: str, where: str) -> None:
     if not _NAME.fullmatch(name):
         raise UserError(f"{where}: expected a name of up to 60 letters, digits, '_' and '.', got '{name:.250}'")
+
+
+_ENTRIES = ("data", "encoders", "llms", "llava_variants", "existing_llavas", "benchmarks", "resources")
+
+
+def read_study(path: str | Path) -> Study:
+    """Read and check a study file.
+
+    Raises:
+        UserError: naming file and field, with the close match of an unknown key.
+    """
+    content = read_yaml(path)
+    try:
+        return parse_study(content)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def parse_study(content: Any) -> Study:
+    """Build a study from the content of its file.
+
+    Raises:
+        UserError: naming the field.
+    """
+    if not isinstance(content, dict):
+        raise UserError(f"expected a mapping with name, encoders, benchmarks, …, got {content!r:.80}")
+    fields = {name: value for name, value in to_plain(content).items() if value is not None}
+    if "sweeps" in fields:  # a field of ``Study`` that is no key of study files
+        raise UserError("unknown key 'sweeps'; did you mean 'sweep' in an entry?")
+    for name in _ENTRIES:
+        if isinstance(fields.get(name), dict):  # an empty entry means the defaults
+            fields[name] = {key: {} if entry is None else entry for key, entry in fields[name].items()}
+    for name in ("encoders", "llms", "llava_variants"):
+        if isinstance(fields.get(name), dict):
+            fields[name], sweeps = expand_sweeps(fields[name], name)
+            fields |= {"sweeps": sweeps} if name == "encoders" else {}
+    executor = executor_config(fields.pop("executor", "local"))
+    return dataclasses.replace(from_plain(Study, fields), executor=executor)

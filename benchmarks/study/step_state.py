@@ -20,7 +20,7 @@ from benchmarks.study.path_refs import PATH_PREFIX, map_strings, split_refs
 from benchmarks.study.steps import OutputSpec, Step, topological_order
 from clips.core.artifact import STAGES_DIR, atomic_write, lexical_abspath
 from clips.data.remote_files import expand_brace_ranges
-from clips.serialization import to_plain
+from clips.typed_data import to_plain
 
 RECORD = "step.json"
 LOG_FILE = "log.txt"

@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING
 from benchmarks.study.build_steps import StudyPlan, build_plan
 from benchmarks.study.launchers import check_command, command_version, launch_command
 from benchmarks.study.locks import locked
-from benchmarks.study.parser import read_study
 from benchmarks.study.resources import Resources, check_patterns, resolve_resources
-from benchmarks.study.schema import Study
-from benchmarks.study.shipped import resolve_study_file
+from benchmarks.study.schema import Study, read_study, resolve_study_file
 from benchmarks.study.status import ProgressDisplay, StudyMonitor, step_state
 from benchmarks.study.step_state import CONFIG_FILE, StepKey, is_done, step_directory, step_keys
 from benchmarks.study.study_record import RECORD_FILE, StepPlan, StudyRecord, write_study_record
@@ -224,7 +222,7 @@ def _run_locked(resolved: ResolvedStudy, config: StudyConfig) -> Summary:
 
 def study_record(resolved: ResolvedStudy, file: str) -> StudyRecord:
     """The content of ``study.json``."""
-    from benchmarks.study.machine import describe_machine
+    from benchmarks.study.study_record import describe_machine
 
     study, resources, shares = resolved.plan.study, resolved.resources, resolved.shares
     steps = {}

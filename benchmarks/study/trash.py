@@ -43,8 +43,8 @@ from benchmarks.study.step_state import (
 from benchmarks.study.steps import Step, topological_order
 from clips.core.artifact import MANIFEST, UUID_PATTERN, write_errors_as_user_errors
 from clips.errors import UserError
-from clips.redaction import redact
-from clips.serialization import flatten, to_plain
+from clips.safe_text import redact
+from clips.typed_data import flatten, to_plain
 
 TRASH = "trash"
 

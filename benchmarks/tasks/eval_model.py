@@ -12,8 +12,13 @@ from clips.core.artifact import directory_hash, library_versions
 from clips.core.identity import digest
 from clips.errors import UserError
 from clips.model_refs import resolve_model_dir
-from llava_bridge.encoders.encoder_checks import check_encoder_files, encoder_commits, resolve_open_clip_dir
-from llava_bridge.encoders.spec import local_paths, parse_spec
+from llava_bridge.encoders.spec import (
+    check_encoder_files,
+    encoder_commits,
+    local_paths,
+    parse_spec,
+    resolve_open_clip_dir,
+)
 
 if TYPE_CHECKING:
     from benchmarks.tasks.encoders.embedding import DualEncoder

@@ -1,9 +1,10 @@
-"""The evaluation of one benchmark: its metrics, computed from its items."""
+"""The evaluation of one benchmark: its metrics, computed from its items, and the items that the report shows."""
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,28 @@ from benchmarks.results.results import Metric, columns_of
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+
+
+def hash_order(names: Iterable[Any]) -> list[Any]:
+    """Names in the order of their SHA-256: pseudo-random and independent of other names."""
+    return sorted(names, key=lambda name: hashlib.sha256(str(name).encode()).digest())
+
+
+def first_per_image(names: Iterable[Any], images: Mapping[Any, str], most: int) -> list[Any]:
+    """The first ``most`` names, skipping those whose image is already selected.
+
+    Args:
+        names: items, in order of preference.
+        images: item → image; an item without one counts as its own image.
+        most: maximum number of names.
+    """
+    taken: dict[str, Any] = {}
+    for name in names:
+        if len(taken) == most:
+            break
+        taken.setdefault(images.get(name, str(name)), name)
+    return list(taken.values())
+
 
 _TOLERANCE = 1e-6
 ChanceLevels = Mapping[str, Mapping[str, "np.ndarray"]]

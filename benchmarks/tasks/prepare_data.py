@@ -18,8 +18,8 @@ from clips.core.artifact import atomic_artifact_dir, atomic_write, log_info, wri
 from clips.data.formats import DatasetSpec
 from clips.data.formats.conversations import is_held_out
 from clips.data.lazy_images import FileImage, LazyImage
-from clips.data.text_files import read_json_lines
 from clips.errors import UserError, unknown_name_error
+from clips.text_files import read_json_lines
 
 _HUB = "lmms-lab-encoder"
 

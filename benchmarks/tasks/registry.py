@@ -315,8 +315,7 @@ def get_benchmark(name: str) -> Benchmark:
     """
     if name in BENCHMARKS:
         return BENCHMARKS[name]
-    from benchmarks.tasks.mllm.offline_tasks import dataset_name, task_folders, task_groups
-    from benchmarks.tasks.mllm.own_tasks import own_task
+    from benchmarks.tasks.mllm.offline_tasks import dataset_name, own_task, task_folders, task_groups
 
     tasks = task_folders()
     if name in tasks:

@@ -6,13 +6,15 @@ import contextlib
 import dataclasses
 import errno
 import math
+import re
 import shlex
 import sys
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
@@ -23,12 +25,16 @@ from benchmarks.tasks.distributed import run_on_all, run_on_main
 from benchmarks.tasks.eval_model import EvalModel
 from benchmarks.tasks.evaluation import Evaluation
 from benchmarks.tasks.mllm.judge import NO_JUDGE, make_judge
+from benchmarks.tasks.output_cache import CACHE_DIR, cache_key
 from benchmarks.tasks.registry import get_benchmark
-from benchmarks.tasks.run_config import COMMON_FIELDS, BenchmarkConfig, RunConfig
+from benchmarks.tasks.run_config import COMMON_FIELDS, BenchmarkConfig, Precision, RunConfig
 from benchmarks.tasks.sizes import subset_text
-from clips.core.artifact import git_state, library_versions, log_info, writable_directory
+from clips.core.artifact import directory_hash, file_hash, git_state, library_versions, log_info, writable_directory
+from clips.core.cache import made_once
 from clips.core.identity import digest, identity, is_below
 from clips.errors import UserError
+from clips.model_refs import OPEN_CLIP_CONFIG
+from clips.training.train_state import CONFIG_FILE, list_checkpoints, read_train_state
 
 NO_VALUE = "no item has a value"
 _LIBRARIES = ("lmms-eval", "open_clip_torch", "timm", "transformers", "torch")
@@ -206,3 +212,89 @@ def _headline(result: Result) -> str:
     if numbers and (part := subset_text(result)):
         numbers += f" ({part})"
     return numbers or "; ".join(dict.fromkeys(result.missing_metrics.values())) or "no metric"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSingleConfig:
+    """Evaluate one encoder, or one LLaVA, on a list of benchmarks.
+
+    Args:
+        model: directory of the encoder or LLaVA, or its Hub repo id. For an encoder that is still training the
+            latest checkpoint is used.
+        benchmarks: the benchmarks, each with its data.
+        model_name: the model's name in the table; by default the directory's, with the number of steps of a checkpoint.
+        output: directory of the result files, ``<output>/<model_name>/<benchmark>.json``.
+        batch_size: images, captions or questions per forward pass.
+        precision: of the model; ``auto`` is fp32, except for a LLaVA on a GPU, which runs in bf16.
+        device: ``auto`` is a GPU if available.
+        overwrite: evaluate again although a result exists.
+    """
+
+    model: str
+    benchmarks: list[BenchmarkConfig]
+    model_name: str | None = None
+    output: str = "results"
+    batch_size: int = 64
+    precision: Precision = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    overwrite: bool = False
+
+
+def run_encoder(config: RunSingleConfig) -> None:
+    """Evaluate an encoder.
+
+    Raises:
+        UserError: as of ``benchmarks.tasks.run_benchmarks.run_benchmarks``.
+    """
+    directory, name = config.model, _name(config.model)
+    run_directory = Path(directory)
+    if not (run_directory / OPEN_CLIP_CONFIG).is_file() and (found := list_checkpoints(run_directory)):
+        name = f"{name}-step-{read_train_state(found[-1]).step}"
+        directory = _exported(found[-1], Path(config.output) / CACHE_DIR / "encoders", name)
+    run_benchmarks(_run_config(config, name, encoder=directory))
+
+
+def run_llava(config: RunSingleConfig) -> None:
+    """Evaluate a LLaVA.
+
+    Raises:
+        UserError: as of ``benchmarks.tasks.run_benchmarks.run_benchmarks``.
+    """
+    run_benchmarks(_run_config(config, _name(config.model), llava=config.model))
+
+
+def _run_config(
+    config: RunSingleConfig, name: str, *, encoder: str | None = None, llava: str | None = None
+) -> RunConfig:
+    return RunConfig(
+        model_name=config.model_name or name,
+        output=config.output,
+        benchmarks=config.benchmarks,
+        batch_size=config.batch_size,
+        precision=config.precision,
+        device=config.device,
+        overwrite=config.overwrite,
+        encoder=encoder,
+        llava=llava,
+    )
+
+
+def _name(directory: str) -> str:
+    """A model name derived from a path or a Hub repo id."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(directory).resolve().name if directory else "").strip("-.") or "model"
+
+
+def _exported(checkpoint: Path, folder: Path, name: str) -> str:
+    """The encoder directory of a checkpoint, written by one process if missing.
+
+    The checkpoint's hash is part of its name, because another run may have the same name and step count.
+    """
+    from clips.export import ExportConfig, run_export
+
+    key = cache_key(checkpoint=directory_hash(checkpoint), config=file_hash(checkpoint / CONFIG_FILE))
+    exported = made_once(
+        folder / f"{name}-{key[:12]}",
+        is_made=lambda directory: (directory / OPEN_CLIP_CONFIG).is_file(),
+        make=lambda directory: run_export(ExportConfig(checkpoint=str(checkpoint), output=str(directory))),
+    )
+    return str(exported)

@@ -25,8 +25,7 @@ from typing import Any
 from clips.commandline.parsing import parse_config
 from clips.errors import UserError
 from clips.lazy_import import import_from_string
-from clips.redaction import redact
-from clips.sanitize import strip_control_chars
+from clips.safe_text import redact, strip_control_chars
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130

@@ -11,8 +11,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from clips.serialization import to_plain
-from clips.typed_data import describe_type, field_types, is_config, options_of
+from clips.typed_data import describe_type, field_types, is_config, options_of, to_plain
 
 _SPECIAL = (
     ("--config FILE", "a YAML file of these fields; later files and flags override it."),

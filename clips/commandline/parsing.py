@@ -11,9 +11,8 @@ from typing import Any, Literal
 
 from clips.commandline.help_text import help_text, list_item_help
 from clips.errors import UserError
-from clips.serialization import to_plain, to_yaml
-from clips.typed_data import from_plain, is_config, options_of
-from clips.yaml_files import parse_yaml, read_yaml
+from clips.text_files import parse_yaml, read_yaml
+from clips.typed_data import from_plain, is_config, options_of, to_plain, to_yaml
 
 
 def parse_config(

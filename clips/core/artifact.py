@@ -27,10 +27,9 @@ from typing import Any
 
 from clips.core.identity import Identity, reject_other_run
 from clips.errors import UserError
-from clips.jsontext import safe_json_loads
-from clips.redaction import redact
-from clips.sanitize import strip_control_chars
-from clips.serialization import to_plain
+from clips.safe_text import redact, strip_control_chars
+from clips.text_files import safe_json_loads
+from clips.typed_data import to_plain
 
 MANIFEST = "manifest.json"
 UUID_PATTERN = "[0-9a-f]{32}"

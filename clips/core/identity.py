@@ -23,9 +23,9 @@ from types import MappingProxyType
 from typing import Any
 
 from clips.errors import UserError
-from clips.jsontext import safe_json_loads
-from clips.redaction import equal_up_to_redaction, redact
-from clips.serialization import flatten, to_plain
+from clips.safe_text import equal_up_to_redaction, redact
+from clips.text_files import safe_json_loads
+from clips.typed_data import flatten, to_plain
 
 RUN_ONLY: Mapping[str, Any] = MappingProxyType({"run_only": True})
 """The metadata of a field that the result does not depend on."""
@@ -152,7 +152,7 @@ def result_settings(values: Mapping[str, Any], config_class: type) -> dict[str, 
     """Dotted names and values of the settings that the result depends on.
 
     Args:
-        values: a config as plain data (`clips.serialization.to_plain`), current or recorded.
+        values: a config as plain data (`clips.typed_data.to_plain`), current or recorded.
         config_class: class with the marked fields.
     """
     run_only = run_only_fields(config_class)

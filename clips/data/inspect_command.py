@@ -31,7 +31,7 @@ from clips.data.sources.webdataset import SIZES_FILE
 from clips.errors import UserError
 from clips.method.caption_strategies import sentences
 from clips.model.tokenizer import BOS, CONTEXT_LENGTH, EOS, ClipsTokenizer
-from clips.sanitize import strip_control_chars
+from clips.safe_text import strip_control_chars
 
 _MAX_REMOTE_SHARDS = 16  # downloaded for an inspection
 _NUM_THREADS = 8  # that download and count shards

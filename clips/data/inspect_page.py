@@ -13,7 +13,7 @@ from PIL import Image
 
 from clips.core.artifact import atomic_write, log_info
 from clips.data.invalid_samples import InvalidSamples
-from clips.sanitize import jinja_finalize
+from clips.safe_text import jinja_finalize
 
 _THUMBNAIL = 320  # pixels
 _BARS = 24

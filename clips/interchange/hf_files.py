@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from clips.errors import UserError
-from clips.jsontext import safe_json_loads
 from clips.model.loading import library_errors_as_user_errors
+from clips.text_files import safe_json_loads
 
 _RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 _ACTIVATIONS: dict[str, tuple[bool, dict[str, Any]]] = {

@@ -19,11 +19,11 @@ from clips.interchange.imported_encoder import (
     no_tokenizer,
 )
 from clips.interchange.weight_mapping import Weights, read_weights
-from clips.jsontext import safe_json_loads
 from clips.model.loading import library_errors_as_user_errors
 from clips.model.text_tokenizer import copy_tokenizer_files
 from clips.model.tokenizer import ClipsTokenizer, tokenizer_text_cfg
 from clips.model_refs import CAPTIONER_WEIGHTS, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
+from clips.text_files import safe_json_loads
 
 _WEIGHTS = (OPEN_CLIP_WEIGHTS, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 _ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")

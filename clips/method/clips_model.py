@@ -22,8 +22,7 @@ from clips.method.recipes import Recipe, RecipeConfig
 from clips.model import architectures, towers
 from clips.model.architectures import ModelConfig
 from clips.model.captioner import Captioner, CaptionerDims
-from clips.model.initialization import initialize_openvision
-from clips.model.pretrained import check_pretrained_compatible, load_pretrained
+from clips.model.initialization import check_pretrained_compatible, initialize_openvision, load_pretrained
 from clips.model.text_tokenizer import TextTokenizer, build_text_tokenizer
 from clips.model.tokenizer import VOCAB_SIZE
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from clips.errors import UserError, unknown_name_error
 from clips.method.caption_strategies import STRATEGIES, sentences
-from clips.model.captioner_config import CONTRASTIVE_LOSSES, CaptionerConfig
+from clips.model.architectures import CONTRASTIVE_LOSSES, CaptionerConfig
 from clips.model.tokenizer import PAD, ClipsTokenizer
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class RecipeConfig:
 
     name: str = field(default="clips", metadata={"choices": "clips.method.recipes:RECIPES"})
     positives: tuple[str, ...] | None = field(default=None, metadata={"choices": "clips.method.recipes:POSITIVES"})
-    loss: str = field(default="softmax", metadata={"choices": "clips.model.captioner_config:CONTRASTIVE_LOSSES"})
+    loss: str = field(default="softmax", metadata={"choices": "clips.model.architectures:CONTRASTIVE_LOSSES"})
     caption_strategy: str | None = field(
         default=None, metadata={"choices": "clips.method.caption_strategies:STRATEGIES"}
     )

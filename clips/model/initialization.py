@@ -1,19 +1,33 @@
-"""Initialization of this suite's architectures, equal to that of the authors' code (OpenVision) layer by layer.
-
-Image tower: patch embedding Kaiming-uniform, class token normal(1e-6), matrices normal(0.02), except the MLP's second,
-a truncated normal of variance 0.3072 / width; all biases 0. Text tower: as open_clip, except for the MLP's biases,
-which are 0. Source: vit.py and text_transformer.py of OpenVision; flax's initializers.
-"""
+"""Initial weights: random as in the reference code, or those of trained towers."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from clips.model.towers import Towers
+from clips.errors import UserError
+from clips.model.architectures import NORMALIZATIONS, ModelConfig
+from clips.model.captioner import Captioner
+from clips.model.loading import first_mismatch, read_safetensors
+from clips.model.pos_embed import (
+    resize_pos_embed,
+    resize_sincos_pos_embed,
+    resize_text_pos_embed,
+    resize_timm_pos_embed,
+)
+from clips.model.towers import Towers, text_tower
+from clips.model_refs import (
+    CAPTIONER_CONFIG,
+    CAPTIONER_WEIGHTS,
+    OPEN_CLIP_WEIGHTS,
+    read_encoder_config,
+    resolve_encoder_dir,
+)
+from clips.text_files import safe_json_loads
 
 _STD = 0.02
 _CLASS_STD = 1e-6
@@ -49,3 +63,133 @@ def _initialize_block(block: Any) -> None:
 def _zero_biases(block: Any) -> None:
     for bias in (block.attn.in_proj_bias, block.attn.out_proj.bias, block.mlp.c_fc.bias, block.mlp.c_proj.bias):
         nn.init.zeros_(bias)
+
+
+_FIELD = "model.pretrained"
+_TOKENS = ("vocab_size", "hf_tokenizer_name", "tokenizer_mode")
+_VISUAL = "visual."
+_LONG_CLIP_POSITIONS = 20  # Long-CLIP's number of well-trained text positions (arXiv 2403.15378, section 3.2)
+
+
+def load_pretrained(
+    towers: Towers, captioner: Captioner | None, config: ModelConfig, text_cfg: dict[str, Any]
+) -> list[str]:
+    """Load the weights of ``config.pretrained`` into ``towers`` and, if it has one, into ``captioner``.
+
+    Position embeddings of another image size or text length are interpolated; fixed ones stay unchanged. From an
+    encoder with other tokens (for example OpenAI's CLIP) only the image tower is loaded.
+
+    Args:
+        towers: an open_clip model of the same architecture except for the sizes of its inputs.
+        captioner: or None.
+        config: of the model.
+        text_cfg: of the new towers, as open_clip has it.
+
+    Returns:
+        The adapted and the randomly initialized parts, as text.
+
+    Raises:
+        UserError: no such directory, weights of another architecture, or no weights for a frozen text tower.
+    """
+    assert config.pretrained is not None
+    directory = resolve_encoder_dir(config.pretrained, _FIELD)
+    path = directory / OPEN_CLIP_WEIGHTS
+    weights = read_safetensors(path, f"{_FIELD}: {path}")
+    lines = _resize_image_positions(weights, towers)
+    if not _has_same_tokens(directory, weights, towers, text_cfg):
+        if config.lock_text:
+            raise UserError(
+                f"model.lock_text: expected false, or model.architecture: {config.pretrained}, which has other tokens"
+            )
+        visual = {name.removeprefix(_VISUAL): value for name, value in weights.items() if name.startswith(_VISUAL)}
+        _load(towers.visual, visual, path)
+        return [*lines, f"the text tower of {directory} has other tokens; it is randomly initialized"]
+    lines += _resize_text_positions(weights, towers, config.text_pos_embed_interpolation)
+    _load(towers, weights, path)
+    if captioner is None:
+        return lines
+    path = directory / CAPTIONER_WEIGHTS
+    if not path.is_file():
+        return [*lines, f"{directory} has no captioner; it is randomly initialized"]
+    dims = safe_json_loads((directory / CAPTIONER_CONFIG).read_text(encoding="utf-8"))
+    if dims != vars(captioner.config):
+        return [*lines, f"the captioner of {directory} has another shape; it is randomly initialized"]
+    _load(captioner, read_safetensors(path, f"{_FIELD}: {path}"), path)
+    return lines
+
+
+def check_pretrained_compatible(cfg: dict[str, Any], preprocess: dict[str, Any], reference: str) -> None:
+    """Reject an encoder whose normalization or activation differs, which its weights do not show.
+
+    Args:
+        cfg: the new encoder's ``model_cfg``.
+        preprocess: its ``preprocess_cfg``.
+        reference: an encoder directory, or ``hf-hub:NAME``.
+
+    Raises:
+        UserError: pixels were normalized differently, or the activation was another one.
+    """
+    source = read_encoder_config(resolve_encoder_dir(reference, _FIELD))
+    theirs = source.get("preprocess_cfg", {})
+    for name, (mean, std) in NORMALIZATIONS.items():
+        if (theirs.get("mean"), theirs.get("std")) == (mean, std) != (preprocess["mean"], preprocess["std"]):
+            raise UserError(f"model.normalization: expected {name}, with which {reference} was trained")
+    quick = bool(source.get("model_cfg", {}).get("quick_gelu"))
+    if source and quick != bool(cfg.get("quick_gelu")):
+        kind = "with" if quick else "without"
+        raise UserError(f"model.architecture: expected one {kind} -quickgelu, as {reference} was trained")
+
+
+def _resize_image_positions(weights: dict[str, Tensor], towers: Towers) -> list[str]:
+    visual = towers.visual
+    if hasattr(visual, "trunk"):
+        return _resize_trunk_positions(weights, visual.trunk)
+    pool = getattr(visual, "attnpool", None)  # of CLIP's ResNets
+    holder, name = (visual, "visual.") if pool is None else (pool, "visual.attnpool.")
+    own, name = getattr(holder, "positional_embedding", None), f"{name}positional_embedding"
+    if name not in weights or own is None or weights[name].shape == own.shape:
+        return []
+    if not own.requires_grad and (fixed := resize_sincos_pos_embed(weights[name], len(own) - 1)) is not None:
+        weights[name] = fixed
+        return []
+    before = len(weights[name])
+    weights[name] = resize_pos_embed(weights[name], len(own) - 1, prefix=1)
+    return [f"image positions interpolated from {before} to {len(own)}"]
+
+
+def _resize_trunk_positions(weights: dict[str, Tensor], trunk: Any) -> list[str]:
+    name = "visual.trunk.pos_embed"
+    if name not in weights or (resized := resize_timm_pos_embed(weights[name], trunk)) is weights[name]:
+        return []
+    before, weights[name] = weights[name].shape[1], resized
+    return [f"image positions interpolated from {before} to {resized.shape[1]}"]
+
+
+def _has_same_tokens(directory: Path, weights: dict[str, Tensor], towers: Towers, text_cfg: dict[str, Any]) -> bool:
+    """Whether the encoder has the tokens of ``text_cfg``; without its config, whether it has the same number."""
+    if (cfg := read_encoder_config(directory).get("model_cfg")) is not None:
+        return all(cfg["text_cfg"].get(name) == text_cfg.get(name) for name in _TOKENS)
+    own = text_tower(towers).token_embedding.weight
+    return any(len(value) == len(own) for name, value in weights.items() if name.endswith("token_embedding.weight"))
+
+
+def _resize_text_positions(weights: dict[str, Tensor], towers: Towers, interpolation: str) -> list[str]:
+    name = next((name for name in ("positional_embedding", "text.positional_embedding") if name in weights), None)
+    own = getattr(text_tower(towers), "positional_embedding", None)
+    if name is None or own is None or len(weights[name]) == len(own):
+        return []
+    before = len(weights[name])
+    fixed = _LONG_CLIP_POSITIONS if interpolation == "long_clip" else 0
+    weights[name] = resize_text_pos_embed(weights[name], len(own), fixed)
+    return [f"text positions interpolated from {before} to {len(own)}, the first {fixed} unchanged"]
+
+
+def _load(module: Towers, weights: dict[str, Tensor], path: Path) -> None:
+    """Load weights that match the module's up to axes of length 1."""
+    shapes = {name: value.shape for name, value in module.state_dict().items()}
+    for name, value in weights.items():
+        if name in shapes and value.numel() == shapes[name].numel():
+            weights[name] = value.reshape(shapes[name])
+    if mismatch := first_mismatch(weights, shapes):
+        raise UserError(f"{_FIELD}: {path} {mismatch}; expected the same architecture")
+    module.load_state_dict(weights, strict=False)

@@ -68,7 +68,7 @@ _LOSSES: dict[str, Callable[[Tensor, Sequence[Tensor], Tensor, Tensor | None], T
     "supcon": supcon_loss,
     "sigmoid": sigmoid_loss,
 }
-"""Each of ``clips.model.captioner_config.CONTRASTIVE_LOSSES``."""
+"""Each of ``clips.model.architectures.CONTRASTIVE_LOSSES``."""
 
 
 def contrastive_loss(
@@ -83,7 +83,7 @@ def contrastive_loss(
         texts: for each type of text, (B, E) features of unit length; row *i* belongs to image *i*.
         scale: () or (1,), the factor that multiplies the cosines.
         bias: () or (1,), added to the logits of the sigmoid loss.
-        kind: the loss's name, one of ``clips.model.captioner_config.CONTRASTIVE_LOSSES``.
+        kind: the loss's name, one of ``clips.model.architectures.CONTRASTIVE_LOSSES``.
     """
     with torch.autocast(image.device.type, enabled=False):
         return _LOSSES[kind](

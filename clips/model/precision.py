@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from clips.model.captioner_config import Precision
+from clips.model.architectures import Precision
 
 
 def resolve_precision(wanted: Precision, device: torch.device) -> tuple[Literal["fp32", "bf16"], str]:

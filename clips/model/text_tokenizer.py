@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from clips.commandline.import_guards import without_wandb
 from clips.core.artifact import HASH_EXCLUDED_FILES
+from clips.lazy_import import without_wandb
 from clips.model import architectures
 from clips.model.architectures import CONFIG_FIELD, ModelConfig
 from clips.model.loading import library_errors_as_user_errors

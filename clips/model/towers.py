@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clips.commandline.import_guards import without_wandb
 from clips.errors import UserError, error_reason
+from clips.lazy_import import without_wandb
 from clips.model.architectures import ModelConfig, preprocess_cfg
 from clips.model.feature_cache import enable_feature_cache
 from clips.model.length_grouping import group_by_length

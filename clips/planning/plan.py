@@ -15,11 +15,11 @@ from typing import Literal
 from clips.data.remote_files import is_remote
 from clips.data.sources import open_source
 from clips.errors import UserError
-from clips.jsontext import safe_json_loads
 from clips.planning import Cost
 from clips.planning.hardware import GPUS, Gpu
 from clips.planning.memory import SHARDED, Layout, MemoryModel, Parts, largest
 from clips.planning.plan_config import TrainPlanConfig
+from clips.text_files import safe_json_loads
 from clips.training.stages import stage_configs
 from clips.training.train_config import EncoderTrainConfig
 

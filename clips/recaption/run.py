@@ -13,6 +13,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,14 +26,93 @@ from clips.core.artifact import atomic_write, is_finished, log_info
 from clips.core.identity import RUN, identity, read_run, reject_other_run, run_text
 from clips.data.images import BadImageError, decode_image
 from clips.data.sources import BadSampleError, Sample, Source, open_source, shard_lengths
-from clips.recaption.cleaning import filter_captions
-from clips.recaption.finalize import finalize_dataset, save_model_record
 from clips.recaption.recaption_config import WEB_CAPTION_PLACEHOLDER, RecaptionConfig
-from clips.recaption.shard_writers import WORK_DIR, CaptionedSample, ShardWriter, shard_name
-from clips.recaption.work_split import OutputShard, group_shards, overlaps, split_into_shards, split_into_windows
+from clips.recaption.shard_writers import (
+    WORK_DIR,
+    CaptionedSample,
+    ShardWriter,
+    finalize_dataset,
+    save_model_record,
+    shard_name,
+)
 
 if TYPE_CHECKING:
     from clips.recaption.caption_model import CaptionModel, GeneratedCaption
+
+
+_MIN_GROUP_BATCHES = 64  # at most one of them is not full
+_WINDOW_BATCHES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputShard:
+    """Samples ``start`` … ``stop - 1`` of the source; ``number`` is in the shard's file name."""
+
+    number: int
+    start: int
+    stop: int
+
+
+def split_into_shards(blocks: Sequence[int], size: int) -> list[OutputShard]:
+    """Shards of at most ``size`` samples, none with samples of two blocks (the source's own shards)."""
+    shards: list[OutputShard] = []
+    first = 0
+    for block in blocks:
+        for start in range(first, first + block, size):
+            shards.append(OutputShard(len(shards), start, min(start + size, first + block)))
+        first += block
+    return shards
+
+
+def group_shards(shards: Sequence[OutputShard], batch_size: int) -> list[list[OutputShard]]:
+    """Neighboring shards, together at least 64 batches, except for the last group."""
+    groups: list[list[OutputShard]] = []
+    for shard in shards:
+        if groups and shard.start - groups[-1][0].start < _MIN_GROUP_BATCHES * batch_size:
+            groups[-1].append(shard)
+        else:
+            groups.append([shard])
+    return groups
+
+
+def split_into_windows(group: Sequence[OutputShard], batch_size: int) -> list[range]:
+    """The samples of a group in windows of eight batches."""
+    start, stop, size = group[0].start, group[-1].stop, _WINDOW_BATCHES * batch_size
+    return [range(first, min(first + size, stop)) for first in range(start, stop, size)]
+
+
+def overlaps(window: range, shard: OutputShard) -> bool:
+    """Whether the window contains samples of the shard."""
+    return window.start < shard.stop and shard.start < window.stop
+
+
+_SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*(?=\s)(?!.*[.!?][\"'”’)\]]*\s)", re.DOTALL)
+
+
+def filter_captions(generated: Sequence[GeneratedCaption], config: RecaptionConfig) -> tuple[list[str], str]:
+    """The cleaned, distinct captions of allowed length, and the reason if there are none."""
+    captions, reason = list[str](), "no caption written"
+    for output in generated:
+        text = clean_caption(output, drop_incomplete_sentence=config.drop_incomplete_sentence)
+        words = len(text.split())
+        if not words:
+            continue
+        if words < config.min_words:
+            reason = "caption too short"
+        elif config.max_words is not None and words > config.max_words:
+            reason = "caption too long"
+        elif text not in captions:
+            captions.append(text)
+    return captions, reason
+
+
+def clean_caption(generated: GeneratedCaption, *, drop_incomplete_sentence: bool) -> str:
+    """Collapse whitespace; drop the incomplete last sentence of a truncated text if a complete one precedes it."""
+    text = " ".join(generated.text.split())
+    if drop_incomplete_sentence and not generated.ended and (end := _SENTENCE_END.search(f"{text} ")):
+        return text[: end.end()]
+    return text
+
 
 KIND = "captions"
 

@@ -24,11 +24,10 @@ from clips.errors import UserError
 from clips.scenes.benchmark_data import BenchmarkRows, TestImage, write_benchmarks
 from clips.scenes.captions import SceneCaptions, make_captions
 from clips.scenes.llava_data import make_align_record, make_instruct_record, make_text_record
-from clips.scenes.mllm_captions import MllmCaptionStyle
 from clips.scenes.phrases import describe_scene
 from clips.scenes.render import render
-from clips.scenes.words import SIGN_WORDS
-from clips.scenes.world import Scene, SceneGenerator, SignSize
+from clips.scenes.synthetic_captions import MllmCaptionStyle
+from clips.scenes.world import SIGN_WORDS, Scene, SceneGenerator, SignSize
 
 _ENCODING: dict[str, dict[str, Any]] = {
     "png": {"format": "PNG", "compress_level": 3},

@@ -16,7 +16,13 @@ from clips.scenes.colors import OBJECT_COLORS, Rgb
 from clips.scenes.heldout_split import is_pair_heldout, is_test_scene, is_train_scene
 from clips.scenes.rng import DeterministicRng
 from clips.scenes.sprites import ObjectClass, Sprites
-from clips.scenes.words import SIGN_WORDS
+
+SIGN_WORDS = (
+    "OPEN", "SALE", "EXIT", "FREE", "NEWS", "CAFE", "ZOO", "PARK", "FARM", "SHOP", "HELP", "LOVE", "HOME", "GAME",
+    "WAY", "BANK", "POOL", "GOLD", "LAKE", "NORTH", "SOUTH", "EAST", "WEST", "SLOW", "FAST", "ENTER", "PUSH", "PULL",
+    "VOTE", "WIN", "NEW", "MENU", "ROOM", "TOWN", "JAZZ", "RUN", "QUIET", "LUCKY", "SUPER", "MAGIC",
+)  # fmt: skip
+
 
 CANVAS_SIZE = 1024
 SPLITS = ("train", "test")

@@ -29,10 +29,9 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from clips.core.artifact import atomic_write, file_hash, write_errors_as_user_errors
 from clips.errors import UserError, error_reason
-from clips.jsontext import safe_json_loads
 from clips.parallel.distributed import DistributedContext, all_or_none, from_main, node_group
-from clips.redaction import redact
-from clips.serialization import to_plain, to_yaml
+from clips.safe_text import redact
+from clips.text_files import safe_json_loads
 from clips.training.train_state import (
     CHECKPOINTS_DIR,
     CONFIG_FILE,
@@ -41,6 +40,7 @@ from clips.training.train_state import (
     list_checkpoints,
     loop_text,
 )
+from clips.typed_data import to_plain, to_yaml
 
 _HASHES = "hashes.json"
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}  # file systems that cannot sync directories

@@ -10,9 +10,9 @@ import yaml
 from clips.core.artifact import atomic_write, is_finished
 from clips.core.identity import RUN, Identity, differing, is_below, reject_other_run, run_text
 from clips.errors import UserError
-from clips.redaction import redact
-from clips.serialization import to_plain, to_yaml
+from clips.safe_text import redact
 from clips.training.train_state import CHECKPOINTS_DIR, CONFIG_FILE, list_checkpoints, read_train_state
+from clips.typed_data import to_plain, to_yaml
 
 
 def is_trained(config: Any, run: Identity) -> bool:

@@ -14,9 +14,8 @@ from typing import Any
 from clips.core.artifact import MANIFEST, STAGES_DIR, read_manifest
 from clips.errors import UserError
 from clips.method.optimizer import EITHER
-from clips.serialization import to_plain
 from clips.training.train_config import LENGTHS, EncoderTrainConfig
-from clips.typed_data import from_plain
+from clips.typed_data import from_plain, to_plain
 
 
 def stage_configs(config: EncoderTrainConfig) -> list[EncoderTrainConfig]:

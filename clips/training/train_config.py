@@ -12,8 +12,7 @@ from clips.data.sources import SourceConfig
 from clips.errors import UserError
 from clips.method.optimizer import OptimizerConfig
 from clips.method.recipes import RecipeConfig
-from clips.model.architectures import ModelConfig
-from clips.model.captioner_config import Precision
+from clips.model.architectures import ModelConfig, Precision
 from clips.parallel.distributed_config import DistributedConfig
 
 LENGTHS = ("max_steps", "max_samples", "num_epochs")

@@ -12,7 +12,7 @@ from typing import Any
 from clips.core.identity import Identity
 from clips.data.invalid_samples import InvalidSamples, restored
 from clips.errors import UserError, error_reason
-from clips.jsontext import safe_json_loads
+from clips.text_files import safe_json_loads
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS_DIR = ".checkpoints"

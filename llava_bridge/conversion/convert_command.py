@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from clips.core.artifact import atomic_artifact_dir, atomic_write, check_overwritable, log_info, write_manifest
 from clips.errors import UserError
-from clips.jsontext import safe_json_loads
 from clips.model_refs import resolve_model_dir
+from clips.text_files import safe_json_loads
 from llava_bridge.model.llava_checks import check_llava_dir, is_llava, read_config
 
 VISION_TOWER_DIR = "vision_tower"

@@ -12,8 +12,7 @@ from typing import Literal
 from clips.core.artifact import atomic_artifact_dir, check_overwritable, log_info, write_manifest
 from clips.errors import UserError
 from clips.model_refs import resolve_model_dir
-from llava_bridge.encoders.encoder_checks import check_encoder_files, encoder_commits
-from llava_bridge.encoders.spec import local_paths
+from llava_bridge.encoders.spec import check_encoder_files, encoder_commits, local_paths
 from llava_bridge.model.anyres import ImageAspectRatio, check_pinpoints
 from llava_bridge.model.llava_checks import check_llava_dir
 from llava_bridge.projectors import ProjectorConfig

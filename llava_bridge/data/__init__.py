@@ -1,6 +1,5 @@
 """Conversations about images, from files to batches."""
 
-from llava_bridge.data.samples import ConversationSourceConfig
-from llava_bridge.data.sources import read_samples, read_texts
+from llava_bridge.data.sources import ConversationSourceConfig, read_samples, read_texts
 
 __all__ = ["ConversationSourceConfig", "read_samples", "read_texts"]

@@ -19,8 +19,8 @@ from clips.data.formats.dataset_format import Conversation
 from clips.data.inspect_page import Example, Span, evenly, thumbnail, write_page
 from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError
-from clips.sanitize import strip_control_chars
-from llava_bridge.data.samples import ConversationSourceConfig
+from clips.safe_text import strip_control_chars
+from llava_bridge.data.sources import ConversationSourceConfig
 from llava_bridge.model.anyres import (
     ImageAspectRatio,
     check_pinpoints,

@@ -9,15 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
-from clips.commandline.import_guards import without_wandb
 from clips.errors import UserError
-from clips.jsontext import safe_json_loads
+from clips.lazy_import import without_wandb
 from clips.model.loading import library_errors_as_user_errors
 from clips.model.pos_embed import resize_pos_embed, resize_sincos_pos_embed
 from clips.model_refs import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
+from clips.text_files import safe_json_loads
 from llava_bridge.encoders import timm_source
 from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder, VisionTower
-from llava_bridge.encoders.encoder_checks import check_encoder_files, resolve_open_clip_dir
+from llava_bridge.encoders.spec import check_encoder_files, resolve_open_clip_dir
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)

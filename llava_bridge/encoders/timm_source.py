@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clips.commandline.import_guards import without_wandb
 from clips.errors import UserError
+from clips.lazy_import import without_wandb
 from clips.model.loading import library_errors_as_user_errors
 from clips.model.pos_embed import resize_timm_pos_embed
 from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder, VisionTower

@@ -19,7 +19,7 @@ from clips.model.loading import library_errors_as_user_errors, load_pretrained
 from clips.model.pos_embed import resize_pos_embed
 from clips.model_refs import resolve_model_dir
 from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder, VisionTower
-from llava_bridge.encoders.encoder_checks import check_encoder_files
+from llava_bridge.encoders.spec import check_encoder_files
 
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's constants
 

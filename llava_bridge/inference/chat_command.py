@@ -15,9 +15,9 @@ from PIL import Image
 
 from clips.core.artifact import log_info
 from clips.errors import UserError
-from clips.sanitize import strip_control_chars
+from clips.safe_text import strip_control_chars
 from llava_bridge.image_paths import open_image_or_member
-from llava_bridge.inference.directory import resolve_llava_dir
+from llava_bridge.model.llava_checks import resolve_llava_dir
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

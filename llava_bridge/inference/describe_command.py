@@ -25,10 +25,10 @@ from clips.core.artifact import atomic_write, directory_hash, log_info, write_er
 from clips.core.identity import RUN, RUN_ONLY, identity, read_run, reject_other_run, run_text
 from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError
-from clips.jsontext import safe_json_loads
 from clips.model_refs import resolve_model_dir
+from clips.text_files import safe_json_loads
 from llava_bridge.image_paths import find_images, open_image_or_member
-from llava_bridge.inference.directory import resolve_llava_dir
+from llava_bridge.model.llava_checks import resolve_llava_dir
 
 _READER_THREADS = 4
 Batch = list[tuple[str, Image.Image]]

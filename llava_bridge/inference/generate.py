@@ -17,8 +17,8 @@ from torch import Tensor
 from clips.errors import UserError
 from clips.model.loading import library_errors_as_user_errors, load_pretrained
 from llava_bridge.conversation import IMAGE, ConversationEncoder, Message
-from llava_bridge.inference.directory import resolve_llava_dir
 from llava_bridge.inference.prefix_cache import Prefix, PrefixCache, batch_prefixes, find_shared_prefixes
+from llava_bridge.model.llava_checks import resolve_llava_dir
 from llava_bridge.training.lora import ADAPTER_DIR, load_adapter
 
 ImageInput = Image.Image | Sequence[Image.Image] | None

@@ -1,4 +1,4 @@
-"""Fast checks of LLaVAs and LLMs, without torch."""
+"""Fast checks of the directories of LLaVAs and LLMs, without torch."""
 
 from __future__ import annotations
 
@@ -6,8 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from clips.errors import UserError
-from clips.jsontext import safe_json_loads
 from clips.model_refs import resolve_model_dir
+from clips.text_files import safe_json_loads
+
+
+def resolve_llava_dir(reference: str | Path) -> Path:
+    """The directory of a LLaVA, or of the Hub's copy, as :func:`clips.model_refs.resolve_model_dir`.
+
+    Raises:
+        UserError: it is no LLaVA directory, or has no weights.
+    """
+    path = resolve_model_dir(str(reference), "llava")
+    if not (path / "config.json").is_file():
+        reason = "no config.json in it" if path.is_dir() else "no such directory"
+        raise UserError(f"{path}: {reason}; expected a LLaVA directory")
+    if not any(path.glob("*.safetensors")):
+        raise UserError(f"{path}: no weights here (expected *.safetensors)")
+    return path
+
 
 _LLAVAS = ("llava", "llava_bridge", "llava_next", "llava_next_bridge")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")

@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from clips.data.images import MAX_PIXELS, BadImageError, decode_image
-from clips.jsontext import safe_json_loads
+from clips.text_files import safe_json_loads
 from llava_bridge.conversation import IMAGE
 from llava_bridge.inference.generate import prepend_image_tokens
 from llava_bridge.inference.streaming import GenerationParams

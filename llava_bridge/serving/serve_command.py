@@ -13,7 +13,7 @@ from pathlib import Path
 
 from clips.errors import UserError
 from clips.model_refs import is_on_hub
-from llava_bridge.inference.directory import resolve_llava_dir
+from llava_bridge.model.llava_checks import resolve_llava_dir
 
 _MAX_CONNECTIONS = 256
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +14,139 @@ from torch import nn
 from transformers import TrainerCallback
 
 from clips.data.invalid_samples import InvalidSamples
+from clips.parallel.watchdog import EXIT_HUNG
 from llava_bridge.training.checkpoints import mark_complete
-from llava_bridge.training.hung import HungWatch
-from llava_bridge.training.launch import DistributedStopRequest, is_main_process, is_parent_dead, log_rank0
-from llava_bridge.training.progress import StageProgress
+from llava_bridge.training.launch import DistributedStopRequest, end_hung, is_main_process, is_parent_dead, log_rank0
 from llava_bridge.training.sharded_weights import frozen_tensors, tensors_hash
 from llava_bridge.training.train_config import Part
+
+_POLL_SECONDS = 1.0
+_MIN_SECONDS = 30.0
+_FIRST_STEP_SECONDS = 120.0
+_MAX_STEP_RATIO = 4
+
+
+class HungWatch:
+    """Ends this process if, after a stop request, a step takes several times as long as the longest before.
+
+    The time before the request does not count: a slow step that does not hang ends and handles the request.
+
+    Args:
+        stop: the run's stop request.
+        stage: the stage's name.
+    """
+
+    def __init__(self, stop: DistributedStopRequest, stage: str) -> None:
+        self.stop = stop
+        self.stage = stage
+        self._longest = 0.0
+        self._step_start: float | None = None
+        self._ended = threading.Event()
+
+    def start(self) -> None:
+        """Start watching; a step begins."""
+        self._step_start = time.monotonic()
+        threading.Thread(target=self._watch, name="hung", daemon=True).start()
+
+    def step_ended(self, *, saves: bool) -> None:
+        """Record the end of a step; if it ``saves``, the time until :meth:`saved` is unlimited."""
+        now = time.monotonic()
+        if self._step_start is not None:
+            self._longest = max(self._longest, now - self._step_start)
+        self._step_start = None if saves else now
+
+    def saved(self) -> None:
+        """Record that a checkpoint is written; a step begins."""
+        self._step_start = time.monotonic()
+
+    def end(self) -> None:
+        """Stop watching after the last step."""
+        self._ended.set()
+
+    def _watch(self) -> None:
+        requested: float | None = None
+        while not self._ended.wait(_POLL_SECONDS):
+            start, limit = self._step_start, _FIRST_STEP_SECONDS
+            if self._longest:
+                limit = max(_MIN_SECONDS, _MAX_STEP_RATIO * self._longest)
+            if requested is None and self.stop.is_requested():
+                requested = time.monotonic()
+            if start is None or requested is None:
+                continue
+            if not is_main_process():
+                limit += 2 * _POLL_SECONDS  # rank 0 reports first
+            if (waited := time.monotonic() - max(start, requested)) > limit and not self._ended.is_set():
+                end_hung(
+                    EXIT_HUNG,
+                    f"{self.stage}: a stop was requested, but a step has not ended for {waited:.0f} s: the processes "
+                    "hang; ended without saving; the same command resumes from the last checkpoint",
+                )
+
+
+LOG_INTERVAL_SECONDS = 5.0
+
+
+class StageProgress:
+    """Logs the steps of one stage.
+
+    Args:
+        stage: its name.
+        batch_size: samples per step.
+        metrics: the JSON lines file, also of other stages.
+        start_time: of the stage, on the clock ``time.monotonic``, without interruptions and lost work.
+    """
+
+    def __init__(self, stage: str, batch_size: int, metrics: Path, start_time: float) -> None:
+        self.stage = stage
+        self.batch_size = batch_size
+        self.metrics = metrics
+        self.start_time = start_time
+        self.last_loss = float("nan")
+        self._total = self._first = 0
+        self._resume_time = self._last_line = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Elapsed time of the stage, with the time before the checkpoint that it has resumed from."""
+        return time.monotonic() - self.start_time
+
+    def begin(self, step: int, total: int) -> None:
+        """Start after ``step`` of ``total``; lines of later steps, from a lost attempt, are deleted."""
+        self._first, self._total = step, total
+        self._resume_time = time.monotonic()
+        if not is_main_process():
+            return
+        lines = self.metrics.read_text().splitlines() if self.metrics.is_file() else []
+        rows = [json.loads(line) for line in lines]
+        rows = [row for row in rows if row["stage"] != self.stage or row["step"] <= step]
+        self.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        self.last_loss = next((row["loss"] for row in reversed(rows) if row["stage"] == self.stage), float("nan"))
+
+    def log(self, step: int, logs: dict[str, Any]) -> None:
+        """Record HF Trainer's ``logs`` after ``step``; print a line every few seconds and at the end."""
+        now = time.monotonic()
+        rate = (step - self._first) * self.batch_size / max(now - self._resume_time, 1e-9)
+        self.last_loss = float(logs["loss"])
+        row = {
+            "stage": self.stage,
+            "step": step,
+            "samples_seen": step * self.batch_size,
+            "loss": self.last_loss,
+            "lr": logs.get("learning_rate"),
+            "grad_norm": logs.get("grad_norm"),
+            "samples_per_second": round(rate, 2),
+            "time": round(time.time(), 2),
+        }
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if now - self._last_line >= LOG_INTERVAL_SECONDS or step == self._total:
+            self._last_line = now
+            left = (self._total - step) * self.batch_size / rate
+            log_rank0(
+                f"{self.stage}: step {step}/{self._total}  loss {self.last_loss:.4f}  {rate:.0f} samples/s  "
+                f"{int(left) // 60}:{int(left) % 60:02d} left"
+            )
+
 
 _SUSPICIOUS_LOSS = 0.02  # of a first step
 

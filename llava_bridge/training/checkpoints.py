@@ -13,8 +13,8 @@ from typing import Any
 from clips.core.artifact import atomic_write
 from clips.data.invalid_samples import InvalidSamples, restored
 from clips.errors import UserError
-from llava_bridge.training.distributed import barrier
 from llava_bridge.training.launch import is_main_process, log_rank0
+from llava_bridge.training.sharded_weights import barrier
 from llava_bridge.training.work_dir import COMPLETE_MARKER, SHARDS_DIR
 
 _UNIVERSAL = "latest_universal"  # DeepSpeed's file name

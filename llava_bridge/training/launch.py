@@ -22,8 +22,7 @@ from typing import Any, NoReturn
 from clips.commandline.signals import StopRequest, exit_status_for_signal, graceful_shutdown
 from clips.core.artifact import log_info
 from clips.errors import UserError
-from clips.redaction import redact
-from clips.sanitize import strip_control_chars
+from clips.safe_text import redact, strip_control_chars
 
 _COMMAND_PID = "LLAVA_BRIDGE_COMMAND_PID"
 _REPORT, _USER_ERROR, _STATUS = "\x1e", "\x1f", "\x1d"  # prefixes of the lines that a process prints for the command

@@ -1,18 +1,89 @@
-"""LoRA by PEFT: trained low-rank matrices next to frozen linear layers.
+"""LoRA by PEFT: trained low-rank matrices next to frozen linear layers, which QLoRA quantizes to 4 bits.
 
 Layers are replaced within the model; all other weights keep their names.
 """
 
 from __future__ import annotations
 
+import importlib
+import math
 import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from clips.errors import UserError
 from llava_bridge.training.train_config import LoraConfig
+
+NF4_BLOCK_SIZE = 64
+"""Weights per scale. Layers whose rows are no multiple are not quantized: bitsandbytes 0.50 misreads them on CPU."""
+
+
+def quantize(llava: Any, kind: str, compute: torch.dtype) -> None:
+    """Quantize the LLM's linear layers to 4 bits, in place and on the training device.
+
+    The output layer, embeddings and norms are not quantized, as in the paper. The model must be frozen and in float32;
+    PEFT's ``prepare_model_for_kbit_training`` is then not needed.
+
+    Args:
+        llava: a transformers LLaVA.
+        kind: bitsandbytes' name of the data type.
+        compute: dtype of matrix products.
+
+    Raises:
+        UserError: no layer can be quantized.
+    """
+    bnb: Any = importlib.import_module("bitsandbytes")
+
+    llm = llava.model.language_model
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    layers = [
+        (name, layer)
+        for name, layer in llm.named_modules()
+        if isinstance(layer, nn.Linear) and layer.in_features % NF4_BLOCK_SIZE == 0
+    ]
+    if not layers:
+        raise UserError(
+            f"lora.quantization: expected an LLM with linear layers of a multiple of {NF4_BLOCK_SIZE} inputs"
+        )
+    for name, layer in layers:
+        quantized = bnb.nn.Linear4bit(
+            layer.in_features, layer.out_features, bias=False, compute_dtype=compute, device="meta"
+        )
+        quantized.weight = bnb.nn.Params4bit(
+            layer.weight.data, requires_grad=False, quant_type=kind, compress_statistics=True, blocksize=NF4_BLOCK_SIZE
+        ).to(device)
+        quantized.bias = layer.bias
+        quantized.register_load_state_dict_pre_hook(_skip_scales)
+        llm.set_submodule(name, quantized)
+    llava.is_loaded_in_4bit = True  # read by PEFT
+
+
+def _skip_scales(module: Any, weights: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Skip a checkpoint's scales: PyTorch cannot load them, and the layer has equal ones of the same weights."""
+    for name in [name for name in weights if name.startswith(f"{prefix}weight.")]:
+        del weights[name]
+
+
+def numel_unpacked(weight: torch.Tensor) -> int:
+    """Number of elements of a weight; in 4 bits, a byte has two."""
+    state = getattr(weight, "quant_state", None)
+    return weight.numel() if state is None else math.prod(state.shape)
+
+
+@torch.no_grad()
+def copy_dequantized(trained: nn.Module, fresh: nn.Module) -> None:
+    """Copy the dequantized weights of ``trained`` to the layers of ``fresh``, which has the same adapters."""
+    bnb: Any = importlib.import_module("bitsandbytes")
+
+    for name, layer in trained.named_modules():
+        if isinstance(layer, bnb.nn.Linear4bit):
+            values = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+            target: Any = fresh.get_submodule(name)
+            target.weight.copy_(values)
+
 
 ADAPTER_DIR = "adapter"
 """The directory of unmerged adapters in a LLaVA directory."""

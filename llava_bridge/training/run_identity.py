@@ -11,10 +11,9 @@ from clips.core.identity import Identity, identity
 from clips.data.formats.conversations import local_files
 from clips.data.tar_index import read_byte_range
 from clips.model_refs import is_on_hub, resolve_model_dir
-from clips.serialization import to_plain
-from llava_bridge.data.samples import ConversationSourceConfig
-from llava_bridge.encoders.encoder_checks import encoder_commits
-from llava_bridge.encoders.spec import local_paths
+from clips.typed_data import to_plain
+from llava_bridge.data.sources import ConversationSourceConfig
+from llava_bridge.encoders.spec import encoder_commits, local_paths
 from llava_bridge.training.train_config import LlavaTrainConfig
 
 _IMAGE_CONTAINERS = {".parquet", ".arrow", ".tar"}

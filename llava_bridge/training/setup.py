@@ -32,8 +32,8 @@ from llava_bridge.model.image_processing import with_aspect_ratio
 from llava_bridge.model.load_llava import load_for_training
 from llava_bridge.model.modeling_llava import MultimodalConnector
 from llava_bridge.model.small_llama import new_llama, train_tokenizer
-from llava_bridge.training.distributed import barrier
 from llava_bridge.training.launch import is_main_process
+from llava_bridge.training.sharded_weights import barrier
 from llava_bridge.training.train_config import LlavaTrainConfig, Part, StageConfig
 from llava_bridge.training.work_dir import stage_start_dir
 

@@ -1,9 +1,10 @@
-"""Weights that may be sharded: under ZeRO-3 and FSDP each process has a shard of every one."""
+"""Training processes and their weights: under ZeRO-3 and FSDP each process has a shard of every weight."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,6 +13,24 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from llava_bridge.training.launch import is_main_process
+
+
+def init_process_group() -> None:
+    """Join the process group of the launcher, and select this process's GPU."""
+    import deepspeed
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+
+    # On CPU DeepSpeed would first compile a shared-memory all-reduce for a minute; gloo needs none.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    torch.distributed.barrier()
 
 
 def is_sharded(model: nn.Module) -> bool:

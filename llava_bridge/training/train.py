@@ -3,15 +3,26 @@
     llava-bridge train --config llava.yaml                                          # starts deepspeed itself
     deepspeed --num_accelerators 2 --module llava_bridge train --config llava.yaml  # under another launcher
 
-:func:`run_train` starts the processes, :func:`llava_bridge.training.stages.run_stages` runs in each of them, and
+:func:`run_train` starts the processes, :func:`llava_bridge.training.train.run_stages` runs in each of them, and
 :func:`llava_bridge.training.trainer.train_stage` trains one stage.
 """
 
 from __future__ import annotations
 
-from clips.core.artifact import atomic_write, is_finished
-from clips.serialization import to_yaml
+import shutil
+from pathlib import Path
+
+from clips.commandline.signals import graceful_shutdown
+from clips.core.artifact import atomic_artifact_dir, atomic_write, is_finished, write_manifest
+from clips.core.identity import RUN, difference, read_run, reject_other_run, run_text
+from clips.errors import UserError
+from clips.text_files import safe_json_loads
+from clips.typed_data import to_yaml
+from llava_bridge.data import read_samples
+from llava_bridge.data.sources import reject_missing
 from llava_bridge.training.launch import (
+    STOP_FILE,
+    DistributedStopRequest,
     forward_user_errors,
     is_main_process,
     is_reporting_process,
@@ -19,10 +30,105 @@ from llava_bridge.training.launch import (
     launcher_world_size,
     log_rank0,
 )
-from llava_bridge.training.run_identity import artifact_kind, run_identity
-from llava_bridge.training.stages import remove_leftover, run_stages
+from llava_bridge.training.run_identity import artifact_kind, data_manifest, parent_artifacts, run_identity
 from llava_bridge.training.train_config import LlavaTrainConfig
-from llava_bridge.training.work_dir import check_inputs, lock_work_dir, work_dir
+from llava_bridge.training.work_dir import check_inputs, has_progress, lock_work_dir, work_dir
+
+
+def run_stages(config: LlavaTrainConfig) -> None:
+    """Run the missing stages and write the output directory; called in every process."""
+    from llava_bridge.training import sharded_weights
+
+    sharded_weights.init_process_group()
+    work = work_dir(config)
+    if is_main_process():
+        _prepare(work, config)
+    sharded_weights.barrier()
+    _check_shared(work)
+    with graceful_shutdown() as request:
+        _run_missing(config, work, DistributedStopRequest(request, work))
+    if is_main_process():
+        _write_output(config, work)
+    sharded_weights.barrier()
+
+
+def _check_shared(work: Path) -> None:
+    """Raise UserError unless every process can read the work directory of rank 0."""
+    from clips.parallel.distributed import all_gather_objects  # imports torch
+
+    for rank, can_read in enumerate(all_gather_objects((work / RUN).is_file())):
+        if not can_read:
+            raise UserError(
+                f"output: expected a directory shared by all nodes, but the process of rank {rank} does not find {work}"
+            )
+
+
+def _run_missing(config: LlavaTrainConfig, work: Path, stop: DistributedStopRequest) -> None:
+    from llava_bridge.training import trainer
+
+    for name in config.stages:
+        if (work / name / "model").is_dir():
+            log_rank0(f"{name}: done before")
+        else:
+            trainer.train_stage(config, name, work, stop)
+
+
+def _prepare(work: Path, config: LlavaTrainConfig) -> None:
+    """Keep the state of this run if it was interrupted; delete that of another run without progress.
+
+    Raises:
+        UserError: images are missing with ``missing_images: error``, or another run has progress here.
+    """
+    for data in (data for name in config.stages for data in config.stage(name).data):
+        if data.missing_images == "error" and data.format != "text":
+            log_rank0(f"checking all images of {data.path}")
+            reject_missing(read_samples(data, config.seed), data.path, log_rank0)
+    if is_reporting_process():  # else the command has deleted it
+        (work / STOP_FILE).unlink(missing_ok=True)
+    run, before = run_identity(config), read_run(work / RUN)
+    if has_progress(work):
+        reject_other_run(work, before or {}, run)
+    if before is not None and difference(before, run) is None:
+        log_rank0(f"resuming the unfinished run in {work}")
+        return
+    for entry in work.iterdir():
+        if entry.name not in {"lock", "log.txt", "config.yaml", STOP_FILE}:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    atomic_write(work / RUN, run_text(run))
+
+
+def remove_leftover(config: LlavaTrainConfig) -> None:
+    """Delete the work directory of a finished run, unless another run has progress in it."""
+    work = work_dir(config)
+    if has_progress(work) and difference(read_run(work / RUN) or {}, run_identity(config)):
+        log_rank0(f"{work} has an unfinished run with other settings; remove it if it is not needed")
+        return
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _write_output(config: LlavaTrainConfig, work: Path) -> None:
+    last = config.stages[-1]
+    summaries = {name: safe_json_loads((work / name / "model" / "stage.json").read_text()) for name in config.stages}
+    with atomic_artifact_dir(config.output, kind=artifact_kind(config)) as directory:
+        shutil.copytree(work / last / "model", directory, dirs_exist_ok=True)
+        (directory / "stage.json").unlink()
+        shutil.copyfile(work / "metrics.jsonl", directory / "metrics.jsonl")
+        write_manifest(
+            directory,
+            kind=artifact_kind(config),
+            config=config,
+            seed=config.seed,
+            data=data_manifest(config),
+            parents=parent_artifacts(config),
+            identity=run_identity(config),
+            stages=summaries,
+            seconds=round(sum(summary["seconds"] for summary in summaries.values()), 1),
+        )
+    for name, summary in summaries.items():
+        skipped = f", {summary['skipped']} invalid samples skipped" if summary["skipped"] else ""
+        log_rank0(
+            f"{name}: {summary['steps']} steps, final loss {summary['loss']:.4f}, {summary['seconds']:.0f} s{skipped}"
+        )
 
 
 def run_train(config: LlavaTrainConfig) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from clips.core.identity import RUN_ONLY
 from clips.errors import UserError, unknown_name_error
-from llava_bridge.data.samples import ConversationSourceConfig
+from llava_bridge.data.sources import ConversationSourceConfig
 from llava_bridge.model.anyres import ImageAspectRatio, check_pinpoints
 from llava_bridge.model.small_llama import SmallLlamaConfig
 from llava_bridge.projectors import ProjectorConfig

@@ -24,10 +24,10 @@ from clips.data.invalid_samples import Invalid, InvalidSamples
 from clips.errors import UserError
 from clips.model.precision import resolve_precision
 from clips.parallel.distributed import start_processes
-from clips.parallel.fsdp import shard_model
+from clips.parallel.strategies import shard_model
 from llava_bridge.data.sampler import LengthGroupedSampler, RandomOrder
 from llava_bridge.model.modeling_vision import EncoderVisionModel
-from llava_bridge.training.callback import StageCallback
+from llava_bridge.training.callback import StageCallback, StageProgress
 from llava_bridge.training.checkpoints import (
     convert_to_universal,
     last_checkpoint,
@@ -37,10 +37,8 @@ from llava_bridge.training.checkpoints import (
 )
 from llava_bridge.training.fsdp_trainer import ShardedTrainer
 from llava_bridge.training.launch import DistributedStopRequest, deepspeed_config, exit_after_stop, log_rank0
-from llava_bridge.training.lora import add_lora
+from llava_bridge.training.lora import add_lora, numel_unpacked, quantize
 from llava_bridge.training.loss import LlavaLoss
-from llava_bridge.training.progress import StageProgress
-from llava_bridge.training.quantization import numel_unpacked, quantize
 from llava_bridge.training.save_model import save_stage_model
 from llava_bridge.training.setup import StageSetup, setup_stage, split_parts
 from llava_bridge.training.sharded_weights import finer_than_bf16, frozen_fits_bf16, set_masters

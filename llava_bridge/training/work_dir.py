@@ -12,7 +12,7 @@ from pathlib import Path
 from clips.core.artifact import log_info, write_errors_as_user_errors
 from clips.data.formats.conversations import local_files
 from clips.errors import UserError
-from llava_bridge.encoders.encoder_checks import check_encoder_files
+from llava_bridge.encoders.spec import check_encoder_files
 from llava_bridge.model.llava_checks import check_llava_dir, check_llm_dir
 from llava_bridge.training.launch import deepspeed_config
 from llava_bridge.training.train_config import LlavaTrainConfig

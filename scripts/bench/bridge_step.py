@@ -187,11 +187,11 @@ class Clock(TrainerCallback):
 def overhead_table(
     args: argparse.Namespace, model: Any, processor: Any, data: ConversationDataset, mix: Path, folder: Path
 ) -> str:
-    from llava_bridge.training import distributed
+    from llava_bridge.training import sharded_weights
 
     launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29541"}
     os.environ.update(launched)
-    distributed.init_process_group()
+    sharded_weights.init_process_group()
     sides = {
         "the bridge": functools.partial(bridge_steps, mix=mix, folder=folder),
         "bare loop, transformers' loss": functools.partial(bare_steps, own_loss=False),

@@ -22,8 +22,7 @@ import torch
 from measure import common_parser, machine, spread, table
 
 from clips.method.recipes import RECIPES, RecipeConfig
-from clips.model.architectures import ModelConfig
-from clips.model.captioner_config import CaptionerConfig
+from clips.model.architectures import CaptionerConfig, ModelConfig
 from clips.parallel.distributed import all_gather_objects, end_processes, start_processes, wait_for_main_process
 from clips.parallel.distributed_config import DistributedConfig
 from clips.parallel.strategies import STRATEGIES

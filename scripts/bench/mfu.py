@@ -23,8 +23,7 @@ import torch
 from measure import common_parser, flops, machine, spread, table, take_turns
 
 from clips.method.recipes import RECIPES, RecipeConfig
-from clips.model.architectures import ModelConfig
-from clips.model.captioner_config import CaptionerConfig
+from clips.model.architectures import CaptionerConfig, ModelConfig
 from clips.parallel.distributed_config import DistributedConfig
 from clips.training.train_step import train_step
 

@@ -26,8 +26,7 @@ from torch import Tensor
 
 from clips.method.clips_model import ClipsModel
 from clips.method.recipes import RecipeConfig
-from clips.model.architectures import ModelConfig
-from clips.model.captioner_config import CaptionerConfig
+from clips.model.architectures import CaptionerConfig, ModelConfig
 from clips.model.tokenizer import PAD
 from clips.training.train_step import train_step
 

@@ -21,8 +21,7 @@ from mkdocs.structure.files import File, Files
 
 from clips.commandline.commands import Command
 from clips.commandline.help_text import field_help, list_item_classes
-from clips.serialization import to_plain
-from clips.typed_data import describe_type, field_types
+from clips.typed_data import describe_type, field_types, to_plain
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = {"clips": "clips.cli", "llava-bridge": "llava_bridge.cli", "clips-bench": "benchmarks.cli"}

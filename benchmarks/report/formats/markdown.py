@@ -12,7 +12,7 @@ from benchmarks.report.report import Report
 from benchmarks.report.table import Cell
 from benchmarks.report.text_table import main_table, markdown_table
 from benchmarks.results.formatting import format_number
-from clips.sanitize import escape_markdown
+from clips.safe_text import escape_markdown
 
 if TYPE_CHECKING:
     import pandas as pd

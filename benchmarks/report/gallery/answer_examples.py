@@ -10,13 +10,22 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.report.gallery.cards import Answer, Card, Gallery, first_table, item_tables
-from benchmarks.report.gallery.thumbnails import MAX_SECTION_BYTES, Thumbnail, take_within_budget, thumbnails_of
+from benchmarks.report.gallery.cards import (
+    MAX_SECTION_BYTES,
+    Answer,
+    Card,
+    Gallery,
+    Thumbnail,
+    first_table,
+    item_tables,
+    take_within_budget,
+    thumbnails_of,
+)
 from benchmarks.report.load_results import ReportSource
 from benchmarks.results.formatting import strip_control_chars
 from benchmarks.results.protocol import ranking_key
 from benchmarks.results.results import Result
-from benchmarks.tasks.item_sampling import first_per_image, hash_order
+from benchmarks.tasks.evaluation import first_per_image, hash_order
 
 MAX_PER_BENCHMARK = 6
 MAX_PER_DIRECTION = 3

@@ -12,15 +12,16 @@ from benchmarks.report.gallery.cards import (
     Answer,
     Card,
     Gallery,
+    Thumbnail,
     first_table,
     item_tables,
     limit_galleries,
+    thumbnails_of,
 )
-from benchmarks.report.gallery.thumbnails import Thumbnail, thumbnails_of
 from benchmarks.report.load_results import ReportSource
 from benchmarks.results.formatting import strip_control_chars
 from benchmarks.results.results import Result
-from benchmarks.tasks.item_sampling import first_per_image, hash_order
+from benchmarks.tasks.evaluation import first_per_image, hash_order
 
 _MAX_PER_BENCHMARK = 6
 _MAX_REFERENCES = 3

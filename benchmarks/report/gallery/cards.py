@@ -1,17 +1,122 @@
-"""The parts of galleries: cards with an image, a question, and the models' answers."""
+"""The parts of galleries: thumbnails, and cards with an image, a question, and the models' answers."""
 
 from __future__ import annotations
 
+import base64
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+import functools
+import hashlib
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import pandas as pd
+from markupsafe import Markup
 
-from benchmarks.report.gallery import thumbnails
-from benchmarks.report.gallery.thumbnails import Thumbnail, take_within_budget
+from benchmarks.results.formatting import strip_control_chars
 from benchmarks.results.results import Result, read_items
+
+MAX_SECTION_BYTES = 2_000_000
+"""Limit for the images of one section, so that the page stays below 15 MB."""
+
+_JPEG_MAGIC = b"\xff\xd8\xff"
+_MAX_THUMBNAIL_BYTES = 100_000
+_MAX_SIDE = 1000
+_MAX_ALT_CHARS = 80
+
+
+class _HasThumbnails(Protocol):
+    def thumbnails(self) -> Iterable[Thumbnail | None]: ...
+
+
+_Card = TypeVar("_Card", bound=_HasThumbnails)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thumbnail:
+    """A JPEG.
+
+    Args:
+        content: its bytes.
+        width: in pixels.
+        height: in pixels.
+        alt: its alternative text.
+    """
+
+    content: bytes
+    width: int
+    height: int
+    alt: str
+
+    @functools.cached_property
+    def id(self) -> str:
+        """Its anchor on the page, derived from the content."""
+        return "image-" + hashlib.sha256(self.content).hexdigest()[:16]
+
+
+def make_thumbnail(content: object, alt: str) -> Thumbnail | None:
+    """A saved thumbnail; None for anything but a small JPEG."""
+    from PIL import Image, UnidentifiedImageError
+
+    if not isinstance(content, bytes) or not content.startswith(_JPEG_MAGIC) or len(content) > _MAX_THUMBNAIL_BYTES:
+        return None
+    try:
+        width, height = Image.open(io.BytesIO(content), formats=["JPEG"]).size  # reads only the header
+    except (UnidentifiedImageError, OSError, ValueError):
+        return None
+    if max(width, height) > _MAX_SIDE:
+        return None
+    return Thumbnail(content=content, width=width, height=height, alt=strip_control_chars(alt, _MAX_ALT_CHARS))
+
+
+def thumbnails_of(tables: Iterable[pd.DataFrame]) -> dict[str, Thumbnail]:
+    """Image name → thumbnail, of all models' items."""
+    thumbnails: dict[str, Thumbnail] = {}
+    for table in tables:
+        for image, content in zip(table["image"].map(str), table["thumbnail"], strict=True):
+            if image not in thumbnails and (thumbnail := make_thumbnail(content, f"image {image}")) is not None:
+                thumbnails[image] = thumbnail
+    return thumbnails
+
+
+class ImageDeduplicator:
+    """Embeds images into one page; further occurrences of an image refer to the first one."""
+
+    def __init__(self) -> None:
+        self._embedded: set[str] = set()
+
+    def tag(self, image: Thumbnail, prefix: str = "") -> Markup:
+        """The image as SVG, which allows references; ``prefix`` precedes its alternative text."""
+        if image.id in self._embedded:
+            content = Markup('<use href="#{}"/>').format(image.id)
+        else:
+            self._embedded.add(image.id)
+            uri = "data:image/jpeg;base64," + base64.b64encode(image.content).decode()
+            content = Markup('<image id="{}" href="{}" width="{}" height="{}"/>').format(
+                image.id, uri, image.width, image.height
+            )
+        return Markup('<svg class="image" role="img" aria-label="{}{}" viewBox="0 0 {} {}">{}</svg>').format(
+            prefix, image.alt, image.width, image.height, content
+        )
+
+
+def take_within_budget(cards: Sequence[_Card], max_bytes: int) -> tuple[tuple[_Card, ...], int]:
+    """The first cards whose distinct images take at most ``max_bytes`` of the page, and the number of omitted cards.
+
+    Args:
+        cards: in the order of the page.
+        max_bytes: in base64.
+    """
+    size, seen = 0, set[str]()
+    for index, card in enumerate(cards):
+        new = {image.id: image for image in card.thumbnails() if image is not None and image.id not in seen}
+        size += sum(len(image.content) * 4 // 3 for image in new.values())
+        if size > max_bytes:
+            return tuple(cards[:index]), len(cards) - index
+        seen |= new.keys()
+    return tuple(cards), 0
+
 
 MAX_CAPTION_CHARS = 600
 
@@ -89,5 +194,5 @@ def first_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 def limit_galleries(galleries: Iterable[Gallery | None]) -> list[Gallery]:
     """The galleries of one section within ``MAX_SECTION_BYTES``, divided equally."""
     found = [gallery for gallery in galleries if gallery is not None]
-    limited = [(each, take_within_budget(each.cards, thumbnails.MAX_SECTION_BYTES // len(found))) for each in found]
+    limited = [(each, take_within_budget(each.cards, MAX_SECTION_BYTES // len(found))) for each in found]
     return [dataclasses.replace(each, cards=cards, left_out=left_out) for each, (cards, left_out) in limited]

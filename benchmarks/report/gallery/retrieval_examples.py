@@ -10,12 +10,19 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.report.gallery.cards import Answer, Gallery, first_table, item_tables, limit_galleries
-from benchmarks.report.gallery.thumbnails import Thumbnail, thumbnails_of
+from benchmarks.report.gallery.cards import (
+    Answer,
+    Gallery,
+    Thumbnail,
+    first_table,
+    item_tables,
+    limit_galleries,
+    thumbnails_of,
+)
 from benchmarks.report.load_results import ReportSource
 from benchmarks.results.formatting import format_number, strip_control_chars
 from benchmarks.results.results import Result
-from benchmarks.tasks.item_sampling import hash_order
+from benchmarks.tasks.evaluation import hash_order
 
 QUERIES_SHOWN = {"t2i": 5, "i2t": 3}
 _MAX_QUERY_CHARS = 280

@@ -6,12 +6,21 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from benchmarks.report.gallery.cards import Answer, Card, Gallery, first_table, item_tables, limit_galleries
-from benchmarks.report.gallery.thumbnails import Thumbnail, make_thumbnail, thumbnails_of
+from benchmarks.report.gallery.cards import (
+    Answer,
+    Card,
+    Gallery,
+    Thumbnail,
+    first_table,
+    item_tables,
+    limit_galleries,
+    make_thumbnail,
+    thumbnails_of,
+)
 from benchmarks.report.load_results import ReportSource
 from benchmarks.results.formatting import strip_control_chars
 from benchmarks.results.results import Result
-from benchmarks.tasks.item_sampling import hash_order
+from benchmarks.tasks.evaluation import hash_order
 
 _MAX_PER_BENCHMARK = 8
 _MAX_PHRASE_CHARS = 140

@@ -1,1 +1,76 @@
-"""Numbers that others have printed, with their sources: facts, copied as data (see NOTICE)."""
+"""Reference results from papers and model cards, one CSV for each type of benchmark.
+
+Columns are ``set`` (the table's origin), ``row``, ``about``, ``source``, then ``<dataset>/<metric>`` in this suite's
+names, with the printed values (percent or points). Prompt, resize and scorer are mostly unstated, so these results are
+never ranked with measured ones.
+"""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clips.errors import unknown_name_error
+
+_FILES = ("retrieval.csv", "mllm.csv", "openclip.csv")
+_DESCRIBED = ("set", "row", "about", "source")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceResult:
+    """One model's published numbers.
+
+    Args:
+        set: the table's origin: clips, openvision, siglip2, pe, llava, llava_more or openclip.
+        name: the model.
+        about: its resolution, data or size.
+        source: the publication.
+        values: ``<dataset>/<metric>`` → printed value.
+    """
+
+    set: str
+    name: str
+    about: str
+    source: str
+    values: Mapping[str, float]
+
+
+@functools.cache
+def load_reference_results() -> tuple[ReferenceResult, ...]:
+    """All reference results."""
+    found = []
+    for file in _FILES:
+        with (Path(__file__).parent / file).open(encoding="utf-8", newline="") as stream:
+            for line in csv.DictReader(stream):
+                values = {name: float(text) for name, text in line.items() if name not in _DESCRIBED and text}
+                described = {"about": line["about"], "source": line["source"]}
+                found.append(ReferenceResult(set=line["set"], name=line["row"], **described, values=values))
+    return tuple(found)
+
+
+def select_reference_results(selectors: Sequence[str]) -> tuple[ReferenceResult, ...]:
+    """The selected rows, in the order of the selectors.
+
+    Args:
+        selectors: ``SET`` for all of its rows, or ``SET:ROW``, a row's name or a pattern (``openclip:ViT-B-32/*``).
+
+    Raises:
+        UserError: no such set or row; the message lists close matches.
+    """
+    rows = load_reference_results()
+    found: list[ReferenceResult] = []
+    for text in selectors:
+        name, colon, pattern = text.partition(":")
+        sets = {row.set for row in rows}
+        if name not in sets:
+            raise unknown_name_error(name, sets, "set of published rows")
+        of_set = [row for row in rows if row.set == name]
+        chosen = [row for row in of_set if not colon or row.name == pattern or fnmatch.fnmatchcase(row.name, pattern)]
+        if not chosen:
+            raise unknown_name_error(pattern, [row.name for row in of_set], f"published row of {name}")
+        found += [row for row in chosen if row not in found]
+    return tuple(found)

@@ -1,4 +1,4 @@
-"""Metrics from caption scores, the same for encoders and LLaVAs.
+"""Compositional benchmarks: metrics from caption scores, the same for encoders and LLaVAs; an encoder's similarities.
 
 Letters: P images of an item (one, or two in Winoground), C captions of it; caption i < P describes image i.
 
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from PIL.Image import Image
 
+    from benchmarks.tasks.eval_model import EvalModel
     from benchmarks.tasks.run_config import BenchmarkConfig
+
 
 _MAX_CATEGORIES = 20  # with a metric each; of ARO's hundreds only the mean is reported
 _GROUPS = {"image_score": "image", "group_score": "group"}
@@ -228,3 +230,33 @@ def _margin(scores: np.ndarray) -> float:
     """Score of the right caption minus the best wrong one, the minimum over the images."""
     wrong = np.where(np.eye(*scores.shape) > 0, -np.inf, scores).max(axis=1)
     return float((np.diagonal(scores) - wrong).min())
+
+
+def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
+    """Accuracy of a model's encoder that chooses the most similar caption."""
+    from benchmarks.tasks.encoders.embedding import encoder_settings, image_embeddings, text_embeddings
+
+    pairs = load_pairs(config)
+    images = {image: number for number, image in enumerate(pairs.images)}
+    unique = dict.fromkeys(text for case in pairs.cases for text in case.captions)
+    texts = {text: number for number, text in enumerate(unique)}
+    names = [image.reference for image in images]
+    image_vectors = image_embeddings(model, lambda index: pairs.open(pairs.images[index]), names, pairs.images_hash)
+    text_vectors = text_embeddings(model, list(texts))
+    scores = []
+    for case in pairs.cases:
+        of_images = image_vectors[[images[image] for image in case.images]]
+        of_captions = text_vectors[[texts[text] for text in case.captions]]
+        scores.append((of_images @ of_captions.T).cpu().numpy())
+    return compute_evaluation(
+        pairs,
+        scores,
+        {
+            "task": "choice between a caption and one that differs in a detail, by similarity",
+            "caption_text": "unchanged, without a prompt",
+            "similarity": "cosine",
+        }
+        | data_settings(pairs, config)
+        | model.encoder.preprocessing
+        | encoder_settings(model.encoder),
+    )

@@ -17,8 +17,8 @@ from clips.data.formats import DatasetSpec, read_dataset
 from clips.data.formats.classes import CLASS_NAMES, format_counts
 from clips.data.formats.dataset_format import Classified
 from clips.data.lazy_images import LazyImage
-from clips.data.text_files import read_text_lines
 from clips.errors import UserError
+from clips.text_files import read_text_lines
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.tasks.data.caption_sets import file_stamps
 from clips.data.lazy_images import FileImage
-from clips.data.text_files import parse_object, read_json_lines
 from clips.errors import UserError
+from clips.text_files import parse_object, read_json_lines
 
 if TYPE_CHECKING:
     from PIL.Image import Image

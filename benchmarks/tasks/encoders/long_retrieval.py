@@ -26,8 +26,8 @@ from benchmarks.tasks.encoders.retrieval import (
     items_of,
     recall_metrics,
     retrieval_protocol,
+    with_top_results,
 )
-from benchmarks.tasks.encoders.top_results import with_top_results
 from benchmarks.tasks.evaluation import Evaluation, MetricSpec, compute_metric
 
 if TYPE_CHECKING:
@@ -43,8 +43,7 @@ WORD_LIMITS = "word_limits"
 
 def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Compute recalls with full captions and with their first words, and R@1 per length bin."""
-    from benchmarks.tasks.encoders.cached_embeddings import image_embeddings, text_embeddings
-    from benchmarks.tasks.encoders.embedding import encoder_settings
+    from benchmarks.tasks.encoders.embedding import encoder_settings, image_embeddings, text_embeddings
 
     captions = load_benchmark_captions(config)
     versions = {"": list(captions.texts)} | {

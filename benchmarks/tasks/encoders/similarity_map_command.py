@@ -55,9 +55,9 @@ def run_similarity_map(config: SimilarityMapConfig) -> None:
     import torch
 
     from benchmarks.tasks.encoders.embedding import embed_texts, load_dual_encoder
-    from benchmarks.tasks.encoders.map_overlay import VisibleRegion, overlay_map, upsample_map
     from benchmarks.tasks.encoders.patch_embeddings import patch_embeddings, similarity_maps
-    from llava_bridge.encoders.encoder_checks import resolve_open_clip_dir
+    from benchmarks.tasks.encoders.pointing import VisibleRegion, overlay_map, upsample_map
+    from llava_bridge.encoders.spec import resolve_open_clip_dir
 
     encoder = load_dual_encoder(str(resolve_open_clip_dir(config.encoder)), "cpu", "auto")
     with torch.inference_mode():

@@ -34,7 +34,7 @@ def check_templates(templates: str | Sequence[str], field: str) -> None:
 def class_prompts(templates: str | Sequence[str], name: str) -> list[str]:
     """Return the prompts of the class ``name``."""
     if isinstance(templates, str):
-        from clips.commandline.import_guards import without_wandb
+        from clips.lazy_import import without_wandb
 
         with without_wandb():
             import open_clip

@@ -16,13 +16,11 @@ from benchmarks.tasks.benchmark import Benchmark
 from benchmarks.tasks.data.caption_sets import file_stamps
 from benchmarks.tasks.evaluation import ChanceLevels, Evaluation, compute_metric
 from benchmarks.tasks.mllm.caption_metrics import JAVA_METRICS, is_java_available, tokenizer_name
-from benchmarks.tasks.mllm.download_record import DOWNLOAD_RECORD, check_downloaded
-from benchmarks.tasks.mllm.items import items_table
+from benchmarks.tasks.mllm.download import DOWNLOAD_RECORD, check_downloaded
+from benchmarks.tasks.mllm.items import first_images, items_table
 from benchmarks.tasks.mllm.judge import Judge, make_judge
 from benchmarks.tasks.mllm.lmms_models import model_settings
-from benchmarks.tasks.mllm.offline_tasks import data_root, go_offline, load_task, select_questions
-from benchmarks.tasks.mllm.own_tasks import definition_hash
-from benchmarks.tasks.mllm.task_images import first_images
+from benchmarks.tasks.mllm.offline_tasks import data_root, definition_hash, go_offline, load_task, select_questions
 from benchmarks.tasks.mllm.task_metrics import TASK_METRICS, TaskMetrics, default_task_metrics
 from benchmarks.tasks.registry import get_benchmark
 from clips.core.artifact import directory_hash, library_versions

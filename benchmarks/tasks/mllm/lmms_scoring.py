@@ -14,9 +14,9 @@ from unittest import mock
 from lmms_eval.api.model import lmms
 
 from benchmarks.tasks.benchmark import Benchmark
-from benchmarks.tasks.mllm.answers import ID_COLUMNS
 from benchmarks.tasks.mllm.caption_metrics import ImageCaptionScores, patched_caption_scorers
 from benchmarks.tasks.mllm.judge import NO_JUDGE, Judge, JudgeUnavailable, patched_judge
+from benchmarks.tasks.mllm.matching import ID_COLUMNS
 from benchmarks.tasks.mllm.offline_tasks import error_reason, manager, suppress_output
 from clips.errors import UserError
 

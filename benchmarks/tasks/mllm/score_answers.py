@@ -15,9 +15,8 @@ from typing import Any
 
 from benchmarks.results.protocol import Entries, fingerprint
 from benchmarks.results.results import Result, check_name, check_not_newer, write_result
-from benchmarks.tasks.mllm.answers import Answer, read_answers
 from benchmarks.tasks.mllm.evaluate_task import data_hash, evaluate_task
-from benchmarks.tasks.mllm.matching import match, normalize_text
+from benchmarks.tasks.mllm.matching import Answer, match, normalize_text, read_answers
 from benchmarks.tasks.mllm.offline_tasks import data_root, go_offline, load_task
 from benchmarks.tasks.registry import get_benchmark
 from benchmarks.tasks.run_config import BenchmarkConfig

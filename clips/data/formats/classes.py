@@ -74,7 +74,7 @@ def _names_of_folders(directory: Path, names: list[str]) -> list[str]:
     if not all(map(_WORDNET.fullmatch, names)):
         return [name.replace("_", " ") for name in names]
     if len(names) == 1000:
-        from clips.commandline.import_guards import without_wandb
+        from clips.lazy_import import without_wandb
 
         with without_wandb():
             from open_clip import IMAGENET_CLASSNAMES

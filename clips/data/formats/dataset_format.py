@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from clips.data.lazy_images import FileImage, LazyImage
-from clips.data.text_files import parse_object, read_json
 from clips.errors import UserError, unknown_name_error
+from clips.text_files import parse_object, read_json
 
 ALL = "all"
 """As a split: every split of the dataset."""

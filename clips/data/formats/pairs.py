@@ -11,8 +11,8 @@ from clips.data.formats.dataset_format import Dataset, ImageRegion, Location, Pa
 from clips.data.formats.rows import holds_rows, open_rows
 from clips.data.images import image_exists
 from clips.data.lazy_images import FileImage, ImageColumn, TableImage
-from clips.data.text_files import read_json, read_json_lines
 from clips.errors import UserError
+from clips.text_files import read_json, read_json_lines
 
 _WINOGROUND = ("caption_0", "caption_1")
 

@@ -13,17 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from clips.data.formats.conversations import CONVERSATION_KEYS, EXPECTED_FORMAT, parse_messages, place_images
 from clips.data.formats.dataset_format import WHOLE, Captioned, Classified, Conversation, Dataset, Location
-from clips.data.formats.turns import CONVERSATION_KEYS, EXPECTED_FORMAT, parse_messages, place_images
 from clips.data.images import IMAGE_SUFFIXES
 from clips.data.lazy_images import TarImage
 from clips.data.remote_files import expand_brace_ranges, is_remote
 from clips.data.shard_index import index_shard
 from clips.data.tar_index import TarIndex, index_tar, read_byte_range
-from clips.data.text_files import parse_object, text_lines
 from clips.errors import UserError
-from clips.jsontext import safe_json_loads
 from clips.model.loading import library_errors_as_user_errors
+from clips.text_files import parse_object, safe_json_loads, text_lines
 
 _METADATA_EXTENSIONS = {"cls", "json", "txt", "key"}  # that WebDataset's writers add to an image
 _OTHER_FORMATS = {".json": "karpathy or coco"} | dict.fromkeys((".csv", ".tsv", ".jsonl", ".parquet"), "table")

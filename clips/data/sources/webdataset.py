@@ -20,7 +20,7 @@ from clips.data.shard_index import INDEX_READ_ERRORS, ShardIndex, Spans, index_s
 from clips.data.sources.source import Record, Sample, SourceConfig, choose_nonempty, sample_caption
 from clips.data.tar_index import read_byte_range
 from clips.errors import UserError, error_reason, unknown_name_error
-from clips.jsontext import safe_json_loads
+from clips.text_files import safe_json_loads
 
 SIZES_FILE = "sizes.json"
 """A file next to the shards: {shard name: number of samples}, as in webdataset and open_clip."""

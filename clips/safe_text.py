@@ -1,4 +1,4 @@
-"""Redaction of passwords, keys and signatures from manifests, results, logs and reports, which people share."""
+"""Text made safe to show or record: no control characters, no passwords, keys or signatures."""
 
 from __future__ import annotations
 
@@ -7,6 +7,26 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+
+
+def strip_control_chars(text: str, max_length: int | None = None) -> str:
+    """Replace control and direction characters, except newlines and tabs; truncate to ``max_length`` characters."""
+    clean = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+    return clean if max_length is None or len(clean) <= max_length else clean[: max_length - 1].rstrip() + "…"
+
+
+def escape_markdown(text: str) -> str:
+    """Text that Markdown renders literally, on one line."""
+    special = {character: f"\\{character}" for character in "\\`*_{}[]|#~$!"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
+    return "".join(special.get(character, character) for character in strip_control_chars(" ".join(text.split())))
+
+
+def jinja_finalize(value: Any) -> Any:
+    """For Jinja's ``finalize``: strings without control characters, other values and markup unchanged."""
+    return strip_control_chars(value) if type(value) is str else value  # Markup is a subclass of str
+
 
 REDACTED = "***"
 _NAME = r"(?:token|api[_-]?key|access[_-]?key(?:[_-]?id)?|key|secret|signature|sig|password|passwd|credential)"

@@ -1,0 +1,199 @@
+"""JSON, JSON lines, YAML and plain text, read strictly: an error names the file, the line and what was expected."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from clips.errors import UserError
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escaped part of a surrogate pair
+
+
+def safe_json_loads(content: str | bytes) -> Any:
+    """The parsed value of ``content``.
+
+    A lone surrogate, left by programs that truncate strings within an emoji, becomes a question mark: it cannot be
+    encoded, and tokenizers reject it.
+
+    Raises:
+        ValueError: invalid JSON, not UTF-8, or nested too deeply.
+    """
+    try:
+        text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
+        value = json.loads(text)
+        if _SURROGATE.search(text):
+            value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+        return value
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+MAX_VALUES = 100_000
+"""Maximum number of values in a YAML file, with its aliases expanded."""
+_FLOAT, _MERGE, _TIMESTAMP = (f"tag:yaml.org,2002:{name}" for name in ("float", "merge", "timestamp"))
+
+
+def check_expanded_size(node: yaml.Node, known: dict[int, int] | None = None) -> int:
+    """The number of values of a node with its aliases expanded.
+
+    Raises:
+        UserError: more than ``MAX_VALUES``, which a few lines of nested aliases can produce.
+    """
+    known = {} if known is None else known
+    if id(node) not in known:
+        known[id(node)] = 1  # ends the recursion for a node that contains itself, which is rejected later
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = [part for item in inner for part in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(check_expanded_size(part, known) for part in parts)
+        if known[id(node)] > MAX_VALUES:
+            raise UserError(f"line {node.start_mark.line + 1}: aliases expand to more than {MAX_VALUES:,} values")
+    return known[id(node)]
+
+
+class StrictLoader(yaml.SafeLoader):
+    """YAML's safe loader, which reads ``1e-3`` as a number and a date as a string.
+
+    It rejects duplicate keys, anchors that contain themselves, and alias bombs (`check_expanded_size`).
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  # yaml's own attribute
+        first: [(tag, pattern) for tag, pattern in known if tag != _TIMESTAMP]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        """Construct nested values immediately, so that cycles are detected."""
+        check_expanded_size(node)
+        self.deep_construct = True
+        return super().construct_document(node)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping with unique keys."""
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if key_node.tag != _MERGE:
+                key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+                if isinstance(key, list | dict) or key == "":
+                    raise UserError(f"line {line}: expected a name as a key, got {key!r:.80}")
+                if key in seen:
+                    raise UserError(f"line {line}: the key '{key}' is given twice")
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+StrictLoader.add_implicit_resolver(_FLOAT, re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text. Raises UserError, if possible with the line."""
+    try:
+        return yaml.load(text, Loader=StrictLoader)
+    except RecursionError:
+        raise UserError("nested too deeply") from None
+    except yaml.constructor.ConstructorError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UserError(f"line {line}: expected plain values ({error.problem})") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"not valid YAML ({' '.join(str(error).split())[:200]})") from None
+
+
+def read_yaml(path: str | Path) -> Any:
+    """The value of a YAML file. Raises UserError if it cannot be read or `parse_yaml` rejects it."""
+    try:
+        return parse_yaml(Path(path).read_text(encoding="utf-8"))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: expected UTF-8 text ({error.reason} at byte {error.start})") from None
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null character in the name
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path!s:.250}: cannot be read ({error.strerror})") from None
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        UserError: it is missing, or not JSON.
+    """
+    try:
+        return safe_json_loads(_content(path))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+
+
+def read_json_lines(
+    path: Path, *, texts: Sequence[str] = (), others: Sequence[str] = ()
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of a JSON lines file; empty lines are skipped.
+
+    Args:
+        path: the file.
+        texts: keys that every object must have, with a nonempty string.
+        others: keys that every object must have.
+
+    Raises:
+        UserError: the file is missing, or a line is not an object with these keys.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: expected a file, got a directory" if path.is_dir() else f"{path}: no such file")
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            if line.strip():
+                row = parse_object(line, f"{path} line {number}")
+                check_keys(row, f"{path} line {number}", texts=texts, others=others)
+                yield number, row
+
+
+def parse_object(content: bytes, where: str) -> dict[str, Any]:
+    """The JSON object in ``content``; UserError with ``where`` for anything else."""
+    try:
+        value = safe_json_loads(content)
+    except ValueError as error:
+        raise UserError(f"{where}: not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: expected a JSON object")
+    return value
+
+
+def check_keys(row: Any, where: str, *, texts: Sequence[str], others: Sequence[str] = ()) -> None:
+    """Reject values that are not objects with these keys; the values of ``texts`` must be nonempty strings."""
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected a JSON object, got {row!r:.80}")
+    for key in (*texts, *others):
+        if key not in row:
+            raise UserError(f"{where}: expected the key '{key}'")
+        if key in texts and not (isinstance(row[key], str) and row[key]):
+            raise UserError(f"{where}: {key}: expected a string, got {row[key]!r:.80}")
+
+
+def read_text_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 file. Raises UserError if it is missing or not UTF-8."""
+    return text_lines(_content(path), str(path))
+
+
+def text_lines(content: bytes, where: str) -> list[str]:
+    """The lines of UTF-8 text with any line endings, without a byte order mark; ``where`` names it in errors."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{where} line {line}: not UTF-8 text ({error.reason} at byte {error.start}); if it is Latin-1, "
+            "`iconv -f LATIN1 -t UTF-8` converts it"
+        ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"{path}: no such file") from None
