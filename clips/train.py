@@ -24,8 +24,8 @@ from clips.data.loader import iterate_batches, worker_death_as_user_error
 from clips.encoder import write_encoder
 from clips.method.clips_model import ClipsModel
 from clips.model_card import write_model_card
+from clips.parallel.ddp import full_tensor
 from clips.parallel.distributed import all_reduce_mean, end_processes, wait_for_main_process
-from clips.parallel.strategies import full_tensor
 from clips.parallel.watchdog import Watchdog
 from clips.planning.mfu import MfuMeter
 from clips.training.checkpoint import Checkpointer

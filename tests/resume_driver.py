@@ -16,8 +16,8 @@ import torch
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 
 from clips.commandline.parsing import parse_config
+from clips.parallel.ddp import full_tensor
 from clips.parallel.distributed import end_processes
-from clips.parallel.strategies import full_tensor
 from clips.train import EncoderTrainConfig
 from clips.training.setup import open_train_dataset, setup_run
 

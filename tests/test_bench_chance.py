@@ -63,8 +63,8 @@ def test_chance_of_random_and_of_majority_classes():
 
 
 def test_pairs_of_captions_by_chance():
-    def case(pictures: int, captions: int, kind: str) -> SimpleNamespace:
-        return SimpleNamespace(pictures=range(pictures), captions=range(captions), kind=kind)
+    def case(images: int, captions: int, kind: str) -> SimpleNamespace:
+        return SimpleNamespace(images=range(images), captions=range(captions), kind=kind)
 
     pairs: Any = SimpleNamespace(cases=[case(1, 2, "two"), case(1, 5, "five")])
     assert _chance_columns(pairs)["score"] == pytest.approx([1 / 2, 1 / 5])

@@ -140,7 +140,8 @@ def test_vectors_are_those_of_a_model_on_a_device_with_its_libraries(tmp_path, m
     keys.append(key())
     encoder.device = "cpu"
     assert key() == keys[0]
-    monkeypatch.setattr(embedding, "library_versions", lambda: {"timm": "another"})
+    versions = {**embedding.library_versions(), "timm": "another"}
+    monkeypatch.setattr(embedding, "library_versions", lambda: versions)
     keys.append(key())
     assert len(set(keys)) == len(keys)
 

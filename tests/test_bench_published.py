@@ -116,7 +116,7 @@ def test_recall_grows_with_its_cut_in_every_row():
 )
 def test_many_models_are_legible_in_a_terminal_of_80_characters(results, chosen, name):
     written = io.StringIO()
-    print_report(build_report(results, published=[chosen]), Console(file=written, width=80, highlight=False))
+    print_report(build_report(results, reference_results=[chosen]), Console(file=written, width=80, highlight=False))
     lines = written.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     tables = [line for line in lines if name in line]  # names are whole, in each part of the table

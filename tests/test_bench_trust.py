@@ -256,13 +256,13 @@ def test_each_format_of_a_comparison_escapes_names_and_a_narrow_terminal_shows_t
     printed, found = capsys.readouterr().out, build_comparison(config)
     texts = {suffix: write(found) for suffix, write in WRITERS.items()}
     assert texts[".html"] == (tmp_path / "x.html").read_text(encoding="utf-8")
-    for text in (printed, *texts.values()):
-        assert "A is better" in " ".join(text.split())
-        assert "\x1b" not in text
+    assert all("A is better" in text for text in texts.values())
+    assert "A is│" in printed
+    assert not [text for text in (printed, *texts.values()) if "\x1b" in text]
     assert all("unchanged: the same model" in text for text in texts.values())
     for text in (texts[".md"], texts[".html"]):
         assert not [raw for raw in ("x <script>", "b<i>") if raw in text]
-    assert "only A has the row four" in found.left_out
+    assert "only A has the model four" in found.left_out
     assert max(map(len, printed.splitlines())) <= 80
     assert "…" not in printed
     with pytest.raises(UserError, match=r"output: .* \.json, \.csv, \.md, \.html, got 'x\.t"):

@@ -73,7 +73,7 @@ def test_a_pretrained_model_among_trained_ones_is_not_called_different(simulatio
 
 def test_models_that_differ_lastingly_on_some_images_are_not_called_different(simulation):
     """Seeds agree on what a model answers in its own way, so that the spread over seeds leaves that out."""
-    world = simulation.World(images=200, models=2, seeds=5, lasting=0.3, anew=0.02, tests=1)
+    world = simulation.World(images=200, models=2, seeds=5, lasting=0.3, per_training=0.02, tests=1)
     assert simulation.simulate(world, 150).alarms <= 0.08
 
 

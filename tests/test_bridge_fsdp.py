@@ -114,7 +114,7 @@ def test_a_checkpoint_of_another_number_of_processes(part, why, tmp_path, monkey
     for processes, others in (("2", False), ("1", True)):
         monkeypatch.setenv("WORLD_SIZE", processes)
         assert needs_universal_conversion(place) == others
-    message = f"launch.num_processes: expected 2, as when {place} was written, got 1, {why}; or remove {tmp_path}, and"
+    message = f"launch.num_processes: expected 2, as when {place} was written, got 1, {why}; or remove {tmp_path} to"
     with pytest.raises(UserError, match=message):
         convert_to_universal(place)
     assert (place / "global_step4" / part).is_file()

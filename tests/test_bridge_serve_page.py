@@ -145,7 +145,7 @@ def test_colors_have_the_contrast_of_wcag_aa(scheme: int) -> None:
     block = re.findall(r":root \{(.*?)\}", page, re.DOTALL)[scheme]
     colors = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block))
     for ground in ("paper", "sheet"):
-        for text in ("ink", "ink-soft", "fault"):
+        for text in ("ink", "ink-soft", "error"):
             assert contrast(colors[text], colors[ground]) >= 4.5, (text, ground)
     assert contrast(colors["on-accent"], colors["accent"]) >= 4.5
     assert contrast(colors["accent"], colors["paper"]) >= 3

@@ -225,7 +225,7 @@ def test_the_command_prints_words_and_writes_a_page(tmp_path: Path, capsys: pyte
         run_caption(CaptionConfig(encoder=str(tmp_path / name), web_caption="<b>", **files))
         said = capsys.readouterr().out.strip()
         html = (tmp_path / "p.html").read_text(encoding="utf-8")
-        assert base64.b64encode(clips_world.picture(3)).decode() in html
+        assert base64.b64encode(clips_world.draw_image(3)).decode() in html
         assert "&lt;b&gt;" in html
         assert isinstance(said, str)
     with pytest.raises(UserError, match="a recipe with a captioner"):

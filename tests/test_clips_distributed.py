@@ -19,8 +19,8 @@ from clips_world import is_equal, metrics, stopped_at, tensors_of, trained
 from clips.errors import UserError
 from clips.method.clips_model import ModelConfig, build_model
 from clips.method.recipes import RecipeConfig
+from clips.parallel.ddp import DDPStrategy, repeated_layers
 from clips.parallel.distributed import DistributedContext
-from clips.parallel.strategies import DDPStrategy, repeated_layers
 from clips.train import train
 from clips.training.train_state import list_checkpoints
 

@@ -25,8 +25,8 @@ from clips.commandline.signals import graceful_shutdown
 from clips.data.loader import iterate_batches
 from clips.errors import UserError
 from clips.method.optimizer import OptimizerConfig, cosine_lr
+from clips.parallel.ddp import DDPStrategy
 from clips.parallel.distributed import DistributedContext
-from clips.parallel.strategies import DDPStrategy
 from clips.train import export_model, prepare_batch
 from clips.training.run_logger import RunLogger
 from clips.training.setup import open_train_dataset, setup_run

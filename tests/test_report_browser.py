@@ -177,12 +177,12 @@ def test_a_link_into_a_folded_section_opens_it_and_print_opens_all(page):
 
 def test_print_shows_the_whole_table_in_black_on_white(page):
     page.set_viewport_size({"width": 360, "height": 800})
-    page.evaluate("document.querySelector('#details').open = false")
+    page.evaluate("document.querySelector('#all-metrics').open = false")
     page.emulate_media(media="print", color_scheme="dark")
     assert page.locator("body").evaluate("body => getComputedStyle(body).backgroundColor") == "rgb(255, 255, 255)"
     shown = {place: page.locator(place).is_visible() for place in ("nav", "#filter", ".wide", ".narrow")}
     assert shown == {"nav": False, "#filter": False, ".wide": True, ".narrow": False}
-    assert page.locator("#details table").evaluate("table => table.getBoundingClientRect().height") > 100
+    assert page.locator("#all-metrics table").evaluate("table => table.getBoundingClientRect().height") > 100
     page.evaluate("document.querySelector('.wide').classList.add('broad')")  # wider than any paper
     assert [page.locator(place).is_visible() for place in (".wide", ".narrow")] == [False, True]
 

@@ -85,7 +85,7 @@ def test_the_command_writes_them(tmp_path):
 
 def test_fields_say_what_they_mean_and_which_choices_there_are():
     train = made()["clips-train.json"]
-    assert train["properties"]["global_batch_size"]["description"] == "samples a step, over all processes."
+    assert train["properties"]["global_batch_size"]["description"] == "samples per step, over all processes."
     assert "bf16" in train["properties"]["precision"]["enum"]
     assert set(train["required"]) == {"output", "data"}
     assert train["properties"]["global_batch_size"]["default"] == 128

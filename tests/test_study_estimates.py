@@ -163,7 +163,7 @@ def llava_step(**config: object) -> Step:
     return Step(name="llava-a", kind="llava", command=("llava-bridge", "train"), config=whole, outputs=(Path("out"),))
 
 
-def test_a_llava_of_known_parts_is_worked_out_and_one_of_unknown_parts_says_so():
+def test_a_llava_of_known_parts_is_computed_and_one_of_unknown_parts_says_so():
     one = analytic_estimate(llava_step(), {}, Resources(gpus=1), "h200")
     eight = analytic_estimate(llava_step(), {}, Resources(gpus=4, nodes=2), "h200")
     assert one.gpu_hours == eight.gpu_hours
@@ -178,7 +178,7 @@ def test_a_llava_of_known_parts_is_worked_out_and_one_of_unknown_parts_says_so()
         assert unknown == CostEstimate(basis="unknown size of nobody/knows (no local copy)")
     endless = analytic_estimate(llava_step(align={"data": [{"path": "not/here.json"}]}), {}, Resources(), "h200")
     assert endless.gpu_hours is None
-    assert "the data of align are not here" in endless.basis
+    assert "the data of align are missing" in endless.basis
     wrong = llava_step(projector={"type": "perceiver", "num_heads": 7})
     assert analytic_estimate(wrong, {}, Resources(), None).basis.startswith(
         "projector.num_heads: expected a divisor of 1024"

@@ -42,7 +42,7 @@ def compositional_benchmarks(name: str, about: str, *, format: str = "", **more:
     """The entries of a compositional benchmark: by similarity, and for a LLaVA by likelihood and as multiple choice."""
     note = "A model that ignores the image may prefer one type of caption, and score above or below chance."
     variants: dict[str, tuple[str, RequiredModel, str, tuple[str, ...]]] = {
-        name: ("similarity", "encoder", "by similarity", ()),
+        name: ("caption_scores", "encoder", "by similarity", ()),
         f"{name}_likelihood": ("loglikelihood", "llava", "by likelihood", ("prompt", "likelihood_score")),
         f"{name}_mcq": ("multiple_choice", "llava", "multiple choice, A or B", ("prompt",)),
     }

@@ -17,9 +17,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from clips.method.clips_model import MAX_LOGIT_SCALE, ClipsModel
 from clips.method.optimizer import OptimizerConfig, build_optimizer
+from clips.parallel.ddp import ADAM_STATE_NAMES, DDPStrategy
 from clips.parallel.distributed import DistributedContext
 from clips.parallel.distributed_config import ZERO_REDUCE_BUCKET_SIZE
-from clips.parallel.strategies import ADAM_STATE_NAMES, DDPStrategy
 
 
 class ZeroStrategy(DDPStrategy):

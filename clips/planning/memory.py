@@ -15,8 +15,8 @@ from typing import get_args
 
 import numpy as np
 
+from clips.parallel.ddp import repeated_layers
 from clips.parallel.distributed_config import ZERO_REDUCE_BUCKET_SIZE, Parallel
-from clips.parallel.strategies import repeated_layers
 from clips.planning.dry_run import (
     BATCH_DIVISOR,
     Device,

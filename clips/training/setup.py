@@ -22,8 +22,9 @@ from clips.model import architectures
 from clips.model.precision import resolve_precision
 from clips.model.text_tokenizer import build_text_tokenizer
 from clips.model_refs import is_config_file
+from clips.parallel.ddp import DDPStrategy
 from clips.parallel.distributed import from_main, start_processes
-from clips.parallel.strategies import DDPStrategy, build_strategy
+from clips.parallel.strategies import build_strategy
 from clips.training.checkpoint import load_tensors, tensor_names, verify_checkpoint
 from clips.training.ema import ModelEma
 from clips.training.train_config import EncoderTrainConfig

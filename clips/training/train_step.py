@@ -16,8 +16,8 @@ from clips.method.clips_model import ClipsModel
 from clips.method.optimizer import cosine_lr
 from clips.method.recipes import Recipe
 from clips.model.precision import fast_sdpa_backend
+from clips.parallel.ddp import DDPStrategy
 from clips.parallel.distributed import DistributedContext
-from clips.parallel.strategies import DDPStrategy
 from clips.training.ema import ModelEma
 from clips.training.train_config import EncoderTrainConfig
 from clips.training.train_state import TrainState

@@ -107,7 +107,7 @@ def llava_cost(
     stages = {name: stage_cost(config, name, sizes, count) for name in config.stages}
     disk = float((4 if config.precision == "fp32" else 2) * sum(sizes.parameters.values()))
     cost = Cost(
-        basis="disk worked out; no GPU is named",
+        basis="disk computed; no GPU is named",
         disk=disk,
         most=2 * disk + max(stage.checkpoints for stage in stages.values()),
     )
@@ -116,7 +116,7 @@ def llava_cost(
     cost = dataclasses.replace(cost, memory=max(stage.memory for stage in stages.values()))
     if unknown := [name for name, stage in stages.items() if stage.steps is None]:
         return dataclasses.replace(
-            cost, basis=f"disk worked out; steps unknown: the data of {', '.join(unknown)} is missing"
+            cost, basis=f"disk computed; steps unknown: the data of {', '.join(unknown)} are missing"
         )
     rate = GPUS[gpu].peak("fp32" if config.precision == "fp32" else "bf16") * ASSUMED_MFU
     work = sum(
@@ -124,7 +124,7 @@ def llava_cost(
     )
     return dataclasses.replace(
         cost,
-        basis=f"worked out for {count} × {gpu} at {ASSUMED_MFU:.0%} of its peak, {sizes.tokens} tokens an image",
+        basis=f"computed for {count} × {gpu} at {ASSUMED_MFU:.0%} of its peak, {sizes.tokens} tokens an image",
         seconds=work / rate / count,
         gpu_hours=work / rate / 3600,
     )

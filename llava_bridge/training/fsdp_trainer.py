@@ -1,4 +1,4 @@
-"""HF's Trainer for a model sharded by :func:`clips.parallel.strategies.shard_model` (FSDP2) instead of DeepSpeed.
+"""HF's Trainer for a model sharded by :func:`clips.parallel.fsdp.shard_model` (FSDP2) instead of DeepSpeed.
 
 accelerate's own FSDP2 silently does nothing on CPU, where this is tested, and shards the output layer separately, whose
 weights the loss uses outside the layer's forward. The model is therefore sharded before HF's Trainer wraps it.
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from transformers import Trainer
 
-from clips.parallel.strategies import full_tensor
+from clips.parallel.ddp import full_tensor
 from llava_bridge.training.launch import is_main_process
 from llava_bridge.training.work_dir import SHARDS_DIR
 

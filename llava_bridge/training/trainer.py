@@ -24,7 +24,7 @@ from clips.data.invalid_samples import Invalid, InvalidSamples
 from clips.errors import UserError
 from clips.model.precision import resolve_precision
 from clips.parallel.distributed import start_processes
-from clips.parallel.strategies import shard_model
+from clips.parallel.fsdp import shard_model
 from llava_bridge.data.sampler import LengthGroupedSampler, RandomOrder
 from llava_bridge.model.modeling_vision import EncoderVisionModel
 from llava_bridge.training.callback import StageCallback, StageProgress

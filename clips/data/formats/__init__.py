@@ -81,38 +81,38 @@ FORMATS: dict[str, Format] = {
     ),
     "docci": Format(
         about="DOCCI: docci_descriptions.jsonlines and its images",
-        fits="long_captions:is_docci",
-        captions="long_captions:read_docci",
+        fits="caption_files:is_docci",
+        captions="caption_files:read_docci",
         takes=("split", "image_root"),
     ),
     "dci": Format(
         about="Densely Captioned Images: splits.json, annotations, photos",
-        fits="long_captions:is_dci",
-        captions="long_captions:read_dci",
+        fits="caption_files:is_dci",
+        captions="caption_files:read_dci",
         takes=("split", "image_root"),
     ),
     "iiw": Format(
         about="ImageInWords: data.jsonl and the images of DOCCI or DCI",
-        fits="long_captions:is_iiw",
-        captions="long_captions:read_iiw",
+        fits="caption_files:is_iiw",
+        captions="caption_files:read_iiw",
         takes=("image_root",),
     ),
     "urban1k": Format(
         about="Urban-1k: directories caption and image",
-        fits="long_captions:is_urban1k",
-        captions="long_captions:read_urban1k",
+        fits="caption_files:is_urban1k",
+        captions="caption_files:read_urban1k",
         takes=("image_root",),
     ),
     "xm3600": Format(
         about="Crossmodal-3600: captions.jsonl with every language, and images",
-        fits="multilingual:is_xm3600",
-        captions="multilingual:read_xm3600",
+        fits="caption_files:is_xm3600",
+        captions="caption_files:read_xm3600",
         takes=("image_root", "language"),
     ),
     "parallel": Format(
         about="Flickr30k-200, XTD200, XTD10: names of images and a file of captions per language",
-        fits="multilingual:is_parallel",
-        captions="multilingual:read_parallel",
+        fits="caption_files:is_parallel",
+        captions="caption_files:read_parallel",
         takes=("image_root", "language"),
     ),
     "datasets": Format(
@@ -127,7 +127,7 @@ FORMATS: dict[str, Format] = {
     "sharegpt4v": Format(
         about="ShareGPT4V: share-captioner_coco_lcs_sam_1246k_1107.json and its images",
         fits="conversations:is_llava",
-        captions="long_captions:read_sharegpt4v",
+        captions="caption_files:read_sharegpt4v",
         takes=("split", "image_root"),
     ),
     "llava": Format(
@@ -148,8 +148,8 @@ FORMATS: dict[str, Format] = {
     ),
     "paired": Format(
         about="CLIP_benchmark's JSON of one language: image_paths and annotations",
-        fits="multilingual:is_paired",
-        captions="multilingual:read_paired",
+        fits="caption_files:is_paired",
+        captions="caption_files:read_paired",
         takes=("image_root",),
     ),
     "coco": Format(

@@ -1,0 +1,147 @@
+"""Data parallelism: every process holds the full model. The base class of the other strategies."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import zlib
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from clips.method.clips_model import ClipsModel
+from clips.method.optimizer import OptimizerConfig, build_optimizer
+from clips.parallel.distributed import DistributedContext
+
+ADAM_STATE_NAMES = ("exp_avg", "exp_avg_sq")
+"""AdamW's tensors for each parameter, in addition to the step count."""
+
+
+class DDPStrategy:
+    """Every process holds the full model; gradients are averaged (torch's DDP).
+
+    Args:
+        encoder: the model, on the device.
+        optim: the optimizer's settings.
+        processes: the processes of the training.
+    """
+
+    shards_weights = False
+
+    def __init__(self, encoder: ClipsModel, optim: OptimizerConfig, processes: DistributedContext) -> None:
+        self.encoder, self.processes = encoder, processes
+        self.model: Any = self._wrap()
+        self.optimizer: Any = build_optimizer(encoder, optim, encoder.no_decay_names())
+
+    def _wrap(self) -> nn.Module:
+        return self.encoder if self.processes.count == 1 else nn.parallel.DistributedDataParallel(self.encoder)
+
+    # ---- a step
+
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:
+        """Enclose forward and backward pass of a micro-batch; gradients are all-reduced in the ``last`` one only."""
+        skips_sync = isinstance(self.model, nn.parallel.DistributedDataParallel) and not last
+        return self.model.no_sync() if skips_sync else contextlib.nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of ``loss`` to the parameters'."""
+        loss.backward()
+
+    def clip_grad_norm(self, limit: float | None) -> Tensor | None:
+        """Clip the gradient to the norm ``limit``; returns its norm () before, or None if `optimizer_step` does."""
+        return full_tensor(nn.utils.clip_grad_norm_(self.encoder.parameters(), limit or math.inf))
+
+    def optimizer_step(self, rate: float) -> float | None:
+        """Update the weights and reset the gradient; returns the gradient's norm if `clip_grad_norm` does not."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.zero_grad()
+        self.encoder.clamp_logit_scale()
+        self.broadcast_buffers()
+        return None
+
+    def broadcast_buffers(self) -> None:
+        """Copy the main process's batch norm statistics to all, so that a resumed run has the same."""
+        for buffer in self._saved_buffers if self.processes.count > 1 else ():
+            dist.broadcast(buffer, 0)
+
+    @functools.cached_property
+    def _saved_buffers(self) -> list[Tensor]:
+        saved = self.encoder.state_dict().keys()
+        return [buffer for name, buffer in self.encoder.named_buffers() if name in saved]
+
+    def zero_grad(self) -> None:
+        """Reset the gradient."""
+        self.optimizer.zero_grad()
+
+    # ---- checkpoint contents: collective calls
+
+    def select_own(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of a state dict that this process writes: its shards, and its part of the others."""
+        return {name: value for name, value in state.items() if isinstance(value, DTensor) or self._is_own(name)}
+
+    def _is_own(self, name: str) -> bool:
+        return zlib.crc32(name.encode()) % self.processes.count == self.processes.rank
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the model's state dict, with the tensors or shards that this process can write."""
+        return self.encoder.state_dict()
+
+    def local_state_dict(self) -> dict[str, Tensor]:
+        """Return the model's tensors or shards on this process, of which an EMA is computed."""
+        return self.state_dict()
+
+    def gather_state_dict(self, local: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Convert the format of `local_state_dict` to that of `state_dict`."""
+        return local
+
+    def load_ema_state_dict(self, local: Mapping[str, Tensor], load: Callable[[Mapping[str, Tensor]], None]) -> None:
+        """Fill tensors in the format of `local_state_dict` by ``load``, which fills full tensors or DTensor shards."""
+        load(local)
+
+    def optimizer_state_dict(self) -> dict[str, Tensor]:
+        """Return the optimizer's tensors that this process writes, by name: ``PARAMETER.exp_avg`` …"""
+        state: dict[str, Tensor] = {}
+        for name, parameter in self.encoder.named_parameters():
+            state |= {f"{name}.{key}": value for key, value in self.optimizer.state.get(parameter, {}).items()}
+        return self.select_own(state)
+
+    def empty_optimizer_state_dict(self) -> dict[str, Tensor]:
+        """Return zeros in the format of `optimizer_state_dict`, for a checkpoint to fill."""
+        state: dict[str, Tensor] = {}
+        for name, parameter in self.encoder.named_parameters():
+            if parameter.requires_grad:
+                state |= {f"{name}.{key}": torch.zeros_like(parameter.detach()) for key in ADAM_STATE_NAMES}
+                state[f"{name}.step"] = torch.zeros((), device=parameter.device)
+        return state
+
+    def load_optimizer_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Load the optimizer's state of the parameters in ``state``."""
+        for name, parameter in self.encoder.named_parameters():
+            if f"{name}.step" in state:
+                self.optimizer.state[parameter] = {key: state[f"{name}.{key}"] for key in ("step", *ADAM_STATE_NAMES)}
+
+
+def repeated_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the repeated layers of a model: the modules of each list or sequence of a single class."""
+    layers: list[nn.Module] = []
+    for child in model.children():
+        inner = list(child.children())
+        repeated = isinstance(child, nn.ModuleList | nn.Sequential) and len(inner) > 1
+        if repeated and len({type(layer) for layer in inner}) == 1:
+            layers += inner
+        else:
+            layers += repeated_layers(child)
+    return layers
+
+
+def full_tensor(value: Tensor) -> Tensor:
+    """Return the full tensor of a shard, and other tensors unchanged; a collective call."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
