@@ -17,7 +17,7 @@ from PIL import Image
 from benchmarks.results.results import read_items, read_result, result_path
 from benchmarks.tasks.compositional import caption_scores, loglikelihood, multiple_choice
 from benchmarks.tasks.data.pair_sets import load_pair_set
-from benchmarks.tasks.encoders import embedding
+from benchmarks.tasks.encoders import cached_embeddings
 from benchmarks.tasks.eval_model import EvalModel
 from benchmarks.tasks.output_cache import AnswerCache, NoCache
 from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
@@ -208,7 +208,7 @@ def _knows(number: int | None, prompt: str, text: str) -> float:
 
 
 def test_winoground_by_similarity_and_by_likelihood_agree(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding, "_cache", lambda *_, **__: NoCache())
+    monkeypatch.setattr(cached_embeddings, "_cache", lambda *_, **__: NoCache())
     import torch
 
     data = _winoground(tmp_path)

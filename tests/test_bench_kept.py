@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.tasks import output_cache as module
 from benchmarks.tasks.distributed import run_on_main
-from benchmarks.tasks.encoders import embedding
+from benchmarks.tasks.encoders import cached_embeddings
 from benchmarks.tasks.output_cache import AnswerCache, EmbeddingCache, cache_key
 from clips.core.cache import tensor_cache
 from clips.errors import UserError
@@ -133,15 +133,14 @@ def test_vectors_are_those_of_a_model_on_a_device_with_its_libraries(tmp_path, m
     )
 
     def key(part: str = "tower", **content: str) -> str:
-        return embedding._cache(row, encoder, part, **content or {"images": "a"}).key
+        return cached_embeddings._cache(row, encoder, part, **content or {"images": "a"}).key
 
     keys = [key(), key(part="encoder"), key(images="b"), key(texts="a")]
     encoder.device = "cuda"
     keys.append(key())
     encoder.device = "cpu"
     assert key() == keys[0]
-    versions = {**embedding.library_versions(), "timm": "another"}
-    monkeypatch.setattr(embedding, "library_versions", lambda: versions)
+    monkeypatch.setattr(cached_embeddings, "library_versions", lambda: {"timm": "another"})
     keys.append(key())
     assert len(set(keys)) == len(keys)
 

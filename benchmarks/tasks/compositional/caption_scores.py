@@ -234,7 +234,8 @@ def _margin(scores: np.ndarray) -> float:
 
 def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Accuracy of a model's encoder that chooses the most similar caption."""
-    from benchmarks.tasks.encoders.embedding import encoder_settings, image_embeddings, text_embeddings
+    from benchmarks.tasks.encoders.cached_embeddings import image_embeddings, text_embeddings
+    from benchmarks.tasks.encoders.embedding import encoder_settings
 
     pairs = load_pairs(config)
     images = {image: number for number, image in enumerate(pairs.images)}

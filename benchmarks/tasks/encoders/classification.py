@@ -43,7 +43,8 @@ _MAX_BLOCK_ELEMENTS = 16_000_000
 
 def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Compute accuracy at 1 and 5 and mean per-class recall of a model's encoder."""
-    from benchmarks.tasks.encoders.embedding import encoder_settings, image_embeddings, text_embeddings
+    from benchmarks.tasks.encoders.cached_embeddings import image_embeddings, text_embeddings
+    from benchmarks.tasks.encoders.embedding import encoder_settings
 
     found = load_classification_set(config.data, split=config.split, limit=config.limit)
     log_skipped(found)

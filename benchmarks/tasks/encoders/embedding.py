@@ -1,4 +1,4 @@
-"""Unit vectors of images and texts from an encoder with a text tower, cached."""
+"""Unit vectors of images and texts from an encoder with a text tower."""
 
 from __future__ import annotations
 
@@ -10,21 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clips.jsontext import safe_json_loads
+
 from benchmarks.results.protocol import Entries
-from benchmarks.tasks.output_cache import CACHE_DIR, Batches, EmbeddingCache, NoCache, cache_key
+from benchmarks.tasks.output_cache import Batches, EmbeddingCache, NoCache
 from clips.commandline.progress import progress_iter
 from clips.core.artifact import library_versions
 from clips.errors import UserError
 from clips.model_refs import OPEN_CLIP_CONFIG
-from clips.text_files import safe_json_loads
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
-
-    from benchmarks.tasks.eval_model import EvalModel
-    from benchmarks.tasks.run_config import RequiredModel
-
 
 _DECODE_THREADS = min(16, os.cpu_count() or 1)
 _PREFETCH_BATCHES = 2
@@ -203,44 +200,3 @@ def _check_finite(features: torch.Tensor, names: Sequence[str], what: str) -> to
         more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
         raise UserError(f"the encoder returns features that are not finite for {what} '{names[broken[0]]:.100}'{more}")
     return features
-
-
-def image_embeddings(
-    model: EvalModel, opener: Callable[[int], Image], names: Sequence[str], content: str
-) -> torch.Tensor:
-    """Return (N, D) unit vectors of images by the model's image tower, on its device.
-
-    Args:
-        model: the model.
-        opener: opens image ``index``; called by several threads.
-        names: (N,) image names for messages.
-        content: hash of the images and their order.
-
-    Raises:
-        UserError: an image cannot be opened, or its features are not finite; the message names it.
-    """
-    encoder = model.tower
-    cache = _cache(model, encoder, "tower", images=content)
-    return embed_images(encoder, opener, names, model.config.batch_size, cache).to(encoder.device)
-
-
-def text_embeddings(model: EvalModel, texts: Sequence[str]) -> torch.Tensor:
-    """Return (M, D) unit vectors of texts, on the model's device.
-
-    Raises:
-        UserError: features that are not finite; the message names the text.
-    """
-    cache = _cache(model, model.encoder, "encoder", texts=list(texts))
-    return embed_texts(model.encoder, texts, model.config.batch_size, cache).to(model.encoder.device)
-
-
-def _cache(model: EvalModel, encoder: DualEncoder, part: RequiredModel, **content: str | list[str]) -> EmbeddingCache:
-    key = cache_key(
-        model=model.record(part)["hash"],
-        device=encoder.device,
-        settings={**encoder.preprocessing, **encoder_settings(encoder)},
-        libraries={name: library_versions().get(name) for name in ("timm", "transformers")},  # third-party towers
-        **content,
-    )
-    folder = Path(model.config.output) / CACHE_DIR / "vectors"
-    return EmbeddingCache(folder=folder, key=key, processes=model.processes, overwrite=model.config.overwrite)

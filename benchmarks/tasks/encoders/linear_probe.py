@@ -43,7 +43,8 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Compute the test accuracy of a classifier trained on the train split, and the selected C."""
     from importlib.metadata import version
 
-    from benchmarks.tasks.encoders.embedding import encoder_settings, image_embeddings
+    from benchmarks.tasks.encoders.cached_embeddings import image_embeddings
+    from benchmarks.tasks.encoders.embedding import encoder_settings
 
     train, test = _load(config)
     for found in (train, test):

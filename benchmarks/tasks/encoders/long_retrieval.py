@@ -43,7 +43,8 @@ WORD_LIMITS = "word_limits"
 
 def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Compute recalls with full captions and with their first words, and R@1 per length bin."""
-    from benchmarks.tasks.encoders.embedding import encoder_settings, image_embeddings, text_embeddings
+    from benchmarks.tasks.encoders.cached_embeddings import image_embeddings, text_embeddings
+    from benchmarks.tasks.encoders.embedding import encoder_settings
 
     captions = load_benchmark_captions(config)
     versions = {"": list(captions.texts)} | {

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Compute recall at 1, 5 and 10 in each language, and the means over them."""
-    from benchmarks.tasks.encoders.embedding import encoder_settings, image_embeddings, text_embeddings
+    from benchmarks.tasks.encoders.cached_embeddings import image_embeddings, text_embeddings
+    from benchmarks.tasks.encoders.embedding import encoder_settings
 
     sets = _sets(config)
     first = next(iter(sets.values()))

@@ -127,7 +127,8 @@ PRIMARY = ("pointing", "auc")
 
 def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
     """Compute hits and areas of a model's encoder; rank 0 computes the maps."""
-    from benchmarks.tasks.encoders.embedding import encoder_settings, text_embeddings
+    from benchmarks.tasks.encoders.cached_embeddings import text_embeddings
+    from benchmarks.tasks.encoders.embedding import encoder_settings
 
     data = load_benchmark_phrases(config)
     texts = text_embeddings(model, [phrase.text for phrase in data.phrases])

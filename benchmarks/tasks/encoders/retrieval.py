@@ -125,7 +125,8 @@ METRICS: dict[str, MetricSpec] = {
 
 def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Compute recall at 1, 5 and 10, median rank and means, of a model's encoder."""
-    from benchmarks.tasks.encoders.embedding import encoder_settings, image_embeddings, text_embeddings
+    from benchmarks.tasks.encoders.cached_embeddings import image_embeddings, text_embeddings
+    from benchmarks.tasks.encoders.embedding import encoder_settings
 
     captions = load_benchmark_captions(config)
     images = image_embeddings(model, captions.open, captions.images, captions.images_hash)
