@@ -207,13 +207,13 @@ def their_options(config: Any, name: str, folder: Path) -> dict[str, Any]:
 def our_order(config: Any, name: str, folder: Path) -> list[int]:
     """The indices of the samples in the order of `llava-bridge train`."""
     from llava_bridge.training.setup import setup_stage
-    from llava_bridge.training.trainer import order_of
+    from llava_bridge.training.trainer import make_sampler
 
     stage = config.stage(name)
     alone = config if name == "align" else dataclasses.replace(config, stages=[name])
     dataset = setup_stage(alone, name, folder).dataset
     return list(
-        order_of(dataset, stage, stage.max_steps, config.seed, stage.micro_batch_size or stage.global_batch_size)
+        make_sampler(dataset, stage, stage.max_steps, config.seed, stage.micro_batch_size or stage.global_batch_size)
     )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from scipy.sparse import csr_array
@@ -53,6 +55,45 @@ def circles(arrows: dict[Path, set[Path]]) -> list[list[str]]:
     for file, number in zip(files, group, strict=True):
         groups.setdefault(number, []).append(file.relative_to(ROOT).as_posix())
     return [members for members in groups.values() if len(members) > 1]
+
+
+def bound_names(path: Path) -> set[str]:
+    """The names that a module binds outside its functions and classes."""
+    names, nodes = set(), list(ast.parse(path.read_text(encoding="utf-8")).body)
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+            continue
+        if isinstance(node, ast.alias):
+            names.add(node.asname or node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        nodes += ast.iter_child_nodes(node)
+    return names
+
+
+def unresolved_imports(path: Path, bound: Callable[[Path], set[str]]) -> list[str]:
+    """The names that a file imports from the suite, at its top or within a function, and that do not exist."""
+    wrong = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] in PACKAGES:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            file = module_file(node.module)
+            known = bound(file) if file else set()
+            wrong += [name for name in names if name.rpartition(".")[2] not in known and not module_file(name)]
+    return [f"{path.name}: {name}" for name in wrong]
+
+
+def test_every_import_of_the_suite_resolves():
+    files = [file for folder in (*PACKAGES, "scripts", "tests") for file in (ROOT / folder).rglob("*.py")]
+    bound = functools.cache(bound_names)
+    assert [line for file in files for line in unresolved_imports(file, bound)] == []
+
+
+def test_an_import_of_a_missing_name_is_found(tmp_path):
+    (tmp_path / "a.py").write_text("def f():\n    from clips.train import train, trian\n    from clips.none import a\n")
+    assert unresolved_imports(tmp_path / "a.py", bound_names) == ["a.py: clips.train.trian", "a.py: clips.none.a"]
 
 
 def test_no_file_imports_itself_through_others():

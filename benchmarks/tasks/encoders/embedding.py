@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clips.jsontext import safe_json_loads
-
 from benchmarks.results.protocol import Entries
 from benchmarks.tasks.output_cache import Batches, EmbeddingCache, NoCache
 from clips.commandline.progress import progress_iter
 from clips.core.artifact import library_versions
 from clips.errors import UserError
 from clips.model_refs import OPEN_CLIP_CONFIG
+from clips.text_files import safe_json_loads
 
 if TYPE_CHECKING:
     import torch
