@@ -29,7 +29,7 @@ sys.path[:0] = [{tests!r}, {root!r}]
 from pathlib import Path
 import test_study_slurm as t
 steps = [t.make(Path({place!r}), "first"), t.make(Path({place!r}), "long", "first", until={until!r})]
-t.submit(Path({place!r}), steps, cancel={cancel!r})
+t.submit(Path({place!r}), steps, cancel_on_interrupt={cancel!r})
 """
 
 
