@@ -21,7 +21,14 @@ from benchmarks.study.launchers import check_command
 from benchmarks.study.preflight import check_configs, first_config_error
 from benchmarks.study.schema import parse_study
 from benchmarks.study.status import step_state
-from benchmarks.study.study_commands import StatusConfig, StudyConfig, StudyPlanConfig, plan_study, study_status
+from benchmarks.study.study_commands import (
+    StatusConfig,
+    StudyConfig,
+    StudyPlanConfig,
+    log_files,
+    plan_study,
+    study_status,
+)
 from benchmarks.study.study_record import read_study_record
 from clips.errors import UserError
 
@@ -119,6 +126,15 @@ def test_a_failed_benchmark_is_reported_with_its_reason_and_the_others_have_numb
     row = next(line for line in table.splitlines() if line.split("|")[1:2] and line.split("|")[1].strip() == "clip")
     assert (row.count("50.0"), row.count("failed")) == (2, 1)
     assert "clip, clips and net on gqa: failed: broken parquet." in table
+
+
+def test_a_step_that_could_not_be_started_is_explained_by_snakemakes_log(tmp_path):
+    (tmp_path / "steps/encoder").mkdir(parents=True)
+    (tmp_path / "steps/encoder/log.txt").touch()
+    own, engine = f"{tmp_path}/steps/<step>/log.txt", f"{tmp_path}/.snakemake.log"
+    assert log_files(tmp_path, ["encoder"]) == own
+    assert log_files(tmp_path, ["encoder", "llava"]) == f"{own} and {engine} (not started: llava)"
+    assert log_files(tmp_path, ["llava"]) == f"{engine} (not started: llava)"
 
 
 def test_each_missing_file_is_named_before_anything_starts(tmp_path, capsys):

@@ -132,7 +132,8 @@ def test_a_job_that_slurm_interrupts_is_submitted_again_and_resumes(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     gate.touch()
-    assert process.wait(timeout=300) == 0
+    process.communicate(timeout=300)
+    assert process.returncode == 0
     after = record_of(tmp_path, "long")
     assert after.status == "done"
     assert after.job != before.job
@@ -161,7 +162,7 @@ def test_what_a_killed_runner_had_in_the_queue_is_submitted_once(tmp_path):
     while not list((tmp_path / "jobs").glob("state.*")):
         time.sleep(0.05)
     process.kill()
-    process.wait()
+    process.communicate()
     time.sleep(1)
     (tmp_path / "jobs" / "state.101").read_text(encoding="utf-8")
     second = subprocess.Popen([sys.executable, "-c", code])

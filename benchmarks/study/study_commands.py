@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from benchmarks.study.locks import locked
 from benchmarks.study.resources import Resources, check_patterns, resolve_resources
 from benchmarks.study.schema import Study, read_study, resolve_study_file
 from benchmarks.study.status import ProgressDisplay, StudyMonitor, step_state
-from benchmarks.study.step_state import CONFIG_FILE, StepKey, is_done, step_directory, step_keys
+from benchmarks.study.step_state import CONFIG_FILE, LOG_FILE, StepKey, is_done, step_directory, step_keys
 from benchmarks.study.study_record import RECORD_FILE, StepPlan, StudyRecord, write_study_record
 from benchmarks.study.trash import Replacement, check_costly, describe_trash, replacements, summarize_replacements
 from clips.core.artifact import git_state, library_versions, log_info
@@ -190,8 +190,19 @@ def run_study_steps(config: StudyConfig, *, report: Callable[[Path], None]) -> N
         log_info(f"{study.name}: {format_duration(time.monotonic() - begun)} in total{describe_trash(output)}")
     if not summary.complete:
         names = ", ".join(summary.failed)
-        log_info(f"{study.name}: failed: {names}; see {output}/steps/<step>/log.txt. The same command resumes.")
+        log_info(f"{study.name}: failed: {names}; see {log_files(output, summary.failed)}. The same command resumes.")
         sys.exit(1)
+
+
+def log_files(output: Path, failed: Sequence[str]) -> str:
+    """The logs that say why steps failed: their own, and Snakemake's for steps that it could not start."""
+    from benchmarks.study.engine import LOG
+
+    not_started = [name for name in failed if not (step_directory(output, name) / LOG_FILE).exists()]
+    logs = [f"{output}/steps/<step>/{LOG_FILE}"] if len(not_started) < len(failed) else []
+    if not_started:
+        logs.append(f"{output / LOG} (not started: {', '.join(not_started)})")
+    return " and ".join(logs)
 
 
 def _run_locked(resolved: ResolvedStudy, config: StudyConfig) -> Summary:
