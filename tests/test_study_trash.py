@@ -42,13 +42,9 @@ def test_outputs_of_another_key_are_in_the_trash_with_what_tells_how_they_were_m
     config = write_study(tmp_path, encoders=OTHER)
     run_study(config)
     assert set(states(config).values()) == {"done"}
-    assert {
-        "encoders/clips-s0/weights.safetensors",
-        "llava/clips-tiny-s0/made.txt",
-        "results/clips-tiny-s0/pope.json",
-        "steps/encoder-clips-s0/step.json",
-        "steps/encoder-clips-s0/config.yaml",
-    } <= trashed(tmp_path)
+    assert trashed(tmp_path) >= {"encoders/clips-s0/weights.safetensors", "results/clips-tiny-s0/pope.json"}
+    assert trashed(tmp_path) >= {f"steps/encoder-clips-s0/{name}" for name in ("step.json", "config.yaml")}
+    assert "llava/clips-tiny-s0/made.txt" in trashed(tmp_path)
     assert not [path for path in trashed(tmp_path) if "clip-" in path]
     [weights] = (tmp_path / "out/trash").rglob("weights.safetensors")
     assert weights.read_text() == "forty hours"
@@ -91,9 +87,8 @@ def test_what_took_long_is_not_made_again_without_yes(tmp_path, finished_study):
         "--yes recomputes them (their outputs go to the trash first), "
         f"`clips-bench study accept {config.study} [STEP ...]` keeps them"
     )
-    with pytest.raises(UserError) as rejected:
+    with pytest.raises(UserError, match=f"^{re.escape(expected)}$"):
         run_study(config)
-    assert str(rejected.value) == expected
     assert everything(tmp_path) == before
     with pytest.raises(UserError, match=r"than 30 min 00 s: encoder-clips-s0 .*, llava-clips-tiny-s0 .*parents\);"):
         run_study(dataclasses.replace(config, confirm_hours=0.5))

@@ -88,12 +88,8 @@ def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: Distribut
         train_dataset=setup.dataset,
         data_collator=setup.collator,
     )
-    vocab_size = setup.model.get_input_embeddings().num_embeddings
-    begin = functools.partial(set_masters, setup.model, masters)
-    callback = StageCallback(progress, trainer.gather_invalid, setup.parts, vocab_size, stop, begin)
-    del begin, masters
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(callback)
+    callback = _add_callback(trainer, setup, progress, stop, masters)
+    del masters
     with contextlib.nullcontext() if sharded else detached_frozen_encoder(setup):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if callback.stop_signal:
@@ -107,6 +103,22 @@ def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: Distribut
         setup, folder, summary, lora=stage.lora, load_initial=initial, rounded=rounded, bf16=bf16, last=last
     )
     _free(trainer, setup)
+
+
+def _add_callback(
+    trainer: StageTrainer,
+    setup: StageSetup,
+    progress: StageProgress,
+    stop: DistributedStopRequest,
+    masters: Mapping[str, Tensor],
+) -> StageCallback:
+    """Add the callback of a stage, in place of HF's printed log."""
+    vocab_size = setup.model.get_input_embeddings().num_embeddings
+    begin = functools.partial(set_masters, setup.model, masters)
+    callback = StageCallback(progress, trainer.gather_invalid, setup.parts, vocab_size, stop, begin)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(callback)
+    return callback
 
 
 def _training_model(setup: StageSetup, *, bf16: bool, sharded: bool, unsharded_encoder: bool) -> nn.Module:
