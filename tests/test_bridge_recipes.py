@@ -135,7 +135,7 @@ def test_a_missing_image_is_reported_before_training(tmp_path, bridge_encoder, b
     stage: StageConfig = dataclasses.replace(config.instruct, data=[data])
     run = train(dataclasses.replace(config, instruct=stage), tmp_path)
     assert run.returncode == 2
-    assert "1 of 16 pictures of" in run.stderr
+    assert "1 of 16 images of" in run.stderr
     assert "gone.png" in run.stderr
     assert "frozen" not in run.stderr  # no stage has begun
     assert sorted(path.name for path in tmp_path.iterdir() if "llava" in path.name) == ["llava.yaml"]

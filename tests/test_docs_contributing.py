@@ -60,7 +60,7 @@ USES = {
         from benchmarks.report.report import build_report
         from benchmarks.report.html_page import render_page
         page = render_page(build_report(report_material.put_results(Path("results"))))
-        assert "How it was measured" in page and "<dt>clips</dt>" in page
+        assert 'href="#protocols"' in page and "<dt>clips</dt>" in page
     """,
 }
 """A file that an example changes → a little program that uses its additions."""

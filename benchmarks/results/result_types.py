@@ -28,7 +28,7 @@ ITEM_COLUMNS: dict[str, str] = {
     "thumbnail": "JPEG bytes, longest side 160, in the first item of each image; null elsewhere",
 }
 SHOWN_COLUMNS: dict[str, str] = {
-    "found": "retrieval: a query's top results as JSON (`encoders.top_results`); null for other queries",
+    "found": "retrieval: a query's top results as JSON (`encoders.retrieval`); null for other queries",
     "map": "pointing: JPEG bytes, similarity of each patch with the phrase (`encoders.pointing`)",
 }
 

@@ -51,7 +51,7 @@ class StepRecord:
         output_paths: its outputs, relative to the study's directory.
         run_id: of the ``study run`` that started the job.
         job: id of the SLURM job or name of the pod; empty on the runner's machine.
-        machine: see ``machine.describe_machine``.
+        machine: see `study_record.describe_machine`.
         git: commit of the code and whether it had uncommitted changes.
         versions: of the libraries.
         accepted: for each ``study accept`` of the outputs: time, former key, changed parts of the key, and the settings

@@ -141,7 +141,7 @@ class StudyRecord:
         figures: of the report.
         reference_results: models of papers, shown next to the table.
         steps: name → plan, parents before children.
-        machine: see ``machine.describe_machine``.
+        machine: see `study_record.describe_machine`.
         versions: of the libraries.
         git: commit and whether it had uncommitted changes.
         schema: version of this format.

@@ -2,7 +2,7 @@
 
     partial:
       sweep: {recipe.caption_strategy: [truncate, block], recipe.caption_tokens: [8, 16]}
-      recipe: {texts: [partial]}
+      recipe: {positives: [partial]}
 
 becomes partial.truncate.8, partial.truncate.16, partial.block.8 and partial.block.16. A figure of the report can show a
 score against one of these settings.

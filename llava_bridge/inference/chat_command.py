@@ -1,7 +1,7 @@
 """``llava-bridge chat``: a conversation with a LLaVA about an image, in the terminal.
 
-llava-bridge chat runs/demo/llava/clips-s0 --image image.png
-llava-bridge chat runs/demo/llava/clips-s0 --image image.png --prompt "Is there a dog?"
+llava-bridge chat runs/demo/llava/clips-tiny-s0 --image image.png
+llava-bridge chat runs/demo/llava/clips-tiny-s0 --image image.png --prompt "Is there a dog?"
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Load a LLaVA directory and generate answers.
 
->>> model, processor = load_llava("runs/demo/llava/clips-s0")
+>>> model, processor = load_llava("runs/demo/llava/clips-tiny-s0")
 >>> answer(model, processor, [image], ["Is there a dog in the image?"], max_new_tokens=8)
 """
 

@@ -1,6 +1,6 @@
 """``llava-bridge serve``: a LLaVA with OpenAI's chat API and a chat page.
 
-llava-bridge serve runs/demo/llava/clips-s0
+llava-bridge serve runs/demo/llava/clips-tiny-s0
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def items_table(
 
     Args:
         samples: lmms-eval's logged samples.
-        images: question index → ``task_images.QuestionImage``.
+        images: question index → `QuestionImage`.
         columns: columns that the metrics need.
         score: the column with the item's score.
     """

@@ -143,7 +143,7 @@ def _lmms_eval(
 
 @contextlib.contextmanager
 def _hide_launcher() -> Iterator[None]:
-    """Make lmms-eval see one process, because ``question_sharding`` shards the questions."""
+    """Make lmms-eval see one process, because ``llava_model.local_questions`` shards the questions."""
     with mock.patch.dict(os.environ):
         for name in _LAUNCHER_VARIABLES:
             os.environ.pop(name, None)

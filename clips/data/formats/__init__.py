@@ -1,4 +1,6 @@
-"""Every dataset format that the suite reads: one entry each, with a reader for each record type that it yields.
+"""The dataset formats: one entry each, with a reader for each record type that it yields.
+
+Plain text without images is read by `llava_bridge.data.sources` alone.
 
 To add one: a function from `Location` to `Dataset` in a module of this package, and an entry in ``FORMATS``. Training
 of encoders, training of LLaVAs and the benchmarks take their data from here.
