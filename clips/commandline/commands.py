@@ -1,8 +1,9 @@
 """Subcommands whose options are the fields of a frozen dataclass.
 
 Each command is a function of one config: ``def train(config: EncoderTrainConfig) -> None``. Values come from a YAML
-file (``--config FILE``) and dotted flags (``--optimizer.learning_rate 1e-3``), which override it; ``--print_config`` prints
-the config. A command's module is imported when it is called, so that ``clips --help`` does not import torch.
+file (``--config FILE``) and dotted flags (``--optimizer.learning_rate 1e-3``), which override it;
+``--print_config`` prints the config. A command's module is imported when it is called, so that ``clips --help``
+does not import torch.
 """
 
 from __future__ import annotations
