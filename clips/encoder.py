@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from clips.core.artifact import atomic_write, read_manifest
+from clips.core.artifact import atomic_write
 from clips.errors import UserError, error_reason
 from clips.lazy_import import without_wandb
 from clips.method.clips_model import ClipsModel
@@ -127,11 +127,3 @@ def _read_config(directory: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or "model_cfg" not in config:
         raise UserError(f"{path}: expected an object with 'model_cfg'")
     return config
-
-
-def read_encoder_manifest(directory: str | Path) -> dict[str, Any]:
-    """The manifest of an encoder directory. Raises UserError for other directories."""
-    manifest = read_manifest(directory)
-    if manifest.get("kind") != "encoder":
-        raise UserError(f"{directory}: expected an encoder directory, found one of kind '{manifest.get('kind')}'")
-    return manifest

@@ -43,10 +43,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(places: Path, results: Path, *benchmarks: str, processes: int = 1) -> list[str]:
+def command(places: Path, output: Path, *benchmarks: str, processes: int = 1) -> list[str]:
     config = {
-        "row": "row",
-        "results": str(results),
+        "model_name": "row",
+        "output": str(output),
         "encoder": str(places / "encoder"),
         "llava": str(places / "llava"),
         "batch_size": 2,
@@ -56,7 +56,7 @@ def command(places: Path, results: Path, *benchmarks: str, processes: int = 1) -
             for name in benchmarks
         ],
     }
-    file = results.with_suffix(".yaml")
+    file = output.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(config))
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "-m"] if processes > 1 else ["-m"]
     return [sys.executable, *launcher, "benchmarks", "run", "--config", str(file)]

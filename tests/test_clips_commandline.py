@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import re
 import subprocess
 import sys
 import types
@@ -13,7 +14,9 @@ from typing import Literal
 import clips_world
 import pytest
 
+import benchmarks.cli
 import clips
+import llava_bridge.cli
 from clips import cli
 from clips.commandline.commands import Command, config_class_of, dispatch
 from clips.commandline.help_text import field_help
@@ -326,15 +329,22 @@ def run_clips(*arguments: str) -> int:
     return dispatch("clips", "", cli.COMMANDS, arguments)
 
 
-@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
+PROGRAMS = {"clips": cli, "llava-bridge": llava_bridge.cli, "clips-bench": benchmarks.cli}
+
+
+@pytest.mark.parametrize(
+    "name", sorted(f"{program} {name}" for program, of in PROGRAMS.items() for name in of.COMMANDS)
+)
 def test_every_command_has_a_documented_config(name: str, capsys: pytest.CaptureFixture[str]):
-    config = cli.COMMANDS[name].config_class()
-    assert config is config_class_of(cli.COMMANDS[name].function())
+    program, _, name = name.partition(" ")
+    commands = PROGRAMS[program].COMMANDS
+    config = commands[name].config_class()
+    assert config is config_class_of(commands[name].function())
     told = dict(field_help(config))
     fields = [field for field, _ in field_types(config) if "[]" not in field]
     assert [field for field in fields if field not in told] == []
-    assert run_clips(*name.split(), "--help") == 0
-    assert f"usage: clips {name}" in capsys.readouterr().out
+    assert dispatch(program, "", commands, [*name.split(), "--help"]) == 0
+    assert re.match(rf"usage: {program} {name} ([A-Z_]+ (… )?)*\[--config", capsys.readouterr().out)
 
 
 def test_the_overview_needs_no_torch():

@@ -12,8 +12,8 @@ from clips_world import tensors_of, trained
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from clips.core.artifact import directory_hash
-from clips.encoder import load_encoder, read_encoder_manifest, write_encoder
+from clips.core.artifact import directory_hash, read_manifest
+from clips.encoder import load_encoder, write_encoder
 from clips.errors import UserError
 from clips.export import ExportConfig, run_export
 from clips.method.clips_model import ModelConfig, build_model
@@ -88,7 +88,7 @@ def test_a_checkpoint_becomes_an_encoder_directory(run: Path, tmp_path: Path, ca
         assert exported
         assert all(torch.equal(value, held[f"model.clip.{name}"]) for name, value in exported.items())
         assert (output / "captioner.safetensors").is_file()
-        manifest = read_encoder_manifest(output)
+        manifest = read_manifest(output)
         assert manifest["steps"] == 2
         assert manifest["hash"] == directory_hash(output, recorded=False)
         assert manifest["parents"]["checkpoint"]["path"] == str(latest)
@@ -147,12 +147,6 @@ def test_a_broken_encoder_directory_is_named(run: Path, tmp_path: Path, spoil, m
     spoil(folder)
     with pytest.raises(UserError, match=message):
         load_encoder(folder)
-
-
-def test_a_manifest_of_something_else_is_rejected(tmp_path: Path):
-    (tmp_path / "manifest.json").write_text('{"kind": "scenes"}')
-    with pytest.raises(UserError, match="expected an encoder directory, found one of kind 'scenes'"):
-        read_encoder_manifest(tmp_path)
 
 
 def test_the_pretrained_trunk_need_not_be_there_for_an_export(run: Path, tmp_path: Path):

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from clips.cli import COMMANDS
 from clips.commandline.commands import dispatch
-from clips.core.artifact import directory_hash
-from clips.encoder import load_encoder, read_encoder_manifest
+from clips.core.artifact import directory_hash, read_manifest
+from clips.encoder import load_encoder
 from clips.errors import UserError
 from clips.interchange.importing import ImportConfig, run_import
 from clips.model.architectures import ModelConfig
@@ -93,7 +93,7 @@ def test_hf_clip(tmp_path: Path, kind: str):
     with torch.no_grad():
         logits = theirs(input_ids=tokens, pixel_values=torch.ones(1, 3, 32, 32)).logits_per_image
         assert torch.allclose(logits, encoder.model.get_logits(torch.ones(1, 3, 32, 32), tokens)[0], atol=1e-4)
-    assert read_encoder_manifest(tmp_path / "encoder")["largest_difference"] < 1e-6
+    assert read_manifest(tmp_path / "encoder")["largest_difference"] < 1e-6
 
 
 def test_hf_clip_brings_its_words_and_its_pixels(tmp_path: Path):
@@ -109,7 +109,7 @@ def test_hf_clip_brings_its_words_and_its_pixels(tmp_path: Path):
     pixels = AutoImageProcessor.from_pretrained(tmp_path / "hf")(picture, return_tensors="pt").pixel_values[0]
     torch.testing.assert_close(encoder.preprocess(picture), pixels, atol=1e-5, rtol=0)
     assert encoder.config["preprocess_cfg"]["resize_mode"] == "shortest"
-    assert read_encoder_manifest(tmp_path / "encoder")["license"] == "mit"
+    assert read_manifest(tmp_path / "encoder")["license"] == "mit"
     assert "license: mit" in (tmp_path / "encoder" / "README.md").read_text()
 
 
@@ -123,7 +123,7 @@ def test_hf_siglip(tmp_path: Path):
         logits = theirs(input_ids=tokens, pixel_values=pixels).logits_per_image
         torch.testing.assert_close(encoder.model.get_logits(pixels, tokens)[0], logits, atol=1e-4, rtol=0)
     assert encoder.config["preprocess_cfg"]["resize_mode"] == "squash"
-    assert read_encoder_manifest(tmp_path / "encoder")["format"] == "hf_siglip"
+    assert read_manifest(tmp_path / "encoder")["format"] == "hf_siglip"
 
 
 def test_an_activation_that_differs_from_timm_is_reported(tmp_path: Path):
@@ -132,7 +132,7 @@ def test_an_activation_that_differs_from_timm_is_reported(tmp_path: Path):
         imported(tmp_path / "hf", tmp_path / "encoder")
     assert not (tmp_path / "encoder").exists()
     imported(tmp_path / "hf", tmp_path / "encoder", tolerance=0.1)
-    assert 1e-5 < read_encoder_manifest(tmp_path / "encoder")["largest_difference"] < 0.1
+    assert 1e-5 < read_manifest(tmp_path / "encoder")["largest_difference"] < 0.1
 
 
 def as_training_checkpoint(model: torch.nn.Module, path: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_file_of_weights_with_its_architecture(tmp_path: Path, name: str, smal
     assert all(torch.equal(value, encoder.model.state_dict()[key]) for key, value in model.state_dict().items())
     assert encoder.tokenizer(["a photo"])[0, :4].tolist() == [49406, 320, 1125, 49407]  # OpenAI's words
     assert encoder.config["preprocess_cfg"]["mean"] == [0.48145466, 0.4578275, 0.40821073]
-    manifest = read_encoder_manifest(tmp_path / "encoder")
+    manifest = read_manifest(tmp_path / "encoder")
     assert manifest["hash"] == directory_hash(tmp_path / "encoder", recorded=False)
     assert manifest["parents"]["source"]["hash"] == directory_hash(tmp_path / name)
 
@@ -183,7 +183,7 @@ def test_a_hub_directory_whose_weights_are_a_pickle_of_tensors(tmp_path: Path, c
     with torch.no_grad():
         assert torch.equal(encoder.model.encode_text(tokens), model.encode_text(tokens))
     assert encoder.config["preprocess_cfg"] == world.PREPROCESS
-    assert read_encoder_manifest(tmp_path / "encoder")["license"] == "apache-2.0"
+    assert read_manifest(tmp_path / "encoder")["license"] == "apache-2.0"
 
 
 def test_released_clips_gets_its_tokenizer(tmp_path: Path):

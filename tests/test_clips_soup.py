@@ -8,7 +8,8 @@ import torch
 import yaml
 from clips_world import tensors_of, trained
 
-from clips.encoder import load_captioner, load_encoder, read_encoder_manifest
+from clips.core.artifact import read_manifest
+from clips.encoder import load_captioner, load_encoder
 from clips.errors import UserError
 from clips.model_card import write_card
 from clips.soup import SoupConfig, run_soup
@@ -34,7 +35,7 @@ def test_the_weights_are_the_mean(encoders: list[Path], tmp_path: Path):
     assert any(name.startswith("blocks") for name in mean)  # the captioner's
     assert load_encoder(tmp_path / "soup").tokenizer(["a dog"]).shape == (1, 12)
     load_captioner(tmp_path / "soup")
-    parents = read_encoder_manifest(tmp_path / "soup")["parents"]
+    parents = read_manifest(tmp_path / "soup")["parents"]
     assert [parent["path"] for parent in parents.values()] == list(map(str, encoders[:2]))
     card = (tmp_path / "soup" / "README.md").read_text()
     assert card.startswith("---\nlicense: mit\n")

@@ -165,7 +165,6 @@ def _evaluation(step: Step, steps: Mapping[str, Step], count: int, gpu: str | No
     """A lower bound: the forward pass over images and questions, without generation, image decoding and scoring."""
     if step.config.get("encoder") is not None:
         return _encoder_evaluation(step, steps, count, gpu)
-    from benchmarks.tasks.registry import get_benchmark
     from clips.planning.hardware import GPUS
     from llava_bridge.planning.plan import ASSUMED_MFU, ASSUMED_TEXT_TOKENS, sizes_of
     from llava_bridge.training.train_config import LlavaTrainConfig

@@ -17,7 +17,7 @@ from benchmarks.study.resources import Resources, check_patterns, resolve_resour
 from benchmarks.study.schema import Study, read_study, resolve_study_file
 from benchmarks.study.status import ProgressDisplay, StudyMonitor, step_state
 from benchmarks.study.step_state import CONFIG_FILE, LOG_FILE, StepKey, is_done, step_directory, step_keys
-from benchmarks.study.study_record import RECORD_FILE, StepPlan, StudyRecord, write_study_record
+from benchmarks.study.study_record import RECORD_FILE, StepPlan, StudyRecord, describe_machine, write_study_record
 from benchmarks.study.trash import Replacement, check_costly, describe_trash, replacements, summarize_replacements
 from clips.core.artifact import git_state, library_versions, log_info
 from clips.errors import UserError, unknown_name_error
@@ -233,8 +233,6 @@ def _run_locked(resolved: ResolvedStudy, config: StudyConfig) -> Summary:
 
 def study_record(resolved: ResolvedStudy, file: str) -> StudyRecord:
     """The content of ``study.json``."""
-    from benchmarks.study.study_record import describe_machine
-
     study, resources, shares = resolved.plan.study, resolved.resources, resolved.shares
     steps = {}
     for step in resolved.plan.steps:

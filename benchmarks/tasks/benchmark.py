@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from benchmarks.tasks.run_config import RequiredModel
+from benchmarks.tasks.run_config import BenchmarkConfig, RequiredModel
 from clips.lazy_import import import_from_string
 
 if TYPE_CHECKING:
     from benchmarks.tasks.eval_model import EvalModel
     from benchmarks.tasks.evaluation import Evaluation
-    from benchmarks.tasks.run_config import BenchmarkConfig
 
 Kind = Literal["retrieval", "classification", "captions", "pointing", "choice", "mllm"]
 

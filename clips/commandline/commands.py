@@ -94,7 +94,7 @@ def _dispatch(program: str, about: str, commands: Mapping[str, Command], argumen
         print(f"{program} {importlib.metadata.version('clips-suite')}")
         return 0
     family = _family(commands, arguments[0])
-    if family and arguments[1:] and arguments[1] in _HELP:
+    if family and arguments[0] not in commands and arguments[1:] and arguments[1] in _HELP:
         print(_overview(program, about, family))
         return 0
     name = _command_name(commands, arguments)

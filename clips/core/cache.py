@@ -61,14 +61,6 @@ class Cache(Generic[Value]):
         with atomic_output_path(self.path(key)) as partial:
             self.write(partial, value)
 
-    def get_or_compute(self, key: str, compute: Callable[[], Value]) -> Value:
-        """The value of an entry, computed and written if it is missing."""
-        value = self.get(key)
-        if value is None:
-            value = compute()
-            self.put(key, value)
-        return value
-
 
 def json_cache(directory: Path) -> Cache[Any]:
     """A cache of plain data."""

@@ -25,7 +25,6 @@ SIGN_WORDS = (
 
 
 CANVAS_SIZE = 1024
-SPLITS = ("train", "test")
 MAX_OBJECTS = 5
 _COUNT_WEIGHTS = (20, 32, 26, 13, 9)  # of scenes with 1 to 5 objects
 _REPEATED = 150  # per mille of scenes with two objects of one class

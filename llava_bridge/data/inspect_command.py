@@ -20,7 +20,7 @@ from clips.data.inspect_page import Example, Span, evenly, thumbnail, write_page
 from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError
 from clips.safe_text import strip_control_chars
-from llava_bridge.data.sources import ConversationSourceConfig
+from llava_bridge.data.sources import ConversationSourceConfig, read_samples
 from llava_bridge.model.anyres import (
     ImageAspectRatio,
     check_pinpoints,
@@ -91,8 +91,6 @@ class ConversationStats:
 
 def run_inspect(config: InspectConversationsConfig) -> None:
     """Print samples and a summary, and write the page if requested."""
-    from llava_bridge.data.sources import read_samples
-
     samples = read_samples(config)
     stats = collect_stats(samples, _conversation_encoder(config), config)
     for example in stats.examples:

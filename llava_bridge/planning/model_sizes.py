@@ -22,7 +22,7 @@ from clips.model_refs import HF_HUB_PREFIX, OPEN_CLIP_CONFIG, is_on_hub
 from llava_bridge.encoders.encoder import VisionTower, hidden_state
 from llava_bridge.encoders.spec import is_interleaved, parse_spec, split_encoders
 from llava_bridge.model.small_llama import SmallLlamaConfig
-from llava_bridge.projectors import ProjectorConfig
+from llava_bridge.projectors import ProjectorConfig, ProjectorShape, build_projector, num_output_tokens
 
 _KNOWN = Path(__file__).with_name("known.json")
 
@@ -316,8 +316,6 @@ def projector_size(config: ProjectorConfig, vision: VisionSize, llm: LlmSize) ->
     Raises:
         UserError: it does not fit the tower's grid.
     """
-    from llava_bridge.projectors import ProjectorShape, build_projector, num_output_tokens
-
     shape = ProjectorShape(patches=math.isqrt(vision.tokens) ** 2, width=vision.width, llm=llm.width)
     with torch.device("meta"):
         module = build_projector(config, shape)
