@@ -116,10 +116,9 @@ def _small_encoders(study: dict[str, Any], folder: Path) -> None:
     for entry in study["encoders"].values():
         if isinstance(entry, dict):
             entry["model"] = {"architecture": "clips-tiny"}
+            small = {"max_samples": 8, "global_batch_size": 4, "optimizer.warmup_samples": 4}
             sizes = zip(entry["stages"], (32, 64), strict=True)
-            entry["stages"] = [
-                {**stage, "model.image_size": size, "max_samples": 8, "global_batch_size": 4} for stage, size in sizes
-            ]
+            entry["stages"] = [{**stage, "model.image_size": size, **small} for stage, size in sizes]
     study["paths"] = {"classes": str(bench_classes.write_wds(folder / "classes"))}
     study["benchmarks"] = {
         name: {**entry, "data": "$classes" if name == "imagenet1k" else "$data/world"}
