@@ -11,7 +11,7 @@ import dataclasses
 from pathlib import Path
 
 from clips.core.artifact import atomic_write, log_info
-from clips.data.images import BadImageError, decode_image
+from clips.data.images import InvalidImageError, decode_image
 from clips.errors import UserError, error_reason
 from clips.model.tokenizer import ClipsTokenizer
 from clips.model_refs import check_captioner
@@ -70,7 +70,7 @@ def run_caption(config: CaptionConfig) -> None:
     captioner, encoder = load_captioner(config.encoder), load_encoder(config.encoder)
     try:
         image = decode_image(content)
-    except BadImageError as error:
+    except InvalidImageError as error:
         raise UserError(f"{config.image}: {error}") from None
     with torch.inference_mode():
         image_tokens = towers.encode_image(encoder.model, encoder.preprocess(image)[None])[1]

@@ -69,13 +69,13 @@ def run_export(config: ExportConfig) -> None:
 
 def _export_checkpoint(config: ExportConfig) -> None:
     checkpoint = _find_checkpoint(Path(config.checkpoint))
-    recorded, loop = read_run_config(checkpoint), read_train_state(checkpoint)
+    recorded, state = read_run_config(checkpoint), read_train_state(checkpoint)
     if Path(config.output).exists():
         raise UserError(f"{config.output}: exists already; choose another output or remove it")
     from clips.encoder import write_encoder
 
     model = _rebuild(recorded, checkpoint)
-    done: dict[str, Any] = {"steps": loop.step, "samples_seen": loop.samples_seen, "seconds": loop.seconds}
+    done: dict[str, Any] = {"steps": state.step, "samples_seen": state.samples_seen, "seconds": state.seconds}
     with atomic_artifact_dir(config.output, kind="encoder") as partial:
         write_encoder(model, partial)
         manifest = write_manifest(
@@ -83,15 +83,15 @@ def _export_checkpoint(config: ExportConfig) -> None:
             kind="encoder",
             config=recorded,
             seed=recorded["seed"],
-            data={"sources": loop.sources},
+            data={"sources": state.sources},
             parents={"checkpoint": checkpoint},
             stages=completed_stages(recorded, done, model.image_size),
             **done,
-            last=_last_validation(checkpoint, loop.step),
+            last=_last_validation(checkpoint, state.step),
             license=config.license or recorded.get("license"),
         )
         write_model_card(partial, manifest)
-    log_info(f"{config.output}: encoder after {loop.step} steps")
+    log_info(f"{config.output}: encoder after {state.step} steps")
 
 
 def _find_checkpoint(path: Path) -> Path:

@@ -78,7 +78,7 @@ def train_stage(config: EncoderTrainConfig, stop: StopRequest, *, last: bool = T
         log_info(f"{config.output}: already trained with this config; nothing to do")
         return
     run = setup_run(config, data)
-    run.loop.identity, run.loop.sources = identity, data.describe()
+    run.state.identity, run.state.sources = identity, data.describe()
     if run.processes.is_main:
         log_config_changes(run)
         create_run_dir(config, identity)
@@ -98,37 +98,37 @@ def train_stage(config: EncoderTrainConfig, stop: StopRequest, *, last: bool = T
 
 def log_config_changes(run: TrainRun) -> None:
     """Log the config's changes since the interruption, and record them for the manifest."""
-    for change in resume_changes(run.config, run.loop.identity) if run.loop.step else ():
-        message = f"from step {run.loop.step + 1}: {change}"
+    for change in resume_changes(run.config, run.state.identity) if run.state.step else ():
+        message = f"from step {run.state.step + 1}: {change}"
         log_info(f"{run.config.output}: {message}")
-        run.loop.changes.append(message)
+        run.state.changes.append(message)
 
 
 def train_loop(run: TrainRun, stop: StopRequest) -> dict[str, Any]:
     """Train to the end; returns the last log entry, empty if there was no step left."""
-    config, loop, is_main, device = run.config, run.loop, run.processes.is_main, run.processes.device
+    config, state, is_main, device = run.config, run.state, run.processes.is_main, run.processes.device
     validation = RetrievalValidation(config.validation, run) if config.validation.source else None
     trackers = open_trackers(config.report_to, config.output, to_plain(config)) if is_main else []
-    log = RunLogger(config.output, step=loop.step, steps=run.steps, quiet=not is_main, trackers=trackers)
-    meter = MfuMeter(config, device=device, precision=run.precision, processes=run.processes.count, counted=loop.flops)
+    log = RunLogger(config.output, step=state.step, steps=run.steps, quiet=not is_main, trackers=trackers)
+    meter = MfuMeter(config, device=device, precision=run.precision, processes=run.processes.count, counted=state.flops)
     stream = read_batches(run)
     run.model.train()
     entry: dict[str, Any] = {}
     with (
         worker_death_as_user_error(),
         log,
-        ThroughputTimer(loop) as clock,
+        ThroughputTimer(state) as clock,
         Checkpointer(config.output, run.processes, keep=config.save_total_limit) as checkpointer,
         Watchdog(run.processes, config.distributed.hang_timeout) as watchdog,
     ):
-        while loop.step < run.steps:
+        while state.step < run.steps:
             batch = next_batch(run, stream, clock, watchdog)
             values = train_one_batch(run, batch, clock)
             log.advance()
             checkpointer.poll()
-            last = loop.step == run.steps
-            validates = validation and (last or loop.step % config.validation.eval_steps == 0)
-            if last or validates or loop.step % config.logging_steps == 0:
+            last = state.step == run.steps
+            validates = validation and (last or state.step % config.validation.eval_steps == 0)
+            if last or validates or state.step % config.logging_steps == 0:
                 check_invalid_samples(run)
                 entry = log_entry(run, values, clock)
                 with clock.stopped():  # counting FLOPs takes longer than the steps of a small model
@@ -137,8 +137,8 @@ def train_loop(run: TrainRun, stop: StopRequest) -> dict[str, Any]:
                     entry |= validate(run, validation, watchdog)
                 log.write(entry)
             signal = 0 if last else stop.of_any_process(device)
-            if not last and (signal or loop.step % config.save_steps == 0):
-                watchdog.at(loop.step, "saving")
+            if not last and (signal or state.step % config.save_steps == 0):
+                watchdog.at(state.step, "saving")
                 save_checkpoint(run, checkpointer)
             if signal:
                 checkpointer.wait()
@@ -151,29 +151,29 @@ def train_loop(run: TrainRun, stop: StopRequest) -> dict[str, Any]:
 def read_batches(run: TrainRun) -> Iterator[dict[str, Any]]:
     """This process's part of the remaining batches."""
     rank, world_size = run.processes.rank, run.processes.count
-    return iterate_batches(run.data, first_step=run.loop.step, last_step=run.steps, rank=rank, world_size=world_size)
+    return iterate_batches(run.data, first_step=run.state.step, last_step=run.steps, rank=rank, world_size=world_size)
 
 
 def next_batch(
     run: TrainRun, stream: Iterator[dict[str, Any]], clock: ThroughputTimer, watchdog: Watchdog
 ) -> dict[str, Any]:
     """Wait for a batch, and count its invalid samples."""
-    watchdog.at(run.loop.step, "waiting for data")
+    watchdog.at(run.state.step, "waiting for data")
     with clock.waiting():
         batch = next(stream)
-    watchdog.at(run.loop.step, "computing")
-    run.loop.bad.add(batch.pop("bad"))
+    watchdog.at(run.state.step, "computing")
+    run.state.invalid_samples.add(batch.pop("invalid_samples"))
     return batch
 
 
 def train_one_batch(run: TrainRun, batch: dict[str, Any], clock: ThroughputTimer) -> dict[str, float]:
     """Train on a batch; returns the step's metrics."""
-    loop = run.loop
-    _seed_step(run.config.seed, loop.step, run.processes.rank)
+    state = run.state
+    _seed_step(run.config.seed, state.step, run.processes.rank)
     values = train_step(run, prepare_batch(batch, run))
-    loop.step += 1
-    loop.samples_seen += run.config.global_batch_size
-    loop.add(values)
+    state.step += 1
+    state.samples_seen += run.config.global_batch_size
+    state.add(values)
     clock.tick()
     return values
 
@@ -182,7 +182,7 @@ def validate(run: TrainRun, validation: RetrievalValidation, watchdog: Watchdog)
     """Retrieval on held-out images; each process encodes a part of them."""
 
     def report_progress() -> None:
-        watchdog.at(run.loop.step, "validating")
+        watchdog.at(run.state.step, "validating")
 
     report_progress()
     encoder = export_model(run, everywhere=True)
@@ -194,7 +194,7 @@ def log_stopped(run: TrainRun) -> None:
     """Log that the training is saved and how to resume it."""
     if run.processes.is_main:
         log_info(
-            f"{run.config.output}: stopped and saved after step {run.loop.step}; the same command resumes from there"
+            f"{run.config.output}: stopped and saved after step {run.state.step}; the same command resumes from there"
         )
 
 
@@ -205,9 +205,9 @@ def _seed_step(seed: int, step: int, rank: int) -> None:
 
 def log_entry(run: TrainRun, values: dict[str, float], clock: ThroughputTimer) -> dict[str, Any]:
     """One line of metrics.jsonl; losses are means over the steps since the previous line, and over the processes."""
-    means = run.loop.take_means() | {name: values[name] for name in _LAST_VALUES}
-    seen = run.loop.samples_seen
-    progress = {"step": run.loop.step, "samples_seen": seen, "epoch": seen / len(run.data)}
+    means = run.state.take_means() | {name: values[name] for name in _LAST_VALUES}
+    seen = run.state.samples_seen
+    progress = {"step": run.state.step, "samples_seen": seen, "epoch": seen / len(run.data)}
     return {**progress, **all_reduce_mean(means), **clock.read()}
 
 
@@ -216,9 +216,9 @@ def check_invalid_samples(run: TrainRun) -> None:
 
     All processes must call it together.
     """
-    run.loop.bad.gather()
-    seen = min(max(run.loop.samples_seen, _MIN_CHECKED_SAMPLES), len(run.data))
-    run.loop.bad.check("data", "data.max_invalid_ratio", run.config.data.max_invalid_ratio, seen)
+    run.state.invalid_samples.gather()
+    seen = min(max(run.state.samples_seen, _MIN_CHECKED_SAMPLES), len(run.data))
+    run.state.invalid_samples.check("data", "data.max_invalid_ratio", run.config.data.max_invalid_ratio, seen)
 
 
 # ---------------------------------------------------------------- outputs
@@ -231,9 +231,9 @@ def save_checkpoint(run: TrainRun, checkpointer: Checkpointer) -> None:
     if run.average is not None:
         parts["average"] = parallel.select_own(parallel.gather_state_dict(run.average.state))
     tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
-    run.loop.bad.gather()
-    run.loop.sums = all_reduce_mean(run.loop.sums)  # the main process saves them
-    checkpointer.save(tensors, run.loop, run.config)
+    run.state.invalid_samples.gather()
+    run.state.sums = all_reduce_mean(run.state.sums)  # the main process saves them
+    checkpointer.save(tensors, run.state, run.config)
 
 
 def export_model(run: TrainRun, *, everywhere: bool = False) -> ClipsModel | None:
@@ -266,19 +266,19 @@ def export_model(run: TrainRun, *, everywhere: bool = False) -> ClipsModel | Non
 def summarize(run: TrainRun, metrics: dict[str, Any]) -> dict[str, Any]:
     """The content of summary.json, on the main process."""
     check_invalid_samples(run)
-    loop = run.loop
+    state = run.state
     return {
-        "steps": loop.step,
-        "samples_seen": loop.samples_seen,
-        "epochs": loop.samples_seen / len(run.data),
-        "seconds": round(loop.seconds, 3),
-        "samples_per_second": loop.samples_seen / loop.seconds if loop.seconds else None,
-        "changes": loop.changes,
+        "steps": state.step,
+        "samples_seen": state.samples_seen,
+        "epochs": state.samples_seen / len(run.data),
+        "seconds": round(state.seconds, 3),
+        "samples_per_second": state.samples_seen / state.seconds if state.seconds else None,
+        "changes": state.changes,
         "processes": run.processes.count,
         "device": run.processes.device.type,
         "precision": run.precision,
         "parameters": {name: _count(part) for name, part in run.encoder.named_children() if _count(part)},
-        "bad_samples": loop.bad.report(),
+        "invalid_samples": state.invalid_samples.report(),
         "last": metrics,
     }
 
@@ -298,16 +298,18 @@ def finalize_run(run: TrainRun, encoder: ClipsModel, summary: dict[str, Any]) ->
             kind="encoder",
             config=config,
             seed=config.seed,
-            data={"sources": run.loop.sources},
+            data={"sources": run.state.sources},
             parents=parent_artifacts(config, run.data),
             license=config.license,
-            identity=run.loop.identity,
+            identity=run.state.identity,
             stages=completed_stages(to_plain(config), summary, encoder.image_size),
             **summary,
         )
         write_model_card(partial, manifest)
     if not config.keep_checkpoints_after_training:
         remove_checkpoints(output)
-    bad = run.loop.bad
-    skipped = f"{bad.count} invalid samples skipped ({bad.reasons()})" if bad.count else "no invalid samples"
+    invalid = run.state.invalid_samples
+    skipped = (
+        f"{invalid.count} invalid samples skipped ({invalid.reasons()})" if invalid.count else "no invalid samples"
+    )
     log_info(f"{output}: trained on {summary['samples_seen']} samples in {summary['seconds']:.0f} s; {skipped}")

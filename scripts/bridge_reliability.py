@@ -140,12 +140,12 @@ def survives_kills(work: Path, arguments: argparse.Namespace, rng: random.Random
         return print_result(False, f"the killed training did not end, see {work / 'killed.log'}")
     same = (work / "whole" / "model.safetensors").read_bytes() == (work / "killed" / "model.safetensors").read_bytes()
     reports = [json.loads((work / name / "manifest.json").read_text())["stages"] for name in ("whole", "killed")]
-    bad = [{stage: summary["skipped"] for stage, summary in stages.items()} for stages in reports]
+    invalid = [{stage: summary["invalid_samples"]["count"] for stage, summary in stages.items()} for stages in reports]
     spread = 4 * len(places) >= done
     return print_result(
-        done == arguments.kills and spread and same and bad[0] == bad[1] and bad[0]["align"] > 0,
+        done == arguments.kills and spread and same and invalid[0] == invalid[1] and invalid[0]["align"] > 0,
         f"{done} kills of {arguments.kills}, resumed from {len(places)} checkpoints: weights "
-        f"{'equal' if same else 'differ'}; broken samples met: {bad[0]} and {bad[1]}",
+        f"{'equal' if same else 'differ'}; broken samples met: {invalid[0]} and {invalid[1]}",
     )
 
 

@@ -134,7 +134,7 @@ def finish(config: Path, log: Path) -> int:
 
 
 def checkpoints(output: Path) -> list[Path]:
-    return sorted(path.parent for path in output.glob(".checkpoints/[!.]*/loop.json"))
+    return sorted(path.parent for path in output.glob(".checkpoints/[!.]*/train_state.json"))
 
 
 # ---------------------------------------------------------------- the trials
@@ -164,7 +164,7 @@ def survives_kills(work: Path, data: Path, arguments: argparse.Namespace) -> boo
     if finish(config, work / "killed.log"):
         return print_result(False, f"the killed training did not end, see {work / 'killed.log'}")
     same = all((whole / name).read_bytes() == (killed / name).read_bytes() for name in WEIGHTS)
-    reports = [json.loads((output / "summary.json").read_text())["bad_samples"] for output in (whole, killed)]
+    reports = [json.loads((output / "summary.json").read_text())["invalid_samples"] for output in (whole, killed)]
     spent = f"{done} kills of {kills}" + ("" if done == kills else " (give it more --steps)")
     spread = 5 * len(resumed_at) >= done  # otherwise the machine was too busy for much progress
     return print_result(

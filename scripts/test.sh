@@ -3,8 +3,8 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 ensure_venv
 workers=auto
-# Fast tests wait a fifth of the time for child processes: use one worker more than cores, if memory has 4 GB for each.
-if [[ $# == 0 && -r /proc/meminfo ]]; then
+# Tests wait for child processes a part of their time: use one worker more than cores, if memory has 4 GB for each.
+if [[ -r /proc/meminfo ]]; then
     cores=$(getconf _NPROCESSORS_ONLN)
     room=$(awk '/MemAvailable/ { print int($2 / 4000000) }' /proc/meminfo)
     if ((room > cores)); then workers=$((cores + 1)); fi

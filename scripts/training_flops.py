@@ -43,7 +43,7 @@ def flops_per_sample(config: EncoderTrainConfig) -> float:
     model, recipe = build_model(config.model, config.recipe, config.seed), recipes.Recipe(config.recipe)
     found = 0.0
     for batch in iterate_batches(data, first_step=0, last_step=_BATCHES):
-        del batch["bad"]
+        del batch["invalid_samples"]
         batch["image"] = batch["image"] / 255
         with FlopCounter() as counter:
             recipe.losses(model(batch), batch)["loss"].backward()
@@ -59,7 +59,7 @@ def stages_of(step: Step) -> list[EncoderTrainConfig]:
         config = parse_config(EncoderTrainConfig, ["--config", str(file)], prog="training_flops")
     assert config is not None
     stages = stage_configs(config)
-    if any(stage.steps is None for stage in stages):
+    if any(stage.max_steps is None for stage in stages):
         raise UserError(f"{step.name}: expected its length in 'max_steps'")
     model = {"cache_trunk_features": False}
     return [
@@ -97,8 +97,8 @@ def main() -> None:
     for step in plan.steps:
         if step.name in encoders:
             stages = stages_of(step)
-            parts = [flops_per_sample(stage) * (stage.steps or 0) * stage.global_batch_size for stage in stages]
-            cost[encoders[step.name]] = sum(stage.steps or 0 for stage in stages), sum(parts)
+            parts = [flops_per_sample(stage) * (stage.max_steps or 0) * stage.global_batch_size for stage in stages]
+            cost[encoders[step.name]] = sum(stage.max_steps or 0 for stage in stages), sum(parts)
             print(f"{step.name}: {sum(parts) / 1e12:.2f} TFLOP", file=sys.stderr)
     if arguments.like not in cost:
         raise UserError(f"--like: expected an encoder that the study trains, got '{arguments.like}'")

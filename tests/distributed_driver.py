@@ -38,7 +38,7 @@ def run(plan: list[dict[str, Any]]) -> None:
 
 def stop_at(step: int) -> Any:
     def stopping(run: training.TrainRun, batch: dict[str, Any]) -> dict[str, float]:
-        if run.loop.step == step:
+        if run.state.step == step:
             raise InterruptedError
         return train_step(run, batch)
 
@@ -47,7 +47,7 @@ def stop_at(step: int) -> Any:
 
 def preempt_at(step: int) -> Any:
     def preempted(run: training.TrainRun, batch: dict[str, Any]) -> dict[str, float]:
-        if run.loop.step == step:  # SLURM sends it to all: readers, trainings, and torchrun, which sends it on
+        if run.state.step == step:  # SLURM sends it to all: readers, trainings, and torchrun, which sends it on
             os.killpg(os.getpgid(0), signal.SIGTERM)
             if run.processes.is_main:
                 os.kill(os.getppid(), signal.SIGTERM)

@@ -261,11 +261,11 @@ def conversations(world: World, data: st.DataObject) -> None:
 
 def images(world: World, data: st.DataObject) -> None:
     """Damaged images become RGB or a reason."""
-    from clips.data.images import BadImageError, decode_image
+    from clips.data.images import InvalidImageError, decode_image
 
     content = data.draw(damaged(data.draw(st.sampled_from(world.pictures))))
     least = data.draw(st.sampled_from([None, 8]))
-    picture, refused = attempt(lambda: decode_image(content, at_least=least), BadImageError)
+    picture, refused = attempt(lambda: decode_image(content, at_least=least), InvalidImageError)
     assert str(refused) if picture is None else picture.mode == "RGB"
 
 

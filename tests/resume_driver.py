@@ -21,7 +21,7 @@ from clips.parallel.distributed import end_processes
 from clips.train import EncoderTrainConfig
 from clips.training.setup import open_train_dataset, setup_run
 
-RECORD_FILES = {"loop.json", "config.yaml"}
+RECORD_FILES = {"train_state.json", "config.yaml"}
 _opens: collections.Counter[str] = collections.Counter()
 _bytes: collections.Counter[str] = collections.Counter()
 
@@ -64,7 +64,12 @@ def resume(config_file: str) -> None:
     config = parse_config(EncoderTrainConfig, ["--config", config_file], prog="driver")
     assert config is not None
     run = setup_run(config, open_train_dataset(config))
-    found = {"opens": dict(_opens), "bytes": dict(_bytes), "step": run.loop.step, "invalid": run.loop.bad.count}
+    found = {
+        "opens": dict(_opens),
+        "bytes": dict(_bytes),
+        "step": run.state.step,
+        "invalid": run.state.invalid_samples.count,
+    }
     parallel = run.parallel
     moments = {name: value for name, value in parallel.optimizer_state_dict().items() if not name.endswith(".step")}
     state = {"weights": parallel.state_dict(), "moments": moments}

@@ -16,7 +16,7 @@ from benchmarks.tasks.data.classification_sets import load_classification_set, l
 from benchmarks.tasks.output_cache import AnswerCache
 from clips.data.formats import DatasetSpec
 from clips.data.images import FORMATS, IMAGE_SUFFIXES
-from clips.data.sources import BadSampleError, SourceConfig, open_source
+from clips.data.sources import InvalidSampleError, SourceConfig, open_source
 from clips.errors import UserError
 from llava_bridge.image_paths import SUFFIXES
 
@@ -163,5 +163,5 @@ def test_a_sample_whose_caption_is_in_another_encoding_is_invalid_for_training(t
     shard(tmp_path / "0.tar", **members)
     source = open_source(SourceConfig(path=str(tmp_path), web_caption=".txt", synthetic_caption=None))
     assert source.read(0, np.random.default_rng(0)).web == CAFE
-    with pytest.raises(BadSampleError, match=r"^\.txt is not UTF-8 text \(unexpected end of data|invalid"):
+    with pytest.raises(InvalidSampleError, match=r"^\.txt is not UTF-8 text \(unexpected end of data|invalid"):
         source.read(1, np.random.default_rng(0))

@@ -58,14 +58,14 @@ def test_unusable_samples_are_replaced_and_named(bridge_talk: Path, tmp_path: Pa
     for row, empty in ((4, ""), (5, " \n")):  # else its end token alone would be learned
         rows[row]["conversations"][3]["value"] = empty  # the second answer; the first one is not
     data = dataset(write(tmp_path / "talk.json", rows), chat, image_root=str(bridge_talk))
-    assert data[0]["skipped"] == []
+    assert data[0]["invalid_samples"] == []
     item = data[1]
     assert item["input_ids"] == data[3]["input_ids"]
-    (_, first, why_first), (_, second, why_second) = item["skipped"]
+    (_, first, why_first), (_, second, why_second) = item["invalid_samples"]
     assert (first, second) == ("talk.json 1", "talk.json 2")
     assert "missing.png" in why_first
     assert "0 images but 1 <image>" in why_second
-    assert data[4]["skipped"] == [(row, f"talk.json {row}", "an answer is empty") for row in (4, 5)]
+    assert data[4]["invalid_samples"] == [(row, f"talk.json {row}", "an answer is empty") for row in (4, 5)]
     assert data[4]["input_ids"] == data[0]["input_ids"]
     with pytest.raises(UserError, match="none of 6 samples can be used"):
         ConversationDataset(data.samples, chat, 5)[0]
@@ -85,7 +85,7 @@ def test_an_invalid_sample_is_skipped(bridge_talk: Path, tmp_path: Path, bridge_
         {"id": "good", "image": "0.png", "conversations": TURNS},
     ]
     data = dataset(write(tmp_path / "talk.json", rows), chat)
-    skipped = {name: reason for _, name, reason in data[0]["skipped"]}
+    skipped = {name: reason for _, name, reason in data[0]["invalid_samples"]}
     assert [name.split()[1] for name in skipped] == ["long", "empty", "lost", "nul"]
     assert "roles must alternate" in skipped["talk.json long"]
     with pytest.raises(UserError, match=r"chat_template: .*always wrong"):
@@ -112,8 +112,8 @@ def test_images_of_every_kind(tmp_path: Path, chat: ConversationEncoder) -> None
     rows = [{"id": name, "image": name, "conversations": TURNS} for name in (*names, "deep.png", "torn.png")]
     data = dataset(write(tmp_path / "talk.json", rows), chat)
     items = [data[index] for index in range(8)]
-    assert [len(item["skipped"]) for item in items] == [0] * 6 + [2, 1]
-    (_, deep, why_deep), (_, torn, _) = items[6]["skipped"]
+    assert [len(item["invalid_samples"]) for item in items] == [0] * 6 + [2, 1]
+    (_, deep, why_deep), (_, torn, _) = items[6]["invalid_samples"]
     assert (deep, torn) == ("talk.json deep.png", "talk.json torn.png")
     assert "not an 8-bit image" in why_deep
     processor = CLIPImageProcessor(

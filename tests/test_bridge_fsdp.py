@@ -110,7 +110,7 @@ def test_a_checkpoint_of_another_number_of_processes(part, why, tmp_path, monkey
     (place / "global_step4").mkdir(parents=True)
     (place / "global_step4" / part).touch()
     (place / "latest").write_text("global_step4")
-    (place / "complete").write_text(json.dumps({"processes": "2", "bad": {}}))
+    (place / "complete").write_text(json.dumps({"processes": "2", "invalid_samples": {}}))
     for processes, others in (("2", False), ("1", True)):
         monkeypatch.setenv("WORLD_SIZE", processes)
         assert needs_universal_conversion(place) == others

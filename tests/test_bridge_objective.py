@@ -47,7 +47,7 @@ def parts(bridge_encoder: Path, bridge_llm: Path, bridge_talk: Path) -> tuple[An
 
 def batch_of(items: list[dict[str, Any]], processor: Any, room: int | None = None) -> dict[str, torch.Tensor]:
     batch = ConversationCollator(processor.image_processor, processor.tokenizer.pad_token_id, room)(items)
-    batch.pop("skipped")
+    batch.pop("invalid_samples")
     return batch
 
 
@@ -61,7 +61,7 @@ def learned(model: Any, batch: dict[str, torch.Tensor]) -> tuple[float, dict[str
     return loss.item(), named
 
 
-TEXT = {"input_ids": [1, 40, 41, 42], "labels": [-100, -100, 41, 42], "images": [], "skipped": []}
+TEXT = {"input_ids": [1, 40, 41, 42], "labels": [-100, -100, 41, 42], "images": [], "invalid_samples": []}
 
 
 def test_the_loss_and_its_gradients_are_those_of_transformers(parts: tuple[Any, Any, Any]) -> None:
@@ -137,7 +137,12 @@ def test_packing_keeps_samples_apart_in_llms_of_many_kinds(kind: str) -> None:
     llm = bridge_world.widen(AutoModelForCausalLM.from_config(config).eval(), 0.3)
     dice = np.random.default_rng(1)
     items = [
-        {"input_ids": (ids := dice.integers(3, 64, length).tolist()), "labels": ids, "images": [], "skipped": []}
+        {
+            "input_ids": (ids := dice.integers(3, 64, length).tolist()),
+            "labels": ids,
+            "images": [],
+            "invalid_samples": [],
+        }
         for length in (30, 7, 19, 24, 3)
     ]
     packed = ConversationCollator(None, 0, 50)(items)
@@ -203,9 +208,9 @@ def test_packing_by_hand() -> None:
 
 
 def test_a_packed_batch_by_hand() -> None:
-    first = {"input_ids": [5, 6, 7], "labels": [5, -100, 7], "images": ["a"], "skipped": []}
-    second = {"input_ids": [8, 9], "labels": [-100, 9], "images": ["b", "c"], "skipped": [("x", "torn")]}
-    third = {"input_ids": [4, 4, 4, 4], "labels": [-100] * 3 + [4], "images": [], "skipped": []}
+    first = {"input_ids": [5, 6, 7], "labels": [5, -100, 7], "images": ["a"], "invalid_samples": []}
+    second = {"input_ids": [8, 9], "labels": [-100, 9], "images": ["b", "c"], "invalid_samples": [("x", "torn")]}
+    third = {"input_ids": [4, 4, 4, 4], "labels": [-100] * 3 + [4], "images": [], "invalid_samples": []}
 
     def names(pictures: list[str], return_tensors: str) -> dict[str, Any]:
         return {"pixel_values": pictures}
@@ -215,7 +220,7 @@ def test_a_packed_batch_by_hand() -> None:
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0], [0, 1, 2, 0, 1]]
     assert batch["labels"].tolist() == [[-100, -100, -100, 4, -100], [-100, -100, 7, -100, 9]]
     assert batch["pixel_values"] == ["a", "b", "c"]  # in the order in which the rows mention them
-    assert batch["skipped"] == [("x", "torn")]
+    assert batch["invalid_samples"] == [("x", "torn")]
     assert "attention_mask" not in batch
     assert "logits_to_keep" in TextCollator(0)([third, third])
 

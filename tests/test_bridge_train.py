@@ -249,12 +249,12 @@ def test_too_many_bad_samples_and_a_loss_that_is_not_finite_stop_the_run(monkeyp
 
     monkeypatch.setattr(Trainer, "compute_loss", lambda *_: torch.tensor(1.0))
     trainer, model = stage_trainer(), torch.nn.Linear(1, 1)
-    trainer.compute_loss(model, {"skipped": [(0, "a", "no such image")]})
-    trainer.compute_loss(model, {"skipped": [(0, "a", "no such image")]})  # the same one again
+    trainer.compute_loss(model, {"invalid_samples": [(0, "a", "no such image")]})
+    trainer.compute_loss(model, {"invalid_samples": [(0, "a", "no such image")]})  # the same one again
     with pytest.raises(UserError, match=r"align: 2 of 3 samples are invalid.*the first: a: no such image"):
-        trainer.compute_loss(model, {"skipped": [(1, "b", "not an image")]})
+        trainer.compute_loss(model, {"invalid_samples": [(1, "b", "not an image")]})
     with pytest.raises(UserError, match="align: 1 of 3 samples are invalid"):
-        stage_trainer(0.0).compute_loss(model, {"skipped": [(0, "a", "no such image")]})
+        stage_trainer(0.0).compute_loss(model, {"invalid_samples": [(0, "a", "no such image")]})
     monkeypatch.setattr(Trainer, "compute_loss", lambda *_: torch.tensor(float("nan")))
     with pytest.raises(UserError, match="align: the loss is nan in step 7"):
         stage_trainer().compute_loss(model, {})

@@ -69,10 +69,10 @@ def invalid_samples() -> InvalidSamples:
 
 def save(output: Path, step: int, keep: int = 2, run: Identity | None = None) -> Path:
     start_processes()
-    loop = TrainState(step=step, samples_seen=4 * step, seconds=1.5, bad=invalid_samples(), norms=[0.25])
-    loop.identity = run or {}
+    state = TrainState(step=step, samples_seen=4 * step, seconds=1.5, invalid_samples=invalid_samples(), norms=[0.25])
+    state.identity = run or {}
     with Checkpointer(output, DistributedContext(), keep=keep) as checkpointer:
-        checkpointer.save(tensors(*trained(step)), loop, RunConfig(output=str(output)))
+        checkpointer.save(tensors(*trained(step)), state, RunConfig(output=str(output)))
     return list_checkpoints(output)[-1]
 
 
@@ -88,7 +88,7 @@ def restore(checkpoint: Path) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
 def test_a_run_resumes_bit_for_bit(tmp_path: Path):
     checkpoint = save(tmp_path, 3)
     assert read_train_state(checkpoint) == TrainState(
-        step=3, samples_seen=12, seconds=1.5, bad=invalid_samples(), norms=[0.25]
+        step=3, samples_seen=12, seconds=1.5, invalid_samples=invalid_samples(), norms=[0.25]
     )
     model, optimizer = restore(checkpoint)
     for step in (3, 4):
@@ -144,14 +144,14 @@ def test_a_crash_while_saving_leaves_the_checkpoints_before(tmp_path: Path, monk
     assert [path.name for path in (tmp_path / CHECKPOINTS_DIR).iterdir()] == ["step-00000001"]
     # what a kill -9 leaves behind is not taken for a checkpoint, and goes with the next one
     (tmp_path / CHECKPOINTS_DIR / ".step-00000002.partial").mkdir()
-    (tmp_path / CHECKPOINTS_DIR / ".step-00000002.partial" / "loop.json").write_text('{"step": 2}')
+    (tmp_path / CHECKPOINTS_DIR / ".step-00000002.partial" / "train_state.json").write_text('{"step": 2}')
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000001"]
     save(tmp_path, 3)
     assert sorted(path.name for path in (tmp_path / CHECKPOINTS_DIR).iterdir()) == ["step-00000001", "step-00000003"]
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "absent"])
-@pytest.mark.parametrize("kind", ["*.safetensors", "loop.json"])
+@pytest.mark.parametrize("kind", ["*.safetensors", "train_state.json"])
 def test_a_damaged_checkpoint_is_rejected_by_name(tmp_path: Path, kind: str, damage: str):
     checkpoint = save(tmp_path, 1)
     (path,) = checkpoint.glob(kind)
@@ -220,6 +220,6 @@ def test_only_outputs_of_training_count_as_a_run(tmp_path: Path):
 @pytest.mark.parametrize("content", ["{", "[]", '{"stp": 1}', '{"step": null}', '{"step": 1, "identity": 3}', "\xff"])
 def test_a_broken_record_of_a_checkpoint_is_named(tmp_path: Path, content: str):
     checkpoint = save(tmp_path, 1)
-    (checkpoint / "loop.json").write_text(content, encoding="latin-1")
-    with pytest.raises(UserError, match=r"step-00000001/loop\.json: broken \(.*\); remove this checkpoint"):
+    (checkpoint / "train_state.json").write_text(content, encoding="latin-1")
+    with pytest.raises(UserError, match=r"step-00000001/train_state\.json: broken \(.*\); remove this checkpoint"):
         read_train_state(checkpoint)

@@ -16,7 +16,7 @@ from clips_world import opened, rng
 from clips.data import decode_image, open_image
 from clips.data.data_config import AugmentConfig, DataConfig
 from clips.data.loader import TrainDataset, iterate_batches
-from clips.data.sources import BadSampleError, SourceConfig, open_source
+from clips.data.sources import InvalidSampleError, SourceConfig, open_source
 from clips.data.tar_index import index_tar
 from clips.errors import UserError
 
@@ -88,7 +88,7 @@ def test_bad_samples_are_replaced_by_the_next_good_one_and_named(tmp_path: Path)
     for index, expected in zip(batch["number"].tolist(), order, strict=True):
         assert index == expected if expected in (0, 3) else index in (0, 3)
     assert torch.equal(first_batch(data)["number"], batch["number"])
-    assert {name: reason for _, name, reason in batch["bad"]} == {
+    assert {name: reason for _, name, reason in batch["invalid_samples"]} == {
         "a.tar/000000001": "undecodable image",
         "a.tar/000000002": "no caption 'web_caption'",
         "a.tar/000000004": "broken JSON",
@@ -101,7 +101,7 @@ def test_a_bad_first_sample_is_one_bad_sample(tmp_path: Path, first: bytes):
     samples = {f"{index:09d}": clips_world.sample(index) for index in range(3)}
     samples["000000000"]["json"] = first
     data = training_data(clips_world.write_shard(tmp_path / "a.tar", samples), 3)
-    assert {name for _, name, _ in first_batch(data)["bad"]} == {"a.tar/000000000"}
+    assert {name for _, name, _ in first_batch(data)["invalid_samples"]} == {"a.tar/000000000"}
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -135,7 +135,7 @@ def test_a_missing_shard_counts_for_no_more_than_it_is(tmp_path: Path):
     missing = int(training_data(folder, 16, shuffle_buffer_shards=16).order.at(0).index) // 16
     (folder / f"shard-{missing:05d}.tar").write_bytes(b"no tar at all")
     bad = [
-        batch["bad"]
+        batch["invalid_samples"]
         for batch in iterate_batches(training_data(folder, 16, shuffle_buffer_shards=16), first_step=0, last_step=16)
     ]
     named = [entry for entries in bad for entry in entries]
@@ -251,7 +251,7 @@ def test_karpathy_layout(tmp_path: Path):
     everything = opened(path, **{**first, "synthetic_caption": "all_sentences"})
     assert everything.read(0, rng()).synthetic.count(".") == 3
     (tmp_path / "images" / "2.jpg").unlink()
-    with pytest.raises(BadSampleError, match="missing image"):
+    with pytest.raises(InvalidSampleError, match="missing image"):
         source.read(1, rng())
 
 

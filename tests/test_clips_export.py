@@ -113,7 +113,7 @@ def test_a_run_without_weights_is_reported(run: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("loop.json", "{", r"loop\.json: broken"),
+        ("train_state.json", "{", r"train_state\.json: broken"),
         ("config.yaml", "model: {}", r"config\.yaml: expected the config of a training run \('seed'\)"),
         ("config.yaml", "{seed: 0, model: 3, recipe: {}}", r"config\.yaml: model: expected a mapping"),
         ("config.yaml", "{seed: 0, model: {size: 3}, recipe: {}}", r"config\.yaml: model: unknown key 'size'"),

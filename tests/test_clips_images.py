@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clips.data import BadImageError, decode_image
+from clips.data import InvalidImageError, decode_image
 from clips.data.augment import _jitter, augment
 from clips.data.data_config import AugmentConfig
 
@@ -42,12 +42,12 @@ def test_unusable_images_give_a_reason(monkeypatch: pytest.MonkeyPatch):
     good = clips_world.draw_image(1)
     monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)  # as lmms-eval leaves it in its process
     for content, reason in ((b"", "undecodable"), (b"GIF89a", "undecodable"), (good[: len(good) // 2], "truncated")):
-        with pytest.raises(BadImageError, match=reason):
+        with pytest.raises(InvalidImageError, match=reason):
             decode_image(content)
-    with pytest.raises(BadImageError, match="8-bit"):
+    with pytest.raises(InvalidImageError, match="8-bit"):
         decode_image(encode(Image.new("I;16", (4, 4))))
     monkeypatch.setattr("clips.data.images.MAX_PIXELS", 100)
-    with pytest.raises(BadImageError, match="too large"):
+    with pytest.raises(InvalidImageError, match="too large"):
         decode_image(good)
 
 

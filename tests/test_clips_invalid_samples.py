@@ -25,7 +25,13 @@ from clips.model.tokenizer import EOS
 from clips.parallel.distributed import DistributedContext, start_processes
 from clips.training.checkpoint import Checkpointer
 from clips.training.setup import open_train_dataset
-from clips.training.train_state import TRAIN_STATE_FILE, TrainState, list_checkpoints, loop_text, read_train_state
+from clips.training.train_state import (
+    TRAIN_STATE_FILE,
+    TrainState,
+    list_checkpoints,
+    read_train_state,
+    train_state_text,
+)
 
 REASONS = ("undecodable image", "no caption 'web_caption'", "missing image")
 
@@ -35,16 +41,16 @@ def met(indexes: list[int]) -> list[tuple[int, str, str]]:
     return [(index, f"{index // 10_000:05d}.tar/{index:09d}", REASONS[index % 3]) for index in indexes]
 
 
-def run_of(samples: int, loop: TrainState, max_invalid_ratio: float) -> Any:
+def run_of(samples: int, state: TrainState, max_invalid_ratio: float) -> Any:
     data = SimpleNamespace(max_invalid_ratio=max_invalid_ratio)
     config = SimpleNamespace(data=data)
-    return SimpleNamespace(loop=loop, data=range(samples), config=config, processes=DistributedContext())
+    return SimpleNamespace(state=state, data=range(samples), config=config, processes=DistributedContext())
 
 
 def stream(run: Any, batches: list[list[tuple[int, str, str]]]) -> Iterator[dict[str, Any]]:
     for bad in batches:
-        run.loop.samples_seen += 1000
-        yield {"bad": bad}
+        run.state.samples_seen += 1000
+        yield {"invalid_samples": bad}
 
 
 def test_a_checkpoint_of_a_hundred_thousand_invalid_samples_is_small(tmp_path: Path):
@@ -57,13 +63,13 @@ def test_a_checkpoint_of_a_hundred_thousand_invalid_samples_is_small(tmp_path: P
     clock: Any = SimpleNamespace(waiting=contextlib.nullcontext)
     for _ in range(100):
         training.next_batch(run, batches, clock, watchdog)
-    run.loop.bad.gather()
+    run.state.invalid_samples.gather()
     with Checkpointer(tmp_path, DistributedContext(), keep=1) as checkpointer:
-        checkpointer.save({"model.x": torch.zeros(1)}, run.loop, {})
+        checkpointer.save({"model.x": torch.zeros(1)}, run.state, {})
     (kept,) = list_checkpoints(tmp_path)
     assert (kept / TRAIN_STATE_FILE).stat().st_size < 500_000
-    resumed = read_train_state(kept).bad
-    assert resumed == run.loop.bad
+    resumed = read_train_state(kept).invalid_samples
+    assert resumed == run.state.invalid_samples
     report = resumed.report()
     assert (report["count"], sum(report["by_reason"].values())) == (100_000, 100_000)
     assert (len(report["samples"]), report["more"]) == (MAX_NAMES, 100_000 - MAX_NAMES)
@@ -74,24 +80,24 @@ def test_a_checkpoint_of_a_hundred_thousand_invalid_samples_is_small(tmp_path: P
 def test_the_limit_is_exact_beyond_the_names_and_over_a_resume(tmp_path: Path):
     """300 of 1,000 samples are allowed; the 301st different one stops the run, however often the others come."""
     run = run_of(1000, TrainState(samples_seen=1000), 0.3)
-    run.loop.bad.add(met(list(range(0, 600, 2))))  # 300
+    run.state.invalid_samples.add(met(list(range(0, 600, 2))))  # 300
     training.check_invalid_samples(run)
-    (tmp_path / TRAIN_STATE_FILE).write_text(loop_text(run.loop))
+    (tmp_path / TRAIN_STATE_FILE).write_text(train_state_text(run.state))
     again = run_of(1000, read_train_state(tmp_path), 0.3)
-    again.loop.samples_seen = 5000
-    again.loop.bad.add(met(list(range(0, 600, 2))))  # the next epochs meet the same
+    again.state.samples_seen = 5000
+    again.state.invalid_samples.add(met(list(range(0, 600, 2))))  # the next epochs meet the same
     training.check_invalid_samples(again)
-    assert again.loop.bad.count == 300
-    again.loop.bad.add(met([999]))
+    assert again.state.invalid_samples.count == 300
+    again.state.invalid_samples.add(met([999]))
     with pytest.raises(UserError, match=r"301 of 1000 samples are invalid, more than data.max_invalid_ratio \(0.3\)"):
         training.check_invalid_samples(again)
 
 
 def test_the_ratio_is_of_the_samples_seen_so_far():
     run = run_of(10_000, TrainState(samples_seen=4000), 0.01)
-    run.loop.bad.add(met(list(range(24))))
+    run.state.invalid_samples.add(met(list(range(24))))
     training.check_invalid_samples(run)
-    run.loop.samples_seen = 2000
+    run.state.samples_seen = 2000
     with pytest.raises(UserError, match="24 of 2000 samples are invalid"):
         training.check_invalid_samples(run)
 
@@ -137,8 +143,8 @@ def test_equal_names_of_two_sources_are_both_reported(tmp_path: Path):
 
 @pytest.mark.parametrize("broken", [{"count": 1}, {"count": 1, "by_reason": {}, "named": [], "bits": "eJw="}, [1]])
 def test_a_broken_record_is_named(tmp_path: Path, broken: Any):
-    (tmp_path / TRAIN_STATE_FILE).write_text(json.dumps({"step": 3, "bad": broken}))
-    with pytest.raises(UserError, match=r"loop\.json: broken"):
+    (tmp_path / TRAIN_STATE_FILE).write_text(json.dumps({"step": 3, "invalid_samples": broken}))
+    with pytest.raises(UserError, match=r"train_state\.json: broken"):
         read_train_state(tmp_path)
 
 
@@ -182,7 +188,7 @@ def test_invalid_samples_are_skipped_counted_and_reported(tmp_path: Path, capsys
         train(config)
     train(config)
     summary = json.loads((output / "summary.json").read_text())
-    assert summary["bad_samples"] == {
+    assert summary["invalid_samples"] == {
         "count": 2,
         "by_reason": {"undecodable image": 2},
         "samples": {"a.tar/000000000": "undecodable image", "a.tar/000000001": "undecodable image"},
@@ -208,7 +214,7 @@ def test_empty_alt_texts_do_not_end_a_run(tmp_path: Path, recipe: str):
     empty = sum(row[text][1].item() == EOS for row in rows)  # begin, end: as the authors' code has it
     assert empty == (0 if recipe == "recap" else 3)
     train(config)
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["bad_samples"]["count"] == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["invalid_samples"]["count"] == 0
 
 
 def test_too_many_bad_samples_stop_the_run(tmp_path: Path):

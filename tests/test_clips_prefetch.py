@@ -26,7 +26,7 @@ from clips.data.prefetch import ShardPrefetcher
 from clips.data.remote_files import ShardCache, UnreachableError
 from clips.data.sampler import SampleOrder
 from clips.data.shard_index import index_shard, load_index
-from clips.data.sources import BadSampleError, SourceConfig, open_source, shard_lengths
+from clips.data.sources import InvalidSampleError, SourceConfig, open_source, shard_lengths
 from clips.errors import UserError
 
 
@@ -69,7 +69,7 @@ def test_a_shard_that_has_less_than_counted_gives_bad_samples(tmp_path: Path):
     folder = clips_world.write_sizes(clips_world.write_shards(tmp_path / "here", sizes=(2, 2)), (2, 3))
     source = opened(folder)
     assert len(source) == 5
-    with pytest.raises(BadSampleError, match=r"missing, but counted in sizes\.json"):
+    with pytest.raises(InvalidSampleError, match=r"missing, but counted in sizes\.json"):
         source.read(4, rng())
 
 
@@ -221,7 +221,7 @@ def test_a_permanent_error_is_reported_without_retries(tmp_path: Path, monkeypat
     outage = Outage(monkeypatch)
     source = open_source(many(tmp_path))
     (tmp_path / "many" / "shard-00010.tar").unlink()
-    with pytest.raises(BadSampleError, match="no such file"):
+    with pytest.raises(InvalidSampleError, match="no such file"):
         source.read(20, rng())
     monkeypatch.setattr(outage, "fetch", failing(28, "No space left on device"))
     with pytest.raises(OSError, match="No space left"):
@@ -327,7 +327,7 @@ def test_names_that_are_not_utf8_are_names(tmp_path: Path):
 def test_bytes_that_the_disk_does_not_give_are_a_bad_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     source = opened(clips_world.write_shards(tmp_path / "data", sizes=(2,)))
     monkeypatch.setattr("clips.data.tar_index.os.pread", failing(5, "Input/output error"))
-    with pytest.raises(BadSampleError, match="Input/output error"):
+    with pytest.raises(InvalidSampleError, match="Input/output error"):
         source.read(0, rng())
 
 

@@ -40,17 +40,17 @@ def test_the_log_shows_a_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_clock_tells_waiting_from_working():
-    loop = TrainState(seconds=100.0, samples_seen=50)
-    with ThroughputTimer(loop) as clock:
+    state = TrainState(seconds=100.0, samples_seen=50)
+    with ThroughputTimer(state) as clock:
         with clock.waiting():
             time.sleep(0.03)
         time.sleep(0.01)
         with clock.stopped():
             time.sleep(0.3)
-        loop.samples_seen += 10
+        state.samples_seen += 10
         clock.tick()
         reading = clock.read()
-    assert 100.04 <= loop.seconds < 100.34
+    assert 100.04 <= state.seconds < 100.34
     assert reading["samples_per_second"] == pytest.approx(10 / (reading["time"] - 100), rel=1e-6)
     assert 0.5 < reading["data_wait"] < 1
 

@@ -22,7 +22,7 @@ from serving import Quiet, address, serve
 from clips.data.data_config import DataConfig
 from clips.data.loader import TrainDataset, iterate_batches
 from clips.data.remote_files import expand_brace_ranges
-from clips.data.sources import BadSampleError, Record, SourceConfig, open_source, shard_lengths
+from clips.data.sources import InvalidSampleError, Record, SourceConfig, open_source, shard_lengths
 from clips.errors import UserError
 
 COUNT = 6
@@ -91,7 +91,7 @@ def test_a_table_may_contain_images_and_lists_of_captions(tmp_path: Path):
     assert (alone.web, alone.synthetic in {"first of 3", "second of 3"}) == ("", True)
     source = open_source(SourceConfig(**{**fields, "synthetic_caption": None}))
     for index, reason in ((2, "no image"), (3, "no caption 'org_caption'")):
-        with pytest.raises(BadSampleError, match=reason):
+        with pytest.raises(InvalidSampleError, match=reason):
             source.read(index, rng())
 
 
@@ -225,7 +225,7 @@ def test_a_broken_row_group_costs_its_rows_only(tmp_path: Path):
     file.write_bytes(content)
     source = open_source(SourceConfig(**{**STREAM, "path": str(hub), "cache_dir": str(tmp_path / "cache")}))
     for index in range(5, 10):
-        with pytest.raises(BadSampleError, match="row group 1 is broken"):
+        with pytest.raises(InvalidSampleError, match="row group 1 is broken"):
             source.read(index, rng())
     assert [source.read(index, rng()).web for index in (4, 10)] == ["photo 4", "photo 10"]
 

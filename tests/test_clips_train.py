@@ -76,7 +76,7 @@ def test_a_run_leaves_an_encoder_directory_with_its_records(whole: Path, data: P
         entries[0]["contrastive_loss"] + 2 * entries[0]["caption_loss"], rel=1e-5
     )
     summary = json.loads((whole / "summary.json").read_text())
-    assert summary["bad_samples"] == {"count": 0, "by_reason": {}, "samples": {}, "more": 0}
+    assert summary["invalid_samples"] == {"count": 0, "by_reason": {}, "samples": {}, "more": 0}
     assert summary["last"] == entries[-1]
     manifest = json.loads((whole / "manifest.json").read_text())
     assert manifest["kind"] == "encoder"

@@ -56,7 +56,7 @@ def gradient_of(data: Path, output: Path, **fields: object) -> tuple[dict[str, f
     run = setup_run(config, open_train_dataset(config))
     run.model.train()
     batch = next(iterate_batches(run.data, first_step=0, last_step=1))
-    batch.pop("bad")
+    batch.pop("invalid_samples")
     torch.manual_seed(0)
     losses, _ = compute_gradients(run, prepare_batch(batch, run))
     found = {name: value.grad for name, value in run.encoder.named_parameters() if value.grad is not None}
@@ -121,11 +121,11 @@ def test_the_average_is_the_exponential_one(data: Path, tmp_path: Path):
     run.model.train()
     expected = None
     for batch in iterate_batches(run.data, first_step=0, last_step=3):
-        batch.pop("bad")
+        batch.pop("invalid_samples")
         train_step(run, prepare_batch(batch, run))
         now = run.encoder.clip.text_projection.detach().clone()
         expected = now if expected is None else 0.75 * expected + 0.25 * now
-        run.loop.step += 1
+        run.state.step += 1
     torch.testing.assert_close(export_model(run).clip.text_projection, expected)
 
 
@@ -184,7 +184,7 @@ def test_a_stopped_run_saves_and_resumes_exactly(data, tmp_path, monkeypatch, ca
 
     def step_and_signal(run, batch):  # type: ignore[no-untyped-def]
         values = real(run, batch)
-        if run.loop.step == 2:  # in the middle of the third step
+        if run.state.step == 2:  # in the middle of the third step
             os.kill(os.getpid(), number)
         return values
 
@@ -249,7 +249,7 @@ def fake_run(losses: list[float], **optim: Any) -> Any:
         recipe=FakeRecipe(losses),
         parallel=DDPStrategy(model, config.optimizer, DistributedContext()),  # type: ignore[arg-type]
         processes=DistributedContext(),
-        loop=TrainState(step=7),
+        state=TrainState(step=7),
         average=None,
         steps=10,
         config=config,
@@ -263,7 +263,7 @@ def test_a_non_finite_loss_or_gradient_stops_before_the_optimizer_moves(factor: 
     train_step(run, {"x": torch.ones(2)})
     before, moments = run.model.weight.clone(), run.parallel.optimizer.state_dict()["state"][0]["exp_avg"].clone()
     assert not torch.equal(before, torch.ones(2))
-    run.loop.step = 8
+    run.state.step = 8
     with pytest.raises(UserError, match=r"^step 9: .*(loss|grad_norm) is (nan|inf)"):
         train_step(run, {"x": torch.full((2,), x)})
     assert torch.equal(run.model.weight, before)
@@ -300,25 +300,25 @@ def test_a_gradient_that_stands_out_is_not_followed():
     assert values["lr"] == 0.0
     assert torch.equal(run.model.weight, before)
     assert run.model.weight.grad is None
-    assert (run.loop.skipped, run.loop.spikes_in_a_row) == (1, 1)
+    assert (run.state.skipped, run.state.spikes_in_a_row) == (1, 1)
     assert train_step(run, {"x": torch.full((2,), 4.0)})["lr"] > 0
     assert not torch.equal(run.model.weight, before)
-    assert (run.loop.skipped, run.loop.spikes_in_a_row) == (1, 0)
+    assert (run.state.skipped, run.state.spikes_in_a_row) == (1, 0)
 
 
 def test_norms_that_stand_out_leave_the_usual_as_it_is_and_ten_in_a_row_end_the_run():
-    loop = TrainState(step=50)
-    assert not any(is_grad_spike(loop, norm, 3.0) for norm in [100.0, *[1.0] * 19])  # nothing is usual yet
+    state = TrainState(step=50)
+    assert not any(is_grad_spike(state, norm, 3.0) for norm in [100.0, *[1.0] * 19])  # nothing is usual yet
     for _ in range(9):
-        assert is_grad_spike(loop, 3.01, 3.0)
-    assert not is_grad_spike(loop, 3.0, 3.0)
-    assert loop.norms == [100.0, *[1.0] * 19, 3.0]
+        assert is_grad_spike(state, 3.01, 3.0)
+    assert not is_grad_spike(state, 3.0, 3.0)
+    assert state.norms == [100.0, *[1.0] * 19, 3.0]
     for _ in range(9):
-        assert is_grad_spike(loop, 9.0, 3.0)
+        assert is_grad_spike(state, 9.0, 3.0)
     with pytest.raises(
         UserError, match=r"step 51: for 10 steps the gradient's norm was more than 3 times the median 1"
     ):
-        is_grad_spike(loop, 9.0, 3.0)
+        is_grad_spike(state, 9.0, 3.0)
     for _ in range(200):
-        is_grad_spike(loop, 1.0, 3.0)
-    assert len(loop.norms) == 100
+        is_grad_spike(state, 1.0, 3.0)
+    assert len(state.norms) == 100

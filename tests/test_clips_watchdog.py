@@ -64,7 +64,7 @@ def test_a_reader_that_dies_ends_the_training_with_one_line(data: Path, tmp_path
         real = training.train_step
 
         def kill_the_reader(run: Any, batch: Any) -> dict[str, float]:
-            if run.loop.step == 3:
+            if run.state.step == 3:
                 for child in multiprocessing.active_children():
                     child.kill()
             return real(run, batch)

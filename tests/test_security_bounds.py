@@ -18,8 +18,8 @@ from PIL import Image, ImageFile
 from benchmarks.study.schema import read_study
 from clips import cli, encoder
 from clips.data import tar_index
-from clips.data.images import BadImageError, decode_image
-from clips.data.sources import BadSampleError, SourceConfig, open_source
+from clips.data.images import InvalidImageError, decode_image
+from clips.data.sources import InvalidSampleError, SourceConfig, open_source
 from clips.errors import UserError
 from clips.model import tokenizer
 from clips.text_files import safe_json_loads
@@ -43,13 +43,13 @@ def claiming(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("size", [(30_000, 30_000), (12_000, 12_000), (2**31 - 1, 1), (60_000, 60_000)])
 def test_an_image_that_states_a_giant_size_is_not_decoded(size: tuple[int, int]) -> None:
-    with pytest.raises(BadImageError, match="image too large"):
+    with pytest.raises(InvalidImageError, match="image too large"):
         decode_image(claiming(*size))
 
 
 @pytest.mark.parametrize("size", [(1, 100_000), (100_000, 1), (3, 601)])
 def test_an_extremely_long_image_is_rejected(size: tuple[int, int]) -> None:
-    with pytest.raises(BadImageError, match="too long and narrow"):
+    with pytest.raises(InvalidImageError, match="too long and narrow"):
         decode_image(encoded(Image.new("RGB", size), "PNG"))
 
 
@@ -59,7 +59,7 @@ def test_no_other_decoder_is_reached(kind: str, monkeypatch: pytest.MonkeyPatch)
     Image.open(io.BytesIO(content)).close()  # Pillow knows it
     started: list[object] = []
     monkeypatch.setattr("subprocess.check_call", started.append)
-    with pytest.raises(BadImageError, match="undecodable"):
+    with pytest.raises(InvalidImageError, match="undecodable"):
         decode_image(content)
     assert not started
 
@@ -69,7 +69,7 @@ def test_an_image_with_text_chunks_that_decompress_to_gigabytes_is_rejected(monk
     whole = encoded(Image.new("RGB", (4, 4)), "PNG")
     text = b"bomb\0\0" + zlib.compress(bytes(80 * 2**20), 9)
     chunk = struct.pack(">I", len(text)) + b"zTXt" + text + struct.pack(">I", zlib.crc32(b"zTXt" + text))
-    with pytest.raises(BadImageError):
+    with pytest.raises(InvalidImageError):
         decode_image(whole[:33] + chunk + whole[33:])
 
 
@@ -85,7 +85,7 @@ def test_a_tar_member_larger_than_any_image_is_an_invalid_sample(tmp_path, monke
     source = open_source(SourceConfig(path=str(tmp_path), synthetic_caption=None))
     assert len(source.read(0, np.random.default_rng()).image) > 9000
     monkeypatch.setattr(tar_index, "MAX_MEMBER_BYTES", 9000)
-    with pytest.raises(BadSampleError, match="unreadable"):
+    with pytest.raises(InvalidSampleError, match="unreadable"):
         source.read(0, np.random.default_rng())
 
 

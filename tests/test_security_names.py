@@ -16,7 +16,7 @@ from serving import Quiet, address, serve
 from clips.data import untrusted_files
 from clips.data.images import open_image
 from clips.data.lazy_images import ImageColumn, TableImage, image_bytes
-from clips.data.sources import BadSampleError, SourceConfig, open_source
+from clips.data.sources import InvalidSampleError, SourceConfig, open_source
 from clips.data.tar_index import index_tar
 from clips.errors import UserError
 
@@ -45,7 +45,7 @@ def test_a_folder_behind_a_link_goes_by_both_of_its_names(folder: Path) -> None:
     for name in (link / "a.png", folder / "a.png"):
         assert image_bytes(str(name), link) == PICTURE
     assert image_bytes("a.png", deep / "..") == PICTURE  # what the system takes it for, as it does elsewhere
-    with pytest.raises(BadSampleError, match="outside"):
+    with pytest.raises(InvalidSampleError, match="outside"):
         image_bytes(str(folder.parent / "beside.png"), link)
 
 
@@ -56,7 +56,7 @@ def test_a_folder_behind_a_link_goes_by_both_of_its_names(folder: Path) -> None:
 def test_none_outside_of_it(folder: Path, name: str) -> None:
     wanted = name.format(root=folder.parent)
     for found in (wanted, {"bytes": None, "path": wanted}):
-        with pytest.raises(BadSampleError, match=r"outside the directory of images \(data source's 'image_root'\)"):
+        with pytest.raises(InvalidSampleError, match=r"outside the directory of images \(data source's 'image_root'\)"):
             image_bytes(found, folder)
 
 
@@ -74,7 +74,7 @@ def test_a_table_runs_no_command(folder: Path) -> None:
         )
     )
     assert source.read(0, np.random.default_rng()).image == PICTURE
-    with pytest.raises(BadSampleError, match="a command where"):
+    with pytest.raises(InvalidSampleError, match="a command where"):
         source.read(1, np.random.default_rng())
     assert not ran.exists()
 
@@ -87,7 +87,7 @@ def test_a_table_runs_no_command(folder: Path) -> None:
     ],
 )
 def test_urls_of_other_schemes_are_rejected(folder: Path, name: str) -> None:
-    with pytest.raises(BadSampleError, match="image rejected"):
+    with pytest.raises(InvalidSampleError, match="image rejected"):
         image_bytes(name, folder)
 
 
@@ -115,16 +115,16 @@ def test_a_table_reaches_nothing_of_the_own_network(server, folder, monkeypatch)
     here = address(server, "a.png")
     for name in (here, here.replace("127.0.0.1", "localhost"), here.replace("127.0.0.1", "[::ffff:127.0.0.1]")):
         with pytest.raises(
-            BadSampleError, match=r"this host or a private network \(data source's 'allow_private_network'\)"
+            InvalidSampleError, match=r"this host or a private network \(data source's 'allow_private_network'\)"
         ):
             image_bytes(name, folder)
     assert server.seen == []  # type: ignore[attr-defined]
     assert image_bytes(here, folder, allow_private_network=True) == PICTURE
     assert image_bytes(address(server, "moved"), folder, allow_private_network=True) == PICTURE
-    with pytest.raises(BadSampleError, match="missing image"):
+    with pytest.raises(InvalidSampleError, match="missing image"):
         image_bytes(address(server, "a.png").replace("127.0.0.1", "nowhere.invalid"), folder)
     monkeypatch.setattr(untrusted_files, "MAX_BYTES", 2**20)
-    with pytest.raises(BadSampleError, match="more than 1 MB"):
+    with pytest.raises(InvalidSampleError, match="more than 1 MB"):
         image_bytes(address(server, "endless"), folder, allow_private_network=True)
 
 

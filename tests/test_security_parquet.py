@@ -15,7 +15,7 @@ import pytest
 from benchmarks.analysis.contamination import benchmark_images
 from clips.data.formats import DatasetSpec, read_dataset
 from clips.data.parquet_limits import check_decompressed_size, iter_record_batches
-from clips.data.sources import BadSampleError, SourceConfig, open_source
+from clips.data.sources import InvalidSampleError, SourceConfig, open_source
 from clips.errors import UserError
 from llava_bridge.data import ConversationSourceConfig, read_samples
 
@@ -88,7 +88,7 @@ def test_a_kilobyte_that_decompresses_to_gigabytes_is_rejected_in_little_memory(
 
 def test_a_streamed_row_group_is_a_bad_sample(tmp_path: Path, allocated: Any) -> None:
     file = bomb(tmp_path / "data")
-    with pytest.raises(BadSampleError, match=REFUSED):
+    with pytest.raises(InvalidSampleError, match=REFUSED):
         of_clips(file, format="table", streaming=True)
     assert allocated.max_memory() < 200 * MB + 24 * MB  # what the table itself takes is in it
     assert not list(file.parent.glob("*.arrow"))

@@ -230,11 +230,11 @@ def _hashed_chunks(images: Iterable[NamedImage], found: ContaminationResult) -> 
 
 
 def _hash_bytes(content: bytes) -> ImageHash | None:
-    from clips.data.images import BadImageError, decode_image
+    from clips.data.images import InvalidImageError, decode_image
 
     try:
         return hash_image(decode_image(content))
-    except BadImageError:
+    except InvalidImageError:
         return None
 
 
@@ -246,12 +246,12 @@ def _perceptual_hashes(images: Sequence[tuple[str, ImageHash]]) -> tuple[list[st
 
 def _training_images(source: Any) -> Iterator[NamedImage]:
     """(name, encoded image) of a source; no bytes for samples that training would skip."""
-    from clips.data.sources import BadSampleError
+    from clips.data.sources import InvalidSampleError
 
     for index in range(len(source)):
         try:
             yield source.name(index), source.read(index, np.random.default_rng(index)).image
-        except BadSampleError:
+        except InvalidSampleError:
             yield source.name(index), b""
 
 

@@ -1,5 +1,5 @@
 """Images and captions for training: sources, sample order, augmentation, batches."""
 
-from clips.data.images import BadImageError, decode_image, image_exists, open_image, read_image_bytes
+from clips.data.images import InvalidImageError, decode_image, image_exists, open_image, read_image_bytes
 
-__all__ = ["BadImageError", "decode_image", "image_exists", "open_image", "read_image_bytes"]
+__all__ = ["InvalidImageError", "decode_image", "image_exists", "open_image", "read_image_bytes"]

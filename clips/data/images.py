@@ -24,11 +24,11 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".ti
 _ORIENTATION = 0x0112
 
 
-class BadImageError(Exception):
+class InvalidImageError(Exception):
     """An invalid image; the message is one of a few short reasons."""
 
 
-class BadSampleError(Exception):
+class InvalidSampleError(Exception):
     """A sample without a usable image or caption; the message is one of a few short reasons."""
 
 
@@ -40,16 +40,16 @@ def decode_image(content: bytes, *, at_least: int | None = None) -> Image.Image:
         at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, with no side below this number of pixels.
 
     Raises:
-        BadImageError: not an image, truncated, above ``MAX_PIXELS`` or above ``MAX_ASPECT_RATIO``.
+        InvalidImageError: not an image, truncated, above ``MAX_PIXELS`` or above ``MAX_ASPECT_RATIO``.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # oversized images are rejected below; others concern metadata
             image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
-                raise BadImageError("image too large")
+                raise InvalidImageError("image too large")
             if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
-                raise BadImageError("image too long and narrow")
+                raise InvalidImageError("image too long and narrow")
             if at_least is not None:
                 image.draft("RGB", (at_least, at_least))
             with _reject_truncated_images():
@@ -57,13 +57,13 @@ def decode_image(content: bytes, *, at_least: int | None = None) -> Image.Image:
             if image.getexif().get(_ORIENTATION, 1) != 1:
                 image = ImageOps.exif_transpose(image)
             return _on_white(image)
-    except BadImageError:
+    except InvalidImageError:
         raise
     except Image.DecompressionBombError as error:  # Pillow's own limit, at about twice this one
-        raise BadImageError("image too large") from error
+        raise InvalidImageError("image too large") from error
     except Exception as error:  # decoders raise any exception for an invalid file
         is_truncated = isinstance(error, OSError) and "truncated" in str(error)
-        raise BadImageError("truncated image" if is_truncated else "undecodable image") from error
+        raise InvalidImageError("truncated image" if is_truncated else "undecodable image") from error
 
 
 @contextlib.contextmanager
@@ -80,7 +80,7 @@ def _on_white(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode in {"I", "I;16", "I;16B", "I;16L", "F"}:
-        raise BadImageError("not an 8-bit image")
+        raise InvalidImageError("not an 8-bit image")
     if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")
@@ -96,7 +96,7 @@ def open_image(root: str | Path, reference: str) -> Image.Image:
     """
     try:
         return decode_image(read_image_bytes(root, reference))
-    except BadImageError as error:
+    except InvalidImageError as error:
         raise UserError(f"{Path(root) / reference}: {error}") from None
 
 

@@ -21,12 +21,12 @@ from PIL import Image
 from clips.commandline.progress import progress_iter
 from clips.core.artifact import atomic_write, log_info, write_errors_as_user_errors
 from clips.data.formats.tar_shards import list_shards
-from clips.data.images import BadImageError, decode_image
+from clips.data.images import InvalidImageError, decode_image
 from clips.data.inspect_page import Example, Span, evenly, thumbnail, write_page
 from clips.data.invalid_samples import InvalidSamples
 from clips.data.remote_files import ShardCache, is_remote
 from clips.data.shard_index import index_shard
-from clips.data.sources import BadSampleError, Sample, Source, SourceConfig, open_source, shard_lengths
+from clips.data.sources import InvalidSampleError, Sample, Source, SourceConfig, open_source, shard_lengths
 from clips.data.sources.webdataset import SIZES_FILE
 from clips.errors import UserError
 from clips.method.caption_strategies import sentences
@@ -126,7 +126,7 @@ def collect_stats(source: Source, config: InspectDatasetConfig) -> DatasetStats:
         try:
             sample = source.read(index, np.random.default_rng([config.seed, index]))
             image = decode_image(sample.image)
-        except (BadSampleError, BadImageError) as error:
+        except (InvalidSampleError, InvalidImageError) as error:
             stats.invalid.add([(index, source.name(index), str(error))])
             continue
         _count(stats, sample, tokenizer)

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from clips.data.images import BadImageError, BadSampleError, decode_image, image_exists, read_image_bytes
+from clips.data.images import InvalidImageError, InvalidSampleError, decode_image, image_exists, read_image_bytes
 from clips.data.tar_index import read_byte_range
 from clips.data.untrusted_files import ForbiddenReferenceError, read_untrusted
 from clips.errors import UserError
@@ -37,7 +37,7 @@ class LazyImage(abc.ABC):
         """The image in RGB. Raises UserError if it is missing or invalid."""
         try:
             return decode_image(self.read())
-        except BadImageError as error:
+        except InvalidImageError as error:
             raise UserError(f"{self}: {error}") from None
 
 
@@ -145,7 +145,7 @@ class TableImage(LazyImage):
             cell = self.column.rows[self.row][self.column.name]
             cell = cell[self.number or 0] if isinstance(cell, list) else cell
             return image_bytes(cell, self.column.root, settings=False)
-        except BadSampleError as error:
+        except InvalidSampleError as error:
             path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
             hint = f"; paths in the table are relative to {self.column.root}" if path else ""
             raise UserError(f"{self}: {f'{path}: ' if path else ''}{error}{hint}") from None
@@ -161,7 +161,7 @@ def image_bytes(value: Any, root: str | Path, *, allow_private_network: bool = F
         settings: whether the error names the setting of a data source that would allow it.
 
     Raises:
-        BadSampleError: there is no image, or it is missing or forbidden.
+        InvalidSampleError: there is no image, or it is missing or forbidden.
     """
     directories = [Path(root)]
     if isinstance(value, dict):
@@ -170,14 +170,14 @@ def image_bytes(value: Any, root: str | Path, *, allow_private_network: bool = F
     if isinstance(value, bytes | bytearray):
         return bytes(value)
     if not isinstance(value, str) or not value:
-        raise BadSampleError("no image")
+        raise InvalidSampleError("no image")
     try:
         return read_untrusted(value, directories, allow_private_network=allow_private_network)
     except ForbiddenReferenceError as error:
         allowed_by = f" (data source's '{error.setting}')" if settings and error.setting else ""
-        raise BadSampleError(f"image rejected: {error}{allowed_by}") from None
+        raise InvalidSampleError(f"image rejected: {error}{allowed_by}") from None
     except (OSError, ValueError, ImportError):
-        raise BadSampleError("missing image") from None
+        raise InvalidSampleError("missing image") from None
 
 
 def _datasets_caches() -> list[Path]:

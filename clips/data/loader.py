@@ -18,15 +18,15 @@ import torch
 from clips.core.artifact import MANIFEST
 from clips.data.augment import augment, min_decode_size
 from clips.data.data_config import DataConfig
-from clips.data.images import BadImageError, decode_image
+from clips.data.images import InvalidImageError, decode_image
 from clips.data.invalid_samples import Invalid
 from clips.data.prefetch import start_prefetcher
 from clips.data.sampler import SampleOrder, SamplePosition, step_positions
-from clips.data.sources import BadSampleError, Sample, Source, open_source, shard_lengths
+from clips.data.sources import InvalidSampleError, Sample, Source, open_source, shard_lengths
 from clips.errors import UserError, error_reason
 
 _READ_AHEAD = 3  # batches
-_UNSTACKED = ("bad", "image")  # fields of a sample that need more than torch.stack
+_UNSTACKED = ("invalid_samples", "image")  # fields of a sample that need more than torch.stack
 _NEARBY = 256  # positions that are mostly in the same shards
 _REPLACEMENT = 3  # random number stream, in addition to those of clips.data.sampler
 _CHUNK = 32  # samples; more would only take more memory
@@ -80,7 +80,7 @@ class TrainDataset(torch.utils.data.Dataset):
     def __getitem__(self, position: int) -> dict[str, Any]:
         """The tensors at ``position``: "image" uint8 (3, size, size), and those of the recipe.
 
-        "bad" lists `Invalid` samples, which are replaced by others of the source.
+        "invalid_samples" lists `Invalid` samples, which are replaced by others of the source.
         """
         return self.__getitems__([position])[0]
 
@@ -110,13 +110,13 @@ class TrainDataset(torch.utils.data.Dataset):
             for sample, rng in zip(samples, rngs, strict=True)
         ]
         return [
-            self._first_valid(position) if image is None else {"image": image, **text, "bad": []}
+            self._first_valid(position) if image is None else {"image": image, **text, "invalid_samples": []}
             for position, image, text in zip(positions, images, texts, strict=True)
         ]
 
     def _first_valid(self, position: int) -> dict[str, Any]:
         """The sample at ``position``, or a replacement; a missing shard is replaced by samples of many others."""
-        bad: list[Invalid] = []
+        invalid: list[Invalid] = []
         for ahead in _replacement_distances(
             len(self), self.order, np.random.default_rng([_REPLACEMENT, self.seed, position])
         ):
@@ -126,10 +126,13 @@ class TrainDataset(torch.utils.data.Dataset):
                 sample = self.sources.read(location.index, rng)
                 image = self._image(location, sample, rng)
                 texts = self.prepare(sample.web, sample.synthetic, rng)
-                return {"image": image, **texts, "bad": bad[:1]}  # the others are reported at their own positions
-            except (BadSampleError, BadImageError) as error:
-                bad.append((location.index, self.sources.name(location.index), str(error)))
-        raise UserError(f"data.sources: {len(bad)} samples in a row cannot be used; {bad[0][1]}: {bad[0][2]}")
+                # the others are reported at their own positions
+                return {"image": image, **texts, "invalid_samples": invalid[:1]}
+            except (InvalidSampleError, InvalidImageError) as error:
+                invalid.append((location.index, self.sources.name(location.index), str(error)))
+        raise UserError(
+            f"data.sources: {len(invalid)} samples in a row cannot be used; {invalid[0][1]}: {invalid[0][2]}"
+        )
 
     def _image(self, location: SamplePosition, sample: Sample, rng: np.random.Generator) -> torch.Tensor:
         image = self.cache.get(location.index) if self.cache is not None else None
@@ -167,7 +170,7 @@ def _replacement_distances(count: int, order: SampleOrder, rng: np.random.Genera
 def _none_if_invalid(load: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return load(*arguments)
-    except (BadSampleError, BadImageError):
+    except (InvalidSampleError, InvalidImageError):
         return None
 
 
@@ -181,7 +184,7 @@ def collate(samples: list[dict[str, Any]], images: torch.Tensor | None = None) -
         rows = [sample["image"].permute(1, 2, 0) for sample in samples]
         out = None if images is None else images.permute(0, 2, 3, 1)
         stacked["image"] = torch.stack(rows, out=out).permute(0, 3, 1, 2)
-    return {**stacked, "bad": [entry for sample in samples for entry in sample["bad"]]}
+    return {**stacked, "invalid_samples": [entry for sample in samples for entry in sample["invalid_samples"]]}
 
 
 def iterate_batches(

@@ -24,8 +24,8 @@ from PIL import Image
 from clips.commandline.progress import Progress
 from clips.core.artifact import atomic_write, is_finished, log_info
 from clips.core.identity import RUN, identity, read_run, reject_other_run, run_text
-from clips.data.images import BadImageError, decode_image
-from clips.data.sources import BadSampleError, Sample, Source, open_source, shard_lengths
+from clips.data.images import InvalidImageError, decode_image
+from clips.data.sources import InvalidSampleError, Sample, Source, open_source, shard_lengths
 from clips.recaption.recaption_config import WEB_CAPTION_PLACEHOLDER, RecaptionConfig
 from clips.recaption.shard_writers import (
     WORK_DIR,
@@ -227,7 +227,7 @@ def _read(source: Source, index: int, config: RecaptionConfig) -> LoadedSample |
     try:
         sample = source.read(index, np.random.default_rng([config.seed, index]))
         image = decode_image(sample.image, at_least=config.max_image_size)
-    except (BadSampleError, BadImageError) as error:
+    except (InvalidSampleError, InvalidImageError) as error:
         return str(error)
     image.thumbnail((config.max_image_size, config.max_image_size))
     return LoadedSample(index, sample, image)

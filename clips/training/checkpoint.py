@@ -38,7 +38,7 @@ from clips.training.train_state import (
     TRAIN_STATE_FILE,
     TrainState,
     list_checkpoints,
-    loop_text,
+    train_state_text,
 )
 from clips.typed_data import to_plain, to_yaml
 
@@ -64,24 +64,24 @@ class Checkpointer:
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: concurrent.futures.Future[None] | None = None
 
-    def save(self, tensors: Mapping[str, Tensor], loop: TrainState, config: Any) -> None:
+    def save(self, tensors: Mapping[str, Tensor], state: TrainState, config: Any) -> None:
         """Start to write a checkpoint; returns once the tensors are copied.
 
         Args:
             tensors: the shards or full tensors that this process writes, and no other.
-            loop: the run's state, on the main process.
+            state: the run's state, on the main process.
             config: the run's.
 
         Raises:
             UserError: the directory cannot be written, or the previous checkpoint could not be.
         """
         self.wait()
-        checkpoint = self.folder / f"step-{loop.step:08d}"
+        checkpoint = self.folder / f"step-{state.step:08d}"
         partial = checkpoint.with_name(f".{checkpoint.name}.partial")
         from_main(lambda: self._create(partial))
         copied = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
         config_text = to_yaml(redact(to_plain(config)))
-        self._writing = self._thread.submit(self._write, partial, checkpoint, copied, config_text, copy.deepcopy(loop))
+        self._writing = self._thread.submit(self._write, partial, checkpoint, copied, config_text, copy.deepcopy(state))
 
     def poll(self) -> None:
         """Raise the error of a checkpoint whose writing has ended."""
@@ -109,12 +109,12 @@ class Checkpointer:
             partial.mkdir(parents=True)
 
     def _write(
-        self, partial: Path, checkpoint: Path, tensors: dict[str, Tensor], config_text: str, loop: TrainState
+        self, partial: Path, checkpoint: Path, tensors: dict[str, Tensor], config_text: str, state: TrainState
     ) -> None:
         try:
             _save_tensors(partial, tensors, self._group)
             if self.processes.is_main:
-                for name, text in {CONFIG_FILE: config_text, TRAIN_STATE_FILE: loop_text(loop)}.items():
+                for name, text in {CONFIG_FILE: config_text, TRAIN_STATE_FILE: train_state_text(state)}.items():
                     atomic_write(partial / name, text)
                 hashes = {path.name: file_hash(path) for path in sorted(partial.iterdir()) if path.name != CONFIG_FILE}
                 atomic_write(partial / _HASHES, json.dumps(hashes, indent=2) + "\n")  # users may edit the config

@@ -190,19 +190,19 @@ class ThroughputTimer:
     """Measures the total time of a training loop, its throughput, and the time spent waiting for data.
 
     Args:
-        loop: the run's state, whose ``seconds`` it continues.
+        state: the run's state, whose ``seconds`` it continues.
     """
 
-    def __init__(self, loop: TrainState) -> None:
-        self.loop = loop
+    def __init__(self, state: TrainState) -> None:
+        self.state = state
 
     def __enter__(self) -> ThroughputTimer:
-        self._started = time.perf_counter() - self.loop.seconds
+        self._started = time.perf_counter() - self.state.seconds
         self._start_interval()
         return self
 
     def _start_interval(self) -> None:
-        self._read_at, self._read_samples, self._waited = self.loop.seconds, self.loop.samples_seen, 0.0
+        self._read_at, self._read_samples, self._waited = self.state.seconds, self.state.samples_seen, 0.0
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.tick()
@@ -222,16 +222,16 @@ class ThroughputTimer:
         self._started += time.perf_counter() - started
 
     def tick(self) -> None:
-        """Set ``loop.seconds`` to the current training time."""
-        self.loop.seconds = time.perf_counter() - self._started
+        """Set ``state.seconds`` to the current training time."""
+        self.state.seconds = time.perf_counter() - self._started
 
     def read(self) -> dict[str, float]:
         """Return samples per second and the ratio of time spent waiting for data, since the last call."""
-        elapsed = max(self.loop.seconds - self._read_at, 1e-9)
-        samples = self.loop.samples_seen - self._read_samples
+        elapsed = max(self.state.seconds - self._read_at, 1e-9)
+        samples = self.state.samples_seen - self._read_samples
         reading = {"samples_per_second": samples / elapsed, "data_wait": self._waited / elapsed}
         self._start_interval()
-        return reading | {"time": self.loop.seconds}
+        return reading | {"time": self.state.seconds}
 
 
 def _validation_summary(entry: Mapping[str, Any]) -> str:

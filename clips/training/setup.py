@@ -86,7 +86,7 @@ def setup_run(config: EncoderTrainConfig, data: TrainDataset) -> TrainRun:
     processes = start_processes(timeout=config.distributed.hang_timeout)
     _check_divisible(config.global_batch_size, processes.count)
     precision, reason = resolve_precision(config.precision, processes.device)
-    latest, loop = from_main(lambda: _latest_checkpoint(config))
+    latest, state = from_main(lambda: _latest_checkpoint(config))
     encoder = _build_encoder(config, latest).to(processes.device)
     if config.micro_batch_size is not None and has_trainable_batchnorm(encoder):
         raise UserError("micro_batch_size: expected null with batch norms, whose statistics cover the full batch")
@@ -98,8 +98,8 @@ def setup_run(config: EncoderTrainConfig, data: TrainDataset) -> TrainRun:
         recipe=recipes.Recipe(config.recipe),
         processes=processes,
         parallel=parallel,
-        average=None if config.ema_decay is None else _build_ema(config.ema_decay, parallel, latest, loop),
-        loop=loop,
+        average=None if config.ema_decay is None else _build_ema(config.ema_decay, parallel, latest, state),
+        state=state,
         steps=config.steps_for(len(data)),
         precision=precision,
         mean=torch.tensor(preprocess["mean"], device=device)[:, None, None],
@@ -124,8 +124,8 @@ def _log_start(run: TrainRun, reason: str) -> None:
         f"{config.output}: {len(run.data)} samples, {run.steps} steps of {config.global_batch_size}, "
         f"{processes.count} process(es){under} on {processes.device.type}, {run.precision} ({reason})"
     )
-    if run.loop.step:
-        log_info(f"resuming from step {run.loop.step}")
+    if run.state.step:
+        log_info(f"resuming from step {run.state.step}")
     if run.recipe.needs_synthetic and not any(source.synthetics for source in config.data.sources):
         log_info(f"data.sources: none has synthetic captions; recipe {config.recipe.name} uses web captions instead")
     if config.global_batch_size > len(run.data):
@@ -162,8 +162,8 @@ def _load_optimizer_state(parallel: DDPStrategy, latest: Path) -> None:
     parallel.load_optimizer_state_dict(state)
 
 
-def _build_ema(decay: float, parallel: DDPStrategy, latest: Path | None, loop: TrainState) -> ModelEma:
-    average = ModelEma(decay, parallel.local_state_dict(), updates=loop.step - loop.skipped)
+def _build_ema(decay: float, parallel: DDPStrategy, latest: Path | None, state: TrainState) -> ModelEma:
+    average = ModelEma(decay, parallel.local_state_dict(), updates=state.step - state.skipped)
     if latest is not None:
         parallel.load_ema_state_dict(average.state, lambda tensors: load_tensors(latest, tensors, "average."))
     return average

@@ -54,12 +54,12 @@ def _optimizer_fields(fields: Mapping[str, Any]) -> set[str]:
     return dotted | (set(nested) if isinstance(nested, Mapping) else set())
 
 
-def completed_stages(config: Mapping[str, Any], loop: Mapping[str, Any], image_size: int) -> list[dict[str, Any]]:
+def completed_stages(config: Mapping[str, Any], state: Mapping[str, Any], image_size: int) -> list[dict[str, Any]]:
     """Return the record of each stage up to the one of ``config``, for its manifest.
 
     Args:
         config: of the stage, as plain data.
-        loop: its steps, samples_seen and seconds.
+        state: its steps, samples_seen and seconds.
         image_size: in pixels.
     """
     model, output = config["model"], Path(config["output"])
@@ -69,7 +69,7 @@ def completed_stages(config: Mapping[str, Any], loop: Mapping[str, Any], image_s
     before: list[dict[str, Any]] = []
     if begun_from is not None and Path(begun_from).parent == stages_dir and (Path(begun_from) / MANIFEST).is_file():
         before = read_manifest(Path(begun_from)).get("stages", [])
-    progress = {name: loop[name] for name in ("steps", "samples_seen", "seconds")}
+    progress = {name: state[name] for name in ("steps", "samples_seen", "seconds")}
     this = {"begun_from": begun_from, "image_size": image_size, "global_batch_size": config["global_batch_size"]}
     return [*before, this | progress]
 

@@ -16,7 +16,7 @@ from clips.text_files import safe_json_loads
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS_DIR = ".checkpoints"
-TRAIN_STATE_FILE = "loop.json"
+TRAIN_STATE_FILE = "train_state.json"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -27,7 +27,7 @@ class TrainState:
         step: number of completed steps.
         samples_seen: samples trained on, over all processes.
         seconds: training time without interruptions.
-        bad: invalid samples found by all processes.
+        invalid_samples: invalid samples found by all processes.
         identity: of the run (`clips.core.identity`).
         sources: path, size and hash of each data source.
         norms: gradient norms of the latest steps.
@@ -40,7 +40,7 @@ class TrainState:
     step: int = 0
     samples_seen: int = 0
     seconds: float = 0.0
-    bad: InvalidSamples = dataclasses.field(default_factory=InvalidSamples)
+    invalid_samples: InvalidSamples = dataclasses.field(default_factory=InvalidSamples)
     identity: Identity = dataclasses.field(default_factory=dict)
     sources: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     norms: list[float] = dataclasses.field(default_factory=list)
@@ -69,10 +69,10 @@ def list_checkpoints(output: str | Path) -> list[Path]:
     return [path.parent for path in sorted(found, key=lambda path: read_train_state(path.parent).step)]
 
 
-def loop_text(loop: TrainState) -> str:
-    """Return ``loop`` as the JSON that `read_train_state` reads."""
-    fields = {field.name: getattr(loop, field.name) for field in dataclasses.fields(loop)}
-    return json.dumps(fields | {"bad": loop.bad.stored()}, ensure_ascii=False)
+def train_state_text(state: TrainState) -> str:
+    """Return ``state`` as the JSON that `read_train_state` reads."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return json.dumps(fields | {"invalid_samples": state.invalid_samples.stored()}, ensure_ascii=False)
 
 
 def read_train_state(checkpoint: Path) -> TrainState:
@@ -80,8 +80,8 @@ def read_train_state(checkpoint: Path) -> TrainState:
     path = checkpoint / TRAIN_STATE_FILE
     try:
         stored = safe_json_loads(path.read_text(encoding="utf-8"))
-        loop = TrainState(**{**stored, "bad": restored(stored["bad"])})
-        return dataclasses.replace(loop, step=int(loop.step), identity=dict(loop.identity))
+        state = TrainState(**{**stored, "invalid_samples": restored(stored["invalid_samples"])})
+        return dataclasses.replace(state, step=int(state.step), identity=dict(state.identity))
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise UserError(
             f"{path}: broken ({error_reason(error)}); remove this checkpoint to resume without it"

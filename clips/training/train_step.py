@@ -25,31 +25,31 @@ from clips.training.train_state import TrainState
 _WINDOW, _MIN_NORMS, _MAX_SPIKES_IN_A_ROW = 100, 20, 10
 
 
-def is_grad_spike(loop: TrainState, norm: float, limit: float) -> bool:
+def is_grad_spike(state: TrainState, norm: float, limit: float) -> bool:
     """Whether a gradient's norm is more than ``limit`` times the median norm of the last hundred steps.
 
     The first twenty steps are never spikes. The norms of spikes do not enter the median.
 
     Args:
-        loop: the run's state, with the norms.
+        state: the run's state, with the norms.
         norm: of this step's gradient.
         limit: ``optimizer.grad_spike_factor``.
 
     Raises:
         UserError: ten spikes in a row, so the training diverges.
     """
-    median = statistics.median(loop.norms) if len(loop.norms) >= _MIN_NORMS else None
+    median = statistics.median(state.norms) if len(state.norms) >= _MIN_NORMS else None
     if median is None or norm <= limit * median:
-        loop.norms = [*loop.norms, norm][-_WINDOW:]
-        loop.spikes_in_a_row = 0
+        state.norms = [*state.norms, norm][-_WINDOW:]
+        state.spikes_in_a_row = 0
         return False
-    loop.skipped += 1
-    loop.spikes_in_a_row += 1
-    if loop.spikes_in_a_row == _MAX_SPIKES_IN_A_ROW:
+    state.skipped += 1
+    state.spikes_in_a_row += 1
+    if state.spikes_in_a_row == _MAX_SPIKES_IN_A_ROW:
         raise UserError(
-            f"step {loop.step + 1}: for {_MAX_SPIKES_IN_A_ROW} steps the gradient's norm was more than {limit:g} times "
-            f"the median {median:.3g} (optimizer.grad_spike_factor); stopped. A lower optimizer.learning_rate may help "
-            "(see allow_changes_on_resume)"
+            f"step {state.step + 1}: for {_MAX_SPIKES_IN_A_ROW} steps the gradient's norm was more than {limit:g} "
+            f"times the median {median:.3g} (optimizer.grad_spike_factor); stopped. A lower optimizer.learning_rate "
+            "may help (see allow_changes_on_resume)"
         )
     return True
 
@@ -69,7 +69,7 @@ class TrainRun:
         processes: the processes of the training.
         parallel: the distributed model and its optimizer.
         average: the EMA of the model's weights, or None.
-        loop: the run's progress.
+        state: the run's progress.
         steps: number of steps of the whole run.
         precision: of activations.
         mean: mean of an image's channels, (3, 1, 1).
@@ -82,7 +82,7 @@ class TrainRun:
     processes: DistributedContext
     parallel: DDPStrategy
     average: ModelEma | None
-    loop: TrainState
+    state: TrainState
     steps: int
     precision: Literal["fp32", "bf16"]
     mean: Tensor
@@ -106,16 +106,16 @@ def train_step(run: TrainRun, batch: Batch) -> dict[str, float]:
         UserError: a loss or the gradient is not finite, or too many gradient spikes in a row. The weights are
             unchanged, except under ZeRO, which returns the gradient norm after the update.
     """
-    rate = cosine_lr(run.loop.step, run.steps, run.config.optimizer, run.config.global_batch_size)
+    rate = cosine_lr(run.state.step, run.steps, run.config.optimizer, run.config.global_batch_size)
     with fast_sdpa_backend(run.processes.device, run.precision):
         losses, outputs = compute_gradients(run, batch)
     norm = run.parallel.clip_grad_norm(run.config.optimizer.max_grad_norm)
 
     metrics = {**losses, "logit_scale": outputs["logit_scale"]} | ({} if norm is None else {"grad_norm": norm})
     values = _to_floats(metrics)
-    check_finite(values, run.loop.step)  # before the optimizer changes the weights
+    check_finite(values, run.state.step)  # before the optimizer changes the weights
     spike_factor = run.config.optimizer.grad_spike_factor
-    if spike_factor is not None and is_grad_spike(run.loop, values["grad_norm"], spike_factor):
+    if spike_factor is not None and is_grad_spike(run.state, values["grad_norm"], spike_factor):
         run.parallel.zero_grad()
         run.parallel.broadcast_buffers()
         return {**values, "lr": 0.0}
@@ -123,7 +123,7 @@ def train_step(run: TrainRun, batch: Batch) -> dict[str, float]:
     zero_norm = run.parallel.optimizer_step(rate)
     if zero_norm is not None:
         values["grad_norm"] = zero_norm
-        check_finite(values, run.loop.step)
+        check_finite(values, run.state.step)
     if run.average is not None:
         run.average.update(run.parallel.local_state_dict())
     return {**values, "lr": rate}

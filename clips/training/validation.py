@@ -16,8 +16,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from clips.data.augment import augment
 from clips.data.data_config import AugmentConfig
-from clips.data.images import BadImageError, decode_image
-from clips.data.sources import BadSampleError, Sample, Source, open_source
+from clips.data.images import InvalidImageError, decode_image
+from clips.data.sources import InvalidSampleError, Sample, Source, open_source
 from clips.errors import UserError
 from clips.method.clips_model import ClipsModel
 from clips.method.recipes import CaptionPair, Recipe, RecipeConfig, partial_text
@@ -86,7 +86,7 @@ class RetrievalValidation:
                     if not sample.web:
                         continue  # an empty text is no query
                     image = augment(decode_image(sample.image), self.run.encoder.image_size, _NO_AUGMENTATION, rng)
-                except (BadSampleError, BadImageError):
+                except (InvalidSampleError, InvalidImageError):
                     continue
                 indices.append(index)
                 images.append(image)

@@ -25,7 +25,7 @@ _CHUNK_TEXTS = 1000
 class ConversationDataset(Dataset):
     """Samples as tokens and images, computed on access.
 
-    An unusable sample is replaced by the next usable one; the item lists it under ``skipped``.
+    An invalid sample is replaced by the next usable one; the item lists it under ``invalid_samples``.
 
     Raises:
         UserError: the chat template's training prompts differ from its generation prompts.
@@ -41,17 +41,17 @@ class ConversationDataset(Dataset):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        skipped: list[Invalid] = []
+        invalid: list[Invalid] = []
         for offset in range(len(self.samples)):
             candidate = (index + offset) % len(self.samples)
             sample = self.samples[candidate]
             try:
-                return {**self.encode(sample), "skipped": skipped}
+                return {**self.encode(sample), "invalid_samples": invalid}
             except (InvalidConversationError, UserError) as error:
-                skipped.append((candidate, sample.name, str(error)))
+                invalid.append((candidate, sample.name, str(error)))
             except Exception as error:  # of any template or image library; max_invalid_ratio limits their number
-                skipped.append((candidate, sample.name, f"{type(error).__name__}: {error}"))
-        raise UserError(f"none of {len(self.samples)} samples can be used; the first: {': '.join(skipped[0][1:])}")
+                invalid.append((candidate, sample.name, f"{type(error).__name__}: {error}"))
+        raise UserError(f"none of {len(self.samples)} samples can be used; the first: {': '.join(invalid[0][1:])}")
 
     def sizes(self) -> list[tuple[bool, int]]:
         """Whether each sample has images, and its approximate length in characters, four per image token."""
@@ -103,9 +103,9 @@ class ConversationCollator:
 
         Returns:
             ``input_ids`` and ``labels`` (R, T); ``attention_mask``, or for packed rows ``position_ids`` (R, T);
-            ``pixel_values`` (P, 3, S, S) in the order of their tokens; ``skipped``, the `Invalid` samples. For a LLaVA
-            with tiles ``pixel_values`` (P, N, 3, S, S), padded with zero tiles, and ``image_sizes`` (P, 2), heights and
-            widths.
+            ``pixel_values`` (P, 3, S, S) in the order of their tokens; ``invalid_samples``, a list of `Invalid`. For a
+            LLaVA with tiles ``pixel_values`` (P, N, 3, S, S), padded with zero tiles, and ``image_sizes`` (P, 2),
+            heights and widths.
         """
         lengths = [len(item["input_ids"]) for item in items]
         rows = [[index] for index in range(len(items))]
@@ -116,7 +116,7 @@ class ConversationCollator:
         batch: dict[str, Any] = {
             "input_ids": _right_padded(_joined([item["input_ids"] for item in items], rows), self.pad),
             "labels": _right_padded(_joined(labels, rows), IGNORE_INDEX),
-            "skipped": [skip for item in items for skip in item["skipped"]],
+            "invalid_samples": [skip for item in items for skip in item["invalid_samples"]],
         }
         positions = _joined([range(length) for length in lengths], rows)
         if self.packed_length is None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from clips.data.images import MAX_PIXELS, BadImageError, decode_image
+from clips.data.images import MAX_PIXELS, InvalidImageError, decode_image
 from clips.text_files import safe_json_loads
 from llava_bridge.conversation import IMAGE
 from llava_bridge.inference.generate import prepend_image_tokens
@@ -210,5 +210,5 @@ def _decode_data_url(image_url: Any, field: str) -> Image.Image:
         return decode_image(base64.b64decode("".join(url[header.end() :].split()), validate=True))
     except binascii.Error as error:
         raise RequestError(f"{field}: not base64 ({error})", param=field, code="invalid_base64") from None
-    except BadImageError as error:
+    except InvalidImageError as error:
         raise RequestError(f"{field}: {error}", param=field, code="invalid_image_format") from None

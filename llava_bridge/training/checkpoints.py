@@ -20,15 +20,15 @@ from llava_bridge.training.work_dir import COMPLETE_MARKER, SHARDS_DIR
 _UNIVERSAL = "latest_universal"  # DeepSpeed's file name
 
 
-def mark_complete(checkpoint: Path, bad: InvalidSamples, seconds: float) -> None:
+def mark_complete(checkpoint: Path, invalid_samples: InvalidSamples, seconds: float) -> None:
     """Record that all processes have written their shards, and the stage's statistics so far.
 
     Args:
         checkpoint: the directory.
-        bad: the invalid samples of all processes.
+        invalid_samples: the invalid samples of all processes.
         seconds: elapsed time of the stage.
     """
-    mark = {"processes": os.environ["WORLD_SIZE"], "bad": bad.stored(), "seconds": seconds}
+    mark = {"processes": os.environ["WORLD_SIZE"], "invalid_samples": invalid_samples.stored(), "seconds": seconds}
     atomic_write(checkpoint / COMPLETE_MARKER, json.dumps(mark, ensure_ascii=False))
 
 
@@ -94,7 +94,7 @@ def _num_processes(checkpoint: Path) -> str:
 
 def load_invalid_samples(checkpoint: Path | None) -> InvalidSamples:
     """The invalid samples before ``checkpoint``."""
-    return InvalidSamples() if checkpoint is None else restored(_read_marker(checkpoint)["bad"])
+    return InvalidSamples() if checkpoint is None else restored(_read_marker(checkpoint)["invalid_samples"])
 
 
 def load_elapsed_seconds(checkpoint: Path | None) -> float:

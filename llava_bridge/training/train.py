@@ -125,7 +125,8 @@ def _write_output(config: LlavaTrainConfig, work: Path) -> None:
             seconds=round(sum(summary["seconds"] for summary in summaries.values()), 1),
         )
     for name, summary in summaries.items():
-        skipped = f", {summary['skipped']} invalid samples skipped" if summary["skipped"] else ""
+        invalid = summary["invalid_samples"]["count"]
+        skipped = f", {invalid} invalid samples skipped" if invalid else ""
         log_rank0(
             f"{name}: {summary['steps']} steps, final loss {summary['loss']:.4f}, {summary['seconds']:.0f} s{skipped}"
         )

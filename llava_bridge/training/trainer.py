@@ -279,7 +279,7 @@ class StageTrainer(Trainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
         """The mean loss over the supervised tokens of the global batch."""
-        self._check_invalid(self.invalid.add(inputs.pop("skipped", [])))
+        self._check_invalid(self.invalid.add(inputs.pop("invalid_samples", [])))
         result = super().compute_loss(model, inputs, *arguments, **options)
         loss: Tensor = result[0] if isinstance(result, tuple) else result
         if not torch.isfinite(loss):
@@ -382,7 +382,7 @@ def _summary(trainer: StageTrainer, stage: StageConfig, progress: StageProgress)
         "steps": trainer.state.global_step,
         "samples_seen": trainer.state.global_step * stage.global_batch_size,
         "loss": progress.last_loss,
-        "skipped": trainer.gather_invalid().count,
+        "invalid_samples": trainer.gather_invalid().report(),
         "seconds": round(progress.seconds, 2),
     }
 

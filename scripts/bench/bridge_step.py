@@ -159,7 +159,7 @@ def packing_table(args: argparse.Namespace, model: Any, processor: Any, data: Co
 
 
 def moved(batch: dict[str, Any], device: str) -> dict[str, Any]:
-    batch.pop("skipped")
+    batch.pop("invalid_samples")
     return {name: value.to(device) for name, value in batch.items()}
 
 

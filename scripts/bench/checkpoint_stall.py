@@ -94,7 +94,7 @@ def trial(run: TrainRun, batch: dict[str, Any], folder: Path, args: argparse.Nam
                     seconds[side].append(time.perf_counter() - start)
                     waits += [wait] if side == "with" else []
                 checkpointer.wait()
-                run.loop.step += args.steps
+                run.state.step += args.steps
     size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
     step = statistics.median(seconds["without"]) / args.steps
     lost = [(one - other) / step for one, other in zip(seconds["with"], seconds["without"], strict=True)]

@@ -192,7 +192,7 @@ def start(
         processes=processes,
         parallel=parallel,
         average=None,
-        loop=TrainState(),
+        state=TrainState(),
         steps=10**6,
         precision="fp32" if precision == "fp32" else "bf16",
         mean=torch.zeros(3, 1, 1, device=device),

@@ -69,11 +69,11 @@ class RecaptionSet:
 
     def open(self, index: int) -> Image:
         """Image ``index`` of the N as RGB. Raises UserError if it is broken."""
-        from clips.data.images import BadImageError, decode_image
+        from clips.data.images import InvalidImageError, decode_image
 
         try:
             return decode_image(self.source.read(self.indices[index], _rng(self.indices[index])).image)
-        except BadImageError as error:
+        except InvalidImageError as error:
             raise UserError(f"image {self.names[index]}: {error}") from None
 
 
@@ -135,7 +135,7 @@ def _samples(config: BenchmarkConfig) -> RecaptionSet:
 
 @functools.lru_cache(maxsize=2)
 def _read(config: SourceConfig, limit: int | None, _stamp: object) -> RecaptionSet:
-    from clips.data.sources import BadSampleError, open_source
+    from clips.data.sources import InvalidSampleError, open_source
 
     source = open_source(config)
     digest = hashlib.sha256()
@@ -145,7 +145,7 @@ def _read(config: SourceConfig, limit: int | None, _stamp: object) -> RecaptionS
             break
         try:
             sample = source.read(number, _rng(number))
-        except BadSampleError:
+        except InvalidSampleError:
             num_excluded += 1
             continue
         if not sample.web or not sample.synthetic.strip():

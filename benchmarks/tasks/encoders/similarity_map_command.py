@@ -44,13 +44,13 @@ def run_similarity_map(config: SimilarityMapConfig) -> None:
     Raises:
         UserError: no such encoder or image, or a tower without patches.
     """
-    from clips.data.images import BadImageError, decode_image
+    from clips.data.images import InvalidImageError, decode_image
 
     try:
         image = decode_image(Path(config.image).read_bytes())
     except OSError as error:
         raise UserError(f"image: {config.image}: expected an image ({error.strerror})") from None
-    except BadImageError as error:
+    except InvalidImageError as error:
         raise UserError(f"image: {config.image}: {error}") from None
     import torch
 

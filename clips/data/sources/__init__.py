@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from clips.data.formats import FORMATS
-from clips.data.images import BadSampleError
+from clips.data.images import InvalidSampleError
 from clips.data.sources.source import Record, RemoteSource, Sample, Source, SourceConfig, shard_lengths
 from clips.errors import UserError
 from clips.lazy_import import import_from_string
 
 __all__ = [
-    "BadSampleError",
+    "InvalidSampleError",
     "Record",
     "RemoteSource",
     "Sample",

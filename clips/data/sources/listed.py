@@ -10,7 +10,7 @@ import numpy as np
 from clips.core.artifact import file_hash
 from clips.data.formats import FORMATS, DatasetSpec, read_dataset
 from clips.data.formats.dataset_format import texts_of
-from clips.data.images import BadSampleError
+from clips.data.images import InvalidSampleError
 from clips.data.lazy_images import FileImage, image_bytes
 from clips.data.sources.source import Record, Sample, SourceConfig
 from clips.errors import UserError, unknown_name_error
@@ -60,7 +60,7 @@ class ListedCaptions:
         """See `Source`."""
         image, sentences = self.samples[index]
         if not sentences:
-            raise BadSampleError("no sentences")
+            raise InvalidSampleError("no sentences")
         web = int(rng.integers(len(sentences))) if self.config.web_caption == "drawn_sentence" else 0
         others = [
             f"{sentence.rstrip(' .!')}."  # so that it is a sentence when a caption is cut into sub-captions

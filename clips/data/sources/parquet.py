@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from clips.core.artifact import atomic_write
-from clips.data.images import BadSampleError
+from clips.data.images import InvalidSampleError
 from clips.data.parquet_limits import iter_record_batches
 from clips.data.remote_files import ShardCache, UnreachableError, is_remote
 from clips.errors import UserError, error_reason
@@ -82,7 +82,7 @@ class ParquetRows:
         return row
 
     def _read_group(self, number: int) -> Any:
-        """A row group. Raises BadSampleError if it is invalid."""
+        """A row group. Raises InvalidSampleError if it is invalid."""
         if number not in self.unreadable:
             try:
                 return self._table(number)
@@ -90,7 +90,7 @@ class ParquetRows:
                 raise
             except UserError as error:
                 self.unreadable[number] = str(error)
-        raise BadSampleError(self.unreadable[number])
+        raise InvalidSampleError(self.unreadable[number])
 
     def fetch(self, number: int) -> Path:
         """The local copy of row group ``number``, created if missing. Raises UserError."""

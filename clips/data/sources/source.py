@@ -12,7 +12,7 @@ import numpy as np
 
 from clips.core.identity import RUN_ONLY
 from clips.data.formats import FORMATS
-from clips.data.images import BadSampleError
+from clips.data.images import InvalidSampleError
 from clips.data.remote_files import ShardCache
 from clips.errors import UserError, unknown_name_error
 
@@ -132,7 +132,7 @@ class Source(Protocol):
         """The number of samples, including invalid ones."""
 
     def read(self, index: int, rng: np.random.Generator) -> Sample:
-        """Sample ``index``; ``rng`` selects captions. Raises BadSampleError."""
+        """Sample ``index``; ``rng`` selects captions. Raises InvalidSampleError."""
 
     def record(self, index: int) -> Record:
         """The other data of sample ``index``, which must be valid."""
@@ -168,14 +168,14 @@ def sample_caption(value: Any, name: str, rng: np.random.Generator) -> str:
     """One caption: ``value`` itself, or one of a list at random; "" if it is empty or None.
 
     Raises:
-        BadSampleError: the value is something else.
+        InvalidSampleError: the value is something else.
     """
     if isinstance(value, list | np.ndarray):
         value = value[rng.integers(len(value))] if len(value) else None
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise BadSampleError(f"no caption '{name}'")
+        raise InvalidSampleError(f"no caption '{name}'")
     return value.strip()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from clips.data.formats.rows import files_of_splits, is_saved, one_line_errors, open_rows, undecoded
-from clips.data.images import BadSampleError
+from clips.data.images import InvalidSampleError
 from clips.data.lazy_images import image_bytes
 from clips.data.parquet_limits import check_decompressed_size
 from clips.data.remote_files import ShardCache, expand_brace_ranges, is_remote
@@ -109,7 +109,7 @@ class DatasetsSource:
         web = sample_caption(row[self.config.web_caption], self.config.web_caption, rng)
         synthetic = choose_nonempty([sample_caption(row[name], name, rng) for name in self.config.synthetics], rng)
         if not web and not synthetic:
-            raise BadSampleError(f"no caption '{self.config.web_caption}'")
+            raise InvalidSampleError(f"no caption '{self.config.web_caption}'")
         allow_private = self.config.allow_private_network
         image = image_bytes(row[self.image_column], self.image_root, allow_private_network=allow_private)
         return Sample(image, web, synthetic)

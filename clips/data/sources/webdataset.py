@@ -14,7 +14,7 @@ import numpy as np
 
 from clips.core.artifact import MANIFEST, directory_hash, log_info
 from clips.data.formats.tar_shards import list_shards
-from clips.data.images import IMAGE_SUFFIXES, BadSampleError
+from clips.data.images import IMAGE_SUFFIXES, InvalidSampleError
 from clips.data.remote_files import ShardCache, UnreachableError, is_remote, read_file
 from clips.data.shard_index import INDEX_READ_ERRORS, ShardIndex, Spans, index_shard, load_index
 from clips.data.sources.source import Record, Sample, SourceConfig, choose_nonempty, sample_caption
@@ -92,7 +92,7 @@ class WebDatasetSource:
         return sizes
 
     def _samples_of(self, shard: int) -> ShardIndex:
-        """The index of a shard. Raises BadSampleError if it is unreadable, UnreachableError if it is unreachable."""
+        """The index of a shard. Raises InvalidSampleError (unreadable) or UnreachableError."""
         if shard not in self.unreadable:
             try:
                 return self._index(shard)
@@ -100,7 +100,7 @@ class WebDatasetSource:
                 raise
             except UserError as error:
                 self.unreadable[shard] = str(error)
-        raise BadSampleError(self.unreadable[shard])
+        raise InvalidSampleError(self.unreadable[shard])
 
     def name(self, index: int) -> str:
         """See `Source`."""
@@ -115,18 +115,18 @@ class WebDatasetSource:
         shard, sample = self._locate(index)
         samples = self._samples_of(shard)
         if sample >= len(samples):
-            raise BadSampleError(f"missing, but counted in {SIZES_FILE}")
+            raise InvalidSampleError(f"missing, but counted in {SIZES_FILE}")
         spans = samples.files(sample)
         image = next((spans[extension] for extension in _IMAGE_EXTENSIONS if extension in spans), None)
         if image is None:
-            raise BadSampleError("no image")
+            raise InvalidSampleError("no image")
         read = functools.partial(self._bytes, shard)
         captions = _captions(spans, read)
         web = self._caption(self.config.web_caption, captions, spans, read, rng)
         synthetics = [self._caption(name, captions, spans, read, rng) for name in self.config.synthetics]
         synthetic = choose_nonempty(synthetics, rng)
         if not web and not synthetic:
-            raise BadSampleError(f"no caption '{self.config.web_caption}'")
+            raise InvalidSampleError(f"no caption '{self.config.web_caption}'")
         return Sample(read(image), web, synthetic)
 
     def _bytes(self, shard: int, span: tuple[int, int]) -> bytes:
@@ -136,8 +136,8 @@ class WebDatasetSource:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                raise BadSampleError(f"unreadable ({error_reason(error)})") from None
-        raise BadSampleError("deleted while it was read")
+                raise InvalidSampleError(f"unreadable ({error_reason(error)})") from None
+        raise InvalidSampleError("deleted while it was read")
 
     def record(self, index: int) -> Record:
         """See `Source`."""
@@ -176,7 +176,7 @@ class WebDatasetSource:
         try:
             return sample_caption(read(span).decode("utf-8") if span else None, name, rng)
         except UnicodeDecodeError as error:
-            raise BadSampleError(f"{name} is not UTF-8 text ({error.reason})") from None
+            raise InvalidSampleError(f"{name} is not UTF-8 text ({error.reason})") from None
 
     def _check_keys(self) -> None:
         """Raise UserError for a caption key that none of the first samples has."""
@@ -187,7 +187,7 @@ class WebDatasetSource:
             extensions |= dict.fromkeys(spans)
             try:
                 keys |= dict.fromkeys(_captions(spans, functools.partial(self._bytes, 0)))
-            except BadSampleError:
+            except InvalidSampleError:
                 continue
         synthetics = [("synthetic_caption", name) for name in self.config.synthetics]
         for field, key in [("web_caption", self.config.web_caption), *synthetics]:
@@ -254,7 +254,7 @@ def _captions(spans: Spans, read: ReadSpan) -> dict[str, Any]:
     except (ValueError, RecursionError):
         captions = None
     if not isinstance(captions, dict):
-        raise BadSampleError("broken JSON")
+        raise InvalidSampleError("broken JSON")
     return captions
 
 
