@@ -1,7 +1,8 @@
-"""Data parallelism: every process holds the full model. The base class of the other strategies."""
+"""The base class of the strategies, and data parallelism: every process holds the full model."""
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import functools
 import math
@@ -23,31 +24,26 @@ ADAM_STATE_NAMES = ("exp_avg", "exp_avg_sq")
 """AdamW's tensors for each parameter, in addition to the step count."""
 
 
-class DDPStrategy:
-    """Every process holds the full model; gradients are averaged (torch's DDP).
+class Strategy(abc.ABC):
+    """A model and its optimizer, distributed over processes.
 
     Args:
         encoder: the model, on the device.
-        optim: the optimizer's settings.
         processes: the processes of the training.
+        model: ``encoder``, wrapped; the module to call with a batch.
+        optimizer: of the wrapped model.
     """
 
     shards_weights = False
 
-    def __init__(self, encoder: ClipsModel, optim: OptimizerConfig, processes: DistributedContext) -> None:
-        self.encoder, self.processes = encoder, processes
-        self.model: Any = self._wrap()
-        self.optimizer: Any = build_optimizer(encoder, optim, encoder.no_decay_names())
-
-    def _wrap(self) -> nn.Module:
-        return self.encoder if self.processes.count == 1 else nn.parallel.DistributedDataParallel(self.encoder)
+    def __init__(self, encoder: ClipsModel, processes: DistributedContext, model: Any, optimizer: Any) -> None:
+        self.encoder, self.processes, self.model, self.optimizer = encoder, processes, model, optimizer
 
     # ---- a step
 
+    @abc.abstractmethod
     def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:
         """Enclose forward and backward pass of a micro-batch; gradients are all-reduced in the ``last`` one only."""
-        skips_sync = isinstance(self.model, nn.parallel.DistributedDataParallel) and not last
-        return self.model.no_sync() if skips_sync else contextlib.nullcontext()
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of ``loss`` to the parameters'."""
@@ -127,6 +123,25 @@ class DDPStrategy:
         for name, parameter in self.encoder.named_parameters():
             if f"{name}.step" in state:
                 self.optimizer.state[parameter] = {key: state[f"{name}.{key}"] for key in ("step", *ADAM_STATE_NAMES)}
+
+
+class DDPStrategy(Strategy):
+    """Every process holds the full model; gradients are averaged (torch's DDP).
+
+    Args:
+        encoder: the model, on the device.
+        optim: the optimizer's settings.
+        processes: the processes of the training.
+    """
+
+    def __init__(self, encoder: ClipsModel, optim: OptimizerConfig, processes: DistributedContext) -> None:
+        model = encoder if processes.count == 1 else nn.parallel.DistributedDataParallel(encoder)
+        super().__init__(encoder, processes, model, build_optimizer(encoder, optim, encoder.no_decay_names()))
+
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:
+        """See `Strategy`."""
+        skips_sync = isinstance(self.model, nn.parallel.DistributedDataParallel) and not last
+        return self.model.no_sync() if skips_sync else contextlib.nullcontext()
 
 
 def repeated_layers(model: nn.Module) -> list[nn.Module]:

@@ -12,7 +12,9 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from clips.parallel.ddp import DDPStrategy, repeated_layers
+from clips.method.clips_model import ClipsModel
+from clips.method.optimizer import OptimizerConfig, build_optimizer
+from clips.parallel.ddp import Strategy, repeated_layers
 from clips.parallel.distributed import DistributedContext
 
 
@@ -47,15 +49,16 @@ def shard_model(
     return model
 
 
-class FSDPStrategy(DDPStrategy):
+class FSDPStrategy(Strategy):
     """Parameters, gradients and optimizer state in shards. Arguments as `DDPStrategy`."""
 
     shards_weights = True
 
-    def _wrap(self) -> nn.Module:
-        return shard_model(self.encoder, self.processes)
+    def __init__(self, encoder: ClipsModel, optim: OptimizerConfig, processes: DistributedContext) -> None:
+        model = shard_model(encoder, processes)  # the optimizer's state is sharded as the weights are
+        super().__init__(encoder, processes, model, build_optimizer(encoder, optim, encoder.no_decay_names()))
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:
-        """See `DDPStrategy`."""
+        """See `Strategy`."""
         self.model.set_requires_gradient_sync(last)
         return contextlib.nullcontext()

@@ -12,20 +12,20 @@ from collections.abc import Callable
 
 from clips.method.clips_model import ClipsModel
 from clips.method.optimizer import OptimizerConfig
-from clips.parallel.ddp import DDPStrategy, repeated_layers
+from clips.parallel.ddp import DDPStrategy, Strategy, repeated_layers
 from clips.parallel.distributed import DistributedContext
 from clips.parallel.distributed_config import DistributedConfig, Parallel
 from clips.parallel.fsdp import FSDPStrategy
 
 
-def _zero(encoder: ClipsModel, optim: OptimizerConfig, processes: DistributedContext, *, stage: int) -> DDPStrategy:
+def _zero(encoder: ClipsModel, optim: OptimizerConfig, processes: DistributedContext, *, stage: int) -> Strategy:
     from clips.parallel.zero import Zero3Strategy, ZeroStrategy  # takes seconds to import
 
     kind = Zero3Strategy if stage == 3 else ZeroStrategy
     return kind(encoder, optim, processes, stage=stage)
 
 
-STRATEGIES: dict[Parallel, Callable[[ClipsModel, OptimizerConfig, DistributedContext], DDPStrategy]] = {
+STRATEGIES: dict[Parallel, Callable[[ClipsModel, OptimizerConfig, DistributedContext], Strategy]] = {
     "ddp": DDPStrategy,
     "fsdp": FSDPStrategy,
     "zero1": functools.partial(_zero, stage=1),
@@ -36,7 +36,7 @@ STRATEGIES: dict[Parallel, Callable[[ClipsModel, OptimizerConfig, DistributedCon
 
 def build_strategy(
     encoder: ClipsModel, distributed: DistributedConfig, optim: OptimizerConfig, processes: DistributedContext
-) -> DDPStrategy:
+) -> Strategy:
     """Prepare ``encoder`` for distributed training; it is changed in place."""
     if distributed.activation_checkpointing:
         encoder.checkpoint_activations()

@@ -17,12 +17,12 @@ from torch.nn import functional as F  # noqa: N812
 
 from clips.method.clips_model import MAX_LOGIT_SCALE, ClipsModel
 from clips.method.optimizer import OptimizerConfig, build_optimizer
-from clips.parallel.ddp import ADAM_STATE_NAMES, DDPStrategy
+from clips.parallel.ddp import ADAM_STATE_NAMES, Strategy
 from clips.parallel.distributed import DistributedContext
 from clips.parallel.distributed_config import ZERO_REDUCE_BUCKET_SIZE
 
 
-class ZeroStrategy(DDPStrategy):
+class ZeroStrategy(Strategy):
     """Sharded optimizer state (stage 1) and gradients (stage 2).
 
     Args:
@@ -35,8 +35,6 @@ class ZeroStrategy(DDPStrategy):
     def __init__(
         self, encoder: ClipsModel, optim: OptimizerConfig, processes: DistributedContext, *, stage: int
     ) -> None:
-        self.encoder, self.processes = encoder, processes
-        self.model: Any
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed requires it even without a launcher
         deepspeed.init_distributed(auto_mpi_discovery=False)
         self.inner = build_optimizer(encoder, optim, encoder.no_decay_names())
@@ -49,27 +47,28 @@ class ZeroStrategy(DDPStrategy):
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
         }
-        self.model, self.optimizer, _, _ = deepspeed.initialize(model=encoder, optimizer=self.inner, config=settings)
+        model, optimizer, _, _ = deepspeed.initialize(model=encoder, optimizer=self.inner, config=settings)
+        super().__init__(encoder, processes, model, optimizer)
         for state in self.inner.state.values():
             state["step"].zero_()
 
     # ---- a step
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:
-        """See `DDPStrategy`."""
+        """See `Strategy`."""
         self.model.set_gradient_accumulation_boundary(last)
         return contextlib.nullcontext()
 
     def backward(self, loss: Tensor) -> None:
-        """See `DDPStrategy`."""
+        """See `Strategy`."""
         self.model.backward(loss)
 
     def clip_grad_norm(self, limit: float | None) -> Tensor | None:
-        """See `DDPStrategy`: DeepSpeed clips in its own step."""
+        """See `Strategy`: DeepSpeed clips in its own step."""
         return None
 
     def optimizer_step(self, rate: float) -> float | None:
-        """See `DDPStrategy`."""
+        """See `Strategy`."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.step()
@@ -82,7 +81,7 @@ class ZeroStrategy(DDPStrategy):
         return float(self.model.get_global_grad_norm())
 
     def zero_grad(self) -> None:
-        """See `DDPStrategy`."""
+        """See `Strategy`."""
         self.model.zero_grad()
 
     # ---- single parameters and their optimizer state
@@ -113,7 +112,7 @@ class ZeroStrategy(DDPStrategy):
     # ---- checkpoint contents
 
     def optimizer_state_dict(self) -> dict[str, Tensor]:
-        """See `DDPStrategy`; full tensors, each on the process that writes it."""
+        """See `Strategy`; full tensors, each on the process that writes it."""
         self._create_optimizer_state()
         step = next(iter(self.inner.state.values()))["step"]
         state: dict[str, Tensor] = {}
@@ -128,7 +127,7 @@ class ZeroStrategy(DDPStrategy):
         return state
 
     def empty_optimizer_state_dict(self) -> dict[str, Tensor]:
-        """See `DDPStrategy`; full tensors, on every process."""
+        """See `Strategy`; full tensors, on every process."""
         state: dict[str, Tensor] = {}
         for name, parameter in self.encoder.named_parameters():
             if parameter.requires_grad:
@@ -138,7 +137,7 @@ class ZeroStrategy(DDPStrategy):
         return state
 
     def load_optimizer_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """See `DDPStrategy`."""
+        """See `Strategy`."""
         self._create_optimizer_state()
         for name, parameter in self.encoder.named_parameters():
             if f"{name}.step" in state:
@@ -173,7 +172,7 @@ class Zero3Strategy(ZeroStrategy):
             self._state_of(flat)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """See `DDPStrategy`; full tensors, on the main process."""
+        """See `Strategy`; full tensors, on the main process."""
         state = {}
         for name, value in self.encoder.state_dict(keep_vars=True).items():
             with deepspeed.zero.GatheredParameters([value], enabled=hasattr(value, "ds_id")):
@@ -182,12 +181,12 @@ class Zero3Strategy(ZeroStrategy):
         return state
 
     def local_state_dict(self) -> dict[str, Tensor]:
-        """See `DDPStrategy`; flat shards, and full buffers."""
+        """See `Strategy`; flat shards, and full buffers."""
         state = self.encoder.state_dict(keep_vars=True)
         return {name: getattr(value, "ds_tensor", value) for name, value in state.items()}
 
     def gather_state_dict(self, local: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See `DDPStrategy`; full tensors, on the main process."""
+        """See `Strategy`; full tensors, on the main process."""
         state = {}
         for name, value in self.encoder.state_dict(keep_vars=True).items():
             full = local[name]
@@ -200,7 +199,7 @@ class Zero3Strategy(ZeroStrategy):
         return state
 
     def load_ema_state_dict(self, local: Mapping[str, Tensor], load: Callable[[Mapping[str, Tensor]], None]) -> None:
-        """See `DDPStrategy`; ``load`` fills full tensors, of which each process copies its shard."""
+        """See `Strategy`; ``load`` fills full tensors, of which each process copies its shard."""
         state = self.encoder.state_dict(keep_vars=True)
         full = {name: local[name].new_zeros(getattr(value, "ds_shape", value.shape)) for name, value in state.items()}
         load(full)
@@ -208,5 +207,5 @@ class Zero3Strategy(ZeroStrategy):
             local[name].copy_(self._shard(value, full[name]) if hasattr(value, "ds_id") else full[name])
 
     def select_own(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See `DDPStrategy`; only the main process has full weights."""
+        """See `Strategy`; only the main process has full weights."""
         return dict(state)

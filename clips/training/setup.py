@@ -22,7 +22,7 @@ from clips.model import architectures
 from clips.model.precision import resolve_precision
 from clips.model.text_tokenizer import build_text_tokenizer
 from clips.model_refs import is_config_file
-from clips.parallel.ddp import DDPStrategy
+from clips.parallel.ddp import Strategy
 from clips.parallel.distributed import from_main, start_processes
 from clips.parallel.strategies import build_strategy
 from clips.training.checkpoint import load_tensors, tensor_names, verify_checkpoint
@@ -155,14 +155,14 @@ def build_model_without_pretrained(config: EncoderTrainConfig) -> ClipsModel:
     return build_model(model, config.recipe, config.seed)
 
 
-def _load_optimizer_state(parallel: DDPStrategy, latest: Path) -> None:
+def _load_optimizer_state(parallel: Strategy, latest: Path) -> None:
     stored, empty = tensor_names(latest), parallel.empty_optimizer_state_dict()
     state = {name: value for name, value in empty.items() if f"optimizer.{name}" in stored}
     load_tensors(latest, state, "optimizer.")
     parallel.load_optimizer_state_dict(state)
 
 
-def _build_ema(decay: float, parallel: DDPStrategy, latest: Path | None, state: TrainState) -> ModelEma:
+def _build_ema(decay: float, parallel: Strategy, latest: Path | None, state: TrainState) -> ModelEma:
     average = ModelEma(decay, parallel.local_state_dict(), updates=state.step - state.skipped)
     if latest is not None:
         parallel.load_ema_state_dict(average.state, lambda tensors: load_tensors(latest, tensors, "average."))

@@ -16,7 +16,7 @@ from clips.method.clips_model import ClipsModel
 from clips.method.optimizer import cosine_lr
 from clips.method.recipes import Recipe
 from clips.model.precision import fast_sdpa_backend
-from clips.parallel.ddp import DDPStrategy
+from clips.parallel.ddp import Strategy
 from clips.parallel.distributed import DistributedContext
 from clips.training.ema import ModelEma
 from clips.training.train_config import EncoderTrainConfig
@@ -80,7 +80,7 @@ class TrainRun:
     data: TrainDataset
     recipe: Recipe
     processes: DistributedContext
-    parallel: DDPStrategy
+    parallel: Strategy
     average: ModelEma | None
     state: TrainState
     steps: int
