@@ -120,6 +120,7 @@ def test_help_uses_standard_terms(program: str, name: str):
     config = command.config_class()
     texts = [command.help, help_text(config, f"{program} {name}", command.positional, command.rest)]
     texts += [f"{docstring_summary(kind)}\n{help_text(kind, '', (), None)}" for _, kind in list_item_classes(config)]
+    assert not [text for text in texts if re.search(r"\bNone\b", text)], "YAML and flags take null"
     about = inspect.getmodule(importlib.import_module(PROGRAMS[program]))
     assert about
     wrong = wrong_words(f"{program} {name}", "\n".join([*texts, about.__doc__ or ""]))

@@ -11,7 +11,7 @@ from study_material import SMALL
 
 from benchmarks.results.protocol import CODE_VERSION
 from benchmarks.study.build_steps import build_plan
-from benchmarks.study.launchers import command_version
+from benchmarks.study.launchers import command_settings, command_version
 from benchmarks.study.path_refs import split_refs
 from benchmarks.study.preflight import check_input_files
 from benchmarks.study.schema import Study, parse_study
@@ -22,7 +22,7 @@ from clips.errors import UserError
 
 
 def keys(study: Study) -> dict[str, str]:
-    found = step_keys(build_plan(study).steps, study.directory, version=command_version)
+    found = step_keys(build_plan(study).steps, study.directory, version=command_version, settings=command_settings)
     return {name: key.key for name, key in found.items()}
 
 
@@ -50,6 +50,11 @@ def changed_steps(study: Study) -> set[str]:
          {"encoder-clip", "evaluate-encoder-clip", "llava-clip", "evaluate-llava-clip"}),
         ("benchmarks.pope", {"limit": 5}, {"evaluate-llava-clip", "evaluate-llava-clips", "evaluate-llava-net"}),
         ("data.test", {"split": "test", "num_scenes": 3}, {"data-test", "evaluate-"}),
+        ("encoders.clip.logging_steps", 5, set()),
+        ("encoders.clip.distributed", {"strategy": "fsdp"}, set()),
+        ("defaults.encoder.report_to", ["tensorboard"], set()),
+        ("defaults.encoder.data.num_workers", 3, set()),
+        ("defaults.llava.align.activation_checkpointing", False, set()),
         ("question", "another?", set()),
         ("baseline", "clips", set()),
         ("jobs", 2, set()),
@@ -112,8 +117,10 @@ def test_an_encoder_of_another_source_may_lie_below_a_path_of_the_study(tmp_path
 
 def test_each_result_file_has_a_key_of_its_own():
     place = parse_study(SMALL).directory
-    plain = step_keys(build_plan(parse_study(SMALL)).steps, place, version=command_version)
-    more = step_keys(build_plan(with_change("benchmarks.gqa", {})).steps, place, version=command_version)
+    plain = step_keys(build_plan(parse_study(SMALL)).steps, place, version=command_version, settings=command_settings)
+    more = step_keys(
+        build_plan(with_change("benchmarks.gqa", {})).steps, place, version=command_version, settings=command_settings
+    )
     name = "evaluate-llava-clip-tiny-s0"
     assert plain[name].key != more[name].key
     assert plain[name].outputs.items() < more[name].outputs.items()

@@ -83,7 +83,7 @@ def run_card(config: CardConfig) -> None:
     atomic_write(directory / MODEL_CARD, str(card))
     log_info(f"card: {directory / MODEL_CARD}, with {', '.join(result.benchmark for result in own)}")
     for line in left_out:
-        log_info(f"left out: {line}")
+        log_info(f"skipped: {line}")
 
 
 def _uses_synthetic_data(directory: Path) -> bool:

@@ -102,7 +102,7 @@ def _print_plan(config: PublishConfig, plan: UploadPlan, shortened: dict[str, in
         paths = f"  ({shortened[name]} local paths shortened)" if name in shortened else ""
         lines.append(f"  {_size(size):>10}  {name}{paths}")
     lines.append(f"  {_size(sum(sizes.values())):>10}  in {len(sizes)} files")
-    lines += [f"left out: {', '.join(plan.left_out)}"] if plan.left_out else []
+    lines += [f"skipped: {', '.join(plan.left_out)}"] if plan.left_out else []
     lines.append(f"license: {plan.license}")
     lines += [f"made from {name}: license {license}" for name, license in plan.parents.items()]
     if "README.md" not in plan.files and plan.repo_type == "model":

@@ -182,7 +182,7 @@ def _study_source(root: Path, study: StudyRecord) -> ReportSource:
 
 
 def _acceptances(ran: Sequence[StepRecord]) -> Iterator[str]:
-    """A note for each accepted step whose settings, code or files have changed since it ran."""
+    """A note for each accepted step whose settings, files or command version have changed since it ran."""
     for record in ran:
         own = [entry for entry in record.accepted if entry["changed"] not in ([], ["parents"])]  # parents have notes
         yield from (f"{record.name} was {describe_acceptance(entry)}" for entry in own)
@@ -202,7 +202,7 @@ def _outcome(
         reason = "there is a result, but no record of its step" if path.is_file() else "not run yet"
         return MissingValue(kind="missing", reason=reason)
     if record is not None and record.key != study.steps[cell.step].key:
-        return MissingValue(kind="missing", reason="not run since the study or its code changed")
+        return MissingValue(kind="missing", reason="not run since the study or the version of its command changed")
     if path.is_file():
         return _read_cell(path)
     if record is None:

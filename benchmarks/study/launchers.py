@@ -8,10 +8,11 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from benchmarks.study.resources import Resources
 from clips.commandline.commands import Command
-from clips.core.identity import version_of
+from clips.core.identity import result_settings, version_of
 from clips.errors import UserError, unknown_name_error
 
 CLI_ENTRY_POINTS: dict[str, str] = {
@@ -31,6 +32,7 @@ _DISTRIBUTED = {
     _SELF_LAUNCHING: "llava_bridge",
 }
 """Command that runs in several processes → the module that torchrun runs in each."""
+_TRAININGS = {("clips", "train"), ("llava-bridge", "train")}
 _TORCHRUN = "torchrun"
 
 
@@ -74,6 +76,14 @@ def command_version(words: tuple[str, ...]) -> int | str:
     if words[0] == PYTHON_SCRIPT:
         return hashlib.sha256(Path(words[1]).read_bytes()).hexdigest()
     return version_of(" ".join(words))
+
+
+def command_settings(words: tuple[str, ...], config: Any) -> Any:
+    """The settings that a command's output depends on: of a training those that are not marked ``RUN_ONLY``.
+
+    Of an evaluation all: its identity has some of those marked (task, data, judge) in another form.
+    """
+    return result_settings(config, find_command(words).config_class()) if words in _TRAININGS else config
 
 
 def launch_command(words: tuple[str, ...], config: Path, resources: Resources) -> tuple[str, ...]:

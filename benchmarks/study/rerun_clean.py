@@ -108,7 +108,7 @@ def _with_descendants(names: set[str], steps: Sequence[Step]) -> list[Step]:
 
 @dataclass(frozen=True, kw_only=True)
 class AcceptConfig(StudyToolConfig):
-    """Record that outputs are still valid, although settings, code or files have changed since they were made.
+    """Record that outputs are still valid, although settings, files or the command's version have changed.
 
     Args:
         steps: names or patterns such as ``encoder-*``; default: all changed steps. Steps that depend on them and have

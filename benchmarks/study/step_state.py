@@ -1,7 +1,8 @@
 """The keys and records of a study's steps, and whether a step is done.
 
 A step's *key* is a hash of its dependencies: command, the command's version number, config, external files, and the
-keys of its parents. It does not include source code: a change of a command's results requires a higher version
+keys of its parents. Settings of a training that do not change its result (``clips.core.identity.RUN_ONLY``) do not
+count. It does not include source code: a change of a command's results requires a higher version
 (``clips.core.identity.VERSIONS``). A step is done if its last job succeeded under its current key. The outputs of
 another key move to the study's trash before the step is executed again, so old and new results never mix.
 """
@@ -133,7 +134,11 @@ class StepKey:
 
 
 def step_keys(
-    steps: Sequence[Step], directory: Path, *, version: Callable[[tuple[str, ...]], int | str]
+    steps: Sequence[Step],
+    directory: Path,
+    *,
+    version: Callable[[tuple[str, ...]], int | str],
+    settings: Callable[[tuple[str, ...], Any], Any],
 ) -> dict[str, StepKey]:
     """Step name → key. The location of the study's directory does not count: it may be moved.
 
@@ -141,13 +146,14 @@ def step_keys(
         steps: all steps of the study.
         directory: the study's.
         version: command words → the command's version.
+        settings: command words and config → the settings that the output depends on.
     """
     keys: dict[str, StepKey] = {}
 
     def depends_on(step: Step, part: Step | OutputSpec) -> dict[str, Any]:
         return {
             "command": step.command,
-            "config": relative_config(to_plain(part.config), directory),
+            "config": settings(step.command, relative_config(to_plain(part.config), directory)),
             "version": version(step.command),
             "parents": {name: keys[name].key for name in part.parents},
             "files": {str(path): external_files_state(path) for path in part.needs},

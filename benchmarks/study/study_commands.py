@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.study.build_steps import StudyPlan, build_plan
-from benchmarks.study.launchers import check_command, command_version, launch_command
+from benchmarks.study.launchers import check_command, command_settings, command_version, launch_command
 from benchmarks.study.locks import locked
 from benchmarks.study.resources import Resources, check_patterns, resolve_resources
 from benchmarks.study.schema import Study, read_study, resolve_study_file
@@ -155,7 +155,7 @@ def resolve_study(config: StudyConfig) -> ResolvedStudy:
 
 def current_keys(plan: StudyPlan) -> dict[str, StepKey]:
     """The keys of a plan's steps, with the current external files."""
-    return step_keys(plan.steps, plan.study.directory, version=command_version)
+    return step_keys(plan.steps, plan.study.directory, version=command_version, settings=command_settings)
 
 
 def run_study_steps(config: StudyConfig, *, report: Callable[[Path], None]) -> None:

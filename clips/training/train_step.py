@@ -25,10 +25,11 @@ from clips.training.train_state import TrainState
 _WINDOW, _MIN_NORMS, _MAX_SPIKES_IN_A_ROW = 100, 20, 10
 
 
-def is_grad_spike(state: TrainState, norm: float, limit: float) -> bool:
-    """Whether a gradient's norm is more than ``limit`` times the median norm of the last hundred steps.
+def record_grad_norm(state: TrainState, norm: float, limit: float) -> bool:
+    """Record a gradient's norm in ``state``; returns whether it is a spike, whose step is skipped.
 
-    The first twenty steps are never spikes. The norms of spikes do not enter the median.
+    A spike is more than ``limit`` times the median norm of the last hundred steps. The first twenty steps are never
+    spikes. The norms of spikes do not enter the median.
 
     Args:
         state: the run's state, with the norms.
@@ -115,7 +116,7 @@ def train_step(run: TrainRun, batch: Batch) -> dict[str, float]:
     values = _to_floats(metrics)
     check_finite(values, run.state.step)  # before the optimizer changes the weights
     spike_factor = run.config.optimizer.grad_spike_factor
-    if spike_factor is not None and is_grad_spike(run.state, values["grad_norm"], spike_factor):
+    if spike_factor is not None and record_grad_norm(run.state, values["grad_norm"], spike_factor):
         run.parallel.zero_grad()
         run.parallel.broadcast_buffers()
         return {**values, "lr": 0.0}

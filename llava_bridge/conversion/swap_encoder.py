@@ -27,15 +27,15 @@ class SwapConfig:
         encoder: an encoder directory, ``hf-hub:ORG/NAME``, ``timm:NAME`` or ``transformers:DIRECTORY``, as for
             ``llava-bridge train``.
         output: the LLaVA directory to write; ``llava-bridge train --llava`` trains it.
-        image_size: image size in pixels; None uses the encoder's own.
-        vision_feature_layer: hidden state of the encoder that the LLM sees, or several, concatenated; None: -2 for ViTs
+        image_size: image size in pixels; null uses the encoder's own.
+        vision_feature_layer: hidden state of the encoder that the LLM sees, or several, concatenated; null: -2 for ViTs
             and CLIP's ResNets, -1 for timm's others. Each of ``several:`` uses this one, or its own default.
         vision_feature_select_strategy: ``default`` drops the class token, ``full`` keeps it, as in transformers
             (LLaVA: ``patch``, ``cls_patch``).
         image_aspect_ratio: how images become squares: ``squash``, ``pad`` with the encoder's mean color
             (LLaVA-1.5's), or a center ``crop``; or ``anyres``, LLaVA-NeXT's: a base image and tiles at full resolution.
         image_grid_pinpoints: with ``anyres``: the heights and widths in pixels that images are resized into before they
-            are cut into tiles; None uses LLaVA-NeXT's, 1 × 2, 2 × 1, 2 × 2, 3 × 1 and 1 × 3 tiles.
+            are cut into tiles; null uses LLaVA-NeXT's, 1 × 2, 2 × 1, 2 × 2, 3 × 1 and 1 × 3 tiles.
         projector: maps the encoder's features to tokens of the LLM.
         chat_template: ``auto`` (the LLaVA's own) or a template's name.
         seed: seed of the projector's weights.

@@ -34,11 +34,11 @@ class ConversationSourceConfig:
             with messages or conversations and images: a directory of ``datasets``, parquet, JSON lines), ``webdataset``
             (tar shards of images and JSON), ``text`` (JSON lines with "text"), ``cocoqa`` (JSON lines of image,
             question, answer), ``karpathy`` (captions in Karpathy's JSON) or another format of captions.
-        image_root: base directory of image references; None uses the directory of the file.
+        image_root: base directory of image references; null uses the directory of the file.
         split: for ``karpathy`` and directories of ``conversations`` the split to read; for ``cocoqa`` ``train``
             (without the held-out fifth of the photos), ``held_out`` or ``all``.
-        captions_per_image: maximum number of captions of each image; None uses all.
-        max_samples: maximum number of samples; None reads all.
+        captions_per_image: maximum number of captions of each image; null uses all.
+        max_samples: maximum number of samples; null reads all.
         weight: repetitions of each sample per epoch: 0.5 uses a random half, 2 each twice, 1.5 each once and a random
             half twice.
         missing_images: ``skip`` skips samples whose image is missing (see ``max_invalid_ratio``); ``error`` checks the

@@ -25,7 +25,7 @@ class SmallLlamaConfig:
         num_attention_heads: a divisor of the width.
         mlp_ratio: width of the gated MLP over the model's width.
         max_position_embeddings: maximum sequence length in tokens, images included.
-        initializer_range: standard deviation of the initial weights; None is 1/√hidden_size, with which small models
+        initializer_range: standard deviation of the initial weights; null is 1/√hidden_size, with which small models
             learn to retrieve from their context several times sooner than with the 0.02 of large ones.
     """
 

@@ -38,7 +38,7 @@ class LoraConfig:
         use_dora: also learn magnitudes (DoRA, arXiv 2402.09353).
         apply_to: the parts whose linear layers are adapted; a part's other weights are frozen. Other parts are trained
             or frozen by ``tunable_parts``.
-        target_modules: names of linear layers, such as q_proj; None adapts all of them.
+        target_modules: names of linear layers, such as q_proj; null adapts all of them.
         merge_weights: merge the adapters into the weights at the end. Otherwise the last stage writes them to the
             output's ``adapter/``, next to the initial weights.
         quantization: ``nf4`` quantizes the LLM's linear layers to 4 bits during training (QLoRA, arXiv 2305.14314); the
@@ -76,19 +76,19 @@ class StageConfig:
     Args:
         data: its sources; their samples are shuffled together.
         num_epochs: passes over the data, without ``max_steps``.
-        max_steps: optimizer steps; None uses ``num_epochs``.
+        max_steps: optimizer steps; null uses ``num_epochs``.
         global_batch_size: samples per step, over all processes.
-        micro_batch_size: samples per forward pass of a process; None uses its slice of the batch.
+        micro_batch_size: samples per forward pass of a process; null uses its slice of the batch.
         learning_rate: peak learning rate.
-        tunable_parts: the trained parts: vision, projector, llm; None uses the stage's default. Others are frozen.
-        vision_tower_lr: peak learning rate of the vision tower; None uses ``learning_rate``, as for the other parts.
+        tunable_parts: the trained parts: vision, projector, llm; null uses the stage's default. Others are frozen.
+        vision_tower_lr: peak learning rate of the vision tower; null uses ``learning_rate``, as for the other parts.
         projector_lr: of the projector.
         llm_lr: of the LLM, or its adapters.
-        lora: adapters that are trained instead of full weights; None trains the weights.
+        lora: adapters that are trained instead of full weights; null trains the weights.
         warmup_ratio: ratio of the steps with linear warmup to ``learning_rate``; cosine decay to 0 follows.
         weight_decay: of AdamW.
         adam_beta2: of AdamW.
-        max_length: maximum sequence length in tokens, images included; text beyond it is truncated, images never. None
+        max_length: maximum sequence length in tokens, images included; text beyond it is truncated, images never. null
             uses the LLM's own limit, but at most 2048 plus the largest image with tiles.
         group_by_modality_length: LLaVA's order of samples: each step has only samples with images or only samples
             without, at random; false shuffles all. LLaVA-1.5 has it in ``instruct`` only. The samples of a step do not
@@ -183,7 +183,7 @@ class LaunchConfig:
     """The training processes.
 
     Args:
-        num_processes: number of processes: one per GPU, or CPU processes. None uses one, or those of another launcher.
+        num_processes: number of processes: one per GPU, or CPU processes. null uses one, or those of another launcher.
         strategy: ``deepspeed``, or PyTorch's own ``fsdp`` (FSDP2), which shards weights, gradients and optimizer state
             as ZeRO-3 does.
         deepspeed: the DeepSpeed JSON: zero2, zero2_offload, zero3, zero3_offload (shipped) or a file.
@@ -202,7 +202,7 @@ class LaunchConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LlavaTrainConfig:
-    """Train a LLaVA (from encoder and LLM, or further), or first the LLM itself, under the DeepSpeed launcher.
+    """Train a LLaVA (from encoder and LLM, or further), or first the LLM itself, under DeepSpeed or FSDP2.
 
     The published recipe is ``align`` (the projector, on captions) and then ``instruct`` (projector and LLM, on
     conversations), the encoder frozen throughout. ``llm_pretrain`` trains an LLM on text before.
@@ -214,25 +214,25 @@ class LlavaTrainConfig:
             ``timm:NAME@random``; or ``transformers:DIRECTORY`` (or ORG/NAME on the Hub) for CLIP, SigLIP, DINO, AIMv2.
         llm: a directory with a transformers causal LM and its tokenizer, or ``ORG/NAME`` on the Hub
             (``ORG/NAME@REVISION`` for one of its commits), or a LLaVA, whose LLM is used. ``llm_pretrain`` trains it
-            further, or builds a new one if None (``llm_from_scratch``).
+            further, or builds a new one if null (``llm_from_scratch``).
         llava: a LLaVA directory, or ``ORG/NAME`` on the Hub, to train further, instead of encoder and llm: of this
             suite or in the transformers format (``llava-bridge convert`` converts original LLaVAs, ``llava-bridge
             swap`` replaces the encoder).
-        image_size: image size in pixels; None uses the encoder's own. For ViTs learned positions are interpolated.
+        image_size: image size in pixels; null uses the encoder's own. For ViTs learned positions are interpolated.
         vision_feature_layer: hidden state of the encoder that the LLM sees, or several, concatenated: ``[-2, -5]``;
-            None: -2 for ViTs and CLIP's ResNets, -1 for timm's others. Each of ``several:`` uses this one, or its own
+            null: -2 for ViTs and CLIP's ResNets, -1 for timm's others. Each of ``several:`` uses this one, or its own
             default.
         vision_feature_select_strategy: ``default`` drops the class token, ``full`` keeps it, as in transformers
             (LLaVA: ``patch``, ``cls_patch``).
         image_aspect_ratio: how images become squares: ``squash``, ``pad`` with the encoder's mean color
             (LLaVA-1.5's), or a center ``crop``; or ``anyres``, LLaVA-NeXT's: a base image and tiles at full resolution.
         image_grid_pinpoints: with ``anyres``: the heights and widths in pixels that images are resized into before they
-            are cut into tiles; None uses LLaVA-NeXT's, 1 × 2, 2 × 1, 2 × 2, 3 × 1 and 1 × 3 tiles.
+            are cut into tiles; null uses LLaVA-NeXT's, 1 × 2, 2 × 1, 2 × 2, 3 × 1 and 1 × 3 tiles.
         projector: maps the encoder's features to tokens of the LLM.
         chat_template: ``auto`` (the LLM's own if it has one, else vicuna) or a template's name: vicuna, vicuna_v1 (with
             LLaVA-1.5's preamble), llama_2, llama_3, llama_3_1 (3.2, too), chatml (Qwen, SmolLM), mistral, gemma, phi_3,
             tulu (OLMo), turns.
-        attn_implementation: the LLM's attention, by transformers' name: sdpa, eager, flash_attention_2 …; None uses
+        attn_implementation: the LLM's attention, by transformers' name: sdpa, eager, flash_attention_2 …; null uses
             transformers' default.
         llm_from_scratch: the LLM that ``llm_pretrain`` builds.
         llm_pretrain: trains the LLM without images, on text (format ``text``) or on conversations.
