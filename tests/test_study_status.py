@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ STEP = "llava-net-tiny-s0"
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A study of which one LLaVA is being trained, by this very process as it were."""
     found = make_study(tmp_path, monkeypatch)
-    (found / ".lock").write_text(f"{os.getpid()}\n")
+    (found / ".plan.json").write_text('{"run": "this run"}')
     record = read_record(found, STEP)
     write_record(
         found, dataclasses.replace(record, status="running", started=time.time() - 70, log_tail=(), seconds=0.0)
@@ -39,6 +40,17 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     assert lock is not None
     yield found
     os.close(lock)
+
+
+@pytest.fixture
+def end_runner(study: Path) -> Iterator[Callable[[], None]]:
+    """Ends the runner that holds the study's lock until then."""
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, acquire(study / ".lock"))
+        yield stack.close
+
+
+pytestmark = pytest.mark.usefixtures("end_runner")
 
 
 def monitor(study: Path) -> StudyMonitor:
@@ -69,6 +81,16 @@ def test_a_running_step_tells_its_numbers_and_nothing_is_touched(study: Path) ->
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_a_step_that_failed_in_this_run_is_failed_and_one_that_failed_before_waits(study: Path) -> None:
+    record = dataclasses.replace(read_record(study, "encoder-clip-s0"), status="failed", log_tail=("boom",))
+    write_record(study, dataclasses.replace(record, run_id="this run"))
+    assert (seen(study, "encoder-clip-s0").state, seen(study, "encoder-clip-s0").last) == ("failed", "boom")
+    (step_directory(study, "evaluate-encoder-clip-s0") / "step.json").unlink()
+    assert seen(study, "evaluate-encoder-clip-s0").state == "cannot run"
+    write_record(study, dataclasses.replace(record, run_id="an earlier run"))
+    assert seen(study, "encoder-clip-s0").state == "waiting"
+
+
 def test_the_screen_has_it_all_and_nothing_raw(study: Path) -> None:
     monitored = monitor(study)
     text = text_of(monitored.view(monitored.statuses(), 160))
@@ -83,7 +105,7 @@ def test_the_screen_has_it_all_and_nothing_raw(study: Path) -> None:
     assert STEP in narrow
 
 
-def test_a_terminal_is_redrawn_until_nothing_runs(study: Path) -> None:
+def test_a_terminal_is_redrawn_until_nothing_runs(study: Path, end_runner: Callable[[], None]) -> None:
     """The screen after each look, as a terminal shows it."""
     screen = pyte.Screen(160, 40)
     stream, out = pyte.Stream(screen), io.StringIO()
@@ -101,7 +123,7 @@ def test_a_terminal_is_redrawn_until_nothing_runs(study: Path) -> None:
         if len(screens) == 1:
             (step_directory(study, STEP) / LOG_FILE).write_text("instruct: step 1/100  loss 1.25\n")
         else:
-            (study / ".lock").write_text("\n")  # the runner is gone
+            end_runner()
             record = read_record(study, STEP)
             write_record(study, dataclasses.replace(record, status="failed", log_tail=("no weights",)))
 
@@ -115,10 +137,10 @@ def test_a_terminal_is_redrawn_until_nothing_runs(study: Path) -> None:
     assert "nothing is running" in last
 
 
-def test_what_a_killed_runner_left_is_not_called_running(study: Path) -> None:
+def test_what_a_killed_runner_left_is_not_called_running(study: Path, end_runner: Callable[[], None]) -> None:
     record = read_record(study, "llm-tiny")
     write_record(study, dataclasses.replace(record, status="running"))
-    (study / ".lock").write_text("999999999\n")
+    end_runner()
     assert seen(study, "llm-tiny").state == "stopped"
     assert seen(study).state == "running"  # its job outlives the runner: it holds its lock
 

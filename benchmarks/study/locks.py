@@ -43,12 +43,18 @@ def is_at_work(output: Path, name: str) -> bool:
 
 
 def runner_lives(output: Path) -> bool:
-    """Whether the runner of a study is alive on this machine; the lock itself is not touched."""
+    """Whether a runner holds the lock of a study, on this machine or on another one with the same file system."""
     try:
-        os.kill(int((output / LOCK).read_text(encoding="utf-8").strip()), 0)
-    except (OSError, ValueError) as error:
-        return isinstance(error, PermissionError)  # alive, and another user's
-    return True
+        descriptor = os.open(output / LOCK, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 @contextlib.contextmanager
@@ -65,6 +71,9 @@ def locked(output: Path, *, wait: bool = False) -> Iterator[None]:
     """
     path = writable_directory(output) / LOCK
     descriptor, is_logged = acquire(path), False
+    if descriptor is None:  # `runner_lives` of another process holds the lock for an instant
+        time.sleep(_POLL_SECONDS)
+        descriptor = acquire(path)
     while descriptor is None or left_behind(output):
         owner = path.read_text(encoding="utf-8").strip() or "unknown"
         who = f"{output}: another runner (process {owner}) or a step it left behind is at work here"

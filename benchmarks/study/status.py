@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import statistics
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.results.formatting import format_duration, strip_control_chars
+from benchmarks.study.job import PLAN
 from benchmarks.study.locks import is_at_work, runner_lives
 from benchmarks.study.step_state import StepKey, StepRecord, is_done, log_tail, read_record
 from benchmarks.study.steps import Share, Step, time_left
@@ -79,7 +81,6 @@ class StudyMonitor:
         self, steps: Sequence[Step], keys: Mapping[str, StepKey], output: Path, shares: Mapping[str, Share]
     ) -> None:
         self.steps, self.keys, self.output, self.shares = steps, keys, output, shares
-        self.initial_records = {step.name: read_record(output, step.name) for step in steps}
 
     def statuses(self, *, running: bool | None = None) -> list[StepStatus]:
         """The current status of every step.
@@ -88,12 +89,13 @@ class StudyMonitor:
             running: whether a runner is at work; by default it is checked.
         """
         running = runner_lives(self.output) if running is None else running
+        run_id = _current_run_id(self.output)
         statuses: dict[str, StepStatus] = {}
         durations = self._durations()
         for step in self.steps:
             state = step_state(step, self.keys[step.name], self.output)
             record = read_record(self.output, step.name)
-            if running and state not in {"done", "running"} and record == self.initial_records[step.name]:
+            if running and state not in {"done", "running"} and (record is None or record.run_id != run_id):
                 parents = {statuses[parent].state for parent in step.parents}
                 state = "cannot run" if parents & {"failed", "cannot run"} else "waiting"
             statuses[step.name] = self._status(step, state, record, durations)
@@ -185,6 +187,14 @@ class StudyMonitor:
         elif len(states) > done:
             parts.append("nothing is running")
         return ", ".join(parts)
+
+
+def _current_run_id(output: Path) -> str:
+    """The id of the last ``study run`` that started jobs; empty if there is none."""
+    try:
+        return str(json.loads((output / PLAN).read_text(encoding="utf-8"))["run"])
+    except (OSError, ValueError, KeyError):
+        return ""
 
 
 class ProgressDisplay:
