@@ -25,7 +25,7 @@ COMMANDS = {
     ),
     "list": Command(help="list the built-in benchmarks", target="benchmarks.tasks.list_command:run_list"),
     "prepare": Command(
-        help="write local data in the layout that lmms-eval's tasks read",
+        help="convert local data into a format that this suite reads",
         target="benchmarks.tasks.prepare_data:run_prepare",
         positional=("dataset",),
     ),

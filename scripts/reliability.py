@@ -43,7 +43,7 @@ def main() -> int:
     options.add_argument("--kills", type=int, default=100)
     options.add_argument("--steps", type=int, default=8000)
     options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--parallel", default="ddp", help="how the two processes share the model: ddp, fsdp, zero1 …")
+    options.add_argument("--strategy", default="ddp", help="how the two processes share the model: ddp, fsdp, zero1 …")
     options.add_argument("--work", type=Path, help="a directory to work in; a temporary one if not given")
     arguments = options.parse_args()
     with contextlib.ExitStack() as stack:
@@ -141,7 +141,7 @@ def checkpoints(output: Path) -> list[Path]:
 
 
 def survives_kills(work: Path, data: Path, arguments: argparse.Namespace) -> bool:
-    kills, settings, rng = arguments.kills, (arguments.steps, arguments.parallel), random.Random(arguments.seed)
+    kills, settings, rng = arguments.kills, (arguments.steps, arguments.strategy), random.Random(arguments.seed)
     whole, killed = work / "whole", work / "killed"
     began, process = time.monotonic(), start(write_config(whole, data, *settings), work / "whole.log")
     while not checkpoints(whole) and process.poll() is None:

@@ -108,13 +108,15 @@ def test_out_of_date_results_are_omitted_or_rejected(tmp_path, monkeypatch, caps
     run_card(config)
     said, text = capsys.readouterr().err, ModelCard.load(model / "README.md").text
     assert "with pope, retrieval\n" in said or "with retrieval, pope\n" in said
-    assert "left out: pope: out of date (not run since the study or its code changed)\n" in said
-    assert "- pope: out of date (not run since the study or its code changed)" in text
+    assert "skipped: pope: out of date (not run since the study or the version of its command changed)\n" in said
+    assert "- pope: out of date (not run since the study or the version of its command changed)" in text
     assert "- gqa: out of date (the study no longer contains its model)" in text
     assert text.count("| pope | accuracy |") == 1
     old = str(study / "results/clip-tiny-s0")
     run_diff(DiffConfig(first=old, second=str(study / "results/clips-tiny-s0"), benchmark="pope"))
-    assert "A is out of date: not run since the study or its code changed.\n" in capsys.readouterr().out
+    assert (
+        "A is out of date: not run since the study or the version of its command changed.\n" in capsys.readouterr().out
+    )
     (model / "README.md").unlink()
     for name in ("encoder-clip-s0", "llava-clips-tiny-s0"):
         edit(study / f"steps/evaluate-{name}/step.json", key="of an older study")

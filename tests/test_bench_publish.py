@@ -69,7 +69,7 @@ def test_a_dry_run_lists_everything_without_a_request(hub, model, capsys):
     assert "org/mine (models, private)" in said
     assert "8 B  model.safetensors" in said
     assert "manifest.json  (" in said
-    assert "left out: .wandb-run, tensorboard" in said
+    assert "skipped: .wandb-run, tensorboard" in said
     assert "license: mit" in said
     assert f"made from encoder {model.parent / 'parent'}: license apache-2.0" in said
     assert "`clips-bench card` writes one" in said

@@ -229,7 +229,7 @@ def test_a_result_that_is_not_of_the_study_any_more_is_not_compared(studies: tup
     edit(studies[1] / "steps/evaluate-llava-clips-tiny-s0/step.json", key="of an older study")
     found = both(*studies)
     assert ("clips", "pope") not in {(line.rows[0], line.benchmark) for line in found.lines}
-    assert "B: clips on pope: missing: not run since the study or its code changed" in found.left_out
+    assert "B: clips on pope: missing: not run since the study or the version of its command changed" in found.left_out
 
 
 def test_a_study_without_results_is_rejected(studies: tuple[Path, Path]) -> None:

@@ -28,7 +28,7 @@ from llava_bridge.data.collator import (
     supervised_positions,
 )
 from llava_bridge.data.sampler import LengthGroupedSampler, RandomOrder
-from llava_bridge.data.sources import reject_missing, weighted
+from llava_bridge.data.sources import reject_missing, repeat_samples
 from llava_bridge.model.small_llama import SmallLlamaConfig, new_llama, train_tokenizer
 from llava_bridge.training.setup import setup_stage
 from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
@@ -253,33 +253,33 @@ def test_each_stage_has_llavas_order_by_default(chat: ConversationEncoder, bridg
 
 def test_weights_repeat_and_thin() -> None:
     items = list(range(100))
-    assert weighted(items, 1, seed=0) == items
-    half = weighted(items, 0.5, seed=0)
+    assert repeat_samples(items, 1, seed=0) == items
+    half = repeat_samples(items, 0.5, seed=0)
     assert len(half) == 50
     assert len(set(half)) == 50
-    assert half == weighted(items, 0.5, seed=0)
-    assert half != weighted(items, 0.5, seed=1)
-    counts = Counter(weighted(items, 2.25, seed=3))
+    assert half == repeat_samples(items, 0.5, seed=0)
+    assert half != repeat_samples(items, 0.5, seed=1)
+    counts = Counter(repeat_samples(items, 2.25, seed=3))
     assert Counter(counts.values()) == {2: 75, 3: 25}
     assert counts.keys() == set(items)
 
 
 def test_a_source_has_a_weight(bridge_talk: Path) -> None:
     path = str(bridge_talk / "talk.json")
-    assert len(read_samples(ConversationSourceConfig(path=path, weight=1.5))) == 24
-    assert len(read_samples(ConversationSourceConfig(path=path, weight=0.5, max_samples=8))) == 4
+    assert len(read_samples(ConversationSourceConfig(path=path, repeats=1.5))) == 24
+    assert len(read_samples(ConversationSourceConfig(path=path, repeats=0.5, max_samples=8))) == 4
     text = str(bridge_talk / "text.jsonl")
-    assert len(read_texts(ConversationSourceConfig(path=text, format="text", weight=0.25))) == 8
+    assert len(read_texts(ConversationSourceConfig(path=text, format="text", repeats=0.25))) == 8
     drawn = [
-        [sample.name for sample in read_samples(ConversationSourceConfig(path=path, weight=0.5), seed)]
+        [sample.name for sample in read_samples(ConversationSourceConfig(path=path, repeats=0.5), seed)]
         for seed in (0, 0, 1)
     ]
     assert drawn[0] == drawn[1] != drawn[2]
-    with pytest.raises(UserError, match=r"data.weight: 0.01 of the 16 samples of .* is none"):
-        read_samples(ConversationSourceConfig(path=path, weight=0.01))
+    with pytest.raises(UserError, match=r"data.repeats: 0.01 of the 16 samples of .* is none"):
+        read_samples(ConversationSourceConfig(path=path, repeats=0.01))
     for weight in (0, -1, float("inf"), float("nan")):
-        with pytest.raises(UserError, match=r"data\.weight: expected more than 0"):
-            ConversationSourceConfig(path=path, weight=weight)
+        with pytest.raises(UserError, match=r"data\.repeats: expected more than 0"):
+            ConversationSourceConfig(path=path, repeats=weight)
 
 
 def test_missing_images_are_named_and_counted(bridge_talk: Path, tmp_path: Path) -> None:
@@ -291,7 +291,7 @@ def test_missing_images_are_named_and_counted(bridge_talk: Path, tmp_path: Path)
     found[5]["image"] = ["some.tar/1.png", "../3.png"]
     for number in (1, 2, 4, *range(6, 16)):
         (tmp_path / f"{number}.png").write_bytes((bridge_talk / f"{number}.png").read_bytes())
-    samples = read_samples(ConversationSourceConfig(path=write(tmp_path / "talk.json", found), weight=2))
+    samples = read_samples(ConversationSourceConfig(path=write(tmp_path / "talk.json", found), repeats=2))
     with pytest.raises(UserError, match=r"3 of 17 images of talk are missing; the first: .*gone.png"):
         reject_missing(samples, "talk", print)
     reject_missing([samples[0], samples[1]], "talk", print)

@@ -65,9 +65,9 @@ def miniature(tmp_path: Path, encoder: Path, llm: Path, talk: Path) -> LlavaTrai
     (tmp_path / "captions.json").write_text(json.dumps(captions))
     tiny = {"global_batch_size": 4, "micro_batch_size": 2, "max_steps": 3, "max_length": 300}
     align = ConversationSourceConfig(
-        path=str(tmp_path / "captions.json"), image_root=str(talk), missing_images="error", weight=0.5
+        path=str(tmp_path / "captions.json"), image_root=str(talk), missing_images="error", repeats=0.5
     )
-    mixture = [dataclasses.replace(align, path=str(talk / "talk.json"), weight=weight) for weight in (1.0, 1.5, 0.25)]
+    mixture = [dataclasses.replace(align, path=str(talk / "talk.json"), repeats=weight) for weight in (1.0, 1.5, 0.25)]
     return dataclasses.replace(
         large,
         output=str(tmp_path / "llava"),

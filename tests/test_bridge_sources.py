@@ -366,7 +366,7 @@ def test_reading_settings_keep_a_run_and_content_changes_it(bridge_talk: Path, t
 
     before = known()
     assert known(missing_images="error", max_cache_gb=1.0) == before
-    assert known(weight=2.0) != before
+    assert known(repeats=2.0) != before
     path.write_bytes(path.read_bytes() + b"\n")
     assert str(difference(before, known())).startswith("inputs.llm_pretrain.data[0].hash is ")
 

@@ -243,7 +243,7 @@ def test_karpathy_layout(tmp_path: Path):
     assert read.web == "Sentence a of 2 ."
     assert read.synthetic == "Sentence b of 2. Sentence c of 2."
     assert decode_image(read.image).size == (40, 32)
-    drawn = opened(path, **{**first, "web_caption": "drawn_sentence"})
+    drawn = opened(path, **{**first, "web_caption": "random_sentence"})
     for seed in range(20):
         read = drawn.read(0, rng(seed))
         assert read.web.removesuffix(" .") + "." not in read.synthetic
@@ -278,7 +278,7 @@ def test_real_shard_and_real_photos(shared: Path):
     read = web.read(0, rng())
     assert read.web == read.synthetic
     path = str(shared / "data" / "flickr8k" / "dataset_flickr8k.json")
-    photos = opened(path, format="karpathy", web_caption="drawn_sentence", synthetic_caption="other_sentences")
+    photos = opened(path, format="karpathy", web_caption="random_sentence", synthetic_caption="other_sentences")
     assert len(photos) == 6000
     assert decode_image(photos.read(5, rng()).image).size == (192, 192)
 

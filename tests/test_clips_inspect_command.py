@@ -114,7 +114,7 @@ def test_where_captions_are_is_resolved_by_the_format():
     assert found.pop("capsfusion") == ("laion_2b", ("laion_coco", "capsfusion"))
     columns = {name: found.pop(name) for name in ("webdataset", "table", "datasets")}
     assert set(columns.values()) == {("web_caption", "synthetic_caption")}
-    assert set(found.values()) == {("drawn_sentence", "other_sentences")}
+    assert set(found.values()) == {("random_sentence", "other_sentences")}
     web_only = InspectDatasetConfig(path="x", format="coco", web_caption="first_sentence", synthetic_caption=None)
     assert web_only.synthetic_caption is None
 

@@ -140,7 +140,7 @@ def test_a_folder_with_room_for_one_window_does_not_lose_it(tmp_path: Path, caps
     next(steps)
     assert copied(tmp_path / "small", {*now}, seconds=20)
     assert not copied(tmp_path / "small", {*later}, seconds=1)
-    assert "have no room for two windows" in capsys.readouterr().err
+    assert "have no room for two shuffle buffers" in capsys.readouterr().err
     assert len(list(steps)) == 39
 
 

@@ -93,7 +93,7 @@ def test_the_commands_of_the_wheel_run_away_from_the_clone(elsewhere):
         assert f"usage: {program} COMMAND" in ended.stdout
     planned = run(elsewhere, "clips-bench", "study", "plan", "mini")
     assert planned.returncode == 0, planned.stderr
-    assert "rows: untrained, clips" in planned.stdout
+    assert "models: untrained, clips" in planned.stdout
     assert "output: runs/mini" in planned.stdout
 
 

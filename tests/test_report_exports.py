@@ -124,26 +124,26 @@ def deltas(report: Report) -> dict[tuple[str, str, str], float]:
 def test_columns_are_chosen_after_the_tests(tmp_path: Path) -> None:
     put_results(tmp_path)
     whole = build_report(tmp_path, baseline="clip")
-    part = build_report(tmp_path, baseline="clip", selection=Selection(columns=("pope:accuracy", "gqa")))
+    part = build_report(tmp_path, baseline="clip", selection=Selection(benchmarks=("pope:accuracy", "gqa")))
     assert [column.metric for column in part.table.columns] == ["accuracy", "exact_match"]
     assert deltas(part) == {key: p for key, p in deltas(whole).items() if key[1] != "retrieval"}
     assert part.table.comparisons == whole.table.comparisons
     assert "Omitted from this table: 2 of 4 columns. Tests are corrected for all columns" in part.notes[0]
     assert "retrieval" not in part.answer
     assert not any(remark.startswith("Left out") for remark in whole.notes)
-    more = build_report(tmp_path, selection=Selection(columns=("pope:Share of Yes", "pope:yes")))
+    more = build_report(tmp_path, selection=Selection(benchmarks=("pope:Share of Yes", "pope:yes")))
     assert [column.metric for column in more.table.columns] == ["yes"]  # which the main table lacks
     assert all(more.table.cell(row, more.table.columns[0]).value is not None for row in more.table.rows)
 
 
 def test_rows_are_chosen_before_the_tests(tmp_path: Path) -> None:
     put_results(tmp_path)
-    part = build_report(tmp_path, baseline="clip", selection=Selection(rows=("untrained", "clip")))
+    part = build_report(tmp_path, baseline="clip", selection=Selection(models=("untrained", "clip")))
     assert [row.name for row in part.table.rows] == ["untrained", "clip"]
     assert {cell.row for cell in part.table.cells.values() if cell.mark == "best"} == {"clip"}
     assert part.table.comparisons == 4
     assert part.notes[0].startswith("Omitted from this table: 1 of 3 models.")
-    alone = build_report(tmp_path, baseline="clip", selection=Selection(rows=("c*s", "untrained")))
+    alone = build_report(tmp_path, baseline="clip", selection=Selection(models=("c*s", "untrained")))
     assert [row.name for row in alone.table.rows] == ["clips", "untrained"]
     assert not deltas(alone)
 
@@ -151,10 +151,13 @@ def test_rows_are_chosen_before_the_tests(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("selection", "message"),
     [
-        (Selection(rows=("clap",)), r"unknown model in 'rows' 'clap'; did you mean 'clip"),
-        (Selection(columns=("pop",)), r"unknown benchmark in 'columns' 'pop'; did you mean 'pope'"),
-        (Selection(columns=("pope:accurate",)), r"unknown metric of pope in 'columns' 'accurate'; did you mean 'acc"),
-        (Selection(columns=("pope:beauty",)), r"\(known: accuracy, share of yes, yes\)"),
+        (Selection(models=("clap",)), r"unknown name in 'models' 'clap'; did you mean 'clip"),
+        (Selection(benchmarks=("pop",)), r"unknown name in 'benchmarks' 'pop'; did you mean 'pope'"),
+        (
+            Selection(benchmarks=("pope:accurate",)),
+            r"of pope in 'benchmarks' 'accurate'; did you mean 'acc",
+        ),
+        (Selection(benchmarks=("pope:beauty",)), r"\(known: accuracy, share of yes, yes\)"),
     ],
 )
 def test_an_unknown_row_or_column_is_named(tmp_path: Path, selection: Selection, message: str) -> None:

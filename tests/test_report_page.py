@@ -56,7 +56,7 @@ def test_results_of_another_key_are_not_shown(study):
     edit(study / "steps" / "evaluate-llava-clips-tiny-s0" / "step.json", key="of an older study")
     gap = read_source(study).outcomes["clips", "pope"]
     assert isinstance(gap, MissingValue)
-    assert gap.reason == "not run since the study or its code changed"
+    assert gap.reason == "not run since the study or the version of its command changed"
 
 
 def test_results_without_records_of_their_steps_are_shown_as_they_lie(study):
@@ -113,7 +113,7 @@ def test_a_report_with_another_baseline_does_not_replace_that_of_the_study(study
     said = capsys.readouterr()
     assert "clip loses to clips" in " ".join(said.out.split())
     assert "report-vs-clips/table.md" in said.err
-    run_report(ReportConfig(directory=str(study), formats="markdown, csv", columns="pope"))
+    run_report(ReportConfig(directory=str(study), formats="markdown, csv", benchmarks="pope"))
     assert {path.name for path in (study / "report-subset").iterdir()} == {"table.md", "table.csv"}
     assert "gqa" not in (study / "report-subset/table.md").read_text(encoding="utf-8")
 

@@ -48,10 +48,10 @@ def states(config: StudyConfig) -> dict[str, str]:
 def test_a_study_runs_ends_with_its_report_and_is_then_done(tmp_path, capsys):
     config = write_study(tmp_path)
     assert set(states(config).values()) == {"new"}
-    plan_study(StudyPlanConfig(**vars(config), estimates=False))
+    plan_study(StudyPlanConfig(study=config.study, check=False, estimates=False))
     planned = capsys.readouterr().out
     assert "13 of 13 steps would run" in planned
-    assert "rows: clip, clips, net" in planned
+    assert "models: clip, clips, net" in planned
     run_study_with_report(config)
     assert set(states(config).values()) == {"done"}
     assert (tmp_path / "out" / "report" / "index.html").is_file()
@@ -142,7 +142,7 @@ def test_each_missing_file_is_named_before_anything_starts(tmp_path, capsys):
     encoders = {**SMALL["encoders"], "clips": "$shared/clips", "net": f"timm:net@{tmp_path}/none.safetensors"}
     config = write_study(tmp_path, encoders=encoders, paths={"shared": str(tmp_path / "gone")})
     checked = dataclasses.replace(config, check=True)
-    for command in (run_study_with_report, lambda config: plan_study(StudyPlanConfig(**vars(config)))):
+    for command in (run_study_with_report, lambda config: plan_study(StudyPlanConfig(study=config.study))):
         with pytest.raises(UserError, match=r"^small: files that no step makes are missing: 2$"):
             command(checked)
         named = [line for line in capsys.readouterr().err.splitlines() if "no such file" in line]

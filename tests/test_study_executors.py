@@ -98,6 +98,7 @@ def test_the_resources_of_a_step_are_passed_to_snakemake():
     assert GpusConfig(devices=("0", "1")).flags(3) == ["--cores", "5", "--resources", "jobs=3", "gpus=2"]
     pods = KubernetesConfig(image="suite:1", volumes={"work": "/work"}, max_jobs=4)
     assert pods.demands(Resources(gpus=2, memory_gb=1))["gpu"] == 2
+    assert pods.demands(Resources(cpus=4, processes=2))["threads"] == 8
     words = " ".join(pods.flags(1))
     assert "--executor kubernetes" in words
     assert "--kubernetes-persistent-volumes work:/work" in words

@@ -263,7 +263,7 @@ def test_clean_empties_the_trash(tmp_path, finished_study, capsys):
     said = capsys.readouterr().out
     assert re.search(r"^trash/\d{8}T\d{6}Z-encoder-clips-s0  3\.0 MB$", said, re.MULTILINE)
     assert trashed(tmp_path)
-    run_clean(CleanConfig(study=config.study, force=True))
+    run_clean(CleanConfig(study=config.study, yes=True))
     assert not trashed(tmp_path)
     assert set(states(config).values()) == {"done"}
 
@@ -365,11 +365,11 @@ def test_only_what_no_step_makes_is_removed(tmp_path, finished_study, capsys):
 
     run_clean(CleanConfig(study=config.study))
     said = capsys.readouterr().out
-    assert "would be removed; --force true removes them" in said
+    assert "would be removed; --yes removes them" in said
     assert "encoders/clips-s0  " in said
     assert set((tmp_path / "out").rglob("*")) == everything
 
-    run_clean(CleanConfig(study=config.study, force=True))
+    run_clean(CleanConfig(study=config.study, yes=True))
     left = set((tmp_path / "out").rglob("*"))
     gone = {path.relative_to(tmp_path / "out").as_posix() for path in everything - left}
     assert {"encoders/clips-s0", "encoders/clips-s0.stages", "llava/clips-tiny-s0", "steps/encoder-clips-s0"} <= gone
@@ -378,9 +378,9 @@ def test_only_what_no_step_makes_is_removed(tmp_path, finished_study, capsys):
     assert (tmp_path / "out/results/.cache").exists()
     assert set(states(config).values()) == {"done"}
     capsys.readouterr()
-    run_clean(CleanConfig(study=config.study, force=True))
+    run_clean(CleanConfig(study=config.study, yes=True))
     assert "every file belongs to a step" in capsys.readouterr().out
-    run_clean(CleanConfig(study=config.study, force=True, include_cache=True))
+    run_clean(CleanConfig(study=config.study, yes=True, include_cache=True))
     assert not (tmp_path / "out/results/.cache").exists()
 
 
@@ -391,7 +391,7 @@ def test_nothing_is_changed_while_a_runner_works(change, tmp_path, finished_stud
     (tmp_path / "out/encoders/left-over").mkdir()
     asked = {
         rerun_study_with_report: RerunConfig(study=config.study, steps=("*",), check=False),
-        run_clean: CleanConfig(study=config.study, force=True),
+        run_clean: CleanConfig(study=config.study, yes=True),
     }
     with locked(tmp_path / "out"), pytest.raises(UserError, match="another"):
         change(asked[change])

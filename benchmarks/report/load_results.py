@@ -218,7 +218,7 @@ def _read_cell(path: Path) -> Result | MissingValue:
         result = read_result(path)
         if (result.model_name, result.benchmark) != (path.parent.name, path.stem):
             expected, found = f"'{path.parent.name}' on '{path.stem}'", f"'{result.model_name}' on '{result.benchmark}'"
-            raise UserError(f"{path}: row, benchmark: expected {expected}, got {found}")
+            raise UserError(f"{path}: model_name, benchmark: expected {expected}, got {found}")
         return _complete_or_missing(result)
     except UserError as error:
         return _invalid(path, error)
@@ -263,7 +263,9 @@ def _plain_source(root: Path) -> ReportSource:
     reject_duplicates((row, benchmark, file) for (row, benchmark, _), file in zip(loaded, files, strict=True))
     if not any(isinstance(outcome, Result) for _, _, outcome in loaded):
         invalid = next((f"; {outcome.reason}" for _, _, outcome in loaded if isinstance(outcome, MissingValue)), "")
-        raise UserError(f"{root}: expected study.json or result files (<row>/<benchmark>.json), found neither{invalid}")
+        raise UserError(
+            f"{root}: expected study.json or result files (<model>/<benchmark>.json), found neither{invalid}"
+        )
     names = list(dict.fromkeys(row for row, _, _ in loaded))
     benchmarks = tuple(dict.fromkeys(benchmark for _, benchmark, _ in loaded))
     outcomes: dict[tuple[str, str], Result | MissingValue] = dict.fromkeys(

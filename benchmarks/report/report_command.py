@@ -17,13 +17,13 @@ class ReportConfig:
     Args:
         directory: a study's output, or a directory with ``<model>/<benchmark>.json``.
         output: directory of the report; by default ``report`` in the directory, ``report-vs-MODEL`` with a baseline,
-            ``report-subset`` with rows or columns, so that the study's own report stays.
+            ``report-subset`` with ``models`` or ``benchmarks``, so that the study's own report stays.
         baseline: the model that the others are compared with; by default the study's.
         reference_results: results from papers, in a table of their own: SET or SET:MODEL, ``clips`` or
             ``openclip:ViT-B-32/openai`` (sets: clips, openvision, siglip2, pe, llava, llava_more, openclip). If
             ``baseline`` is one of them, the table has the differences from it.
-        rows: only these models, in this order: names or patterns, ``clip,clips`` or ``clips*``.
-        columns: only these, in this order: ``BENCHMARK`` or ``BENCHMARK:METRIC``, ``retrieval,pope:accuracy``;
+        models: only these, in this order: names or patterns, ``clip,clips`` or ``clips*``.
+        benchmarks: only these, in this order: ``BENCHMARK`` or ``BENCHMARK:METRIC``, ``retrieval,pope:accuracy``;
             including metrics that the main table omits.
         formats: any of html, csv, wide, reference_results, seeds, sweep, markdown, latex, svg, pdf; all if empty.
     """
@@ -32,8 +32,8 @@ class ReportConfig:
     output: str | None = None
     baseline: str | None = None
     reference_results: tuple[str, ...] | str = ()
-    rows: tuple[str, ...] | str = ()
-    columns: tuple[str, ...] | str = ()
+    models: tuple[str, ...] | str = ()
+    benchmarks: tuple[str, ...] | str = ()
     formats: tuple[str, ...] | str = ()
 
 
@@ -56,7 +56,7 @@ def run_report(config: ReportConfig) -> None:
     for name in formats:
         if name not in REPORT_FORMATS:
             raise unknown_name_error(name, REPORT_FORMATS, "format")
-    selection = Selection(rows=_names(config.rows), columns=_names(config.columns))
+    selection = Selection(models=_names(config.models), benchmarks=_names(config.benchmarks))
     references = _names(config.reference_results)
     report = build_report(config.directory, baseline=config.baseline, reference_results=references, selection=selection)
     output = writable_directory(config.output or Path(config.directory) / _default_output(config))
@@ -84,4 +84,4 @@ def _names(value: tuple[str, ...] | str) -> tuple[str, ...]:
 
 def _default_output(config: ReportConfig) -> str:
     baseline = "" if config.baseline is None else "-vs-" + re.sub(r"[^\w.-]+", "_", config.baseline)
-    return "report" + baseline + ("-subset" if config.rows or config.columns else "")
+    return "report" + baseline + ("-subset" if config.models or config.benchmarks else "")

@@ -23,13 +23,13 @@ class Selection:
     """The shown models and columns of a report.
 
     Args:
-        rows: names or patterns of models; all if empty.
-        columns: ``BENCHMARK`` (its primary metrics) or ``BENCHMARK:METRIC``, by the metric's name or label; all
+        models: names or patterns; all if empty.
+        benchmarks: ``BENCHMARK`` (its primary metrics) or ``BENCHMARK:METRIC``, by the metric's name or label; all
             primary metrics if empty.
     """
 
-    rows: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    benchmarks: tuple[str, ...] = ()
 
     def select_models(self, source: ReportSource) -> ReportSource:
         """The source with the selected models; a model whose baseline is omitted has no baseline.
@@ -37,9 +37,9 @@ class Selection:
         Raises:
             UserError: an unknown model.
         """
-        if not self.rows:
+        if not self.models:
             return source
-        names = list(dict.fromkeys(name for pattern in self.rows for name in _matching(pattern, source)))
+        names = list(dict.fromkeys(name for pattern in self.models for name in _matching(pattern, source)))
         by_name = {row.name: row for row in source.rows}
         rows = [by_name[name] for name in names]
         rows = [row if row.baseline in names else dataclasses.replace(row, baseline=None) for row in rows]
@@ -51,7 +51,7 @@ class Selection:
         Raises:
             UserError: an unknown benchmark or metric.
         """
-        return tuple(dict.fromkeys(key for name in self.columns for key in _column_keys(name, source)))
+        return tuple(dict.fromkeys(key for name in self.benchmarks for key in _column_keys(name, source)))
 
 
 def omission_notes(full: Table, shown: Table, num_models: int) -> list[str]:
@@ -96,14 +96,14 @@ def _matching(pattern: str, source: ReportSource) -> list[str]:
         or fnmatch.fnmatchcase(row.name, pattern)
     ]
     if not names:
-        raise unknown_name_error(pattern, [row.name for row in source.rows], "model in 'rows'")
+        raise unknown_name_error(pattern, [row.name for row in source.rows], "name in 'models'")
     return names
 
 
 def _column_keys(name: str, source: ReportSource) -> list[_ColumnKey]:
     benchmark, colon, metric = name.partition(":")
     if benchmark not in source.benchmarks:
-        raise unknown_name_error(benchmark, source.benchmarks, "benchmark in 'columns'")
+        raise unknown_name_error(benchmark, source.benchmarks, "name in 'benchmarks'")
     results = source.results(benchmark).values()
     if not colon:
         keys = [(benchmark, primary) for result in results for primary in result.primary if primary in result.metrics]
@@ -113,6 +113,6 @@ def _column_keys(name: str, source: ReportSource) -> list[_ColumnKey]:
         if metric == key or metric.casefold() == label.casefold():
             return [(benchmark, key)]
     if not labels:
-        raise UserError(f"columns: {benchmark} has no number for any model, so no metric '{metric}'")
+        raise UserError(f"benchmarks: {benchmark} has no number for any model, so no metric '{metric}'")
     known = dict.fromkeys([*labels, *labels.values()])
-    raise unknown_name_error(metric, [*known], f"metric of {benchmark} in 'columns'")
+    raise unknown_name_error(metric, [*known], f"metric of {benchmark} in 'benchmarks'")

@@ -292,6 +292,7 @@ class KubernetesConfig(RemoteConfig):
     def demands(self, given: Resources) -> dict[str, Any]:
         """One job and its size, in terms of Snakemake's Kubernetes plugin."""
         demands = {"jobs": 1, "gpu": given.gpus or None, "gpu_manufacturer": "nvidia" if given.gpus else None}
+        demands["threads"] = given.cpus * given.processes if given.cpus else None  # the pod requests as many cores
         demands["mem_mb"] = round(given.memory_gb * 1024) if given.memory_gb else None
         return {name: value for name, value in demands.items() if value is not None}
 

@@ -16,7 +16,7 @@ from benchmarks.study.steps import Step, topological_order
 from benchmarks.study.study_commands import (
     ResolvedStudy,
     StudyConfig,
-    StudyToolConfig,
+    StudySelection,
     resolve_study,
     run_study_steps,
     study_record,
@@ -44,7 +44,7 @@ class RerunConfig(StudyConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.steps and not self.include:
-            raise UserError("steps: expected names of steps, or 'include' with those of rows")
+            raise UserError("steps: expected names of steps, or 'include' with those of models")
 
 
 def rerun_steps(config: RerunConfig, *, report: Callable[[Path], None]) -> None:
@@ -107,15 +107,17 @@ def _with_descendants(names: set[str], steps: Sequence[Step]) -> list[Step]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AcceptConfig(StudyToolConfig):
+class AcceptConfig(StudySelection):
     """Record that outputs are still valid, although settings, files or the command's version have changed.
 
     Args:
         steps: names or patterns such as ``encoder-*``; default: all changed steps. Steps that depend on them and have
             no other change are accepted with them.
+        wait_for_lock: wait for another runner in the study's directory instead of raising an error.
     """
 
     steps: tuple[str, ...] = ()
+    wait_for_lock: bool = False
 
 
 def accept_outputs(config: AcceptConfig) -> None:
@@ -139,18 +141,20 @@ def accept_outputs(config: AcceptConfig) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CleanConfig(StudyToolConfig):
+class CleanConfig(StudySelection):
     """Remove the trash of a study, and outputs of steps that the study no longer has, as of a renamed encoder.
 
     Args:
-        force: remove them; by default they are only listed.
+        yes: remove them; by default they are only listed.
         include_cache: remove the cached model outputs, too, which evaluations reuse.
         seeds: overriding those of the study file; outputs of other seeds are removed.
         include: encoders, LLaVAs, entries or patterns such as ``photos.*``; outputs of others are removed.
+        wait_for_lock: wait for another runner in the study's directory instead of raising an error.
     """
 
-    force: bool = False
+    yes: bool = False
     include_cache: bool = False
+    wait_for_lock: bool = False
 
 
 def run_clean(config: CleanConfig) -> None:
@@ -169,8 +173,8 @@ def run_clean(config: CleanConfig) -> None:
         print(f"{path.relative_to(output)}  {size_of(path) / 1e6:,.1f} MB")
     if not paths:
         print(f"{output}: every file belongs to a step")
-    elif not config.force:
-        print(f"{len(paths)} of {total / 1e6:,.1f} MB would be removed; --force true removes them")
+    elif not config.yes:
+        print(f"{len(paths)} of {total / 1e6:,.1f} MB would be removed; --yes removes them")
     else:
         with locked(output, wait=config.wait_for_lock):
             for path in paths:

@@ -31,38 +31,22 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyConfig:
-    """Run the unfinished steps of a study: new and changed ones, and the steps that depend on them.
+class StudySelection:
+    """A study and a part of it: the settings of all study commands.
 
     Args:
         study: the study file, or the name of a built-in study (``mini``).
         output: directory of the study, overriding the study file.
-        jobs: maximum number of concurrent steps, overriding the study file.
         paths: name → directory, overriding ``paths`` of the study file.
         seeds: overriding those of the study file.
         include: encoders, LLaVAs, entries or patterns such as ``photos.*``; default: those of the study file.
-        check: before the first step starts, check every step's config and that all input files exist.
-        wait_for_lock: wait for another runner in the study's directory instead of raising an error.
-        yes: recompute steps that took longer than ``confirm_hours``, too; their outputs go to the study's trash.
-        confirm_hours: overriding that of the study file.
     """
 
     study: str
     output: str | None = None
-    jobs: int | None = None
     paths: dict[str, str] = dataclasses.field(default_factory=dict)
     seeds: tuple[int, ...] | None = None
     include: tuple[str, ...] = ()
-    check: bool = True
-    wait_for_lock: bool = False
-    yes: bool = False
-    confirm_hours: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.jobs is not None and self.jobs < 1:
-            raise UserError(f"jobs: expected at least 1, got {self.jobs}")
-        if self.confirm_hours is not None and not self.confirm_hours >= 0:
-            raise UserError(f"confirm_hours: expected 0 or more, got {self.confirm_hours}")
 
     @property
     def file(self) -> str:
@@ -83,22 +67,48 @@ class StudyConfig:
             seeds=self.seeds or study.seeds,
             include=self.include or study.include,
             output=self.output or study.output,
-            jobs=self.jobs or study.jobs,
-            confirm_hours=study.confirm_hours if self.confirm_hours is None else self.confirm_hours,
             paths={**study.paths, **self.paths},
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyToolConfig(StudyConfig):
-    """Settings of a command that executes no step.
+class ScheduledStudyConfig(StudySelection):
+    """Settings of the commands that run steps, or print which would run.
 
     Args:
-        jobs: not used by this command.
-        check: not used by this command.
-        yes: not used by this command.
-        confirm_hours: not used by this command.
+        jobs: maximum number of concurrent steps, overriding the study file.
+        check: before the first step starts, check every step's config and that all input files exist.
+        confirm_hours: overriding that of the study file.
     """
+
+    jobs: int | None = None
+    check: bool = True
+    confirm_hours: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.jobs is not None and self.jobs < 1:
+            raise UserError(f"jobs: expected at least 1, got {self.jobs}")
+        if self.confirm_hours is not None and not self.confirm_hours >= 0:
+            raise UserError(f"confirm_hours: expected 0 or more, got {self.confirm_hours}")
+
+    def read(self) -> Study:
+        """The study with the overrides of the command line."""
+        study = super().read()
+        confirm_hours = study.confirm_hours if self.confirm_hours is None else self.confirm_hours
+        return dataclasses.replace(study, jobs=self.jobs or study.jobs, confirm_hours=confirm_hours)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig(ScheduledStudyConfig):
+    """Run the unfinished steps of a study: new and changed ones, and the steps that depend on them.
+
+    Args:
+        wait_for_lock: wait for another runner in the study's directory instead of raising an error.
+        yes: recompute steps that took longer than ``confirm_hours``, too; their outputs go to the study's trash.
+    """
+
+    wait_for_lock: bool = False
+    yes: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +148,7 @@ class ResolvedStudy:
         return StudyMonitor(self.plan.steps, self.keys, self.output, self.shares)
 
 
-def resolve_study(config: StudyConfig) -> ResolvedStudy:
+def resolve_study(config: StudySelection) -> ResolvedStudy:
     """Read a study and derive its steps and their keys.
 
     Raises:
@@ -263,15 +273,13 @@ def study_record(resolved: ResolvedStudy, file: str) -> StudyRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyPlanConfig(StudyConfig):
+class StudyPlanConfig(ScheduledStudyConfig):
     """Print the steps of a study, their states, and the estimated cost of unfinished ones.
 
     Args:
         gpu: type of GPU to assume (a100-80, h100, h200 …), overriding that of the study file.
         estimates: estimate time, memory, disk and GPU hours of every step.
         check: check every unfinished step's config and that all input files exist.
-        wait_for_lock: not used by this command.
-        yes: not used by this command.
     """
 
     gpu: str | None = None
@@ -318,7 +326,7 @@ def plan_study(config: StudyPlanConfig) -> None:
         if step.name in replaced:
             console.print(Text(f"    {replaced[step.name].describe(output)}"), soft_wrap=True)
     rows = ", ".join(row.name for row in resolved.plan.rows)
-    facts = f"rows: {rows}\ncolumns: {', '.join(resolved.plan.benchmarks)}\noutput: {output}"
+    facts = f"models: {rows}\nbenchmarks: {', '.join(resolved.plan.benchmarks)}\noutput: {output}"
     console.print(Text(facts), soft_wrap=True)
     console.print(Text(f"{len(would_run)} of {len(steps)} steps would run"))
     if would_run and estimates:
@@ -337,20 +345,18 @@ def _pinned(name: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StatusConfig(StudyToolConfig):
+class StatusConfig(StudySelection):
     """Print the progress of a study; no file is changed.
 
     Args:
         follow: redraw it in a terminal until no step runs, or Ctrl-C.
         every: seconds between two updates.
-        wait_for_lock: not used by this command.
     """
 
     follow: bool = False
     every: float = 2.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not self.every > 0:
             raise UserError(f"every: expected more than 0 seconds, got {self.every:g}")
 

@@ -62,8 +62,8 @@ def _accelerators() -> str:
 
 
 RECORD_FILE = "study.json"
-EXCLUDED_FROM_BENCHMARK = "this benchmark is for other rows"
-NO_LLAVA = "no LLaVA in this row"
+EXCLUDED_FROM_BENCHMARK = "this benchmark is for other models"
+NO_LLAVA = "no LLaVA of this encoder"
 EXISTING_LLAVA_NO_ENCODER = "an existing LLaVA; its encoder is not evaluated"
 SCHEMA = 2
 

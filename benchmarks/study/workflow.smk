@@ -28,6 +28,7 @@ for _number, (_name, _job) in enumerate(_plan["jobs"].items()):
         priority: len(_plan["jobs"]) - _number
         params:  # evaluated now, while the text after `shell` is evaluated when the job runs
             command=_job["command_line"],
+        threads: _job["demands"].pop("threads", 1)
         resources:
             **_job["demands"],
         shell:

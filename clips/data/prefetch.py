@@ -114,8 +114,8 @@ class ShardPrefetcher:
         if not self._warned:
             self._warned = True
             log_info(
-                f"data.sources[{number}].max_cache_gb: {room / 1e9:g} GB have no room for two windows of "
-                "data.shuffle_buffer_shards shards; some of the next window are downloaded only when they are needed"
+                f"data.sources[{number}].max_cache_gb: {room / 1e9:g} GB have no room for two shuffle buffers of "
+                "data.shuffle_buffer_shards shards; some of the next buffer are downloaded only when they are needed"
             )
         return False
 

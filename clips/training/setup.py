@@ -120,9 +120,10 @@ def _latest_checkpoint(config: EncoderTrainConfig) -> tuple[Path | None, TrainSt
 def _log_start(run: TrainRun, reason: str) -> None:
     config, processes = run.config, run.processes
     under = f" under {config.distributed.strategy}" if config.distributed.strategy != "ddp" else ""
+    count = "1 process" if processes.count == 1 else f"{processes.count} processes"
     log_info(
         f"{config.output}: {len(run.data)} samples, {run.steps} steps of {config.global_batch_size}, "
-        f"{processes.count} process(es){under} on {processes.device.type}, {run.precision} ({reason})"
+        f"{count}{under} on {processes.device.type}, {run.precision} ({reason})"
     )
     if run.state.step:
         log_info(f"resuming from step {run.state.step}")

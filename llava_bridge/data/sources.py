@@ -39,7 +39,7 @@ class ConversationSourceConfig:
             (without the held-out fifth of the photos), ``held_out`` or ``all``.
         captions_per_image: maximum number of captions of each image; null uses all.
         max_samples: maximum number of samples; null reads all.
-        weight: repetitions of each sample per epoch: 0.5 uses a random half, 2 each twice, 1.5 each once and a random
+        repeats: repetitions of each sample per epoch: 0.5 uses a random half, 2 each twice, 1.5 each once and a random
             half twice.
         missing_images: ``skip`` skips samples whose image is missing (see ``max_invalid_ratio``); ``error`` checks the
             files of all images before training starts.
@@ -53,7 +53,7 @@ class ConversationSourceConfig:
     split: str = "train"
     captions_per_image: int | None = 1
     max_samples: int | None = None
-    weight: float = 1.0
+    repeats: float = 1.0
     missing_images: Literal["skip", "error"] = dataclasses.field(default="skip", metadata=RUN_ONLY)
     max_cache_gb: float = dataclasses.field(default=100.0, metadata=RUN_ONLY)
 
@@ -64,7 +64,7 @@ class ConversationSourceConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"data.{name}: expected at least 1, got {value}")
-        for name in ("weight", "max_cache_gb"):
+        for name in ("repeats", "max_cache_gb"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"data.{name}: expected more than 0, got {getattr(self, name)}")
 
@@ -77,11 +77,11 @@ Item = TypeVar("Item")
 
 
 def read_samples(config: ConversationSourceConfig, seed: int = 0) -> list[Conversation]:
-    """The conversations of one source, repeated by its weight.
+    """The conversations of one source, repeated by ``repeats``.
 
     Args:
         config: the source.
-        seed: seed of the sampling if the weight is no integer.
+        seed: seed of the sampling if ``repeats`` is no integer.
 
     Raises:
         UserError: a missing or malformed file, or an empty one.
@@ -99,7 +99,7 @@ def read_samples(config: ConversationSourceConfig, seed: int = 0) -> list[Conver
     samples = list(itertools.islice(records, config.max_samples))
     if not samples:
         raise UserError(f"{config.path}: no samples (format {config.format}, split {config.split})")
-    return _weighted(samples, config, seed)
+    return _repeated(samples, config, seed)
 
 
 def _captions(spec: DatasetSpec, captions_per_image: int | None) -> Iterator[Conversation]:
@@ -113,7 +113,7 @@ def _captions(spec: DatasetSpec, captions_per_image: int | None) -> Iterator[Con
 
 
 def read_texts(config: ConversationSourceConfig, seed: int = 0) -> list[str]:
-    """The texts of a ``text`` source: JSON lines, each with a "text", repeated by its weight.
+    """The texts of a ``text`` source: JSON lines, each with a "text", repeated by ``repeats``.
 
     Raises:
         UserError: another format, a missing or malformed file, or an empty one.
@@ -129,27 +129,27 @@ def read_texts(config: ConversationSourceConfig, seed: int = 0) -> list[str]:
         texts.append(row["text"])
     if not texts:
         raise UserError(f"{config.path}: no texts")
-    return _weighted(texts, config, seed)
+    return _repeated(texts, config, seed)
 
 
-def _weighted(items: list[Item], config: ConversationSourceConfig, seed: int) -> list[Item]:
-    repeated = weighted(items, config.weight, seed)
+def _repeated(items: list[Item], config: ConversationSourceConfig, seed: int) -> list[Item]:
+    repeated = repeat_samples(items, config.repeats, seed)
     if not repeated:
-        raise UserError(f"data.weight: {config.weight} of the {len(items)} samples of {config.path} is none")
+        raise UserError(f"data.repeats: {config.repeats} of the {len(items)} samples of {config.path} is none")
     return repeated
 
 
-def weighted(items: Sequence[Item], weight: float, seed: int) -> list[Item]:
-    """Repeat ``items`` for one epoch: each ``weight`` times, rounded down, and a random part once more.
+def repeat_samples(items: Sequence[Item], repeats: float, seed: int) -> list[Item]:
+    """Repeat ``items`` for one epoch: each ``repeats`` times, rounded down, and a random part once more.
 
     Args:
         items: all of them.
-        weight: 1 returns them unchanged, 0.5 half of them, 1.5 each once and half of them twice.
+        repeats: 1 returns them unchanged, 0.5 half of them, 1.5 each once and half of them twice.
         seed: seed of the sampling of the additional items.
     """
-    repeats, fraction = divmod(weight, 1)
+    whole, fraction = divmod(repeats, 1)
     sampled = random.Random(seed).sample(range(len(items)), round(fraction * len(items)))
-    return [*itertools.chain.from_iterable([items] * int(repeats)), *(items[index] for index in sorted(sampled))]
+    return [*itertools.chain.from_iterable([items] * int(whole)), *(items[index] for index in sorted(sampled))]
 
 
 def reject_missing(samples: Iterable[Conversation], path: str, log: Callable[[str], None]) -> None:

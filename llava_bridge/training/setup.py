@@ -157,8 +157,8 @@ def _read_samples(stage: StageConfig, seed: int) -> tuple[list[Conversation], li
     lines = []
     for data in stage.data:
         samples += (own := read_samples(data, seed))
-        if len(stage.data) > 1 or data.weight != 1:
-            lines.append(f"{len(own):,} samples per epoch from {data.path} (weight {data.weight:g})")
+        if len(stage.data) > 1 or data.repeats != 1:
+            lines.append(f"{len(own):,} samples per epoch from {data.path} (repeats {data.repeats:g})")
     return samples, lines
 
 

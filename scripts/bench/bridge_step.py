@@ -7,7 +7,7 @@ the samples), long captions of MLLMs (coco_long, a third), conversations without
 a sixth); shuffled. Their lengths are printed. The parts are tiny_vit (49 tokens an image) and the LLM of ``--llm``.
 
 1. *packing*: forward and backward of the same samples in micro-batches: padded in random order, padded in LLaVA's order
-   (steps of 8 micro-batches, as in the bridge's stage 2), packed into rows of ``--room`` tokens.
+   (steps of 8 micro-batches, as in the bridge's stage 2), packed into rows of ``--packed-length`` tokens.
 2. *overhead*: whole steps of the bridge's trainer under DeepSpeed vs. a loop of transformers' model and AdamW over the
    same batches, including data loading; with transformers' loss and with the bridge's, to separate the cost of the
    trainer from the savings of its loss.
@@ -67,7 +67,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--llm", help="a directory; shared/models/stories15M if not given")
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--micro-batch", type=int, default=16)
-    parser.add_argument("--room", type=int, default=1024, help="tokens of a packed row")
+    parser.add_argument("--packed-length", type=int, default=1024, help="tokens of a packed row")
     parser.add_argument("--steps", type=int, default=8, help="of a round of the overhead measurement")
     parser.add_argument("--vocabulary", type=int, default=128_256)
     parser.add_argument("--rows", nargs="+", default=["packing", "overhead", "memory"])
@@ -112,7 +112,7 @@ def parts(args: argparse.Namespace, mix: Path) -> tuple[Any, Any, ConversationDa
     data = ConversationDataset(
         read_samples(ConversationSourceConfig(path=str(mix), image_root=args.shared)),
         make_conversation_encoder(model, processor),
-        args.room,
+        args.packed_length,
     )
     return model.to(args.device).train(), processor, data
 
@@ -136,7 +136,7 @@ def packing_table(args: argparse.Namespace, model: Any, processor: Any, data: Co
     for name, order, room in (
         ("padded, random order", shuffled, None),
         ("padded, LLaVA's order", grouped, None),
-        ("packed", grouped, args.room),
+        ("packed", grouped, args.packed_length),
     ):
         collate = ConversationCollator(processor.image_processor, processor.tokenizer.pad_token_id, room)
         chosen = [order[first : first + args.micro_batch] for first in range(0, len(order), args.micro_batch)]

@@ -1,7 +1,7 @@
 """The cost of a checkpoint, in training steps.
 
     python scripts/bench/checkpoint_stall.py --architecture clips-s-16 --batch 32
-    torchrun --nproc-per-node 2 scripts/bench/checkpoint_stall.py --parallel fsdp --batch 16
+    torchrun --nproc-per-node 2 scripts/bench/checkpoint_stall.py --strategy fsdp --batch 16
 
 Rounds of steps with a checkpoint alternate with rounds without one. The cost is the difference of their times, in
 steps: the copying that training waits for, and the slowdown of steps during the writing in the background.
@@ -46,7 +46,7 @@ def main() -> None:
         texts,
         args.device,
         processes,
-        DistributedConfig(strategy=args.parallel),
+        DistributedConfig(strategy=args.strategy),
     )
     folder = Path(all_gather_objects(tempfile.mkdtemp(dir=args.folder) if processes.is_main else None)[0])
     try:
@@ -56,7 +56,7 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         end_processes()
     say(f"{args.architecture}, {args.recipe}, batch {args.batch}, {args.precision}: a step takes {step:.2f} s,")
-    say(f"{processes.count} process(es), {args.parallel}")
+    say(f"{processes.count} process(es), {args.strategy}")
     say(f"a checkpoint has {size / 2**20:.0f} MiB; {args.steps} steps per checkpoint")
     say(table(["", "steps"], [["training waits for", f"{waited:.2f}"], ["total cost", f"{lost:.2f}"]]))
 
@@ -69,7 +69,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--recipe", default="clip", choices=list(RECIPES))
     parser.add_argument("--positions", type=int, help="tokens of a caption that the captioner's loss uses")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
-    parser.add_argument("--parallel", default="ddp", choices=list(STRATEGIES), help="in processes under torchrun")
+    parser.add_argument("--strategy", default="ddp", choices=list(STRATEGIES), help="in processes under torchrun")
     parser.add_argument("--steps", type=int, default=8, help="of a round")
     parser.add_argument("--folder", help="a directory on the disk in question")
     return parser.parse_args()

@@ -1,7 +1,7 @@
 """The memory that `clips plan` estimates compared with that of real training steps, in float32 on a CPU.
 
     python scripts/bench/plan_memory.py
-    python scripts/bench/plan_memory.py --processes 2 --parallel ddp fsdp zero1 zero2 zero3 --cases clips-s-16:16
+    python scripts/bench/plan_memory.py --processes 2 --strategy ddp fsdp zero1 zero2 zero3 --cases clips-s-16:16
 
 A case is architecture:batch or architecture:batch:micro_batch. Each is measured in new processes: the peak of torch's
 allocations in the second step, with parameters and optimizer, which corresponds to the sum of the plan's parts; and,
@@ -43,17 +43,17 @@ def main() -> None:
     """Plan and measure all cases; each measurement runs this script in separate processes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", nargs="+", default=CASES)
-    parser.add_argument("--parallel", nargs="+", default=["ddp"], choices=get_args(Parallel))
+    parser.add_argument("--strategy", nargs="+", default=["ddp"], choices=get_args(Parallel))
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--measure", choices=list(MEASURES), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         measured_here(arguments)
         return
-    print("| case | processes | parallel | planned MiB | tensors MiB | ratio | resident MiB | ratio |")
+    print("| case | processes | strategy | planned MiB | tensors MiB | ratio | resident MiB | ratio |")
     print("| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |")
     for case in arguments.cases:
-        for parallel in arguments.parallel:
+        for parallel in arguments.strategy:
             planned = sum(plan(case, parallel, arguments.processes).values()) / MIB
             tensors, resident = (measure(name, case, parallel, arguments.processes) / MIB for name in MEASURES)
             print(
@@ -77,7 +77,7 @@ def plan(case: str, parallel: Parallel, processes: int) -> dict[str, float]:
 def measure(name: str, case: str, parallel: Parallel, processes: int) -> float:
     """Bytes measured by the first of ``processes``."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    this = [__file__, "--measure", name, "--cases", case, "--parallel", parallel]
+    this = [__file__, "--measure", name, "--cases", case, "--strategy", parallel]
     done = subprocess.run([sys.executable, *(launcher if processes > 1 else []), *this], stdout=subprocess.PIPE)
     if done.returncode:
         sys.exit(f"{case} under {parallel}: the measurement ended with status {done.returncode}")
@@ -103,7 +103,7 @@ def training(case: str, parallel: Parallel, output: str) -> EncoderTrainConfig:
 def measured_here(arguments: argparse.Namespace) -> None:
     """Set up a training, run two steps, and print the measured bytes on the main process."""
     with tempfile.TemporaryDirectory() as folder:
-        config = training(arguments.cases[0], arguments.parallel[0], output=f"{folder}/run")
+        config = training(arguments.cases[0], arguments.strategy[0], output=f"{folder}/run")
         local = config.global_batch_size // int(os.environ.get("WORLD_SIZE", 1))
         model = fake_model(config.model, config.recipe)
         texts = {name: value for name, value in fake_batch(model, local).items() if name != "image"}

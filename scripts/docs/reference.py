@@ -67,6 +67,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_markdown(text: str, **_: Any) -> str:
+    """Point links to files outside docs/, which are right on GitHub, to their pages."""
+    for path, source in OUTSIDE.items():
+        text = text.replace(f"../{source}", path)
+    return text
+
+
 def pages() -> Iterator[tuple[str, str]]:
     """Path below docs/ and Markdown text of each generated page."""
     yield "reference/index.md", overview()

@@ -56,7 +56,7 @@ class Format:
     pairs: str = ""
     takes: tuple[str, ...] = ()
     source: str = ""
-    web_caption: str = "drawn_sentence"
+    web_caption: str = "random_sentence"
     synthetic_caption: str | tuple[str, ...] = "other_sentences"
 
     @property

@@ -15,7 +15,7 @@ from clips.data.lazy_images import FileImage, image_bytes
 from clips.data.sources.source import Record, Sample, SourceConfig
 from clips.errors import UserError, unknown_name_error
 
-WEB = ("drawn_sentence", "first_sentence")
+WEB = ("random_sentence", "first_sentence")
 SYNTHETIC = ("other_sentences", "all_sentences")
 _TRIED_IMAGES = 20
 
@@ -61,7 +61,7 @@ class ListedCaptions:
         image, sentences = self.samples[index]
         if not sentences:
             raise InvalidSampleError("no sentences")
-        web = int(rng.integers(len(sentences))) if self.config.web_caption == "drawn_sentence" else 0
+        web = int(rng.integers(len(sentences))) if self.config.web_caption == "random_sentence" else 0
         others = [
             f"{sentence.rstrip(' .!')}."  # so that it is a sentence when a caption is cut into sub-captions
             for number, sentence in enumerate(sentences)
@@ -71,9 +71,9 @@ class ListedCaptions:
         return Sample(image_bytes(image.reference, image.root), sentences[web], synthetic)
 
     def record(self, index: int) -> Record:
-        """See `Source`; with drawn_sentence the web caption is the list of all sentences."""
+        """See `Source`; with random_sentence the web caption is the list of all sentences."""
         image, sentences = self.samples[index]
-        web = sentences if self.config.web_caption == "drawn_sentence" else sentences[0]
+        web = sentences if self.config.web_caption == "random_sentence" else sentences[0]
         fields = {"file": image.name, "sentences": sentences, self.config.web_caption: web}
         return Record(f"{index:09d}", fields, reference=image.name)
 

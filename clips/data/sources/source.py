@@ -39,7 +39,7 @@ class SourceConfig:
             one of image, jpg, png, image_path, file_name, path, url, image_url.
         web_caption: location of the short web caption. webdataset: a key of the sample's JSON, or ".txt" for the text
             file. tables, datasets: a column; from a list of captions, one is sampled each time. karpathy, coco:
-            "drawn_sentence" (another human sentence each epoch) or "first_sentence". auto means drawn_sentence for
+            "random_sentence" (another human sentence each epoch) or "first_sentence". auto means random_sentence for
             these two, laion_2b for capsfusion, and web_caption for the others.
         synthetic_caption: location of the long synthetic caption, as for ``web_caption``; from a list of locations, one
             caption is sampled each time; null if there is none. karpathy, coco: "other_sentences" (all except the web
@@ -59,7 +59,7 @@ class SourceConfig:
             index`` writes it).
         cache_dir: the directory for copies of remote shards and of streamed row groups.
         max_cache_gb: the maximum size of that directory; the least recently used copies are deleted first. While one
-            window of ``data.shuffle_buffer_shards`` is read, the next one is copied: set it to the size of two.
+            buffer of ``data.shuffle_buffer_shards`` is read, the next one is copied: set it to the size of two.
         weight: ratio of samples from this source, relative to the weights of the others; set it for each source or for
             none. Without weights, the sources are read as one, each sample once per epoch. Small weights are exact
             too: every 1,000 samples, each source's count is its ratio of all samples so far, rounded to an integer.

@@ -1,6 +1,6 @@
 """The speedup of a step of stage 1 by caching the frozen encoder's features on disk (``cache_vision_features``).
 
-    python scripts/bench/kept_features.py --shared ../shared --threads 2
+    python scripts/bench/cached_features.py --shared ../shared --threads 2
 
 The encoder is by default a ViT-B/16 with random weights, the LLM is that of ``--llm``; the projector trains on real
 questions about photos and long captions. Both sides run whole steps: image decoding and resizing, forward, backward,
