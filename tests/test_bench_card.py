@@ -46,7 +46,7 @@ def fill(model: Path, **changes: Any) -> ModelCard:
 
 
 def test_the_hub_reads_the_numbers(model: Path) -> None:
-    written = fill(model, name="Mine")
+    written = fill(model, model_name="Mine")
     found = {entry.metric_type: entry for entry in written.data.eval_results}
     assert set(found) == {"accuracy", "exact_match"}
     result = json.loads((model.parent / "results/row/pope.json").read_text(encoding="utf-8"))

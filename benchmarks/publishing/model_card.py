@@ -47,12 +47,12 @@ class CardConfig:
     Args:
         directory: the encoder or LLaVA.
         results: a study's output, a directory of results, or a model's directory.
-        name: of the model, in the card's title and metadata; by default the directory's.
+        model_name: in the card's title and metadata; by default the directory's.
     """
 
     directory: str
     results: str
-    name: str | None = None
+    model_name: str | None = None
 
 
 def run_card(config: CardConfig) -> None:
@@ -77,7 +77,7 @@ def run_card(config: CardConfig) -> None:
     own = [result for result in own if result.path not in stale]
     if not own:
         raise UserError(f"results: {config.results}: nothing of {directory} is up to date: {'; '.join(left_out)}")
-    name = config.name or directory.resolve().name
+    name = config.model_name or directory.resolve().name
     notes = [SYNTHETIC_DATA_NOTE] if _uses_synthetic_data(Path(config.results)) else []
     card = add_evaluation_section(_load_card(directory, manifest, name), own, name, notes, left_out)
     atomic_write(directory / MODEL_CARD, str(card))
