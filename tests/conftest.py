@@ -21,6 +21,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_threa
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+LONGEST = ("docs_run", "clips_distributed", "bridge_stages", "study_kills", "bridge_fsdp", "study_slurm", "study_demo")
+"""Files whose slow tests take minutes; a file runs in one worker, and a long one at the end would run alone."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the longest files, in ``make test-long`` (xdist sorts by number of tests unless told not to)."""
+    first = {f"test_{name}": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: first.get(item.path.stem, len(first)))
+
+
 def pytest_unconfigure() -> None:
     """Keep what SWIG made for sentencepiece: 0.2.1 crashes where Python takes it down, and pytest then ends with status
     139 after tests that all passed.
