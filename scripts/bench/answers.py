@@ -71,8 +71,8 @@ def comparison(directory: Path, args: argparse.Namespace) -> str:
     def side(name: str) -> None:
         model, instances = models[name]
         model.task_dict = {"pope": {"test": documents(args)}}
-        if hasattr(model, "kept"):
-            model.kept.known.clear()
+        if isinstance(model, LlavaBridgeModel):
+            model.cache.known.clear()
         with contextlib.redirect_stderr(io.StringIO()):
             answers[name] = [text.strip() for text in model.generate_until(instances)]
 
