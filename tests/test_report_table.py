@@ -14,7 +14,7 @@ from benchmarks.report.cell_text import margin
 from benchmarks.report.formats import REPORT_FORMATS
 from benchmarks.report.report import Report, build_report
 from benchmarks.report.table import Cell, Column
-from benchmarks.results.formatting import format_number
+from benchmarks.results.formatting import decimals_needed, format_number
 from benchmarks.results.item_scores import ItemScores
 from benchmarks.results.noise import TrainingNoise
 from benchmarks.results.statistics import compare, wilson_interval
@@ -247,3 +247,8 @@ def test_no_results_and_an_unknown_baseline_are_rejected(tmp_path):
     put_results(tmp_path, {"clip": SKILLS["clip"]})
     with pytest.raises(UserError, match="unknown baseline model 'clap'; did you mean 'clip'"):
         build_report(tmp_path, baseline="clap")
+
+
+@pytest.mark.parametrize(("value", "decimals"), [(0.0, 1), (12.3, 1), (0.004, 3), (-3e-9, 9), (4e-14, 1), (None, 1)])
+def test_small_values_get_the_decimals_that_they_need_and_rounding_errors_none(value: float | None, decimals: int):
+    assert decimals_needed(value, 1) == decimals

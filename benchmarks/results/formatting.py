@@ -31,10 +31,11 @@ def format_number(value: float | None, decimals: int, *, sign: bool = False) -> 
 
 
 def decimals_needed(value: float | None, decimals: int) -> int:
-    """``decimals``, or more if a nonzero value would otherwise be shown as 0."""
+    """``decimals``, or more if a nonzero value would otherwise be shown as 0; smaller ones are rounding errors."""
     if value is None or not math.isfinite(value) or value == 0 or float(f"{value:.{decimals}f}") != 0:
         return decimals
-    return min(-math.floor(math.log10(abs(value))), _MAX_DECIMALS)
+    needed = -math.floor(math.log10(abs(value)))
+    return needed if needed <= _MAX_DECIMALS else decimals
 
 
 def difference_ci_text(low: float, high: float, decimals: int) -> str:
