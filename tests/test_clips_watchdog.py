@@ -46,12 +46,12 @@ def test_the_one_that_the_others_wait_for_is_named():
 def test_a_process_that_hangs_is_named_and_the_training_ends(data: Path, tmp_path: Path, rank: int):
     """The main process is one that cannot even say so itself."""
     output = tmp_path / "hung"
-    clips_world.train_config(data, output, distributed={"hang_timeout": 6}, max_steps=50, save_steps=1)
+    clips_world.train_config(data, output, distributed={"hang_timeout": 12}, max_steps=50, save_steps=1)
     hang = {"rank": rank, "step": 3, "frozen": rank == 0}
     plan = [{"config": str(output.with_suffix(".json")), "stop": None, "hang": hang}]
     assert start_drive(tmp_path, plan, "--shutdown-timeout", "2").wait(200) != 0
     log = (tmp_path / "log").read_text()
-    blamed = rf"rank {rank} \(host .*, process \d+\) made no progress for 6 s \(waiting for data, step 4; "
+    blamed = rf"rank {rank} \(host .*, process \d+\) made no progress for 12 s \(waiting for data, step 4; "
     assert re.search(blamed, log), log
     assert f"exitcode  : {EXIT_HUNG}" in log
     assert list_checkpoints(output)[-1].name == "step-00000003"
