@@ -265,8 +265,8 @@ def images(world: World, data: st.DataObject) -> None:
 
     content = data.draw(damaged(data.draw(st.sampled_from(world.pictures))))
     least = data.draw(st.sampled_from([None, 8]))
-    picture, refused = attempt(lambda: decode_image(content, at_least=least), InvalidImageError)
-    assert str(refused) if picture is None else picture.mode == "RGB"
+    image, refused = attempt(lambda: decode_image(content, at_least=least), InvalidImageError)
+    assert str(refused) if image is None else image.mode == "RGB"
 
 
 def captions(world: World, data: st.DataObject) -> None:

@@ -13,10 +13,9 @@ from typing import Literal
 
 import clips_world
 import pytest
+from docs_blocks import PROGRAMS, commands
 
-import benchmarks.cli
 import clips
-import llava_bridge.cli
 from clips import cli
 from clips.commandline.commands import Command, config_class_of, dispatch
 from clips.commandline.help_text import field_help
@@ -329,21 +328,16 @@ def run_clips(*arguments: str) -> int:
     return dispatch("clips", "", cli.COMMANDS, arguments)
 
 
-PROGRAMS = {"clips": cli, "llava-bridge": llava_bridge.cli, "clips-bench": benchmarks.cli}
-
-
-@pytest.mark.parametrize(
-    "name", sorted(f"{program} {name}" for program, of in PROGRAMS.items() for name in of.COMMANDS)
-)
+@pytest.mark.parametrize("name", [f"{program} {name}" for program in PROGRAMS for name in commands(program)])
 def test_every_command_has_a_documented_config(name: str, capsys: pytest.CaptureFixture[str]):
     program, _, name = name.partition(" ")
-    commands = PROGRAMS[program].COMMANDS
-    config = commands[name].config_class()
-    assert config is config_class_of(commands[name].function())
+    known = commands(program)
+    config = known[name].config_class()
+    assert config is config_class_of(known[name].function())
     told = dict(field_help(config))
     fields = [field for field, _ in field_types(config) if "[]" not in field]
     assert [field for field in fields if field not in told] == []
-    assert dispatch(program, "", commands, [*name.split(), "--help"]) == 0
+    assert dispatch(program, "", known, [*name.split(), "--help"]) == 0
     assert re.match(rf"usage: {program} {name} ([A-Z_]+ (… )?)*\[--config", capsys.readouterr().out)
 
 

@@ -12,10 +12,9 @@ import bridge_world
 import pytest
 from study_miniature import STUDIES, ZOO_BENCHMARKS, full, miniature
 
-import benchmarks.cli
-import clips.cli
 from benchmarks.study.build_steps import StudyPlan, build_plan
 from benchmarks.study.estimate_steps import estimate_steps
+from benchmarks.study.launchers import commands_of
 from benchmarks.study.preflight import first_config_error
 from benchmarks.study.resources import resolve_resources
 from benchmarks.study.schema import read_study
@@ -23,10 +22,6 @@ from benchmarks.study.steps import Step, topological_order
 from clips.commandline.commands import dispatch
 from clips.typed_data import to_plain, to_yaml
 
-COMMANDS = {
-    "clips": clips.cli.COMMANDS,
-    "clips-bench": benchmarks.cli.COMMANDS,
-}
 ROOT = Path(__file__).parents[1]
 NAMES = ("paper_retrieval", "paper_llava", "encoder_zoo")
 EIGHT = {"mme", "mmmu_val", "mmvet", "gqa", "chartqa", "pope", "nocaps_val", "textvqa_val"}  # as the paper prints
@@ -124,5 +119,5 @@ def run_in_this_process(steps: Sequence[Step], folder: Path) -> None:
     for step in topological_order(steps):
         program, *words = step.command
         if step.kind != "llava":
-            status = dispatch(program, "", COMMANDS[program], [*words, "--config", str(files[step.name])])
+            status = dispatch(program, "", commands_of(program), [*words, "--config", str(files[step.name])])
             assert status == 0, step.name

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.results.formatting import format_duration, strip_control_chars
 from benchmarks.study.job import PLAN
@@ -89,13 +89,13 @@ class StudyMonitor:
             running: whether a runner is at work; by default it is checked.
         """
         running = runner_lives(self.output) if running is None else running
-        run_id = _current_run_id(self.output)
+        run = _current_run(self.output)
         statuses: dict[str, StepStatus] = {}
         durations = self._durations()
         for step in self.steps:
             state = step_state(step, self.keys[step.name], self.output)
             record = read_record(self.output, step.name)
-            if running and state not in {"done", "running"} and (record is None or record.run_id != run_id):
+            if running and state not in {"done", "running"} and not _is_of(run, record):
                 parents = {statuses[parent].state for parent in step.parents}
                 state = "cannot run" if parents & {"failed", "cannot run"} else "waiting"
             statuses[step.name] = self._status(step, state, record, durations)
@@ -189,12 +189,20 @@ class StudyMonitor:
         return ", ".join(parts)
 
 
-def _current_run_id(output: Path) -> str:
-    """The id of the last ``study run`` that started jobs; empty if there is none."""
+def _current_run(output: Path) -> dict[str, Any]:
+    """The plan of the last ``study run`` (`RunPlan` as plain data); empty if there is none."""
     try:
-        return str(json.loads((output / PLAN).read_text(encoding="utf-8"))["run"])
-    except (OSError, ValueError, KeyError):
-        return ""
+        plan: dict[str, Any] = json.loads((output / PLAN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return plan
+
+
+def _is_of(run: Mapping[str, Any], record: StepRecord | None) -> bool:
+    """Whether the last job of a step belongs to a run: started by it, or at work when it began."""
+    if record is None or not run:
+        return False
+    return bool(record.run_id == run["run"] or run["jobs"].get(record.name, {}).get("is_adopted"))
 
 
 class ProgressDisplay:
