@@ -290,21 +290,22 @@ def test_columns_of_a_table(tmp_path):
     file.write_text('picture,web,long\n0.png,"a ""dog"", running",\n1.png,a cat,"A cat.\nOn a mat."\n', "utf-8-sig")
     found = _load(file, image_column="picture", caption_columns=("web", "long"))
     assert found.captions == [['a "dog", running'], ["a cat", "A cat.\nOn a mat."]]
-    with pytest.raises(UserError, match=r"column for image_column in .*rows\.csv 'image'"):
+    with pytest.raises(UserError, match=r"rows\.csv: no column of images \(columns: picture, web, long\)"):
         _load(file)
     wrong = {
         "\n0.png,a dog\n1.png": r"rows\.csv line 3: expected 2 cells, as in the header",
         ",caption\n0.png,a,b": "several columns are called 'caption'",
         '\n0.png,"a\n1.png,b': "line 3: can",
-        "\n0.png,": "row 1: caption: ",
+        "\n0.png,": "row 0: caption: expected a caption",
+        "\n,a dog": "row 0: image: expected the name of an image file, got none",
+        "\nhttps://example.org/0.png,a dog": "row 0: image: .*; download the images first",
     }
     for text, problem in wrong.items():
         file.write_text(f"image,caption{text}\n")
         with pytest.raises(UserError, match=problem):
             _load(file)
     world.write_parquet(tmp_path / "two.parquet", {"image": [world.draw_image(0)], "caption": ["a dog"]})
-    with pytest.raises(UserError, match=r"row 1: image: expected the name of an image file.*give the directory"):
-        _load(tmp_path / "two.parquet")
+    assert _load(tmp_path / "two.parquet").open(0).tobytes() == world.draw_image(0).tobytes()
 
 
 def test_columns_of_a_dataset(tmp_path):
@@ -317,8 +318,16 @@ def test_columns_of_a_dataset(tmp_path):
     found = _load(tmp_path / "hub", image_column="photo", caption_columns=("en", "de"))
     assert found.captions == [["one", "eins"], ["two", "zwei"]]
     assert found.open(1).tobytes() == world.draw_image(1).tobytes()
+    write_images(tmp_path / "names", 2)
+    world.write_parquet(
+        tmp_path / "names/test.parquet", {"image": ["1.png", "0.png", "1.png"], "text": ["one", "two", "three"]}
+    )
+    named = _load(tmp_path / "names")
+    assert named.captions == [["one", "three"], ["two"]]  # rows of one image are merged
+    assert named.open(0).tobytes() == world.draw_image(1).tobytes()
     for asked, said in (
-        ({}, "unknown column for image_column in .*hub 'image'"),
+        ({}, r"hub: no column of images \(columns: de, en, photo\)"),
+        ({"image_column": "picture"}, "unknown column for image_column in .*hub 'picture'"),
         ({"image_column": "photo", "caption_columns": ("fr",)}, "unknown column for caption_columns in .* 'fr'"),
         ({"split": "val"}, r"hub: cannot be read as a dataset \(Unknown split \"val\""),
     ):

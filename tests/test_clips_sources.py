@@ -20,6 +20,7 @@ from clips_world import number_of, opened, rng
 from serving import Quiet, address, serve
 
 from clips.data.data_config import DataConfig
+from clips.data.formats import DatasetSpec, read_dataset
 from clips.data.loader import TrainDataset, iterate_batches
 from clips.data.remote_files import expand_brace_ranges
 from clips.data.sources import InvalidSampleError, Record, SourceConfig, open_source, shard_lengths
@@ -72,6 +73,25 @@ def test_tables_of_every_kind_read_alike(tmp_path: Path, image_dir: Path, kind: 
     whole = open_source(SourceConfig(**{**vars(config), "path": str(tmp_path)}))  # a directory of tables
     assert len(whole) == COUNT
     assert source.describe()["samples"] == COUNT
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_every_cell_of_a_csv_file_is_text_in_training_and_in_benchmarks(tmp_path: Path, kind: str):
+    captions = ["NA", "null", "1984", "007", "nan"]
+    frame = pd.DataFrame({"": range(5), "image": [f"{n}.png" for n in range(5)], "caption": captions, "year": captions})
+    frame.to_csv(tmp_path / f"rows.{kind}", sep="\t" if kind == "tsv" else ",", index=False)
+    path = str(tmp_path / f"rows.{kind}")
+    source = open_source(SourceConfig(format="table", path=path, web_caption="caption", synthetic_caption="year"))
+    for name in captions:
+        (tmp_path / f"{captions.index(name)}.png").write_bytes(clips_world.draw_image(0))
+    assert [source.read(index, rng()).web for index in range(5)] == captions
+    assert [source.read(index, rng()).synthetic for index in range(5)] == captions
+    assert [record.captions for record in read_dataset(DatasetSpec(path=path), "captions").records] == [
+        [caption] for caption in captions
+    ]
+    Path(path).write_text(Path(path).read_text().replace("007", "a dog"))
+    changed = open_source(SourceConfig(format="table", path=path, web_caption="caption", synthetic_caption=None))
+    assert changed.read(3, rng()).web == "a dog"  # no cached copy of the file as it was
 
 
 def test_a_table_may_contain_images_and_lists_of_captions(tmp_path: Path):
@@ -133,10 +153,12 @@ def test_cocos_own_layout(tmp_path: Path, image_dir: Path):
     ("fields", "message"),
     [
         ({"path": "gone.csv"}, "gone.csv: no such file or directory"),
-        ({"path": "rows.xls"}, "expected a file that ends in csv, tsv, jsonl, parquet"),
+        ({"path": "rows.xls"}, "expected a file that ends in .csv, .tsv, .jsonl, .parquet"),
         ({"path": "rows.csv", "web_caption": "org_captoin"}, "did you mean 'org_caption'"),
-        ({"path": "rows.csv", "image_column": "picture"}, "source field image_column 'picture'"),
+        ({"path": "rows.csv", "image_column": "picture"}, "unknown column for image_column in rows.csv 'picture'"),
         ({"path": "broken.parquet"}, "broken.parquet: not a whole parquet file"),
+        ({"path": "short.csv"}, "short.csv line 3: expected 3 cells, as in the header, got 2"),
+        ({"path": "part{0..1}.csv"}, "part1.csv: expected the columns url, org_caption, re_caption, found url, title"),
         ({"path": "empty"}, "expected files that end in"),
         ({"path": "captions.jsonl"}, r"captions alone have to be joined with paths of their images"),
         ({"path": "captions.jsonl", "format": "webdataset"}, r"captions.jsonl: expected tar shards.* format: table"),
@@ -145,6 +167,9 @@ def test_cocos_own_layout(tmp_path: Path, image_dir: Path):
 def test_a_wrong_table_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, str], message: str):
     monkeypatch.chdir(tmp_path)
     write_table(tmp_path, "csv")
+    (tmp_path / "short.csv").write_text("url,org_caption,re_caption\n0.png,a,b\n1.png,a\n")
+    rows().to_csv(tmp_path / "part0.csv", index=False)
+    (tmp_path / "part1.csv").write_text("url,title\n0.png,a\n")
     (tmp_path / "rows.xls").touch()
     rows().drop(columns="url").to_json(tmp_path / "captions.jsonl", orient="records", lines=True)
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 nothing")
@@ -265,7 +290,7 @@ def test_only_the_needed_remote_parts_are_downloaded(parquet_server, tmp_path: P
     ("fields", "message"),
     [
         ({"split": "tets"}, "unknown split of .*hub 'tets'"),
-        ({"web_caption": "txt"}, "unknown column for data source field web_caption 'txt'; did you mean 'text'"),
+        ({"web_caption": "txt"}, "unknown column for web_caption in hub 'txt'; did you mean 'text'"),
         ({"format": "table", "path": "rows.csv"}, "a data source with 'streaming' expects .parquet files, found rows"),
         ({"format": "table", "path": "broken.parquet"}, "broken.parquet: cannot be read as a dataset"),
     ],

@@ -52,7 +52,8 @@ class BenchmarkConfig:
         language: of data in several languages.
         languages: multilingual retrieval: the languages to average over.
         subset: a dataset's configuration on the Hub.
-        image_column: of a table (CSV, TSV, parquet) or a Hugging Face dataset.
+        image_column: of a table (CSV, TSV, JSON lines, parquet) or a Hugging Face dataset; by default the first
+            existing one of image, jpg, png, image_path, file_name, path.
         caption_columns: likewise; one column of lists, or several. By default the first existing one of captions,
             caption, sentences, texts, text, raw, or caption_0, caption_1, ….
         word_limits: long retrieval: also truncate the captions to these numbers of words.
@@ -84,7 +85,7 @@ class BenchmarkConfig:
     language: str | None = None
     languages: tuple[str, ...] = ()
     subset: str | None = None
-    image_column: str = "image"
+    image_column: str | None = None
     caption_columns: tuple[str, ...] = ()
     word_limits: tuple[int, ...] = (8, 16, 32, 64, 128, 256)
     limit: int | None = None

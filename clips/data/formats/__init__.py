@@ -180,7 +180,7 @@ FORMATS: dict[str, Format] = {
         takes=("image_root", "language"),
     ),
     "table": Format(
-        about="a CSV, TSV or parquet file with columns for the image's name and its captions",
+        about="CSV, TSV, JSON lines or parquet, with columns for the image or its file name and for its captions",
         fits="rows:is_table",
         captions="rows:read_table",
         takes=("image_root", "image_column", "caption_columns"),

@@ -35,7 +35,7 @@ class DatasetSpec:
         image_root: directory of the images, for files that name them.
         language: for multilingual data.
         subset: configuration of a Hub dataset (``datasets``).
-        image_column: column of the images or their names (``datasets``, ``table``).
+        image_column: column of the images or their names (``datasets``, ``table``); None: the first with a usual name.
         caption_columns: columns of the captions (``datasets``, ``table``); one column of lists, or several columns.
         max_cache_gb: limit of the disk cache for images of streamed tables.
     """
@@ -46,7 +46,7 @@ class DatasetSpec:
     image_root: str | None = None
     language: str | None = None
     subset: str | None = None
-    image_column: str = "image"
+    image_column: str | None = None
     caption_columns: tuple[str, ...] = ()
     max_cache_gb: float = 100.0
 

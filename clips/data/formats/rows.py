@@ -1,6 +1,6 @@
-"""Tables with images or their names: datasets of the Hugging Face Hub, of ``save_to_disk``, CSV, TSV and parquet files.
+"""Tables with images or their names, for training and benchmarks: Hugging Face datasets, CSV, TSV, JSON lines, parquet.
 
-``datasets`` gives random access to tables that contain the images; tables of image names are read once.
+``datasets`` gives random access to the rows of each of them.
 """
 
 from __future__ import annotations
@@ -8,17 +8,21 @@ from __future__ import annotations
 import contextlib
 import csv
 import itertools
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clips.data.formats.dataset_format import WHOLE, Captioned, Dataset, Location, captioned
-from clips.data.lazy_images import ImageColumn, TableImage
-from clips.data.parquet_limits import check_decompressed_size, iter_record_batches
+from clips.core.identity import digest
+from clips.data.formats.dataset_format import WHOLE, Captioned, Dataset, Location
+from clips.data.lazy_images import FileImage, ImageColumn, LazyImage, TableImage
+from clips.data.parquet_limits import check_decompressed_size
+from clips.data.remote_files import expand_brace_ranges, is_remote
 from clips.errors import UserError, error_reason, unknown_name_error
-from clips.model.loading import library_errors_as_user_errors
 
+_TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+_IMAGE_COLUMNS = ("image", "jpg", "png", "image_path", "file_name", "path", "url", "image_url")
 _CAPTION_COLUMNS = ("captions", "caption", "sentences", "texts", "text", "raw")
 _NUMBERED_COLUMN = re.compile(r"captions?_?\d+")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -105,26 +109,166 @@ def one_line_errors(path: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{path}: cannot be read as a dataset ({error_reason(error)})") from None
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error  # of a DatasetGenerationError
+        if isinstance(cause, UserError):
+            raise cause from None
+        raise UserError(f"{path}: cannot be read as a dataset ({error_reason(cause)})") from None
     finally:
         if bars_enabled:
             datasets.enable_progress_bars()
 
 
+def table_files(path: str) -> list[str]:
+    """The table files of a path: of a directory, of a ``{000..127}`` range, or the one file. They may be remote.
+
+    Raises:
+        UserError: there is none, or they have several file types or another one than a table's.
+    """
+    files = expand_brace_ranges(path)
+    if not is_remote(path) and Path(path).is_dir():
+        files = sorted(str(file) for file in Path(path).iterdir() if file.suffix in _TABLE_SUFFIXES)
+        if not files:
+            raise UserError(f"{path}: expected files that end in {', '.join(_TABLE_SUFFIXES)} there, found none")
+    for file in files:
+        if not is_remote(file) and not Path(file).is_file():
+            raise UserError(f"{file}: no such file or directory")
+        if Path(file).suffix not in _TABLE_SUFFIXES:
+            raise UserError(f"{file}: expected a file that ends in {', '.join(_TABLE_SUFFIXES)}")
+        if Path(file).suffix != Path(files[0]).suffix:
+            raise UserError(f"{path}: expected tables of one file type, found {files[0]} and {file}")
+    return files
+
+
+def open_table(path: str, files: Sequence[str]) -> Any:
+    """The rows of `table_files` as a ``datasets.Dataset``.
+
+    Every cell of a CSV file is text: the CSV reader of ``datasets`` replaces captions such as "NA" and "null" by None,
+    converts columns of numbers, and accepts rows with too few cells.
+
+    Raises:
+        UserError: a file cannot be read, its columns differ from the first file's, or two of them have one name.
+    """
+    import datasets
+
+    suffix = Path(files[0]).suffix
+    with one_line_errors(path):
+        if suffix in _DELIMITERS:
+            local = datasets.DownloadManager().download(list(files))
+            columns = _csv_columns(files[0], local[0], _DELIMITERS[suffix])
+            versions = [
+                [file, status.st_size, status.st_mtime_ns]
+                for file, status in zip(files, map(os.stat, local), strict=True)
+            ]
+            return datasets.Dataset.from_generator(
+                _csv_rows,
+                features=datasets.Features(dict.fromkeys(columns, datasets.Value("string"))),
+                gen_kwargs={  # tuples: lists would be taken for shards
+                    "files": tuple(zip(files, local, strict=True)),
+                    "columns": columns,
+                    "delimiter": _DELIMITERS[suffix],
+                },
+                fingerprint=digest(versions)[:32],
+            )
+        if suffix == ".parquet":
+            check_decompressed_size(file for file in files if not is_remote(file))
+        reader = "parquet" if suffix == ".parquet" else "json"
+        return undecoded(datasets.load_dataset(reader, data_files=list(files), split="train"))
+
+
+def _csv_columns(name: str, path: str, delimiter: str) -> tuple[str, ...]:
+    with Path(path).open(encoding="utf-8-sig", newline="") as stream:
+        columns = tuple(next(csv.reader(stream, delimiter=delimiter, strict=True), ()))
+    if duplicates := [column for column in columns if columns.count(column) > 1]:
+        raise UserError(f"{name}: several columns are called '{duplicates[0]}'")
+    return columns
+
+
+def _csv_rows(
+    files: Sequence[tuple[str, str]], columns: tuple[str, ...], delimiter: str
+) -> Iterator[Mapping[str, str]]:
+    """The rows of files, given as (name, local path)."""
+    for name, path in files:
+        with Path(path).open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream, delimiter=delimiter, strict=True)
+            try:
+                if (found := tuple(next(reader, ()))) != columns:
+                    raise UserError(f"{name}: expected the columns {', '.join(columns)}, found {', '.join(found)}")
+                for cells in filter(None, reader):  # without blank lines
+                    if len(cells) != len(columns):
+                        expected = f"expected {len(columns)} cells, as in the header"
+                        raise UserError(f"{name} line {reader.line_num}: {expected}, got {len(cells)}")
+                    yield dict(zip(columns, cells, strict=True))
+            except (csv.Error, UnicodeDecodeError) as error:
+                raise UserError(f"{name} line {reader.line_num}: cannot be read ({error_reason(error)})") from None
+
+
+def find_image_column(given: str | None, columns: Sequence[str], path: str) -> str:
+    """The ``image_column`` of a config, by default the first column with a usual name. Raises UserError."""
+    if given is not None:
+        check_column(given, columns, "image_column", path)
+        return given
+    found = next((name for name in _IMAGE_COLUMNS if name in columns), None)
+    if found is None:
+        raise UserError(
+            f"{path}: no column of images (columns: {', '.join(columns)}); expected one of "
+            f"{', '.join(_IMAGE_COLUMNS)}, or its name as image_column; captions alone have to be joined with paths of "
+            "their images first"
+        )
+    return found
+
+
+def check_column(name: str, columns: Sequence[str], setting: str, path: str) -> None:
+    """Raise UserError for the name of a column that a table does not have."""
+    if name not in columns:
+        raise unknown_name_error(name, columns, f"column for {setting} in {path}")
+
+
+def is_table(location: Location) -> bool:
+    """``.csv``, ``.tsv``, or one ``.parquet`` file."""
+    return location.path.suffix in {*_DELIMITERS, ".parquet"} and location.path.is_file()
+
+
+def read_table(location: Location) -> Dataset[Captioned]:
+    """Each row has an image or its name; its captions are in one column, or in several, some of which may be empty.
+
+    Raises:
+        UserError: no such columns, a row without a caption, or an unreadable file.
+    """
+    path = location.spec.path
+    rows = open_table(path, table_files(path))
+    return Dataset(records=_records(location, rows, location.image_root("images")))
+
+
 def read_datasets(location: Location) -> Dataset[Captioned]:
-    """One image per row; its captions are a list in one column, or are in several columns."""
-    spec = location.spec
-    data = open_rows(spec.path, spec.subset, spec.split)
-    columns = _caption_columns(location, data.column_names)
-    images = ImageColumn(data.select_columns([spec.image_column]), spec.image_column, spec.path, location.path)
-    records = (Captioned([TableImage(images, row)], texts) for row, texts in enumerate(_texts(data, columns)))
-    return Dataset(records=records, split=spec.split if has_splits(location.path) else WHOLE)
+    """As `read_table`, for the rows of `open_rows`."""
+    rows = open_rows(location.spec.path, location.spec.subset, location.spec.split)
+    split = location.spec.split if has_splits(location.path) else WHOLE
+    return Dataset(records=_records(location, rows, location.path), split=split)
 
 
-def _texts(data: Any, columns: Sequence[str]) -> Iterator[list[Any]]:
-    for row in data.select_columns(columns):
+def _records(location: Location, rows: Any, root: Path) -> Iterator[Captioned]:
+    path = location.spec.path
+    image_column = find_image_column(location.spec.image_column, rows.column_names, path)
+    columns = _caption_columns(location, rows.column_names)
+    images = ImageColumn(rows.select_columns([image_column]), image_column, path, root)
+    are_names = getattr(rows.features[image_column], "dtype", "") in {"string", "large_string"}
+    for number, row in enumerate(rows.select_columns([*columns, *([image_column] * are_names)])):
+        image: LazyImage = TableImage(images, number)
+        if are_names:
+            image = FileImage(root, _checked_name(row[image_column], f"{path} row {number}: {image_column}"))
         cells = [cell for name in columns for cell in _as_list(row[name])]
-        yield [cell.get("raw") if isinstance(cell, dict) else cell for cell in cells]
+        texts = [cell.get("raw") if isinstance(cell, dict) else cell for cell in cells if cell not in (None, "")]
+        if not texts:
+            raise UserError(f"{path} row {number}: {', '.join(columns)}: expected a caption, got none")
+        yield Captioned([image], texts)
+
+
+def _checked_name(name: str | None, where: str) -> str:
+    if not name:
+        raise UserError(f"{where}: expected the name of an image file, got none")
+    if is_remote(name):
+        raise UserError(f"{where}: expected the name of an image file, got {name:.80}; download the images first")
+    return name
 
 
 def _as_list(cell: Any) -> list[Any]:
@@ -134,10 +278,8 @@ def _as_list(cell: Any) -> list[Any]:
 def _caption_columns(location: Location, columns: Sequence[str]) -> list[str]:
     """The requested columns, else those with usual names of caption columns. Raises UserError if there are none."""
     spec = location.spec
-    for field, names in (("image_column", (spec.image_column,)), ("caption_columns", spec.caption_columns)):
-        for name in names:
-            if name not in columns:
-                raise unknown_name_error(name, columns, f"column for {field} in {spec.path}")
+    for name in spec.caption_columns:
+        check_column(name, columns, "caption_columns", spec.path)
     if spec.caption_columns:
         return list(spec.caption_columns)
     numbered = [name for name in columns if _NUMBERED_COLUMN.fullmatch(name)]
@@ -145,66 +287,3 @@ def _caption_columns(location: Location, columns: Sequence[str]) -> list[str]:
     if not known:
         raise UserError(f"caption_columns: expected columns of captions in {spec.path} (it has: {', '.join(columns)})")
     return known
-
-
-def is_table(location: Location) -> bool:
-    """``.csv``, ``.tsv``, or one ``.parquet`` file."""
-    return location.path.suffix in {*_DELIMITERS, ".parquet"} and location.path.is_file()
-
-
-def read_table(location: Location) -> Dataset[Captioned]:
-    """Each row names an image; its captions are in one column, or in several, some of which may be empty.
-
-    Raises:
-        UserError: no such columns, several columns of one name, a row without a caption, or an unreadable file.
-    """
-    path, image = location.path, location.spec.image_column
-    columns = _columns(path)
-    captions = _caption_columns(location, columns)
-    if duplicates := [name for name in (image, *captions) if columns.count(name) > 1]:
-        raise UserError(f"{path}: several columns are called '{duplicates[0]}'")
-    return Dataset(records=_table_records(path, image, captions, columns, location.image_root("images")))
-
-
-def _table_records(
-    path: Path, image: str, captions: Sequence[str], columns: Sequence[str], root: Path
-) -> Iterator[Captioned]:
-    rows = _parquet_rows(path, [image, *captions]) if path.suffix == ".parquet" else _csv_rows(path, columns)
-    for number, row in enumerate(rows, 1):
-        if not (isinstance(row[image], str) and row[image]):
-            raise UserError(
-                f"{path} row {number}: {image}: expected the name of an image file, got {row[image]!r:.40} "
-                "(for parquet files that contain the images, give the directory)"
-            )
-        texts = [cell for name in captions for cell in _as_list(row[name]) if cell is not None and cell != ""]
-        if not texts:
-            raise UserError(f"{path} row {number}: {', '.join(captions)}: expected a caption, got none")
-        yield captioned(root, row[image], texts)
-
-
-def _columns(path: Path) -> list[str]:
-    with library_errors_as_user_errors(f"{path}: cannot be read as a table"):
-        if path.suffix == ".parquet":
-            import pyarrow.parquet
-
-            return pyarrow.parquet.read_schema(path).names
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            return next(csv.reader(stream, delimiter=_DELIMITERS[path.suffix], strict=True), [])
-
-
-def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-    with library_errors_as_user_errors(f"{path}: cannot be read as a table"):
-        for batch in iter_record_batches(str(path), path, columns=columns):
-            yield from batch.to_pylist()
-
-
-def _csv_rows(path: Path, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream, delimiter=_DELIMITERS[path.suffix], strict=True)
-        try:
-            for row in reader:
-                if row.keys() != set(columns) or None in row.values():
-                    raise UserError(f"{path} line {reader.line_num}: expected {len(columns)} cells, as in the header")
-                yield row
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{path} line {reader.reader.line_num}: cannot be read ({error_reason(error)})") from None

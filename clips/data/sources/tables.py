@@ -8,23 +8,23 @@ from typing import Any
 
 import numpy as np
 
-from clips.data.formats.rows import files_of_splits, is_saved, one_line_errors, open_rows, undecoded
+from clips.data.formats.rows import (
+    check_column,
+    files_of_splits,
+    find_image_column,
+    is_saved,
+    one_line_errors,
+    open_rows,
+    open_table,
+    table_files,
+)
 from clips.data.images import InvalidSampleError
 from clips.data.lazy_images import image_bytes
-from clips.data.parquet_limits import check_decompressed_size
-from clips.data.remote_files import ShardCache, expand_brace_ranges, is_remote
+from clips.data.remote_files import ShardCache, is_remote
 from clips.data.sources.parquet import ParquetRows
 from clips.data.sources.source import Record, Sample, SourceConfig, choose_nonempty, sample_caption
 from clips.errors import UserError, unknown_name_error
 
-_READERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "csv": ("csv", {}),
-    "tsv": ("csv", {"sep": "\t"}),
-    "jsonl": ("json", {}),
-    "parquet": ("parquet", {}),
-}
-"""File extension → datasets' reader and its options."""
-_IMAGE_COLUMNS = ("image", "jpg", "png", "image_path", "file_name", "path", "url", "image_url")
 _BLOCK_ROWS = 10_000
 
 
@@ -39,18 +39,13 @@ class DatasetsSource:
         with one_line_errors(config.path):
             self.rows = self.read_rows()
         names = self.rows.column_names
-        self.image_column = config.image_column or _find_image_column(config.path, names)
-        columns = [
-            ("image_column", self.image_column),
-            ("web_caption", config.web_caption),
-            *(("synthetic_caption", name) for name in config.synthetics),
-        ]
-        for field, column in columns:
-            if column not in names:
-                error = unknown_name_error(column, names, f"column for data source field {field}")
-                raise UserError(f"{config.path}: {error}")
+        self.image_column = find_image_column(config.image_column, names, config.path)
+        check_column(config.web_caption, names, "web_caption", config.path)
+        for column in config.synthetics:
+            check_column(column, names, "synthetic_caption", config.path)
         self.full_rows = self.rows
-        self.rows = self.full_rows.select_columns(list(dict.fromkeys(column for _, column in columns)))
+        columns = dict.fromkeys([self.image_column, config.web_caption, *config.synthetics])
+        self.rows = self.full_rows.select_columns(list(columns))
         self.image_root = config.image_root or self.default_image_root()
 
     def read_rows(self) -> Any:
@@ -144,52 +139,16 @@ class TableSource(DatasetsSource):
     """
 
     def __init__(self, config: SourceConfig) -> None:
-        self.files = _table_files(config.path)  # before datasets is imported, which takes seconds
+        self.files = table_files(config.path)  # before datasets is imported, which takes seconds
         super().__init__(config)
 
     def read_rows(self) -> Any:
         """See `DatasetsSource`."""
         if self.config.streaming:
             return self.stream_rows(self.files)
-        import datasets
-
-        kind = Path(self.files[0]).suffix.lstrip(".")
-        if kind not in _READERS:
-            raise UserError(f"{self.files[0]}: expected a file that ends in {', '.join(_READERS)}")
-        if kind == "parquet":
-            check_decompressed_size(file for file in self.files if not is_remote(file))
-        reader, options = _READERS[kind]
-        return undecoded(datasets.load_dataset(reader, data_files=self.files, split="train", **options))
+        return open_table(self.config.path, self.files)
 
     def default_image_root(self) -> str:
         """See `DatasetsSource`."""
         path = Path(self.config.path)
         return str(path if path.is_dir() else path.parent)
-
-
-def _find_image_column(path: str, columns: Sequence[str]) -> str:
-    for name in _IMAGE_COLUMNS:
-        if name in columns:
-            return name
-    raise UserError(
-        f"{path}: no column of images, as training needs (columns: {', '.join(columns)}); expected one of "
-        f"{', '.join(_IMAGE_COLUMNS)}, or its name as data source field image_column; captions alone have to be joined "
-        "with paths of their images first"
-    )
-
-
-def _table_files(path: str) -> list[str]:
-    if is_remote(path):
-        return expand_brace_ranges(path)
-    if Path(path).is_dir():
-        found = sorted(str(file) for kind in _READERS for file in Path(path).glob(f"*.{kind}"))
-        if not found:
-            raise UserError(f"{path}: expected files that end in {', '.join(_READERS)} in this directory, found none")
-        if len({Path(file).suffix for file in found}) > 1:
-            raise UserError(f"{path}: expected tables of one file type, found {found[0]} and {found[-1]}")
-        return found
-    files = expand_brace_ranges(path)
-    for file in files:
-        if not Path(file).is_file():
-            raise UserError(f"{file}: no such file or directory")
-    return files
