@@ -24,7 +24,7 @@ from clips.errors import UserError
 
 
 def noted(folder: Path, workers: int) -> TrainDataset:
-    """Four shards that a command copies; it notes the process that started it. A window holds two of them."""
+    """Four shards that a command copies; it notes the process that started it. A buffer holds two of them."""
     clips_world.write_sizes(clips_world.write_shards(folder / "remote", sizes=(8,) * 4), (8,) * 4)
     path = f"pipe:echo $PPID >> {folder}/log; cat {folder}/remote/shard-{{00000..00003}}.tar"
     source = SourceConfig(path=path, shard_sizes=str(folder / "remote" / "sizes.json"), cache_dir=str(folder / "cache"))

@@ -85,7 +85,7 @@ def test_processes_copy_a_shard_once(tmp_path: Path):
 
 
 def remote_dataset(folder: Path, cache: Path, workers: int = 0, **fields: object) -> TrainDataset:
-    """Four shards of 20 samples behind addresses, of which a window holds one; shard 0 comes late in the order."""
+    """Four shards of 20 samples behind addresses, of which a buffer holds one; shard 0 comes late in the order."""
     if not folder.exists():
         clips_world.write_sizes(clips_world.write_shards(folder, sizes=(20,) * 4), (20,) * 4)
     path = f"file://{folder}/shard-{{00000..00003}}.tar"
@@ -109,7 +109,7 @@ def copied(cache: Path, blocks: set[int], seconds: float) -> bool:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_the_next_windows_shards_are_copied_while_this_one_is_read(tmp_path: Path, monkeypatch, workers: int):
+def test_the_next_buffers_shards_are_copied_while_this_one_is_read(tmp_path: Path, monkeypatch, workers: int):
     data = remote_dataset(tmp_path / "afar", tmp_path / "cache", workers)
     now, later = data.order.shards_near(0, 40)
     steps = iterate_batches(data, first_step=0, last_step=40)
@@ -122,7 +122,7 @@ def test_the_next_windows_shards_are_copied_while_this_one_is_read(tmp_path: Pat
     assert not copied(tmp_path / "other", {*later}, seconds=1)
 
 
-def test_no_window_is_copied_that_will_not_be_read(tmp_path: Path):
+def test_no_buffer_is_copied_that_will_not_be_read(tmp_path: Path):
     data = remote_dataset(tmp_path / "afar", tmp_path / "cache")
     now, _ = data.order.shards_near(0, 5)
     assert data.order.shards_near(0, 10) == (now, [])
@@ -131,7 +131,7 @@ def test_no_window_is_copied_that_will_not_be_read(tmp_path: Path):
     assert copies(tmp_path / "cache") == {0, *now}
 
 
-def test_a_folder_with_room_for_one_window_does_not_lose_it(tmp_path: Path, capsys):
+def test_a_folder_with_room_for_one_buffer_does_not_lose_it(tmp_path: Path, capsys):
     data = remote_dataset(tmp_path / "afar", tmp_path / "cache")
     size = (tmp_path / "afar" / "shard-00000.tar").stat().st_size
     data = remote_dataset(tmp_path / "afar", tmp_path / "small", max_cache_gb=1.5 * size / 1e9)
@@ -175,12 +175,12 @@ def test_reading_that_is_quicker_than_copying_does_not_stop_it(tmp_path: Path, m
         fetch(address, partial)
 
     monkeypatch.setattr(remote_files, "_download", slow)
-    order = SampleOrder([shard_lengths(source)], seed=0, window=12, batch_size=24)
+    order = SampleOrder([shard_lengths(source)], seed=0, buffer_shards=12, batch_size=24)
     fetcher = ShardPrefetcher(order, [source], last=3)
     try:
-        for window in range(3):  # the next one's copies have hardly begun
-            now, _ = order.shards_near(window, 3)
-            fetcher.reach(window)
+        for buffer in range(3):  # the next one's copies have hardly begun
+            now, _ = order.shards_near(buffer, 3)
+            fetcher.reach(buffer)
             assert copied(tmp_path / "cache", {*now}, seconds=20)
     finally:
         fetcher.close()

@@ -1,4 +1,4 @@
-"""Which sample comes when: whole epochs, windows, stripes, mixtures, any number of processes."""
+"""Which sample comes when: whole epochs, buffers, stripes, mixtures, any number of processes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def epochs_of(order: SampleOrder, count: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])  # stripes
-@pytest.mark.parametrize("window", [None, 1, 2, 5, 9])
-def test_an_epoch_holds_every_sample_once_in_another_order_each_time(window: int | None, batch_size: int):
+@pytest.mark.parametrize("buffer", [None, 1, 2, 5, 9])
+def test_an_epoch_holds_every_sample_once_in_another_order_each_time(buffer: int | None, batch_size: int):
     blocks = [[7, 1, 4, 3], [3, 6]]  # 24 samples are whole steps
-    epochs = epochs_of(SampleOrder(blocks, seed=5, window=window, batch_size=batch_size), 3)
+    epochs = epochs_of(SampleOrder(blocks, seed=5, buffer_shards=buffer, batch_size=batch_size), 3)
     assert all(sorted(epoch) == list(range(24)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
-    assert epochs[0] != epochs_of(SampleOrder(blocks, seed=6, window=window, batch_size=batch_size), 1)[0]
-    assert {SampleOrder(blocks, seed=5, window=window).at(position).epoch for position in (0, 23)} == {0}
+    assert epochs[0] != epochs_of(SampleOrder(blocks, seed=6, buffer_shards=buffer, batch_size=batch_size), 1)[0]
+    assert {SampleOrder(blocks, seed=5, buffer_shards=buffer).at(position).epoch for position in (0, 23)} == {0}
 
 
 MIXED = [[90] * 50, [60] * 70]
@@ -33,14 +33,14 @@ MIXED = [[90] * 50, [60] * 70]
 @pytest.mark.parametrize(("blocks", "weights"), [(MIXED, None), (MIXED, [3.0, 1.0])])
 @pytest.mark.parametrize("machines", [1, 2, 3, 8])
 def test_a_machine_needs_only_its_share_of_a_windows_shards(blocks, weights, machines: int):
-    window, steps = 20, 40
-    order = SampleOrder(blocks, weights, seed=4, window=window, batch_size=48)
+    buffer, steps = 20, 40
+    order = SampleOrder(blocks, weights, seed=4, buffer_shards=buffer, batch_size=48)
     ends = np.cumsum([size for source in blocks for size in source])
     for rank in range(machines):
         for step in range(steps):
             now, later = order.shards_near(step, steps, (rank / machines, (rank + 1) / machines))
             asked_for = {*now, *later}
-            share = window / machines * (1 if weights else 1.5)  # of one sequence some shards are the smaller ones
+            share = buffer / machines * (1 if weights else 1.5)  # of one sequence some shards are the smaller ones
             assert max(len(now), len(later)) <= (len(weights or [1])) * (share + 3)
             positions = step_positions(step, batch_size=48, rank=rank, world_size=machines)
             read = {int(np.searchsorted(ends, order.at(p).index, side="right")) for p in positions}
@@ -48,7 +48,7 @@ def test_a_machine_needs_only_its_share_of_a_windows_shards(blocks, weights, mac
 
 
 def test_stripes_of_a_mixture_keep_to_its_weights_and_go_through_each_source():
-    order = SampleOrder([[10] * 16, [10] * 12], [3.0, 1.0], seed=2, window=4, batch_size=8)
+    order = SampleOrder([[10] * 16, [10] * 12], [3.0, 1.0], seed=2, buffer_shards=4, batch_size=8)
     places = [order.at(position) for position in range(8 * 1000)]
     counts = [sum(place.index < 160 for place in places[start : start + 1000]) for start in range(0, 8000, 1000)]
     assert all(abs(count - 750) <= 10 for count in counts)
@@ -59,24 +59,24 @@ def test_stripes_of_a_mixture_keep_to_its_weights_and_go_through_each_source():
 
 
 def test_a_stripe_is_shuffled_again_in_every_epoch():
-    order = SampleOrder([[40] * 4], seed=0, window=2, batch_size=4)
+    order = SampleOrder([[40] * 4], seed=0, buffer_shards=2, batch_size=4)
     stripe = [[order.at(160 * epoch + 4 * step).index for step in range(20)] for epoch in range(2)]
     assert stripe[0] != sorted(stripe[0])
     assert sorted(stripe[0]) != sorted(stripe[1])
 
 
-def test_a_window_reads_few_shards_at_a_time():
-    order = SampleOrder([[10] * 20], seed=0, window=4)
+def test_a_buffer_reads_few_shards_at_a_time():
+    order = SampleOrder([[10] * 20], seed=0, buffer_shards=4)
     shards = [order.at(position).index // 10 for position in range(200)]
-    windows = [set(shards[start : start + 40]) for start in range(0, 200, 40)]
-    assert [len(window) for window in windows] == [4] * 5
-    assert set().union(*windows) == set(range(20))
-    assert shards[:40] != sorted(shards[:40])  # shuffled within the window as well
+    buffers = [set(shards[start : start + 40]) for start in range(0, 200, 40)]
+    assert [len(buffer) for buffer in buffers] == [4] * 5
+    assert set().union(*buffers) == set(range(20))
+    assert shards[:40] != sorted(shards[:40])  # shuffled within the buffer as well
 
 
 @pytest.mark.parametrize(("blocks", "weights"), [([[3] * 7, [2] * 4], None), ([[3] * 7, [2] * 4], [1.0, 2.0])])
 def test_the_blocks_near_a_position_are_those_read_there_and_next(blocks, weights):
-    order = SampleOrder(blocks, weights, seed=4, window=2)
+    order = SampleOrder(blocks, weights, seed=4, buffer_shards=2)
     ends = np.cumsum([size for source in blocks for size in source])
     read = [int(np.searchsorted(ends, order.at(position).index, side="right")) for position in range(3000)]
     for position in (0, 20, 40) if weights is None else (0, 1000, 2000):
@@ -125,7 +125,9 @@ def test_weights_that_do_not_divide_a_cycle_are_kept_in_the_long_run():
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_each_of_many_weights_is_kept(batch_size: int):
     weights = [5e-4, 0.02, 0.3, 3e-3, 0.25, 0.4265]
-    order = SampleOrder([[10] * 5] * 6, weights, seed=3, window=2 if batch_size > 1 else None, batch_size=batch_size)
+    order = SampleOrder(
+        [[10] * 5] * 6, weights, seed=3, buffer_shards=2 if batch_size > 1 else None, batch_size=batch_size
+    )
     places = [order.at(position) for position in range(1000 * max(4, batch_size))]
     counts = Counter(place.index // 50 for place in places)
     assert [counts[source] for source in range(6)] == pytest.approx([len(places) * w for w in weights], abs=2)
@@ -134,7 +136,7 @@ def test_each_of_many_weights_is_kept(batch_size: int):
 
 
 def test_readers_get_the_order_as_it_is():
-    order = SampleOrder([[9] * 3, [4] * 5], [0.1, 0.7], seed=3, window=2, batch_size=8)
+    order = SampleOrder([[9] * 3, [4] * 5], [0.1, 0.7], seed=3, buffer_shards=2, batch_size=8)
     order.at(5)
     sent = pickle.loads(pickle.dumps(order))
     assert [sent.at(position) for position in range(3000)] == [order.at(position) for position in range(3000)]

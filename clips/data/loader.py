@@ -69,7 +69,7 @@ class TrainDataset(torch.utils.data.Dataset):
         weights = [source.weight for source in config.sources if source.weight is not None]
         blocks = [shard_lengths(part) for part in self.parts]
         self.order = SampleOrder(
-            blocks, weights or None, seed=seed, window=config.shuffle_buffer_shards, batch_size=batch_size
+            blocks, weights or None, seed=seed, buffer_shards=config.shuffle_buffer_shards, batch_size=batch_size
         )
         self.cache: dict[int, Any] | None = {} if config.cache_images else None
 
@@ -156,7 +156,7 @@ class TrainDataset(torch.utils.data.Dataset):
 
 
 def _replacement_distances(count: int, order: SampleOrder, rng: np.random.Generator) -> Iterator[int]:
-    """Distances to try for a replacement: first in the node's own shards, then in the window, then anywhere."""
+    """Distances to try for a replacement: first in the node's own shards, then in the buffer, then anywhere."""
     yield 0
     if count <= 2 * _NEARBY:
         yield from rng.permutation(np.arange(1, count)).tolist()

@@ -1,6 +1,6 @@
-"""Prefetching of remote shards: the shards of the next window are downloaded while the current one is read.
+"""Prefetching of remote shards: the shards of the next buffer are downloaded while the current one is read.
 
-Samples are shuffled over a window of shards, so its first batch needs nearly all of them. One process per node
+Samples are shuffled over a buffer of shards, so its first batch needs nearly all of them. One process per node
 downloads for all processes of the node, which share a cache (`clips.data.remote_files.ShardCache`).
 """
 
@@ -26,7 +26,7 @@ _CLOSE_SECONDS = 5.0  # for running downloads to end
 
 
 class ShardPrefetcher:
-    """Downloads the shards of the current window, and of the next one as far as both fit into the cache.
+    """Downloads the shards of the current buffer, and of the next one as far as both fit into the cache.
 
     Its daemon threads start with the first `reach`. Worker processes must be forked before that, so that they do not
     inherit a lock held by one of these threads.
@@ -48,9 +48,9 @@ class ShardPrefetcher:
         self._threads: list[threading.Thread] = []
         self._state = threading.Condition()  # guards the following
         self._closed = False
-        self._current: deque[int] = deque()  # shards to download for the current window
-        self._next_window: deque[int] = deque()  # downloaded when the current window is complete
-        self._copying = 0  # running downloads for the current window
+        self._current: deque[int] = deque()  # shards to download for the current buffer
+        self._next_buffer: deque[int] = deque()  # downloaded when the current buffer is complete
+        self._copying = 0  # running downloads for the current buffer
         self._sizes: dict[int, int] = {}  # shard → bytes; an estimate until it is downloaded
         self._warned = False
 
@@ -68,7 +68,7 @@ class ShardPrefetcher:
             self._sizes = {
                 block: size for block, size in self._sizes.items() if block in {*requested[0], *requested[1]}
             }
-            self._current, self._next_window = (deque(filter(self._is_remote, blocks)) for blocks in requested)
+            self._current, self._next_buffer = (deque(filter(self._is_remote, blocks)) for blocks in requested)
             self._state.notify_all()
 
     def _source_of(self, block: int) -> int:
@@ -91,20 +91,20 @@ class ShardPrefetcher:
                 self._state.notify_all()
 
     def _next_task(self) -> tuple[int, bool] | None:
-        """A shard to download, and whether the current window needs it; None after `close`."""
+        """A shard to download, and whether the current buffer needs it; None after `close`."""
         with self._state:
             while not self._closed:
                 if self._current:
                     self._copying += 1
                     return self._current.popleft(), True
-                while self._next_window and not self._copying:
-                    if self._has_room(block := self._next_window.popleft()):
+                while self._next_buffer and not self._copying:
+                    if self._has_room(block := self._next_buffer.popleft()):
                         return block, False
                 self._state.wait()
         return None
 
     def _has_room(self, block: int) -> bool:
-        """Reserve cache space for a shard of the next window, unless shards of this one would have to go."""
+        """Reserve cache space for a shard of the next buffer, unless shards of this one would have to go."""
         number = self._source_of(block)
         room = cast(RemoteSource, self.sources[number]).copies.limit
         sizes = [size for other, size in self._sizes.items() if other != block]
@@ -143,7 +143,7 @@ def start_prefetcher(
     local_rank, local_size = _local_rank(rank, world_size)
     remote = [source for source in map(_if_remote, sources) if source is not None]
     with _download_in_process(remote):
-        if order.window is None or local_rank or not remote:
+        if order.buffer_shards is None or local_rank or not remote:
             yield None
             return
         prefetcher = ShardPrefetcher(

@@ -4,7 +4,7 @@ Training reads one endless stream of positions 0, 1, 2, … Step s of global bat
 cut into equal, consecutive slices, one per process. `SampleOrder` computes the sample at a position without iterating
 over earlier ones.
 
-With a window (`data.shuffle_buffer_shards`), a batch is cut into up to 256 equal stripes and the window's samples into
+With a buffer (`data.shuffle_buffer_shards`), a batch is cut into up to 256 equal stripes and the buffer's samples into
 as many parts, and each stripe reads one part. A node reads some of the stripes and therefore needs only the shards of
 their parts. The stripes do not depend on the number of processes.
 """
@@ -44,9 +44,9 @@ class SampleOrder:
         blocks: for each source, the sample counts of its shards.
         weights: for each source, its relative frequency; None for one sequence.
         seed: seed of the order.
-        window: number of shards that are shuffled together; None shuffles all samples of an epoch, which takes 8 bytes
-            each.
-        batch_size: positions of one step over all processes; the order depends on it only with a window.
+        buffer_shards: number of shards that are shuffled together; None shuffles all samples of an epoch, which takes
+            8 bytes each.
+        batch_size: positions of one step over all processes; the order depends on it only with a buffer.
     """
 
     def __init__(
@@ -55,17 +55,18 @@ class SampleOrder:
         weights: Sequence[float] | None = None,
         *,
         seed: int,
-        window: int | None = None,
+        buffer_shards: int | None = None,
         batch_size: int = 1,
     ) -> None:
-        self.seed, self.window, self.batch_size = seed, window, batch_size
-        self.stripes = math.gcd(batch_size, _MAX_STRIPES) if window else 1
+        self.seed, self.buffer_shards, self.batch_size = seed, buffer_shards, batch_size
+        self.stripes = math.gcd(batch_size, _MAX_STRIPES) if buffer_shards else 1
         self._width = batch_size // self.stripes  # of a stripe: positions of a step
         self.samples = sum(map(sum, blocks))
         if weights is None:
             blocks = [[size for source in blocks for size in source]]
         self._streams = [
-            _Stream(sizes, (seed, number), window, self.stripes, batch_size) for number, sizes in enumerate(blocks)
+            _Stream(sizes, (seed, number), buffer_shards, self.stripes, batch_size)
+            for number, sizes in enumerate(blocks)
         ]
         self._starts = np.cumsum([0, *(stream.size for stream in self._streams)])
         self._first_blocks = np.cumsum([0, *(len(stream.blocks) for stream in self._streams)])
@@ -73,9 +74,9 @@ class SampleOrder:
 
     @property
     def part(self) -> int:
-        """The approximate number of samples in a stripe's part of a window; without windows, of all samples."""
+        """The approximate number of samples in a stripe's part of a buffer; without buffers, of all samples."""
         count = sum(len(stream.blocks) for stream in self._streams)
-        return int(self.samples * min(1, (self.window or count) / count)) // self.stripes
+        return int(self.samples * min(1, (self.buffer_shards or count) / count)) // self.stripes
 
     def __len__(self) -> int:
         """The number of samples of all sources."""
@@ -91,13 +92,13 @@ class SampleOrder:
         return SamplePosition(found.index + int(self._starts[source]), found.epoch)
 
     def shards_near(self, step: int, last: int, share: tuple[float, float] = (0, 1)) -> tuple[list[int], list[int]]:
-        """The shards (indices over all sources) of the windows read at ``step``, and of the next ones.
+        """The shards (indices over all sources) of the buffers read at ``step``, and of the next ones.
 
-        Only for an order with a ``window``.
+        Only for an order with ``buffer_shards``.
 
         Args:
             step: the current step.
-            last: the last step: windows that begin there or later are omitted.
+            last: the last step: buffers that begin there or later are omitted.
             share: the slice of each batch: start and end as ratios, 0 … 1.
         """
         now: list[int] = []
@@ -106,7 +107,7 @@ class SampleOrder:
         for source, (stream, first) in enumerate(zip(self._streams, self._first_blocks, strict=False)):
             start = self._counts(source, stripes, step * self._width).min()
             end = self._counts(source, stripes, last * self._width).max()
-            for shards, blocks in zip((now, later), stream.windows_from(int(start), int(end), stripes), strict=True):
+            for shards, blocks in zip((now, later), stream.buffers_from(int(start), int(end), stripes), strict=True):
                 shards += [int(first) + block for block in blocks]
         return now, later
 
@@ -124,60 +125,62 @@ class _Stream:
     """Each sample of a sequence of shards once per epoch; positions are assigned to the stripes round-robin."""
 
     def __init__(
-        self, blocks: Sequence[int], seed: tuple[int, int], window: int | None, stripes: int, batch_size: int
+        self, blocks: Sequence[int], seed: tuple[int, int], buffer_shards: int | None, stripes: int, batch_size: int
     ) -> None:
         self.blocks = np.asarray(blocks, dtype=np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.blocks)[:-1]])
         self.size = int(self.blocks.sum())
         self.seed = seed
-        self.window, self.stripes, self.batch_size = window, stripes, batch_size
+        self.buffer_shards, self.stripes, self.batch_size = buffer_shards, stripes, batch_size
         # DataLoader workers get the stream without these caches.
         self._plan = functools.lru_cache(maxsize=2)(self._make_plan)
-        windows = 0 if window is None else batch_size * len(self.blocks) // max(1, window * self.size)  # in a batch
-        self._shuffled = functools.lru_cache(maxsize=4 + windows)(self._shuffle)
+        buffers = (
+            0 if buffer_shards is None else batch_size * len(self.blocks) // max(1, buffer_shards * self.size)
+        )  # in a batch
+        self._shuffled = functools.lru_cache(maxsize=4 + buffers)(self._shuffle)
         self._permuted = functools.lru_cache(maxsize=2)(functools.partial(_permutation, self.size, *self.seed))
 
     def __reduce__(self) -> tuple[type[_Stream], tuple[list[int], tuple[int, int], int | None, int, int]]:
-        return _Stream, (self.blocks.tolist(), self.seed, self.window, self.stripes, self.batch_size)
+        return _Stream, (self.blocks.tolist(), self.seed, self.buffer_shards, self.stripes, self.batch_size)
 
     def at(self, position: int) -> SamplePosition:
         epoch, offset = divmod(position, self.size)
-        if self.window is None:
+        if self.buffer_shards is None:
             return SamplePosition(int(self._permuted(epoch)[offset]), epoch)
-        window, start, _ = self._window_at(epoch, offset)
-        return SamplePosition(int(self._shuffled(epoch, window)[offset - start]), epoch)
+        buffer, start, _ = self._buffer_at(epoch, offset)
+        return SamplePosition(int(self._shuffled(epoch, buffer)[offset - start]), epoch)
 
-    def windows_from(self, count: int, end: int, stripes: range) -> tuple[list[int], list[int]]:
-        """The shards of ``stripes`` in the window of their sample ``count``, and in the next one.
+    def buffers_from(self, count: int, end: int, stripes: range) -> tuple[list[int], list[int]]:
+        """The shards of ``stripes`` in the buffer of their sample ``count``, and in the next one.
 
         The latter is empty if it begins after their sample ``end``.
         """
         epoch, offset = divmod(count * self.stripes + stripes.start, self.size)
-        window, _, stop = self._window_at(epoch, offset)
-        following = (epoch, window + 1) if stop < self.size else (epoch + 1, 0)
+        buffer, _, stop = self._buffer_at(epoch, offset)
+        following = (epoch, buffer + 1) if stop < self.size else (epoch + 1, 0)
         is_read = epoch * self.size + stop < end * self.stripes
-        return self._blocks_of(epoch, window, stripes), self._blocks_of(*following, stripes) if is_read else []
+        return self._blocks_of(epoch, buffer, stripes), self._blocks_of(*following, stripes) if is_read else []
 
-    def _window_at(self, epoch: int, offset: int) -> tuple[int, int, int]:
-        """The index of the window that contains ``offset``, and its start and end within the epoch."""
+    def _buffer_at(self, epoch: int, offset: int) -> tuple[int, int, int]:
+        """The index of the buffer that contains ``offset``, and its start and end within the epoch."""
         _, ends = self._plan(epoch)
-        window = int(np.searchsorted(ends, offset, side="right"))
-        return window, int(ends[window - 1]) if window else 0, int(ends[window])
+        buffer = int(np.searchsorted(ends, offset, side="right"))
+        return buffer, int(ends[buffer - 1]) if buffer else 0, int(ends[buffer])
 
-    def _blocks_of(self, epoch: int, window: int, stripes: range | None = None) -> list[int]:
-        """The shards of a window, or those that contain the parts of ``stripes``."""
+    def _blocks_of(self, epoch: int, buffer: int, stripes: range | None = None) -> list[int]:
+        """The shards of a buffer, or those that contain the parts of ``stripes``."""
         order, ends = self._plan(epoch)
-        assert self.window is not None
-        blocks = order[window * self.window : (window + 1) * self.window]
+        assert self.buffer_shards is not None
+        blocks = order[buffer * self.buffer_shards : (buffer + 1) * self.buffer_shards]
         if stripes is not None:
-            parts = self._parts(epoch, int(ends[window - 1]) if window else 0, int(ends[window]))
+            parts = self._parts(epoch, int(ends[buffer - 1]) if buffer else 0, int(ends[buffer]))
             block_ends = np.cumsum(self.blocks[blocks])
             first, last = parts[stripes.start], parts[stripes.stop]
             blocks = blocks[(block_ends > first) & (block_ends - self.blocks[blocks] < last)]
         return [int(block) for block in blocks]
 
     def _parts(self, epoch: int, start: int, stop: int) -> np.ndarray:
-        """The start of each stripe's part among the samples of a window, and the end of the last part."""
+        """The start of each stripe's part among the samples of a buffer, and the end of the last part."""
         first, last = epoch * self.size + start, epoch * self.size + stop
         stripes = np.arange(self.stripes)
         return np.concatenate(
@@ -185,20 +188,21 @@ class _Stream:
         )
 
     def _make_plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The shards in this epoch's order, and the end of each window in samples."""
+        """The shards in this epoch's order, and the end of each buffer in samples."""
         order = _permutation(len(self.blocks), *self.seed, epoch)
         ends = np.cumsum(self.blocks[order])
-        assert self.window is not None
-        last = np.arange(self.window - 1, len(order) + self.window - 1, self.window).clip(max=len(order) - 1)
+        assert self.buffer_shards is not None
+        count, size = len(order), self.buffer_shards
+        last = np.arange(size - 1, count + size - 1, size).clip(max=count - 1)
         return order, ends[last]
 
-    def _shuffle(self, epoch: int, window: int) -> np.ndarray:
-        """The samples of a window in order: each stripe's part shuffled separately, and the stripes interleaved."""
-        blocks = self._blocks_of(epoch, window)
+    def _shuffle(self, epoch: int, buffer: int) -> np.ndarray:
+        """The samples of a buffer in order: each stripe's part shuffled separately, and the stripes interleaved."""
+        blocks = self._blocks_of(epoch, buffer)
         samples = np.concatenate([self.starts[block] + np.arange(self.blocks[block]) for block in blocks])
         _, ends = self._plan(epoch)
-        stop = int(ends[window])
-        start, rng = stop - len(samples), np.random.default_rng([_ORDER, *self.seed, epoch, window])
+        stop = int(ends[buffer])
+        start, rng = stop - len(samples), np.random.default_rng([_ORDER, *self.seed, epoch, buffer])
         parts = self._parts(epoch, start, stop)
         shuffled = np.empty_like(samples)
         for stripe in range(self.stripes):
