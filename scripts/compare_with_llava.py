@@ -96,7 +96,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> Any:
 
     from llava_bridge.conversion.convert_command import ConvertConfig, run_convert
     from llava_bridge.data import ConversationSourceConfig
-    from llava_bridge.training.train_config import LaunchConfig, LlavaTrainConfig, StageConfig
+    from llava_bridge.training.train_config import DistributedConfig, LlavaTrainConfig, StageConfig
 
     torch.manual_seed(args.seed)
     write_parts(Path(args.llm), folder)
@@ -112,7 +112,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> Any:
     return LlavaTrainConfig(
         output=str(folder / "ours"),
         llava=str(folder / "start"),
-        launch=LaunchConfig(num_processes=1),
+        distributed=DistributedConfig(num_processes=1),
         precision="fp32",
         seed=args.seed,
         save_steps=0,

@@ -162,4 +162,6 @@ def run_train(config: LlavaTrainConfig) -> None:
 def _start(config: LlavaTrainConfig, lock: int) -> None:
     work = work_dir(config)
     atomic_write(work / "config.yaml", to_yaml(config))
-    launch(["train", "--config", str(work / "config.yaml")], config.launch.num_processes or 1, work / "log.txt", lock)
+    launch(
+        ["train", "--config", str(work / "config.yaml")], config.distributed.num_processes or 1, work / "log.txt", lock
+    )

@@ -73,10 +73,10 @@ def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: Distribut
     if universal := checkpoint is not None and needs_universal_conversion(checkpoint):
         convert_to_universal(checkpoint)
     args = training_arguments(config, stage, steps, folder / CHECKPOINTS_DIR, universal=universal)
-    sharded = config.launch.strategy == "fsdp"
+    sharded = config.distributed.strategy == "fsdp"
     model = _training_model(setup, bf16=bf16, sharded=sharded, unsharded_encoder=stage.cache_vision_features)
     masters = finer_than_bf16(setup.model) if bf16 and not sharded else {}
-    trainer = TRAINERS[config.launch.strategy](
+    trainer = TRAINERS[config.distributed.strategy](
         stage=stage,
         stage_name=name,
         parts=setup.parts,
@@ -345,7 +345,7 @@ def training_arguments(
     ``universal``: it resumes from a checkpoint of :func:`convert_to_universal`.
     """
     processes = int(os.environ["WORLD_SIZE"])
-    deepspeed = deepspeed_config(config.launch.deepspeed) if config.launch.strategy == "deepspeed" else None
+    deepspeed = deepspeed_config(config.distributed.deepspeed) if config.distributed.strategy == "deepspeed" else None
     if deepspeed is not None and universal:
         deepspeed["checkpoint"] = {**deepspeed.get("checkpoint", {}), "load_universal": True}
     micro = stage.micro_batch_size or stage.global_batch_size // processes
