@@ -246,12 +246,8 @@ class StageTrainer(Trainer):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.stage = stage
-        self.stage_name = stage_name
-        self.parts = parts
-        self.sampler = sampler
-        self.invalid = invalid
-        self.max_invalid_ratio = max_invalid_ratio
+        self.stage, self.stage_name, self.parts = stage, stage_name, parts
+        self.sampler, self.invalid, self.max_invalid_ratio = sampler, invalid, max_invalid_ratio
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self.sampler
@@ -327,11 +323,8 @@ def optimizer_param_groups(
     groups = []
     for part, module in parts.items():
         own = {names.pop(id(weight)): weight for weight in module.parameters() if id(weight) in names}
-        for decay, weights in (
-            (stage.weight_decay, [weight for name, weight in own.items() if name in decayed]),
-            (0.0, [weight for name, weight in own.items() if name not in decayed]),
-        ):
-            if weights:
+        for is_decayed, decay in ((True, stage.weight_decay), (False, 0.0)):
+            if weights := [weight for name, weight in own.items() if (name in decayed) == is_decayed]:
                 groups.append({"params": weights, "lr": stage.peak_lr(part), "weight_decay": decay})
     assert not names, names
     return groups
