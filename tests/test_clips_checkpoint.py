@@ -223,3 +223,11 @@ def test_a_broken_record_of_a_checkpoint_is_named(tmp_path: Path, content: str):
     (checkpoint / "train_state.json").write_text(content, encoding="latin-1")
     with pytest.raises(UserError, match=r"step-00000001/train_state\.json: broken \(.*\); remove this checkpoint"):
         read_train_state(checkpoint)
+
+
+def test_a_checkpoint_without_its_record_is_named_instead_of_ignored(tmp_path: Path):
+    config = RunConfig(output=str(tmp_path))
+    create_run_dir(config, {})
+    (save(tmp_path, 1) / "train_state.json").unlink()
+    with pytest.raises(UserError, match=r"step-00000001/train_state\.json: broken \(.*No such file.*\); remove this"):
+        check_trained(config, {})
