@@ -103,7 +103,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> Any:
     run_convert(ConvertConfig(source=str(folder / "projector"), llm=str(folder / "llm"), output=str(folder / "start")))
     common = {"max_steps": args.steps, "global_batch_size": args.batch, "micro_batch_size": args.micro_batch}
     images = str(Path(args.images or Path(args.data).parent).resolve())
-    stages = {}
+    stages: dict[str, Any] = {}
     for name, rows in zip(STAGES, write_data(args, folder), strict=True):
         data = [ConversationSourceConfig(path=str(rows), image_root=images, missing_images="error")]
         stages[name] = StageConfig(data=data, learning_rate=getattr(args, f"{name}_lr"), **common)

@@ -137,7 +137,7 @@ class Bare:
             process.start()
             self.pipes.append(ours)
             self.processes.append(process)
-        self.pids = [process.pid for process in self.processes]
+        self.pids: list[Any] = [process.pid for process in self.processes]
 
     def burst(self, count: int) -> Burst:
         share = count // len(self.pipes)
