@@ -29,7 +29,7 @@ from clips.parallel.distributed import all_reduce_mean, end_processes, wait_for_
 from clips.parallel.watchdog import Watchdog
 from clips.planning.mfu import MfuMeter
 from clips.training.checkpoint import Checkpointer
-from clips.training.run_dir import create_run_dir, is_trained, resume_changes
+from clips.training.run_dir import check_trained, create_run_dir, resume_changes
 from clips.training.run_logger import RunLogger, ThroughputTimer, open_trackers
 from clips.training.setup import (
     build_model_without_pretrained,
@@ -74,7 +74,7 @@ def train_stage(config: EncoderTrainConfig, stop: StopRequest, *, last: bool = T
     data = open_train_dataset(config)
     inputs = {name: directory_hash(path) for name, path in parent_artifacts(config, data).items()}
     identity = identity_of("clips train", config, inputs)
-    if is_trained(config, identity):
+    if check_trained(config, identity):
         log_info(f"{config.output}: already trained with this config; nothing to do")
         return
     run = setup_run(config, data)

@@ -77,7 +77,7 @@ def write_config(work: Path, name: str, arguments: argparse.Namespace) -> Path:
                 "llm": str(work / "llm"),
                 "align": {**stage, "learning_rate": 1e-3},
                 "instruct": {**stage, "learning_rate": 1e-4},
-                "launch": {"num_processes": LAUNCHED, "deepspeed": arguments.deepspeed},
+                "distributed": {"num_processes": LAUNCHED, "deepspeed": arguments.deepspeed},
                 "precision": "fp32",
                 "logging_steps": 20,
                 "save_steps": 20,

@@ -18,7 +18,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -27,8 +27,7 @@ from benchmarks.results.noise import Scores, TrainingNoise, difference_estimate,
 from benchmarks.results.statistics import LEVEL, compare, holm_correction, image_scores, scores_interval
 
 Generator = np.random.Generator
-Kind = Literal["share", "F1", "MME", "CIDEr", "rare CIDEr", "median"]
-COLUMNS: Mapping[Kind, tuple[str, tuple[str, ...]]] = {
+COLUMNS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "share": ("mean", ("x",)),
     "F1": ("f1", ("said", "is")),
     "MME": ("sum_of_group_means", ("x", "group")),
@@ -43,7 +42,7 @@ class World:
     """A table of equal models.
 
     Args:
-        kind: of the metric.
+        kind: of the metric, a key of `COLUMNS`.
         images: of each benchmark.
         questions: about each image.
         models: rows of the table.
@@ -58,7 +57,7 @@ class World:
         right: ratio of right answers.
     """
 
-    kind: Kind = "share"
+    kind: str = "share"
     images: int = 300
     questions: int = 1
     models: int = 2
@@ -92,7 +91,7 @@ class Column:
 
     def __init__(self, world: World, rng: Generator) -> None:
         self.world, self.rng = world, rng
-        self.owner = np.repeat(np.arange(world.images), world.questions)
+        self.owner: Any = np.repeat(np.arange(world.images), world.questions)
         self.ease = self._ease()
         self.yes = rng.integers(0, 2, len(self.owner)).astype(float)
         self.groups = np.array([f"category {place % 10}" for place in self.owner], dtype=object)
@@ -175,7 +174,7 @@ class Found:
 def simulate(world: World, trials: int) -> Found:
     """Simulate tables of equal models."""
     rng, alarms = np.random.default_rng(7), 0
-    scores, differences = [], []
+    scores, differences = list[bool](), list[bool]()
     for _ in range(trials):
         found = []
         for _test in range(world.tests):
@@ -185,10 +184,11 @@ def simulate(world: World, trials: int) -> Found:
             found += [difference_estimate(*pair, noise) for pair in itertools.combinations(models, 2)]
             if len(scores) < 20 * trials:
                 interval = scores_interval(models[-1], noise)
-                scores.append(interval.low is not None and interval.low <= column.truth <= interval.high)
+                low, high = (math.nan if end is None else end for end in (interval.low, interval.high))
+                scores.append(low <= column.truth <= high)
                 between = compare(models[0], models[-1], noise)
                 differences.append(not (between.low > 0 or between.high < 0))
-        alarms += min(holm_correction(p_values(found))) < LEVEL
+        alarms += min(holm_correction([*p_values(found)])) < LEVEL
     return Found(float(np.mean(scores)), float(np.mean(differences)), alarms / trials)
 
 
@@ -209,7 +209,7 @@ def found_differences(world: World, trials: int, gain: float) -> tuple[float, fl
             for models in tables
             for first, second in itertools.combinations(range(world.models), 2)
         ]
-        corrected = holm_correction(p_values([estimate for _, estimate in pairs]))
+        corrected = holm_correction([*p_values([estimate for _, estimate in pairs])])
         mine += [p < LEVEL for (first, _), p in zip(pairs, corrected, strict=True) if first == 0]
         differences = [other.values - models[0].values for models in tables for other in models[1:]]
         alone = [float(stats.ttest_1samp(values, 0).pvalue) for values in differences]

@@ -96,14 +96,14 @@ def prepare(args: argparse.Namespace, folder: Path) -> Any:
 
     from llava_bridge.conversion.convert_command import ConvertConfig, run_convert
     from llava_bridge.data import ConversationSourceConfig
-    from llava_bridge.training.train_config import LaunchConfig, LlavaTrainConfig, StageConfig
+    from llava_bridge.training.train_config import DistributedConfig, LlavaTrainConfig, StageConfig
 
     torch.manual_seed(args.seed)
     write_parts(Path(args.llm), folder)
     run_convert(ConvertConfig(source=str(folder / "projector"), llm=str(folder / "llm"), output=str(folder / "start")))
     common = {"max_steps": args.steps, "global_batch_size": args.batch, "micro_batch_size": args.micro_batch}
     images = str(Path(args.images or Path(args.data).parent).resolve())
-    stages = {}
+    stages: dict[str, Any] = {}
     for name, rows in zip(STAGES, write_data(args, folder), strict=True):
         data = [ConversationSourceConfig(path=str(rows), image_root=images, missing_images="error")]
         stages[name] = StageConfig(data=data, learning_rate=getattr(args, f"{name}_lr"), **common)
@@ -112,7 +112,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> Any:
     return LlavaTrainConfig(
         output=str(folder / "ours"),
         llava=str(folder / "start"),
-        launch=LaunchConfig(num_processes=1),
+        distributed=DistributedConfig(num_processes=1),
         precision="fp32",
         seed=args.seed,
         save_steps=0,

@@ -21,6 +21,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 _MAX_TRACEBACK = 6000  # characters
@@ -73,7 +74,7 @@ class Tally:
         return checked
 
 
-def fuzz(folder: Path, inputs: int, seed: int, only: list[str]) -> dict[str, object]:
+def fuzz(folder: Path, inputs: int, seed: int, only: list[str]) -> dict[str, Any]:
     """Counts of inputs and failures, and the first traceback of each location."""
     import fuzzing
     import hypothesis

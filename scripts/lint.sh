@@ -5,4 +5,5 @@ ensure_venv
 "$VENV/bin/ruff" check .
 "$VENV/bin/ruff" format --check .
 "$VENV/bin/mypy"
+"$VENV/bin/mypy" --no-namespace-packages scripts # scripts/deepspeed is not the package
 "$VENV/bin/lint-imports"

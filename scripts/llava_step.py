@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--tower", choices=["theirs", "float32"], required=True)
     args, sys.argv[1:] = parser.parse_known_args()
     sys.path.insert(0, args.llava)
-    sys.modules.update(dict.fromkeys(OPTIONAL))
+    sys.modules.update(dict.fromkeys(OPTIONAL))  # type: ignore[arg-type]
     run(args)
 
 

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
         images, texts, _ = model.apply({"params": params}, image, text, train=False)
     np.savez(args.features, image=np.asarray(images), text=np.asarray(texts))
     flat = jax.tree_util.tree_flatten_with_path(params)[0]
-    np.savez(args.parameters, **{"/".join(key.key for key in path): np.asarray(value) for path, value in flat})
+    np.savez(args.parameters, **{"/".join(key.key for key in path): np.asarray(value) for path, value in flat})  # type: ignore[arg-type]
 
 
 def initial_value(path: Any, shape: Any, noise: Any) -> Any:

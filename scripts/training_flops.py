@@ -16,6 +16,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks.study.build_steps import StudyPlan, build_plan
 from benchmarks.study.engine import run_steps
@@ -61,9 +62,10 @@ def stages_of(step: Step) -> list[EncoderTrainConfig]:
     stages = stage_configs(config)
     if any(stage.max_steps is None for stage in stages):
         raise UserError(f"{step.name}: expected its length in 'max_steps'")
-    model = {"cache_trunk_features": False}
+    first: dict[str, Any] = {"cache_trunk_features": False}
+    later = {**first, "pretrained": None}
     return [
-        replace(stage, model=replace(stage.model, **model, **({"pretrained": None} if number else {})))
+        replace(stage, model=replace(stage.model, **(later if number else first)))
         for number, stage in enumerate(stages)
     ]
 

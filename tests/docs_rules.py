@@ -74,7 +74,7 @@ RULES = (
     Rule(has="clips plan mine.yaml", swap=(("--num_gpus 64", "--num_gpus 4"),)),
     Rule(has="runs/further", add="--global_batch_size 4", swap=(("1000000", "8"),)),
     Rule(has="torchrun --nproc-per-node 8", swap=(("--nproc-per-node 8", "--nproc-per-node 2"),)),
-    Rule(has="--launch.num_processes 8", swap=(("processes 8", "processes 2"),)),
+    Rule(has="--distributed.num_processes 8", swap=(("processes 8", "processes 2"),)),
     Rule(has="llava-bridge train --llava llava-1.5-7b", add=_FEW),
     Rule(has="llava-bridge train", add=_FEW),
     Rule(has="llava-bridge chat runs/mine-llava", typed="What is it?\n\n"),

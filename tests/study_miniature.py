@@ -84,7 +84,7 @@ def _small_llavas(study: dict[str, Any], folder: Path) -> None:
     write_mmvet(hub)
     study["paths"] = {"playground": str(talk), "mllm": str(hub)}
     llava = study["defaults"]["llava"]
-    llava |= {"chat_template": "auto", "precision": "fp32", "num_workers": 0, "launch": {"num_processes": 1}}
+    llava |= {"chat_template": "auto", "precision": "fp32", "num_workers": 0, "distributed": {"num_processes": 1}}
     for stage, file in (("align", "captions"), ("instruct", "talk")):
         data = [
             {**source, "path": f"$playground/{file}.json", "image_root": "$playground"}

@@ -32,7 +32,7 @@ def put_encoder(
         kind="encoder",
         config={
             "output": str(directory), "recipe": {"name": "clip"},
-            "optimizer": {"learning_rate": 1e-3, "betas": [0.9, 0.95]},
+            "optimizer": {"learning_rate": 1e-3, "adam_beta2": 0.95},
             "data": {"sources": [{"path": described["path"], "web_caption": "x", "cache_dir": str(directory)}],
                      "num_workers": len(str(directory))},
             "max_steps": steps, "max_samples": None, "global_batch_size": 8, "precision": "auto", "seed": 0,
@@ -107,7 +107,7 @@ def test_differences_are_listed_and_equal_settings_counted(tmp_path, capsys):
     [
         ({"steps": 60}, "steps 6 against 60; samples 48 against 480"),
         ({"global_batch_size": 16}, "global_batch_size 8 against 16"),
-        ({"optimizer": {"learning_rate": 2e-3, "betas": [0.9, 0.95]}}, "optimizer.learning_rate 0.001 against 0.002"),
+        ({"optimizer": {"learning_rate": 2e-3, "adam_beta2": 0.95}}, "optimizer.learning_rate 0.001 against 0.002"),
         ({"data": "f" * 64}, "data {0}/data (dddddddddddd) against {0}/data (ffffffffffff)"),
         ({"precision": "fp32"}, "precision bf16 against fp32"),
     ],

@@ -169,7 +169,7 @@ def test_results_state_the_tiles(stock: Path) -> None:
 def test_inspection_counts_the_tokens_of_each_image(llm: str, tmp_path: Path, capsys: Any) -> None:
     album = bridge_world.make_album(tmp_path / "album")
     fields: dict[str, Any] = {"path": str(album / "talk.json"), "llm": llm, "image_tokens": 16, "max_length": 400}
-    run_inspect(InspectConversationsConfig(**fields, image_aspect_ratio="anyres", image_size=32, num_shown=5))
+    run_inspect(InspectConversationsConfig(**fields, image_aspect_ratio="anyres", image_size=32, num_shown=7))
     printed = capsys.readouterr().out
     assert re.findall(r"<image> × (\d+)", printed) == ["44", "46", "88", "42", "44", "88"]
     assert "0 invalid" in printed

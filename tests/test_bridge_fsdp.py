@@ -13,7 +13,7 @@ from bridge_world import Parts, assert_same_training, instruct_file, losses
 
 from clips.errors import UserError
 from llava_bridge.training.checkpoints import convert_to_universal, needs_universal_conversion
-from llava_bridge.training.train_config import LaunchConfig, LoraConfig
+from llava_bridge.training.train_config import DistributedConfig, LoraConfig
 
 EVERY = ["vision", "projector", "llm"]
 STAGES: dict[str, dict[str, Any]] = {
@@ -33,7 +33,7 @@ SIX_STEPS = {"max_steps": 6, "learning_rate": 1e-3}
 
 def config(directory: Path, name: str, parts: Parts, way: Any, **fields: Any) -> Path:
     """A run of six steps; ``name`` says what its stage trains."""
-    run = {"launch": LaunchConfig(strategy=way), "precision": "bf16" if name in {"half", "norms"} else "fp32"}
+    run = {"distributed": DistributedConfig(strategy=way), "precision": "bf16" if name in {"half", "norms"} else "fp32"}
     run |= {"image_aspect_ratio": "anyres"} if name == "tiles" else {}
     return instruct_file(directory, name, parts, {**SIX_STEPS, **STAGES.get(name, {})}, **{**run, **fields})
 
@@ -93,8 +93,8 @@ def test_a_run_of_two_processes_resumes_in_one(name: str, tmp_path: Path, bridge
 
 
 def test_fsdp_takes_no_settings_of_deepspeed() -> None:
-    with pytest.raises(UserError, match=r"launch.deepspeed: expected none with strategy: fsdp, got zero3"):
-        LaunchConfig(strategy="fsdp", deepspeed="zero3")
+    with pytest.raises(UserError, match=r"distributed.deepspeed: expected none with strategy: fsdp, got zero3"):
+        DistributedConfig(strategy="fsdp", deepspeed="zero3")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,9 @@ def test_a_checkpoint_of_another_number_of_processes(part, why, tmp_path, monkey
     for processes, others in (("2", False), ("1", True)):
         monkeypatch.setenv("WORLD_SIZE", processes)
         assert needs_universal_conversion(place) == others
-    message = f"launch.num_processes: expected 2, as when {place} was written, got 1, {why}; or remove {tmp_path} to"
+    message = (
+        f"distributed.num_processes: expected 2, as when {place} was written, got 1, {why}; or remove {tmp_path} to"
+    )
     with pytest.raises(UserError, match=message):
         convert_to_universal(place)
     assert (place / "global_step4" / part).is_file()
@@ -130,7 +132,7 @@ def test_a_checkpoint_of_another_number_of_processes(part, why, tmp_path, monkey
 def test_a_stopped_run_of_two_processes_resumes_exactly(processes, way, lora, tmp_path, bridge_parts):
     (tmp_path / "whole").mkdir()
     stage = bridge_world.stage(bridge_parts.talk, **SIX_STEPS, lora=lora)
-    fields: dict[str, Any] = {"launch": LaunchConfig(deepspeed=way), "instruct": stage}
+    fields: dict[str, Any] = {"distributed": DistributedConfig(deepspeed=way), "instruct": stage}
     path = config(tmp_path, "plain", bridge_parts, "deepspeed", save_steps=0, **fields)
     assert "stopped after step 4; the same command resumes it" in torchrun("stop_driver.py", str(path), "3").stderr
     whole = config(tmp_path / "whole", "plain", bridge_parts, "deepspeed", **fields)

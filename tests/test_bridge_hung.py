@@ -16,13 +16,13 @@ import pytest
 from clips.parallel.watchdog import EXIT_HUNG
 from llava_bridge.training import callback
 from llava_bridge.training.callback import HungWatch
-from llava_bridge.training.train_config import LaunchConfig
+from llava_bridge.training.train_config import DistributedConfig
 
 
 @pytest.mark.slow
 def test_sigterm_ends_processes_that_wait_in_a_collective(tmp_path: Path, bridge_parts: bridge_world.Parts) -> None:
-    launch = LaunchConfig(num_processes=2, deepspeed="zero3")
-    path = bridge_world.instruct_file(tmp_path, "run", bridge_parts, {"max_steps": 50}, launch=launch)
+    distributed = DistributedConfig(num_processes=2, deepspeed="zero3")
+    path = bridge_world.instruct_file(tmp_path, "run", bridge_parts, {"max_steps": 50}, distributed=distributed)
     driver = str(Path(__file__).with_name("hung_driver.py"))
     try:
         with bridge_world.training(path, driver, "train", HANGS_AFTER="3") as process:

@@ -44,6 +44,9 @@ def test_unusable_samples_are_counted_and_named(bridge_talk, bridge_llm, tmp_pat
     assert "invalid     1 × an answer is empty (talk.json 4)" in printed
     assert "1 truncated at max_length" in printed
     assert "images      12 with 1" in printed
+    path.write_text(json.dumps(rows[:2]))
+    with pytest.raises(UserError, match=r"talk\.json: none of 2 samples can be used"):
+        run_inspect(InspectConversationsConfig(**fields, max_length=60))  # type: ignore[arg-type]
 
 
 def test_fields_are_checked(bridge_llm: Path) -> None:

@@ -12,7 +12,7 @@ from bridge_world import Parts, assert_same_training, instruct_file, losses
 from mixed_driver import STEPS
 
 from llava_bridge.training.launch import deepspeed_config
-from llava_bridge.training.train_config import LaunchConfig, LoraConfig
+from llava_bridge.training.train_config import DistributedConfig, LoraConfig
 
 EVERY = ["vision", "projector", "llm"]
 LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0)
@@ -45,21 +45,21 @@ def make_mixture(directory: Path) -> Path:
     return album
 
 
-def launch(directory: Path, way: str) -> LaunchConfig:
+def distributed(directory: Path, way: str) -> DistributedConfig:
     """How processes share the work.
 
     The shipped ZeRO-3 keeps small weights whole in every process, which all weights here are, and gathers the rest far
     ahead. Cut everywhere, and gathered for one module and released after it, they are in a training as large ones are.
     """
     if way != "zero3":
-        return LaunchConfig(strategy="fsdp") if way == "fsdp" else LaunchConfig(deepspeed=way)
+        return DistributedConfig(strategy="fsdp") if way == "fsdp" else DistributedConfig(deepspeed=way)
     settings = deepspeed_config("zero3")
     sizes = {"param_persistence_threshold": 0, "prefetch_bucket_size": 5_000, "max_live_parameters": 20_000}
     sizes |= {"max_reuse_distance": 5_000}
     settings["zero_optimization"] |= {f"stage3_{name}": size for name, size in sizes.items()}
     path = directory / "zero3_small.json"
     path.write_text(json.dumps(settings))
-    return LaunchConfig(deepspeed=str(path))
+    return DistributedConfig(deepspeed=str(path))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, bridge_
         for kind, settings in KINDS.items():
             fit = "anyres" if "tiles" in kind else "pad" if kind == "padded" else "squash"
             settings = {"max_steps": len(STEPS), "learning_rate": 1e-3, **settings}
-            fields: dict[str, Any] = {"image_aspect_ratio": fit, "launch": launch(directory, way)}
+            fields: dict[str, Any] = {"image_aspect_ratio": fit, "distributed": distributed(directory, way)}
             paths.append(str(instruct_file(directory, f"{kind}_{way}", parts, settings, **fields)))
         bridge_world.run_processes(2, "mixed_driver.py", *paths, timeout=60 + 45 * len(paths))
     return directory

@@ -11,12 +11,12 @@ import pytest
 import torch
 from bridge_world import losses
 
-from llava_bridge.training.train_config import LaunchConfig, LoraConfig
+from llava_bridge.training.train_config import DistributedConfig, LoraConfig
 
 WAYS = {
-    "zero2": LaunchConfig(deepspeed="zero2"),
-    "zero3": LaunchConfig(deepspeed="zero3"),
-    "fsdp": LaunchConfig(strategy="fsdp"),
+    "zero2": DistributedConfig(deepspeed="zero2"),
+    "zero3": DistributedConfig(deepspeed="zero3"),
+    "fsdp": DistributedConfig(strategy="fsdp"),
 }
 LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, merge_weights=False)
 STAGES: dict[str, dict[str, Any]] = {
@@ -39,7 +39,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, bridge_
     half = AutoModelForCausalLM.from_pretrained(bridge_llm, dtype=torch.bfloat16)
     llm = bridge_world.save(directory / "llm", half, AutoTokenizer.from_pretrained(bridge_llm))
     talk = bridge_world.make_talk(directory / "talk", samples=1)  # alike batches: losses tell how far weights move
-    for way, launch in WAYS.items():
+    for way, distributed in WAYS.items():
         paths = []
         for kind, settings in STAGES.items():
             name = kind if kind in {"align", "llm_pretrain"} else "instruct"
@@ -51,7 +51,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, bridge_
                 **settings,
             )
             parts = bridge_world.Parts(bridge_encoder, bridge_llm if kind == "fine" else llm, talk)
-            fields: dict[str, Any] = {"stages": [name], name: stage, "precision": "bf16", "launch": launch}
+            fields: dict[str, Any] = {"stages": [name], name: stage, "precision": "bf16", "distributed": distributed}
             paths.append(str(bridge_world.instruct_file(directory, f"{kind}_{way}", parts, {}, **fields)))
         bridge_world.run_processes(2, "encoder_driver.py", *paths, timeout=60 + 45 * len(paths))
     return directory

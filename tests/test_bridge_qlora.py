@@ -14,7 +14,7 @@ from bridge_world import Parts, launched, losses, weights
 
 from clips.commandline.parsing import parse_config
 from clips.errors import UserError
-from llava_bridge.training.train_config import LaunchConfig, LlavaTrainConfig, LoraConfig
+from llava_bridge.training.train_config import DistributedConfig, LlavaTrainConfig, LoraConfig
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="no bitsandbytes (the extra qlora)"
@@ -111,8 +111,8 @@ def test_unsupported_settings_are_rejected(parts: Parts, tmp_path: Path, monkeyp
     path = run_file(tmp_path, "run", parts)
     config: LlavaTrainConfig = parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test")
 
-    def check(**launch: Any) -> None:
-        work_dir.check_inputs(dataclasses.replace(config, launch=LaunchConfig(**launch)))
+    def check(**distributed: Any) -> None:
+        work_dir.check_inputs(dataclasses.replace(config, distributed=DistributedConfig(**distributed)))
 
     with pytest.raises(UserError, match=r"lora.quantization: expected none without llm among lora.apply_to"):
         LoraConfig(apply_to=["vision"], quantization="nf4")
@@ -120,8 +120,8 @@ def test_unsupported_settings_are_rejected(parts: Parts, tmp_path: Path, monkeyp
     with pytest.raises(UserError, match=r"^instruct.lora.quantization: expected bitsandbytes .*clips-suite\[qlora\]"):
         check()
     monkeypatch.setattr(work_dir.importlib.util, "find_spec", lambda name: object())
-    with pytest.raises(UserError, match=r"launch.deepspeed: expected zero2 with instruct.lora.quantization"):
+    with pytest.raises(UserError, match=r"distributed.deepspeed: expected zero2 with instruct.lora.quantization"):
         check(deepspeed="zero3")
-    with pytest.raises(UserError, match=r"launch.strategy: expected deepspeed with instruct.lora.quantization"):
+    with pytest.raises(UserError, match=r"distributed.strategy: expected deepspeed with instruct.lora.quantization"):
         check(strategy="fsdp")
     check()

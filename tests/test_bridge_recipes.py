@@ -73,7 +73,7 @@ def miniature(tmp_path: Path, encoder: Path, llm: Path, talk: Path) -> LlavaTrai
         output=str(tmp_path / "llava"),
         encoder=str(encoder),
         llm=str(llm),
-        launch=dataclasses.replace(large.launch, num_processes=1),
+        distributed=dataclasses.replace(large.distributed, num_processes=1),
         precision="fp32",
         num_workers=1,
         logging_steps=1,

@@ -65,7 +65,7 @@ def test_an_output_of_someone_else_is_not_replaced(manifest: str | None, path: P
 def test_a_finished_run_is_not_changed(finished: LlavaTrainConfig, path: Path, tmp_path: Path) -> None:
     for free in (
         [],
-        ["--logging_steps", "3", "--num_workers", "1", "--save_steps", "9", "--launch.num_processes", "2"],
+        ["--logging_steps", "3", "--num_workers", "1", "--save_steps", "9", "--distributed.num_processes", "2"],
     ):
         status, told = train(path, *free)
         assert status == 0
@@ -164,16 +164,23 @@ def test_an_output_that_only_one_machine_sees_is_rejected(tmp_path: Path, monkey
 
 def test_the_number_of_processes(path: Path, config: LlavaTrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is what a launcher has started; with several under ZeRO-3 all must call the encoder together."""
-    flags = ["--align.cache_vision_features", "true", "--launch.deepspeed", "zero3", "--launch.num_processes", "2"]
+    flags = [
+        "--align.cache_vision_features",
+        "true",
+        "--distributed.deepspeed",
+        "zero3",
+        "--distributed.num_processes",
+        "2",
+    ]
     status, told = train(path, *flags)
     assert status == 2
     assert "align.cache_vision_features: expected false under ZeRO-3 with several processes" in told
-    assert config.with_processes(4).launch.num_processes == 4
+    assert config.with_processes(4).distributed.num_processes == 4
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "3"}.items():
         monkeypatch.setenv(name, value)
     status, told = train(path)
     assert status == 2
     assert "llm_pretrain.global_batch_size: expected a multiple of processes (3)" in told
-    status, told = train(path, "--launch.num_processes", "2")
+    status, told = train(path, "--distributed.num_processes", "2")
     assert status == 2
-    assert "launch.num_processes: expected 3, the number of the launcher's processes, or null, got 2" in told
+    assert "distributed.num_processes: expected 3, the number of the launcher's processes, or null, got 2" in told

@@ -14,7 +14,7 @@ from bridge_world import Parts, assert_same_training, instruct_file, losses, met
 from safetensors.torch import load_file
 
 from llava_bridge import answer, load_llava
-from llava_bridge.training.train_config import LaunchConfig, LoraConfig
+from llava_bridge.training.train_config import DistributedConfig, LoraConfig
 
 pytestmark = pytest.mark.slow
 LORA: dict[str, Any] = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0}
@@ -112,8 +112,8 @@ def test_a_llava_with_tiles_answers(runs: Path) -> None:
 
 @pytest.mark.parametrize(("fit", "way"), [("anyres", "zero2"), ("anyres", "zero3"), ("squash", "zero2")])
 def test_two_processes_of_which_one_has_no_image_learn_as_one(fit: str, way: str, runs: Path, tiled: Parts) -> None:
-    name, launch = f"{fit}_{way}", LaunchConfig(num_processes=2, deepspeed=way)
-    bridge_world.train(mixed(runs, name, tiled, image_aspect_ratio=fit, launch=launch))
+    name, distributed = f"{fit}_{way}", DistributedConfig(num_processes=2, deepspeed=way)
+    bridge_world.train(mixed(runs, name, tiled, image_aspect_ratio=fit, distributed=distributed))
     norms = [metrics(runs / one, "grad_norm") for one in (f"mixed_{fit}", name)]
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
     assert_same_training(runs / name, runs / f"mixed_{fit}", 4e-5, 1e-4)
@@ -148,15 +148,15 @@ def test_zero_3_in_two_processes_saves_what_zero_2_does(kind: str, tmp_path: Pat
     settings = {"learning_rate": 1e-3} | ({"lora": LoraConfig(**LORA)} if kind == "lora" else {})
     parts = bridge_parts._replace(llm=bridge_world.make_llm(tmp_path / "llm", tied=True)) if kind == "tied" else None
     for way in ("zero2", "zero3"):
-        launch = LaunchConfig(num_processes=2, deepspeed=way)
-        bridge_world.train(instruct_file(tmp_path, way, parts or bridge_parts, settings, launch=launch))
+        distributed = DistributedConfig(num_processes=2, deepspeed=way)
+        bridge_world.train(instruct_file(tmp_path, way, parts or bridge_parts, settings, distributed=distributed))
     within = 1e-4 if kind == "tied" else 1e-6  # Adam makes noise of gradients of words that hardly occur
     assert_same_training(tmp_path / "zero3", tmp_path / "zero2", within, 1e-6)
 
 
 @pytest.mark.parametrize("way", ["zero2_offload", "zero3_offload"])
 def test_offload_learns_the_same(way: str, tmp_path: Path, bridge_parts: Parts, runs: Path) -> None:
-    bridge_world.train(instruct_file(tmp_path, "run", bridge_parts, {}, launch=LaunchConfig(deepspeed=way)))
+    bridge_world.train(instruct_file(tmp_path, "run", bridge_parts, {}, distributed=DistributedConfig(deepspeed=way)))
     assert losses(tmp_path / "run") == pytest.approx(losses(runs / "plain"), abs=1e-5)
 
 
@@ -164,7 +164,9 @@ ENDLESS = {"max_steps": 2000, "learning_rate": 1e-3}
 
 
 def test_sigterm_saves_and_the_same_command_resumes(tmp_path: Path, bridge_parts: Parts) -> None:
-    path = instruct_file(tmp_path, "run", bridge_parts, ENDLESS, launch=LaunchConfig(num_processes=2), save_steps=0)
+    path = instruct_file(
+        tmp_path, "run", bridge_parts, ENDLESS, distributed=DistributedConfig(num_processes=2), save_steps=0
+    )
     work = tmp_path / ".run.work"
     with bridge_world.training(path) as process:
         bridge_world.wait_for(lambda: len(metrics(work, "step")) > 4, process)

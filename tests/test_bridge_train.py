@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from clips.errors import UserError
 from llava_bridge import answer, load_llava
 from llava_bridge.training import launch as launching
-from llava_bridge.training.train_config import LaunchConfig, StageConfig
+from llava_bridge.training.train_config import DistributedConfig, StageConfig
 
 LOGGED = ("stage", "step", "loss")
 
@@ -64,9 +64,9 @@ def test_three_stages_under_the_launcher(trained: Path, bridge_encoder: Path) ->
 
 @pytest.mark.slow
 def test_two_processes_compute_what_one_does(trained: Path, bridge_encoder: Path, bridge_talk: Path) -> None:
-    directory, launch = trained.parent, LaunchConfig(num_processes=2)
+    directory, distributed = trained.parent, DistributedConfig(num_processes=2)
     bridge_world.train(
-        bridge_world.config_file(directory, "two", bridge_talk, encoder=str(bridge_encoder), launch=launch)
+        bridge_world.config_file(directory, "two", bridge_talk, encoder=str(bridge_encoder), distributed=distributed)
     )
     for one, two in zip(metrics(trained, *LOGGED), metrics(directory / "two", *LOGGED), strict=True):
         assert one[:2] == two[:2]
@@ -160,7 +160,9 @@ def test_the_launcher_gets_processes_port_module_and_visible_gpus(launched_by, m
     assert arguments.endswith("--no_local_rank --module llava_bridge train --config x.yaml")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7")
     assert machines(launched_by("")) == {"localhost": ["2", "5"]}
-    with pytest.raises(UserError, match=r"launch.num_processes: expected at most 3, as CUDA_VISIBLE_DEVICES is 2,5,7"):
+    with pytest.raises(
+        UserError, match=r"distributed.num_processes: expected at most 3, as CUDA_VISIBLE_DEVICES is 2,5,7"
+    ):
         launched_by("", 4)
 
 
@@ -169,14 +171,17 @@ def test_the_launcher_gets_processes_port_module_and_visible_gpus(launched_by, m
     [
         (["--encoder", "none"], "encoder: none is not a directory"),
         (["--llm", "none"], "llm: none has no config.json"),
-        (["--align.global_batch_size", "5", "--launch.num_processes", "2"], "align.global_batch_size: expected a mult"),
+        (
+            ["--align.global_batch_size", "5", "--distributed.num_processes", "2"],
+            "align.global_batch_size: expected a mult",
+        ),
         (["--stages", "[instruct,align]"], "stages: expected each once and in the order"),
         (["--align.warmup_ratio", "1.5"], "align.warmup_ratio: expected a ratio"),
         (["--align.data", "[{path: none.json}]"], "align.data: none.json: no such file or directory"),
         (["--align.learning_rate", ".nan"], "align.learning_rate: expected more than 0, got nan"),
         (
-            ["--launch.deepspeed", "zero9"],
-            "launch.deepspeed: expected a JSON file or one of zero2, zero2_offload, zero3, zero3_offload, got 'zero9'",
+            ["--distributed.deepspeed", "zero9"],
+            "distributed.deepspeed: expected a JSON file or one of zero2, zero2_offload, zero3, zero3_offload, got",
         ),
     ],
 )

@@ -14,9 +14,9 @@ from clips.core.artifact import (
     atomic_output_path,
     atomic_update_dir,
     atomic_write,
+    check_finished,
     directory_hash,
     file_hash,
-    is_finished,
     read_manifest,
     write_manifest,
 )
@@ -181,18 +181,18 @@ def test_the_manifest_tells_what_it_is_and_where_it_comes_from(tmp_path: Path):
 def test_a_run_is_finished_where_its_manifest_has_its_identity(tmp_path: Path):
     run = {"rate": 0.1, "inputs.data": "a", "version": 1}
     output = tmp_path / "out"
-    assert is_finished(output, "captions", run) is False
+    assert check_finished(output, "captions", run) is False
     work = make(output, work__run="{}") / "work"
-    assert is_finished(output, "captions", run, work=work) is False
+    assert check_finished(output, "captions", run, work=work) is False
     with pytest.raises(UserError, match="out: not empty, and not an artifact of kind 'captions'"):
-        is_finished(output, "captions", run)
+        check_finished(output, "captions", run)
     write_manifest(output, kind="captions", config={}, identity=run)
-    assert is_finished(output, "captions", run) is True
+    assert check_finished(output, "captions", run) is True
     for other, named in (({**run, "rate": 0.2}, "rate is 0.1 there"), ({**run, "version": 2}, "version is 1 there")):
         with pytest.raises(UserError, match=f"^output: .*out holds another run: {named}"):
-            is_finished(output, "captions", other)
+            check_finished(output, "captions", other)
     with pytest.raises(UserError, match="not an artifact of kind 'llava'"):
-        is_finished(output, "llava", run, work=work)
+        check_finished(output, "llava", run, work=work)
 
 
 def test_the_recorded_hash_holds_while_size_and_time_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -14,7 +14,7 @@ from clips.errors import UserError
 from clips.parallel.distributed import DistributedContext, start_processes
 from clips.training import checkpoint as checkpointing
 from clips.training.checkpoint import Checkpointer, load_tensors, verify_checkpoint
-from clips.training.run_dir import create_run_dir, is_trained, read_run_config, resume_changes
+from clips.training.run_dir import check_trained, create_run_dir, read_run_config, resume_changes
 from clips.training.train_state import (
     CHECKPOINTS_DIR,
     TrainState,
@@ -189,20 +189,20 @@ def begun(config: RunConfig, step: int = 0, **inputs: str) -> Identity:
 def test_settings_and_inputs_are_fixed_after_the_first_checkpoint(tmp_path: Path):
     config = RunConfig(output=str(tmp_path / "run"))
     other = dataclasses.replace(config, rate=0.2, data=DataPart(path="y"))
-    assert is_trained(config, known(config)) is False
+    assert check_trained(config, known(config)) is False
     assert not (tmp_path / "run").exists()
     begun(config)
-    assert is_trained(other, known(other)) is False
+    assert check_trained(other, known(other)) is False
     begun(config, step=1, trunk="a")
     free = dataclasses.replace(config, output="elsewhere", logging_steps=3, data=DataPart(num_workers=4))
     for same in (known(free, trunk="a"), known(config)):  # a trunk that was loaded may be gone
-        assert is_trained(config, same) is False
+        assert check_trained(config, same) is False
     with pytest.raises(UserError, match=r"run: data\.path is 'x' there and 'y' now and 1 more; choose"):
-        is_trained(other, known(other))
+        check_trained(other, known(other))
     with pytest.raises(UserError, match=r"inputs\.trunk is 'a' there and 'b' now"):
-        is_trained(config, known(config, trunk="b"))
+        check_trained(config, known(config, trunk="b"))
     allowed = dataclasses.replace(config, rate=0.2, allow_changes_on_resume=("rate",))
-    assert is_trained(allowed, known(allowed)) is False
+    assert check_trained(allowed, known(allowed)) is False
     assert resume_changes(allowed, known(allowed)) == ["rate 0.1 → 0.2"]
 
 
@@ -214,7 +214,7 @@ def test_only_outputs_of_training_count_as_a_run(tmp_path: Path):
         if manifest:
             (tmp_path / "mine" / "manifest.json").write_text(manifest)
         with pytest.raises(UserError, match="mine: not empty, and not an artifact of kind 'encoder'"):
-            is_trained(config, known(config))
+            check_trained(config, known(config))
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"stp": 1}', '{"step": null}', '{"step": 1, "identity": 3}', "\xff"])
@@ -223,3 +223,11 @@ def test_a_broken_record_of_a_checkpoint_is_named(tmp_path: Path, content: str):
     (checkpoint / "train_state.json").write_text(content, encoding="latin-1")
     with pytest.raises(UserError, match=r"step-00000001/train_state\.json: broken \(.*\); remove this checkpoint"):
         read_train_state(checkpoint)
+
+
+def test_a_checkpoint_without_its_record_is_named_instead_of_ignored(tmp_path: Path):
+    config = RunConfig(output=str(tmp_path))
+    create_run_dir(config, {})
+    (save(tmp_path, 1) / "train_state.json").unlink()
+    with pytest.raises(UserError, match=r"step-00000001/train_state\.json: broken \(.*No such file.*\); remove this"):
+        check_trained(config, {})

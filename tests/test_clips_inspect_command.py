@@ -35,10 +35,18 @@ def test_inspect_counts_measures_and_shows(shards: Path, tmp_path: Path, capsys:
     assert "1 × no image (shard.tar/000000002)" in told
     assert "0.0% are longer than the text tower's context of 80 tokens" in told
     assert "16.7% of the web captions are another sample's" in told
+    assert "shard.tar/000000007\nweb: red thing 7\nsynthetic: A red square. It lies" in told
     html = page.read_text(encoding="utf-8")
     assert html.count("<img") == 6
     assert "://" not in html
     assert "shard.tar/000000007" in html
+
+
+def test_a_page_is_written_only_if_requested(shards: Path, tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_inspect(InspectDatasetConfig(path=str(shards), num_shown=1))
+    assert capsys.readouterr().out.count("web: ") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_lengths_are_in_wordpiece_tokens(shards: Path):

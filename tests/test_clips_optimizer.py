@@ -77,7 +77,7 @@ def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch):
         ({"optimizer": {"warmup_samples": -1}}, "optimizer.warmup_samples: expected 0 or more"),
         ({"optimizer": {"warmup_samples": 24}}, "optimizer.warmup_samples: expected fewer than the 24 samples"),
         ({"optimizer": {"max_grad_norm": -1}}, "optimizer.max_grad_norm: expected a number above 0 or null"),
-        ({"optimizer": {"betas": [0.9, 1.0]}}, "optimizer.betas: expected two numbers"),
+        ({"optimizer": {"adam_beta2": 1.0}}, "optimizer.adam_beta2: expected a ratio from 0 to below 1, got 1.0"),
     ],
 )
 def test_a_wrong_config_names_its_field(tmp_path: Path, fields: dict[str, Any], message: str):

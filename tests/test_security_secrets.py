@@ -18,7 +18,7 @@ from clips.core.identity import Identity, identity
 from clips.errors import UserError
 from clips.safe_text import REDACTED, equal_up_to_redaction, redact
 from clips.train import train
-from clips.training.run_dir import create_run_dir, is_trained
+from clips.training.run_dir import check_trained, create_run_dir
 from clips.training.train_config import EncoderTrainConfig
 
 PLANTED = "Zq9wXkT2vB7nLm4R"
@@ -111,10 +111,10 @@ def test_a_run_is_known_again_where_the_environment_knows_other_secrets(where, t
         monkeypatch.setenv("MY_KEY", PLANTED)
     for record in ("config.yaml", "manifest.json", ".checkpoints/run.json"):
         assert (PLANTED not in (tmp_path / "out" / record).read_text()) == masked
-    assert is_trained(config(same), known(same))
+    assert check_trained(config(same), known(same))
     for other in (f"pipe:fetch {PLANTED} b.tar", f"pipe:send {PLANTED} a.tar", "pipe:fetch  a.tar"):
         with pytest.raises(UserError, match=r"holds another run: data\.sources"):
-            is_trained(config(other), known(other))
+            check_trained(config(other), known(other))
 
 
 @pytest.mark.parametrize(

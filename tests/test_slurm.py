@@ -14,7 +14,7 @@ import pytest
 
 from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.training import launch as launching
-from llava_bridge.training.train_config import LaunchConfig, StageConfig
+from llava_bridge.training.train_config import DistributedConfig, StageConfig
 
 SCRIPTS = Path(__file__).parents[1] / "scripts" / "slurm"
 SRUN = """#!/bin/bash
@@ -84,11 +84,11 @@ def test_two_nodes_train_one_llava(way, tmp_path, bridge_encoder, bridge_llm, br
         encoder=str(bridge_encoder),
         llm=str(bridge_llm),
         instruct=stage,
-        launch=LaunchConfig(strategy=way),  # type: ignore[arg-type]
+        distributed=DistributedConfig(strategy=way),  # type: ignore[arg-type]
     )
     status, printed = sbatch("llava.sbatch", tmp_path, "--config", str(path))
     assert status == 0, printed[-3000:]
-    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["config"]["launch"]["num_processes"] == 2
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["config"]["distributed"]["num_processes"] == 2
     assert printed.count("wrote ") == 1  # by one of the two
     assert "requeue" not in printed
 

@@ -113,7 +113,7 @@ def test_every_artifact_says_where_it_comes_from(finished):
         assert manifest["kind"] == "scenes" or {parent["hash"] for parent in manifest["parents"].values()} <= hashes
     llavas = [manifest for manifest in manifests if manifest["kind"] == "llava"]
     assert all(manifest["stages"]["instruct"]["steps"] == 20 for manifest in llavas)
-    assert all(manifest["config"]["launch"]["deepspeed"] == "zero2" for manifest in llavas)
+    assert all(manifest["config"]["distributed"]["deepspeed"] == "zero2" for manifest in llavas)
 
 
 @pytest.mark.slow

@@ -116,7 +116,7 @@ NODES = "torchrun --nnodes 2 --rdzv-backend c10d --shutdown-timeout 270 --nproc-
     [
         (TRAIN, Resources(), "clips train --config c"),
         (TRAIN, Resources(processes=4), f"{TORCHRUN} 4 -m clips.cli train --config c"),
-        (LLAVA, Resources(processes=4), "llava-bridge train --config c --launch.num_processes 4"),
+        (LLAVA, Resources(processes=4), "llava-bridge train --config c --distributed.num_processes 4"),
         (RUN, Resources(processes=2), f"{TORCHRUN} 2 -m benchmarks run --config c"),
         (LLAVA, Resources(processes=8, nodes=2), f"{NODES} -m llava_bridge train --config c"),
     ],
@@ -132,7 +132,7 @@ def test_resources_of_a_kind_are_overlaid_by_those_of_a_name():
     )
     assert resolve_resources(asked, step("llava-a", "llava")) == Resources(processes=2, gpus=2, time_limit_hours=3.5)
     assert resolve_resources(asked, step("data-train", "data")) == Resources(cpus=2)
-    own = step("llm-tiny", "llm", launch={"num_processes": 4})
+    own = step("llm-tiny", "llm", distributed={"num_processes": 4})
     assert resolve_resources(asked, own).processes == 4
     with pytest.raises(UserError, match="did you mean 'encoder-clip-s0'"):
         check_patterns({"encoder-clp-s0": {}}, [step("encoder-clip-s0")])

@@ -28,6 +28,7 @@ from benchmarks.study.study_commands import StudyPlanConfig, plan_study
 from clips.errors import UserError
 
 OTHER = {**SMALL["encoders"], "clips": {"optimizer": {"lr": 4}}}
+OF_CLIPS = ["encoder-clips-s0", "evaluate-encoder-clips-s0", "llava-clips-tiny-s0", "evaluate-llava-clips-tiny-s0"]
 
 
 def trashed(folder: Path) -> set[str]:
@@ -154,12 +155,7 @@ def test_accepted_outputs_stay_and_say_what_differs(tmp_path, capsys):
     capsys.readouterr()
     accept_outputs(AcceptConfig(study=config.study, steps=("encoder-clips-*",)))
     said = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in said] == [
-        "encoder-clips-s0",
-        "evaluate-encoder-clips-s0",
-        "llava-clips-tiny-s0",
-        "evaluate-llava-clips-tiny-s0",
-    ]
+    assert [line.split(":")[0] for line in said] == OF_CLIPS
     assert said[0].endswith("; changed since it was made: optimizer.lr 3 → 4")
     assert said[1].endswith("; changed since it was made: parents")
     assert set(states(config).values()) == {"done"}
@@ -338,12 +334,7 @@ def test_chosen_steps_run_again_with_what_depends_on_them_and_without_what_other
     config = finished_study(tmp_path)
     before = step_records(tmp_path)
     rerun_study(RerunConfig(study=config.study, check=False, **chosen))
-    assert steps_run(tmp_path, before) == {
-        "encoder-clips-s0",
-        "evaluate-encoder-clips-s0",
-        "llava-clips-tiny-s0",
-        "evaluate-llava-clips-tiny-s0",
-    }
+    assert steps_run(tmp_path, before) == set(OF_CLIPS)
     assert set(states(config).values()) == {"done"}
     assert "again encoder-clips-s0, " in capsys.readouterr().err
 

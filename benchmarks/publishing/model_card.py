@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.analysis.diff_command import metric_column
 from benchmarks.analysis.find_results import find_results_by_row
 from benchmarks.report.cell_text import decimals
+from benchmarks.report.formats.markdown import markdown_frame
 from benchmarks.report.load_results import stale_results
 from benchmarks.report.notes import SYNTHETIC_DATA_NOTE
+from benchmarks.report.text_table import markdown_table
 from benchmarks.results.formatting import commit_text, format_duration, format_number
 from benchmarks.results.results import Metric, Result
 from benchmarks.study.study_record import RECORD_FILE, read_study_record
@@ -122,9 +124,8 @@ def add_evaluation_section(
         results=[result for result in results if result.metrics],
         missing=[*_missing(results), *left_out],
         notes=notes,
-        primary_metrics=lambda result: [*_primary_metrics(result).values()],
-        value=_value,
-        n_words=item_count_text,
+        metrics_table=_metrics_table,
+        protocol_table=_protocol_table,
     ).strip()
     text = re.sub(f"\n*{_BEGIN}.*?{_END}\n*", "\n\n", existing.text, flags=re.DOTALL).strip()
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n\n{section}\n")
@@ -161,6 +162,36 @@ def _primary_metrics(result: Result) -> dict[str, Metric]:
     return {name: result.metrics[name] for name in result.primary if name in result.metrics}
 
 
+def _metrics_table(results: Sequence[Result]) -> str:
+    import pandas as pd
+
+    lines = [
+        {
+            "benchmark": escape_markdown(result.benchmark),
+            "metric": escape_markdown(metric.label) + (" ↓" if metric.higher_is_better is False else ""),
+            "value": _value(metric),
+            "items": item_count_text(result, metric),
+            "protocol": f"`{result.fingerprint[:12]}`",
+        }
+        for result in results
+        for metric in _primary_metrics(result).values()
+    ]
+    columns = ["benchmark", "metric", "value", "items", "protocol"]
+    return markdown_table(pd.DataFrame(lines, columns=columns).set_index("benchmark"), left=("metric", "protocol"))
+
+
+def _protocol_table(result: Result) -> str:
+    import pandas as pd
+
+    lines = [
+        (escape_markdown(name.replace("_", " ")), escape_markdown(str(result.protocol[name])))
+        for name in result.protocol
+    ]
+    lines += [("measured", escape_markdown(result.created)), ("model", f"`{result.model.get('hash', '')[:12]}`")]
+    lines.append(("suite", escape_markdown(commit_text(result.git) or "commit not known")))
+    return markdown_table(pd.DataFrame(lines, columns=["name", ""]).set_index("name").rename_axis(None), left=("",))
+
+
 def _value(metric: Metric) -> str:
     places, interval = decimals(metric_column(metric)), "no interval"
     if metric.ci_low is not None and metric.ci_high is not None:
@@ -190,15 +221,15 @@ def _load_card(directory: Path, manifest: Mapping[str, Any], name: str) -> Model
 
 
 def _new_card(directory: Path, manifest: Mapping[str, Any], name: str) -> str:
+    import pandas as pd
     import yaml
 
     kind = manifest["kind"]
     metadata = {"license": str(manifest.get("license") or "unknown")}
     if kind == "llava":
         metadata |= {"library_name": "transformers", "pipeline_tag": "image-text-to-text"}
-    body = _render(
-        "model.md.jinja", title=name, kind=kind, facts=training_facts(manifest, read_training(directory).main)
-    )
+    facts = pd.DataFrame({"": training_facts(manifest, read_training(directory).main)})
+    body = _render("model.md.jinja", title=name, kind=kind, facts=markdown_frame(facts, left=("",)))
     return f"---\n{yaml.safe_dump(metadata)}---\n{body}"
 
 

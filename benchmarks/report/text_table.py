@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.report.cell_text import column_header, decimals, group_sign, margin, missing_label
@@ -47,9 +47,9 @@ def main_table(
     return pd.DataFrame(lines, index=[text(name) for name in names], columns=headers, dtype=object)
 
 
-def markdown_table(frame: pd.DataFrame) -> str:
-    """A frame of Markdown strings as a pipe table."""
-    alignment = ["left", *["right"] * frame.shape[1]]
+def markdown_table(frame: pd.DataFrame, *, left: Collection[str] = ()) -> str:
+    """A frame of Markdown strings as a pipe table; the index and the columns ``left`` are left-aligned."""
+    alignment = ["left", *("left" if name in left else "right" for name in frame.columns)]
     return frame.to_markdown(tablefmt="pipe", disable_numparse=True, colalign=alignment)
 
 

@@ -104,7 +104,7 @@ def launch_command(words: tuple[str, ...], config: Path, resources: Resources) -
             f"nodes: {resources.nodes}"
         )
     if words == _SELF_LAUNCHING and resources.nodes == 1:
-        return (*words, *given, "--launch.num_processes", str(resources.processes))
+        return (*words, *given, "--distributed.num_processes", str(resources.processes))
     timeout = ("--shutdown-timeout", "270")  # to save a checkpoint on SIGTERM; torchrun's default is 30 seconds
     nodes = ("--standalone",) if resources.nodes == 1 else ("--nnodes", str(resources.nodes), "--rdzv-backend", "c10d")
     count = ("--nproc-per-node", str(resources.processes))

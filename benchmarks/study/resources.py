@@ -65,10 +65,10 @@ def resolve_resources(resources: Mapping[str, Settings], step: Step) -> Resource
 
     Args:
         resources: of the study, checked.
-        step: its config may set ``launch.num_processes``, the default of ``processes``.
+        step: its config may set ``distributed.num_processes``, the default of ``processes``.
     """
-    launch = step.config.get("launch")
-    processes = launch.get("num_processes") if isinstance(launch, Mapping) else None
+    distributed = step.config.get("distributed")
+    processes = distributed.get("num_processes") if isinstance(distributed, Mapping) else None
     settings: dict[str, typing.Any] = {"processes": processes} if isinstance(processes, int) else {}
     settings |= resources.get(step.kind, {})
     for pattern, override in resources.items():

@@ -136,8 +136,8 @@ def _kind(directory: Path) -> str | None:
     return manifest.get("kind") if "hash" in manifest else None
 
 
-def is_finished(output: str | Path, kind: str, run: Identity, *, work: Path | None = None) -> bool:
-    """Whether the run of this identity is already finished in ``output``.
+def check_finished(output: str | Path, kind: str, run: Identity, *, work: Path | None = None) -> bool:
+    """Check that ``output`` is free or has the run of this identity, and return whether the run is finished.
 
     Args:
         output: the run's directory, which may not exist.
@@ -246,7 +246,7 @@ def write_manifest(
         data: inputs that are not artifacts: name → description (path, hash, counts).
         parents: input artifacts: name → directory. Their hashes are recorded.
         known: file name → size, modified_ns and hash, for files hashed while writing.
-        identity: identity of the run (`clips.core.identity`); `is_finished` compares it.
+        identity: identity of the run (`clips.core.identity`); `check_finished` compares it.
         details: further entries, for instance ``samples_seen`` or ``seconds``.
     """
     files = _describe_files(directory, known=known or {})

@@ -22,7 +22,7 @@ from clips.commandline.progress import progress_iter
 from clips.core.artifact import atomic_write, log_info, write_errors_as_user_errors
 from clips.data.formats.tar_shards import list_shards
 from clips.data.images import InvalidImageError, decode_image
-from clips.data.inspect_page import Example, Span, evenly, thumbnail, write_page
+from clips.data.inspect_page import Example, InspectionConfig, Span, evenly, report_inspection
 from clips.data.invalid_samples import InvalidSamples
 from clips.data.remote_files import ShardCache, is_remote
 from clips.data.shard_index import index_shard
@@ -31,34 +31,28 @@ from clips.data.sources.webdataset import SIZES_FILE
 from clips.errors import UserError
 from clips.method.caption_strategies import sentences
 from clips.model.tokenizer import BOS, CONTEXT_LENGTH, EOS, ClipsTokenizer
-from clips.safe_text import strip_control_chars
 
 _MAX_REMOTE_SHARDS = 16  # downloaded for an inspection
 _NUM_THREADS = 8  # that download and count shards
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InspectDatasetConfig(SourceConfig):
+class InspectDatasetConfig(InspectionConfig, SourceConfig):
     """Report statistics of a training data source: counts, caption lengths, samples, and invalid samples.
 
     Args:
         num_samples: number of samples to read, evenly spaced over the source, or over 16 shards of a remote source; 0
             reads all.
-        num_shown: number of samples that the page shows with their images.
-        html_output: the HTML page to write.
         seed: seed for choosing among several captions of a sample.
     """
 
-    num_samples: int = 2000
-    num_shown: int = 24
-    html_output: str = "inspect.html"
     seed: int = 0
 
     def __post_init__(self) -> None:
+        SourceConfig.__post_init__(self)
         super().__post_init__()
-        for name in ("num_samples", "num_shown", "seed"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise UserError(f"seed: expected 0 or more, got {self.seed}")
 
 
 @dataclasses.dataclass
@@ -93,34 +87,30 @@ class DatasetStats:
 
 
 def run_inspect(config: InspectDatasetConfig) -> None:
-    """Run `clips data inspect`: print a summary and write the page.
+    """Run `clips data inspect`: print samples and a summary, and write the page if requested.
 
     Raises:
         UserError: the source cannot be read, or none of its samples is valid.
     """
     source = open_source(config)
     stats = collect_stats(source, config)
-    lines = list(format_stats(stats))
-    for line in lines:
-        print(strip_control_chars(line))
-    if stats.scanned and not stats.sizes:
-        raise UserError(f"{config.path}: none of {stats.scanned:,} samples can be used; the reasons are printed above")
     charts = {
         "Tokens of a web caption": stats.tokens["web"],
         "Tokens of a synthetic caption": stats.tokens["synthetic"],
         "Sentences of a synthetic caption": stats.sentences,
         "Pixels of an image's short side": [min(size) for size in stats.sizes],
     }
-    examples, invalid = stats.examples, stats.invalid
-    write_page(config.html_output, title=config.path, lines=lines, examples=examples, invalid=invalid, charts=charts)
+    lines, examples, invalid = list(format_stats(stats)), stats.examples, stats.invalid
+    report_inspection(
+        config, config.path, lines=lines, examples=examples, invalid=invalid, num_read=stats.scanned, charts=charts
+    )
 
 
 def collect_stats(source: Source, config: InspectDatasetConfig) -> DatasetStats:
     """Read evenly spaced samples of ``source`` and collect their statistics."""
     stats = DatasetStats(samples=len(source))
     chosen = _choose_indices(source, config.num_samples)
-    shown = set(chosen[evenly(len(chosen), config.num_shown)].tolist()) if config.num_shown else set()
-    tokenizer, seen = ClipsTokenizer(), Counter[str]()
+    shown, tokenizer, seen = config.shown(chosen), ClipsTokenizer(), Counter[str]()
     for index in progress_iter(chosen.tolist(), "reading"):
         stats.scanned += 1
         try:
@@ -136,7 +126,7 @@ def collect_stats(source: Source, config: InspectDatasetConfig) -> DatasetStats:
             seen[sample.web] += 1
         if index in shown:
             texts = {label: [Span(text=text)] for label, text in _texts(sample).items() if text}
-            stats.examples.append(Example(name=source.name(index), thumbnails=[thumbnail(image)], texts=texts))
+            stats.examples.append(Example(name=source.name(index), thumbnails=config.thumbnails([image]), texts=texts))
     stats.duplicates = 1 - len(seen) / max(1, seen.total())
     return stats
 

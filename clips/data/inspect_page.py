@@ -1,4 +1,4 @@
-"""Shared parts of ``clips data inspect`` and ``llava-bridge data inspect``: sample selection and the HTML page."""
+"""Shared parts of ``clips data inspect`` and ``llava-bridge data inspect``: settings, sample selection and output."""
 
 from __future__ import annotations
 
@@ -13,11 +13,40 @@ from PIL import Image
 
 from clips.core.artifact import atomic_write, log_info
 from clips.data.invalid_samples import InvalidSamples
-from clips.safe_text import jinja_finalize
+from clips.errors import UserError
+from clips.safe_text import jinja_finalize, strip_control_chars
 
 _THUMBNAIL = 320  # pixels
 _BARS = 24
 _NAMES_ON_PAGE = 20  # of invalid samples, for each reason
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InspectionConfig:
+    """How many samples an inspection reads and shows.
+
+    Args:
+        num_samples: number of samples to read, evenly spaced; 0 reads all.
+        num_shown: number of samples to print, and to show with their images on the page.
+        html_output: an HTML page to write.
+    """
+
+    num_samples: int = 2000
+    num_shown: int = 3
+    html_output: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "num_shown"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+
+    def shown(self, indices: np.ndarray) -> set[int]:
+        """Those of the read samples that are shown."""
+        return set(indices[evenly(len(indices), self.num_shown)].tolist()) if self.num_shown else set()
+
+    def thumbnails(self, images: Iterable[Image.Image]) -> list[str]:
+        """The images of a shown sample for the page, if one is written."""
+        return [thumbnail(image) for image in images] if self.html_output else []
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,35 +98,75 @@ def histogram(values: Sequence[float]) -> list[dict[str, float]]:
     ]
 
 
-def write_page(
-    output: str,
+def report_inspection(
+    config: InspectionConfig,
+    path: str,
     *,
-    title: str,
-    lines: Iterable[str],
+    lines: Sequence[str],
     examples: Sequence[Example],
     invalid: InvalidSamples,
+    num_read: int,
     charts: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
-    """Write a self-contained HTML page.
+    """Print examples and summary, and write a self-contained HTML page if ``config`` names one.
 
     Args:
-        output: the file.
-        title: title of the page.
+        config: the settings.
+        path: the inspected data.
         lines: the summary.
         examples: some samples.
         invalid: the invalid samples.
-        charts: title → values of a histogram.
+        num_read: number of samples read.
+        charts: title → values of a histogram on the page.
+
+    Raises:
+        UserError: all samples are invalid.
     """
+    for example in examples:
+        print_example(example)
+    if any(span.supervised for example in examples for spans in example.texts.values() for span in spans):
+        print("supervised text is between « and »\n")
+    for line in lines:
+        print(strip_control_chars(line))
+    if num_read == invalid.count > 0:
+        raise UserError(f"{path}: none of {num_read:,} samples can be used; the reasons are printed above")
+    if config.html_output:
+        _write_page(config.html_output, path, lines, examples, invalid, charts or {})
+
+
+def print_example(example: Example) -> None:
+    """A sample in the terminal: supervised text in green and between guillemets, which work without color."""
+    from rich.console import Console
+    from rich.text import Text
+
+    text = Text(strip_control_chars(f"{example.name}\n"), style="dim")
+    for label, spans in example.texts.items():
+        text.append(f"{label}: " if label else "", style="dim")
+        for span in spans:
+            content = strip_control_chars(span.text)
+            text.append(f"«{content}»" if span.supervised else content, "bold green" if span.supervised else "default")
+        text.append("\n")
+    Console(highlight=False, soft_wrap=True).print(text)
+
+
+def _write_page(
+    output: str,
+    title: str,
+    lines: Sequence[str],
+    examples: Sequence[Example],
+    invalid: InvalidSamples,
+    charts: Mapping[str, Sequence[float]],
+) -> None:
     import jinja2
 
     template = Path(__file__).with_name("inspect_page.html.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=jinja_finalize)
     page = environment.from_string(template).render(
         title=title,
-        lines=list(lines),
+        lines=lines,
         examples=examples,
         invalid=list(invalid.summary(_NAMES_ON_PAGE)),
-        charts={name: bars for name, values in (charts or {}).items() if (bars := histogram(values))},
+        charts={name: bars for name, values in charts.items() if (bars := histogram(values))},
     )
     atomic_write(Path(output), page)
     log_info(f"page: {output}")

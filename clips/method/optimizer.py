@@ -28,7 +28,8 @@ class OptimizerConfig:
         warmup_ratio: ratio of the run with linear warm-up from 0; cosine decay to 0 follows. 0.05 if neither it nor
             ``warmup_samples`` is given.
         warmup_samples: the same in samples, rounded to whole steps.
-        betas: Adam's decay rates for the gradient and its square.
+        adam_beta1: AdamW's decay rate of the gradient.
+        adam_beta2: of its square.
         weight_decay: of the weight matrices; norms, biases, embeddings, positions and the logit scale have none.
         max_grad_norm: maximum gradient norm; null does not clip.
         grad_spike_factor: skip a step whose gradient norm exceeds this multiple of the median of the last hundred, and
@@ -39,7 +40,8 @@ class OptimizerConfig:
     base_learning_rate: float | None = None
     warmup_ratio: float | None = None
     warmup_samples: int | None = None
-    betas: tuple[float, float] = (0.9, 0.95)
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
     weight_decay: float = 0.2
     max_grad_norm: float | None = None
     grad_spike_factor: float | None = None
@@ -51,12 +53,11 @@ class OptimizerConfig:
         for name in ("learning_rate", "base_learning_rate"):
             if (rate := getattr(self, name)) is not None and rate <= 0:
                 raise UserError(f"optimizer.{name}: expected a number above 0, got {rate}")
-        if self.warmup_ratio is not None and not 0 <= self.warmup_ratio < 1:
-            raise UserError(f"optimizer.warmup_ratio: expected a ratio from 0 to below 1, got {self.warmup_ratio}")
+        for name in ("warmup_ratio", "adam_beta1", "adam_beta2"):
+            if (ratio := getattr(self, name)) is not None and not 0 <= ratio < 1:
+                raise UserError(f"optimizer.{name}: expected a ratio from 0 to below 1, got {ratio}")
         if self.warmup_samples is not None and self.warmup_samples < 0:
             raise UserError(f"optimizer.warmup_samples: expected 0 or more, got {self.warmup_samples}")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"optimizer.betas: expected two numbers from 0 to below 1, got {list(self.betas)}")
         if self.weight_decay < 0:
             raise UserError(f"optimizer.weight_decay: expected 0 or more, got {self.weight_decay}")
         if self.max_grad_norm is not None and self.max_grad_norm <= 0:
@@ -108,9 +109,8 @@ def build_optimizer(
     decayed = [parameter for name, parameter in trainable if name not in no_decay]
     undecayed = [parameter for name, parameter in trainable if name in no_decay]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=config.learning_rate or 0.0, betas=config.betas, fused=True
-    )
+    groups, betas = [group for group in groups if group["params"]], (config.adam_beta1, config.adam_beta2)
+    return torch.optim.AdamW(groups, lr=config.learning_rate or 0.0, betas=betas, fused=True)
 
 
 def cosine_lr(step: int, steps: int, config: OptimizerConfig, batch_size: int) -> float:

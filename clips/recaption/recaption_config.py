@@ -20,8 +20,8 @@ class RecaptionConfig(SourceConfig):
     """Write a synthetic caption for every image of a source, with any image-text model of transformers.
 
     Args:
-        synthetic_caption: ignored.
-        weight: ignored.
+        synthetic_caption: existing long caption; not used, but an image that has one needs no web caption.
+        weight: must be null, since there is one source.
         model: the model's directory or Hub repo id, for ``AutoModelForImageTextToText``.
         import_modules: Python modules to import first, so that transformers knows the model; a LLaVA of the bridge
             needs ``[llava_bridge]``.
@@ -77,6 +77,8 @@ class RecaptionConfig(SourceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.weight is not None:
+            raise UserError(f"weight: expected null, since recaption reads one source, got {self.weight}")
         counts = ("batch_size", "max_new_tokens", "num_captions", "min_words")
         for name in (*counts, "max_image_size", "shard_size", "num_workers"):
             if getattr(self, name) < 1:

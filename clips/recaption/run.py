@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from clips.commandline.progress import Progress
-from clips.core.artifact import atomic_write, is_finished, log_info
+from clips.core.artifact import atomic_write, check_finished, log_info
 from clips.core.identity import RUN, identity, read_run, reject_other_run, run_text
 from clips.data.images import InvalidImageError, decode_image
 from clips.data.sources import InvalidSampleError, Sample, Source, open_source, shard_lengths
@@ -156,7 +156,7 @@ def run_recaption(config: RecaptionConfig) -> None:
 def _start_or_resume(config: RecaptionConfig, samples: int) -> bool:
     """Create the directory or resume in it; False if it is complete. UserError if it belongs to another run."""
     work, run = Path(config.output) / WORK_DIR, identity("clips recaption", config, {"samples": samples})
-    if is_finished(config.output, KIND, run, work=work):
+    if check_finished(config.output, KIND, run, work=work):
         return False
     recorded = read_run(work / RUN)
     if recorded is None:

@@ -120,14 +120,19 @@ class Checkpointer:
                 atomic_write(partial / _HASHES, json.dumps(hashes, indent=2) + "\n")  # users may edit the config
                 for path in (*partial.iterdir(), partial):  # on the disk before the name of a complete checkpoint
                     _sync(path)
-                shutil.rmtree(checkpoint, ignore_errors=True)
+                if checkpoint.exists():
+                    _remove(checkpoint)
                 partial.replace(checkpoint)
                 _sync(self.folder)
                 for old in list_checkpoints(self.folder.parent)[: -self.keep]:
-                    shutil.rmtree(old.rename(old.with_name(f".{old.name}.partial")))  # renamed: deletion is not atomic
+                    _remove(old)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+
+
+def _remove(checkpoint: Path) -> None:
+    shutil.rmtree(checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.old.partial")))  # deletion is not atomic
 
 
 def _sync(path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from clips.core.artifact import atomic_write, is_finished
+from clips.core.artifact import atomic_write, check_finished
 from clips.core.identity import RUN, Identity, differing, is_below, reject_other_run, run_text
 from clips.errors import UserError
 from clips.safe_text import redact
@@ -15,14 +15,14 @@ from clips.training.train_state import CHECKPOINTS_DIR, CONFIG_FILE, list_checkp
 from clips.typed_data import to_plain, to_yaml
 
 
-def is_trained(config: Any, run: Identity) -> bool:
-    """Whether the run is finished in ``config.output``; False also if it can resume from a checkpoint.
+def check_trained(config: Any, run: Identity) -> bool:
+    """Check that ``config.output`` is free or has this run, and return whether the run is finished.
 
     Raises:
         UserError: the directory contains something else, or a run of another config or other inputs.
     """
     output = Path(config.output)
-    if is_finished(output, "encoder", run, work=output / CHECKPOINTS_DIR / RUN):
+    if check_finished(output, "encoder", run, work=output / CHECKPOINTS_DIR / RUN):
         return True
     for checkpoint in list_checkpoints(output)[-1:]:  # without a checkpoint the run may be overwritten
         reject_other_run(output, read_train_state(checkpoint).identity, run, may_change=config.allow_changes_on_resume)

@@ -64,9 +64,8 @@ class TrainState:
 
 
 def list_checkpoints(output: str | Path) -> list[Path]:
-    """Return the checkpoints of a run, the latest last."""
-    found = (Path(output) / CHECKPOINTS_DIR).glob(f"[!.]*/{TRAIN_STATE_FILE}")
-    return [path.parent for path in sorted(found, key=lambda path: read_train_state(path.parent).step)]
+    """Return the checkpoints of a run, the latest last; UserError if one has no readable state."""
+    return sorted((Path(output) / CHECKPOINTS_DIR).glob("[!.]*/"), key=lambda path: read_train_state(path).step)
 
 
 def train_state_text(state: TrainState) -> str:

@@ -16,10 +16,9 @@ from typing import Any
 
 from clips.commandline.progress import progress_iter
 from clips.data.formats.dataset_format import Conversation
-from clips.data.inspect_page import Example, Span, evenly, thumbnail, write_page
+from clips.data.inspect_page import Example, InspectionConfig, Span, evenly, report_inspection
 from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError
-from clips.safe_text import strip_control_chars
 from llava_bridge.data.sources import ConversationSourceConfig, read_samples
 from llava_bridge.model.anyres import (
     ImageAspectRatio,
@@ -32,7 +31,7 @@ from llava_bridge.model.anyres import (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InspectConversationsConfig(ConversationSourceConfig):
+class InspectConversationsConfig(InspectionConfig, ConversationSourceConfig):
     """Show samples as the LLM sees them, their supervised tokens, and invalid samples.
 
     Args:
@@ -44,9 +43,6 @@ class InspectConversationsConfig(ConversationSourceConfig):
         image_size: with ``anyres``: tile size in pixels.
         image_grid_pinpoints: with ``anyres``: as for ``llava-bridge train``.
         max_length: maximum sequence length in tokens, images included.
-        num_shown: number of samples to print.
-        num_samples: number of samples to read, evenly spaced; 0 reads all.
-        html_output: an HTML page to write, with the images.
     """
 
     llm: str
@@ -56,16 +52,13 @@ class InspectConversationsConfig(ConversationSourceConfig):
     image_size: int = 336
     image_grid_pinpoints: list[list[int]] | None = None
     max_length: int = 2048
-    num_shown: int = 3
-    num_samples: int = 1000
-    html_output: str | None = None
 
     def __post_init__(self) -> None:
+        ConversationSourceConfig.__post_init__(self)
         super().__post_init__()
-        minima = {"image_tokens": 1, "image_size": 1, "max_length": 1, "num_shown": 0, "num_samples": 0}
-        for name, minimum in minima.items():
-            if getattr(self, name) < minimum:
-                raise UserError(f"{name}: expected {minimum} or more, got {getattr(self, name)}")
+        for name in ("image_tokens", "image_size", "max_length"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: expected 1 or more, got {getattr(self, name)}")
         check_pinpoints(self.image_aspect_ratio, self.image_grid_pinpoints)
         grid = math.isqrt(self.image_tokens)
         if self.image_aspect_ratio == "anyres" and (
@@ -93,15 +86,10 @@ def run_inspect(config: InspectConversationsConfig) -> None:
     """Print samples and a summary, and write the page if requested."""
     samples = read_samples(config)
     stats = collect_stats(samples, _conversation_encoder(config), config)
-    for example in stats.examples:
-        print_example(example)
-    if stats.examples:
-        print("supervised text is between « and »\n")
-    lines = list(format_stats(len(samples), stats))
-    for line in lines:
-        print(strip_control_chars(line))
-    if config.html_output:
-        write_page(config.html_output, title=config.path, lines=lines, examples=stats.examples, invalid=stats.invalid)
+    lines, num_read = list(format_stats(len(samples), stats)), len(stats.tokens) + stats.invalid.count
+    report_inspection(
+        config, config.path, lines=lines, examples=stats.examples, invalid=stats.invalid, num_read=num_read
+    )
 
 
 def _conversation_encoder(config: InspectConversationsConfig) -> Any:
@@ -136,7 +124,9 @@ def collect_stats(samples: list[Conversation], chat: Any, config: InspectConvers
 
     dataset, stats = ConversationDataset(samples, chat, config.max_length), ConversationStats()
     untruncated = ConversationDataset(samples, chat, sys.maxsize)
-    for index in progress_iter(evenly(len(samples), config.num_samples).tolist(), "reading"):
+    chosen = evenly(len(samples), config.num_samples)
+    shown = config.shown(chosen)
+    for index in progress_iter(chosen.tolist(), "reading"):
         sample = samples[index]
         try:
             encoded = dataset.encode(sample)
@@ -152,10 +142,10 @@ def collect_stats(samples: list[Conversation], chat: Any, config: InspectConvers
         stats.images[len(sample.images)] += 1
         if len(ids) == config.max_length:
             stats.truncated += len(untruncated.encode(sample)["input_ids"]) > config.max_length
-        if len(stats.examples) < config.num_shown:
+        if index in shown:
             name = f"{sample.name}  {', '.join(map(str, sample.images))}"
-            images = [thumbnail(image) for image in encoded["images"]] if config.html_output else []
-            stats.examples.append(Example(name=name, thumbnails=images, texts={"": spans_of(chat, ids, labels)}))
+            images, spans = config.thumbnails(encoded["images"]), spans_of(chat, ids, labels)
+            stats.examples.append(Example(name=name, thumbnails=images, texts={"": spans}))
     return stats
 
 
@@ -171,21 +161,6 @@ def spans_of(chat: Any, ids: list[int], labels: list[int]) -> list[Span]:
         text = f"{IMAGE} × {len(tokens)}" if image else chat.tokenizer.decode(tokens)
         spans.append(Span(text=text, supervised=supervised))
     return spans
-
-
-def print_example(example: Example) -> None:
-    """A sample in the terminal: supervised text in green and between guillemets, which work without color."""
-    from rich.console import Console
-    from rich.text import Text
-
-    text = Text(strip_control_chars(f"{example.name}\n"), style="dim")
-    for span in example.texts[""]:
-        content = strip_control_chars(span.text)
-        if span.supervised:
-            text.append(f"«{content}»", style="bold green")
-        else:
-            text.append(content, style="default")
-    Console(highlight=False, soft_wrap=True).print(text, end="\n\n")
 
 
 def format_stats(count: int, stats: ConversationStats) -> Iterator[str]:

@@ -141,7 +141,7 @@ def stage_cost(config: LlavaTrainConfig, name: str, sizes: Sizes, count: int) ->
         flops += sizes.tiles * sizes.vision.flops * (3 if "vision" in trained else 1)
     trainable = sum(parameters[part] for part in trained if stage.lora is None or part not in stage.lora.apply_to)
     weights = sum(parameters.values()) if name != "llm_pretrain" else parameters["llm"]
-    frozen = name != "llm_pretrain" and "vision" not in trained and config.launch.strategy == "deepspeed"
+    frozen = name != "llm_pretrain" and "vision" not in trained and config.distributed.strategy == "deepspeed"
     unsharded = parameters["vision"] if frozen else 0  # float32 in every process
     bf16 = config.precision != "fp32"
     micro = stage.micro_batch_size or math.ceil(stage.global_batch_size / count)
@@ -160,7 +160,7 @@ def _state_bytes(config: LlavaTrainConfig, weights: int, trainable: int, count: 
 
     In bf16 the optimizer keeps float32 weights and two moments per trainable weight, 12 bytes.
     """
-    deepspeed, fsdp = config.launch.deepspeed, config.launch.strategy == "fsdp"
+    deepspeed, fsdp = config.distributed.deepspeed, config.distributed.strategy == "fsdp"
     weight_size = 2 if bf16 else 4
     optimizer = 0 if "offload" in deepspeed else (12 if bf16 else 8) * trainable / count
     gradients = weight_size * trainable / count

@@ -79,7 +79,7 @@ def convert_to_universal(checkpoint: Path) -> None:
 
 def _conversion_error(checkpoint: Path, reason: str) -> UserError:
     return UserError(
-        f"launch.num_processes: expected {_num_processes(checkpoint)}, as when {checkpoint} was written, got "
+        f"distributed.num_processes: expected {_num_processes(checkpoint)}, as when {checkpoint} was written, got "
         f"{os.environ['WORLD_SIZE']}, {reason}; or remove {checkpoint.parent} to restart the stage"
     )
 

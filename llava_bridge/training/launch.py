@@ -110,7 +110,7 @@ def _gpus(processes: int) -> list[int] | list[str]:
         return list(range(processes))
     ids = visible.split(",")
     if len(ids) < processes:
-        raise UserError(f"launch.num_processes: expected at most {len(ids)}, as CUDA_VISIBLE_DEVICES is {visible}")
+        raise UserError(f"distributed.num_processes: expected at most {len(ids)}, as CUDA_VISIBLE_DEVICES is {visible}")
     return ids[:processes]
 
 
@@ -184,9 +184,9 @@ def deepspeed_config(name: str) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
         known = ", ".join(sorted(file.stem for file in shipped.parent.glob("*.json")))
-        raise UserError(f"launch.deepspeed: expected a JSON file or one of {known}, got '{name}'") from None
+        raise UserError(f"distributed.deepspeed: expected a JSON file or one of {known}, got '{name}'") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"launch.deepspeed: {path} is not valid JSON ({error})") from None
+        raise UserError(f"distributed.deepspeed: {path} is not valid JSON ({error})") from None
 
 
 def log_rank0(line: str) -> None:

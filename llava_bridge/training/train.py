@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 from clips.commandline.signals import graceful_shutdown
-from clips.core.artifact import atomic_artifact_dir, atomic_write, is_finished, write_manifest
+from clips.core.artifact import atomic_artifact_dir, atomic_write, check_finished, write_manifest
 from clips.core.identity import RUN, difference, read_run, reject_other_run, run_text
 from clips.errors import UserError
 from clips.text_files import safe_json_loads
@@ -144,7 +144,7 @@ def run_train(config: LlavaTrainConfig) -> None:
     with forward_user_errors():
         config = config if processes is None else config.with_processes(processes)
         check_inputs(config)
-        if is_finished(config.output, artifact_kind(config), run_identity(config)):
+        if check_finished(config.output, artifact_kind(config), run_identity(config)):
             log_rank0(f"{config.output}: already trained with this config; nothing to do")
             if is_main_process():
                 remove_leftover(config)
@@ -162,4 +162,6 @@ def run_train(config: LlavaTrainConfig) -> None:
 def _start(config: LlavaTrainConfig, lock: int) -> None:
     work = work_dir(config)
     atomic_write(work / "config.yaml", to_yaml(config))
-    launch(["train", "--config", str(work / "config.yaml")], config.launch.num_processes or 1, work / "log.txt", lock)
+    launch(
+        ["train", "--config", str(work / "config.yaml")], config.distributed.num_processes or 1, work / "log.txt", lock
+    )

@@ -179,7 +179,7 @@ class StageConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LaunchConfig:
+class DistributedConfig:
     """The training processes.
 
     Args:
@@ -195,9 +195,9 @@ class LaunchConfig:
 
     def __post_init__(self) -> None:
         if self.num_processes is not None and self.num_processes < 1:
-            raise UserError(f"launch.num_processes: expected at least 1, got {self.num_processes}")
+            raise UserError(f"distributed.num_processes: expected at least 1, got {self.num_processes}")
         if self.strategy == "fsdp" and self.deepspeed != "zero2":
-            raise UserError(f"launch.deepspeed: expected none with strategy: fsdp, got {self.deepspeed}")
+            raise UserError(f"distributed.deepspeed: expected none with strategy: fsdp, got {self.deepspeed}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -238,7 +238,7 @@ class LlavaTrainConfig:
         llm_pretrain: trains the LLM without images, on text (format ``text``) or on conversations.
         align: trains the projector only; LLaVA calls this stage pretraining.
         instruct: trains projector and LLM; LLaVA calls this stage finetuning.
-        launch: processes and DeepSpeed settings.
+        distributed: processes and DeepSpeed settings.
         precision: ``auto`` uses bf16 if the hardware computes it faster than fp32. A frozen encoder is bit-identical in
             the output either way.
         seed: seed of initial weights and of the order of samples.
@@ -275,7 +275,7 @@ class LlavaTrainConfig:
     instruct: StageConfig = dataclasses.field(
         default_factory=lambda: StageConfig(learning_rate=2e-5, global_batch_size=128, group_by_modality_length=True)
     )
-    launch: LaunchConfig = dataclasses.field(default_factory=LaunchConfig)
+    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int = 0
     save_steps: int = dataclasses.field(default=500, metadata=RUN_ONLY)
@@ -286,7 +286,7 @@ class LlavaTrainConfig:
     def __post_init__(self) -> None:
         self._check_stages()
         for stage in self.stages:
-            self.stage(stage).check(stage, self.launch.num_processes or 1)
+            self.stage(stage).check(stage, self.distributed.num_processes or 1)
         self._check_model()
         check_pinpoints(self.image_aspect_ratio, self.image_grid_pinpoints)
         self._check_stage_overrides()
@@ -349,14 +349,14 @@ class LlavaTrainConfig:
         """The same run on the processes of a launcher.
 
         Raises:
-            UserError: ``launch.num_processes`` is another number, or does not divide the batches.
+            UserError: ``distributed.num_processes`` is another number, or does not divide the batches.
         """
-        if self.launch.num_processes not in {None, processes}:
+        if self.distributed.num_processes not in {None, processes}:
             raise UserError(
-                f"launch.num_processes: expected {processes}, the number of the launcher's processes, or null, "
-                f"got {self.launch.num_processes}"
+                f"distributed.num_processes: expected {processes}, the number of the launcher's processes, or null, "
+                f"got {self.distributed.num_processes}"
             )
-        return dataclasses.replace(self, launch=dataclasses.replace(self.launch, num_processes=processes))
+        return dataclasses.replace(self, distributed=dataclasses.replace(self.distributed, num_processes=processes))
 
     def stage(self, name: str) -> StageConfig:
         """The settings of the stage ``name``."""

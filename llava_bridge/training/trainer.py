@@ -73,10 +73,10 @@ def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: Distribut
     if universal := checkpoint is not None and needs_universal_conversion(checkpoint):
         convert_to_universal(checkpoint)
     args = training_arguments(config, stage, steps, folder / CHECKPOINTS_DIR, universal=universal)
-    sharded = config.launch.strategy == "fsdp"
+    sharded = config.distributed.strategy == "fsdp"
     model = _training_model(setup, bf16=bf16, sharded=sharded, unsharded_encoder=stage.cache_vision_features)
     masters = finer_than_bf16(setup.model) if bf16 and not sharded else {}
-    trainer = TRAINERS[config.launch.strategy](
+    trainer = TRAINERS[config.distributed.strategy](
         stage=stage,
         stage_name=name,
         parts=setup.parts,
@@ -246,12 +246,8 @@ class StageTrainer(Trainer):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.stage = stage
-        self.stage_name = stage_name
-        self.parts = parts
-        self.sampler = sampler
-        self.invalid = invalid
-        self.max_invalid_ratio = max_invalid_ratio
+        self.stage, self.stage_name, self.parts = stage, stage_name, parts
+        self.sampler, self.invalid, self.max_invalid_ratio = sampler, invalid, max_invalid_ratio
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self.sampler
@@ -327,11 +323,8 @@ def optimizer_param_groups(
     groups = []
     for part, module in parts.items():
         own = {names.pop(id(weight)): weight for weight in module.parameters() if id(weight) in names}
-        for decay, weights in (
-            (stage.weight_decay, [weight for name, weight in own.items() if name in decayed]),
-            (0.0, [weight for name, weight in own.items() if name not in decayed]),
-        ):
-            if weights:
+        for is_decayed, decay in ((True, stage.weight_decay), (False, 0.0)):
+            if weights := [weight for name, weight in own.items() if (name in decayed) == is_decayed]:
                 groups.append({"params": weights, "lr": stage.peak_lr(part), "weight_decay": decay})
     assert not names, names
     return groups
@@ -345,7 +338,7 @@ def training_arguments(
     ``universal``: it resumes from a checkpoint of :func:`convert_to_universal`.
     """
     processes = int(os.environ["WORLD_SIZE"])
-    deepspeed = deepspeed_config(config.launch.deepspeed) if config.launch.strategy == "deepspeed" else None
+    deepspeed = deepspeed_config(config.distributed.deepspeed) if config.distributed.strategy == "deepspeed" else None
     if deepspeed is not None and universal:
         deepspeed["checkpoint"] = {**deepspeed.get("checkpoint", {}), "load_universal": True}
     micro = stage.micro_batch_size or stage.global_batch_size // processes

@@ -83,13 +83,13 @@ def check_inputs(config: LlavaTrainConfig) -> None:
         check_llm_dir(config.llm)
     if config.encoder and config.stages[-1] != "llm_pretrain":
         check_encoder_files(config.encoder)
-    zero3 = deepspeed_config(config.launch.deepspeed).get("zero_optimization", {}).get("stage") == 3
+    zero3 = deepspeed_config(config.distributed.deepspeed).get("zero_optimization", {}).get("stage") == 3
     _check_quantization(config, zero3=zero3)
     for name in config.stages:
-        if config.stage(name).cache_vision_features and zero3 and (config.launch.num_processes or 1) > 1:
+        if config.stage(name).cache_vision_features and zero3 and (config.distributed.num_processes or 1) > 1:
             raise UserError(
                 f"{name}.cache_vision_features: expected false under ZeRO-3 with several processes, which is not "
-                "tested; launch.strategy: fsdp supports it"
+                "tested; distributed.strategy: fsdp supports it"
             )
         for data in config.stage(name).data:
             try:
@@ -106,7 +106,7 @@ def _check_quantization(config: LlavaTrainConfig, *, zero3: bool) -> None:
     field = f"{first}.lora.quantization"
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"{field}: expected bitsandbytes to be installed (pip install 'clips-suite[qlora]')")
-    if config.launch.strategy == "fsdp":
-        raise UserError(f"launch.strategy: expected deepspeed with {field}; FSDP does not shard 4 bits")
+    if config.distributed.strategy == "fsdp":
+        raise UserError(f"distributed.strategy: expected deepspeed with {field}; FSDP does not shard 4 bits")
     if zero3:
-        raise UserError(f"launch.deepspeed: expected zero2 with {field}; ZeRO-3 does not shard 4 bits")
+        raise UserError(f"distributed.deepspeed: expected zero2 with {field}; ZeRO-3 does not shard 4 bits")

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import sys
 import tempfile
@@ -76,7 +77,7 @@ def comparison(directory: Path, args: argparse.Namespace) -> str:
         with contextlib.redirect_stderr(io.StringIO()):
             answers[name] = [text.strip() for text in model.generate_until(instances)]
 
-    seconds = take_turns({name: (lambda name=name: side(name)) for name in models}, args.rounds, args.clock)
+    seconds = take_turns({name: functools.partial(side, name) for name in models}, args.rounds, args.clock)
     rows, count = [], args.images * args.questions
     for name in models:
         same = sum(one == other for one, other in zip(answers[name], answers["llava_hf"], strict=True))

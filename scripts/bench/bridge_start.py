@@ -66,7 +66,7 @@ def write_config(args: argparse.Namespace, folder: Path) -> Path:
         "llm": args.llm or str(shared / "models/stories15M"),
         "stages": ["align"],
         "align": stage,
-        "launch": {"num_processes": args.processes},
+        "distributed": {"num_processes": args.processes},
     }
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))

@@ -142,7 +142,7 @@ def packing_table(args: argparse.Namespace, model: Any, processor: Any, data: Co
         chosen = [order[first : first + args.micro_batch] for first in range(0, len(order), args.micro_batch)]
         batches = [moved(collate([items[index] for index in batch]), args.device) for batch in chosen]
         positions[name] = sum(batch["input_ids"].numel() for batch in batches)
-        sides[name] = lambda batches=batches: [step(objective, batch) for batch in batches]
+        sides[name] = functools.partial(steps, objective, batches)
     seconds = take_turns(sides, args.rounds, args.clock)
     tokens = sum(len(item["input_ids"]) for item in items)
     head = ["", "positions with a token", "samples/s", "times as fast as random order"]
@@ -161,6 +161,11 @@ def packing_table(args: argparse.Namespace, model: Any, processor: Any, data: Co
 def moved(batch: dict[str, Any], device: str) -> dict[str, Any]:
     batch.pop("invalid_samples")
     return {name: value.to(device) for name, value in batch.items()}
+
+
+def steps(objective: LlavaLoss, batches: list[dict[str, Any]]) -> None:
+    for batch in batches:
+        step(objective, batch)
 
 
 def step(objective: LlavaLoss, batch: dict[str, Any]) -> None:
@@ -243,7 +248,7 @@ def bridge_steps(
         callbacks=[clock],
     )
     trainer.train()
-    trainer.deepspeed.destroy()  # type: ignore[union-attr]
+    trainer.deepspeed.destroy()  # type: ignore[attr-defined]
     return [after - before for before, after in itertools.pairwise(clock.ends[2:])]
 
 
@@ -273,7 +278,7 @@ def memory_sides(args: argparse.Namespace) -> tuple[dict[str, Callable[[], torch
     """The loss function of each side for one batch, and the number of its tokens."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-    small = {"num_hidden_layers": 1, "num_attention_heads": 4, "hidden_size": 64, "intermediate_size": 64}
+    small: Any = {"num_hidden_layers": 1, "num_attention_heads": 4, "hidden_size": 64, "intermediate_size": 64}
     torch.manual_seed(0)
     vision = CLIPVisionConfig(**small, image_size=32, patch_size=8)
     text = LlamaConfig(**small, vocab_size=args.vocabulary)
@@ -285,11 +290,15 @@ def memory_sides(args: argparse.Namespace) -> tuple[dict[str, Callable[[], torch
     return {"transformers": lambda: model(**batch).loss, "bridge": lambda: objective(**batch)["loss"]}, tokens.numel()
 
 
+def backward(loss: Callable[[], torch.Tensor]) -> None:
+    loss().backward()
+
+
 def memory_table(args: argparse.Namespace) -> str:
     sides, tokens = memory_sides(args)
     for loss in sides.values():
         loss().backward()  # allocates the gradients
-    peaks = {name: peak_bytes(lambda loss=loss: loss().backward(), args.device) for name, loss in sides.items()}
+    peaks = {name: peak_bytes(functools.partial(backward, loss), args.device) for name, loss in sides.items()}
     logits = tokens * args.vocabulary * 4
     rows = [
         [name, f"{peak / MIB:.0f}", f"{peak / peaks['transformers']:.3f}", f"{peak / logits:.2f}"]

@@ -39,7 +39,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def rows_of(name: str, args: argparse.Namespace, folder: Path) -> list[list[object]]:
+def rows_of(name: str, args: argparse.Namespace, folder: Path) -> list[list[str]]:
     from benchmarks.tasks.data.caption_sets import load_caption_set
     from benchmarks.tasks.encoders.embedding import embed_images, embed_texts
     from clips.data.formats import DatasetSpec

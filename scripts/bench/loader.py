@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from measure import table
 from PIL import Image
 
 from clips.data.augment import augment, min_decode_size
@@ -136,7 +137,7 @@ class Bare:
             process.start()
             self.pipes.append(ours)
             self.processes.append(process)
-        self.pids = [process.pid for process in self.processes]
+        self.pids: list[Any] = [process.pid for process in self.processes]
 
     def burst(self, count: int) -> Burst:
         share = count // len(self.pipes)
@@ -229,9 +230,8 @@ def compare(sides: dict[str, Any], rounds: int, count: int) -> dict[str, list[Bu
     return found
 
 
-def report(found: dict[str, list[Burst]]) -> Iterator[str]:
-    yield "| loader | photos/s | of bare | spread | photos/CPU s | of bare | spread |"
-    yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+def report(found: dict[str, list[Burst]]) -> str:
+    rows = []
     for name, bursts in found.items():
         cells = [name]
         for clock in Burst._fields:
@@ -239,7 +239,8 @@ def report(found: dict[str, list[Burst]]) -> Iterator[str]:
             ratios = [rate / getattr(bare, clock) for rate, bare in zip(rates, found["bare"], strict=True)]
             cells += [f"{statistics.median(rates):.0f}", f"{statistics.median(ratios):.2f}"]
             cells += [f"{min(ratios):.2f}–{max(ratios):.2f}"]
-        yield f"| {' | '.join(cells)} |"
+        rows.append(cells)
+    return table(["loader", "photos/s", "of bare", "spread", "photos/CPU s", "of bare", "spread"], rows)
 
 
 def main() -> None:
@@ -278,7 +279,7 @@ def main() -> None:
         + ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "pillow"))
         + "\n"
     )
-    print("\n".join(report(found)))
+    print(report(found))
 
 
 if __name__ == "__main__":

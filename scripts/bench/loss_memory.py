@@ -138,7 +138,7 @@ def contrastive_losses(partners: list[Tensor]) -> dict[str, Loss]:
 
 
 def compare(
-    sides: dict[str, Loss], leaves: tuple[Tensor, Tensor], last: Tensor, args: argparse.Namespace, key: list[str]
+    sides: dict[str, Loss], leaves: tuple[Tensor, ...], last: Tensor, args: argparse.Namespace, key: list[str]
 ) -> list[list[str]]:
     """A row for each side; raises AssertionError if the gradients differ."""
     runs = {name: gradients_of(loss, leaves, last) for name, loss in sides.items()}
@@ -163,7 +163,7 @@ def compare(
     ]
 
 
-def gradients_of(loss: Loss, leaves: tuple[Tensor, Tensor], last: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+def gradients_of(loss: Loss, leaves: tuple[Tensor, ...], last: Tensor) -> Callable[[], tuple[Tensor, ...]]:
     return lambda: torch.autograd.grad(loss(*leaves, last), leaves)
 
 

@@ -119,7 +119,7 @@ def tensor_bytes(config: EncoderTrainConfig, texts: dict[str, Any], image_shape:
         train_step(run, batch)
         with torch.profiler.record_function("second step"):
             train_step(run, batch)
-    events = profiled.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events = profiled.profiler.kineto_results.events()
     begun = next(event.start_ns() for event in events if event.name() == "second step")
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
     held = np.cumsum([change for _, change in changes])

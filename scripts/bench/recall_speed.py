@@ -48,7 +48,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def rows_of(size: str, args: argparse.Namespace) -> list[list[object]]:
+def rows_of(size: str, args: argparse.Namespace) -> list[list[str]]:
     num_images, captions = map(int, re.split("[x×]", size))
     names = ["ours"] if args.alone else ["ours", "CLIP_benchmark"]
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
@@ -93,7 +93,7 @@ def measured(
 ) -> None:
     torch.set_num_threads(threads)
     images, texts, owner = (value.to(device) for value in embeddings(num_images, captions, width))
-    recalls = {"ours": our_recalls, "CLIP_benchmark": functools.partial(their_recalls, batch)}[name]
+    recalls: Any = {"ours": our_recalls, "CLIP_benchmark": functools.partial(their_recalls, batch)}[name]
     recalls(images[:50], texts[: 50 * PER_IMAGE], owner[: 50 * PER_IMAGE])  # loads libraries
     _ = float(images.sum() + texts.sum())  # brings swapped pages back
     before = start_counting(device)

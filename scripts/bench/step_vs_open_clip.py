@@ -70,7 +70,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def row(args: argparse.Namespace, recipe: str, attention: str, precision: str) -> list[str]:
+def row(args: argparse.Namespace, recipe: str, attention: Any, precision: str) -> list[str]:
     sides, counts = make_sides(args, recipe, attention, precision)
     work = {name: flops(run) for name, run in sides.items()}
     seconds = take_turns(sides, args.rounds, args.clock)
@@ -80,7 +80,7 @@ def row(args: argparse.Namespace, recipe: str, attention: str, precision: str) -
     return [recipe, attention, precision, str(args.threads), *times, ratio, f"{work['ours'] / work['theirs']:.2f}"]
 
 
-def make_sides(args: argparse.Namespace, recipe: str, attention: str, precision: str) -> tuple[Sides, dict[str, str]]:
+def make_sides(args: argparse.Namespace, recipe: str, attention: Any, precision: str) -> tuple[Sides, dict[str, str]]:
     model_config = ModelConfig(architecture=args.architecture, image_size=args.image_size, text_attention=attention)
     recipe_config = RecipeConfig(name=recipe, web_caption_prob=1.0, captioner=CaptionerConfig(max_length=80))
     texts = [measure.captions(args.captions, args.field, args.batch), [""] * args.batch]
@@ -118,14 +118,14 @@ def open_clips_step(
     return step
 
 
-class Log(dict):  # type: ignore[type-arg]
+class Log(dict):
     """A TensorBoard writer for ``train_one_epoch`` that stores the step's losses under this suite's names."""
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
         self[name.removeprefix("train/")] = value
 
 
-class OneBatch(list):  # type: ignore[type-arg]
+class OneBatch(list):
     """A loader of one batch for ``train_one_epoch``."""
 
     num_batches = 1

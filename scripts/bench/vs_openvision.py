@@ -146,7 +146,7 @@ class OpenVision:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            sys.exit(f"{self.process.args}: ended with status {self.process.wait()}")
+            sys.exit(f"{self.process.args!r}: ended with status {self.process.wait()}")
         return json.loads(line)
 
     def end(self) -> None:

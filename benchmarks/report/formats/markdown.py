@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 from benchmarks.report.cell_text import decimals, group_sign, margin, missing_text
@@ -29,9 +29,9 @@ def render_markdown(report: Report) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def markdown_frame(frame: pd.DataFrame) -> str:
-    """A frame of unescaped strings as a pipe table."""
-    return markdown_table(frame.map(escape_markdown).rename(escape_markdown).rename(escape_markdown, axis=1))
+def markdown_frame(frame: pd.DataFrame, *, left: Collection[str] = ()) -> str:
+    """A frame of unescaped strings as a pipe table; see `markdown_table`."""
+    return markdown_table(frame.map(escape_markdown).rename(escape_markdown).rename(escape_markdown, axis=1), left=left)
 
 
 def markdown_list(lines: Iterable[str]) -> str:
