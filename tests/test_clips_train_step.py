@@ -86,7 +86,9 @@ def test_both_passes_draw_the_same_random_numbers(data: Path, tmp_path: Path, mo
 
     seen: list[torch.Tensor] = []
     real = train_step.forward
-    monkeypatch.setattr(train_step, "forward", lambda *args: seen.append(torch.rand(3)) or real(*args))
+    monkeypatch.setattr(
+        train_step, "forward", lambda *args, **options: seen.append(torch.rand(3)) or real(*args, **options)
+    )
     gradient_of(data, tmp_path / "run", micro_batch_size=3)
     first, second = seen[:3], seen[3:]
     assert torch.equal(torch.stack(first), torch.stack(second))

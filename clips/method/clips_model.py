@@ -70,24 +70,25 @@ class ClipsModel(nn.Module):
         """Image size in pixels."""
         return int(self.preprocess_cfg["size"][0])
 
-    def forward(self, batch: Mapping[str, Tensor], *, bf16: bool = False) -> dict[str, Tensor]:
+    def forward(self, batch: Mapping[str, Tensor], *, bf16: bool = False, captions: bool = True) -> dict[str, Tensor]:
         """Encode a batch.
 
         Args:
             batch: "image" (B, 3, H, W); each text of the recipe (B, L) tokens; with a captioner "target" (B, T) tokens
                 and "target_mask" (B, T) bool.
             bf16: activations in bfloat16 by autocast; entered here, because DeepSpeed's engine exits one around it.
+            captions: whether the captioner, if there is one, is computed.
 
         Returns:
             "image" and each text: (B, E) float32 features of unit length; "logit_scale" (): the factor that multiplies
-            the cosines; with a sigmoid loss "logit_bias" (): added to the logits; with a captioner "caption_loss_sum"
+            the cosines; with a sigmoid loss "logit_bias" (): added to the logits; with ``captions`` "caption_loss_sum"
             () and "caption_tokens" (), the sum-reduced cross-entropy over the counted target tokens and their number.
         """
         autocast = torch.autocast(batch["image"].device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
         with autocast:
-            return self._encode(batch)
+            return self._encode(batch, captions=captions)
 
-    def _encode(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _encode(self, batch: Mapping[str, Tensor], *, captions: bool) -> dict[str, Tensor]:
         image, image_tokens = towers.encode_image(self.clip, batch["image"])
         texts, text_tokens = self._encode_texts(batch)
         # No output is a view of another tensor, because FSDP attaches hooks to them.
@@ -96,10 +97,10 @@ class ClipsModel(nn.Module):
         outputs["logit_scale"] = self.clip.logit_scale.float().exp().sum()
         if self.clip.logit_bias is not None:
             outputs["logit_bias"] = self.clip.logit_bias.float().sum()
-        if self.captioner is not None:
+        if captions and self.captioner is not None:
             target, target_mask = batch["target"], batch["target_mask"]
             outputs["caption_loss_sum"] = self.captioner(image_tokens, text_tokens, target, target_mask)
-            outputs["caption_tokens"] = batch["target_mask"].sum()
+            outputs["caption_tokens"] = target_mask.sum()
         return outputs
 
     def _encode_texts(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None]:

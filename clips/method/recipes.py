@@ -233,12 +233,18 @@ class Recipe:
         texts = [outputs[name] for name in self.spec.positives]
         scale, bias = outputs["logit_scale"], outputs.get("logit_bias")
         parts = {"contrastive_loss": contrastive_loss(outputs["image"], texts, scale, bias, kind=self.config.loss)}
-        loss = self.config.contrastive_loss_weight * parts["contrastive_loss"]
         if self.captioning is not None:
             parts["caption_loss"] = caption_loss(outputs["caption_loss_sum"], outputs["caption_tokens"])
-            loss = loss + self.config.caption_loss_weight * parts["caption_loss"]
+        loss = self.total_loss(parts)
         parts["cosine_gap"] = cosine_margin(outputs["image"].detach(), texts[0].detach())
         return {"loss": loss} | {name: part.detach() for name, part in parts.items()}
+
+    def total_loss(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """Return the weighted sum () of the named losses."""
+        loss = self.config.contrastive_loss_weight * parts["contrastive_loss"]
+        if self.captioning is not None:
+            loss = loss + self.config.caption_loss_weight * parts["caption_loss"]
+        return loss
 
 
 def cosine_margin(image: Tensor, text: Tensor) -> Tensor:

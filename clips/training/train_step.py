@@ -176,34 +176,47 @@ def compute_gradients(run: TrainRun, batch: Batch) -> tuple[Batch, Batch]:
     return _compute_gradients_cached(run, batch, [dict(zip(batch, piece, strict=True)) for piece in pieces])
 
 
-def forward(run: TrainRun, batch: Batch) -> Batch:
-    """Return the model's outputs in the run's precision."""
-    return run.model(batch, bf16=run.precision == "bf16")
+def forward(run: TrainRun, batch: Batch, *, captions: bool = True) -> Batch:
+    """Return the model's outputs in the run's precision; see `ClipsModel.forward`."""
+    return run.model(batch, bf16=run.precision == "bf16", captions=captions)
 
 
 def _compute_gradients_cached(run: TrainRun, batch: Batch, micro_batches: list[Batch]) -> tuple[Batch, Batch]:
-    """Compute all outputs without activations, the loss's gradients at them, then each micro-batch with activations."""
+    """Compute all features without activations, the loss's gradients at them, then each micro-batch with activations.
+
+    The captioner is computed in the second pass only: the loss is linear in its sum, so that the gradient at the sum
+    does not depend on it.
+    """
     states, found = [], []
     with torch.no_grad():
         for micro_batch in micro_batches:
             states.append(_rng_state(run))
-            found.append(forward(run, micro_batch))
-    outputs = {name: _merge_outputs(name, [part[name] for part in found]) for name in found[0]}
+            found.append(forward(run, micro_batch, captions=False))
+    outputs = {name: _merge_outputs([part[name] for part in found]) for name in found[0]}
+    if run.recipe.captioning is not None:
+        outputs["caption_loss_sum"] = torch.ones((), device=batch["image"].device, requires_grad=True)
+        outputs["caption_tokens"] = batch["target_mask"].sum()
     losses = run.recipe.losses(outputs, batch)
     losses["loss"].backward()
-    start = 0
+    caption_sums, start = [], 0
     for number, (micro_batch, state) in enumerate(zip(micro_batches, states, strict=True)):
         _restore_rng_state(run, state)  # the same dropped patches in both passes
         rows, last = slice(start, start + len(micro_batch["image"])), number == len(micro_batches) - 1
         with run.parallel.micro_batch(last=last):
-            run.parallel.backward(_surrogate_loss(forward(run, micro_batch), outputs, rows, with_shared=last))
+            found_again = forward(run, micro_batch)
+            caption_sums.append(found_again.get("caption_loss_sum"))
+            run.parallel.backward(_surrogate_loss(found_again, outputs, rows, with_shared=last))
         start = rows.stop
+    if run.recipe.captioning is not None:
+        outputs["caption_loss_sum"] = torch.stack([value.detach() for value in caption_sums]).sum()
+        losses["caption_loss"] = losses["caption_loss"] * outputs["caption_loss_sum"]  # it was that of a sum of 1
+        losses["loss"] = run.recipe.total_loss(losses)
     return losses, {name: value.detach() for name, value in outputs.items()}
 
 
-def _merge_outputs(name: str, parts: list[Tensor]) -> Tensor:
-    """Return an output of the full batch as a leaf: concatenated rows, a sum over samples, or a shared scalar."""
-    value = torch.cat(parts) if parts[0].ndim else torch.stack(parts).sum() if name in _SUMMED else parts[0]
+def _merge_outputs(parts: list[Tensor]) -> Tensor:
+    """Return an output of the full batch as a leaf: concatenated rows, or a shared scalar."""
+    value = torch.cat(parts) if parts[0].ndim else parts[0]
     return value.detach().requires_grad_(value.is_floating_point())
 
 
