@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from clips.caption import CaptionConfig, run_caption
 from clips.errors import UserError
-from clips.model.captioner import Captioner, CaptionerDims, combination_mask, shift_labels
+from clips.model.captioner import Captioner, CaptionerDims, combination_attention, shift_labels
 from clips.model.generation import generate
 from clips.model.tokenizer import BOS, EOS, PAD
 
@@ -38,9 +38,21 @@ def tokens():
     return torch.randn(4, 5, 12, generator=generator), torch.randn(4, 3, 8, generator=generator)
 
 
-def test_mask_by_hand():
-    expected = ["11000", "11000", "11100", "11110", "11111"]
-    assert ["".join(map(str, row)) for row in combination_mask(prefix=2, queries=3).int().tolist()] == expected
+@pytest.mark.parametrize("rows", [5, 3])
+def test_attention_under_the_combination_mask(rows):
+    """Of all positions, and of the learnable tokens only; gradients included."""
+    mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]).bool()
+    query, key, value = torch.randn(3, 2, 4, 5, 8, dtype=torch.float64, requires_grad=True).unbind()
+    query = query[:, :, -rows:]
+    found = combination_attention(query, key, value, prefix=2)
+    expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[-rows:])
+    torch.testing.assert_close(found, expected)
+    for left, right in zip(
+        torch.autograd.grad(found.square().sum(), [query, key, value], retain_graph=True),
+        torch.autograd.grad(expected.square().sum(), [query, key, value]),
+        strict=True,
+    ):
+        torch.testing.assert_close(left, right)
 
 
 def test_logits_are_the_authors(shared):
