@@ -147,8 +147,9 @@ def _encoder(step: Step, _steps: Mapping[str, Step], count: int, gpu: str | None
 def _encoder_estimate(config: str, count: int, gpu: str | None) -> CostEstimate:
     from clips.planning.plan import TrainPlanConfig, training_cost
     from clips.training.train_config import EncoderTrainConfig
+    from llava_bridge.planning.plan import ASSUMED_MFU
 
-    plan = TrainPlanConfig(train_config="", gpu=gpu or "h200", num_gpus=count)
+    plan = TrainPlanConfig(train_config="", gpu=gpu or "h200", num_gpus=count, mfu=ASSUMED_MFU)
     cost = training_cost(plan, _parsed(EncoderTrainConfig, json.loads(config)), timed=gpu is not None)
     return CostEstimate(**vars(cost))
 

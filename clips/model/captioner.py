@@ -80,8 +80,8 @@ def combination_attention(query: Tensor, key: Tensor, value: Tensor, prefix: int
     learnable = attend(query[:, :, -length:], key, value, attn_mask=causal)
     if query.shape[2] == length:
         return learnable
-    first = [part[:, :, :prefix] for part in (query, key, value)]
-    return torch.cat([attend(*first), learnable], dim=2)
+    first = attend(query[:, :, :prefix], key[:, :, :prefix], value[:, :, :prefix])
+    return torch.cat([first, learnable], dim=2)
 
 
 class Block(nn.Module):

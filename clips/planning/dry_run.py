@@ -12,7 +12,7 @@ import functools
 import gc
 import math
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -152,21 +152,15 @@ def profile_step(
         memory: whether to trace it; otherwise only FLOPs are counted, in half the time.
     """
     batch = fake_batch(model, samples, caption_tokens, texts)
-    model.train()
-    model.zero_grad()
-    model.checkpoint_activations(enable=checkpointing)
-    trace = MemoryTrace(model, divisor=math.gcd(samples, BATCH_DIVISOR))
-    attention = fast_sdpa_backend(torch.device(device), "bf16" if bf16 else "fp32")
-    traced = trace if memory else contextlib.nullcontext()
-    with _frozen_garbage(), _kernels_of(device), attention, traced, FlopCounter() as counter:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            outputs = model(batch)
+    trace, counter = MemoryTrace(model, divisor=math.gcd(samples, BATCH_DIVISOR)), FlopCounter()
+    forward_end, forward = 0, 0.0
+
+    def end_forward() -> None:
+        nonlocal forward_end, forward
         forward_end, forward = len(trace.timeline), counter.total
-        loss = torch.stack([value.float().sum() for value in outputs.values() if value.requires_grad]).sum()
-        del outputs
-        with _mode_of(model):  # entered once, not for each operator
-            loss.backward()
-    model.checkpoint_activations(enable=False)
+
+    with trace if memory else contextlib.nullcontext(), counter:
+        run_fake_step(model, batch, end_forward, device=device, bf16=bf16, checkpointing=checkpointing)
     return StepProfile(
         samples=samples,
         forward_flops=forward,
@@ -176,6 +170,31 @@ def profile_step(
         growth=np.asarray(trace.growth, dtype=np.float64) / samples,
         forward_end=forward_end,
     )
+
+
+def run_fake_step(
+    model: ClipsModel,
+    batch: Mapping[str, Tensor],
+    end_forward: Callable[[], None],
+    *,
+    device: Device,
+    bf16: bool,
+    checkpointing: bool,
+) -> None:
+    """Run forward and backward pass of `fake_model` over a fake batch, and call ``end_forward`` in between."""
+    model.train()
+    model.zero_grad()
+    model.checkpoint_activations(enable=checkpointing)
+    attention = fast_sdpa_backend(torch.device(device), "bf16" if bf16 else "fp32")
+    with _frozen_garbage(), _kernels_of(device), attention:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            outputs = model(batch)
+        end_forward()
+        loss = torch.stack([value.float().sum() for value in outputs.values() if value.requires_grad]).sum()
+        del outputs
+        with _mode_of(model):  # entered once, not for each operator
+            loss.backward()
+    model.checkpoint_activations(enable=False)
 
 
 def profile_contrastive_loss(model: ClipsModel, samples: int, processes: int) -> tuple[float, int]:
@@ -297,6 +316,8 @@ def _fused_attention(
     """Attention on a CPU that stores the same tensors as fused attention on a GPU."""
     if torch.is_autocast_enabled("cpu"):
         query, key, value = (part.to(torch.get_autocast_dtype("cpu")) for part in (query, key, value))
+    if attn_mask is not None and attn_mask.dtype is torch.bool and attn_mask.shape[0] != attn_mask.shape[1]:
+        attn_mask, is_causal = None, True  # the captioner's, which a GPU computes without a dense mask
     if attn_mask is not None and attn_mask.dtype is not query.dtype:
         attn_mask = torch.zeros(attn_mask.shape, dtype=query.dtype).masked_fill(attn_mask.logical_not(), -torch.inf)
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

@@ -12,6 +12,7 @@ class Gpu:
 
     Args:
         memory: bytes.
+        bandwidth: bytes per second of the memory.
         bf16: FLOP/s of dense bfloat16 matrix products with float32 sums, without sparsity.
         fp32: FLOP/s of float32 outside of tensor cores.
         link: bytes per second to the other GPUs of its node, in one direction.
@@ -21,6 +22,7 @@ class Gpu:
     """
 
     memory: float
+    bandwidth: float
     bf16: float
     fp32: float
     link: float
@@ -35,18 +37,26 @@ class Gpu:
 
 GPUS: dict[str, Gpu] = {
     # NVIDIA A100 data sheet: NVLink 600 GB/s for both directions; DGX A100: 200 Gbit/s of network for each GPU
-    "a100-40": Gpu(memory=40e9, bf16=312e12, fp32=19.5e12, link=300e9, network=25e9, name=r"A100.*40GB"),
-    "a100-80": Gpu(memory=80e9, bf16=312e12, fp32=19.5e12, link=300e9, network=25e9, name=r"A100.*80GB"),
+    "a100-40": Gpu(
+        memory=40e9, bandwidth=1.555e12, bf16=312e12, fp32=19.5e12, link=300e9, network=25e9, name=r"A100.*40GB"
+    ),
+    "a100-80": Gpu(
+        memory=80e9, bandwidth=2.039e12, bf16=312e12, fp32=19.5e12, link=300e9, network=25e9, name=r"A100.*80GB"
+    ),
     # NVIDIA H100 and H200 data sheets, SXM: NVLink 900 GB/s; 1,979 TFLOP/s with sparsity; DGX H100: 400 Gbit/s a GPU
-    "h100": Gpu(memory=80e9, bf16=989e12, fp32=67e12, link=450e9, network=50e9, name=r"H100 80GB HBM3"),
-    "h200": Gpu(memory=141e9, bf16=989e12, fp32=67e12, link=450e9, network=50e9, name=r"H200$"),
+    "h100": Gpu(
+        memory=80e9, bandwidth=3.350e12, bf16=989e12, fp32=67e12, link=450e9, network=50e9, name=r"H100 80GB HBM3"
+    ),
+    "h200": Gpu(memory=141e9, bandwidth=4.800e12, bf16=989e12, fp32=67e12, link=450e9, network=50e9, name=r"H200$"),
     # NVIDIA HGX B200 data sheet, an eighth of it: 4.5 PFLOP/s with sparsity, 1.44 TB, NVLink 1.8 TB/s
-    "b200": Gpu(memory=180e9, bf16=2250e12, fp32=75e12, link=900e9, network=50e9, name=r"B200$"),
+    "b200": Gpu(memory=180e9, bandwidth=8.000e12, bf16=2250e12, fp32=75e12, link=900e9, network=50e9, name=r"B200$"),
     # NVIDIA L40S and L4 data sheets (half of what is given with sparsity); PCIe 4.0 × 16; 100 Gbit/s assumed
-    "l40s": Gpu(memory=48e9, bf16=362e12, fp32=91.6e12, link=32e9, network=12.5e9, name=r"L40S$"),
-    "l4": Gpu(memory=24e9, bf16=121e12, fp32=30.3e12, link=32e9, network=12.5e9, name=r"L4$"),
+    "l40s": Gpu(memory=48e9, bandwidth=864e9, bf16=362e12, fp32=91.6e12, link=32e9, network=12.5e9, name=r"L40S$"),
+    "l4": Gpu(memory=24e9, bandwidth=300e9, bf16=121e12, fp32=30.3e12, link=32e9, network=12.5e9, name=r"L4$"),
     # NVIDIA Ada architecture paper, appendix A; PCIe 4.0 × 16; 100 Gbit/s assumed
-    "4090": Gpu(memory=24e9, bf16=165.2e12, fp32=82.6e12, link=32e9, network=12.5e9, name=r"RTX 4090$"),
+    "4090": Gpu(
+        memory=24e9, bandwidth=1.008e12, bf16=165.2e12, fp32=82.6e12, link=32e9, network=12.5e9, name=r"RTX 4090$"
+    ),
 }
 
 

@@ -12,6 +12,8 @@ import statistics
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from clips.data.remote_files import is_remote
 from clips.data.sources import open_source
 from clips.errors import UserError
@@ -19,11 +21,13 @@ from clips.planning import Cost
 from clips.planning.hardware import GPUS, Gpu
 from clips.planning.memory import SHARDED, Layout, MemoryModel, Parts, largest
 from clips.planning.plan_config import TrainPlanConfig
+from clips.planning.roofline import Kernels, KernelTrace, rates_of, roofline, trace_step
 from clips.text_files import safe_json_loads
 from clips.training.stages import stage_configs
 from clips.training.train_config import EncoderTrainConfig
 
 _GB = 1e9
+_TRACED = (16, 256)  # samples of the rooflines; utilization hardly grows beyond
 
 
 def plan_stages(config: TrainPlanConfig, training: EncoderTrainConfig) -> list[StagePlan]:
@@ -59,19 +63,20 @@ def training_cost(config: TrainPlanConfig, training: EncoderTrainConfig, *, time
         needs_micro_batches |= speed.at_once < local
         memory = max(memory, sum(stage.memory(stage.layout(count), local=local, at_once=speed.at_once).values()))
     sizes = ", ".join(str(speed.at_once) for speed in speeds)
+    rates = ", ".join(dict.fromkeys(f"{speed.mfu:.0%}" for speed in speeds))
     hint = f", with micro_batch_size {sizes} in its stages" if needs_micro_batches else ""
     seconds = sum(speed.hours for speed in speeds) * 3600
     return dataclasses.replace(
         cost,
-        basis=f"computed for {count} × {config.gpu} at {config.mfu:.0%} of its peak{hint}, see clips plan",
+        basis=f"computed for {count} × {config.gpu} at {rates} of its peak{hint}, see clips plan",
         seconds=seconds,
         gpu_hours=seconds / 3600 * count,
         memory=memory,
     )
 
 
-def resolve_mfu(config: TrainPlanConfig) -> float:
-    """Return the measured utilization if there is one, else the assumed one."""
+def resolve_mfu(config: TrainPlanConfig) -> float | None:
+    """Return the measured utilization if there is one, else the assumed one; None for that of the roofline."""
     if config.metrics_file is None:
         return config.mfu
     path = Path(config.metrics_file)
@@ -91,6 +96,7 @@ class Speed:
 
     Args:
         at_once: samples of a GPU's micro-batch.
+        mfu: utilization of a GPU while it computes.
         computing: seconds of a step's computation.
         samples_per_second: of all GPUs.
         slowest: samples per second if no communication overlaps with computation.
@@ -98,6 +104,7 @@ class Speed:
     """
 
     at_once: int
+    mfu: float
     computing: float
     samples_per_second: float
     slowest: float
@@ -113,11 +120,12 @@ class StagePlan:
     """
 
     def __init__(self, config: TrainPlanConfig, stage: EncoderTrainConfig) -> None:
-        self.config, self.stage, self.gpu, self.mfu = config, stage, GPUS[config.gpu], resolve_mfu(config)
+        self.config, self.stage, self.gpu, self.stated_mfu = config, stage, GPUS[config.gpu], resolve_mfu(config)
         self.precision: Literal["bf16", "fp32"] = "fp32" if stage.precision == "fp32" else "bf16"
         self.model = MemoryModel(stage, bf16=self.precision == "bf16", caption_tokens=config.mean_loss_tokens)
         self.steps = _steps(stage)
         self.at_once = functools.cache(self._at_once)
+        self._trace = functools.cache(self._trace_step)
 
     def layout(self, count: int) -> Layout:
         """Return the stage's configured distribution on ``count`` GPUs."""
@@ -163,18 +171,45 @@ class StagePlan:
         if not at_once:
             return None
         flops = self.model.computed_flops(layout, in_parts=at_once < local)
-        computing = local * flops / (self.gpu.peak(self.precision) * self.mfu)
-        gradients, features = (sent / ring_bandwidth(self.gpu, layout.count) for sent in self._sent(layout, local))
+        mfu = self.mfu(at_once, checkpointing=layout.checkpointing)
+        computing = local * flops / (self.gpu.peak(self.precision) * mfu)
+        gradients, features = (sent / ring_bandwidth(self.gpu, layout.count) for sent in self.bytes_sent(layout, local))
         step = max(computing, gradients) + features  # sending gradients overlaps with computation, features do not
         return Speed(
             at_once=at_once,
+            mfu=mfu,
             computing=computing,
             samples_per_second=self.stage.global_batch_size / step,
             slowest=self.stage.global_batch_size / (computing + (gradients + features)),
             hours=self.steps * step / 3600,
         )
 
-    def _sent(self, layout: Layout, local: int) -> tuple[float, float]:
+    def mfu(self, samples: int, *, checkpointing: bool) -> float:
+        """Return the utilization of a GPU by a step of ``samples``: measured, stated, or the roofline's."""
+        if self.stated_mfu is not None:
+            return self.stated_mfu
+        totals = [self.roofline(size, checkpointing=checkpointing).values() for size in _TRACED]
+        seconds, flops = (
+            np.interp(samples, _TRACED, [sum(getattr(kernels, name) for kernels in each) for each in totals])
+            for name in ("seconds", "flops")
+        )
+        return float(flops / seconds / self.gpu.peak(self.precision))
+
+    def roofline(self, samples: int, *, checkpointing: bool) -> dict[tuple[str, str], Kernels]:
+        """Return the kernels of a step by phase and kind, see `clips.planning.roofline`."""
+        rates = rates_of(self.gpu, self.precision)
+        return roofline(self._trace(samples, checkpointing), self.model.trained, rates)
+
+    def _trace_step(self, samples: int, checkpointing: bool) -> KernelTrace:
+        return trace_step(
+            self.model.model,
+            samples,
+            bf16=self.precision == "bf16",
+            checkpointing=checkpointing,
+            caption_tokens=self.config.mean_loss_tokens,
+        )
+
+    def bytes_sent(self, layout: Layout, local: int) -> tuple[float, float]:
         """Return bytes that a GPU sends per step by ring algorithms: for gradients and parameters, and for features.
 
         An all-reduce sends 2 × (count - 1) / count of the total, an all-gather or reduce-scatter half of that.

@@ -19,7 +19,10 @@ class TrainPlanConfig:
         train_config: a YAML file of `clips train`.
         gpu: the type of GPU, such as a100-80, h100, h200, b200, l40s, 4090.
         num_gpus: number of GPUs.
-        mfu: model FLOPs utilization, the assumed ratio of model FLOP/s to the GPU's peak.
+        mfu: model FLOPs utilization, the assumed ratio of FLOP/s to the GPU's peak; null is the roofline's, which is an
+            upper bound.
+        roofline: also print the kernels of a step with their time by the roofline, the images that it needs per second,
+            and the bytes that each strategy sends.
         metrics_file: a metrics.jsonl whose median "mfu" replaces ``mfu``.
         mean_loss_tokens: mean number of tokens of a synthetic caption in the caption loss; null is the captioner's
             maximum.
@@ -32,7 +35,8 @@ class TrainPlanConfig:
     train_config: str
     gpu: str = "h200"
     num_gpus: int = 8
-    mfu: float = 0.4
+    mfu: float | None = None
+    roofline: bool = False
     metrics_file: str | None = None
     mean_loss_tokens: int | None = None
     reserve_gb: float = 2.0
@@ -43,7 +47,7 @@ class TrainPlanConfig:
     def __post_init__(self) -> None:
         if self.gpu not in GPUS:
             raise unknown_name_error(self.gpu, GPUS, "type of GPU")
-        if not 0 < self.mfu <= 1:
+        if self.mfu is not None and not 0 < self.mfu <= 1:
             raise UserError(f"mfu: expected a ratio above 0, up to 1, got {self.mfu}")
         if (self.num_images is None) != (self.bytes_per_image is None):
             raise UserError("bytes_per_image: expected together with num_images, or neither")

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from clips.core.artifact import log_info
 from clips.planning.memory import PARALLELS
-from clips.planning.plan import Speed, StagePlan, data_bytes, plan_stages
+from clips.planning.plan import Speed, StagePlan, data_bytes, plan_stages, ring_bandwidth
 from clips.planning.plan_config import TrainPlanConfig
+from clips.planning.roofline import Kernels
 from clips.training.setup import has_trainable_batchnorm
 from clips.training.train_config import EncoderTrainConfig
 
+_KERNEL_COLUMNS = ("kernels", "GB", "TFLOP", "ms", "of all")
+_SHOWN_KINDS = 16
 _COUNTS = (8, 16, 32, 64, 128, 256, 512)
 _PARTS = {
     "parameters": "parameters",
@@ -41,7 +44,7 @@ def print_plan(config: TrainPlanConfig, training: EncoderTrainConfig) -> None:
         size = stage.model.model.image_size
         title = f"Stage {number} of {len(stages)}: {size} pixels, {config.num_gpus} × {config.gpu}"
         console.print(f"\n[bold]{title}[/bold]")
-        for table in tables:
+        for table in [*tables, *(_rooflines(stage) if config.roofline else ())]:
             console.print(table)
     data = data_bytes(config, training)
     console.print(
@@ -57,7 +60,7 @@ def print_plan(config: TrainPlanConfig, training: EncoderTrainConfig) -> None:
         console.print(
             "Where fewer samples fit at once than a GPU's step has, set the stage's micro_batch_size to them."
         )
-    for line in _basis(config, stages[0].mfu):
+    for line in _basis(config, stages[0].stated_mfu):
         console.print(line, style="dim")
 
 
@@ -131,6 +134,44 @@ def _memory(plan: StagePlan) -> Table:
     return table
 
 
+def _rooflines(plan: StagePlan) -> Iterator[Table]:
+    """Yield the kernels of a GPU's step, and the bytes that it sends under each strategy."""
+    layout = plan.layout(plan.config.num_gpus)
+    samples, peak = min(plan.at_once(layout) or 1, 256), plan.gpu.peak(plan.precision)
+    kernels = plan.roofline(samples, checkpointing=layout.checkpointing)
+    total = sum(part.seconds for part in kernels.values())
+    mfu = sum(part.flops for part in kernels.values()) / total / peak
+    table = _numeric_table(f"A step of {samples} samples by the roofline", "phase", "kind", *_KERNEL_COLUMNS)
+    for column in table.columns[:2]:
+        column.justify = "left"
+    shown = list(kernels.items())[:_SHOWN_KINDS]
+    rest = [part for _, part in list(kernels.items())[_SHOWN_KINDS:]]
+    for (phase, kind), part in shown:
+        table.add_row(phase, kind, *_kernel_cells([part], total))
+    table.add_row("", f"{len(rest)} other kinds", *_kernel_cells(rest, total))
+    table.add_section()
+    table.add_row("", "all", *_kernel_cells(list(kernels.values()), total))
+    table.caption = f"MFU at most {mfu:.1%}; the loader must deliver {samples / total:,.0f} images/s to each GPU"
+    yield table
+    sent = _numeric_table("GB that a GPU sends in a step (time at the data sheet's bandwidth)", "strategy", "8", "64")
+    for parallel in PARALLELS:
+        sizes = []
+        for count in (8, 64):
+            size = sum(plan.bytes_sent(dataclasses.replace(layout, parallel=parallel, count=count), samples))
+            sizes.append(f"{_gb(size)} ({1e3 * size / ring_bandwidth(plan.gpu, count):,.0f} ms)")
+        sent.add_row(parallel, *sizes)
+    yield sent
+
+
+def _kernel_cells(parts: Sequence[Kernels], total: float) -> Iterator[str]:
+    seconds = sum(part.seconds for part in parts)
+    yield f"{sum(part.count for part in parts):,}"
+    yield f"{sum(part.bytes for part in parts) / 1e9:,.1f}"
+    yield f"{sum(part.flops for part in parts) / 1e12:,.1f}"
+    yield f"{1e3 * seconds:,.1f}"
+    yield f"{seconds / total:.0%}"
+
+
 def _times(config: TrainPlanConfig, stages: list[StagePlan], clusters: dict[int, list[Speed] | str]) -> Table:
     table = _numeric_table(
         f"The whole training on {config.gpu}s, as configured",
@@ -176,15 +217,20 @@ def _gb(size: float) -> str:
     return f"{size / 1e9:,.1f}" if size >= 0.05e9 else f"{size / 1e9:.2g}"
 
 
-def _basis(config: TrainPlanConfig, mfu: float) -> Iterator[str]:
+def _basis(config: TrainPlanConfig, mfu: float | None) -> Iterator[str]:
     """Yield the assumptions behind the numbers."""
     yield (
         "Counted on the model: parameters, FLOPs, and the tensors of a step, texts without padding. Compared with "
         "measurements on CPU, with one and two processes: tensors within 10 %; a CPU process used up to 23 % more than "
         "planned (docs/performance.md)."
     )
-    source = f"the median of {config.metrics_file}" if config.metrics_file else "assumed; --metrics_file uses a run's"
-    yield f"MFU {mfu:.0%}: {source}."
+    if mfu is None:
+        yield (
+            "MFU: predicted, not measured, by a roofline of eager kernels: matrix products at 66 % of the peak, memory "
+            "at 79 % of its bandwidth, no waiting. It is an upper bound; --metrics_file uses a run's."
+        )
+    else:
+        yield f"MFU {mfu:.0%}: {f'the median of {config.metrics_file}' if config.metrics_file else 'assumed'}."
     yield (
         f"Assumed, not measured: {config.reserve_gb:g} GB for context and libraries, {config.fragmentation:.0%} for "
         "fragmentation. Not included: torch.compile, waiting for data, failures, the time of validation."

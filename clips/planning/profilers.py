@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, shape_wrapper
 from torch.utils.weak import WeakIdKeyDictionary
 
-_FLASH_BACKWARD = 2.5  # torch counts the recomputed scores of flash attention's backward pass; a model has 2
+FLASH_BACKWARD = 2.5  # torch counts the recomputed scores of flash attention's backward pass; a model has 2
 
 
 class FlopCounter(TorchDispatchMode):
@@ -30,9 +30,9 @@ class FlopCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         operator = func.overloadpacket
-        if (formula := _FORMULAS.get(operator)) is not None:
+        if (formula := FORMULAS.get(operator)) is not None:
             flops = formula(*args, **(kwargs or {}), out_val=result)
-            self.total += flops * 2 / _FLASH_BACKWARD if operator in _ATTENTION_BACKWARD else flops
+            self.total += flops * 2 / FLASH_BACKWARD if operator in ATTENTION_BACKWARD else flops
         return result
 
 
@@ -47,12 +47,12 @@ def _convolution_backward_flops(gradient: Any, x: Any, weight: Any, *settings: A
     return num_gradients * 2 * math.prod(weight) * gradient[0] * math.prod(gradient[2:])
 
 
-_FORMULAS: dict[Any, Any] = {
+FORMULAS: dict[Any, Any] = {
     **flop_registry,
     torch.ops.aten.addmm_: shape_wrapper(_addmm_inplace_flops),
     torch.ops.aten.convolution_backward: shape_wrapper(_convolution_backward_flops),
 }
-_ATTENTION_BACKWARD = {name for name in _FORMULAS if "attention" in str(name) and "backward" in str(name)}
+ATTENTION_BACKWARD = {name for name in FORMULAS if "attention" in str(name) and "backward" in str(name)}
 
 
 class MemoryTrace(TorchDispatchMode):

@@ -204,11 +204,11 @@ def _compute_gradients_cached(run: TrainRun, batch: Batch, micro_batches: list[B
         rows, last = slice(start, start + len(micro_batch["image"])), number == len(micro_batches) - 1
         with run.parallel.micro_batch(last=last):
             found_again = forward(run, micro_batch)
-            caption_sums.append(found_again.get("caption_loss_sum"))
+            caption_sums += [value.detach() for name, value in found_again.items() if name == "caption_loss_sum"]
             run.parallel.backward(_surrogate_loss(found_again, outputs, rows, with_shared=last))
         start = rows.stop
     if run.recipe.captioning is not None:
-        outputs["caption_loss_sum"] = torch.stack([value.detach() for value in caption_sums]).sum()
+        outputs["caption_loss_sum"] = torch.stack(caption_sums).sum()
         losses["caption_loss"] = losses["caption_loss"] * outputs["caption_loss_sum"]  # it was that of a sum of 1
         losses["loss"] = run.recipe.total_loss(losses)
     return losses, {name: value.detach() for name, value in outputs.items()}

@@ -1,0 +1,164 @@
+"""Roofline of a training step: each kernel takes the time of its FLOPs or of its bytes, whichever is longer.
+
+The kernels are those of a dry run on fake tensors (`clips.planning.dry_run`), in eager mode. Every kernel reads its
+inputs from memory and writes its outputs there, no cache helps, and no kernel waits for the host or for data: the
+resulting utilization is an upper bound for eager execution.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from clips.method.clips_model import ClipsModel
+from clips.planning.dry_run import Device, fake_batch, run_fake_step
+from clips.planning.hardware import Gpu
+from clips.planning.profilers import ATTENTION_BACKWARD, FLASH_BACKWARD, FORMULAS
+
+OPTIMIZER_BYTES = 40
+"""Per trained parameter: fused AdamW reads weight, gradient and two moments and writes all but the gradient (28), the
+gradient's norm reads it (4), clipping reads and writes it (8)."""
+_NO_KERNELS = {
+    "view", "reshape", "_unsafe_view", "t", "transpose", "permute", "expand", "slice", "select", "split",
+    "split_with_sizes", "unsqueeze", "squeeze", "detach", "alias", "unbind", "as_strided", "chunk", "_reshape_alias",
+    "unflatten", "flatten", "view_as", "expand_as", "lift_fresh", "device", "sym_size", "sym_numel", "sym_stride",
+    "is_contiguous", "empty", "empty_like",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What a device reaches, not what its data sheet says.
+
+    Args:
+        matmul: FLOP/s of matrix products.
+        attention: FLOP/s of fused attention without a mask or causal: forward, backward.
+        masked_attention: FLOP/s of fused attention under a dense mask: forward, backward.
+        memory: bytes per second.
+        launch: seconds of a kernel at least.
+    """
+
+    matmul: float
+    attention: tuple[float, float]
+    masked_attention: tuple[float, float]
+    memory: float
+    launch: float
+
+    def seconds(self, kind: str, flops: float, size: float) -> float:
+        """Return the time of a kernel of a kind, from its FLOPs and bytes."""
+        forward, backward = self.masked_attention if "mask" in kind else self.attention
+        rate = (backward if "backward" in kind else forward) if kind.startswith("attention") else self.matmul
+        return max(flops / rate, size / self.memory, self.launch)
+
+
+def rates_of(gpu: Gpu, precision: str) -> Rates:
+    """Return the rates of a GPU: its data sheet's, times the ratios that large kernels reach.
+
+    Assumed, until they are measured: matrix products reach 66 % of the peak, memory 79 % of the bandwidth, flash
+    attention of head width 64 40 % forward and 30 % backward, memory-efficient attention under a mask 18 and 12 %.
+    """
+    peak = gpu.peak(precision)
+    return Rates(
+        matmul=0.66 * peak,
+        attention=(0.4 * peak, 0.3 * peak),
+        masked_attention=(0.18 * peak, 0.12 * peak),
+        memory=0.79 * gpu.bandwidth,
+        launch=4e-6,
+    )
+
+
+@dataclasses.dataclass(kw_only=True)
+class Kernels:
+    """Totals of some kernels of a step: their number, time, model FLOPs, bytes read and written."""
+
+    count: int = 0
+    seconds: float = 0.0
+    flops: float = 0.0
+    bytes: float = 0.0
+
+    def add(self, *, count: int = 1, seconds: float, flops: float, bytes: float) -> None:
+        """Count more kernels."""
+        self.count += count
+        self.seconds += seconds
+        self.flops += flops
+        self.bytes += bytes
+
+
+class KernelTrace(TorchDispatchMode):
+    """Records the kernels of a step: phase, kind, model FLOPs, executed FLOPs, and bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.phase = "forward"
+        self.kernels: list[tuple[str, str, float, float, int]] = []
+
+    def end_forward(self) -> None:
+        """The following kernels are of the backward pass."""
+        self.phase = "backward"
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        operator, name = func.overloadpacket, func.overloadpacket.__name__
+        if name in _NO_KERNELS:
+            return result
+        formula = FORMULAS.get(operator)
+        flops = float(formula(*args, **(kwargs or {}), out_val=result)) if formula is not None else 0.0
+        kind = name if not flops else "matmul"
+        model_flops = flops
+        if "attention" in name:
+            is_masked = (kwargs or {}).get("attn_mask") is not None
+            kind = f"attention{' under a mask' if is_masked else ''}{' backward' if 'backward' in name else ''}"
+            model_flops = flops * 2 / FLASH_BACKWARD if operator in ATTENTION_BACKWARD else flops
+        size = _traffic(name, (args, kwargs), result)
+        self.kernels.append((self.phase, kind, model_flops, flops, size))
+        return result
+
+
+def _traffic(name: str, inputs: Any, result: Any) -> int:
+    """Return the bytes that a kernel reads and writes; a tensor that is used twice counts once."""
+    outputs = [value for value in tree_leaves(result) if isinstance(value, Tensor)]
+    seen: dict[tuple[Any, int], int] = {}
+    for value in [*tree_leaves(inputs), *outputs]:
+        if isinstance(value, Tensor):
+            size = min(value.numel() * value.element_size(), value.untyped_storage().nbytes())
+            seen[value.untyped_storage()._cdata, value.numel()] = size
+    in_place = sum(value.numel() * value.element_size() for value in outputs[:1]) if name.endswith("_") else 0
+    return sum(seen.values()) + in_place
+
+
+def trace_step(
+    model: ClipsModel,
+    samples: int,
+    *,
+    device: Device = "cuda",
+    bf16: bool = True,
+    checkpointing: bool = False,
+    caption_tokens: int | None = None,
+) -> KernelTrace:
+    """Trace the kernels of a forward and backward pass; see `clips.planning.dry_run.profile_step`."""
+    trace, batch = KernelTrace(), fake_batch(model, samples, caption_tokens)
+    with trace:
+        run_fake_step(model, batch, trace.end_forward, device=device, bf16=bf16, checkpointing=checkpointing)
+    return trace
+
+
+def roofline(trace: KernelTrace, trained: int, rates: Rates) -> dict[tuple[str, str], Kernels]:
+    """Return the totals of each (phase, kind) of a step, the longest first.
+
+    Args:
+        trace: of the forward and the backward pass.
+        trained: number of trained parameters, for the optimizer.
+        rates: of the device.
+    """
+    totals: dict[tuple[str, str], Kernels] = defaultdict(Kernels)
+    for phase, kind, model_flops, flops, size in trace.kernels:
+        seconds = rates.seconds(kind, flops, size)
+        totals[phase, kind].add(seconds=seconds, flops=model_flops, bytes=size)
+    updated = trained * OPTIMIZER_BYTES
+    totals["optimizer", "fused AdamW"].add(seconds=updated / rates.memory, flops=0.0, bytes=updated)
+    return dict(sorted(totals.items(), key=lambda entry: -entry[1].seconds))
