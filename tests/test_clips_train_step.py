@@ -229,7 +229,9 @@ class FakeModel(torch.nn.Module):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(2))
 
-    def forward(self, batch: dict[str, torch.Tensor], *, bf16: bool = False) -> dict[str, torch.Tensor]:
+    def forward(
+        self, batch: dict[str, torch.Tensor], *, bf16: bool = False, captions: bool = True
+    ) -> dict[str, torch.Tensor]:
         return {"value": (self.weight * batch["x"]).sum(), "logit_scale": torch.tensor(10.0)}
 
     def no_decay_names(self) -> set[str]:

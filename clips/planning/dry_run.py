@@ -44,7 +44,8 @@ class StepProfile:
 
     Args:
         samples: number of samples in the step.
-        forward_flops: of the forward pass over all samples; a multiplication with an addition counts as two.
+        feature_flops: of the forward pass without the captioner, which is the first pass over micro-batches; a
+            multiplication with an addition counts as two.
         flops: of forward and backward pass, without recomputation.
         inputs: bytes of the batch.
         timeline: (instants, 3) bytes at every allocation: gradients of parameters, low-precision copies of parameters,
@@ -54,7 +55,7 @@ class StepProfile:
     """
 
     samples: int
-    forward_flops: float
+    feature_flops: float
     flops: float
     inputs: int
     timeline: np.ndarray
@@ -153,17 +154,19 @@ def profile_step(
     """
     batch = fake_batch(model, samples, caption_tokens, texts)
     trace, counter = MemoryTrace(model, divisor=math.gcd(samples, BATCH_DIVISOR)), FlopCounter()
-    forward_end, forward = 0, 0.0
+    marks: list[tuple[int, float]] = []  # at the start and end of the captioner, and at the end of the forward pass
 
-    def end_forward() -> None:
-        nonlocal forward_end, forward
-        forward_end, forward = len(trace.timeline), counter.total
+    def mark(*_: Any) -> None:
+        marks.append((len(trace.timeline), counter.total))
 
-    with trace if memory else contextlib.nullcontext(), counter:
-        run_fake_step(model, batch, end_forward, device=device, bf16=bf16, checkpointing=checkpointing)
+    captioner = model.captioner or nn.Identity()
+    hooks = captioner.register_forward_pre_hook(mark), captioner.register_forward_hook(mark)
+    with trace if memory else contextlib.nullcontext(), counter, hooks[0], hooks[1]:
+        run_fake_step(model, batch, mark, device=device, bf16=bf16, checkpointing=checkpointing)
+    forward_end, features = marks[-1][0], marks[0][1]
     return StepProfile(
         samples=samples,
-        forward_flops=forward,
+        feature_flops=features,
         flops=counter.total,
         inputs=sum(value.nbytes for value in batch.values()),
         timeline=np.asarray(trace.timeline, dtype=np.int64),

@@ -109,7 +109,7 @@ class MemoryModel:
         """Return FLOPs that a GPU executes per sample, including recomputation."""
         plain = self.step(_SAMPLES, False)
         recomputed = self._large(layout.checkpointing).flops_per_sample - plain.flops_per_sample
-        return self.flops(layout.count) + recomputed + (plain.forward_flops / plain.samples if in_parts else 0)
+        return self.flops(layout.count) + recomputed + (plain.feature_flops / plain.samples if in_parts else 0)
 
     def parts(self, layout: Layout, *, local: int, at_once: int) -> Parts:
         """Return bytes by part at the peak of a step, or of validation if that is higher.

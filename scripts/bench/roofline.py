@@ -1,0 +1,78 @@
+"""Compare the time that the roofline of `clips plan` predicts for a training step with the measured one, on this CPU.
+
+    python scripts/bench/roofline.py --threads 1 --rounds 5
+
+The rates of this CPU are measured first, in float32: large matrix products, attention, memory, and the smallest
+operation. Prediction and measurement are of `clips.training.train_step.train_step`, texts without padding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+
+import measure
+import torch
+from measure import common_parser, machine, parameters, spread, table, take_turns
+from torch.nn import functional as F  # noqa: N812
+
+from clips.method.recipes import RecipeConfig
+from clips.model.architectures import CaptionerConfig, ModelConfig
+from clips.planning.dry_run import fake_model
+from clips.planning.roofline import Rates, roofline, trace_step
+from clips.training.train_step import train_step
+
+CASES = (("clips-ti-16", 224, "clip", 16), ("clips-s-16", 112, "clips", 16), ("clips-s-16", 224, "clip", 16))
+REPEATS = 100
+
+
+def main() -> None:
+    args = common_parser(__doc__).parse_args()
+    torch.set_num_threads(args.threads)
+    print(machine(args.device))
+    head = ["step", "GFLOP/s", "GB/s", "predicted / s", "measured / s", "predicted to measured"]
+    print(table(head, [compare(args, *case) for case in CASES]))
+
+
+def compare(args: argparse.Namespace, architecture: str, size: int, recipe: str, batch: int) -> list[str]:
+    """A row of the table."""
+    model = ModelConfig(architecture=architecture, image_size=size)
+    recipe_config = RecipeConfig(name=recipe, captioner=CaptionerConfig())
+    run, samples = measure.start(model, recipe_config, "fp32", [measure.captions(None, "", batch)] * 2, args.device)
+    trace, trained = (
+        trace_step(fake_model(model, recipe_config), batch, device="cpu", bf16=False),
+        parameters(run.model),
+    )
+    rates = measure_rates(args.clock)
+    seconds = take_turns({"step": lambda: train_step(run, samples)}, args.rounds, args.clock)["step"]
+    predicted = sum(part.seconds for part in roofline(trace, trained, rates).values())
+    name, ratio = f"{architecture} {size} px, {recipe}, batch {batch}", spread([predicted / value for value in seconds])
+    cells = [f"{rates.matmul / 1e9:.0f}", f"{rates.memory / 1e9:.1f}", f"{predicted:.2f}"]
+    return [name, *cells, f"{spread(seconds):.2f}", f"{ratio:.2f}"]
+
+
+def measure_rates(clock: str) -> Rates:
+    """The rates that large operations reach on this CPU in float32."""
+
+    def seconds(function: Callable[[], object]) -> float:
+        return statistics.median(take_turns({"": function}, 7, clock)[""])
+
+    left, right = torch.randn(3152, 384), torch.randn(384, 1536)
+    query = torch.randn(16, 6, 197, 64, requires_grad=True)
+    flops = 4 * 16 * 6 * 197 * 197 * 64
+    forward = seconds(lambda: F.scaled_dot_product_attention(query, query, query))
+    both = seconds(lambda: F.scaled_dot_product_attention(query, query, query).sum().backward())
+    attention = (flops / forward, 2.5 * flops / (both - forward))
+    big, out, small = torch.randn(32_000_000), torch.empty(32_000_000), torch.randn(4)
+    return Rates(
+        matmul=2 * left.numel() * right.shape[1] / seconds(lambda: left @ right),
+        attention=attention,
+        masked_attention=attention,
+        memory=2 * big.nbytes / seconds(lambda: torch.add(big, 1.0, out=out)),
+        launch=seconds(lambda: [small.add(1.0) for _ in range(REPEATS)]) / REPEATS,
+    )
+
+
+if __name__ == "__main__":
+    main()
