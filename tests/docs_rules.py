@@ -43,7 +43,8 @@ _HOURS = "hours of training; in miniature in tests/test_scripts.py"
 
 RULES = (
     # ------------------------------------------------------------ what is no command of the suite's
-    Rule(has="make demo", skip="a quarter of an hour; in miniature in tests/test_study_demo.py"),
+    Rule(has="make demo", skip="a quarter of an hour; in miniature in tests/test_packaging.py"),
+    Rule(has="study run mini", skip="tests/test_packaging.py runs it"),
     Rule(has="make ", skip="these tests are part of it, or beside it in .ci/run"),
     Rule(has="source .venv/", skip="the tests run in the environment already"),
     Rule(has="git clone", skip="needs a network"),
