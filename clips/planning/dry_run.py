@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import math
 import types
@@ -72,6 +73,7 @@ class StepProfile:
         return timeline
 
 
+@functools.lru_cache(maxsize=4)
 def fake_model(model: ModelConfig, recipe: RecipeConfig) -> ClipsModel:
     """Build the model of a config with fake parameters; pretrained weights are not read."""
     config = dataclasses.replace(model, pretrained=None, pretrained_trunk=None)
@@ -136,6 +138,7 @@ def profile_step(
     checkpointing: bool = False,
     caption_tokens: int | None = None,
     texts: Mapping[str, Tensor] | None = None,
+    memory: bool = True,
 ) -> StepProfile:
     """Profile forward and backward pass over a batch of ``samples``, as on ``device``.
 
@@ -146,6 +149,7 @@ def profile_step(
         bf16: activations in bfloat16 by autocast.
         checkpointing: activation checkpointing.
         caption_tokens: see `fake_batch`; ``texts`` likewise.
+        memory: whether to trace it; otherwise only FLOPs are counted, in half the time.
     """
     batch = fake_batch(model, samples, caption_tokens, texts)
     model.train()
@@ -153,13 +157,15 @@ def profile_step(
     model.checkpoint_activations(enable=checkpointing)
     trace = MemoryTrace(model, divisor=math.gcd(samples, BATCH_DIVISOR))
     attention = fast_sdpa_backend(torch.device(device), "bf16" if bf16 else "fp32")
-    with _frozen_garbage(), _kernels_of(device), attention, trace, FlopCounter() as counter:
+    traced = trace if memory else contextlib.nullcontext()
+    with _frozen_garbage(), _kernels_of(device), attention, traced, FlopCounter() as counter:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             outputs = model(batch)
         forward_end, forward = len(trace.timeline), counter.total
         loss = torch.stack([value.float().sum() for value in outputs.values() if value.requires_grad]).sum()
         del outputs
-        loss.backward()
+        with _mode_of(model):  # entered once, not for each operator
+            loss.backward()
     model.checkpoint_activations(enable=False)
     return StepProfile(
         samples=samples,
@@ -244,7 +250,6 @@ def _no_op(*arguments: Any, **named: Any) -> None:
 @contextlib.contextmanager
 def _frozen_garbage() -> Iterator[None]:
     """Exclude existing objects from garbage collection, which saves time."""
-    gc.collect()
     gc.freeze()
     try:
         yield

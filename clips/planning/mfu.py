@@ -79,7 +79,7 @@ def flops_per_sample(config: EncoderTrainConfig, batch: Mapping[str, Tensor], pr
     model = fake_model(config.model, config.recipe)
     texts = {name: value.cpu() for name, value in batch.items() if name != "image"}
     samples = len(batch["image"])
-    step = profile_step(model, samples, device="cpu", bf16=False, texts=texts)
+    step = profile_step(model, samples, device="cpu", bf16=False, texts=texts, memory=False)
     return (step.flops + contrastive_flops(model, samples, processes)) / samples
 
 
