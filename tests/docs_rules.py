@@ -38,12 +38,17 @@ class Rule:
 
 _ONE_STEP = "--align.max_steps 1 --align.global_batch_size 4 --instruct.max_steps 1 --instruct.global_batch_size 4"
 _FEW = f"{_ONE_STEP} --precision fp32"
+_CLUSTER = "docs/how-to/cluster.md has it, too"
 _MEASURES = "measures for minutes; in miniature in tests/test_scripts.py"
 _HOURS = "hours of training; in miniature in tests/test_scripts.py"
 
 RULES = (
     # ------------------------------------------------------------ what is no command of the suite's
-    Rule(has="make demo", skip="a quarter of an hour; in miniature in tests/test_study_demo.py"),
+    Rule(has="make demo", skip="a quarter of an hour; in miniature in tests/test_packaging.py"),
+    Rule(has="study run mini", skip="tests/test_packaging.py runs it"),
+    Rule(has="--distributed.num_processes 8", page="README.md", skip=_CLUSTER),
+    Rule(has="torchrun --nproc-per-node 8", page="README.md", skip=_CLUSTER),
+    Rule(has="torchrun --nproc-per-node 8", page="docs/training.md", skip=_CLUSTER),
     Rule(has="make ", skip="these tests are part of it, or beside it in .ci/run"),
     Rule(has="source .venv/", skip="the tests run in the environment already"),
     Rule(has="git clone", skip="needs a network"),

@@ -35,14 +35,13 @@ precision: fp32
 """
 STUDY = """\
 name: small
-baseline: clip
 defaults:
   encoder:
     model: {architecture: clips-tiny, image_size: 16, context_length: 12}
     data: {sources: [{path: shards}]}
     max_steps: 1
     global_batch_size: 4
-encoders: {clip: {recipe: {name: clip}}, clips: {recipe: {name: clips}}}
+encoders: {clips: {recipe: {name: clips}}}
 benchmarks: {retrieval: {data: street.jsonl, captions_per_image: 1}}
 """
 

@@ -72,13 +72,20 @@ def finish(words: list[str]) -> str:
     return done.stderr
 
 
+@pytest.fixture(scope="module")
+def undisturbed(places, tmp_path_factory) -> Path:
+    """The results of one process."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "one"
+    finish(command(places, folder, *BENCHMARKS))
+    return folder / "row"
+
+
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives(places, tmp_path):
-    finish(command(places, tmp_path / "one", *BENCHMARKS))
+def test_two_processes_give_what_one_gives(places, undisturbed, tmp_path):
     said = finish(command(places, tmp_path / "two", *BENCHMARKS, processes=2))
     assert said.count("row retrieval: T→I R@1") == 1  # one of them speaks
     for name in BENCHMARKS:
-        one, two = (read_result(tmp_path / folder / "row" / f"{name}.json") for folder in ("one", "two"))
+        one, two = (read_result(folder / f"{name}.json") for folder in (undisturbed, tmp_path / "two" / "row"))
         assert (one.metrics, one.protocol, one.fingerprint) == (two.metrics, two.protocol, two.fingerprint), name
         first, second = read_items(one), read_items(two)
         assert first.drop(columns="thumbnail").equals(second.drop(columns="thumbnail")), name
@@ -103,9 +110,8 @@ def test_an_error_of_the_first_process_is_reported_once_and_the_next_benchmark_r
 
 
 @pytest.mark.slow
-def test_a_killed_evaluation_resumes_with_the_next_question(places, tmp_path):
+def test_a_killed_evaluation_resumes_with_the_next_question(places, undisturbed, tmp_path):
     """Killed while the LLaVA answers; what was answered is not asked again."""
-    finish(command(places, tmp_path / "whole", "gqa"))
     words = command(places, tmp_path / "killed", "gqa")
     slowed = [words[0], "-c", SLOWLY, *words[words.index("run") :]]
     running = subprocess.Popen(slowed, env=environment())
@@ -122,7 +128,7 @@ def test_a_killed_evaluation_resumes_with_the_next_question(places, tmp_path):
     after = _answers(file)
     assert after[: len(before)] == before
     assert len({key for key, _ in after}) == len(after) == PICTURES  # none twice
-    whole, mended = (read_result(tmp_path / folder / "row/gqa.json") for folder in ("whole", "killed"))
+    whole, mended = (read_result(folder / "gqa.json") for folder in (undisturbed, tmp_path / "killed" / "row"))
     assert whole.metrics == mended.metrics
     assert read_items(whole).equals(read_items(mended))
 

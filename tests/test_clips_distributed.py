@@ -39,6 +39,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "fsdp_in_parts": {"distributed": {"strategy": "fsdp"}, "micro_batch_size": 1},
     "zero3_in_parts": {"distributed": {"strategy": "zero3"}, "micro_batch_size": 1},
 }
+RESUMED = ("ddp", "fsdp", "zero1", "zero2", "zero3")  # micro-batches leave nothing in a checkpoint; zero2 has them
 COMPILED: dict[str, dict[str, Any]] = {  # to the end only: compiling takes its time
     "ddp_compiled": {"distributed": {"torch_compile": True}},
     "fsdp_compiled": {"distributed": {"strategy": "fsdp", "activation_checkpointing": True, "torch_compile": True}},
@@ -125,7 +126,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, data: Path, one: dict[str, Pat
     folder = tmp_path_factory.mktemp("two")
     plan = []
     for name, way in WAYS.items():
-        for kind, stop in (("whole", None), ("stopped", 4), ("taken_up", None)):
+        for kind, stop in (("whole", None), ("stopped", 4), ("taken_up", None))[: 3 if name in RESUMED else 1]:
             output = folder / kind / name
             if kind == "taken_up":
                 shutil.copytree(one["stopped"], output)
@@ -201,13 +202,13 @@ def test_the_deepspeed_launcher_starts_the_same_training(data: Path, one: dict[s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", RESUMED)
 def test_a_run_of_one_process_resumes_in_two(one: dict[str, Path], two: Path, way: str):
     assert_same_training(two / "taken_up" / way, one["whole"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", RESUMED)
 def test_a_run_of_two_processes_resumes_in_one(data: Path, one: dict[str, Path], two: Path, tmp_path: Path, way: str):
     output = tmp_path / way
     shutil.copytree(two / "stopped" / way, output)

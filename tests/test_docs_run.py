@@ -26,8 +26,8 @@ from clips.commandline.commands import dispatch
 RUN = [page for page in pages() if any(block.language in {"sh", "python"} for block in blocks(page))]
 _PORT = "8000"
 MODULES = {"torchrun": "torch.distributed.run", "clips": "clips", "llava-bridge": "llava_bridge"}
-"""Programs that are run as processes of their own, as readers do; clips-bench, of whose commands there are most, within
-the test's."""
+"""Programs whose trainings and dialogues are run as processes of their own, as readers do; other commands run in the
+test's process, which saves their imports."""
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +87,7 @@ class Reader:
             os.environ.update(word.split("=", 1) for word in words[1:])
         elif words[:2] == ["llava-bridge", "serve"] or "--tensorboard" in words:
             self.stack.enter_context(served(words, self.port))
-        elif words[0] in MODULES:
+        elif words[0] == "torchrun" or rule.typed or words[1:2] == ["train"]:
             command = [sys.executable, "-m", MODULES[words[0]], *words[1:]]
             ended = subprocess.run(command, capture_output=True, text=True, input=rule.typed, timeout=600, check=False)
             assert ended.returncode == 0, f"{one}\n{ended.stdout[-2000:]}\n{ended.stderr[-3000:]}"

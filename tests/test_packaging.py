@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import re
 import shutil
@@ -97,13 +99,52 @@ def test_the_commands_of_the_wheel_run_away_from_the_clone(elsewhere):
     assert "output: runs/mini" in planned.stdout
 
 
-@pytest.mark.slow
-def test_the_wheel_alone_runs_the_demo_in_miniature(elsewhere):
+@pytest.fixture(scope="module")
+def finished(elsewhere) -> Path:
+    """The directory of the demo in miniature, as the wheel alone runs it, the LLaVA under the deepspeed launcher."""
     ended = run(elsewhere, "clips-bench", "study", "run", "mini", timeout=1200)
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert "untrained" in ended.stdout
-    assert (elsewhere / "runs" / "mini" / "report" / "index.html").is_file()
+    assert "runs/mini/report/index.html" in ended.stdout + ended.stderr
     assert not (ROOT / "runs" / "mini").exists()
+    return elsewhere / "runs" / "mini"
+
+
+@pytest.mark.slow
+def test_every_cell_of_the_table_is_a_number(finished):
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in (finished / "results").rglob("*.json")]
+    names = ["retrieval", "pope", "mme", "gqa", "textvqa_val", "nocaps_val", "pointing"]
+    written = sorted(result["benchmark"] for result in results)
+    assert written == sorted([*names * 2, "recaption"])  # of the row that has a captioner
+    assert {result["status"] for result in results} == {"ok"}
+    assert all(result["fingerprint"] and result["items"] for result in results)
+    with (finished / "report" / "table.csv").open(encoding="utf-8", newline="") as file:
+        assert {line["model"] for line in csv.DictReader(file)} == {"untrained", "clips"}
+    assert {"index.html", "table.tex"} <= {path.name for path in (finished / "report").iterdir()}
+
+
+@pytest.mark.slow
+def test_every_artifact_says_where_it_comes_from(finished):
+    manifests = [json.loads(path.read_text(encoding="utf-8")) for path in finished.rglob("manifest.json")]
+    assert sorted(manifest["kind"] for manifest in manifests) == sorted(
+        ["scenes", "scenes", "encoder", "encoder", "llm", "llava", "llava"]
+    )
+    hashes = {manifest["hash"] for manifest in manifests}
+    for manifest in manifests:
+        assert manifest["config"]
+        assert manifest["versions"]
+        assert manifest["kind"] == "scenes" or {parent["hash"] for parent in manifest["parents"].values()} <= hashes
+    llavas = [manifest for manifest in manifests if manifest["kind"] == "llava"]
+    assert all(manifest["stages"]["instruct"]["steps"] == 20 for manifest in llavas)
+    assert all(manifest["config"]["distributed"]["deepspeed"] == "zero2" for manifest in llavas)
+
+
+@pytest.mark.slow
+def test_a_second_run_does_nothing(elsewhere, finished):
+    before = {path: path.stat().st_mtime_ns for path in (finished / "steps").rglob("*")}
+    ended = run(elsewhere, "clips-bench", "study", "run", "mini")
+    assert ended.returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in (finished / "steps").rglob("*")} == before
 
 
 CONTAINER = ROOT / "Containerfile"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -121,3 +122,4 @@ def run_in_this_process(steps: Sequence[Step], folder: Path) -> None:
         if step.kind != "llava":
             status = dispatch(program, "", commands_of(program), [*words, "--config", str(files[step.name])])
             assert status == 0, step.name
+            gc.freeze()  # lmms-eval collects garbage after every task, see conftest.py

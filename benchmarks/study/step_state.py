@@ -10,6 +10,7 @@ another key move to the study's trash before the step is executed again, so old 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -149,6 +150,7 @@ def step_keys(
         settings: command words and config → the settings that the output depends on.
     """
     keys: dict[str, StepKey] = {}
+    files_state = functools.cache(external_files_state)  # many steps read the same data
 
     def depends_on(step: Step, part: Step | OutputSpec) -> dict[str, Any]:
         return {
@@ -156,7 +158,7 @@ def step_keys(
             "config": settings(step.command, relative_config(to_plain(part.config), directory)),
             "version": version(step.command),
             "parents": {name: keys[name].key for name in part.parents},
-            "files": {str(path): external_files_state(path) for path in part.needs},
+            "files": {str(path): files_state(path) for path in part.needs},
         }
 
     for step in topological_order(steps):
