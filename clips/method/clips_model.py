@@ -74,8 +74,9 @@ class ClipsModel(nn.Module):
         """Encode a batch.
 
         Args:
-            batch: "image" (B, 3, H, W); each text of the recipe (B, L) tokens; with a captioner "target" (B, T) tokens
-                and "target_mask" (B, T) bool.
+            batch: "image" (B, 3, H, W) on the model's device; each text of the recipe (B, L) tokens; with a captioner
+                "target" (B, T) tokens and "target_mask" (B, T) bool. All but the image on the CPU, so that no length
+                has to be read from the device.
             bf16: activations in bfloat16 by autocast; entered here, because DeepSpeed's engine exits one around it.
             captions: whether the captioner, if there is one, is computed.
 
@@ -100,7 +101,7 @@ class ClipsModel(nn.Module):
         if captions and self.captioner is not None:
             target, target_mask = batch["target"], batch["target_mask"]
             outputs["caption_loss_sum"] = self.captioner(image_tokens, text_tokens, target, target_mask)
-            outputs["caption_tokens"] = target_mask.sum()
+            outputs["caption_tokens"] = target_mask.sum().to(image.device, non_blocking=True)
         return outputs
 
     def _encode_texts(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None]:

@@ -164,20 +164,24 @@ class Captioner(nn.Module):
         Args:
             image_tokens: (B, I, image width) patch tokens of the image tower.
             text_tokens: (B, W, text width) tokens of the text tower for the web caption; None if it reads no text.
-            target: (B, T) rows of ``ClipsTokenizer.encode_target``.
-            counted: (B, T) bool, the counted labels; label *i* is target token *i* + 1.
+            target: (B, T) rows of ``ClipsTokenizer.encode_target``, on the CPU or the model's device.
+            counted: (B, T) bool, the counted labels; label *i* is target token *i* + 1. On the CPU: what is computed
+                depends on it.
         """
+        device = image_tokens.device
         positions = torch.arange(1, counted.shape[1] + 1, device=counted.device)
         order, sizes, lengths = group_by_length((counted * positions).amax(dim=1).clamp(min=1))
         groups = list(zip(order.split(sizes), lengths, strict=True))
         selected = [counted[rows, :length].flatten().nonzero()[:, 0] for rows, length in groups]
         hidden, labels = [], []
-        for (rows, length), indices in zip(groups, selected, strict=True):
-            image, targets = image_tokens.index_select(0, rows), target[rows]
+        for (group, length), counted_indices in zip(groups, selected, strict=True):
+            targets = target[group]
+            labels.append(shift_labels(targets)[:, :length].flatten()[counted_indices])
+            rows, indices = (value.to(device, non_blocking=True) for value in (group, counted_indices))
+            image = image_tokens.index_select(0, rows)
             text = None if text_tokens is None else text_tokens.index_select(0, rows)
             hidden.append(self.decode(image, text, length, targets).flatten(0, 1).index_select(0, indices))
-            labels.append(shift_labels(targets)[:, :length].flatten()[indices])
-        return self.head(torch.cat(hidden), torch.cat(labels))
+        return self.head(torch.cat(hidden), torch.cat(labels).to(device, non_blocking=True))
 
     def logits(self, image_tokens: Tensor, text_tokens: Tensor | None, target: Tensor | None = None) -> Tensor:
         """Return vocabulary logits (B, T, V), float32; ``target`` (B, T) is fed to a teacher-forced captioner."""
@@ -191,7 +195,7 @@ class Captioner(nn.Module):
         queries = self.learnable_tokens[:length].expand(image_tokens.shape[0], -1, -1)
         if self.embedding is not None:
             assert target is not None
-            queries = queries + self.embedding(target[:, : queries.shape[1]])
+            queries = queries + self.embedding(target[:, : queries.shape[1]].to(queries.device, non_blocking=True))
         prefix = self.image_projection(image_tokens)
         if self.text_projection is not None:
             prefix = torch.cat([prefix, self.text_projection(text_tokens)], dim=1)

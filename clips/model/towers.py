@@ -112,8 +112,9 @@ def encode_text(towers: Towers, text: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         towers: an open_clip model.
-        text: (B, L) token sequences whose last token is the class token.
+        text: (B, L) token sequences whose last token is the class token, on any device.
     """
+    text = _to_device_of(text_tower(towers), text)
     outputs = towers.forward_intermediates(text=text, text_indices=1, normalize=False)
     return outputs["text_features"], outputs["text_intermediates"][0][:, :-1]
 
@@ -126,7 +127,7 @@ def encode_text_features(towers: Towers, text: Tensor) -> Tensor:
 
     Args:
         towers: an open_clip model.
-        text: (B, L) token sequences.
+        text: (B, L) token sequences; on the CPU no length has to be read from the device.
     """
     tower = text_tower(towers)
     if getattr(tower, "cls_emb", None) is not None or getattr(tower, "use_pad_mask", False):
@@ -161,21 +162,25 @@ def eot_token_id(towers: Towers) -> int | None:
     return int(towers.text.eos_id if hasattr(towers, "text") else towers.text_eos_id) if pool == "eos" else None
 
 
+def _to_device_of(tower: Any, value: Tensor) -> Tensor:
+    return value.to(tower.positional_embedding.device, non_blocking=True)
+
+
 def _encode_up_to(tower: Any, text: Tensor, ends: Tensor) -> Tensor:
     """Return the last layer (B, width) at the positions ``ends`` (B,), computed only up to there."""
     order, sizes, lengths = group_by_length(ends + 1)
     pooled = []
     for rows, end, length in zip(text[order].split(sizes), ends[order].split(sizes), lengths, strict=True):
-        x = tower.token_embedding(rows[:, :length]) + tower.positional_embedding[:length]
+        x = tower.token_embedding(_to_device_of(tower, rows[:, :length])) + tower.positional_embedding[:length]
         x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
-        pooled.append(x[torch.arange(len(end), device=end.device), end])
-    return torch.cat(pooled)[order.argsort()]
+        pooled.append(x.flatten(0, 1).index_select(0, _to_device_of(tower, torch.arange(len(end)) * length + end)))
+    return torch.cat(pooled).index_select(0, _to_device_of(tower, order.argsort()))
 
 
 def _encode_last_token(tower: Any, text: Tensor) -> Tensor:
     """Return the last layer (B, width) at the last position; its block needs only keys and values of the others."""
     *_, block = tower.transformer.resblocks
-    x = tower.token_embedding(text) + tower.positional_embedding
+    x = tower.token_embedding(_to_device_of(tower, text)) + tower.positional_embedding
     if tower.transformer.layers > 1:
         before = [tower.transformer.layers - 2]
         x, _ = tower.transformer.forward_intermediates(x, indices=before, stop_early=True)

@@ -121,7 +121,7 @@ class RetrievalValidation:
 
     def _encode(self, encoder: ClipsModel, batch: HeldOut) -> dict[str, Tensor]:
         device = self.run.processes.device
-        tokens = {kind: self.run.encoder.tokenizer(texts).to(device) for kind, texts in batch.texts.items()}
+        tokens = {kind: self.run.encoder.tokenizer(texts) for kind, texts in batch.texts.items()}
         pixels = normalize(batch.images.to(device), self.run.mean, self.run.std)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.run.precision == "bf16"):
             found = encode(encoder, pixels, tokens)
