@@ -41,7 +41,7 @@ from clips.training.setup import (
 from clips.training.stages import completed_stages, stage_configs
 from clips.training.train_config import EncoderTrainConfig
 from clips.training.train_state import remove_checkpoints
-from clips.training.train_step import TrainRun, prepare_batch, train_step
+from clips.training.train_step import StepMetrics, TrainRun, prepare_batch, read_metrics, train_step
 from clips.training.validation import RetrievalValidation
 from clips.typed_data import to_plain
 
@@ -88,7 +88,7 @@ def train_stage(config: EncoderTrainConfig, stop: StopRequest, *, last: bool = T
     if encoder is not None:
         finalize_run(run, encoder, summary)
     wait_for_main_process()
-    if not last and (signal := stop.of_any_process(run.processes.device)):
+    if not last and (signal := stop.of_any_process(torch.device("cpu"))):
         log_stopped(run)
         raise SystemExit(exit_status_for_signal(signal))
 
@@ -114,6 +114,8 @@ def train_loop(run: TrainRun, stop: StopRequest) -> dict[str, Any]:
     stream = read_batches(run)
     run.model.train()
     entry: dict[str, Any] = {}
+    values: dict[str, float] = {}
+    unread: list[StepMetrics] = []
     with (
         worker_death_as_user_error(),
         log,
@@ -123,12 +125,18 @@ def train_loop(run: TrainRun, stop: StopRequest) -> dict[str, Any]:
     ):
         while state.step < run.steps:
             batch = next_batch(run, stream, clock, watchdog)
-            values = train_one_batch(run, batch, clock)
+            unread.append(train_one_batch(run, batch, clock))
             log.advance()
             checkpointer.poll()
             last = state.step == run.steps
             validates = validation and (last or state.step % config.validation.eval_steps == 0)
-            if last or validates or state.step % config.logging_steps == 0:
+            logs = last or validates or state.step % config.logging_steps == 0
+            signal = 0 if last else stop.of_any_process(torch.device("cpu"))
+            saves = not last and (signal or state.step % config.save_steps == 0)
+            if logs or saves or device.type == "cpu":
+                values = read_losses(run, unread)
+                clock.tick()
+            if logs:
                 check_invalid_samples(run)
                 entry = log_entry(run, values, clock)
                 with clock.stopped():  # counting FLOPs takes longer than the steps of a small model
@@ -136,8 +144,7 @@ def train_loop(run: TrainRun, stop: StopRequest) -> dict[str, Any]:
                 if validation and validates:
                     entry |= validate(run, validation, watchdog)
                 log.write(entry)
-            signal = 0 if last else stop.of_any_process(device)
-            if not last and (signal or state.step % config.save_steps == 0):
+            if saves:
                 watchdog.at(state.step, "saving")
                 save_checkpoint(run, checkpointer)
             if signal:
@@ -166,16 +173,27 @@ def next_batch(
     return batch
 
 
-def train_one_batch(run: TrainRun, batch: dict[str, Any], clock: ThroughputTimer) -> dict[str, float]:
+def train_one_batch(run: TrainRun, batch: dict[str, Any], clock: ThroughputTimer) -> StepMetrics:
     """Train on a batch; returns the step's metrics."""
     state = run.state
     _seed_step(run.config.seed, state.step, run.processes.rank)
-    values = train_step(run, prepare_batch(batch, run))
+    metrics = train_step(run, prepare_batch(batch, run))
     state.step += 1
     state.samples_seen += run.config.global_batch_size
-    state.add(values)
     clock.tick()
-    return values
+    return metrics
+
+
+def read_losses(run: TrainRun, unread: list[StepMetrics]) -> dict[str, float]:
+    """Read the metrics of the latest steps, which waits for the device; returns the last step's.
+
+    Raises:
+        UserError: a loss or gradient is not finite.
+    """
+    for values in (found := read_metrics(unread)):
+        run.state.add(values)
+    unread.clear()
+    return found[-1]
 
 
 def validate(run: TrainRun, validation: RetrievalValidation, watchdog: Watchdog) -> dict[str, float]:

@@ -17,8 +17,9 @@ from clips.commandline.parsing import parse_config
 from clips.commandline.signals import graceful_shutdown
 from clips.core.artifact import file_hash
 from clips.parallel.distributed import end_processes
-from clips.train import EncoderTrainConfig, read_batches, train_stage, train_step
+from clips.train import EncoderTrainConfig, read_batches, train_stage
 from clips.training import checkpoint as checkpointing
+from clips.training.train_step import StepMetrics, train_step
 
 
 def run(plan: list[dict[str, Any]]) -> None:
@@ -37,7 +38,7 @@ def run(plan: list[dict[str, Any]]) -> None:
 
 
 def stop_at(step: int) -> Any:
-    def stopping(run: training.TrainRun, batch: dict[str, Any]) -> dict[str, float]:
+    def stopping(run: training.TrainRun, batch: dict[str, Any]) -> StepMetrics:
         if run.state.step == step:
             raise InterruptedError
         return train_step(run, batch)
@@ -46,7 +47,7 @@ def stop_at(step: int) -> Any:
 
 
 def preempt_at(step: int) -> Any:
-    def preempted(run: training.TrainRun, batch: dict[str, Any]) -> dict[str, float]:
+    def preempted(run: training.TrainRun, batch: dict[str, Any]) -> StepMetrics:
         if run.state.step == step:  # SLURM sends it to all: readers, trainings, and torchrun, which sends it on
             os.killpg(os.getpgid(0), signal.SIGTERM)
             if run.processes.is_main:

@@ -38,6 +38,7 @@ class Strategy(abc.ABC):
 
     def __init__(self, encoder: ClipsModel, processes: DistributedContext, model: Any, optimizer: Any) -> None:
         self.encoder, self.processes, self.model, self.optimizer = encoder, processes, model, optimizer
+        self._skips = torch.zeros((), device=processes.device)  # 1 after a step with a value that is not finite
 
     # ---- a step
 
@@ -53,10 +54,18 @@ class Strategy(abc.ABC):
         """Clip the gradient to the norm ``limit``; returns its norm () before, or None if `optimizer_step` does."""
         return full_tensor(nn.utils.clip_grad_norm_(self.encoder.parameters(), limit or math.inf))
 
-    def optimizer_step(self, rate: float) -> float | None:
-        """Update the weights and reset the gradient; returns the gradient's norm if `clip_grad_norm` does not."""
+    def optimizer_step(self, rate: float, *, is_finite: Tensor) -> float | None:
+        """Update the weights and reset the gradient; returns the gradient's norm if `clip_grad_norm` does not.
+
+        Args:
+            rate: the learning rate.
+            is_finite: () bool on the device, whether losses and gradient are; if not, neither this step nor any later
+                one changes the weights.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        self._skips = torch.maximum(self._skips, (~is_finite).float())
+        self.optimizer.found_inf, self.optimizer.grad_scale = self._skips, None  # as torch's GradScaler does
         self.optimizer.step()
         self.zero_grad()
         self.encoder.clamp_logit_scale()

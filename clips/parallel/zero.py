@@ -67,8 +67,8 @@ class ZeroStrategy(Strategy):
         """See `Strategy`: DeepSpeed clips in its own step."""
         return None
 
-    def optimizer_step(self, rate: float) -> float | None:
-        """See `Strategy`."""
+    def optimizer_step(self, rate: float, *, is_finite: Tensor) -> float | None:
+        """See `Strategy`; DeepSpeed updates the weights also with values that are not finite."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.step()

@@ -100,34 +100,75 @@ class TrainRun:
         return self.parallel.model
 
 
-def train_step(run: TrainRun, batch: Batch) -> dict[str, float]:
-    """Train on one batch; returns the losses and other metrics of the step.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepMetrics:
+    """Losses and other metrics of a step, on the device: reading them waits for the step.
+
+    Args:
+        step: index of the step, from 0.
+        names: of the metrics.
+        values: (number of metrics,) float32.
+        learning_rate: of the step, 0 if it was skipped.
+    """
+
+    step: int
+    names: tuple[str, ...]
+    values: Tensor
+    learning_rate: float
+
+    def read(self) -> dict[str, float]:
+        """Return the metrics by name. Raises UserError if one is not finite."""
+        return read_metrics([self])[0]
+
+
+def read_metrics(metrics: list[StepMetrics]) -> list[dict[str, float]]:
+    """Return the metrics of steps in one transfer from the device.
 
     Raises:
-        UserError: a loss or the gradient is not finite, or too many gradient spikes in a row. The weights are
-            unchanged, except under ZeRO, which returns the gradient norm after the update.
+        UserError: a loss or the gradient of a step is not finite. The weights are as before that step, except under
+            ZeRO, which returns the gradient norm after the update.
     """
-    rate = cosine_lr(run.state.step, run.steps, run.config.optimizer, run.config.global_batch_size)
+    rows = torch.stack([step.values for step in metrics]).tolist()
+    values = [dict(zip(step.names, row, strict=True)) for step, row in zip(metrics, rows, strict=True)]
+    for step, named in zip(metrics, values, strict=True):
+        check_finite(named, step.step)
+    return [{**named, "lr": step.learning_rate} for step, named in zip(metrics, values, strict=True)]
+
+
+def train_step(run: TrainRun, batch: Batch) -> StepMetrics:
+    """Train on one batch, without reading a value from the device (with ``grad_spike_factor``: the gradient's norm).
+
+    From a loss or gradient on that is not finite, the weights stay unchanged; `read_metrics` raises then.
+
+    Raises:
+        UserError: too many gradient spikes in a row.
+    """
+    step, learning_rate = (
+        run.state.step,
+        cosine_lr(run.state.step, run.steps, run.config.optimizer, run.config.global_batch_size),
+    )
     with fast_sdpa_backend(run.processes.device, run.precision):
         losses, outputs = compute_gradients(run, batch)
     norm = run.parallel.clip_grad_norm(run.config.optimizer.max_grad_norm)
+    named = {**losses, "logit_scale": outputs["logit_scale"]} | ({} if norm is None else {"grad_norm": norm})
+    values = torch.stack([value.detach().float().reshape(()) for value in named.values()])
+    metrics = StepMetrics(step=step, names=tuple(named), values=values, learning_rate=learning_rate)
 
-    metrics = {**losses, "logit_scale": outputs["logit_scale"]} | ({} if norm is None else {"grad_norm": norm})
-    values = _to_floats(metrics)
-    check_finite(values, run.state.step)  # before the optimizer changes the weights
     spike_factor = run.config.optimizer.grad_spike_factor
-    if spike_factor is not None and record_grad_norm(run.state, values["grad_norm"], spike_factor):
+    if spike_factor is not None and record_grad_norm(run.state, metrics.read()["grad_norm"], spike_factor):
         run.parallel.zero_grad()
         run.parallel.broadcast_buffers()
-        return {**values, "lr": 0.0}
+        return dataclasses.replace(metrics, learning_rate=0.0)
 
-    zero_norm = run.parallel.optimizer_step(rate)
+    zero_norm = run.parallel.optimizer_step(learning_rate, is_finite=values.isfinite().all())
     if zero_norm is not None:
-        values["grad_norm"] = zero_norm
-        check_finite(values, run.state.step)
+        norm_value = torch.tensor([zero_norm], device=values.device)
+        metrics = dataclasses.replace(
+            metrics, names=(*metrics.names, "grad_norm"), values=torch.cat([values, norm_value])
+        )
     if run.average is not None:
         run.average.update(run.parallel.local_state_dict())
-    return {**values, "lr": rate}
+    return metrics
 
 
 def prepare_batch(batch: Batch, run: TrainRun) -> Batch:
@@ -153,12 +194,6 @@ def check_finite(values: dict[str, float], step: int) -> None:
             f"step {step + 1}: {broken}; stopped before the weights changed. A lower optimizer.learning_rate, "
             "optimizer.max_grad_norm or precision: fp32 may help (see allow_changes_on_resume)"
         )
-
-
-def _to_floats(values: Batch) -> dict[str, float]:
-    """Convert scalar tensors to floats in one transfer from the device."""
-    numbers = torch.stack([value.detach().float().reshape(()) for value in values.values()]).tolist()
-    return dict(zip(values, numbers, strict=True))
 
 
 # ---------------------------------------------------------------- gradients, in one pass or by micro-batches
