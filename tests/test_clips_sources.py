@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import http.server
 import json
+import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,6 +93,18 @@ def test_every_cell_of_a_csv_file_is_text_in_training_and_in_benchmarks(tmp_path
     Path(path).write_text(Path(path).read_text().replace("007", "a dog"))
     changed = open_source(SourceConfig(format="table", path=path, web_caption="caption", synthetic_caption=None))
     assert changed.read(3, rng()).web == "a dog"  # no cached copy of the file as it was
+
+
+def test_tables_of_one_name_size_and_time_are_not_taken_for_each_other(tmp_path: Path, monkeypatch):
+    found = []
+    for caption in ("a cat", "a dog"):
+        (tmp_path / caption).mkdir()
+        (tmp_path / caption / "rows.csv").write_text(f"image,caption\n0.png,{caption}\n")
+        os.utime(tmp_path / caption / "rows.csv", (1000, 1000))
+        monkeypatch.chdir(tmp_path / caption)
+        (record,) = read_dataset(DatasetSpec(path="rows.csv"), "captions").records
+        found.append(record.captions)
+    assert found == [["a cat"], ["a dog"]]
 
 
 def test_a_table_may_contain_images_and_lists_of_captions(tmp_path: Path):

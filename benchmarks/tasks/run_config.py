@@ -53,7 +53,7 @@ class BenchmarkConfig:
         languages: multilingual retrieval: the languages to average over.
         subset: a dataset's configuration on the Hub.
         image_column: of a table (CSV, TSV, JSON lines, parquet) or a Hugging Face dataset; by default the first
-            existing one of image, jpg, png, image_path, file_name, path.
+            existing one of image, jpg, png, image_path, file_name, path, url, image_url.
         caption_columns: likewise; one column of lists, or several. By default the first existing one of captions,
             caption, sentences, texts, text, raw, or caption_0, caption_1, ….
         word_limits: long retrieval: also truncate the captions to these numbers of words.

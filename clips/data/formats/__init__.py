@@ -122,7 +122,7 @@ FORMATS: dict[str, Format] = {
         fits="rows:is_datasets",
         captions="rows:read_datasets",
         classes="classes:read_datasets",
-        takes=("split", "subset", "image_column", "caption_columns"),
+        takes=("split", "subset", "image_root", "image_column", "caption_columns"),
         source="clips.data.sources.tables:DatasetsSource",
         **_COLUMNS,
     ),

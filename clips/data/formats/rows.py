@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import itertools
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,8 @@ _TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 _IMAGE_COLUMNS = ("image", "jpg", "png", "image_path", "file_name", "path", "url", "image_url")
 _CAPTION_COLUMNS = ("captions", "caption", "sentences", "texts", "text", "raw")
 _NUMBERED_COLUMN = re.compile(r"captions?_?\d+")
+_CSV_VERSION = 1  # of `_csv_rows`; raise it with a change of the result, because datasets caches it
+_MAX_CELL = 1 << 26  # characters; csv's own limit is 131,072
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
@@ -155,10 +156,6 @@ def open_table(path: str, files: Sequence[str]) -> Any:
         if suffix in _DELIMITERS:
             local = datasets.DownloadManager().download(list(files))
             columns = _csv_columns(files[0], local[0], _DELIMITERS[suffix])
-            versions = [
-                [file, status.st_size, status.st_mtime_ns]
-                for file, status in zip(files, map(os.stat, local), strict=True)
-            ]
             return datasets.Dataset.from_generator(
                 _csv_rows,
                 features=datasets.Features(dict.fromkeys(columns, datasets.Value("string"))),
@@ -167,12 +164,20 @@ def open_table(path: str, files: Sequence[str]) -> Any:
                     "columns": columns,
                     "delimiter": _DELIMITERS[suffix],
                 },
-                fingerprint=digest(versions)[:32],
+                fingerprint=digest(
+                    [_CSV_VERSION, suffix, *(_version(*pair) for pair in zip(files, local, strict=True))]
+                )[:32],
             )
         if suffix == ".parquet":
             check_decompressed_size(file for file in files if not is_remote(file))
         reader = "parquet" if suffix == ".parquet" else "json"
         return undecoded(datasets.load_dataset(reader, data_files=list(files), split="train"))
+
+
+def _version(name: str, path: str) -> list[Any]:
+    """What changes when a file does; the local copy of a remote file is named by the hash of its URL and ETag."""
+    file = Path(path).resolve()
+    return [name, file.name] if is_remote(name) else [str(file), file.stat().st_size, file.stat().st_mtime_ns]
 
 
 def _csv_columns(name: str, path: str, delimiter: str) -> tuple[str, ...]:
@@ -187,6 +192,8 @@ def _csv_rows(
     files: Sequence[tuple[str, str]], columns: tuple[str, ...], delimiter: str
 ) -> Iterator[Mapping[str, str]]:
     """The rows of files, given as (name, local path)."""
+    csv.field_size_limit(_MAX_CELL)
+    num_rows = 0
     for name, path in files:
         with Path(path).open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.reader(stream, delimiter=delimiter, strict=True)
@@ -197,9 +204,12 @@ def _csv_rows(
                     if len(cells) != len(columns):
                         expected = f"expected {len(columns)} cells, as in the header"
                         raise UserError(f"{name} line {reader.line_num}: {expected}, got {len(cells)}")
+                    num_rows += 1
                     yield dict(zip(columns, cells, strict=True))
             except (csv.Error, UnicodeDecodeError) as error:
                 raise UserError(f"{name} line {reader.line_num}: cannot be read ({error_reason(error)})") from None
+    if not num_rows:
+        raise UserError(f"{files[0][0]}: no rows")
 
 
 def find_image_column(given: str | None, columns: Sequence[str], path: str) -> str:
@@ -243,7 +253,8 @@ def read_datasets(location: Location) -> Dataset[Captioned]:
     """As `read_table`, for the rows of `open_rows`."""
     rows = open_rows(location.spec.path, location.spec.subset, location.spec.split)
     split = location.spec.split if has_splits(location.path) else WHOLE
-    return Dataset(records=_records(location, rows, location.path), split=split)
+    root = location.image_root() if location.spec.image_root else location.path
+    return Dataset(records=_records(location, rows, root), split=split)
 
 
 def _records(location: Location, rows: Any, root: Path) -> Iterator[Captioned]:
@@ -253,9 +264,7 @@ def _records(location: Location, rows: Any, root: Path) -> Iterator[Captioned]:
     images = ImageColumn(rows.select_columns([image_column]), image_column, path, root)
     are_names = getattr(rows.features[image_column], "dtype", "") in {"string", "large_string"}
     for number, row in enumerate(rows.select_columns([*columns, *([image_column] * are_names)])):
-        image: LazyImage = TableImage(images, number)
-        if are_names:
-            image = FileImage(root, _checked_name(row[image_column], f"{path} row {number}: {image_column}"))
+        image = _named_image(images, number, row[image_column]) if are_names else TableImage(images, number)
         cells = [cell for name in columns for cell in _as_list(row[name])]
         texts = [cell.get("raw") if isinstance(cell, dict) else cell for cell in cells if cell not in (None, "")]
         if not texts:
@@ -263,12 +272,13 @@ def _records(location: Location, rows: Any, root: Path) -> Iterator[Captioned]:
         yield Captioned([image], texts)
 
 
-def _checked_name(name: str | None, where: str) -> str:
+def _named_image(images: ImageColumn, row: int, name: str | None) -> LazyImage:
+    """An image by its file name, or by its address; rows of one name have one image."""
     if not name:
-        raise UserError(f"{where}: expected the name of an image file, got none")
-    if is_remote(name):
-        raise UserError(f"{where}: expected the name of an image file, got {name:.80}; download the images first")
-    return name
+        raise UserError(f"{images.table} row {row}: {images.name}: expected the name of an image file, got none")
+    if "://" in name or Path(name).is_absolute():
+        return TableImage(images, row, label=name)
+    return FileImage(images.root, name)
 
 
 def _as_list(cell: Any) -> list[Any]:
