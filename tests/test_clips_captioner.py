@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from clips.caption import CaptionConfig, run_caption
 from clips.errors import UserError
-from clips.model.captioner import Captioner, CaptionerDims, combination_attention, shift_labels
+from clips.model.captioner import Captioner, CaptionerDims, combination_attention, lower_right_mask, shift_labels
 from clips.model.generation import generate
 from clips.model.tokenizer import BOS, EOS, PAD
 
@@ -44,7 +44,7 @@ def test_attention_under_the_combination_mask(rows):
     mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]).bool()
     query, key, value = torch.randn(3, 2, 4, 5, 8, dtype=torch.float64, requires_grad=True).unbind()
     query = query[:, :, -rows:]
-    found = combination_attention(query, key, value, prefix=2)
+    found = combination_attention(query, key, value, lower_right_mask(3, 5, query.device))
     expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[-rows:])
     torch.testing.assert_close(found, expected)
     for left, right in zip(

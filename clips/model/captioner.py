@@ -54,7 +54,16 @@ class CaptionerDims:
             raise UserError(f"captioner.num_heads: expected a divisor of the width {self.width}, got {self.heads}")
 
 
-def combination_attention(query: Tensor, key: Tensor, value: Tensor, prefix: int) -> Tensor:
+def lower_right_mask(rows: int, columns: int, device: torch.device) -> Tensor:
+    """Return the causal mask (rows, columns) under which the last row attends to all columns; no data on a GPU."""
+    if device.type != "cuda":  # torch has kernels of such attention for GPUs only
+        return torch.ones(rows, columns, dtype=torch.bool, device=device).tril(columns - rows)
+    from torch.nn.attention.bias import causal_lower_right  # takes seconds
+
+    return causal_lower_right(rows, columns)
+
+
+def combination_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """Return the decoder's attention, under the combination mask of [C].
 
     Image and web caption tokens (the prefix) attend to each other, learnable token *i* to the full prefix and to the
@@ -65,19 +74,14 @@ def combination_attention(query: Tensor, key: Tensor, value: Tensor, prefix: int
         query: (B, heads, Q, C), of all positions or of the learnable tokens only.
         key: (B, heads, prefix + T, C), of all positions.
         value: as ``key``.
-        prefix: number of tokens before the learnable ones.
+        mask: `lower_right_mask` of the learnable tokens, (T, prefix + T).
 
     Returns:
         (B, heads, Q, C).
     """
-    attend, length = F.scaled_dot_product_attention, key.shape[2] - prefix
-    if query.device.type == "cuda":
-        from torch.nn.attention.bias import causal_lower_right  # takes seconds
-
-        causal: Tensor = causal_lower_right(length, prefix + length)
-    else:  # torch has kernels of lower-right causal attention for GPUs only
-        causal = torch.ones(length, prefix + length, dtype=torch.bool, device=query.device).tril(prefix)
-    learnable = attend(query[:, :, -length:], key, value, attn_mask=causal)
+    attend, length = F.scaled_dot_product_attention, mask.shape[-2]
+    prefix = key.shape[2] - length
+    learnable = attend(query[:, :, -length:], key, value, attn_mask=mask)
     if query.shape[2] == length:
         return learnable
     first = attend(query[:, :, :prefix], key[:, :, :prefix], value[:, :, :prefix])
@@ -105,12 +109,15 @@ class Block(nn.Module):
         for linear in (self.query, self.key_value, self.out, self.mlp_in, self.mlp_out):
             nn.init.zeros_(linear.bias)
 
-    def forward(self, x: Tensor, prefix: int, first: int = 0) -> Tensor:
-        """Return positions ``first`` (0 or ``prefix``) … of the next layer, (B, L - first, D), from all (B, L, D)."""
+    def forward(self, x: Tensor, mask: Tensor, first: int = 0) -> Tensor:
+        """Return positions ``first``… of the next layer, (B, L - first, D), from all positions (B, L, D).
+
+        ``first`` is 0 or the first learnable token; see `combination_attention` for ``mask``.
+        """
         y = self.norm_1(x)
         query = self._split(self.query(y[:, first:]))
         key, value = (self._split(part) for part in self.key_value(y).chunk(2, dim=-1))
-        attended = combination_attention(query, key, value, prefix)
+        attended = combination_attention(query, key, value, mask)
         x = x[:, first:] + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.mlp_out(F.gelu(self.mlp_in(self.norm_2(x)), approximate="tanh"))
 
@@ -200,13 +207,14 @@ class Captioner(nn.Module):
         if self.text_projection is not None:
             prefix = torch.cat([prefix, self.text_projection(text_tokens)], dim=1)
         start = prefix.shape[1]
+        mask = lower_right_mask(queries.shape[1], start + queries.shape[1], prefix.device)
         x = torch.cat([prefix, queries.to(prefix.dtype)], dim=1)
         for number, block in enumerate(self.blocks, 1):
             first = start if number == len(self.blocks) else 0  # the last block's prefix is not used
             if self.checkpoints_activations and torch.is_grad_enabled():
-                x = checkpoint(block, x, start, first, use_reentrant=False)
+                x = checkpoint(block, x, mask, first, use_reentrant=False)
             else:
-                x = block(x, start, first)
+                x = block(x, mask, first)
         return x
 
 
