@@ -19,6 +19,7 @@ from clips.errors import UserError
 from clips.typed_data import from_plain, to_plain
 
 _GB = 1e9
+_ENCODER_MFU = 0.4  # assumed: a roofline of each of dozens of encoders would take minutes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,9 +148,8 @@ def _encoder(step: Step, _steps: Mapping[str, Step], count: int, gpu: str | None
 def _encoder_estimate(config: str, count: int, gpu: str | None) -> CostEstimate:
     from clips.planning.plan import TrainPlanConfig, training_cost
     from clips.training.train_config import EncoderTrainConfig
-    from llava_bridge.planning.plan import ASSUMED_MFU
 
-    plan = TrainPlanConfig(train_config="", gpu=gpu or "h200", num_gpus=count, mfu=ASSUMED_MFU)
+    plan = TrainPlanConfig(train_config="", gpu=gpu or "h200", num_gpus=count, mfu=_ENCODER_MFU)
     cost = training_cost(plan, _parsed(EncoderTrainConfig, json.loads(config)), timed=gpu is not None)
     return CostEstimate(**vars(cost))
 

@@ -319,7 +319,7 @@ def _fused_attention(
     """Attention on a CPU that stores the same tensors as fused attention on a GPU."""
     if torch.is_autocast_enabled("cpu"):
         query, key, value = (part.to(torch.get_autocast_dtype("cpu")) for part in (query, key, value))
-    if attn_mask is not None and attn_mask.dtype is torch.bool and attn_mask.shape[0] != attn_mask.shape[1]:
+    if attn_mask is not None and attn_mask.ndim == 2 and attn_mask.shape[0] < attn_mask.shape[1]:
         attn_mask, is_causal = None, True  # the captioner's, which a GPU computes without a dense mask
     if attn_mask is not None and attn_mask.dtype is not query.dtype:
         attn_mask = torch.zeros(attn_mask.shape, dtype=query.dtype).masked_fill(attn_mask.logical_not(), -torch.inf)

@@ -188,9 +188,10 @@ class StagePlan:
         """Return the utilization of a GPU by a step of ``samples``: measured, stated, or the roofline's."""
         if self.stated_mfu is not None:
             return self.stated_mfu
-        totals = [self.roofline(size, checkpointing=checkpointing).values() for size in _TRACED]
+        sizes = (min(samples, _TRACED[0]), _TRACED[1])
+        totals = [self.roofline(size, checkpointing=checkpointing).values() for size in sizes]
         seconds, flops = (
-            np.interp(samples, _TRACED, [sum(getattr(kernels, name) for kernels in each) for each in totals])
+            np.interp(samples, sizes, [sum(getattr(kernels, name) for kernels in each) for each in totals])
             for name in ("seconds", "flops")
         )
         return float(flops / seconds / self.gpu.peak(self.precision))

@@ -19,8 +19,8 @@ class TrainPlanConfig:
         train_config: a YAML file of `clips train`.
         gpu: the type of GPU, such as a100-80, h100, h200, b200, l40s, 4090.
         num_gpus: number of GPUs.
-        mfu: model FLOPs utilization, the assumed ratio of FLOP/s to the GPU's peak; null is the roofline's, which is an
-            upper bound.
+        mfu: model FLOPs utilization, the assumed ratio of FLOP/s to the GPU's peak; null is that of a
+            roofline of the step's kernels, see docs/performance.md.
         roofline: also print the kernels of a step with their time by the roofline, the images that it needs per second,
             and the bytes that each strategy sends.
         metrics_file: a metrics.jsonl whose median "mfu" replaces ``mfu``.

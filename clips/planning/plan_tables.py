@@ -140,7 +140,7 @@ def _rooflines(plan: StagePlan) -> Iterator[Table]:
     samples, peak = min(plan.at_once(layout) or 1, 256), plan.gpu.peak(plan.precision)
     kernels = plan.roofline(samples, checkpointing=layout.checkpointing)
     total = sum(part.seconds for part in kernels.values())
-    mfu = sum(part.flops for part in kernels.values()) / total / peak
+    mfu = samples * plan.model.flops(layout.count) / total / peak  # without recomputation
     table = _numeric_table(f"A step of {samples} samples by the roofline", "phase", "kind", *_KERNEL_COLUMNS)
     for column in table.columns[:2]:
         column.justify = "left"
@@ -151,13 +151,17 @@ def _rooflines(plan: StagePlan) -> Iterator[Table]:
     table.add_row("", f"{len(rest)} other kinds", *_kernel_cells(rest, total))
     table.add_section()
     table.add_row("", "all", *_kernel_cells(list(kernels.values()), total))
-    table.caption = f"MFU at most {mfu:.1%}; the loader must deliver {samples / total:,.0f} images/s to each GPU"
+    table.caption = f"MFU {mfu:.1%}, {samples / total:,.0f} images/s of a GPU, under the assumed rates"
     yield table
     sent = _numeric_table("GB that a GPU sends in a step (time at the data sheet's bandwidth)", "strategy", "8", "64")
     for parallel in PARALLELS:
         sizes = []
         for count in (8, 64):
-            size = sum(plan.bytes_sent(dataclasses.replace(layout, parallel=parallel, count=count), samples))
+            if plan.stage.global_batch_size % count:
+                sizes.append("—")
+                continue
+            spread = dataclasses.replace(layout, parallel=parallel, count=count)
+            size = sum(plan.bytes_sent(spread, plan.local(count)))
             sizes.append(f"{_gb(size)} ({1e3 * size / ring_bandwidth(plan.gpu, count):,.0f} ms)")
         sent.add_row(parallel, *sizes)
     yield sent
@@ -226,8 +230,8 @@ def _basis(config: TrainPlanConfig, mfu: float | None) -> Iterator[str]:
     )
     if mfu is None:
         yield (
-            "MFU: predicted, not measured, by a roofline of eager kernels: matrix products at 66 % of the peak, memory "
-            "at 79 % of its bandwidth, no waiting. It is an upper bound; --metrics_file uses a run's."
+            "Utilization: predicted, not measured, by a roofline of eager kernels, under assumed rates: matrix "
+            "products at 66 % of the peak, memory at 79 % of its bandwidth, no waiting. --metrics_file uses a run's."
         )
     else:
         yield f"MFU {mfu:.0%}: {f'the median of {config.metrics_file}' if config.metrics_file else 'assumed'}."

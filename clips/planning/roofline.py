@@ -2,7 +2,7 @@
 
 The kernels are those of a dry run on fake tensors (`clips.planning.dry_run`), in eager mode. Every kernel reads its
 inputs from memory and writes its outputs there, no cache helps, and no kernel waits for the host or for data: the
-resulting utilization is an upper bound for eager execution.
+resulting utilization is an estimate for eager execution, under the rates of `rates_of`.
 """
 
 from __future__ import annotations
@@ -122,11 +122,11 @@ class KernelTrace(TorchDispatchMode):
 def _traffic(name: str, inputs: Any, result: Any) -> int:
     """Return the bytes that a kernel reads and writes; a tensor that is used twice counts once."""
     outputs = [value for value in tree_leaves(result) if isinstance(value, Tensor)]
-    seen: dict[tuple[Any, int], int] = {}
+    seen: dict[tuple[Any, ...], int] = {}
     for value in [*tree_leaves(inputs), *outputs]:
         if isinstance(value, Tensor):
             size = min(value.numel() * value.element_size(), value.untyped_storage().nbytes())
-            seen[value.untyped_storage()._cdata, value.numel()] = size
+            seen[value.untyped_storage()._cdata, value.storage_offset(), value.numel()] = size
     in_place = sum(value.numel() * value.element_size() for value in outputs[:1]) if name.endswith("_") else 0
     return sum(seen.values()) + in_place
 
