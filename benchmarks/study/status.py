@@ -202,7 +202,7 @@ def _is_of(run: Mapping[str, Any], record: StepRecord | None) -> bool:
     """Whether the last job of a step belongs to a run: started by it, or at work when it began."""
     if record is None or not run:
         return False
-    return bool(record.run_id == run["run"] or run["jobs"].get(record.name, {}).get("is_adopted"))
+    return bool(record.run_id == run.get("run") or run.get("jobs", {}).get(record.name, {}).get("is_adopted"))
 
 
 class ProgressDisplay:

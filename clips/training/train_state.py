@@ -89,4 +89,8 @@ def read_train_state(checkpoint: Path) -> TrainState:
 
 def remove_checkpoints(output: str | Path) -> None:
     """Delete all checkpoints of a run."""
-    shutil.rmtree(Path(output) / CHECKPOINTS_DIR, ignore_errors=True)
+    directory = Path(output) / CHECKPOINTS_DIR
+    unwanted = directory.with_name(f"{CHECKPOINTS_DIR}.partial")
+    shutil.rmtree(unwanted, ignore_errors=True)
+    if directory.exists():  # renamed first: an interrupted deletion must not look like broken checkpoints
+        shutil.rmtree(directory.rename(unwanted), ignore_errors=True)
