@@ -9,7 +9,7 @@ demo:     ## train, plug in, evaluate and compare, in 12 to 30 minutes on two co
 	@bash scripts/demo.sh
 test:     ## the tests, in 7 to 30 minutes on two cores
 	@bash scripts/test.sh
-test-long: ## the slow tests, an hour on two cores: trainings in several processes, killed and resumed
+test-long: ## the slow tests, 40 to 50 minutes on two cores: trainings in several processes, killed and resumed
 	@bash scripts/test.sh -m slow --no-loadscope-reorder
 lint:     ## style, types and the direction of imports between the packages
 	@bash scripts/lint.sh
