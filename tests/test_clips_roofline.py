@@ -9,6 +9,9 @@ import pytest
 import torch
 from test_clips_plan import MODEL, RECIPE, dry, read_config, write_config
 
+from clips.method.recipes import RecipeConfig
+from clips.model.architectures import ModelConfig
+from clips.parallel.ddp import repeated_layers
 from clips.planning.dry_run import fake_model
 from clips.planning.hardware import GPUS
 from clips.planning.plan import StagePlan, plan_stages
@@ -40,6 +43,21 @@ def test_the_roofline_has_the_kernels_of_a_step():
     assert rates.seconds("matmul", 1e12, 1.0) == pytest.approx(1e12 / (0.66 * 989e12))
     assert rates.seconds("add", 0.0, 1e9) == pytest.approx(1e9 / (0.79 * 4.8e12))
     assert rates.seconds("add", 0.0, 1.0) == 4e-6
+
+
+def test_compiled_layers_have_the_same_flops_in_fewer_kernels():
+    fake = fake_model(ModelConfig(architecture="clips-ti-16", image_size=64), RecipeConfig(name="clip"))
+    rates, layers, totals = rates_of(GPUS["h200"], "bf16"), repeated_layers(fake), []
+    for compiled in (False, True):
+        kernels = roofline(trace_step(fake, 16, compiled=compiled), 10**6, rates)
+        totals.append([sum(getattr(part, name) for part in kernels.values()) for name in ("flops", "count", "bytes")])
+        assert all(layer._compiled_call_impl is None for layer in layers)
+    (flops, count, size), (compiled_flops, compiled_count, compiled_size) = totals
+    assert compiled_flops == pytest.approx(flops, rel=1e-9)
+    assert compiled_count < count
+    assert compiled_size < 0.8 * size
+    assert {phase for phase, kind in kernels if kind == "fused reduction"} == {"forward", "backward"}
+    assert ("forward", "attention") in kernels
 
 
 def test_the_utilization_is_the_rooflines_unless_one_is_given(tmp_path: Path):

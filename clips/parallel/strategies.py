@@ -34,6 +34,15 @@ STRATEGIES: dict[Parallel, Callable[[ClipsModel, OptimizerConfig, DistributedCon
 }
 
 
+def _compile_layers(encoder: ClipsModel) -> None:
+    from torch._dynamo import config  # takes seconds to import
+
+    # All towers' layers share one limit, with and without gradients; torch's is 8, after which it stops compiling.
+    config.recompile_limit = 64
+    for layer in repeated_layers(encoder):
+        layer.compile()
+
+
 def build_strategy(
     encoder: ClipsModel, distributed: DistributedConfig, optim: OptimizerConfig, processes: DistributedContext
 ) -> Strategy:
@@ -41,6 +50,5 @@ def build_strategy(
     if distributed.activation_checkpointing:
         encoder.checkpoint_activations()
     if distributed.torch_compile:
-        for layer in repeated_layers(encoder):
-            layer.compile()
+        _compile_layers(encoder)
     return STRATEGIES[distributed.strategy](encoder, optim, processes)

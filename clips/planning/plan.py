@@ -208,6 +208,7 @@ class StagePlan:
             bf16=self.precision == "bf16",
             checkpointing=checkpointing,
             caption_tokens=self.config.mean_loss_tokens,
+            compiled=self.stage.distributed.torch_compile,
         )
 
     def bytes_sent(self, layout: Layout, local: int) -> tuple[float, float]:

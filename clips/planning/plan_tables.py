@@ -230,14 +230,15 @@ def _basis(config: TrainPlanConfig, mfu: float | None) -> Iterator[str]:
     )
     if mfu is None:
         yield (
-            "Utilization: predicted, not measured, by a roofline of eager kernels, under assumed rates: matrix "
+            "Utilization: predicted, not measured, by a roofline of the step's kernels, under assumed rates: matrix "
             "products at 66 % of the peak, memory at 79 % of its bandwidth, no waiting. --metrics_file uses a run's."
         )
     else:
         yield f"MFU {mfu:.0%}: {f'the median of {config.metrics_file}' if config.metrics_file else 'assumed'}."
     yield (
         f"Assumed, not measured: {config.reserve_gb:g} GB for context and libraries, {config.fragmentation:.0%} for "
-        "fragmentation. Not included: torch.compile, waiting for data, failures, the time of validation."
+        "fragmentation. Not included: effects of torch.compile on memory, waiting for data, failures, the "
+        "time of validation."
     )
     yield (
         "Estimated, not measured: the time of more than one GPU, with ring algorithms at the data sheet's bandwidth "

@@ -1,14 +1,17 @@
 """Roofline of a training step: each kernel takes the time of its FLOPs or of its bytes, whichever is longer.
 
-The kernels are those of a dry run on fake tensors (`clips.planning.dry_run`), in eager mode. Every kernel reads its
-inputs from memory and writes its outputs there, no cache helps, and no kernel waits for the host or for data: the
-resulting utilization is an estimate for eager execution, under the rates of `rates_of`.
+The kernels are those of a dry run on fake tensors (`clips.planning.dry_run`), of compiled layers those of
+`clips.planning.inductor`. Every kernel reads its inputs from memory and writes its outputs there, no cache helps, and
+no kernel waits for the host or for data: the resulting utilization is an estimate under the rates of `rates_of`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
@@ -16,8 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from clips.method.clips_model import ClipsModel
+from clips.parallel.ddp import repeated_layers
 from clips.planning.dry_run import Device, fake_batch, run_fake_step
 from clips.planning.hardware import Gpu
+from clips.planning.inductor import CompiledKernel, lowered_layers
 from clips.planning.profilers import ATTENTION_BACKWARD, FLASH_BACKWARD, FORMULAS
 
 OPTIMIZER_BYTES = 40
@@ -96,6 +101,12 @@ class KernelTrace(TorchDispatchMode):
         super().__init__()
         self.phase = "forward"
         self.kernels: list[tuple[str, str, float, float, int]] = []
+        self._is_paused = False
+
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """Whether compiled layers stay compiled within it."""
+        return True
 
     def end_forward(self) -> None:
         """The following kernels are of the backward pass."""
@@ -104,19 +115,31 @@ class KernelTrace(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         operator, name = func.overloadpacket, func.overloadpacket.__name__
-        if name in _NO_KERNELS:
+        if self._is_paused or name in _NO_KERNELS:
             return result
         formula = FORMULAS.get(operator)
         flops = float(formula(*args, **(kwargs or {}), out_val=result)) if formula is not None else 0.0
-        kind = name if not flops else "matmul"
-        model_flops = flops
+        is_masked = (kwargs or {}).get("attn_mask") is not None
+        self._add(operator, name, flops, _traffic(name, (args, kwargs), result), is_masked=is_masked)
+        return result
+
+    @contextlib.contextmanager
+    def compiled(self, kernels: list[CompiledKernel]) -> Iterator[None]:
+        """Record the kernels of a compiled graph, and ignore the operators within."""
+        for kernel in kernels:
+            self._add(kernel.operator, kernel.kind, kernel.flops, kernel.bytes, is_masked=kernel.is_masked)
+        self._is_paused = True
+        try:
+            yield
+        finally:
+            self._is_paused = False
+
+    def _add(self, operator: Any, name: str, flops: float, size: int, *, is_masked: bool) -> None:
+        kind, model_flops = name if not flops else "matmul", flops
         if "attention" in name:
-            is_masked = (kwargs or {}).get("attn_mask") is not None
             kind = f"attention{' under a mask' if is_masked else ''}{' backward' if 'backward' in name else ''}"
             model_flops = flops * 2 / FLASH_BACKWARD if operator in ATTENTION_BACKWARD else flops
-        size = _traffic(name, (args, kwargs), result)
         self.kernels.append((self.phase, kind, model_flops, flops, size))
-        return result
 
 
 def _traffic(name: str, inputs: Any, result: Any) -> int:
@@ -139,11 +162,23 @@ def trace_step(
     bf16: bool = True,
     checkpointing: bool = False,
     caption_tokens: int | None = None,
+    compiled: bool = False,
 ) -> KernelTrace:
-    """Trace the kernels of a forward and backward pass; see `clips.planning.dry_run.profile_step`."""
+    """Trace the kernels of a forward and backward pass; see `clips.planning.dry_run.profile_step`.
+
+    With ``compiled`` the repeated layers are under torch.compile, see `clips.planning.inductor`.
+    """
     trace, batch = KernelTrace(), fake_batch(model, samples, caption_tokens)
-    with trace:
-        run_fake_step(model, batch, trace.end_forward, device=device, bf16=bf16, checkpointing=checkpointing)
+    step = functools.partial(run_fake_step, model, batch, device=device, bf16=bf16, checkpointing=checkpointing)
+    if not compiled:
+        with trace:
+            step(trace.end_forward)
+        return trace
+    with lowered_layers(repeated_layers(model), trace.compiled):
+        step(lambda: None)  # compiles; a compilation would be traced
+        trace.kernels.clear()
+        with trace:
+            step(trace.end_forward)
     return trace
 
 
