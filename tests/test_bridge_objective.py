@@ -208,14 +208,13 @@ def test_flash_attention_is_told_where_samples_begin(parts, monkeypatch) -> None
 
     def flash(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, _: Any, **options: Any) -> Any:
         ends, longest = options["cu_seq_lens_q"], options["max_length_q"]
-        assert ends.dtype == torch.int32 and ends.tolist() == options["cu_seq_lens_k"].tolist()
+        assert ends.dtype == torch.int32
+        assert ends.tolist() == options["cu_seq_lens_k"].tolist()
         assert longest == options["max_length_k"] == max(ends.diff())
-        pieces = [
-            sdpa_attention_forward(
-                module, *(each[:, :, start:end] for each in (query, key, value)), None, is_causal=True
-            )
-            for start, end in itertools.pairwise(ends.tolist())
-        ]
+        pieces = []
+        for start, end in itertools.pairwise(ends.tolist()):
+            sample = [each[:, :, start:end] for each in (query, key, value)]
+            pieces.append(sdpa_attention_forward(module, *sample, None, is_causal=True))
         return torch.cat([piece[0] for piece in pieces], dim=1), None
 
     model, processor, items = parts
