@@ -97,7 +97,7 @@ def test_memory_follows_sharding_and_trained_parts():
         return stage_cost(config, "instruct", sizes_of(config), 8).memory
 
     zero3 = instruct()
-    assert instruct(distributed__deepspeed="zero2") - zero3 == pytest.approx(2 * 6.76e9 * 7 / 8, rel=0.01)
+    assert instruct(distributed__deepspeed="zero2") - zero3 == pytest.approx(2 * 6.76e9 * 7 / 8 + 2 * 5e8, rel=0.01)
     assert zero3 - instruct(distributed__deepspeed="zero3_offload") == pytest.approx(12 * 6.76e9 / 8, rel=0.01)
     assert instruct(instruct__activation_checkpointing="false") > zero3
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 _CHUNK_ELEMENTS = 2**24  # logits in memory at a time: 64 MiB of float32
+GPU_CHUNK_ELEMENTS = 2**28  # 1 GiB: a product of few rows does not fill a GPU, and each chunk adds to all gradients
 
 
 def softmax_loss(image: Tensor, texts: Sequence[Tensor], scale: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -132,7 +133,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight_grad = torch.zeros_like(weight, dtype=wide) if needs_weight else None
         total = hidden.new_zeros((), dtype=wide)
         factors = weight.to(dtype)
-        step = max(1, _CHUNK_ELEMENTS // len(weight))
+        step = _chunk_rows(weight)
         for start in range(0, len(hidden), step):
             part, label = hidden[start : start + step].to(dtype), labels[start : start + step, None]
             logits = (part @ factors.t()).to(wide)
@@ -165,6 +166,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
 
 
+def _chunk_rows(weight: Tensor) -> int:
+    """The number of rows whose logits with ``weight`` (V, D) are in memory at a time."""
+    return max(1, (_CHUNK_ELEMENTS if weight.device.type == "cpu" else GPU_CHUNK_ELEMENTS) // len(weight))
+
+
 def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
     """Add ``one @ other`` to ``total``; the factors may have a smaller dtype."""
     if one.dtype == total.dtype:
@@ -180,7 +186,7 @@ class _PairwiseSigmoid(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
         hidden_grad, weight_grad = torch.zeros_like(hidden), torch.zeros_like(weight)
         bias_grad, total = torch.zeros_like(bias), hidden.new_zeros(())
-        step = max(1, _CHUNK_ELEMENTS // len(weight))
+        step = _chunk_rows(weight)
         for start in range(0, len(hidden), step):
             part, label = hidden[start : start + step], labels[start : start + step, None]
             logits = part @ weight.t() + bias

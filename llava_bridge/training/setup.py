@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, default_data_collator
+from transformers.utils.generic import is_flash_attention_requested
 
 from clips.data.formats.dataset_format import Conversation
 from clips.errors import UserError
@@ -162,15 +163,15 @@ def _read_samples(stage: StageConfig, seed: int) -> tuple[list[Conversation], li
     return samples, lines
 
 
-def _packed_length(model: Any, length: int, name: str, stage: StageConfig) -> int | None:
+def _packed_length(model: Any, length: int, name: str, stage: StageConfig) -> float | None:
     """Tokens of a packed row; None without packing. UserError if the LLM does not separate packed samples."""
     if not stage.packing:
         return None
     if not supports_packing(model):
         model_type = model.config.text_config.model_type
         raise UserError(f"{name}.packing: expected false, since this LLM ({model_type}) mixes samples that share a row")
-    flash = str(model.config.text_config._attn_implementation).startswith("flash")
-    return sys.maxsize if flash else length  # FlashAttention separates samples only in a single row
+    # FlashAttention separates samples only in a single row.
+    return math.inf if is_flash_attention_requested(model.config.text_config) else length
 
 
 @torch.no_grad()
@@ -181,7 +182,7 @@ def supports_packing(model: Any) -> bool:
     positions = torch.arange(count, device=llm.device)[None]
     was_training, _ = llm.training, llm.eval()
     attention = llm.config._attn_implementation
-    if str(attention).startswith("flash"):  # supports neither float32 nor CPU, and separates samples by positions
+    if attention != "sdpa":  # FlashAttention, as a package or a kernel of the Hub, supports neither float32 nor CPU
         llm.config._attn_implementation = "eager"
     try:
         packed = llm(input_ids=tokens, position_ids=positions.repeat(1, 2), use_cache=False).last_hidden_state

@@ -183,7 +183,8 @@ class DistributedConfig:
     """The training processes.
 
     Args:
-        num_processes: number of processes: one per GPU, or CPU processes. null uses one, or those of another launcher.
+        num_processes: number of processes: one per GPU, or CPU processes. null uses those of another launcher, else one
+            for each visible GPU, or one without a GPU.
         strategy: ``deepspeed``, or PyTorch's own ``fsdp`` (FSDP2), which shards weights, gradients and optimizer state
             as ZeRO-3 does.
         deepspeed: the DeepSpeed JSON: zero2, zero2_offload, zero3, zero3_offload (shipped) or a file.
