@@ -160,7 +160,7 @@ def packing_table(args: argparse.Namespace, model: Any, processor: Any, data: Co
 
 def moved(batch: dict[str, Any], device: str) -> dict[str, Any]:
     batch.pop("invalid_samples")
-    return {name: value.to(device) for name, value in batch.items()}
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
 
 def steps(objective: LlavaLoss, batches: list[dict[str, Any]]) -> None:
