@@ -178,7 +178,7 @@ def test_adapters_are_initialized_from_the_seed_alone(drawn_before, tmp_path, mo
     class Begun(Exception):
         pass
 
-    def set_up(*_: Any) -> None:
+    def set_up(*_: Any, **__: Any) -> None:
         torch.rand(drawn_before)  # a projector is new, or read from the stage before
 
     def choose_what_learns(*_: Any) -> None:
@@ -187,7 +187,9 @@ def test_adapters_are_initialized_from_the_seed_alone(drawn_before, tmp_path, mo
     monkeypatch.setattr(trainer, "setup_stage", set_up)
     monkeypatch.setattr(trainer, "set_trainable_parts", choose_what_learns)
     stage = StageConfig(lora=LoraConfig())
-    config: Any = SimpleNamespace(seed=5, precision="fp32", stage=lambda _: stage)
+    config: Any = SimpleNamespace(
+        seed=5, precision="fp32", stage=lambda _: stage, distributed=SimpleNamespace(strategy="deepspeed")
+    )
     with pytest.raises(Begun) as begun:
         trainer.train_stage(config, "instruct", tmp_path, stop=None)  # type: ignore[arg-type]
     torch.manual_seed(5)

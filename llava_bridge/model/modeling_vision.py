@@ -155,6 +155,16 @@ class EncoderVisionModel(PreTrainedModel):
         """Keep the initialization of the tower's own library."""
 
 
+@contextlib.contextmanager
+def towers_in_float32() -> Iterator[None]:
+    """Meanwhile a LLaVA that is loaded in bf16 has its tower in float32."""
+    EncoderVisionModel._keep_in_fp32_modules_strict = {"vision_tower"}
+    try:
+        yield
+    finally:
+        EncoderVisionModel._keep_in_fp32_modules_strict = None
+
+
 def _save_all_buffers(tower: nn.Module) -> set[str]:
     """Make computed buffers of the tower persistent; return their names.
 

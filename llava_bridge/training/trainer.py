@@ -56,9 +56,10 @@ def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: Distribut
     """
     started = time.monotonic()
     stage, folder = config.stage(name), work / name
-    setup = setup_stage(config, name, work)
+    bf16, sharded = precision(config) == "bf16", config.distributed.strategy == "fsdp"
+    # DeepSpeed rounds to bf16 itself; FSDP and adapters need float32.
+    setup = setup_stage(config, name, work, keep_bf16=bf16 and not sharded and stage.lora is None)
     torch.manual_seed(config.seed)  # for adapters, regardless of earlier stages
-    bf16 = precision(config) == "bf16"
     set_trainable_parts(setup, stage, name, torch.bfloat16 if bf16 else torch.float32)
     if stage.cache_vision_features:
         enable_feature_cache(setup, torch.bfloat16 if bf16 else torch.float32)
@@ -74,7 +75,6 @@ def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: Distribut
     if universal := checkpoint is not None and needs_universal_conversion(checkpoint):
         convert_to_universal(checkpoint)
     args = training_arguments(config, stage, steps, folder / CHECKPOINTS_DIR, universal=universal)
-    sharded = config.distributed.strategy == "fsdp"
     model = _training_model(setup, bf16=bf16, sharded=sharded, unsharded_encoder=stage.cache_vision_features)
     masters = finer_than_bf16(setup.model) if bf16 and not sharded else {}
     trainer = TRAINERS[config.distributed.strategy](

@@ -231,7 +231,13 @@ def bridge_steps(
         learning_rate=1e-6,
     )
     config = LlavaTrainConfig(
-        output=str(folder / "x"), stages=["instruct"], encoder="e", llm="l", instruct=stage, precision="fp32"
+        output=str(folder / "x"),
+        stages=["instruct"],
+        encoder="e",
+        llm="l",
+        instruct=stage,
+        precision="fp32",
+        num_workers=0,
     )
     clock = Clock()
     trainer = StageTrainer(
