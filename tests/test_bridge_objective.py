@@ -201,7 +201,7 @@ def test_the_trial_of_packing_does_not_ask_flash_attention(name: str) -> None:
         llm(input_ids=torch.arange(3)[None])
 
 
-def test_flash_attention_is_told_where_samples_begin(parts, monkeypatch) -> None:
+def test_flash_attention_gets_the_bounds_of_samples(parts, monkeypatch) -> None:
     """One row, whose attention reads the bounds of samples only, gives the loss and gradients of padded rows."""
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward

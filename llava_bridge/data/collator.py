@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -99,6 +99,8 @@ class ConversationCollator:
         self.image_processor = image_processor
         self.pad = pad
         self.packed_length = packed_length
+        self.read_features: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+        """Adds cached features to a batch (:class:`llava_bridge.model.cached_features.FeatureReader`)."""
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Collate items into a batch.
@@ -133,6 +135,8 @@ class ConversationCollator:
         images = [image for row in rows for index in row for image in items[index]["images"]]
         if images:
             batch.update(self.image_processor(images, return_tensors="pt"))
+        if self.read_features is not None:
+            batch |= self.read_features(batch)
         return batch
 
 

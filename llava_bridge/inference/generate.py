@@ -70,9 +70,9 @@ def answer(
         prompts: the user's messages. Images precede the text unless it contains ``<image>``.
         max_new_tokens: maximum length of an answer.
         batch_size: prompts per batch.
-        generation: other arguments of transformers' ``generate``, for instance ``do_sample=True``. On a GPU transformers
-            compiles the model for ``cache_implementation="static"``, once for each batch size and length: for long
-            answers to prompts of equal length. Prompts with the same image are then computed separately.
+        generation: other arguments of transformers' ``generate``, for instance ``do_sample=True``. With
+            ``cache_implementation="static"`` transformers compiles the model on a GPU, once for each batch size and
+            length: for long answers to prompts of equal length. Prompts with the same image then share nothing.
 
     Returns:
         The answers, in the order of the prompts.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -45,7 +45,9 @@ class LlavaLoss(nn.Module):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        **image_inputs: Tensor,
+        cached_features: Tensor | None = None,
+        feature_keys: Sequence[str] = (),
+        **inputs: Any,
     ) -> dict[str, Tensor]:
         """The loss ().
 
@@ -55,16 +57,22 @@ class LlavaLoss(nn.Module):
             attention_mask: (R, T), 0 for padding; None for packed rows.
             position_ids: (R, T) for packed rows: they restart with each sample, which separates samples.
             num_items_in_batch: number of supervised tokens to average over; None uses those of this batch.
-            image_inputs: ``pixel_values`` (P, 3, S, S) if there are images; for a LLaVA with tiles (P, G, 3, S, S), and
-                ``image_sizes`` (P, 2).
+            cached_features: see :class:`llava_bridge.model.cached_features.FeatureReader`, as for ``feature_keys``.
+            feature_keys: keys of the images' features in the cache.
+            inputs: ``pixel_values`` (P, 3, S, S) if there are images; for a LLaVA with tiles (P, G, 3, S, S), and
+                ``image_sizes`` (P, 2). For packed rows under FlashAttention transformers' arguments for it.
         """
-        with contextlib.nullcontext() if "pixel_values" in image_inputs else self._blank_image():
+        if feature_keys:
+            images = self.llava.model.vision_tower.with_features(cached_features, feature_keys)
+        else:
+            images = contextlib.nullcontext() if "pixel_values" in inputs else self._blank_image()
+        with images:
             hidden = self.llava.model(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
                 use_cache=False,
-                **image_inputs,
+                **inputs,
             ).last_hidden_state
         targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
         supervised = targets != IGNORE_INDEX
